@@ -192,6 +192,24 @@ pub(super) fn label_name(errors: &mut ErrorList, key: &str, path: &Path<'_>) {
     errors.invalid_each(path, key, rules::label_key(key));
 }
 
+/// What is wrong with `labels` or `annotations` that somebody else gave an object, in a sentence.
+#[must_use]
+pub fn wrong_texts(key: &str, map: &Value) -> Option<String> {
+    let mut errors = ErrorList::new();
+    match key {
+        "labels" => labels(&mut errors, map, &METADATA.child("labels")),
+        // Upstream's path.
+        _ => annotations(&mut errors, map, &METADATA.child("annotation")),
+    }
+    let all: Vec<String> =
+        crate::field::causes(errors.list()).iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect();
+    match &*all {
+        [] => None,
+        [one] => Some(one.clone()),
+        more => Some(format!("[{}]", more.join(", "))),
+    }
+}
+
 /// What is wrong with a map of labels.
 pub(super) fn labels(errors: &mut ErrorList, map: &Value, path: &Path<'_>) {
     for (key, value) in map.as_object().into_iter().flatten() {

@@ -19,13 +19,14 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
-use crate::admission::{Chain, Plugin, Reach};
+use crate::admission::{Chain, Plugin};
 use crate::auth::jwt::SigningKey;
 use crate::auth::tls::{self, Acceptor};
 use crate::auth::{AuthenticateToken, Authenticator, Authorize, Authorizer};
 use crate::bootstrap::{self, Cluster};
 use crate::catalog::{Catalog, Served, Taken};
 use crate::component_statuses;
+use crate::conversion::Converter;
 use crate::extensions::Extensions;
 use crate::http::dispatch::BODY_BYTES_MAX;
 use crate::http::handle::{HandlerDeps, RequestHandler};
@@ -33,7 +34,9 @@ use crate::http::kubelets::Kubelets;
 use crate::http::metrics::Metrics;
 use crate::http::services::Services;
 use crate::node_metrics::{self, NodeMetrics};
+use crate::registry::versions::Versions;
 use crate::registry::{Registry, cached, facts_of_fields};
+use crate::webhook::{self, Caller, Reach};
 use apiserver_resources::ResourceInfo;
 use apiserver_resources::allocate::{Allocator, ServiceNetwork};
 use apiserver_storage::cache::{Lookup, WatchCache};
@@ -128,17 +131,18 @@ impl Apiserver {
         let authorizer = Arc::new(Authorizer::default().with(chains.authorizers));
         let (kubelets, objects_of_services) = (config.kubelets.clone(), objects.clone());
         let reach: Arc<dyn Reach> = Arc::new(Services { objects: objects_of_services, kubelets, env: env.clone() });
+        let caller = Caller::new(reach, webhook::Metrics::new(&config.registry));
         let admission = Chain::new(env, authorizer.clone())
             .with_toleration_seconds(config.toleration_seconds)
             .with_policies(&served)
-            .with_webhooks(&served, &reach);
+            .with_webhooks(&served, &caller);
         let authenticator = Arc::new(Authenticator::new(env, config.signing_key).with(chains.authenticators));
         let registry = Registry {
             served,
             env: env.clone(),
             cache,
             objects,
-            versions: Arc::default(),
+            versions: Arc::new(Versions::new(Converter::new(caller, env.clone()))),
             admission: chains.plugins.into_iter().fold(admission, Chain::with_plugin),
             authorizer: authorizer.clone(),
             allocator: Allocator::new(config.services, {
@@ -146,7 +150,6 @@ impl Apiserver {
                 move |size| env.below(size)
             }),
         };
-        registry.versions.converter.look_up_in(registry.objects.clone());
         let extensions = Arc::new(Extensions::default());
         extensions.load(&registry).await;
         registry.reserve().await.map_err(|error| StoreError::Unavailable(error.to_string()))?;

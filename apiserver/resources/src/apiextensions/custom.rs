@@ -32,6 +32,8 @@ pub struct Definition {
     pub terminating: bool,
     /// Stands for how objects are stored: an object under another one is read anew by the schema of its version. Never 0.
     pub generation: u32,
+    /// Stands for how objects are shown: what was made of an object under another one is made anew.
+    pub views: u64,
     /// All versions, served or not.
     pub versions: Vec<Version>,
     /// Which of them is stored.
@@ -209,6 +211,7 @@ pub fn resources(definition: &Value, terminating: bool) -> Result<Vec<ResourceIn
         },
         terminating,
         generation: generation(&format!("{} {}", text(&all[storage], "name"), schema_of(&all[storage]))),
+        views: hash(&spec.to_string()),
         versions,
         storage,
     });

@@ -36,10 +36,11 @@ use serde_json::Value;
 use crate::auth::{Authorizer, UserInfo};
 use crate::catalog::Served;
 use crate::request::options::{DeleteOptions, WriteOptions};
+use crate::webhook::Caller;
 use apiserver_resources::objects::ObjectReader;
 use apiserver_storage::store::Txn;
 
-pub use webhooks::{Reach, Reinvocation, Stream};
+pub use webhooks::Reinvocation;
 
 /// What is done to an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -298,9 +299,9 @@ impl Chain {
 
     /// The same with webhooks about what is served, reached by URL and through the cluster's Services.
     #[must_use]
-    pub fn with_webhooks(self, served: &Arc<Served>, reach: &Arc<dyn Reach>) -> Self {
-        let mutating = webhooks::Mutating::new(served.clone(), reach.clone());
-        let validating = webhooks::Validating::new(served.clone(), reach.clone());
+    pub(crate) fn with_webhooks(self, served: &Arc<Served>, caller: &Caller) -> Self {
+        let mutating = webhooks::Mutating::new(served.clone(), caller.clone());
+        let validating = webhooks::Validating::new(served.clone(), caller.clone());
         Self { webhooks: vec![Arc::new(mutating), Arc::new(validating)], ..self }
     }
 

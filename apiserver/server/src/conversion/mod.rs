@@ -2,15 +2,20 @@
 //! change: the order stays, and so do kind, name, namespace, uid; of the metadata only labels and annotations are the
 //! webhook's (upstream's `webhook_converter`).
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use apiserver_resources::apiextensions::custom::Definition;
-use apiserver_resources::objects::ObjectReader;
+use apiserver_resources::metadata;
+use bytes::Bytes;
 use machinery_api::ApiError;
+use machinery_api::error::Status;
+use machinery_api::selector::go_quoted;
+use machinery_env::Env;
 use serde_json::{Map, Value, json};
 
-use crate::webhook::{Client, Target};
+use crate::webhook::{Ask, Caller, Client};
 
 /// How long a webhook may take (upstream's default).
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -18,18 +23,46 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const ANSWER_BYTES_MIN: usize = 4 << 20;
 /// How much larger than what it was given that may be.
 const ANSWER_TIMES: usize = 8;
+/// Webhooks whose connections are kept.
+const CLIENTS_MAX: usize = 1000;
+
+/// A webhook by its `clientConfig`, and why it can't be asked.
+type Known = (Value, Result<Arc<Client>, String>);
 
 /// Asks webhooks for objects in another version.
-#[derive(Default)]
 pub(crate) struct Converter {
-    client: Client,
-    objects: std::sync::OnceLock<Arc<dyn ObjectReader>>,
+    caller: Caller,
+    env: Env,
+    /// By definition.
+    clients: Mutex<HashMap<Arc<str>, Known>>,
+}
+
+/// Why a webhook's answer isn't taken: upstream's name of the failure for metrics, and what follows the webhook's name.
+#[derive(Debug, PartialEq)]
+struct Failure(&'static str, String);
+
+impl Failure {
+    fn call(why: &str) -> Self {
+        Self("conversion_webhook_call_failure", format!("failed: {why}"))
+    }
+
+    fn malformed(why: &str) -> Self {
+        Self("conversion_webhook_malformed_response_failure", format!("failed: {why}"))
+    }
+
+    fn partial(got: usize, expected: usize) -> Self {
+        let why = format!("returned {got} objects, expected {expected}");
+        Self("conversion_webhook_partial_response_failure", why)
+    }
+
+    fn object(why: String) -> Self {
+        Self("conversion_webhook_invalid_converted_object_failure", why)
+    }
 }
 
 impl Converter {
-    /// Where Services are looked up.
-    pub(crate) fn look_up_in(&self, objects: Arc<dyn ObjectReader>) {
-        let _ = self.objects.set(objects);
+    pub(crate) fn new(caller: Caller, env: Env) -> Self {
+        Self { caller, env, clients: Mutex::default() }
     }
 
     /// Objects in the version that is wanted; those that are in it already are not sent.
@@ -40,55 +73,82 @@ impl Converter {
         api_version: &str,
         objects: Vec<Value>,
     ) -> Result<Vec<Value>, ApiError> {
-        let kind = &*definition.kind;
-        let failed = |why: String| {
-            ApiError::Internal(format!(
-                "conversion webhook for {}/{kind} failed: {why}",
-                definition.stored().api_version
-            ))
+        let sent: Vec<&Value> = objects.iter().filter(|object| object["apiVersion"] != *api_version).collect();
+        let Some(first) = sent.first() else { return Ok(objects) };
+        let from = first["apiVersion"].as_str().unwrap_or_default().to_owned();
+        let began = self.env.elapsed();
+        let done = match self.ask(definition, webhook, api_version, &sent).await {
+            Ok(converted) => in_place(objects, converted, api_version),
+            Err(failure) => Err(failure),
         };
-        let Some(services) = self.objects.get() else { return Err(failed("the server is starting".into())) };
-        let sent: Vec<Value> = objects.iter().filter(|o| o["apiVersion"] != *api_version).cloned().collect();
-        let uid = format!("{:032x}", fingerprint(&sent));
-        let review = review_version(webhook)
-            .ok_or_else(|| failed("does not support any of the ConversionReview versions v1, v1beta1".into()))?;
+        let took = self.env.elapsed().saturating_sub(began);
+        let version = |api_version: &str| api_version.rsplit('/').next().unwrap_or_default().to_owned();
+        let of = (&definition.name, &*version(&from), &*version(api_version));
+        self.caller.metrics.conversion(of, done.as_ref().err().map(|failure| failure.0), took);
+        done.map_err(|Failure(_, why)| {
+            let who = format!("conversion webhook for {from}, Kind={}", definition.kind);
+            // Without a reason, as upstream.
+            ApiError::Said(Box::new(Status::failure(500, "", format!("{who} {why}"))))
+        })
+    }
+
+    async fn ask(
+        &self,
+        definition: &Definition,
+        webhook: &Value,
+        api_version: &str,
+        sent: &[&Value],
+    ) -> Result<Vec<Value>, Failure> {
+        let review = review_version(webhook).ok_or_else(|| Failure::call("no supported conversion review versions"))?;
+        let client = self.client(definition, &webhook["clientConfig"]).map_err(|why| Failure::call(&why))?;
+        let uid = self.env.uid();
         let request = json!({
             "kind": "ConversionReview", "apiVersion": format!("apiextensions.k8s.io/{review}"),
             "request": {"uid": uid, "desiredAPIVersion": api_version, "objects": sent},
         });
-        let body = request.to_string().into_bytes();
-        let target = Target {
-            config: &webhook["clientConfig"],
-            timeout: TIMEOUT,
-            answer_max: ANSWER_BYTES_MIN + body.len() * ANSWER_TIMES,
+        let body = Bytes::from(request.to_string());
+        drop(request);
+        let answer_max = ANSWER_BYTES_MIN + body.len() * ANSWER_TIMES;
+        let ask = Ask { body, timeout: TIMEOUT, tells_timeout: false, answer_max };
+        let answer = client.post(&self.caller, ask).await.map_err(|no| Failure::call(&no.why))?;
+        let answer: Value = serde_json::from_slice(&answer.bytes)
+            .map_err(|error| Failure::call(&format!("couldn't get version/kind; json parse error: {error}")))?;
+        let converted = read(review, &uid, answer).map_err(|why| Failure::malformed(&why))?;
+        match converted.len() == sent.len() {
+            true => Ok(converted),
+            false => Err(Failure::partial(converted.len(), sent.len())),
+        }
+    }
+
+    fn client(&self, definition: &Definition, config: &Value) -> Result<Arc<Client>, String> {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, client)) = clients.get(&definition.name)
+            && known == config
+        {
+            return client.clone();
+        }
+        // Nobody outside signs for what all objects go through.
+        let client = match config["caBundle"].as_str().unwrap_or_default().is_empty() {
+            true => Err("tls: failed to verify certificate: the webhook names no caBundle".to_owned()),
+            false => Client::new(config).map(Arc::new),
         };
-        let answer = self.client.post(&**services, target, body).await.map_err(failed)?;
-        let answer: Value = serde_json::from_slice(&answer).map_err(|e| failed(e.to_string()))?;
-        let converted = read(review, &uid, &answer).map_err(failed)?;
-        if converted.len() != sent.len() {
-            let (got, wanted) = (converted.len(), sent.len());
-            return Err(failed(format!("webhook returned {got} objects, expected {wanted}")));
+        if clients.len() >= CLIENTS_MAX {
+            clients.clear();
         }
-        let mut converted = converted.into_iter();
-        let mut out = Vec::with_capacity(objects.len());
-        for (at, object) in objects.into_iter().enumerate() {
-            if object["apiVersion"] == *api_version {
-                out.push(object);
-                continue;
-            }
-            let new = converted.next().unwrap_or_default();
-            out.push(held(new, &object, api_version, at).map_err(failed)?);
-        }
-        Ok(out)
+        clients.insert(definition.name.clone(), (config.clone(), client.clone()));
+        client
     }
 }
 
-/// A request's id that is the same for the same objects: nothing depends on it but the answer that repeats it.
-fn fingerprint(objects: &[Value]) -> u128 {
-    let names = objects.iter().map(|object| object["metadata"]["uid"].as_str().unwrap_or_default());
-    names.flat_map(str::bytes).fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d, |hash: u128, byte| {
-        (hash ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
-    })
+/// What was converted, where it was; as many as are of another version.
+fn in_place(mut objects: Vec<Value>, converted: Vec<Value>, api_version: &str) -> Result<Vec<Value>, Failure> {
+    let is_single = objects.len() == 1;
+    let others = objects.iter_mut().filter(|object| object["apiVersion"] != *api_version);
+    for (at, (old, new)) in others.zip(converted).enumerate() {
+        let at = if is_single { None } else { Some(at) };
+        *old = held(new, old, api_version, at).map_err(Failure::object)?;
+    }
+    Ok(objects)
 }
 
 /// The first review version that both sides know.
@@ -102,79 +162,103 @@ fn review_version(webhook: &Value) -> Option<&'static str> {
 }
 
 /// What a review answers.
-fn read(version: &str, uid: &str, answer: &Value) -> Result<Vec<Value>, String> {
+fn read(version: &str, uid: &str, mut answer: Value) -> Result<Vec<Value>, String> {
+    let said = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let expected = format!("apiextensions.k8s.io/{version}");
-    if answer["kind"] != "ConversionReview" || answer["apiVersion"] != *expected {
-        return Err(format!(
-            "invalid response type: expected {expected}, Kind=ConversionReview, got {}, Kind={}",
-            answer["apiVersion"].as_str().unwrap_or_default(),
-            answer["kind"].as_str().unwrap_or_default()
-        ));
+    // Those of the first version were never asked what they are.
+    let is_checked = version == "v1";
+    if is_checked && (answer["kind"] != "ConversionReview" || answer["apiVersion"] != *expected) {
+        let (got, kind) = (said(&answer["apiVersion"]), said(&answer["kind"]));
+        return Err(format!("expected webhook response of {expected}, Kind=ConversionReview, got {got}, Kind={kind}"));
     }
-    let Some(response) = answer.get("response").filter(|response| response.is_object()) else {
+    let Some(response) = answer.get_mut("response").filter(|response| response.is_object()) else {
         return Err("no response provided".into());
     };
-    if version == "v1" && response["uid"] != *uid {
-        let got = response["uid"].as_str().unwrap_or_default();
-        return Err(format!("expected response.uid={uid:?}, got {got:?}"));
+    if is_checked && response["uid"] != *uid {
+        let got = go_quoted(&said(&response["uid"]));
+        return Err(format!("expected response.uid={}, got {got}", go_quoted(uid)));
     }
-    let result = &response["result"];
-    match result["status"].as_str() {
-        Some("Success") => {}
-        Some("Failure") => {
-            let message = result["message"].as_str().filter(|message| !message.is_empty());
-            return Err(message.unwrap_or("response status Failure").to_owned());
-        }
-        _ => {
-            let got = result["status"].as_str().unwrap_or_default();
-            return Err(format!("response.result.status was '{got}', not 'Success'"));
-        }
+    let (status, message) = (said(&response["result"]["status"]), said(&response["result"]["message"]));
+    if status != "Success" {
+        return Err(match message.is_empty() {
+            true => format!("response.result.status was '{status}', not 'Success'"),
+            false => message,
+        });
     }
-    Ok(response["convertedObjects"].as_array().cloned().unwrap_or_default())
+    match response["convertedObjects"].take() {
+        Value::Array(objects) => Ok(objects),
+        _ => Ok(Vec::new()),
+    }
 }
 
-/// A converted object with what a webhook may not change as it was.
-fn held(mut new: Value, old: &Value, api_version: &str, at: usize) -> Result<Value, String> {
-    let wrong = |why: String| Err(format!("invalid converted object at index {at}: {why}"));
+/// A converted object with what a webhook may not change as it was. The error is what the webhook did; `at` names one of
+/// several objects.
+fn held(mut new: Value, old: &Value, api_version: &str, at: Option<usize>) -> Result<Value, String> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let of = |what: &str, single: &str, why: String| match at {
+        Some(at) => format!("returned invalid {what} at index {at}: {why}"),
+        None => format!("returned invalid {single}: {why}"),
+    };
+    let typed = |why: String| of("converted object", "object at index 0", why);
+    if !new.is_object() {
+        let is = go_type(&new);
+        return Err(typed(format!("json: cannot unmarshal {is} into Go value of type map[string]interface {{}}")));
+    }
     if new["apiVersion"] != *api_version {
-        let got = new["apiVersion"].as_str().unwrap_or_default();
-        return wrong(format!("invalid groupVersion (expected {api_version}, received {got})"));
+        let got = text(&new["apiVersion"]);
+        return Err(typed(format!("invalid groupVersion (expected {api_version}, received {got})")));
     }
     if new["kind"] != old["kind"] {
-        let got = new["kind"].as_str().unwrap_or_default();
-        return wrong(format!("invalid kind (expected {}, received {got})", old["kind"].as_str().unwrap_or_default()));
+        let (expected, got) = (text(&old["kind"]), text(&new["kind"]));
+        return Err(typed(format!("invalid kind (expected {expected}, received {got})")));
     }
     let before = &old["metadata"];
-    if !new["metadata"].is_object() {
-        return wrong("missing metadata".into());
-    }
-    for key in ["name", "namespace", "uid"] {
-        if new["metadata"][key] != before[key] {
-            let shown = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-            return wrong(format!(
-                "invalid metadata.{key} (expected {}, received {})",
-                shown(&before[key]),
-                shown(&new["metadata"][key])
-            ));
+    for (key, called) in [("name", "name"), ("namespace", "namespace"), ("uid", "UID")] {
+        let (old, new) = (text(&before[key]), text(&new["metadata"][key]));
+        if old != new {
+            return Err(of("converted object", "object", format!("must have the same {called}: {old} != {new}")));
         }
     }
     let mut metadata = before.as_object().cloned().unwrap_or_default();
     for key in ["labels", "annotations"] {
-        match texts(&new["metadata"][key]) {
-            Ok(Some(map)) => drop(metadata.insert(key.into(), map.into())),
-            Ok(None) => drop(metadata.remove(key)),
-            Err(()) => return wrong(format!("metadata.{key} must be texts")),
+        let changed = texts(key, &new["metadata"][key], &before[key]);
+        match changed.map_err(|why| of("metadata in object", "metadata", why))? {
+            Some(map) => drop(metadata.insert(key.into(), map.into())),
+            None => drop(metadata.remove(key)),
         }
     }
     new["metadata"] = metadata.into();
     Ok(new)
 }
 
-fn texts(value: &Value) -> Result<Option<Map<String, Value>>, ()> {
+/// `labels` or `annotations` as a webhook gives them.
+fn texts(key: &str, new: &Value, old: &Value) -> Result<Option<Map<String, Value>>, String> {
+    let map = match new {
+        Value::Null => return Ok(None),
+        Value::Object(map) => map,
+        other => return Err(format!("invalid metadata.{key} of type {} in converted object", go_type(other))),
+    };
+    if let Some((name, value)) = map.iter().find(|(_, value)| !value.is_string()) {
+        let is = go_type(value);
+        return Err(format!("metadata.{key}[{name}] must be a string, but is {is} in converted object"));
+    }
+    match new == old {
+        true => None,
+        false => metadata::wrong_texts(key, new),
+    }
+    .map_or_else(|| Ok(Some(map.clone()).filter(|map| !map.is_empty())), Err)
+}
+
+/// How Go calls it.
+fn go_type(value: &Value) -> &'static str {
     match value {
-        Value::Null => Ok(None),
-        Value::Object(map) if map.values().all(Value::is_string) => Ok(Some(map.clone()).filter(|map| !map.is_empty())),
-        _ => Err(()),
+        Value::Null => "<nil>",
+        Value::Bool(_) => "bool",
+        Value::Number(number) if number.is_f64() => "float64",
+        Value::Number(_) => "int64",
+        Value::String(_) => "string",
+        Value::Array(_) => "[]interface {}",
+        Value::Object(_) => "map[string]interface {}",
     }
 }
 
@@ -192,30 +276,62 @@ mod tests {
         new["metadata"] =
             json!({"name": "a", "uid": "u", "labels": {"other": "x"}, "generation": 9, "finalizers": ["f"]});
         new["spec"] = json!({"a": 1});
-        let held_to = held(new.clone(), &object("g/v1"), "g/v2", 0).unwrap();
+        let held_to = held(new.clone(), &object("g/v1"), "g/v2", None).unwrap();
         assert_eq!(held_to["metadata"], json!({"name": "a", "uid": "u", "labels": {"other": "x"}, "generation": 3}));
         assert_eq!(held_to["spec"]["a"], 1);
-        for (key, value, why) in [("name", json!("b"), "metadata.name"), ("uid", json!("x"), "metadata.uid")] {
+        let wrong = |pointer: &str, value: Value, at| {
             let mut wrong = new.clone();
-            wrong["metadata"][key] = value;
-            assert!(held(wrong, &object("g/v1"), "g/v2", 0).unwrap_err().contains(why));
+            *wrong.pointer_mut(pointer).unwrap() = value;
+            held(wrong, &object("g/v1"), "g/v2", at).unwrap_err()
+        };
+        let name = "must have the same name: a != b";
+        let kind = "invalid kind (expected Thing, received Other)";
+        let version = "invalid groupVersion (expected g/v2, received g/v1)";
+        let number = "metadata.labels[n] must be a string, but is int64 in converted object";
+        let list = "invalid metadata.labels of type []interface {} in converted object";
+        for (pointer, value, single, of_many, why) in [
+            ("/metadata/name", json!("b"), "object", "converted object", name),
+            ("/metadata/uid", json!("x"), "object", "converted object", "must have the same UID: u != x"),
+            ("/kind", json!("Other"), "object at index 0", "converted object", kind),
+            ("/apiVersion", json!("g/v1"), "object at index 0", "converted object", version),
+            ("/metadata/labels", json!({"n": 1}), "metadata", "metadata in object", number),
+            ("/metadata/labels", json!([]), "metadata", "metadata in object", list),
+        ] {
+            assert_eq!(wrong(pointer, value.clone(), None), format!("returned invalid {single}: {why}"));
+            assert_eq!(wrong(pointer, value, Some(4)), format!("returned invalid {of_many} at index 4: {why}"));
         }
+        let why = wrong("", json!(1), None);
+        assert!(why.starts_with("returned invalid object at index 0: json: cannot unmarshal int64 into Go"), "{why}");
+        let why = wrong("/metadata/labels", json!({"a b": "c"}), None);
         assert!(
-            held(object("g/v1"), &object("g/v1"), "g/v2", 1).unwrap_err().contains("at index 1: invalid groupVersion")
+            why.starts_with("returned invalid metadata: metadata.labels: Invalid value: \"a b\": name part must"),
+            "{why}"
         );
-        new["metadata"]["labels"] = json!({"n": 1});
-        assert!(held(new, &object("g/v1"), "g/v2", 0).is_err());
     }
 
     #[test]
     fn answers_are_read_with_care() {
         let answer = |response: Value| json!({"kind": "ConversionReview", "apiVersion": "apiextensions.k8s.io/v1", "response": response});
         let good = answer(json!({"uid": "1", "result": {"status": "Success"}, "convertedObjects": [{}]}));
-        assert_eq!(read("v1", "1", &good).unwrap().len(), 1);
-        assert!(read("v1", "2", &good).unwrap_err().contains("response.uid"));
-        assert!(read("v1beta1", "1", &good).unwrap_err().contains("invalid response type"));
+        assert_eq!(read("v1", "1", good.clone()).unwrap().len(), 1);
+        assert_eq!(read("v1", "2", good.clone()).unwrap_err(), "expected response.uid=\"2\", got \"1\"");
+        assert_eq!(read("v1beta1", "2", good.clone()).unwrap().len(), 1, "which checked neither");
+        let other = json!({"kind": "Pod", "apiVersion": "v1"});
+        let why = "expected webhook response of apiextensions.k8s.io/v1, Kind=ConversionReview, got v1, Kind=Pod";
+        assert_eq!(read("v1", "1", other).unwrap_err(), why);
         let refused = answer(json!({"uid": "1", "result": {"status": "Failure", "message": "no"}}));
-        assert_eq!(read("v1", "1", &refused).unwrap_err(), "no");
-        assert!(read("v1", "1", &answer(Value::Null)).unwrap_err().contains("no response"));
+        assert_eq!(read("v1", "1", refused).unwrap_err(), "no");
+        let silent = answer(json!({"uid": "1", "result": {"status": "Failure"}}));
+        assert_eq!(read("v1", "1", silent).unwrap_err(), "response.result.status was 'Failure', not 'Success'");
+        assert_eq!(read("v1", "1", answer(Value::Null)).unwrap_err(), "no response provided");
+    }
+
+    #[test]
+    fn hostile_answers() {
+        bolero::check!().with_type::<(Vec<u8>, bool)>().for_each(|(bytes, is_listed)| {
+            let Ok(answer) = serde_json::from_slice::<Value>(bytes) else { return };
+            let _ = held(answer.clone(), &object("g/v1"), "g/v2", is_listed.then_some(1));
+            let _ = read("v1", "1", answer);
+        });
     }
 }

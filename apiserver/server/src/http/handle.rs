@@ -27,6 +27,7 @@ use crate::auth::tls::Peer;
 use crate::auth::{ANONYMOUS, Attributes, Authenticator, Authorizer, Credentials, MASTERS, UserInfo, impersonate};
 use crate::catalog::Catalog;
 use crate::registry::Registry;
+use crate::request::deadline::within;
 use crate::request::query::Query;
 
 /// What requests are answered with, made before the first comes.
@@ -228,7 +229,7 @@ impl RequestHandler {
         }
         asking.deadline = self.deps.env.elapsed() + timeout;
         let under_way = self.deps.metrics.running(mutating);
-        let done = tokio::time::timeout(timeout, self.answer(asking, method, found, body)).await;
+        let done = within(timeout, self.answer(asking, method, found, body)).await;
         drop(under_way);
         if matches!(asking.seat, Seat::Refused) {
             return too_many();

@@ -207,9 +207,14 @@ fn classic(open_metrics: &str) -> String {
         open_metrics.lines().filter(|line| line.ends_with(" counter")).filter_map(described).collect();
     let mut text = String::with_capacity(open_metrics.len());
     for line in open_metrics.lines().filter(|line| *line != "# EOF" && !line.starts_with("# UNIT ")) {
+        // Counters that have no `_total` upstream.
+        if let Some((name, rest)) = line.split_once("_count_total") {
+            text.extend([name, "_count", rest, "\n"]);
+            continue;
+        }
         let words = ["# HELP ", "# TYPE "].into_iter().find_map(|word| Some((word, line.strip_prefix(word)?)));
         match words.and_then(|(word, rest)| Some((word, rest.split_once(' ')?))) {
-            Some((word, (name, rest))) if counters.contains(name) => {
+            Some((word, (name, rest))) if counters.contains(name) && !name.ends_with("_count") => {
                 text.extend([word, name, "_total ", rest, "\n"]);
             }
             _ => text.extend([line, "\n"]),

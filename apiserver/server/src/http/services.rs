@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 use super::kubelets::{Kubelets, NodeAddress};
-use crate::admission::{Reach, Stream};
+use crate::webhook::{Reach, Stream};
 use apiserver_resources::objects::ObjectReader;
 use apiserver_storage::cache::Lookup;
 

@@ -44,7 +44,6 @@ use crate::auth::{Attributes, Authorizer, UserInfo};
 use crate::catalog::{Catalog, Served};
 use crate::request::options::WriteOptions;
 use apiserver_resources::allocate::Allocator;
-use apiserver_resources::apiextensions::custom::Conversion;
 use apiserver_resources::field::{FieldError, causes};
 use apiserver_resources::{Allocation, Context, Requester, ResourceInfo, Subresource};
 use apiserver_storage::cache::{Cached, Fields, Lookup, Resource, WatchCache};
@@ -354,21 +353,20 @@ impl Registry {
         Ok(Self::record(row, &body, object, (generation, managers)))
     }
 
-    /// The stored form of an object, converted into the version that is stored where that takes asking somebody.
+    /// The stored form of an object, converted into the version that is stored where that takes asking somebody; then also
+    /// the object in that version.
     pub(crate) async fn encode_converted(
         &self,
         row: &ResourceInfo,
         object: &Value,
         managers: &Managers,
-    ) -> Result<Record, ApiError> {
+    ) -> Result<(Record, Option<Value>), ApiError> {
         match &row.custom {
             Some(custom) if row.stored_as.is_some() => {
-                let api_version = custom.definition.stored().api_version.clone();
-                let converted = self.versions.in_version(custom, &api_version, vec![object.clone()]);
-                let converted = Box::pin(converted).await?.pop();
-                Self::encode(row.stored(), &converted.unwrap_or_default(), managers)
+                let converted = Box::pin(self.versions.into_stored(custom, object.clone())).await?;
+                Ok((Self::encode(row.stored(), &converted, managers)?, Some(converted)))
             }
-            _ => Self::encode(row, object, managers),
+            _ => Ok((Self::encode(row, object, managers)?, None)),
         }
     }
 
@@ -399,15 +397,6 @@ impl Registry {
     fn stored_as(row: &ResourceInfo, object: Value, stored: &Record, revision: Revision) -> ResponseObject {
         if row.stored_as.is_none() {
             return ResponseObject::Stored(stored.clone(), revision);
-        }
-        if let Some(custom) = &row.custom
-            && custom.definition.conversion == Conversion::None
-            && let Ok(mut kept) = serde_json::from_slice::<Value>(&stored.body())
-        {
-            // Without what the stored version doesn't know.
-            kept["apiVersion"] = (*row.api_version).into();
-            custom.definition.versions[custom.version].coerce(&mut kept);
-            return ResponseObject::Value(fields::shown(object::versioned(kept, revision), stored.managers()));
         }
         ResponseObject::Value(fields::shown(object::versioned(object, revision), stored.managers()))
     }

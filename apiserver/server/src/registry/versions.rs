@@ -19,15 +19,16 @@ use crate::conversion::Converter;
 
 /// What views are kept for other readers.
 const KEPT_BYTES_MAX: usize = 16 << 20;
-/// After so many objects others have a turn.
+/// After so many objects others have a turn, and a webhook is asked about no more at once.
 const SLICE: usize = 100;
+/// Nor about more bytes, beside a single object.
+const SLICE_BYTES: usize = 2 << 20;
 
 /// See the module.
-#[derive(Default)]
 pub struct Versions {
     kept: Mutex<Kept>,
     /// Asks webhooks.
-    pub(crate) converter: Converter,
+    converter: Converter,
 }
 
 #[derive(Default)]
@@ -42,7 +43,7 @@ struct ViewKey {
     key: Arc<str>,
     modified: u64,
     api_version: Arc<str>,
-    generation: u32,
+    views: u64,
 }
 
 /// Whether a record is as its resource shows it.
@@ -51,6 +52,11 @@ pub(crate) fn is_as_shown(row: &ResourceInfo, custom: &CustomResource, generatio
 }
 
 impl Versions {
+    /// Where webhooks are asked by this converter.
+    pub(crate) fn new(converter: Converter) -> Self {
+        Self { kept: Mutex::default(), converter }
+    }
+
     /// Objects as a row shows them, in their order.
     pub(crate) async fn show(
         &self,
@@ -79,7 +85,10 @@ impl Versions {
                 None => other.push(at),
             }
         }
-        for slice in other.chunks(SLICE) {
+        let mut rest = &*other;
+        while !rest.is_empty() {
+            let slice;
+            (slice, rest) = rest.split_at(slice_len(&items, rest));
             let objects = slice.iter().map(|at| items[*at].value()).collect();
             let converted = self.convert(custom, objects).await?;
             for (at, value) in slice.iter().zip(converted) {
@@ -87,7 +96,7 @@ impl Versions {
                 self.keep(row, custom, &view);
                 items[*at] = view;
             }
-            if other.len() > SLICE {
+            if !rest.is_empty() {
                 tokio::task::yield_now().await;
             }
         }
@@ -140,8 +149,23 @@ impl Versions {
         self.in_version(custom, &wanted.api_version, settled).await
     }
 
+    /// An object in the version that is stored.
+    pub(crate) async fn into_stored(&self, custom: &CustomResource, object: Value) -> Result<Value, ApiError> {
+        let stored = custom.definition.stored();
+        let mut converted = self.in_version(custom, &stored.api_version, vec![object]).await?.pop().unwrap_or_default();
+        // It may lack what objects of that version are created with.
+        stored.settle(&mut converted);
+        Ok(converted)
+    }
+
+    /// An object of the version that is stored in the resource's own.
+    pub(crate) async fn from_stored(&self, custom: &CustomResource, object: Value) -> Result<Value, ApiError> {
+        let wanted = &custom.definition.versions[custom.version].api_version;
+        Ok(self.in_version(custom, wanted, vec![object]).await?.pop().unwrap_or_default())
+    }
+
     /// Objects in another version of the same definition.
-    pub(crate) async fn in_version(
+    async fn in_version(
         &self,
         custom: &CustomResource,
         api_version: &str,
@@ -165,12 +189,22 @@ impl Versions {
     }
 }
 
+/// How many of the next objects are one piece of work.
+fn slice_len(items: &[Arc<Cached>], next: &[usize]) -> usize {
+    let mut bytes = 0;
+    let fit = next.iter().take(SLICE).take_while(|at| {
+        bytes += items[**at].stored_len();
+        bytes <= SLICE_BYTES
+    });
+    fit.count().max(1)
+}
+
 fn view_key(row: &ResourceInfo, custom: &CustomResource, item: &Cached) -> ViewKey {
     ViewKey {
         key: item.key.clone(),
         modified: item.modified,
         api_version: row.api_version.clone(),
-        generation: custom.definition.generation,
+        views: custom.definition.views,
     }
 }
 

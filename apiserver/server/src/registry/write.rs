@@ -88,6 +88,14 @@ impl Change {
             Self::Keep => None,
         }
     }
+
+    fn object_mut(&mut self) -> Option<&mut Value> {
+        match self {
+            Self::Create { object, .. } | Self::Update(object) | Self::MarkAndRemove(object) => Some(object),
+            Self::Remove(object) => object.as_mut(),
+            Self::Keep => None,
+        }
+    }
 }
 
 /// A name that is taken.
@@ -250,7 +258,7 @@ impl Registry {
         &self,
         call: &RequestScope<'_>,
         intent: &Intent<'_>,
-        (change, managers): (Change, Managers),
+        (mut change, managers): (Change, Managers),
         existing: Option<&Existing>,
         effects: Effects,
         dry_run: bool,
@@ -275,11 +283,12 @@ impl Registry {
             return Ok(Attempt::Answer(answer(call, intent, change, existing, Written::No(&managers))));
         }
         let was = existing.filter(|_| !matches!(change, Change::Create { .. })).map_or(0, Existing::modified);
-        let mut stored = None;
+        let (mut stored, mut converted) = (None, None);
         if !matches!(change, Change::Remove(_))
             && let Some(object) = change.object()
         {
-            stored = Some(self.encode_converted(row, object, &managers).await?);
+            let (record, as_stored) = self.encode_converted(row, object, &managers).await?;
+            (stored, converted) = (Some(record), as_stored);
         }
         if let (Change::Update(_), Some(existing), Some(stored)) = (&change, existing, &stored)
             && *stored.body() == *existing.cached.stored()
@@ -287,6 +296,10 @@ impl Registry {
             && stored.managers().is_like(existing.cached.managers())
         {
             return Ok(Attempt::Answer(present(call, intent, 200, ResponseObject::Cached(existing.shown.clone()))));
+        }
+        // The answer shows what reads will show: no more than what the stored version keeps.
+        if let (Some(converted), Some(custom), Some(object)) = (converted, &row.custom, change.object_mut()) {
+            *object = Box::pin(self.versions.from_stored(custom, converted)).await?;
         }
         let goes = matches!(change, Change::Remove(_) | Change::MarkAndRemove(_));
         let new = change.object().filter(|_| !goes);

@@ -5,6 +5,7 @@
 mod admission;
 mod answers;
 mod apply;
+mod conversions;
 mod evictions;
 mod pages;
 mod policies;

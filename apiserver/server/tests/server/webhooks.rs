@@ -10,12 +10,12 @@ use futures::stream;
 use super::*;
 
 /// What hooks were asked.
-type Reviews = Arc<Mutex<Vec<Value>>>;
+pub(super) type Reviews = Arc<Mutex<Vec<Value>>>;
 
-struct Hooks {
-    address: SocketAddr,
-    ca: String,
-    reviews: Reviews,
+pub(super) struct Hooks {
+    pub(super) address: SocketAddr,
+    pub(super) ca: String,
+    pub(super) reviews: Reviews,
     stop: CancellationToken,
     _dir: tempfile::TempDir,
 }
@@ -71,6 +71,9 @@ async fn answer(request: Request<hyper::body::Incoming>, reviews: Reviews) -> Re
         "/fails" => return Response::builder().status(500).body(Body::from("on fire")).unwrap(),
         _ => {}
     }
+    if review["kind"] == "ConversionReview" {
+        return Response::new(Body::from(conversions::answered(&path, &review).to_string()));
+    }
     let mut response = said(&path, &asked);
     if response["uid"].is_null() {
         response["uid"] = asked["uid"].clone();
@@ -79,7 +82,7 @@ async fn answer(request: Request<hyper::body::Incoming>, reviews: Reviews) -> Re
     Response::new(Body::from(review.to_string()))
 }
 
-async fn hooks() -> Hooks {
+pub(super) async fn hooks() -> Hooks {
     let (dir, env) = (tempfile::tempdir().unwrap(), Env::real());
     let pki = Pki::open_or_create(dir.path(), &env, &["127.0.0.1".into(), "outside.default.svc".into()]).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -99,7 +102,7 @@ impl Hooks {
     fn hook(&self, path: &str, resource: &str) -> Value {
         let url = format!("https://{}{path}", self.address);
         json!({"name": format!("{}.example.com", path.trim_matches('/')), "sideEffects": "None",
-            "admissionReviewVersions": ["v1"], "timeoutSeconds": 1,
+            "admissionReviewVersions": ["v1"], "timeoutSeconds": if path == "/never" { 1 } else { 20 },
             "clientConfig": {"url": url, "caBundle": self.ca},
             "rules": [{"apiGroups": ["", "apps"], "apiVersions": ["v1"], "operations": ["*"], "resources": [resource]}]})
     }
@@ -117,6 +120,13 @@ impl Server {
         let object = json!({"metadata": {"name": name}, "webhooks": hooks});
         let (code, answer) = self.ask("POST", &format!("{CONFIGURATIONS}/{plural}"), &object).await;
         assert_eq!(code, 201, "{answer}");
+    }
+
+    pub(super) async fn metrics(&self) -> String {
+        let mut request = Request::get("/metrics").body(Body::empty()).unwrap();
+        request.extensions_mut().insert(admin());
+        let page = self.send(request).await.into_body().collect().await.unwrap().to_bytes();
+        String::from_utf8_lossy(&page).into_owned()
     }
 
     async fn unhooked(&self, kind: &str, name: &str) {
@@ -231,6 +241,31 @@ async fn hooks_that_fail_are_named_and_harm_nobody_else() {
     let why = "Internal error occurred: failed calling webhook \"dead.example.com\": failed to call webhook: Post \
                \"https://none.default.svc:443/?timeout=10s\": service \"none\" not found";
     assert_eq!((code, &refused["message"]), (500, &json!(why)));
+    let (_, refused) = server.ask("POST", &format!("{CONFIGS}?timeout=3s"), &named("c")).await;
+    assert!(refused["message"].as_str().unwrap().contains("/?timeout=3s\": "), "the request's own time: {refused}");
+    let page = server.metrics().await;
+    for (name, labels) in [
+        (
+            "rejection_count",
+            "name=\"fails.example.com\",type=\"validating\",operation=\"CREATE\",error_type=\"calling_webhook_error\",rejection_code=\"500\"} 1",
+        ),
+        (
+            "rejection_count",
+            "name=\"broken.example.com\",type=\"admit\",operation=\"CREATE\",error_type=\"apiserver_internal_error\",rejection_code=\"0\"} 2",
+        ),
+        ("fail_open_count", "name=\"redirect.example.com\",type=\"admit\"} 1"),
+        (
+            "request_total",
+            "name=\"never.example.com\",type=\"admit\",operation=\"CREATE\",code=\"503\",rejected=\"true\"} 1",
+        ),
+        (
+            "admission_duration_seconds_count",
+            "name=\"html.example.com\",type=\"validating\",operation=\"CREATE\",rejected=\"true\"} 1",
+        ),
+    ] {
+        let line = format!("\napiserver_admission_webhook_{name}{{{labels}\n");
+        assert!(page.contains(&line), "{line}: {page}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::client::HookClient;
 use super::review;
 use crate::admission::matching::{Matcher, equivalents};
 use crate::admission::policies::Conditions;
 use crate::catalog::Catalog;
+use crate::webhook::Client;
 
 /// One hook.
 pub(super) struct Hook {
@@ -27,7 +27,7 @@ pub(super) struct Hook {
     pub(super) timeout: Duration,
     /// Of the reviews that it understands.
     pub(super) version: Option<&'static str>,
-    pub(super) client: Result<Arc<HookClient>, String>,
+    pub(super) client: Result<Arc<Client>, String>,
     pub(super) conditions: Conditions,
 }
 
@@ -42,7 +42,7 @@ pub(super) struct Index {
     /// Those that are about any resource or group.
     any: Vec<usize>,
     /// How hooks are reached, by their `clientConfig`: connections outlive changes elsewhere.
-    clients: HashMap<String, Arc<HookClient>>,
+    clients: HashMap<String, Arc<Client>>,
 }
 
 impl Index {
@@ -58,13 +58,13 @@ impl Index {
         index
     }
 
-    fn client(&mut self, config: &Value, before: &Self) -> Result<Arc<HookClient>, String> {
+    fn client(&mut self, config: &Value, before: &Self) -> Result<Arc<Client>, String> {
         let key = config.to_string();
         if let Some(client) = self.clients.get(&key).or_else(|| before.clients.get(&key)).cloned() {
             self.clients.insert(key, client.clone());
             return Ok(client);
         }
-        let client = Arc::new(HookClient::new(config)?);
+        let client = Arc::new(Client::new(config)?);
         self.clients.insert(key, client.clone());
         Ok(client)
     }

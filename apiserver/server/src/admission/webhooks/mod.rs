@@ -1,12 +1,12 @@
 //! MutatingAdmissionWebhook and ValidatingAdmissionWebhook: others are asked about what is written.
 
-mod client;
 #[cfg(test)]
 mod fuzz;
 mod index;
 mod review;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -19,27 +19,29 @@ use machinery_api::schema::{self, FieldValidation, Target};
 use machinery_api::selector::go_quoted;
 use serde_json::Value;
 
-pub use self::client::{Reach, Stream};
 use self::index::{Hook, Index};
 use self::review::{About, Answer};
 use super::matching::{Matched, is_exempt};
 use super::{Context, Effects, Plugin, Step};
 use crate::catalog::{Catalog, Served};
+use crate::webhook::{Ask, Asked as Outcome, Caller, Step as Half};
 use apiserver_resources::ResourceInfo;
 
+/// The largest answer: a patch of the largest body, in base64, and as much again.
+const ANSWER_BYTES_MAX: usize = 8 << 20;
 const GROUP: &str = "admissionregistration.k8s.io";
 
 /// What both plugins need.
 pub(super) struct Webhooks {
     served: Arc<Served>,
-    reach: Arc<dyn Reach>,
+    caller: Caller,
     plural: &'static str,
     index: ArcSwap<Index>,
 }
 
 impl Webhooks {
-    fn new(served: Arc<Served>, reach: Arc<dyn Reach>, plural: &'static str) -> Self {
-        Self { served, reach, plural, index: ArcSwap::default() }
+    fn new(served: Arc<Served>, caller: Caller, plural: &'static str) -> Self {
+        Self { served, caller, plural, index: ArcSwap::default() }
     }
 
     /// The hooks that may be about a request.
@@ -70,25 +72,46 @@ impl Webhooks {
             let why = format!("admission webhook {} does not support dry run", go_quoted(&hook.id.1));
             return Err(Failure::Refused(ApiError::BadRequest(why)));
         }
-        let failed = |why: String| Failure::Call(format!("failed calling webhook {}: {why}", go_quoted(&hook.id.1)));
+        let failed = |why: String, code: u16| {
+            Failure::Call(format!("failed calling webhook {}: {why}", go_quoted(&hook.id.1)), code)
+        };
         let version = hook.version.ok_or_else(|| {
             let why = "webhook does not accept known AdmissionReview versions (v1, v1beta1)";
-            failed(format!("could not create admission objects: {why}"))
+            failed(format!("could not create admission objects: {why}"), 400)
         })?;
-        let client = hook.client.as_ref().map_err(|why| failed(format!("could not get REST client: {why}")))?;
+        let client = hook.client.as_ref().map_err(|why| failed(format!("could not get REST client: {why}"), 500))?;
         let uid = context.env.uid();
         let sent = review::request(version, &uid, context.request, &asked.about(), shown, old).to_string();
-        let called = client.call(&*self.reach, Bytes::from(sent), hook.timeout).await;
-        let said = called.map_err(|why| failed(format!("failed to call webhook: {why}")))?;
-        review::read(&said, version, &uid, mutating).map_err(failed)
+        let (body, timeout) = (Bytes::from(sent), hook.timeout);
+        let ask = Ask { body, timeout, tells_timeout: true, answer_max: ANSWER_BYTES_MAX };
+        let called = client.post(&self.caller, ask).await;
+        let said = called.map_err(|no| failed(format!("failed to call webhook: {}", no.why), no.code))?;
+        review::read(&said.bytes, version, &uid, mutating).map_err(|why| failed(why, 503))
+    }
+
+    /// Counts what came of asking a hook since `began`.
+    fn counted(&self, asked: &Asked<'_>, half: Half, outcome: Outcome, began: Duration) {
+        let (context, name) = (asked.context, &asked.hook.id.1);
+        let took = context.env.elapsed().saturating_sub(began);
+        self.caller.metrics.admission(name, half, context.request.operation.as_str(), outcome, took);
     }
 }
 
 /// Why a hook doesn't let a request pass.
 enum Failure {
-    /// It could not be asked, or said what nobody understands.
-    Call(String),
+    /// It could not be asked, or said what nobody understands; the code stands for that.
+    Call(String, u16),
     Refused(ApiError),
+}
+
+impl Failure {
+    fn outcome(&self, hook: &Hook) -> Outcome {
+        match self {
+            Self::Refused(_) => Outcome::OwnError,
+            Self::Call(_, code) if hook.is_optional => Outcome::FailedOpen(*code),
+            Self::Call(_, code) => Outcome::Failed(*code),
+        }
+    }
 }
 
 /// A hook that is asked.
@@ -237,8 +260,8 @@ impl Reinvocation {
 pub(super) struct Mutating(Webhooks);
 
 impl Mutating {
-    pub(super) fn new(served: Arc<Served>, reach: Arc<dyn Reach>) -> Self {
-        Self(Webhooks::new(served, reach, "mutatingwebhookconfigurations"))
+    pub(super) fn new(served: Arc<Served>, caller: Caller) -> Self {
+        Self(Webhooks::new(served, caller, "mutatingwebhookconfigurations"))
     }
 
     async fn all(
@@ -273,25 +296,41 @@ impl Mutating {
 
     /// Whether it changed the object.
     async fn one(&self, asked: &Asked<'_>, object: &mut Value, warnings: &mut Vec<String>) -> ApiResult<bool> {
+        let began = asked.context.env.elapsed();
+        let (outcome, done) = self.asked(asked, object, warnings).await;
+        self.0.counted(asked, Half::Admit, outcome, began);
+        done
+    }
+
+    async fn asked(
+        &self,
+        asked: &Asked<'_>,
+        object: &mut Value,
+        warnings: &mut Vec<String>,
+    ) -> (Outcome, ApiResult<bool>) {
         let shown = asked.shown(object);
         let old = asked.context.old.map(|old| asked.shown(old));
         let mut answer = match self.0.ask(asked, &shown, old.as_ref(), true).await {
             Ok(answer) => answer,
-            Err(failure) => return failed(asked.hook, failure).map(|()| false),
+            Err(failure) => return (failure.outcome(asked.hook), failed(asked.hook, failure).map(|()| false)),
         };
         warnings.append(&mut answer.warnings);
         if !answer.allowed {
-            return Err(review::refused(&asked.hook.id.1, answer.status));
+            let error = review::refused(&asked.hook.id.1, answer.status);
+            return (Outcome::Refused(error.status().code), Err(error));
         }
         if answer.patch.is_empty() {
-            return Ok(false);
+            return (Outcome::Passed, Ok(false));
         }
-        let patched = asked.patched(&answer.patch, &shown)?;
+        let patched = match asked.patched(&answer.patch, &shown) {
+            Ok(patched) => patched,
+            Err(error) => return (Outcome::OwnError, Err(error)),
+        };
         let changed = patched != shown;
         if changed {
             *object = asked.back(patched);
         }
-        Ok(changed)
+        (Outcome::Passed, Ok(changed))
     }
 }
 
@@ -299,11 +338,11 @@ impl Mutating {
 fn failed(hook: &Hook, failure: Failure) -> ApiResult<()> {
     match failure {
         Failure::Refused(error) => Err(error),
-        Failure::Call(why) if hook.is_optional => {
+        Failure::Call(why, _) if hook.is_optional => {
             tracing::warn!(configuration = hook.id.0, why, "a webhook that need not be asked was not");
             Ok(())
         }
-        Failure::Call(why) => Err(ApiError::Internal(why)),
+        Failure::Call(why, _) => Err(ApiError::Internal(why)),
     }
 }
 
@@ -325,8 +364,8 @@ impl Plugin for Mutating {
 pub(super) struct Validating(Webhooks);
 
 impl Validating {
-    pub(super) fn new(served: Arc<Served>, reach: Arc<dyn Reach>) -> Self {
-        Self(Webhooks::new(served, reach, "validatingwebhookconfigurations"))
+    pub(super) fn new(served: Arc<Served>, caller: Caller) -> Self {
+        Self(Webhooks::new(served, caller, "validatingwebhookconfigurations"))
     }
 
     async fn all(
@@ -361,14 +400,19 @@ impl Validating {
 impl Validating {
     /// Which one, what it warns of, and what it says.
     async fn one(&self, at: usize, asked: &Asked<'_>, object: &Value) -> (usize, Vec<String>, ApiResult<()>) {
+        let began = asked.context.env.elapsed();
         let shown = asked.shown(object);
         let old = asked.context.old.map(|old| asked.shown(old));
-        let answer = match self.0.ask(asked, &shown, old.as_ref(), false).await {
-            Ok(answer) => answer,
-            Err(failure) => return (at, Vec::new(), failed(asked.hook, failure)),
+        let (outcome, warnings, said) = match self.0.ask(asked, &shown, old.as_ref(), false).await {
+            Ok(answer) if answer.allowed => (Outcome::Passed, answer.warnings, Ok(())),
+            Ok(answer) => {
+                let error = review::refused(&asked.hook.id.1, answer.status);
+                (Outcome::Refused(error.status().code), answer.warnings, Err(error))
+            }
+            Err(failure) => (failure.outcome(asked.hook), Vec::new(), failed(asked.hook, failure)),
         };
-        let said = if answer.allowed { Ok(()) } else { Err(review::refused(&asked.hook.id.1, answer.status)) };
-        (at, answer.warnings, said)
+        self.0.counted(asked, Half::Validating, outcome, began);
+        (at, warnings, said)
     }
 }
 

@@ -1,5 +1,5 @@
-//! How a webhook is called: HTTPS with the authority that its configuration names, over connections that are kept for the
-//! next call. What answers badly costs its own caller a bounded time and a bounded piece of memory.
+//! How a webhook is asked: HTTPS with the authority that its configuration names, over connections that are kept for the
+//! next time. No redirect is followed.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{Request, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use machinery_serve::accept::keep_alive;
@@ -21,7 +21,10 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
+use super::Caller;
+use super::answers::Answer;
 use crate::auth::tls;
+use crate::request::deadline;
 
 /// A byte stream to somebody.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -39,10 +42,10 @@ pub trait Reach: Send + Sync {
     ) -> BoxFuture<'a, Result<Box<dyn Stream>, String>>;
 }
 
-/// The largest answer: a patch of the largest body, in base64, and as much again.
-const ANSWER_BYTES_MAX: usize = 8 << 20;
 /// What of a refusal is told.
 const REFUSAL_BYTES_MAX: usize = 1024;
+/// What is left of a request's time when a hook has been waited for.
+const TELL_TIME: Duration = Duration::from_millis(50);
 /// Connections to one hook that wait for their next call, and for how long.
 const IDLE_MAX: usize = 8;
 const IDLE_TIME_MAX: Duration = Duration::from_secs(60);
@@ -54,8 +57,26 @@ enum Place {
     Service { namespace: String, name: String, port: u16 },
 }
 
+/// What is asked, and what it may cost.
+pub(crate) struct Ask {
+    pub(crate) body: Bytes,
+    /// How long it may take, below what is left of the request's own time.
+    pub(crate) timeout: Duration,
+    /// Whether the hook is told how long (`?timeout=`).
+    pub(crate) tells_timeout: bool,
+    /// How many bytes it may answer.
+    pub(crate) answer_max: usize,
+}
+
+/// Why nothing was answered, and the code that stands for it.
+#[derive(Debug)]
+pub(crate) struct Unanswered {
+    pub(crate) why: String,
+    pub(crate) code: u16,
+}
+
 /// One hook's end.
-pub(super) struct HookClient {
+pub(crate) struct Client {
     place: Place,
     /// `https://hook.example.com/a`
     url: String,
@@ -84,9 +105,9 @@ fn roots(bundle: &str) -> Result<rustls::RootCertStore, String> {
     if roots.is_empty() { Err(unreadable()) } else { Ok(roots) }
 }
 
-impl HookClient {
+impl Client {
     /// Of a `clientConfig`.
-    pub(super) fn new(config: &Value) -> Result<Self, String> {
+    pub(crate) fn new(config: &Value) -> Result<Self, String> {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let service = &config["service"];
         let (place, authority, path, host) = if service.is_object() {
@@ -116,26 +137,41 @@ impl HookClient {
     ///
     /// # Errors
     /// Why there is none, as Go's client tells it.
-    pub(super) async fn call(&self, reach: &dyn Reach, body: Bytes, timeout: Duration) -> Result<Bytes, String> {
-        let asked = format!("?timeout={}s", timeout.as_secs());
-        let post = |why: String| format!("Post \"{}{asked}\": {why}", self.url);
-        let answered = tokio::time::timeout(timeout, self.ask(reach, body, &asked)).await;
+    pub(crate) async fn post(&self, caller: &Caller, ask: Ask) -> Result<Answer, Unanswered> {
+        let now = Instant::now();
+        let end = deadline::of_request().map_or(now + ask.timeout, |end| end.min(now + ask.timeout));
+        // That the hook was late is told within the request's time.
+        let until = end - TELL_TIME.min((end - now) / 10);
+        let query = match ask.tells_timeout {
+            // Not less than there is.
+            true => format!("?timeout={}s", (end - now).as_millis().div_ceil(1000)),
+            false => String::new(),
+        };
+        let post = |why: String| Unanswered { why: format!("Post \"{}{query}\": {why}", self.url), code: 503 };
+        let answered = tokio::time::timeout_at(until, self.ask(caller, ask.body, &query, ask.answer_max)).await;
         let (status, said) = answered.map_err(|_| post("context deadline exceeded".into()))?.map_err(post)?;
-        match status.as_u16() {
-            200..=299 => Ok(said),
-            300..=399 => Err(post(format!("the webhook redirects ({status}), which is not followed"))),
-            404 => Err("the server could not find the requested resource".into()),
+        let why = match status.as_u16() {
+            200..=299 => return Ok(said),
+            300..=399 => return Err(post(format!("the webhook redirects ({status}), which is not followed"))),
+            404 => "the server could not find the requested resource".into(),
             500.. => {
-                let said = said.get(..said.len().min(REFUSAL_BYTES_MAX)).unwrap_or_default();
+                let said = said.bytes.get(..said.bytes.len().min(REFUSAL_BYTES_MAX)).unwrap_or_default();
                 let said = String::from_utf8_lossy(said).trim().to_owned();
                 let said = machinery_api::selector::go_quoted(&said);
-                Err(format!("an error on the server ({said}) has prevented the request from succeeding"))
+                format!("an error on the server ({said}) has prevented the request from succeeding")
             }
-            _ => Err(format!("the server rejected our request for an unknown reason ({status})")),
-        }
+            _ => format!("the server rejected our request for an unknown reason ({status})"),
+        };
+        Err(Unanswered { why, code: status.as_u16() })
     }
 
-    async fn ask(&self, reach: &dyn Reach, body: Bytes, query: &str) -> Result<(StatusCode, Bytes), String> {
+    async fn ask(
+        &self,
+        caller: &Caller,
+        body: Bytes,
+        query: &str,
+        answer_max: usize,
+    ) -> Result<(StatusCode, Answer), String> {
         let mut request = Request::post(format!("{}{query}", self.path))
             .header(header::HOST, &self.authority)
             .header(header::CONTENT_TYPE, "application/json")
@@ -145,7 +181,7 @@ impl HookClient {
             .map_err(|error| error.to_string())?;
         while let Some(mut connection) = self.take() {
             match connection.try_send_request(request).await {
-                Ok(answer) => return self.read(connection, answer).await,
+                Ok(answer) => return self.read(caller, connection, answer, answer_max).await,
                 // The hook closed it before anything was sent.
                 Err(mut error) => match error.take_message() {
                     Some(unsent) => request = unsent,
@@ -153,21 +189,22 @@ impl HookClient {
                 },
             }
         }
-        let mut connection = self.connect(reach).await?;
+        let mut connection = self.connect(&*caller.reach).await?;
         let answer = connection.send_request(request).await.map_err(|error| error.to_string())?;
-        self.read(connection, answer).await
+        self.read(caller, connection, answer, answer_max).await
     }
 
     async fn read(
         &self,
+        caller: &Caller,
         connection: Connection,
         answer: http::Response<hyper::body::Incoming>,
-    ) -> Result<(StatusCode, Bytes), String> {
+        answer_max: usize,
+    ) -> Result<(StatusCode, Answer), String> {
         let status = answer.status();
-        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
-        let body = body.map_err(|error| format!("reading the answer: {error}"))?.to_bytes();
+        let said = caller.room.read(answer.into_body(), answer_max).await?;
         self.keep(connection);
-        Ok((status, body))
+        Ok((status, said))
     }
 
     fn take(&self) -> Option<Connection> {
@@ -237,7 +274,7 @@ mod tests {
 
     #[test]
     fn hooks_are_named_by_url_or_service() {
-        let url = |config: Value| HookClient::new(&config).map(|client| (client.url, client.place));
+        let url = |config: Value| Client::new(&config).map(|client| (client.url, client.place));
         let service = |port| Place::Service { namespace: "n".into(), name: "s".into(), port };
         let address = |host: &str, port| Place::Address { host: host.into(), port };
         assert_eq!(
