@@ -24,7 +24,6 @@ const SIGNS: &[&str] = &["split('/')", "split_once('/')", "matches('/')", "match
 /// Files with such lines, a part of each line, and what it is about, which is no key.
 const OTHERS: &[(&str, &str, &str)] = &[
     ("apiserver/server/src/admission/matching.rs", "resource.split_once", "a rule's resource and subresource"),
-    ("apiserver/server/src/webhook/client.rs", "path.trim_matches", "a URL's path"),
     ("apiserver/server/src/admission/node_restriction.rs", "label.split_once", "a label's domain"),
     ("apiserver/server/src/bootstrap/moved.rs", "text.split_once", "a block of addresses"),
     ("apiserver/server/src/bootstrap/moved.rs", "self.address(", "a block of addresses"),
