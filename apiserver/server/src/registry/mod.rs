@@ -363,7 +363,7 @@ impl Registry {
     ) -> Result<(Record, Option<Value>), ApiError> {
         match &row.custom {
             Some(custom) if row.stored_as.is_some() => {
-                let converted = Box::pin(self.versions.into_stored(custom, object.clone())).await?;
+                let converted = Box::pin(self.versions.to_be_stored(custom, object.clone())).await?;
                 Ok((Self::encode(row.stored(), &converted, managers)?, Some(converted)))
             }
             _ => Ok((Self::encode(row, object, managers)?, None)),

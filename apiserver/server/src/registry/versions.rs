@@ -150,7 +150,7 @@ impl Versions {
     }
 
     /// An object in the version that is stored.
-    pub(crate) async fn into_stored(&self, custom: &CustomResource, object: Value) -> Result<Value, ApiError> {
+    pub(crate) async fn to_be_stored(&self, custom: &CustomResource, object: Value) -> Result<Value, ApiError> {
         let stored = custom.definition.stored();
         let mut converted = self.in_version(custom, &stored.api_version, vec![object]).await?.pop().unwrap_or_default();
         // It may lack what objects of that version are created with.
@@ -159,7 +159,7 @@ impl Versions {
     }
 
     /// An object of the version that is stored in the resource's own.
-    pub(crate) async fn from_stored(&self, custom: &CustomResource, object: Value) -> Result<Value, ApiError> {
+    pub(crate) async fn of_stored(&self, custom: &CustomResource, object: Value) -> Result<Value, ApiError> {
         let wanted = &custom.definition.versions[custom.version].api_version;
         Ok(self.in_version(custom, wanted, vec![object]).await?.pop().unwrap_or_default())
     }

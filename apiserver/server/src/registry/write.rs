@@ -299,7 +299,7 @@ impl Registry {
         }
         // The answer shows what reads will show: no more than what the stored version keeps.
         if let (Some(converted), Some(custom), Some(object)) = (converted, &row.custom, change.object_mut()) {
-            *object = Box::pin(self.versions.from_stored(custom, converted)).await?;
+            *object = Box::pin(self.versions.of_stored(custom, converted)).await?;
         }
         let goes = matches!(change, Change::Remove(_) | Change::MarkAndRemove(_));
         let new = change.object().filter(|_| !goes);
