@@ -53,6 +53,7 @@ use machinery_client::election::{self, Election};
 use machinery_client::metrics::Metrics;
 use machinery_client::{Controller, Informer, driver};
 use machinery_env::Env;
+pub use node_lifecycle::NodeLifecycle;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -108,10 +109,8 @@ pub type SignToken = Arc<dyn Fn(&Value) -> Option<String> + Send + Sync>;
 /// What decisions depend on beside the view.
 #[derive(Clone)]
 pub struct Settings {
-    /// How often, at most, a node's heartbeat is looked at.
-    pub node_monitor_period: Duration,
-    /// After how long without a heartbeat a node is NotReady.
-    pub node_monitor_grace: Duration,
+    /// How nodes' lives are judged.
+    pub node_lifecycle: NodeLifecycle,
     /// The certificate authority that clients shall trust, as PEM; published in every namespace. Empty: not published.
     pub root_ca_pem: String,
     /// Networks out of which nodes get theirs, with the length of a node's prefix. Empty: nodes get none.
@@ -130,8 +129,7 @@ impl Default for Settings {
     /// As upstream where a flag isn't given.
     fn default() -> Self {
         Self {
-            node_monitor_period: Duration::from_secs(5),
-            node_monitor_grace: Duration::from_secs(40),
+            node_lifecycle: NodeLifecycle::default(),
             root_ca_pem: String::new(),
             cluster_cidrs: Vec::new(),
             terminated_pods_max: 12_500,

@@ -180,8 +180,11 @@ impl Cluster {
         let clients: controllers::Clients =
             Arc::new(move |account| network.client(&link, UserInfo::service_account("kube-system", account)));
         let settings = controllers::Settings {
-            node_monitor_period: Duration::from_secs(2),
-            node_monitor_grace: Duration::from_secs(14),
+            node_lifecycle: controllers::NodeLifecycle {
+                monitor_period: Duration::from_secs(2),
+                monitor_grace: Duration::from_secs(14),
+                ..controllers::NodeLifecycle::default()
+            },
             root_ca_pem: "simulated".into(),
             cluster_cidrs: vec![(block("10.244.0.0/16").into(), 24)],
             ..controllers::Settings::default()

@@ -1,0 +1,225 @@
+//! `node-lifecycle-controller`: a node that is no longer heard of becomes NotReady, and taints say what a node's
+//! conditions mean for pods (Kubernetes documentation, "Nodes" and "Taints and Tolerations").
+
+mod silence;
+mod taints;
+#[cfg(test)]
+mod tests;
+mod zones;
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Node, NodeCondition};
+use machinery_api::ObjectKey;
+use machinery_client::{Action, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, value_of};
+use serde_json::{Value, json};
+
+use crate::Settings;
+use crate::pods;
+
+/// A node is looked at no more often than that, with fast failover.
+const LOOK_FAST: Duration = Duration::from_millis(50);
+
+/// Labels that say the same as another: the one that counts, and the old name of it.
+const OLD_LABELS: [(&str, &str); 2] =
+    [("kubernetes.io/os", "beta.kubernetes.io/os"), ("kubernetes.io/arch", "beta.kubernetes.io/arch")];
+
+/// How nodes' lives are judged, with upstream's names and defaults.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeLifecycle {
+    /// How often, at most, a node's heartbeat is looked at.
+    pub monitor_period: Duration,
+    /// After how long without a heartbeat a node is NotReady.
+    pub monitor_grace: Duration,
+    /// How long a new node may take to say anything at all.
+    pub startup_grace: Duration,
+    /// Nodes a second from which pods are evicted in a zone that is well.
+    pub eviction_rate: f32,
+    /// The same in a large zone that is partly down; a smaller one evicts nothing then.
+    pub secondary_eviction_rate: f32,
+    /// From this share of nodes that are down on, a zone is partly down.
+    pub unhealthy_zone_threshold: f32,
+    /// A zone with more nodes is large.
+    pub large_cluster_size_threshold: usize,
+    /// Nodes whose Lease is shorter than the grace are judged by their Lease.
+    pub fast_failover: bool,
+}
+
+impl Default for NodeLifecycle {
+    fn default() -> Self {
+        Self {
+            monitor_period: Duration::from_secs(5),
+            monitor_grace: Duration::from_secs(50),
+            startup_grace: Duration::from_secs(60),
+            eviction_rate: 0.1,
+            secondary_eviction_rate: 0.01,
+            unhealthy_zone_threshold: 0.55,
+            large_cluster_size_threshold: 50,
+            fast_failover: false,
+        }
+    }
+}
+
+/// The key is a node's, or one with no name for the decision over all of them.
+pub(crate) const CONTROLLER: Controller<Settings> = Controller {
+    name: "node-lifecycle-controller",
+    account: "node-controller",
+    workers: 4,
+    inputs: &[Input::of::<Node>(of_node), Input::of::<Lease>(of_lease), Input::of::<Pod>(of_pod)],
+    reconcile,
+};
+
+/// The node, and all of them where it is down or no longer counts: whether others stay as they are hangs on it. A node
+/// that comes back is seen by the next look, which there is while another waits for its turn.
+fn of_node(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
+    let mut keys = vec![(*change.key).clone()];
+    let (before, after) = (change.before::<Node>(), change.after::<Node>());
+    let down = after.is_none_or(|node| condition(node, "Ready").is_none_or(|ready| ready.status != "True"));
+    let counts =
+        |node: &Node| (zones::is_excluded(node), zones::zone(node).0.to_owned(), zones::zone(node).1.to_owned());
+    let moved = before.zip(after).is_some_and(|(before, after)| counts(before) != counts(after));
+    if down || moved {
+        keys.push(ObjectKey::cluster(""));
+    }
+    keys
+}
+
+/// A ready node is looked at when its grace period ends, and by then its Lease may have been renewed: each renewal of each
+/// node is nothing that anybody has to do something about (upstream has no handler for Leases at all).
+fn of_lease(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
+    if change.key.namespace != silence::LEASES {
+        return Vec::new();
+    }
+    unless_ready(view, ObjectKey::cluster(&*change.key.name))
+}
+
+/// A pod's node where the pod is new there: on a node that isn't ready no pod is.
+fn of_pod(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
+    let Some(name) = change.after::<Pod>().and_then(|pod| pod.spec.as_ref()?.node_name.as_deref()) else {
+        return Vec::new();
+    };
+    unless_ready(view, ObjectKey::cluster(name))
+}
+
+/// A node that is there and not ready.
+fn unless_ready(view: &ObjectCache, key: ObjectKey) -> Vec<ObjectKey> {
+    let ready =
+        view.get::<Node>(&key).is_none_or(|node| condition(node, "Ready").is_some_and(|ready| ready.status == "True"));
+    if ready { Vec::new() } else { vec![key] }
+}
+
+fn condition<'a>(node: &'a Node, kind: &str) -> Option<&'a NodeCondition> {
+    node.status.as_ref()?.conditions.iter().flatten().find(|condition| condition.type_ == kind)
+}
+
+fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
+    if key.name.is_empty() {
+        return zones::reconcile(view, context);
+    }
+    let Some(node) = view.get::<Node>(key).filter(|node| node.metadata.deletion_timestamp.is_none()) else {
+        return Plan::nothing();
+    };
+    let settings = &context.settings.node_lifecycle;
+    let mut plan = Plan::nothing();
+    if let Some(wait) = silence::silent_in(view, node, context) {
+        // Looked at no more often than the monitor's period.
+        let least = if settings.fast_failover { LOOK_FAST } else { settings.monitor_period };
+        plan.requeue_after(context.now, wait.max(least));
+    } else if let Some(conditions) = unheard(node, context.now) {
+        let status = json!({"status": {"conditions": value_of(&conditions)}, "metadata": {"uid": node.metadata.uid, "resourceVersion": node.metadata.resource_version}});
+        let mut patch = Action::patch(node, status);
+        if let Action::Patch { subresource, .. } = &mut patch {
+            *subresource = Some("status");
+        }
+        plan.push(patch);
+        let note = format!("Node {} status is now: NodeNotReady", key.name);
+        plan.push(Action::Event(EventRecord::normal(node, "NodeNotReady", note)));
+        // The taints follow once the new status is there: both are written at the version that was read.
+        return plan;
+    }
+    if let Some(taints) = taints::of_conditions(node, context.now) {
+        let taints = if taints.is_empty() { json!(null) } else { value_of(&taints) };
+        let patch = json!({"spec": {"taints": taints}, "metadata": {"uid": node.metadata.uid, "resourceVersion": node.metadata.resource_version}});
+        plan.push(Action::patch(node, patch));
+    }
+    if let Some(labels) = old_labels(node) {
+        plan.push(Action::patch(node, json!({"metadata": {"uid": node.metadata.uid, "labels": labels}})));
+    }
+    let marked = mark_pods(view, node, context.now);
+    if !marked.is_empty() {
+        plan.push(Action::Concurrent(marked));
+    }
+    plan
+}
+
+/// The labels by old names that a node lacks, or that say something else than what counts.
+fn old_labels(node: &Node) -> Option<Value> {
+    let labels = node.metadata.labels.as_ref()?;
+    let wrong = OLD_LABELS.iter().filter_map(|(counts, old)| {
+        let value = labels.get(*counts)?;
+        (labels.get(*old) != Some(value)).then(|| ((*old).to_owned(), json!(value)))
+    });
+    let wrong: serde_json::Map<String, Value> = wrong.collect();
+    (!wrong.is_empty()).then_some(Value::Object(wrong))
+}
+
+/// The conditions of a node that is no longer heard of; `None` where they say so already.
+fn unheard(node: &Node, now: Timestamp) -> Option<Vec<NodeCondition>> {
+    let mut conditions: Vec<NodeCondition> =
+        node.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
+    let before = conditions.clone();
+    for kind in ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"] {
+        match conditions.iter_mut().find(|condition| condition.type_ == kind) {
+            None => conditions.push(NodeCondition {
+                type_: kind.into(),
+                status: "Unknown".into(),
+                reason: Some("NodeStatusNeverUpdated".into()),
+                message: Some("Kubelet never posted node status.".into()),
+                last_heartbeat_time: node.metadata.creation_timestamp.clone(),
+                last_transition_time: Some(pods::stamp(now)),
+            }),
+            Some(condition) if condition.status != "Unknown" => {
+                condition.status = "Unknown".into();
+                condition.reason = Some("NodeStatusUnknown".into());
+                condition.message = Some("Kubelet stopped posting node status.".into());
+                condition.last_transition_time = Some(pods::stamp(now));
+            }
+            Some(_) => {}
+        }
+    }
+    (conditions != before).then_some(conditions)
+}
+
+/// Pods of a node that isn't ready aren't ready either. Where the node says itself that it isn't, what it says of a pod
+/// later than that holds. Written at the version that was read: what the node has said meanwhile is newer than what is
+/// known here.
+fn mark_pods(view: &ObjectCache, node: &Node, now: Timestamp) -> Vec<Action> {
+    let Some(down) = condition(node, "Ready").filter(|ready| ready.status != "True") else { return Vec::new() };
+    let since = down.last_transition_time.as_ref().filter(|_| down.status == "False");
+    let said_since = |pod: &Pod| {
+        let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+        let ready = conditions.iter().find(|condition| condition.type_ == "Ready");
+        ready
+            .and_then(|ready| ready.last_transition_time.as_ref())
+            .zip(since)
+            .is_some_and(|(said, since)| said.0 > since.0)
+    };
+    let on_node = view.on_node(node.metadata.name.as_deref().unwrap_or_default());
+    let marked = on_node.filter(|pod| pods::is_ready(pod) && !said_since(pod)).map(|pod| {
+        let mut conditions =
+            pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default().into_vec();
+        for condition in conditions.iter_mut().filter(|condition| condition.type_ == "Ready") {
+            condition.status = "False".into();
+            condition.last_transition_time = Some(pods::stamp(now));
+        }
+        let patch = json!({"status": {"conditions": value_of(&conditions)}, "metadata": {"uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version}});
+        let mut patch = Action::patch(pod, patch);
+        if let Action::Patch { subresource, .. } = &mut patch {
+            *subresource = Some("status");
+        }
+        [patch, Action::Event(EventRecord::warning(pod, "NodeNotReady", "Node is not ready"))]
+    });
+    marked.flatten().collect()
+}
