@@ -16,6 +16,7 @@ mod disruption;
 mod endpointslice;
 mod garbage_collector;
 mod job;
+pub mod names;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
@@ -40,6 +41,7 @@ mod ttl_after_finished;
 #[cfg(test)]
 mod workload_tests;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -155,6 +157,8 @@ pub struct Config {
     pub election: Option<Election>,
     /// Names of controllers that shall not run.
     pub disabled: Vec<String>,
+    /// How many keys are worked on at once, where that is another number than the controller's own.
+    pub workers: BTreeMap<&'static str, usize>,
     /// The figures; register them before.
     pub metrics: Metrics,
     /// The view that this process' roles share. None: one of our own, watched while we lead.
@@ -169,7 +173,8 @@ impl Config {
             settings,
             election: Some(Election::new(ObjectKey::new("kube-system", "kube-controller-manager"), identity)),
             disabled: Vec::new(),
-            metrics: Metrics::default(),
+            workers: BTreeMap::new(),
+            metrics: Metrics::called(names::queue),
             informer: None,
         }
     }
@@ -202,7 +207,8 @@ pub async fn run(
         // No account: in the name of the whole.
         let clients: Clients = Arc::new(move |name| if name.is_empty() { own.clone() } else { of_account(name) });
         let (metrics, settings) = (config.metrics.clone(), Arc::new(config.settings.clone()));
-        let parts = driver::DriverDeps { clients, informer, env, metrics, settings };
+        let workers = config.workers.clone();
+        let parts = driver::DriverDeps { clients, informer, env, metrics, settings, workers };
         let enabled = CONTROLLERS.iter().filter(|c| !config.disabled.iter().any(|d| d == c.name));
         driver::run(enabled.collect::<Vec<_>>(), parts, stop)
     };

@@ -5,6 +5,7 @@
 //! are one code path. After a pass that wrote something the key is held back until the view shows what was written, so
 //! that no controller counts what it expects to see.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -148,6 +149,8 @@ pub struct DriverDeps<S> {
     pub metrics: Metrics,
     /// What the controllers are told.
     pub settings: Arc<S>,
+    /// How many keys are worked on at once, where that is another number than the controller's own.
+    pub workers: BTreeMap<&'static str, usize>,
 }
 
 impl<S> std::fmt::Debug for DriverDeps<S> {
@@ -159,7 +162,7 @@ impl<S> std::fmt::Debug for DriverDeps<S> {
 /// One controller at work.
 struct Running<S: 'static> {
     row: &'static Controller<S>,
-    queue: WorkQueue,
+    queue: Arc<WorkQueue>,
     executor: Executor,
     informer: Arc<Informer>,
     env: Env,
@@ -180,9 +183,11 @@ pub async fn run<S: Send + Sync + 'static>(
         .map(|row| {
             let client = (parts.clients)(row.account);
             let recorder = Recorder::start(client.clone(), parts.env.clone(), row.name, &stop);
+            let queue = Arc::new(WorkQueue::new(parts.env.clone()));
+            parts.metrics.watch(row.name, &queue);
             Arc::new(Running {
                 row,
-                queue: WorkQueue::new(parts.env.clone()),
+                queue,
                 executor: Executor { api: client.into(), recorder },
                 informer: parts.informer.clone(),
                 env: parts.env.clone(),
@@ -206,7 +211,8 @@ pub async fn run<S: Send + Sync + 'static>(
             Arc::new(move |view: &ObjectCache, change: &Change| listening.on_change(view, change));
         parts.informer.listen(&listener);
         listeners.push(listener);
-        for _ in 0..running.row.workers.max(1) {
+        let workers = parts.workers.get(running.row.name).copied().unwrap_or(running.row.workers);
+        for _ in 0..workers.max(1) {
             let running = running.clone();
             let stop = stop.clone();
             tasks.spawn(async move {
@@ -258,9 +264,7 @@ impl<S: Send + Sync + 'static> Running<S> {
     fn on_change(&self, view: &ObjectCache, change: &Change) {
         for input in self.row.inputs {
             for key in input.keys(view, change) {
-                if self.queue.add(key) {
-                    self.metrics.added(self.row.name);
-                }
+                self.queue.add(key);
             }
         }
     }
@@ -268,7 +272,7 @@ impl<S: Send + Sync + 'static> Running<S> {
     async fn work(self: Arc<Self>) {
         loop {
             let taken = self.queue.next().await;
-            self.metrics.taken(self.row.name, taken.waited, self.queue.depth());
+            self.metrics.taken(self.row.name, taken.waited);
             let key = taken.key;
             let plan = self.decide(&key);
             let requeue_at = plan.requeue_at;
@@ -323,7 +327,6 @@ impl<S: Send + Sync + 'static> Running<S> {
                 } else {
                     tracing::info!(controller = self.row.name, %key, %failure, "trying again");
                 }
-                self.metrics.retried(self.row.name);
                 self.queue.add_rate_limited(key.clone());
             }
         }

@@ -1,13 +1,17 @@
 //! The figures of the work queues, under upstream's names (`workqueue_*`).
 
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+
+use crate::queue::{Figures, WorkQueue};
 
 /// The queue that a figure is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -18,11 +22,24 @@ struct Name {
 /// The figures of all queues.
 #[derive(Debug, Clone)]
 pub struct Metrics {
-    depth: Family<Name, Gauge>,
-    adds: Family<Name, Counter>,
-    retries: Family<Name, Counter>,
+    /// What a controller's queue is called.
+    called: fn(&'static str) -> &'static str,
+    queues: Queues,
     waited: Family<Name, Histogram, fn() -> Histogram>,
     worked: Family<Name, Histogram, fn() -> Histogram>,
+}
+
+/// The queues, as long as they are worked on. What can be read of them at any moment is read when it is asked for.
+#[derive(Debug, Clone, Default)]
+struct Queues(Arc<Mutex<Vec<(&'static str, Weak<WorkQueue>)>>>);
+
+impl Queues {
+    fn all(&self) -> Vec<(Name, Figures)> {
+        let mut queues = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        queues.retain(|(_, queue)| queue.strong_count() > 0);
+        let living = queues.iter().filter_map(|(name, queue)| Some((Name { name }, queue.upgrade()?.figures())));
+        living.collect()
+    }
 }
 
 /// client-go's buckets: from 10 ns, times ten.
@@ -32,46 +49,132 @@ fn seconds() -> Histogram {
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self {
-            depth: Family::default(),
-            adds: Family::default(),
-            retries: Family::default(),
-            waited: Family::new_with_constructor(seconds),
-            worked: Family::new_with_constructor(seconds),
-        }
+        Self::called(|controller| controller)
     }
 }
 
 impl Metrics {
+    /// Figures in which a controller's queue has the name that `called` gives it.
+    #[must_use]
+    pub fn called(called: fn(&'static str) -> &'static str) -> Self {
+        Self {
+            called,
+            queues: Queues::default(),
+            waited: Family::new_with_constructor(seconds),
+            worked: Family::new_with_constructor(seconds),
+        }
+    }
+
     /// Makes the figures visible in `registry`.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register("workqueue_depth", "Current depth of the queue", self.depth.clone());
-        registry.register("workqueue_adds", "Number of keys added to the queue", self.adds.clone());
-        registry.register("workqueue_retries", "Number of keys added again after a failure", self.retries.clone());
+        registry.register_collector(Box::new(self.queues.clone()));
         let help = "How long in seconds a key stays in the queue before it is worked on";
         registry.register("workqueue_queue_duration_seconds", help, self.waited.clone());
         let help = "How long in seconds working on a key takes";
         registry.register("workqueue_work_duration_seconds", help, self.worked.clone());
     }
 
-    /// A key was added.
-    pub(super) fn added(&self, name: &'static str) {
-        self.adds.get_or_create(&Name { name }).inc();
-    }
-
-    /// A key failed and comes again.
-    pub(super) fn retried(&self, name: &'static str) {
-        self.retries.get_or_create(&Name { name }).inc();
+    /// A controller has this queue.
+    pub(super) fn watch(&self, controller: &'static str, queue: &Arc<WorkQueue>) {
+        let mut queues = self.queues.0.lock().unwrap_or_else(PoisonError::into_inner);
+        queues.push(((self.called)(controller), Arc::downgrade(queue)));
     }
 
     /// A key was taken.
-    pub(super) fn taken(&self, name: &'static str, waited: Duration, depth: usize) {
-        self.waited.get_or_create(&Name { name }).observe(waited.as_secs_f64());
-        self.depth.get_or_create(&Name { name }).set(depth as i64);
+    pub(super) fn taken(&self, controller: &'static str, waited: Duration) {
+        self.waited.get_or_create(&Name { name: (self.called)(controller) }).observe(waited.as_secs_f64());
     }
 
     /// Work on a key ended.
-    pub(super) fn done(&self, name: &'static str, worked: Duration) {
-        self.worked.get_or_create(&Name { name }).observe(worked.as_secs_f64());
+    pub(super) fn done(&self, controller: &'static str, worked: Duration) {
+        self.worked.get_or_create(&Name { name: (self.called)(controller) }).observe(worked.as_secs_f64());
+    }
+}
+
+/// Of each queue one value.
+type Read = fn(&Figures) -> f64;
+
+impl Collector for Queues {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let queues = self.all();
+        let counters: [(&str, &str, fn(&Figures) -> u64); 2] = [
+            ("workqueue_adds", "Number of keys added to the queue", |of| of.added),
+            ("workqueue_retries", "Number of keys added to be worked on later, after a failure or a wait", |of| {
+                of.retried
+            }),
+        ];
+        for (metric, help, read) in counters {
+            let kind = ConstCounter::new(0u64).metric_type();
+            let mut encoder = encoder.encode_descriptor(metric, help, None, kind)?;
+            for (name, figures) in &queues {
+                ConstCounter::new(read(figures)).encode(encoder.encode_family(name)?)?;
+            }
+        }
+        let gauges: [(&str, &str, Read); 3] = [
+            ("workqueue_depth", "Current depth of the queue", |of| of.waiting),
+            (
+                "workqueue_unfinished_work_seconds",
+                "For how long the keys that are being worked on have been, in sum",
+                |of| of.unfinished.as_secs_f64(),
+            ),
+            (
+                "workqueue_longest_running_processor_seconds",
+                "For how long the key has been worked on that is worked on for longest",
+                |of| of.longest.as_secs_f64(),
+            ),
+        ];
+        for (metric, help, read) in gauges {
+            let kind = ConstGauge::new(0f64).metric_type();
+            let mut encoder = encoder.encode_descriptor(metric, help, None, kind)?;
+            for (name, figures) in &queues {
+                ConstGauge::new(read(figures)).encode(encoder.encode_family(name)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use machinery_api::ObjectKey;
+    use machinery_env::Env;
+
+    #[tokio::test]
+    async fn a_queues_figures_are_shown_under_upstreams_names() {
+        let metrics = Metrics::called(|name| name.strip_suffix("-controller").unwrap_or(name));
+        let mut registry = Registry::default();
+        metrics.register(&mut registry);
+        let queue = Arc::new(WorkQueue::new(Env::real()));
+        metrics.watch("job-controller", &queue);
+        for name in ["a", "b", "b"] {
+            queue.add(ObjectKey::new("n", name));
+        }
+        let taken = queue.next().await;
+        metrics.taken("job-controller", taken.waited);
+        queue.add_rate_limited(taken.key);
+        let shown = || {
+            let mut text = String::new();
+            prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+            text
+        };
+        let text = shown();
+        for line in [
+            "workqueue_adds_total{name=\"job\"} 2",
+            "workqueue_retries_total{name=\"job\"} 1",
+            "workqueue_depth{name=\"job\"} 1.0",
+            "workqueue_queue_duration_seconds_count{name=\"job\"} 1",
+            "# TYPE workqueue_unfinished_work_seconds gauge",
+        ] {
+            assert!(text.lines().any(|shown| shown == line), "{line} in {text}");
+        }
+        let value = |text: &str| {
+            let line =
+                text.lines().find(|line| line.starts_with("workqueue_longest_running_processor_seconds{")).unwrap();
+            line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+        };
+        assert!(value(&text) > 0.0);
+        drop(queue);
+        assert!(!shown().contains("workqueue_depth{"), "nobody works on it any more");
     }
 }

@@ -27,6 +27,8 @@ struct State {
     due: HashMap<Arc<ObjectKey>, (Duration, u64)>,
     failures: HashMap<Arc<ObjectKey>, u32>,
     sequence: u64,
+    added: u64,
+    retried: u64,
 }
 
 impl State {
@@ -34,6 +36,7 @@ impl State {
         if self.dirty.contains_key(&key) {
             return false;
         }
+        self.added += 1;
         self.dirty.insert(key.clone(), now);
         if !self.working.contains_key(&key) {
             self.ready.push_back(key);
@@ -43,6 +46,7 @@ impl State {
 
     /// The earliest of several wishes for a key holds.
     fn add_at(&mut self, key: Arc<ObjectKey>, at: Duration) {
+        self.retried += 1;
         if let Some(known) = self.due.get(&key) {
             if known.0 <= at {
                 return;
@@ -76,6 +80,14 @@ impl State {
         Some((key, now.saturating_sub(added)))
     }
 
+    fn figures(&self, now: Duration) -> Figures {
+        let ages = || self.working.values().map(|since| now.saturating_sub(*since));
+        #[expect(clippy::cast_precision_loss, reason = "keys are no more than objects")]
+        let waiting = self.ready.len() as f64;
+        let (added, retried) = (self.added, self.retried);
+        Figures { waiting, added, retried, unfinished: ages().sum(), longest: ages().max().unwrap_or_default() }
+    }
+
     fn done(&mut self, key: &Arc<ObjectKey>) -> Option<Duration> {
         let since = self.working.remove(key);
         if self.dirty.contains_key(key) {
@@ -83,6 +95,21 @@ impl State {
         }
         since
     }
+}
+
+/// What a queue is like at a moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Figures {
+    /// Keys that wait for a worker.
+    pub waiting: f64,
+    /// Keys that were ever added.
+    pub added: u64,
+    /// Keys that were ever added to be worked on later.
+    pub retried: u64,
+    /// For how long the keys that are being worked on have been, in sum.
+    pub unfinished: Duration,
+    /// And the longest of them.
+    pub longest: Duration,
 }
 
 /// What was taken from the queue.
@@ -139,10 +166,10 @@ impl WorkQueue {
         self.state().failures.remove(key);
     }
 
-    /// How many keys wait.
+    /// What it is like now.
     #[must_use]
-    pub fn depth(&self) -> usize {
-        self.state().ready.len()
+    pub fn figures(&self) -> Figures {
+        self.state().figures(self.env.elapsed())
     }
 
     /// Work on a key has ended. Answers how long it took.

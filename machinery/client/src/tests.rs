@@ -255,6 +255,7 @@ async fn a_key_rests_until_the_view_shows_what_was_written() {
         informer: informer.clone(),
         env: Env::real(),
         metrics: Metrics::default(),
+        workers: Default::default(),
         settings: Arc::new(()),
     };
     let running = tokio::spawn(driver::run([&COPIER], parts, stop.clone()));
@@ -321,6 +322,7 @@ async fn what_cannot_be_watched_is_asked_for_at_an_interval() {
         informer: informer.clone(),
         env: env.clone(),
         metrics: Metrics::default(),
+        workers: Default::default(),
         settings: Arc::new(()),
     };
     let running = tokio::spawn(driver::run([&POLLER], parts, stop.clone()));
