@@ -1,11 +1,13 @@
 //! What a cluster is configured with, by component, as types; and the flags of every verb. Flags and environment variables
 //! are read by clap alone: every flag can be set by `CORACLE_<FLAG>` too.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use controllers::NodeLifecycle;
 use ipnet::Ipv4Net;
 use kubelet::image::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT, Registries, SignaturePolicy};
 use kubelet::node::{MAX_PODS_DEFAULT, ShutdownGrace};
@@ -72,8 +74,12 @@ pub(crate) struct NetworkConfig {
 /// The controllers.
 #[derive(Debug, Clone)]
 pub(crate) struct ControllersConfig {
-    pub(crate) node_monitor_period: Duration,
-    pub(crate) node_monitor_grace: Duration,
+    pub(crate) node_lifecycle: NodeLifecycle,
+    pub(crate) terminated_pods_max: usize,
+    /// Those that don't run.
+    pub(crate) disabled: Vec<String>,
+    /// How many keys a controller works on at once, where that was said.
+    pub(crate) workers: BTreeMap<&'static str, usize>,
 }
 
 /// The scheduler.
@@ -86,6 +92,8 @@ pub(crate) struct SchedulerConfig {
 #[derive(Debug, Clone)]
 pub(crate) struct NodesConfig {
     pub(crate) count: u32,
+    /// Their Leases are short, so that whoever watches knows soon that they are dead.
+    pub(crate) short_leases: bool,
     /// Pods of each.
     pub(crate) max_pods: u32,
     /// Where kubelets and NodePorts listen.
@@ -124,12 +132,15 @@ impl ClusterConfig {
             api: ApiServerConfig { bind: localhost, port: 0, store: None, default_toleration_seconds: 300 },
             network: NetworkConfig::default(),
             controllers: ControllersConfig {
-                node_monitor_period: Duration::from_secs(5),
-                node_monitor_grace: Duration::from_secs(40),
+                node_lifecycle: NodeLifecycle::default(),
+                terminated_pods_max: controllers::Settings::default().terminated_pods_max,
+                disabled: Vec::new(),
+                workers: BTreeMap::new(),
             },
             scheduler: SchedulerConfig { scoring_strategy: ScoringStrategy::LeastAllocated },
             nodes: NodesConfig {
                 count: 2,
+                short_leases: false,
                 max_pods: MAX_PODS_DEFAULT,
                 bind: localhost,
                 host_pod_listeners: false,

@@ -20,6 +20,11 @@ use crate::progress::Progress;
 /// What is still running when the runtimes end is dropped after this long; a stop takes 5 s at most (contract.md §2).
 const LAST_MOMENT: Duration = Duration::from_millis(500);
 
+/// For how many seconds a pod tolerates a node that is not ready or unreachable (upstream's default).
+pub(super) const USUAL_TOLERATION: u32 = 300;
+/// The same with fast failover: a node that is only late has been heard of again by then.
+pub(super) const FAST_TOLERATION: u32 = 1;
+
 /// Flags of the API server and its store.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ServerFlags {
@@ -38,22 +43,22 @@ pub(crate) struct ServerFlags {
     /// Addresses of pods [default on Linux: the upper /15 of the same block, else 10.244.0.0/16]
     #[arg(long, env = "CORACLE_CLUSTER_CIDR", value_name = "CIDR")]
     pub(crate) cluster_cidr: Option<Ipv4Net>,
-    /// Seconds for which a pod that says nothing else tolerates a node that is not ready or unreachable
-    #[arg(long, env = "CORACLE_DEFAULT_TOLERATION_SECONDS", default_value_t = 300, value_name = "SECONDS")]
-    pub(crate) default_toleration_seconds: u32,
+    /// Seconds for which a pod that says nothing else tolerates a node that is not ready or unreachable [default: 300, 1 with --fast-failover]
+    #[arg(long, env = "CORACLE_DEFAULT_TOLERATION_SECONDS", value_name = "SECONDS")]
+    pub(crate) default_toleration_seconds: Option<u32>,
 }
 
 impl ServerFlags {
-    /// What the API server is configured with.
+    /// What the API server is configured with; `toleration` where none was said.
     ///
     /// # Errors
     /// `--store` names none that is built.
-    pub(super) fn config(&self) -> Result<ApiServerConfig, Failure> {
+    pub(super) fn config(&self, toleration: u32) -> Result<ApiServerConfig, Failure> {
         Ok(ApiServerConfig {
             bind: self.bind,
             port: self.port,
             store: store_folder(self.store.as_deref())?,
-            default_toleration_seconds: self.default_toleration_seconds,
+            default_toleration_seconds: self.default_toleration_seconds.unwrap_or(toleration),
         })
     }
 
@@ -75,7 +80,7 @@ pub(crate) struct ApiServer {
 /// # Errors
 /// The flags contradict each other, or the server can't start.
 pub(crate) fn run(flags: &ApiServer, common: &Common) -> Result<(), Failure> {
-    let config = ClusterConfig::of_servers(flags.server.config()?, flags.server.network());
+    let config = ClusterConfig::of_servers(flags.server.config(USUAL_TOLERATION)?, flags.server.network());
     until_stopped(config, Parts::Servers, common, "")
 }
 

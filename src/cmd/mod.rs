@@ -1,13 +1,17 @@
 //! The verbs: one file each, with its arguments. A verb that is not built yet is absent.
 
+mod alone;
 mod apiserver;
 mod call;
+mod controller_manager;
 mod demo;
+mod flags;
 mod image;
 mod inspect;
 mod pull;
 mod push;
 mod run;
+mod scheduler;
 mod up;
 mod version;
 
@@ -16,12 +20,14 @@ use clap::{Parser, Subcommand};
 use crate::config::Common;
 use apiserver::ApiServer;
 use call::Call;
+use controller_manager::ControllerManager;
 use demo::Demo;
 use image::Images;
 use inspect::Inspect;
 use pull::Pull;
 use push::Push;
 use run::Run;
+use scheduler::Scheduler;
 use up::Up;
 
 /// Kubernetes for WebAssembly in one binary.
@@ -59,6 +65,14 @@ pub(crate) enum Verb {
         after_help = "Example: coracle apiserver --data-dir /var/lib/coracle --port 6443\n         kube-scheduler --kubeconfig /var/lib/coracle/kubeconfig"
     )]
     ApiServer(ApiServer),
+    /// Runs the controllers alone, in the foreground, against the API server that a kubeconfig names
+    #[command(
+        after_help = "Example: coracle controller-manager --kubeconfig /var/lib/coracle/kubeconfig --controllers '*,-job'"
+    )]
+    ControllerManager(Box<ControllerManager>),
+    /// Runs the scheduler alone, in the foreground, against the API server that a kubeconfig names
+    #[command(after_help = "Example: coracle scheduler --kubeconfig /var/lib/coracle/kubeconfig")]
+    Scheduler(Scheduler),
     /// Runs a .wasm file in the cluster of --data-dir: pushes it, makes a Deployment and a Service, waits until it is ready
     #[command(after_help = "Example: coracle run hello.wasm --port 8080 --dev")]
     Run(Run),
@@ -106,6 +120,8 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Demo(flags) => demo::run(&flags),
         Verb::Up(flags) => up::run(&flags, &cli.common),
         Verb::ApiServer(flags) => apiserver::run(&flags, &cli.common),
+        Verb::ControllerManager(flags) => controller_manager::run(&flags),
+        Verb::Scheduler(flags) => scheduler::run(&flags),
         Verb::Run(flags) => run::run(&flags, &cli.common),
         Verb::Push(flags) => push::run(&flags, &cli.common),
         Verb::Pull(flags) => pull::run(&flags, &cli.common),

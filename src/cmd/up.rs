@@ -10,10 +10,11 @@ use kubelet::node::{MAX_PODS_DEFAULT, ShutdownGrace};
 use kubelet::server::STREAMING_IDLE_DEFAULT;
 use scheduler::plugins::ScoringStrategy;
 
-use super::apiserver::{ServerFlags, until_stopped};
+use super::apiserver::{FAST_TOLERATION, ServerFlags, USUAL_TOLERATION, until_stopped};
+use super::flags::controllers::ControllerFlags;
 use super::{Failure, pull};
 use crate::compose::Parts;
-use crate::config::{ClusterConfig, Common, ControllersConfig, NODES_MAX, NetworkConfig, NodesConfig, SchedulerConfig};
+use crate::config::{ClusterConfig, Common, NODES_MAX, NetworkConfig, NodesConfig, SchedulerConfig};
 
 /// Flags of `coracle up`.
 #[derive(Debug, Clone, Args)]
@@ -50,12 +51,8 @@ pub(crate) struct Up {
     /// The last part of it, in seconds, for critical pods
     #[arg(long, env = "CORACLE_SHUTDOWN_GRACE_PERIOD_CRITICAL_PODS", default_value_t = 0, value_name = "SECONDS")]
     pub(crate) shutdown_grace_period_critical_pods: u32,
-    /// How often the node lifecycle controller looks at the nodes, in seconds
-    #[arg(long, env = "CORACLE_NODE_MONITOR_PERIOD", default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) node_monitor_period: u32,
-    /// After how many seconds without a heartbeat a node is NotReady
-    #[arg(long, env = "CORACLE_NODE_MONITOR_GRACE_PERIOD", default_value_t = 40, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) node_monitor_grace_period: u32,
+    #[command(flatten)]
+    controllers: ControllerFlags,
     /// From this share of the disk on, in percent, unused images are removed; 100 = never
     #[arg(long, env = "CORACLE_IMAGE_GC_HIGH_THRESHOLD", default_value_t = 85, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
     pub(crate) image_gc_high_threshold: u8,
@@ -108,6 +105,15 @@ pub(crate) enum ScoringStrategyArg {
     MostAllocated,
 }
 
+impl From<ScoringStrategyArg> for ScoringStrategy {
+    fn from(strategy: ScoringStrategyArg) -> Self {
+        match strategy {
+            ScoringStrategyArg::LeastAllocated => Self::LeastAllocated,
+            ScoringStrategyArg::MostAllocated => Self::MostAllocated,
+        }
+    }
+}
+
 impl Up {
     /// What the cluster is configured with.
     ///
@@ -128,20 +134,13 @@ impl Up {
             )));
         }
         Ok(ClusterConfig {
-            api: self.server.config()?,
+            api: self.server.config(if self.controllers.fast_failover { FAST_TOLERATION } else { USUAL_TOLERATION })?,
             network: NetworkConfig { node_cidr_mask_size: self.node_cidr_mask_size, ..self.server.network() },
-            controllers: ControllersConfig {
-                node_monitor_period: seconds(self.node_monitor_period),
-                node_monitor_grace: seconds(self.node_monitor_grace_period),
-            },
-            scheduler: SchedulerConfig {
-                scoring_strategy: match self.scoring_strategy {
-                    ScoringStrategyArg::LeastAllocated => ScoringStrategy::LeastAllocated,
-                    ScoringStrategyArg::MostAllocated => ScoringStrategy::MostAllocated,
-                },
-            },
+            controllers: self.controllers.config()?,
+            scheduler: SchedulerConfig { scoring_strategy: self.scoring_strategy.into() },
             nodes: NodesConfig {
                 count: self.nodes,
+                short_leases: self.controllers.fast_failover,
                 max_pods: self.max_pods,
                 bind: self.server.bind,
                 host_pod_listeners: self.host_pod_listeners,

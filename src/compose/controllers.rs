@@ -9,6 +9,7 @@ use super::identities::ComponentIdentity;
 use super::role::Component;
 
 pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
+    let asked = &ground.config.controllers;
     let signing_key = ground.pki.service_account().clone();
     let authority = ground.pki.clone();
     let sign_certificate: controllers::SignCertificate = Arc::new(move |order| {
@@ -16,8 +17,8 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         authority.sign(&Order { request, usages, not_before, not_after }).map_err(|error| error.to_string())
     });
     let settings = controllers::Settings {
-        node_monitor_period: ground.config.controllers.node_monitor_period,
-        node_monitor_grace: ground.config.controllers.node_monitor_grace,
+        node_lifecycle: asked.node_lifecycle.clone(),
+        terminated_pods_max: asked.terminated_pods_max,
         root_ca_pem: ground.pki.ca_pem().to_owned(),
         cluster_cidrs: vec![(ground.network.pods.into(), ground.network.node_mask)],
         sign_certificate: Some(sign_certificate),
@@ -27,6 +28,8 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     let mut config = controllers::Config::new(settings, "coracle");
     // One process has the data folder, so there is nobody to elect against; a start need not wait for an old lease.
     config.election = None;
+    config.disabled = asked.disabled.clone();
+    config.workers = asked.workers.clone();
     config.informer = Some(ground.informer.clone());
     ground.with_metrics(|registry| config.metrics.register(registry));
     let service = ground.service.clone();

@@ -159,7 +159,7 @@ pub(crate) async fn start(
     let admin = ComponentIdentity::Admin.client(&ground.service);
     if parts == Parts::All {
         progress.doing("waiting for the controllers");
-        ready::default_namespace(&admin).await?;
+        ready::default_namespace(&admin, &ground.config.controllers.disabled).await?;
     }
     ground.ready.cancel();
     let server = ground.server_url();

@@ -57,11 +57,24 @@ where
 /// # Errors
 /// When the file can't be read, or what it names (certificates, keys) can't be used.
 pub async fn from_kubeconfig(path: impl AsRef<Path>) -> Result<Client, ClientError> {
-    let kubeconfig = Kubeconfig::read_from(path).map_err(|e| ClientError::Kubeconfig(Box::new(e)))?;
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-        .await
-        .map_err(|e| ClientError::Kubeconfig(Box::new(e)))?;
+    from_config(read_kubeconfig(path).await?)
+}
+
+/// The same for a program that writes under this name: who manages the fields that it sets.
+///
+/// # Errors
+/// As [`from_kubeconfig`].
+pub async fn from_kubeconfig_as(path: impl AsRef<Path>, agent: &'static str) -> Result<Client, ClientError> {
+    let mut config = read_kubeconfig(path).await?;
+    config.headers.push((http::header::USER_AGENT, http::HeaderValue::from_static(agent)));
     from_config(config)
+}
+
+async fn read_kubeconfig(path: impl AsRef<Path>) -> Result<Config, ClientError> {
+    let kubeconfig = Kubeconfig::read_from(path).map_err(|e| ClientError::Kubeconfig(Box::new(e)))?;
+    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .map_err(|e| ClientError::Kubeconfig(Box::new(e)))
 }
 
 /// A client for a configuration that was put together elsewhere.

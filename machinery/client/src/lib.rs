@@ -30,7 +30,7 @@ pub mod simulate;
 mod tests;
 
 pub use cache::{Change, ObjectCache};
-pub use connect::{ClientError, from_config, from_kubeconfig, in_process};
+pub use connect::{ClientError, from_config, from_kubeconfig, from_kubeconfig_as, in_process};
 pub use driver::{Context, Controller, Input};
 pub use informer::Informer;
 pub use object::{

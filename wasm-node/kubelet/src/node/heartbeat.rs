@@ -331,7 +331,8 @@ impl NodeStatusManager {
         let node: Node = self.requests.patch(&NODE, &key, Some("status"), how, &patch).await?;
         self.reported = Some(Reported { health, shown: register::own(Some(&node)), at: now });
         if mends {
-            self.mends_from = now + OBSERVE_INTERVAL;
+            // With a short lease a node that was late is soon well again.
+            self.mends_from = now + OBSERVE_INTERVAL.min(self.config.lease_duration / 2);
         }
         self.learn(Some(node));
         Ok(())

@@ -1,0 +1,217 @@
+//! `coracle controller-manager`: the controllers as a process of their own, against any Kubernetes API server.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use apiserver::auth::jwt::SigningKey;
+use clap::Args;
+use controllers::Settings;
+use ipnet::IpNet;
+use machinery_env::Env;
+
+use super::Failure;
+use super::alone::{self, AloneFlags, Given};
+use super::flags::controllers::ControllerFlags;
+use super::flags::election::ElectionFlags;
+use super::flags::refused::{Refused, Table};
+
+/// Whose flags and name these are.
+const UPSTREAM: &str = "kube-controller-manager";
+
+/// Flags of `coracle controller-manager`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ControllerManager {
+    #[command(flatten)]
+    alone: AloneFlags,
+    #[command(flatten)]
+    controllers: ControllerFlags,
+    #[command(flatten)]
+    election: ElectionFlags,
+    /// Gives each node a block of the pods' addresses
+    #[arg(long, env = "CORACLE_ALLOCATE_NODE_CIDRS", requires = "cluster_cidr", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set, value_name = "BOOL")]
+    allocate_node_cidrs: bool,
+    /// Addresses of pods
+    #[arg(long, env = "CORACLE_CLUSTER_CIDR", value_name = "CIDR")]
+    cluster_cidr: Option<IpNet>,
+    /// Prefix length of each node's share of the pod addresses [default: 24 of IPv4, 64 of IPv6]
+    #[arg(long, env = "CORACLE_NODE_CIDR_MASK_SIZE", value_name = "BITS", value_parser = clap::value_parser!(u8).range(8..=126))]
+    node_cidr_mask_size: Option<u8>,
+    /// The certificate authority that every namespace is told to trust, as PEM [default: none is told]
+    #[arg(long, env = "CORACLE_ROOT_CA_FILE", value_name = "FILE")]
+    root_ca_file: Option<PathBuf>,
+    /// Signs tokens in Secrets: the key of the API server, ECDSA P-256 in PKCS #8 [default: Secrets get none]
+    #[arg(long, env = "CORACLE_SERVICE_ACCOUNT_PRIVATE_KEY_FILE", value_name = "FILE")]
+    service_account_private_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    refused: Refused<Unmeant>,
+}
+
+/// What upstream's program takes and this one doesn't.
+#[derive(Debug, Clone)]
+struct Unmeant;
+
+const CLOUD: &str = "there is no cloud provider; leave it out";
+const CLOCK: &str = "nothing is done by the clock alone: what changes is acted on when it does; leave it out";
+const CLIENT: &str = "requests have no rate of their own, the API server bounds them, and are JSON; leave it out";
+const SERVING: &str = "figures are shown over plain HTTP where --metrics-bind says; leave it out";
+const SIGNING: &str = "certificates are signed by the process that has the authority's key, `coracle up`; leave it out";
+const ATTACH: &str = "nothing is attached to nodes, and no volume is recycled or probed for; leave it out";
+
+impl Table for Unmeant {
+    const FLAGS: &'static [(&'static str, &'static str)] = &[
+        ("allow-metric-labels", SERVING),
+        ("attach-detach-reconcile-sync-period", ATTACH),
+        ("authentication-kubeconfig", SERVING),
+        ("authorization-kubeconfig", SERVING),
+        ("bind-address", SERVING),
+        ("cert-dir", SERVING),
+        ("client-ca-file", SERVING),
+        ("cloud-config", CLOUD),
+        ("cloud-provider", CLOUD),
+        ("cluster-name", CLOUD),
+        ("cluster-signing-cert-file", SIGNING),
+        ("cluster-signing-duration", SIGNING),
+        ("cluster-signing-key-file", SIGNING),
+        ("concurrent-service-syncs", CLOUD),
+        ("configure-cloud-routes", CLOUD),
+        ("contention-profiling", "there is no profiler; leave it out"),
+        ("controller-start-interval", "controllers start at once; leave it out"),
+        ("disable-attach-detach-reconcile-sync", ATTACH),
+        ("enable-dynamic-provisioning", "switch the controller off by --controllers"),
+        ("enable-garbage-collector", "switch it off by --controllers=*,-garbage-collector-controller"),
+        ("enable-hostpath-provisioner", ATTACH),
+        ("endpoint-updates-batch-period", CLOCK),
+        ("endpointslice-updates-batch-period", CLOCK),
+        ("external-cloud-volume-plugin", CLOUD),
+        ("feature-gates", "features are as v1.36 has them by default; leave it out"),
+        ("flex-volume-plugin-dir", ATTACH),
+        ("kube-api-burst", CLIENT),
+        ("kube-api-content-type", CLIENT),
+        ("kube-api-qps", CLIENT),
+        ("master", "name the server in the kubeconfig"),
+        ("min-resync-period", CLOCK),
+        ("mirroring-endpointslice-updates-batch-period", CLOCK),
+        ("namespace-sync-period", CLOCK),
+        ("node-sync-period", CLOUD),
+        ("profiling", "there is no profiler; leave it out"),
+        ("pvclaimbinder-sync-period", CLOCK),
+        ("resource-quota-sync-period", CLOCK),
+        ("route-reconciliation-period", CLOUD),
+        ("secure-port", SERVING),
+        ("service-cluster-ip-range", "Services' addresses are the API server's to give; leave it out"),
+        ("tls-cert-file", SERVING),
+        ("tls-private-key-file", SERVING),
+        (
+            "use-service-account-credentials",
+            "all controllers act as whom the kubeconfig names (system:kube-controller-manager with the rights of all, or an administrator); leave it out",
+        ),
+    ];
+}
+
+/// Runs until SIGINT or SIGTERM.
+///
+/// # Errors
+/// The flags contradict each other, a file can't be used, or the leadership was lost.
+pub(crate) fn run(flags: &ControllerManager) -> Result<(), Failure> {
+    flags.refused.check()?;
+    let env = Env::real();
+    let config = flags.config(&env)?;
+    let metrics = config.metrics.clone();
+    alone::run(
+        &flags.alone,
+        UPSTREAM,
+        env,
+        |registry| metrics.register(registry),
+        |Given { client, env, stop }| async move {
+            let same = client.clone();
+            let clients: controllers::Clients = Arc::new(move |_| same.clone());
+            Ok(controllers::run(client, clients, env, config, stop).await?)
+        },
+    )
+}
+
+impl ControllerManager {
+    fn config(&self, env: &Env) -> Result<controllers::Config, Failure> {
+        let asked = self.controllers.config()?;
+        let read = |file: &PathBuf, flag: &str| {
+            std::fs::read_to_string(file).with_context(|| format!("--{flag} {}", file.display()))
+        };
+        let root_ca_pem = self.root_ca_file.as_ref().map(|file| read(file, "root-ca-file")).transpose()?;
+        let mut settings = Settings {
+            node_lifecycle: asked.node_lifecycle,
+            terminated_pods_max: asked.terminated_pods_max,
+            root_ca_pem: root_ca_pem.unwrap_or_default(),
+            ..Settings::default()
+        };
+        if let Some(cidr) = self.cluster_cidr.filter(|_| self.allocate_node_cidrs) {
+            let usual = if cidr.addr().is_ipv4() { 24 } else { 64 };
+            let mask = self.node_cidr_mask_size.unwrap_or(usual);
+            if mask < cidr.prefix_len() || mask > cidr.max_prefix_len() {
+                return Err(Failure::Usage(format!("--node-cidr-mask-size {mask}: no part of --cluster-cidr {cidr}")));
+            }
+            settings.cluster_cidrs = vec![(cidr, mask)];
+        }
+        if let Some(file) = &self.service_account_private_key_file {
+            const FLAG: &str = "service-account-private-key-file";
+            let pem = read(file, FLAG)?;
+            let key = SigningKey::from_pem(&pem).with_context(|| format!("--{FLAG} {}", file.display()))?;
+            settings.sign_token = Some(Arc::new(move |claims| key.sign(claims).ok()));
+        }
+        let mut config = controllers::Config::new(settings, UPSTREAM);
+        config.election = self.election.election(UPSTREAM, env)?;
+        config.disabled = asked.disabled;
+        config.workers = asked.workers;
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cmd::{Cli, Verb};
+
+    fn config(flags: &[&str]) -> Result<controllers::Config, Failure> {
+        let cli = Cli::try_parse_from(["coracle", "controller-manager", "--kubeconfig=k"].iter().chain(flags)).unwrap();
+        match cli.verb {
+            Verb::ControllerManager(verb) => {
+                verb.refused.check()?;
+                verb.config(&Env::real())
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn flags_of_upstream_that_mean_nothing_are_refused_with_a_reason() {
+        for (name, _) in Unmeant::FLAGS {
+            for flag in [format!("--{name}"), format!("--{name}=x")] {
+                match config(&[&flag]) {
+                    Err(Failure::Usage(told)) => assert!(told.starts_with(&format!("--{name}: ")), "{told}"),
+                    other => panic!("{flag}: {other:?}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn it_takes_part_in_upstreams_election_unless_told_not_to() {
+        let election = config(&[]).unwrap().election.unwrap();
+        assert_eq!(election.lease.to_string(), "kube-system/kube-controller-manager");
+        assert!(config(&["--leader-elect=false"]).unwrap().election.is_none());
+        let short = ["--leader-elect-lease-duration=10s", "--leader-elect-renew-deadline=10s"];
+        assert!(matches!(config(&short), Err(Failure::Usage(_))));
+        assert!(matches!(config(&["--leader-elect-retry-period=9s"]), Err(Failure::Usage(_))));
+    }
+
+    #[test]
+    fn nodes_get_addresses_where_that_is_asked_for() {
+        assert!(config(&["--cluster-cidr=10.0.0.0/16"]).unwrap().settings.cluster_cidrs.is_empty());
+        let asked = ["--cluster-cidr=10.0.0.0/16", "--allocate-node-cidrs=true"];
+        assert_eq!(config(&asked).unwrap().settings.cluster_cidrs[0].1, 24);
+        let wrong = [asked[0], asked[1], "--node-cidr-mask-size=12"];
+        assert!(matches!(config(&wrong), Err(Failure::Usage(_))));
+    }
+}

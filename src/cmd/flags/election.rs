@@ -1,0 +1,74 @@
+//! `--leader-elect*`: of several replicas one acts.
+
+use std::time::Duration;
+
+use clap::Args;
+use machinery_api::ObjectKey;
+use machinery_client::election::Election;
+use machinery_env::Env;
+
+use super::duration::some_time;
+use crate::cmd::Failure;
+
+/// Upstream's flags of the election; the record's name is the verb's unless given.
+#[derive(Debug, Clone, Args)]
+pub(in crate::cmd) struct ElectionFlags {
+    /// Acts only while no other replica does
+    #[arg(long, env = "CORACLE_LEADER_ELECT", default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set, value_name = "BOOL")]
+    leader_elect: bool,
+    /// For how long others wait after a renewal that they saw
+    #[arg(long, env = "CORACLE_LEADER_ELECT_LEASE_DURATION", default_value = "15s", value_name = "DURATION", value_parser = some_time)]
+    leader_elect_lease_duration: Duration,
+    /// After how long without a renewal the leader ends
+    #[arg(long, env = "CORACLE_LEADER_ELECT_RENEW_DEADLINE", default_value = "10s", value_name = "DURATION", value_parser = some_time)]
+    leader_elect_renew_deadline: Duration,
+    /// How often a replica tries
+    #[arg(long, env = "CORACLE_LEADER_ELECT_RETRY_PERIOD", default_value = "2s", value_name = "DURATION", value_parser = some_time)]
+    leader_elect_retry_period: Duration,
+    /// The kind of the record; there is one
+    #[arg(long, env = "CORACLE_LEADER_ELECT_RESOURCE_LOCK", default_value = "leases", value_name = "KIND", value_parser = ["leases"])]
+    leader_elect_resource_lock: String,
+    /// The record's name [default: upstream's]
+    #[arg(long, env = "CORACLE_LEADER_ELECT_RESOURCE_NAME", value_name = "NAME")]
+    leader_elect_resource_name: Option<String>,
+    /// The record's namespace
+    #[arg(
+        long,
+        env = "CORACLE_LEADER_ELECT_RESOURCE_NAMESPACE",
+        default_value = "kube-system",
+        value_name = "NAMESPACE"
+    )]
+    leader_elect_resource_namespace: String,
+}
+
+impl ElectionFlags {
+    /// The election under an upstream component's name; none where there is none to be.
+    ///
+    /// # Errors
+    /// The times contradict each other (client-go's rules).
+    pub(in crate::cmd) fn election(&self, component: &str, env: &Env) -> Result<Option<Election>, Failure> {
+        if !self.leader_elect {
+            return Ok(None);
+        }
+        let (lease, renew, retry) =
+            (self.leader_elect_lease_duration, self.leader_elect_renew_deadline, self.leader_elect_retry_period);
+        if lease <= renew {
+            return Err(Failure::Usage(
+                "--leader-elect-lease-duration must be greater than --leader-elect-renew-deadline".into(),
+            ));
+        }
+        if renew.as_secs_f64() <= retry.as_secs_f64() * 1.2 {
+            return Err(Failure::Usage(
+                "--leader-elect-renew-deadline must be greater than --leader-elect-retry-period by a fifth".into(),
+            ));
+        }
+        let name = self.leader_elect_resource_name.as_deref().unwrap_or(component);
+        let host = sysinfo::System::host_name().unwrap_or_else(|_| "coracle".to_owned());
+        let election = Election::new(
+            ObjectKey::new(&*self.leader_elect_resource_namespace, name),
+            format!("{host}_{}", env.uid()),
+        );
+        let times = Election { lease_duration: lease, renew_deadline: renew, retry_period: retry, ..election };
+        Ok(Some(times))
+    }
+}

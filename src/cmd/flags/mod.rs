@@ -1,0 +1,6 @@
+//! Flags that several verbs have, by upstream's names.
+
+pub(super) mod controllers;
+pub(super) mod duration;
+pub(super) mod election;
+pub(super) mod refused;

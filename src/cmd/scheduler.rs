@@ -1,0 +1,78 @@
+//! `coracle scheduler`: the scheduler as a process of its own, against any Kubernetes API server.
+
+use clap::Args;
+use machinery_env::Env;
+
+use super::Failure;
+use super::alone::{self, AloneFlags, Given};
+use super::flags::election::ElectionFlags;
+use super::flags::refused::{Refused, Table};
+use super::up::ScoringStrategyArg;
+
+/// Whose flags and name these are.
+const UPSTREAM: &str = "kube-scheduler";
+
+/// Flags of `coracle scheduler`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Scheduler {
+    #[command(flatten)]
+    alone: AloneFlags,
+    #[command(flatten)]
+    election: ElectionFlags,
+    /// How the scheduler fills nodes: LeastAllocated spreads, MostAllocated packs
+    #[arg(long, env = "CORACLE_SCORING_STRATEGY", default_value = "LeastAllocated", value_name = "STRATEGY")]
+    scoring_strategy: ScoringStrategyArg,
+    #[command(flatten)]
+    refused: Refused<Unmeant>,
+}
+
+/// What upstream's program takes and this one doesn't.
+#[derive(Debug, Clone)]
+struct Unmeant;
+
+const CLIENT: &str = "requests have no rate of their own, the API server bounds them, and are JSON; leave it out";
+const SERVING: &str = "figures are shown over plain HTTP where --metrics-bind says; leave it out";
+
+impl Table for Unmeant {
+    const FLAGS: &'static [(&'static str, &'static str)] = &[
+        ("authentication-kubeconfig", SERVING),
+        ("authorization-kubeconfig", SERVING),
+        ("bind-address", SERVING),
+        ("cert-dir", SERVING),
+        ("client-ca-file", SERVING),
+        ("contention-profiling", "there is no profiler; leave it out"),
+        ("feature-gates", "features are as v1.36 has them by default; leave it out"),
+        ("kube-api-burst", CLIENT),
+        ("kube-api-content-type", CLIENT),
+        ("kube-api-qps", CLIENT),
+        ("master", "name the server in the kubeconfig"),
+        (
+            "pod-max-in-unschedulable-pods-duration",
+            "a pod waits until something changes that may help it; leave it out",
+        ),
+        ("profiling", "there is no profiler; leave it out"),
+        ("secure-port", SERVING),
+        ("tls-cert-file", SERVING),
+        ("tls-private-key-file", SERVING),
+    ];
+}
+
+/// Runs until SIGINT or SIGTERM.
+///
+/// # Errors
+/// The flags contradict each other, or the leadership was lost.
+pub(crate) fn run(flags: &Scheduler) -> Result<(), Failure> {
+    flags.refused.check()?;
+    let env = Env::real();
+    let profile = scheduler::plugins::Profile { scoring_strategy: flags.scoring_strategy.into(), ..Default::default() };
+    let election = flags.election.election(UPSTREAM, &env)?;
+    let config = scheduler::Config { profiles: vec![profile], election, ..scheduler::Config::default() };
+    let metrics = config.metrics.clone();
+    alone::run(
+        &flags.alone,
+        UPSTREAM,
+        env,
+        |registry| metrics.register(registry),
+        |Given { client, env, stop }| async move { Ok(scheduler::run(client, env, config, stop).await?) },
+    )
+}
