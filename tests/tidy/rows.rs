@@ -122,7 +122,8 @@ fn each_verb_has_a_page_and_a_test() {
     let table = fs::read_to_string(root().join("src/cmd/mod.rs")).expect("the table of verbs");
     let verbs: BTreeSet<String> = table
         .lines()
-        .filter_map(|line| line.trim().strip_prefix("mod ")?.strip_suffix(';').map(str::to_owned))
+        .filter_map(|line| line.trim().strip_prefix("Verb::")?.split_once(" => ")?.1.split_once("::run("))
+        .map(|(module, _)| module.replace('_', "-"))
         .collect();
     assert!(verbs.len() >= 4, "verbs are found: {verbs:?}");
     let read = |folder: &str| {

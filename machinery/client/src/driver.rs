@@ -213,15 +213,7 @@ pub async fn run<S: Send + Sync + 'static>(
         listeners.push(listener);
         let workers = parts.workers.get(running.row.name).copied().unwrap_or(running.row.workers);
         for _ in 0..workers.max(1) {
-            let running = running.clone();
-            let stop = stop.clone();
-            tasks.spawn(async move {
-                tokio::select! {
-                    biased;
-                    () = stop.cancelled() => {}
-                    () = running.work() => {}
-                }
-            });
+            tasks.spawn(running.clone().work_until(stop.clone()));
         }
     }
     let full_passes = async {
@@ -266,6 +258,14 @@ impl<S: Send + Sync + 'static> Running<S> {
             for key in input.keys(view, change) {
                 self.queue.add(key);
             }
+        }
+    }
+
+    async fn work_until(self: Arc<Self>, stop: CancellationToken) {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = self.work() => {}
         }
     }
 

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Controllers and scheduler as processes of their own: coracle controller-manager and coracle scheduler on coracle apiserver. They do what they are
+# asked to and nothing else, elect a leader, and go on where one was killed.
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+others=()
+leave() {
+  local pid
+  for pid in "${others[@]}"; do kill -KILL "$pid" 2>/dev/null || true; done
+  for pid in "${others[@]}"; do wait "$pid" 2>/dev/null || true; done
+  cleanup
+}
+trap leave EXIT
+"$CORACLE" apiserver --data-dir "$WORK/data" --port 0 > "$WORK/ready" 2> "$WORK/up.log" & UP_PID=$!
+eventually 60 grep '^ready ' "$WORK/ready"
+KUBECONFIG=$WORK/data/kubeconfig; export KUBECONFIG
+
+exits 2 "$CORACLE" controller-manager
+exits 2 "$CORACLE" controller-manager --kubeconfig "$KUBECONFIG" --controllers='*,-jobs'
+grep -q '"jobs" is not in the list of known controllers' "$WORK/err" || fail "an unknown controller: $(cat "$WORK/err")"
+exits 2 "$CORACLE" controller-manager --kubeconfig "$KUBECONFIG" --cloud-provider=external
+grep -q 'there is no cloud provider' "$WORK/err" || fail "a flag that means nothing: $(cat "$WORK/err")"
+exits 2 "$CORACLE" scheduler --kubeconfig "$KUBECONFIG" --leader-elect-lease-duration=5s
+exits 1 "$CORACLE" scheduler --kubeconfig "$WORK/none"
+
+# process NAME COMMAND…: starts one, and waits until it runs
+process() {
+  local name=$1; shift
+  "$CORACLE" "$@" --kubeconfig "$KUBECONFIG" --metrics-bind 127.0.0.1:0 > "$WORK/$name.ready" 2> "$WORK/$name.log" & others+=($!)
+  eventually 60 grep '^ready kubeconfig=.* metrics=http://127.0.0.1:' "$WORK/$name.ready"
+}
+figures() { curl -fsS "$(sed -n 's/^ready .*metrics=//p' "$WORK/$1.ready")"; }
+holder() { kubectl -n kube-system get lease kube-controller-manager -o jsonpath='{.spec.holderIdentity}'; }
+manager=(controller-manager --controllers='*,-job')
+process one "${manager[@]}"; one=${others[-1]}
+eventually 60 has . holder
+leader=$(holder)
+process two "${manager[@]}"
+process scheduler scheduler
+kubectl create -f - >/dev/null <<'YAML'
+apiVersion: v1
+kind: Node
+metadata: {name: paper}
+status:
+  capacity: {cpu: "8", memory: 8Gi, pods: "50"}
+  allocatable: {cpu: "8", memory: 8Gi, pods: "50"}
+  conditions: [{type: Ready, status: "True", reason: Test, message: ""}]
+YAML
+eventually 60 kubectl get serviceaccount default
+kubectl create deployment web --image registry.local/hello:v1 --replicas 2 >/dev/null
+kubectl create job none --image registry.local/hello:v1 >/dev/null
+placed() { [ "$(kubectl get pods -l app="$1" -o jsonpath='{range .items[*]}{.spec.nodeName}{"\n"}{end}' | grep -c paper)" = "$2" ]; }
+eventually 60 placed web 2
+expect "" "$(kubectl get pods -l job-name=none -o name)" "pods of a Job whose controller does not run"
+has '^workqueue_adds_total\{name="deployment"\} [1-9]' figures one || fail "the one that leads has no figures of its queues"
+has '^workqueue_depth\{' figures two && fail "the one that waits works"
+has '^scheduler_schedule_attempts_total\{.*scheduled' figures scheduler || fail "the scheduler has no figures"
+
+# The one that leads is killed: the other goes on when the Lease has run out.
+kill -KILL "$one"; wait "$one" 2>/dev/null || true
+moved() { local now; now=$(holder) && [ -n "$now" ] && [ "$now" != "$leader" ]; }
+eventually 120 moved
+kubectl create deployment after --image registry.local/hello:v1 >/dev/null
+eventually 60 placed after 1
+# One that is stopped gives its leadership back, and ends well.
+kill "${others[1]}"
+wait "${others[1]}" || fail "a controller manager that is stopped fails: $(cat "$WORK/two.log")"
+expect "" "$(holder)" "who leads when nobody is left"
+down
+echo PASS
