@@ -1,5 +1,6 @@
 //! `coracle scheduler`: the scheduler as a process of its own, against any Kubernetes API server.
 
+use ::scheduler::plugins::Profile;
 use clap::Args;
 use machinery_env::Env;
 
@@ -64,15 +65,15 @@ impl Table for Unmeant {
 pub(crate) fn run(flags: &Scheduler) -> Result<(), Failure> {
     flags.refused.check()?;
     let env = Env::real();
-    let profile = scheduler::plugins::Profile { scoring_strategy: flags.scoring_strategy.into(), ..Default::default() };
+    let profile = Profile::default().scored_by(flags.scoring_strategy.into());
     let election = flags.election.election(UPSTREAM, &env)?;
-    let config = scheduler::Config { profiles: vec![profile], election, ..scheduler::Config::default() };
+    let config = ::scheduler::Config { profiles: vec![profile], election, ..::scheduler::Config::default() };
     let metrics = config.metrics.clone();
     alone::run(
         &flags.alone,
         UPSTREAM,
         env,
         |registry| metrics.register(registry),
-        |Given { client, env, stop }| async move { Ok(scheduler::run(client, env, config, stop).await?) },
+        |Given { client, env, stop }| async move { Ok(::scheduler::run(client, env, config, stop).await?) },
     )
 }

@@ -31,7 +31,10 @@ pub struct Metrics {
 
 /// The queues, as long as they are worked on. What can be read of them at any moment is read when it is asked for.
 #[derive(Debug, Clone, Default)]
-struct Queues(Arc<Mutex<Vec<(&'static str, Weak<WorkQueue>)>>>);
+struct Queues(Arc<Mutex<Vec<Named>>>);
+
+/// A queue under its name.
+type Named = (&'static str, Weak<WorkQueue>);
 
 impl Queues {
     fn all(&self) -> Vec<(Name, Figures)> {
@@ -91,13 +94,13 @@ impl Metrics {
     }
 }
 
-/// Of each queue one value.
-type Read = fn(&Figures) -> f64;
+/// A figure that is read of each queue: its name, what it is, and how.
+type Shown<T> = (&'static str, &'static str, fn(&Figures) -> T);
 
 impl Collector for Queues {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let queues = self.all();
-        let counters: [(&str, &str, fn(&Figures) -> u64); 2] = [
+        let counters: [Shown<u64>; 2] = [
             ("workqueue_adds", "Number of keys added to the queue", |of| of.added),
             ("workqueue_retries", "Number of keys added to be worked on later, after a failure or a wait", |of| {
                 of.retried
@@ -110,7 +113,7 @@ impl Collector for Queues {
                 ConstCounter::new(read(figures)).encode(encoder.encode_family(name)?)?;
             }
         }
-        let gauges: [(&str, &str, Read); 3] = [
+        let gauges: [Shown<f64>; 3] = [
             ("workqueue_depth", "Current depth of the queue", |of| of.waiting),
             (
                 "workqueue_unfinished_work_seconds",
