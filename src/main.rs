@@ -16,6 +16,11 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use clap::error::ErrorKind;
 
+// What many threads make and free goes through one allocator that is made for it: docs/decisions/0072-allocator.md.
+#[cfg(not(target_env = "msvc"))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     // This program is its own compiler process: hostile modules are compiled where they can be stopped.
     let mut arguments = std::env::args_os().skip(1);

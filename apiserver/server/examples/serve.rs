@@ -20,6 +20,11 @@ use machinery_env::Env;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+// As the program's: docs/decisions/0072-allocator.md.
+#[cfg(not(target_env = "msvc"))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);

@@ -34,6 +34,8 @@ pub struct Catalog {
     resources: Vec<Arc<ResourceInfo>>,
     /// The same by group, version and plural.
     by_name: Vec<Arc<ResourceInfo>>,
+    /// One of each group and plural: the version that its objects are stored in, where one of these is.
+    by_group: HashMap<Arc<str>, HashMap<Arc<str>, Arc<ResourceInfo>>>,
     /// What is stored, by what its keys begin with.
     by_prefix: HashMap<StoragePrefix, Arc<ResourceInfo>>,
     /// Where clients reach the server (`host:port`).
@@ -62,6 +64,14 @@ impl Catalog {
         let mut by_name = resources.clone();
         by_name.sort_by(|a, b| a.gvr().cmp(&b.gvr()));
         by_name.dedup_by(|later, first| later.gvr() == first.gvr());
+        let mut by_group = HashMap::<Arc<str>, HashMap<Arc<str>, Arc<ResourceInfo>>>::new();
+        for resource in &by_name {
+            let of_group = by_group.entry(resource.group.clone()).or_default();
+            let one = of_group.entry(resource.plural.clone()).or_insert_with(|| resource.clone());
+            if resource.is_storage_version() && !one.is_storage_version() {
+                *one = resource.clone();
+            }
+        }
         let mut by_prefix = HashMap::new();
         for resource in resources.iter().filter(|resource| resource.is_storage_version()) {
             if let Some(prefix) = &resource.prefix {
@@ -71,6 +81,7 @@ impl Catalog {
         Self {
             resources,
             by_name,
+            by_group,
             by_prefix,
             address: address.into(),
             discovery: OnceLock::new(),
@@ -98,20 +109,20 @@ impl Catalog {
         self.by_name.get(at)
     }
 
+    fn any_version(&self, group: &str, plural: &str) -> Option<&Arc<ResourceInfo>> {
+        self.by_group.get(group)?.get(plural)
+    }
+
     /// The resource of a group that its objects are stored as, whichever version that is.
     #[must_use]
     pub fn stored(&self, group: &str, plural: &str) -> Option<&Arc<ResourceInfo>> {
-        let from = self.by_name.partition_point(|resource| &*resource.group < group);
-        let of_group = self.by_name[from..].iter().take_while(|resource| &*resource.group == group);
-        of_group.into_iter().find(|resource| &*resource.plural == plural && resource.is_storage_version())
+        self.any_version(group, plural).filter(|resource| resource.is_storage_version())
     }
 
     /// Where a resource's objects are stored, whichever version serves them.
     #[must_use]
     pub fn prefix(&self, group: &str, plural: &str) -> Option<StoragePrefix> {
-        let from = self.by_name.partition_point(|resource| &*resource.group < group);
-        let of_group = self.by_name[from..].iter().take_while(|resource| &*resource.group == group);
-        of_group.into_iter().find(|resource| &*resource.plural == plural)?.prefix.clone()
+        self.any_version(group, plural)?.prefix.clone()
     }
 
     /// The resource that a stored key belongs to.

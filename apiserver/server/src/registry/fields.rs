@@ -95,7 +95,7 @@ pub(super) fn take(object: &mut Value) -> Option<Value> {
 
 /// Whether a patch may be about managers: then it must see them.
 pub(super) fn concerns(kind: PatchType, patch: &[u8]) -> bool {
-    let has = |text: &[u8]| patch.windows(text.len()).any(|window| window == text);
+    let has = |text: &[u8]| memchr::memmem::find(patch, text).is_some();
     // A pointer to metadata, or to all, and names that are spelled with escapes.
     has(b"managedFields") || has(b"\\u") || (kind == PatchType::Json && (has(b"/metadata\"") || has(b"\"\"")))
 }

@@ -1,7 +1,8 @@
 //! Sets and managers' identities that many objects share are held once: replicas of a template are written by the same
 //! managers and set the same fields. What nobody holds any more goes.
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
@@ -12,6 +13,14 @@ use super::set::Set;
 const SHARDS: usize = 16;
 /// Holders from which on a set is kept parsed.
 const PARSED_FROM_HOLDERS: usize = 4;
+/// Sets that a thread parsed last and keeps for its next request: of objects that rest, nobody else holds them.
+const RECENT_MAX: usize = 16;
+/// The longest of them, in bytes of text.
+const RECENT_BYTES_MAX: usize = 4096;
+
+thread_local! {
+    static RECENT: RefCell<VecDeque<(Arc<FieldSet>, Arc<Set>)>> = const { RefCell::new(VecDeque::new()) };
+}
 
 /// A set of fields as its text, and parsed while many hold it.
 #[derive(Debug)]
@@ -33,10 +42,19 @@ impl FieldSet {
         if let Some(set) = self.set.get() {
             return set.clone();
         }
+        let recent = RECENT.with_borrow(|recent| recent.iter().find(|(of, _)| Arc::ptr_eq(of, self)).cloned());
+        if let Some((_, set)) = recent {
+            return set;
+        }
         // The text was made of a set.
         let set = Arc::new(fields::decode(&self.text).unwrap_or_default());
         if Arc::strong_count(self) >= PARSED_FROM_HOLDERS {
             drop(self.set.set(set.clone()));
+        } else if self.text.len() <= RECENT_BYTES_MAX {
+            RECENT.with_borrow_mut(|recent| {
+                recent.truncate(RECENT_MAX - 1);
+                recent.push_front((self.clone(), set.clone()));
+            });
         }
         set
     }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::budget::Budget;
 use super::raw::Raw;
-use super::typed::{Form, Walk};
+use super::typed::{Form, Walk, prints_absent};
 use super::types::{Kind, Type, TypeRef, Types};
 
 /// Brings an object into the form that upstream stores and prints: call it after defaulting, and again before storing
@@ -52,10 +52,12 @@ impl<'a> Walk<'a> {
             self.enter(&field.name);
             let kept = self.in_place(&field.kind, value);
             self.leave();
-            kept
+            kept && self.settle_there(field, value)
         });
-        for field in &found.fields {
-            self.settle(field, map);
+        for field in found.fields.iter().filter(|field| prints_absent(field, Form::Full)) {
+            if !map.contains_key(&*field.name) {
+                self.settle_absent(field, map);
+            }
         }
         true
     }

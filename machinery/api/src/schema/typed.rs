@@ -92,6 +92,23 @@ pub(crate) fn doubled_keys(raw: &Raw) -> Vec<String> {
     findings
 }
 
+/// Whether Go's encoder prints a field that is not there: few of a type are.
+pub(super) fn prints_absent(field: &Field, form: Form) -> bool {
+    if form != Form::Full {
+        return !field.pointer && !field.omit_zero && matches!(field.kind, Kind::Object(_));
+    }
+    let printed_always = || {
+        matches!(
+            field.kind,
+            Kind::Object(_) | Kind::Quantity | Kind::Time | Kind::MicroTime | Kind::IntOrString | Kind::Any
+        )
+    };
+    match field.pointer {
+        true => !field.omit_empty,
+        false => !field.omit_zero && (!field.omit_empty || printed_always()),
+    }
+}
+
 pub(super) struct Walk<'a> {
     pub(super) types: &'a Types,
     form: Form,
@@ -254,8 +271,12 @@ impl<'a> Walk<'a> {
             }
         }
         self.go_struct = outer;
-        for field in &found.fields {
-            self.settle(field, &mut out);
+        for (field, seen) in found.fields.iter().zip(seen) {
+            if seen {
+                self.settle(field, &mut out);
+            } else {
+                self.settle_absent(field, &mut out);
+            }
         }
         Some(Value::Object(out))
     }
@@ -275,45 +296,47 @@ impl<'a> Walk<'a> {
     }
 
     /// Prints or leaves out a field as Go's encoder does.
-    pub(super) fn settle(&mut self, field: &Field, out: &mut Map<String, Value>) {
-        let fill = self.form == Form::Full;
+    fn settle(&mut self, field: &Field, out: &mut Map<String, Value>) {
         match out.get_mut(&*field.name) {
-            Some(_) if field.pointer => {}
             Some(value) => {
-                let empty = match (&field.kind, &*value) {
-                    (Kind::String | Kind::Bytes, Value::String(text)) => text.is_empty(),
-                    (Kind::Bool, Value::Bool(b)) => !*b,
-                    (Kind::Int32 | Kind::Int64 | Kind::Double, Value::Number(n)) => n.as_f64() == Some(0.0),
-                    (Kind::List(_), Value::Array(items)) => items.is_empty(),
-                    (Kind::Map(_), Value::Object(map)) => map.is_empty(),
-                    _ => false,
-                };
-                // An empty map is not an absent one until it is stored: findings tell them apart.
-                // And no managed fields reset them.
-                let kept = !fill && (matches!(field.kind, Kind::Map(_)) || field.name == "managedFields");
-                if empty && field.omit_empty && !kept {
+                if !self.settle_there(field, value) {
                     out.remove(&*field.name);
-                } else if empty && fill && matches!(field.kind, Kind::List(_) | Kind::Map(_)) {
-                    *value = Value::Null; // stored as protobuf, which knows no empty list
                 }
             }
-            None if !fill && (field.pointer || field.omit_zero || !matches!(field.kind, Kind::Object(_))) => {}
-            None if field.pointer => {
-                if !field.omit_empty {
-                    out.insert(field.name.as_ref().into(), Value::Null);
-                }
-            }
-            None if field.omit_zero => {}
-            None => {
-                let printed_always = matches!(
-                    field.kind,
-                    Kind::Object(_) | Kind::Quantity | Kind::Time | Kind::MicroTime | Kind::IntOrString | Kind::Any
-                );
-                if printed_always || !field.omit_empty {
-                    let zero = self.zero(&field.kind, false);
-                    out.insert(field.name.as_ref().into(), zero);
-                }
-            }
+            None => self.settle_absent(field, out),
+        }
+    }
+
+    /// The same of a field that is there: whether it stays.
+    pub(super) fn settle_there(&self, field: &Field, value: &mut Value) -> bool {
+        if field.pointer {
+            return true;
+        }
+        let fill = self.form == Form::Full;
+        let empty = match (&field.kind, &*value) {
+            (Kind::String | Kind::Bytes, Value::String(text)) => text.is_empty(),
+            (Kind::Bool, Value::Bool(b)) => !*b,
+            (Kind::Int32 | Kind::Int64 | Kind::Double, Value::Number(n)) => n.as_f64() == Some(0.0),
+            (Kind::List(_), Value::Array(items)) => items.is_empty(),
+            (Kind::Map(_), Value::Object(map)) => map.is_empty(),
+            _ => false,
+        };
+        // An empty map is not an absent one until it is stored: findings tell them apart. And no managed fields reset them.
+        let kept = !fill && (matches!(field.kind, Kind::Map(_)) || field.name == "managedFields");
+        if empty && field.omit_empty && !kept {
+            return false;
+        }
+        if empty && fill && matches!(field.kind, Kind::List(_) | Kind::Map(_)) {
+            *value = Value::Null; // stored as protobuf, which knows no empty list
+        }
+        true
+    }
+
+    /// The same of one that is not there.
+    pub(super) fn settle_absent(&mut self, field: &Field, out: &mut Map<String, Value>) {
+        if prints_absent(field, self.form) {
+            let zero = if field.pointer { Value::Null } else { self.zero(&field.kind, false) };
+            out.insert(field.name.as_ref().into(), zero);
         }
     }
 
