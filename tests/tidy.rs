@@ -65,6 +65,7 @@ const COMPONENTS: &[&str] = &["apiserver", "scheduler", "controllers", "wasm-nod
 
 /// Only these stand at the repository's top level (docs/architecture.md).
 const TOP: &[&str] = &[
+    ".cargo",
     ".ci",
     ".git",
     ".gitignore",
