@@ -6,8 +6,9 @@ use bytes::Bytes;
 use machinery_api::GroupVersion;
 use serde_json::{Value, json};
 
+use super::discovery_protobuf;
 use super::order::InOrder;
-use sha2::{Digest, Sha256};
+use sha2::{Digest, Sha256, Sha512};
 
 use apiserver_resources::{ResourceInfo, Subresource, Verb};
 
@@ -26,12 +27,23 @@ struct Group {
 pub struct Discovery {
     groups: Vec<Group>,
     address: String,
-    aggregated_core: (Bytes, String),
-    aggregated_groups: (Bytes, String),
+    aggregated_core: Aggregated,
+    aggregated_groups: Aggregated,
+}
+
+/// Aggregated discovery of `/api` or `/apis`.
+pub struct Aggregated {
+    pub json: Bytes,
+    pub protobuf: Bytes,
+    /// With its quotes.
+    pub tag: String,
 }
 
 /// The media type of aggregated discovery, echoed in the answer.
 pub const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+/// The same as protobuf.
+pub const AGGREGATED_PROTOBUF: &str =
+    "application/vnd.kubernetes.protobuf;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 /// The same as YAML.
 pub const AGGREGATED_YAML: &str = "application/yaml;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
@@ -107,9 +119,9 @@ impl Discovery {
                 "metadata": {},
                 "items": items,
             });
-            let bytes = Bytes::from(serde_json::to_string(&InOrder::of(&document)).unwrap_or_default() + "\n");
-            let tag = format!("\"{}\"", hex::encode_upper(Sha256::digest(&bytes)));
-            (bytes, tag)
+            let json = Bytes::from(serde_json::to_string(&InOrder::of(&document)).unwrap_or_default() + "\n");
+            let tag = format!("\"{}\"", hex::encode_upper(Sha512::digest(&json)));
+            Aggregated { json, protobuf: discovery_protobuf::list(&document).into(), tag }
         };
         let (aggregated_core, aggregated_groups) = (list(true), list(false));
         Self { address: address.to_owned(), aggregated_core, aggregated_groups, groups }
@@ -127,7 +139,7 @@ impl Discovery {
 
     /// The aggregated document of `/api` (`core`) or `/apis`, and its tag.
     #[must_use]
-    pub fn aggregated(&self, core: bool) -> &(Bytes, String) {
+    pub fn aggregated(&self, core: bool) -> &Aggregated {
         if core { &self.aggregated_core } else { &self.aggregated_groups }
     }
 

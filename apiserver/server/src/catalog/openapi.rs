@@ -11,13 +11,16 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha512};
 
+use super::openapi_v2::Encoding;
 use super::schemas::{Documented, schemas};
-use super::{Catalog, custom, descriptions, operations, roots};
+use super::{Catalog, custom, descriptions, gnostic_v3, operations, roots};
 use apiserver_resources::ResourceInfo;
 use machinery_api::schema::{Types, built_in};
 
 /// What a document weighs, roughly: it takes milliseconds to make.
 pub const DOCUMENT_BYTES: usize = 512 * 1024;
+/// The media type of its protobuf, as it is answered.
+pub const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v3.v1.0+protobuf";
 /// The version of Kubernetes' API that is described.
 pub(super) const VERSION: &str = "1.36";
 pub(super) const REFERENCE: &str = "#/components/schemas/";
@@ -38,26 +41,18 @@ pub fn index(catalog: &Catalog) -> Bytes {
     json!({ "paths": paths }).to_string().into()
 }
 
-/// Whether a document can be answered: as JSON, also to who asks for protobuf alone.
-#[must_use]
-pub fn accepts(accept: Option<&str>) -> bool {
-    let Some(accept) = accept.filter(|a| !a.trim().is_empty()) else { return true };
-    let kinds = accept.split(',').map(|clause| clause.split(';').next().unwrap_or("").trim());
-    kinds.into_iter().any(|kind| {
-        matches!(kind, "*/*" | "application/*" | "application/json")
-            || kind.starts_with("application/com.github.proto-openapi.spec.")
-    })
-}
-
 /// `/openapi/v3/<path>`, for `api/v1`, `apis/apps/v1` and so on.
 #[must_use]
-pub fn document(catalog: &Catalog, path: &str) -> Option<Bytes> {
+pub fn document(catalog: &Catalog, path: &str, encoding: Encoding) -> Option<Bytes> {
     let of_group = groups(catalog).into_iter().find(|(group, version)| path_of(group, version) == path);
     let built = match of_group {
         Some((group, version)) => build(catalog, group, version),
         None => build_root(&roots::all(catalog).find(|root| root.document() == path)?),
     };
-    serde_json::to_vec(&built).ok().map(Bytes::from)
+    match encoding {
+        Encoding::Json => serde_json::to_vec(&built).ok().map(Bytes::from),
+        Encoding::Protobuf => Some(gnostic_v3::document(&built).into()),
+    }
 }
 
 /// The hash of a document, without building it: the `hash` of its URL in the index, and its `ETag`.
@@ -88,6 +83,7 @@ static SOURCES: LazyLock<Sha512> = LazyLock::new(|| {
         include_str!("openapi.rs"),
         include_str!("openapi_v2.rs"),
         include_str!("gnostic.rs"),
+        include_str!("gnostic_v3.rs"),
         include_str!("custom.rs"),
         include_str!("declared.rs"),
         descriptions::SOURCE,
@@ -255,7 +251,7 @@ mod tests {
     }
 
     fn read(path: &str) -> Value {
-        serde_json::from_slice(&document(&catalog(), path).unwrap()).unwrap()
+        serde_json::from_slice(&document(&catalog(), path, Encoding::Json).unwrap()).unwrap()
     }
 
     #[test]
@@ -295,7 +291,7 @@ mod tests {
                 assert!(found, "{}", row.kind);
             }
         }
-        assert!(document(&catalog(), "api/v2").is_none() && document(&catalog(), "").is_none());
+        assert!(["", "api/v2"].iter().all(|path| document(&catalog(), path, Encoding::Json).is_none()));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use flate2::read::GzDecoder;
 use http::Response;
-use http::header::{CACHE_CONTROL, ETAG, HeaderValue, IF_NONE_MATCH, VARY};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH, VARY};
 
 use super::handle::{RequestContext, RequestHandler};
 use super::large::{self, Pieces};
@@ -16,15 +16,16 @@ use super::route::Route;
 use crate::catalog::openapi;
 use crate::catalog::openapi_v2::{Encoding, PROTOBUF};
 
-/// What v2 is asked for as, by clients of this century's first half and before.
+/// What protobuf is asked for as, by clients of this century's first half and before: v2 and v3.
 const PROTOBUF_ASKED: [&str; 2] = ["application/com.github.proto-openapi.spec.v2@v1.0+protobuf", PROTOBUF];
+const THIRD_ASKED: [&str; 2] = ["application/com.github.proto-openapi.spec.v3@v1.0+protobuf", openapi::PROTOBUF];
 
-/// What v2 is written as for who accepts that; `None`: it can't be.
-fn agreed(accept: Option<&str>) -> Option<Encoding> {
+/// What a document is written as for who accepts that, where `protobuf` names one of them; `None`: it can't be.
+fn agreed(accept: Option<&str>, protobuf: [&str; 2]) -> Option<Encoding> {
     let accept = accept.map(str::trim).filter(|accept| !accept.is_empty()).unwrap_or("*/*");
     clauses(accept).into_iter().find_map(|clause| match clause.kind {
         "*/*" | "application/*" | "application/json" => Some(Encoding::Json),
-        kind if PROTOBUF_ASKED.contains(&kind) => Some(Encoding::Protobuf),
+        kind if protobuf.contains(&kind) => Some(Encoding::Protobuf),
         _ => None,
     })
 }
@@ -42,14 +43,18 @@ fn unpacked(packed: impl FnOnce() -> Bytes + Send + 'static) -> Pieces {
     })
 }
 
+fn unacceptable() -> Response<Body> {
+    let mut response = respond::nothing(406);
+    response.headers_mut().append(VARY, HeaderValue::from_static("Accept"));
+    response
+}
+
 impl RequestHandler {
     /// `/openapi/v2`
     pub(super) fn open_api_v2(&self, asking: &RequestContext<'_>) -> Response<Body> {
         let asked = &asking.asked;
-        let Some(encoding) = agreed(asked.accept().as_deref()) else {
-            let mut response = respond::nothing(406);
-            response.headers_mut().append(VARY, HeaderValue::from_static("Accept"));
-            return response;
+        let Some(encoding) = agreed(asked.accept().as_deref(), PROTOBUF_ASKED) else {
+            return unacceptable();
         };
         let media = if encoding == Encoding::Json { Media::Json.as_str() } else { PROTOBUF };
         let tag = format!("\"{}\"", asking.catalog.openapi_hash());
@@ -83,33 +88,31 @@ impl RequestHandler {
             return respond::bytes(200, "text/plain; charset=utf-8", openapi::index(asking.catalog));
         };
         let Some(hash) = openapi::hash(asking.catalog, &path) else { return respond::nothing(404) };
-        if !openapi::accepts(asking.asked.accept().as_deref()) {
-            return respond::nothing(406);
-        }
-        if asking.asked.query.get("hash").is_some_and(|asked| asked != hash) {
-            return respond::moved(&format!("/openapi/v3/{path}?hash={hash}"));
-        }
+        let Some(encoding) = agreed(asking.asked.accept().as_deref(), THIRD_ASKED) else { return unacceptable() };
+        let media = if encoding == Encoding::Json { Media::Json.as_str() } else { openapi::PROTOBUF };
         let tag = format!("\"{hash}\"");
         let known = asking.asked.headers.get(IF_NONE_MATCH).is_some_and(|t| t.as_bytes() == tag.as_bytes());
+        let other = asking.asked.query.get("hash").is_some_and(|asked| asked != hash);
         // Who has it already gets nothing, and nothing is made.
-        let mut response = if known {
-            respond::bytes(200, Media::Json.as_str(), Body::empty())
+        let mut response = if other {
+            respond::moved(&format!("/openapi/v3/{path}?hash={hash}"), media)
+        } else if known {
+            respond::nothing(304)
         } else {
             let catalog = asking.catalog.clone();
             let document = move |out: &mut Vec<u8>| {
-                out.extend_from_slice(&openapi::document(&catalog, &path).unwrap_or_default());
+                out.extend_from_slice(&openapi::document(&catalog, &path, encoding).unwrap_or_default());
                 false
             };
-            respond::pieced(&asking.asked, Media::Json, openapi::DOCUMENT_BYTES, Box::new(document))
+            let mut response = respond::pieced(&asking.asked, Media::Json, openapi::DOCUMENT_BYTES, Box::new(document));
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media));
+            response
         };
-        if known {
-            *response.status_mut() = http::StatusCode::NOT_MODIFIED;
-        }
         if let Ok(tag) = HeaderValue::try_from(tag) {
             response.headers_mut().insert(ETAG, tag);
         }
         response.headers_mut().append(VARY, HeaderValue::from_static("Accept"));
-        if asking.asked.query.get("hash").is_some() {
+        if !other && asking.asked.query.get("hash").is_some() {
             response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
         }
         response
@@ -131,7 +134,7 @@ mod tests {
             (Some("application/vnd.kubernetes.protobuf"), None),
             (Some("text/html"), None),
         ] {
-            assert_eq!(agreed(accept), encoding, "{accept:?}");
+            assert_eq!(agreed(accept, PROTOBUF_ASKED), encoding, "{accept:?}");
         }
     }
 }

@@ -14,7 +14,7 @@ use super::route::Route;
 use super::{health, respond};
 use crate::auth::jwks;
 use crate::catalog::Catalog;
-use crate::catalog::discovery::{self, AGGREGATED, AGGREGATED_YAML};
+use crate::catalog::discovery::{self, AGGREGATED, AGGREGATED_PROTOBUF, AGGREGATED_YAML};
 use crate::catalog::order::InOrder;
 
 impl RequestHandler {
@@ -92,12 +92,17 @@ impl RequestHandler {
 
     /// Aggregated discovery, where it is asked for; it wins wherever it stands in Accept.
     fn aggregated(&self, asking: &RequestContext<'_>, core: bool) -> Option<Response<Body>> {
+        // Upstream has it under the name without a slash.
+        if asking.asked.uri.path() == "/apis/" {
+            return None;
+        }
         let accept = asking.asked.accept()?;
         let media = accept.split(',').find_map(|clause| {
             let mut pieces = clause.split(';').map(str::trim);
             let media = match pieces.next() {
-                Some("application/json") => Media::Json,
+                Some("application/json" | "*/*") => Media::Json,
                 Some("application/yaml") => Media::Yaml,
+                Some("application/vnd.kubernetes.protobuf") => Media::Protobuf,
                 _ => return None,
             };
             let params: Vec<&str> = pieces.collect();
@@ -105,23 +110,21 @@ impl RequestHandler {
                 ["g=apidiscovery.k8s.io", "v=v2", "as=APIGroupDiscoveryList"].iter().all(|p| params.contains(p));
             wanted.then_some(media)
         })?;
-        let (document, tag) = asking.catalog.discovery().aggregated(core);
-        let known = asking.asked.headers.get(IF_NONE_MATCH).is_some_and(|t| t.as_bytes() == tag.as_bytes());
+        let found = asking.catalog.discovery().aggregated(core);
+        let known = asking.asked.headers.get(IF_NONE_MATCH).is_some_and(|t| t.as_bytes() == found.tag.as_bytes());
         let mut response = match media {
-            _ if known => respond::bytes(200, AGGREGATED, Body::empty()),
-            Media::Json => respond::bytes(200, AGGREGATED, document.clone()),
-            Media::Yaml | Media::Protobuf => {
-                let document: Value = serde_json::from_slice(document).unwrap_or_default();
+            _ if known => respond::nothing(304),
+            Media::Json => respond::bytes(200, AGGREGATED, found.json.clone()),
+            Media::Protobuf => respond::bytes(200, AGGREGATED_PROTOBUF, found.protobuf.clone()),
+            Media::Yaml => {
+                let document: Value = serde_json::from_slice(&found.json).unwrap_or_default();
                 let mut response = respond::value(200, Form { media, ..Form::JSON }, &document);
                 response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(AGGREGATED_YAML));
                 response
             }
         };
-        if known {
-            *response.status_mut() = http::StatusCode::NOT_MODIFIED;
-        }
         let headers = response.headers_mut();
-        if let Ok(tag) = HeaderValue::from_str(tag) {
+        if let Ok(tag) = HeaderValue::from_str(&found.tag) {
             headers.insert(ETAG, tag);
         }
         headers.insert(VARY, HeaderValue::from_static("Accept"));

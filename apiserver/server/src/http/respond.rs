@@ -92,11 +92,10 @@ pub fn nothing(code: u16) -> Response<Body> {
     response
 }
 
-/// 301, as Go's `http.Redirect` writes it.
+/// 301, as Go's `http.Redirect` writes it where the media type is known already.
 #[must_use]
-pub fn moved(to: &str) -> Response<Body> {
-    let page = format!("<a href=\"{to}\">Moved Permanently</a>.\n\n");
-    let mut response = bytes(301, "text/html; charset=utf-8", page);
+pub fn moved(to: &str, media: &'static str) -> Response<Body> {
+    let mut response = bytes(301, media, Body::empty());
     if let Ok(to) = HeaderValue::from_str(to) {
         response.headers_mut().insert(LOCATION, to);
     }
@@ -140,9 +139,12 @@ pub fn error(asked: &RequestHead<'_>, error: &ApiError) -> Response<Body> {
 #[must_use]
 pub fn status(form: Form, status: &Status) -> Response<Body> {
     let code = if status.code == 0 { 200 } else { status.code };
-    let mut response = if form.media == Media::Json && !form.pretty && status.code != 0 {
-        let mut body = serde_json::to_vec(status).unwrap_or_default();
-        body.push(b'\n');
+    let mut response = if form.media == Media::Json && status.code != 0 {
+        let mut body = if form.pretty { serde_json::to_vec_pretty(status) } else { serde_json::to_vec(status) }
+            .unwrap_or_default();
+        if !form.pretty {
+            body.push(b'\n');
+        }
         bytes(code, form.media.as_str(), body)
     } else {
         let mut body = serde_json::to_value(status).unwrap_or(Value::Null);
