@@ -12,7 +12,8 @@ use ipnet::Ipv4Net;
 use kubelet::image::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT, Registries, SignaturePolicy};
 use kubelet::node::{MAX_PODS_DEFAULT, ShutdownGrace};
 use kubelet::server::STREAMING_IDLE_DEFAULT;
-use scheduler::plugins::ScoringStrategy;
+use scheduler::plugins::{Profile, ScoringStrategy};
+use scheduler::queue::BackOff;
 
 /// Flags of every verb.
 #[derive(Debug, Clone, Args)]
@@ -85,7 +86,15 @@ pub(crate) struct ControllersConfig {
 /// The scheduler.
 #[derive(Debug, Clone)]
 pub(crate) struct SchedulerConfig {
-    pub(crate) scoring_strategy: ScoringStrategy,
+    pub(crate) profiles: Vec<Profile>,
+    pub(crate) back_off: BackOff,
+}
+
+impl SchedulerConfig {
+    /// Upstream's default profile, but for how resources are scored.
+    pub(crate) fn scored_by(strategy: ScoringStrategy) -> Self {
+        Self { profiles: vec![Profile::default().scored_by(strategy)], back_off: BackOff::default() }
+    }
 }
 
 /// The node agents and the data plane.
@@ -137,7 +146,7 @@ impl ClusterConfig {
                 disabled: Vec::new(),
                 workers: BTreeMap::new(),
             },
-            scheduler: SchedulerConfig { scoring_strategy: ScoringStrategy::LeastAllocated },
+            scheduler: SchedulerConfig::scored_by(ScoringStrategy::LeastAllocated),
             nodes: NodesConfig {
                 count: 2,
                 short_leases: false,

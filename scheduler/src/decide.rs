@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::diagnosis::Diagnosis;
 use crate::node::NodeInfo;
-use crate::plugins::{Cycle, Filters, PostFilterResult, Profile};
+use crate::plugins::{Cycle, Filters, Point, PostFilterResult, Profile};
 use crate::pod::PodInfo;
 use crate::snapshot::Snapshot;
 
@@ -49,14 +49,14 @@ pub enum Nomination {
     Node(String),
 }
 
-/// How many feasible nodes are looked for, of `nodes`.
+/// How many feasible nodes are looked for, of `nodes`: that part of them, or a part that is smaller the more there are.
 #[must_use]
-pub fn num_feasible_nodes(nodes: usize) -> usize {
+pub fn num_feasible_nodes(nodes: usize, percent: Option<usize>) -> usize {
     if nodes < FEASIBLE_NODES_MIN {
         return nodes;
     }
-    let percent = 50usize.saturating_sub(nodes / 125).max(FEASIBLE_PERCENT_MIN);
-    (nodes * percent / 100).max(FEASIBLE_NODES_MIN)
+    let adaptive = || 50usize.saturating_sub(nodes / 125).max(FEASIBLE_PERCENT_MIN);
+    (nodes * percent.unwrap_or_else(adaptive) / 100).max(FEASIBLE_NODES_MIN)
 }
 
 /// Decides. `start` is where in the order of nodes to begin; `seed` chooses among equals.
@@ -92,7 +92,7 @@ pub fn decide(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile, start: usiz
     {
         return Decision::Node { name: node.name().to_owned(), tried: 0 };
     }
-    let wanted = num_feasible_nodes(nodes);
+    let wanted = num_feasible_nodes(nodes, profile.feasible_percent);
     let mut diagnosis = Diagnosis::default();
     let mut feasible: Vec<&NodeInfo> = Vec::with_capacity(wanted);
     let mut tried = 0;
@@ -126,7 +126,7 @@ fn post_filter<'a>(
     mut message: String,
 ) -> Decision {
     let (mut said, mut going) = (Vec::new(), Vec::new());
-    let mut asked = profile.plugins.iter().filter_map(|(plugin, _)| plugin.post_filter).peekable();
+    let mut asked = profile.at(Point::PostFilter).filter_map(|(plugin, _)| plugin.post_filter).peekable();
     let mut nomination = if asked.peek().is_some() { Nomination::Keep } else { Nomination::Clear };
     for post_filter in asked {
         match post_filter(cycle, filters, &diagnosis) {
@@ -158,7 +158,7 @@ fn best<'a>(cycle: Cycle<'a>, profile: &Profile, feasible: &[&'a NodeInfo], seed
     }
     let mut totals = vec![0i64; feasible.len()];
     let mut scores = vec![0i64; feasible.len()];
-    for (plugin, weight) in profile.plugins.iter().filter(|(_, weight)| *weight > 0) {
+    for (plugin, weight) in profile.at(Point::Score).filter(|(_, weight)| *weight > 0) {
         let Some(score) = plugin.pre_score.and_then(|pre_score| pre_score(cycle, feasible)) else { continue };
         scores.iter_mut().zip(feasible).for_each(|(of, node)| *of = score.score(node));
         score.normalize(feasible, &mut scores);

@@ -8,6 +8,7 @@
 
 pub mod bind;
 pub mod budget;
+pub mod configuration;
 pub mod decide;
 pub mod diagnosis;
 pub mod index;

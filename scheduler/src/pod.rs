@@ -210,7 +210,7 @@ fn node_requirements(of: Option<&Vec<core::NodeSelectorRequirement>>) -> Vec<Nod
     of.into_iter().flatten().map(requirement).collect()
 }
 
-fn node_term(term: &core::NodeSelectorTerm) -> NodeTerm {
+pub(crate) fn node_term(term: &core::NodeSelectorTerm) -> NodeTerm {
     NodeTerm {
         labels: node_requirements(term.match_expressions.as_ref()),
         fields: node_requirements(term.match_fields.as_ref()),

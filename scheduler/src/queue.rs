@@ -11,10 +11,22 @@ use crate::plugins::Rank;
 use crate::plugins::priority_sort::rank;
 use crate::pod::PodInfo;
 
-/// Back-off after the first failure; doubles.
-const BACKOFF_INITIAL: Duration = Duration::from_secs(1);
-/// The longest back-off.
-const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// How long a pod waits after a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BackOff {
+    /// After the first; doubles.
+    pub initial: Duration,
+    /// The longest.
+    pub max: Duration,
+}
+
+impl Default for BackOff {
+    /// Upstream's.
+    fn default() -> Self {
+        Self { initial: Duration::from_secs(1), max: Duration::from_secs(10) }
+    }
+}
+
 /// After this long a pod is tried again though nothing happened that may help: repairs a missed hint.
 const UNSCHEDULABLE_MAX: Duration = Duration::from_secs(5 * 60);
 
@@ -53,6 +65,7 @@ type Key = Arc<ObjectKey>;
 #[derive(Debug)]
 pub struct Queue {
     rank: fn(&PodInfo, Duration) -> Rank,
+    back_off: BackOff,
     pods: HashMap<Key, QueuedPodInfo>,
     active: BTreeSet<(Rank, Key)>,
     /// Those that fitted nowhere, and those that something went wrong with.
@@ -83,7 +96,13 @@ impl Queue {
     #[must_use]
     pub fn new(rank: fn(&PodInfo, Duration) -> Rank) -> Self {
         let (active, backoff, unschedulable) = (BTreeSet::new(), <[_; 2]>::default(), BTreeSet::new());
-        Self { rank, pods: HashMap::new(), active, backoff, unschedulable }
+        Self { rank, back_off: BackOff::default(), pods: HashMap::new(), active, backoff, unschedulable }
+    }
+
+    /// With another time after a failure.
+    #[must_use]
+    pub fn backing_off(self, back_off: BackOff) -> Self {
+        Self { back_off, ..self }
     }
 
     fn leave(&mut self, key: &ObjectKey) {
@@ -199,8 +218,8 @@ impl Queue {
         else {
             return;
         };
-        let doubled = BACKOFF_INITIAL.saturating_mul(1 << waiting.attempts.saturating_sub(1).min(10));
-        waiting.backoff_until = now + doubled.min(BACKOFF_MAX);
+        let doubled = self.back_off.initial.saturating_mul(1 << waiting.attempts.saturating_sub(1).min(10));
+        waiting.backoff_until = now + doubled.min(self.back_off.max);
         waiting.erred = refused_by.is_none();
         let changed = !waiting.pod.waits_as(&tried.pod);
         match refused_by {

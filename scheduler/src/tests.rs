@@ -305,7 +305,7 @@ fn five_thousand_nodes() {
         node(&format!("n{n:04}"), json!({"metadata": {"labels": {"topology.kubernetes.io/zone": (n % 3).to_string()}}}))
     });
     let mut snapshot = cluster(nodes.collect(), vec![]);
-    assert_eq!(num_feasible_nodes(5000), 500);
+    assert_eq!(num_feasible_nodes(5000, None), 500);
     let mut start = 0;
     let mut used = BTreeSet::new();
     for n in 0..200 {

@@ -1,6 +1,5 @@
 //! `coracle scheduler`: the scheduler as a process of its own, against any Kubernetes API server.
 
-use ::scheduler::plugins::Profile;
 use clap::Args;
 use machinery_env::Env;
 
@@ -8,7 +7,8 @@ use super::Failure;
 use super::alone::{self, AloneFlags, Given};
 use super::flags::election::ElectionFlags;
 use super::flags::refused::{Refused, Table};
-use super::up::ScoringStrategyArg;
+use super::flags::scheduler::SchedulerFlags;
+use crate::config::SchedulerConfig;
 
 /// Whose flags and name these are.
 const UPSTREAM: &str = "kube-scheduler";
@@ -20,9 +20,8 @@ pub(crate) struct Scheduler {
     alone: AloneFlags,
     #[command(flatten)]
     election: ElectionFlags,
-    /// How the scheduler fills nodes: LeastAllocated spreads, MostAllocated packs
-    #[arg(long, env = "CORACLE_SCORING_STRATEGY", default_value = "LeastAllocated", value_name = "STRATEGY")]
-    scoring_strategy: ScoringStrategyArg,
+    #[command(flatten)]
+    scheduler: SchedulerFlags,
     #[command(flatten)]
     refused: Refused<Unmeant>,
 }
@@ -65,9 +64,9 @@ impl Table for Unmeant {
 pub(crate) fn run(flags: &Scheduler) -> Result<(), Failure> {
     flags.refused.check()?;
     let env = Env::real();
-    let profile = Profile::default().scored_by(flags.scoring_strategy.into());
+    let SchedulerConfig { profiles, back_off } = flags.scheduler.config()?;
     let election = flags.election.election(UPSTREAM, &env)?;
-    let config = ::scheduler::Config { profiles: vec![profile], election, ..::scheduler::Config::default() };
+    let config = ::scheduler::Config { profiles, back_off, election, ..::scheduler::Config::default() };
     let metrics = config.metrics.clone();
     alone::run(
         &flags.alone,

@@ -4,17 +4,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use kubelet::image::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT};
 use kubelet::node::{MAX_PODS_DEFAULT, ShutdownGrace};
 use kubelet::server::STREAMING_IDLE_DEFAULT;
-use scheduler::plugins::ScoringStrategy;
 
 use super::apiserver::{FAST_TOLERATION, ServerFlags, USUAL_TOLERATION, until_stopped};
 use super::flags::controllers::ControllerFlags;
+use super::flags::scheduler::SchedulerFlags;
 use super::{Failure, pull};
 use crate::compose::Parts;
-use crate::config::{ClusterConfig, Common, NODES_MAX, NetworkConfig, NodesConfig, SchedulerConfig};
+use crate::config::{ClusterConfig, Common, NODES_MAX, NetworkConfig, NodesConfig};
 
 /// Flags of `coracle up`.
 #[derive(Debug, Clone, Args)]
@@ -90,28 +90,8 @@ pub(crate) struct Up {
     /// Images that are pulled at the same time; a namespace has all but one of them
     #[arg(long, env = "CORACLE_MAX_PARALLEL_IMAGE_PULLS", default_value_t = PARALLEL_PULLS_DEFAULT as u32, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) max_parallel_image_pulls: u32,
-    /// How the scheduler fills nodes: LeastAllocated spreads, MostAllocated packs
-    #[arg(long, env = "CORACLE_SCORING_STRATEGY", default_value = "LeastAllocated", value_name = "STRATEGY")]
-    pub(crate) scoring_strategy: ScoringStrategyArg,
-}
-
-/// `NodeResourcesFit`'s scoring strategy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "PascalCase")]
-pub(crate) enum ScoringStrategyArg {
-    /// Prefers empty nodes.
-    LeastAllocated,
-    /// Prefers full nodes (bin packing).
-    MostAllocated,
-}
-
-impl From<ScoringStrategyArg> for ScoringStrategy {
-    fn from(strategy: ScoringStrategyArg) -> Self {
-        match strategy {
-            ScoringStrategyArg::LeastAllocated => Self::LeastAllocated,
-            ScoringStrategyArg::MostAllocated => Self::MostAllocated,
-        }
-    }
+    #[command(flatten)]
+    pub(crate) scheduler: SchedulerFlags,
 }
 
 impl Up {
@@ -137,7 +117,7 @@ impl Up {
             api: self.server.config(if self.controllers.fast_failover { FAST_TOLERATION } else { USUAL_TOLERATION })?,
             network: NetworkConfig { node_cidr_mask_size: self.node_cidr_mask_size, ..self.server.network() },
             controllers: self.controllers.config()?,
-            scheduler: SchedulerConfig { scoring_strategy: self.scoring_strategy.into() },
+            scheduler: self.scheduler.config()?,
             nodes: NodesConfig {
                 count: self.nodes,
                 short_leases: self.controllers.fast_failover,

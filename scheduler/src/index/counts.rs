@@ -25,7 +25,7 @@ pub enum Peers {
 }
 
 impl Peers {
-    fn has(&self, pod: &PodInfo, namespaces: &BTreeMap<String, Labels>) -> bool {
+    pub(crate) fn has(&self, pod: &PodInfo, namespaces: &BTreeMap<String, Labels>) -> bool {
         match self {
             Self::Selected(namespace, selector) => {
                 !pod.terminating && pod.key.namespace == *namespace && selector.matches(&*pod.labels)

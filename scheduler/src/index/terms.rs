@@ -9,8 +9,6 @@ use super::{DomainSums, Topology};
 use crate::node::NodeId;
 use crate::pod::{Labels, PodInfo, PodTerm};
 
-/// How much the required affinity of a pod that is there draws others that it means (upstream's default).
-const HARD_AFFINITY_WEIGHT: i64 = 1;
 /// Sums by domain are kept where at most this many domains come to a node with an amount, so that what they take is in
 /// proportion to what is counted; with fewer nodes they are quickly added up.
 const DOMAINS_PER_NODE_MAX: usize = 4;
@@ -69,6 +67,14 @@ pub struct TermUse {
     pub keeps_off: NodeAmounts,
     /// How much they prefer it near (or away: negative).
     pub pulls: NodeAmounts,
+    /// How many of them require to be near to it.
+    pub draws: NodeAmounts,
+}
+
+impl TermUse {
+    fn is_empty(&self) -> bool {
+        self.keeps_off.is_empty() && self.pulls.is_empty() && self.draws.is_empty()
+    }
 }
 
 /// See the module.
@@ -106,6 +112,10 @@ impl TermIndex {
             self.used(term).keeps_off.change(node, 1, adds);
             self.drop_unused(term);
         }
+        for term in &pod.wants.affinity.required {
+            self.used(term).draws.change(node, 1, adds);
+            self.drop_unused(term);
+        }
         for (weight, term) in preferences(pod) {
             self.used(term).pulls.change(node, weight, adds);
             self.drop_unused(term);
@@ -128,7 +138,7 @@ impl TermIndex {
     }
 
     fn drop_unused(&mut self, term: &PodTerm) {
-        if !self.terms.get(term).is_some_and(|used| used.keeps_off.is_empty() && used.pulls.is_empty()) {
+        if !self.terms.get(term).is_some_and(|used| used.is_empty()) {
             return;
         }
         self.terms.remove(term);
@@ -162,6 +172,5 @@ fn only_with(term: &PodTerm) -> Option<(&str, &[String])> {
 fn preferences(pod: &PodInfo) -> impl Iterator<Item = (i64, &PodTerm)> {
     let (near, away) = (&pod.wants.affinity, &pod.wants.anti_affinity);
     let preferred = near.preferred.iter().map(|(weight, term)| (*weight, term));
-    let preferred = preferred.chain(away.preferred.iter().map(|(weight, term)| (-weight, term)));
-    preferred.chain(near.required.iter().map(|term| (HARD_AFFINITY_WEIGHT, term)))
+    preferred.chain(away.preferred.iter().map(|(weight, term)| (-weight, term)))
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::{Cycle, Filter, PreFilterResult, Profile, Reasons, Refusal};
+use super::{Cycle, Filter, Point, PreFilterResult, Profile, Reasons, Refusal};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 
@@ -41,7 +41,7 @@ impl<'a> Filters<'a> {
     /// With the plugin that says that the pod can go nowhere, and why.
     pub fn of(cycle: Cycle<'a>, profile: &Profile) -> Result<Self, (&'static str, String)> {
         let mut this = Self::none(cycle);
-        for (plugin, _) in &profile.plugins {
+        for (plugin, _) in profile.at(Point::Filter) {
             let Some(pre_filter) = plugin.pre_filter else { continue };
             let (filter, idle) = match pre_filter(cycle) {
                 PreFilterResult::Skip => continue,

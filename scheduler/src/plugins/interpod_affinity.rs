@@ -156,28 +156,44 @@ impl Filter for Rules<'_> {
     }
 }
 
-struct Pull<'a>(Influence<'a>);
+/// What draws the pod, and with which weight.
+struct Pull<'a> {
+    once: Influence<'a>,
+    /// Pods there that require to be near to such pods.
+    drawn: Influence<'a>,
+    weight: i64,
+}
 
 fn pre_score<'a>(cycle: Cycle<'a>, _: &[&'a NodeInfo]) -> Option<Box<dyn Score + 'a>> {
-    let Cycle { pod, snapshot, .. } = cycle;
-    let mut pull = Influence::default();
+    let Cycle { pod, snapshot, args, .. } = cycle;
+    let prefers = !pod.wants.affinity.preferred.is_empty() || !pod.wants.anti_affinity.preferred.is_empty();
+    if args.ignore_preferences_of_existing && !prefers {
+        return None;
+    }
+    let (mut once, mut drawn) = (Influence::default(), Influence::default());
     let own = pod.wants.affinity.preferred.iter().map(|(weight, term)| (*weight, term));
     for (weight, term) in own.chain(pod.wants.anti_affinity.preferred.iter().map(|(weight, term)| (-weight, term))) {
         let counts = snapshot.counts(Peers::Terms(vec![term.clone()], true));
-        let sums = pull.together(snapshot, term);
+        let sums = once.together(snapshot, term);
         counts.nodes().for_each(|(node, pods)| sums.add(node, weight * pods));
     }
+    let weight = args.hard_affinity_weight.0;
     for (term, used) in snapshot.terms().meaning(pod, snapshot.namespaces()) {
         if !used.pulls.is_empty() {
-            pull.take(snapshot, term, &used.pulls);
+            once.take(snapshot, term, &used.pulls);
+        }
+        if weight > 0 && !used.draws.is_empty() {
+            drawn.take(snapshot, term, &used.draws);
         }
     }
-    (!pull.is_zero()).then(|| -> Box<dyn Score + 'a> { Box::new(Pull(pull)) })
+    let any = !(once.is_zero() && drawn.is_zero());
+    any.then(|| -> Box<dyn Score + 'a> { Box::new(Pull { once, drawn, weight }) })
 }
 
 impl Score for Pull<'_> {
     fn score(&self, node: &NodeInfo) -> i64 {
-        self.0.sums.iter().map(|(_, sums)| sums.on(node.id)).sum()
+        let sum = |of: &Influence<'_>| of.sums.iter().map(|(_, sums)| sums.on(node.id)).sum::<i64>();
+        sum(&self.once) + self.weight * sum(&self.drawn)
     }
 
     fn normalize(&self, _: &[&NodeInfo], scores: &mut [i64]) {

@@ -1,6 +1,6 @@
 //! The table of plugins: names, extension points and weights as upstream's default profile; one file each.
 
-mod args;
+pub mod args;
 pub mod default_preemption;
 mod dynamic_resources;
 mod filters;
@@ -29,7 +29,7 @@ pub use self::args::Args;
 pub use self::default_preemption::PreemptionArgs;
 pub use self::filters::Filters;
 pub use self::priority_sort::Rank;
-pub use self::profile::{Profile, ProfileError};
+pub use self::profile::{Point, Points, Profile, ProfileError};
 use crate::diagnosis::Diagnosis;
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
@@ -47,6 +47,8 @@ pub enum ScoringStrategy {
     LeastAllocated,
     /// Prefer full nodes.
     MostAllocated,
+    /// By points of utilization and score.
+    RequestedToCapacityRatio,
 }
 
 /// What plugins may look at.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::args::AddedAffinity;
 use super::{Cycle, Event, Filter, Plugin, PreFilterResult, Refusal, Score, normalize, plugin};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
@@ -9,25 +10,28 @@ use crate::pod::PodInfo;
 pub(super) const PLUGIN: Plugin = Plugin {
     weight: 2,
     pre_filter: Some(pre_filter),
-    pre_score: Some(|cycle, _| match cycle.pod.wants.node_preferred.is_empty() {
-        true => None,
-        false => Some(Box::new(Affinity(cycle.pod))),
+    pre_score: Some(|cycle, _| {
+        let added = &cycle.args.added_affinity;
+        match cycle.pod.wants.node_preferred.is_empty() && added.preferred.is_empty() {
+            true => None,
+            false => Some(Box::new(Affinity(cycle.pod, added))),
+        }
     }),
     queueing_hint: |event, pod| matches!(event, Event::Node(node, change) if (change.added || change.labels) && node.facts.admits(pod)),
     ..plugin("NodeAffinity")
 };
 
-struct Affinity<'a>(&'a PodInfo);
+struct Affinity<'a>(&'a PodInfo, &'a AddedAffinity);
 
 fn pre_filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
-    let pod = cycle.pod;
-    if pod.wants.node_selector.is_empty() && pod.wants.node_required.is_none() {
+    let (pod, added) = (cycle.pod, &cycle.args.added_affinity);
+    if pod.wants.node_selector.is_empty() && pod.wants.node_required.is_none() && added.required.is_none() {
         return PreFilterResult::Skip;
     }
     match named(pod) {
-        None => PreFilterResult::Filter(Box::new(Affinity(pod))),
+        None => PreFilterResult::Filter(Box::new(Affinity(pod, added))),
         Some(names) if names.is_empty() => PreFilterResult::Unschedulable("pod affinity terms conflict".into()),
-        Some(names) => PreFilterResult::Nodes(names, Box::new(Affinity(pod))),
+        Some(names) => PreFilterResult::Nodes(names, Box::new(Affinity(pod, added))),
     }
 }
 
@@ -48,6 +52,10 @@ fn named(pod: &PodInfo) -> Option<BTreeSet<&str>> {
 
 impl Filter for Affinity<'_> {
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
+        let added = self.1.required.as_ref();
+        if added.is_some_and(|terms| !terms.iter().any(|term| node.facts.meets(term))) {
+            return Err(Refusal::unresolvable("node(s) didn't match scheduler-enforced node affinity"));
+        }
         let admits = node.facts.admits(self.0);
         admits.then_some(()).ok_or_else(|| Refusal::unresolvable("node(s) didn't match Pod's node affinity/selector"))
     }
@@ -55,7 +63,8 @@ impl Filter for Affinity<'_> {
 
 impl Score for Affinity<'_> {
     fn score(&self, node: &NodeInfo) -> i64 {
-        let held = self.0.wants.node_preferred.iter().filter(|(_, term)| node.facts.meets(term));
+        let preferred = self.0.wants.node_preferred.iter().chain(&self.1.preferred);
+        let held = preferred.filter(|(_, term)| node.facts.meets(term));
         held.map(|(weight, _)| *weight).sum()
     }
 

@@ -2,17 +2,24 @@
 
 use std::borrow::Cow;
 
-use super::{Event, Filter, Plugin, PreFilterResult, Reasons, Refusal, SCORE_MAX, Score, ScoringStrategy, plugin};
+use super::args::Resource;
+use super::{
+    Args, Event, Filter, Plugin, PreFilterResult, Reasons, Refusal, SCORE_MAX, Score, ScoringStrategy, plugin,
+};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 
 pub(super) const FIT: Plugin = Plugin {
     weight: 1,
-    pre_filter: Some(|cycle| PreFilterResult::Filter(Box::new(Room(cycle.pod)))),
-    pre_score: Some(|cycle, _| Some(Box::new(LoadScore(cycle.pod, cycle.args.scoring_strategy)))),
+    pre_filter: Some(|cycle| PreFilterResult::Filter(Box::new(Room { pod: cycle.pod, args: cycle.args }))),
+    pre_score: Some(|cycle, _| match cycle.args.has_usual_scores() {
+        true => Some(Box::new(LoadScore(cycle.pod, cycle.args.scoring_strategy))),
+        false => Some(Box::new(WeightedScore(cycle.pod, cycle.args))),
+    }),
+    // Named resources may be ignored by the pod's profile.
     queueing_hint: |event, pod| match event {
-        Event::Node(node, change) => (change.added || change.allocatable) && fits(pod, node).is_ok(),
-        Event::PodGone(_, Some(node)) => fits(pod, node).is_ok(),
+        Event::Node(node, change) => (change.added || change.allocatable) && has_room(pod, node),
+        Event::PodGone(_, Some(node)) => has_room(pod, node),
         _ => false,
     },
     ..plugin("NodeResourcesFit")
@@ -21,33 +28,43 @@ pub(super) const FIT: Plugin = Plugin {
 pub(super) const BALANCED: Plugin = Plugin {
     weight: 1,
     // Upstream: a pod that asks for nothing doesn't change the balance.
-    pre_score: Some(|cycle, _| match cycle.pod.wants.requests.is_zero() {
-        true => None,
-        false => Some(Box::new(Balance(cycle.pod))),
+    pre_score: Some(|cycle, _| {
+        let (pod, resources) = (cycle.pod, &cycle.args.balanced_resources);
+        let asks = match resources.is_empty() {
+            true => pod.wants.requests.cpu_milli != 0 || pod.wants.requests.memory_bytes != 0,
+            false => resources.iter().any(|resource| resource.of(&pod.wants.requests) != 0),
+        };
+        asks.then(|| -> Box<dyn Score> { Box::new(Balance(pod, resources)) })
     }),
     ..plugin("NodeResourcesBalancedAllocation")
 };
 
-struct Room<'a>(&'a PodInfo);
+struct Room<'a> {
+    pod: &'a PodInfo,
+    args: &'a Args,
+}
 
 impl Filter for Room<'_> {
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
-        fits(self.0, node)
+        if has_room(self.pod, node) && self.pod.wants.requests.others.is_empty() {
+            return Ok(());
+        }
+        lacking(self.pod, node, self.args)
     }
 }
 
-fn fits(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
+/// Whether there is room, but for resources that are named.
+fn has_room(pod: &PodInfo, node: &NodeInfo) -> bool {
     let (asked, room) = (&pod.wants.requests, node.room());
     let has = |asked: i64, left: i64| asked <= 0 || asked <= left;
-    let fits = room.pods > 0
+    room.pods > 0
         && has(asked.cpu_milli, room.cpu_milli)
         && has(asked.memory_bytes, room.memory_bytes)
-        && has(asked.ephemeral_bytes, room.ephemeral_bytes);
-    if fits && asked.others.is_empty() { Ok(()) } else { lacking(pod, node) }
+        && has(asked.ephemeral_bytes, room.ephemeral_bytes)
 }
 
 /// What there is too little of.
-fn lacking(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
+fn lacking(pod: &PodInfo, node: &NodeInfo, args: &Args) -> Result<(), Refusal> {
     let mut reasons: Option<Reasons> = None;
     let mut add = |reason: Cow<'static, str>| {
         reasons = Some(match (reasons.take(), reason) {
@@ -75,7 +92,7 @@ fn lacking(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
         add(reason.into());
         unresolvable |= asked > offered;
     }
-    for (name, asked) in asked.others.iter().filter(|(_, asked)| **asked > 0) {
+    for (name, asked) in asked.others.iter().filter(|(name, asked)| **asked > 0 && !args.ignores(name)) {
         let offered = offered.others.get(name).copied().unwrap_or(0);
         let used = node.requested.others.get(name).copied().unwrap_or(0);
         if i128::from(*asked) > i128::from(offered) - used {
@@ -97,16 +114,7 @@ impl Score for LoadScore<'_> {
         ];
         let (mut sum, mut count) = (0, 0);
         for (offered, used) in parts.into_iter().filter(|(offered, _)| *offered > 0) {
-            let share = if used > offered {
-                0
-            } else {
-                let part = match self.1 {
-                    ScoringStrategy::LeastAllocated => offered - used,
-                    ScoringStrategy::MostAllocated => used,
-                };
-                percent(part, offered)
-            };
-            sum += share;
+            sum += share(self.1, offered, used);
             count += 1;
         }
         if count == 0 { 0 } else { sum / count }
@@ -122,20 +130,81 @@ fn percent(part: i64, offered: i64) -> i64 {
     }
 }
 
-struct Balance<'a>(&'a PodInfo);
+/// What a resource counts for, of a hundred.
+fn share(strategy: ScoringStrategy, offered: i64, used: i64) -> i64 {
+    match strategy {
+        ScoringStrategy::MostAllocated => percent(used.min(offered), offered),
+        _ if used > offered => 0,
+        _ => percent(offered - used, offered),
+    }
+}
+
+/// By resources, weights or points of the profile's own.
+struct WeightedScore<'a>(&'a PodInfo, &'a Args);
+
+impl Score for WeightedScore<'_> {
+    fn score(&self, node: &NodeInfo) -> i64 {
+        let Self(pod, args) = self;
+        let usual = [(Resource::Cpu, 1), (Resource::Memory, 1)];
+        let resources = if args.scored_resources.is_empty() { &usual[..] } else { &args.scored_resources };
+        let shaped = args.scoring_strategy == ScoringStrategy::RequestedToCapacityRatio;
+        let (mut sum, mut weights) = (0, 0);
+        for (resource, weight) in resources {
+            let Some((offered, used)) = resource.on(node, &pod.wants, true) else { continue };
+            let used = used.saturating_add(resource.of(&pod.wants.scored));
+            let score = match shaped {
+                true if used > offered => args.shaped(SCORE_MAX),
+                true => args.shaped(percent(used, offered)),
+                false => share(args.scoring_strategy, offered, used),
+            };
+            if !shaped || score > 0 {
+                sum += score * weight;
+                weights += weight;
+            }
+        }
+        match weights {
+            0 => 0,
+            _ if shaped => (sum as f64 / weights as f64).round() as i64,
+            _ => sum / weights,
+        }
+    }
+}
+
+struct Balance<'a>(&'a PodInfo, &'a [Resource]);
 
 impl Score for Balance<'_> {
+    /// By how much the pod makes the node's resources be used more evenly, from 50 to 100.
     fn score(&self, node: &NodeInfo) -> i64 {
-        let (offered, load, own) = (&node.facts.allocatable, node.load(), &self.0.wants.requests);
-        let parts = [
-            (offered.cpu_milli, load.cpu_milli.saturating_add(own.cpu_milli)),
-            (offered.memory_bytes, load.memory_bytes.saturating_add(own.memory_bytes)),
-        ];
-        let shares = parts.iter().filter(|(offered, _)| *offered > 0);
-        let mut shares = shares.map(|(offered, used)| (*used as f64 / *offered as f64).min(1.0));
-        let deviation = match (shares.next(), shares.next()) {
-            (Some(a), Some(b)) => (a - b).abs() / 2.0,
-            _ => 0.0,
+        let half = SCORE_MAX / 2;
+        half + (half + self.balance(node, true) - self.balance(node, false)) / 2
+    }
+}
+
+impl Balance<'_> {
+    fn balance(&self, node: &NodeInfo, with: bool) -> i64 {
+        let own = |asked: i64| if with { asked } else { 0 };
+        let fraction = |offered: i64, used: i64| (used as f64 / offered as f64).min(1.0);
+        if self.1.is_empty() {
+            let (offered, load, asked) = (&node.facts.allocatable, node.load(), &self.0.wants.requests);
+            if offered.cpu_milli == 0 || offered.memory_bytes == 0 {
+                return SCORE_MAX;
+            }
+            let cpu = fraction(offered.cpu_milli, load.cpu_milli.saturating_add(own(asked.cpu_milli)));
+            let memory = fraction(offered.memory_bytes, load.memory_bytes.saturating_add(own(asked.memory_bytes)));
+            return ((1.0 - ((cpu - memory) / 2.0).abs()) * SCORE_MAX as f64) as i64;
+        }
+        let amounts = self.1.iter().filter_map(|resource| {
+            let (offered, used) = resource.on(node, &self.0.wants, false)?;
+            Some(fraction(offered, used.saturating_add(own(resource.of(&self.0.wants.requests)))))
+        });
+        let fractions: Vec<f64> = amounts.collect();
+        let deviation = match fractions.as_slice() {
+            [] | [_] => 0.0,
+            [a, b] => ((a - b) / 2.0).abs(),
+            all => {
+                let mean = all.iter().sum::<f64>() / all.len() as f64;
+                (all.iter().map(|fraction| (fraction - mean).powi(2)).sum::<f64>() / all.len() as f64).sqrt()
+            }
         };
         ((1.0 - deviation) * SCORE_MAX as f64) as i64
     }

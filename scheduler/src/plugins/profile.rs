@@ -9,6 +9,37 @@ const DEFAULT_SCHEDULER: &str = "default-scheduler";
 /// The largest weight of a score: sums of weighted scores of all plugins stay far below 2^63.
 const WEIGHT_MAX: i64 = 1_000_000;
 
+/// An extension point. `PreFilter` makes the filter here, and `PreScore` the score: they have no points of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Point {
+    /// Before a pod is queued.
+    PreEnqueue,
+    /// What orders the queue.
+    QueueSort,
+    /// Which nodes will do.
+    Filter,
+    /// What helps where none does.
+    PostFilter,
+    /// Which node is best.
+    Score,
+    /// What is set aside.
+    Reserve,
+    /// What is written before the binding.
+    PreBind,
+}
+
+/// Who takes part, by [`Point`].
+#[derive(Clone, Default)]
+pub struct Points(pub [Vec<(&'static Plugin, i64)>; 7]);
+
+impl std::fmt::Debug for Points {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list()
+            .entries(self.0.iter().map(|at| at.iter().map(|(plugin, _)| plugin.name).collect::<Vec<_>>()))
+            .finish()
+    }
+}
+
 /// See the module.
 #[derive(Clone)]
 pub struct Profile {
@@ -18,6 +49,10 @@ pub struct Profile {
     pub plugins: Vec<(&'static Plugin, i64)>,
     /// What they are told.
     pub args: Arc<Args>,
+    /// Where some take part at some extension points only, or in another order: who does at each.
+    pub points: Option<Arc<Points>>,
+    /// The part of the nodes, in hundredths, of which feasible ones are looked for; none: by their number.
+    pub feasible_percent: Option<usize>,
 }
 
 /// Why profiles are refused.
@@ -77,7 +112,13 @@ impl Profile {
     #[must_use]
     pub fn named(scheduler_name: &str) -> Self {
         let plugins = PLUGINS.iter().map(|plugin| (plugin, plugin.weight)).collect();
-        Self { scheduler_name: scheduler_name.to_owned(), plugins, args: Arc::default() }
+        Self {
+            scheduler_name: scheduler_name.to_owned(),
+            plugins,
+            args: Arc::default(),
+            points: None,
+            feasible_percent: None,
+        }
     }
 
     /// Scoring resources in another way.
@@ -128,7 +169,7 @@ impl Profile {
             if profiles[..at].iter().any(|other| other.scheduler_name == *name) {
                 return Err(ProfileError::Duplicate(name.clone()));
             }
-            let mut sorts = profile.plugins.iter().map(|(plugin, _)| *plugin).filter(|p| p.queue_sort.is_some());
+            let mut sorts = profile.at(Point::QueueSort).map(|(plugin, _)| plugin).filter(|p| p.queue_sort.is_some());
             match (sorts.next(), sorts.next()) {
                 (Some(only), None) if order.is_none_or(|known| known.name == only.name) => order = Some(only),
                 _ => return Err(ProfileError::QueueSort(name.clone())),
@@ -137,10 +178,17 @@ impl Profile {
         order.ok_or(ProfileError::None)
     }
 
+    /// Those that take part at an extension point, in order, with the weights of their scores.
+    pub fn at(&self, point: Point) -> impl Iterator<Item = (&'static Plugin, i64)> {
+        let of = self.points.as_ref().map(|points| &points.0[point as usize]);
+        let all = if of.is_none() { &self.plugins[..] } else { &[] };
+        of.into_iter().flatten().chain(all).map(|(plugin, weight)| (*plugin, *weight))
+    }
+
     /// Whether a pod may be queued.
     #[must_use]
     pub fn admits_to_queue(&self, pod: &crate::pod::PodInfo) -> bool {
-        self.plugins.iter().filter_map(|(plugin, _)| plugin.pre_enqueue).all(|admits| admits(pod))
+        self.at(Point::PreEnqueue).filter_map(|(plugin, _)| plugin.pre_enqueue).all(|admits| admits(pod))
     }
 
     /// Whether an event may help a pod that these plugins refused.

@@ -1,10 +1,13 @@
 //! PodTopologySpread: pods of a kind over nodes and zones, as constraints say, or upstream's default ones for pods of a
 //! Service or a workload.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use machinery_api::names::HOSTNAME;
+use machinery_api::selector::LabelSelector;
 
+use super::args::DefaultConstraint;
 use super::{Cycle, Event, Filter, Plugin, PreFilterResult, Refusal, SCORE_MAX, Score, plugin};
 use crate::index::{Peers, PodCounts, Topology};
 use crate::node::{NodeId, NodeInfo};
@@ -22,8 +25,9 @@ pub(super) const PLUGIN: Plugin = Plugin {
         Event::Node(_, change) => change.added || change.labels || change.taints,
         Event::NodeGone => true,
         Event::PodGone(other, _) | Event::PodPlaced(other) => {
+            // One that has no constraints was refused by those that its profile gives to such pods.
             other.key.namespace == pod.key.namespace
-                && pod.wants.spread.iter().any(|s| s.selector.matches(&*other.labels))
+                && (pod.wants.spread.is_empty() || pod.wants.spread.iter().any(|s| s.selector.matches(&*other.labels)))
         }
         Event::Namespace => false,
     },
@@ -43,11 +47,14 @@ fn includes_all(pod: &PodInfo, spread: &Spread) -> bool {
 
 struct Hard<'a> {
     pod: &'a PodInfo,
+    snapshot: &'a Snapshot,
     constraints: Vec<HardConstraint<'a>>,
 }
 
 struct HardConstraint<'a> {
-    spread: &'a Spread,
+    spread: Cow<'a, Spread>,
+    /// The pods that count.
+    peers: Peers,
     topology: Arc<Topology>,
     /// Pods per domain; none for a domain without a node that counts.
     pods: Vec<Option<i64>>,
@@ -67,26 +74,50 @@ impl HardConstraint<'_> {
 fn pre_filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
     let Cycle { pod, snapshot, .. } = cycle;
     let mut constraints: Vec<HardConstraint<'_>> = Vec::new();
-    for spread in pod.wants.spread.iter().filter(|spread| spread.required) {
+    for (spread, peers) in required(cycle) {
         let topology = snapshot.topology(&spread.key);
         let pods = vec![None; topology.domains()];
-        let own = i64::from(spread.selector.matches(&*pod.labels));
-        constraints.push(HardConstraint { spread, topology, pods, least: 0, own });
+        let own = i64::from(matches!(spread, Cow::Owned(_)) || spread.selector.matches(&*pod.labels));
+        constraints.push(HardConstraint { spread, peers, topology, pods, least: 0, own });
     }
     if constraints.is_empty() {
         return PreFilterResult::Skip;
     }
-    let everywhere = constraints.iter().all(|c| includes_all(pod, c.spread) && covers_all(snapshot, &c.topology));
-    if everywhere || constraints.len() == 1 && includes_all(pod, constraints[0].spread) {
+    let everywhere = constraints.iter().all(|c| includes_all(pod, &c.spread) && covers_all(snapshot, &c.topology));
+    if everywhere || constraints.len() == 1 && includes_all(pod, &constraints[0].spread) {
         for constraint in &mut constraints {
-            let sums = snapshot.sums(selected(pod, constraint.spread), &constraint.spread.key);
+            let sums = snapshot.sums(constraint.peers.clone(), &constraint.spread.key);
             constraint.pods = sums.by_domain().iter().copied().map(Some).collect();
         }
     } else {
         count_each(snapshot, pod, &mut constraints);
     }
     constraints.iter_mut().for_each(HardConstraint::find_least);
-    PreFilterResult::Filter(Box::new(Hard { pod, constraints }))
+    PreFilterResult::Filter(Box::new(Hard { pod, snapshot, constraints }))
+}
+
+/// The constraints that must hold: the pod's own, or those that its profile gives to pods that have none.
+fn required<'a>(cycle: Cycle<'a>) -> Vec<(Cow<'a, Spread>, Peers)> {
+    let Cycle { pod, snapshot, args, .. } = cycle;
+    if !pod.wants.spread.is_empty() {
+        let own = pod.wants.spread.iter().filter(|spread| spread.required);
+        return own.map(|spread| (Cow::Borrowed(spread), selected(pod, spread))).collect();
+    }
+    let mut given = args.default_constraints.iter().flatten().filter(|given| given.required).peekable();
+    if given.peek().is_none() {
+        return Vec::new();
+    }
+    let Some(peers) = default_peers(snapshot, pod) else { return Vec::new() };
+    let spread = |given: &DefaultConstraint| Spread {
+        max_skew: given.max_skew,
+        key: given.key.clone(),
+        required: true,
+        selector: LabelSelector::nothing(),
+        min_domains: 1,
+        honor_affinity: true,
+        honor_taints: false,
+    };
+    given.map(|given| (Cow::Owned(spread(given)), peers.clone())).collect()
 }
 
 fn selected(pod: &PodInfo, spread: &Spread) -> Peers {
@@ -100,7 +131,7 @@ fn covers_all(snapshot: &Snapshot, topology: &Topology) -> bool {
 
 /// Counts node by node, where not all of them count.
 fn count_each(snapshot: &Snapshot, pod: &PodInfo, constraints: &mut [HardConstraint<'_>]) {
-    let counts: Vec<_> = constraints.iter().map(|c| snapshot.counts(selected(pod, c.spread))).collect();
+    let counts: Vec<_> = constraints.iter().map(|c| snapshot.counts(c.peers.clone())).collect();
     // By number: what doesn't exist is in no domain. Nodes themselves are looked at only where it matters.
     for id in (0..snapshot.node_ids()).map(NodeId::new) {
         if constraints.iter().any(|constraint| constraint.topology.domain(id).is_none()) {
@@ -108,7 +139,7 @@ fn count_each(snapshot: &Snapshot, pod: &PodInfo, constraints: &mut [HardConstra
         }
         for (constraint, counts) in constraints.iter_mut().zip(&counts) {
             if let Some(domain) = constraint.topology.domain(id)
-                && (includes_all(pod, constraint.spread) || included(snapshot.node_by_id(id), pod, constraint.spread))
+                && (includes_all(pod, &constraint.spread) || included(snapshot.node_by_id(id), pod, &constraint.spread))
             {
                 *constraint.pods[domain].get_or_insert(0) += counts.on(id);
             }
@@ -123,12 +154,17 @@ impl Hard<'_> {
             return;
         }
         for constraint in &mut self.constraints {
-            if constraint.spread.selector.matches(&*other.labels)
-                && included(node, self.pod, constraint.spread)
+            if constraint.peers.has(other, self.snapshot.namespaces())
+                && included(node, self.pod, &constraint.spread)
                 && let Some(domain) = constraint.topology.domain(node.id)
             {
-                *constraint.pods[domain].get_or_insert(0) += by;
-                constraint.find_least();
+                let pods = constraint.pods[domain].get_or_insert(0);
+                let before = *pods;
+                *pods += by;
+                // Only the emptiest domain's change is everybody's, and thousands of domains may be changed in turn.
+                if before <= constraint.least || before + by < constraint.least {
+                    constraint.find_least();
+                }
             }
         }
     }
@@ -197,6 +233,10 @@ fn wanted<'a>(cycle: Cycle<'a>) -> Vec<Wanted<'a>> {
     let Cycle { pod, snapshot, .. } = cycle;
     if pod.wants.spread.is_empty() {
         let Some(peers) = default_peers(snapshot, pod) else { return Vec::new() };
+        if let Some(given) = &cycle.args.default_constraints {
+            let soft = given.iter().filter(|given| !given.required);
+            return soft.map(|given| (given.key.as_str(), given.max_skew, peers.clone(), None)).collect();
+        }
         return DEFAULTS.iter().map(|(key, max_skew)| (*key, *max_skew, peers.clone(), None)).collect();
     }
     let soft = pod.wants.spread.iter().filter(|spread| !spread.required);
@@ -210,7 +250,7 @@ fn pre_score<'a>(cycle: Cycle<'a>, feasible: &[&'a NodeInfo]) -> Option<Box<dyn 
         return None;
     }
     // Nodes without all the labels are left out, unless the constraints are the default ones.
-    let by_default = pod.wants.spread.is_empty();
+    let by_default = pod.wants.spread.is_empty() && cycle.args.default_constraints.is_none();
     let topologies: Vec<Arc<Topology>> = wanted.iter().map(|(key, ..)| snapshot.topology(key)).collect();
     let lacks = |id: NodeId| !by_default && topologies.iter().any(|t| t.domain(id).is_none());
     let mut ignored = Vec::new();

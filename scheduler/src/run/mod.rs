@@ -22,10 +22,10 @@ use tokio_util::sync::CancellationToken;
 use crate::bind::{Report, bind, condition, report};
 use crate::decide::{Decision, Nomination, decide};
 use crate::metrics::{Metrics, Outcome};
-use crate::plugins::{PreBindPatch, Profile, ProfileError};
+use crate::plugins::{Point, PreBindPatch, Profile, ProfileError};
 use crate::pod::PodInfo;
 use crate::preempt::{self, Cleared, Victim};
-use crate::queue::{Queue, QueuedPodInfo};
+use crate::queue::{BackOff, Queue, QueuedPodInfo};
 use crate::snapshot::Snapshot;
 
 mod changes;
@@ -40,6 +40,8 @@ const WRITES_MAX: usize = 64;
 pub struct Config {
     /// How it decides for the pods of each `schedulerName` that is its own.
     pub profiles: Vec<Profile>,
+    /// How long a pod waits after a failure.
+    pub back_off: BackOff,
     /// Names this process in events (`default-scheduler-HOST`).
     pub instance: String,
     /// Its figures.
@@ -61,6 +63,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             profiles: vec![Profile::default()],
+            back_off: BackOff::default(),
             instance: "default-scheduler".into(),
             metrics: Metrics::default(),
             election: None,
@@ -116,6 +119,7 @@ async fn act(
     stop: CancellationToken,
 ) -> Result<(), RunError> {
     let queue_sort = Profile::queue_sort(&config.profiles)?.queue_sort;
+    let back_off = config.back_off;
     informer.watch::<Pod>();
     informer.watch::<Node>();
     informer.watch::<Service>();
@@ -150,7 +154,7 @@ async fn act(
         writes: Arc::new(Semaphore::new(WRITES_MAX)),
         tasks: JoinSet::new(),
         snapshot: Snapshot::default(),
-        queue: queue_sort.map_or_else(Queue::default, Queue::new),
+        queue: queue_sort.map_or_else(Queue::default, Queue::new).backing_off(back_off),
         start: 0,
         departures: 0,
     };
@@ -485,13 +489,13 @@ fn reserve(
     pod: &PodInfo,
     node: &str,
 ) -> Result<Vec<(&'static str, PreBindPatch)>, String> {
-    for (plugin, _) in &profile.plugins {
+    for (plugin, _) in profile.at(Point::Reserve) {
         if let Some(reserve) = &plugin.reserve {
             let name = plugin.name;
             (reserve.reserve)(snapshot, pod, node).map_err(|why| format!("running Reserve plugin {name:?}: {why}"))?;
         }
     }
-    let plugins = profile.plugins.iter().filter_map(|(plugin, _)| Some((plugin.name, plugin.pre_bind?)));
+    let plugins = profile.at(Point::PreBind).filter_map(|(plugin, _)| Some((plugin.name, plugin.pre_bind?)));
     let patches =
         plugins.flat_map(|(name, pre_bind)| pre_bind(snapshot, pod, node).into_iter().map(move |p| (name, p)));
     Ok(patches.collect())
@@ -499,7 +503,8 @@ fn reserve(
 
 /// Gives back, the last that set aside first.
 fn unreserve(snapshot: &mut Snapshot, profile: &Profile, pod: &PodInfo, node: &str) {
-    for reserve in profile.plugins.iter().rev().filter_map(|(plugin, _)| plugin.reserve.as_ref()) {
+    let reserves: Vec<_> = profile.at(Point::Reserve).filter_map(|(plugin, _)| plugin.reserve.as_ref()).collect();
+    for reserve in reserves.into_iter().rev() {
         (reserve.unreserve)(snapshot, pod, node);
     }
 }

@@ -4,3 +4,4 @@ pub(super) mod controllers;
 pub(super) mod duration;
 pub(super) mod election;
 pub(super) mod refused;
+pub(super) mod scheduler;

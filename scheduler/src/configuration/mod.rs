@@ -1,0 +1,126 @@
+//! Files of `kubescheduler.config.k8s.io/v1`: profiles with their plugins and what those are told. Pure; refused in
+//! upstream's words.
+
+mod args;
+mod errors;
+mod known;
+mod profiles;
+
+#[cfg(test)]
+mod fuzz;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use self::errors::{Errors, Path};
+use crate::plugins::Profile;
+use crate::queue::BackOff;
+
+/// What a file may hold at most.
+const SIZE_MAX: usize = 1 << 20;
+/// Profiles of one file: each decision looks for its own among them.
+const PROFILES_MAX: usize = 256;
+
+const API_VERSION: &str = "kubescheduler.config.k8s.io/v1";
+const KIND: &str = "KubeSchedulerConfiguration";
+
+/// What a file says.
+#[derive(Debug, Clone)]
+pub struct Configuration {
+    /// How it is decided for the pods of each `schedulerName`.
+    pub profiles: Vec<Profile>,
+    /// How long a pod waits after a failure.
+    pub back_off: BackOff,
+    /// Fields about upstream's own process (its threads, connections and election), which say nothing to this one.
+    pub of_process: Vec<&'static str>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct File {
+    percentage_of_nodes_to_score: Option<i32>,
+    pod_initial_backoff_seconds: Option<i64>,
+    pod_max_backoff_seconds: Option<i64>,
+    parallelism: Option<i32>,
+    #[serde(default)]
+    profiles: Option<Vec<profiles::ProfileFile>>,
+    #[serde(default)]
+    extenders: Option<Vec<Value>>,
+}
+
+impl Configuration {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// In upstream's words.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text.len() > SIZE_MAX {
+            return Err(format!("the file is larger than {SIZE_MAX} bytes"));
+        }
+        let value: Value = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+        Self::of(&value)
+    }
+
+    /// Reads a file that has been parsed.
+    ///
+    /// # Errors
+    /// In upstream's words.
+    pub fn of(value: &Value) -> Result<Self, String> {
+        let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default();
+        let (version, kind) = (text("apiVersion"), text("kind"));
+        if kind.is_empty() {
+            return Err("Object 'Kind' is missing".into());
+        }
+        if (version, kind) != (API_VERSION, KIND) {
+            return Err(format!("no kind {kind:?} is registered for version {version:?}"));
+        }
+        let unknown = known::unknown(value, known::FILE);
+        if !unknown.is_empty() {
+            return Err(format!("strict decoding error: {}", unknown.join(", ")));
+        }
+        let file: File = serde_json::from_value(value.clone()).map_err(|error| error.to_string())?;
+        let mut errors = Errors::default();
+        let back_off = file.back_off(&mut errors);
+        let given = file.profiles.filter(|profiles| !profiles.is_empty()).unwrap_or_else(|| vec![<_>::default()]);
+        if given.len() > PROFILES_MAX {
+            return Err(format!("profiles: Too many: {}: must have at most {PROFILES_MAX} items", given.len()));
+        }
+        let percentage = file.percentage_of_nodes_to_score;
+        errors.percentage(&Path::new("percentageOfNodesToScore"), percentage);
+        let args = profiles::check(&given, &mut errors);
+        for (at, _) in file.extenders.iter().flatten().enumerate() {
+            errors.forbidden(&Path::new("extenders").index(at), "this scheduler calls no extenders yet");
+        }
+        errors.end()?;
+        let made = given.iter().zip(args).map(|(profile, args)| profile.made(args, percentage));
+        let profiles =
+            made.collect::<Result<Vec<_>, String>>().map_err(|error| format!("initializing profiles: {error}"))?;
+        Profile::queue_sort(&profiles).map_err(|error| format!("initializing profiles: {error}"))?;
+        let of_process = known::OF_PROCESS.iter().copied().filter(|field| value.get(field).is_some()).collect();
+        Ok(Self { profiles, back_off, of_process })
+    }
+}
+
+impl File {
+    fn back_off(&self, errors: &mut Errors) -> BackOff {
+        let (initial, max) =
+            (self.pod_initial_backoff_seconds.unwrap_or(1), self.pod_max_backoff_seconds.unwrap_or(10));
+        if self.parallelism.is_some_and(|parallelism| parallelism <= 0) {
+            let why = "should be an integer value greater than zero";
+            errors.invalid(&Path::new("parallelism"), self.parallelism.unwrap_or(0), why);
+        }
+        if initial <= 0 {
+            errors.invalid(&Path::new("podInitialBackoffSeconds"), initial, "must be greater than 0");
+        }
+        if max < initial {
+            let why = "must be greater than or equal to PodInitialBackoffSeconds";
+            errors.invalid(&Path::new("podMaxBackoffSeconds"), max, why);
+        }
+        let seconds = |seconds: i64| Duration::from_secs(u64::try_from(seconds.min(1 << 31)).unwrap_or(0));
+        BackOff { initial: seconds(initial), max: seconds(max) }
+    }
+}

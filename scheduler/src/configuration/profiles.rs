@@ -1,0 +1,282 @@
+//! Which plugins a profile has at which extension point: upstream's defaults, what the file enables and disables at each
+//! point, and `multiPoint`, which stands for all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::args;
+use super::errors::{Errors, Path};
+use crate::plugins::{Args, PLUGINS, Plugin, Points, Profile};
+
+/// Upstream's extension points, with the names of their interfaces.
+const POINTS: [(&str, &str); 12] = [
+    ("preFilter", "PreFilterPlugin"),
+    ("filter", "FilterPlugin"),
+    ("postFilter", "PostFilterPlugin"),
+    ("reserve", "ReservePlugin"),
+    ("preScore", "PreScorePlugin"),
+    ("score", "ScorePlugin"),
+    ("preBind", "PreBindPlugin"),
+    ("bind", "BindPlugin"),
+    ("postBind", "PostBindPlugin"),
+    ("permit", "PermitPlugin"),
+    ("preEnqueue", "PreEnqueuePlugin"),
+    ("queueSort", "QueueSortPlugin"),
+];
+
+const FILTERS: &[&str] = &["preFilter", "filter"];
+const SCORES: &[&str] = &["preFilter", "filter", "preScore", "score"];
+
+/// Upstream's plugins, with the weight of their score and the points where they take part, in the default order.
+const UPSTREAM: &[(&str, i64, &[&str])] = &[
+    ("SchedulingGates", 0, &["preEnqueue"]),
+    ("PrioritySort", 0, &["queueSort"]),
+    ("NodeUnschedulable", 0, &["filter"]),
+    ("NodeName", 0, &["filter"]),
+    ("TaintToleration", 3, &["filter", "preScore", "score"]),
+    ("NodeAffinity", 2, SCORES),
+    ("NodePorts", 0, FILTERS),
+    ("NodeResourcesFit", 1, SCORES),
+    ("VolumeRestrictions", 0, FILTERS),
+    ("NodeVolumeLimits", 0, FILTERS),
+    ("VolumeBinding", 0, &["preFilter", "filter", "reserve", "preScore", "score", "preBind"]),
+    ("VolumeZone", 0, FILTERS),
+    ("PodTopologySpread", 2, SCORES),
+    ("InterPodAffinity", 2, SCORES),
+    ("DynamicResources", 2, &["preEnqueue", "preFilter", "filter", "postFilter", "score", "reserve", "preBind"]),
+    ("DefaultPreemption", 0, &["preEnqueue", "postFilter"]),
+    ("NodeResourcesBalancedAllocation", 1, &["preScore", "score"]),
+    ("ImageLocality", 1, &["score"]),
+    ("DefaultBinder", 0, &["bind"]),
+];
+
+/// Plugins that upstream has removed.
+const REMOVED: &[&str] = &["AzureDiskLimits", "CinderLimits", "EBSLimits", "GCEPDLimits"];
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ProfileFile {
+    scheduler_name: Option<String>,
+    percentage_of_nodes_to_score: Option<i32>,
+    #[serde(default)]
+    plugins: Option<BTreeMap<String, PluginSet>>,
+    #[serde(default)]
+    plugin_config: Option<Vec<PluginConfig>>,
+}
+
+#[derive(Debug, Default, Clone, PartialEq, Eq, Deserialize)]
+struct PluginSet {
+    #[serde(default)]
+    enabled: Vec<PluginRef>,
+    #[serde(default)]
+    disabled: Vec<PluginRef>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+struct PluginRef {
+    #[serde(default)]
+    name: String,
+    weight: Option<i32>,
+}
+
+#[derive(Debug, Deserialize)]
+struct PluginConfig {
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    args: Value,
+}
+
+/// Upstream gives the usual name to a profile that is the only one.
+fn name_of(profile: &ProfileFile, alone: bool) -> &str {
+    let usual = if alone { "default-scheduler" } else { "" };
+    profile.scheduler_name.as_deref().unwrap_or(usual)
+}
+
+/// Finds what is wrong with the profiles, and reads what they tell their plugins.
+pub(super) fn check(profiles: &[ProfileFile], errors: &mut Errors) -> Vec<(String, Args)> {
+    let root = Path::new("profiles");
+    let mut names: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut made = Vec::new();
+    for (at, profile) in profiles.iter().enumerate() {
+        let path = root.index(at);
+        let name = name_of(profile, profiles.len() == 1);
+        if name.is_empty() {
+            errors.required(&path.child("schedulerName"), "");
+        }
+        errors.percentage(&path.child("percentageOfNodesToScore"), profile.percentage_of_nodes_to_score);
+        for (point, set) in profile.plugins.iter().flatten() {
+            let enabled = path.child("plugins").child(point).child("enabled");
+            for (nth, plugin) in set.enabled.iter().enumerate().filter(|(_, p)| REMOVED.contains(&p.name.as_str())) {
+                let version = "was invalid in version \"kubescheduler.config.k8s.io/v1\" (KubeSchedulerConfiguration is version \"kubescheduler.config.k8s.io/v1\")";
+                errors.invalid_text(&enabled.index(nth), &plugin.name, version);
+            }
+        }
+        let mut args = Args::default();
+        let mut seen = BTreeSet::new();
+        for (nth, config) in profile.plugin_config.iter().flatten().enumerate() {
+            let path = path.child("pluginConfig").index(nth);
+            if !seen.insert(config.name.as_str()) {
+                errors.duplicate(&path, &config.name);
+                continue;
+            }
+            args::read(&config.name, &config.args, (at, nth), &path.child("args"), &mut args, errors);
+        }
+        if let Some(first) = names.get(name).filter(|_| !name.is_empty()) {
+            errors.duplicate(&path.child("schedulerName"), &root.index(*first).child("schedulerName").to_string());
+        }
+        names.insert(name, at);
+        made.push((name.to_owned(), args));
+    }
+    let sort = |profile: &ProfileFile| {
+        profile.plugins.as_ref().and_then(|plugins| plugins.get("queueSort").cloned()).unwrap_or_default()
+    };
+    let first = profiles.first().map(sort).unwrap_or_default();
+    if first.enabled.len() > 1 {
+        let path = root.index(0).child("plugins").child("queueSort").child("Enabled");
+        errors.invalid(&path, first.enabled.len(), "only one queue sort plugin can be enabled");
+    }
+    for (at, _) in profiles.iter().enumerate().skip(1).filter(|(_, profile)| sort(profile) != first) {
+        let path = root.index(at).child("plugins").child("queueSort");
+        errors.invalid(&path, "{}", "must be the same for all profiles");
+    }
+    made
+}
+
+fn upstream(name: &str) -> Option<&'static (&'static str, i64, &'static [&'static str])> {
+    UPSTREAM.iter().find(|(known, ..)| *known == name)
+}
+
+fn points_of(name: &str) -> &'static [&'static str] {
+    upstream(name).map_or(&[], |(_, _, points)| points)
+}
+
+impl ProfileFile {
+    /// The profile, with the percentage of all profiles where it has none of its own.
+    pub(super) fn made(&self, (name, args): (String, Args), percentage: Option<i32>) -> Result<Profile, String> {
+        let wrap = |error: String| format!("creating profile for scheduler name {name}: {error}");
+        let mut lists: BTreeMap<&str, Vec<(&str, i64)>> = BTreeMap::new();
+        let multi = self.multi_point();
+        for (point, interface) in POINTS {
+            lists.insert(point, self.list(point, interface, &multi).map_err(wrap)?);
+        }
+        consistent(&lists).map_err(wrap)?;
+        let sorts = lists.get("queueSort").map_or(0, Vec::len);
+        if sorts != 1 {
+            return Err(wrap(format!(
+                "only one queue sort plugin required for profile with scheduler name {name:?}, but got {sorts}"
+            )));
+        }
+        if lists.get("bind").is_none_or(Vec::is_empty) {
+            return Err(wrap(format!("at least one bind plugin is needed for profile with scheduler name {name:?}")));
+        }
+        let at = |point: &str| -> Vec<(&'static Plugin, i64)> {
+            let names = lists.get(point).into_iter().flatten();
+            let row = |name: &str| PLUGINS.iter().find(|row| row.name == name);
+            names.filter_map(|(name, weight)| Some((row(name)?, *weight))).collect()
+        };
+        let points = Points([
+            at("preEnqueue"),
+            at("queueSort"),
+            at("filter"),
+            at("postFilter"),
+            at("score"),
+            at("reserve"),
+            at("preBind"),
+        ]);
+        let taking_part = |row: &Plugin| points.0.iter().flatten().any(|(other, _)| other.name == row.name);
+        let plugins = PLUGINS.iter().filter(|row| taking_part(row)).map(|row| (row, row.weight)).collect();
+        let percentage = self.percentage_of_nodes_to_score.or(percentage);
+        Ok(Profile {
+            scheduler_name: name,
+            plugins,
+            args: Arc::new(args),
+            feasible_percent: percentage.and_then(|percent| usize::try_from(percent).ok()).filter(|p| *p > 0),
+            points: Some(Arc::new(points)),
+        })
+    }
+
+    fn set(&self, point: &str) -> PluginSet {
+        self.plugins.as_ref().and_then(|plugins| plugins.get(point).cloned()).unwrap_or_default()
+    }
+
+    /// The plugins that are there at all their points, with the weights of their scores: the defaults in their order, then
+    /// the file's others.
+    fn multi_point(&self) -> Vec<(String, i64)> {
+        let PluginSet { enabled, disabled } = self.set("multiPoint");
+        let off = |name: &str| disabled.iter().any(|plugin| plugin.name == name || plugin.name == "*");
+        let weight = |plugin: &PluginRef| plugin.weight.unwrap_or(0).into();
+        let mut all: Vec<(String, i64)> = Vec::new();
+        let mut replaced = BTreeSet::new();
+        for (name, usual, _) in UPSTREAM.iter().filter(|(name, ..)| !off(name)) {
+            let given = enabled.iter().rposition(|plugin| plugin.name == *name);
+            replaced.extend(given);
+            all.push(((*name).to_owned(), given.map_or(*usual, |at| weight(&enabled[at]))));
+        }
+        let others = enabled.iter().enumerate().filter(|(at, _)| !replaced.contains(at));
+        all.extend(others.map(|(_, plugin)| (plugin.name.clone(), weight(plugin))));
+        all
+    }
+
+    /// Who takes part at a point: those that are named there and for all points, those that are for all, and those that
+    /// are named there alone.
+    fn list(
+        &self,
+        point: &'static str,
+        interface: &str,
+        multi: &[(String, i64)],
+    ) -> Result<Vec<(&'static str, i64)>, String> {
+        let PluginSet { enabled, disabled } = self.set(point);
+        let known = |name: &str| upstream(name).ok_or_else(|| format!("{interface} {name:?} does not exist"));
+        let mut own: Vec<(&'static str, i64)> = Vec::new();
+        for plugin in &enabled {
+            let (name, ..) = *known(&plugin.name)?;
+            if !points_of(name).contains(&point) {
+                return Err(format!("plugin {name:?} does not extend {interface} plugin"));
+            }
+            if own.iter().any(|(other, _)| *other == name) {
+                return Err(format!("plugin {name:?} already registered as {interface:?}"));
+            }
+            // Upstream: no weight is one.
+            own.push((name, i64::from(plugin.weight.unwrap_or(0)).max(1)));
+        }
+        if disabled.iter().any(|plugin| plugin.name == "*") {
+            return Ok(own);
+        }
+        let mut of_all: Vec<(&'static str, i64)> = Vec::new();
+        let mut both = BTreeSet::new();
+        for (name, weight) in multi {
+            let (name, ..) = *known(name)?;
+            if !points_of(name).contains(&point) || disabled.iter().any(|plugin| plugin.name == name) {
+                continue;
+            }
+            if own.iter().any(|(other, _)| *other == name) {
+                both.insert(name);
+            } else if of_all.iter().any(|(other, _)| *other == name) {
+                return Err(format!("plugin {name:?} already registered as {interface:?}"));
+            } else {
+                of_all.push((name, (*weight).max(1)));
+            }
+        }
+        let (first, last): (Vec<_>, Vec<_>) = own.into_iter().partition(|(name, _)| both.contains(name));
+        Ok(first.into_iter().chain(of_all).chain(last).collect())
+    }
+}
+
+/// A filter is made before nodes are tried, and a score before they are scored: one without the other isn't there.
+fn consistent(lists: &BTreeMap<&str, Vec<(&str, i64)>>) -> Result<(), String> {
+    for (before, point) in [("preFilter", "filter"), ("preScore", "score")] {
+        let has =
+            |point: &str, name: &str| lists.get(point).is_some_and(|list| list.iter().any(|(other, _)| *other == name));
+        let both = UPSTREAM.iter().filter(|(.., points)| points.contains(&before) && points.contains(&point));
+        for (name, ..) in both {
+            if has(before, name) != has(point, name) {
+                return Err(format!("plugin {name:?} can't be enabled at only one of {before} and {point}"));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,292 @@
+//! Files in; profiles, or upstream's words out; and decisions by what they say.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::Configuration;
+use crate::decide::{Decision, decide};
+use crate::plugins::{Point, Profile};
+use crate::pod::PodInfo;
+use crate::snapshot::Snapshot;
+use crate::tests::{node, pod};
+
+fn file(merge: &Value) -> Value {
+    let mut file = json!({"apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration"});
+    for (key, value) in merge.as_object().unwrap() {
+        file[key] = value.clone();
+    }
+    file
+}
+
+fn parsed(merge: &Value) -> Result<Configuration, String> {
+    Configuration::parse(&file(merge).to_string())
+}
+
+fn profile(merge: Value) -> Profile {
+    parsed(&json!({"profiles": [merge]})).unwrap().profiles.remove(0)
+}
+
+fn told(plugin: &str, args: Value) -> Profile {
+    profile(json!({"pluginConfig": [{"name": plugin, "args": args}]}))
+}
+
+fn at(profile: &Profile, point: Point) -> Vec<(&'static str, i64)> {
+    profile.at(point).map(|(plugin, weight)| (plugin.name, weight)).collect()
+}
+
+#[test]
+fn an_empty_file_is_upstreams_default() {
+    let Configuration { profiles, back_off, of_process } = parsed(&json!({})).unwrap();
+    assert_eq!((back_off.initial, back_off.max), (Duration::from_secs(1), Duration::from_secs(10)));
+    assert!(of_process.is_empty());
+    let ([only], usual) = (profiles.as_slice(), Profile::default()) else { panic!("one profile") };
+    assert_eq!((&only.scheduler_name, &only.args), (&usual.scheduler_name, &usual.args));
+    let names = |profile: &Profile| profile.plugins.iter().map(|(plugin, _)| plugin.name).collect::<Vec<_>>();
+    assert_eq!(names(only), names(&usual));
+    let with = |has: fn(&crate::plugins::Plugin) -> bool| {
+        let rows = usual.plugins.iter().filter(move |(plugin, _)| has(plugin));
+        rows.map(|(plugin, weight)| (plugin.name, *weight)).collect::<Vec<_>>()
+    };
+    let names_at = |point| at(only, point).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    let scored =
+        |(name, _): &(&str, i64)| usual.plugins.iter().any(|(row, _)| row.name == *name && row.pre_score.is_some());
+    let scores: Vec<_> = at(only, Point::Score).into_iter().filter(scored).collect();
+    assert_eq!(scores, with(|row| row.pre_score.is_some()));
+    let filters: Vec<_> = with(|row| row.pre_filter.is_some()).into_iter().map(|(name, _)| name).collect();
+    let made: Vec<_> = names_at(Point::Filter).into_iter().filter(|name| filters.contains(name)).collect();
+    assert_eq!(made, filters);
+    assert_eq!(names_at(Point::PostFilter), ["DynamicResources", "DefaultPreemption"]);
+    assert_eq!(names_at(Point::QueueSort), ["PrioritySort"]);
+    assert_eq!(names_at(Point::PreEnqueue)[0], "SchedulingGates");
+}
+
+/// As `pkg/scheduler/framework/runtime` expands what is for all points, and `apis/config/v1` merges with the defaults.
+#[test]
+fn plugins_are_on_and_off_at_each_point() {
+    let score = |plugins: Value| at(&profile(json!({"plugins": plugins})), Point::Score);
+    let all_off = json!({"disabled": [{"name": "*"}]});
+    let only = json!({"preScore": {"disabled": [{"name": "*"}], "enabled": [{"name": "NodeAffinity"}]},
+        "score": {"disabled": [{"name": "*"}], "enabled": [{"name": "NodeAffinity", "weight": 5}]}});
+    assert_eq!(score(only), [("NodeAffinity", 5)]);
+    assert_eq!(score(json!({"preScore": all_off, "score": all_off})), []);
+    // Named at its point it comes first, with weight 1 unless one is given; the others keep theirs.
+    let named =
+        score(json!({"score": {"enabled": [{"name": "InterPodAffinity"}, {"name": "NodeAffinity", "weight": 9}]}}));
+    assert_eq!(named[..3], [("InterPodAffinity", 1), ("NodeAffinity", 9), ("TaintToleration", 3)]);
+    let multi = json!({"multiPoint": {"enabled": [{"name": "TaintToleration", "weight": 7}], "disabled": [{"name": "PodTopologySpread"}]}});
+    let made = profile(json!({"plugins": multi}));
+    assert_eq!(at(&made, Point::Score)[0], ("TaintToleration", 7));
+    assert!(made.plugins.iter().all(|(plugin, _)| plugin.name != "PodTopologySpread"));
+    let bare = json!({"multiPoint": {"disabled": [{"name": "*"}], "enabled":
+        [{"name": "PrioritySort"}, {"name": "DefaultBinder"}, {"name": "NodeResourcesFit"}]}});
+    let bare = profile(json!({"plugins": bare}));
+    assert_eq!(at(&bare, Point::Filter), [("NodeResourcesFit", 1)]);
+    assert_eq!(at(&bare, Point::PostFilter), []);
+}
+
+#[test]
+fn what_is_wrong_is_told_in_upstreams_words() {
+    let plugins = |plugins: Value| json!({"profiles": [{"plugins": plugins}]});
+    let creating = "initializing profiles: creating profile for scheduler name default-scheduler:";
+    let cases = [
+        (json!({"foo": 1}), "strict decoding error: unknown field \"foo\"".to_owned()),
+        (
+            json!({"profiles": [{"plugin": {}}, {"plugins": {"filter": {"enable": []}}}]}),
+            "strict decoding error: unknown field \"profiles[0].plugin\", unknown field \"profiles[1].plugins.filter.enable\"".into(),
+        ),
+        (json!({"kind": "Foo"}), "no kind \"Foo\" is registered for version \"kubescheduler.config.k8s.io/v1\"".into()),
+        (json!({"parallelism": 0}), "parallelism: Invalid value: 0: should be an integer value greater than zero".into()),
+        (
+            json!({"percentageOfNodesToScore": 101, "podInitialBackoffSeconds": 0}),
+            "[podInitialBackoffSeconds: Invalid value: 0: must be greater than 0, percentageOfNodesToScore: Invalid value: 101: not in valid range [0-100]]".into(),
+        ),
+        (
+            json!({"podMaxBackoffSeconds": 0}),
+            "podMaxBackoffSeconds: Invalid value: 0: must be greater than or equal to PodInitialBackoffSeconds".into(),
+        ),
+        (json!({"profiles": [{}, {"schedulerName": "a"}]}), "profiles[0].schedulerName: Required value".into()),
+        (
+            json!({"profiles": [{"schedulerName": "a"}, {"schedulerName": "a"}]}),
+            "profiles[1].schedulerName: Duplicate value: \"profiles[0].schedulerName\"".into(),
+        ),
+        (
+            plugins(json!({"score": {"enabled": [{"name": "Foo"}]}})),
+            format!("{creating} ScorePlugin \"Foo\" does not exist"),
+        ),
+        (
+            plugins(json!({"multiPoint": {"enabled": [{"name": "Foo"}]}})),
+            format!("{creating} PreFilterPlugin \"Foo\" does not exist"),
+        ),
+        (
+            plugins(json!({"score": {"enabled": [{"name": "NodeName"}]}})),
+            format!("{creating} plugin \"NodeName\" does not extend ScorePlugin plugin"),
+        ),
+        (
+            plugins(json!({"filter": {"enabled": [{"name": "NodeName"}, {"name": "NodeName"}]}})),
+            format!("{creating} plugin \"NodeName\" already registered as \"FilterPlugin\""),
+        ),
+        (
+            plugins(json!({"bind": {"disabled": [{"name": "*"}]}})),
+            format!("{creating} at least one bind plugin is needed for profile with scheduler name \"default-scheduler\""),
+        ),
+        (
+            plugins(json!({"queueSort": {"disabled": [{"name": "*"}]}})),
+            format!("{creating} only one queue sort plugin required for profile with scheduler name \"default-scheduler\", but got 0"),
+        ),
+    ];
+    refused(cases);
+}
+
+fn refused<const N: usize>(cases: [(Value, String); N]) {
+    for (given, expected) in cases {
+        assert_eq!(parsed(&given).map(|_| ()), Err(expected), "{given}");
+    }
+}
+
+#[test]
+fn wrong_arguments_are_told_in_upstreams_words() {
+    let config = |name: &str, args: Value| json!({"profiles": [{"pluginConfig": [{"name": name, "args": args}]}]});
+    let at = "profiles[0].pluginConfig[0].args";
+    let fit = |strategy: Value| config("NodeResourcesFit", json!({"scoringStrategy": strategy}));
+    let cases = [
+        (
+            config("InterPodAffinity", json!({"hardPodAffinityWeight": 101})),
+            format!("{at}.hardPodAffinityWeight: Invalid value: 101: not in valid range [0, 100]"),
+        ),
+        (
+            config("DefaultPreemption", json!({"minCandidateNodesPercentage": -1})),
+            format!("{at}.minCandidateNodesPercentage: Invalid value: -1: not in valid range [0, 100]"),
+        ),
+        (
+            config("DefaultPreemption", json!({"foo": 1})),
+            "strict decoding error: decoding .profiles[0].pluginConfig[0]: strict decoding error: decoding args for plugin DefaultPreemption: strict decoding error: unknown field \"foo\"".into(),
+        ),
+        (
+            config("DefaultPreemption", json!({"kind": "InterPodAffinityArgs"})),
+            "decoding .profiles[0].pluginConfig[0]: args for plugin DefaultPreemption were not of type DefaultPreemptionArgs.kubescheduler.config.k8s.io, got InterPodAffinityArgs.kubescheduler.config.k8s.io".into(),
+        ),
+        (
+            fit(json!({"type": "RequestedToCapacityRatio"})),
+            format!("{at}.scoringStrategy.requestedToCapacityRatio: Required value: must be specified when type is RequestedToCapacityRatio"),
+        ),
+        (
+            fit(json!({"type": "LeastAllocated", "resources": [{"name": "cpu", "weight": 101}]})),
+            format!("{at}.scoringStrategy.resources[0].weight: Invalid value: 101: resource weight of cpu not in valid range (0, 100]"),
+        ),
+        (
+            config("PodTopologySpread", json!({"defaultConstraints": [{"maxSkew": 1, "topologyKey": "z", "whenUnsatisfiable": "DoNotSchedule"}]})),
+            format!("{at}.defaultingType: Invalid value: \"System\": when .defaultConstraints are not empty"),
+        ),
+        (
+            config("PodTopologySpread", json!({"defaultingType": "List", "defaultConstraints": [{"maxSkew": 0, "topologyKey": "", "whenUnsatisfiable": "X"}]})),
+            format!("[{at}.defaultConstraints[0].maxSkew: Invalid value: 0: not in valid range (0, inf), {at}.defaultConstraints[0].topologyKey: Required value: can not be empty, {at}.defaultConstraints[0].whenUnsatisfiable: Unsupported value: \"X\": supported values: \"DoNotSchedule\", \"ScheduleAnyway\"]"),
+        ),
+    ];
+    refused(cases);
+}
+
+fn cluster(nodes: &[(&str, Value)]) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    for (name, merge) in nodes {
+        snapshot.set_node(node(name, merge.clone()));
+    }
+    snapshot
+}
+
+/// Whatever chooses among equals.
+fn nodes_of(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile) -> BTreeSet<String> {
+    let decided = (0..16).map(|seed| match decide(snapshot, pod, profile, 0, seed) {
+        Decision::Node { name, .. } => name,
+        Decision::Nowhere { message, .. } => message,
+    });
+    decided.collect()
+}
+
+fn asking(name: &str, requests: Value) -> PodInfo {
+    pod(name, json!({"spec": {"containers": [{"name": "c", "resources": {"requests": requests}}]}}))
+}
+
+#[test]
+fn resources_are_scored_as_the_file_says() {
+    let gpus = |count: &str| json!({"status": {"allocatable": {"example.com/gpu": count}}});
+    let mut snapshot = cluster(&[("empty", gpus("8")), ("full", gpus("8"))]);
+    snapshot.put_pod(Arc::new(asking("p", json!({"example.com/gpu": "4"}))), "full", false);
+    let new = asking("new", json!({"example.com/gpu": "1"}));
+    let strategy = |strategy: Value| {
+        let alone = json!({"disabled": [{"name": "*"}], "enabled": [{"name": "NodeResourcesFit"}]});
+        profile(json!({"plugins": {"preScore": alone, "score": alone},
+            "pluginConfig": [{"name": "NodeResourcesFit", "args": {"scoringStrategy": strategy}}]}))
+    };
+    let resources = json!([{"name": "example.com/gpu", "weight": 3}]);
+    let of = |kind: &str| strategy(json!({"type": kind, "resources": resources}));
+    let one = |name: &str| BTreeSet::from([name.to_owned()]);
+    assert_eq!(nodes_of(&snapshot, &new, &of("LeastAllocated")), one("empty"));
+    assert_eq!(nodes_of(&snapshot, &new, &of("MostAllocated")), one("full"));
+    let ratio = |low: i32, high: i32| {
+        let shape = json!([{"utilization": 0, "score": low}, {"utilization": 100, "score": high}]);
+        strategy(
+            json!({"type": "RequestedToCapacityRatio", "resources": resources, "requestedToCapacityRatio": {"shape": shape}}),
+        )
+    };
+    assert_eq!(nodes_of(&snapshot, &new, &ratio(0, 10)), one("full"));
+    assert_eq!(nodes_of(&snapshot, &new, &ratio(10, 0)), one("empty"));
+    // A pod that asks for none of it is indifferent.
+    assert_eq!(nodes_of(&snapshot, &asking("other", json!({})), &of("MostAllocated")).len(), 2);
+    let huge = asking("huge", json!({"example.com/gpu": "9"}));
+    let ignoring = told("NodeResourcesFit", json!({"ignoredResourceGroups": ["example.com"]}));
+    assert!(
+        nodes_of(&snapshot, &huge, &Profile::default()).first().unwrap().contains("2 Insufficient example.com/gpu")
+    );
+    assert!(nodes_of(&snapshot, &huge, &ignoring).iter().all(|node| ["empty", "full"].contains(&node.as_str())));
+}
+
+#[test]
+fn affinity_and_spreading_are_as_the_file_says() {
+    let zone = |zone: &str| json!({"metadata": {"labels": {"zone": zone}}});
+    let snapshot = cluster(&[("a", zone("a")), ("b", zone("b"))]);
+    let term = |zone: &str| json!({"matchExpressions": [{"key": "zone", "operator": "In", "values": [zone]}]});
+    let added = |zone: &str| {
+        let required = json!({"nodeSelectorTerms": [term(zone)]});
+        told("NodeAffinity", json!({"addedAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}))
+    };
+    let plain = asking("new", json!({}));
+    assert_eq!(nodes_of(&snapshot, &plain, &added("b")), BTreeSet::from(["b".into()]));
+    let message = nodes_of(&snapshot, &plain, &added("c")).pop_first().unwrap();
+    assert!(message.starts_with("0/2 nodes are available: 2 node(s) didn't match scheduler-enforced node affinity."));
+
+    // A pod that is there wants such pods near it: by how much is the profile's.
+    let labels = json!({"metadata": {"labels": {"app": "x"}}});
+    let near = json!({"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution":
+        [{"topologyKey": "zone", "labelSelector": {"matchLabels": {"app": "x"}}}]}});
+    let mut drawn = cluster(&[("a", zone("a")), ("b", zone("b"))]);
+    drawn.put_pod(Arc::new(pod("old", json!({"spec": {"affinity": near}}))), "b", false);
+    let new = pod("new", labels.clone());
+    let weight = |weight: i32| {
+        let alone = json!({"disabled": [{"name": "*"}], "enabled": [{"name": "InterPodAffinity"}]});
+        profile(json!({"plugins": {"preScore": alone, "score": alone},
+            "pluginConfig": [{"name": "InterPodAffinity", "args": {"hardPodAffinityWeight": weight}}]}))
+    };
+    assert_eq!(nodes_of(&drawn, &new, &weight(1)), BTreeSet::from(["b".into()]));
+    assert_eq!(nodes_of(&drawn, &new, &weight(0)).len(), 2);
+
+    let constraint = json!({"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"});
+    let spread = told("PodTopologySpread", json!({"defaultingType": "List", "defaultConstraints": [constraint]}));
+    let owned = |name: &str| {
+        let owner =
+            json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "r", "controller": true}]);
+        pod(name, json!({"metadata": {"ownerReferences": owner}}))
+    };
+    let mut uneven = cluster(&[("a", zone("a"))]);
+    uneven.put_pod(Arc::new(owned("old")), "a", false);
+    assert_eq!(nodes_of(&uneven, &owned("new"), &spread), BTreeSet::from(["a".into()]), "one zone is even");
+    uneven.set_node(node("b", json!({"metadata": {"labels": {"zone": "b"}}, "spec": {"unschedulable": true}})));
+    let message = nodes_of(&uneven, &owned("new"), &spread).pop_first().unwrap();
+    assert!(
+        message.contains("1 node(s) didn't match pod topology spread constraints, 1 node(s) were unschedulable"),
+        "{message}"
+    );
+    assert_eq!(nodes_of(&uneven, &plain, &spread), BTreeSet::from(["a".into()]), "it has no workload");
+}
