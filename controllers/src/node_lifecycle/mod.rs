@@ -86,13 +86,23 @@ fn of_node(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     keys
 }
 
+/// How long a Lease says that it holds.
+fn lasts(lease: Option<&Lease>) -> Option<i32> {
+    lease?.spec.as_ref()?.lease_duration_seconds
+}
+
 /// A ready node is looked at when its grace period ends, and by then its Lease may have been renewed: each renewal of each
 /// node is nothing that anybody has to do something about (upstream has no handler for Leases at all).
 fn of_lease(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     if change.key.namespace != silence::LEASES {
         return Vec::new();
     }
-    unless_ready(view, ObjectKey::cluster(&*change.key.name))
+    let node = ObjectKey::cluster(&*change.key.name);
+    // When its grace ends may hang on how long it is.
+    if lasts(change.before()) != lasts(change.after()) && view.get::<Node>(&node).is_some() {
+        return vec![node];
+    }
+    unless_ready(view, node)
 }
 
 /// A pod's node where the pod is new there: on a node that isn't ready no pod is.

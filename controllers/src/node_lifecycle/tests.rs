@@ -109,7 +109,7 @@ fn a_renewed_lease_is_work_only_where_the_node_is_not_ready() {
         let (kind, key) = (Kind::of::<Lease>(), ObjectKey::new("kube-node-lease", name));
         let new = cluster.view.object(&kind, &key).cloned();
         assert!(new.is_some());
-        of_lease(&cluster.view, &Change { kind, key: key.into(), old: None, new })
+        of_lease(&cluster.view, &Change { kind, key: key.into(), old: new.clone(), new })
     };
     assert_eq!(keys("one"), []);
     assert_eq!(keys("two"), [ObjectKey::cluster("two")]);
@@ -380,4 +380,27 @@ fn with_fast_failover_a_short_lease_counts_by_its_own() {
         assert_eq!((state(&cluster, "two").0, state(&cluster, "three").0), ("True".into(), "True".into()));
         assert_eq!(given_up(&cluster).len(), usize::from(fast));
     }
+}
+
+/// A node may be ready before it has a Lease: the look that was planned for the usual grace is too late then.
+#[test]
+fn a_lease_of_another_length_is_looked_at_at_once() {
+    let lasting = |seconds: i64| {
+        let mut lease = lease("one", "2026-01-01T00:00:00.000000Z");
+        lease["spec"]["leaseDurationSeconds"] = json!(seconds);
+        lease
+    };
+    let kind = Kind::of::<Lease>();
+    let key = ObjectKey::new("kube-node-lease", "one");
+    let mut cluster = crate::simulation(at(0), [node("one"), lasting(40)]);
+    let keys = |cluster: &Simulation, old: Option<_>| {
+        let new = cluster.view.object(&kind, &key).cloned();
+        of_lease(&cluster.view, &Change { kind: kind.clone(), key: key.clone().into(), old, new })
+    };
+    assert_eq!(keys(&cluster, None), [ObjectKey::cluster("one")], "it is new");
+    let old = cluster.view.object(&kind, &key).cloned();
+    cluster.write(&kind, lasting(2));
+    assert_eq!(keys(&cluster, old), [ObjectKey::cluster("one")], "it is shorter");
+    let same = cluster.view.object(&kind, &key).cloned();
+    assert_eq!(keys(&cluster, same), []);
 }
