@@ -23,6 +23,7 @@ use machinery_client::{
 use serde_json::Value;
 
 use crate::Settings;
+use crate::fnv::fnv128a;
 use crate::pods;
 
 /// Endpoints in a slice (upstream's default).
@@ -46,10 +47,25 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     reconcile,
 };
 
-/// The Services that choose the pod or did.
+/// The Services that choose the pod or did, where it changed in something that its endpoints tell.
 fn of_pod(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
+    if let (Some(old), Some(new)) = (change.before::<Pod>(), change.after::<Pod>())
+        && tells(old) == tells(new)
+        && old.metadata.labels == new.metadata.labels
+    {
+        return Vec::new();
+    }
     let chosen = |service: &&Service| change.states().any(|state| chooses(service, state.labels.as_ref()));
     view.list::<Service>(&change.key.namespace).filter(chosen).map(|s| key_of(&s.metadata)).collect()
+}
+
+/// What endpoints tell of a pod, and whether it is one.
+fn tells(pod: &Pod) -> impl PartialEq {
+    let status = pod.status.as_ref();
+    let own = pod.spec.as_ref().map(|spec| (&spec.node_name, &spec.hostname, &spec.subdomain));
+    let ips = status.map(|status| (&status.pod_ip, &status.pod_ips));
+    let going = pod.metadata.deletion_timestamp.is_some();
+    (own, ips, going, pods::is_ready(pod), pods::is_terminal(pod), &pod.metadata.uid)
 }
 
 fn of_slice(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
@@ -347,10 +363,8 @@ fn ports(pod: &Pod, spec: &ServiceSpec) -> Vec<EndpointPort> {
     ports
 }
 
-/// Upstream's order of a slice's ports: that of a hash (FNV-1a, 128 bits) of how Go prints one.
+/// Upstream's order of a slice's ports: that of a hash of how Go prints one.
 fn port_hash(port: &EndpointPort) -> u128 {
-    const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
-    const PRIME: u128 = 0x0100_0000_0000_0000_0000_013b;
     let nil = || "<nil>".to_owned();
     let printed = format!(
         "(v1.EndpointPort){{Name:(*string){} Protocol:(*v1.Protocol){} Port:(*int32){} AppProtocol:(*string){}}}",
@@ -359,7 +373,7 @@ fn port_hash(port: &EndpointPort) -> u128 {
         port.port.map_or_else(nil, |n| n.to_string()),
         port.app_protocol.clone().unwrap_or_else(nil),
     );
-    printed.bytes().fold(OFFSET, |hash, byte| (hash ^ u128::from(byte)).wrapping_mul(PRIME))
+    fnv128a(&printed)
 }
 
 fn target_port(pod: &Pod, port: &ServicePort) -> Option<i32> {

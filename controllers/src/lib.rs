@@ -13,7 +13,9 @@ mod cronjob;
 mod daemonset;
 mod deployment;
 mod disruption;
+mod endpoints;
 mod endpointslice;
+mod fnv;
 mod garbage_collector;
 mod job;
 pub mod names;
@@ -69,6 +71,8 @@ pub static CONTROLLERS: &[Controller<Settings>] = &[
     daemonset::CONTROLLER,
     deployment::CONTROLLER,
     disruption::CONTROLLER,
+    endpoints::CONTROLLER,
+    endpoints::mirroring::CONTROLLER,
     endpointslice::CONTROLLER,
     garbage_collector::CONTROLLER,
     job::CONTROLLER,

@@ -254,6 +254,13 @@ kind: PodDisruptionBudget
 metadata: {name: few, namespace: a}
 spec: {minAvailable: 1, selector: {matchLabels: {app: alone}}}
 ---
+{apiVersion: v1, kind: Service, metadata: {name: outside, namespace: a}, spec: {clusterIP: 10.96.0.8, ports: [{port: 80}]}}
+---
+apiVersion: v1
+kind: Endpoints
+metadata: {name: outside, namespace: a}
+subsets: [{addresses: [{ip: 192.0.2.1}], ports: [{port: 80, protocol: TCP}]}]
+---
 {apiVersion: v1, kind: Service, metadata: {name: none, namespace: a}, spec: {clusterIP: None, selector: {app: none}}}
 ---
 apiVersion: v1

@@ -327,24 +327,7 @@ pub fn port_name(value: &str) -> Vec<String> {
 /// What upstream says of something that is no IP address.
 pub const NOT_AN_IP: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
 
-/// An IP address as Go's lenient parser takes it: leading zeros in IPv4 octets are allowed, zones are not, and an IPv4
-/// address in IPv6 form is the IPv4 address.
-#[must_use]
-pub fn ip_leniently(value: &str) -> Option<IpAddr> {
-    if let Ok(ip) = value.parse::<IpAddr>() {
-        return Some(ip.to_canonical());
-    }
-    let octets: Vec<&str> = value.split('.').collect();
-    if octets.len() != 4 || octets.iter().any(|o| o.is_empty() || !o.bytes().all(|b| b.is_ascii_digit())) {
-        return None;
-    }
-    let mut out = [0u8; 4];
-    for (slot, octet) in out.iter_mut().zip(&octets) {
-        let digits = octet.trim_start_matches('0');
-        *slot = if digits.is_empty() { 0 } else { digits.parse().ok()? };
-    }
-    Some(IpAddr::from(out))
-}
+pub use machinery_api::ip::leniently as ip_leniently;
 
 /// What is wrong with an IP address in a field that is as old as Kubernetes (`strict`: no leading zeros, no mapped form).
 #[must_use]

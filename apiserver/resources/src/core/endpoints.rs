@@ -20,7 +20,6 @@ pub(crate) static ROW: Row = Row {
     schema: "io.k8s.api.core.v1.Endpoints",
     storage: Storage::Stored("services/endpoints"),
     deprecated: Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
-    inert: Some("no controller mirrors Endpoints to EndpointSlices yet: no request goes where this one says"),
     strategy: &Endpoints,
     example: r#"apiVersion: v1
 kind: Endpoints

@@ -53,7 +53,7 @@ impl Desired {
     /// Whether a running cluster needs it back at once; the rest waits for the next start, as upstream.
     #[must_use]
     pub fn is_vital(&self) -> bool {
-        matches!(self.plural, "namespaces" | "services" | "endpointslices" | "configmaps")
+        matches!(self.plural, "namespaces" | "services" | "endpoints" | "endpointslices" | "configmaps")
     }
 }
 
@@ -129,6 +129,7 @@ pub fn desired(cluster: &Cluster, catalog: &Catalog) -> Vec<Desired> {
     desired.push(authentication(cluster));
     desired.push(service_cidr(cluster));
     desired.push(service(cluster));
+    desired.push(endpoint_slice(cluster));
     desired.push(endpoints(cluster));
     desired
 }
@@ -268,6 +269,22 @@ fn service(cluster: &Cluster) -> Desired {
 }
 
 fn endpoints(cluster: &Cluster) -> Desired {
+    let object = json!({
+        "apiVersion": "v1",
+        "kind": "Endpoints",
+        "metadata": {
+            // The slice is made here, too.
+            "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}, "name": "kubernetes", "namespace": "default",
+        },
+        "subsets": [{
+            "addresses": [{"ip": cluster.advertise}],
+            "ports": [{"name": "https", "port": cluster.port, "protocol": "TCP"}],
+        }],
+    });
+    Desired { group: "", plural: "endpoints", object, keep: Keep::But(&["subsets"]) }
+}
+
+fn endpoint_slice(cluster: &Cluster) -> Desired {
     let family = if cluster.advertise.is_ipv4() { "IPv4" } else { "IPv6" };
     let object = json!({
         "apiVersion": "discovery.k8s.io/v1",
@@ -408,7 +425,7 @@ mod tests {
         assert_eq!(plan(&objects, &wanted), []);
 
         let moved = desired(&Cluster { port: 7000, ..cluster() }, built_in());
-        assert_eq!(apply(&objects, plan(&objects, &moved)), 2, "the Service and its endpoints");
+        assert_eq!(apply(&objects, plan(&objects, &moved)), 3, "the Service and its endpoints, twice");
     }
 
     #[test]
