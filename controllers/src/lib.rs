@@ -31,6 +31,7 @@ mod revisions;
 mod root_ca;
 mod serviceaccount;
 mod serviceaccount_token;
+mod servicecidr;
 mod share;
 mod statefulset;
 mod storage;
@@ -40,6 +41,7 @@ mod table_tests;
 mod taint_eviction;
 mod token_cleaner;
 mod ttl_after_finished;
+mod validatingadmissionpolicy;
 #[cfg(test)]
 mod workload_tests;
 
@@ -60,6 +62,7 @@ use machinery_env::Env;
 pub use node_lifecycle::NodeLifecycle;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
+pub use validatingadmissionpolicy::ExpressionWarning;
 
 /// All controllers, by upstream's names. Their order means nothing.
 pub static CONTROLLERS: &[Controller<Settings>] = &[
@@ -86,6 +89,7 @@ pub static CONTROLLERS: &[Controller<Settings>] = &[
     root_ca::CONTROLLER,
     serviceaccount::CONTROLLER,
     serviceaccount_token::CONTROLLER,
+    servicecidr::CONTROLLER,
     statefulset::CONTROLLER,
     storage::binder::CONTROLLER,
     storage::ephemeral::CONTROLLER,
@@ -97,6 +101,7 @@ pub static CONTROLLERS: &[Controller<Settings>] = &[
     taint_eviction::CONTROLLER,
     token_cleaner::CONTROLLER,
     ttl_after_finished::CONTROLLER,
+    validatingadmissionpolicy::CONTROLLER,
 ];
 
 /// A simulated cluster that holds these objects, in which everything that a controller looks at is watched.
@@ -111,6 +116,9 @@ fn simulation(
 
 /// Turns claims into a signed JWT.
 pub type SignToken = Arc<dyn Fn(&Value) -> Option<String> + Send + Sync>;
+
+/// Checks the expressions of a ValidatingAdmissionPolicy against the types that are served.
+pub type CheckPolicy = Arc<dyn Fn(&Value) -> Vec<ExpressionWarning> + Send + Sync>;
 
 /// What decisions depend on beside the view.
 #[derive(Clone)]
@@ -129,6 +137,8 @@ pub struct Settings {
     pub sign_certificate: Option<SignCertificate>,
     /// How long a certificate lives at most.
     pub certificate_life: Duration,
+    /// Says what is wrong with policies. None: their statuses stay as they are.
+    pub check_policy: Option<CheckPolicy>,
 }
 
 impl Default for Settings {
@@ -142,6 +152,7 @@ impl Default for Settings {
             sign_token: None,
             sign_certificate: None,
             certificate_life: Duration::from_hours(365 * 24),
+            check_policy: None,
         }
     }
 }

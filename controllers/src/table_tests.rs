@@ -10,7 +10,7 @@ use machinery_client::{Action, Plan};
 use machinery_env::Env;
 use serde_json::Value;
 
-use crate::{CONTROLLERS, Settings};
+use crate::{CONTROLLERS, ExpressionWarning, Settings};
 
 /// Passes over one key until there is nothing to do. Some controllers take several steps: write, look, write the status.
 const PASSES_MAX: usize = 8;
@@ -33,6 +33,12 @@ pub(crate) fn settings() -> Settings {
         terminated_pods_max: 0,
         sign_token: Some(std::sync::Arc::new(|claims| Some(claims.to_string()))),
         sign_certificate: Some(std::sync::Arc::new(|order| Ok(order.request.common_name.clone()))),
+        check_policy: Some(std::sync::Arc::new(|policy| {
+            let wrong = policy["spec"]["validations"][0]["expression"] == "wrong";
+            let warning =
+                || ExpressionWarning { field_ref: "spec.validations[0].expression".into(), warning: "no wrong".into() };
+            wrong.then(warning).into_iter().collect()
+        })),
         ..Settings::default()
     }
 }
@@ -260,6 +266,13 @@ apiVersion: v1
 kind: Endpoints
 metadata: {name: outside, namespace: a}
 subsets: [{addresses: [{ip: 192.0.2.1}], ports: [{port: 80, protocol: TCP}]}]
+---
+{apiVersion: networking.k8s.io/v1, kind: ServiceCIDR, metadata: {name: more}, spec: {cidrs: [10.7.0.0/24]}}
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {name: p, generation: 1}
+spec: {validations: [{expression: wrong}]}
 ---
 {apiVersion: v1, kind: Service, metadata: {name: none, namespace: a}, spec: {clusterIP: None, selector: {app: none}}}
 ---

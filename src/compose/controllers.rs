@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use apiserver::auth::signing::Order;
+use apiserver_resources::checking::Warning;
 
 use super::ground::Ground;
 use super::identities::ComponentIdentity;
@@ -16,12 +17,18 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         let &controllers::CertificateOrder { request, usages, not_before, not_after } = order;
         authority.sign(&Order { request, usages, not_before, not_after }).map_err(|error| error.to_string())
     });
+    let apiserver = ground.apiserver.clone();
+    let check_policy: controllers::CheckPolicy = Arc::new(move |policy| {
+        let found = apiserver.check_policy(policy).into_iter();
+        found.map(|Warning { field_ref, warning }| controllers::ExpressionWarning { field_ref, warning }).collect()
+    });
     let settings = controllers::Settings {
         node_lifecycle: asked.node_lifecycle.clone(),
         terminated_pods_max: asked.terminated_pods_max,
         root_ca_pem: ground.pki.ca_pem().to_owned(),
         cluster_cidrs: vec![(ground.network.pods.into(), ground.network.node_mask)],
         sign_certificate: Some(sign_certificate),
+        check_policy: Some(check_policy),
         sign_token: Some(Arc::new(move |claims| signing_key.sign(claims).ok())),
         ..controllers::Settings::default()
     };

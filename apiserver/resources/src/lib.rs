@@ -3,7 +3,7 @@
 //! Everything else in this crate is generic over a [`Row`]: routes, discovery, OpenAPI, storage prefixes, subresources,
 //! printer columns, defaulting, validation, and which verbs exist.
 
-pub use admissionregistration::expressions;
+pub use admissionregistration::{checking, expressions};
 pub use core::componentstatuses;
 pub use core::services::allocate;
 pub use policy::evictions;

@@ -39,6 +39,7 @@ use crate::registry::{Registry, cached, facts_of_fields};
 use crate::webhook::{self, Caller, Reach};
 use apiserver_resources::ResourceInfo;
 use apiserver_resources::allocate::{Allocator, ServiceNetwork};
+use apiserver_resources::checking::{Warning, type_check};
 use apiserver_storage::cache::{Lookup, WatchCache};
 use apiserver_storage::store::{Record, Store, StoreError};
 
@@ -206,6 +207,12 @@ impl Apiserver {
     #[must_use]
     pub fn objects(&self) -> Arc<Lookup> {
         self.front.deps.registry.objects.clone()
+    }
+
+    /// What is wrong with a ValidatingAdmissionPolicy's expressions by the types that are served now.
+    #[must_use]
+    pub fn check_policy(&self, policy: &serde_json::Value) -> Vec<Warning> {
+        self.front.deps.registry.served.with(|catalog| type_check(policy, catalog.resources()))
     }
 
     /// The cache.

@@ -99,17 +99,28 @@ impl Compiler {
     /// Where `params` may be named, and where objects and patches can be made.
     #[must_use]
     pub fn new(params: bool, mutation: bool) -> Self {
-        let mut env = Env::new()
-            .variable("object", Type::Dyn)
-            .variable("oldObject", Type::Dyn)
-            .declare("request", request())
-            .declare("namespaceObject", namespace());
+        let mut env = Env::new().variable("object", Type::Dyn).variable("oldObject", Type::Dyn);
         if params {
             env = env.variable("params", Type::Dyn);
         }
         if mutation {
             env = env.mutation();
         }
+        Self::of(env)
+    }
+
+    /// For [`check`](Self::check): what objects are, and parameters where there are any, of a type that may not be known.
+    #[must_use]
+    pub fn typed(object: DeclType, params: Option<Option<DeclType>>) -> Self {
+        let mut env = Env::new().declare("object", object.clone()).declare("oldObject", object);
+        if let Some(params) = params {
+            env = env.declare("params", params.unwrap_or_else(|| unbounded(Type::Dyn)));
+        }
+        Self::of(env)
+    }
+
+    fn of(env: Env) -> Self {
+        let env = env.declare("request", request()).declare("namespaceObject", namespace());
         let without_authorizer = env.clone();
         let env = env
             .variable("authorizer", Type::object("kubernetes.authorization.Authorizer"))
@@ -135,6 +146,12 @@ impl Compiler {
                 format!("must evaluate to one of [{}] but got {found}", names.join(" "))
             }
         })
+    }
+
+    /// What is wrong with an expression, whatever it comes to.
+    #[must_use]
+    pub fn check(&self, text: &str) -> Option<String> {
+        self.env.compile(text).err().map(|error| error.to_string())
     }
 
     /// The expression of a variable, which later ones may name.
