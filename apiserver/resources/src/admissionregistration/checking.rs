@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use apiserver_cel::types::{DeclType, Shape, Type as CelType, escape, from_schema_at};
-use machinery_api::schema::{Field, Kind, TypeId, TypeRef, Types, built_in};
+use machinery_api::schema::{Field, Kind, Type, TypeRef, Types, built_in};
 use serde_json::Value;
 
 use super::expressions::Compiler;
@@ -128,24 +128,22 @@ fn declared(resource: &ResourceInfo) -> Option<DeclType> {
 }
 
 fn of_type(of: TypeRef<'_>) -> Option<DeclType> {
-    let id = of.types.id(&of.of.name)?;
-    object(of.types, id, &mut Vec::new())
+    object(of.types, of.of, &mut Vec::new())
 }
 
-fn object(types: &Types, id: TypeId, above: &mut Vec<TypeId>) -> Option<DeclType> {
-    let of = types.get(id);
+fn object<'a>(types: &'a Types, of: &'a Type, above: &mut Vec<&'a str>) -> Option<DeclType> {
     match &of.scalar {
         Some(Kind::Any) | None if is_json(&of.name) => return None,
         Some(Kind::Any) => return Some(DeclType::object("object", [])),
         Some(kind) => return scalar(kind),
         None => {}
     }
-    if above.contains(&id) {
+    if above.contains(&&*of.name) {
         // What holds itself isn't looked into again.
         return Some(DeclType::object("object", []));
     }
-    above.push(id);
-    let field = |field: &Field| Some((escape(&field.name)?, declare(types, &field.kind, Some(field), above)?));
+    above.push(&of.name);
+    let field = |field: &'a Field| Some((escape(&field.name)?, declare(types, &field.kind, Some(field), above)?));
     let fields: Vec<(String, DeclType)> = of.fields.iter().filter_map(field).collect();
     above.pop();
     Some(DeclType::object("object", fields.iter().map(|(name, ty)| (name.as_str(), ty.clone()))))
@@ -156,9 +154,9 @@ fn is_json(name: &str) -> bool {
     name.ends_with(".JSON") || name.contains(".JSONSchemaPropsOr")
 }
 
-fn declare(types: &Types, kind: &Kind, field: Option<&Field>, above: &mut Vec<TypeId>) -> Option<DeclType> {
+fn declare<'a>(types: &'a Types, kind: &'a Kind, field: Option<&Field>, above: &mut Vec<&'a str>) -> Option<DeclType> {
     match kind {
-        Kind::Object(id) => object(types, *id, above),
+        Kind::Object(id) => object(types, types.get(*id), above),
         Kind::List(item) => Some(DeclType::list(declare(types, item, field, above)?, -1)),
         Kind::Map(value) => Some(DeclType::map(declare(types, value, field, above)?, -1)),
         Kind::Any => {

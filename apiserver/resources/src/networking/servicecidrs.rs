@@ -19,7 +19,6 @@ pub(crate) static ROW: Row = Row {
     schema: "io.k8s.api.networking.v1.ServiceCIDR",
     subresources: &[STATUS],
     storage: Storage::Stored("servicecidrs"),
-    inert: Some("nothing acts on ServiceCIDRs here yet: Services get their addresses from --service-cidr alone"),
     strategy: &ServiceCidr,
     example: r#"apiVersion: networking.k8s.io/v1
 kind: ServiceCIDR

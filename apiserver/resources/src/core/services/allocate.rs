@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use machinery_api::error::{ApiError, Cause, Named};
@@ -203,7 +204,9 @@ impl Choice<'_> {
         match asked.as_str() {
             "None" => {}
             "" => {
-                let ip = self.free_ip().ok_or(Refusal::Full("serviceIP"))?.to_string();
+                let own = self.free_ip(self.network.cidr);
+                let ip = own.or_else(|| self.more_blocks().find_map(|block| self.free_ip(block)));
+                let ip = ip.ok_or(Refusal::Full("serviceIP"))?.to_string();
                 put(spec, "clusterIPs", json!([ip]));
                 fields(spec).insert("clusterIP".into(), json!(ip));
             }
@@ -228,15 +231,27 @@ impl Choice<'_> {
         self.objects.at(&port_key(port)).is_some()
     }
 
-    fn usable(&self, ip: Ipv4Addr) -> bool {
-        let cidr = self.network.cidr;
-        cidr.contains(&ip) && ip != cidr.network() && ip != cidr.broadcast()
+    /// Blocks beside the cluster's own: of ServiceCIDRs that are ready and stay.
+    fn more_blocks(&self) -> impl Iterator<Item = Ipv4Net> {
+        let all = self.objects.list("networking.k8s.io", "servicecidrs", None);
+        let usable = |cidr: &Arc<Value>| {
+            let ready = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
+            get(get(cidr, "metadata"), "deletionTimestamp").is_null()
+                && items(get(cidr, "status"), "conditions").iter().any(ready)
+        };
+        all.into_iter().filter(usable).flat_map(|cidr| {
+            texts(get(&cidr, "spec"), "cidrs").filter_map(|block| block.parse().ok()).collect::<Vec<Ipv4Net>>()
+        })
     }
 
-    /// A free address: first of the upper band, from a random place on, then of the lower.
-    fn free_ip(&self) -> Option<Ipv4Addr> {
-        let cidr = self.network.cidr;
-        let (first, end) = (u32::from(cidr.network()).saturating_add(1), u32::from(cidr.broadcast()));
+    fn usable(&self, ip: Ipv4Addr) -> bool {
+        let within = |block: &Ipv4Net| block.contains(&ip) && ip != block.network() && ip != block.broadcast();
+        within(&self.network.cidr) || self.more_blocks().any(|block| within(&block))
+    }
+
+    /// A free address of a block: first of the upper band, from a random place on, then of the lower.
+    fn free_ip(&self, block: Ipv4Net) -> Option<Ipv4Addr> {
+        let (first, end) = (u32::from(block.network()).saturating_add(1), u32::from(block.broadcast()));
         let size = u64::from(end.saturating_sub(first));
         let band = static_band(size, 16, 256, 16);
         let low = first.saturating_add(u32::try_from(band).unwrap_or(0));
@@ -413,6 +428,34 @@ mod tests {
         reserve(&world, &gone, false);
         allocator.allocate(&world, &mut one_more, None, false).unwrap();
         assert_eq!(one_more["spec"]["clusterIP"], gone["spec"]["clusterIP"]);
+    }
+
+    #[test]
+    fn blocks_that_are_ready_and_stay_are_there_too() {
+        let allocator = allocator();
+        let world = Map::default();
+        let cidr = |name: &str, block: &str, ready: &str| {
+            json!({"metadata": {"name": name}, "spec": {"cidrs": [block, "fd00::/64"]},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]}})
+        };
+        let mut going = cidr("going", "10.3.0.0/24", "True");
+        going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        for object in [cidr("more", "10.1.0.0/30", "True"), cidr("unready", "10.2.0.0/24", "False"), going] {
+            world.put("networking.k8s.io", "servicecidrs", object);
+        }
+        let asked = |ip: &str| {
+            let mut new = service("b", json!({"type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip]}));
+            allocator.allocate(&world, &mut new, None, false).is_ok()
+        };
+        let ips = ["10.1.0.0", "10.1.0.1", "10.1.0.2", "10.1.0.3", "10.2.0.1", "10.3.0.1"];
+        assert_eq!(ips.map(asked), [false, true, true, false, false, false]);
+        for number in 1..255 {
+            let ip = format!("10.0.0.{number}");
+            reserve(&world, &service(&ip, json!({"type": "ClusterIP", "clusterIPs": [ip]})), true);
+        }
+        let mut new = service("x", json!({"type": "ClusterIP"}));
+        allocator.allocate(&world, &mut new, None, false).unwrap();
+        assert!(new["spec"]["clusterIP"].as_str().unwrap().starts_with("10.1.0."), "{new}");
     }
 
     #[test]
