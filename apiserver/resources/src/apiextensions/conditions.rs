@@ -2,6 +2,7 @@
 //! from definitions as they are; the server writes it down.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -61,9 +62,10 @@ fn remove(definition: &mut Value, kind: &str) {
 }
 
 /// The definition with the conditions that it should have, if they are others than it has: names and structure first, then
-/// (`established`: once it is served) that it is. `others`: all definitions of its group.
+/// (`established`: once it is served) that it is. `others`: the `acceptedNames` of all others of its group, asked for where
+/// its names are not its own yet.
 #[must_use]
-pub fn judged(definition: &Value, others: &[Value], now: Timestamp) -> Option<Value> {
+pub fn judged(definition: &Value, others: impl FnOnce() -> Vec<Arc<Value>>, now: Timestamp) -> Option<Value> {
     let mut new = definition.clone();
     names(&mut new, others, now);
     structure(&mut new, now);
@@ -89,15 +91,15 @@ pub fn established(definition: &Value, now: Timestamp) -> Option<Value> {
 }
 
 /// Names that are free, or its own already, become its own.
-fn names(definition: &mut Value, others: &[Value], now: Timestamp) {
+fn names(definition: &mut Value, others: impl FnOnce() -> Vec<Arc<Value>>, now: Timestamp) {
     let requested = get(get(definition, "spec"), "names").clone();
     let accepted = get(get(definition, "status"), "acceptedNames").clone();
     if requested == accepted {
         return;
     }
     let (mut resources, mut kinds) = (BTreeSet::new(), BTreeSet::new());
-    for other in others {
-        let names = get(get(other, "status"), "acceptedNames");
+    let others = others();
+    for names in &others {
         resources
             .extend([text(names, "plural"), text(names, "singular")].into_iter().chain(texts(names, "shortNames")));
         kinds.extend([text(names, "kind"), text(names, "listKind")]);

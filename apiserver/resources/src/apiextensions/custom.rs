@@ -157,7 +157,7 @@ impl Unstructured for Reader {
         let Some(schema) = &self.0 else { return Ok(Vec::new()) };
         let mut taken = prune(object, schema);
         drop_nulls(object, Some(schema));
-        taken.extend(embedded::coerce(object, schema, false)?);
+        taken.extend(embedded::coerce(object, schema, false).map_err(|wrong| wrong.to_string())?);
         Ok(taken)
     }
 

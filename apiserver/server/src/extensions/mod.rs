@@ -5,9 +5,11 @@
 //! its instances first (`finalize`). What is decided is in `apiserver_resources`.
 
 mod finalize;
+mod names;
 mod register;
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -43,6 +45,10 @@ struct Known {
 pub(crate) struct Extensions {
     known: Mutex<HashMap<String, Known>>,
     finalizing: Mutex<HashSet<String>>,
+    /// What those are called that there are.
+    names: Mutex<names::Names>,
+    /// Whether what is served has its APIServices.
+    is_registered: AtomicBool,
     /// Of which groups and versions there are APIServices.
     registered: Mutex<Option<register::Served>>,
     /// One change of what is served at a time.
@@ -92,6 +98,8 @@ impl Extensions {
             let (items, revision) = Self::all(registry);
             let names: HashSet<String> = items.iter().map(|cached| cached.name().to_owned()).collect();
             let gone: Vec<String> = locked(&self.known).keys().filter(|name| !names.contains(*name)).cloned().collect();
+            *locked(&self.names) = names::Names::default();
+            items.iter().for_each(|cached| locked(&self.names).put(&cached.shared()));
             for name in names.iter().chain(&gone) {
                 self.sync(&handler, name).await;
             }
@@ -120,15 +128,17 @@ impl Extensions {
         let registry = &handler.deps.registry;
         let Some(definition) = self.get(registry, name) else {
             let group = name.split_once('.').map_or("", |(_, group)| group);
+            locked(&self.names).remove(group, name);
             self.unserve(registry, name).await;
             self.register(registry).await;
             return self.reconsider(registry, group, name).await;
         };
         let group = text(&definition, "/spec/group");
-        let others: Vec<Value> = Self::of_group(registry, group, name);
         let now = registry.env.now();
-        let judged = conditions::judged(&definition, &others, now);
+        let judged = conditions::judged(&definition, || locked(&self.names).accepted(group, name), now);
         let mut new = judged.unwrap_or_else(|| (*definition).clone());
+        // The next one's names are compared with these before they are seen to be written; an event tells if they are not.
+        locked(&self.names).put(&new);
         if conditions::is_true(&new, conditions::NAMES_ACCEPTED) || conditions::is_true(&new, conditions::ESTABLISHED) {
             // Served before it says so.
             if self.serve(registry, &new).await
@@ -152,6 +162,9 @@ impl Extensions {
 
     /// Keeps APIServices of what is served.
     async fn register(&self, registry: &Registry) {
+        if self.is_registered.swap(true, Ordering::AcqRel) {
+            return;
+        }
         let served: register::Served = locked(&self.known)
             .values()
             .flat_map(|known| &known.resources)
@@ -163,7 +176,10 @@ impl Extensions {
         match registry.install(register::writes(&*registry.objects, &served)).await {
             Ok(()) => *locked(&self.registered) = Some(served),
             // The next event of a definition tries again.
-            Err(error) => tracing::warn!(%error, "APIServices of custom resources could not be written"),
+            Err(error) => {
+                self.is_registered.store(false, Ordering::Release);
+                tracing::warn!(%error, "APIServices of custom resources could not be written");
+            }
         }
     }
 
@@ -172,22 +188,14 @@ impl Extensions {
         registry.objects.get(GROUP, PLURAL, "", name)
     }
 
-    fn of_group(registry: &Registry, group: &str, but: &str) -> Vec<Value> {
-        let suffix = format!(".{group}");
-        let all = Self::all(registry).0.into_iter();
-        let others = all.filter(|cached| cached.name() != but && cached.name().ends_with(&suffix));
-        others.map(|cached| (*cached.shared()).clone()).filter(|other| text(other, "/spec/group") == group).collect()
-    }
-
     /// Names that another definition had may be free now.
     async fn reconsider(&self, registry: &Registry, group: &str, but: &str) {
-        for waiting in Self::of_group(registry, group, but) {
-            if conditions::is_true(&waiting, conditions::NAMES_ACCEPTED) {
-                continue;
-            }
-            let name = text(&waiting, "/metadata/name").to_owned();
-            let others = Self::of_group(registry, group, &name);
-            if let Some(new) = conditions::judged(&waiting, &others, registry.env.now()) {
+        let waiting = locked(&self.names).waiting(group, but);
+        for name in waiting {
+            let Some(definition) = self.get(registry, &name) else { continue };
+            let others = || locked(&self.names).accepted(group, &name);
+            if let Some(new) = conditions::judged(&definition, others, registry.env.now()) {
+                locked(&self.names).put(&new);
                 // Its own event does the rest.
                 self.write_status(registry, new).await;
             }
@@ -229,6 +237,7 @@ impl Extensions {
             tracing::warn!(definition = name, %taken, "a CustomResourceDefinition can't be served");
             return false;
         }
+        self.is_registered.store(false, Ordering::Release);
         let known = Known { tag, uid: uid.to_owned(), resources: made, stored };
         locked(&self.known).insert(name.to_owned(), known);
         true
@@ -237,6 +246,7 @@ impl Extensions {
     async fn unserve(&self, registry: &Registry, name: &str) {
         let _one = self.changing.lock().await;
         let Some(known) = locked(&self.known).remove(name) else { return };
+        self.is_registered.store(false, Ordering::Release);
         if registry.served.exchange(&known.resources, &[]).is_ok()
             && let Some(prefix) = &known.stored.prefix
         {

@@ -7,9 +7,43 @@ use super::compile::Schema;
 use crate::field::{ErrorList, FieldError, Path};
 use crate::{metadata, rules};
 
+/// What can't be part of an embedded object: where, what, and why.
+#[derive(Debug)]
+pub(crate) struct Malformed {
+    path: String,
+    value: Value,
+    why: String,
+}
+
+impl std::fmt::Display for Malformed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: Invalid value: {}: {}", self.path, self.value, self.why)
+    }
+}
+
+impl Malformed {
+    /// The error of an object that stands at a path itself.
+    pub(crate) fn below(self, at: &Path<'_>) -> FieldError {
+        let dot = if self.path.is_empty() || self.path.starts_with('[') { "" } else { "." };
+        let whole = format!("{at}{dot}{}", self.path);
+        FieldError::invalid(&Path::root(&whole), self.value, &self.why)
+    }
+}
+
+/// Why a value is no metadata, as Go's decoder says it.
+fn no_metadata(value: &Value) -> String {
+    let is = match value {
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        _ => "array",
+    };
+    format!("json: cannot unmarshal {is} into Go value of type v1.ObjectMeta")
+}
+
 /// Brings the metadata of embedded objects into its form; the paths of what it doesn't know. `drop`: what is malformed
 /// is taken away (of objects that were stored before it was checked), else it is an error.
-pub(crate) fn coerce(object: &mut Value, schema: &Schema, drop: bool) -> Result<Vec<String>, String> {
+pub(crate) fn coerce(object: &mut Value, schema: &Schema, drop: bool) -> Result<Vec<String>, Malformed> {
     let mut taken = Vec::new();
     if schema.has.embedded {
         walk(object, schema, &mut String::new(), drop, &mut taken)?;
@@ -24,7 +58,7 @@ fn walk(
     path: &mut String,
     drop: bool,
     taken: &mut Vec<String>,
-) -> Result<(), String> {
+) -> Result<(), Malformed> {
     if !schema.has.embedded {
         return Ok(());
     }
@@ -43,10 +77,11 @@ fn walk(
                 if schema.embedded && key == "metadata" && value.is_object() {
                     match metadata_in_place(value, path, drop) {
                         Ok(unknown) => taken.extend(unknown),
-                        Err(why) => return Err(format!("{path}: Invalid value: {value}: {why}")),
+                        Err(why) => return Err(Malformed { path: path.clone(), value: value.clone(), why }),
                     }
                 } else if schema.embedded && key == "metadata" && !drop {
-                    return Err(format!("{path}: Invalid value: {value}: must be an object"));
+                    let why = no_metadata(value);
+                    return Err(Malformed { path: path.clone(), value: value.clone(), why });
                 }
                 if let Some(below) = below {
                     walk(value, below, path, drop, taken)?;
@@ -67,12 +102,12 @@ fn walk(
     Ok(())
 }
 
-fn type_meta(map: &mut Map<String, Value>, path: &str, drop: bool) -> Result<(), String> {
+fn type_meta(map: &mut Map<String, Value>, path: &str, drop: bool) -> Result<(), Malformed> {
     for key in ["apiVersion", "kind"] {
         let Some(value) = map.get(key).filter(|value| !value.is_string()) else { continue };
         if !drop {
-            let at = if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
-            return Err(format!("{at}: Invalid value: {value}: must be a string"));
+            let path = if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+            return Err(Malformed { path, value: value.clone(), why: "must be a string".into() });
         }
         map.remove(key);
     }
@@ -118,13 +153,13 @@ pub(crate) fn validate_one(object: &Value, errors: &mut ErrorList) {
     if let Value::Object(map) = object {
         let whole = Path::root("default");
         one(map, &whole, errors);
-        if let Some(metadata) = map.get("metadata").filter(|metadata| !metadata.is_object()) {
-            errors.add(|| FieldError::invalid(&whole.child("metadata"), metadata.clone(), "must be an object"));
-        }
-        if let Err(why) =
-            map.get("metadata").cloned().map_or(Ok(Vec::new()), |mut m| metadata_in_place(&mut m, "", false))
-        {
-            errors.invalid(&whole.child("metadata"), "", &why);
+        let Some(metadata) = map.get("metadata") else { return };
+        let why = match metadata.is_object() {
+            true => metadata_in_place(&mut metadata.clone(), "", false).err(),
+            false => Some(no_metadata(metadata)),
+        };
+        if let Some(why) = why {
+            errors.add(|| FieldError::invalid(&whole.child("metadata"), metadata.clone(), &why));
         }
     }
 }

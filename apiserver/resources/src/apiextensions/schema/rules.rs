@@ -60,14 +60,14 @@ fn one(rule: &Value, declared: &Declared) -> Rule {
         Ok(_) => Err("messageExpression must evaluate to a string".to_owned()),
         Err(error) => Err(format!("{what}{}", error.detail())),
     };
-    let expression = text(rule, "rule").trim();
+    let expression = text(rule, "rule");
     let program = made(expression, &Type::Bool, "");
-    let of_message = match text(rule, "messageExpression").trim() {
-        "" => None,
+    let of_message = match text(rule, "messageExpression") {
+        blank if blank.trim().is_empty() => None,
         expression => Some(made(expression, &Type::String, "messageExpression ")),
     };
     Rule {
-        text: expression.into(),
+        text: expression.trim().into(),
         message: text(rule, "message").trim().into(),
         reason: text(rule, "reason").into(),
         field_path: text(rule, "fieldPath").trim().into(),
@@ -88,16 +88,37 @@ pub(crate) fn min_size(rules: &Rules) -> u64 {
 pub(crate) fn check(object: &Value, schema: &Schema, old: Option<&Value>) -> ErrorList {
     let mut errors = ErrorList::new();
     if schema.has.rules {
-        let mut walk = Walk { budget: Budget::default(), errors: &mut errors, over: false };
+        let mut budget = Budget::default();
+        let mut walk = Walk { budget: &mut budget, errors: &mut errors, over: false, ratchets: true };
         walk.node(object, schema, old, None);
     }
     errors
 }
 
+/// What they say against a default, as one that is new, and as one that was there before. All defaults of a schema have one
+/// budget.
+pub(crate) fn check_default(
+    default: &Value,
+    schema: &Schema,
+    at: &Path<'_>,
+    budget: &mut Budget<'static>,
+) -> ErrorList {
+    let mut errors = ErrorList::new();
+    for old in [Some(default), None] {
+        if schema.has.rules && errors.is_empty() && !budget.exhausted() {
+            let mut walk = Walk { budget: &mut *budget, errors: &mut errors, over: false, ratchets: false };
+            walk.node(default, schema, old, Some(at));
+        }
+    }
+    errors
+}
+
 struct Walk<'e> {
-    budget: Budget<'static>,
+    budget: &'e mut Budget<'static>,
     errors: &'e mut ErrorList,
     over: bool,
+    /// Whether what is as it was may stay so.
+    ratchets: bool,
 }
 
 impl Walk<'_> {
@@ -115,7 +136,7 @@ impl Walk<'_> {
         }
         match value {
             Value::Object(map) => {
-                let olds = old.and_then(Value::as_object).filter(|_| !schema.map_atomic);
+                let olds = old.and_then(Value::as_object);
                 for (key, value) in map {
                     let (below, keyed) = match (schema.properties.get(key.as_str()), schema.additional.schema()) {
                         (Some(below), _) => (below, false),
@@ -159,7 +180,7 @@ impl Walk<'_> {
         }
         let root = Path::root("<nil>");
         let at = at.unwrap_or(&root);
-        let verdict = program.eval(&activation, &mut self.budget);
+        let verdict = program.eval(&activation, self.budget);
         if self.budget.exhausted() {
             self.over = true;
             let why = "validation failed due to running out of cost budget, no further validation rules will be run";
@@ -167,10 +188,10 @@ impl Walk<'_> {
         }
         match verdict {
             Ok(verdict) if verdict.as_bool() == Some(true) => {}
-            _ if old.is_some_and(|old| old == value) => {}
+            _ if self.ratchets && old.is_some_and(|old| old == value) => {}
             Ok(_) => {
                 let said = rule.of_message.as_ref().and_then(|program| {
-                    let said = program.as_ref().ok()?.eval(&activation, &mut self.budget).ok()?;
+                    let said = program.as_ref().ok()?.eval(&activation, self.budget).ok()?;
                     let said = said.as_str()?.trim().to_owned();
                     (!said.is_empty() && !said.contains(['\n', '\r']) && said.len() <= 5 * 1024).then_some(said)
                 });

@@ -1,8 +1,9 @@
 //! Whether a schema's defaults are values that the schema takes.
 
+use apiserver_cel::Budget;
 use serde_json::{Value, json};
 
-use crate::apiextensions::schema::{Schema, check, compile, embedded, prune};
+use crate::apiextensions::schema::{Schema, check, compile, embedded, prune, rules};
 use crate::field::{ErrorList, FieldError, Path};
 
 /// What is wrong with the defaults of a structural schema.
@@ -10,7 +11,8 @@ pub(super) fn validate(schema: &Value, at: &Path<'_>, must_be_pruned: bool) -> E
     let mut errors = ErrorList::new();
     // A pattern that is none has been found before.
     if let Ok(compiled) = compile(schema) {
-        walk(&mut errors, &compiled, at, must_be_pruned, true, None);
+        let mut all = All { errors: &mut errors, must_be_pruned, budget: Budget::default() };
+        all.walk(&compiled, at, true, None);
     }
     errors
 }
@@ -39,74 +41,108 @@ fn unknown(default: &Value, schema: &Schema, root: bool) -> Vec<String> {
     paths
 }
 
-/// `meta`: within the kind, version or metadata of an object, by these names.
-fn walk(
-    errors: &mut ErrorList,
-    schema: &Schema,
-    at: &Path<'_>,
+struct All<'e> {
+    errors: &'e mut ErrorList,
     must_be_pruned: bool,
-    root: bool,
-    meta: Option<&[&str]>,
-) {
-    if !schema.has.defaults {
-        return;
+    /// For the rules of all defaults.
+    budget: Budget<'static>,
+}
+
+impl All<'_> {
+    /// `meta`: within the kind, version or metadata of an object, by these names.
+    fn walk(&mut self, schema: &Schema, at: &Path<'_>, root: bool, meta: Option<&[&str]>) {
+        if !schema.has.defaults || self.budget.exhausted() {
+            return;
+        }
+        let is_resource = root || schema.embedded;
+        let meta = if is_resource { None } else { meta };
+        if let Some(default) = &schema.default {
+            self.one(schema, default, &at.child("default"), root, meta);
+        }
+        if let Some(items) = &schema.items {
+            self.walk(items, &at.child("items"), false, meta);
+        }
+        let properties_at = at.child("properties");
+        for (name, property) in &schema.properties {
+            let path: Vec<&str> = meta.unwrap_or_default().iter().copied().chain([&**name]).collect();
+            let begins = is_resource && matches!(&**name, "metadata" | "apiVersion" | "kind");
+            let meta = (begins || meta.is_some()).then_some(path.as_slice());
+            self.walk(property, &properties_at.key(name), false, meta);
+        }
     }
-    let is_resource = root || schema.embedded;
-    let meta = if is_resource { None } else { meta };
-    if let Some(default) = &schema.default {
-        one(errors, schema, default, &at.child("default"), must_be_pruned, root, meta);
-    }
-    if let Some(items) = &schema.items {
-        walk(errors, items, &at.child("items"), must_be_pruned, false, meta);
-    }
-    let properties_at = at.child("properties");
-    for (name, property) in &schema.properties {
-        let path: Vec<&str> = meta.unwrap_or_default().iter().copied().chain([&**name]).collect();
-        let begins = is_resource && matches!(&**name, "metadata" | "apiVersion" | "kind");
-        let meta = (begins || meta.is_some()).then_some(path.as_slice());
-        walk(errors, property, &properties_at.key(name), must_be_pruned, false, meta);
+
+    fn one(&mut self, schema: &Schema, default: &Value, at: &Path<'_>, root: bool, meta: Option<&[&str]>) {
+        if let Some(names) = meta {
+            if let Some(why) = in_metadata(default, names) {
+                return self.errors.add(|| FieldError::invalid(at, default.clone(), &why));
+            }
+        } else {
+            if self.must_be_pruned && !unknown(default, schema, root).is_empty() {
+                self.errors.add(|| FieldError::invalid(at, default.clone(), "must not have unknown fields"));
+            }
+            if let Err(wrong) = embedded::coerce(&mut default.clone(), schema, false) {
+                return self.errors.add(|| wrong.below(at));
+            }
+            let mut found = ErrorList::new();
+            embedded::validate(default, schema, Some(at), &mut found);
+            if !found.is_empty() {
+                return self.errors.append(found);
+            }
+        }
+        let wrong = check::check(default, schema, &at.to_string(), None);
+        match wrong.is_empty() {
+            true => self.errors.append(rules::check_default(default, schema, at, &mut self.budget)),
+            false => self.errors.append(wrong),
+        }
     }
 }
 
-fn one(
-    errors: &mut ErrorList,
-    schema: &Schema,
-    default: &Value,
-    at: &Path<'_>,
-    must_be_pruned: bool,
-    root: bool,
-    meta: Option<&[&str]>,
-) {
-    let place = at.to_string();
-    if let Some(names) = meta {
-        // As part of an object that has nothing else.
-        let mut object = names.iter().rev().fold(default.clone(), |inner, name| json!({*name: inner}));
-        for (key, value) in [("apiVersion", "validation/v1"), ("kind", "Validation")] {
-            if object.get(key).is_none() {
-                object[key] = json!(value);
-            }
+/// Why a default within the kind, version or metadata of an object can't stand there: as part of one that has nothing else.
+fn in_metadata(default: &Value, names: &[&str]) -> Option<String> {
+    let mut object = names.iter().rev().fold(default.clone(), |inner, name| json!({*name: inner}));
+    for (key, value) in [("apiVersion", "validation/v1"), ("kind", "Validation")] {
+        if object.get(key).is_none() {
+            object[key] = json!(value);
         }
-        let mut found = ErrorList::new();
-        embedded::validate_one(&object, &mut found);
-        if !found.is_empty() {
-            let all: Vec<String> = found.list().iter().map(|e| format!("{}: {}", e.field, e.message)).collect();
-            let all = if all.len() == 1 { all.concat() } else { format!("[{}]", all.join(", ")) };
-            return errors
-                .add(|| FieldError::invalid(at, default.clone(), &format!("must result in valid metadata: {all}")));
-        }
-        return errors.append(check::check(default, schema, &place, None));
-    }
-    if must_be_pruned && !unknown(default, schema, root).is_empty() {
-        errors.add(|| FieldError::invalid(at, default.clone(), "must not have unknown fields"));
-    }
-    let mut coerced = default.clone();
-    if let Err(why) = embedded::coerce(&mut coerced, schema, false) {
-        return errors.add(|| FieldError::invalid(at, default.clone(), &why));
     }
     let mut found = ErrorList::new();
-    embedded::validate(default, schema, Some(at), &mut found);
-    if !found.is_empty() {
-        return errors.append(found);
+    embedded::validate_one(&object, &mut found);
+    let own = |error: &FieldError| error.field.strip_prefix("default.").unwrap_or(&error.field).to_owned();
+    let all: Vec<String> = found.list().iter().map(|error| format!("{}: {}", own(error), error.message)).collect();
+    match &*all {
+        [] => None,
+        [one] => Some(format!("must result in valid metadata: {one}")),
+        more => Some(format!("must result in valid metadata: [{}]", more.join(", "))),
     }
-    errors.append(check::check(default, schema, &place, None));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_held_to_rules() {
+        let wrong = |default: Value, rule: &str| {
+            let property = json!({"type": "integer", "default": default, "x-kubernetes-validations": [{"rule": rule}]});
+            let schema = json!({"type": "object", "properties": {"a": property}});
+            let found = validate(&schema, &Path::root("s"), true).list();
+            found.into_iter().map(|error| format!("{}: {}", error.field, error.message)).collect::<Vec<_>>()
+        };
+        let none: [&str; 0] = [];
+        assert_eq!(wrong(json!(5), "self > 3"), none);
+        assert_eq!(wrong(json!(2), "self > 3"), ["s.properties[a].default: Invalid value: 2: failed rule: self > 3"]);
+        // As one that was there before, too.
+        let twice = "s.properties[a].default: Invalid value: 5: failed rule: self > oldSelf";
+        assert_eq!(wrong(json!(5), "self > oldSelf"), [twice]);
+        assert_eq!(wrong(json!(5), "self >= oldSelf"), none);
+    }
+
+    #[test]
+    fn malformed_objects_are_named_by_their_place() {
+        let schema = json!({"type": "object", "properties": {"a": {"type": "object", "default": {"b": {"metadata": 42}},
+            "properties": {"b": {"type": "object", "x-kubernetes-embedded-resource": true}}}}});
+        let found = validate(&schema, &Path::root("s"), true).list();
+        let why = "Invalid value: 42: json: cannot unmarshal number into Go value of type v1.ObjectMeta";
+        assert_eq!((&*found[0].field, &*found[0].message), ("s.properties[a].default.b.metadata", why));
+    }
 }

@@ -2,6 +2,7 @@
 //! versions have alike stands once for all of them: paths say so (`spec.validation`).
 
 mod defaults;
+mod field_path;
 mod options;
 mod parts;
 mod rules;

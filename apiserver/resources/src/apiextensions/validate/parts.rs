@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::one_of;
 use super::options::Options;
+use crate::admissionregistration::client::validate_client;
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{get, items, text, texts};
 use crate::rules;
@@ -80,7 +81,7 @@ pub(super) fn selectable(errors: &mut ErrorList, fields: &Value, schema: &Value,
             errors.required(&at, "");
             continue;
         }
-        let (parts, found) = match super::schema::field_path(path, schema, false) {
+        let (parts, found) = match super::field_path::parse(path, schema, false) {
             Ok(found) => found,
             Err(why) => {
                 errors.invalid(&at, path, &format!("is an invalid path: {why}"));
@@ -127,7 +128,7 @@ pub(super) fn conversion(errors: &mut ErrorList, conversion: &Value, options: &O
         return;
     }
     if client.is_object() {
-        client_config(errors, client, &client_at);
+        validate_client(errors, client, &client_at);
         let bundle = text(client, "caBundle");
         if !bundle.is_empty()
             && !options.lenient_bundle
@@ -155,75 +156,6 @@ fn review_versions(errors: &mut ErrorList, webhook: &Value, options: &Options, a
     }
     if options.requires_review_version && !versions.iter().any(|version| matches!(*version, "v1" | "v1beta1")) {
         errors.add(|| FieldError::invalid(at, versions.clone(), "must include at least one of v1, v1beta1"));
-    }
-}
-
-fn client_config(errors: &mut ErrorList, client: &Value, at: &Path<'_>) {
-    let (url, service) = (get(client, "url"), get(client, "service"));
-    if url.is_null() == service.is_null() {
-        return errors.required(at, "exactly one of url or service is required");
-    }
-    if let Some(url) = url.as_str() {
-        return webhook_url(errors, url, &at.child("url"));
-    }
-    let at = at.child("service");
-    for key in ["name", "namespace"] {
-        if text(service, key).is_empty() {
-            errors.required(&at.child(key), &format!("service {key} is required"));
-        }
-    }
-    if let Some(port) = get(service, "port").as_i64() {
-        let why = rules::port_number(port);
-        if !why.is_empty() {
-            errors.invalid(&at.child("port"), port, &format!("port is not valid: {}", why.join(",")));
-        }
-    }
-    let Some(path) = get(service, "path").as_str() else { return };
-    let at = at.child("path");
-    if path == "/" || path.is_empty() {
-        return;
-    }
-    if path == "//" {
-        return errors.invalid(&at, path, "segment[0] may not be empty");
-    }
-    if !path.starts_with('/') {
-        errors.invalid(&at, path, "must start with a '/'");
-    }
-    let all = path.strip_prefix('/').unwrap_or(path);
-    let all = all.strip_suffix('/').unwrap_or(all);
-    for (i, step) in all.split('/').enumerate() {
-        if step.is_empty() {
-            errors.invalid(&at, path, &format!("segment[{i}] may not be empty"));
-            continue;
-        }
-        for why in rules::dns_subdomain(step) {
-            errors.invalid(&at, path, &format!("segment[{i}]: {why}"));
-        }
-    }
-}
-
-fn webhook_url(errors: &mut ErrorList, url: &str, at: &Path<'_>) {
-    const FORM: &str = "desired format: https://host[/path]";
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return errors.invalid(at, url, &format!("'https' is the only allowed URL scheme; {FORM}"));
-    };
-    if scheme != "https" {
-        errors.invalid(at, scheme, &format!("'https' is the only allowed URL scheme; {FORM}"));
-    }
-    let ends = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let (authority, after) = rest.split_at(ends);
-    if authority.is_empty() {
-        errors.invalid(at, authority, &format!("host must be specified; {FORM}"));
-    }
-    if let Some((user, _)) = authority.rsplit_once('@') {
-        errors.invalid(at, user, "user information is not permitted in the URL");
-    }
-    if let Some((_, fragment)) = after.split_once('#').filter(|(_, fragment)| !fragment.is_empty()) {
-        errors.invalid(at, fragment, "fragments are not permitted in the URL");
-    }
-    let before = after.split('#').next().unwrap_or_default();
-    if let Some((_, query)) = before.split_once('?').filter(|(_, query)| !query.is_empty()) {
-        errors.invalid(at, query, "query parameters are not permitted in the URL");
     }
 }
 

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::options::Options;
 use crate::apiextensions::schema::rules::{self, Rule};
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, FieldError, Path, go_struct};
 use crate::read::{flag, get, items, text};
 
 /// How many of the most expensive rules are named.
@@ -20,16 +20,26 @@ struct Above<'a> {
     apart: Option<&'a str>,
 }
 
+/// What is the same, or nearly, for all schemas of one.
+#[derive(Clone, Copy)]
+struct Of<'a> {
+    root: bool,
+    options: &'a Options,
+    wrong: &'a [String],
+}
+
 /// What all rules of a schema come to.
 struct Total {
     cost: u64,
     expensive: Vec<(String, u64)>,
 }
 
-/// What is wrong with the rules of a structural schema.
-pub(super) fn validate(errors: &mut ErrorList, schema: &Value, options: &Options, at: &Path<'_>) {
+/// What is wrong with the rules of a structural schema. `wrong`: fields of it that are; at these and above them no rule is
+/// looked at, for it could not be told what it is about.
+pub(super) fn validate(errors: &mut ErrorList, schema: &Value, (options, wrong): (&Options, &[String]), at: &Path<'_>) {
     let mut total = Total { cost: 0, expensive: Vec::new() };
-    walk(errors, schema, (true, options), Above { count: Some(1), apart: None }, at, &mut total);
+    let of = Of { root: true, options, wrong };
+    walk(errors, schema, of, Above { count: Some(1), apart: None }, at, &mut total);
     if total.cost > limits::STATIC_CRD {
         let why = "contributed to estimated rule cost total exceeding cost limit for entire OpenAPIv3 schema";
         for (place, _) in &total.expensive {
@@ -51,37 +61,37 @@ fn elements(schema: &Value) -> Option<u64> {
     }
 }
 
-fn walk(
-    errors: &mut ErrorList,
-    schema: &Value,
-    (root, options): (bool, &Options),
-    above: Above<'_>,
-    at: &Path<'_>,
-    total: &mut Total,
-) {
+fn walk(errors: &mut ErrorList, schema: &Value, of: Of<'_>, above: Above<'_>, at: &Path<'_>, total: &mut Total) {
     let count = above.count.and_then(|count| Some(count.saturating_mul(elements(schema)?)));
     let own = at.to_string();
     let below = |apart: bool| Above { count, apart: above.apart.or_else(|| apart.then_some(own.as_str())) };
-    let inner = (false, options);
+    let inner = Of { root: false, ..of };
     if get(schema, "additionalProperties").is_object() {
         let of_values = get(schema, "additionalProperties");
         walk(errors, of_values, inner, below(false), &at.child("additionalProperties"), total);
     }
     let properties_at = at.child("properties");
-    let atomic = text(schema, "x-kubernetes-map-type") == "atomic";
+    // A kind of map that nobody knows.
+    let apart = !matches!(text(schema, "x-kubernetes-map-type"), "" | "granular" | "atomic");
     for (name, property) in get(schema, "properties").as_object().into_iter().flatten() {
-        walk(errors, property, inner, below(atomic), &properties_at.key(name), total);
+        walk(errors, property, inner, below(apart), &properties_at.key(name), total);
     }
     if get(schema, "items").is_object() {
         let apart = text(schema, "x-kubernetes-list-type") != "map";
         walk(errors, get(schema, "items"), inner, below(apart), &at.child("items"), total);
     }
-    let Some(compiled) = rules::compile(schema, root) else { return };
+    let is_within = |field: &String| {
+        field.strip_prefix(own.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    };
+    if of.wrong.iter().any(is_within) {
+        return;
+    }
+    let Some(compiled) = rules::compile(schema, of.root) else { return };
     let often = above.count.unwrap_or_else(|| limits::REQUEST_BYTES.unsigned_abs() / (rules::min_size(&compiled) + 1));
     let rules_at = at.child("x-kubernetes-validations");
     for (i, rule) in compiled.rules.iter().enumerate() {
         let given = &items(schema, "x-kubernetes-validations")[i];
-        one(errors, (rule, given), (often, options), above.apart, &rules_at.index(i), total);
+        one(errors, (rule, given), (often, of.options), above.apart, &rules_at.index(i), total);
     }
 }
 
@@ -162,6 +172,7 @@ fn shown(rule: &Value) -> String {
         ("FieldPath", json!(text(rule, "fieldPath"))),
         ("OptionalOldSelf", or_null("optionalOldSelf")),
     ];
-    let parts: Vec<String> = parts.iter().map(|(key, value)| format!("\"{key}\":{value}")).collect();
-    format!("{{{}}}", parts.join(","))
+    let keys = parts.each_ref().map(|(key, _)| *key);
+    let rule: serde_json::Map<_, _> = parts.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    go_struct(&rule.into(), &keys)
 }

@@ -4,9 +4,9 @@ use serde_json::{Map, Value};
 
 use super::options::Options;
 use super::rules;
-use super::{defaults, structural};
+use super::{defaults, field_path, structural};
 use crate::apiextensions::schema::{DEPTH_MAX, NODES_MAX, compile};
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ERRORS_MAX, ErrorList, FieldError, Path};
 use crate::read::{flag, get, items, text, texts};
 
 const TYPES: &[&str] = &["array", "boolean", "integer", "number", "object", "string"];
@@ -105,7 +105,7 @@ pub(super) fn validation(
     if flag(schema, "nullable") {
         errors.forbidden(&at.child("openAPIV3Schema.nullable"), "nullable cannot be true at the root");
     }
-    let mut unsupported = None;
+    let (structural_before, mut unsupported) = (errors.count(), None);
     if options.requires_structure {
         unsupported = unsupported_field(schema);
         if unsupported.is_none() {
@@ -116,15 +116,24 @@ pub(super) fn validation(
             errors.append(found.into());
         }
     }
+    let is_structural = errors.count() == structural_before && unsupported.is_none();
     let walk = Walk { options, allows_defaults: true, reason: "", in_meta: false };
-    walk.schema(errors, schema, true, &schema_at);
+    let mut walked = ErrorList::new();
+    walk.schema(&mut walked, schema, true, &schema_at);
+    let are_all_known = walked.count() <= ERRORS_MAX;
+    let walked = walked.list();
+    let mut wrong: Vec<String> = walked.iter().map(|error| error.field.clone()).collect();
+    if !are_all_known {
+        wrong.push(schema_at.to_string());
+    }
+    errors.append(walked.into());
     if errors.count() == before
         && let Some(why) = unsupported
     {
         errors.invalid(&schema_at, "", &why);
     }
-    if errors.count() == before && options.requires_structure {
-        rules::validate(errors, schema, options, &schema_at);
+    if options.requires_structure && is_structural {
+        rules::validate(errors, schema, (options, &wrong), &schema_at);
     }
     if errors.count() == before
         && let Err(problem) = compile(schema)
@@ -495,72 +504,8 @@ fn rule_texts(errors: &mut ErrorList, schema: &Value, at: &Path<'_>) {
         if broken(path) {
             errors.invalid(&path_at, path, "must not contain line breaks");
         }
-        if !path.is_empty() && field_path(path, schema, true).is_err() {
+        if !path.is_empty() && field_path::parse(path, schema, true).is_err() {
             errors.invalid(&path_at, path, "must be a valid path");
         }
     }
-}
-
-/// The names that a path goes by (`.spec.a['b c']`), and the schema where it ends.
-pub(super) fn field_path<'a>(
-    path: &str,
-    schema: &'a Value,
-    brackets: bool,
-) -> Result<(Vec<String>, &'a Value), String> {
-    let (mut rest, mut found, mut names) = (path, schema, Vec::new());
-    while !rest.is_empty() {
-        let name;
-        if let Some(after) = rest.strip_prefix('[') {
-            if !brackets {
-                return Err("array notation is not allowed".into());
-            }
-            let Some(inner) = after.strip_prefix('\'') else {
-                return Err(format!("expected single quoted string but got {}", token(after)));
-            };
-            let mut end = None;
-            for (at, _) in inner.match_indices('\'') {
-                if !inner[..at].ends_with('\\') {
-                    end = Some(at);
-                    break;
-                }
-            }
-            let Some(end) = end else { return Err("unexpected end of JSON path".into()) };
-            name = inner[..end].replace("\\'", "'").replace("\\\\", "\\");
-            let Some(after) = inner[end + 1..].strip_prefix(']') else {
-                let got = token(&inner[end + 1..]);
-                let none = got.is_empty();
-                return Err(if none {
-                    "unexpected end of JSON path".into()
-                } else {
-                    format!("expected ] but got {got}")
-                });
-            };
-            rest = after;
-        } else if let Some(after) = rest.strip_prefix('.') {
-            let end = after.find(['.', '[', ']']).unwrap_or(after.len()).max(usize::from(!after.is_empty()));
-            if after.is_empty() {
-                return Err("unexpected end of JSON path".into());
-            }
-            name = after[..end].to_owned();
-            rest = &after[end..];
-        } else {
-            return Err(format!("expected [ or . but got: {}", token(rest)));
-        }
-        let none = || "does not refer to a valid field".to_owned();
-        let properties = get(found, "properties");
-        if properties.is_object() {
-            found = properties.get(&name).ok_or_else(none)?;
-        } else if get(found, "additionalProperties").is_object() {
-            found = get(found, "additionalProperties");
-        } else {
-            return Err(none());
-        }
-        names.push(name);
-    }
-    Ok((names, found))
-}
-
-fn token(text: &str) -> &str {
-    let end = text.find(['.', '[', ']']).unwrap_or(text.len()).max(usize::from(!text.is_empty()));
-    text.get(..end).unwrap_or(text)
 }
