@@ -1,7 +1,7 @@
 """conversion.py FOLDER: answers ConversionReviews over TLS (FOLDER/hook.crt, hook.key) on a port of the system's choice, which
 FOLDER/port names; FOLDER/asked counts its requests. How well it answers says the path: /good between `spec.size` (v1) and
-`spec.sizes` (v2), the others as hostile as their names."""
-import copy, http.server, json, ssl, sys, threading, time
+`spec.sizes` (others), the others as hostile as their names."""
+import copy, http.server, json, os, ssl, sys, threading, time
 
 FOLDER = sys.argv[1]
 LOCK = threading.Lock()
@@ -11,7 +11,7 @@ def converted(old, version):
     new = copy.deepcopy(old)
     new["apiVersion"] = version
     spec = new.get("spec") or {}
-    if version.endswith("/v2") and "size" in spec:
+    if not version.endswith("/v1") and "size" in spec:
         spec["sizes"] = [spec.pop("size")]
     if version.endswith("/v1") and "sizes" in spec:
         spec["size"] = spec.pop("sizes")[0]
@@ -103,6 +103,5 @@ context.load_cert_chain(f"{FOLDER}/hook.crt", f"{FOLDER}/hook.key")
 server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
 with open(f"{FOLDER}/port.new", "w") as file:
     file.write(str(server.server_port))
-import os
 os.rename(f"{FOLDER}/port.new", f"{FOLDER}/port")
 server.serve_forever()

@@ -208,7 +208,8 @@ async fn hooks_that_fail_are_named_and_harm_nobody() {
     server.defined(&hooks, "/good", "").await;
     let (code, refused) = server.ask("GET", &format!("{V2}/a"), &Value::Null).await;
     assert!(code == 500 && refused["message"].as_str().unwrap().contains("names no caBundle"), "{refused}");
-    server.defined(&hooks, "/good", &hooks.ca).await;
+    // Another path, and so another short name: what it is known to be served by.
+    server.defined(&hooks, "/well", &hooks.ca).await;
     assert_eq!(
         server.ask("GET", &format!("{V2}/a"), &Value::Null).await.0,
         200,
