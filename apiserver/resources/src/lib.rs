@@ -35,6 +35,7 @@ pub mod rules;
 mod scheduling;
 mod storage;
 mod strategy;
+mod webhook_client;
 
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,6 @@
 //! admissionregistration.k8s.io: who is asked about what is written.
 
 pub mod checking;
-pub(crate) mod client;
 mod constraints;
 pub mod expressions;
 pub(crate) mod matching;

@@ -6,12 +6,12 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::expressions::{BOOL, Compiler};
-use super::{client, matching};
+use super::matching;
 use crate::cells::{AGE, NAME, age, column, name};
 use crate::field::{ErrorList, FieldError, Path};
 use crate::metadata::label_selector;
 use crate::read::{default_to, get, has, int, items, items_mut, object_mut, text, texts};
-use crate::{Column, Context, Row, Storage, Strategy, rules};
+use crate::{Column, Context, Row, Storage, Strategy, rules, webhook_client};
 
 /// Those that may change what is written.
 pub(crate) static MUTATING: Row = Row {
@@ -97,7 +97,7 @@ fn validate_hook(errors: &mut ErrorList, hook: &Value, mutating: bool, path: &Pa
     if mutating {
         one_of(errors, hook, "reinvocationPolicy", &["IfNeeded", "Never"], path);
     }
-    client::validate_client(errors, get(hook, "clientConfig"), &path.child("clientConfig"));
+    webhook_client::validate_client(errors, get(hook, "clientConfig"), &path.child("clientConfig"));
     let compiler = Compiler::new(false, false);
     matching::validate_conditions(errors, hook, path, |errors, expression, at| {
         if let Err(why) = compiler.compile(expression, true, BOOL) {
@@ -138,7 +138,7 @@ impl Strategy for Webhooks {
                 default_to(hook, "reinvocationPolicy", "Never");
             }
             matching::default_rules(hook, "rules");
-            client::default_client(object_mut(hook, "clientConfig"));
+            webhook_client::default_client(object_mut(hook, "clientConfig"));
         }
     }
 

@@ -6,10 +6,10 @@ use serde_json::Value;
 
 use super::one_of;
 use super::options::Options;
-use crate::admissionregistration::client::validate_client;
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{get, items, text, texts};
 use crate::rules;
+use crate::webhook_client::validate_client;
 
 const COLUMN_TYPES: &str = "boolean,date,integer,number,string";
 const COLUMN_FORMATS: &str = "byte,date,date-time,double,float,int32,int64,password";
