@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use controllers::NodeLifecycle;
+use controllers::{AutoscalerSettings, NodeLifecycle};
 use ipnet::Ipv4Net;
 use kubelet::image::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT, Registries, SignaturePolicy};
 use kubelet::node::{MAX_PODS_DEFAULT, ShutdownGrace};
@@ -81,6 +81,7 @@ pub(crate) struct ControllersConfig {
     pub(crate) disabled: Vec<String>,
     /// How many keys a controller works on at once, where that was said.
     pub(crate) workers: BTreeMap<&'static str, usize>,
+    pub(crate) autoscaler: AutoscalerSettings,
 }
 
 /// The scheduler.
@@ -145,6 +146,7 @@ impl ClusterConfig {
                 terminated_pods_max: controllers::Settings::default().terminated_pods_max,
                 disabled: Vec::new(),
                 workers: BTreeMap::new(),
+                autoscaler: AutoscalerSettings::default(),
             },
             scheduler: SchedulerConfig::scored_by(ScoringStrategy::LeastAllocated),
             nodes: NodesConfig {

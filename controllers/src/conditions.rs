@@ -2,6 +2,7 @@
 //! only.
 
 use k8s_openapi::api::apps::v1::DeploymentCondition;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscalerCondition;
 use k8s_openapi::api::batch::v1::JobCondition;
 use k8s_openapi::api::core::v1::{NamespaceCondition, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -31,7 +32,7 @@ macro_rules! conditions {
     };
 }
 
-conditions!(DeploymentCondition, JobCondition, NamespaceCondition, PodCondition);
+conditions!(DeploymentCondition, HorizontalPodAutoscalerCondition, JobCondition, NamespaceCondition, PodCondition);
 
 /// Sets a condition where it stands, or at the end if there is none of its type.
 pub(crate) fn set<C: Condition>(conditions: &mut Vec<C>, mut new: C) {

@@ -23,6 +23,7 @@ mod namespace;
 mod node_ipam;
 mod node_lifecycle;
 mod pod_garbage_collector;
+mod podautoscaler;
 mod pods;
 mod replicaset;
 mod replicationcontroller;
@@ -60,6 +61,7 @@ use machinery_client::metrics::Metrics;
 use machinery_client::{Controller, Informer, driver};
 use machinery_env::Env;
 pub use node_lifecycle::NodeLifecycle;
+pub use podautoscaler::AutoscalerSettings;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 pub use validatingadmissionpolicy::ExpressionWarning;
@@ -83,6 +85,7 @@ pub static CONTROLLERS: &[Controller<Settings>] = &[
     node_ipam::CONTROLLER,
     node_lifecycle::CONTROLLER,
     pod_garbage_collector::CONTROLLER,
+    podautoscaler::CONTROLLER,
     replicaset::CONTROLLER,
     replicationcontroller::CONTROLLER,
     resourcequota::CONTROLLER,
@@ -139,6 +142,8 @@ pub struct Settings {
     pub certificate_life: Duration,
     /// Says what is wrong with policies. None: their statuses stay as they are.
     pub check_policy: Option<CheckPolicy>,
+    /// What HorizontalPodAutoscalers are told.
+    pub autoscaler: AutoscalerSettings,
 }
 
 impl Default for Settings {
@@ -153,6 +158,7 @@ impl Default for Settings {
             sign_certificate: None,
             certificate_life: Duration::from_hours(365 * 24),
             check_policy: None,
+            autoscaler: AutoscalerSettings::default(),
         }
     }
 }

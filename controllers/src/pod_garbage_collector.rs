@@ -80,7 +80,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
         let Some(deleted_at) = deleted_at else { return Plan::nothing() };
         let due = after(Some(deleted_at), UNSCHEDULED_GRACE);
         if due > context.now {
-            return Plan { actions: Vec::new(), requeue_at: Some(due) };
+            return Plan { requeue_at: Some(due), ..Plan::nothing() };
         }
         return end(pod, None).into();
     };

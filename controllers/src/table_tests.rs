@@ -120,6 +120,11 @@ spec: {nodeName: m1, containers: [], volumes: [{name: v, ephemeral: {volumeClaim
 ---
 {apiVersion: storage.k8s.io/v1, kind: VolumeAttributesClass, metadata: {name: c}, driverName: d}
 ---
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {name: web, namespace: a}
+spec: {scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: web}, maxReplicas: 5}
+---
 {apiVersion: v1, kind: ResourceQuota, metadata: {name: q, namespace: a}, spec: {hard: {pods: "9"}}}
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: left, namespace: gone}}

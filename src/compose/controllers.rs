@@ -25,6 +25,7 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     let settings = controllers::Settings {
         node_lifecycle: asked.node_lifecycle.clone(),
         terminated_pods_max: asked.terminated_pods_max,
+        autoscaler: asked.autoscaler.clone(),
         root_ca_pem: ground.pki.ca_pem().to_owned(),
         cluster_cidrs: vec![(ground.network.pods.into(), ground.network.node_mask)],
         sign_certificate: Some(sign_certificate),

@@ -107,7 +107,13 @@ mod tests {
     fn certificates_live_as_long_as_asked_for_within_bounds() {
         let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let settings = Settings::default();
-        let context = Context { now, elapsed: Duration::ZERO, settings: &settings };
+        let context = Context {
+            now,
+            elapsed: Duration::ZERO,
+            settings: &settings,
+            pass: &Default::default(),
+            memories: &Default::default(),
+        };
         let ends = |asked| life(asked, &context).1.to_string();
         assert_eq!(life(None, &context).0.to_string(), "2025-12-31T23:55:00Z");
         assert_eq!(ends(None), "2026-12-31T23:55:00Z");

@@ -19,6 +19,7 @@ pub mod selector;
 pub mod shared;
 pub mod time;
 pub mod unsupported;
+pub mod waiting;
 
 pub use error::{ApiError, Cause, Status};
 pub use key::{

@@ -7,11 +7,12 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::Client;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -21,8 +22,10 @@ use crate::executor::Executor;
 use crate::informer::{Informer, Listener};
 use crate::metrics::Metrics;
 use crate::object::{Decode, Kind, Typed, decode};
+use crate::pass::{Memories, Pass};
 use crate::pending::PendingWrite;
 use crate::plan::{Failure, Plan};
+use crate::question::Memory;
 use crate::queue::WorkQueue;
 use machinery_api::ObjectKey;
 use machinery_env::Env;
@@ -33,6 +36,10 @@ const FULL_PASS_INTERVAL: Duration = Duration::from_secs(600);
 const REPAIR_CHUNK: usize = 1000;
 /// How long a key is held back at most for the view to catch up (upstream's expectations time out after as long).
 const HOLD_MAX: Duration = Duration::from_secs(300);
+/// Passes of one controller that wait for answers at once: more would only wait at the server.
+const ASKING_MAX: usize = 32;
+/// Rounds of questions of one pass.
+const ROUNDS_MAX: usize = 24;
 
 /// What a decision may know beside the view.
 #[derive(Debug)]
@@ -43,6 +50,10 @@ pub struct Context<'a, S> {
     pub elapsed: Duration,
     /// The controllers' settings.
     pub settings: &'a S,
+    /// What was asked in this pass, and answered.
+    pub pass: &'a Pass,
+    /// What this controller remembers of its keys.
+    pub memories: &'a Memories,
 }
 
 /// Which keys a change concerns.
@@ -168,6 +179,10 @@ struct Running<S: 'static> {
     env: Env,
     metrics: Metrics,
     settings: Arc<S>,
+    memories: RwLock<Memories>,
+    /// Passes that wait for answers at once.
+    asking: Arc<Semaphore>,
+    stop: CancellationToken,
 }
 
 /// Runs controllers until `stop`.
@@ -178,24 +193,7 @@ pub async fn run<S: Send + Sync + 'static>(
 ) {
     let mut tasks = JoinSet::new();
     let mut listeners = Vec::new();
-    let all: Vec<Arc<Running<S>>> = controllers
-        .into_iter()
-        .map(|row| {
-            let client = (parts.clients)(row.account);
-            let recorder = Recorder::start(client.clone(), parts.env.clone(), row.name, &stop);
-            let queue = Arc::new(WorkQueue::new(parts.env.clone()));
-            parts.metrics.watch(row.name, &queue);
-            Arc::new(Running {
-                row,
-                queue,
-                executor: Executor { api: client.into(), recorder },
-                informer: parts.informer.clone(),
-                env: parts.env.clone(),
-                metrics: parts.metrics.clone(),
-                settings: parts.settings.clone(),
-            })
-        })
-        .collect();
+    let all: Vec<Arc<Running<S>>> = controllers.into_iter().map(|row| Running::new(row, &parts, &stop)).collect();
     // Whole kinds first: what is watched whole needs no second watch of its metadata.
     let inputs = || all.iter().flat_map(|r| r.row.inputs);
     inputs().filter(|i| i.held.is_some()).for_each(|input| (input.watch)(&parts.informer, input.every));
@@ -253,6 +251,25 @@ async fn repair(informer: &Informer, kind: &Kind, look: impl Fn(&ObjectCache, &C
 }
 
 impl<S: Send + Sync + 'static> Running<S> {
+    fn new(row: &'static Controller<S>, parts: &DriverDeps<S>, stop: &CancellationToken) -> Arc<Self> {
+        let client = (parts.clients)(row.account);
+        let recorder = Recorder::start(client.clone(), parts.env.clone(), row.name, stop);
+        let queue = Arc::new(WorkQueue::new(parts.env.clone()));
+        parts.metrics.watch(row.name, &queue);
+        Arc::new(Self {
+            row,
+            queue,
+            executor: Executor { api: client.into(), recorder },
+            informer: parts.informer.clone(),
+            env: parts.env.clone(),
+            metrics: parts.metrics.clone(),
+            settings: parts.settings.clone(),
+            memories: RwLock::default(),
+            asking: Arc::new(Semaphore::new(ASKING_MAX)),
+            stop: stop.clone(),
+        })
+    }
+
     fn on_change(&self, view: &ObjectCache, change: &Change) {
         for input in self.row.inputs {
             for key in input.keys(view, change) {
@@ -274,24 +291,73 @@ impl<S: Send + Sync + 'static> Running<S> {
             let taken = self.queue.next().await;
             self.metrics.taken(self.row.name, taken.waited);
             let key = taken.key;
-            let plan = self.decide(&key);
-            let requeue_at = plan.requeue_at;
-            if !plan.actions.is_empty() {
-                tracing::debug!(controller = self.row.name, %key, actions = ?plan.actions, "performing");
+            let now = self.env.now();
+            let plan = self.decide(&key, now, &Pass::default());
+            if plan.questions.is_empty() {
+                self.perform(key, plan).await;
+                continue;
             }
-            let (wrote, result) = self.executor.perform(plan.actions).await;
-            let seen = |view: &ObjectCache| wrote.iter().all(|w| w.seen(view));
-            if self.informer.read(seen) {
-                self.finish(&key, requeue_at, result);
-            } else {
-                tokio::spawn(self.clone().await_cache(key, wrote, requeue_at, result));
-            }
+            // Who answers may be slow: that is no worker's time.
+            let Ok(permit) = self.asking.clone().acquire_owned().await else { return };
+            let running = self.clone();
+            tokio::spawn(async move {
+                let _permit = permit;
+                let stop = running.stop.clone();
+                stop.run_until_cancelled(running.ask(key, now, plan)).await;
+            });
         }
     }
 
-    fn decide(&self, key: &ObjectKey) -> Plan {
-        let now = self.env.now();
-        let context = Context { now, elapsed: self.env.elapsed(), settings: &*self.settings };
+    /// Asks what a decision needs to know, as long as it needs more; then does what it says. One pass has one time.
+    async fn ask(self: Arc<Self>, key: Arc<ObjectKey>, now: Timestamp, mut plan: Plan) {
+        let mut pass = Pass::default();
+        for _ in 0..ROUNDS_MAX {
+            if plan.questions.is_empty() {
+                break;
+            }
+            pass.carried = plan.memory.take();
+            for (question, answer) in self.executor.ask(plan.questions).await {
+                pass.answered(question, answer);
+            }
+            plan = self.decide(&key, now, &pass);
+        }
+        if !plan.questions.is_empty() {
+            tracing::error!(controller = self.row.name, %key, "the decision asks without end");
+            plan = Plan::nothing();
+            plan.requeue_after(now, FULL_PASS_INTERVAL);
+        }
+        self.perform(key, plan).await;
+    }
+
+    async fn perform(self: &Arc<Self>, key: Arc<ObjectKey>, plan: Plan) {
+        self.remember(&key, plan.memory);
+        let requeue_at = plan.requeue_at;
+        if !plan.actions.is_empty() {
+            tracing::debug!(controller = self.row.name, %key, actions = ?plan.actions, "performing");
+        }
+        let (wrote, result) = self.executor.perform(plan.actions).await;
+        let seen = |view: &ObjectCache| wrote.iter().all(|w| w.seen(view));
+        if self.informer.read(seen) {
+            self.finish(&key, requeue_at, result);
+        } else {
+            tokio::spawn(self.clone().await_cache(key, wrote, requeue_at, result));
+        }
+    }
+
+    fn remember(&self, key: &ObjectKey, memory: Option<Memory>) {
+        let known = self.memories.read().unwrap_or_else(PoisonError::into_inner);
+        // Most controllers remember nothing.
+        if memory.is_none() && known.lacks(key) {
+            return;
+        }
+        drop(known);
+        self.memories.write().unwrap_or_else(PoisonError::into_inner).set(key, memory);
+    }
+
+    fn decide(&self, key: &ObjectKey, now: Timestamp, pass: &Pass) -> Plan {
+        let memories = self.memories.read().unwrap_or_else(PoisonError::into_inner);
+        let elapsed = self.env.elapsed();
+        let context = Context { now, elapsed, settings: &*self.settings, pass, memories: &memories };
         // A bug in one decision must not end all others.
         let plan =
             self.informer.read(|view| catch_unwind(AssertUnwindSafe(|| (self.row.reconcile)(view, key, &context))));

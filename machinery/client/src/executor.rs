@@ -1,17 +1,26 @@
 //! Performs actions: the one place where a plan meets the server.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use futures::future::{BoxFuture, join_all};
 use serde_json::{Value, json};
 
 use crate::events::Recorder;
 use crate::object::Kind;
+use crate::pass::Answer;
 use crate::pending::PendingWrite;
 use crate::plan::{Action, EventRecord, Failure, OutcomeEvents};
+use crate::question::Question;
 use crate::request::{ApiClient, status_code};
 use machinery_api::ObjectKey;
 
 /// Requests at once within one plan: enough to fill a server, few enough not to crowd out others.
 const TOGETHER_MAX: usize = 64;
+/// Questions of one decision that are asked at once.
+const QUESTIONS_AT_ONCE: usize = 8;
+/// Who doesn't answer by then has not answered; figures of nodes take ten seconds at most.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Performs plans with one client, in the name of one controller.
 #[derive(Clone)]
@@ -32,6 +41,33 @@ impl Executor {
             }
         }
         (wrote, Ok(()))
+    }
+
+    /// Asks, some at once, and waits no longer than [`ANSWER_TIMEOUT`] for each.
+    pub(super) async fn ask(&self, questions: Vec<Question>) -> Vec<(Question, Answer)> {
+        let mut answers = Vec::with_capacity(questions.len());
+        let mut rest = questions.into_iter().peekable();
+        while rest.peek().is_some() {
+            let batch = rest.by_ref().take(QUESTIONS_AT_ONCE).map(|question| async {
+                let answered = tokio::time::timeout(ANSWER_TIMEOUT, self.answer(&question)).await;
+                let answer = answered.unwrap_or_else(|_| {
+                    let message = format!("no answer within {} s", ANSWER_TIMEOUT.as_secs());
+                    let (verb, resource, reason) = ("get", String::new(), String::new());
+                    Err(Failure { verb, resource, code: 0, reason, message })
+                });
+                (question, answer)
+            });
+            answers.extend(join_all(batch.collect::<Vec<_>>()).await);
+        }
+        answers
+    }
+
+    async fn answer(&self, question: &Question) -> Answer {
+        let (verb, answer) = match question {
+            Question::Get(path) => ("get", self.api.get_path::<Value>(path).await),
+            Question::Put(path, object) => ("update", self.api.put_path::<Value>(path, object).await),
+        };
+        answer.map(Arc::new).map_err(|error| Failed::told(verb, String::new(), &error).failure)
     }
 
     fn one(&self, action: Action) -> BoxFuture<'_, (Vec<PendingWrite>, Result<(), Failure>)> {
@@ -235,7 +271,10 @@ struct Failed {
 
 impl Failed {
     fn of(verb: &'static str, kind: &Kind, error: &kube::Error) -> Self {
-        let resource = kind.resource();
+        Self::told(verb, kind.resource(), error)
+    }
+
+    fn told(verb: &'static str, resource: String, error: &kube::Error) -> Self {
         let kube::Error::Api(status) = error else {
             let (reason, message) = (String::new(), error.to_string());
             return Self { failure: Failure { verb, resource, code: 0, reason, message }, ending: false };

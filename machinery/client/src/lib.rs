@@ -18,9 +18,11 @@ mod executor;
 pub mod informer;
 pub mod metrics;
 pub mod object;
+pub mod pass;
 mod pending;
 pub mod plan;
 pub mod pod;
+pub mod question;
 pub mod queue;
 pub mod reflector;
 pub mod request;
@@ -36,6 +38,8 @@ pub use informer::Informer;
 pub use object::{
     Kind, MetadataOnly, Object, Scope, Typed, controller_of, key_of, read, shared, typed, value_of, version_of,
 };
+pub use pass::{Answer, Memories, Pass};
 pub use plan::{Action, EventRecord, Failure, OutcomeEvents, Plan, Propagation, controlled_by, reference_to};
 pub use pod::Pod;
+pub use question::{Memory, Question};
 pub use reflector::{Reflector, ReflectorEvent, ReflectorEvents};

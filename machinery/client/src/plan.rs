@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use serde_json::Value;
 
 use crate::object::{Kind, Object, Scope, Typed, key_of, value_of};
+use crate::question::{Memory, Question};
 use crate::request::PatchType;
 use machinery_api::ObjectKey;
 
@@ -19,6 +20,10 @@ pub struct Plan {
     pub actions: Vec<Action>,
     /// When to look at the key again even if nothing changes.
     pub requeue_at: Option<Timestamp>,
+    /// What has to be known first: where anything is asked, nothing is done, and the decision is made again with the answers.
+    pub questions: Vec<Question>,
+    /// What is remembered of the key from now on (without: nothing); where something is asked, what the next round is told.
+    pub memory: Option<Memory>,
 }
 
 impl Plan {
@@ -46,7 +51,7 @@ impl Plan {
 
 impl From<Vec<Action>> for Plan {
     fn from(actions: Vec<Action>) -> Self {
-        Self { actions, requeue_at: None }
+        Self { actions, ..Self::default() }
     }
 }
 

@@ -143,9 +143,9 @@ pub struct PodShape {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Container {
-    // Read to find its status, and taken out before the shape is shared.
-    #[serde(skip_serializing)]
-    name: Option<String>,
+    /// Its name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// Its ports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ports: Option<Vec<ContainerPort>>,
@@ -339,8 +339,6 @@ impl PodSpec {
         shape.volumes = shape.volumes.filter(|volumes| volumes.iter().any(claims));
         let volumes = shape.volumes.iter_mut().flatten();
         volumes.filter(|volume| volume.ephemeral.is_none()).for_each(|volume| volume.name = None);
-        let containers = shape.containers.iter_mut().chain(shape.init_containers.iter_mut().flatten());
-        containers.for_each(|container| container.name = None);
         Self {
             node_name: shape.node_name.take(),
             hostname: shape.hostname.take(),
@@ -430,8 +428,8 @@ mod tests {
                 "initContainers": [{"name": "i", "restartPolicy": "Always"}],
             },
             "status": {
-                "phase": "Running", "conditions": [{"type": "Ready", "status": "True", "reason": "R"}],
-                "podIP": "10.1.0.1", "podIPs": [{"ip": "10.1.0.1"}],
+                "phase": "Running", "startTime": "2026-01-01T00:00:00Z",
+                "conditions": [{"type": "Ready", "status": "True", "reason": "R"}], "podIP": "10.1.0.1", "podIPs": [{"ip": "10.1.0.1"}],
                 "containerStatuses": [{"name": "c", "ready": true, "restartCount": 2, "image": "i", "imageID": "x",
                     "state": {"terminated": {"exitCode": 3, "finishedAt": "2026-01-01T00:00:00Z", "reason": "Error"}}}],
             },
@@ -441,11 +439,12 @@ mod tests {
                 "creationTimestamp": "2026-01-01T00:00:00Z"},
             "spec": {
                 "nodeName": "n", "tolerations": [{"operator": "Exists"}],
-                "containers": [{"ports": port, "resources": resources}], "initContainers": [{"restartPolicy": "Always"}],
+                "containers": [{"name": "c", "ports": port, "resources": resources}],
+                "initContainers": [{"name": "i", "restartPolicy": "Always"}],
             },
             "status": {
-                "phase": "Running", "conditions": [{"type": "Ready", "status": "True", "reason": "R"}],
-                "podIP": "10.1.0.1", "podIPs": [{"ip": "10.1.0.1"}],
+                "phase": "Running", "startTime": "2026-01-01T00:00:00Z",
+                "conditions": [{"type": "Ready", "status": "True", "reason": "R"}], "podIP": "10.1.0.1", "podIPs": [{"ip": "10.1.0.1"}],
                 "containerStatuses": [{"name": "c", "restartCount": 2,
                     "state": {"terminated": {"exitCode": 3, "finishedAt": "2026-01-01T00:00:00Z"}}}],
             },

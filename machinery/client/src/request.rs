@@ -68,6 +68,16 @@ impl ApiClient {
         self.send(Method::GET, &path(kind, key, None), JSON, None::<&Value>).await
     }
 
+    /// GET of a path with its query.
+    pub async fn get_path<R: DeserializeOwned>(&self, path: &str) -> Result<R, kube::Error> {
+        self.send(Method::GET, path, JSON, None::<&Value>).await
+    }
+
+    /// PUT of an object to a path.
+    pub async fn put_path<R: DeserializeOwned>(&self, path: &str, object: &impl Serialize) -> Result<R, kube::Error> {
+        self.send(Method::PUT, path, JSON, Some(object)).await
+    }
+
     /// GET of a collection: of one namespace, or of all where it is empty.
     pub async fn list<R: DeserializeOwned>(
         &self,

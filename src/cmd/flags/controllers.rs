@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use controllers::{NodeLifecycle, names};
 
+use super::autoscaler::AutoscalerFlags;
 use super::duration::some_time;
 use crate::cmd::Failure;
 use crate::config::ControllersConfig;
@@ -130,6 +131,8 @@ pub(in crate::cmd) struct ControllerFlags {
     #[arg(long, env = "CORACLE_TERMINATED_POD_GC_THRESHOLD", default_value_t = 12_500, value_name = "N")]
     terminated_pod_gc_threshold: u32,
     #[command(flatten)]
+    autoscaler: AutoscalerFlags,
+    #[command(flatten)]
     syncs: Syncs,
 }
 
@@ -167,6 +170,7 @@ impl ControllerFlags {
             terminated_pods_max: self.terminated_pod_gc_threshold as usize,
             disabled,
             workers: self.syncs.0.clone(),
+            autoscaler: self.autoscaler.settings(),
         })
     }
 }

@@ -1,5 +1,6 @@
 //! Flags that several verbs have, by upstream's names.
 
+mod autoscaler;
 pub(super) mod controllers;
 pub(super) mod duration;
 pub(super) mod election;

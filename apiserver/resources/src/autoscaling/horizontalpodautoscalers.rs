@@ -12,8 +12,6 @@ use crate::metadata::quantity;
 use crate::read::{default_to, get, has, int, items, object_mut, put, spec_of, text};
 use crate::{Column, Context, Row, STATUS, Storage, Strategy, prepare_update_by_default};
 
-const INERT: &str = "no controller acts on HorizontalPodAutoscalers yet: this one scales nothing";
-
 /// HorizontalPodAutoscalers of `autoscaling/v2`.
 pub(crate) static V2: Row = Row {
     group: "autoscaling",
@@ -27,7 +25,6 @@ pub(crate) static V2: Row = Row {
     subresources: &[STATUS],
     storage: Storage::Stored("horizontalpodautoscalers"),
     shows_empty: true,
-    inert: Some(INERT),
     strategy: &Autoscaler { old: false },
     example: r#"apiVersion: autoscaling/v2
 kind: HorizontalPodAutoscaler
@@ -53,7 +50,6 @@ pub(crate) static V1: Row = Row {
     storage: Storage::Stored("horizontalpodautoscalers"),
     storage_version: false,
     shows_empty: true,
-    inert: Some(INERT),
     strategy: &Autoscaler { old: true },
     example: r#"apiVersion: autoscaling/v1
 kind: HorizontalPodAutoscaler

@@ -67,7 +67,9 @@ fn reference(errors: &mut ErrorList, of: &Value, strictness: Version, path: &Pat
 /// The spec; `old`: of what is there.
 pub(super) fn spec(errors: &mut ErrorList, spec: &Value, old: Option<&Value>) {
     let (least, most) = (int(spec, "minReplicas"), int(spec, "maxReplicas").unwrap_or(0));
-    let bound = if old.is_some_and(|old| int(old, "minReplicas") == Some(0)) { 0 } else { 1 };
+    // To zero it can go where something is measured also of no pod (upstream: by the gate HPAScaleToZero).
+    let measured = items(spec, "metrics").iter().any(|one| matches!(text(one, "type"), "Object" | "External"));
+    let bound = if measured || old.is_some_and(|old| int(old, "minReplicas") == Some(0)) { 0 } else { 1 };
     if let Some(least) = least.filter(|least| *least < bound) {
         let why = format!("must be greater than or equal to {bound}");
         errors.invalid(&SPEC.child("minReplicas"), least, &why);

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::cache::ObjectCache;
 use crate::driver::{Context, Controller, Input};
 use crate::object::{Decode, Kind, decode_metadata, key_of};
+use crate::pass::{Memories, Pass};
 use crate::plan::{Action, Plan, Propagation};
 use machinery_api::{GroupVersion, ObjectKey};
 
@@ -26,6 +27,10 @@ pub struct Simulation {
     start: Timestamp,
     version: u64,
     held: Vec<(Kind, Decode)>,
+    /// What was asked, and answered: a test's own answers.
+    pub pass: Pass,
+    /// What the controller at hand remembers.
+    pub memories: Memories,
 }
 
 /// What the view of these controllers holds whole.
@@ -45,7 +50,8 @@ impl Simulation {
         held.iter().for_each(|(kind, _)| {
             view.replace(kind, Vec::new(), 0);
         });
-        Self { view, now, start: now, version: 0, held }
+        let (pass, memories) = Default::default();
+        Self { view, now, start: now, version: 0, held, pass, memories }
     }
 
     /// Monotonic time since the simulation's start.
@@ -55,8 +61,8 @@ impl Simulation {
     }
 
     /// What a decision at this moment knows beside the view.
-    pub fn context<'a, S>(&self, settings: &'a S) -> Context<'a, S> {
-        Context { now: self.now, elapsed: self.elapsed(), settings }
+    pub fn context<'a, S>(&'a self, settings: &'a S) -> Context<'a, S> {
+        Context { now: self.now, elapsed: self.elapsed(), settings, pass: &self.pass, memories: &self.memories }
     }
 
     /// A cluster that holds these objects (in their wire form; uid and version are given where absent).

@@ -1,0 +1,64 @@
+//! How a data plane tells that requests wait for a Service that has no endpoint, so that its workload is scaled from zero: by a
+//! condition of the Service (`docs/decisions/0081-scale-to-zero.md`).
+
+use jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
+
+/// The condition's type.
+pub const CONDITION: &str = "coracle.dev/RequestsWaiting";
+/// Its reason while requests wait.
+pub const WAITING: &str = "NoEndpoint";
+/// Its reason once none does.
+pub const SERVED: &str = "Served";
+/// A data plane says it again before it is so old; what is older was said by one that is gone.
+pub const FRESH: SignedDuration = SignedDuration::from_secs(30);
+
+/// What the condition says: the number first, for whoever counts.
+#[must_use]
+pub fn message(requests: usize) -> String {
+    format!("{requests} requests wait for an endpoint")
+}
+
+/// How many requests a Service's condition says that wait now; none where it says nothing, or nothing that counts any more.
+#[must_use]
+pub fn requests(status: &str, since: Timestamp, message: &str, now: Timestamp) -> Option<u64> {
+    if status != "True" || now.duration_since(since) > FRESH {
+        return None;
+    }
+    let number = message.split(' ').next().and_then(|number| number.parse().ok());
+    Some(number.unwrap_or(1).max(1))
+}
+
+/// The same of a Service as JSON.
+#[must_use]
+pub fn of_service(service: &Value, now: Timestamp) -> Option<u64> {
+    let conditions = service["status"]["conditions"].as_array()?;
+    let found = conditions.iter().find(|condition| condition["type"] == CONDITION)?;
+    let text = |key: &str| found[key].as_str().unwrap_or_default();
+    requests(text("status"), text("lastTransitionTime").parse().ok()?, text("message"), now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_said_lately_counts() {
+        let now: Timestamp = "2026-01-01T00:01:00Z".parse().unwrap();
+        for (status, at, says, wanted) in [
+            ("True", "2026-01-01T00:00:50Z", message(7), Some(7)),
+            ("True", "2026-01-01T00:00:50Z", "many".into(), Some(1)),
+            ("True", "2026-01-01T00:00:50Z", "0".into(), Some(1)),
+            ("True", "2026-01-01T00:02:00Z", message(1), Some(1)),
+            ("True", "2026-01-01T00:00:29Z", message(7), None),
+            ("False", "2026-01-01T00:00:50Z", message(7), None),
+            ("True", "yesterday", message(7), None),
+        ] {
+            let condition =
+                serde_json::json!({"type": CONDITION, "status": status, "lastTransitionTime": at, "message": says});
+            let service = serde_json::json!({"status": {"conditions": [{"type": "other"}, condition]}});
+            assert_eq!(of_service(&service, now), wanted, "{service}");
+        }
+        assert_eq!(of_service(&Value::Null, now), None);
+    }
+}
