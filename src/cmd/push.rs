@@ -7,6 +7,7 @@ use clap::Args;
 use kubelet::image::push;
 
 use super::Failure;
+use crate::compose::images::INSPECT;
 use crate::config::Common;
 use crate::data_dir::DataDir;
 use crate::local;
@@ -36,7 +37,7 @@ pub(crate) fn run(flags: &Push, common: &Common) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let progress = Progress::new();
     progress.doing(&format!("pushing {} ({} bytes)", flags.file.display(), module.len()));
-    let pushed = runtime.block_on(push(module, wasm_runtime::engine::inspect, &flags.reference, &access));
+    let pushed = runtime.block_on(push(module, INSPECT, &flags.reference, &access));
     progress.done();
     let pushed = pushed?;
     say!("{} {} ({} bytes)", pushed.name, pushed.digest, pushed.size_bytes)?;

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use wasm_runtime::engine::Engine;
 
 use super::identities::ComponentIdentity;
-use super::{apiserver as api, moved, nodes, proxy, registry};
+use super::{apiserver as api, images, moved, nodes, proxy, registry};
 use crate::config::{ApiServerConfig, ClusterConfig};
 use crate::data_dir::{DataDir, Lock, write_atomically};
 use crate::network::Network;
@@ -93,7 +93,14 @@ impl Ground {
         let pki = Arc::new(Pki::open_or_create(&data.pki(), env, &names(api_address.ip(), service_ip))?);
         let store = open_store(env, &config.api, data).await?;
         let metrics = Arc::new(Mutex::new(Registry::default()));
-        let apiserver = Apiserver::open(
+        let registry_listener = registry::bind(data).await?;
+        let registry_password = registry::password(data, env)?;
+        let engine = (config.nodes.count > 0).then(|| nodes::engine(env, data)).transpose()?;
+        let (blobs, registry) =
+            (nodes::blob_store(data)?, registry::access(registry_listener.local_addr()?, &registry_password));
+        let images =
+            engine.as_ref().map(|engine| nodes::images(env, &config.nodes, engine, (&blobs, &registry))).transpose()?;
+        let apiserver = Apiserver::open_with(
             env,
             store.clone(),
             server::Config {
@@ -104,21 +111,14 @@ impl Ground {
                 kubelets: api::kubelets(&pki)?,
                 registry: metrics.clone(),
             },
+            images::chains(env, &config.nodes, images.as_ref(), (&blobs, &registry)),
         )
         .await?;
         let service = apiserver.service();
-        let registry_listener = registry::bind(data).await?;
-        let registry_password = registry::password(data, env)?;
-        let end = || Shutdown::new(config.nodes.shutdown_grace);
-        let shutdowns = (0..config.nodes.count).map(|_| end()).collect();
+        let shutdowns = (0..config.nodes.count).map(|_| Shutdown::new(config.nodes.shutdown_grace)).collect();
         let stop = Stops { servers: CancellationToken::new(), components: CancellationToken::new() };
         let manager = ComponentIdentity::ControllerManager.client(&service);
         let pods = PodNetwork::default();
-        let engine = (config.nodes.count > 0).then(|| nodes::engine(env, data)).transpose()?;
-        let (blobs, registry) =
-            (nodes::blob_store(data)?, registry::access(registry_listener.local_addr()?, &registry_password));
-        let images =
-            engine.as_ref().map(|engine| nodes::images(env, &config.nodes, engine, (&blobs, &registry))).transpose()?;
         let ground = Self {
             env: env.clone(),
             data: data.clone(),

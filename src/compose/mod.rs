@@ -8,6 +8,7 @@ mod apiserver;
 mod controllers;
 mod ground;
 mod identities;
+pub(crate) mod images;
 mod moved;
 mod nodes;
 mod proxy;
@@ -172,7 +173,7 @@ impl Cluster {
     /// # Errors
     /// As the registry says.
     pub(crate) async fn push(&self, module: &[u8], reference: &str) -> anyhow::Result<()> {
-        kubelet::image::push(module.to_vec(), wasm_runtime::engine::inspect, reference, &self.ground.registry).await?;
+        kubelet::image::push(module.to_vec(), images::INSPECT, reference, &self.ground.registry).await?;
         Ok(())
     }
 

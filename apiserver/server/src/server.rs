@@ -19,7 +19,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
-use crate::admission::{Chain, Plugin};
+use crate::admission::{Chain, ImageMetadata, Plugin};
 use crate::auth::jwt::SigningKey;
 use crate::auth::tls::{self, Acceptor};
 use crate::auth::{AuthenticateToken, Authenticator, Authorize, Authorizer};
@@ -93,6 +93,8 @@ pub struct Chains {
     pub authorizers: Vec<Arc<dyn Authorize>>,
     /// About what is written.
     pub plugins: Vec<Arc<dyn Plugin>>,
+    /// Who knows what images say of themselves.
+    pub images: Option<Arc<dyn ImageMetadata>>,
 }
 
 /// The API server.
@@ -135,6 +137,7 @@ impl Apiserver {
         let caller = Caller::new(reach, webhook::Metrics::new(&config.registry));
         let admission = Chain::new(env, authorizer.clone())
             .with_toleration_seconds(config.toleration_seconds)
+            .with_images(chains.images)
             .with_policies(&served)
             .with_webhooks(&served, &caller);
         let authenticator = Arc::new(Authenticator::new(env, config.signing_key).with(chains.authenticators));

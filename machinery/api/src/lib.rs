@@ -4,6 +4,7 @@
 pub mod apply;
 pub mod certificate_request;
 pub mod error;
+pub mod imports;
 pub mod ip;
 pub mod key;
 pub mod names;

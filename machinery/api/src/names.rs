@@ -15,6 +15,11 @@ pub const STOP: &str = "stop.coracle.dev/";
 pub const EXEC: &str = "exec.coracle.dev/";
 /// Annotation prefix `reuse.coracle.dev/<container>`: how a server's instances are used again, `count=128,idle=1s`.
 pub const REUSE: &str = "reuse.coracle.dev/";
+/// Annotation prefix `imports.coracle.dev/<container>`: what the container's module may import. On a namespace, with `enforce`,
+/// `warn` or `audit` after it: what the modules of its pods may.
+pub const IMPORTS: &str = "imports.coracle.dev/";
+/// Annotation of an image's manifest: what its module imports, where its config doesn't say.
+pub const IMPORTS_OF_IMAGE: &str = "dev.coracle.imports";
 /// The domain whose subdomains name the annotations above: an unknown one on a pod is told, not passed over.
 pub const ANNOTATIONS_DOMAIN: &str = ".coracle.dev";
 /// Node label: the host's real operating system.

@@ -20,6 +20,7 @@ use self::objects::{App, MANAGER};
 use self::watch::Watched;
 use super::Failure;
 use crate::compose;
+use crate::compose::images::INSPECT;
 use crate::config::Common;
 use crate::data_dir::DataDir;
 use crate::local;
@@ -138,7 +139,7 @@ impl<'a> Runner<'a> {
         let progress = Progress::new();
         progress.doing(&format!("pushing {} ({} bytes)", self.flags.file.display(), module.len()));
         let name = format!("registry.local/{}:run", self.name);
-        let pushed = push(module, wasm_runtime::engine::inspect, &name, &self.registry).await?;
+        let pushed = push(module, INSPECT, &name, &self.registry).await?;
         let app =
             App::new(&self.name, (&pushed.digest, &pushed.inspection.exports), self.flags.port, self.flags.replicas);
         progress.doing(&format!("waiting for {}", self.name));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use machinery_api::imports::ImportRules;
 use machinery_serve::net::{Caller, Dial};
 
 use super::ledger::Ledger;
@@ -60,6 +61,9 @@ pub struct ContainerSpec {
     pub limits: Limits,
     /// Optional host interfaces, see [`Grants::parse`].
     pub grants: Grants,
+    /// The only imports that the module may have, where that is bounded: `wasi:cli/stdout@0.2.3`, and of a core module
+    /// `wasi_snapshot_preview1/fd_write`. Programs that are run in the container's sandbox are bound by it, too.
+    pub imports: Option<Arc<ImportRules>>,
     /// What the guest reads by `wasi:config/store`, where that is granted.
     pub config: Option<Arc<dyn ConfigValues>>,
     /// Whose `wasi:keyvalue` it has, where that is granted.

@@ -74,6 +74,17 @@ pub enum LoadError {
         /// The container.
         container: String,
     },
+    /// It imports what its pod may not.
+    #[error(
+        "the module imports {import:?}, which the pod's annotation \"imports.coracle.dev/{container}\" doesn't allow: it holds \
+         what the image said that it imports when the pod was admitted, or what the pod's author allows"
+    )]
+    NotAllowed {
+        /// The first such import's name.
+        import: String,
+        /// The container.
+        container: String,
+    },
     /// It imports a host interface's package but not in a shape that fits.
     #[error("the module's imports do not fit what this node offers: {0}")]
     BadImport(String),

@@ -384,6 +384,7 @@ mod tests {
             preopens: Vec::new(),
             limits: Limits::default(),
             grants: Grants::default(),
+            imports: None,
             config: None,
             keyvalue: None,
             stdin: None,

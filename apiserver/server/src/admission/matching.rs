@@ -1,5 +1,6 @@
 //! Which requests a webhook or a policy is about: rules, and selectors of the namespace and of the object.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use machinery_api::error::{ApiError, ApiResult, Named};
@@ -96,6 +97,56 @@ pub enum Matched {
     Asked,
     /// The same objects in another version or group.
     Equivalent(Arc<ResourceInfo>),
+}
+
+impl Matched {
+    /// An object as who is asked knows it.
+    #[must_use]
+    pub fn shown<'o>(&self, request: &Request<'_>, catalog: &Catalog, object: &'o Value) -> Cow<'o, Value> {
+        match (self, own(request, catalog)) {
+            (Self::Equivalent(other), Some(own)) if object.is_object() && own.gvk() == request.kind => {
+                Cow::Owned(converted(object, own, other))
+            }
+            _ => Cow::Borrowed(object),
+        }
+    }
+
+    /// The same, as the client knows it.
+    #[must_use]
+    pub fn back(&self, request: &Request<'_>, catalog: &Catalog, object: Value) -> Value {
+        match (self, own(request, catalog)) {
+            (Self::Equivalent(other), Some(own)) if object.is_object() && own.gvk() == request.kind => {
+                converted(&object, other, own)
+            }
+            _ => object,
+        }
+    }
+}
+
+/// The resource that a request is about.
+#[must_use]
+pub fn own<'c>(request: &Request<'_>, catalog: &'c Catalog) -> Option<&'c Arc<ResourceInfo>> {
+    let (group, version, resource) = (request.group, request.version, request.resource);
+    catalog.get(machinery_api::GroupVersionResource { group, version, resource })
+}
+
+/// Whether what is written is an object of the resource itself.
+#[must_use]
+pub fn has_own_body(request: &Request<'_>, catalog: &Catalog) -> bool {
+    own(request, catalog).is_some_and(|own| own.gvk() == request.kind)
+}
+
+fn converted(object: &Value, from: &ResourceInfo, to: &ResourceInfo) -> Value {
+    let mut object = object.clone();
+    if from.stored_as.is_some() {
+        object = from.strategy.write_storage_version(object);
+    }
+    if to.stored_as.is_some() {
+        object = to.strategy.read_storage_version(object);
+    }
+    object["apiVersion"] = Value::from(&*to.api_version);
+    object["kind"] = Value::from(&*to.kind);
+    object
 }
 
 /// What somebody is asked about.

@@ -10,6 +10,7 @@ mod default_classes;
 mod default_tolerations;
 mod device_admin_access;
 mod escalation;
+mod imports;
 mod limit_ranger;
 pub mod matching;
 mod namespace_lifecycle;
@@ -26,6 +27,7 @@ mod storage;
 mod taint_nodes;
 mod webhooks;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use machinery_api::GroupVersionKind;
@@ -40,6 +42,7 @@ use crate::webhook::Caller;
 use apiserver_resources::objects::ObjectReader;
 use apiserver_storage::store::Txn;
 
+pub use imports::{ImageImports, ImageMetadata};
 pub use webhooks::Reinvocation;
 
 /// What is done to an object.
@@ -171,8 +174,19 @@ pub struct Effects {
     pub turns: Vec<tokio::sync::OwnedMutexGuard<()>>,
     /// For `Warning` headers, in order.
     pub warnings: Vec<String>,
+    /// For the request's audit event, by their keys.
+    pub audit: BTreeMap<String, String>,
     /// What the second round of plugins must know of the first.
     pub reinvocation: Reinvocation,
+    /// What the images of the request say of themselves.
+    images: imports::KnownImages,
+}
+
+impl Effects {
+    /// Notes something for the request's audit event. The first value of a key stays, as upstream.
+    fn audit(&mut self, key: String, value: String) {
+        self.audit.entry(key).or_insert(value);
+    }
 }
 
 /// Another object that a transaction changes, on the condition that it is still as it was seen.
@@ -260,6 +274,8 @@ pub struct Chain {
     authorizer: Arc<Authorizer>,
     toleration_seconds: i64,
     /// Called after the built-in ones.
+    imports: Arc<imports::Imports>,
+    /// Called after that.
     more: Vec<Arc<dyn Plugin>>,
     /// Called after those.
     policies: Vec<Arc<dyn Plugin>>,
@@ -276,6 +292,7 @@ impl Chain {
             env: env.clone(),
             authorizer,
             toleration_seconds: default_tolerations::SECONDS,
+            imports: Arc::new(imports::Imports::new(None)),
             more: Vec::new(),
             policies: Vec::new(),
             webhooks: Vec::new(),
@@ -305,6 +322,12 @@ impl Chain {
         Self { webhooks: vec![Arc::new(mutating), Arc::new(validating)], ..self }
     }
 
+    /// The same with somebody who knows what images say of themselves.
+    #[must_use]
+    pub fn with_images(self, images: Option<Arc<dyn ImageMetadata>>) -> Self {
+        Self { imports: Arc::new(imports::Imports::new(images)), ..self }
+    }
+
     /// The same with a plugin more, at the end.
     #[must_use]
     pub fn with_plugin(mut self, plugin: Arc<dyn Plugin>) -> Self {
@@ -313,9 +336,9 @@ impl Chain {
     }
 
     fn plugins(&self) -> impl Iterator<Item = &dyn Plugin> {
-        let last: &dyn Plugin = &*self.quota;
+        let (imports, last): (&dyn Plugin, &dyn Plugin) = (&*self.imports, &*self.quota);
         let added = self.more.iter().chain(&self.policies).chain(&self.webhooks).map(|plugin| &**plugin);
-        PLUGINS.iter().copied().chain(added).chain([last])
+        PLUGINS.iter().copied().chain([imports]).chain(added).chain([last])
     }
 
     /// Lets every plugin change or refuse the object. For a delete, `object` is null and `old` what is deleted.

@@ -72,6 +72,17 @@ impl WriteOptions {
         Ok(Self { force, ..Self::checked(query, "PatchOptions", causes)? })
     }
 
+    /// `fieldValidation`, as the client said it.
+    #[must_use]
+    pub fn said_validation(&self) -> Option<&'static str> {
+        match (self.field_validation, self.shows_warnings) {
+            (FieldValidation::Ignore, _) => Some("Ignore"),
+            (FieldValidation::Strict, _) => Some("Strict"),
+            (FieldValidation::Warn, true) => Some("Warn"),
+            (FieldValidation::Warn, false) => None,
+        }
+    }
+
     /// With who writes where the client doesn't say it: what its user agent begins with.
     #[must_use]
     pub fn of_agent(self, agent: &str) -> Self {

@@ -3,13 +3,7 @@
 use k8s_openapi::api::core::v1::Pod;
 
 use super::sources::{ConfigSourceManager, Content, Known, SourceKind};
-use crate::image::{ConfigForm, ImageError, Keyring, SecretIdentity};
-
-/// The types of Secret that hold credentials of registries, the key that each has them under, and in which form.
-const TYPES: [(&str, &str, ConfigForm); 2] = [
-    ("kubernetes.io/dockerconfigjson", ".dockerconfigjson", ConfigForm::Json),
-    ("kubernetes.io/dockercfg", ".dockercfg", ConfigForm::Legacy),
-];
+use crate::image::{ImageError, Keyring, PULL_SECRET_TYPES as TYPES, SecretIdentity};
 
 /// What a pod's secrets say.
 #[derive(Debug, Default)]

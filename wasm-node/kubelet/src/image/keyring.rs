@@ -76,6 +76,12 @@ pub enum ConfigForm {
     Legacy,
 }
 
+/// The types of Secret that hold credentials of registries, the key that each has them under, and in which form.
+pub(crate) const PULL_SECRET_TYPES: [(&str, &str, ConfigForm); 2] = [
+    ("kubernetes.io/dockerconfigjson", ".dockerconfigjson", ConfigForm::Json),
+    ("kubernetes.io/dockercfg", ".dockercfg", ConfigForm::Legacy),
+];
+
 /// A docker config that can't be read. Says nothing of what it holds.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyringError {

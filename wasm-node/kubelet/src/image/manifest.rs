@@ -75,6 +75,8 @@ pub(super) struct Manifest {
     pub(super) layers: Vec<Descriptor>,
     #[serde(default)]
     pub(super) manifests: Option<Vec<Descriptor>>,
+    #[serde(default)]
+    pub(super) annotations: Option<BTreeMap<String, String>>,
 }
 
 /// What to do with a manifest.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use machinery_api::imports::ImportRules;
+use machinery_api::names::IMPORTS_OF_IMAGE;
 use oci_client::Reference as OciReference;
 use oci_client::client::{ClientConfig, ClientProtocol};
 use oci_client::errors::OciDistributionError;
@@ -47,6 +49,15 @@ pub enum PushError {
     },
 }
 
+/// How the runtime looks into a module.
+#[derive(Debug, Clone, Copy)]
+pub struct Inspect {
+    /// What it is.
+    pub all: fn(&[u8]) -> Result<Inspection, LoadError>,
+    /// What it imports, by names that policies judge.
+    pub imports: fn(&[u8]) -> Result<Vec<String>, LoadError>,
+}
+
 /// What was pushed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pushed {
@@ -67,7 +78,7 @@ pub struct Pushed {
 /// A bad name, a file that is no module, or a registry that refuses or can't be reached.
 pub async fn push(
     module: Vec<u8>,
-    inspect: fn(&[u8]) -> Result<Inspection, LoadError>,
+    inspect: Inspect,
     image: &str,
     access: &RegistryAccess,
 ) -> Result<Pushed, PushError> {
@@ -85,9 +96,12 @@ pub async fn push(
     }
     let failed = |why: String| PushError::Registry { registry: access.address.clone(), why };
     let refused = |error: OciDistributionError| failed(said(&error));
-    let inspected = tokio::task::spawn_blocking(move || inspect(&module).map(|found| (found, module))).await;
-    let (inspection, module) = inspected.map_err(|error| failed(error.to_string()))??;
-    let (config, manifest) = documents(&module, &inspection);
+    let inspected = tokio::task::spawn_blocking(move || {
+        let (inspection, imports) = ((inspect.all)(&module)?, (inspect.imports)(&module)?);
+        Ok::<_, LoadError>((inspection, imports, module))
+    });
+    let (inspection, imports, module) = inspected.await.map_err(|error| failed(error.to_string()))??;
+    let (config, manifest) = documents(&module, &inspection, &imports);
 
     let client = client(access)?;
     let target = OciReference::with_tag(access.address.clone(), reference.repository.clone(), tag);
@@ -123,8 +137,9 @@ fn said(error: &OciDistributionError) -> String {
     .unwrap_or_else(|| error.to_string())
 }
 
-/// Config and manifest of a module. Pure.
-fn documents(module: &[u8], inspection: &Inspection) -> (Vec<u8>, Vec<u8>) {
+/// Config and manifest of a module. Pure. The layout has a place for a component's imports; those of a core module are in an
+/// annotation.
+fn documents(module: &[u8], inspection: &Inspection, imports: &[String]) -> (Vec<u8>, Vec<u8>) {
     let layer = digest(module);
     let mut config = json!({
         "created": CREATED,
@@ -136,12 +151,15 @@ fn documents(module: &[u8], inspection: &Inspection) -> (Vec<u8>, Vec<u8>) {
         config["component"] = json!({"exports": inspection.exports, "imports": inspection.imports});
     }
     let config = config.to_string().into_bytes();
-    let manifest = json!({
+    let mut manifest = json!({
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
         "config": {"mediaType": WASM_CONFIG, "digest": digest(&config), "size": config.len()},
         "layers": [{"mediaType": WASM_LAYER, "digest": layer, "size": module.len()}],
     });
+    if let (false, Some(imports)) = (inspection.component, ImportRules::exactly(imports.iter().map(String::as_str))) {
+        manifest["annotations"] = json!({ IMPORTS_OF_IMAGE: imports.as_str() });
+    }
     (config, manifest.to_string().into_bytes())
 }
 

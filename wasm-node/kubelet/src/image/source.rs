@@ -131,7 +131,7 @@ impl Source {
 }
 
 /// Where and as whom to ask. What a pod knows of a registry is for that registry: a mirror of it has the node's account.
-fn ways(remote: &Remote, reference: &Reference, keyring: &Keyring) -> Result<Vec<Way>, ImageError> {
+pub(super) fn ways(remote: &Remote, reference: &Reference, keyring: &Keyring) -> Result<Vec<Way>, ImageError> {
     let node = |account: Credential| TrackedCredential { credential: account, secret: None, account: None };
     if reference.registry == BUILT_IN_REGISTRY {
         let access = remote.built_in.as_ref().ok_or(ImageError::NoBuiltIn)?;
@@ -154,9 +154,9 @@ fn ways(remote: &Remote, reference: &Reference, keyring: &Keyring) -> Result<Vec
 }
 
 /// Where to ask, and as whom: none = without an account.
-struct Way {
-    endpoint: Endpoint,
-    credentials: Vec<Option<TrackedCredential>>,
+pub(super) struct Way {
+    pub(super) endpoint: Endpoint,
+    pub(super) credentials: Vec<Option<TrackedCredential>>,
 }
 
 /// A repository, as credentials are matched to it.

@@ -15,7 +15,9 @@ mod volumes;
 use oci_registry::Credentials;
 use oci_registry::blobs::{BlobStore, digest};
 use runtime_api::{Kind, Metering};
-use wasm_runtime::engine::{CompileBounds, Engine, EngineConfig, GuestThreads, inspect};
+use wasm_runtime::engine::{CompileBounds, Engine, EngineConfig, GuestThreads, imports, inspect};
+
+const INSPECT: Inspect = Inspect { all: inspect, imports };
 
 fn engine(config: EngineConfig, env: Env) -> Engine {
     Engine::new(config, GuestThreads::start(2, &env).unwrap(), env).unwrap()
@@ -119,7 +121,7 @@ async fn what_is_pushed_can_be_pulled() {
     assert_eq!(never.reason(), "ErrImageNeverPull");
     assert_eq!(never.to_string(), format!("Container image {image:?} is not present with pull policy of Never"));
 
-    let pushed = push(module(), inspect, image, &bench.access).await.unwrap();
+    let pushed = push(module(), INSPECT, image, &bench.access).await.unwrap();
     assert!(!pushed.inspection.component);
     let pulled = bench.pull(image).await.unwrap();
     assert_eq!(pulled.image_id, format!("registry.local/team/app@{}", pushed.digest));
@@ -137,7 +139,7 @@ async fn what_is_pushed_can_be_pulled() {
     assert!(bench.error(&other).await.1.contains("not found"));
     // A tag that moves is seen by a pull, not before.
     let moved = wat::parse_str("(module (func (export \"_start\") (nop)))").unwrap();
-    push(moved.clone(), inspect, image, &bench.access).await.unwrap();
+    push(moved.clone(), INSPECT, image, &bench.access).await.unwrap();
     assert_eq!(bench.images.present(image, Purpose::Module, &Keyring::default()).unwrap(), Some(pulled));
     assert_eq!(bench.pull(image).await.unwrap().module, digest(&moved));
     // Taken back, it is there for nobody who hasn't pulled it.
@@ -162,7 +164,7 @@ async fn what_is_pushed_can_be_pulled() {
 #[tokio::test(flavor = "multi_thread")]
 async fn several_pulls_are_one() {
     let bench = Bench::new().await;
-    push(module(), inspect, "registry.local/app:v1", &bench.access).await.unwrap();
+    push(module(), INSPECT, "registry.local/app:v1", &bench.access).await.unwrap();
     let pulls = (0..8).map(|_| bench.pull("registry.local/app:v1"));
     for pulled in futures::future::join_all(pulls).await {
         assert_eq!(pulled.unwrap().module, digest(&module()));
@@ -172,7 +174,7 @@ async fn several_pulls_are_one() {
         credentials: Credentials { user: "coracle".into(), password: "wrong".into() },
         ..bench.access.clone()
     };
-    let error = push(module(), inspect, "registry.local/app:v1", &access).await.unwrap_err();
+    let error = push(module(), INSPECT, "registry.local/app:v1", &access).await.unwrap_err();
     assert!(matches!(error, PushError::Registry { .. }), "{error}");
 }
 
@@ -221,7 +223,7 @@ async fn other_images_are_refused_with_what_was_found() {
     assert!(scratch.blobs.contains(&tool) && bench.images.blobs.size(&tool).is_some(), "kept for exec");
 
     let text = b"not wasm at all".to_vec();
-    let error = push(text.clone(), inspect, "registry.local/text:v1", &bench.access).await.unwrap_err();
+    let error = push(text.clone(), INSPECT, "registry.local/text:v1", &bench.access).await.unwrap_err();
     assert!(error.to_string().contains("\\0asm"), "{error}");
     let artifact = json!({
         "schemaVersion": 2,
@@ -303,13 +305,13 @@ async fn a_full_disk_takes_what_no_pod_has_and_leaves_the_registry() {
     let policy = CollectPolicy::default();
     let name = |number: usize| format!("registry.local/app:v{number}");
     for number in 0..3 {
-        push(numbered(number), inspect, &name(number), &bench.access).await.unwrap();
+        push(numbered(number), INSPECT, &name(number), &bench.access).await.unwrap();
     }
     let running = bench.pull(&name(0)).await.unwrap();
     let moved = bench.pull(&name(1)).await.unwrap();
     drop(bench.pull(&name(2)).await.unwrap());
     // The tag of one that a pod has means another module now, and its manifest is deleted.
-    push(numbered(3), inspect, &name(1), &bench.access).await.unwrap();
+    push(numbered(3), INSPECT, &name(1), &bench.access).await.unwrap();
     drop(bench.pull(&name(1)).await.unwrap());
     let manifest = moved.image_id.split('@').nth(1).unwrap();
     let delete = http::Request::delete(format!("/v2/app/manifests/{manifest}"))
@@ -370,7 +372,7 @@ async fn pulls_and_pushes_beside_collections_find_their_blobs() {
         async move {
             for round in 0..6 {
                 let name = format!("registry.local/w{worker}:v1");
-                push(numbered(round % 2), inspect, &name, &bench.access).await.unwrap();
+                push(numbered(round % 2), INSPECT, &name, &bench.access).await.unwrap();
                 let image = bench.pull(&name).await.unwrap();
                 assert_eq!(
                     bench.images.load(&image, Metering::Epochs, "default").await.unwrap().digest(),

@@ -1,9 +1,11 @@
 //! What a container is run with: limits, annotations, ports, probes, stopping. Pure: the pod's fields, read once.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, ContainerRestartRule, Pod, Probe};
+use machinery_api::imports::ImportRules;
 use machinery_api::names;
 use machinery_api::quantity::Quantity;
 
@@ -23,8 +25,16 @@ const CONCURRENCY_MAX: usize = 1_000_000;
 const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 
 /// Every annotation of a container that there is.
-const KNOWN: [&str; 7] =
-    [names::FUEL, names::TIMEOUT, names::CONCURRENCY, names::HOST, names::STOP, names::EXEC, names::REUSE];
+const KNOWN: [&str; 8] = [
+    names::FUEL,
+    names::TIMEOUT,
+    names::CONCURRENCY,
+    names::HOST,
+    names::IMPORTS,
+    names::STOP,
+    names::EXEC,
+    names::REUSE,
+];
 
 /// What decides about the pod's life.
 #[must_use]
@@ -119,6 +129,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Optional host interfaces.
     pub grants: Grants,
+    /// The only imports that its module may have, where that is bounded.
+    pub imports: Option<Arc<ImportRules>>,
     /// A command runs on until the grace period ends.
     pub stop_at_grace: bool,
     /// Which sessions it may have.
@@ -208,6 +220,10 @@ pub fn settings(pod: &Pod, container: &Container, optional: &[&str]) -> Result<S
         },
         None => Grants::default(),
     };
+    let imports = match find(names::IMPORTS) {
+        Some((name, value)) => Some(Arc::new(ImportRules::parse(&value).map_err(|why| BadAnnotation { name, why })?)),
+        None => None,
+    };
     let stop_at_grace = match find(names::STOP) {
         Some((_, value)) if value == "grace" => true,
         Some((name, value)) => return bad(name, format!("{value:?} is not \"grace\", the only value that there is")),
@@ -220,7 +236,7 @@ pub fn settings(pod: &Pod, container: &Container, optional: &[&str]) -> Result<S
         None => ExecAccess::Allowed,
     };
     check_names(pod, container)?;
-    Ok(Settings { limits, grants, stop_at_grace, exec })
+    Ok(Settings { limits, grants, imports, stop_at_grace, exec })
 }
 
 /// Whether each annotation below our domain is one that there is, of a container that there is.

@@ -269,7 +269,6 @@ async fn made(
     let pod_name = pod.metadata.name.clone().unwrap_or_default();
     let settings = settings(pod, wire, &node.parts.runtime.optional_interfaces()).map_err(config)?;
     let variables = variables(node, pod, wire, ip).await?;
-    let argv = argv(wire, image, &variables);
     let metering = if settings.limits.fuel.is_some() { Metering::Fuel } else { Metering::Epochs };
     let loaded = node.parts.images.load(image, metering, &namespace).await.map_err(|error| refused(&error))?;
     let uid = pod.metadata.uid.clone().unwrap_or_default();
@@ -289,7 +288,7 @@ async fn made(
     let (to_stdin, stdin) = if reads { Some(pipe()).unzip() } else { (None, None) };
     let spec = ContainerSpec {
         name: format!("{namespace}/{pod_name}/{}", wire.name),
-        argv,
+        argv: argv(wire, image, &variables),
         env: env(names::host_name(pod).map_err(config)?, image, variables),
         cwd: wire.working_dir.clone().filter(|dir| !dir.is_empty()).or_else(|| image.working_dir.clone()),
         preopens,
@@ -297,6 +296,7 @@ async fn made(
         config: GrantedConfig::granted(&settings.grants, &node.sources, &namespace, wire),
         keyvalue: home.keyvalue_of(node, &settings.grants, &namespace).await?,
         grants: settings.grants.clone().toolbox(node.parts.images.is_toolbox(&image.module)),
+        imports: settings.imports.clone(),
         log: attached.clone(),
         stdin,
         terminal: wire.tty == Some(true),

@@ -14,6 +14,7 @@ use crate::bounds::slots::Share;
 use crate::host::disk::Disk;
 use crate::host::guest::Guest;
 use crate::keyvalue::Namespace;
+use machinery_api::imports::ImportRules;
 use runtime_api::ledger::{Ledger, Resource};
 use runtime_api::{
     ContainerSpec, CpuQuota, Failures, Grants, KeyvalueOwner, Kind, Limits, LoadError, LogSink, Metering, Preopen,
@@ -47,6 +48,7 @@ pub(crate) struct Shared {
     pub(crate) guest: Arc<Guest>,
     pub(crate) limits: Limits,
     pub(crate) grants: Grants,
+    pub(crate) imports: Option<Arc<ImportRules>>,
     pub(crate) log: Arc<dyn LogSink>,
     /// What its instances hold together.
     pub(crate) ledger: Arc<Ledger>,
@@ -93,6 +95,7 @@ impl Engine {
         let cwd_dir = spec.cwd.as_deref().and_then(|cwd| working_folder(&spec.preopens, cwd));
         let env = last_values(spec.env);
         let container = spec.name.rsplit('/').next().unwrap_or_default();
+        loaded.confined(container, spec.imports.as_deref())?;
         let pre = loaded.prepare(container, &spec.grants)?;
         let (node_calls, share) = (
             &loaded.engine.node_calls,
@@ -142,6 +145,7 @@ impl Engine {
             name: spec.name,
             limits: spec.limits,
             grants: spec.grants,
+            imports: spec.imports,
             log: spec.log,
             counters: Counters::default(),
             broken: Mutex::default(),

@@ -17,6 +17,32 @@ pub fn inspect(bytes: &[u8]) -> Result<Inspection, LoadError> {
     inspect_valid(bytes)
 }
 
+/// A core module's import as policies name it: `wasi_snapshot_preview1/fd_write`.
+pub(crate) fn of_module(module: &str, name: &str) -> String {
+    format!("{module}/{name}")
+}
+
+/// What a module imports, by names that policies judge: those of a component, and of a core module each function. What is
+/// invalid is read as far as it goes, as it never runs: nothing is validated, so that looking costs little.
+///
+/// # Errors
+/// Not a module, or one that can't be read.
+pub fn imports(bytes: &[u8]) -> Result<Vec<String>, LoadError> {
+    if CodeKind::of(bytes)? == CodeKind::Component {
+        return Ok(inspect_valid(bytes)?.imports);
+    }
+    let mut imports = Vec::new();
+    for payload in Parser::new(0).parse_all(bytes) {
+        if let Payload::ImportSection(section) = payload.map_err(invalid)? {
+            for import in section.into_imports() {
+                let import = import.map_err(invalid)?;
+                imports.push(of_module(import.module, import.name));
+            }
+        }
+    }
+    Ok(imports)
+}
+
 fn invalid(error: wasmparser::BinaryReaderError) -> LoadError {
     LoadError::Invalid(error.to_string())
 }
@@ -104,6 +130,15 @@ mod tests {
         assert_eq!(found.imports, ["acme:a/b@1.2.0", "f"]);
         assert_eq!(found.exports, ["g"]);
         assert_eq!(found.kind, Some(Kind::Plugin));
+    }
+
+    #[test]
+    fn imports_of_both_forms_as_policies_name_them() {
+        let hello = imports(&sample("hello")).unwrap();
+        assert_eq!(hello, inspect(&sample("hello")).unwrap().imports);
+        let crash = imports(&sample("crash")).unwrap();
+        assert!(crash.contains(&"wasi_snapshot_preview1/proc_exit".to_owned()), "{crash:?}");
+        assert!(imports(b"text").is_err() && imports(&sample("hello")[..1000]).is_err());
     }
 
     #[test]

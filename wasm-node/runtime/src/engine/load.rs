@@ -9,12 +9,14 @@ use wasmtime::component::{Component, InstancePre};
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
+use super::inspect::of_module;
 use super::plugin::Plugin;
 use super::{Engine, Linked, Metered, compile};
 use crate::bounds::limits::{MEMORIES_MAX, TABLES_MAX};
 use crate::bounds::slots::Weight;
 use crate::host::Granted;
 use crate::host::state::{ComponentState, CoreState};
+use machinery_api::imports::ImportRules;
 use runtime_api::{Grants, Kind, LoadError, Metering};
 
 /// What is wanted of a module that may be several things.
@@ -119,6 +121,22 @@ impl Loaded {
         });
         known.push((grants.clone(), pre.clone()));
         Ok(pre)
+    }
+
+    /// Whether the module imports only what a container of it may.
+    ///
+    /// # Errors
+    /// The first import that it may not have.
+    pub(crate) fn confined(&self, container: &str, allowed: Option<&ImportRules>) -> Result<(), LoadError> {
+        let Some(allowed) = allowed else { return Ok(()) };
+        let imports = match &self.code {
+            Code::Component(component) => names(&self.linked().wasmtime, component).0,
+            Code::Module(module) => module.imports().map(|import| of_module(import.module(), import.name())).collect(),
+        };
+        match imports.into_iter().find(|import| !allowed.allows(import)) {
+            Some(import) => Err(LoadError::NotAllowed { import, container: container.to_owned() }),
+            None => Ok(()),
+        }
     }
 
     /// The module's own digest (`sha256:…`).

@@ -42,7 +42,7 @@ use tokio::runtime::Handle;
 pub use compile::{COMPILE_WORKER_ARGUMENT, CompileBounds, CompileProcess, compile_worker};
 pub use container::Container;
 pub use describe::{Description, describe};
-pub use inspect::inspect;
+pub use inspect::{imports, inspect};
 pub use load::Loaded;
 pub use plugin::PluginServer;
 pub use runtime::GuestThreads;

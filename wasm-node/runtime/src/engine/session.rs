@@ -42,6 +42,7 @@ impl Container {
         }
         let name = of.name.rsplit('/').next().unwrap_or_default();
         let grants = of.grants.clone().toolbox(spec.is_toolbox);
+        command.confined(name, of.imports.as_deref())?;
         let pre = command.prepare(name, &grants)?;
         let (share, place) = match spec.node_call {
             Some(call) => (of.node_sessions.clone(), Place::Waits(call)),
@@ -78,6 +79,7 @@ impl Container {
             guest: Arc::new(guest),
             limits: of.limits.clone(),
             grants,
+            imports: of.imports.clone(),
             log: spec.log,
             ledger: of.ledger.clone(),
             cpu: of.cpu.clone(),

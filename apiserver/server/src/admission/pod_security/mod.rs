@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use self::checks::{details, violations};
 use self::pod::Pod;
-use self::policy::{Level, Policy, of_namespace};
+use self::policy::{Level, Policy, Standard, of_namespace};
 use super::{Context, Effects, Operation, Plugin, Step};
 use apiserver_resources::field::causes;
 
@@ -29,13 +29,11 @@ impl Plugin for PodSecurity {
             return Step::Done(Ok(()));
         }
         match (request.group, request.resource, request.subresource) {
-            ("", "pods", subresource) if is_pod_changing(subresource) => {
-                Step::Done(pod(context, object, &mut effects.warnings))
-            }
+            ("", "pods", subresource) if is_pod_changing(subresource) => Step::Done(pod(context, object, effects)),
             ("", "namespaces", "") => namespace(context, object, effects),
             (group, resource, "") => {
                 if let Some(template) = template(group, resource, object) {
-                    warn_of_template(context, template, &mut effects.warnings);
+                    warn_of_template(context, template, effects);
                 }
                 Step::Done(Ok(()))
             }
@@ -67,7 +65,7 @@ fn policy_of(context: &Context<'_>) -> Option<Policy> {
     Some(of_namespace(&namespace).0)
 }
 
-fn pod(context: &Context<'_>, object: &Value, warnings: &mut Vec<String>) -> ApiResult<()> {
+fn pod(context: &Context<'_>, object: &Value, effects: &mut Effects) -> ApiResult<()> {
     let request = context.request;
     let Some(policy) = policy_of(context) else {
         return Err(ApiError::Internal(format!("failed to lookup namespace \"{}\"", request.namespace)));
@@ -75,30 +73,42 @@ fn pod(context: &Context<'_>, object: &Value, warnings: &mut Vec<String>) -> Api
     if policy.is_privileged() || context.old.is_some_and(|old| !is_significant(object, old)) {
         return Ok(());
     }
+    effects.audit("pod-security.kubernetes.io/enforce-policy".into(), policy.enforce.to_string());
+    note(policy, Pod::of(object), effects);
     let found = violations(policy.enforce, Pod::of(object));
     if !found.is_empty() {
         let why = format!("violates PodSecurity \"{}\": {}", policy.enforce, details(&found));
         return Err(ApiError::Forbidden(Named::new("", "pods"), request.name.to_owned(), why));
     }
     if policy.warn != policy.enforce {
-        warn(policy, Pod::of(object), warnings);
+        warn(policy, Pod::of(object), effects);
     }
     Ok(())
 }
 
-fn warn_of_template(context: &Context<'_>, template: Pod<'_>, warnings: &mut Vec<String>) {
+fn warn_of_template(context: &Context<'_>, template: Pod<'_>, effects: &mut Effects) {
     if let Some(policy) = policy_of(context) {
-        warn(policy, template, warnings);
+        note(policy, template, effects);
+        warn(policy, template, effects);
     }
 }
 
-fn warn(policy: Policy, pod: Pod<'_>, warnings: &mut Vec<String>) {
-    if policy.warn.level == Level::Privileged {
-        return;
+/// What a pod that is let in does to a standard.
+fn told(standard: Standard, pod: Pod<'_>) -> Option<String> {
+    if standard.level == Level::Privileged {
+        return None;
     }
-    let found = violations(policy.warn, pod);
-    if !found.is_empty() {
-        warnings.push(format!("would violate PodSecurity \"{}\": {}", policy.warn, details(&found)));
+    let found = violations(standard, pod);
+    (!found.is_empty()).then(|| format!("would violate PodSecurity \"{standard}\": {}", details(&found)))
+}
+
+fn warn(policy: Policy, pod: Pod<'_>, effects: &mut Effects) {
+    effects.warnings.extend(told(policy.warn, pod));
+}
+
+fn note(policy: Policy, pod: Pod<'_>, effects: &mut Effects) {
+    if let Some(told) = told(policy.audit, pod) {
+        effects.audit("pod-security.kubernetes.io/audit-violations".into(), told);
     }
 }
 

@@ -10,8 +10,9 @@ use machinery_api::GroupVersionKind;
 use serde_json::{Value, json};
 
 use super::compile::{Conditions, Policy};
+use crate::admission::Context;
 use crate::admission::matching::Matched;
-use crate::admission::{Context, Operation, Options};
+use crate::admission::webhooks::request_options;
 use crate::auth::{Attributes, UserInfo};
 
 /// What an expression fails with.
@@ -94,21 +95,6 @@ fn request_of(context: &Context<'_>, name: &str, matched: &Matched) -> Value {
         Matched::Equivalent(other) => (kind(other.gvk()), resource(&other.group, &other.version, &other.plural)),
     };
     let user = request.user;
-    let mut options = match (request.options, request.operation) {
-        (Options::Delete(_), _) => json!({"kind": "DeleteOptions"}),
-        (Options::Write(options), operation) => {
-            let kind = if operation == Operation::Create { "CreateOptions" } else { "UpdateOptions" };
-            let mut said = json!({"kind": kind});
-            if !options.field_manager.is_empty() {
-                said["fieldManager"] = json!(options.field_manager);
-            }
-            said
-        }
-    };
-    options["apiVersion"] = json!("meta.k8s.io/v1");
-    if request.options.dry_run() {
-        options["dryRun"] = json!(["All"]);
-    }
     json!({
         "kind": matched_kind,
         "resource": matched_resource,
@@ -121,7 +107,7 @@ fn request_of(context: &Context<'_>, name: &str, matched: &Matched) -> Value {
         "operation": request.operation.as_str(),
         "userInfo": {"username": user.name, "uid": user.uid, "groups": user.groups, "extra": user.extra},
         "dryRun": request.options.dry_run(),
-        "options": options,
+        "options": request_options(request),
     })
 }
 

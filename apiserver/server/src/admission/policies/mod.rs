@@ -9,8 +9,10 @@ mod validating;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use machinery_env::Env;
 use serde_json::Value;
 
 use self::compile::{Binding, Policy};
@@ -66,6 +68,28 @@ struct Policies {
     served: Arc<Served>,
     kind: Kind,
     index: ArcSwap<Index>,
+}
+
+/// How long expressions may take until others have their turn.
+const TURN: Duration = Duration::from_millis(2);
+
+/// Lets others have their turn where many policies, bindings or parameters are asked, one after the other.
+struct Turns<'a> {
+    env: &'a Env,
+    since: Duration,
+}
+
+impl<'a> Turns<'a> {
+    fn new(context: &Context<'a>) -> Self {
+        Self { env: context.env, since: context.env.elapsed() }
+    }
+
+    async fn take(&mut self) {
+        if self.env.elapsed().saturating_sub(self.since) >= TURN {
+            tokio::task::yield_now().await;
+            self.since = self.env.elapsed();
+        }
+    }
 }
 
 fn name_of(object: &Value) -> &str {

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 use super::compile::{Binding, Mutation, Policy};
 use super::evaluate::{Authorizing, Seen, activation, conditions_hold, evaluate};
-use super::{Kind, Policies, matches, merge, params};
-use crate::admission::matching::Matched;
+use super::{Index, Kind, Policies, Turns, matches, merge, params};
+use crate::admission::matching::{Matched, has_own_body, own};
 use crate::admission::{Context, Effects, Operation, Plugin, Step};
 use crate::catalog::{Catalog, Served};
 use apiserver_resources::ResourceInfo;
@@ -39,23 +39,24 @@ impl Mutating {
         Self(Policies::new(served, Kind::Mutating))
     }
 
-    fn apply(&self, context: &Context<'_>, object: &mut Value, effects: &mut Effects) -> ApiResult<()> {
-        if !matches!(context.request.operation, Operation::Create | Operation::Update) || !object.is_object() {
-            return Ok(());
-        }
-        let index = self.0.in_force(context);
-        if index.in_force.is_empty() {
-            return Ok(());
-        }
-        let catalog = self.0.served.load();
+    async fn apply(
+        &self,
+        index: &Index,
+        context: &Context<'_>,
+        object: &mut Value,
+        effects: &mut Effects,
+    ) -> ApiResult<()> {
+        let (catalog, mut turns) = (self.0.served.load(), Turns::new(context));
         let mut failed = Vec::new();
         let mut invocations = Vec::new();
         for (policy, bindings) in &index.in_force {
+            turns.take().await;
             invoked(policy, bindings, context, object, &catalog, &mut invocations, &mut failed);
         }
         // In the second round only who wants to see what others change is asked once more.
         let second = effects.reinvocation.is_second;
         for invocation in invocations.iter().filter(|invocation| !second || invocation.policy.is_reinvoked) {
+            turns.take().await;
             if run(invocation, context, object, &catalog, &mut failed) {
                 effects.reinvocation.is_due = true;
             }
@@ -125,8 +126,12 @@ fn run(
     failed: &mut Vec<Failed>,
 ) -> bool {
     let policy = invocation.policy;
-    let seen = Seen::new(context, object, &invocation.matched);
-    let before = object.clone();
+    let (request, matched) = (context.request, &invocation.matched);
+    let seen = Seen::new(context, object, matched);
+    // As the policy knows it.
+    let before = matched.shown(request, catalog, object).into_owned();
+    let old = context.old.map(|old| matched.shown(request, catalog, old));
+    let old = old.as_deref();
     let mut fail = |why: String| {
         if !policy.ignores_errors {
             let binding = Some(invocation.binding.name.clone());
@@ -135,7 +140,7 @@ fn run(
     };
     let holds = {
         let ask = Authorizing(context);
-        let activation = activation(policy, &seen, (&before, context.old, &invocation.params), &ask);
+        let activation = activation(policy, &seen, (&before, old, &invocation.params), &ask);
         conditions_hold(&policy.conditions, &activation)
     };
     match holds {
@@ -146,36 +151,39 @@ fn run(
             return false;
         }
     }
+    let mut shown = before.clone();
     for mutation in &policy.mutations {
-        match changed(mutation, invocation, context, object, &seen, catalog) {
-            Ok(changed) => *object = changed,
+        match changed(mutation, invocation, (context, &seen, catalog), &shown, old) {
+            Ok(changed) => shown = changed,
             Err(why) => fail(why),
         }
     }
-    *object != before
+    if shown == before {
+        return false;
+    }
+    *object = matched.back(request, catalog, shown);
+    true
 }
 
 /// The object as a mutation leaves it.
 fn changed(
     mutation: &Mutation,
     invocation: &Invocation<'_>,
-    context: &Context<'_>,
+    (context, seen, catalog): (&Context<'_>, &Seen, &Catalog),
     object: &Value,
-    seen: &Seen,
-    catalog: &Catalog,
+    old: Option<&Value>,
 ) -> Result<Value, String> {
     let ask = Authorizing(context);
-    let activation = activation(invocation.policy, seen, (object, context.old, &invocation.params), &ask);
+    let activation = activation(invocation.policy, seen, (object, old, &invocation.params), &ask);
     let mut budget = Budget::new(limits::PER_OBJECT);
     let value = evaluate(&mutation.expression, &mutation.program, &activation, &mut budget)?;
     let made = to_json(&value).map_err(|error| error.to_string())?;
     let request = context.request;
-    let own = catalog.get(machinery_api::GroupVersionResource {
-        group: request.group,
-        version: request.version,
-        resource: request.resource,
-    });
-    let row: Option<&ResourceInfo> = own.map(|row| &**row).filter(|row| row.gvk() == request.kind);
+    let row: Option<&ResourceInfo> = match &invocation.matched {
+        Matched::Equivalent(other) => Some(&**other),
+        Matched::Asked => own(request, catalog).map(|row| &**row),
+    };
+    let row = row.filter(|_| has_own_body(request, catalog));
     let kind = request.kind;
     let target = match row {
         Some(row) => row.target(),
@@ -235,6 +243,13 @@ impl Plugin for Mutating {
     }
 
     fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, effects: &'a mut Effects) -> Step<'a> {
-        Step::Done(self.apply(context, object, effects))
+        if !matches!(context.request.operation, Operation::Create | Operation::Update) || !object.is_object() {
+            return Step::Done(Ok(()));
+        }
+        let index = self.0.in_force(context);
+        if index.in_force.is_empty() {
+            return Step::Done(Ok(()));
+        }
+        Step::Wait(Box::pin(async move { self.apply(&index, context, object, effects).await }))
     }
 }

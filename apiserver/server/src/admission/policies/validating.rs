@@ -1,18 +1,27 @@
 //! ValidatingAdmissionPolicy: expressions say no, warn, or leave a note.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use apiserver_cel::{Budget, limits};
 use machinery_api::error::{ApiError, ApiResult, Cause};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::compile::{Binding, Policy, Validation};
 use super::evaluate::{Authorizing, OUT_OF_BUDGET, Seen, activation, conditions_hold, evaluate};
-use super::{Kind, Policies, matches, params};
+use super::{Index, Kind, Policies, Turns, matches, params};
+use crate::admission::matching::Matched;
 use crate::admission::{Context, Effects, Plugin, Step};
 use crate::catalog::{Catalog, Served};
 
 const MESSAGE_BYTES_MAX: usize = 5 * 1024;
+/// A note for the audit event, as upstream, and how many a policy's parameters make of one key.
+const NOTE_BYTES_MAX: usize = 10 * 1024;
+const NOTES_MAX: usize = 16;
+
+/// Notes of a policy for the audit event, by their keys.
+type Said = BTreeMap<String, Vec<String>>;
 
 /// See the module.
 pub(in crate::admission) struct Validating(Policies);
@@ -20,14 +29,16 @@ pub(in crate::admission) struct Validating(Policies);
 /// Why a policy says no.
 #[derive(Debug, Clone)]
 struct Denied {
+    /// Which of the policy's validations.
+    index: usize,
     reason: String,
     message: String,
 }
 
 impl Denied {
     /// Where an expression failed: the policy says whether that is a no.
-    fn failed(policy: &Policy, message: String) -> Option<Self> {
-        (!policy.ignores_errors).then(|| Self { reason: "Invalid".into(), message })
+    fn failed(policy: &Policy, index: usize, message: String) -> Option<Self> {
+        (!policy.ignores_errors).then(|| Self { index, reason: "Invalid".into(), message })
     }
 }
 
@@ -36,19 +47,17 @@ impl Validating {
         Self(Policies::new(served, Kind::Validating))
     }
 
-    fn decide(&self, context: &Context<'_>, object: &Value, effects: &mut Effects) -> ApiResult<()> {
-        let index = self.0.in_force(context);
-        if index.in_force.is_empty() {
-            return Ok(());
-        }
-        let catalog = self.0.served.load();
-        let mut first: Option<(Denied, String, Option<String>)> = None;
-        let mut deny = |denied: Option<Denied>, policy: &Policy, binding: Option<&Binding>| {
-            if let Some(denied) = denied.filter(|_| first.is_none()) {
-                first = Some((denied, policy.name.clone(), binding.map(|binding| binding.name.clone())));
-            }
-        };
+    async fn decide(
+        &self,
+        index: &Index,
+        context: &Context<'_>,
+        object: &Value,
+        effects: &mut Effects,
+    ) -> ApiResult<()> {
+        let (catalog, mut turns) = (self.0.served.load(), Turns::new(context));
+        let mut first: Option<Refused> = None;
         for (policy, bindings) in &index.in_force {
+            turns.take().await;
             let matched = match matches(policy, context, object, &catalog) {
                 Ok(None) => match &policy.error {
                     None => continue,
@@ -60,107 +69,165 @@ impl Validating {
             let matched = match matched {
                 Ok(matched) => matched,
                 Err(why) => {
-                    deny(Denied::failed(policy, format!("failed to configure policy: {why}")), policy, None);
+                    let denied = Denied::failed(policy, 0, format!("failed to configure policy: {why}"));
+                    deny(&mut first, denied, policy, None);
                     continue;
                 }
             };
-            let seen = Seen::new(context, object, &matched);
+            let asked = Asked::new(policy, context, object, &matched, &catalog);
+            let mut said = Said::default();
             for binding in bindings {
-                match bound(policy, binding, context, object, &catalog, &seen) {
-                    Ok(decisions) => {
-                        for denied in decisions {
-                            act(policy, binding, denied, effects, &mut deny);
-                        }
-                    }
+                turns.take().await;
+                let params = match asked.params(binding, object) {
+                    Ok(params) => params,
                     Err(why) => {
-                        let message = format!("failed to configure binding: {why}");
-                        deny(Denied::failed(policy, message), policy, Some(binding));
+                        let denied = Denied::failed(policy, 0, format!("failed to configure binding: {why}"));
+                        deny(&mut first, denied, policy, Some(binding));
+                        continue;
+                    }
+                };
+                for params in params {
+                    turns.take().await;
+                    let (decisions, unsaid) = asked.with(&params, &mut said);
+                    for denied in decisions {
+                        act(policy, binding, denied, effects, &mut first);
+                    }
+                    // Whatever the binding makes of a no: a note that can't be made is one.
+                    for denied in unsaid {
+                        deny(&mut first, Some(denied), policy, Some(binding));
                     }
                 }
+            }
+            for (key, values) in said {
+                effects.audit([&policy.name, key.as_str()].join("/"), values.join(", "));
             }
         }
         match first {
             None => Ok(()),
-            Some((denied, policy, binding)) => Err(refusal(context, object, &denied, &policy, binding.as_deref())),
+            Some(Refused { denied, policy, binding }) => {
+                Err(refusal(context, object, &denied, &policy, binding.as_deref()))
+            }
         }
     }
 }
 
-/// What a binding makes of a no.
-fn act(
-    policy: &Policy,
-    binding: &Binding,
+/// The first no, and whose it is.
+struct Refused {
     denied: Denied,
-    effects: &mut Effects,
-    deny: &mut impl FnMut(Option<Denied>, &Policy, Option<&Binding>),
-) {
+    policy: String,
+    binding: Option<String>,
+}
+
+fn deny(first: &mut Option<Refused>, denied: Option<Denied>, policy: &Policy, binding: Option<&Binding>) {
+    if let Some(denied) = denied.filter(|_| first.is_none()) {
+        let binding = binding.map(|binding| binding.name.clone());
+        *first = Some(Refused { denied, policy: policy.name.clone(), binding });
+    }
+}
+
+/// What a binding makes of a no.
+fn act(policy: &Policy, binding: &Binding, denied: Denied, effects: &mut Effects, first: &mut Option<Refused>) {
     for action in &binding.actions {
         match action.as_str() {
-            "Deny" => deny(Some(denied.clone()), policy, Some(binding)),
+            "Deny" => deny(first, Some(denied.clone()), policy, Some(binding)),
             "Warn" => effects.warnings.push(format!(
                 "Validation failed for ValidatingAdmissionPolicy '{}' with binding '{}': {}",
                 policy.name, binding.name, denied.message
             )),
-            // `Audit` notes it in the audit event, which this server doesn't write yet.
+            "Audit" => {
+                let failure = json!([{
+                    "message": denied.message, "policy": policy.name, "binding": binding.name,
+                    "expressionIndex": denied.index, "validationActions": binding.actions,
+                }]);
+                effects.audit("validation.policy.admission.k8s.io/validation_failure".into(), failure.to_string());
+            }
             _ => {}
         }
     }
 }
 
-/// What a policy says by a binding: a list of what it says no to.
-fn bound(
-    policy: &Policy,
-    binding: &Binding,
-    context: &Context<'_>,
-    object: &Value,
-    catalog: &Catalog,
-    seen: &Seen,
-) -> Result<Vec<Denied>, String> {
-    if !binding.matches(context, object, catalog).map_err(|error| error.status().message)? {
-        return Ok(Vec::new());
-    }
-    let mut denied = Vec::new();
-    for params in params::collect(policy, binding, context, catalog)? {
-        denied.extend(with_params(policy, context, object, &params, seen));
-    }
-    Ok(denied)
+/// A policy that is asked about a request.
+struct Asked<'a> {
+    policy: &'a Policy,
+    context: &'a Context<'a>,
+    catalog: &'a Catalog,
+    seen: Seen,
+    /// As the policy knows them.
+    object: Cow<'a, Value>,
+    old: Option<Cow<'a, Value>>,
 }
 
-fn with_params(policy: &Policy, context: &Context<'_>, object: &Value, params: &Value, seen: &Seen) -> Vec<Denied> {
-    let ask = Authorizing(context);
-    let activation = activation(policy, seen, (object, context.old, params), &ask);
-    match conditions_hold(&policy.conditions, &activation) {
-        Ok(true) => {}
-        Ok(false) => return Vec::new(),
-        Err(why) => return Denied::failed(policy, why).into_iter().collect(),
+impl<'a> Asked<'a> {
+    fn new(
+        policy: &'a Policy,
+        context: &'a Context<'a>,
+        object: &'a Value,
+        matched: &Matched,
+        catalog: &'a Catalog,
+    ) -> Self {
+        let shown = |object: &'a Value| matched.shown(context.request, catalog, object);
+        let (seen, old) = (Seen::new(context, object, matched), context.old.map(shown));
+        Self { policy, context, catalog, seen, object: shown(object), old }
     }
-    let mut denied = Vec::new();
-    let mut budget = Budget::new(limits::PER_OBJECT);
-    for validation in &policy.validations {
-        match evaluate(&validation.expression, &validation.program, &activation, &mut budget) {
-            Ok(value) if value.as_bool() == Some(true) => {}
-            Ok(_) => {
-                let message = message(validation, &activation, &mut budget);
-                denied.push(Denied { reason: validation.reason.clone(), message });
-            }
-            Err(why) => {
-                let out = why == OUT_OF_BUDGET;
-                denied.extend(Denied::failed(policy, why));
-                if out {
-                    return denied;
+
+    /// What a binding has it asked with; none where the binding is about something else.
+    fn params(&self, binding: &Binding, object: &Value) -> Result<Vec<Arc<Value>>, String> {
+        let (context, catalog) = (self.context, self.catalog);
+        if !binding.matches(context, object, catalog).map_err(|error| error.status().message)? {
+            return Ok(Vec::new());
+        }
+        params::collect(self.policy, binding, context, catalog)
+    }
+
+    /// What it says no to, and why notes for the audit event can't be made.
+    fn with(&self, params: &Value, said: &mut Said) -> (Vec<Denied>, Vec<Denied>) {
+        let (policy, ask) = (self.policy, Authorizing(self.context));
+        let activation = activation(policy, &self.seen, (&self.object, self.old.as_deref(), params), &ask);
+        match conditions_hold(&policy.conditions, &activation) {
+            Ok(true) => {}
+            Ok(false) => return Default::default(),
+            Err(why) => return (Denied::failed(policy, 0, why).into_iter().collect(), Vec::new()),
+        }
+        let mut denied = Vec::new();
+        let mut budget = Budget::new(limits::PER_OBJECT);
+        for (index, validation) in policy.validations.iter().enumerate() {
+            match evaluate(&validation.expression, &validation.program, &activation, &mut budget) {
+                Ok(value) if value.as_bool() == Some(true) => {}
+                Ok(_) => {
+                    let message = message(validation, &activation, &mut budget);
+                    denied.push(Denied { index, reason: validation.reason.clone(), message });
+                }
+                Err(why) => {
+                    let out = why == OUT_OF_BUDGET;
+                    denied.extend(Denied::failed(policy, index, why));
+                    if out {
+                        break;
+                    }
                 }
             }
         }
+        (denied, notes(policy, &activation, said))
     }
+}
+
+/// Adds to the notes for the audit event; what fails is handed back.
+fn notes(policy: &Policy, activation: &apiserver_cel::Activation<'_>, said: &mut Said) -> Vec<Denied> {
+    let mut denied = Vec::new();
     let mut budget = Budget::new(limits::PER_OBJECT);
     for annotation in &policy.annotations {
-        // The values go to the audit event; what fails counts now.
-        let value = evaluate(&annotation.expression, &annotation.program, &activation, &mut budget);
-        if let Err(why) = value {
-            tracing::debug!(policy = policy.name, key = annotation.key, "audit annotation: {why}");
-            denied.extend(Denied::failed(policy, why));
+        match evaluate(&annotation.expression, &annotation.program, activation, &mut budget) {
+            Ok(value) => {
+                let mut text = value.as_str().map(str::trim).unwrap_or_default();
+                text = text.get(..text.floor_char_boundary(NOTE_BYTES_MAX)).unwrap_or_default();
+                let values = said.entry(annotation.key.clone()).or_default();
+                if !text.is_empty() && values.len() < NOTES_MAX && !values.iter().any(|value| value == text) {
+                    values.push(text.to_owned());
+                }
+            }
+            Err(why) => denied.extend(Denied::failed(policy, 0, why)),
         }
     }
+    said.retain(|_, values| !values.is_empty());
     denied
 }
 
@@ -197,6 +264,10 @@ impl Plugin for Validating {
     }
 
     fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, effects: &'a mut Effects) -> Step<'a> {
-        Step::Done(self.decide(context, object, effects))
+        let index = self.0.in_force(context);
+        if index.in_force.is_empty() {
+            return Step::Done(Ok(()));
+        }
+        Step::Wait(Box::pin(async move { self.decide(&index, context, object, effects).await }))
     }
 }

@@ -20,8 +20,9 @@ use machinery_api::selector::go_quoted;
 use serde_json::Value;
 
 use self::index::{Hook, Index};
+pub(super) use self::review::options as request_options;
 use self::review::{About, Answer};
-use super::matching::{Matched, is_exempt};
+use super::matching::{Matched, has_own_body, is_exempt, own};
 use super::{Context, Effects, Plugin, Step};
 use crate::catalog::{Catalog, Served};
 use crate::webhook::{Ask, Asked as Outcome, Caller, Step as Half};
@@ -133,9 +134,7 @@ impl<'a> Asked<'a> {
     }
 
     fn own(&self) -> Option<&'a Arc<ResourceInfo>> {
-        let request = self.context.request;
-        let (group, version, resource) = (request.group, request.version, request.resource);
-        self.catalog.get(machinery_api::GroupVersionResource { group, version, resource })
+        own(self.context.request, self.catalog)
     }
 
     fn about(&self) -> About<'_> {
@@ -155,41 +154,18 @@ impl<'a> Asked<'a> {
         }
     }
 
-    /// Whether what is written is an object of the resource itself.
     fn has_own_body(&self) -> bool {
-        self.own().is_some_and(|own| own.gvk() == self.context.request.kind)
-    }
-
-    fn converted(&self, object: &Value, from: &ResourceInfo, to: &ResourceInfo) -> Value {
-        if !object.is_object() || !self.has_own_body() {
-            return object.clone();
-        }
-        let mut object = object.clone();
-        if from.stored_as.is_some() {
-            object = from.strategy.write_storage_version(object);
-        }
-        if to.stored_as.is_some() {
-            object = to.strategy.read_storage_version(object);
-        }
-        object["apiVersion"] = Value::from(&*to.api_version);
-        object["kind"] = Value::from(&*to.kind);
-        object
+        has_own_body(self.context.request, self.catalog)
     }
 
     /// As the hook knows it.
     fn shown(&self, object: &Value) -> Value {
-        match (&self.matched, self.own()) {
-            (Matched::Equivalent(other), Some(own)) => self.converted(object, own, other),
-            _ => object.clone(),
-        }
+        self.matched.shown(self.context.request, self.catalog, object).into_owned()
     }
 
     /// As the client knows it.
     fn back(&self, object: Value) -> Value {
-        match (&self.matched, self.own()) {
-            (Matched::Equivalent(other), Some(own)) => self.converted(&object, other, own),
-            _ => object,
-        }
+        self.matched.back(self.context.request, self.catalog, object)
     }
 
     /// What a patch makes of an object, decoded and defaulted as a body is.

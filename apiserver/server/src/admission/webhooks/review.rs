@@ -80,7 +80,8 @@ fn user(request: &Request<'_>) -> Value {
     user.into()
 }
 
-fn options(request: &Request<'_>) -> Value {
+/// The options of the request's verb, as reviews and expressions see them.
+pub(in crate::admission) fn options(request: &Request<'_>) -> Value {
     if request.operation == Operation::Connect {
         return Value::Null;
     }
@@ -100,6 +101,9 @@ fn write_options(operation: Operation, options: &WriteOptions) -> Value {
     let mut said = json!({"kind": kind});
     if !options.field_manager.is_empty() {
         said["fieldManager"] = json!(options.field_manager);
+    }
+    if let Some(validation) = options.said_validation() {
+        said["fieldValidation"] = json!(validation);
     }
     said
 }

@@ -117,6 +117,7 @@ impl Bench {
             preopens: Vec::new(),
             limits: Limits::default(),
             grants: runtime_api::Grants::default(),
+            imports: None,
             config: None,
             keyvalue: None,
             log: Arc::new(Log::default()),

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use super::*;
-use runtime_api::Grants;
+use machinery_api::imports::ImportRules;
+use runtime_api::{ContainerSpec, Grants};
 
 /// Longer than any wait here should take on a crowded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -362,4 +363,48 @@ async fn the_network_of_tools_is_nobody_elses() {
     assert!(refused.contains("which this node does not offer"), "{refused}");
     let session = toolbox.exec(loaded, spec(true)).unwrap();
     assert_eq!(session.run(std::future::pending()).await.exit_code, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_module_imports_what_its_pod_allows_and_so_do_programs_beside_it() {
+    let bench = Bench::new();
+    let rules = |text: &str| Some(Arc::new(ImportRules::parse(text).unwrap()));
+    let component = r#"(component
+        (import "wasi:cli/exit@0.2.0" (instance))
+        (core module $m (func (export "run") (result i32) (i32.const 0)))
+        (core instance $i (instantiate $m))
+        (func $run (result (result)) (canon lift (core func $i "run")))
+        (instance $cli (export "run" (func $run)))
+        (export "wasi:cli/run@0.2.0" (instance $cli)))"#;
+    let core = r#"(module
+        (import "wasi_snapshot_preview1" "sched_yield" (func (result i32))) (memory (export "memory") 1)
+        (func (export "_start")))"#;
+    let component = bench.load_text(component, Metering::Epochs).await.unwrap();
+    let core = bench.load_text(core, Metering::Epochs).await.unwrap();
+    let container = |loaded: &Arc<Loaded>, text: &str| {
+        let spec = ContainerSpec { imports: rules(text), ..bench.spec() };
+        bench.engine.container(loaded.clone(), spec).map_err(|error| error.to_string())
+    };
+    for (loaded, import) in [(&component, "wasi:cli/exit@0.2.0"), (&core, "wasi_snapshot_preview1/sched_yield")] {
+        assert!(container(loaded, import).is_ok() && container(loaded, "*").is_ok());
+        for denied in ["", "wasi:io/streams", "wasi:cli/exit@0.2.1"] {
+            let why = container(loaded, denied).unwrap_err();
+            let wanted =
+                format!("the module imports {import:?}, which the pod's annotation \"imports.coracle.dev/test\"");
+            assert!(why.starts_with(&wanted), "{denied}: {why}");
+        }
+    }
+    // A session's program is bound as the container's module is.
+    let confined = container(&component, "wasi:cli/exit@0.2.0").unwrap();
+    let spec = || runtime_api::ExecSpec {
+        argv: vec!["x".into()],
+        env: Vec::new(),
+        stdio: runtime_api::Stdio::default(),
+        is_toolbox: true,
+        log: Arc::new(Log::default()),
+        node_call: None,
+    };
+    assert!(confined.exec(component.clone(), spec()).is_ok());
+    let why = confined.exec(core, spec()).err().expect("refused").to_string();
+    assert!(why.contains("wasi_snapshot_preview1/sched_yield"), "{why}");
 }

@@ -1,0 +1,86 @@
+//! Containers and their images, of pods and of what makes pods. Pure.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+/// A container, by what counts here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Container<'a> {
+    list: &'static str,
+    pub(super) name: &'a str,
+    pub(super) image: &'a str,
+}
+
+/// All of a pod's spec.
+pub(super) fn containers(spec: &Value) -> impl Iterator<Item = Container<'_>> {
+    ["initContainers", "containers", "ephemeralContainers"].into_iter().flat_map(move |list| {
+        let text = |value: &'_ Value| value.as_str().map(str::len).unwrap_or_default() > 0;
+        let all = spec[list].as_array().into_iter().flatten().filter(move |container| text(&container["name"]));
+        all.map(move |container| {
+            let text = |field: &str| container[field].as_str().unwrap_or_default();
+            Container { list, name: text("name"), image: text("image") }
+        })
+    })
+}
+
+/// Those that are new, or have another image than before.
+pub(super) fn changed<'a>(spec: &'a Value, old: Option<&Value>) -> Vec<Container<'a>> {
+    match old {
+        None => containers(spec).collect(),
+        Some(old) => {
+            let before: BTreeSet<Container<'_>> = containers(old).collect();
+            containers(spec).filter(|container| !before.contains(container)).collect()
+        }
+    }
+}
+
+/// The spec of the pods that an object makes.
+pub(super) fn template<'a>(group: &str, resource: &str, object: &'a Value) -> Option<&'a Value> {
+    let template = match (group, resource) {
+        ("", "podtemplates") => &object["template"],
+        ("", "replicationcontrollers")
+        | ("apps", "deployments" | "replicasets" | "statefulsets" | "daemonsets")
+        | ("batch", "jobs") => &object["spec"]["template"],
+        ("batch", "cronjobs") => &object["spec"]["jobTemplate"]["spec"]["template"],
+        _ => return None,
+    };
+    template["spec"].is_object().then(|| &template["spec"])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_changed_is_what_is_new_or_has_another_image() {
+        let old = json!({"initContainers": [{"name": "i", "image": "1"}], "containers": [{"name": "a", "image": "1"}]});
+        let new = json!({
+            "initContainers": [{"name": "i", "image": "1"}],
+            "containers": [{"name": "a", "image": "2"}, {"image": "x"}],
+            "ephemeralContainers": [{"name": "i", "image": "1"}],
+        });
+        let names =
+            |found: Vec<Container<'_>>| found.iter().map(|c| format!("{}={}", c.name, c.image)).collect::<Vec<_>>();
+        assert_eq!(names(changed(&new, Some(&old))), ["a=2", "i=1"]);
+        assert_eq!(names(changed(&new, None)), ["i=1", "a=2", "i=1"]);
+        assert!(changed(&old, Some(&old)).is_empty() && changed(&json!("x"), None).is_empty());
+    }
+
+    #[test]
+    fn what_makes_pods_has_a_template() {
+        let spec = json!({"containers": []});
+        let pod = json!({"spec": spec});
+        let rows = [
+            ("", "podtemplates", json!({"template": pod})),
+            ("apps", "deployments", json!({"spec": {"template": pod}})),
+            ("batch", "cronjobs", json!({"spec": {"jobTemplate": {"spec": {"template": pod}}}})),
+        ];
+        for (group, resource, object) in rows {
+            assert_eq!(template(group, resource, &object), Some(&spec), "{resource}");
+            assert_eq!(template(group, resource, &json!({})), None);
+        }
+        assert_eq!(template("", "pods", &pod), None);
+    }
+}

@@ -1,0 +1,307 @@
+//! What modules may import: the rules of a namespace and of a pod's container, as their annotations spell them. Pure.
+//!
+//! A list as that of `--controllers`: `*,-wasi:sockets` is everything but sockets, `wasi:cli,wasi:io` nothing but these, and an
+//! empty list nothing at all. A pattern is `*`, a namespace (`wasi:*`), a package (`wasi:sockets`), an interface
+//! (`wasi:sockets/tcp`), each of the latter two also of one version only (`wasi:sockets/tcp@0.2.0`); the most exact one decides,
+//! and of two that are as exact the one that denies.
+
+use std::collections::BTreeMap;
+
+use crate::names::IMPORTS;
+
+/// Bytes of a list: several times what a component's imports take.
+pub const LIST_BYTES_MAX: usize = 16 << 10;
+/// Bytes of a pattern.
+const PATTERN_BYTES_MAX: usize = 256;
+/// The module that core modules import from.
+const PREVIEW1: &str = "wasi_snapshot_preview1";
+
+/// How exactly a pattern names an import.
+type Exactness = u8;
+
+/// Which imports are allowed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct ImportRules {
+    /// In words of the annotation.
+    text: String,
+    /// What each pattern says.
+    patterns: BTreeMap<String, bool>,
+}
+
+impl ImportRules {
+    /// Reads a list.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text.len() > LIST_BYTES_MAX {
+            return Err(format!("has {} bytes, at most {LIST_BYTES_MAX} are taken", text.len()));
+        }
+        let mut patterns = BTreeMap::new();
+        for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+            let (pattern, allowed) = entry.strip_prefix('-').map_or((entry, true), |denied| (denied, false));
+            if !is_pattern(pattern) {
+                return Err(format!(
+                    "{entry:?} is no import: give \"*\", \"wasi:*\", \"wasi:sockets\", \"wasi:sockets/tcp\" or \
+                     \"wasi:sockets/tcp@0.2.0\", with a \"-\" before what is denied"
+                ));
+            }
+            let known = patterns.entry(pattern.to_owned()).or_insert(allowed);
+            *known &= allowed;
+        }
+        if !patterns.is_empty() && patterns.values().all(|allowed| !allowed) {
+            return Err("names only what is denied: begin with \"*\" to allow the rest".into());
+        }
+        Ok(Self { text: text.to_owned(), patterns })
+    }
+
+    /// Exactly these imports; none where one of them has a name that no list can hold.
+    #[must_use]
+    pub fn exactly<'a>(imports: impl IntoIterator<Item = &'a str>) -> Option<Self> {
+        let mut names: Vec<&str> = imports.into_iter().collect();
+        names.sort_unstable();
+        names.dedup();
+        let fits = |name: &&str| is_pattern(name) && !name.ends_with('*') && !name.starts_with('-');
+        if !names.iter().all(fits) {
+            return None;
+        }
+        Self::parse(&names.join(",")).ok()
+    }
+
+    /// As it is written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether an import is allowed: `wasi:cli/stdout@0.2.3`, or of a core module `wasi_snapshot_preview1/fd_write`. Where no
+    /// pattern names a core module's function, it is allowed as what it stands for in WASI 0.2 is.
+    #[must_use]
+    pub fn allows(&self, import: &str) -> bool {
+        let own = self.decide(import);
+        let meanings = import.strip_prefix(PREVIEW1).and_then(|rest| rest.strip_prefix('/')).map(meanings);
+        match (own, meanings) {
+            (Some((exactness, allowed)), _) if exactness > 0 => allowed,
+            (_, Some(meanings)) if !meanings.is_empty() => {
+                meanings.iter().all(|meaning| self.decide(meaning).is_some_and(|(_, allowed)| allowed))
+            }
+            (own, _) => own.is_some_and(|(_, allowed)| allowed),
+        }
+    }
+
+    /// Whether whatever `other` allows is allowed here, too. `other` names imports one by one, else it is not known.
+    #[must_use]
+    pub fn allows_all(&self, other: &Self) -> bool {
+        other.patterns.iter().all(|(name, allowed)| !allowed || (name.contains('/') && self.allows(name)))
+    }
+
+    /// What the most exact pattern says.
+    fn decide(&self, import: &str) -> Option<(Exactness, bool)> {
+        let (name, version) = import.split_once('@').map_or((import, None), |(name, version)| (name, Some(version)));
+        let package = name.split_once('/').map_or(name, |(package, _)| package);
+        let namespace = package.split_once(':').map(|(namespace, _)| format!("{namespace}:*"));
+        let versioned = version.map(|version| format!("{package}@{version}"));
+        let patterns = [Some(import), Some(name), versioned.as_deref(), Some(package), namespace.as_deref(), Some("*")];
+        patterns.into_iter().zip((0..=5).rev()).find_map(|(pattern, exactness)| {
+            let allowed = self.patterns.get(pattern?)?;
+            Some((exactness, *allowed))
+        })
+    }
+}
+
+fn is_pattern(text: &str) -> bool {
+    let is_char = |byte: u8| byte.is_ascii_alphanumeric() || b":/@._-+".contains(&byte);
+    let name = match text.strip_suffix('*') {
+        Some("") => return true,
+        Some(namespace) if namespace.ends_with(':') => namespace,
+        Some(_) => return false,
+        None => text,
+    };
+    !name.is_empty() && name.len() <= PATTERN_BYTES_MAX && name.bytes().all(is_char)
+}
+
+/// What a function of preview 1 gives a guest, as interfaces of WASI 0.2. Descriptors of files come from `path_open` and the
+/// preopens alone: without these, the others act on standard input and output.
+fn meanings(function: &str) -> &'static [&'static str] {
+    match function {
+        "args_get" | "args_sizes_get" | "environ_get" | "environ_sizes_get" => &["wasi:cli/environment"],
+        "clock_res_get" | "clock_time_get" => &["wasi:clocks/monotonic-clock", "wasi:clocks/wall-clock"],
+        "random_get" => &["wasi:random/random"],
+        "proc_exit" | "proc_raise" => &["wasi:cli/exit"],
+        "poll_oneoff" => &["wasi:clocks/monotonic-clock", "wasi:io/poll"],
+        "sched_yield" => &["wasi:io/poll"],
+        "fd_read"
+        | "fd_write"
+        | "fd_close"
+        | "fd_seek"
+        | "fd_tell"
+        | "fd_fdstat_get"
+        | "fd_fdstat_set_flags"
+        | "fd_fdstat_set_rights"
+        | "fd_renumber" => &["wasi:io/streams"],
+        other if other.starts_with("sock_") => &["wasi:sockets/tcp"],
+        other if other.starts_with("path_") || other.starts_with("fd_") => &["wasi:filesystem/types"],
+        _ => &[],
+    }
+}
+
+/// What a namespace asks of its pods' modules.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImportPolicy {
+    /// A pod that breaks these is refused.
+    pub enforce: Option<ImportRules>,
+    /// Its author is warned.
+    pub warn: Option<ImportRules>,
+    /// It is noted.
+    pub audit: Option<ImportRules>,
+}
+
+impl ImportPolicy {
+    /// Whether nothing is asked.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.enforce.is_none() && self.warn.is_none() && self.audit.is_none()
+    }
+
+    /// Reads a namespace's annotations, with what is wrong by its annotation. What can't be read allows nothing where it is
+    /// enforced, and is passed over elsewhere.
+    pub fn of<'a>(annotations: impl IntoIterator<Item = (&'a str, &'a str)>) -> (Self, Vec<(String, String)>) {
+        let (mut policy, mut wrong) = (Self::default(), Vec::new());
+        for (name, text) in annotations {
+            let Some(mode) = name.strip_prefix(IMPORTS) else { continue };
+            let slot = match mode {
+                "enforce" => &mut policy.enforce,
+                "warn" => &mut policy.warn,
+                "audit" => &mut policy.audit,
+                _ => {
+                    wrong.push((name.to_owned(), "there are enforce, warn and audit".to_owned()));
+                    continue;
+                }
+            };
+            match ImportRules::parse(text) {
+                Ok(rules) => *slot = Some(rules),
+                Err(why) => {
+                    wrong.push((name.to_owned(), why));
+                    *slot = (mode == "enforce").then(ImportRules::default);
+                }
+            }
+        }
+        (policy, wrong)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allows(rules: &str, import: &str) -> bool {
+        ImportRules::parse(rules).unwrap().allows(import)
+    }
+
+    #[test]
+    fn the_most_exact_pattern_decides() {
+        let tcp = "wasi:sockets/tcp@0.2.0";
+        for (rules, import, wanted) in [
+            ("", tcp, false),
+            ("*", tcp, true),
+            ("*,-wasi:sockets", tcp, false),
+            ("*,-wasi:sockets", "wasi:sockets-of-another/tcp@0.2.0", true),
+            ("*,-wasi:sockets", "wasi:cli/stdout@0.2.3", true),
+            ("*, -wasi:*, wasi:cli", "wasi:cli/stdout@0.2.3", true),
+            ("*,-wasi:*,wasi:cli", tcp, false),
+            ("*,-wasi:*,wasi:cli", "acme:a/b", true),
+            ("wasi:sockets,-wasi:sockets/tcp", tcp, false),
+            ("wasi:sockets,-wasi:sockets/tcp", "wasi:sockets/udp@0.2.0", true),
+            ("*,-wasi:sockets,wasi:sockets/tcp", tcp, true),
+            ("wasi:sockets/tcp@0.2.0", tcp, true),
+            ("wasi:sockets/tcp@0.2.0", "wasi:sockets/tcp@0.2.1", false),
+            ("wasi:sockets@0.2.0", tcp, true),
+            ("wasi:sockets,-wasi:sockets@0.2.0", tcp, false),
+            ("wasi:sockets,-wasi:sockets", tcp, false),
+            ("log", "log", true),
+            ("*", "unlocked-dep=<a:b/c@{>=1.0.0}>", true),
+            ("wasi:cli", "", false),
+        ] {
+            // One that only denies is refused, so both signs of one pattern are read with another.
+            let rules =
+                if rules == "wasi:sockets,-wasi:sockets" { "wasi:sockets,-wasi:sockets,wasi:io" } else { rules };
+            assert_eq!(allows(rules, import), wanted, "{rules} {import}");
+        }
+    }
+
+    #[test]
+    fn functions_of_core_modules_are_what_they_stand_for() {
+        for (rules, function, wanted) in [
+            ("*,-wasi:filesystem", "path_open", false),
+            ("*,-wasi:filesystem", "fd_prestat_get", false),
+            ("*,-wasi:filesystem", "fd_write", true),
+            ("*,-wasi:sockets", "sock_accept", false),
+            ("wasi:io", "fd_write", true),
+            ("wasi:io", "poll_oneoff", false),
+            ("wasi:io,wasi:clocks", "poll_oneoff", true),
+            ("*,-wasi_snapshot_preview1", "fd_write", false),
+            ("wasi_snapshot_preview1", "path_open", true),
+            ("*,-wasi:filesystem,wasi_snapshot_preview1/path_open", "path_open", true),
+            ("*", "of_tomorrow", true),
+            ("wasi:*", "of_tomorrow", false),
+        ] {
+            assert_eq!(allows(rules, &format!("wasi_snapshot_preview1/{function}")), wanted, "{rules} {function}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_list_is_told() {
+        for (text, part) in [
+            ("-wasi:sockets", "begin with \"*\""),
+            ("wasi:so*", "\"wasi:so*\" is no import"),
+            ("*,--x y", "no import"),
+            ("wasi:cli;wasi:io", "no import"),
+            ("-", "no import"),
+        ] {
+            let why = ImportRules::parse(text).unwrap_err();
+            assert!(why.contains(part), "{text}: {why}");
+        }
+        assert!(ImportRules::parse(&"a,".repeat(LIST_BYTES_MAX)).unwrap_err().contains("at most"));
+        assert!(ImportRules::parse(&"a".repeat(PATTERN_BYTES_MAX + 1)).is_err());
+        assert_eq!(ImportRules::exactly(["b/c@1", "a", "b/c@1"]).unwrap().as_str(), "a,b/c@1");
+        let rules = ImportRules::parse("*,-wasi:sockets").unwrap();
+        let all = |other: &str| rules.allows_all(&ImportRules::parse(other).unwrap());
+        assert!(
+            all("")
+                && all("wasi:io/poll@0.2.0")
+                && !all("wasi:io/poll,wasi:sockets/tcp")
+                && !all("*")
+                && !all("wasi:io")
+        );
+        assert_eq!(ImportRules::exactly([]).unwrap(), ImportRules::default());
+        for name in ["a,b", "*", "a:*", "-a", "x y", "url=<a>", ""] {
+            assert_eq!(ImportRules::exactly([name]), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_namespace_asks_by_three_annotations() {
+        let of = |pairs: &[(&'static str, &'static str)]| ImportPolicy::of(pairs.iter().copied());
+        assert!(of(&[("a", "b"), ("host.coracle.dev/enforce", "x")]).0.is_empty());
+        let (policy, wrong) = of(&[("imports.coracle.dev/enforce", "*"), ("imports.coracle.dev/warn", "wasi:cli")]);
+        assert!(wrong.is_empty() && policy.audit.is_none());
+        assert_eq!((policy.enforce.unwrap().as_str(), policy.warn.unwrap().as_str()), ("*", "wasi:cli"));
+        let (policy, wrong) = of(&[("imports.coracle.dev/enforce", "?"), ("imports.coracle.dev/warn", "?")]);
+        assert_eq!((policy.enforce, policy.warn, wrong.len()), (Some(ImportRules::default()), None, 2));
+        let (policy, wrong) = of(&[("imports.coracle.dev/deny", "wasi:sockets")]);
+        assert!(policy.is_empty() && wrong[0].1.contains("enforce, warn and audit"));
+    }
+
+    #[test]
+    fn no_text_makes_it_panic_and_what_is_exact_allows_itself() {
+        bolero::check!().with_type().for_each(|(rules, import): &(String, String)| {
+            if let Ok(rules) = ImportRules::parse(rules) {
+                let _ = rules.allows(import);
+                assert_eq!(ImportRules::parse(rules.as_str()).as_ref(), Ok(&rules));
+            }
+            if let Some(rules) = ImportRules::exactly([import.as_str()]) {
+                assert!(rules.allows(import));
+            }
+        });
+    }
+}
