@@ -139,20 +139,19 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     }
     let known = context.memories.of::<Known>(key).cloned().unwrap_or_default();
     let waiting = waiting_now(view, hpa, context.now);
-    let begun = context.pass.carried.is_some();
-    if !begun && let Some(at) = not_before(&known, hpa, &waiting, context) {
+    // A pass that has begun asks on, whatever the time.
+    if !context.pass.has_begun()
+        && let Some(at) = not_before(&known, hpa, &waiting, context)
+    {
         let mut plan = Plan { memory: Some(Memory::of(known)), ..Plan::nothing() };
         plan.revisit(at);
         return plan;
     }
     match Looking::new(view, hpa, known, waiting, context).look() {
         Ok(plan) => plan,
-        Err(questions) => Plan { questions, memory: Some(Memory::of(Begun)), ..Plan::nothing() },
+        Err(questions) => Plan { questions, ..Plan::nothing() },
     }
 }
-
-/// A pass that has begun asks on, whatever the time.
-struct Begun;
 
 /// When an autoscaler is to be looked at again, where that isn't now: its status changes with each pass, its spec seldom.
 fn not_before(

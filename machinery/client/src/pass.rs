@@ -26,6 +26,12 @@ impl Pass {
         self.answers.push((question, answer));
     }
 
+    /// Whether something was asked already.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        !self.answers.is_empty()
+    }
+
     /// The last answer to a question of this pass.
     #[must_use]
     pub fn answer(&self, question: &Question) -> Option<&Answer> {
