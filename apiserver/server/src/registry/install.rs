@@ -76,6 +76,7 @@ impl Registry {
             return Change::Keep;
         }
         metadata_mut(&mut new).remove("resourceVersion");
+        let says_status = new.get("status").is_some();
         schema::default(row.schema.get(), &mut new);
         row.strategy.default(&mut new);
         if let Some(existing) = existing {
@@ -89,7 +90,8 @@ impl Registry {
         let metadata = metadata_mut(&mut new);
         metadata.insert("creationTimestamp".into(), json!(object::time(call.now)));
         metadata.insert("uid".into(), json!(self.env.uid()));
-        let mut status = new.get("status").cloned();
+        // What it doesn't say is decided as for anybody's.
+        let mut status = new.get("status").filter(|_| says_status).cloned();
         if let Some(conditions) = status.as_mut().and_then(|status| status.get_mut("conditions")?.as_array_mut()) {
             for condition in conditions.iter_mut().filter_map(Value::as_object_mut) {
                 condition.entry("lastTransitionTime").or_insert_with(|| json!(object::time(call.now)));
@@ -134,6 +136,9 @@ mod tests {
         assert_eq!(bootstrap::plan(&*objects, &bootstrap::desired(&cluster, crate::catalog::tests::built_in())), []);
         let class = objects.get("scheduling.k8s.io", "priorityclasses", "", "system-node-critical").unwrap();
         assert_eq!(class["metadata"]["creationTimestamp"], "2026-01-01T00:00:00Z");
+
+        let local = objects.get("apiregistration.k8s.io", "apiservices", "", "v1.apps").unwrap();
+        assert_eq!(local["status"]["conditions"][0]["reason"], "Local");
 
         let moved = Cluster { port: 7000, ..cluster };
         server.bootstrap(&moved).await.unwrap();
