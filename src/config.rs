@@ -84,6 +84,22 @@ pub(crate) struct ControllersConfig {
     pub(crate) autoscaler: AutoscalerSettings,
 }
 
+impl ControllersConfig {
+    /// What the controllers of a process run with: what was asked for, beside what the process has for them.
+    pub(crate) fn config(&self, given: controllers::Settings, instance: &str) -> controllers::Config {
+        let settings = controllers::Settings {
+            node_lifecycle: self.node_lifecycle.clone(),
+            terminated_pods_max: self.terminated_pods_max,
+            autoscaler: self.autoscaler.clone(),
+            ..given
+        };
+        let mut config = controllers::Config::new(settings, instance);
+        config.disabled = self.disabled.clone();
+        config.workers = self.workers.clone();
+        config
+    }
+}
+
 /// The scheduler.
 #[derive(Debug, Clone)]
 pub(crate) struct SchedulerConfig {

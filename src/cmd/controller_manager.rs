@@ -138,12 +138,7 @@ impl ControllerManager {
             std::fs::read_to_string(file).with_context(|| format!("--{flag} {}", file.display()))
         };
         let root_ca_pem = self.root_ca_file.as_ref().map(|file| read(file, "root-ca-file")).transpose()?;
-        let mut settings = Settings {
-            node_lifecycle: asked.node_lifecycle,
-            terminated_pods_max: asked.terminated_pods_max,
-            root_ca_pem: root_ca_pem.unwrap_or_default(),
-            ..Settings::default()
-        };
+        let mut settings = Settings { root_ca_pem: root_ca_pem.unwrap_or_default(), ..Settings::default() };
         if let Some(cidr) = self.cluster_cidr.filter(|_| self.allocate_node_cidrs) {
             let usual = if cidr.addr().is_ipv4() { 24 } else { 64 };
             let mask = self.node_cidr_mask_size.unwrap_or(usual);
@@ -158,10 +153,8 @@ impl ControllerManager {
             let key = SigningKey::from_pem(&pem).with_context(|| format!("--{FLAG} {}", file.display()))?;
             settings.sign_token = Some(Arc::new(move |claims| key.sign(claims).ok()));
         }
-        let mut config = controllers::Config::new(settings, UPSTREAM);
+        let mut config = asked.config(settings, UPSTREAM);
         config.election = self.election.election(UPSTREAM, env)?;
-        config.disabled = asked.disabled;
-        config.workers = asked.workers;
         Ok(config)
     }
 }
@@ -204,6 +197,15 @@ mod tests {
         let short = ["--leader-elect-lease-duration=10s", "--leader-elect-renew-deadline=10s"];
         assert!(matches!(config(&short), Err(Failure::Usage(_))));
         assert!(matches!(config(&["--leader-elect-retry-period=9s"]), Err(Failure::Usage(_))));
+    }
+
+    #[test]
+    fn flags_of_controllers_reach_them() {
+        let asked =
+            ["--horizontal-pod-autoscaler-tolerance=0.5", "--terminated-pod-gc-threshold=7", "--controllers=*,-job"];
+        let config = config(&asked).unwrap();
+        assert_eq!((config.settings.autoscaler.tolerance, config.settings.terminated_pods_max), (0.5, 7));
+        assert_eq!(config.disabled, ["job-controller"]);
     }
 
     #[test]

@@ -23,9 +23,6 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         found.map(|Warning { field_ref, warning }| controllers::ExpressionWarning { field_ref, warning }).collect()
     });
     let settings = controllers::Settings {
-        node_lifecycle: asked.node_lifecycle.clone(),
-        terminated_pods_max: asked.terminated_pods_max,
-        autoscaler: asked.autoscaler.clone(),
         root_ca_pem: ground.pki.ca_pem().to_owned(),
         cluster_cidrs: vec![(ground.network.pods.into(), ground.network.node_mask)],
         sign_certificate: Some(sign_certificate),
@@ -33,11 +30,9 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         sign_token: Some(Arc::new(move |claims| signing_key.sign(claims).ok())),
         ..controllers::Settings::default()
     };
-    let mut config = controllers::Config::new(settings, "coracle");
+    let mut config = asked.config(settings, "coracle");
     // One process has the data folder, so there is nobody to elect against; a start need not wait for an old lease.
     config.election = None;
-    config.disabled = asked.disabled.clone();
-    config.workers = asked.workers.clone();
     config.informer = Some(ground.informer.clone());
     ground.with_metrics(|registry| config.metrics.register(registry));
     let service = ground.service.clone();
