@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use apiserver::http::metrics::OPEN_METRICS;
 use axum::Router;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
@@ -13,8 +14,7 @@ use clap::Args;
 use hyper_util::service::TowerToHyperService;
 use kube::Client;
 use machinery_env::Env;
-use machinery_serve::accept::{self, Limit};
-use machinery_serve::descriptors::Descriptors;
+use machinery_serve::plain;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -27,7 +27,6 @@ use crate::output::result;
 const LAST_MOMENT: Duration = Duration::from_millis(500);
 /// How long a component may take to end: as in `up`, with the time in which it gives back its leadership.
 const DRAIN: Duration = Duration::from_secs(4);
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Flags of each such process.
 #[derive(Debug, Clone, Args)]
@@ -117,17 +116,8 @@ async fn figures(
     let router = Router::new().route("/metrics", get(page)).route("/healthz", get(|| async { "ok" }));
     let (env, stop) = (env.clone(), stop.clone());
     tokio::spawn(async move {
-        let limit = Limit::Seats(Descriptors::process().node_seats().clone());
-        let each = |stream, _, permit| {
-            let (router, env, stop) = (router.clone().layer(axum::Extension(permit)), env.clone(), stop.clone());
-            async move {
-                let service = TowerToHyperService::new(router);
-                if let Err(error) = machinery_serve::connection::serve(stream, &env, service, &stop).await {
-                    tracing::debug!(error, "a connection to the figures ended");
-                }
-            }
-        };
-        accept::serve(listener.into(), limit, Some(Duration::ZERO), &stop, each).await;
+        let service = |permit| TowerToHyperService::new(router.clone().layer(axum::Extension(permit)));
+        plain::serve(listener, Some(Duration::ZERO), &env, &stop, service).await;
     });
     Ok(format!(" metrics=http://{address}/metrics"))
 }

@@ -14,7 +14,7 @@ use super::Failure;
 use super::alone::{self, AloneFlags, Given};
 use super::flags::controllers::ControllerFlags;
 use super::flags::election::ElectionFlags;
-use super::flags::refused::{Refused, Table};
+use super::flags::refused::{Refused, SERVING, Table};
 
 /// Whose flags and name these are.
 const UPSTREAM: &str = "kube-controller-manager";
@@ -53,20 +53,13 @@ struct Unmeant;
 
 const CLOUD: &str = "there is no cloud provider; leave it out";
 const CLOCK: &str = "nothing is done by the clock alone: what changes is acted on when it does; leave it out";
-const CLIENT: &str = "requests have no rate of their own, the API server bounds them, and are JSON; leave it out";
-const SERVING: &str = "figures are shown over plain HTTP where --metrics-bind says; leave it out";
 const SIGNING: &str = "certificates are signed by the process that has the authority's key, `coracle up`; leave it out";
 const ATTACH: &str = "nothing is attached to nodes, and no volume is recycled or probed for; leave it out";
 
 impl Table for Unmeant {
-    const FLAGS: &'static [(&'static str, &'static str)] = &[
+    const OWN: &'static [(&'static str, &'static str)] = &[
         ("allow-metric-labels", SERVING),
         ("attach-detach-reconcile-sync-period", ATTACH),
-        ("authentication-kubeconfig", SERVING),
-        ("authorization-kubeconfig", SERVING),
-        ("bind-address", SERVING),
-        ("cert-dir", SERVING),
-        ("client-ca-file", SERVING),
         ("cloud-config", CLOUD),
         ("cloud-provider", CLOUD),
         ("cluster-name", CLOUD),
@@ -75,7 +68,6 @@ impl Table for Unmeant {
         ("cluster-signing-key-file", SIGNING),
         ("concurrent-service-syncs", CLOUD),
         ("configure-cloud-routes", CLOUD),
-        ("contention-profiling", "there is no profiler; leave it out"),
         ("controller-start-interval", "controllers start at once; leave it out"),
         ("disable-attach-detach-reconcile-sync", ATTACH),
         ("enable-dynamic-provisioning", "switch the controller off by --controllers"),
@@ -84,24 +76,15 @@ impl Table for Unmeant {
         ("endpoint-updates-batch-period", CLOCK),
         ("endpointslice-updates-batch-period", CLOCK),
         ("external-cloud-volume-plugin", CLOUD),
-        ("feature-gates", "features are as v1.36 has them by default; leave it out"),
         ("flex-volume-plugin-dir", ATTACH),
-        ("kube-api-burst", CLIENT),
-        ("kube-api-content-type", CLIENT),
-        ("kube-api-qps", CLIENT),
-        ("master", "name the server in the kubeconfig"),
         ("min-resync-period", CLOCK),
         ("mirroring-endpointslice-updates-batch-period", CLOCK),
         ("namespace-sync-period", CLOCK),
         ("node-sync-period", CLOUD),
-        ("profiling", "there is no profiler; leave it out"),
         ("pvclaimbinder-sync-period", CLOCK),
         ("resource-quota-sync-period", CLOCK),
         ("route-reconciliation-period", CLOUD),
-        ("secure-port", SERVING),
         ("service-cluster-ip-range", "Services' addresses are the API server's to give; leave it out"),
-        ("tls-cert-file", SERVING),
-        ("tls-private-key-file", SERVING),
         (
             "use-service-account-credentials",
             "all controllers act as whom the kubeconfig names (system:kube-controller-manager with the rights of all, or an administrator); leave it out",
@@ -179,7 +162,7 @@ mod tests {
 
     #[test]
     fn flags_of_upstream_that_mean_nothing_are_refused_with_a_reason() {
-        for (name, _) in Unmeant::FLAGS {
+        for (name, _) in Unmeant::flags() {
             for flag in [format!("--{name}"), format!("--{name}=x")] {
                 match config(&[&flag]) {
                     Err(Failure::Usage(told)) => assert!(told.starts_with(&format!("--{name}: ")), "{told}"),

@@ -30,31 +30,11 @@ pub(crate) struct Scheduler {
 #[derive(Debug, Clone)]
 struct Unmeant;
 
-const CLIENT: &str = "requests have no rate of their own, the API server bounds them, and are JSON; leave it out";
-const SERVING: &str = "figures are shown over plain HTTP where --metrics-bind says; leave it out";
-
 impl Table for Unmeant {
-    const FLAGS: &'static [(&'static str, &'static str)] = &[
-        ("authentication-kubeconfig", SERVING),
-        ("authorization-kubeconfig", SERVING),
-        ("bind-address", SERVING),
-        ("cert-dir", SERVING),
-        ("client-ca-file", SERVING),
-        ("contention-profiling", "there is no profiler; leave it out"),
-        ("feature-gates", "features are as v1.36 has them by default; leave it out"),
-        ("kube-api-burst", CLIENT),
-        ("kube-api-content-type", CLIENT),
-        ("kube-api-qps", CLIENT),
-        ("master", "name the server in the kubeconfig"),
-        (
-            "pod-max-in-unschedulable-pods-duration",
-            "a pod waits until something changes that may help it; leave it out",
-        ),
-        ("profiling", "there is no profiler; leave it out"),
-        ("secure-port", SERVING),
-        ("tls-cert-file", SERVING),
-        ("tls-private-key-file", SERVING),
-    ];
+    const OWN: &'static [(&'static str, &'static str)] = &[(
+        "pod-max-in-unschedulable-pods-duration",
+        "a pod waits until something changes that may help it; leave it out",
+    )];
 }
 
 /// Runs until SIGINT or SIGTERM.

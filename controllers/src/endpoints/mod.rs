@@ -18,13 +18,12 @@ use machinery_client::selector::Labels;
 use machinery_client::{Action, Change, Context, Controller, EventRecord, Input, Kind, ObjectCache, Plan};
 
 use crate::Settings;
+use crate::endpointslice::{MANAGED_BY as SLICE_MANAGED_BY, MANAGER as SLICE_MANAGER};
 
 /// Addresses in one object at most.
 const ADDRESSES_MAX: usize = 1000;
 const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
 const MANAGER: &str = "endpoint-controller";
-const SLICE_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
-const SLICE_MANAGER: &str = "endpointslice-controller.k8s.io";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
@@ -44,9 +43,9 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
 };
 
 fn of_slice(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
-    let ours = |labels: &&Labels| labels.get(SLICE_MANAGED_BY).is_some_and(|m| m == SLICE_MANAGER);
     let service = |labels: &Labels| labels.get(names::SERVICE_NAME).cloned();
-    let services = change.states().filter_map(|m| m.labels.as_ref()).filter(ours).filter_map(service);
+    let services =
+        change.states().filter_map(|m| m.labels.as_ref()).filter(|labels| is_of_slices(labels)).filter_map(service);
     let mut keys: Vec<ObjectKey> = services.map(|name| ObjectKey::new(&*change.key.namespace, name)).collect();
     keys.dedup();
     keys.retain(|key| view.get::<Service>(key).is_some());
@@ -60,6 +59,11 @@ fn of_endpoints(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
         Some(new) => change.old.is_none() && is_ours(new),
     };
     if looked_at { vec![(*change.key).clone()] } else { Vec::new() }
+}
+
+/// The labels of a slice that the endpointslice controller keeps.
+fn is_of_slices(labels: &Labels) -> bool {
+    labels.get(SLICE_MANAGED_BY).is_some_and(|by| by == SLICE_MANAGER)
 }
 
 fn is_ours(endpoints: &Endpoints) -> bool {
@@ -79,10 +83,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> 
         return Plan::nothing();
     }
     let uid = service.metadata.uid.as_deref().unwrap_or_default();
-    let ours = |slice: &&EndpointSlice| {
-        let labels = slice.metadata.labels.as_ref();
-        labels.and_then(|l| l.get(SLICE_MANAGED_BY)).is_some_and(|m| m == SLICE_MANAGER)
-    };
+    let ours = |slice: &&EndpointSlice| slice.metadata.labels.as_ref().is_some_and(is_of_slices);
     let slices: Vec<&EndpointSlice> = view.owned::<EndpointSlice>(uid).filter(ours).collect();
     if slices.is_empty() {
         // Each Service gets one, if an empty one: until then nothing is known of its endpoints.

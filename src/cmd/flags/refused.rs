@@ -8,9 +8,36 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
 use crate::cmd::Failure;
 
-/// A program's flags, each with the reason.
+const CLIENT: &str = "requests have no rate of their own, the API server bounds them, and are JSON; leave it out";
+pub(in crate::cmd) const SERVING: &str = "figures are shown over plain HTTP where --metrics-bind says; leave it out";
+const PROFILER: &str = "there is no profiler; leave it out";
+
+/// What all of upstream's programs take.
+const COMMON: &[(&str, &str)] = &[
+    ("authentication-kubeconfig", SERVING),
+    ("authorization-kubeconfig", SERVING),
+    ("bind-address", SERVING),
+    ("cert-dir", SERVING),
+    ("client-ca-file", SERVING),
+    ("contention-profiling", PROFILER),
+    ("feature-gates", "features are as v1.36 has them by default; leave it out"),
+    ("kube-api-burst", CLIENT),
+    ("kube-api-content-type", CLIENT),
+    ("kube-api-qps", CLIENT),
+    ("master", "name the server in the kubeconfig"),
+    ("profiling", PROFILER),
+    ("secure-port", SERVING),
+    ("tls-cert-file", SERVING),
+    ("tls-private-key-file", SERVING),
+];
+
+/// A program's flags beside the common ones, each with the reason.
 pub(in crate::cmd) trait Table {
-    const FLAGS: &'static [(&'static str, &'static str)];
+    const OWN: &'static [(&'static str, &'static str)];
+
+    fn flags() -> impl Iterator<Item = (&'static str, &'static str)> {
+        COMMON.iter().chain(Self::OWN).copied()
+    }
 }
 
 /// The first of them that was given.
@@ -34,7 +61,7 @@ impl<T> Refused<T> {
 impl<T: Table> FromArgMatches for Refused<T> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let was = |name: &str| matches.value_source(name) == Some(ValueSource::CommandLine);
-        Ok(Self { given: T::FLAGS.iter().copied().find(|(name, _)| was(name)), of: PhantomData })
+        Ok(Self { given: T::flags().find(|(name, _)| was(name)), of: PhantomData })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -45,8 +72,8 @@ impl<T: Table> FromArgMatches for Refused<T> {
 
 impl<T: Table> Args for Refused<T> {
     fn augment_args(command: Command) -> Command {
-        T::FLAGS.iter().fold(command, |command, (name, _)| {
-            let arg = Arg::new(*name).long(*name).hide(true).num_args(0..=1).action(ArgAction::Append);
+        T::flags().fold(command, |command, (name, _)| {
+            let arg = Arg::new(name).long(name).hide(true).num_args(0..=1).action(ArgAction::Append);
             command.arg(arg.default_missing_value(""))
         })
     }

@@ -25,6 +25,7 @@ mod runtime_class;
 mod service_account;
 mod storage;
 mod taint_nodes;
+mod template;
 mod webhooks;
 
 use std::collections::BTreeMap;

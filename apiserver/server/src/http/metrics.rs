@@ -21,8 +21,8 @@ const BUCKETS: [f64; 23] = [
 ];
 /// The media type of `/metrics`, unless a client asks for the other one.
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
-/// For clients that ask for it.
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// The media type of OpenMetrics, for clients that ask for it.
+pub const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What requests are counted by; every value comes from the resource table or a fixed list, so that no client makes more.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

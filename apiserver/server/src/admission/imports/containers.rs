@@ -1,4 +1,4 @@
-//! Containers and their images, of pods and of what makes pods. Pure.
+//! Containers and their images. Pure.
 
 use std::collections::BTreeSet;
 
@@ -35,19 +35,6 @@ pub(super) fn changed<'a>(spec: &'a Value, old: Option<&Value>) -> Vec<Container
     }
 }
 
-/// The spec of the pods that an object makes.
-pub(super) fn template<'a>(group: &str, resource: &str, object: &'a Value) -> Option<&'a Value> {
-    let template = match (group, resource) {
-        ("", "podtemplates") => &object["template"],
-        ("", "replicationcontrollers")
-        | ("apps", "deployments" | "replicasets" | "statefulsets" | "daemonsets")
-        | ("batch", "jobs") => &object["spec"]["template"],
-        ("batch", "cronjobs") => &object["spec"]["jobTemplate"]["spec"]["template"],
-        _ => return None,
-    };
-    template["spec"].is_object().then(|| &template["spec"])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,21 +53,5 @@ mod tests {
         assert_eq!(names(changed(&new, Some(&old))), ["a=2", "i=1"]);
         assert_eq!(names(changed(&new, None)), ["i=1", "a=2", "i=1"]);
         assert!(changed(&old, Some(&old)).is_empty() && changed(&json!("x"), None).is_empty());
-    }
-
-    #[test]
-    fn what_makes_pods_has_a_template() {
-        let spec = json!({"containers": []});
-        let pod = json!({"spec": spec});
-        let rows = [
-            ("", "podtemplates", json!({"template": pod})),
-            ("apps", "deployments", json!({"spec": {"template": pod}})),
-            ("batch", "cronjobs", json!({"spec": {"jobTemplate": {"spec": {"template": pod}}}})),
-        ];
-        for (group, resource, object) in rows {
-            assert_eq!(template(group, resource, &object), Some(&spec), "{resource}");
-            assert_eq!(template(group, resource, &json!({})), None);
-        }
-        assert_eq!(template("", "pods", &pod), None);
     }
 }

@@ -21,8 +21,9 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use self::containers::{Container, changed, template};
+use self::containers::{Container, changed};
 use self::judge::{Said, findings, sentence};
+use super::template::pod_template;
 use super::{Context, Effects, Operation, Plugin, Step};
 use apiserver_resources::field::{FieldError, Path, causes};
 
@@ -81,9 +82,10 @@ fn about<'a>(context: &Context<'_>, object: &'a Value) -> About<'a> {
         ("", "pods" | "bindings", "Binding", _) => About::Binding,
         ("", "namespaces", _, "") => About::Namespace,
         (group, resource, _, "") => {
-            let Some(spec) = template(group, resource, object) else { return About::Other };
-            let old = context.old.and_then(|old| template(group, resource, old));
-            About::Template(spec, changed(spec, old))
+            let Some(template) = pod_template(group, resource, object) else { return About::Other };
+            let old = context.old.and_then(|old| pod_template(group, resource, old));
+            let spec = &template["spec"];
+            About::Template(spec, changed(spec, old.map(|old| &old["spec"])))
         }
         _ => About::Other,
     }

@@ -13,6 +13,7 @@ use serde_json::Value;
 use self::checks::{details, violations};
 use self::pod::Pod;
 use self::policy::{Level, Policy, Standard, of_namespace};
+use super::template::pod_template;
 use super::{Context, Effects, Operation, Plugin, Step};
 use apiserver_resources::field::causes;
 
@@ -32,8 +33,8 @@ impl Plugin for PodSecurity {
             ("", "pods", subresource) if is_pod_changing(subresource) => Step::Done(pod(context, object, effects)),
             ("", "namespaces", "") => namespace(context, object, effects),
             (group, resource, "") => {
-                if let Some(template) = template(group, resource, object) {
-                    warn_of_template(context, template, effects);
+                if let Some(template) = pod_template(group, resource, object) {
+                    warn_of_template(context, Pod::of(template), effects);
                 }
                 Step::Done(Ok(()))
             }
@@ -45,19 +46,6 @@ impl Plugin for PodSecurity {
 /// Subresources that hold the pod and may change what it may do; also those that nobody knows yet.
 fn is_pod_changing(subresource: &str) -> bool {
     !matches!(subresource, "exec" | "attach" | "binding" | "eviction" | "log" | "portforward" | "proxy" | "status")
-}
-
-/// The pod that an object makes others of.
-fn template<'a>(group: &str, resource: &str, object: &'a Value) -> Option<Pod<'a>> {
-    let template = match (group, resource) {
-        ("", "podtemplates") => &object["template"],
-        ("", "replicationcontrollers")
-        | ("apps", "deployments" | "replicasets" | "statefulsets" | "daemonsets")
-        | ("batch", "jobs") => &object["spec"]["template"],
-        ("batch", "cronjobs") => &object["spec"]["jobTemplate"]["spec"]["template"],
-        _ => return None,
-    };
-    template.is_object().then(|| Pod::of(template))
 }
 
 fn policy_of(context: &Context<'_>) -> Option<Policy> {

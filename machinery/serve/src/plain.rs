@@ -1,0 +1,44 @@
+//! A server of the process itself over plain HTTP, within the seats that the nodes' servers share, where strangers make way.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::Service;
+use machinery_env::Env;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::accept::{self, ConnectionPermit, Limit};
+use crate::connection;
+use crate::descriptors::Descriptors;
+use crate::net::BoxError;
+
+/// Serves until `stop`, then lets requests end for `drain` (for as long as they take where none). `service` is what answers
+/// on one connection, which has the permit for as long as it keeps it.
+pub async fn serve<V, B>(
+    listener: TcpListener,
+    drain: Option<Duration>,
+    env: &Env,
+    stop: &CancellationToken,
+    service: impl Fn(Arc<ConnectionPermit>) -> V,
+) where
+    V: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
+    V::Future: Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let limit = Limit::Seats(Descriptors::process().node_seats().clone());
+    let each = |stream, _, permit| {
+        let (service, env, stop) = (service(permit), env.clone(), stop.clone());
+        async move {
+            if let Err(error) = connection::serve(stream, &env, service, &stop).await {
+                tracing::debug!(error, "a connection ended");
+            }
+        }
+    };
+    accept::serve(listener.into(), limit, drain, stop, each).await;
+}
