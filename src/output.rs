@@ -33,6 +33,27 @@ pub(crate) fn aside(text: Arguments<'_>) {
     let _ = write(&mut io::stderr().lock(), text);
 }
 
+/// A table as kubectl's: columns as wide as their widest cell.
+pub(crate) fn columns(rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row: &Vec<String>| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..rows.iter().map(Vec::len).max().unwrap_or(0)).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        text.push_str(cells.collect::<Vec<_>>().join("   ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// Text that others have written, with nothing in it that a terminal would take for a command.
+pub(crate) fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
+}
+
 /// One write, so that whoever waits for a line reads it whole.
 fn write(to: &mut dyn Write, text: Arguments<'_>) -> io::Result<()> {
     to.write_all(text.to_string().as_bytes())?;

@@ -157,17 +157,40 @@ fn best<'a>(cycle: Cycle<'a>, profile: &Profile, feasible: &[&'a NodeInfo], seed
         return feasible.first().copied();
     }
     let mut totals = vec![0i64; feasible.len()];
-    let mut scores = vec![0i64; feasible.len()];
-    for (plugin, weight) in profile.at(Point::Score).filter(|(_, weight)| *weight > 0) {
-        let Some(score) = plugin.pre_score.and_then(|pre_score| pre_score(cycle, feasible)) else { continue };
-        scores.iter_mut().zip(feasible).for_each(|(of, node)| *of = score.score(node));
-        score.normalize(feasible, &mut scores);
-        for (total, score) in totals.iter_mut().zip(&scores) {
+    score_each(cycle, profile, feasible, |_, weight, scores| {
+        let Scores::Counting(scores) = scores else { return };
+        for (total, score) in totals.iter_mut().zip(scores) {
             *total += weight * score;
         }
-    }
+    });
     let max = *totals.iter().max()?;
     let equals = || feasible.iter().zip(&totals).filter(|(_, total)| **total == max).map(|(node, _)| *node);
     let pick = usize::try_from(seed % equals().count() as u64).unwrap_or(0);
     equals().nth(pick)
+}
+
+/// A plugin's scores of all feasible nodes.
+pub(crate) enum Scores<'s> {
+    /// On its own scale.
+    Own(&'s [i64]),
+    /// From 0 to 100.
+    Counting(&'s [i64]),
+}
+
+/// Asks the plugins that score for all feasible nodes at once. `each` gets a plugin's name, its weight and its scores, first as
+/// they are and then as they count.
+pub(crate) fn score_each<'a>(
+    cycle: Cycle<'a>,
+    profile: &Profile,
+    feasible: &[&'a NodeInfo],
+    mut each: impl FnMut(&'static str, i64, Scores<'_>),
+) {
+    let mut scores = vec![0i64; feasible.len()];
+    for (plugin, weight) in profile.at(Point::Score).filter(|(_, weight)| *weight > 0) {
+        let Some(score) = plugin.pre_score.and_then(|pre_score| pre_score(cycle, feasible)) else { continue };
+        scores.iter_mut().zip(feasible).for_each(|(of, node)| *of = score.score(node));
+        each(plugin.name, weight, Scores::Own(&scores));
+        score.normalize(feasible, &mut scores);
+        each(plugin.name, weight, Scores::Counting(&scores));
+    }
 }

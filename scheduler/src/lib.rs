@@ -11,6 +11,7 @@ pub mod budget;
 pub mod configuration;
 pub mod decide;
 pub mod diagnosis;
+pub mod explain;
 pub mod index;
 pub mod metrics;
 pub mod node;

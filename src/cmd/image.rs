@@ -1,6 +1,5 @@
 //! `coracle image`: the images of a node that runs.
 
-use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -14,7 +13,7 @@ use super::pull::write_file;
 use crate::config::Common;
 use crate::data_dir::DataDir;
 use crate::local;
-use crate::output::{result, say};
+use crate::output::{columns, result, say};
 use crate::progress::Progress;
 
 /// Digits of a digest in a table.
@@ -139,14 +138,13 @@ fn word(kind: ImageKind) -> &'static str {
     }
 }
 
-/// A table as kubectl's: columns as wide as their widest cell.
 fn table(images: &[ListedImage], now: Timestamp) -> String {
-    let head = ["IMAGE", "DIGEST", "SIZE", "KIND", "READY", "CREATED", "LAST USED"].map(str::to_owned);
+    let head = ["IMAGE", "DIGEST", "SIZE", "KIND", "READY", "CREATED", "LAST USED"].map(str::to_owned).to_vec();
     let ago = |at: Option<Timestamp>| at.map_or_else(|| "<unknown>".into(), |at| age(now.duration_since(at).as_secs()));
     let row = |image: &ListedImage| {
         let digest = image.image_id.rsplit_once("sha256:").map_or("", |(_, hex)| hex);
         let used = if image.in_use { "in use".into() } else { ago(image.last_used_at) };
-        [
+        vec![
             image.name.clone(),
             digest.chars().take(DIGEST_CHARS).collect(),
             size(image.size_bytes),
@@ -156,16 +154,7 @@ fn table(images: &[ListedImage], now: Timestamp) -> String {
             used,
         ]
     };
-    let rows: Vec<[String; 7]> = [head].into_iter().chain(images.iter().map(row)).collect();
-    let mut text = String::new();
-    for row in &rows {
-        let cells = row.iter().enumerate().map(|(column, cell)| {
-            let width = rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-            format!("{cell:<width$}")
-        });
-        let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("   ").trim_end());
-    }
-    text
+    columns(&[head].into_iter().chain(images.iter().map(row)).collect::<Vec<_>>())
 }
 
 fn age(seconds: i64) -> String {

@@ -5,6 +5,7 @@ mod apiserver;
 mod call;
 mod controller_manager;
 mod demo;
+mod explain_scheduling;
 mod flags;
 mod image;
 mod inspect;
@@ -22,6 +23,7 @@ use apiserver::ApiServer;
 use call::Call;
 use controller_manager::ControllerManager;
 use demo::Demo;
+use explain_scheduling::ExplainScheduling;
 use image::Images;
 use inspect::Inspect;
 use pull::Pull;
@@ -73,6 +75,11 @@ pub(crate) enum Verb {
     /// Runs the scheduler alone, in the foreground, against the API server that a kubeconfig names
     #[command(after_help = "Example: coracle scheduler --kubeconfig /var/lib/coracle/kubeconfig")]
     Scheduler(Scheduler),
+    /// Shows where a pod would go, and what each scheduling plugin says of each node
+    #[command(
+        after_help = "Example: coracle explain-scheduling web-1 -n shop\n         coracle explain-scheduling web-1 --record web-1.json; coracle explain-scheduling --replay web-1.json"
+    )]
+    ExplainScheduling(ExplainScheduling),
     /// Runs a .wasm file in the cluster of --data-dir: pushes it, makes a Deployment and a Service, waits until it is ready
     #[command(after_help = "Example: coracle run hello.wasm --port 8080 --dev")]
     Run(Run),
@@ -122,6 +129,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Verb::ApiServer(flags) => apiserver::run(&flags, &cli.common),
         Verb::ControllerManager(flags) => controller_manager::run(&flags),
         Verb::Scheduler(flags) => scheduler::run(&flags),
+        Verb::ExplainScheduling(flags) => explain_scheduling::run(&flags, &cli.common),
         Verb::Run(flags) => run::run(&flags, &cli.common),
         Verb::Push(flags) => push::run(&flags, &cli.common),
         Verb::Pull(flags) => pull::run(&flags, &cli.common),

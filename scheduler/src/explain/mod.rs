@@ -1,0 +1,208 @@
+//! What the plugins say of every node for one pod: the same filters and scores as a decision's, each told instead of summed up.
+//! Pure.
+
+mod recording;
+
+#[cfg(test)]
+mod fuzz;
+#[cfg(test)]
+mod tests;
+
+use serde::Serialize;
+
+pub use self::recording::{Recording, RecordingError};
+use crate::decide::{Decision, Nomination, Scores, decide, score_each};
+use crate::node::NodeInfo;
+use crate::plugins::{Cycle, Filters, Profile};
+use crate::pod::PodInfo;
+use crate::refusal::{Reasons, Refusal};
+use crate::snapshot::Snapshot;
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// Namespace and name.
+    pub pod: String,
+    /// The scheduler whose profile decides.
+    pub profile: String,
+    /// Where it would go.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Nodes that are as good as that one: the scheduler takes any of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub equals: Vec<String>,
+    /// It goes there because room was made for it there, whatever its score.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub nominated: bool,
+    /// Why it goes nowhere, as its condition says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// Who would go so that it finds room.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preemption: Option<Preemption>,
+    /// It has scheduling gates, and isn't tried before they are gone.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub gated: bool,
+    /// The plugins that have scored, in order.
+    pub plugins: Vec<Weighted>,
+    /// Those that will do, the best first, and then the others.
+    pub nodes: Vec<NodeExplanation>,
+}
+
+/// Who would go for a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Preemption {
+    /// From where.
+    pub node: String,
+    /// Namespaces and names.
+    pub victims: Vec<String>,
+}
+
+/// A plugin's score, and what it counts for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Weighted {
+    /// Its name.
+    pub name: &'static str,
+    /// Its weight.
+    pub weight: i64,
+}
+
+/// What was said of one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeExplanation {
+    /// Its name.
+    pub name: String,
+    /// Why it won't do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused: Option<RefusedBy>,
+    /// The sum of the weighted scores.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total: Option<i64>,
+    /// By [`Explanation::plugins`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub scores: Vec<NodeScore>,
+}
+
+/// The first filter that refused a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RefusedBy {
+    /// The plugin.
+    pub plugin: &'static str,
+    /// In upstream's words.
+    pub reasons: Vec<String>,
+    /// Whether it might do if pods of lower priority weren't there.
+    pub resolvable: bool,
+}
+
+/// What a plugin gave a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NodeScore {
+    /// The plugin.
+    pub plugin: &'static str,
+    /// On the plugin's own scale.
+    pub score: i64,
+    /// From 0 to 100.
+    pub normalized: i64,
+    /// That, times the weight.
+    pub weighted: i64,
+}
+
+/// Explains where a pod that has no node would go. All nodes are looked at, where a decision in a large cluster ends when it has
+/// found enough of them.
+#[must_use]
+pub fn explain(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile) -> Explanation {
+    let mut this = Explanation {
+        pod: pod.key.to_string(),
+        profile: profile.scheduler_name.clone(),
+        node: None,
+        equals: Vec::new(),
+        nominated: false,
+        message: None,
+        preemption: None,
+        gated: !profile.admits_to_queue(pod),
+        plugins: Vec::new(),
+        nodes: Vec::new(),
+    };
+    let cycle = Cycle { pod, snapshot, args: &profile.args, seed: 0 };
+    let mut feasible = Vec::new();
+    // What is refused before nodes are tried has a message of its own.
+    if pod.wants.unsupported.is_empty() {
+        match Filters::of(cycle, profile) {
+            Ok(mut filters) => {
+                for node in snapshot.nodes() {
+                    match filters.fits(node) {
+                        Ok(()) => feasible.push(node),
+                        Err((plugin, refusal)) => this.nodes.push(refused(node, plugin, refusal)),
+                    }
+                }
+            }
+            Err((plugin, why)) => {
+                let refusal = || Refusal { reasons: Reasons::Many(vec![why.clone().into()]), unresolvable: true };
+                this.nodes.extend(snapshot.nodes().map(|node| refused(node, plugin, refusal())));
+            }
+        }
+    }
+    this.nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    if feasible.is_empty() {
+        this.goes_nowhere(decide(snapshot, pod, profile, 0, 0));
+    } else {
+        this.score(cycle, profile, &feasible);
+    }
+    this
+}
+
+fn refused(node: &NodeInfo, plugin: &'static str, refusal: Refusal) -> NodeExplanation {
+    let reasons = match refusal.reasons {
+        Reasons::One(reason) => vec![reason.to_owned()],
+        Reasons::Many(reasons) => reasons.into_iter().map(std::borrow::Cow::into_owned).collect(),
+    };
+    let refused = Some(RefusedBy { plugin, reasons, resolvable: !refusal.unresolvable });
+    NodeExplanation { name: node.name().to_owned(), refused, total: None, scores: Vec::new() }
+}
+
+impl Explanation {
+    fn goes_nowhere(&mut self, decision: Decision) {
+        let Decision::Nowhere { message, nomination, victims, .. } = decision else { return };
+        self.message = Some(message);
+        if let Nomination::Node(node) = nomination {
+            let victims = victims.iter().map(|victim| victim.key.to_string()).collect();
+            self.preemption = Some(Preemption { node, victims });
+        }
+    }
+
+    fn score<'a>(&mut self, cycle: Cycle<'a>, profile: &Profile, feasible: &[&'a NodeInfo]) {
+        let named = |node: &&NodeInfo| NodeExplanation {
+            name: node.name().to_owned(),
+            refused: None,
+            total: Some(0),
+            scores: Vec::new(),
+        };
+        let mut nodes: Vec<NodeExplanation> = feasible.iter().map(named).collect();
+        let mut raw = Vec::new();
+        score_each(cycle, profile, feasible, |plugin, weight, scores| {
+            let after = match scores {
+                Scores::Own(own) => return raw = own.to_vec(),
+                Scores::Counting(scores) => scores,
+            };
+            self.plugins.push(Weighted { name: plugin, weight });
+            for ((node, score), normalized) in nodes.iter_mut().zip(&raw).zip(after) {
+                let weighted = weight * normalized;
+                node.total = node.total.map(|total| total + weighted);
+                node.scores.push(NodeScore { plugin, score: *score, normalized: *normalized, weighted });
+            }
+        });
+        nodes.sort_by(|a, b| b.total.cmp(&a.total).then_with(|| a.name.cmp(&b.name)));
+        let there = cycle.nominated().filter(|name| nodes.iter().any(|node| node.name == *name));
+        self.nominated = there.is_some();
+        let best = nodes.first().map(|node| node.total);
+        let mut best = nodes.iter().filter(|node| Some(node.total) == best).map(|node| node.name.clone());
+        self.node = there.map(str::to_owned).or_else(|| best.next());
+        if !self.nominated {
+            self.equals = best.collect();
+        }
+        nodes.append(&mut self.nodes);
+        self.nodes = nodes;
+    }
+}

@@ -1,0 +1,274 @@
+//! `coracle explain-scheduling`: where a pod would go, and what each plugin says of each node: the scheduler's own core, on what the
+//! user may read of the cluster or on a recording of it.
+
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, anyhow};
+use clap::{Args, ValueEnum};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::Pod as WholePod;
+use kube::api::{ListParams, PostParams};
+use kube::{Api, Client, Resource};
+use machinery_client::Pod;
+use scheduler::explain::{Explanation, NodeExplanation, Recording};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::Failure;
+use super::pull::write_file;
+use crate::config::Common;
+use crate::data_dir::DataDir;
+use crate::output::{columns, plain, result, say};
+
+/// Objects of one answer of the API server.
+const PAGE: u32 = 500;
+/// What a recording may hold: some hundred thousand pods.
+const RECORDING_BYTES_MAX: u64 = 512 << 20;
+/// What a manifest or a scheduler's file may hold.
+const FILE_BYTES_MAX: u64 = 4 << 20;
+
+/// Arguments of `coracle explain-scheduling`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ExplainScheduling {
+    #[command(flatten)]
+    subject: Subject,
+    /// The namespace
+    #[arg(short, long, env = "CORACLE_NAMESPACE", default_value = "default", value_name = "NS")]
+    namespace: String,
+    /// How the API server is reached, and as whom [default: the one of --data-dir]
+    #[arg(long, env = "CORACLE_KUBECONFIG", value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// The scheduler's KubeSchedulerConfiguration [default: upstream's default profile]
+    #[arg(long, env = "CORACLE_SCHEDULER_CONFIG", value_name = "FILE", conflicts_with = "replay")]
+    scheduler_config: Option<PathBuf>,
+    /// Where to keep the pod, the cluster and the configuration, for --replay
+    #[arg(long, env = "CORACLE_RECORD", value_name = "FILE", conflicts_with = "replay")]
+    record: Option<PathBuf>,
+    /// How it is printed
+    #[arg(short = 'o', long, alias = "output", env = "CORACLE_FORMAT", default_value = "table", value_name = "FORMAT")]
+    format: Format,
+}
+
+/// What is explained.
+#[derive(Debug, Clone, Args)]
+#[group(required = true, multiple = false)]
+struct Subject {
+    /// A pod, as if it had no node
+    #[arg(value_name = "POD")]
+    pod: Option<String>,
+    /// A pod that isn't there: its manifest, which the API server completes and doesn't keep
+    #[arg(short, long, env = "CORACLE_FILENAME", value_name = "FILE")]
+    filename: Option<PathBuf>,
+    /// A recording of --record, with no cluster
+    #[arg(long, env = "CORACLE_REPLAY", value_name = "FILE")]
+    replay: Option<PathBuf>,
+}
+
+/// How it is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For a person.
+    Table,
+    /// One JSON object.
+    Json,
+}
+
+/// Prints what the plugins say.
+///
+/// # Errors
+/// There is no such pod, the user may not read the cluster, or a file is refused.
+pub(crate) fn run(flags: &ExplainScheduling, common: &Common) -> Result<(), Failure> {
+    let recording = match &flags.subject.replay {
+        Some(file) => Recording::parse(&text_of(file, RECORDING_BYTES_MAX)?).map_err(|why| of_file(file, why))?,
+        None => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+            runtime.block_on(observed(flags, common))?
+        }
+    };
+    let explained = recording.explained();
+    if let Some(file) = &flags.record {
+        let text = serde_json::to_vec(&recording).context("cannot write the recording")?;
+        write_file(file, |mut beside| Ok(beside.write_all(&text)?))?;
+    }
+    let explained = explained.map_err(anyhow::Error::new)?;
+    match flags.format {
+        Format::Json => say!("{}", serde_json::to_string_pretty(&explained).context("cannot print it")?)?,
+        Format::Table => result(format_args!("{}", shown(&explained)))?,
+    }
+    Ok(())
+}
+
+fn of_file(file: &Path, why: impl std::fmt::Display) -> anyhow::Error {
+    anyhow!("{}: {why}", file.display())
+}
+
+/// A file that isn't larger than it may be.
+fn text_of(file: &Path, bytes_max: u64) -> anyhow::Result<String> {
+    let open = std::fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let mut text = String::new();
+    let read = open.take(bytes_max + 1).read_to_string(&mut text);
+    if read.with_context(|| format!("cannot read {}", file.display()))? as u64 > bytes_max {
+        return Err(of_file(file, format_args!("it is larger than {bytes_max} bytes")));
+    }
+    Ok(text)
+}
+
+fn yaml_of(file: &Path) -> anyhow::Result<Value> {
+    serde_saphyr::from_str(&text_of(file, FILE_BYTES_MAX)?).map_err(|why| of_file(file, why))
+}
+
+/// The pod and the cluster, as the user may read them.
+async fn observed(flags: &ExplainScheduling, common: &Common) -> anyhow::Result<Recording> {
+    let data = DataDir::of(common)?;
+    let kubeconfig = flags.kubeconfig.clone().unwrap_or_else(|| data.kubeconfig());
+    let client = machinery_client::from_kubeconfig(&kubeconfig).await.with_context(|| {
+        format!("{}: name a kubeconfig with --kubeconfig, or a cluster's folder with --data-dir", kubeconfig.display())
+    })?;
+    let configuration = flags.scheduler_config.as_deref().map(yaml_of).transpose()?;
+    let mut recording = Recording::new(subject(flags, &client).await?, configuration);
+    recording.nodes = all(&client).await?;
+    recording.pods = all(&client).await?;
+    recording.namespaces = all(&client).await?;
+    recording.services = all(&client).await?;
+    recording.pod_disruption_budgets = all(&client).await?;
+    Ok(recording)
+}
+
+/// The pod that is meant.
+async fn subject(flags: &ExplainScheduling, client: &Client) -> anyhow::Result<Pod> {
+    let Some(file) = &flags.subject.filename else {
+        let name = flags.subject.pod.as_deref().unwrap_or_default();
+        let pods = namespaced::<Pod>(client, &flags.namespace);
+        return pods.get(name).await.map_err(said);
+    };
+    let mut manifest = yaml_of(file)?;
+    if manifest["kind"] != "Pod" {
+        return Err(of_file(file, "it is no Pod"));
+    }
+    if manifest["metadata"]["namespace"].is_null() {
+        manifest["metadata"]["namespace"] = flags.namespace.clone().into();
+    }
+    let pod: WholePod = serde_json::from_value(manifest).map_err(|why| of_file(file, why))?;
+    let pods = namespaced::<WholePod>(client, pod.metadata.namespace.as_deref().unwrap_or_default());
+    // What admission makes of it counts: its priority, its tolerations, its limits.
+    let made = pods.create(&PostParams { dry_run: true, field_manager: None }, &pod).await.map_err(said)?;
+    serde_json::from_value(serde_json::to_value(made)?).map_err(|why| of_file(file, why))
+}
+
+fn namespaced<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(
+    client: &Client,
+    namespace: &str,
+) -> Api<K> {
+    Api::namespaced(client.clone(), namespace)
+}
+
+/// All objects of a kind, page by page.
+async fn all<K>(client: &Client) -> anyhow::Result<Vec<K>>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Serialize,
+{
+    let api = Api::<K>::all(client.clone());
+    let (mut objects, mut params) = (Vec::new(), ListParams::default().limit(PAGE));
+    loop {
+        let page = api.list(&params).await.map_err(said)?;
+        objects.extend(page.items);
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => return Ok(objects),
+        }
+    }
+}
+
+fn said(error: kube::Error) -> anyhow::Error {
+    match error {
+        kube::Error::Api(status) => anyhow!("{}", status.message),
+        other => anyhow::Error::new(other),
+    }
+}
+
+/// For a person. Names and reasons may be anybody's: nothing in them reaches a terminal as a command.
+fn shown(told: &Explanation) -> String {
+    let (fit, refused): (Vec<_>, Vec<_>) = told.nodes.iter().partition(|node| node.refused.is_none());
+    let mut text = format!("pod {} by the profile {}", told.pod, told.profile);
+    match (&told.node, &told.message) {
+        (Some(node), _) => text.push_str(&format!(": to {node}; {} of {} nodes will do", fit.len(), told.nodes.len())),
+        (None, message) => text.push_str(&format!(": nowhere. {}", message.as_deref().unwrap_or_default())),
+    }
+    let mut line = |words: String| text.push_str(&format!("\n{words}"));
+    if !told.equals.is_empty() {
+        line(format!("as good, and as likely: {}", told.equals.join(", ")));
+    }
+    if told.nominated {
+        line("room was made for it there: other nodes are not compared".into());
+    }
+    if let Some(preemption) = &told.preemption {
+        line(format!(
+            "room would be made on {}, where these would go: {}",
+            preemption.node,
+            preemption.victims.join(", ")
+        ));
+    }
+    if told.gated {
+        line("it has scheduling gates: it waits for their removal first".into());
+    }
+    text.push('\n');
+    let mut tables = vec![scores(told, &fit)];
+    tables.push(refusals(&refused));
+    tables.retain(|rows| rows.len() > 1);
+    for rows in tables {
+        text.push_str(&format!("\n{}", columns(&rows)));
+    }
+    plain(&text)
+}
+
+/// Each plugin's score from 0 to 100, and times its weight.
+fn scores(told: &Explanation, fit: &[&NodeExplanation]) -> Vec<Vec<String>> {
+    let names = told.plugins.iter().map(|plugin| plugin.name.to_owned());
+    let mut rows = vec![["NODE".to_owned(), "TOTAL".to_owned()].into_iter().chain(names).collect::<Vec<_>>()];
+    rows.extend(fit.iter().map(|node| {
+        let cells = node.scores.iter().zip(&told.plugins);
+        let cells = cells.map(|(score, plugin)| format!("{}x{}={}", score.normalized, plugin.weight, score.weighted));
+        [node.name.clone(), node.total.unwrap_or(0).to_string()].into_iter().chain(cells).collect()
+    }));
+    rows
+}
+
+fn refusals(refused: &[&NodeExplanation]) -> Vec<Vec<String>> {
+    let mut rows = vec![["NODE", "REFUSED BY", "REASON"].map(str::to_owned).to_vec()];
+    rows.extend(refused.iter().filter_map(|node| {
+        let by = node.refused.as_ref()?;
+        Some(vec![node.name.clone(), by.plugin.to_owned(), by.reasons.join(", ")])
+    }));
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn of(pod: Value) -> Explanation {
+        let node = |name: &str, pods: &str| json!({"metadata": {"name": name}, "status": {"allocatable": {"cpu": "1", "memory": "1Gi", "pods": pods}}});
+        let mut file =
+            json!({"kind": "SchedulingRecord", "form": 1, "nodes": [node("a", "9"), node("b\u{1b}[2J", "0")]});
+        file["pod"] =
+            json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {"schedulerName": "default-scheduler"}});
+        file["pod"]["spec"].as_object_mut().unwrap().extend(pod.as_object().unwrap().clone());
+        Recording::parse(&file.to_string()).unwrap().explained().unwrap()
+    }
+
+    #[test]
+    fn a_person_reads_a_table() {
+        let text = shown(&of(json!({})));
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "pod n/p by the profile default-scheduler: to a; 1 of 2 nodes will do");
+        assert!(lines[2].starts_with("NODE   TOTAL   NodeResourcesFit"), "{text}");
+        assert_eq!(lines[5], "NODE     REFUSED BY         REASON");
+        assert_eq!(lines[6], "b?[2J    NodeResourcesFit   Too many pods");
+        let text = shown(&of(json!({"nodeName": "x", "schedulingGates": [{"name": "g"}], "nodeSelector": {"a": "b"}})));
+        let message = "nowhere. 0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector.";
+        assert!(text.contains(message) && text.contains("scheduling gates"), "{text}");
+    }
+}
