@@ -3,7 +3,9 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use machinery_api::GroupVersionKind;
 use machinery_api::error::{ApiError, ApiResult, Named};
+use machinery_api::schema::{built_in, normalise};
 use machinery_api::selector::{LabelSelector, SelectorError};
 use serde_json::Value;
 
@@ -108,6 +110,32 @@ impl Matched {
                 Cow::Owned(converted(object, own, other))
             }
             _ => Cow::Borrowed(object),
+        }
+    }
+
+    /// The same with nothing in it that isn't printed: what a client wrote empty is absent.
+    #[must_use]
+    pub fn printed(&self, request: &Request<'_>, catalog: &Catalog, object: &Value) -> Value {
+        let mut shown = self.shown(request, catalog, object).into_owned();
+        self.print(request, catalog, &mut shown);
+        shown
+    }
+
+    /// Brings what [`Self::shown`] shows into the form that is printed.
+    pub fn print(&self, request: &Request<'_>, catalog: &Catalog, shown: &mut Value) {
+        let row = match self {
+            Self::Equivalent(other) => Some(other),
+            Self::Asked => own(request, catalog),
+        };
+        let GroupVersionKind { group, version, kind } = request.kind;
+        let body = match row.filter(|_| has_own_body(request, catalog)) {
+            Some(row) if row.custom.is_some() => None,
+            Some(row) => Some(row.schema.get()),
+            None => built_in().of_kind(group, version, kind),
+        };
+        if let Some(body) = body.filter(|_| shown.is_object()) {
+            // What doesn't fit its type stays as it is, and is refused where the object is validated.
+            let _ = normalise(body, shown);
         }
     }
 
@@ -256,7 +284,6 @@ pub fn equivalents<'a>(
 
 #[cfg(test)]
 mod tests {
-    use machinery_api::GroupVersionKind;
     use serde_json::json;
 
     use super::*;

@@ -164,6 +164,17 @@ pub struct Context<'a> {
     toleration_seconds: i64,
 }
 
+/// What is to be validated.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'a> {
+    /// The object as it would be stored.
+    pub object: &'a Value,
+    /// The same for the built-in plugins: with what a client wrote empty.
+    pub given: &'a Value,
+    /// What is there.
+    pub old: Option<&'a Value>,
+}
+
 /// What plugins make of a request beside its object.
 #[derive(Debug, Default)]
 pub struct Effects {
@@ -373,12 +384,12 @@ impl Chain {
         &self,
         request: &Request<'_>,
         objects: &dyn ObjectReader,
-        object: &Value,
-        old: Option<&Value>,
+        Seen { object, given, old }: Seen<'_>,
         effects: &mut Effects,
     ) -> ApiResult<()> {
         let context = self.context(request, objects, old);
-        for plugin in self.plugins() {
+        for (at, plugin) in self.plugins().enumerate() {
+            let object = if at < PLUGINS.len() { given } else { object };
             match plugin.validate(&context, object, effects) {
                 Step::Done(result) => result?,
                 Step::Wait(wait) => wait.await?,

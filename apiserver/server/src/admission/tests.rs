@@ -44,7 +44,8 @@ impl World {
         let mut effects = Effects::default();
         let mut admitted = self.chain.mutate(request, &self.map, object, old, &mut effects).await;
         if admitted.is_ok() {
-            admitted = self.chain.validate(request, &self.map, object, old, &mut effects).await;
+            let seen = Seen { object, given: object, old };
+            admitted = self.chain.validate(request, &self.map, seen, &mut effects).await;
         }
         admitted.map_err(|error| error.status().message)
     }

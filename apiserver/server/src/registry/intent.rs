@@ -121,6 +121,8 @@ pub(super) struct Resolved {
     pub(super) change: Change,
     /// What validating admission sees where that isn't the object.
     pub(super) document: Option<Value>,
+    /// The object with what a client wrote empty, which is absent where it is stored: the server's own plugins see that.
+    pub(super) given: Option<Value>,
     /// The same of what is there.
     pub(super) old: Option<Arc<Value>>,
 }
@@ -321,7 +323,7 @@ impl Registry {
     ) -> Result<Resolved, ApiError> {
         let Draft { document, old, .. } = draft;
         let scales = call.subresource.is_some_and(|s| s.what == SubresourceKind::Scale);
-        let of_object = |change: Change, old: Option<Arc<Value>>| Resolved { change, document: None, old };
+        let of_object = |change: Change, old: Option<Arc<Value>>| Resolved { change, document: None, given: None, old };
         Ok(match (intent, existing) {
             (Intent::ReplaceScale(_) | Intent::PatchScale { .. } | Intent::Apply { .. }, Some(existing)) if scales => {
                 let new = scale::scaled(call.row, &existing.value, &document)?;
@@ -330,21 +332,21 @@ impl Registry {
                 }
                 let change = self.changed_object(call, new, existing, dry_run)?;
                 let document = change.object().map(|object| scale::of(call.row, object));
-                Resolved { change, document, old }
+                Resolved { change, document, given: None, old }
             }
             (Intent::Create(_), _) | (Intent::Replace(_) | Intent::Apply { .. }, None) => {
-                let (change, document) = self.new_object(call, document, dry_run)?;
-                Resolved { change, document, old: None }
+                let (change, given) = self.new_object(call, document, dry_run)?;
+                Resolved { given, ..of_object(change, None) }
             }
             (Intent::Replace(_) | Intent::Patch { .. } | Intent::Apply { .. } | Intent::Disrupt(_), Some(existing)) => {
                 of_object(self.changed_object(call, document, existing, dry_run)?, old)
             }
             (Intent::Bind(_), existing) => {
                 let change = binding::bind(call, &document, existing, dry_run)?;
-                Resolved { change, document: Some(document), old: None }
+                Resolved { document: Some(document), ..of_object(change, None) }
             }
             (Intent::Delete(options), Some(existing)) => {
-                Resolved { change: delete::change(call, existing, options)?, document: Some(Value::Null), old }
+                Resolved { document: Some(Value::Null), ..of_object(delete::change(call, existing, options)?, old) }
             }
             (Intent::Install(_), existing) => of_object(self.default_object(call, document, existing), None),
             (Intent::Evict, Some(_)) => of_object(Change::Remove(None), None),

@@ -39,7 +39,7 @@ use machinery_api::{GroupVersionKind, ObjectName, StorageKey, StorageScope};
 use machinery_env::Env;
 use serde_json::Value;
 
-use crate::admission::{Chain, Effects, Operation, Options, Request};
+use crate::admission::{Chain, Effects, Operation, Options, Request, Seen};
 use crate::auth::{Attributes, Authorizer, UserInfo};
 use crate::catalog::{Catalog, Served};
 use crate::request::options::WriteOptions;
@@ -296,7 +296,8 @@ impl Registry {
         self.newest().await?;
         let mut admitted = self.admission.mutate(&request, &*self.objects, object, None, &mut effects).await;
         if admitted.is_ok() {
-            admitted = self.admission.validate(&request, &*self.objects, object, None, &mut effects).await;
+            let seen = Seen { object, given: object, old: None };
+            admitted = self.admission.validate(&request, &*self.objects, seen, &mut effects).await;
         }
         call.warnings.append(&mut effects.warnings);
         admitted

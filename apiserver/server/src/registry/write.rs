@@ -22,7 +22,7 @@ use super::{
     Answer, Registry, RequestScope, ResponseObject, TRIES_MAX, claims, delete, fields, inert, object, scale,
     store_error,
 };
-use crate::admission::{Effects, Operation, Options, SideWrite};
+use crate::admission::{Effects, Operation, Options, Seen, SideWrite};
 use apiserver_resources::{ResourceInfo, SubresourceKind};
 use apiserver_storage::cache::{Cached, WatchCache};
 use apiserver_storage::store::{Compare, Entry, Op, Outcome, Record, Revision, Txn};
@@ -219,7 +219,7 @@ impl Registry {
         let (operation, name) = (draft.operation, std::mem::take(&mut draft.name));
         let managers = std::mem::take(&mut draft.managers);
         let resolved = self.resolve(call, intent, draft, existing, options.dry_run())?;
-        let Resolved { change, document, old } = resolved;
+        let Resolved { change, document, given, old } = resolved;
         if admitted {
             let final_name;
             let name = match &change {
@@ -231,7 +231,8 @@ impl Registry {
             };
             let request = call.request(operation, name, options);
             let shown = document.as_ref().or(change.object()).unwrap_or(&Value::Null);
-            let admitted = self.admission.validate(&request, &*self.objects, shown, old.as_deref(), &mut effects).await;
+            let seen = Seen { object: shown, given: given.as_ref().unwrap_or(shown), old: old.as_deref() };
+            let admitted = self.admission.validate(&request, &*self.objects, seen, &mut effects).await;
             call.warnings.append(&mut effects.warnings);
             admitted?;
         }

@@ -321,8 +321,8 @@ impl<'a> Walk<'a> {
             (Kind::Map(_), Value::Object(map)) => map.is_empty(),
             _ => false,
         };
-        // An empty map is not an absent one until it is stored: findings tell them apart. And no managed fields reset them.
-        let kept = !fill && (matches!(field.kind, Kind::Map(_)) || field.name == "managedFields");
+        // An empty list or map is not an absent one until it is stored: defaults and findings tell them apart.
+        let kept = !fill && matches!(field.kind, Kind::List(_) | Kind::Map(_));
         if empty && field.omit_empty && !kept {
             return false;
         }
@@ -659,9 +659,17 @@ mod tests {
         let text = r#"{"metadata": {"labels": {}, "creationTimestamp": null}, "spec": {"nodeName": "", "containers": [{"name": "c", "resources": {"limits": {"memory": "1024Mi", "cpu": 0.5}}, "env": [], "volumeMounts": null}],
             "volumes": [{"name": "v", "emptyDir": {}}], "terminationGracePeriodSeconds": 0, "tolerations": []}}"#;
         let (sparse, _) = read(POD, text, Form::Sparse).unwrap();
-        let container = json!({"name": "c", "resources": {"limits": {"memory": "1Gi", "cpu": "500m"}}});
-        let spec = json!({"containers": [container], "volumes": [{"name": "v", "emptyDir": {}}], "terminationGracePeriodSeconds": 0});
+        let mut container = json!({"name": "c", "resources": {"limits": {"memory": "1Gi", "cpu": "500m"}}, "env": []});
+        let mut spec = json!({"containers": [container], "volumes": [{"name": "v", "emptyDir": {}}], "terminationGracePeriodSeconds": 0});
+        spec["tolerations"] = json!([]);
         assert_eq!(sparse, json!({"metadata": {"labels": {}}, "spec": spec, "status": {}}));
+        let mut stored = sparse;
+        normalise(POD, &mut stored).unwrap();
+        for (of, absent) in [(&mut container, "env"), (&mut spec, "tolerations")] {
+            of.as_object_mut().unwrap().remove(absent);
+        }
+        spec["containers"] = json!([container]);
+        assert_eq!(stored, json!({"metadata": {}, "spec": spec, "status": {}}), "empty is absent where it is stored");
         let mut full = json!({"spec": {"containers": [{}]}});
         normalise(POD, &mut full).unwrap();
         assert_eq!(

@@ -129,7 +129,7 @@ fn run(
     let (request, matched) = (context.request, &invocation.matched);
     let seen = Seen::new(context, object, matched);
     // As the policy knows it.
-    let before = matched.shown(request, catalog, object).into_owned();
+    let before = matched.printed(request, catalog, object);
     let old = context.old.map(|old| matched.shown(request, catalog, old));
     let old = old.as_deref();
     let mut fail = |why: String| {
@@ -154,7 +154,10 @@ fn run(
     let mut shown = before.clone();
     for mutation in &policy.mutations {
         match changed(mutation, invocation, (context, &seen, catalog), &shown, old) {
-            Ok(changed) => shown = changed,
+            Ok(mut changed) => {
+                matched.print(request, catalog, &mut changed);
+                shown = changed;
+            }
             Err(why) => fail(why),
         }
     }

@@ -163,6 +163,11 @@ impl<'a> Asked<'a> {
         self.matched.shown(self.context.request, self.catalog, object).into_owned()
     }
 
+    /// The same while plugins still change it: as it would be printed.
+    fn printed(&self, object: &Value) -> Value {
+        self.matched.printed(self.context.request, self.catalog, object)
+    }
+
     /// As the client knows it.
     fn back(&self, object: Value) -> Value {
         self.matched.back(self.context.request, self.catalog, object)
@@ -284,7 +289,7 @@ impl Mutating {
         object: &mut Value,
         warnings: &mut Vec<String>,
     ) -> (Outcome, ApiResult<bool>) {
-        let shown = asked.shown(object);
+        let shown = asked.printed(object);
         let old = asked.context.old.map(|old| asked.shown(old));
         let mut answer = match self.0.ask(asked, &shown, old.as_ref(), true).await {
             Ok(answer) => answer,
@@ -298,10 +303,11 @@ impl Mutating {
         if answer.patch.is_empty() {
             return (Outcome::Passed, Ok(false));
         }
-        let patched = match asked.patched(&answer.patch, &shown) {
+        let mut patched = match asked.patched(&answer.patch, &shown) {
             Ok(patched) => patched,
             Err(error) => return (Outcome::OwnError, Err(error)),
         };
+        asked.matched.print(asked.context.request, asked.catalog, &mut patched);
         let changed = patched != shown;
         if changed {
             *object = asked.back(patched);
