@@ -28,6 +28,7 @@ mod state;
 pub mod table;
 mod tenure;
 pub mod unsupported;
+mod waiting;
 pub mod watch;
 
 pub use plane::{Config, DataPlane};

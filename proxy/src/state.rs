@@ -15,6 +15,7 @@ use crate::metrics::Metrics;
 use crate::snapshot::RouteSnapshot;
 use crate::special::is_special;
 use crate::table::{AppProtocol, PortRoute};
+use crate::waiting::Waiting;
 
 /// Connections of host processes that are open at once, over all listeners: far over what one machine's tests and
 /// developers open, and a bound on what they cost (some 200 KiB each at worst: a buffer in each direction and a task).
@@ -49,6 +50,8 @@ pub(crate) struct ProxyState {
     pub(crate) metrics: Metrics,
     pub(crate) egress: Egress,
     pub(crate) connections: Arc<Semaphore>,
+    /// Requests to Services whose workloads are scaled to zero.
+    pub(crate) waiting: Waiting,
 }
 
 impl ProxyState {
@@ -64,6 +67,7 @@ impl ProxyState {
             metrics: Metrics::default(),
             egress,
             connections: Arc::new(Semaphore::new(connections)),
+            waiting: Waiting::default(),
         })
     }
 

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Client;
@@ -16,7 +17,7 @@ use crate::events::Events;
 use crate::listen::Listeners;
 use crate::plane::DataPlane;
 use crate::table::{Change, Table};
-use crate::unsupported;
+use crate::{unsupported, waiting};
 
 /// How often a port that could not be bound is tried again: soon enough that a neighbour that ends is hardly noticed.
 const BIND_RETRY: Duration = Duration::from_secs(2);
@@ -31,13 +32,17 @@ pub async fn run(plane: DataPlane, client: Client, stop: CancellationToken, sync
         table: Table::default(),
         services: Known::default(),
         slices: Known::default(),
+        autoscalers: Known::default(),
+        to_zero: HashMap::new(),
         objects: HashMap::new(),
         synced: Some(synced),
     });
     // Held for one event; nothing waits meanwhile, and requests don't ask for it.
     let feed = || -> MutexGuard<'_, _> { feed.lock().unwrap_or_else(PoisonError::into_inner) };
     let services = Reflector::of::<Service>(client.clone(), env.clone());
-    let slices = Reflector::of::<EndpointSlice>(client, env);
+    let slices = Reflector::of::<EndpointSlice>(client.clone(), env.clone());
+    let autoscalers = Reflector::of::<HorizontalPodAutoscaler>(client.clone(), env.clone());
+    let waiting = feed().plane.state.clone();
     let retry = async {
         loop {
             tokio::time::sleep(BIND_RETRY).await;
@@ -48,6 +53,8 @@ pub async fn run(plane: DataPlane, client: Client, stop: CancellationToken, sync
         () = stop.cancelled() => {}
         () = services.run(|event| feed().service_event(event)) => {}
         () = slices.run(|event| feed().slice_event(event)) => {}
+        () = autoscalers.run(|event| feed().autoscaler_event(event)) => {}
+        () = waiting::tell(&waiting.waiting, client, &env, &stop) => {}
         () = retry => {}
     }
 }
@@ -60,6 +67,9 @@ struct Feed<F> {
     events: Events,
     services: Known,
     slices: Known,
+    autoscalers: Known,
+    /// The Services for which requests may wait, by the autoscaler that says so.
+    to_zero: HashMap<ObjectKey, Vec<ObjectKey>>,
     /// The Services, for what is said about them.
     objects: HashMap<ObjectKey, Service>,
     synced: Option<F>,
@@ -89,9 +99,29 @@ impl<F: FnOnce()> Feed<F> {
         self.say_synced()
     }
 
+    /// Requests may wait only where a workload may be scaled to zero. Routes don't wait to know it.
+    fn autoscaler_event(&mut self, event: ReflectorEvent) -> ControlFlow<()> {
+        warn_of_interruption("HorizontalPodAutoscalers", &event);
+        let mut changed = false;
+        for (key, hpa) in self.autoscalers.take::<HorizontalPodAutoscaler>(event) {
+            let services = hpa.as_ref().map(waiting::services_of).unwrap_or_default();
+            changed |= match services.is_empty() {
+                true => self.to_zero.remove(&key).is_some(),
+                false => self.to_zero.insert(key, services.clone()) != Some(services),
+            };
+        }
+        if changed {
+            self.plane.state.waiting.allow(self.to_zero.values().flatten().cloned().collect());
+        }
+        ControlFlow::Continue(())
+    }
+
     fn install(&mut self, change: Change) {
         let state = &self.plane.state;
         state.routes.install(&change);
+        if let Some(service) = &change.service {
+            state.waiting.look(service);
+        }
         state.network.publish_routes(&change.begun, &change.ceased);
         for failure in self.listeners.apply(change) {
             tracing::warn!(service = %failure.service, address = %failure.address, error = %failure.error, "cannot listen");

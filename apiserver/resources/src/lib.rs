@@ -123,6 +123,8 @@ pub enum SubresourceKind {
     Proxy(Proxied),
     /// `token` of a ServiceAccount: create only, kind TokenRequest.
     Token,
+    /// A metric of `custom.metrics.k8s.io`: get only.
+    Metric,
 }
 
 impl SubresourceKind {

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use machinery_api::StorageKey;
+use machinery_api::error::ApiResult;
+use machinery_api::{ApiError, StorageKey};
 use serde_json::Value;
 
 /// The current objects, by resource. Stored rows only; values are in the stored version and carry their resourceVersion.
@@ -66,6 +67,17 @@ pub trait ObjectSource: Send + Sync + std::fmt::Debug {
 
     /// All of them, or those of one namespace, in the order of their names.
     fn list<'a>(&'a self, namespace: Option<&'a str>) -> BoxFuture<'a, Vec<Value>>;
+
+    /// A metric of the object of a namespace and name, or of all that labels choose (`*`).
+    fn metric<'a>(
+        &'a self,
+        of: (&'a str, &'a str),
+        metric: &'a str,
+        labels: &'a str,
+    ) -> BoxFuture<'a, ApiResult<Value>> {
+        let _ = (of, metric, labels);
+        Box::pin(async { Err(ApiError::NoSuchResource) })
+    }
 }
 
 pub mod memory {

@@ -13,6 +13,7 @@ use crate::balance;
 use crate::egress::Unsent;
 use crate::state::ProxyState;
 use crate::table::{Endpoint, PortRoute};
+use crate::waiting::{LOOK_AGAIN, WAIT_MAX};
 
 /// Endpoints that a request is offered to after one could not be connected: each may take seconds.
 const CONNECTS_MAX: usize = 3;
@@ -65,10 +66,16 @@ enum Why {
     Unreachable(DialError),
 }
 
-/// Sends `request` to one of the route's endpoints.
-///
-/// An endpoint that doesn't take the request is passed over, so that no request is lost to a table that is behind;
-/// nothing is offered again once an endpoint has seen it.
+/// What became of a request.
+enum Sent {
+    Answered(Response<Body>),
+    /// No endpoint is there; nothing of it was seen.
+    Nobody(Request<Body>, DialError),
+    Failed(DialError),
+}
+
+/// Sends `request` to one of the route's endpoints; where there is none because its workload may be scaled to zero, waits for
+/// one.
 ///
 /// # Errors
 /// No endpoint, or the connection to it failed.
@@ -76,8 +83,59 @@ pub(crate) async fn send(
     state: &ProxyState,
     route: &Arc<PortRoute>,
     exchange: &Exchange<'_>,
-    mut request: Request<Body>,
+    request: Request<Body>,
 ) -> Result<Response<Body>, DialError> {
+    match attempt(state, route, exchange, request).await {
+        Sent::Answered(response) => Ok(response),
+        Sent::Failed(error) => Err(error),
+        Sent::Nobody(request, error) => wait(state, route, exchange, request, error).await,
+    }
+}
+
+async fn wait(
+    state: &ProxyState,
+    route: &PortRoute,
+    exchange: &Exchange<'_>,
+    mut request: Request<Body>,
+    mut error: DialError,
+) -> Result<Response<Body>, DialError> {
+    let place = route.via.as_ref().and_then(|via| Some((via, state.waiting.enter(&via.service)?)));
+    let Some((via, place)) = place else {
+        state.metrics.no_endpoint.inc();
+        return Err(error);
+    };
+    let until = tokio::time::Instant::now() + WAIT_MAX;
+    loop {
+        // Before the look, so that no change falls between the two.
+        let mut changed = std::pin::pin!(place.changed());
+        changed.as_mut().enable();
+        let now = state.routes.of(&via.service).and_then(|routes| routes.tcp(via.port).cloned());
+        let there = now.as_ref().is_some_and(|route| !route.usable().is_empty());
+        if let Some(now) = now.filter(|_| there) {
+            match attempt(state, &now, exchange, request).await {
+                Sent::Answered(response) => return Ok(response),
+                Sent::Failed(error) => return Err(error),
+                Sent::Nobody(back, why) => (request, error) = (back, why),
+            }
+        }
+        let look = if there { until.min(tokio::time::Instant::now() + LOOK_AGAIN) } else { until };
+        if tokio::time::timeout_at(look, changed).await.is_err() && tokio::time::Instant::now() >= until {
+            state.metrics.no_endpoint.inc();
+            return Err(error);
+        }
+    }
+}
+
+/// Offers `request` to the route's endpoints.
+///
+/// An endpoint that doesn't take the request is passed over, so that no request is lost to a table that is behind;
+/// nothing is offered again once an endpoint has seen it.
+async fn attempt(
+    state: &ProxyState,
+    route: &Arc<PortRoute>,
+    exchange: &Exchange<'_>,
+    mut request: Request<Body>,
+) -> Sent {
     let mut passed: Vec<SocketAddr> = Vec::new();
     let (mut busy, mut unreachable) = (false, Vec::new());
     while unreachable.len() < CONNECTS_MAX {
@@ -92,8 +150,8 @@ pub(crate) async fn send(
         let open = endpoint.pending.open();
         let at = endpoint.address();
         match offer(state, route, at, exchange, request).await {
-            Offer::Answered(response) => return Ok(response.map(|body| counted(body, open))),
-            Offer::Failed(error) => return Err(error),
+            Offer::Answered(response) => return Sent::Answered(response.map(|body| counted(body, open))),
+            Offer::Failed(error) => return Sent::Failed(error),
             Offer::Passed(back, why) => {
                 request = back;
                 match why {
@@ -107,14 +165,14 @@ pub(crate) async fn send(
     }
     if busy {
         // The endpoints' own word, whoever calls.
-        return Ok(plain(StatusCode::SERVICE_UNAVAILABLE, "overload", "too many requests wait already"));
+        let text = "too many requests wait already";
+        return Sent::Answered(plain(StatusCode::SERVICE_UNAVAILABLE, "overload", text));
     }
     if let Some(error) = unreachable.pop() {
-        return Err(error);
+        return Sent::Failed(error);
     }
-    state.metrics.no_endpoint.inc();
     let name = route.via.as_ref().map(|via| format!("service {} port {}", via.service, via.port));
-    Err(DialError::NoEndpoint(name.unwrap_or_else(|| exchange.name.to_owned())))
+    Sent::Nobody(request, DialError::NoEndpoint(name.unwrap_or_else(|| exchange.name.to_owned())))
 }
 
 async fn offer(

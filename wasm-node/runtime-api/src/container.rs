@@ -109,6 +109,8 @@ pub struct Stats {
     pub fuel_used: u64,
     /// Requests answered, by anything.
     pub requests: u64,
+    /// Of these, the node's own: nobody's traffic.
+    pub probes: u64,
     /// Of these: traps, over memory, out of fuel, timeouts.
     pub failures: Failures,
 }

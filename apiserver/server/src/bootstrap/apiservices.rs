@@ -18,6 +18,7 @@ const PRIORITIES: &[(&str, &str, u16, u16)] = &[
     ("batch", "v1", 17400, 15),
     ("certificates.k8s.io", "v1", 17300, 15),
     ("coordination.k8s.io", "v1", 16500, 15),
+    ("custom.metrics.k8s.io", "v1beta2", 100, 100),
     ("discovery.k8s.io", "v1", 16200, 15),
     ("events.k8s.io", "v1", 17750, 15),
     ("flowcontrol.apiserver.k8s.io", "v1", 16100, 21),

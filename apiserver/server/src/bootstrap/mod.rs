@@ -125,7 +125,13 @@ pub fn desired(cluster: &Cluster, catalog: &Catalog) -> Vec<Desired> {
         }),
         keep: Keep::AsItIs,
     });
-    desired.extend(namespaces_of_nodes());
+    let reads_namespaces = json!([{"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}]);
+    desired.extend(granted("coracle:node-namespaces", &reads_namespaces, "Group", NODES));
+    let wakes = json!([
+        {"apiGroups": ["autoscaling"], "resources": ["horizontalpodautoscalers"], "verbs": ["list", "watch"]},
+        {"apiGroups": [""], "resources": ["services/status"], "verbs": ["patch"]},
+    ]);
+    desired.extend(granted("coracle:scale-from-zero", &wakes, "User", "system:kube-proxy"));
     desired.push(authentication(cluster));
     desired.push(service_cidr(cluster));
     desired.push(service(cluster));
@@ -135,17 +141,17 @@ pub fn desired(cluster: &Cluster, catalog: &Catalog) -> Vec<Desired> {
 }
 
 /// Beside upstream's roles: a node reads a namespace by its name, for the uid that tells it from an earlier one. What guests
-/// keep by `wasi:keyvalue` lasts as long as that (`docs/decisions/0057-keyvalue.md`).
-fn namespaces_of_nodes() -> [Desired; 2] {
-    let meta = json!({"name": "coracle:node-namespaces", "annotations": {AUTOUPDATE: "true"}});
+/// keep by `wasi:keyvalue` lasts as long as that (`docs/decisions/0057-keyvalue.md`). And a data plane tells that requests wait
+/// for a workload that was scaled to zero.
+fn granted(name: &str, rules: &serde_json::Value, kind: &str, whom: &str) -> [Desired; 2] {
+    let meta = json!({"name": name, "annotations": {AUTOUPDATE: "true"}});
     let version = format!("{RBAC_GROUP}/v1");
     [
         Desired {
             group: RBAC_GROUP,
             plural: "clusterroles",
             object: json!({
-                "apiVersion": version, "kind": "ClusterRole", "metadata": meta,
-                "rules": [{"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}],
+                "apiVersion": version, "kind": "ClusterRole", "metadata": meta, "rules": rules,
             }),
             keep: Keep::Role,
         },
@@ -154,8 +160,8 @@ fn namespaces_of_nodes() -> [Desired; 2] {
             plural: "clusterrolebindings",
             object: json!({
                 "apiVersion": version, "kind": "ClusterRoleBinding", "metadata": meta,
-                "roleRef": {"apiGroup": RBAC_GROUP, "kind": "ClusterRole", "name": "coracle:node-namespaces"},
-                "subjects": [{"apiGroup": RBAC_GROUP, "kind": "Group", "name": NODES}],
+                "roleRef": {"apiGroup": RBAC_GROUP, "kind": "ClusterRole", "name": name},
+                "subjects": [{"apiGroup": RBAC_GROUP, "kind": kind, "name": whom}],
             }),
             keep: Keep::Binding,
         },

@@ -86,6 +86,9 @@ impl RequestHandler {
             _ => {}
         }
         let form = form?;
+        if what == Some(SubresourceKind::Metric) {
+            return metric(asking, &call, form).await;
+        }
         if let Some(warning) = target.row.custom.as_ref().and_then(|custom| custom.warning.as_deref()) {
             asking.warnings.push(warning.to_owned());
         }
@@ -393,4 +396,16 @@ fn patch_type(headers: &HeaderMap, target: &Target) -> Result<Patching, ApiError
 
 fn too_large() -> ApiError {
     ApiError::TooLarge(format!("Request entity too large: limit is {BODY_BYTES_MAX}"))
+}
+
+/// A metric, of what the path names.
+async fn metric(
+    asking: &RequestContext<'_>,
+    call: &RequestScope<'_>,
+    form: negotiate::Form,
+) -> Result<Response<Body>, ApiError> {
+    let source = call.row.source.as_ref().ok_or(ApiError::NoSuchResource)?;
+    let name = call.subresource.map_or("", |subresource| subresource.name);
+    let values = source.metric((call.namespace, call.name), name, asking.asked.query.text("labelSelector")).await?;
+    Ok(respond::value(200, form, &values))
 }

@@ -215,7 +215,13 @@ fn resource(method: &str, info: &RequestInfo, catalog: &Catalog) -> Result<Route
         [_, name, more @ ..] => {
             let fits =
                 |s: &&Subresource| s.name == *name && (more.is_empty() || matches!(s.what, SubresourceKind::Proxy(_)));
-            let subresource = row.subresources.iter().find(fits).ok_or_else(none)?;
+            let subresource = row.subresources.iter().find(fits).ok_or_else(|| match &*row.group {
+                "custom.metrics.k8s.io" => {
+                    let message = format!("the server could not find the metric {name} for {plural}");
+                    NoRoute::Error(ApiError::NotFoundByNode(message))
+                }
+                _ => none(),
+            })?;
             if matches!(subresource.what, SubresourceKind::Proxy(_)) {
                 return serve(row, Some(subresource), passed_verb(method)?, true);
             }

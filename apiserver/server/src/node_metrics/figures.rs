@@ -54,6 +54,38 @@ pub(super) struct Summary {
     node: Option<(Usage, Value)>,
     /// By uid: when it was measured, and its containers.
     pods: HashMap<String, (Value, Vec<(String, Usage)>)>,
+    /// By uid, then by name: what pods serve.
+    served: HashMap<String, HashMap<String, Served>>,
+}
+
+/// A metric of a pod, summed over its containers.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Served {
+    /// In thousandths.
+    pub(super) milli: i64,
+    pub(super) time: Value,
+    pub(super) window_seconds: i64,
+}
+
+/// Metrics of one pod that are kept: a kubelet of ours tells two.
+const SERVED_MAX: usize = 16;
+
+fn served(containers: &[Value]) -> HashMap<String, Served> {
+    let mut all: HashMap<String, Served> = HashMap::new();
+    let told = containers.iter().flat_map(|one| one["userDefinedMetrics"].as_array().into_iter().flatten());
+    for one in told {
+        let (Some(name), Some(value)) = (one["name"].as_str(), one["value"].as_f64()) else { continue };
+        if !all.contains_key(name) && all.len() >= SERVED_MAX {
+            continue;
+        }
+        let window = one["windowSeconds"].as_f64().unwrap_or(WINDOW_SECONDS_DEFAULT);
+        let sum =
+            all.entry(name.to_owned()).or_insert(Served { milli: 0, time: one["time"].clone(), window_seconds: 0 });
+        // A cast holds to the bounds.
+        sum.milli = sum.milli.saturating_add((value * 1000.0).round() as i64);
+        sum.window_seconds = sum.window_seconds.max(window.round() as i64);
+    }
+    all
 }
 
 impl Summary {
@@ -68,7 +100,21 @@ impl Summary {
             let time = containers.first()?["cpu"]["time"].clone();
             Some((pod["podRef"]["uid"].as_str()?.to_owned(), (time, all?)))
         });
-        Self { node: Usage::of(node).map(|usage| (usage, node["cpu"]["time"].clone())), pods: pods.collect() }
+        let all = summary["pods"].as_array().into_iter().flatten();
+        let served = all.filter_map(|pod| {
+            let containers = pod["containers"].as_array()?;
+            Some((pod["podRef"]["uid"].as_str()?.to_owned(), served(containers)))
+        });
+        Self {
+            node: Usage::of(node).map(|usage| (usage, node["cpu"]["time"].clone())),
+            pods: pods.collect(),
+            served: served.collect(),
+        }
+    }
+
+    /// A metric of a pod.
+    pub(super) fn served(&self, pod: &Value, metric: &str) -> Option<Served> {
+        self.served.get(pod["metadata"]["uid"].as_str()?)?.get(metric).cloned()
     }
 
     /// A node's object.
@@ -144,6 +190,18 @@ mod tests {
             json!([{"name": "a", "usage": {"cpu": "0", "memory": "1536"}}, {"name": "b", "usage": {"cpu": "7n", "memory": "1k"}}])
         );
         assert_eq!(pod["window"], "15s");
+    }
+
+    #[test]
+    fn what_containers_serve_is_added_up() {
+        let told = |value: f64| json!({"userDefinedMetrics": [{"name": "rps", "value": value, "time": "t", "windowSeconds": 15.2}]});
+        let summary = json!({"pods": [{"podRef": {"uid": "u"}, "containers": [told(1.5), told(2.0), told(1e300), {"name": "x"}]},
+            {"podRef": {"uid": "v"}, "containers": [told(0.25)]}]});
+        let read = Summary::read(&summary);
+        let of = |uid: &str, metric: &str| read.served(&json!({"metadata": {"uid": uid}}), metric);
+        assert_eq!(of("v", "rps"), Some(Served { milli: 250, time: json!("t"), window_seconds: 15 }));
+        assert_eq!(of("u", "rps").map(|sum| sum.milli), Some(i64::MAX));
+        assert_eq!((of("v", "other"), of("w", "rps")), (None, None));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! (<https://kubernetes.io/docs/tasks/debug/debug-cluster/resource-metrics-pipeline/>). Nothing is stored and nothing is polled:
 //! who asks is answered from what kubelets measure, which is kept for some seconds.
 
+mod custom;
 mod figures;
 mod resources;
 mod source;

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use apiserver_resources::field::FieldError;
 use apiserver_resources::objects::ObjectSource;
 use apiserver_resources::{Context, Deletion, ResourceInfo, SharedStrategy, Strategy, Verb};
-use machinery_api::GroupVersionKind;
 use machinery_api::schema;
+use machinery_api::{GroupVersion, GroupVersionKind};
 use serde_json::{Value, json};
 
 use super::NodeMetrics;
+use super::custom;
 use super::figures::API_VERSION;
 use super::source::{OfNodes, OfPods};
 
@@ -22,8 +23,12 @@ impl Strategy for Figures {
     }
 }
 
-/// `pods` and `nodes` of `metrics.k8s.io`, answered by `metrics`.
-pub fn resources(metrics: &Arc<NodeMetrics>) -> [ResourceInfo; 2] {
+/// Those of `metrics.k8s.io` and of `custom.metrics.k8s.io`, answered by `metrics`.
+pub fn resources(metrics: &Arc<NodeMetrics>) -> impl Iterator<Item = ResourceInfo> {
+    usage(metrics).into_iter().chain(custom::resources(metrics))
+}
+
+fn usage(metrics: &Arc<NodeMetrics>) -> [ResourceInfo; 2] {
     let usage = json!({"type": "object", "additionalProperties": {"type": "string"},
         "description": "Cores in use, as a rate over the window, and bytes of memory."});
     let measured = |about: &str, more: (&str, Value)| {
@@ -39,15 +44,15 @@ pub fn resources(metrics: &Arc<NodeMetrics>) -> [ResourceInfo; 2] {
         "description": "What each container uses."});
     [
         resource(
-            "pods",
-            "PodMetrics",
+            GroupVersion::parse(API_VERSION),
+            ("pods", "PodMetrics"),
             true,
             &measured("What the containers of a pod use.", ("containers", containers)),
             Arc::new(OfPods(metrics.clone())),
         ),
         resource(
-            "nodes",
-            "NodeMetrics",
+            GroupVersion::parse(API_VERSION),
+            ("nodes", "NodeMetrics"),
             false,
             &measured("What a node uses.", ("usage", usage.clone())),
             Arc::new(OfNodes(metrics.clone())),
@@ -55,13 +60,20 @@ pub fn resources(metrics: &Arc<NodeMetrics>) -> [ResourceInfo; 2] {
     ]
 }
 
-fn resource(plural: &str, kind: &str, namespaced: bool, schema: &Value, source: Arc<dyn ObjectSource>) -> ResourceInfo {
-    let (group, version) = API_VERSION.split_once('/').unwrap_or_default();
+/// What is made and not stored. `plural` and `kind`: its names.
+pub(super) fn resource(
+    of: GroupVersion<'_>,
+    (plural, kind): (&str, &str),
+    namespaced: bool,
+    schema: &Value,
+    source: Arc<dyn ObjectSource>,
+) -> ResourceInfo {
+    let (api_version, GroupVersion { group, version }) = (of.to_string(), of);
     let of = GroupVersionKind { group, version, kind };
     ResourceInfo {
         group: group.into(),
         version: version.into(),
-        api_version: API_VERSION.into(),
+        api_version: api_version.into(),
         kind: kind.into(),
         plural: plural.into(),
         // metrics-server's discovery names none.

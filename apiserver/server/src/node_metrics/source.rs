@@ -12,7 +12,7 @@ use machinery_env::Env;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
-use super::figures::Summary;
+use super::figures::{Served, Summary};
 use crate::http::kubelets::{Kubelets, NodeAddress};
 use apiserver_resources::objects::{ObjectReader, ObjectSource};
 
@@ -80,6 +80,26 @@ impl NodeMetrics {
         pods.iter().filter_map(one).collect()
     }
 
+    /// What some pods measure of themselves, by a metric's name: of those of which it is known.
+    pub(super) async fn served(&self, pods: &[Arc<Value>], metric: &str) -> Vec<(Arc<Value>, Served)> {
+        let names: BTreeSet<&str> = pods.iter().filter_map(|pod| pod["spec"]["nodeName"].as_str()).collect();
+        let nodes: Vec<Arc<Value>> = names.iter().filter_map(|name| self.objects.get("", "nodes", "", name)).collect();
+        let said = self.summaries(&nodes).await;
+        let one = |pod: &Arc<Value>| {
+            let served = said.get(pod["spec"]["nodeName"].as_str()?)?.served(pod, metric)?;
+            Some((pod.clone(), served))
+        };
+        pods.iter().filter_map(one).collect()
+    }
+
+    pub(super) fn objects(&self) -> &dyn ObjectReader {
+        &*self.objects
+    }
+
+    pub(super) fn now(&self) -> jiff::Timestamp {
+        self.env.now()
+    }
+
     async fn of_nodes(&self, nodes: Vec<Arc<Value>>) -> Vec<Value> {
         let said = self.summaries(&nodes).await;
         let one = |node: &Arc<Value>| said.get(node["metadata"]["name"].as_str()?)?.node(node);
@@ -88,7 +108,7 @@ impl NodeMetrics {
 }
 
 async fn fetch(kubelets: &Kubelets, at: &NodeAddress) -> Result<Value, String> {
-    let request = Request::get("/stats/summary?only_cpu_and_memory=true").header(header::HOST, at.host());
+    let request = Request::get("/stats/summary").header(header::HOST, at.host());
     let request = request.body(Empty::<Bytes>::new()).map_err(|e| e.to_string())?;
     let answer = kubelets.send(at, request).await?;
     if !answer.status().is_success() {

@@ -268,13 +268,30 @@ fn counter(one: &Running) -> String {
 }
 const NODE_COUNTER: &str = "";
 
+/// What a container counts.
+type Count = fn(&Stats) -> u64;
+/// What autoscalers scale by: a rate of what is counted.
+const SERVED: [(&str, Count); 2] = [
+    ("http_requests_per_second", |stats| stats.requests.saturating_sub(stats.probes)),
+    ("fuel_per_second", |stats| stats.fuel_used),
+];
+
+/// A count as rates are kept of time: its rate is then in thousandths a second.
+fn counted(count: u64) -> Duration {
+    Duration::from_micros(count)
+}
+
 /// Takes samples of CPU time until `stop`.
 pub(super) async fn sample(kubelet: &Kubelet, stop: &CancellationToken) {
     let mut ticks = tokio::time::interval(rates::PERIOD);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         let all = running(kubelet);
         let total = kubelet.pods.totals.cpu(each(&all).map(|one| one.stats.cpu).sum());
-        let counters = each(&all).map(|one| (counter(one), one.stats.cpu));
+        let counters = each(&all).flat_map(|one| {
+            let served =
+                SERVED.map(|(metric, count)| (format!("{}#{metric}", counter(one)), counted(count(&one.stats))));
+            [(counter(one), one.stats.cpu)].into_iter().chain(served)
+        });
         kubelet.rates.sample(kubelet.env.elapsed(), counters.chain([(NODE_COUNTER.to_owned(), total)]));
     }
 }
@@ -302,7 +319,17 @@ pub(super) async fn summary(State(kubelet): State<Kubelet>) -> Response {
         let (cpu, memory) = usage(&one.stats);
         let age = Duration::try_from(wall.duration_since(one.since)).unwrap_or_default();
         let cpu = rated(cpu, &counter(one), one.stats.cpu, age);
-        json!({"name": one.container, "startTime": time::seconds(one.since), "cpu": cpu, "memory": memory})
+        let served = SERVED.iter().filter_map(|(metric, count)| {
+            let name = format!("{}#{metric}", counter(one));
+            let rate = kubelet.rates.rate(&name, elapsed, counted(count(&one.stats)), age)?;
+            Some(json!({"name": metric, "type": "gauge", "units": "1/s", "time": now,
+                "value": rate.nano_cores as f64 / 1000.0, "windowSeconds": rate.window.as_secs_f64()}))
+        });
+        let served: Vec<Value> = served.collect();
+        let mut of =
+            json!({"name": one.container, "startTime": time::seconds(one.since), "cpu": cpu, "memory": memory});
+        of["userDefinedMetrics"] = served.into();
+        of
     };
     let pod = |pod: &RunningPod| {
         let sum = Stats { cpu: pod.cpu, memory_bytes: pod.memory_bytes, ..Stats::default() };

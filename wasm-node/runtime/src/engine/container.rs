@@ -27,6 +27,7 @@ pub(crate) struct Counters {
     pub(crate) instances_live: AtomicU64,
     pub(crate) fuel_used: AtomicU64,
     pub(crate) requests: AtomicU64,
+    pub(crate) probes: AtomicU64,
     pub(crate) trap: AtomicU64,
     pub(crate) memory: AtomicU64,
     pub(crate) fuel: AtomicU64,
@@ -188,6 +189,7 @@ impl Container {
             disk_changes: shared.guest.disk.changes(),
             fuel_used: read(&counters.fuel_used),
             requests: read(&counters.requests),
+            probes: read(&counters.probes),
             failures: Failures {
                 trap: read(&counters.trap),
                 memory: read(&counters.memory),

@@ -143,6 +143,9 @@ impl Serve for PluginServer {
             return Err(Refused::gone(request));
         }
         shared.counters.requests.fetch_add(1, Ordering::Relaxed);
+        if matches!(from.peer, Peer::Node) {
+            shared.counters.probes.fetch_add(1, Ordering::Relaxed);
+        }
         let function = match self.inner.plugin.find(&request) {
             Found::Function(function) => function,
             Found::Answer(answer) => return Ok(*answer),

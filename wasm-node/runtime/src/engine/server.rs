@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use http::{Method, Request, Response};
-use machinery_serve::net::{Body, Origin, Refused, Serve};
+use machinery_serve::net::{Body, Origin, Peer, Refused, Serve};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -106,9 +106,12 @@ impl HttpServer {
 
 #[async_trait::async_trait]
 impl Serve for HttpServer {
-    async fn http(&self, _: &Origin, request: Request<Body>) -> Result<Response<Body>, Refused<Request<Body>>> {
+    async fn http(&self, from: &Origin, request: Request<Body>) -> Result<Response<Body>, Refused<Request<Body>>> {
         let shared = &self.inner.shared;
         shared.counters.requests.fetch_add(1, Ordering::Relaxed);
+        if matches!(from.peer, Peer::Node) {
+            shared.counters.probes.fetch_add(1, Ordering::Relaxed);
+        }
         if shared.engine.on_guest_thread() {
             return self.inner.clone().answer(request).await;
         }

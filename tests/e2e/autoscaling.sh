@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# HorizontalPodAutoscalers: a module scales by its traffic, to zero and back with no lost request.
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+up --nodes 2 --horizontal-pod-autoscaler-sync-period 2s --horizontal-pod-autoscaler-downscale-stabilization 4s
+"$CORACLE" push --data-dir "$WORK/data" "${SAMPLES_BIN:-sample-workloads/bin}/hello.wasm" registry.local/hello:v1 >/dev/null
+kubectl apply -f sample-workloads/manifests/hello.yaml >/dev/null
+kubectl rollout status deployment/hello --timeout=120s >/dev/null
+hello=$(kubectl get service hello -o jsonpath='{.spec.clusterIP}')
+size() { [ "$(kubectl get deployment hello -o jsonpath='{.spec.replicas}')" = "$1" ]; }
+
+# What can't be measured is told: hello asks for no CPU.
+kubectl autoscale deployment hello --cpu-percent=50 --min=1 --max=3 >/dev/null
+eventually 60 has 'missing request for cpu in container hello of Pod hello-' kubectl describe hpa hello
+has 'FailedGetResourceMetric' kubectl describe hpa hello || fail "no condition: $(kubectl describe hpa hello)"
+has '^hello +Deployment/hello +cpu: <unknown>/50% +1 +3 +2 ' kubectl get hpa || fail "kubectl get hpa: $(kubectl get hpa)"
+kubectl delete hpa hello >/dev/null
+echo "· a metric that is missing is told"
+
+kubectl apply -f - >/dev/null <<'YAML'
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {name: hello}
+spec:
+  scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: hello}
+  minReplicas: 1
+  maxReplicas: 3
+  metrics:
+    - type: Pods
+      pods: {metric: {name: http_requests_per_second}, target: {type: AverageValue, averageValue: "5"}}
+YAML
+asking() { while [ ! -e "$WORK/enough" ]; do curl -s -m 10 -o "$WORK/answer" "http://$hello/" || true; done; }
+asking & asker=$!
+eventually 180 size 3
+touch "$WORK/enough"; wait "$asker"
+eventually 180 size 1
+has 'SuccessfulRescale' kubectl describe hpa hello || fail "no event: $(kubectl describe hpa hello)"
+echo "· up by its traffic, and down without"
+
+kubectl delete hpa hello >/dev/null
+kubectl apply -f - >/dev/null <<'YAML'
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {name: hello}
+spec:
+  scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: hello}
+  minReplicas: 0
+  maxReplicas: 3
+  metrics:
+    - type: Object
+      object:
+        describedObject: {apiVersion: v1, kind: Service, name: hello}
+        metric: {name: http_requests_per_second}
+        target: {type: AverageValue, averageValue: "50"}
+YAML
+none() { [ -z "$(kubectl get pods -l app=hello --no-headers 2>/dev/null)" ]; }
+for round in one two; do
+  eventually 180 none
+  askers=()
+  for n in 1 2 3 4 5; do curl -s -m 60 -o "$WORK/$round-$n" -w '%{http_code}' "http://$hello/" >"$WORK/$round-$n.code" & askers+=($!); done
+  for asker in "${askers[@]}"; do wait "$asker" || fail "a request was lost"; done
+  for n in 1 2 3 4 5; do expect 200 "$(cat "$WORK/$round-$n.code")" "answer $n of round $round"; done
+done
+has 'ScaledToZero' kubectl describe hpa hello || fail "no condition: $(kubectl describe hpa hello)"
+echo "· to zero and back, no request lost"
+
+expect "pods/fuel_per_second pods/http_requests_per_second services/fuel_per_second services/http_requests_per_second" \
+  "$(kubectl get --raw /apis/custom.metrics.k8s.io/v1beta2 | python3 -c 'import json,sys; print(*sorted(r["name"] for r in json.load(sys.stdin)["resources"] if "/" in r["name"]))')" "metrics"
+exits 1 kubectl get --raw /apis/custom.metrics.k8s.io/v1beta2/namespaces/default/pods/%2A/nope
+has 'the server could not find the metric nope for pods' cat "$WORK/err" || fail "an unknown metric: $(cat "$WORK/err")"
+echo "· metrics by name"
+down
+echo PASS
