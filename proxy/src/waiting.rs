@@ -1,5 +1,5 @@
 //! Requests that wait: a Service whose workload may be scaled to zero keeps the first ones until a pod is there, and says in a
-//! condition that they wait (`docs/decisions/0081-scale-to-zero.md`). Bounded in number, by Service, and in time.
+//! condition that they wait (`docs/decisions/0083-scale-to-zero.md`). Bounded in number, by Service, and in time.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};

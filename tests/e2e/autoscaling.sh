@@ -27,14 +27,14 @@ spec:
   maxReplicas: 3
   metrics:
     - type: Pods
-      pods: {metric: {name: http_requests_per_second}, target: {type: AverageValue, averageValue: "5"}}
+      pods: {metric: {name: http_requests_per_second}, target: {type: AverageValue, averageValue: "1"}}
 YAML
 asking() { while [ ! -e "$WORK/enough" ]; do curl -s -m 10 -o "$WORK/answer" "http://$hello/" || true; done; }
 asking & asker=$!
 eventually 180 size 3
 touch "$WORK/enough"; wait "$asker"
 eventually 180 size 1
-has 'SuccessfulRescale' kubectl describe hpa hello || fail "no event: $(kubectl describe hpa hello)"
+eventually 30 has 'SuccessfulRescale' kubectl describe hpa hello
 echo "· up by its traffic, and down without"
 
 kubectl delete hpa hello >/dev/null
@@ -53,15 +53,16 @@ spec:
         metric: {name: http_requests_per_second}
         target: {type: AverageValue, averageValue: "50"}
 YAML
-none() { [ -z "$(kubectl get pods -l app=hello --no-headers 2>/dev/null)" ]; }
+none() { local pods; pods=$(kubectl get pods -l app=hello -o name) && [ -z "$pods" ]; }
 for round in one two; do
   eventually 180 none
+  eventually 30 has 'ScaledToZero +True' kubectl describe hpa hello
   askers=()
-  for n in 1 2 3 4 5; do curl -s -m 60 -o "$WORK/$round-$n" -w '%{http_code}' "http://$hello/" >"$WORK/$round-$n.code" & askers+=($!); done
+  for n in 1 2 3 4 5; do curl -s -m 90 -o "$WORK/$round-$n" -w '%{http_code}' "http://$hello/" >"$WORK/$round-$n.code" & askers+=($!); done
   for asker in "${askers[@]}"; do wait "$asker" || fail "a request was lost"; done
   for n in 1 2 3 4 5; do expect 200 "$(cat "$WORK/$round-$n.code")" "answer $n of round $round"; done
 done
-has 'ScaledToZero' kubectl describe hpa hello || fail "no condition: $(kubectl describe hpa hello)"
+eventually 30 has 'ScaledToZero +False' kubectl describe hpa hello
 echo "· to zero and back, no request lost"
 
 expect "pods/fuel_per_second pods/http_requests_per_second services/fuel_per_second services/http_requests_per_second" \

@@ -1,5 +1,5 @@
 //! How a data plane tells that requests wait for a Service that has no endpoint, so that its workload is scaled from zero: by a
-//! condition of the Service. Autoscalers read it; the data plane of this program doesn't write it yet (docs/compatibility.md).
+//! condition of the Service. Data planes write it, autoscalers read it (`docs/decisions/0083-scale-to-zero.md`).
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
