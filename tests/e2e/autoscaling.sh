@@ -5,7 +5,7 @@
 up --nodes 2 --horizontal-pod-autoscaler-sync-period 2s --horizontal-pod-autoscaler-downscale-stabilization 4s
 "$CORACLE" push --data-dir "$WORK/data" "${SAMPLES_BIN:-sample-workloads/bin}/hello.wasm" registry.local/hello:v1 >/dev/null
 kubectl apply -f sample-workloads/manifests/hello.yaml >/dev/null
-kubectl rollout status deployment/hello --timeout=120s >/dev/null
+kubectl rollout status deployment/hello --timeout=300s >/dev/null
 hello=$(kubectl get service hello -o jsonpath='{.spec.clusterIP}')
 size() { [ "$(kubectl get deployment hello -o jsonpath='{.spec.replicas}')" = "$1" ]; }
 
