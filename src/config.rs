@@ -12,6 +12,7 @@ use ipnet::Ipv4Net;
 use kubelet::image::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT, Registries, SignaturePolicy};
 use kubelet::node::{MAX_PODS_DEFAULT, ShutdownGrace};
 use kubelet::server::STREAMING_IDLE_DEFAULT;
+use scheduler::extender::ExtenderConfig;
 use scheduler::plugins::{Profile, ScoringStrategy};
 use scheduler::queue::BackOff;
 
@@ -105,12 +106,17 @@ impl ControllersConfig {
 pub(crate) struct SchedulerConfig {
     pub(crate) profiles: Vec<Profile>,
     pub(crate) back_off: BackOff,
+    pub(crate) extenders: Vec<ExtenderConfig>,
 }
 
 impl SchedulerConfig {
     /// Upstream's default profile, but for how resources are scored.
     pub(crate) fn scored_by(strategy: ScoringStrategy) -> Self {
-        Self { profiles: vec![Profile::default().scored_by(strategy)], back_off: BackOff::default() }
+        Self {
+            profiles: vec![Profile::default().scored_by(strategy)],
+            back_off: BackOff::default(),
+            extenders: Vec::new(),
+        }
     }
 }
 

@@ -9,21 +9,23 @@ use serde_json::{Value, json};
 
 use crate::plugins::PreBindPatch;
 
-/// Binds a pod to a node, once the patches of plugins before it are written.
+/// Writes what plugins want written before a binding.
 ///
 /// # Errors
-/// When the server refused or did not answer; in upstream's words.
-pub async fn bind(
-    client: &ApiClient,
-    first: Vec<(&'static str, PreBindPatch)>,
-    pod: &ObjectKey,
-    uid: &str,
-    node: &str,
-) -> Result<(), String> {
+/// As [`bind`]; in upstream's words.
+pub async fn pre_bind(client: &ApiClient, first: Vec<(&'static str, PreBindPatch)>) -> Result<(), String> {
     for (plugin, PreBindPatch { kind, key, subresource, patch_type, patch }) in first {
         let written = client.patch::<Value>(&kind, &key, subresource, patch_type, &patch).await;
         written.map_err(|error| format!("running PreBind plugin {plugin:?}: {error}"))?;
     }
+    Ok(())
+}
+
+/// Binds a pod to a node.
+///
+/// # Errors
+/// When the server refused or did not answer; in upstream's words.
+pub async fn bind(client: &ApiClient, pod: &ObjectKey, uid: &str, node: &str) -> Result<(), String> {
     let binding = json!({
         "apiVersion": "v1", "kind": "Binding",
         "metadata": {"namespace": pod.namespace, "name": pod.name, "uid": uid},

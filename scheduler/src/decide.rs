@@ -5,9 +5,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::diagnosis::Diagnosis;
+use crate::extender::{EXTENDER, Verdict, Verdicts};
 use crate::node::NodeInfo;
 use crate::plugins::{Cycle, Filters, Point, PostFilterResult, Profile};
 use crate::pod::PodInfo;
+use crate::refusal::{Reasons, Refusal};
 use crate::snapshot::Snapshot;
 
 /// Below this many nodes all are tried; above, feasible ones are looked for until there are enough (as upstream).
@@ -62,6 +64,34 @@ pub fn num_feasible_nodes(nodes: usize, percent: Option<usize>) -> usize {
 /// Decides. `start` is where in the order of nodes to begin; `seed` chooses among equals.
 #[must_use]
 pub fn decide(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile, start: usize, seed: u64) -> Decision {
+    decide_with(snapshot, pod, profile, start, seed, None)
+}
+
+/// The nodes that will do for a pod, as extenders are then asked about: the first half of a decision with them.
+#[must_use]
+pub fn feasible(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile, start: usize) -> Vec<String> {
+    let cycle = Cycle { pod, snapshot, args: &profile.args, seed: 0 };
+    let Some(mut filters) = pod.wants.unsupported.is_empty().then(|| Filters::of(cycle, profile).ok()).flatten() else {
+        return Vec::new();
+    };
+    let nominated = cycle.nominated().and_then(|name| snapshot.node(name));
+    let wanted = num_feasible_nodes(snapshot.node_count(), profile.feasible_percent);
+    let others = snapshot.nodes_from(start).filter(|node| nominated.is_none_or(|nominated| nominated.id != node.id));
+    let fits = nominated.into_iter().chain(others).filter(|node| filters.fits(node).is_ok());
+    fits.take(wanted).map(|node| node.name().to_owned()).collect()
+}
+
+/// The second half, with what extenders said of those nodes: whatever has changed meanwhile counts, and nodes that they weren't
+/// asked about are none of this decision's.
+#[must_use]
+pub fn decide_with(
+    snapshot: &Snapshot,
+    pod: &PodInfo,
+    profile: &Profile,
+    start: usize,
+    seed: u64,
+    verdicts: Option<&Verdicts>,
+) -> Decision {
     let nodes = snapshot.node_count();
     let nowhere = |message: String, refused_by| Decision::Nowhere {
         message,
@@ -89,6 +119,7 @@ pub fn decide(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile, start: usiz
     // Where room was made for it, it is likely to fit now, and nowhere else.
     if let Some(node) = cycle.nominated().and_then(|name| snapshot.node(name))
         && filters.fits(node).is_ok()
+        && verdicts.is_none_or(|verdicts| matches!(verdicts.of(node.name()), Some(Verdict::Fits(_))))
     {
         return Decision::Node { name: node.name().to_owned(), tried: 0 };
     }
@@ -101,6 +132,11 @@ pub fn decide(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile, start: usiz
         match filters.fits(node) {
             Err((plugin, refusal)) => diagnosis.count(node.id, plugin, refusal),
             Ok(()) => {
+                if let Some(verdicts) = verdicts
+                    && !extended(node, verdicts, &mut diagnosis)
+                {
+                    continue;
+                }
                 feasible.push(node);
                 if feasible.len() >= wanted {
                     break;
@@ -108,7 +144,7 @@ pub fn decide(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile, start: usiz
             }
         }
     }
-    match best(cycle, profile, &feasible, seed) {
+    match best(cycle, profile, &feasible, seed, verdicts) {
         Some(node) => Decision::Node { name: node.name().to_owned(), tried },
         None => {
             let message = diagnosis.message(nodes);
@@ -151,8 +187,29 @@ fn post_filter<'a>(
 /// Stands for fields that ask for something that isn't done: only a change of the pod helps.
 pub const UNSUPPORTED: &str = "unsupported fields";
 
+/// Whether extenders have nothing against a node. One that they were not asked about isn't counted either way.
+fn extended(node: &NodeInfo, verdicts: &Verdicts, diagnosis: &mut Diagnosis) -> bool {
+    match verdicts.of(node.name()) {
+        Some(Verdict::Fits(_)) => return true,
+        Some(Verdict::Refused { why, unresolvable }) => {
+            let reasons = Reasons::Many(why.iter().map(|why| why.clone().into()).collect());
+            diagnosis.count(node.id, EXTENDER, Refusal { reasons, unresolvable: *unresolvable });
+        }
+        None => {
+            diagnosis.refused_by.insert(EXTENDER);
+        }
+    }
+    false
+}
+
 /// The feasible node with the best weighted score.
-fn best<'a>(cycle: Cycle<'a>, profile: &Profile, feasible: &[&'a NodeInfo], seed: u64) -> Option<&'a NodeInfo> {
+fn best<'a>(
+    cycle: Cycle<'a>,
+    profile: &Profile,
+    feasible: &[&'a NodeInfo],
+    seed: u64,
+    verdicts: Option<&Verdicts>,
+) -> Option<&'a NodeInfo> {
     if feasible.len() < 2 {
         return feasible.first().copied();
     }
@@ -163,6 +220,13 @@ fn best<'a>(cycle: Cycle<'a>, profile: &Profile, feasible: &[&'a NodeInfo], seed
             *total += weight * score;
         }
     });
+    if let Some(verdicts) = verdicts {
+        for (total, node) in totals.iter_mut().zip(feasible) {
+            if let Some(Verdict::Fits(score)) = verdicts.of(node.name()) {
+                *total = total.saturating_add(*score);
+            }
+        }
+    }
     let max = *totals.iter().max()?;
     let equals = || feasible.iter().zip(&totals).filter(|(_, total)| **total == max).map(|(node, _)| *node);
     let pick = usize::try_from(seed % equals().count() as u64).unwrap_or(0);

@@ -12,6 +12,7 @@ pub mod configuration;
 pub mod decide;
 pub mod diagnosis;
 pub mod explain;
+pub mod extender;
 pub mod index;
 pub mod metrics;
 pub mod node;

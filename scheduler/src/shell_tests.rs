@@ -26,14 +26,14 @@ use crate::{Config, RunError, run};
 type Answer = Response<BoxBody<Bytes, Infallible>>;
 
 #[derive(Default)]
-struct State {
+pub(crate) struct State {
     version: u64,
     /// By plural, then namespace and name.
     objects: BTreeMap<String, BTreeMap<String, Value>>,
     watchers: Vec<(String, mpsc::UnboundedSender<Value>)>,
     events: Vec<Value>,
     /// Each pod whose status was written, as it was then.
-    told: Vec<Value>,
+    pub(crate) told: Vec<Value>,
     /// How many bindings are still refused.
     refusals: u32,
     /// How many patches of pods themselves are still refused.
@@ -66,13 +66,13 @@ impl State {
         }
     }
 
-    fn pod(&mut self, name: &str) -> &mut Value {
+    pub(crate) fn pod(&mut self, name: &str) -> &mut Value {
         self.objects.get_mut("pods").unwrap().get_mut(&format!("\"a\"/\"{name}\"")).unwrap()
     }
 }
 
 #[derive(Clone)]
-struct Server {
+pub(crate) struct Server {
     state: Arc<Mutex<State>>,
     changed: watch::Sender<()>,
 }
@@ -176,7 +176,25 @@ impl Server {
         answer
     }
 
-    fn client(&self) -> kube::Client {
+    pub(crate) fn new() -> Self {
+        Self { state: Arc::default(), changed: watch::Sender::new(()) }
+    }
+
+    pub(crate) fn told(&self) -> Vec<Value> {
+        self.state.lock().unwrap().told.clone()
+    }
+
+    /// Somebody binds a pod.
+    pub(crate) fn bind(&self, name: &str, node: &str) {
+        let mut state = self.state.lock().unwrap();
+        let mut pod = state.pod(name).clone();
+        pod["spec"]["nodeName"] = node.into();
+        state.write("pods", pod);
+        drop(state);
+        self.changed.send_replace(());
+    }
+
+    pub(crate) fn client(&self) -> kube::Client {
         let server = self.clone();
         let service = tower::service_fn(move |request: Request<kube::client::Body>| {
             let server = server.clone();
@@ -197,11 +215,11 @@ impl Server {
         in_process(service, |request| request)
     }
 
-    fn write(&self, plural: &str, object: Value) {
+    pub(crate) fn write(&self, plural: &str, object: Value) {
         self.state.lock().unwrap().write(plural, object);
     }
 
-    async fn until(&self, what: impl Fn(&mut State) -> bool) {
+    pub(crate) async fn until(&self, what: impl Fn(&mut State) -> bool) {
         let mut changed = self.changed.subscribe();
         let wait = async {
             while !what(&mut self.state.lock().unwrap()) {
@@ -212,12 +230,12 @@ impl Server {
     }
 }
 
-fn node(name: &str, cpu: &str) -> Value {
+pub(crate) fn node(name: &str, cpu: &str) -> Value {
     json!({"metadata": {"name": name, "uid": name, "labels": {"kubernetes.io/hostname": name}}, "spec": {},
         "status": {"allocatable": {"cpu": cpu, "memory": "8Gi", "pods": "110"}}})
 }
 
-fn pod(name: &str, scheduler: &str, cpu: &str) -> Value {
+pub(crate) fn pod(name: &str, scheduler: &str, cpu: &str) -> Value {
     json!({"metadata": {"name": name, "namespace": "a", "uid": name, "generation": 1},
         "spec": {"schedulerName": scheduler,
             "containers": [{"name": "c", "image": "x", "resources": {"requests": {"cpu": cpu}}}]}})
@@ -225,7 +243,7 @@ fn pod(name: &str, scheduler: &str, cpu: &str) -> Value {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pods_get_nodes_and_say_why_they_do_not() {
-    let server = Server { state: Arc::default(), changed: watch::Sender::new(()) };
+    let server = Server::new();
     server.state.lock().unwrap().refusals = 1;
     server.write("nodes", node("n1", "2"));
     for n in 0..3 {
@@ -278,7 +296,7 @@ async fn pods_get_nodes_and_say_why_they_do_not() {
 /// Another replica may bind as soon as the leadership is lost: a binding that is still under way then is given up with it.
 #[tokio::test]
 async fn a_scheduler_that_loses_its_leadership_gives_up_its_bindings() {
-    let server = Server { state: Arc::default(), changed: watch::Sender::new(()) };
+    let server = Server::new();
     server.state.lock().unwrap().silent = true;
     server.write("nodes", node("n1", "2"));
     server.write("pods", pod("p", "default-scheduler", "1"));
@@ -300,7 +318,7 @@ async fn a_scheduler_that_loses_its_leadership_gives_up_its_bindings() {
 /// that it isn't to have it any more.
 #[tokio::test]
 async fn a_more_important_pod_has_another_go() {
-    let server = Server { state: Arc::default(), changed: watch::Sender::new(()) };
+    let server = Server::new();
     server.write("nodes", node("n1", "2"));
     let ranked = |name: &str, rank: i32, cpu: &str| {
         let mut pod = pod(name, "default-scheduler", cpu);
@@ -381,7 +399,7 @@ fn called(what: &str, snapshot: &mut Snapshot, pod: &PodInfo, node: &str) {
 /// binding doesn't come about, what they want written is written before it, and a pod for which room is made is told.
 #[tokio::test]
 async fn profiles_have_plugins_of_their_own_around_the_decision() {
-    let server = Server { state: Arc::default(), changed: watch::Sender::new(()) };
+    let server = Server::new();
     server.state.lock().unwrap().patch_refusals = 1;
     server.write("nodes", node("n1", "4"));
     server.write("pods", pod("plain", "default-scheduler", "1"));
@@ -427,7 +445,7 @@ async fn profiles_have_plugins_of_their_own_around_the_decision() {
 
 #[tokio::test]
 async fn profiles_that_cannot_be_told_apart_are_refused_at_the_start() {
-    let server = Server { state: Arc::default(), changed: watch::Sender::new(()) };
+    let server = Server::new();
     let config = Config { profiles: vec![Profile::default(), Profile::default()], ..Config::default() };
     let ended = run(server.client(), Env::real(), config, CancellationToken::new()).await;
     assert!(matches!(ended, Err(RunError::Profile(ProfileError::Duplicate(name))) if name == "default-scheduler"));

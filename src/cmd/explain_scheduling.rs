@@ -213,6 +213,9 @@ fn shown(told: &Explanation) -> String {
     if told.gated {
         line("it has scheduling gates: it waits for their removal first".into());
     }
+    if !told.not_asked.is_empty() {
+        line(format!("extenders have a say in it that are not asked here: {}", told.not_asked.join(", ")));
+    }
     text.push('\n');
     let mut tables = vec![scores(told, &fit)];
     tables.push(refusals(&refused));

@@ -44,9 +44,9 @@ impl Table for Unmeant {
 pub(crate) fn run(flags: &Scheduler) -> Result<(), Failure> {
     flags.refused.check()?;
     let env = Env::real();
-    let SchedulerConfig { profiles, back_off } = flags.scheduler.config()?;
+    let SchedulerConfig { profiles, back_off, extenders } = flags.scheduler.config()?;
     let election = flags.election.election(UPSTREAM, &env)?;
-    let config = ::scheduler::Config { profiles, back_off, election, ..::scheduler::Config::default() };
+    let config = ::scheduler::Config { profiles, back_off, extenders, election, ..::scheduler::Config::default() };
     let metrics = config.metrics.clone();
     alone::run(
         &flags.alone,

@@ -5,8 +5,8 @@ use super::identities::ComponentIdentity;
 use super::role::Component;
 
 pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
-    let crate::config::SchedulerConfig { profiles, back_off } = ground.config.scheduler.clone();
-    let config = scheduler::Config { profiles, back_off, ..scheduler::Config::default() };
+    let crate::config::SchedulerConfig { profiles, back_off, extenders } = ground.config.scheduler.clone();
+    let config = scheduler::Config { profiles, back_off, extenders, ..scheduler::Config::default() };
     ground.with_metrics(|registry| config.metrics.register(registry));
     let client = ComponentIdentity::Scheduler.client(&ground.service);
     let (informer, env, stop) = (ground.informer.clone(), ground.env.clone(), ground.stop.components.clone());

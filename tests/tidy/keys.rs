@@ -45,6 +45,8 @@ const OTHERS: &[(&str, &str, &str)] = &[
     ("machinery/client/src/object.rs", "", "paths of requests"),
     ("machinery/client/src/request.rs", "{subresource}", "a path"),
     ("machinery/client/src/simulate/patch.rs", "path.rsplit_once", "a pointer into JSON"),
+    ("scheduler/src/configuration/extenders.rs", "name.split_once", "a resource's domain"),
+    ("scheduler/src/extender/client.rs", "url_prefix", "a path"),
 ];
 
 #[test]

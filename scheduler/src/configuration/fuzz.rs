@@ -22,7 +22,7 @@ const PIECES: [&str; 22] = [
     "  - {name: InterPodAffinity, args: 7}\n",
     "percentageOfNodesToScore: 99999999999999\n",
     "podInitialBackoffSeconds: 9223372036854775807\npodMaxBackoffSeconds: 9223372036854775807\n",
-    "extenders: [{}]\n",
+    "extenders: [{urlPrefix: 'http://a', weight: 9223372036854775807, prioritizeVerb: p, httpTimeout: 9999999999999h, managedResources: [{name: a/b}]}]\n",
     "- &a [*a, *a]\n",
     "  ? {} : []\n",
     "\t",

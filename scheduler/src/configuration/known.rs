@@ -47,6 +47,28 @@ pub(super) const FILE: Known = &[
         ],
     ),
     ("clientConnection", &["kubeconfig", "acceptContentTypes", "contentType", "qps", "burst"]),
+    (
+        "extenders[]",
+        &[
+            "urlPrefix",
+            "filterVerb",
+            "preemptVerb",
+            "prioritizeVerb",
+            "weight",
+            "bindVerb",
+            "enableHTTPS",
+            "tlsConfig",
+            "httpTimeout",
+            "nodeCacheCapable",
+            "managedResources",
+            "ignorable",
+        ],
+    ),
+    (
+        "extenders[].tlsConfig",
+        &["insecure", "serverName", "certFile", "keyFile", "caFile", "certData", "keyData", "caData"],
+    ),
+    ("extenders[].managedResources[]", &["name", "ignoredByScheduler"]),
     ("profiles[]", &["schedulerName", "percentageOfNodesToScore", "plugins", "pluginConfig"]),
     (
         "profiles[].plugins",

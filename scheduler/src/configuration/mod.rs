@@ -3,6 +3,7 @@
 
 mod args;
 mod errors;
+mod extenders;
 mod known;
 mod profiles;
 
@@ -17,6 +18,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use self::errors::{Errors, Path};
+use crate::extender::ExtenderConfig;
 use crate::plugins::Profile;
 use crate::queue::BackOff;
 
@@ -35,6 +37,8 @@ pub struct Configuration {
     pub profiles: Vec<Profile>,
     /// How long a pod waits after a failure.
     pub back_off: BackOff,
+    /// Who else is asked.
+    pub extenders: Vec<ExtenderConfig>,
     /// Fields about upstream's own process (its threads, connections and election), which say nothing to this one.
     pub of_process: Vec<&'static str>,
 }
@@ -49,7 +53,7 @@ struct File {
     #[serde(default)]
     profiles: Option<Vec<profiles::ProfileFile>>,
     #[serde(default)]
-    extenders: Option<Vec<Value>>,
+    extenders: Option<Vec<extenders::ExtenderFile>>,
 }
 
 impl Configuration {
@@ -91,17 +95,19 @@ impl Configuration {
         }
         let percentage = file.percentage_of_nodes_to_score;
         errors.percentage(&Path::new("percentageOfNodesToScore"), percentage);
-        let args = profiles::check(&given, &mut errors);
-        for (at, _) in file.extenders.iter().flatten().enumerate() {
-            errors.forbidden(&Path::new("extenders").index(at), "this scheduler calls no extenders yet");
-        }
+        let mut args = profiles::check(&given, &mut errors);
+        let (extenders, ignored) = extenders::read(file.extenders.unwrap_or_default(), &mut errors);
         errors.end()?;
+        // Upstream: in place of what the profile says.
+        for (_, args) in args.iter_mut().filter(|_| !ignored.is_empty()) {
+            args.ignored_resources.clone_from(&ignored);
+        }
         let made = given.iter().zip(args).map(|(profile, args)| profile.made(args, percentage));
         let profiles =
             made.collect::<Result<Vec<_>, String>>().map_err(|error| format!("initializing profiles: {error}"))?;
         Profile::queue_sort(&profiles).map_err(|error| format!("initializing profiles: {error}"))?;
         let of_process = known::OF_PROCESS.iter().copied().filter(|field| value.get(field).is_some()).collect();
-        Ok(Self { profiles, back_off, of_process })
+        Ok(Self { profiles, back_off, extenders, of_process })
     }
 }
 

@@ -39,7 +39,8 @@ fn at(profile: &Profile, point: Point) -> Vec<(&'static str, i64)> {
 
 #[test]
 fn an_empty_file_is_upstreams_default() {
-    let Configuration { profiles, back_off, of_process } = parsed(&json!({})).unwrap();
+    let Configuration { profiles, back_off, extenders, of_process } = parsed(&json!({})).unwrap();
+    assert_eq!(extenders, []);
     assert_eq!((back_off.initial, back_off.max), (Duration::from_secs(1), Duration::from_secs(10)));
     assert!(of_process.is_empty());
     let ([only], usual) = (profiles.as_slice(), Profile::default()) else { panic!("one profile") };
@@ -289,4 +290,52 @@ fn affinity_and_spreading_are_as_the_file_says() {
         "{message}"
     );
     assert_eq!(nodes_of(&uneven, &plain, &spread), BTreeSet::from(["a".into()]), "it has no workload");
+}
+
+/// As `pkg/scheduler/apis/config/validation` and `NewHTTPExtender` have it.
+#[test]
+fn extenders_are_read_and_refused_in_upstreams_words() {
+    let all = json!([
+        {"urlPrefix": "http://first:80/x", "filterVerb": "filter", "ignorable": true, "httpTimeout": "0s"},
+        {"urlPrefix": "https://second", "bindVerb": "bind", "prioritizeVerb": "p", "weight": 2, "httpTimeout": "100ms", "enableHTTPS": true,
+            "nodeCacheCapable": true, "managedResources": [{"name": "a.b/c", "ignoredByScheduler": true}, {"name": "a.b/d"}]},
+        {"urlPrefix": "https://third", "tlsConfig": {"caData": "QQ==", "serverName": "s", "keyFile": "k"}, "enableHTTPS": true},
+    ]);
+    let read = parsed(&json!({"extenders": all})).unwrap();
+    let [second, third, first] = &read.extenders[..] else { panic!("{:?}", read.extenders) };
+    assert_eq!((first.timeout.as_millis(), second.timeout.as_millis(), first.ignorable), (5000, 100, true));
+    assert_eq!((second.weight, second.node_cache_capable, second.managed_resources.len()), (2, true, 2));
+    assert_eq!((second.tls.insecure, third.tls.insecure, first.tls.insecure), (true, false, false));
+    assert_eq!((&*third.tls.server_name, &*third.tls.files[1], &*third.tls.data[2]), ("s", "k", "QQ=="));
+    assert_eq!(read.profiles[0].args.ignored_resources, ["a.b/c".to_owned()].into());
+    let cases = [
+        (
+            json!([{"urlPrefix": "http://e", "prioritizeVerb": "p"}]),
+            "extenders[0].weight: Invalid value: 0: must have a positive weight applied to it",
+        ),
+        (
+            json!([{"urlPrefix": "http://e", "bindVerb": "b"}, {"urlPrefix": "http://e", "bindVerb": "b"}]),
+            "extenders: Invalid value: \"found 2 extenders implementing bind\": only one extender can implement bind",
+        ),
+        (
+            json!([{"urlPrefix": "http://e", "managedResources": [{"name": "kubernetes.io/x"}, {"name": "a.b/c"}]}, {"urlPrefix": "http://e", "managedResources": [{"name": "a.b/c"}]}]),
+            "[extenders[0].managedResources[0].name: Invalid value: \"kubernetes.io/x\": is an invalid extended resource name, extenders[1].managedResources[0].name: Invalid value: \"a.b/c\": duplicate extender managed resource name]",
+        ),
+        (
+            json!([{"urlPrefix": "nowhere"}]),
+            "extenders[0].urlPrefix: Invalid value: \"nowhere\": must be a URL with a scheme and a host",
+        ),
+        (
+            json!([{"urlPrefix": "http://e", "httpTimeout": "soon"}]),
+            "extenders[0].httpTimeout: Invalid value: \"soon\": must be a duration, such as 5s",
+        ),
+        (
+            json!([{"urlPrefix": "http://e", "preemptVerb": "p"}]),
+            "extenders[0].preemptVerb: Forbidden: this scheduler doesn't ask extenders about preemption yet",
+        ),
+        (json!([{"urlPrefix": "http://e", "verb": 1}]), "strict decoding error: unknown field \"extenders[0].verb\""),
+    ];
+    for (extenders, why) in cases {
+        assert_eq!(parsed(&json!({"extenders": extenders})).unwrap_err(), why, "{extenders}");
+    }
 }

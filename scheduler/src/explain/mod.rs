@@ -44,6 +44,9 @@ pub struct Explanation {
     /// It has scheduling gates, and isn't tried before they are gone.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub gated: bool,
+    /// Extenders that would be asked, and aren't here.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_asked: Vec<String>,
     /// The plugins that have scored, in order.
     pub plugins: Vec<Weighted>,
     /// Those that will do, the best first, and then the others.
@@ -122,6 +125,7 @@ pub fn explain(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile) -> Explana
         message: None,
         preemption: None,
         gated: !profile.admits_to_queue(pod),
+        not_asked: Vec::new(),
         plugins: Vec::new(),
         nodes: Vec::new(),
     };

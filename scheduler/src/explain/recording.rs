@@ -98,9 +98,12 @@ impl Recording {
     /// # Errors
     /// Objects have no names, or no profile decides for the pod.
     pub fn explained(&self) -> Result<Explanation, RecordingError> {
-        let profiles = match &self.configuration {
-            None => vec![Profile::default()],
-            Some(file) => Configuration::of(file).map_err(RecordingError::Configuration)?.profiles,
+        let (profiles, extenders) = match &self.configuration {
+            None => (vec![Profile::default()], Vec::new()),
+            Some(file) => {
+                let read = Configuration::of(file).map_err(RecordingError::Configuration)?;
+                (read.profiles, read.extenders)
+            }
         };
         // As if it had no node.
         let pod = PodInfo { node: None, ..read_pod(&self.pod, || "pod".into())? };
@@ -111,7 +114,10 @@ impl Recording {
         })?;
         let mut snapshot = self.snapshot(&profiles)?;
         snapshot.take_pod(&pod.key);
-        Ok(explain(&snapshot, &pod, profile))
+        let mut explained = explain(&snapshot, &pod, profile);
+        let asked = extenders.into_iter().filter(|extender| extender.is_asked(&pod));
+        explained.not_asked = asked.map(|extender| extender.url_prefix).collect();
+        Ok(explained)
     }
 
     /// The cluster as the scheduler sees it.

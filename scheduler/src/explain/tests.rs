@@ -92,6 +92,7 @@ fn a_recording_replays_with_the_pod_as_if_it_had_no_node() {
         "nodes": [{"metadata": {"name": "a"}, "status": {"allocatable": {"cpu": "1", "memory": "1Gi", "pods": "1"}}},
             {"metadata": {"name": "b"}, "status": {"allocatable": {"cpu": "1", "memory": "1Gi", "pods": "1"}}}],
         "configuration": {"apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration",
+            "extenders": [{"urlPrefix": "http://127.0.0.1:9", "filterVerb": "f"}, {"urlPrefix": "http://127.0.0.1:9/b", "bindVerb": "b"}],
             "profiles": [{"schedulerName": "packs", "plugins": {"score": {"disabled": [{"name": "*"}], "enabled": [{"name": "NodeResourcesFit", "weight": 7}]}, "preScore": {"disabled": [{"name": "*"}], "enabled": [{"name": "NodeResourcesFit"}]}}}]},
     });
     let recording = Recording::parse(&file.to_string()).unwrap();
@@ -104,6 +105,7 @@ fn a_recording_replays_with_the_pod_as_if_it_had_no_node() {
         told.plugins.iter().map(|plugin| (plugin.name, plugin.weight)).collect::<Vec<_>>(),
         [("NodeResourcesFit", 7)]
     );
+    assert_eq!(told.not_asked, ["http://127.0.0.1:9"]);
     let written = serde_json::to_string(&recording).unwrap();
     assert!(!written.contains("secret"), "what scheduling doesn't read isn't kept: {written}");
     assert_eq!(Recording::parse(&written).unwrap().explained().unwrap(), told);

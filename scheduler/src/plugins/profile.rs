@@ -203,6 +203,10 @@ impl Profile {
             // There was no node at all.
             return matches!(event, super::Event::Node(_, change) if change.added);
         }
+        // Nobody says what would help one that an extender refused.
+        if refused_by.contains(crate::extender::EXTENDER) {
+            return true;
+        }
         let mut refused = self.plugins.iter().filter(|(plugin, _)| refused_by.contains(plugin.name));
         refused.any(|(plugin, _)| (plugin.queueing_hint)(event, pod))
     }

@@ -19,8 +19,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::bind::{Report, bind, condition, report};
-use crate::decide::{Decision, Nomination, decide};
+use crate::bind::{Report, bind, condition, pre_bind, report};
+use crate::decide::{Decision, Nomination, decide_with};
+use crate::extender::client::Extender;
+use crate::extender::{ExtenderConfig, Verdicts};
 use crate::metrics::{Metrics, Outcome};
 use crate::plugins::{Point, PreBindPatch, Profile, ProfileError};
 use crate::pod::PodInfo;
@@ -29,8 +31,10 @@ use crate::queue::{BackOff, Queue, QueuedPodInfo};
 use crate::snapshot::Snapshot;
 
 mod changes;
+mod extend;
 
 use changes::PendingChanges;
+use extend::{Asked, Asking};
 
 /// Bindings and conditions being written at once: enough to hide the server's latency, few enough not to flood it.
 const WRITES_MAX: usize = 64;
@@ -44,6 +48,8 @@ pub struct Config {
     pub back_off: BackOff,
     /// Names this process in events (`default-scheduler-HOST`).
     pub instance: String,
+    /// Who else is asked, in order.
+    pub extenders: Vec<ExtenderConfig>,
     /// Its figures.
     pub metrics: Metrics,
     /// None: act at once, as the only replica.
@@ -65,6 +71,7 @@ impl Default for Config {
             profiles: vec![Profile::default()],
             back_off: BackOff::default(),
             instance: "default-scheduler".into(),
+            extenders: Vec::new(),
             metrics: Metrics::default(),
             election: None,
         }
@@ -77,6 +84,9 @@ pub enum RunError {
     /// It can't start so.
     #[error(transparent)]
     Profile(#[from] ProfileError),
+    /// One of those that are asked can't be.
+    #[error("{0}")]
+    Extender(String),
     /// A part of it is gone.
     #[error("the scheduler lost {0}")]
     Lost(&'static str),
@@ -120,6 +130,10 @@ async fn act(
 ) -> Result<(), RunError> {
     let queue_sort = Profile::queue_sort(&config.profiles)?.queue_sort;
     let back_off = config.back_off;
+    let mut extenders = Vec::with_capacity(config.extenders.len());
+    for extender in config.extenders.clone() {
+        extenders.push(Extender::new(extender).await.map_err(RunError::Extender)?);
+    }
     informer.watch::<Pod>();
     informer.watch::<Node>();
     informer.watch::<Service>();
@@ -153,6 +167,7 @@ async fn act(
         results,
         writes: Arc::new(Semaphore::new(WRITES_MAX)),
         tasks: JoinSet::new(),
+        asking: Asking::new(extenders),
         snapshot: Snapshot::default(),
         queue: queue_sort.map_or_else(Queue::default, Queue::new).backing_off(back_off),
         start: 0,
@@ -166,6 +181,8 @@ enum Done {
     Bound(QueuedPodInfo),
     NotBound(QueuedPodInfo, String),
     Reported,
+    /// Extenders have answered, or why a pod can't be asked about.
+    Asked(Box<Asked>),
     /// Those that go for a pod were told to, or why not all were.
     Preempted(Box<Preempted>, Result<(), String>),
 }
@@ -191,6 +208,7 @@ struct Scheduler {
     writes: Arc<Semaphore>,
     /// The writes under way; they end with the scheduler.
     tasks: JoinSet<()>,
+    asking: Asking,
     snapshot: Snapshot,
     queue: Queue,
     /// Where the next decision begins in the order of nodes.
@@ -208,10 +226,14 @@ impl Scheduler {
             while self.tasks.try_join_next().is_some() {}
             self.catch_up();
             let now = self.env.elapsed();
+            self.ask_next();
             if let Ok(permit) = self.writes.clone().try_acquire_owned()
-                && let Some(waiting) = self.queue.pop(now)
+                && let Some(next) = self.next(now)
             {
-                self.schedule(waiting, permit);
+                match next {
+                    Next::New(waiting) => self.schedule(waiting, permit),
+                    Next::Asked(asked) => self.answered(*asked, permit),
+                }
                 // Others of this thread get their turn between decisions.
                 tokio::task::yield_now().await;
                 if stop.is_cancelled() {
@@ -235,18 +257,39 @@ impl Scheduler {
 
     // --- decisions and their writes --------------------------------------------------------------------------------
 
+    /// Those that extenders have answered go before others.
+    fn next(&mut self, now: Duration) -> Option<Next> {
+        let asked = self.asking.answered.pop_front().map(Next::Asked);
+        asked.or_else(|| self.queue.pop(now).map(Next::New))
+    }
+
     fn schedule(&mut self, waiting: QueuedPodInfo, permit: OwnedSemaphorePermit) {
+        if self.asking.concerns(&waiting.pod) {
+            // It waits for others' answers without a place that writes need.
+            self.asking.waiting.push_back(waiting);
+            return;
+        }
+        self.decide(waiting, self.start, None, permit);
+    }
+
+    fn decide(
+        &mut self,
+        waiting: QueuedPodInfo,
+        start: usize,
+        verdicts: Option<&Verdicts>,
+        permit: OwnedSemaphorePermit,
+    ) {
         let Some(at) = profile_of(&self.config.profiles, &waiting.pod) else { return };
         let profile = &self.config.profiles[at];
         let begun = self.env.elapsed();
         let seed = self.env.random_u64();
-        let decision = decide(&self.snapshot, &waiting.pod, profile, self.start, seed);
+        let decision = decide_with(&self.snapshot, &waiting.pod, profile, start, seed, verdicts);
         let took = self.env.elapsed().saturating_sub(begun);
         match decision {
             Decision::Node { name, tried } => {
                 self.snapshot.nominated.clear(&waiting.pod.key);
                 self.config.metrics.tried(&profile.scheduler_name, Outcome::Scheduled, took);
-                self.start = (self.start + tried).checked_rem(self.snapshot.node_count()).unwrap_or(0);
+                self.start = (start + tried).checked_rem(self.snapshot.node_count()).unwrap_or(0);
                 let assumed = PodInfo { node: Some(name.as_str().into()), ..(*waiting.pod).clone() };
                 self.snapshot.put_pod(Arc::new(assumed), &name, true);
                 match reserve(&mut self.snapshot, profile, &waiting.pod, &name) {
@@ -283,9 +326,17 @@ impl Scheduler {
         let (client, done) = (self.client.clone(), self.done.clone());
         let events = self.events[profile].clone();
         let about = self.reference(&waiting.pod);
+        let binder = self.asking.binder(&waiting.pod);
         self.tasks.spawn(async move {
             let pod = &waiting.pod;
-            let result = match bind(&client, first, &pod.key, &pod.uid, &node).await {
+            let written = async {
+                pre_bind(&client, first).await?;
+                match extend::bind(binder, pod, &node).await {
+                    Some(bound) => bound,
+                    None => bind(&client, &pod.key, &pod.uid, &node).await,
+                }
+            };
+            let result = match written.await {
                 Ok(()) => {
                     let note = format!("Successfully assigned {} to {node}", pod.key);
                     let note = EventRecord { about, warning: false, reason: "Scheduled", message: note, source: None };
@@ -428,6 +479,7 @@ impl Scheduler {
     fn finish(&mut self, done: Done) {
         match done {
             Done::Reported => {}
+            Done::Asked(asked) => self.asking.answered.push_back(asked),
             Done::Preempted(preempted, result) => self.has_preempted(*preempted, result),
             Done::Bound(waiting) => {
                 let took = self.env.elapsed().saturating_sub(waiting.since);
@@ -459,6 +511,12 @@ impl Scheduler {
             self.tell(waiting, told, permit);
         }
     }
+}
+
+/// What is decided next.
+enum Next {
+    New(QueuedPodInfo),
+    Asked(Box<Asked>),
 }
 
 /// What is said of a pod that has no node.

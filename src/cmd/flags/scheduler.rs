@@ -50,10 +50,11 @@ impl SchedulerFlags {
         };
         let refused = |why: String| Failure::Usage(format!("--scheduler-config {}: {why}", file.display()));
         let text = std::fs::read_to_string(file).map_err(|error| refused(error.to_string()))?;
-        let Configuration { profiles, back_off, of_process } = Configuration::parse(&text).map_err(refused)?;
+        let Configuration { profiles, back_off, extenders, of_process } =
+            Configuration::parse(&text).map_err(refused)?;
         if !of_process.is_empty() {
             tracing::warn!(fields = of_process.join(", "), "--scheduler-config: these say nothing to this scheduler");
         }
-        Ok(SchedulerConfig { profiles, back_off })
+        Ok(SchedulerConfig { profiles, back_off, extenders })
     }
 }

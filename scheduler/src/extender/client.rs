@@ -1,0 +1,173 @@
+//! Asks extenders: each has a client of its own, a time, and a bound for what it may answer. Redirects aren't followed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use futures::future::join_all;
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Limited};
+use k8s_openapi::api::core::v1::Node;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::wire::{self, Arguments, Binding, NodeList};
+use super::{ExtenderConfig, Verdicts};
+use crate::pod::PodInfo;
+
+/// What an answer may have: thousands of nodes, whole.
+const ANSWER_BYTES_MAX: usize = 32 << 20;
+
+/// An extender that can be asked.
+#[derive(Clone)]
+pub struct Extender {
+    /// What it is.
+    pub config: ExtenderConfig,
+    client: kube::Client,
+}
+
+impl std::fmt::Debug for Extender {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Extender").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// The nodes that are asked about, by name.
+pub type Nodes = BTreeMap<String, Arc<Node>>;
+
+impl Extender {
+    /// Makes a client; nothing is sent yet.
+    ///
+    /// # Errors
+    /// Its address or what its TLS takes can't be used.
+    pub async fn new(config: ExtenderConfig) -> Result<Self, String> {
+        let failed = |error: &dyn std::fmt::Display| format!("extender {:?}: {error}", config.url_prefix);
+        let tls = &config.tls;
+        let mut cluster =
+            json!({"server": config.url_prefix.trim_end_matches('/'), "insecure-skip-tls-verify": tls.insecure});
+        let mut user = json!({});
+        let of = |place: usize| {
+            (Some(&tls.data[place]).filter(|d| !d.is_empty()), Some(&tls.files[place]).filter(|f| !f.is_empty()))
+        };
+        for (at, (object, name)) in
+            [(0, (&mut user, "client-certificate")), (2, (&mut cluster, "certificate-authority"))]
+        {
+            set(object, name, of(at));
+        }
+        set(&mut user, "client-key", of(1));
+        if !tls.server_name.is_empty() {
+            cluster["tls-server-name"] = tls.server_name.clone().into();
+        }
+        let file = json!({"apiVersion": "v1", "kind": "Config", "current-context": "x",
+            "clusters": [{"name": "x", "cluster": cluster}], "users": [{"name": "x", "user": user}],
+            "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}]});
+        let file: Kubeconfig = serde_json::from_value(file).map_err(|error| failed(&error))?;
+        let made = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
+        let mut made = made.map_err(|error| failed(&error))?;
+        made.default_retry = false;
+        // The environment's proxy is for registries.
+        made.proxy_url = None;
+        let client = kube::Client::try_from(made).map_err(|error| failed(&error))?;
+        Ok(Self { config, client })
+    }
+
+    /// Has it bind a pod.
+    ///
+    /// # Errors
+    /// It failed, or didn't answer in time.
+    pub async fn bind(&self, pod: &PodInfo, node: &str) -> Result<(), String> {
+        let (pod_name, pod_namespace) = (&*pod.key.name, &*pod.key.namespace);
+        let binding = Binding { pod_name, pod_namespace, pod_uid: &pod.uid, node };
+        wire::bound(&self.send(&self.config.bind_verb, &binding).await?)
+    }
+
+    async fn filter(&self, pod: &Value, nodes: &Nodes, left: &BTreeSet<String>) -> Result<wire::Filtered, String> {
+        let answer = self.send(&self.config.filter_verb, &self.arguments(pod, nodes, left)).await?;
+        wire::filtered(&answer, &self.config.url_prefix, self.config.node_cache_capable, left)
+    }
+
+    async fn prioritize(
+        &self,
+        pod: &Value,
+        nodes: &Nodes,
+        left: &BTreeSet<String>,
+    ) -> Result<Vec<(String, i64)>, String> {
+        wire::priorities(&self.send(&self.config.prioritize_verb, &self.arguments(pod, nodes, left)).await?)
+    }
+
+    fn arguments<'a>(&self, pod: &'a Value, nodes: &'a Nodes, left: &'a BTreeSet<String>) -> Arguments<'a> {
+        if self.config.node_cache_capable {
+            return Arguments { pod, nodes: None, node_names: Some(left.iter().map(String::as_str).collect()) };
+        }
+        let whole = left.iter().filter_map(|name| nodes.get(name)).map(Arc::as_ref).collect();
+        Arguments { pod, nodes: Some(NodeList::new(whole)), node_names: None }
+    }
+
+    /// A question and the whole answer, in its time.
+    async fn send(&self, verb: &str, body: &impl Serialize) -> Result<Vec<u8>, String> {
+        let body = serde_json::to_vec(body).map_err(|error| error.to_string())?;
+        let request = Request::builder().method(Method::POST).uri(format!("/{verb}"));
+        let request = request.header(header::CONTENT_TYPE, "application/json").body(body.into());
+        let request = request.map_err(|error| error.to_string())?;
+        let url = format!("{}/{verb}", self.config.url_prefix.trim_end_matches('/'));
+        let exchange = async {
+            let (head, body) = self.client.send(request).await.map_err(|error| error.to_string())?.into_parts();
+            if head.status != StatusCode::OK {
+                return Err(format!("failed {verb} with extender at URL {url}, code {}", head.status.as_u16()));
+            }
+            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+            Ok(body.map_err(|error| error.to_string())?.to_bytes().to_vec())
+        };
+        let answered = tokio::time::timeout(self.config.timeout, exchange).await;
+        answered.unwrap_or_else(|_| Err(format!("Post {url:?}: no answer within {:?}", self.config.timeout)))
+    }
+}
+
+/// Data stands before a file.
+fn set(object: &mut Value, name: &str, (data, file): (Option<&String>, Option<&String>)) {
+    match (data, file) {
+        (Some(data), _) => object[format!("{name}-data")] = data.clone().into(),
+        (None, Some(file)) => object[name] = file.clone().into(),
+        (None, None) => {}
+    }
+}
+
+/// Asks all that are interested in a pod: first, one after the other, which of the nodes will do, then, all at once, how good those
+/// are. As upstream.
+///
+/// # Errors
+/// One that isn't ignorable failed to filter.
+pub async fn ask(extenders: &[Extender], pod: &PodInfo, whole: &Value, nodes: &Nodes) -> Result<Verdicts, String> {
+    let interested = || extenders.iter().filter(|extender| extender.config.is_interested(pod));
+    let mut verdicts = Verdicts::new(nodes.keys().cloned());
+    let mut left = verdicts.fitting();
+    for extender in interested().filter(|extender| !extender.config.filter_verb.is_empty()) {
+        if left.is_empty() {
+            return Ok(verdicts);
+        }
+        match extender.filter(whole, nodes, &left).await {
+            Ok(filtered) => verdicts.filter(filtered),
+            Err(why) if extender.config.ignorable => {
+                tracing::info!(extender = extender.config.url_prefix, pod = %pod.key, why, "an extender is done without");
+            }
+            Err(why) => return Err(why),
+        }
+        left = verdicts.fitting();
+    }
+    if left.len() < 2 {
+        return Ok(verdicts);
+    }
+    let scoring = interested().filter(|extender| !extender.config.prioritize_verb.is_empty());
+    let left = &left;
+    let asked = scoring.map(|extender| async move { (extender, extender.prioritize(whole, nodes, left).await) });
+    for (extender, scores) in join_all(asked).await {
+        match scores {
+            Ok(scores) => verdicts.score(scores, extender.config.weight),
+            // Others say which is best.
+            Err(why) => {
+                tracing::info!(extender = extender.config.url_prefix, pod = %pod.key, why, "an extender gives no scores");
+            }
+        }
+    }
+    Ok(verdicts)
+}

@@ -1,0 +1,48 @@
+//! Fuzz target of what extenders answer: whatever it is, it is read or refused, and brings in no node that wasn't asked about.
+
+use bolero::check;
+
+use super::{Verdict, Verdicts, wire};
+
+/// Parts of answers, and what breaks one.
+const PIECES: [&str; 20] = [
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    "null",
+    "\"Nodes\":",
+    "{\"items\":[{\"metadata\":{\"name\":\"a\"}}]}",
+    "\"NodeNames\":",
+    "[\"a\",\"b\"]",
+    "[\"other\"]",
+    "\"FailedNodes\":",
+    "{\"a\":\"full\"}",
+    "\"FailedAndUnresolvableNodes\":",
+    "\"Error\":",
+    "\"it broke\"",
+    "{\"Host\":\"a\",\"Score\":9223372036854775807}",
+    "{\"host\":\"b\",\"score\":-9223372036854775808}",
+    "{\"Host\":\"other\"}",
+    "7",
+];
+
+#[test]
+fn whatever_is_answered_is_bounded_by_what_was_asked() {
+    check!().with_type::<(Vec<u8>, bool, i64)>().for_each(|(order, by_name, weight)| {
+        let answer: String = order.iter().take(40).map(|at| PIECES[usize::from(*at) % PIECES.len()]).collect();
+        let mut verdicts = Verdicts::new(["a".to_owned(), "b".to_owned()]);
+        if let Ok(filtered) = wire::filtered(answer.as_bytes(), "http://e", *by_name, &verdicts.fitting()) {
+            assert!(filtered.left.iter().all(|name| verdicts.of(name).is_some()));
+            verdicts.filter(filtered);
+        }
+        if let Ok(scores) = wire::priorities(answer.as_bytes()) {
+            verdicts.score(scores, *weight);
+        }
+        assert!(verdicts.of("other").is_none() && verdicts.fitting().len() <= 2);
+        let _ = wire::bound(answer.as_bytes());
+        let refused = |verdict: Option<&Verdict>| matches!(verdict, Some(Verdict::Refused { .. }));
+        assert!(refused(verdicts.of("a")) != verdicts.fitting().contains("a"));
+    });
+}

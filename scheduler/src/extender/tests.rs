@@ -1,0 +1,234 @@
+//! Extenders over loopback, and what their words do to decisions.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use machinery_env::Env;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use super::{EXTENDER, ExtenderConfig, Verdict, Verdicts, wire};
+use crate::decide::{Decision, decide_with, feasible};
+use crate::plugins::Profile;
+use crate::shell_tests::{self, Server};
+use crate::snapshot::Snapshot;
+use crate::tests::{node, pod};
+use crate::{Config, run};
+
+fn three() -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    for name in ["a", "b", "c"] {
+        snapshot.set_node(node(name, json!({})));
+    }
+    snapshot
+}
+
+fn said(answer: Value, by_name: bool) -> Result<wire::Filtered, String> {
+    let asked = ["a", "b", "c"].map(str::to_owned).into();
+    wire::filtered(answer.to_string().as_bytes(), "http://e", by_name, &asked)
+}
+
+#[test]
+fn a_filter_leaves_some_and_says_why_not_others() {
+    let mut verdicts = Verdicts::new(["a", "b", "c"].map(str::to_owned));
+    let answer = json!({"NodeNames": ["a"], "FailedNodes": {"b": "full", "c": "busy"}, "FailedAndUnresolvableNodes": {"c": "broken"}});
+    verdicts.filter(said(answer, true).unwrap());
+    let refused = |why: &str, unresolvable| Some(Verdict::Refused { why: Some(why.into()), unresolvable });
+    assert_eq!(
+        (verdicts.of("b").cloned(), verdicts.of("c").cloned()),
+        (refused("full", false), refused("broken", true))
+    );
+    // Nobody brings back what another one refused, and scores count for what is left.
+    verdicts.filter(said(json!({"NodeNames": ["a", "b"]}), true).unwrap());
+    verdicts.score(vec![("a".into(), 7), ("b".into(), 9), ("other".into(), 1)], 3);
+    assert_eq!(verdicts.of("a"), Some(&Verdict::Fits(7 * 3 * 10)));
+    assert_eq!(verdicts.fitting().into_iter().collect::<Vec<_>>(), ["a"]);
+}
+
+#[test]
+fn answers_are_read_as_go_reads_them() {
+    let nodes = json!({"nodes": {"items": [{"metadata": {"name": "b"}, "spec": {"x": 1}}]}, "nodeNames": ["a"]});
+    let left = |by_name| said(nodes.clone(), by_name).unwrap().left.into_iter().collect::<Vec<_>>();
+    assert_eq!((left(true), left(false)), (vec!["a".to_owned()], vec!["b".to_owned()]));
+    assert_eq!(said(json!(null), true).unwrap(), wire::Filtered::default());
+    assert_eq!(said(json!({"Error": "no"}), true).unwrap_err(), "no");
+    let other = said(json!({"NodeNames": ["d"]}), true).unwrap_err();
+    assert_eq!(other, "extender \"http://e\" claims a filtered node \"d\" which is not found in the input node list");
+    assert_eq!(wire::priorities(br#"[{"host":"a","score":2}]"#).unwrap(), [("a".to_owned(), 2)]);
+    assert_eq!(wire::bound(br#"{"Error":"taken"}"#), Err("taken".into()));
+}
+
+#[test]
+fn a_decision_heeds_what_extenders_said() {
+    let (snapshot, pod, profile) = (three(), pod("p", json!({"spec": {"priority": 5}})), Profile::default());
+    assert_eq!(feasible(&snapshot, &pod, &profile, 0), ["a", "b", "c"]);
+    let decide = |verdicts: &Verdicts| decide_with(&snapshot, &pod, &profile, 0, 0, Some(verdicts));
+    let mut verdicts = Verdicts::new(["a", "b"].map(str::to_owned));
+    verdicts.score(vec![("b".into(), 1)], 1);
+    assert!(matches!(decide(&verdicts), Decision::Node { name, .. } if name == "b"));
+    let answer =
+        json!({"NodeNames": [], "FailedNodes": {"a": "too loud"}, "FailedAndUnresolvableNodes": {"b": "too hot"}});
+    verdicts.filter(said(answer, true).unwrap());
+    let Decision::Nowhere { message, refused_by, .. } = decide(&verdicts) else { panic!() };
+    assert!(message.starts_with("0/3 nodes are available: 1 too hot, 1 too loud."), "{message}");
+    assert!(refused_by.contains(EXTENDER));
+    assert!(profile.may_fit_after(&crate::plugins::Event::Namespace, &pod, &refused_by));
+}
+
+/// Serves one request; none: never answers.
+async fn serve(mut stream: TcpStream, answer: impl Fn(&str, &Value) -> Option<(u16, String)>) -> std::io::Result<()> {
+    let mut read = Vec::new();
+    let head = loop {
+        if let Some(end) = read.windows(4).position(|window| window == b"\r\n\r\n") {
+            break end + 4;
+        }
+        if stream.read_buf(&mut read).await? == 0 {
+            return Ok(());
+        }
+    };
+    let text = String::from_utf8_lossy(&read[..head]).to_ascii_lowercase();
+    let length = text.lines().find_map(|line| line.strip_prefix("content-length: ")?.trim().parse::<usize>().ok());
+    while read.len() < head + length.unwrap_or(0) {
+        stream.read_buf(&mut read).await?;
+    }
+    let path = text.split(' ').nth(1).unwrap_or_default().to_owned();
+    let body = serde_json::from_slice(&read[head..]).unwrap_or(Value::Null);
+    let Some((code, said)) = answer(&path, &body) else { return std::future::pending().await };
+    let head = format!("HTTP/1.1 {code} x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", said.len());
+    stream.write_all(head.as_bytes()).await?;
+    stream.write_all(said.as_bytes()).await
+}
+
+/// Listens on loopback; where, and what it was asked.
+async fn extender<F>(answer: F) -> (String, Arc<Mutex<Vec<(String, Value)>>>)
+where
+    F: Fn(&str, &Value) -> Option<(u16, String)> + Clone + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/ext/", listener.local_addr().unwrap());
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let told = asked.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (answer, told) = (answer.clone(), told.clone());
+            tokio::spawn(serve(stream, move |path, body| {
+                told.lock().unwrap().push((path.to_owned(), body.clone()));
+                answer(path, body)
+            }));
+        }
+    });
+    (url, asked)
+}
+
+fn started(server: &Server, extenders: Vec<ExtenderConfig>) -> CancellationToken {
+    let stop = CancellationToken::new();
+    let config = Config { extenders, ..Config::default() };
+    tokio::spawn(run(server.client(), Env::real(), config, stop.clone()));
+    stop
+}
+
+fn config(url: &str) -> ExtenderConfig {
+    ExtenderConfig {
+        url_prefix: url.to_owned(),
+        weight: 5,
+        timeout: Duration::from_secs(10),
+        ..ExtenderConfig::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn extenders_are_asked_in_turn_and_bind() {
+    let server = Server::new();
+    ["n1", "n2", "n3"].into_iter().for_each(|name| server.write("nodes", shell_tests::node(name, "2")));
+    let bound = server.clone();
+    let (url, asked) = extender(move |path, body| {
+        Some((
+            200,
+            match path {
+                "/ext/filter" => json!({"NodeNames": ["n1", "n2"], "FailedNodes": {"n3": "full"}}).to_string(),
+                "/ext/prioritize" => json!([{"Host": "n1", "Score": 1}, {"Host": "n2", "Score": 10}]).to_string(),
+                _ => {
+                    bound.bind("p", body["Node"].as_str().unwrap());
+                    "{}".to_owned()
+                }
+            },
+        ))
+    })
+    .await;
+    let verbs = ExtenderConfig {
+        filter_verb: "filter".into(),
+        prioritize_verb: "prioritize".into(),
+        bind_verb: "bind".into(),
+        node_cache_capable: true,
+        ..config(&url)
+    };
+    // One that is never there is done without.
+    let away = ExtenderConfig { filter_verb: "filter".into(), ignorable: true, ..config("http://127.0.0.1:1/") };
+    let stop = started(&server, vec![verbs, away]);
+    let mut pod = shell_tests::pod("p", "default-scheduler", "1");
+    pod["spec"]["containers"][0]["env"] = json!([{"name": "WHOLE", "value": "yes"}]);
+    server.write("pods", pod);
+    server.until(|state| state.pod("p")["spec"]["nodeName"] == "n2").await;
+    let asked = asked.lock().unwrap().clone();
+    let paths: Vec<&str> = asked.iter().map(|(path, _)| path.as_str()).collect();
+    assert_eq!(paths, ["/ext/filter", "/ext/prioritize", "/ext/bind"]);
+    assert_eq!(asked[0].1["NodeNames"], json!(["n1", "n2", "n3"]));
+    assert_eq!(asked[0].1["Pod"]["spec"]["containers"][0]["env"][0]["value"], "yes", "extenders get pods whole");
+    assert_eq!((&asked[1].1["NodeNames"], &asked[1].1["Nodes"]), (&json!(["n1", "n2"]), &Value::Null));
+    assert_eq!(asked[2].1, json!({"PodName": "p", "PodNamespace": "a", "PodUID": "p", "Node": "n2"}));
+    stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_never_answers_harms_only_pods_that_need_it() {
+    let server = Server::new();
+    let mut node = shell_tests::node("n1", "64");
+    node["status"]["allocatable"]["a.b/c"] = json!("100");
+    server.write("nodes", node);
+    let (url, asked) = extender(|_, _| None).await;
+    let silent = ExtenderConfig {
+        filter_verb: "filter".into(),
+        managed_resources: ["a.b/c".to_owned()].into(),
+        timeout: Duration::from_secs(3600),
+        ..config(&url)
+    };
+    let stop = started(&server, vec![silent]);
+    // More than are asked about at once, and more than writes at once.
+    for nth in 0..80 {
+        let mut pod = shell_tests::pod(&format!("needs-{nth}"), "default-scheduler", "1m");
+        pod["spec"]["containers"][0]["resources"]["requests"]["a.b/c"] = json!("1");
+        server.write("pods", pod);
+    }
+    while asked.lock().unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    server.write("pods", shell_tests::pod("free", "default-scheduler", "1m"));
+    server.until(|state| state.pod("free")["spec"]["nodeName"] == "n1").await;
+    assert_eq!(asked.lock().unwrap()[0].1["Nodes"]["items"][0]["metadata"]["name"], "n1", "nodes are given whole");
+    stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_fails_is_told_and_tried_again() {
+    let server = Server::new();
+    server.write("nodes", shell_tests::node("n1", "2"));
+    let (times, answers) = (Arc::new(Mutex::new(0)), json!({"NodeNames": ["n1"]}).to_string());
+    let (url, _) = extender(move |_, _| {
+        let mut times = times.lock().unwrap();
+        *times += 1;
+        Some(if *times == 1 { (503, String::new()) } else { (200, answers.clone()) })
+    })
+    .await;
+    let failing = ExtenderConfig { filter_verb: "filter".into(), node_cache_capable: true, ..config(&url) };
+    let stop = started(&server, vec![failing]);
+    server.write("pods", shell_tests::pod("p", "default-scheduler", "1"));
+    server.until(|state| state.pod("p")["spec"]["nodeName"] == "n1").await;
+    server.until(|state| !state.told.is_empty()).await;
+    let told = server.told();
+    let message = told[0]["status"]["conditions"][0]["message"].as_str().unwrap();
+    assert_eq!(told[0]["status"]["conditions"][0]["reason"], "SchedulerError");
+    assert_eq!(message, format!("failed filter with extender at URL {url}filter, code 503"));
+    stop.cancel();
+}

@@ -1,0 +1,156 @@
+//! What is said to extenders and what they answer: the types of upstream's `extender/v1`, whose names are Go's. Pure.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use k8s_openapi::api::core::v1::Node;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// `ExtenderArgs`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Arguments<'a> {
+    /// The pod, whole.
+    pub pod: &'a Value,
+    /// The nodes, for one that doesn't know them.
+    pub nodes: Option<NodeList<'a>>,
+    /// Their names, for one that does.
+    pub node_names: Option<Vec<&'a str>>,
+}
+
+/// A list of nodes.
+#[derive(Debug, Serialize)]
+pub struct NodeList<'a> {
+    metadata: BTreeMap<(), ()>,
+    items: Vec<&'a Node>,
+}
+
+impl<'a> NodeList<'a> {
+    /// Of these.
+    #[must_use]
+    pub fn new(items: Vec<&'a Node>) -> Self {
+        Self { metadata: BTreeMap::new(), items }
+    }
+}
+
+/// `ExtenderBindingArgs`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Binding<'a> {
+    /// The pod's name.
+    pub pod_name: &'a str,
+    /// Its namespace.
+    pub pod_namespace: &'a str,
+    /// Its uid.
+    #[serde(rename = "PodUID")]
+    pub pod_uid: &'a str,
+    /// The node.
+    pub node: &'a str,
+}
+
+// Go reads names in any case: extenders write them as they like.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct FilterResult {
+    #[serde(alias = "nodes")]
+    nodes: Option<NodesRead>,
+    #[serde(alias = "nodeNames", alias = "nodenames")]
+    node_names: Option<Vec<String>>,
+    #[serde(alias = "failedNodes", alias = "failednodes")]
+    failed_nodes: Option<BTreeMap<String, String>>,
+    #[serde(alias = "failedAndUnresolvableNodes", alias = "failedandunresolvablenodes")]
+    failed_and_unresolvable_nodes: Option<BTreeMap<String, String>>,
+    #[serde(alias = "error")]
+    error: Option<String>,
+}
+
+// Of the nodes themselves only the names say which.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct NodesRead {
+    items: Option<Vec<Named>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Named {
+    metadata: Name,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Name {
+    name: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct Priority {
+    #[serde(alias = "host")]
+    host: String,
+    #[serde(alias = "score")]
+    score: i64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct BindingResult {
+    #[serde(alias = "error")]
+    error: Option<String>,
+}
+
+/// Which nodes an extender leaves, and what it says of others.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Filtered {
+    /// Those that will do.
+    pub left: HashSet<String>,
+    /// Those that won't, and why.
+    pub failed: BTreeMap<String, String>,
+    /// Those that won't whoever goes.
+    pub unresolvable: BTreeMap<String, String>,
+}
+
+/// Reads `ExtenderFilterResult`.
+///
+/// # Errors
+/// The extender says that it failed, names nodes that it wasn't asked about, or can't be understood.
+pub fn filtered(answer: &[u8], url: &str, by_name: bool, asked: &BTreeSet<String>) -> Result<Filtered, String> {
+    let read: FilterResult =
+        serde_json::from_slice::<Option<_>>(answer).map_err(|e| e.to_string())?.unwrap_or_default();
+    if let Some(error) = read.error.filter(|error| !error.is_empty()) {
+        return Err(error);
+    }
+    let items = || read.nodes.and_then(|nodes| nodes.items).unwrap_or_default();
+    let left = match read.node_names.filter(|_| by_name) {
+        Some(names) => names,
+        None => items().into_iter().map(|node| node.metadata.name).collect(),
+    };
+    if let Some(other) = left.iter().find(|name| !asked.contains(*name)) {
+        return Err(format!(
+            "extender {url:?} claims a filtered node {other:?} which is not found in the input node list"
+        ));
+    }
+    Ok(Filtered {
+        left: left.into_iter().collect(),
+        failed: read.failed_nodes.unwrap_or_default(),
+        unresolvable: read.failed_and_unresolvable_nodes.unwrap_or_default(),
+    })
+}
+
+/// Reads `HostPriorityList`.
+///
+/// # Errors
+/// It can't be understood.
+pub fn priorities(answer: &[u8]) -> Result<Vec<(String, i64)>, String> {
+    let read: Option<Vec<Priority>> = serde_json::from_slice(answer).map_err(|error| error.to_string())?;
+    Ok(read.unwrap_or_default().into_iter().map(|Priority { host, score }| (host, score)).collect())
+}
+
+/// Reads `ExtenderBindingResult`.
+///
+/// # Errors
+/// The extender says that it failed, or can't be understood.
+pub fn bound(answer: &[u8]) -> Result<(), String> {
+    let read: Option<BindingResult> = serde_json::from_slice(answer).map_err(|error| error.to_string())?;
+    read.and_then(|result| result.error).filter(|error| !error.is_empty()).map_or(Ok(()), Err)
+}
