@@ -3,10 +3,11 @@
 //! Everything that decides takes an [`Env`] (or the instant it read from one); `clippy.toml` bans the other sources.
 
 use std::fmt;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rand::{Rng, SeedableRng, rngs::ChaCha12Rng};
 
 /// The letters that Kubernetes uses for generated names: no vowels and no look-alikes
@@ -149,21 +150,30 @@ impl Clock for ManualClock {
 #[derive(Debug)]
 pub struct TokioClock {
     start: tokio::time::Instant,
+    /// By how many seconds the wall clock was set.
+    set_by: AtomicI64,
 }
 
 impl TokioClock {
     /// An environment on this clock whose randomness `seed` decides, and the clock. To be called within a tokio runtime.
     #[must_use]
     pub fn env(seed: u64) -> (Env, Arc<Self>) {
-        let clock = Arc::new(Self { start: tokio::time::Instant::now() });
+        let clock = Arc::new(Self { start: tokio::time::Instant::now(), set_by: AtomicI64::new(0) });
         let random = Arc::new(Mutex::new(ChaCha12Rng::seed_from_u64(seed)));
         (Env { clock: clock.clone(), random }, clock)
+    }
+
+    /// Sets the wall clock by so many seconds; what is measured goes on as it was.
+    pub fn jump(&self, seconds: i64) {
+        self.set_by.fetch_add(seconds, Ordering::Relaxed);
     }
 }
 
 impl Clock for TokioClock {
     fn now(&self) -> Timestamp {
-        Timestamp::UNIX_EPOCH.saturating_add(self.elapsed()).unwrap_or(Timestamp::MAX)
+        let set_by = SignedDuration::from_secs(self.set_by.load(Ordering::Relaxed));
+        let told = Timestamp::UNIX_EPOCH.saturating_add(self.elapsed()).and_then(|now| now.saturating_add(set_by));
+        told.unwrap_or(Timestamp::MAX)
     }
 
     fn elapsed(&self) -> Duration {

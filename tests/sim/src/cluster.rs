@@ -33,6 +33,24 @@ pub(crate) const SCHEDULER: &str = "scheduler";
 /// Pods leave a node that is silent after so long.
 const TOLERATION_SECONDS: i64 = 15;
 
+/// How soon a silent node is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// As by upstream's flags, only sooner.
+    Usual,
+    /// With `--fast-failover`.
+    Fast,
+}
+
+impl Pace {
+    fn toleration_seconds(self) -> i64 {
+        match self {
+            Self::Usual => TOLERATION_SECONDS,
+            Self::Fast => 1,
+        }
+    }
+}
+
 /// One life of a component.
 struct Life {
     link: Arc<Link>,
@@ -53,6 +71,7 @@ pub(crate) struct Cluster {
     pub(crate) store: Arc<SimStore>,
     random: Random,
     seed: u64,
+    pace: Pace,
     state: Mutex<State>,
 }
 
@@ -71,11 +90,11 @@ fn block(text: &str) -> Ipv4Net {
 }
 
 impl Cluster {
-    pub(crate) fn new(seed: u64, world: Arc<World>) -> Arc<Self> {
+    pub(crate) fn new(seed: u64, world: Arc<World>, pace: Pace) -> Arc<Self> {
         let network = Network::new(world.clone());
         let store = Arc::new(SimStore::new(world.clone()));
         let random = Random::new(seed, "lives");
-        Arc::new(Self { world, network, store, random, seed, state: Mutex::default() })
+        Arc::new(Self { world, network, store, random, seed, pace, state: Mutex::default() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -126,7 +145,7 @@ impl Cluster {
             address: "127.0.0.1:6443".into(),
             signing_key: signing_key(),
             services: ServiceNetwork { cidr: block("10.96.0.0/24"), node_ports: 30000..=32767, loopback: Vec::new() },
-            toleration_seconds: TOLERATION_SECONDS,
+            toleration_seconds: self.pace.toleration_seconds(),
             kubelets: Default::default(),
             registry: Arc::new(Mutex::new(Registry::default())),
         };
@@ -183,6 +202,7 @@ impl Cluster {
             node_lifecycle: controllers::NodeLifecycle {
                 monitor_period: Duration::from_secs(2),
                 monitor_grace: Duration::from_secs(14),
+                fast_failover: self.pace == Pace::Fast,
                 ..controllers::NodeLifecycle::default()
             },
             root_ca_pem: "simulated".into(),
@@ -223,7 +243,7 @@ impl Cluster {
         self.keep(name, move |cluster, link, stop| {
             let user = UserInfo::component(format!("system:node:{node}"), Some("system:nodes"));
             let client = cluster.network.client(link, user);
-            Node::new(&node, client, &cluster.world.env, random.clone()).run(stop)
+            Node::new(&node, client, &cluster.world, cluster.pace, random.clone()).run(stop)
         });
     }
 

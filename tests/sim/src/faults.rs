@@ -18,7 +18,7 @@ pub(crate) async fn make(cluster: Arc<Cluster>, seed: u64, until: Instant) {
     world.set_weather(weather(&random));
     while Instant::now() < until {
         tokio::time::sleep(random.millis(300, 6000)).await;
-        match random.below(12) {
+        match random.below(13) {
             0 => {
                 log!(world, "fault: the API server is killed");
                 cluster.network.kill_server();
@@ -49,6 +49,10 @@ pub(crate) async fn make(cluster: Arc<Cluster>, seed: u64, until: Instant) {
                 if cluster.store.compact(revision).await.is_ok() && random.chance(700) {
                     cluster.network.pump.break_all(|_| true);
                 }
+            }
+            10 => {
+                let far = i64::try_from(random.below(61)).unwrap_or(0);
+                world.jump(if random.chance(500) { far } else { -far });
             }
             _ => world.set_weather(weather(&random)),
         }
@@ -86,6 +90,7 @@ fn weather(random: &Random) -> Weather {
         lost: level(80),
         unanswered: level(80),
         cut: level(40),
+        busy: level(150),
         store: level(60),
     }
 }

@@ -9,6 +9,7 @@
 mod asked;
 mod checkers;
 mod cluster;
+mod failover;
 mod faults;
 mod history;
 mod log;

@@ -196,6 +196,11 @@ impl Network {
         let Some(mut server) = server else {
             return Err(Broken("connection refused").into());
         };
+        if world.random.chance(world.weather().busy) {
+            log!(world, "{}: #{id} 429", link.name);
+            tokio::time::sleep(world.travel()).await;
+            return Ok(busy());
+        }
         let begun = world.history.revision();
         let call = server.service.call(Request::from_parts(head, Full::new(body)));
         let answer = tokio::select! {
@@ -251,6 +256,17 @@ impl Network {
         let _ = tokio::time::timeout(gives_up, link.healed.notified()).await;
         Err(Broken("timed out").into())
     }
+}
+
+/// What a server answers that has too much to do.
+fn busy() -> Response<SimBody> {
+    let status = br#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"Too many requests, please try again later.","reason":"TooManyRequests","details":{"retryAfterSeconds":1},"code":429}"#;
+    let mut answer = Response::new(SimBody::whole(Bytes::from_static(status)));
+    *answer.status_mut() = http::StatusCode::TOO_MANY_REQUESTS;
+    let headers = answer.headers_mut();
+    headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    headers.insert(http::header::RETRY_AFTER, http::HeaderValue::from_static("1"));
+    answer
 }
 
 /// One client's service.

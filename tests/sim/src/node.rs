@@ -15,11 +15,17 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::checkers::identities;
+use crate::cluster::Pace;
 use crate::random::Random;
+use crate::world::World;
 
 /// How often a node renews its lease, and looks after everything else.
 const BEAT: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(700);
+/// The same with fast failover: a quarter of a Lease of 2 s.
+const BEAT_FAST: Duration = Duration::from_millis(500);
+const LOOK_FAST: Duration = Duration::from_millis(100);
 /// What it has.
 pub(crate) const CPU_MILLIS: i64 = 2000;
 pub(crate) const PODS: u64 = 10;
@@ -47,6 +53,8 @@ pub(crate) struct Node {
     api: ApiClient,
     client: Client,
     env: Env,
+    world: Arc<World>,
+    pace: Pace,
     random: Random,
     pods: Arc<Mutex<BTreeMap<ObjectKey, Arc<Pod>>>>,
     woken: Arc<Notify>,
@@ -66,12 +74,14 @@ where
 }
 
 impl Node {
-    pub(crate) fn new(name: &str, client: Client, env: &Env, random: Random) -> Self {
+    pub(crate) fn new(name: &str, client: Client, world: &Arc<World>, pace: Pace, random: Random) -> Self {
         Self {
             name: name.to_owned(),
             api: client.clone().into(),
             client,
-            env: env.clone(),
+            env: world.env.clone(),
+            world: world.clone(),
+            pace,
             random,
             pods: Arc::default(),
             woken: Arc::default(),
@@ -100,7 +110,7 @@ impl Node {
                 if self.beat().await.is_ok() {
                     self.look().await;
                 }
-                let _ = tokio::time::timeout(LOOK, self.woken.notified()).await;
+                let _ = tokio::time::timeout(self.look_every(), self.woken.notified()).await;
             }
         };
         tokio::select! {
@@ -111,10 +121,18 @@ impl Node {
         }
     }
 
+    fn beat_every(&self) -> Duration {
+        if self.pace == Pace::Fast { BEAT_FAST } else { BEAT }
+    }
+
+    fn look_every(&self) -> Duration {
+        if self.pace == Pace::Fast { LOOK_FAST } else { LOOK }
+    }
+
     /// Registers, and renews what says that the node lives.
     async fn beat(&mut self) -> Result<(), kube::Error> {
         let now = self.env.elapsed();
-        if self.renewed.is_some_and(|renewed| now < renewed + BEAT) && self.block.is_some() {
+        if self.renewed.is_some_and(|renewed| now < renewed + self.beat_every()) && self.block.is_some() {
             return Ok(());
         }
         let kind = kind_of::<k8s_openapi::api::core::v1::Node>();
@@ -158,8 +176,8 @@ impl Node {
     async fn renew(&mut self, node: &Value) -> Result<(), kube::Error> {
         let kind = kind_of::<k8s_openapi::api::coordination::v1::Lease>();
         let key = ObjectKey::new("kube-node-lease", &self.name);
-        let spec =
-            json!({"holderIdentity": self.name, "leaseDurationSeconds": 12, "renewTime": time::micros(self.env.now())});
+        let lasts = (4 * self.beat_every()).as_secs();
+        let spec = json!({"holderIdentity": self.name, "leaseDurationSeconds": lasts, "renewTime": time::micros(self.env.now())});
         let known = match self.lease.take() {
             Some(lease) => Ok(lease),
             None => self.api.get(&kind, &key).await,
@@ -187,7 +205,14 @@ impl Node {
     async fn look(&mut self) {
         let known = self.pods.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let same = |pod: &Pod, running: &Running| pod.metadata.uid.as_deref() == Some(&running.uid);
-        self.running.retain(|key, running| known.get(key).is_some_and(|pod| same(pod, running)));
+        let world = self.world.clone();
+        self.running.retain(|key, running| {
+            let stays = known.get(key).is_some_and(|pod| same(pod, running));
+            if !stays {
+                world.identities.ended(key, &running.uid);
+            }
+            stays
+        });
         for (key, pod) in known {
             self.look_at(&key, &pod).await;
         }
@@ -222,12 +247,19 @@ impl Node {
             running.verdict = Some(ended(&phase).unwrap_or(if fails { "Failed" } else { "Succeeded" }).to_owned());
         }
         let verdict = running.verdict.clone().unwrap_or_default();
+        if next == Next::Start && !over && identities::has_one(pod) {
+            let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+            self.world.identities.started(key, uid, &self.name).into_iter().for_each(|what| self.world.violated(what));
+        }
         let done = match next {
             Next::Start if over => true,
             Next::Start => self.report(key, pod, "Running").await,
             Next::End => over || self.report(key, pod, &verdict).await,
             Next::Stop => (over || self.report(key, pod, &verdict).await) && self.remove(key, pod).await,
         };
+        if matches!(next, Next::Stop | Next::End) {
+            self.world.identities.ended(key, pod.metadata.uid.as_deref().unwrap_or_default());
+        }
         let Some(running) = self.running.get_mut(key).filter(|_| done) else { return };
         running.next = match next {
             Next::Start if job && !over => Some((now + self.random.millis(500, 9000), Next::End)),
@@ -254,7 +286,8 @@ impl Node {
             address = format!("{net}.{}", self.addresses);
         }
         let now = self.env.elapsed();
-        let next = Some((now + self.random.millis(50, 2500), Next::Start));
+        let starts_within = if self.pace == Pace::Fast { 300 } else { 2500 };
+        let next = Some((now + self.random.millis(50, starts_within), Next::Start));
         Some(Running {
             uid: pod.metadata.uid.clone().unwrap_or_default(),
             next,
@@ -290,6 +323,13 @@ impl Node {
         let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0,
             "preconditions": {"uid": pod.metadata.uid}});
         self.api.delete::<Value>(&kind_of::<Pod>(), key, &options).await.is_ok()
+    }
+}
+
+/// What runs on a machine ends with it.
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.world.identities.node_ended(&self.name);
     }
 }
 

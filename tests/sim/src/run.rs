@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::checkers::convergence::unfinished;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Pace};
 use crate::sabotage::Sabotage;
 use crate::world::World;
 use crate::{faults, log, workload};
@@ -35,7 +35,7 @@ pub(crate) fn run(seed: u64, sabotage: Sabotage) -> Report {
 
 async fn one(seed: u64, sabotage: Sabotage) -> Report {
     let world = Arc::new(World::new(seed, sabotage));
-    let cluster = Cluster::new(seed, world.clone());
+    let cluster = Cluster::new(seed, world.clone(), Pace::Usual);
     cluster.start(workload::NODES_MIN).await;
     let steps = if seed % 8 == 7 { STEPS_LONG } else { STEPS };
     let working = workload::run(cluster.clone(), seed, steps);

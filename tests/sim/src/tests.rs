@@ -2,7 +2,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
+use crate::cluster::Pace;
+use crate::failover::{Failover, failover};
 use crate::run::run;
 use crate::sabotage::Sabotage;
 
@@ -63,6 +66,19 @@ fn all_seeds_come_to_rest_and_break_no_rule() {
     });
     let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
     assert!(failed.is_empty(), "{} of {seeds:?} failed\n{}", failed.len(), failed.join("\n\n"));
+}
+
+/// docs/decisions/0082-fast-failover.md, in calm weather: endpoints are gone within 2 s, and as many pods are ready as
+/// before within 5 s.
+#[test]
+fn a_dead_nodes_pods_are_elsewhere_in_five_seconds() {
+    for seed in 0..10 {
+        let Failover { endpoints_gone, pods_back } = failover(seed, Pace::Fast);
+        assert!(endpoints_gone <= Duration::from_secs(2), "seed {seed}: endpoints are gone after {endpoints_gone:?}");
+        assert!(pods_back <= Duration::from_secs(5), "seed {seed}: pods are ready after {pods_back:?}");
+    }
+    let Failover { endpoints_gone, pods_back } = failover(0, Pace::Usual);
+    assert!(endpoints_gone > Duration::from_secs(10) && pods_back > Duration::from_secs(20), "not by itself");
 }
 
 /// Broken components, and a seed under which each does harm: a checker that finds nothing here checks nothing.

@@ -1,6 +1,6 @@
 //! What everything in one run shares: time, randomness, the log, the truth, and the weather that faults make.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use machinery_env::{Env, TokioClock};
@@ -10,6 +10,8 @@ use crate::history::{History, Step};
 use crate::log::{Log, log};
 use crate::random::Random;
 use crate::sabotage::Sabotage;
+
+use crate::checkers::identities::Identities;
 
 /// How likely it is that something goes wrong, in permille of requests, events or transactions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,13 +26,15 @@ pub(crate) struct Weather {
     pub(crate) unanswered: u64,
     /// Pieces of a watch after which, or within which, its connection breaks.
     pub(crate) cut: u64,
+    /// Requests that a busy server answers with 429.
+    pub(crate) busy: u64,
     /// Transactions that the store refuses, and those that it does and doesn't acknowledge.
     pub(crate) store: u64,
 }
 
 impl Weather {
     /// Nothing goes wrong.
-    pub(crate) const CALM: Self = Self { delay_ms: 1, slow: 0, lost: 0, unanswered: 0, cut: 0, store: 0 };
+    pub(crate) const CALM: Self = Self { delay_ms: 1, slow: 0, lost: 0, unanswered: 0, cut: 0, busy: 0, store: 0 };
 }
 
 /// See the module.
@@ -42,6 +46,9 @@ pub(crate) struct World {
     pub(crate) log: Log,
     pub(crate) history: History,
     pub(crate) sabotage: Sabotage,
+    /// What runs on nodes, as it is.
+    pub(crate) identities: Identities,
+    clock: Arc<TokioClock>,
     weather: Mutex<Weather>,
     invariants: Mutex<Invariants>,
     violations: Mutex<Vec<String>>,
@@ -50,8 +57,11 @@ pub(crate) struct World {
 impl World {
     /// A world under a seed; within a runtime whose time is paused.
     pub(crate) fn new(seed: u64, sabotage: Sabotage) -> Self {
+        let (env, clock) = TokioClock::env(seed);
         Self {
-            env: TokioClock::env(seed).0,
+            env,
+            clock,
+            identities: Identities::default(),
             random: Random::new(seed, "network"),
             log: Log::new(),
             history: History::default(),
@@ -73,6 +83,12 @@ impl World {
     pub(crate) fn set_weather(&self, weather: Weather) {
         log!(self, "weather: {weather:?}");
         *Self::lock(&self.weather) = weather;
+    }
+
+    /// Sets everybody's wall clock by so many seconds.
+    pub(crate) fn jump(&self, seconds: i64) {
+        log!(self, "clock: set by {seconds} s");
+        self.clock.jump(seconds);
     }
 
     /// A checker found something wrong.

@@ -30,6 +30,10 @@ pub(crate) fn unfinished(history: &History) -> Vec<String> {
     let mut problems = Vec::new();
     deployments(&of("deployments"), &sets, &pods, &mut problems);
     jobs(&of("jobs"), &mut problems);
+    stateful_sets(&of("statefulsets"), &pods, &mut problems);
+    daemon_sets(&of("daemonsets"), &nodes, &pods, &mut problems);
+    cron_jobs(&of("cronjobs"), &of("jobs"), &mut problems);
+    budgets(&of("poddisruptionbudgets"), &pods, &mut problems);
     services(&of("services/specs"), &of("endpointslices"), &pods, &mut problems);
     placed(&pods, &nodes, &mut problems);
     owners(history, &mut problems);
@@ -88,6 +92,83 @@ fn deployments(deployments: &Objects, sets: &Objects, pods: &Objects, problems: 
         }
         if there != wanted {
             problems.push(format!("{key} wants {wanted} and there are {there} pods"));
+        }
+    }
+}
+
+fn stateful_sets(sets: &Objects, pods: &Objects, problems: &mut Vec<String>) {
+    for (key, set) in sets.iter() {
+        let wanted = number(set, "/spec/replicas");
+        let uid = set["metadata"]["uid"].as_str().unwrap_or_default();
+        let own: BTreeSet<&str> = pods
+            .iter()
+            .filter(|(_, pod)| controlled_by(pod, uid) && !ended(pod) && !going(pod) && ready(pod))
+            .filter_map(|(_, pod)| pod["metadata"]["name"].as_str())
+            .collect();
+        let name = set["metadata"]["name"].as_str().unwrap_or_default();
+        let names: Vec<String> = (0..wanted).map(|ordinal| format!("{name}-{ordinal}")).collect();
+        if own != names.iter().map(String::as_str).collect() {
+            problems.push(format!("{key} wants {wanted} and has {own:?}"));
+        }
+        for field in ["replicas", "updatedReplicas", "readyReplicas", "availableReplicas"] {
+            if number(set, &format!("/status/{field}")) != wanted {
+                problems.push(format!("{key} wants {wanted}, its status is {}", set["status"]));
+            }
+        }
+        if number(set, "/status/observedGeneration") != number(set, "/metadata/generation") {
+            problems.push(format!("{key} is not observed"));
+        }
+    }
+}
+
+/// One ready pod on each node, which all are well at rest.
+fn daemon_sets(sets: &Objects, nodes: &Objects, pods: &Objects, problems: &mut Vec<String>) {
+    for (key, set) in sets.iter() {
+        let uid = set["metadata"]["uid"].as_str().unwrap_or_default();
+        let own = pods.iter().filter(|(_, pod)| controlled_by(pod, uid) && !ended(pod) && !going(pod) && ready(pod));
+        let mut there: Vec<&str> = own.filter_map(|(_, pod)| pod["spec"]["nodeName"].as_str()).collect();
+        there.sort_unstable();
+        let wanted: Vec<&str> = nodes.iter().filter_map(|(_, node)| node["metadata"]["name"].as_str()).collect();
+        if there != wanted {
+            problems.push(format!("{key} has pods on {there:?} of {wanted:?}"));
+        }
+        let count = i64::try_from(wanted.len()).unwrap_or(0);
+        for field in ["desiredNumberScheduled", "currentNumberScheduled", "updatedNumberScheduled", "numberAvailable"] {
+            if number(set, &format!("/status/{field}")) != count {
+                problems.push(format!("{key} wants {count}, its status is {}", set["status"]));
+            }
+        }
+    }
+}
+
+/// Suspended at rest: nothing runs, and no more is kept than shall be.
+fn cron_jobs(crons: &Objects, jobs: &Objects, problems: &mut Vec<String>) {
+    for (key, cron) in crons.iter() {
+        let uid = cron["metadata"]["uid"].as_str().unwrap_or_default();
+        let kept = jobs.iter().filter(|(_, job)| controlled_by(job, uid)).count();
+        let active = cron["status"]["active"].as_array().map_or(0, Vec::len);
+        if active > 0 || kept > 2 {
+            problems.push(format!("{key} has {kept} Jobs, {active} of which it calls active"));
+        }
+    }
+}
+
+fn budgets(budgets: &Objects, pods: &Objects, problems: &mut Vec<String>) {
+    for (key, budget) in budgets.iter() {
+        let Some(selector) = budget["spec"]["selector"]["matchLabels"].as_object() else { continue };
+        let namespace = &budget["metadata"]["namespace"];
+        let healthy = pods
+            .iter()
+            .filter(|(_, pod)| pod["metadata"]["namespace"] == *namespace && !ended(pod) && !going(pod) && ready(pod))
+            .filter(|(_, pod)| selector.iter().all(|(label, value)| pod["metadata"]["labels"][label] == *value))
+            .count();
+        let healthy = i64::try_from(healthy).unwrap_or(0);
+        let allowed = (healthy - number(budget, "/status/desiredHealthy")).max(0);
+        let status = &budget["status"];
+        if number(budget, "/status/currentHealthy") != healthy
+            || number(budget, "/status/disruptionsAllowed") != allowed
+        {
+            problems.push(format!("{key} has {healthy} healthy pods, its status is {status}"));
         }
     }
 }

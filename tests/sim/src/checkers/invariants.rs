@@ -10,6 +10,7 @@ use crate::history::{History, Step};
 const PODS: &str = "/registry/pods/";
 const NODES: &str = "/registry/minions/";
 const NAMESPACES: &str = "/registry/namespaces/";
+const BUDGETS: &str = "/registry/poddisruptionbudgets/";
 const SERVICES: &str = "/registry/services/specs/";
 
 /// What is remembered of the past.
@@ -50,8 +51,13 @@ impl Invariants {
         if let Some(old) = old.filter(|old| old["metadata"]["uid"] == new["metadata"]["uid"]) {
             monotone(new, old, &mut problems);
         }
+        if key.starts_with(PODS) && old.is_none() {
+            quotas(history, new, &mut problems);
+        }
         if key.starts_with(PODS) {
             pod(history, new, old, &mut problems);
+        } else if key.starts_with(BUDGETS) {
+            budget(new, old, &mut problems);
         } else if key.starts_with(NODES) {
             unique(history, NODES, key, new, "podCIDR", &mut problems);
         } else if key.starts_with(SERVICES) {
@@ -111,6 +117,36 @@ fn pod(history: &History, new: &Value, old: Option<&Value>, problems: &mut Vec<S
     }
     if before.is_empty() && !node.is_empty() {
         overcommitted(history, node, problems);
+    }
+}
+
+/// No quota that has counted its namespace is overrun by a pod that is made.
+fn quotas(history: &History, pod: &Value, problems: &mut Vec<String>) {
+    let namespace = pod["metadata"]["namespace"].as_str().unwrap_or_default();
+    let there = history.now(&format!("{PODS}{namespace}/"));
+    let count = there.iter().filter(|(_, pod)| !ended(pod.value())).count();
+    for (key, quota) in history.now(&format!("/registry/resourcequotas/{namespace}/")) {
+        let quota = quota.value();
+        let hard = quota["status"]["hard"]["pods"].as_str().and_then(|text| text.parse::<usize>().ok());
+        if hard.is_some_and(|hard| count > hard) {
+            problems.push(format!("{key} allows {hard:?} pods, and there are {count}"));
+        }
+    }
+}
+
+/// Each pod that is evicted is taken off what may be.
+fn budget(new: &Value, old: Option<&Value>, problems: &mut Vec<String>) {
+    let allowed = |budget: &Value| budget["status"]["disruptionsAllowed"].as_i64().unwrap_or(0);
+    let named = |budget: &Value| budget["status"]["disruptedPods"].as_object().cloned().unwrap_or_default();
+    let Some(old) = old else { return };
+    let before = named(old);
+    let more = i64::try_from(named(new).keys().filter(|name| !before.contains_key(*name)).count()).unwrap_or(0);
+    if more > 0 && allowed(new) != allowed(old) - more || allowed(new) < 0 {
+        problems.push(format!(
+            "{more} pods are evicted, of {} that may be, which leaves {}",
+            allowed(old),
+            allowed(new)
+        ));
     }
 }
 

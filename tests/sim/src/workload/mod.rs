@@ -1,6 +1,8 @@
 //! What users do meanwhile: deployments, jobs, services, pods and namespaces come, change and go, nodes are cordoned, added
 //! and taken away. It asks for no more than there is room for, so that all of it can come true in the end.
 
+mod kinds;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,7 +61,7 @@ pub(crate) async fn settle(cluster: Arc<Cluster>, seed: u64) {
         cluster.add_node(&format!("node-{}", 100 + cluster.nodes().len()));
     }
     loop {
-        let mut left = 0;
+        let mut left = kinds::settle(&cluster, &api).await;
         for (key, node) in cluster.world.history.now("/registry/minions/") {
             let name = key.rsplit('/').next().unwrap_or_default();
             let (kind, key) = (Kind::of::<Node>(), ObjectKey::new("", name));
@@ -80,7 +82,7 @@ pub(crate) async fn settle(cluster: Arc<Cluster>, seed: u64) {
     }
 }
 
-fn template(app: &str, cpu: i64, restart: &str) -> Value {
+pub(crate) fn template(app: &str, cpu: i64, restart: &str) -> Value {
     json!({
         "metadata": {"labels": {"app": app}},
         "spec": {
@@ -130,6 +132,16 @@ impl User {
             let spec = &deployment.value()["spec"];
             add(spec["replicas"].as_i64().unwrap_or(0) + 1, &spec["template"]);
         }
+        for (_, set) in now("statefulsets") {
+            let spec = &set.value()["spec"];
+            add(spec["replicas"].as_i64().unwrap_or(0), &spec["template"]);
+        }
+        for (_, set) in now("daemonsets") {
+            add(2 * i64::try_from(NODES_MIN).unwrap_or(1), &set.value()["spec"]["template"]);
+        }
+        for (_, job) in now("cronjobs") {
+            add(2, &job.value()["spec"]["jobTemplate"]["spec"]["template"]);
+        }
         for (_, job) in now("jobs") {
             let spec = &job.value()["spec"];
             if job.value()["status"]["completionTime"].is_null() {
@@ -164,7 +176,7 @@ impl User {
     }
 
     async fn step(&mut self) {
-        match self.random.below(22) {
+        match self.random.below(32) {
             0..=3 => self.create_deployment().await,
             4 | 5 => self.scale().await,
             6 | 7 => self.roll().await,
@@ -189,6 +201,7 @@ impl User {
             17 | 18 => self.delete_pod().await,
             19 => self.create_pod().await,
             20 => self.cordon().await,
+            22.. => self.change_kinds().await,
             _ => self.change_nodes().await,
         }
     }
@@ -302,8 +315,11 @@ impl User {
     }
 
     async fn delete_pod(&mut self) {
-        let Some((key, _)) = self.any("pods") else { return };
-        let options = if self.random.chance(500) { json!({"gracePeriodSeconds": 0}) } else { json!({}) };
+        let Some((key, pod)) = self.any("pods") else { return };
+        // Who takes a pod of a StatefulSet away by force says that it has ended: nobody here knows that.
+        let one_of_a_kind = pod["metadata"]["ownerReferences"][0]["kind"] == "StatefulSet";
+        let options =
+            if !one_of_a_kind && self.random.chance(500) { json!({"gracePeriodSeconds": 0}) } else { json!({}) };
         self.delete(Kind::of::<Pod>(), &key, options).await;
     }
 

@@ -1,0 +1,157 @@
+//! What users ask for beside Deployments and plain Jobs: StatefulSets, DaemonSets, CronJobs, budgets of disruptions with
+//! evictions, and quotas.
+
+use k8s_openapi::api::apps::v1::{DaemonSet, StatefulSet};
+use k8s_openapi::api::batch::v1::CronJob;
+use k8s_openapi::api::core::v1::ResourceQuota;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use machinery_api::ObjectKey;
+use machinery_client::{Kind, Pod};
+use serde_json::{Value, json};
+
+use super::{User, template};
+use crate::checkers::invariants::requested_millis;
+
+/// DaemonSets that are there at once at most: each takes room on all nodes.
+const DAEMONS_MAX: usize = 1;
+
+impl User {
+    pub(super) async fn change_kinds(&mut self) {
+        match self.random.below(14) {
+            0..=2 => self.create_stateful_set().await,
+            3 => self.scale_stateful_set().await,
+            4 => self.change(Kind::of::<StatefulSet>(), "statefulsets").await,
+            5 => self.delete_any(Kind::of::<StatefulSet>(), "statefulsets").await,
+            6 => self.create_daemon_set().await,
+            7 => self.change(Kind::of::<DaemonSet>(), "daemonsets").await,
+            8 => self.delete_any(Kind::of::<DaemonSet>(), "daemonsets").await,
+            9 => self.create_cron_job().await,
+            10 => self.create_budget().await,
+            11 | 12 => self.evict().await,
+            _ => self.create_quota().await,
+        }
+    }
+
+    async fn change(&mut self, kind: Kind, prefix: &str) {
+        let Some((key, _)) = self.any(prefix) else { return };
+        self.made += 1;
+        let patch = json!({"spec": {"template": {"metadata": {"annotations": {"roll": self.made.to_string()}}}}});
+        self.merge(kind, &key, patch).await;
+    }
+
+    async fn delete_any(&mut self, kind: Kind, prefix: &str) {
+        let Some((key, _)) = self.any(prefix) else { return };
+        let how = *self.random.pick(&["Background", "Foreground"]).unwrap_or(&"Background");
+        self.delete(kind, &key, json!({"propagationPolicy": how})).await;
+    }
+
+    async fn create_stateful_set(&mut self) {
+        let (replicas, cpu) = (self.random.between(1, 3) as i64, 100 * self.random.between(1, 2) as i64);
+        if !self.room(replicas, cpu) {
+            return;
+        }
+        let (name, namespace) = (self.name("db"), self.namespace());
+        let how = if self.random.chance(300) { "Parallel" } else { "OrderedReady" };
+        let set = json!({
+            "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": name, "namespace": namespace},
+            "spec": {"replicas": replicas, "serviceName": name, "podManagementPolicy": how,
+                "selector": {"matchLabels": {"app": name}}, "template": template(&name, cpu, "Always")},
+        });
+        self.create(Kind::of::<StatefulSet>(), namespace, set).await;
+    }
+
+    async fn scale_stateful_set(&mut self) {
+        let Some((key, set)) = self.any("statefulsets") else { return };
+        let replicas = self.random.below(4) as i64;
+        let more = replicas - set["spec"]["replicas"].as_i64().unwrap_or(0);
+        if more > 0 && !self.room(more, requested_millis(&set["spec"]["template"])) {
+            return;
+        }
+        self.merge(Kind::of::<StatefulSet>(), &key, json!({"spec": {"replicas": replicas}})).await;
+    }
+
+    async fn create_daemon_set(&mut self) {
+        let there = self.cluster.world.history.now("/registry/daemonsets/").len();
+        if there >= DAEMONS_MAX || !self.room(i64::try_from(super::NODES_MIN).unwrap_or(1), 50) {
+            return;
+        }
+        let (name, namespace) = (self.name("agent"), self.namespace());
+        let rolling = if self.random.chance(300) { json!({"maxSurge": 1, "maxUnavailable": 0}) } else { json!({}) };
+        let set = json!({
+            "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": name, "namespace": namespace},
+            "spec": {"selector": {"matchLabels": {"app": name}}, "template": template(&name, 50, "Always"),
+                "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": rolling}},
+        });
+        self.create(Kind::of::<DaemonSet>(), namespace, set).await;
+    }
+
+    async fn create_cron_job(&mut self) {
+        if !self.room(2, 100) {
+            return;
+        }
+        let (name, namespace) = (self.name("tick"), self.namespace());
+        let policy = *self.random.pick(&["Allow", "Forbid", "Replace"]).unwrap_or(&"Forbid");
+        let job = json!({
+            "apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": name, "namespace": namespace},
+            "spec": {"schedule": "* * * * *", "concurrencyPolicy": policy, "successfulJobsHistoryLimit": 1,
+                "failedJobsHistoryLimit": 1, "jobTemplate": {"spec": {"backoffLimit": 50, "template": template(&name, 100, "Never")}}},
+        });
+        self.create(Kind::of::<CronJob>(), namespace, job).await;
+    }
+
+    async fn create_budget(&mut self) {
+        let Some((key, _)) = self.any("deployments") else { return };
+        let bound = if self.random.chance(500) { json!({"minAvailable": 1}) } else { json!({"maxUnavailable": 1}) };
+        let name = self.name("budget");
+        let mut budget = json!({
+            "apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": name, "namespace": key.namespace},
+            "spec": {"selector": {"matchLabels": {"app": key.name}}},
+        });
+        for (field, value) in bound.as_object().into_iter().flatten() {
+            budget["spec"][field] = value.clone();
+        }
+        self.create(Kind::of::<PodDisruptionBudget>(), &key.namespace, budget).await;
+    }
+
+    /// As `kubectl drain` does it, of a few pods at once.
+    async fn evict(&mut self) {
+        for _ in 0..self.random.between(1, 3) {
+            let Some((key, _)) = self.any("pods") else { return };
+            let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction",
+                "metadata": {"name": key.name, "namespace": key.namespace}});
+            let _ = self.api.post::<Value>(&Kind::of::<Pod>(), &key, "eviction", &eviction).await;
+        }
+    }
+
+    async fn create_quota(&mut self) {
+        let (name, namespace) = (self.name("quota"), self.namespace());
+        let quota = json!({
+            "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": name, "namespace": namespace},
+            "spec": {"hard": {"pods": self.random.between(2, 10).to_string()}},
+        });
+        self.create(Kind::of::<ResourceQuota>(), namespace, quota).await;
+    }
+}
+
+/// What would keep the cluster from coming to rest goes: quotas, and what starts anew each minute. Answers how much was left.
+pub(super) async fn settle(cluster: &crate::cluster::Cluster, api: &machinery_client::request::ApiClient) -> usize {
+    let key = |object: &Value| {
+        let part = |name: &str| object["metadata"][name].as_str().unwrap_or_default().to_owned();
+        ObjectKey::new(part("namespace"), part("name"))
+    };
+    let mut left = 0;
+    for (_, quota) in cluster.world.history.now("/registry/resourcequotas/") {
+        left += 1;
+        let options = json!({"apiVersion": "v1", "kind": "DeleteOptions"});
+        let _ = api.delete::<Value>(&Kind::of::<ResourceQuota>(), &key(quota.value()), &options).await;
+    }
+    for (_, job) in cluster.world.history.now("/registry/cronjobs/") {
+        if job.value()["spec"]["suspend"] != true {
+            left += 1;
+            let patch = json!({"spec": {"suspend": true}});
+            let how = machinery_client::request::PatchType::Merge;
+            let _ = api.patch::<Value>(&Kind::of::<CronJob>(), &key(job.value()), None, how, &patch).await;
+        }
+    }
+    left
+}
