@@ -9,6 +9,8 @@
 mod certificates;
 mod cluster_role_aggregation;
 mod conditions;
+#[cfg(test)]
+mod crash_tests;
 mod cronjob;
 mod daemonset;
 mod deployment;

@@ -88,7 +88,7 @@ pub(crate) fn settle(simulation: &mut Simulation) {
 }
 
 /// A cluster with something for every controller to do.
-const CLUSTER: &str = r#"
+pub(crate) const CLUSTER: &str = r#"
 {apiVersion: v1, kind: Namespace, metadata: {name: a}}
 ---
 {apiVersion: v1, kind: Namespace, metadata: {name: gone, deletionTimestamp: "2025-12-31T23:00:00Z"}}

@@ -66,7 +66,7 @@ struct Entry {
 }
 
 /// The objects of one kind with their indexes.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Table {
     /// Each key is held once, whatever it is found by.
     objects: BTreeMap<Arc<ObjectKey>, Entry>,
@@ -89,7 +89,7 @@ struct Table {
 }
 
 /// The cluster as far as it is watched.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct ObjectCache {
     tables: BTreeMap<Kind, Table>,
     /// The reader's monotonic time: what is received is stamped with it.

@@ -13,7 +13,7 @@ use machinery_api::ObjectKey;
 pub type Answer = Result<Arc<Value>, Failure>;
 
 /// How far a pass over one key is: what was asked in it, and what the round before hands to this one.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Pass {
     answers: Vec<(Question, Answer)>,
     /// What the last plan with questions carried.
@@ -47,7 +47,7 @@ impl Pass {
 }
 
 /// What a controller remembers, by key.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Memories(BTreeMap<ObjectKey, Memory>);
 
 impl Memories {

@@ -74,6 +74,11 @@ impl History {
         steps
     }
 
+    /// Forgets all: a run is over, and whoever still knows it keeps no memory.
+    pub(crate) fn forget(&self) {
+        *self.inner() = Inner::default();
+    }
+
     /// The newest revision.
     pub(crate) fn revision(&self) -> Revision {
         self.inner().revision

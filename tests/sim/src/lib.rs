@@ -16,6 +16,7 @@ mod log;
 mod network;
 mod node;
 mod random;
+mod rollouts;
 mod run;
 mod sabotage;
 mod store;

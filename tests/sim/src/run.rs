@@ -58,6 +58,7 @@ async fn one(seed: u64, sabotage: Sabotage) -> Report {
     }
     let answered = cluster.network.answered.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
     log::log!(world, "answers: {answered:?}; revision {}", world.history.revision());
+    world.history.forget();
     Report { log: world.log.take(), violations: world.violations() }
 }
 

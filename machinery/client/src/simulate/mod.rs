@@ -18,7 +18,7 @@ use crate::plan::{Action, Plan, Propagation};
 use machinery_api::{GroupVersion, ObjectKey};
 
 /// A view with a server's part played by us.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Simulation {
     /// What the controllers see.
     pub view: ObjectCache,

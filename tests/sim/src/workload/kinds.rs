@@ -17,17 +17,20 @@ const DAEMONS_MAX: usize = 1;
 
 impl User {
     pub(super) async fn change_kinds(&mut self) {
-        match self.random.below(14) {
+        match self.random.below(18) {
             0..=2 => self.create_stateful_set().await,
             3 => self.scale_stateful_set().await,
-            4 => self.change(Kind::of::<StatefulSet>(), "statefulsets").await,
-            5 => self.delete_any(Kind::of::<StatefulSet>(), "statefulsets").await,
-            6 => self.create_daemon_set().await,
-            7 => self.change(Kind::of::<DaemonSet>(), "daemonsets").await,
-            8 => self.delete_any(Kind::of::<DaemonSet>(), "daemonsets").await,
-            9 => self.create_cron_job().await,
-            10 => self.create_budget().await,
-            11 | 12 => self.evict().await,
+            4 | 5 => self.change(Kind::of::<StatefulSet>(), "statefulsets").await,
+            6 => self.delete_any(Kind::of::<StatefulSet>(), "statefulsets").await,
+            7 | 8 => self.create_daemon_set().await,
+            9 => self.change(Kind::of::<DaemonSet>(), "daemonsets").await,
+            10 => self.delete_any(Kind::of::<DaemonSet>(), "daemonsets").await,
+            11 => self.create_cron_job().await,
+            12..=14 => {
+                self.create_budget().await;
+                self.evict().await;
+            }
+            15 => self.evict().await,
             _ => self.create_quota().await,
         }
     }

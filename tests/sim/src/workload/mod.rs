@@ -176,7 +176,7 @@ impl User {
     }
 
     async fn step(&mut self) {
-        match self.random.below(32) {
+        match self.random.below(36) {
             0..=3 => self.create_deployment().await,
             4 | 5 => self.scale().await,
             6 | 7 => self.roll().await,
