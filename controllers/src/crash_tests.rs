@@ -156,7 +156,7 @@ impl Play {
     /// Plays on from each death: the end must be this one.
     fn die(&mut self) {
         let wanted = state(&self.simulation);
-        for (what, simulation) in std::mem::replace(&mut self.deaths, Some(Vec::new())).unwrap_or_default() {
+        for (what, simulation) in self.deaths.replace(Vec::new()).unwrap_or_default() {
             let mut other =
                 Self { simulation, order: self.order, silent: self.silent, deaths: None, acted: BTreeSet::new() };
             other.settle();
