@@ -135,9 +135,11 @@ impl Apiserver {
         let (kubelets, objects_of_services) = (config.kubelets.clone(), objects.clone());
         let reach: Arc<dyn Reach> = Arc::new(Services { objects: objects_of_services, kubelets, env: env.clone() });
         let caller = Caller::new(reach, webhook::Metrics::new(&config.registry));
+        let converter = Arc::new(Converter::new(caller.clone(), env.clone()));
         let admission = Chain::new(env, authorizer.clone())
             .with_toleration_seconds(config.toleration_seconds)
             .with_images(chains.images)
+            .with_converter(&converter)
             .with_policies(&served)
             .with_webhooks(&served, &caller);
         let authenticator = Arc::new(Authenticator::new(env, config.signing_key).with(chains.authenticators));
@@ -146,7 +148,7 @@ impl Apiserver {
             env: env.clone(),
             cache,
             objects,
-            versions: Arc::new(Versions::new(Converter::new(caller, env.clone()))),
+            versions: Arc::new(Versions::new(converter)),
             admission: chains.plugins.into_iter().fold(admission, Chain::with_plugin),
             authorizer: authorizer.clone(),
             allocator: Allocator::new(config.services, {

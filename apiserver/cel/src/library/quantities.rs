@@ -18,9 +18,7 @@ pub(super) fn find(function: &str, id: &str) -> Option<Implementation> {
     Some(match function {
         "quantity" => |call| match Quantity::parse(call.text(0)?) {
             Ok(quantity) => Ok(Value::opaque(Opaque::Quantity(quantity))),
-            Err(_) => Err(EvalError::new(
-                "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'",
-            )),
+            Err(error) => Err(EvalError::new(error.to_string())),
         },
         "isQuantity" => |call| Ok(Value::Bool(Quantity::parse(call.text(0)?).is_ok())),
         "sign" => |call| Ok(Value::Int(quantity(call, 0)?.sign().into())),

@@ -91,10 +91,15 @@ pub struct ScalePaths {
 }
 
 impl ScalePaths {
+    /// The fields that lead to how many are wanted.
+    pub fn wanted(&self) -> impl Iterator<Item = &str> {
+        self.spec_path.split('.').skip(1)
+    }
+
     /// Sets how many are wanted, with the objects that lead there; false: something else is in the way.
     pub fn set(&self, object: &mut Value, replicas: i64) -> bool {
         let mut at = object;
-        for part in self.spec_path.split('.').skip(1) {
+        for part in self.wanted() {
             if at.is_null() {
                 *at = json!({});
             }

@@ -13,7 +13,7 @@ use super::schema::{Schema, check, embedded, lists, rules};
 use crate::cells::{self, NAME, name};
 use crate::field::{ErrorList, FieldError, Path, quoted};
 use crate::read::{get, int, items, text, texts};
-use crate::{Column, Context, MetadataChecks, Strategy};
+use crate::{Column, Context, MetadataChecks, Strategy, Unwritten};
 
 /// A column that the definition adds.
 struct Cell {
@@ -192,6 +192,14 @@ fn without_metadata(object: &Value) -> impl Iterator<Item = (&String, &Value)> {
 }
 
 impl Strategy for CustomStrategy {
+    fn unwritten(&self, subresource: &str) -> Unwritten {
+        match subresource {
+            "status" => Unwritten::METADATA_TOO,
+            _ if self.has_status => Unwritten::Below(&[&["status"]]),
+            _ => Unwritten::Below(&[]),
+        }
+    }
+
     fn prepare_create(&self, _: &Context<'_>, object: &mut Value) {
         if self.has_status
             && let Some(map) = object.as_object_mut()

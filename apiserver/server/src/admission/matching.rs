@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use machinery_api::GroupVersionKind;
 use machinery_api::error::{ApiError, ApiResult, Named};
-use machinery_api::schema::{built_in, normalise};
+use machinery_api::schema::{built_in, default, normalise};
 use machinery_api::selector::{LabelSelector, SelectorError};
 use serde_json::Value;
 
@@ -103,22 +103,31 @@ pub enum Matched {
 
 impl Matched {
     /// An object as who is asked knows it.
-    #[must_use]
-    pub fn shown<'o>(&self, request: &Request<'_>, catalog: &Catalog, object: &'o Value) -> Cow<'o, Value> {
-        match (self, own(request, catalog)) {
-            (Self::Equivalent(other), Some(own)) if object.is_object() && own.gvk() == request.kind => {
-                Cow::Owned(converted(object, own, other))
+    ///
+    /// # Errors
+    /// Where the definition of a custom resource can't convert it.
+    pub async fn shown<'o>(
+        &self,
+        context: &Context<'_>,
+        catalog: &Catalog,
+        object: &'o Value,
+    ) -> ApiResult<Cow<'o, Value>> {
+        match (self, own(context.request, catalog)) {
+            (Self::Equivalent(other), Some(own)) if object.is_object() && own.gvk() == context.request.kind => {
+                converted(context, object.clone(), own, other).await.map(Cow::Owned)
             }
-            _ => Cow::Borrowed(object),
+            _ => Ok(Cow::Borrowed(object)),
         }
     }
 
     /// The same with nothing in it that isn't printed: what a client wrote empty is absent.
-    #[must_use]
-    pub fn printed(&self, request: &Request<'_>, catalog: &Catalog, object: &Value) -> Value {
-        let mut shown = self.shown(request, catalog, object).into_owned();
-        self.print(request, catalog, &mut shown);
-        shown
+    ///
+    /// # Errors
+    /// As of [`Self::shown`].
+    pub async fn printed(&self, context: &Context<'_>, catalog: &Catalog, object: &Value) -> ApiResult<Value> {
+        let mut shown = self.shown(context, catalog, object).await?.into_owned();
+        self.print(context.request, catalog, &mut shown);
+        Ok(shown)
     }
 
     /// Brings what [`Self::shown`] shows into the form that is printed.
@@ -140,13 +149,15 @@ impl Matched {
     }
 
     /// The same, as the client knows it.
-    #[must_use]
-    pub fn back(&self, request: &Request<'_>, catalog: &Catalog, object: Value) -> Value {
-        match (self, own(request, catalog)) {
-            (Self::Equivalent(other), Some(own)) if object.is_object() && own.gvk() == request.kind => {
-                converted(&object, other, own)
+    ///
+    /// # Errors
+    /// As of [`Self::shown`].
+    pub async fn back(&self, context: &Context<'_>, catalog: &Catalog, object: Value) -> ApiResult<Value> {
+        match (self, own(context.request, catalog)) {
+            (Self::Equivalent(other), Some(own)) if object.is_object() && own.gvk() == context.request.kind => {
+                converted(context, object, other, own).await
             }
-            _ => object,
+            _ => Ok(object),
         }
     }
 }
@@ -164,8 +175,19 @@ pub fn has_own_body(request: &Request<'_>, catalog: &Catalog) -> bool {
     own(request, catalog).is_some_and(|own| own.gvk() == request.kind)
 }
 
-fn converted(object: &Value, from: &ResourceInfo, to: &ResourceInfo) -> Value {
-    let mut object = object.clone();
+async fn converted(
+    context: &Context<'_>,
+    mut object: Value,
+    from: &ResourceInfo,
+    to: &ResourceInfo,
+) -> ApiResult<Value> {
+    if let (Some(custom), Some(converter)) = (&from.custom, context.converter) {
+        let converted = converter.in_version(&custom.definition, &to.api_version, vec![object]).await;
+        let converted = converted.map_err(|error| ApiError::Internal(error.status().message))?;
+        let mut converted = converted.into_iter().next().unwrap_or_default();
+        default(to.schema.get(), &mut converted);
+        return Ok(converted);
+    }
     if from.stored_as.is_some() {
         object = from.strategy.write_storage_version(object);
     }
@@ -174,7 +196,7 @@ fn converted(object: &Value, from: &ResourceInfo, to: &ResourceInfo) -> Value {
     }
     object["apiVersion"] = Value::from(&*to.api_version);
     object["kind"] = Value::from(&*to.kind);
-    object
+    Ok(object)
 }
 
 /// What somebody is asked about.

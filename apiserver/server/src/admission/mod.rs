@@ -32,12 +32,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use machinery_api::GroupVersionKind;
+use machinery_api::apply::Managers;
 use machinery_api::error::{ApiError, ApiResult, Named};
 use machinery_env::Env;
 use serde_json::Value;
 
 use crate::auth::{Authorizer, UserInfo};
 use crate::catalog::Served;
+use crate::conversion::Converter;
 use crate::request::options::{DeleteOptions, WriteOptions};
 use crate::webhook::Caller;
 use apiserver_resources::objects::ObjectReader;
@@ -161,6 +163,7 @@ pub struct Context<'a> {
     pub old: Option<&'a Value>,
     env: &'a Env,
     authorizer: &'a Authorizer,
+    converter: Option<&'a Converter>,
     toleration_seconds: i64,
 }
 
@@ -188,10 +191,21 @@ pub struct Effects {
     pub warnings: Vec<String>,
     /// For the request's audit event, by their keys.
     pub audit: BTreeMap<String, String>,
+    /// Who manages the object's fields, and who managed those of what is there: for those who are asked about both.
+    pub managed: Managed,
     /// What the second round of plugins must know of the first.
     pub reinvocation: Reinvocation,
     /// What the images of the request say of themselves.
     images: imports::KnownImages,
+}
+
+/// Who manages which fields. Of a subresource with a body of its own it isn't said.
+#[derive(Debug, Default)]
+pub struct Managed {
+    /// Of the object as it is written.
+    pub new: Managers,
+    /// Of the object that is there.
+    pub old: Managers,
 }
 
 impl Effects {
@@ -284,6 +298,8 @@ pub const PLUGINS: &[&dyn Plugin] = &[
 pub struct Chain {
     env: Env,
     authorizer: Arc<Authorizer>,
+    /// Knows custom resources in other versions.
+    converter: Option<Arc<Converter>>,
     toleration_seconds: i64,
     /// Called after the built-in ones.
     imports: Arc<imports::Imports>,
@@ -303,6 +319,7 @@ impl Chain {
         Self {
             env: env.clone(),
             authorizer,
+            converter: None,
             toleration_seconds: default_tolerations::SECONDS,
             imports: Arc::new(imports::Imports::new(None)),
             more: Vec::new(),
@@ -316,6 +333,12 @@ impl Chain {
     #[must_use]
     pub fn with_toleration_seconds(self, toleration_seconds: i64) -> Self {
         Self { toleration_seconds, ..self }
+    }
+
+    /// The same with somebody who knows custom resources in other versions.
+    #[must_use]
+    pub(crate) fn with_converter(self, converter: &Arc<Converter>) -> Self {
+        Self { converter: Some(converter.clone()), ..self }
     }
 
     /// The same with policies about what is served.
@@ -410,6 +433,7 @@ impl Chain {
             old,
             env: &self.env,
             authorizer: &self.authorizer,
+            converter: self.converter.as_deref(),
             toleration_seconds: self.toleration_seconds,
         }
     }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use apiserver_resources::apiextensions::custom::Definition;
+use apiserver_resources::apiextensions::custom::{Conversion, Definition};
 use apiserver_resources::metadata;
 use bytes::Bytes;
 use machinery_api::ApiError;
@@ -65,8 +65,31 @@ impl Converter {
         Self { caller, env, clients: Mutex::default() }
     }
 
+    /// Objects in another version of the same definition.
+    pub(crate) async fn in_version(
+        &self,
+        definition: &Definition,
+        api_version: &str,
+        mut objects: Vec<Value>,
+    ) -> Result<Vec<Value>, ApiError> {
+        let is_there = |object: &Value| object["apiVersion"].as_str() == Some(api_version);
+        if objects.iter().all(is_there) {
+            return Ok(objects);
+        }
+        match &definition.conversion {
+            Conversion::None => objects.iter_mut().for_each(|object| object["apiVersion"] = api_version.into()),
+            Conversion::Webhook(webhook) => {
+                objects = self.convert(definition, webhook, api_version, objects).await?;
+            }
+        }
+        if let Some(version) = definition.version_of(api_version) {
+            objects.iter_mut().for_each(|object| version.coerce(object));
+        }
+        Ok(objects)
+    }
+
     /// Objects in the version that is wanted; those that are in it already are not sent.
-    pub(crate) async fn convert(
+    async fn convert(
         &self,
         definition: &Definition,
         webhook: &Value,

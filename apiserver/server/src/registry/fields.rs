@@ -176,58 +176,81 @@ pub(super) fn scaled(call: &RequestScope<'_>, options: &Options<'_>, existing: &
     to_parent(call, parent, &updated)
 }
 
-fn replicas() -> [PathElement; 2] {
-    ["spec", "replicas"].map(PathElement::field)
+/// Where a Scale has its replicas.
+const REPLICAS: &[&str] = &["spec", "replicas"];
+
+fn path(fields: &[&str]) -> Vec<PathElement> {
+    fields.iter().copied().map(PathElement::field).collect()
 }
 
-fn only_replicas() -> Set {
-    Set::of(&[&["spec", "replicas"]])
+/// Where the versions of a kind have what their Scale shows.
+struct Parents<'a>(Kinds<'a>);
+
+impl<'a> Parents<'a> {
+    fn of(call: &RequestScope<'a>) -> Self {
+        Self(Kinds { scales: false, ..Kinds::of(call) })
+    }
+
+    /// The path to the replicas in a version; none: it has no Scale. `None`: it isn't served.
+    fn replicas(&self, api_version: &str) -> Option<Vec<&str>> {
+        let row = self.0.row(api_version)?;
+        Some(match &row.custom {
+            None => REPLICAS.to_vec(),
+            Some(custom) => custom.scale.iter().flat_map(|scale| scale.wanted()).collect(),
+        })
+    }
+
+    /// The same, where that entry is about them.
+    fn replicas_of(&self, entry: &Entry) -> Option<Vec<&str>> {
+        let fields = self.replicas(&entry.who.api_version)?;
+        (!fields.is_empty() && entry.fields.set().has(&path(&fields))).then_some(fields)
+    }
 }
 
 /// A Scale's managers: those of the workload that manage its replicas.
 fn to_scale(call: &RequestScope<'_>, parent: &Managers) -> Managers {
-    let kinds = Kinds { scales: false, ..Kinds::of(call) };
-    let entries = parent.entries().iter().filter(|entry| kinds.row(&entry.who.api_version).is_some());
-    let fields = apply::pool::of_set(&only_replicas());
+    let parents = Parents::of(call);
+    let fields = apply::pool::of_set(&Set::of(&[REPLICAS]));
     let entry = |entry: &Entry| {
         let who = &entry.who;
         let who = Identity::new(&who.manager, who.operation, SCALE_VERSION, &who.subresource);
         Entry { who, at: entry.at, fields: fields.clone() }
     };
-    Managers::new(entries.filter(|entry| entry.fields.set().has(&replicas())).map(entry).collect())
+    Managers::new(parent.entries().iter().filter(|of| parents.replicas_of(of).is_some()).map(entry).collect())
 }
 
 /// A workload's managers with what became of its Scale's. As upstream, what is new has no time, and managers of versions that
 /// are served no more go.
 fn to_parent(call: &RequestScope<'_>, parent: &Managers, scale: &Managers) -> Managers {
-    let kinds = Kinds { scales: false, ..Kinds::of(call) };
+    let parents = Parents::of(call);
     let same = |a: &Identity, b: &Identity| {
         (&a.manager, a.operation, &a.subresource) == (&b.manager, b.operation, &b.subresource)
     };
-    let mut left: Vec<&Entry> = scale.entries().iter().filter(|e| e.fields.set().has(&replicas())).collect();
+    let shown = path(REPLICAS);
+    let mut left: Vec<&Entry> = scale.entries().iter().filter(|e| e.fields.set().has(&shown)).collect();
     let mut entries = Vec::new();
-    for entry in parent.entries().iter().filter(|entry| kinds.row(&entry.who.api_version).is_some()) {
-        let set = entry.fields.set();
-        if !set.has(&replicas()) {
+    for entry in parent.entries().iter().filter(|entry| parents.0.row(&entry.who.api_version).is_some()) {
+        let Some(fields) = parents.replicas_of(entry) else {
             entries.push(entry.clone());
             continue;
-        }
+        };
         let before = left.len();
         left.retain(|scaled| !same(&scaled.who, &entry.who));
         if left.len() < before {
             entries.push(entry.clone());
             continue;
         }
-        let rest = set.difference(&only_replicas());
+        let rest = entry.fields.set().difference(&Set::of(&[&fields]));
         if !rest.is_empty() {
             entries.push(Entry { fields: apply::pool::of_set(&rest), ..entry.clone() });
         }
     }
+    let fields = parents.replicas(&call.row.api_version).unwrap_or_default();
     for scaled in left {
         let who = &scaled.who;
         let who = Identity::new(&who.manager, who.operation, &call.row.api_version, &who.subresource);
         // An updater that had other fields of the workload through the same path has one entry.
-        entries.push(Entry { who, at: None, fields: apply::pool::of_set(&only_replicas()) });
+        entries.push(Entry { who, at: None, fields: apply::pool::of_set(&Set::of(&[&fields])) });
     }
     Managers::new(entries)
 }

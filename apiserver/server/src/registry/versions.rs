@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use apiserver_resources::ResourceInfo;
-use apiserver_resources::apiextensions::custom::{Conversion, CustomResource};
+use apiserver_resources::apiextensions::custom::CustomResource;
 use apiserver_storage::cache::Cached;
 use apiserver_storage::store::Record;
 use machinery_api::ApiError;
@@ -28,7 +28,7 @@ const SLICE_BYTES: usize = 2 << 20;
 pub struct Versions {
     kept: Mutex<Kept>,
     /// Asks webhooks.
-    converter: Converter,
+    converter: Arc<Converter>,
 }
 
 #[derive(Default)]
@@ -53,7 +53,7 @@ pub(crate) fn is_as_shown(row: &ResourceInfo, custom: &CustomResource, generatio
 
 impl Versions {
     /// Where webhooks are asked by this converter.
-    pub(crate) fn new(converter: Converter) -> Self {
+    pub(crate) fn new(converter: Arc<Converter>) -> Self {
         Self { kept: Mutex::default(), converter }
     }
 
@@ -146,13 +146,14 @@ impl Versions {
             version.settle(&mut object);
             settled.push(object);
         }
-        self.in_version(custom, &wanted.api_version, settled).await
+        self.converter.in_version(definition, &wanted.api_version, settled).await
     }
 
     /// An object in the version that is stored.
     pub(crate) async fn to_be_stored(&self, custom: &CustomResource, object: Value) -> Result<Value, ApiError> {
         let stored = custom.definition.stored();
-        let mut converted = self.in_version(custom, &stored.api_version, vec![object]).await?.pop().unwrap_or_default();
+        let in_version = self.converter.in_version(&custom.definition, &stored.api_version, vec![object]);
+        let mut converted = in_version.await?.pop().unwrap_or_default();
         // It may lack what objects of that version are created with.
         stored.settle(&mut converted);
         Ok(converted)
@@ -161,31 +162,7 @@ impl Versions {
     /// An object of the version that is stored in the resource's own.
     pub(crate) async fn of_stored(&self, custom: &CustomResource, object: Value) -> Result<Value, ApiError> {
         let wanted = &custom.definition.versions[custom.version].api_version;
-        Ok(self.in_version(custom, wanted, vec![object]).await?.pop().unwrap_or_default())
-    }
-
-    /// Objects in another version of the same definition.
-    async fn in_version(
-        &self,
-        custom: &CustomResource,
-        api_version: &str,
-        mut objects: Vec<Value>,
-    ) -> Result<Vec<Value>, ApiError> {
-        let definition = &custom.definition;
-        let is_there = |object: &Value| object["apiVersion"].as_str() == Some(api_version);
-        if objects.iter().all(is_there) {
-            return Ok(objects);
-        }
-        match &definition.conversion {
-            Conversion::None => objects.iter_mut().for_each(|object| object["apiVersion"] = api_version.into()),
-            Conversion::Webhook(webhook) => {
-                objects = self.converter.convert(definition, webhook, api_version, objects).await?;
-            }
-        }
-        if let Some(version) = definition.version_of(api_version) {
-            objects.iter_mut().for_each(|object| version.coerce(object));
-        }
-        Ok(objects)
+        Ok(self.converter.in_version(&custom.definition, wanted, vec![object]).await?.pop().unwrap_or_default())
     }
 }
 

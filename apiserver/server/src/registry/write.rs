@@ -22,7 +22,7 @@ use super::{
     Answer, Registry, RequestScope, ResponseObject, TRIES_MAX, claims, delete, fields, inert, object, scale,
     store_error,
 };
-use crate::admission::{Effects, Operation, Options, Seen, SideWrite};
+use crate::admission::{Effects, Managed, Operation, Options, Seen, SideWrite};
 use apiserver_resources::{ResourceInfo, SubresourceKind};
 use apiserver_storage::cache::{Cached, WatchCache};
 use apiserver_storage::store::{Compare, Entry, Op, Outcome, Record, Revision, Txn};
@@ -202,6 +202,12 @@ impl Registry {
         let mut effects = Effects::default();
         let mut draft = self.draft(call, intent, existing, &options)?;
         let admitted = intent.is_admitted();
+        let has_own_body =
+            |what| matches!(what, SubresourceKind::Status | SubresourceKind::Part | SubresourceKind::Finalize);
+        if call.subresource.is_none_or(|subresource| has_own_body(subresource.what)) {
+            let old = existing.map_or_else(Managers::default, Existing::managers);
+            effects.managed = Managed { new: std::mem::take(&mut draft.managers), old };
+        }
         if draft.creates_by_update {
             self.may_create(call).await?;
         }
@@ -217,7 +223,10 @@ impl Registry {
             }
         }
         let (operation, name) = (draft.operation, std::mem::take(&mut draft.name));
-        let managers = std::mem::take(&mut draft.managers);
+        let managers = match effects.managed.new.is_empty() {
+            true => std::mem::take(&mut draft.managers),
+            false => effects.managed.new.clone(),
+        };
         let resolved = self.resolve(call, intent, draft, existing, options.dry_run())?;
         let Resolved { change, document, given, old } = resolved;
         if admitted {

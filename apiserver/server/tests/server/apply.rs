@@ -5,17 +5,17 @@ use http::Request;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
-use super::{MAPS, Server, server};
+use super::{MAPS, Server, WAIT, server};
 
 const APPLY: &str = "application/apply-patch+yaml";
 const ONE: &str = "/api/v1/namespaces/default/configmaps/x";
 
-struct Outside {
-    server: Server,
+pub(super) struct Outside {
+    pub(super) server: Server,
     token: String,
 }
 
-async fn outside() -> Outside {
+pub(super) async fn outside() -> Outside {
     let server = server().await;
     let accounts = "/api/v1/namespaces/default/serviceaccounts";
     let rbac = "/apis/rbac.authorization.k8s.io/v1";
@@ -41,7 +41,7 @@ async fn outside() -> Outside {
 }
 
 impl Outside {
-    async fn ask(&self, method: &str, path: &str, kind: &str, body: &Value) -> (u16, Value) {
+    pub(super) async fn ask(&self, method: &str, path: &str, kind: &str, body: &Value) -> (u16, Value) {
         let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
         let request = Request::builder().method(method).uri(path).header("content-type", kind);
         let request =
@@ -134,4 +134,50 @@ async fn an_apply_that_makes_wants_the_right_to_create() {
     let body = json!({"metadata": {"name": "x"}});
     assert_eq!(outside.server.ask("POST", MAPS, &body).await.0, 201);
     assert_eq!(outside.apply("a", json!({"k": "v"})).await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_custom_scale_is_managed_where_its_path_leads_and_a_status_is_nothing_else() {
+    let outside = outside().await;
+    let number = |name: &str| json!({"type": "object", "properties": {name: {"type": "integer"}}});
+    let schema = json!({"type": "object", "properties": {"status": number("running"),
+        "spec": {"type": "object", "properties": {"unit": {"type": "string"}, "size": number("count")}}}});
+    let scale = json!({"specReplicasPath": ".spec.size.count", "statusReplicasPath": ".status.running"});
+    let version = json!({"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema},
+        "subresources": {"status": {}, "scale": scale}});
+    let definition = json!({"metadata": {"name": "things.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced",
+        "names": {"plural": "things", "singular": "thing", "kind": "Thing", "listKind": "ThingList"}, "versions": [version]}});
+    let (code, made) =
+        outside.server.ask("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", &definition).await;
+    assert_eq!(code, 201, "{made}");
+    let one = "/apis/example.com/v1/namespaces/default/things/x";
+    let body = json!({"apiVersion": "example.com/v1", "kind": "Thing", "metadata": {"name": "x"},
+        "spec": {"unit": "m", "size": {"count": 1}}});
+    // The definition is served once it is established.
+    let deadline = tokio::time::Instant::now() + WAIT;
+    loop {
+        let (code, said) = outside.ask("PATCH", &format!("{one}?fieldManager=a"), APPLY, &body).await;
+        if code == 201 {
+            break;
+        }
+        assert!(code == 404 && tokio::time::Instant::now() < deadline, "{code} {said}");
+        tokio::task::yield_now().await;
+    }
+    let scaled = json!({"spec": {"replicas": 3}});
+    let (code, said) =
+        outside.ask("PATCH", &format!("{one}/scale?fieldManager=b"), "application/merge-patch+json", &scaled).await;
+    assert_eq!((code, &said["spec"]["replicas"]), (200, &json!(3)), "{said}");
+    let there = outside.get(one).await;
+    assert_eq!(there["spec"]["size"]["count"], 3);
+    let of_scale = r#"b Update {"f:spec":{"f:size":{"f:count":{}}}}"#;
+    assert_eq!(managers(&there), [r#"a Apply {"f:spec":{"f:unit":{}}}"#, of_scale]);
+    let told = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"unit": "n"}, "status": {"running": 2}});
+    let (code, said) =
+        outside.ask("PATCH", &format!("{one}/status?fieldManager=c"), "application/merge-patch+json", &told).await;
+    assert_eq!(code, 200, "{said}");
+    let mine = r#"c Update {"f:status":{".":{},"f:running":{}}}"#;
+    assert_eq!(managers(&said), [r#"a Apply {"f:spec":{"f:unit":{}}}"#, of_scale, mine]);
+    let (code, said) = outside.ask("PATCH", &format!("{one}?fieldManager=a"), APPLY, &body).await;
+    let conflict = "Apply failed with 1 conflict: conflict with \"b\" with subresource \"scale\" using example.com/v1: .spec.size.count";
+    assert_eq!((code, said["message"].as_str()), (409, Some(conflict)), "{said}");
 }

@@ -106,6 +106,42 @@ fn asked(hooks: &Hooks) -> Vec<(String, usize)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn hooks_and_policies_of_another_version_see_objects_converted() {
+    let (server, hooks) = (server().await, hooks().await);
+    server.defined(&hooks, "/good", &hooks.ca).await;
+    let rules =
+        json!([{"apiGroups": ["example.com"], "apiVersions": ["v2"], "operations": ["*"], "resources": ["things"]}]);
+    let mut hook = hooks.hook("/sized", "things");
+    hook["rules"] = rules.clone();
+    hook["matchConditions"] = json!([{"name": "new", "expression": "object.spec.sizes[0] > 0"}]);
+    server.hooked("Mutating", "a", vec![hook]).await;
+    let (code, made) = server.ask("POST", V1, &thing("a", json!({"size": 5}))).await;
+    assert_eq!(code, 201, "{made}");
+    assert_eq!(made["spec"], json!({"size": 5, "unit": "m"}));
+    assert_eq!(made["metadata"]["labels"], json!({"size": "5"}));
+    let reviews = std::mem::take(&mut *hooks.reviews.lock().unwrap());
+    let review = &reviews.iter().find(|review| review["path"] == "/sized").unwrap()["request"];
+    assert_eq!((&review["kind"]["version"], &review["requestKind"]["version"]), (&json!("v2"), &json!("v1")));
+    assert_eq!(review["object"]["apiVersion"], "example.com/v2");
+    let admission = "/apis/admissionregistration.k8s.io/v1";
+    let policy = json!({"metadata": {"name": "p"}, "spec": {"matchConstraints": {"resourceRules": rules},
+        "validations": [{"expression": "object.spec.sizes[0] < 7"}]}});
+    let binding = json!({"metadata": {"name": "b"}, "spec": {"policyName": "p", "validationActions": ["Deny"]}});
+    for (plural, object) in [("validatingadmissionpolicies", policy), ("validatingadmissionpolicybindings", binding)] {
+        assert_eq!(server.ask("POST", &format!("{admission}/{plural}"), &object).await.0, 201);
+    }
+    let (code, refused) = server.ask("POST", V1, &thing("b", json!({"size": 7}))).await;
+    let why = refused["message"].as_str().unwrap_or_default();
+    assert!(code == 422 && why.contains("failed expression: object.spec.sizes[0] < 7"), "{refused}");
+    assert_eq!(server.ask("POST", V1, &thing("c", json!({"size": 6}))).await.0, 201);
+    // Who can't be shown an object isn't passed by.
+    server.defined(&hooks, "/failure", &hooks.ca).await;
+    let (code, refused) = server.ask("POST", V1, &thing("d", json!({"size": 6}))).await;
+    let why = refused["message"].as_str().unwrap_or_default();
+    assert!(code == 500 && why.contains("not today"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn objects_are_shown_and_taken_in_every_version() {
     let (server, hooks) = (server().await, hooks().await);
     server.defined(&hooks, "/good", &hooks.ca).await;

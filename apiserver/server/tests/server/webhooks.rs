@@ -43,6 +43,8 @@ fn said(path: &str, request: &Value) -> Value {
         "/broken" => patch(&json!([{"op": "remove", "path": "/nothing"}])),
         "/deny" => json!({"allowed": false, "status": {"message": "not today", "code": 403, "reason": "Forbidden"}}),
         "/warn" => json!({"allowed": true, "warnings": ["mind the gap"]}),
+        "/owner" => patch(&json!([{"op": "replace", "path": "/metadata/managedFields/0/manager", "value": "hook"}])),
+        "/sized" => labels(json!({"size": request["object"]["spec"]["sizes"][0].to_string()})),
         "/wrong" => json!({"allowed": true, "uid": "another"}),
         "/huge" => json!({"allowed": true, "patchType": "JSONPatch", "patch": "A".repeat(9 << 20)}),
         _ => json!({"allowed": request["object"]["metadata"]["name"] != "bad"}),
@@ -99,7 +101,7 @@ pub(super) async fn hooks() -> Hooks {
 const CONFIGURATIONS: &str = "/apis/admissionregistration.k8s.io/v1";
 
 impl Hooks {
-    fn hook(&self, path: &str, resource: &str) -> Value {
+    pub(super) fn hook(&self, path: &str, resource: &str) -> Value {
         let url = format!("https://{}{path}", self.address);
         json!({"name": format!("{}.example.com", path.trim_matches('/')), "sideEffects": "None",
             "admissionReviewVersions": ["v1"], "timeoutSeconds": if path == "/never" { 1 } else { 20 },
@@ -115,7 +117,7 @@ impl Hooks {
 }
 
 impl Server {
-    async fn hooked(&self, kind: &str, name: &str, hooks: Vec<Value>) {
+    pub(super) async fn hooked(&self, kind: &str, name: &str, hooks: Vec<Value>) {
         let plural = format!("{}webhookconfigurations", kind.to_lowercase());
         let object = json!({"metadata": {"name": name}, "webhooks": hooks});
         let (code, answer) = self.ask("POST", &format!("{CONFIGURATIONS}/{plural}"), &object).await;
@@ -180,6 +182,23 @@ async fn what_a_hook_adds_is_defaulted_and_seen_by_all_plugins() {
     let added = &made["spec"]["containers"][1];
     assert_eq!((&added["name"], &added["imagePullPolicy"]), (&json!("added"), &json!("IfNotPresent")));
     assert!(added["volumeMounts"][0]["mountPath"].is_string(), "the service account's token: {added}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reviews_show_who_manages_fields_and_hooks_may_say_otherwise() {
+    let (outside, hooks) = (super::apply::outside().await, hooks().await);
+    outside.server.hooked("Mutating", "a", vec![hooks.hook("/owner", "configmaps")]).await;
+    let map = json!({"metadata": {"name": "c"}, "data": {"a": "a"}});
+    let (code, made) = outside.ask("POST", &format!("{CONFIGS}?fieldManager=me"), "application/json", &map).await;
+    assert_eq!(code, 201, "{made}");
+    let managers = |object: &Value| object["metadata"]["managedFields"][0]["manager"].clone();
+    assert_eq!(managers(&made), "hook");
+    let change = json!({"data": {"a": "b"}});
+    let path = format!("{CONFIGS}/c?fieldManager=you");
+    assert_eq!(outside.ask("PATCH", &path, "application/merge-patch+json", &change).await.0, 200);
+    let reviews = std::mem::take(&mut *hooks.reviews.lock().unwrap());
+    assert_eq!(managers(&reviews[0]["request"]["object"]), "me");
+    assert_eq!(managers(&reviews[1]["request"]["oldObject"]), "hook");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,6 +11,8 @@ mod compile;
 mod default;
 pub(crate) mod embedded;
 mod formats;
+#[cfg(test)]
+mod fuzz;
 pub(crate) mod lists;
 pub(crate) mod path;
 mod pattern;

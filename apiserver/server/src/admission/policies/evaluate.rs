@@ -188,13 +188,10 @@ impl Conditions {
     pub(in crate::admission) fn hold(
         &self,
         context: &Context<'_>,
-        object: &Value,
+        (object, old): (&Value, Option<&Value>),
         matched: &Matched,
     ) -> Result<bool, String> {
-        if self.is_empty() {
-            return Ok(true);
-        }
         let (seen, ask) = (Seen::new(context, object, matched), Authorizing(context));
-        conditions_hold(self, &names(&seen, (object, context.old, &NULL), &ask))
+        conditions_hold(self, &names(&seen, (object, old, &NULL), &ask))
     }
 }

@@ -1,5 +1,6 @@
 //! MutatingAdmissionPolicy: expressions make changes of what is written.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use apiserver_cel::{Budget, limits, to_json};
@@ -57,7 +58,7 @@ impl Mutating {
         let second = effects.reinvocation.is_second;
         for invocation in invocations.iter().filter(|invocation| !second || invocation.policy.is_reinvoked) {
             turns.take().await;
-            if run(invocation, context, object, &catalog, &mut failed) {
+            if run(invocation, context, object, &catalog, &mut failed).await {
                 effects.reinvocation.is_due = true;
             }
         }
@@ -118,7 +119,7 @@ fn invoked<'a>(
 }
 
 /// Makes the changes of a policy; whether there were any.
-fn run(
+async fn run(
     invocation: &Invocation<'_>,
     context: &Context<'_>,
     object: &mut Value,
@@ -128,16 +129,21 @@ fn run(
     let policy = invocation.policy;
     let (request, matched) = (context.request, &invocation.matched);
     let seen = Seen::new(context, object, matched);
-    // As the policy knows it.
-    let before = matched.printed(request, catalog, object);
-    let old = context.old.map(|old| matched.shown(request, catalog, old));
-    let old = old.as_deref();
     let mut fail = |why: String| {
         if !policy.ignores_errors {
             let binding = Some(invocation.binding.name.clone());
             failed.push(Failed { policy: policy.name.clone(), binding, why });
         }
     };
+    // As the policy knows them.
+    let (before, old) = match shown(matched, context, object, catalog).await {
+        Ok(shown) => shown,
+        Err(error) => {
+            fail(error.status().message);
+            return false;
+        }
+    };
+    let old = old.as_deref();
     let holds = {
         let ask = Authorizing(context);
         let activation = activation(policy, &seen, (&before, old, &invocation.params), &ask);
@@ -164,8 +170,29 @@ fn run(
     if shown == before {
         return false;
     }
-    *object = matched.back(request, catalog, shown);
+    match matched.back(context, catalog, shown).await {
+        Ok(changed) => *object = changed,
+        Err(error) => {
+            fail(error.status().message);
+            return false;
+        }
+    }
     true
+}
+
+/// The object and what is there, in the version that a policy knows.
+async fn shown<'o>(
+    matched: &Matched,
+    context: &Context<'o>,
+    object: &Value,
+    catalog: &Catalog,
+) -> ApiResult<(Value, Option<Cow<'o, Value>>)> {
+    let before = matched.printed(context, catalog, object).await?;
+    let old = match context.old {
+        Some(old) => Some(matched.shown(context, catalog, old).await?),
+        None => None,
+    };
+    Ok((before, old))
 }
 
 /// The object as a mutation leaves it.

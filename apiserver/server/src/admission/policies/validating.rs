@@ -74,7 +74,14 @@ impl Validating {
                     continue;
                 }
             };
-            let asked = Asked::new(policy, context, object, &matched, &catalog);
+            let asked = match Asked::new(policy, context, object, &matched, &catalog).await {
+                Ok(asked) => asked,
+                Err(error) => {
+                    let denied = Denied::failed(policy, 0, error.status().message);
+                    deny(&mut first, denied, policy, None);
+                    continue;
+                }
+            };
             let mut said = Said::default();
             for binding in bindings {
                 turns.take().await;
@@ -158,16 +165,20 @@ struct Asked<'a> {
 }
 
 impl<'a> Asked<'a> {
-    fn new(
+    async fn new(
         policy: &'a Policy,
         context: &'a Context<'a>,
         object: &'a Value,
         matched: &Matched,
         catalog: &'a Catalog,
-    ) -> Self {
-        let shown = |object: &'a Value| matched.shown(context.request, catalog, object);
-        let (seen, old) = (Seen::new(context, object, matched), context.old.map(shown));
-        Self { policy, context, catalog, seen, object: shown(object), old }
+    ) -> ApiResult<Self> {
+        let seen = Seen::new(context, object, matched);
+        let old = match context.old {
+            Some(old) => Some(matched.shown(context, catalog, old).await?),
+            None => None,
+        };
+        let object = matched.shown(context, catalog, object).await?;
+        Ok(Self { policy, context, catalog, seen, object, old })
     }
 
     /// What a binding has it asked with; none where the binding is about something else.

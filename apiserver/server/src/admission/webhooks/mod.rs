@@ -5,6 +5,8 @@ mod fuzz;
 mod index;
 mod review;
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use machinery_api::GroupVersionKind;
+use machinery_api::apply::Managers;
 use machinery_api::error::{ApiError, ApiResult};
 use machinery_api::patch::{self, PatchKind};
 use machinery_api::schema::{self, FieldValidation, Target};
@@ -23,10 +26,10 @@ use self::index::{Hook, Index};
 pub(super) use self::review::options as request_options;
 use self::review::{About, Answer};
 use super::matching::{Matched, has_own_body, is_exempt, own};
-use super::{Context, Effects, Plugin, Step};
+use super::{Context, Effects, Managed, Plugin, Step};
 use crate::catalog::{Catalog, Served};
 use crate::webhook::{Ask, Asked as Outcome, Caller, Step as Half};
-use apiserver_resources::ResourceInfo;
+use apiserver_resources::{ResourceInfo, rules};
 
 /// The largest answer: a patch of the largest body, in base64, and as much again.
 const ANSWER_BYTES_MAX: usize = 8 << 20;
@@ -125,12 +128,23 @@ struct Asked<'a> {
 
 impl<'a> Asked<'a> {
     /// Where the hook is about the request.
-    fn of(hook: &'a Hook, context: &'a Context<'a>, object: &Value, catalog: &'a Catalog) -> ApiResult<Option<Self>> {
+    async fn of(
+        hook: &'a Hook,
+        context: &'a Context<'a>,
+        object: &Value,
+        catalog: &'a Catalog,
+    ) -> ApiResult<Option<Self>> {
         let matcher = hook.matcher.as_ref().map_err(|why| ApiError::Internal(why.clone()))?;
         let Some(matched) = matcher.matches(context, object, catalog)? else { return Ok(None) };
-        let holds = hook.conditions.hold(context, object, &matched);
+        let asked = Self { hook, context, matched, catalog };
+        if hook.conditions.is_empty() {
+            return Ok(Some(asked));
+        }
+        let shown = asked.matched.shown(context, catalog, object).await?;
+        let old = asked.old().await?;
+        let holds = hook.conditions.hold(context, (&shown, old.as_deref()), &asked.matched);
         let holds = holds.map_err(|why| context.request.refused(object, why))?;
-        Ok(holds.then_some(Self { hook, context, matched, catalog }))
+        Ok(holds.then_some(asked))
     }
 
     fn own(&self) -> Option<&'a Arc<ResourceInfo>> {
@@ -158,19 +172,18 @@ impl<'a> Asked<'a> {
         has_own_body(self.context.request, self.catalog)
     }
 
-    /// As the hook knows it.
-    fn shown(&self, object: &Value) -> Value {
-        self.matched.shown(self.context.request, self.catalog, object).into_owned()
+    /// What is there, as the hook knows it.
+    async fn old(&self) -> ApiResult<Option<Cow<'a, Value>>> {
+        match self.context.old {
+            Some(old) => self.matched.shown(self.context, self.catalog, old).await.map(Some),
+            None => Ok(None),
+        }
     }
 
-    /// The same while plugins still change it: as it would be printed.
-    fn printed(&self, object: &Value) -> Value {
-        self.matched.printed(self.context.request, self.catalog, object)
-    }
-
-    /// As the client knows it.
-    fn back(&self, object: Value) -> Value {
-        self.matched.back(self.context.request, self.catalog, object)
+    /// The same with who manages its fields.
+    async fn old_managed(&self, managed: &Managed) -> ApiResult<Option<Value>> {
+        let old = self.old().await?;
+        Ok(old.map(|old| with_managers(old.into_owned(), &managed.old)))
     }
 
     /// What a patch makes of an object, decoded and defaulted as a body is.
@@ -258,11 +271,11 @@ impl Mutating {
             again.ask_again();
         }
         for hook in &hooks {
-            let Some(asked) = Asked::of(hook, context, object, &catalog)? else { continue };
+            let Some(asked) = Asked::of(hook, context, object, &catalog).await? else { continue };
             if effects.reinvocation.is_second && !effects.reinvocation.again.contains(&hook.id) {
                 continue;
             }
-            let changed = self.one(&asked, object, &mut effects.warnings).await?;
+            let changed = self.one(&asked, object, effects).await?;
             if changed {
                 effects.reinvocation.ask_again();
                 effects.reinvocation.is_due = true;
@@ -276,9 +289,12 @@ impl Mutating {
     }
 
     /// Whether it changed the object.
-    async fn one(&self, asked: &Asked<'_>, object: &mut Value, warnings: &mut Vec<String>) -> ApiResult<bool> {
+    async fn one(&self, asked: &Asked<'_>, object: &mut Value, effects: &mut Effects) -> ApiResult<bool> {
         let began = asked.context.env.elapsed();
-        let (outcome, done) = self.asked(asked, object, warnings).await;
+        let (outcome, done) = match self.asked(asked, object, effects).await {
+            Ok((outcome, done)) => (outcome, done),
+            Err(error) => (Outcome::OwnError, Err(error)),
+        };
         self.0.counted(asked, Half::Admit, outcome, began);
         done
     }
@@ -287,32 +303,73 @@ impl Mutating {
         &self,
         asked: &Asked<'_>,
         object: &mut Value,
-        warnings: &mut Vec<String>,
-    ) -> (Outcome, ApiResult<bool>) {
-        let shown = asked.printed(object);
-        let old = asked.context.old.map(|old| asked.shown(old));
+        effects: &mut Effects,
+    ) -> ApiResult<(Outcome, ApiResult<bool>)> {
+        let (context, catalog) = (asked.context, asked.catalog);
+        let shown = asked.matched.printed(context, catalog, object).await?;
+        let mut shown = with_managers(shown, &effects.managed.new);
+        let old = asked.old_managed(&effects.managed).await?;
         let mut answer = match self.0.ask(asked, &shown, old.as_ref(), true).await {
             Ok(answer) => answer,
-            Err(failure) => return (failure.outcome(asked.hook), failed(asked.hook, failure).map(|()| false)),
+            Err(failure) => return Ok((failure.outcome(asked.hook), failed(asked.hook, failure).map(|()| false))),
         };
-        warnings.append(&mut answer.warnings);
+        effects.warnings.append(&mut answer.warnings);
+        note(asked.hook, answer.notes, effects);
         if !answer.allowed {
             let error = review::refused(&asked.hook.id.1, answer.status);
-            return (Outcome::Refused(error.status().code), Err(error));
+            return Ok((Outcome::Refused(error.status().code), Err(error)));
         }
         if answer.patch.is_empty() {
-            return (Outcome::Passed, Ok(false));
+            return Ok((Outcome::Passed, Ok(false)));
         }
-        let mut patched = match asked.patched(&answer.patch, &shown) {
-            Ok(patched) => patched,
-            Err(error) => return (Outcome::OwnError, Err(error)),
-        };
-        asked.matched.print(asked.context.request, asked.catalog, &mut patched);
+        let mut patched = asked.patched(&answer.patch, &shown)?;
+        let managers = take_managers(&mut patched);
+        if managers != take_managers(&mut shown) {
+            manage(managers, effects);
+        }
+        asked.matched.print(context.request, catalog, &mut patched);
         let changed = patched != shown;
         if changed {
-            *object = asked.back(patched);
+            *object = asked.matched.back(context, catalog, patched).await?;
         }
-        (Outcome::Passed, Ok(changed))
+        Ok((Outcome::Passed, Ok(changed)))
+    }
+}
+
+/// An object with who manages its fields.
+fn with_managers(mut object: Value, managers: &Managers) -> Value {
+    if let (Some(metadata), Some(value)) =
+        (object.get_mut("metadata").and_then(Value::as_object_mut), managers.to_value())
+    {
+        metadata.insert("managedFields".into(), value);
+    }
+    object
+}
+
+fn take_managers(object: &mut Value) -> Option<Value> {
+    object.get_mut("metadata")?.as_object_mut()?.remove("managedFields")
+}
+
+/// Takes what a hook says of who manages which fields, where that is understood.
+fn manage(managers: Option<Value>, effects: &mut Effects) {
+    match Managers::of_value(&managers.unwrap_or_default()) {
+        Ok(managers) => effects.managed.new = managers,
+        Err(why) => effects.warnings.push(format!(
+            ".metadata.managedFields was in an invalid state after admission; this could be caused by an outdated mutating \
+             admission controller; please fix your requests: {why}"
+        )),
+    }
+}
+
+/// Notes what a hook says for the audit event, under its name.
+fn note(hook: &Hook, notes: BTreeMap<String, String>, effects: &mut Effects) {
+    for (name, value) in notes {
+        let noted = [&*hook.id.1, &*name].join("/");
+        if !name.contains('/') && rules::label_key(&noted).is_empty() {
+            effects.audit(noted, value);
+        } else {
+            tracing::warn!(hook = hook.id.1, name, "a webhook's note for the audit event has a name that is none");
+        }
     }
 }
 
@@ -360,41 +417,68 @@ impl Validating {
         let catalog = self.0.served.load();
         let mut all = Vec::new();
         for hook in &hooks {
-            all.extend(Asked::of(hook, context, object, &catalog)?);
+            all.extend(Asked::of(hook, context, object, &catalog).await?);
         }
-        let each = all.iter().enumerate().map(|(at, asked)| self.one(at, asked, object));
+        // Made once for all hooks that know the same version.
+        let mut views: Vec<View> = Vec::new();
+        let mut each = Vec::with_capacity(all.len());
+        for (at, asked) in all.iter().enumerate() {
+            let found = views.iter().position(|view| view.of == asked.about().resource);
+            let view = found.unwrap_or(views.len());
+            if found.is_none() {
+                views.push(View::new(asked, object, &effects.managed).await?);
+            }
+            each.push((at, asked, view));
+        }
+        let each = each.into_iter().map(|(at, asked, view)| self.one(at, asked, &views[view]));
         let mut asked: FuturesUnordered<_> = each.collect();
-        let mut warnings = Vec::new();
+        let mut said = Vec::new();
         let mut result = Ok(());
-        while let Some((at, said, answer)) = asked.next().await {
-            warnings.push((at, said));
-            if answer.is_err() {
-                result = answer;
+        while let Some((at, answer, done)) = asked.next().await {
+            said.push((at, answer));
+            if done.is_err() {
+                result = done;
                 break;
             }
         }
-        warnings.sort_by_key(|(at, _)| *at);
-        effects.warnings.extend(warnings.into_iter().flat_map(|(_, said)| said));
+        said.sort_by_key(|(at, _)| *at);
+        for (at, answer) in said {
+            effects.warnings.extend(answer.warnings);
+            note(all[at].hook, answer.notes, effects);
+        }
         result
     }
 }
 
+/// What hooks of one version are shown.
+struct View<'a> {
+    of: (&'a str, &'a str, &'a str),
+    object: Value,
+    old: Option<Value>,
+}
+
+impl<'a> View<'a> {
+    async fn new(asked: &'a Asked<'_>, object: &Value, managed: &Managed) -> ApiResult<Self> {
+        let shown = asked.matched.shown(asked.context, asked.catalog, object).await?.into_owned();
+        let old = asked.old_managed(managed).await?;
+        Ok(Self { of: asked.about().resource, object: with_managers(shown, &managed.new), old })
+    }
+}
+
 impl Validating {
-    /// Which one, what it warns of, and what it says.
-    async fn one(&self, at: usize, asked: &Asked<'_>, object: &Value) -> (usize, Vec<String>, ApiResult<()>) {
+    /// Which one, what it warns of and notes, and what it says.
+    async fn one(&self, at: usize, asked: &Asked<'_>, view: &View<'_>) -> (usize, Answer, ApiResult<()>) {
         let began = asked.context.env.elapsed();
-        let shown = asked.shown(object);
-        let old = asked.context.old.map(|old| asked.shown(old));
-        let (outcome, warnings, said) = match self.0.ask(asked, &shown, old.as_ref(), false).await {
-            Ok(answer) if answer.allowed => (Outcome::Passed, answer.warnings, Ok(())),
-            Ok(answer) => {
-                let error = review::refused(&asked.hook.id.1, answer.status);
-                (Outcome::Refused(error.status().code), answer.warnings, Err(error))
+        let (outcome, answer, said) = match self.0.ask(asked, &view.object, view.old.as_ref(), false).await {
+            Ok(answer) if answer.allowed => (Outcome::Passed, answer, Ok(())),
+            Ok(mut answer) => {
+                let error = review::refused(&asked.hook.id.1, answer.status.take());
+                (Outcome::Refused(error.status().code), answer, Err(error))
             }
-            Err(failure) => (failure.outcome(asked.hook), Vec::new(), failed(asked.hook, failure)),
+            Err(failure) => (failure.outcome(asked.hook), Answer::default(), failed(asked.hook, failure)),
         };
         self.0.counted(asked, Half::Validating, outcome, began);
-        (at, warnings, said)
+        (at, answer, said)
     }
 }
 

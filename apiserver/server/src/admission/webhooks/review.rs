@@ -1,5 +1,7 @@
 //! AdmissionReview: what a webhook is asked, and what it answers. Pure.
 
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use machinery_api::GroupVersionKind;
@@ -140,6 +142,8 @@ pub(super) struct Answer {
     pub(super) patch: Vec<u8>,
     pub(super) status: Option<Refusal>,
     pub(super) warnings: Vec<String>,
+    /// For the request's audit event.
+    pub(super) notes: BTreeMap<String, String>,
 }
 
 /// The parts of a Status that count.
@@ -181,6 +185,7 @@ struct Response {
     patch: Option<String>,
     patch_type: Option<String>,
     warnings: Option<Vec<String>>,
+    audit_annotations: Option<BTreeMap<String, String>>,
 }
 
 /// What a hook answered to the review of that version and uid.
@@ -212,6 +217,7 @@ pub(super) fn read(bytes: &[u8], version: &str, uid: &str, mutating: bool) -> Re
         patch: if mutating { patch } else { Vec::new() },
         status: said.status,
         warnings: said.warnings.unwrap_or_default(),
+        notes: said.audit_annotations.unwrap_or_default(),
     })
 }
 
