@@ -30,6 +30,8 @@ pub struct NodeFacts {
     pub allocatable: Resources,
     /// How many pods it takes.
     pub pods_max: i64,
+    /// The images that it has, by each of their names, with their sizes in bytes.
+    pub images: BTreeMap<String, i64>,
 }
 
 /// A node's number: dense, so that what is kept by node is an array. It may be another node's once this one is gone.
@@ -109,6 +111,10 @@ impl NodeFacts {
     pub fn of(node: &core::Node) -> Self {
         let spec = node.spec.as_ref();
         let allocatable = node.status.as_ref().and_then(|status| status.allocatable.as_ref());
+        let images = node.status.iter().flat_map(|status| status.images.iter().flatten()).flat_map(|image| {
+            let size = image.size_bytes.unwrap_or(0);
+            image.names.iter().flatten().map(move |name| (name.clone(), size))
+        });
         let pods = allocatable.and_then(|map| map.get("pods"));
         let taint = |taint: &core::Taint| Taint {
             key: taint.key.clone(),
@@ -121,6 +127,7 @@ impl NodeFacts {
             taints: spec.and_then(|spec| spec.taints.as_ref()).into_iter().flatten().map(taint).collect(),
             unschedulable: spec.and_then(|spec| spec.unschedulable).unwrap_or(false),
             allocatable: Resources::of(allocatable),
+            images: images.collect(),
             pods_max: pods.and_then(|text| Quantity::parse(&text.0).ok()).map_or(0, |quantity| quantity.value()),
         }
     }

@@ -142,6 +142,8 @@ pub struct PodRequirements {
     pub affinity: PodAffinity,
     /// Pod anti-affinity.
     pub anti_affinity: PodAffinity,
+    /// Its images, as nodes name them, each as often as it is there; and how many containers it has.
+    pub images: (Vec<String>, usize),
     /// Fields that ask the scheduler for something that it doesn't do.
     pub unsupported: Vec<String>,
 }
@@ -273,6 +275,18 @@ fn ports(shape: &PodShape) -> BTreeSet<HostPort> {
     taken.collect()
 }
 
+/// Images as nodes name them: with a tag.
+fn images(shape: &PodShape) -> (Vec<String>, usize) {
+    let containers = || shape.init_containers.iter().flatten().chain(&shape.containers);
+    let volumes = shape.volumes.iter().flatten().filter_map(|volume| volume.image.as_ref()?.reference.as_deref());
+    let named = containers().filter_map(|container| container.image.as_deref()).chain(volumes);
+    let tagged = |name: &str| match name.rfind(':') > name.rfind('/') {
+        true => name.to_owned(),
+        false => format!("{name}:latest"),
+    };
+    (named.map(tagged).collect(), containers().count())
+}
+
 fn unsupported(shape: &PodShape) -> Vec<String> {
     let mut fields = Vec::new();
     for (index, volume) in shape.volumes.iter().flatten().enumerate() {
@@ -329,6 +343,7 @@ impl PodRequirements {
                 namespace,
                 labels,
             ),
+            images: images(shape),
             unsupported: unsupported(shape),
         }
     }

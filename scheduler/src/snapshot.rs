@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use machinery_api::ObjectKey;
 
 use crate::budget::Budgets;
-use crate::index::{DomainSums, Peers, PodCounts, PodIndex, TermIndex, Topologies, Topology};
+use crate::index::{DomainSums, ImageIndex, Peers, PodCounts, PodIndex, TermIndex, Topologies, Topology};
 use crate::node::{NodeFacts, NodeId, NodeInfo};
 use crate::nominated::Nominated;
 use crate::pod::{Labels, PodInfo, Taint};
@@ -31,6 +31,7 @@ pub struct Snapshot {
     counts: PodIndex,
     terms: TermIndex,
     namespaces: BTreeMap<String, Labels>,
+    images: ImageIndex,
     /// Pods for which room is being made.
     pub nominated: Nominated,
     /// What may be disrupted.
@@ -153,6 +154,9 @@ impl Snapshot {
         let new = &node.facts;
         self.special.count(&old, false);
         self.special.count(new, true);
+        if old.images != new.images {
+            self.images.change(id, &old.images, &new.images);
+        }
         let added = old.name.is_empty();
         let change = NodeChange {
             added,
@@ -175,6 +179,7 @@ impl Snapshot {
         let Some(id) = self.node(name).map(|node| node.id) else { return false };
         let old = self.nodes[id.index()].set_facts(NodeFacts::default());
         self.special.count(&old, false);
+        self.images.change(id, &old.images, &BTreeMap::new());
         self.free_if_unused(id, name);
         self.order.take();
         self.topologies.clear();
@@ -277,6 +282,12 @@ impl Snapshot {
     #[must_use]
     pub fn sums(&self, peers: Peers, key: &str) -> Arc<DomainSums> {
         self.counts.sums(peers, &self.topology(key), &self.nodes, &self.namespaces)
+    }
+
+    /// Which nodes have an image, with its size there; none: no node has it.
+    #[must_use]
+    pub fn image(&self, name: &str) -> Option<&HashMap<NodeId, i64>> {
+        self.images.of(name)
     }
 
     /// The affinity terms of the pods that are there.

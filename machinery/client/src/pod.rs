@@ -134,7 +134,7 @@ pub struct PodShape {
     /// The gang that it belongs to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scheduling_group: Option<Present>,
-    /// All of them where one needs a claim, as refusals name it by its index; else none.
+    /// All of them where one needs a claim or an image, as refusals name it by its index; else none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volumes: Option<Vec<Volume>>,
 }
@@ -146,6 +146,9 @@ pub struct Container {
     /// Its name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Its image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     /// Its ports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ports: Option<Vec<ContainerPort>>,
@@ -203,6 +206,18 @@ pub struct Volume {
     /// A claim is made for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ephemeral: Option<EphemeralSource>,
+    /// It is an image's content.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageSource>,
+}
+
+/// The image of a volume.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ImageSource {
+    /// Its name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
 }
 
 /// What the claim of a volume is made of.
@@ -335,8 +350,10 @@ impl<'de> Deserialize<'de> for PodSpec {
 
 impl PodSpec {
     fn of(mut shape: PodShape) -> Self {
-        let claims = |volume: &Volume| volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some();
-        shape.volumes = shape.volumes.filter(|volumes| volumes.iter().any(claims));
+        let matters = |volume: &Volume| {
+            volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some() || volume.image.is_some()
+        };
+        shape.volumes = shape.volumes.filter(|volumes| volumes.iter().any(matters));
         let volumes = shape.volumes.iter_mut().flatten();
         volumes.filter(|volume| volume.ephemeral.is_none()).for_each(|volume| volume.name = None);
         Self {
@@ -439,7 +456,7 @@ mod tests {
                 "creationTimestamp": "2026-01-01T00:00:00Z"},
             "spec": {
                 "nodeName": "n", "tolerations": [{"operator": "Exists"}],
-                "containers": [{"name": "c", "ports": port, "resources": resources}],
+                "containers": [{"name": "c", "image": "i", "ports": port, "resources": resources}],
                 "initContainers": [{"name": "i", "restartPolicy": "Always"}],
             },
             "status": {

@@ -6,6 +6,7 @@
 //! counting anew gives is a property test.
 
 mod counts;
+mod images;
 mod terms;
 
 use std::collections::HashMap;
@@ -13,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub(crate) use self::counts::PodIndex;
 pub use self::counts::{Peers, PodCounts};
+pub use self::images::ImageIndex;
 pub use self::terms::{NodeAmounts, TermIndex, TermUse};
 use crate::node::{NodeId, NodeInfo};
 

@@ -78,11 +78,13 @@ impl Random {
         let taints = self.one(&[json!([]), json!([]), taint("NoSchedule"), taint("PreferNoSchedule")]);
         let offers =
             json!({"cpu": self.one(&["4", "8"]), "memory": self.one(&["4Gi", "16Gi"]), "pods": self.one(&["4", "9"])});
+        let size = self.one(&[100 << 20, 900 << 20]);
+        let images = self.one(&[json!([]), json!([]), json!([{"names": ["x:latest"], "sizeBytes": size}])]);
         let cordoned = self.0.below(9) == 0;
         node(
             name,
             json!({"metadata": {"labels": labels}, "spec": {"taints": taints, "unschedulable": cordoned},
-                "status": {"allocatable": offers}}),
+                "status": {"allocatable": offers, "images": images}}),
         )
     }
 
@@ -142,7 +144,7 @@ impl Random {
             "metadata": {"namespace": self.one(&["default", "default", "other"]), "labels": {"app": self.one(&["x", "y", "z"])},
                 "ownerReferences": self.one(&[json!([]), owner])},
             "spec": {"affinity": self.affinity(), "topologySpreadConstraints": spreads, "tolerations": toleration,
-                "containers": [{"name": "c", "ports": port,
+                "containers": [{"name": "c", "image": "x", "ports": port,
                     "resources": {"requests": {"cpu": self.one(&["100m", "1", "3"]), "memory": self.one(&["128Mi", "2Gi"])}}}]},
         });
         if self.0.below(9) == 0 {

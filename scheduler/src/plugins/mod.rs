@@ -4,6 +4,7 @@ pub mod args;
 pub mod default_preemption;
 mod dynamic_resources;
 mod filters;
+mod image_locality;
 mod interpod_affinity;
 mod node_affinity;
 mod node_name;
@@ -236,6 +237,7 @@ pub static PLUGINS: &[Plugin] = &[
     interpod_affinity::PLUGIN,
     default_preemption::PLUGIN,
     node_resources::BALANCED,
+    image_locality::PLUGIN,
 ];
 
 /// Upstream's usual normalization: the best gets [`SCORE_MAX`], or 0 where less is better.
@@ -262,6 +264,7 @@ mod tests {
             ("PodTopologySpread", 2),
             ("InterPodAffinity", 2),
             ("NodeResourcesBalancedAllocation", 1),
+            ("ImageLocality", 1),
         ];
         assert_eq!(weights, expected);
     }
