@@ -12,7 +12,8 @@ use machinery_serve::net::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::http::forward::{self, Exchange, choose, hand_over, refused};
+use crate::http::forward::{Exchange, choose, hand_over, refused};
+use crate::http::hold;
 use crate::metrics::Metrics;
 use crate::resolve::{self, Asks, Target};
 pub use crate::state::Config;
@@ -136,7 +137,7 @@ impl Dial for DataPlane {
             }
             Resolved::Route(route) => {
                 let exchange = Exchange { from: Peer::Pod(caller.clone()), name: &host, https };
-                forward::send(state, &route, &exchange, request).await
+                hold::send(state, &route, &exchange, request).await
             }
         }
     }
@@ -233,7 +234,7 @@ impl ProxyState {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::Mutex;
 
     use super::*;
@@ -268,12 +269,12 @@ mod tests {
         }
     }
 
-    fn attach(plane: &DataPlane, ip: &str, says: &'static str) -> Attached {
+    pub(crate) fn attach(plane: &DataPlane, ip: &str, says: &'static str) -> Attached {
         plane.state.network.attach(At::tcp(ip.parse().unwrap(), 8080), Arc::new(Says(says))).unwrap()
     }
 
     /// A data plane with the table that its routes come from.
-    struct Fed {
+    pub(crate) struct Fed {
         plane: DataPlane,
         table: Mutex<Table>,
     }
@@ -287,20 +288,21 @@ mod tests {
     }
 
     impl Fed {
-        fn service(&self, key: &ObjectKey, service: serde_json::Value) {
-            let change = self.table.lock().unwrap().service(key, Some(serde_json::from_value(service).unwrap()));
-            self.state.routes.install(&change);
+        pub(crate) fn service(&self, key: &ObjectKey, service: Option<serde_json::Value>) {
+            let service = service.map(|service| serde_json::from_value(service).unwrap());
+            let change = self.table.lock().unwrap().service(key, service);
+            self.state.install(&change);
         }
 
         fn slice(&self, key: &ObjectKey, slice: Option<serde_json::Value>) -> Vec<Change> {
             let slice = slice.map(|slice| serde_json::from_value(slice).unwrap());
             let changes = self.table.lock().unwrap().slice(key, slice);
-            changes.iter().for_each(|change| self.state.routes.install(change));
+            changes.iter().for_each(|change| self.state.install(change));
             changes
         }
     }
 
-    fn plane() -> Fed {
+    pub(crate) fn plane() -> Fed {
         let config = Config {
             bind: "127.0.0.1".parse().unwrap(),
             cluster_ip_listeners: true,
@@ -316,13 +318,13 @@ mod tests {
 
     fn add_service(plane: &Fed, name: &str, spec: serde_json::Value, address: &str) -> Vec<Change> {
         let key = ObjectKey::new("shop", name);
-        plane.service(&key, json!({"metadata": {"name": name, "namespace": "shop"}, "spec": spec}));
+        plane.service(&key, Some(json!({"metadata": {"name": name, "namespace": "shop"}, "spec": spec})));
         let slice = json!({"metadata": {"name": name, "namespace": "shop", "labels": {"kubernetes.io/service-name": name}},
             "addressType": "IPv4", "ports": [{"name": "", "port": 8080}], "endpoints": [{"addresses": [address]}]});
         plane.slice(&key, Some(slice))
     }
 
-    fn caller() -> Caller {
+    pub(crate) fn caller() -> Caller {
         Caller {
             node: "coracle-1".into(),
             namespace: "shop".into(),
@@ -332,11 +334,11 @@ mod tests {
         }
     }
 
-    fn get(uri: &str) -> Request<Body> {
+    pub(crate) fn get(uri: &str) -> Request<Body> {
         Request::get(uri).body(Empty::new().map_err(|never| match never {}).boxed_unsync()).unwrap()
     }
 
-    async fn text(response: Response<Body>) -> String {
+    pub(crate) async fn text(response: Response<Body>) -> String {
         String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
     }
 
@@ -401,7 +403,7 @@ mod tests {
         stop.cancel();
     }
 
-    fn add_endpoints(plane: &Fed, name: &str, addresses: &[&str]) {
+    pub(crate) fn add_endpoints(plane: &Fed, name: &str, addresses: &[&str]) {
         let endpoints: Vec<_> = addresses.iter().map(|address| json!({"addresses": [address]})).collect();
         let slice = json!({"metadata": {"name": name, "namespace": "shop", "labels": {"kubernetes.io/service-name": name}},
             "addressType": "IPv4", "ports": [{"name": "", "port": 8080}], "endpoints": endpoints});

@@ -14,7 +14,7 @@ use crate::egress::{BadCertificate, Egress};
 use crate::metrics::Metrics;
 use crate::snapshot::RouteSnapshot;
 use crate::special::is_special;
-use crate::table::{AppProtocol, PortRoute};
+use crate::table::{AppProtocol, Change, PortRoute};
 use crate::waiting::Waiting;
 
 /// Connections of host processes that are open at once, over all listeners: far over what one machine's tests and
@@ -69,6 +69,14 @@ impl ProxyState {
             connections: Arc::new(Semaphore::new(connections)),
             waiting: Waiting::default(),
         })
+    }
+
+    /// Installs what a change of the table brought, and wakes who waited for it.
+    pub(crate) fn install(&self, change: &Change) {
+        self.routes.install(change);
+        if let Some(service) = &change.service {
+            self.waiting.look(service);
+        }
     }
 
     /// Whether an address belongs to the cluster: never dialled as one of the host's or of the outside.

@@ -118,10 +118,7 @@ impl<F: FnOnce()> Feed<F> {
 
     fn install(&mut self, change: Change) {
         let state = &self.plane.state;
-        state.routes.install(&change);
-        if let Some(service) = &change.service {
-            state.waiting.look(service);
-        }
+        state.install(&change);
         state.network.publish_routes(&change.begun, &change.ceased);
         for failure in self.listeners.apply(change) {
             tracing::warn!(service = %failure.service, address = %failure.address, error = %failure.error, "cannot listen");

@@ -70,5 +70,45 @@ expect "pods/fuel_per_second pods/http_requests_per_second services/fuel_per_sec
 exits 1 kubectl get --raw /apis/custom.metrics.k8s.io/v1beta2/namespaces/default/pods/%2A/nope
 has 'the server could not find the metric nope for pods' cat "$WORK/err" || fail "an unknown metric: $(cat "$WORK/err")"
 echo "· metrics by name"
+
+# A workload that never gets a pod: whoever asks for it harms nobody.
+kubectl apply -f - >/dev/null <<'YAML'
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: never}
+spec:
+  replicas: 0
+  selector: {matchLabels: {app: never}}
+  template:
+    metadata: {labels: {app: never}}
+    spec: {containers: [{name: never, image: registry.local/nowhere:v1}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: never}
+spec: {selector: {app: never}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {name: never}
+spec:
+  scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: never}
+  minReplicas: 0
+  maxReplicas: 2
+  metrics:
+    - type: Object
+      object:
+        describedObject: {apiVersion: v1, kind: Service, name: never}
+        metric: {name: http_requests_per_second}
+        target: {type: AverageValue, averageValue: "50"}
+YAML
+never=$(kubectl get service never -o jsonpath='{.spec.clusterIP}')
+kubectl delete hpa hello >/dev/null
+kubectl scale deployment hello --replicas=1 >/dev/null
+kubectl rollout status deployment/hello --timeout=120s >/dev/null
+holds() { local rc=0; curl -s -m 2 -o /dev/null "http://$never/" || rc=$?; [ $rc = 28 ]; }
+eventually 60 holds
+python3 tests/e2e/waiting.py "$never:80" "$hello" kubectl delete service never || fail "hostile clients of a workload at zero"
+echo "· ten thousand requests for what never comes, answered, and a neighbour served"
 down
 echo PASS

@@ -13,7 +13,6 @@ use crate::balance;
 use crate::egress::Unsent;
 use crate::state::ProxyState;
 use crate::table::{Endpoint, PortRoute};
-use crate::waiting::{LOOK_AGAIN, WAIT_MAX};
 
 /// Endpoints that a request is offered to after one could not be connected: each may take seconds.
 const CONNECTS_MAX: usize = 3;
@@ -67,70 +66,25 @@ enum Why {
 }
 
 /// What became of a request.
-enum Sent {
+pub(super) enum Sent {
     Answered(Response<Body>),
     /// No endpoint is there; nothing of it was seen.
     Nobody(Request<Body>, DialError),
+    /// Endpoints are there, and have too much to do.
+    Busy(Request<Body>),
     Failed(DialError),
 }
 
-/// Sends `request` to one of the route's endpoints; where there is none because its workload may be scaled to zero, waits for
-/// one.
-///
-/// # Errors
-/// No endpoint, or the connection to it failed.
-pub(crate) async fn send(
-    state: &ProxyState,
-    route: &Arc<PortRoute>,
-    exchange: &Exchange<'_>,
-    request: Request<Body>,
-) -> Result<Response<Body>, DialError> {
-    match attempt(state, route, exchange, request).await {
-        Sent::Answered(response) => Ok(response),
-        Sent::Failed(error) => Err(error),
-        Sent::Nobody(request, error) => wait(state, route, exchange, request, error).await,
-    }
-}
-
-async fn wait(
-    state: &ProxyState,
-    route: &PortRoute,
-    exchange: &Exchange<'_>,
-    mut request: Request<Body>,
-    mut error: DialError,
-) -> Result<Response<Body>, DialError> {
-    let place = route.via.as_ref().and_then(|via| Some((via, state.waiting.enter(&via.service)?)));
-    let Some((via, place)) = place else {
-        state.metrics.no_endpoint.inc();
-        return Err(error);
-    };
-    let until = tokio::time::Instant::now() + WAIT_MAX;
-    loop {
-        // Before the look, so that no change falls between the two.
-        let mut changed = std::pin::pin!(place.changed());
-        changed.as_mut().enable();
-        let now = state.routes.of(&via.service).and_then(|routes| routes.tcp(via.port).cloned());
-        let there = now.as_ref().is_some_and(|route| !route.usable().is_empty());
-        if let Some(now) = now.filter(|_| there) {
-            match attempt(state, &now, exchange, request).await {
-                Sent::Answered(response) => return Ok(response),
-                Sent::Failed(error) => return Err(error),
-                Sent::Nobody(back, why) => (request, error) = (back, why),
-            }
-        }
-        let look = if there { until.min(tokio::time::Instant::now() + LOOK_AGAIN) } else { until };
-        if tokio::time::timeout_at(look, changed).await.is_err() && tokio::time::Instant::now() >= until {
-            state.metrics.no_endpoint.inc();
-            return Err(error);
-        }
-    }
+/// The endpoints' own word, whoever calls.
+pub(super) fn overload() -> Response<Body> {
+    plain(StatusCode::SERVICE_UNAVAILABLE, "overload", "too many requests wait already")
 }
 
 /// Offers `request` to the route's endpoints.
 ///
 /// An endpoint that doesn't take the request is passed over, so that no request is lost to a table that is behind;
 /// nothing is offered again once an endpoint has seen it.
-async fn attempt(
+pub(super) async fn attempt(
     state: &ProxyState,
     route: &Arc<PortRoute>,
     exchange: &Exchange<'_>,
@@ -164,9 +118,7 @@ async fn attempt(
         passed.push(at);
     }
     if busy {
-        // The endpoints' own word, whoever calls.
-        let text = "too many requests wait already";
-        return Sent::Answered(plain(StatusCode::SERVICE_UNAVAILABLE, "overload", text));
+        return Sent::Busy(request);
     }
     if let Some(error) = unreachable.pop() {
         return Sent::Failed(error);

@@ -4,4 +4,5 @@
 mod corpus;
 mod counted;
 pub(crate) mod forward;
+pub(crate) mod hold;
 pub(crate) mod server;

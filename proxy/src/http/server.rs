@@ -9,7 +9,8 @@ use machinery_serve::net::framing::WantsUpgrade;
 use machinery_serve::net::{Body, DialError, Peer, Stream};
 use tokio::net::TcpStream;
 
-use super::forward::{self, Exchange};
+use super::forward::Exchange;
+use super::hold;
 use crate::state::ProxyState;
 use crate::table::PortRoute;
 use crate::tenure::Tenure;
@@ -36,7 +37,7 @@ pub(crate) async fn serve(
             let host = request.headers().get(http::header::HOST).cloned();
             let name = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default();
             let exchange = Exchange { from: Peer::Host(peer), name, https: false };
-            forward::send(&state, &route, &exchange, request).await.unwrap_or_else(|error| refusal(&error))
+            hold::send(&state, &route, &exchange, request).await.unwrap_or_else(|error| refusal(&error))
         }
     };
     if let Err(error) = machinery_serve::net::http::serve(Stream::Tcp(stream), local, stop.cancelled(), answer).await {
