@@ -337,8 +337,7 @@ mod tests {
     fn it_is_said_at_once_again_and_when_it_is_over() {
         let s = Duration::from_secs;
         let said = |at: u64, waits| Said { at: s(at), waits, again: s(at) + SAID_AGAIN };
-        let counts: HashMap<_, _> =
-            ["new", "old", "older", "fresh", "back", "soon"].map(|name| (key(name), 2)).into();
+        let counts: HashMap<_, _> = ["new", "old", "older", "fresh", "back", "soon"].map(|name| (key(name), 2)).into();
         let known = [
             (key("old"), said(5, true)),
             (key("older"), said(4, true)),
@@ -348,7 +347,8 @@ mod tests {
             (key("back"), said(9, false)),
             (key("soon"), said(10, false)),
         ];
-        let now: Vec<_> = due(&counts, &known.into(), s(10)).into_iter().map(|(key, count)| (key.name, count)).collect();
+        let now: Vec<_> =
+            due(&counts, &known.into(), s(10)).into_iter().map(|(key, count)| (key.name, count)).collect();
         let wanted = [("new", 2), ("older", 2), ("old", 2), ("gone", 0), ("back", 2)];
         assert_eq!(now, wanted.map(|(name, count)| (name.to_owned(), count)));
     }

@@ -77,7 +77,7 @@ apiVersion: apps/v1
 kind: Deployment
 metadata: {name: never}
 spec:
-  replicas: 0
+  replicas: 1
   selector: {matchLabels: {app: never}}
   template:
     metadata: {labels: {app: never}}
@@ -107,7 +107,7 @@ kubectl delete hpa hello >/dev/null
 kubectl scale deployment hello --replicas=1 >/dev/null
 kubectl rollout status deployment/hello --timeout=120s >/dev/null
 holds() { local rc=0; curl -s -m 2 -o /dev/null "http://$never/" || rc=$?; [ $rc = 28 ]; }
-eventually 60 holds
+eventually 120 holds
 python3 tests/e2e/waiting.py "$never:80" "$hello" kubectl delete service never || fail "hostile clients of a workload at zero"
 echo "· ten thousand requests for what never comes, answered, and a neighbour served"
 down

@@ -491,3 +491,40 @@ fn a_workload_goes_to_zero_and_comes_back_for_who_waits() {
     assert_eq!(play.pass(), Vec::<String>::new());
     assert!(play.conditions().contains(&"ScalingActive=False ScalingDisabled".to_owned()));
 }
+
+#[test]
+fn a_queue_outside_scales_to_zero_and_back() {
+    let (size, length) = (std::cell::Cell::new(1_i64), std::cell::Cell::new("0"));
+    let answer = |question: &Question| match question {
+        Question::Put(_, scale) => {
+            size.set(scale["spec"]["replicas"].as_i64().unwrap());
+            Ok(scale.clone())
+        }
+        Question::Get(path)
+            if path == "/apis/external.metrics.k8s.io/v1beta1/namespaces/a/queue?labelSelector=name%3Dorders" =>
+        {
+            Ok(json!({"items": [{"metricName": "queue", "value": length.get()}]}))
+        }
+        other => server(other, size.get(), 0),
+    };
+    let metric = |target: Value| {
+        json!([{"type": "External", "external": {"target": target,
+            "metric": {"name": "queue", "selector": {"matchLabels": {"name": "orders"}}}}}])
+    };
+    for (target, wanted) in
+        [(json!({"type": "AverageValue", "averageValue": "5"}), 2), (json!({"type": "Value", "value": "5"}), 2)]
+    {
+        let down = json!({"scaleDown": {"stabilizationWindowSeconds": 0}});
+        let spec = json!({"minReplicas": 0, "metrics": metric(target), "behavior": down});
+        size.set(1);
+        length.set("0");
+        let mut play = Play::new(vec![autoscaler("web", &spec), pod("p0")], &answer);
+        assert_eq!(play.pass(), ["SuccessfulRescale: New size: 0; reason: All metrics below target"]);
+        play.later(15);
+        assert_eq!((play.pass(), size.get()), (Vec::new(), 0));
+        length.set("7");
+        play.later(15);
+        assert_eq!((play.pass().len(), size.get()), (1, wanted), "{:?}", play.conditions());
+        assert!(play.conditions().contains(&"ScaledToZero=False NotScaledToZero".to_owned()));
+    }
+}

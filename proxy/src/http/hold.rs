@@ -197,7 +197,9 @@ mod tests {
         for _ in 0..256 {
             asked.push(ask(&plane).await);
         }
-        assert!(why(ask(&plane).await).await.ends_with("too many requests wait for its first pod already; try again later"));
+        assert!(
+            why(ask(&plane).await).await.ends_with("too many requests wait for its first pod already; try again later")
+        );
         asked.drain(..).for_each(|one| one.abort());
         while plane.state.waiting.all() > 0 {
             tokio::task::yield_now().await;
