@@ -4,8 +4,10 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use apiserver::admission::AdmissionConfiguration;
 use clap::{Args, ValueEnum};
 use controllers::{AutoscalerSettings, NodeLifecycle};
 use ipnet::Ipv4Net;
@@ -63,6 +65,8 @@ pub(crate) struct ApiServerConfig {
     pub(crate) store: Option<PathBuf>,
     /// For which a pod that says nothing else tolerates a node that is not ready or unreachable.
     pub(crate) default_toleration_seconds: u32,
+    /// What admission plugins are configured with.
+    pub(crate) admission: Arc<AdmissionConfiguration>,
 }
 
 /// The cluster's addresses; what is none is chosen at the start.
@@ -161,7 +165,13 @@ impl ClusterConfig {
     pub(crate) fn of_demo() -> Self {
         let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
         Self {
-            api: ApiServerConfig { bind: localhost, port: 0, store: None, default_toleration_seconds: 300 },
+            api: ApiServerConfig {
+                bind: localhost,
+                port: 0,
+                store: None,
+                default_toleration_seconds: 300,
+                admission: Arc::default(),
+            },
             network: NetworkConfig::default(),
             controllers: ControllersConfig {
                 node_lifecycle: NodeLifecycle::default(),

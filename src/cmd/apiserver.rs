@@ -3,12 +3,15 @@
 //! ready and ends in the same way.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use apiserver::admission::AdmissionConfiguration;
 use clap::Args;
 use ipnet::Ipv4Net;
 use machinery_env::Env;
+use serde_json::Value;
 
 use super::Failure;
 use crate::compose::{self, Parts};
@@ -46,6 +49,9 @@ pub(crate) struct ServerFlags {
     /// Seconds for which a pod that says nothing else tolerates a node that is not ready or unreachable [default: 300, 1 with --fast-failover]
     #[arg(long, env = "CORACLE_DEFAULT_TOLERATION_SECONDS", value_name = "SECONDS")]
     pub(crate) default_toleration_seconds: Option<u32>,
+    /// File (YAML or JSON) of AdmissionConfiguration: what admission plugins are configured with
+    #[arg(long, env = "CORACLE_ADMISSION_CONTROL_CONFIG_FILE", value_name = "FILE")]
+    pub(crate) admission_control_config_file: Option<PathBuf>,
 }
 
 impl ServerFlags {
@@ -59,7 +65,24 @@ impl ServerFlags {
             port: self.port,
             store: store_folder(self.store.as_deref())?,
             default_toleration_seconds: self.default_toleration_seconds.unwrap_or(toleration),
+            admission: self.admission()?,
         })
+    }
+
+    /// What admission plugins are configured with, by the file and those that it names.
+    fn admission(&self) -> Result<Arc<AdmissionConfiguration>, Failure> {
+        let Some(file) = &self.admission_control_config_file else { return Ok(Arc::default()) };
+        let refused =
+            |why: String| Failure::Usage(format!("--admission-control-config-file {}: {why}", file.display()));
+        let yaml_of = |file: &Path| -> Result<Value, String> {
+            let text = std::fs::read_to_string(file).map_err(|error| error.to_string())?;
+            serde_saphyr::from_str(&text).map_err(|error| error.to_string())
+        };
+        // A path is meant from where the file is.
+        let folder = file.parent().unwrap_or(Path::new(""));
+        let read = |path: &str| yaml_of(&folder.join(path)).map_err(|why| format!("{path}: {why}"));
+        let own = yaml_of(file).map_err(refused)?;
+        AdmissionConfiguration::parse(&own, &read).map(Arc::new).map_err(refused)
     }
 
     /// The cluster's addresses.

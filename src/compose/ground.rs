@@ -111,7 +111,7 @@ impl Ground {
                 kubelets: api::kubelets(&pki)?,
                 registry: metrics.clone(),
             },
-            images::chains(env, &config.nodes, images.as_ref(), (&blobs, &registry)),
+            images::chains(env, &config.nodes, &config.api.admission, images.as_ref(), (&blobs, &registry)),
         )
         .await?;
         let service = apiserver.service();

@@ -4,7 +4,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use apiserver::admission::{ImageImports, ImageMetadata};
+use apiserver::admission::{AdmissionConfiguration, ImageImports, ImageMetadata};
 use apiserver::server::Chains;
 use kubelet::image::{Describer, Images, Inspect, RegistryAccess};
 use machinery_env::Env;
@@ -33,6 +33,7 @@ impl ImageMetadata for OfRegistries {
 pub(super) fn chains(
     env: &Env,
     config: &NodesConfig,
+    admission: &Arc<AdmissionConfiguration>,
     images: Option<&Arc<Images>>,
     (blobs, registry): (&Arc<BlobStore>, &RegistryAccess),
 ) -> Chains {
@@ -43,5 +44,5 @@ pub(super) fn chains(
             Describer::of_registries(registries, registry.clone(), blobs.clone(), engine::imports, env.clone())
         }
     };
-    Chains { images: Some(Arc::new(OfRegistries(describer))), ..Chains::default() }
+    Chains { images: Some(Arc::new(OfRegistries(describer))), admission: admission.clone(), ..Chains::default() }
 }

@@ -19,7 +19,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
-use crate::admission::{Chain, ImageMetadata, Plugin};
+use crate::admission::{AdmissionConfiguration, Chain, ImageMetadata, Plugin};
 use crate::auth::jwt::SigningKey;
 use crate::auth::tls::{self, Acceptor};
 use crate::auth::{AuthenticateToken, Authenticator, Authorize, Authorizer};
@@ -93,6 +93,8 @@ pub struct Chains {
     pub authorizers: Vec<Arc<dyn Authorize>>,
     /// About what is written.
     pub plugins: Vec<Arc<dyn Plugin>>,
+    /// What admission plugins are configured with.
+    pub admission: Arc<AdmissionConfiguration>,
     /// Who knows what images say of themselves.
     pub images: Option<Arc<dyn ImageMetadata>>,
 }
@@ -139,6 +141,7 @@ impl Apiserver {
         let admission = Chain::new(env, authorizer.clone())
             .with_toleration_seconds(config.toleration_seconds)
             .with_images(chains.images)
+            .with_configuration(chains.admission)
             .with_converter(&converter)
             .with_policies(&served)
             .with_webhooks(&served, &caller);

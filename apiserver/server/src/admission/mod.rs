@@ -6,6 +6,7 @@
 //! for those that don't. It may add conditions and writes to the transaction that stores the object.
 
 mod certificates;
+mod configuration;
 mod default_classes;
 mod default_tolerations;
 mod device_admin_access;
@@ -45,6 +46,7 @@ use crate::webhook::Caller;
 use apiserver_resources::objects::ObjectReader;
 use apiserver_storage::store::Txn;
 
+pub use configuration::AdmissionConfiguration;
 pub use imports::{ImageImports, ImageMetadata};
 pub use webhooks::Reinvocation;
 
@@ -164,6 +166,7 @@ pub struct Context<'a> {
     env: &'a Env,
     authorizer: &'a Authorizer,
     converter: Option<&'a Converter>,
+    configuration: &'a AdmissionConfiguration,
     toleration_seconds: i64,
 }
 
@@ -300,6 +303,7 @@ pub struct Chain {
     authorizer: Arc<Authorizer>,
     /// Knows custom resources in other versions.
     converter: Option<Arc<Converter>>,
+    configuration: Arc<AdmissionConfiguration>,
     toleration_seconds: i64,
     /// Called after the built-in ones.
     imports: Arc<imports::Imports>,
@@ -320,6 +324,7 @@ impl Chain {
             env: env.clone(),
             authorizer,
             converter: None,
+            configuration: Arc::default(),
             toleration_seconds: default_tolerations::SECONDS,
             imports: Arc::new(imports::Imports::new(None)),
             more: Vec::new(),
@@ -333,6 +338,12 @@ impl Chain {
     #[must_use]
     pub fn with_toleration_seconds(self, toleration_seconds: i64) -> Self {
         Self { toleration_seconds, ..self }
+    }
+
+    /// The same with plugins that are configured.
+    #[must_use]
+    pub fn with_configuration(self, configuration: Arc<AdmissionConfiguration>) -> Self {
+        Self { configuration, ..self }
     }
 
     /// The same with somebody who knows custom resources in other versions.
@@ -434,6 +445,7 @@ impl Chain {
             env: &self.env,
             authorizer: &self.authorizer,
             converter: self.converter.as_deref(),
+            configuration: &self.configuration,
             toleration_seconds: self.toleration_seconds,
         }
     }

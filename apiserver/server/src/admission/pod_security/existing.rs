@@ -8,6 +8,7 @@ use machinery_env::Env;
 use serde_json::Value;
 
 use super::checks::{reasons, violations};
+use super::configuration::Configuration;
 use super::pod::{Pod, text};
 use super::policy::Standard;
 use apiserver_resources::field::quoted;
@@ -75,7 +76,7 @@ fn controller(pod: &Value) -> Option<&str> {
 pub(super) async fn warnings(
     objects: &dyn ObjectReader,
     env: &Env,
-    namespace: &str,
+    (namespace, configuration): (&str, &Configuration),
     standard: Standard,
 ) -> Vec<String> {
     let mut names = Vec::new();
@@ -93,6 +94,9 @@ pub(super) async fn warnings(
             break;
         }
         let Some(pod) = objects.read_once("", "pods", namespace, name) else { continue };
+        if configuration.exempts_class(&pod) {
+            continue;
+        }
         if let Some(owner) = controller(&pod)
             && !controllers.insert(owner.to_owned())
         {

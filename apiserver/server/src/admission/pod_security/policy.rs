@@ -37,7 +37,7 @@ pub(super) struct Policy {
 
 const LATEST_PRIVILEGED: Standard = Standard { level: Level::Privileged, version: Version::Latest };
 
-/// Of a namespace without labels.
+/// Of a namespace without labels, where nothing else is configured.
 pub(super) const DEFAULT: Policy =
     Policy { enforce: LATEST_PRIVILEGED, audit: LATEST_PRIVILEGED, warn: LATEST_PRIVILEGED };
 
@@ -62,7 +62,10 @@ impl fmt::Display for Standard {
     }
 }
 
-fn level(text: &str) -> Option<Level> {
+pub(super) const LEVELS: &str = "must be one of privileged, baseline, restricted";
+pub(super) const VERSIONS: &str = "must be \"latest\" or \"v1.x\"";
+
+pub(super) fn level(text: &str) -> Option<Level> {
     match text {
         "privileged" => Some(Level::Privileged),
         "baseline" => Some(Level::Baseline),
@@ -71,7 +74,7 @@ fn level(text: &str) -> Option<Level> {
     }
 }
 
-fn version(text: &str) -> Option<Version> {
+pub(super) fn version(text: &str) -> Option<Version> {
     if text == "latest" {
         return Some(Version::Latest);
     }
@@ -102,20 +105,20 @@ impl Labels<'_> {
     }
 
     fn level(&mut self, label: &str) -> Option<Option<Level>> {
-        self.read(label, level, "must be one of privileged, baseline, restricted")
+        self.read(label, level, LEVELS)
     }
 
     /// A version that is not known is the newest.
     fn version(&mut self, label: &str) -> Option<Version> {
-        self.read(label, version, "must be \"latest\" or \"v1.x\"").map(|version| version.unwrap_or(Version::Latest))
+        self.read(label, version, VERSIONS).map(|version| version.unwrap_or(Version::Latest))
     }
 }
 
-/// The policy of a namespace, also where its labels are wrong: what is enforced is then the strictest, what is noted or
+/// The policy of a namespace, over the defaults, also where its labels are wrong: what is enforced is then the strictest, what is noted or
 /// warned of nothing.
-pub(super) fn of_namespace(namespace: &Value) -> (Policy, Vec<FieldError>) {
+pub(super) fn of_namespace(namespace: &Value, defaults: Policy) -> (Policy, Vec<FieldError>) {
     let labels = &namespace["metadata"]["labels"];
-    let mut policy = DEFAULT;
+    let mut policy = defaults;
     if labels.as_object().is_none_or(serde_json::Map::is_empty) {
         return (policy, Vec::new());
     }
@@ -153,7 +156,7 @@ mod tests {
     fn read(labels: &[(&str, &str)]) -> (String, usize) {
         let labels: serde_json::Map<String, Value> =
             labels.iter().map(|(key, value)| (format!("pod-security.kubernetes.io/{key}"), json!(value))).collect();
-        let (policy, errors) = of_namespace(&json!({"metadata": {"labels": labels}}));
+        let (policy, errors) = of_namespace(&json!({"metadata": {"labels": labels}}), DEFAULT);
         (format!("{} {} {}", policy.enforce, policy.audit, policy.warn), errors.len())
     }
 

@@ -7,7 +7,7 @@ use machinery_env::Env;
 use serde_json::json;
 
 use super::*;
-use crate::admission::{Chain, Options, Request};
+use crate::admission::{AdmissionConfiguration, Chain, Options, Request};
 use crate::auth::UserInfo;
 use crate::request::options::WriteOptions;
 use apiserver_resources::objects::memory::Map;
@@ -23,6 +23,16 @@ fn namespace_of(labels: &[(&str, &str)]) -> Value {
 type Asked = (Operation, &'static str, &'static str, &'static str);
 
 async fn ask(map: &Map, asked: Asked, object: &Value, old: Option<&Value>) -> Result<Vec<String>, String> {
+    configured(map, asked, object, old, Configuration::default()).await.0
+}
+
+async fn configured(
+    map: &Map,
+    asked: Asked,
+    object: &Value,
+    old: Option<&Value>,
+    pod_security: Configuration,
+) -> (Result<Vec<String>, String>, std::collections::BTreeMap<String, String>) {
     let (operation, group, resource, subresource) = asked;
     let options = WriteOptions::default();
     let request = Request {
@@ -37,11 +47,12 @@ async fn ask(map: &Map, asked: Asked, object: &Value, old: Option<&Value>) -> Re
         name: "x",
         options: Options::Write(&options),
     };
-    let chain = Chain::new(&Env::seeded(1, Timestamp::UNIX_EPOCH).0, Arc::default());
+    let configuration = Arc::new(AdmissionConfiguration { pod_security });
+    let chain = Chain::new(&Env::seeded(1, Timestamp::UNIX_EPOCH).0, Arc::default()).with_configuration(configuration);
     let context = chain.context(&request, map, old);
     let mut effects = Effects::default();
     let step = PodSecurity.validate(&context, object, &mut effects).get().await;
-    step.map(|()| effects.warnings).map_err(|error| error.status().message)
+    (step.map(|()| effects.warnings).map_err(|error| error.status().message), effects.audit)
 }
 
 const POD: Asked = (Operation::Create, "", "pods", "");
@@ -129,4 +140,34 @@ async fn wrong_labels_are_refused_once() {
     let update = (Operation::Update, "", "namespaces", "");
     assert_eq!(ask(&map, update, &wrong, Some(&namespace_of(&[]))).await.unwrap_err(), why);
     ask(&map, update, &wrong, Some(&wrong)).await.unwrap();
+}
+
+#[tokio::test]
+async fn defaults_hold_where_nothing_is_said_and_exemptions_let_pass() {
+    let own = |exemptions: Value| {
+        Configuration::parse(&json!({"apiVersion": "pod-security.admission.config.k8s.io/v1",
+            "kind": "PodSecurityConfiguration", "defaults": {"enforce": "baseline"}, "exemptions": exemptions}))
+        .unwrap()
+    };
+    let map = Map::default();
+    map.put("", "namespaces", namespace_of(&[]));
+    let (refused, _) = configured(&map, POD, &privileged(), None, own(Value::Null)).await;
+    assert!(refused.unwrap_err().contains("violates PodSecurity \"baseline:latest\""));
+    let mut classed = privileged();
+    classed["spec"]["runtimeClassName"] = json!("c");
+    for (exemptions, why) in
+        [(json!({"namespaces": ["ns"]}), "namespace"), (json!({"runtimeClasses": ["c"]}), "runtimeClass")]
+    {
+        let (done, notes) = configured(&map, POD, &classed, None, own(exemptions)).await;
+        assert_eq!(done, Ok(Vec::new()));
+        assert_eq!(notes.get("pod-security.kubernetes.io/exempt").map(String::as_str), Some(why));
+    }
+    let (others, _) = configured(&map, POD, &classed, None, own(json!({"usernames": ["u"]}))).await;
+    assert!(others.is_err(), "of another user");
+    let asked = (Operation::Create, "", "namespaces", "");
+    let namespace = namespace_of(&[("enforce", "restricted"), ("audit", "privileged")]);
+    let (told, _) = configured(&map, asked, &namespace, None, own(json!({"namespaces": ["ns"]}))).await;
+    let why =
+        "namespace \"ns\" is exempt from Pod Security, and the policy (enforce=restricted:latest) will be ignored";
+    assert_eq!(told, Ok(vec![why.to_owned()]));
 }
