@@ -20,6 +20,33 @@ profiles:
   plugins:
     score: {enabled: [{name: NodeAffinity, weight: 1000}]}
 YAML
+# An extender, asked about pods that want a seat alone: coracle-2 has one.
+cat > "$WORK/extender.py" <<'PY'
+import http.server, json, sys
+class Extender(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        names = [name for name in asked["NodeNames"] if name == "coracle-2"]
+        said = json.dumps({"NodeNames": names, "FailedNodes": {name: "no seat is free" for name in asked["NodeNames"] if name not in names}}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+    def log_message(self, *_): pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Extender)
+print(server.server_address[1], flush=True)
+server.serve_forever()
+PY
+python3 "$WORK/extender.py" > "$WORK/extender.port" & EXTENDER_PID=$!
+trap 'kill "$EXTENDER_PID" 2>/dev/null || true; cleanup' EXIT
+eventually 30 test -s "$WORK/extender.port"
+cat >> "$WORK/scheduler.yaml" <<YAML
+extenders:
+- urlPrefix: http://127.0.0.1:$(cat "$WORK/extender.port")/
+  filterVerb: filter
+  nodeCacheCapable: true
+  managedResources: [{name: example.com/seat, ignoredByScheduler: true}]
+YAML
 up --nodes 2 --scheduler-config "$WORK/scheduler.yaml"
 kubectl wait --for=condition=Ready node/coracle-1 node/coracle-2 --timeout=60s >/dev/null
 # pod NAME SCHEDULER MORE: no image of it is anywhere: where it is bound is what counts
@@ -50,6 +77,18 @@ expect coracle-1 "$(node_of liked)" "the node that is liked, by its weight"
 explain --data-dir "$WORK/data" liked -o json
 expect "coracle-1 likes 1000 100000" "$(said "it['node'] + ' ' + it['profile'] + ' ' + next(f\"{p['weight']} {s['weighted']}\" for p, s in zip(it['plugins'], it['nodes'][0]['scores']) if p['name'] == 'NodeAffinity')")" "the weight of a profile"
 echo "· weights count"
+
+seat=',"resources":{"requests":{"cpu":"200m","example.com/seat":"1"},"limits":{"example.com/seat":"1"}}'
+seated() { printf '{"apiVersion":"v1","kind":"Pod","metadata":{"name":"%s"},"spec":{"containers":[{"name":"c","image":"registry.local/none:v1"%s}]%s}}' "$1" "$seat" "${2:-}" | kubectl create -f - >/dev/null; }
+seated sits
+eventually 30 is_bound sits
+expect coracle-2 "$(node_of sits)" "the node that an extender leaves"
+seated stands ',"nodeSelector":{"kubernetes.io/hostname":"coracle-1"}'
+no_seat() { has "1 no seat is free" kubectl get pod stands -o jsonpath='{.status.conditions[?(@.type=="PodScheduled")].message}'; }
+eventually 30 no_seat
+explain --data-dir "$WORK/data" sits -o json
+has 'http://127.0.0.1:' said "it['notAsked'][0]" || fail "an explanation hides that an extender isn't asked"
+echo "· extenders are asked about pods that want what they manage"
 
 kubectl cordon coracle-1 >/dev/null && kubectl cordon coracle-2 >/dev/null
 bound careless careless
