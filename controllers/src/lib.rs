@@ -32,6 +32,8 @@ mod replicationcontroller;
 mod resourcequota;
 mod revisions;
 mod root_ca;
+#[cfg(test)]
+mod scale_tests;
 mod serviceaccount;
 mod serviceaccount_token;
 mod servicecidr;

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use apiserver::auth::UserInfo;
 use apiserver_storage::store::Revision;
-use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use machinery_api::ObjectKey;
-use machinery_client::Kind;
 use machinery_client::request::{ApiClient, PatchType};
+use machinery_client::{Kind, Pod};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -69,6 +69,9 @@ async fn play(seed: u64, cluster: &Arc<Cluster>) {
                     tokio::time::sleep(TICK).await;
                 }
             }
+            if world.sabotage == Sabotage::UserMeddles {
+                meddle(&world.history, &api).await;
+            }
             tokio::time::sleep(random.millis(0, 12_000)).await;
         }
     };
@@ -76,6 +79,29 @@ async fn play(seed: u64, cluster: &Arc<Cluster>) {
     rest(cluster).await;
     for problem in judge(&world.history, begun) {
         world.violated(problem);
+    }
+}
+
+/// What no strategy allows: pods go that serve, sets ask for more, and there are pods that nobody's controller made.
+async fn meddle(history: &History, api: &ApiClient) {
+    let kind = Kind::of::<Pod>();
+    for (_, pod) in history.now("/registry/pods/default/") {
+        let pod = pod.value();
+        let key = ObjectKey::new("default", pod["metadata"]["name"].as_str().unwrap_or_default());
+        let mut copy =
+            json!({"apiVersion": "v1", "kind": "Pod", "spec": pod["spec"], "metadata": {"generateName": "copy-"}});
+        for field in ["labels", "ownerReferences"] {
+            copy["metadata"][field] = pod["metadata"][field].clone();
+        }
+        if pod["metadata"]["labels"]["app"] != "StatefulSet" {
+            let _ = api.create::<Value>(&kind, "default", &copy).await;
+        }
+        let _ = api.delete::<Value>(&kind, &key, &json!({"apiVersion": "v1", "kind": "DeleteOptions"})).await;
+    }
+    for (_, set) in history.now("/registry/replicasets/default/") {
+        let key = ObjectKey::new("default", set.value()["metadata"]["name"].as_str().unwrap_or_default());
+        let more = json!({"spec": {"replicas": 2 * REPLICAS}});
+        let _ = api.patch::<Value>(&Kind::of::<ReplicaSet>(), &key, None, PatchType::Merge, &more).await;
     }
 }
 
@@ -234,7 +260,9 @@ impl Shown {
             let there = self.pods("Deployment").iter().filter(of_set).count() as i64;
             if step.key.starts_with("/registry/pods/") && there > number(set, "/spec/replicas") {
                 let own = step.new.as_ref().is_some_and(|new| of_set(&&new.value()));
-                problems.extend(own.then(|| ("replicas", format!("{there} of {}", set["spec"]["replicas"]))));
+                problems.extend(
+                    own.then(|| ("replicas", format!("{there} pods of the set's {}", set["spec"]["replicas"]))),
+                );
             }
         }
         for set in self.of("statefulsets") {

@@ -17,6 +17,8 @@ pub(crate) enum Sabotage {
     StoreForgets,
     /// A deployment's controller doesn't run.
     NoDeployments,
+    /// Users do by hand, in a rollout, what its strategy doesn't allow.
+    UserMeddles,
     /// Nobody collects what has lost its owner.
     NoGarbageCollection,
 }

@@ -96,6 +96,20 @@ fn rollouts_keep_to_their_strategies_while_controllers_die() {
         let problems = rollout(seed, Sabotage::None);
         assert!(problems.is_empty(), "seed {seed}: {problems:#?}");
     }
+    let mut problems = Vec::new();
+    for seed in 0..4 {
+        problems.extend(rollout(seed, Sabotage::UserMeddles));
+    }
+    for rule in [
+        "of the Deployment serve",
+        "are asked for",
+        "of the StatefulSet serve",
+        "by the DaemonSet",
+        "on each may be",
+        " of the set's ",
+    ] {
+        assert!(problems.iter().any(|problem| problem.contains(rule)), "nobody finds {rule:?}: {problems:#?}");
+    }
 }
 
 /// Broken components, and a seed under which each does harm: a checker that finds nothing here checks nothing.

@@ -47,3 +47,15 @@ impl Identities {
         self.running().retain(|_, there| there.node != node);
     }
 }
+
+#[test]
+fn a_second_pod_of_an_identity_is_found_while_the_first_runs() {
+    let (all, key) = (Identities::default(), ObjectKey::new("a", "db-0"));
+    assert_eq!(all.started(&key, "one", "m1"), None);
+    assert_eq!(all.started(&key, "one", "m1"), None, "the same pod after its node's start");
+    assert_eq!(all.started(&key, "two", "m2").as_deref(), Some("a/db-0 runs on m2 as two while it runs on m1 as one"));
+    all.ended(&key, "one");
+    assert!(all.started(&key, "three", "m3").is_some(), "the end of an earlier one is not that of the second");
+    all.node_ended("m3");
+    assert_eq!(all.started(&key, "four", "m1"), None);
+}

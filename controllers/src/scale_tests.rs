@@ -1,0 +1,95 @@
+//! Ten thousand objects: what one change costs follows from what changed, not from what there is.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use machinery_api::ObjectKey;
+use machinery_client::simulate::Simulation;
+use machinery_client::{Change, Kind, Pod};
+use serde_json::{Value, json};
+
+use crate::CONTROLLERS;
+use crate::table_tests::{decide, start};
+
+const SETS: usize = 400;
+const PODS_OF_SET: usize = 20;
+const NODES: usize = 100;
+/// Keys that one change of a pod wakes in all controllers together, and what deciding about them may take (in a debug
+/// build on a slow machine: a scan of all pods for each of them takes more).
+const KEYS_MAX: usize = 16;
+const TIME_MAX: Duration = Duration::from_secs(5);
+
+/// Deployments with their sets, pods and Services, all in one namespace and at rest.
+fn cluster() -> Vec<Value> {
+    let mut objects = vec![json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a"}})];
+    for node in 0..NODES {
+        objects.push(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": format!("n{node}")},
+            "spec": {"podCIDR": format!("10.244.{node}.0/24"), "podCIDRs": [format!("10.244.{node}.0/24")]},
+            "status": {"conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": start(), "lastTransitionTime": start()}]}}));
+    }
+    for set in 0..SETS {
+        let name = format!("s{set}");
+        let owned = |kind: &str, uid: &str| json!([{"apiVersion": "apps/v1", "kind": kind, "name": name, "uid": format!("{uid}-{set}"), "controller": true}]);
+        let template =
+            json!({"metadata": {"labels": {"app": name}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+        let spec = json!({"replicas": PODS_OF_SET, "selector": {"matchLabels": {"app": name}}, "template": template});
+        let object = |kind: &str, uid: &str, owners: Value| {
+            json!({"apiVersion": "apps/v1", "kind": kind, "spec": spec, "metadata": {"name": name, "namespace": "a",
+                "uid": format!("{uid}-{set}"), "labels": {"app": name}, "ownerReferences": owners}})
+        };
+        objects.push(object("Deployment", "deployment", json!([])));
+        objects.push(object("ReplicaSet", "set", owned("Deployment", "deployment")));
+        objects.push(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "a"},
+            "spec": {"clusterIP": "10.96.0.9", "ipFamilies": ["IPv4"], "selector": {"app": name}, "ports": [{"port": 80}]}}));
+        for pod in 0..PODS_OF_SET {
+            let address = format!("10.{}.{}.{pod}", set / 200, set % 200);
+            objects.push(
+                json!({"apiVersion": "v1", "kind": "Pod", "spec": {"nodeName": format!("n{}", (set + pod) % NODES),
+                "containers": [{"name": "c", "image": "i"}]},
+                "metadata": {"name": format!("{name}-{pod}"), "namespace": "a", "labels": {"app": name},
+                    "ownerReferences": owned("ReplicaSet", "set")},
+                "status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}],
+                    "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": start()}]}}),
+            );
+        }
+    }
+    objects
+}
+
+/// What a pod's change wakes.
+fn woken(simulation: &mut Simulation, name: &str) -> BTreeSet<(&'static str, ObjectKey)> {
+    let (kind, key) = (Kind::of::<Pod>(), ObjectKey::new("a", name));
+    let old = simulation.view.object(&kind, &key).expect("the pod").clone();
+    let mut pod = old.to_value();
+    pod["status"]["conditions"][0]["status"] = json!("False");
+    simulation.write(&kind, pod);
+    let new = simulation.view.object(&kind, &key).expect("the pod").clone();
+    let change = Change { kind, key: Arc::new(key), old: Some(old), new: Some(new) };
+    let mut woken = BTreeSet::new();
+    for controller in CONTROLLERS {
+        for input in controller.inputs {
+            woken.extend(input.keys(&simulation.view, &change).into_iter().map(|key| (controller.name, key)));
+        }
+    }
+    woken
+}
+
+#[test]
+fn one_pods_change_among_ten_thousand_objects_costs_what_it_changes() {
+    let mut simulation = crate::simulation(start(), cluster());
+    let woken = woken(&mut simulation, "s7-3");
+    assert!(woken.iter().any(|(name, _)| *name == "replicaset-controller"), "{woken:?}");
+    assert!(woken.iter().any(|(name, _)| *name == "endpointslice-controller"), "{woken:?}");
+    assert!(woken.len() <= KEYS_MAX, "{woken:?}");
+    for (name, key) in &woken {
+        // The first time may fill what is kept.
+        decide(name, &simulation, key);
+        #[expect(clippy::disallowed_methods, reason = "how long it takes is what is asked")]
+        let begun = Instant::now();
+        decide(name, &simulation, key);
+        let took = begun.elapsed();
+        eprintln!("{name} {key}: {took:?}");
+        assert!(took < TIME_MAX, "{name} {key} takes {took:?}");
+    }
+}
