@@ -14,6 +14,7 @@ use ipnet::Ipv4Net;
 use kubelet::image::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT, Registries, SignaturePolicy};
 use kubelet::node::{MAX_PODS_DEFAULT, ShutdownGrace};
 use kubelet::server::STREAMING_IDLE_DEFAULT;
+use machinery_api::address_pool::AddressPool;
 use scheduler::extender::ExtenderConfig;
 use scheduler::plugins::{Profile, ScoringStrategy};
 use scheduler::queue::BackOff;
@@ -87,6 +88,8 @@ pub(crate) struct ControllersConfig {
     /// How many keys a controller works on at once, where that was said.
     pub(crate) workers: BTreeMap<&'static str, usize>,
     pub(crate) autoscaler: AutoscalerSettings,
+    /// Addresses of LoadBalancer Services.
+    pub(crate) balancer_pool: AddressPool,
 }
 
 impl ControllersConfig {
@@ -96,6 +99,7 @@ impl ControllersConfig {
             node_lifecycle: self.node_lifecycle.clone(),
             terminated_pods_max: self.terminated_pods_max,
             autoscaler: self.autoscaler.clone(),
+            load_balancer_pool: self.balancer_pool.clone(),
             ..given
         };
         let mut config = controllers::Config::new(settings, instance);
@@ -179,6 +183,7 @@ impl ClusterConfig {
                 disabled: Vec::new(),
                 workers: BTreeMap::new(),
                 autoscaler: AutoscalerSettings::default(),
+                balancer_pool: AddressPool::default(),
             },
             scheduler: SchedulerConfig::scored_by(ScoringStrategy::LeastAllocated),
             nodes: NodesConfig {

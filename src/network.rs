@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use apiserver::bootstrap::moved::Move;
 use apiserver_resources::allocate::ServiceNetwork;
 use ipnet::Ipv4Net;
+use machinery_api::address_pool::AddressPool;
 
 use crate::config::NetworkConfig;
 use crate::data_dir::write_atomically;
@@ -84,6 +85,18 @@ impl Network {
         let Some(old) = old.filter(|_| self.claim.is_some()) else { return Vec::new() };
         let old = Ipv4Net::new_assert(old, BLOCK_PREFIX).trunc();
         vec![Move { from: services_of(old), to: self.services }, Move { from: pods_of(old), to: self.pods }]
+    }
+
+    /// The same, where the addresses of LoadBalancer Services are others than the cluster's own.
+    ///
+    /// # Errors
+    /// Some are the same.
+    pub(crate) fn beside(self, pool: &AddressPool) -> anyhow::Result<Self> {
+        for (flag, block) in [("--service-cidr", self.services), ("--cluster-cidr", self.pods)] {
+            let same = pool.overlaps(block.network(), block.broadcast());
+            anyhow::ensure!(!same, "--load-balancer-pool {pool} and {flag} {block} overlap: take other addresses");
+        }
+        Ok(self)
     }
 
     fn check(self) -> anyhow::Result<Self> {

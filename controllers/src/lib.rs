@@ -34,6 +34,7 @@ mod revisions;
 mod root_ca;
 #[cfg(test)]
 mod scale_tests;
+mod service_lb;
 mod serviceaccount;
 mod serviceaccount_token;
 mod servicecidr;
@@ -59,6 +60,7 @@ pub use certificates::signing::{CertificateOrder, SignCertificate};
 use ipnet::IpNet;
 use kube::Client;
 use machinery_api::ObjectKey;
+use machinery_api::address_pool::AddressPool;
 pub use machinery_client::driver::Clients;
 use machinery_client::election::{self, Election};
 use machinery_client::metrics::Metrics;
@@ -94,6 +96,7 @@ pub static CONTROLLERS: &[Controller<Settings>] = &[
     replicationcontroller::CONTROLLER,
     resourcequota::CONTROLLER,
     root_ca::CONTROLLER,
+    service_lb::CONTROLLER,
     serviceaccount::CONTROLLER,
     serviceaccount_token::CONTROLLER,
     servicecidr::CONTROLLER,
@@ -148,6 +151,8 @@ pub struct Settings {
     pub check_policy: Option<CheckPolicy>,
     /// What HorizontalPodAutoscalers are told.
     pub autoscaler: AutoscalerSettings,
+    /// Addresses for Services of type LoadBalancer. None: these get no address.
+    pub load_balancer_pool: AddressPool,
 }
 
 impl Default for Settings {
@@ -163,6 +168,7 @@ impl Default for Settings {
             certificate_life: Duration::from_hours(365 * 24),
             check_policy: None,
             autoscaler: AutoscalerSettings::default(),
+            load_balancer_pool: AddressPool::default(),
         }
     }
 }

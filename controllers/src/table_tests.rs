@@ -31,6 +31,7 @@ pub(crate) fn settings() -> Settings {
         root_ca_pem: "a certificate".into(),
         cluster_cidrs: vec![("10.244.0.0/16".parse().unwrap(), 24)],
         terminated_pods_max: 0,
+        load_balancer_pool: "192.0.2.0/28".parse().unwrap(),
         sign_token: Some(std::sync::Arc::new(|claims| Some(claims.to_string()))),
         sign_certificate: Some(std::sync::Arc::new(|order| Ok(order.request.common_name.clone()))),
         check_policy: Some(std::sync::Arc::new(|policy| {
@@ -264,6 +265,8 @@ apiVersion: policy/v1
 kind: PodDisruptionBudget
 metadata: {name: few, namespace: a}
 spec: {minAvailable: 1, selector: {matchLabels: {app: alone}}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: balanced, namespace: a}, spec: {type: LoadBalancer, clusterIP: 10.96.0.7, ports: [{port: 80}]}}
 ---
 {apiVersion: v1, kind: Service, metadata: {name: outside, namespace: a}, spec: {clusterIP: 10.96.0.8, ports: [{port: 80}]}}
 ---

@@ -1,4 +1,4 @@
-//! One listener per ClusterIP and port, and per NodePort: opened, kept over changes of the route, closed, tried again.
+//! One listener per ClusterIP and port, per NodePort, and per load balancer's address and port: opened, kept over changes of the route, closed, tried again.
 
 use std::collections::HashMap;
 use std::io;
@@ -54,7 +54,8 @@ impl Listeners {
         }
         let wanted = change.set.into_iter().filter(|(listen, _)| match listen {
             Listen::Cluster(..) => self.state.config.cluster_ip_listeners,
-            Listen::Node(_) => true,
+            // Addresses of the pool alone are in the table.
+            Listen::Node(_) | Listen::Balancer(..) => true,
         });
         let wanted: Vec<_> = wanted.collect();
         wanted.into_iter().filter_map(|(listen, route)| self.set(listen, route)).collect()
@@ -73,7 +74,7 @@ impl Listeners {
             return None;
         }
         let address = match listen {
-            Listen::Cluster(ip, port) => SocketAddr::new(ip, port),
+            Listen::Cluster(ip, port) | Listen::Balancer(ip, port) => SocketAddr::new(ip, port),
             Listen::Node(port) => SocketAddr::new(self.state.config.bind, port),
         };
         match Listener::bind(address) {
@@ -81,7 +82,8 @@ impl Listeners {
                 self.failed.remove(&listen);
                 let route = Arc::new(ArcSwap::new(route));
                 let open = Open { route, stop: self.stop.child_token() };
-                tokio::spawn(run(self.state.clone(), listener, open.route.clone(), open.stop.clone()));
+                let filtered = matches!(listen, Listen::Balancer(..));
+                tokio::spawn(run(self.state.clone(), listener, open.route.clone(), filtered, open.stop.clone()));
                 self.open.insert(listen, open);
                 None
             }
@@ -94,13 +96,23 @@ impl Listeners {
     }
 }
 
-/// Serves a listener's connections until `stop`; open requests have their answers then.
-async fn run(state: Arc<ProxyState>, listener: Listener, route: Arc<ArcSwap<PortRoute>>, stop: CancellationToken) {
+/// Serves a listener's connections until `stop`; open requests have their answers then. `filtered`: only those from the route's
+/// sources.
+async fn run(
+    state: Arc<ProxyState>,
+    listener: Listener,
+    route: Arc<ArcSwap<PortRoute>>,
+    filtered: bool,
+    stop: CancellationToken,
+) {
     let limit = Limit::Permits(state.connections.clone(), Class::Clients);
-    let each = |stream, peer, permit| {
+    let each = |stream, peer: SocketAddr, permit| {
         let (state, route, stop) = (state.clone(), route.clone(), stop.clone());
         async move {
             let now = route.load_full();
+            if filtered && !now.admits(Some(peer.ip())) {
+                return;
+            }
             if state.is_http(&now) {
                 server::serve(state, route, stream, peer, Tenure { stop, _permit: permit }).await;
             } else {

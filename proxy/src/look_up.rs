@@ -59,7 +59,7 @@ impl ProxyState {
             NamePolicy::Host => false,
             NamePolicy::Own => caller.names.servers.first().is_some_and(|server| self.is_cluster(*server)),
         };
-        let routes = self.routes.at(ip).filter(|_| asks_cluster)?;
+        let routes = self.routes.at(ip).filter(|routes| asks_cluster && routes.cluster_ip == Some(ip))?;
         let via = routes.ports.values().find_map(|route| route.via.clone())?;
         Some(in_cluster(None, &via.service))
     }

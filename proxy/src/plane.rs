@@ -68,6 +68,12 @@ impl ProxyState {
             Target::Unknown => Resolved::Unknown,
             Target::Outside(name) => Resolved::Outside(name),
             Target::Ip(ip) => match routes.at(ip) {
+                Some(routes) if routes.balancer.contains(&ip) => {
+                    match routes.tcp(port).filter(|route| route.admits(caller.ip)) {
+                        Some(route) => Resolved::Route(route.clone()),
+                        None => Resolved::Refused,
+                    }
+                }
                 Some(routes) => routes.tcp(port).map_or(Resolved::Refused, |route| Resolved::Route(route.clone())),
                 None => Resolved::Address(ip),
             },
@@ -306,6 +312,7 @@ pub(crate) mod tests {
         let config = Config {
             bind: "127.0.0.1".parse().unwrap(),
             cluster_ip_listeners: true,
+            load_balancer_pool: "127.59.0.0/24".parse().unwrap(),
             cluster_cidrs: vec!["127.64.0.0/14".parse().unwrap()],
             cluster_ca_pem: None,
             cluster_dns: Some("127.64.0.10".parse().unwrap()),

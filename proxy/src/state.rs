@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use machinery_api::address_pool::AddressPool;
 use machinery_env::Env;
 use machinery_serve::descriptors::{Class, Descriptors};
 use machinery_serve::net::PodNetwork;
@@ -30,6 +31,8 @@ pub struct Config {
     pub cluster_ip_listeners: bool,
     /// The cluster's own blocks: Services' and pods'.
     pub cluster_cidrs: Vec<IpNet>,
+    /// The addresses at which LoadBalancer Services are served, where they are this machine's.
+    pub load_balancer_pool: AddressPool,
     /// Where the cluster's DNS answers, as pods are told.
     pub cluster_dns: Option<IpAddr>,
     /// The cluster's CA as PEM: what guests' HTTPS calls to cluster names are verified with.

@@ -7,9 +7,11 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use machinery_api::ObjectKey;
+use machinery_api::address_pool::AddressPool;
 use machinery_api::names;
 use machinery_serve::net::{Protocol, ServicePort};
 
@@ -19,6 +21,8 @@ use crate::pending::Pending;
 
 /// What a Service port with no `sessionAffinityConfig` remembers a client for (Kubernetes' default: three hours).
 const AFFINITY_TIMEOUT: Duration = Duration::from_secs(10_800);
+/// The annotation that `loadBalancerSourceRanges` was before.
+const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 
 /// What a port's `appProtocol` says of its endpoints.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +60,8 @@ pub struct PortRoute {
     pub sticky: Option<Sticky>,
     /// Only endpoints of the caller's node (`internalTrafficPolicy: Local`).
     pub local_only: bool,
+    /// Who comes in by a load balancer's address; empty: everybody.
+    pub sources: Arc<[IpNet]>,
     /// Ready endpoints.
     pub ready: Vec<Arc<Endpoint>>,
     /// Serving endpoints of terminating pods: used where none is ready (KEP-1669).
@@ -68,6 +74,14 @@ impl PortRoute {
     pub fn usable(&self) -> &[Arc<Endpoint>] {
         if self.ready.is_empty() { &self.draining } else { &self.ready }
     }
+
+    /// Whether somebody may come in by a load balancer's address.
+    #[must_use]
+    pub fn admits(&self, from: Option<IpAddr>) -> bool {
+        // An IPv4 client of a socket for both families.
+        let from = from.map(|from| from.to_canonical());
+        self.sources.is_empty() || from.is_some_and(|from| self.sources.iter().any(|source| source.contains(&from)))
+    }
 }
 
 /// A Service's routes.
@@ -75,6 +89,8 @@ impl PortRoute {
 pub struct ServiceRoutes {
     /// Its address; `None` for headless ones.
     pub cluster_ip: Option<IpAddr>,
+    /// Its addresses of the pool, as a load balancer.
+    pub balancer: BTreeSet<IpAddr>,
     /// By protocol and number: one number may stand for a port of each protocol.
     pub ports: BTreeMap<(Protocol, u16), Arc<PortRoute>>,
     /// Headless: names lead straight to endpoints.
@@ -84,6 +100,11 @@ pub struct ServiceRoutes {
 }
 
 impl ServiceRoutes {
+    /// All of its addresses.
+    fn ips(&self) -> BTreeSet<IpAddr> {
+        self.balancer.iter().copied().chain(self.cluster_ip).collect()
+    }
+
     /// The route of a TCP port.
     #[must_use]
     pub fn tcp(&self, port: u16) -> Option<&Arc<PortRoute>> {
@@ -98,6 +119,8 @@ pub enum Listen {
     Cluster(IpAddr, u16),
     /// On the node's address.
     Node(u16),
+    /// On a load balancer's address.
+    Balancer(IpAddr, u16),
 }
 
 /// What a change of one object did to the table.
@@ -107,7 +130,7 @@ pub struct Change {
     pub service: Option<ObjectKey>,
     /// Its routes from now on; none where it is gone.
     pub routes: Option<Arc<ServiceRoutes>>,
-    /// What the ClusterIPs that it has or had lead to from now on.
+    /// What the addresses that it has or had lead to from now on.
     pub cluster_ips: Vec<(IpAddr, Option<Arc<ServiceRoutes>>)>,
     /// Routes to install, by listener.
     pub set: BTreeMap<Listen, Arc<PortRoute>>,
@@ -122,6 +145,8 @@ pub struct Change {
 /// Services, slices and what follows from them.
 #[derive(Debug, Default)]
 pub struct Table {
+    /// Load balancers' addresses: others are nobody's here, whatever a status says.
+    pool: AddressPool,
     services: HashMap<ObjectKey, Service>,
     /// Slices by the Service that they belong to.
     slices: HashMap<ObjectKey, BTreeMap<String, EndpointSlice>>,
@@ -138,6 +163,12 @@ pub struct Table {
 }
 
 impl Table {
+    /// With no Service yet.
+    #[must_use]
+    pub fn of(pool: AddressPool) -> Self {
+        Self { pool, ..Self::default() }
+    }
+
     /// A Service as it is now, or gone.
     pub fn service(&mut self, key: &ObjectKey, service: Option<Service>) -> Change {
         match service {
@@ -195,26 +226,24 @@ impl Table {
     fn recompute(&mut self, key: &ObjectKey) -> Change {
         let before = self.routes.remove(key).unwrap_or_default();
         let after = match self.services.get(key) {
-            Some(service) => Arc::new(routes(key, service, self.slices.get(key), &before, &mut self.pending)),
+            Some(service) => {
+                let mut routes = routes(key, service, self.slices.get(key), &before, &mut self.pending);
+                routes.balancer = balanced(service).filter(|ip| self.pool.contains(*ip)).collect();
+                Arc::new(routes)
+            }
             None => Arc::default(),
         };
         let mut change = Change { service: Some(key.clone()), ..Change::default() };
         self.count_ready(&before, &after, &mut change);
-        if before.cluster_ip != after.cluster_ip {
-            if let Some(ip) = before.cluster_ip {
-                self.by_ip.release(&ip, key);
-            }
-            if let Some(ip) = after.cluster_ip {
-                self.by_ip.claim(ip, key);
-            }
-        }
+        let (had, has) = (before.ips(), after.ips());
+        had.difference(&has).for_each(|ip| self.by_ip.release(ip, key));
+        has.difference(&had).for_each(|ip| self.by_ip.claim(*ip, key));
         let (old, new) = (listeners(&before), listeners(&after));
         if self.services.contains_key(key) {
             self.routes.insert(key.clone(), after.clone());
             change.routes = Some(after.clone());
         }
-        let ips: BTreeSet<IpAddr> = before.cluster_ip.into_iter().chain(after.cluster_ip).collect();
-        change.cluster_ips = ips.into_iter().map(|ip| (ip, self.by_ip(ip).cloned())).collect();
+        change.cluster_ips = had.union(&has).map(|ip| (*ip, self.by_ip(*ip).cloned())).collect();
         for listen in new.keys().filter(|listen| !old.contains_key(listen)) {
             self.listeners.claim(*listen, key);
         }
@@ -315,8 +344,27 @@ fn listeners(routes: &ServiceRoutes) -> BTreeMap<Listen, Arc<PortRoute>> {
         if let Some(node_port) = route.node_port {
             all.insert(Listen::Node(node_port), route.clone());
         }
+        all.extend(routes.balancer.iter().map(|ip| (Listen::Balancer(*ip, *port), route.clone())));
     }
     all
+}
+
+/// The addresses at which a load balancer serves itself; at those of mode `Proxy`, somebody else passes connections on.
+fn balanced(service: &Service) -> impl Iterator<Item = IpAddr> {
+    let is_balancer = service.spec.as_ref().is_some_and(|spec| spec.type_.as_deref() == Some("LoadBalancer"));
+    let status = service.status.as_ref().filter(|_| is_balancer).and_then(|status| status.load_balancer.as_ref());
+    let ingress = status.into_iter().flat_map(|balancer| balancer.ingress.iter().flatten());
+    let itself = ingress.filter(|one| one.ip_mode.as_deref() != Some("Proxy"));
+    itself.filter_map(|one| one.ip.as_deref()?.parse().ok())
+}
+
+/// From where a load balancer is to be reached, as the spec says it, or before there was a field, an annotation.
+fn sources(service: &Service) -> Arc<[IpNet]> {
+    let spec = service.spec.as_ref().and_then(|spec| spec.load_balancer_source_ranges.as_deref()).unwrap_or_default();
+    let annotation = service.metadata.annotations.as_ref().and_then(|all| all.get(SOURCE_RANGES));
+    let annotated = annotation.filter(|_| spec.is_empty()).into_iter().flat_map(|text| text.split(','));
+    // The API takes no others.
+    spec.iter().map(String::as_str).chain(annotated).filter_map(|range| range.trim().parse().ok()).collect()
 }
 
 /// What `appProtocol` says: where it is known, requests, not connections, are balanced (contract.md §4).
@@ -345,6 +393,7 @@ fn routes(
             spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref()?.timeout_seconds);
         configured.map_or(AFFINITY_TIMEOUT, |seconds| Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
     });
+    let sources = sources(service);
     let mut result = ServiceRoutes { cluster_ip, headless: cluster_ip.is_none(), ..ServiceRoutes::default() };
     for port in spec.ports.iter().flatten() {
         if !matches!(port.protocol.as_deref(), None | Some("TCP")) {
@@ -363,6 +412,7 @@ fn routes(
             node_port: port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0),
             speaks: app_protocol(port.app_protocol.as_deref()),
             sticky,
+            sources: sources.clone(),
             local_only: spec.internal_traffic_policy.as_deref() == Some("Local"),
             ..PortRoute::default()
         };
@@ -408,166 +458,4 @@ fn collect(slice: &EndpointSlice, name: &str, route: &mut PortRoute, pending: &m
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-    use serde_json::{Value, json};
-
-    pub(crate) fn endpoint(ip: &str, port: u16) -> Arc<Endpoint> {
-        let hostname = ip.replace('.', "-");
-        Arc::new(Endpoint { ip: ip.parse().unwrap(), port, node: None, hostname, pending: Pending::default() })
-    }
-
-    pub(crate) fn route(ips: &[&str]) -> PortRoute {
-        PortRoute { ready: ips.iter().map(|ip| endpoint(ip, 80)).collect(), ..PortRoute::default() }
-    }
-
-    fn service(spec: Value) -> Service {
-        serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "default"}, "spec": spec})).unwrap()
-    }
-
-    fn slice(service: &str, endpoints: &Value) -> EndpointSlice {
-        serde_json::from_value(json!({"metadata": {"name": "web-1", "namespace": "default", "labels": {"kubernetes.io/service-name": service}},
-            "addressType": "IPv4", "ports": [{"name": "", "port": 8080}], "endpoints": endpoints}))
-        .unwrap()
-    }
-
-    fn key(name: &str) -> ObjectKey {
-        ObjectKey::new("default", name)
-    }
-
-    #[test]
-    fn a_service_gets_its_listeners_and_endpoints() {
-        let mut table = Table::default();
-        let change = table.service(
-            &key("web"),
-            Some(service(json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80, "nodePort": 30080}]}))),
-        );
-        assert_eq!(
-            change.set.keys().copied().collect::<Vec<_>>(),
-            [Listen::Cluster("127.64.0.10".parse().unwrap(), 80), Listen::Node(30080)]
-        );
-        let changes = table.slice(
-            &key("web-1"),
-            Some(slice("web", &json!([{"addresses": ["127.66.0.2"], "conditions": {"ready": true}}]))),
-        );
-        let route = changes[0].set.values().next().unwrap();
-        assert_eq!((route.usable()[0].ip.to_string(), route.usable()[0].port), ("127.66.0.2".to_owned(), 8080));
-        assert_eq!(table.routed_ips().len(), 1);
-        let change = table.service(&key("web"), None);
-        assert_eq!(change.closed.len(), 2);
-        assert!(table.routed_ips().is_empty());
-    }
-
-    #[test]
-    fn terminating_endpoints_serve_only_where_none_is_ready() {
-        let mut table = Table::default();
-        table.service(&key("web"), Some(service(json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80}]}))));
-        let going =
-            json!({"addresses": ["127.66.0.2"], "conditions": {"ready": false, "serving": true, "terminating": true}});
-        table.slice(&key("web-1"), Some(slice("web", &json!([going, {"addresses": ["127.66.0.3"]}]))));
-        let ips = |table: &Table| -> Vec<String> {
-            table
-                .routes(&key("web"))
-                .unwrap()
-                .tcp(80)
-                .unwrap()
-                .usable()
-                .iter()
-                .map(|endpoint| endpoint.ip.to_string())
-                .collect()
-        };
-        assert_eq!(ips(&table), ["127.66.0.3"]);
-        table.slice(&key("web-1"), Some(slice("web", &json!([going]))));
-        assert_eq!(ips(&table), ["127.66.0.2"]);
-        assert!(table.routed_ips().is_empty(), "a draining pod need not wait for itself");
-    }
-
-    #[test]
-    fn a_slice_that_changes_hands_moves_its_endpoints() {
-        let mut table = Table::default();
-        for name in ["web", "api"] {
-            table.service(&key(name), Some(service(json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80}]}))));
-        }
-        let endpoints = json!([{"addresses": ["127.66.0.2"]}]);
-        table.slice(&key("web-1"), Some(slice("web", &endpoints)));
-        assert_eq!(table.slice(&key("web-1"), Some(slice("api", &endpoints))).len(), 2);
-        assert!(table.routes(&key("web")).unwrap().tcp(80).unwrap().usable().is_empty());
-        assert_eq!(table.routes(&key("api")).unwrap().tcp(80).unwrap().usable().len(), 1);
-    }
-
-    #[test]
-    fn a_new_owner_keeps_what_a_dead_service_had() {
-        let mut table = Table::default();
-        let spec = || Some(service(json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80, "nodePort": 30080}]})));
-        table.service(&key("dead"), spec());
-        // A list after a gap names the new owner before the dead one is missed.
-        assert_eq!(table.service(&key("heir"), spec()).set.len(), 2);
-        let change = table.service(&key("dead"), None);
-        assert!(change.closed.is_empty() && change.set.is_empty(), "{change:?}");
-        assert_eq!(table.by_ip("127.64.0.10".parse().unwrap()).unwrap().tcp(80).unwrap().node_port, Some(30080));
-        assert_eq!(table.service(&key("heir"), None).closed.len(), 2);
-    }
-
-    #[test]
-    fn what_two_claim_goes_back_to_the_first() {
-        let mut table = Table::default();
-        let spec = || Some(service(json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80}]})));
-        table.service(&key("first"), spec());
-        table.service(&key("second"), spec());
-        assert!(table.service(&key("first"), spec()).set.is_empty(), "an update is no claim");
-        let change = table.service(&key("second"), None);
-        assert_eq!(change.set.values().next().unwrap().via.as_ref().unwrap().service, key("first"));
-        assert!(change.closed.is_empty() && table.by_ip("127.64.0.10".parse().unwrap()).is_some());
-    }
-
-    #[test]
-    fn clients_are_forgotten_with_their_service() {
-        let mut table = Table::default();
-        let spec = json!({"clusterIP": "127.64.0.10", "sessionAffinity": "ClientIP", "ports": [{"port": 80}]});
-        table.service(&key("web"), Some(service(spec)));
-        let clients =
-            Arc::downgrade(&table.routes(&key("web")).unwrap().tcp(80).unwrap().sticky.as_ref().unwrap().clients);
-        table.slice(&key("web-1"), Some(slice("web", &json!([{"addresses": ["127.66.0.2"]}]))));
-        assert!(clients.upgrade().is_some(), "a change of endpoints forgets nobody");
-        table.service(&key("web"), None);
-        assert!(clients.upgrade().is_none());
-    }
-
-    #[test]
-    fn tcp_and_udp_of_one_number_are_two_ports() {
-        let mut table = Table::default();
-        let ports =
-            json!([{"name": "tcp", "port": 53, "protocol": "TCP"}, {"name": "udp", "port": 53, "protocol": "UDP"}]);
-        let change = table.service(&key("dns"), Some(service(json!({"clusterIP": "127.64.0.10", "ports": ports}))));
-        assert_eq!(change.set.values().map(|route| route.name.as_str()).collect::<Vec<_>>(), ["tcp"]);
-    }
-
-    #[test]
-    fn only_what_changed_is_published() {
-        let mut table = Table::default();
-        table.service(&key("web"), Some(service(json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80}]}))));
-        let with = |table: &mut Table, ips: &[&str]| {
-            let endpoints: Vec<Value> = ips.iter().map(|ip| json!({"addresses": [ip]})).collect();
-            let change = table.slice(&key("web-1"), Some(slice("web", &json!(endpoints)))).remove(0);
-            (change.begun.len(), change.ceased.len())
-        };
-        assert_eq!(with(&mut table, &["127.66.0.2", "127.66.0.3"]), (2, 0));
-        assert_eq!(with(&mut table, &["127.66.0.2", "127.66.0.4"]), (1, 1));
-        assert_eq!(with(&mut table, &["127.66.0.2", "127.66.0.4"]), (0, 0));
-    }
-
-    #[test]
-    fn counters_survive_a_change_of_the_table() {
-        let mut table = Table::default();
-        table.service(&key("web"), Some(service(json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80}]}))));
-        let endpoints = json!([{"addresses": ["127.66.0.2"]}]);
-        table.slice(&key("web-1"), Some(slice("web", &endpoints)));
-        let open = table.routes(&key("web")).unwrap().tcp(80).unwrap().usable()[0].pending.open();
-        table.slice(
-            &key("web-1"),
-            Some(slice("web", &json!([{"addresses": ["127.66.0.2"]}, {"addresses": ["127.66.0.3"]}]))),
-        );
-        assert_eq!(table.routes(&key("web")).unwrap().tcp(80).unwrap().usable()[0].pending.count(), 1);
-        drop(open);
-    }
-}
+pub(crate) mod tests;

@@ -3,13 +3,18 @@
 
 use k8s_openapi::api::core::v1::Service;
 
-/// The paths of such fields, with the value where that says more.
+/// The paths of such fields, with the value where that says more. `balances`: there are addresses for load balancers.
 #[must_use]
-pub fn fields(service: &Service) -> Vec<String> {
+pub fn fields(service: &Service, balances: bool) -> Vec<String> {
     let Some(spec) = &service.spec else { return Vec::new() };
     let mut found = Vec::new();
-    if let Some(kind @ ("LoadBalancer" | "ExternalName")) = spec.type_.as_deref() {
-        found.push(format!("spec.type: {kind}"));
+    match spec.type_.as_deref() {
+        // Of another class, it is another provider's.
+        Some("LoadBalancer") if !balances && spec.load_balancer_class.is_none() => {
+            found.push("spec.type: LoadBalancer (there is no --load-balancer-pool)".to_owned());
+        }
+        Some("ExternalName") => found.push("spec.type: ExternalName".to_owned()),
+        _ => {}
     }
     for (index, port) in spec.ports.iter().flatten().enumerate() {
         if let Some(protocol) = port.protocol.as_deref().filter(|protocol| *protocol != "TCP") {
@@ -41,11 +46,11 @@ mod tests {
 
     #[test]
     fn each_is_named_with_its_path() {
-        let of = |spec| fields(&serde_json::from_value(json!({ "metadata": {}, "spec": spec })).unwrap());
+        let of = |spec| fields(&serde_json::from_value(json!({ "metadata": {}, "spec": spec })).unwrap(), false);
         assert_eq!(of(json!({"type": "ClusterIP", "ports": [{"port": 80, "protocol": "TCP"}]})), Vec::<String>::new());
         assert_eq!(
             of(json!({"type": "LoadBalancer", "ports": [{"port": 80}, {"port": 53, "protocol": "UDP"}]})),
-            ["spec.type: LoadBalancer", "spec.ports[1].protocol: UDP"]
+            ["spec.type: LoadBalancer (there is no --load-balancer-pool)", "spec.ports[1].protocol: UDP"]
         );
     }
 }

@@ -28,8 +28,8 @@ pub async fn run(plane: DataPlane, client: Client, stop: CancellationToken, sync
     let feed = Mutex::new(Feed {
         listeners: Listeners::new(plane.state.clone(), stop.child_token()),
         events: Events::start(client.clone(), env.clone(), &plane.state.config.node, &stop),
+        table: Table::of(plane.state.config.load_balancer_pool.clone()),
         plane,
-        table: Table::default(),
         services: Known::default(),
         slices: Known::default(),
         autoscalers: Known::default(),
@@ -131,8 +131,10 @@ impl<F: FnOnce()> Feed<F> {
     /// Tells of fields that a Service has just got and that nothing acts on.
     fn say_unsupported(&self, key: &ObjectKey, service: Option<&Service>) {
         let Some(service) = service else { return };
-        let before = self.objects.get(key).map(unsupported::fields).unwrap_or_default();
-        let now = unsupported::fields(service);
+        let pool = &self.plane.state.config.load_balancer_pool;
+        let fields = |service| unsupported::fields(service, !pool.is_empty());
+        let before = self.objects.get(key).map(fields).unwrap_or_default();
+        let now = fields(service);
         if !now.is_empty() && now != before {
             self.events.unsupported(service, &now);
         }

@@ -86,7 +86,7 @@ impl Ground {
     /// One of them can't be had.
     pub(super) async fn prepare(env: &Env, config: ClusterConfig, data: &DataDir) -> anyhow::Result<Self> {
         let lock = data.lock()?;
-        let network = Network::choose(&config.network, &data.network())?;
+        let network = Network::choose(&config.network, &data.network())?.beside(&config.controllers.balancer_pool)?;
         let api_listener = listen(config.api.bind, config.api.port).await?;
         let api_address = SocketAddr::new(reachable(config.api.bind), api_listener.local_addr()?.port());
         let service_ip = network.services.hosts().next().context("--service-cidr has no address")?;

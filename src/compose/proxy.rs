@@ -17,6 +17,7 @@ pub(super) fn config(config: &ClusterConfig, network: &Network, pki: &Pki, api_s
         bind: config.nodes.bind,
         cluster_ip_listeners: network.services.network().is_loopback(),
         cluster_cidrs: vec![network.services.into(), network.pods.into()],
+        load_balancer_pool: config.controllers.balancer_pool.clone(),
         cluster_dns: network.dns().map(Into::into),
         cluster_ca_pem: Some(pki.ca_pem().to_owned()),
         api_server: Some(api_server),

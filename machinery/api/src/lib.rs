@@ -1,6 +1,7 @@
 //! Pure vocabulary of the Kubernetes API, for every component: the manifest has no tokio, no client and no clock.
 #![warn(missing_docs)]
 
+pub mod address_pool;
 pub mod apply;
 pub mod certificate_request;
 pub mod error;

@@ -30,6 +30,8 @@ pub const RUNTIME: &str = "node.coracle.dev/runtime";
 pub const REASON_HEADER: &str = "coracle-reason";
 /// The header that names a plugin's session, in requests and responses.
 pub const SESSION_HEADER: &str = "coracle-session";
+/// The `loadBalancerClass` of Services that get an address of the pool; those without a class do, too.
+pub const ADDRESS_POOL_CLASS: &str = "coracle.dev/address-pool";
 /// The Service that an EndpointSlice belongs to.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// The host name label of a node.

@@ -214,6 +214,7 @@ impl Bench {
         let config = Config {
             bind: Ipv4Addr::LOCALHOST.into(),
             cluster_ip_listeners: true,
+            load_balancer_pool: "127.59.0.0/24".parse().unwrap(),
             cluster_cidrs: vec!["127.64.0.0/14".parse().unwrap()],
             cluster_dns: None,
             cluster_ca_pem: None,

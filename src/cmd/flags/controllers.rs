@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use controllers::{NodeLifecycle, names};
+use machinery_api::address_pool::AddressPool;
 
 use super::autoscaler::AutoscalerFlags;
 use super::duration::some_time;
@@ -29,6 +30,7 @@ const SYNCS: &[(&str, &str, &str)] = &[
     ("concurrent-rc-syncs", "CORACLE_CONCURRENT_RC_SYNCS", "replicationcontroller-controller"),
     ("concurrent-replicaset-syncs", "CORACLE_CONCURRENT_REPLICASET_SYNCS", "replicaset-controller"),
     ("concurrent-resource-quota-syncs", "CORACLE_CONCURRENT_RESOURCE_QUOTA_SYNCS", "resourcequota-controller"),
+    ("concurrent-service-syncs", "CORACLE_CONCURRENT_SERVICE_SYNCS", "service-lb-controller"),
     ("concurrent-service-endpoint-syncs", "CORACLE_CONCURRENT_SERVICE_ENDPOINT_SYNCS", "endpointslice-controller"),
     (
         "concurrent-serviceaccount-token-syncs",
@@ -130,6 +132,15 @@ pub(in crate::cmd) struct ControllerFlags {
     /// How many pods that have ended are kept; 0 keeps all
     #[arg(long, env = "CORACLE_TERMINATED_POD_GC_THRESHOLD", default_value_t = 12_500, value_name = "N")]
     terminated_pod_gc_threshold: u32,
+    /// Addresses that Services of type LoadBalancer get: blocks, ranges and addresses, as in 10.0.0.0/28,10.0.1.5-10.0.1.9 (docs/operations.md, "LoadBalancer Services")
+    #[arg(
+        long,
+        env = "CORACLE_LOAD_BALANCER_POOL",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "POOL"
+    )]
+    load_balancer_pool: AddressPool,
     #[command(flatten)]
     autoscaler: AutoscalerFlags,
     #[command(flatten)]
@@ -171,6 +182,7 @@ impl ControllerFlags {
             disabled,
             workers: self.syncs.0.clone(),
             autoscaler: self.autoscaler.settings(),
+            balancer_pool: self.load_balancer_pool.clone(),
         })
     }
 }

@@ -132,6 +132,10 @@ pub fn desired(cluster: &Cluster, catalog: &Catalog) -> Vec<Desired> {
         {"apiGroups": [""], "resources": ["services/status"], "verbs": ["patch"]},
     ]);
     desired.extend(granted("coracle:scale-from-zero", &wakes, "User", "system:kube-proxy"));
+    let holds =
+        json!([{"apiGroups": ["networking.k8s.io"], "resources": ["ipaddresses"], "verbs": ["create", "delete"]}]);
+    let account = "system:serviceaccount:kube-system:service-controller";
+    desired.extend(granted("coracle:address-pool", &holds, "User", account));
     desired.push(authentication(cluster));
     desired.push(service_cidr(cluster));
     desired.push(service(cluster));

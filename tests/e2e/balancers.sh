@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# LoadBalancer Services: addresses of a pool, given once, served, filtered, released.
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+# Of Linux' loopback, where any address is local: a block that neither the cluster's own nor another script has.
+net=127.59.$((RANDOM % 250 + 1))
+up --load-balancer-pool "$net.1-$net.2"
+"$CORACLE" push --data-dir "$WORK/data" "${SAMPLES_BIN:-sample-workloads/bin}/hello.wasm" registry.local/hello:v1 >/dev/null
+kubectl apply -f sample-workloads/manifests/hello.yaml >/dev/null
+kubectl rollout status deployment/hello --timeout=300s >/dev/null
+
+service() { # NAME PORT [more of its spec]
+  kubectl apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Service
+metadata: {name: $1}
+spec: {type: LoadBalancer, selector: {app: hello}, ports: [{port: $2, targetPort: 8080}]${3:+, $3}}
+YAML
+}
+address() { kubectl get service "$1" -o jsonpath='{.status.loadBalancer.ingress[*].ip}'; }
+has_address() { [ "$(address "$1")" = "$2" ]; }
+serves() { curl -fsS -m 10 "http://$1/" >/dev/null; }
+refuses() { ! curl -sS -m 10 "http://$1/" >/dev/null 2>&1; }
+
+freed() { local all; all=$(kubectl get ipaddresses -o name) && [[ $all != *"$1"* ]]; }
+
+service one 80
+eventually 60 has_address one "$net.1"
+eventually 60 serves "$net.1:80"
+expect "VIP" "$(kubectl get service one -o jsonpath='{.status.loadBalancer.ingress[0].ipMode}')" "the mode"
+expect "service.kubernetes.io/load-balancer-cleanup" "$(kubectl get service one -o jsonpath='{.metadata.finalizers[*]}')" "the finalizer"
+expect "services/one" "$(kubectl get ipaddress "$net.1" -o jsonpath='{.spec.parentRef.resource}/{.spec.parentRef.name}')" "the holder"
+eventually 60 has 'EnsuredLoadBalancer' kubectl describe service one
+echo "· an address is given and served"
+
+service two 80 'allocateLoadBalancerNodePorts: false'
+eventually 60 has_address two "$net.2"
+expect "" "$(kubectl get service two -o jsonpath='{.spec.ports[0].nodePort}')" "a node port"
+service three 80
+eventually 60 has "SyncLoadBalancerFailed .*no address is left in the pool $net.1-$net.2" kubectl describe service three
+kubectl delete service two --timeout=60s >/dev/null
+eventually 60 has_address three "$net.2"
+eventually 60 serves "$net.2:80"
+echo "· the pool ends, and what is released is given at once"
+
+service three 80 'loadBalancerSourceRanges: [192.0.2.0/24]'
+eventually 60 refuses "$net.2:80"
+serves "$(kubectl get service three -o jsonpath='{.spec.clusterIP}'):80" || fail "its cluster IP asks for no source"
+service three 80 'loadBalancerSourceRanges: [192.0.2.0/24, 127.0.0.0/8]'
+eventually 60 serves "$net.2:80"
+echo "· only those from its source ranges come in by its address"
+
+service foreign 80 'loadBalancerClass: example.com/cloud'
+kubectl patch service one --type merge -p '{"spec": {"type": "ClusterIP"}}' >/dev/null
+released() { has_address one "" && [ -z "$(kubectl get service one -o jsonpath='{.metadata.finalizers}')" ] && refuses "$net.1:80"; }
+eventually 60 released
+eventually 60 freed "$net.1"
+serves "$(kubectl get service one -o jsonpath='{.spec.clusterIP}'):80" || fail "its cluster IP doesn't serve any more"
+expect "" "$(address foreign)" "the address of another provider's"
+echo "· what isn't a balancer any more has no address, and another provider's none of ours"
+
+kubectl delete service three foreign --timeout=60s >/dev/null
+eventually 60 freed "$net.2"
+down
+echo PASS
