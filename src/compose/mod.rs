@@ -160,7 +160,9 @@ pub(crate) async fn start(
     let admin = ComponentIdentity::Admin.client(&ground.service);
     if parts == Parts::All {
         progress.doing("waiting for the controllers");
-        ready::default_namespace(&admin, &ground.config.controllers.disabled).await?;
+        let disabled = &ground.config.controllers.disabled;
+        ready::default_namespace(&admin, disabled).await?;
+        ready::nodes_take_pods(&admin, ground.config.nodes.count, disabled).await?;
     }
     ground.ready.cancel();
     let server = ground.server_url();

@@ -1,9 +1,10 @@
-//! When a cluster is ready (contract.md §2): the API, every node as reported by this run, and what a pod in `default` needs.
+//! When a cluster is ready (contract.md §2): the API, every node as reported by this run and as the controllers take it, and what a
+//! pod in `default` needs.
 
 use std::time::Duration;
 
 use anyhow::Context as _;
-use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, ServiceAccount};
 use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
 
@@ -31,4 +32,33 @@ pub(super) async fn default_namespace(client: &Client, disabled: &[String]) -> a
         "namespace default did not get its ServiceAccount and root CA ConfigMap: see the log with --log-level info",
     )??;
     Ok(())
+}
+
+/// The taint of nodes that the controller doesn't take for ready yet.
+const NOT_READY: &str = "node.kubernetes.io/not-ready";
+
+/// Waits until pods may go to each of the first `count` nodes: what is made before would wait for its second try.
+///
+/// # Errors
+/// It took too long.
+pub(super) async fn nodes_take_pods(client: &Client, count: u32, disabled: &[String]) -> anyhow::Result<()> {
+    if disabled.iter().any(|disabled| disabled == "node-lifecycle-controller") {
+        return Ok(());
+    }
+    let nodes: Api<Node> = Api::all(client.clone());
+    let all = async {
+        for number in 1..=count {
+            await_condition(nodes.clone(), &format!("coracle-{number}"), takes_pods).await?;
+        }
+        Ok::<(), anyhow::Error>(())
+    };
+    tokio::time::timeout(READY_TIMEOUT, all)
+        .await
+        .context("a node kept the taint that it is not ready: see the log with --log-level info")??;
+    Ok(())
+}
+
+fn takes_pods(node: Option<&Node>) -> bool {
+    let spec = node.and_then(|node| node.spec.as_ref());
+    spec.is_some_and(|spec| spec.taints.iter().flatten().all(|taint| taint.key != NOT_READY))
 }
