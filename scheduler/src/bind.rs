@@ -1,13 +1,23 @@
 //! What a decision writes: a binding, or the condition that says why there is none.
 
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::PodCondition;
 use machinery_api::ObjectKey;
 use machinery_api::time::seconds;
 use machinery_client::request::{ApiClient, PatchType, status_code};
-use machinery_client::{Kind, Pod};
+use machinery_client::{Informer, Kind, Pod};
 use serde_json::{Value, json};
 
 use crate::plugins::PreBindPatch;
+use crate::plugins::volumes::are_bound;
+use crate::pod::PodInfo;
+
+/// How long a pod's claims have at most until they are bound (upstream's).
+const CLAIMS_BOUND_MAX: Duration = Duration::from_secs(600);
+/// How often they are looked at, first and later.
+const CLAIMS_LOOK_FIRST: Duration = Duration::from_millis(5);
+const CLAIMS_LOOK_MAX: Duration = Duration::from_secs(1);
 
 /// Writes what plugins want written before a binding.
 ///
@@ -19,6 +29,23 @@ pub async fn pre_bind(client: &ApiClient, first: Vec<(&'static str, PreBindPatch
         written.map_err(|error| format!("running PreBind plugin {plugin:?}: {error}"))?;
     }
     Ok(())
+}
+
+/// Waits until the claims of a pod are bound.
+///
+/// # Errors
+/// They won't be, or took too long.
+pub async fn until_bound(informer: &Informer, pod: &PodInfo, node: &str) -> Result<(), String> {
+    let failed = |why: String| format!("running PreBind plugin \"VolumeBinding\": binding volumes: {why}");
+    let wait = async {
+        let mut wait = CLAIMS_LOOK_FIRST;
+        while !informer.read(|view| are_bound(view, pod, node)).map_err(failed)? {
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(CLAIMS_LOOK_MAX);
+        }
+        Ok(())
+    };
+    tokio::time::timeout(CLAIMS_BOUND_MAX, wait).await.map_err(|_| failed("context deadline exceeded".into()))?
 }
 
 /// Binds a pod to a node.

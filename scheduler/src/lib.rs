@@ -25,6 +25,7 @@ pub mod refusal;
 pub mod resources;
 pub mod run;
 pub mod snapshot;
+pub mod volumes;
 
 #[cfg(test)]
 mod naive;

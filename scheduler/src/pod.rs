@@ -8,10 +8,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use machinery_api::selector::LabelSelector;
 use machinery_api::shared::Pool;
 use machinery_api::{ObjectKey, placement};
+use machinery_client::claims::claim_name;
 use machinery_client::key_of;
 use machinery_client::pod::{Pod, PodShape, PodSpec, PodStatus};
 
 use crate::resources::{Resources, requests};
+use crate::volumes::PodClaim;
 
 /// Labels.
 pub type Labels = BTreeMap<String, String>;
@@ -177,6 +179,8 @@ pub struct PodInfo {
     pub start_nanos: i64,
     /// The node on which room is made for it, as its status says.
     pub nominated: Option<Arc<str>>,
+    /// The claims of its volumes; none where it has none.
+    pub claims: Option<Box<[PodClaim]>>,
 }
 
 static LABELS: Pool<Labels> = Pool::new();
@@ -289,14 +293,6 @@ fn images(shape: &PodShape) -> (Vec<String>, usize) {
 
 fn unsupported(shape: &PodShape) -> Vec<String> {
     let mut fields = Vec::new();
-    for (index, volume) in shape.volumes.iter().flatten().enumerate() {
-        if volume.persistent_volume_claim.is_some() {
-            fields.push(format!("spec.volumes[{index}].persistentVolumeClaim"));
-        }
-        if volume.ephemeral.is_some() {
-            fields.push(format!("spec.volumes[{index}].ephemeral"));
-        }
-    }
     if shape.resource_claims.as_ref().is_some_and(|claims| !claims.is_empty()) {
         fields.push("spec.resourceClaims".into());
     }
@@ -304,6 +300,16 @@ fn unsupported(shape: &PodShape) -> Vec<String> {
         fields.push("spec.schedulingGroup".into());
     }
     fields
+}
+
+/// The claims of a pod's volumes.
+fn claims(pod: &str, shape: &PodShape) -> Option<Box<[PodClaim]>> {
+    let all = shape.volumes.iter().flatten().filter_map(|volume| {
+        let name = claim_name(pod, volume)?;
+        Some(PodClaim { name, ephemeral: volume.ephemeral.is_some() })
+    });
+    let all: Box<[PodClaim]> = all.collect();
+    (!all.is_empty()).then_some(all)
 }
 
 impl PodRequirements {
@@ -377,6 +383,7 @@ impl PodInfo {
             preempted: pod.status.as_ref().is_some_and(preempted),
             start_nanos: start.map_or(0, |start| i64::try_from(start.0.as_nanosecond()).unwrap_or(0)),
             nominated: nominated.filter(|name| !name.is_empty()).map(Arc::from),
+            claims: claims(metadata.name.as_deref().unwrap_or_default(), &spec.shape),
         }
     }
 

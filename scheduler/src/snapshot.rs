@@ -14,6 +14,7 @@ use crate::index::{DomainSums, ImageIndex, Peers, PodCounts, PodIndex, TermIndex
 use crate::node::{NodeFacts, NodeId, NodeInfo};
 use crate::nominated::Nominated;
 use crate::pod::{Labels, PodInfo, Taint};
+use crate::volumes::Volumes;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -38,6 +39,8 @@ pub struct Snapshot {
     pub budgets: Budgets,
     /// Services' selectors, by namespace and name; none without a selector.
     pub services: BTreeMap<ObjectKey, Labels>,
+    /// Claims and their volumes.
+    pub volumes: Volumes,
 }
 
 /// How many nodes are other than most: where there are none, nothing has to be asked of each.
@@ -229,6 +232,7 @@ impl Snapshot {
         let (name, id) = self.node_id(node);
         self.counts.add(&pod, id, &self.namespaces);
         self.terms.add(&pod, id);
+        self.volumes.count(&pod, true);
         self.placed.insert(pod.key.clone(), Place { node: id, name, assumed });
         self.nodes[id.index()].put(pod);
     }
@@ -247,6 +251,7 @@ impl Snapshot {
         let pod = self.nodes[id.index()].take(key)?;
         self.counts.remove(&pod, id, &self.namespaces);
         self.terms.remove(&pod, id);
+        self.volumes.count(&pod, false);
         self.free_if_unused(id, &name);
         Some((pod, name))
     }

@@ -203,7 +203,7 @@ fn the_messages_are_upstreams() {
             cluster(two(), vec![]),
             json!({"spec": {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}}),
             "",
-            "0/2 nodes are available: this scheduler does not act on spec.volumes[0].persistentVolumeClaim yet.",
+            "0/2 nodes are available: persistentvolumeclaim \"c\" not found.",
         ),
     ];
     for (snapshot, given, why, then) in cases {

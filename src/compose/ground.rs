@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use wasm_runtime::engine::Engine;
 
 use super::identities::ComponentIdentity;
-use super::{apiserver as api, images, moved, nodes, proxy, registry};
+use super::{apiserver as api, images, moved, nodes, proxy, registry, storage};
 use crate::config::{ApiServerConfig, ClusterConfig};
 use crate::data_dir::{DataDir, Lock, write_atomically};
 use crate::network::Network;
@@ -164,6 +164,9 @@ impl Ground {
         write_atomically(&self.data.kubeconfig(), kubeconfig.as_bytes())?;
         let admin = ComponentIdentity::Admin.client(&self.service);
         registry::advertise(&admin, &self.registry.address).await?;
+        if self.config.nodes.count > 0 {
+            storage::offer(&admin).await?;
+        }
         moved::announce(&admin, &self.env, &moves).await
     }
 

@@ -16,6 +16,7 @@ mod ready;
 mod registry;
 mod role;
 mod scheduler;
+mod storage;
 
 use std::sync::{Mutex, PoisonError};
 use std::task::Poll;

@@ -8,6 +8,8 @@ use anyhow::Context as _;
 use kubelet::image::{Images, ImagesConfig, RegistryAccess};
 use kubelet::node::{Capacity, NodeConfig, NodeParts, Shutdown};
 use kubelet::server::ServingTls;
+use kubelet::volume::keeper;
+use kubelet::volume::local::LocalVolumes;
 use machinery_env::Env;
 use oci_registry::BlobStore;
 use tokio::sync::oneshot;
@@ -99,10 +101,27 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     let toolbox = toolbox(ground, images);
     let registries = ground.config.nodes.registries_file.clone().map(|file| Ok(registries(ground, &parts, file)));
     let signatures = ground.config.nodes.signature_policy_file.clone().map(|file| Ok(signatures(ground, &parts, file)));
+    let names = (1..=ground.config.nodes.count).map(|number| format!("coracle-{number}"));
+    let volumes: keeper::Nodes = names
+        .map(|name| {
+            let own = LocalVolumes::new(&ground.data.node(&name), ground.env.clone());
+            (name, Arc::new(own))
+        })
+        .collect();
+    let keeper = volume_keeper(ground, volumes.clone());
     let nodes = 1..=ground.config.nodes.count;
     let nodes = nodes.zip(&ground.shutdowns);
-    let nodes = nodes.map(|(number, end)| node(ground, &parts, format!("coracle-{number}"), end.clone()));
-    [Ok(collector), Ok(state), Ok(toolbox)].into_iter().chain(registries).chain(signatures).chain(nodes).collect()
+    let nodes = nodes.map(|(number, end)| {
+        let name = format!("coracle-{number}");
+        let own = volumes.get(&name).cloned();
+        node(ground, &parts, (name, own), end.clone())
+    });
+    [Ok(collector), Ok(state), Ok(toolbox), Ok(keeper)]
+        .into_iter()
+        .chain(registries)
+        .chain(signatures)
+        .chain(nodes)
+        .collect()
 }
 
 /// Has the sessions' toolbox ready, once the cluster is.
@@ -149,7 +168,22 @@ fn keyvalue_collector(ground: &Ground, parts: &NodeParts) -> Component {
     })
 }
 
-fn node(ground: &Ground, parts: &NodeParts, name: String, shutdown: Shutdown) -> anyhow::Result<Component> {
+/// Removes and grows the volumes that these nodes keep, in the binder's name.
+fn volume_keeper(ground: &Ground, nodes: keeper::Nodes) -> Component {
+    let client = ComponentIdentity::Controller("persistent-volume-binder").client(&ground.service);
+    let (informer, stop) = (ground.informer.clone(), ground.stop.components.clone());
+    Component::new("keeper of volumes", async move {
+        keeper::run(informer, client.into(), nodes, stop).await;
+        Ok(())
+    })
+}
+
+fn node(
+    ground: &Ground,
+    parts: &NodeParts,
+    (name, volumes): (String, Option<Arc<LocalVolumes>>),
+    shutdown: Shutdown,
+) -> anyhow::Result<Component> {
     let config = &ground.config.nodes;
     let internal_ip = reachable(config.bind);
     let names = [name.clone(), internal_ip.to_string()];
@@ -172,6 +206,7 @@ fn node(ground: &Ground, parts: &NodeParts, name: String, shutdown: Shutdown) ->
         (node.lease_interval, node.lease_duration) = (SHORT_LEASE / 4, SHORT_LEASE);
     }
     node.memory_dir = Some(MEMORY_DIR.into());
+    node.volumes = volumes;
     let client = ComponentIdentity::Node(name).client(&ground.service);
     let (told, heard) = oneshot::channel();
     let (parts, stop) = (parts.clone(), ground.stop.components.clone());

@@ -19,7 +19,17 @@ pub struct Unsupported {
 pub const HOST_PATH_TYPES: [&str; 5] = ["", "Directory", "DirectoryOrCreate", "File", "FileOrCreate"];
 
 /// Sources of volumes that are acted on.
-const VOLUMES: [&str; 7] = ["configMap", "downwardAPI", "emptyDir", "hostPath", "image", "projected", "secret"];
+const VOLUMES: [&str; 9] = [
+    "configMap",
+    "downwardAPI",
+    "emptyDir",
+    "ephemeral",
+    "hostPath",
+    "image",
+    "persistentVolumeClaim",
+    "projected",
+    "secret",
+];
 
 const NOT_YET: &str = "is not acted on by this node yet";
 
@@ -162,8 +172,8 @@ mod tests {
                 "spec.volumes[0].projected.sources[0].clusterTrustBundle",
             ),
             (
-                json!({"containers": [], "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}),
-                "spec.volumes[0].persistentVolumeClaim",
+                json!({"containers": [], "volumes": [{"name": "v", "nfs": {"server": "s", "path": "/"}}]}),
+                "spec.volumes[0].nfs",
             ),
             (
                 container(json!({"ports": [{"containerPort": 80, "protocol": "UDP"}]})),

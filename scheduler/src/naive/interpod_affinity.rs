@@ -16,6 +16,7 @@ pub(super) static PLUGIN: Plugin = Plugin {
     queueing_hint: |event, pod| match event {
         Event::Node(_, change) => change.added || change.labels,
         Event::NodeGone | Event::Namespace => true,
+        Event::Claim(_) | Event::Volume => false,
         Event::PodGone(other, _) => {
             !other.wants.anti_affinity.required.is_empty() || !pod.wants.anti_affinity.required.is_empty()
         }

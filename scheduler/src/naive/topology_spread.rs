@@ -24,7 +24,7 @@ pub(super) static PLUGIN: Plugin = Plugin {
             other.key.namespace == pod.key.namespace
                 && pod.wants.spread.iter().any(|s| s.selector.matches(&*other.labels))
         }
-        Event::Namespace => false,
+        Event::Namespace | Event::Claim(_) | Event::Volume => false,
     },
     ..plugin("PodTopologySpread")
 };

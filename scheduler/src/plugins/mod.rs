@@ -16,6 +16,7 @@ mod profile;
 mod scheduling_gates;
 mod taint_toleration;
 mod topology_spread;
+pub mod volumes;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -130,6 +131,10 @@ pub enum Event<'a> {
     PodPlaced(Arc<PodInfo>),
     /// A namespace's labels changed.
     Namespace,
+    /// A claim is new or changed.
+    Claim(Arc<ObjectKey>),
+    /// A volume that may be given to a claim, a class, or what drivers say of a node is new or changed.
+    Volume,
 }
 
 /// What a plugin says of a pod that fits nowhere.
@@ -232,6 +237,10 @@ pub static PLUGINS: &[Plugin] = &[
     node_affinity::PLUGIN,
     node_ports::PLUGIN,
     node_resources::FIT,
+    volumes::RESTRICTIONS,
+    volumes::LIMITS,
+    volumes::BINDING,
+    volumes::ZONE,
     dynamic_resources::PLUGIN,
     topology_spread::PLUGIN,
     interpod_affinity::PLUGIN,

@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::storage::v1::{CSINode, StorageClass};
 use machinery_api::ObjectKey;
-use machinery_client::{Kind, Pod, Typed};
+use machinery_client::{Informer, Kind, Pod, Typed};
 use tokio::sync::Notify;
 
 use super::{Scheduler, profile_of};
@@ -25,24 +26,34 @@ pub(super) struct PendingChanges {
 
 // In this order: a pod is placed when its node is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum WatchedKind {
+pub(super) enum WatchedKind {
     Namespace,
     Node,
     Service,
     Budget,
+    Class,
+    Driver,
+    Volume,
+    Claim,
     Pod,
 }
 
+/// What is watched, and how.
+pub(super) const WATCHED: [(fn() -> Kind, WatchedKind, fn(&Arc<Informer>)); 9] = [
+    (Kind::of::<Namespace>, WatchedKind::Namespace, Informer::watch::<Namespace>),
+    (Kind::of::<Node>, WatchedKind::Node, Informer::watch::<Node>),
+    (Kind::of::<Service>, WatchedKind::Service, Informer::watch::<Service>),
+    (Kind::of::<PodDisruptionBudget>, WatchedKind::Budget, Informer::watch::<PodDisruptionBudget>),
+    (Kind::of::<StorageClass>, WatchedKind::Class, Informer::watch::<StorageClass>),
+    (Kind::of::<CSINode>, WatchedKind::Driver, Informer::watch::<CSINode>),
+    (Kind::of::<PersistentVolume>, WatchedKind::Volume, Informer::watch::<PersistentVolume>),
+    (Kind::of::<PersistentVolumeClaim>, WatchedKind::Claim, Informer::watch::<PersistentVolumeClaim>),
+    (Kind::of::<Pod>, WatchedKind::Pod, Informer::watch::<Pod>),
+];
+
 impl PendingChanges {
     pub(super) fn add(&self, kind: &Kind, key: &Arc<ObjectKey>) {
-        let known = [
-            (Kind::of::<Namespace>(), WatchedKind::Namespace),
-            (Kind::of::<Node>(), WatchedKind::Node),
-            (Kind::of::<Service>(), WatchedKind::Service),
-            (Kind::of::<PodDisruptionBudget>(), WatchedKind::Budget),
-            (Kind::of::<Pod>(), WatchedKind::Pod),
-        ];
-        let Some((_, what)) = known.into_iter().find(|(known, _)| known == kind) else { return };
+        let Some((_, what, _)) = WATCHED.into_iter().find(|(known, ..)| known() == *kind) else { return };
         self.keys.lock().unwrap_or_else(PoisonError::into_inner).insert((what, key.clone()));
         self.changed.notify_one();
     }
@@ -97,8 +108,28 @@ impl Scheduler {
                         None => self.snapshot.budgets.remove(&key),
                     };
                 }
+                WatchedKind::Class | WatchedKind::Driver | WatchedKind::Volume | WatchedKind::Claim => {
+                    self.volumes_changed(what, &key);
+                }
                 WatchedKind::Pod => self.pod_changed(&key),
             }
+        }
+    }
+
+    /// A claim, or something of its volume.
+    fn volumes_changed(&mut self, what: WatchedKind, key: &Arc<ObjectKey>) {
+        let (informer, volumes) = (self.informer.clone(), &mut self.snapshot.volumes);
+        let mut told = true;
+        match what {
+            WatchedKind::Claim => volumes.set_claim(key, informer.read(|view| view.get_arc(key))),
+            WatchedKind::Volume => told = volumes.set_volume(&key.name, informer.read(|view| view.get_arc(key))),
+            WatchedKind::Class => volumes.set_class(&key.name, informer.read(|view| view.get_arc(key))),
+            _ => volumes.set_node(&key.name, informer.read(|view| view.get_arc(key))),
+        }
+        if told {
+            self.departures += 1;
+            let event = if what == WatchedKind::Claim { Event::Claim(key.clone()) } else { Event::Volume };
+            self.happened(|_| event);
         }
     }
 

@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::bind::{Report, bind, condition, pre_bind, report};
+use crate::bind::{Report, bind, condition, pre_bind, report, until_bound};
 use crate::decide::{Decision, Nomination, decide_with};
 use crate::extender::client::Extender;
 use crate::extender::{ExtenderConfig, Verdicts};
@@ -134,11 +134,7 @@ async fn act(
     for extender in config.extenders.clone() {
         extenders.push(Extender::new(extender).await.map_err(RunError::Extender)?);
     }
-    informer.watch::<Pod>();
-    informer.watch::<Node>();
-    informer.watch::<Service>();
-    informer.watch::<Namespace>();
-    informer.watch::<PodDisruptionBudget>();
+    changes::WATCHED.into_iter().for_each(|(_, _, watch)| watch(informer));
     let marks = Arc::new(PendingChanges::default());
     let listener: Arc<Listener> = {
         let marks = marks.clone();
@@ -146,8 +142,7 @@ async fn act(
     };
     informer.listen(&listener);
     // A decision on half a cluster would be wrong. What others watch beside is no matter.
-    let needed = [Kind::of::<Pod>(), Kind::of::<Node>(), Kind::of::<Service>(), Kind::of::<Namespace>()];
-    let needed = needed.into_iter().chain([Kind::of::<PodDisruptionBudget>()]).collect::<Vec<_>>();
+    let needed = changes::WATCHED.map(|(kind, ..)| kind());
     tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
@@ -327,10 +322,16 @@ impl Scheduler {
         let events = self.events[profile].clone();
         let about = self.reference(&waiting.pod);
         let binder = self.asking.binder(&waiting.pod);
+        let informer = self.informer.clone();
         self.tasks.spawn(async move {
-            let pod = &waiting.pod;
+            let (pod, mut permit) = (&waiting.pod, Some(permit));
             let written = async {
                 pre_bind(&client, first).await?;
+                if pod.claims.is_some() {
+                    // Volumes take their time to be made, and others are bound meanwhile.
+                    permit = None;
+                    until_bound(&informer, pod, &node).await?;
+                }
                 match extend::bind(binder, pod, &node).await {
                     Some(bound) => bound,
                     None => bind(&client, &pod.key, &pod.uid, &node).await,

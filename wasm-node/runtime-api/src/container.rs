@@ -8,7 +8,7 @@ use machinery_serve::net::{Caller, Dial};
 
 use super::ledger::Ledger;
 use super::pipe::PipeReader;
-use super::{CpuQuota, Grants, Limits, MemoryFiles, Preopen};
+use super::{CpuQuota, Grants, Limits, MemoryFiles, Preopen, VolumeQuota};
 
 /// Which of a guest's outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +80,8 @@ pub struct ContainerSpec {
     pub pod_cpu: Option<Arc<CpuQuota>>,
     /// The account of the pod's volumes in memory, where it has any.
     pub memory_files: Option<Arc<MemoryFiles>>,
+    /// The bounds of volumes of claims that it writes to.
+    pub quotas: Vec<Arc<VolumeQuota>>,
     /// Who calls when the guest calls out.
     pub caller: Caller,
     /// How the guest calls out; none = every outgoing request is denied.

@@ -22,6 +22,7 @@ mod preopen;
 mod server;
 mod session;
 pub mod simulated;
+mod volume_quota;
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -45,6 +46,7 @@ pub use outcome::{Outcome, OutcomeReason, StopSignal};
 pub use preopen::Preopen;
 pub use server::{NodeCall, Trial};
 pub use session::{ExecError, ExecSpec, Session, Stdio};
+pub use volume_quota::{FileAccount, VolumeQuota};
 
 use ledger::Ledger;
 

@@ -393,6 +393,7 @@ mod tests {
             pod: Ledger::pod(runtime.ledger()),
             pod_cpu: None,
             memory_files: None,
+            quotas: Vec::new(),
             caller: Caller {
                 node: "n".into(),
                 namespace: "default".into(),

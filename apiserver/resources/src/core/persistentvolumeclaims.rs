@@ -24,7 +24,6 @@ pub(crate) static ROW: Row = Row {
     subresources: &[STATUS],
     storage: Storage::Stored("persistentvolumeclaims"),
     shows_empty: true,
-    inert: Some("nothing mounts volumes of PersistentVolumeClaims yet: no pod with this one starts"),
     strategy: &PersistentVolumeClaim,
     example: r#"apiVersion: v1
 kind: PersistentVolumeClaim

@@ -24,7 +24,6 @@ pub(crate) static ROW: Row = Row {
     subresources: &[STATUS],
     storage: Storage::Stored("persistentvolumes"),
     shows_empty: true,
-    inert: Some("nothing mounts PersistentVolumes yet: this one is bound, and no pod with it starts"),
     strategy: &PersistentVolume,
     example: r#"apiVersion: v1
 kind: PersistentVolume

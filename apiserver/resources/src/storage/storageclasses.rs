@@ -22,7 +22,6 @@ pub(crate) static ROW: Row = Row {
     short_names: &["sc"],
     schema: "io.k8s.api.storage.v1.StorageClass",
     storage: Storage::Stored("storageclasses"),
-    inert: Some("nothing makes volumes for StorageClasses here yet"),
     strategy: &StorageClass,
     example: r#"apiVersion: storage.k8s.io/v1
 kind: StorageClass

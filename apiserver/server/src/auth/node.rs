@@ -49,6 +49,8 @@ impl NodeAuthorizer {
                 ("", "secrets") => return ask.reads(Kind::Secret),
                 ("", "configmaps") => return ask.reads(Kind::ConfigMap),
                 ("", "serviceaccounts") => return ask.service_account(),
+                ("", "persistentvolumeclaims") => return ask.claim(),
+                ("", "persistentvolumes") => return ask.volume(),
                 ("", "nodes") => return own_node(node, request),
                 ("", "pods") => return pods(objects, node, request),
                 ("coordination.k8s.io", "leases") => return lease(node, request),
@@ -65,6 +67,7 @@ enum Kind {
     Secret,
     ConfigMap,
     ServiceAccount,
+    Claim,
 }
 
 struct Ask<'a> {
@@ -106,10 +109,42 @@ impl Ask<'_> {
         self.related(Kind::ServiceAccount)
     }
 
+    fn gets(&self) -> Result<(), Decision> {
+        let request = self.request;
+        if request.verb != "get" {
+            return Err(Decision::refuse("can only get individual resources of this type"));
+        }
+        if request.subresource.is_empty() { Ok(()) } else { Err(Decision::refuse("cannot get subresource")) }
+    }
+
+    fn claim(&self) -> Decision {
+        match (self.request.verb, self.request.subresource) {
+            ("update" | "patch", "status") => self.related(Kind::Claim),
+            (_, "status") => Decision::refuse("can only get/update/patch this type"),
+            _ => self.gets().err().unwrap_or_else(|| self.related(Kind::Claim)),
+        }
+    }
+
+    /// A volume is related by the claim that it is bound to.
+    fn volume(&self) -> Decision {
+        if let Err(refused) = self.gets() {
+            return refused;
+        }
+        let volume = self.objects.read_once("", "persistentvolumes", "", self.request.name);
+        let claim = volume.map(|volume| volume["spec"]["claimRef"].clone()).unwrap_or_default();
+        match (claim["namespace"].as_str(), claim["name"].as_str()) {
+            (Some(namespace), Some(name)) => self.names(Kind::Claim, namespace, name),
+            _ => unrelated(self.node),
+        }
+    }
+
     fn related(&self, kind: Kind) -> Decision {
+        self.names(kind, self.request.namespace, self.request.name)
+    }
+
+    fn names(&self, kind: Kind, namespace: &str, name: &str) -> Decision {
         let mut graph = self.graph.lock().unwrap_or_else(PoisonError::into_inner);
-        let wanted = (kind, self.request.name.to_owned());
-        if graph.any_names(self.objects, self.node, self.request.namespace, &wanted) {
+        if graph.any_names(self.objects, self.node, namespace, &(kind, name.to_owned())) {
             Decision::allow("")
         } else {
             unrelated(self.node)
@@ -294,6 +329,12 @@ fn names_of(pod: &Value) -> BTreeSet<(Kind, String)> {
     for volume in items(spec, "volumes") {
         add(Kind::Secret, &volume["secret"]["secretName"]);
         add(Kind::ConfigMap, &volume["configMap"]["name"]);
+        add(Kind::Claim, &volume["persistentVolumeClaim"]["claimName"]);
+        if let (true, Some(pod), Some(own)) =
+            (volume["ephemeral"].is_object(), pod["metadata"]["name"].as_str(), volume["name"].as_str())
+        {
+            add(Kind::Claim, &format!("{pod}-{own}").into());
+        }
         for source in items(&volume["projected"], "sources") {
             add(Kind::Secret, &source["secret"]["name"]);
             add(Kind::ConfigMap, &source["configMap"]["name"]);
@@ -325,6 +366,56 @@ mod tests {
     use crate::auth::NODES;
     use apiserver_resources::objects::memory::Map;
     use serde_json::json;
+
+    #[test]
+    fn volumes_are_reached_by_the_claims_of_a_nodes_pods() {
+        let (map, authorizer) = (Map::default(), NodeAuthorizer::new(Vec::new()));
+        let volumes =
+            json!([{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}, {"name": "own", "ephemeral": {}}]);
+        map.put(
+            "",
+            "pods",
+            json!({
+                "metadata": {"namespace": "ns", "name": "a"}, "spec": {"nodeName": "m1", "volumes": volumes},
+            }),
+        );
+        for (name, claim) in [("mine", "c"), ("others", "d")] {
+            let spec = json!({"claimRef": {"namespace": "ns", "name": claim}});
+            map.put("", "persistentvolumes", json!({"metadata": {"name": name}, "spec": spec}));
+        }
+        map.put("", "persistentvolumes", json!({"metadata": {"name": "free"}, "spec": {}}));
+        let ask = |node: &str, verb: &str, resource: &str, subresource: &str, namespace: &str, name: &str| {
+            let user = UserInfo::component(format!("system:node:{node}"), Some(NODES));
+            let request =
+                Attributes { verb, resource, subresource, namespace, name, is_resource: true, ..Attributes::default() };
+            authorizer.authorize(&map, &user, &request).allowed
+        };
+        for (node, verb, subresource, name, allowed) in [
+            ("m1", "get", "", "c", true),
+            ("m1", "get", "", "a-own", true),
+            ("m1", "get", "", "d", false),
+            ("m2", "get", "", "c", false),
+            ("m1", "list", "", "c", false),
+            ("m1", "update", "", "c", false),
+            ("m1", "patch", "status", "c", true),
+            ("m1", "patch", "status", "d", false),
+        ] {
+            assert_eq!(
+                ask(node, verb, "persistentvolumeclaims", subresource, "ns", name),
+                allowed,
+                "{node} {verb} {name}"
+            );
+        }
+        for (node, verb, name, allowed) in [
+            ("m1", "get", "mine", true),
+            ("m1", "get", "others", false),
+            ("m2", "get", "mine", false),
+            ("m1", "get", "free", false),
+            ("m1", "patch", "mine", false),
+        ] {
+            assert_eq!(ask(node, verb, "persistentvolumes", "", "", name), allowed, "{node} {verb} {name}");
+        }
+    }
 
     #[test]
     fn a_kubelet_reaches_what_its_pods_name() {

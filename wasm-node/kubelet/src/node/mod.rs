@@ -48,6 +48,7 @@ use crate::pod::addresses::{Addresses, BadCidr};
 use crate::pod::node_facts::NodeFacts;
 use crate::pod::shared::{NodeIdentity, PodViews, Shared};
 use crate::server::{self, Requests, ServerError, ServingTls};
+use crate::volume::local::LocalVolumes;
 use crate::volume::manager::VolumeManager;
 use crate::volume::measure::Measurer;
 use crate::volume::memory::MemoryFolder;
@@ -93,6 +94,8 @@ pub struct NodeConfig {
     pub static_pods: Option<PathBuf>,
     /// A file system in memory, for volumes of `medium: Memory`.
     pub memory_dir: Option<PathBuf>,
+    /// Its volumes that outlive pods; none = of its own, below its data folder.
+    pub volumes: Option<Arc<LocalVolumes>>,
     /// How often the lease is renewed (upstream: 10 s), and how long it holds (40 s).
     pub lease_interval: Duration,
     /// See above.
@@ -124,6 +127,7 @@ impl NodeConfig {
             shutdown: Shutdown::default(),
             static_pods: None,
             memory_dir: None,
+            volumes: None,
             lease_interval: Duration::from_secs(10),
             lease_duration: Duration::from_secs(40),
             status_interval: Duration::from_secs(300),
@@ -255,6 +259,11 @@ fn share(
         host_ip: config.internal_ip,
         allocatable: allocatable.clone(),
         host_paths: config.host_paths.clone().into(),
+        local: config
+            .volumes
+            .clone()
+            .unwrap_or_else(|| Arc::new(LocalVolumes::new(&config.data_dir, parts.env.clone()))),
+        facts: facts.clone(),
         memory: match &config.memory_dir {
             Some(dir) => MemoryFolder::open(dir, &parts.env).map(Arc::new),
             None => Err("this node has no file system in memory".into()),

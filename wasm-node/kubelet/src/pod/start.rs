@@ -274,7 +274,8 @@ async fn made(
     let uid = pod.metadata.uid.clone().unwrap_or_default();
     let dir = node.pod_dir(&uid);
     let variable = |name: &str| variables.get(name).cloned();
-    let elsewhere = mounts::Elsewhere { images: &trees(volumes), allowed: &node.volumes.host_paths };
+    let elsewhere =
+        mounts::Elsewhere { images: &trees(volumes), allowed: &node.volumes.host_paths, local: &node.volumes.local };
     let mut preopens = mounts::preopens(pod, wire, (&dir, attempt), &elsewhere, &variable).map_err(unmounted)?;
     let runner_class = runner_class(settings.suit(&wire.name, loaded.kind()).map_err(config)?);
     let termination = termination(&dir, wire, attempt, runner_class.leaves_message, &mut preopens).map_err(config)?;
@@ -303,6 +304,7 @@ async fn made(
         pod: home.ledger.clone(),
         pod_cpu: Some(home.cpu.clone()),
         memory_files: home.memory_files.clone(),
+        quotas: node.volumes.local.quotas(&uid),
         caller: caller(node, pod, ip),
         dial: Some(node.parts.dial.clone()),
     };

@@ -30,13 +30,9 @@ pub(crate) fn link(folder: &Path, source: &HostPathVolumeSource, allowed: &[Path
 
 /// Where the volume at `folder` lies, once it was put there: a folder that is allowed, and the way below it, on which guests may
 /// have put links since. Whoever opens it goes that way without leaving what is allowed.
-pub(super) fn below(
-    folder: &Path,
-    source: &HostPathVolumeSource,
-    allowed: &[PathBuf],
-) -> Result<(PathBuf, Vec<PathBuf>), String> {
+pub(super) fn below(folder: &Path, source: &Path, allowed: &[PathBuf]) -> Result<(PathBuf, Vec<PathBuf>), String> {
     let real = fs::read_link(folder).map_err(|error| error.to_string())?;
-    let root = allowed_of(&real, allowed).ok_or_else(|| refused(Path::new(&source.path)))?;
+    let root = allowed_of(&real, allowed).ok_or_else(|| refused(source))?;
     let rest = real.strip_prefix(&root).map_err(|error| error.to_string())?;
     let rest = (!rest.as_os_str().is_empty()).then(|| rest.to_owned());
     Ok((root, rest.into_iter().collect()))
@@ -248,7 +244,7 @@ mod tests {
         let path = allowed.join("a/data");
         let source = HostPathVolumeSource { path: path.display().to_string(), type_: Some("Directory".into()) };
         link(&volume, &source, std::slice::from_ref(&allowed)).unwrap();
-        let (host, sub_paths) = below(&volume, &source, std::slice::from_ref(&allowed)).unwrap();
+        let (host, sub_paths) = below(&volume, &path, std::slice::from_ref(&allowed)).unwrap();
         assert_eq!((&host, &sub_paths[..]), (&allowed, &[PathBuf::from("a/data")][..]));
         let of = runtime_api::Preopen { host, sub_paths, guest: "/v".into(), writable: true };
         assert!(of.open().is_ok());
@@ -259,6 +255,6 @@ mod tests {
         assert!(make_folders(&allowed, Path::new("a"), Path::new("new/deep")).is_err());
         assert!(!other.join("new").exists());
         // What is not allowed any more is refused.
-        assert!(below(&volume, &source, &[other]).unwrap_err().contains("--allow-host-path"));
+        assert!(below(&volume, &path, &[other]).unwrap_err().contains("--allow-host-path"));
     }
 }

@@ -1,6 +1,6 @@
 //! Fills a pod's volumes and keeps them in step with the API for as long as the pod lives.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hasher as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -12,18 +12,21 @@ use futures::future::{OptionFuture, select_all};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Volume};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
+use machinery_client::claims::NodePlace;
 use machinery_client::request::ApiClient;
 use machinery_env::Env;
 use tokio::sync::{mpsc, watch};
 
 use super::atomic;
 use super::files::{Files, FilesError, Tokens, files, wanted_tokens};
+use super::local::LocalVolumes;
 use super::memory::{MemoryFolder, is_in_memory};
-use super::{host_path, is_empty_dir, is_from_api};
+use super::{claims, host_path, is_empty_dir, is_from_api, is_of_claim};
 use crate::config::env_file::FileValues;
 use crate::config::environment::EnvContext;
 use crate::config::sources::{ConfigSourceManager, Known, Source, SourceKind, named_by_volumes};
 use crate::config::tokens::{self as token_requests, Token, Wanted};
+use crate::pod::node_facts::NodeFacts;
 use crate::spec::resting::Resting;
 
 /// Between tries to fill a volume: doubled, as upstream's.
@@ -39,6 +42,10 @@ pub(crate) struct VolumeManager {
     pub(crate) allocatable: Arc<BTreeMap<String, Wire>>,
     /// Folders of which pods may have what lies below.
     pub(crate) host_paths: Arc<[PathBuf]>,
+    /// Volumes that outlive pods.
+    pub(crate) local: Arc<LocalVolumes>,
+    /// Where this node is, as volumes are near it.
+    pub(crate) facts: watch::Receiver<NodeFacts>,
     /// Where volumes in memory lie, or why there are none.
     pub(crate) memory: Result<Arc<MemoryFolder>, String>,
 }
@@ -47,6 +54,9 @@ pub(crate) struct VolumeManager {
 type Watched = Box<[((SourceKind, String), Arc<Source>)]>;
 /// Tokens by audience and lifetime, in the least room.
 type HeldTokens = Vec<((String, i64), Token)>;
+
+/// The volumes of claims that are in their places.
+type Claimed = BTreeSet<String>;
 
 /// What is said of a pod's volumes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +84,7 @@ pub(crate) async fn keep<I: AsRef<Resting<Pod>>, M: From<MountEvent>>(
         .collect();
     drop(pod);
     let mut changes: Vec<watch::Receiver<Known>> = watched.iter().map(|(_, source)| source.known.clone()).collect();
-    let mut tokens = HeldTokens::new();
+    let (mut tokens, mut claimed) = (HeldTokens::new(), Claimed::new());
     let (mut mounted, mut wait, mut told) = (false, RETRY_FIRST, String::new());
     loop {
         for change in &mut changes {
@@ -83,7 +93,11 @@ pub(crate) async fn keep<I: AsRef<Resting<Pod>>, M: From<MountEvent>>(
         // On the heap while it lasts: what waits is as large as the largest of its states.
         let pod = input.borrow_and_update().as_ref().get();
         let basis = basis(&pod);
-        let filled = Box::pin(fill(&node, &pod, &watched, &mut tokens, &dir, ip)).await;
+        let filled = Box::pin(async {
+            claim(&node, &pod, &mut claimed, &dir).await?;
+            fill(&node, &pod, &watched, &mut tokens, &dir, ip).await
+        });
+        let filled = filled.await;
         drop(pod);
         input.borrow().as_ref().settle();
         let mut again = None;
@@ -174,6 +188,30 @@ fn basis(pod: &Pod) -> u64 {
 
 fn volumes_of(pod: &Pod) -> &[Volume] {
     pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default()
+}
+
+/// Puts the volumes of claims in their places: once, as what a claim stands for doesn't change.
+async fn claim(node: &VolumeManager, pod: &Arc<Pod>, claimed: &mut Claimed, dir: &Path) -> Result<(), String> {
+    for volume in volumes_of(pod).iter().filter(|volume| is_of_claim(volume)) {
+        if claimed.contains(&volume.name) {
+            continue;
+        }
+        let facts = node.facts.borrow().clone();
+        let place = NodePlace { name: &facts.name, labels: &facts.labels };
+        let name = &volume.name;
+        let found = claims::find(&node.requests, pod, volume, place).await.map_err(|why| {
+            format!("Unable to attach or mount volumes: unmounted volumes=[{name}], unattached volumes=[], failed to process volumes=[{name}]: {why}")
+        })?;
+        let (folder, uid) = (super::paths::folder(dir, name), pod.metadata.uid.clone().unwrap_or_default());
+        let (local, allowed) = (node.local.clone(), node.host_paths.clone());
+        let put = tokio::task::spawn_blocking(move || match found {
+            Some(found) => claims::put(&found, &folder, &uid, (&local, &allowed)),
+            None => Ok(()),
+        });
+        put.await.unwrap_or_else(|error| Err(error.to_string())).map_err(|why| failed(name, &why))?;
+        claimed.insert(name.clone());
+    }
+    Ok(())
 }
 
 async fn fill(

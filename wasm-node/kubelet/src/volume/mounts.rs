@@ -12,8 +12,9 @@ use std::path::{Component, Path, PathBuf};
 use k8s_openapi::api::core::v1::{Container, Pod, Volume, VolumeMount};
 use runtime_api::Preopen;
 
+use super::local::LocalVolumes;
 use super::paths::{file_folder, folder};
-use super::{host_path, is_read_only};
+use super::{host_path, is_of_claim, is_read_only};
 use crate::config::environment::expand;
 
 /// What the message of a mount that an image doesn't allow begins with.
@@ -42,6 +43,8 @@ pub(crate) struct Elsewhere<'a> {
     pub(crate) images: &'a BTreeMap<String, PathBuf>,
     /// Folders that `hostPath` may lead to.
     pub(crate) allowed: &'a [PathBuf],
+    /// Those that outlive pods.
+    pub(crate) local: &'a LocalVolumes,
 }
 
 /// The container's mounts, for its run number `attempt`; `variable` gives its environment. What `subPath` names is made where it
@@ -68,13 +71,13 @@ pub(crate) fn preopens(
                 files.entry(parent).or_default().push(file);
                 continue;
             }
-            open.push(whole(volume, host, mount, (writable, elsewhere.allowed))?);
+            open.push(whole(volume, host, mount, (writable, elsewhere))?);
             continue;
         };
         if alone {
             return Err(unprepared((mount, container), &io::ErrorKind::NotADirectory.into()).into());
         }
-        let mut of = whole(volume, host, mount, (writable, elsewhere.allowed))?;
+        let mut of = whole(volume, host, mount, (writable, elsewhere))?;
         let root = of.open();
         let (root, sub_path, prepared) = match image {
             Some(_) => in_image(root, sub_path, mount)?,
@@ -87,7 +90,7 @@ pub(crate) fn preopens(
                 open.push(of);
             }
             (Prepared::File(source), Some(parent), Some(name)) => {
-                let copied = !writable && volume.host_path.is_none() && image.is_none();
+                let copied = !writable && volume.host_path.is_none() && !is_of_claim(volume) && image.is_none();
                 let file = MountedFile { volume: root, sub_path, source, name: name.into(), writable, copied };
                 files.entry(parent.to_owned()).or_default().push(file);
             }
@@ -134,10 +137,17 @@ fn whole(
     volume: &Volume,
     host: PathBuf,
     mount: &VolumeMount,
-    (writable, allowed): (bool, &[PathBuf]),
+    (writable, elsewhere): (bool, &Elsewhere<'_>),
 ) -> Result<Preopen, String> {
     let (host, sub_paths) = match &volume.host_path {
-        Some(source) => host_path::below(&host, source, allowed)?,
+        Some(source) => host_path::below(&host, Path::new(&source.path), elsewhere.allowed)?,
+        None if is_of_claim(volume) => {
+            let real = fs::read_link(&host).map_err(|error| error.to_string())?;
+            match elsewhere.local.has(&real) {
+                true => (real, Vec::new()),
+                false => host_path::below(&host, &real, elsewhere.allowed)?,
+            }
+        }
         None => (host, Vec::new()),
     };
     Ok(Preopen { host, sub_paths, guest: mount.mount_path.clone(), writable })
@@ -304,7 +314,8 @@ mod tests {
             let parse = |value: Value| serde_json::from_value(value).unwrap();
             let images = BTreeMap::from([("pack".to_owned(), self.volume("tree"))]);
             let pod = serde_json::from_value(pod).unwrap();
-            let elsewhere = Elsewhere { images: &images, allowed: &[] };
+            let local = LocalVolumes::new(self.dir.path(), machinery_env::Env::real());
+            let elsewhere = Elsewhere { images: &images, allowed: &[], local: &local };
             let opened = preopens(&pod, &parse(container), (self.dir.path(), 0), &elsewhere, &variable);
             opened.map_err(|error| error.to_string())
         }

@@ -114,7 +114,9 @@ impl Engine {
             argv: spec.argv.into(),
             env: env.into(),
             cwd: spec.cwd,
-            disk: Arc::new(Disk::new(self.disk(), &ledger, &namespace, spec.preopens).beside(spec.memory_files)),
+            disk: Arc::new(
+                Disk::new(self.disk(), &ledger, &namespace, spec.preopens).beside(spec.memory_files, spec.quotas),
+            ),
             cwd_dir,
             log: spec.log.clone(),
             config: spec.config,

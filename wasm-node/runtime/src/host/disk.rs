@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -21,7 +22,7 @@ use super::disk_threads::{LATE_AFTER, Late, OwnThreads, Threads};
 use super::flushes::Flushes;
 use crate::bounds::epoch::Polled;
 use runtime_api::ledger::{Held, Ledger, Level, Resource};
-use runtime_api::{MemoryFiles, Preopen, TokenBucket};
+use runtime_api::{FileAccount, MemoryFiles, Preopen, TokenBucket, VolumeQuota};
 
 /// Of each second, the milliseconds that one container may spend in flushing to the disk.
 const CONTAINER_SYNC_MILLIS: u64 = 250;
@@ -147,6 +148,7 @@ pub(crate) struct Disk {
     folders: Vec<Preopen>,
     changes: AtomicU64,
     memory: Option<Arc<MemoryFiles>>,
+    quotas: Vec<Arc<VolumeQuota>>,
 }
 
 impl Disk {
@@ -165,18 +167,37 @@ impl Disk {
             folders,
             changes: AtomicU64::new(0),
             memory: None,
+            quotas: Vec::new(),
             node: node.clone(),
         }
     }
 
-    /// Some of its volumes lie in memory.
-    pub(crate) fn beside(self, memory: Option<Arc<MemoryFiles>>) -> Self {
-        Self { memory, ..self }
+    /// Some of its volumes lie in memory, some are claims'.
+    pub(crate) fn beside(self, memory: Option<Arc<MemoryFiles>>, quotas: Vec<Arc<VolumeQuota>>) -> Self {
+        Self { memory, quotas, ..self }
     }
 
     /// The account of the volumes in memory, where a file on `device` lies in one of them.
-    pub(crate) fn memory_on(&self, device: u64) -> Option<&Arc<MemoryFiles>> {
-        self.memory.as_ref().filter(|memory| memory.is_on(device))
+    fn memory_on(&self, device: u64) -> Option<FileAccount> {
+        self.memory.as_ref().filter(|memory| memory.is_on(device)).cloned().map(FileAccount::Memory)
+    }
+
+    /// Who counts what is written below a folder.
+    pub(crate) fn account_of(&self, folder: &Path) -> Option<FileAccount> {
+        if self.memory.is_none() && self.quotas.is_empty() {
+            return None;
+        }
+        device(folder).and_then(|device| self.memory_on(device)).or_else(|| self.quota_of(&folder.canonicalize().ok()?))
+    }
+
+    fn quota_of(&self, path: &Path) -> Option<FileAccount> {
+        self.quotas.iter().find(|quota| quota.holds(path)).cloned().map(FileAccount::Volume)
+    }
+
+    /// Who counts what is written to a file.
+    fn account(&self, file: &File, device: u64) -> Option<FileAccount> {
+        let of_claim = || if self.quotas.is_empty() { None } else { self.quota_of(&place(file)?) };
+        self.memory_on(device).or_else(of_claim)
     }
 
     /// What is to be held while so many bytes are written to a file: where it lies in memory, what it grows by is counted.
@@ -184,15 +205,15 @@ impl Disk {
     /// # Errors
     /// There is no room in memory.
     pub(crate) fn growth(&self, file: &Arc<File>, bytes: usize) -> io::Result<Option<Growth>> {
-        if self.memory.is_none() {
+        if self.memory.is_none() && self.quotas.is_empty() {
             return Ok(None);
         }
         let (device, before) = extent(file)?;
-        let Some(memory) = self.memory_on(device) else { return Ok(None) };
-        if !memory.has_room(bytes as u64) {
+        let Some(account) = self.account(file, device) else { return Ok(None) };
+        if !account.has_room(bytes as u64) {
             return Err(no_room());
         }
-        Ok(Some(Growth { memory: memory.clone(), file: file.clone(), before }))
+        Ok(Some(Growth { account, file: file.clone(), before }))
     }
 
     /// Takes a descriptor.
@@ -289,9 +310,9 @@ impl Disk {
     }
 }
 
-/// A file in memory that is being written to.
+/// A file that is being written to, whose growth is counted.
 pub(crate) struct Growth {
-    memory: Arc<MemoryFiles>,
+    account: FileAccount,
     file: Arc<File>,
     before: u64,
 }
@@ -299,7 +320,7 @@ pub(crate) struct Growth {
 impl Drop for Growth {
     fn drop(&mut self) {
         let now = extent(&self.file).map_or(self.before, |(_, bytes)| bytes);
-        self.memory.grew(now.saturating_sub(self.before));
+        self.account.grew(now.saturating_sub(self.before));
     }
 }
 
@@ -311,6 +332,19 @@ fn extent(file: &File) -> io::Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.blocks().saturating_mul(512)))
 }
 
+/// Where a file lies.
+#[cfg(target_os = "linux")]
+fn place(file: &File) -> Option<PathBuf> {
+    use std::os::fd::AsRawFd as _;
+    std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()
+}
+
+/// Only this system says it of a file that is open.
+#[cfg(not(target_os = "linux"))]
+fn place(_: &File) -> Option<PathBuf> {
+    None
+}
+
 /// No volume lies in memory there.
 #[cfg(not(unix))]
 fn extent(_: &File) -> io::Result<(u64, u64)> {
@@ -319,13 +353,13 @@ fn extent(_: &File) -> io::Result<(u64, u64)> {
 
 /// The file system of a folder.
 #[cfg(unix)]
-pub(crate) fn device(folder: &std::path::Path) -> Option<u64> {
+fn device(folder: &Path) -> Option<u64> {
     std::fs::metadata(folder).ok().map(|metadata| std::os::unix::fs::MetadataExt::dev(&metadata))
 }
 
 /// See above.
 #[cfg(not(unix))]
-pub(crate) fn device(_: &std::path::Path) -> Option<u64> {
+fn device(_: &Path) -> Option<u64> {
     None
 }
 

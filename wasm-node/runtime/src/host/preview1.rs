@@ -13,13 +13,13 @@ use wasmtime_wasi::p2::bindings::filesystem::types::HostDescriptor as _;
 use wasmtime_wasi::{FsPerms, OpenMode, ResourceTable, WasiView as _};
 use wiggle::{GuestMemory, GuestPtr, GuestType as _};
 
-use super::disk::{Disk, device};
+use super::disk::Disk;
 use super::disk_threads::Late;
 use super::listing::{LISTING_BYTES, Listing, NextEntry};
 use super::state::CoreState;
 use super::volumes::Anchored;
 use crate::bounds::limits::OPEN_FILES_MAX;
-use runtime_api::MemoryFiles;
+use runtime_api::FileAccount;
 use runtime_api::ledger::Held;
 
 /// The module that preview 1 imports come from.
@@ -40,14 +40,14 @@ struct Open {
     /// Where a volume lies.
     volume: Option<Anchored>,
     /// The account that counts what is written there.
-    memory: Option<Arc<MemoryFiles>>,
+    account: Option<FileAccount>,
     _held: Vec<Held>,
 }
 
 /// A write, on whose behalf it is done, and what counts it.
 struct Write {
     disk: Option<Arc<Disk>>,
-    files: Option<Arc<MemoryFiles>>,
+    files: Option<FileAccount>,
 }
 
 /// A folder that is being listed by [`WasiSnapshotPreview1::fd_readdir`].
@@ -72,8 +72,8 @@ impl Preview1 {
     /// `volumes`: where each lies, in the order of the context.
     pub(crate) fn new(wasi: WasiP1Ctx, disk: Arc<Disk>, volumes: Vec<(Anchored, Held)>) -> Self {
         let open = (FIRST_VOLUME..).zip(volumes).map(|(fd, (volume, held))| {
-            let memory = device(&volume.path).and_then(|device| disk.memory_on(device)).cloned();
-            (fd, Open { dir: None, volume: Some(volume), memory, _held: vec![held] })
+            let account = disk.account_of(&volume.path);
+            (fd, Open { dir: None, volume: Some(volume), account, _held: vec![held] })
         });
         let open = open.collect();
         Self { wasi, disk, open, walks: Vec::new(), begun: false }
@@ -93,14 +93,14 @@ impl Preview1 {
         self.open.contains_key(&u32::from(fd)).then(|| self.disk.clone())
     }
 
-    /// The account of the volume that `fd` lies in, where that is in memory.
-    fn memory(&self, fd: types::Fd) -> Option<Arc<MemoryFiles>> {
-        self.open.get(&u32::from(fd)).and_then(|open| open.memory.clone())
+    /// The account of the volume that `fd` lies in, where it has one.
+    fn account(&self, fd: types::Fd) -> Option<FileAccount> {
+        self.open.get(&u32::from(fd)).and_then(|open| open.account.clone())
     }
 
     /// Begins a write: on whose behalf, and what counts it.
     fn writes(&mut self, fd: types::Fd) -> Result<Write> {
-        let files = self.memory(fd);
+        let files = self.account(fd);
         if files.as_ref().is_some_and(|files| !files.has_room(1)) {
             return Err(types::Errno::Nospc.into());
         }
@@ -270,7 +270,7 @@ async fn on<T>(disk: Option<Arc<Disk>>, operation: impl Future<Output = Result<T
 }
 
 /// Counts what was written in full: what lay there before is known when the volume is measured next.
-fn grew(files: Option<Arc<MemoryFiles>>, bytes: types::Size) {
+fn grew(files: Option<FileAccount>, bytes: types::Size) {
     if let Some(files) = files {
         files.grew(bytes.into());
     }
@@ -492,8 +492,8 @@ impl WasiSnapshotPreview1 for Preview1 {
         }
         let opened = on(disk, self.wasi.path_open(memory, fd, lookup, path, open, rights, inheriting, flags)).await?;
         let dir = self.dirs().into_iter().find(|dir| !known.contains(&Arc::as_ptr(&dir.dir).addr()));
-        let memory = self.memory(fd);
-        self.open.insert(opened.into(), Open { dir, volume: None, memory, _held: vec![held] });
+        let account = self.account(fd);
+        self.open.insert(opened.into(), Open { dir, volume: None, account, _held: vec![held] });
         Ok(opened)
     }
 

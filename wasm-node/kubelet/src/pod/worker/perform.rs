@@ -340,6 +340,7 @@ impl Worker {
         let dir = self.node.pod_dir(&uid);
         let logs = self.state.removed.then(|| self.node.log_dir(&uid));
         let memory = self.node.volumes.memory.clone().ok();
+        self.node.volumes.local.release(&uid);
         let writer = self.node.logs.clone();
         let sender = self.sender.clone();
         tokio::spawn(async move {

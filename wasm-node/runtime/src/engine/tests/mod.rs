@@ -126,6 +126,7 @@ impl Bench {
             pod: self.engine.pod_ledger(),
             pod_cpu: None,
             memory_files: None,
+            quotas: Vec::new(),
             caller: Caller {
                 node: "n".into(),
                 namespace: "default".into(),

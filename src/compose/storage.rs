@@ -1,0 +1,38 @@
+//! The StorageClass that a new cluster has: folders on its nodes.
+
+use k8s_openapi::api::storage::v1::StorageClass;
+use kube::{Api, Client};
+use machinery_client::claims::LOCAL_PROVISIONER;
+use serde_json::json;
+
+/// Says that it was made here once: who deletes or changes it means it.
+const OFFERED: &str = "coracle.dev/offered-storage-class";
+
+/// Makes the class `local`, the default one, where this cluster never had it.
+///
+/// # Errors
+/// The API server refused.
+pub(super) async fn offer(client: &Client) -> anyhow::Result<()> {
+    let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(client.clone());
+    let system = namespaces.get("kube-system").await?;
+    if system.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(OFFERED)) {
+        return Ok(());
+    }
+    let class: StorageClass = serde_json::from_value(json!({
+        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
+        "metadata": {"name": "local", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
+        "provisioner": LOCAL_PROVISIONER,
+        "reclaimPolicy": "Delete",
+        "volumeBindingMode": "WaitForFirstConsumer",
+        "allowVolumeExpansion": true,
+    }))?;
+    let classes: Api<StorageClass> = Api::all(client.clone());
+    match classes.create(&kube::api::PostParams::default(), &class).await {
+        // A person's of that name stays as it is.
+        Err(kube::Error::Api(status)) if status.code == 409 => {}
+        made => drop(made?),
+    }
+    let patch = json!({"metadata": {"annotations": {OFFERED: "local"}}});
+    namespaces.patch("kube-system", &kube::api::PatchParams::default(), &kube::api::Patch::Merge(patch)).await?;
+    Ok(())
+}

@@ -1,0 +1,243 @@
+//! Does on the disk what the control plane decides of the volumes that nodes keep: removes what a volume holds that is being deleted,
+//! before the volume goes, and gives a volume its new size. One for all nodes of a process; not in the nodes' names, which may
+//! change no volume.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
+use machinery_api::ObjectKey;
+use machinery_client::claims::{self, DELETION_PROTECTION, LOCAL_PROVISIONER, NodePlace};
+use machinery_client::informer::Listener;
+use machinery_client::request::{ApiClient, PatchType};
+use machinery_client::{Informer, Kind, ObjectCache};
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::local::LocalVolumes;
+
+/// What could not be done is tried again after that long: a pod may still end.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What is to be done for a volume.
+#[derive(Debug, Clone, PartialEq)]
+enum Step {
+    /// It may hold so much; its claim's status is to say so.
+    Grow { node: String, uid: String, capacity: u64, told: Option<(ObjectKey, Value)> },
+    /// Its data goes, then what holds the volume.
+    Remove { node: String, uid: String, finalizers: Value },
+}
+
+/// The nodes of this process, by name.
+pub type Nodes = BTreeMap<String, Arc<LocalVolumes>>;
+
+#[derive(Default)]
+struct Marks {
+    keys: Mutex<BTreeSet<ObjectKey>>,
+    changed: Notify,
+}
+
+impl Marks {
+    fn add(&self, name: &str) {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner).insert(ObjectKey::cluster(name));
+        self.changed.notify_one();
+    }
+}
+
+/// Keeps these nodes' volumes as the cluster has them, until `stop`.
+pub async fn run(informer: Arc<Informer>, client: ApiClient, nodes: Nodes, stop: CancellationToken) {
+    informer.watch::<PersistentVolume>();
+    informer.watch::<PersistentVolumeClaim>();
+    informer.watch::<Node>();
+    let marks = Arc::new(Marks::default());
+    let listener: Arc<Listener> = {
+        let marks = marks.clone();
+        Arc::new(move |_: &ObjectCache, change: &machinery_client::Change| {
+            if change.kind == Kind::of::<PersistentVolume>() {
+                marks.add(&change.key.name);
+            } else if let Some(claim) = change.after::<PersistentVolumeClaim>() {
+                marks.add(claims::volume_name(claim));
+            }
+        })
+    };
+    informer.listen(&listener);
+    let mut again = BTreeSet::new();
+    loop {
+        let keys = {
+            let mut keys = marks.keys.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut keys = std::mem::take(&mut *keys);
+            keys.append(&mut again);
+            keys
+        };
+        for key in keys {
+            let step = informer.read(|view| step(view, &key, &nodes));
+            if let Some(step) = step
+                && let Err(why) = perform(&client, &key, &nodes, step).await
+            {
+                tracing::debug!(volume = %key, why, "trying again");
+                again.insert(key);
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = marks.changed.notified() => {}
+            () = tokio::time::sleep(RETRY), if !again.is_empty() => {}
+        }
+    }
+}
+
+/// What is to be done for a volume now. Pure.
+fn step(view: &ObjectCache, key: &ObjectKey, nodes: &Nodes) -> Option<Step> {
+    let volume = view.get::<PersistentVolume>(key)?;
+    let spec = volume.spec.as_ref()?;
+    if spec.csi.as_ref()?.driver != LOCAL_PROVISIONER {
+        return None;
+    }
+    let empty = BTreeMap::new();
+    let is_there = |name: &&String| {
+        let labels = view.get::<Node>(&ObjectKey::cluster(&***name)).map(|node| node.metadata.labels.as_ref());
+        let place = |labels| NodePlace { name, labels };
+        labels.is_some_and(|labels| claims::is_reachable(volume, place(labels.unwrap_or(&empty))))
+    };
+    let node = nodes.keys().find(is_there)?.clone();
+    let uid = volume.metadata.uid.clone()?;
+    let (phase, policy) =
+        (volume.status.as_ref().and_then(|status| status.phase.as_deref()), &spec.persistent_volume_reclaim_policy);
+    if volume.metadata.deletion_timestamp.is_some() {
+        let held: Vec<&String> = volume.metadata.finalizers.iter().flatten().collect();
+        let ours = held.iter().any(|name| *name == DELETION_PROTECTION);
+        let left: Vec<&&String> = held.iter().filter(|name| **name != DELETION_PROTECTION).collect();
+        let over = ours && phase != Some("Bound") && policy.as_deref() == Some("Delete");
+        return over.then(|| Step::Remove { node, uid, finalizers: json!(left) });
+    }
+    let bytes = claims::capacity(volume);
+    let claim = claims::claim_ref(volume)
+        .map(|r| ObjectKey::new(r.namespace.clone().unwrap_or_default(), r.name.clone().unwrap_or_default()));
+    let claim = claim.and_then(|key| view.get::<PersistentVolumeClaim>(&key));
+    let told = claim
+        .filter(|claim| claims::is_for(volume, claim))
+        .and_then(|claim| Some((machinery_client::key_of(&claim.metadata), grown(claim, volume)?)));
+    Some(Step::Grow { node, uid, capacity: u64::try_from(bytes.value()).unwrap_or_default(), told })
+}
+
+/// What a claim's status is patched with whose volume has its new size; none where it waits for none.
+fn grown(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Option<Value> {
+    let status = claim.status.as_ref()?;
+    let waits = status.allocated_resource_statuses.as_ref()?.get("storage")? == "NodeResizePending";
+    let conditions = status.conditions.iter().flatten();
+    let left: Vec<_> = conditions.filter(|of| !["Resizing", "FileSystemResizePending"].contains(&&*of.type_)).collect();
+    let mut statuses = status.allocated_resource_statuses.clone().unwrap_or_default();
+    statuses.remove("storage");
+    let statuses = if statuses.is_empty() { Value::Null } else { json!({"storage": null}) };
+    let capacity = volume.spec.as_ref()?.capacity.as_ref()?.get("storage")?;
+    waits.then(|| {
+        json!({
+            "metadata": {"resourceVersion": claim.metadata.resource_version},
+            "status": {"capacity": {"storage": capacity}, "conditions": left, "allocatedResourceStatuses": statuses},
+        })
+    })
+}
+
+async fn perform(client: &ApiClient, key: &ObjectKey, nodes: &Nodes, step: Step) -> Result<(), String> {
+    match step {
+        Step::Grow { node, uid, capacity, told } => {
+            if let Some(volumes) = nodes.get(&node) {
+                volumes.grow(&uid, capacity);
+            }
+            let Some((claim, patch)) = told else { return Ok(()) };
+            let kind = Kind::of::<PersistentVolumeClaim>();
+            let told = client.patch::<Value>(&kind, &claim, Some("status"), PatchType::Merge, &patch).await;
+            told.map(drop).map_err(|error| error.to_string())
+        }
+        Step::Remove { node, uid, finalizers } => {
+            let Some(volumes) = nodes.get(&node).cloned() else { return Ok(()) };
+            let of = uid.clone();
+            let removed = tokio::task::spawn_blocking(move || volumes.remove(&of)).await;
+            removed.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+            let patch = json!({"metadata": {"uid": uid, "finalizers": finalizers}});
+            let kind = Kind::of::<PersistentVolume>();
+            let gone = client.patch::<Value>(&kind, key, None, PatchType::Merge, &patch).await;
+            gone.map(drop).map_err(|error| error.to_string())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use machinery_client::object::decode;
+
+    use super::*;
+
+    fn view(volume: Value, claim: Value) -> ObjectCache {
+        let mut view = ObjectCache::default();
+        let node = json!({"metadata": {"name": "n", "labels": {"kubernetes.io/hostname": "n"}}});
+        view.put(&Kind::of::<Node>(), decode::<Node>(&node.to_string()).unwrap());
+        view.put(&Kind::of::<PersistentVolume>(), decode::<PersistentVolume>(&volume.to_string()).unwrap());
+        view.put(&Kind::of::<PersistentVolumeClaim>(), decode::<PersistentVolumeClaim>(&claim.to_string()).unwrap());
+        view
+    }
+
+    fn volume(node: &str, change: impl FnOnce(&mut Value)) -> Value {
+        let of = json!([{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]);
+        let mut volume = json!({
+            "metadata": {"name": "v", "uid": "u", "finalizers": ["a/b", DELETION_PROTECTION]},
+            "spec": {"csi": {"driver": LOCAL_PROVISIONER, "volumeHandle": "v"}, "capacity": {"storage": "2Ki"},
+                "persistentVolumeReclaimPolicy": "Delete", "claimRef": {"name": "c", "namespace": "a", "uid": "c"},
+                "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": of}]}}},
+            "status": {"phase": "Bound"},
+        });
+        change(&mut volume);
+        volume
+    }
+
+    fn decided(volume: Value, claim: Value) -> Option<Step> {
+        let nodes = Nodes::from([(
+            "n".to_owned(),
+            Arc::new(LocalVolumes::new("/nowhere".as_ref(), machinery_env::Env::real())),
+        )]);
+        step(&view(volume, claim), &ObjectKey::cluster("v"), &nodes)
+    }
+
+    fn claim(statuses: Value) -> Value {
+        json!({"metadata": {"name": "c", "namespace": "a", "uid": "c", "resourceVersion": "3"},
+            "status": {"capacity": {"storage": "1Ki"}, "allocatedResourceStatuses": statuses,
+                "conditions": [{"type": "FileSystemResizePending", "status": "True"}]}})
+    }
+
+    #[test]
+    fn only_what_was_let_go_is_removed_and_only_here() {
+        let going = |phase: &'static str, policy: &'static str| {
+            move |volume: &mut Value| {
+                volume["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+                volume["status"]["phase"] = phase.into();
+                volume["spec"]["persistentVolumeReclaimPolicy"] = policy.into();
+            }
+        };
+        let removes = Step::Remove { node: "n".into(), uid: "u".into(), finalizers: json!(["a/b"]) };
+        assert_eq!(decided(volume("n", going("Released", "Delete")), claim(Value::Null)), Some(removes));
+        assert_eq!(decided(volume("m", going("Released", "Delete")), claim(Value::Null)), None, "another node's");
+        assert_eq!(decided(volume("n", going("Bound", "Delete")), claim(Value::Null)), None);
+        assert_eq!(decided(volume("n", going("Released", "Retain")), claim(Value::Null)), None);
+        let other = volume("n", |volume| volume["spec"]["csi"]["driver"] = "d".into());
+        assert_eq!(decided(other, claim(Value::Null)), None);
+    }
+
+    #[test]
+    fn a_claim_hears_that_it_has_grown() {
+        let Some(Step::Grow { capacity: 2048, told: Some((key, patch)), .. }) =
+            decided(volume("n", |_| ()), claim(json!({"storage": "NodeResizePending"})))
+        else {
+            panic!("nothing is told")
+        };
+        assert_eq!((key, &patch["status"]["capacity"]["storage"]), (ObjectKey::new("a", "c"), &json!("2Ki")));
+        assert_eq!(
+            (&patch["status"]["conditions"], &patch["status"]["allocatedResourceStatuses"]),
+            (&json!([]), &Value::Null)
+        );
+        let Some(Step::Grow { told: None, .. }) = decided(volume("n", |_| ()), claim(Value::Null)) else {
+            panic!("it waits for nothing")
+        };
+    }
+}
