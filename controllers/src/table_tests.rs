@@ -106,7 +106,7 @@ metadata: {name: kept}
 spec:
   accessModes: [ReadWriteOnce]
   capacity: {storage: 1Gi}
-  csi: {driver: coracle.dev/local, volumeHandle: kept}
+  csi: {driver: local.coracle.dev, volumeHandle: kept}
   claimRef: {name: kept, namespace: a}
 ---
 apiVersion: v1

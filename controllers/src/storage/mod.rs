@@ -13,7 +13,7 @@ mod volume;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use machinery_api::ObjectKey;
-use machinery_client::claims::{LOCAL_PROVISIONER, volume_name};
+use machinery_client::claims::{LOCAL_DRIVER, volume_name};
 use machinery_client::{Change, ObjectCache, key_of};
 
 /// The claim that a volume names.
@@ -48,7 +48,7 @@ fn claim_of_volume(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
 /// Whether a volume is one of those that this program's nodes keep.
 fn is_local(volume: &PersistentVolume) -> bool {
     let csi = volume.spec.as_ref().and_then(|spec| spec.csi.as_ref());
-    csi.is_some_and(|csi| csi.driver == LOCAL_PROVISIONER)
+    csi.is_some_and(|csi| csi.driver == LOCAL_DRIVER)
 }
 
 /// A claim's phase.

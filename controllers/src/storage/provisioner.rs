@@ -10,8 +10,8 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use machinery_api::ObjectKey;
 use machinery_client::claims::{
-    self, DELETION_PROTECTION, LOCAL_PROVISIONER, NodePlace, PROVISIONED_BY, SELECTED_NODE, STORAGE_PROVISIONER,
-    annotation, class_of_claim,
+    self, DELETION_PROTECTION, LOCAL_DRIVER, LOCAL_PROVISIONER, NodePlace, PROVISIONED_BY, SELECTED_NODE,
+    STORAGE_PROVISIONER, annotation, class_of_claim,
 };
 use machinery_client::driver::own_key;
 use machinery_client::{Action, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, key_of};
@@ -224,7 +224,7 @@ fn made(claim: &PersistentVolumeClaim, class: &StorageClass, node: &Node, name: 
                 required: Some(NodeSelector { node_selector_terms: vec![term] }),
             }),
             csi: Some(CSIPersistentVolumeSource {
-                driver: LOCAL_PROVISIONER.to_owned(),
+                driver: LOCAL_DRIVER.to_owned(),
                 // For people: where the data lies follows from the volume's uid, which nobody can choose.
                 volume_handle: name,
                 ..CSIPersistentVolumeSource::default()

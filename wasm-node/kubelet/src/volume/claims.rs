@@ -5,7 +5,7 @@ use std::path::Path;
 
 use k8s_openapi::api::core::v1::{HostPathVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod, Volume};
 use machinery_api::ObjectKey;
-use machinery_client::claims::{self, LOCAL_PROVISIONER, NodePlace};
+use machinery_client::claims::{self, LOCAL_DRIVER, NodePlace};
 use machinery_client::request::{ApiClient, status_code};
 use machinery_client::{Kind, Typed, key_of};
 
@@ -104,7 +104,7 @@ fn source(claim: &PersistentVolumeClaim, volume: &PersistentVolume, node: NodePl
     }
     let spec = volume.spec.as_ref();
     if let Some(csi) = spec.and_then(|spec| spec.csi.as_ref()) {
-        if csi.driver != LOCAL_PROVISIONER {
+        if csi.driver != LOCAL_DRIVER {
             return Err(format!("driver name {} not found in the list of registered CSI drivers", csi.driver));
         }
         let modes = spec.and_then(|spec| spec.access_modes.as_deref()).unwrap_or_default();
@@ -196,7 +196,7 @@ mod tests {
         let node = NodePlace { name: "n", labels: &labels };
         let of = |spec: Value| source(&claim(|_| ()), &volume(spec), node);
         let local =
-            json!({"driver": "coracle.dev/local", "volumeHandle": "../../other", "volumeAttributes": {"path": "/etc"}});
+            json!({"driver": "local.coracle.dev", "volumeHandle": "../../other", "volumeAttributes": {"path": "/etc"}});
         let found = Found::Local { uid: "v-uid".into(), capacity: 1 << 20, alone: false };
         assert_eq!(of(json!({"csi": local})), Ok(found));
         let other = json!({"driver": "ebs.csi.aws.com", "volumeHandle": "x"});

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use machinery_api::ObjectKey;
-use machinery_client::claims::{self, DELETION_PROTECTION, LOCAL_PROVISIONER, NodePlace};
+use machinery_client::claims::{self, DELETION_PROTECTION, LOCAL_DRIVER, NodePlace};
 use machinery_client::informer::Listener;
 use machinery_client::request::{ApiClient, PatchType};
 use machinery_client::{Informer, Kind, ObjectCache};
@@ -92,7 +92,7 @@ pub async fn run(informer: Arc<Informer>, client: ApiClient, nodes: Nodes, stop:
 fn step(view: &ObjectCache, key: &ObjectKey, nodes: &Nodes) -> Option<Step> {
     let volume = view.get::<PersistentVolume>(key)?;
     let spec = volume.spec.as_ref()?;
-    if spec.csi.as_ref()?.driver != LOCAL_PROVISIONER {
+    if spec.csi.as_ref()?.driver != LOCAL_DRIVER {
         return None;
     }
     let empty = BTreeMap::new();
@@ -183,7 +183,7 @@ mod tests {
         let of = json!([{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]);
         let mut volume = json!({
             "metadata": {"name": "v", "uid": "u", "finalizers": ["a/b", DELETION_PROTECTION]},
-            "spec": {"csi": {"driver": LOCAL_PROVISIONER, "volumeHandle": "v"}, "capacity": {"storage": "2Ki"},
+            "spec": {"csi": {"driver": LOCAL_DRIVER, "volumeHandle": "v"}, "capacity": {"storage": "2Ki"},
                 "persistentVolumeReclaimPolicy": "Delete", "claimRef": {"name": "c", "namespace": "a", "uid": "c"},
                 "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": of}]}}},
             "status": {"phase": "Bound"},
