@@ -13,7 +13,6 @@ use machinery_client::key_of;
 use machinery_client::pod::{Pod, PodShape, PodSpec, PodStatus};
 
 use crate::resources::{Resources, requests};
-use crate::volumes::PodClaim;
 
 /// Labels.
 pub type Labels = BTreeMap<String, String>;
@@ -148,6 +147,15 @@ pub struct PodRequirements {
     pub images: (Vec<String>, usize),
     /// Fields that ask the scheduler for something that it doesn't do.
     pub unsupported: Vec<String>,
+}
+
+/// A claim that a pod's volume is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodClaim {
+    /// Its name.
+    pub name: String,
+    /// It is made for the pod.
+    pub ephemeral: bool,
 }
 
 /// See the module. What many pods have in common is held once.

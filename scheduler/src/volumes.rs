@@ -8,16 +8,7 @@ use k8s_openapi::api::storage::v1::{CSINode, StorageClass};
 use machinery_api::ObjectKey;
 use machinery_client::claims;
 
-use crate::pod::PodInfo;
-
-/// A claim that a pod's volume is of.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PodClaim {
-    /// Its name.
-    pub name: String,
-    /// It is made for the pod.
-    pub ephemeral: bool,
-}
+use crate::pod::{PodClaim, PodInfo};
 
 /// See the module.
 #[derive(Debug, Default)]

@@ -5,15 +5,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Namespace, Node, ObjectReference, Service};
-use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use machinery_api::ObjectKey;
 use machinery_client::election::{self, Election, LeadershipLost};
 use machinery_client::events::Recorder;
 use machinery_client::informer::Listener;
 use machinery_client::request::ApiClient;
-use machinery_client::{EventRecord, Informer, Kind, Pod};
+use machinery_client::{EventRecord, Informer, Pod};
 use machinery_env::Env;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;

@@ -14,8 +14,7 @@ pub(super) use self::restrictions::PLUGIN as RESTRICTIONS;
 pub(super) use self::zone::PLUGIN as ZONE;
 
 use super::Event;
-use crate::pod::PodInfo;
-use crate::volumes::PodClaim;
+use crate::pod::{PodClaim, PodInfo};
 
 /// Whether a change of claims and volumes concerns a pod.
 fn concerns(event: &Event<'_>, pod: &PodInfo) -> bool {

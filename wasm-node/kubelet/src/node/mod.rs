@@ -263,7 +263,10 @@ fn share(
             .volumes
             .clone()
             .unwrap_or_else(|| Arc::new(LocalVolumes::new(&config.data_dir, parts.env.clone()))),
-        facts: facts.clone(),
+        place: Box::new({
+            let facts = facts.clone();
+            move || (facts.borrow().name.clone(), facts.borrow().labels.clone())
+        }),
         memory: match &config.memory_dir {
             Some(dir) => MemoryFolder::open(dir, &parts.env).map(Arc::new),
             None => Err("this node has no file system in memory".into()),

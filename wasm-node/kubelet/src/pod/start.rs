@@ -273,10 +273,7 @@ async fn made(
     let loaded = node.parts.images.load(image, metering, &namespace).await.map_err(|error| refused(&error))?;
     let uid = pod.metadata.uid.clone().unwrap_or_default();
     let dir = node.pod_dir(&uid);
-    let variable = |name: &str| variables.get(name).cloned();
-    let elsewhere =
-        mounts::Elsewhere { images: &trees(volumes), allowed: &node.volumes.host_paths, local: &node.volumes.local };
-    let mut preopens = mounts::preopens(pod, wire, (&dir, attempt), &elsewhere, &variable).map_err(unmounted)?;
+    let mut preopens = mounted(node, pod, wire, (&dir, attempt), (volumes, &variables))?;
     let runner_class = runner_class(settings.suit(&wire.name, loaded.kind()).map_err(config)?);
     let termination = termination(&dir, wire, attempt, runner_class.leaves_message, &mut preopens).map_err(config)?;
     let log = node
@@ -362,6 +359,20 @@ fn go_duration(duration: Duration) -> String {
 
 fn config(error: impl std::fmt::Display) -> Refused {
     ("CreateContainerConfigError", error.to_string())
+}
+
+/// What the container finds open of the pod's volumes.
+fn mounted(
+    node: &Shared,
+    pod: &Pod,
+    wire: &ContainerSpecWire,
+    run: (&Path, u32),
+    (images, variables): (&[(String, PathBuf, Arc<Image>)], &Variables),
+) -> Result<Vec<Preopen>, Refused> {
+    let (images, volumes) = (trees(images), &node.volumes);
+    let elsewhere = mounts::Elsewhere { images: &images, allowed: &volumes.host_paths, local: &volumes.local };
+    let variable = |name: &str| variables.get(name).cloned();
+    mounts::preopens(pod, wire, run, &elsewhere, &variable).map_err(unmounted)
 }
 
 fn unmounted(error: MountError) -> Refused {

@@ -26,7 +26,6 @@ use crate::config::env_file::FileValues;
 use crate::config::environment::EnvContext;
 use crate::config::sources::{ConfigSourceManager, Known, Source, SourceKind, named_by_volumes};
 use crate::config::tokens::{self as token_requests, Token, Wanted};
-use crate::pod::node_facts::NodeFacts;
 use crate::spec::resting::Resting;
 
 /// Between tries to fill a volume: doubled, as upstream's.
@@ -44,8 +43,8 @@ pub(crate) struct VolumeManager {
     pub(crate) host_paths: Arc<[PathBuf]>,
     /// Volumes that outlive pods.
     pub(crate) local: Arc<LocalVolumes>,
-    /// Where this node is, as volumes are near it.
-    pub(crate) facts: watch::Receiver<NodeFacts>,
+    /// The node's name and labels, as volumes are near it.
+    pub(crate) place: Box<dyn Fn() -> (String, BTreeMap<String, String>) + Send + Sync>,
     /// Where volumes in memory lie, or why there are none.
     pub(crate) memory: Result<Arc<MemoryFolder>, String>,
 }
@@ -196,9 +195,8 @@ async fn claim(node: &VolumeManager, pod: &Arc<Pod>, claimed: &mut Claimed, dir:
         if claimed.contains(&volume.name) {
             continue;
         }
-        let facts = node.facts.borrow().clone();
-        let place = NodePlace { name: &facts.name, labels: &facts.labels };
-        let name = &volume.name;
+        let (node_name, labels) = (node.place)();
+        let (place, name) = (NodePlace { name: &node_name, labels: &labels }, &volume.name);
         let found = claims::find(&node.requests, pod, volume, place).await.map_err(|why| {
             format!("Unable to attach or mount volumes: unmounted volumes=[{name}], unattached volumes=[], failed to process volumes=[{name}]: {why}")
         })?;
