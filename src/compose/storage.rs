@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::{Api, Client};
-use machinery_client::claims::LOCAL_PROVISIONER;
+use machinery_client::claims::LOCAL_DRIVER;
 use serde_json::json;
 
 /// Says that it was made here once: who deletes or changes it means it.
@@ -21,7 +21,7 @@ pub(super) async fn offer(client: &Client) -> anyhow::Result<()> {
     let class: StorageClass = serde_json::from_value(json!({
         "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
         "metadata": {"name": "local", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
-        "provisioner": LOCAL_PROVISIONER,
+        "provisioner": LOCAL_DRIVER,
         "reclaimPolicy": "Delete",
         "volumeBindingMode": "WaitForFirstConsumer",
         "allowVolumeExpansion": true,

@@ -26,7 +26,7 @@ ended() { kubectl wait --for=jsonpath='{.status.phase}'=Succeeded "pod/$1" --tim
 is() { [ "$(kubectl get "$1" -o jsonpath="$2")" = "$3" ]; }
 gone() { [ -z "$(kubectl get "$1" --ignore-not-found -o name)" ]; }
 
-expect "coracle.dev/local true" "$(kubectl get storageclass local -o jsonpath='{.provisioner} {.allowVolumeExpansion}')" "the class of a new cluster"
+expect "local.coracle.dev true" "$(kubectl get storageclass local -o jsonpath='{.provisioner} {.allowVolumeExpansion}')" "the class of a new cluster"
 claim one 1Mi
 eventually 60 has 'WaitForFirstConsumer' kubectl get events --field-selector involvedObject.name=one
 is pvc/one '{.status.phase}' Pending || fail "a claim is bound before its pod comes"

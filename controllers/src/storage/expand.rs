@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use machinery_api::ObjectKey;
 use machinery_api::quantity::Quantity;
-use machinery_client::claims::{LOCAL_PROVISIONER, capacity, requested};
+use machinery_client::claims::{LOCAL_DRIVER, capacity, requested};
 use machinery_client::driver::own_key;
 use machinery_client::{Action, Context, Controller, EventRecord, Input, ObjectCache, Plan};
 
@@ -38,7 +38,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
         if begun != status {
             let name = volume.metadata.name.as_deref().unwrap_or_default();
             let message = format!("External resizer is resizing volume {name}");
-            let event = EventRecord::normal(claim, "Resizing", message).from(LOCAL_PROVISIONER);
+            let event = EventRecord::normal(claim, "Resizing", message).from(LOCAL_DRIVER);
             return vec![write(claim, begun), Action::Event(event)].into();
         }
         let mut larger = volume.clone();
@@ -51,7 +51,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
         let waits = in_step(&status, claim, ("NodeResizePending", "FileSystemResizePending", message), context);
         if waits != status {
             let message = "Require file system resize of volume on node";
-            let event = EventRecord::normal(claim, "FileSystemResizeRequired", message).from(LOCAL_PROVISIONER);
+            let event = EventRecord::normal(claim, "FileSystemResizeRequired", message).from(LOCAL_DRIVER);
             return vec![write(claim, waits), Action::Event(event)].into();
         }
     }

@@ -1,4 +1,4 @@
-//! `local-volume-provisioner`: makes volumes for claims of classes whose provisioner is `coracle.dev/local`, and lets them go. It writes objects
+//! `local-volume-provisioner`: makes volumes for claims of classes whose provisioner is `local.coracle.dev`, and lets them go. It writes objects
 //! only: a volume is a promise that a node keeps, which makes its folder when a pod first wants it, and removes it before the
 //! volume goes (`DELETION_PROTECTION`).
 
@@ -10,8 +10,8 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use machinery_api::ObjectKey;
 use machinery_client::claims::{
-    self, DELETION_PROTECTION, LOCAL_DRIVER, LOCAL_PROVISIONER, NodePlace, PROVISIONED_BY, SELECTED_NODE,
-    STORAGE_PROVISIONER, annotation, class_of_claim,
+    self, DELETION_PROTECTION, LOCAL_DRIVER, NodePlace, PROVISIONED_BY, SELECTED_NODE, STORAGE_PROVISIONER, annotation,
+    class_of_claim,
 };
 use machinery_client::driver::own_key;
 use machinery_client::{Action, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, key_of};
@@ -38,7 +38,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
 
 /// Whether the claim waits for this provisioner.
 fn waits(claim: &PersistentVolumeClaim) -> bool {
-    annotation(&claim.metadata, STORAGE_PROVISIONER) == Some(LOCAL_PROVISIONER)
+    annotation(&claim.metadata, STORAGE_PROVISIONER) == Some(LOCAL_DRIVER)
         && claims::volume_name(claim).is_empty()
         && claim.metadata.deletion_timestamp.is_none()
 }
@@ -75,7 +75,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> 
     let claim = view.get::<PersistentVolumeClaim>(key).filter(|claim| waits(claim));
     let Some(claim) = claim else { return Plan::nothing() };
     let class = view.get::<StorageClass>(&ObjectKey::cluster(class_of_claim(claim)));
-    let Some(class) = class.filter(|class| class.provisioner == LOCAL_PROVISIONER) else { return Plan::nothing() };
+    let Some(class) = class.filter(|class| class.provisioner == LOCAL_DRIVER) else { return Plan::nothing() };
     let name = format!("pvc-{}", claim.metadata.uid.as_deref().unwrap_or_default());
     if view.get::<PersistentVolume>(&ObjectKey::cluster(&*name)).is_some() {
         return Plan::nothing();
@@ -83,7 +83,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> 
     let of_class = class.metadata.name.as_deref().unwrap_or_default();
     let failed = |why: &str| {
         let message = format!("failed to provision volume with StorageClass {of_class:?}: {why}");
-        EventRecord::warning(claim, "ProvisioningFailed", message).from(LOCAL_PROVISIONER)
+        EventRecord::warning(claim, "ProvisioningFailed", message).from(LOCAL_DRIVER)
     };
     if let Some(why) = refusal(claim, class) {
         return vec![Action::Event(failed(&why))].into();
@@ -99,9 +99,9 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> 
         }
         Ok(node) => {
             let message = format!("External provisioner is provisioning volume for claim {:?}", named(claim));
-            let begins = EventRecord::normal(claim, "Provisioning", message).from(LOCAL_PROVISIONER);
+            let begins = EventRecord::normal(claim, "Provisioning", message).from(LOCAL_DRIVER);
             let done = format!("Successfully provisioned volume {name}");
-            let done = EventRecord::normal(claim, "ProvisioningSucceeded", done).from(LOCAL_PROVISIONER);
+            let done = EventRecord::normal(claim, "ProvisioningSucceeded", done).from(LOCAL_DRIVER);
             let create = Action::create(&made(claim, class, node, name)).noted(Some(done), Some(failed("{error}")));
             vec![Action::Event(begins), create].into()
         }
@@ -209,7 +209,7 @@ fn made(claim: &PersistentVolumeClaim, class: &StorageClass, node: &Node, name: 
     PersistentVolume {
         metadata: ObjectMeta {
             name: Some(name.clone()),
-            annotations: Some([(PROVISIONED_BY.to_owned(), LOCAL_PROVISIONER.to_owned())].into()),
+            annotations: Some([(PROVISIONED_BY.to_owned(), LOCAL_DRIVER.to_owned())].into()),
             finalizers: (policy == "Delete").then(|| vec![DELETION_PROTECTION.to_owned()]),
             ..ObjectMeta::default()
         },
@@ -237,7 +237,7 @@ fn made(claim: &PersistentVolumeClaim, class: &StorageClass, node: &Node, name: 
 
 /// What a volume of ours needs, as its policy has it now.
 fn keep(view: &ObjectCache, volume: &PersistentVolume) -> Plan {
-    if annotation(&volume.metadata, PROVISIONED_BY) != Some(LOCAL_PROVISIONER) || !is_local(volume) {
+    if annotation(&volume.metadata, PROVISIONED_BY) != Some(LOCAL_DRIVER) || !is_local(volume) {
         return Plan::nothing();
     }
     let deletes = reclaim::policy(volume) == "Delete";

@@ -188,8 +188,8 @@ fn volumes_are_made_where_the_pod_shall_run() {
     let simulation = settled([
         node("n1"),
         node("n2"),
-        class("local", "coracle.dev/local", "WaitForFirstConsumer"),
-        class("now", "coracle.dev/local", "Immediate"),
+        class("local", "local.coracle.dev", "WaitForFirstConsumer"),
+        class("now", "local.coracle.dev", "Immediate"),
         waits,
         chosen,
         lost,
@@ -215,7 +215,7 @@ fn volumes_are_made_where_the_pod_shall_run() {
 fn a_volume_goes_with_its_claim_once_its_node_has_let_it_go() {
     let mut simulation = settled([
         node("n1"),
-        class("now", "coracle.dev/local", "Immediate"),
+        class("now", "local.coracle.dev", "Immediate"),
         claim("c", json!({"storageClassName": "now"})),
         claim("kept", json!({"storageClassName": "now"})),
     ]);
@@ -242,7 +242,7 @@ fn a_volume_goes_with_its_claim_once_its_node_has_let_it_go() {
 fn a_claim_grows_step_by_step() {
     let mut simulation = settled([
         node("n1"),
-        class("now", "coracle.dev/local", "Immediate"),
+        class("now", "local.coracle.dev", "Immediate"),
         claim("c", json!({"storageClassName": "now"})),
     ]);
     let key = ObjectKey::new("a", "c");

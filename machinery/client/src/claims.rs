@@ -16,9 +16,8 @@ use crate::object::{controller_of, key_of};
 use crate::pod::{Pod, Volume};
 use crate::selector::selects;
 
-/// The provisioner of this program: a folder on a node for each volume.
-pub const LOCAL_PROVISIONER: &str = "coracle.dev/local";
-/// The driver of its volumes: the API takes no name with a slash there.
+/// The provisioner of this program, and the driver of its volumes, as upstream's drivers have one name for both: a folder on a node
+/// for each volume.
 pub const LOCAL_DRIVER: &str = "local.coracle.dev";
 /// A claim whose binding is done: from now on it is bound, or lost.
 pub const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";

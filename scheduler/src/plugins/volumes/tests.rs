@@ -53,9 +53,9 @@ fn cluster() -> Snapshot {
     for (name, zone) in [("m1", "a"), ("m2", "b")] {
         snapshot.set_node(node(name, json!({"metadata": {"labels": {"topology.kubernetes.io/zone": zone}}})));
     }
-    class(&mut snapshot, "later", "coracle.dev/local", "WaitForFirstConsumer");
+    class(&mut snapshot, "later", "local.coracle.dev", "WaitForFirstConsumer");
     class(&mut snapshot, "static", "kubernetes.io/no-provisioner", "WaitForFirstConsumer");
-    class(&mut snapshot, "now", "coracle.dev/local", "Immediate");
+    class(&mut snapshot, "now", "local.coracle.dev", "Immediate");
     snapshot
 }
 

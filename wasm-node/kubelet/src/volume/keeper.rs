@@ -10,9 +10,9 @@ use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use machinery_api::ObjectKey;
 use machinery_client::claims::{self, DELETION_PROTECTION, LOCAL_DRIVER, NodePlace};
 use machinery_client::informer::Listener;
-use machinery_client::request::{ApiClient, PatchType};
-use machinery_client::{Informer, Kind, ObjectCache};
-use serde_json::{Value, json};
+use machinery_client::request::ApiClient;
+use machinery_client::{Informer, Kind, ObjectCache, key_of};
+use serde::de::IgnoredAny;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -25,9 +25,9 @@ const RETRY: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, PartialEq)]
 enum Step {
     /// It may hold so much; its claim's status is to say so.
-    Grow { node: String, uid: String, capacity: u64, told: Option<(ObjectKey, Value)> },
+    Grow { node: String, uid: String, capacity: u64, told: Option<Box<PersistentVolumeClaim>> },
     /// Its data goes, then what holds the volume.
-    Remove { node: String, uid: String, finalizers: Value },
+    Remove { node: String, uid: String, left: Box<PersistentVolume> },
 }
 
 /// The nodes of this process, by name.
@@ -106,38 +106,34 @@ fn step(view: &ObjectCache, key: &ObjectKey, nodes: &Nodes) -> Option<Step> {
     let (phase, policy) =
         (volume.status.as_ref().and_then(|status| status.phase.as_deref()), &spec.persistent_volume_reclaim_policy);
     if volume.metadata.deletion_timestamp.is_some() {
-        let held: Vec<&String> = volume.metadata.finalizers.iter().flatten().collect();
-        let ours = held.iter().any(|name| *name == DELETION_PROTECTION);
-        let left: Vec<&&String> = held.iter().filter(|name| **name != DELETION_PROTECTION).collect();
-        let over = ours && phase != Some("Bound") && policy.as_deref() == Some("Delete");
-        return over.then(|| Step::Remove { node, uid, finalizers: json!(left) });
+        let mut left = Box::new(volume.clone());
+        let held = left.metadata.finalizers.get_or_insert_default();
+        let before = held.len();
+        held.retain(|name| name != DELETION_PROTECTION);
+        let over = held.len() < before && phase != Some("Bound") && policy.as_deref() == Some("Delete");
+        return over.then_some(Step::Remove { node, uid, left });
     }
     let bytes = claims::capacity(volume);
     let claim = claims::claim_ref(volume)
         .map(|r| ObjectKey::new(r.namespace.clone().unwrap_or_default(), r.name.clone().unwrap_or_default()));
     let claim = claim.and_then(|key| view.get::<PersistentVolumeClaim>(&key));
-    let told = claim
-        .filter(|claim| claims::is_for(volume, claim))
-        .and_then(|claim| Some((machinery_client::key_of(&claim.metadata), grown(claim, volume)?)));
+    let told = claim.filter(|claim| claims::is_for(volume, claim)).and_then(|claim| grown(claim, volume).map(Box::new));
     Some(Step::Grow { node, uid, capacity: u64::try_from(bytes.value()).unwrap_or_default(), told })
 }
 
-/// What a claim's status is patched with whose volume has its new size; none where it waits for none.
-fn grown(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Option<Value> {
-    let status = claim.status.as_ref()?;
-    let waits = status.allocated_resource_statuses.as_ref()?.get("storage")? == "NodeResizePending";
-    let conditions = status.conditions.iter().flatten();
-    let left: Vec<_> = conditions.filter(|of| !["Resizing", "FileSystemResizePending"].contains(&&*of.type_)).collect();
-    let mut statuses = status.allocated_resource_statuses.clone().unwrap_or_default();
-    statuses.remove("storage");
-    let statuses = if statuses.is_empty() { Value::Null } else { json!({"storage": null}) };
+/// The claim whose volume has its new size; none where it waits for none.
+fn grown(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Option<PersistentVolumeClaim> {
+    let mut claim = claim.clone();
+    let status = claim.status.as_mut()?;
+    let steps = status.allocated_resource_statuses.as_mut()?;
+    if steps.remove("storage")? != "NodeResizePending" {
+        return None;
+    }
+    let conditions = status.conditions.get_or_insert_default();
+    conditions.retain(|of| !["Resizing", "FileSystemResizePending"].contains(&&*of.type_));
     let capacity = volume.spec.as_ref()?.capacity.as_ref()?.get("storage")?;
-    waits.then(|| {
-        json!({
-            "metadata": {"resourceVersion": claim.metadata.resource_version},
-            "status": {"capacity": {"storage": capacity}, "conditions": left, "allocatedResourceStatuses": statuses},
-        })
-    })
+    status.capacity.get_or_insert_default().insert("storage".to_owned(), capacity.clone());
+    Some(claim)
 }
 
 async fn perform(client: &ApiClient, key: &ObjectKey, nodes: &Nodes, step: Step) -> Result<(), String> {
@@ -146,19 +142,17 @@ async fn perform(client: &ApiClient, key: &ObjectKey, nodes: &Nodes, step: Step)
             if let Some(volumes) = nodes.get(&node) {
                 volumes.grow(&uid, capacity);
             }
-            let Some((claim, patch)) = told else { return Ok(()) };
-            let kind = Kind::of::<PersistentVolumeClaim>();
-            let told = client.patch::<Value>(&kind, &claim, Some("status"), PatchType::Merge, &patch).await;
+            let Some(claim) = told else { return Ok(()) };
+            let (kind, key) = (Kind::of::<PersistentVolumeClaim>(), key_of(&claim.metadata));
+            let told = client.update::<IgnoredAny>(&kind, &key, Some("status"), &*claim).await;
             told.map(drop).map_err(|error| error.to_string())
         }
-        Step::Remove { node, uid, finalizers } => {
+        Step::Remove { node, uid, left } => {
             let Some(volumes) = nodes.get(&node).cloned() else { return Ok(()) };
             let of = uid.clone();
             let removed = tokio::task::spawn_blocking(move || volumes.remove(&of)).await;
             removed.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
-            let patch = json!({"metadata": {"uid": uid, "finalizers": finalizers}});
-            let kind = Kind::of::<PersistentVolume>();
-            let gone = client.patch::<Value>(&kind, key, None, PatchType::Merge, &patch).await;
+            let gone = client.update::<IgnoredAny>(&Kind::of::<PersistentVolume>(), key, None, &*left).await;
             gone.map(drop).map_err(|error| error.to_string())
         }
     }
@@ -167,6 +161,7 @@ async fn perform(client: &ApiClient, key: &ObjectKey, nodes: &Nodes, step: Step)
 #[cfg(test)]
 mod tests {
     use machinery_client::object::decode;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -215,8 +210,12 @@ mod tests {
                 volume["spec"]["persistentVolumeReclaimPolicy"] = policy.into();
             }
         };
-        let removes = Step::Remove { node: "n".into(), uid: "u".into(), finalizers: json!(["a/b"]) };
-        assert_eq!(decided(volume("n", going("Released", "Delete")), claim(Value::Null)), Some(removes));
+        let Some(Step::Remove { node, uid, left }) =
+            decided(volume("n", going("Released", "Delete")), claim(Value::Null))
+        else {
+            panic!("it stays")
+        };
+        assert_eq!((&*node, &*uid, left.metadata.finalizers), ("n", "u", Some(vec!["a/b".to_owned()])));
         assert_eq!(decided(volume("m", going("Released", "Delete")), claim(Value::Null)), None, "another node's");
         assert_eq!(decided(volume("n", going("Bound", "Delete")), claim(Value::Null)), None);
         assert_eq!(decided(volume("n", going("Released", "Retain")), claim(Value::Null)), None);
@@ -226,15 +225,15 @@ mod tests {
 
     #[test]
     fn a_claim_hears_that_it_has_grown() {
-        let Some(Step::Grow { capacity: 2048, told: Some((key, patch)), .. }) =
+        let Some(Step::Grow { capacity: 2048, told: Some(told), .. }) =
             decided(volume("n", |_| ()), claim(json!({"storage": "NodeResizePending"})))
         else {
             panic!("nothing is told")
         };
-        assert_eq!((key, &patch["status"]["capacity"]["storage"]), (ObjectKey::new("a", "c"), &json!("2Ki")));
+        let status = told.status.unwrap();
         assert_eq!(
-            (&patch["status"]["conditions"], &patch["status"]["allocatedResourceStatuses"]),
-            (&json!([]), &Value::Null)
+            (json!(status.capacity), json!(status.conditions), json!(status.allocated_resource_statuses)),
+            (json!({"storage": "2Ki"}), json!([]), json!({}))
         );
         let Some(Step::Grow { told: None, .. }) = decided(volume("n", |_| ()), claim(Value::Null)) else {
             panic!("it waits for nothing")

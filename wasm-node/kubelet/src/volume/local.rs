@@ -1,4 +1,4 @@
-//! Volumes that this program's nodes keep (`coracle.dev/local`): a folder for each below the node's data folder, named by the volume's uid. That is
+//! Volumes that this program's nodes keep (`local.coracle.dev`): a folder for each below the node's data folder, named by the volume's uid. That is
 //! the API server's, so that nobody who may write a PersistentVolume can have it lead to another one's data.
 
 use std::collections::BTreeMap;
