@@ -38,8 +38,11 @@ pub(super) enum WatchedKind {
     Pod,
 }
 
+/// A kind, and what has it watched.
+type Watch = (fn() -> Kind, WatchedKind, fn(&Arc<Informer>));
+
 /// What is watched, and how.
-pub(super) const WATCHED: [(fn() -> Kind, WatchedKind, fn(&Arc<Informer>)); 9] = [
+pub(super) const WATCHED: [Watch; 9] = [
     (Kind::of::<Namespace>, WatchedKind::Namespace, Informer::watch::<Namespace>),
     (Kind::of::<Node>, WatchedKind::Node, Informer::watch::<Node>),
     (Kind::of::<Service>, WatchedKind::Service, Informer::watch::<Service>),

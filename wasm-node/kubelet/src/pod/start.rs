@@ -361,13 +361,16 @@ fn config(error: impl std::fmt::Display) -> Refused {
     ("CreateContainerConfigError", error.to_string())
 }
 
+/// Images that are volumes: the volume's name, its folder and the image.
+type OfImages = [(String, PathBuf, Arc<Image>)];
+
 /// What the container finds open of the pod's volumes.
 fn mounted(
     node: &Shared,
     pod: &Pod,
     wire: &ContainerSpecWire,
     run: (&Path, u32),
-    (images, variables): (&[(String, PathBuf, Arc<Image>)], &Variables),
+    (images, variables): (&OfImages, &Variables),
 ) -> Result<Vec<Preopen>, Refused> {
     let (images, volumes) = (trees(images), &node.volumes);
     let elsewhere = mounts::Elsewhere { images: &images, allowed: &volumes.host_paths, local: &volumes.local };
