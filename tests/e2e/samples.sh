@@ -14,6 +14,7 @@ kubectl apply -f $MANIFESTS >/dev/null 2>&1 || kubectl apply -f $MANIFESTS >/dev
 address() { kubectl get service "$1" -o jsonpath='{.spec.clusterIP}'; }
 for name in hello hello-c endless glutton trap late chatter unruly greeter; do kubectl rollout status "deployment/$name" --timeout=60s >/dev/null; done
 for name in frontend catalog users payments; do kubectl -n shop rollout status "deployment/$name" --timeout=60s >/dev/null; done
+kubectl -n shop rollout status statefulset/orders --timeout=60s >/dev/null
 status() { curl -s -m 20 -o "$WORK/body" -w '%{http_code}' "$@"; }
 
 for name in hello hello-c; do

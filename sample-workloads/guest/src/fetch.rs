@@ -28,11 +28,60 @@ pub fn post_json(service: &str, path: &[&str], body: &str) -> Result<Reply, Stri
     send(Method::Post, service, path, Some(body))
 }
 
-fn send(method: Method, service: &str, path: &[&str], body: Option<&str>) -> Result<Reply, String> {
-    exchange(method, service, path, body).map_err(|problem| format!("{service} is not reachable: {problem}"))
+/// PUT of JSON, with one retry as [`get`]: what is there twice is there once. None where there is no such service.
+pub fn put_json(service: &str, path: &[&str], body: &str) -> Result<Option<Reply>, String> {
+    let put = || match exchange(Method::Put, service, path, Some(body)) {
+        Err(Failed::NoName) => Ok(None),
+        reply => reply.map(Some).map_err(|problem| problem.told(service)),
+    };
+    put().or_else(|_| put())
 }
 
-fn exchange(method: Method, service: &str, path: &[&str], body: Option<&str>) -> Result<Reply, String> {
+/// GET as [`get`]; none where there is no such service.
+pub fn find(service: &str, path: &[&str]) -> Result<Option<Reply>, String> {
+    match exchange(Method::Get, service, path, None) {
+        Err(Failed::NoName) => Ok(None),
+        Ok(reply) => Ok(Some(reply)),
+        Err(_) => get(service, path).map(Some),
+    }
+}
+
+/// Why there is no answer.
+enum Failed {
+    /// Nobody has that name.
+    NoName,
+    Why(String),
+}
+
+impl Failed {
+    fn told(self, service: &str) -> String {
+        match self {
+            Self::NoName => format!("{service} is not reachable: no such name"),
+            Self::Why(problem) => format!("{service} is not reachable: {problem}"),
+        }
+    }
+}
+
+impl From<String> for Failed {
+    fn from(problem: String) -> Self {
+        Self::Why(problem)
+    }
+}
+
+impl From<ErrorCode> for Failed {
+    fn from(code: ErrorCode) -> Self {
+        match code {
+            ErrorCode::DnsError(_) => Self::NoName,
+            code => Self::Why(debug(code)),
+        }
+    }
+}
+
+fn send(method: Method, service: &str, path: &[&str], body: Option<&str>) -> Result<Reply, String> {
+    exchange(method, service, path, body).map_err(|problem| problem.told(service))
+}
+
+fn exchange(method: Method, service: &str, path: &[&str], body: Option<&str>) -> Result<Reply, Failed> {
     let path: String = path.iter().map(|segment| format!("/{}", text::encode(segment))).collect();
     let headers = Fields::new();
     if body.is_some() {
@@ -49,7 +98,7 @@ fn exchange(method: Method, service: &str, path: &[&str], body: Option<&str>) ->
     let _ = options.set_first_byte_timeout(Some(FIRST_BYTE_TIMEOUT_NS));
 
     let outgoing = request.body().map_err(|()| "no body".to_string())?;
-    let coming = handle(request, Some(options)).map_err(debug)?;
+    let coming = handle(request, Some(options))?;
     if let Some(body) = body {
         let stream = outgoing.write().map_err(|()| "no stream".to_string())?;
         crate::process::write_all(&stream, body.as_bytes()); // a failure shows in the answer below
@@ -59,7 +108,7 @@ fn exchange(method: Method, service: &str, path: &[&str], body: Option<&str>) ->
     coming.subscribe().block();
     let response: Result<IncomingResponse, ErrorCode> =
         coming.get().and_then(Result::ok).ok_or_else(|| "no answer".to_string())?;
-    let response = response.map_err(debug)?;
+    let response = response?;
     let incoming = response.consume().map_err(|()| "no body".to_string())?;
     let body = Body::new(incoming).read_all(ANSWER_BYTES_MAX).map_err(|problem| match problem {
         BodyError::TooLong => "the answer is too long".to_string(),

@@ -1,5 +1,5 @@
-//! The shop's front: a page for a person and an API for everyone else. Behind it are three services that it finds by
-//! their Services' names.
+//! The shop's front: a page for a person and an API for everyone else. Behind it are services that it finds by their Services'
+//! names: three that it needs, and `orders`, which keeps orders where the shop has one.
 #![no_std]
 use guest::fetch::{self, Reply};
 use guest::http::{Answer, Request, Response};
@@ -13,6 +13,7 @@ serve! {
     "GET" "/" => page,
     "GET" "/api/products" => products,
     "POST" "/api/orders" => order,
+    "GET" "/api/orders/*" => kept,
 }
 
 fn page(_: &Request) -> Answer {
@@ -40,10 +41,34 @@ fn order(request: &Request) -> Answer {
     // Money is counted in whole cents: 3 × 0.1 is 0.30000000000000004 otherwise.
     let cents = (price * 100.0 + 0.5) as u64 * quantity;
     let total = cents as f64 / 100.0;
+    let id = format!("order-{:016x}", get_random_u64());
+    let mut order = json!({"id": id, "status": "open", "product": product, "user": user, "quantity": quantity, "total": total});
+    // Kept before it is paid: an order that cannot be kept costs nobody money.
+    let keeps = keep(&id, &order)?;
     let payment = json!({"user": user, "amount": total});
     let payment = ok("payments", fetch::post_json("payments", &["payments"], &format!("{payment}")))?;
-    let id = format!("order-{:016x}", get_random_u64());
-    Ok(Response::json(json!({"id": id, "status": payment["status"], "total": total})))
+    order["status"] = payment["status"].clone();
+    if keeps {
+        keep(&id, &order)?;
+    }
+    Ok(Response::json(json!({"id": id, "status": order["status"], "total": total})))
+}
+
+/// Has an order kept; false where the shop has nobody who does.
+fn keep(id: &str, order: &Value) -> Result<bool, Response> {
+    match fetch::put_json("orders", &["orders", id], &format!("{order}")).transpose() {
+        Some(reply) => ok("orders", reply).map(|_| true),
+        None => Ok(false),
+    }
+}
+
+/// An order as it is kept.
+fn kept(request: &Request) -> Answer {
+    let unknown = format!("no order {}", request.rest);
+    match fetch::find("orders", &["orders", &request.rest]).transpose() {
+        Some(reply) => Ok(Response::json(ok("orders", known(reply, &unknown)?)?)),
+        None => Err(Response::error(404, &unknown)),
+    }
 }
 
 /// A non-empty string of the order.
