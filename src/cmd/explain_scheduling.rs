@@ -133,6 +133,10 @@ async fn observed(flags: &ExplainScheduling, common: &Common) -> anyhow::Result<
     recording.namespaces = all(&client).await?;
     recording.services = all(&client).await?;
     recording.pod_disruption_budgets = all(&client).await?;
+    recording.persistent_volume_claims = all(&client).await?;
+    recording.persistent_volumes = all(&client).await?;
+    recording.storage_classes = all(&client).await?;
+    recording.csi_nodes = all(&client).await?;
     Ok(recording)
 }
 

@@ -3,8 +3,9 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::storage::v1::{CSINode, StorageClass};
 use machinery_client::{Pod, key_of};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,7 @@ use crate::node::NodeFacts;
 use crate::plugins::Profile;
 use crate::pod::PodInfo;
 use crate::snapshot::Snapshot;
+use crate::volumes::Volumes;
 
 /// The form of the file. One that is of another form is refused.
 const KIND: &str = "SchedulingRecord";
@@ -43,6 +45,15 @@ pub struct Recording {
     pub services: Vec<Service>,
     /// All PodDisruptionBudgets.
     pub pod_disruption_budgets: Vec<PodDisruptionBudget>,
+    /// All claims.
+    pub persistent_volume_claims: Vec<PersistentVolumeClaim>,
+    /// All volumes.
+    pub persistent_volumes: Vec<PersistentVolume>,
+    /// All classes of volumes.
+    pub storage_classes: Vec<StorageClass>,
+    /// What drivers of volumes say of nodes.
+    #[serde(rename = "csiNodes")]
+    pub csi_nodes: Vec<CSINode>,
 }
 
 /// Why a recording explains nothing.
@@ -143,6 +154,7 @@ impl Recording {
                 snapshot.budgets.insert(key_of(&budget.metadata), read);
             }
         }
+        self.volumes(&mut snapshot.volumes);
         for (at, pod) in self.pods.iter().enumerate() {
             let pod = Arc::new(read_pod(pod, || format!("pods[{at}]"))?);
             let ours = |pod: &PodInfo| profiles.iter().any(|profile| profile.scheduler_name == pod.wants.scheduler);
@@ -154,6 +166,24 @@ impl Recording {
             }
         }
         Ok(snapshot)
+    }
+}
+
+impl Recording {
+    /// In the order in which they refer to each other.
+    fn volumes(&self, volumes: &mut Volumes) {
+        for class in &self.storage_classes {
+            volumes.set_class(&key_of(&class.metadata).name, Some(Arc::new(class.clone())));
+        }
+        for node in &self.csi_nodes {
+            volumes.set_node(&key_of(&node.metadata).name, Some(Arc::new(node.clone())));
+        }
+        for volume in &self.persistent_volumes {
+            volumes.set_volume(&key_of(&volume.metadata).name, Some(Arc::new(volume.clone())));
+        }
+        for claim in &self.persistent_volume_claims {
+            volumes.set_claim(&key_of(&claim.metadata), Some(Arc::new(claim.clone())));
+        }
     }
 }
 
