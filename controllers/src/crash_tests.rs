@@ -207,7 +207,7 @@ spec: {request: "", signerName: example.com/nobody}
 apiVersion: storage.k8s.io/v1
 kind: StorageClass
 metadata: {name: local}
-provisioner: coracle.dev/local
+provisioner: local.coracle.dev
 allowVolumeExpansion: true
 reclaimPolicy: Delete
 volumeBindingMode: Immediate
