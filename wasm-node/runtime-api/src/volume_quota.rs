@@ -10,15 +10,27 @@ use super::MemoryFiles;
 /// The smallest piece that a file grows by.
 const BLOCK_BYTES: u64 = 4096;
 
+/// Files and folders that a volume may hold: what a walk gets through in well under a second.
+pub const VOLUME_FILES_MAX: u64 = 100_000;
+
+/// What a volume holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VolumeUse {
+    /// Bytes on the disk.
+    pub bytes: u64,
+    /// Files, folders and links.
+    pub files: u64,
+}
+
 /// Walks through the volume; none where that was done a moment ago.
-type Measure = Box<dyn Fn() -> Option<u64> + Send + Sync>;
+type Measure = Box<dyn Fn() -> Option<VolumeUse> + Send + Sync>;
 
 /// The account of one volume. What is written is counted at once, what is removed when the volume is measured next.
 pub struct VolumeQuota {
     folder: PathBuf,
     limit: AtomicU64,
     measure: Measure,
-    used: Mutex<u64>,
+    used: Mutex<VolumeUse>,
 }
 
 impl std::fmt::Debug for VolumeQuota {
@@ -30,17 +42,17 @@ impl std::fmt::Debug for VolumeQuota {
 impl VolumeQuota {
     /// `folder`: where the volume lies, without links on the way to it; `used`: what it holds.
     #[must_use]
-    pub fn new(folder: PathBuf, limit: u64, used: u64, measure: Measure) -> Self {
+    pub fn new(folder: PathBuf, limit: u64, used: VolumeUse, measure: Measure) -> Self {
         Self { folder, limit: AtomicU64::new(limit), measure, used: Mutex::new(used) }
     }
 
-    fn used_now(&self) -> MutexGuard<'_, u64> {
+    fn used_now(&self) -> MutexGuard<'_, VolumeUse> {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes that it holds, as far as is known.
+    /// What it holds, as far as is known.
     #[must_use]
-    pub fn used(&self) -> u64 {
+    pub fn used(&self) -> VolumeUse {
         *self.used_now()
     }
 
@@ -64,21 +76,38 @@ impl VolumeQuota {
     /// Whether so many bytes more may be written.
     #[must_use]
     pub fn has_room(&self, bytes: u64) -> bool {
-        let bytes = bytes.div_ceil(BLOCK_BYTES).max(1).saturating_mul(BLOCK_BYTES);
-        if self.used().saturating_add(bytes) <= self.limit() {
+        let bytes = bytes.div_ceil(BLOCK_BYTES).saturating_mul(BLOCK_BYTES);
+        self.holds_if(|used| bytes == 0 || used.bytes.saturating_add(bytes) <= self.limit())
+    }
+
+    /// Whether it holds by what is known, or by what lies there: what was removed makes room.
+    fn holds_if(&self, fits: impl Fn(VolumeUse) -> bool) -> bool {
+        if fits(self.used()) {
             return true;
         }
-        // What was removed makes room.
         if let Some(there) = (self.measure)() {
             *self.used_now() = there;
         }
-        self.used().saturating_add(bytes) <= self.limit()
+        fits(self.used())
+    }
+
+    /// Whether one file more may be made.
+    #[must_use]
+    pub fn takes_file(&self) -> bool {
+        self.holds_if(|used| used.files < VOLUME_FILES_MAX)
+    }
+
+    /// A file was made, or may have been: a folder with the block that it takes.
+    pub fn made_file(&self, is_folder: bool) {
+        let mut used = self.used_now();
+        used.files = used.files.saturating_add(1);
+        used.bytes = used.bytes.saturating_add(if is_folder { BLOCK_BYTES } else { 0 });
     }
 
     /// A file has grown by so much.
     pub fn grew(&self, bytes: u64) {
         let mut used = self.used_now();
-        *used = used.saturating_add(bytes);
+        used.bytes = used.bytes.saturating_add(bytes);
     }
 }
 
@@ -101,6 +130,23 @@ impl FileAccount {
         }
     }
 
+    /// Whether one file more may be made, a folder or not.
+    #[must_use]
+    pub fn takes_file(&self, is_folder: bool) -> bool {
+        match self {
+            // Its files are counted where they are measured.
+            Self::Memory(_) => true,
+            Self::Volume(quota) => quota.takes_file() && (!is_folder || quota.has_room(1)),
+        }
+    }
+
+    /// See [`VolumeQuota::made_file`].
+    pub fn made_file(&self, is_folder: bool) {
+        if let Self::Volume(quota) = self {
+            quota.made_file(is_folder);
+        }
+    }
+
     /// A file has grown by so much.
     pub fn grew(&self, bytes: u64) {
         match self {
@@ -116,21 +162,33 @@ mod tests {
 
     #[test]
     fn a_volume_takes_no_more_than_it_may_hold() {
-        let there = Arc::new(AtomicU64::new(0));
+        let there = Arc::new(Mutex::new(VolumeUse::default()));
+        let is = |blocks: u64, files: u64| *there.lock().unwrap() = VolumeUse { bytes: blocks * BLOCK_BYTES, files };
         let measured = there.clone();
-        let measure = Box::new(move || Some(measured.load(Ordering::Relaxed)));
-        let quota = VolumeQuota::new("/data/volumes/u/data".into(), 2 * BLOCK_BYTES, BLOCK_BYTES, measure);
+        let measure = Box::new(move || Some(*measured.lock().unwrap()));
+        is(1, 1);
+        let known = *there.lock().unwrap();
+        let quota = VolumeQuota::new("/data/volumes/u/data".into(), 2 * BLOCK_BYTES, known, measure);
         assert!(
             quota.holds(Path::new("/data/volumes/u/data/a")) && !quota.holds(Path::new("/data/volumes/u/database"))
         );
-        there.store(BLOCK_BYTES, Ordering::Relaxed);
         assert!(quota.has_room(1) && !quota.has_room(BLOCK_BYTES + 1));
         quota.grew(BLOCK_BYTES);
-        there.store(2 * BLOCK_BYTES, Ordering::Relaxed);
-        assert!(!quota.has_room(1));
-        there.store(BLOCK_BYTES, Ordering::Relaxed);
+        is(2, 1);
+        assert!(!quota.has_room(1) && quota.has_room(0), "what grows by nothing is always taken");
+        is(1, 1);
         assert!(quota.has_room(1), "what was removed makes room");
         quota.set_limit(8 * BLOCK_BYTES);
         assert!(quota.has_room(7 * BLOCK_BYTES));
+        is(1, VOLUME_FILES_MAX);
+        for _ in 1..VOLUME_FILES_MAX {
+            assert!(quota.takes_file());
+            quota.made_file(false);
+        }
+        assert!(!quota.takes_file(), "small files, many of them");
+        is(1, VOLUME_FILES_MAX - 1);
+        assert!(quota.takes_file());
+        quota.made_file(true);
+        assert_eq!(quota.used(), VolumeUse { bytes: 2 * BLOCK_BYTES, files: VOLUME_FILES_MAX });
     }
 }

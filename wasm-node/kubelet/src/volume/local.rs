@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use machinery_env::Env;
-use runtime_api::VolumeQuota;
+use runtime_api::{VOLUME_FILES_MAX, VolumeQuota, VolumeUse};
 
 use super::paths::plain;
-use super::usage::{EMPTY_DIR_ENTRIES_MAX, measure};
+use super::usage::measure;
 
 /// A volume that is full is measured again after that long at least, and no more than one part of so many of the time.
 const MEASURE_AFTER: Duration = Duration::from_millis(20);
@@ -110,12 +110,12 @@ impl LocalVolumes {
             if began < *next {
                 return None;
             }
-            let bytes = bytes_of(&folder);
+            let there = use_of(&folder);
             let ended = env.elapsed();
             *next = ended + MEASURE_AFTER.max((ended - began) * MEASURE_PART);
-            Some(bytes)
+            Some(there)
         };
-        let used = bytes_of(&data);
+        let used = use_of(&data);
         Ok(Open { quota: Arc::new(VolumeQuota::new(real, capacity, used, Box::new(walk))), data })
     }
 
@@ -170,9 +170,10 @@ impl LocalVolumes {
 }
 
 /// What a volume holds; one with too many files to count is full.
-fn bytes_of(folder: &Path) -> u64 {
+fn use_of(folder: &Path) -> VolumeUse {
     let usage = measure(folder);
-    if usage.entries > EMPTY_DIR_ENTRIES_MAX { u64::MAX } else { usage.bytes }
+    let bytes = if usage.entries > VOLUME_FILES_MAX { u64::MAX } else { usage.bytes };
+    VolumeUse { bytes, files: usage.entries }
 }
 
 /// The folder, and those above it that aren't there: nobody else of the machine looks into them.
@@ -212,7 +213,8 @@ mod tests {
         // It outlives its pods, also as the next process finds it.
         let next = self::volumes(root.path());
         assert_eq!(next.hold("r", "u-1", 1 << 20, false).unwrap(), data);
-        assert!(next.quotas("r")[0].used() >= 8192);
+        let used = next.quotas("r")[0].used();
+        assert!(used.bytes >= 8192 && used.files == 1, "{used:?}");
         next.release("r");
         next.remove("u-1").unwrap();
         next.remove("u-1").unwrap();

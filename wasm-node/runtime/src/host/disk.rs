@@ -200,20 +200,39 @@ impl Disk {
         self.memory_on(device).or_else(of_claim)
     }
 
-    /// What is to be held while so many bytes are written to a file: where it lies in memory, what it grows by is counted.
+    /// What is to be held while so many bytes are written to a file, at its end or at a place of it: where what lies there has an
+    /// account, what the file grows by is counted.
     ///
     /// # Errors
-    /// There is no room in memory.
-    pub(crate) fn growth(&self, file: &Arc<File>, bytes: usize) -> io::Result<Option<Growth>> {
+    /// There is no room.
+    pub(crate) fn growth(&self, file: &Arc<File>, bytes: usize, at: Option<u64>) -> io::Result<Option<Growth>> {
         if self.memory.is_none() && self.quotas.is_empty() {
             return Ok(None);
         }
-        let (device, before) = extent(file)?;
-        let Some(account) = self.account(file, device) else { return Ok(None) };
-        if !account.has_room(bytes as u64) {
-            return Err(no_room());
+        let extent = extent(file)?;
+        let Some(account) = self.account(file, extent.device) else { return Ok(None) };
+        Growth::begin(account, file, extent, (bytes, at)).map(Some)
+    }
+
+    /// Before a file is made in a folder: who counts it.
+    ///
+    /// # Errors
+    /// There is no room for one more.
+    pub(crate) fn makes(&self, folder: &File, is_folder: bool) -> io::Result<Option<FileAccount>> {
+        if self.quotas.is_empty() {
+            return Ok(None);
         }
-        Ok(Some(Growth { account, file: file.clone(), before }))
+        let account = place(folder).and_then(|place| self.quota_of(&place));
+        match account.as_ref().is_none_or(|account| account.takes_file(is_folder)) {
+            true => Ok(account),
+            false => Err(no_room()),
+        }
+    }
+
+    /// Whether files may go from one folder to the other: not into a claim's volume or out of it, which are file systems of their own.
+    pub(crate) fn is_one_volume(&self, from: &File, to: &File) -> bool {
+        let of = |folder| place(folder).and_then(|place| self.quotas.iter().position(|quota| quota.holds(&place)));
+        self.quotas.is_empty() || of(from) == of(to)
     }
 
     /// Takes a descriptor.
@@ -317,19 +336,65 @@ pub(crate) struct Growth {
     before: u64,
 }
 
+impl Growth {
+    fn begin(
+        account: FileAccount,
+        file: &Arc<File>,
+        extent: Extent,
+        (bytes, at): (usize, Option<u64>),
+    ) -> io::Result<Self> {
+        if !account.has_room(extent.grows_by(bytes as u64, at)) {
+            return Err(no_room());
+        }
+        Ok(Self { account, file: file.clone(), before: extent.taken })
+    }
+
+    /// As [`Disk::growth`], where it is known who counts.
+    ///
+    /// # Errors
+    /// There is no room.
+    pub(crate) fn of(account: FileAccount, file: &Arc<File>, bytes: usize, at: Option<u64>) -> io::Result<Self> {
+        Self::begin(account, file, extent(file)?, (bytes, at))
+    }
+}
+
 impl Drop for Growth {
     fn drop(&mut self) {
-        let now = extent(&self.file).map_or(self.before, |(_, bytes)| bytes);
+        let now = extent(&self.file).map_or(self.before, |extent| extent.taken);
         self.account.grew(now.saturating_sub(self.before));
     }
 }
 
-/// The file system that a file lies on, and what it takes there.
+/// What a file takes, and where.
+#[derive(Debug, Clone, Copy)]
+struct Extent {
+    /// The file system that it lies on.
+    device: u64,
+    /// Bytes that it takes there.
+    taken: u64,
+    /// Bytes that it is long.
+    size: u64,
+}
+
+impl Extent {
+    /// What it grows by at most where so many bytes are written to a place, or to its end.
+    fn grows_by(&self, bytes: u64, at: Option<u64>) -> u64 {
+        // One with holes may grow anywhere.
+        if self.taken < self.size {
+            return bytes;
+        }
+        let end = at.unwrap_or(self.size).saturating_add(bytes);
+        // What is written behind a hole takes room for itself.
+        end.saturating_sub(self.taken).min(bytes)
+    }
+}
+
 #[cfg(unix)]
-fn extent(file: &File) -> io::Result<(u64, u64)> {
+fn extent(file: &File) -> io::Result<Extent> {
     use std::os::unix::fs::MetadataExt as _;
     let metadata = file.metadata()?;
-    Ok((metadata.dev(), metadata.blocks().saturating_mul(512)))
+    let taken = metadata.blocks().saturating_mul(512);
+    Ok(Extent { device: metadata.dev(), taken, size: metadata.len() })
 }
 
 /// Where a file lies.
@@ -347,8 +412,8 @@ fn place(_: &File) -> Option<PathBuf> {
 
 /// No volume lies in memory there.
 #[cfg(not(unix))]
-fn extent(_: &File) -> io::Result<(u64, u64)> {
-    Ok((0, 0))
+fn extent(_: &File) -> io::Result<Extent> {
+    Ok(Extent { device: 0, taken: 0, size: u64::MAX })
 }
 
 /// The file system of a folder.
@@ -397,6 +462,23 @@ mod tests {
             Disk::new(&of, &own, &"default".into(), (0..folders).map(folder).collect())
         };
         (root, node, make)
+    }
+
+    #[test]
+    fn what_lies_there_already_takes_no_room() {
+        let whole = Extent { device: 0, taken: 8192, size: 5000 };
+        for (bytes, at, grows) in [
+            (5000, Some(0), 0),
+            (3192, Some(5000), 0),
+            (3192, None, 0),
+            (3193, None, 1),
+            (100, Some(1 << 40), 100),
+            (u64::MAX, Some(u64::MAX), u64::MAX - 8192),
+        ] {
+            assert_eq!(whole.grows_by(bytes, at), grows, "{bytes} at {at:?}");
+        }
+        let holes = Extent { taken: 4096, ..whole };
+        assert_eq!(holes.grows_by(10, Some(0)), 10);
     }
 
     #[test]

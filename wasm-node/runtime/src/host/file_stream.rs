@@ -34,7 +34,7 @@ impl Place {
 
     fn write(&self, file: &File, position: Option<u64>, bytes: &[u8]) -> io::Result<()> {
         let _growth = match &self.disk {
-            Some(disk) => disk.growth(&self.file, bytes.len())?,
+            Some(disk) => disk.growth(&self.file, bytes.len(), position)?,
             None => None,
         };
         write(file, position, bytes)

@@ -23,6 +23,7 @@ use super::guest::Guest;
 use super::listing::{LISTING_BYTES, Listing, NextEntry};
 use super::state::{ComponentState, InterfaceState};
 use crate::bounds::limits::OPEN_FILES_MAX;
+use runtime_api::FileAccount;
 use runtime_api::ledger::Held;
 
 /// The version that wasmtime's bindings register, as the shadowing below must name it exactly.
@@ -69,6 +70,12 @@ async fn on<T>(disk: Option<Arc<Disk>>, operation: impl Future<Output = FsResult
     }
 }
 
+fn made_file(account: Option<FileAccount>, is_folder: bool) {
+    if let Some(account) = account {
+        account.made_file(is_folder);
+    }
+}
+
 /// What the guest learns where its container's file work has stalled: as where a disk fails.
 fn late<T>(_: Late) -> FsResult<T> {
     Err(types::ErrorCode::Io.into())
@@ -84,6 +91,37 @@ impl FilesView<'_> {
     fn disk(&mut self, fd: &Resource<Descriptor>) -> Option<Arc<Disk>> {
         // The operation itself says what is wrong with a handle.
         self.0.table.get(fd).ok().map(|_| self.0.guest.disk.clone())
+    }
+
+    /// The same, of an operation that changes something.
+    fn changing(&mut self, fd: &Resource<Descriptor>) -> Option<Arc<Disk>> {
+        let disk = self.disk(fd);
+        if let Some(disk) = &disk {
+            disk.changed();
+        }
+        disk
+    }
+
+    fn folder(&self, fd: &Resource<Descriptor>) -> Option<Arc<std::fs::File>> {
+        match self.0.table.get(fd) {
+            Ok(Descriptor::Dir(dir)) => Some(dir.dir.clone()),
+            _ => None,
+        }
+    }
+
+    /// Who counts a file that is made in a folder.
+    fn makes(&self, fd: &Resource<Descriptor>, is_folder: bool) -> FsResult<Option<FileAccount>> {
+        let Some(folder) = self.folder(fd) else { return Ok(None) };
+        self.0.guest.disk.makes(&folder, is_folder).map_err(|_| types::ErrorCode::InsufficientSpace.into())
+    }
+
+    fn within_one(&self, from: &Resource<Descriptor>, to: &Resource<Descriptor>) -> FsResult<()> {
+        match (self.folder(from), self.folder(to)) {
+            (Some(from), Some(to)) if !self.0.guest.disk.is_one_volume(&from, &to) => {
+                Err(types::ErrorCode::CrossDevice.into())
+            }
+            _ => Ok(()),
+        }
     }
 
     fn count(&mut self) -> FsResult<Held> {
@@ -172,20 +210,60 @@ impl types::HostDescriptor for FilesView<'_> {
         changes set_size(size: u64) -> FsResult<()>;
         changes set_times(accessed: types::NewTimestamp, modified: types::NewTimestamp) -> FsResult<()>;
         reads read(length: u64, offset: u64) -> FsResult<(Vec<u8>, bool)>;
-        changes create_directory_at(path: String) -> FsResult<()>;
         reads stat() -> FsResult<types::DescriptorStat>;
         reads stat_at(flags: types::PathFlags, path: String) -> FsResult<types::DescriptorStat>;
         changes set_times_at(
             flags: types::PathFlags, path: String, accessed: types::NewTimestamp, modified: types::NewTimestamp
         ) -> FsResult<()>;
-        changes link_at(flags: types::PathFlags, from: String, to_fd: Resource<Descriptor>, to: String) -> FsResult<()>;
         reads readlink_at(path: String) -> FsResult<String>;
         changes remove_directory_at(path: String) -> FsResult<()>;
-        changes rename_at(from: String, to_fd: Resource<Descriptor>, to: String) -> FsResult<()>;
-        changes symlink_at(from: String, to: String) -> FsResult<()>;
         changes unlink_file_at(path: String) -> FsResult<()>;
         reads metadata_hash() -> FsResult<types::MetadataHashValue>;
         reads metadata_hash_at(flags: types::PathFlags, path: String) -> FsResult<types::MetadataHashValue>;
+    }
+
+    async fn create_directory_at(&mut self, fd: Resource<Descriptor>, path: String) -> FsResult<()> {
+        let made = self.makes(&fd, true)?;
+        let disk = self.changing(&fd);
+        on(disk, self.wasi().create_directory_at(fd, path)).await?;
+        made_file(made, true);
+        Ok(())
+    }
+
+    async fn symlink_at(&mut self, fd: Resource<Descriptor>, from: String, to: String) -> FsResult<()> {
+        let made = self.makes(&fd, false)?;
+        let disk = self.changing(&fd);
+        on(disk, self.wasi().symlink_at(fd, from, to)).await?;
+        made_file(made, false);
+        Ok(())
+    }
+
+    async fn link_at(
+        &mut self,
+        fd: Resource<Descriptor>,
+        flags: types::PathFlags,
+        from: String,
+        to_fd: Resource<Descriptor>,
+        to: String,
+    ) -> FsResult<()> {
+        self.within_one(&fd, &to_fd)?;
+        let made = self.makes(&to_fd, false)?;
+        let disk = self.changing(&fd);
+        on(disk, self.wasi().link_at(fd, flags, from, to_fd, to)).await?;
+        made_file(made, false);
+        Ok(())
+    }
+
+    async fn rename_at(
+        &mut self,
+        fd: Resource<Descriptor>,
+        from: String,
+        to_fd: Resource<Descriptor>,
+        to: String,
+    ) -> FsResult<()> {
+        self.within_one(&fd, &to_fd)?;
+        let disk = self.changing(&fd);
+        on(disk, self.wasi().rename_at(fd, from, to_fd, to)).await
     }
 
     async fn write(&mut self, fd: Resource<Descriptor>, bytes: Vec<u8>, offset: u64) -> FsResult<u64> {
@@ -199,7 +277,7 @@ impl types::HostDescriptor for FilesView<'_> {
         let write = async {
             let _growth = match &of {
                 Some((disk, file)) => {
-                    disk.growth(file, bytes.len()).map_err(|_| types::ErrorCode::InsufficientSpace)?
+                    disk.growth(file, bytes.len(), Some(offset)).map_err(|_| types::ErrorCode::InsufficientSpace)?
                 }
                 None => None,
             };
@@ -249,7 +327,10 @@ impl types::HostDescriptor for FilesView<'_> {
         if let Some(disk) = disk.as_ref().filter(|_| open_flags != types::OpenFlags::empty()) {
             disk.changed();
         }
+        let creates = open_flags.contains(types::OpenFlags::CREATE);
+        let made = if creates { self.makes(&fd, false)? } else { None };
         let opened = on(disk, self.wasi().open_at(fd, path_flags, path, open_flags, flags)).await?;
+        made_file(made, false);
         self.0.of::<OpenFiles>().held.insert(opened.rep(), Arc::new(held));
         Ok(opened)
     }

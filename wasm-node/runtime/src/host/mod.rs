@@ -20,6 +20,7 @@ pub(crate) mod listing;
 pub(crate) mod net;
 mod outgoing_body;
 pub(crate) mod preview1;
+mod preview1_names;
 pub(crate) mod random;
 pub(crate) mod sockets;
 pub(crate) mod stat;

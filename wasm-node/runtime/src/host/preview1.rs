@@ -11,11 +11,12 @@ use wasmtime_wasi::p1::{WasiP1Ctx, types};
 use wasmtime_wasi::p2::bindings::filesystem::types as p2;
 use wasmtime_wasi::p2::bindings::filesystem::types::HostDescriptor as _;
 use wasmtime_wasi::{FsPerms, OpenMode, ResourceTable, WasiView as _};
-use wiggle::{GuestMemory, GuestPtr, GuestType as _};
+use wiggle::{GuestMemory, GuestPtr};
 
-use super::disk::Disk;
+use super::disk::{Disk, Growth};
 use super::disk_threads::Late;
 use super::listing::{LISTING_BYTES, Listing, NextEntry};
+use super::preview1_names::{DOTS, Out, Walk, dirent, errno, filetype};
 use super::state::CoreState;
 use super::volumes::Anchored;
 use crate::bounds::limits::OPEN_FILES_MAX;
@@ -28,9 +29,6 @@ pub(crate) const MODULE: &str = "wasi_snapshot_preview1";
 const LISTINGS_MAX: usize = 8;
 /// The first descriptor of a volume: 0 to 2 are the standard streams.
 const FIRST_VOLUME: u32 = 3;
-/// The names that every folder has, before those in it.
-const DOTS: [&str; 2] = [".", ".."];
-
 type Result<T, E = types::Error> = std::result::Result<T, E>;
 
 /// What a number of the guest's leads to.
@@ -41,21 +39,17 @@ struct Open {
     volume: Option<Anchored>,
     /// The account that counts what is written there.
     account: Option<FileAccount>,
+    /// A file that has an account.
+    file: Option<Arc<std::fs::File>>,
+    /// It is written to at its end only.
+    appends: bool,
     _held: Vec<Held>,
 }
 
 /// A write, on whose behalf it is done, and what counts it.
 struct Write {
     disk: Option<Arc<Disk>>,
-    files: Option<FileAccount>,
-}
-
-/// A folder that is being listed by [`WasiSnapshotPreview1::fd_readdir`].
-struct Walk {
-    fd: u32,
-    /// The place of the next name.
-    next: u64,
-    listing: Listing,
+    _growth: Option<Growth>,
 }
 
 /// One instance's preview 1.
@@ -73,7 +67,7 @@ impl Preview1 {
     pub(crate) fn new(wasi: WasiP1Ctx, disk: Arc<Disk>, volumes: Vec<(Anchored, Held)>) -> Self {
         let open = (FIRST_VOLUME..).zip(volumes).map(|(fd, (volume, held))| {
             let account = disk.account_of(&volume.path);
-            (fd, Open { dir: None, volume: Some(volume), account, _held: vec![held] })
+            (fd, Open { dir: None, volume: Some(volume), account, file: None, appends: false, _held: vec![held] })
         });
         let open = open.collect();
         Self { wasi, disk, open, walks: Vec::new(), begun: false }
@@ -93,24 +87,50 @@ impl Preview1 {
         self.open.contains_key(&u32::from(fd)).then(|| self.disk.clone())
     }
 
+    /// The same, of an operation that changes something.
+    fn changing(&self, fd: types::Fd) -> Option<Arc<Disk>> {
+        let disk = self.disk(fd);
+        if let Some(disk) = &disk {
+            disk.changed();
+        }
+        disk
+    }
+
     /// The account of the volume that `fd` lies in, where it has one.
     fn account(&self, fd: types::Fd) -> Option<FileAccount> {
         self.open.get(&u32::from(fd)).and_then(|open| open.account.clone())
     }
 
-    /// Begins a write: on whose behalf, and what counts it.
-    fn writes(&mut self, fd: types::Fd) -> Result<Write> {
-        let files = self.account(fd);
-        if files.as_ref().is_some_and(|files| !files.has_room(1)) {
-            return Err(types::Errno::Nospc.into());
-        }
+    /// Begins a write, at a place or where the file stands: on whose behalf, and what counts it.
+    fn writes(
+        &mut self,
+        memory: &mut GuestMemory<'_>,
+        fd: types::Fd,
+        ciovs: types::CiovecArray,
+        at: Option<types::Filesize>,
+    ) -> Result<Write> {
+        let open = self.open.get(&u32::from(fd));
+        let counted = open.and_then(|open| Some((open.account.clone()?, open.file.clone()?, open.appends)));
         let disk = self.disk(fd);
+        let mut growth = None;
+        if let Some((account, file, appends)) = counted {
+            let mut bytes = 0usize;
+            for piece in ciovs.iter() {
+                bytes = bytes.saturating_add(memory.read(piece?)?.buf_len as usize);
+            }
+            let at = match at {
+                _ if appends => None,
+                None => Some(self.wasi.fd_tell(memory, fd)?),
+                at => at,
+            };
+            growth = Some(Growth::of(account, &file, bytes, at).map_err(|_| types::Errno::Nospc)?);
+        }
         // Bytes go between the guest's memory and the file with no copy in between, so no call is too long.
         self.unbounded(fd);
         if let Some(disk) = &disk {
             disk.changed();
         }
-        Ok(Write { disk, files })
+        Ok(Write { disk, _growth: growth })
     }
 
     /// Lets a call on a file move as much as the guest asks for.
@@ -125,12 +145,30 @@ impl Preview1 {
         self.walks.retain(|walk| walk.fd != fd);
     }
 
-    fn dirs(&mut self) -> Vec<Dir> {
-        let dir = |entry: &mut (dyn std::any::Any + Send)| match entry.downcast_ref::<Descriptor>() {
-            Some(Descriptor::Dir(dir)) => Some(dir.clone()),
+    fn descriptors(&mut self) -> Vec<Descriptor> {
+        let known = |entry: &mut (dyn std::any::Any + Send)| match entry.downcast_ref::<Descriptor>() {
+            Some(Descriptor::Dir(dir)) => Some(Descriptor::Dir(dir.clone())),
+            Some(Descriptor::File(file)) => Some(Descriptor::File(file.clone())),
+            None => None,
+        };
+        self.table().iter_mut().filter_map(known).collect()
+    }
+
+    /// Before a file is made in a folder: who counts it.
+    fn makes(&self, fd: types::Fd, is_folder: bool) -> Result<Option<FileAccount>> {
+        match self.account(fd) {
+            Some(account) if !account.takes_file(is_folder) => Err(types::Errno::Nospc.into()),
+            account => Ok(account),
+        }
+    }
+
+    /// Files don't go from a claim's volume into another, or out of it: these are file systems of their own.
+    fn within_one(&self, from: types::Fd, to: types::Fd) -> Result<()> {
+        let of = |fd| match self.account(fd) {
+            Some(FileAccount::Volume(quota)) => Some(Arc::as_ptr(&quota)),
             _ => None,
         };
-        self.table().iter_mut().filter_map(dir).collect()
+        if of(from) == of(to) { Ok(()) } else { Err(types::Errno::Xdev.into()) }
     }
 
     /// The folder behind a number; none where it is none.
@@ -203,64 +241,6 @@ impl Preview1 {
     }
 }
 
-impl Walk {
-    /// Passes over names before `cookie`, a page at most; answers whether the folder is at its end.
-    fn skip(&mut self, cookie: u64) -> Result<bool> {
-        self.listing.read_more().map_err(errno)?;
-        while self.next < cookie {
-            match self.listing.next() {
-                NextEntry::Entry(Ok(None)) => return Ok(true),
-                NextEntry::Entry(_) => self.next += 1,
-                NextEntry::ReadMore => break,
-            }
-        }
-        Ok(false)
-    }
-}
-
-/// Where the guest wants names.
-struct Out {
-    buf: GuestPtr<u8>,
-    room: u32,
-    filled: u32,
-}
-
-impl Out {
-    fn put(&mut self, memory: &mut GuestMemory<'_>, bytes: &[u8]) -> Result<()> {
-        let length = self.room.min(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
-        memory.copy_from_slice(&bytes[..length as usize], self.buf.add(self.filled)?.as_array(length))?;
-        self.filled += length;
-        self.room -= length;
-        Ok(())
-    }
-}
-
-fn errno(error: p2::ErrorCode) -> types::Error {
-    wasmtime_wasi::p2::FsError::from(error).into()
-}
-
-fn dirent(bytes: &mut Vec<u8>, at: u64, inode: u64, kind: types::Filetype, name: &str) {
-    let begin = bytes.len();
-    bytes.extend_from_slice(&(at + 1).to_le_bytes());
-    bytes.extend_from_slice(&inode.to_le_bytes());
-    bytes.extend_from_slice(&u32::try_from(name.len()).unwrap_or(u32::MAX).to_le_bytes());
-    bytes.push(kind as u8);
-    bytes.resize(begin + types::Dirent::guest_size() as usize, 0);
-    bytes.extend_from_slice(name.as_bytes());
-}
-
-fn filetype(kind: p2::DescriptorType) -> types::Filetype {
-    match kind {
-        p2::DescriptorType::RegularFile => types::Filetype::RegularFile,
-        p2::DescriptorType::Directory => types::Filetype::Directory,
-        p2::DescriptorType::SymbolicLink => types::Filetype::SymbolicLink,
-        p2::DescriptorType::BlockDevice => types::Filetype::BlockDevice,
-        p2::DescriptorType::CharacterDevice => types::Filetype::CharacterDevice,
-        // Preview 1 has no pipes, and its sockets are streams or datagrams.
-        p2::DescriptorType::Fifo | p2::DescriptorType::Socket | p2::DescriptorType::Unknown => types::Filetype::Unknown,
-    }
-}
-
 /// Does an operation: within the share of `disk` where it may wait for one.
 async fn on<T>(disk: Option<Arc<Disk>>, operation: impl Future<Output = Result<T>>) -> Result<T> {
     match disk {
@@ -269,10 +249,17 @@ async fn on<T>(disk: Option<Arc<Disk>>, operation: impl Future<Output = Result<T
     }
 }
 
-/// Counts what was written in full: what lay there before is known when the volume is measured next.
-fn grew(files: Option<FileAccount>, bytes: types::Size) {
-    if let Some(files) = files {
-        files.grew(bytes.into());
+fn made_file(account: Option<FileAccount>, is_folder: bool) {
+    if let Some(account) = account {
+        account.made_file(is_folder);
+    }
+}
+
+/// Which descriptor it is.
+fn address(descriptor: &Descriptor) -> usize {
+    match descriptor {
+        Descriptor::Dir(dir) => Arc::as_ptr(&dir.dir).addr(),
+        Descriptor::File(file) => Arc::as_ptr(&file.file).addr(),
     }
 }
 
@@ -327,7 +314,6 @@ impl WasiSnapshotPreview1 for Preview1 {
         clock_res_get(id: types::Clockid) -> Result<types::Timestamp>;
         clock_time_get(id: types::Clockid, precision: types::Timestamp) -> Result<types::Timestamp>;
         fd_allocate(fd: types::Fd, offset: types::Filesize, len: types::Filesize) -> Result<()>;
-        fd_fdstat_set_flags(fd: types::Fd, flags: types::Fdflags) -> Result<()>;
         fd_fdstat_set_rights(fd: types::Fd, base: types::Rights, inheriting: types::Rights) -> Result<()>;
         fd_prestat_get(fd: types::Fd) -> Result<types::Prestat>;
         fd_prestat_dir_name(fd: types::Fd, path: GuestPtr<u8>, path_max_len: types::Size) -> Result<()>;
@@ -352,21 +338,15 @@ impl WasiSnapshotPreview1 for Preview1 {
         moves fd_read(fd: types::Fd, iovs: types::IovecArray) of fd -> Result<types::Size>;
         moves fd_pread(fd: types::Fd, iovs: types::IovecArray, offset: types::Filesize) of fd -> Result<types::Size>;
         reads fd_seek(fd: types::Fd, offset: types::Filedelta, whence: types::Whence) of fd -> Result<types::Filesize>;
-        changes path_create_directory(fd: types::Fd, path: GuestPtr<str>) of fd -> Result<()>;
         reads path_filestat_get(fd: types::Fd, flags: types::Lookupflags, path: GuestPtr<str>) of fd -> Result<types::Filestat>;
         changes path_filestat_set_times(
             fd: types::Fd, flags: types::Lookupflags, path: GuestPtr<str>, atim: types::Timestamp,
             mtim: types::Timestamp, fst_flags: types::Fstflags
         ) of fd -> Result<()>;
-        changes path_link(
-            fd: types::Fd, flags: types::Lookupflags, from: GuestPtr<str>, to_fd: types::Fd, to: GuestPtr<str>
-        ) of fd -> Result<()>;
         reads path_readlink(
             fd: types::Fd, path: GuestPtr<str>, buf: GuestPtr<u8>, buf_len: types::Size
         ) of fd -> Result<types::Size>;
         changes path_remove_directory(fd: types::Fd, path: GuestPtr<str>) of fd -> Result<()>;
-        changes path_rename(fd: types::Fd, from: GuestPtr<str>, to_fd: types::Fd, to: GuestPtr<str>) of fd -> Result<()>;
-        changes path_symlink(from: GuestPtr<str>, fd: types::Fd, to: GuestPtr<str>) of fd -> Result<()>;
         changes path_unlink_file(fd: types::Fd, path: GuestPtr<str>) of fd -> Result<()>;
     }
 
@@ -376,10 +356,8 @@ impl WasiSnapshotPreview1 for Preview1 {
         fd: types::Fd,
         ciovs: types::CiovecArray,
     ) -> Result<types::Size> {
-        let Write { disk, files } = self.writes(fd)?;
-        let written = on(disk, self.wasi.fd_write(memory, fd, ciovs)).await?;
-        grew(files, written);
-        Ok(written)
+        let Write { disk, _growth } = self.writes(memory, fd, ciovs, None)?;
+        on(disk, self.wasi.fd_write(memory, fd, ciovs)).await
     }
 
     async fn fd_pwrite(
@@ -389,10 +367,75 @@ impl WasiSnapshotPreview1 for Preview1 {
         ciovs: types::CiovecArray,
         offset: types::Filesize,
     ) -> Result<types::Size> {
-        let Write { disk, files } = self.writes(fd)?;
-        let written = on(disk, self.wasi.fd_pwrite(memory, fd, ciovs, offset)).await?;
-        grew(files, written);
-        Ok(written)
+        let Write { disk, _growth } = self.writes(memory, fd, ciovs, Some(offset))?;
+        on(disk, self.wasi.fd_pwrite(memory, fd, ciovs, offset)).await
+    }
+
+    fn fd_fdstat_set_flags(
+        &mut self,
+        memory: &mut GuestMemory<'_>,
+        fd: types::Fd,
+        flags: types::Fdflags,
+    ) -> Result<()> {
+        self.wasi.fd_fdstat_set_flags(memory, fd, flags)?;
+        if let Some(open) = self.open.get_mut(&u32::from(fd)) {
+            open.appends = flags.contains(types::Fdflags::APPEND);
+        }
+        Ok(())
+    }
+
+    async fn path_create_directory(
+        &mut self,
+        memory: &mut GuestMemory<'_>,
+        fd: types::Fd,
+        path: GuestPtr<str>,
+    ) -> Result<()> {
+        let (made, disk) = (self.makes(fd, true)?, self.changing(fd));
+        on(disk, self.wasi.path_create_directory(memory, fd, path)).await?;
+        made_file(made, true);
+        Ok(())
+    }
+
+    async fn path_symlink(
+        &mut self,
+        memory: &mut GuestMemory<'_>,
+        from: GuestPtr<str>,
+        fd: types::Fd,
+        to: GuestPtr<str>,
+    ) -> Result<()> {
+        let (made, disk) = (self.makes(fd, false)?, self.changing(fd));
+        on(disk, self.wasi.path_symlink(memory, from, fd, to)).await?;
+        made_file(made, false);
+        Ok(())
+    }
+
+    async fn path_link(
+        &mut self,
+        memory: &mut GuestMemory<'_>,
+        fd: types::Fd,
+        flags: types::Lookupflags,
+        from: GuestPtr<str>,
+        to_fd: types::Fd,
+        to: GuestPtr<str>,
+    ) -> Result<()> {
+        self.within_one(fd, to_fd)?;
+        let (made, disk) = (self.makes(to_fd, false)?, self.changing(fd));
+        on(disk, self.wasi.path_link(memory, fd, flags, from, to_fd, to)).await?;
+        made_file(made, false);
+        Ok(())
+    }
+
+    async fn path_rename(
+        &mut self,
+        memory: &mut GuestMemory<'_>,
+        fd: types::Fd,
+        from: GuestPtr<str>,
+        to_fd: types::Fd,
+        to: GuestPtr<str>,
+    ) -> Result<()> {
+        self.within_one(fd, to_fd)?;
+        let disk = self.changing(fd);
+        on(disk, self.wasi.path_rename(memory, fd, from, to_fd, to)).await
     }
 
     fn sock_shutdown(&mut self, memory: &mut GuestMemory<'_>, fd: types::Fd, how: types::Sdflags) -> Result<()> {
@@ -485,15 +528,22 @@ impl WasiSnapshotPreview1 for Preview1 {
             // is a volume doesn't matter.
             let _ = self.wasi.fd_prestat_get(memory, types::Fd::from(FIRST_VOLUME));
         }
-        let known: HashSet<usize> = self.dirs().iter().map(|dir| Arc::as_ptr(&dir.dir).addr()).collect();
+        let known: HashSet<usize> = self.descriptors().iter().map(address).collect();
         let disk = self.disk(fd);
         if let Some(disk) = disk.as_ref().filter(|_| !open.is_empty()) {
             disk.changed();
         }
+        let made = if open.contains(types::Oflags::CREAT) { self.makes(fd, false)? } else { None };
         let opened = on(disk, self.wasi.path_open(memory, fd, lookup, path, open, rights, inheriting, flags)).await?;
-        let dir = self.dirs().into_iter().find(|dir| !known.contains(&Arc::as_ptr(&dir.dir).addr()));
+        made_file(made, false);
         let account = self.account(fd);
-        self.open.insert(opened.into(), Open { dir, volume: None, account, _held: vec![held] });
+        let (dir, file) = match self.descriptors().into_iter().find(|new| !known.contains(&address(new))) {
+            Some(Descriptor::Dir(dir)) => (Some(dir), None),
+            Some(Descriptor::File(file)) if account.is_some() => (None, Some(file.file)),
+            _ => (None, None),
+        };
+        let appends = flags.contains(types::Fdflags::APPEND);
+        self.open.insert(opened.into(), Open { dir, volume: None, account, file, appends, _held: vec![held] });
         Ok(opened)
     }
 

@@ -12,6 +12,7 @@ const LIBRARY: &str = r#"
     (import "wasi_snapshot_preview1" "fd_close" (func $close (param i32) (result i32)))
     (import "wasi_snapshot_preview1" "fd_renumber" (func $renumber (param i32 i32) (result i32)))
     (import "wasi_snapshot_preview1" "fd_pwrite" (func $pwrite (param i32 i32 i32 i64 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "path_rename" (func $rename (param i32 i32 i32 i32 i32 i32) (result i32)))
     (memory (export "memory") 2)
     (data (i32.const 100) "file")
     ;; Opens (and makes) `file` of the first volume; its number goes to 8.
@@ -173,4 +174,59 @@ async fn files_in_memory_end_at_their_limit() {
     }
     drop(files);
     assert_eq!(pod.used(runtime_api::ledger::Resource::Memory), 0);
+}
+
+/// A claim's volume of preview 1: a write that doesn't fit is refused whole, what is there can be written anew, and nothing comes in or
+/// goes out past the account.
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claims_volume_holds_no_more_than_it_may() {
+    use runtime_api::{VOLUME_FILES_MAX, VolumeQuota, VolumeUse};
+
+    const LIMIT: u64 = 1 << 20;
+    let bench = Bench::new();
+    let volume = volume(&bench, 0);
+    let folder = volume.host.canonicalize().unwrap();
+    let other = Preopen { host: bench.dir.path().join("other"), guest: "/other".into(), ..volume.clone() };
+    std::fs::create_dir(&other.host).unwrap();
+    let quota = |files: u64| {
+        let used = VolumeUse { bytes: 0, files };
+        Arc::new(VolumeQuota::new(folder.clone(), LIMIT, used, Box::new(|| None)))
+    };
+    // Exits with the number of the first step that goes otherwise. 51 is ENOSPC, 75 EXDEV.
+    let body = "
+      (if (call $open) (then (call $exit (i32.const 1))))
+      (loop
+        (i32.store (i32.add (i32.const 1024) (i32.shl (local.get $n) (i32.const 3))) (i32.const 0))
+        (i32.store (i32.add (i32.const 1028) (i32.shl (local.get $n) (i32.const 3))) (i32.const 65536))
+        (local.set $n (i32.add (local.get $n) (i32.const 1)))
+        (br_if 0 (i32.lt_u (local.get $n) (i32.const 32))))
+      (if (i32.ne (i32.const 51) (call $pwrite (i32.load (i32.const 8)) (i32.const 1024) (i32.const 32) (i64.const 0) (i32.const 24)))
+        (then (call $exit (i32.const 2))))
+      (loop
+        (local.set $n (call $pwrite (i32.load (i32.const 8)) (i32.const 1024) (i32.const 1)
+          (i64.load (i32.const 16)) (i32.const 24)))
+        (i64.store (i32.const 16) (i64.add (i64.load (i32.const 16)) (i64.const 65536)))
+        (br_if 0 (i32.eqz (local.get $n))))
+      (if (i32.ne (i32.const 51) (local.get $n)) (then (call $exit (i32.const 3))))
+      (if (call $pwrite (i32.load (i32.const 8)) (i32.const 1024) (i32.const 1) (i64.const 0) (i32.const 24))
+        (then (call $exit (i32.const 4))))
+      (if (i32.ne (i32.const 75)
+          (call $rename (i32.const 3) (i32.const 100) (i32.const 4) (i32.const 4) (i32.const 100) (i32.const 4)))
+        (then (call $exit (i32.const 5))))
+      (if (call $rename (i32.const 3) (i32.const 100) (i32.const 4) (i32.const 3) (i32.const 100) (i32.const 3))
+        (then (call $exit (i32.const 6))))";
+    let loaded = bench.load_text(&module(body), Metering::Epochs).await.unwrap();
+    let (full, many) = (quota(0), quota(VOLUME_FILES_MAX));
+    for (quota, code) in [(full.clone(), 0), (many, 1)] {
+        let (own, other) = (volume.clone(), other.clone());
+        let (container, log) = bench.container(loaded.clone(), |spec| {
+            spec.preopens.extend([own, other]);
+            spec.quotas = vec![quota];
+        });
+        assert_eq!(container.run(never()).await.exit_code, code, "{}", log.text());
+    }
+    let size = std::fs::metadata(folder.join("fil")).unwrap().len();
+    assert!((LIMIT - (128 << 10)..=LIMIT).contains(&size), "{size}");
+    assert!(full.used().bytes <= LIMIT && full.used().files == 1, "{:?}", full.used());
 }
