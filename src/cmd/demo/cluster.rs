@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::rollout::is_rolled_out;
 
 /// No step of the demo may take longer.
-const STEP_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Creates every object of a YAML stream.
 pub(super) async fn create_all(client: &Client, yaml: &str) -> anyhow::Result<()> {

@@ -3,6 +3,7 @@
 mod cluster;
 mod load;
 mod samples;
+mod state;
 mod usage;
 
 use std::time::Duration;
@@ -45,8 +46,12 @@ pub(crate) struct Demo {
 /// A step that did not come true, with what was expected.
 pub(crate) fn run(flags: &Demo) -> Result<(), Failure> {
     let env = Env::real();
-    let temporary =
-        tempfile::Builder::new().prefix("coracle-demo-").tempdir().context("cannot make a temporary folder")?;
+    let mut folder = tempfile::Builder::new();
+    folder.prefix("coracle-demo-");
+    // Keys lie in it.
+    #[cfg(unix)]
+    folder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700));
+    let temporary = folder.tempdir().context("cannot make a temporary folder")?;
     let data = DataDir::at(temporary.path().to_path_buf());
     let runtime = compose::runtime()?;
     let kept = runtime.block_on(async {
@@ -79,31 +84,34 @@ async fn tell(story: &mut Story, env: &Env, cluster: &Cluster, data: &DataDir) -
     let client = cluster.admin.clone();
 
     let before = env.elapsed();
-    story.doing("pushing and compiling seven modules");
+    story.doing("pushing and compiling nine modules");
     for (name, module) in samples::MODULES {
         for tag in ["v1", "v2"] {
             cluster.push(module, &format!("registry.local/{name}:{tag}")).await?;
         }
     }
-    story.say(&format!("Seven Wasm modules were pushed into its registry in {}.", ms(env.elapsed() - before)));
+    story.say(&format!("Nine Wasm modules were pushed into its registry in {}.", ms(env.elapsed() - before)));
 
     let before = env.elapsed();
     story.doing("deploying the shop");
     cluster::create_all(&client, samples::SHOP).await?;
+    cluster::create_all(&client, samples::SHOP_ORDERS).await?;
     for name in ["frontend", "catalog", "users", "payments"] {
         cluster::rolled_out(&client, "shop", name).await?;
     }
+    state::database_ready(&client, None).await?;
     let ready = env.elapsed() - before;
     let (nodes, pods) = cluster::spread(&client, "shop").await?;
     anyhow::ensure!(nodes == 2, "the shop's pods run on {nodes} of 2 nodes");
     story.say(&format!(
-        "The shop, four microservices from YAML, is ready after {}: {pods} pods on {nodes} nodes.",
+        "The shop, four microservices and a database from YAML, is ready after {}: {pods} pods on {nodes} nodes.",
         ms(ready)
     ));
 
     let port = cluster::node_port(&client, "shop", "frontend").await?;
-    order(port).await?;
+    let id = order(port).await?;
     story.say("An order went from the frontend through catalog, users and payments by Service name, and is paid.");
+    state::tell(story, &client, port, &id).await?;
 
     story.doing("sending traffic");
     let usage = Usage::read();
@@ -158,6 +166,7 @@ async fn tell(story: &mut Story, env: &Env, cluster: &Cluster, data: &DataDir) -
         measured.requests
     ));
 
+    state::tell_autoscaler(story, &client).await?;
     limits(story, &client).await?;
 
     let memory = Usage::read().memory_bytes / (1024 * 1024);
@@ -194,8 +203,8 @@ async fn limits(story: &mut Story, client: &Client) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Orders something; it must be paid.
-async fn order(port: u16) -> anyhow::Result<()> {
+/// Orders something; it must be paid. Its id.
+async fn order(port: u16) -> anyhow::Result<String> {
     let (status, _, body) = exchange("127.0.0.1", port, Request::get("/api/products"), "").await?;
     anyhow::ensure!(status == 200, "the shop's products answered {status}");
     let products: serde_json::Value = serde_json::from_slice(&body)?;
@@ -204,7 +213,7 @@ async fn order(port: u16) -> anyhow::Result<()> {
     let (status, _, body) = exchange("127.0.0.1", port, request, &order).await?;
     let answer: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
     anyhow::ensure!(status < 300 && answer["status"] == "paid", "the order answered {status}: {answer}");
-    Ok(())
+    Ok(answer["id"].as_str().context("the order has no id")?.to_owned())
 }
 
 async fn get(host: &str, port: u16, path: &str) -> anyhow::Result<(u16, String)> {

@@ -6,6 +6,8 @@ pub(super) const MODULES: &[(&str, &[u8])] = &[
     ("shop-catalog", include_bytes!("../../../sample-workloads/bin/shop-catalog.wasm")),
     ("shop-users", include_bytes!("../../../sample-workloads/bin/shop-users.wasm")),
     ("shop-payments", include_bytes!("../../../sample-workloads/bin/shop-payments.wasm")),
+    ("shop-orders", include_bytes!("../../../sample-workloads/bin/shop-orders.wasm")),
+    ("shop-report", include_bytes!("../../../sample-workloads/bin/shop-report.wasm")),
     ("endless", include_bytes!("../../../sample-workloads/bin/endless.wasm")),
     ("glutton", include_bytes!("../../../sample-workloads/bin/glutton.wasm")),
     ("trap", include_bytes!("../../../sample-workloads/bin/trap.wasm")),
@@ -13,6 +15,9 @@ pub(super) const MODULES: &[(&str, &[u8])] = &[
 
 /// The shop.
 pub(super) const SHOP: &str = include_str!("../../../sample-workloads/manifests/shop.yaml");
+
+/// Its database, autoscaler and nightly report.
+pub(super) const SHOP_ORDERS: &str = include_str!("../../../sample-workloads/manifests/shop-orders.yaml");
 
 /// One misbehaving module each.
 pub(super) const MISBEHAVING: &[&str] = &[

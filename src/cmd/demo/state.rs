@@ -1,0 +1,124 @@
+//! What the shop keeps: orders in a database on a claim's volume, a report of them, and the autoscaler of its catalog.
+
+use anyhow::Context as _;
+use hyper::Request;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::batch::v1::{CronJob, Job};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use kube::api::{DeleteParams, ListParams, LogParams, ObjectMeta, PostParams};
+use kube::runtime::wait::await_condition;
+use kube::{Api, Client};
+use serde_json::Value;
+
+use super::cluster::STEP_TIMEOUT;
+use super::{Story, exchange, ms};
+
+/// The pod of the database, and the claim of its volume.
+const POD: &str = "orders-0";
+const CLAIM: &str = "data-orders-0";
+
+/// Waits until the database's pod is ready: another one than that of this uid.
+pub(super) async fn database_ready(client: &Client, but: Option<&str>) -> anyhow::Result<()> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "shop");
+    let ready = |pod: Option<&Pod>| {
+        let conditions = pod.and_then(|pod| pod.status.as_ref()?.conditions.as_deref()).unwrap_or_default();
+        pod.is_some_and(|pod| pod.metadata.uid.as_deref() != but)
+            && conditions.iter().any(|of| of.type_ == "Ready" && of.status == "True")
+    };
+    let waited = tokio::time::timeout(STEP_TIMEOUT, await_condition(pods, POD, ready)).await;
+    waited.with_context(|| format!("pod {POD} was not ready in time"))??;
+    // What routes requests hears of it a moment later, and the set is what says that it does.
+    let sets: Api<StatefulSet> = Api::namespaced(client.clone(), "shop");
+    let done = |set: Option<&StatefulSet>| {
+        set.and_then(|set| set.status.as_ref()?.available_replicas).is_some_and(|available| available > 0)
+    };
+    let waited = tokio::time::timeout(STEP_TIMEOUT, await_condition(sets, "orders", done)).await;
+    waited.context("the StatefulSet orders was not available in time")??;
+    Ok(())
+}
+
+/// Deletes the database's pod: what it kept is there with the next one. Then the nightly report, now.
+pub(super) async fn tell(story: &mut Story, client: &Client, port: u16, id: &str) -> anyhow::Result<()> {
+    story.doing("killing the database's pod");
+    kept(port, id).await?;
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "shop");
+    let before = story.env.elapsed();
+    let uid = pods.get(POD).await?.metadata.uid.context("a pod has a uid")?;
+    pods.delete(POD, &DeleteParams::default()).await?;
+    database_ready(client, Some(&uid)).await?;
+    kept(port, id).await?;
+    let took = story.env.elapsed() - before;
+    let claim = Api::<PersistentVolumeClaim>::namespaced(client.clone(), "shop").get(CLAIM).await?;
+    let volume = claim.spec.and_then(|spec| spec.volume_name).context("the claim has no volume")?;
+    story.say(&format!(
+        "It is kept in a Wasm database on volume {volume}: the database's pod was deleted, and its successor had the order {} later.",
+        ms(took)
+    ));
+
+    story.doing("making the nightly report");
+    let log = report(client).await?;
+    let said: Value = serde_json::from_str(&log).with_context(|| format!("the report is no JSON: {log:?}"))?;
+    anyhow::ensure!(said["paid"] == 1, "the report says {said}");
+    story.say(&format!("The nightly report, run now from its CronJob, says {}.", log.trim_end()));
+    Ok(())
+}
+
+/// The order must be there, and paid: asked until the routes to a new pod are known.
+async fn kept(port: u16, id: &str) -> anyhow::Result<()> {
+    let ask = async {
+        loop {
+            let (status, _, body) = exchange("127.0.0.1", port, Request::get(format!("/api/orders/{id}")), "").await?;
+            let order: Value = serde_json::from_slice(&body).unwrap_or_default();
+            if status == 200 {
+                anyhow::ensure!(order["status"] == "paid", "order {id} is kept as {order}");
+                return Ok(());
+            }
+            anyhow::ensure!(status >= 500, "order {id} answered {status}: {order}");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(STEP_TIMEOUT, ask).await.with_context(|| format!("order {id} was not answered in time"))?
+}
+
+/// What the CronJob's job prints, made as `kubectl create job --from` makes it.
+async fn report(client: &Client) -> anyhow::Result<String> {
+    let schedule = Api::<CronJob>::namespaced(client.clone(), "shop").get("report").await?;
+    let template = schedule.spec.job_template;
+    let job = Job {
+        metadata: ObjectMeta { name: Some("report-now".to_owned()), ..template.metadata.unwrap_or_default() },
+        spec: template.spec,
+        status: None,
+    };
+    let jobs: Api<Job> = Api::namespaced(client.clone(), "shop");
+    jobs.create(&PostParams::default(), &job).await?;
+    let done = |job: Option<&Job>| job.and_then(|job| job.status.as_ref()?.succeeded).is_some_and(|pods| pods > 0);
+    let waited = tokio::time::timeout(STEP_TIMEOUT, await_condition(jobs, "report-now", done)).await;
+    waited.context("the report was not made in time")??;
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "shop");
+    // Tries that failed before are of the same job.
+    let of = ListParams::default().labels("batch.kubernetes.io/job-name=report-now");
+    let found = pods.list(&of.fields("status.phase=Succeeded")).await?;
+    let pod = found.items.first().and_then(|pod| pod.metadata.name.clone()).context("the report has no pod")?;
+    Ok(pods.logs(&pod, &LogParams::default()).await?)
+}
+
+/// What the catalog's autoscaler has read, and made of it.
+pub(super) async fn tell_autoscaler(story: &mut Story, client: &Client) -> anyhow::Result<()> {
+    story.doing("asking the autoscaler");
+    let scalers: Api<HorizontalPodAutoscaler> = Api::namespaced(client.clone(), "shop");
+    let read = |scaler: Option<&HorizontalPodAutoscaler>| {
+        scaler.and_then(|of| of.status.as_ref()?.current_metrics.as_ref()).is_some_and(|all| !all.is_empty())
+    };
+    let waited = tokio::time::timeout(STEP_TIMEOUT, await_condition(scalers, "catalog", read)).await;
+    let scaler = waited.context("the autoscaler read nothing in time")??;
+    let status = scaler.and_then(|scaler| scaler.status).context("the autoscaler has no status")?;
+    let read =
+        status.current_metrics.iter().flatten().find_map(|of| of.resource.as_ref()?.current.average_value.clone());
+    let read = read.map_or_else(|| "nothing".to_owned(), |quantity| quantity.0);
+    story.say(&format!(
+        "The catalog's HorizontalPodAutoscaler reads {read} of CPU a pod, and wants {} pods.",
+        status.desired_replicas
+    ));
+    Ok(())
+}
