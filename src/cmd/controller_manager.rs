@@ -66,7 +66,6 @@ impl Table for Unmeant {
         ("cluster-signing-cert-file", SIGNING),
         ("cluster-signing-duration", SIGNING),
         ("cluster-signing-key-file", SIGNING),
-        ("concurrent-service-syncs", CLOUD),
         ("configure-cloud-routes", CLOUD),
         ("controller-start-interval", "controllers start at once; leave it out"),
         ("disable-attach-detach-reconcile-sync", ATTACH),

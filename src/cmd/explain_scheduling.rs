@@ -272,8 +272,8 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "pod n/p by the profile default-scheduler: to a; 1 of 2 nodes will do");
         assert!(lines[2].starts_with("NODE   TOTAL   NodeResourcesFit"), "{text}");
-        assert_eq!(lines[5], "NODE     REFUSED BY         REASON");
-        assert_eq!(lines[6], "b?[2J    NodeResourcesFit   Too many pods");
+        assert_eq!(lines[5], "NODE    REFUSED BY         REASON");
+        assert_eq!(lines[6], "b?[2J   NodeResourcesFit   Too many pods");
         let text = shown(&of(json!({"nodeName": "x", "schedulingGates": [{"name": "g"}], "nodeSelector": {"a": "b"}})));
         let message = "nowhere. 0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector.";
         assert!(text.contains(message) && text.contains("scheduling gates"), "{text}");
