@@ -63,8 +63,8 @@ fn chooses(budget: &PodDisruptionBudget, labels: Option<&BTreeMap<String, String
 
 fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
     let Some(budget) = view.get::<PodDisruptionBudget>(key) else { return Plan::nothing() };
-    let all = view.list::<Pod>(&key.namespace);
-    let chosen: Vec<&Pod> = all.filter(|pod| chooses(budget, pod.metadata.labels.as_ref())).collect();
+    let selector = budget.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+    let chosen: Vec<&Pod> = selector.map(|selector| view.chosen(&key.namespace, selector)).unwrap_or_default();
     let old = budget.status.clone().unwrap_or_default();
     let mut plan = Plan::nothing();
     let counted = match expected(view, budget, &chosen) {

@@ -109,16 +109,12 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> 
     let Some(service) = view.get::<Service>(key) else { return Plan::nothing() };
     let (Some(spec), Some(selector)) = (&service.spec, selector(service)) else { return Plan::nothing() };
     let families = families(spec);
-    let chosen: Vec<&Pod> = view
-        .list::<Pod>(&key.namespace)
-        .filter(|pod| !pods::is_terminal(pod) && contains(pod.metadata.labels.as_ref(), selector))
-        .collect();
-    let ours = |slice: &&EndpointSlice| {
-        let labels = slice.metadata.labels.as_ref();
-        let is = |name: &str, value: &str| labels.and_then(|l| l.get(name)).is_some_and(|v| v == value);
-        is(names::SERVICE_NAME, &key.name) && is(MANAGED_BY, MANAGER) && slice.metadata.deletion_timestamp.is_none()
-    };
-    let slices: Vec<&EndpointSlice> = view.list::<EndpointSlice>(&key.namespace).filter(ours).collect();
+    let mut chosen: Vec<&Pod> = view.labelled(&key.namespace, selector);
+    chosen.retain(|pod| !pods::is_terminal(pod));
+    let ours = [(names::SERVICE_NAME, &*key.name), (MANAGED_BY, MANAGER)].map(|(n, v)| (n.to_owned(), v.to_owned()));
+    let ours = Labels::from(ours);
+    let mut slices: Vec<&EndpointSlice> = view.labelled(&key.namespace, &ours);
+    slices.retain(|slice| slice.metadata.deletion_timestamp.is_none());
     let mut plan = Plan::nothing();
     for family in &families {
         let present = slices.iter().copied().filter(|s| s.address_type == *family).collect();

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{self as core, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference, Time};
-use machinery_client::selector::{self, selects};
+use machinery_client::selector;
 use machinery_client::{Action, Kind, Object, ObjectCache, Pod, Typed, controller_of, value_of};
 use serde_json::json;
 
@@ -106,7 +106,7 @@ pub(crate) fn release<K: Typed>(object: &K) -> Action {
 
 /// Checks with the server that the view shows all objects that a selector chooses.
 pub(crate) fn require_fresh_cache<K: Typed>(view: &ObjectCache, namespace: &str, selector: &LabelSelector) -> Action {
-    let chosen = view.list::<K>(namespace).map(Object::metadata).filter(|m| selects(selector, m.labels.as_ref()));
+    let chosen = view.chosen::<K>(namespace, selector).into_iter().map(Object::metadata);
     Action::RequireFreshCache {
         kind: Kind::of::<K>(),
         namespace: namespace.to_owned(),

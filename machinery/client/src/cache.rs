@@ -10,10 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
+use crate::label_index::LabelIndex;
 use crate::object::{Kind, Object, Typed, controller_of, key_of, typed, version_of};
 use crate::pod::Pod;
+use crate::selector::{Labels, contains, selects};
 use machinery_api::ObjectKey;
 
 /// One object's change, as the listeners of a view see it.
@@ -77,6 +80,8 @@ struct Table {
     by_uid: HashMap<Box<str>, Arc<ObjectKey>>,
     /// Pods by the node that they are bound to.
     by_node: HashMap<Box<str>, BTreeSet<Arc<ObjectKey>>>,
+    /// Pods and EndpointSlices by their labels.
+    by_label: LabelIndex,
     /// Nodes that went, with when that was received: see [`ObjectCache::node_gone_at`].
     gone: BTreeMap<ObjectKey, Duration>,
     /// The server's version up to which this table is known to be complete.
@@ -126,6 +131,28 @@ impl ObjectCache {
             .into_iter()
             .flat_map(move |t| within(&t.objects, namespace))
             .filter_map(|(_, e)| typed(&*e.object))
+    }
+
+    /// A namespace's objects that a selector chooses, in order of name. Of pods and EndpointSlices only those are looked at
+    /// that have the rarest label which it wants.
+    pub fn chosen<'a, K: Typed>(&'a self, namespace: &'a str, selector: &'a LabelSelector) -> Vec<&'a K> {
+        let wanted = selector.match_labels.as_ref().filter(|wanted| !wanted.is_empty());
+        let chosen = |object: &&K| selects(selector, Object::metadata(*object).labels.as_ref());
+        match wanted {
+            Some(wanted) => self.labelled(namespace, wanted).into_iter().filter(chosen).collect(),
+            None => self.list(namespace).filter(chosen).collect(),
+        }
+    }
+
+    /// A namespace's objects that have all of these labels, in order of name: found as by [`chosen`](Self::chosen).
+    pub fn labelled<'a, K: Typed>(&'a self, namespace: &'a str, wanted: &'a Labels) -> Vec<&'a K> {
+        let has = |object: &&K| contains(Object::metadata(*object).labels.as_ref(), wanted);
+        let Some(table) = self.tables.get(&Kind::of::<K>()) else { return Vec::new() };
+        if !is_indexed::<K>() || wanted.is_empty() {
+            return self.list(namespace).filter(has).collect();
+        }
+        let keys = table.by_label.candidates(namespace, wanted).filter(|key| key.namespace == namespace);
+        keys.filter_map(|key| table.objects.get(key)).filter_map(|entry| typed(&*entry.object)).filter(has).collect()
     }
 
     /// The objects that name `uid` among their owners, in order.
@@ -389,6 +416,9 @@ impl Table {
         if let Some(node) = node_of(object) {
             self.by_node.entry(node.into()).or_default().insert(key.clone());
         }
+        if has_index_of_labels(object) {
+            self.by_label.insert(key, metadata.labels.as_ref());
+        }
         if let Some(uid) = &metadata.uid {
             self.by_uid.insert(uid.as_str().into(), key.clone());
         }
@@ -410,6 +440,9 @@ impl Table {
                 self.by_node.remove(node);
             }
         }
+        if has_index_of_labels(object) {
+            self.by_label.remove(key, metadata.labels.as_ref());
+        }
         if let Some(uid) = &metadata.uid {
             self.by_uid.remove(uid.as_str());
         }
@@ -423,6 +456,17 @@ impl Table {
         }
         self.uncontrolled.remove(key);
     }
+}
+
+/// Whether objects of a kind are found by their labels: those of which many lie in one namespace, and selectors choose few.
+fn is_indexed<K: Typed>() -> bool {
+    let kind = Kind::of::<K>();
+    kind == Kind::of::<Pod>() || kind == Kind::of::<EndpointSlice>()
+}
+
+/// See [`is_indexed`].
+fn has_index_of_labels(object: &dyn Object) -> bool {
+    typed::<Pod>(object).is_some() || typed::<EndpointSlice>(object).is_some()
 }
 
 /// The node that an object is bound to: pods only.
@@ -454,6 +498,26 @@ mod tests {
             "name": name, "namespace": "a", "uid": format!("uid-{name}"), "resourceVersion": version.to_string(),
             "ownerReferences": owners}});
         decode::<Pod>(&text.to_string()).unwrap()
+    }
+
+    #[test]
+    fn labels_find_what_has_them_now() {
+        let mut view = ObjectCache::default();
+        let kind = Kind::of::<Pod>();
+        let labelled = |name: &str, version: u64, app: &str| -> Arc<dyn Object> {
+            let metadata = serde_json::json!({"name": name, "namespace": "a", "uid": name, "resourceVersion": version.to_string(), "labels": {"app": app}});
+            decode::<Pod>(&serde_json::json!({"metadata": metadata}).to_string()).unwrap()
+        };
+        let names = |view: &ObjectCache, app: &str| -> Vec<String> {
+            let wanted = [("app".to_owned(), app.to_owned())].into();
+            view.labelled::<Pod>("a", &wanted).iter().filter_map(|pod| pod.metadata.name.clone()).collect()
+        };
+        for object in [labelled("x", 1, "web"), labelled("y", 2, "web"), labelled("x", 3, "db")] {
+            view.put(&kind, object);
+        }
+        assert_eq!((names(&view, "web"), names(&view, "db")), (vec!["y".to_owned()], vec!["x".to_owned()]));
+        view.remove(&kind, &ObjectKey::new("a", "y"), 4);
+        assert!(names(&view, "web").is_empty());
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod election;
 pub mod events;
 mod executor;
 pub mod informer;
+mod label_index;
 pub mod metrics;
 pub mod object;
 pub mod pass;
