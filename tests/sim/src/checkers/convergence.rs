@@ -31,6 +31,8 @@ pub(crate) fn unfinished(history: &History) -> Vec<String> {
     deployments(&of("deployments"), &sets, &pods, &mut problems);
     jobs(&of("jobs"), &mut problems);
     stateful_sets(&of("statefulsets"), &pods, &mut problems);
+    replication_controllers(&of("controllers"), &pods, &mut problems);
+    mirrored(&of("services/endpoints"), &of("services/specs"), &of("endpointslices"), &mut problems);
     daemon_sets(&of("daemonsets"), &nodes, &pods, &mut problems);
     cron_jobs(&of("cronjobs"), &of("jobs"), &mut problems);
     budgets(&of("poddisruptionbudgets"), &pods, &mut problems);
@@ -117,6 +119,48 @@ fn stateful_sets(sets: &Objects, pods: &Objects, problems: &mut Vec<String>) {
         }
         if number(set, "/status/observedGeneration") != number(set, "/metadata/generation") {
             problems.push(format!("{key} is not observed"));
+        }
+    }
+}
+
+fn replication_controllers(sets: &Objects, pods: &Objects, problems: &mut Vec<String>) {
+    for (key, set) in sets.iter() {
+        let (wanted, uid) = (number(set, "/spec/replicas"), set["metadata"]["uid"].as_str().unwrap_or_default());
+        let own = pods.iter().filter(|(_, pod)| controlled_by(pod, uid) && !ended(pod) && !going(pod) && ready(pod));
+        let there = i64::try_from(own.count()).unwrap_or(0);
+        let told =
+            ["replicas", "readyReplicas", "availableReplicas"].map(|field| number(set, &format!("/status/{field}")));
+        if there != wanted || told != [wanted; 3] {
+            problems.push(format!("{key} wants {wanted} and has {there}, its status is {}", set["status"]));
+        }
+    }
+}
+
+/// Endpoints that somebody made are shown as they are where traffic is led by.
+fn mirrored(endpoints: &Objects, services: &Objects, slices: &Objects, problems: &mut Vec<String>) {
+    for (key, named) in endpoints.iter() {
+        let of = |object: &Value| object["metadata"]["namespace"] == named["metadata"]["namespace"];
+        let name = &named["metadata"]["name"];
+        let service = services.iter().find(|(_, service)| of(service) && service["metadata"]["name"] == *name);
+        if !service.is_some_and(|(_, service)| service["spec"]["selector"].is_null()) || *name == "kubernetes" {
+            continue;
+        }
+        let wanted: Vec<&str> = named["subsets"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .flat_map(|subset| subset["addresses"].as_array().into_iter().flatten())
+            .filter_map(|address| address["ip"].as_str())
+            .collect();
+        let there: Vec<&str> = slices
+            .iter()
+            .filter(|(_, slice)| of(slice) && slice["metadata"]["labels"]["kubernetes.io/service-name"] == *name)
+            .flat_map(|(_, slice)| slice["endpoints"].as_array().into_iter().flatten())
+            .flat_map(|endpoint| endpoint["addresses"].as_array().into_iter().flatten())
+            .filter_map(Value::as_str)
+            .collect();
+        if wanted != there {
+            problems.push(format!("{key} names {wanted:?}, its slices {there:?}"));
         }
     }
 }

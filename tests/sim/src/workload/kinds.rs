@@ -3,7 +3,7 @@
 
 use k8s_openapi::api::apps::v1::{DaemonSet, StatefulSet};
 use k8s_openapi::api::batch::v1::CronJob;
-use k8s_openapi::api::core::v1::ResourceQuota;
+use k8s_openapi::api::core::v1::{Endpoints, ReplicationController, ResourceQuota, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use machinery_api::ObjectKey;
 use machinery_client::{Kind, Pod};
@@ -17,7 +17,7 @@ const DAEMONS_MAX: usize = 1;
 
 impl User {
     pub(super) async fn change_kinds(&mut self) {
-        match self.random.below(18) {
+        match self.random.below(22) {
             0..=2 => self.create_stateful_set().await,
             3 => self.scale_stateful_set().await,
             4 | 5 => self.change(Kind::of::<StatefulSet>(), "statefulsets").await,
@@ -31,6 +31,9 @@ impl User {
                 self.evict().await;
             }
             15 => self.evict().await,
+            18 => self.create_replication_controller().await,
+            19 => self.scale_replication_controller().await,
+            20 | 21 => self.name_endpoints().await,
             _ => self.create_quota().await,
         }
     }
@@ -71,6 +74,47 @@ impl User {
             return;
         }
         self.merge(Kind::of::<StatefulSet>(), &key, json!({"spec": {"replicas": replicas}})).await;
+    }
+
+    async fn create_replication_controller(&mut self) {
+        let (replicas, cpu) = (self.random.between(1, 3) as i64, 100);
+        if !self.room(replicas, cpu) {
+            return;
+        }
+        let (name, namespace) = (self.name("former"), self.namespace());
+        let set = json!({
+            "apiVersion": "v1", "kind": "ReplicationController", "metadata": {"name": name, "namespace": namespace},
+            "spec": {"replicas": replicas, "selector": {"app": name}, "template": template(&name, cpu, "Always")},
+        });
+        self.create(Kind::of::<ReplicationController>(), namespace, set).await;
+    }
+
+    async fn scale_replication_controller(&mut self) {
+        let Some((key, set)) = self.any("controllers") else { return };
+        let replicas = self.random.below(4) as i64;
+        let more = replicas - set["spec"]["replicas"].as_i64().unwrap_or(0);
+        if more > 0 && !self.room(more, requested_millis(&set["spec"]["template"])) {
+            return;
+        }
+        self.merge(Kind::of::<ReplicationController>(), &key, json!({"spec": {"replicas": replicas}})).await;
+    }
+
+    /// Endpoints of somebody's own, for a Service that chooses no pods; or other ones.
+    async fn name_endpoints(&mut self) {
+        let address = format!("192.0.2.{}", self.random.between(1, 200));
+        let subsets = json!([{"addresses": [{"ip": address}], "ports": [{"port": 80}]}]);
+        let theirs =
+            |object: &Value| object["metadata"]["name"].as_str().is_some_and(|name| name.starts_with("outside"));
+        if let Some((key, _)) = self.any("services/endpoints").filter(|(_, object)| theirs(object)) {
+            return self.merge(Kind::of::<Endpoints>(), &key, json!({"subsets": subsets})).await;
+        }
+        let (name, namespace) = (self.name("outside"), self.namespace());
+        let metadata = json!({"name": name, "namespace": namespace});
+        let service =
+            json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"ports": [{"port": 80}]}});
+        self.create(Kind::of::<Service>(), namespace, service).await;
+        let endpoints = json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": metadata, "subsets": subsets});
+        self.create(Kind::of::<Endpoints>(), namespace, endpoints).await;
     }
 
     async fn create_daemon_set(&mut self) {

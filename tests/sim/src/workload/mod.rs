@@ -136,6 +136,10 @@ impl User {
             let spec = &set.value()["spec"];
             add(spec["replicas"].as_i64().unwrap_or(0), &spec["template"]);
         }
+        for (_, set) in now("controllers") {
+            let spec = &set.value()["spec"];
+            add(spec["replicas"].as_i64().unwrap_or(0), &spec["template"]);
+        }
         for (_, set) in now("daemonsets") {
             add(2 * i64::try_from(NODES_MIN).unwrap_or(1), &set.value()["spec"]["template"]);
         }
