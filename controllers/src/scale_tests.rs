@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use k8s_openapi::api::core::v1::PersistentVolume;
 use machinery_api::ObjectKey;
 use machinery_client::simulate::Simulation;
 use machinery_client::{Change, Kind, Pod};
@@ -92,4 +93,48 @@ fn one_pods_change_among_ten_thousand_objects_costs_what_it_changes() {
         eprintln!("{name} {key}: {took:?}");
         assert!(took < TIME_MAX, "{name} {key} takes {took:?}");
     }
+}
+
+const CLAIMS: usize = 2_000;
+
+/// Claims of a class that waits for nothing, beside as many that have their volume already, and as many nodes as a quarter of them.
+fn claims() -> Vec<Value> {
+    let mut objects =
+        vec![json!({"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "now"},
+        "provisioner": "local.coracle.dev", "volumeBindingMode": "Immediate", "reclaimPolicy": "Delete"})];
+    for node in 0..CLAIMS / 4 {
+        let name = format!("n{node}");
+        objects.push(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}}));
+    }
+    for n in 0..CLAIMS {
+        let spec = json!({"accessModes": ["ReadWriteOnce"], "storageClassName": "now", "resources": {"requests": {"storage": "1Gi"}}});
+        objects.push(json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "spec": spec, "metadata": {"name": format!("c{n}"), "namespace": "a"}}));
+        let reference = json!({"namespace": "b", "name": format!("c{n}"), "uid": format!("old-{n}")});
+        objects.push(json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": format!("v{n}")}, "status": {"phase": "Bound"},
+            "spec": {"storageClassName": "now", "claimRef": reference, "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"]}}));
+    }
+    objects
+}
+
+#[test]
+fn thousands_of_claims_cost_what_each_of_them_costs() {
+    let mut simulation = crate::simulation(start(), claims());
+    let names = ["persistentvolume-binder-controller", "local-volume-provisioner"];
+    #[expect(clippy::disallowed_methods, reason = "how long it takes is what is asked")]
+    let begun = Instant::now();
+    for _ in 0..3 {
+        for name in names {
+            for n in 0..CLAIMS {
+                let plan = decide(name, &simulation, &ObjectKey::new("a", format!("c{n}")));
+                assert_eq!(simulation.apply(plan), Vec::<String>::new());
+            }
+        }
+    }
+    let took = begun.elapsed();
+    let made: Vec<&PersistentVolume> = simulation.view.all::<PersistentVolume>().collect();
+    assert_eq!(made.len(), CLAIMS * 2, "one for each claim");
+    let most = (0..CLAIMS / 4).map(|node| simulation.view.local_volumes_on(&format!("n{node}"))).max();
+    assert_eq!(most, Some(4), "spread over the nodes");
+    eprintln!("{CLAIMS} claims among as many volumes: {took:?}");
+    assert!(took < TIME_MAX * 6, "{took:?}");
 }

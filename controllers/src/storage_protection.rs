@@ -76,8 +76,8 @@ where
 fn claim(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {
     let claim = view.get::<PersistentVolumeClaim>(key).filter(|claim| waits(&claim.metadata, CLAIM));
     let Some(claim) = claim else { return Plan::nothing() };
-    let uses = |pod: &&Pod| !pods::is_terminal(pod) && claim_names(pod).any(|name| name == key.name);
-    if view.list::<Pod>(&key.namespace).any(|pod| uses(&pod)) { Plan::nothing() } else { release(claim, CLAIM) }
+    let used = view.users_of_claim(key).any(|pod| !pods::is_terminal(pod));
+    if used { Plan::nothing() } else { release(claim, CLAIM) }
 }
 
 fn volume(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {

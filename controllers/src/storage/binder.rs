@@ -11,7 +11,7 @@ use machinery_client::claims::{self, class_of_claim, names_class};
 use machinery_client::{Change, Context, Controller, Input, ObjectCache, Plan, Pod, key_of};
 
 use super::{claim, claim_and_volumes, claim_of_volume, phase, volume};
-use crate::Settings;
+use crate::{Settings, pods};
 
 /// So many claims look again at a volume that became available: one of them takes it.
 const CLAIMS_WOKEN_MAX: usize = 64;
@@ -36,9 +36,9 @@ fn of_volume(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     keys.push((*change.key).clone());
     let free = |volume: &&PersistentVolume| phase(volume) == "Available" && claims::claim_ref(volume).is_none();
     if let Some(volume) = change.after::<PersistentVolume>().filter(free) {
-        let waiting = view.all::<PersistentVolumeClaim>().filter(|claim| {
-            claims::volume_name(claim).is_empty() && claims::find(claim, std::iter::once(volume), None, false).is_some()
-        });
+        let waiting = view
+            .claims_of_class(claims::class_of_volume(volume))
+            .filter(|claim| claims::find(claim, std::iter::once(volume), None, false).is_some());
         keys.extend(waiting.take(CLAIMS_WOKEN_MAX).map(|claim| key_of(&claim.metadata)));
     }
     keys
@@ -52,14 +52,23 @@ fn of_class(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     waiting.map(|claim| key_of(&claim.metadata)).collect()
 }
 
-/// The claims of a pod that is new, or has a node now: what is told of them changes.
-fn of_pod(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
+/// The claims of a pod that is new, or has a node now: what is told of them changes. Of one that has ended, the volumes of its claims, which
+/// may be recycled now.
+fn of_pod(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let node = |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
-    if change.before::<Pod>().map(node) == change.after::<Pod>().map(node) {
+    let moved = change.before::<Pod>().map(node) != change.after::<Pod>().map(node);
+    let ended = change.after::<Pod>().is_none_or(pods::is_terminal);
+    if !moved && !ended {
         return Vec::new();
     }
     let names = change.latest::<Pod>().into_iter().flat_map(claims::claim_names);
-    names.map(|name| ObjectKey::new(&*change.key.namespace, name)).collect()
+    let mut keys: Vec<ObjectKey> = names.map(|name| ObjectKey::new(&*change.key.namespace, name)).collect();
+    if ended {
+        let released = keys.iter().flat_map(|key| view.volumes_naming(key)).filter(|of| phase(of) == "Released");
+        let released: Vec<ObjectKey> = released.map(|volume| key_of(&volume.metadata)).collect();
+        keys.extend(released);
+    }
+    keys
 }
 
 fn reconcile(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {

@@ -102,7 +102,9 @@ fn unbound(view: &ObjectCache, claim: &PersistentVolumeClaim) -> Plan {
     let name = class_of_claim(claim);
     let class = view.get::<StorageClass>(&ObjectKey::cluster(name)).filter(|_| !name.is_empty());
     let waits = claims::waits_for_consumer(class);
-    if let Some(volume) = claims::find(claim, view.all(), None, waits) {
+    let key = key_of(&claim.metadata);
+    let volumes = view.volumes_naming(&key).chain(view.volumes_of_class(name));
+    if let Some(volume) = claims::find(claim, volumes, None, waits) {
         return bind(volume, claim);
     }
     if !claims::names_class(claim)
@@ -153,13 +155,12 @@ fn provision(claim: &PersistentVolumeClaim, class: Option<&StorageClass>, name: 
 /// What a claim says whose class waits for a pod.
 fn waits_for(view: &ObjectCache, claim: &PersistentVolumeClaim) -> EventRecord {
     let key = key_of(&claim.metadata);
-    let uses = |pod: &&Pod| {
+    let waits = |pod: &&Pod| {
         !pods::is_terminal(pod)
             && pod.spec.as_ref().is_some_and(|spec| spec.node_name.as_deref().unwrap_or_default().is_empty())
-            && claims::claim_names(pod).any(|name| name == key.name)
     };
     let names: Vec<&str> =
-        view.list::<Pod>(&key.namespace).filter(uses).filter_map(|pod| pod.metadata.name.as_deref()).collect();
+        view.users_of_claim(&key).filter(waits).filter_map(|pod| pod.metadata.name.as_deref()).collect();
     let (reason, message) = match &*names {
         [] => ("WaitForFirstConsumer", "waiting for first consumer to be created before binding".to_owned()),
         [one] => ("WaitForPodScheduled", format!("waiting for pod {one} to be scheduled")),

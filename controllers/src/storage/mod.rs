@@ -5,7 +5,11 @@ pub(crate) mod binder;
 mod claim;
 pub(crate) mod ephemeral;
 pub(crate) mod expand;
+#[cfg(test)]
+mod facts;
 pub(crate) mod provisioner;
+#[cfg(test)]
+mod races;
 mod reclaim;
 #[cfg(test)]
 mod tests;
@@ -30,8 +34,7 @@ fn claim_and_volumes(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     keys.dedup();
     if change.new.is_none() && keys.is_empty() {
         // It may have gone in the middle of its binding.
-        let of = |volume: &&PersistentVolume| key_of_claim(volume).is_some_and(|key| key == *change.key);
-        keys.extend(view.all::<PersistentVolume>().filter(of).map(|volume| key_of(&volume.metadata)));
+        keys.extend(view.volumes_naming(&change.key).map(|volume| key_of(&volume.metadata)));
     }
     keys.push((*change.key).clone());
     keys

@@ -53,9 +53,7 @@ fn of_volume(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
 }
 
 fn of_class(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
-    let of =
-        view.all::<PersistentVolumeClaim>().filter(|claim| waits(claim) && class_of_claim(claim) == change.key.name);
-    of.map(|claim| key_of(&claim.metadata)).collect()
+    view.claims_of_class(&change.key.name).filter(|claim| waits(claim)).map(|claim| key_of(&claim.metadata)).collect()
 }
 
 /// A node that is new makes room for claims, one that is gone has taken its volumes along.
@@ -169,9 +167,7 @@ fn place<'a>(
             && is_allowed(topologies, node)
     };
     // Where the fewest are: a claim that waits for no pod gets its place before anybody knows what else is needed there.
-    let volumes: Vec<&PersistentVolume> = view.all::<PersistentVolume>().filter(|volume| is_local(volume)).collect();
-    let count = |node: &Node| volumes.iter().filter(|volume| node_of(volume) == Some(hostname(node))).count();
-    let chosen = view.all::<Node>().filter(usable).min_by_key(|node| count(node));
+    let chosen = view.all::<Node>().filter(usable).min_by_key(|node| view.local_volumes_on(hostname(node)));
     chosen.ok_or_else(|| Placeless::Failed("there is no node for it".to_owned()))
 }
 
@@ -188,13 +184,6 @@ fn is_allowed(topologies: &[TopologySelectorTerm], node: &Node) -> bool {
 fn hostname(node: &Node) -> &str {
     let label = node.metadata.labels.as_ref().and_then(|labels| labels.get(HOSTNAME));
     label.or(node.metadata.name.as_ref()).map_or("", String::as_str)
-}
-
-/// The node that a volume names, as this provisioner writes it.
-pub(super) fn node_of(volume: &PersistentVolume) -> Option<&str> {
-    let required = volume.spec.as_ref()?.node_affinity.as_ref()?.required.as_ref()?;
-    let of = required.node_selector_terms.first()?.match_expressions.as_ref()?.first()?;
-    of.values.as_ref()?.first().map(String::as_str)
 }
 
 fn made(claim: &PersistentVolumeClaim, class: &StorageClass, node: &Node, name: String) -> PersistentVolume {

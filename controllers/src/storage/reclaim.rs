@@ -1,10 +1,11 @@
 //! What becomes of a volume whose claim is gone.
 
-use k8s_openapi::api::core::v1::PersistentVolume;
-use machinery_client::Plan;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use machinery_client::claims::{PROVISIONED_BY, annotation};
+use machinery_client::{Action, EventRecord, ObjectCache, Plan, key_of};
 
-use super::volume::failed;
+use super::{key_of_claim, volume::failed};
+use crate::pods;
 
 /// `Retain`, `Delete` or `Recycle`.
 pub(super) fn policy(volume: &PersistentVolume) -> &str {
@@ -13,7 +14,7 @@ pub(super) fn policy(volume: &PersistentVolume) -> &str {
 }
 
 /// The binder's part: who made a volume removes it, and what nobody made nobody removes. The control plane touches no data.
-pub(super) fn plan(volume: &PersistentVolume) -> Plan {
+pub(super) fn plan(view: &ObjectCache, volume: &PersistentVolume) -> Plan {
     let name = volume.metadata.name.as_deref().unwrap_or_default();
     match policy(volume) {
         "Retain" => Plan::nothing(),
@@ -21,25 +22,44 @@ pub(super) fn plan(volume: &PersistentVolume) -> Plan {
         "Delete" => {
             let why = match annotation(&volume.metadata, PROVISIONED_BY).filter(|by| !by.is_empty()) {
                 Some(by) => format!("no volume plugin matched name: {by}"),
-                None => format!(
-                    "error getting deleter volume plugin for volume {name:?}: no deletable volume plugin matched"
-                ),
+                None => {
+                    let why = if is_of_plugin(volume) { "no deletable volume plugin" } else { "no volume plugin" };
+                    format!("error getting deleter volume plugin for volume {name:?}: {why} matched")
+                }
             };
             failed(volume, "VolumeFailedDelete", &why)
         }
-        "Recycle" => failed(volume, "VolumeFailedRecycle", "No recycler plugin found for the volume!"),
+        "Recycle" => recycle(view, volume),
         _ => failed(volume, "VolumeUnknownReclaimPolicy", "Volume has unrecognized PersistentVolumeReclaimPolicy"),
     }
 }
 
+/// Nobody recycles: that is told once no pod uses what the gone claim had.
+fn recycle(view: &ObjectCache, volume: &PersistentVolume) -> Plan {
+    let key = key_of_claim(volume).unwrap_or_default();
+    let users = view.users_of_claim(&key).filter(|pod| !pods::is_terminal(pod));
+    let users: Vec<String> = users.map(|pod| key_of(&pod.metadata).to_string()).collect();
+    // A claim of the name is another one, and so are its pods.
+    if users.is_empty() || view.get::<PersistentVolumeClaim>(&key).is_some() {
+        return failed(volume, "VolumeFailedRecycle", "No recycler plugin found for the volume!");
+    }
+    let message = format!("Volume is used by pods: {}", users.join(","));
+    vec![Action::Event(EventRecord::normal(volume, "VolumeFailedRecycle", message))].into()
+}
+
+/// Whether upstream's binder has a plugin for such a volume, though none that deletes.
+fn is_of_plugin(volume: &PersistentVolume) -> bool {
+    volume.spec.as_ref().is_some_and(|spec| spec.nfs.is_some() || spec.host_path.is_some())
+}
+
 /// Whether somebody outside of the binder removes it.
 fn has_deleter(volume: &PersistentVolume) -> bool {
+    if annotation(&volume.metadata, "pv.kubernetes.io/migrated-to").is_some_and(|to| !to.is_empty()) {
+        return true;
+    }
     let by = annotation(&volume.metadata, PROVISIONED_BY).filter(|by| !by.is_empty());
     match by {
         Some(by) => !by.starts_with("kubernetes.io/"),
-        None => {
-            annotation(&volume.metadata, "pv.kubernetes.io/migrated-to").is_some()
-                || volume.spec.as_ref().is_some_and(|spec| spec.csi.is_some())
-        }
+        None => volume.spec.as_ref().is_some_and(|spec| spec.csi.is_some()),
     }
 }

@@ -202,7 +202,7 @@ fn volumes_are_made_where_the_pod_shall_run() {
     assert_eq!(of_claim(&simulation, "shared").1, "Pending");
     let node_of = |claim: &str| {
         let volume = simulation.view.get::<PersistentVolume>(&ObjectKey::cluster(of_claim(&simulation, claim).0));
-        super::provisioner::node_of(volume.unwrap()).unwrap().to_owned()
+        machinery_client::claims::local_node_of(volume.unwrap()).unwrap().to_owned()
     };
     assert_eq!((node_of("chosen"), node_of("now"), node_of("then")), ("n2".into(), "n1".into(), "n1".into()));
     let lost = simulation.view.get::<PersistentVolumeClaim>(&ObjectKey::new("a", "lost")).unwrap();

@@ -22,7 +22,7 @@ pub(super) fn sync(view: &ObjectCache, volume: &PersistentVolume) -> Plan {
             let gone = Action::ExpectGone { kind: Kind::of::<PersistentVolumeClaim>(), key, uid: Some(uid.to_owned()) };
             return Vec::from_iter([gone].into_iter().chain(in_phase(volume, "Released"))).into();
         }
-        return reclaim::plan(volume);
+        return reclaim::plan(view, volume);
     };
     let own = volume.metadata.name.as_deref().unwrap_or_default();
     match claims::volume_name(claim) {
@@ -31,7 +31,7 @@ pub(super) fn sync(view: &ObjectCache, volume: &PersistentVolume) -> Plan {
         // The claim has another one. Who made this one for it makes no other use of it.
         _ if annotation(&volume.metadata, PROVISIONED_BY).is_some() && reclaim::policy(volume) == "Delete" => {
             if is_given_up(volume) {
-                return reclaim::plan(volume);
+                return reclaim::plan(view, volume);
             }
             Vec::from_iter(in_phase(volume, "Released")).into()
         }

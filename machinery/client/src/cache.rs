@@ -10,52 +10,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
-use crate::label_index::LabelIndex;
+pub use crate::change::Change;
+use crate::claim_index::ClaimIndex;
+use crate::label_index::{LabelIndex, has_index_of_labels, is_indexed};
 use crate::object::{Kind, Object, Typed, controller_of, key_of, typed, version_of};
 use crate::pod::Pod;
 use crate::selector::{Labels, contains, selects};
 use machinery_api::ObjectKey;
-
-/// One object's change, as the listeners of a view see it.
-#[derive(Debug, Clone)]
-pub struct Change {
-    /// The kind.
-    pub kind: Kind,
-    /// The object.
-    pub key: Arc<ObjectKey>,
-    /// What it was; none where it is new.
-    pub old: Option<Arc<dyn Object>>,
-    /// What it is; none where it is gone.
-    pub new: Option<Arc<dyn Object>>,
-}
-
-impl Change {
-    /// What the object was, typed.
-    #[must_use]
-    pub fn before<K: Typed>(&self) -> Option<&K> {
-        self.old.as_deref().and_then(typed)
-    }
-
-    /// What the object is, typed.
-    #[must_use]
-    pub fn after<K: Typed>(&self) -> Option<&K> {
-        self.new.as_deref().and_then(typed)
-    }
-
-    /// The metadata of every state that the change knows: what the object was, and what it is.
-    pub fn states(&self) -> impl Iterator<Item = &ObjectMeta> {
-        self.old.iter().chain(self.new.iter()).map(|o| o.metadata())
-    }
-
-    /// The newest state that is known.
-    #[must_use]
-    pub fn latest<K: Typed>(&self) -> Option<&K> {
-        self.after().or_else(|| self.before())
-    }
-}
 
 /// How long it is remembered that a node went: what waits for less than that has been decided by then.
 const GONE_REMEMBERED: Duration = Duration::from_secs(600);
@@ -82,6 +45,8 @@ struct Table {
     by_node: HashMap<Box<str>, BTreeSet<Arc<ObjectKey>>>,
     /// Pods and EndpointSlices by their labels.
     by_label: LabelIndex,
+    /// Pods, claims and volumes.
+    by_claim: ClaimIndex,
     /// Nodes that went, with when that was received: see [`ObjectCache::node_gone_at`].
     gone: BTreeMap<ObjectKey, Duration>,
     /// The server's version up to which this table is known to be complete.
@@ -191,6 +156,23 @@ impl ObjectCache {
             .flatten()
             .filter_map(move |k| table.and_then(|t| t.objects.get(k)))
             .filter_map(|e| typed(&*e.object))
+    }
+
+    pub(crate) fn claim_index(&self, kind: &Kind) -> Option<&ClaimIndex> {
+        self.tables.get(kind).map(|table| &table.by_claim)
+    }
+
+    /// Objects that their kind's [`ClaimIndex`] names.
+    pub(crate) fn by_claim<'a, K: Typed, I>(
+        &'a self,
+        keys: impl FnOnce(&'a ClaimIndex) -> I,
+    ) -> impl Iterator<Item = &'a K>
+    where
+        I: Iterator<Item = &'a Arc<ObjectKey>>,
+    {
+        let table = self.tables.get(&Kind::of::<K>());
+        let found = table.map(|table| keys(&table.by_claim).filter_map(move |key| table.objects.get(key)));
+        found.into_iter().flatten().filter_map(|entry| typed(&*entry.object))
     }
 
     // --- reading, any kind -----------------------------------------------------------------------------------------
@@ -419,6 +401,7 @@ impl Table {
         if has_index_of_labels(object) {
             self.by_label.insert(key, metadata.labels.as_ref());
         }
+        self.by_claim.insert(key, object);
         if let Some(uid) = &metadata.uid {
             self.by_uid.insert(uid.as_str().into(), key.clone());
         }
@@ -443,6 +426,7 @@ impl Table {
         if has_index_of_labels(object) {
             self.by_label.remove(key, metadata.labels.as_ref());
         }
+        self.by_claim.remove(key, object);
         if let Some(uid) = &metadata.uid {
             self.by_uid.remove(uid.as_str());
         }
@@ -456,17 +440,6 @@ impl Table {
         }
         self.uncontrolled.remove(key);
     }
-}
-
-/// Whether objects of a kind are found by their labels: those of which many lie in one namespace, and selectors choose few.
-fn is_indexed<K: Typed>() -> bool {
-    let kind = Kind::of::<K>();
-    kind == Kind::of::<Pod>() || kind == Kind::of::<EndpointSlice>()
-}
-
-/// See [`is_indexed`].
-fn has_index_of_labels(object: &dyn Object) -> bool {
-    typed::<Pod>(object).is_some() || typed::<EndpointSlice>(object).is_some()
 }
 
 /// The node that an object is bound to: pods only.

@@ -105,6 +105,15 @@ pub fn claim_ref(volume: &PersistentVolume) -> Option<&ObjectReference> {
     volume.spec.as_ref()?.claim_ref.as_ref()
 }
 
+/// The value of the label by which a volume of [`LOCAL_DRIVER`] names its node, as its provisioner writes it.
+#[must_use]
+pub fn local_node_of(volume: &PersistentVolume) -> Option<&str> {
+    let spec = volume.spec.as_ref().filter(|spec| spec.csi.as_ref().is_some_and(|csi| csi.driver == LOCAL_DRIVER))?;
+    let required = spec.node_affinity.as_ref()?.required.as_ref()?;
+    let of = required.node_selector_terms.first()?.match_expressions.as_ref()?.first()?;
+    of.values.as_ref()?.first().map(String::as_str)
+}
+
 /// The name of the volume that a claim is bound to; empty where there is none.
 #[must_use]
 pub fn volume_name(claim: &PersistentVolumeClaim) -> &str {

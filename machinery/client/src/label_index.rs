@@ -4,8 +4,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use machinery_api::ObjectKey;
 
+use crate::object::{Kind, Object, Typed, typed};
+use crate::pod::Pod;
 use crate::selector::Labels;
 
 /// See the module. A label stands in it by a number, which two may share: whoever asks looks at what the objects have.
@@ -45,6 +48,17 @@ impl LabelIndex {
     fn number(&self, namespace: &str, name: &str, value: &str) -> u64 {
         self.hasher.hash_one((namespace, name, value))
     }
+}
+
+/// Whether objects of a kind are found by their labels: those of which many lie in one namespace, and selectors choose few.
+pub(crate) fn is_indexed<K: Typed>() -> bool {
+    let kind = Kind::of::<K>();
+    kind == Kind::of::<Pod>() || kind == Kind::of::<EndpointSlice>()
+}
+
+/// See [`is_indexed`].
+pub(crate) fn has_index_of_labels(object: &dyn Object) -> bool {
+    typed::<Pod>(object).is_some() || typed::<EndpointSlice>(object).is_some()
 }
 
 #[cfg(test)]

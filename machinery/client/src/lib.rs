@@ -8,6 +8,9 @@
 #![warn(missing_docs)]
 
 pub mod cache;
+mod change;
+mod claim_cache;
+mod claim_index;
 pub mod claims;
 mod connect;
 mod discovery;

@@ -1,0 +1,175 @@
+//! No claim is ever bound twice, and no volume to two claims: several binders that know of different pasts, and die between any two of
+//! their writes, while people delete claims and make them anew.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use machinery_api::ObjectKey;
+use machinery_client::claims::{claim_ref, is_fully_bound, volume_name};
+use machinery_client::simulate::Simulation;
+use machinery_client::{Kind, Plan, Typed, key_of};
+use serde_json::{Value, json};
+
+use crate::table_tests::{decide, settle, start};
+
+const BINDER: &str = "persistentvolume-binder-controller";
+const CLAIMS: u64 = 3;
+const VOLUMES: u64 = 2;
+/// How many writes the watches of a binder may be behind.
+const PAST: usize = 16;
+const STEPS: usize = 250;
+const SEEDS: u64 = 60;
+
+/// SplitMix64.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n
+    }
+}
+
+fn claim(n: u64, dice: &mut Dice) -> Value {
+    let mut spec = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}, "storageClassName": ""});
+    // Some ask for one volume, and some for the same one.
+    if dice.below(4) == 0 {
+        spec["volumeName"] = json!(format!("v{}", dice.below(2)));
+    }
+    json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": format!("c{n}"), "namespace": "a"},
+        "spec": spec, "status": {"phase": "Pending"}})
+}
+
+fn volume(n: u64, dice: &mut Dice) -> Value {
+    let mut spec = json!({"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "hostPath": {"path": "/x"},
+        "persistentVolumeReclaimPolicy": "Retain"});
+    if dice.below(4) == 0 {
+        spec["claimRef"] = json!({"namespace": "a", "name": format!("c{}", dice.below(2))});
+    }
+    json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": format!("v{n}")}, "spec": spec})
+}
+
+/// What a binder sees whose watch of one kind is behind that of the other.
+fn seen(old: &Simulation, new: &Simulation, newer: &Kind) -> Simulation {
+    let mut mixed = old.clone();
+    let objects = new.view.changes_after(newer, None, usize::MAX).into_iter().filter_map(|change| change.new);
+    mixed.view.replace(newer, objects.collect(), 0);
+    mixed
+}
+
+/// By uid, the volume of each claim that was told to be bound.
+type Bound = BTreeMap<String, String>;
+
+fn look(world: &Simulation, bound: &mut Bound) -> Result<(), String> {
+    let mut holders: BTreeMap<&str, String> = BTreeMap::new();
+    for claim in world.view.all::<PersistentVolumeClaim>().filter(|claim| is_fully_bound(claim)) {
+        let (name, uid) = (volume_name(claim), claim.metadata.uid.clone().unwrap_or_default());
+        let key = key_of(&claim.metadata).to_string();
+        if let Some(other) = holders.insert(name, key.clone()) {
+            return Err(format!("{name} is bound to {other} and to {key}"));
+        }
+        let before = bound.entry(uid.clone()).or_insert_with(|| name.to_owned());
+        if before != name {
+            return Err(format!("{key} was bound to {before}, and now to {name}"));
+        }
+        let volume = world.view.get::<PersistentVolume>(&ObjectKey::cluster(name)).ok_or("a volume went")?;
+        if claim_ref(volume).and_then(|r| r.uid.as_deref()) != Some(&*uid) {
+            return Err(format!("{key} is bound to {name}, which names {:?}", claim_ref(volume)));
+        }
+    }
+    Ok(())
+}
+
+fn forget<K: Typed>(world: &mut Simulation, key: ObjectKey) {
+    let (kind, uid) = (Kind::of::<K>(), None);
+    let (resource_version, propagation, grace_seconds) = (None, None, None);
+    let notes = machinery_client::OutcomeEvents::default();
+    let action =
+        machinery_client::Action::Delete { kind, key, uid, resource_version, propagation, grace_seconds, notes };
+    world.apply(Plan::from(vec![action]));
+}
+
+fn race(seed: u64) -> Result<usize, String> {
+    let dice = &mut Dice(seed);
+    let mut all: Vec<Value> = (0..CLAIMS).map(|n| claim(n, dice)).collect();
+    all.extend((0..VOLUMES).map(|n| volume(n, dice)));
+    let mut world = crate::simulation(start(), all);
+    let mut pasts = vec![world.clone()];
+    let mut bound = Bound::new();
+    for _ in 0..STEPS {
+        match dice.below(20) {
+            0 => {
+                let name = format!("c{}", dice.below(CLAIMS));
+                forget::<PersistentVolumeClaim>(&mut world, ObjectKey::new("a", &*name));
+            }
+            1 => {
+                let n = dice.below(CLAIMS);
+                if world.view.get::<PersistentVolumeClaim>(&ObjectKey::new("a", format!("c{n}"))).is_none() {
+                    let made = claim(n, dice);
+                    world.create(&Kind::of::<PersistentVolumeClaim>(), made);
+                }
+            }
+            // A person lets a volume be had again, though its claim may be there: only what is Released.
+            2 => free(&mut world, &format!("v{}", dice.below(VOLUMES))),
+            _ => {
+                let recent = pasts.len().saturating_sub(PAST);
+                let mut pick = || &pasts[recent + usize::try_from(dice.below((pasts.len() - recent) as u64)).unwrap()];
+                let (one, other) = (pick(), pick());
+                let (old, new) = if one.view.seen(&Kind::of::<PersistentVolume>())
+                    <= other.view.seen(&Kind::of::<PersistentVolume>())
+                {
+                    (one, other)
+                } else {
+                    (other, one)
+                };
+                let newer = if dice.below(2) == 0 {
+                    Kind::of::<PersistentVolume>()
+                } else {
+                    Kind::of::<PersistentVolumeClaim>()
+                };
+                let view = seen(old, new, &newer);
+                let n = dice.below(CLAIMS + VOLUMES);
+                let key = match n.checked_sub(CLAIMS) {
+                    None => ObjectKey::new("a", format!("c{n}")),
+                    Some(n) => ObjectKey::cluster(format!("v{n}")),
+                };
+                // As the driver: what fails ends the plan. It may die before, too.
+                let plan = decide(BINDER, &view, &key);
+                let lives = usize::try_from(dice.below(3)).unwrap() + 1;
+                for action in plan.actions.into_iter().take(lives) {
+                    if !world.apply(Plan::from(vec![action])).is_empty() {
+                        break;
+                    }
+                }
+            }
+        }
+        look(&world, &mut bound)?;
+        pasts.push(world.clone());
+    }
+    settle(&mut world);
+    look(&world, &mut bound)?;
+    Ok(bound.len())
+}
+
+fn free(world: &mut Simulation, name: &str) {
+    let kind = Kind::of::<PersistentVolume>();
+    let Some(volume) = world.view.get::<PersistentVolume>(&ObjectKey::cluster(name)) else { return };
+    if volume.status.as_ref().and_then(|status| status.phase.as_deref()) != Some("Released") {
+        return;
+    }
+    let mut volume = machinery_client::value_of(volume);
+    volume["spec"].as_object_mut().unwrap().remove("claimRef");
+    world.write(&kind, volume);
+}
+
+#[test]
+fn no_claim_is_bound_twice_whatever_binders_know_and_wherever_they_die() {
+    let mut bindings = 0;
+    for seed in 0..SEEDS {
+        bindings += race(seed).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    }
+    assert!(bindings > usize::try_from(SEEDS).unwrap() * 2, "only {bindings} claims were bound");
+}
