@@ -11,7 +11,6 @@ use apiserver::admission::AdmissionConfiguration;
 use clap::Args;
 use ipnet::Ipv4Net;
 use machinery_env::Env;
-use serde_json::Value;
 
 use super::Failure;
 use crate::compose::{self, Parts};
@@ -74,15 +73,11 @@ impl ServerFlags {
         let Some(file) = &self.admission_control_config_file else { return Ok(Arc::default()) };
         let refused =
             |why: String| Failure::Usage(format!("--admission-control-config-file {}: {why}", file.display()));
-        let yaml_of = |file: &Path| -> Result<Value, String> {
-            let text = std::fs::read_to_string(file).map_err(|error| error.to_string())?;
-            serde_saphyr::from_str(&text).map_err(|error| error.to_string())
-        };
+        let read = |file: &Path| std::fs::read(file).map_err(|error| error.to_string());
         // A path is meant from where the file is.
         let folder = file.parent().unwrap_or(Path::new(""));
-        let read = |path: &str| yaml_of(&folder.join(path)).map_err(|why| format!("{path}: {why}"));
-        let own = yaml_of(file).map_err(refused)?;
-        AdmissionConfiguration::parse(&own, &read).map(Arc::new).map_err(refused)
+        let own = read(file).map_err(refused)?;
+        AdmissionConfiguration::parse(&own, folder, &read).map(Arc::new).map_err(refused)
     }
 
     /// The cluster's addresses.

@@ -42,7 +42,7 @@ use crate::auth::{Authorizer, UserInfo};
 use crate::catalog::Served;
 use crate::conversion::Converter;
 use crate::request::options::{DeleteOptions, WriteOptions};
-use crate::webhook::Caller;
+use crate::webhook::{Accounts, Caller};
 use apiserver_resources::objects::ObjectReader;
 use apiserver_storage::store::Txn;
 
@@ -202,7 +202,7 @@ pub struct Effects {
     images: imports::KnownImages,
 }
 
-/// Who manages which fields. Of a subresource with a body of its own it isn't said.
+/// Who manages which fields. Of a subresource with a body of its own, but for a Scale, it isn't said.
 #[derive(Debug, Default)]
 pub struct Managed {
     /// Of the object as it is written.
@@ -360,11 +360,13 @@ impl Chain {
         Self { policies: vec![Arc::new(mutating), Arc::new(validating)], ..self }
     }
 
-    /// The same with webhooks about what is served, reached by URL and through the cluster's Services.
+    /// The same with webhooks about what is served, reached by URL and through the cluster's Services, as the users that
+    /// the configuration of before names.
     #[must_use]
     pub(crate) fn with_webhooks(self, served: &Arc<Served>, caller: &Caller) -> Self {
-        let mutating = webhooks::Mutating::new(served.clone(), caller.clone());
-        let validating = webhooks::Validating::new(served.clone(), caller.clone());
+        let of = |accounts: &Accounts| (caller.clone(), accounts.clone());
+        let mutating = webhooks::Mutating::new(served.clone(), of(&self.configuration.mutating));
+        let validating = webhooks::Validating::new(served.clone(), of(&self.configuration.validating));
         Self { webhooks: vec![Arc::new(mutating), Arc::new(validating)], ..self }
     }
 

@@ -48,7 +48,8 @@ impl Plugin for ResourceQuota {
             return Step::Done(Ok(()));
         }
         let quotas = || context.objects.list("", "resourcequotas", Some(request.namespace));
-        if quotas().is_empty() {
+        let limited = &*context.configuration.limited;
+        if limited.is_empty() && quotas().is_empty() {
             return Step::Done(Ok(()));
         }
         let Some(evaluator) = Evaluator::of(request.group, request.resource) else { return Step::Done(Ok(())) };
@@ -59,7 +60,8 @@ impl Plugin for ResourceQuota {
             let turn = self.turn(request.namespace).lock_owned().await;
             let quotas = quotas();
             let (subresource, old, now) = (request.subresource, context.old, context.env.now());
-            let asked = Asked { write, subresource, new: object, old, now };
+            let resource = (request.group, request.resource);
+            let asked = Asked { write, resource, subresource, new: object, old, now, limited };
             let charged = charge(&evaluator, quotas.iter().map(|quota| &**quota), asked);
             let charges = charged.map_err(|why| request.refused(object, why))?;
             if charges.is_empty() || request.options.dry_run() {

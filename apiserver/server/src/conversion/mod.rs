@@ -15,7 +15,7 @@ use machinery_api::selector::go_quoted;
 use machinery_env::Env;
 use serde_json::{Map, Value, json};
 
-use crate::webhook::{Ask, Caller, Client};
+use crate::webhook::{Accounts, Ask, Caller, Client};
 
 /// How long a webhook may take (upstream's default).
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -153,7 +153,7 @@ impl Converter {
         // Nobody outside signs for what all objects go through.
         let client = match config["caBundle"].as_str().unwrap_or_default().is_empty() {
             true => Err("tls: failed to verify certificate: the webhook names no caBundle".to_owned()),
-            false => Client::new(config).map(Arc::new),
+            false => Client::new(config, &Accounts::default()).map(Arc::new),
         };
         if clients.len() >= CLIENTS_MAX {
             clients.clear();

@@ -165,15 +165,22 @@ pub(super) fn installed(call: &RequestScope<'_>, existing: Option<&Existing>, ob
     apply::update(&managers, writer(call, SERVER, &versions), old, object, Form::Printed)
 }
 
-/// The managers of a workload after a write of its Scale.
+/// The managers of a Scale after a write of it, as admission is given it.
 pub(super) fn scaled(call: &RequestScope<'_>, options: &Options<'_>, existing: &Existing, new: &Value) -> Managers {
     let versions = Kinds::of(call);
-    let parent = existing.cached.managers();
-    let managers = to_scale(call, parent);
+    let managers = of_scale(call, existing);
     let old = scale::of(call.row, &existing.value);
-    let updated =
-        apply::update(&managers, writer(call, manager_of(options), &versions), Some(&old), new, Form::Printed);
-    to_parent(call, parent, &updated)
+    apply::update(&managers, writer(call, manager_of(options), &versions), Some(&old), new, Form::Printed)
+}
+
+/// The managers of the Scale of what is there.
+pub(super) fn of_scale(call: &RequestScope<'_>, existing: &Existing) -> Managers {
+    to_scale(call, existing.cached.managers())
+}
+
+/// The managers of a workload with those of its Scale.
+pub(super) fn with_scale(call: &RequestScope<'_>, existing: &Existing, scale: &Managers) -> Managers {
+    to_parent(call, existing.cached.managers(), scale)
 }
 
 /// Where a Scale has its replicas.
@@ -285,7 +292,7 @@ pub(super) fn applied(
         }
     };
     let parent = existing.map_or_else(Managers::default, |existing| existing.cached.managers().clone());
-    let managers = if scales { to_scale(call, &parent) } else { parent.clone() };
+    let managers = if scales { to_scale(call, &parent) } else { parent };
     let versions = Kinds::of(call);
     let applied = {
         let writer = writer(call, manager_of(options), &versions);
@@ -301,7 +308,7 @@ pub(super) fn applied(
         FieldValidation::Warn => read.doubled.into_iter().for_each(|doubled| call.warn(doubled)),
         FieldValidation::Strict | FieldValidation::Ignore => {}
     }
-    let managers = if scales { to_parent(call, &parent, &applied.managers) } else { applied.managers };
+    let managers = applied.managers;
     let Some(mut object) = applied.object else { return Ok((live, managers)) };
     drop(take(&mut object));
     let schema = versions.schema(if scales { SCALE_VERSION } else { &call.row.api_version });

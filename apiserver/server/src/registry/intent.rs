@@ -112,7 +112,7 @@ pub(super) struct Draft {
     pub(super) name: String,
     /// Whether a PUT or an apply makes a new object, which wants the right to create it.
     pub(super) creates_by_update: bool,
-    /// Who manages which fields then.
+    /// Who manages which fields of the document then; of the object, where a subresource takes something else than a Scale.
     pub(super) managers: Managers,
 }
 

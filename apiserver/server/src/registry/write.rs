@@ -202,10 +202,16 @@ impl Registry {
         let mut effects = Effects::default();
         let mut draft = self.draft(call, intent, existing, &options)?;
         let admitted = intent.is_admitted();
-        let has_own_body =
-            |what| matches!(what, SubresourceKind::Status | SubresourceKind::Part | SubresourceKind::Finalize);
-        if call.subresource.is_none_or(|subresource| has_own_body(subresource.what)) {
-            let old = existing.map_or_else(Managers::default, Existing::managers);
+        let scaled = existing.filter(|_| call.subresource.is_some_and(|sub| sub.what == SubresourceKind::Scale));
+        let is_managed = |what| {
+            use SubresourceKind::{Finalize, Part, Scale, Status};
+            matches!(what, Status | Part | Finalize | Scale)
+        };
+        if call.subresource.is_none_or(|subresource| is_managed(subresource.what)) {
+            let old = match scaled {
+                Some(existing) => fields::of_scale(call, existing),
+                None => existing.map_or_else(Managers::default, Existing::managers),
+            };
             effects.managed = Managed { new: std::mem::take(&mut draft.managers), old };
         }
         if draft.creates_by_update {
@@ -226,6 +232,10 @@ impl Registry {
         let managers = match effects.managed.new.is_empty() {
             true => std::mem::take(&mut draft.managers),
             false => effects.managed.new.clone(),
+        };
+        let managers = match scaled {
+            Some(existing) => fields::with_scale(call, existing, &managers),
+            None => managers,
         };
         let resolved = self.resolve(call, intent, draft, existing, options.dry_run())?;
         let Resolved { change, document, given, old } = resolved;

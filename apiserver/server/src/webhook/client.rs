@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use super::Caller;
+use super::accounts::{Account, Accounts};
 use super::answers::Answer;
 use crate::auth::tls;
 use crate::request::deadline;
@@ -85,6 +86,8 @@ pub(crate) struct Client {
     path: String,
     server: ServerName<'static>,
     tls: Arc<rustls::ClientConfig>,
+    /// As whom it is asked; nobody where there is none.
+    account: Option<Arc<Account>>,
     idle: Mutex<Vec<(Connection, Instant)>>,
 }
 
@@ -106,8 +109,8 @@ fn roots(bundle: &str) -> Result<rustls::RootCertStore, String> {
 }
 
 impl Client {
-    /// Of a `clientConfig`.
-    pub(crate) fn new(config: &Value) -> Result<Self, String> {
+    /// Of a `clientConfig`, asked as one of some users.
+    pub(crate) fn new(config: &Value, accounts: &Accounts) -> Result<Self, String> {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let service = &config["service"];
         let (place, authority, path, host) = if service.is_object() {
@@ -123,14 +126,19 @@ impl Client {
             (place, authority.to_string(), url.path().to_owned(), host)
         };
         let path = format!("/{}", path.trim_matches('/'));
+        let (Place::Address { port, .. } | Place::Service { port, .. }) = &place;
+        let account = accounts.of(&host, *port).cloned();
         let config = rustls::ClientConfig::builder_with_provider(tls::provider())
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?
-            .with_root_certificates(roots(config["caBundle"].as_str().unwrap_or_default())?)
-            .with_no_client_auth();
+            .with_root_certificates(roots(config["caBundle"].as_str().unwrap_or_default())?);
+        let config = match account.as_ref().and_then(|account| account.certificate()) {
+            Some((chain, key)) => config.with_client_auth_cert(chain, key).map_err(|error| error.to_string())?,
+            None => config.with_no_client_auth(),
+        };
         let server = ServerName::try_from(host).map_err(|error| error.to_string())?;
         let url = format!("https://{authority}{path}");
-        Ok(Self { place, url, authority, path, server, tls: Arc::new(config), idle: Mutex::default() })
+        Ok(Self { place, url, authority, path, server, tls: Arc::new(config), account, idle: Mutex::default() })
     }
 
     /// Sends a review, and waits for the answer.
@@ -179,6 +187,9 @@ impl Client {
             .header(header::USER_AGENT, "kube-apiserver-admission")
             .body(Full::new(body))
             .map_err(|error| error.to_string())?;
+        if let Some(account) = &self.account {
+            request.headers_mut().extend(account.headers().await?);
+        }
         while let Some(mut connection) = self.take() {
             match connection.try_send_request(request).await {
                 Ok(answer) => return self.read(caller, connection, answer, answer_max).await,
@@ -274,7 +285,7 @@ mod tests {
 
     #[test]
     fn hooks_are_named_by_url_or_service() {
-        let url = |config: Value| Client::new(&config).map(|client| (client.url, client.place));
+        let url = |config: Value| Client::new(&config, &Accounts::default()).map(|client| (client.url, client.place));
         let service = |port| Place::Service { namespace: "n".into(), name: "s".into(), port };
         let address = |host: &str, port| Place::Address { host: host.into(), port };
         assert_eq!(

@@ -1,12 +1,14 @@
 //! Webhooks: others who are asked about an object over HTTPS, by admission and by conversion alike. What answers badly costs
 //! its own caller a bounded time, and all together a bounded piece of memory.
 
+mod accounts;
 mod answers;
 mod client;
 mod metrics;
 
 use std::sync::Arc;
 
+pub(crate) use self::accounts::{Accounts, Read};
 use self::answers::Room;
 pub(crate) use self::client::{Ask, Client};
 pub use self::client::{Reach, Stream};

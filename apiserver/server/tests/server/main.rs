@@ -5,6 +5,7 @@
 mod admission;
 mod answers;
 mod apply;
+mod configured;
 mod conversions;
 mod evictions;
 mod pages;

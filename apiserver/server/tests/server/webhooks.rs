@@ -16,6 +16,7 @@ pub(super) struct Hooks {
     pub(super) address: SocketAddr,
     pub(super) ca: String,
     pub(super) reviews: Reviews,
+    pub(super) pki: Pki,
     stop: CancellationToken,
     _dir: tempfile::TempDir,
 }
@@ -53,9 +54,14 @@ fn said(path: &str, request: &Value) -> Value {
 
 async fn answer(request: Request<hyper::body::Incoming>, reviews: Reviews) -> Response<Body> {
     let path = request.uri().path().to_owned();
+    let token = request.headers().get("authorization").map(|token| token.to_str().unwrap().to_owned());
+    let user = match request.extensions().get::<Peer>().map(|peer| peer.certificate.clone()) {
+        Some(PeerCertificate::Verified(user, _)) => Some(user.name.clone()),
+        _ => None,
+    };
     let review: Value = serde_json::from_slice(&request.into_body().collect().await.unwrap().to_bytes()).unwrap();
     let asked = review["request"].clone();
-    reviews.lock().unwrap().push(json!({"path": path, "request": asked}));
+    reviews.lock().unwrap().push(json!({"path": path, "request": asked, "by": [token, user]}));
     match &*path {
         "/never" => futures::future::pending().await,
         "/endless" => {
@@ -95,7 +101,7 @@ pub(super) async fn hooks() -> Hooks {
     let (seen, until) = (reviews.clone(), stop.clone());
     let handle = move |request| answer(request, seen.clone());
     tokio::spawn(async move { tls::serve(listener, acceptor, handle, until).await });
-    Hooks { address, ca: STANDARD.encode(pki.ca_pem()), reviews, stop, _dir: dir }
+    Hooks { address, ca: STANDARD.encode(pki.ca_pem()), reviews, pki, stop, _dir: dir }
 }
 
 const CONFIGURATIONS: &str = "/apis/admissionregistration.k8s.io/v1";
@@ -203,7 +209,8 @@ async fn reviews_show_who_manages_fields_and_hooks_may_say_otherwise() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_scale_is_reviewed_as_one() {
-    let (server, hooks) = (server().await, hooks().await);
+    let (outside, hooks) = (super::apply::outside().await, hooks().await);
+    let server = &outside.server;
     let template = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
     let deployment = json!({"metadata": {"name": "d"},
         "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": template}});
@@ -215,6 +222,18 @@ async fn a_scale_is_reviewed_as_one() {
     let review = hooks.reviews.lock().unwrap()[0]["request"].clone();
     assert_eq!((&review["kind"]["kind"], &review["object"]["spec"]["replicas"]), (&json!("Scale"), &json!(3)));
     assert_eq!((&review["subResource"], &review["oldObject"]["kind"]), (&json!("scale"), &json!("Scale")));
+    let path = format!("{at}/d/scale?fieldManager=you");
+    assert_eq!(server.ask("PATCH", &path, &json!({"spec": {"replicas": 4}})).await.0, 200);
+    let reviews = std::mem::take(&mut *hooks.reviews.lock().unwrap());
+    let managers = |object: &Value| object["metadata"]["managedFields"].as_array().unwrap().clone();
+    let [new] = &*managers(&reviews[1]["request"]["object"]) else { panic!("one manager: {reviews:?}") };
+    assert_eq!((&new["manager"], &new["apiVersion"]), (&json!("you"), &json!("autoscaling/v1")), "{new}");
+    assert_eq!((&new["subresource"], &new["fieldsV1"]), (&json!("scale"), &json!({"f:spec": {"f:replicas": {}}})));
+    assert_eq!(managers(&reviews[1]["request"]["oldObject"]).len(), 1);
+    let (_, kept) = outside.ask("GET", &format!("{at}/d"), "", &Value::Null).await;
+    let kept = &kept["metadata"]["managedFields"];
+    let scaled: Vec<&Value> = kept.as_array().unwrap().iter().filter(|e| e["subresource"] == "scale").collect();
+    assert!(scaled.len() == 1 && scaled[0]["apiVersion"] == "apps/v1" && scaled[0]["manager"] == "you", "{kept}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

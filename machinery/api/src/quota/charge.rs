@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::amounts::{Amounts, add, more, pretty, read};
+use super::limited::{Cover, LimitedResource};
 use super::{Evaluator, Write};
 
 /// What a write adds to one quota.
@@ -32,6 +33,8 @@ struct Quota<'a> {
 pub struct Asked<'a> {
     /// What is done.
     pub write: Write,
+    /// The group and plural of what is written.
+    pub resource: (&'a str, &'a str),
     /// Through which subresource, or empty.
     pub subresource: &'a str,
     /// The object as it would be stored.
@@ -40,6 +43,8 @@ pub struct Asked<'a> {
     pub old: Option<&'a Value>,
     /// When.
     pub now: Timestamp,
+    /// What may only be used where a quota covers it.
+    pub limited: &'a [LimitedResource],
 }
 
 fn of<'a>(evaluator: &Evaluator, (at, quota): (usize, &'a Value), object: &Value) -> Option<Quota<'a>> {
@@ -59,7 +64,9 @@ pub fn charge<'a>(
     asked: Asked<'_>,
 ) -> Result<Vec<Charge>, Refusal> {
     let mut concerned = Vec::new();
+    let mut cover = Cover::new(asked.limited, asked.resource);
     for quota in quotas.into_iter().enumerate() {
+        cover.add_scopes(evaluator, quota.1, asked.new);
         let Some(quota) = of(evaluator, quota, asked.new) else { continue };
         let limited: Vec<&str> = quota.hard.keys().map(String::as_str).filter(|name| evaluator.counts(name)).collect();
         if let Some(missing) = evaluator.missing(&limited, asked.new) {
@@ -68,9 +75,10 @@ pub fn charge<'a>(
         if limited.iter().any(|name| !quota.used.contains_key(*name)) {
             return Err(format!("status unknown for quota: {}, resources: {}", quota.name, limited.join(",")));
         }
+        cover.add_names(&limited);
         concerned.push(quota);
     }
-    if concerned.is_empty() {
+    if concerned.is_empty() && !cover.is_needed() {
         return Ok(Vec::new());
     }
     let usage = evaluator.usage(asked.new, asked.now);
@@ -79,11 +87,25 @@ pub fn charge<'a>(
         return Err(format!("quota usage is negative for resource(s): {}", negative.join(",")));
     }
     let grown = asked.old.map(|old| more(&usage, &evaluator.usage(old, asked.now)));
+    // What was in none of a quota's scopes before is wholly new to it.
+    let delta = |quota: &Quota<'_>| {
+        let was_in = asked.old.is_some_and(|old| of(evaluator, (quota.at, quota.whole), old).is_some());
+        grown.as_ref().filter(|_| was_in).unwrap_or(&usage)
+    };
+    let adds = |amounts: &Amounts| amounts.values().any(|amount| !amount.is_zero());
+    let uses_more = match concerned.is_empty() {
+        true => adds(grown.as_ref().unwrap_or(&usage)),
+        false => concerned.iter().any(|quota| adds(delta(quota))),
+    };
+    if cover.is_needed()
+        && uses_more
+        && let Some(why) = cover.lacks(evaluator, asked.new, &usage)
+    {
+        return Err(why);
+    }
     let mut charges = Vec::new();
     for quota in concerned {
-        // What was in none of its scopes before is wholly new to it.
-        let was_in = asked.old.is_some_and(|old| of(evaluator, (quota.at, quota.whole), old).is_some());
-        let delta = grown.as_ref().filter(|_| was_in).unwrap_or(&usage);
+        let delta = delta(&quota);
         charges.extend(one(quota, delta, asked.subresource)?);
     }
     Ok(charges)

@@ -4,6 +4,7 @@
 mod amounts;
 mod charge;
 mod claims;
+mod limited;
 mod pods;
 
 use jiff::Timestamp;
@@ -11,6 +12,7 @@ use serde_json::Value;
 
 pub use amounts::{Amounts, add, pretty};
 pub use charge::{Asked, Charge, Refusal, charge};
+pub use limited::LimitedResource;
 pub use pods::{limits, requests};
 
 use crate::quantity::{Format, Quantity};
@@ -112,15 +114,15 @@ impl Evaluator {
     /// Whether an object is in all scopes of a quota.
     #[must_use]
     pub fn in_scopes(&self, quota: &Value, object: &Value) -> bool {
-        let spec = &quota["spec"];
-        let named = spec["scopes"].as_array().into_iter().flatten().filter_map(Value::as_str);
-        let expressions = spec["scopeSelector"]["matchExpressions"].as_array().into_iter().flatten();
-        let selectors = named.map(Scope::named).chain(expressions.map(Scope::of));
-        selectors.into_iter().all(|scope| match self {
+        scopes(quota).all(|scope| self.in_scope(scope, object))
+    }
+
+    fn in_scope(&self, scope: Scope<'_>, object: &Value) -> bool {
+        match self {
             Self::Pods => pods::in_scope(scope, object),
             Self::PersistentVolumeClaims => claims::in_scope(scope, object),
             _ => false,
-        })
+        }
     }
 
     /// What an object uses. A pod that has ended is only counted as an object.
@@ -171,6 +173,22 @@ impl<'a> Scope<'a> {
             _ => false,
         }
     }
+}
+
+impl std::fmt::Display for Scope<'_> {
+    /// As Go prints a requirement.
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let values: Vec<&str> = self.values.iter().filter_map(Value::as_str).collect();
+        write!(to, "{{{} {} [{}]}}", self.name, self.operator, values.join(" "))
+    }
+}
+
+/// All scopes of a quota.
+fn scopes(quota: &Value) -> impl Iterator<Item = Scope<'_>> {
+    let spec = &quota["spec"];
+    let named = spec["scopes"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let expressions = spec["scopeSelector"]["matchExpressions"].as_array().into_iter().flatten();
+    named.map(Scope::named).chain(expressions.map(Scope::of))
 }
 
 fn whole(count: i64) -> Quantity {

@@ -13,7 +13,8 @@ fn quota(hard: Value, used: Value) -> Value {
 }
 
 fn asked<'a>(new: &'a Value, old: Option<&'a Value>) -> Asked<'a> {
-    Asked { write: if old.is_some() { Write::Update } else { Write::Create }, subresource: "", new, old, now: now() }
+    let write = if old.is_some() { Write::Update } else { Write::Create };
+    Asked { write, resource: ("", "pods"), subresource: "", new, old, now: now(), limited: &[] }
 }
 
 fn charged(evaluator: &Evaluator, quota: &Value, new: &Value, old: Option<&Value>) -> Result<String, String> {

@@ -47,7 +47,7 @@ async fn configured(
         name: "x",
         options: Options::Write(&options),
     };
-    let configuration = Arc::new(AdmissionConfiguration { pod_security });
+    let configuration = Arc::new(AdmissionConfiguration { pod_security, ..AdmissionConfiguration::default() });
     let chain = Chain::new(&Env::seeded(1, Timestamp::UNIX_EPOCH).0, Arc::default()).with_configuration(configuration);
     let context = chain.context(&request, map, old);
     let mut effects = Effects::default();

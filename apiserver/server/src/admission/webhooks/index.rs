@@ -10,7 +10,7 @@ use super::review;
 use crate::admission::matching::{Matcher, equivalents};
 use crate::admission::policies::Conditions;
 use crate::catalog::Catalog;
-use crate::webhook::Client;
+use crate::webhook::{Accounts, Client};
 
 /// One hook.
 pub(super) struct Hook {
@@ -47,36 +47,41 @@ pub(super) struct Index {
 
 impl Index {
     /// Of configurations in the order of their names.
-    pub(super) fn new(revision: u64, configurations: &[Arc<Value>], catalog: &Catalog, before: &Self) -> Self {
+    pub(super) fn new(
+        revision: u64,
+        configurations: &[Arc<Value>],
+        (catalog, accounts): (&Catalog, &Accounts),
+        before: &Self,
+    ) -> Self {
         let mut index = Self { revision, ..Self::default() };
         for configuration in configurations {
             let name = configuration["metadata"]["name"].as_str().unwrap_or_default();
             for hook in configuration["webhooks"].as_array().into_iter().flatten() {
-                index.add(name, hook, catalog, before);
+                index.add(name, hook, (catalog, accounts), before);
             }
         }
         index
     }
 
-    fn client(&mut self, config: &Value, before: &Self) -> Result<Arc<Client>, String> {
+    fn client(&mut self, config: &Value, accounts: &Accounts, before: &Self) -> Result<Arc<Client>, String> {
         let key = config.to_string();
         if let Some(client) = self.clients.get(&key).or_else(|| before.clients.get(&key)).cloned() {
             self.clients.insert(key, client.clone());
             return Ok(client);
         }
-        let client = Arc::new(Client::new(config)?);
+        let client = Arc::new(Client::new(config, accounts)?);
         self.clients.insert(key, client.clone());
         Ok(client)
     }
 
-    fn add(&mut self, configuration: &str, hook: &Value, catalog: &Catalog, before: &Self) {
+    fn add(&mut self, configuration: &str, hook: &Value, (catalog, accounts): (&Catalog, &Accounts), before: &Self) {
         let at = self.hooks.len();
         let matcher = Matcher::of(hook, &hook["rules"]).map_err(|error| error.to_string());
         let seconds = hook["timeoutSeconds"].as_u64().unwrap_or(10).clamp(1, 30);
         if let Ok(matcher) = &matcher {
             self.find_by(at, matcher, catalog);
         }
-        let client = self.client(&hook["clientConfig"], before);
+        let client = self.client(&hook["clientConfig"], accounts, before);
         self.hooks.push(Arc::new(Hook {
             id: (configuration.to_owned(), hook["name"].as_str().unwrap_or_default().to_owned()),
             matcher,
@@ -148,7 +153,7 @@ mod tests {
             configuration("a", &[("second", "apps", "deployments"), ("all", "*", "*")]),
             configuration("b", &[("scale", "apps", "deployments/scale"), ("events", "", "events")]),
         ];
-        let index = Index::new(1, &all, &catalog, &Index::default());
+        let index = Index::new(1, &all, (&catalog, &Accounts::default()), &Index::default());
         let names = |group: &str, resource: &str| -> Vec<String> {
             index.candidates(group, resource).iter().map(|hook| hook.id.1.clone()).collect()
         };
@@ -156,7 +161,7 @@ mod tests {
         assert_eq!(names("", "pods"), ["all"]);
         assert_eq!(names("events.k8s.io", "events"), ["all", "events"], "the same under another name");
         let one = configuration("c", &[("pods", "", "pods")]);
-        let index = Index::new(2, &[one], &catalog, &index);
+        let index = Index::new(2, &[one], (&catalog, &Accounts::default()), &index);
         assert!(index.candidates("apps", "deployments").is_empty());
         assert_eq!(index.clients.len(), 1, "what nobody names any more is gone");
     }

@@ -28,7 +28,7 @@ use self::review::{About, Answer};
 use super::matching::{Matched, has_own_body, is_exempt, own};
 use super::{Context, Effects, Managed, Plugin, Step};
 use crate::catalog::{Catalog, Served};
-use crate::webhook::{Ask, Asked as Outcome, Caller, Step as Half};
+use crate::webhook::{Accounts, Ask, Asked as Outcome, Caller, Step as Half};
 use apiserver_resources::{ResourceInfo, rules};
 
 /// The largest answer: a patch of the largest body, in base64, and as much again.
@@ -39,13 +39,14 @@ const GROUP: &str = "admissionregistration.k8s.io";
 pub(super) struct Webhooks {
     served: Arc<Served>,
     caller: Caller,
+    accounts: Accounts,
     plural: &'static str,
     index: ArcSwap<Index>,
 }
 
 impl Webhooks {
-    fn new(served: Arc<Served>, caller: Caller, plural: &'static str) -> Self {
-        Self { served, caller, plural, index: ArcSwap::default() }
+    fn new(served: Arc<Served>, (caller, accounts): (Caller, Accounts), plural: &'static str) -> Self {
+        Self { served, caller, accounts, plural, index: ArcSwap::default() }
     }
 
     /// The hooks that may be about a request.
@@ -57,7 +58,7 @@ impl Webhooks {
         let mut index = self.index.load_full();
         if index.revision != revision {
             let configurations = context.objects.list(GROUP, self.plural, None);
-            index = Arc::new(Index::new(revision, &configurations, &self.served.load(), &index));
+            index = Arc::new(Index::new(revision, &configurations, (&self.served.load(), &self.accounts), &index));
             self.index.store(index.clone());
         }
         index.candidates(context.request.group, context.request.resource)
@@ -254,7 +255,7 @@ impl Reinvocation {
 pub(super) struct Mutating(Webhooks);
 
 impl Mutating {
-    pub(super) fn new(served: Arc<Served>, caller: Caller) -> Self {
+    pub(super) fn new(served: Arc<Served>, caller: (Caller, Accounts)) -> Self {
         Self(Webhooks::new(served, caller, "mutatingwebhookconfigurations"))
     }
 
@@ -403,7 +404,7 @@ impl Plugin for Mutating {
 pub(super) struct Validating(Webhooks);
 
 impl Validating {
-    pub(super) fn new(served: Arc<Served>, caller: Caller) -> Self {
+    pub(super) fn new(served: Arc<Served>, caller: (Caller, Accounts)) -> Self {
         Self(Webhooks::new(served, caller, "validatingwebhookconfigurations"))
     }
 

@@ -1,0 +1,292 @@
+//! As whom webhooks are asked: the users of the kubeconfig that the admission configuration names, chosen by the hook's host.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::Value;
+use tokio::time::Instant;
+
+/// How long what a token file says is kept: tokens in files are exchanged now and then.
+const TOKEN_TIME: Duration = Duration::from_secs(60);
+/// What a token file has at most.
+const TOKEN_BYTES_MAX: usize = 64 << 10;
+const HTTPS: &str = "443";
+
+/// Reads a file of the configuration.
+pub(crate) type Read<'a> = &'a dyn Fn(&Path) -> Result<Vec<u8>, String>;
+
+/// One user.
+#[derive(Default)]
+pub(crate) struct Account {
+    headers: Vec<(HeaderName, HeaderValue)>,
+    token: Option<TokenFile>,
+    certificate: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+}
+
+/// A token that somebody else renews.
+struct TokenFile {
+    path: PathBuf,
+    /// What was read last, and when.
+    last: Mutex<Option<(HeaderValue, Instant)>>,
+}
+
+/// All users of a kubeconfig.
+#[derive(Clone, Default)]
+pub(crate) struct Accounts {
+    users: BTreeMap<String, Arc<Account>>,
+    /// That of the current context.
+    current: Option<Arc<Account>>,
+}
+
+impl std::fmt::Debug for Accounts {
+    /// Without secrets.
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.debug_set().entries(self.users.keys()).finish()
+    }
+}
+
+impl Accounts {
+    /// Of a kubeconfig whose paths are meant from a folder.
+    ///
+    /// # Errors
+    /// Which user is not understood, and why.
+    pub(crate) fn parse(kubeconfig: &Value, folder: &Path, read: Read<'_>) -> Result<Self, String> {
+        let mut own = Self::default();
+        for user in kubeconfig["users"].as_array().into_iter().flatten() {
+            let name = user["name"].as_str().unwrap_or_default();
+            let account = Account::parse(&user["user"], folder, read).map_err(|why| format!("user {name:?}: {why}"))?;
+            if own.users.insert(name.to_owned(), Arc::new(account)).is_some() {
+                return Err(format!("user {name:?} is there twice"));
+            }
+        }
+        let current = kubeconfig["current-context"].as_str().unwrap_or_default();
+        let contexts = kubeconfig["contexts"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let context = contexts.iter().find(|context| context["name"] == current);
+        let user = context.and_then(|context| context["context"]["user"].as_str());
+        own.current = user.and_then(|user| own.users.get(user).cloned());
+        Ok(own)
+    }
+
+    /// Who asks at a host and port: the user of that name, else of the closest `*.` name, the same without the usual port,
+    /// else `*`, else the current context's.
+    pub(crate) fn of(&self, host: &str, port: u16) -> Option<&Arc<Account>> {
+        let with_port = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        let without = (port.to_string() == HTTPS).then_some(host);
+        let named = [Some(&*with_port), without].into_iter().flatten().find_map(|target| self.named(target));
+        named.or_else(|| self.users.get("*")).or(self.current.as_ref())
+    }
+
+    fn named(&self, target: &str) -> Option<&Arc<Account>> {
+        let wider = target.match_indices('.').map(|(at, _)| format!("*{}", &target[at..]));
+        self.users.get(target).or_else(|| wider.into_iter().find_map(|name| self.users.get(&name)))
+    }
+}
+
+impl Account {
+    fn parse(user: &Value, folder: &Path, read: Read<'_>) -> Result<Self, String> {
+        for unsupported in ["exec", "auth-provider"] {
+            if !user[unsupported].is_null() {
+                return Err(format!("{unsupported} is not supported"));
+            }
+        }
+        let text = |field: &str| user[field].as_str().unwrap_or_default();
+        let mut own = Self { headers: impersonation(user)?, ..Self::default() };
+        let has_token = !text("token").is_empty() || !text("tokenFile").is_empty();
+        let has_password = !text("username").is_empty() || !text("password").is_empty();
+        if has_token && has_password {
+            return Err("username/password or bearer token may be set, but not both".into());
+        }
+        if !text("tokenFile").is_empty() {
+            let path = folder.join(text("tokenFile"));
+            let said = text("token");
+            let of_file = read(&path).and_then(|bytes| bearer(&bytes));
+            let first = of_file.or_else(|why| if said.is_empty() { Err(why) } else { bearer(said.as_bytes()) })?;
+            let last = Mutex::new(Some((first, Instant::now())));
+            own.token = Some(TokenFile { path, last });
+        } else if has_token {
+            own.headers.push((AUTHORIZATION, bearer(text("token").as_bytes())?));
+        } else if has_password {
+            let pair = STANDARD.encode(format!("{}:{}", text("username"), text("password")));
+            own.headers.push((AUTHORIZATION, secret(&format!("Basic {pair}"))?));
+        }
+        let part = |name: &str| part(user, name, folder, read);
+        own.certificate = match (part("client-certificate")?, part("client-key")?) {
+            (None, None) => None,
+            (Some(chain), Some(key)) => Some(certificate(&chain, &key)?),
+            _ => return Err("client-certificate and client-key go together".into()),
+        };
+        Ok(own)
+    }
+
+    /// What a request says of who asks.
+    ///
+    /// # Errors
+    /// The token's file can't be read.
+    pub(crate) async fn headers(&self) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
+        let mut headers = self.headers.clone();
+        if let Some(token) = &self.token {
+            headers.push((AUTHORIZATION, token.current().await?));
+        }
+        Ok(headers)
+    }
+
+    /// The certificate that is shown, if there is one.
+    pub(crate) fn certificate(&self) -> Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+        self.certificate.as_ref().map(|(chain, key)| (chain.clone(), key.clone_key()))
+    }
+}
+
+impl TokenFile {
+    /// What the file says, or said last where it can't be read now.
+    async fn current(&self) -> Result<HeaderValue, String> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((header, _)) = last.as_ref().filter(|(_, since)| since.elapsed() < TOKEN_TIME) {
+            return Ok(header.clone());
+        }
+        let read = tokio::fs::read(&self.path).await.map_err(|error| error.to_string());
+        match (read.and_then(|bytes| bearer(&bytes)), last) {
+            (Ok(header), _) => {
+                *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((header.clone(), Instant::now()));
+                Ok(header)
+            }
+            (Err(_), Some((header, _))) => Ok(header),
+            (Err(why), None) => Err(format!("failed to read token file {:?}: {why}", self.path.display().to_string())),
+        }
+    }
+}
+
+fn secret(text: &str) -> Result<HeaderValue, String> {
+    let mut value = HeaderValue::from_str(text).map_err(|error| error.to_string())?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn bearer(token: &[u8]) -> Result<HeaderValue, String> {
+    let token = std::str::from_utf8(token).map_err(|error| error.to_string())?.trim();
+    match token.len() {
+        0 => Err("the token is empty".into()),
+        1..=TOKEN_BYTES_MAX => secret(&format!("Bearer {token}")),
+        _ => Err("the token is too long".into()),
+    }
+}
+
+/// `as`, `as-uid`, `as-groups` and `as-user-extra`.
+fn impersonation(user: &Value) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
+    let name = user["as"].as_str().unwrap_or_default();
+    if name.is_empty() {
+        return Ok(Vec::new());
+    }
+    let texts = |list: &Value| -> Vec<String> {
+        list.as_array().into_iter().flatten().filter_map(|text| text.as_str().map(str::to_owned)).collect()
+    };
+    let mut all = vec![("impersonate-user".to_owned(), name.to_owned())];
+    all.extend(user["as-uid"].as_str().map(|uid| ("impersonate-uid".to_owned(), uid.to_owned())));
+    all.extend(texts(&user["as-groups"]).into_iter().map(|group| ("impersonate-group".to_owned(), group)));
+    for (key, values) in user["as-user-extra"].as_object().into_iter().flatten() {
+        let key = percent_encoding::utf8_percent_encode(key, percent_encoding::NON_ALPHANUMERIC).to_string();
+        all.extend(texts(values).into_iter().map(|value| (format!("impersonate-extra-{}", key.to_lowercase()), value)));
+    }
+    let header = |(name, value): (String, String)| {
+        let name = HeaderName::try_from(name).map_err(|error| error.to_string())?;
+        Ok((name, HeaderValue::try_from(value).map_err(|error| error.to_string())?))
+    };
+    all.into_iter().map(header).collect()
+}
+
+/// `NAME-data`, else what is in the file `NAME`.
+fn part(user: &Value, name: &str, folder: &Path, read: Read<'_>) -> Result<Option<Vec<u8>>, String> {
+    let data = user[format!("{name}-data")].as_str().unwrap_or_default();
+    if !data.is_empty() {
+        return STANDARD.decode(data).map(Some).map_err(|error| format!("{name}-data: {error}"));
+    }
+    match user[name].as_str().filter(|path| !path.is_empty()) {
+        Some(path) => read(&folder.join(path)).map(Some).map_err(|why| format!("{name}: {why}")),
+        None => Ok(None),
+    }
+}
+
+fn certificate(chain: &[u8], key: &[u8]) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), String> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
+    let chain = chain.map_err(|error| format!("client-certificate: {error}"))?;
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| format!("client-key: {error}"))?;
+    let pair = rustls::sign::CertifiedKey::from_der(chain.clone(), key.clone_key(), &crate::auth::tls::provider());
+    pair.map_err(|error| format!("client-certificate: {error}"))?;
+    Ok((chain, key))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parsed(kubeconfig: Value) -> Result<Accounts, String> {
+        let read = |path: &Path| match path.to_str() {
+            Some("/k/token") => Ok(b"of-a-file\n".to_vec()),
+            _ => Err("not there".to_owned()),
+        };
+        Accounts::parse(&kubeconfig, Path::new("/k"), &read)
+    }
+
+    async fn asks(accounts: &Accounts, host: &str, port: u16) -> Vec<String> {
+        let Some(account) = accounts.of(host, port) else { return vec!["nobody".into()] };
+        let headers = account.headers().await.unwrap();
+        headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect()
+    }
+
+    #[tokio::test]
+    async fn users_are_chosen_as_upstream_chooses_them() {
+        let user = |name: &str| json!({"name": name, "user": {"token": name}});
+        let names = ["a.example.com", "*.example.com", "a.example.com:8443", "*.default.svc", "::1", "[::1]:9"];
+        let users: Vec<Value> = names.iter().map(|name| user(name)).collect();
+        let accounts = parsed(json!({"users": users})).unwrap();
+        let asks = async |host: &str, port| asks(&accounts, host, port).await.join("");
+        for (host, port, who) in [
+            ("a.example.com", 443, "a.example.com"),
+            ("a.example.com", 8443, "a.example.com:8443"),
+            ("b.c.example.com", 443, "*.example.com"),
+            ("s.default.svc", 443, "*.default.svc"),
+            ("::1", 443, "::1"),
+            ("::1", 9, "[::1]:9"),
+        ] {
+            assert_eq!(asks(host, port).await, format!("authorization: Bearer {who}"), "{host}:{port}");
+        }
+        assert_eq!(asks("b.example.com", 8443).await, "nobody", "another port has a name of its own");
+        assert_eq!(asks("example.com", 443).await, "nobody");
+        let contexts = json!([{"name": "c", "context": {"user": "current"}}]);
+        let own = parsed(json!({"users": [user("current")], "contexts": contexts, "current-context": "c"})).unwrap();
+        assert_eq!(super::tests::asks(&own, "h", 1).await, ["authorization: Bearer current"]);
+        let star = json!({"users": [user("current"), user("*")], "contexts": contexts, "current-context": "c"});
+        assert_eq!(super::tests::asks(&parsed(star).unwrap(), "h", 1).await, ["authorization: Bearer *"]);
+    }
+
+    #[tokio::test]
+    async fn users_say_who_they_are() {
+        let one = |user: Value| parsed(json!({"users": [{"name": "*", "user": user}]}));
+        let asks = async |user: Value| asks(&one(user).unwrap(), "h", 1).await;
+        assert_eq!(asks(json!({"tokenFile": "token"})).await, ["authorization: Bearer of-a-file"]);
+        assert_eq!(asks(json!({"username": "u", "password": "p"})).await, ["authorization: Basic dTpw"]);
+        let as_another = json!({"as": "jane", "as-uid": "7", "as-groups": ["g", "h"], "as-user-extra": {"a/b": ["c"]}});
+        let said = ["impersonate-user: jane", "impersonate-uid: 7", "impersonate-group: g", "impersonate-group: h"];
+        assert_eq!(asks(as_another).await, [&said[..], &["impersonate-extra-a%2fb: c"]].concat());
+        for (user, why) in [
+            (json!({"exec": {}}), "user \"*\": exec is not supported"),
+            (json!({"auth-provider": {}}), "user \"*\": auth-provider is not supported"),
+            (json!({"tokenFile": "nowhere"}), "user \"*\": not there"),
+            (
+                json!({"token": "t", "username": "u"}),
+                "user \"*\": username/password or bearer token may be set, but not both",
+            ),
+            (json!({"client-certificate-data": "eA=="}), "user \"*\": client-certificate and client-key go together"),
+        ] {
+            assert_eq!(one(user).unwrap_err(), why);
+        }
+    }
+}

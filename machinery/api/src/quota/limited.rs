@@ -1,0 +1,112 @@
+//! What may only be used where a quota covers it: `limitedResources` of the plugin's configuration.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use super::amounts::Amounts;
+use super::{Evaluator, Scope, scopes};
+
+/// One entry of `limitedResources`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LimitedResource {
+    /// The API group of what uses it.
+    pub group: String,
+    /// Its plural.
+    pub resource: String,
+    /// Names of quotas' resources that contain one of these need a quota that names them.
+    pub match_contains: Vec<String>,
+    /// Requirements (`scopeName`, `operator`, `values`) that need a quota with the scope.
+    pub match_scopes: Vec<Value>,
+}
+
+/// What of an object has to be covered, and what quotas cover of it.
+pub(super) struct Cover<'a> {
+    all: &'a [LimitedResource],
+    resource: (&'a str, &'a str),
+    names: BTreeSet<String>,
+    scopes: BTreeSet<String>,
+}
+
+impl<'a> Cover<'a> {
+    pub(super) fn new(all: &'a [LimitedResource], resource: (&'a str, &'a str)) -> Self {
+        Self { all, resource, names: BTreeSet::new(), scopes: BTreeSet::new() }
+    }
+
+    pub(super) fn is_needed(&self) -> bool {
+        !self.all.is_empty()
+    }
+
+    /// Takes note of the scopes of a quota that an object is in, each for itself.
+    pub(super) fn add_scopes(&mut self, evaluator: &Evaluator, quota: &Value, object: &Value) {
+        if self.is_needed() {
+            let within = scopes(quota).filter(|scope| evaluator.in_scope(*scope, object));
+            self.scopes.extend(within.map(|scope| scope.name.to_owned()));
+        }
+    }
+
+    /// Takes note of what a quota that concerns an object limits.
+    pub(super) fn add_names(&mut self, limited: &[&str]) {
+        if self.is_needed() {
+            self.names.extend(limited.iter().map(|name| (*name).to_owned()));
+        }
+    }
+
+    /// What no quota covers, as upstream says it.
+    pub(super) fn lacks(&self, evaluator: &Evaluator, object: &Value, usage: &Amounts) -> Option<String> {
+        let own = self.all.iter().filter(|limited| (&*limited.group, &*limited.resource) == self.resource);
+        let patterns: Vec<&String> = own.flat_map(|limited| &limited.match_contains).collect();
+        let used = usage.iter().filter(|(_, amount)| amount.sign() > 0).map(|(name, _)| name);
+        let needed = used.filter(|name| patterns.iter().any(|pattern| name.contains(&**pattern)));
+        let lacking: Vec<&str> = needed.filter(|name| !self.names.contains(*name)).map(String::as_str).collect();
+        if !lacking.is_empty() {
+            return Some(format!("insufficient quota to consume: {}", lacking.join(",")));
+        }
+        let needed = self.all.iter().flat_map(|limited| &limited.match_scopes).map(Scope::of);
+        let needed = needed.filter(|scope| evaluator.in_scope(*scope, object));
+        let lacking: Vec<String> =
+            needed.filter(|scope| !self.scopes.contains(scope.name)).map(|scope| scope.to_string()).collect();
+        (!lacking.is_empty()).then(|| format!("insufficient quota to match these scopes: [{}]", lacking.join(" ")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::{Asked, Write, charge};
+    use super::*;
+
+    /// Of a line of upstream's table: `{limited, quotas, kind, new, old, why}`.
+    fn said(case: &Value) -> Option<String> {
+        let texts = |list: &Value| -> Vec<String> { serde_json::from_value(list.clone()).unwrap_or_default() };
+        let limited = |value: &Value| LimitedResource {
+            group: String::new(),
+            resource: value["resource"].as_str().unwrap().to_owned(),
+            match_contains: texts(&value["contains"]),
+            match_scopes: value["scopes"].as_array().cloned().unwrap_or_default(),
+        };
+        let all: Vec<LimitedResource> = case["limited"].as_array().unwrap().iter().map(limited).collect();
+        let resource = case["kind"].as_str().unwrap_or("pods");
+        let old = case["old"].is_object().then_some(&case["old"]);
+        let write = if old.is_some() { Write::Update } else { Write::Create };
+        let now = "2026-01-01T00:00:00Z".parse().unwrap();
+        let asked =
+            Asked { write, resource: ("", resource), subresource: "", new: &case["new"], old, now, limited: &all };
+        charge(&Evaluator::of("", resource).unwrap(), case["quotas"].as_array().unwrap(), asked).err()
+    }
+
+    #[test]
+    fn what_is_limited_needs_a_quota_that_covers_it() {
+        for line in include_str!("testdata/limited.jsonl").lines() {
+            let case: Value = serde_json::from_str(line).unwrap();
+            assert_eq!(said(&case).as_deref(), case["why"].as_str(), "{line}");
+        }
+    }
+
+    #[test]
+    fn scopes_are_printed_as_go_prints_them() {
+        let scope = json!({"scopeName": "PriorityClass", "operator": "In", "values": ["a", "b"]});
+        assert_eq!(Scope::of(&scope).to_string(), "{PriorityClass In [a b]}");
+    }
+}
