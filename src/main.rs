@@ -10,6 +10,7 @@ mod network;
 mod output;
 mod progress;
 mod rollout;
+mod scheduler_plugins;
 
 use std::process::ExitCode;
 

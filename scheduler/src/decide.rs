@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::diagnosis::Diagnosis;
 use crate::extender::{EXTENDER, Verdict, Verdicts};
 use crate::node::NodeInfo;
+use crate::plugins::default_preemption::Candidate;
 use crate::plugins::{Cycle, Filters, Point, PostFilterResult, Profile};
 use crate::pod::PodInfo;
 use crate::refusal::{Reasons, Refusal};
@@ -37,6 +38,8 @@ pub enum Decision {
         nomination: Nomination,
         /// Who has to go for it there.
         victims: Vec<Arc<PodInfo>>,
+        /// Where that could be as well, and who: for others who have a say in it.
+        candidates: Vec<Candidate>,
     },
 }
 
@@ -67,7 +70,8 @@ pub fn decide(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile, start: usiz
     decide_with(snapshot, pod, profile, start, seed, None)
 }
 
-/// The nodes that will do for a pod, as extenders are then asked about: the first half of a decision with them.
+/// The nodes that will do for a pod, as others are then asked about: the first half of a decision with them. All of them, where a
+/// plugin may then refuse some.
 #[must_use]
 pub fn feasible(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile, start: usize) -> Vec<String> {
     let cycle = Cycle { pod, snapshot, args: &profile.args, seed: 0 };
@@ -75,7 +79,8 @@ pub fn feasible(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile, start: us
         return Vec::new();
     };
     let nominated = cycle.nominated().and_then(|name| snapshot.node(name));
-    let wanted = num_feasible_nodes(snapshot.node_count(), profile.feasible_percent);
+    let all = profile.wasm.iter().any(|plugin| plugin.filters);
+    let wanted = if all { usize::MAX } else { num_feasible_nodes(snapshot.node_count(), profile.feasible_percent) };
     let others = snapshot.nodes_from(start).filter(|node| nominated.is_none_or(|nominated| nominated.id != node.id));
     let fits = nominated.into_iter().chain(others).filter(|node| filters.fits(node).is_ok());
     fits.take(wanted).map(|node| node.name().to_owned()).collect()
@@ -98,6 +103,7 @@ pub fn decide_with(
         refused_by,
         nomination: Nomination::Clear,
         victims: Vec::new(),
+        candidates: Vec::new(),
     };
     if nodes == 0 {
         return nowhere("no nodes available to schedule pods".into(), BTreeSet::new());
@@ -161,7 +167,7 @@ fn post_filter<'a>(
     diagnosis: Diagnosis,
     mut message: String,
 ) -> Decision {
-    let (mut said, mut going) = (Vec::new(), Vec::new());
+    let (mut said, mut going, mut others) = (Vec::new(), Vec::new(), Vec::new());
     let mut asked = profile.at(Point::PostFilter).filter_map(|(plugin, _)| plugin.post_filter).peekable();
     let mut nomination = if asked.peek().is_some() { Nomination::Keep } else { Nomination::Clear };
     for post_filter in asked {
@@ -171,8 +177,8 @@ fn post_filter<'a>(
                 said.push(why);
                 nomination = Nomination::Clear;
             }
-            PostFilterResult::Nominated { node, victims } => {
-                (nomination, going) = (Nomination::Node(node), victims);
+            PostFilterResult::Nominated { node, victims, candidates } => {
+                (nomination, going, others) = (Nomination::Node(node), victims, candidates);
                 said.clear();
                 break;
             }
@@ -181,19 +187,19 @@ fn post_filter<'a>(
     if !said.is_empty() {
         message = format!("{message} {}", said.join(", "));
     }
-    Decision::Nowhere { message, refused_by: diagnosis.refused_by, nomination, victims: going }
+    Decision::Nowhere { message, refused_by: diagnosis.refused_by, nomination, victims: going, candidates: others }
 }
 
 /// Stands for fields that ask for something that isn't done: only a change of the pod helps.
 pub const UNSUPPORTED: &str = "unsupported fields";
 
-/// Whether extenders have nothing against a node. One that they were not asked about isn't counted either way.
+/// Whether extenders, and plugins that run elsewhere, have nothing against a node. One that they were not asked about isn't counted either way.
 fn extended(node: &NodeInfo, verdicts: &Verdicts, diagnosis: &mut Diagnosis) -> bool {
     match verdicts.of(node.name()) {
         Some(Verdict::Fits(_)) => return true,
-        Some(Verdict::Refused { why, unresolvable }) => {
+        Some(Verdict::Refused { by, why, unresolvable }) => {
             let reasons = Reasons::Many(why.iter().map(|why| why.clone().into()).collect());
-            diagnosis.count(node.id, EXTENDER, Refusal { reasons, unresolvable: *unresolvable });
+            diagnosis.count(node.id, by, Refusal { reasons, unresolvable: *unresolvable });
         }
         None => {
             diagnosis.refused_by.insert(EXTENDER);

@@ -26,6 +26,7 @@ pub mod resources;
 pub mod run;
 pub mod snapshot;
 pub mod volumes;
+pub mod wasm;
 
 #[cfg(test)]
 mod naive;

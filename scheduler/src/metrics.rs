@@ -10,6 +10,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use crate::queue::Depth;
+use crate::wasm::{At, Figures};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Attempt {
@@ -25,6 +26,19 @@ struct Attempts {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Queue {
     queue: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Execution {
+    plugin: &'static str,
+    extension_point: &'static str,
+    status: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PluginFailure {
+    plugin: &'static str,
+    reason: &'static str,
 }
 
 /// How a try ended.
@@ -50,6 +64,8 @@ pub struct Metrics {
     pending: Family<Queue, Gauge>,
     preemptions: Counter,
     victims: Histogram,
+    executions: Family<Execution, Histogram, fn() -> Histogram>,
+    failures: Family<PluginFailure, Counter>,
 }
 
 impl Default for Metrics {
@@ -61,6 +77,8 @@ impl Default for Metrics {
             pending: Family::default(),
             preemptions: Counter::default(),
             victims: Histogram::new(exponential_buckets(1.0, 2.0, 7)),
+            executions: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.00001, 1.5, 20))),
+            failures: Family::default(),
         }
     }
 }
@@ -78,6 +96,10 @@ impl Metrics {
         registry.register("scheduler_preemption_attempts", help, self.preemptions.clone());
         let help = "Number of selected preemption victims";
         registry.register("scheduler_preemption_victims", help, self.victims.clone());
+        let help = "Duration of running a WebAssembly plugin at an extension point, for all nodes at once";
+        registry.register("scheduler_plugin_execution_duration_seconds", help, self.executions.clone());
+        let help = "Times that a WebAssembly plugin failed, by the reason";
+        registry.register("coracle_scheduler_plugin_failures", help, self.failures.clone());
         registry.register("scheduler_pending_pods", "Number of pending pods, by the queue", self.pending.clone());
     }
 
@@ -110,5 +132,16 @@ impl Metrics {
         for (queue, pods) in figures {
             self.pending.get_or_create(&Queue { queue }).set(i64::try_from(pods).unwrap_or(i64::MAX));
         }
+    }
+}
+
+impl Figures for Metrics {
+    fn asked(&self, plugin: &'static str, at: At, status: &'static str, took: Duration) {
+        let execution = Execution { plugin, extension_point: at.as_str(), status };
+        self.executions.get_or_create(&execution).observe(took.as_secs_f64());
+    }
+
+    fn failed(&self, plugin: &'static str, reason: &'static str) {
+        self.failures.get_or_create(&PluginFailure { plugin, reason }).inc();
     }
 }

@@ -10,6 +10,7 @@ use machinery_api::quantity::Quantity;
 
 use crate::pod::{Labels, NodeRequirement, NodeTerm, PodInfo, Taint};
 use crate::resources::{ResourceSum, Resources};
+use crate::wasm;
 
 /// The labels that a zone is made of.
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -199,6 +200,13 @@ impl NodeInfo {
     #[must_use]
     pub fn load(&self) -> &Load {
         &self.load
+    }
+
+    /// What is on it, as plugins are told that run elsewhere.
+    #[must_use]
+    pub fn told(&self) -> wasm::Load {
+        let pods = u32::try_from(self.pods.len()).unwrap_or(u32::MAX);
+        wasm::Load { pods, cpu_millis: self.load.cpu_milli, memory_bytes: self.load.memory_bytes }
     }
 
     /// Whether it is cordoned.

@@ -370,7 +370,11 @@ static CALLS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// Takes part where no plugin of the default profile does anything yet.
 static TEST_PLUGIN: Plugin = Plugin {
-    post_filter: Some(|_, _, _| PostFilterResult::Nominated { node: "n1".into(), victims: Vec::new() }),
+    post_filter: Some(|_, _, _| PostFilterResult::Nominated {
+        node: "n1".into(),
+        victims: Vec::new(),
+        candidates: Vec::new(),
+    }),
     reserve: Some(Reserve {
         reserve: |snapshot, pod, node| {
             called("reserve", snapshot, pod, node);

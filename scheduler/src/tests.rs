@@ -435,7 +435,11 @@ fn let_go<'a>(cycle: Cycle<'a>, filters: &mut Filters<'a>, diagnosis: &Diagnosis
         }
         assert!(filters.check(&node).is_err(), "all are back");
         if fits {
-            return PostFilterResult::Nominated { node: node.name().to_owned(), victims: Vec::new() };
+            return PostFilterResult::Nominated {
+                node: node.name().to_owned(),
+                victims: Vec::new(),
+                candidates: Vec::new(),
+            };
         }
     }
     PostFilterResult::Unschedulable("nobody helps.".into())

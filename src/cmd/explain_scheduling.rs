@@ -3,6 +3,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
 use clap::{Args, ValueEnum};
@@ -11,7 +12,10 @@ use k8s_openapi::api::core::v1::Pod as WholePod;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Client, Resource};
 use machinery_client::Pod;
+use machinery_env::Env;
+use scheduler::Metrics;
 use scheduler::explain::{Explanation, NodeExplanation, Recording};
+use scheduler::wasm::{self, Answers, Guest, WasmPlugin};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -21,6 +25,7 @@ use super::pull::write_file;
 use crate::config::Common;
 use crate::data_dir::DataDir;
 use crate::output::{columns, plain, result, say};
+use crate::scheduler_plugins::Plugins;
 
 /// Objects of one answer of the API server.
 const PAGE: u32 = 500;
@@ -127,7 +132,9 @@ async fn observed(flags: &ExplainScheduling, common: &Common) -> anyhow::Result<
         format!("{}: name a kubeconfig with --kubeconfig, or a cluster's folder with --data-dir", kubeconfig.display())
     })?;
     let configuration = flags.scheduler_config.as_deref().map(yaml_of).transpose()?;
-    let mut recording = Recording::new(subject(flags, &client).await?, configuration);
+    let whole = subject(flags, &client).await?;
+    let pod: Pod = serde_json::from_value(whole.clone()).context("cannot read the pod")?;
+    let mut recording = Recording::new(pod, configuration);
     recording.nodes = all(&client).await?;
     recording.pods = all(&client).await?;
     recording.namespaces = all(&client).await?;
@@ -137,15 +144,31 @@ async fn observed(flags: &ExplainScheduling, common: &Common) -> anyhow::Result<
     recording.persistent_volumes = all(&client).await?;
     recording.storage_classes = all(&client).await?;
     recording.csi_nodes = all(&client).await?;
+    recording.plugin_answers = asked(&recording, whole).await?;
     Ok(recording)
 }
 
-/// The pod that is meant.
-async fn subject(flags: &ExplainScheduling, client: &Client) -> anyhow::Result<Pod> {
+/// What plugins say that are WebAssembly components; none where the profile has none.
+async fn asked(recording: &Recording, pod: Value) -> anyhow::Result<Option<Answers>> {
+    let (plugins, mut question) = recording.question()?;
+    if plugins.is_empty() {
+        return Ok(None);
+    }
+    question.pod = pod.to_string();
+    let env = Env::real();
+    let host = Plugins::alone(&plugins, &env)?;
+    let figures = Arc::new(Metrics::default());
+    let guest = |plugin: Arc<WasmPlugin>| Guest::new(plugin, host.clone(), env.clone(), figures.clone());
+    let guests: Vec<Guest> = plugins.into_iter().map(guest).collect();
+    Ok(Some(wasm::ask(&guests, &question).await.map_err(anyhow::Error::msg)?))
+}
+
+/// The pod that is meant, whole.
+async fn subject(flags: &ExplainScheduling, client: &Client) -> anyhow::Result<Value> {
     let Some(file) = &flags.subject.filename else {
         let name = flags.subject.pod.as_deref().unwrap_or_default();
-        let pods = namespaced::<Pod>(client, &flags.namespace);
-        return pods.get(name).await.map_err(said);
+        let pods = namespaced::<WholePod>(client, &flags.namespace);
+        return Ok(serde_json::to_value(pods.get(name).await.map_err(said)?)?);
     };
     let mut manifest = yaml_of(file)?;
     if manifest["kind"] != "Pod" {
@@ -158,7 +181,7 @@ async fn subject(flags: &ExplainScheduling, client: &Client) -> anyhow::Result<P
     let pods = namespaced::<WholePod>(client, pod.metadata.namespace.as_deref().unwrap_or_default());
     // What admission makes of it counts: its priority, its tolerations, its limits.
     let made = pods.create(&PostParams { dry_run: true, field_manager: None }, &pod).await.map_err(said)?;
-    serde_json::from_value(serde_json::to_value(made)?).map_err(|why| of_file(file, why))
+    Ok(serde_json::to_value(made)?)
 }
 
 fn namespaced<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(
@@ -218,7 +241,10 @@ fn shown(told: &Explanation) -> String {
         line("it has scheduling gates: it waits for their removal first".into());
     }
     if !told.not_asked.is_empty() {
-        line(format!("extenders have a say in it that are not asked here: {}", told.not_asked.join(", ")));
+        line(format!("these have a say in it and are not asked here: {}", told.not_asked.join(", ")));
+    }
+    for failed in &told.failed {
+        line(format!("a plugin failed and is done without: {failed}"));
     }
     text.push('\n');
     let mut tables = vec![scores(told, &fit)];

@@ -9,6 +9,7 @@ use super::flags::election::ElectionFlags;
 use super::flags::refused::{Refused, Table};
 use super::flags::scheduler::SchedulerFlags;
 use crate::config::SchedulerConfig;
+use crate::scheduler_plugins::Plugins;
 
 /// Whose flags and name these are.
 const UPSTREAM: &str = "kube-scheduler";
@@ -46,7 +47,9 @@ pub(crate) fn run(flags: &Scheduler) -> Result<(), Failure> {
     let env = Env::real();
     let SchedulerConfig { profiles, back_off, extenders } = flags.scheduler.config()?;
     let election = flags.election.election(UPSTREAM, &env)?;
-    let config = ::scheduler::Config { profiles, back_off, extenders, election, ..::scheduler::Config::default() };
+    let plugins = Plugins::of(&profiles, &env)?;
+    let config =
+        ::scheduler::Config { profiles, back_off, extenders, plugins, election, ..::scheduler::Config::default() };
     let metrics = config.metrics.clone();
     alone::run(
         &flags.alone,

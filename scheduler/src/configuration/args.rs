@@ -89,9 +89,14 @@ struct Preemption {
     min_candidate_nodes_absolute: Option<i32>,
 }
 
-/// Reads the arguments of one plugin, which stand at these numbers of profile and entry.
+/// Where arguments stand: these numbers of profile and entry.
+pub(super) fn place(at: (usize, usize)) -> String {
+    format!("decoding .profiles[{}].pluginConfig[{}]", at.0, at.1)
+}
+
+/// Reads the arguments of one plugin.
 pub(super) fn read(plugin: &str, value: &Value, at: (usize, usize), path: &Path, args: &mut Args, errors: &mut Errors) {
-    let place = format!("decoding .profiles[{}].pluginConfig[{}]", at.0, at.1);
+    let place = place(at);
     let Some(known) = known::args(plugin) else {
         errors.invalid_text(path, plugin, "this plugin takes no arguments");
         return;

@@ -84,9 +84,6 @@ pub(super) fn read(given: Vec<ExtenderFile>, errors: &mut Errors) -> (Vec<Extend
                 "must be a URL with a scheme and a host",
             );
         }
-        if !extender.preempt_verb.is_empty() {
-            errors.forbidden(&path.child("preemptVerb"), "this scheduler doesn't ask extenders about preemption yet");
-        }
         made.push(extender.made(&path, errors));
     }
     if binders > 1 {
@@ -120,6 +117,7 @@ impl ExtenderFile {
             url_prefix: self.url_prefix,
             filter_verb: self.filter_verb,
             prioritize_verb: self.prioritize_verb,
+            preempt_verb: self.preempt_verb,
             bind_verb: self.bind_verb,
             weight: self.weight,
             timeout,

@@ -5,7 +5,7 @@ use bolero::check;
 use super::Configuration;
 
 /// Parts of a file, and what breaks one.
-const PIECES: [&str; 22] = [
+const PIECES: [&str; 23] = [
     "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\n",
     "profiles:\n",
     "- schedulerName: a\n",
@@ -20,6 +20,7 @@ const PIECES: [&str; 22] = [
     "  - {name: PodTopologySpread, args: {defaultingType: List, defaultConstraints: [{maxSkew: 1, topologyKey: z, whenUnsatisfiable: DoNotSchedule}]}}\n",
     "  - {name: NodeAffinity, args: {addedAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: []}}}}\n",
     "  - {name: InterPodAffinity, args: 7}\n",
+    "  - {name: Mine, args: {apiVersion: scheduler.coracle.dev/v1, kind: WasmPluginArgs, module: /m, timeout: 9999999999999h, memory: 1e999, fuel: -1}}\n",
     "percentageOfNodesToScore: 99999999999999\n",
     "podInitialBackoffSeconds: 9223372036854775807\npodMaxBackoffSeconds: 9223372036854775807\n",
     "extenders: [{urlPrefix: 'http://a', weight: 9223372036854775807, prioritizeVerb: p, httpTimeout: 9999999999999h, managedResources: [{name: a/b}]}]\n",

@@ -6,6 +6,7 @@ mod errors;
 mod extenders;
 mod known;
 mod profiles;
+mod wasm;
 
 #[cfg(test)]
 mod fuzz;
@@ -95,14 +96,14 @@ impl Configuration {
         }
         let percentage = file.percentage_of_nodes_to_score;
         errors.percentage(&Path::new("percentageOfNodesToScore"), percentage);
-        let mut args = profiles::check(&given, &mut errors);
+        let mut told = profiles::check(&given, &mut errors);
         let (extenders, ignored) = extenders::read(file.extenders.unwrap_or_default(), &mut errors);
         errors.end()?;
         // Upstream: in place of what the profile says.
-        for (_, args) in args.iter_mut().filter(|_| !ignored.is_empty()) {
-            args.ignored_resources.clone_from(&ignored);
+        for told in told.iter_mut().filter(|_| !ignored.is_empty()) {
+            told.args.ignored_resources.clone_from(&ignored);
         }
-        let made = given.iter().zip(args).map(|(profile, args)| profile.made(args, percentage));
+        let made = given.iter().zip(told).map(|(profile, told)| profile.made(told, percentage));
         let profiles =
             made.collect::<Result<Vec<_>, String>>().map_err(|error| format!("initializing profiles: {error}"))?;
         Profile::queue_sort(&profiles).map_err(|error| format!("initializing profiles: {error}"))?;

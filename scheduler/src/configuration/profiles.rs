@@ -7,9 +7,10 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::args;
 use super::errors::{Errors, Path};
+use super::{args, wasm};
 use crate::plugins::{Args, PLUGINS, Plugin, Points, Profile};
+use crate::wasm::WasmPlugin;
 
 /// Upstream's extension points, with the names of their interfaces.
 const POINTS: [(&str, &str); 12] = [
@@ -90,6 +91,15 @@ struct PluginConfig {
     args: Value,
 }
 
+/// What a profile is called, and what it tells its plugins.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    name: String,
+    pub(super) args: Args,
+    /// Plugins that are there by their arguments.
+    wasm: Vec<WasmPlugin>,
+}
+
 /// Upstream gives the usual name to a profile that is the only one.
 fn name_of(profile: &ProfileFile, alone: bool) -> &str {
     let usual = if alone { "default-scheduler" } else { "" };
@@ -97,7 +107,7 @@ fn name_of(profile: &ProfileFile, alone: bool) -> &str {
 }
 
 /// Finds what is wrong with the profiles, and reads what they tell their plugins.
-pub(super) fn check(profiles: &[ProfileFile], errors: &mut Errors) -> Vec<(String, Args)> {
+pub(super) fn check(profiles: &[ProfileFile], errors: &mut Errors) -> Vec<Told> {
     let root = Path::new("profiles");
     let mut names: BTreeMap<&str, usize> = BTreeMap::new();
     let mut made = Vec::new();
@@ -115,7 +125,7 @@ pub(super) fn check(profiles: &[ProfileFile], errors: &mut Errors) -> Vec<(Strin
                 errors.invalid_text(&enabled.index(nth), &plugin.name, version);
             }
         }
-        let mut args = Args::default();
+        let mut told = Told { name: name.to_owned(), ..Told::default() };
         let mut seen = BTreeSet::new();
         for (nth, config) in profile.plugin_config.iter().flatten().enumerate() {
             let path = path.child("pluginConfig").index(nth);
@@ -123,13 +133,17 @@ pub(super) fn check(profiles: &[ProfileFile], errors: &mut Errors) -> Vec<(Strin
                 errors.duplicate(&path, &config.name);
                 continue;
             }
-            args::read(&config.name, &config.args, (at, nth), &path.child("args"), &mut args, errors);
+            if wasm::is_meant(&config.args) {
+                told.read_wasm(profile, config, (at, nth), &path, errors);
+                continue;
+            }
+            args::read(&config.name, &config.args, (at, nth), &path.child("args"), &mut told.args, errors);
         }
         if let Some(first) = names.get(name).filter(|_| !name.is_empty()) {
             errors.duplicate(&path.child("schedulerName"), &root.index(*first).child("schedulerName").to_string());
         }
         names.insert(name, at);
-        made.push((name.to_owned(), args));
+        made.push(told);
     }
     let sort = |profile: &ProfileFile| {
         profile.plugins.as_ref().and_then(|plugins| plugins.get("queueSort").cloned()).unwrap_or_default()
@@ -146,22 +160,69 @@ pub(super) fn check(profiles: &[ProfileFile], errors: &mut Errors) -> Vec<(Strin
     made
 }
 
+impl Told {
+    fn read_wasm(
+        &mut self,
+        of: &ProfileFile,
+        config: &PluginConfig,
+        at: (usize, usize),
+        path: &Path,
+        errors: &mut Errors,
+    ) {
+        if upstream(&config.name).is_some() {
+            return errors.invalid_text(path, &config.name, "this name is another plugin's");
+        }
+        if self.wasm.len() >= wasm::PLUGINS_MAX {
+            return errors
+                .forbidden(path, &format!("a profile has at most {} plugins of this kind", wasm::PLUGINS_MAX));
+        }
+        // Arguments that nobody reads are a mistake.
+        let points = of
+            .plugins
+            .iter()
+            .flatten()
+            .filter(|(point, _)| *point == "multiPoint" || wasm::POINTS.contains(&point.as_str()));
+        if !points.flat_map(|(_, set)| &set.enabled).any(|plugin| plugin.name == config.name) {
+            let why = "the profile enables it neither at filter nor at score nor at multiPoint";
+            errors.invalid_text(path, &config.name, why);
+        }
+        self.wasm.extend(wasm::read(&config.name, &config.args, &args::place(at), &path.child("args"), errors));
+    }
+
+    /// A plugin's own name, and its points.
+    fn known(&self, name: &str) -> Option<(&'static str, &'static [&'static str])> {
+        let own = || self.wasm.iter().find(|plugin| plugin.name == name).map(|plugin| (plugin.name, wasm::POINTS));
+        upstream(name).map(|(name, _, points)| (*name, *points)).or_else(own)
+    }
+
+    /// Its plugins of other programs, where they take part: in the order of their filters, and then of their scores.
+    fn taking_part(&self, filters: &[(&str, i64)], scores: &[(&str, i64)]) -> Vec<Arc<WasmPlugin>> {
+        let mut made: Vec<WasmPlugin> = Vec::new();
+        for (name, _) in filters.iter().chain(scores) {
+            let Some(plugin) = self.wasm.iter().find(|plugin| plugin.name == *name) else { continue };
+            if made.iter().any(|known| known.name == plugin.name) {
+                continue;
+            }
+            let weight = scores.iter().find(|(of, _)| of == name).map(|(_, weight)| *weight);
+            made.push(WasmPlugin { filters: filters.iter().any(|(of, _)| of == name), weight, ..plugin.clone() });
+        }
+        made.into_iter().map(Arc::new).collect()
+    }
+}
+
 fn upstream(name: &str) -> Option<&'static (&'static str, i64, &'static [&'static str])> {
     UPSTREAM.iter().find(|(known, ..)| *known == name)
 }
 
-fn points_of(name: &str) -> &'static [&'static str] {
-    upstream(name).map_or(&[], |(_, _, points)| points)
-}
-
 impl ProfileFile {
     /// The profile, with the percentage of all profiles where it has none of its own.
-    pub(super) fn made(&self, (name, args): (String, Args), percentage: Option<i32>) -> Result<Profile, String> {
+    pub(super) fn made(&self, told: Told, percentage: Option<i32>) -> Result<Profile, String> {
+        let name = &told.name;
         let wrap = |error: String| format!("creating profile for scheduler name {name}: {error}");
         let mut lists: BTreeMap<&str, Vec<(&str, i64)>> = BTreeMap::new();
         let multi = self.multi_point();
         for (point, interface) in POINTS {
-            lists.insert(point, self.list(point, interface, &multi).map_err(wrap)?);
+            lists.insert(point, self.list(point, interface, &multi, &told).map_err(wrap)?);
         }
         consistent(&lists).map_err(wrap)?;
         let sorts = lists.get("queueSort").map_or(0, Vec::len);
@@ -190,12 +251,14 @@ impl ProfileFile {
         let taking_part = |row: &Plugin| points.0.iter().flatten().any(|(other, _)| other.name == row.name);
         let plugins = PLUGINS.iter().filter(|row| taking_part(row)).map(|row| (row, row.weight)).collect();
         let percentage = self.percentage_of_nodes_to_score.or(percentage);
+        let wasm = told.taking_part(&lists["filter"], &lists["score"]);
         Ok(Profile {
-            scheduler_name: name,
+            scheduler_name: told.name,
             plugins,
-            args: Arc::new(args),
+            args: Arc::new(told.args),
             feasible_percent: percentage.and_then(|percent| usize::try_from(percent).ok()).filter(|p| *p > 0),
             points: Some(Arc::new(points)),
+            wasm,
         })
     }
 
@@ -228,13 +291,14 @@ impl ProfileFile {
         point: &'static str,
         interface: &str,
         multi: &[(String, i64)],
+        told: &Told,
     ) -> Result<Vec<(&'static str, i64)>, String> {
         let PluginSet { enabled, disabled } = self.set(point);
-        let known = |name: &str| upstream(name).ok_or_else(|| format!("{interface} {name:?} does not exist"));
+        let known = |name: &str| told.known(name).ok_or_else(|| format!("{interface} {name:?} does not exist"));
         let mut own: Vec<(&'static str, i64)> = Vec::new();
         for plugin in &enabled {
-            let (name, ..) = *known(&plugin.name)?;
-            if !points_of(name).contains(&point) {
+            let (name, points) = known(&plugin.name)?;
+            if !points.contains(&point) {
                 return Err(format!("plugin {name:?} does not extend {interface} plugin"));
             }
             if own.iter().any(|(other, _)| *other == name) {
@@ -249,8 +313,8 @@ impl ProfileFile {
         let mut of_all: Vec<(&'static str, i64)> = Vec::new();
         let mut both = BTreeSet::new();
         for (name, weight) in multi {
-            let (name, ..) = *known(name)?;
-            if !points_of(name).contains(&point) || disabled.iter().any(|plugin| plugin.name == name) {
+            let (name, points) = known(name)?;
+            if !points.contains(&point) || disabled.iter().any(|plugin| plugin.name == name) {
                 continue;
             }
             if own.iter().any(|(other, _)| *other == name) {

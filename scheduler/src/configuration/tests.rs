@@ -12,6 +12,7 @@ use crate::plugins::{Point, Profile};
 use crate::pod::PodInfo;
 use crate::snapshot::Snapshot;
 use crate::tests::{node, pod};
+use crate::wasm::FailurePolicy;
 
 fn file(merge: &Value) -> Value {
     let mut file = json!({"apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration"});
@@ -297,13 +298,14 @@ fn affinity_and_spreading_are_as_the_file_says() {
 fn extenders_are_read_and_refused_in_upstreams_words() {
     let all = json!([
         {"urlPrefix": "http://first:80/x", "filterVerb": "filter", "ignorable": true, "httpTimeout": "0s"},
-        {"urlPrefix": "https://second", "bindVerb": "bind", "prioritizeVerb": "p", "weight": 2, "httpTimeout": "100ms", "enableHTTPS": true,
+        {"urlPrefix": "https://second", "bindVerb": "bind", "preemptVerb": "preempt", "prioritizeVerb": "p", "weight": 2, "httpTimeout": "100ms", "enableHTTPS": true,
             "nodeCacheCapable": true, "managedResources": [{"name": "a.b/c", "ignoredByScheduler": true}, {"name": "a.b/d"}]},
         {"urlPrefix": "https://third", "tlsConfig": {"caData": "QQ==", "serverName": "s", "keyFile": "k"}, "enableHTTPS": true},
     ]);
     let read = parsed(&json!({"extenders": all})).unwrap();
     let [second, third, first] = &read.extenders[..] else { panic!("{:?}", read.extenders) };
     assert_eq!((first.timeout.as_millis(), second.timeout.as_millis(), first.ignorable), (5000, 100, true));
+    assert_eq!((&*second.preempt_verb, &*third.preempt_verb), ("preempt", ""));
     assert_eq!((second.weight, second.node_cache_capable, second.managed_resources.len()), (2, true, 2));
     assert_eq!((second.tls.insecure, third.tls.insecure, first.tls.insecure), (true, false, false));
     assert_eq!((&*third.tls.server_name, &*third.tls.files[1], &*third.tls.data[2]), ("s", "k", "QQ=="));
@@ -329,13 +331,113 @@ fn extenders_are_read_and_refused_in_upstreams_words() {
             json!([{"urlPrefix": "http://e", "httpTimeout": "soon"}]),
             "extenders[0].httpTimeout: Invalid value: \"soon\": must be a duration, such as 5s",
         ),
-        (
-            json!([{"urlPrefix": "http://e", "preemptVerb": "p"}]),
-            "extenders[0].preemptVerb: Forbidden: this scheduler doesn't ask extenders about preemption yet",
-        ),
         (json!([{"urlPrefix": "http://e", "verb": 1}]), "strict decoding error: unknown field \"extenders[0].verb\""),
     ];
     for (extenders, why) in cases {
         assert_eq!(parsed(&json!({"extenders": extenders})).unwrap_err(), why, "{extenders}");
+    }
+}
+
+fn plugged(args: Value, plugins: Value) -> Value {
+    let mut all = json!({"apiVersion": "scheduler.coracle.dev/v1", "kind": "WasmPluginArgs", "module": "/p.wasm"});
+    all.as_object_mut().unwrap().extend(args.as_object().unwrap().clone());
+    json!({"profiles": [{"plugins": plugins, "pluginConfig": [{"name": "Mine", "args": all}]}]})
+}
+
+#[test]
+fn a_component_is_a_plugin_by_its_arguments() {
+    let everywhere = json!({"multiPoint": {"enabled": [{"name": "Mine", "weight": 7}]}});
+    let read = parsed(&plugged(json!({}), everywhere.clone())).unwrap();
+    let [mine] = &read.profiles[0].wasm[..] else { panic!() };
+    assert_eq!((mine.name, mine.filters, mine.weight, mine.fuel), ("Mine", true, Some(7), None));
+    assert_eq!(
+        (mine.timeout.as_millis(), mine.memory_bytes, mine.failure_policy),
+        (1000, 64 << 20, FailurePolicy::Fail)
+    );
+    let told = json!({"config": {"a": 1}, "failurePolicy": "Ignore", "timeout": "50ms", "memory": "2Mi", "fuel": 5});
+    let read = parsed(&plugged(told, json!({"score": {"enabled": [{"name": "Mine"}]}}))).unwrap();
+    let [mine] = &read.profiles[0].wasm[..] else { panic!() };
+    assert_eq!((&*mine.config, mine.filters, mine.weight, mine.fuel), (r#"{"a":1}"#, false, Some(1), Some(5)));
+    assert_eq!(
+        (mine.timeout.as_millis(), mine.memory_bytes, mine.failure_policy),
+        (50, 2 << 20, FailurePolicy::Ignore)
+    );
+    assert!(at(&read.profiles[0], Point::Score).iter().all(|(name, _)| *name != "Mine"), "it is no row of ours");
+}
+
+#[test]
+fn wrong_arguments_of_a_component_are_refused() {
+    let everywhere = json!({"multiPoint": {"enabled": [{"name": "Mine", "weight": 7}]}});
+    let cases = [
+        (
+            json!({"modul": ""}),
+            everywhere.clone(),
+            "strict decoding error: decoding .profiles[0].pluginConfig[0]: strict decoding error: decoding args for plugin Mine: strict decoding error: unknown field \"modul\"",
+        ),
+        (
+            json!({"apiVersion": "v1"}),
+            everywhere.clone(),
+            "decoding .profiles[0].pluginConfig[0]: no kind \"WasmPluginArgs\" is registered for version \"v1\"",
+        ),
+        (
+            json!({"module": ""}),
+            everywhere.clone(),
+            "profiles[0].pluginConfig[0].args.module: Required value: the file of a component",
+        ),
+        (
+            json!({"failurePolicy": "Skip"}),
+            everywhere.clone(),
+            "profiles[0].pluginConfig[0].args.failurePolicy: Unsupported value: \"Skip\": supported values: \"Fail\", \"Ignore\"",
+        ),
+        (
+            json!({"timeout": "0s"}),
+            everywhere.clone(),
+            "profiles[0].pluginConfig[0].args.timeout: Invalid value: \"0s\": must be a duration of at most 1m, such as 500ms",
+        ),
+        (
+            json!({"timeout": "2m"}),
+            everywhere.clone(),
+            "profiles[0].pluginConfig[0].args.timeout: Invalid value: \"2m\": must be a duration of at most 1m, such as 500ms",
+        ),
+        (
+            json!({"memory": "-1"}),
+            everywhere.clone(),
+            "profiles[0].pluginConfig[0].args.memory: Invalid value: \"-1\": must be a quantity from 1Mi to 4Gi",
+        ),
+        (
+            json!({"fuel": 0}),
+            everywhere.clone(),
+            "profiles[0].pluginConfig[0].args.fuel: Invalid value: 0: must be greater than 0",
+        ),
+        (
+            json!({}),
+            json!({}),
+            "profiles[0].pluginConfig[0]: Invalid value: \"Mine\": the profile enables it neither at filter nor at score nor at multiPoint",
+        ),
+        (
+            json!({}),
+            json!({"filter": {"enabled": [{"name": "Mine"}]}, "reserve": {"enabled": [{"name": "Mine"}]}}),
+            "initializing profiles: creating profile for scheduler name default-scheduler: plugin \"Mine\" does not extend ReservePlugin plugin",
+        ),
+    ];
+    for (args, plugins, why) in cases {
+        assert_eq!(parsed(&plugged(args.clone(), plugins)).unwrap_err(), why, "{args}");
+    }
+}
+
+#[test]
+fn a_component_has_a_name_of_its_own() {
+    let everywhere = json!({"multiPoint": {"enabled": [{"name": "Mine"}]}});
+    let mut file = plugged(json!({}), everywhere);
+    for (name, why) in [
+        ("NodeName", "profiles[0].pluginConfig[0]: Invalid value: \"NodeName\": this name is another plugin's"),
+        (
+            "a b",
+            "profiles[0].pluginConfig[0].args: Invalid value: \"a b\": a plugin's name has 1 to 63 letters, digits, '-', '_' and '.'",
+        ),
+    ] {
+        file["profiles"][0]["pluginConfig"][0]["name"] = name.into();
+        file["profiles"][0]["plugins"]["multiPoint"]["enabled"][0]["name"] = name.into();
+        assert_eq!(parsed(&file).unwrap_err(), why);
     }
 }

@@ -11,12 +11,13 @@ mod tests;
 use serde::Serialize;
 
 pub use self::recording::{Recording, RecordingError};
-use crate::decide::{Decision, Nomination, Scores, decide, score_each};
+use crate::decide::{Decision, Nomination, Scores, decide_with, score_each};
 use crate::node::NodeInfo;
 use crate::plugins::{Cycle, Filters, Profile};
 use crate::pod::PodInfo;
 use crate::refusal::{Reasons, Refusal};
 use crate::snapshot::Snapshot;
+use crate::wasm::{Answers, Failed};
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -44,9 +45,12 @@ pub struct Explanation {
     /// It has scheduling gates, and isn't tried before they are gone.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub gated: bool,
-    /// Extenders that would be asked, and aren't here.
+    /// Extenders, and plugins that run elsewhere, that would be asked and aren't here.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub not_asked: Vec<String>,
+    /// Plugins that failed and are done without: which, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub failed: Vec<String>,
     /// The plugins that have scored, in order.
     pub plugins: Vec<Weighted>,
     /// Those that will do, the best first, and then the others.
@@ -116,6 +120,12 @@ pub struct NodeScore {
 /// found enough of them.
 #[must_use]
 pub fn explain(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile) -> Explanation {
+    explain_with(snapshot, pod, profile, None)
+}
+
+/// The same, with what plugins that run elsewhere said.
+#[must_use]
+pub fn explain_with(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile, answers: Option<&Answers>) -> Explanation {
     let mut this = Explanation {
         pod: pod.key.to_string(),
         profile: profile.scheduler_name.clone(),
@@ -126,6 +136,7 @@ pub fn explain(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile) -> Explana
         preemption: None,
         gated: !profile.admits_to_queue(pod),
         not_asked: Vec::new(),
+        failed: answers.into_iter().flat_map(|answers| &answers.failed).map(told).collect(),
         plugins: Vec::new(),
         nodes: Vec::new(),
     };
@@ -137,7 +148,10 @@ pub fn explain(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile) -> Explana
             Ok(mut filters) => {
                 for node in snapshot.nodes() {
                     match filters.fits(node) {
-                        Ok(()) => feasible.push(node),
+                        Ok(()) => match answers.and_then(|answers| answers.refusal(&profile.wasm, node.name())) {
+                            None => feasible.push(node),
+                            Some((plugin, refusal)) => this.nodes.push(refused(node, plugin, refusal)),
+                        },
                         Err((plugin, refusal)) => this.nodes.push(refused(node, plugin, refusal)),
                     }
                 }
@@ -150,11 +164,16 @@ pub fn explain(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile) -> Explana
     }
     this.nodes.sort_by(|a, b| a.name.cmp(&b.name));
     if feasible.is_empty() {
-        this.goes_nowhere(decide(snapshot, pod, profile, 0, 0));
+        let verdicts = answers.map(|answers| answers.verdicts(&profile.wasm));
+        this.goes_nowhere(decide_with(snapshot, pod, profile, 0, 0, verdicts.as_ref()));
     } else {
-        this.score(cycle, profile, &feasible);
+        this.score(cycle, profile, &feasible, answers);
     }
     this
+}
+
+fn told(failed: &Failed) -> String {
+    format!("{} at {}: {}", failed.plugin, failed.extension_point, failed.why)
 }
 
 fn refused(node: &NodeInfo, plugin: &'static str, refusal: Refusal) -> NodeExplanation {
@@ -176,7 +195,7 @@ impl Explanation {
         }
     }
 
-    fn score<'a>(&mut self, cycle: Cycle<'a>, profile: &Profile, feasible: &[&'a NodeInfo]) {
+    fn score<'a>(&mut self, cycle: Cycle<'a>, profile: &Profile, feasible: &[&'a NodeInfo], answers: Option<&Answers>) {
         let named = |node: &&NodeInfo| NodeExplanation {
             name: node.name().to_owned(),
             refused: None,
@@ -197,6 +216,15 @@ impl Explanation {
                 node.scores.push(NodeScore { plugin, score: *score, normalized: *normalized, weighted });
             }
         });
+        for (name, weight, scores) in answers.into_iter().flat_map(|answers| answers.counting(&profile.wasm)) {
+            self.plugins.push(Weighted { name, weight });
+            for node in &mut nodes {
+                let score = scores.get(node.name.as_str()).copied().unwrap_or(0);
+                let weighted = weight.saturating_mul(score);
+                node.total = node.total.map(|total| total.saturating_add(weighted));
+                node.scores.push(NodeScore { plugin: name, score, normalized: score, weighted });
+            }
+        }
         nodes.sort_by(|a, b| b.total.cmp(&a.total).then_with(|| a.name.cmp(&b.name)));
         let there = cycle.nominated().filter(|name| nodes.iter().any(|node| node.name == *name));
         self.nominated = there.is_some();

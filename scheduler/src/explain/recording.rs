@@ -1,6 +1,7 @@
 //! A decision as a file: the pod, what of the cluster it was decided by, and the scheduler's configuration. Read again it gives the
 //! same answer without a cluster. A file may come from anybody.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Service};
@@ -11,14 +12,17 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Explanation, explain};
+use super::{Explanation, explain_with};
 use crate::budget::Budget;
 use crate::configuration::Configuration;
+use crate::decide::feasible;
+use crate::extender::ExtenderConfig;
 use crate::node::NodeFacts;
 use crate::plugins::Profile;
 use crate::pod::PodInfo;
 use crate::snapshot::Snapshot;
 use crate::volumes::Volumes;
+use crate::wasm::{Answers, Candidate, Question, WasmPlugin};
 
 /// The form of the file. One that is of another form is refused.
 const KIND: &str = "SchedulingRecord";
@@ -54,6 +58,9 @@ pub struct Recording {
     /// What drivers of volumes say of nodes.
     #[serde(rename = "csiNodes")]
     pub csi_nodes: Vec<CSINode>,
+    /// What plugins that are WebAssembly components said; none: they weren't asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plugin_answers: Option<Answers>,
 }
 
 /// Why a recording explains nothing.
@@ -79,6 +86,14 @@ pub enum RecordingError {
         /// Those that there are.
         known: String,
     },
+}
+
+/// A decision's parts.
+struct Subject {
+    snapshot: Snapshot,
+    pod: PodInfo,
+    profile: Profile,
+    extenders: Vec<ExtenderConfig>,
 }
 
 impl Recording {
@@ -109,6 +124,35 @@ impl Recording {
     /// # Errors
     /// Objects have no names, or no profile decides for the pod.
     pub fn explained(&self) -> Result<Explanation, RecordingError> {
+        let Subject { snapshot, pod, profile, extenders } = self.read()?;
+        let mut explained = explain_with(&snapshot, &pod, &profile, self.plugin_answers.as_ref());
+        let asked = extenders.into_iter().filter(|extender| extender.is_asked(&pod));
+        explained.not_asked = asked.map(|extender| extender.url_prefix).collect();
+        if self.plugin_answers.is_none() {
+            explained.not_asked.extend(profile.wasm.iter().map(|plugin| plugin.name.to_owned()));
+        }
+        Ok(explained)
+    }
+
+    /// The plugins that are WebAssembly components, and what they are to be asked: all but the pod as JSON, as the server has it.
+    ///
+    /// # Errors
+    /// As [`explained`](Self::explained).
+    pub fn question(&self) -> Result<(Vec<Arc<WasmPlugin>>, Question), RecordingError> {
+        let Subject { snapshot, pod, profile, .. } = self.read()?;
+        let objects = self.nodes.iter().map(|node| (key_of(&node.metadata).name, node));
+        let objects: BTreeMap<String, &Node> = objects.collect();
+        let names = if profile.wasm.is_empty() { Vec::new() } else { feasible(&snapshot, &pod, &profile, 0) };
+        let candidates = names.iter().filter_map(|name| {
+            let load = snapshot.node(name)?.told();
+            Some(Candidate { node: Arc::new((*objects.get(name)?).clone()), load })
+        });
+        let (candidates, nodes) = (candidates.collect(), snapshot.node_count());
+        Ok((profile.wasm, Question { pod: String::new(), candidates, wanted: usize::MAX, nodes }))
+    }
+
+    /// What the recording says, as a decision takes it.
+    fn read(&self) -> Result<Subject, RecordingError> {
         let (profiles, extenders) = match &self.configuration {
             None => (vec![Profile::default()], Vec::new()),
             Some(file) => {
@@ -125,10 +169,7 @@ impl Recording {
         })?;
         let mut snapshot = self.snapshot(&profiles)?;
         snapshot.take_pod(&pod.key);
-        let mut explained = explain(&snapshot, &pod, profile);
-        let asked = extenders.into_iter().filter(|extender| extender.is_asked(&pod));
-        explained.not_asked = asked.map(|extender| extender.url_prefix).collect();
-        Ok(explained)
+        Ok(Subject { profile: profile.clone(), snapshot, pod, extenders })
     }
 
     /// The cluster as the scheduler sees it.

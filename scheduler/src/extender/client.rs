@@ -11,8 +11,8 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::wire::{self, Arguments, Binding, NodeList};
-use super::{ExtenderConfig, Verdicts};
+use super::wire::{self, Arguments, Binding, MetaPod, NodeList, PreemptionArguments, VictimsSaid};
+use super::{ExtenderConfig, Verdicts, Victims};
 use crate::pod::PodInfo;
 
 /// What an answer may have: thousands of nodes, whole.
@@ -34,6 +34,9 @@ impl std::fmt::Debug for Extender {
 
 /// The nodes that are asked about, by name.
 pub type Nodes = BTreeMap<String, Arc<Node>>;
+
+/// Who would go for a pod, by node.
+pub type ByNode = BTreeMap<String, Victims>;
 
 impl Extender {
     /// Makes a client; nothing is sent yet.
@@ -95,6 +98,36 @@ impl Extender {
         wire::priorities(&self.send(&self.config.prioritize_verb, &self.arguments(pod, nodes, left)).await?)
     }
 
+    /// On which of these nodes others may go for a pod, and who.
+    async fn preempt(
+        &self,
+        pod: &Value,
+        victims: &ByNode,
+        pods: &BTreeMap<String, Vec<Arc<PodInfo>>>,
+        look: &(dyn Fn(&PodInfo) -> Value + Sync),
+    ) -> Result<ByNode, String> {
+        let by_name = self.config.node_cache_capable;
+        let arguments = PreemptionArguments {
+            pod,
+            node_name_to_victims: (!by_name).then(|| said(victims, |pod| look(pod))),
+            node_name_to_meta_victims: by_name.then(|| said(victims, |pod| MetaPod { uid: &pod.uid })),
+        };
+        let answer = self.send(&self.config.preempt_verb, &arguments).await?;
+        let mut left = ByNode::new();
+        for (node, (uids, violations)) in wire::meta_victims(&answer)? {
+            let there = pods.get(&node).ok_or_else(|| format!("nodeinfo not found for node name {node:?}"))?;
+            let of = |uid: &String| {
+                there.iter().find(|pod| *pod.uid == **uid).cloned().ok_or_else(|| {
+                    let url = &self.config.url_prefix;
+                    format!("extender: {url} claims to preempt pod (UID: &{{{uid}}}) on node: {node}, but the pod is not found on that node")
+                })
+            };
+            let pods = uids.iter().map(of).collect::<Result<_, _>>()?;
+            left.insert(node, Victims { pods, violations });
+        }
+        Ok(left)
+    }
+
     fn arguments<'a>(&self, pod: &'a Value, nodes: &'a Nodes, left: &'a BTreeSet<String>) -> Arguments<'a> {
         if self.config.node_cache_capable {
             return Arguments { pod, nodes: None, node_names: Some(left.iter().map(String::as_str).collect()) };
@@ -123,6 +156,50 @@ impl Extender {
     }
 }
 
+/// Who would go, as an extender is told.
+fn said<'a, T>(victims: &'a ByNode, pod: impl Fn(&'a PodInfo) -> T) -> BTreeMap<&'a str, VictimsSaid<T>> {
+    let of = |victims: &'a Victims| VictimsSaid {
+        pods: victims.pods.iter().map(|victim| pod(victim)).collect(),
+        violations: victims.violations,
+    };
+    victims.iter().map(|(node, victims)| (node.as_str(), of(victims))).collect()
+}
+
+/// Asks all that have a say in it, one after the other, on which nodes others may go for a pod, and who: none have a say in what
+/// others have left out. `pods` are those on the nodes. As upstream.
+///
+/// # Errors
+/// One that isn't ignorable failed, or names nobody on a node.
+pub async fn process_preemption(
+    extenders: &[Extender],
+    (pod, whole): (&PodInfo, &Value),
+    mut victims: ByNode,
+    pods: &BTreeMap<String, Vec<Arc<PodInfo>>>,
+    look: &(dyn Fn(&PodInfo) -> Value + Sync),
+) -> Result<ByNode, String> {
+    for extender in extenders.iter().filter(|extender| extender.config.has_say_in_preemption(pod)) {
+        if victims.is_empty() {
+            break;
+        }
+        let ignorable = extender.config.ignorable;
+        let mut left = match extender.preempt(whole, &victims, pods, look).await {
+            Ok(left) => left,
+            Err(why) if ignorable => {
+                let url = &extender.config.url_prefix;
+                tracing::info!(extender = url, pod = %pod.key, why, "an extender is done without");
+                continue;
+            }
+            Err(why) => return Err(why),
+        };
+        match left.iter().find(|(_, victims)| victims.pods.is_empty()) {
+            Some((node, _)) if !ignorable => return Err(format!("expected at least one victim pod on node {node:?}")),
+            _ => left.retain(|_, victims| !victims.pods.is_empty()),
+        }
+        victims = left;
+    }
+    Ok(victims)
+}
+
 /// Data stands before a file.
 fn set(object: &mut Value, name: &str, (data, file): (Option<&String>, Option<&String>)) {
     match (data, file) {
@@ -132,14 +209,19 @@ fn set(object: &mut Value, name: &str, (data, file): (Option<&String>, Option<&S
     }
 }
 
-/// Asks all that are interested in a pod: first, one after the other, which of the nodes will do, then, all at once, how good those
-/// are. As upstream.
+/// Asks all that are interested in a pod: first, one after the other, which of the nodes will do that `verdicts` has nothing against,
+/// then, all at once, how good those are. As upstream.
 ///
 /// # Errors
 /// One that isn't ignorable failed to filter.
-pub async fn ask(extenders: &[Extender], pod: &PodInfo, whole: &Value, nodes: &Nodes) -> Result<Verdicts, String> {
+pub async fn ask(
+    extenders: &[Extender],
+    pod: &PodInfo,
+    whole: &Value,
+    nodes: &Nodes,
+    mut verdicts: Verdicts,
+) -> Result<Verdicts, String> {
     let interested = || extenders.iter().filter(|extender| extender.config.is_interested(pod));
-    let mut verdicts = Verdicts::new(nodes.keys().cloned());
     let mut left = verdicts.fitting();
     for extender in interested().filter(|extender| !extender.config.filter_verb.is_empty()) {
         if left.is_empty() {

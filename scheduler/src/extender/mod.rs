@@ -10,6 +10,7 @@ mod fuzz;
 mod tests;
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::pod::PodInfo;
@@ -28,6 +29,8 @@ pub struct ExtenderConfig {
     pub filter_verb: String,
     /// How it is asked which are better.
     pub prioritize_verb: String,
+    /// How it is asked on which nodes others may go for a pod.
+    pub preempt_verb: String,
     /// How it is told to bind.
     pub bind_verb: String,
     /// What its scores count for.
@@ -72,6 +75,12 @@ impl ExtenderConfig {
             || pod.wants.requests.others.keys().any(|resource| self.managed_resources.contains(resource))
     }
 
+    /// Whether it has a say in who goes for a pod.
+    #[must_use]
+    pub fn has_say_in_preemption(&self, pod: &PodInfo) -> bool {
+        !self.preempt_verb.is_empty() && self.is_interested(pod)
+    }
+
     /// Whether it is asked before a pod is given a node.
     #[must_use]
     pub fn is_asked(&self, pod: &PodInfo) -> bool {
@@ -79,13 +88,24 @@ impl ExtenderConfig {
     }
 }
 
-/// What extenders said of one node.
+/// Who would go for a pod from one node.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Victims {
+    /// The most important first.
+    pub pods: Vec<Arc<PodInfo>>,
+    /// How many of them would go against a disruption budget.
+    pub violations: i64,
+}
+
+/// What others than the plugins here said of one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// It will do; the sum of their scores, each times its weight.
     Fits(i64),
     /// It won't, and why.
     Refused {
+        /// [`EXTENDER`], or a plugin's name.
+        by: &'static str,
         /// In the extender's words; none: it has left the node out.
         why: Option<String>,
         /// No other pod's going would help.
@@ -110,6 +130,26 @@ impl Verdicts {
         self.0.get(node)
     }
 
+    /// A node won't do, if somebody was asked about it.
+    pub(crate) fn refuse(&mut self, node: &str, verdict: Verdict) {
+        if let Some(known) = self.0.get_mut(node) {
+            *known = verdict;
+        }
+    }
+
+    /// A score that counts so much.
+    pub(crate) fn add(&mut self, node: &str, score: i64) {
+        if let Some(Verdict::Fits(sum)) = self.0.get_mut(node) {
+            *sum = sum.saturating_add(score);
+        }
+    }
+
+    /// Whether a node will do, by all who were asked.
+    #[must_use]
+    pub fn fits(&self, node: &str) -> bool {
+        matches!(self.0.get(node), Some(Verdict::Fits(_)))
+    }
+
     /// The nodes that will do, in order.
     #[must_use]
     pub fn fitting(&self) -> BTreeSet<String> {
@@ -124,7 +164,7 @@ impl Verdicts {
             let hopeless = unresolvable.remove(name);
             let why = hopeless.clone().or_else(|| failed.remove(name));
             if !left.contains(name) {
-                *verdict = Verdict::Refused { why, unresolvable: hopeless.is_some() };
+                *verdict = Verdict::Refused { by: EXTENDER, why, unresolvable: hopeless.is_some() };
             }
         }
     }
@@ -132,9 +172,7 @@ impl Verdicts {
     /// An extender's scores, with what they count for. Nodes that nobody asked about have none.
     pub(crate) fn score(&mut self, scores: Vec<(String, i64)>, weight: i64) {
         for (name, score) in scores {
-            if let Some(Verdict::Fits(sum)) = self.0.get_mut(&name) {
-                *sum = sum.saturating_add(score.saturating_mul(weight).saturating_mul(SCALE));
-            }
+            self.add(&name, score.saturating_mul(weight).saturating_mul(SCALE));
         }
     }
 }

@@ -35,7 +35,8 @@ fn a_filter_leaves_some_and_says_why_not_others() {
     let mut verdicts = Verdicts::new(["a", "b", "c"].map(str::to_owned));
     let answer = json!({"NodeNames": ["a"], "FailedNodes": {"b": "full", "c": "busy"}, "FailedAndUnresolvableNodes": {"c": "broken"}});
     verdicts.filter(said(answer, true).unwrap());
-    let refused = |why: &str, unresolvable| Some(Verdict::Refused { why: Some(why.into()), unresolvable });
+    let refused =
+        |why: &str, unresolvable| Some(Verdict::Refused { by: EXTENDER, why: Some(why.into()), unresolvable });
     assert_eq!(
         (verdicts.of("b").cloned(), verdicts.of("c").cloned()),
         (refused("full", false), refused("broken", true))

@@ -48,6 +48,63 @@ pub struct Binding<'a> {
     pub node: &'a str,
 }
 
+/// `ExtenderPreemptionArgs`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct PreemptionArguments<'a> {
+    /// The pod, whole.
+    pub pod: &'a Value,
+    /// Who would go by node, for one that doesn't know the pods.
+    pub node_name_to_victims: Option<BTreeMap<&'a str, VictimsSaid<Value>>>,
+    /// Their uids, for one that does.
+    pub node_name_to_meta_victims: Option<BTreeMap<&'a str, VictimsSaid<MetaPod<'a>>>>,
+}
+
+/// `Victims` and `MetaVictims`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct VictimsSaid<T> {
+    /// The pods.
+    pub pods: Vec<T>,
+    /// How many of them would go against a disruption budget.
+    #[serde(rename = "NumPDBViolations")]
+    pub violations: i64,
+}
+
+/// `MetaPod`.
+#[derive(Debug, Serialize)]
+pub struct MetaPod<'a> {
+    /// Its uid.
+    #[serde(rename = "UID")]
+    pub uid: &'a str,
+}
+
+/// Who would go from a node, by uid, and how many of them against a disruption budget.
+pub type MetaVictims = (Vec<String>, i64);
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct PreemptionResult {
+    #[serde(alias = "nodeNameToMetaVictims", alias = "nodenametometavictims")]
+    node_name_to_meta_victims: Option<BTreeMap<String, Option<MetaVictimsRead>>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct MetaVictimsRead {
+    #[serde(alias = "pods")]
+    pods: Option<Vec<Option<MetaPodRead>>>,
+    #[serde(rename = "NumPDBViolations", alias = "numPDBViolations", alias = "numpdbviolations")]
+    violations: i64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct MetaPodRead {
+    #[serde(rename = "UID", alias = "uid")]
+    uid: String,
+}
+
 // Go reads names in any case: extenders write them as they like.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
@@ -144,6 +201,20 @@ pub fn filtered(answer: &[u8], url: &str, by_name: bool, asked: &BTreeSet<String
 pub fn priorities(answer: &[u8]) -> Result<Vec<(String, i64)>, String> {
     let read: Option<Vec<Priority>> = serde_json::from_slice(answer).map_err(|error| error.to_string())?;
     Ok(read.unwrap_or_default().into_iter().map(|Priority { host, score }| (host, score)).collect())
+}
+
+/// Reads `ExtenderPreemptionResult`: who would go, by node.
+///
+/// # Errors
+/// It can't be understood.
+pub fn meta_victims(answer: &[u8]) -> Result<BTreeMap<String, MetaVictims>, String> {
+    let read: Option<PreemptionResult> = serde_json::from_slice(answer).map_err(|error| error.to_string())?;
+    let nodes = read.and_then(|read| read.node_name_to_meta_victims).unwrap_or_default();
+    let victims = |read: Option<MetaVictimsRead>| {
+        let MetaVictimsRead { pods, violations } = read.unwrap_or_default();
+        (pods.unwrap_or_default().into_iter().flatten().map(|pod| pod.uid).collect(), violations)
+    };
+    Ok(nodes.into_iter().map(|(node, read)| (node, victims(read))).collect())
 }
 
 /// Reads `ExtenderBindingResult`.

@@ -150,6 +150,8 @@ pub enum PostFilterResult {
         node: String,
         /// Who has to go.
         victims: Vec<Arc<PodInfo>>,
+        /// All nodes on which that would help, this one among them: for others who have a say in it.
+        candidates: Vec<default_preemption::Candidate>,
     },
 }
 

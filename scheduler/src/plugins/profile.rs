@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use super::{Args, PLUGINS, Plugin, ScoringStrategy};
+use crate::extender::EXTENDER;
+use crate::wasm::WasmPlugin;
 
 /// The name of the scheduler that pods get that name none.
 const DEFAULT_SCHEDULER: &str = "default-scheduler";
@@ -53,6 +55,8 @@ pub struct Profile {
     pub points: Option<Arc<Points>>,
     /// The part of the nodes, in hundredths, of which feasible ones are looked for; none: by their number.
     pub feasible_percent: Option<usize>,
+    /// Plugins that run elsewhere, in order.
+    pub wasm: Vec<Arc<WasmPlugin>>,
 }
 
 /// Why profiles are refused.
@@ -118,6 +122,7 @@ impl Profile {
             args: Arc::default(),
             points: None,
             feasible_percent: None,
+            wasm: Vec::new(),
         }
     }
 
@@ -203,8 +208,9 @@ impl Profile {
             // There was no node at all.
             return matches!(event, super::Event::Node(_, change) if change.added);
         }
-        // Nobody says what would help one that an extender refused.
-        if refused_by.contains(crate::extender::EXTENDER) {
+        // Nobody says what would help one that an extender refused, or a plugin that runs elsewhere.
+        let elsewhere = |name: &&str| *name == EXTENDER || self.wasm.iter().any(|plugin| plugin.name == *name);
+        if refused_by.iter().any(elsewhere) {
             return true;
         }
         let mut refused = self.plugins.iter().filter(|(plugin, _)| refused_by.contains(plugin.name));

@@ -1,7 +1,6 @@
 //! The shell: keeps the snapshot and the queue in step with the cluster, decides pod by pod, writes what was decided with
 //! many writes in flight.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,15 +24,17 @@ use crate::extender::{ExtenderConfig, Verdicts};
 use crate::metrics::{Metrics, Outcome};
 use crate::plugins::{Point, PreBindPatch, Profile, ProfileError};
 use crate::pod::PodInfo;
-use crate::preempt::{self, Cleared, Victim};
 use crate::queue::{BackOff, Queue, QueuedPodInfo};
 use crate::snapshot::Snapshot;
+use crate::wasm::PluginHost;
 
 mod changes;
-mod extend;
+mod elsewhere;
+mod preempting;
 
 use changes::PendingChanges;
-use extend::{Asked, Asking};
+use elsewhere::{Answered, Asking};
+use preempting::{Nowhere, Preempted};
 
 /// Bindings and conditions being written at once: enough to hide the server's latency, few enough not to flood it.
 const WRITES_MAX: usize = 64;
@@ -51,6 +52,8 @@ pub struct Config {
     pub extenders: Vec<ExtenderConfig>,
     /// Its figures.
     pub metrics: Metrics,
+    /// Runs plugins that are WebAssembly components; none: profiles can't have such.
+    pub plugins: Option<Arc<dyn PluginHost>>,
     /// None: act at once, as the only replica.
     pub election: Option<Election>,
 }
@@ -72,6 +75,7 @@ impl Default for Config {
             instance: "default-scheduler".into(),
             extenders: Vec::new(),
             metrics: Metrics::default(),
+            plugins: None,
             election: None,
         }
     }
@@ -86,6 +90,9 @@ pub enum RunError {
     /// One of those that are asked can't be.
     #[error("{0}")]
     Extender(String),
+    /// Plugins are WebAssembly components, and nobody is there to run them.
+    #[error("profile {0:?} has plugins that are WebAssembly components, which can't be run here")]
+    Plugins(String),
     /// A part of it is gone.
     #[error("the scheduler lost {0}")]
     Lost(&'static str),
@@ -133,6 +140,8 @@ async fn act(
     for extender in config.extenders.clone() {
         extenders.push(Extender::new(extender).await.map_err(RunError::Extender)?);
     }
+    let asking = Asking::new(extenders, &config, &env)?;
+    asking.warm();
     changes::WATCHED.into_iter().for_each(|(_, _, watch)| watch(informer));
     let marks = Arc::new(PendingChanges::default());
     let listener: Arc<Listener> = {
@@ -161,7 +170,7 @@ async fn act(
         results,
         writes: Arc::new(Semaphore::new(WRITES_MAX)),
         tasks: JoinSet::new(),
-        asking: Asking::new(extenders),
+        asking,
         snapshot: Snapshot::default(),
         queue: queue_sort.map_or_else(Queue::default, Queue::new).backing_off(back_off),
         start: 0,
@@ -175,18 +184,10 @@ enum Done {
     Bound(QueuedPodInfo),
     NotBound(QueuedPodInfo, String),
     Reported,
-    /// Extenders have answered, or why a pod can't be asked about.
-    Asked(Box<Asked>),
+    /// Those that were asked have answered, or why a pod can't be asked about.
+    Answered(Box<Answered>),
     /// Those that go for a pod were told to, or why not all were.
     Preempted(Box<Preempted>, Result<(), String>),
-}
-
-/// A pod for which others go.
-struct Preempted {
-    waiting: QueuedPodInfo,
-    refused_by: BTreeSet<&'static str>,
-    /// How much room had been made by then in the whole cluster.
-    departures: u64,
 }
 
 struct Scheduler {
@@ -226,7 +227,7 @@ impl Scheduler {
             {
                 match next {
                     Next::New(waiting) => self.schedule(waiting, permit),
-                    Next::Asked(asked) => self.answered(*asked, permit),
+                    Next::Answered(answered) => self.answered(*answered, permit),
                 }
                 // Others of this thread get their turn between decisions.
                 tokio::task::yield_now().await;
@@ -251,16 +252,17 @@ impl Scheduler {
 
     // --- decisions and their writes --------------------------------------------------------------------------------
 
-    /// Those that extenders have answered go before others.
+    /// Those about which others have answered go before the rest.
     fn next(&mut self, now: Duration) -> Option<Next> {
-        let asked = self.asking.answered.pop_front().map(Next::Asked);
-        asked.or_else(|| self.queue.pop(now).map(Next::New))
+        let answered = self.asking.answered.pop_front().map(Next::Answered);
+        answered.or_else(|| self.queue.pop(now).map(Next::New))
     }
 
     fn schedule(&mut self, waiting: QueuedPodInfo, permit: OwnedSemaphorePermit) {
-        if self.asking.concerns(&waiting.pod) {
+        let Some(profile) = profile_of(&self.config.profiles, &waiting.pod) else { return };
+        if self.asking.concerns(profile, &waiting.pod) {
             // It waits for others' answers without a place that writes need.
-            self.asking.waiting.push_back(waiting);
+            self.asking.wait(profile, waiting);
             return;
         }
         self.decide(waiting, self.start, None, permit);
@@ -291,18 +293,13 @@ impl Scheduler {
                     Err(why) => self.not_bound(&waiting, why, Some(permit)),
                 }
             }
-            Decision::Nowhere { message, refused_by, nomination, victims } => {
+            Decision::Nowhere { message, refused_by, nomination, victims, candidates } => {
                 self.config.metrics.tried(&profile.scheduler_name, Outcome::Unschedulable, took);
-                let going = self.nominate(&waiting, &nomination, &victims);
-                let told = Told { reason: "Unschedulable", message, nomination };
-                if going.victims.is_empty() {
-                    self.queue.failed(&waiting, Some(refused_by), self.env.elapsed());
-                    self.tell(&waiting, told, Some(permit));
+                let nowhere = Nowhere { waiting, message, refused_by, nomination, victims };
+                if self.asking.concerns_preemption(at, &nowhere, &candidates) {
+                    self.ask_about_victims(at, nowhere, candidates);
                 } else {
-                    self.config.metrics.preempted(victims.len());
-                    // Until all were told to go it isn't tried again: it would find more victims.
-                    let preempted = Preempted { waiting, refused_by, departures: self.departures };
-                    self.preempt(Box::new(preempted), told, going, permit);
+                    self.goes_nowhere(nowhere, permit);
                 }
             }
         }
@@ -331,7 +328,7 @@ impl Scheduler {
                     permit = None;
                     until_bound(&informer, pod, &node).await?;
                 }
-                match extend::bind(binder, pod, &node).await {
+                match elsewhere::bind(binder, pod, &node).await {
                     Some(bound) => bound,
                     None => bind(&client, &pod.key, &pod.uid, &node).await,
                 }
@@ -403,83 +400,10 @@ impl Scheduler {
         });
     }
 
-    /// A pod waits for a node from now on (or for none): who goes there for it, and who has to look for another one.
-    fn nominate(&mut self, waiting: &QueuedPodInfo, nomination: &Nomination, victims: &[Arc<PodInfo>]) -> Going {
-        let pod = &waiting.pod;
-        let node = match nomination {
-            Nomination::Keep => return Going::default(),
-            Nomination::Clear => {
-                self.snapshot.nominated.clear(&pod.key);
-                return Going::default();
-            }
-            Nomination::Node(node) => node.clone(),
-        };
-        let nominated = &mut self.snapshot.nominated;
-        let lower = nominated.on(&node).filter(|other| other.priority < pod.priority).cloned().collect::<Vec<_>>();
-        let mut cleared = Vec::new();
-        for other in lower {
-            nominated.clear(&other.key);
-            self.queue.activate(&other.key, self.env.elapsed());
-            cleared.push(Cleared { key: other.key.clone(), uid: other.uid.clone() });
-        }
-        self.snapshot.nominated.set(pod.clone(), &node);
-        let going = victims.iter().filter(|victim| !victim.terminating);
-        let victims = going.map(|victim| Victim {
-            key: victim.key.clone(),
-            uid: victim.uid.clone(),
-            generation: self.look(&victim.key, |pod: &Pod| pod.metadata.generation).flatten(),
-            about: self.reference(victim),
-        });
-        Going { victims: victims.collect(), node, cleared }
-    }
-
-    /// Writes the nomination, and has the victims go.
-    fn preempt(&mut self, preempted: Box<Preempted>, told: Told, going: Going, permit: OwnedSemaphorePermit) {
-        let pod = preempted.waiting.pod.clone();
-        let Some(profile) = profile_of(&self.config.profiles, &pod) else { return };
-        let (client, done, env) = (self.client.clone(), self.done.clone(), self.env.clone());
-        let events = self.events[profile].clone();
-        let written = self.report_of(&pod, told);
-        self.tasks.spawn(async move {
-            if let Some(written) = written
-                && let Err(error) = report(&client, &pod.key, &pod.uid, written).await
-            {
-                tracing::debug!(pod = %pod.key, %error, "a nomination was not written; the next try writes it");
-            }
-            let Going { victims, node, cleared } = going;
-            preempt::clear(&client, cleared).await;
-            let scheduler = &pod.wants.scheduler;
-            let result = preempt::have_go(&client, env.now(), scheduler, victims, |about| {
-                let message = format!("Preempted by pod {} on node {node}", pod.uid);
-                let note = EventRecord { about, warning: false, reason: "Preempted", message, source: None };
-                events.record_action(note, "Preempting");
-            });
-            let result = result.await;
-            drop(permit);
-            let _ = done.send(Done::Preempted(preempted, result)).await;
-        });
-    }
-
-    /// Those that go for a pod have been told: it waits for their room.
-    fn has_preempted(&mut self, preempted: Preempted, result: Result<(), String>) {
-        let Preempted { waiting, refused_by, departures } = preempted;
-        let now = self.env.elapsed();
-        if let Err(why) = result {
-            tracing::info!(pod = %waiting.pod.key, %why, "a preemption failed");
-            self.queue.failed(&waiting, None, now);
-            return;
-        }
-        self.queue.failed(&waiting, Some(refused_by), now);
-        // What happened meanwhile found it at work.
-        if departures != self.departures {
-            self.queue.activate(&waiting.pod.key, now);
-        }
-    }
-
     fn finish(&mut self, done: Done) {
         match done {
             Done::Reported => {}
-            Done::Asked(asked) => self.asking.answered.push_back(asked),
+            Done::Answered(answered) => self.asking.answered.push_back(answered),
             Done::Preempted(preempted, result) => self.has_preempted(*preempted, result),
             Done::Bound(waiting) => {
                 let took = self.env.elapsed().saturating_sub(waiting.since);
@@ -516,7 +440,7 @@ impl Scheduler {
 /// What is decided next.
 enum Next {
     New(QueuedPodInfo),
-    Asked(Box<Asked>),
+    Answered(Box<Answered>),
 }
 
 /// What is said of a pod that has no node.
@@ -524,14 +448,6 @@ struct Told {
     reason: &'static str,
     message: String,
     nomination: Nomination,
-}
-
-/// What is done so that a pod may go to a node.
-#[derive(Default)]
-struct Going {
-    victims: Vec<Victim>,
-    node: String,
-    cleared: Vec<Cleared>,
 }
 
 /// The number of the profile that decides for a pod.

@@ -8,6 +8,7 @@ use scheduler::plugins::ScoringStrategy;
 
 use crate::cmd::Failure;
 use crate::config::SchedulerConfig;
+use crate::scheduler_plugins;
 
 /// See the module.
 #[derive(Debug, Clone, Args)]
@@ -52,6 +53,9 @@ impl SchedulerFlags {
         let text = std::fs::read_to_string(file).map_err(|error| refused(error.to_string()))?;
         let Configuration { profiles, back_off, extenders, of_process } =
             Configuration::parse(&text).map_err(refused)?;
+        for plugin in profiles.iter().flat_map(|profile| &profile.wasm) {
+            scheduler_plugins::check(plugin).map_err(refused)?;
+        }
         if !of_process.is_empty() {
             tracing::warn!(fields = of_process.join(", "), "--scheduler-config: these say nothing to this scheduler");
         }

@@ -52,6 +52,9 @@ pub struct Candidate {
     pub violations: usize,
 }
 
+/// Nobody has left any of the nodes on which it would help.
+pub(crate) const NO_CANDIDATE: &str = "preemption: no candidate node for preemption";
+
 /// What was found out about preempting others for a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
@@ -67,9 +70,9 @@ fn post_filter<'a>(cycle: Cycle<'a>, filters: &mut Filters<'a>, diagnosis: &Diag
     match find(cycle, filters, diagnosis) {
         Found::NotEligible(why) => PostFilterResult::Unschedulable(format!("preemption: {why}")),
         Found::None(why) => PostFilterResult::Hopeless(format!("preemption: {why}")),
-        Found::Candidates(candidates) => match choose(candidates) {
-            Some(Candidate { node, victims, .. }) => PostFilterResult::Nominated { node, victims },
-            None => PostFilterResult::Unschedulable("preemption: no candidate node for preemption".into()),
+        Found::Candidates(candidates) => match choose(&candidates).cloned() {
+            Some(Candidate { node, victims, .. }) => PostFilterResult::Nominated { node, victims, candidates },
+            None => PostFilterResult::Unschedulable(NO_CANDIDATE.into()),
         },
     }
 }

@@ -237,7 +237,7 @@ fn which_node_is_chosen() {
         for seed in 0..5 {
             let found = found(&snapshot, &parsed(preemptor), PreemptionArgs::default(), seed);
             let Found::Candidates(candidates) = found else { panic!("{pods}") };
-            assert_eq!(choose(candidates).unwrap().node, *expected, "{pods}");
+            assert_eq!(choose(&candidates).unwrap().node, *expected, "{pods}");
         }
     }
 }

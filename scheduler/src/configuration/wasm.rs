@@ -1,0 +1,147 @@
+//! Plugins that are WebAssembly components: a plugin's arguments of the kind `WasmPluginArgs` make it one.
+
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use machinery_api::quantity::Quantity;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::errors::{Errors, Path};
+use super::known::{self, Known};
+use crate::wasm::{FailurePolicy, WasmPlugin};
+
+/// The group and version of the arguments.
+const API_VERSION: &str = "scheduler.coracle.dev/v1";
+/// Their kind.
+const KIND: &str = "WasmPluginArgs";
+/// Where they take part.
+pub(super) const POINTS: &[&str] = &["filter", "score"];
+/// Of one profile: each is asked about each of its pods.
+pub(super) const PLUGINS_MAX: usize = 16;
+const NAME_MAX: usize = 63;
+const POLICIES: [&str; 2] = ["Fail", "Ignore"];
+
+const TIMEOUT: Duration = Duration::from_secs(1);
+/// A pod waits for it, and the others of its profile.
+const TIMEOUT_MAX: Duration = Duration::from_secs(60);
+const MEMORY: u64 = 64 << 20;
+const MEMORY_MIN: u64 = 1 << 20;
+const MEMORY_MAX: u64 = 4 << 30;
+
+const FIELDS: Known =
+    &[("", &["apiVersion", "kind", "module", "config", "failurePolicy", "timeout", "memory", "fuel"])];
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WasmArgs {
+    #[serde(default)]
+    module: String,
+    config: Option<Value>,
+    failure_policy: Option<String>,
+    timeout: Option<String>,
+    memory: Option<String>,
+    fuel: Option<i64>,
+}
+
+/// Whether arguments make a plugin of this kind.
+pub(super) fn is_meant(args: &Value) -> bool {
+    args["kind"] == KIND
+}
+
+/// A name that lives as long as the process: there are as many as its files have.
+fn kept(name: &str) -> &'static str {
+    static NAMES: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
+    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = names.iter().find(|known| **known == name) {
+        return known;
+    }
+    let kept: &'static str = Box::leak(name.to_owned().into_boxed_str());
+    names.push(kept);
+    kept
+}
+
+/// Reads the arguments of a plugin, which takes part nowhere yet.
+pub(super) fn read(name: &str, value: &Value, place: &str, path: &Path, errors: &mut Errors) -> Option<WasmPlugin> {
+    let group = value["apiVersion"].as_str().unwrap_or_default();
+    if group != API_VERSION {
+        errors.plain(format!("{place}: no kind {KIND:?} is registered for version {group:?}"));
+        return None;
+    }
+    let inner = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(inner) {
+        let why = "a plugin's name has 1 to 63 letters, digits, '-', '_' and '.'";
+        errors.invalid_text(path, &crate::wasm::wire::shown(name), why);
+        return None;
+    }
+    let unknown = known::unknown(value, FIELDS);
+    if !unknown.is_empty() {
+        errors.plain(format!(
+            "strict decoding error: {place}: strict decoding error: decoding args for plugin {name}: strict decoding error: {}",
+            unknown.join(", ")
+        ));
+        return None;
+    }
+    match serde_json::from_value::<WasmArgs>(value.clone()) {
+        Ok(given) => Some(made(name, given, path, errors)),
+        Err(error) => {
+            errors.plain(format!("{place}: decoding args for plugin {name}: {error}"));
+            None
+        }
+    }
+}
+
+fn made(name: &str, given: WasmArgs, path: &Path, errors: &mut Errors) -> WasmPlugin {
+    if given.module.is_empty() {
+        errors.required(&path.child("module"), "the file of a component");
+    }
+    let failure_policy = match given.failure_policy.as_deref() {
+        None | Some("Fail") => FailurePolicy::Fail,
+        Some("Ignore") => FailurePolicy::Ignore,
+        Some(other) => {
+            errors.unsupported(&path.child("failurePolicy"), other, &POLICIES);
+            FailurePolicy::Fail
+        }
+    };
+    let timeout = given.timeout.as_deref().map_or(TIMEOUT, |text| {
+        let read = text.parse::<SignedDuration>().ok().and_then(|given| Duration::try_from(given).ok());
+        read.filter(|given| !given.is_zero() && *given <= TIMEOUT_MAX).unwrap_or_else(|| {
+            errors.invalid_text(&path.child("timeout"), text, "must be a duration of at most 1m, such as 500ms");
+            TIMEOUT
+        })
+    });
+    let memory_bytes = given.memory.as_deref().map_or(MEMORY, |text| {
+        let read = Quantity::parse(text).ok().and_then(|quantity| u64::try_from(quantity.value()).ok());
+        read.filter(|bytes| (MEMORY_MIN..=MEMORY_MAX).contains(bytes)).unwrap_or_else(|| {
+            errors.invalid_text(&path.child("memory"), text, "must be a quantity from 1Mi to 4Gi");
+            MEMORY
+        })
+    });
+    let fuel = given.fuel.and_then(|fuel| {
+        let read = u64::try_from(fuel).ok().filter(|fuel| *fuel > 0);
+        if read.is_none() {
+            errors.invalid(&path.child("fuel"), fuel, "must be greater than 0");
+        }
+        read
+    });
+    let config = match given.config {
+        None => String::new(),
+        Some(Value::String(text)) => text,
+        // What isn't a text is told as JSON.
+        Some(other) => other.to_string(),
+    };
+    let module = PathBuf::from(given.module);
+    WasmPlugin {
+        name: kept(name),
+        module,
+        config,
+        failure_policy,
+        timeout,
+        memory_bytes,
+        fuel,
+        filters: false,
+        weight: None,
+    }
+}
