@@ -109,7 +109,7 @@ impl Extender {
         let by_name = self.config.node_cache_capable;
         let arguments = PreemptionArguments {
             pod,
-            node_name_to_victims: (!by_name).then(|| said(victims, |pod| look(pod))),
+            node_name_to_victims: (!by_name).then(|| said(victims, look)),
             node_name_to_meta_victims: by_name.then(|| said(victims, |pod| MetaPod { uid: &pod.uid })),
         };
         let answer = self.send(&self.config.preempt_verb, &arguments).await?;

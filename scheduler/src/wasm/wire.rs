@@ -191,9 +191,8 @@ pub fn refusals(answer: &[u8], asked: usize) -> Result<Vec<Refusal>, Failure> {
             return Err(rubbish(format!("candidate {at} is refused for no reason")));
         }
         refusal.reason = shown(&refusal.reason);
-        if !reasons.contains(&refusal.reason)
-            && !(reasons.len() < REASONS_MAX && reasons.insert(refusal.reason.clone()))
-        {
+        reasons.insert(refusal.reason.clone());
+        if reasons.len() > REASONS_MAX {
             return Err(rubbish(format!("more than {REASONS_MAX} different reasons are given")));
         }
     }
