@@ -19,6 +19,7 @@ use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkers::convergence;
+use crate::freeze::Freezable;
 use crate::log::log;
 use crate::network::{Link, Network};
 use crate::node::Node;
@@ -174,7 +175,8 @@ impl Cluster {
                 let stop = CancellationToken::new();
                 cluster.state().lives.insert(name.clone(), Life { link: link.clone(), informer: None });
                 log!(cluster.world, "{name}: begins to live");
-                let mut life = tokio::spawn(run(&cluster, &link, stop.clone()));
+                let life = Box::pin(run(&cluster, &link, stop.clone()));
+                let mut life = tokio::spawn(Freezable { link: link.clone(), life });
                 tokio::select! {
                     biased;
                     () = link.dead.cancelled() => log!(cluster.world, "{name}: is dead"),

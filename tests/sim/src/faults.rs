@@ -18,7 +18,7 @@ pub(crate) async fn make(cluster: Arc<Cluster>, seed: u64, until: Instant) {
     world.set_weather(weather(&random));
     while Instant::now() < until {
         tokio::time::sleep(random.millis(300, 6000)).await;
-        match random.below(13) {
+        match random.below(17) {
             0 => {
                 log!(world, "fault: the API server is killed");
                 cluster.network.kill_server();
@@ -54,6 +54,11 @@ pub(crate) async fn make(cluster: Arc<Cluster>, seed: u64, until: Instant) {
                 let far = i64::try_from(random.below(61)).unwrap_or(0);
                 world.jump(if random.chance(500) { far } else { -far });
             }
+            11 | 12 => freeze(&cluster, &random),
+            13 => {
+                let server_ms = *random.pick(&[300, 3000, 20_000]).unwrap_or(&300);
+                world.set_weather(Weather { server_ms, ..weather(&random) });
+            }
             _ => world.set_weather(weather(&random)),
         }
     }
@@ -62,6 +67,7 @@ pub(crate) async fn make(cluster: Arc<Cluster>, seed: u64, until: Instant) {
     for link in cluster.links() {
         link.doom(None);
         link.heal();
+        link.thaw();
     }
 }
 
@@ -82,6 +88,20 @@ fn partition(cluster: &Arc<Cluster>, random: &Random) {
     });
 }
 
+/// Stops a node, which comes back with what it knew and what it had begun: its pods run on, and others are told that it is silent.
+fn freeze(cluster: &Arc<Cluster>, random: &Random) {
+    let Some(link) = random.pick(&cluster.nodes()).and_then(|name| cluster.link(name)) else { return };
+    let lasts = if random.chance(500) { random.millis(15_000, 45_000) } else { random.millis(200, 15_000) };
+    log!(cluster.world, "fault: {} is frozen for {} ms", link.name, lasts.as_millis());
+    link.freeze();
+    let cluster = cluster.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(lasts).await;
+        log!(cluster.world, "fault: {} goes on", link.name);
+        link.thaw();
+    });
+}
+
 fn weather(random: &Random) -> Weather {
     let level = |most: u64| if random.chance(400) { random.between(1, most) } else { 0 };
     Weather {
@@ -92,5 +112,6 @@ fn weather(random: &Random) -> Weather {
         cut: level(40),
         busy: level(150),
         store: level(60),
+        server_ms: 0,
     }
 }

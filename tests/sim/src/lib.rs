@@ -11,6 +11,7 @@ mod checkers;
 mod cluster;
 mod failover;
 mod faults;
+mod freeze;
 mod history;
 mod log;
 mod network;

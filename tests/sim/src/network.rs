@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use apiserver::auth::UserInfo;
 use apiserver::server::ApiService;
@@ -50,8 +51,9 @@ pub(crate) struct Doom {
 #[derive(Default)]
 struct LinkState {
     cut: bool,
+    frozen: bool,
     doom: Option<Doom>,
-    /// Bodies that wait for the link to come back, in the order in which they came.
+    /// What waits for the link to come back, in the order in which it came.
     waiting: Vec<Waker>,
 }
 
@@ -87,6 +89,29 @@ impl Link {
         };
         waiting.into_iter().for_each(Waker::wake);
         self.healed.notify_waiters();
+    }
+
+    /// The component does nothing any more, until it goes on as if no time had passed: what it has begun to send is sent then.
+    pub(crate) fn freeze(&self) {
+        self.state().frozen = true;
+    }
+
+    pub(crate) fn thaw(&self) {
+        let waiting = {
+            let mut state = self.state();
+            state.frozen = false;
+            std::mem::take(&mut state.waiting)
+        };
+        waiting.into_iter().for_each(Waker::wake);
+    }
+
+    /// Whether the component does nothing now; whoever asks is woken when that has changed.
+    pub(crate) fn freezes(&self, waker: &Waker) -> bool {
+        let mut state = self.state();
+        if state.frozen {
+            state.waiting.push(waker.clone());
+        }
+        state.frozen
     }
 
     pub(crate) fn doom(&self, doom: Option<Doom>) {
@@ -201,6 +226,13 @@ impl Network {
             tokio::time::sleep(world.travel()).await;
             return Ok(busy());
         }
+        let (before, after) = (world.serves_after(), world.serves_after());
+        let dies = |dead: CancellationToken, after: Duration| async move {
+            tokio::time::timeout(after, dead.cancelled()).await.is_ok()
+        };
+        if !before.is_zero() && dies(server.dead.clone(), before).await {
+            return Err(Broken("connection reset").into());
+        }
         let begun = world.history.revision();
         let call = server.service.call(Request::from_parts(head, Full::new(body)));
         let answer = tokio::select! {
@@ -230,6 +262,9 @@ impl Network {
             reads::check(world, &asked, status.as_u16(), &body, begun);
             SimBody::whole(body)
         };
+        if !after.is_zero() && dies(server.dead.clone(), after).await {
+            return Err(Broken("connection reset").into());
+        }
         if last == Some(true) {
             log!(world, "{}: dies after #{id}", link.name);
             link.dead.cancel();

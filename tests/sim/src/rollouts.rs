@@ -158,6 +158,7 @@ async fn trouble(cluster: &Cluster, random: &Random, until: Instant) {
             cut: level(30),
             busy: level(100),
             store: level(50),
+            server_ms: 0,
         }
     };
     while Instant::now() < until {

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use machinery_env::{Env, TokioClock};
 
+use crate::checkers::counts::Counts;
+use crate::checkers::identities::Identities;
 use crate::checkers::invariants::Invariants;
 use crate::history::{History, Step};
 use crate::log::{Log, log};
 use crate::random::Random;
 use crate::sabotage::Sabotage;
-
-use crate::checkers::identities::Identities;
 
 /// How likely it is that something goes wrong, in permille of requests, events or transactions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,11 +30,13 @@ pub(crate) struct Weather {
     pub(crate) busy: u64,
     /// Transactions that the store refuses, and those that it does and doesn't acknowledge.
     pub(crate) store: u64,
+    /// A server that has too much to do takes up to so many milliseconds before it begins, and before it answers.
+    pub(crate) server_ms: u64,
 }
 
 impl Weather {
     /// Nothing goes wrong.
-    pub(crate) const CALM: Self = Self { delay_ms: 1, slow: 0, lost: 0, unanswered: 0, cut: 0, busy: 0, store: 0 };
+    pub(crate) const CALM: Self = Self { delay_ms: 1, slow: 0, lost: 0, unanswered: 0, cut: 0, busy: 0, store: 0, server_ms: 0 };
 }
 
 /// See the module.
@@ -51,6 +53,7 @@ pub(crate) struct World {
     clock: Arc<TokioClock>,
     weather: Mutex<Weather>,
     invariants: Mutex<Invariants>,
+    counts: Mutex<Counts>,
     violations: Mutex<Vec<String>>,
 }
 
@@ -68,6 +71,7 @@ impl World {
             sabotage,
             weather: Mutex::new(Weather::CALM),
             invariants: Mutex::default(),
+            counts: Mutex::default(),
             violations: Mutex::default(),
         }
     }
@@ -106,8 +110,17 @@ impl World {
         for step in steps {
             let gone = if step.new.is_none() { " gone" } else { "" };
             log!(self, "store: {} {}{gone}", step.revision, step.key);
-            let found = Self::lock(&self.invariants).step(&self.history, step);
+            let mut found = Self::lock(&self.invariants).step(&self.history, step);
+            found.extend(Self::lock(&self.counts).step(step));
             found.into_iter().for_each(|what| self.violated(what));
+        }
+    }
+
+    /// The time that the server takes beside its work.
+    pub(crate) fn serves_after(&self) -> Duration {
+        match self.weather().server_ms {
+            0 => Duration::ZERO,
+            most => self.random.millis(0, most),
         }
     }
 

@@ -2,6 +2,7 @@
 //! components' caches, and know nothing of workloads and faults.
 
 pub(crate) mod convergence;
+pub(crate) mod counts;
 pub(crate) mod identities;
 pub(crate) mod invariants;
 pub(crate) mod reads;
