@@ -245,7 +245,8 @@ impl Cluster {
         self.keep(name, move |cluster, link, stop| {
             let user = UserInfo::component(format!("system:node:{node}"), Some("system:nodes"));
             let client = cluster.network.client(link, user);
-            Node::new(&node, client, &cluster.world, cluster.pace, random.clone()).run(stop)
+            let program = cluster.network.client(link, UserInfo::component("system:apiserver", Some("system:masters")));
+            Node::new(&node, (client, program), &cluster.world, cluster.pace, random.clone()).run(stop)
         });
     }
 

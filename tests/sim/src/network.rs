@@ -24,6 +24,7 @@ use tower::{BoxError, Service};
 use crate::asked::Asked;
 use crate::checkers::{reads, watches};
 use crate::log::log;
+use crate::sabotage;
 use crate::stream::{Pump, SimBody};
 use crate::world::World;
 
@@ -197,6 +198,7 @@ impl Network {
         let asked = Asked::of(request.method(), request.uri());
         let (head, body) = request.into_parts();
         let body = body.collect().await?.to_bytes();
+        let body = sabotage::request(world.sabotage, &world.history, &link.name, &asked, body);
         let id = self.requests.fetch_add(1, Ordering::Relaxed);
         let target = head.uri.path_and_query().map_or("", |path| path.as_str());
         log!(world, "{}: #{id} {} {target} {}", link.name, head.method, String::from_utf8_lossy(&body));
@@ -208,6 +210,7 @@ impl Network {
         if link.dead.is_cancelled() {
             return std::future::pending().await;
         }
+        self.sized(&link, &asked, &body);
         tokio::time::sleep(world.travel()).await;
         if link.is_cut() {
             return self.unreachable(&link, id).await;
@@ -225,6 +228,9 @@ impl Network {
             log!(world, "{}: #{id} 429", link.name);
             tokio::time::sleep(world.travel()).await;
             return Ok(busy());
+        }
+        if let Some(told) = self.measured(&link, head.uri.path()).await {
+            return told;
         }
         let (before, after) = (world.serves_after(), world.serves_after());
         let dies = |dead: CancellationToken, after: Duration| async move {
@@ -282,6 +288,43 @@ impl Network {
             return std::future::pending().await;
         }
         Ok(Response::from_parts(head, body))
+    }
+
+    /// What a server of metrics beside the API server answers.
+    async fn measured(&self, link: &Arc<Link>, path: &str) -> Option<Result<Response<SimBody>, BoxError>> {
+        let rest = path.strip_prefix("/apis/external.metrics.k8s.io/v1beta1/namespaces/")?;
+        let (namespace, name) = rest.split_once('/')?;
+        let deployment = format!("{namespace}/{name}");
+        let world = &self.world;
+        let load = world.autoscaling.load(&deployment);
+        tokio::time::sleep(world.travel()).await;
+        if link.is_cut() || world.random.chance(world.weather().unanswered) {
+            return Some(Err(Broken("the connection broke before the answer came").into()));
+        }
+        log!(world, "{}: the load of {deployment} is {load}", link.name);
+        if !link.dead.is_cancelled() {
+            world.autoscaling.told(link, &deployment, load);
+        }
+        let item = serde_json::json!({"metricName": name, "metricLabels": {}, "timestamp": "1970-01-01T00:00:00Z",
+            "value": load.to_string()});
+        let list = serde_json::json!({"kind": "ExternalMetricValueList", "apiVersion": "external.metrics.k8s.io/v1beta1",
+            "metadata": {}, "items": [item]});
+        let mut answer = Response::new(SimBody::whole(list.to_string().into()));
+        let json = http::HeaderValue::from_static("application/json");
+        answer.headers_mut().insert(http::header::CONTENT_TYPE, json);
+        Some(Ok(answer))
+    }
+
+    /// Holds the sizes that an autoscaler asks for to what it was told.
+    fn sized(&self, link: &Arc<Link>, asked: &Asked, body: &[u8]) {
+        let scales = asked.method == "PUT" && asked.subresource == "scale" && link.name == crate::cluster::CONTROLLERS;
+        let Some(size) = scales.then(|| serde_json::from_slice::<serde_json::Value>(body).ok()).flatten() else {
+            return;
+        };
+        let size = size["spec"]["replicas"].as_i64().unwrap_or(0);
+        let of = (&*asked.namespace, &*asked.name);
+        let wrong = self.world.autoscaling.sized(&self.world.history, link, of, size);
+        wrong.into_iter().for_each(|what| self.world.violated(what));
     }
 
     /// Nothing comes back: the client gives up after a while.

@@ -9,13 +9,13 @@ use std::time::Duration;
 use kube::Client;
 use machinery_api::{ObjectKey, time};
 use machinery_client::request::{ApiClient, PatchType, status_code};
-use machinery_client::{Kind, Object, Pod, Reflector, ReflectorEvent, key_of};
+use machinery_client::{Kind, Object, Pod, Reflector, ReflectorEvent, claims, key_of};
 use machinery_env::Env;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::checkers::identities;
+use crate::checkers::{identities, mounts};
 use crate::cluster::Pace;
 use crate::random::Random;
 use crate::world::World;
@@ -51,6 +51,8 @@ enum Next {
 pub(crate) struct Node {
     name: String,
     api: ApiClient,
+    /// The rights of the program that it is a part of.
+    program: ApiClient,
     client: Client,
     env: Env,
     world: Arc<World>,
@@ -74,10 +76,17 @@ where
 }
 
 impl Node {
-    pub(crate) fn new(name: &str, client: Client, world: &Arc<World>, pace: Pace, random: Random) -> Self {
+    pub(crate) fn new(
+        name: &str,
+        (client, program): (Client, Client),
+        world: &Arc<World>,
+        pace: Pace,
+        random: Random,
+    ) -> Self {
         Self {
             name: name.to_owned(),
             api: client.clone().into(),
+            program: program.into(),
             client,
             env: world.env.clone(),
             world: world.clone(),
@@ -210,12 +219,14 @@ impl Node {
             let stays = known.get(key).is_some_and(|pod| same(pod, running));
             if !stays {
                 world.identities.ended(key, &running.uid);
+                world.mounts.ended(&running.uid);
             }
             stays
         });
         for (key, pod) in known {
             self.look_at(&key, &pod).await;
         }
+        self.empty_volumes().await;
     }
 
     async fn look_at(&mut self, key: &ObjectKey, pod: &Pod) {
@@ -247,8 +258,16 @@ impl Node {
             running.verdict = Some(ended(&phase).unwrap_or(if fails { "Failed" } else { "Succeeded" }).to_owned());
         }
         let verdict = running.verdict.clone().unwrap_or_default();
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        if next == Next::Start && !over {
+            let Some(mounts) = mounts::of(&self.world.history, &machinery_client::value_of(pod)) else {
+                running.next = Some((now + LOOK, Next::Start));
+                return;
+            };
+            let wrong = self.world.mounts.started(uid, &self.name, mounts);
+            wrong.into_iter().for_each(|what| self.world.violated(format!("{key}: {what}")));
+        }
         if next == Next::Start && !over && identities::has_one(pod) {
-            let uid = pod.metadata.uid.as_deref().unwrap_or_default();
             self.world.identities.started(key, uid, &self.name).into_iter().for_each(|what| self.world.violated(what));
         }
         let done = match next {
@@ -258,7 +277,8 @@ impl Node {
             Next::Stop => (over || self.report(key, pod, &verdict).await) && self.remove(key, pod).await,
         };
         if matches!(next, Next::Stop | Next::End) {
-            self.world.identities.ended(key, pod.metadata.uid.as_deref().unwrap_or_default());
+            self.world.identities.ended(key, uid);
+            self.world.mounts.ended(uid);
         }
         let Some(running) = self.running.get_mut(key).filter(|_| done) else { return };
         running.next = match next {
@@ -267,6 +287,26 @@ impl Node {
             Next::Stop => Some((now + LOOK, Next::Stop)),
             _ => None,
         };
+    }
+
+    /// Removes what lies in volumes of its own that go, and lets them go. How it hears of them isn't modelled.
+    async fn empty_volumes(&self) {
+        for (_, volume) in self.world.history.now("/registry/persistentvolumes/") {
+            let volume = volume.value();
+            let metadata = &volume["metadata"];
+            let ours = mounts::node_of(volume) == Some(&self.name) && !metadata["deletionTimestamp"].is_null();
+            let held = metadata["finalizers"].as_array().cloned().unwrap_or_default();
+            let left: Vec<&Value> = held.iter().filter(|name| *name != claims::DELETION_PROTECTION).collect();
+            if !ours || left.len() == held.len() || volume["status"]["phase"] == "Bound" {
+                continue;
+            }
+            let uid = metadata["uid"].as_str().unwrap_or_default();
+            self.world.mounts.emptied(uid).into_iter().for_each(|what| self.world.violated(what));
+            let key = ObjectKey::cluster(metadata["name"].as_str().unwrap_or_default());
+            let patch = json!({"metadata": {"uid": uid, "finalizers": left}});
+            let kind = kind_of::<k8s_openapi::api::core::v1::PersistentVolume>();
+            let _ = self.program.patch::<Value>(&kind, &key, None, PatchType::Merge, &patch).await;
+        }
     }
 
     /// A pod that wasn't known: what was told of it in an earlier life holds.
@@ -330,6 +370,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.world.identities.node_ended(&self.name);
+        self.world.mounts.node_ended(&self.name);
     }
 }
 

@@ -13,6 +13,8 @@ use crate::{faults, log, workload};
 
 /// How long the cluster may take to come to rest when faults have ended: longer than every back-off and grace period in it.
 const REST_WITHIN: Duration = Duration::from_secs(900);
+/// The same where something is broken on purpose, and may never come to rest.
+const REST_WITHIN_BROKEN: Duration = Duration::from_secs(60);
 /// At rest for so many looks in a row.
 const LOOKS: u32 = 3;
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -37,17 +39,18 @@ async fn one(seed: u64, sabotage: Sabotage) -> Report {
     let world = Arc::new(World::new(seed, sabotage));
     let cluster = Cluster::new(seed, world.clone(), Pace::Usual);
     cluster.start(workload::NODES_MIN).await;
-    let steps = if seed % 8 == 7 { STEPS_LONG } else { STEPS };
+    let steps = if seed % 8 == 7 || sabotage != Sabotage::None { STEPS_LONG } else { STEPS };
     let working = workload::run(cluster.clone(), seed, steps);
     let until = Instant::now() + Duration::from_secs(2 * steps);
     tokio::join!(biased; working, faults::make(cluster.clone(), seed, until));
-    let deadline = Instant::now() + REST_WITHIN;
+    let deadline = Instant::now() + if sabotage == Sabotage::None { REST_WITHIN } else { REST_WITHIN_BROKEN };
     let rest = async {
         workload::settle(cluster.clone(), seed).await;
         rest(&cluster).await
     };
     if tokio::time::timeout_at(deadline, rest).await.is_err() {
         let mut problems = unfinished(&world.history);
+        problems.extend(world.autoscaling.unfinished(&world.history));
         problems.extend(cluster.stale(world.history.revision()));
         for problem in problems {
             world.violated(format!("never came to rest: {problem}"));
@@ -66,10 +69,12 @@ async fn one(seed: u64, sabotage: Sabotage) -> Report {
 async fn rest(cluster: &Cluster) {
     let mut calm = 0;
     let mut settled = cluster.world.history.revision();
-    while calm < LOOKS {
+    let broken = || cluster.world.sabotage != Sabotage::None && !cluster.world.violations().is_empty();
+    while calm < LOOKS && !broken() {
         tokio::time::sleep(LOOK_EVERY).await;
         let before = std::mem::replace(&mut settled, cluster.world.history.revision());
-        let problems = unfinished(&cluster.world.history);
+        let mut problems = unfinished(&cluster.world.history);
+        problems.extend(cluster.world.autoscaling.unfinished(&cluster.world.history));
         let stale = cluster.stale(before);
         if let Some(first) = problems.iter().chain(&stale).next() {
             log::log!(cluster.world, "not at rest: {} things, {first}", problems.len() + stale.len());

@@ -12,7 +12,7 @@ use apiserver_storage::store::{
 use async_trait::async_trait;
 
 use crate::log::log;
-use crate::sabotage::Sabotage;
+use crate::sabotage::{self, Sabotage};
 use crate::world::World;
 
 /// See the module.
@@ -101,8 +101,9 @@ impl Store for SimStore {
         self.inner.range(from, to, at, limit).await
     }
 
-    async fn txn(&self, txn: Txn) -> Result<Outcome, StoreError> {
+    async fn txn(&self, mut txn: Txn) -> Result<Outcome, StoreError> {
         self.pause().await;
+        txn.ops.iter_mut().for_each(|op| sabotage::stored(self.world.sabotage, &self.world.history, op));
         let fails = self.world.random.chance(self.world.weather().store);
         if fails && self.world.random.chance(500) {
             log!(self.world, "store: refuses");

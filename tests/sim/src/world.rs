@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use machinery_env::{Env, TokioClock};
 
+use crate::checkers::autoscaling::Autoscaling;
+use crate::checkers::claims;
 use crate::checkers::counts::Counts;
 use crate::checkers::identities::Identities;
 use crate::checkers::invariants::Invariants;
+use crate::checkers::mounts::Mounts;
 use crate::history::{History, Step};
 use crate::log::{Log, log};
 use crate::random::Random;
@@ -36,7 +39,8 @@ pub(crate) struct Weather {
 
 impl Weather {
     /// Nothing goes wrong.
-    pub(crate) const CALM: Self = Self { delay_ms: 1, slow: 0, lost: 0, unanswered: 0, cut: 0, busy: 0, store: 0, server_ms: 0 };
+    pub(crate) const CALM: Self =
+        Self { delay_ms: 1, slow: 0, lost: 0, unanswered: 0, cut: 0, busy: 0, store: 0, server_ms: 0 };
 }
 
 /// See the module.
@@ -50,6 +54,8 @@ pub(crate) struct World {
     pub(crate) sabotage: Sabotage,
     /// What runs on nodes, as it is.
     pub(crate) identities: Identities,
+    pub(crate) mounts: Mounts,
+    pub(crate) autoscaling: Autoscaling,
     clock: Arc<TokioClock>,
     weather: Mutex<Weather>,
     invariants: Mutex<Invariants>,
@@ -65,6 +71,8 @@ impl World {
             env,
             clock,
             identities: Identities::default(),
+            mounts: Mounts::default(),
+            autoscaling: Autoscaling::default(),
             random: Random::new(seed, "network"),
             log: Log::new(),
             history: History::default(),
@@ -93,6 +101,7 @@ impl World {
     pub(crate) fn jump(&self, seconds: i64) {
         log!(self, "clock: set by {seconds} s");
         self.clock.jump(seconds);
+        self.autoscaling.jumped();
     }
 
     /// A checker found something wrong.
@@ -112,6 +121,7 @@ impl World {
             log!(self, "store: {} {}{gone}", step.revision, step.key);
             let mut found = Self::lock(&self.invariants).step(&self.history, step);
             found.extend(Self::lock(&self.counts).step(step));
+            found.extend(claims::step(&self.history, step));
             found.into_iter().for_each(|what| self.violated(what));
         }
     }

@@ -39,6 +39,7 @@ pub(crate) fn unfinished(history: &History) -> Vec<String> {
     services(&of("services/specs"), &of("endpointslices"), &pods, &mut problems);
     placed(&pods, &nodes, &mut problems);
     owners(history, &mut problems);
+    super::kept::unfinished(history, &mut problems);
     for (key, namespace) in of("namespaces").iter() {
         if !namespace["metadata"]["deletionTimestamp"].is_null() {
             problems.push(format!("{key} is not gone"));

@@ -45,7 +45,7 @@ impl User {
         self.merge(kind, &key, patch).await;
     }
 
-    async fn delete_any(&mut self, kind: Kind, prefix: &str) {
+    pub(super) async fn delete_any(&mut self, kind: Kind, prefix: &str) {
         let Some((key, _)) = self.any(prefix) else { return };
         let how = *self.random.pick(&["Background", "Foreground"]).unwrap_or(&"Background");
         self.delete(kind, &key, json!({"propagationPolicy": how})).await;
@@ -66,7 +66,7 @@ impl User {
         self.create(Kind::of::<StatefulSet>(), namespace, set).await;
     }
 
-    async fn scale_stateful_set(&mut self) {
+    pub(super) async fn scale_stateful_set(&mut self) {
         let Some((key, set)) = self.any("statefulsets") else { return };
         let replicas = self.random.below(4) as i64;
         let more = replicas - set["spec"]["replicas"].as_i64().unwrap_or(0);
@@ -126,7 +126,7 @@ impl User {
         let rolling = if self.random.chance(300) { json!({"maxSurge": 1, "maxUnavailable": 0}) } else { json!({}) };
         let set = json!({
             "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": name, "namespace": namespace},
-            "spec": {"selector": {"matchLabels": {"app": name}}, "template": template(&name, 50, "Always"),
+            "spec": {"selector": {"matchLabels": {"app": name}}, "template": super::volumes::first(template(&name, 50, "Always")),
                 "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": rolling}},
         });
         self.create(Kind::of::<DaemonSet>(), namespace, set).await;
@@ -146,8 +146,18 @@ impl User {
         self.create(Kind::of::<CronJob>(), namespace, job).await;
     }
 
-    async fn create_budget(&mut self) {
-        let Some((key, _)) = self.any("deployments") else { return };
+    pub(super) async fn create_budget(&mut self) {
+        let budgets = self.cluster.world.history.now("/registry/poddisruptionbudgets/");
+        let has = |object: &Value| {
+            let (name, namespace) = (&object["metadata"]["name"], &object["metadata"]["namespace"]);
+            budgets.iter().map(|(_, budget)| budget.value()).any(|budget| {
+                budget["metadata"]["namespace"] == *namespace
+                    && budget["spec"]["selector"]["matchLabels"]["app"] == *name
+            })
+        };
+        // Of a pod that two budgets count nothing is evicted at all.
+        let two = self.random.chance(100);
+        let Some((key, _)) = self.any_of("deployments", |object| two || !has(object)) else { return };
         let bound = if self.random.chance(500) { json!({"minAvailable": 1}) } else { json!({"maxUnavailable": 1}) };
         let name = self.name("budget");
         let mut budget = json!({
@@ -161,9 +171,14 @@ impl User {
     }
 
     /// As `kubectl drain` does it, of a few pods at once.
-    async fn evict(&mut self) {
+    pub(super) async fn evict(&mut self) {
+        let app = self
+            .any("poddisruptionbudgets")
+            .map(|(_, budget)| budget["spec"]["selector"]["matchLabels"]["app"].clone());
+        let theirs = |pod: &Value| app.as_ref().is_some_and(|app| pod["metadata"]["labels"]["app"] == *app);
         for _ in 0..self.random.between(1, 3) {
-            let Some((key, _)) = self.any("pods") else { return };
+            // One that a budget counts, if there is one.
+            let Some((key, _)) = self.any_of("pods", theirs).or_else(|| self.any("pods")) else { return };
             let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction",
                 "metadata": {"name": key.name, "namespace": key.namespace}});
             let _ = self.api.post::<Value>(&Kind::of::<Pod>(), &key, "eviction", &eviction).await;

@@ -2,6 +2,7 @@
 //! and taken away. It asks for no more than there is room for, so that all of it can come true in the end.
 
 mod kinds;
+mod volumes;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,12 +16,14 @@ use machinery_client::request::{ApiClient, PatchType};
 use machinery_client::{Kind, Pod};
 use serde_json::{Value, json};
 
+use crate::checkers::autoscaling::{autoscaler, bounds};
 use crate::checkers::invariants::{ended, requested_millis};
 use crate::cluster::Cluster;
 use crate::log::log;
 use crate::network::Link;
 use crate::node::{CPU_MILLIS, PODS};
 use crate::random::Random;
+use crate::sabotage::Sabotage;
 
 const NAMESPACES: [&str; 3] = ["default", "red", "blue"];
 /// Nodes that are there in the end at least, and in between.
@@ -35,6 +38,15 @@ struct User {
     random: Random,
     made: u64,
     nodes: u64,
+    theme: Theme,
+}
+
+/// What a run is about more than about the rest.
+#[derive(Clone, Copy, PartialEq)]
+enum Theme {
+    Any,
+    Volumes,
+    Loads,
 }
 
 /// Does so many things.
@@ -43,7 +55,12 @@ pub(crate) async fn run(cluster: Arc<Cluster>, seed: u64, steps: u64) {
     let user = UserInfo::component("kubernetes-admin", Some("system:masters"));
     let api = cluster.network.client(&link, user).into();
     let random = Random::new(seed, "workload");
-    let mut user = User { cluster, link, api, random, made: 0, nodes: NODES_MIN };
+    let theme = match seed % 4 {
+        1 => Theme::Volumes,
+        2 => Theme::Loads,
+        _ => Theme::Any,
+    };
+    let mut user = User { cluster, link, api, random, made: 0, nodes: NODES_MIN, theme };
     for _ in 0..steps {
         tokio::time::sleep(user.random.millis(100, 3000)).await;
         user.step().await;
@@ -61,7 +78,7 @@ pub(crate) async fn settle(cluster: Arc<Cluster>, seed: u64) {
         cluster.add_node(&format!("node-{}", 100 + cluster.nodes().len()));
     }
     loop {
-        let mut left = kinds::settle(&cluster, &api).await;
+        let mut left = kinds::settle(&cluster, &api).await + volumes::settle(&cluster, &api).await;
         for (key, node) in cluster.world.history.now("/registry/minions/") {
             let name = key.rsplit('/').next().unwrap_or_default();
             let (kind, key) = (Kind::of::<Node>(), ObjectKey::new("", name));
@@ -104,12 +121,18 @@ impl User {
 
     /// One object of a kind that is there, as the store knows it.
     fn any(&self, prefix: &str) -> Option<(ObjectKey, Value)> {
+        self.any_of(prefix, |_| true)
+    }
+
+    fn any_of(&self, prefix: &str, which: impl Fn(&Value) -> bool) -> Option<(ObjectKey, Value)> {
         let there = self.cluster.world.history.now(&format!("/registry/{prefix}/"));
         let ours: Vec<_> = there
             .iter()
+            .filter(|(_, object)| which(object.value()))
             .filter(|(_, object)| {
                 let metadata = &object.value()["metadata"];
-                NAMESPACES.iter().any(|namespace| metadata["namespace"] == *namespace)
+                (metadata["namespace"].is_null()
+                    || NAMESPACES.iter().any(|namespace| metadata["namespace"] == *namespace))
                     && metadata["name"] != "kubernetes"
             })
             .collect();
@@ -130,7 +153,11 @@ impl User {
         };
         for (_, deployment) in now("deployments") {
             let spec = &deployment.value()["spec"];
-            add(spec["replicas"].as_i64().unwrap_or(0) + 1, &spec["template"]);
+            let metadata = &deployment.value()["metadata"];
+            let part = |name: &str| metadata[name].as_str().unwrap_or_default();
+            let hpa = autoscaler(&self.cluster.world.history, part("namespace"), part("name"));
+            let most = hpa.map_or(0, |hpa| bounds(&hpa).1);
+            add(spec["replicas"].as_i64().unwrap_or(0).max(most) + 1, &spec["template"]);
         }
         for (_, set) in now("statefulsets") {
             let spec = &set.value()["spec"];
@@ -180,7 +207,20 @@ impl User {
     }
 
     async fn step(&mut self) {
-        match self.random.below(36) {
+        match self.cluster.world.sabotage {
+            Sabotage::UserForces if self.random.chance(500) => return self.delete_pod().await,
+            Sabotage::BudgetsForget if self.random.chance(300) => {
+                self.create_budget().await;
+                return self.evict().await;
+            }
+            _ => {}
+        }
+        match self.theme {
+            Theme::Volumes if self.random.chance(500) => return self.change_volumes().await,
+            Theme::Loads if self.random.chance(500) => return self.change_loads().await,
+            _ => {}
+        }
+        match self.random.below(44) {
             0..=3 => self.create_deployment().await,
             4 | 5 => self.scale().await,
             6 | 7 => self.roll().await,
@@ -205,7 +245,9 @@ impl User {
             17 | 18 => self.delete_pod().await,
             19 => self.create_pod().await,
             20 => self.cordon().await,
-            22.. => self.change_kinds().await,
+            22..=35 => self.change_kinds().await,
+            36..=40 => self.change_volumes().await,
+            41.. => self.change_loads().await,
             _ => self.change_nodes().await,
         }
     }
@@ -319,9 +361,11 @@ impl User {
     }
 
     async fn delete_pod(&mut self) {
-        let Some((key, pod)) = self.any("pods") else { return };
+        let forces = self.cluster.world.sabotage == Sabotage::UserForces;
+        let of_set = |pod: &Value| pod["metadata"]["ownerReferences"][0]["kind"] == "StatefulSet";
+        let Some((key, pod)) = self.any_of("pods", |pod| !forces || of_set(pod)) else { return };
         // Who takes a pod of a StatefulSet away by force says that it has ended: nobody here knows that.
-        let one_of_a_kind = pod["metadata"]["ownerReferences"][0]["kind"] == "StatefulSet";
+        let one_of_a_kind = !forces && of_set(&pod);
         let options =
             if !one_of_a_kind && self.random.chance(500) { json!({"gracePeriodSeconds": 0}) } else { json!({}) };
         self.delete(Kind::of::<Pod>(), &key, options).await;
@@ -341,7 +385,9 @@ impl User {
             log!(self.cluster.world, "{}: adds {name}", self.link.name);
             self.cluster.add_node(&name);
         } else if there.len() as u64 > NODES_MIN {
-            let Some(name) = self.random.pick(&there).cloned() else { return };
+            let kept = volumes::nodes(&self.cluster.world.history);
+            let free: Vec<String> = there.into_iter().filter(|name| !kept.contains(name)).collect();
+            let Some(name) = self.random.pick(&free).cloned() else { return };
             log!(self.cluster.world, "{}: takes {name} away", self.link.name);
             self.cluster.remove_node(&name);
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -1,0 +1,123 @@
+//! An autoscaler asks for no size beyond its bounds, and for a smaller one only when nothing that it was told within its stabilization
+//! window wants more. Held to what it was told in this life of its: whoever starts anew knows only the size that it finds.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::history::History;
+use crate::network::Link;
+
+/// For how long a smaller size waits, and how much each pod is to have of what is measured.
+pub(crate) const WINDOW: Duration = Duration::from_secs(30);
+pub(crate) const EACH: i64 = 10;
+/// Between the moment of a request and that of an answer.
+const SLACK: Duration = Duration::from_secs(1);
+
+/// An autoscaler was told something.
+struct Told {
+    by: Arc<Link>,
+    at: Instant,
+    load: i64,
+}
+
+#[derive(Default)]
+struct State {
+    /// What is measured of a Deployment now.
+    loads: BTreeMap<String, i64>,
+    told: BTreeMap<String, Vec<Told>>,
+    /// When the clock was set last.
+    jumped: Option<Instant>,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Autoscaling(Mutex<State>);
+
+/// The autoscaler of a Deployment, if there is one.
+pub(crate) fn autoscaler(history: &History, namespace: &str, name: &str) -> Option<Value> {
+    let all = history.now(&format!("/registry/horizontalpodautoscalers/{namespace}/"));
+    let found = all.iter().find(|(_, hpa)| hpa.value()["spec"]["scaleTargetRef"]["name"] == name);
+    found.map(|(_, hpa)| hpa.value().clone())
+}
+
+/// The least and the most pods.
+pub(crate) fn bounds(hpa: &Value) -> (i64, i64) {
+    (hpa["spec"]["minReplicas"].as_i64().unwrap_or(1), hpa["spec"]["maxReplicas"].as_i64().unwrap_or(1))
+}
+
+/// So many pods at least are wanted for a load, whatever there is now: a tenth more or less is no reason.
+fn wanted(load: i64) -> i64 {
+    (10 * load + 11 * EACH - 1) / (11 * EACH)
+}
+
+impl Autoscaling {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set(&self, deployment: &str, load: i64) {
+        self.state().loads.insert(deployment.to_owned(), load);
+    }
+
+    pub(crate) fn load(&self, deployment: &str) -> i64 {
+        self.state().loads.get(deployment).copied().unwrap_or(EACH)
+    }
+
+    pub(crate) fn jumped(&self) {
+        self.state().jumped = Some(Instant::now());
+    }
+
+    /// Deployments that don't have the size that their load asks for, at rest.
+    pub(crate) fn unfinished(&self, history: &History) -> Vec<String> {
+        let mut problems = Vec::new();
+        for (key, hpa) in history.now("/registry/horizontalpodautoscalers/") {
+            let (hpa, (least, most)) = (hpa.value(), bounds(hpa.value()));
+            let part = |path: &str| hpa.pointer(path).and_then(Value::as_str).unwrap_or_default();
+            let of = format!("{}/{}", part("/metadata/namespace"), part("/spec/scaleTargetRef/name"));
+            let Some(deployment) = history.at(&format!("/registry/deployments/{of}"), u64::MAX) else { continue };
+            let (size, load) = (deployment.value()["spec"]["replicas"].as_i64().unwrap_or(0), self.load(&of));
+            let wanted = ((load + EACH - 1) / EACH).clamp(least, most);
+            let near = 10 * (load - EACH * size).abs() <= EACH * size && (least..=most).contains(&size);
+            // No autoscaler acts on what somebody has set to nothing.
+            if size != wanted && !near && size != 0 {
+                problems.push(format!("{key} has {size} pods for {load}, and is to have {wanted}"));
+            }
+        }
+        problems
+    }
+
+    /// An answer arrives.
+    pub(crate) fn told(&self, by: &Arc<Link>, deployment: &str, load: i64) {
+        let told = Told { by: by.clone(), at: Instant::now(), load };
+        self.state().told.entry(deployment.to_owned()).or_default().push(told);
+    }
+
+    /// A size is asked for, by an autoscaler. Answers what is wrong with it.
+    pub(crate) fn sized(&self, history: &History, by: &Arc<Link>, of: (&str, &str), size: i64) -> Option<String> {
+        let (namespace, name) = of;
+        let (least, most) = bounds(&autoscaler(history, namespace, name)?);
+        if size < least || size > most {
+            return Some(format!("{namespace}/{name} is to have {size} pods, of {least} to {most}"));
+        }
+        let deployment = history.at(&format!("/registry/deployments/{namespace}/{name}"), u64::MAX)?;
+        if size >= deployment.value()["spec"]["replicas"].as_i64().unwrap_or(0) {
+            return None;
+        }
+        let (state, now) = (self.state(), Instant::now());
+        let recent = |at: Instant| at + WINDOW > now + SLACK;
+        if state.jumped.is_some_and(|at| at + WINDOW > now) {
+            return None;
+        }
+        let told = state.told.get(&format!("{namespace}/{name}"))?;
+        let more = told
+            .iter()
+            .rev()
+            .find(|told| Arc::ptr_eq(&told.by, by) && recent(told.at) && wanted(told.load).clamp(least, most) > size)?;
+        let ago = now.duration_since(more.at).as_millis();
+        Some(format!("{namespace}/{name} is to have {size} pods, and {ago} ms ago there was a load of {}", more.load))
+    }
+}

@@ -1,0 +1,217 @@
+//! What users keep: StatefulSets and pods with claims of several classes, claims that contend for volumes that somebody made, and
+//! autoscalers of what they run.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::StorageClass;
+use machinery_api::ObjectKey;
+use machinery_client::request::ApiClient;
+use machinery_client::{Kind, Pod};
+use serde_json::{Value, json};
+
+use super::{User, template};
+use crate::checkers::autoscaling::{EACH, WINDOW, autoscaler};
+use crate::checkers::claims::{bound_to, claims_of};
+use crate::checkers::invariants::requested_millis;
+use crate::checkers::mounts::node_of;
+use crate::cluster::Cluster;
+use crate::history::History;
+use crate::sabotage::Sabotage;
+
+/// Claims that are there at once at most: each holds its pod on one node.
+const CLAIMS_MAX: usize = 8;
+/// Classes, when they bind, and what becomes of their volumes.
+const CLASSES: [(&str, &str, &str); 3] = [
+    ("soon", "Immediate", "Delete"),
+    ("later", "WaitForFirstConsumer", "Delete"),
+    ("kept", "WaitForFirstConsumer", "Retain"),
+];
+/// Of volumes that nobody makes for claims.
+const MADE: &str = "made";
+
+/// What can run on one node only comes before what can run anywhere.
+pub(super) fn first(mut template: Value) -> Value {
+    template["spec"]["priorityClassName"] = json!("system-cluster-critical");
+    template
+}
+
+/// Nodes that keep volumes.
+pub(super) fn nodes(history: &History) -> BTreeSet<String> {
+    let all = history.now("/registry/persistentvolumes/");
+    all.iter().filter_map(|(_, volume)| node_of(volume.value()).map(str::to_owned)).collect()
+}
+
+fn wants(class: &str) -> Value {
+    json!({"accessModes": ["ReadWriteOnce"], "storageClassName": class, "resources": {"requests": {"storage": "1Gi"}}})
+}
+
+impl User {
+    pub(super) async fn change_volumes(&mut self) {
+        match self.random.below(9) {
+            0..=2 => self.create_keeping_set().await,
+            3 => self.create_keeping_pod().await,
+            4 => self.contend().await,
+            5 => self.delete_claim().await,
+            6 => self.scale_stateful_set().await,
+            7 => self.delete_any(Kind::of::<StatefulSet>(), "statefulsets").await,
+            _ => self.delete_pod().await,
+        }
+        if self.cluster.world.sabotage == Sabotage::VolumesGo {
+            self.delete_any(Kind::of::<PersistentVolume>(), "persistentvolumes").await;
+        }
+    }
+
+    pub(super) async fn change_loads(&mut self) {
+        match self.random.below(10) {
+            0..=2 => self.create_deployment().await,
+            3..=5 => self.create_autoscaler().await,
+            6 => self.delete_any(Kind::of::<HorizontalPodAutoscaler>(), "horizontalpodautoscalers").await,
+            _ => self.change_load(),
+        }
+    }
+
+    /// One of the classes, which is there by then if all goes well.
+    async fn class(&self) -> &'static str {
+        let (name, mode, policy) = self.random.pick(&CLASSES).copied().unwrap_or(CLASSES[0]);
+        self.create(Kind::of::<StorageClass>(), "", class(name, mode, policy)).await;
+        name
+    }
+
+    fn claims_fit(&self, more: usize) -> bool {
+        self.cluster.world.history.now("/registry/persistentvolumeclaims/").len() + more <= CLAIMS_MAX
+    }
+
+    async fn create_keeping_set(&mut self) {
+        let replicas = self.random.between(1, 2);
+        if !self.claims_fit(usize::try_from(replicas).unwrap_or(1)) || !self.room(replicas as i64, 100) {
+            return;
+        }
+        let (name, namespace, class) = (self.name("keep"), self.namespace(), self.class().await);
+        let after = |random: &crate::random::Random| if random.chance(500) { "Delete" } else { "Retain" };
+        let mut template = first(template(&name, 100, "Always"));
+        template["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
+        let set = json!({
+            "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": name, "namespace": namespace},
+            "spec": {"replicas": replicas, "serviceName": name, "selector": {"matchLabels": {"app": name}}, "template": template,
+                "persistentVolumeClaimRetentionPolicy": {"whenDeleted": after(&self.random), "whenScaled": after(&self.random)},
+                "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": wants(class)}]},
+        });
+        self.create(Kind::of::<StatefulSet>(), namespace, set).await;
+    }
+
+    fn claim(&self, name: &str, namespace: &str, class: &str) -> Value {
+        json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name, "namespace": namespace},
+            "spec": wants(class)})
+    }
+
+    async fn create_keeping_pod(&mut self) {
+        if !self.claims_fit(1) || !self.room(1, 100) {
+            return;
+        }
+        let (name, namespace, class) = (self.name("own"), self.namespace(), self.class().await);
+        let mut pod = first(template(&name, 100, "Always"));
+        pod["apiVersion"] = json!("v1");
+        pod["kind"] = json!("Pod");
+        pod["metadata"]["name"] = json!(name);
+        pod["spec"]["volumes"] = json!([{"name": "data", "persistentVolumeClaim": {"claimName": name}}]);
+        pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
+        let kind = Kind::of::<PersistentVolumeClaim>();
+        self.create(kind, namespace, self.claim(&name, namespace, class)).await;
+        self.create(Kind::of::<Pod>(), namespace, pod).await;
+    }
+
+    /// More claims than volumes, or fewer.
+    async fn contend(&mut self) {
+        for _ in 0..self.random.between(1, 2) {
+            let (name, namespace) = (self.name("share"), self.namespace());
+            if self.claims_fit(1) {
+                let claim = self.claim(&name, namespace, MADE);
+                self.create(Kind::of::<PersistentVolumeClaim>(), namespace, claim).await;
+            }
+        }
+        for _ in 0..self.random.between(0, 2) {
+            let volume = json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": self.name("made")},
+                "spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "2Gi"}, "storageClassName": MADE,
+                    "persistentVolumeReclaimPolicy": "Retain", "hostPath": {"path": "/data"}}});
+            self.create(Kind::of::<PersistentVolume>(), "", volume).await;
+        }
+    }
+
+    async fn delete_claim(&mut self) {
+        let Some((key, _)) = self.any("persistentvolumeclaims") else { return };
+        self.delete(Kind::of::<PersistentVolumeClaim>(), &key, json!({})).await;
+    }
+
+    async fn create_autoscaler(&mut self) {
+        let Some((key, deployment)) = self.any("deployments") else { return };
+        let (least, most) = (self.random.between(1, 2) as i64, self.random.between(3, 5) as i64);
+        let replicas = deployment["spec"]["replicas"].as_i64().unwrap_or(0);
+        let more = (most - replicas).max(0);
+        if autoscaler(&self.cluster.world.history, &key.namespace, &key.name).is_some()
+            || !self.room(more, requested_millis(&deployment["spec"]["template"]))
+        {
+            return;
+        }
+        let metric = json!({"type": "External", "external": {"metric": {"name": key.name},
+            "target": {"type": "AverageValue", "averageValue": EACH.to_string()}}});
+        let hpa = json!({
+            "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+            "metadata": {"name": key.name, "namespace": key.namespace},
+            "spec": {"minReplicas": least, "maxReplicas": most, "metrics": [metric],
+                "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": key.name},
+                "behavior": {"scaleDown": {"stabilizationWindowSeconds": WINDOW.as_secs()}}},
+        });
+        self.create(Kind::of::<HorizontalPodAutoscaler>(), &key.namespace, hpa).await;
+        self.change_load();
+    }
+
+    fn change_load(&mut self) {
+        let Some((key, _)) = self.any("horizontalpodautoscalers") else { return };
+        let load = self.random.between(0, 70) as i64;
+        crate::log::log!(self.cluster.world, "{}: the load of {key} is to be {load}", self.link.name);
+        self.cluster.world.autoscaling.set(&key.to_string(), load);
+    }
+}
+
+fn class(name: &str, mode: &str, policy: &str) -> Value {
+    json!({"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": name},
+        "provisioner": "local.coracle.dev", "volumeBindingMode": mode, "reclaimPolicy": policy})
+}
+
+/// Classes that are asked for are there, and what lay on nodes that are gone is given up, with the pods that wait for it. Answers how
+/// much was left.
+pub(super) async fn settle(cluster: &Cluster, api: &ApiClient) -> usize {
+    let (history, mut left) = (&cluster.world.history, 0);
+    for (name, mode, policy) in CLASSES {
+        if history.at(&format!("/registry/storageclasses/{name}"), u64::MAX).is_none() {
+            left += 1;
+            let _ = api.create::<Value>(&Kind::of::<StorageClass>(), "", &class(name, mode, policy)).await;
+        }
+    }
+    let there = cluster.nodes();
+    let lost = |volume: &Value| node_of(volume).is_some_and(|node| !there.iter().any(|there| there == node));
+    let options = json!({"apiVersion": "v1", "kind": "DeleteOptions"});
+    for (_, claim) in history.now("/registry/persistentvolumeclaims/") {
+        let claim = claim.value();
+        let part = |name: &str| claim["metadata"][name].as_str().unwrap_or_default();
+        let (namespace, name) = (part("namespace"), part("name"));
+        let volume =
+            bound_to(claim).and_then(|name| history.at(&format!("/registry/persistentvolumes/{name}"), u64::MAX));
+        if !volume.is_some_and(|volume| lost(volume.value())) {
+            continue;
+        }
+        left += 1;
+        let key = ObjectKey::new(namespace, name);
+        let _ = api.delete::<Value>(&Kind::of::<PersistentVolumeClaim>(), &key, &options).await;
+        for (_, pod) in history.now(&format!("/registry/pods/{namespace}/")) {
+            if claims_of(pod.value()).any(|claim| claim == name) {
+                let key = ObjectKey::new(namespace, pod.value()["metadata"]["name"].as_str().unwrap_or_default());
+                let _ = api.delete::<Value>(&Kind::of::<Pod>(), &key, &options).await;
+            }
+        }
+    }
+    left
+}
