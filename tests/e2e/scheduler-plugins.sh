@@ -118,7 +118,6 @@ declare -A why=([Traps]='it trapped' [Loops]='no answer within 500ms' [Burns]='a
   [Rubbish]='candidate 2 is refused, of 2' [Scores]='returns an invalid score 101' [Errs]='2 candidates are too many' [Refuses]='it is not in the mood')
 for name in "${!why[@]}"; do
   bound "by-${name,,}" "${name,,}"
-  [ "$name" = Loops ] && of=slow-1 || of="by-${name,,}"
   eventually 60 has "Scheduler plugin \"$name\" failed at (Filter|Score) and was done without: .*${why[$name]}" kubectl get events --field-selector reason=SchedulerPluginFailed -o jsonpath='{range .items[*]}{.message}{"\n"}{end}'
 done
 has 'about to trap|wasm trap|unreachable' kubectl get events --field-selector reason=SchedulerPluginFailed,involvedObject.name=by-traps -o jsonpath='{.items[0].message}' || fail "$(kubectl get events -o wide)"

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::Recording;
 
 /// What a recording is made of: each piece goes into one of its fields.
-fn pieces() -> [(&'static str, Value); 20] {
+fn pieces() -> [(&'static str, Value); 22] {
     let far = i64::MAX.to_string();
     let selector = json!({"matchExpressions": [{"key": "a", "operator": "NotIn", "values": ["b"]}]});
     let term = json!({"topologyKey": "zone", "labelSelector": selector});
@@ -69,6 +69,17 @@ fn pieces() -> [(&'static str, Value); 20] {
             "configuration",
             json!({"apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration", "profiles": [{"plugins": {"multiPoint": {"enabled": [{"name": "InterPodAffinity", "weight": 2147483647}]}}}]}),
         ),
+        (
+            "configuration",
+            json!({"apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration", "profiles": [{
+                "plugins": {"multiPoint": {"enabled": [{"name": "Mine", "weight": 2147483647}]}},
+                "pluginConfig": [{"name": "Mine", "args": {"apiVersion": "scheduler.coracle.dev/v1", "kind": "WasmPluginArgs", "module": "/m"}}]}]}),
+        ),
+        (
+            "pluginAnswers",
+            json!({"asked": ["a", "none"], "refused": {"a": {"plugin": "Mine", "reason": "r"}, "b": {"plugin": "Mine"}},
+                "scores": [{"plugin": "Mine", "nodes": {"a": i64::MAX, "none": 5}}, {"plugin": "Mine", "nodes": {"b": i64::MIN}}], "failed": [{"plugin": "x"}]}),
+        ),
         ("form", json!(2)),
     ]
 }
@@ -80,7 +91,7 @@ fn a_broken_recording_is_refused_and_others_are_explained() {
         let mut file = json!({"kind": "SchedulingRecord", "form": 1});
         for (field, piece) in order.iter().take(30).map(|at| &pieces[usize::from(*at) % pieces.len()]) {
             match *field {
-                "pod" | "configuration" | "form" => file[field] = piece.clone(),
+                "pod" | "configuration" | "pluginAnswers" | "form" => file[field] = piece.clone(),
                 list if file[list].is_array() => file[list].as_array_mut().unwrap().push(piece.clone()),
                 list => file[list] = json!([piece]),
             }

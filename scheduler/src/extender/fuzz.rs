@@ -5,7 +5,7 @@ use bolero::check;
 use super::{Verdict, Verdicts, wire};
 
 /// Parts of answers, and what breaks one.
-const PIECES: [&str; 20] = [
+const PIECES: [&str; 23] = [
     "{",
     "}",
     "[",
@@ -25,6 +25,9 @@ const PIECES: [&str; 20] = [
     "{\"Host\":\"a\",\"Score\":9223372036854775807}",
     "{\"host\":\"b\",\"score\":-9223372036854775808}",
     "{\"Host\":\"other\"}",
+    "\"NodeNameToMetaVictims\":",
+    "{\"a\":{\"Pods\":[{\"UID\":\"u\"},null],\"NumPDBViolations\":-1}}",
+    "{\"a\":null}",
     "7",
 ];
 
@@ -42,6 +45,7 @@ fn whatever_is_answered_is_bounded_by_what_was_asked() {
         }
         assert!(verdicts.of("other").is_none() && verdicts.fitting().len() <= 2);
         let _ = wire::bound(answer.as_bytes());
+        let _ = wire::meta_victims(answer.as_bytes());
         let refused = |verdict: Option<&Verdict>| matches!(verdict, Some(Verdict::Refused { .. }));
         assert!(refused(verdicts.of("a")) != verdicts.fitting().contains("a"));
     });

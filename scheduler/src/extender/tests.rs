@@ -9,9 +9,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use super::{EXTENDER, ExtenderConfig, Verdict, Verdicts, wire};
+use super::client::{ByNode, Extender, process_preemption};
+use super::{EXTENDER, ExtenderConfig, Verdict, Verdicts, Victims, wire};
 use crate::decide::{Decision, decide_with, feasible};
 use crate::plugins::Profile;
+use crate::pod::PodInfo;
 use crate::shell_tests::{self, Server};
 use crate::snapshot::Snapshot;
 use crate::tests::{node, pod};
@@ -232,4 +234,126 @@ async fn one_that_fails_is_told_and_tried_again() {
     assert_eq!(told[0]["status"]["conditions"][0]["reason"], "SchedulerError");
     assert_eq!(message, format!("failed filter with extender at URL {url}filter, code 503"));
     stop.cancel();
+}
+
+fn victims(of: &[(&str, &[&Arc<PodInfo>])]) -> ByNode {
+    let of = of.iter().map(|(node, pods)| {
+        ((*node).to_owned(), Victims { pods: pods.iter().map(|pod| Arc::clone(pod)).collect(), violations: 1 })
+    });
+    of.collect()
+}
+
+/// Asks one that answers so about two nodes with a victim each.
+async fn preempted(
+    answer: Value,
+    change: impl Fn(&mut ExtenderConfig),
+) -> (Result<ByNode, String>, Vec<(String, Value)>, String) {
+    let (url, asked) = extender(move |_, _| Some((200, answer.to_string()))).await;
+    let mut config = ExtenderConfig { preempt_verb: "preempt".into(), ..config(&url) };
+    change(&mut config);
+    let (one, two, other) = (lower("one"), lower("two"), lower("other"));
+    let there = [("a".to_owned(), vec![one.clone(), other]), ("b".to_owned(), vec![two.clone()])].into();
+    let (pod, whole) = (pod("p", json!({})), json!({"metadata": {"name": "p"}}));
+    let asking = [Extender::new(config).await.unwrap()];
+    let look = |pod: &PodInfo| json!({"metadata": {"name": pod.key.name}});
+    let left =
+        process_preemption(&asking, (&pod, &whole), victims(&[("a", &[&one]), ("b", &[&two])]), &there, &look).await;
+    let asked = asked.lock().unwrap().clone();
+    (left, asked, url)
+}
+
+fn lower(name: &str) -> Arc<PodInfo> {
+    Arc::new(pod(name, json!({"metadata": {"uid": format!("uid-{name}")}})))
+}
+
+#[tokio::test]
+async fn an_extender_leaves_some_nodes_for_preemption() {
+    let named = |left: &ByNode| -> Vec<(String, Vec<String>, i64)> {
+        let names = |victims: &Victims| victims.pods.iter().map(|pod| pod.key.name.clone()).collect();
+        left.iter().map(|(node, victims)| (node.clone(), names(victims), victims.violations)).collect()
+    };
+    // It chooses another one that is there, and counts for itself.
+    let answer = json!({"NodeNameToMetaVictims": {"a": {"Pods": [{"UID": "uid-other"}], "NumPDBViolations": 2}}});
+    let (left, asked, _) = preempted(answer.clone(), |config| config.node_cache_capable = true).await;
+    assert_eq!(named(&left.unwrap()), [("a".to_owned(), vec!["other".to_owned()], 2)]);
+    let (path, said) = &asked[0];
+    assert_eq!(path, "/ext/preempt");
+    let meta = json!({"a": {"Pods": [{"UID": "uid-one"}], "NumPDBViolations": 1}, "b": {"Pods": [{"UID": "uid-two"}], "NumPDBViolations": 1}});
+    assert_eq!(
+        *said,
+        json!({"Pod": {"metadata": {"name": "p"}}, "NodeNameToVictims": null, "NodeNameToMetaVictims": meta})
+    );
+    // One that doesn't know pods gets them.
+    let (left, asked, _) = preempted(answer, |_| {}).await;
+    assert_eq!(left.unwrap().len(), 1);
+    let whole = json!({"Pods": [{"metadata": {"name": "one"}}], "NumPDBViolations": 1});
+    assert_eq!((&asked[0].1["NodeNameToVictims"]["a"], &asked[0].1["NodeNameToMetaVictims"]), (&whole, &Value::Null));
+    let (left, ..) = preempted(json!({"nodeNameToMetaVictims": {"b": {"pods": [{"uid": "uid-two"}]}}}), |_| {}).await;
+    assert_eq!(named(&left.unwrap()), [("b".to_owned(), vec!["two".to_owned()], 0)]);
+    let (left, asked, _) = preempted(json!({}), |config| config.managed_resources = ["a.b/c".to_owned()].into()).await;
+    assert_eq!((left.unwrap().len(), asked.len()), (2, 0), "one that isn't interested isn't asked");
+    let (left, asked, _) = preempted(json!({}), |config| config.preempt_verb.clear()).await;
+    assert_eq!((left.unwrap().len(), asked.len()), (2, 0), "nor one that has no say in it");
+}
+
+#[tokio::test]
+async fn what_an_extender_may_not_say_of_preemption() {
+    let meta = |node: &str, uids: &[&str]| {
+        let pods: Vec<Value> = uids.iter().map(|uid| json!({"UID": uid})).collect();
+        json!({"NodeNameToMetaVictims": {node: {"Pods": pods}}})
+    };
+    let strange = |url: &str| {
+        format!(
+            "extender: {url} claims to preempt pod (UID: &{{uid-two}}) on node: a, but the pod is not found on that node"
+        )
+    };
+    // What it says, what is said where it can't be done without, and on how many nodes others may go where it can.
+    type Why = fn(&str) -> String;
+    let cases: [(Value, Why, usize); 6] = [
+        (meta("a", &["uid-two"]), strange as Why, 2),
+        (meta("c", &["uid-one"]), |_| "nodeinfo not found for node name \"c\"".into(), 2),
+        (meta("a", &[]), |_| "expected at least one victim pod on node \"a\"".into(), 0),
+        (json!({"NodeNameToMetaVictims": {"a": null}}), |_| "expected at least one victim pod on node \"a\"".into(), 0),
+        (json!({"NodeNameToMetaVictims": {}}), |_| String::new(), 0),
+        (json!(7), |_| "invalid type: integer `7`, expected struct PreemptionResult at line 1 column 1".into(), 2),
+    ];
+    for (answer, why, left_without) in cases {
+        let (left, _, url) = preempted(answer.clone(), |_| {}).await;
+        match left {
+            Err(said) => assert_eq!(said, why(&url), "{answer}"),
+            Ok(left) => assert!(left.is_empty() && why(&url).is_empty(), "{answer}: {left:?}"),
+        }
+        let (left, ..) = preempted(answer.clone(), |config| config.ignorable = true).await;
+        assert_eq!(left.unwrap().len(), left_without, "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn those_go_whom_an_extender_lets_go() {
+    for (leaves, nominated) in [(json!({"Pods": [{"UID": "low-2"}]}), Some("n2")), (Value::Null, None)] {
+        let server = Server::new();
+        for (node, low) in [("n1", "low-1"), ("n2", "low-2")] {
+            server.write("nodes", shell_tests::node(node, "1"));
+            let mut pod = shell_tests::pod(low, "default-scheduler", "1");
+            pod["spec"]["nodeName"] = node.into();
+            server.write("pods", pod);
+        }
+        let answer = match &leaves {
+            Value::Null => json!({"NodeNameToMetaVictims": {}}),
+            victims => json!({"NodeNameToMetaVictims": {"n2": victims}}),
+        };
+        let (url, _) = extender(move |_, _| Some((200, answer.to_string()))).await;
+        let preempts = ExtenderConfig { preempt_verb: "preempt".into(), ..config(&url) };
+        let stop = started(&server, vec![preempts]);
+        let mut high = shell_tests::pod("high", "default-scheduler", "1");
+        high["spec"]["priority"] = 10.into();
+        server.write("pods", high);
+        server.until(|state| state.told.iter().any(|pod| pod["metadata"]["name"] == "high")).await;
+        let told = server.told().into_iter().find(|pod| pod["metadata"]["name"] == "high").unwrap();
+        assert_eq!(told["status"]["nominatedNodeName"].as_str(), nominated);
+        let message = told["status"]["conditions"][0]["message"].as_str().unwrap().to_owned();
+        let nobody = message.ends_with(" preemption: no candidate node for preemption");
+        assert_eq!(nobody, nominated.is_none(), "{message}");
+        stop.cancel();
+    }
 }

@@ -164,12 +164,16 @@ impl Scheduler {
         let start = self.start;
         let (profile, guests) = (&self.config.profiles[at], self.asking.guests(at));
         let names = feasible(&self.snapshot, &waiting.pod, profile, start);
-        let candidates = names.iter().filter_map(|name| {
-            Some(Candidate { node: object(&self.informer, name)?, load: self.snapshot.node(name)?.told() })
+        let candidates: Vec<Candidate> = self.informer.read(|view| {
+            let of = |name: &String| {
+                let node = view.get_arc::<Node>(&ObjectKey::cluster(name.as_str()))?;
+                Some(Candidate { node, load: self.snapshot.node(name)?.told() })
+            };
+            names.iter().filter_map(of).collect()
         });
         let nodes = self.snapshot.node_count();
         let wanted = num_feasible_nodes(nodes, profile.feasible_percent);
-        let mut question = Question { pod: String::new(), candidates: candidates.collect(), wanted, nodes };
+        let mut question = Question { pod: String::new(), candidates, wanted, nodes };
         let (client, done, extenders) = (self.client.clone(), self.done.clone(), self.asking.extenders.clone());
         self.tasks.spawn(async move {
             let verdicts = async {
