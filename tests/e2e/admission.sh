@@ -98,4 +98,7 @@ grep -qF 'failed calling webhook "e2e.example.com": failed to call webhook: Post
 kubectl patch mutatingwebhookconfiguration e2e --type=json -p '[{"op": "replace", "path": "/webhooks/0/failurePolicy", "value": "Ignore"}]' >/dev/null
 kubectl delete validatingwebhookconfiguration e2e >/dev/null
 kubectl create deployment -n a other --image=i --replicas=0 >/dev/null
-echo "admission: a quota that many run into, pod security, limits, webhooks"
+
+# Policies and conditions that mean harm.
+python3 tests/e2e/policies.py "$KUBECONFIG" "$UP_PID"
+echo "admission: a quota that many run into, pod security, limits, webhooks, hostile policies"

@@ -6,6 +6,7 @@ use apiserver_cel::Program;
 use apiserver_resources::expressions::{BOOL, Compiler, STRING, STRING_OR_NULL};
 use serde_json::{Value, json};
 
+use super::lazy::Lazy;
 use super::name_of;
 use crate::admission::Context;
 use crate::admission::matching::{Matched, Matcher};
@@ -96,10 +97,6 @@ impl Conditions {
             expressions: items(of, "matchConditions").map(condition).collect(),
         }
     }
-
-    pub(in crate::admission) fn is_empty(&self) -> bool {
-        self.expressions.is_empty()
-    }
 }
 
 pub(super) struct Validation {
@@ -122,6 +119,7 @@ pub(super) struct Mutation {
     pub(super) is_json_patch: bool,
 }
 
+/// A policy: what it is about is read at once, its expressions are compiled when it is first asked.
 pub(super) struct Policy {
     pub(super) name: String,
     /// Whether the request goes on where an expression fails.
@@ -131,12 +129,17 @@ pub(super) struct Policy {
     pub(super) error: Option<String>,
     /// API version and kind of parameters.
     pub(super) param_kind: Option<(String, String)>,
+    pub(super) is_reinvoked: bool,
+    programs: Arc<Lazy<Programs>>,
+}
+
+/// What a policy's expressions are.
+pub(super) struct Programs {
     pub(super) conditions: Conditions,
     pub(super) variables: Vec<(String, Compiled)>,
     pub(super) validations: Vec<Validation>,
     pub(super) annotations: Vec<Annotation>,
     pub(super) mutations: Vec<Mutation>,
-    pub(super) is_reinvoked: bool,
 }
 
 fn text<'a>(of: &'a Value, key: &str) -> &'a str {
@@ -154,35 +157,55 @@ fn nothing() -> Constraints {
 }
 
 impl Policy {
-    pub(super) fn new(object: &Value, mutates: bool) -> Self {
+    pub(super) fn new(object: &Arc<Value>, mutates: bool) -> Self {
         let spec = &object["spec"];
         let kind = &spec["paramKind"];
-        let param_kind = kind.is_object().then(|| (text(kind, "apiVersion").to_owned(), text(kind, "kind").to_owned()));
-        let mut compiler = Compiler::new(param_kind.is_some(), mutates);
+        let (constraints, error) = match Constraints::new(&spec["matchConstraints"]) {
+            Ok(constraints) => (constraints, None),
+            Err(why) => (nothing(), Some(why)),
+        };
+        let make = if mutates { Programs::mutating } else { Programs::validating };
+        Self {
+            name: name_of(object).to_owned(),
+            ignores_errors: spec["failurePolicy"] == "Ignore",
+            constraints,
+            error,
+            param_kind: kind.is_object().then(|| (text(kind, "apiVersion").to_owned(), text(kind, "kind").to_owned())),
+            is_reinvoked: spec["reinvocationPolicy"] == "IfNeeded",
+            programs: Arc::new(Lazy::new(object.clone(), make)),
+        }
+    }
+
+    /// Its expressions.
+    pub(super) async fn programs(&self) -> ApiResult<&Programs> {
+        self.programs.get().await
+    }
+}
+
+impl Programs {
+    fn validating(policy: &Value) -> Self {
+        Self::new(&policy["spec"], false)
+    }
+
+    fn mutating(policy: &Value) -> Self {
+        Self::new(&policy["spec"], true)
+    }
+
+    fn new(spec: &Value, mutates: bool) -> Self {
+        let mut compiler = Compiler::new(spec["paramKind"].is_object(), mutates);
         let variable = |variable: &Value| {
             let name = text(variable, "name").to_owned();
             let program = compiler.variable(&name, text(variable, "expression"));
             (name, program)
         };
         let variables = items(spec, "variables").map(variable).collect();
-        let (constraints, error) = match Constraints::new(&spec["matchConstraints"]) {
-            Ok(constraints) => (constraints, None),
-            Err(why) => (nothing(), Some(why)),
-        };
+        let annotation = |annotation: &Value| Annotation::new(annotation, &compiler);
         Self {
-            name: name_of(object).to_owned(),
-            ignores_errors: spec["failurePolicy"] == "Ignore",
-            constraints,
-            error,
-            param_kind,
             conditions: Conditions::new(spec),
             variables,
             validations: items(spec, "validations").map(|validation| Validation::new(validation, &compiler)).collect(),
-            annotations: items(spec, "auditAnnotations")
-                .map(|annotation| Annotation::new(annotation, &compiler))
-                .collect(),
+            annotations: items(spec, "auditAnnotations").map(annotation).collect(),
             mutations: items(spec, "mutations").map(|mutation| Mutation::new(mutation, &compiler)).collect(),
-            is_reinvoked: spec["reinvocationPolicy"] == "IfNeeded",
         }
     }
 }

@@ -9,7 +9,7 @@ use futures::FutureExt as _;
 use machinery_api::GroupVersionKind;
 use serde_json::{Value, json};
 
-use super::compile::{Conditions, Policy};
+use super::compile::{Conditions, Programs};
 use crate::admission::Context;
 use crate::admission::matching::Matched;
 use crate::admission::webhooks::request_options;
@@ -131,7 +131,7 @@ fn names<'d>(
 
 /// The names that a policy's expressions may use.
 pub(super) fn activation<'d>(
-    policy: &Policy,
+    policy: &Programs,
     seen: &'d Seen,
     objects: (&'d Value, Option<&'d Value>, &'d Value),
     ask: &'d dyn Ask,

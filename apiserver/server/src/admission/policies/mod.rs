@@ -2,6 +2,7 @@
 
 mod compile;
 mod evaluate;
+mod lazy;
 mod merge;
 mod mutating;
 mod params;
@@ -22,6 +23,7 @@ use crate::catalog::{Catalog, Served};
 use machinery_api::error::ApiResult;
 
 pub(super) use compile::Conditions;
+pub(super) use lazy::Lazy;
 pub(super) use mutating::Mutating;
 pub(super) use validating::Validating;
 
@@ -53,14 +55,14 @@ impl Kind {
 /// A policy with where it is in force.
 type InForce = (Arc<Policy>, Vec<Arc<Binding>>);
 
-/// All policies that are bound, compiled when one of them changes.
+/// All policies that are bound, read anew when one of them changes.
 #[derive(Default)]
 struct Index {
     /// At which revisions policies and bindings were seen.
     revisions: (u64, u64),
     in_force: Vec<InForce>,
-    /// By name and resourceVersion: what did not change is not compiled again.
-    compiled: HashMap<String, (String, Arc<Policy>)>,
+    /// By name and resourceVersion: what did not change is not read again.
+    known: HashMap<String, (String, Arc<Policy>)>,
 }
 
 /// What both plugins need.
@@ -112,12 +114,12 @@ impl Policies {
         if index.revisions == seen {
             return index;
         }
-        let index = Arc::new(self.compile(context, seen, &index));
+        let index = Arc::new(self.read(context, seen, &index));
         self.index.store(index.clone());
         index
     }
 
-    fn compile(&self, context: &Context<'_>, revisions: (u64, u64), before: &Index) -> Index {
+    fn read(&self, context: &Context<'_>, revisions: (u64, u64), before: &Index) -> Index {
         let mut bindings: HashMap<String, Vec<Arc<Binding>>> = HashMap::new();
         for binding in context.objects.list(GROUP, self.kind.bindings(), None) {
             let policy = binding["spec"]["policyName"].as_str().unwrap_or_default().to_owned();
@@ -128,12 +130,12 @@ impl Policies {
             let name = name_of(&object);
             let Some(bindings) = bindings.remove(name) else { continue };
             let version = object["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
-            let known = before.compiled.get(name).filter(|(known, _)| *known == version);
+            let known = before.known.get(name).filter(|(known, _)| *known == version);
             let policy = known.map_or_else(
                 || Arc::new(Policy::new(&object, self.kind == Kind::Mutating)),
                 |(_, policy)| policy.clone(),
             );
-            index.compiled.insert(name.to_owned(), (version, policy.clone()));
+            index.known.insert(name.to_owned(), (version, policy.clone()));
             index.in_force.push((policy, bindings));
         }
         index

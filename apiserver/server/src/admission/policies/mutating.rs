@@ -9,7 +9,7 @@ use machinery_api::patch::{self, PatchKind};
 use machinery_api::schema::{self, FieldValidation, Target};
 use serde_json::{Value, json};
 
-use super::compile::{Binding, Mutation, Policy};
+use super::compile::{Binding, Mutation, Policy, Programs};
 use super::evaluate::{Authorizing, Seen, activation, conditions_hold, evaluate};
 use super::{Index, Kind, Policies, Turns, matches, merge, params};
 use crate::admission::matching::{Matched, has_own_body, own};
@@ -127,6 +127,7 @@ async fn run(
     failed: &mut Vec<Failed>,
 ) -> bool {
     let policy = invocation.policy;
+    let programs = policy.programs().await;
     let (request, matched) = (context.request, &invocation.matched);
     let seen = Seen::new(context, object, matched);
     let mut fail = |why: String| {
@@ -136,8 +137,12 @@ async fn run(
         }
     };
     // As the policy knows them.
-    let (before, old) = match shown(matched, context, object, catalog).await {
-        Ok(shown) => shown,
+    let known = match programs {
+        Ok(programs) => shown(matched, context, object, catalog).await.map(|shown| (programs, shown)),
+        Err(error) => Err(error),
+    };
+    let (programs, (before, old)) = match known {
+        Ok(known) => known,
         Err(error) => {
             fail(error.status().message);
             return false;
@@ -146,8 +151,8 @@ async fn run(
     let old = old.as_deref();
     let holds = {
         let ask = Authorizing(context);
-        let activation = activation(policy, &seen, (&before, old, &invocation.params), &ask);
-        conditions_hold(&policy.conditions, &activation)
+        let activation = activation(programs, &seen, (&before, old, &invocation.params), &ask);
+        conditions_hold(&programs.conditions, &activation)
     };
     match holds {
         Ok(true) => {}
@@ -158,8 +163,8 @@ async fn run(
         }
     }
     let mut shown = before.clone();
-    for mutation in &policy.mutations {
-        match changed(mutation, invocation, (context, &seen, catalog), &shown, old) {
+    for mutation in &programs.mutations {
+        match changed((mutation, programs), invocation, (context, &seen, catalog), &shown, old) {
             Ok(mut changed) => {
                 matched.print(request, catalog, &mut changed);
                 shown = changed;
@@ -197,14 +202,14 @@ async fn shown<'o>(
 
 /// The object as a mutation leaves it.
 fn changed(
-    mutation: &Mutation,
+    (mutation, programs): (&Mutation, &Programs),
     invocation: &Invocation<'_>,
     (context, seen, catalog): (&Context<'_>, &Seen, &Catalog),
     object: &Value,
     old: Option<&Value>,
 ) -> Result<Value, String> {
     let ask = Authorizing(context);
-    let activation = activation(invocation.policy, seen, (object, old, &invocation.params), &ask);
+    let activation = activation(programs, seen, (object, old, &invocation.params), &ask);
     let mut budget = Budget::new(limits::PER_OBJECT);
     let value = evaluate(&mutation.expression, &mutation.program, &activation, &mut budget)?;
     let made = to_json(&value).map_err(|error| error.to_string())?;

@@ -8,7 +8,7 @@ use apiserver_cel::{Budget, limits};
 use machinery_api::error::{ApiError, ApiResult, Cause};
 use serde_json::{Value, json};
 
-use super::compile::{Binding, Policy, Validation};
+use super::compile::{Binding, Policy, Programs, Validation};
 use super::evaluate::{Authorizing, OUT_OF_BUDGET, Seen, activation, conditions_hold, evaluate};
 use super::{Index, Kind, Policies, Turns, matches, params};
 use crate::admission::matching::Matched;
@@ -156,6 +156,7 @@ fn act(policy: &Policy, binding: &Binding, denied: Denied, effects: &mut Effects
 /// A policy that is asked about a request.
 struct Asked<'a> {
     policy: &'a Policy,
+    programs: &'a Programs,
     context: &'a Context<'a>,
     catalog: &'a Catalog,
     seen: Seen,
@@ -172,13 +173,14 @@ impl<'a> Asked<'a> {
         matched: &Matched,
         catalog: &'a Catalog,
     ) -> ApiResult<Self> {
+        let programs = policy.programs().await?;
         let seen = Seen::new(context, object, matched);
         let old = match context.old {
             Some(old) => Some(matched.shown(context, catalog, old).await?),
             None => None,
         };
         let object = matched.shown(context, catalog, object).await?;
-        Ok(Self { policy, context, catalog, seen, object, old })
+        Ok(Self { policy, programs, context, catalog, seen, object, old })
     }
 
     /// What a binding has it asked with; none where the binding is about something else.
@@ -192,16 +194,16 @@ impl<'a> Asked<'a> {
 
     /// What it says no to, and why notes for the audit event can't be made.
     fn with(&self, params: &Value, said: &mut Said) -> (Vec<Denied>, Vec<Denied>) {
-        let (policy, ask) = (self.policy, Authorizing(self.context));
-        let activation = activation(policy, &self.seen, (&self.object, self.old.as_deref(), params), &ask);
-        match conditions_hold(&policy.conditions, &activation) {
+        let (policy, programs, ask) = (self.policy, self.programs, Authorizing(self.context));
+        let activation = activation(programs, &self.seen, (&self.object, self.old.as_deref(), params), &ask);
+        match conditions_hold(&programs.conditions, &activation) {
             Ok(true) => {}
             Ok(false) => return Default::default(),
             Err(why) => return (Denied::failed(policy, 0, why).into_iter().collect(), Vec::new()),
         }
         let mut denied = Vec::new();
         let mut budget = Budget::new(limits::PER_OBJECT);
-        for (index, validation) in policy.validations.iter().enumerate() {
+        for (index, validation) in programs.validations.iter().enumerate() {
             match evaluate(&validation.expression, &validation.program, &activation, &mut budget) {
                 Ok(value) if value.as_bool() == Some(true) => {}
                 Ok(_) => {
@@ -217,15 +219,15 @@ impl<'a> Asked<'a> {
                 }
             }
         }
-        (denied, notes(policy, &activation, said))
+        (denied, notes(self, &activation, said))
     }
 }
 
 /// Adds to the notes for the audit event; what fails is handed back.
-fn notes(policy: &Policy, activation: &apiserver_cel::Activation<'_>, said: &mut Said) -> Vec<Denied> {
+fn notes(asked: &Asked<'_>, activation: &apiserver_cel::Activation<'_>, said: &mut Said) -> Vec<Denied> {
     let mut denied = Vec::new();
     let mut budget = Budget::new(limits::PER_OBJECT);
-    for annotation in &policy.annotations {
+    for annotation in &asked.programs.annotations {
         match evaluate(&annotation.expression, &annotation.program, activation, &mut budget) {
             Ok(value) => {
                 let mut text = value.as_str().map(str::trim).unwrap_or_default();
@@ -235,7 +237,7 @@ fn notes(policy: &Policy, activation: &apiserver_cel::Activation<'_>, said: &mut
                     values.push(text.to_owned());
                 }
             }
-            Err(why) => denied.extend(Denied::failed(policy, 0, why)),
+            Err(why) => denied.extend(Denied::failed(asked.policy, 0, why)),
         }
     }
     said.retain(|_, values| !values.is_empty());

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::review;
 use crate::admission::matching::{Matcher, equivalents};
-use crate::admission::policies::Conditions;
+use crate::admission::policies::{Conditions, Lazy};
 use crate::catalog::Catalog;
 use crate::webhook::{Accounts, Client};
 
@@ -28,7 +28,10 @@ pub(super) struct Hook {
     /// Of the reviews that it understands.
     pub(super) version: Option<&'static str>,
     pub(super) client: Result<Arc<Client>, String>,
-    pub(super) conditions: Conditions,
+    /// Its `clientConfig`.
+    reached_by: String,
+    /// None: it has no conditions.
+    pub(super) conditions: Option<Arc<Lazy<Conditions>>>,
 }
 
 /// See the module.
@@ -41,6 +44,8 @@ pub(super) struct Index {
     named: HashMap<String, HashMap<String, Vec<usize>>>,
     /// Those that are about any resource or group.
     any: Vec<usize>,
+    /// By configuration and resourceVersion: what did not change is not made again.
+    made: HashMap<String, (String, Vec<Arc<Hook>>)>,
     /// How hooks are reached, by their `clientConfig`: connections outlive changes elsewhere.
     clients: HashMap<String, Arc<Client>>,
 }
@@ -55,44 +60,72 @@ impl Index {
     ) -> Self {
         let mut index = Self { revision, ..Self::default() };
         for configuration in configurations {
-            let name = configuration["metadata"]["name"].as_str().unwrap_or_default();
-            for hook in configuration["webhooks"].as_array().into_iter().flatten() {
-                index.add(name, hook, (catalog, accounts), before);
+            let text = |field: &str| configuration["metadata"][field].as_str().unwrap_or_default();
+            let (name, version) = (text("name"), text("resourceVersion"));
+            let known = before.made.get(name).filter(|(known, _)| known == version && !version.is_empty());
+            let hooks = match known {
+                Some((_, hooks)) => hooks.clone(),
+                None => {
+                    let mut hooks = Vec::new();
+                    for hook in configuration["webhooks"].as_array().into_iter().flatten() {
+                        hooks.push(Arc::new(index.hook(name, hook, accounts, before)));
+                        hooks.last().into_iter().for_each(|hook| index.keep(hook));
+                    }
+                    hooks
+                }
+            };
+            for hook in &hooks {
+                index.add(hook.clone(), catalog);
             }
+            index.made.insert(name.to_owned(), (version.to_owned(), hooks));
         }
         index
     }
 
-    fn client(&mut self, config: &Value, accounts: &Accounts, before: &Self) -> Result<Arc<Client>, String> {
-        let key = config.to_string();
-        if let Some(client) = self.clients.get(&key).or_else(|| before.clients.get(&key)).cloned() {
-            self.clients.insert(key, client.clone());
-            return Ok(client);
+    fn client(
+        &self,
+        config: &Value,
+        reached_by: &str,
+        accounts: &Accounts,
+        before: &Self,
+    ) -> Result<Arc<Client>, String> {
+        match self.clients.get(reached_by).or_else(|| before.clients.get(reached_by)) {
+            Some(client) => Ok(client.clone()),
+            None => Client::new(config, accounts).map(Arc::new),
         }
-        let client = Arc::new(Client::new(config, accounts)?);
-        self.clients.insert(key, client.clone());
-        Ok(client)
     }
 
-    fn add(&mut self, configuration: &str, hook: &Value, (catalog, accounts): (&Catalog, &Accounts), before: &Self) {
-        let at = self.hooks.len();
-        let matcher = Matcher::of(hook, &hook["rules"]).map_err(|error| error.to_string());
+    fn hook(&self, configuration: &str, hook: &Value, accounts: &Accounts, before: &Self) -> Hook {
         let seconds = hook["timeoutSeconds"].as_u64().unwrap_or(10).clamp(1, 30);
-        if let Ok(matcher) = &matcher {
-            self.find_by(at, matcher, catalog);
-        }
-        let client = self.client(&hook["clientConfig"], accounts, before);
-        self.hooks.push(Arc::new(Hook {
+        let has_conditions = hook["matchConditions"].as_array().is_some_and(|all| !all.is_empty());
+        let reached_by = hook["clientConfig"].to_string();
+        Hook {
             id: (configuration.to_owned(), hook["name"].as_str().unwrap_or_default().to_owned()),
-            matcher,
+            matcher: Matcher::of(hook, &hook["rules"]).map_err(|error| error.to_string()),
             is_optional: hook["failurePolicy"] == "Ignore",
             has_no_side_effects: hook["sideEffects"] == "None" || hook["sideEffects"] == "NoneOnDryRun",
             is_reinvoked: hook["reinvocationPolicy"] == "IfNeeded",
             timeout: Duration::from_secs(seconds),
             version: review::version(hook),
-            client,
-            conditions: Conditions::new(hook),
-        }));
+            client: self.client(&hook["clientConfig"], &reached_by, accounts, before),
+            reached_by,
+            conditions: has_conditions.then(|| Arc::new(Lazy::new(Arc::new(hook.clone()), Conditions::new))),
+        }
+    }
+
+    fn add(&mut self, hook: Arc<Hook>, catalog: &Catalog) {
+        if let Ok(matcher) = &hook.matcher {
+            self.find_by(self.hooks.len(), matcher, catalog);
+        }
+        self.keep(&hook);
+        self.hooks.push(hook);
+    }
+
+    /// Keeps how a hook is reached.
+    fn keep(&mut self, hook: &Hook) {
+        if let Ok(client) = &hook.client {
+            self.clients.entry(hook.reached_by.clone()).or_insert_with(|| client.clone());
+        }
     }
 
     fn find_by(&mut self, at: usize, matcher: &Matcher, catalog: &Catalog) {

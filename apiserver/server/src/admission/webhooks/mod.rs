@@ -138,12 +138,11 @@ impl<'a> Asked<'a> {
         let matcher = hook.matcher.as_ref().map_err(|why| ApiError::Internal(why.clone()))?;
         let Some(matched) = matcher.matches(context, object, catalog)? else { return Ok(None) };
         let asked = Self { hook, context, matched, catalog };
-        if hook.conditions.is_empty() {
-            return Ok(Some(asked));
-        }
+        let Some(conditions) = &hook.conditions else { return Ok(Some(asked)) };
+        let conditions = conditions.get().await?;
         let shown = asked.matched.shown(context, catalog, object).await?;
         let old = asked.old().await?;
-        let holds = hook.conditions.hold(context, (&shown, old.as_deref()), &asked.matched);
+        let holds = conditions.hold(context, (&shown, old.as_deref()), &asked.matched);
         let holds = holds.map_err(|why| context.request.refused(object, why))?;
         Ok(holds.then_some(asked))
     }
