@@ -148,7 +148,11 @@ pub(crate) fn check(plugin: &WasmPlugin) -> Result<(), String> {
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
     let of_file = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
-    let bytes = std::fs::metadata(path).map_err(|error| of_file(&error))?.len();
+    let found = std::fs::metadata(path).map_err(|error| of_file(&error))?;
+    if !found.is_file() {
+        return Err(of_file(&"it is no file"));
+    }
+    let bytes = found.len();
     if bytes > MODULE_BYTES_MAX {
         return Err(of_file(&format_args!("it has {bytes} bytes, at most {MODULE_BYTES_MAX} are taken")));
     }

@@ -182,8 +182,11 @@ impl Instance {
         let version = |candidate: &Candidate| candidate.node.metadata.resource_version.clone().unwrap_or_default();
         let unknown = |candidate: &&&Candidate| self.known.get(candidate.name()) != Some(&version(candidate));
         let news: Vec<&Candidate> = asked.iter().filter(unknown).copied().collect();
-        for call in wire::set_nodes(&self.handle, &news) {
+        let mut untold = &news[..];
+        while !untold.is_empty() {
+            let (call, told) = wire::set_nodes(&self.handle, untold);
             module.call(&self.session, wire::SET_NODES, call).await?;
+            untold = &untold[told..];
         }
         self.known.extend(news.iter().map(|candidate| (candidate.name().to_owned(), version(candidate))));
         // It knows more than there are: some are gone.

@@ -162,6 +162,18 @@ async fn it_is_told_of_nodes_once() {
 }
 
 #[tokio::test]
+async fn it_is_told_of_many_nodes_in_parts() {
+    let (guests, script, _) = guest(plugin());
+    let mut many = question(&[("a", "1"), ("b", "1"), ("c", "1")], 3, 3);
+    for candidate in &mut many.candidates[..2] {
+        let labels = [("long".to_owned(), "x".repeat(600 << 10))].into();
+        Arc::make_mut(&mut candidate.node).metadata.labels = Some(labels);
+    }
+    ask(&guests, &many).await.unwrap();
+    assert_eq!(functions(&script), ["open", "set-nodes", "set-nodes", "set-nodes", "filter", "score"]);
+}
+
+#[tokio::test]
 async fn nodes_are_asked_about_until_enough_will_do() {
     let (guests, script, _) = guest(plugin());
     let refused = json!({"ok": [{"candidate": 0, "reason": "full", "unresolvable": true}, {"candidate": 1, "reason": "full", "unresolvable": false}]});

@@ -98,28 +98,28 @@ pub fn open(config: &str) -> Vec<u8> {
     text(&Open { config })
 }
 
-/// Nodes that are new or have changed, in as many calls as it takes.
+/// The first of some nodes that are new or have changed, and how many those are: what one call says of them is bounded, and the next is
+/// made when that is done.
 #[must_use]
-pub fn set_nodes(this: &str, nodes: &[&Candidate]) -> Vec<Vec<u8>> {
-    let (mut calls, mut records, mut bytes) = (Vec::new(), Vec::new(), 0);
+pub fn set_nodes(this: &str, nodes: &[&Candidate]) -> (Vec<u8>, usize) {
+    let (mut records, mut bytes) = (Vec::new(), 0);
     for candidate in nodes {
-        let mut object = serde_json::to_value(&*candidate.node).unwrap_or_default();
-        if let Some(metadata) = object["metadata"].as_object_mut() {
-            metadata.remove("managedFields");
-        }
-        let record = NodeRecord { name: candidate.name().to_owned(), object: object.to_string() };
+        let node = &*candidate.node;
+        let object = if node.metadata.managed_fields.is_none() {
+            serde_json::to_string(node)
+        } else {
+            let mut bare = node.clone();
+            bare.metadata.managed_fields = None;
+            serde_json::to_string(&bare)
+        };
+        let record = NodeRecord { name: candidate.name().to_owned(), object: object.unwrap_or_default() };
         bytes += record.object.len();
         records.push(record);
         if bytes > NODES_BYTES {
-            calls.push(text(&SetNodes { this, nodes: &records }));
-            records.clear();
-            bytes = 0;
+            break;
         }
     }
-    if !records.is_empty() {
-        calls.push(text(&SetNodes { this, nodes: &records }));
-    }
-    calls
+    (text(&SetNodes { this, nodes: &records }), records.len())
 }
 
 /// Nodes that are asked about no more.
