@@ -19,6 +19,8 @@ use scheduler::extender::ExtenderConfig;
 use scheduler::plugins::{Profile, ScoringStrategy};
 use scheduler::queue::BackOff;
 
+use crate::inventory::NodeInventory;
+
 /// Flags of every verb.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Common {
@@ -90,6 +92,8 @@ pub(crate) struct ControllersConfig {
     pub(crate) autoscaler: AutoscalerSettings,
     /// Addresses of LoadBalancer Services.
     pub(crate) balancer_pool: AddressPool,
+    /// What is known of the machines behind nodes.
+    pub(crate) inventory: Option<NodeInventory>,
 }
 
 impl ControllersConfig {
@@ -100,6 +104,7 @@ impl ControllersConfig {
             terminated_pods_max: self.terminated_pods_max,
             autoscaler: self.autoscaler.clone(),
             load_balancer_pool: self.balancer_pool.clone(),
+            instances: self.inventory.as_ref().map(|inventory| inventory.now.clone() as _),
             ..given
         };
         let mut config = controllers::Config::new(settings, instance);
@@ -184,6 +189,7 @@ impl ClusterConfig {
                 workers: BTreeMap::new(),
                 autoscaler: AutoscalerSettings::default(),
                 balancer_pool: AddressPool::default(),
+                inventory: None,
             },
             scheduler: SchedulerConfig::scored_by(ScoringStrategy::LeastAllocated),
             nodes: NodesConfig {

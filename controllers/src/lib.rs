@@ -7,6 +7,7 @@
 //! Absent on purpose: waiting, clients, clocks and memory between two decisions.
 
 mod certificates;
+mod cloud;
 mod cluster_role_aggregation;
 mod conditions;
 #[cfg(test)]
@@ -57,6 +58,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use certificates::signing::{CertificateOrder, SignCertificate};
+pub use cloud::{INVENTORY_BYTES_MAX, Instance, Instances, Inventory, InventoryError, SharedInventory};
 use ipnet::IpNet;
 use kube::Client;
 use machinery_api::ObjectKey;
@@ -77,6 +79,8 @@ pub static CONTROLLERS: &[Controller<Settings>] = &[
     certificates::approving::CONTROLLER,
     certificates::cleaner::CONTROLLER,
     certificates::signing::CONTROLLER,
+    cloud::lifecycle::CONTROLLER,
+    cloud::node::CONTROLLER,
     cluster_role_aggregation::CONTROLLER,
     cronjob::CONTROLLER,
     daemonset::CONTROLLER,
@@ -153,6 +157,8 @@ pub struct Settings {
     pub autoscaler: AutoscalerSettings,
     /// Addresses for Services of type LoadBalancer. None: these get no address.
     pub load_balancer_pool: AddressPool,
+    /// Who knows of the machines behind nodes. None: nobody does, and nodes are what they say.
+    pub instances: Option<Arc<dyn Instances>>,
 }
 
 impl Default for Settings {
@@ -169,6 +175,7 @@ impl Default for Settings {
             check_policy: None,
             autoscaler: AutoscalerSettings::default(),
             load_balancer_pool: AddressPool::default(),
+            instances: None,
         }
     }
 }

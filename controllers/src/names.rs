@@ -11,6 +11,7 @@ const UPSTREAM: &[(&str, &[&str])] = &[
     ("certificatesigningrequest-approving-controller", &["csrapproving"]),
     ("certificatesigningrequest-cleaner-controller", &["csrcleaner"]),
     ("certificatesigningrequest-signing-controller", &["csrsigning"]),
+    ("cloud-node-controller", &["cloud-node"]),
     ("cloud-node-lifecycle-controller", &["cloud-node-lifecycle"]),
     ("clusterrole-aggregation-controller", &["clusterrole-aggregation"]),
     ("cronjob-controller", &["cronjob"]),

@@ -25,6 +25,19 @@ pub(crate) fn start() -> Timestamp {
     "2026-01-01T00:00:00Z".parse().unwrap()
 }
 
+/// Knows of one machine, that another is gone, and of others nothing.
+struct Machines;
+
+impl crate::Instances for Machines {
+    fn instance(&self, node: &str, _: Option<&str>) -> Result<Option<std::sync::Arc<crate::Instance>>, String> {
+        match node {
+            "bare" => Ok(Some(std::sync::Arc::new(crate::Instance { zone: "z".into(), ..crate::Instance::default() }))),
+            "vanished" => Ok(None),
+            _ => Err("unknown".into()),
+        }
+    }
+}
+
 /// What the tests' controllers are told.
 pub(crate) fn settings() -> Settings {
     Settings {
@@ -32,6 +45,7 @@ pub(crate) fn settings() -> Settings {
         cluster_cidrs: vec![("10.244.0.0/16".parse().unwrap(), 24)],
         terminated_pods_max: 0,
         load_balancer_pool: "192.0.2.0/28".parse().unwrap(),
+        instances: Some(std::sync::Arc::new(Machines)),
         sign_token: Some(std::sync::Arc::new(|claims| Some(claims.to_string()))),
         sign_certificate: Some(std::sync::Arc::new(|order| Ok(order.request.common_name.clone()))),
         check_policy: Some(std::sync::Arc::new(|policy| {
@@ -91,6 +105,13 @@ pub(crate) fn settle(simulation: &mut Simulation) {
 /// A cluster with something for every controller to do.
 pub(crate) const CLUSTER: &str = r#"
 {apiVersion: v1, kind: Namespace, metadata: {name: a}}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: bare, creationTimestamp: "2025-12-31T00:00:00Z"}
+spec: {taints: [{key: node.cloudprovider.kubernetes.io/uninitialized, value: "true", effect: NoSchedule}]}
+---
+{apiVersion: v1, kind: Node, metadata: {name: vanished, creationTimestamp: "2025-12-31T00:00:00Z"}}
 ---
 {apiVersion: v1, kind: Namespace, metadata: {name: gone, deletionTimestamp: "2025-12-31T23:00:00Z"}}
 ---

@@ -15,6 +15,7 @@ use super::alone::{self, AloneFlags, Given};
 use super::flags::controllers::ControllerFlags;
 use super::flags::election::ElectionFlags;
 use super::flags::refused::{Refused, SERVING, Table};
+use crate::inventory::NodeInventory;
 
 /// Whose flags and name these are.
 const UPSTREAM: &str = "kube-controller-manager";
@@ -51,7 +52,7 @@ pub(crate) struct ControllerManager {
 #[derive(Debug, Clone)]
 struct Unmeant;
 
-const CLOUD: &str = "there is no cloud provider; leave it out";
+const CLOUD: &str = "there is no cloud provider beside --node-inventory and --load-balancer-pool; leave it out";
 const CLOCK: &str = "nothing is done by the clock alone: what changes is acted on when it does; leave it out";
 const SIGNING: &str = "certificates are signed by the process that has the authority's key, `coracle up`; leave it out";
 const ATTACH: &str = "nothing is attached to nodes, and no volume is recycled or probed for; leave it out";
@@ -98,7 +99,7 @@ impl Table for Unmeant {
 pub(crate) fn run(flags: &ControllerManager) -> Result<(), Failure> {
     flags.refused.check()?;
     let env = Env::real();
-    let config = flags.config(&env)?;
+    let (config, inventory) = flags.config(&env)?;
     let metrics = config.metrics.clone();
     alone::run(
         &flags.alone,
@@ -108,13 +109,23 @@ pub(crate) fn run(flags: &ControllerManager) -> Result<(), Failure> {
         |Given { client, env, stop }| async move {
             let same = client.clone();
             let clients: controllers::Clients = Arc::new(move |_| same.clone());
-            Ok(controllers::run(client, clients, env, config, stop).await?)
+            let follows = async {
+                if let Some(inventory) = inventory {
+                    inventory.follow(stop.clone()).await;
+                }
+                std::future::pending::<()>().await;
+            };
+            let ended = tokio::select! {
+                ended = controllers::run(client, clients, env, config, stop.clone()) => ended,
+                () = follows => Ok(()),
+            };
+            Ok(ended?)
         },
     )
 }
 
 impl ControllerManager {
-    fn config(&self, env: &Env) -> Result<controllers::Config, Failure> {
+    fn config(&self, env: &Env) -> Result<(controllers::Config, Option<NodeInventory>), Failure> {
         let asked = self.controllers.config()?;
         let read = |file: &PathBuf, flag: &str| {
             std::fs::read_to_string(file).with_context(|| format!("--{flag} {}", file.display()))
@@ -137,7 +148,7 @@ impl ControllerManager {
         }
         let mut config = asked.config(settings, UPSTREAM);
         config.election = self.election.election(UPSTREAM, env)?;
-        Ok(config)
+        Ok((config, asked.inventory))
     }
 }
 
@@ -153,7 +164,7 @@ mod tests {
         match cli.verb {
             Verb::ControllerManager(verb) => {
                 verb.refused.check()?;
-                verb.config(&Env::real())
+                Ok(verb.config(&Env::real())?.0)
             }
             other => panic!("{other:?}"),
         }

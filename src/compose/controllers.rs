@@ -41,5 +41,12 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     let client = ComponentIdentity::ControllerManager.client(&ground.service);
     let (env, stop) = (ground.env.clone(), ground.stop.components.clone());
     let run = async move { Ok(controllers::run(client, clients, env, config, stop).await?) };
-    Ok(vec![Component::new("controllers", run)])
+    let stop = ground.stop.components.clone();
+    let inventory = asked.inventory.clone().map(|inventory| {
+        Component::new("node inventory", async move {
+            inventory.follow(stop).await;
+            Ok(())
+        })
+    });
+    Ok([Component::new("controllers", run)].into_iter().chain(inventory).collect())
 }

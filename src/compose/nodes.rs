@@ -198,6 +198,7 @@ fn node(
     let mut node = NodeConfig::new(name.clone(), ground.data.node(&name), internal_ip, tls, capacity);
     node.bind = config.bind;
     node.host_pod_listeners = config.host_pod_listeners;
+    node.external_provider = ground.config.controllers.inventory.is_some();
     node.streaming_idle = config.streaming_idle;
     node.host_paths = config.host_paths.clone();
     node.static_pods = config.static_pods.clone();

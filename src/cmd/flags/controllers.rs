@@ -1,6 +1,7 @@
 //! Flags of the controllers, which `up` and `controller-manager` have.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
@@ -11,6 +12,7 @@ use super::autoscaler::AutoscalerFlags;
 use super::duration::some_time;
 use crate::cmd::Failure;
 use crate::config::ControllersConfig;
+use crate::inventory::NodeInventory;
 
 /// Upstream's flags for how many keys a controller works on at once, with their variables.
 const SYNCS: &[(&str, &str, &str)] = &[
@@ -141,6 +143,9 @@ pub(in crate::cmd) struct ControllerFlags {
         value_name = "POOL"
     )]
     load_balancer_pool: AddressPool,
+    /// What is known of the machines behind nodes: addresses, zones, types, ids; read again when it changes (docs/operations.md, "Node inventory")
+    #[arg(long, env = "CORACLE_NODE_INVENTORY", value_name = "FILE")]
+    node_inventory: Option<PathBuf>,
     #[command(flatten)]
     autoscaler: AutoscalerFlags,
     #[command(flatten)]
@@ -167,6 +172,7 @@ impl ControllerFlags {
     pub(in crate::cmd) fn config(&self) -> Result<ControllersConfig, Failure> {
         let disabled = names::disabled(&self.controllers)
             .map_err(|error| Failure::Usage(format!("--controllers: {error}; see --help for the names")))?;
+        let inventory = self.node_inventory.as_deref().map(NodeInventory::open).transpose()?;
         Ok(ControllersConfig {
             node_lifecycle: NodeLifecycle {
                 monitor_period: self.node_monitor_period,
@@ -183,6 +189,7 @@ impl ControllerFlags {
             workers: self.syncs.0.clone(),
             autoscaler: self.autoscaler.settings(),
             balancer_pool: self.load_balancer_pool.clone(),
+            inventory,
         })
     }
 }

@@ -82,6 +82,8 @@ pub struct NodeConfig {
     pub labels: BTreeMap<String, String>,
     /// Taints that it registers with: key, value, effect.
     pub taints: Vec<(String, String, String)>,
+    /// Somebody else knows of its machine: it registers with the taint that waits for that, and tells which address it goes by.
+    pub external_provider: bool,
     /// Pod addresses listen on the host too.
     pub host_pod_listeners: bool,
     /// How long a session of exec, attach or port-forward may stand still.
@@ -121,6 +123,7 @@ impl NodeConfig {
             capacity,
             labels: BTreeMap::new(),
             taints: Vec::new(),
+            external_provider: false,
             host_pod_listeners: false,
             streaming_idle: server::STREAMING_IDLE_DEFAULT,
             host_paths: Vec::new(),

@@ -1,0 +1,159 @@
+//! `cloud-node-controller`: a node that registered with the taint `node.cloudprovider.kubernetes.io/uninitialized` takes what its provider knows of its
+//! machine, and loses the taint. From then on its addresses follow the provider.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::{Node, NodeAddress};
+use machinery_api::ObjectKey;
+use machinery_client::{Action, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan};
+use serde_json::{Map, Value, json};
+
+use super::{Instance, Instances, UNINITIALIZED, all_of_new, instance_of, taints};
+use crate::Settings;
+
+/// The addresses that a kubelet was told to use, which the provider has to know.
+const PROVIDED_IP: &str = "alpha.kubernetes.io/provided-node-ip";
+const SOURCE: &str = "cloud-node-controller";
+/// Labels by their older and newer names; of two that differ the older one counts, as upstream has it.
+const LABELS: [(&str, &str); 3] = [
+    ("failure-domain.beta.kubernetes.io/zone", "topology.kubernetes.io/zone"),
+    ("failure-domain.beta.kubernetes.io/region", "topology.kubernetes.io/region"),
+    ("beta.kubernetes.io/instance-type", "node.kubernetes.io/instance-type"),
+];
+/// So many nodes are brought in line by one look at all of them; the next one comes at once.
+const AT_ONCE: usize = 32;
+
+/// The key is a node's, or one with no name for a look at all of them.
+pub(crate) const CONTROLLER: Controller<Settings> = Controller {
+    name: "cloud-node-controller",
+    account: "node-controller",
+    workers: 1,
+    inputs: &[Input::of::<Node>(of_node)],
+    reconcile,
+};
+
+fn of_node(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
+    let mut keys = all_of_new(view, change);
+    keys.extend(change.new.is_some().then(|| (*change.key).clone()));
+    keys
+}
+
+fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
+    let Some(instances) = context.settings.instances.as_deref() else { return Plan::nothing() };
+    if !key.name.is_empty() {
+        let node = view.get::<Node>(key).filter(|node| node.metadata.deletion_timestamp.is_none());
+        return node.map(|node| sync(instances, node)).unwrap_or_default();
+    }
+    let nodes: Vec<&Node> = view.all::<Node>().collect();
+    // Not always from the first one on: what can't be written to one node must not keep the others waiting.
+    let turn = context.elapsed.as_secs() / context.settings.node_lifecycle.monitor_period.as_secs().max(1);
+    let from = usize::try_from(turn).unwrap_or_default().checked_rem(nodes.len()).unwrap_or_default();
+    let differ = nodes[from..].iter().chain(&nodes[..from]).filter(|node| node.metadata.deletion_timestamp.is_none());
+    let plans = differ.map(|node| sync(instances, node)).filter(|plan| !plan.actions.is_empty());
+    let actions: Vec<Action> = plans.take(AT_ONCE).flat_map(|plan| plan.actions).collect();
+    let mut plan = Plan::from(actions);
+    if !nodes.is_empty() {
+        plan.requeue_after(context.now, context.settings.node_lifecycle.monitor_period);
+    }
+    plan
+}
+
+/// What is left to do for a node: one write, after which it is looked at again.
+fn sync(instances: &dyn Instances, node: &Node) -> Plan {
+    let waits = taints(node).iter().any(|taint| taint.key == UNINITIALIZED);
+    let instance = match instance_of(instances, node) {
+        Ok(Some(instance)) => instance,
+        // It keeps what it has, and the taint where it has that.
+        Ok(None) | Err(_) => return if waits { Plan::nothing() } else { labels_alone(node) },
+    };
+    let addresses = match addresses(node, &instance) {
+        Ok(addresses) => addresses,
+        Err(why) => {
+            let name = node.metadata.name.as_deref().unwrap_or_default();
+            let message = format!("provided node ip for node {name:?} is not valid: {why}");
+            return vec![Action::Event(EventRecord::warning(node, "InvalidNodeIP", message).from(SOURCE))].into();
+        }
+    };
+    if waits {
+        let synced = EventRecord::normal(node, "Synced", "Node synced successfully".to_owned()).from(SOURCE);
+        return vec![initialize(node, &instance), Action::Event(synced)].into();
+    }
+    let known = node.status.as_ref().and_then(|status| status.addresses.as_deref()).unwrap_or_default();
+    if addresses.is_empty() || addresses == known {
+        return labels_alone(node);
+    }
+    vec![Action::patch(node, json!({"status": {"addresses": addresses}})).on("status")].into()
+}
+
+fn label<'a>(node: &'a Node, name: &str) -> Option<&'a str> {
+    node.metadata.labels.as_ref()?.get(name).map(String::as_str)
+}
+
+/// The newer names of labels follow the older ones.
+fn labels_alone(node: &Node) -> Plan {
+    let mut labels = Map::new();
+    for (old, new) in LABELS {
+        if let Some(value) = label(node, old).filter(|value| label(node, new) != Some(value)) {
+            labels.insert(new.to_owned(), json!(value));
+        }
+    }
+    if labels.is_empty() {
+        return Plan::nothing();
+    }
+    vec![Action::patch(node, json!({"metadata": {"labels": labels}}))].into()
+}
+
+/// The node takes what is known, and loses the taint: in one write, so that it is never half of that.
+fn initialize(node: &Node, instance: &Instance) -> Action {
+    let mut labels = Map::new();
+    for ((old, new), value) in LABELS.iter().zip([&instance.zone, &instance.region, &instance.instance_type]) {
+        if !value.is_empty() {
+            labels.insert((*old).to_owned(), json!(value));
+            labels.insert((*new).to_owned(), json!(value));
+        }
+    }
+    for (name, value) in &instance.labels {
+        if label(node, name).is_none() {
+            labels.insert(name.clone(), json!(value));
+        }
+    }
+    let left: Vec<_> = taints(node).iter().filter(|taint| taint.key != UNINITIALIZED).collect();
+    let mut patch = json!({
+        "metadata": {"resourceVersion": node.metadata.resource_version, "labels": labels},
+        "spec": {"taints": if left.is_empty() { Value::Null } else { json!(left) }},
+    });
+    let own = node.spec.as_ref().and_then(|spec| spec.provider_id.as_deref()).unwrap_or_default();
+    if own.is_empty() && !instance.provider_id.is_empty() {
+        patch["spec"]["providerID"] = json!(instance.provider_id);
+    }
+    Action::patch(node, patch)
+}
+
+/// The addresses that a node is to have. Those that its kubelet was told to use come first, and are the only ones of their type.
+fn addresses(node: &Node, instance: &Instance) -> Result<Vec<NodeAddress>, String> {
+    let mut all = instance.addresses.clone();
+    if all.is_empty() {
+        return Ok(all);
+    }
+    // As upstream: only for what is written, not for what the kubelet's own have to be among.
+    let hostname = all.iter().any(|address| address.type_ == "Hostname");
+    if !hostname {
+        let own = node.status.as_ref().and_then(|status| status.addresses.as_ref());
+        all.extend(own.into_iter().flatten().filter(|address| address.type_ == "Hostname").cloned());
+    }
+    let provided = node.metadata.annotations.as_ref().and_then(|annotations| annotations.get(PROVIDED_IP));
+    let Some(provided) = provided else { return Ok(all) };
+    let mut first: Vec<NodeAddress> = Vec::new();
+    for text in provided.split(',') {
+        let ip: IpAddr = text.trim().parse().map_err(|_| format!("failed to parse node IP {provided:?}"))?;
+        let same = |address: &&NodeAddress| address.address.parse::<IpAddr>() == Ok(ip);
+        let before = first.len();
+        first.extend(all.iter().filter(same).cloned());
+        if first.len() == before {
+            return Err(format!("failed to get node address from cloud provider that matches ip: {ip}"));
+        }
+    }
+    let others = all.into_iter().filter(|address| first.iter().all(|own| own.type_ != address.type_));
+    let others: Vec<NodeAddress> = others.collect();
+    Ok(first.into_iter().chain(others).collect())
+}
