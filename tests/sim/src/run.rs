@@ -18,6 +18,8 @@ const REST_WITHIN_BROKEN: Duration = Duration::from_secs(60);
 /// At rest for so many looks in a row.
 const LOOKS: u32 = 3;
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Looks that found it restless until users look again, too.
+const RESTLESS: u32 = 15;
 /// Things that users do in most runs, and in every eighth one.
 const STEPS: u64 = 10;
 const STEPS_LONG: u64 = 30;
@@ -46,7 +48,7 @@ async fn one(seed: u64, sabotage: Sabotage) -> Report {
     let deadline = Instant::now() + if sabotage == Sabotage::None { REST_WITHIN } else { REST_WITHIN_BROKEN };
     let rest = async {
         workload::settle(cluster.clone(), seed).await;
-        rest(&cluster).await
+        rest(&cluster, seed).await
     };
     if tokio::time::timeout_at(deadline, rest).await.is_err() {
         let mut problems = unfinished(&world.history);
@@ -66,8 +68,8 @@ async fn one(seed: u64, sabotage: Sabotage) -> Report {
 }
 
 /// Waits until nothing is left to do.
-async fn rest(cluster: &Cluster) {
-    let mut calm = 0;
+async fn rest(cluster: &Arc<Cluster>, seed: u64) {
+    let (mut calm, mut restless) = (0, 0);
     let mut settled = cluster.world.history.revision();
     let broken = || cluster.world.sabotage != Sabotage::None && !cluster.world.violations().is_empty();
     while calm < LOOKS && !broken() {
@@ -79,6 +81,11 @@ async fn rest(cluster: &Cluster) {
         if let Some(first) = problems.iter().chain(&stale).next() {
             log::log!(cluster.world, "not at rest: {} things, {first}", problems.len() + stale.len());
             calm = 0;
+            restless += 1;
+            // What was on its way when faults ended may leave more to mend by hand.
+            if restless % RESTLESS == 0 {
+                workload::settle(cluster.clone(), seed).await;
+            }
         } else {
             calm += 1;
         }

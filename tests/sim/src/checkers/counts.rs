@@ -157,12 +157,17 @@ impl Known {
     /// Whether the status knows of a pod that has ended.
     fn counts(&self, pod: &Value, uid: &str) -> bool {
         let phase = pod["status"]["phase"].as_str().unwrap_or_default();
+        let ended = matches!(phase, "Succeeded" | "Failed");
+        // One too many is let go first, then deleted: it counts as nothing.
+        if !ended && pod["metadata"]["deletionTimestamp"].is_null() {
+            return true;
+        }
         let index = text(pod, "/metadata/annotations/batch.kubernetes.io~1job-completion-index").parse::<i64>();
         let done = indexes(text(&self.status, "/completedIndexes"));
         uncounted(&self.status, "succeeded").contains(uid)
             || uncounted(&self.status, "failed").contains(uid)
             || (self.indexed && phase == "Succeeded" && index.is_ok_and(|index| done.contains(&index)))
             // What is stopped because the Job has succeeded hasn't failed.
-            || (phase != "Failed" && phase != "Succeeded" && has_condition(&self.status, "SuccessCriteriaMet"))
+            || (!ended && has_condition(&self.status, "SuccessCriteriaMet"))
     }
 }

@@ -191,6 +191,19 @@ pub(super) async fn settle(cluster: &Cluster, api: &ApiClient) -> usize {
             let _ = api.create::<Value>(&Kind::of::<StorageClass>(), "", &class(name, mode, policy)).await;
         }
     }
+    for (key, pod) in history.now("/registry/pods/") {
+        let pod = pod.value();
+        let namespace = pod["metadata"]["namespace"].as_str().unwrap_or_default();
+        let claim = |name: &str| history.at(&format!("/registry/persistentvolumeclaims/{namespace}/{name}"), u64::MAX);
+        let waits = pod["spec"]["nodeName"].is_null() && pod["metadata"]["ownerReferences"].is_null();
+        // Nobody makes a claim that a request was lost for, or that is gone, once more.
+        if waits && claims_of(pod).any(|name| claim(name).is_none()) {
+            left += 1;
+            let key = ObjectKey::new(namespace, key.rsplit('/').next().unwrap_or_default());
+            let options = json!({"apiVersion": "v1", "kind": "DeleteOptions"});
+            let _ = api.delete::<Value>(&Kind::of::<Pod>(), &key, &options).await;
+        }
+    }
     let there = cluster.nodes();
     let lost = |volume: &Value| node_of(volume).is_some_and(|node| !there.iter().any(|there| there == node));
     let options = json!({"apiVersion": "v1", "kind": "DeleteOptions"});
