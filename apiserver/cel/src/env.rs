@@ -74,9 +74,16 @@ impl Env {
         self
     }
 
+    /// Lets expressions name values: `cel.bind(name, value, expression)`.
+    #[must_use]
+    pub fn bindings(mut self) -> Self {
+        self.names.binds = true;
+        self
+    }
+
     pub fn compile(&self, text: &str) -> Result<Program, CompileError> {
         let source = Source::new(text);
-        let checked: Checked = check(parse(&source)?, &source, &self.names)?;
+        let checked: Checked = check(parse(&source, self.names.binds)?, &source, &self.names)?;
         let estimate = estimate(&checked, &self.names);
         let code = Arc::new(plan(&checked).map_err(CompileError::instantiation)?);
         Ok(Program { code, output: checked.ty(checked.tree.root).clone(), estimate })

@@ -53,6 +53,8 @@ pub(crate) struct Names {
     pub(crate) structs: BTreeMap<Arc<str>, Arc<DeclType>>,
     /// Whether `Object`, its fields' types and `JSONPatch` can be made.
     pub(crate) mutation: bool,
+    /// Whether `cel.bind` is a macro.
+    pub(crate) binds: bool,
 }
 
 impl Names {

@@ -38,6 +38,7 @@ pub(super) fn expand(
         ("transformList" | "transformMap" | "transformMapEntry", 3 | 4) => maker.transform(name, target, args),
         ("optMap" | "optFlatMap", 2) => maker.optional(name, target, args),
         ("sortBy", 2) => maker.sort_by(target, args),
+        ("bind", 3) if maker.parser.binds && maker.is_named(target, "cel") => maker.bound(target, args),
         _ => return Ok(None),
     };
     expanded.map(Some)
@@ -213,6 +214,16 @@ impl Maker<'_, '_> {
             }
         };
         self.gather(target, names, init, (args.len() == 4).then(|| args[2]), step)
+    }
+
+    fn is_named(&self, node: Id, name: &str) -> bool {
+        matches!(&self.parser.tree.get(node).kind, Kind::Ident(found) if &**found == name)
+    }
+
+    /// `cel.bind(name, value, expression)`
+    fn bound(&mut self, target: Id, args: &[Id]) -> Parsed<Id> {
+        let named = self.name(args[0], "cel.bind() variable names must be simple identifiers");
+        named.map_or(Ok(target), |name| self.bind(name, args[1], args[2]))
     }
 
     /// A name for a value in one expression.

@@ -60,10 +60,12 @@ pub(super) struct Parser<'a> {
     pub(super) open: usize,
     pub(super) tree: Tree,
     pub(super) issues: Issues,
+    /// Whether `cel.bind` is a macro.
+    pub(super) binds: bool,
 }
 
-/// The tree of an expression, its macros expanded.
-pub(crate) fn parse(source: &Source) -> Result<Tree, CompileError> {
+/// The tree of an expression, its macros expanded; `binds`: whether `cel.bind` is one.
+pub(crate) fn parse(source: &Source, binds: bool) -> Result<Tree, CompileError> {
     let mut issues = Issues::default();
     let size = source.chars.len();
     if size > limits::EXPRESSION_CHARS {
@@ -75,7 +77,7 @@ pub(crate) fn parse(source: &Source) -> Result<Tree, CompileError> {
     for (at, text) in strangers {
         issues.report(source, at, format!("Syntax error: token recognition error at: '{text}'"));
     }
-    let mut parser = Parser { source, tokens, at: 0, depth: 0, open: 0, tree: Tree::default(), issues };
+    let mut parser = Parser { source, tokens, at: 0, depth: 0, open: 0, tree: Tree::default(), issues, binds };
     if let Ok(root) = parser.whole() {
         parser.tree.root = root;
     }
@@ -508,7 +510,7 @@ mod tests {
                                      NUM_UINT, STRING, BYTES, IDENTIFIER}";
 
     fn error(text: &str) -> String {
-        parse(&Source::new(text)).expect_err(text).to_string()
+        parse(&Source::new(text), false).expect_err(text).to_string()
     }
 
     #[test]
@@ -540,14 +542,14 @@ mod tests {
         }
         assert!(error(&format!("1{}", "+1".repeat(3000))).contains("max recursion depth exceeded"));
         assert!(error(&format!("a{}", ".a".repeat(3000))).contains("max recursion depth exceeded"));
-        assert!(parse(&Source::new(&format!("a{}", "&&a".repeat(3000)))).is_ok());
+        assert!(parse(&Source::new(&format!("a{}", "&&a".repeat(3000))), false).is_ok());
         assert!(error(&"a".repeat(100_001)).contains("size exceeds limit"));
     }
 
     #[test]
     fn literals_are_read() {
         let literal = |text: &str| {
-            let tree = parse(&Source::new(text)).expect(text);
+            let tree = parse(&Source::new(text), false).expect(text);
             match &tree.get(tree.root).kind {
                 Kind::Literal(literal) => literal.clone(),
                 other => panic!("{text}: {other:?}"),

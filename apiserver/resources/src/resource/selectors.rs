@@ -31,7 +31,7 @@ static DEVICE: LazyLock<Env> = LazyLock::new(|| {
             ("capacity", by_domain(quantity)),
         ],
     );
-    Env::new().declare("device", device)
+    Env::new().declare("device", device).bindings()
 });
 
 pub(super) fn validate(errors: &mut ErrorList, of: &Value, path: &Path<'_>) {
@@ -81,12 +81,14 @@ mod tests {
             "device.attributes['d.example.com'].shared",
             "device.capacity['d.example.com'].memory.compareTo(quantity('1Gi')) >= 0",
             "device.allowMultipleAllocations",
+            "cel.bind(own, device.attributes['d.example.com'], own.model == 'm' && own.shared)",
         ] {
             assert_eq!(said(good), Vec::<String>::new(), "{good}");
         }
         for (bad, why) in [
             ("nothing ==", "compilation failed: "),
             ("device.other", "undefined field 'other'"),
+            ("cel.bind(a.b, 1, true)", "cel.bind() variable names must be simple identifiers"),
             ("device.driver", "must evaluate to bool or the unknown type, not string"),
         ] {
             assert!(said(bad).iter().any(|said| said.contains(why)), "{bad}: {:?}", said(bad));

@@ -20,12 +20,14 @@ use tokio_util::sync::CancellationToken;
 use super::handle::{RequestContext, RequestHandler, attributes, exact_fields};
 use super::kubelets;
 use super::logs;
+use super::proxy;
 use super::respond;
 use super::under_way::UnderWay;
 use crate::auth::Attributes;
 use crate::auth::tls::Peer;
 use crate::registry::RequestScope;
 use crate::request::query::Query;
+use apiserver_resources::SubresourceKind;
 
 /// Ports of one WebSocket with numbered channels, of which each takes two.
 const PORTS_MAX: usize = 100;
@@ -43,8 +45,9 @@ const HANDSHAKE: [HeaderName; 8] = [
     HeaderName::from_static("x-accepted-stream-protocol-versions"),
 ];
 
-/// The options of a connection as admission sees them: an object of the kind that the subresource takes.
-fn options(call: &RequestScope<'_>, query: &Query) -> Value {
+/// The options of a connection as admission sees them: an object of the kind that the subresource takes. `below`: what of the
+/// path is the proxied server's, where there is one.
+fn options(call: &RequestScope<'_>, query: &Query, below: Option<&str>) -> Value {
     let (group, version, kind) = call.subresource.and_then(|subresource| subresource.body).unwrap_or_default();
     let api_version = GroupVersion { group, version }.to_string();
     let mut options = json!({"kind": kind, "apiVersion": api_version});
@@ -53,9 +56,9 @@ fn options(call: &RequestScope<'_>, query: &Query) -> Value {
             options[field] = json!(true);
         }
     }
-    for field in ["container", "path"] {
-        if !query.text(field).is_empty() {
-            options[field] = json!(query.text(field));
+    for (field, said) in [("container", query.text("container")), ("path", below.unwrap_or(query.text("path")))] {
+        if !said.is_empty() {
+            options[field] = json!(said);
         }
     }
     let command: Vec<&str> = query.all("command").collect();
@@ -76,7 +79,9 @@ impl RequestHandler {
         asking: &mut RequestContext<'_>,
         call: &mut RequestScope<'_>,
     ) -> Result<(), ApiError> {
-        let options = options(call, asking.asked.query);
+        let proxied = call.subresource.is_some_and(|sub| matches!(sub.what, SubresourceKind::Proxy(_)));
+        let below = proxied.then(|| proxy::location::below(asking.asked.uri.path(), call.row.namespaced));
+        let options = options(call, asking.asked.query, below.as_deref());
         let admitted = self.deps.registry.admit_connect(call, options).await;
         asking.warnings.append(&mut call.warnings);
         admitted

@@ -75,6 +75,31 @@ async fn variables_the_authorizer_and_the_namespace_are_seen() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn policies_see_who_manages_what_they_ask_for() {
+    let server = server().await;
+    let expression = "object.metadata.managedFields.exists(entry, entry.manager == 'me')";
+    let spec = json!({"validations": [{"expression": expression}],
+        "matchConditions": [{"name": "not-delete", "expression": "request.operation != 'DELETE'"}]});
+    server.validating("p", spec).await;
+    assert_eq!(server.map("a", json!({"a": "a"})).await.0, 422);
+    let map = json!({"metadata": {"name": "a"}, "data": {"a": "a"}});
+    let (code, answer) = server.ask("POST", &format!("{MAPS}?fieldManager=me"), &map).await;
+    assert_eq!(code, 201, "{answer}");
+    // Of what is there it is known, too.
+    assert_eq!(server.ask("PATCH", &format!("{MAPS}/a"), &json!({"data": {"a": "b"}})).await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_fit_the_schema_is_refused_by_its_path() {
+    let server = server().await;
+    server.mutating("p", json!({"reinvocationPolicy": "Never", "mutations": [apply("Object{nothing: 1}")]})).await;
+    let (code, answer) = server.map("a", json!({})).await;
+    let why = "policy 'p' with binding 'p' denied request: error applying patch: failed to convert patch object to typed \
+               object: .nothing: field not declared in schema";
+    assert_eq!((code, answer["message"].as_str()), (403, Some(why)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn policies_change_what_others_then_see() {
     let server = server().await;
     // The first one sees what the second one adds, as it wants to be asked again.

@@ -14,7 +14,10 @@ use crate::schema::{Kind, TypeRef};
 const ERRORS_MAX: usize = 64;
 
 /// Checks an object against its type: upstream's errors, one a line. `doubled`: whether lists may have two items of one key.
-pub(super) fn check(found: TypeRef<'_>, object: &Value, doubled: bool) -> Result<(), String> {
+///
+/// # Errors
+/// What does not fit.
+pub fn check(found: TypeRef<'_>, object: &Value, doubled: bool) -> Result<(), String> {
     let mut check = Check { doubled, path: String::new(), errors: Vec::new() };
     check.value(Shape::root(found), object);
     match &*check.errors {

@@ -26,6 +26,7 @@ mod shape;
 mod tests;
 
 pub use compare::Form;
+pub use config::check;
 pub use managers::{Entry, Identity, Managers, Operation};
 pub use patch::{Applied, Failure, LAST_APPLIED, apply};
 pub use path::PathElement;

@@ -130,6 +130,8 @@ pub(super) struct Policy {
     /// API version and kind of parameters.
     pub(super) param_kind: Option<(String, String)>,
     pub(super) is_reinvoked: bool,
+    /// Whether its expressions may ask who manages fields: only then they are shown it.
+    pub(super) sees_managers: bool,
     programs: Arc<Lazy<Programs>>,
 }
 
@@ -148,6 +150,16 @@ fn text<'a>(of: &'a Value, key: &str) -> &'a str {
 
 fn items<'a>(of: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
     of[key].as_array().into_iter().flatten()
+}
+
+/// Whether a text stands anywhere in a value.
+fn mentions(value: &Value, text: &str) -> bool {
+    match value {
+        Value::String(own) => own.contains(text),
+        Value::Array(items) => items.iter().any(|item| mentions(item, text)),
+        Value::Object(map) => map.values().any(|item| mentions(item, text)),
+        _ => false,
+    }
 }
 
 /// Constraints that match nothing, in the place of those that can't be read.
@@ -172,6 +184,7 @@ impl Policy {
             error,
             param_kind: kind.is_object().then(|| (text(kind, "apiVersion").to_owned(), text(kind, "kind").to_owned())),
             is_reinvoked: spec["reinvocationPolicy"] == "IfNeeded",
+            sees_managers: mentions(spec, "managedFields"),
             programs: Arc::new(Lazy::new(object.clone(), make)),
         }
     }

@@ -1,11 +1,14 @@
 //! An apply configuration put into an object, by what its type says of lists and maps. What is replaced whole is refused:
 //! whoever sets a part of it would take away the rest.
 
+use machinery_api::apply;
 use machinery_api::schema::{Field, Kind, ListType, Type, TypeRef, Types};
 use serde_json::{Map, Value};
 
 /// Merges a configuration into an object.
 pub(super) fn merge(object: &mut Value, configuration: &Value, of: TypeRef<'_>) -> Result<(), String> {
+    apply::check(of, configuration, false)
+        .map_err(|why| format!("error applying patch: failed to convert patch object to typed object: {why}"))?;
     let mut merger = Merger { types: of.types, atomics: Vec::new() };
     let mut merged = object.clone();
     merger.object(&mut merged, configuration, Some(of.of), "");
@@ -150,5 +153,20 @@ mod tests {
             "{refused}"
         );
         assert_eq!(object, expected);
+        for (configuration, why) in [
+            (json!({"spec": {"nothing": 1}}), ".spec.nothing: field not declared in schema"),
+            (
+                json!({"spec": {"hostname": 1}}),
+                ".spec.hostname: expected string, got &value.valueUnstructured{Value:1}",
+            ),
+            (
+                json!({"spec": {"containers": [{"name": "c"}, {"name": "c"}]}}),
+                ".spec.containers: duplicate entries for key [name=\"c\"]",
+            ),
+        ] {
+            let refused = merge(&mut object, &configuration, pod.get()).expect_err("it doesn't fit");
+            let said = "error applying patch: failed to convert patch object to typed object: ";
+            assert_eq!(refused, format!("{said}{why}"));
+        }
     }
 }

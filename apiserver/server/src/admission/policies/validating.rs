@@ -12,7 +12,8 @@ use super::compile::{Binding, Policy, Programs, Validation};
 use super::evaluate::{Authorizing, OUT_OF_BUDGET, Seen, activation, conditions_hold, evaluate};
 use super::{Index, Kind, Policies, Turns, matches, params};
 use crate::admission::matching::Matched;
-use crate::admission::{Context, Effects, Plugin, Step};
+use crate::admission::webhooks::with_managers;
+use crate::admission::{Context, Effects, Managed, Plugin, Step};
 use crate::catalog::{Catalog, Served};
 
 const MESSAGE_BYTES_MAX: usize = 5 * 1024;
@@ -74,7 +75,7 @@ impl Validating {
                     continue;
                 }
             };
-            let asked = match Asked::new(policy, context, object, &matched, &catalog).await {
+            let asked = match Asked::new(policy, context, (object, &effects.managed), &matched, &catalog).await {
                 Ok(asked) => asked,
                 Err(error) => {
                     let denied = Denied::failed(policy, 0, error.status().message);
@@ -169,7 +170,7 @@ impl<'a> Asked<'a> {
     async fn new(
         policy: &'a Policy,
         context: &'a Context<'a>,
-        object: &'a Value,
+        (object, managed): (&'a Value, &Managed),
         matched: &Matched,
         catalog: &'a Catalog,
     ) -> ApiResult<Self> {
@@ -180,6 +181,13 @@ impl<'a> Asked<'a> {
             None => None,
         };
         let object = matched.shown(context, catalog, object).await?;
+        let (object, old) = match policy.sees_managers {
+            true => {
+                let old = old.map(|old| Cow::Owned(with_managers(old.into_owned(), &managed.old)));
+                (Cow::Owned(with_managers(object.into_owned(), &managed.new)), old)
+            }
+            false => (object, old),
+        };
         Ok(Self { policy, programs, context, catalog, seen, object, old })
     }
 

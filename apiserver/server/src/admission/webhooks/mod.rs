@@ -337,7 +337,7 @@ impl Mutating {
 }
 
 /// An object with who manages its fields.
-fn with_managers(mut object: Value, managers: &Managers) -> Value {
+pub(super) fn with_managers(mut object: Value, managers: &Managers) -> Value {
     if let (Some(metadata), Some(value)) =
         (object.get_mut("metadata").and_then(Value::as_object_mut), managers.to_value())
     {

@@ -151,6 +151,12 @@ pub(super) fn split_path(path: &str, namespaced: bool) -> Option<(&str, String)>
     Some((before, clean))
 }
 
+/// What of a request's path is the proxied server's, decoded.
+pub(in crate::http) fn below(path: &str, namespaced: bool) -> String {
+    let rest = split_path(path, namespaced).map(|(_, rest)| rest).unwrap_or_default();
+    percent_decode_str(&rest).decode_utf8_lossy().into_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -225,5 +231,16 @@ mod tests {
         }
         let node = "/api/v1/nodes/n/proxy/metrics";
         assert_eq!(split_path(node, false), Some(("/api/v1/nodes/n/proxy", "/metrics".to_owned())));
+    }
+
+    #[test]
+    fn admission_sees_what_is_asked_of_the_proxied() {
+        for (path, namespaced, seen) in [
+            ("/api/v1/namespaces/n/services/s/proxy/a%20b/", true, "/a b/"),
+            ("/api/v1/namespaces/n/services/s/proxy", true, ""),
+            ("/api/v1/nodes/n/proxy/metrics", false, "/metrics"),
+        ] {
+            assert_eq!(below(path, namespaced), seen);
+        }
     }
 }

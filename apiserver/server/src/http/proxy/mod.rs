@@ -5,7 +5,7 @@
 //! A Service's request goes to one of its ready pods, chosen at random, and to nothing but pods: no address that somebody
 //! wrote into an EndpointSlice is ever dialed.
 
-mod location;
+pub(super) mod location;
 mod rewrite;
 mod share;
 
