@@ -14,7 +14,7 @@ LOGIN = "Basic " + base64.b64encode(f"coracle:{open(PASSWORD).read().strip()}".e
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 # Repository, tags, module, entrypoint, arguments: as upstream's test/utils/image/manifest.go and Dockerfiles have them.
 IMAGES = [
-    ("e2e-test-images/agnhost", ["2.55", "2.63.0"], "conformance", ["/agnhost"], ["pause"]),
+    ("e2e-test-images/agnhost", ["2.55", "2.63.0"], "conformance-agnhost", ["/agnhost"], ["pause"]),
     ("e2e-test-images/busybox", ["1.37.0-1"], "conformance", [], ["sh"]),
     ("e2e-test-images/nginx", ["1.15-4", "1.27-0"], "conformance-web", [], ["nginx"]),
     ("pause", ["3.10.2"], "conformance", ["/pause"], []),

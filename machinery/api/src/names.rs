@@ -15,6 +15,8 @@ pub const STOP: &str = "stop.coracle.dev/";
 pub const EXEC: &str = "exec.coracle.dev/";
 /// Annotation prefix `reuse.coracle.dev/<container>`: how a server's instances are used again, `count=128,idle=1s`.
 pub const REUSE: &str = "reuse.coracle.dev/";
+/// Annotation prefix `kind.coracle.dev/<container>`: `command` runs a module that could serve, too.
+pub const KIND: &str = "kind.coracle.dev/";
 /// Annotation prefix `imports.coracle.dev/<container>`: what the container's module may import. On a namespace, with `enforce`,
 /// `warn` or `audit` after it: what the modules of its pods may.
 pub const IMPORTS: &str = "imports.coracle.dev/";

@@ -25,7 +25,7 @@ const CONCURRENCY_MAX: usize = 1_000_000;
 const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 
 /// Every annotation of a container that there is.
-const KNOWN: [&str; 8] = [
+const KNOWN: [&str; 9] = [
     names::FUEL,
     names::TIMEOUT,
     names::CONCURRENCY,
@@ -34,6 +34,7 @@ const KNOWN: [&str; 8] = [
     names::STOP,
     names::EXEC,
     names::REUSE,
+    names::KIND,
 ];
 
 /// What decides about the pod's life.
@@ -135,6 +136,8 @@ pub struct Settings {
     pub stop_at_grace: bool,
     /// Which sessions it may have.
     pub exec: ExecAccess,
+    /// It runs to its end, though its module could serve.
+    pub as_command: bool,
 }
 
 /// Which sessions a container may have.
@@ -157,6 +160,12 @@ impl Settings {
         }
         let why = "only an HTTP server's instances can answer again: a command runs once, a plugin has sessions";
         Err(BadAnnotation { name: format!("{}{container}", names::REUSE), why: why.to_owned() })
+    }
+
+    /// What to say of a module that is to be a command and can't.
+    pub(super) fn no_command(container: &str) -> BadAnnotation {
+        let why = "the module exports neither wasi:cli/run nor _start, so it cannot be a command".to_owned();
+        BadAnnotation { name: format!("{}{container}", names::KIND), why }
     }
 }
 
@@ -235,8 +244,13 @@ pub fn settings(pod: &Pod, container: &Container, optional: &[&str]) -> Result<S
         Some((name, value)) => return bad(name, format!("{value:?} is neither \"deny\" nor \"image\"")),
         None => ExecAccess::Allowed,
     };
+    let as_command = match find(names::KIND) {
+        Some((_, value)) if value == "command" => true,
+        Some((name, value)) => return bad(name, format!("{value:?} is not \"command\", the only value that there is")),
+        None => false,
+    };
     check_names(pod, container)?;
-    Ok(Settings { limits, grants, imports, stop_at_grace, exec })
+    Ok(Settings { limits, grants, imports, stop_at_grace, exec, as_command })
 }
 
 /// Whether each annotation below our domain is one that there is, of a container that there is.
@@ -269,7 +283,9 @@ pub(crate) fn of_job(pod: &Pod) -> bool {
 pub(crate) fn server_in_job(container: &str) -> String {
     format!(
         "The module of container {container} is an HTTP server, which does not end by itself: the Job will not \
-         complete. Run it in a Deployment, or give the Job a module that exports wasi:cli/run"
+         complete. Run it in a Deployment, or give the Job a module that exports wasi:cli/run; of one that exports both, \
+         annotation {}{container}: command takes the command",
+        names::KIND
     )
 }
 
@@ -302,10 +318,10 @@ mod tests {
         let read = |pod: &Pod| settings(pod, &pod.spec.as_ref().unwrap().containers[0], &[]);
         let good = read(&pod(json!({
             "fuel.coracle.dev/c": "5", "timeout.coracle.dev/c": "2s", "concurrency.coracle.dev/c": "7",
-            "stop.coracle.dev/c": "grace", "exec.coracle.dev/c": "deny", "reuse.coracle.dev/c": "count=8",
+            "stop.coracle.dev/c": "grace", "exec.coracle.dev/c": "deny", "reuse.coracle.dev/c": "count=8", "kind.coracle.dev/c": "command",
         })))
         .unwrap();
-        assert_eq!((good.limits.fuel, good.limits.concurrency, good.stop_at_grace), (Some(5), 7, true));
+        assert_eq!((good.limits.fuel, good.limits.concurrency, good.stop_at_grace, good.as_command), (Some(5), 7, true, true));
         let suits = [Kind::HttpServer, Kind::Command, Kind::Plugin].map(|kind| good.suit("c", kind).is_ok());
         assert_eq!(suits, [true, false, false]);
         assert_eq!((good.exec, good.limits.reuse.map(|reuse| reuse.count)), (ExecAccess::Denied, Some(8)));
@@ -321,6 +337,7 @@ mod tests {
             ("stop.coracle.dev/c", "now"),
             ("exec.coracle.dev/c", "allow"),
             ("reuse.coracle.dev/c", "yes"),
+            ("kind.coracle.dev/c", "server"),
             ("fuel.coracle.dev/other", "5"),
             ("fule.coracle.dev/c", "5"),
             ("a.fuel.coracle.dev/c", "5"),

@@ -270,7 +270,12 @@ async fn made(
     let settings = settings(pod, wire, &node.parts.runtime.optional_interfaces()).map_err(config)?;
     let variables = variables(node, pod, wire, ip).await?;
     let metering = if settings.limits.fuel.is_some() { Metering::Fuel } else { Metering::Epochs };
-    let loaded = node.parts.images.load(image, metering, &namespace).await.map_err(|error| refused(&error))?;
+    let images = &node.parts.images;
+    let loaded = match settings.as_command {
+        true => images.load_command(image, metering, &namespace).await.map_err(|error| refused(&error))?,
+        false => Some(images.load(image, metering, &namespace).await.map_err(|error| refused(&error))?),
+    };
+    let loaded = loaded.ok_or_else(|| config(Settings::no_command(&wire.name)))?;
     let uid = pod.metadata.uid.clone().unwrap_or_default();
     let dir = node.pod_dir(&uid);
     let mut preopens = mounted(node, pod, wire, (&dir, attempt), (volumes, &variables))?;
