@@ -1,5 +1,6 @@
-//! What upstream's test images serve over HTTP, as far as `wasi:http` does: the first page of its web servers, and the health
-//! service of `agnhost grpc-health-checking` (`--service NAME` names what is healthy).
+//! What upstream's test images serve over HTTP, as far as `wasi:http` does: the first page of its web servers (and the file that
+//! agnhost's is probed by, whose content nobody reads), and the health service of `agnhost grpc-health-checking` (`--service NAME`
+//! names what is healthy).
 //!
 //! gRPC is HTTP with an end that is told in trailers: a message each way, and `grpc-status` behind the last one.
 #![no_std]
@@ -33,7 +34,7 @@ impl Guest for Server {
             guest::log!("POST {CHECK}");
             return check(&request, out);
         }
-        guest::http::answer(&[("GET", "/", page), ("GET", "/index.html", page)], request, out);
+        guest::http::answer(&[("GET", "/", page), ("GET", "/index.html", page), ("GET", "/localhost.crt", page)], request, out);
     }
 }
 
