@@ -142,7 +142,8 @@ fn describe_meta(schema: &mut Schema, metadata: &str) {
     properties["apiVersion"] =
         text("APIVersion defines the group and version that the object is written in, such as apps/v1.");
     properties["kind"] = text("The kind of the object.");
-    properties["metadata"] = json!({ "description": "Standard object's metadata, as every kind has it.", "allOf": metadata });
+    properties["metadata"] =
+        json!({ "description": "Standard object's metadata, as every kind has it.", "allOf": metadata });
 }
 
 /// As upstream's: kubectl validates by the second version, and refuses what it can't express.

@@ -321,7 +321,10 @@ mod tests {
             "stop.coracle.dev/c": "grace", "exec.coracle.dev/c": "deny", "reuse.coracle.dev/c": "count=8", "kind.coracle.dev/c": "command",
         })))
         .unwrap();
-        assert_eq!((good.limits.fuel, good.limits.concurrency, good.stop_at_grace, good.as_command), (Some(5), 7, true, true));
+        assert_eq!(
+            (good.limits.fuel, good.limits.concurrency, good.stop_at_grace, good.as_command),
+            (Some(5), 7, true, true)
+        );
         let suits = [Kind::HttpServer, Kind::Command, Kind::Plugin].map(|kind| good.suit("c", kind).is_ok());
         assert_eq!(suits, [true, false, false]);
         assert_eq!((good.exec, good.limits.reuse.map(|reuse| reuse.count)), (ExecAccess::Denied, Some(8)));
