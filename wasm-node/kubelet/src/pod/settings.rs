@@ -233,24 +233,27 @@ pub fn settings(pod: &Pod, container: &Container, optional: &[&str]) -> Result<S
         Some((name, value)) => Some(Arc::new(ImportRules::parse(&value).map_err(|why| BadAnnotation { name, why })?)),
         None => None,
     };
-    let stop_at_grace = match find(names::STOP) {
-        Some((_, value)) if value == "grace" => true,
-        Some((name, value)) => return bad(name, format!("{value:?} is not \"grace\", the only value that there is")),
-        None => false,
-    };
+    let stop_at_grace = is_word(find(names::STOP), "grace")?;
     let exec = match find(names::EXEC) {
         Some((_, value)) if value == "deny" => ExecAccess::Denied,
         Some((_, value)) if value == "image" => ExecAccess::Image,
         Some((name, value)) => return bad(name, format!("{value:?} is neither \"deny\" nor \"image\"")),
         None => ExecAccess::Allowed,
     };
-    let as_command = match find(names::KIND) {
-        Some((_, value)) if value == "command" => true,
-        Some((name, value)) => return bad(name, format!("{value:?} is not \"command\", the only value that there is")),
-        None => false,
-    };
+    let as_command = is_word(find(names::KIND), "command")?;
     check_names(pod, container)?;
     Ok(Settings { limits, grants, imports, stop_at_grace, exec, as_command })
+}
+
+/// Whether an annotation is there, which can only have one value.
+fn is_word(found: Option<(String, String)>, word: &str) -> Result<bool, BadAnnotation> {
+    match found {
+        Some((_, value)) if value == word => Ok(true),
+        Some((name, value)) => {
+            Err(BadAnnotation { name, why: format!("{value:?} is not {word:?}, the only value that there is") })
+        }
+        None => Ok(false),
+    }
 }
 
 /// Whether each annotation below our domain is one that there is, of a container that there is.

@@ -42,7 +42,7 @@ use runtime_api::ledger::Ledger;
 use runtime_api::pipe::pipe;
 use runtime_api::{
     Admitted, Container, ContainerSpec, CpuQuota, Grants, KeyvalueOwner, Kind, LoadError, MemoryFiles, Metering,
-    Preopen,
+    Module, Preopen,
 };
 
 /// Upstream's default for `terminationMessagePath`.
@@ -257,6 +257,22 @@ pub(crate) async fn make(
     made
 }
 
+/// The image's module, as what the container's annotations say that it is.
+async fn loaded(
+    node: &Shared,
+    image: &Image,
+    (settings, container): (&Settings, &str),
+    metering: Metering,
+    namespace: &str,
+) -> Result<Arc<dyn Module>, Refused> {
+    let images = &node.parts.images;
+    if !settings.as_command {
+        return images.load(image, metering, namespace).await.map_err(|error| refused(&error));
+    }
+    let command = images.load_command(image, metering, namespace).await.map_err(|error| refused(&error))?;
+    command.ok_or_else(|| config(Settings::no_command(container)))
+}
+
 async fn made(
     node: &Shared,
     home: &Home,
@@ -270,12 +286,7 @@ async fn made(
     let settings = settings(pod, wire, &node.parts.runtime.optional_interfaces()).map_err(config)?;
     let variables = variables(node, pod, wire, ip).await?;
     let metering = if settings.limits.fuel.is_some() { Metering::Fuel } else { Metering::Epochs };
-    let images = &node.parts.images;
-    let loaded = match settings.as_command {
-        true => images.load_command(image, metering, &namespace).await.map_err(|error| refused(&error))?,
-        false => Some(images.load(image, metering, &namespace).await.map_err(|error| refused(&error))?),
-    };
-    let loaded = loaded.ok_or_else(|| config(Settings::no_command(&wire.name)))?;
+    let loaded = loaded(node, image, (&settings, &wire.name), metering, &namespace).await?;
     let uid = pod.metadata.uid.clone().unwrap_or_default();
     let dir = node.pod_dir(&uid);
     let mut preopens = mounted(node, pod, wire, (&dir, attempt), (volumes, &variables))?;
