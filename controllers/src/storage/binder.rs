@@ -30,10 +30,11 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     reconcile,
 };
 
-/// The volume, its claim, and, where it can be had, claims that it would do for.
+/// The volume, its claim, claims that ask for it by name, and, where it can be had, claims that it would do for.
 fn of_volume(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let mut keys = claim_of_volume(view, change);
     keys.push((*change.key).clone());
+    keys.extend(view.claims_naming(&change.key).map(|claim| key_of(&claim.metadata)));
     let free = |volume: &&PersistentVolume| phase(volume) == "Available" && claims::claim_ref(volume).is_none();
     if let Some(volume) = change.after::<PersistentVolume>().filter(free) {
         let waiting = view

@@ -283,3 +283,27 @@ fn a_pods_own_claims_are_made_and_others_left_alone() {
     assert_eq!(told(&simulation, "ephemeral-volume-controller", &key), [("FailedBinding".to_owned(), why)]);
     assert!(simulation.view.get::<Pod>(&key).is_some());
 }
+
+#[test]
+fn a_claim_that_names_its_volume_is_woken_when_that_comes_or_is_free() {
+    let kind = Kind::of::<PersistentVolume>();
+    let mut simulation = settled([claim("names", json!({"storageClassName": "", "volumeName": "v"}))]);
+    let woken = |simulation: &Simulation, old: Option<std::sync::Arc<dyn machinery_client::Object>>| {
+        let key = ObjectKey::cluster("v");
+        let new = simulation.view.object(&kind, &key).cloned();
+        let change = machinery_client::Change { kind: kind.clone(), key: std::sync::Arc::new(key), old, new };
+        let inputs = super::binder::CONTROLLER.inputs.iter();
+        inputs.flat_map(|input| input.keys(&simulation.view, &change)).any(|key| key == ObjectKey::new("a", "names"))
+    };
+    let taken = json!({"claimRef": {"name": "x", "namespace": "a", "uid": "x"}});
+    simulation.create(&kind, volume("v", taken));
+    assert!(woken(&simulation, None), "it is told that another one has it");
+    settle(&mut simulation);
+    let old = simulation.view.object(&kind, &ObjectKey::cluster("v")).cloned();
+    let mut free = old.as_ref().unwrap().to_value();
+    free["spec"].as_object_mut().unwrap().remove("claimRef");
+    simulation.write(&kind, free);
+    assert!(woken(&simulation, old), "it may have it now");
+    settle(&mut simulation);
+    assert_eq!(of_claim(&simulation, "names"), ("v".into(), "Bound".into()));
+}

@@ -28,6 +28,11 @@ impl ObjectCache {
         self.by_claim(move |index| index.alone(class))
     }
 
+    /// The claims that name a volume, whether they have it or not.
+    pub fn claims_naming(&self, volume: &ObjectKey) -> impl Iterator<Item = &PersistentVolumeClaim> {
+        self.by_claim(move |index| index.of_claim(volume))
+    }
+
     /// How many volumes of [`LOCAL_DRIVER`](crate::claims::LOCAL_DRIVER) a node keeps, by its label's value.
     #[must_use]
     pub fn local_volumes_on(&self, node: &str) -> usize {
@@ -76,6 +81,7 @@ mod tests {
         assert_eq!(names(view.claims_of_class("s").collect()), ["c"]);
         put::<PersistentVolumeClaim>(&mut view, claim(json!({"storageClassName": "s", "volumeName": "v"})));
         assert!(view.claims_of_class("s").next().is_none());
+        assert_eq!(names(view.claims_naming(&ObjectKey::cluster("v")).collect()), ["c"]);
     }
 
     #[test]

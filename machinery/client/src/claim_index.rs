@@ -15,7 +15,7 @@ type Keys = BTreeSet<Arc<ObjectKey>>;
 /// See the module. One for each kind.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct ClaimIndex {
-    /// Pods that use a claim, or volumes that name it.
+    /// Pods that use a claim, volumes that name it, or claims that name a volume.
     of_claim: HashMap<ObjectKey, Keys>,
     /// By class: volumes that name no claim, or claims that name no volume.
     alone: HashMap<Box<str>, Keys>,
@@ -39,8 +39,10 @@ impl<'a> Entry<'a> {
             return Self { claims, ..Self::default() };
         }
         if let Some(claim) = typed::<PersistentVolumeClaim>(object) {
-            let alone = volume_name(claim).is_empty();
-            return Self { class: alone.then(|| class_of_claim(claim)), ..Self::default() };
+            return match volume_name(claim) {
+                "" => Self { class: Some(class_of_claim(claim)), ..Self::default() },
+                name => Self { claims: vec![ObjectKey::cluster(name)], ..Self::default() },
+            };
         }
         let Some(volume) = typed::<PersistentVolume>(object) else { return Self::default() };
         let node = local_node_of(volume);
