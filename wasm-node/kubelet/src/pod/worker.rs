@@ -57,6 +57,8 @@ const NODE_ASKED_MAX: Duration = Duration::from_secs(10);
 const RESUME_HELD_MAX: Duration = Duration::from_secs(5);
 /// How often a status is mended at most that others write over and over (upstream's period of reconciling).
 const MEND_INTERVAL: Duration = Duration::from_secs(10);
+/// How long others have to act on what somebody wrote into the status, before it is mended for the first time.
+const MEND_FIRST: Duration = Duration::from_secs(5);
 /// A wall clock that is off by more was set; less is what two readings one after the other differ by, or its slewing.
 const CLOCK_STEP_MIN: SignedDuration = SignedDuration::from_secs(1);
 

@@ -27,6 +27,8 @@ pub(super) struct Api {
     left: bool,
     /// When what others have overwritten is written again at the earliest, by the monotonic clock.
     mends_from: Duration,
+    /// It is known that they have.
+    overwritten: bool,
 }
 
 impl Api {
@@ -40,7 +42,8 @@ impl Api {
         if self.said.as_ref().is_some_and(|said| said.same(&status)) {
             self.mends_from = elapsed + MEND_INTERVAL;
         }
-        *self = Self { said: Some(status), version, shown: newest >= version, left: false, ..*self };
+        *self =
+            Self { said: Some(status), version, shown: newest >= version, left: false, overwritten: false, ..*self };
     }
 
     /// Nothing is to be written until another status is wanted than this one.
@@ -55,6 +58,16 @@ impl Api {
             Some(said) if self.left || !self.shown => !said.same(wanted),
             _ => !shows.is_some_and(|shows| status::shows(shows, &wanted.get())),
         }
+    }
+
+    /// What [`Self::dirty`] has said: where others have overwritten what is said, whoever acts on what they wrote gets time to
+    /// (as of the kubelet, which looks for such each ten seconds): a DaemonSet's controller replaces a pod that was failed by hand.
+    pub(super) fn found(&mut self, dirty: bool, wanted: &Arc<Resting<PodStatus>>, elapsed: Duration) {
+        let overwritten = dirty && self.said.as_ref().is_some_and(|said| said.same(wanted));
+        if overwritten && !self.overwritten {
+            self.mends_from = self.mends_from.max(elapsed + MEND_FIRST);
+        }
+        self.overwritten = overwritten;
     }
 
     /// How long to wait before that.
@@ -146,6 +159,7 @@ impl Worker {
             return dirty;
         }
         let dirty = self.api.dirty(&self.wanted, self.pod().status.as_ref());
+        self.api.found(dirty, &self.wanted, self.node.parts.env.elapsed());
         self.dirty = Some(dirty);
         dirty
     }
@@ -270,13 +284,17 @@ mod tests {
         assert!(!api.dirty(&ours, Some(&ours.get())));
         api.saw(8);
         assert!(api.dirty(&ours, Some(&theirs.get())), "another one has written");
-        assert_eq!(api.waits(&ours, second(2)), None, "the first time at once");
-        api.took(ours.clone(), 9, 8, second(2));
+        api.found(true, &ours, second(2));
+        api.found(true, &ours, second(4));
+        assert_eq!(api.waits(&ours, second(4)), Some(second(3)), "from when it was found");
+        assert_eq!(api.waits(&ours, second(7)), None);
+        api.took(ours.clone(), 9, 8, second(7));
         api.saw(10);
         assert!(api.dirty(&ours, Some(&theirs.get())));
-        assert_eq!(api.waits(&ours, second(5)), Some(second(7)));
-        assert_eq!(api.waits(&theirs, second(5)), None, "a change of our own waits for nothing");
-        assert_eq!(api.waits(&ours, second(12)), None);
+        api.found(true, &ours, second(8));
+        assert_eq!(api.waits(&ours, second(8)), Some(second(9)), "the second time later");
+        assert_eq!(api.waits(&theirs, second(8)), None, "a change of our own waits for nothing");
+        assert_eq!(api.waits(&ours, second(17)), None);
     }
 
     #[test]
