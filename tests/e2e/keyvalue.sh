@@ -58,6 +58,26 @@ kubectl patch configmap visits -p '{"data": {"GREETING": "good evening"}}' >/dev
 eventually 20 has '^good evening, visit [0-9]+$' curl -fsS -m 20 "$visits/"
 expect 0 "$(kubectl get pods -l app=visits -o jsonpath='{.items[*].status.containerStatuses[0].restartCount}' | tr ' ' '+' | python3 -c 'print(eval(input()))')" "restarts for a setting"
 
+# The same image as a command, in a Job; a server that can't be one says so.
+kubectl create -f - > /dev/null << 'YAML'
+apiVersion: batch/v1
+kind: Job
+metadata: {name: report}
+spec:
+  template:
+    metadata: {annotations: {kind.coracle.dev/report: command, host.coracle.dev/report: "config,keyvalue"}}
+    spec: {restartPolicy: Never, containers: [{name: report, image: "registry.local/visits:v1"}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: no-command, annotations: {kind.coracle.dev/counter: command, host.coracle.dev/counter: keyvalue}}
+spec: {containers: [{name: counter, image: "registry.local/counter:v1"}]}
+YAML
+kubectl wait --for=condition=Complete job/report --timeout=60s >/dev/null || fail "the report doesn't end"
+has '^([3-9]|[1-9][0-9]+) visits$' kubectl logs job/report || fail "the report: $(kubectl logs job/report)"
+no_command() { has '^CreateContainerConfigError annotation kind.coracle.dev/counter: the module exports neither wasi:cli/run nor _start' kubectl get pod no-command -o 'jsonpath={.status.containerStatuses[0].state.waiting.reason} {.status.containerStatuses[0].state.waiting.message}'; }
+eventually 20 no_command
+
 # Not granted: the container waits, and says what it wants.
 python3 - << 'PYTHON' | kubectl apply -f - >/dev/null
 import json

@@ -1,7 +1,9 @@
 //! A server with state and settings: `GET /` counts visits by `wasi:keyvalue`, with the greeting that `wasi:config` has at
-//! that moment. Its pod is granted both by annotation (`manifests/visits.yaml`).
+//! that moment. Its pod is granted both by annotation (`manifests/visits.yaml`). As a command (`kind.coracle.dev/CONTAINER: command`, say
+//! in a Job) it prints how many there were.
 #![no_std]
 use guest::http::{Answer, Request, Response};
+use guest::process::{print, print_error};
 use guest::{String, ToOwned, format, serve};
 
 use wasi::config::store as config;
@@ -23,6 +25,18 @@ fn visit(_: &Request) -> Answer {
     let visits = atomics::increment(&bucket, "all", 1).map_err(failed)?;
     let greeting = config::get("GREETING").map_err(failed)?.unwrap_or_else(|| "hello".to_owned());
     Ok(Response::text(format!("{greeting}, visit {visits}\n")))
+}
+
+struct Report;
+guest::wasip2::cli::command::export!(Report);
+
+impl guest::wasip2::exports::cli::run::Guest for Report {
+    fn run() -> Result<(), ()> {
+        let visits = store::open("visits").and_then(|bucket| atomics::increment(&bucket, "all", 0));
+        let visits = visits.map_err(|error| print_error(&format!("visits: {error:?}")))?;
+        print(&format!("{visits} visits"));
+        Ok(())
+    }
 }
 
 fn settings(_: &Request) -> Answer {

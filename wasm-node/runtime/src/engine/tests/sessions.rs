@@ -190,7 +190,7 @@ async fn a_server_is_a_command_only_where_it_exports_one() {
     let bench = Bench::new();
     let path =
         |name: &str| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("../../sample-workloads/bin/{name}.wasm"));
-    for (name, is_command) in [("hello", false), ("wordcount", true), ("crash", true)] {
+    for (name, is_command) in [("hello", false), ("wordcount", true), ("crash", true), ("visits", true)] {
         let bytes = std::fs::read(path(name)).unwrap();
         let loaded =
             bench.engine.load_command(&digest(&bytes), &path(name), Metering::Epochs, "default").await.unwrap();
