@@ -44,11 +44,19 @@ pub(crate) const CLASSES: Controller<Settings> = Controller {
     reconcile: class,
 };
 
-/// Those that a pod may have used until now.
+/// Those that a pod may have used until now: it has ended, it is gone, or another one has its name.
 fn claims_of(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
-    let ended = change.after::<Pod>().is_none_or(pods::is_terminal);
-    let Some(pod) = change.latest::<Pod>().filter(|_| ended) else { return Vec::new() };
-    claim_names(pod).map(|name| ObjectKey::new(&*change.key.namespace, name)).collect()
+    let (before, after) = (change.before::<Pod>(), change.after::<Pod>());
+    let replaced = before.filter(|old| after.is_none_or(|new| new.metadata.uid != old.metadata.uid));
+    let ended = after.filter(|pod| pods::is_terminal(pod)).into_iter().chain(replaced);
+    ended.flat_map(claim_names).map(|name| ObjectKey::new(&*change.key.namespace, name)).collect()
+}
+
+/// Whether a pod that names a claim has it. One that no node has doesn't: no scheduler places it while its claim is going, so both
+/// would wait for each other.
+fn uses(pod: &Pod) -> bool {
+    let placed = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).is_some_and(|node| !node.is_empty());
+    placed && !pods::is_terminal(pod)
 }
 
 /// All classes that are going: few are.
@@ -76,7 +84,7 @@ where
 fn claim(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {
     let claim = view.get::<PersistentVolumeClaim>(key).filter(|claim| waits(&claim.metadata, CLAIM));
     let Some(claim) = claim else { return Plan::nothing() };
-    let used = view.users_of_claim(key).any(|pod| !pods::is_terminal(pod));
+    let used = view.users_of_claim(key).any(uses);
     if used { Plan::nothing() } else { release(claim, CLAIM) }
 }
 
@@ -125,12 +133,17 @@ spec: {volumeAttributesClassName: gold}
 apiVersion: v1
 kind: Pod
 metadata: {name: p, namespace: a}
-spec: {containers: [], volumes: [{name: v, persistentVolumeClaim: {claimName: used}}]}
+spec: {nodeName: node-1, containers: [], volumes: [{name: v, persistentVolumeClaim: {claimName: used}}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: unplaced, namespace: a}
+spec: {containers: [], volumes: [{name: v, persistentVolumeClaim: {claimName: free}}]}
 ---
 apiVersion: v1
 kind: Pod
 metadata: {name: over, namespace: a}
-spec: {containers: [], volumes: [{name: v, persistentVolumeClaim: {claimName: free}}]}
+spec: {nodeName: node-1, containers: [], volumes: [{name: v, persistentVolumeClaim: {claimName: free}}]}
 status: {phase: Succeeded}
 ---
 apiVersion: v1

@@ -128,7 +128,7 @@ fn broken_components_are_found() {
         (3, Sabotage::JobsNameNobody, "it is let go and not counted"),
         (3, Sabotage::QuotasForget, "pods, and there are"),
         (3, Sabotage::BudgetsForget, "pods are evicted, of"),
-        (1, Sabotage::UserForces, "while it runs on"),
+        (3, Sabotage::UserForces, "while it runs on"),
         (1, Sabotage::BinderTakesTaken, ", which is that of"),
         (1, Sabotage::VolumesGo, "it goes, and"),
         (2, Sabotage::AutoscalerOversteps, "is to have 11 pods, of"),
