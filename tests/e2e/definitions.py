@@ -3,14 +3,10 @@ client, and in memory."""
 import json, sys, threading, time
 
 from cluster import Cluster
+from harmless import harmless
 
 cluster, PID = Cluster(sys.argv[1]), sys.argv[2]
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-
-
-def resident_mib():
-    with open(f"/proc/{PID}/status") as f:
-        return next(int(line.split()[1]) for line in f if line.startswith("VmRSS")) >> 10
 
 
 def ask(method, path, body=None, timeout=120):
@@ -35,47 +31,6 @@ def definition(name, properties=None, schema=None):
         "spec": {"group": "harm.example.com", "scope": "Namespaced", "names": {"plural": f"{name}s", "kind": name.capitalize()},
                  "versions": [{"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}]},
     }
-
-
-class Others:
-    """Another client that writes and reads one small object after the other, and the longest that it waited."""
-
-    def __enter__(self):
-        self.stop, self.longest, self.count, self.failed = False, 0.0, 0, None
-        self.thread = threading.Thread(target=self.run)
-        self.thread.start()
-        return self
-
-    def run(self):
-        while not self.stop:
-            began = time.monotonic()
-            body = {"metadata": {"name": "other"}, "data": {"n": str(self.count)}}
-            code, answer = ask("POST", "/api/v1/namespaces/default/configmaps", body)
-            code = code if code != 201 else ask("DELETE", "/api/v1/namespaces/default/configmaps/other")[0]
-            self.longest = max(self.longest, time.monotonic() - began)
-            self.count += 1
-            if code != 200:
-                self.failed = (code, answer)
-                return
-
-    def __exit__(self, *_):
-        self.stop = True
-        self.thread.join()
-
-
-# A slow and loaded machine may be this slow; a server that computes for a client is far slower.
-OTHERS_S, GROWTH_MIB = 20.0, 1500
-
-
-def harmless(what, run):
-    before, began = resident_mib(), time.monotonic()
-    with Others() as others:
-        said = run()
-    took, grown = time.monotonic() - began, resident_mib() - before
-    print(f"  {what}: {said}, {took:.1f} s; others waited {others.longest * 1000:.0f} ms at most, {grown} MiB more")
-    assert others.failed is None, others.failed
-    assert others.longest < OTHERS_S, f"{what}: others waited {others.longest:.1f} s"
-    assert grown < GROWTH_MIB, f"{what}: {grown} MiB more"
 
 
 def refused(body, *says):
@@ -220,4 +175,4 @@ for what, run in [
     ("objects that cost", objects_that_cost),
     ("a thousand definitions", a_thousand),
 ]:
-    harmless(what, run)
+    harmless(what, run, ask, PID)

@@ -3,19 +3,11 @@ they cost that client, and in memory. Whoever is refused is told by which policy
 import json, sys, threading, time
 
 from cluster import Cluster
+from harmless import harmless
 
 cluster, PID = Cluster(sys.argv[1]), sys.argv[2]
 GROUP = "/apis/admissionregistration.k8s.io/v1"
 SECRETS = "/api/v1/namespaces/default/secrets"
-# A slow and loaded machine may be this slow; a server that computes for a client is far slower.
-OTHERS_S, GROWTH_MIB = 20.0, 1500
-
-
-def resident_mib():
-    with open(f"/proc/{PID}/status") as f:
-        return next(int(line.split()[1]) for line in f if line.startswith("VmRSS")) >> 10
-
-
 class Client:
     """One connection, made anew where it is lost."""
 
@@ -39,44 +31,6 @@ class Client:
 
 CLIENT = Client()
 ask = CLIENT.ask
-
-
-class Others:
-    """Another client that writes one small object after the other, and the longest that it waited."""
-
-    def __enter__(self):
-        self.stop, self.longest, self.count, self.failed = False, 0.0, 0, None
-        self.thread = threading.Thread(target=self.run)
-        self.thread.start()
-        return self
-
-    def run(self):
-        client = Client()
-        while not self.stop:
-            began = time.monotonic()
-            body = {"metadata": {"name": "other"}, "data": {"n": str(self.count)}}
-            code, answer = client.ask("POST", "/api/v1/namespaces/default/configmaps", body)
-            code = code if code != 201 else client.ask("DELETE", "/api/v1/namespaces/default/configmaps/other")[0]
-            self.longest = max(self.longest, time.monotonic() - began)
-            self.count += 1
-            if code != 200:
-                self.failed = (code, answer)
-                return
-
-    def __exit__(self, *_):
-        self.stop = True
-        self.thread.join()
-
-
-def harmless(what, run):
-    before, began = resident_mib(), time.monotonic()
-    with Others() as others:
-        said = run()
-    took, grown = time.monotonic() - began, resident_mib() - before
-    print(f"  {what}: {said}, {took:.1f} s; others waited {others.longest * 1000:.0f} ms at most, {grown} MiB more", flush=True)
-    assert others.failed is None, others.failed
-    assert others.longest < OTHERS_S, f"{what}: others waited {others.longest:.1f} s"
-    assert grown < GROWTH_MIB, f"{what}: {grown} MiB more"
 
 
 def rules(resource="secrets", operations=("CREATE", "UPDATE")):
@@ -265,4 +219,4 @@ for what, run in [
     ("large policies", large),
 ]:
     if len(sys.argv) < 4 or what.split()[0] in sys.argv[3:]:
-        harmless(what, run)
+        harmless(what, run, Client().ask, PID)

@@ -16,24 +16,7 @@ plugin() {
 YAML
 }
 unruly() { plugin "$1" "$BIN/placement-unruly.wasm" "$2"; }
-cat > "$WORK/extender.py" <<'PY'
-import http.server, json
-class Extender(http.server.BaseHTTPRequestHandler):
-    def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        # Pods may go from coracle-2 alone.
-        left = {node: victims for node, victims in asked["NodeNameToMetaVictims"].items() if node == "coracle-2"}
-        said = json.dumps({"NodeNameToMetaVictims": left}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(said)))
-        self.end_headers()
-        self.wfile.write(said)
-    def log_message(self, *_): pass
-server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Extender)
-print(server.server_address[1], flush=True)
-server.serve_forever()
-PY
-python3 "$WORK/extender.py" > "$WORK/extender.port" & EXTENDER_PID=$!
+python3 tests/e2e/extender.py > "$WORK/extender.port" & EXTENDER_PID=$!
 trap 'kill "$EXTENDER_PID" 2>/dev/null || true; cleanup' EXIT
 eventually 30 test -s "$WORK/extender.port"
 {

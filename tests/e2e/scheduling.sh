@@ -21,23 +21,7 @@ profiles:
     score: {enabled: [{name: NodeAffinity, weight: 1000}]}
 YAML
 # An extender, asked about pods that want a seat alone: coracle-2 has one.
-cat > "$WORK/extender.py" <<'PY'
-import http.server, json, sys
-class Extender(http.server.BaseHTTPRequestHandler):
-    def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        names = [name for name in asked["NodeNames"] if name == "coracle-2"]
-        said = json.dumps({"NodeNames": names, "FailedNodes": {name: "no seat is free" for name in asked["NodeNames"] if name not in names}}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(said)))
-        self.end_headers()
-        self.wfile.write(said)
-    def log_message(self, *_): pass
-server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Extender)
-print(server.server_address[1], flush=True)
-server.serve_forever()
-PY
-python3 "$WORK/extender.py" > "$WORK/extender.port" & EXTENDER_PID=$!
+python3 tests/e2e/extender.py > "$WORK/extender.port" & EXTENDER_PID=$!
 trap 'kill "$EXTENDER_PID" 2>/dev/null || true; cleanup' EXIT
 eventually 30 test -s "$WORK/extender.port"
 cat >> "$WORK/scheduler.yaml" <<YAML
