@@ -20,8 +20,6 @@ use k8s_openapi::api::core::v1::{Node, NodeAddress, Taint};
 use machinery_api::ObjectKey;
 use machinery_client::{Change, ObjectCache};
 
-/// Nodes with it wait for [`node`], and take no pods that don't tolerate it. Kubelets register with it where they are told that there is a provider.
-const UNINITIALIZED: &str = "node.cloudprovider.kubernetes.io/uninitialized";
 /// The machine is switched off.
 const SHUTDOWN: &str = "node.cloudprovider.kubernetes.io/shutdown";
 

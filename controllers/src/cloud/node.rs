@@ -5,14 +5,13 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Node, NodeAddress};
 use machinery_api::ObjectKey;
+use machinery_api::names::{PROVIDED_IP, UNINITIALIZED};
 use machinery_client::{Action, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan};
 use serde_json::{Map, Value, json};
 
-use super::{Instance, Instances, UNINITIALIZED, all_of_new, instance_of, taints};
+use super::{Instance, Instances, all_of_new, instance_of, taints};
 use crate::Settings;
 
-/// The addresses that a kubelet was told to use, which the provider has to know.
-const PROVIDED_IP: &str = "alpha.kubernetes.io/provided-node-ip";
 const SOURCE: &str = "cloud-node-controller";
 /// Labels by their older and newer names; of two that differ the older one counts, as upstream has it.
 const LABELS: [(&str, &str); 3] = [

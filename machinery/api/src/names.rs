@@ -36,6 +36,11 @@ pub const SESSION_HEADER: &str = "coracle-session";
 pub const ADDRESS_POOL_CLASS: &str = "coracle.dev/address-pool";
 /// The Service that an EndpointSlice belongs to.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// The taint of a node of whose machine a provider knows, and didn't say it yet: kubelets register with it where they are told
+/// that there is a provider.
+pub const UNINITIALIZED: &str = "node.cloudprovider.kubernetes.io/uninitialized";
+/// Annotation of a node: the address that its kubelet was told to use, which the provider's have to have.
+pub const PROVIDED_IP: &str = "alpha.kubernetes.io/provided-node-ip";
 /// The host name label of a node.
 pub const HOSTNAME: &str = "kubernetes.io/hostname";
 /// The cluster's DNS domain.

@@ -22,10 +22,6 @@ pub const KUBELET_VERSION: &str = "v1.36.0+coracle";
 pub const MAX_PODS_DEFAULT: u32 = 2000;
 /// Names in `status.images` (upstream's bound).
 const IMAGES_MAX: usize = 50;
-/// The taint of a node of whose machine somebody else knows, and didn't say it yet.
-const UNINITIALIZED: &str = "node.cloudprovider.kubernetes.io/uninitialized";
-/// The address that it was told to use, which the provider's have to have.
-const PROVIDED_IP: &str = "alpha.kubernetes.io/provided-node-ip";
 /// The conditions that an agent reports.
 const CONDITIONS: [&str; 4] = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
 /// The resources that it counts.
@@ -163,7 +159,7 @@ pub(super) fn facts(config: &NodeConfig) -> NodeFacts {
 pub(super) fn node(config: &NodeConfig, cidr: Option<&str>) -> Value {
     let taint = |key: &str, value: &str, effect: &str| json!({"key": key, "value": value, "effect": effect});
     let own = config.taints.iter().map(|(key, value, effect)| taint(key, value, effect));
-    let waits = config.external_provider.then(|| taint(UNINITIALIZED, "true", "NoSchedule"));
+    let waits = config.external_provider.then(|| taint(names::UNINITIALIZED, "true", "NoSchedule"));
     let taints: Vec<Value> = own.chain(waits).collect();
     let mut node = json!({
         "apiVersion": "v1", "kind": "Node",
@@ -174,7 +170,7 @@ pub(super) fn node(config: &NodeConfig, cidr: Option<&str>) -> Value {
         node["spec"]["taints"] = json!(taints);
     }
     if config.external_provider {
-        node["metadata"]["annotations"] = json!({PROVIDED_IP: config.internal_ip.to_string()});
+        node["metadata"]["annotations"] = json!({names::PROVIDED_IP: config.internal_ip.to_string()});
     }
     if let Some(cidr) = cidr {
         node["spec"]["podCIDR"] = json!(cidr);
