@@ -8,6 +8,7 @@ use machinery_api::ObjectKey;
 use machinery_client::claims::{claim_ref, is_fully_bound, volume_name};
 use machinery_client::simulate::Simulation;
 use machinery_client::{Kind, Plan, Typed, key_of};
+use machinery_env::Env;
 use serde_json::{Value, json};
 
 use crate::table_tests::{decide, settle, start};
@@ -20,20 +21,7 @@ const PAST: usize = 16;
 const STEPS: usize = 250;
 const SEEDS: u64 = 60;
 
-/// SplitMix64.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n
-    }
-}
-
-fn claim(n: u64, dice: &mut Dice) -> Value {
+fn claim(n: u64, dice: &Env) -> Value {
     let mut spec = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}, "storageClassName": ""});
     // Some ask for one volume, and some for the same one.
     if dice.below(4) == 0 {
@@ -43,7 +31,7 @@ fn claim(n: u64, dice: &mut Dice) -> Value {
         "spec": spec, "status": {"phase": "Pending"}})
 }
 
-fn volume(n: u64, dice: &mut Dice) -> Value {
+fn volume(n: u64, dice: &Env) -> Value {
     let mut spec = json!({"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "hostPath": {"path": "/x"},
         "persistentVolumeReclaimPolicy": "Retain"});
     if dice.below(4) == 0 {
@@ -93,7 +81,7 @@ fn forget<K: Typed>(world: &mut Simulation, key: ObjectKey) {
 }
 
 fn race(seed: u64) -> Result<usize, String> {
-    let dice = &mut Dice(seed);
+    let (dice, _) = &Env::seeded(seed, start());
     let mut all: Vec<Value> = (0..CLAIMS).map(|n| claim(n, dice)).collect();
     all.extend((0..VOLUMES).map(|n| volume(n, dice)));
     let mut world = crate::simulation(start(), all);
@@ -116,7 +104,7 @@ fn race(seed: u64) -> Result<usize, String> {
             2 => free(&mut world, &format!("v{}", dice.below(VOLUMES))),
             _ => {
                 let recent = pasts.len().saturating_sub(PAST);
-                let mut pick = || &pasts[recent + usize::try_from(dice.below((pasts.len() - recent) as u64)).unwrap()];
+                let pick = || &pasts[recent + usize::try_from(dice.below((pasts.len() - recent) as u64)).unwrap()];
                 let (one, other) = (pick(), pick());
                 let (old, new) = if one.view.seen(&Kind::of::<PersistentVolume>())
                     <= other.view.seen(&Kind::of::<PersistentVolume>())

@@ -83,12 +83,7 @@ impl Link {
     }
 
     pub(crate) fn heal(&self) {
-        let waiting = {
-            let mut state = self.state();
-            state.cut = false;
-            std::mem::take(&mut state.waiting)
-        };
-        waiting.into_iter().for_each(Waker::wake);
+        self.go_on(|state| state.cut = false);
         self.healed.notify_waiters();
     }
 
@@ -98,9 +93,14 @@ impl Link {
     }
 
     pub(crate) fn thaw(&self) {
+        self.go_on(|state| state.frozen = false);
+    }
+
+    /// Takes away what held those up that wait, and wakes them.
+    fn go_on(&self, change: impl FnOnce(&mut LinkState)) {
         let waiting = {
             let mut state = self.state();
-            state.frozen = false;
+            change(&mut state);
             std::mem::take(&mut state.waiting)
         };
         waiting.into_iter().for_each(Waker::wake);

@@ -10,7 +10,6 @@ use machinery_client::{Kind, Pod};
 use serde_json::{Value, json};
 
 use super::{User, template};
-use crate::checkers::invariants::requested_millis;
 
 /// DaemonSets that are there at once at most: each takes room on all nodes.
 const DAEMONS_MAX: usize = 1;
@@ -19,7 +18,7 @@ impl User {
     pub(super) async fn change_kinds(&mut self) {
         match self.random.below(22) {
             0..=2 => self.create_stateful_set().await,
-            3 => self.scale_stateful_set().await,
+            3 => self.scale(Kind::of::<StatefulSet>(), "statefulsets", 4).await,
             4 | 5 => self.change(Kind::of::<StatefulSet>(), "statefulsets").await,
             6 => self.delete_any(Kind::of::<StatefulSet>(), "statefulsets").await,
             7 | 8 => self.create_daemon_set().await,
@@ -32,7 +31,7 @@ impl User {
             }
             15 => self.evict().await,
             18 => self.create_replication_controller().await,
-            19 => self.scale_replication_controller().await,
+            19 => self.scale(Kind::of::<ReplicationController>(), "controllers", 4).await,
             20 | 21 => self.name_endpoints().await,
             _ => self.create_quota().await,
         }
@@ -66,16 +65,6 @@ impl User {
         self.create(Kind::of::<StatefulSet>(), namespace, set).await;
     }
 
-    pub(super) async fn scale_stateful_set(&mut self) {
-        let Some((key, set)) = self.any("statefulsets") else { return };
-        let replicas = self.random.below(4) as i64;
-        let more = replicas - set["spec"]["replicas"].as_i64().unwrap_or(0);
-        if more > 0 && !self.room(more, requested_millis(&set["spec"]["template"])) {
-            return;
-        }
-        self.merge(Kind::of::<StatefulSet>(), &key, json!({"spec": {"replicas": replicas}})).await;
-    }
-
     async fn create_replication_controller(&mut self) {
         let (replicas, cpu) = (self.random.between(1, 3) as i64, 100);
         if !self.room(replicas, cpu) {
@@ -87,16 +76,6 @@ impl User {
             "spec": {"replicas": replicas, "selector": {"app": name}, "template": template(&name, cpu, "Always")},
         });
         self.create(Kind::of::<ReplicationController>(), namespace, set).await;
-    }
-
-    async fn scale_replication_controller(&mut self) {
-        let Some((key, set)) = self.any("controllers") else { return };
-        let replicas = self.random.below(4) as i64;
-        let more = replicas - set["spec"]["replicas"].as_i64().unwrap_or(0);
-        if more > 0 && !self.room(more, requested_millis(&set["spec"]["template"])) {
-            return;
-        }
-        self.merge(Kind::of::<ReplicationController>(), &key, json!({"spec": {"replicas": replicas}})).await;
     }
 
     /// Endpoints of somebody's own, for a Service that chooses no pods; or other ones.

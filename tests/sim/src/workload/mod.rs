@@ -222,7 +222,7 @@ impl User {
         }
         match self.random.below(44) {
             0..=3 => self.create_deployment().await,
-            4 | 5 => self.scale().await,
+            4 | 5 => self.scale(Kind::of::<Deployment>(), "deployments", 5).await,
             6 | 7 => self.roll().await,
             8 => self.delete_deployment().await,
             9 | 10 => self.create_job().await,
@@ -294,14 +294,15 @@ impl User {
         self.create(Kind::of::<ConfigMap>(), namespace, map).await;
     }
 
-    async fn scale(&mut self) {
-        let Some((key, deployment)) = self.any("deployments") else { return };
-        let replicas = self.random.below(5) as i64;
-        let more = replicas - deployment["spec"]["replicas"].as_i64().unwrap_or(0);
-        if more > 0 && !self.room(more, requested_millis(&deployment["spec"]["template"])) {
+    /// Another size below `end` for any of a kind, as far as there is room for it.
+    pub(super) async fn scale(&mut self, kind: Kind, resource: &str, end: u64) {
+        let Some((key, set)) = self.any(resource) else { return };
+        let replicas = self.random.below(end) as i64;
+        let more = replicas - set["spec"]["replicas"].as_i64().unwrap_or(0);
+        if more > 0 && !self.room(more, requested_millis(&set["spec"]["template"])) {
             return;
         }
-        self.merge(Kind::of::<Deployment>(), &key, json!({"spec": {"replicas": replicas}})).await;
+        self.merge(kind, &key, json!({"spec": {"replicas": replicas}})).await;
     }
 
     async fn roll(&mut self) {

@@ -55,7 +55,7 @@ impl User {
             3 => self.create_keeping_pod().await,
             4 => self.contend().await,
             5 => self.delete_claim().await,
-            6 => self.scale_stateful_set().await,
+            6 => self.scale(Kind::of::<StatefulSet>(), "statefulsets", 4).await,
             7 => self.delete_any(Kind::of::<StatefulSet>(), "statefulsets").await,
             _ => self.delete_pod().await,
         }
