@@ -1,20 +1,29 @@
 //! `persistentvolumeclaim-protection-controller`, `persistentvolume-protection-controller` and
 //! `volumeattributesclass-protection-controller`: what admission holds by a finalizer goes when nobody uses it.
 
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use machinery_api::ObjectKey;
 use machinery_client::claims::claim_names;
 use machinery_client::driver::own_key;
-use machinery_client::{Action, Change, Context, Controller, Input, Kind, ObjectCache, Plan, Pod, key_of, value_of};
-use serde_json::json;
+use machinery_client::{
+    Action, Change, Context, Controller, Input, Kind, ObjectCache, Plan, Pod, Question, key_of, value_of,
+};
+use serde::Deserialize as _;
+use serde_json::{Value, json};
 
 use crate::{Settings, pods};
 
 const CLAIM: &str = "kubernetes.io/pvc-protection";
 const VOLUME: &str = "kubernetes.io/pv-protection";
 const CLASS: &str = "kubernetes.io/vac-protection";
+/// Of pods that have a node.
+const PLACED: &str = "fieldSelector=spec.nodeName%21%3D";
+/// How soon the server is asked again that didn't answer.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 pub(crate) const CLAIMS: Controller<Settings> = Controller {
     name: "persistentvolumeclaim-protection-controller",
@@ -81,11 +90,34 @@ where
     vec![Action::Update { kind: Kind::of::<K>(), object: value, subresource: None }].into()
 }
 
-fn claim(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {
+/// A pod that got its node just before may not be in the view yet: pods and claims come over different watches. So where the view
+/// shows no user, the server is asked.
+fn claim(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
     let claim = view.get::<PersistentVolumeClaim>(key).filter(|claim| waits(&claim.metadata, CLAIM));
     let Some(claim) = claim else { return Plan::nothing() };
-    let used = view.users_of_claim(key).any(uses);
-    if used { Plan::nothing() } else { release(claim, CLAIM) }
+    if view.users_of_claim(key).any(uses) {
+        return Plan::nothing();
+    }
+    let question = Question::Get(format!("/api/v1/namespaces/{}/pods?{PLACED}", key.namespace));
+    match context.pass.answer(&question) {
+        None => Plan { questions: vec![question], ..Plan::nothing() },
+        Some(Ok(list)) if is_used_in(list, &key.name) => Plan::nothing(),
+        Some(Ok(_)) => release(claim, CLAIM),
+        Some(Err(_)) => {
+            let mut plan = Plan::nothing();
+            plan.requeue_after(context.now, ASK_AGAIN);
+            plan
+        }
+    }
+}
+
+/// Whether a list of pods has one that uses a claim. What can't be read may be one.
+fn is_used_in(list: &Value, claim: &str) -> bool {
+    let Some(items) = list["items"].as_array() else { return true };
+    items.iter().any(|item| match Pod::deserialize(item) {
+        Ok(pod) => uses(&pod) && claim_names(&pod).any(|name| name == claim),
+        Err(_) => true,
+    })
 }
 
 fn volume(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {
@@ -115,8 +147,13 @@ fn class(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan
 
 #[cfg(test)]
 mod tests {
-    use crate::table_tests::{decide, objects, start};
+    use std::sync::Arc;
+
     use machinery_api::ObjectKey;
+    use machinery_client::Failure;
+    use serde_json::{Value, json};
+
+    use crate::table_tests::{decide, objects, start};
 
     const GOING: &str = r#"
 apiVersion: v1
@@ -169,7 +206,8 @@ metadata: {name: tin, deletionTimestamp: "2025-12-31T23:00:00Z", finalizers: [ku
 
     #[test]
     fn what_nobody_uses_goes() {
-        let simulation = crate::simulation(start(), objects(GOING.trim()));
+        let mut simulation = crate::simulation(start(), objects(GOING.trim()));
+        answer(&mut simulation, Ok(json!({"items": []})));
         let lets_go = |controller: &str, key: ObjectKey| {
             let plan = decide(&format!("{controller}-protection-controller"), &simulation, &key);
             !plan.actions.is_empty()
@@ -182,6 +220,35 @@ metadata: {name: tin, deletionTimestamp: "2025-12-31T23:00:00Z", finalizers: [ku
         }
         for (name, goes) in [("gold", false), ("tin", true)] {
             assert_eq!(lets_go("volumeattributesclass", ObjectKey::cluster(name)), goes, "{name}");
+        }
+    }
+    /// The server's answer to whoever asks which pods have a node.
+    fn answer(simulation: &mut machinery_client::simulate::Simulation, pods: Result<Value, u16>) {
+        let plan = decide("persistentvolumeclaim-protection-controller", simulation, &ObjectKey::new("a", "free"));
+        let question = plan.questions.into_iter().next().expect("it asks");
+        let (verb, resource, reason, message) = ("get", String::new(), String::new(), String::new());
+        let failure = |code| Failure { verb, resource, code, reason, message };
+        simulation.pass.answered(question, pods.map(Arc::new).map_err(failure));
+    }
+
+    /// As seed 289 of the simulation has it: the binding comes later than the deletion that was asked for after it.
+    #[test]
+    fn a_claim_stays_that_a_pod_uses_which_the_view_doesnt_show_yet() {
+        let pod = |node: &str, phase: &str| {
+            json!({"metadata": {"name": "late", "namespace": "a"}, "status": {"phase": phase},
+                "spec": {"nodeName": node, "containers": [], "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "free"}}]}})
+        };
+        for (pods, goes) in [
+            (Ok(json!({"items": [pod("node-1", "Pending")]})), false),
+            (Ok(json!({"items": [pod("node-1", "Failed"), pod("", "Pending")]})), true),
+            (Ok(json!({"kind": "Status"})), false),
+            (Err(500), false),
+        ] {
+            let mut simulation = crate::simulation(start(), objects(GOING.trim()));
+            answer(&mut simulation, pods.clone());
+            let plan = decide("persistentvolumeclaim-protection-controller", &simulation, &ObjectKey::new("a", "free"));
+            assert_eq!((plan.actions.len(), plan.questions.len()), (usize::from(goes), 0), "{pods:?}");
+            assert_eq!(plan.requeue_at.is_some(), pods.is_err(), "who gets no answer asks again");
         }
     }
 }

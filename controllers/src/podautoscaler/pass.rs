@@ -1,5 +1,7 @@
 //! One pass over an autoscaler: what its target's scale and its metrics say, what size that makes, and what is told of it.
 
+use std::time::Duration;
+
 use jiff::SignedDuration;
 use k8s_openapi::api::autoscaling::v2::{
     HorizontalPodAutoscaler, HorizontalPodAutoscalerSpec, MetricSpec, MetricStatus,
@@ -18,6 +20,8 @@ use super::{Known, Settings};
 
 /// How often a new size is written again after somebody else wrote (upstream's).
 const CONFLICTS_MAX: u32 = 5;
+/// How soon what is said of a size is said again that could not be said before that size.
+const ANNOUNCE_AGAIN: Duration = Duration::from_secs(1);
 const MIN_REPLICAS: &str = "Current number of replicas below Spec.MinReplicas";
 
 fn span(duration: std::time::Duration) -> SignedDuration {
@@ -65,8 +69,19 @@ pub(super) struct Decided {
     reason: String,
     metrics: Vec<MetricStatus>,
     conflicts: u32,
+    step: Step,
+    /// The autoscaler as its announcement left it.
+    announced: Option<Box<HorizontalPodAutoscaler>>,
+}
+
+/// What was asked for last on the way to a new size.
+#[derive(Clone)]
+enum Step {
+    /// That the last pod is about to be taken away is written first, by this question.
+    Announcing(Question),
+    Writing,
     /// The scale is asked for again, after a conflict.
-    reading: bool,
+    Reading,
 }
 
 impl<'a> Looking<'a> {
@@ -107,13 +122,18 @@ impl<'a> Looking<'a> {
             }
         };
         if !decision.rescale {
+            if scale.wanted > 0 && self.told.scaled_to_zero() {
+                // It was announced and not done, or somebody else has undone it.
+                self.told.set_to_zero(false, true);
+            }
             self.told.sizes(scale.wanted, Some(scale.wanted), decision.metrics, false);
             return Ok(self.end());
         }
         let Decision { desired, reason, metrics, .. } = decision;
         let (known, told) = (self.known, self.told);
-        let decided = Decided { known, told, path, scale, desired, reason, metrics, conflicts: 0, reading: false };
-        Ok(decided.write())
+        let (conflicts, step, announced) = (0, Step::Writing, None);
+        let decided = Decided { known, told, path, scale, desired, reason, metrics, conflicts, step, announced };
+        Ok(decided.begin(self.hpa))
     }
 
     fn end(self) -> Plan {
@@ -333,20 +353,44 @@ fn ended(mut plan: Plan, known: Known, context: &Context<'_, Settings>) -> Plan 
 }
 
 impl Decided {
+    /// A workload of no pods whose autoscaler doesn't say that this is its own doing is left alone. So who takes the last pod away
+    /// says so first: dead before it could, or told that the write failed when it didn't, it would never bring one back.
+    fn begin(mut self, hpa: &HorizontalPodAutoscaler) -> Plan {
+        let goes = self.desired == 0 && self.scale.wanted > 0 && hpa.spec.min_replicas == Some(0);
+        if !goes || self.told.scaled_to_zero() {
+            return self.write();
+        }
+        self.told.set_to_zero(true, true);
+        let question = self.told.announcement(hpa);
+        self.step = Step::Announcing(question.clone());
+        Plan { questions: vec![question], memory: Some(Memory::of(self)), ..Plan::nothing() }
+    }
+
     fn write(mut self) -> Plan {
-        self.reading = false;
+        self.step = Step::Writing;
         let question = Question::Put(self.path.clone(), self.scale.of_size(self.desired));
         Plan { questions: vec![question], memory: Some(Memory::of(self)), ..Plan::nothing() }
     }
 
     /// What follows what became of the new size.
     pub(super) fn go_on(mut self, hpa: &HorizontalPodAutoscaler, context: &Context<'_, Settings>) -> Plan {
-        if self.reading {
-            if let Some(Ok(scale)) = context.pass.got(&self.path) {
-                self.scale.object = (**scale).clone();
+        match &self.step {
+            Step::Announcing(question) => {
+                let Some(Ok(announced)) = context.pass.answer(question) else { return self.later(context) };
+                let Ok(announced) = serde_json::from_value((**announced).clone()) else { return self.later(context) };
+                self.announced = Some(Box::new(announced));
+                return self.write();
             }
-            return self.write();
+            Step::Reading => {
+                if let Some(Ok(scale)) = context.pass.got(&self.path) {
+                    self.scale.object = (**scale).clone();
+                }
+                return self.write();
+            }
+            Step::Writing => {}
         }
+        let announced = self.announced.take();
+        let hpa = announced.as_deref().unwrap_or(hpa);
         let question = Question::Put(self.path.clone(), self.scale.of_size(self.desired));
         let failure = match context.pass.answer(&question) {
             Some(Ok(_)) => return self.rescaled(hpa, context),
@@ -356,7 +400,8 @@ impl Decided {
         };
         self.conflicts += 1;
         if failure.code == 409 && self.conflicts < CONFLICTS_MAX {
-            self.reading = true;
+            self.step = Step::Reading;
+            self.announced = announced;
             let question = Question::Get(self.path.clone());
             return Plan { questions: vec![question], memory: Some(Memory::of(self)), ..Plan::nothing() };
         }
@@ -367,6 +412,13 @@ impl Decided {
         self.told.set(ABLE, false, "FailedUpdateScale", message);
         self.told.sizes(self.scale.wanted, None, self.metrics, false);
         ended(self.told.plan(hpa), self.known, context)
+    }
+
+    /// Somebody else wrote, or nobody answers: all of it is looked at again, soon.
+    fn later(self, context: &Context<'_, Settings>) -> Plan {
+        let mut plan = Plan { memory: Some(Memory::of(Known { spec: None, ..self.known })), ..Plan::nothing() };
+        plan.requeue_after(context.now, ANNOUNCE_AGAIN);
+        plan
     }
 
     fn rescaled(mut self, hpa: &HorizontalPodAutoscaler, context: &Context<'_, Settings>) -> Plan {

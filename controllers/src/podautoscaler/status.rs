@@ -4,8 +4,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::autoscaling::v2::{
     HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition, HorizontalPodAutoscalerStatus, MetricStatus,
 };
-use machinery_client::{Action, EventRecord, Plan};
+use machinery_client::{Action, EventRecord, Plan, Question, value_of};
 
+use super::server::encode;
 use crate::conditions;
 use crate::pods::stamp;
 
@@ -73,6 +74,14 @@ impl Told {
             last_scale_time: if rescaled { Some(stamp(self.now)) } else { old.last_scale_time },
             observed_generation: None,
         };
+    }
+
+    /// What has been said so far, as a write whose outcome the pass waits for.
+    pub(super) fn announcement(&self, hpa: &HorizontalPodAutoscaler) -> Question {
+        let part = |part: &Option<String>| encode(part.as_deref().unwrap_or_default());
+        let (namespace, name) = (part(&hpa.metadata.namespace), part(&hpa.metadata.name));
+        let path = format!("/apis/autoscaling/v2/namespaces/{namespace}/horizontalpodautoscalers/{name}/status");
+        Question::Put(path, value_of(&HorizontalPodAutoscaler { status: Some(self.status.clone()), ..hpa.clone() }))
     }
 
     /// What is to be written.

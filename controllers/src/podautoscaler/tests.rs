@@ -258,7 +258,11 @@ impl<'a> Play<'a> {
                     Question::Get(path) => format!("GET {path}"),
                     Question::Put(path, body) => format!("PUT {path} {}", body["spec"]),
                 });
-                let answer = (self.answer)(&question).map(Arc::new).map_err(|(code, message)| {
+                let answer = match &question {
+                    Question::Put(path, object) if path.ends_with("/status") => self.announced(object),
+                    other => (self.answer)(other),
+                };
+                let answer = answer.map(Arc::new).map_err(|(code, message)| {
                     let (verb, resource, reason) = ("get", String::new(), String::new());
                     Failure { verb, resource, code, reason, message: message.into() }
                 });
@@ -274,6 +278,19 @@ impl<'a> Play<'a> {
         assert!(plan.requeue_at.is_some(), "it is looked at again");
         assert_eq!(self.simulation.apply(plan), Vec::<String>::new());
         told
+    }
+
+    /// What is said before a size is written.
+    fn announced(&mut self, object: &Value) -> Result<Value, (u16, &'static str)> {
+        let kind = self.simulation.kind_of(object);
+        let update = Action::Update { kind: kind.clone(), object: object.clone(), subresource: Some("status") };
+        let problems = self.simulation.apply(vec![update].into());
+        let view = &self.simulation.view;
+        if problems.is_empty() {
+            Ok(view.object(&kind, &key()).unwrap().to_value())
+        } else {
+            Err((409, "it was changed"))
+        }
     }
 
     fn later(&mut self, seconds: i64) {
@@ -462,6 +479,12 @@ fn a_workload_goes_to_zero_and_comes_back_for_who_waits() {
     let mut play = Play::new(vec![autoscaler("web", &spec), pod("p0"), service("False", start())], &answer);
     assert_eq!(play.pass(), ["SuccessfulRescale: New size: 0; reason: All metrics below target"]);
     assert_eq!(size.get(), 0);
+    let puts: Vec<_> = play.asked.iter().filter_map(|asked| asked.strip_prefix("PUT ")?.split(' ').next()).collect();
+    let paths = [
+        "/apis/autoscaling/v2/namespaces/a/horizontalpodautoscalers/web/status",
+        "/apis/apps/v1/namespaces/a/deployments/web/scale",
+    ];
+    assert_eq!(puts, paths, "whose doing it is is said before it is done");
     assert!(play.conditions().contains(&"ScaledToZero=True ScaledToZero".to_owned()), "{:?}", play.conditions());
     play.later(15);
     assert_eq!((play.pass(), size.get()), (Vec::new(), 0), "nobody comes");
