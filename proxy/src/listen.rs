@@ -1,4 +1,4 @@
-//! One listener per ClusterIP and port, per NodePort, and per load balancer's address and port: opened, kept over changes of the route, closed, tried again.
+//! One listener per ClusterIP and port, per NodePort, and per load balancer's address and port, and per health check: opened, kept over changes of the route, closed, tried again.
 
 use std::collections::HashMap;
 use std::io;
@@ -11,7 +11,7 @@ use machinery_serve::accept::{self, Limit, Listener};
 use machinery_serve::descriptors::Class;
 use tokio_util::sync::CancellationToken;
 
-use crate::http::server;
+use crate::http::{health, server};
 use crate::l4;
 use crate::state::ProxyState;
 use crate::table::{Change, Listen, PortRoute};
@@ -55,7 +55,7 @@ impl Listeners {
         let wanted = change.set.into_iter().filter(|(listen, _)| match listen {
             Listen::Cluster(..) => self.state.config.cluster_ip_listeners,
             // Addresses of the pool alone are in the table.
-            Listen::Node(_) | Listen::Balancer(..) => true,
+            Listen::Node(_) | Listen::Balancer(..) | Listen::Health(_) => true,
         });
         let wanted: Vec<_> = wanted.collect();
         wanted.into_iter().filter_map(|(listen, route)| self.set(listen, route)).collect()
@@ -75,15 +75,19 @@ impl Listeners {
         }
         let address = match listen {
             Listen::Cluster(ip, port) | Listen::Balancer(ip, port) => SocketAddr::new(ip, port),
-            Listen::Node(port) => SocketAddr::new(self.state.config.bind, port),
+            Listen::Node(port) | Listen::Health(port) => SocketAddr::new(self.state.config.bind, port),
         };
         match Listener::bind(address) {
             Ok(listener) => {
                 self.failed.remove(&listen);
                 let route = Arc::new(ArcSwap::new(route));
                 let open = Open { route, stop: self.stop.child_token() };
-                let filtered = matches!(listen, Listen::Balancer(..));
-                tokio::spawn(run(self.state.clone(), listener, open.route.clone(), filtered, open.stop.clone()));
+                let for_whom = match listen {
+                    Listen::Cluster(..) | Listen::Node(_) => For::All,
+                    Listen::Balancer(..) => For::Sources,
+                    Listen::Health(_) => For::Balancers,
+                };
+                tokio::spawn(run(self.state.clone(), listener, open.route.clone(), for_whom, open.stop.clone()));
                 self.open.insert(listen, open);
                 None
             }
@@ -96,21 +100,34 @@ impl Listeners {
     }
 }
 
-/// Serves a listener's connections until `stop`; open requests have their answers then. `filtered`: only those from the route's
-/// sources.
+/// Whom a listener serves, and with what.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum For {
+    /// Everybody, with the route's endpoints.
+    All,
+    /// Those from the route's sources.
+    Sources,
+    /// Load balancers, which ask whether there are endpoints.
+    Balancers,
+}
+
+/// Serves a listener's connections until `stop`; open requests have their answers then.
 async fn run(
     state: Arc<ProxyState>,
     listener: Listener,
     route: Arc<ArcSwap<PortRoute>>,
-    filtered: bool,
+    for_whom: For,
     stop: CancellationToken,
 ) {
     let limit = Limit::Permits(state.connections.clone(), Class::Clients);
     let each = |stream, peer: SocketAddr, permit| {
         let (state, route, stop) = (state.clone(), route.clone(), stop.clone());
         async move {
+            if for_whom == For::Balancers {
+                return health::serve(route, stream, peer, Tenure { stop, _permit: permit }).await;
+            }
             let now = route.load_full();
-            if filtered && !now.admits(Some(peer.ip())) {
+            if for_whom == For::Sources && !now.admits(Some(peer.ip())) {
                 return;
             }
             if state.is_http(&now) {

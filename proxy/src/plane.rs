@@ -318,6 +318,7 @@ pub(crate) mod tests {
             cluster_dns: Some("127.64.0.10".parse().unwrap()),
             api_server: None,
             node: "coracle-1".into(),
+            nodes: ["coracle-1".to_owned()].into(),
         };
         let plane = DataPlane::new(Env::real(), config, PodNetwork::default()).unwrap();
         Fed { plane, table: Mutex::default() }

@@ -1,6 +1,7 @@
 //! What the data plane knows while it runs: its configuration, the routes, the counters, and the ways to pods and to the
 //! outside. Whatever acts on requests and connections holds it; it holds none of them.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -42,6 +43,8 @@ pub struct Config {
     pub api_server: Option<SocketAddr>,
     /// This node's name, for events.
     pub node: String,
+    /// The nodes of this machine.
+    pub nodes: BTreeSet<String>,
 }
 
 #[derive(Debug)]

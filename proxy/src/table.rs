@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use machinery_api::ObjectKey;
 use machinery_api::address_pool::AddressPool;
@@ -46,7 +46,7 @@ pub struct Sticky {
 }
 
 /// How a port of a Service reaches its endpoints.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct PortRoute {
     /// The Service and its port's number.
     pub via: Option<Arc<ServicePort>>,
@@ -60,6 +60,8 @@ pub struct PortRoute {
     pub sticky: Option<Sticky>,
     /// Only endpoints of the caller's node (`internalTrafficPolicy: Local`).
     pub local_only: bool,
+    /// Only endpoints of this machine's nodes are left (`externalTrafficPolicy: Local`).
+    pub nearby: bool,
     /// Who comes in by a load balancer's address; empty: everybody.
     pub sources: Arc<[IpNet]>,
     /// Ready endpoints.
@@ -93,6 +95,10 @@ pub struct ServiceRoutes {
     pub balancer: BTreeSet<IpAddr>,
     /// By protocol and number: one number may stand for a port of each protocol.
     pub ports: BTreeMap<(Protocol, u16), Arc<PortRoute>>,
+    /// What comes in from outside takes, where the Service says that it stays on this machine (`externalTrafficPolicy: Local`).
+    pub nearby: BTreeMap<(Protocol, u16), Arc<PortRoute>>,
+    /// Where load balancers ask whether to send anything here, and the endpoints of this machine, each once.
+    pub health: Option<(u16, Arc<PortRoute>)>,
     /// Headless: names lead straight to endpoints.
     pub headless: bool,
     /// The endpoints' names below the Service's.
@@ -110,6 +116,35 @@ impl ServiceRoutes {
     pub fn tcp(&self, port: u16) -> Option<&Arc<PortRoute>> {
         self.ports.get(&(Protocol::Tcp, port))
     }
+
+    /// What a TCP port leads to for those who come in from outside.
+    #[must_use]
+    pub fn from_outside(&self, port: u16) -> Option<&Arc<PortRoute>> {
+        self.nearby.get(&(Protocol::Tcp, port)).or_else(|| self.tcp(port))
+    }
+
+    /// Keeps to this machine's endpoints what comes in from outside, where the Service says so.
+    fn keep_nearby(&mut self, key: &ObjectKey, spec: &ServiceSpec, nodes: &BTreeSet<String>) {
+        if spec.external_traffic_policy.as_deref() != Some("Local") {
+            return;
+        }
+        let here = |all: &[Arc<Endpoint>]| -> Vec<Arc<Endpoint>> {
+            let here = |one: &&Arc<Endpoint>| one.node.as_ref().is_some_and(|node| nodes.contains(node));
+            all.iter().filter(here).cloned().collect()
+        };
+        let nearby = |route: &PortRoute| {
+            let (ready, draining) = (here(&route.ready), here(&route.draining));
+            Arc::new(PortRoute { ready, draining, nearby: true, ..route.clone() })
+        };
+        self.nearby = self.ports.iter().map(|(place, route)| (*place, nearby(route))).collect();
+        let number = spec.health_check_node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
+        self.health = number.map(|number| {
+            let all = self.nearby.values().flat_map(|route| &route.ready);
+            let ready: BTreeMap<IpAddr, Arc<Endpoint>> = all.map(|one| (one.ip, one.clone())).collect();
+            let via = Some(Arc::new(ServicePort { service: key.clone(), port: number }));
+            (number, Arc::new(PortRoute { via, ready: ready.into_values().collect(), ..PortRoute::default() }))
+        });
+    }
 }
 
 /// Where the data plane listens for a Service port.
@@ -121,6 +156,8 @@ pub enum Listen {
     Node(u16),
     /// On a load balancer's address.
     Balancer(IpAddr, u16),
+    /// On the node's address, for load balancers that ask whether there are endpoints.
+    Health(u16),
 }
 
 /// What a change of one object did to the table.
@@ -147,6 +184,8 @@ pub struct Change {
 pub struct Table {
     /// Load balancers' addresses: others are nobody's here, whatever a status says.
     pool: AddressPool,
+    /// This machine's nodes: what is on them is local to what comes in from outside.
+    nodes: BTreeSet<String>,
     services: HashMap<ObjectKey, Service>,
     /// Slices by the Service that they belong to.
     slices: HashMap<ObjectKey, BTreeMap<String, EndpointSlice>>,
@@ -165,8 +204,8 @@ pub struct Table {
 impl Table {
     /// With no Service yet.
     #[must_use]
-    pub fn of(pool: AddressPool) -> Self {
-        Self { pool, ..Self::default() }
+    pub fn of(pool: AddressPool, nodes: BTreeSet<String>) -> Self {
+        Self { pool, nodes, ..Self::default() }
     }
 
     /// A Service as it is now, or gone.
@@ -229,6 +268,9 @@ impl Table {
             Some(service) => {
                 let mut routes = routes(key, service, self.slices.get(key), &before, &mut self.pending);
                 routes.balancer = balanced(service).filter(|ip| self.pool.contains(*ip)).collect();
+                if let Some(spec) = &service.spec {
+                    routes.keep_nearby(key, spec, &self.nodes);
+                }
                 Arc::new(routes)
             }
             None => Arc::default(),
@@ -341,11 +383,13 @@ fn listeners(routes: &ServiceRoutes) -> BTreeMap<Listen, Arc<PortRoute>> {
         if let Some(ip) = routes.cluster_ip {
             all.insert(Listen::Cluster(ip, *port), route.clone());
         }
+        let entrance = routes.nearby.get(&(*protocol, *port)).unwrap_or(route);
         if let Some(node_port) = route.node_port {
-            all.insert(Listen::Node(node_port), route.clone());
+            all.insert(Listen::Node(node_port), entrance.clone());
         }
-        all.extend(routes.balancer.iter().map(|ip| (Listen::Balancer(*ip, *port), route.clone())));
+        all.extend(routes.balancer.iter().map(|ip| (Listen::Balancer(*ip, *port), entrance.clone())));
     }
+    all.extend(routes.health.iter().map(|(port, route)| (Listen::Health(*port), route.clone())));
     all
 }
 

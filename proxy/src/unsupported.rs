@@ -30,9 +30,6 @@ pub fn fields(service: &Service, balances: bool) -> Vec<String> {
     if spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty()) {
         found.push("spec.externalIPs".to_owned());
     }
-    if spec.external_traffic_policy.as_deref() == Some("Local") {
-        found.push("spec.externalTrafficPolicy: Local".to_owned());
-    }
     if let Some(distribution) = &spec.traffic_distribution {
         found.push(format!("spec.trafficDistribution: {distribution}"));
     }

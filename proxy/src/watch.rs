@@ -28,7 +28,7 @@ pub async fn run(plane: DataPlane, client: Client, stop: CancellationToken, sync
     let feed = Mutex::new(Feed {
         listeners: Listeners::new(plane.state.clone(), stop.child_token()),
         events: Events::start(client.clone(), env.clone(), &plane.state.config.node, &stop),
-        table: Table::of(plane.state.config.load_balancer_pool.clone()),
+        table: Table::of(plane.state.config.load_balancer_pool.clone(), plane.state.config.nodes.clone()),
         plane,
         services: Known::default(),
         slices: Known::default(),

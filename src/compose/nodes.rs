@@ -80,6 +80,11 @@ pub(super) fn images(
     Ok(Arc::new(Images::open(Arc::new(engine.clone()), env.clone(), blobs.clone(), images)?))
 }
 
+/// What so many nodes of one process are called.
+pub(super) fn node_names(count: u32) -> impl Iterator<Item = String> {
+    (1..=count).map(|number| format!("coracle-{number}"))
+}
+
 /// `--nodes` agents, and the collector of images that no pod of theirs uses.
 pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     let (Some(engine), Some(images)) = (&ground.engine, &ground.images) else { return Ok(Vec::new()) };
@@ -101,18 +106,15 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     let toolbox = toolbox(ground, images);
     let registries = ground.config.nodes.registries_file.clone().map(|file| Ok(registries(ground, &parts, file)));
     let signatures = ground.config.nodes.signature_policy_file.clone().map(|file| Ok(signatures(ground, &parts, file)));
-    let names = (1..=ground.config.nodes.count).map(|number| format!("coracle-{number}"));
-    let volumes: keeper::Nodes = names
+    let volumes: keeper::Nodes = node_names(ground.config.nodes.count)
         .map(|name| {
             let own = LocalVolumes::new(&ground.data.node(&name), ground.env.clone());
             (name, Arc::new(own))
         })
         .collect();
     let keeper = volume_keeper(ground, volumes.clone());
-    let nodes = 1..=ground.config.nodes.count;
-    let nodes = nodes.zip(&ground.shutdowns);
-    let nodes = nodes.map(|(number, end)| {
-        let name = format!("coracle-{number}");
+    let nodes = node_names(ground.config.nodes.count).zip(&ground.shutdowns);
+    let nodes = nodes.map(|(name, end)| {
         let own = volumes.get(&name).cloned();
         node(ground, &parts, (name, own), end.clone())
     });

@@ -7,6 +7,7 @@ use apiserver::auth::pki::Pki;
 
 use super::ground::Ground;
 use super::identities::ComponentIdentity;
+use super::nodes::node_names;
 use super::role::Component;
 use crate::config::ClusterConfig;
 use crate::network::Network;
@@ -22,6 +23,7 @@ pub(super) fn config(config: &ClusterConfig, network: &Network, pki: &Pki, api_s
         cluster_ca_pem: Some(pki.ca_pem().to_owned()),
         api_server: Some(api_server),
         node: "coracle".into(),
+        nodes: node_names(config.nodes.count).collect(),
     }
 }
 

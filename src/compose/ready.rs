@@ -8,6 +8,8 @@ use k8s_openapi::api::core::v1::{ConfigMap, Node, ServiceAccount};
 use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
 
+use super::nodes::node_names;
+
 /// No start takes longer unless something is wrong.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -47,8 +49,8 @@ pub(super) async fn nodes_take_pods(client: &Client, count: u32, disabled: &[Str
     }
     let nodes: Api<Node> = Api::all(client.clone());
     let all = async {
-        for number in 1..=count {
-            await_condition(nodes.clone(), &format!("coracle-{number}"), takes_pods).await?;
+        for name in node_names(count) {
+            await_condition(nodes.clone(), &name, takes_pods).await?;
         }
         Ok::<(), anyhow::Error>(())
     };

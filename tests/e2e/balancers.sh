@@ -61,5 +61,35 @@ echo "· what isn't a balancer any more has no address, and another provider's n
 
 kubectl delete service three foreign --timeout=60s >/dev/null
 eventually 60 freed "$net.2"
+
+service near 80 'externalTrafficPolicy: Local'
+eventually 60 has_address near "$net.1"
+eventually 60 serves "$net.1:80"
+health=$(kubectl get service near -o jsonpath='{.spec.healthCheckNodePort}')
+says() { [ "$(curl -sS -m 10 -o "$WORK/health" -w '%{http_code}' "http://127.0.0.1:$health/any/path")" = "$1" ]; }
+refused_with() { [ "$(curl -sS -m 10 -o /dev/null -w '%{http_code}' "http://$net.1/")" = "$1" ]; }
+eventually 30 says 200
+expect "default/near 2" "$(python3 -c 'import json,sys; it=json.load(sys.stdin); print("/".join(it["service"].values()), it["localEndpoints"])' < "$WORK/health")" "what its health check says"
+kubectl scale deployment/hello --replicas=0 >/dev/null
+eventually 60 says 503
+# Those that end serve meanwhile, and nobody else is to begin with them.
+eventually 60 refused_with 503
+kubectl scale deployment/hello --replicas=1 >/dev/null
+eventually 60 says 200
+eventually 60 serves "$net.1:80"
+service near 80 'externalTrafficPolicy: Cluster'
+eventually 60 refuses "127.0.0.1:$health"
+serves "$net.1:80" || fail "a policy's change closed its address"
+echo "· what comes in stays on its machine where the Service says so, and load balancers are told"
+
+kubectl apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Service
+metadata: {name: datagrams}
+spec: {type: LoadBalancer, selector: {app: hello}, ports: [{name: tcp, port: 80, targetPort: 8080}, {name: udp, port: 80, targetPort: 8080, protocol: UDP}]}
+YAML
+eventually 60 serves "$net.2:80"
+eventually 60 has 'Unsupported .*spec.ports\[1\].protocol: UDP' kubectl describe service datagrams
+echo "· datagrams are refused aloud, and the port beside them is served"
 down
 echo PASS

@@ -221,6 +221,7 @@ impl Bench {
             // The one way to an endpoint on the loopback.
             api_server: Some(address),
             node: "coracle-1".into(),
+            nodes: ["coracle-1".to_owned()].into(),
         };
         let plane = DataPlane::new(Env::real(), config, network.clone()).unwrap();
         let attached = pod.map(|pod| network.attach(net::Listen::tcp(address.ip(), address.port()), pod).unwrap());

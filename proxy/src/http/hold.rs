@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::forward::{Exchange, Sent, attempt, overload};
 use crate::state::ProxyState;
-use crate::table::PortRoute;
+use crate::table::{PortRoute, ServiceRoutes};
 use crate::waiting::{NoPlace, WAIT_MAX};
 
 /// How soon a request is offered again to endpoints that don't take it yet, at first: each time after twice as long.
@@ -54,7 +54,7 @@ async fn hold(
     error: DialError,
 ) -> Result<Response<Body>, DialError> {
     let held = match &route.via {
-        Some(via) => held(state, via, exchange, request, error).await,
+        Some(via) => held(state, (via, route.nearby), exchange, request, error).await,
         None => Err(error),
     };
     held.inspect_err(|error| {
@@ -66,7 +66,7 @@ async fn hold(
 
 async fn held(
     state: &ProxyState,
-    via: &Arc<ServicePort>,
+    (via, nearby): (&Arc<ServicePort>, bool),
     exchange: &Exchange<'_>,
     mut request: Request<Body>,
     error: DialError,
@@ -81,7 +81,12 @@ async fn held(
         // Before the look, so that no change falls between the two.
         let mut changed = std::pin::pin!(place.changed());
         changed.as_mut().enable();
-        let Some(route) = state.routes.of(&via.service).and_then(|routes| routes.tcp(via.port).cloned()) else {
+        let routes = state.routes.of(&via.service);
+        let route = |routes: Arc<ServiceRoutes>| match nearby {
+            true => routes.from_outside(via.port).cloned(),
+            false => routes.tcp(via.port).cloned(),
+        };
+        let Some(route) = routes.and_then(route) else {
             return Err(refused(via, ": it was removed while the request waited for a pod"));
         };
         let (mut look, mut busy) = (until, false);

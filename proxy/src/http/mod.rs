@@ -4,5 +4,6 @@
 mod corpus;
 mod counted;
 pub(crate) mod forward;
+pub(crate) mod health;
 pub(crate) mod hold;
 pub(crate) mod server;

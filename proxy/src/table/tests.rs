@@ -53,7 +53,7 @@ fn a_service_gets_its_listeners_and_endpoints() {
 
 #[test]
 fn a_load_balancer_is_served_at_addresses_of_the_pool() {
-    let mut table = Table::of("127.59.0.0/24".parse().unwrap());
+    let mut table = Table::of("127.59.0.0/24".parse().unwrap(), BTreeSet::new());
     let balancer = |kind: &str, ingress: Value| {
         serde_json::from_value::<Service>(json!({"metadata": {"name": "web", "namespace": "default",
                 "annotations": {SOURCE_RANGES: "192.0.2.0/24, 198.51.100.0/24"}},
@@ -74,6 +74,50 @@ fn a_load_balancer_is_served_at_addresses_of_the_pool() {
     let change = table.service(&key("web"), balancer("ClusterIP", given));
     assert_eq!(change.closed, [at("127.59.0.1"), at("127.59.0.2")].into());
     assert!(table.by_ip("127.59.0.1".parse().unwrap()).is_none());
+}
+
+#[test]
+fn what_comes_in_from_outside_stays_on_this_machine_where_its_service_says_so() {
+    let mut table =
+        Table::of("127.59.0.0/24".parse().unwrap(), ["coracle-1".to_owned(), "coracle-2".to_owned()].into());
+    let balancer = |policy: &str| {
+        json!({"type": "LoadBalancer", "clusterIP": "127.64.0.10", "externalTrafficPolicy": policy, "healthCheckNodePort": 32000,
+            "ports": [{"port": 80, "nodePort": 30080}, {"name": "too", "port": 81}]})
+    };
+    let of = |policy: &str| {
+        let status = json!({"loadBalancer": {"ingress": [{"ip": "127.59.0.1"}]}});
+        Some(Service { status: serde_json::from_value(status).unwrap(), ..service(balancer(policy)) })
+    };
+    let on = |ip: &str, node: Option<&str>, ready: bool| {
+        json!({"addresses": [ip], "nodeName": node,
+        "conditions": {"ready": ready, "serving": true, "terminating": !ready}})
+    };
+    let endpoints = json!([
+        on("127.66.0.2", Some("coracle-2"), true),
+        on("127.66.0.3", Some("coracle-1"), false),
+        on("192.0.2.1", Some("elsewhere"), true),
+        on("192.0.2.2", None, true)
+    ]);
+    let mut two = slice("web", &endpoints);
+    two.ports = serde_json::from_value(json!([{"name": "", "port": 8080}, {"name": "too", "port": 8081}])).unwrap();
+    table.slice(&key("web-1"), Some(two.clone()));
+    let change = table.service(&key("web"), of("Local"));
+    let ips = |route: &PortRoute| route.usable().iter().map(|one| one.ip.to_string()).collect::<Vec<_>>();
+    let (node, outside) = (Listen::Node(30080), Listen::Balancer("127.59.0.1".parse().unwrap(), 80));
+    assert_eq!(
+        (ips(&change.set[&node]), ips(&change.set[&outside])),
+        (vec!["127.66.0.2".into()], vec!["127.66.0.2".into()])
+    );
+    let cluster = &change.set[&Listen::Cluster("127.64.0.10".parse().unwrap(), 80)];
+    assert_eq!(ips(cluster).len(), 3, "guests and ClusterIPs have them all");
+    assert_eq!(ips(&change.set[&Listen::Health(32000)]), ["127.66.0.2"], "once, whatever its ports");
+    two.endpoints = serde_json::from_value(json!([on("127.66.0.3", Some("coracle-1"), false), endpoints[2]])).unwrap();
+    let change = table.slice(&key("web-1"), Some(two)).remove(0);
+    assert_eq!(ips(&change.set[&outside]), ["127.66.0.3"], "one that ends and serves, before none");
+    assert!(change.set[&Listen::Health(32000)].ready.is_empty(), "and nobody is to begin with it");
+    let change = table.service(&key("web"), of("Cluster"));
+    assert_eq!(change.closed, [Listen::Health(32000)].into());
+    assert_eq!(ips(&change.set[&outside]), ["192.0.2.1"]);
 }
 
 #[test]

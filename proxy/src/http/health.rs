@@ -1,0 +1,68 @@
+//! Tells load balancers whether this machine has endpoints of a Service that keeps what comes in where it came in
+//! (`externalTrafficPolicy: Local`): upstream's answer at its `healthCheckNodePort`.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use http::header::{CONTENT_TYPE, HeaderName, X_CONTENT_TYPE_OPTIONS};
+use http::{HeaderValue, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use machinery_serve::net::{Body, Stream};
+use tokio::net::TcpStream;
+
+use crate::table::PortRoute;
+use crate::tenure::Tenure;
+
+const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
+
+/// Answers all of a connection's requests.
+pub(crate) async fn serve(route: Arc<ArcSwap<PortRoute>>, stream: TcpStream, peer: SocketAddr, tenure: Tenure) {
+    // Where the system doesn't know any more, the connection is gone.
+    let local = stream.local_addr().unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0));
+    let answer = move |_| std::future::ready(answer(&route.load()));
+    let stop = tenure.stop.clone();
+    if let Err(error) = machinery_serve::net::http::serve(Stream::Tcp(stream), local, stop.cancelled(), answer).await {
+        tracing::debug!(%peer, error, "connection ended");
+    }
+}
+
+fn answer(route: &PortRoute) -> Response<Body> {
+    let count = route.ready.len();
+    let (namespace, name) = route.via.as_ref().map_or(("", ""), |via| (&*via.service.namespace, &*via.service.name));
+    // To the byte as upstream writes it; names have nothing that JSON would write otherwise.
+    let text = format!(
+        "{{\n\t\"service\": {{\n\t\t\"namespace\": {namespace:?},\n\t\t\"name\": {name:?}\n\t}},\n\t\"localEndpoints\": {count},\n\t\"serviceProxyHealthy\": true\n}}"
+    );
+    let mut response = Response::new(Full::from(text).map_err(|never| match never {}).boxed_unsync());
+    if count == 0 {
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    }
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(WEIGHT, count.into());
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use machinery_api::ObjectKey;
+    use machinery_serve::net::ServicePort;
+
+    use super::*;
+    use crate::table::tests::route;
+
+    #[tokio::test]
+    async fn it_says_how_many_endpoints_are_here() {
+        let via = Some(Arc::new(ServicePort { service: ObjectKey::new("shop", "web"), port: 32000 }));
+        for (ips, status) in [(&["10.0.0.1", "10.0.0.2"][..], 200), (&[], 503)] {
+            let (head, body) = answer(&PortRoute { via: via.clone(), ..route(ips) }).into_parts();
+            assert_eq!((head.status.as_u16(), &head.headers[WEIGHT]), (status, &HeaderValue::from(ips.len())));
+            let body = body.collect().await.unwrap().to_bytes();
+            let said = serde_json::json!({"service": {"namespace": "shop", "name": "web"}, "localEndpoints": ips.len(),
+                "serviceProxyHealthy": true});
+            assert_eq!(serde_json::from_slice::<serde_json::Value>(&body).unwrap(), said);
+        }
+    }
+}
