@@ -131,6 +131,7 @@ pub fn decide_with(
     }
     let wanted = num_feasible_nodes(nodes, profile.feasible_percent);
     let mut diagnosis = Diagnosis::default();
+    diagnosis.asks_elsewhere = profile.wasm.iter().any(|plugin| plugin.filters);
     let mut feasible: Vec<&NodeInfo> = Vec::with_capacity(wanted);
     let mut tried = 0;
     for node in snapshot.nodes_from(start) {
@@ -177,6 +178,7 @@ fn post_filter<'a>(
                 said.push(why);
                 nomination = Nomination::Clear;
             }
+            PostFilterResult::Asks(candidates) => others = candidates,
             PostFilterResult::Nominated { node, victims, candidates } => {
                 (nomination, going, others) = (Nomination::Node(node), victims, candidates);
                 said.clear();
@@ -200,6 +202,9 @@ fn extended(node: &NodeInfo, verdicts: &Verdicts, diagnosis: &mut Diagnosis) -> 
         Some(Verdict::Refused { by, why, unresolvable }) => {
             let reasons = Reasons::Many(why.iter().map(|why| why.clone().into()).collect());
             diagnosis.count(node.id, by, Refusal { reasons, unresolvable: *unresolvable });
+            if !unresolvable && *by != EXTENDER {
+                diagnosis.refused_elsewhere.insert(node.id);
+            }
         }
         None => {
             diagnosis.refused_by.insert(EXTENDER);

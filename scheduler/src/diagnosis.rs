@@ -18,6 +18,10 @@ pub struct Diagnosis {
     pub unresolvable: usize,
     /// The plugins that refused nodes.
     pub refused_by: BTreeSet<&'static str>,
+    /// Nodes that only plugins which run elsewhere refuse, and might not if others went.
+    pub refused_elsewhere: BTreeSet<NodeId>,
+    /// Such plugins have a say in who goes.
+    pub asks_elsewhere: bool,
 }
 
 impl Diagnosis {

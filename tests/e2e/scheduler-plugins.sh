@@ -25,6 +25,7 @@ eventually 30 test -s "$WORK/extender.port"
   printf 'profiles:\n- schedulerName: default-scheduler\n'
   plugin Placement "$BIN/placement.wasm" 'config: {}, timeout: 30s'
   plugin Roomy "$BIN/placement.wasm" 'config: {podsMax: 0}, timeout: 30s'
+  plugin Packed "$BIN/placement.wasm" 'config: {podsMax: 2}, timeout: 30s'
   unruly Fatal 'config: trap, timeout: 30s'
   unruly Traps 'config: trap, failurePolicy: Ignore, timeout: 30s'
   unruly Loops 'config: loop, failurePolicy: Ignore, timeout: 500ms'
@@ -54,6 +55,22 @@ is_bound() { [ -n "$(node_of "$1")" ]; }
 bound() { pod "$@"; eventually 60 is_bound "$1"; }
 condition() { kubectl get pod "$1" -o jsonpath='{.status.conditions[?(@.type=="PodScheduled")].reason}: {.status.conditions[?(@.type=="PodScheduled")].message}'; }
 avoids() { printf '"placement.example.com/avoid":"%s"' "$1"; }
+
+for name in low high; do
+  kubectl create priorityclass "$name" --value="$([ $name = low ] && echo 1 || echo 1000)" >/dev/null
+done
+for nth in 1 2 3 4; do
+  pod "packed-$nth" packed '' ',"priorityClassName":"low","terminationGracePeriodSeconds":0'
+  # The first one waits for the plugin to be compiled.
+  eventually 180 is_bound "packed-$nth"
+done
+pod packed-first packed '' ',"priorityClassName":"high","terminationGracePeriodSeconds":0'
+eventually 60 is_bound packed-first
+one_preempted() { [ "$(kubectl get events --field-selector reason=Preempted -o jsonpath='{range .items[*]}{.involvedObject.name}{"\n"}{end}' | sort -u | grep -c '^packed-[1-4]$')" = 1 ]; }
+eventually 30 one_preempted
+expect 3 "$(kubectl get pods -o name | grep -c 'packed-[1-4]')" "pods that stay"
+kubectl delete pods --all --timeout=60s >/dev/null
+echo "· for a plugin's refusal alone as few go as it agrees to"
 
 kubectl label node coracle-1 disk=slow >/dev/null
 kubectl annotate node coracle-1 placement.example.com/preference=100 >/dev/null
@@ -118,9 +135,6 @@ echo "· figures"
 # One seat on each node, taken by a pod that is less important.
 for node in coracle-1 coracle-2; do
   kubectl patch node "$node" --subresource=status --type=merge -p '{"status":{"capacity":{"example.com/seat":"1"},"allocatable":{"example.com/seat":"1"}}}' >/dev/null
-done
-for name in low high; do
-  kubectl create priorityclass "$name" --value="$([ $name = low ] && echo 1 || echo 1000)" >/dev/null
 done
 seated() { printf '{"apiVersion":"v1","kind":"Pod","metadata":{"name":"%s"},"spec":{"priorityClassName":"%s","terminationGracePeriodSeconds":0,"containers":[{"name":"c","image":"registry.local/none:v1","resources":{"requests":{"example.com/seat":"1"},"limits":{"example.com/seat":"1"}}}]}}' "$1" "$2" | kubectl create -f - >/dev/null; }
 for name in low-1 low-2; do seated $name low; eventually 60 is_bound $name; done

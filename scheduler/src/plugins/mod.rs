@@ -144,6 +144,8 @@ pub enum PostFilterResult {
     Unschedulable(String),
     /// The same, and the pod need not wait for a node on which room was being made for it.
     Hopeless(String),
+    /// Others may go from these nodes, if a plugin that runs elsewhere lets the pod go there then.
+    Asks(Vec<default_preemption::Candidate>),
     /// Room is being made on a node: the pod waits for it (`status.nominatedNodeName`).
     Nominated {
         /// Its name.

@@ -31,6 +31,7 @@ use crate::wasm::PluginHost;
 mod changes;
 mod elsewhere;
 mod preempting;
+mod settle;
 
 use changes::PendingChanges;
 use elsewhere::{Answered, Asking};

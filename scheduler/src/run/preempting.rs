@@ -7,6 +7,7 @@ use machinery_client::{EventRecord, Informer, Pod};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::elsewhere::{Answered, object, whole};
+use super::settle::{Settled, Trial, settle};
 use super::{Done, Nomination, Scheduler, Told, profile_of};
 use crate::bind::report;
 use crate::diagnosis::not_available;
@@ -16,7 +17,7 @@ use crate::plugins::default_preemption::{Candidate, NO_CANDIDATE, choose};
 use crate::pod::PodInfo;
 use crate::preempt::{self, Cleared, Victim};
 use crate::queue::QueuedPodInfo;
-use crate::wasm::{self, Failed, Load, Question, Refused};
+use crate::wasm::{self, Failed, Refused};
 
 /// What is said of nodes on which nobody's going helps.
 const NOT_HELPFUL: &str = "Preemption is not helpful for scheduling";
@@ -65,33 +66,23 @@ impl Scheduler {
     pub(super) fn ask_about_victims(&mut self, profile: usize, nowhere: Nowhere, candidates: Vec<Candidate>) {
         let (guests, extenders) = (self.asking.guests(profile), self.asking.extenders.clone());
         let nodes = self.snapshot.node_count();
-        let asked = candidates.iter().filter_map(|candidate| {
-            let node = self.snapshot.node(&candidate.node)?;
-            // As if they were gone.
-            let sum =
-                |of: fn(&PodInfo) -> i64| candidate.victims.iter().map(|pod| of(pod)).fold(0, i64::saturating_add);
-            let load = Load {
-                pods: u32::try_from(node.pods.len().saturating_sub(candidate.victims.len())).unwrap_or(u32::MAX),
-                cpu_millis: node.load().cpu_milli.saturating_sub(sum(|pod| pod.wants.requests.cpu_milli)),
-                memory_bytes: node.load().memory_bytes.saturating_sub(sum(|pod| pod.wants.requests.memory_bytes)),
-            };
-            Some(wasm::Candidate { node: object(&self.informer, &candidate.node)?, load })
+        let trials = candidates.into_iter().filter_map(|candidate| {
+            let (node, load) = (object(&self.informer, &candidate.node)?, self.snapshot.node(&candidate.node)?.told());
+            Some(Trial::new(candidate, wasm::Candidate { node, load }))
         });
-        let mut question = Question { pod: String::new(), candidates: asked.collect(), wanted: usize::MAX, nodes };
+        let trials: Vec<Trial> = trials.collect();
         let of = |name: &str| -> Option<Vec<Arc<PodInfo>>> {
             Some(self.snapshot.node(name)?.pods.values().cloned().collect())
         };
         let pods: BTreeMap<String, Vec<Arc<PodInfo>>> =
-            candidates.iter().filter_map(|candidate| Some((candidate.node.clone(), of(&candidate.node)?))).collect();
+            trials.iter().filter_map(|trial| Some((trial.node().to_owned(), of(trial.node())?))).collect();
         let (client, done, informer) = (self.client.clone(), self.done.clone(), self.informer.clone());
         self.tasks.spawn(async move {
             let answer = async {
                 let pod = &nowhere.waiting.pod;
                 let whole = whole(&client, pod).await?;
-                question.pod = whole.to_string();
-                let (refused, failed) = wasm::refused_of(&guests, &question).await?;
-                let left = candidates.into_iter().filter(|candidate| !refused.contains_key(&candidate.node));
-                let victims = left.map(|candidate| {
+                let Settled { candidates, refused, failed } = settle(&guests, whole.to_string(), nodes, trials).await?;
+                let victims = candidates.into_iter().map(|candidate| {
                     let violations = i64::try_from(candidate.violations).unwrap_or(i64::MAX);
                     (candidate.node, Victims { pods: candidate.victims, violations })
                 });
@@ -101,6 +92,7 @@ impl Scheduler {
                     node,
                     victims: pods,
                     violations: usize::try_from(violations).unwrap_or(0),
+                    spare: Vec::new(),
                 });
                 Ok(Left { candidates: candidates.collect(), refused, failed })
             };

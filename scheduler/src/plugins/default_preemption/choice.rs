@@ -8,8 +8,8 @@ const PRIORITY_OFFSET: i64 = 1 << 31;
 
 /// The fewest violated budgets, then the least important victim at the top, then the smallest sum of priorities, then the
 /// fewest victims, then the one whose most important victims have run for the shortest time; of equals the first.
-pub(crate) fn choose(candidates: &[Candidate]) -> Option<&Candidate> {
-    candidates.iter().min_by_key(|candidate| {
+pub(crate) fn choose<'a>(candidates: impl IntoIterator<Item = &'a Candidate>) -> Option<&'a Candidate> {
+    candidates.into_iter().min_by_key(|candidate| {
         let Candidate { victims, violations, .. } = candidate;
         let top = victims.iter().map(|pod| pod.priority).max();
         let sum: i128 = victims.iter().map(|pod| i128::from(i64::from(pod.priority) + PRIORITY_OFFSET)).sum();

@@ -9,6 +9,7 @@ mod tests;
 use std::sync::Arc;
 
 pub(crate) use self::choice::choose;
+pub(crate) use self::victims::sort;
 use super::{Cycle, Filters, Plugin, PostFilterResult, plugin};
 use crate::budget::Violations;
 use crate::diagnosis::Diagnosis;
@@ -50,6 +51,17 @@ pub struct Candidate {
     pub victims: Vec<Arc<PodInfo>>,
     /// How many of them would go against a disruption budget.
     pub violations: usize,
+    /// Others of lower priority, of whom a plugin that runs elsewhere may want some to go besides: who is let stay first comes first.
+    pub spare: Vec<Spare>,
+}
+
+/// Who need not go for what is decided here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spare {
+    /// The pod.
+    pub pod: Arc<PodInfo>,
+    /// It would go against a disruption budget.
+    pub violates: bool,
 }
 
 /// Nobody has left any of the nodes on which it would help.
@@ -60,7 +72,7 @@ pub(crate) const NO_CANDIDATE: &str = "preemption: no candidate node for preempt
 pub enum Found {
     /// It isn't done for this pod, now.
     NotEligible(&'static str),
-    /// These nodes would do: one at least.
+    /// These nodes would do, or would as far as it is known here: one at least.
     Candidates(Vec<Candidate>),
     /// It helps nowhere; upstream's sentence.
     None(String),
@@ -70,10 +82,12 @@ fn post_filter<'a>(cycle: Cycle<'a>, filters: &mut Filters<'a>, diagnosis: &Diag
     match find(cycle, filters, diagnosis) {
         Found::NotEligible(why) => PostFilterResult::Unschedulable(format!("preemption: {why}")),
         Found::None(why) => PostFilterResult::Hopeless(format!("preemption: {why}")),
-        Found::Candidates(candidates) => match choose(&candidates).cloned() {
-            Some(Candidate { node, victims, .. }) => PostFilterResult::Nominated { node, victims, candidates },
-            None => PostFilterResult::Unschedulable(NO_CANDIDATE.into()),
-        },
+        Found::Candidates(candidates) => {
+            match choose(candidates.iter().filter(|candidate| !candidate.victims.is_empty())).cloned() {
+                Some(Candidate { node, victims, .. }) => PostFilterResult::Nominated { node, victims, candidates },
+                None => PostFilterResult::Asks(candidates),
+            }
+        }
     }
 }
 
@@ -85,22 +99,25 @@ pub(crate) fn find<'a>(cycle: Cycle<'a>, filters: &mut Filters<'a>, diagnosis: &
     let nodes = &diagnosis.resolvable;
     let wanted = cycle.args.preemption.candidates(nodes.len());
     let mut refused = Diagnosis::default();
-    let (mut keeping, mut violating) = (Vec::new(), Vec::new());
+    let (mut keeping, mut violating, mut elsewhere) = (Vec::new(), Vec::new(), Vec::new());
     let offset = usize::try_from(cycle.seed % nodes.len().max(1) as u64).unwrap_or(0);
     let mut violations = Violations::new(&cycle.snapshot.budgets);
     let (before, after) = nodes.split_at(offset);
     for id in after.iter().chain(before) {
-        match victims::select(cycle, filters, cycle.snapshot.node_by_id(*id), &mut violations) {
+        match victims::select(cycle, filters, cycle.snapshot.node_by_id(*id), diagnosis, &mut violations) {
+            Ok(candidate) if candidate.victims.is_empty() => elsewhere.push(candidate),
             Ok(candidate) if candidate.violations == 0 => keeping.push(candidate),
             Ok(candidate) if violating.len() < wanted => violating.push(candidate),
             Ok(_) => {}
             Err((plugin, refusal)) => refused.count(*id, plugin, refusal),
         }
-        if !keeping.is_empty() && keeping.len() + violating.len() >= wanted {
+        let hopeful = keeping.len() + elsewhere.len();
+        if hopeful > 0 && hopeful + violating.len() >= wanted {
             break;
         }
     }
     keeping.append(&mut violating);
+    keeping.append(&mut elsewhere);
     if !keeping.is_empty() {
         return Found::Candidates(keeping);
     }

@@ -4,8 +4,9 @@ use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::sync::Arc;
 
-use super::{Candidate, Cycle, Filters, PLUGIN};
+use super::{Candidate, Cycle, Filters, PLUGIN, Spare};
 use crate::budget::Violations;
+use crate::diagnosis::Diagnosis;
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 use crate::refusal::{Reasons, Refusal};
@@ -15,6 +16,7 @@ pub(super) fn select<'a>(
     cycle: Cycle<'a>,
     filters: &mut Filters<'a>,
     node: &NodeInfo,
+    diagnosis: &Diagnosis,
     violations: &mut Violations<'_>,
 ) -> Result<Candidate, (&'static str, Refusal)> {
     let pod = cycle.pod;
@@ -43,14 +45,26 @@ pub(super) fn select<'a>(
     }
     let mut victims = trial.end();
     fits?;
-    if victims.is_empty() {
+    let mut spare = Vec::new();
+    if diagnosis.asks_elsewhere {
+        let of = |against| lower.iter().zip(&violating).filter(move |(_, violates)| **violates == against);
+        let all = [true, false].into_iter().flat_map(of);
+        let stay = all.filter(|(pod, _)| !victims.iter().any(|victim| victim.key == pod.key));
+        spare.extend(stay.map(|(pod, violates)| Spare { pod: pod.clone(), violates: *violates }));
+    }
+    if victims.is_empty() && !diagnosis.refused_elsewhere.contains(&node.id) {
         // It is not for want of room that the node was refused: an extender did it.
         let why = format!("expected at least one victim pod on node {:?}", node.name());
         let reasons = Reasons::Many(vec![Cow::Owned(why)]);
         return Err((PLUGIN.name, Refusal { reasons, unresolvable: true }));
     }
+    sort(&mut victims);
+    Ok(Candidate { node: node.name().to_owned(), victims, violations: violated, spare })
+}
+
+/// The most important first.
+pub(crate) fn sort(victims: &mut [Arc<PodInfo>]) {
     victims.sort_by(|a, b| importance(a).cmp(&importance(b)).then_with(|| a.key.cmp(&b.key)));
-    Ok(Candidate { node: node.name().to_owned(), victims, violations: violated })
 }
 
 /// The most important is the smallest: the highest priority, then the longest run.
