@@ -45,6 +45,8 @@ pub(crate) enum Sabotage {
     VolumesGo,
     /// Users take pods of a StatefulSet away by force, as if they knew that these have ended.
     UserForces,
+    /// The scheduler doesn't see where volumes are.
+    SchedulerSeesNoPlaces,
     /// An autoscaler asks for more than its most.
     AutoscalerOversteps,
     /// An autoscaler doesn't know that it is to wait.

@@ -16,6 +16,7 @@ use tokio::time::{Instant, Sleep};
 use tower::BoxError;
 
 use crate::checkers::watches::Replay;
+use crate::cluster::SCHEDULER;
 use crate::log::log;
 use crate::network::{Link, Piece, reset};
 use crate::sabotage::Sabotage;
@@ -188,6 +189,8 @@ impl Pump {
     fn sabotaged(&self, stream: &Stream, data: Bytes) -> Bytes {
         let sabotage = self.world.sabotage;
         let pods = stream.checker.prefix() == "/registry/pods/";
+        let volumes = stream.checker.prefix() == "/registry/persistentvolumes/";
+        let to_scheduler = stream.link.name == SCHEDULER;
         match sabotage {
             Sabotage::WatchDropsEvent | Sabotage::WatchDoublesEvent if pods => {
                 let mut lines: Vec<&[u8]> = data.split_inclusive(|byte| *byte == b'\n').collect();
@@ -204,8 +207,11 @@ impl Pump {
                 }
                 lines.concat().into()
             }
-            Sabotage::SchedulerSeesNoRequests if pods && stream.link.name.starts_with("scheduler") => {
+            Sabotage::SchedulerSeesNoRequests if pods && to_scheduler => {
                 String::from_utf8_lossy(&data).replace("\"requests\":{", "\"unseen\":{").into()
+            }
+            Sabotage::SchedulerSeesNoPlaces if volumes && to_scheduler => {
+                String::from_utf8_lossy(&data).replace("\"nodeAffinity\":{", "\"unseen\":{").into()
             }
             _ => data,
         }

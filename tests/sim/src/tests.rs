@@ -131,6 +131,7 @@ fn broken_components_are_found() {
         (3, Sabotage::UserForces, "while it runs on"),
         (1, Sabotage::BinderTakesTaken, ", which is that of"),
         (1, Sabotage::VolumesGo, "it goes, and"),
+        (1, Sabotage::SchedulerSeesNoPlaces, " is on node-"),
         (2, Sabotage::AutoscalerOversteps, "is to have 11 pods, of"),
         (2, Sabotage::AutoscalerIsHasty, "ms ago there was a load of"),
     ] {

@@ -318,7 +318,8 @@ pub(crate) fn stale(
         for kind in view.kinds() {
             let Some(prefix) = prefix(kind) else { continue };
             let late = history.changes(&prefix, settled, u64::MAX);
-            let late = |key: &str| late.iter().any(|step| *step.key == *key);
+            let late: BTreeSet<&str> = late.iter().map(|step| &*step.key).collect();
+            let late = |key: &str| late.contains(key);
             let shown: BTreeMap<String, String> = view
                 .metadata_of(kind, "")
                 .map(|metadata| {

@@ -18,6 +18,8 @@ const SERVICES: &str = "/registry/services/specs/";
 pub(crate) struct Invariants {
     /// Each uid with the key that it was given to.
     uids: BTreeMap<String, String>,
+    /// What each node bears: its pods that haven't ended, by key, and what they ask for.
+    borne: BTreeMap<String, BTreeMap<String, i64>>,
 }
 
 /// What a pod asks for, in thousandths of a core.
@@ -40,6 +42,9 @@ impl Invariants {
     pub(crate) fn step(&mut self, history: &History, step: &Step) -> Vec<String> {
         let mut problems = Vec::new();
         let key = &*step.key;
+        if key.starts_with(PODS) {
+            self.bears(step);
+        }
         let Some(new) = step.new.as_deref().map(|version| version.value()) else {
             if let Some(name) = key.strip_prefix(NAMESPACES) {
                 empty(history, name, &mut problems);
@@ -55,7 +60,7 @@ impl Invariants {
             quotas(history, new, &mut problems);
         }
         if key.starts_with(PODS) {
-            pod(history, new, old, &mut problems);
+            self.pod(history, new, old, &mut problems);
         } else if key.starts_with(BUDGETS) {
             budget(new, old, &mut problems);
         } else if key.starts_with(NODES) {
@@ -75,6 +80,47 @@ impl Invariants {
             }
         } else if let Some(other) = self.uids.insert(uid.to_owned(), key.to_owned()) {
             problems.push(format!("its uid {uid} was that of {other}"));
+        }
+    }
+
+    /// Takes in where a pod is now.
+    fn bears(&mut self, step: &Step) {
+        for (version, is_now) in [(&step.old, false), (&step.new, true)] {
+            let Some(pod) = version.as_deref().map(|version| version.value()) else { continue };
+            let Some(node) = pod["spec"]["nodeName"].as_str() else { continue };
+            let borne = self.borne.entry(node.to_owned()).or_default();
+            if is_now && !ended(pod) {
+                borne.insert(step.key.to_string(), requested_millis(pod));
+            } else {
+                borne.remove(&*step.key);
+            }
+        }
+    }
+
+    fn pod(&self, history: &History, new: &Value, old: Option<&Value>, problems: &mut Vec<String>) {
+        let node = new["spec"]["nodeName"].as_str().unwrap_or_default();
+        let before = old.and_then(|old| old["spec"]["nodeName"].as_str()).unwrap_or_default();
+        if !before.is_empty() && before != node {
+            problems.push(format!("it moved from {before} to {node}"));
+        }
+        if let Some(old) = old.filter(|old| ended(old))
+            && old["status"]["phase"] != new["status"]["phase"]
+        {
+            problems.push(format!("it had ended as {} and is {}", old["status"]["phase"], new["status"]["phase"]));
+        }
+        if before.is_empty() && !node.is_empty() {
+            self.overcommitted(history, node, problems);
+        }
+    }
+
+    /// A node has no more than it can hold, when a pod comes to it.
+    fn overcommitted(&self, history: &History, node: &str, problems: &mut Vec<String>) {
+        let Some(found) = history.at(&format!("{NODES}{node}"), u64::MAX) else { return };
+        let allocatable = &found.value()["status"]["allocatable"];
+        let (pods, cpu) = self.borne.get(node).map_or((0, 0), |borne| (borne.len(), borne.values().sum()));
+        let room = (millis(&allocatable["pods"]) / 1000, millis(&allocatable["cpu"]));
+        if i64::try_from(pods).is_ok_and(|pods| pods > room.0) || cpu > room.1 {
+            problems.push(format!("{node} has {pods} pods and {cpu}m, and room for {} and {}m", room.0, room.1));
         }
     }
 }
@@ -104,30 +150,18 @@ fn monotone(new: &Value, old: &Value, problems: &mut Vec<String>) {
     }
 }
 
-fn pod(history: &History, new: &Value, old: Option<&Value>, problems: &mut Vec<String>) {
-    let node = new["spec"]["nodeName"].as_str().unwrap_or_default();
-    let before = old.and_then(|old| old["spec"]["nodeName"].as_str()).unwrap_or_default();
-    if !before.is_empty() && before != node {
-        problems.push(format!("it moved from {before} to {node}"));
-    }
-    if let Some(old) = old.filter(|old| ended(old))
-        && old["status"]["phase"] != new["status"]["phase"]
-    {
-        problems.push(format!("it had ended as {} and is {}", old["status"]["phase"], new["status"]["phase"]));
-    }
-    if before.is_empty() && !node.is_empty() {
-        overcommitted(history, node, problems);
-    }
-}
-
 /// No quota that has counted its namespace is overrun by a pod that is made.
 fn quotas(history: &History, pod: &Value, problems: &mut Vec<String>) {
     let namespace = pod["metadata"]["namespace"].as_str().unwrap_or_default();
+    let quotas = history.now(&format!("/registry/resourcequotas/{namespace}/"));
+    if quotas.is_empty() {
+        return;
+    }
     let there = history.now(&format!("{PODS}{namespace}/"));
     // One that should be gone by now, on a node that nobody hears of, is charged no more.
     let charged = |pod: &Value| !ended(pod) && pod["metadata"]["deletionTimestamp"].is_null();
     let count = there.iter().filter(|(_, pod)| charged(pod.value())).count();
-    for (key, quota) in history.now(&format!("/registry/resourcequotas/{namespace}/")) {
+    for (key, quota) in quotas {
         let quota = quota.value();
         let hard = quota["status"]["hard"]["pods"].as_str().and_then(|text| text.parse::<usize>().ok());
         if hard.is_some_and(|hard| count > hard) {
@@ -149,23 +183,6 @@ fn budget(new: &Value, old: Option<&Value>, problems: &mut Vec<String>) {
             allowed(old),
             allowed(new)
         ));
-    }
-}
-
-/// A node has no more than it can hold, when a pod comes to it.
-fn overcommitted(history: &History, node: &str, problems: &mut Vec<String>) {
-    let Some(found) = history.at(&format!("{NODES}{node}"), u64::MAX) else { return };
-    let allocatable = &found.value()["status"]["allocatable"];
-    let there = history.now(PODS);
-    let there = there.iter().map(|(_, pod)| pod.value()).filter(|pod| pod["spec"]["nodeName"] == node && !ended(pod));
-    let (mut pods, mut cpu) = (0, 0);
-    for pod in there {
-        pods += 1;
-        cpu += requested_millis(pod);
-    }
-    let room = (millis(&allocatable["pods"]) / 1000, millis(&allocatable["cpu"]));
-    if pods > room.0 || cpu > room.1 {
-        problems.push(format!("{node} has {pods} pods and {cpu}m, and room for {} and {}m", room.0, room.1));
     }
 }
 

@@ -58,8 +58,8 @@ impl Mounts {
     pub(crate) fn started(&self, pod: &str, node: &str, mounts: Vec<Mount>) -> Vec<String> {
         let (mut state, mut problems) = (self.state(), Vec::new());
         for Mount { volume, claim, node: place } in &mounts {
-            if place.as_deref().is_some_and(|place| place != node) {
-                problems.push(format!("the volume {volume} is on {place:?}, and {pod} runs on {node}"));
+            if let Some(place) = place.as_deref().filter(|place| *place != node) {
+                problems.push(format!("the volume {volume} is on {place}, and {pod} runs on {node}"));
             }
             let before = state.data.entry(volume.clone()).or_insert_with(|| claim.clone());
             if before != claim {

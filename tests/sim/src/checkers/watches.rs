@@ -122,9 +122,11 @@ impl Replay {
         }
         self.rest.extend_from_slice(piece);
         let mut summary = Vec::new();
-        while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = self.rest.drain(..=end).collect();
-            match serde_json::from_slice::<Line>(&line) {
+        let mut rest = std::mem::take(&mut self.rest);
+        let whole = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        self.rest = rest.split_off(whole);
+        for line in rest.split_inclusive(|byte| *byte == b'\n') {
+            match serde_json::from_slice::<Line>(line) {
                 Ok(line) => {
                     let Metadata { namespace, name, resource_version, .. } = &line.object.metadata;
                     summary.push(format!("{} {namespace}/{name}@{resource_version}", line.r#type));
