@@ -116,7 +116,9 @@ pub(crate) fn reconcile<K: Replicated>(view: &ObjectCache, key: &ObjectKey, cont
     // Where pods are about to change, the next pass writes the status; where that fails, it can't wait for them.
     let scaling = match scaling {
         None => {
-            plan.actions.extend(update(&status(set, &active, terminating, context, None)));
+            let status = status(set, &active, terminating, context, None);
+            plan.may_wait = plan.actions.is_empty() && is_progress(set.status.as_ref(), &status);
+            plan.actions.extend(update(&status));
             None
         }
         Some(scaling) => {
@@ -274,6 +276,14 @@ fn status(
         observed_generation: set.metadata.generation.filter(|g| *g != 0),
         conditions: conditions(old.conditions, failing, context.now),
     }
+}
+
+/// Whether a status says of pods alone that are becoming ready or available, and more of them are on their way.
+fn is_progress(known: Option<&ReplicaSetStatus>, status: &ReplicaSetStatus) -> bool {
+    let without = |status: &ReplicaSetStatus| {
+        normal(ReplicaSetStatus { ready_replicas: None, available_replicas: None, ..status.clone() })
+    };
+    known.map(without) == Some(without(status)) && status.available_replicas.unwrap_or(0) < status.replicas
 }
 
 fn conditions(

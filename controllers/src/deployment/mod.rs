@@ -229,6 +229,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     }
     status::count(&mut rollout);
     status::judge_progress(&mut rollout);
+    rollout.plan.may_wait = rollout.plan.actions.is_empty() && status::is_progress(&rollout);
     rollout.write_status();
     rollout.plan
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::apps::v1::{DeploymentCondition, DeploymentStatus, ReplicaSet};
 
-use super::{Rollout, actual, available, name, size, strategy, wanted};
+use super::{Rollout, actual, annotations, available, name, size, strategy, wanted};
 use crate::{conditions, pods};
 
 /// The condition of a rollout's progress.
@@ -142,6 +142,21 @@ pub(super) fn is_complete(rollout: &Rollout<'_>, status: &DeploymentStatus) -> b
         && all(status.replicas)
         && all(status.available_replicas)
         && status.observed_generation.unwrap_or(0) >= rollout.deployment.metadata.generation.unwrap_or(0)
+}
+
+/// Whether the status tells of replicas alone, of a rollout that goes on: no condition changes, and it is not complete.
+pub(super) fn is_progress(rollout: &Rollout<'_>) -> bool {
+    let Some(known) = &rollout.deployment.status else { return false };
+    let status = &rollout.status;
+    let said = |status: &DeploymentStatus| -> Vec<_> {
+        let conditions = status.conditions.iter().flatten();
+        conditions.map(|c| (c.type_.clone(), c.status.clone(), c.reason.clone(), c.message.clone())).collect()
+    };
+    let revision = rollout.deployment.metadata.annotations.as_ref().and_then(|a| a.get(annotations::REVISION));
+    known.observed_generation == status.observed_generation
+        && rollout.revision.as_ref() == revision
+        && said(known) == said(status)
+        && !is_complete(rollout, status)
 }
 
 /// More new, ready or available replicas, or fewer old ones.

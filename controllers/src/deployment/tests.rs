@@ -225,3 +225,30 @@ fn the_oldest_sets_beyond_the_limit_are_deleted() {
     }
     assert_eq!(sets(&simulation).len(), 2, "the present one and one old one");
 }
+
+/// What only tells of pods on their way may wait for more; a condition that changes and completion don't.
+#[test]
+fn progress_may_wait_and_what_others_act_on_does_not() {
+    let strategy = json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 1}});
+    let mut simulation = crate::simulation(start(), [deployment(5, &strategy)]);
+    for _ in 0..3 {
+        pass(&mut simulation, "deployment-controller", &key());
+        pass_set(&mut simulation, 0);
+    }
+    let mut waits = |controller: &str, simulation: &mut Simulation, key: &ObjectKey| {
+        let plan = decide(controller, simulation, key);
+        assert!(matches!(plan.actions.as_slice(), [Action::Update { subresource: Some("status"), .. }]), "{plan:?}");
+        let may_wait = plan.may_wait;
+        simulation.apply(plan);
+        may_wait
+    };
+    let of_ready = |_| {
+        ready(&mut simulation, 0);
+        let set = key_of(&sets(&simulation)[0].metadata);
+        let set = waits("replicaset-controller", &mut simulation, &set);
+        (set, waits("deployment-controller", &mut simulation, &key()))
+    };
+    // The first one changes the reason of Progressing, the fourth makes the Deployment available, the fifth completes it.
+    let expected = [(true, false), (true, true), (true, true), (true, false), (false, false)];
+    assert_eq!((1..=5).map(of_ready).collect::<Vec<_>>(), expected);
+}

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -22,6 +22,7 @@ use crate::executor::Executor;
 use crate::informer::{Informer, Listener};
 use crate::metrics::Metrics;
 use crate::object::{Decode, Kind, Typed, decode};
+use crate::pace::Pace;
 use crate::pass::{Memories, Pass};
 use crate::pending::PendingWrite;
 use crate::plan::{Failure, Plan};
@@ -180,6 +181,8 @@ struct Running<S: 'static> {
     metrics: Metrics,
     settings: Arc<S>,
     memories: RwLock<Memories>,
+    /// What says only how far it has come.
+    pace: Mutex<Pace>,
     /// Passes that wait for answers at once.
     asking: Arc<Semaphore>,
     stop: CancellationToken,
@@ -265,6 +268,7 @@ impl<S: Send + Sync + 'static> Running<S> {
             metrics: parts.metrics.clone(),
             settings: parts.settings.clone(),
             memories: RwLock::default(),
+            pace: Mutex::default(),
             asking: Arc::new(Semaphore::new(ASKING_MAX)),
             stop: stop.clone(),
         })
@@ -332,6 +336,12 @@ impl<S: Send + Sync + 'static> Running<S> {
     async fn perform(self: &Arc<Self>, key: Arc<ObjectKey>, plan: Plan) {
         self.remember(&key, plan.memory);
         let requeue_at = plan.requeue_at;
+        let may_wait = plan.may_wait && !plan.actions.is_empty();
+        let wait = self.pace.lock().unwrap_or_else(PoisonError::into_inner).wait(&key, may_wait, self.env.elapsed());
+        if let Some(wait) = wait {
+            self.release(&key, Some(wait), requeue_at);
+            return;
+        }
         if !plan.actions.is_empty() {
             tracing::debug!(controller = self.row.name, %key, actions = ?plan.actions, "performing");
         }
@@ -396,9 +406,15 @@ impl<S: Send + Sync + 'static> Running<S> {
                 self.queue.add_rate_limited(key.clone());
             }
         }
-        if let Some(at) = requeue_at {
-            let wait = self.env.now().until(at).ok().and_then(|span| Duration::try_from(span).ok());
-            self.queue.add_after(key.clone(), wait.unwrap_or_default());
+        self.release(key, None, requeue_at);
+    }
+
+    /// Gives a key back that was worked on, to be looked at again after `wait` and at `requeue_at`.
+    fn release(&self, key: &Arc<ObjectKey>, wait: Option<Duration>, requeue_at: Option<Timestamp>) {
+        let until =
+            |at| self.env.now().until(at).ok().and_then(|span| Duration::try_from(span).ok()).unwrap_or_default();
+        for wait in wait.into_iter().chain(requeue_at.map(until)) {
+            self.queue.add_after(key.clone(), wait);
         }
         self.metrics.done(self.row.name, self.queue.done(key));
     }

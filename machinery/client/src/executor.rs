@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::events::Recorder;
@@ -144,29 +145,28 @@ impl Executor {
         match action {
             Action::Create { kind, object, notes } => {
                 let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
-                let made = self.api.create::<Value>(&kind, namespace, &object).await;
+                let made = self.api.create::<Written>(&kind, namespace, &object).await;
                 let made = made.map_err(|error| Failed::of("create", &kind, &error));
                 if let Err(failure) = &made
                     && failure.ending
                 {
                     return Ok(None);
                 }
-                let name = |v: &Value| v["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-                self.tell(notes, made.as_ref().map(name).map_err(|f| &f.failure));
-                made.map(|object| written(kind, &object)).map_err(|f| f.failure)
+                self.tell(notes, made.as_ref().map(|made| made.metadata.name.clone()).map_err(|f| &f.failure));
+                made.map(|made| made.pending(kind)).map_err(|f| f.failure)
             }
             Action::Update { kind, object, subresource } => {
                 let metadata = &object["metadata"];
                 let part = |name: &str| metadata[name].as_str().unwrap_or_default().to_owned();
                 let key = ObjectKey::new(part("namespace"), part("name"));
                 let answer = self.api.update(&kind, &key, subresource, &object).await;
-                let object: Option<Value> = unless_gone("update", &kind, answer)?;
-                Ok(object.and_then(|object| written(kind, &object)))
+                let object: Option<Written> = unless_gone("update", &kind, answer)?;
+                Ok(object.and_then(|object| object.pending(kind)))
             }
             Action::Patch { kind, key, patch, patch_type, subresource } => {
                 let answer = self.api.patch(&kind, &key, subresource, patch_type, &patch).await;
-                let object: Option<Value> = unless_gone("patch", &kind, answer)?;
-                Ok(object.and_then(|object| written(kind, &object)))
+                let object: Option<Written> = unless_gone("patch", &kind, answer)?;
+                Ok(object.and_then(|object| object.pending(kind)))
             }
             Action::Delete { kind, key, uid, resource_version, propagation, grace_seconds, notes } => {
                 let mut options = json!({"apiVersion": "v1", "kind": "DeleteOptions"});
@@ -307,7 +307,7 @@ fn not_allowed() -> Failure {
 }
 
 /// What is gone needs no change.
-fn unless_gone(verb: &'static str, kind: &Kind, answer: Result<Value, kube::Error>) -> Result<Option<Value>, Failure> {
+fn unless_gone<T>(verb: &'static str, kind: &Kind, answer: Result<T, kube::Error>) -> Result<Option<T>, Failure> {
     match answer {
         Ok(value) => Ok(Some(value)),
         Err(error) if status_code(&error) == 404 => Ok(None),
@@ -322,9 +322,26 @@ fn names_as_gone(error: &kube::Error, key: &ObjectKey) -> bool {
     status.code == 404 && status.details.as_ref().is_some_and(|details| details.name == key.name)
 }
 
-fn written(kind: Kind, object: &Value) -> Option<PendingWrite> {
-    let version = object["metadata"]["resourceVersion"].as_str()?.parse().ok()?;
-    Some(PendingWrite::Version(kind, version))
+/// What is read of the answer to a write: the view shows the rest.
+#[derive(Deserialize)]
+struct Written {
+    #[serde(default)]
+    metadata: WrittenMetadata,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+struct WrittenMetadata {
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    resource_version: String,
+}
+
+impl Written {
+    fn pending(self, kind: Kind) -> Option<PendingWrite> {
+        Some(PendingWrite::Version(kind, self.metadata.resource_version.parse().ok()?))
+    }
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ pub mod informer;
 mod label_index;
 pub mod metrics;
 pub mod object;
+mod pace;
 pub mod pass;
 mod pending;
 pub mod plan;

@@ -24,6 +24,9 @@ pub struct Plan {
     pub questions: Vec<Question>,
     /// What is remembered of the key from now on (without: nothing); where something is asked, what the next round is told.
     pub memory: Option<Memory>,
+    /// Whether it only writes how far something has come that goes on by itself, so that more is to be said soon: the driver
+    /// may then wait a tenth of a second for it. What others act on (completion, failure, a new generation) doesn't wait.
+    pub may_wait: bool,
 }
 
 impl Plan {
