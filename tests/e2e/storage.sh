@@ -67,13 +67,40 @@ expect fine "$(kubectl logs beside)" "another claim beside a full one"
 kubectl exec full -- sh -c 'rm /data/1 /data/2' || fail "nothing can be removed from a full volume"
 eventually 30 write again
 is pod/full '{.status.phase} {.status.containerStatuses[0].restartCount}' "Running 0" || fail "the pod did not go on"
+kubectl exec full -- sh -c 'rm -f /data/2 /data/3 /data/4' || fail "nothing can be removed"
+# The way in which files are replaced: what the old ones took is nobody's any more.
+kubectl exec full -- sh -c 'for n in 1 2 3 4 5 6 7 8 9; do cp /data/again /data/tmp && mv /data/tmp /data/kept || exit 1; done' ||
+  fail "a file that is replaced again and again does not fit beside itself"
+kubectl exec full -- sh -c 'for n in 1 2 3; do cp /data/again "/data/more-$n" || exit 0; done; exit 1' >/dev/null 2>&1 || fail "the volume has no end any more"
 echo "· a claim that fills harms no other"
+
+kubectl patch pvc one -p '{"spec":{"resources":{"requests":{"storage":"2Mi"}}}}' >/dev/null
+eventually 60 write grown
+eventually 60 is pvc/one '{.status.capacity.storage}' 2Mi
+is pod/full '{.status.containerStatuses[0].restartCount}' 0 || fail "a pod was started anew for its claim's size"
+echo "· grows while a pod writes"
 
 kubectl patch pvc two -p '{"spec":{"resources":{"requests":{"storage":"3Mi"}}}}' >/dev/null
 eventually 60 is pvc/two '{.status.capacity.storage}' 3Mi
 eventually 60 is pvc/two '{.status.conditions[*].type}' ''
 expect 3Mi "$(kubectl get pv "$(kubectl get pvc two -o jsonpath='{.spec.volumeName}')" -o jsonpath='{.spec.capacity.storage}')" "the volume's new size"
 echo "· grows"
+
+kubectl apply -f - >/dev/null <<YAML
+{apiVersion: v1, kind: Pod, metadata: {name: alone}, spec: {terminationGracePeriodSeconds: 0, volumes: [{name: data, $(of two)}],
+  containers: [{name: c, image: "registry.local/hello:v1", volumeMounts: [{name: data, mountPath: /etc/app/file, subPath: file}]}]}}
+YAML
+eventually 60 has "/etc/app/file is a single file of a claim's volume: mount it read-only, or the folder" kubectl describe pod alone
+echo "· what is written to a single file could not be counted, and is refused"
+
+kubectl delete storageclass local >/dev/null
+exits 1 kubectl patch pvc one -p '{"spec":{"resources":{"requests":{"storage":"3Mi"}}}}'
+has 'only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support resize' cat "$WORK/err" || fail "$(cat "$WORK/err")"
+claim orphan 1Mi 'storageClassName: local'
+eventually 60 has 'ProvisioningFailed .*storageclass.storage.k8s.io "local" not found' kubectl get events --field-selector involvedObject.name=orphan
+kubectl delete pvc orphan --timeout=60s >/dev/null
+kubectl exec full -- cat /data/kept >/dev/null || fail "a claim's volume went with its class"
+echo "· claims outlive their class, and no new one is made for it"
 
 kubectl delete pod --all --wait --timeout=60s >/dev/null
 kept=$(kubectl get pvc two -o jsonpath='{.spec.volumeName}')
@@ -101,6 +128,10 @@ eventually 60 has 'FailedMount.*allow-host-path' kubectl get events --field-sele
 kubectl delete pod outside --wait --timeout=60s >/dev/null
 echo "· volumes made by hand, where the node allows them"
 
+kubectl apply -f - >/dev/null <<YAML
+{apiVersion: storage.k8s.io/v1, kind: StorageClass, metadata: {name: again, annotations: {storageclass.kubernetes.io/is-default-class: "true"}},
+ provisioner: local.coracle.dev, volumeBindingMode: WaitForFirstConsumer}
+YAML
 pod own 'ephemeral: {volumeClaimTemplate: {spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Mi}}}}}' 'echo own > /data/file; cat /data/file'
 ended own
 expect Pod "$(kubectl get pvc own-data -o jsonpath='{.metadata.ownerReferences[0].kind}')" "the owner of a pod's own claim"

@@ -46,7 +46,7 @@ pub use outcome::{Outcome, OutcomeReason, StopSignal};
 pub use preopen::Preopen;
 pub use server::{NodeCall, Trial};
 pub use session::{ExecError, ExecSpec, Session, Stdio};
-pub use volume_quota::{FileAccount, VOLUME_FILES_MAX, VolumeQuota, VolumeUse};
+pub use volume_quota::{FileAccount, Moving, VOLUME_FILES_MAX, VolumeQuota, VolumeUse};
 
 use ledger::Ledger;
 

@@ -1,9 +1,12 @@
 //! What a volume of a claim may hold: a bound for all guests of a node that write to it. What is written beyond it is refused, as a full
 //! disk refuses it; whoever writes elsewhere hears nothing of it.
 
+#[cfg(unix)]
+use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::MemoryFiles;
 
@@ -12,6 +15,9 @@ const BLOCK_BYTES: u64 = 4096;
 
 /// Files and folders that a volume may hold: what a walk gets through in well under a second.
 pub const VOLUME_FILES_MAX: u64 = 100_000;
+
+/// From so many open files on those that are closed are forgotten, each time that they have doubled.
+const OPEN_CLEANED_FROM: usize = 64;
 
 /// What a volume holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -22,15 +28,33 @@ pub struct VolumeUse {
     pub files: u64,
 }
 
-/// Walks through the volume; none where that was done a moment ago.
-type Measure = Box<dyn Fn() -> Option<VolumeUse> + Send + Sync>;
+/// Walks through the volume; none where that was done a moment ago. Told whether something was removed since the last walk.
+type Measure = Box<dyn Fn(bool) -> Option<VolumeUse> + Send + Sync>;
+
+/// What is known of a volume.
+#[derive(Debug, Default)]
+struct Account {
+    used: VolumeUse,
+    /// What writes that are under way may take beside it.
+    reserved: u64,
+    /// All that was ever counted: what is counted while somebody walks is not lost.
+    counted: VolumeUse,
+    /// Renames and links that are under way, and all that ever began: a walk beside one may miss a file.
+    moving: u32,
+    moves: u64,
+    /// All removals, and those that the last walk has seen.
+    removals: u64,
+    removals_seen: u64,
+    /// Files that guests have open: they take their room also where they have no name any more.
+    open: Vec<Weak<File>>,
+}
 
 /// The account of one volume. What is written is counted at once, what is removed when the volume is measured next.
 pub struct VolumeQuota {
     folder: PathBuf,
     limit: AtomicU64,
     measure: Measure,
-    used: Mutex<VolumeUse>,
+    account: Mutex<Account>,
 }
 
 impl std::fmt::Debug for VolumeQuota {
@@ -43,17 +67,18 @@ impl VolumeQuota {
     /// `folder`: where the volume lies, without links on the way to it; `used`: what it holds.
     #[must_use]
     pub fn new(folder: PathBuf, limit: u64, used: VolumeUse, measure: Measure) -> Self {
-        Self { folder, limit: AtomicU64::new(limit), measure, used: Mutex::new(used) }
+        let account = Account { used, ..Account::default() };
+        Self { folder, limit: AtomicU64::new(limit), measure, account: Mutex::new(account) }
     }
 
-    fn used_now(&self) -> MutexGuard<'_, VolumeUse> {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    fn account(&self) -> MutexGuard<'_, Account> {
+        self.account.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What it holds, as far as is known.
     #[must_use]
     pub fn used(&self) -> VolumeUse {
-        *self.used_now()
+        self.account().used
     }
 
     /// Bytes that it may hold.
@@ -73,42 +98,131 @@ impl VolumeQuota {
         path.starts_with(&self.folder)
     }
 
-    /// Whether so many bytes more may be written.
+    /// Keeps room for so many bytes more, until [`VolumeQuota::settle`]: of writes at once, each has its own. Answers what is kept;
+    /// none: there is no room.
     #[must_use]
-    pub fn has_room(&self, bytes: u64) -> bool {
+    pub fn reserve(&self, bytes: u64) -> Option<u64> {
         let bytes = bytes.div_ceil(BLOCK_BYTES).saturating_mul(BLOCK_BYTES);
-        self.holds_if(|used| bytes == 0 || used.bytes.saturating_add(bytes) <= self.limit())
+        let fits = |account: &mut Account| {
+            let taken = account.used.bytes.saturating_add(account.reserved).saturating_add(bytes);
+            let fits = bytes == 0 || taken <= self.limit();
+            account.reserved = account.reserved.saturating_add(if fits { bytes } else { 0 });
+            fits
+        };
+        self.if_it(fits).then_some(bytes)
     }
 
-    /// Whether it holds by what is known, or by what lies there: what was removed makes room.
-    fn holds_if(&self, fits: impl Fn(VolumeUse) -> bool) -> bool {
-        if fits(self.used()) {
+    /// A write is done for which so much was kept: so much it took.
+    pub fn settle(&self, reserved: u64, bytes: u64) {
+        let mut account = self.account();
+        account.reserved = account.reserved.saturating_sub(reserved);
+        account.used.bytes = account.used.bytes.saturating_add(bytes);
+        account.counted.bytes = account.counted.bytes.saturating_add(bytes);
+    }
+
+    /// Does it by what is known, or by what lies there: what was removed makes room.
+    fn if_it(&self, fits: impl Fn(&mut Account) -> bool) -> bool {
+        if fits(&mut self.account()) {
             return true;
         }
-        if let Some(there) = (self.measure)() {
-            *self.used_now() = there;
+        self.look();
+        fits(&mut self.account())
+    }
+
+    /// Sees what lies there.
+    fn look(&self) {
+        let (before, counted, removals, anew) = {
+            let account = self.account();
+            if account.moving > 0 {
+                return;
+            }
+            (account.moves, account.counted, account.removals, account.removals != account.removals_seen)
+        };
+        let Some(there) = (self.measure)(anew) else { return };
+        let mut account = self.account();
+        if account.moves != before {
+            // What was moved from where the walk was still to come to where it had been is not in it.
+            return;
         }
-        fits(self.used())
+        let meanwhile = (account.counted.bytes - counted.bytes, account.counted.files - counted.files);
+        account.used = VolumeUse {
+            bytes: there.bytes.saturating_add(nameless(&account.open)).saturating_add(meanwhile.0),
+            files: there.files.saturating_add(meanwhile.1),
+        };
+        account.removals_seen = removals;
     }
 
     /// Whether one file more may be made.
     #[must_use]
     pub fn takes_file(&self) -> bool {
-        self.holds_if(|used| used.files < VOLUME_FILES_MAX)
+        self.if_it(|account| account.used.files < VOLUME_FILES_MAX)
     }
 
-    /// A file was made, or may have been: a folder with the block that it takes.
-    pub fn made_file(&self, is_folder: bool) {
-        let mut used = self.used_now();
-        used.files = used.files.saturating_add(1);
-        used.bytes = used.bytes.saturating_add(if is_folder { BLOCK_BYTES } else { 0 });
+    /// A file was made, or may have been: a folder or a link with the block that it takes.
+    pub fn made_file(&self, takes_block: bool) {
+        let mut account = self.account();
+        let Account { used, counted, .. } = &mut *account;
+        for of in [used, counted] {
+            of.files = of.files.saturating_add(1);
+            of.bytes = of.bytes.saturating_add(if takes_block { BLOCK_BYTES } else { 0 });
+        }
     }
 
-    /// A file has grown by so much.
-    pub fn grew(&self, bytes: u64) {
-        let mut used = self.used_now();
-        used.bytes = used.bytes.saturating_add(bytes);
+    /// Something was removed or cut: the next who finds no room looks at once.
+    pub fn removed(&self) {
+        self.account().removals += 1;
     }
+
+    /// A file of it is open from now on.
+    pub fn opened(&self, file: &Arc<File>) {
+        let mut account = self.account();
+        // Seldom enough to cost nothing, and often enough that the list is at most twice as long as what is open.
+        if account.open.len() >= OPEN_CLEANED_FROM && account.open.len().is_power_of_two() {
+            account.open.retain(|file| file.strong_count() > 0);
+        }
+        account.open.push(Arc::downgrade(file));
+    }
+}
+
+/// A name of a volume's file that changes, or comes beside another, until this is dropped.
+#[derive(Debug)]
+pub struct Moving(Arc<VolumeQuota>);
+
+impl Moving {
+    /// It begins now.
+    #[must_use]
+    pub fn begin(quota: Arc<VolumeQuota>) -> Self {
+        let mut account = quota.account();
+        account.moving += 1;
+        account.moves += 1;
+        drop(account);
+        Self(quota)
+    }
+}
+
+impl Drop for Moving {
+    fn drop(&mut self) {
+        let mut account = self.0.account();
+        account.moving -= 1;
+        // What had the name before may be gone.
+        account.removals += 1;
+    }
+}
+
+/// What open files take that no walk finds.
+#[cfg(unix)]
+fn nameless(open: &[Weak<File>]) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut seen = BTreeSet::new();
+    let open = open.iter().filter_map(Weak::upgrade).filter_map(|file| file.metadata().ok());
+    let nameless = open.filter(|file| file.nlink() == 0).filter(|file| seen.insert((file.dev(), file.ino())));
+    nameless.fold(0u64, |sum, file| sum.saturating_add(file.blocks().saturating_mul(512)))
+}
+
+/// Other systems remove no file that is open.
+#[cfg(not(unix))]
+fn nameless(_: &[Weak<File>]) -> u64 {
+    0
 }
 
 /// Who counts what is written to a file.
@@ -121,37 +235,63 @@ pub enum FileAccount {
 }
 
 impl FileAccount {
-    /// Whether so many bytes more may be written.
+    /// Keeps room for so many bytes more, until [`FileAccount::settle`]. Answers what is kept; none: there is no room.
     #[must_use]
-    pub fn has_room(&self, bytes: u64) -> bool {
+    pub fn reserve(&self, bytes: u64) -> Option<u64> {
         match self {
-            Self::Memory(files) => files.has_room(bytes),
-            Self::Volume(quota) => quota.has_room(bytes),
+            Self::Memory(files) => files.has_room(bytes).then_some(0),
+            Self::Volume(quota) => quota.reserve(bytes),
         }
     }
 
-    /// Whether one file more may be made, a folder or not.
+    /// A write is done for which so much was kept: so much it took.
+    pub fn settle(&self, reserved: u64, bytes: u64) {
+        match self {
+            Self::Memory(files) => files.grew(bytes),
+            Self::Volume(quota) => quota.settle(reserved, bytes),
+        }
+    }
+
+    /// Whether one file more may be made: one that takes a block (a folder, a link) or not.
     #[must_use]
-    pub fn takes_file(&self, is_folder: bool) -> bool {
+    pub fn takes_file(&self, takes_block: bool) -> bool {
         match self {
             // Its files are counted where they are measured.
             Self::Memory(_) => true,
-            Self::Volume(quota) => quota.takes_file() && (!is_folder || quota.has_room(1)),
+            Self::Volume(quota) => {
+                let room = || quota.reserve(1).inspect(|kept| quota.settle(*kept, 0)).is_some();
+                quota.takes_file() && (!takes_block || room())
+            }
         }
     }
 
     /// See [`VolumeQuota::made_file`].
-    pub fn made_file(&self, is_folder: bool) {
+    pub fn made_file(&self, takes_block: bool) {
         if let Self::Volume(quota) = self {
-            quota.made_file(is_folder);
+            quota.made_file(takes_block);
         }
     }
 
-    /// A file has grown by so much.
-    pub fn grew(&self, bytes: u64) {
+    /// See [`VolumeQuota::removed`].
+    pub fn removed(&self) {
+        if let Self::Volume(quota) = self {
+            quota.removed();
+        }
+    }
+
+    /// See [`VolumeQuota::opened`].
+    pub fn opened(&self, file: &Arc<File>) {
+        if let Self::Volume(quota) = self {
+            quota.opened(file);
+        }
+    }
+
+    /// A name changes, or comes beside another, until what is answered is dropped.
+    #[must_use]
+    pub fn moving(&self) -> Option<Moving> {
         match self {
-            Self::Memory(files) => files.grew(bytes),
-            Self::Volume(quota) => quota.grew(bytes),
+            Self::Memory(_) => None,
+            Self::Volume(quota) => Some(Moving::begin(quota.clone())),
         }
     }
 }
@@ -160,35 +300,114 @@ impl FileAccount {
 mod tests {
     use super::*;
 
+    type There = Arc<Mutex<VolumeUse>>;
+
+    fn blocks(blocks: u64, files: u64) -> VolumeUse {
+        VolumeUse { bytes: blocks * BLOCK_BYTES, files }
+    }
+
+    /// A volume that may hold two blocks, and what a walk finds there.
+    fn quota(during: impl Fn() + Send + Sync + 'static) -> (Arc<VolumeQuota>, There) {
+        let there = There::default();
+        let measured = there.clone();
+        let measure = move |_| {
+            during();
+            Some(*measured.lock().unwrap())
+        };
+        let folder = "/data/volumes/u/data".into();
+        (Arc::new(VolumeQuota::new(folder, 2 * BLOCK_BYTES, VolumeUse::default(), Box::new(measure))), there)
+    }
+
+    fn wrote(quota: &VolumeQuota, bytes: u64) -> bool {
+        quota.reserve(bytes).inspect(|kept| quota.settle(*kept, bytes.div_ceil(BLOCK_BYTES) * BLOCK_BYTES)).is_some()
+    }
+
     #[test]
     fn a_volume_takes_no_more_than_it_may_hold() {
-        let there = Arc::new(Mutex::new(VolumeUse::default()));
-        let is = |blocks: u64, files: u64| *there.lock().unwrap() = VolumeUse { bytes: blocks * BLOCK_BYTES, files };
-        let measured = there.clone();
-        let measure = Box::new(move || Some(*measured.lock().unwrap()));
-        is(1, 1);
-        let known = *there.lock().unwrap();
-        let quota = VolumeQuota::new("/data/volumes/u/data".into(), 2 * BLOCK_BYTES, known, measure);
+        let (quota, there) = quota(|| ());
+        let is = |found| *there.lock().unwrap() = found;
         assert!(
             quota.holds(Path::new("/data/volumes/u/data/a")) && !quota.holds(Path::new("/data/volumes/u/database"))
         );
-        assert!(quota.has_room(1) && !quota.has_room(BLOCK_BYTES + 1));
-        quota.grew(BLOCK_BYTES);
-        is(2, 1);
-        assert!(!quota.has_room(1) && quota.has_room(0), "what grows by nothing is always taken");
-        is(1, 1);
-        assert!(quota.has_room(1), "what was removed makes room");
+        assert!(wrote(&quota, 1) && wrote(&quota, BLOCK_BYTES));
+        is(blocks(2, 1));
+        assert!(!wrote(&quota, 1) && wrote(&quota, 0), "what grows by nothing is always taken");
+        is(blocks(1, 1));
+        assert!(!wrote(&quota, BLOCK_BYTES + 1) && wrote(&quota, 1), "what was removed makes room");
         quota.set_limit(8 * BLOCK_BYTES);
-        assert!(quota.has_room(7 * BLOCK_BYTES));
-        is(1, VOLUME_FILES_MAX);
+        assert!(wrote(&quota, 6 * BLOCK_BYTES));
+        is(blocks(1, VOLUME_FILES_MAX));
         for _ in 1..VOLUME_FILES_MAX {
             assert!(quota.takes_file());
             quota.made_file(false);
         }
         assert!(!quota.takes_file(), "small files, many of them");
-        is(1, VOLUME_FILES_MAX - 1);
+        is(blocks(1, VOLUME_FILES_MAX - 1));
         assert!(quota.takes_file());
         quota.made_file(true);
-        assert_eq!(quota.used(), VolumeUse { bytes: 2 * BLOCK_BYTES, files: VOLUME_FILES_MAX });
+        assert_eq!(quota.used(), blocks(2, VOLUME_FILES_MAX));
+    }
+
+    #[test]
+    fn writes_at_once_have_each_its_own_room() {
+        let (quota, _) = quota(|| ());
+        let kept: Vec<u64> = (0..5).filter_map(|_| quota.reserve(1)).collect();
+        assert_eq!(kept, [BLOCK_BYTES, BLOCK_BYTES], "whatever there is by then");
+        quota.settle(kept[0], 0);
+        assert!(quota.reserve(1).is_some() && quota.reserve(1).is_none());
+    }
+
+    #[test]
+    fn what_happens_beside_a_walk_is_not_lost() {
+        // Found while nothing was there yet; meanwhile a block was written by somebody else.
+        let known = Arc::new(Mutex::new(None::<Arc<VolumeQuota>>));
+        let other = known.clone();
+        let (quota, _) = quota(move || {
+            if let Some(quota) = &*other.lock().unwrap() {
+                quota.settle(0, BLOCK_BYTES);
+            }
+        });
+        assert!(wrote(&quota, 2 * BLOCK_BYTES));
+        *known.lock().unwrap() = Some(quota.clone());
+        assert!(wrote(&quota, BLOCK_BYTES));
+        assert_eq!(quota.used(), blocks(2, 0));
+        *known.lock().unwrap() = None;
+    }
+
+    #[test]
+    fn a_walk_beside_a_rename_makes_no_room() {
+        let known = Arc::new(Mutex::new(None::<Arc<VolumeQuota>>));
+        let other = known.clone();
+        let (quota, _) = quota(move || drop(other.lock().unwrap().clone().map(Moving::begin)));
+        assert!(wrote(&quota, 2 * BLOCK_BYTES));
+        *known.lock().unwrap() = Some(quota.clone());
+        assert!(!wrote(&quota, 1), "a file may have gone past it");
+        *known.lock().unwrap() = None;
+        let moving = Moving::begin(quota.clone());
+        assert!(!wrote(&quota, 1), "one that began before");
+        drop(moving);
+        assert!(wrote(&quota, 1));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_without_a_name_takes_its_room_as_long_as_it_is_open() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("f");
+        std::fs::write(&path, vec![1u8; 2 * usize::try_from(BLOCK_BYTES).unwrap()]).unwrap();
+        let (first, second) = (Arc::new(File::open(&path).unwrap()), Arc::new(File::open(&path).unwrap()));
+        let (quota, _) = quota(|| ());
+        for _ in 0..200 {
+            quota.opened(&Arc::new(File::open(&path).unwrap()));
+        }
+        quota.opened(&first);
+        quota.opened(&second);
+        assert!(quota.account().open.len() < 150, "those that were closed are forgotten");
+        std::fs::remove_file(&path).unwrap();
+        assert!(wrote(&quota, 2 * BLOCK_BYTES));
+        assert!(!wrote(&quota, 1));
+        assert_eq!(quota.used(), blocks(2, 0), "once, however often it is open");
+        drop((first, second));
+        assert!(wrote(&quota, 1));
     }
 }

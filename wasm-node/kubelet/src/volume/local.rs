@@ -17,6 +17,9 @@ use super::usage::measure;
 /// A volume that is full is measured again after that long at least, and no more than one part of so many of the time.
 const MEASURE_AFTER: Duration = Duration::from_millis(20);
 const MEASURE_PART: u32 = 10;
+/// But for one whose walk took no longer, where something was removed since: who replaces files is not refused for what they were.
+/// It is the time of whoever asks.
+const MEASURE_AT_ONCE: Duration = Duration::from_millis(2);
 /// What guests find open: nothing of the node's own lies in it.
 const DATA: &str = "data";
 /// Begins the names of folders that are being removed.
@@ -103,16 +106,17 @@ impl LocalVolumes {
 
     fn opened(&self, data: PathBuf, capacity: u64) -> Result<Open, String> {
         let real = data.canonicalize().map_err(|error| error.to_string())?;
-        let (next, env, folder) = (Mutex::new(Duration::ZERO), self.env.clone(), data.clone());
-        let walk = move || {
-            let mut next = next.lock().unwrap_or_else(PoisonError::into_inner);
-            let began = env.elapsed();
-            if began < *next {
+        let (last, env, folder) = (Mutex::new((Duration::ZERO, Duration::ZERO)), self.env.clone(), data.clone());
+        let walk = move |removed| {
+            let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+            let ((next, cost), began) = (*last, env.elapsed());
+            if began < next && !(removed && cost <= MEASURE_AT_ONCE) {
                 return None;
             }
             let there = use_of(&folder);
             let ended = env.elapsed();
-            *next = ended + MEASURE_AFTER.max((ended - began) * MEASURE_PART);
+            let cost = ended - began;
+            *last = (ended + MEASURE_AFTER.max(cost * MEASURE_PART), cost);
             Some(there)
         };
         let used = use_of(&data);

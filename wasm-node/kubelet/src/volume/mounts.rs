@@ -89,6 +89,13 @@ pub(crate) fn preopens(
                 of.sub_paths.push(sub_path);
                 open.push(of);
             }
+            (Prepared::File(_), ..) if writable && elsewhere.local.has(&of.host) => {
+                return Err(format!(
+                    "{} is a single file of a claim's volume: mount it read-only, or the folder that it lies in, as what is written to it alone could not be counted",
+                    mount.mount_path
+                )
+                .into());
+            }
             (Prepared::File(source), Some(parent), Some(name)) => {
                 let copied = !writable && volume.host_path.is_none() && !is_of_claim(volume) && image.is_none();
                 let file = MountedFile { volume: root, sub_path, source, name: name.into(), writable, copied };

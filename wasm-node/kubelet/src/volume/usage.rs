@@ -44,7 +44,7 @@ pub fn measure(dir: &Path) -> Usage {
 }
 
 fn walk(dir: &Path, bytes: fn(&std::fs::Metadata) -> u64) -> Usage {
-    let mut usage = Usage::default();
+    let (mut usage, mut linked) = (Usage::default(), BTreeSet::new());
     let mut folders = vec![(dir.to_owned(), 0)];
     while let Some((folder, depth)) = folders.pop() {
         let Ok(entries) = std::fs::read_dir(folder) else { continue };
@@ -54,13 +54,28 @@ fn walk(dir: &Path, bytes: fn(&std::fs::Metadata) -> u64) -> Usage {
                 return Usage { entries: EMPTY_DIR_ENTRIES_MAX + 1, ..usage };
             }
             let Ok(metadata) = entry.path().symlink_metadata() else { continue };
-            usage.bytes = usage.bytes.saturating_add(bytes(&metadata));
+            // A file of several names is there once.
+            if several_names(&metadata).is_none_or(|file| linked.insert(file)) {
+                usage.bytes = usage.bytes.saturating_add(bytes(&metadata));
+            }
             if metadata.is_dir() {
                 folders.push((entry.path(), depth + 1));
             }
         }
     }
     usage
+}
+
+/// Which file it is, where it has other names.
+#[cfg(unix)]
+fn several_names(metadata: &std::fs::Metadata) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    (metadata.is_file() && metadata.nlink() > 1).then(|| (metadata.dev(), metadata.ino()))
+}
+
+#[cfg(windows)]
+fn several_names(_: &std::fs::Metadata) -> Option<(u64, u64)> {
+    None
 }
 
 #[cfg(unix)]
@@ -228,6 +243,8 @@ mod tests {
         let usage = measure(root.path());
         assert_eq!(usage.entries, 2);
         assert!(usage.bytes >= 100_000, "{usage:?}");
+        std::fs::hard_link(root.path().join("d/f"), root.path().join("g")).unwrap();
+        assert_eq!(measure(root.path()), Usage { entries: 3, ..usage }, "a file of two names is there once");
     }
 
     #[test]

@@ -196,8 +196,7 @@ impl Disk {
 
     /// Who counts what is written to a file.
     fn account(&self, file: &File, device: u64) -> Option<FileAccount> {
-        let of_claim = || if self.quotas.is_empty() { None } else { self.quota_of(&place(file)?) };
-        self.memory_on(device).or_else(of_claim)
+        self.memory_on(device).or_else(|| self.claim_of(file))
     }
 
     /// What is to be held while so many bytes are written to a file, at its end or at a place of it: where what lies there has an
@@ -214,16 +213,18 @@ impl Disk {
         Growth::begin(account, file, extent, (bytes, at)).map(Some)
     }
 
+    /// The account of the claim's volume that a file or a folder lies in.
+    pub(crate) fn claim_of(&self, file: &File) -> Option<FileAccount> {
+        if self.quotas.is_empty() { None } else { self.quota_of(&place(file)?) }
+    }
+
     /// Before a file is made in a folder: who counts it.
     ///
     /// # Errors
     /// There is no room for one more.
-    pub(crate) fn makes(&self, folder: &File, is_folder: bool) -> io::Result<Option<FileAccount>> {
-        if self.quotas.is_empty() {
-            return Ok(None);
-        }
-        let account = place(folder).and_then(|place| self.quota_of(&place));
-        match account.as_ref().is_none_or(|account| account.takes_file(is_folder)) {
+    pub(crate) fn makes(&self, folder: &File, takes_block: bool) -> io::Result<Option<FileAccount>> {
+        let account = self.claim_of(folder);
+        match account.as_ref().is_none_or(|account| account.takes_file(takes_block)) {
             true => Ok(account),
             false => Err(no_room()),
         }
@@ -334,6 +335,8 @@ pub(crate) struct Growth {
     account: FileAccount,
     file: Arc<File>,
     before: u64,
+    /// Room that is kept for it.
+    reserved: u64,
 }
 
 impl Growth {
@@ -343,10 +346,8 @@ impl Growth {
         extent: Extent,
         (bytes, at): (usize, Option<u64>),
     ) -> io::Result<Self> {
-        if !account.has_room(extent.grows_by(bytes as u64, at)) {
-            return Err(no_room());
-        }
-        Ok(Self { account, file: file.clone(), before: extent.taken })
+        let reserved = account.reserve(extent.grows_by(bytes as u64, at)).ok_or_else(no_room)?;
+        Ok(Self { account, file: file.clone(), before: extent.taken, reserved })
     }
 
     /// As [`Disk::growth`], where it is known who counts.
@@ -361,7 +362,21 @@ impl Growth {
 impl Drop for Growth {
     fn drop(&mut self) {
         let now = extent(&self.file).map_or(self.before, |extent| extent.taken);
-        self.account.grew(now.saturating_sub(self.before));
+        self.account.settle(self.reserved, now.saturating_sub(self.before));
+    }
+}
+
+/// See [`FileAccount::made_file`].
+pub(crate) fn made_file(account: Option<FileAccount>, takes_block: bool) {
+    if let Some(account) = account {
+        account.made_file(takes_block);
+    }
+}
+
+/// Something was removed, or may have been.
+pub(crate) fn removed(account: Option<FileAccount>) {
+    if let Some(account) = account {
+        account.removed();
     }
 }
 

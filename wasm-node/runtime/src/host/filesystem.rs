@@ -15,7 +15,7 @@ use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystemCtxView, WasiFilesyste
 use wasmtime_wasi::p2::bindings::filesystem::{preopens, types};
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, FsError, FsResult, ReaddirIterator};
 
-use super::disk::{Disk, Folders};
+use super::disk::{Disk, Folders, made_file, removed};
 use super::disk_threads::Late;
 use super::file_stream::{FileInput, FileOutput, Place};
 use super::first_bytes::FirstBytes;
@@ -70,12 +70,6 @@ async fn on<T>(disk: Option<Arc<Disk>>, operation: impl Future<Output = FsResult
     }
 }
 
-fn made_file(account: Option<FileAccount>, is_folder: bool) {
-    if let Some(account) = account {
-        account.made_file(is_folder);
-    }
-}
-
 /// What the guest learns where its container's file work has stalled: as where a disk fails.
 fn late<T>(_: Late) -> FsResult<T> {
     Err(types::ErrorCode::Io.into())
@@ -109,10 +103,19 @@ impl FilesView<'_> {
         }
     }
 
+    /// The account of the claim's volume that a file or folder lies in.
+    fn claim(&self, fd: &Resource<Descriptor>) -> Option<FileAccount> {
+        match self.0.table.get(fd) {
+            Ok(Descriptor::Dir(dir)) => self.0.guest.disk.claim_of(&dir.dir),
+            Ok(Descriptor::File(file)) => self.0.guest.disk.claim_of(&file.file),
+            Err(_) => None,
+        }
+    }
+
     /// Who counts a file that is made in a folder.
-    fn makes(&self, fd: &Resource<Descriptor>, is_folder: bool) -> FsResult<Option<FileAccount>> {
+    fn makes(&self, fd: &Resource<Descriptor>, takes_block: bool) -> FsResult<Option<FileAccount>> {
         let Some(folder) = self.folder(fd) else { return Ok(None) };
-        self.0.guest.disk.makes(&folder, is_folder).map_err(|_| types::ErrorCode::InsufficientSpace.into())
+        self.0.guest.disk.makes(&folder, takes_block).map_err(|_| types::ErrorCode::InsufficientSpace.into())
     }
 
     fn within_one(&self, from: &Resource<Descriptor>, to: &Resource<Descriptor>) -> FsResult<()> {
@@ -191,7 +194,10 @@ macro_rules! delegate {
         $(async fn $name(&mut self, fd: Resource<Descriptor>, $($argument: $type),*) -> $answer {
             let disk = self.disk(&fd);
             delegate!(@$changes disk);
-            on(disk, self.wasi().$name(fd, $($argument),*)).await
+            let account = delegate!(@account $changes self fd);
+            let done = on(disk, self.wasi().$name(fd, $($argument),*)).await;
+            removed(account);
+            done
         })*
     };
     (@reads $disk:ident) => {};
@@ -200,6 +206,11 @@ macro_rules! delegate {
             disk.changed();
         }
     };
+    (@removes $disk:ident) => {
+        delegate!(@changes $disk);
+    };
+    (@account removes $self:ident $fd:ident) => { $self.claim(&$fd) };
+    (@account $other:ident $self:ident $fd:ident) => { None::<FileAccount> };
 }
 
 impl types::HostDescriptor for FilesView<'_> {
@@ -207,7 +218,7 @@ impl types::HostDescriptor for FilesView<'_> {
         reads advise(offset: u64, length: u64, advice: types::Advice) -> FsResult<()>;
         reads get_flags() -> FsResult<types::DescriptorFlags>;
         reads get_type() -> FsResult<types::DescriptorType>;
-        changes set_size(size: u64) -> FsResult<()>;
+        removes set_size(size: u64) -> FsResult<()>;
         changes set_times(accessed: types::NewTimestamp, modified: types::NewTimestamp) -> FsResult<()>;
         reads read(length: u64, offset: u64) -> FsResult<(Vec<u8>, bool)>;
         reads stat() -> FsResult<types::DescriptorStat>;
@@ -216,8 +227,8 @@ impl types::HostDescriptor for FilesView<'_> {
             flags: types::PathFlags, path: String, accessed: types::NewTimestamp, modified: types::NewTimestamp
         ) -> FsResult<()>;
         reads readlink_at(path: String) -> FsResult<String>;
-        changes remove_directory_at(path: String) -> FsResult<()>;
-        changes unlink_file_at(path: String) -> FsResult<()>;
+        removes remove_directory_at(path: String) -> FsResult<()>;
+        removes unlink_file_at(path: String) -> FsResult<()>;
         reads metadata_hash() -> FsResult<types::MetadataHashValue>;
         reads metadata_hash_at(flags: types::PathFlags, path: String) -> FsResult<types::MetadataHashValue>;
     }
@@ -231,10 +242,11 @@ impl types::HostDescriptor for FilesView<'_> {
     }
 
     async fn symlink_at(&mut self, fd: Resource<Descriptor>, from: String, to: String) -> FsResult<()> {
-        let made = self.makes(&fd, false)?;
+        // What it says may take a block.
+        let made = self.makes(&fd, true)?;
         let disk = self.changing(&fd);
         on(disk, self.wasi().symlink_at(fd, from, to)).await?;
-        made_file(made, false);
+        made_file(made, true);
         Ok(())
     }
 
@@ -248,6 +260,7 @@ impl types::HostDescriptor for FilesView<'_> {
     ) -> FsResult<()> {
         self.within_one(&fd, &to_fd)?;
         let made = self.makes(&to_fd, false)?;
+        let _moving = made.as_ref().and_then(FileAccount::moving);
         let disk = self.changing(&fd);
         on(disk, self.wasi().link_at(fd, flags, from, to_fd, to)).await?;
         made_file(made, false);
@@ -262,6 +275,7 @@ impl types::HostDescriptor for FilesView<'_> {
         to: String,
     ) -> FsResult<()> {
         self.within_one(&fd, &to_fd)?;
+        let _moving = self.claim(&to_fd).as_ref().and_then(FileAccount::moving);
         let disk = self.changing(&fd);
         on(disk, self.wasi().rename_at(fd, from, to_fd, to)).await
     }
@@ -331,6 +345,14 @@ impl types::HostDescriptor for FilesView<'_> {
         let made = if creates { self.makes(&fd, false)? } else { None };
         let opened = on(disk, self.wasi().open_at(fd, path_flags, path, open_flags, flags)).await?;
         made_file(made, false);
+        if let Ok(Descriptor::File(file)) = self.0.table.get(&opened)
+            && let Some(account) = self.0.guest.disk.claim_of(&file.file)
+        {
+            account.opened(&file.file);
+            if open_flags.contains(types::OpenFlags::TRUNCATE) {
+                account.removed();
+            }
+        }
         self.0.of::<OpenFiles>().held.insert(opened.rep(), Arc::new(held));
         Ok(opened)
     }

@@ -13,10 +13,10 @@ use wasmtime_wasi::p2::bindings::filesystem::types::HostDescriptor as _;
 use wasmtime_wasi::{FsPerms, OpenMode, ResourceTable, WasiView as _};
 use wiggle::{GuestMemory, GuestPtr};
 
-use super::disk::{Disk, Growth};
+use super::disk::{Disk, Growth, made_file, removed};
 use super::disk_threads::Late;
 use super::listing::{LISTING_BYTES, Listing, NextEntry};
-use super::preview1_names::{DOTS, Out, Walk, dirent, errno, filetype};
+use super::preview1_names::{DOTS, Out, Walk, address, dirent, errno, filetype};
 use super::state::CoreState;
 use super::volumes::Anchored;
 use crate::bounds::limits::OPEN_FILES_MAX;
@@ -155,9 +155,9 @@ impl Preview1 {
     }
 
     /// Before a file is made in a folder: who counts it.
-    fn makes(&self, fd: types::Fd, is_folder: bool) -> Result<Option<FileAccount>> {
+    fn makes(&self, fd: types::Fd, takes_block: bool) -> Result<Option<FileAccount>> {
         match self.account(fd) {
-            Some(account) if !account.takes_file(is_folder) => Err(types::Errno::Nospc.into()),
+            Some(account) if !account.takes_file(takes_block) => Err(types::Errno::Nospc.into()),
             account => Ok(account),
         }
     }
@@ -249,20 +249,6 @@ async fn on<T>(disk: Option<Arc<Disk>>, operation: impl Future<Output = Result<T
     }
 }
 
-fn made_file(account: Option<FileAccount>, is_folder: bool) {
-    if let Some(account) = account {
-        account.made_file(is_folder);
-    }
-}
-
-/// Which descriptor it is.
-fn address(descriptor: &Descriptor) -> usize {
-    match descriptor {
-        Descriptor::Dir(dir) => Arc::as_ptr(&dir.dir).addr(),
-        Descriptor::File(file) => Arc::as_ptr(&file.file).addr(),
-    }
-}
-
 /// What the guest learns where its container's file work has stalled: as where a disk fails.
 fn late<T>(_: Late) -> Result<T> {
     Err(types::Errno::Io.into())
@@ -286,7 +272,9 @@ macro_rules! on_disk {
         $(async fn $name(&mut self, memory: &mut GuestMemory<'_>, $($argument: $type),*) -> $answer {
             let disk = self.disk($fd);
             on_disk!(@$changes self disk $fd);
-            on(disk, self.wasi.$name(memory, $($argument),*)).await
+            let done = on(disk, self.wasi.$name(memory, $($argument),*)).await;
+            on_disk!(@after $changes self $fd);
+            done
         })*
     };
     (@reads $self:ident $disk:ident $fd:ident) => {};
@@ -294,6 +282,13 @@ macro_rules! on_disk {
     (@moves $self:ident $disk:ident $fd:ident) => {
         $self.unbounded($fd);
     };
+    (@removes $self:ident $disk:ident $fd:ident) => {
+        on_disk!(@changes $self $disk $fd);
+    };
+    (@after removes $self:ident $fd:ident) => {
+        removed($self.account($fd));
+    };
+    (@after $other:ident $self:ident $fd:ident) => {};
     (@changes $self:ident $disk:ident $fd:ident) => {
         if let Some(disk) = &$disk {
             disk.changed();
@@ -331,7 +326,7 @@ impl WasiSnapshotPreview1 for Preview1 {
         reads fd_advise(fd: types::Fd, offset: types::Filesize, len: types::Filesize, advice: types::Advice) of fd -> Result<()>;
         reads fd_fdstat_get(fd: types::Fd) of fd -> Result<types::Fdstat>;
         reads fd_filestat_get(fd: types::Fd) of fd -> Result<types::Filestat>;
-        changes fd_filestat_set_size(fd: types::Fd, size: types::Filesize) of fd -> Result<()>;
+        removes fd_filestat_set_size(fd: types::Fd, size: types::Filesize) of fd -> Result<()>;
         changes fd_filestat_set_times(
             fd: types::Fd, atim: types::Timestamp, mtim: types::Timestamp, flags: types::Fstflags
         ) of fd -> Result<()>;
@@ -346,8 +341,8 @@ impl WasiSnapshotPreview1 for Preview1 {
         reads path_readlink(
             fd: types::Fd, path: GuestPtr<str>, buf: GuestPtr<u8>, buf_len: types::Size
         ) of fd -> Result<types::Size>;
-        changes path_remove_directory(fd: types::Fd, path: GuestPtr<str>) of fd -> Result<()>;
-        changes path_unlink_file(fd: types::Fd, path: GuestPtr<str>) of fd -> Result<()>;
+        removes path_remove_directory(fd: types::Fd, path: GuestPtr<str>) of fd -> Result<()>;
+        removes path_unlink_file(fd: types::Fd, path: GuestPtr<str>) of fd -> Result<()>;
     }
 
     async fn fd_write(
@@ -403,9 +398,10 @@ impl WasiSnapshotPreview1 for Preview1 {
         fd: types::Fd,
         to: GuestPtr<str>,
     ) -> Result<()> {
-        let (made, disk) = (self.makes(fd, false)?, self.changing(fd));
+        // What it says may take a block.
+        let (made, disk) = (self.makes(fd, true)?, self.changing(fd));
         on(disk, self.wasi.path_symlink(memory, from, fd, to)).await?;
-        made_file(made, false);
+        made_file(made, true);
         Ok(())
     }
 
@@ -420,6 +416,7 @@ impl WasiSnapshotPreview1 for Preview1 {
     ) -> Result<()> {
         self.within_one(fd, to_fd)?;
         let (made, disk) = (self.makes(to_fd, false)?, self.changing(fd));
+        let _moving = made.as_ref().and_then(FileAccount::moving);
         on(disk, self.wasi.path_link(memory, fd, flags, from, to_fd, to)).await?;
         made_file(made, false);
         Ok(())
@@ -434,6 +431,7 @@ impl WasiSnapshotPreview1 for Preview1 {
         to: GuestPtr<str>,
     ) -> Result<()> {
         self.within_one(fd, to_fd)?;
+        let _moving = self.account(to_fd).as_ref().and_then(FileAccount::moving);
         let disk = self.changing(fd);
         on(disk, self.wasi.path_rename(memory, fd, from, to_fd, to)).await
     }
@@ -542,6 +540,12 @@ impl WasiSnapshotPreview1 for Preview1 {
             Some(Descriptor::File(file)) if account.is_some() => (None, Some(file.file)),
             _ => (None, None),
         };
+        if let (Some(account), Some(file)) = (&account, &file) {
+            account.opened(file);
+            if open.contains(types::Oflags::TRUNC) {
+                account.removed();
+            }
+        }
         let appends = flags.contains(types::Fdflags::APPEND);
         self.open.insert(opened.into(), Open { dir, volume: None, account, file, appends, _held: vec![held] });
         Ok(opened)

@@ -1,5 +1,8 @@
 //! Names of folders, as preview 1 writes them into a guest's memory.
 
+use std::sync::Arc;
+
+use wasmtime_wasi::filesystem::Descriptor;
 use wasmtime_wasi::p1::types;
 use wasmtime_wasi::p2::bindings::filesystem::types as p2;
 use wiggle::{GuestMemory, GuestPtr, GuestType as _};
@@ -74,5 +77,13 @@ pub(super) fn filetype(kind: p2::DescriptorType) -> types::Filetype {
         p2::DescriptorType::CharacterDevice => types::Filetype::CharacterDevice,
         // Preview 1 has no pipes, and its sockets are streams or datagrams.
         p2::DescriptorType::Fifo | p2::DescriptorType::Socket | p2::DescriptorType::Unknown => types::Filetype::Unknown,
+    }
+}
+
+/// Which descriptor it is.
+pub(crate) fn address(descriptor: &Descriptor) -> usize {
+    match descriptor {
+        Descriptor::Dir(dir) => Arc::as_ptr(&dir.dir).addr(),
+        Descriptor::File(file) => Arc::as_ptr(&file.file).addr(),
     }
 }

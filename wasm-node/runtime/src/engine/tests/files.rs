@@ -13,6 +13,7 @@ const LIBRARY: &str = r#"
     (import "wasi_snapshot_preview1" "fd_renumber" (func $renumber (param i32 i32) (result i32)))
     (import "wasi_snapshot_preview1" "fd_pwrite" (func $pwrite (param i32 i32 i32 i64 i32) (result i32)))
     (import "wasi_snapshot_preview1" "path_rename" (func $rename (param i32 i32 i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "path_unlink_file" (func $unlink (param i32 i32 i32) (result i32)))
     (memory (export "memory") 2)
     (data (i32.const 100) "file")
     ;; Opens (and makes) `file` of the first volume; its number goes to 8.
@@ -191,7 +192,7 @@ async fn a_claims_volume_holds_no_more_than_it_may() {
     std::fs::create_dir(&other.host).unwrap();
     let quota = |files: u64| {
         let used = VolumeUse { bytes: 0, files };
-        Arc::new(VolumeQuota::new(folder.clone(), LIMIT, used, Box::new(|| None)))
+        Arc::new(VolumeQuota::new(folder.clone(), LIMIT, used, Box::new(|_| None)))
     };
     // Exits with the number of the first step that goes otherwise. 51 is ENOSPC, 75 EXDEV.
     let body = "
@@ -229,4 +230,42 @@ async fn a_claims_volume_holds_no_more_than_it_may() {
     let size = std::fs::metadata(folder.join("fil")).unwrap().len();
     assert!((LIMIT - (128 << 10)..=LIMIT).contains(&size), "{size}");
     assert!(full.used().bytes <= LIMIT && full.used().files == 1, "{:?}", full.used());
+}
+
+/// What a file takes that has no name any more is the volume's as long as it is open, though no walk finds it.
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_removed_and_open_takes_its_room() {
+    use runtime_api::{VolumeQuota, VolumeUse};
+
+    let bench = Bench::new();
+    let volume = volume(&bench, 0);
+    let folder = volume.host.canonicalize().unwrap();
+    let quota = VolumeQuota::new(folder, 1 << 20, VolumeUse::default(), Box::new(|_| Some(VolumeUse::default())));
+    let quota = Arc::new(quota);
+    // Fills a file that it has removed already, closes it, and fills the next one of that name. 51 is ENOSPC.
+    let fill = "
+      (i64.store (i32.const 16) (i64.const 0))
+      (loop
+        (local.set $n (call $pwrite (i32.load (i32.const 8)) (i32.const 0) (i32.const 1) (i64.load (i32.const 16)) (i32.const 24)))
+        (i64.store (i32.const 16) (i64.add (i64.load (i32.const 16)) (i64.const 65536)))
+        (br_if 0 (i32.eqz (local.get $n))))
+      (if (i32.ne (i32.const 51) (local.get $n)) (then (call $exit (i32.const 1))))
+      (if (i64.ne (i64.const 1114112) (i64.load (i32.const 16))) (then (call $exit (i32.const 2))))";
+    let body = format!(
+        "(i32.store (i32.const 0) (i32.const 0))
+      (i32.store (i32.const 4) (i32.const 65536))
+      (if (call $open) (then (call $exit (i32.const 3))))
+      (if (call $unlink (i32.const 3) (i32.const 100) (i32.const 4)) (then (call $exit (i32.const 4))))
+      {fill}
+      (if (call $close (i32.load (i32.const 8))) (then (call $exit (i32.const 5))))
+      (if (call $open) (then (call $exit (i32.const 6))))
+      {fill}"
+    );
+    let loaded = bench.load_text(&module(&body), Metering::Epochs).await.unwrap();
+    let (container, log) = bench.container(loaded, |spec| {
+        spec.preopens.push(volume);
+        spec.quotas = vec![quota];
+    });
+    assert_eq!(container.run(never()).await.exit_code, 0, "{}", log.text());
 }
