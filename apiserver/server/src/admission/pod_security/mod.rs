@@ -205,4 +205,6 @@ fn policy_ignored(namespace: &Value, policy: Policy, defaults: Policy) -> Option
 }
 
 #[cfg(test)]
+mod fixtures;
+#[cfg(test)]
 mod tests;
