@@ -7,12 +7,12 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
-
 use machinery_api::{GroupVersionKind, GroupVersionResource, ObjectName, StorageKey, StoragePrefix};
 
 use crate::apiextensions::custom::CustomResource;
+use crate::apiextensions::custom::Published;
 use crate::objects::ObjectSource;
+use crate::resource_type::ResourceType;
 use crate::{Deletion, Review, Row, Storage, Strategy, Subresource, SubresourceKind, Verb};
 use machinery_api::schema::{SharedType, Target, built_in};
 
@@ -38,10 +38,10 @@ pub struct ResourceInfo {
     /// Whether objects live in namespaces.
     pub namespaced: bool,
     /// The type of its objects, with all that it refers to.
-    pub schema: SharedType,
+    pub schema: ResourceType,
     /// The schema that it brings and is published with (with `x-kubernetes-selectable-fields`, where it has any); `None`: the
     /// type says it all.
-    pub openapi: Option<Arc<Value>>,
+    pub openapi: Option<Arc<Published>>,
     /// What can be asked.
     pub verbs: Vec<Verb>,
     /// In discovery order.
@@ -117,7 +117,7 @@ impl ResourceInfo {
             short_names: texts(row.short_names),
             categories: texts(row.categories),
             namespaced: row.namespaced,
-            schema: SharedType::named(built_in(), row.schema).expect("a row names a type of the table"),
+            schema: SharedType::named(built_in(), row.schema).expect("a row names a type of the table").into(),
             openapi: None,
             verbs: row.verbs.to_vec(),
             subresources: row.subresources.to_vec(),
@@ -186,11 +186,11 @@ impl ResourceInfo {
         self.prefix.as_ref().map(|prefix| prefix.object(object))
     }
 
-    /// What bodies about it hold.
+    /// What bodies about it hold; `types`: its own, held.
     #[must_use]
-    pub fn target(&self) -> Target<'_> {
+    pub fn target<'a>(&'a self, types: &'a SharedType) -> Target<'a> {
         let GroupVersionKind { group, version, kind } = self.gvk();
-        Target { group, version, kind, schema: self.schema.get() }
+        Target { group, version, kind, schema: types.get() }
     }
 }
 

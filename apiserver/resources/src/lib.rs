@@ -31,6 +31,7 @@ mod policy;
 mod rbac;
 pub mod read;
 mod resource;
+pub mod resource_type;
 pub mod rules;
 mod scheduling;
 mod storage;

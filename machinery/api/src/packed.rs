@@ -45,6 +45,22 @@ impl fmt::Debug for Packed {
 }
 
 impl Packed {
+    /// A text of any length that isn't one of many: packed by itself, however little that gains.
+    ///
+    /// # Panics
+    /// A text of more than 4 GiB.
+    #[must_use]
+    pub fn alone(text: &[u8]) -> Self {
+        let text_len = u32::try_from(text.len()).expect("a text that was in a request's body");
+        Self { model: None, bytes: compress_with_dict(text, &[]).into(), text_len }
+    }
+
+    /// What it takes, without a model that it shares.
+    #[must_use]
+    pub fn packed_len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// The text.
     #[must_use]
     pub fn text(&self) -> Vec<u8> {

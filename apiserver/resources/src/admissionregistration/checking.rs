@@ -116,8 +116,10 @@ fn plain(of: &Value) -> Option<BTreeSet<&str>> {
 
 /// What an expression knows of a resource's objects.
 fn declared(resource: &ResourceInfo) -> Option<DeclType> {
-    let Some(schema) = &resource.openapi else { return Some(of_type(resource.schema.get())?.named(&resource.kind)) };
-    let declared = from_schema_at(schema, true, &resource.kind)?;
+    let Some(schema) = &resource.openapi else {
+        return Some(of_type(resource.schema.hold().get())?.named(&resource.kind));
+    };
+    let declared = from_schema_at(&schema.value(), true, &resource.kind)?;
     let mut declared = Arc::unwrap_or_clone(declared.decl);
     // Whatever a definition says of it, a resource has the metadata that all have.
     let metadata = built_in().by_name("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta").and_then(of_type);

@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
-use machinery_api::schema::{SharedType, Unstructured, built_in, custom};
+use machinery_api::schema::custom_name;
 use machinery_api::{GroupVersionKind, ObjectName, StorageKey, StoragePrefix};
 use serde_json::{Value, json};
 
+use super::compiled::{Compilations, Named, Source, Types};
 use super::custom_strategy::CustomStrategy;
 use super::definitions;
-use super::schema::{Schema, compile, drop_nulls, embedded, fill, prune};
+use super::schema::{Schema, drop_nulls, embedded, fill, prune};
 use super::validate::schema_of;
 use crate::read::{flag, get, items, text, texts};
+use crate::resource_type::ResourceType;
 use crate::{ALL_VERBS, Deletion, ResourceInfo, SCALE, STATUS, SharedStrategy, Subresource};
 
 /// A definition as its resources share it.
@@ -56,8 +58,10 @@ pub struct Version {
     pub name: Arc<str>,
     /// `group/version`
     pub api_version: Arc<str>,
-    /// Its schema; none: anything is kept.
-    schema: Option<Arc<Schema>>,
+    /// Its schema.
+    schema: Arc<Source>,
+    /// The kind of lists.
+    list_kind: Arc<str>,
 }
 
 /// One version of a definition, as a resource has it.
@@ -120,22 +124,54 @@ fn pointer(path: &str) -> Box<str> {
 }
 
 impl Version {
+    #[cfg(test)]
+    pub(super) fn source(&self) -> &Arc<Source> {
+        &self.schema
+    }
+
     /// What its schema makes of an object of this version that was stored: unknown fields go, defaults come.
     pub fn settle(&self, object: &mut Value) {
-        let Some(schema) = &self.schema else { return };
-        prune(object, schema);
-        drop_nulls(object, Some(schema));
-        // What is malformed was stored before it was looked at.
-        let _ = embedded::coerce(object, schema, true);
+        let made = self.schema.hold();
+        let Some(schema) = made.schema() else { return };
+        coerce(object, schema);
         fill(object, schema);
     }
 
     /// The same for an object that was converted into this version.
     pub fn coerce(&self, object: &mut Value) {
-        let Some(schema) = &self.schema else { return };
-        prune(object, schema);
-        drop_nulls(object, Some(schema));
-        let _ = embedded::coerce(object, schema, true);
+        if let Some(schema) = self.schema.hold().schema() {
+            coerce(object, schema);
+        }
+    }
+}
+
+fn coerce(object: &mut Value, schema: &Schema) {
+    prune(object, schema);
+    drop_nulls(object, Some(schema));
+    // What is malformed was stored before it was looked at.
+    let _ = embedded::coerce(object, schema, true);
+}
+
+/// A schema as it is published. Its text rests packed: who asks for it has it read anew.
+#[derive(Debug)]
+pub struct Published {
+    source: Arc<Source>,
+    /// `x-kubernetes-selectable-fields`, where there are any.
+    fields: Option<Value>,
+}
+
+impl Published {
+    /// The schema, with `x-kubernetes-selectable-fields`.
+    #[must_use]
+    pub fn value(&self) -> Value {
+        let mut published = match self.source.reads() {
+            true => self.source.schema(),
+            false => json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}),
+        };
+        if let Some(fields) = &self.fields {
+            published["x-kubernetes-selectable-fields"] = fields.clone();
+        }
+        published
     }
 }
 
@@ -153,26 +189,6 @@ impl Definition {
     }
 }
 
-/// Reads objects of a version.
-#[derive(Debug)]
-struct Reader(Option<Arc<Schema>>);
-
-impl Unstructured for Reader {
-    fn coerce(&self, object: &mut Value) -> Result<Vec<String>, String> {
-        let Some(schema) = &self.0 else { return Ok(Vec::new()) };
-        let mut taken = prune(object, schema);
-        drop_nulls(object, Some(schema));
-        taken.extend(embedded::coerce(object, schema, false).map_err(|wrong| wrong.to_string())?);
-        Ok(taken)
-    }
-
-    fn default(&self, object: &mut Value) {
-        if let Some(schema) = &self.0 {
-            fill(object, schema);
-        }
-    }
-}
-
 /// FNV-1a, folded: stands for how objects are stored.
 fn generation(text: &str) -> u32 {
     let hash = hash(text);
@@ -183,8 +199,13 @@ fn hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// The resources that a definition serves, the stored version first. An error says why a schema can't be used.
-pub fn resources(definition: &Value, terminating: bool) -> Result<Vec<ResourceInfo>, String> {
+/// The resources that a definition serves, the stored version first; their schemas are compiled when they are first used. An
+/// error says why it can't be served.
+pub fn resources(
+    definition: &Value,
+    terminating: bool,
+    compilations: &Arc<Compilations>,
+) -> Result<Vec<ResourceInfo>, String> {
     let spec = get(definition, "spec");
     let metadata = get(definition, "metadata");
     let group = text(spec, "group");
@@ -193,15 +214,18 @@ pub fn resources(definition: &Value, terminating: bool) -> Result<Vec<ResourceIn
     let all = items(spec, "versions");
     let storage = all.iter().position(|version| flag(version, "storage")).ok_or("no version is stored")?;
     let mut versions = Vec::with_capacity(all.len());
+    let kind = text(names, "kind");
+    let list_kind: Arc<str> = match text(names, "listKind") {
+        "" => format!("{kind}List").into(),
+        named => named.into(),
+    };
     for version in all {
-        let schema = schema_of(version);
-        let compiled = if schema.is_object() && !flag(spec, "preserveUnknownFields") {
-            Some(Arc::new(compile(schema).map_err(|problem| problem.to_string())?))
-        } else {
-            None
-        };
         let name = text(version, "name");
-        versions.push(Version { name: name.into(), api_version: format!("{group}/{name}").into(), schema: compiled });
+        let named =
+            Named { group: group.into(), version: name.into(), kind: kind.into(), list_kind: (*list_kind).into() };
+        let schema = Source::new(named, schema_of(version), !flag(spec, "preserveUnknownFields"), compilations);
+        let api_version = format!("{group}/{name}").into();
+        versions.push(Version { name: name.into(), api_version, schema, list_kind: list_kind.clone() });
     }
     let conversion = get(spec, "conversion");
     let shared = Arc::new(Definition {
@@ -209,7 +233,7 @@ pub fn resources(definition: &Value, terminating: bool) -> Result<Vec<ResourceIn
         key: StoragePrefix::new(definitions::STORED).object(ObjectName::new("", text(metadata, "name"))),
         uid: text(metadata, "uid").into(),
         group: group.into(),
-        kind: text(names, "kind").into(),
+        kind: kind.into(),
         conversion: match text(conversion, "strategy") {
             "Webhook" => Conversion::Webhook(Arc::new(get(conversion, "webhook").clone())),
             _ => Conversion::None,
@@ -252,12 +276,7 @@ impl Maker<'_> {
     fn resource(&self, at: usize, version: &Value) -> Result<ResourceInfo, String> {
         let (group, name) = (text(self.spec, "group"), text(version, "name"));
         let (kind, plural) = (text(self.names, "kind"), text(self.names, "plural"));
-        let list_kind = match text(self.names, "listKind") {
-            "" => format!("{kind}List"),
-            named => named.to_owned(),
-        };
-        let schema = schema_of(version);
-        let own = self.definition.versions[at].schema.clone();
+        let Version { schema: own, list_kind, .. } = &self.definition.versions[at];
         let subresources = get(version, "subresources");
         let scale = get(subresources, "scale");
         let has_status = !get(subresources, "status").is_null();
@@ -273,8 +292,9 @@ impl Maker<'_> {
         let strategy = CustomStrategy::new(own.clone(), version, has_status, paths.clone(), scale, self.spec);
         let of = GroupVersionKind { group, version: name, kind };
         let list = |key: &str| texts(self.names, key).map(Arc::from).collect();
-        let open_api = self.open_api(version);
-        let open_api_tag = hash(&open_api.to_string());
+        let open_api = self.open_api(version, own);
+        let open_api_tag = hash(&open_api.value().to_string());
+        let type_name = custom_name(of);
         Ok(ResourceInfo {
             group: group.into(),
             version: name.into(),
@@ -285,7 +305,7 @@ impl Maker<'_> {
             short_names: list("shortNames"),
             categories: list("categories"),
             namespaced: text(self.spec, "scope") == "Namespaced",
-            schema: types(of, &list_kind, schema, own)?,
+            schema: ResourceType::Source(type_name.into(), Arc::new(Types(own.clone()))),
             openapi: Some(Arc::new(open_api)),
             verbs: ALL_VERBS.to_vec(),
             subresources: offered,
@@ -306,7 +326,7 @@ impl Maker<'_> {
                 definition: self.definition.clone(),
                 version: at,
                 warning: self.warning(version),
-                list_kind: list_kind.into(),
+                list_kind: list_kind.clone(),
                 scale: paths,
                 open_api_tag,
             })),
@@ -314,19 +334,12 @@ impl Maker<'_> {
     }
 
     /// The schema as it is published.
-    fn open_api(&self, version: &Value) -> Value {
-        let schema = schema_of(version);
-        let known = schema.is_object() && !flag(self.spec, "preserveUnknownFields");
-        let anything = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
-        let mut published = if known { schema.clone() } else { anything };
+    fn open_api(&self, version: &Value, source: &Arc<Source>) -> Published {
         let fields: Vec<Value> = items(version, "selectableFields")
             .iter()
             .map(|field| json!({"fieldPath": text(field, "jsonPath").trim_start_matches('.')}))
             .collect();
-        if !fields.is_empty() {
-            published["x-kubernetes-selectable-fields"] = fields.into();
-        }
-        published
+        Published { source: source.clone(), fields: (!fields.is_empty()).then(|| fields.into()) }
     }
 
     fn warning(&self, version: &Value) -> Option<Arc<str>> {
@@ -350,20 +363,6 @@ impl Maker<'_> {
         }
         Some(said.into())
     }
-}
-
-/// Types of a schema, or of anything where the schema is none that types can be made of.
-fn types(
-    of: GroupVersionKind<'_>,
-    list_kind: &str,
-    schema: &Value,
-    own: Option<Arc<Schema>>,
-) -> Result<SharedType, String> {
-    let reader: Arc<dyn Unstructured> = Arc::new(Reader(own));
-    let anything = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
-    let schema = if schema.is_object() { schema } else { &anything };
-    custom(built_in(), of, list_kind, schema, Some(reader.clone()))
-        .or_else(|_| custom(built_in(), of, list_kind, &anything, Some(reader)))
 }
 
 /// Upstream's order of versions: stable ones before beta and alpha, the highest first; other names come last.

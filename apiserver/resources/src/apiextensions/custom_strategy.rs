@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
+use super::compiled::Source;
 use super::correlate::Correlated;
 use super::custom::ScalePaths;
 use super::schema::path::{JsonPath, printed};
@@ -23,7 +24,7 @@ struct Cell {
 
 /// See the module.
 pub(super) struct CustomStrategy {
-    schema: Option<Arc<Schema>>,
+    schema: Arc<Source>,
     has_status: bool,
     scale: Option<ScalePaths>,
     scale_names: [Box<str>; 3],
@@ -35,7 +36,7 @@ pub(super) struct CustomStrategy {
 
 impl CustomStrategy {
     pub(super) fn new(
-        schema: Option<Arc<Schema>>,
+        schema: Arc<Source>,
         version: &Value,
         has_status: bool,
         scale: Option<ScalePaths>,
@@ -120,8 +121,7 @@ impl CustomStrategy {
         }
     }
 
-    fn values(&self, errors: &mut ErrorList, new: &Value, old: Option<&Value>, status: bool) {
-        let Some(schema) = self.schema.as_deref() else { return };
+    fn values(errors: &mut ErrorList, schema: &Schema, (new, old): (&Value, Option<&Value>), status: bool) {
         let whole = old.map(|old| Correlated::new(new, old, schema));
         if !status {
             errors.append(check::check(new, schema, "", whole.as_ref()));
@@ -133,12 +133,18 @@ impl CustomStrategy {
 
     fn checked(&self, new: &Value, old: Option<&Value>, status: bool) -> Vec<FieldError> {
         let mut errors = ErrorList::new();
-        self.values(&mut errors, new, old, status);
+        let made = self.schema.hold();
+        if let Some(wrong) = &made.wrong {
+            errors.add(|| FieldError::internal(&Path::root("<nil>"), &format!("the schema can't be used: {wrong}")));
+        }
+        if let Some(schema) = made.schema() {
+            Self::values(&mut errors, schema, (new, old), status);
+        }
         if let (false, Some(scale)) = (status, &self.scale) {
             self.replicas(&mut errors, new, &scale.spec, &self.scale_names[0]);
         }
         self.scale_status(&mut errors, new);
-        if let Some(schema) = self.schema.as_deref() {
+        if let Some(schema) = made.schema() {
             if !status {
                 embedded::validate(new, schema, None, &mut errors);
             }

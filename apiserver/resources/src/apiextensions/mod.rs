@@ -1,5 +1,6 @@
 //! CustomResourceDefinitions, and the resources that they define.
 
+pub mod compiled;
 pub mod conditions;
 pub(crate) mod correlate;
 pub mod custom;

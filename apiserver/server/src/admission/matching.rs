@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use machinery_api::GroupVersionKind;
 use machinery_api::error::{ApiError, ApiResult, Named};
-use machinery_api::schema::{built_in, default, normalise};
+use machinery_api::schema::{SharedType, built_in, default, normalise};
 use machinery_api::selector::{LabelSelector, SelectorError};
 use serde_json::Value;
 
@@ -138,8 +138,7 @@ impl Matched {
         };
         let GroupVersionKind { group, version, kind } = request.kind;
         let body = match row.filter(|_| has_own_body(request, catalog)) {
-            Some(row) if row.custom.is_some() => None,
-            Some(row) => Some(row.schema.get()),
+            Some(row) => row.schema.made().map(SharedType::get),
             None => built_in().of_kind(group, version, kind),
         };
         if let Some(body) = body.filter(|_| shown.is_object()) {
@@ -185,7 +184,7 @@ async fn converted(
         let converted = converter.in_version(&custom.definition, &to.api_version, vec![object]).await;
         let converted = converted.map_err(|error| ApiError::Internal(error.status().message))?;
         let mut converted = converted.into_iter().next().unwrap_or_default();
-        default(to.schema.get(), &mut converted);
+        default(to.schema.hold().get(), &mut converted);
         return Ok(converted);
     }
     if from.stored_as.is_some() {

@@ -17,14 +17,14 @@ const OF_KIND: &str = "x-kubernetes-group-version-kind";
 /// A resource with a schema of its own.
 pub(super) struct Custom<'a> {
     row: &'a ResourceInfo,
-    schema: &'a Value,
+    schema: Value,
 }
 
 type Schema = Map<String, Value>;
 
 impl<'a> Custom<'a> {
     pub(super) fn of(row: &'a ResourceInfo) -> Option<Self> {
-        row.openapi.as_deref().map(|schema| Self { row, schema })
+        row.openapi.as_deref().map(|schema| Self { row, schema: schema.value() })
     }
 
     /// Its kind and its list in v3.

@@ -104,7 +104,7 @@ fn hash_of(catalog: &Catalog, group: &str, version: &str) -> String {
     for row in rows(catalog, group, version) {
         digest.update(format!("{} {:?} {:?} {:?}\n", row.plural, row.schema, row.verbs, row.subresources));
         if let Some(schema) = &row.openapi {
-            digest.update(schema.to_string());
+            digest.update(schema.value().to_string());
         }
     }
     for types in sets(catalog, group, version).skip(1) {
@@ -133,8 +133,7 @@ pub(super) fn rows<'a>(
 /// The sets that the types of a group and version are of, the built-in one first.
 pub(super) fn sets<'a>(catalog: &'a Catalog, group: &str, version: &str) -> impl Iterator<Item = &'a Types> {
     let mut seen = vec![&**built_in()];
-    let own = |row: &Arc<ResourceInfo>| row.custom.is_none();
-    for types in rows(catalog, group, version).filter(|row| own(row)).map(|row| row.schema.get().types) {
+    for types in rows(catalog, group, version).filter_map(|row| row.schema.made()).map(|made| made.get().types) {
         if !seen.iter().any(|other| std::ptr::eq(*other, types)) {
             seen.push(types);
         }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use machinery_api::schema::built_in;
 use serde_json::{Map, Value, json};
 
 use super::openapi::{list_of, reference};
@@ -266,7 +267,8 @@ fn kind_of<'a>(row: &'a ResourceInfo, sub: Option<&Subresource>) -> (&'a str, &'
 
 fn body_of<'a>(row: &'a ResourceInfo, sub: Option<&Subresource>) -> &'a str {
     let (group, version, kind) = kind_of(row, sub);
-    row.schema.get().types.of_kind(group, version, kind).map_or_else(|| row.schema.name(), |found| &found.of.name)
+    let types = row.schema.made().map_or(&**built_in(), |made| made.get().types);
+    types.of_kind(group, version, kind).map_or_else(|| row.schema.name(), |found| &found.of.name)
 }
 
 fn operation(row: &ResourceInfo, tag: &str, path: &str, does: Does, sub: Option<&Subresource>) -> Operation {

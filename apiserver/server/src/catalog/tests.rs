@@ -222,7 +222,7 @@ fn gadgets(part: &str) -> ResourceInfo {
         plural: "gadgets".into(),
         singular: "gadget".into(),
         short_names: Vec::new(),
-        schema: schema::structural(schema::built_in(), of, &schema).unwrap(),
+        schema: schema::structural(schema::built_in(), of, &schema).unwrap().into(),
         prefix: Some(StoragePrefix::new("x.example.com/gadgets")),
         strategy: SharedStrategy::Owned(Arc::new(strategy)),
         custom: None,

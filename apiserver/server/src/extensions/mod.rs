@@ -14,10 +14,12 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use apiserver_resources::ResourceInfo;
+use apiserver_resources::apiextensions::compiled::Compilations;
 use apiserver_resources::apiextensions::{conditions, custom};
 use apiserver_storage::cache::{Cached, Selectors};
 use machinery_api::{ApiError, GroupVersionResource};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use crate::admission::Options;
 use crate::auth::{MASTERS, UserInfo};
@@ -29,11 +31,13 @@ pub(crate) const GROUP: &str = "apiextensions.k8s.io";
 pub(crate) const PLURAL: &str = "customresourcedefinitions";
 /// After a failure everything is looked at again.
 const AGAIN: Duration = Duration::from_secs(1);
+/// What was made of a schema and is not used for so long, or up to twice that, goes.
+const REST: Duration = Duration::from_mins(5);
 
 /// A definition that is served.
 struct Known {
     /// Stands for all that its resources are made of.
-    tag: String,
+    tag: [u8; 32],
     uid: String,
     resources: Vec<Arc<ResourceInfo>>,
     /// The version that is stored, also where it isn't served.
@@ -53,6 +57,8 @@ pub(crate) struct Extensions {
     registered: Mutex<Option<register::Served>>,
     /// One change of what is served at a time.
     changing: tokio::sync::Mutex<()>,
+    /// What is made of their schemas.
+    compilations: Arc<Compilations>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -63,10 +69,10 @@ fn text<'a>(definition: &'a Value, pointer: &str) -> &'a str {
     definition.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// What a definition's resources are made of, as text.
-fn tag(definition: &Value) -> String {
+/// Stands for what a definition's resources are made of.
+fn tag(definition: &Value) -> [u8; 32] {
     let terminating = conditions::is_true(definition, conditions::TERMINATING);
-    format!("{}\n{}\n{terminating}", definition["spec"], definition["status"]["acceptedNames"])
+    Sha256::digest(format!("{}\n{}\n{terminating}", definition["spec"], definition["status"]["acceptedNames"])).into()
 }
 
 impl Extensions {
@@ -91,6 +97,7 @@ impl Extensions {
 
     /// Follows definitions until the server stops.
     pub(crate) async fn follow(self: Arc<Self>, front: Weak<RequestHandler>) {
+        let mut rest = tokio::time::interval(REST);
         loop {
             let Some(handler) = front.upgrade() else { return };
             let stop = handler.stop.clone();
@@ -115,6 +122,10 @@ impl Extensions {
                     biased;
                     () = stop.cancelled() => return,
                     seen = watch.recv() => seen,
+                    _ = rest.tick() => {
+                        self.compilations.rest();
+                        continue;
+                    }
                 };
                 let Ok(seen) = seen else { break };
                 let Some(handler) = front.upgrade() else { return };
@@ -210,7 +221,7 @@ impl Extensions {
             return true;
         }
         let terminating = conditions::is_true(definition, conditions::TERMINATING);
-        let made = match custom::resources(definition, terminating) {
+        let made = match custom::resources(definition, terminating, &self.compilations) {
             Ok(made) => made,
             Err(why) => {
                 tracing::warn!(definition = name, why, "a CustomResourceDefinition can't be served");

@@ -473,7 +473,7 @@ pub fn offers(target: &Target) -> Offers {
         });
     let tables = !answered || target.verb == Verb::Watch;
     // What a subresource answers is built in, whatever its resource is.
-    let protobuf =
-        target.subresource.is_some_and(|sub| sub.body.is_some()) || !target.row.schema.get().of.message.is_empty();
+    let protobuf = target.subresource.is_some_and(|sub| sub.body.is_some())
+        || target.row.schema.made().is_some_and(|made| !made.get().of.message.is_empty());
     Offers { tables, streams: target.verb == Verb::Watch, protobuf, ..Offers::OBJECTS }
 }

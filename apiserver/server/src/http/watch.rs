@@ -302,7 +302,8 @@ impl Stream {
             }),
             _ => {
                 // An object of nothing, which upstream prints as any other.
-                if schema::normalise(row.schema.get(), &mut object).is_ok() {
+                let made = row.schema.made();
+                if made.is_some_and(|made| schema::normalise(made.get(), &mut object).is_ok()) {
                     row.strategy.of_nothing(&mut object);
                 }
                 object

@@ -81,7 +81,7 @@ pub(super) fn resource(
         short_names: Vec::new(),
         categories: Vec::new(),
         namespaced,
-        schema: schema::structural(schema::built_in(), of, schema).expect("the schemas above are structural"),
+        schema: schema::structural(schema::built_in(), of, schema).expect("the schemas above are structural").into(),
         verbs: vec![Verb::Get, Verb::List],
         subresources: Vec::new(),
         prefix: None,

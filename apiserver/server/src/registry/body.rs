@@ -35,13 +35,13 @@ fn defaulted(row: &ResourceInfo, decoded: Decoded, warnings: &mut Vec<String>) -
 
 /// Fills in what a client may leave out.
 pub fn default(row: &ResourceInfo, object: &mut Value) {
-    schema::default(row.schema.get(), object);
+    schema::default(row.schema.hold().get(), object);
     row.strategy.default(object);
 }
 
 /// The form that is stored and compared; call it again where fields were removed or added.
 pub fn normalise(row: &ResourceInfo, object: &mut Value) {
-    if let Err(error) = schema::normalise(row.schema.get(), object) {
+    if let Err(error) = schema::normalise(row.schema.hold().get(), object) {
         tracing::warn!(kind = %row.kind, error, "an object of the server's own making doesn't fit its type");
     }
 }
@@ -124,7 +124,7 @@ pub fn object(
     validation: FieldValidation,
     warnings: &mut Vec<String>,
 ) -> Result<Value, ApiError> {
-    let decoded = decode::body(body.bytes, body.media, &row.target(), validation)?;
+    let decoded = decode::body(body.bytes, body.media, &row.target(&row.schema.hold()), validation)?;
     Ok(defaulted(row, decoded, warnings))
 }
 
@@ -186,7 +186,7 @@ pub fn patched(
     validation: FieldValidation,
     warnings: &mut Vec<String>,
 ) -> Result<Value, ApiError> {
-    let decoded = patch::apply(kind, patch, current, &row.target(), validation)?;
+    let decoded = patch::apply(kind, patch, current, &row.target(&row.schema.hold()), validation)?;
     Ok(defaulted(row, decoded, warnings))
 }
 

@@ -1,10 +1,11 @@
 //! Who manages which fields, of every write: the glue between [`machinery_api::apply`], which decides, and rows, versions and
 //! subresources. Managers travel beside an object's value, never in it.
 
-use std::sync::Arc;
+use std::borrow::Cow;
+use std::sync::{Arc, OnceLock};
 
 use machinery_api::apply::{self, Entry, Form, Identity, Ignored, Managers, PathElement, Set, Versions, Writer, body};
-use machinery_api::schema::{FieldValidation, Target, TypeRef, built_in, normalise};
+use machinery_api::schema::{FieldValidation, SharedType, Target, TypeRef, built_in, normalise};
 use machinery_api::{ApiError, GroupVersion, GroupVersionKind};
 use serde_json::{Value, json};
 
@@ -24,16 +25,34 @@ struct Kinds<'a> {
     row: &'a ResourceInfo,
     subresource: &'a str,
     scales: bool,
+    held: Held<'a>,
+}
+
+/// Types of versions, each held from when it is first asked for.
+#[derive(Default)]
+struct Held<'a>(OnceLock<(&'a ResourceInfo, Cow<'a, SharedType>, Box<Held<'a>>)>);
+
+impl<'a> Held<'a> {
+    fn of(&self, row: &'a ResourceInfo) -> TypeRef<'_> {
+        let (held, types, others) = self.0.get_or_init(|| (row, row.schema.hold(), Box::default()));
+        if std::ptr::eq(*held, row) { types.get() } else { others.of(row) }
+    }
 }
 
 impl<'a> Kinds<'a> {
     fn of(call: &RequestScope<'a>) -> Self {
         let scales = is_scale(call);
-        Self { catalog: call.catalog, row: call.row, subresource: call.subresource_name(), scales }
+        Self {
+            catalog: call.catalog,
+            row: call.row,
+            subresource: call.subresource_name(),
+            scales,
+            held: Held::default(),
+        }
     }
 
     /// The row of a version of the kind.
-    fn row(&self, api_version: &str) -> Option<&ResourceInfo> {
+    fn row(&self, api_version: &str) -> Option<&'a ResourceInfo> {
         if *self.row.api_version == *api_version {
             return Some(self.row);
         }
@@ -57,7 +76,7 @@ impl Versions for Kinds<'_> {
             let (group, version, kind) = scale::KIND;
             return (api_version == SCALE_VERSION).then(|| built_in().of_kind(group, version, kind)).flatten();
         }
-        self.row(api_version).map(|row| row.schema.get())
+        self.row(api_version).map(|row| self.held.of(row))
     }
 
     fn convert(&self, object: &Value, from: &str, to: &str) -> Option<Value> {
@@ -73,7 +92,7 @@ impl Versions for Kinds<'_> {
         let map = shown.as_object_mut()?;
         map.insert("apiVersion".into(), json!(&*to.api_version));
         map.insert("kind".into(), json!(&*to.kind));
-        drop(normalise(to.schema.get(), &mut shown));
+        drop(normalise(to.schema.hold().get(), &mut shown));
         Some(shown)
     }
 
@@ -114,7 +133,7 @@ pub fn shown(mut object: Value, managers: &Managers) -> Value {
     object
 }
 
-fn writer<'a>(call: &'a RequestScope<'_>, manager: &'a str, versions: &'a Kinds<'a>) -> Writer<'a> {
+fn writer<'a>(call: &'a RequestScope<'_>, manager: &'a str, versions: &'a Kinds<'_>) -> Writer<'a> {
     let api_version = if versions.scales { SCALE_VERSION } else { &*call.row.api_version };
     Writer { manager, api_version, subresource: call.subresource_name(), now: call.now.as_second(), versions }
 }
@@ -287,7 +306,7 @@ pub(super) fn applied(
         Some(existing) => (*existing.value).clone(),
         None => {
             let mut nothing = json!({"apiVersion": &*call.row.api_version, "kind": kind});
-            drop(normalise(call.row.schema.get(), &mut nothing));
+            drop(normalise(call.row.schema.hold().get(), &mut nothing));
             nothing
         }
     };

@@ -25,10 +25,13 @@ pub(super) fn warnings(
     };
     let Some(object) = change.object().filter(|_| wished) else { return Vec::new() };
     let part = what == Some(SubresourceKind::Part);
-    let unsupported = pod_spec(row.schema.get(), object, String::new(), LEVELS_MAX).map(|(spec, at)| match part {
-        true => unsupported::ephemeral(spec, &at, None),
-        false => unsupported::fields(spec, &at),
-    });
+    // No type that a definition brings refers to those of pods.
+    let of = row.schema.made();
+    let unsupported =
+        of.and_then(|of| pod_spec(of.get(), object, String::new(), LEVELS_MAX)).map(|(spec, at)| match part {
+            true => unsupported::ephemeral(spec, &at, None),
+            false => unsupported::fields(spec, &at),
+        });
     let unsupported = unsupported.into_iter().flatten().map(|field| format!("{}: {}", field.path, field.why));
     row.inert.as_deref().map(str::to_owned).into_iter().chain(unsupported).collect()
 }

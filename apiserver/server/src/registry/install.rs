@@ -77,7 +77,7 @@ impl Registry {
         }
         metadata_mut(&mut new).remove("resourceVersion");
         let says_status = new.get("status").is_some();
-        schema::default(row.schema.get(), &mut new);
+        schema::default(row.schema.hold().get(), &mut new);
         row.strategy.default(&mut new);
         if let Some(existing) = existing {
             let old = &*existing.value;

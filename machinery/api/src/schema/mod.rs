@@ -31,7 +31,7 @@ pub use decode::{Decoded, FieldValidation, Media, Target};
 pub use defaults::default;
 pub use normal::normalise;
 pub(crate) use normal::normalise_kind;
-pub use structural::{custom, structural};
+pub use structural::{custom, custom_name, structural};
 pub use table::built_in;
 pub use types::{Field, Kind, KindFact, ListType, SharedType, Type, TypeRef, Types};
 pub use unstructured::{Unstructured, metadata_in_place};

@@ -20,10 +20,21 @@ const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
 /// Makes the types of a kind, and of its list, out of its OpenAPI schema, over a set that has the metadata's. The error says
 /// what is wrong with the schema, and where.
 pub fn structural(base: &Arc<Types>, of: GroupVersionKind<'_>, schema: &Value) -> Result<SharedType, String> {
-    custom(base, of, &format!("{}List", of.kind), schema, None)
+    make(base, of, &format!("{}List", of.kind), schema, None)
 }
 
-/// The same for a kind whose objects are read by `unstructured`, and whose lists have a kind of their own naming.
+/// As upstream names the type of such a kind: the group's domain reversed.
+#[must_use]
+pub fn custom_name(of: GroupVersionKind<'_>) -> String {
+    format!("{}{}.{}", domain(of.group), of.version, of.kind)
+}
+
+fn domain(group: &str) -> String {
+    group.rsplit('.').filter(|part| !part.is_empty()).fold(String::new(), |all, part| all + part + ".")
+}
+
+/// The same for a kind whose objects are read by `unstructured`, and whose lists have a kind of their own naming. What is only
+/// shown, and by the schema itself (descriptions, enumerations), its types don't have.
 pub fn custom(
     base: &Arc<Types>,
     of: GroupVersionKind<'_>,
@@ -31,21 +42,30 @@ pub fn custom(
     schema: &Value,
     unstructured: Option<Arc<dyn Unstructured>>,
 ) -> Result<SharedType, String> {
+    make(base, of, list_kind, schema, unstructured)
+}
+
+fn make(
+    base: &Arc<Types>,
+    of: GroupVersionKind<'_>,
+    list_kind: &str,
+    schema: &Value,
+    unstructured: Option<Arc<dyn Unstructured>>,
+) -> Result<SharedType, String> {
     let mut maker = Maker {
+        shows: unstructured.is_none(),
         types: Types { base: Some(base.clone()), first: base.first + count(base), ..Types::default() },
         path: of.kind.to_owned(),
         fields: 0,
     };
-    // As upstream names such kinds: the group's domain reversed.
-    let domain = of.group.rsplit('.').filter(|part| !part.is_empty()).fold(String::new(), |all, part| all + part + ".");
-    let name = format!("{domain}{}.{}", of.version, of.kind);
+    let name = custom_name(of);
     let root = object(schema).ok_or("the schema is not an object")?;
     if text(root, "type") != Some("object") {
         return Err(format!("{}: the root's type must be object", maker.path));
     }
     let id = maker.of_object(root, &name, true, 0)?;
     maker.types.own[(id.0 - maker.types.first) as usize].unstructured = unstructured;
-    let list = format!("{domain}{}.{list_kind}", of.version);
+    let list = format!("{}{}.{list_kind}", domain(of.group), of.version);
     let items = Field { required: true, ..Field::new("items".into(), Kind::List(Box::new(Kind::Object(id)))) };
     let mut fields = maker.of_every_kind(LIST_META)?;
     fields.push(items);
@@ -75,6 +95,8 @@ fn says(schema: &Map<String, Value>, key: &str) -> bool {
 
 struct Maker {
     types: Types,
+    /// Whether the types are all that anybody sees of the schema.
+    shows: bool,
     /// Where in the schema, for errors.
     path: String,
     fields: usize,
@@ -83,6 +105,10 @@ struct Maker {
 impl Maker {
     fn wrong<T>(&self, what: &str) -> Result<T, String> {
         Err(format!("{}: {what}", self.path))
+    }
+
+    fn shown(&self, schema: &Map<String, Value>) -> Option<Box<str>> {
+        text(schema, "description").filter(|_| self.shows).map(Into::into)
     }
 
     /// Keeps a type under its name.
@@ -137,7 +163,7 @@ impl Maker {
         let mut made = Type::object(name, fields);
         made.preserves_unknown = says(schema, "x-kubernetes-preserve-unknown-fields");
         made.atomic = text(schema, "x-kubernetes-map-type") == Some("atomic");
-        made.description = text(schema, "description").map(Into::into);
+        made.description = self.shown(schema);
         self.add(name, made)
     }
 
@@ -157,6 +183,7 @@ impl Maker {
             Some(_) => return self.wrong("the list type must be atomic, set or map"),
         };
         let strategies = text(schema, "x-kubernetes-patch-strategy").unwrap_or("");
+        let allowed = schema.get("enum").and_then(Value::as_array).filter(|_| self.shows);
         let does = |strategy: &str| strategies.split(',').any(|one| one == strategy);
         Ok(Field {
             // Absent, empty and zero differ, as no struct stands behind.
@@ -169,8 +196,8 @@ impl Maker {
             merges: does("merge"),
             replaces: does("replace"),
             retains_keys: does("retainKeys"),
-            enumeration: schema.get("enum").and_then(Value::as_array).cloned().unwrap_or_default(),
-            description: text(schema, "description").map(Into::into),
+            enumeration: allowed.cloned().unwrap_or_default(),
+            description: self.shown(schema),
             ..Field::new(Text::Owned(property.to_owned()), kind)
         })
     }

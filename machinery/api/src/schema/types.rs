@@ -376,6 +376,25 @@ impl SharedType {
     pub fn name(&self) -> &str {
         &self.types.get(self.id).name
     }
+
+    /// What its set takes in memory, by its own account, without the sets beneath.
+    #[must_use]
+    pub fn own_bytes(&self) -> usize {
+        let field = |field: &Field| {
+            let list = match &field.list {
+                ListType::Map(keys) => keys.iter().map(|key| size_of::<Text>() + key.len()).sum(),
+                _ => 0,
+            };
+            let described = field.description.as_ref().map_or(0, |text| text.len());
+            size_of::<Field>() + field.name.len() + list + described + size_of::<Kind>()
+        };
+        let own = self.types.own.iter().map(|of| {
+            // Its name stands in the table of names, too.
+            let names = 2 * of.name.len() + size_of::<(Box<str>, TypeId)>();
+            size_of::<Type>() + names + of.fields.iter().map(field).sum::<usize>()
+        });
+        own.sum()
+    }
 }
 
 impl fmt::Debug for SharedType {

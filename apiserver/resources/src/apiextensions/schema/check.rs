@@ -165,7 +165,7 @@ impl Checker {
     }
 
     fn compare(&mut self, value: &Value, schema: &Schema, old: Option<&Correlated<'_>>, outcome: &mut Outcome) {
-        let checks = &schema.checks;
+        let checks = schema.checks();
         if value.is_null() {
             if schema.kind != Type::Any && !schema.nullable {
                 let kind = Kind::Type("null".into(), self.must_be(schema.kind.as_str(), "null"));
@@ -209,7 +209,7 @@ impl Checker {
             other => other.as_str() == name,
         };
         let of_text = matches!(value, Value::String(_) | Value::Array(_));
-        if let Some(format) = schema.checks.format
+        if let Some(format) = schema.checks().format
             && !of_text
             && !fits
         {
@@ -217,7 +217,7 @@ impl Checker {
             return outcome.at(&self.path, kind);
         }
         let numeric = matches!(schema.kind, Type::Integer | Type::Number | Type::IntOrString);
-        if !numeric && schema.checks.format.is_some() && of_text {
+        if !numeric && schema.checks().format.is_some() && of_text {
             outcome.matches += 1;
             return;
         }
@@ -329,7 +329,7 @@ impl Checker {
     }
 
     fn number(&self, number: &serde_json::Number, schema: &Schema, outcome: &mut Outcome) {
-        let (path, checks) = (&self.path, &schema.checks);
+        let (path, checks) = (&self.path, schema.checks());
         let shown = || Value::Number(number.clone());
         let float = number.as_f64().unwrap_or(f64::NAN);
         let format = checks.format.map_or("", |format| format.name);
@@ -420,11 +420,11 @@ impl Checker {
             }
         }
         let count = i64::try_from(items.len()).unwrap_or(i64::MAX);
-        if let Some(least) = schema.checks.min_items.filter(|least| count < *least) {
+        if let Some(least) = schema.checks().min_items.filter(|least| count < *least) {
             let why = format!("{} in body should have at least {least} items", self.path);
             outcome.at(&self.path, Kind::Invalid(count.into(), why));
         }
-        if let Some(most) = schema.checks.max_items.filter(|most| count > *most) {
+        if let Some(most) = schema.checks().max_items.filter(|most| count > *most) {
             outcome.at(&self.path, Kind::TooMany(items.len(), most));
         }
         outcome.matches += 1;
@@ -455,7 +455,7 @@ impl Checker {
         old: Option<&Correlated<'_>>,
         outcome: &mut Outcome,
     ) {
-        let checks = &schema.checks;
+        let checks = schema.checks();
         let count = i64::try_from(map.len()).unwrap_or(i64::MAX);
         if let Some(least) = checks.min_properties.filter(|least| count < *least) {
             let why = format!("{} in body should have at least {least} properties", self.path);
@@ -486,10 +486,10 @@ impl Checker {
             }
             Additional::Unsaid | Additional::Allowed(true) => {}
         }
-        for (name, property) in &schema.properties {
-            let Some(value) = map.get(&**name) else { continue };
+        for (name, property) in schema.properties.iter() {
+            let Some(value) = map.get(name) else { continue };
             // The version is never the same as it was: both were converted.
-            let named = length == 0 && matches!(&**name, "kind" | "apiVersion");
+            let named = length == 0 && matches!(name, "kind" | "apiVersion");
             let below = old.filter(|_| !named).and_then(|old| old.key(name, value));
             if length > 0 {
                 self.path.push('.');

@@ -1,6 +1,7 @@
 //! Out of JSON (a `JSONSchemaProps`, normalised) into the form that objects are read and checked by.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
 
 use serde_json::{Map, Value};
 
@@ -81,14 +82,46 @@ pub(crate) struct Schema {
     pub(crate) preserves: bool,
     pub(crate) embedded: bool,
     pub(crate) nullable: bool,
-    pub(crate) default: Option<Value>,
+    pub(crate) default: Option<Box<Value>>,
     pub(crate) listed: Listed,
-    pub(crate) rules: Option<Rules>,
+    pub(crate) rules: Option<Box<Rules>>,
     pub(crate) items: Option<Box<Schema>>,
-    pub(crate) properties: BTreeMap<Box<str>, Schema>,
+    pub(crate) properties: Properties,
     pub(crate) additional: Additional,
-    pub(crate) checks: Checks,
+    /// `None`: its type is all that a value must be of, as most are.
+    pub(super) checks: Option<Box<Checks>>,
     pub(crate) has: Has,
+}
+
+impl Schema {
+    /// What a value must be beside its type.
+    pub(crate) fn checks(&self) -> &Checks {
+        static NONE: LazyLock<Checks> = LazyLock::new(Checks::default);
+        self.checks.as_deref().unwrap_or(&NONE)
+    }
+}
+
+/// What an object may hold by name. Most have few: one allocation is all that they take.
+#[derive(Debug, Default)]
+pub(crate) struct Properties(Box<[(Box<str>, Schema)]>);
+
+impl Properties {
+    pub(crate) fn get(&self, name: &str) -> Option<&Schema> {
+        let at = self.0.binary_search_by(|(known, _)| (**known).cmp(name)).ok()?;
+        Some(&self.0[at].1)
+    }
+
+    pub(crate) fn contains_key(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    pub(crate) fn values(&self) -> impl Iterator<Item = &Schema> {
+        self.0.iter().map(|(_, schema)| schema)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Schema)> {
+        self.0.iter().map(|(name, schema)| (&**name, schema))
+    }
 }
 
 /// What a value must be beside its type.
@@ -102,7 +135,7 @@ pub(crate) struct Checks {
     pub(crate) multiple_of: Option<f64>,
     pub(crate) max_length: Option<i64>,
     pub(crate) min_length: Option<i64>,
-    pub(crate) pattern: Option<Pattern>,
+    pub(crate) pattern: Option<Arc<Pattern>>,
     pub(crate) max_items: Option<i64>,
     pub(crate) min_items: Option<i64>,
     pub(crate) max_properties: Option<i64>,
@@ -141,14 +174,39 @@ impl std::fmt::Display for Problem {
     }
 }
 
+/// The keywords of [`Checks`].
+const CHECKED: &[&str] = &[
+    "format",
+    "maximum",
+    "exclusiveMaximum",
+    "minimum",
+    "exclusiveMinimum",
+    "multipleOf",
+    "maxLength",
+    "minLength",
+    "pattern",
+    "maxItems",
+    "minItems",
+    "maxProperties",
+    "minProperties",
+    "enum",
+    "required",
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "not",
+];
+
 struct Compiler {
     nodes: usize,
     pattern_bytes: usize,
+    /// Schemas say the same of many fields: each pattern is one program.
+    patterns: HashMap<Box<str>, Arc<Pattern>>,
 }
 
 /// Compiles a schema.
 pub(crate) fn compile(schema: &Value) -> Result<Schema, Problem> {
-    Compiler { nodes: 0, pattern_bytes: 0 }.schema(schema, 0)
+    Compiler { nodes: 0, pattern_bytes: 0, patterns: HashMap::new() }.schema(schema, 0)
 }
 
 fn flag(map: &Map<String, Value>, key: &str) -> bool {
@@ -195,21 +253,27 @@ impl Compiler {
             preserves: flag(map, "x-kubernetes-preserve-unknown-fields"),
             embedded: flag(map, "x-kubernetes-embedded-resource"),
             nullable: flag(map, "nullable"),
-            default: map.get("default").filter(|default| !default.is_null()).cloned(),
+            default: map.get("default").filter(|default| !default.is_null()).cloned().map(Box::new),
             listed,
-            rules: rules::compile(schema, depth == 0),
+            rules: rules::compile(schema, depth == 0).map(Box::new),
             items: None,
-            properties: BTreeMap::new(),
+            properties: Properties::default(),
             additional: Additional::Unsaid,
-            checks: self.checks(map, kind, depth)?,
+            checks: match map.keys().any(|key| CHECKED.contains(&key.as_str())) {
+                true => Some(Box::new(self.checks(map, kind, depth)?)),
+                false => None,
+            },
             has: Has::default(),
         };
         if let Some(items) = map.get("items").filter(|items| items.is_object()) {
             made.items = Some(Box::new(self.schema(items, depth + 1)?));
         }
-        for (name, property) in map.get("properties").and_then(Value::as_object).into_iter().flatten() {
-            made.properties.insert(name.as_str().into(), self.schema(property, depth + 1)?);
-        }
+        let properties = map.get("properties").and_then(Value::as_object).into_iter().flatten();
+        let mut properties = properties
+            .map(|(name, property)| Ok((Box::from(name.as_str()), self.schema(property, depth + 1)?)))
+            .collect::<Result<Vec<(Box<str>, Schema)>, Problem>>()?;
+        properties.sort_by(|(a, _), (b, _)| a.cmp(b));
+        made.properties = Properties(properties.into());
         made.additional = match map.get("additionalProperties") {
             Some(Value::Bool(allowed)) => Additional::Allowed(*allowed),
             Some(schema @ Value::Object(_)) => Additional::Schema(Box::new(self.schema(schema, depth + 1)?)),
@@ -219,19 +283,26 @@ impl Compiler {
         Ok(made)
     }
 
+    fn pattern(&mut self, given: &str) -> Result<Arc<Pattern>, Problem> {
+        if let Some(known) = self.patterns.get(given) {
+            return Ok(known.clone());
+        }
+        let made = pattern::compile(given).map_err(|why| Problem::Pattern(given.to_owned(), why))?;
+        self.pattern_bytes += made.bytes();
+        if self.pattern_bytes > PATTERNS_BYTES_MAX {
+            return Err(Problem::Patterns);
+        }
+        let made = Arc::new(made);
+        self.patterns.insert(given.into(), made.clone());
+        Ok(made)
+    }
+
     fn checks(&mut self, map: &Map<String, Value>, kind: Type, depth: usize) -> Result<Checks, Problem> {
         let number = |key: &str| map.get(key).and_then(Value::as_f64);
         let whole = |key: &str| map.get(key).and_then(Value::as_i64);
         let pattern = match text(map, "pattern") {
             "" => None,
-            given => {
-                let (made, bytes) = pattern::compile(given).map_err(|why| Problem::Pattern(given.to_owned(), why))?;
-                self.pattern_bytes += bytes;
-                if self.pattern_bytes > PATTERNS_BYTES_MAX {
-                    return Err(Problem::Patterns);
-                }
-                Some(made)
-            }
+            given => Some(self.pattern(given)?),
         };
         let mut several = |key: &str| -> Result<Vec<Schema>, Problem> {
             list(map, key).iter().map(|schema| self.schema(schema, depth + 1)).collect()

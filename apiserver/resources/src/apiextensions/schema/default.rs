@@ -38,23 +38,23 @@ pub(crate) fn fill(value: &mut Value, schema: &Schema) {
     }
     match value {
         Value::Object(map) => {
-            for (name, property) in &schema.properties {
+            for (name, property) in schema.properties.iter() {
                 if !property.has.defaults {
                     continue;
                 }
                 if let Some(default) = &property.default
-                    && map.get(&**name).is_none_or(|value| is_null_by_mistake(value, property))
+                    && map.get(name).is_none_or(|value| is_null_by_mistake(value, property))
                 {
-                    map.insert(name.as_ref().into(), default.clone());
+                    map.insert(name.into(), (**default).clone());
                 }
-                if let Some(value) = map.get_mut(&**name) {
+                if let Some(value) = map.get_mut(name) {
                     fill(value, property);
                 }
             }
             if let Some(additional) = schema.additional.schema() {
                 for (_, value) in map.iter_mut().filter(|(name, _)| !schema.properties.contains_key(name.as_str())) {
                     if is_null_by_mistake(value, additional) {
-                        *value = additional.default.clone().unwrap_or_default();
+                        *value = additional.default.as_deref().cloned().unwrap_or_default();
                     }
                     fill(value, additional);
                 }
@@ -64,7 +64,7 @@ pub(crate) fn fill(value: &mut Value, schema: &Schema) {
             let Some(items) = &schema.items else { return };
             for value in list {
                 if is_null_by_mistake(value, items) {
-                    *value = items.default.clone().unwrap_or_default();
+                    *value = items.default.as_deref().cloned().unwrap_or_default();
                 }
                 fill(value, items);
             }

@@ -135,7 +135,7 @@ fn any_schema_and_any_object_are_answered() {
             assert!(refused, "a schema that can't be used is refused: {schema}");
             return;
         };
-        let _ = custom::resources(&definition, false);
+        let _ = custom::resources(&definition, false, &std::sync::Arc::default());
         let mut objects = [new.clone(), old.clone()];
         for object in &mut objects {
             if !object.is_object() {

@@ -5,6 +5,7 @@
 //! - `check`: values (types, bounds, formats, patterns), with upstream's sentences and unchanged values let pass.
 //! - `rules`: what expressions say of an object, and of what it was.
 //! - `lists`: sets and maps that hold an item twice. `path`: the JSON paths of columns and fields.
+//! - `weight`: what one takes in memory.
 
 pub(crate) mod check;
 mod compile;
@@ -20,6 +21,7 @@ mod prune;
 pub(crate) mod rules;
 #[cfg(test)]
 mod tests;
+pub(crate) mod weight;
 
 pub(crate) use compile::{Listed, Schema, compile};
 pub(crate) use default::{drop_nulls, fill};

@@ -5,6 +5,10 @@ use regex::{Regex, RegexBuilder};
 
 /// What one pattern's program may take.
 const PROGRAM_BYTES_MAX: usize = 1 << 20;
+/// What a program takes at least, with what it remembers of the texts that it has seen.
+const PROGRAM_BYTES_MIN: usize = 4 << 10;
+/// What a program may remember of the texts that it has seen, for each thread that matches; beyond it, it forgets and goes on.
+const STATES_BYTES_MAX: usize = 256 << 10;
 /// The longest pattern.
 const PATTERN_BYTES_MAX: usize = 64 << 10;
 /// How deep groups may nest (as Go's).
@@ -18,26 +22,29 @@ pub(crate) struct Pattern {
 }
 
 impl Pattern {
+    /// What its program takes, roughly: a step for each byte and for each repetition, and what any program takes.
+    pub(crate) fn bytes(&self) -> usize {
+        PROGRAM_BYTES_MIN.max(self.text.len() * 64)
+    }
+
     pub(crate) fn is_match(&self, text: &str) -> bool {
         self.regex.is_match(text)
     }
 }
 
-/// Compiles a pattern; also how many bytes its program takes, roughly. The error is Go's sentence, as far as it goes.
-pub(crate) fn compile(pattern: &str) -> Result<(Pattern, usize), String> {
+/// Compiles a pattern. The error is Go's sentence, as far as it goes.
+pub(crate) fn compile(pattern: &str) -> Result<Pattern, String> {
     if pattern.len() > PATTERN_BYTES_MAX {
         return Err("error parsing regexp: expression too large".into());
     }
     let translated = translate(pattern);
-    // A step for each byte and for each repetition: what the bound on a program's size refuses is not counted.
     let regex = RegexBuilder::new(&translated)
         .size_limit(PROGRAM_BYTES_MAX)
-        .dfa_size_limit(PROGRAM_BYTES_MAX)
+        .dfa_size_limit(STATES_BYTES_MAX)
         .nest_limit(NEST_MAX)
         .build()
         .map_err(|error| sentence(pattern, &error))?;
-    let bytes = translated.len() * 64;
-    Ok((Pattern { text: pattern.into(), regex }, bytes))
+    Ok(Pattern { text: pattern.into(), regex })
 }
 
 fn sentence(pattern: &str, error: &regex::Error) -> String {

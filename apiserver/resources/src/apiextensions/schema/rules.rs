@@ -28,6 +28,23 @@ impl std::fmt::Debug for Rule {
     }
 }
 
+impl Rule {
+    /// How much was written.
+    pub(super) fn text_len(&self) -> usize {
+        self.text.len() + if self.of_message.is_some() { self.message.len() + MESSAGE_EXPRESSION_BYTES } else { 0 }
+    }
+}
+
+/// What a message's expression is taken for: it is a sentence with a value or two.
+const MESSAGE_EXPRESSION_BYTES: usize = 100;
+
+impl Rules {
+    /// The type that they see.
+    pub(super) fn declared(&self) -> &DeclType {
+        &self.declared.decl
+    }
+}
+
 /// The rules of a schema, with the type that they see.
 #[derive(Debug)]
 pub(crate) struct Rules {

@@ -36,7 +36,7 @@ fn unknown(default: &Value, schema: &Schema, root: bool) -> Vec<String> {
     let mut paths = prune(&mut pruned, schema);
     if !root && !schema.embedded {
         let own = ["apiVersion", "kind", "metadata"].into_iter().filter(|key| default.get(key).is_some());
-        paths.extend(own.filter(|key| !schema.properties.contains_key(*key) && !schema.preserves).map(Into::into));
+        paths.extend(own.filter(|key| !schema.properties.contains_key(key) && !schema.preserves).map(Into::into));
     }
     paths
 }
@@ -63,9 +63,9 @@ impl All<'_> {
             self.walk(items, &at.child("items"), false, meta);
         }
         let properties_at = at.child("properties");
-        for (name, property) in &schema.properties {
-            let path: Vec<&str> = meta.unwrap_or_default().iter().copied().chain([&**name]).collect();
-            let begins = is_resource && matches!(&**name, "metadata" | "apiVersion" | "kind");
+        for (name, property) in schema.properties.iter() {
+            let path: Vec<&str> = meta.unwrap_or_default().iter().copied().chain([name]).collect();
+            let begins = is_resource && matches!(name, "metadata" | "apiVersion" | "kind");
             let meta = (begins || meta.is_some()).then_some(path.as_slice());
             self.walk(property, &properties_at.key(name), false, meta);
         }

@@ -220,9 +220,10 @@ fn changed(
     };
     let row = row.filter(|_| has_own_body(request, catalog));
     let kind = request.kind;
-    let target = match row {
-        Some(row) => row.target(),
-        None => Target::kind(kind.group, kind.version, kind.kind)
+    let types = row.map(|row| row.schema.hold());
+    let target = match (row, &types) {
+        (Some(row), Some(types)) => row.target(types),
+        _ => Target::kind(kind.group, kind.version, kind.kind)
             .ok_or_else(|| format!("Resource kind {} not found", kind.kind))?,
     };
     let mut changed = if mutation.is_json_patch {

@@ -206,11 +206,10 @@ impl<'a> Asked<'a> {
         };
         let row = row.filter(|_| self.has_own_body());
         let GroupVersionKind { group, version, kind } = self.about().kind;
-        let target = match row {
-            Some(row) => row.target(),
-            None => {
-                Target::kind(group, version, kind).ok_or_else(|| ApiError::Internal(format!("no type for {kind}")))?
-            }
+        let types = row.map(|row| row.schema.hold());
+        let target = match (row, &types) {
+            (Some(row), Some(types)) => row.target(types),
+            _ => Target::kind(group, version, kind).ok_or_else(|| ApiError::Internal(format!("no type for {kind}")))?,
         };
         let decoded = patch::apply(PatchKind::Json, patch, shown, &target, FieldValidation::Ignore);
         let decoded = decoded.map_err(|error| ApiError::Internal(error.status().message))?;
