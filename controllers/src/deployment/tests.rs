@@ -248,7 +248,7 @@ fn progress_may_wait_and_what_others_act_on_does_not() {
         let set = waits("replicaset-controller", &mut simulation, &set);
         (set, waits("deployment-controller", &mut simulation, &key()))
     };
-    // The first one changes the reason of Progressing, the fourth makes the Deployment available, the fifth completes it.
-    let expected = [(true, false), (true, true), (true, true), (true, false), (false, false)];
+    // The fourth makes the Deployment available, the fifth completes it.
+    let expected = [(true, true), (true, true), (true, true), (true, false), (false, false)];
     assert_eq!((1..=5).map(of_ready).collect::<Vec<_>>(), expected);
 }
