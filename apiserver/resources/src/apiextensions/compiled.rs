@@ -162,6 +162,11 @@ impl Unstructured for Reader {
     }
 }
 
+/// Those that something is made of still.
+fn made(held: &[Weak<Source>]) -> Vec<Arc<Source>> {
+    held.iter().filter_map(Weak::upgrade).filter(|source| source.bytes() > 0).collect()
+}
+
 /// All that is made of schemas, and the bound on it.
 #[derive(Debug)]
 pub struct Compilations {
@@ -195,14 +200,13 @@ impl Compilations {
 
     /// Lets go what was used longest ago, until the rest is within the bound.
     fn keep(&self, new: &Arc<Source>) {
-        let mut held = self.sources();
-        held.push(new.clone());
+        // One after the other: none may write down a list that lacks what another has just made.
+        let mut known = locked(&self.held);
+        let mut held = made(&known);
+        held.retain(|source| !Arc::ptr_eq(source, new));
         held.sort_by_key(|source| std::cmp::Reverse(source.used.load(Ordering::Relaxed)));
         let mut bytes = new.bytes();
         held.retain(|source| {
-            if Arc::ptr_eq(source, new) {
-                return true;
-            }
             let with = bytes + source.bytes();
             if with > self.bytes_max {
                 *locked(&source.made) = None;
@@ -211,11 +215,12 @@ impl Compilations {
             bytes = with;
             true
         });
-        *locked(&self.held) = held.iter().map(Arc::downgrade).collect();
+        held.push(new.clone());
+        *known = held.iter().map(Arc::downgrade).collect();
     }
 
     fn sources(&self) -> Vec<Arc<Source>> {
-        locked(&self.held).iter().filter_map(Weak::upgrade).filter(|source| source.bytes() > 0).collect()
+        made(&locked(&self.held))
     }
 
     /// Lets go what nobody has used since this was last called.
@@ -324,6 +329,12 @@ mod tests {
         assert_eq!((compilations.bytes(), source(&served[0]).bytes()), (one, one), "what nobody used meanwhile goes");
         compilations.rest();
         assert_eq!(compilations.bytes(), 0);
+        for _ in 0..3 {
+            served[..2].iter().for_each(|resource| drop(resource.schema.hold()));
+            assert_eq!(compilations.bytes(), 2 * one, "what is made anew counts once");
+            compilations.rest();
+            compilations.rest();
+        }
     }
 
     #[test]
