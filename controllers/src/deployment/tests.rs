@@ -235,7 +235,7 @@ fn progress_may_wait_and_what_others_act_on_does_not() {
         pass(&mut simulation, "deployment-controller", &key());
         pass_set(&mut simulation, 0);
     }
-    let mut waits = |controller: &str, simulation: &mut Simulation, key: &ObjectKey| {
+    let waits = |controller: &str, simulation: &mut Simulation, key: &ObjectKey| {
         let plan = decide(controller, simulation, key);
         assert!(matches!(plan.actions.as_slice(), [Action::Update { subresource: Some("status"), .. }]), "{plan:?}");
         let may_wait = plan.may_wait;
