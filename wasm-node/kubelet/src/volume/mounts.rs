@@ -312,16 +312,21 @@ mod tests {
             folder(self.dir.path(), name)
         }
 
+        /// Where the volumes of claims lie.
+        fn claims(&self) -> PathBuf {
+            self.dir.path().join("claims")
+        }
+
         fn open(&self, mounts: Value) -> Result<Vec<Preopen>, String> {
             let pod = json!({"spec": {"containers": [], "volumes": [
                 {"name": "own", "emptyDir": {}}, {"name": "map", "configMap": {"name": "m"}},
-                {"name": "pack", "image": {"reference": "r"}}]}});
+                {"name": "kept", "persistentVolumeClaim": {"claimName": "k"}}, {"name": "pack", "image": {"reference": "r"}}]}});
             let container = json!({"name": "c", "volumeMounts": mounts});
             let variable = |name: &str| (name == "POD").then(|| "p-1".to_owned());
             let parse = |value: Value| serde_json::from_value(value).unwrap();
             let images = BTreeMap::from([("pack".to_owned(), self.volume("tree"))]);
             let pod = serde_json::from_value(pod).unwrap();
-            let local = LocalVolumes::new(self.dir.path(), machinery_env::Env::real());
+            let local = LocalVolumes::new(&self.claims(), machinery_env::Env::real());
             let elsewhere = Elsewhere { images: &images, allowed: &[], local: &local };
             let opened = preopens(&pod, &parse(container), (self.dir.path(), 0), &elsewhere, &variable);
             opened.map_err(|error| error.to_string())
@@ -370,6 +375,21 @@ mod tests {
         fs::write(found[0].host.join("state"), b"2").unwrap();
         assert!(found[0].writable);
         assert_eq!(fs::read(bench.volume("own").join("state")).unwrap(), b"2");
+    }
+
+    /// It is seen at another place than its volume's, where nobody counts what a claim may hold.
+    #[cfg(unix)]
+    #[test]
+    fn a_single_file_of_a_claim_is_read_and_not_written() {
+        let bench = Bench::new();
+        fs::create_dir(bench.claims()).unwrap();
+        fs::write(bench.claims().join("state"), b"1").unwrap();
+        std::os::unix::fs::symlink(bench.claims(), bench.volume("kept")).unwrap();
+        let mount = |read_only: bool| json!([{"name": "kept", "mountPath": "/data/state", "subPath": "state", "readOnly": read_only}]);
+        let found = bench.open(mount(true)).unwrap();
+        assert_eq!((found[0].writable, fs::read(found[0].host.join("state")).unwrap()), (false, b"1".to_vec()));
+        let error = bench.open(mount(false)).unwrap_err();
+        assert!(error.starts_with("/data/state is a single file of a claim's volume: mount it read-only"), "{error}");
     }
 
     #[test]
