@@ -314,7 +314,7 @@ mod tests {
 
         /// Where the volumes of claims lie.
         fn claims(&self) -> PathBuf {
-            self.dir.path().join("claims")
+            self.dir.path().join("node/volumes")
         }
 
         fn open(&self, mounts: Value) -> Result<Vec<Preopen>, String> {
@@ -326,7 +326,7 @@ mod tests {
             let parse = |value: Value| serde_json::from_value(value).unwrap();
             let images = BTreeMap::from([("pack".to_owned(), self.volume("tree"))]);
             let pod = serde_json::from_value(pod).unwrap();
-            let local = LocalVolumes::new(&self.claims(), machinery_env::Env::real());
+            let local = LocalVolumes::new(&self.dir.path().join("node"), machinery_env::Env::real());
             let elsewhere = Elsewhere { images: &images, allowed: &[], local: &local };
             let opened = preopens(&pod, &parse(container), (self.dir.path(), 0), &elsewhere, &variable);
             opened.map_err(|error| error.to_string())
@@ -382,7 +382,7 @@ mod tests {
     #[test]
     fn a_single_file_of_a_claim_is_read_and_not_written() {
         let bench = Bench::new();
-        fs::create_dir(bench.claims()).unwrap();
+        fs::create_dir_all(bench.claims()).unwrap();
         fs::write(bench.claims().join("state"), b"1").unwrap();
         std::os::unix::fs::symlink(bench.claims(), bench.volume("kept")).unwrap();
         let mount = |read_only: bool| json!([{"name": "kept", "mountPath": "/data/state", "subPath": "state", "readOnly": read_only}]);
