@@ -236,13 +236,19 @@ async fn a_claims_volume_holds_no_more_than_it_may() {
 #[cfg(unix)]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_is_removed_and_open_takes_its_room() {
+    use std::os::unix::fs::MetadataExt as _;
+
     use runtime_api::{VolumeQuota, VolumeUse};
 
     let bench = Bench::new();
     let volume = volume(&bench, 0);
     let folder = volume.host.canonicalize().unwrap();
-    let quota = VolumeQuota::new(folder, 1 << 20, VolumeUse::default(), Box::new(|_| Some(VolumeUse::default())));
-    let quota = Arc::new(quota);
+    let walked = folder.clone();
+    let walk = move |_| {
+        let taken = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().metadata().unwrap().blocks() * 512;
+        Some(VolumeUse { bytes: std::fs::read_dir(&walked).unwrap().map(taken).sum(), files: 1 })
+    };
+    let quota = Arc::new(VolumeQuota::new(folder, 1 << 20, VolumeUse::default(), Box::new(walk)));
     // Fills a file that it has removed already, closes it, and fills the next one of that name. 51 is ENOSPC.
     let fill = "
       (i64.store (i32.const 16) (i64.const 0))
