@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use machinery_api::ObjectKey;
 use machinery_client::claims::claim_names;
 use machinery_client::driver::own_key;
+use machinery_client::request::query_string;
 use machinery_client::{
     Action, Change, Context, Controller, Input, Kind, ObjectCache, Plan, Pod, Question, key_of, value_of,
 };
@@ -20,8 +21,8 @@ use crate::{Settings, pods};
 const CLAIM: &str = "kubernetes.io/pvc-protection";
 const VOLUME: &str = "kubernetes.io/pv-protection";
 const CLASS: &str = "kubernetes.io/vac-protection";
-/// Of pods that have a node.
-const PLACED: &str = "fieldSelector=spec.nodeName%21%3D";
+/// Selects pods that have a node.
+const PLACED: &str = "spec.nodeName!=";
 /// How soon the server is asked again that didn't answer.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -98,7 +99,8 @@ fn claim(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -
     if view.users_of_claim(key).any(uses) {
         return Plan::nothing();
     }
-    let question = Question::Get(format!("/api/v1/namespaces/{}/pods?{PLACED}", key.namespace));
+    let pods = Kind::of::<Pod>().collection_path(&key.namespace);
+    let question = Question::Get(format!("{pods}?{}", query_string(&[("fieldSelector", PLACED)])));
     match context.pass.answer(&question) {
         None => Plan { questions: vec![question], ..Plan::nothing() },
         Some(Ok(list)) if is_used_in(list, &key.name) => Plan::nothing(),
@@ -222,6 +224,7 @@ metadata: {name: tin, deletionTimestamp: "2025-12-31T23:00:00Z", finalizers: [ku
             assert_eq!(lets_go("volumeattributesclass", ObjectKey::cluster(name)), goes, "{name}");
         }
     }
+
     /// The server's answer to whoever asks which pods have a node.
     fn answer(simulation: &mut machinery_client::simulate::Simulation, pods: Result<Value, u16>) {
         let plan = decide("persistentvolumeclaim-protection-controller", simulation, &ObjectKey::new("a", "free"));

@@ -148,15 +148,17 @@ pub(super) fn is_complete(rollout: &Rollout<'_>, status: &DeploymentStatus) -> b
 pub(super) fn is_progress(rollout: &Rollout<'_>) -> bool {
     let Some(known) = &rollout.deployment.status else { return false };
     let status = &rollout.status;
-    let said = |status: &DeploymentStatus| -> Vec<_> {
-        let conditions = status.conditions.iter().flatten();
-        conditions.map(|c| (c.type_.clone(), c.status.clone(), c.reason.clone(), c.message.clone())).collect()
-    };
     let revision = rollout.deployment.metadata.annotations.as_ref().and_then(|a| a.get(annotations::REVISION));
     known.observed_generation == status.observed_generation
         && rollout.revision.as_ref() == revision
-        && said(known) == said(status)
+        && said(known).eq(said(status))
         && !is_complete(rollout, status)
+}
+
+/// What the conditions say, whenever that was.
+fn said(status: &DeploymentStatus) -> impl Iterator<Item = (&str, &str, Option<&str>, Option<&str>)> {
+    let conditions = status.conditions.iter().flatten();
+    conditions.map(|c| (&*c.type_, &*c.status, c.reason.as_deref(), c.message.as_deref()))
 }
 
 /// More new, ready or available replicas, or fewer old ones.

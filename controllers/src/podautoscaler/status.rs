@@ -4,9 +4,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::autoscaling::v2::{
     HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition, HorizontalPodAutoscalerStatus, MetricStatus,
 };
-use machinery_client::{Action, EventRecord, Plan, Question, value_of};
+use machinery_client::{Action, EventRecord, Kind, Plan, Question, key_of, value_of};
 
-use super::server::encode;
 use crate::conditions;
 use crate::pods::stamp;
 
@@ -78,9 +77,7 @@ impl Told {
 
     /// What has been said so far, as a write whose outcome the pass waits for.
     pub(super) fn announcement(&self, hpa: &HorizontalPodAutoscaler) -> Question {
-        let part = |part: &Option<String>| encode(part.as_deref().unwrap_or_default());
-        let (namespace, name) = (part(&hpa.metadata.namespace), part(&hpa.metadata.name));
-        let path = format!("/apis/autoscaling/v2/namespaces/{namespace}/horizontalpodautoscalers/{name}/status");
+        let path = format!("{}/status", Kind::of::<HorizontalPodAutoscaler>().path(&key_of(&hpa.metadata)));
         Question::Put(path, value_of(&HorizontalPodAutoscaler { status: Some(self.status.clone()), ..hpa.clone() }))
     }
 

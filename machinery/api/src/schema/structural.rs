@@ -20,7 +20,7 @@ const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
 /// Makes the types of a kind, and of its list, out of its OpenAPI schema, over a set that has the metadata's. The error says
 /// what is wrong with the schema, and where.
 pub fn structural(base: &Arc<Types>, of: GroupVersionKind<'_>, schema: &Value) -> Result<SharedType, String> {
-    make(base, of, &format!("{}List", of.kind), schema, None)
+    custom(base, of, &format!("{}List", of.kind), schema, None)
 }
 
 /// As upstream names the type of such a kind: the group's domain reversed.
@@ -36,16 +36,6 @@ fn domain(group: &str) -> String {
 /// The same for a kind whose objects are read by `unstructured`, and whose lists have a kind of their own naming. What is only
 /// shown, and by the schema itself (descriptions, enumerations), its types don't have.
 pub fn custom(
-    base: &Arc<Types>,
-    of: GroupVersionKind<'_>,
-    list_kind: &str,
-    schema: &Value,
-    unstructured: Option<Arc<dyn Unstructured>>,
-) -> Result<SharedType, String> {
-    make(base, of, list_kind, schema, unstructured)
-}
-
-fn make(
     base: &Arc<Types>,
     of: GroupVersionKind<'_>,
     list_kind: &str,
