@@ -56,7 +56,7 @@ fn shown(value: &Value) -> String {
         Value::String(text) => quoted(text),
         Value::Null => "null".into(),
         Value::Bool(_) | Value::Number(_) => value.to_string(),
-        other => shown_inside(other),
+        other => go_json(other),
     }
 }
 
@@ -150,12 +150,22 @@ impl FieldError {
 #[must_use]
 pub fn go_struct(value: &Value, order: &[&str]) -> String {
     let parts: Vec<String> =
-        order.iter().filter_map(|key| Some(format!("\"{key}\":{}", shown_inside(value.get(key)?)))).collect();
+        order.iter().filter_map(|key| Some(format!("\"{key}\":{}", go_json(value.get(key)?)))).collect();
     format!("{{{}}}", parts.join(","))
 }
 
-fn shown_inside(value: &Value) -> String {
-    value.to_string().replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
+/// JSON as Go's encoder writes it, safe within HTML and JavaScript.
+#[must_use]
+pub fn go_json(value: &Value) -> String {
+    let mut out = value.to_string();
+    for (plain, escaped) in
+        [("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026"), ("\u{2028}", "\\u2028"), ("\u{2029}", "\\u2029")]
+    {
+        if out.contains(plain) {
+            out = out.replace(plain, escaped);
+        }
+    }
+    out
 }
 
 /// The errors so far, with a short way to add to them. Those beyond [`ERRORS_MAX`] are counted and never written out, so

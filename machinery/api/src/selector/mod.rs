@@ -8,7 +8,7 @@ mod grammar;
 mod rules;
 
 pub use field::{FieldRequirement, FieldSelector};
-pub use rules::{go_quoted, label_key_problems, label_value_problems, subdomain_problems};
+pub use rules::{go_quoted, is_printable, label_key_problems, label_value_problems, subdomain_problems};
 
 /// Why a selector is refused; the sentence is upstream's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -116,11 +116,12 @@ pub fn go_quoted(text: &str) -> String {
 }
 
 /// Whether Go prints a character as it is: letters, marks, digits, punctuation, symbols, and of spaces only the ASCII one.
-fn is_printable(c: char) -> bool {
+#[must_use]
+pub fn is_printable(c: char) -> bool {
     // Rust escapes the same, and at a text's beginning marks, too.
     let mut text = [b'a', 0, 0, 0, 0];
     let end = 1 + c.encode_utf8(&mut text[1..]).len();
-    c.is_ascii() || std::str::from_utf8(&text[..end]).is_ok_and(|text| text.escape_debug().count() == 2)
+    matches!(c, ' '..='~') || std::str::from_utf8(&text[..end]).is_ok_and(|text| text.escape_debug().count() == 2)
 }
 
 #[cfg(test)]
@@ -139,5 +140,8 @@ mod tests {
         ] {
             assert_eq!(go_quoted(text), quoted);
         }
+        let printed: String = ('\0'..='\u{a1}').filter(|c| is_printable(*c)).collect();
+        let ascii: String = (' '..='~').collect();
+        assert_eq!(printed, ascii + "\u{a1}");
     }
 }

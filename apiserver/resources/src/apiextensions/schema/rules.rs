@@ -80,7 +80,8 @@ fn one(rule: &Value, declared: &Declared) -> Rule {
     let expression = text(rule, "rule");
     let program = made(expression, &Type::Bool, "");
     let of_message = match text(rule, "messageExpression") {
-        blank if blank.trim().is_empty() => None,
+        // Upstream looks no further than at the rule, if that is wrong.
+        blank if blank.trim().is_empty() || program.is_err() => None,
         expression => Some(made(expression, &Type::String, "messageExpression ")),
     };
     Rule {

@@ -77,18 +77,27 @@ impl All<'_> {
                 return self.errors.add(|| FieldError::invalid(at, default.clone(), &why));
             }
         } else {
-            if self.must_be_pruned && !unknown(default, schema, root).is_empty() {
-                self.errors.add(|| FieldError::invalid(at, default.clone(), "must not have unknown fields"));
+            let is_unknown = self.must_be_pruned && !unknown(default, schema, root).is_empty();
+            // What metadata doesn't know goes before anything is said, so that errors don't show it.
+            let mut coerced = default.clone();
+            let malformed = embedded::coerce(&mut coerced, schema, false).err();
+            if is_unknown {
+                self.errors.add(|| FieldError::invalid(at, coerced.clone(), "must not have unknown fields"));
             }
-            if let Err(wrong) = embedded::coerce(&mut default.clone(), schema, false) {
+            if let Some(wrong) = malformed {
                 return self.errors.add(|| wrong.below(at));
             }
             let mut found = ErrorList::new();
-            embedded::validate(default, schema, Some(at), &mut found);
+            embedded::validate(&coerced, schema, Some(at), &mut found);
             if !found.is_empty() {
                 return self.errors.append(found);
             }
+            return self.held_to_schema(schema, &coerced, at);
         }
+        self.held_to_schema(schema, default, at);
+    }
+
+    fn held_to_schema(&mut self, schema: &Schema, default: &Value, at: &Path<'_>) {
         let wrong = check::check(default, schema, &at.to_string(), None);
         match wrong.is_empty() {
             true => self.errors.append(rules::check_default(default, schema, at, &mut self.budget)),

@@ -7,13 +7,15 @@ mod options;
 mod parts;
 mod rules;
 mod schema;
+mod shown;
 mod structural;
 
+use machinery_api::selector::is_printable;
 use serde_json::Value;
 
 use super::conditions::{self, APPROVAL, Approval, ESTABLISHED, MISSING_APPROVAL};
 use super::schema::is_known_format;
-use crate::field::{ErrorList, FieldError, Path, quoted};
+use crate::field::{ErrorList, FieldError, Path, go_json, quoted};
 use crate::read::{flag, get, items, text, texts};
 
 use options::Options;
@@ -110,6 +112,29 @@ fn alike<'a>(versions: &'a [Value], key: &str) -> Option<&'a Value> {
     versions.iter().all(|version| get(version, key) == first).then_some(first)
 }
 
+/// What the whole definition asks for, beside what the update is held to.
+fn with_structure(errors: &mut ErrorList, spec: &Value, options: &Options) -> Options {
+    let preserves = flag(spec, "preserveUnknownFields");
+    let all = items(spec, "versions");
+    let at = SPEC.child("versions");
+    for (i, version) in all.iter().enumerate() {
+        let needs = options.requires_schema || (flag(version, "served") && !preserves);
+        if schema_of(version).is_null() && needs {
+            let why = if options.requires_schema { "" } else { "because otherwise all fields are pruned" };
+            errors.required(&at.index(i).child("schema").child("openAPIV3Schema"), why);
+        }
+    }
+    let has =
+        |pred: &mut dyn FnMut(&Value) -> bool| all.iter().any(|version| schema::any(schema_of(version), &mut *pred));
+    let has_defaults = has(&mut |schema| !get(schema, "default").is_null());
+    if has_defaults && preserves {
+        let why = "must be false in order to use defaults in the schema";
+        errors.invalid(&SPEC.child("preserveUnknownFields"), true, why);
+    }
+    let requires = !preserves || has_defaults || has(&mut schema::has_extensions);
+    Options { requires_structure: options.requires_structure || requires, ..options.clone() }
+}
+
 fn spec(errors: &mut ErrorList, spec: &Value, options: &Options) {
     let group = text(spec, "group");
     let group_at = SPEC.child("group");
@@ -123,14 +148,8 @@ fn spec(errors: &mut ErrorList, spec: &Value, options: &Options) {
     }
     one_of(errors, &SPEC.child("scope"), text(spec, "scope"), &["Cluster", "Namespaced"]);
     let all = items(spec, "versions");
-    let at = SPEC.child("versions");
-    for (i, version) in all.iter().enumerate() {
-        if schema_of(version).is_null() && (options.requires_schema || flag(version, "served")) {
-            let why = if options.requires_schema { "" } else { "because otherwise all fields are pruned" };
-            errors.required(&at.index(i).child("schema").child("openAPIV3Schema"), why);
-        }
-    }
-    versions(errors, all, options);
+    let options = &with_structure(errors, spec, options);
+    versions(errors, spec, options);
     let name = |key: &str| text(get(spec, "names"), key);
     let names_at = SPEC.child("names");
     for key in ["plural", "singular", "kind", "listKind"] {
@@ -141,7 +160,8 @@ fn spec(errors: &mut ErrorList, spec: &Value, options: &Options) {
     names(errors, get(spec, "names"), &names_at);
     let has_status = all.iter().any(|version| !get(get(version, "subresources"), "status").is_null());
     if let Some(validation) = alike(all, "schema").filter(|schema| schema.is_object()) {
-        schema::validation(errors, validation, has_status, options, &SPEC.child("validation"));
+        let options = options.of_version(all.first().map_or("", |version| text(version, "name")));
+        schema::validation(errors, validation, has_status, &options, &SPEC.child("validation"));
     }
     if let Some(subresources) = alike(all, "subresources") {
         parts::subresources(errors, subresources, &SPEC.child("subresources"));
@@ -161,10 +181,16 @@ fn spec(errors: &mut ErrorList, spec: &Value, options: &Options) {
             }
         }
     }
+    let strategy = text(get(spec, "conversion"), "strategy");
+    if flag(spec, "preserveUnknownFields") && get(spec, "conversion").is_object() && strategy != "None" {
+        let why = "must be None if spec.preserveUnknownFields is true";
+        errors.invalid(&SPEC.child("conversion").child("strategy"), strategy, why);
+    }
     parts::conversion(errors, get(spec, "conversion"), options, &SPEC.child("conversion"));
 }
 
-fn versions(errors: &mut ErrorList, all: &[Value], options: &Options) {
+fn versions(errors: &mut ErrorList, spec: &Value, options: &Options) {
+    let all = items(spec, "versions");
     let at = SPEC.child("versions");
     let own = |key: &str| alike(all, key).is_none();
     let (schemas, subresources, columns, fields) =
@@ -179,7 +205,13 @@ fn versions(errors: &mut ErrorList, all: &[Value], options: &Options) {
         deprecation(errors, version, &at.child("deprecationWarning"));
         if schemas {
             let has_status = !get(get(version, "subresources"), "status").is_null();
-            schema::validation(errors, get(version, "schema"), has_status, options, &at.child("schema"));
+            schema::validation(
+                errors,
+                get(version, "schema"),
+                has_status,
+                &options.of_version(name),
+                &at.child("schema"),
+            );
         }
         if subresources {
             parts::subresources(errors, get(version, "subresources"), &at.child("subresources"));
@@ -193,14 +225,19 @@ fn versions(errors: &mut ErrorList, all: &[Value], options: &Options) {
             parts::selectable(errors, fields, schema_of(version), &at.child("selectableFields"), allowed);
         }
     }
-    let shown = || Value::Array(all.to_vec());
     let mut seen: Vec<&str> = all.iter().map(|version| text(version, "name")).collect();
     seen.sort_unstable();
     if seen.windows(2).any(|two| two[0] == two[1]) {
-        errors.add(|| FieldError::invalid(&at, shown(), "must contain unique version names"));
+        errors.add(|| FieldError::invalid_shown(&at, &shown::versions(spec), "must contain unique version names"));
     }
     if all.iter().filter(|version| flag(version, "storage")).count() != 1 {
-        errors.add(|| FieldError::invalid(&at, shown(), "must have exactly one version marked as storage version"));
+        errors.add(|| {
+            FieldError::invalid_shown(
+                &at,
+                &shown::versions(spec),
+                "must have exactly one version marked as storage version",
+            )
+        });
     }
     if let Some(first) = all.first().map(|version| text(version, "name")).filter(|name| !name.is_empty()) {
         let why = crate::rules::dns_1035_label(first);
@@ -221,18 +258,20 @@ fn one_of(errors: &mut ErrorList, at: &Path<'_>, value: &str, accepted: &[&str])
 fn deprecation(errors: &mut ErrorList, version: &Value, at: &Path<'_>) {
     let warning = get(version, "deprecationWarning");
     let Some(said) = warning.as_str() else { return };
+    // Upstream has it by a pointer, and shows those as JSON.
+    let mut invalid = |why: &str| errors.add(|| FieldError::invalid_shown(at, &go_json(warning), why));
     if !flag(version, "deprecated") {
-        return errors.invalid(at, said, "can only be set for deprecated versions");
+        return invalid("can only be set for deprecated versions");
     }
     if said.len() > 256 {
-        errors.invalid(at, said, "must be <= 256 characters long");
+        invalid("must be <= 256 characters long");
     }
     if said.is_empty() {
-        errors.invalid(at, said, "must not be an empty string");
+        invalid("must not be an empty string");
     }
-    if let Some((i, _)) = said.char_indices().find(|(_, c)| c.is_control() || (c.is_whitespace() && *c != ' ')) {
+    if let Some((i, _)) = said.char_indices().find(|(_, c)| !is_printable(*c)) {
         let why = format!("must only contain printable UTF-8 characters; non-printable character found at index {i}");
-        errors.invalid(at, said, &why);
+        invalid(&why);
     }
 }
 
@@ -347,3 +386,6 @@ fn unknown_formats(object: &Value) -> Vec<String> {
     }
     found
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,10 +2,13 @@
 
 use serde_json::Value;
 
+use super::parts::SELECTABLE_MAX;
 use super::schema::{any, is_type, list_keys};
-use super::{defaults, structural};
+use super::{alike, defaults, structural};
 use crate::field::{ErrorList, Path};
 use crate::read::{get, items, text, texts};
+
+const FIELDS: &str = "selectableFields";
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -26,7 +29,9 @@ pub(super) struct Options {
     pub(super) requires_review_version: bool,
     /// Certificates of a webhook are not looked at.
     pub(super) lenient_bundle: bool,
-    /// Rules may cost what they cost: no schema changed.
+    /// Versions whose schema is what it was: a rule of theirs may cost what it costs.
+    pub(super) unchanged: Vec<String>,
+    /// A rule may cost what it costs.
     pub(super) ignores_cost: bool,
     /// Versions that have more selectable fields than are allowed, and had them before (empty: all alike).
     pub(super) many_fields: Vec<String>,
@@ -42,6 +47,7 @@ impl Options {
         requires_list_keys: true,
         requires_review_version: true,
         lenient_bundle: false,
+        unchanged: Vec::new(),
         ignores_cost: false,
         many_fields: Vec::new(),
     };
@@ -62,13 +68,26 @@ impl Options {
                 items(new, "versions").iter().filter(|version| old_of(version).is_some_and(|o| keep(version, o)));
             kept.map(|version| text(version, "name").to_owned()).collect()
         };
-        let many = |version: &Value, old: &Value| {
-            items(old, "selectableFields").len() > 8 && get(version, "selectableFields") == get(old, "selectableFields")
+        let mut many_fields = match (alike(items(new, "versions"), FIELDS), alike(versions, FIELDS)) {
+            (None, None) => named(&|version, old| {
+                items(old, FIELDS).len() > SELECTABLE_MAX && get(version, FIELDS) == get(old, FIELDS)
+            }),
+            _ => Vec::new(),
         };
-        let mut many_fields = named(&many);
-        if !many_fields.is_empty() && many_fields.len() == items(new, "versions").len() {
+        if alike(versions, FIELDS).is_some_and(|old| {
+            old.as_array().is_some_and(|f| f.len() > SELECTABLE_MAX)
+                && alike(items(new, "versions"), FIELDS) == Some(old)
+        }) {
             many_fields.push(String::new());
         }
+        // What all old versions have alike, new ones have had, too.
+        let unchanged: Vec<String> = match alike(versions, "schema") {
+            Some(old) => {
+                let same = items(new, "versions").iter().filter(|version| get(version, "schema") == old);
+                same.map(|version| text(version, "name").to_owned()).collect()
+            }
+            None => named(&|version, old| get(old, "schema") == get(version, "schema")),
+        };
         let bundle = get(get(get(old, "conversion"), "webhook"), "clientConfig");
         let bundle = text(bundle, "caBundle");
         let wrong_bundle = !bundle.is_empty() && !super::is_ca_bundle(bundle);
@@ -97,11 +116,15 @@ impl Options {
             }),
             requires_review_version: review.is_empty() || review.iter().any(|v| matches!(*v, "v1" | "v1beta1")),
             lenient_bundle: !is_established || wrong_bundle,
-            ignores_cost: items(new, "versions")
-                .iter()
-                .all(|version| old_of(version).is_some_and(|old| get(old, "schema") == get(version, "schema"))),
+            unchanged,
+            ignores_cost: false,
             many_fields,
         }
+    }
+
+    /// Those of one version's schema.
+    pub(super) fn of_version(&self, version: &str) -> Self {
+        Self { ignores_cost: self.unchanged.iter().any(|name| name == version), ..self.clone() }
     }
 
     pub(super) fn allows_many_fields(&self, version: &str) -> bool {

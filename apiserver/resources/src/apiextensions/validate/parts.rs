@@ -13,7 +13,8 @@ use crate::webhook_client::validate_client;
 
 const COLUMN_TYPES: &str = "boolean,date,integer,number,string";
 const COLUMN_FORMATS: &str = "byte,date,date-time,double,float,int32,int64,password";
-const SELECTABLE_MAX: usize = 8;
+/// Fields that can be selected by.
+pub(super) const SELECTABLE_MAX: usize = 8;
 
 fn simple_path(errors: &mut ErrorList, path: &str, at: &Path<'_>) -> bool {
     if !path.is_empty() && !path.starts_with('.') {

@@ -1,11 +1,12 @@
 //! Rules of a definition's schemas: they compile, they are cheap enough, and what was there before can be found for them.
 
 use apiserver_cel::limits;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::options::Options;
+use super::shown;
 use crate::apiextensions::schema::rules::{self, Rule};
-use crate::field::{ErrorList, FieldError, Path, go_struct};
+use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{flag, get, items, text};
 
 /// How many of the most expensive rules are named.
@@ -109,7 +110,7 @@ fn one(
             let cost = program.estimate().max.saturating_mul(often);
             total.observe(errors, ("estimated rule cost", cost), options, &rule_at);
         }
-        Err(why) => errors.add(|| FieldError::invalid_shown(&rule_at, &shown(given), why)),
+        Err(why) => errors.add(|| FieldError::invalid_shown(&rule_at, &shown::rule(given), why)),
     }
     let message_at = at.child("messageExpression");
     match &rule.of_message {
@@ -118,14 +119,14 @@ fn one(
             let cost = program.estimate().max;
             total.observe(errors, ("estimated messageExpression cost", cost), options, &message_at);
         }
-        Some(Err(why)) => errors.add(|| FieldError::invalid_shown(&message_at, &shown(given), why)),
+        Some(Err(why)) => errors.add(|| FieldError::invalid_shown(&message_at, &shown::rule(given), why)),
     }
     if rule.uses_old {
         if let Some(apart) = apart {
             let why = format!("oldSelf cannot be used on the uncorrelatable portion of the schema within {apart}");
             errors.invalid(&rule_at, text(given, "rule"), &why);
         }
-    } else if !get(given, "optionalOldSelf").is_null() && rule.program.is_ok() {
+    } else if !get(given, "optionalOldSelf").is_null() {
         let value = flag(given, "optionalOldSelf");
         errors.invalid(&at.child("optionalOldSelf"), value, "may not be set if oldSelf is not used in rule");
     }
@@ -135,9 +136,6 @@ impl Total {
     fn observe(&mut self, errors: &mut ErrorList, (what, cost): (&str, u64), options: &Options, at: &Path<'_>) {
         if cost > limits::STATIC_RULE && !options.ignores_cost {
             errors.forbidden(at, &too_much(what, cost, limits::STATIC_RULE));
-        }
-        if options.ignores_cost {
-            return;
         }
         self.cost = self.cost.saturating_add(cost);
         if cost >= limits::STATIC_CRD / 100 {
@@ -159,20 +157,4 @@ fn too_much(what: &str, cost: u64, limit: u64) -> String {
         "{what} exceeds budget by factor of {factor} (try simplifying the rule, or adding maxItems, maxProperties, and maxLength \
          where arrays, maps, and strings are declared)"
     )
-}
-
-/// A rule as upstream's internal form prints it.
-fn shown(rule: &Value) -> String {
-    let or_null = |key: &str| get(rule, key).clone();
-    let parts = [
-        ("Rule", json!(text(rule, "rule"))),
-        ("Message", json!(text(rule, "message"))),
-        ("MessageExpression", json!(text(rule, "messageExpression"))),
-        ("Reason", or_null("reason")),
-        ("FieldPath", json!(text(rule, "fieldPath"))),
-        ("OptionalOldSelf", or_null("optionalOldSelf")),
-    ];
-    let keys = parts.each_ref().map(|(key, _)| *key);
-    let rule: serde_json::Map<_, _> = parts.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-    go_struct(&rule.into(), &keys)
 }

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::options::Options;
 use super::rules;
-use super::{defaults, field_path, structural};
+use super::{defaults, field_path, shown, structural};
 use crate::apiextensions::schema::{DEPTH_MAX, NODES_MAX, compile};
 use crate::field::{ERRORS_MAX, ErrorList, FieldError, Path};
 use crate::read::{flag, get, items, text, texts};
@@ -67,6 +67,19 @@ fn below(schema: &Value) -> impl Iterator<Item = &Value> {
 /// Whether a schema, or one below it, is what is asked for.
 pub(super) fn any(schema: &Value, pred: &mut dyn FnMut(&Value) -> bool) -> bool {
     schema.is_object() && (pred(schema) || below(schema).any(|schema| any(schema, &mut *pred)))
+}
+
+/// Whether a schema has, by itself, an extension of Kubernetes' that only structural schemas have.
+pub(super) fn has_extensions(schema: &Value) -> bool {
+    let has = |key: &str| !get(schema, &format!("x-kubernetes-{key}")).is_null();
+    let is = |key: &str| flag(schema, &format!("x-kubernetes-{key}"));
+    let any = |key: &str| !items(schema, &format!("x-kubernetes-{key}")).is_empty();
+    is("embedded-resource")
+        || is("int-or-string")
+        || has("preserve-unknown-fields")
+        || has("list-type")
+        || any("list-map-keys")
+        || any("validations")
 }
 
 /// How deep a schema nests, and how many it holds, up to one more than is allowed.
@@ -180,7 +193,7 @@ fn root_of_status(errors: &mut ErrorList, schema: &Value, at: &Path<'_>) {
     if schema.as_object().into_iter().flatten().any(|(key, _)| !ALLOWED.contains(&key.as_str())) {
         let why =
             format!("only {NAMES} fields are allowed at the root of the schema if the status subresource is enabled");
-        errors.add(|| FieldError::invalid(&at.child("openAPIV3Schema"), schema.clone(), &why));
+        errors.add(|| FieldError::invalid_shown(&at.child("openAPIV3Schema"), &shown::schema(schema), &why));
     }
 }
 
@@ -417,7 +430,7 @@ fn list_map(errors: &mut ErrorList, schema: &Value, keys: &[&str], at: &Path<'_>
     }
     if !of_items.is_object() {
         let why = "must only have a single schema if x-kubernetes-list-type is map";
-        return errors.invalid(&items_at, of_items.clone(), why);
+        return errors.add(|| FieldError::invalid_shown(&items_at, &shown::of_items(schema), why));
     }
     let kind = text(of_items, "type");
     if kind != "object" {

@@ -1,0 +1,48 @@
+//! What upstream's validation says of definitions: those of its own tests (k8s.io/apiextensions-apiserver,
+//! `validation_test.go`), through its own conversion from v1 as a client's go. Each row has a definition, what it was before if
+//! it is changed, and each error's field, reason and sentence; their order is that of Go's maps.
+
+use std::fmt::Write as _;
+use std::io::Read as _;
+
+use flate2::read::GzDecoder;
+use serde_json::Value;
+
+const ROWS: &[u8] = include_bytes!("../../testdata/definitions.jsonl.gz");
+
+/// Where the parser of rules stops at a word that stands for a field, upstream's goes on and says what else it stumbled upon.
+const WAIVED: &[&str] = &["Invalid value: {\"Rule\":\"self.in \\u003e 0\""];
+
+#[test]
+fn definitions_are_refused_with_upstreams_words() {
+    let (mut rows, mut wrong, mut differ) = (String::new(), String::new(), 0);
+    GzDecoder::new(ROWS).read_to_string(&mut rows).expect("the rows");
+    for line in rows.lines() {
+        let row: Value = serde_json::from_str(line).expect("a row");
+        let mut new = row["new"].clone();
+        crate::apiextensions::definitions::ROW.strategy.default(&mut new);
+        let errors = match row.get("old") {
+            None => super::created(&new),
+            Some(old) => super::updated(&new, old),
+        };
+        let mut here: Vec<[String; 3]> =
+            errors.into_iter().map(|error| [error.field, error.reason.into(), error.message]).collect();
+        here.sort();
+        let mut upstream: Vec<[String; 3]> = serde_json::from_value(row["errors"].clone()).expect("errors");
+        upstream.sort();
+        if here != upstream {
+            let mut found = String::new();
+            for (who, these, those) in [("upstream", &upstream, &here), ("here", &here, &upstream)] {
+                let is_waived = |error: &[String; 3]| WAIVED.iter().any(|waived| error[2].starts_with(waived));
+                for error in these.iter().filter(|error| !those.contains(error) && !is_waived(error)) {
+                    let _ = write!(found, "\n  {who}: {error:?}");
+                }
+            }
+            if !found.is_empty() || here.len() != upstream.len() {
+                differ += 1;
+                let _ = write!(wrong, "\n{} {new}{found}", row["case"]);
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{differ} differ{wrong}");
+}
