@@ -1,6 +1,13 @@
 //! `metav1.Time` (whole seconds) and `metav1.MicroTime` (exactly six digits), read and printed as upstream does.
 
+use std::fmt::Write as _;
+
 use jiff::{SignedDuration, Timestamp, civil, tz};
+
+/// Bytes of `2006-01-02T15:04:05Z`.
+const SECONDS_LENGTH: usize = 20;
+/// Bytes of `2006-01-02T15:04:05.000000Z`.
+const MICROS_LENGTH: usize = 27;
 
 /// A form of time on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,12 +189,23 @@ pub fn format(at: Timestamp, precision: Precision) -> String {
 
 fn print(utc: civil::DateTime, precision: Precision) -> String {
     let (d, t) = (utc.date(), utc.time());
-    let seconds =
-        format!("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}", d.year(), d.month(), d.day(), t.hour(), t.minute(), t.second());
-    match precision {
-        Precision::Seconds => seconds + "Z",
-        Precision::Micros => format!("{seconds}.{:06}Z", t.subsec_nanosecond() / 1000),
+    let mut out = String::with_capacity(MICROS_LENGTH);
+    // Nothing fails that writes into a string.
+    let _ = write!(
+        out,
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}",
+        d.year(),
+        d.month(),
+        d.day(),
+        t.hour(),
+        t.minute(),
+        t.second()
+    );
+    if precision == Precision::Micros {
+        let _ = write!(out, ".{:06}", t.subsec_nanosecond() / 1000);
     }
+    out.push('Z');
+    out
 }
 
 /// `metav1.Time` of an instant.
@@ -206,7 +224,20 @@ pub fn micros(at: Timestamp) -> String {
 pub fn normalise(text: &str, precision: Precision) -> Result<Option<String>, TimeError> {
     let (date_time, offset_seconds) = read(text, precision)?;
     let utc = date_time.checked_sub(SignedDuration::from_secs(offset_seconds)).unwrap_or(date_time);
+    if is_printed(text, precision) && utc.year() != 1 {
+        return Ok(Some(text.to_owned()));
+    }
     Ok((utc != civil::date(1, 1, 1).at(0, 0, 0, 0)).then(|| print(utc, precision)))
+}
+
+/// Whether a text that reads as a time is as [`print`] writes it: nearly all are. Only an hour may have one digit and only a
+/// fraction any number of them, so that the length and the places of point and zone tell.
+fn is_printed(text: &str, precision: Precision) -> bool {
+    let text = text.as_bytes();
+    match precision {
+        Precision::Seconds => text.len() == SECONDS_LENGTH && text.ends_with(b"Z"),
+        Precision::Micros => text.len() == MICROS_LENGTH && text[SECONDS_LENGTH - 1] == b'.' && text.ends_with(b"Z"),
+    }
 }
 
 /// Reads either form: what controllers do with times that they find in objects.
@@ -264,6 +295,15 @@ mod tests {
                 for precision in [Precision::Seconds, Precision::Micros] {
                     let _ = (parse(text, precision), normalise(text, precision));
                 }
+            }
+        }
+
+        /// What is given back as it came is what printing would have made of it.
+        #[test]
+        fn what_is_as_printed_is_told_by_its_look(text in "[0-9]{4}-(0[1-9]|1[0-2])-[0-2][0-9]T[0-2]?[0-9]:[0-5][0-9]:[0-5][0-9]([.,][0-9]{0,8})?(Z|[+-]0[0-9]:[0-5][0-9])") {
+            for precision in [Precision::Seconds, Precision::Micros] {
+                let Ok((at, 0)) = read(&text, precision) else { continue };
+                prop_assert!(!is_printed(&text, precision) || print(at, precision) == text, "{text}");
             }
         }
 

@@ -10,6 +10,8 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use rand::{Rng, SeedableRng, rngs::ChaCha12Rng};
 
+/// Of a UID.
+const HEX_DIGITS: &[u8; 16] = b"0123456789abcdef";
 /// The letters that Kubernetes uses for generated names: no vowels and no look-alikes
 /// (k8s.io/apimachinery `util/rand`).
 const NAME_LETTERS: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
@@ -87,9 +89,14 @@ impl Env {
         self.fill(&mut b);
         b[6] = (b[6] & 0x0f) | 0x40;
         b[8] = (b[8] & 0x3f) | 0x80;
-        let n = u128::from_be_bytes(b);
-        let hex = format!("{n:032x}");
-        format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+        let mut uid = String::with_capacity(36);
+        for (n, byte) in b.into_iter().enumerate() {
+            if matches!(n, 4 | 6 | 8 | 10) {
+                uid.push('-');
+            }
+            uid.extend([byte >> 4, byte & 0x0f].map(|digit| char::from(HEX_DIGITS[usize::from(digit)])));
+        }
+        uid
     }
 
     /// `letters` random letters as `generateName` appends them (5 upstream).

@@ -1,5 +1,6 @@
 //! Requests about resources: bodies and options are read here, and the verb does the rest.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -74,14 +75,14 @@ impl RequestHandler {
             warnings: Vec::new(),
         };
         match what {
-            Some(SubresourceKind::Log) => return self.logs(asking, &call).await,
+            Some(SubresourceKind::Log) => return Box::pin(self.logs(asking, &call)).await,
             Some(SubresourceKind::Connect) => {
                 self.admit_connect(asking, &mut call).await?;
-                return self.connect(asking, &call).await;
+                return Box::pin(self.connect(asking, &call)).await;
             }
             Some(SubresourceKind::Proxy(to)) => {
                 self.admit_connect(asking, &mut call).await?;
-                return self.proxy(asking, &call, to, body).await;
+                return Box::pin(self.proxy(asking, &call, to, body)).await;
             }
             _ => {}
         }
@@ -128,7 +129,7 @@ impl RequestHandler {
                 let media = negotiate::body_type(content_type(headers))?;
                 let (bytes, turn) = self.read(asking, body, 0).await?;
                 let options = WriteOptions::read(query, "CreateOptions")?.of_agent(asking.asked.agent());
-                let work = self.create(call, RequestBody { bytes: &bytes, media }, what, &options);
+                let work = Box::pin(self.create(call, RequestBody { bytes: &bytes, media }, what, &options));
                 in_turn(turn, self.time_left(asking.deadline), work).await
             }
             Verb::Update => {
@@ -136,7 +137,7 @@ impl RequestHandler {
                 let (bytes, turn) = self.read(asking, body, registry.stored_bytes(call)).await?;
                 let options = WriteOptions::read(query, "UpdateOptions")?.of_agent(asking.asked.agent());
                 let body = RequestBody { bytes: &bytes, media };
-                let work = async {
+                let work = Box::pin(async {
                     if what == Some(SubresourceKind::Scale) {
                         return registry.put_scale(call, body, &options).await;
                     }
@@ -144,7 +145,7 @@ impl RequestHandler {
                     let object = bodies::object(row, body, validation, &mut call.warnings)?;
                     let again = || bodies::object(row, body, validation, &mut Vec::new());
                     registry.update(call, Wanted::new(object, &again), &options).await
-                };
+                });
                 in_turn(turn, self.time_left(asking.deadline), work).await
             }
             Verb::Patch => self.patch(asking, call, patch.unwrap_or(Patching::Apply), body).await,
@@ -176,13 +177,13 @@ impl RequestHandler {
         };
         let options = options.of_agent(asking.asked.agent());
         let (bytes, turn) = self.read(asking, body, registry.stored_bytes(call)).await?;
-        let work = async {
+        let work = Box::pin(async {
             let Patching::Change(kind) = patch else { return registry.apply(call, &bytes, &options).await };
             if call.subresource.is_some_and(|s| s.what == SubresourceKind::Scale) {
                 return registry.patch_scale(call, kind, &bytes, &options).await;
             }
             registry.patch(call, kind, &bytes, &options).await
-        };
+        });
         in_turn(turn, self.time_left(asking.deadline), work).await
     }
 
@@ -260,7 +261,7 @@ impl RequestHandler {
             return DeleteOptions::read(asking.asked.query);
         }
         let media = negotiate::body_type(content_type(headers))?;
-        let work = async { bodies::delete_options(RequestBody { bytes: &bytes, media }) };
+        let work = Box::pin(async { bodies::delete_options(RequestBody { bytes: &bytes, media }) });
         DeleteOptions::from_body(&in_turn(turn, self.time_left(asking.deadline), work).await?)
     }
 
@@ -357,11 +358,12 @@ impl RequestHandler {
     }
 }
 
-/// Does it here, or in its turn elsewhere.
+/// Does it here, or in its turn elsewhere. The work lies in a box: each function that takes a future by value holds it twice,
+/// and every request would carry the sum from hand to hand.
 async fn in_turn<T>(
     turn: Option<Turn>,
     time_max: Duration,
-    work: impl Future<Output = Result<T, ApiError>>,
+    work: Pin<Box<impl Future<Output = Result<T, ApiError>>>>,
 ) -> Result<T, ApiError> {
     match turn {
         None => work.await,

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
+use futures::FutureExt as _;
 use http::header::{CACHE_CONTROL, HeaderValue, WARNING};
 use http::{Request, Response};
 use machinery_api::ApiError;
@@ -188,9 +189,9 @@ impl RequestHandler {
             None => Ok(user),
             Some(wanted) => {
                 let fields = exact_fields(info);
-                self.impersonator
-                    .impersonate(&self.deps.authorizer, objects, &user, &wanted, &attributes(info, &fields))
-                    .await
+                let attributes = attributes(info, &fields);
+                let of = self.impersonator.impersonate(&self.deps.authorizer, objects, &user, &wanted, &attributes);
+                Box::pin(of).await
             }
         }
     }
@@ -225,11 +226,11 @@ impl RequestHandler {
             Err(_) => deadline::REQUEST_TIMEOUT,
         };
         if long {
-            return self.answer(asking, method, found, body).await;
+            return Box::pin(self.answer(asking, method, found, body)).await;
         }
         asking.deadline = self.deps.env.elapsed() + timeout;
         let under_way = self.deps.metrics.running(mutating);
-        let done = within(timeout, self.answer(asking, method, found, body)).await;
+        let done = within(timeout, Box::pin(self.answer(asking, method, found, body))).await;
         drop(under_way);
         if matches!(asking.seat, Seat::Refused) {
             return too_many();
@@ -290,9 +291,10 @@ fn is_long(info: &RequestInfo, target: Option<&Target>) -> bool {
     info.verb == "watch" || subresource.is_some_and(|sub| sub.what.is_long_running())
 }
 
-/// Who asks and whether they may is known within a request's time, too. What doesn't wait sets no timer.
-async fn in_time<T>(answer: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
-    tokio::time::timeout(deadline::REQUEST_TIMEOUT, answer).await.unwrap_or_else(|_| Err(timed_out()))
+/// Who asks and whether they may is known within a request's time, too. What doesn't wait sets no timer. (No `async fn`, which
+/// would hold the answer twice: as its argument and as what it waits for.)
+fn in_time<T>(answer: impl Future<Output = Result<T, ApiError>>) -> impl Future<Output = Result<T, ApiError>> {
+    tokio::time::timeout(deadline::REQUEST_TIMEOUT, answer).map(|done| done.unwrap_or_else(|_| Err(timed_out())))
 }
 
 /// The answer to what took too long.

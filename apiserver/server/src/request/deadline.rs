@@ -1,5 +1,6 @@
 //! Until when a request is to be answered, for those who ask others about it: they have no more time than the request has.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::time::error::Elapsed;
@@ -9,11 +10,11 @@ tokio::task_local! {
     static END: Instant;
 }
 
-/// Does a request's work within its time.
+/// Does a request's work within its time. It lies in a box, as it is moved on from here several times.
 ///
 /// # Errors
 /// It took longer.
-pub async fn within<T>(time: Duration, work: impl Future<Output = T>) -> Result<T, Elapsed> {
+pub async fn within<T>(time: Duration, work: Pin<Box<impl Future<Output = T>>>) -> Result<T, Elapsed> {
     let end = Instant::now() + time;
     timeout_at(end, END.scope(end, work)).await
 }
@@ -32,8 +33,8 @@ mod tests {
     async fn work_knows_when_its_request_ends() {
         assert_eq!(of_request(), None);
         let begun = Instant::now();
-        let end = within(Duration::from_secs(3), async { of_request() }).await.unwrap();
+        let end = within(Duration::from_secs(3), Box::pin(async { of_request() })).await.unwrap();
         assert_eq!(end, Some(begun + Duration::from_secs(3)));
-        assert!(within(Duration::from_secs(3), std::future::pending::<()>()).await.is_err());
+        assert!(within(Duration::from_secs(3), Box::pin(std::future::pending::<()>())).await.is_err());
     }
 }

@@ -49,64 +49,86 @@ pub fn apply(
     validation: FieldValidation,
 ) -> ApiResult<Decoded> {
     let checked = validation != FieldValidation::Ignore;
-    // What a refusal shows: upstream shows the result, or a strategic patch.
-    let mut shown = None;
-    let mut budget = Budget::of_body(patch.len());
     let (mut findings, patched) = match kind {
-        PatchKind::Json => {
-            let raw = raw::parse(patch).map_err(|e| bad_patch(&e, checked))?;
-            let read = json::read(raw, &mut budget).map_err(|e| bad_patch(&e, checked));
-            budget.check()?;
-            let (operations, findings) = read?;
-            if operations.len() > json::OPERATIONS_MAX {
-                return Err(ApiError::TooLarge(format!(
-                    "Request entity too large: The allowed maximum operations in a JSON patch is {}, got {}",
-                    json::OPERATIONS_MAX,
-                    operations.len()
-                )));
-            }
-            let mut patched = current.clone();
-            json::apply(&mut patched, operations).map_err(|_| unprocessable())?;
-            (findings, patched)
-        }
-        PatchKind::Merge => {
-            let raw = match raw::parse(patch) {
-                Ok(raw) => raw,
-                Err(error) if checked => return Err(bad_patch(&error, true)),
-                Err(_) => return Err(ApiError::BadRequest("Invalid JSON Patch".into())),
-            };
-            let findings = match &raw {
-                Raw::Map(_) => typed::doubled_keys(&raw),
-                Raw::List(_) if !checked => Vec::new(),
-                Raw::Null => return Err(ApiError::BadRequest("Invalid JSON Patch".into())),
-                other if checked => return Err(bad_patch(&not_a_map(other), true)),
-                _ => return Err(ApiError::BadRequest("Invalid JSON Patch".into())),
-            };
-            let patch = whole(raw, &mut budget)?.ok_or_else(|| bad_patch("exceeded max depth", checked))?;
-            (findings, merge::apply(current.clone(), patch))
-        }
-        PatchKind::Strategic => {
-            let raw = raw::parse(patch).map_err(ApiError::BadRequest)?;
-            if !matches!(raw, Raw::Map(_) | Raw::Null) {
-                return Err(ApiError::BadRequest(not_a_map(&raw)));
-            }
-            let findings = typed::doubled_keys(&raw);
-            let patch = whole(raw, &mut budget)?.ok_or_else(|| ApiError::BadRequest("exceeded max depth".into()))?;
-            shown = Some(strategic::shown(&patch, current));
-            let patched = strategic::apply(target.schema, current.clone(), patch).map_err(|error| match error {
-                strategic::Error::Bad(message) => ApiError::BadRequest(message),
-                strategic::Error::Unprocessable => unprocessable(),
-            })?;
-            (findings, patched)
-        }
-    };
+        PatchKind::Strategic => strategically(patch, current, target),
+        PatchKind::Json | PatchKind::Merge => patched(kind, patch, current, checked),
+    }?;
     if !checked {
         findings.clear();
     }
     let mut budget = Budget::of_body(patch.len() + CURRENT_BYTES_MAX);
-    let decoded = decode_patched(shown, patched, findings, target, validation, &mut budget);
+    let shown = || shown(kind, patch, current, checked);
+    let decoded = decode_patched(kind, &shown, patched, findings, target, validation, &mut budget);
     budget.check()?;
     decoded
+}
+
+/// What a refusal shows: upstream shows the result, or a strategic patch. It is made anew, as nearly no patch is refused.
+fn shown(kind: PatchKind, patch: &[u8], current: &Value, checked: bool) -> String {
+    match kind {
+        PatchKind::Strategic => {
+            let patch = raw::parse(patch).ok().and_then(|raw| raw.into_value(&mut Budget::of_body(patch.len())));
+            patch.map(|patch| strategic::shown(&patch, current)).unwrap_or_default()
+        }
+        PatchKind::Json | PatchKind::Merge => {
+            patched(kind, patch, current, checked).map(|(_, patched)| text(&patched)).unwrap_or_default()
+        }
+    }
+}
+
+fn text(patched: &Value) -> String {
+    serde_json::to_string(patched).unwrap_or_default()
+}
+
+/// What a strategic patch makes, and what is odd about it.
+fn strategically(patch: &[u8], current: &Value, target: &Target<'_>) -> ApiResult<(Vec<String>, Value)> {
+    let mut budget = Budget::of_body(patch.len());
+    let raw = raw::parse(patch).map_err(ApiError::BadRequest)?;
+    if !matches!(raw, Raw::Map(_) | Raw::Null) {
+        return Err(ApiError::BadRequest(not_a_map(&raw)));
+    }
+    let findings = typed::doubled_keys(&raw);
+    let patch = whole(raw, &mut budget)?.ok_or_else(|| ApiError::BadRequest("exceeded max depth".into()))?;
+    let patched = strategic::apply(target.schema, current.clone(), patch).map_err(|error| match error {
+        strategic::Error::Bad(message) => ApiError::BadRequest(message),
+        strategic::Error::Unprocessable => unprocessable(),
+    })?;
+    Ok((findings, patched))
+}
+
+/// What a JSON or merge patch makes, and what is odd about it.
+fn patched(kind: PatchKind, patch: &[u8], current: &Value, checked: bool) -> ApiResult<(Vec<String>, Value)> {
+    let mut budget = Budget::of_body(patch.len());
+    if matches!(kind, PatchKind::Json) {
+        let raw = raw::parse(patch).map_err(|e| bad_patch(&e, checked))?;
+        let read = json::read(raw, &mut budget).map_err(|e| bad_patch(&e, checked));
+        budget.check()?;
+        let (operations, findings) = read?;
+        if operations.len() > json::OPERATIONS_MAX {
+            return Err(ApiError::TooLarge(format!(
+                "Request entity too large: The allowed maximum operations in a JSON patch is {}, got {}",
+                json::OPERATIONS_MAX,
+                operations.len()
+            )));
+        }
+        let mut patched = current.clone();
+        json::apply(&mut patched, operations).map_err(|_| unprocessable())?;
+        return Ok((findings, patched));
+    }
+    let raw = match raw::parse(patch) {
+        Ok(raw) => raw,
+        Err(error) if checked => return Err(bad_patch(&error, true)),
+        Err(_) => return Err(ApiError::BadRequest("Invalid JSON Patch".into())),
+    };
+    let findings = match &raw {
+        Raw::Map(_) => typed::doubled_keys(&raw),
+        Raw::List(_) if !checked => Vec::new(),
+        Raw::Null => return Err(ApiError::BadRequest("Invalid JSON Patch".into())),
+        other if checked => return Err(bad_patch(&not_a_map(other), true)),
+        _ => return Err(ApiError::BadRequest("Invalid JSON Patch".into())),
+    };
+    let patch = whole(raw, &mut budget)?.ok_or_else(|| bad_patch("exceeded max depth", checked))?;
+    Ok((findings, merge::apply(current.clone(), patch)))
 }
 
 /// What is stored is no larger (`etcd`'s bound on a request, which the verbs keep).
@@ -121,15 +143,16 @@ fn whole(raw: Raw, budget: &mut Budget) -> ApiResult<Option<Value>> {
 
 /// The result must still be an object of the kind.
 fn decode_patched(
-    patch_shown: Option<String>,
+    kind: PatchKind,
+    shown: &dyn Fn() -> String,
     mut patched: Value,
     mut findings: Vec<String>,
     target: &Target<'_>,
     validation: FieldValidation,
     budget: &mut Budget,
 ) -> ApiResult<Decoded> {
-    let shown = |patched: &Value| serde_json::to_string(patched).unwrap_or_default();
-    let strategic = patch_shown.is_some();
+    let strategic = matches!(kind, PatchKind::Strategic);
+    let mut emptied = false;
     if strategic {
         // Upstream converts into the Go type, whatever the patch calls it.
         if let Some(map) = patched.as_object_mut() {
@@ -140,11 +163,11 @@ fn decode_patched(
             }
         }
     } else if let Some(error) = no_kind(&patched) {
-        return Err(invalid(&shown(&patched), &error));
+        return Err(invalid(&text(&patched), &error));
     } else if target.schema.of.unstructured.is_some() {
         // It must say what it is, which reading it finds.
     } else if let Some(error) = other_kind(&patched, target) {
-        return Err(invalid(&shown(&patched), &error));
+        return Err(invalid(&text(&patched), &error));
     } else if patched.get("apiVersion").and_then(Value::as_str).is_none_or(str::is_empty) {
         // Upstream reads it as its internal type then, which has none of these fields.
         let keys = patched.as_object().into_iter().flat_map(|map| map.keys()).filter(|key| *key != "kind");
@@ -153,15 +176,15 @@ fn decode_patched(
             findings.extend(unknown.take(FINDINGS_MAX));
         }
         patched = Value::Object(Default::default());
+        emptied = true;
     }
-    let text = patch_shown.unwrap_or_else(|| shown(&patched));
+    let refused = |error: &str| invalid(&if emptied { "{}".into() } else { shown() }, error);
     // Findings of the patch itself and of its result count together.
     let told = if validation == FieldValidation::Strict { FieldValidation::Warn } else { validation };
-    let mut decoded =
-        decode::value(patched, target, told, strategic, budget).map_err(|error| invalid(&text, &error))?;
+    let mut decoded = decode::value(patched, target, told, strategic, budget).map_err(|error| refused(&error))?;
     findings.append(&mut decoded.warnings);
     if validation == FieldValidation::Strict && !findings.is_empty() {
-        return Err(invalid(&text, &format!("strict decoding error: {}", findings.join(", "))));
+        return Err(refused(&format!("strict decoding error: {}", findings.join(", "))));
     }
     Ok(Decoded { object: decoded.object, warnings: findings })
 }
