@@ -35,10 +35,10 @@ impl Executor {
     pub(super) async fn perform(&self, actions: Vec<Action>) -> (Vec<PendingWrite>, Result<(), Failure>) {
         let mut wrote = Vec::new();
         for action in actions {
-            let (more, result) = self.one(action).await;
-            wrote.extend(more);
-            if result.is_err() {
-                return (wrote, result);
+            let done = self.one(action).await;
+            wrote.extend(done.wrote);
+            if done.result.is_err() {
+                return (wrote, done.result);
             }
         }
         (wrote, Ok(()))
@@ -71,42 +71,40 @@ impl Executor {
         answer.map(Arc::new).map_err(|error| Failed::told(verb, String::new(), &error).failure)
     }
 
-    fn one(&self, action: Action) -> BoxFuture<'_, (Vec<PendingWrite>, Result<(), Failure>)> {
+    fn one(&self, action: Action) -> BoxFuture<'_, Performed> {
         Box::pin(async move {
             match action {
                 Action::Event(note) => {
                     self.recorder.record(note);
-                    (Vec::new(), Ok(()))
+                    Ok(None).into()
                 }
+                Action::Create { kind, object, notes } => self.create(kind, object, notes).await,
                 Action::Concurrent(actions) => self.batches(actions, TOGETHER_MAX).await,
                 Action::SlowStart(actions) => self.batches(actions, 1).await,
                 Action::Reporting { tried, otherwise, message_at } => {
-                    let (mut wrote, result) = self.one(*tried).await;
-                    if let Err(failure) = &result
+                    let mut done = self.one(*tried).await;
+                    if let Err(failure) = &done.result
                         && failure.code != 409
                     {
-                        let (more, reported) = self.one(otherwise.with_error(&message_at, &failure.message)).await;
-                        wrote.extend(more);
-                        if let Err(error) = reported {
+                        let reported = self.one(otherwise.with_error(&message_at, &failure.message)).await;
+                        done.wrote.extend(reported.wrote);
+                        if let Err(error) = reported.result {
                             tracing::debug!(%error, %failure, "a failure was not reported; the next one is");
                         }
                     }
-                    (wrote, result)
+                    done
                 }
                 Action::FirstAllowed(attempts) => {
                     for (spec, action) in attempts {
                         match self.allowed(spec).await {
                             Ok(true) => return self.one(action).await,
                             Ok(false) => {}
-                            Err(failure) => return (Vec::new(), Err(failure)),
+                            Err(failure) => return Err(failure).into(),
                         }
                     }
-                    (Vec::new(), Err(not_allowed()))
+                    Err(not_allowed()).into()
                 }
-                single => match self.single(single).await {
-                    Ok(wrote) => (wrote.into_iter().collect(), Ok(())),
-                    Err(failure) => (Vec::new(), Err(failure)),
-                },
+                single => self.single(single).await.into(),
             }
         })
     }
@@ -122,39 +120,40 @@ impl Executor {
         }
     }
 
-    /// Batches of doubling size, from `size`; a batch with a failure is the last.
-    async fn batches(&self, actions: Vec<Action>, mut size: usize) -> (Vec<PendingWrite>, Result<(), Failure>) {
-        let mut wrote = Vec::new();
+    /// Batches of doubling size, from `size`; a batch with a failure is the last. What would be made in a namespace that was told
+    /// to be going is not asked for any more: a set of a thousand is woken by each of its pods that goes.
+    async fn batches(&self, actions: Vec<Action>, mut size: usize) -> Performed {
+        let mut done = Performed::default();
         let mut rest = actions.into_iter().peekable();
         while rest.peek().is_some() {
-            let batch: Vec<_> = rest.by_ref().take(size).map(|action| self.one(action)).collect();
-            let mut failed = Ok(());
-            for (more, result) in join_all(batch).await {
-                wrote.extend(more);
-                failed = failed.and(result);
+            let wanted = |action: &Action| !matches!(action, Action::Create { object, .. } if done.ends(object));
+            let batch: Vec<_> = rest.by_ref().filter(wanted).take(size).map(|action| self.one(action)).collect();
+            for one in join_all(batch).await {
+                done.wrote.extend(one.wrote);
+                done.result = done.result.and(one.result);
+                done.ending = done.ending.or(one.ending);
             }
-            if failed.is_err() {
-                return (wrote, failed);
+            if done.result.is_err() {
+                break;
             }
             size = (size * 2).min(TOGETHER_MAX);
         }
-        (wrote, Ok(()))
+        done
+    }
+
+    async fn create(&self, kind: Kind, object: Value, notes: OutcomeEvents) -> Performed {
+        let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
+        let made = self.api.create::<Written>(&kind, namespace, &object).await;
+        let made = made.map_err(|error| Failed::of("create", &kind, &error));
+        if made.as_ref().is_err_and(|failed| failed.ending) {
+            return Performed { ending: Some(namespace.to_owned()), ..Performed::default() };
+        }
+        self.tell(notes, made.as_ref().map(|made| made.metadata.name.clone()).map_err(|failed| &failed.failure));
+        made.map(|made| made.pending(kind)).map_err(|failed| failed.failure).into()
     }
 
     async fn single(&self, action: Action) -> Result<Option<PendingWrite>, Failure> {
         match action {
-            Action::Create { kind, object, notes } => {
-                let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
-                let made = self.api.create::<Written>(&kind, namespace, &object).await;
-                let made = made.map_err(|error| Failed::of("create", &kind, &error));
-                if let Err(failure) = &made
-                    && failure.ending
-                {
-                    return Ok(None);
-                }
-                self.tell(notes, made.as_ref().map(|made| made.metadata.name.clone()).map_err(|f| &f.failure));
-                made.map(|made| made.pending(kind)).map_err(|f| f.failure)
-            }
             Action::Update { kind, object, subresource } => {
                 let metadata = &object["metadata"];
                 let part = |name: &str| metadata[name].as_str().unwrap_or_default().to_owned();
@@ -243,6 +242,7 @@ impl Executor {
                 unless_gone("post", &kind, answer).map(|_| None)
             }
             Action::Event(_)
+            | Action::Create { .. }
             | Action::Concurrent(_)
             | Action::FirstAllowed(_)
             | Action::SlowStart(_)
@@ -260,6 +260,37 @@ impl Executor {
         if let Some(note) = told {
             self.recorder.record(note);
         }
+    }
+}
+
+/// What came of an action.
+struct Performed {
+    wrote: Vec<PendingWrite>,
+    result: Result<(), Failure>,
+    /// A namespace in which nothing can be made any more, and nothing needs to be.
+    ending: Option<String>,
+}
+
+impl Default for Performed {
+    fn default() -> Self {
+        Ok(None).into()
+    }
+}
+
+impl From<Result<Option<PendingWrite>, Failure>> for Performed {
+    fn from(single: Result<Option<PendingWrite>, Failure>) -> Self {
+        let (wrote, result) = match single {
+            Ok(wrote) => (wrote.into_iter().collect(), Ok(())),
+            Err(failure) => (Vec::new(), Err(failure)),
+        };
+        Self { wrote, result, ending: None }
+    }
+}
+
+impl Performed {
+    /// Whether an object would be made where nothing can be.
+    fn ends(&self, object: &Value) -> bool {
+        self.ending.as_deref().is_some_and(|namespace| object["metadata"]["namespace"] == namespace)
     }
 }
 
@@ -397,6 +428,38 @@ mod tests {
             let expected = vec![json!({"data": {"why": "it says: not allowed"}}); reports];
             assert_eq!(*written.lock().unwrap(), expected);
         }
+    }
+
+    /// Each pod of a set that goes with its namespace wakes the set: tens of thousands of creates that can't be for a set of a few
+    /// hundred pods, if each of them asked for all that are missing.
+    #[tokio::test]
+    async fn one_answer_tells_that_nothing_is_made_in_a_namespace_any_more() {
+        let asked = Arc::<Mutex<Vec<String>>>::default();
+        let seen = asked.clone();
+        let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+            seen.lock().unwrap().push(format!("{} {}", request.method(), request.uri().path()));
+            let going = request.uri().path().contains("/namespaces/going/") && request.method() == "POST";
+            let cause = json!([{"reason": "NamespaceTerminating", "field": "metadata.namespace"}]);
+            let says = json!({"kind": "Status", "status": "Failure", "code": 403, "reason": "Forbidden", "message": "it is being terminated",
+                "details": {"causes": cause}});
+            let made = json!({"metadata": {"name": "x", "resourceVersion": "7"}});
+            let (code, answer) = if going { (403, says) } else { (201, made) };
+            let answer = Full::new(Bytes::from(answer.to_string()));
+            async move { Ok::<_, Infallible>(Response::builder().status(code).body(answer).unwrap()) }
+        });
+        let client = in_process(service, |request| request);
+        let recorder = Recorder::start(client.clone(), Env::real(), "test", &CancellationToken::new());
+        let executor = Executor { api: client.into(), recorder };
+        let map = |namespace: &str| -> ConfigMap {
+            serde_json::from_value(json!({"metadata": {"namespace": namespace, "name": "x"}})).unwrap()
+        };
+        let mut actions = vec![Action::create(&map("going")); 500];
+        actions.extend([Action::create(&map("stays")), Action::update(&map("going"))]);
+        let (wrote, result) = executor.perform(vec![Action::SlowStart(actions), Action::update(&map("stays"))]).await;
+        assert!(result.is_ok(), "{result:?}");
+        assert_eq!(wrote.len(), 3, "what is elsewhere or is there already is done as it was to be");
+        let asked = asked.lock().unwrap();
+        assert_eq!(asked.iter().filter(|asked| asked.starts_with("POST")).count(), 2, "{asked:?}");
     }
 
     #[test]
