@@ -31,7 +31,7 @@ fn target(row: &Row) -> Target<'_> {
 }
 
 /// As a request's body is read: decoded and defaulted.
-fn read(row: &Row, bytes: &[u8], media: Media) -> Value {
+pub(crate) fn read(row: &Row, bytes: &[u8], media: Media) -> Value {
     let decoded = decode::body(bytes, media, &target(row), FieldValidation::Warn);
     let mut object = decoded.unwrap_or_else(|e| panic!("{}: {e}", row.qualified())).object;
     schema::default(schema_of(row), &mut object);

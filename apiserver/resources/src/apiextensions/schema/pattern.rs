@@ -14,6 +14,9 @@ const PATTERN_BYTES_MAX: usize = 64 << 10;
 /// How deep groups may nest (as Go's).
 const NEST_MAX: u32 = 250;
 
+/// The most often that a repetition may say (as Go's).
+const REPEAT_MAX: u32 = 1000;
+
 /// A compiled pattern, and its text.
 #[derive(Debug, Clone)]
 pub(crate) struct Pattern {
@@ -37,6 +40,9 @@ pub(crate) fn compile(pattern: &str) -> Result<Pattern, String> {
     if pattern.len() > PATTERN_BYTES_MAX {
         return Err("error parsing regexp: expression too large".into());
     }
+    if let Some(wrong) = too_often(pattern) {
+        return Err(format!("error parsing regexp: invalid repeat count: `{wrong}`"));
+    }
     let translated = translate(pattern);
     let regex = RegexBuilder::new(&translated)
         .size_limit(PROGRAM_BYTES_MAX)
@@ -45,6 +51,41 @@ pub(crate) fn compile(pattern: &str) -> Result<Pattern, String> {
         .build()
         .map_err(|error| sentence(pattern, &error))?;
     Ok(Pattern { text: pattern.into(), regex })
+}
+
+/// A repetition of more than Go allows, or of more at least than at most.
+fn too_often(pattern: &str) -> Option<&str> {
+    let (mut class, mut escaped) = (false, false);
+    for (i, c) in pattern.char_indices() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '[' => class = true,
+            ']' => class = false,
+            '{' if !class => {
+                let Some(end) = pattern[i..].find('}') else { continue };
+                let whole = &pattern[i..=i + end];
+                let (least, most) = whole[1..end].split_once(',').unwrap_or((&whole[1..end], ""));
+                let Ok(least) = least.parse::<u32>() else { continue };
+                let most = if most.is_empty() { Ok(least) } else { most.parse::<u32>() };
+                if most.is_ok_and(|most| least > REPEAT_MAX || most > REPEAT_MAX || least > most) {
+                    return Some(whole);
+                }
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+/// What Go's names as the part that it doesn't know: a group's head up to the letter that is none of its.
+fn unknown_group(pattern: &str) -> &str {
+    pattern.find("(?").map_or(pattern, |at| {
+        let rest = &pattern[at..];
+        let known = |c: char| matches!(c, 'i' | 'm' | 's' | 'U' | '-');
+        let end = rest.char_indices().skip(2).find(|(_, c)| !known(*c)).map_or(rest.len(), |(i, c)| i + c.len_utf8());
+        &rest[..end]
+    })
 }
 
 fn sentence(pattern: &str, error: &regex::Error) -> String {
@@ -64,6 +105,7 @@ fn sentence(pattern: &str, error: &regex::Error) -> String {
         Some((_, "expression too large")) | None if matches!(error, regex::Error::CompiledTooBig(_)) => {
             "error parsing regexp: expression too large".into()
         }
+        Some(("look-around", gos)) => format!("error parsing regexp: {gos}: `{}`", unknown_group(pattern)),
         Some((_, gos)) => format!("error parsing regexp: {gos}: `{pattern}`"),
         None => format!("error parsing regexp: invalid expression: `{pattern}`"),
     }

@@ -9,8 +9,14 @@ use crate::field::{ErrorList, FieldError, Path};
 /// What is wrong with the defaults of a structural schema.
 pub(super) fn validate(schema: &Value, at: &Path<'_>, must_be_pruned: bool) -> ErrorList {
     let mut errors = ErrorList::new();
+    // The whole is an object with a kind and metadata, too, which its own default has to be.
+    let whole = (!schema["default"].is_null()).then(|| {
+        let mut whole = schema.clone();
+        whole["x-kubernetes-embedded-resource"] = json!(true);
+        whole
+    });
     // A pattern that is none has been found before.
-    if let Ok(compiled) = compile(schema) {
+    if let Ok(compiled) = compile(whole.as_ref().unwrap_or(schema)) {
         let mut all = All { errors: &mut errors, must_be_pruned, budget: Budget::default() };
         all.walk(&compiled, at, true, None);
     }

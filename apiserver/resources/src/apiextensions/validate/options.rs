@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::parts::SELECTABLE_MAX;
-use super::schema::{any, is_type, list_keys};
+use super::schema::{any, is_type, list_keys, unsupported_field};
 use super::{alike, defaults, structural};
 use crate::field::{ErrorList, Path};
 use crate::read::{get, items, text, texts};
@@ -58,6 +58,9 @@ impl Options {
             versions.iter().any(|version| any(super::schema_of(version), &mut *pred))
         };
         let at = Path::root("schema");
+        let is_structural = |schema: &Value| {
+            !schema.is_object() || unsupported_field(schema).is_none() && structural::validate(schema, &at).is_empty()
+        };
         let review: Vec<&str> = texts(get(get(old, "conversion"), "webhook"), "conversionReviewVersions").collect();
         let old_of = |version: &Value| {
             let name = text(version, "name");
@@ -68,18 +71,6 @@ impl Options {
                 items(new, "versions").iter().filter(|version| old_of(version).is_some_and(|o| keep(version, o)));
             kept.map(|version| text(version, "name").to_owned()).collect()
         };
-        let mut many_fields = match (alike(items(new, "versions"), FIELDS), alike(versions, FIELDS)) {
-            (None, None) => named(&|version, old| {
-                items(old, FIELDS).len() > SELECTABLE_MAX && get(version, FIELDS) == get(old, FIELDS)
-            }),
-            _ => Vec::new(),
-        };
-        if alike(versions, FIELDS).is_some_and(|old| {
-            old.as_array().is_some_and(|f| f.len() > SELECTABLE_MAX)
-                && alike(items(new, "versions"), FIELDS) == Some(old)
-        }) {
-            many_fields.push(String::new());
-        }
         // What all old versions have alike, new ones have had, too.
         let unchanged: Vec<String> = match alike(versions, "schema") {
             Some(old) => {
@@ -93,13 +84,12 @@ impl Options {
         let wrong_bundle = !bundle.is_empty() && !super::is_ca_bundle(bundle);
         Self {
             requires_schema: versions.iter().all(|version| super::schema_of(version).is_object()),
-            requires_structure: versions
+            requires_structure: versions.iter().map(super::schema_of).all(is_structural),
+            requires_types: !has(&mut |schema| !is_type(text(schema, "type"))),
+            requires_pruned: versions
                 .iter()
                 .map(super::schema_of)
-                .filter(|schema| schema.is_object())
-                .all(|schema| schema.is_object() && structural::validate(schema, &at).is_empty()),
-            requires_types: !has(&mut |schema| !is_type(text(schema, "type"))),
-            requires_pruned: versions.iter().all(|version| defaults::are_pruned(super::schema_of(version))),
+                .all(|schema| !schema.is_object() || !is_structural(schema) || defaults::are_pruned(schema)),
             requires_atomic_sets: !has(&mut |schema| {
                 let items = get(schema, "items");
                 text(schema, "x-kubernetes-list-type") == "set"
@@ -118,7 +108,7 @@ impl Options {
             lenient_bundle: !is_established || wrong_bundle,
             unchanged,
             ignores_cost: false,
-            many_fields,
+            many_fields: many_fields(items(new, "versions"), versions),
         }
     }
 
@@ -129,5 +119,22 @@ impl Options {
 
     pub(super) fn allows_many_fields(&self, version: &str) -> bool {
         self.many_fields.iter().any(|name| name == version)
+    }
+}
+
+/// Versions whose selectable fields are too many, as they were.
+fn many_fields(new: &[Value], old: &[Value]) -> Vec<String> {
+    let are_many = |fields: &Value| fields.as_array().is_some_and(|fields| fields.len() > SELECTABLE_MAX);
+    match (alike(new, FIELDS), alike(old, FIELDS)) {
+        (Some(new), Some(old)) if are_many(old) && new == old => vec![String::new()],
+        (None, None) => {
+            let stays = |version: &&Value| {
+                let same = |old: &&Value| text(old, "name") == text(version, "name");
+                let old = old.iter().find(same).map(|old| get(old, FIELDS));
+                old.is_some_and(|old| are_many(old) && get(version, FIELDS) == old)
+            };
+            new.iter().filter(stays).map(|version| text(version, "name").to_owned()).collect()
+        }
+        _ => Vec::new(),
     }
 }

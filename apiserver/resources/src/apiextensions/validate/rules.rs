@@ -35,7 +35,7 @@ struct Total {
     expensive: Vec<(String, u64)>,
 }
 
-/// What is wrong with the rules of a structural schema. `wrong`: fields of it that are; at these and above them no rule is
+/// What is wrong with the rules of a structural schema. `wrong`: where schemas are that something is wrong with; at these and above them no rule is
 /// looked at, for it could not be told what it is about.
 pub(super) fn validate(errors: &mut ErrorList, schema: &Value, (options, wrong): (&Options, &[String]), at: &Path<'_>) {
     let mut total = Total { cost: 0, expensive: Vec::new() };

@@ -1,5 +1,7 @@
 //! The rules of an OpenAPI schema in a definition, those of its structure and its defaults, and then of its parts.
 
+use std::cell::RefCell;
+
 use serde_json::{Map, Value};
 
 use super::options::Options;
@@ -130,16 +132,13 @@ pub(super) fn validation(
         }
     }
     let is_structural = errors.count() == structural_before && unsupported.is_none();
-    let walk = Walk { options, allows_defaults: true, reason: "", in_meta: false };
-    let mut walked = ErrorList::new();
-    walk.schema(&mut walked, schema, true, &schema_at);
-    let are_all_known = walked.count() <= ERRORS_MAX;
-    let walked = walked.list();
-    let mut wrong: Vec<String> = walked.iter().map(|error| error.field.clone()).collect();
-    if !are_all_known {
-        wrong.push(schema_at.to_string());
+    let wrong = RefCell::default();
+    let walk = Walk { options, allows_defaults: true, reason: "", in_meta: false, wrong: &wrong };
+    walk.schema(errors, schema, true, &schema_at);
+    let mut wrong = wrong.into_inner();
+    if wrong.len() > ERRORS_MAX {
+        wrong = vec![schema_at.to_string()];
     }
-    errors.append(walked.into());
     if errors.count() == before
         && let Some(why) = unsupported
     {
@@ -185,7 +184,9 @@ fn root_of_status(errors: &mut ErrorList, schema: &Value, at: &Path<'_>) {
         Pattern MaxItems MinItems UniqueItems MultipleOf Required Items Properties ExternalDocs Example \
         XPreserveUnknownFields XValidations]";
     let kind = text(schema, "type");
-    if !kind.is_empty() && kind != "object" {
+    // Upstream stops at the first that is wrong, in the order of its fields.
+    let is_first = ["id", "$schema", "$ref"].into_iter().all(|key| get(schema, key).is_null());
+    if is_first && !kind.is_empty() && kind != "object" {
         let why =
             "only \"object\" is allowed as the type at the root of the schema if the status subresource is enabled";
         return errors.invalid(&at.child("openAPIV3Schema.type"), kind, why);
@@ -198,7 +199,7 @@ fn root_of_status(errors: &mut ErrorList, schema: &Value, at: &Path<'_>) {
 }
 
 /// What no structural schema can have.
-fn unsupported_field(schema: &Value) -> Option<String> {
+pub(super) fn unsupported_field(schema: &Value) -> Option<String> {
     let mut found = None;
     any(schema, &mut |schema| {
         let set = |key: &str| match get(schema, key) {
@@ -229,6 +230,8 @@ struct Walk<'a> {
     reason: &'a str,
     /// Within a kind, a version or metadata.
     in_meta: bool,
+    /// Where schemas are that something is wrong with; one more than are told, if there are more.
+    wrong: &'a RefCell<Vec<String>>,
 }
 
 impl<'a> Walk<'a> {
@@ -238,21 +241,30 @@ impl<'a> Walk<'a> {
 
     fn schema(self, errors: &mut ErrorList, schema: &Value, is_root: bool, at: &Path<'_>) {
         let Value::Object(map) = schema else { return };
-        if !shapes(errors, map, at) {
-            return;
+        let before = errors.count();
+        let fits = shapes(errors, map, at);
+        if fits {
+            self.keywords(errors, schema, at);
         }
-        self.keywords(errors, schema, at);
-        if flag(schema, "uniqueItems") {
-            let why = "uniqueItems cannot be set to true since the runtime complexity becomes quadratic";
-            errors.forbidden(&at.child("uniqueItems"), why);
+        let of_keywords = errors.count() - before;
+        if fits {
+            self.below(errors, schema, is_root, at);
+            let before = errors.count();
+            kubernetes(errors, schema, self.options, at);
+            rule_texts(errors, schema, at);
+            if errors.count() == before && of_keywords == 0 {
+                return;
+            }
         }
+        let mut wrong = self.wrong.borrow_mut();
+        if wrong.len() <= ERRORS_MAX {
+            wrong.push(at.to_string());
+        }
+    }
+
+    fn below(self, errors: &mut ErrorList, schema: &Value, is_root: bool, at: &Path<'_>) {
         let additional = get(schema, "additionalProperties");
         if !additional.is_null() {
-            let properties = get(schema, "properties").as_object().is_some_and(|map| !map.is_empty());
-            if properties && additional != &Value::Bool(true) {
-                let why = "additionalProperties and properties are mutual exclusive";
-                errors.forbidden(&at.child("additionalProperties"), why);
-            }
             let inside = "inside additionalProperties applying to object metadata";
             let below = if self.in_meta { self.without_defaults(inside) } else { self };
             below.schema(errors, additional, false, &at.child("additionalProperties"));
@@ -276,8 +288,6 @@ impl<'a> Walk<'a> {
         for (i, schema) in items(schema, "items").iter().enumerate() {
             self.schema(errors, schema, false, &items_at.index(i));
         }
-        kubernetes(errors, schema, self.options, at);
-        rule_texts(errors, schema, at);
     }
 
     fn properties(self, errors: &mut ErrorList, schema: &Value, is_root: bool, at: &Path<'_>) {
@@ -290,7 +300,7 @@ impl<'a> Walk<'a> {
                 below.in_meta = true;
                 if is_root {
                     reason = format!("in top-level {name}");
-                    Walk { allows_defaults: false, reason: &reason, in_meta: true, options: self.options }.schema(
+                    Walk { allows_defaults: false, reason: &reason, in_meta: true, ..self }.schema(
                         errors,
                         property,
                         false,
@@ -332,6 +342,16 @@ impl<'a> Walk<'a> {
         if self.in_meta && flag(schema, "x-kubernetes-embedded-resource") {
             let why = "must not be used inside of resource meta";
             errors.forbidden(&at.child("x-kubernetes-embedded-resource"), why);
+        }
+        if flag(schema, "uniqueItems") {
+            let why = "uniqueItems cannot be set to true since the runtime complexity becomes quadratic";
+            errors.forbidden(&at.child("uniqueItems"), why);
+        }
+        let additional = get(schema, "additionalProperties");
+        let properties = get(schema, "properties").as_object().is_some_and(|map| !map.is_empty());
+        if properties && !additional.is_null() && additional != &Value::Bool(true) {
+            let why = "additionalProperties and properties are mutual exclusive";
+            errors.forbidden(&at.child("additionalProperties"), why);
         }
     }
 }
@@ -517,7 +537,9 @@ fn rule_texts(errors: &mut ErrorList, schema: &Value, at: &Path<'_>) {
         if broken(path) {
             errors.invalid(&path_at, path, "must not contain line breaks");
         }
-        if !path.is_empty() && field_path::parse(path, schema, true).is_err() {
+        // Of a schema that isn't structural nobody can tell.
+        let is_wrong = !path.is_empty() && field_path::parse(path, schema, true).is_err();
+        if is_wrong && unsupported_field(schema).is_none() {
             errors.invalid(&path_at, path, "must be a valid path");
         }
     }

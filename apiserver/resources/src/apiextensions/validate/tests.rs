@@ -1,12 +1,15 @@
 //! What upstream's validation says of definitions: those of its own tests (k8s.io/apiextensions-apiserver,
-//! `validation_test.go`), through its own conversion from v1 as a client's go. Each row has a definition, what it was before if
+//! `validation_test.go`) and random changes of them, through its own conversion from v1 as a client's go. Each row has a definition, what it was before if
 //! it is changed, and each error's field, reason and sentence; their order is that of Go's maps.
 
 use std::fmt::Write as _;
 use std::io::Read as _;
 
 use flate2::read::GzDecoder;
+use machinery_api::schema::Media;
 use serde_json::Value;
+
+use crate::apiextensions::definitions::ROW;
 
 const ROWS: &[u8] = include_bytes!("../../testdata/definitions.jsonl.gz");
 
@@ -19,11 +22,11 @@ fn definitions_are_refused_with_upstreams_words() {
     GzDecoder::new(ROWS).read_to_string(&mut rows).expect("the rows");
     for line in rows.lines() {
         let row: Value = serde_json::from_str(line).expect("a row");
-        let mut new = row["new"].clone();
-        crate::apiextensions::definitions::ROW.strategy.default(&mut new);
+        let read = |object: &Value| crate::tests::read(&ROW, object.to_string().as_bytes(), Media::Json);
+        let new = read(&row["new"]);
         let errors = match row.get("old") {
             None => super::created(&new),
-            Some(old) => super::updated(&new, old),
+            Some(old) => super::updated(&new, &read(old)),
         };
         let mut here: Vec<[String; 3]> =
             errors.into_iter().map(|error| [error.field, error.reason.into(), error.message]).collect();
