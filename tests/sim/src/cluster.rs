@@ -22,7 +22,7 @@ use crate::checkers::convergence;
 use crate::freeze::Freezable;
 use crate::log::log;
 use crate::network::{Link, Network};
-use crate::node::Node;
+use crate::node::{Node, Room};
 use crate::random::Random;
 use crate::sabotage::Sabotage;
 use crate::store::SimStore;
@@ -73,6 +73,7 @@ pub(crate) struct Cluster {
     random: Random,
     seed: u64,
     pace: Pace,
+    room: Room,
     state: Mutex<State>,
 }
 
@@ -92,10 +93,15 @@ fn block(text: &str) -> Ipv4Net {
 
 impl Cluster {
     pub(crate) fn new(seed: u64, world: Arc<World>, pace: Pace) -> Arc<Self> {
+        Self::with_room(seed, world, pace, Room::SMALL)
+    }
+
+    /// One whose nodes have so much room each.
+    pub(crate) fn with_room(seed: u64, world: Arc<World>, pace: Pace, room: Room) -> Arc<Self> {
         let network = Network::new(world.clone());
         let store = Arc::new(SimStore::new(world.clone()));
         let random = Random::new(seed, "lives");
-        Arc::new(Self { world, network, store, random, seed, pace, state: Mutex::default() })
+        Arc::new(Self { world, network, store, random, seed, pace, room, state: Mutex::default() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -246,7 +252,7 @@ impl Cluster {
             let user = UserInfo::component(format!("system:node:{node}"), Some("system:nodes"));
             let client = cluster.network.client(link, user);
             let program = cluster.network.client(link, UserInfo::component("system:apiserver", Some("system:masters")));
-            Node::new(&node, (client, program), &cluster.world, cluster.pace, random.clone()).run(stop)
+            Node::new(&node, (client, program), &cluster.world, (cluster.pace, cluster.room), random.clone()).run(stop)
         });
     }
 

@@ -9,6 +9,7 @@
 mod asked;
 mod checkers;
 mod cluster;
+mod crowd;
 mod failover;
 mod faults;
 mod freeze;

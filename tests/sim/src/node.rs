@@ -26,9 +26,18 @@ const LOOK: Duration = Duration::from_millis(700);
 /// The same with fast failover: a quarter of a Lease of 2 s.
 const BEAT_FAST: Duration = Duration::from_millis(500);
 const LOOK_FAST: Duration = Duration::from_millis(100);
-/// What it has.
-pub(crate) const CPU_MILLIS: i64 = 2000;
-pub(crate) const PODS: u64 = 10;
+
+/// What a node has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    pub(crate) cpu_millis: i64,
+    pub(crate) pods: u64,
+}
+
+impl Room {
+    /// So little that its end is met.
+    pub(crate) const SMALL: Self = Self { cpu_millis: 2000, pods: 10 };
+}
 
 /// What a node has of a pod.
 struct Running {
@@ -57,6 +66,7 @@ pub(crate) struct Node {
     env: Env,
     world: Arc<World>,
     pace: Pace,
+    room: Room,
     random: Random,
     pods: Arc<Mutex<BTreeMap<ObjectKey, Arc<Pod>>>>,
     woken: Arc<Notify>,
@@ -80,7 +90,7 @@ impl Node {
         name: &str,
         (client, program): (Client, Client),
         world: &Arc<World>,
-        pace: Pace,
+        (pace, room): (Pace, Room),
         random: Random,
     ) -> Self {
         Self {
@@ -91,6 +101,7 @@ impl Node {
             env: world.env.clone(),
             world: world.clone(),
             pace,
+            room,
             random,
             pods: Arc::default(),
             woken: Arc::default(),
@@ -172,7 +183,8 @@ impl Node {
 
     fn status(&self) -> Value {
         let now = time::seconds(self.env.now());
-        let room = json!({"cpu": format!("{CPU_MILLIS}m"), "memory": "4Gi", "pods": PODS.to_string(), "ephemeral-storage": "10Gi"});
+        let Room { cpu_millis, pods } = self.room;
+        let room = json!({"cpu": format!("{cpu_millis}m"), "memory": "4Gi", "pods": pods.to_string(), "ephemeral-storage": "10Gi"});
         json!({"status": {
             "capacity": room, "allocatable": room,
             "conditions": [

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::cluster::Pace;
+use crate::crowd::{Crowd, GROUP, crowd};
 use crate::failover::{Failover, failover};
 use crate::rollouts::rollout;
 use crate::run::run;
@@ -110,6 +111,29 @@ fn rollouts_keep_to_their_strategies_while_controllers_die() {
     ] {
         assert!(problems.iter().any(|problem| problem.contains(rule)), "nobody finds {rule:?}: {problems:#?}");
     }
+}
+
+/// Requests for each pod of a crowd that comes, with all that belongs to it and while components die, and for each of one that goes:
+/// 9 and 14 were seen. As many for each of ten times as many: what grows faster than the crowd is found here.
+const REQUESTS_TO_COME: u64 = 20;
+const REQUESTS_TO_GO: u64 = 20;
+
+/// By hand, as it isn't byte for byte the same again: `SIM_PODS=500` is 1,700 objects with those that belong to them, and takes half a
+/// minute of CPU.
+#[test]
+fn a_crowd_comes_to_rest_and_goes() {
+    let Some(pods) = parameter("SIM_PODS").and_then(|pods| pods.parse::<u64>().ok()) else { return };
+    let seed = parameter("SIM_SEED").and_then(|seed| seed.parse().ok()).unwrap_or(0);
+    let Crowd { violations, log, objects, requests, made, requests_gone, gone } = crowd(seed, pods / GROUP);
+    if let Some(path) = parameter("SIM_LOG") {
+        std::fs::write(path, &log).expect("the log's file");
+    }
+    eprintln!(
+        "{pods} pods, {objects} objects: {requests} requests in {made:?}; half of it is gone: {requests_gone} in {gone:?}"
+    );
+    assert!(violations.is_empty(), "{violations:#?}");
+    assert!(requests <= REQUESTS_TO_COME * pods, "{requests} requests for {pods} pods");
+    assert!(requests_gone <= REQUESTS_TO_GO * pods / 2, "{requests_gone} requests until {} pods are gone", pods / 2);
 }
 
 /// Broken components, and a seed under which each does harm: a checker that finds nothing here checks nothing.

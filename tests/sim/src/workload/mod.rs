@@ -21,7 +21,7 @@ use crate::checkers::invariants::{ended, requested_millis};
 use crate::cluster::Cluster;
 use crate::log::log;
 use crate::network::Link;
-use crate::node::{CPU_MILLIS, PODS};
+use crate::node::Room;
 use crate::random::Random;
 use crate::sabotage::Sabotage;
 
@@ -186,8 +186,9 @@ impl User {
             }
         }
         let nodes = i64::try_from(NODES_MIN).unwrap_or(1);
-        let pods_max = i64::try_from(PODS).unwrap_or(1);
-        all_pods <= nodes * pods_max * 8 / 10 && all_millis <= nodes * CPU_MILLIS * 8 / 10
+        let Room { cpu_millis, pods } = Room::SMALL;
+        let pods_max = i64::try_from(pods).unwrap_or(1);
+        all_pods <= nodes * pods_max * 8 / 10 && all_millis <= nodes * cpu_millis * 8 / 10
     }
 
     async fn create(&self, kind: Kind, namespace: &str, object: Value) {
