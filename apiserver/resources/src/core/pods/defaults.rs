@@ -227,6 +227,10 @@ fn image_tag(image: &str) -> Option<&str> {
 
 /// Whether a reference's repository parses (distribution/reference): a domain, then lower-case path components.
 fn is_repository(name: &str) -> bool {
+    // What could be an image's own digest is not taken for a name.
+    if name.len() == 64 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        return false;
+    }
     let mut parts: Vec<&str> = name.split('/').collect();
     let first = parts[0];
     let domain = parts.len() > 1
@@ -249,12 +253,18 @@ fn is_repository(name: &str) -> bool {
     if library + parts.join("/").len() > REPOSITORY_BYTES_MAX {
         return false;
     }
-    parts.iter().all(|part| {
-        !part.is_empty()
-            && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b))
-            && part.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
-            && part.bytes().last().is_some_and(|b| b.is_ascii_alphanumeric())
-    })
+    parts.iter().all(|part| is_path_component(part))
+}
+
+/// Lower-case letters and digits, with a dot, one or two underscores, or any dashes between them.
+fn is_path_component(part: &str) -> bool {
+    let is_word = |b: char| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let separators = part.split(is_word).filter(|between| !between.is_empty());
+    part.starts_with(is_word)
+        && part.ends_with(is_word)
+        && separators
+            .into_iter()
+            .all(|between| matches!(between, "." | "_" | "__") || between.bytes().all(|b| b == b'-'))
 }
 
 fn volume_source(volume: &mut Value) {
@@ -383,6 +393,11 @@ mod tests {
             ("web:latest@sha256:0123456789012345678901234567890123456789012345678901234567890123", "Always"),
             ("Not A Name", "IfNotPresent"),
             ("", "IfNotPresent"),
+            ("a..b", "IfNotPresent"),
+            ("a.-b", "IfNotPresent"),
+            ("a___b/c", "IfNotPresent"),
+            ("a.b_c__d--e", "Always"),
+            (&"0a".repeat(32), "IfNotPresent"),
         ] {
             assert_eq!(pull_policy(image), policy, "{image}");
         }

@@ -301,7 +301,8 @@ pub(crate) fn same(a: &Value, b: &Value) -> bool {
                         || v.as_array().is_some_and(Vec::is_empty)
                         || matches!(v, Value::Object(m) if m.is_empty() && key != "emptyDir")
                 };
-                if ["limits", "requests", "overhead"].contains(&key.as_str()) {
+                // Lists are called so, too: of devices, and of what bounds a namespace.
+                if ["limits", "requests", "overhead"].contains(&key.as_str()) && !a.is_array() && !b.is_array() {
                     return amounts_equal(a, b);
                 }
                 (void(a) && void(b)) || same(a, b)

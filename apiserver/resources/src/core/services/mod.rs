@@ -180,11 +180,16 @@ fn drop_by_type(new: &mut Value, old: &Value) {
     if externally_accessible(old) && !externally_accessible(spec) && same(spec, "externalTrafficPolicy") {
         put(spec, "externalTrafficPolicy", Value::Null);
     }
-    if !needs_cluster_ip(spec) {
-        put(spec, "internalTrafficPolicy", Value::Null);
-    }
+    drop_internal_policy(spec);
     if !is_load_balancer(spec) {
         put(object_mut(new, "status"), "loadBalancer", json!({}));
+    }
+}
+
+/// A policy that means nothing to a Service of another name goes; what is no policy stays, and is refused.
+fn drop_internal_policy(spec: &mut Value) {
+    if text(spec, "type") == "ExternalName" && ["Cluster", "Local"].contains(&text(spec, "internalTrafficPolicy")) {
+        put(spec, "internalTrafficPolicy", Value::Null);
     }
 }
 
@@ -240,6 +245,7 @@ impl Strategy for Service {
         }
         normalize_cluster_ips(spec, None);
         families::fill(spec, None);
+        drop_internal_policy(spec);
     }
 
     fn prepare_update(&self, context: &Context<'_>, new: &mut Value, old: &Value) {
