@@ -225,8 +225,17 @@ impl ClusterConfig {
 const PROXY_VARIABLES: [&str; 6] = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
 
 /// The hosts of the proxies that the environment names.
-#[expect(clippy::disallowed_methods, reason = "the one reader of the environment; no flag of ours names a proxy")]
 pub(crate) fn proxies() -> Vec<String> {
-    let values = PROXY_VARIABLES.iter().filter_map(|name| std::env::var(name).ok());
+    let values = PROXY_VARIABLES.iter().filter_map(|name| variable(name));
     values.filter_map(|value| value.parse::<http::Uri>().ok()?.host().map(str::to_owned)).collect()
+}
+
+/// Where `docker login` and the like write accounts, if not at home.
+pub(crate) fn docker_config() -> Option<PathBuf> {
+    variable("DOCKER_CONFIG").filter(|folder| !folder.is_empty()).map(PathBuf::from)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one reader of other programs' variables; clap reads ours")]
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
 }

@@ -7,6 +7,7 @@ mod data_dir;
 mod inventory;
 mod local;
 mod logging;
+mod module_file;
 mod network;
 mod output;
 mod progress;

@@ -1,4 +1,4 @@
-//! `coracle controller-manager`: the controllers as a process of their own, against any Kubernetes API server.
+//! `coracle controllers`: the controllers as a process of their own, against any Kubernetes API server.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::inventory::NodeInventory;
 /// Whose flags and name these are.
 const UPSTREAM: &str = "kube-controller-manager";
 
-/// Flags of `coracle controller-manager`.
+/// Flags of `coracle controllers`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ControllerManager {
     #[command(flatten)]
@@ -160,7 +160,7 @@ mod tests {
     use crate::cmd::{Cli, Verb};
 
     fn config(flags: &[&str]) -> Result<controllers::Config, Failure> {
-        let cli = Cli::try_parse_from(["coracle", "controller-manager", "--kubeconfig=k"].iter().chain(flags)).unwrap();
+        let cli = Cli::try_parse_from(["coracle", "controllers", "--kubeconfig=k"].iter().chain(flags)).unwrap();
         match cli.verb {
             Verb::ControllerManager(verb) => {
                 verb.refused.check()?;

@@ -166,7 +166,7 @@ async fn asked(recording: &Recording, pod: Value) -> anyhow::Result<Option<Answe
 /// The pod that is meant, whole.
 async fn subject(flags: &ExplainScheduling, client: &Client) -> anyhow::Result<Value> {
     let Some(file) = &flags.subject.filename else {
-        let name = flags.subject.pod.as_deref().unwrap_or_default();
+        let name = name_of(flags.subject.pod.as_deref().unwrap_or_default())?;
         let pods = namespaced::<WholePod>(client, &flags.namespace);
         return Ok(serde_json::to_value(pods.get(name).await.map_err(said)?)?);
     };
@@ -182,6 +182,15 @@ async fn subject(flags: &ExplainScheduling, client: &Client) -> anyhow::Result<V
     // What admission makes of it counts: its priority, its tolerations, its limits.
     let made = pods.create(&PostParams { dry_run: true, field_manager: None }, &pod).await.map_err(said)?;
     Ok(serde_json::to_value(made)?)
+}
+
+/// A pod as kubectl writes it, too: `pod/NAME`.
+fn name_of(pod: &str) -> anyhow::Result<&str> {
+    match pod.split_once('/') {
+        None => Ok(pod),
+        Some(("po" | "pod" | "pods", name)) if !name.contains('/') => Ok(name),
+        Some(_) => Err(anyhow!("{pod}: wanted a pod, NAME or pod/NAME")),
+    }
 }
 
 fn namespaced<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(
@@ -290,6 +299,14 @@ mod tests {
             json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {"schedulerName": "default-scheduler"}});
         file["pod"]["spec"].as_object_mut().unwrap().extend(pod.as_object().unwrap().clone());
         Recording::parse(&file.to_string()).unwrap().explained().unwrap()
+    }
+
+    #[test]
+    fn a_pod_is_named_as_kubectl_does() {
+        assert_eq!([name_of("a").unwrap(), name_of("pod/a").unwrap(), name_of("pods/a").unwrap()], ["a"; 3]);
+        for other in ["deployment/a", "pod/a/log", "/a"] {
+            assert!(name_of(other).is_err(), "{other}");
+        }
     }
 
     #[test]

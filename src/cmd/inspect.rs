@@ -11,6 +11,7 @@ use wasm_runtime::engine::{Description, describe};
 use super::Failure;
 use super::pull::{Access, fetch};
 use crate::config::Common;
+use crate::module_file;
 use crate::output::result;
 
 /// Arguments of `coracle inspect`.
@@ -31,7 +32,7 @@ pub(crate) fn run(flags: &Inspect, common: &Common) -> Result<(), Failure> {
     let file = Path::new(&flags.what);
     // A file that is there is what is meant: no registry's name ends in its own path.
     let (image, module) = if file.exists() || flags.what.ends_with(".wasm") {
-        let module = std::fs::read(file)
+        let module = module_file::read(file)
             .with_context(|| format!("cannot read {}; give the path of a .wasm file, or an image", flags.what))?;
         (None, module)
     } else {

@@ -69,7 +69,9 @@ pub(crate) enum Verb {
     ApiServer(ApiServer),
     /// Runs the controllers alone, in the foreground, against the API server that a kubeconfig names
     #[command(
-        after_help = "Example: coracle controller-manager --kubeconfig /var/lib/coracle/kubeconfig --controllers '*,-job'"
+        name = "controllers",
+        visible_alias = "controller-manager",
+        after_help = "Example: coracle controllers --kubeconfig /var/lib/coracle/kubeconfig --controllers '*,-job'"
     )]
     ControllerManager(Box<ControllerManager>),
     /// Runs the scheduler alone, in the foreground, against the API server that a kubeconfig names

@@ -8,7 +8,7 @@ use kubelet::image::{ConfigForm, Image, Keyring, Registries, SecretIdentity, Sig
 use machinery_env::Env;
 
 use super::Failure;
-use crate::config::{Common, proxies};
+use crate::config::{Common, docker_config, proxies};
 use crate::data_dir::DataDir;
 use crate::local;
 use crate::output::say;
@@ -26,8 +26,8 @@ pub(crate) struct Access {
     /// Which images have to be signed, and by which keys (docs/operations.md, "Signatures")
     #[arg(long, env = "CORACLE_SIGNATURE_POLICY", value_name = "FILE")]
     pub(crate) signature_policy: Option<PathBuf>,
-    /// Folder whose config.json has accounts of registries [default: ~/.docker]
-    #[arg(long, env = "DOCKER_CONFIG", value_name = "DIR")]
+    /// Folder whose config.json has accounts of registries [default: $DOCKER_CONFIG, else ~/.docker]
+    #[arg(long, env = "CORACLE_DOCKER_CONFIG", value_name = "DIR")]
     pub(crate) docker_config: Option<PathBuf>,
 }
 
@@ -93,7 +93,8 @@ pub(super) fn fetch(reference: &str, access: &Access, common: &Common) -> anyhow
 
 /// The accounts that `docker login` and the like have written for whoever calls.
 fn keyring(folder: Option<PathBuf>) -> anyhow::Result<Keyring> {
-    let folder = folder.or_else(|| Some(directories::BaseDirs::new()?.home_dir().join(".docker")));
+    let folder =
+        folder.or_else(docker_config).or_else(|| Some(directories::BaseDirs::new()?.home_dir().join(".docker")));
     let mut keyring = Keyring::default();
     let Some(path) = folder.map(|folder| folder.join("config.json")) else { return Ok(keyring) };
     if let Ok(bytes) = std::fs::read(&path) {
@@ -122,6 +123,6 @@ pub(super) fn write_file<T>(file: &Path, fill: impl FnOnce(std::fs::File) -> any
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
         beside.as_file().set_permissions(mode).with_context(cannot)?;
     }
-    beside.persist(file).with_context(cannot)?;
+    beside.persist(file).map_err(|left| left.error).with_context(cannot)?;
     Ok(filled)
 }

@@ -11,6 +11,7 @@ use crate::compose::images::INSPECT;
 use crate::config::Common;
 use crate::data_dir::DataDir;
 use crate::local;
+use crate::module_file;
 use crate::output::say;
 use crate::progress::Progress;
 
@@ -31,7 +32,7 @@ pub(crate) struct Push {
 /// The file can't be read or is no module, or there is no running cluster.
 pub(crate) fn run(flags: &Push, common: &Common) -> Result<(), Failure> {
     let data = DataDir::of(common)?;
-    let module = std::fs::read(&flags.file)
+    let module = module_file::read(&flags.file)
         .with_context(|| format!("cannot read {}; give the path of a .wasm file", flags.file.display()))?;
     let access = local::registry(&data)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;

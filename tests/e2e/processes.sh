@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Controllers and scheduler as processes of their own: coracle controller-manager and coracle scheduler on coracle apiserver. They do what they are
+# Controllers and scheduler as processes of their own: coracle controllers and coracle scheduler on coracle apiserver. They do what they are
 # asked to and nothing else, elect a leader, and go on where one was killed.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -15,10 +15,11 @@ trap leave EXIT
 eventually 60 grep '^ready ' "$WORK/ready"
 KUBECONFIG=$WORK/data/kubeconfig; export KUBECONFIG
 
-exits 2 "$CORACLE" controller-manager
-exits 2 "$CORACLE" controller-manager --kubeconfig "$KUBECONFIG" --controllers='*,-jobs'
+exits 2 "$CORACLE" controllers
+exits 0 "$CORACLE" controller-manager --help
+exits 2 "$CORACLE" controllers --kubeconfig "$KUBECONFIG" --controllers='*,-jobs'
 grep -q '"jobs" is not in the list of known controllers' "$WORK/err" || fail "an unknown controller: $(cat "$WORK/err")"
-exits 2 "$CORACLE" controller-manager --kubeconfig "$KUBECONFIG" --cloud-provider=external
+exits 2 "$CORACLE" controllers --kubeconfig "$KUBECONFIG" --cloud-provider=external
 grep -q 'there is no cloud provider' "$WORK/err" || fail "a flag that means nothing: $(cat "$WORK/err")"
 exits 2 "$CORACLE" scheduler --kubeconfig "$KUBECONFIG" --leader-elect-lease-duration=5s
 exits 1 "$CORACLE" scheduler --kubeconfig "$WORK/none"
@@ -31,7 +32,7 @@ process() {
 }
 figures() { curl -fsS "$(sed -n 's/^ready .*metrics=//p' "$WORK/$1.ready")"; }
 holder() { kubectl -n kube-system get lease kube-controller-manager -o jsonpath='{.spec.holderIdentity}'; }
-manager=(controller-manager --controllers='*,-job')
+manager=(controllers --controllers='*,-job')
 process one "${manager[@]}"; one=${others[-1]}
 eventually 60 has . holder
 leader=$(holder)

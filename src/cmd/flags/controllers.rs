@@ -1,4 +1,4 @@
-//! Flags of the controllers, which `up` and `controller-manager` have.
+//! Flags of the controllers, which `up` and `controllers` have.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -4,6 +4,8 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use crate::module_file;
+
 /// How often the file is looked at: a change shall serve within a second.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -39,7 +41,8 @@ impl Watched {
     pub(super) async fn read(&mut self, file: &Path) -> std::io::Result<Vec<u8>> {
         // Before it is read: what changes meanwhile is a change.
         self.seen = Stamp::of(file);
-        tokio::fs::read(file).await
+        let file = file.to_owned();
+        tokio::task::spawn_blocking(move || module_file::read(&file)).await?
     }
 
     /// Its next state. Waits for as long as there is none, or no file at all.

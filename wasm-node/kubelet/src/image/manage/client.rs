@@ -30,7 +30,7 @@ pub enum ManageError {
         why: String,
     },
     /// A file of the caller's.
-    #[error("{0}")]
+    #[error(transparent)]
     File(#[from] std::io::Error),
 }
 
