@@ -49,6 +49,8 @@ pub struct Context<'a> {
     pub loopback: &'a [ipnet::Ipv4Net],
     /// Who asks; `None`: the server itself.
     pub requester: Option<Requester<'a>>,
+    /// Whether an evaluation is to end, as who waits has no patience for more; then what is said of the object means nothing.
+    pub interrupt: fn() -> bool,
 }
 
 /// Who a request comes from, as kinds write it down.

@@ -23,6 +23,7 @@ pub mod registry;
 pub mod request;
 pub mod server;
 pub mod step;
+mod turns;
 pub mod webhook;
 
 #[cfg(test)]

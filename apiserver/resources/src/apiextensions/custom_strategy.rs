@@ -131,7 +131,8 @@ impl CustomStrategy {
         }
     }
 
-    fn checked(&self, new: &Value, old: Option<&Value>, status: bool) -> Vec<FieldError> {
+    fn checked(&self, context: &Context<'_>, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
+        let status = context.subresource == "status";
         let mut errors = ErrorList::new();
         let made = self.schema.hold();
         if let Some(wrong) = &made.wrong {
@@ -161,7 +162,7 @@ impl CustomStrategy {
                     errors.invalid(&Path::root("<nil>"), Value::Null, why);
                 } else {
                     errors = found.into();
-                    errors.append(rules::check(new, schema, old));
+                    errors.append(rules::check(new, schema, old, context.interrupt));
                 }
             }
         }
@@ -249,12 +250,12 @@ impl Strategy for CustomStrategy {
         false
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        self.checked(object, None, false)
+    fn validate(&self, context: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        self.checked(context, object, None)
     }
 
     fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        self.checked(new, Some(old), context.subresource == "status")
+        self.checked(context, new, Some(old))
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {

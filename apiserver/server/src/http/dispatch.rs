@@ -12,17 +12,18 @@ use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use machinery_api::ApiError;
 
-use super::handle::{RequestContext, RequestHandler, Seat, timed_out};
+use super::handle::{RequestContext, RequestHandler, Seat};
 use super::negotiate::{self, Produces, Transform};
 use super::respond;
 use super::route::Target;
 use super::table::{Include, Tables};
-use super::turns::{SMALL_BYTES_MAX, Turn};
 use super::watch;
 use crate::auth::{reviews, tokens};
 use crate::registry::body::{self as bodies, Body as RequestBody};
 use crate::registry::{Answer, PatchType, Registry, RequestScope, ResponseObject, Wanted, eviction, object};
+use crate::request::deadline::timed_out;
 use crate::request::options::{DeleteOptions, ListOptions, WriteOptions};
+use crate::turns::{SMALL_BYTES_MAX, Turn, patience};
 use apiserver_resources::{SubresourceKind, Verb, rules};
 
 /// The largest request body (upstream's default).
@@ -130,7 +131,7 @@ impl RequestHandler {
                 let (bytes, turn) = self.read(asking, body, 0).await?;
                 let options = WriteOptions::read(query, "CreateOptions")?.of_agent(asking.asked.agent());
                 let work = Box::pin(self.create(call, RequestBody { bytes: &bytes, media }, what, &options));
-                in_turn(turn, self.time_left(asking.deadline), work).await
+                self.in_turn(turn, asking, work).await
             }
             Verb::Update => {
                 let media = negotiate::body_type(content_type(headers))?;
@@ -146,7 +147,7 @@ impl RequestHandler {
                     let again = || bodies::object(row, body, validation, &mut Vec::new());
                     registry.update(call, Wanted::new(object, &again), &options).await
                 });
-                in_turn(turn, self.time_left(asking.deadline), work).await
+                self.in_turn(turn, asking, work).await
             }
             Verb::Patch => self.patch(asking, call, patch.unwrap_or(Patching::Apply), body).await,
             Verb::Delete => {
@@ -184,7 +185,7 @@ impl RequestHandler {
             }
             registry.patch(call, kind, &bytes, &options).await
         });
-        in_turn(turn, self.time_left(asking.deadline), work).await
+        self.in_turn(turn, asking, work).await
     }
 
     async fn create(
@@ -262,7 +263,7 @@ impl RequestHandler {
         }
         let media = negotiate::body_type(content_type(headers))?;
         let work = Box::pin(async { bodies::delete_options(RequestBody { bytes: &bytes, media }) });
-        DeleteOptions::from_body(&in_turn(turn, self.time_left(asking.deadline), work).await?)
+        DeleteOptions::from_body(&self.in_turn(turn, asking, work).await?)
     }
 
     /// A whole body, within the limits; what follows has a seat, and a turn if it is large together with what is stored.
@@ -326,6 +327,21 @@ impl RequestHandler {
         Ok((whole, turn))
     }
 
+    /// Does it here as long as that is quick, or in its turn elsewhere. The work lies in a box: each function that takes a
+    /// future by value holds it twice, and every request would carry the sum from hand to hand.
+    async fn in_turn<T>(
+        &self,
+        turn: Option<Turn>,
+        asking: &RequestContext<'_>,
+        work: Pin<Box<impl Future<Output = Result<T, ApiError>>>>,
+    ) -> Result<T, ApiError> {
+        let time_max = self.time_left(asking.deadline);
+        match turn {
+            None => patience::small(&self.turns, &asking.user.name, time_max, work).await,
+            Some(turn) => turn.run(time_max, work).await.unwrap_or_else(|_| Err(timed_out())),
+        }
+    }
+
     async fn watch(
         self: &Arc<Self>,
         asking: &RequestContext<'_>,
@@ -355,19 +371,6 @@ impl RequestHandler {
             }
             Err(error) => Ok(watch::refused(form, &error)),
         }
-    }
-}
-
-/// Does it here, or in its turn elsewhere. The work lies in a box: each function that takes a future by value holds it twice,
-/// and every request would carry the sum from hand to hand.
-async fn in_turn<T>(
-    turn: Option<Turn>,
-    time_max: Duration,
-    work: Pin<Box<impl Future<Output = Result<T, ApiError>>>>,
-) -> Result<T, ApiError> {
-    match turn {
-        None => work.await,
-        Some(turn) => turn.run(time_max, work).await.unwrap_or_else(|_| Err(timed_out())),
     }
 }
 

@@ -22,14 +22,14 @@ use super::metrics::{Metrics, Of};
 use super::respond::{self, RequestHead};
 use super::route::{self, NoRoute, Route, Target};
 use super::seats::Seats;
-use super::turns::Turns;
 use super::warnings;
 use crate::auth::tls::Peer;
 use crate::auth::{ANONYMOUS, Attributes, Authenticator, Authorizer, Credentials, MASTERS, UserInfo, impersonate};
 use crate::catalog::Catalog;
 use crate::registry::Registry;
-use crate::request::deadline::within;
+use crate::request::deadline::{timed_out, within};
 use crate::request::query::Query;
+use crate::turns::Turns;
 
 /// What requests are answered with, made before the first comes.
 pub struct HandlerDeps {
@@ -59,7 +59,7 @@ pub struct RequestHandler {
     pub bootstrapped: AtomicBool,
     impersonator: impersonate::Impersonator,
     pub(super) seats: Seats,
-    pub(super) turns: Turns,
+    pub(super) turns: Arc<Turns>,
     pub(super) slis: Slis,
     pub(super) passed: Arc<super::proxy::Shares>,
 }
@@ -100,7 +100,7 @@ impl RequestHandler {
             bootstrapped: AtomicBool::new(false),
             impersonator: impersonate::Impersonator::default(),
             seats: Seats::new(),
-            turns: Turns::new(),
+            turns: Arc::new(Turns::new()),
             slis: Slis::default(),
             passed: Arc::default(),
         }
@@ -295,11 +295,6 @@ fn is_long(info: &RequestInfo, target: Option<&Target>) -> bool {
 /// would hold the answer twice: as its argument and as what it waits for.)
 fn in_time<T>(answer: impl Future<Output = Result<T, ApiError>>) -> impl Future<Output = Result<T, ApiError>> {
     tokio::time::timeout(deadline::REQUEST_TIMEOUT, answer).map(|done| done.unwrap_or_else(|_| Err(timed_out())))
-}
-
-/// The answer to what took too long.
-pub(super) fn timed_out() -> ApiError {
-    ApiError::Timeout("Timeout: request did not complete within the allotted timeout".into(), 0, Vec::new())
 }
 
 fn too_many() -> Response<Body> {

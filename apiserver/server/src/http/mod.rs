@@ -23,7 +23,6 @@ pub mod route;
 mod seats;
 pub(crate) mod services;
 pub mod table;
-mod turns;
 mod under_way;
 mod warnings;
 pub mod watch;

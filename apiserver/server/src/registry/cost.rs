@@ -35,7 +35,13 @@ fn create(row: &ResourceInfo, bytes: &[u8], media: Media) -> Outcome {
             map.insert("namespace".into(), json!("default"));
         }
         super::object::dedup_owners(&mut object, &mut warnings, false);
-        let context = Context { now: jiff::Timestamp::UNIX_EPOCH, subresource: "", loopback: &[], requester: None };
+        let context = Context {
+            now: jiff::Timestamp::UNIX_EPOCH,
+            subresource: "",
+            loopback: &[],
+            requester: None,
+            interrupt: || false,
+        };
         row.strategy.prepare_create(&context, &mut object);
         let explicit_empties = body::explicit_empties(row, &object);
         body::normalise(row, &mut object);

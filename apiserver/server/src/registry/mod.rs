@@ -43,6 +43,7 @@ use crate::admission::{Chain, Effects, Operation, Options, Request, Seen};
 use crate::auth::{Attributes, Authorizer, UserInfo};
 use crate::catalog::{Catalog, Served};
 use crate::request::options::WriteOptions;
+use crate::turns::patience;
 use apiserver_resources::allocate::Allocator;
 use apiserver_resources::field::{FieldError, causes};
 use apiserver_resources::{Allocation, Context, Requester, ResourceInfo, Subresource};
@@ -328,7 +329,13 @@ impl Registry {
     fn context<'a>(&'a self, call: &RequestScope<'a>, subresource: &'a str) -> Context<'a> {
         let UserInfo { name, uid, groups, extra } = call.user;
         let requester = Some(Requester { name, uid, groups, extra });
-        Context { now: call.now, subresource, loopback: self.allocator.loopback(), requester }
+        Context {
+            now: call.now,
+            subresource,
+            loopback: self.allocator.loopback(),
+            requester,
+            interrupt: patience::is_over,
+        }
     }
 
     fn allocation<'a>(&'a self, subresource: &'a str, dry_run: bool) -> Allocation<'a> {

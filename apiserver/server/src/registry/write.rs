@@ -23,6 +23,8 @@ use super::{
     store_error,
 };
 use crate::admission::{Effects, Managed, Operation, Options, Seen, SideWrite};
+use crate::request::deadline::timed_out;
+use crate::turns::patience;
 use apiserver_resources::{ResourceInfo, SubresourceKind};
 use apiserver_storage::cache::{Cached, WatchCache};
 use apiserver_storage::store::{Compare, Entry, Op, Outcome, Record, Revision, Txn};
@@ -152,7 +154,14 @@ impl Registry {
         let mut existing = self.load(call).await?;
         for _ in 0..TRIES_MAX {
             call.warnings.truncate(warnings_before);
-            let attempt = self.attempt(call, intent, options, existing.as_ref()).await;
+            let here = patience::here(self.attempt(call, intent, options, existing.as_ref()));
+            let (mut attempt, is_given_up) = here.await;
+            if is_given_up {
+                call.warnings.truncate(warnings_before);
+                let again = Box::pin(self.attempt(call, intent, options, existing.as_ref()));
+                let again = patience::elsewhere(again).await;
+                attempt = again.unwrap_or_else(|| Err(timed_out()));
+            }
             if !is_current && !matches!(attempt, Ok(Attempt::Commit(_))) {
                 self.cache.sync().await.map_err(|error| store_error(&error))?;
                 is_current = true;

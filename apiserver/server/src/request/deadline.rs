@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::time::Duration;
 
+use machinery_api::ApiError;
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
 
@@ -17,6 +18,11 @@ tokio::task_local! {
 pub async fn within<T>(time: Duration, work: Pin<Box<impl Future<Output = T>>>) -> Result<T, Elapsed> {
     let end = Instant::now() + time;
     timeout_at(end, END.scope(end, work)).await
+}
+
+/// The answer to what took too long.
+pub(crate) fn timed_out() -> ApiError {
+    ApiError::Timeout("Timeout: request did not complete within the allotted timeout".into(), 0, Vec::new())
 }
 
 /// When the time of the request that is being answered ends; none: it has no end, or this is no request's work.

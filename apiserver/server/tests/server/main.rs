@@ -7,6 +7,7 @@ mod answers;
 mod apply;
 mod configured;
 mod conversions;
+mod costly;
 mod evictions;
 mod pages;
 mod policies;

@@ -102,11 +102,11 @@ pub(crate) fn min_size(rules: &Rules) -> u64 {
     u64::try_from(decl.min_size).unwrap_or(0)
 }
 
-/// What rules say against a whole object. `old`: what was there.
-pub(crate) fn check(object: &Value, schema: &Schema, old: Option<&Value>) -> ErrorList {
+/// What rules say against a whole object. `old`: what was there; `interrupt`: whether they are to end.
+pub(crate) fn check(object: &Value, schema: &Schema, old: Option<&Value>, interrupt: fn() -> bool) -> ErrorList {
     let mut errors = ErrorList::new();
     if schema.has.rules {
-        let mut budget = Budget::default();
+        let mut budget = Budget::default().interrupt(&interrupt);
         let mut walk = Walk { budget: &mut budget, errors: &mut errors, over: false, ratchets: true };
         walk.node(object, schema, old, None);
     }
@@ -131,15 +131,15 @@ pub(crate) fn check_default(
     errors
 }
 
-struct Walk<'e> {
-    budget: &'e mut Budget<'static>,
+struct Walk<'e, 'i> {
+    budget: &'e mut Budget<'i>,
     errors: &'e mut ErrorList,
     over: bool,
     /// Whether what is as it was may stay so.
     ratchets: bool,
 }
 
-impl Walk<'_> {
+impl Walk<'_, '_> {
     fn node(&mut self, value: &Value, schema: &Schema, old: Option<&Value>, at: Option<&Path<'_>>) {
         if !schema.has.rules || self.over || value.is_null() {
             return;
@@ -218,6 +218,10 @@ impl Walk<'_> {
                     message => message.to_owned(),
                 });
                 self.failed(rule, value, at, &said);
+            }
+            Err(error) if error.kind == ErrorKind::Interrupted => {
+                self.over = true;
+                self.errors.invalid(at, type_name(value), "evaluation was interrupted");
             }
             Err(error) if error.kind == ErrorKind::CostLimit => {
                 let why = format!(

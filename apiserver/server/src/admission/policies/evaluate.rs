@@ -14,6 +14,7 @@ use crate::admission::Context;
 use crate::admission::matching::Matched;
 use crate::admission::webhooks::request_options;
 use crate::auth::{Attributes, UserInfo};
+use crate::turns::patience;
 
 /// What an expression fails with.
 pub(super) const OUT_OF_BUDGET: &str =
@@ -166,7 +167,7 @@ pub(super) fn evaluate<'d>(
 
 /// Whether all conditions hold. One that doesn't settles it; otherwise what failed is told.
 pub(super) fn conditions_hold(conditions: &Conditions, activation: &Activation<'_>) -> Result<bool, String> {
-    let mut budget = Budget::new(limits::MATCH_CONDITIONS);
+    let mut budget = Budget::new(limits::MATCH_CONDITIONS).interrupt(&patience::is_over);
     let mut failed = Vec::new();
     for (expression, program) in &conditions.expressions {
         match evaluate(expression, program, activation, &mut budget) {

@@ -15,6 +15,7 @@ use super::{Index, Kind, Policies, Turns, matches, merge, params};
 use crate::admission::matching::{Matched, has_own_body, own};
 use crate::admission::{Context, Effects, Operation, Plugin, Step};
 use crate::catalog::{Catalog, Served};
+use crate::turns::patience;
 use apiserver_resources::ResourceInfo;
 
 /// See the module.
@@ -210,7 +211,7 @@ fn changed(
 ) -> Result<Value, String> {
     let ask = Authorizing(context);
     let activation = activation(programs, seen, (object, old, &invocation.params), &ask);
-    let mut budget = Budget::new(limits::PER_OBJECT);
+    let mut budget = Budget::new(limits::PER_OBJECT).interrupt(&patience::is_over);
     let value = evaluate(&mutation.expression, &mutation.program, &activation, &mut budget)?;
     let made = to_json(&value).map_err(|error| error.to_string())?;
     let request = context.request;

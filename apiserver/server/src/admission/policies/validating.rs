@@ -15,6 +15,7 @@ use crate::admission::matching::Matched;
 use crate::admission::webhooks::with_managers;
 use crate::admission::{Context, Effects, Managed, Plugin, Step};
 use crate::catalog::{Catalog, Served};
+use crate::turns::patience;
 
 const MESSAGE_BYTES_MAX: usize = 5 * 1024;
 /// A note for the audit event, as upstream, and how many a policy's parameters make of one key.
@@ -210,7 +211,7 @@ impl<'a> Asked<'a> {
             Err(why) => return (Denied::failed(policy, 0, why).into_iter().collect(), Vec::new()),
         }
         let mut denied = Vec::new();
-        let mut budget = Budget::new(limits::PER_OBJECT);
+        let mut budget = Budget::new(limits::PER_OBJECT).interrupt(&patience::is_over);
         for (index, validation) in programs.validations.iter().enumerate() {
             match evaluate(&validation.expression, &validation.program, &activation, &mut budget) {
                 Ok(value) if value.as_bool() == Some(true) => {}
@@ -234,7 +235,7 @@ impl<'a> Asked<'a> {
 /// Adds to the notes for the audit event; what fails is handed back.
 fn notes(asked: &Asked<'_>, activation: &apiserver_cel::Activation<'_>, said: &mut Said) -> Vec<Denied> {
     let mut denied = Vec::new();
-    let mut budget = Budget::new(limits::PER_OBJECT);
+    let mut budget = Budget::new(limits::PER_OBJECT).interrupt(&patience::is_over);
     for annotation in &asked.programs.annotations {
         match evaluate(&annotation.expression, &annotation.program, activation, &mut budget) {
             Ok(value) => {

@@ -2,6 +2,8 @@
 //! once, and no user has more than one of them at a time. Small requests, which are nearly all, are handled where they
 //! arrive.
 
+pub(crate) mod patience;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -11,30 +13,30 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::error::Elapsed;
 
 /// Bytes of body and of the stored object that are handled where they arrive: the worst of them take some 20 ms.
-pub(super) const SMALL_BYTES_MAX: usize = 16 << 10;
+pub(crate) const SMALL_BYTES_MAX: usize = 16 << 10;
 /// Large ones handled at once, so that they never take more than the other threads have.
 const AT_ONCE: usize = 2;
 
 /// Who waits for a turn.
-pub(super) struct Turns {
+pub(crate) struct Turns {
     all: Arc<Semaphore>,
     users: Mutex<BTreeMap<String, Weak<Semaphore>>>,
 }
 
 /// The right to handle a large one now.
-pub(super) struct Turn {
+pub(crate) struct Turn {
     _all: OwnedSemaphorePermit,
     _user: OwnedSemaphorePermit,
 }
 
 impl Turns {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { all: Arc::new(Semaphore::new(AT_ONCE)), users: Mutex::default() }
     }
 
     /// Waits for `user`'s turn. First among the user's own, then, as one of them at most, among all users': many large
     /// requests of one user hold up another user's by one at most. `None`: never, for the semaphores are never closed.
-    pub(super) async fn turn(&self, user: &str) -> Option<Turn> {
+    pub(crate) async fn turn(&self, user: &str) -> Option<Turn> {
         let own = self.of(user);
         let user = own.acquire_owned().await.ok()?;
         let all = self.all.clone().acquire_owned().await.ok()?;
@@ -57,7 +59,7 @@ impl Turns {
 impl Turn {
     /// Runs it to its end on this thread, which is no longer one of those that others wait on. The time is the work's own:
     /// who waits for it outside cannot look at a clock meanwhile.
-    pub(super) async fn run<T>(self, time_max: Duration, work: impl Future<Output = T>) -> Result<T, Elapsed> {
+    pub(crate) async fn run<T>(self, time_max: Duration, work: impl Future<Output = T>) -> Result<T, Elapsed> {
         let work = async { tokio::time::timeout(time_max, work).await };
         let handle = Handle::current();
         match handle.runtime_flavor() {

@@ -1,0 +1,59 @@
+//! Rules that cost as much as they may, and a neighbour who has nothing to do with them.
+
+use std::sync::Arc;
+
+use super::*;
+
+const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+const HEAVIES: &str = "/apis/example.com/v1/namespaces/default/heavies";
+
+/// Each rule loops within a loop until its cost is as high as one may get.
+fn definition() -> Value {
+    let list = json!({"type": "array", "items": {"type": "integer"}, "maxItems": 1000});
+    let rule = |n: usize| json!({"rule": format!("self.all(x, self.all(y, x + y >= -{n}))"), "message": "never"});
+    let lists: serde_json::Map<String, Value> = (0..8)
+        .map(|n| {
+            let mut list = list.clone();
+            list["x-kubernetes-validations"] = json!([rule(n)]);
+            (format!("list{n}"), list)
+        })
+        .collect();
+    json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "heavies.example.com"},
+        "spec": {"group": "example.com", "scope": "Namespaced", "names": {"plural": "heavies", "kind": "Heavy"},
+            "versions": [{"name": "v1", "served": true, "storage": true,
+                "schema": {"openAPIV3Schema": {"type": "object", "properties": lists}}}]}})
+}
+
+/// One thread serves everybody. Without turns of their own the rules would hold it until they are through.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_neighbour_is_answered_while_rules_are_costly() {
+    let server = Arc::new(server().await);
+    let (code, made) = server.ask("POST", DEFINITIONS, &definition()).await;
+    assert_eq!(code, 201, "{made}");
+    let list: Vec<usize> = vec![1; 300];
+    let mut heavy = json!({"apiVersion": "example.com/v1", "kind": "Heavy", "metadata": {"name": "h"}});
+    for n in 0..8 {
+        heavy[format!("list{n}")] = json!(list);
+    }
+    let deadline = tokio::time::Instant::now() + WAIT;
+    while server.ask("GET", HEAVIES, &Value::Null).await.0 != 200 {
+        assert!(tokio::time::Instant::now() < deadline, "the definition is served");
+        tokio::task::yield_now().await;
+    }
+    let costly = tokio::spawn({
+        let server = server.clone();
+        async move { server.ask("POST", HEAVIES, &heavy).await }
+    });
+    let neighbour = tokio::spawn({
+        let (server, costly) = (server.clone(), costly.abort_handle());
+        async move {
+            let (code, answer) = server.ask("GET", "/api/v1/namespaces/default", &Value::Null).await;
+            assert_eq!(code, 200, "{answer}");
+            costly.is_finished()
+        }
+    });
+    assert!(!neighbour.await.unwrap(), "answered while the rules are at it");
+    let (code, made) = costly.await.unwrap();
+    assert_eq!(code, 201, "{made}");
+}
