@@ -12,6 +12,10 @@ use super::make;
 use super::policy::{self, Verdict};
 use crate::{conditions, pods};
 
+/// Uids that a status names at once (upstream's `MaxUncountedPods`, which keeps it small): the others keep their finalizer, and
+/// their turn comes when these have been counted.
+pub(super) const UNCOUNTED_MAX: usize = 500;
+
 /// The state of a Job's pods at one moment.
 pub(super) struct Tally<'a> {
     /// Neither ended nor being deleted.
@@ -40,12 +44,27 @@ pub(super) struct Tally<'a> {
     index_failures: BTreeMap<i32, (u32, Timestamp)>,
     /// The last failed pod of each index that waits for its replacement: it keeps its finalizer, and with it the count.
     kept: BTreeSet<String>,
+    /// Ended pods that the status has no room to name yet: they keep their finalizer, too.
+    later: BTreeSet<String>,
     indexed: bool,
     all: Vec<&'a Pod>,
 }
 
 fn uid(pod: &Pod) -> &str {
     pod.metadata.uid.as_deref().unwrap_or_default()
+}
+
+fn list(uids: Vec<String>) -> Option<Vec<String>> {
+    (!uids.is_empty()).then_some(uids)
+}
+
+fn is_named(known: &[String], pod: &Pod) -> bool {
+    known.iter().any(|known| known == uid(pod))
+}
+
+/// Takes out what is beyond so many.
+fn beyond(uids: &mut Vec<String>, most: usize) -> BTreeSet<String> {
+    uids.drain(most.min(uids.len())..).collect()
 }
 
 /// A pod counts as failed when it has failed, or, where it may be replaced at once, as soon as it is being deleted.
@@ -72,6 +91,7 @@ impl<'a> Tally<'a> {
         };
         let (mut new_succeeded, more_succeeded) = split(named.succeeded);
         let (mut new_failed, more_failed) = split(named.failed);
+        let (known_succeeded, known_failed) = (new_succeeded.len(), new_failed.len());
         let mut tally = Self {
             active: mine.iter().copied().filter(|pod| pods::is_active(pod)).collect(),
             terminating: mine.iter().copied().filter(|pod| pods::is_terminating(pod)).collect(),
@@ -89,24 +109,28 @@ impl<'a> Tally<'a> {
             counted_failed: status.failed.unwrap_or(0).saturating_add(more_failed),
             index_failures: BTreeMap::new(),
             kept: BTreeSet::new(),
+            later: BTreeSet::new(),
             indexed,
             all: mine.to_vec(),
         };
         tally.count_index_failures(job, spec, completions);
         for pod in tracked.values().copied() {
             let own = index::of_pod(pod).filter(|index| *index < completions);
-            if pods::phase(pod) == "Succeeded" && !new_failed.iter().any(|known| known == uid(pod)) {
+            if pods::phase(pod) == "Succeeded" && !is_named(&new_failed[..known_failed], pod) {
                 match own {
                     Some(index) if indexed => tally.succeeded_indexes.insert(index),
                     None if indexed => {}
-                    _ if new_succeeded.iter().any(|known| known == uid(pod)) => {}
+                    _ if is_named(&new_succeeded[..known_succeeded], pod) => {}
                     _ => new_succeeded.push(uid(pod).to_owned()),
                 }
                 tally.ended.push(pod);
             } else if has_failed(spec, pod) {
                 // What is stopped because the Job has succeeded hasn't failed.
-                if !succeeds || pods::phase(pod) == "Failed" {
-                    tally.judge(job, pod, own, &mut new_failed);
+                if (!succeeds || pods::phase(pod) == "Failed")
+                    && tally.counts(job, pod, own)
+                    && !is_named(&new_failed[..known_failed], pod)
+                {
+                    new_failed.push(uid(pod).to_owned());
                 }
                 tally.ended.push(pod);
             }
@@ -114,11 +138,7 @@ impl<'a> Tally<'a> {
         if indexed {
             tally.counted_succeeded = tally.succeeded_indexes.len();
         }
-        tally.succeeded =
-            tally.counted_succeeded.saturating_add(i32::try_from(new_succeeded.len()).unwrap_or(i32::MAX));
-        tally.failed = tally.counted_failed.saturating_add(i32::try_from(new_failed.len()).unwrap_or(i32::MAX));
-        let list = |uids: Vec<String>| (!uids.is_empty()).then_some(uids);
-        tally.uncounted = UncountedTerminatedPods { succeeded: list(new_succeeded), failed: list(new_failed) };
+        tally.name((new_succeeded, known_succeeded), (new_failed, known_failed));
         let failed =
             mine.iter().copied().filter(|pod| has_failed(spec, pod) && policy::verdict(job, pod) != Verdict::Ignored);
         tally.wait_until =
@@ -126,15 +146,28 @@ impl<'a> Tally<'a> {
         tally
     }
 
-    fn judge(&mut self, job: &Job, pod: &Pod, own: Option<i32>, failed: &mut Vec<String>) {
+    /// Counts the ended pods that aren't counted yet, and chooses those that the status names; of each list its first ones are
+    /// named already. They stay so until their finalizer is gone, even if they were too many.
+    fn name(
+        &mut self,
+        (mut succeeded, known_succeeded): (Vec<String>, usize),
+        (mut failed, known_failed): (Vec<String>, usize),
+    ) {
+        let number = |uids: &[String]| i32::try_from(uids.len()).unwrap_or(i32::MAX);
+        self.succeeded = self.counted_succeeded.saturating_add(number(&succeeded));
+        self.failed = self.counted_failed.saturating_add(number(&failed));
+        self.later = beyond(&mut succeeded, UNCOUNTED_MAX.saturating_sub(known_failed).max(known_succeeded));
+        self.later.append(&mut beyond(&mut failed, UNCOUNTED_MAX.saturating_sub(succeeded.len()).max(known_failed)));
+        self.uncounted = UncountedTerminatedPods { succeeded: list(succeeded), failed: list(failed) };
+    }
+
+    /// Whether a pod's failure counts, by the Job's policy, which it may also end the Job by.
+    fn counts(&mut self, job: &Job, pod: &Pod, own: Option<i32>) -> bool {
         let verdict = policy::verdict(job, pod);
         if let Verdict::FailsJob(message) = &verdict {
             self.fails_job.get_or_insert_with(|| message.clone());
         }
-        let known = failed.iter().any(|known| known == uid(pod));
-        if !known && verdict != Verdict::Ignored && (!self.indexed || own.is_some()) {
-            failed.push(uid(pod).to_owned());
-        }
+        verdict != Verdict::Ignored && (!self.indexed || own.is_some())
     }
 
     /// With a limit per index: how often each index has failed, which are over it, and whose last pod must be kept.
@@ -207,7 +240,7 @@ impl<'a> Tally<'a> {
     pub(super) fn to_untrack(&self, ends: bool) -> impl Iterator<Item = &'a Pod> {
         let all = self.all.iter().copied().filter(move |pod| ends && is_tracked(pod) && !pods::is_active(pod));
         let ended = self.ended.iter().copied().filter(move |pod| !ends && !self.kept.contains(uid(pod)));
-        all.chain(ended)
+        all.chain(ended).filter(|pod| !self.later.contains(uid(pod)))
     }
 
     /// The status that follows, and the events that tell of its news.
@@ -229,7 +262,14 @@ impl<'a> Tally<'a> {
             Some(number(self.terminating.len() + if ending.is_some() { self.active.len() } else { 0 }));
         status.succeeded = pods::count(self.counted_succeeded);
         status.failed = pods::count(self.counted_failed);
-        status.uncounted_terminated_pods = Some(self.uncounted.clone());
+        let mut uncounted = self.uncounted.clone();
+        if ending.is_none() && job.metadata.deletion_timestamp.is_none() {
+            // What waits for its replacement is named when it no longer does.
+            uncounted.failed = uncounted
+                .failed
+                .and_then(|failed| list(failed.into_iter().filter(|uid| !self.kept.contains(uid)).collect()));
+        }
+        status.uncounted_terminated_pods = Some(uncounted);
         if self.indexed {
             status.completed_indexes = Some(self.succeeded_indexes.to_string()).filter(|text| !text.is_empty());
         }
@@ -278,7 +318,7 @@ impl<'a> Tally<'a> {
         set(conditions, target, "True", &ending.reason, &ending.message, now);
         let settled = self.active.is_empty() && self.terminating.is_empty();
         let uncounted = self.uncounted.succeeded.is_some() || self.uncounted.failed.is_some();
-        if !settled || uncounted {
+        if !settled || uncounted || !self.later.is_empty() {
             return;
         }
         set(conditions, terminal, "True", &ending.reason, &ending.message, now);

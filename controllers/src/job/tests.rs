@@ -123,6 +123,34 @@ fn a_job_completes_and_lets_its_pods_go() {
     assert_eq!(play.events, ["Completed"]);
 }
 
+/// After an outage of the controllers, thousands of pods may have ended: a status that named them all would not fit the store.
+#[test]
+fn ended_pods_are_named_and_counted_some_at_a_time() {
+    let mut play = Play::of(json!({"completions": 1200, "parallelism": 1200}));
+    assert_eq!(play.active().len(), 1200);
+    for pod in play.active() {
+        let mut value = Object::to_value(&pod);
+        value["status"] = json!({"phase": "Succeeded"});
+        play.cluster.write(&Kind::of::<Pod>(), value);
+    }
+    let mut named_at_once = Vec::new();
+    loop {
+        let plan = play.plan();
+        if plan.actions.is_empty() {
+            break;
+        }
+        assert!(play.cluster.apply(plan).is_empty());
+        let (status, left) = (play.status(), play.all().iter().filter(|pod| is_tracked(pod)).count());
+        let named = status.uncounted_terminated_pods.unwrap_or_default().succeeded.unwrap_or_default().len();
+        assert!(usize::try_from(status.succeeded.unwrap_or(0)).unwrap() + named + left >= 1200, "nobody is lost");
+        named_at_once.push(named);
+    }
+    assert_eq!(named_at_once.iter().max(), Some(&tally::UNCOUNTED_MAX));
+    assert_eq!(play.status().succeeded, Some(1200));
+    assert!(play.all().iter().all(|pod| !is_tracked(pod)));
+    assert_eq!(play.conditions().last(), pairs(&[("Complete", "CompletionsReached")]).last());
+}
+
 #[test]
 fn failures_wait_longer_each_time_until_the_limit() {
     let mut play = Play::of(json!({"completions": 1, "parallelism": 1, "backoffLimit": 2}));
