@@ -17,7 +17,7 @@ mod scheduler_plugins;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 // What many threads make and free goes through one allocator that is made for it: docs/decisions/0072-allocator.md.
 #[cfg(not(target_env = "msvc"))]
@@ -68,15 +68,25 @@ fn refuse(error: &clap::Error) -> ExitCode {
             error.exit()
         }
         ErrorKind::MissingSubcommand => {
-            output::tell!(
-                "coracle: what to do? `coracle demo` shows a cluster at work, `coracle up` runs one, `coracle --help` lists all"
-            );
+            output::tell!("{}", what_to_do(error));
             ExitCode::from(2)
         }
         _ => {
             output::tell!("coracle: {}", one_line(&error.to_string()));
             ExitCode::from(2)
         }
+    }
+}
+
+/// Of a command line without a verb, or without the verb that one needs.
+fn what_to_do(error: &clap::Error) -> String {
+    match (error.get(ContextKind::InvalidSubcommand), error.get(ContextKind::ValidSubcommand)) {
+        (Some(ContextValue::String(verb)), Some(ContextValue::Strings(verbs))) if verb.contains(' ') => {
+            format!("coracle: what to do? `{verb}` wants one of {}; see `{verb} --help`", verbs.join(", "))
+        }
+        _ => "coracle: what to do? `coracle demo` shows a cluster at work, `coracle up` runs one, `coracle --help` \
+              lists all"
+            .into(),
     }
 }
 
@@ -94,7 +104,18 @@ fn one_line(report: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::one_line;
+    use clap::Parser as _;
+
+    use super::{cmd::Cli, one_line, what_to_do};
+
+    #[test]
+    fn a_missing_verb_is_told_where_it_is_missing() {
+        let told = |line: &[&str]| what_to_do(&Cli::try_parse_from(line).unwrap_err());
+        assert!(told(&["coracle"]).contains("`coracle up` runs one"));
+        let wanted =
+            "coracle: what to do? `coracle image` wants one of ls, rm, import, export; see `coracle image --help`";
+        assert_eq!(told(&["coracle", "image"]), wanted);
+    }
 
     #[test]
     fn wrong_usage_is_told_in_one_line() {

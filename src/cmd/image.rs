@@ -19,8 +19,9 @@ use crate::progress::Progress;
 /// Digits of a digest in a table.
 const DIGEST_CHARS: usize = 12;
 
-/// Arguments of `coracle image`.
+/// Arguments of `coracle image`. (Without a verb it is told in one line, as everything that is wrong usage.)
 #[derive(Debug, Clone, Args)]
+#[command(arg_required_else_help = false)]
 pub(crate) struct Images {
     #[command(subcommand)]
     pub(crate) verb: Verb,

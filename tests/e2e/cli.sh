@@ -37,6 +37,8 @@ down
 exits 2 "$CORACLE"
 expect 1 "$(wc -l < "$WORK/err")" "lines of no verb"
 grep -q 'coracle up.*--help' "$WORK/err" || fail "no verb is not answered with what to do"
+exits 2 "$CORACLE" image
+expect 1 "$(wc -l < "$WORK/err")" "lines of a verb that lacks its own"
 exits 2 "$CORACLE" up --nods 2
 expect 1 "$(wc -l < "$WORK/err")" "lines of a refusal"
 grep -q -- "--nodes.*--help" "$WORK/err" || fail "the refusal does not say what to do next"
