@@ -53,6 +53,14 @@ pub struct Context<'a> {
     pub interrupt: fn() -> bool,
 }
 
+impl Context<'_> {
+    /// The server's own look at an object: nobody asks, no loopback address is allowed, and nothing interrupts.
+    #[must_use]
+    pub fn of_server(now: Timestamp) -> Self {
+        Self { now, subresource: "", loopback: &[], requester: None, interrupt: || false }
+    }
+}
+
 /// Who a request comes from, as kinds write it down.
 #[derive(Debug, Clone, Copy)]
 pub struct Requester<'a> {

@@ -19,7 +19,7 @@ static FACTS: &str = include_str!("testdata/facts.jsonl");
 static REFUSED: &str = include_str!("testdata/refused.jsonl");
 
 fn context(subresource: &str) -> Context<'_> {
-    Context { now: Timestamp::UNIX_EPOCH, subresource, loopback: &[], requester: None, interrupt: || false }
+    Context { subresource, ..Context::of_server(Timestamp::UNIX_EPOCH) }
 }
 
 fn schema_of(row: &Row) -> TypeRef<'static> {

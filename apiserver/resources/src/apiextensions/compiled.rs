@@ -354,13 +354,7 @@ mod tests {
     fn a_schema_that_cannot_be_used_lets_nothing_be_written() {
         let wrong = json!({"type": "object", "properties": {"a": {"type": "string", "pattern": "["}}});
         let resource = served("things", &wrong, &Arc::default());
-        let context = crate::Context {
-            now: jiff::Timestamp::UNIX_EPOCH,
-            subresource: "",
-            loopback: &[],
-            requester: None,
-            interrupt: || false,
-        };
+        let context = crate::Context::of_server(jiff::Timestamp::UNIX_EPOCH);
         let errors = resource.strategy.validate(&context, &json!({"metadata": {"name": "x"}}));
         assert!(
             errors[0].message.contains("the schema can't be used: must be a valid regular expression"),

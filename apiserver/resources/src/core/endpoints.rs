@@ -188,13 +188,7 @@ mod tests {
 
     #[test]
     fn addresses_and_ports_are_checked_and_shown() {
-        let context = Context {
-            now: Timestamp::UNIX_EPOCH,
-            subresource: "",
-            loopback: &[],
-            requester: None,
-            interrupt: || false,
-        };
+        let context = Context::of_server(Timestamp::UNIX_EPOCH);
         let said = |subsets: Value| -> Vec<String> {
             let errors = Endpoints.validate(&context, &json!({"subsets": subsets}));
             errors.into_iter().map(|error| format!("{}: {}", error.field, error.message)).collect()

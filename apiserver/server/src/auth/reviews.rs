@@ -118,13 +118,7 @@ impl Context<'_> {
         if review == Review::LocalAccess {
             self.settle_namespace(&mut body)?;
         }
-        let context = apiserver_resources::Context {
-            now: self.now,
-            subresource: "",
-            loopback: &[],
-            requester: None,
-            interrupt: || false,
-        };
+        let context = apiserver_resources::Context::of_server(self.now);
         let errors = row.strategy.validate(&context, &body);
         if !errors.is_empty() {
             // Upstream's kind is empty here: the object lost it when it was decoded.

@@ -35,13 +35,7 @@ fn create(row: &ResourceInfo, bytes: &[u8], media: Media) -> Outcome {
             map.insert("namespace".into(), json!("default"));
         }
         super::object::dedup_owners(&mut object, &mut warnings, false);
-        let context = Context {
-            now: jiff::Timestamp::UNIX_EPOCH,
-            subresource: "",
-            loopback: &[],
-            requester: None,
-            interrupt: || false,
-        };
+        let context = Context::of_server(jiff::Timestamp::UNIX_EPOCH);
         row.strategy.prepare_create(&context, &mut object);
         let explicit_empties = body::explicit_empties(row, &object);
         body::normalise(row, &mut object);
