@@ -15,9 +15,9 @@ impl ProxyState {
     /// The addresses that a name has for a caller, or the name that an address has.
     pub(crate) async fn look_up(&self, caller: &Caller, name: &str) -> Result<Found, DialError> {
         let unknown = || DialError::NameNotFound(name.to_owned());
-        let given = caller.names.hosts(&plain_name(name));
+        let given: Vec<IpAddr> = caller.names.hosts(&plain_name(name)).collect();
         if !given.is_empty() {
-            return Ok(Found { name: plain_name(name), addresses: given.to_vec() });
+            return Ok(Found { name: plain_name(name), addresses: given });
         }
         if let Ok(ip) = name.parse() {
             let found = self.name_of(caller, ip).map(|name| Found { name, addresses: Vec::new() });

@@ -489,7 +489,7 @@ pub(crate) mod tests {
             ("127.64.0.10", "catalog.shop.svc.cluster.local", ""),
         ] {
             let mut caller = caller();
-            Arc::make_mut(&mut caller.names).hosts.insert("alias".into(), vec!["192.0.2.7".parse().unwrap()]);
+            Arc::make_mut(&mut caller.names).hosts = [("alias".into(), "192.0.2.7".parse().unwrap())].into();
             let answer = Dial::resolve(&*plane, &caller, name).await.unwrap();
             let addresses = ip.parse::<IpAddr>().into_iter().collect();
             assert_eq!(answer, Found { name: found.into(), addresses }, "{name}");

@@ -82,8 +82,8 @@ pub fn targets(host: &str, asks: Asks<'_>, exists: impl Fn(&ObjectKey, Option<&s
         return vec![address(ip)];
     }
     let name = host.trim_end_matches('.').to_ascii_lowercase();
-    if let Some(ip) = asks.names.hosts(&name).first() {
-        return vec![address(*ip)];
+    if let Some(ip) = asks.names.hosts(&name).next() {
+        return vec![address(ip)];
     }
     if name == "localhost" {
         return vec![Target::Own];
@@ -170,7 +170,7 @@ mod tests {
     #[test]
     fn a_pods_hosts_file_comes_first() {
         let hosts = [("db", "192.0.2.7"), ("catalog", "192.0.2.8"), ("here", "127.0.0.1")];
-        let hosts = hosts.map(|(name, ip)| (name.to_owned(), vec![ip.parse().unwrap()])).into();
+        let hosts = hosts.map(|(name, ip)| (name.into(), ip.parse().unwrap())).into();
         let names = PodNames { hosts, ..PodNames::default() };
         assert_eq!(spelled("DB", &names), ["192.0.2.7"]);
         assert_eq!(spelled("catalog.", &names), ["192.0.2.8"]);

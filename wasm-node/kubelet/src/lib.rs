@@ -16,6 +16,7 @@ extern crate alloc;
 pub mod config;
 pub mod image;
 pub mod log;
+mod mailbox;
 pub mod node;
 pub mod pod;
 pub mod server;

@@ -27,13 +27,21 @@ enum Progress {
     Changes(Revision),
 }
 
+/// Those of a resource.
+#[derive(Debug, Default)]
+struct Packers {
+    bodies: Packer,
+    /// For managers' fields.
+    fields: Packer,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Rest {
     progress: Progress,
     /// The newest revision of each of the last ticks, the oldest first.
     ticks: VecDeque<Revision>,
-    packers: HashMap<StoragePrefix, Packer>,
+    packers: HashMap<StoragePrefix, Packers>,
 }
 
 impl Rest {
@@ -59,7 +67,8 @@ impl Rest {
             let mut bytes = 0;
             for (prefix, record) in records {
                 bytes += record.body_len();
-                record.pack(self.packers.entry(prefix).or_default());
+                let packers = self.packers.entry(prefix).or_default();
+                record.pack(&mut packers.bodies, &mut packers.fields);
                 if bytes >= PACKED_AT_ONCE_BYTES {
                     bytes = 0;
                     tokio::task::yield_now().await;

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::fields;
 use super::pool::{self, FieldSet};
+use crate::packed::Packer;
 
 /// How a manager came to its fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -158,6 +159,11 @@ impl Managers {
         ours.len() == theirs.len() && ours.iter().all(|entry| theirs.iter().any(|other| entry.is_like(other)))
     }
 
+    /// Packs what the object holds alone: [`crate::packed`].
+    pub fn pack(&self, packer: &mut Packer) {
+        self.entries().iter().for_each(|entry| entry.fields.pack(packer));
+    }
+
     /// Appends `"managedFields":[…]`; nothing where there are none.
     pub fn write_json(&self, out: &mut Vec<u8>) {
         for (i, entry) in self.entries().iter().enumerate() {
@@ -181,7 +187,7 @@ impl Managers {
             }
             text(",\"fieldsType\":", "FieldsV1");
             out.extend_from_slice(b",\"fieldsV1\":");
-            out.extend_from_slice(entry.fields.text().as_bytes());
+            entry.fields.read(|text| out.extend_from_slice(text.as_bytes()));
             if !who.subresource.is_empty() {
                 out.extend_from_slice(b",\"subresource\":");
                 out.extend_from_slice(json!(who.subresource).to_string().as_bytes());
@@ -222,7 +228,7 @@ impl Managers {
             for text in [&entry.who.manager, &entry.who.api_version, &entry.who.subresource] {
                 put(out, text);
             }
-            put(out, entry.fields.text());
+            entry.fields.read(|text| put(out, text));
         }
     }
 
@@ -230,7 +236,7 @@ impl Managers {
     #[must_use]
     pub fn written_len(&self) -> usize {
         let texts = |e: &Entry| e.who.manager.len() + e.who.api_version.len() + e.who.subresource.len();
-        self.entries().iter().map(|e| 25 + texts(e) + e.fields.text().len()).sum()
+        self.entries().iter().map(|e| 25 + texts(e) + e.fields.text_len()).sum()
     }
 
     /// What [`write_to`](Self::write_to) wrote; `None`: it is damaged.

@@ -4,10 +4,11 @@
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 
 use super::fields;
 use super::set::Set;
+use crate::packed::{Packed, Packer};
 
 /// Pieces of a pool, so that writers seldom wait for one another.
 const SHARDS: usize = 16;
@@ -22,18 +23,60 @@ thread_local! {
     static RECENT: RefCell<VecDeque<(Arc<FieldSet>, Arc<Set>)>> = const { RefCell::new(VecDeque::new()) };
 }
 
-/// A set of fields as its text, and parsed while many hold it.
+/// A set of fields as its text, and parsed while many hold it. That of one object that rests is packed: the fields of a pod's
+/// status differ from those of its siblings by its addresses.
 #[derive(Debug)]
 pub struct FieldSet {
-    text: Box<str>,
+    text: RwLock<Form>,
+    text_len: u32,
     set: OnceLock<Arc<Set>>,
 }
 
+#[derive(Debug)]
+enum Form {
+    Plain(Box<str>),
+    Packed(Packed),
+}
+
 impl FieldSet {
-    /// FieldsV1.
+    fn new(text: &str) -> Self {
+        let text_len = u32::try_from(text.len()).expect("a text that was in a request's body");
+        Self { text: RwLock::new(Form::Plain(text.into())), text_len, set: OnceLock::new() }
+    }
+
+    /// What reads FieldsV1 gets the text.
+    pub fn read<T>(&self, of: impl FnOnce(&str) -> T) -> T {
+        match &*self.text.read().unwrap_or_else(PoisonError::into_inner) {
+            Form::Plain(text) => of(text),
+            // What was packed was a text.
+            Form::Packed(packed) => of(std::str::from_utf8(&packed.text()).unwrap_or_default()),
+        }
+    }
+
+    /// The length of the text.
     #[must_use]
-    pub fn text(&self) -> &str {
-        &self.text
+    pub fn text_len(&self) -> usize {
+        self.text_len as usize
+    }
+
+    /// Whether it has no fields.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.text_len() == "{}".len()
+    }
+
+    /// Packs the text, unless many hold it.
+    pub(super) fn pack(self: &Arc<Self>, packer: &mut Packer) {
+        if Arc::strong_count(self) >= PARSED_FROM_HOLDERS {
+            return;
+        }
+        let packed = match &*self.text.read().unwrap_or_else(PoisonError::into_inner) {
+            Form::Plain(text) => packer.pack(text.as_bytes()),
+            Form::Packed(_) => None,
+        };
+        if let Some(packed) = packed {
+            *self.text.write().unwrap_or_else(PoisonError::into_inner) = Form::Packed(packed);
+        }
     }
 
     /// The set.
@@ -47,10 +90,10 @@ impl FieldSet {
             return set;
         }
         // The text was made of a set.
-        let set = Arc::new(fields::decode(&self.text).unwrap_or_default());
+        let set = Arc::new(self.read(fields::decode).unwrap_or_default());
         if Arc::strong_count(self) >= PARSED_FROM_HOLDERS {
             drop(self.set.set(set.clone()));
-        } else if self.text.len() <= RECENT_BYTES_MAX {
+        } else if self.text_len() <= RECENT_BYTES_MAX {
             RECENT.with_borrow_mut(|recent| {
                 recent.truncate(RECENT_MAX - 1);
                 recent.push_front((self.clone(), set.clone()));
@@ -109,7 +152,7 @@ static IDENTITIES: LazyLock<Pool<super::managers::Identity>> = LazyLock::new(Poo
 /// The one set of a text that [`fields::encode`] made.
 #[must_use]
 pub fn of_text(text: &str) -> Arc<FieldSet> {
-    SETS.get(text, |held| *held.text == *text, || FieldSet { text: text.into(), set: OnceLock::new() })
+    SETS.get(text, |held| held.read(|held| held == text), || FieldSet::new(text))
 }
 
 /// The one set like this.
@@ -125,4 +168,35 @@ pub(super) fn identity(who: super::managers::Identity) -> Arc<super::managers::I
     let hash = IDENTITIES.hasher.hash_one(key);
     let copy = who.clone();
     IDENTITIES.get(hash, move |held| *held == who, move || copy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packed_set_is_the_one_of_its_text() {
+        let text = |n: usize| {
+            let fields: String = (0..20).map(|field| format!(",\"f:field{}\":{{}}", field * 7)).collect();
+            format!("{{\"f:status\":{{\"f:podIPs\":{{\"k:{{\\\"ip\\\":\\\"127.0.0.{n}\\\"}}\":{{}}}}{fields}}}}}")
+        };
+        let mut packer = Packer::default();
+        let sets: Vec<Arc<FieldSet>> = (0..20).map(|n| of_text(&text(n))).collect();
+        let before: Vec<Arc<Set>> = sets.iter().map(FieldSet::set).collect();
+        for set in &sets {
+            set.pack(&mut packer);
+            set.pack(&mut packer);
+        }
+        let packed = sets.iter().filter(|set| matches!(&*set.text.read().unwrap(), Form::Packed(_))).count();
+        assert!(packed >= 18, "{packed} of 20: a model is found by the second");
+        for (n, (set, before)) in sets.iter().zip(before).enumerate() {
+            assert_eq!((set.read(str::to_owned), set.text_len()), (text(n), text(n).len()));
+            assert!(Arc::ptr_eq(&of_text(&text(n)), set), "it is still the one of its text");
+            assert_eq!(set.set(), before);
+        }
+        let shared = of_text(&text(99));
+        let holders: Vec<_> = (0..PARSED_FROM_HOLDERS).map(|_| shared.clone()).collect();
+        shared.pack(&mut packer);
+        assert!(matches!(&*shared.text.read().unwrap(), Form::Plain(_)), "{} hold it", holders.len());
+    }
 }

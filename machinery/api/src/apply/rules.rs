@@ -136,7 +136,7 @@ pub(super) fn managers_of(owners: Vec<Owned>) -> Managers {
             Fields::Held(held) => held,
             Fields::Made(set) => pool::of_set(&set),
         };
-        (fields.text() != "{}").then_some(Entry { who: owned.who, at: owned.at, fields })
+        (!fields.is_empty()).then_some(Entry { who: owned.who, at: owned.at, fields })
     };
     Managers::new(owners.into_iter().filter_map(entry).collect())
 }

@@ -1,6 +1,5 @@
 //! What a pod's spec says of names: by what the data plane resolves those that the pod calls.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -19,8 +18,8 @@ pub enum NamePolicy {
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct PodNames {
-    /// The pod's hosts file: lower-case names with their addresses, which nobody else is asked for.
-    pub hosts: BTreeMap<String, Vec<IpAddr>>,
+    /// The pod's hosts file, line by line: lower-case names, each with an address. Nobody else is asked for them. Most pods have one.
+    pub hosts: Box<[(Box<str>, IpAddr)]>,
     /// `dnsPolicy`.
     pub policy: NamePolicy,
     /// `dnsConfig.nameservers`.
@@ -36,9 +35,8 @@ pub struct PodNames {
 }
 
 impl PodNames {
-    /// The addresses that the pod's hosts file has for a name.
-    #[must_use]
-    pub fn hosts(&self, name: &str) -> &[IpAddr] {
-        self.hosts.get(name).map_or(&[], Vec::as_slice)
+    /// The addresses that the pod's hosts file has for a name, in its order.
+    pub fn hosts(&self, name: &str) -> impl Iterator<Item = IpAddr> {
+        self.hosts.iter().filter(move |(known, _)| **known == *name).map(|(_, ip)| *ip)
     }
 }

@@ -128,6 +128,8 @@ impl PodNetwork {
             return Err(AddrInUse(at));
         }
         let id = self.inner.next.fetch_add(1, Ordering::Relaxed);
+        // Nearly always the only one.
+        entries.reserve_exact(1);
         entries.push(Entry { scope: at.scope, id, serve });
         Ok(Attached { network: self.clone(), at, id })
     }

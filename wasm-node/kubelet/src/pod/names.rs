@@ -1,7 +1,6 @@
 //! What a pod is called, and by what it resolves names: `hostname` and its neighbours, `hostAliases`, `dnsPolicy`,
 //! `dnsConfig`. Pure.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -61,11 +60,11 @@ pub(crate) fn of(pod: &Pod, ip: IpAddr) -> PodNames {
     let (name, domain) = host(pod);
     // As upstream's hosts file: the pod itself, then its aliases.
     let own = domain.map(|domain| format!("{name}.{domain}")).into_iter().chain([name]);
-    let mut hosts: BTreeMap<String, Vec<IpAddr>> = own.map(|name| (name.to_ascii_lowercase(), vec![ip])).collect();
+    let mut hosts: Vec<(Box<str>, IpAddr)> = own.map(|name| (name.to_ascii_lowercase().into(), ip)).collect();
     for alias in spec.host_aliases.iter().flatten() {
         let Ok(ip) = alias.ip.parse() else { continue };
         for name in alias.hostnames.iter().flatten() {
-            hosts.entry(plain(name)).or_default().push(ip);
+            hosts.push((plain(name).into(), ip));
         }
     }
     let policy = match spec.dns_policy.as_deref() {
@@ -75,7 +74,7 @@ pub(crate) fn of(pod: &Pod, ip: IpAddr) -> PodNames {
         Some("ClusterFirst") | None if spec.host_network == Some(true) => NamePolicy::Host,
         _ => NamePolicy::Cluster,
     };
-    configured(PodNames { hosts, policy, ..PodNames::default() }, spec.dns_config.as_ref())
+    configured(PodNames { hosts: hosts.into(), policy, ..PodNames::default() }, spec.dns_config.as_ref())
 }
 
 fn plain(name: &str) -> String {
@@ -137,14 +136,14 @@ mod tests {
                         {"name": "attempts", "value": "3"}, {"name": "edns0"}, {"name": "ndots", "value": "x"}]}})),
             ip,
         );
-        let host = |name: &str, ip: &str| (name.to_owned(), vec![ip.parse::<IpAddr>().unwrap()]);
+        let host = |name: &str, ip: &str| (name.into(), ip.parse::<IpAddr>().unwrap());
         let hosts = [
             host("web-0.s.shop.svc.cluster.local", "127.66.0.9"),
             host("web-0", "127.66.0.9"),
             host("db", "192.0.2.1"),
             host("db.test", "192.0.2.1"),
         ];
-        assert_eq!(names.hosts, hosts.into());
+        assert_eq!(*names.hosts, hosts);
         assert_eq!((names.policy, &names.servers), (NamePolicy::Own, &vec!["192.0.2.53".parse().unwrap()]));
         assert_eq!((names.searches, names.ndots, names.attempts), (vec!["corp.test".into()], Some(15), Some(3)));
         assert_eq!(names.timeout, Some(Duration::from_secs(1)));

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use machinery_env::Env;
-use tokio::sync::mpsc;
 
 use super::ask::{Asked, Asker};
 use super::check::ProbeSpec;
 use super::state::{CellEvent, ProbeKind, ProbeResult};
 use super::worker::{Message, happened};
+use crate::mailbox::Sender;
 
 /// Whose probe it is.
 pub(crate) struct Probed {
@@ -21,7 +21,7 @@ pub(crate) struct Probed {
 }
 
 /// Probes until it is dropped; a startup probe ends with its success.
-pub(crate) async fn run(env: Env, asker: Asker, spec: ProbeSpec, of: Probed, messages: mpsc::Sender<Message>) {
+pub(crate) async fn run(env: Env, asker: Asker, spec: ProbeSpec, of: Probed, messages: Sender<Message>) {
     let Probed { container, attempt, kind, since } = of;
     let run_for = Duration::try_from(env.now().duration_since(since)).unwrap_or_default();
     let delay = spec.initial_delay.saturating_sub(run_for);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Container, ObjectReference};
 use machinery_client::EventRecord;
 use runtime_api::Kind;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::ask::Asker;
@@ -19,6 +19,7 @@ use super::shared::Shared;
 use super::start::{Made, Refused};
 use super::state::Class;
 use super::worker::{Message, PodView, Task};
+use crate::mailbox::Sender;
 use crate::spec::resting::Resting;
 
 /// Starts a container that was made.
@@ -67,7 +68,7 @@ pub(crate) struct Context {
     /// Which container of the pod it is.
     pub(crate) index: usize,
     pub(crate) attempt: u32,
-    pub(crate) messages: mpsc::Sender<Message>,
+    pub(crate) messages: Sender<Message>,
 }
 
 impl Context {

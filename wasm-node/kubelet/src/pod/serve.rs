@@ -7,10 +7,10 @@ use std::time::Duration;
 use http::{Request, Response};
 use machinery_api::names::REASON_HEADER;
 use machinery_serve::net::{Attached, Body, Origin, Refused, Serve};
-use tokio::sync::mpsc;
 
 use super::state::CellEvent;
 use super::worker::{Message, happened};
+use crate::mailbox::Sender;
 use runtime_api::{Container, Server, Trial};
 
 /// How often a server that can't be instantiated is tried again.
@@ -37,7 +37,7 @@ pub(crate) struct ServerHandle {
     container: Arc<dyn Container>,
     /// Which container of the pod, and which start.
     of: (usize, u32),
-    messages: mpsc::Sender<Message>,
+    messages: Sender<Message>,
     looking: AtomicBool,
     this: std::sync::Weak<ServerHandle>,
 }
@@ -47,7 +47,7 @@ impl ServerHandle {
         container: Arc<dyn Container>,
         server: Arc<dyn Server>,
         of: (usize, u32),
-        messages: mpsc::Sender<Message>,
+        messages: Sender<Message>,
     ) -> Arc<Self> {
         let looking = AtomicBool::new(false);
         Arc::new_cyclic(|this| Self { server, container, of, messages, looking, this: this.clone() })

@@ -43,8 +43,12 @@ pub fn rules(pod: &Pod) -> LifecyclePolicy {
     let spec = containers::spec(pod);
     let seconds = |seconds: i64| Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
     let restart = restart(spec.restart_policy.as_deref()).unwrap_or(Restart::Always);
+    let mut containers: Vec<_> =
+        containers::each(&spec).map(|(class, own)| container_rules(class, &own, restart)).collect();
+    // Most pods have one, and a vector that grows has room for four.
+    containers.shrink_to_fit();
     LifecyclePolicy {
-        containers: containers::each(&spec).map(|(class, own)| container_rules(class, &own, restart)).collect(),
+        containers,
         pod: pod_text(pod),
         restart,
         deadline: spec.active_deadline_seconds.map(seconds),

@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{
 use machinery_api::ObjectKey;
 use machinery_client::{EventRecord, reference_to};
 use machinery_serve::net::Caller;
-use tokio::sync::{OnceCell, Semaphore, mpsc};
+use tokio::sync::{OnceCell, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::attached::Attached;
@@ -35,6 +35,7 @@ use crate::config::sources::{Known, SourceKind, named_by_environment};
 use crate::config::tokens::AccountOfPod;
 use crate::image::{Image, ImageError, Keyring, PullPolicy, Pulled, Purpose};
 use crate::log::ContainerLog;
+use crate::mailbox::Sender;
 use crate::volume::mounts::{self, MountError};
 use crate::volume::paths::{folder, message_folder};
 use runtime_api::disk::advice;
@@ -99,7 +100,7 @@ pub(crate) async fn pull(
     node: &Shared,
     pod: &Arc<Pod>,
     (index, container): (usize, &ContainerSpecWire),
-    tell: &mpsc::Sender<Message>,
+    tell: &Sender<Message>,
 ) -> Result<(Pulls, String), Unpulled> {
     let own = |error| (ImageOf::Container, error);
     let keyring = keyring(node, pod).await.map_err(own)?;
@@ -151,7 +152,7 @@ struct Pulling<'a> {
     node: &'a Shared,
     pod: &'a Pod,
     keyring: Keyring,
-    tell: &'a mpsc::Sender<Message>,
+    tell: &'a Sender<Message>,
     index: usize,
 }
 

@@ -12,7 +12,7 @@ use k8s_openapi::api::node::v1::RuntimeClass;
 use machinery_api::ObjectKey;
 use machinery_client::{EventRecord, Kind, reference_to, version_of};
 use machinery_env::Env;
-use tokio::sync::{OnceCell, mpsc, watch};
+use tokio::sync::{OnceCell, watch};
 use tokio::task::JoinHandle;
 
 use super::admit::{Claim, Rejection};
@@ -26,6 +26,7 @@ use super::state::{
 };
 use super::{probe, resize, status, unsupported};
 use crate::config::sources::{Source, SourceKind};
+use crate::mailbox::{Receiver, Sender, mailbox};
 use crate::spec::resting::{Resting, Turn};
 use crate::spec::{containers, requests};
 use crate::volume::manager::{MountEvent, keep};
@@ -111,7 +112,7 @@ pub(crate) fn happened(container: usize, event: CellEvent) -> Message {
     Event::Container(container, event).into()
 }
 
-/// What a worker hears from its tasks. Small, as its channel holds room for many from the start.
+/// What a worker hears from its tasks.
 pub(crate) enum Message {
     Event(Box<Event>),
     /// What it lacked of the node may be free: an address, a host port.
@@ -159,8 +160,8 @@ pub(crate) struct Worker {
     state: State,
     ip: Option<IpAddr>,
     host_ports: Vec<Task>,
-    sender: mpsc::Sender<Message>,
-    messages: mpsc::Receiver<Message>,
+    sender: Sender<Message>,
+    messages: Receiver<Message>,
     /// Its containers, as the state has them.
     slots: Vec<Slot>,
     /// What they hold of the host together.
@@ -238,7 +239,7 @@ impl Worker {
             (input.pod.clone(), input.shown.clone())
         };
         let pod = resting.get();
-        let (sender, messages) = mpsc::channel(MESSAGES_MAX);
+        let (sender, messages) = mailbox(MESSAGES_MAX);
         view.listen(sender.clone());
         let now = node.parts.env.now();
         let clock_offset = offset(&node.parts.env);
@@ -337,13 +338,15 @@ impl Worker {
             self.perform(actions);
         }
         let mut writing: Option<Write> = None;
-        let mut retry: Option<Duration> = None;
+        // No write before then, by the monotonic clock, as the last one failed.
+        let mut retry_at: Option<Duration> = None;
         loop {
             if self.state.removed && self.state.stage == Stage::Ended {
                 return;
             }
             self.mind_the_clock();
             let elapsed = self.node.parts.env.elapsed();
+            retry_at = retry_at.filter(|at| elapsed < *at);
             if self.held.as_ref().is_some_and(|held| held.until <= elapsed) {
                 self.release();
             }
@@ -353,7 +356,7 @@ impl Worker {
                 self.release();
             }
             let settles = self.settles_in();
-            if writing.is_none() && retry.is_none() && !self.state.removed {
+            if writing.is_none() && retry_at.is_none() && !self.state.removed {
                 if dirty && settles.is_none() {
                     writing = Some(self.write_status());
                 } else if !dirty && !self.stale && self.delete {
@@ -361,13 +364,15 @@ impl Worker {
                 }
             }
             let prepares = self.slots.iter().any(|slot| slot.preparing.is_some());
-            if writing.is_none() && retry.is_none() && self.held.is_none() && !dirty && !prepares {
+            if writing.is_none() && retry_at.is_none() && self.held.is_none() && !dirty && !prepares {
                 self.rest();
             }
             let held = self.held.as_ref().map(|held| held.until.saturating_sub(elapsed));
             let projects = self.projects_from.filter(|_| self.stale).map(|from| from.saturating_sub(elapsed));
             let settles = settles.filter(|_| dirty && writing.is_none());
-            let wake = [self.ticks_in(), settles, held, projects].into_iter().flatten().min();
+            let ticks = [self.ticks_in(), settles, held, projects].into_iter().flatten().min();
+            // One timer for both: a pod's task is as large as all that it may wait for.
+            let wake = ticks.into_iter().chain(retry_at.map(|at| at.saturating_sub(elapsed))).min();
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = self.input.changed() => {
@@ -376,14 +381,16 @@ impl Worker {
                     }
                     self.take_input();
                 }
-                Some(message) = self.messages.recv() => self.take(message),
+                message = self.messages.recv() => self.take(message),
                 (status, result) = async { writing.as_mut().expect("guarded").await }, if writing.is_some() => {
                     writing = None;
-                    retry = self.took(status, result);
+                    let wait = self.took(status, result);
+                    retry_at = wait.map(|wait| self.node.parts.env.elapsed() + wait);
                 }
-                () = async { tokio::time::sleep(retry.unwrap_or_default()).await }, if retry.is_some() => retry = None,
                 () = async { tokio::time::sleep(wake.unwrap_or_default()).await }, if wake.is_some() => {
-                    self.apply(Event::Tick);
+                    if wake == ticks {
+                        self.apply(Event::Tick);
+                    }
                 }
             }
         }

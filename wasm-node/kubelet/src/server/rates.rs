@@ -1,6 +1,5 @@
 //! CPU as a rate: over the time since one of the last two samples, which are taken every 15 seconds. Pure.
 
-use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,29 +22,41 @@ pub(crate) struct Rate {
     pub(crate) window: Duration,
 }
 
-/// The last two samples of each counter.
+/// The last two samples of each counter, by its name, in order: one for each container of a node, so no room is left between them.
 #[derive(Debug, Default)]
-pub(crate) struct Rates(Mutex<HashMap<String, (Sample, Sample)>>);
+pub(crate) struct Rates(Mutex<Box<[Counter]>>);
+
+#[derive(Debug)]
+struct Counter {
+    name: Box<str>,
+    earlier: Sample,
+    last: Sample,
+}
+
+fn of_name<'a>(counters: &'a [Counter], name: &str) -> Option<&'a Counter> {
+    counters.binary_search_by(|counter| (*counter.name).cmp(name)).ok().map(|at| &counters[at])
+}
 
 impl Rates {
     /// Takes a sample of each counter; one that isn't there any more is forgotten.
     pub(crate) fn sample(&self, at: Duration, counters: impl IntoIterator<Item = (String, Duration)>) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = std::mem::take(&mut *kept);
-        *kept = counters
+        let mut counters: Vec<Counter> = counters
             .into_iter()
             .map(|(name, cpu)| {
-                let now = Sample { at, cpu };
-                let earlier = before.get(&name).map_or(now, |(_, last)| *last);
-                (name, (earlier, now))
+                let last = Sample { at, cpu };
+                let earlier = of_name(&kept, &name).map_or(last, |counter| counter.last);
+                Counter { name: name.into(), earlier, last }
             })
             .collect();
+        counters.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        *kept = counters.into();
     }
 
     /// The rate of a counter that stands at `cpu`, and began at nothing `age` ago; none for one that has just begun.
     pub(crate) fn rate(&self, name: &str, at: Duration, cpu: Duration, age: Duration) -> Option<Rate> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let sampled = kept.get(name).map(|(earlier, _)| *earlier);
+        let sampled = of_name(&kept, name).map(|counter| counter.earlier);
         // One that stands lower than before has begun anew.
         let from = sampled.filter(|from| from.cpu <= cpu);
         let from = from.filter(|from| (WINDOW_MIN..age).contains(&at.saturating_sub(from.at)));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Volume};
+use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, ServiceAccountTokenProjection, Volume};
 
 use crate::config::environment::{ConfigError, EnvContext, field, resource};
 use crate::config::sources::{Content, SourceKind};
@@ -77,8 +77,9 @@ pub fn files(given: &EnvContext<'_>, volume: &Volume, tokens: &Tokens) -> Result
                 add_downward(given, &mut files, downward.items.as_deref().unwrap_or_default(), mode)?;
             }
             if let Some(token) = &source.service_account_token {
-                let key = (token.audience.clone().unwrap_or_default(), token.expiration_seconds.unwrap_or(3600));
-                let value = tokens.get(&key).ok_or_else(|| FilesError::Token("the token is not there yet".into()))?;
+                let value = tokens
+                    .get(&token_key(token))
+                    .ok_or_else(|| FilesError::Token("the token is not there yet".into()))?;
                 files.insert(token.path.clone(), File { bytes: value.clone().into_bytes(), mode });
             }
         }
@@ -144,15 +145,24 @@ fn add_downward(
     Ok(())
 }
 
+/// By what a token is known: audience and lifetime in seconds.
+#[must_use]
+pub fn token_key(token: &ServiceAccountTokenProjection) -> (String, i64) {
+    (token.audience.clone().unwrap_or_default(), token.expiration_seconds.unwrap_or(3600))
+}
+
+/// What volumes project of tokens.
+pub fn projections(volumes: &[Volume]) -> impl Iterator<Item = (&Volume, &ServiceAccountTokenProjection)> {
+    volumes.iter().flat_map(|volume| {
+        let sources = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+        sources.filter_map(move |source| Some((volume, source.service_account_token.as_ref()?)))
+    })
+}
+
 /// The tokens that a pod's volumes ask for: audience and lifetime in seconds.
 #[must_use]
 pub fn wanted_tokens(volumes: &[Volume]) -> Vec<(String, i64)> {
-    let projected = volumes.iter().filter_map(|volume| volume.projected.as_ref());
-    let tokens = projected.flat_map(|projected| projected.sources.iter().flatten());
-    let mut wanted: Vec<(String, i64)> = tokens
-        .filter_map(|source| source.service_account_token.as_ref())
-        .map(|token| (token.audience.clone().unwrap_or_default(), token.expiration_seconds.unwrap_or(3600)))
-        .collect();
+    let mut wanted: Vec<(String, i64)> = projections(volumes).map(|(_, token)| token_key(token)).collect();
     wanted.sort();
     wanted.dedup();
     wanted

@@ -15,17 +15,18 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
 use machinery_client::claims::NodePlace;
 use machinery_client::request::ApiClient;
 use machinery_env::Env;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use super::atomic;
-use super::files::{Files, FilesError, Tokens, files, wanted_tokens};
+use super::files::{Files, FilesError, Tokens, files, projections, token_key, wanted_tokens};
 use super::local::LocalVolumes;
 use super::memory::{MemoryFolder, is_in_memory};
 use super::{claims, host_path, is_empty_dir, is_from_api, is_of_claim};
 use crate::config::env_file::FileValues;
 use crate::config::environment::EnvContext;
 use crate::config::sources::{ConfigSourceManager, Known, Source, SourceKind, named_by_volumes};
-use crate::config::tokens::{self as token_requests, Token, Wanted};
+use crate::config::tokens::{self as token_requests, Wanted};
+use crate::mailbox::Sender;
 use crate::spec::resting::Resting;
 
 /// Between tries to fill a volume: doubled, as upstream's.
@@ -51,8 +52,14 @@ pub(crate) struct VolumeManager {
 
 /// What volumes name, in the least room: a task of each pod holds it for the pod's life.
 type Watched = Box<[((SourceKind, String), Arc<Source>)]>;
-/// Tokens by audience and lifetime, in the least room.
-type HeldTokens = Vec<((String, i64), Token)>;
+/// A token of the pod.
+struct HeldToken {
+    /// Audience and lifetime.
+    wanted: (String, i64),
+    refresh_at: Timestamp,
+    /// Until it lies in the pod's files: it is a kilobyte of each pod.
+    value: Option<String>,
+}
 
 /// The volumes of claims that are in their places.
 type Claimed = BTreeSet<String>;
@@ -67,71 +74,87 @@ pub(crate) enum MountEvent {
 }
 
 /// Fills all volumes of the pod that `input` tells of, below `dir`; says so, and goes on until it is dropped.
-pub(crate) async fn keep<I: AsRef<Resting<Pod>>, M: From<MountEvent>>(
+#[expect(clippy::manual_async_fn, reason = "an async fn holds its arguments twice, and this one waits in every pod")]
+pub(crate) fn keep<I, M>(
     node: Arc<VolumeManager>,
     mut input: watch::Receiver<I>,
-    (dir, ip): (PathBuf, IpAddr),
-    events: mpsc::Sender<M>,
-) {
-    let pod = input.borrow_and_update().as_ref().get();
-    let namespace = pod.metadata.namespace.clone().unwrap_or_default();
-    // What waits here waits for the pod's life: nothing of its spec is held twice.
-    let from_api = volumes_of(&pod).iter().any(is_from_api);
-    let watched: Watched = named_by_volumes(volumes_of(&pod))
-        .into_iter()
-        .map(|(kind, name)| ((kind, name.clone()), node.sources.get(kind, &namespace, &name)))
-        .collect();
-    drop(pod);
-    let mut changes: Vec<watch::Receiver<Known>> = watched.iter().map(|(_, source)| source.known.clone()).collect();
-    let (mut tokens, mut claimed) = (HeldTokens::new(), Claimed::new());
-    let (mut mounted, mut wait, mut told) = (false, RETRY_FIRST, String::new());
-    loop {
-        for change in &mut changes {
-            change.mark_unchanged();
-        }
-        // On the heap while it lasts: what waits is as large as the largest of its states.
-        let pod = input.borrow_and_update().as_ref().get();
-        let basis = basis(&pod);
-        let filled = Box::pin(async {
-            claim(&node, &pod, &mut claimed, &dir).await?;
-            fill(&node, &pod, &watched, &mut tokens, &dir, ip).await
-        });
-        let filled = filled.await;
-        drop(pod);
-        input.borrow().as_ref().settle();
-        let mut again = None;
-        match filled {
-            Ok(()) => {
-                wait = RETRY_FIRST;
-                told.clear();
-                if !std::mem::replace(&mut mounted, true) && events.send(MountEvent::Mounted.into()).await.is_err() {
-                    return;
-                }
+    dir: PathBuf,
+    ip: IpAddr,
+    events: Sender<M>,
+) -> impl Future<Output = ()> + Send
+where
+    I: AsRef<Resting<Pod>> + Send + Sync,
+    M: From<MountEvent> + Send,
+{
+    async move {
+        // What waits here waits for the pod's life: nothing of its spec is held twice.
+        let (from_api, watched) = watched(&node, &input.borrow_and_update().as_ref().get());
+        let mut changes: Vec<watch::Receiver<Known>> = watched.iter().map(|(_, source)| source.known.clone()).collect();
+        let (mut tokens, mut claimed) = (Vec::<HeldToken>::new(), Claimed::new());
+        let (mut mounted, mut wait, mut told) = (false, RETRY_FIRST, String::new());
+        loop {
+            for change in &mut changes {
+                change.mark_unchanged();
             }
-            Err(message) => {
-                again = Some(wait);
-                wait = (wait * 2).min(RETRY_MAX);
-                if message != told {
-                    told.clone_from(&message);
-                    if events.send(MountEvent::Failed(message).into()).await.is_err() {
+            // On the heap while it lasts: what waits is as large as the largest of its states.
+            let pod = input.borrow_and_update().as_ref().get();
+            let basis = basis(&pod);
+            let filled = Box::pin(async {
+                claim(&node, &pod, &mut claimed, &dir).await?;
+                fill(&node, &pod, &watched, &mut tokens, &dir, ip).await
+            });
+            let filled = filled.await;
+            drop(pod);
+            input.borrow().as_ref().settle();
+            let mut again = None;
+            match filled {
+                Ok(()) => {
+                    wait = RETRY_FIRST;
+                    told.clear();
+                    tokens.iter_mut().for_each(|token| token.value = None);
+                    if !std::mem::replace(&mut mounted, true) && events.send(MountEvent::Mounted.into()).await.is_err()
+                    {
                         return;
                     }
                 }
+                Err(message) => {
+                    again = Some(wait);
+                    wait = (wait * 2).min(RETRY_MAX);
+                    if message != told {
+                        told.clone_from(&message);
+                        if events.send(MountEvent::Failed(message).into()).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            }
+            if !from_api && again.is_none() {
+                return;
+            }
+            let now = node.env.now();
+            let refresh = tokens.iter().map(|token| token.refresh_at).min();
+            let refresh =
+                refresh.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or(Duration::from_secs(1)));
+            let sleep = again.into_iter().chain(refresh).min();
+            // What is filled stays so until it would be filled with something else: statuses change more often.
+            let filled_with = again.is_none().then_some(basis);
+            if !until_due(&mut changes, &mut input, sleep, filled_with).await {
+                return;
             }
         }
-        if !from_api && again.is_none() {
-            return;
-        }
-        let now = node.env.now();
-        let refresh = tokens.iter().map(|(_, token)| token.refresh_at).min();
-        let refresh = refresh.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or(Duration::from_secs(1)));
-        let sleep = again.into_iter().chain(refresh).min();
-        // What is filled stays so until it would be filled with something else: statuses change more often.
-        let filled_with = again.is_none().then_some(basis);
-        if !until_due(&mut changes, &mut input, sleep, filled_with).await {
-            return;
-        }
     }
+}
+
+/// Whether the pod has volumes that the API fills, and what they name.
+fn watched(node: &VolumeManager, pod: &Pod) -> (bool, Watched) {
+    let volumes = volumes_of(pod);
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let named = named_by_volumes(volumes).into_iter();
+    let watched = named.map(|(kind, name)| {
+        let source = node.sources.get(kind, namespace, &name);
+        ((kind, name), source)
+    });
+    (volumes.iter().any(is_from_api), watched.collect())
 }
 
 /// Waits until the volumes are to be filled again: an object of theirs is another one, the pod is, or the time has come. False
@@ -216,7 +239,7 @@ async fn fill(
     node: &VolumeManager,
     pod: &Arc<Pod>,
     watched: &[((SourceKind, String), Arc<Source>)],
-    tokens: &mut HeldTokens,
+    tokens: &mut Vec<HeldToken>,
     dir: &Path,
     ip: IpAddr,
 ) -> Result<(), String> {
@@ -235,37 +258,7 @@ async fn fill(
             Known::Missing | Known::Unknown => {}
         }
     }
-    for wanted in wanted_tokens(volumes) {
-        let now = node.env.now();
-        let had = tokens.iter().position(|(key, _)| *key == wanted);
-        if had.is_none_or(|at| tokens[at].1.is_due(now)) {
-            let asked = Wanted { audience: &wanted.0, seconds: Some(wanted.1), account_uid: None };
-            match token_requests::request(&node.requests, pod, asked, now).await {
-                Ok(token) => match had {
-                    Some(at) => tokens[at].1 = token,
-                    None => {
-                        tokens.reserve_exact(1);
-                        tokens.push((wanted, token));
-                    }
-                },
-                Err(error) => {
-                    // An old one does until its end.
-                    if let Some(at) = had {
-                        tracing::warn!(%error, "a service account token cannot be had anew");
-                        tokens[at].1.refresh_at = now.saturating_add(RETRY_MAX).unwrap_or(Timestamp::MAX);
-                        continue;
-                    }
-                    let of_token = |volume: &&Volume| {
-                        let projected = volume.projected.as_ref();
-                        projected.is_some_and(|p| p.sources.iter().flatten().any(|s| s.service_account_token.is_some()))
-                    };
-                    let name = volumes.iter().find(of_token).map(|volume| volume.name.clone()).unwrap_or_default();
-                    return Err(failed(&name, &format!("failed to fetch token: {error}")));
-                }
-            }
-        }
-    }
-    let values: Tokens = tokens.iter().map(|(key, token)| (key.clone(), token.value.clone())).collect();
+    let values = current_tokens(node, pod, tokens, dir).await?;
     let lookup = |kind: SourceKind, name: &str| known.get(&(kind, name.to_owned())).cloned();
     let given = EnvContext {
         pod,
@@ -309,6 +302,64 @@ async fn fill(
         Ok(())
     });
     written.await.unwrap_or_else(|error| Err(error.to_string()))
+}
+
+/// The tokens that the pod's volumes show: those in its files, and new ones for those that are due.
+async fn current_tokens(
+    node: &VolumeManager,
+    pod: &Arc<Pod>,
+    held: &mut Vec<HeldToken>,
+    dir: &Path,
+) -> Result<Tokens, String> {
+    let volumes = volumes_of(pod);
+    let mut values = Tokens::new();
+    for wanted in wanted_tokens(volumes) {
+        let now = node.env.now();
+        let had = held.iter().position(|token| token.wanted == wanted);
+        let current = match had.map(|at| &held[at]) {
+            Some(HeldToken { value: Some(value), .. }) => Some(value.clone()),
+            Some(_) => written_token(volumes, &wanted, dir).await,
+            None => None,
+        };
+        let due = had.is_none_or(|at| held[at].refresh_at <= now);
+        if let Some(current) = current.clone().filter(|_| !due) {
+            values.insert(wanted, current);
+            continue;
+        }
+        let asked = Wanted { audience: &wanted.0, seconds: Some(wanted.1), account_uid: None };
+        match (token_requests::request(&node.requests, pod, asked, now).await, had, current) {
+            (Ok(token), had, _) => {
+                let (refresh_at, value) = (token.refresh_at, Some(token.value.clone()));
+                let token_held = HeldToken { wanted: wanted.clone(), refresh_at, value };
+                match had {
+                    Some(at) => held[at] = token_held,
+                    None => {
+                        held.reserve_exact(1);
+                        held.push(token_held);
+                    }
+                }
+                values.insert(wanted, token.value);
+            }
+            // An old one does until its end.
+            (Err(error), Some(at), Some(current)) => {
+                tracing::warn!(%error, "a service account token cannot be had anew");
+                held[at].refresh_at = now.saturating_add(RETRY_MAX).unwrap_or(Timestamp::MAX);
+                values.insert(wanted, current);
+            }
+            (Err(error), ..) => {
+                let name = projections(volumes).next().map(|(volume, _)| volume.name.clone()).unwrap_or_default();
+                return Err(failed(&name, &format!("failed to fetch token: {error}")));
+            }
+        }
+    }
+    Ok(values)
+}
+
+/// A token as the volume that shows it has it; none where its files are not as they were filled.
+async fn written_token(volumes: &[Volume], wanted: &(String, i64), dir: &Path) -> Option<String> {
+    let (volume, token) = projections(volumes).find(|(_, token)| token_key(token) == *wanted)?;
+    let file = super::paths::folder(dir, &volume.name).join(&token.path);
+    tokio::fs::read_to_string(file).await.ok().filter(|token| !token.is_empty())
 }
 
 /// With what to do about it.

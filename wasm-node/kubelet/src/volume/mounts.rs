@@ -106,6 +106,7 @@ pub(crate) fn preopens(
     }
     let alone = folders_of_files(&open, files, &file_folder(dir).join(&container.name), attempt)?;
     open.extend(alone);
+    open.shrink_to_fit();
     Ok(open)
 }
 

@@ -192,7 +192,7 @@ fn by(dial: &dyn Dial, mut caller: Caller, server: Option<IpAddr>) -> Caller {
     let Some(server) = server else { return caller };
     let asked_first = dial.name_server(&caller);
     let names = Arc::make_mut(&mut caller.names);
-    names.hosts.clear();
+    names.hosts = Box::default();
     if asked_first != Some(server) {
         if names.policy == NamePolicy::Cluster {
             let path = [format!("{}.svc.{CLUSTER_DOMAIN}", caller.namespace), format!("svc.{CLUSTER_DOMAIN}")];

@@ -36,7 +36,7 @@ fn types(schema: &Value) -> Alike {
 /// As the cases say it.
 fn managed(managers: &Managers) -> Value {
     let entry = |e: &super::super::Entry| {
-        let set: Value = serde_json::from_str(e.fields.text()).unwrap();
+        let set: Value = e.fields.read(|text| serde_json::from_str(text)).unwrap();
         (e.who.manager.to_string(), json!([e.who.api_version, e.who.operation == Operation::Apply, set]))
     };
     Value::Object(managers.entries().iter().map(entry).collect())

@@ -10,9 +10,9 @@ use machinery_serve::net::{Attached, Body, Listen, Origin, Refused, Serve, Strea
 
 use jiff::Timestamp;
 use machinery_env::Env;
-use tokio::sync::mpsc;
 
 use super::*;
+use crate::mailbox::mailbox;
 use crate::pod::check::{Get, ProbeSpec};
 use crate::pod::probe::{self, Probed};
 use crate::pod::state::ProbeKind;
@@ -137,11 +137,11 @@ async fn the_first_probe_waits_for_no_timer_and_the_next_ones_for_the_period() {
     let of = Probed { container: 0, attempt: 0, kind: ProbeKind::Readiness, since: env.now() };
     let check = Check::Tcp { host: None, port: port(80) };
     let spec = ProbeSpec { check, initial_delay: Duration::ZERO, period: SECOND, timeout: SECOND };
-    let (sender, mut messages) = mpsc::channel(8);
+    let (sender, mut messages) = mailbox(8);
     let began = tokio::time::Instant::now();
     let _probes = Task(tokio::spawn(probe::run(env, asker, spec, of, sender)));
     for after in [Duration::ZERO, SECOND, 2 * SECOND] {
-        messages.recv().await.unwrap();
+        messages.recv().await;
         let late = began.elapsed() - after;
         assert!(late.is_zero() || !after.is_zero() && late <= Duration::from_millis(1), "{after:?}: {late:?}");
     }

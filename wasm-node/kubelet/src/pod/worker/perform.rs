@@ -78,7 +78,7 @@ impl Worker {
             self.view.change(|seen| seen.memory_files = self.memory_files.clone());
         }
         let (volumes, input, sender) = (self.node.volumes.clone(), self.input.clone(), self.sender.clone());
-        self.volumes = Some(Task(tokio::spawn(keep(volumes, input, (dir, ip), sender))));
+        self.volumes = Some(Task(tokio::spawn(keep(volumes, input, dir, ip, sender))));
     }
 
     /// There is no room for it now: says why, unless that was said, and tries again after `room`. The task takes nothing itself, as
@@ -249,7 +249,7 @@ impl Worker {
                     files.settle(folder.measured(uid));
                 }
             }),
-            exceeded: Box::new(move |message| sender.try_send(Event::Evicted(message).into()).is_ok()),
+            exceeded: Box::new(move |message| sender.try_send(Event::Evicted(message).into())),
         });
         self.measure = Some((bounds, watched));
     }

@@ -7,10 +7,10 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container as ContainerSpec, Pod, PodStatus};
 use machinery_api::packed::Packer;
 use runtime_api::{Container, MemoryFiles, Stats};
-use tokio::sync::mpsc;
 
 use super::Message;
 use crate::log::ContainerLog;
+use crate::mailbox::Sender;
 use crate::pod::state::Event;
 use crate::spec::resting::Resting;
 
@@ -91,7 +91,7 @@ pub(crate) struct Packers {
 #[derive(Debug)]
 pub(crate) struct PodView {
     seen: RwLock<Seen>,
-    worker: RwLock<Option<mpsc::Sender<Message>>>,
+    worker: RwLock<Option<Sender<Message>>>,
 }
 
 impl PodView {
@@ -105,7 +105,7 @@ impl PodView {
     /// Tells the pod that it has to go, and why; false where its worker hears nothing now.
     pub(crate) fn evict(&self, message: String) -> bool {
         let worker = self.worker.read().unwrap_or_else(PoisonError::into_inner);
-        worker.as_ref().is_some_and(|worker| worker.try_send(Event::Evicted(message).into()).is_ok())
+        worker.as_ref().is_some_and(|worker| worker.try_send(Event::Evicted(message).into()))
     }
 
     /// Tells the pod that it ends with its node, within that time.
@@ -140,7 +140,7 @@ impl PodView {
     }
 
     /// It has a worker from now on.
-    pub(super) fn listen(&self, worker: mpsc::Sender<Message>) {
+    pub(super) fn listen(&self, worker: Sender<Message>) {
         *self.worker.write().unwrap_or_else(PoisonError::into_inner) = Some(worker);
     }
 
@@ -152,7 +152,10 @@ impl PodView {
     pub(super) fn started(&self, started: SeenContainer) {
         self.change(|seen| match seen.containers.iter_mut().find(|container| container.name == started.name) {
             Some(container) => *container = started,
-            None => seen.containers.push(started),
+            None => {
+                seen.containers.reserve_exact(1);
+                seen.containers.push(started);
+            }
         });
     }
 
