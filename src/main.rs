@@ -99,7 +99,8 @@ fn one_line(report: &str) -> String {
         .filter(|line| !line.is_empty() && !line.starts_with("Usage:"))
         .map(|line| line.strip_prefix("error: ").unwrap_or(line))
         .collect();
-    format!("{} (see --help)", told.join("; "))
+    // What a line announces stands in the next ones.
+    format!("{} (see --help)", told.join("; ").replace(":; ", ": "))
 }
 
 #[cfg(test)]
@@ -125,5 +126,8 @@ mod tests {
             one_line(report),
             "unexpected argument '--nods' found; tip: a similar argument exists: '--nodes' (see --help)"
         );
+        let report =
+            "error: the following required arguments were not provided:\n  <REF>\n\nUsage: coracle pull <REF>\n";
+        assert_eq!(one_line(report), "the following required arguments were not provided: <REF> (see --help)");
     }
 }

@@ -87,8 +87,9 @@ async fn call(flags: &Call, data: &DataDir) -> anyhow::Result<()> {
     })?;
     let base = base(&client, flags).await?;
     let listed = send(&client, Request::get(&base).body(Body::empty())?).await?;
-    let listed: serde_json::Value =
-        serde_json::from_slice(&listed.into_body()).with_context(|| format!("{} is no plugin", shown(flags)))?;
+    let listed = serde_json::from_slice::<serde_json::Value>(&listed.into_body()).ok();
+    let listed =
+        listed.with_context(|| format!("{} is no plugin: it answers, and lists no functions", shown(flags)))?;
     let names = listed["functions"].as_array().into_iter().flatten().filter_map(|function| function["name"].as_str());
     let name = choose(&names.collect::<Vec<_>>(), &flags.function)?.to_owned();
     let path = name.replace('[', "%5B").replace(']', "%5D");

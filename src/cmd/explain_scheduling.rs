@@ -121,7 +121,7 @@ fn text_of(file: &Path, bytes_max: u64) -> anyhow::Result<String> {
 }
 
 fn yaml_of(file: &Path) -> anyhow::Result<Value> {
-    serde_saphyr::from_str(&text_of(file, FILE_BYTES_MAX)?).map_err(|why| of_file(file, why))
+    machinery_api::yaml::read(&text_of(file, FILE_BYTES_MAX)?).map_err(|why| of_file(file, why))
 }
 
 /// The pod and the cluster, as the user may read them.

@@ -31,7 +31,8 @@ pub(crate) struct Inspect {
 pub(crate) fn run(flags: &Inspect, common: &Common) -> Result<(), Failure> {
     let file = Path::new(&flags.what);
     // A file that is there is what is meant: no registry's name ends in its own path.
-    let (image, module) = if file.exists() || flags.what.ends_with(".wasm") {
+    let is_path = file.is_absolute() || flags.what.starts_with('.') || flags.what.ends_with(".wasm");
+    let (image, module) = if is_path || file.exists() {
         let module = module_file::read(file)
             .with_context(|| format!("cannot read {}; give the path of a .wasm file, or an image", flags.what))?;
         (None, module)

@@ -109,12 +109,18 @@ fn write(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     write_file(file, |mut beside| Ok(std::io::Write::write_all(&mut beside, bytes)?))
 }
 
-/// The same of what `fill` writes.
+/// The same of what `fill` writes. A pipe or a device is written to as it is: replacing it would take it from everybody.
 ///
 /// # Errors
 /// The file, or `fill`.
 pub(super) fn write_file<T>(file: &Path, fill: impl FnOnce(std::fs::File) -> anyhow::Result<T>) -> anyhow::Result<T> {
     let cannot = || format!("cannot write {}", file.display());
+    if std::fs::metadata(file).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+        let there = std::fs::OpenOptions::new().write(true).open(file).with_context(cannot)?;
+        return fill(there).with_context(cannot);
+    }
+    // Nor is a link replaced, but what it leads to.
+    let file = &std::fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let beside = tempfile::Builder::new().prefix(".coracle-").tempfile_in(folder).with_context(cannot)?;
     let filled = fill(beside.as_file().try_clone().with_context(cannot)?).with_context(cannot)?;
@@ -125,4 +131,24 @@ pub(super) fn write_file<T>(file: &Path, fill: impl FnOnce(std::fs::File) -> any
     }
     beside.persist(file).map_err(|left| left.error).with_context(cannot)?;
     Ok(filled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_is_written_whole_and_through_its_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        write(&file, b"one").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        write(&link, b"two").unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(std::fs::read(&file).unwrap(), b"two");
+        let failed = write_file(&file, |_| Err::<(), _>(anyhow::anyhow!("half")));
+        assert!(failed.is_err() && std::fs::read(&file).unwrap() == b"two", "whole or not at all");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "nothing is left beside it");
+    }
 }

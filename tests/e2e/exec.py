@@ -95,7 +95,8 @@ client.send(b"\x04{\"Width\":80,\"Height\":24}")
 shows(client, "/ # ")
 # What is typed, and all that the terminal shows then.
 for typed, wanted in (("echo onf\x7fe\r", "echo onf\x08 \x08e\r\none\r\n/ # "), ("nothing\x03", "nothing^C\r\n/ # "),
-                      ("echo runs; sleep 1000\r", "echo runs; sleep 1000\r\nruns\r\n"), ("\x03", "^C\r\n/ # "), ("echo $?\r", "echo $?\r\n130\r\n/ # ")):
+                      ("echo runs; sleep 1000\r", "echo runs; sleep 1000\r\nruns\r\n"), ("\x03", "^C\r\n/ # "), ("echo $?\r", "echo $?\r\n130\r\n/ # "),
+                      ("while true; do x=1; done\r", "while true; do x=1; done\r\n"), ("\x03", "^C\r\n/ # "), ("echo $?\r", "echo $?\r\n130\r\n/ # ")):
     client.send(b"\0" + typed.encode())
     shows(client, wanted)
 client.send(b"\0exit 4\r")

@@ -189,6 +189,12 @@ image 0 ls; has "^IMAGE  .*LAST USED$" cat "$WORK/out" && has "^$R/cncf/hello:v1
 CORACLE_OUTPUT=$WORK/by-env.tar image 0 ls; has "^IMAGE " cat "$WORK/out" || fail "CORACLE_OUTPUT changes image ls: $(cat "$WORK/out")"
 CORACLE_FORMAT=json image 0 ls; has '^\[' cat "$WORK/out" || fail "CORACLE_FORMAT changes nothing: $(cat "$WORK/out")"
 CORACLE_OUTPUT=$WORK/by-env.tar image 0 export "$R/cncf/hello:v1"; [ -s "$WORK/by-env.tar" ] || fail "CORACLE_OUTPUT is no file of image export"
+# A pipe is written to, and stays one: so do devices.
+mkfifo "$WORK/pipe"; cat "$WORK/pipe" > "$WORK/piped.tar" & piped=$!
+image 0 export "$R/cncf/hello:v1" -o "$WORK/pipe"; wait "$piped"
+[ -p "$WORK/pipe" ] || fail "a pipe was replaced by a file"
+cmp "$WORK/by-env.tar" "$WORK/piped.tar" || fail "an image through a pipe"
+image 1 import "$WORK"; has "cannot import $WORK: .*directory" cat "$WORK/err" || fail "a folder as an archive: $(cat "$WORK/err")"
 image 1 rm "$R/cncf/hello:v1" none:v1
 expect 1 "$(wc -l < "$WORK/err")" "lines of an error"
 has "hello:v1 is in use: remove the pods.*docker.io/library/none:v1 is not on this node: .coracle image ls." cat "$WORK/err" || fail "$(cat "$WORK/err")"

@@ -19,6 +19,12 @@ echo text > "$WORK/text.wasm"
 exits 1 run "$WORK/text.wasm"
 has 'asm' cat "$WORK/err" || fail "no module: $(cat "$WORK/err")"
 exits 1 run "$WORK/none.wasm"
+exits 1 "$CORACLE" inspect "$WORK/none" --data-dir "$WORK/data"
+has "cannot read $WORK/none; give the path" cat "$WORK/err" || fail "a path that is not there: $(cat "$WORK/err")"
+kubectl create service clusterip somebodys --tcp=80 >/dev/null
+exits 1 run "$WORK/My_App.wasm" --name somebodys
+has 'there is a Service' cat "$WORK/err" || fail "somebody's Service: $(cat "$WORK/err")"
+expect "" "$(kubectl get deployment somebodys --ignore-not-found)" "a Deployment beside somebody's Service"
 exits 2 run "$WORK/My_App.wasm" --name Not_A_Label
 kubectl create deployment mine --image=registry.local/my-app:run >/dev/null
 exits 1 run "$WORK/My_App.wasm" --name mine
@@ -70,6 +76,15 @@ if sorted(times)[len(times) // 2] > 1: sys.exit("a change takes more than a seco
 PY
 eventually 20 grep -q 'runs on' "$WORK/dev-err"
 has '^hello from dev-' curl -sS -m 10 "$address" || fail "half a module took the place of a whole one"
+# A command that fails takes the place of no server: it answers where it did.
+cp "$bin/crash.wasm" "$WORK/next"; mv "$WORK/next" "$WORK/My_App.wasm"
+eventually 60 grep -q 'does not run: .*runs on' "$WORK/dev-err"
+has '^hello from dev-' curl -sS -m 10 "$address" || fail "a command that fails took the place of a server"
+# What is no file is told, and holds nobody up.
+mkfifo "$WORK/next"; mv "$WORK/next" "$WORK/My_App.wasm"
+eventually 20 grep -q 'it is no file' "$WORK/dev-err"
+rm "$WORK/My_App.wasm"
+eventually 20 grep -q 'No such file' "$WORK/dev-err"
 kill -INT "$DEV_PID"; wait "$DEV_PID" || fail "a stopped run is no failure"
 expect 1 "$(kubectl get deployment dev -o 'jsonpath={.status.readyReplicas}')" "what runs goes on"
 echo "· run --dev"

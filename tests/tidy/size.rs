@@ -16,7 +16,6 @@ const LONG_FUNCTIONS: &[(&str, &str, &str)] = &[
     ("src/cmd/demo/mod.rs", "tell", "a story, told in its order"),
     ("tests/sim/src/network.rs", "send", "the faults of one request, in the order in which they can happen"),
     ("wasm-node/kubelet/src/pod/worker.rs", "run", "the loop of a pod: one arm an input"),
-    ("wasm-node/kubelet/src/volume/manager.rs", "fill", "one arm a kind of volume"),
 ];
 
 /// Files that are longer, and why.

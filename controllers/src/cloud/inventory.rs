@@ -82,7 +82,7 @@ impl Inventory {
         if text.len() > INVENTORY_BYTES_MAX {
             return Err(InventoryError::Syntax(format!("it has more than {} MiB", INVENTORY_BYTES_MAX >> 20)));
         }
-        let file: File = serde_saphyr::from_str(text).map_err(|error| InventoryError::Syntax(error.to_string()))?;
+        let file: File = machinery_api::yaml::read(text).map_err(InventoryError::Syntax)?;
         let mut inventory = Self::default();
         for entry in file.nodes {
             let node = entry.name.clone();

@@ -22,6 +22,7 @@ pub mod shared;
 pub mod time;
 pub mod unsupported;
 pub mod waiting;
+pub mod yaml;
 
 pub use error::{ApiError, Cause, Status};
 pub use key::{

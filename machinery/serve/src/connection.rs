@@ -42,6 +42,8 @@ const IDLE_CHECK: Duration = Duration::from_secs(60);
 const STREAMS_MAX: u32 = 250;
 /// All header fields of one request: tokens are long, and impersonation adds more.
 const HEADER_BYTES_MAX: u32 = 64 * 1024;
+/// How many there are at most over HTTP/1.1, where hyper counts them: who impersonates sends one for each group.
+const HEADERS_MAX: usize = 1024;
 
 /// Serves HTTP/1.1 and HTTP/2, upgrades included, until the connection ends, nothing has been asked for long, or `stop`;
 /// requests that run then have their answers first.
@@ -92,7 +94,7 @@ where
 
 fn builder() -> auto::Builder<TokioExecutor> {
     let mut server = auto::Builder::new(TokioExecutor::new());
-    server.http1().timer(TokioTimer::new()).header_read_timeout(KEPT_ALIVE_MAX);
+    server.http1().timer(TokioTimer::new()).header_read_timeout(KEPT_ALIVE_MAX).max_headers(HEADERS_MAX);
     server
         .http2()
         .timer(TokioTimer::new())
@@ -228,6 +230,8 @@ impl<B: http_body::Body> http_body::Body for Watched<B> {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::Full;
+    use hyper::service::service_fn;
     use jiff::Timestamp;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -244,6 +248,30 @@ mod tests {
         assert!(!activity.is_idle(), "it has only just ended");
         clock.advance(IDLE_MAX);
         assert!(activity.is_idle());
+    }
+
+    #[tokio::test]
+    async fn one_who_impersonates_names_hundreds_of_groups() {
+        let service = |request: Request<Incoming>| async move {
+            let groups = request.headers().get_all("impersonate-group").iter().count();
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(groups.to_string()))))
+        };
+        for (groups, answer) in [(150, "\r\n\r\n150"), (2 * HEADERS_MAX, "HTTP/1.1 431 ")] {
+            let (mut client, stream) = tokio::io::duplex(1 << 20);
+            let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "Impersonate-Group: g\r\n".repeat(groups));
+            client.write_all(head.as_bytes()).await.unwrap();
+            let server = builder();
+            let connection = server.serve_connection(TokioIo::new(stream), service_fn(service));
+            let mut read = vec![0; 4096];
+            let answered = async move {
+                let length = client.read(&mut read).await.unwrap();
+                read.truncate(length);
+                read
+            };
+            let (_, read) = tokio::join!(connection, answered);
+            let text = String::from_utf8(read).unwrap();
+            assert!(text.contains(answer), "{groups}: {text}");
+        }
     }
 
     #[tokio::test]

@@ -102,6 +102,24 @@ impl Stdin {
         Ok(bytes)
     }
 
+    /// Whether ^C was typed on a terminal while nobody read it: what was typed before it goes, as on any terminal.
+    pub fn heed(&mut self) -> Result<(), Stop> {
+        if !self.is_terminal || self.ended || self.rest.len() >= READ_BYTES as usize {
+            return Ok(());
+        }
+        match self.stream.read(READ_BYTES) {
+            Ok(bytes) => self.rest.extend_from_slice(&bytes),
+            Err(_) => self.ended = true,
+        }
+        match self.rest.iter().rposition(|byte| *byte == INTERRUPT) {
+            Some(at) => {
+                self.rest.drain(..=at);
+                Err(INTERRUPTED)
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Gives back what was read too far.
     fn unread(&mut self, mut bytes: Vec<u8>) {
         bytes.append(&mut self.rest);

@@ -102,15 +102,19 @@ pub fn tar(context: &mut Context, args: &[String]) -> Ended {
 // --- create ---
 
 fn create(context: &mut Context, asked: &Asked, folder: &str) -> Ended {
-    let mut code = 0;
+    let (mut code, mut found) = (0, false);
     for operand in &asked.operands {
         let path = files::absolute(folder, operand);
+        found |= files::stat(&path, false).is_ok();
         // As every tar does: names in an archive don't begin at the root.
         let name = operand.trim_start_matches('/');
         let name = if name.is_empty() { "." } else { name };
         pack(context, asked, name.trim_end_matches('/'), &path, 0, &mut code)?;
     }
-    context.out.write(&[0; 2 * BLOCK])?;
+    if found {
+        context.out.write(&[0; 2 * BLOCK])?;
+    }
+    // An archive of nothing has no end either: `kubectl cp` stops at the end, and would not wait for the failure.
     Ok(code)
 }
 

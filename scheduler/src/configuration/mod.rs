@@ -66,7 +66,7 @@ impl Configuration {
         if text.len() > SIZE_MAX {
             return Err(format!("the file is larger than {SIZE_MAX} bytes"));
         }
-        let value: Value = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+        let value: Value = machinery_api::yaml::read(text)?;
         Self::of(&value)
     }
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::errors::{Errors, Path};
 use super::{args, wasm};
 use crate::plugins::{Args, PLUGINS, Plugin, Points, Profile};
-use crate::wasm::WasmPlugin;
+use crate::wasm::{SCORE_MAX, WasmPlugin};
 
 /// Upstream's extension points, with the names of their interfaces.
 const POINTS: [(&str, &str); 12] = [
@@ -225,6 +225,9 @@ impl ProfileFile {
             lists.insert(point, self.list(point, interface, &multi, &told).map_err(wrap)?);
         }
         consistent(&lists).map_err(wrap)?;
+        if overflows(&lists["score"]) {
+            return Err(wrap("score plugins: total score of Score plugins could overflow".into()));
+        }
         let sorts = lists.get("queueSort").map_or(0, Vec::len);
         if sorts != 1 {
             return Err(wrap(format!(
@@ -304,8 +307,7 @@ impl ProfileFile {
             if own.iter().any(|(other, _)| *other == name) {
                 return Err(format!("plugin {name:?} already registered as {interface:?}"));
             }
-            // Upstream: no weight is one.
-            own.push((name, i64::from(plugin.weight.unwrap_or(0)).max(1)));
+            own.push((name, weight_or_one(plugin.weight.unwrap_or(0).into())));
         }
         if disabled.iter().any(|plugin| plugin.name == "*") {
             return Ok(own);
@@ -322,7 +324,7 @@ impl ProfileFile {
             } else if of_all.iter().any(|(other, _)| *other == name) {
                 return Err(format!("plugin {name:?} already registered as {interface:?}"));
             } else {
-                of_all.push((name, (*weight).max(1)));
+                of_all.push((name, weight_or_one(*weight)));
             }
         }
         let (first, last): (Vec<_>, Vec<_>) = own.into_iter().partition(|(name, _)| both.contains(name));
@@ -330,14 +332,31 @@ impl ProfileFile {
     }
 }
 
-/// A filter is made before nodes are tried, and a score before they are scored: one without the other isn't there.
+/// No weight is one, as upstream has it.
+const fn weight_or_one(weight: i64) -> i64 {
+    if weight == 0 { 1 } else { weight }
+}
+
+/// Whether upstream finds that the sum of all scores may be too large, which it does also where weights below zero make it one below zero.
+fn overflows(scores: &[(&str, i64)]) -> bool {
+    let mut total: i64 = 0;
+    scores.iter().any(|(_, weight)| {
+        let most = weight.wrapping_mul(SCORE_MAX);
+        let over = most > i64::MAX.wrapping_sub(total);
+        total = total.wrapping_add(most);
+        over
+    })
+}
+
+/// A filter is made before nodes are tried, and a score before they are scored: one without the other isn't there. What is made for a
+/// score that nobody asks for is not missed, as in the example of upstream's documentation.
 fn consistent(lists: &BTreeMap<&str, Vec<(&str, i64)>>) -> Result<(), String> {
     for (before, point) in [("preFilter", "filter"), ("preScore", "score")] {
         let has =
             |point: &str, name: &str| lists.get(point).is_some_and(|list| list.iter().any(|(other, _)| *other == name));
         let both = UPSTREAM.iter().filter(|(.., points)| points.contains(&before) && points.contains(&point));
         for (name, ..) in both {
-            if has(before, name) != has(point, name) {
+            if has(before, name) != has(point, name) && (point == "filter" || has(point, name)) {
                 return Err(format!("plugin {name:?} can't be enabled at only one of {before} and {point}"));
             }
         }

@@ -74,6 +74,11 @@ fn plugins_are_on_and_off_at_each_point() {
         "score": {"disabled": [{"name": "*"}], "enabled": [{"name": "NodeAffinity", "weight": 5}]}});
     assert_eq!(score(only), [("NodeAffinity", 5)]);
     assert_eq!(score(json!({"preScore": all_off, "score": all_off})), []);
+    let unscored = score(json!({"score": {"disabled": [{"name": "PodTopologySpread"}]}}));
+    assert!(unscored.iter().all(|(name, _)| *name != "PodTopologySpread"), "{unscored:?}");
+    assert_eq!(unscored.len() + 1, score(json!({})).len());
+    let below = json!({"enabled": [{"name": "TaintToleration", "weight": 7}, {"name": "NodeAffinity", "weight": -1}], "disabled": [{"name": "*"}]});
+    assert_eq!(score(json!({"score": below})), [("TaintToleration", 7), ("NodeAffinity", -1)]);
     // Named at its point it comes first, with weight 1 unless one is given; the others keep theirs.
     let named =
         score(json!({"score": {"enabled": [{"name": "InterPodAffinity"}, {"name": "NodeAffinity", "weight": 9}]}}));
@@ -129,6 +134,14 @@ fn what_is_wrong_is_told_in_upstreams_words() {
         (
             plugins(json!({"filter": {"enabled": [{"name": "NodeName"}, {"name": "NodeName"}]}})),
             format!("{creating} plugin \"NodeName\" already registered as \"FilterPlugin\""),
+        ),
+        (
+            plugins(json!({"score": {"enabled": [{"name": "NodeAffinity", "weight": -1}]}})),
+            format!("{creating} score plugins: total score of Score plugins could overflow"),
+        ),
+        (
+            plugins(json!({"preScore": {"disabled": [{"name": "NodeAffinity"}]}})),
+            format!("{creating} plugin \"NodeAffinity\" can't be enabled at only one of preScore and score"),
         ),
         (
             plugins(json!({"bind": {"disabled": [{"name": "*"}]}})),

@@ -24,6 +24,7 @@ use crate::compose::images::INSPECT;
 use crate::config::Common;
 use crate::data_dir::DataDir;
 use crate::local;
+use crate::module_file;
 use crate::output::{say, tell};
 use crate::progress::Progress;
 use crate::rollout::is_rolled_out;
@@ -73,13 +74,23 @@ pub(crate) fn run(flags: &Run, common: &Common) -> Result<(), Failure> {
         let _entered = runtime.enter();
         compose::stop_signal()
     };
-    Ok(runtime.block_on(async {
+    let done = runtime.block_on(async {
         let runner = Runner::new(flags, name, &data).await?;
         tokio::select! {
             done = runner.run(flags.dev) => done,
             () = stop => Ok(()),
         }
-    })?)
+    });
+    // Who stops it doesn't wait for a file that is still being read.
+    runtime.shutdown_background();
+    Ok(done?)
+}
+
+/// What runs now.
+struct Deployed {
+    app: App,
+    /// It is another one than before.
+    changed: bool,
 }
 
 /// One file and where it runs.
@@ -104,38 +115,43 @@ impl<'a> Runner<'a> {
         let file = &self.flags.file;
         let mut watched = Watched::default();
         let cannot = || format!("cannot read {}; give the path of a .wasm file", file.display());
-        let module = watched.read(file).await.with_context(cannot)?;
-        let mut app = self.deploy(module).await?;
-        if let Some(app) = &app {
-            self.tell(app).await?;
-        }
+        let module = if dev {
+            watched.read(file).await
+        } else {
+            let file = file.clone();
+            tokio::task::spawn_blocking(move || module_file::read(&file)).await?
+        };
+        let Deployed { mut app, .. } = self.deploy(module.with_context(cannot)?).await?;
+        self.tell(&app).await?;
         if !dev {
             return Ok(());
         }
         loop {
-            let module = watched.changed(file).await;
+            let still = format!("{} runs on", app.image);
+            let module =
+                watched.changed(file, &|why| tell!("coracle: cannot read {}: {why}; {still}", file.display())).await;
             let seen = self.env.elapsed();
             // A build may be writing it still, and what is half there is no module: the next change brings the rest.
             match self.deploy(module).await {
-                Ok(Some(next)) => {
+                Ok(Deployed { app: next, changed: true }) => {
                     let took = self.env.elapsed().saturating_sub(seen);
-                    say!("{} serves {} after {} ms", next.name, next.image, took.as_millis())?;
-                    if let Some(before) = app.replace(next) {
-                        // A day's changes would fill the disk.
-                        let _ = take_back(&before.name, before.digest(), &self.registry).await;
+                    let does = if next.serves { "serves" } else { "runs" };
+                    say!("{} {does} {} after {} ms", next.name, next.image, took.as_millis())?;
+                    if next.serves != app.serves {
+                        self.tell(&next).await?;
                     }
+                    let before = std::mem::replace(&mut app, next);
+                    // A day's changes would fill the disk.
+                    let _ = take_back(&before.name, before.digest(), &self.registry).await;
                 }
-                Ok(None) => {}
-                Err(error) => {
-                    let still = app.as_ref().map_or_else(String::new, |app| format!("; {} runs on", app.image));
-                    tell!("coracle: {error:#}{still}");
-                }
+                Ok(_) => {}
+                Err(error) => tell!("coracle: {error:#}; {still}"),
             }
         }
     }
 
-    /// Pushes a module and has it run; none where that is what runs.
-    async fn deploy(&self, module: Vec<u8>) -> anyhow::Result<Option<App>> {
+    /// Pushes a module and has it run.
+    async fn deploy(&self, module: Vec<u8>) -> anyhow::Result<Deployed> {
         let progress = Progress::new();
         progress.doing(&format!("pushing {} ({} bytes)", self.flags.file.display(), module.len()));
         let name = format!("registry.local/{}:run", self.name);
@@ -145,13 +161,24 @@ impl<'a> Runner<'a> {
         progress.doing(&format!("waiting for {}", self.name));
         let changed = self.apply(&app).await?;
         self.ready(&app).await?;
+        if !app.serves {
+            // Only now: what ran before answered until this one ran.
+            self.close().await?;
+        }
         progress.done();
-        Ok(changed.then_some(app))
+        Ok(Deployed { app, changed })
     }
 
     /// Makes the objects, or changes what `coracle run` has made before.
     async fn apply(&self, app: &App) -> anyhow::Result<bool> {
         let deployments: Api<Deployment> = Api::default_namespaced(self.client.clone());
+        let services: Api<Service> = Api::default_namespaced(self.client.clone());
+        // Looked at before anything is made.
+        let service = services.get_opt(&app.name).await?;
+        let ours = service.as_ref().is_none_or(|there| objects::is_ours(&there.metadata));
+        if app.serves && !ours {
+            bail!("there is a Service {:?} that `coracle run` has not made: give another name with --name", app.name)
+        }
         let wanted = app.deployment();
         let manager = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
         let changed = match deployments.get_opt(&app.name).await? {
@@ -171,27 +198,24 @@ impl<'a> Runner<'a> {
                 now.metadata.generation != before
             }
         };
-        let services: Api<Service> = Api::default_namespaced(self.client.clone());
-        match services.get_opt(&app.name).await? {
-            Some(there) if !objects::is_ours(&there.metadata) && app.serves => {
-                bail!(
-                    "there is a Service {:?} that `coracle run` has not made: give another name with --name",
-                    app.name
-                )
-            }
-            Some(there) if !objects::is_ours(&there.metadata) => {}
-            Some(_) if app.serves => {
-                services.patch(&app.name, &manager, &Patch::Merge(app.service())).await?;
-            }
-            Some(_) => {
-                services.delete(&app.name, &kube::api::DeleteParams::default()).await?;
-            }
-            None if app.serves => {
+        match service {
+            _ if !app.serves => {}
+            Some(_) => drop(services.patch(&app.name, &manager, &Patch::Merge(app.service())).await?),
+            None => {
                 services.create(&PostParams::default(), &serde_json::from_value(app.service())?).await?;
             }
-            None => {}
         }
         Ok(changed)
+    }
+
+    /// Removes the Service that `coracle run` has made for a server.
+    async fn close(&self) -> anyhow::Result<()> {
+        let services: Api<Service> = Api::default_namespaced(self.client.clone());
+        let there = services.get_opt(&self.name).await?;
+        if there.is_some_and(|there| objects::is_ours(&there.metadata)) {
+            services.delete(&self.name, &kube::api::DeleteParams::default()).await?;
+        }
+        Ok(())
     }
 
     /// Waits until all pods are of this image and available.

@@ -8,6 +8,8 @@ use crate::module_file;
 
 /// How often the file is looked at: a change shall serve within a second.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Looks after which it is told that there is no file: builds replace it.
+const LOOKS_WITHOUT: u32 = 20;
 
 /// What was read last.
 #[derive(Debug, Default)]
@@ -18,6 +20,7 @@ pub(super) struct Watched {
 /// What tells one state of a file from another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
+    is_file: bool,
     modified: Option<SystemTime>,
     bytes: u64,
     #[cfg(unix)]
@@ -25,9 +28,10 @@ struct Stamp {
 }
 
 impl Stamp {
-    fn of(file: &Path) -> Option<Self> {
-        let metadata = std::fs::metadata(file).ok()?;
-        Some(Self {
+    fn of(file: &Path) -> std::io::Result<Self> {
+        let metadata = std::fs::metadata(file)?;
+        Ok(Self {
+            is_file: metadata.is_file(),
             modified: metadata.modified().ok(),
             bytes: metadata.len(),
             #[cfg(unix)]
@@ -40,21 +44,32 @@ impl Watched {
     /// The file as it is.
     pub(super) async fn read(&mut self, file: &Path) -> std::io::Result<Vec<u8>> {
         // Before it is read: what changes meanwhile is a change.
-        self.seen = Stamp::of(file);
+        let now = Stamp::of(file)?;
+        self.seen = Some(now);
+        if !now.is_file {
+            return Err(std::io::Error::other("it is no file, and what is watched has to be one"));
+        }
         let file = file.to_owned();
         tokio::task::spawn_blocking(move || module_file::read(&file)).await?
     }
 
-    /// Its next state. Waits for as long as there is none, or no file at all.
-    pub(super) async fn changed(&mut self, file: &Path) -> Vec<u8> {
+    /// Its next state. Waits for as long as there is none, or no file at all, which `tell` hears once.
+    pub(super) async fn changed(&mut self, file: &Path, tell: &(dyn Fn(&std::io::Error) + Sync)) -> Vec<u8> {
+        let mut looks = 0;
         loop {
             tokio::time::sleep(LOOK_INTERVAL).await;
-            let now = Stamp::of(file);
-            if now.is_some()
-                && now != self.seen
-                && let Ok(bytes) = self.read(file).await
-            {
-                return bytes;
+            match Stamp::of(file) {
+                Ok(now) if Some(now) != self.seen => match self.read(file).await {
+                    Ok(bytes) => return bytes,
+                    Err(why) => tell(&why),
+                },
+                Ok(_) => looks = 0,
+                Err(why) => {
+                    looks += 1;
+                    if looks == LOOKS_WITHOUT {
+                        tell(&why);
+                    }
+                }
             }
         }
     }
@@ -64,7 +79,7 @@ impl Watched {
 mod tests {
     use super::*;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn each_change_is_read_once() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("a.wasm");
@@ -72,13 +87,20 @@ mod tests {
         let mut watched = Watched::default();
         assert_eq!(watched.read(&file).await.unwrap(), b"one");
         std::fs::write(&file, "three").unwrap();
-        assert_eq!(watched.changed(&file).await, b"three");
+        let told = std::sync::Mutex::new(0);
+        let tell = |_: &std::io::Error| *told.lock().unwrap() += 1;
+        assert_eq!(watched.changed(&file, &tell).await, b"three");
         // Replaced, as linkers do: gone for a moment, another file, as long as before.
         std::fs::remove_file(&file).unwrap();
-        let waits = tokio::time::timeout(LOOK_INTERVAL * 3, watched.changed(&file)).await;
+        let waits = tokio::time::timeout(LOOK_INTERVAL * (LOOKS_WITHOUT + 10), watched.changed(&file, &tell)).await;
         assert!(waits.is_err(), "no file is no change");
+        std::fs::create_dir(&file).unwrap();
+        let waits = tokio::time::timeout(LOOK_INTERVAL * 5, watched.changed(&file, &tell)).await;
+        assert!(waits.is_err(), "nor is a folder");
+        assert_eq!(*told.lock().unwrap(), 2, "each is told once");
+        std::fs::remove_dir(&file).unwrap();
         std::fs::write(dir.path().join("new"), "other").unwrap();
         std::fs::rename(dir.path().join("new"), &file).unwrap();
-        assert_eq!(watched.changed(&file).await, b"other");
+        assert_eq!(watched.changed(&file, &tell).await, b"other");
     }
 }

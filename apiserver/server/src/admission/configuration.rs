@@ -82,7 +82,7 @@ impl AdmissionConfiguration {
 
 fn yaml(text: &[u8]) -> Result<Value, String> {
     let text = std::str::from_utf8(text).map_err(|error| error.to_string())?;
-    serde_saphyr::from_str(text).map_err(|error| error.to_string())
+    machinery_api::yaml::read(text)
 }
 
 /// Of a `ResourceQuotaConfiguration`.

@@ -337,7 +337,10 @@ fn value(
         }
         Kind::Quantity | Kind::Amount => {
             let text = first(payload.bytes(number)?, 1)?.map(|p| p.text(1)).transpose()?;
-            Raw::String(text.filter(|t| !t.is_empty()).unwrap_or_else(|| "0".into()))
+            match text {
+                Some(text) if text.is_empty() => return Err(crate::quantity::QuantityError::Format.to_string()),
+                text => Raw::String(text.unwrap_or_else(|| "0".into())),
+            }
         }
         Kind::Time | Kind::MicroTime => {
             let bytes = payload.bytes(number)?;

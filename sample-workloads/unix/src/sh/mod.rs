@@ -281,6 +281,7 @@ impl<'c> Shell<'c> {
     fn repeat(&mut self, wanted: bool, condition: &Command, body: &Command) -> Ran<i32> {
         let mut status = 0;
         while (self.untested(|shell| shell.run(condition))? == 0) == wanted {
+            self.context.stdin.heed().map_err(Flow::Stop)?;
             match self.run(body) {
                 Ok(ran) => status = ran,
                 Err(Flow::Break(1) | Flow::Break(0)) => break,
@@ -300,6 +301,7 @@ impl<'c> Shell<'c> {
         };
         let mut status = 0;
         for value in values {
+            self.context.stdin.heed().map_err(Flow::Stop)?;
             self.set(name, &value);
             match self.run(body) {
                 Ok(ran) => status = ran,

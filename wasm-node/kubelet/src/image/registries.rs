@@ -108,7 +108,7 @@ impl Registries {
     /// What the file says, without the files that it names.
     pub(super) fn parse(text: &str) -> Result<Unread, String> {
         // An empty file is YAML's null.
-        let file: Option<File> = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+        let file: Option<File> = machinery_api::yaml::read(text)?;
         file.map_or_else(|| Ok(Unread::default()), Self::of)
     }
 
@@ -126,8 +126,8 @@ impl Registries {
         }
         let mut tls = BTreeMap::new();
         for (host, config) in file.configs {
-            let (name, port) =
-                name_and_port(&host).ok_or_else(|| format!("configs.{host}: HOST or HOST:PORT, no URL"))?;
+            let (name, port) = name_and_port(&host)
+                .ok_or_else(|| format!("configs.{}: HOST or HOST:PORT, no URL", without_account(&host)))?;
             found.named.insert((name, port.unwrap_or(443)));
             let account = config.auth.map(|auth| Credential { username: auth.username, password: auth.password });
             found.hosts.insert(host.clone(), Host { account, ..Host::default() });
@@ -218,7 +218,7 @@ impl Endpoint {
 }
 
 fn endpoint(text: &str, registry: &str) -> Result<Endpoint, String> {
-    let wanted = || format!("{text:?}: an endpoint is http://HOST[:PORT][/PATH] or https://…");
+    let wanted = || format!("{:?}: an endpoint is http://HOST[:PORT][/PATH] or https://…", without_account(text));
     let (https, rest) = match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
         (Some(rest), _) => (true, rest),
         (None, Some(rest)) => (false, rest),
@@ -235,6 +235,11 @@ fn endpoint(text: &str, registry: &str) -> Result<Endpoint, String> {
     }
     let own = if registry == "docker.io" { DOCKER_HUB } else { registry };
     Ok(Endpoint { https, authority: authority.to_owned(), path, is_mirror: authority != own })
+}
+
+/// A URL as messages show it: what stands before an `@` may be a password.
+fn without_account(url: &str) -> String {
+    url.rsplit_once('@').map_or_else(|| url.to_owned(), |(_, rest)| format!("…@{rest}"))
 }
 
 /// `HOST` or `HOST:PORT`; an address of IPv6 in brackets, which its name keeps.
@@ -315,7 +320,10 @@ mod tests {
             ("mirrors: {a.io: {rewrite: {}}}", "rewrite"),
             ("mirrors: {a.io: {endpoint: [\"b.io\"]}}", "http://HOST"),
             ("mirrors: {a.io: {endpoint: [\"https://\"]}}", "http://HOST"),
-            ("mirrors: {a.io: {endpoint: [\"https://u:p@b.io\"]}}", "http://HOST"),
+            ("mirrors: {a.io: {endpoint: [\"https://u:hidden@b.io\"]}}", "http://HOST"),
+            ("configs: {\"https://u:hidden@a.io\": {}}", "configs.…@a.io: "),
+            ("configs: {a.io: {auth: hidden}}", "a string"),
+            ("configs: {a.io: {auth: {username: u, password: hidden, tsl: x}}}", "tsl"),
             ("mirrors: {registry.local: {endpoint: []}}", "own registry"),
             ("configs: {\"https://a.io\": {}}", "no URL"),
             ("configs: {a.io: {tls: {cert_file: x}}}", "belong together"),
@@ -323,7 +331,7 @@ mod tests {
             ("- x", "registries.yaml"),
         ] {
             let error = parse(text).unwrap_err();
-            assert!(error.contains(says), "{text}: {error}");
+            assert!(error.contains(says) && !error.contains("hidden"), "{text}: {error}");
         }
     }
 }

@@ -19,7 +19,7 @@ use super::admit::{Claim, Rejection};
 use super::node_facts::NodeFacts;
 use super::settings::{self, grace, rules};
 use super::shared::Shared;
-use super::start::{self, Made, Pulls};
+use super::start::{self, Made};
 use super::state::{
     Action, Cell, CellEvent, CellStage, Class, Event, LifecyclePolicy, ProbeKind, Stage, State, StopReason,
     TerminalReason,
@@ -29,19 +29,21 @@ use crate::config::sources::{Source, SourceKind};
 use crate::mailbox::{Receiver, Sender, mailbox};
 use crate::spec::resting::{Resting, Turn};
 use crate::spec::{containers, requests};
-use crate::volume::manager::{MountEvent, keep};
+use crate::volume::manager::keep;
 use crate::volume::measure::{Subject, Watched};
 use crate::volume::usage::{self, Bounds};
 use runtime_api::ledger::{Ledger, Resource};
 use runtime_api::{CpuQuota, KeyvalueOwner, MemoryFiles};
 use slot::{Live, Slot};
 
+mod heard;
 mod perform;
 mod report;
 mod resized;
 mod slot;
 mod view;
 
+pub(crate) use heard::{Message, happened};
 pub(crate) use view::{Packers, PodView, Seen, SeenContainer};
 
 /// Messages that wait for a worker: its tasks send few, and wait where it is slow.
@@ -104,39 +106,6 @@ impl Input {
     pub(crate) fn is_now(&mut self, pod: Arc<Pod>) {
         self.claim = Claim::of(&pod);
         self.pod = Arc::new(pod.into());
-    }
-}
-
-/// What a task of a container tells its worker.
-pub(crate) fn happened(container: usize, event: CellEvent) -> Message {
-    Event::Container(container, event).into()
-}
-
-/// What a worker hears from its tasks.
-pub(crate) enum Message {
-    Event(Box<Event>),
-    /// What it lacked of the node may be free: an address, a host port.
-    Mount,
-    /// A container's images, and what to say of its own.
-    Pulled(Box<(usize, Pulls, String)>),
-    /// A container that was made.
-    Made(Box<(usize, Made)>),
-    /// Amounts of memory that could not be lowered may be now.
-    Actuate,
-}
-
-impl From<Event> for Message {
-    fn from(event: Event) -> Self {
-        Self::Event(Box::new(event))
-    }
-}
-
-impl From<MountEvent> for Message {
-    fn from(event: MountEvent) -> Self {
-        match event {
-            MountEvent::Mounted => Event::Mounted.into(),
-            MountEvent::Failed(why) => Event::MountFailed(why).into(),
-        }
     }
 }
 

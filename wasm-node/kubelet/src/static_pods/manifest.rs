@@ -13,7 +13,7 @@ const UID_BYTES: usize = 16;
 
 /// The pod of a manifest of that node; `file` names where it was read. The error is for the node's log.
 pub(crate) fn parse(text: &str, node: &str, file: &str, now: &str) -> Result<Pod, String> {
-    let value: Value = serde_saphyr::from_str(text).map_err(|error| format!("no YAML or JSON: {error}"))?;
+    let value: Value = machinery_api::yaml::read(text).map_err(|error| format!("no YAML or JSON: {error}"))?;
     if value["kind"] != "Pod" || value["apiVersion"] != "v1" {
         return Err("invalid pod: kind Pod of apiVersion v1 is wanted".into());
     }

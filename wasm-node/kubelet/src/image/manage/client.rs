@@ -127,6 +127,9 @@ impl ImageClient {
     /// It is none, or holds nothing that a node can use.
     pub async fn import(&self, archive: &Path, name: Option<&str>) -> Result<Vec<ListedImage>, ManageError> {
         let file = tokio::fs::File::open(archive).await?;
+        if file.metadata().await?.is_dir() {
+            return Err(std::io::Error::from(std::io::ErrorKind::IsADirectory).into());
+        }
         let body = reqwest::Body::wrap_stream(tokio_util::io::ReaderStream::new(file));
         let response = self.ask(Method::POST, PATH, name, Some(body)).await?;
         self.json(response).await

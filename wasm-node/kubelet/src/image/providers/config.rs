@@ -212,7 +212,7 @@ fn executable(path: &Path) -> Result<(), CredentialProvidersError> {
 /// What a file says, in YAML or JSON.
 pub(super) fn decode(text: &str) -> Result<Vec<Wire>, String> {
     // An empty file is YAML's null.
-    let file: Option<File> = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+    let file: Option<File> = machinery_api::yaml::read(text)?;
     let file = file.ok_or("Object 'Kind' is missing")?;
     let kind = file.kind.filter(|kind| !kind.is_empty()).ok_or("Object 'Kind' is missing")?;
     let version = file.api_version.unwrap_or_default();

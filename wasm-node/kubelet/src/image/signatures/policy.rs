@@ -159,7 +159,7 @@ impl SignaturePolicy {
 
     /// What the file says; `load` reads a key's file.
     pub(super) fn parse(text: &str, load: &Load<'_>) -> Result<Self, String> {
-        let file: Option<File> = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+        let file: Option<File> = machinery_api::yaml::read(text)?;
         let File { default, transports } = file.ok_or("default: Required value")?;
         if let Some(unknown) = transports.others.keys().find(|name| !OTHER_TRANSPORTS.contains(&name.as_str())) {
             return Err(format!("transports.{unknown}: unknown transport"));

@@ -35,7 +35,8 @@ pub(crate) fn arguments(
     };
     let names = function.parameters.names();
     if nodes.len() > names.len() {
-        return Err(format!("{} has {} arguments, not {}", function.name, names.len(), nodes.len()));
+        let s = if names.len() == 1 { "" } else { "s" };
+        return Err(format!("{} has {} argument{s}, not {}", function.name, names.len(), nodes.len()));
     }
     budget.values(names.len()).map_err(|error| error.to_string())?;
     let read = names.iter().zip(&function.parameter_types).enumerate().map(|(at, (name, ty))| {

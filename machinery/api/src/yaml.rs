@@ -1,0 +1,68 @@
+//! Files in YAML (so JSON, too) that a person has written: configurations, manifests.
+
+use serde::de::DeserializeOwned;
+use serde_saphyr::UserMessageFormatter;
+
+/// Reads the one document of a file.
+///
+/// # Errors
+/// It is no YAML, has more documents, a key twice, or is of another form: in one line, with the place.
+pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_saphyr::from_str(text).map_err(|error| {
+        // Without the piece of the file, and the value: it may be a password, and logs have lines.
+        let told = error.without_snippet().render_with_formatter(&UserMessageFormatter);
+        without_texts(&told).split_whitespace().collect::<Vec<_>>().join(" ")
+    })
+}
+
+/// What serde says of an unexpected text (`string "…"`), without the text.
+fn without_texts(told: &str) -> String {
+    const BEFORE: &str = "string \"";
+    let (mut out, mut rest) = (String::new(), told);
+    while let Some(at) = rest.find(BEFORE) {
+        out.push_str(&rest[..at]);
+        out.push_str("a string");
+        let text = &rest[at + BEFORE.len()..];
+        let mut escaped = false;
+        let end = text.char_indices().find(|(_, c)| {
+            let ends = *c == '"' && !escaped;
+            escaped = *c == '\\' && !escaped;
+            ends
+        });
+        rest = end.map_or("", |(end, _)| &text[end + 1..]);
+    }
+    out + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_or_told_in_a_line() {
+        assert_eq!(read::<Value>("a: [1, x]\n").unwrap(), json!({"a": [1, "x"]}));
+        for (text, told) in [
+            ("a: 1\na: 2\n", "a"),
+            ("a: 1\n---\nb: 2\n", "document"),
+            ("a: [1\nb: 2\n", "line 2"),
+            ("a: *nobody\n", "line 1"),
+        ] {
+            let error = read::<Value>(text).unwrap_err();
+            assert!(error.contains(told) && !error.contains('\n') && error.contains("line"), "{text:?}: {error}");
+            assert!(!error.contains("from_str") && !error.contains("Options"), "for who wrote the file: {error}");
+        }
+    }
+
+    #[test]
+    fn what_the_file_holds_is_not_told() {
+        let text = "password:\n  secret: 'hunter2 \"quoted\" \\ more'\n  x: [\n";
+        for text in [text, "password: 'hunter2 \"quoted\" \\ more'\n"] {
+            let error = read::<std::collections::BTreeMap<String, u32>>(text).unwrap_err();
+            assert!(!error.contains("hunter2") && !error.contains("quoted") && !error.contains("more"), "{error}");
+        }
+        let told = without_texts("a: invalid type: string \"x\\\"y\", expected u32; string \"z");
+        assert_eq!(told, "a: invalid type: a string, expected u32; a string");
+    }
+}

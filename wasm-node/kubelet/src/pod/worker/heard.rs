@@ -1,0 +1,38 @@
+//! What a worker hears from its tasks.
+
+use crate::pod::start::{Made, Pulls};
+use crate::pod::state::{CellEvent, Event};
+use crate::volume::manager::MountEvent;
+
+/// What a task of a container tells its worker.
+pub(crate) fn happened(container: usize, event: CellEvent) -> Message {
+    Event::Container(container, event).into()
+}
+
+/// What a worker hears from its tasks.
+pub(crate) enum Message {
+    Event(Box<Event>),
+    /// What it lacked of the node may be free: an address, a host port.
+    Mount,
+    /// A container's images, and what to say of its own.
+    Pulled(Box<(usize, Pulls, String)>),
+    /// A container that was made.
+    Made(Box<(usize, Made)>),
+    /// Amounts of memory that could not be lowered may be now.
+    Actuate,
+}
+
+impl From<Event> for Message {
+    fn from(event: Event) -> Self {
+        Self::Event(Box::new(event))
+    }
+}
+
+impl From<MountEvent> for Message {
+    fn from(event: MountEvent) -> Self {
+        match event {
+            MountEvent::Mounted => Event::Mounted.into(),
+            MountEvent::Failed(why) => Event::MountFailed(why).into(),
+        }
+    }
+}
