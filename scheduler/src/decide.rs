@@ -261,7 +261,7 @@ pub(crate) fn score_each<'a>(
     mut each: impl FnMut(&'static str, i64, Scores<'_>),
 ) {
     let mut scores = vec![0i64; feasible.len()];
-    for (plugin, weight) in profile.at(Point::Score).filter(|(_, weight)| *weight > 0) {
+    for (plugin, weight) in profile.at(Point::Score).filter(|(_, weight)| *weight != 0) {
         let Some(score) = plugin.pre_score.and_then(|pre_score| pre_score(cycle, feasible)) else { continue };
         scores.iter_mut().zip(feasible).for_each(|(of, node)| *of = score.score(node));
         each(plugin.name, weight, Scores::Own(&scores));

@@ -242,17 +242,17 @@ impl ProfileFile {
             let row = |name: &str| PLUGINS.iter().find(|row| row.name == name);
             names.filter_map(|(name, weight)| Some((row(name)?, *weight))).collect()
         };
-        let points = Points([
+        let points = Points::new([
             at("preEnqueue"),
             at("queueSort"),
+            at("preFilter"),
             at("filter"),
             at("postFilter"),
             at("score"),
             at("reserve"),
             at("preBind"),
         ]);
-        let taking_part = |row: &Plugin| points.0.iter().flatten().any(|(other, _)| other.name == row.name);
-        let plugins = PLUGINS.iter().filter(|row| taking_part(row)).map(|row| (row, row.weight)).collect();
+        let plugins = PLUGINS.iter().filter(|row| points.has(row.name)).map(|row| (row, row.weight)).collect();
         let percentage = self.percentage_of_nodes_to_score.or(percentage);
         let wasm = told.taking_part(&lists["filter"], &lists["score"]);
         Ok(Profile {
@@ -348,16 +348,16 @@ fn overflows(scores: &[(&str, i64)]) -> bool {
     })
 }
 
-/// A filter is made before nodes are tried, and a score before they are scored: one without the other isn't there. What is made for a
-/// score that nobody asks for is not missed, as in the example of upstream's documentation.
+/// A filter is made before nodes are tried, and a score before they are scored: who was not asked then cannot answer later. The other way
+/// round is no mistake, as in the example of upstream's documentation.
 fn consistent(lists: &BTreeMap<&str, Vec<(&str, i64)>>) -> Result<(), String> {
     for (before, point) in [("preFilter", "filter"), ("preScore", "score")] {
         let has =
             |point: &str, name: &str| lists.get(point).is_some_and(|list| list.iter().any(|(other, _)| *other == name));
         let both = UPSTREAM.iter().filter(|(.., points)| points.contains(&before) && points.contains(&point));
         for (name, ..) in both {
-            if has(before, name) != has(point, name) && (point == "filter" || has(point, name)) {
-                return Err(format!("plugin {name:?} can't be enabled at only one of {before} and {point}"));
+            if has(point, name) && !has(before, name) {
+                return Err(format!("plugin {name:?} can't be enabled at {point} and not at {before}"));
             }
         }
     }

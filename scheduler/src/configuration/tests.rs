@@ -79,6 +79,9 @@ fn plugins_are_on_and_off_at_each_point() {
     assert_eq!(unscored.len() + 1, score(json!({})).len());
     let below = json!({"enabled": [{"name": "TaintToleration", "weight": 7}, {"name": "NodeAffinity", "weight": -1}], "disabled": [{"name": "*"}]});
     assert_eq!(score(json!({"score": below})), [("TaintToleration", 7), ("NodeAffinity", -1)]);
+    let unfiltered = profile(json!({"plugins": {"filter": {"disabled": [{"name": "NodeAffinity"}]}}}));
+    let named = |point: Point| at(&unfiltered, point).iter().any(|(name, _)| *name == "NodeAffinity");
+    assert!(named(Point::PreFilter) && !named(Point::Filter));
     // Named at its point it comes first, with weight 1 unless one is given; the others keep theirs.
     let named =
         score(json!({"score": {"enabled": [{"name": "InterPodAffinity"}, {"name": "NodeAffinity", "weight": 9}]}}));
@@ -141,7 +144,7 @@ fn what_is_wrong_is_told_in_upstreams_words() {
         ),
         (
             plugins(json!({"preScore": {"disabled": [{"name": "NodeAffinity"}]}})),
-            format!("{creating} plugin \"NodeAffinity\" can't be enabled at only one of preScore and score"),
+            format!("{creating} plugin \"NodeAffinity\" can't be enabled at score and not at preScore"),
         ),
         (
             plugins(json!({"bind": {"disabled": [{"name": "*"}]}})),
@@ -453,4 +456,19 @@ fn a_component_has_a_name_of_its_own() {
         file["profiles"][0]["plugins"]["multiPoint"]["enabled"][0]["name"] = name.into();
         assert_eq!(parsed(&file).unwrap_err(), why);
     }
+}
+
+#[test]
+fn a_filter_that_is_off_leaves_what_was_said_before_nodes_are_tried() {
+    let snapshot = cluster(&[("a", json!({})), ("b", json!({}))]);
+    let off = |name: &str| profile(json!({"plugins": {"filter": {"disabled": [{"name": name}]}}}));
+    let huge = asking("huge", json!({"cpu": "5000"}));
+    assert!(nodes_of(&snapshot, &huge, &Profile::default()).first().unwrap().contains("2 Insufficient cpu"));
+    assert_eq!(nodes_of(&snapshot, &huge, &off("NodeResourcesFit")).len(), 2);
+    let picky = pod("picky", json!({"spec": {"nodeSelector": {"zone": "x"}}}));
+    assert_eq!(nodes_of(&snapshot, &picky, &off("NodeAffinity")).len(), 2);
+    let term = json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["b"]}]});
+    let required = json!({"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}});
+    let named = pod("named", json!({"spec": {"affinity": {"nodeAffinity": required}}}));
+    assert_eq!(nodes_of(&snapshot, &named, &off("NodeAffinity")), BTreeSet::from(["b".to_owned()]));
 }

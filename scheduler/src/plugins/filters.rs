@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::{Cycle, Filter, Point, PreFilterResult, Profile, Reasons, Refusal};
+use super::{Cycle, Filter, PreFilterResult, Profile, Reasons, Refusal};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 
@@ -18,6 +18,8 @@ pub struct Filters<'a> {
 
 struct NamedFilter<'a> {
     plugin: &'static str,
+    /// Its place among the filters.
+    at: usize,
     filter: Box<dyn Filter + 'a>,
     /// It refuses no node as long as pods are where they are.
     idle: bool,
@@ -41,7 +43,7 @@ impl<'a> Filters<'a> {
     /// With the plugin that says that the pod can go nowhere, and why.
     pub fn of(cycle: Cycle<'a>, profile: &Profile) -> Result<Self, (&'static str, String)> {
         let mut this = Self::none(cycle);
-        for (plugin, _) in profile.at(Point::Filter) {
+        for (plugin, at) in profile.filtering() {
             let Some(pre_filter) = plugin.pre_filter else { continue };
             let (filter, idle) = match pre_filter(cycle) {
                 PreFilterResult::Skip => continue,
@@ -53,8 +55,12 @@ impl<'a> Filters<'a> {
                 PreFilterResult::Idle(filter) => (filter, true),
                 PreFilterResult::Filter(filter) => (filter, false),
             };
-            this.filters.push(NamedFilter { plugin: plugin.name, filter, idle });
+            // One may speak before nodes are tried, and not of each node.
+            if let Some(at) = at {
+                this.filters.push(NamedFilter { plugin: plugin.name, at, filter, idle });
+            }
         }
+        this.filters.sort_by_key(|named| named.at);
         Ok(this)
     }
 

@@ -11,13 +11,15 @@ const DEFAULT_SCHEDULER: &str = "default-scheduler";
 /// The largest weight of a score: sums of weighted scores of all plugins stay far below 2^63.
 const WEIGHT_MAX: i64 = 1_000_000;
 
-/// An extension point. `PreFilter` makes the filter here, and `PreScore` the score: they have no points of their own.
+/// An extension point. `PreScore` makes the score here: it has no point of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Point {
     /// Before a pod is queued.
     PreEnqueue,
     /// What orders the queue.
     QueueSort,
+    /// Whether the pod can go anywhere, and which nodes are tried at all. It makes the filter.
+    PreFilter,
     /// Which nodes will do.
     Filter,
     /// What helps where none does.
@@ -32,12 +34,36 @@ pub enum Point {
 
 /// Who takes part, by [`Point`].
 #[derive(Clone, Default)]
-pub struct Points(pub [Vec<(&'static Plugin, i64)>; 7]);
+pub struct Points {
+    at: [Vec<(&'static Plugin, i64)>; 8],
+    /// Those that make filters, in the order in which they are asked to, each with its place among those that are asked of a node;
+    /// none where it isn't.
+    filtering: Vec<(&'static Plugin, Option<usize>)>,
+}
+
+impl Points {
+    /// Of who takes part at each, in the order of [`Point`].
+    #[must_use]
+    pub fn new(at: [Vec<(&'static Plugin, i64)>; 8]) -> Self {
+        let (before, nodes) = (&at[Point::PreFilter as usize], &at[Point::Filter as usize]);
+        let place = |plugin: &Plugin| nodes.iter().position(|(other, _)| other.name == plugin.name);
+        // Many have nothing to say before.
+        let alone = nodes.iter().filter(|(plugin, _)| before.iter().all(|(other, _)| other.name != plugin.name));
+        let filtering = before.iter().chain(alone).map(|(plugin, _)| (*plugin, place(plugin))).collect();
+        Self { at, filtering }
+    }
+
+    /// Whether a plugin takes part anywhere.
+    #[must_use]
+    pub fn has(&self, plugin: &str) -> bool {
+        self.at.iter().flatten().any(|(other, _)| other.name == plugin)
+    }
+}
 
 impl std::fmt::Debug for Points {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_list()
-            .entries(self.0.iter().map(|at| at.iter().map(|(plugin, _)| plugin.name).collect::<Vec<_>>()))
+            .entries(self.at.iter().map(|at| at.iter().map(|(plugin, _)| plugin.name).collect::<Vec<_>>()))
             .finish()
     }
 }
@@ -185,9 +211,17 @@ impl Profile {
 
     /// Those that take part at an extension point, in order, with the weights of their scores.
     pub fn at(&self, point: Point) -> impl Iterator<Item = (&'static Plugin, i64)> {
-        let of = self.points.as_ref().map(|points| &points.0[point as usize]);
+        let of = self.points.as_ref().map(|points| &points.at[point as usize]);
         let all = if of.is_none() { &self.plugins[..] } else { &[] };
         of.into_iter().flatten().chain(all).map(|(plugin, weight)| (*plugin, *weight))
+    }
+
+    /// Those that make filters, in the order in which they are asked to, each with its place among those that are asked of a node; none
+    /// where it isn't.
+    pub(crate) fn filtering(&self) -> impl Iterator<Item = (&'static Plugin, Option<usize>)> {
+        let of_points = self.points.as_ref().map_or(&[][..], |points| &points.filtering);
+        let all = if self.points.is_none() { &self.plugins[..] } else { &[] };
+        of_points.iter().copied().chain(all.iter().enumerate().map(|(at, (plugin, _))| (*plugin, Some(at))))
     }
 
     /// Whether a pod may be queued.
