@@ -322,7 +322,7 @@ mod tests {
             ("mirrors: {a.io: {endpoint: [\"https://\"]}}", "http://HOST"),
             ("mirrors: {a.io: {endpoint: [\"https://u:hidden@b.io\"]}}", "http://HOST"),
             ("configs: {\"https://u:hidden@a.io\": {}}", "configs.…@a.io: "),
-            ("configs: {a.io: {auth: hidden}}", "a string"),
+            ("configs: {a.io: {auth: hidden}}", "expected mapping"),
             ("configs: {a.io: {auth: {username: u, password: hidden, tsl: x}}}", "tsl"),
             ("mirrors: {registry.local: {endpoint: []}}", "own registry"),
             ("configs: {\"https://a.io\": {}}", "no URL"),
