@@ -313,7 +313,7 @@ fn errors_in_wave_name_the_same() {
         ("([{x: 1, y: 1e999}])", r#"argument "value"[0].y: 1e999 is out of the range of f64"#),
         ("([{z: 1}])", r#"argument "value"[0]: record has no "z"; it has x, y"#),
         ("()", r#"argument "value": it is missing, wanted list<record>"#),
-        ("([], [])", "echo has 1 arguments, not 2"),
+        ("([], [])", "echo has 1 argument, not 2"),
         ("[]", "the body is not WAVE: wanted the arguments in parentheses, such as (\"a\", 1)"),
     ] {
         assert_eq!(wrong_wave(point(), body), expected, "{body}");
