@@ -56,7 +56,7 @@ for websockets in true false; do
   expect 10 "$(kubectl exec -i command -- head -c 10 < "$WORK/sent" 2>/dev/null | wc -c)" "a command that reads little"
 done
 unset KUBECTL_REMOTE_COMMAND_WEBSOCKETS
-exits 1 kubectl cp command:/data/none "$WORK/none"
+exits 2 kubectl cp command:/data/none "$WORK/none"
 [ ! -e "$WORK/none" ] || fail "what is not there was copied"
 expect 127 "$(kubectl exec server -- sh -c 'kubectl >/dev/null 2>&1; echo $?')" "what a shell does not find"
 expect "200 OK" "$(kubectl exec command -- wget -S -qO- "http://$(kubectl get pod server -o jsonpath='{.status.podIP}')/" 2>&1 >/dev/null | sed -n 's/.*HTTP.1.1 200/200 OK/p' | head -n 1)" "the pod's network"
