@@ -12,8 +12,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::header::{CONNECTION, CONTENT_TYPE, HOST};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, request};
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
+use hyper::ext::ReasonPhrase;
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -62,10 +65,17 @@ where
     let seen = activity.clone();
     let counted = hyper::service::service_fn(move |request: Request<Incoming>| {
         let running = Running::begin(&seen);
-        let answer = service.call(request);
+        let (head, body) = request.into_parts();
+        let answer = match host(&head) {
+            Ok(()) => Ok(service.call(Request::from_parts(head, body))),
+            Err(why) => Err(why),
+        };
         let seen = seen.clone();
         async move {
-            let answer = answer.await;
+            let answer = match answer {
+                Ok(answer) => answer.await.map(|answer| answer.map(Either::Left)),
+                Err(why) => Ok(bad_request(why).map(Either::Right)),
+            };
             if answer.as_ref().is_ok_and(|answer| answer.status() == StatusCode::SWITCHING_PROTOCOLS) {
                 seen.upgraded.store(true, Ordering::Release);
             }
@@ -90,6 +100,40 @@ where
         serving.as_mut().graceful_shutdown();
         return serving.await;
     }
+}
+
+/// Why a request of HTTP/1 is refused for its `Host`, as Go's server refuses it (`net/http`): the phrase of the status line.
+/// HTTP/2 has frames of its own for that.
+fn host(head: &request::Parts) -> Result<(), &'static str> {
+    if head.version > Version::HTTP_11 {
+        return Ok(());
+    }
+    let mut hosts = head.headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) if head.version == Version::HTTP_11 && head.method != Method::CONNECT => {
+            Err("Bad Request: missing required Host header")
+        }
+        (Some(_), Some(_)) => Err("Bad Request"),
+        (Some(host), None) if !host.as_bytes().iter().all(|byte| in_host(*byte)) => {
+            Err("Bad Request: malformed Host header")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a byte can stand in a `Host` (`httpguts.ValidHostHeader`).
+fn in_host(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!$%&'()*+,-.:;=[]_~".contains(&byte)
+}
+
+/// The connection ends with it: what follows cannot be trusted to be a request.
+fn bad_request(why: &'static str) -> Response<Full<Bytes>> {
+    let mut answer = Response::new(Full::from(format!("400 {why}")));
+    *answer.status_mut() = StatusCode::BAD_REQUEST;
+    answer.extensions_mut().insert(ReasonPhrase::from_static(why.as_bytes()));
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    answer
 }
 
 fn builder() -> auto::Builder<TokioExecutor> {
@@ -248,6 +292,36 @@ mod tests {
         assert!(!activity.is_idle(), "it has only just ended");
         clock.advance(IDLE_MAX);
         assert!(activity.is_idle());
+    }
+
+    #[tokio::test]
+    async fn a_request_names_one_host() {
+        const REFUSED: &str = "HTTP/1.1 400 Bad Request";
+        let (env, stop) = (Env::real(), CancellationToken::new());
+        let service = |_| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("served"))) };
+        for (head, status, end) in [
+            (
+                "GET / HTTP/1.1\r\n",
+                "HTTP/1.1 400 Bad Request: missing required Host header\r\n",
+                ": missing required Host header",
+            ),
+            ("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n", "HTTP/1.1 400 Bad Request\r\n", "400 Bad Request"),
+            ("GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n", "HTTP/1.0 400 Bad Request\r\n", "400 Bad Request"),
+            ("GET / HTTP/1.1\r\nHost: a b\r\n", REFUSED, ": malformed Host header"),
+            ("GET / HTTP/1.1\r\nHost: a/b\r\n", REFUSED, ": malformed Host header"),
+            ("GET / HTTP/1.1\r\nHost: a@b\r\n", REFUSED, ": malformed Host header"),
+            ("GET / HTTP/1.0\r\n", "HTTP/1.0 200 OK\r\n", "served"),
+            ("GET / HTTP/1.1\r\nHost:\r\nConnection: close\r\n", "HTTP/1.1 200 OK\r\n", "served"),
+            ("GET / HTTP/1.1\r\nHost: [::1]:x%$\r\nConnection: close\r\n", "HTTP/1.1 200 OK\r\n", "served"),
+        ] {
+            let (mut client, stream) = tokio::io::duplex(1 << 20);
+            client.write_all(format!("{head}\r\n").as_bytes()).await.unwrap();
+            let served = serve(stream, &env, service_fn(service), &stop);
+            let mut text = String::new();
+            let (_, read) = tokio::join!(served, client.read_to_string(&mut text));
+            read.unwrap();
+            assert!(text.starts_with(status) && text.ends_with(end), "{head}: {text}");
+        }
     }
 
     #[tokio::test]

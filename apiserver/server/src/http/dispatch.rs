@@ -375,7 +375,7 @@ impl RequestHandler {
 }
 
 fn content_type(headers: &HeaderMap) -> Option<&str> {
-    headers.get(CONTENT_TYPE).map(|v| v.to_str().unwrap_or("?"))
+    headers.get(CONTENT_TYPE).map(|v| std::str::from_utf8(v.as_bytes()).unwrap_or("?"))
 }
 
 /// What a PATCH asks for.
@@ -390,7 +390,7 @@ enum Patching {
 fn patch_type(headers: &HeaderMap, target: &Target) -> Result<Patching, ApiError> {
     // No Go struct stands behind a custom resource, which says how its lists merge.
     let strategic = |kind: &PatchType| target.row.custom.is_none() || *kind != PatchType::Strategic;
-    match content_type(headers).unwrap_or("").split(';').next().unwrap_or("").trim() {
+    match content_type(headers).unwrap_or("").split(';').next().unwrap_or("") {
         "application/apply-patch+yaml" => Ok(Patching::Apply),
         kind => {
             let kind = PatchType::of(kind).filter(strategic).map(Patching::Change);

@@ -303,6 +303,8 @@ mod tests {
     fn bodies() {
         assert_eq!(body_type(Some("APPLICATION/JSON; charset=utf-8")).unwrap(), schema::Media::Json);
         assert_eq!(body_type(None).unwrap(), schema::Media::Json);
-        assert_eq!(body_type(Some("text/plain")).unwrap_err().status().code, 415);
+        for refused in ["text/plain", "application/json;a", "application/json;a=b;a=c"] {
+            assert_eq!(body_type(Some(refused)).unwrap_err().status().code, 415, "{refused}");
+        }
     }
 }

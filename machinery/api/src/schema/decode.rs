@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use super::budget::Budget;
 use super::built_in;
 use super::internal_group;
+use super::media::{MEDIA_TYPES, Media};
 use super::raw::{self, Raw};
 use super::typed::{self, Form};
 use super::types::{KindFact, TypeRef, Types};
@@ -36,34 +37,6 @@ impl FieldValidation {
             "Strict" => Self::Strict,
             _ => return None,
         })
-    }
-}
-
-/// How a body is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Media {
-    /// `application/json`
-    Json,
-    /// `application/yaml`
-    Yaml,
-    /// `application/vnd.kubernetes.protobuf`
-    Protobuf,
-}
-
-/// The media types of bodies, in upstream's order, for a 415.
-pub const MEDIA_TYPES: [&str; 3] = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
-
-impl Media {
-    /// From a `Content-Type` header; absent or empty is JSON. `None`: 415 with [`MEDIA_TYPES`].
-    #[must_use]
-    pub fn of(content_type: &str) -> Option<Self> {
-        let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-        match essence.as_str() {
-            "" | "application/json" => Some(Self::Json),
-            "application/yaml" => Some(Self::Yaml),
-            "application/vnd.kubernetes.protobuf" => Some(Self::Protobuf),
-            _ => None,
-        }
     }
 }
 

@@ -339,7 +339,8 @@ mod tests {
     use flate2::read::GzDecoder;
     use serde_json::json;
 
-    use super::super::decode::{self, FieldValidation, Media, Target};
+    use super::super::Media;
+    use super::super::decode::{self, FieldValidation, Target};
     use super::super::normalise;
     use super::*;
 

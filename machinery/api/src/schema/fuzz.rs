@@ -5,7 +5,8 @@ use std::sync::LazyLock;
 use bolero::{Driver, ValueGenerator, check, produce};
 use serde_json::{Value, json};
 
-use super::decode::{FieldValidation, Media, Target, body};
+use super::Media;
+use super::decode::{FieldValidation, Target, body};
 use super::{built_in, default, encode, normalise, structural};
 use crate::key::GroupVersionKind;
 use crate::patch::{self, PatchKind};

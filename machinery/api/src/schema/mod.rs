@@ -7,7 +7,8 @@
 //! - [`typed`]: from that form to the object as upstream would store and print it; strict findings on the way.
 //! - `normal`: the same form made of an object in place.
 //! - [`budget`]: what a body may become in memory.
-//! - [`decode`]: bodies: media type, kind and version checks, field validation, upstream's messages.
+//! - [`media`]: the media type of a body.
+//! - [`decode`]: bodies: kind and version checks, field validation, upstream's messages.
 //! - [`encode`]: objects as protobuf; `golden` beside it makes what that is held to.
 //! - [`defaults`]: the defaults that the types themselves declare.
 
@@ -17,6 +18,7 @@ pub mod defaults;
 pub mod encode;
 #[cfg(test)]
 mod fuzz;
+pub mod media;
 mod normal;
 pub(crate) mod protobuf;
 pub(crate) mod raw;
@@ -27,8 +29,9 @@ pub mod types;
 mod unstructured;
 pub(crate) mod yaml;
 
-pub use decode::{Decoded, FieldValidation, Media, Target};
+pub use decode::{Decoded, FieldValidation, Target};
 pub use defaults::default;
+pub use media::Media;
 pub use normal::normalise;
 pub(crate) use normal::normalise_kind;
 pub use structural::{custom, custom_name, structural};

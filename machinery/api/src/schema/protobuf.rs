@@ -174,41 +174,39 @@ fn with_name(error: String, number: u32, name: &str) -> String {
 type Entries = Vec<(String, Raw)>;
 
 fn message(found: &Type, bytes: &[u8], depth: usize, reading: &mut Reading<'_>) -> Result<Entries, String> {
+    let mut out = Entries::new();
+    merge(&mut out, found, bytes, depth, reading)?;
+    Ok(out)
+}
+
+/// Reads a message on top of what came before in the same place, as upstream's generated code reads it into the same struct.
+fn merge(out: &mut Entries, found: &Type, bytes: &[u8], depth: usize, reading: &mut Reading<'_>) -> Result<(), String> {
     if depth > DEPTH_MAX {
         return Err("proto: exceeded max depth".into());
     }
     let of = found.name.rsplit('.').next().unwrap_or_default();
-    let (mut out, mut reader) = (Entries::new(), Reader { bytes, of });
+    let mut reader = Reader { bytes, of };
     if !reading.budget.take(OBJECT_BYTES) {
-        return Ok(out);
+        return Ok(());
     }
     while let Some((number, payload)) = reader.field()? {
         if reading.budget.exceeded() {
             break;
         }
         if let Some(field) = found.numbered(number) {
-            put(&mut out, &field.name, &field.kind, field.wire.as_deref(), (number, payload), depth, reading)
+            put(out, &field.name, &field.kind, field.wire.as_deref(), (number, payload), depth, reading)
                 .map_err(|error| with_name(error, number, &field.name))?;
         } else if let Some((_, name)) = found.inline.iter().find(|(n, _)| *n == number) {
             let inner = payload.bytes(number)?;
             if let Some(other) = reading.types.by_message(name) {
-                for (name, value) in message(other, inner, depth + 1, reading)? {
-                    if found.field(&name).is_none() {
-                        continue;
-                    }
-                    // One entry for each field, however often the message comes.
-                    match (out.iter_mut().find(|(n, _)| *n == name), value) {
-                        (Some((_, Raw::List(list))), Raw::List(mut more)) => list.append(&mut more),
-                        (Some((_, before)), value) => *before = value,
-                        (None, value) => out.push((name, value)),
-                    }
-                }
+                merge(out, other, inner, depth + 1, reading)?;
+                out.retain(|(name, _)| found.field(name).is_some());
             } else if let Some(other) = reading.types.message(name) {
-                inlined(&mut out, found, &other.fields, inner, depth + 1, reading)?;
+                inlined(out, found, &other.fields, inner, depth + 1, reading)?;
             }
         }
     }
-    Ok(out)
+    Ok(())
 }
 
 /// A message with no type of its own, whose fields stand in `found`'s JSON.
@@ -245,29 +243,23 @@ fn put(
     match kind {
         // A list wrapped in a message (Verbs, ExtraValue).
         Kind::List(_) if wire.is_some_and(|w| !w.starts_with("repeated ")) => {
-            let list = value(kind, wire, number, payload, depth, reading)?;
-            out.retain(|(n, _)| n != name);
-            out.push((name.into(), list));
+            let found = value(kind, wire, number, payload, depth, reading)?;
+            match (at.map(|at| &mut out[at].1), found) {
+                (Some(Raw::List(list)), Raw::List(mut more)) => list.append(&mut more),
+                (_, found) => out.push((name.into(), found)),
+            }
+        }
+        Kind::Object(id) => {
+            let at = at.unwrap_or_else(|| {
+                out.push((name.into(), Raw::Map(Entries::new())));
+                out.len() - 1
+            });
+            if let Raw::Map(entries) = &mut out[at].1 {
+                merge(entries, reading.types.get(*id), payload.bytes(number)?, depth + 1, reading)?;
+            }
         }
         Kind::List(inner) => {
-            let mut items = Vec::new();
-            match (&**inner, payload) {
-                (Kind::Int32 | Kind::Int64 | Kind::Bool, Payload::Bytes(bytes)) => {
-                    let mut reader = Reader { bytes, of: "" };
-                    while !reader.bytes.is_empty() && reading.budget.take(ITEM_BYTES) {
-                        let n = Payload::Varint(reader.varint()?);
-                        items.push(value(inner, None, number, n, depth, reading)?);
-                    }
-                }
-                _ => items.push(value(
-                    inner,
-                    wire.and_then(|w| w.strip_prefix("repeated ")),
-                    number,
-                    payload,
-                    depth,
-                    reading,
-                )?),
-            }
+            let mut items = items(inner, wire, (number, payload), depth, reading)?;
             match at.map(|at| &mut out[at].1) {
                 Some(Raw::List(list)) => list.append(&mut items),
                 _ => out.push((name.into(), Raw::List(items))),
@@ -290,6 +282,30 @@ fn put(
         }
     }
     Ok(())
+}
+
+/// A list's field has one item, or several numbers packed together.
+fn items(
+    inner: &Kind,
+    wire: Option<&str>,
+    (number, payload): (u32, Payload<'_>),
+    depth: usize,
+    reading: &mut Reading<'_>,
+) -> Result<Vec<Raw>, String> {
+    match (inner, payload) {
+        (Kind::Int32 | Kind::Int64 | Kind::Bool, Payload::Bytes(bytes)) => {
+            let (mut items, mut reader) = (Vec::new(), Reader { bytes, of: "" });
+            while !reader.bytes.is_empty() && reading.budget.take(ITEM_BYTES) {
+                let n = Payload::Varint(reader.varint()?);
+                items.push(value(inner, None, number, n, depth, reading)?);
+            }
+            Ok(items)
+        }
+        _ => {
+            let wire = wire.and_then(|w| w.strip_prefix("repeated "));
+            Ok(vec![value(inner, wire, number, payload, depth, reading)?])
+        }
+    }
 }
 
 /// A map's entry is a message of its own: the key is field 1, the value field 2.
@@ -490,4 +506,53 @@ fn first(bytes: &[u8], wanted: u32) -> Result<Option<Payload<'_>>, String> {
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::decode::{FieldValidation, body};
+    use super::super::{Media, Target};
+
+    fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+        let tag = [number << 3 | 2 | 0x80, number >> 4];
+        [&tag[..], &[u8::try_from(bytes.len()).unwrap()], bytes].concat()
+    }
+
+    fn read(target: &Target<'_>, message: &[u8]) -> Value {
+        let envelope = [b"k8s\0", &*field(2, message)].concat();
+        body(&envelope, Media::Protobuf, target, FieldValidation::Strict).unwrap().object
+    }
+
+    /// As upstream's generated `Unmarshal` has it: `m.X.Unmarshal`, not `m.X = X{}`, for what is embedded once; a list's
+    /// items and a map's values are new ones each.
+    #[test]
+    fn a_message_that_comes_twice_is_one() {
+        let pod = Target::kind("", "v1", "Pod").unwrap();
+        let labels = |value: &[u8]| field(11, &[field(1, b"app"), field(2, value)].concat());
+        let metadata = [
+            field(1, &[field(1, b"web"), labels(b"a")].concat()),
+            field(1, &[field(3, b"default"), labels(b"b")].concat()),
+        ];
+        // The volume's source is a message of its own on the wire: `configMap.name`, then `configMap.defaultMode`.
+        let of_map = |inner: &[u8]| field(2, &field(19, inner));
+        let volume = [field(1, b"v"), of_map(&field(1, &field(1, b"cm"))), of_map(&[3 << 3, 5])].concat();
+        let context = |inner: &[u8]| field(14, inner);
+        let spec = [
+            field(2, &[field(1, &volume), field(2, &field(1, b"c")), context(&[1 << 3 | 2, 0])].concat()),
+            field(2, &[field(2, &field(1, b"d")), field(3, b"Never"), context(&[2 << 3, 7])].concat()),
+        ];
+        let found = read(&pod, &[metadata.concat(), spec.concat()].concat());
+        assert_eq!(found["metadata"], json!({"name": "web", "namespace": "default", "labels": {"app": "b"}}));
+        assert_eq!(
+            found["spec"],
+            json!({
+                "volumes": [{"name": "v", "configMap": {"name": "cm", "defaultMode": 5}}],
+                "containers": [{"name": "c", "resources": {}}, {"name": "d", "resources": {}}],
+                "restartPolicy": "Never",
+                "securityContext": {"seLinuxOptions": {}, "runAsUser": 7},
+            })
+        );
+    }
 }
