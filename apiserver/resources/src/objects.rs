@@ -68,6 +68,11 @@ pub trait ObjectSource: Send + Sync + std::fmt::Debug {
     /// All of them, or those of one namespace, in the order of their names.
     fn list<'a>(&'a self, namespace: Option<&'a str>) -> BoxFuture<'a, Vec<Value>>;
 
+    /// What a 404 calls the resource, where it is not the plural.
+    fn missing_as(&self) -> Option<&'static str> {
+        None
+    }
+
     /// A metric of the object of a namespace and name, or of all that labels choose (`*`).
     fn metric<'a>(
         &'a self,

@@ -16,8 +16,12 @@ pub enum NameRule {
     Label,
     /// RFC 1035 label: services.
     Label1035,
-    /// Any path segment: RBAC kinds.
+    /// The same, and what a name is generated from is not looked at: kinds whose names upstream checks declaratively.
+    GeneratedSubdomain,
+    /// Any path segment.
     PathSegment,
+    /// The same, of what a name is generated from, too, as if it were the name: RBAC kinds.
+    WholeSegment,
     /// An IP address in its one canonical form: IPAddresses.
     IpAddress,
 }
@@ -28,12 +32,16 @@ impl NameRule {
     pub fn check(self, name: &str, prefix: bool) -> Vec<String> {
         match self {
             Self::PathSegment => return path_segment(name, prefix),
+            Self::WholeSegment => return path_segment(name, false),
+            Self::GeneratedSubdomain if prefix => return Vec::new(),
             Self::IpAddress => return ip_strictly(name),
             _ => {}
         }
         let masked = if prefix { mask_trailing_dash(name) } else { name.to_owned() };
         match self {
-            Self::Subdomain | Self::PathSegment | Self::IpAddress => dns_subdomain(&masked),
+            Self::Subdomain | Self::GeneratedSubdomain | Self::PathSegment | Self::WholeSegment | Self::IpAddress => {
+                dns_subdomain(&masked)
+            }
             Self::Label => dns_label(&masked),
             Self::Label1035 => dns_1035_label(&masked),
         }

@@ -170,6 +170,11 @@ pub trait Strategy: Send + Sync {
         rules::NameRule::Subdomain
     }
 
+    /// What `generateName` becomes has random letters at its end; where not, it is the name itself.
+    fn generates_names(&self) -> bool {
+        true
+    }
+
     /// How often, and how, the kind's own update validation checks the metadata again (see [`metadata`]).
     fn metadata_checks(&self) -> MetadataChecks {
         MetadataChecks::Change

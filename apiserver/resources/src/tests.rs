@@ -47,7 +47,8 @@ fn new_object(row: &Row, namespace: &str, mut object: Value) -> Value {
     if let Some(generated) =
         object["metadata"]["generateName"].as_str().filter(|_| object["metadata"]["name"].is_null())
     {
-        object["metadata"]["name"] = json!(format!("{generated}abcde"));
+        let suffix = if row.strategy.generates_names() { "abcde" } else { "" };
+        object["metadata"]["name"] = json!(format!("{generated}{suffix}"));
     }
     if row.namespaced {
         object["metadata"]["namespace"] = json!(namespace);

@@ -40,6 +40,10 @@ impl ObjectSource for Statuses {
         })
     }
 
+    fn missing_as(&self) -> Option<&'static str> {
+        Some(componentstatuses::ROW.singular)
+    }
+
     fn list<'a>(&'a self, _: Option<&'a str>) -> BoxFuture<'a, Vec<Value>> {
         Box::pin(async move { vec![self.store().await] })
     }

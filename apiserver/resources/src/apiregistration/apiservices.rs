@@ -70,13 +70,25 @@ fn remote(errors: &mut ErrorList, spec: &Value, service: &Value) {
     }
 }
 
+fn mismatch(wanted: &str) -> String {
+    format!("must be `spec.version+\".\"+spec.group`: {}", crate::field::quoted(wanted))
+}
+
 fn validate(errors: &mut ErrorList, object: &Value) {
     let spec = get(object, "spec");
     let (group, version, named) = (text(spec, "group"), text(spec, "version"), crate::read::name(object));
     let wanted = format!("{version}.{group}");
+    let prefix = text(get(object, "metadata"), "generateName");
+    // What is wrong with it as a prefix has been said already.
+    if !prefix.is_empty() && prefix != wanted && rules::path_segment(prefix, true).is_empty() {
+        let mut wrong = rules::path_segment(prefix, false);
+        if wrong.is_empty() {
+            wrong.push(mismatch(&wanted));
+        }
+        errors.invalid_each(&Path::root("metadata.generateName"), prefix, wrong);
+    }
     if named != wanted && rules::path_segment(named, false).is_empty() {
-        let why = format!("must be `spec.version+\".\"+spec.group`: {}", crate::field::quoted(&wanted));
-        errors.invalid(&Path::root("metadata.name"), named, &why);
+        errors.invalid(&Path::root("metadata.name"), named, &mismatch(&wanted));
     }
     let group_at = SPEC.child("group");
     if !group.is_empty() {

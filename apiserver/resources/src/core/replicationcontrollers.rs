@@ -9,6 +9,7 @@ use crate::core::pods::{spec as pod_spec, update::same, warnings};
 use crate::core::workloads::{self, SPEC, not_negative};
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{default_to, entries, get, has, int, is_zero, object_mut, put, spec_of};
+use crate::rules::NameRule;
 use crate::{Column, Context, Row, SCALE, STATUS, Storage, Strategy};
 
 /// ReplicationControllers.
@@ -108,6 +109,10 @@ impl Strategy for ReplicationController {
 
     fn counts_generation(&self) -> bool {
         true
+    }
+
+    fn name_rule(&self) -> NameRule {
+        NameRule::GeneratedSubdomain
     }
 
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {

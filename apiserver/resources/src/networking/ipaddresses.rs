@@ -54,6 +54,10 @@ impl Strategy for IpAddress {
         NameRule::IpAddress
     }
 
+    fn generates_names(&self) -> bool {
+        false
+    }
+
     fn metadata_checks(&self) -> MetadataChecks {
         MetadataChecks::WholeThenChange
     }

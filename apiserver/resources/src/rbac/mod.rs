@@ -162,7 +162,7 @@ impl Strategy for Role {
     }
 
     fn name_rule(&self) -> NameRule {
-        NameRule::PathSegment
+        NameRule::WholeSegment
     }
 
     fn metadata_checks(&self) -> MetadataChecks {
@@ -247,7 +247,7 @@ impl Strategy for Binding {
     }
 
     fn name_rule(&self) -> NameRule {
-        NameRule::PathSegment
+        NameRule::WholeSegment
     }
 
     fn metadata_checks(&self) -> MetadataChecks {

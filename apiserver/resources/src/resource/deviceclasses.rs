@@ -6,6 +6,7 @@ use super::{CONFIG_MAX, bounded, claim, selectors};
 use crate::core::pods::update::same;
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{get, has, spec_of, text};
+use crate::rules::NameRule;
 use crate::{Context, MetadataChecks, Row, Storage, Strategy};
 
 /// DeviceClasses.
@@ -61,6 +62,10 @@ impl Strategy for DeviceClass {
 
     fn delete_answers_object(&self) -> bool {
         true
+    }
+
+    fn name_rule(&self) -> NameRule {
+        NameRule::GeneratedSubdomain
     }
 
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {

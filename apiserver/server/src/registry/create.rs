@@ -43,7 +43,7 @@ impl Registry {
         metadata.insert("creationTimestamp".into(), json!(object::time(call.now)));
         metadata.insert("uid".into(), json!(self.env.uid()));
         let said = metadata.remove("resourceVersion").filter(|said| said.as_str() != Some(""));
-        let generated = self.generate_name(&mut object);
+        let generated = self.generate_name(row.strategy.generates_names(), &mut object);
         let context = self.context(call, call.subresource_name());
         row.strategy.prepare_create(&context, &mut object);
         let explicit_empties = body::explicit_empties(row, &object);
@@ -72,10 +72,15 @@ impl Registry {
     }
 
     /// Makes a name of `generateName` where there is none.
-    fn generate_name(&self, object: &mut Value) -> bool {
+    fn generate_name(&self, randomly: bool, object: &mut Value) -> bool {
         let prefix = object::text(object, "generateName");
         if prefix.is_empty() || !object::text(object, "name").is_empty() {
             return false;
+        }
+        if !randomly {
+            let name = json!(prefix);
+            metadata_mut(object).insert("name".into(), name);
+            return true;
         }
         let mut end = prefix.len().min(GENERATED_PREFIX_BYTES_MAX);
         while !prefix.is_char_boundary(end) {

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use machinery_api::error::Named;
 use machinery_api::{ApiError, Cause};
 
 use super::object::parse_version;
@@ -82,7 +83,11 @@ impl Registry {
             self.newest().await?;
         }
         if let Some(source) = &call.row.source {
-            let made = source.get(call.object_namespace(), call.name).await.ok_or_else(|| call.not_found())?;
+            let missing = || match source.missing_as() {
+                Some(named) => ApiError::NotFound(Named::new(&*call.row.group, named), call.name.to_owned()),
+                None => call.not_found(),
+            };
+            let made = source.get(call.object_namespace(), call.name).await.ok_or_else(missing)?;
             return Ok(Answer::Object(200, ResponseObject::Value(made)));
         }
         let cached = self.cache.get(call.key().as_str()).ok_or_else(|| call.not_found())?;
