@@ -31,7 +31,7 @@ pub(super) fn validate_match(errors: &mut ErrorList, matching: &Value, path: &Pa
     if matching.is_null() {
         return;
     }
-    one_of(errors, matching, "matchPolicy", &["Equivalent", "Exact"], path);
+    one_of_given(errors, matching, "matchPolicy", &["Equivalent", "Exact"], path);
     for selector in ["namespaceSelector", "objectSelector"] {
         label_selector(errors, get(matching, selector), &path.child(selector));
     }
@@ -44,10 +44,18 @@ pub(super) fn validate_match(errors: &mut ErrorList, matching: &Value, path: &Pa
     }
 }
 
-/// A field that has one of some values, and has to be there.
+/// A field that has one of some values, and has to be there and not empty.
 pub(super) fn one_of(errors: &mut ErrorList, of: &Value, key: &str, known: &[&str], path: &Path<'_>) {
+    if text(of, key).is_empty() {
+        return errors.required(&path.child(key), "");
+    }
+    one_of_given(errors, of, key, known, path);
+}
+
+/// The same where empty is a value as others are, and no good one.
+pub(super) fn one_of_given(errors: &mut ErrorList, of: &Value, key: &str, known: &[&str], path: &Path<'_>) {
     let given = text(of, key);
-    if !has(of, key) || given.is_empty() {
+    if !has(of, key) {
         errors.required(&path.child(key), "");
     } else if !known.contains(&given) {
         errors.not_supported(&path.child(key), given, known);
@@ -65,13 +73,15 @@ fn resource_names(errors: &mut ErrorList, rule: &Value, path: &Path<'_>) {
     }
 }
 
-/// What changes an object sees creates and updates only.
+/// What changes an object has nothing to change in a delete.
+const MUTABLE: &[&str] = &["*", "CONNECT", "CREATE", "UPDATE"];
+
 pub(super) fn validate_mutable(errors: &mut ErrorList, matching: &Value, path: &Path<'_>) {
     let rules = path.child("resourceRules");
     let at = rules.child("operations");
     for rule in items(matching, "resourceRules") {
-        for operation in texts(rule, "operations").filter(|operation| !matches!(*operation, "CREATE" | "UPDATE")) {
-            errors.not_supported(&at, operation, &["CREATE", "UPDATE"]);
+        for operation in texts(rule, "operations").filter(|operation| !MUTABLE.contains(operation)) {
+            errors.not_supported(&at, operation, MUTABLE);
         }
     }
 }

@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::constraints::{
-    BINDING_COLUMNS, binding_cells, default_match, one_of, policy_cells, validate_binding, validate_conditions,
-    validate_constraints, validate_mutable, validate_param_kind, validate_variables,
+    BINDING_COLUMNS, binding_cells, default_match, one_of, one_of_given, policy_cells, validate_binding,
+    validate_conditions, validate_constraints, validate_mutable, validate_param_kind, validate_variables,
 };
 use super::expressions::Compiler;
 use super::validating::ROW;
@@ -101,10 +101,14 @@ impl Strategy for Policies {
         false
     }
 
+    fn checks_finalizers(&self) -> bool {
+        false
+    }
+
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = ErrorList::new();
         let spec = get(object, "spec");
-        one_of(&mut errors, spec, "failurePolicy", &["Fail", "Ignore"], &SPEC);
+        one_of_given(&mut errors, spec, "failurePolicy", &["Fail", "Ignore"], &SPEC);
         validate_param_kind(&mut errors, spec, &SPEC);
         validate_constraints(&mut errors, spec, &SPEC);
         validate_mutable(&mut errors, get(spec, "matchConstraints"), &SPEC.child("matchConstraints"));
@@ -141,6 +145,10 @@ impl Strategy for Bindings {
     }
 
     fn unconditional_update(&self) -> bool {
+        false
+    }
+
+    fn checks_finalizers(&self) -> bool {
         false
     }
 

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::constraints::{
-    BINDING_COLUMNS, binding_cells, default_match, one_of, policy_cells, validate_binding, validate_conditions,
+    BINDING_COLUMNS, binding_cells, default_match, one_of_given, policy_cells, validate_binding, validate_conditions,
     validate_constraints, validate_param_kind, validate_variables,
 };
 use super::expressions::{BOOL, Compiler, STRING, STRING_OR_NULL};
@@ -59,7 +59,7 @@ pub(super) const ROW: Row =
 const ANNOTATIONS_MAX: usize = 20;
 const ANNOTATION_BYTES_MAX: usize = 5 * 1024;
 const SPEC: Path<'static> = Path::root("spec");
-const REASONS: &[&str] = &["Forbidden", "Invalid", "RequestEntityTooLarge", "Unauthorized"];
+const REASONS: &[&str] = &["Forbidden", "Invalid", "RequestEntityTooLarge"];
 const ACTIONS: &[&str] = &["Audit", "Deny", "Warn"];
 const POLICY_COLUMNS: &[Column] = &[NAME, column("Validations", "integer"), column("ParamKind", "string"), AGE];
 
@@ -144,10 +144,14 @@ impl Strategy for Policies {
         false
     }
 
+    fn checks_finalizers(&self) -> bool {
+        false
+    }
+
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = ErrorList::new();
         let spec = get(object, "spec");
-        one_of(&mut errors, spec, "failurePolicy", &["Fail", "Ignore"], &SPEC);
+        one_of_given(&mut errors, spec, "failurePolicy", &["Fail", "Ignore"], &SPEC);
         validate_param_kind(&mut errors, spec, &SPEC);
         validate_constraints(&mut errors, spec, &SPEC);
         validate_conditions(&mut errors, spec, &SPEC);
@@ -185,6 +189,10 @@ impl Strategy for Bindings {
     }
 
     fn unconditional_update(&self) -> bool {
+        false
+    }
+
+    fn checks_finalizers(&self) -> bool {
         false
     }
 

@@ -154,6 +154,10 @@ impl Strategy for Webhooks {
         false
     }
 
+    fn checks_finalizers(&self) -> bool {
+        false
+    }
+
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = ErrorList::new();
         let list = Path::root("webhooks");

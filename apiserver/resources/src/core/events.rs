@@ -286,7 +286,9 @@ fn strict_update(errors: &mut ErrorList, new: &Value, old: &Value) {
         "reportingInstance",
     ] {
         let (now, was) = (get(new, key), get(old, key));
-        if now != was && !(is_zero(now) && is_zero(was)) {
+        // Of a pointer, empty is not absent.
+        let void = |value: &Value| is_zero(value) && !(key == "related" && value.is_object());
+        if now != was && !(void(now) && void(was)) {
             let shown = if key == "reportingComponent" { "reportingController" } else { key };
             let path = Path::root(shown);
             match inner(key, now) {

@@ -8,9 +8,11 @@ use serde_json::{Map, Value, json};
 use crate::cells::{AGE, NAME, age, column, name, wide};
 use crate::core::pods::volumes::{no_backsteps, required};
 use crate::core::pods::{claims, defaults, disks, placement, update, warnings as pod_warnings};
-use crate::field::{ErrorList, FieldError, NOT_NEGATIVE, Path};
+use crate::field::{ErrorList, FieldError, Path};
 use crate::metadata::{self, quantity};
-use crate::read::{default_to, default_zero_to, entries, get, has, items, object_mut, put, spec_of, text, texts};
+use crate::read::{
+    default_to, default_zero_to, entries, get, has, is_zero, items, object_mut, put, spec_of, text, texts,
+};
 use crate::rules;
 use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, prepare_update_by_default};
 
@@ -127,8 +129,8 @@ pub(super) fn access_modes(of: &Value) -> String {
 
 /// An amount that may not be below nothing.
 pub(super) fn not_negative(errors: &mut ErrorList, value: &Value, path: &Path<'_>) {
-    if let Some(amount) = quantity(value).filter(|amount| amount.sign() < 0) {
-        errors.invalid(path, amount.to_string(), NOT_NEGATIVE);
+    if let Some(whole) = quantity(value).map(|amount| amount.value()).filter(|whole| *whole < 0) {
+        errors.invalid(path, whole, "must be a valid resource quantity");
     }
 }
 
@@ -334,11 +336,15 @@ fn same_affinity(new: &Value, old: &Value) -> bool {
     fn walk(new: &Value, old: &Value, renamed: &dyn Fn(&str, &str) -> bool) -> bool {
         match (new, old) {
             (Value::Object(new), Value::Object(old)) => {
-                new.len() == old.len()
-                    && new.iter().all(|(key, value)| match (key.as_str(), old.get(key)) {
-                        ("key", Some(was)) => renamed(value.as_str().unwrap_or(""), was.as_str().unwrap_or("")),
-                        (_, Some(was)) => walk(value, was, renamed),
-                        (_, None) => false,
+                // An empty list says what an absent one says.
+                let filled = |of: &Map<String, Value>| of.values().filter(|value| !is_zero(value)).count();
+                filled(new) == filled(old)
+                    && new.iter().filter(|(_, value)| !is_zero(value)).all(|(key, value)| {
+                        match (key.as_str(), old.get(key)) {
+                            ("key", Some(was)) => renamed(value.as_str().unwrap_or(""), was.as_str().unwrap_or("")),
+                            (_, Some(was)) => walk(value, was, renamed),
+                            (_, None) => false,
+                        }
                     })
             }
             (Value::Array(new), Value::Array(old)) => {

@@ -137,7 +137,8 @@ impl Strategy for ReplicationController {
         if old.is_none() {
             workloads::name_warning(&mut found, object);
         }
-        if old.is_none_or(|old| self.generation_changes(object, old)) {
+        // Of updates upstream says nothing.
+        if old.is_none() {
             warnings::template(&mut found, get(get(object, "spec"), "template"), &SPEC.child("template"));
         }
         found

@@ -8,7 +8,7 @@ use crate::cells::{AGE, NAME, age, column, containers_and_images, name, wide};
 use crate::core::pods::{defaults, spec, warnings};
 use crate::field::{ErrorList, FieldError, NOT_NEGATIVE, Path, go_struct};
 use crate::metadata::label_selector;
-use crate::read::{get, has, int, is_zero, items, object_mut, put, text};
+use crate::read::{get, has, int, is_zero, items, items_mut, object_mut, put, remove, text};
 use crate::{Column, Context, prepare_update_by_default, rules};
 
 pub(crate) const SPEC: Path<'static> = Path::root("spec");
@@ -43,7 +43,13 @@ pub(crate) fn shown_selector(selector: &Value) -> String {
     // Both fields are left out where they are empty.
     let filled: Vec<&str> =
         ["matchLabels", "matchExpressions"].into_iter().filter(|key| !is_zero(get(selector, key))).collect();
-    go_struct(selector, &filled)
+    let mut shown = selector.clone();
+    for expression in items_mut(&mut shown, "matchExpressions") {
+        if items(expression, "values").is_empty() {
+            remove(expression, "values");
+        }
+    }
+    go_struct(&shown, &filled)
 }
 
 /// A selector in a spec; a parsed one where it can be used for matching (`None`: it can't). `not_empty`: for which kind it must select

@@ -3,10 +3,11 @@
 use serde_json::{Value, json};
 
 use super::claim;
+use crate::core::pods::disks::is_set;
 use crate::core::pods::update::same;
 use crate::field::{ErrorList, FieldError, IMMUTABLE, Path};
 use crate::metadata::{annotations, labels};
-use crate::read::{entries, fields, get, is_zero, object_mut, spec_of};
+use crate::read::{entries, fields, get, object_mut, spec_of};
 use crate::{Context, MetadataChecks, Row, Storage, Strategy};
 
 /// ResourceClaimTemplates.
@@ -18,6 +19,7 @@ pub(crate) static ROW: Row = Row {
     schema: "io.k8s.api.resource.v1.ResourceClaimTemplate",
     storage: Storage::Stored("resourceclaimtemplates"),
     inert: Some("nothing allocates devices here: no claim is made of it"),
+    shows_empty: true,
     strategy: &ResourceClaimTemplate,
     example: r#"apiVersion: resource.k8s.io/v1
 kind: ResourceClaimTemplate
@@ -35,7 +37,7 @@ fn validate(errors: &mut ErrorList, spec: &Value) {
     let (metadata, metadata_at) = (get(spec, "metadata"), SPEC.child("metadata"));
     annotations(errors, get(metadata, "annotations"), &metadata_at.child("annotations"));
     labels(errors, get(metadata, "labels"), &metadata_at.child("labels"));
-    for (key, _) in entries(spec, "metadata").filter(|(_, value)| !is_zero(value)) {
+    for (key, _) in entries(spec, "metadata").filter(|(_, value)| is_set(value)) {
         if key != "annotations" && key != "labels" {
             errors.forbidden(&metadata_at.child(key), "cannot be set");
         }

@@ -21,6 +21,7 @@ pub(crate) static ROW: Row = Row {
     storage: Storage::Stored("resourceslices"),
     indexed_fields: &["spec.nodeName"],
     inert: Some("nothing allocates devices here"),
+    shows_empty: true,
     strategy: &ResourceSlice,
     example: r#"apiVersion: resource.k8s.io/v1
 kind: ResourceSlice

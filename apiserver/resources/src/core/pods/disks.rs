@@ -241,6 +241,11 @@ fn csi(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
     }
 }
 
+/// Whether Go's struct would have it, an empty list included.
+pub(crate) fn is_set(value: &Value) -> bool {
+    value.is_array() || value.is_object() || !is_zero(value)
+}
+
 fn ephemeral(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
     let template = get(source, "volumeClaimTemplate");
     let at = path.child("volumeClaimTemplate");
@@ -253,7 +258,7 @@ fn ephemeral(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
     annotations(errors, get(meta, "annotations"), &meta_at.child("annotations"));
     labels(errors, get(meta, "labels"), &meta_at.child("labels"));
     for (key, value) in meta.as_object().into_iter().flatten() {
-        if key != "annotations" && key != "labels" && !is_zero(value) {
+        if key != "annotations" && key != "labels" && is_set(value) {
             errors.forbidden(&meta_at.child(key), "cannot be set");
         }
     }

@@ -289,7 +289,21 @@ fn only_added(new: &Value, old: &Value) -> bool {
     })
 }
 
-/// Whether two values say the same: quantities by amount, empty as absent.
+/// Fields of specs that are maps: empty ones say what absent ones say. A struct that is there is there, with nothing in it, too.
+const MAPS: &[&str] = &[
+    "annotations",
+    "attributes",
+    "consumedCapacity",
+    "counters",
+    "data",
+    "labels",
+    "matchLabels",
+    "nodeSelector",
+    "options",
+    "volumeAttributes",
+];
+
+/// Whether two values say the same: quantities by amount, empty lists and maps as absent.
 pub(crate) fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Object(a), Value::Object(b)) => {
@@ -299,7 +313,7 @@ pub(crate) fn same(a: &Value, b: &Value) -> bool {
                 let void = |v: &Value| {
                     v.is_null()
                         || v.as_array().is_some_and(Vec::is_empty)
-                        || matches!(v, Value::Object(m) if m.is_empty() && key != "emptyDir")
+                        || matches!(v, Value::Object(m) if m.is_empty() && MAPS.contains(&key.as_str()))
                 };
                 // Lists are called so, too: of devices, and of what bounds a namespace.
                 if ["limits", "requests", "overhead"].contains(&key.as_str()) && !a.is_array() && !b.is_array() {
