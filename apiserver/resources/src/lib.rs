@@ -23,6 +23,7 @@ mod discovery;
 pub mod field;
 mod flowcontrol;
 mod info;
+mod inner;
 pub mod metadata;
 mod networking;
 mod node;

@@ -9,6 +9,7 @@ use crate::cells::{AGE, NAME, age, column, name, wide};
 use crate::core::pods::resources::amount;
 use crate::core::pods::{claims, update};
 use crate::field::{ErrorList, FieldError, IMMUTABLE, Path};
+use crate::inner;
 use crate::metadata::quantity;
 use crate::read::{default_to, default_zero_to, entries, get, has, object_mut, put, remove, spec_of, text};
 use crate::rules;
@@ -144,7 +145,7 @@ fn changes(errors: &mut ErrorList, new: &Value, old: &Value) {
         put(&mut spec, CLASS, get(&was, CLASS).clone());
     }
     if !update::same(&spec, &was) {
-        let difference = update::difference(&was, &spec);
+        let difference = inner::difference(&was, &spec, "PersistentVolumeClaimSpec");
         let why = format!(
             "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims\n{difference}"
         );

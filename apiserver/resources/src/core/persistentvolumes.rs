@@ -9,6 +9,7 @@ use crate::cells::{AGE, NAME, age, column, name, wide};
 use crate::core::pods::volumes::{no_backsteps, required};
 use crate::core::pods::{claims, defaults, disks, placement, update, warnings as pod_warnings};
 use crate::field::{ErrorList, FieldError, Path};
+use crate::inner;
 use crate::metadata::{self, quantity};
 use crate::read::{
     default_to, default_zero_to, entries, get, has, is_zero, items, object_mut, put, spec_of, text, texts,
@@ -366,7 +367,7 @@ fn changes(errors: &mut ErrorList, new: &Value, old: &Value) {
         crate::read::remove(csi, "controllerExpandSecretRef");
     }
     if !update::same(&source, &old_source) {
-        let difference = update::difference(&old_source, &source);
+        let difference = inner::difference(&old_source, &source, "PersistentVolumeSource");
         let why = format!("spec.persistentvolumesource is immutable after creation\n{difference}");
         errors.forbidden(&SPEC.child("persistentvolumesource"), &why);
     }
@@ -374,7 +375,7 @@ fn changes(errors: &mut ErrorList, new: &Value, old: &Value) {
     let (affinity, old_affinity) = (get(spec, "nodeAffinity"), get(was, "nodeAffinity"));
     if !old_affinity.is_null() && !same_affinity(affinity, old_affinity) {
         let why = "field is immutable, except for updating from beta label to GA";
-        errors.invalid(&Path::root("nodeAffinity"), affinity.clone(), why);
+        inner::invalid(errors, &Path::root("nodeAffinity"), affinity, "*VolumeNodeAffinity", why);
     }
     if has(was, CLASS) && !has(spec, CLASS) {
         errors.forbidden(&SPEC.child(CLASS), "update from non-nil value to nil is forbidden");

@@ -12,6 +12,7 @@ use super::{binding_conditions, bounded, claim, label, qualified_name, unique};
 use crate::core::pods::placement::node_selector;
 use crate::core::pods::update::same;
 use crate::field::{ErrorList, Path};
+use crate::inner;
 use crate::metadata::{label_name, quantity};
 use crate::read::{entries, flag, get, has, items, text, texts};
 use crate::rules;
@@ -118,7 +119,7 @@ fn attribute(errors: &mut ErrorList, attribute: &Value, path: &Path<'_>) {
     match kinds.iter().filter(|key| has(attribute, key)).count() {
         0 => errors.invalid(path, "", "exactly one value must be specified"),
         1 => {}
-        _ => errors.invalid(path, attribute.clone(), "exactly one value must be specified"),
+        _ => inner::invalid(errors, path, attribute, "DeviceAttribute", "exactly one value must be specified"),
     }
 }
 

@@ -8,6 +8,7 @@ use super::{claim, status};
 use crate::cells::{AGE, NAME, age, column, name};
 use crate::core::pods::update::same;
 use crate::field::{ErrorList, FieldError, IMMUTABLE, Path};
+use crate::inner;
 use crate::metadata::reset_for_status;
 use crate::read::{at, fields, get, has, items, object_mut};
 use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, prepare_update_by_default};
@@ -82,7 +83,7 @@ impl Strategy for ResourceClaim {
         if !context.subresource.is_empty() {
             status::validate(&mut errors, new, old);
         } else if !same(get(new, "spec"), get(old, "spec")) {
-            errors.invalid(&SPEC, get(new, "spec").clone(), IMMUTABLE);
+            inner::invalid(&mut errors, &SPEC, get(new, "spec"), "ResourceClaimSpec", IMMUTABLE);
         }
         errors.list()
     }

@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 
 use super::spec;
 use crate::field::{ErrorList, IMMUTABLE, Path};
+use crate::inner;
 use crate::metadata::quantity;
-use crate::read::{NULL, entries, get, has, int, is_zero, items, items_mut, put, text};
+use crate::read::{NULL, entries, get, has, int, is_zero, items, items_mut, object_mut, put, text};
 use crate::rules;
 
 const SPEC: Path<'static> = Path::root("spec");
@@ -68,8 +69,10 @@ pub(super) fn ephemeral_containers(errors: &mut ErrorList, new: &Value, old: &Va
         match by_name.get(name) {
             None => errors.forbidden(&at, &format!("existing ephemeral containers {name:?} may not be removed\n")),
             Some(now) if !same(now, was) => {
-                let why =
-                    format!("existing ephemeral containers {name:?} may not be changed\n{}", difference(was, now));
+                let why = format!(
+                    "existing ephemeral containers {name:?} may not be changed\n{}",
+                    inner::difference(was, now, "EphemeralContainer")
+                );
                 errors.forbidden(&at, &why);
             }
             Some(_) => {}
@@ -205,7 +208,10 @@ fn rest(errors: &mut ErrorList, new: &Value, old: &Value) {
         node_affinity(errors, &mut munged, old);
     }
     if !same(&munged, old) {
-        errors.forbidden(&SPEC, &format!("{MAY_CHANGE}\n{}", difference(old, &munged)));
+        errors.forbidden(
+            &SPEC,
+            &format!("{MAY_CHANGE}\n{}", inner::difference(&inner_spec(old), &inner_spec(&munged), "PodSpec")),
+        );
     }
 }
 
@@ -334,16 +340,14 @@ fn amounts_equal(a: &Value, b: &Value) -> bool {
     of(a) == of(b)
 }
 
-/// The fields that differ, for a person.
-pub(crate) fn difference(old: &Value, new: &Value) -> String {
-    let mut lines = Vec::new();
-    for key in old.as_object().into_iter().chain(new.as_object()).flatten().map(|(k, _)| k).collect::<BTreeSet<_>>() {
-        let (before, after) = (get(old, key), get(new, key));
-        if !same(before, after) {
-            lines.push(format!("- {key}: {before}\n+ {key}: {after}\n"));
-        }
+/// A spec in the places where upstream's inner type has its fields.
+fn inner_spec(spec: &Value) -> Value {
+    let mut spec = spec.clone();
+    for key in ["hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace", "hostUsers"] {
+        let value = get(&spec, key).clone();
+        put(object_mut(&mut spec, "securityContext"), key, value);
     }
-    lines.concat()
+    spec
 }
 
 /// An update of the pod's status.
