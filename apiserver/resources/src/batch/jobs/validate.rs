@@ -1,6 +1,6 @@
 //! A Job's spec: its counts, and what of it may change.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::policies::{failure_policy, shown_failure_rule, shown_policy, shown_success_rule, success_policy};
 use super::{NAME_LABELS, UID_LABELS, is_true};
@@ -244,12 +244,17 @@ fn template(errors: &mut ErrorList, spec: &Value, old_job: &Value) {
     let idle = int(status, "active").unwrap_or(0) == 0;
     let open = suspended && idle && (!has(status, "startTime") || is_true(old_job, "Suspended"));
     if open {
-        let node = get(get(get(new, "spec"), "affinity"), "nodeAffinity").clone();
+        let now = get(get(new, "spec"), "affinity");
         let pod = object_mut(&mut old, "spec");
         let mut affinity = get(pod, "affinity").clone();
-        if !affinity.is_null() || !node.is_null() {
-            put(&mut affinity, "nodeAffinity", node);
-            put(pod, "affinity", if is_zero(&affinity) { Value::Null } else { affinity });
+        if !affinity.is_null() || !now.is_null() {
+            if affinity.is_null() {
+                affinity = json!({});
+            }
+            put(&mut affinity, "nodeAffinity", get(now, "nodeAffinity").clone());
+            // An empty struct that is there is not an absent one.
+            let gone = now.is_null() && is_zero(&affinity);
+            put(pod, "affinity", if gone { Value::Null } else { affinity });
         }
         for key in ["nodeSelector", "tolerations", "schedulingGates"] {
             put(pod, key, get(get(new, "spec"), key).clone());
