@@ -119,7 +119,7 @@ fn end(pod: &Pod, condition: Option<PodCondition>) -> Vec<Action> {
     let key = key_of(&pod.metadata);
     let mut actions = Vec::new();
     if !pods::is_terminal(pod) {
-        let mut conditions = pod.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default().into_vec();
+        let mut conditions = pod.conditions();
         if let Some(condition) = condition {
             conditions::set(&mut conditions, condition);
         }

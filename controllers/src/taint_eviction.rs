@@ -98,8 +98,7 @@ fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
 
 /// Says on the pod why it goes (KEP-3329).
 fn disrupted(pod: &Pod, now: Timestamp) -> Action {
-    let mut conditions =
-        pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default().into_vec();
+    let mut conditions = pod.conditions();
     let condition = PodCondition {
         type_: "DisruptionTarget".into(),
         status: "True".into(),

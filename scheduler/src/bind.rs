@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::PodCondition;
 use machinery_api::ObjectKey;
 use machinery_api::time::seconds;
 use machinery_client::request::{ApiClient, PatchType, status_code};
-use machinery_client::{Informer, Kind, Pod};
+use machinery_client::{Condition, Informer, Kind, Pod};
 use serde_json::{Value, json};
 
 use crate::plugins::PreBindPatch;
@@ -81,7 +80,7 @@ async fn is_bound(client: &ApiClient, pod: &ObjectKey, uid: &str, node: &str) ->
 /// The `PodScheduled` condition to write; none where it stands there already. Pure.
 #[must_use]
 pub fn condition(
-    present: Option<&PodCondition>,
+    present: Option<&Condition>,
     generation: Option<i64>,
     reason: &str,
     message: &str,

@@ -218,8 +218,7 @@ fn mark_pods(view: &ObjectCache, node: &Node, now: Timestamp) -> Vec<Action> {
     };
     let on_node = view.on_node(node.metadata.name.as_deref().unwrap_or_default());
     let marked = on_node.filter(|pod| pods::is_ready(pod) && !said_since(pod)).map(|pod| {
-        let mut conditions =
-            pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default().into_vec();
+        let mut conditions = pod.conditions();
         for condition in conditions.iter_mut().filter(|condition| condition.type_ == "Ready") {
             condition.status = "False".into();
             condition.last_transition_time = Some(pods::stamp(now));

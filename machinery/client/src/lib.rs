@@ -45,6 +45,6 @@ pub use object::{
 };
 pub use pass::{Answer, Memories, Pass};
 pub use plan::{Action, EventRecord, Failure, OutcomeEvents, Plan, Propagation, controlled_by, reference_to};
-pub use pod::Pod;
+pub use pod::{Condition, Pod};
 pub use question::{Memory, Question};
 pub use reflector::{Reflector, ReflectorEvent, ReflectorEvents};

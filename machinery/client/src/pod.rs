@@ -8,7 +8,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
-    Affinity, PersistentVolumeClaimTemplate, PodCondition, PodIP, Toleration, TopologySpreadConstraint,
+    Affinity, PersistentVolumeClaimTemplate, PodIP, Toleration, TopologySpreadConstraint,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
@@ -17,7 +17,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use machinery_api::shared::Pool;
 
+mod condition;
 mod resize;
+
+pub use condition::Condition;
 
 static SHAPES: Pool<PodShape> = Pool::new();
 
@@ -260,7 +263,7 @@ pub struct PodStatus {
     pub start_time: Option<Time>,
     /// Whole: who changes one writes all.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub conditions: Option<Box<[PodCondition]>>,
+    pub conditions: Option<Box<[Condition]>>,
     /// Its containers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container_statuses: Option<Box<[ContainerStatus]>>,
