@@ -81,7 +81,6 @@ struct Row {
     used: AtomicU64,
     peak: AtomicU64,
     waiting: AtomicUsize,
-    freed: Notify,
 }
 
 impl Row {
@@ -91,7 +90,6 @@ impl Row {
             used: AtomicU64::new(0),
             peak: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
-            freed: Notify::new(),
         }
     }
 
@@ -110,14 +108,6 @@ impl Row {
 
     fn give(&self, amount: u64) {
         self.used.fetch_sub(amount, Ordering::SeqCst);
-        self.wake();
-    }
-
-    fn wake(&self) {
-        // Who waits counts itself before it looks at `used` for the last time, so one of the two sees the other.
-        if self.waiting.load(Ordering::SeqCst) > 0 {
-            self.freed.notify_waiters();
-        }
     }
 }
 
@@ -126,6 +116,9 @@ impl Row {
 pub struct Ledger {
     level: Level,
     rows: [Row; Resource::ALL.len()],
+    /// Something was given back that is waited for. One for all rows: there are two ledgers a pod, most of which nobody ever waits
+    /// at, and who waits looks anew.
+    freed: Notify,
     parent: Option<Arc<Ledger>>,
 }
 
@@ -149,7 +142,7 @@ impl Ledger {
     }
 
     fn new(level: Level, parent: Option<Arc<Self>>) -> Arc<Self> {
-        Arc::new(Self { level, rows: std::array::from_fn(|_| Row::new()), parent })
+        Arc::new(Self { level, rows: std::array::from_fn(|_| Row::new()), freed: Notify::new(), parent })
     }
 
     fn row(&self, resource: Resource) -> &Row {
@@ -170,6 +163,7 @@ impl Ledger {
             && let Err(exceeded) = parent.take(resource, amount)
         {
             row.give(amount);
+            self.wake(resource);
             return Err(exceeded);
         }
         Ok(())
@@ -191,6 +185,7 @@ impl Ledger {
             return;
         }
         self.row(resource).give(amount);
+        self.wake(resource);
         if let Some(parent) = &self.parent {
             parent.give(resource, amount);
         }
@@ -219,12 +214,12 @@ impl Ledger {
     }
 
     /// Waits until something of `resource` is given back at `level`, or its limit is changed; not at all where `enough`
-    /// holds of that level now.
+    /// holds of that level now. May end sooner.
     pub async fn changed(&self, resource: Resource, level: Level, enough: impl FnOnce(&Self) -> bool) {
         let at = self.at(level);
         let row = at.row(resource);
         let _waiting = Waiting::new(&row.waiting);
-        let freed = row.freed.notified();
+        let freed = at.freed.notified();
         tokio::pin!(freed);
         freed.as_mut().enable();
         if !enough(at) {
@@ -234,7 +229,10 @@ impl Ledger {
 
     /// Wakes who waits for `resource` at this level, to look anew.
     pub fn wake(&self, resource: Resource) {
-        self.row(resource).wake();
+        // Who waits counts itself before it looks at `used` for the last time, so one of the two sees the other.
+        if self.row(resource).waiting.load(Ordering::SeqCst) > 0 {
+            self.freed.notify_waiters();
+        }
     }
 
     /// The ledger of a level at or above this one.
@@ -274,7 +272,7 @@ impl Ledger {
     pub fn set_limit(&self, resource: Resource, limit: u64) {
         let row = self.row(resource);
         row.limit.store(limit, Ordering::SeqCst);
-        row.wake();
+        self.wake(resource);
     }
 }
 

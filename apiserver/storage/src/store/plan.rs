@@ -69,12 +69,12 @@ fn entry(key: &Arc<str>, modified: Revision, stored: &Stored) -> Entry {
     Entry { key: key.clone(), record: stored.record.clone(), created: stored.created, modified }
 }
 
-fn change(record: &HistoryRecord<Arc<Stored>>) -> Change {
+fn change(HistoryRecord { revision, key, value, previous }: HistoryRecord<Arc<Stored>>) -> Change {
     Change {
-        revision: record.revision,
-        key: record.key.clone(),
-        entry: record.value.as_ref().map(|stored| entry(&record.key, record.revision, stored)),
-        previous: record.previous.as_ref().map(|(at, stored)| entry(&record.key, *at, stored)),
+        revision,
+        entry: value.map(|stored| entry(&key, revision, &stored)),
+        previous: previous.map(|(at, stored)| entry(&key, at, &stored)),
+        key,
     }
 }
 

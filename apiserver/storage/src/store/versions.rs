@@ -43,7 +43,7 @@ impl<V> Chain<V> {
 }
 
 /// One change in history.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HistoryRecord<V> {
     /// When.
     pub revision: Revision,
@@ -55,11 +55,18 @@ pub struct HistoryRecord<V> {
     pub previous: Option<(Revision, V)>,
 }
 
+/// That a key was written at a revision, at most once: the key's versions say what.
+#[derive(Debug)]
+struct Written {
+    revision: Revision,
+    key: Arc<str>,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Versions<V> {
     keys: BTreeMap<Arc<str>, Chain<V>>,
-    history: VecDeque<HistoryRecord<V>>,
+    history: VecDeque<Written>,
     revision: Revision,
     compacted: Revision,
 }
@@ -154,7 +161,7 @@ impl<V: Clone> Versions<V> {
     pub fn apply(&mut self, revision: Revision, key: &Arc<str>, value: Option<V>) -> Option<(Revision, V)> {
         debug_assert!(revision >= self.revision, "revisions only rise");
         self.revision = revision;
-        let version = Version { at: revision, value: value.clone() };
+        let version = Version { at: revision, value };
         let mut shared = key.clone();
         let previous = match self.keys.get_mut(key) {
             None => {
@@ -169,7 +176,7 @@ impl<V: Clone> Versions<V> {
                 previous
             }
         };
-        self.history.push_back(HistoryRecord { revision, key: shared, value, previous: previous.clone() });
+        self.history.push_back(Written { revision, key: shared });
         previous
     }
 
@@ -183,12 +190,21 @@ impl<V: Clone> Versions<V> {
     }
 
     /// History after `revision`, oldest first.
-    pub fn since(&self, revision: Revision) -> Result<impl Iterator<Item = &HistoryRecord<V>>, OutOfReach> {
+    pub fn since(&self, revision: Revision) -> Result<impl Iterator<Item = HistoryRecord<V>>, OutOfReach> {
         if revision < self.compacted {
             return Err(OutOfReach::Compacted(self.compacted));
         }
         let first = self.history.partition_point(|record| record.revision <= revision);
-        Ok(self.history.range(first..))
+        Ok(self.history.range(first..).map(|written| self.told(written)))
+    }
+
+    /// What a write of history, that is not compacted, did.
+    fn told(&self, Written { revision, key }: &Written) -> HistoryRecord<V> {
+        let versions = self.keys.get(key);
+        let at = |revision| versions.and_then(|versions| versions.at(revision));
+        let value = at(*revision).map(|(_, value)| value.clone());
+        let previous = at(revision - 1).map(|(since, value)| (since, value.clone()));
+        HistoryRecord { revision: *revision, key: key.clone(), value, previous }
     }
 
     /// How many changes history holds.
@@ -211,8 +227,9 @@ impl<V: Clone> Versions<V> {
             return gone;
         }
         self.compacted = revision;
-        while self.history.front().is_some_and(|record| record.revision <= revision) {
-            let Some(record) = self.history.pop_front() else { break };
+        while let Some(written) = self.history.front().filter(|written| written.revision <= revision) {
+            let record = self.told(written);
+            self.history.pop_front();
             if let Some(chain) = self.keys.get_mut(&record.key) {
                 chain.older.retain(|version| version.at >= record.revision);
                 if chain.older.is_empty() {
@@ -223,6 +240,10 @@ impl<V: Clone> Versions<V> {
                 }
             }
             gone.push(record);
+        }
+        // What a busy hour has filled is not kept for a quiet one.
+        if self.history.capacity() > 4 * self.history.len() {
+            self.history.shrink_to(2 * self.history.len());
         }
         gone
     }
@@ -250,6 +271,11 @@ mod tests {
         for compacted in [0u64, 17, 40, 60] {
             map.compact(compacted);
             assert_eq!(map.since(compacted).unwrap().count() as u64, 60 - compacted);
+            for change in map.since(compacted).unwrap() {
+                let (after, before) = (&models[change.revision as usize], &models[change.revision as usize - 1]);
+                assert_eq!(change.value.as_ref(), after.get(&change.key), "compacted {compacted}");
+                assert_eq!(change.previous.map(|(_, value)| value).as_ref(), before.get(&change.key));
+            }
             for at in compacted..=60 {
                 let seen: BTreeMap<Arc<str>, u64> =
                     map.range(Bound::Unbounded, Bound::Unbounded, at).map(|(k, _, v)| (k.clone(), *v)).collect();
