@@ -15,6 +15,7 @@ extern crate alloc;
 
 pub mod config;
 pub mod image;
+mod latest;
 pub mod log;
 mod mailbox;
 pub mod node;

@@ -10,9 +10,9 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::Pod;
 use machinery_client::{Object, Reflector, ReflectorEvent, shared};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::latest::{Sender, latest};
 use crate::pod::admit::{Claim, Rejection};
 use crate::pod::shared::Shared;
 use crate::pod::worker::{Input, PodView, Shown, Worker};
@@ -29,7 +29,7 @@ use statics::{Manifests, Statics, is_mirror};
 struct Pods {
     node: Arc<Shared>,
     /// By uid.
-    workers: BTreeMap<String, watch::Sender<Input>>,
+    workers: BTreeMap<String, Sender<Input>>,
     running: JoinSet<String>,
     /// Those that wish for other amounts than they have, and the order in which they said so.
     wishes: BTreeMap<String, (u64, Arc<Pod>)>,
@@ -110,7 +110,7 @@ impl Pods {
         let gone: Vec<String> = self.workers.keys().filter(|uid| !there(uid)).cloned().collect();
         for uid in gone {
             if let Some(worker) = self.workers.get(&uid) {
-                worker.send_modify(|input| input.removed = true);
+                worker.set(|input| input.removed = true);
             }
         }
         // Each keeps its address before any new one is given out.
@@ -148,7 +148,7 @@ impl Pods {
     /// A pod gets a worker.
     fn take_up(&mut self, input: Input, ip: Option<IpAddr>, rejected: Option<Rejection>) {
         let (pod, uid) = (input.pod.clone(), uid_of(&input.pod.get()));
-        let (sender, receiver) = watch::channel(input);
+        let (sender, receiver) = latest(input);
         let view = Arc::new(PodView::new(pod));
         self.node.pods.insert(&uid, view.clone());
         self.workers.insert(uid.clone(), sender);
@@ -185,11 +185,11 @@ impl Pods {
     /// A new state of a pod that has a worker.
     fn update(&mut self, uid: &str, pod: Arc<Pod>) {
         let Some(worker) = self.workers.get(uid) else { return };
-        let had = worker.borrow().pod.get();
-        let ended = admit::ended(&pod) && !worker.borrow().claim.ended;
+        let had = worker.read(|input| input.pod.clone()).get();
+        let ended = admit::ended(&pod) && !worker.read(|input| input.claim.ended);
         if resize::same_pod(&pod, &had) {
             let wished = self.wishes.remove(uid).is_some();
-            worker.send_modify(|input| {
+            worker.set(|input| {
                 input.is_now(pod);
                 input.pending = None;
             });
@@ -225,10 +225,10 @@ impl Pods {
         let wished = wished.clone();
         let others = self.workers.iter().filter(|(other, _)| *other != uid).map(|(_, other)| other);
         let fits = resize::fits(&self.node.allocatable, &claims(others), &wished);
-        let had = worker.borrow().pod.get();
+        let had = worker.read(|input| input.pod.clone()).get();
         match fits {
             Ok(()) => {
-                worker.send_modify(|input| {
+                worker.set(|input| {
                     input.is_now(wished);
                     input.pending = None;
                 });
@@ -238,7 +238,7 @@ impl Pods {
             Err(message) => {
                 let pod = Arc::new(resize::given(&wished, &had));
                 let pending = resize::Pending { wished: resize::summary(&wished, Some(&message)), message };
-                worker.send_modify(|input| {
+                worker.set(|input| {
                     // What was told of a wish stays, as amounts of others change all the time.
                     let same = input.pending.as_ref().is_some_and(|was| was.message == pending.message);
                     input.is_now(pod);
@@ -257,7 +257,7 @@ impl Pods {
             .wishes
             .iter()
             .filter_map(|(uid, (order, wished))| {
-                let had = self.workers.get(uid)?.borrow().pod.get();
+                let had = self.workers.get(uid)?.read(|input| input.pod.clone()).get();
                 let grows = ["cpu", "memory"].into_iter().any(|name| requested(wished, name) > requested(&had, name));
                 let spec = wished.spec.as_ref();
                 let priority = spec.and_then(|spec| spec.priority).unwrap_or(0);
@@ -274,7 +274,7 @@ impl Pods {
 
     fn remove(&mut self, pod: Arc<Pod>) {
         if let Some(worker) = self.workers.get(&uid_of(&pod)) {
-            worker.send_modify(|input| {
+            worker.set(|input| {
                 input.is_now(pod);
                 (input.removed, input.pending) = (true, None);
             });
@@ -304,11 +304,8 @@ impl Pods {
 
 /// What pods hold of the node. One that the API has removed (a forced deletion) holds nothing, though its folder may
 /// still be there: its guests ended when the node heard of it, and its replacement may have been bound already.
-fn claims<'a>(workers: impl Iterator<Item = &'a watch::Sender<Input>>) -> Vec<Claim> {
-    let claim = |worker: &watch::Sender<Input>| {
-        let input = worker.borrow();
-        (!input.removed).then(|| input.claim.clone())
-    };
+fn claims<'a>(workers: impl Iterator<Item = &'a Sender<Input>>) -> Vec<Claim> {
+    let claim = |worker: &Sender<Input>| worker.read(|input| (!input.removed).then(|| input.claim.clone()));
     workers.filter_map(claim).collect()
 }
 
@@ -326,10 +323,10 @@ mod tests {
         let pod = |cpu: &str, removed: bool| {
             let spec = json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]});
             let pod: Pod = serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap();
-            watch::Sender::new(Input { removed, ..Input::new(Arc::new(pod), Shown::Itself) })
+            latest(Input { removed, ..Input::new(Arc::new(pod), Shown::Itself) }).0
         };
         let (gone, there) = (pod("1", true), pod("2", false));
-        let claim = there.borrow().claim.clone();
+        let claim = there.read(|input| input.claim.clone());
         assert_eq!(claims([&gone, &there].into_iter()), [claim]);
     }
 }

@@ -12,7 +12,7 @@ use k8s_openapi::api::node::v1::RuntimeClass;
 use machinery_api::ObjectKey;
 use machinery_client::{EventRecord, Kind, reference_to, version_of};
 use machinery_env::Env;
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 
 use super::admit::{Claim, Rejection};
@@ -26,7 +26,8 @@ use super::state::{
 };
 use super::{probe, resize, status, unsupported};
 use crate::config::sources::{Source, SourceKind};
-use crate::mailbox::{Receiver, Sender, mailbox};
+use crate::latest::Receiver;
+use crate::mailbox::{self, Sender, mailbox};
 use crate::spec::resting::{Resting, Turn};
 use crate::spec::{containers, requests};
 use crate::volume::manager::keep;
@@ -90,8 +91,8 @@ pub(crate) enum Shown {
     Mirror(Option<String>),
 }
 
-impl AsRef<Resting<Pod>> for Input {
-    fn as_ref(&self) -> &Resting<Pod> {
+impl AsRef<Arc<Resting<Pod>>> for Input {
+    fn as_ref(&self) -> &Arc<Resting<Pod>> {
         &self.pod
     }
 }
@@ -121,7 +122,7 @@ impl Drop for Task {
 pub(crate) struct Worker {
     node: Arc<Shared>,
     view: Arc<PodView>,
-    input: watch::Receiver<Input>,
+    input: Receiver<Input>,
     pod: Arc<Resting<Pod>>,
     turn: Turn<Pod>,
     about: Arc<ObjectReference>,
@@ -130,7 +131,7 @@ pub(crate) struct Worker {
     ip: Option<IpAddr>,
     host_ports: Vec<Task>,
     sender: Sender<Message>,
-    messages: Receiver<Message>,
+    messages: mailbox::Receiver<Message>,
     /// Its containers, as the state has them.
     slots: Vec<Slot>,
     /// What they hold of the host together.
@@ -199,14 +200,11 @@ impl Worker {
     pub(crate) fn new(
         node: Arc<Shared>,
         view: Arc<PodView>,
-        mut input: watch::Receiver<Input>,
+        mut input: Receiver<Input>,
         ip: Option<IpAddr>,
         rejected: Option<Rejection>,
     ) -> Self {
-        let (resting, shown) = {
-            let input = input.borrow_and_update();
-            (input.pod.clone(), input.shown.clone())
-        };
+        let (resting, shown) = input.read(|input| (input.pod.clone(), input.shown.clone()));
         let pod = resting.get();
         let (sender, messages) = mailbox(MESSAGES_MAX);
         view.listen(sender.clone());
@@ -439,7 +437,7 @@ impl Worker {
             if self.input.changed().await.is_err() {
                 return std::future::pending().await;
             }
-            let Input { pod, removed, shown, .. } = self.input.borrow_and_update().clone();
+            let Input { pod, removed, shown, .. } = self.input.read(Input::clone);
             self.shown = shown;
             self.state.deleted = grace(&pod.get());
             self.state.removed = removed;
@@ -476,7 +474,7 @@ impl Worker {
     // --- what happens ------------------------------------------------------------------------------------------------
 
     fn take_input(&mut self) {
-        let Input { pod, removed, pending, shown, .. } = self.input.borrow_and_update().clone();
+        let Input { pod, removed, pending, shown, .. } = self.input.read(Input::clone);
         if shown != self.shown {
             // Another object, of which nothing is known.
             self.api = report::Api::default();

@@ -26,6 +26,7 @@ use crate::config::env_file::FileValues;
 use crate::config::environment::EnvContext;
 use crate::config::sources::{ConfigSourceManager, Known, Source, SourceKind, named_by_volumes};
 use crate::config::tokens::{self as token_requests, Wanted};
+use crate::latest::Receiver;
 use crate::mailbox::Sender;
 use crate::spec::resting::Resting;
 
@@ -77,18 +78,18 @@ pub(crate) enum MountEvent {
 #[expect(clippy::manual_async_fn, reason = "an async fn holds its arguments twice, and this one waits in every pod")]
 pub(crate) fn keep<I, M>(
     node: Arc<VolumeManager>,
-    mut input: watch::Receiver<I>,
+    mut input: Receiver<I>,
     dir: PathBuf,
     ip: IpAddr,
     events: Sender<M>,
 ) -> impl Future<Output = ()> + Send
 where
-    I: AsRef<Resting<Pod>> + Send + Sync,
+    I: AsRef<Arc<Resting<Pod>>> + Send + Sync,
     M: From<MountEvent> + Send,
 {
     async move {
         // What waits here waits for the pod's life: nothing of its spec is held twice.
-        let (from_api, watched) = watched(&node, &input.borrow_and_update().as_ref().get());
+        let (from_api, watched) = watched(&node, &resting(&mut input).get());
         let mut changes: Vec<watch::Receiver<Known>> = watched.iter().map(|(_, source)| source.known.clone()).collect();
         let (mut tokens, mut claimed) = (Vec::<HeldToken>::new(), Claimed::new());
         let (mut mounted, mut wait, mut told) = (false, RETRY_FIRST, String::new());
@@ -97,7 +98,8 @@ where
                 change.mark_unchanged();
             }
             // On the heap while it lasts: what waits is as large as the largest of its states.
-            let pod = input.borrow_and_update().as_ref().get();
+            let resting = resting(&mut input);
+            let pod = resting.get();
             let basis = basis(&pod);
             let filled = Box::pin(async {
                 claim(&node, &pod, &mut claimed, &dir).await?;
@@ -105,7 +107,8 @@ where
             });
             let filled = filled.await;
             drop(pod);
-            input.borrow().as_ref().settle();
+            resting.settle();
+            drop(resting);
             let mut again = None;
             match filled {
                 Ok(()) => {
@@ -145,6 +148,11 @@ where
     }
 }
 
+/// The pod as it is now.
+fn resting<I: AsRef<Arc<Resting<Pod>>>>(input: &mut Receiver<I>) -> Arc<Resting<Pod>> {
+    input.read(|input| input.as_ref().clone())
+}
+
 /// Whether the pod has volumes that the API fills, and what they name.
 fn watched(node: &VolumeManager, pod: &Pod) -> (bool, Watched) {
     let volumes = volumes_of(pod);
@@ -159,9 +167,9 @@ fn watched(node: &VolumeManager, pod: &Pod) -> (bool, Watched) {
 
 /// Waits until the volumes are to be filled again: an object of theirs is another one, the pod is, or the time has come. False
 /// where nobody tells of the pod any more.
-async fn until_due<I: AsRef<Resting<Pod>>>(
+async fn until_due<I: AsRef<Arc<Resting<Pod>>>>(
     changes: &mut [watch::Receiver<Known>],
-    input: &mut watch::Receiver<I>,
+    input: &mut Receiver<I>,
     sleep: Option<Duration>,
     filled_with: Option<u64>,
 ) -> bool {
@@ -176,10 +184,9 @@ async fn until_due<I: AsRef<Resting<Pod>>>(
                 if changed.is_err() {
                     return false;
                 }
-                let pod = input.borrow_and_update().as_ref().get();
-                let basis = basis(&pod);
-                drop(pod);
-                input.borrow().as_ref().settle();
+                let resting = resting(input);
+                let basis = basis(&resting.get());
+                resting.settle();
                 if filled_with != Some(basis) {
                     return true;
                 }
@@ -389,12 +396,13 @@ fn make_empty_dir(dir: &Path) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::latest::latest;
     use serde_json::{Value, json};
 
-    struct Told(Resting<Pod>);
+    struct Told(Arc<Resting<Pod>>);
 
-    impl AsRef<Resting<Pod>> for Told {
-        fn as_ref(&self) -> &Resting<Pod> {
+    impl AsRef<Arc<Resting<Pod>>> for Told {
+        fn as_ref(&self) -> &Arc<Resting<Pod>> {
             &self.0
         }
     }
@@ -425,17 +433,17 @@ mod tests {
 
     #[tokio::test]
     async fn volumes_that_are_filled_are_not_looked_at_for_a_status() {
-        let told = |change: fn(&mut Value)| Told(pod(change).into());
+        let told = |change: fn(&mut Value)| Told(Arc::new(pod(change).into()));
         let filled_with = Some(basis(&pod(|_| ())));
-        let (sender, mut input) = watch::channel(told(|_| ()));
+        let (sender, mut input) = latest(told(|_| ()));
         {
             let mut due = std::pin::pin!(until_due(&mut [], &mut input, None, filled_with));
-            sender.send_replace(told(running));
+            sender.set(|now| *now = told(running));
             assert!(futures::poll!(&mut due).is_pending());
-            sender.send_replace(told(|pod| pod["metadata"]["labels"]["a"] = "3".into()));
+            sender.set(|now| *now = told(|pod| pod["metadata"]["labels"]["a"] = "3".into()));
             assert!(due.await);
         }
-        sender.send_replace(told(running));
+        sender.set(|now| *now = told(running));
         assert!(until_due(&mut [], &mut input, None, None).await, "what could not be filled is tried again");
         drop(sender);
         assert!(!until_due(&mut [], &mut input, None, filled_with).await);
@@ -444,7 +452,7 @@ mod tests {
     #[tokio::test]
     async fn a_source_that_changes_has_volumes_filled_again() {
         let (source, known) = watch::channel(Known::Unknown);
-        let (_sender, mut input) = watch::channel(Told(pod(|_| ()).into()));
+        let (_sender, mut input) = latest(Told(Arc::new(pod(|_| ()).into())));
         source.send_replace(Known::Missing);
         assert!(until_due(&mut [known], &mut input, None, Some(basis(&pod(|_| ())))).await);
     }

@@ -124,7 +124,7 @@ impl Pods {
     fn show(&self, uid: &str, key: &ObjectKey) {
         let Some(worker) = self.workers.get(uid) else { return };
         let mirror = self.statics.mirror(uid, key);
-        worker.send_modify(|input| {
+        worker.set(|input| {
             input.is_now(Arc::new(seen(&input.pod.get(), mirror)));
             input.shown = Shown::Mirror(mirror.and_then(|mirror| mirror.metadata.uid.clone()));
         });
@@ -140,7 +140,7 @@ impl Pods {
         let now = self.node.parts.env.now();
         for uid in self.statics.begun.keys().filter(|uid| !self.statics.wanted.contains_key(*uid)) {
             let Some(worker) = self.workers.get(uid) else { continue };
-            worker.send_if_modified(|input| {
+            worker.change(|input| {
                 let known = input.pod.get();
                 let ends = known.metadata.deletion_timestamp.is_none();
                 if ends {

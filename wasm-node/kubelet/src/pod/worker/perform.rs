@@ -1,5 +1,7 @@
 //! Doing what [`State`](super::State) answers.
 
+use tokio::sync::watch;
+
 use super::*;
 use crate::config::pull_secrets;
 use crate::config::sources::named_by_environment;
