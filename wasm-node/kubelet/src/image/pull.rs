@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::OwnedMutexGuard;
 
 use super::access::{Access, Trust};
 use super::error::ImageError;
@@ -17,7 +18,7 @@ use super::remote::Remote;
 use super::signatures::{Rule, SignaturePolicy};
 use super::source::{Source, repository};
 use super::toolbox::Toolbox;
-use super::turns::{PARALLEL_PULLS_DEFAULT, Turns};
+use super::turns::{PARALLEL_PULLS_DEFAULT, Turn, Turns};
 use super::volume::Trees;
 use super::volume_manifest::VolumeLayer;
 use machinery_env::Env;
@@ -178,6 +179,20 @@ pub(super) struct AllKnown {
     pub(super) by_name: BTreeMap<String, Known>,
     /// Whose name means another image now, and which pods may still have.
     pub(super) replaced: Vec<Weak<Image>>,
+}
+
+/// Leave to pull an image, which nobody else pulls meanwhile.
+pub(super) struct Place {
+    own: OwnedMutexGuard<()>,
+    _turn: Turn,
+    _alone: OwnedMutexGuard<()>,
+}
+
+impl Place {
+    /// Others may pull it; those of the same namespace wait until what is left is dropped.
+    pub(super) fn leave(self) -> OwnedMutexGuard<()> {
+        self.own
+    }
 }
 
 /// The images of a node.
@@ -356,9 +371,7 @@ impl Images {
             ImageName::Registry(reference) => &*self.provided(reference, keyring, namespace).await,
             ImageName::File(_) => keyring,
         };
-        let flight = self.flight(&key);
-        let _alone = flight.lock().await;
-        let turn = self.turns.take(namespace).await;
+        let place = self.place(&key, namespace).await;
         let began = self.env.elapsed();
         // Until a record refers to them.
         let pins = Arc::new(self.blobs.pins());
@@ -368,15 +381,37 @@ impl Images {
             }
             ImageName::File(path) => (self.import(&key, path, &pins).await?, Trust::new(Access::of_everybody(), None)),
         };
-        // Compiling has a bound of its own: a module that takes long keeps nobody from pulling what is compiled already.
-        drop(turn);
+        // Compiling has bounds of its own: a module that takes long keeps nobody from pulling what is compiled already, and the
+        // line of one namespace's modules keeps no other that wants the same.
+        let own = place.leave();
         let module = |source| ImageError::Module { image: key.clone(), source };
         let path = self.blobs.path(&pulled.module).map_err(|source| ImageError::Blob { image: key.clone(), source })?;
         self.runtime.compile(&pulled.module, &path, metering, namespace).await.map_err(module)?;
+        let flight = self.flight(&key);
+        let kept = {
+            let _alone = flight.lock().await;
+            self.remember(pulled, trust)
+        };
+        drop(own);
         let took = self.env.elapsed().saturating_sub(began);
-        let kept = self.remember(pulled, trust);
         let image = kept.map_err(|source| ImageError::Blob { image: key.clone(), source: source.into() })?;
         Ok(Pulled { image, took })
+    }
+
+    /// Waits until a namespace may pull what is known by `key`, and nobody else does. Nobody waits in the line of a namespace with the
+    /// name held, which others may want that have no line, nor holds a turn while another one pulls it.
+    pub(super) async fn place(&self, key: &str, namespace: &str) -> Place {
+        // Of a namespace one asks for a turn: its others wait for that one.
+        let own = self.flight(&format!("{key} of {namespace}")).lock_owned().await;
+        let flight = self.flight(key);
+        loop {
+            let turn = self.turns.take(namespace).await;
+            if let Ok(alone) = flight.clone().try_lock_owned() {
+                return Place { own, _turn: turn, _alone: alone };
+            }
+            drop(turn);
+            drop(flight.lock().await);
+        }
     }
 
     pub(crate) fn provider_figures(&self) -> ProviderFigures {

@@ -7,6 +7,8 @@ use oci_client::secrets::RegistryAuth;
 use serde_json::json;
 use tower::ServiceExt as _;
 
+use futures::FutureExt as _;
+
 use super::*;
 
 mod manage;
@@ -176,6 +178,29 @@ async fn several_pulls_are_one() {
     };
     let error = push(module(), INSPECT, "registry.local/app:v1", &access).await.unwrap_err();
     assert!(matches!(error, PushError::Registry { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn the_line_of_one_namespace_holds_up_no_other_that_wants_the_same() {
+    let bench = Bench::new().await;
+    let images = &bench.images;
+    let busy = [images.turns.take("slow").await, images.turns.take("slow").await, images.turns.take("slow").await];
+    let mut waits = std::pin::pin!(images.place("popular", "slow"));
+    assert!(futures::poll!(&mut waits).is_pending());
+    let mut behind = std::pin::pin!(images.place("popular", "slow"));
+    assert!(futures::poll!(&mut behind).is_pending());
+    let theirs = images.place("popular", "other").now_or_never().expect("it waits for nobody");
+    drop(busy);
+    assert!(futures::poll!(&mut waits).is_pending(), "it is pulled already");
+    assert_eq!(images.turns.free(), 3, "who waits for that has no turn");
+    drop(theirs);
+    let first = waits.await;
+    assert!(futures::poll!(&mut behind).is_pending());
+    let own = first.leave();
+    assert!(images.place("popular", "other").now_or_never().is_some(), "what is left is the namespace's own");
+    assert!(futures::poll!(&mut behind).is_pending());
+    drop(own);
+    behind.await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -39,6 +39,11 @@ impl Turns {
         Turn { _own: (own, permit), _all: all }
     }
 
+    #[cfg(test)]
+    pub(super) fn free(&self) -> usize {
+        self.all.available_permits()
+    }
+
     fn of(&self, namespace: &str) -> Arc<Semaphore> {
         let mut all = self.by_namespace.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = all.get(namespace).and_then(Weak::upgrade) {

@@ -118,16 +118,14 @@ impl Images {
         };
         let name = reference.to_string();
         let keyring = &*self.provided(&reference, keyring, namespace).await;
-        let flight = self.flight(&key(&name, Purpose::Volume));
-        let _alone = flight.lock().await;
-        let turn = self.turns.take(namespace).await;
+        let place = self.place(&key(&name, Purpose::Volume), namespace).await;
         let began = self.env.elapsed();
         let pins = Arc::new(self.blobs.pins());
         let (pulled, trust) = self.fetch((image, &name, Purpose::Volume), &reference, keyring, &pins).await?;
         let kept = self.remember(pulled, trust);
         let image = kept.map_err(|source| ImageError::Blob { image: name, source: source.into() })?;
         self.tree(&image).await?;
-        drop(turn);
+        drop(place);
         let took = self.env.elapsed().saturating_sub(began);
         Ok(Pulled { image, took })
     }
