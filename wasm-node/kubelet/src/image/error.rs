@@ -115,4 +115,13 @@ impl ImageError {
             _ => "ErrImagePull",
         }
     }
+
+    /// With what mirrors said that were asked before the registry: who set them up looks for that.
+    pub(super) fn beside(&mut self, mirrors: &[String]) {
+        if let Self::Unavailable { why, .. } | Self::Transfer { why, .. } = self
+            && !mirrors.is_empty()
+        {
+            *why = format!("{why} (its mirrors before: {})", mirrors.join(", "));
+        }
+    }
 }

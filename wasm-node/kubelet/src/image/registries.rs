@@ -118,6 +118,12 @@ impl Registries {
             if registry == BUILT_IN_REGISTRY {
                 return Err(format!("mirrors.{registry}: this name always means the cluster's own registry"));
             }
+            if registry != EVERY && name_and_port(&registry).is_none() {
+                return Err(format!(
+                    "mirrors.{}: HOST or HOST:PORT as images name it, no URL",
+                    without_account(&registry)
+                ));
+            }
             let endpoints = mirror.endpoint.iter().map(|text| endpoint(text, &registry));
             let endpoints =
                 endpoints.collect::<Result<Vec<_>, _>>().map_err(|why| format!("mirrors.{registry}: {why}"))?;
@@ -126,6 +132,11 @@ impl Registries {
         }
         let mut tls = BTreeMap::new();
         for (host, config) in file.configs {
+            if host == BUILT_IN_REGISTRY {
+                return Err(format!(
+                    "configs.{host}: this name always means the cluster's own registry, which needs none"
+                ));
+            }
             let (name, port) = name_and_port(&host)
                 .ok_or_else(|| format!("configs.{}: HOST or HOST:PORT, no URL", without_account(&host)))?;
             found.named.insert((name, port.unwrap_or(443)));
@@ -190,6 +201,11 @@ impl Unread {
         for (name, tls) in self.tls {
             let host = self.found.hosts.entry(name).or_default();
             host.ca_pem = load(&tls.ca_file)?;
+            if let (Some(pem), Some(file)) = (&host.ca_pem, &tls.ca_file)
+                && !reqwest::Certificate::from_pem_bundle(pem).is_ok_and(|found| !found.is_empty())
+            {
+                return Err(FileError::form(&beside.join(file), "there is no certificate in it"));
+            }
             host.identity_pem = match (load(&tls.cert_file)?, load(&tls.key_file)?) {
                 (Some(mut certificate), Some(key)) => {
                     certificate.push(b'\n');
@@ -260,9 +276,12 @@ fn name_and_port(authority: &str) -> Option<(String, Option<u16>)> {
 mod tests {
     use super::*;
 
+    const CA: &str = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+
     fn parse(text: &str) -> Result<Registries, String> {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("ca.pem"), "CA").unwrap();
+        std::fs::write(dir.path().join("ca.pem"), CA).unwrap();
+        std::fs::write(dir.path().join("key.pem"), "no certificate").unwrap();
         let path = dir.path().join("registries.yaml");
         std::fs::write(&path, text).unwrap();
         Registries::read(&path).map_err(|error| error.to_string())
@@ -300,7 +319,7 @@ mod tests {
         )
         .unwrap();
         let host = registries.host("reg.test:5000").unwrap();
-        assert_eq!((host.ca_pem.as_deref(), host.skip_verify), (Some(&b"CA"[..]), false));
+        assert_eq!((host.ca_pem.as_deref(), host.skip_verify), (Some(CA.as_bytes()), false));
         let user = |registry: &str| {
             let endpoint = &registries.endpoints(registry)[0];
             registries.account(registry, endpoint).map(|account| account.username.clone())
@@ -317,6 +336,9 @@ mod tests {
     fn what_is_wrong_is_named() {
         for (text, says) in [
             ("mirror: {}", "mirror"),
+            ("mirrors: {\"bad host!\": {endpoint: []}}", "HOST or HOST:PORT"),
+            ("configs: {registry.local: {auth: {username: u, password: p}}}", "the cluster's own registry"),
+            ("configs: {a.io: {tls: {ca_file: key.pem}}}", "there is no certificate in it"),
             ("mirrors: {a.io: {rewrite: {}}}", "rewrite"),
             ("mirrors: {a.io: {endpoint: [\"b.io\"]}}", "http://HOST"),
             ("mirrors: {a.io: {endpoint: [\"https://\"]}}", "http://HOST"),

@@ -85,7 +85,7 @@ impl Source {
         keyring: &Keyring,
         pins: &Arc<Pins>,
     ) -> Result<(Image, Trust), ImageError> {
-        let mut refused = Vec::new();
+        let (mut refused, mut mirrors) = (Vec::new(), Vec::new());
         let remote = self.remote();
         let rule = self.policy().rule(&ImageName::Registry(reference.clone()));
         for Way { endpoint, credentials } in ways(&remote, reference, keyring)? {
@@ -113,6 +113,12 @@ impl Source {
                         let access = Access::by(credential.as_ref().filter(|_| used));
                         return Ok((found, Trust::new(access, rule.as_deref())));
                     }
+                    // What is no image there may be one elsewhere: a mirror may answer with somebody's page to log in.
+                    Err(FetchError::Final(error @ ImageError::Refused { .. })) if endpoint.is_mirror => {
+                        mirrors.push(format!("{}: {error}", endpoint.authority));
+                        refused = vec![error];
+                        break;
+                    }
                     Err(FetchError::Final(error)) => return Err(error),
                     Err(FetchError::Unsigned(why)) => {
                         // Another account would see the same.
@@ -121,11 +127,15 @@ impl Source {
                     }
                     Err(FetchError::Remote(error)) => {
                         tracing::debug!(image = key, endpoint = endpoint.authority, %error, "not pulled from there");
+                        if endpoint.is_mirror {
+                            mirrors.push(format!("{}: {error}", endpoint.authority));
+                        }
                         refused.push(remote_error((image, key), reference, error));
                     }
                 }
             }
         }
+        refused.iter_mut().for_each(|error| error.beside(&mirrors));
         Err(if refused.len() == 1 { refused.remove(0) } else { ImageError::Several(refused) })
     }
 }

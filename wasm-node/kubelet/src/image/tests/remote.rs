@@ -27,6 +27,8 @@ enum Manner {
     RedirectHome,
     /// Sends them to itself, without an end.
     RedirectRound,
+    /// A page instead of a manifest.
+    Page,
     /// A manifest without an end.
     EndlessManifest,
     /// A blob without an end.
@@ -110,6 +112,7 @@ impl Played {
         if path.contains("/manifests/") {
             return match self.manner {
                 Manner::EndlessManifest => answer(200, endless()),
+                Manner::Page => answer(200, "<html>log in</html>"),
                 Manner::WrongManifest => {
                     with(answer(200, self.manifest.clone()), "docker-content-digest", &digest(b"another"))
                 }
@@ -256,6 +259,11 @@ async fn mirrors_are_asked_in_order_and_told_no_secret() {
         assert!(!seen.is_empty() && seen.iter().all(|(_, who)| who.is_none()), "{seen:?}");
         assert!(seen.iter().all(|(path, _)| path.contains("ns=registry.test")), "{seen:?}");
     }
+    // Somebody's page to log in is no image, and the next one is asked; who looks for the reason finds what each one said.
+    let (page, bench) = (play(Manner::Page).await, node(&[&play(Manner::Page).await, &good]).await);
+    bench.pull("registry.test/app:v1").await.unwrap();
+    let error = node(&[&page]).await.pull("registry.test/app:v1").await.unwrap_err().to_string();
+    assert!(error.contains(&format!("{}: ", page.address)) && error.contains("not an image manifest"), "{error}");
     // A short absence of a registry is waited out within the pull.
     let coming = play(Manner::BrokenTwice).await;
     let (bench, image) = node_of(&coming).await;
