@@ -370,7 +370,8 @@ fn a_component_is_a_plugin_by_its_arguments() {
         (mine.timeout.as_millis(), mine.memory_bytes, mine.failure_policy),
         (1000, 64 << 20, FailurePolicy::Fail)
     );
-    let told = json!({"config": {"a": 1}, "failurePolicy": "Ignore", "timeout": "50ms", "memory": "2Mi", "fuel": 5});
+    let told =
+        json!({"config": {"a": 1}, "failurePolicy": "Ignore", "timeout": "50ms", "memory": 2_097_152, "fuel": 5});
     let read = parsed(&plugged(told, json!({"score": {"enabled": [{"name": "Mine"}]}}))).unwrap();
     let [mine] = &read.profiles[0].wasm[..] else { panic!() };
     assert_eq!((&*mine.config, mine.filters, mine.weight, mine.fuel), (r#"{"a":1}"#, false, Some(1), Some(5)));

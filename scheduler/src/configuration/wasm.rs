@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use machinery_api::quantity::Quantity;
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::errors::{Errors, Path};
@@ -42,8 +43,19 @@ struct WasmArgs {
     config: Option<Value>,
     failure_policy: Option<String>,
     timeout: Option<String>,
+    #[serde(default, deserialize_with = "quantity")]
     memory: Option<String>,
     fuel: Option<i64>,
+}
+
+/// A quantity, which may be a number, as in every API of Kubernetes.
+fn quantity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    match Option::<Value>::deserialize(deserializer)? {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(Value::Number(number)) => Ok(Some(number.to_string())),
+        Some(_) => Err(D::Error::custom("memory: must be a quantity")),
+    }
 }
 
 /// Whether arguments make a plugin of this kind.

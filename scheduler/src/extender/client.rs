@@ -81,7 +81,7 @@ impl Extender {
     pub async fn bind(&self, pod: &PodInfo, node: &str) -> Result<(), String> {
         let (pod_name, pod_namespace) = (&*pod.key.name, &*pod.key.namespace);
         let binding = Binding { pod_name, pod_namespace, pod_uid: &pod.uid, node };
-        wire::bound(&self.send(&self.config.bind_verb, &binding).await?)
+        wire::bound(&self.send(&self.config.bind_verb, &binding).await?, &self.config.url_prefix)
     }
 
     async fn filter(&self, pod: &Value, nodes: &Nodes, left: &BTreeSet<String>) -> Result<wire::Filtered, String> {
@@ -95,7 +95,8 @@ impl Extender {
         nodes: &Nodes,
         left: &BTreeSet<String>,
     ) -> Result<Vec<(String, i64)>, String> {
-        wire::priorities(&self.send(&self.config.prioritize_verb, &self.arguments(pod, nodes, left)).await?)
+        let answer = self.send(&self.config.prioritize_verb, &self.arguments(pod, nodes, left)).await?;
+        wire::priorities(&answer, &self.config.url_prefix)
     }
 
     /// On which of these nodes others may go for a pod, and who.
@@ -114,7 +115,7 @@ impl Extender {
         };
         let answer = self.send(&self.config.preempt_verb, &arguments).await?;
         let mut left = ByNode::new();
-        for (node, (uids, violations)) in wire::meta_victims(&answer)? {
+        for (node, (uids, violations)) in wire::meta_victims(&answer, &self.config.url_prefix)? {
             let there = pods.get(&node).ok_or_else(|| format!("nodeinfo not found for node name {node:?}"))?;
             let of = |uid: &String| {
                 there.iter().find(|pod| *pod.uid == **uid).cloned().ok_or_else(|| {
@@ -143,17 +144,32 @@ impl Extender {
         let request = request.header(header::CONTENT_TYPE, "application/json").body(body.into());
         let request = request.map_err(|error| error.to_string())?;
         let url = format!("{}/{verb}", self.config.url_prefix.trim_end_matches('/'));
+        let failed = |why: &str| format!("Post {url:?}: {why}");
         let exchange = async {
-            let (head, body) = self.client.send(request).await.map_err(|error| error.to_string())?.into_parts();
+            let (head, body) = self.client.send(request).await.map_err(|error| failed(&whole(&error)))?.into_parts();
             if head.status != StatusCode::OK {
                 return Err(format!("failed {verb} with extender at URL {url}, code {}", head.status.as_u16()));
             }
             let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
-            Ok(body.map_err(|error| error.to_string())?.to_bytes().to_vec())
+            Ok(body.map_err(|error| failed(&whole(&*error)))?.to_bytes().to_vec())
         };
         let answered = tokio::time::timeout(self.config.timeout, exchange).await;
-        answered.unwrap_or_else(|_| Err(format!("Post {url:?}: no answer within {:?}", self.config.timeout)))
+        answered.unwrap_or_else(|_| Err(failed(&format!("no answer within {:?}", self.config.timeout))))
     }
+}
+
+/// An error with its causes, each once: only the last tells what is the matter with a connection.
+fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
 }
 
 /// Who would go, as an extender is told.

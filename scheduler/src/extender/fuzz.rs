@@ -40,12 +40,12 @@ fn whatever_is_answered_is_bounded_by_what_was_asked() {
             assert!(filtered.left.iter().all(|name| verdicts.of(name).is_some()));
             verdicts.filter(filtered);
         }
-        if let Ok(scores) = wire::priorities(answer.as_bytes()) {
+        if let Ok(scores) = wire::priorities(answer.as_bytes(), "u") {
             verdicts.score(scores, *weight);
         }
         assert!(verdicts.of("other").is_none() && verdicts.fitting().len() <= 2);
-        let _ = wire::bound(answer.as_bytes());
-        let _ = wire::meta_victims(answer.as_bytes());
+        let _ = wire::bound(answer.as_bytes(), "u");
+        let _ = wire::meta_victims(answer.as_bytes(), "u");
         let refused = |verdict: Option<&Verdict>| matches!(verdict, Some(Verdict::Refused { .. }));
         assert!(refused(verdicts.of("a")) != verdicts.fitting().contains("a"));
     });

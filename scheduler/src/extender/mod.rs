@@ -137,10 +137,10 @@ impl Verdicts {
         }
     }
 
-    /// A score that counts so much.
+    /// A score that counts so much. Sums wrap around, as upstream's.
     pub(crate) fn add(&mut self, node: &str, score: i64) {
         if let Some(Verdict::Fits(sum)) = self.0.get_mut(node) {
-            *sum = sum.saturating_add(score);
+            *sum = sum.wrapping_add(score);
         }
     }
 
@@ -172,7 +172,7 @@ impl Verdicts {
     /// An extender's scores, with what they count for. Nodes that nobody asked about have none.
     pub(crate) fn score(&mut self, scores: Vec<(String, i64)>, weight: i64) {
         for (name, score) in scores {
-            self.add(&name, score.saturating_mul(weight).saturating_mul(SCALE));
+            self.add(&name, score.wrapping_mul(weight).wrapping_mul(SCALE));
         }
     }
 }

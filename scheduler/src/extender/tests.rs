@@ -59,8 +59,8 @@ fn answers_are_read_as_go_reads_them() {
     assert_eq!(said(json!({"Error": "no"}), true).unwrap_err(), "no");
     let other = said(json!({"NodeNames": ["d"]}), true).unwrap_err();
     assert_eq!(other, "extender \"http://e\" claims a filtered node \"d\" which is not found in the input node list");
-    assert_eq!(wire::priorities(br#"[{"host":"a","score":2}]"#).unwrap(), [("a".to_owned(), 2)]);
-    assert_eq!(wire::bound(br#"{"Error":"taken"}"#), Err("taken".into()));
+    assert_eq!(wire::priorities(br#"[{"host":"a","score":2}]"#, "u").unwrap(), [("a".to_owned(), 2)]);
+    assert_eq!(wire::bound(br#"{"Error":"taken"}"#, "u"), Err("taken".into()));
 }
 
 #[test]

@@ -3,8 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use k8s_openapi::api::core::v1::Node;
+use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+/// What a reason may have that an extender gives for one node: it goes into the pod's condition.
+const REASON_BYTES_MAX: usize = 256;
 
 /// `ExtenderArgs`.
 #[derive(Debug, Serialize)]
@@ -172,8 +176,7 @@ pub struct Filtered {
 /// # Errors
 /// The extender says that it failed, names nodes that it wasn't asked about, or can't be understood.
 pub fn filtered(answer: &[u8], url: &str, by_name: bool, asked: &BTreeSet<String>) -> Result<Filtered, String> {
-    let read: FilterResult =
-        serde_json::from_slice::<Option<_>>(answer).map_err(|e| e.to_string())?.unwrap_or_default();
+    let read: FilterResult = first(answer, url)?.unwrap_or_default();
     if let Some(error) = read.error.filter(|error| !error.is_empty()) {
         return Err(error);
     }
@@ -187,19 +190,33 @@ pub fn filtered(answer: &[u8], url: &str, by_name: bool, asked: &BTreeSet<String
             "extender {url:?} claims a filtered node {other:?} which is not found in the input node list"
         ));
     }
+    let bounded = |said: Option<BTreeMap<String, String>>| {
+        let of = |(node, mut why): (String, String)| {
+            why.truncate(why.floor_char_boundary(REASON_BYTES_MAX));
+            (node, why)
+        };
+        said.unwrap_or_default().into_iter().filter(|(node, _)| asked.contains(node)).map(of).collect()
+    };
     Ok(Filtered {
         left: left.into_iter().collect(),
-        failed: read.failed_nodes.unwrap_or_default(),
-        unresolvable: read.failed_and_unresolvable_nodes.unwrap_or_default(),
+        failed: bounded(read.failed_nodes),
+        unresolvable: bounded(read.failed_and_unresolvable_nodes),
     })
+}
+
+/// The first value of an answer: Go's decoder, which upstream reads with, looks at nothing behind it.
+fn first<T: DeserializeOwned>(answer: &[u8], url: &str) -> Result<Option<T>, String> {
+    let mut values = serde_json::Deserializer::from_slice(answer).into_iter::<Option<T>>();
+    let value = values.next().unwrap_or_else(|| Err(serde_json::Error::custom("it is empty")));
+    value.map_err(|error| format!("the answer of extender {url:?} can't be read: {error}"))
 }
 
 /// Reads `HostPriorityList`.
 ///
 /// # Errors
 /// It can't be understood.
-pub fn priorities(answer: &[u8]) -> Result<Vec<(String, i64)>, String> {
-    let read: Option<Vec<Priority>> = serde_json::from_slice(answer).map_err(|error| error.to_string())?;
+pub fn priorities(answer: &[u8], url: &str) -> Result<Vec<(String, i64)>, String> {
+    let read: Option<Vec<Priority>> = first(answer, url)?;
     Ok(read.unwrap_or_default().into_iter().map(|Priority { host, score }| (host, score)).collect())
 }
 
@@ -207,8 +224,8 @@ pub fn priorities(answer: &[u8]) -> Result<Vec<(String, i64)>, String> {
 ///
 /// # Errors
 /// It can't be understood.
-pub fn meta_victims(answer: &[u8]) -> Result<BTreeMap<String, MetaVictims>, String> {
-    let read: Option<PreemptionResult> = serde_json::from_slice(answer).map_err(|error| error.to_string())?;
+pub fn meta_victims(answer: &[u8], url: &str) -> Result<BTreeMap<String, MetaVictims>, String> {
+    let read: Option<PreemptionResult> = first(answer, url)?;
     let nodes = read.and_then(|read| read.node_name_to_meta_victims).unwrap_or_default();
     let victims = |read: Option<MetaVictimsRead>| {
         let MetaVictimsRead { pods, violations } = read.unwrap_or_default();
@@ -221,7 +238,7 @@ pub fn meta_victims(answer: &[u8]) -> Result<BTreeMap<String, MetaVictims>, Stri
 ///
 /// # Errors
 /// The extender says that it failed, or can't be understood.
-pub fn bound(answer: &[u8]) -> Result<(), String> {
-    let read: Option<BindingResult> = serde_json::from_slice(answer).map_err(|error| error.to_string())?;
+pub fn bound(answer: &[u8], url: &str) -> Result<(), String> {
+    let read: Option<BindingResult> = first(answer, url)?;
     read.and_then(|result| result.error).filter(|error| !error.is_empty()).map_or(Ok(()), Err)
 }
