@@ -173,13 +173,14 @@ impl Shared {
     }
 
     /// Promises memory for an instance, or says whose limit stands in the way. One that would be alone is let in whatever
-    /// it may need: whether it fits is seen when it grows.
+    /// it may need: whether it fits is seen when it grows. What is held for calls that wait to be let in is no instance's.
     fn promise(&self, node_call: bool, at_least: u64) -> Result<u64, Level> {
         let door = &self.door;
         if !node_call && door.node_calls_queued.load(Ordering::SeqCst) > 0 {
             return Err(Level::Container);
         }
         let need = door.need().max(at_least);
+        let waiting = if door.promised.load(Ordering::SeqCst) == 0 { self.ledger.used(Resource::Memory) } else { 0 };
         for level in [Level::Node, Level::Pod] {
             let at = self.ledger.at(level);
             let (mut used, limit) = (at.used(Resource::Memory), at.limit(Resource::Memory));
@@ -187,7 +188,7 @@ impl Shared {
                 // Guests that live and wait for more go first.
                 used = used.saturating_add(self.engine.growth().wanted());
             }
-            if used.saturating_add(need.min(limit)) > limit && used > 0 {
+            if used.saturating_add(need.min(limit)) > limit && used > waiting {
                 return Err(level);
             }
         }
@@ -196,7 +197,8 @@ impl Shared {
             return Ok(0);
         }
         let (used, need) = (self.ledger.used(Resource::Memory), need.min(limit));
-        let add = |promised: u64| (promised.max(used).saturating_add(need) <= limit).then(|| promised + need);
+        let fits = |promised: u64| promised == 0 || promised.max(used).saturating_add(need) <= limit;
+        let add = |promised: u64| fits(promised).then(|| promised + need);
         match door.promised.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add) {
             Ok(_) => Ok(need),
             Err(_) => Err(Level::Container),

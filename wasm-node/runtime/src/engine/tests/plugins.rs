@@ -216,6 +216,13 @@ async fn failures_are_a_servers_and_harm_nobody() {
     let large = call(&server, "count", json!({"values": vec![0; 200_000]})).await;
     assert_eq!((large.status, large.reason.as_str()), (503, "memory"));
     assert_eq!(server.container().stats().memory_bytes, 0);
+    // What is held for a call is not taken for an instance that will end: one that is alone is let in, and fits or doesn't.
+    for (limit, status) in [(1 << 20, 503), (5 << 20, 200)] {
+        let (server, _) = unruly(&bench, Metering::Epochs, |spec| spec.limits.memory_bytes = Some(limit)).await;
+        let small = call(&server, "count", json!({"values": [1, 2]})).await;
+        let reason = if status == 200 { "" } else { "memory" };
+        assert_eq!((small.status, small.reason.as_str()), (status, reason), "{limit}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
