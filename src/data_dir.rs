@@ -187,6 +187,10 @@ pub(crate) fn create_private_dir(path: &Path) -> anyhow::Result<()> {
 /// As the file system says.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let fail = || format!("cannot write {}", path.display());
+    // A start on a disk that is full writes nothing anew.
+    if is_private(path) && std::fs::read(path).is_ok_and(|there| there == bytes) {
+        return Ok(());
+    }
     let folder = path.parent().with_context(fail)?;
     // NamedTempFile is made with mode 0600.
     let mut file = tempfile::NamedTempFile::new_in(folder).with_context(fail)?;
@@ -194,6 +198,18 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> anyhow::Result<()> 
     file.as_file().sync_all().with_context(fail)?;
     file.persist(path).with_context(fail)?;
     Ok(())
+}
+
+/// Whether nobody else may read a file that is there.
+#[cfg(unix)]
+fn is_private(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o777 == 0o600)
+}
+
+#[cfg(not(unix))]
+fn is_private(path: &Path) -> bool {
+    path.is_file()
 }
 
 #[cfg(test)]
@@ -266,9 +282,16 @@ mod tests {
         write_atomically(&path, b"two").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
         #[cfg(unix)]
-        assert_eq!(
-            std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions()) & 0o777,
-            0o600
-        );
+        {
+            use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+            let found = || std::fs::metadata(&path).unwrap();
+            assert_eq!(found().mode() & 0o777, 0o600);
+            let before = found().ino();
+            write_atomically(&path, b"two").unwrap();
+            assert_eq!(found().ino(), before, "the same again takes no room");
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
+            write_atomically(&path, b"two").unwrap();
+            assert_eq!(found().mode() & 0o777, 0o600, "what others could read is theirs no more");
+        }
     }
 }

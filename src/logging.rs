@@ -7,7 +7,9 @@ use tracing_subscriber::filter::LevelFilter;
 use crate::config::{Common, LogFormat};
 
 /// These warn of what a guest or a registry does, as often as it does it: neither must be able to flood the node's log.
-const OTHERS: &str = "wasmtime_wasi=error,wasmtime_wasi_http=error,rustls_platform_verifier=off";
+/// The last one tells of each answer that is an error, without whose it is: whoever has asked says that.
+const OTHERS: &str =
+    "wasmtime_wasi=error,wasmtime_wasi_http=error,rustls_platform_verifier=off,kube_client::client::builder=off";
 
 /// Starts logging for the whole process.
 ///

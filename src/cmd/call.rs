@@ -39,8 +39,8 @@ pub(crate) struct Call {
     /// The function: its whole name, or its last part where one function alone is called so
     #[arg(value_name = "FUNC")]
     pub(crate) function: String,
-    /// Arguments in WAVE: '"text"', 1, true, '[1, 2]', '{x: 1}', some-case
-    #[arg(value_name = "ARG", allow_hyphen_values = true)]
+    /// Arguments in WAVE: '"text"', 1, true, '[1, 2]', '{x: 1}', some-case; what begins with a dash and is no number goes behind `--`
+    #[arg(value_name = "ARG", allow_negative_numbers = true)]
     pub(crate) arguments: Vec<String>,
 }
 

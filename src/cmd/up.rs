@@ -15,6 +15,7 @@ use super::flags::scheduler::SchedulerFlags;
 use super::{Failure, pull};
 use crate::compose::Parts;
 use crate::config::{ClusterConfig, Common, NODES_MAX, NetworkConfig, NodesConfig};
+use crate::output::tell;
 
 /// Flags of `coracle up`.
 #[derive(Debug, Clone, Args)]
@@ -112,6 +113,12 @@ impl Up {
             return Err(Failure::Usage(format!(
                 "--shutdown-grace-period-critical-pods {critical}: must be no more than --shutdown-grace-period {whole}"
             )));
+        }
+        let allowed = [("--allow-file-images", &self.allow_file_images), ("--allow-host-path", &self.allow_host_path)];
+        for (flag, folder) in allowed.into_iter().flat_map(|(flag, all)| all.iter().map(move |one| (flag, one))) {
+            if !folder.is_dir() {
+                tell!("coracle: {flag} {}: there is no such folder, so it allows nothing", folder.display());
+            }
         }
         Ok(ClusterConfig {
             api: self.server.config(if self.controllers.fast_failover { FAST_TOLERATION } else { USUAL_TOLERATION })?,

@@ -14,8 +14,8 @@ use serde_json::json;
 pub(super) async fn announce(admin: &Client, env: &Env, moves: &[Move]) -> anyhow::Result<()> {
     let Some(Move { from, to }) = moves.first() else { return Ok(()) };
     let message = format!(
-        "The cluster's addresses moved from {from} to {to}, as another program had taken the block: Services and pods keep \
-         their names, and have new IP addresses"
+        "The cluster's addresses moved from {from} to {to}, as that block is not free any more or was not asked for at \
+         this start: Services and pods keep their names, and have new IP addresses"
     );
     // Not through the log, whose level may hide it: old addresses may now be another cluster's.
     crate::output::tell!("coracle: {message}");

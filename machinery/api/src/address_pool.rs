@@ -65,6 +65,9 @@ impl FromStr for AddressPool {
     fn from_str(text: &str) -> Result<Self, PoolError> {
         let wrong = |part: &str, why| PoolError { part: part.chars().take(64).collect(), why };
         let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+        if parts.is_empty() && !text.trim().is_empty() {
+            return Err(wrong(text, "names no address"));
+        }
         if parts.len() > PARTS_MAX {
             return Err(wrong(text, "has more than 256 parts"));
         }
@@ -146,6 +149,7 @@ mod tests {
     fn what_is_no_pool_is_said() {
         for (text, why) in [
             ("10.0.0.5/24", "begins elsewhere"),
+            (",", "names no address"),
             ("10.0.0.0/7", "no length"),
             ("10.0.0.0/x", "no length"),
             ("10.0.0.9-10.0.0.1", "ends before"),
