@@ -12,6 +12,8 @@ use crate::plugins::PreBindPatch;
 use crate::plugins::volumes::are_bound;
 use crate::pod::PodInfo;
 
+/// Before why a binding failed, in upstream's words.
+const FAILED: &str = "running Bind plugin \"DefaultBinder\"";
 /// How long a pod's claims have at most until they are bound (upstream's).
 const CLAIMS_BOUND_MAX: Duration = Duration::from_secs(600);
 /// How often they are looked at, first and later.
@@ -61,7 +63,8 @@ pub async fn bind(client: &ApiClient, pod: &ObjectKey, uid: &str, node: &str) ->
     match bound {
         Ok(_) => Ok(()),
         Err(error) if is_open(status_code(&error)) && is_bound(client, pod, uid, node).await => Ok(()),
-        Err(error) => Err(format!("binding rejected: {error}")),
+        Err(kube::Error::Api(status)) => Err(format!("{FAILED}: {}", status.message)),
+        Err(error) => Err(format!("{FAILED}: {error}")),
     }
 }
 

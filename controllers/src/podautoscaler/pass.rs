@@ -323,7 +323,7 @@ impl<'a> Looking<'a> {
         if !all.is_empty() {
             all.push(&own);
             all.sort();
-            let names: Vec<String> = all.iter().map(|key| format!("{{{} {}}}", key.name, key.namespace)).collect();
+            let names: Vec<String> = all.iter().map(ToString::to_string).collect();
             let (selector, names) = (&scale.selector, names.join(" "));
             let why = format!("pods by selector {selector} are controlled by multiple HPAs: [{names}]");
             self.told.warn(self.hpa, "AmbiguousSelector", why.clone());

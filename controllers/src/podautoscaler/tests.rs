@@ -423,7 +423,7 @@ fn two_autoscalers_of_the_same_pods_scale_nothing() {
     let theirs = ObjectKey::new("a", "other");
     play.simulation.memories.set(&theirs, Some(machinery_client::Memory::of(known)));
     play.later(15);
-    let why = "pods by selector app=web are controlled by multiple HPAs: [{other a} {web a}]";
+    let why = "pods by selector app=web are controlled by multiple HPAs: [a/other a/web]";
     assert_eq!(play.pass(), [format!("AmbiguousSelector: {why}"), format!("FailedComputeMetricsReplicas: {why}")]);
     assert!(play.conditions().contains(&"ScalingActive=False AmbiguousSelector".to_owned()));
 }

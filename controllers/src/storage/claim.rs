@@ -13,7 +13,7 @@ use machinery_client::claims::{
 };
 use machinery_client::{Action, EventRecord, ObjectCache, Plan, Pod, key_of};
 
-use super::phase_of;
+use super::{EVENTS_SOURCE, phase_of};
 use crate::pods;
 
 /// In-tree provisioners that are CSI drivers by now, as upstream's migration has them.
@@ -51,7 +51,7 @@ fn bound(claim: &PersistentVolumeClaim, volume: Option<&PersistentVolume>, name:
     if phase_of(claim) == "Lost" {
         return Plan::nothing();
     }
-    let event = EventRecord::warning(claim, reason, message);
+    let event = EventRecord::warning(claim, reason, message).from(EVENTS_SOURCE);
     Plan::from(Vec::from_iter(waiting(claim, "Lost").into_iter().chain([Action::Event(event)])))
 }
 
@@ -64,13 +64,13 @@ fn asked_for(claim: &PersistentVolumeClaim, volume: Option<&PersistentVolume>) -
     let name = volume.metadata.name.as_deref().unwrap_or_default();
     if claims::claim_ref(volume).is_some() {
         let message = format!("volume {name:?} already bound to a different claim.");
-        return pending(claim, Some(EventRecord::warning(claim, "FailedBinding", message)));
+        return pending(claim, Some(EventRecord::warning(claim, "FailedBinding", message).from(EVENTS_SOURCE)));
     }
     match mismatch(volume, claim) {
         None => bind(volume, claim),
         Some(why) => {
             let message = format!("Cannot bind to requested volume {name:?}: {why}");
-            pending(claim, Some(EventRecord::warning(claim, "VolumeMismatch", message)))
+            pending(claim, Some(EventRecord::warning(claim, "VolumeMismatch", message).from(EVENTS_SOURCE)))
         }
     }
 }
@@ -119,7 +119,7 @@ fn unbound(view: &ObjectCache, claim: &PersistentVolumeClaim) -> Plan {
     }
     if name.is_empty() {
         let message = "no persistent volumes available for this claim and no storage class is set";
-        return pending(claim, Some(EventRecord::normal(claim, "FailedBinding", message)));
+        return pending(claim, Some(EventRecord::normal(claim, "FailedBinding", message).from(EVENTS_SOURCE)));
     }
     provision(claim, class, name)
 }
@@ -127,7 +127,7 @@ fn unbound(view: &ObjectCache, claim: &PersistentVolumeClaim) -> Plan {
 /// Asks the class' provisioner for a volume, by an annotation.
 fn provision(claim: &PersistentVolumeClaim, class: Option<&StorageClass>, name: &str) -> Plan {
     let failed =
-        |message: String| vec![Action::Event(EventRecord::warning(claim, "ProvisioningFailed", message))].into();
+        |message: String| vec![Action::Event(EventRecord::warning(claim, "ProvisioningFailed", message).from(EVENTS_SOURCE))].into();
     let Some(class) = class else {
         return failed(format!("storageclass.storage.k8s.io {name:?} not found"));
     };
@@ -148,7 +148,7 @@ fn provision(claim: &PersistentVolumeClaim, class: Option<&StorageClass>, name: 
         "Waiting for a volume to be created either by the external provisioner '{provisioner}' or manually by the system \
          administrator. If volume creation is delayed, please verify that the provisioner is running and correctly registered."
     );
-    plan.push(Action::Event(EventRecord::normal(claim, "ExternalProvisioning", message)));
+    plan.push(Action::Event(EventRecord::normal(claim, "ExternalProvisioning", message).from(EVENTS_SOURCE)));
     plan
 }
 
@@ -166,7 +166,7 @@ fn waits_for(view: &ObjectCache, claim: &PersistentVolumeClaim) -> EventRecord {
         [one] => ("WaitForPodScheduled", format!("waiting for pod {one} to be scheduled")),
         several => ("WaitForPodScheduled", format!("waiting for pods {} to be scheduled", several.join(","))),
     };
-    EventRecord::normal(claim, reason, message)
+    EventRecord::normal(claim, reason, message).from(EVENTS_SOURCE)
 }
 
 pub(super) fn annotate(metadata: &mut ObjectMeta, name: &str, value: &str) {

@@ -87,7 +87,7 @@ impl Registry {
         if second.is_some() {
             let message =
                 "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.";
-            return Ok(Tried::Done(Answer::Status(201, Box::new(Status::failure(500, "", message)))));
+            return Ok(Tried::Done(Answer::Status(500, Box::new(Status::failure(500, "", message)))));
         }
         let name = object::text(budget, "name");
         if evictions::guard(budget, &pod) == Guard::Counts {
