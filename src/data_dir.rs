@@ -283,7 +283,7 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
         #[cfg(unix)]
         {
-            use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+            use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
             let found = || std::fs::metadata(&path).unwrap();
             assert_eq!(found().mode() & 0o777, 0o600);
             let before = found().ino();

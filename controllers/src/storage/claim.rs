@@ -126,8 +126,9 @@ fn unbound(view: &ObjectCache, claim: &PersistentVolumeClaim) -> Plan {
 
 /// Asks the class' provisioner for a volume, by an annotation.
 fn provision(claim: &PersistentVolumeClaim, class: Option<&StorageClass>, name: &str) -> Plan {
-    let failed =
-        |message: String| vec![Action::Event(EventRecord::warning(claim, "ProvisioningFailed", message).from(EVENTS_SOURCE))].into();
+    let failed = |message: String| {
+        vec![Action::Event(EventRecord::warning(claim, "ProvisioningFailed", message).from(EVENTS_SOURCE))].into()
+    };
     let Some(class) = class else {
         return failed(format!("storageclass.storage.k8s.io {name:?} not found"));
     };

@@ -22,6 +22,7 @@ use super::route::Target;
 use super::table::{Include, Tables, write_partial};
 use crate::registry::{Answer, List, ResponseObject, fields, object};
 use crate::request::query::Query;
+use apiserver_resources::cells::NAME_AND_AGE;
 use apiserver_resources::{ResourceInfo, SubresourceKind, Verb};
 use apiserver_storage::cache::{Cached, write_record};
 use machinery_api::schema::internal_group;
@@ -467,7 +468,8 @@ pub fn packed(asked: &RequestHead<'_>, code: u16, media: Media, body: Vec<u8>) -
 /// What a target's answer may be transformed into.
 #[must_use]
 pub fn offers(target: &Target) -> Offers {
-    let answered = target.row.prefix.is_none()
+    // What is made when it is asked for has a table where it has columns of its own.
+    let answered = (target.row.prefix.is_none() && target.row.strategy.columns().len() == NAME_AND_AGE.len())
         || target.subresource.is_some_and(|s| {
             matches!(s.what, SubresourceKind::Binding | SubresourceKind::Eviction | SubresourceKind::Token)
         });

@@ -61,6 +61,17 @@ async fn protobuf_says_what_json_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_made_when_asked_for_has_a_table_where_it_has_columns() {
+    let server = server().await;
+    let table = "application/json;as=Table;g=meta.k8s.io;v=v1";
+    for path in ["/api/v1/componentstatuses", "/api/v1/componentstatuses/etcd-0"] {
+        let (code, _, body) = server.get_as(path, table).await;
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!((code, &body["rows"][0]["cells"]), (200, &json!(["etcd-0", "Healthy", "ok", ""])), "{path} {body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn events_come_after_their_lengths() {
     let server = server().await;
     let path = "/api/v1/namespaces/default/configmaps";
