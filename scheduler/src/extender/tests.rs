@@ -307,6 +307,10 @@ async fn what_an_extender_may_not_say_of_preemption() {
             "extender: {url} claims to preempt pod (UID: &{{uid-two}}) on node: a, but the pod is not found on that node"
         )
     };
+    fn unread(url: &str) -> String {
+        let why = "invalid type: integer `7`, expected struct PreemptionResult at line 1 column 1";
+        format!("the answer of extender {url:?} can't be read: {why}")
+    }
     // What it says, what is said where it can't be done without, and on how many nodes others may go where it can.
     type Why = fn(&str) -> String;
     let cases: [(Value, Why, usize); 6] = [
@@ -315,7 +319,7 @@ async fn what_an_extender_may_not_say_of_preemption() {
         (meta("a", &[]), |_| "expected at least one victim pod on node \"a\"".into(), 0),
         (json!({"NodeNameToMetaVictims": {"a": null}}), |_| "expected at least one victim pod on node \"a\"".into(), 0),
         (json!({"NodeNameToMetaVictims": {}}), |_| String::new(), 0),
-        (json!(7), |_| "invalid type: integer `7`, expected struct PreemptionResult at line 1 column 1".into(), 2),
+        (json!(7), unread, 2),
     ];
     for (answer, why, left_without) in cases {
         let (left, _, url) = preempted(answer.clone(), |_| {}).await;

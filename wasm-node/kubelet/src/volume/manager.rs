@@ -98,17 +98,19 @@ where
                 change.mark_unchanged();
             }
             // On the heap while it lasts: what waits is as large as the largest of its states.
-            let resting = resting(&mut input);
-            let pod = resting.get();
-            let basis = basis(&pod);
             let filled = Box::pin(async {
-                claim(&node, &pod, &mut claimed, &dir).await?;
-                fill(&node, &pod, &watched, &mut tokens, &dir, ip).await
+                let resting = resting(&mut input);
+                let pod = resting.get();
+                let filled = match claim(&node, &pod, &mut claimed, &dir).await {
+                    Ok(()) => fill(&node, &pod, &watched, &mut tokens, &dir, ip).await,
+                    Err(why) => Err(why),
+                };
+                let basis = basis(&pod);
+                drop(pod);
+                resting.settle();
+                (filled, basis)
             });
-            let filled = filled.await;
-            drop(pod);
-            resting.settle();
-            drop(resting);
+            let (filled, basis) = filled.await;
             let mut again = None;
             match filled {
                 Ok(()) => {
