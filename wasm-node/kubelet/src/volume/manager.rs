@@ -98,19 +98,8 @@ where
                 change.mark_unchanged();
             }
             // On the heap while it lasts: what waits is as large as the largest of its states.
-            let filled = Box::pin(async {
-                let resting = resting(&mut input);
-                let pod = resting.get();
-                let filled = match claim(&node, &pod, &mut claimed, &dir).await {
-                    Ok(()) => fill(&node, &pod, &watched, &mut tokens, &dir, ip).await,
-                    Err(why) => Err(why),
-                };
-                let basis = basis(&pod);
-                drop(pod);
-                resting.settle();
-                (filled, basis)
-            });
-            let (filled, basis) = filled.await;
+            let held = (&mut claimed, &mut tokens);
+            let (filled, basis) = Box::pin(round(&node, resting(&mut input), &watched, held, &dir, ip)).await;
             let mut again = None;
             match filled {
                 Ok(()) => {
@@ -148,6 +137,26 @@ where
             }
         }
     }
+}
+
+/// Fills a pod's volumes once; with what they were filled with.
+async fn round(
+    node: &VolumeManager,
+    resting: Arc<Resting<Pod>>,
+    watched: &Watched,
+    (claimed, tokens): (&mut Claimed, &mut Vec<HeldToken>),
+    dir: &Path,
+    ip: IpAddr,
+) -> (Result<(), String>, u64) {
+    let pod = resting.get();
+    let filled = match claim(node, &pod, claimed, dir).await {
+        Ok(()) => fill(node, &pod, watched, tokens, dir, ip).await,
+        Err(why) => Err(why),
+    };
+    let basis = basis(&pod);
+    drop(pod);
+    resting.settle();
+    (filled, basis)
 }
 
 /// The pod as it is now.
