@@ -16,7 +16,6 @@ mod scheduler_plugins;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 // What many threads make and free goes through one allocator that is made for it: docs/decisions/0072-allocator.md.
@@ -36,7 +35,7 @@ fn main() -> ExitCode {
             }
         };
     }
-    let cli = match cmd::Cli::try_parse() {
+    let cli = match cmd::Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
@@ -105,17 +104,23 @@ fn one_line(report: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser as _;
-
     use super::{cmd::Cli, one_line, what_to_do};
 
     #[test]
     fn a_missing_verb_is_told_where_it_is_missing() {
-        let told = |line: &[&str]| what_to_do(&Cli::try_parse_from(line).unwrap_err());
+        let told = |line: &[&str]| what_to_do(&Cli::read(line.iter().map(Into::into)).unwrap_err());
         assert!(told(&["coracle"]).contains("`coracle up` runs one"));
         let wanted =
             "coracle: what to do? `coracle image` wants one of ls, rm, import, export; see `coracle image --help`";
         assert_eq!(told(&["coracle", "image"]), wanted);
+    }
+
+    #[test]
+    fn a_number_below_zero_is_a_value_and_no_flag() {
+        let told = |line: &[&str]| one_line(&Cli::read(line.iter().map(Into::into)).unwrap_err().to_string());
+        for line in [&["coracle", "up", "--max-pods", "-4"][..], &["coracle", "image", "ls", "--log-format", "-1"]] {
+            assert!(told(line).contains("invalid value '-"), "{}", told(line));
+        }
     }
 
     #[test]

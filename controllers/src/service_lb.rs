@@ -71,7 +71,13 @@ fn holder(address: &IPAddress) -> Option<ObjectKey> {
 /// The one that holds it; where an address became free, those that have none, too.
 fn of_address(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let held = change.latest::<IPAddress>().and_then(holder);
-    let waiting = |service: &&Service| wants(service) && addresses(service).next().is_none();
+    // Anybody may write an address into a status that isn't the Service's.
+    let has = |service: &Service| {
+        let mut held =
+            addresses(service).filter_map(|ip| view.get::<IPAddress>(&ObjectKey::cluster(ip))).filter_map(holder);
+        held.any(|holder| holder == key_of(&service.metadata))
+    };
+    let waiting = |service: &&Service| wants(service) && !has(service);
     let freed = change.after::<IPAddress>().is_none();
     let waiting = view.all::<Service>().filter(|service| freed && waiting(service)).map(|one| key_of(&one.metadata));
     held.into_iter().chain(waiting).collect()
@@ -187,6 +193,11 @@ fn ensure(view: &ObjectCache, service: &Service, own: &[&IPAddress], context: &C
         Err(why) => {
             let message = format!("Error syncing load balancer: failed to ensure load balancer: {why}");
             plan.push(Action::Event(EventRecord::warning(service, "SyncLoadBalancerFailed", message).from(SOURCE)));
+            if own.is_empty() && addresses(service).next().is_some() {
+                // It shows what is another one's, or nobody's.
+                let finalizers = service.metadata.finalizers.iter().flatten().map(String::as_str);
+                plan.push(write(service, &finalizers.collect::<Vec<_>>(), &Value::Null));
+            }
             plan.requeue_after(context.now, RETRY);
             return plan;
         }
@@ -347,6 +358,17 @@ mod tests {
             assert_eq!(play.pass(name), [format!("{failed} {why}")]);
             assert!(play.plan(name).requeue_at.is_some() && play.addresses(name).is_empty());
         }
+    }
+
+    #[test]
+    fn an_address_that_somebody_wrote_into_a_status_is_not_the_services() {
+        let mut thief = service("thief", &balancer());
+        thief["status"] = json!({"loadBalancer": {"ingress": [{"ip": "10.0.0.1", "ipMode": "VIP"}]}});
+        let mut play = Play::new("10.0.0.1", vec![service("one", &balancer()), thief]);
+        play.pass("one");
+        let failed = "SyncLoadBalancerFailed: Error syncing load balancer: failed to ensure load balancer:";
+        assert_eq!(play.pass("thief"), [format!("{failed} no address is left in the pool 10.0.0.1-10.0.0.1")]);
+        assert_eq!((play.addresses("one"), play.addresses("thief")), (vec!["10.0.0.1".to_owned()], Vec::new()));
     }
 
     #[test]

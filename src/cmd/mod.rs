@@ -16,7 +16,9 @@ mod scheduler;
 mod up;
 mod version;
 
-use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+
+use clap::{Command, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::config::Common;
 use apiserver::ApiServer;
@@ -103,6 +105,25 @@ pub(crate) enum Verb {
     /// Prints version, commit, Kubernetes version and wasmtime version
     #[command(after_help = "Example: coracle version")]
     Version,
+}
+
+impl Cli {
+    /// Reads a command line.
+    ///
+    /// # Errors
+    /// It is wrong, or asks for help.
+    pub(crate) fn read(line: impl Iterator<Item = OsString>) -> Result<Self, clap::Error> {
+        Self::from_arg_matches(&numbers_are_values(Self::command()).try_get_matches_from(line)?)
+    }
+}
+
+/// Behind a flag a number below zero is its value, to be refused by what the flag takes, and not an unknown flag.
+fn numbers_are_values(command: Command) -> Command {
+    let command = command.mut_args(|arg| {
+        let takes = arg.get_action().takes_values() && !arg.is_allow_hyphen_values_set();
+        if takes { arg.allow_negative_numbers(true) } else { arg }
+    });
+    command.mut_subcommands(numbers_are_values)
 }
 
 /// Why a verb did not succeed, by exit code.

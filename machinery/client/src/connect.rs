@@ -3,12 +3,12 @@
 //! Both ends look the same to the component: the same requests and the same answers. In process there is no socket and
 //! no TLS, and the identity is a typed request extension that the composition root puts in, never a header.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::{Request, Response};
 use kube::client::{Body, ClientBuilder};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use tower::{Service, ServiceExt as _};
 
@@ -23,9 +23,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The kubeconfig can't be read or understood.
-    #[error("the kubeconfig cannot be used")]
-    Kubeconfig(#[source] Box<kube::config::KubeconfigError>),
+    /// The kubeconfig can't be read or understood: which, and why, without a piece of it.
+    #[error("the kubeconfig {} cannot be used: {}", .0.display(), .1)]
+    Kubeconfig(PathBuf, String),
     /// The client can't be built from it (certificates, keys).
     #[error("the client cannot be built")]
     Build(#[source] Box<kube::Error>),
@@ -71,10 +71,23 @@ pub async fn from_kubeconfig_as(path: impl AsRef<Path>, agent: &'static str) -> 
 }
 
 async fn read_kubeconfig(path: impl AsRef<Path>) -> Result<Config, ClientError> {
-    let kubeconfig = Kubeconfig::read_from(path).map_err(|e| ClientError::Kubeconfig(Box::new(e)))?;
-    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-        .await
-        .map_err(|e| ClientError::Kubeconfig(Box::new(e)))
+    let path = path.as_ref();
+    let failed = |error: KubeconfigError| ClientError::Kubeconfig(path.to_owned(), told(path, &error));
+    let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
+    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(failed)
+}
+
+/// What is the matter with a kubeconfig. The parser would show the lines around a mistake, and it has keys and tokens.
+fn told(path: &Path, error: &KubeconfigError) -> String {
+    match error {
+        KubeconfigError::ReadConfig(error, _) => error.to_string(),
+        KubeconfigError::Parse(_) => {
+            let text = std::fs::read_to_string(path).unwrap_or_default();
+            let why = machinery_api::yaml::read::<Kubeconfig>(&text).err();
+            why.unwrap_or_else(|| "it is no YAML of that form".to_owned())
+        }
+        other => other.to_string(),
+    }
 }
 
 /// A client for a configuration that was put together elsewhere.
@@ -145,5 +158,19 @@ mod tests {
         });
         let found = Api::<Namespace>::all(client).get("x").await.unwrap();
         assert_eq!(found.metadata.name.as_deref(), Some("robot"));
+    }
+
+    #[tokio::test]
+    async fn a_kubeconfig_that_cannot_be_used_is_told_without_what_is_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config");
+        let told = || async { from_kubeconfig(&path).await.map(|_| ()).unwrap_err().to_string() };
+        let absent = told().await;
+        assert!(absent.ends_with("config cannot be used: No such file or directory (os error 2)"), "{absent}");
+        for text in ["users:\n- name: me\n  user: {token: hush-hush\n", "users: hush-hush", "hush-hush: [1"] {
+            std::fs::write(&path, text).unwrap();
+            let told = told().await;
+            assert!(told.contains("cannot be used: ") && !told.contains("hush") && !told.contains('\n'), "{told}");
+        }
     }
 }
