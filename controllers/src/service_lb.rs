@@ -72,24 +72,28 @@ fn holder(address: &IPAddress) -> Option<ObjectKey> {
 fn of_address(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let held = change.latest::<IPAddress>().and_then(holder);
     // Anybody may write an address into a status that isn't the Service's.
-    let has = |service: &Service| {
-        let mut held =
-            addresses(service).filter_map(|ip| view.get::<IPAddress>(&ObjectKey::cluster(ip))).filter_map(holder);
-        held.any(|holder| holder == key_of(&service.metadata))
-    };
+    let has = |service: &Service| shown(view, service, &key_of(&service.metadata)).next().is_some();
     let waiting = |service: &&Service| wants(service) && !has(service);
     let freed = change.after::<IPAddress>().is_none();
     let waiting = view.all::<Service>().filter(|service| freed && waiting(service)).map(|one| key_of(&one.metadata));
     held.into_iter().chain(waiting).collect()
 }
 
+fn is_of(address: &IPAddress, key: &ObjectKey) -> bool {
+    holder(address).as_ref() == Some(key)
+}
+
+/// The addresses of a Service's status that it holds.
+fn shown<'a>(view: &'a ObjectCache, service: &Service, key: &ObjectKey) -> impl Iterator<Item = &'a IPAddress> {
+    let told = addresses(service).filter_map(|ip| view.get::<IPAddress>(&ObjectKey::cluster(ip)));
+    told.filter(|address| is_of(address, key))
+}
+
 /// The addresses that a Service holds.
 fn held<'a>(view: &'a ObjectCache, key: &ObjectKey, service: Option<&Service>) -> Vec<&'a IPAddress> {
-    let is_own = |address: &&IPAddress| holder(address).as_ref() == Some(key);
     // As a rule it is what its status says; only else all are looked at.
-    let told = service.into_iter().flat_map(addresses).filter_map(|ip| view.get::<IPAddress>(&ObjectKey::cluster(ip)));
-    let told: Vec<&IPAddress> = told.filter(is_own).collect();
-    if told.is_empty() { view.all::<IPAddress>().filter(is_own).collect() } else { told }
+    let told: Vec<&IPAddress> = service.into_iter().flat_map(|service| shown(view, service, key)).collect();
+    if told.is_empty() { view.all::<IPAddress>().filter(|address| is_of(address, key)).collect() } else { told }
 }
 
 fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {

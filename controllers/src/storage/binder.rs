@@ -8,11 +8,13 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use machinery_api::ObjectKey;
 use machinery_client::claims::{self, class_of_claim, names_class};
-use machinery_client::{Change, Context, Controller, Input, ObjectCache, Plan, Pod, key_of};
+use machinery_client::{Action, Change, Context, Controller, Input, ObjectCache, Plan, Pod, key_of};
 
 use super::{claim, claim_and_volumes, claim_of_volume, phase, volume};
 use crate::{Settings, pods};
 
+/// Who says what befalls claims and volumes: upstream's name of before controllers had the names of today.
+const EVENTS_SOURCE: &str = "persistentvolume-controller";
 /// So many claims look again at a volume that became available: one of them takes it.
 const CLAIMS_WOKEN_MAX: usize = 64;
 
@@ -73,8 +75,15 @@ fn of_pod(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
 }
 
 fn reconcile(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {
-    if key.namespace.is_empty() {
-        return view.get::<PersistentVolume>(key).map(|of| volume::sync(view, of)).unwrap_or_default();
+    let plan = match key.namespace.is_empty() {
+        true => view.get::<PersistentVolume>(key).map(|of| volume::sync(view, of)),
+        false => view.get::<PersistentVolumeClaim>(key).map(|of| claim::sync(view, of)),
+    };
+    let mut plan = plan.unwrap_or_default();
+    for action in &mut plan.actions {
+        if let Action::Event(event) = action {
+            event.source = Some(EVENTS_SOURCE);
+        }
     }
-    view.get::<PersistentVolumeClaim>(key).map(|of| claim::sync(view, of)).unwrap_or_default()
+    plan
 }

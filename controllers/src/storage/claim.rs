@@ -13,7 +13,7 @@ use machinery_client::claims::{
 };
 use machinery_client::{Action, EventRecord, ObjectCache, Plan, Pod, key_of};
 
-use super::{EVENTS_SOURCE, phase_of};
+use super::phase_of;
 use crate::pods;
 
 /// In-tree provisioners that are CSI drivers by now, as upstream's migration has them.
@@ -51,7 +51,7 @@ fn bound(claim: &PersistentVolumeClaim, volume: Option<&PersistentVolume>, name:
     if phase_of(claim) == "Lost" {
         return Plan::nothing();
     }
-    let event = EventRecord::warning(claim, reason, message).from(EVENTS_SOURCE);
+    let event = EventRecord::warning(claim, reason, message);
     Plan::from(Vec::from_iter(waiting(claim, "Lost").into_iter().chain([Action::Event(event)])))
 }
 
@@ -64,13 +64,13 @@ fn asked_for(claim: &PersistentVolumeClaim, volume: Option<&PersistentVolume>) -
     let name = volume.metadata.name.as_deref().unwrap_or_default();
     if claims::claim_ref(volume).is_some() {
         let message = format!("volume {name:?} already bound to a different claim.");
-        return pending(claim, Some(EventRecord::warning(claim, "FailedBinding", message).from(EVENTS_SOURCE)));
+        return pending(claim, Some(EventRecord::warning(claim, "FailedBinding", message)));
     }
     match mismatch(volume, claim) {
         None => bind(volume, claim),
         Some(why) => {
             let message = format!("Cannot bind to requested volume {name:?}: {why}");
-            pending(claim, Some(EventRecord::warning(claim, "VolumeMismatch", message).from(EVENTS_SOURCE)))
+            pending(claim, Some(EventRecord::warning(claim, "VolumeMismatch", message)))
         }
     }
 }
@@ -119,16 +119,15 @@ fn unbound(view: &ObjectCache, claim: &PersistentVolumeClaim) -> Plan {
     }
     if name.is_empty() {
         let message = "no persistent volumes available for this claim and no storage class is set";
-        return pending(claim, Some(EventRecord::normal(claim, "FailedBinding", message).from(EVENTS_SOURCE)));
+        return pending(claim, Some(EventRecord::normal(claim, "FailedBinding", message)));
     }
     provision(claim, class, name)
 }
 
 /// Asks the class' provisioner for a volume, by an annotation.
 fn provision(claim: &PersistentVolumeClaim, class: Option<&StorageClass>, name: &str) -> Plan {
-    let failed = |message: String| {
-        vec![Action::Event(EventRecord::warning(claim, "ProvisioningFailed", message).from(EVENTS_SOURCE))].into()
-    };
+    let failed =
+        |message: String| vec![Action::Event(EventRecord::warning(claim, "ProvisioningFailed", message))].into();
     let Some(class) = class else {
         return failed(format!("storageclass.storage.k8s.io {name:?} not found"));
     };
@@ -149,7 +148,7 @@ fn provision(claim: &PersistentVolumeClaim, class: Option<&StorageClass>, name: 
         "Waiting for a volume to be created either by the external provisioner '{provisioner}' or manually by the system \
          administrator. If volume creation is delayed, please verify that the provisioner is running and correctly registered."
     );
-    plan.push(Action::Event(EventRecord::normal(claim, "ExternalProvisioning", message).from(EVENTS_SOURCE)));
+    plan.push(Action::Event(EventRecord::normal(claim, "ExternalProvisioning", message)));
     plan
 }
 
@@ -167,7 +166,7 @@ fn waits_for(view: &ObjectCache, claim: &PersistentVolumeClaim) -> EventRecord {
         [one] => ("WaitForPodScheduled", format!("waiting for pod {one} to be scheduled")),
         several => ("WaitForPodScheduled", format!("waiting for pods {} to be scheduled", several.join(","))),
     };
-    EventRecord::normal(claim, reason, message).from(EVENTS_SOURCE)
+    EventRecord::normal(claim, reason, message)
 }
 
 pub(super) fn annotate(metadata: &mut ObjectMeta, name: &str, value: &str) {

@@ -20,9 +20,6 @@ use machinery_api::ObjectKey;
 use machinery_client::claims::{LOCAL_DRIVER, volume_name};
 use machinery_client::{Change, ObjectCache, key_of};
 
-/// Who says what befalls claims and volumes: its name before controllers had the names of today.
-const EVENTS_SOURCE: &str = "persistentvolume-controller";
-
 /// The claim that a volume names.
 fn key_of_claim(volume: &PersistentVolume) -> Option<ObjectKey> {
     let claim = volume.spec.as_ref()?.claim_ref.as_ref()?;

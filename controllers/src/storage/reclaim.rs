@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use machinery_client::claims::{PROVISIONED_BY, annotation};
 use machinery_client::{Action, EventRecord, ObjectCache, Plan, key_of};
 
-use super::{EVENTS_SOURCE, key_of_claim, volume::failed};
+use super::{key_of_claim, volume::failed};
 use crate::pods;
 
 /// `Retain`, `Delete` or `Recycle`.
@@ -44,7 +44,7 @@ fn recycle(view: &ObjectCache, volume: &PersistentVolume) -> Plan {
         return failed(volume, "VolumeFailedRecycle", "No recycler plugin found for the volume!");
     }
     let message = format!("Volume is used by pods: {}", users.join(","));
-    vec![Action::Event(EventRecord::normal(volume, "VolumeFailedRecycle", message).from(EVENTS_SOURCE))].into()
+    vec![Action::Event(EventRecord::normal(volume, "VolumeFailedRecycle", message))].into()
 }
 
 /// Whether upstream's binder has a plugin for such a volume, though none that deletes.

@@ -133,6 +133,10 @@ fn what_cannot_be_bound_says_why() {
         assert_eq!(of_claim(&simulation, name).1, "Pending", "{name}");
     }
     assert_eq!(told(&simulation, BINDER, &ObjectKey::new("a", "absent")), []);
+    // Under upstream's name, by which people filter.
+    let said = decide(BINDER, &simulation, &ObjectKey::new("a", "small")).actions;
+    let by = said.iter().filter_map(|action| if let Action::Event(event) = action { event.source } else { None });
+    assert_eq!(by.collect::<Vec<_>>(), ["persistentvolume-controller"]);
     let ebs = simulation.view.get::<PersistentVolumeClaim>(&ObjectKey::new("a", "ebs")).unwrap();
     let annotations = ebs.metadata.annotations.as_ref().unwrap();
     assert_eq!(annotations["volume.kubernetes.io/storage-provisioner"], "ebs.csi.aws.com");

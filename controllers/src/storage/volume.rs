@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Persis
 use machinery_client::claims::{self, BOUND_BY_CONTROLLER, PROVISIONED_BY, annotation};
 use machinery_client::{Action, EventRecord, Kind, ObjectCache, Plan};
 
-use super::{EVENTS_SOURCE, key_of_claim, phase, reclaim};
+use super::{key_of_claim, phase, reclaim};
 
 pub(super) fn sync(view: &ObjectCache, volume: &PersistentVolume) -> Plan {
     let (Some(r), Some(key)) = (claims::claim_ref(volume), key_of_claim(volume)) else {
@@ -58,8 +58,8 @@ fn mismatch(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Plan {
         "Cannot bind PersistentVolume {volume_name:?} to requested PersistentVolumeClaim due to incompatible volumeMode."
     );
     vec![
-        Action::Event(EventRecord::warning(volume, "VolumeMismatch", message).from(EVENTS_SOURCE)),
-        Action::Event(EventRecord::warning(claim, "VolumeMismatch", of_claim).from(EVENTS_SOURCE)),
+        Action::Event(EventRecord::warning(volume, "VolumeMismatch", message)),
+        Action::Event(EventRecord::warning(claim, "VolumeMismatch", of_claim)),
     ]
     .into()
 }
@@ -91,7 +91,7 @@ pub(super) fn failed(volume: &PersistentVolume, reason: &'static str, message: &
     if phase(volume) == "Failed" {
         return Plan::nothing();
     }
-    let event = EventRecord::warning(volume, reason, message).from(EVENTS_SOURCE);
+    let event = EventRecord::warning(volume, reason, message);
     vec![with_status(volume, "Failed", Some(message.to_owned())), Action::Event(event)].into()
 }
 
