@@ -96,7 +96,8 @@ shows(client, "/ # ")
 # What is typed, and all that the terminal shows then.
 for typed, wanted in (("echo onf\x7fe\r", "echo onf\x08 \x08e\r\none\r\n/ # "), ("nothing\x03", "nothing^C\r\n/ # "),
                       ("echo runs; sleep 1000\r", "echo runs; sleep 1000\r\nruns\r\n"), ("\x03", "^C\r\n/ # "), ("echo $?\r", "echo $?\r\n130\r\n/ # "),
-                      ("while true; do x=1; done\r", "while true; do x=1; done\r\n"), ("\x03", "^C\r\n/ # "), ("echo $?\r", "echo $?\r\n130\r\n/ # ")):
+                      ("while true; do x=1; done\r", "while true; do x=1; done\r\n"), ("\x03", "^C\r\n/ # "), ("echo $?\r", "echo $?\r\n130\r\n/ # "),
+                      ("sleep 1000\r\x03", "sleep 1000\r\n^C\r\n/ # "), ("echo $?\r", "echo $?\r\n130\r\n/ # ")):
     client.send(b"\0" + typed.encode())
     shows(client, wanted)
 client.send(b"\0exit 4\r")

@@ -104,12 +104,14 @@ impl Stdin {
 
     /// Whether ^C was typed on a terminal while nobody read it: what was typed before it goes, as on any terminal.
     pub fn heed(&mut self) -> Result<(), Stop> {
-        if !self.is_terminal || self.ended || self.rest.len() >= READ_BYTES as usize {
+        if !self.is_terminal {
             return Ok(());
         }
-        match self.stream.read(READ_BYTES) {
-            Ok(bytes) => self.rest.extend_from_slice(&bytes),
-            Err(_) => self.ended = true,
+        if self.hears() {
+            match self.stream.read(READ_BYTES) {
+                Ok(bytes) => self.rest.extend_from_slice(&bytes),
+                Err(_) => self.ended = true,
+            }
         }
         match self.rest.iter().rposition(|byte| *byte == INTERRUPT) {
             Some(at) => {
@@ -118,6 +120,11 @@ impl Stdin {
             }
             None => Ok(()),
         }
+    }
+
+    /// Whether more that is typed can be kept for whoever reads next.
+    fn hears(&self) -> bool {
+        !self.ended && self.rest.len() < READ_BYTES as usize
     }
 
     /// Gives back what was read too far.
@@ -143,7 +150,12 @@ impl Stdin {
 
     /// Waits for one of these; on a terminal ^C ends it. Answers which of them are ready.
     pub fn wait_for(&mut self, pollables: &[&Pollable]) -> Result<Vec<u32>, Stop> {
-        while self.is_terminal && !self.ended {
+        while self.is_terminal {
+            // It may have come together with the line that asked for this.
+            self.heed()?;
+            if !self.hears() {
+                break;
+            }
             let typed = self.stream.subscribe();
             let mut all = pollables.to_vec();
             all.push(&typed);
@@ -151,14 +163,6 @@ impl Stdin {
             ready.retain(|at| (*at as usize) < pollables.len());
             if !ready.is_empty() {
                 return Ok(ready);
-            }
-            match self.stream.read(READ_BYTES) {
-                Ok(bytes) if bytes.first() == Some(&INTERRUPT) => {
-                    self.rest.extend_from_slice(&bytes[1..]);
-                    return Err(INTERRUPTED);
-                }
-                Ok(bytes) => self.rest.extend_from_slice(&bytes),
-                Err(_) => self.ended = true,
             }
         }
         Ok(poll::poll(pollables))

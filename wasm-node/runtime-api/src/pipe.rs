@@ -103,10 +103,10 @@ impl PipeWriter {
         if state.no_reader { Err(PipeError::Closed) } else { Ok(state.bytes < PIPE_BYTES_MAX) }
     }
 
-    /// Whether all that was written was read.
+    /// Bytes that were written and not read yet.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.0.lock().pieces.is_empty()
+    pub fn unread(&self) -> usize {
+        self.0.0.lock().bytes
     }
 
     /// Writes at once: for those who asked for room.
@@ -203,7 +203,7 @@ mod tests {
         writer.send("hello".into()).await.unwrap();
         writer.send("world".into()).await.unwrap();
         assert_eq!(reader.take(3).unwrap(), "hel");
-        assert!(!writer.is_empty());
+        assert_eq!(writer.unread(), 7);
         assert_eq!(reader.recv().await.unwrap(), "lo");
         let other = writer.clone();
         drop(writer);

@@ -162,8 +162,8 @@ pub(super) async fn type_in(
     mut line: LineDiscipline,
     interrupt: oneshot::Sender<StopSignal>,
 ) {
-    // It was told of a ^C.
-    let mut told = false;
+    // Bytes for the guest since the last ^C that it was told of, itself counted.
+    let mut since: Option<usize> = None;
     while let Some(bytes) = from.recv().await {
         let typed = line.take(&bytes);
         if let Some(echo) = echo
@@ -172,9 +172,12 @@ pub(super) async fn type_in(
             return;
         }
         // A guest that takes ^C itself and has not read the one before does not look.
-        let interrupts = typed.input.contains(&terminal::INTERRUPT);
-        let unheard = interrupts && told && !to.is_empty();
-        told |= interrupts;
+        let interrupt_at = typed.input.iter().rposition(|byte| *byte == terminal::INTERRUPT);
+        let unheard = interrupt_at.is_some() && since.is_some_and(|since| to.unread() >= since);
+        since = match interrupt_at {
+            Some(at) => Some(typed.input.len() - at),
+            None => since.map(|since| since + typed.input.len()),
+        };
         if !unheard && !typed.input.is_empty() && to.send(typed.input.into()).await.is_err() {
             return;
         }
@@ -190,5 +193,32 @@ pub(super) async fn type_in(
     let rest = line.finish();
     if !rest.is_empty() {
         let _ = to.send(rest.into()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A line that waits behind a ^C that was read is no sign of a guest that doesn't look.
+    #[tokio::test]
+    async fn only_a_guest_that_left_a_ctrl_c_unread_is_interrupted() {
+        let (keys, from) = mpsc::channel(1);
+        let (to, guest) = pipe();
+        let (interrupt, mut interrupted) = oneshot::channel();
+        let terminal = tokio::spawn(type_in(from, to, None, LineDiscipline::new(true), interrupt));
+        for (typed, reads) in [("\x03", true), ("loop\r", false), ("\x03", false), ("more\r", false)] {
+            keys.send(typed.into()).await.unwrap();
+            if reads {
+                assert_eq!(guest.recv().await.unwrap(), typed);
+            }
+        }
+        // The channel takes one: the ones before were looked at when the second next is in.
+        keys.send("\r".into()).await.unwrap();
+        keys.send("\r".into()).await.unwrap();
+        assert!(interrupted.try_recv().is_err());
+        keys.send("\x03".into()).await.unwrap();
+        assert!(matches!(interrupted.await, Ok(StopSignal::Interrupt)));
+        terminal.abort();
     }
 }

@@ -161,7 +161,7 @@ async fn sessions_of_the_nodes_own_take_nobodys_places() {
         let (call, run) = (waits.clone(), tokio::spawn(exec(&waits, Some(stdin)).run(never())));
         // It has begun to read, or it waits.
         to.send(b"x".to_vec().into()).await.unwrap();
-        while !to.is_empty() && !call.waits() {
+        while to.unread() > 0 && !call.waits() {
             tokio::task::yield_now().await;
         }
         live.push((to, run));
