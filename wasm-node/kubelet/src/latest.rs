@@ -1,7 +1,7 @@
 //! The newest value of something, and news of it: what the node tells a pod's worker. As tokio's watch channel, which keeps eight
 //! bells for channels with many readers, three hundred bytes; here each of thousands of pods has two.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::Notify;
 
@@ -21,6 +21,18 @@ struct State<T> {
 impl<T> Shared<T> {
     fn state(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What can be rung as if it had changed: who waits for it looks at all that it depends on.
+pub(crate) trait Bell: Send + Sync {
+    fn ring(&self);
+}
+
+impl<T: Send> Bell for Shared<T> {
+    fn ring(&self) {
+        self.state().version += 1;
+        self.rung.notify_waiters();
     }
 }
 
@@ -105,6 +117,14 @@ impl<T> Receiver<T> {
     }
 }
 
+impl<T: Send + 'static> Receiver<T> {
+    /// Rings for all that read this, as long as any is there.
+    pub(crate) fn bell(&self) -> Weak<dyn Bell> {
+        let shared: Arc<dyn Bell> = self.shared.clone();
+        Arc::downgrade(&shared)
+    }
+}
+
 impl<T> Clone for Receiver<T> {
     fn clone(&self) -> Self {
         Self { shared: self.shared.clone(), seen: self.seen }
@@ -134,6 +154,17 @@ mod tests {
         assert_eq!((one.read(|value| *value), sender.read(|value| *value)), (3, 3));
         assert!(futures::poll!(std::pin::pin!(one.changed())).is_pending());
         assert_eq!(other.changed().await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_bell_rings_as_a_change_does() {
+        let (sender, mut reader) = latest(1);
+        let bell = reader.bell();
+        bell.upgrade().unwrap().ring();
+        assert_eq!((reader.changed().await, reader.read(|value| *value)), (Ok(()), 1));
+        assert!(futures::poll!(std::pin::pin!(reader.changed())).is_pending());
+        drop((sender, reader));
+        assert!(bell.upgrade().is_none());
     }
 
     #[tokio::test]

@@ -12,6 +12,8 @@ use machinery_env::Env;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::latest::Bell;
+
 /// What kind of object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SourceKind {
@@ -67,15 +69,49 @@ pub enum Known {
     Present(Arc<Content>),
 }
 
+/// Who is told of changes and waits for something else: a pod's worker has no task for each object that its pod names.
+#[derive(Default)]
+struct Bells(Mutex<Vec<Weak<dyn Bell>>>);
+
+impl Bells {
+    fn add(&self, bell: Weak<dyn Bell>) {
+        let mut bells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if bells.len() == bells.capacity() {
+            bells.retain(|bell| bell.strong_count() > 0);
+        }
+        bells.push(bell);
+    }
+
+    fn ring(&self) {
+        let bells = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        bells.iter().filter_map(Weak::upgrade).for_each(|bell| bell.ring());
+    }
+}
+
 /// One object that is watched for as long as this is held.
-#[derive(Debug)]
 pub struct Source {
     /// What is known of it.
     pub known: watch::Receiver<Known>,
+    bells: Arc<Bells>,
     _stop: DropGuard,
 }
 
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Source").field("known", &self.known).finish_non_exhaustive()
+    }
+}
+
 impl Source {
+    pub(crate) fn of(known: watch::Receiver<Known>, stop: CancellationToken) -> Self {
+        Self { known, bells: Arc::default(), _stop: stop.drop_guard() }
+    }
+
+    /// Rings it at each change.
+    pub(crate) fn rings(&self, bell: Weak<dyn Bell>) {
+        self.bells.add(bell);
+    }
+
     /// What it is, once that is known.
     pub async fn read(&self) -> Known {
         let mut known = self.known.clone();
@@ -119,6 +155,8 @@ impl ConfigSourceManager {
         all.retain(|_, source| source.strong_count() > 0);
         let (known, receiver) = watch::channel(Known::Unknown);
         let stop = self.stop.child_token();
+        let source = Arc::new(Source::of(receiver, stop.clone()));
+        let known = (known, source.bells.clone());
         let only = |reflector: Reflector| reflector.within(namespace).selecting(format!("metadata.name={name}"));
         match kind {
             SourceKind::ConfigMap => {
@@ -148,7 +186,6 @@ impl ConfigSourceManager {
                 tokio::spawn(follow(reflector, known, read, stop.clone()));
             }
         }
-        let source = Arc::new(Source { known: receiver, _stop: stop.drop_guard() });
         all.insert(key, Arc::downgrade(&source));
         source
     }
@@ -156,7 +193,7 @@ impl ConfigSourceManager {
 
 async fn follow<K: Typed>(
     reflector: Reflector,
-    known: watch::Sender<Known>,
+    (known, bells): (watch::Sender<Known>, Arc<Bells>),
     read: impl Fn(K) -> Content + Send,
     stop: CancellationToken,
 ) {
@@ -172,24 +209,30 @@ async fn follow<K: Typed>(
             ReflectorEvent::Deleted(_) => None,
             ReflectorEvent::Progress(_) => continue,
             ReflectorEvent::Interrupted(error) => {
-                known.send_if_modified(|known| {
+                let failed = known.send_if_modified(|known| {
                     let unknown = matches!(known, Known::Unknown | Known::Failed(_));
                     if unknown {
                         *known = Known::Failed(error);
                     }
                     unknown
                 });
+                if failed {
+                    bells.ring();
+                }
                 continue;
             }
         };
         let content = object.and_then(|object| typed::<K>(&*object).cloned()).map(&read);
         let is = content.map_or(Known::Missing, |content| Known::Present(Arc::new(content)));
         let ends = matches!(&is, Known::Present(content) if content.immutable);
-        known.send_if_modified(|known| {
+        let changed = known.send_if_modified(|known| {
             let changed = *known != is;
             *known = is;
             changed
         });
+        if changed {
+            bells.ring();
+        }
         if ends {
             // It stays as it is until nobody holds it; the sender has to live as long.
             stop.cancelled().await;

@@ -1,11 +1,12 @@
 //! What decides about a pod, what can happen to it, and what is to be done then: the words of [`super::state`]. Pure.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use crate::spec::containers::Class;
 
 /// `restartPolicy`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Restart {
     /// Whatever it ended with.
     Always,
@@ -37,7 +38,7 @@ impl ProbeKind {
 }
 
 /// How many results in a row decide.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Thresholds {
     /// `successThreshold`.
     pub success: u32,
@@ -48,7 +49,7 @@ pub struct Thresholds {
 }
 
 /// What happens to a container that has ended, where `exit_codes` say so (`restartPolicyRules`, KEP-5307).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RestartRule {
     /// The codes that it is about.
     pub exit_codes: Vec<i32>,
@@ -65,7 +66,7 @@ impl RestartRule {
 }
 
 /// What a container's `postStart` hook is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PostStart {
     /// It waits, whatever becomes of the container meanwhile.
     Sleep,
@@ -87,7 +88,7 @@ pub enum ProbeResult {
 }
 
 /// What of a container's spec decides about its life.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ContainerPolicy {
     /// Its name.
     pub name: String,
@@ -113,7 +114,8 @@ pub struct ContainerPolicy {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LifecyclePolicy {
     /// Its containers, in the order of [`crate::spec::containers`]: an index into them is how events and actions name one.
-    pub containers: Vec<ContainerPolicy>,
+    /// Pods of one template share them.
+    pub containers: Arc<Vec<ContainerPolicy>>,
     /// `name_namespace(uid)`, as upstream's messages call a pod.
     pub pod: String,
     /// `restartPolicy`.
@@ -122,6 +124,13 @@ pub struct LifecyclePolicy {
     pub deadline: Option<Duration>,
     /// `terminationGracePeriodSeconds`.
     pub grace: Duration,
+}
+
+impl LifecyclePolicy {
+    #[cfg(test)]
+    pub(super) fn containers_mut(&mut self) -> &mut Vec<ContainerPolicy> {
+        Arc::make_mut(&mut self.containers)
+    }
 }
 
 impl ContainerPolicy {

@@ -19,7 +19,7 @@ pub(super) fn begin(cells: &[Cell], rules: &LifecyclePolicy) -> Vec<usize> {
         let comes = matches!(cell.stage, CellStage::Idle | CellStage::Pulling | CellStage::Starting);
         cell.class == Class::Main && own.post_start.is_some() && (comes || cell.hooking())
     };
-    let held = cells.iter().zip(&rules.containers).position(holds_back);
+    let held = cells.iter().zip(rules.containers.iter()).position(holds_back);
     let has_turn = |(index, cell): &(usize, &Cell)| match cell.class {
         Class::Init | Class::Sidecar => Some(*index) == first,
         Class::Main => first.is_none() && held.is_none_or(|held| *index <= held),

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Container, ContainerRestartRule, Pod, Probe};
 use machinery_api::imports::ImportRules;
 use machinery_api::names;
 use machinery_api::quantity::Quantity;
+use machinery_api::shared::Pool;
 
 use super::check::HookSpec;
 use super::reuse;
@@ -23,6 +24,8 @@ const PORT_DEFAULT: u16 = 80;
 const CONCURRENCY_MAX: usize = 1_000_000;
 /// Longest request timeout that an annotation may ask for: a day.
 const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
+
+static POLICIES: Pool<Vec<ContainerPolicy>> = Pool::new();
 
 /// Every annotation of a container that there is.
 const KNOWN: [&str; 9] = [
@@ -43,12 +46,9 @@ pub fn rules(pod: &Pod) -> LifecyclePolicy {
     let spec = containers::spec(pod);
     let seconds = |seconds: i64| Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
     let restart = restart(spec.restart_policy.as_deref()).unwrap_or(Restart::Always);
-    let mut containers: Vec<_> =
-        containers::each(&spec).map(|(class, own)| container_rules(class, &own, restart)).collect();
-    // Most pods have one, and a vector that grows has room for four.
-    containers.shrink_to_fit();
+    let containers = containers::each(&spec).map(|(class, own)| container_rules(class, &own, restart)).collect();
     LifecyclePolicy {
-        containers,
+        containers: POLICIES.share(containers),
         pod: pod_text(pod),
         restart,
         deadline: spec.active_deadline_seconds.map(seconds),

@@ -30,13 +30,14 @@ use crate::latest::Receiver;
 use crate::mailbox::{self, Sender, mailbox};
 use crate::spec::resting::{Resting, Turn};
 use crate::spec::{containers, requests};
-use crate::volume::manager::keep;
 use crate::volume::measure::{Subject, Watched};
 use crate::volume::usage::{self, Bounds};
+use filled::Volumes;
 use runtime_api::ledger::{Ledger, Resource};
 use runtime_api::{CpuQuota, KeyvalueOwner, MemoryFiles};
 use slot::{Live, Slot};
 
+mod filled;
 mod heard;
 mod perform;
 mod report;
@@ -152,7 +153,7 @@ pub(crate) struct Worker {
     sources: BTreeMap<(SourceKind, String), Arc<Source>>,
     /// Whose keyvalue store it has, once that was asked for.
     keyvalue: Arc<OnceCell<KeyvalueOwner>>,
-    volumes: Option<Task>,
+    volumes: Option<Volumes>,
     /// Waits for an address, or a host port.
     waiting: Option<Task>,
     /// Which of them it was told last that it lacks.
@@ -337,8 +338,8 @@ impl Worker {
             let held = self.held.as_ref().map(|held| held.until.saturating_sub(elapsed));
             let projects = self.projects_from.filter(|_| self.stale).map(|from| from.saturating_sub(elapsed));
             let settles = settles.filter(|_| dirty && writing.is_none());
-            let ticks = [self.ticks_in(), settles, held, projects].into_iter().flatten().min();
-            // One timer for both: a pod's task is as large as all that it may wait for.
+            let ticks = [self.ticks_in(), settles, held, projects, self.refills_in()].into_iter().flatten().min();
+            // One timer for all: a pod's task is as large as all that it may wait for.
             let wake = ticks.into_iter().chain(retry_at.map(|at| at.saturating_sub(elapsed))).min();
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -357,6 +358,7 @@ impl Worker {
                 () = async { tokio::time::sleep(wake.unwrap_or_default()).await }, if wake.is_some() => {
                     if wake == ticks {
                         self.apply(Event::Tick);
+                        self.mind_volumes(false);
                     }
                 }
             }
@@ -491,6 +493,7 @@ impl Worker {
             }
             return;
         }
+        self.mind_volumes(true);
         // `activeDeadlineSeconds` may be set and shortened, and the image changed.
         let pod = self.pod().clone();
         self.rules = rules(&pod);
@@ -514,6 +517,7 @@ impl Worker {
             // It may have been taken by another meanwhile, and the pod may have ended.
             Message::Mount if self.state.stage == Stage::Mounting && self.volumes.is_none() => self.mount(),
             Message::Mount => {}
+            Message::Filled(filled) => self.filled(filled),
             Message::Pulled(pulled) => {
                 let (container, pulls, message) = *pulled;
                 let image_id = pulls.image.image_id.clone();

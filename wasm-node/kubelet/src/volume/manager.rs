@@ -1,15 +1,13 @@
-//! Fills a pod's volumes and keeps them in step with the API for as long as the pod lives.
+//! Fills a pod's volumes, and says when they are to be filled again to stay in step with the API.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hasher as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use futures::FutureExt as _;
-use futures::future::{OptionFuture, select_all};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, Volume};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
 use machinery_client::claims::NodePlace;
@@ -26,13 +24,16 @@ use crate::config::env_file::FileValues;
 use crate::config::environment::EnvContext;
 use crate::config::sources::{ConfigSourceManager, Known, Source, SourceKind, named_by_volumes};
 use crate::config::tokens::{self as token_requests, Wanted};
-use crate::latest::Receiver;
+use crate::latest::{Bell, Receiver};
 use crate::mailbox::Sender;
 use crate::spec::resting::Resting;
 
 /// Between tries to fill a volume: doubled, as upstream's.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(122);
+
+/// A token is not had anew sooner.
+const REFRESH_MIN: SignedDuration = SignedDuration::from_secs(1);
 
 /// What the volumes of a node's pods are filled with.
 pub(crate) struct VolumeManager {
@@ -51,8 +52,9 @@ pub(crate) struct VolumeManager {
     pub(crate) memory: Result<Arc<MemoryFolder>, String>,
 }
 
-/// What volumes name, in the least room: a task of each pod holds it for the pod's life.
-type Watched = Box<[((SourceKind, String), Arc<Source>)]>;
+/// What a pod's volumes name, each with what was known of it when they were filled.
+type Watched = Box<[((SourceKind, String), Arc<Source>, watch::Receiver<Known>)]>;
+
 /// A token of the pod.
 struct HeldToken {
     /// Audience and lifetime.
@@ -66,145 +68,120 @@ struct HeldToken {
 type Claimed = BTreeSet<String>;
 
 /// What is said of a pod's volumes.
-#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum MountEvent {
-    /// All are filled, for the first time.
-    Mounted,
+    /// All are filled: what they are filled with, until they have to be filled again; none where nothing of them changes.
+    Filled(Option<Box<Filled>>),
     /// One can't be filled now: why.
     Failed(String),
 }
 
-/// Fills all volumes of the pod that `input` tells of, below `dir`; says so, and goes on until it is dropped.
-#[expect(clippy::manual_async_fn, reason = "an async fn holds its arguments twice, and this one waits in every pod")]
-pub(crate) fn keep<I, M>(
-    node: Arc<VolumeManager>,
-    mut input: Receiver<I>,
-    dir: PathBuf,
-    ip: IpAddr,
-    events: Sender<M>,
-) -> impl Future<Output = ()> + Send
-where
-    I: AsRef<Arc<Resting<Pod>>> + Send + Sync,
-    M: From<MountEvent> + Send,
-{
-    async move {
-        // What waits here waits for the pod's life: nothing of its spec is held twice.
-        let (from_api, watched) = watched(&node, &resting(&mut input).get());
-        let mut changes: Vec<watch::Receiver<Known>> = watched.iter().map(|(_, source)| source.known.clone()).collect();
-        let (mut tokens, mut claimed) = (Vec::<HeldToken>::new(), Claimed::new());
-        let (mut mounted, mut wait, mut told) = (false, RETRY_FIRST, String::new());
-        loop {
-            for change in &mut changes {
-                change.mark_unchanged();
-            }
-            // On the heap while it lasts: what waits is as large as the largest of its states.
-            let held = (&mut claimed, &mut tokens);
-            let (filled, basis) = Box::pin(round(&node, resting(&mut input), &watched, held, &dir, ip)).await;
-            let mut again = None;
-            match filled {
-                Ok(()) => {
-                    wait = RETRY_FIRST;
-                    told.clear();
-                    tokens.iter_mut().for_each(|token| token.value = None);
-                    if !std::mem::replace(&mut mounted, true) && events.send(MountEvent::Mounted.into()).await.is_err()
-                    {
-                        return;
-                    }
-                }
-                Err(message) => {
-                    again = Some(wait);
-                    wait = (wait * 2).min(RETRY_MAX);
-                    if message != told {
-                        told.clone_from(&message);
-                        if events.send(MountEvent::Failed(message).into()).await.is_err() {
-                            return;
-                        }
-                    }
-                }
-            }
-            if !from_api && again.is_none() {
-                return;
-            }
-            let now = node.env.now();
-            let refresh = tokens.iter().map(|token| token.refresh_at).min();
-            let refresh =
-                refresh.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or(Duration::from_secs(1)));
-            let sleep = again.into_iter().chain(refresh).min();
-            // What is filled stays so until it would be filled with something else: statuses change more often.
-            let filled_with = again.is_none().then_some(basis);
-            if !until_due(&mut changes, &mut input, sleep, filled_with).await {
-                return;
-            }
-        }
+/// What a pod's volumes are filled with. It is all that there is of them while nothing changes: no task waits.
+pub(crate) struct Filled {
+    watched: Watched,
+    tokens: Vec<HeldToken>,
+    claimed: Claimed,
+    /// See [`basis`].
+    basis: u64,
+}
+
+impl Filled {
+    /// What is to be filled; `bell` is rung where an object changes that they name.
+    fn nothing(node: &VolumeManager, pod: &Pod, bell: &Weak<dyn Bell>) -> Self {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let named = named_by_volumes(volumes_of(pod)).into_iter();
+        let watched = named.map(|(kind, name)| {
+            let source = node.sources.get(kind, namespace, &name);
+            source.rings(bell.clone());
+            let known = source.known.clone();
+            ((kind, name), source, known)
+        });
+        Self { watched: watched.collect(), tokens: Vec::new(), claimed: Claimed::new(), basis: 0 }
+    }
+
+    /// Whether they are to be filled again, whatever the pod is: an object of theirs is another one, or a token's time has come.
+    pub(crate) fn is_due(&self, now: Timestamp) -> bool {
+        let changed = self.watched.iter().any(|(_, _, known)| known.has_changed().unwrap_or_default());
+        changed || self.refresh_at().is_some_and(|at| at <= now)
+    }
+
+    /// Whether they are what this pod's volumes are filled with. Statuses change more often.
+    pub(crate) fn is_of(&self, pod: &Pod) -> bool {
+        self.basis == basis(pod)
+    }
+
+    /// When a token is to be had anew.
+    pub(crate) fn refresh_at(&self) -> Option<Timestamp> {
+        self.tokens.iter().map(|token| token.refresh_at).min()
     }
 }
 
-/// Fills a pod's volumes once; with what they were filled with.
+/// Fills all volumes of the pod that `input` tells of, below `dir`, until that is done; `before` is what they are filled with already.
+pub(crate) async fn fill<I, M>(
+    node: Arc<VolumeManager>,
+    mut input: Receiver<I>,
+    (dir, ip): (PathBuf, IpAddr),
+    before: Option<Box<Filled>>,
+    events: Sender<M>,
+) where
+    I: AsRef<Arc<Resting<Pod>>> + Send + 'static,
+    M: From<MountEvent>,
+{
+    let bell = input.bell();
+    let mut filled = before.unwrap_or_else(|| Box::new(Filled::nothing(&node, &resting(&mut input).get(), &bell)));
+    let (mut wait, mut told) = (RETRY_FIRST, String::new());
+    loop {
+        let message = match round(&node, &resting(&mut input), &mut filled, &dir, ip).await {
+            Ok(changes) => {
+                let _ = events.send(MountEvent::Filled(changes.then_some(filled)).into()).await;
+                return;
+            }
+            Err(message) => message,
+        };
+        if message != told {
+            told.clone_from(&message);
+            if events.send(MountEvent::Failed(message).into()).await.is_err() {
+                return;
+            }
+        }
+        tokio::select! {
+            changed = input.changed() => if changed.is_err() {
+                return;
+            },
+            () = tokio::time::sleep(wait) => {}
+        }
+        wait = (wait * 2).min(RETRY_MAX);
+    }
+}
+
+/// Fills a pod's volumes once; says whether any of them changes with the API.
 async fn round(
     node: &VolumeManager,
-    resting: Arc<Resting<Pod>>,
-    watched: &Watched,
-    (claimed, tokens): (&mut Claimed, &mut Vec<HeldToken>),
+    resting: &Resting<Pod>,
+    filled: &mut Filled,
     dir: &Path,
     ip: IpAddr,
-) -> (Result<(), String>, u64) {
+) -> Result<bool, String> {
     let pod = resting.get();
-    let filled = match claim(node, &pod, claimed, dir).await {
-        Ok(()) => fill(node, &pod, watched, tokens, dir, ip).await,
+    for (_, _, known) in &mut filled.watched {
+        known.mark_unchanged();
+    }
+    let done = match claim(node, &pod, &mut filled.claimed, dir).await {
+        Ok(()) => write(node, &pod, &filled.watched, &mut filled.tokens, dir, ip).await,
         Err(why) => Err(why),
     };
-    let basis = basis(&pod);
+    filled.basis = basis(&pod);
+    if done.is_ok() {
+        filled.tokens.iter_mut().for_each(|token| token.value = None);
+    }
+    let changes = volumes_of(&pod).iter().any(is_from_api);
     drop(pod);
     resting.settle();
-    (filled, basis)
+    done.map(|()| changes)
 }
 
 /// The pod as it is now.
 fn resting<I: AsRef<Arc<Resting<Pod>>>>(input: &mut Receiver<I>) -> Arc<Resting<Pod>> {
     input.read(|input| input.as_ref().clone())
-}
-
-/// Whether the pod has volumes that the API fills, and what they name.
-fn watched(node: &VolumeManager, pod: &Pod) -> (bool, Watched) {
-    let volumes = volumes_of(pod);
-    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let named = named_by_volumes(volumes).into_iter();
-    let watched = named.map(|(kind, name)| {
-        let source = node.sources.get(kind, namespace, &name);
-        ((kind, name), source)
-    });
-    (volumes.iter().any(is_from_api), watched.collect())
-}
-
-/// Waits until the volumes are to be filled again: an object of theirs is another one, the pod is, or the time has come. False
-/// where nobody tells of the pod any more.
-async fn until_due<I: AsRef<Arc<Resting<Pod>>>>(
-    changes: &mut [watch::Receiver<Known>],
-    input: &mut Receiver<I>,
-    sleep: Option<Duration>,
-    filled_with: Option<u64>,
-) -> bool {
-    let watches = !changes.is_empty();
-    let any: Vec<_> = changes.iter_mut().map(|change| change.changed().boxed()).collect();
-    let mut any = OptionFuture::from(watches.then(|| select_all(any)));
-    let mut due = std::pin::pin!(async { tokio::time::sleep(sleep.unwrap_or_default()).await });
-    loop {
-        tokio::select! {
-            _ = &mut any, if watches => return true,
-            changed = input.changed() => {
-                if changed.is_err() {
-                    return false;
-                }
-                let resting = resting(input);
-                let basis = basis(&resting.get());
-                resting.settle();
-                if filled_with != Some(basis) {
-                    return true;
-                }
-            }
-            () = &mut due, if sleep.is_some() => return true,
-        }
-    }
 }
 
 /// What a pod's files are made of, of the pod itself: its spec, and the metadata that it may show itself in a volume.
@@ -253,10 +230,10 @@ async fn claim(node: &VolumeManager, pod: &Arc<Pod>, claimed: &mut Claimed, dir:
     Ok(())
 }
 
-async fn fill(
+async fn write(
     node: &VolumeManager,
     pod: &Arc<Pod>,
-    watched: &[((SourceKind, String), Arc<Source>)],
+    watched: &Watched,
     tokens: &mut Vec<HeldToken>,
     dir: &Path,
     ip: IpAddr,
@@ -264,7 +241,7 @@ async fn fill(
     let volumes = volumes_of(pod);
     let from_api = || volumes.iter().filter(|volume| is_from_api(volume));
     let mut known = BTreeMap::new();
-    for (key, source) in watched {
+    for (key, source, _) in watched {
         match source.read().await {
             Known::Present(content) => {
                 known.insert(key.clone(), content);
@@ -347,7 +324,9 @@ async fn current_tokens(
         let asked = Wanted { audience: &wanted.0, seconds: Some(wanted.1), account_uid: None };
         match (token_requests::request(&node.requests, pod, asked, now).await, had, current) {
             (Ok(token), had, _) => {
-                let (refresh_at, value) = (token.refresh_at, Some(token.value.clone()));
+                // A server whose clock is behind is not asked without end.
+                let refresh_at = token.refresh_at.max(now + REFRESH_MIN);
+                let value = Some(token.value.clone());
                 let token_held = HeldToken { wanted: wanted.clone(), refresh_at, value };
                 match had {
                     Some(at) => held[at] = token_held,
@@ -407,16 +386,7 @@ fn make_empty_dir(dir: &Path) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::latest::latest;
     use serde_json::{Value, json};
-
-    struct Told(Arc<Resting<Pod>>);
-
-    impl AsRef<Arc<Resting<Pod>>> for Told {
-        fn as_ref(&self) -> &Arc<Resting<Pod>> {
-            &self.0
-        }
-    }
 
     fn pod(change: impl FnOnce(&mut Value)) -> Pod {
         let mut pod = json!({
@@ -442,29 +412,26 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn volumes_that_are_filled_are_not_looked_at_for_a_status() {
-        let told = |change: fn(&mut Value)| Told(Arc::new(pod(change).into()));
-        let filled_with = Some(basis(&pod(|_| ())));
-        let (sender, mut input) = latest(told(|_| ()));
-        {
-            let mut due = std::pin::pin!(until_due(&mut [], &mut input, None, filled_with));
-            sender.set(|now| *now = told(running));
-            assert!(futures::poll!(&mut due).is_pending());
-            sender.set(|now| *now = told(|pod| pod["metadata"]["labels"]["a"] = "3".into()));
-            assert!(due.await);
-        }
-        sender.set(|now| *now = told(running));
-        assert!(until_due(&mut [], &mut input, None, None).await, "what could not be filled is tried again");
-        drop(sender);
-        assert!(!until_due(&mut [], &mut input, None, filled_with).await);
-    }
-
-    #[tokio::test]
-    async fn a_source_that_changes_has_volumes_filled_again() {
+    #[test]
+    fn volumes_that_are_filled_are_not_looked_at_for_a_status() {
         let (source, known) = watch::channel(Known::Unknown);
-        let (_sender, mut input) = latest(Told(Arc::new(pod(|_| ()).into())));
+        let mut filled =
+            Filled { watched: Box::default(), tokens: Vec::new(), claimed: Claimed::new(), basis: basis(&pod(|_| ())) };
+        let at = |second| Timestamp::from_second(second).unwrap();
+        assert!(filled.is_of(&pod(running)) && !filled.is_due(at(0)));
+        assert!(!filled.is_of(&pod(|pod| pod["metadata"]["labels"]["a"] = "3".into())));
+        let due = |second| HeldToken { wanted: (String::new(), 0), refresh_at: at(second), value: None };
+        filled.tokens = vec![due(9), due(5)];
+        assert_eq!((filled.refresh_at(), filled.is_due(at(4))), (Some(at(5)), false));
+        assert!(filled.is_due(at(5)));
+        let stop = tokio_util::sync::CancellationToken::new();
+        let of = Arc::new(Source::of(known.clone(), stop));
+        filled =
+            Filled { watched: [((SourceKind::Secret, "s".into()), of, known)].into(), tokens: Vec::new(), ..filled };
+        assert!(!filled.is_due(at(9)));
         source.send_replace(Known::Missing);
-        assert!(until_due(&mut [known], &mut input, None, Some(basis(&pod(|_| ())))).await);
+        assert!(filled.is_due(at(9)));
+        drop(source);
+        assert!(!filled.is_due(at(9)), "a node that is being stopped fills nothing");
     }
 }

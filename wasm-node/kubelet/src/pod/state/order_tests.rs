@@ -22,7 +22,8 @@ fn pod(restart: Restart, classes: &[Class]) -> LifecyclePolicy {
             },
             ..one.clone()
         })
-        .collect();
+        .collect::<Vec<_>>()
+        .into();
     pod
 }
 
@@ -98,7 +99,7 @@ fn a_failed_init_container_ends_a_pod_that_never_restarts() {
 #[test]
 fn a_sidecar_lets_the_next_begin_once_it_has_started() {
     let mut rules = pod(Restart::Always, &[Class::Sidecar, Class::Init, Class::Main]);
-    rules.containers[0].startup = Some(Thresholds { success: 1, failure: 3, grace: None });
+    rules.containers_mut()[0].startup = Some(Thresholds { success: 1, failure: 3, grace: None });
     let begun = lives(&[&starts(0)]);
     let (_, said) = doing(&rules, &begun);
     assert_eq!(said.last().map(String::as_str), Some("Probe(0, Startup)"), "nothing else yet");
@@ -160,13 +161,13 @@ fn a_deleted_pod_ends_its_own_containers_first() {
 #[test]
 fn rules_for_exit_codes_come_before_the_policy() {
     let mut rules = pod(Restart::Never, &[Class::Main, Class::Main]);
-    rules.containers[0].restart_rules = vec![RestartRule { exit_codes: vec![42, 43], others: false, all: false }];
+    rules.containers_mut()[0].restart_rules = vec![RestartRule { exit_codes: vec![42, 43], others: false, all: false }];
     let begun = lives(&[&starts(0), &starts(1)]);
     let (state, _) = doing(&rules, &[&begun[..], &[ends(1, 0, 0, 42)]].concat());
     assert_eq!(state.cells[0].stage, CellStage::Pulling);
     let (state, _) = doing(&rules, &[&begun[..], &[ends(1, 0, 0, 1)]].concat());
     assert_eq!(state.cells[0].stage, CellStage::Done);
-    rules.containers[0].restart_rules[0].others = true;
+    rules.containers_mut()[0].restart_rules[0].others = true;
     let (state, _) = doing(&rules, &[&begun[..], &[ends(1, 0, 0, 42)]].concat());
     assert_eq!(state.cells[0].stage, CellStage::Done);
     let (state, _) = doing(&rules, &[&begun[..], &[ends(1, 0, 0, 0)]].concat());
@@ -176,7 +177,7 @@ fn rules_for_exit_codes_come_before_the_policy() {
 #[test]
 fn a_rule_starts_the_whole_pod_anew() {
     let mut rules = pod(Restart::Never, &[Class::Init, Class::Sidecar, Class::Main, Class::Main, Class::Ephemeral]);
-    rules.containers[2].restart_rules = vec![RestartRule { exit_codes: vec![88], others: false, all: true }];
+    rules.containers_mut()[2].restart_rules = vec![RestartRule { exit_codes: vec![88], others: false, all: true }];
     let begun =
         lives(&[&starts(4), &starts(0), &[ends(1, 0, 0, 0)], &starts(1), &starts(2), &starts(3), &[ends(2, 3, 0, 0)]]);
     let hit = [&begun[..], &[ends(3, 2, 0, 88)]].concat();
@@ -194,7 +195,7 @@ fn a_rule_starts_the_whole_pod_anew() {
 fn ephemeral_containers_join_a_pod_and_hold_nothing() {
     let whole = pod(Restart::Never, &[Class::Init, Class::Main, Class::Ephemeral]);
     let mut rules = whole.clone();
-    rules.containers.pop();
+    rules.containers_mut().pop();
     let (state, _) = doing(&rules, &lives(&[&starts(0)]));
     let (state, actions) = state.step(&whole, Event::Tick, at(1));
     assert_eq!((state.cells.len(), &actions), (3, &vec![Action::Pull(2)]), "also before the pod is initialized");

@@ -102,7 +102,8 @@ fn any_rules() -> impl Strategy<Value = LifecyclePolicy> {
                     liveness,
                     post_start: hook.filter(|_| matches!(class, Class::Main | Class::Sidecar)),
                 })
-                .collect(),
+                .collect::<Vec<_>>()
+                .into(),
             deadline: deadline.map(Duration::from_secs),
             ..rules(restart)
         }

@@ -15,7 +15,7 @@ pub(super) fn rules(restart: Restart) -> LifecyclePolicy {
         post_start: None,
     };
     LifecyclePolicy {
-        containers: vec![container],
+        containers: vec![container].into(),
         pod: "p_n(u)".into(),
         restart,
         deadline: None,
@@ -107,7 +107,7 @@ fn the_restart_policy_decides_the_end() {
 fn probes_decide_readiness_and_life() {
     let threshold = |failure| Some(Thresholds { success: 1, failure, grace: None });
     let mut rules = rules(Restart::Always);
-    let own = &mut rules.containers[0];
+    let own = &mut rules.containers_mut()[0];
     (own.startup, own.readiness, own.liveness) = (threshold(3), threshold(2), threshold(1));
     let probed = |kind, good: bool| {
         Event::Container(
@@ -313,7 +313,8 @@ fn a_clock_that_is_set_back_prolongs_no_wait() {
 /// Two containers, as later versions run.
 fn two(restart: Restart) -> LifecyclePolicy {
     let mut rules = rules(restart);
-    rules.containers.push(ContainerPolicy { name: "d".into(), ..rules.containers[0].clone() });
+    let other = ContainerPolicy { name: "d".into(), ..rules.containers[0].clone() };
+    rules.containers_mut().push(other);
     rules
 }
 
@@ -356,9 +357,10 @@ fn hooked(attempt: u32, failure: Option<&str>) -> Event {
 #[test]
 fn a_container_counts_once_the_hook_after_its_start_has_ended() {
     let mut rules = rules(Restart::Always);
-    rules.containers[0].post_start = Some(PostStart::Call);
-    rules.containers[0].readiness = Some(Thresholds { success: 1, failure: 3, grace: None });
-    rules.containers.push(ContainerPolicy { name: "d".into(), post_start: None, ..rules.containers[0].clone() });
+    rules.containers_mut()[0].post_start = Some(PostStart::Call);
+    rules.containers_mut()[0].readiness = Some(Thresholds { success: 1, failure: 3, grace: None });
+    let other = ContainerPolicy { name: "d".into(), post_start: None, ..rules.containers[0].clone() };
+    rules.containers_mut().push(other);
     let mut events = vec![(0, Event::Mounted), (0, pulled()), (0, started())];
     let (state, said) = play(&rules, &events);
     assert!(state.cells[0].hooking() && !state.ready(), "{state:?}");
@@ -375,7 +377,7 @@ fn a_container_counts_once_the_hook_after_its_start_has_ended() {
 #[test]
 fn a_hook_that_fails_kills_the_container_which_backs_off() {
     let mut rules = rules(Restart::Always);
-    rules.containers[0].post_start = Some(PostStart::Call);
+    rules.containers_mut()[0].post_start = Some(PostStart::Call);
     let life = |attempt, second| {
         vec![
             (second, pulled()),
@@ -405,7 +407,7 @@ fn a_hook_that_fails_kills_the_container_which_backs_off() {
     assert!(matches!(state.cells[0].stage, CellStage::Waiting { wait: Wait::Crash { .. }, .. }), "{state:?}");
     assert_eq!(state.cells[0].last.as_ref().map(|last| last.code), Some(143));
     // Where nothing starts again, the pod has failed.
-    rules.containers[0].restart = Restart::Never;
+    rules.containers_mut()[0].restart = Restart::Never;
     let (state, _) = play(&rules, &events[..5]);
     assert_eq!(state.succeeded, Some(false));
 }
@@ -415,7 +417,7 @@ fn an_end_breaks_the_hook_off() {
     let mut rules = rules(Restart::Always);
     let failed = "FailedPostStartHook: PostStartHook failed".to_owned();
     for (hook, says) in [(PostStart::Call, true), (PostStart::Sleep, false)] {
-        rules.containers[0].post_start = Some(hook);
+        rules.containers_mut()[0].post_start = Some(hook);
         let begin = [(0, Event::Mounted), (0, pulled()), (0, started())];
         let deleted = [&begin[..], &[(1, Event::Deleted(Duration::from_secs(5)))]].concat();
         let (state, said) = play(&rules, &deleted);
@@ -429,7 +431,7 @@ fn an_end_breaks_the_hook_off() {
 #[test]
 fn a_probe_that_cannot_be_made_counts_neither_way() {
     let mut rules = rules(Restart::Always);
-    rules.containers[0].liveness = Some(Thresholds { success: 1, failure: 2, grace: None });
+    rules.containers_mut()[0].liveness = Some(Thresholds { success: 1, failure: 2, grace: None });
     let probed = |result| Event::Container(0, CellEvent::Probed { attempt: 0, kind: ProbeKind::Liveness, result });
     let failed = || probed(ProbeResult::Failed("no".into()));
     let errored = || probed(ProbeResult::Errored("how".into()));

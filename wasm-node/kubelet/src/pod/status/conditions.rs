@@ -49,7 +49,7 @@ fn initialized(state: &State, rules: &LifecyclePolicy, was: bool) -> Now {
 
 /// Names of some containers; none where there are none of them.
 fn names(state: &State, rules: &LifecyclePolicy, which: impl Fn(&Cell) -> bool) -> Option<String> {
-    let named = state.cells.iter().zip(&rules.containers).filter(|(cell, _)| which(cell));
+    let named = state.cells.iter().zip(rules.containers.iter()).filter(|(cell, _)| which(cell));
     let names: Vec<&str> = named.map(|(_, own)| own.name.as_str()).collect();
     (!names.is_empty()).then(|| names.join(" "))
 }

@@ -2,7 +2,7 @@
 
 use crate::pod::start::{Made, Pulls};
 use crate::pod::state::{CellEvent, Event};
-use crate::volume::manager::MountEvent;
+use crate::volume::manager::{Filled, MountEvent};
 
 /// What a task of a container tells its worker.
 pub(crate) fn happened(container: usize, event: CellEvent) -> Message {
@@ -14,6 +14,8 @@ pub(crate) enum Message {
     Event(Box<Event>),
     /// What it lacked of the node may be free: an address, a host port.
     Mount,
+    /// Its volumes are filled, with that; none where they stay so.
+    Filled(Option<Box<Filled>>),
     /// A container's images, and what to say of its own.
     Pulled(Box<(usize, Pulls, String)>),
     /// A container that was made.
@@ -31,7 +33,7 @@ impl From<Event> for Message {
 impl From<MountEvent> for Message {
     fn from(event: MountEvent) -> Self {
         match event {
-            MountEvent::Mounted => Event::Mounted.into(),
+            MountEvent::Filled(filled) => Self::Filled(filled),
             MountEvent::Failed(why) => Event::MountFailed(why).into(),
         }
     }

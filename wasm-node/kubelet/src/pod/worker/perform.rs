@@ -71,7 +71,6 @@ impl Worker {
                 }
             }
         }
-        let dir = self.node.pod_dir(self.pod().metadata.uid.as_deref().unwrap_or_default());
         if self.memory_files.is_none()
             && let Ok(folder) = &self.node.volumes.memory
         {
@@ -79,8 +78,7 @@ impl Worker {
             self.memory_files = folder.account(self.pod(), node_bytes, &self.ledger, env);
             self.view.change(|seen| seen.memory_files = self.memory_files.clone());
         }
-        let (volumes, input, sender) = (self.node.volumes.clone(), self.input.clone(), self.sender.clone());
-        self.volumes = Some(Task(tokio::spawn(keep(volumes, input, dir, ip, sender))));
+        self.fill(None);
     }
 
     /// There is no room for it now: says why, unless that was said, and tries again after `room`. The task takes nothing itself, as
