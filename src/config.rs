@@ -18,6 +18,7 @@ use machinery_api::address_pool::AddressPool;
 use scheduler::extender::ExtenderConfig;
 use scheduler::plugins::{Profile, ScoringStrategy};
 use scheduler::queue::BackOff;
+use scheduler::wasm::PluginHost;
 
 use crate::inventory::NodeInventory;
 
@@ -131,6 +132,17 @@ impl SchedulerConfig {
             extenders: Vec::new(),
         }
     }
+
+    /// What the scheduler of a process runs with: what was asked for, beside what the process has for it.
+    pub(crate) fn config(self, plugins: Option<Arc<dyn PluginHost>>) -> scheduler::Config {
+        let Self { profiles, back_off, extenders } = self;
+        scheduler::Config { profiles, back_off, extenders, plugins, host: host_name(), ..scheduler::Config::default() }
+    }
+}
+
+/// The name of this machine, as events and leases say who writes them.
+pub(crate) fn host_name() -> String {
+    sysinfo::System::host_name().unwrap_or_else(|_| "coracle".to_owned())
 }
 
 /// The node agents and the data plane.

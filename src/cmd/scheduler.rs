@@ -8,7 +8,6 @@ use super::alone::{self, AloneFlags, Given};
 use super::flags::election::ElectionFlags;
 use super::flags::refused::{Refused, Table};
 use super::flags::scheduler::SchedulerFlags;
-use crate::config::SchedulerConfig;
 use crate::scheduler_plugins::Plugins;
 
 /// Whose flags and name these are.
@@ -45,11 +44,10 @@ impl Table for Unmeant {
 pub(crate) fn run(flags: &Scheduler) -> Result<(), Failure> {
     flags.refused.check()?;
     let env = Env::real();
-    let SchedulerConfig { profiles, back_off, extenders } = flags.scheduler.config()?;
+    let scheduler = flags.scheduler.config()?;
     let election = flags.election.election(UPSTREAM, &env)?;
-    let plugins = Plugins::of(&profiles, &env)?;
-    let config =
-        ::scheduler::Config { profiles, back_off, extenders, plugins, election, ..::scheduler::Config::default() };
+    let plugins = Plugins::of(&scheduler.profiles, &env)?;
+    let config = ::scheduler::Config { election, ..scheduler.config(plugins) };
     let metrics = config.metrics.clone();
     alone::run(
         &flags.alone,

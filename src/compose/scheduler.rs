@@ -6,12 +6,12 @@ use super::role::Component;
 use crate::scheduler_plugins::Plugins;
 
 pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
-    let crate::config::SchedulerConfig { profiles, back_off, extenders } = ground.config.scheduler.clone();
+    let scheduler = ground.config.scheduler.clone();
     let plugins = match &ground.engine {
         Some(engine) => Some(Plugins::on(engine.clone(), &ground.env)),
-        None => Plugins::of(&profiles, &ground.env)?,
+        None => Plugins::of(&scheduler.profiles, &ground.env)?,
     };
-    let config = scheduler::Config { profiles, back_off, extenders, plugins, ..scheduler::Config::default() };
+    let config = scheduler.config(plugins);
     ground.with_metrics(|registry| config.metrics.register(registry));
     let client = ComponentIdentity::Scheduler.client(&ground.service);
     let (informer, env, stop) = (ground.informer.clone(), ground.env.clone(), ground.stop.components.clone());

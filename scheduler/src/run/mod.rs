@@ -47,8 +47,8 @@ pub struct Config {
     pub profiles: Vec<Profile>,
     /// How long a pod waits after a failure.
     pub back_off: BackOff,
-    /// Names this process in events (`default-scheduler-HOST`).
-    pub instance: String,
+    /// Where it runs, as events say it (`default-scheduler-HOST`).
+    pub host: String,
     /// Who else is asked, in order.
     pub extenders: Vec<ExtenderConfig>,
     /// Its figures.
@@ -73,7 +73,7 @@ impl Default for Config {
         Self {
             profiles: vec![Profile::default()],
             back_off: BackOff::default(),
-            instance: "default-scheduler".into(),
+            host: "localhost".into(),
             extenders: Vec::new(),
             metrics: Metrics::default(),
             plugins: None,
@@ -157,7 +157,10 @@ async fn act(
         () = stop.cancelled() => return Ok(()),
         () = informer.until(|view| needed.iter().all(|kind| view.synced(kind))) => {}
     }
-    let recorder = |name: &str| Recorder::start_series(client.clone(), env.clone(), name, &config.instance, &stop);
+    let recorder = |name: &str| {
+        let instance = format!("{name}-{}", config.host);
+        Recorder::start_series(client.clone(), env.clone(), name, &instance, &stop)
+    };
     let events = config.profiles.iter().map(|profile| recorder(&profile.scheduler_name)).collect();
     let (done, results) = mpsc::channel(WRITES_MAX);
     let shell = Scheduler {

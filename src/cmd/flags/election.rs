@@ -9,6 +9,7 @@ use machinery_env::Env;
 
 use super::duration::some_time;
 use crate::cmd::Failure;
+use crate::config::host_name;
 
 /// Upstream's flags of the election; the record's name is the verb's unless given.
 #[derive(Debug, Clone, Args)]
@@ -63,10 +64,9 @@ impl ElectionFlags {
             ));
         }
         let name = self.leader_elect_resource_name.as_deref().unwrap_or(component);
-        let host = sysinfo::System::host_name().unwrap_or_else(|_| "coracle".to_owned());
         let election = Election::new(
             ObjectKey::new(&*self.leader_elect_resource_namespace, name),
-            format!("{host}_{}", env.uid()),
+            format!("{}_{}", host_name(), env.uid()),
         );
         let times = Election { lease_duration: lease, renew_deadline: renew, retry_period: retry, ..election };
         Ok(Some(times))

@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 
+use apiserver_resources::cells::{NAME, name};
 use apiserver_resources::field::FieldError;
 use apiserver_resources::objects::ObjectSource;
-use apiserver_resources::{Context, Deletion, ResourceInfo, SharedStrategy, Strategy, Verb};
+use apiserver_resources::{Column, Context, Deletion, ResourceInfo, SharedStrategy, Strategy, Verb};
+use jiff::Timestamp;
+use machinery_api::quantity::Quantity;
 use machinery_api::schema;
+use machinery_api::schema::types::Text;
 use machinery_api::{GroupVersion, GroupVersionKind};
 use serde_json::{Value, json};
 
@@ -20,6 +24,42 @@ struct Figures;
 impl Strategy for Figures {
     fn validate(&self, _: &Context<'_>, _: &Value) -> Vec<FieldError> {
         Vec::new()
+    }
+}
+
+/// The same, with metrics-server's columns.
+struct Use;
+
+const COLUMNS: &[Column] =
+    &[NAME, figure("cpu", "quantity"), figure("memory", "quantity"), figure("Window", "duration")];
+
+const fn figure(name: &'static str, format: &'static str) -> Column {
+    Column {
+        name: Text::Borrowed(name),
+        kind: Text::Borrowed("string"),
+        format: Text::Borrowed(format),
+        description: Text::Borrowed(""),
+        priority: 0,
+    }
+}
+
+impl Strategy for Use {
+    fn validate(&self, _: &Context<'_>, _: &Value) -> Vec<FieldError> {
+        Vec::new()
+    }
+
+    fn columns(&self) -> &'static [Column] {
+        COLUMNS
+    }
+
+    fn cells(&self, object: &Value, _: Timestamp) -> Vec<Value> {
+        let used = |of: &str| {
+            let own = object["usage"].get(of);
+            let all = object["containers"].as_array().into_iter().flatten().map(|one| &one["usage"][of]).chain(own);
+            let quantities = all.filter_map(|used| used.as_str()?.parse::<Quantity>().ok());
+            quantities.reduce(|sum, one| sum.add(&one)).map(|sum| sum.to_string())
+        };
+        vec![name(object), json!(used("cpu")), json!(used("memory")), object["window"].clone()]
     }
 }
 
@@ -42,7 +82,7 @@ fn usage(metrics: &Arc<NodeMetrics>) -> [ResourceInfo; 2] {
         "name": {"type": "string", "description": "The container's name in the pod."}, "usage": usage}});
     let containers = json!({"type": "array", "items": container, "x-kubernetes-list-type": "atomic",
         "description": "What each container uses."});
-    [
+    let all = [
         resource(
             GroupVersion::parse(API_VERSION),
             ("pods", "PodMetrics"),
@@ -57,7 +97,8 @@ fn usage(metrics: &Arc<NodeMetrics>) -> [ResourceInfo; 2] {
             &measured("What a node uses.", ("usage", usage.clone())),
             Arc::new(OfNodes(metrics.clone())),
         ),
-    ]
+    ];
+    all.map(|one| ResourceInfo { strategy: SharedStrategy::Owned(Arc::new(Use)), ..one })
 }
 
 /// What is made and not stored. `plural` and `kind`: its names.
@@ -99,5 +140,20 @@ pub(super) fn resource(
         inert: None,
         strategy: SharedStrategy::Owned(Arc::new(Figures)),
         custom: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_has_what_all_containers_use() {
+        let usage = |cpu: &str, memory: &str| json!({"usage": {"cpu": cpu, "memory": memory}});
+        let pod = json!({"metadata": {"name": "p"}, "window": "15s",
+            "containers": [usage("1500n", "1Ki"), usage("0", "1Mi")]});
+        assert_eq!(json!(Use.cells(&pod, Timestamp::UNIX_EPOCH)), json!(["p", "1500n", "1025Ki", "15s"]));
+        let node = json!({"metadata": {"name": "n"}, "window": "1m1s", "usage": {"cpu": "2", "memory": "3Mi"}});
+        assert_eq!(json!(Use.cells(&node, Timestamp::UNIX_EPOCH)), json!(["n", "2", "3Mi", "1m1s"]));
     }
 }
