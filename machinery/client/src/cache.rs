@@ -51,6 +51,8 @@ struct Table {
     gone: BTreeMap<ObjectKey, Duration>,
     /// The server's version up to which this table is known to be complete.
     seen: u64,
+    /// Following it broke off, and nothing was heard since.
+    interrupted: bool,
     synced: bool,
     /// Asked for at an interval: nobody waits for its first state, which a server may not have at all.
     polled: bool,
@@ -298,6 +300,13 @@ impl ObjectCache {
         self.tables.get(kind).map(|t| t.seen)
     }
 
+    /// Whether what a kind's objects become is heard of now, as far as that is known: false from when following it broke off until
+    /// something is heard again.
+    #[must_use]
+    pub fn is_followed(&self, kind: &Kind) -> bool {
+        self.tables.get(kind).is_some_and(|table| !table.interrupted)
+    }
+
     // --- writing: by whoever keeps the view in step ------------------------------------------------------------------
 
     /// Sets the monotonic time that what is received from now on is stamped with.
@@ -341,14 +350,14 @@ impl ObjectCache {
         table.index(&shared, &*object);
         table.gone.remove(&*shared);
         table.objects.insert(shared.clone(), Entry { object: object.clone(), seen_at: self.elapsed });
-        table.seen = table.seen.max(version);
+        table.heard(version);
         Some(Change { kind: kind.clone(), key: shared, old, new: Some(object) })
     }
 
     /// Takes out one object, as of the version at which it went.
     pub fn remove(&mut self, kind: &Kind, key: &ObjectKey, version: u64) -> Option<Change> {
         let table = self.tables.get_mut(kind)?;
-        table.seen = table.seen.max(version);
+        table.heard(version);
         let (key, Entry { object: old, .. }) = table.objects.remove_entry(key)?;
         table.unindex(&key, &*old);
         if *kind == Kind::of::<Node>() {
@@ -387,12 +396,24 @@ impl ObjectCache {
     /// A kind is known to be complete up to `version`.
     pub fn progress(&mut self, kind: &Kind, version: u64) {
         if let Some(table) = self.tables.get_mut(kind) {
-            table.seen = table.seen.max(version);
+            table.heard(version);
+        }
+    }
+
+    /// Following a kind broke off: what is known of it grows old.
+    pub fn interrupt(&mut self, kind: &Kind) {
+        if let Some(table) = self.tables.get_mut(kind) {
+            table.interrupted = true;
         }
     }
 }
 
 impl Table {
+    fn heard(&mut self, version: u64) {
+        self.seen = self.seen.max(version);
+        self.interrupted = false;
+    }
+
     fn index(&mut self, key: &Arc<ObjectKey>, object: &dyn Object) {
         let metadata = object.metadata();
         if let Some(node) = node_of(object) {
@@ -559,6 +580,10 @@ mod tests {
         let changes = view.replace(&kind, vec![pod("q", 2, Some("o")), pod("r", 9, None)], 12);
         assert_eq!(changes.len(), 2, "p is gone, r is new, q is unchanged");
         assert_eq!(view.seen(&kind), Some(12));
+        view.interrupt(&kind);
+        assert!(!view.is_followed(&kind));
+        view.progress(&kind, 13);
+        assert!(view.is_followed(&kind));
         assert!(view.by_uid("uid-p").is_none() && view.by_uid("uid-r").is_some());
         assert_eq!((view.list::<Pod>("a").count(), view.list::<Pod>("b").count()), (2, 0));
     }

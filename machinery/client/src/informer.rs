@@ -182,7 +182,10 @@ impl Informer {
                     view.progress(kind, version);
                     Vec::new()
                 }
-                ReflectorEvent::Interrupted(_) => Vec::new(),
+                ReflectorEvent::Interrupted(_) => {
+                    view.interrupt(kind);
+                    Vec::new()
+                }
             }
         });
         flow

@@ -94,6 +94,8 @@ impl ReflectorEvents {
 enum ReflectorError {
     #[error("the request failed")]
     Request(#[from] kube::Error),
+    #[error("the server ends the watch as soon as it has begun")]
+    Short,
     #[error("the stream broke")]
     Stream(#[from] std::io::Error),
     #[error("the server's answer cannot be read")]
@@ -271,7 +273,7 @@ impl Reflector {
                 }
                 // A list is followed by its watch at once.
                 Ok(true) => continue,
-                Ok(false) => {}
+                Ok(false) => self.interrupted(&ReflectorError::Short, events).await,
                 Err(error) => {
                     let code = error.code();
                     if code == 410 {

@@ -137,8 +137,10 @@ impl<'a> Runner<'a> {
                     let took = self.env.elapsed().saturating_sub(seen);
                     let does = if next.serves { "serves" } else { "runs" };
                     say!("{} {does} {} after {} ms", next.name, next.image, took.as_millis())?;
-                    if next.serves != app.serves {
-                        self.tell(&next).await?;
+                    if next.serves != app.serves
+                        && let Err(error) = self.tell(&next).await
+                    {
+                        tell!("coracle: {error:#}");
                     }
                     let before = std::mem::replace(&mut app, next);
                     // A day's changes would fill the disk.

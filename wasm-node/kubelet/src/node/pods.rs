@@ -153,8 +153,9 @@ impl Pods {
         self.node.pods.insert(&uid, view.clone());
         self.workers.insert(uid.clone(), sender);
         let node = self.node.clone();
+        // Not within: what a task takes along it would hold twice.
+        let (mut ip, mut rejected) = (ip, rejected);
         self.running.spawn(async move {
-            let (mut ip, mut rejected) = (ip, rejected);
             loop {
                 // On the heap once: a task is as large as the largest of its states.
                 let (node, view, receiver) = (node.clone(), view.clone(), receiver.clone());

@@ -270,19 +270,19 @@ impl Worker {
         self.node.parts.env.now()
     }
 
-    /// Runs the pod until nothing is left of it, or the node stops.
+    /// Runs the pod until nothing is left of it. A node that stops drops it.
     pub(crate) async fn run(mut self: Box<Self>) {
-        let stop = self.node.stop.clone();
         let now = self.now();
         if let Some(grace) = grace(self.pod()) {
             self.state.deleted = Some(grace);
         }
         let refused = unsupported::fields(self.pod());
-        tokio::select! {
-            () = stop.cancelled() => return,
-            // On the heap while it lasts: a pod's task is as large as the largest of its states.
-            () = Box::pin(async { self.reconsider().await; self.until_runnable().await }) => {}
-        }
+        // On the heap while it lasts: a pod's task is as large as the largest of its states.
+        Box::pin(async {
+            self.reconsider().await;
+            self.until_runnable().await;
+        })
+        .await;
         let refused = (!refused.is_empty()).then(|| {
             let each = refused.iter().map(|field| format!("{}: {}", field.path, field.why)).collect();
             (unsupported::sentence(&refused), each)
@@ -342,7 +342,6 @@ impl Worker {
             // One timer for all: a pod's task is as large as all that it may wait for.
             let wake = ticks.into_iter().chain(retry_at.map(|at| at.saturating_sub(elapsed))).min();
             tokio::select! {
-                () = stop.cancelled() => return,
                 changed = self.input.changed() => {
                     if changed.is_err() {
                         return;
