@@ -26,6 +26,7 @@ use crate::node::{Node, Room};
 use crate::random::Random;
 use crate::sabotage::Sabotage;
 use crate::store::SimStore;
+use crate::workload::POOL;
 use crate::world::World;
 
 /// Names of what can be killed beside the nodes.
@@ -215,6 +216,7 @@ impl Cluster {
             },
             root_ca_pem: "simulated".into(),
             cluster_cidrs: vec![(block("10.244.0.0/16").into(), 24)],
+            load_balancer_pool: POOL.parse().expect("a pool of addresses"),
             ..controllers::Settings::default()
         };
         let mut config = controllers::Config::new(settings, "sim");
@@ -223,6 +225,11 @@ impl Cluster {
         match self.world.sabotage {
             Sabotage::NoDeployments => config.disabled.push("deployment-controller".into()),
             Sabotage::NoGarbageCollection => config.disabled.push("garbage-collector-controller".into()),
+            Sabotage::NoCleaners => {
+                config.disabled.push("ttl-after-finished-controller".into());
+                config.disabled.push("token-cleaner-controller".into());
+            }
+            Sabotage::NoEphemeralClaims => config.disabled.push("ephemeral-volume-controller".into()),
             _ => {}
         }
         async move { drop(controllers::run(manager, clients, env, config, stop).await) }

@@ -51,6 +51,12 @@ pub(crate) enum Sabotage {
     AutoscalerOversteps,
     /// An autoscaler doesn't know that it is to wait.
     AutoscalerIsHasty,
+    /// Every Service gets the pool's first address.
+    PoolForgets,
+    /// Nobody removes what has had its time.
+    NoCleaners,
+    /// Nobody makes the claims of volumes that go with their pods.
+    NoEphemeralClaims,
 }
 
 /// What is sent instead of a request's body.
@@ -91,6 +97,11 @@ pub(crate) fn request(sabotage: Sabotage, history: &History, from: &str, asked: 
         Sabotage::AutoscalerIsHasty if below("/registry/horizontalpodautoscalers/") && asked.method == "POST" => {
             changed(&|hpa| hpa["spec"]["behavior"]["scaleDown"]["stabilizationWindowSeconds"] = json!(0))
         }
+        Sabotage::PoolForgets if from == CONTROLLERS && below("/registry/services/specs/") => changed(&|service| {
+            if let Some(ip) = service.pointer_mut("/status/loadBalancer/ingress/0/ip") {
+                *ip = json!("192.0.2.240");
+            }
+        }),
         _ => body,
     }
 }

@@ -139,7 +139,7 @@ fn a_crowd_comes_to_rest_and_goes() {
 /// Broken components, and a seed under which each does harm: a checker that finds nothing here checks nothing.
 #[test]
 fn broken_components_are_found() {
-    // By what its seeds are about: all, volumes, loads.
+    // By what its seeds are about: all, volumes, loads, terms.
     for (first, sabotage, found) in [
         (3, Sabotage::CacheMissesChange, "watch #"),
         (3, Sabotage::WatchDropsEvent, "this watch never said so"),
@@ -158,6 +158,9 @@ fn broken_components_are_found() {
         (1, Sabotage::SchedulerSeesNoPlaces, " is on node-"),
         (2, Sabotage::AutoscalerOversteps, "is to have 11 pods, of"),
         (2, Sabotage::AutoscalerIsHasty, "ms ago there was a load of"),
+        (0, Sabotage::PoolForgets, "its address 192.0.2.240 is that of"),
+        (0, Sabotage::NoCleaners, "has had its time"),
+        (0, Sabotage::NoEphemeralClaims, "has no claim of its own"),
     ] {
         if parameter("SIM_SABOTAGE").is_some_and(|only| only != format!("{sabotage:?}")) {
             continue;

@@ -28,9 +28,15 @@ pub(crate) fn owner(volume: &Value) -> &str {
 }
 
 /// The names of the claims of a pod.
-pub(crate) fn claims_of(pod: &Value) -> impl Iterator<Item = &str> {
+pub(crate) fn claims_of(pod: &Value) -> impl Iterator<Item = String> {
     let volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
-    volumes.into_iter().filter_map(|volume| volume["persistentVolumeClaim"]["claimName"].as_str())
+    volumes.filter_map(|volume| match volume["persistentVolumeClaim"]["claimName"].as_str() {
+        Some(name) => Some(name.to_owned()),
+        None if volume["ephemeral"].is_object() => {
+            Some(format!("{}-{}", text(pod, "/metadata/name"), text(volume, "/name")))
+        }
+        None => None,
+    })
 }
 
 /// What is wrong with one step.

@@ -67,6 +67,7 @@ impl Invariants {
             unique(history, NODES, key, new, "podCIDR", &mut problems);
         } else if key.starts_with(SERVICES) {
             unique(history, SERVICES, key, new, "clusterIP", &mut problems);
+            super::terms::addresses(history, key, new, &mut problems);
         }
         problems.into_iter().map(|problem| format!("{key} at {}: {problem}", step.revision)).collect()
     }

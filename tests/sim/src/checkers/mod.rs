@@ -10,4 +10,5 @@ pub(crate) mod invariants;
 mod kept;
 pub(crate) mod mounts;
 pub(crate) mod reads;
+mod terms;
 pub(crate) mod watches;

@@ -38,7 +38,7 @@ pub(crate) fn node_of(volume: &Value) -> Option<&str> {
 /// The volumes that a pod wants; none: they aren't all bound yet.
 pub(crate) fn of(history: &History, pod: &Value) -> Option<Vec<Mount>> {
     let namespace = pod["metadata"]["namespace"].as_str().unwrap_or_default();
-    let one = |name: &str| {
+    let one = |name: String| {
         let claim = history.at(&format!("/registry/persistentvolumeclaims/{namespace}/{name}"), u64::MAX)?;
         let volume = history.at(&format!("/registry/persistentvolumes/{}", bound_to(claim.value())?), u64::MAX)?;
         let (claim, volume) = (claim.value()["metadata"]["uid"].as_str()?, volume.value());

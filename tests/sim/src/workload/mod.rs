@@ -2,6 +2,7 @@
 //! and taken away. It asks for no more than there is room for, so that all of it can come true in the end.
 
 mod kinds;
+mod terms;
 mod volumes;
 
 use std::sync::Arc;
@@ -25,6 +26,8 @@ use crate::node::Room;
 use crate::random::Random;
 use crate::sabotage::Sabotage;
 
+pub(crate) use terms::{POOL, POOL_SIZE};
+
 const NAMESPACES: [&str; 3] = ["default", "red", "blue"];
 /// Nodes that are there in the end at least, and in between.
 pub(crate) const NODES_MIN: u64 = 3;
@@ -47,6 +50,7 @@ enum Theme {
     Any,
     Volumes,
     Loads,
+    Terms,
 }
 
 /// Does so many things.
@@ -56,6 +60,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, seed: u64, steps: u64) {
     let api = cluster.network.client(&link, user).into();
     let random = Random::new(seed, "workload");
     let theme = match seed % 4 {
+        0 => Theme::Terms,
         1 => Theme::Volumes,
         2 => Theme::Loads,
         _ => Theme::Any,
@@ -219,6 +224,7 @@ impl User {
         match self.theme {
             Theme::Volumes if self.random.chance(500) => return self.change_volumes().await,
             Theme::Loads if self.random.chance(500) => return self.change_loads().await,
+            Theme::Terms if self.random.chance(500) => return self.change_terms().await,
             _ => {}
         }
         match self.random.below(44) {

@@ -44,7 +44,7 @@ pub(super) fn nodes(history: &History) -> BTreeSet<String> {
     all.iter().filter_map(|(_, volume)| node_of(volume.value()).map(str::to_owned)).collect()
 }
 
-fn wants(class: &str) -> Value {
+pub(super) fn wants(class: &str) -> Value {
     json!({"accessModes": ["ReadWriteOnce"], "storageClassName": class, "resources": {"requests": {"storage": "1Gi"}}})
 }
 
@@ -74,13 +74,13 @@ impl User {
     }
 
     /// One of the classes, which is there by then if all goes well.
-    async fn class(&self) -> &'static str {
+    pub(super) async fn class(&self) -> &'static str {
         let (name, mode, policy) = self.random.pick(&CLASSES).copied().unwrap_or(CLASSES[0]);
         self.create(Kind::of::<StorageClass>(), "", class(name, mode, policy)).await;
         name
     }
 
-    fn claims_fit(&self, more: usize) -> bool {
+    pub(super) fn claims_fit(&self, more: usize) -> bool {
         self.cluster.world.history.now("/registry/persistentvolumeclaims/").len() + more <= CLAIMS_MAX
     }
 
@@ -195,9 +195,10 @@ pub(super) async fn settle(cluster: &Cluster, api: &ApiClient) -> usize {
         let pod = pod.value();
         let namespace = pod["metadata"]["namespace"].as_str().unwrap_or_default();
         let claim = |name: &str| history.at(&format!("/registry/persistentvolumeclaims/{namespace}/{name}"), u64::MAX);
-        let waits = pod["spec"]["nodeName"].is_null() && pod["metadata"]["ownerReferences"].is_null();
+        let names = pod["spec"]["volumes"][0]["persistentVolumeClaim"].is_object();
+        let waits = names && pod["spec"]["nodeName"].is_null() && pod["metadata"]["ownerReferences"].is_null();
         // Nobody makes a claim that a request was lost for, or that is gone, once more.
-        if waits && claims_of(pod).any(|name| claim(name).is_none()) {
+        if waits && claims_of(pod).any(|name| claim(&name).is_none()) {
             left += 1;
             let key = ObjectKey::new(namespace, key.rsplit('/').next().unwrap_or_default());
             let options = json!({"apiVersion": "v1", "kind": "DeleteOptions"});
