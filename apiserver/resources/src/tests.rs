@@ -345,3 +345,35 @@ fn some_deletes_answer_the_object() {
         assert_eq!(row.strategy.delete_answers_object(), ANSWERED.contains(&row.plural), "{}", row.plural);
     }
 }
+
+/// As upstream answers: what a status's writer says of its deletion is dropped, and what is shown of templates is Go's form.
+#[test]
+fn a_status_does_not_delete_and_templates_are_shown_as_upstream_has_them() {
+    let pod = row_named("v1 pods");
+    let old = prepared(
+        pod,
+        "default",
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
+        "spec": {"containers": [{"name": "a", "image": "i"}]}}),
+    );
+    let mut new = old.clone();
+    new["metadata"]["deletionTimestamp"] = json!("2020-01-01T00:00:00Z");
+    assert_eq!(updated(pod, "status", new, &old), []);
+
+    let job = row_named("batch/v1 jobs");
+    let old = prepared(
+        job,
+        "default",
+        json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j"}, "spec": {"template": {
+        "spec": {"hostNetwork": true, "restartPolicy": "Never", "containers": [{"name": "a", "image": "i"}]}}}}),
+    );
+    let mut new = old.clone();
+    new["spec"]["template"]["metadata"]["finalizers"] = json!(["a.b/c"]);
+    let told = format!("{:?}", updated(job, "", new, &old)).replace('\\', "");
+    for part in [
+        r#""finalizers":["a.b/c"],"Spec":{"Volumes":null,"#,
+        r#""SecurityContext":{"HostNetwork":true,"HostPID":false,"#,
+    ] {
+        assert!(told.contains(part), "{told}");
+    }
+}

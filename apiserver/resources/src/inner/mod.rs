@@ -1,7 +1,8 @@
 //! Go's inner structs as its encoder shows them in upstream's messages: by their own names, with everything that is absent.
 //!
 //! `structs.txt` has them by reflection: a struct's name, and below it each field's name (`?`: left out where it is empty), the key
-//! of the served version (`-`: its fields are the struct's own) and its type.
+//! of the served version (`-`: its fields are the struct's own) and its type. A name of `-`: the fields below the key are the struct's
+//! own in Go.
 
 mod diff;
 
@@ -143,7 +144,9 @@ fn flattened<'a>(value: &'a Value, of: &str, into: &mut Vec<(&'static Field, &'a
         let item = get(value, field.key);
         if field.key == "-" {
             flattened(value, field.kind, into);
-        } else if !(field.omit_empty && is_zero(item)) {
+        } else if field.name == "-" {
+            flattened(item, field.kind, into);
+        } else if !(field.omit_empty && if field.kind.starts_with('*') { item.is_null() } else { is_zero(item) }) {
             into.push((field, item));
         }
     }
@@ -162,6 +165,21 @@ mod tests {
             let plain = ["string", "int", "bool", "quantity", "any", "time"].contains(&of);
             assert!(plain || STRUCTS.contains_key(of), "{}: {of}", field.name);
         }
+    }
+
+    /// As upstream shows it.
+    #[test]
+    fn the_metadata_of_a_template_is_its_own() {
+        let template = json!({
+            "metadata": {"annotations": {"c": "d"}, "labels": {"a": "b"}, "creationTimestamp": null, "finalizers": ["a.b/c"],
+                "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u", "controller": false}]},
+            "spec": {"devices": {"requests": [{"name": "one"}]}},
+        });
+        assert_eq!(
+            compact(&template, "ResourceClaimTemplateSpec"),
+            r#"{"labels":{"a":"b"},"annotations":{"c":"d"},"ownerReferences":[{"apiVersion":"v1","kind":"Pod","name":"p","uid":"u","controller":false}],"finalizers":["a.b/c"],"Spec":{"Devices":{"Requests":[{"Name":"one","Exactly":null,"FirstAvailable":null}],"Constraints":null,"Config":null}}}"#
+        );
+        assert!(compact(&json!({"spec": {}}), "PodTemplateSpec").starts_with(r#"{"Spec":{"Volumes":null,"#));
     }
 
     /// As Go prints them.

@@ -6,6 +6,7 @@ use super::claim;
 use crate::core::pods::disks::is_set;
 use crate::core::pods::update::same;
 use crate::field::{ErrorList, FieldError, IMMUTABLE, Path};
+use crate::inner;
 use crate::metadata::{annotations, labels};
 use crate::read::{entries, fields, get, object_mut, spec_of};
 use crate::{Context, MetadataChecks, Row, Storage, Strategy};
@@ -73,7 +74,7 @@ impl Strategy for ResourceClaimTemplate {
         // What is as it was has been looked at.
         if !same(spec, had) {
             validate(&mut errors, spec);
-            errors.invalid(&SPEC, spec.clone(), IMMUTABLE);
+            inner::invalid(&mut errors, &SPEC, spec, "ResourceClaimTemplateSpec", IMMUTABLE);
         }
         errors.list()
     }

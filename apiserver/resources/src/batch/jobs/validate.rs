@@ -4,9 +4,10 @@ use serde_json::{Value, json};
 
 use super::policies::{failure_policy, shown_failure_rule, shown_policy, shown_success_rule, success_policy};
 use super::{NAME_LABELS, UID_LABELS, is_true};
-use crate::core::pods::{spec, update::same};
+use crate::core::pods::{spec, update::inner_spec, update::same};
 use crate::core::workloads::{self, SPEC, matches, not_negative, shown_selector};
 use crate::field::{ErrorList, FieldError, IMMUTABLE, Path};
+use crate::inner;
 use crate::read::{get, has, int, is_zero, items, items_mut, object_mut, put, text};
 use crate::rules;
 
@@ -278,9 +279,11 @@ fn template(errors: &mut ErrorList, spec: &Value, old_job: &Value) {
             }
         }
         if !same(new_pod, pod) {
-            errors.invalid(&SPEC.child("template.spec"), new_pod.clone(), IMMUTABLE);
+            inner::invalid(errors, &SPEC.child("template.spec"), &inner_spec(new_pod), "PodSpec", IMMUTABLE);
         }
     } else if !same(new, &old) {
-        errors.invalid(&SPEC.child("template"), new.clone(), IMMUTABLE);
+        let mut shown = new.clone();
+        put(&mut shown, "spec", inner_spec(get(new, "spec")));
+        inner::invalid(errors, &SPEC.child("template"), &shown, "PodTemplateSpec", IMMUTABLE);
     }
 }

@@ -282,11 +282,13 @@ fn may_linger(pod: &Value) -> bool {
     !text(get(pod, "spec"), "nodeName").is_empty() && phase != "Failed" && phase != "Succeeded"
 }
 
-/// A status keeps what a writer doesn't know of: quality of service and observed generations.
+/// A status keeps what a writer doesn't know of: quality of service and observed generations. Whose the pod is and when it goes
+/// is not its writer's to say.
 fn prepare_status(new: &mut Value, old: &Value) {
-    let owners = get(get(old, "metadata"), "ownerReferences").clone();
     if let Some(meta) = new.get_mut("metadata") {
-        put(meta, "ownerReferences", owners);
+        for key in ["ownerReferences", "deletionTimestamp"] {
+            put(meta, key, get(get(old, "metadata"), key).clone());
+        }
     }
     let old_status = get(old, "status");
     let Some(status) = new.get_mut("status").filter(|s| s.is_object()) else {

@@ -341,7 +341,7 @@ fn amounts_equal(a: &Value, b: &Value) -> bool {
 }
 
 /// A spec in the places where upstream's inner type has its fields.
-fn inner_spec(spec: &Value) -> Value {
+pub(crate) fn inner_spec(spec: &Value) -> Value {
     let mut spec = spec.clone();
     for key in ["hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace", "hostUsers"] {
         let value = get(&spec, key).clone();
