@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
-use machinery_api::schema::types::Text;
+use machinery_api::schema::{self, types::Text};
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};
@@ -100,15 +100,7 @@ fn not_an_object(bytes: &[u8]) -> Option<String> {
             };
             Some(format!("json: cannot unmarshal {kind} into Go value of type map[string]interface {{}}"))
         }
-        Err(error) if error.is_eof() => Some("unexpected end of JSON input".into()),
-        Err(_) if bytes.trim_ascii_start().first() == Some(&b'-') => {
-            let next = bytes.trim_ascii_start().get(1).map_or(' ', |b| char::from(*b));
-            Some(format!("invalid character '{next}' in numeric literal"))
-        }
-        Err(_) => {
-            let first = String::from_utf8_lossy(bytes).trim_start().chars().next().unwrap_or(' ');
-            Some(format!("invalid character '{first}' looking for beginning of value"))
-        }
+        Err(error) => schema::json_fault(bytes).or_else(|| Some(error.to_string())),
     }
 }
 

@@ -82,7 +82,8 @@ impl RequestHandler {
         let proxied = call.subresource.is_some_and(|sub| matches!(sub.what, SubresourceKind::Proxy(_)));
         let below = proxied.then(|| proxy::location::below(asking.asked.uri.path(), call.row.namespaced));
         let options = options(call, asking.asked.query, below.as_deref());
-        let admitted = self.deps.registry.admit_connect(call, options).await;
+        let work = Box::pin(self.deps.registry.admit_connect(call, options));
+        let admitted = self.in_turn(None, asking, work).await;
         asking.warnings.append(&mut call.warnings);
         admitted
     }

@@ -152,13 +152,15 @@ impl RequestHandler {
             Verb::Patch => self.patch(asking, call, patch.unwrap_or(Patching::Apply), body).await,
             Verb::Delete => {
                 let options = self.delete_options(asking, body).await?;
-                registry.delete(call, &options).await
+                let work = Box::pin(registry.delete(call, &options));
+                self.in_turn(None, asking, work).await
             }
             Verb::DeleteCollection => {
                 let list = ListOptions::read(query)?;
                 Registry::selectors(call, &list)?;
                 let options = self.delete_options(asking, body).await?;
-                registry.delete_collection(call, &list, &options).await
+                let work = Box::pin(registry.delete_collection(call, &list, &options));
+                self.in_turn(None, asking, work).await
             }
         }
     }
@@ -329,7 +331,7 @@ impl RequestHandler {
 
     /// Does it here as long as that is quick, or in its turn elsewhere. The work lies in a box: each function that takes a
     /// future by value holds it twice, and every request would carry the sum from hand to hand.
-    async fn in_turn<T>(
+    pub(super) async fn in_turn<T>(
         &self,
         turn: Option<Turn>,
         asking: &RequestContext<'_>,

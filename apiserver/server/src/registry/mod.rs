@@ -42,6 +42,7 @@ use serde_json::Value;
 use crate::admission::{Chain, Effects, Operation, Options, Request, Seen};
 use crate::auth::{Attributes, Authorizer, UserInfo};
 use crate::catalog::{Catalog, Served};
+use crate::request::deadline::timed_out;
 use crate::request::options::WriteOptions;
 use crate::turns::patience;
 use apiserver_resources::allocate::Allocator;
@@ -284,7 +285,26 @@ impl Registry {
         self.admit(call, Operation::Connect, &mut options, &WriteOptions::default()).await
     }
 
+    /// Here as far as others have patience, else in its user's turn, as a write is.
     async fn admit(
+        &self,
+        call: &mut RequestScope<'_>,
+        operation: Operation,
+        object: &mut Value,
+        options: &WriteOptions,
+    ) -> Result<(), ApiError> {
+        let (warnings_before, given) = (call.warnings.len(), object.clone());
+        let (admitted, is_given_up) = patience::here(self.admit_once(call, operation, object, options)).await;
+        if !is_given_up {
+            return admitted;
+        }
+        call.warnings.truncate(warnings_before);
+        *object = given;
+        let again = Box::pin(self.admit_once(call, operation, object, options));
+        patience::elsewhere(again).await.unwrap_or_else(|| Err(timed_out()))
+    }
+
+    async fn admit_once(
         &self,
         call: &mut RequestScope<'_>,
         operation: Operation,

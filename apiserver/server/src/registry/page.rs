@@ -4,7 +4,7 @@
 use base64::Engine;
 use base64::alphabet::URL_SAFE;
 use base64::engine::general_purpose::{GeneralPurpose, NO_PAD, URL_SAFE_NO_PAD};
-use machinery_api::ApiError;
+use machinery_api::{ApiError, schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -53,7 +53,9 @@ impl Continue {
     pub fn decode(token: &str) -> Result<Self, ApiError> {
         let bad =
             |why: String| ApiError::BadRequest(format!("invalid continue token: continue key is not valid: {why}"));
-        let bytes = LENIENT.decode(token).map_err(|e| {
+        // Go's decoder looks over the ends of lines.
+        let token = token.replace(['\r', '\n'], "");
+        let bytes = LENIENT.decode(&token).map_err(|e| {
             let at = match e {
                 base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
                 // Go names where the last, incomplete group begins, and counts no padding.
@@ -108,11 +110,7 @@ fn go_json_error(bytes: &[u8]) -> String {
         Ok(other) => {
             format!("json: cannot unmarshal {} into Go value of type storage.continueToken", named(&other))
         }
-        Err(_) if bytes.is_empty() => "unexpected end of JSON input".into(),
-        Err(_) => {
-            let first = bytes.first().map_or(' ', |b| *b as char);
-            format!("invalid character '{first}' looking for beginning of value")
-        }
+        Err(error) => schema::json_fault(bytes).unwrap_or_else(|| error.to_string()),
     }
 }
 
@@ -145,6 +143,9 @@ mod tests {
             ("eyJydiI6ICJ4In0", "json: cannot unmarshal string into Go struct field continueToken.rv of type int64"),
             ("bnVsbA", "server does not recognize this encoded version "),
             ("ab", "invalid character 'i' looking for beginning of value"),
+            ("a\nb", "invalid character 'i' looking for beginning of value"),
+            ("AgI", "invalid character '\\x02' looking for beginning of value"),
+            ("Igki", "invalid character '\\t' in string literal"),
         ] {
             let message = Continue::decode(bad).unwrap_err().status().message;
             assert_eq!(message, format!("invalid continue token: continue key is not valid: {why}"), "{bad}");

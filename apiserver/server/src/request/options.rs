@@ -6,7 +6,7 @@ use machinery_api::{ApiError, Cause};
 use serde_json::Value;
 
 use super::query::Query;
-use apiserver_resources::field::quoted;
+use apiserver_resources::field::{go_json, quoted};
 use apiserver_storage::cache::Selectors;
 use machinery_api::schema::FieldValidation;
 use machinery_api::selector::{FieldSelector, LabelSelector};
@@ -141,7 +141,7 @@ fn field_manager(manager: &str) -> Vec<Cause> {
 
 fn dry_run_cause(values: &[&str]) -> Option<Cause> {
     values.iter().any(|v| *v != "All").then(|| {
-        let shown = Value::from(values.to_vec()).to_string();
+        let shown = go_json(&Value::from(values.to_vec()));
         not_supported("dryRun", &shown, &["All"])
     })
 }
@@ -366,7 +366,11 @@ impl DeleteOptions {
         let mut causes = Vec::new();
         if let (Some(policy), Some(_)) = (policy, orphan_dependents) {
             let detail = "orphanDependents and deletionPropagation cannot be both set";
-            causes.push(cause("FieldValueInvalid", field, format!("Invalid value: {}: {detail}", quoted(policy))));
+            causes.push(cause(
+                "FieldValueInvalid",
+                field,
+                format!("Invalid value: {}: {detail}", go_json(&policy.into())),
+            ));
         }
         let propagation = match policy {
             None => None,
@@ -374,7 +378,11 @@ impl DeleteOptions {
             Some("Background") => Some(Propagation::Background),
             Some("Foreground") => Some(Propagation::Foreground),
             Some(other) => {
-                causes.push(not_supported(field, &quoted(other), &["Foreground", "Background", "Orphan", "nil"]));
+                causes.push(not_supported(
+                    field,
+                    &go_json(&other.into()),
+                    &["Foreground", "Background", "Orphan", "nil"],
+                ));
                 None
             }
         };
@@ -434,6 +442,11 @@ mod tests {
             "json: cannot unmarshal string into Go struct field DeleteOptions.gracePeriodSeconds of type int64"
         );
         assert!(message(DeleteOptions::read(&Query::parse("propagationPolicy=Nope"))).contains("\"nil\""));
+        // Go's named types are shown as JSON.
+        assert!(
+            message(DeleteOptions::read(&Query::parse("propagationPolicy=a%3E1"))).contains(r#"value: "a\u003e1":"#)
+        );
+        assert!(message(DeleteOptions::read(&Query::parse("dryRun=a%3E1"))).contains(r#"value: ["a\u003e1"]:"#));
         let conditions = DeleteOptions::read(&Query::parse("uid=u&resourceVersion=0&dryRun=")).unwrap_err();
         assert_eq!(conditions.status().code, 422);
         let conditions = DeleteOptions::read(&Query::parse("uid=u&resourceVersion=0")).unwrap();

@@ -39,6 +39,12 @@ pub use table::built_in;
 pub use types::{Field, Kind, KindFact, ListType, SharedType, Type, TypeRef, Types};
 pub use unstructured::{Unstructured, metadata_in_place};
 
+/// What Go's decoder says of bytes that are no JSON; none where it takes them.
+#[must_use]
+pub fn json_fault(bytes: &[u8]) -> Option<String> {
+    raw::parse(bytes).err()
+}
+
 /// The Go package of a group's internal types, which upstream's messages name.
 #[must_use]
 pub fn internal_group(group: &str) -> &str {
