@@ -11,7 +11,7 @@ use machinery_api::ObjectKey;
 use machinery_client::claims::{self, DELETION_PROTECTION, LOCAL_DRIVER, NodePlace};
 use machinery_client::informer::Listener;
 use machinery_client::request::ApiClient;
-use machinery_client::{Informer, Kind, ObjectCache, key_of};
+use machinery_client::{Change, Informer, Kind, ObjectCache, key_of};
 use serde::de::IgnoredAny;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -53,13 +53,9 @@ pub async fn run(informer: Arc<Informer>, client: ApiClient, nodes: Nodes, stop:
     informer.watch::<Node>();
     let marks = Arc::new(Marks::default());
     let listener: Arc<Listener> = {
-        let marks = marks.clone();
-        Arc::new(move |_: &ObjectCache, change: &machinery_client::Change| {
-            if change.kind == Kind::of::<PersistentVolume>() {
-                marks.add(&change.key.name);
-            } else if let Some(claim) = change.after::<PersistentVolumeClaim>() {
-                marks.add(claims::volume_name(claim));
-            }
+        let (marks, names) = (marks.clone(), nodes.keys().cloned().collect());
+        Arc::new(move |view: &ObjectCache, change: &Change| {
+            volumes_of(view, change, &names).into_iter().for_each(|name| marks.add(name));
         })
     };
     informer.listen(&listener);
@@ -86,6 +82,23 @@ pub async fn run(informer: Arc<Informer>, client: ApiClient, nodes: Nodes, stop:
             () = tokio::time::sleep(RETRY), if !again.is_empty() => {}
         }
     }
+}
+
+/// The volumes that a change says something of. Those of a node are known by its labels, and lists of volumes and of nodes come in any
+/// order: a volume heard of before its node is looked at again with it.
+fn volumes_of<'a>(view: &'a ObjectCache, change: &'a Change, nodes: &BTreeSet<String>) -> Vec<&'a str> {
+    if change.kind == Kind::of::<PersistentVolume>() {
+        return vec![&change.key.name];
+    }
+    if let Some(claim) = change.after::<PersistentVolumeClaim>() {
+        return vec![claims::volume_name(claim)];
+    }
+    let labels = |node: Option<&'a Node>| node.map(|node| &node.metadata.labels);
+    let same = labels(change.before()) == labels(change.after());
+    if same || !nodes.contains(&*change.key.name) {
+        return Vec::new();
+    }
+    view.all::<PersistentVolume>().filter_map(|volume| volume.metadata.name.as_deref()).collect()
 }
 
 /// What is to be done for a volume now. Pure.
@@ -221,6 +234,23 @@ mod tests {
         assert_eq!(decided(volume("n", going("Released", "Retain")), claim(Value::Null)), None);
         let other = volume("n", |volume| volume["spec"]["csi"]["driver"] = "d".into());
         assert_eq!(decided(other, claim(Value::Null)), None);
+    }
+
+    #[test]
+    fn a_volume_that_was_heard_of_first_is_looked_at_again_with_its_node() {
+        let view = view(volume("n", |_| ()), claim(Value::Null));
+        let node = |name: &str, label: &str| -> Arc<dyn machinery_client::Object> {
+            let node = json!({"metadata": {"name": name, "labels": {"l": label}}});
+            decode::<Node>(&node.to_string()).unwrap()
+        };
+        let marked = |name: &str, old: Option<&str>| {
+            let key = Arc::new(ObjectKey::cluster(name));
+            let (old, new) = (old.map(|label| node(name, label)), Some(node(name, "b")));
+            let change = Change { kind: Kind::of::<Node>(), key, old, new };
+            volumes_of(&view, &change, &["n".to_owned()].into()).len()
+        };
+        assert_eq!((marked("n", None), marked("n", Some("a"))), (1, 1));
+        assert_eq!((marked("n", Some("b")), marked("m", None)), (0, 0), "nothing new, or another process's node");
     }
 
     #[test]
