@@ -22,6 +22,8 @@ use crate::share::{Round, share};
 
 /// For how long an eviction counts whose pod is still there (upstream's).
 const DELETION_TIMEOUT: SignedDuration = SignedDuration::from_mins(2);
+/// Who its events are from (upstream's).
+const COMPONENT: &str = "controllermanager";
 const ALLOWED: &str = "DisruptionAllowed";
 
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
@@ -78,7 +80,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
             };
             if status != old {
                 let message = format!("Failed to calculate the number of expected pods: {why}");
-                let event = EventRecord::warning(budget, "CalculateExpectedPodCountFailed", message);
+                let event = EventRecord::warning(budget, "CalculateExpectedPodCountFailed", message).from(COMPONENT);
                 plan.push(Action::Event(event));
                 plan.push(Action::update_status(&PodDisruptionBudget { status: Some(status), ..budget.clone() }));
             }
@@ -97,16 +99,16 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     }
     for pod in late {
         let message = format!("Pod was expected by PDB {key} to be deleted but it wasn't");
-        plan.push(Action::Event(EventRecord::warning(pod, "NotDeleted", message)));
+        plan.push(Action::Event(EventRecord::warning(pod, "NotDeleted", message).from(COMPONENT)));
     }
     if chosen.is_empty() {
-        plan.push(Action::Event(EventRecord::normal(budget, "NoPods", "No matching pods found")));
+        plan.push(Action::Event(EventRecord::normal(budget, "NoPods", "No matching pods found").from(COMPONENT)));
     }
     if counted.unmanaged {
         let message = "Pods selected by this PodDisruptionBudget were found to be unmanaged. As a result, the status of the PDB \
                        cannot be calculated correctly, which may result in undefined behavior. To account for these pods please \
                        set \".spec.minAvailable\" field of the PDB to an integer value.";
-        plan.push(Action::Event(EventRecord::warning(budget, "UnmanagedPods", message)));
+        plan.push(Action::Event(EventRecord::warning(budget, "UnmanagedPods", message).from(COMPONENT)));
     }
     plan.push(Action::update_status(&PodDisruptionBudget { status: Some(status), ..budget.clone() }));
     plan

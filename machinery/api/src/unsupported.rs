@@ -1,4 +1,4 @@
-//! Which fields of a pod spec nodes don't act on: the kubelet keeps such a pod Pending and tells it, the API server warns of
+//! Which fields of a pod spec nodes refuse, and what to do instead: the kubelet keeps such a pod Pending and tells it, the API server warns of
 //! them. Pure.
 //!
 //! Accepted without effect, as they mean nothing without Linux: the security contexts, `hostUsers`, `hostPID`, `hostIPC`,
@@ -31,20 +31,24 @@ const VOLUMES: [&str; 9] = [
     "secret",
 ];
 
-const NOT_YET: &str = "is not acted on by this node yet";
-
+const NO_DRIVERS: &str = "nodes have no drivers of resources, as WASI gives a guest no devices: leave it out";
+const NO_GANGS: &str = "pods are placed one by one here: leave it out";
+const NO_DATAGRAMS: &str = "the data plane carries TCP only: leave the port out, or make it TCP";
+const NO_BLOCK_DEVICES: &str = "WASI gives a guest no block devices: use volumeMode Filesystem and volumeMounts";
+const NO_SUCH_VOLUME: &str =
+    "nodes mount no such volume: use a persistentVolumeClaim, emptyDir, hostPath or image in its place";
 const NO_DEVICES: &str = "WASI lets a guest open neither sockets nor devices of the host";
 const NO_HUGE_PAGES: &str = "huge pages are not there for guests: use \"Memory\" or none";
-const NO_TRUST_BUNDLES: &str = "the API server doesn't serve clustertrustbundles.certificates.k8s.io yet";
+const NO_TRUST_BUNDLES: &str = "the API server doesn't serve clustertrustbundles.certificates.k8s.io";
 const NO_POD_CERTIFICATES: &str =
-    "the API server signs no pod certificates yet: podcertificaterequests.certificates.k8s.io is not served";
+    "the API server signs no pod certificates: podcertificaterequests.certificates.k8s.io is not served";
 
 /// Every such field of a pod spec that stands at `at` (`spec`, `spec.template.spec`), in order.
 #[must_use]
 pub fn fields(spec: &Value, at: &str) -> Vec<Unsupported> {
     let mut found = Found::default();
-    found.when(is_given(&spec["resourceClaims"]), || format!("{at}.resourceClaims"));
-    found.when(!spec["schedulingGroup"].is_null(), || format!("{at}.schedulingGroup"));
+    found.when(is_given(&spec["resourceClaims"]), NO_DRIVERS, || format!("{at}.resourceClaims"));
+    found.when(!spec["schedulingGroup"].is_null(), NO_GANGS, || format!("{at}.schedulingGroup"));
     for (index, volume) in list(&spec["volumes"]) {
         found.volume(volume, || format!("{at}.volumes[{index}]"));
     }
@@ -94,9 +98,9 @@ impl Found {
         self.0.push(Unsupported { path, why });
     }
 
-    fn when(&mut self, set: bool, path: impl FnOnce() -> String) {
+    fn when(&mut self, set: bool, why: &'static str, path: impl FnOnce() -> String) {
         if set {
-            self.add(path(), NOT_YET);
+            self.add(path(), why);
         }
     }
 
@@ -120,16 +124,16 @@ impl Found {
         if let Some(first) = kinds.peek().copied()
             && !kinds.any(|kind| VOLUMES.contains(&kind))
         {
-            self.add(format!("{}.{first}", path()), NOT_YET);
+            self.add(format!("{}.{first}", path()), NO_SUCH_VOLUME);
         }
     }
 
     fn container(&mut self, container: &Value, path: impl Fn() -> String) {
-        self.when(is_given(&container["volumeDevices"]), || format!("{}.volumeDevices", path()));
-        self.when(is_given(&container["resources"]["claims"]), || format!("{}.resources.claims", path()));
+        self.when(is_given(&container["volumeDevices"]), NO_BLOCK_DEVICES, || format!("{}.volumeDevices", path()));
+        self.when(is_given(&container["resources"]["claims"]), NO_DRIVERS, || format!("{}.resources.claims", path()));
         for (index, port) in list(&container["ports"]) {
             let protocol = text(&port["protocol"], "TCP");
-            self.when(protocol != "TCP", || format!("{}.ports[{index}].protocol", path()));
+            self.when(protocol != "TCP", NO_DATAGRAMS, || format!("{}.ports[{index}].protocol", path()));
         }
     }
 }
@@ -189,7 +193,7 @@ mod tests {
         let spec = json!({"containers": [{"name": "a", "ports": [{"protocol": "SCTP"}]}]});
         assert_eq!(
             sentence(&fields(&spec, "spec.template.spec")),
-            "spec.template.spec.containers[0].ports[0].protocol: is not acted on by this node yet"
+            format!("spec.template.spec.containers[0].ports[0].protocol: {NO_DATAGRAMS}")
         );
     }
 

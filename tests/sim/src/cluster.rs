@@ -26,7 +26,7 @@ use crate::node::{Node, Room};
 use crate::random::Random;
 use crate::sabotage::Sabotage;
 use crate::store::SimStore;
-use crate::workload::POOL;
+use crate::workload::{POOL, certificate};
 use crate::world::World;
 
 /// Names of what can be killed beside the nodes.
@@ -217,20 +217,16 @@ impl Cluster {
             root_ca_pem: "simulated".into(),
             cluster_cidrs: vec![(block("10.244.0.0/16").into(), 24)],
             load_balancer_pool: POOL.parse().expect("a pool of addresses"),
+            sign_certificate: Some(Arc::new(|_| Ok(certificate()))),
+            sign_token: Some(Arc::new(|_| Some("simulated".to_owned()))),
+            check_policy: Some(Arc::new(|_| Vec::new())),
             ..controllers::Settings::default()
         };
         let mut config = controllers::Config::new(settings, "sim");
         config.election = None;
         config.informer = Some(informer);
-        match self.world.sabotage {
-            Sabotage::NoDeployments => config.disabled.push("deployment-controller".into()),
-            Sabotage::NoGarbageCollection => config.disabled.push("garbage-collector-controller".into()),
-            Sabotage::NoCleaners => {
-                config.disabled.push("ttl-after-finished-controller".into());
-                config.disabled.push("token-cleaner-controller".into());
-            }
-            Sabotage::NoEphemeralClaims => config.disabled.push("ephemeral-volume-controller".into()),
-            _ => {}
+        if let Sabotage::Without(controller) = self.world.sabotage {
+            config.disabled.push(format!("{controller}-controller"));
         }
         async move { drop(controllers::run(manager, clients, env, config, stop).await) }
     }

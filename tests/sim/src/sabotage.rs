@@ -25,12 +25,10 @@ pub(crate) enum Sabotage {
     SchedulerSeesNoRequests,
     /// The store forgets one transaction that it has acknowledged.
     StoreForgets,
-    /// A deployment's controller doesn't run.
-    NoDeployments,
+    /// A controller doesn't run.
+    Without(&'static str),
     /// Users do by hand, in a rollout, what its strategy doesn't allow.
     UserMeddles,
-    /// Nobody collects what has lost its owner.
-    NoGarbageCollection,
     /// A Job's status counts one pod more than it names.
     JobsCountTwice,
     /// A Job's pods are let go, and its status names none of them.
@@ -51,12 +49,10 @@ pub(crate) enum Sabotage {
     AutoscalerOversteps,
     /// An autoscaler doesn't know that it is to wait.
     AutoscalerIsHasty,
+    /// A certificate is made of a request that was denied.
+    EverybodyIsSigned,
     /// Every Service gets the pool's first address.
     PoolForgets,
-    /// Nobody removes what has had its time.
-    NoCleaners,
-    /// Nobody makes the claims of volumes that go with their pods.
-    NoEphemeralClaims,
 }
 
 /// What is sent instead of a request's body.
@@ -114,6 +110,14 @@ pub(crate) fn stored(sabotage: Sabotage, history: &History, op: &mut Op) {
         if quota["status"]["used"]["pods"].is_string() {
             quota["status"]["used"]["pods"] = json!("0");
             *record = Record::of(&quota);
+        }
+        return;
+    }
+    if sabotage == Sabotage::EverybodyIsSigned && key.starts_with("/registry/certificatesigningrequests/") {
+        let Ok(mut request) = serde_json::from_slice::<Value>(&record.body()) else { return };
+        if request["status"]["conditions"][0]["type"] == "Denied" {
+            request["status"]["certificate"] = json!("eA==");
+            *record = Record::of(&request);
         }
         return;
     }

@@ -90,7 +90,8 @@ mod tests {
         let rows = crate::catalog::tests::built_in().resources();
         let of = |plural: &str| rows.iter().find(|row| &*row.plural == plural).unwrap();
         let pod = json!({"containers": [{"name": "a", "ports": [{"containerPort": 53, "protocol": "UDP"}]}]});
-        let why = "containers[0].ports[0].protocol: is not acted on by this node yet";
+        let why =
+            "containers[0].ports[0].protocol: the data plane carries TCP only: leave the port out, or make it TCP";
         for (plural, object, at) in [
             ("pods", json!({"spec": pod}), "spec"),
             ("deployments", json!({"spec": {"template": {"spec": pod}}}), "spec.template.spec"),

@@ -180,4 +180,32 @@ async fn a_custom_scale_is_managed_where_its_path_leads_and_a_status_is_nothing_
     let (code, said) = outside.ask("PATCH", &format!("{one}?fieldManager=a"), APPLY, &body).await;
     let conflict = "Apply failed with 1 conflict: conflict with \"b\" with subresource \"scale\" using example.com/v1: .spec.size.count";
     assert_eq!((code, said["message"].as_str()), (409, Some(conflict)), "{said}");
+    let version = outside.get(one).await["metadata"]["resourceVersion"].clone();
+    // As kubectl migrates from client-side apply: who is sent manages, of custom objects, too.
+    let patch = json!([{"op": "replace", "path": "/metadata/managedFields", "value": [{}]}]);
+    let (code, said) = outside.ask("PATCH", one, "application/json-patch+json", &patch).await;
+    assert_eq!((code, managers(&said)), (200, vec![]), "{said}");
+    assert_ne!(said["metadata"]["resourceVersion"], version);
+    let (code, said) = outside.ask("PATCH", &format!("{one}?fieldManager=a"), APPLY, &body).await;
+    let conflict =
+        "Apply failed with 1 conflict: conflict with \"before-first-apply\" using example.com/v1: .spec.size.count";
+    assert_eq!((code, said["message"].as_str()), (409, Some(conflict)), "nobody is known that is in the way: {said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_is_bound_beside_who_applies_it() {
+    let outside = outside().await;
+    let one = "/api/v1/persistentvolumes/x";
+    let claim = json!({"namespace": "default", "name": "c"});
+    let body = json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "x"}, "spec": {
+        "capacity": {"storage": "1Mi"}, "accessModes": ["ReadWriteOnce"], "claimRef": claim, "hostPath": {"path": "/x"}}});
+    let applied = format!("{one}?fieldManager=a");
+    let apply = || outside.ask("PATCH", &applied, APPLY, &body);
+    assert_eq!(apply().await.0, 201);
+    let bound = json!({"spec": {"claimRef": {"kind": "PersistentVolumeClaim", "uid": "u"}}});
+    let (code, said) =
+        outside.ask("PATCH", &format!("{one}?fieldManager=b"), "application/merge-patch+json", &bound).await;
+    assert_eq!(code, 200, "{said}");
+    let (code, said) = apply().await;
+    assert_eq!((code, &said["spec"]["claimRef"]["uid"]), (200, &json!("u")), "claimRef is granular: {said}");
 }

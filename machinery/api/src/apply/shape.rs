@@ -131,7 +131,7 @@ impl<'a> Shape<'a> {
             Kind::Any if field.go == Some("runtime.RawExtension") => self.with(Of::Untyped),
             kind => self.of_kind(kind),
         };
-        Self { atomic: shape.atomic || field.atomic, ..shape }
+        Self { atomic: !field.granular && (shape.atomic || field.atomic), ..shape }
     }
 
     /// The shape of an object's member and whether it is a declared field; `None`: it may not be there.

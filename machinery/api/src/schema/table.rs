@@ -131,7 +131,7 @@ fn field(name: &'static str, kind: Kind, number: u32, facts: &[&'static str]) ->
                 }
             }
             b'K' => field.list = ListType::Map(texts(rest).collect()),
-            b'S' => field.atomic = rest == "atomic",
+            b'S' => (field.atomic, field.granular) = (rest == "atomic", rest == "granular"),
             b'M' => field.merge_key = Some(rest.into()),
             b'P' => {
                 field.merges = rest.split(',').any(|s| s == "merge");

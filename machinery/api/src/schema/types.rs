@@ -92,6 +92,8 @@ pub struct Field {
     pub list: ListType,
     /// An object that is replaced whole.
     pub atomic: bool,
+    /// An object that is merged member by member, although others of its type are replaced whole.
+    pub granular: bool,
     /// The key by which strategic merge joins list elements.
     pub merge_key: Option<Text>,
     /// Strategic merge: elements are merged, not replaced.
@@ -126,6 +128,7 @@ impl Field {
             default: None,
             list: ListType::Unsaid,
             atomic: false,
+            granular: false,
             merge_key: None,
             merges: false,
             replaces: false,

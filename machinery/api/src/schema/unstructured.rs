@@ -61,9 +61,6 @@ fn read(raw: Raw, schema: &dyn Unstructured, budget: &mut Budget) -> Result<Read
     let taken = schema.coerce(&mut object)?;
     findings.extend(taken.iter().map(|path| unknown(path)));
     findings.truncate(FINDINGS_MAX);
-    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
-        metadata.remove("managedFields");
-    }
     Ok(Read { object, findings })
 }
 

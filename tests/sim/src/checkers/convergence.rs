@@ -41,6 +41,7 @@ pub(crate) fn unfinished(history: &History) -> Vec<String> {
     owners(history, &mut problems);
     super::kept::unfinished(history, &mut problems);
     super::terms::unfinished(history, &mut problems);
+    super::grants::unfinished(history, &mut problems);
     for (key, namespace) in of("namespaces").iter() {
         if !namespace["metadata"]["deletionTimestamp"].is_null() {
             problems.push(format!("{key} is not gone"));

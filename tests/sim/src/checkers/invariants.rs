@@ -12,6 +12,7 @@ const NODES: &str = "/registry/minions/";
 const NAMESPACES: &str = "/registry/namespaces/";
 const BUDGETS: &str = "/registry/poddisruptionbudgets/";
 const SERVICES: &str = "/registry/services/specs/";
+const REQUESTS: &str = "/registry/certificatesigningrequests/";
 
 /// What is remembered of the past.
 #[derive(Default)]
@@ -68,6 +69,8 @@ impl Invariants {
         } else if key.starts_with(SERVICES) {
             unique(history, SERVICES, key, new, "clusterIP", &mut problems);
             super::terms::addresses(history, key, new, &mut problems);
+        } else if key.starts_with(REQUESTS) {
+            super::grants::certificates(new, &mut problems);
         }
         problems.into_iter().map(|problem| format!("{key} at {}: {problem}", step.revision)).collect()
     }

@@ -5,6 +5,7 @@ pub(crate) mod autoscaling;
 pub(crate) mod claims;
 pub(crate) mod convergence;
 pub(crate) mod counts;
+mod grants;
 pub(crate) mod identities;
 pub(crate) mod invariants;
 mod kept;

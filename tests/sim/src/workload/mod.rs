@@ -1,6 +1,7 @@
 //! What users do meanwhile: deployments, jobs, services, pods and namespaces come, change and go, nodes are cordoned, added
 //! and taken away. It asks for no more than there is room for, so that all of it can come true in the end.
 
+mod grants;
 mod kinds;
 mod terms;
 mod volumes;
@@ -26,6 +27,7 @@ use crate::node::Room;
 use crate::random::Random;
 use crate::sabotage::Sabotage;
 
+pub(crate) use grants::{PART, SUM, certificate};
 pub(crate) use terms::{POOL, POOL_SIZE};
 
 const NAMESPACES: [&str; 3] = ["default", "red", "blue"];
@@ -51,6 +53,7 @@ enum Theme {
     Volumes,
     Loads,
     Terms,
+    Grants,
 }
 
 /// Does so many things.
@@ -59,10 +62,11 @@ pub(crate) async fn run(cluster: Arc<Cluster>, seed: u64, steps: u64) {
     let user = UserInfo::component("kubernetes-admin", Some("system:masters"));
     let api = cluster.network.client(&link, user).into();
     let random = Random::new(seed, "workload");
-    let theme = match seed % 4 {
+    let theme = match seed % 5 {
         0 => Theme::Terms,
         1 => Theme::Volumes,
         2 => Theme::Loads,
+        4 => Theme::Grants,
         _ => Theme::Any,
     };
     let mut user = User { cluster, link, api, random, made: 0, nodes: NODES_MIN, theme };
@@ -225,6 +229,7 @@ impl User {
             Theme::Volumes if self.random.chance(500) => return self.change_volumes().await,
             Theme::Loads if self.random.chance(500) => return self.change_loads().await,
             Theme::Terms if self.random.chance(500) => return self.change_terms().await,
+            Theme::Grants if self.random.chance(500) => return self.change_grants().await,
             _ => {}
         }
         match self.random.below(44) {
