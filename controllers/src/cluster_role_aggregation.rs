@@ -3,7 +3,7 @@
 use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
 use machinery_api::ObjectKey;
 use machinery_client::selector::selects;
-use machinery_client::{Action, Change, Context, Controller, Input, ObjectCache, Plan, key_of};
+use machinery_client::{Action, BackOff, Change, Context, Controller, Input, ObjectCache, Plan, key_of};
 
 use crate::Settings;
 
@@ -11,6 +11,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "clusterrole-aggregation-controller",
     account: "clusterrole-aggregation-controller",
     workers: 1,
+    back_off: BackOff::DEFAULT,
     inputs: &[Input::of::<ClusterRole>(aggregated)],
     reconcile,
 };

@@ -13,7 +13,7 @@ use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
 use machinery_client::selector::selects;
 use machinery_client::{
-    Action, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, controller_of, key_of,
+    Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, controller_of, key_of,
 };
 
 use crate::Settings;
@@ -30,6 +30,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "disruption-controller",
     account: "disruption-controller",
     workers: 5,
+    back_off: BackOff::DEFAULT,
     inputs: &[
         Input::of::<PodDisruptionBudget>(own_key),
         Input::of::<Pod>(of_pod),

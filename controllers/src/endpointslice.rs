@@ -17,8 +17,8 @@ use machinery_api::{ObjectKey, names};
 use machinery_client::driver::own_key;
 use machinery_client::selector::{Labels, contains};
 use machinery_client::{
-    Action, Change, Context, Controller, Input, Kind, ObjectCache, OutcomeEvents, Plan, Pod, controlled_by, key_of,
-    value_of,
+    Action, BackOff, Change, Context, Controller, Input, Kind, ObjectCache, OutcomeEvents, Plan, Pod, controlled_by,
+    key_of, value_of,
 };
 use serde_json::Value;
 
@@ -40,6 +40,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "endpointslice-controller",
     account: "endpointslice-controller",
     workers: 5,
+    back_off: BackOff::DEFAULT,
     inputs: &[
         Input::of::<Service>(own_key),
         Input::of::<Pod>(of_pod),

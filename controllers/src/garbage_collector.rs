@@ -10,8 +10,8 @@ use machinery_api::selector::go_quoted;
 use machinery_api::{GroupVersion, ObjectKey};
 use machinery_client::request::PatchType;
 use machinery_client::{
-    Action, Change, Context, Controller, EventRecord, Input, Kind, ObjectCache, OutcomeEvents, Plan, Propagation,
-    value_of,
+    Action, BackOff, Change, Context, Controller, EventRecord, Input, Kind, ObjectCache, OutcomeEvents, Plan,
+    Propagation, value_of,
 };
 use serde_json::{Value, json};
 
@@ -24,6 +24,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "garbage-collector-controller",
     account: "generic-garbage-collector",
     workers: 10,
+    back_off: BackOff::DEFAULT,
     inputs: &[Input::everything(concerned)],
     reconcile,
 };

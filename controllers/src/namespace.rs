@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, Namespace, NamespaceCondition, NamespaceStatus};
 use machinery_api::ObjectKey;
-use machinery_client::{Action, Change, Context, Controller, Input, Kind, ObjectCache, Plan, Pod, value_of};
+use machinery_client::{Action, BackOff, Change, Context, Controller, Input, Kind, ObjectCache, Plan, Pod, value_of};
 
 use crate::Settings;
 use crate::{conditions, pods};
@@ -32,6 +32,8 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "namespace-controller",
     account: "namespace-controller",
     workers: 10,
+    // As upstream's: a namespace's end is looked at again at least once a minute.
+    back_off: BackOff { most: Duration::from_mins(1), ..BackOff::DEFAULT },
     inputs: &[
         Input::of::<Namespace>(unless_only_told),
         Input::of::<Pod>(its_namespace),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use machinery_api::ObjectKey;
-use machinery_client::{Action, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan};
+use machinery_client::{Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan};
 use serde_json::json;
 
 use crate::Settings;
@@ -20,6 +20,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "node-ipam-controller",
     account: "node-controller",
     workers: 1,
+    back_off: BackOff::DEFAULT,
     inputs: &[Input::of::<Node>(all_nodes)],
     reconcile,
 };

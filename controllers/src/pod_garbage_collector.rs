@@ -7,7 +7,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, PodCondition};
 use machinery_api::ObjectKey;
 use machinery_client::request::PatchType;
-use machinery_client::{Action, Change, Context, Controller, Input, Kind, ObjectCache, Plan, Pod, key_of, value_of};
+use machinery_client::{
+    Action, BackOff, Change, Context, Controller, Input, Kind, ObjectCache, Plan, Pod, key_of, value_of,
+};
 use serde_json::json;
 
 use crate::Settings;
@@ -24,6 +26,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "pod-garbage-collector-controller",
     account: "pod-garbage-collector",
     workers: 2,
+    back_off: BackOff::DEFAULT,
     inputs: &[Input::of::<Pod>(of_pod), Input::of::<Node>(of_node)],
     reconcile,
 };

@@ -11,8 +11,8 @@ use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
 use machinery_client::selector::{Labels, contains, selects};
 use machinery_client::{
-    Action, Change, Context, Controller, EventRecord, Input, Object, ObjectCache, Plan, Pod, Typed, controlled_by,
-    controller_of, key_of,
+    Action, BackOff, Change, Context, Controller, EventRecord, Input, Object, ObjectCache, Plan, Pod, Typed,
+    controlled_by, controller_of, key_of,
 };
 
 use crate::Settings;
@@ -28,6 +28,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "replicaset-controller",
     account: "replicaset-controller",
     workers: 5,
+    back_off: BackOff::DEFAULT,
     inputs: &[Input::of::<ReplicaSet>(own_key), Input::of::<Pod>(of_pod::<ReplicaSet>)],
     reconcile: reconcile::<ReplicaSet>,
 };

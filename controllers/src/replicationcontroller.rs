@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use machinery_client::driver::own_key;
 use machinery_client::selector::{Labels, contains};
-use machinery_client::{Controller, Input, Pod};
+use machinery_client::{BackOff, Controller, Input, Pod};
 
 use crate::Settings;
 use crate::replicaset::{Replicated, of_pod, reconcile};
@@ -18,6 +18,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "replicationcontroller-controller",
     account: "replication-controller",
     workers: 5,
+    back_off: BackOff::DEFAULT,
     inputs: &[Input::of::<ReplicationController>(own_key), Input::of::<Pod>(of_pod::<ReplicationController>)],
     reconcile: reconcile::<ReplicationController>,
 };

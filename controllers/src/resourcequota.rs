@@ -9,7 +9,9 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use machinery_api::ObjectKey;
 use machinery_api::quantity::Quantity;
 use machinery_api::quota::{Amounts, Evaluator, add};
-use machinery_client::{Action, Change, Context, Controller, Input, Kind, ObjectCache, Plan, Pod, key_of, value_of};
+use machinery_client::{
+    Action, BackOff, Change, Context, Controller, Input, Kind, ObjectCache, Plan, Pod, key_of, value_of,
+};
 use serde_json::{Map, Value, json};
 
 use crate::{Settings, pods};
@@ -23,6 +25,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "resourcequota-controller",
     account: "resourcequota-controller",
     workers: 5,
+    back_off: BackOff::DEFAULT,
     inputs: &[
         Input::of::<ResourceQuota>(of_quota),
         Input::of::<Pod>(of_pod),

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
-use machinery_client::{Action, Change, Context, Controller, Input, ObjectCache, Plan};
+use machinery_client::{Action, BackOff, Change, Context, Controller, Input, ObjectCache, Plan};
 
 use crate::Settings;
 
@@ -26,6 +26,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "root-ca-certificate-publisher-controller",
     account: "root-ca-cert-publisher",
     workers: 2,
+    back_off: BackOff::DEFAULT,
     inputs: &[Input::of::<Namespace>(own_key), Input::of::<ConfigMap>(its_namespace)],
     reconcile,
 };

@@ -14,7 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use machinery_api::ObjectKey;
 use machinery_api::address_pool::AddressPool;
 use machinery_api::names::ADDRESS_POOL_CLASS;
-use machinery_client::{Action, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, key_of};
+use machinery_client::{Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, key_of};
 use serde_json::{Value, json};
 
 use crate::Settings;
@@ -32,6 +32,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "service-lb-controller",
     account: "service-controller",
     workers: 1,
+    back_off: BackOff::DEFAULT,
     inputs: &[Input::of::<Service>(of_service), Input::of::<IPAddress>(of_address)],
     reconcile,
 };

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
-use machinery_client::{Action, Change, Context, Controller, Input, ObjectCache, Plan};
+use machinery_client::{Action, BackOff, Change, Context, Controller, Input, ObjectCache, Plan};
 
 use crate::Settings;
 
@@ -13,6 +13,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "serviceaccount-controller",
     account: "service-account-controller",
     workers: 2,
+    back_off: BackOff::DEFAULT,
     inputs: &[Input::of::<Namespace>(own_key), Input::of::<ServiceAccount>(its_namespace)],
     reconcile,
 };

@@ -5,7 +5,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
-use machinery_client::{Action, Change, Context, Controller, Input, Kind, ObjectCache, Plan, key_of};
+use machinery_client::{Action, BackOff, Change, Context, Controller, Input, Kind, ObjectCache, Plan, key_of};
 use serde_json::json;
 
 use crate::Settings;
@@ -20,6 +20,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "serviceaccount-token-controller",
     account: "",
     workers: 2,
+    back_off: BackOff::DEFAULT,
     inputs: &[Input::of::<Secret>(own_key_of_token), Input::of::<ServiceAccount>(its_tokens)],
     reconcile,
 };

@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
 use machinery_client::request::PatchType;
-use machinery_client::{Action, Change, Context, Controller, Input, ObjectCache, Plan, key_of, value_of};
+use machinery_client::{Action, BackOff, Change, Context, Controller, Input, ObjectCache, Plan, key_of, value_of};
 use serde_json::{Value, json};
 
 use crate::Settings;
@@ -27,6 +27,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "service-cidr-controller",
     account: "service-cidrs-controller",
     workers: 5,
+    back_off: BackOff::DEFAULT,
     inputs: &[
         Input::of::<ServiceCIDR>(own_key),
         Input::of::<ServiceCIDR>(overlapping),

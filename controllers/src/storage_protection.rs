@@ -11,7 +11,7 @@ use machinery_client::claims::claim_names;
 use machinery_client::driver::own_key;
 use machinery_client::request::query_string;
 use machinery_client::{
-    Action, Change, Context, Controller, Input, Kind, ObjectCache, Plan, Pod, Question, key_of, value_of,
+    Action, BackOff, Change, Context, Controller, Input, Kind, ObjectCache, Plan, Pod, Question, key_of, value_of,
 };
 use serde::Deserialize as _;
 use serde_json::{Value, json};
@@ -30,6 +30,7 @@ pub(crate) const CLAIMS: Controller<Settings> = Controller {
     name: "persistentvolumeclaim-protection-controller",
     account: "pvc-protection-controller",
     workers: 1,
+    back_off: BackOff::DEFAULT,
     inputs: &[Input::of::<PersistentVolumeClaim>(own_key), Input::of::<Pod>(claims_of)],
     reconcile: claim,
 };
@@ -38,6 +39,7 @@ pub(crate) const VOLUMES: Controller<Settings> = Controller {
     name: "persistentvolume-protection-controller",
     account: "pv-protection-controller",
     workers: 1,
+    back_off: BackOff::DEFAULT,
     inputs: &[Input::of::<PersistentVolume>(own_key)],
     reconcile: volume,
 };
@@ -46,6 +48,7 @@ pub(crate) const CLASSES: Controller<Settings> = Controller {
     name: "volumeattributesclass-protection-controller",
     account: "volumeattributesclass-protection-controller",
     workers: 1,
+    back_off: BackOff::DEFAULT,
     inputs: &[
         Input::of::<VolumeAttributesClass>(own_key),
         Input::of::<PersistentVolumeClaim>(classes),

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{Node, PodCondition, Taint, Toleration};
 use machinery_api::{ObjectKey, placement};
 use machinery_client::driver::own_key;
 use machinery_client::{
-    Action, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, key_of, value_of,
+    Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, key_of, value_of,
 };
 use serde_json::json;
 
@@ -20,6 +20,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "taint-eviction-controller",
     account: "node-controller",
     workers: 4,
+    back_off: BackOff::DEFAULT,
     inputs: &[Input::of::<Pod>(own_key), Input::of::<Node>(of_node)],
     reconcile,
 };

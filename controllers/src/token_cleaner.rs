@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
-use machinery_client::{Action, Change, Context, Controller, Input, ObjectCache, Plan};
+use machinery_client::{Action, BackOff, Change, Context, Controller, Input, ObjectCache, Plan};
 
 use crate::Settings;
 
@@ -17,6 +17,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "token-cleaner-controller",
     account: "token-cleaner",
     workers: 1,
+    back_off: BackOff::DEFAULT,
     inputs: &[Input::of::<Secret>(own_key_of_token)],
     reconcile,
 };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::batch::v1::Job;
 use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
-use machinery_client::{Action, Context, Controller, Input, ObjectCache, Plan, Propagation};
+use machinery_client::{Action, BackOff, Context, Controller, Input, ObjectCache, Plan, Propagation};
 
 use crate::Settings;
 use crate::job::finished_at;
@@ -14,6 +14,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "ttl-after-finished-controller",
     account: "ttl-after-finished-controller",
     workers: 2,
+    back_off: BackOff::DEFAULT,
     inputs: &[Input::of::<Job>(own_key)],
     reconcile,
 };

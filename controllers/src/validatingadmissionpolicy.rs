@@ -4,7 +4,7 @@
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
 use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
-use machinery_client::{Action, Context, Controller, Input, ObjectCache, Plan, value_of};
+use machinery_client::{Action, BackOff, Context, Controller, Input, ObjectCache, Plan, value_of};
 use serde_json::{Value, json};
 
 use crate::Settings;
@@ -22,6 +22,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "validatingadmissionpolicy-status-controller",
     account: "validatingadmissionpolicy-status-controller",
     workers: 1,
+    back_off: BackOff::DEFAULT,
     inputs: &[Input::of::<ValidatingAdmissionPolicy>(own_key)],
     reconcile,
 };

@@ -8,7 +8,9 @@ use machinery_client::driver::own_key;
 use machinery_client::{Action, Context, Controller, Input, ObjectCache, Plan};
 use serde_json::{Value, json};
 
-use super::{ACCOUNT, APPROVED, DENIED, KUBELET_CLIENT_SIGNER, has, issued, requested, usages, wanted_usages};
+use super::{
+    ACCOUNT, APPROVED, BACK_OFF, DENIED, KUBELET_CLIENT_SIGNER, has, issued, requested, usages, wanted_usages,
+};
 use crate::Settings;
 
 /// The key is a request's.
@@ -16,6 +18,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "certificatesigningrequest-approving-controller",
     account: ACCOUNT,
     workers: 5,
+    back_off: BACK_OFF,
     inputs: &[Input::of::<CertificateSigningRequest>(own_key)],
     reconcile,
 };

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use machinery_api::ObjectKey;
 use machinery_api::certificate_request::ends_at;
 use machinery_client::driver::own_key;
-use machinery_client::{Action, Context, Controller, Input, ObjectCache, Plan};
+use machinery_client::{Action, BackOff, Context, Controller, Input, ObjectCache, Plan};
 
 use super::{ACCOUNT, APPROVED, DENIED, FAILED, conditions, has, issued};
 use crate::Settings;
@@ -21,6 +21,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "certificatesigningrequest-cleaner-controller",
     account: ACCOUNT,
     workers: 1,
+    back_off: BackOff::DEFAULT,
     inputs: &[Input::of::<CertificateSigningRequest>(own_key)],
     reconcile,
 };

@@ -5,11 +5,16 @@ pub(crate) mod cleaner;
 pub(crate) mod signing;
 mod usages;
 
+use std::time::Duration;
+
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
 use machinery_api::certificate_request::CertificateRequest;
+use machinery_client::BackOff;
 
 /// The account of upstream's certificate controllers.
 const ACCOUNT: &str = "certificate-controller";
+/// How long a request waits that failed (upstream's `certificate_controller.go`).
+const BACK_OFF: BackOff = BackOff { first: Duration::from_millis(200), ..BackOff::DEFAULT };
 const APPROVED: &str = "Approved";
 const DENIED: &str = "Denied";
 const FAILED: &str = "Failed";

@@ -11,7 +11,7 @@ use machinery_api::certificate_request::CertificateRequest;
 use machinery_client::driver::own_key;
 use machinery_client::{Action, Context, Controller, Input, ObjectCache, Plan};
 
-use super::{ACCOUNT, APPROVED, DENIED, FAILED, conditions, has, issued, requested, usages, wanted_usages};
+use super::{ACCOUNT, APPROVED, BACK_OFF, DENIED, FAILED, conditions, has, issued, requested, usages, wanted_usages};
 use crate::Settings;
 
 /// How far in the past certificates begin, for machines whose clocks are behind.
@@ -41,6 +41,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "certificatesigningrequest-signing-controller",
     account: ACCOUNT,
     workers: 5,
+    back_off: BACK_OFF,
     inputs: &[Input::of::<CertificateSigningRequest>(own_key)],
     reconcile,
 };

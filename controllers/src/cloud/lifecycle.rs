@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{Node, Taint};
 use machinery_api::ObjectKey;
-use machinery_client::{Action, Context, Controller, EventRecord, Input, ObjectCache, Plan};
+use machinery_client::{Action, BackOff, Context, Controller, EventRecord, Input, ObjectCache, Plan};
 use serde_json::json;
 
 use super::{Instances, SHUTDOWN, all_of_new, instance_of, taints};
@@ -17,6 +17,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "cloud-node-lifecycle-controller",
     account: "node-controller",
     workers: 1,
+    back_off: BackOff::DEFAULT,
     inputs: &[Input::of::<Node>(all_of_new)],
     reconcile,
 };

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::{Node, NodeAddress};
 use machinery_api::ObjectKey;
 use machinery_api::names::{PROVIDED_IP, UNINITIALIZED};
-use machinery_client::{Action, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan};
+use machinery_client::{Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan};
 use serde_json::{Map, Value, json};
 
 use super::{Instance, Instances, all_of_new, instance_of, taints};
@@ -27,6 +27,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "cloud-node-controller",
     account: "node-controller",
     workers: 1,
+    back_off: BackOff::DEFAULT,
     inputs: &[Input::of::<Node>(of_node)],
     reconcile,
 };

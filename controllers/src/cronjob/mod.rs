@@ -15,8 +15,8 @@ use machinery_api::ObjectKey;
 use machinery_api::schedule::{Schedule, time_zone};
 use machinery_client::driver::own_key;
 use machinery_client::{
-    Action, Change, Context, Controller, EventRecord, Input, Kind, ObjectCache, Plan, Propagation, controlled_by,
-    controller_of, reference_to,
+    Action, BackOff, Change, Context, Controller, EventRecord, Input, Kind, ObjectCache, Plan, Propagation,
+    controlled_by, controller_of, reference_to,
 };
 
 use self::due::{Due, Missed};
@@ -29,6 +29,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "cronjob-controller",
     account: "cronjob-controller",
     workers: 5,
+    back_off: BackOff::DEFAULT,
     inputs: &[Input::of::<CronJob>(own_key), Input::of::<Job>(of_job)],
     reconcile,
 };

@@ -19,8 +19,8 @@ use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
 use machinery_client::selector::{is_everything, selects};
 use machinery_client::{
-    Action, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, controlled_by, controller_of,
-    key_of,
+    Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, controlled_by,
+    controller_of, key_of,
 };
 
 use self::node::{Fit, Placement};
@@ -36,6 +36,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "daemonset-controller",
     account: "daemon-set-controller",
     workers: 2,
+    back_off: BackOff::DEFAULT,
     inputs: &[
         Input::of::<DaemonSet>(own_key),
         Input::of::<Pod>(of_dependent::<Pod>),

@@ -18,8 +18,8 @@ use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
 use machinery_client::selector::{is_everything, selects};
 use machinery_client::{
-    Action, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, controlled_by, controller_of,
-    key_of,
+    Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, controlled_by,
+    controller_of, key_of,
 };
 
 use crate::Settings;
@@ -29,6 +29,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "deployment-controller",
     account: "deployment-controller",
     workers: 5,
+    back_off: BackOff::DEFAULT,
     inputs: &[
         Input::of::<Deployment>(own_key),
         Input::of::<ReplicaSet>(of_replica_set),

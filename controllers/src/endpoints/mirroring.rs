@@ -9,8 +9,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use machinery_api::{ObjectKey, ip, names};
 use machinery_client::selector::Labels;
 use machinery_client::{
-    Action, Change, Context, Controller, EventRecord, Input, Kind, ObjectCache, OutcomeEvents, Plan, controlled_by,
-    value_of,
+    Action, BackOff, Change, Context, Controller, EventRecord, Input, Kind, ObjectCache, OutcomeEvents, Plan,
+    controlled_by, value_of,
 };
 use serde_json::Value;
 
@@ -30,6 +30,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "endpointslice-mirroring-controller",
     account: "endpointslicemirroring-controller",
     workers: 5,
+    back_off: BackOff::DEFAULT,
     inputs: &[
         Input::of::<Endpoints>(of_endpoints),
         Input::of::<EndpointSlice>(of_slice),

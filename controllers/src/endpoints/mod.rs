@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use machinery_api::{ObjectKey, names};
 use machinery_client::driver::own_key;
 use machinery_client::selector::Labels;
-use machinery_client::{Action, Change, Context, Controller, EventRecord, Input, Kind, ObjectCache, Plan};
+use machinery_client::{Action, BackOff, Change, Context, Controller, EventRecord, Input, Kind, ObjectCache, Plan};
 
 use crate::Settings;
 use crate::endpointslice::{MANAGED_BY as SLICE_MANAGED_BY, MANAGER as SLICE_MANAGER};
@@ -34,6 +34,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "endpoints-controller",
     account: "endpoint-controller",
     workers: 5,
+    back_off: BackOff::DEFAULT,
     inputs: &[
         Input::of::<Service>(own_key),
         Input::of::<EndpointSlice>(of_slice),

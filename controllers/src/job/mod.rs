@@ -19,8 +19,8 @@ use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
 use machinery_client::selector::selects;
 use machinery_client::{
-    Action, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, controlled_by, controller_of,
-    value_of,
+    Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, controlled_by,
+    controller_of, value_of,
 };
 use serde_json::json;
 
@@ -38,6 +38,8 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "job-controller",
     account: "job-controller",
     workers: 5,
+    // Upstream's `DefaultJobApiBackOff` and `MaxJobApiBackOff`: pods that are refused are not asked for a hundred times a second.
+    back_off: BackOff { first: Duration::from_secs(1), most: Duration::from_mins(1) },
     inputs: &[Input::of::<Job>(own_key), Input::of::<Pod>(of_pod)],
     reconcile,
 };

@@ -13,7 +13,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, NodeCondition};
 use machinery_api::ObjectKey;
-use machinery_client::{Action, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, value_of};
+use machinery_client::{
+    Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, value_of,
+};
 use serde_json::{Value, json};
 
 use crate::Settings;
@@ -67,6 +69,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "node-lifecycle-controller",
     account: "node-controller",
     workers: 4,
+    back_off: BackOff::DEFAULT,
     inputs: &[Input::of::<Node>(of_node), Input::of::<Lease>(of_lease), Input::of::<Pod>(of_pod)],
     reconcile,
 };

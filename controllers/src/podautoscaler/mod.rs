@@ -23,7 +23,7 @@ use machinery_api::ObjectKey;
 use machinery_api::selector::LabelSelector;
 use machinery_api::waiting;
 use machinery_client::driver::own_key;
-use machinery_client::{Change, Context, Controller, Input, Memory, ObjectCache, Plan, Pod, key_of};
+use machinery_client::{BackOff, Change, Context, Controller, Input, Memory, ObjectCache, Plan, Pod, key_of};
 
 use crate::Settings;
 use history::History;
@@ -37,6 +37,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "horizontal-pod-autoscaler-controller",
     account: "horizontal-pod-autoscaler",
     workers: 5,
+    back_off: BackOff::DEFAULT,
     inputs: &[
         Input::of::<HorizontalPodAutoscaler>(own_key),
         Input::of::<Pod>(|_, _| Vec::new()),

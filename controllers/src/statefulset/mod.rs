@@ -20,8 +20,8 @@ use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
 use machinery_client::selector::selects;
 use machinery_client::{
-    Action, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, controlled_by, controller_of,
-    key_of,
+    Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, controlled_by,
+    controller_of, key_of,
 };
 use serde_json::json;
 
@@ -36,6 +36,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "statefulset-controller",
     account: "statefulset-controller",
     workers: 5,
+    back_off: BackOff::DEFAULT,
     inputs: &[
         Input::of::<StatefulSet>(own_key),
         Input::of::<Pod>(of_pod),

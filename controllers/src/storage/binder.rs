@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use machinery_api::ObjectKey;
 use machinery_client::claims::{self, class_of_claim, names_class};
-use machinery_client::{Action, Change, Context, Controller, Input, ObjectCache, Plan, Pod, key_of};
+use machinery_client::{Action, BackOff, Change, Context, Controller, Input, ObjectCache, Plan, Pod, key_of};
 
 use super::{claim, claim_and_volumes, claim_of_volume, phase, volume};
 use crate::{Settings, pods};
@@ -23,6 +23,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     account: "persistent-volume-binder",
     // Which volume a claim gets is decided by one alone, as upstream does.
     workers: 1,
+    back_off: BackOff::DEFAULT,
     inputs: &[
         Input::of::<PersistentVolumeClaim>(claim_and_volumes),
         Input::of::<PersistentVolume>(of_volume),

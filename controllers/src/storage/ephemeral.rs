@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use machinery_api::ObjectKey;
 use machinery_client::claims::{claim_name, claim_names, ephemeral_claim, is_not_of_pod};
 use machinery_client::{
-    Action, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, controller_of, key_of,
+    Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, controller_of, key_of,
 };
 
 use crate::Settings;
@@ -14,6 +14,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "ephemeral-volume-controller",
     account: "ephemeral-volume-controller",
     workers: 10,
+    back_off: BackOff::DEFAULT,
     inputs: &[Input::of::<Pod>(of_pod), Input::of::<PersistentVolumeClaim>(of_claim)],
     reconcile,
 };

@@ -10,7 +10,7 @@ use machinery_api::ObjectKey;
 use machinery_api::quantity::Quantity;
 use machinery_client::claims::{LOCAL_DRIVER, capacity, requested};
 use machinery_client::driver::own_key;
-use machinery_client::{Action, Context, Controller, EventRecord, Input, ObjectCache, Plan};
+use machinery_client::{Action, BackOff, Context, Controller, EventRecord, Input, ObjectCache, Plan};
 
 use super::{bound_volume, claim_of_volume, is_local};
 use crate::Settings;
@@ -19,6 +19,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "persistentvolume-expander-controller",
     account: "expand-controller",
     workers: 2,
+    back_off: BackOff::DEFAULT,
     inputs: &[Input::of::<PersistentVolumeClaim>(own_key), Input::of::<PersistentVolume>(claim_of_volume)],
     reconcile,
 };

@@ -14,7 +14,7 @@ use machinery_client::claims::{
     class_of_claim,
 };
 use machinery_client::driver::own_key;
-use machinery_client::{Action, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, key_of};
+use machinery_client::{Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, key_of};
 
 use super::{claim::reference, is_local, named, phase, reclaim};
 use crate::Settings;
@@ -27,6 +27,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     // It does what a provisioner in the binder did upstream, and needs no right beside the binder's.
     account: "persistent-volume-binder",
     workers: 2,
+    back_off: BackOff::DEFAULT,
     inputs: &[
         Input::of::<PersistentVolumeClaim>(of_claim),
         Input::of::<PersistentVolume>(of_volume),

@@ -27,7 +27,7 @@ use crate::pass::{Memories, Pass};
 use crate::pending::PendingWrite;
 use crate::plan::{Failure, Plan};
 use crate::question::Memory;
-use crate::queue::WorkQueue;
+use crate::queue::{BackOff, WorkQueue};
 use machinery_api::ObjectKey;
 use machinery_env::Env;
 
@@ -140,6 +140,8 @@ pub struct Controller<S: 'static> {
     pub account: &'static str,
     /// How many keys are worked on at once.
     pub workers: usize,
+    /// How long a key waits that failed.
+    pub back_off: BackOff,
     /// What it looks at.
     pub inputs: &'static [Input],
     /// The decision: pure.
@@ -257,7 +259,7 @@ impl<S: Send + Sync + 'static> Running<S> {
     fn new(row: &'static Controller<S>, parts: &DriverDeps<S>, stop: &CancellationToken) -> Arc<Self> {
         let client = (parts.clients)(row.account);
         let recorder = Recorder::start(client.clone(), parts.env.clone(), row.name, stop);
-        let queue = Arc::new(WorkQueue::new(parts.env.clone()));
+        let queue = Arc::new(WorkQueue::new(parts.env.clone(), row.back_off));
         parts.metrics.watch(row.name, &queue);
         Arc::new(Self {
             row,

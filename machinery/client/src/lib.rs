@@ -47,4 +47,5 @@ pub use pass::{Answer, Memories, Pass};
 pub use plan::{Action, EventRecord, Failure, OutcomeEvents, Plan, Propagation, controlled_by, reference_to};
 pub use pod::{Condition, Pod};
 pub use question::{Memory, Question};
+pub use queue::BackOff;
 pub use reflector::{Reflector, ReflectorEvent, ReflectorEvents};

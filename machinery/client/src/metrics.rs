@@ -148,7 +148,7 @@ mod tests {
         let metrics = Metrics::called(|name| name.strip_suffix("-controller").unwrap_or(name));
         let mut registry = Registry::default();
         metrics.register(&mut registry);
-        let queue = Arc::new(WorkQueue::new(Env::real()));
+        let queue = Arc::new(WorkQueue::new(Env::real(), crate::BackOff::DEFAULT));
         metrics.watch("job-controller", &queue);
         for name in ["a", "b", "b"] {
             queue.add(ObjectKey::new("n", name));

@@ -11,10 +11,23 @@ use tokio::sync::Notify;
 use machinery_api::ObjectKey;
 use machinery_env::Env;
 
-/// The wait after a key's first failure; it doubles with each further one (client-go's default).
-const BACK_OFF_FIRST: Duration = Duration::from_millis(5);
-/// The longest wait between two tries of a key (client-go's default).
-const BACK_OFF_MAX: Duration = Duration::from_secs(1000);
+/// How long a key waits that failed (client-go's `ItemExponentialFailureRateLimiter`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BackOff {
+    /// After the first failure; it doubles with each further one.
+    pub first: Duration,
+    /// Between two tries at most.
+    pub most: Duration,
+}
+
+impl BackOff {
+    /// client-go's default.
+    pub const DEFAULT: Self = Self { first: Duration::from_millis(5), most: Duration::from_secs(1000) };
+
+    fn after(self, failures: u32) -> Duration {
+        self.first.saturating_mul(1u32.checked_shl(failures).unwrap_or(u32::MAX)).min(self.most)
+    }
+}
 
 /// The queue's state: pure, with time as an argument.
 #[derive(Debug, Default)]
@@ -58,11 +71,10 @@ impl State {
         self.later.insert((at, self.sequence), key);
     }
 
-    fn back_off(&mut self, key: &Arc<ObjectKey>) -> Duration {
+    /// How often a key has failed before; it has once more.
+    fn fail(&mut self, key: &Arc<ObjectKey>) -> u32 {
         let failures = self.failures.entry(key.clone()).or_default();
-        let wait = BACK_OFF_FIRST.saturating_mul(1u32.checked_shl(*failures).unwrap_or(u32::MAX)).min(BACK_OFF_MAX);
-        *failures = failures.saturating_add(1);
-        wait
+        std::mem::replace(failures, failures.saturating_add(1))
     }
 
     fn take(&mut self, now: Duration) -> Option<(Arc<ObjectKey>, Duration)> {
@@ -127,13 +139,14 @@ pub struct WorkQueue {
     state: Mutex<State>,
     wake: Notify,
     env: Env,
+    back_off: BackOff,
 }
 
 impl WorkQueue {
     /// An empty queue.
     #[must_use]
-    pub fn new(env: Env) -> Self {
-        Self { state: Mutex::default(), wake: Notify::new(), env }
+    pub fn new(env: Env, back_off: BackOff) -> Self {
+        Self { state: Mutex::default(), wake: Notify::new(), env, back_off }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -157,7 +170,7 @@ impl WorkQueue {
 
     /// Adds a key that failed, after its back-off.
     pub fn add_rate_limited(&self, key: Arc<ObjectKey>) {
-        let wait = self.state().back_off(&key);
+        let wait = self.back_off.after(self.state().fail(&key));
         self.add_after(key, wait);
     }
 
@@ -246,15 +259,15 @@ mod tests {
         assert_eq!(q.take(t(5)), Some((key("x"), t(0))));
         q.done(&key("x"));
         assert_eq!(q.take(t(20)), None);
-        let waits: Vec<u128> = (0..3).map(|_| q.back_off(&key("x")).as_millis()).collect();
-        assert_eq!(waits, [5, 10, 20]);
-        let last = (0..60).map(|_| q.back_off(&key("x"))).last();
-        assert_eq!(last, Some(BACK_OFF_MAX));
+        let mut waits =
+            |times: usize| (0..times).map(|_| BackOff::DEFAULT.after(q.fail(&key("x")))).collect::<Vec<_>>();
+        assert_eq!(waits(3), [5, 10, 20].map(Duration::from_millis));
+        assert_eq!(waits(60).last(), Some(&BackOff::DEFAULT.most));
     }
 
     #[tokio::test]
     async fn waiting_workers_are_woken() {
-        let queue = Arc::new(WorkQueue::new(Env::real()));
+        let queue = Arc::new(WorkQueue::new(Env::real(), BackOff::DEFAULT));
         let workers: Vec<_> = (0..3)
             .map(|_| {
                 let queue = queue.clone();

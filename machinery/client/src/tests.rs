@@ -20,7 +20,9 @@ use tokio_util::sync::CancellationToken;
 use crate::driver::{self, own_key};
 use crate::in_process;
 use crate::metrics::Metrics;
-use crate::{Action, Context, Controller, Informer, Input, Kind, ObjectCache, Plan, Reflector, ReflectorEvent};
+use crate::{
+    Action, BackOff, Context, Controller, Informer, Input, Kind, ObjectCache, Plan, Reflector, ReflectorEvent,
+};
 use machinery_api::ObjectKey;
 use machinery_env::{Env, TokioClock};
 
@@ -220,6 +222,7 @@ static COPIER: Controller<()> = Controller {
     name: "copier",
     account: "",
     workers: 2,
+    back_off: BackOff::DEFAULT,
     inputs: &[Input::of::<ConfigMap>(own_key), Input::of::<Secret>(own_key)],
     reconcile: copy,
 };
@@ -288,6 +291,7 @@ static POLLER: Controller<()> = Controller {
     name: "poller",
     account: "poller",
     workers: 1,
+    back_off: BackOff::DEFAULT,
     inputs: &[
         Input::of::<ConfigMap>(own_key),
         Input::polled::<Secret>(Duration::from_secs(15), |_, change| vec![(*change.key).clone()]),

@@ -389,15 +389,18 @@ enum Patching {
     Apply,
 }
 
+/// The patches of custom resources: no Go struct stands behind one, which says how its lists merge.
+const CUSTOM_PATCHES: [&str; 3] =
+    ["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
+
 fn patch_type(headers: &HeaderMap, target: &Target) -> Result<Patching, ApiError> {
-    // No Go struct stands behind a custom resource, which says how its lists merge.
-    let strategic = |kind: &PatchType| target.row.custom.is_none() || *kind != PatchType::Strategic;
-    match content_type(headers).unwrap_or("").split(';').next().unwrap_or("") {
+    let kind = content_type(headers).unwrap_or("").split(';').next().unwrap_or("");
+    if target.row.custom.is_some() && !CUSTOM_PATCHES.contains(&kind) {
+        return Err(ApiError::UnsupportedMediaType(CUSTOM_PATCHES.map(str::to_owned).into()));
+    }
+    match kind {
         "application/apply-patch+yaml" => Ok(Patching::Apply),
-        kind => {
-            let kind = PatchType::of(kind).filter(strategic).map(Patching::Change);
-            kind.ok_or(ApiError::UnsupportedPatchType)
-        }
+        kind => PatchType::of(kind).map(Patching::Change).ok_or(ApiError::UnsupportedPatchType),
     }
 }
 

@@ -180,6 +180,9 @@ async fn a_custom_scale_is_managed_where_its_path_leads_and_a_status_is_nothing_
     let (code, said) = outside.ask("PATCH", &format!("{one}?fieldManager=a"), APPLY, &body).await;
     let conflict = "Apply failed with 1 conflict: conflict with \"b\" with subresource \"scale\" using example.com/v1: .spec.size.count";
     assert_eq!((code, said["message"].as_str()), (409, Some(conflict)), "{said}");
+    let (code, said) = outside.ask("PATCH", one, "application/strategic-merge-patch+json", &told).await;
+    let types = "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml";
+    assert!(code == 415 && said["message"].as_str().is_some_and(|why| why.ends_with(types)), "{said}");
     let version = outside.get(one).await["metadata"]["resourceVersion"].clone();
     // As kubectl migrates from client-side apply: who is sent manages, of custom objects, too.
     let patch = json!([{"op": "replace", "path": "/metadata/managedFields", "value": [{}]}]);
