@@ -53,6 +53,15 @@ fn verbs(list: &[Verb]) -> Value {
     json!(names)
 }
 
+/// Verbs of a resource. Those of custom ones come in an order of their own (upstream's `customresource_discovery_controller.go`).
+fn verbs_of(row: &ResourceInfo) -> Value {
+    const CUSTOM: [&str; 8] = ["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
+    if row.custom.is_none() {
+        return verbs(&row.verbs);
+    }
+    json!(CUSTOM.iter().filter(|name| row.verbs.iter().any(|verb| verb.as_str() == **name)).collect::<Vec<_>>())
+}
+
 fn group_version(group: &str, version: &str) -> String {
     GroupVersion { group, version }.to_string()
 }
@@ -180,7 +189,7 @@ impl Discovery {
                 "singularName": &*row.singular,
                 "namespaced": row.namespaced,
                 "kind": &*row.kind,
-                "verbs": verbs(&row.verbs),
+                "verbs": verbs_of(row),
             });
             if !row.short_names.is_empty() {
                 entry["shortNames"] = texts(&row.short_names);
@@ -192,7 +201,7 @@ impl Discovery {
                 entry["storageVersionHash"] = json!(storage_hash(row));
             }
             resources.push(entry);
-            for subresource in sorted(&row.subresources) {
+            for subresource in subresources(row) {
                 let mut entry = json!({
                     "name": format!("{}/{}", row.plural, subresource.name),
                     "singularName": "",
@@ -222,9 +231,13 @@ fn texts(list: &[Arc<str>]) -> Value {
     list.iter().map(|text| Value::from(&**text)).collect()
 }
 
-fn sorted(subresources: &[Subresource]) -> Vec<&Subresource> {
-    let mut sorted: Vec<&Subresource> = subresources.iter().collect();
+/// By their names; of a custom resource `status` comes before `scale`.
+fn subresources(row: &ResourceInfo) -> Vec<&Subresource> {
+    let mut sorted: Vec<&Subresource> = row.subresources.iter().collect();
     sorted.sort_by_key(|s| s.name);
+    if row.custom.is_some() {
+        sorted.reverse();
+    }
     sorted
 }
 
@@ -269,7 +282,7 @@ fn aggregated_resource(row: &ResourceInfo) -> Value {
         "responseKind": kind(None),
         "scope": if row.namespaced { "Namespaced" } else { "Cluster" },
         "singularResource": &*row.singular,
-        "verbs": verbs(&row.verbs),
+        "verbs": verbs_of(row),
     });
     if !row.short_names.is_empty() {
         entry["shortNames"] = texts(&row.short_names);
@@ -277,7 +290,7 @@ fn aggregated_resource(row: &ResourceInfo) -> Value {
     if !row.categories.is_empty() {
         entry["categories"] = texts(&row.categories);
     }
-    let subresources: Vec<Value> = sorted(&row.subresources)
+    let subresources: Vec<Value> = subresources(row)
         .iter()
         .map(|s| json!({"subresource": s.name, "responseKind": kind(s.body), "verbs": verbs(s.verbs)}))
         .collect();

@@ -285,9 +285,10 @@ fn rewritten(form: Form, code: u16, mut body: Vec<u8>) -> Response<Body> {
     value(code, Form { transform: None, ..form }, &parsed)
 }
 
-fn list_metadata(list: &List) -> Value {
+/// `plain`: of a list that is no Go struct upstream, which leaves nothing out.
+fn list_metadata(list: &List, plain: bool) -> Value {
     let mut metadata = json!({"resourceVersion": list.revision.to_string()});
-    if let Some(token) = &list.continue_token {
+    if let Some(token) = list.continue_token.as_deref().or(plain.then_some("")) {
         metadata["continue"] = json!(token);
     }
     if let Some(remaining) = list.remaining {
@@ -298,7 +299,7 @@ fn list_metadata(list: &List) -> Value {
 
 /// A list, made at once where it is small, else piece by piece off this thread ([`large`]).
 fn list(asked: &RequestHead<'_>, form: Form, row: &Arc<ResourceInfo>, list: List) -> Result<Response<Body>, ApiError> {
-    let metadata = list_metadata(&list);
+    let metadata = list_metadata(&list, row.custom.is_some() && form.transform.is_none());
     let managed = asked.managed;
     let weight = list.items.iter().map(|item| item.stored_len()).sum();
     if form.media == Media::Protobuf && !matches!(form.transform, Some(Transform::Metadata(_))) {

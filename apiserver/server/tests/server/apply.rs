@@ -183,6 +183,8 @@ async fn a_custom_scale_is_managed_where_its_path_leads_and_a_status_is_nothing_
     let (code, said) = outside.ask("PATCH", one, "application/strategic-merge-patch+json", &told).await;
     let types = "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml";
     assert!(code == 415 && said["message"].as_str().is_some_and(|why| why.ends_with(types)), "{said}");
+    let list = outside.get("/apis/example.com/v1/things").await;
+    assert_eq!(list["metadata"]["continue"], "", "as upstream prints what is no struct: {list}");
     let version = outside.get(one).await["metadata"]["resourceVersion"].clone();
     // As kubectl migrates from client-side apply: who is sent manages, of custom objects, too.
     let patch = json!([{"op": "replace", "path": "/metadata/managedFields", "value": [{}]}]);
