@@ -62,11 +62,11 @@ pub(crate) async fn run(cluster: Arc<Cluster>, seed: u64, steps: u64) {
     let user = UserInfo::component("kubernetes-admin", Some("system:masters"));
     let api = cluster.network.client(&link, user).into();
     let random = Random::new(seed, "workload");
-    let theme = match seed % 5 {
+    let theme = match seed % 8 {
         0 => Theme::Terms,
-        1 => Theme::Volumes,
-        2 => Theme::Loads,
         4 => Theme::Grants,
+        1 | 5 => Theme::Volumes,
+        2 | 6 => Theme::Loads,
         _ => Theme::Any,
     };
     let mut user = User { cluster, link, api, random, made: 0, nodes: NODES_MIN, theme };
