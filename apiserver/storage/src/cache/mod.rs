@@ -4,7 +4,6 @@
 //! durable, and a client reads its own writes. Objects are kept as stored bytes with a few extracted facts, never as
 //! parsed values. Absent on purpose: selector syntax, HTTP, and any lock held across an await.
 
-mod bell;
 mod counts;
 mod feed;
 mod index;

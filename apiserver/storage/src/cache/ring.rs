@@ -5,8 +5,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
+use tokio::sync::watch;
 
-use super::bell::Bell;
 use super::object::{Cached, Resource};
 use super::select::Selectors;
 use crate::store::Revision;
@@ -186,14 +186,14 @@ struct Events {
 #[derive(Debug)]
 pub(super) struct Ring {
     events: Mutex<Events>,
-    /// Tells the number of the next event to come.
-    pub(super) bell: Bell,
+    /// The number of the next event to come.
+    pub(super) moved: watch::Sender<u64>,
 }
 
 impl Ring {
     fn new(queue: VecDeque<Arc<Event>>, floor: Revision) -> Self {
-        let bell = Bell::new(queue.len() as u64);
-        Self { events: Mutex::new(Events { queue, first: 0, floor, closed: false }), bell }
+        let moved = watch::Sender::new(queue.len() as u64);
+        Self { events: Mutex::new(Events { queue, first: 0, floor, closed: false }), moved }
     }
 
     fn lock(&self) -> MutexGuard<'_, Events> {
@@ -208,13 +208,13 @@ impl Ring {
         events.queue.push_back(event);
         let next = events.first + events.queue.len() as u64;
         drop(events);
-        self.bell.ring(next);
+        self.moved.send_replace(next);
     }
 
     /// Wakes all who wait: there is nothing more to come.
     fn close(&self) {
         self.lock().closed = true;
-        self.bell.ring_again();
+        self.moved.send_modify(|_| {});
     }
 
     /// Whether all is over after event number `next`.

@@ -54,7 +54,7 @@ impl Watch {
             return Err(VersionError::Compacted(compacted));
         }
         let next = ring.position(after).map_err(VersionError::Compacted)?;
-        let moved = ring.bell.subscribe();
+        let moved = ring.moved.subscribe();
         Ok(Self {
             cache,
             ring,
@@ -77,7 +77,7 @@ impl Watch {
             if self.ring.is_over(self.next) {
                 return Err(VersionError::Unregistered);
             }
-            // The senders live in `self.ring`.
+            // The sender lives in `self.ring`.
             let _ = self.moved.changed().await;
         }
     }
