@@ -319,6 +319,7 @@ def probes_elsewhere():
         "to-service": (get_(80, host="asked", path="/"), None),
         "to-port": ({"tcpSocket": {"port": 80, "host": "asked"}, "periodSeconds": 1}, None),
         "to-tls": (get_(80, scheme="HTTPS"), "http: server gave HTTP response to HTTPS client"),
+        "to-api": (get_(443, host="kubernetes.default", scheme="HTTPS", path="/livez"), None),
         "to-host": (get_(own, host="127.0.0.1", scheme="HTTPS", path="/livez"), "connection refused"),
         "to-machine": ({"tcpSocket": {"port": own, "host": "127.0.0.2"}, "periodSeconds": 1}, "connection refused"),
         "to-link": (get_(80, host="169.254.169.254", path="/"), "are not allowed"),

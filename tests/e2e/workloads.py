@@ -450,9 +450,11 @@ def environments():
 
 
 def refusals():
-    udp = {"ports": [{"containerPort": 80, "protocol": "UDP"}]}
+    udp = {"ports": [{"containerPort": 80, "hostPort": 8053, "protocol": "UDP"}]}
     apply(pod("unsupported", HELLO, container=udp), pod("unsupported-ends", HELLO, container=udp, activeDeadlineSeconds=3),
-          pod("typo", HELLO, annotations={"fule.coracle.dev/c": "100000"}), pod("stranger", HELLO, annotations={"fuel.coracle.dev/other": "100000"}))
+          pod("typo", HELLO, annotations={"fule.coracle.dev/c": "100000"}), pod("stranger", HELLO, annotations={"fuel.coracle.dev/other": "100000"}),
+          pod("names-a-datagram-port", HELLO, container={"ports": [{"containerPort": 53, "protocol": "UDP"}, {"containerPort": 80}]}))
+    until("a port that is only told is no obstacle", lambda: get(f"{NS}/pods/names-a-datagram-port")["status"]["phase"] == "Running")
     until("it waits", lambda: waiting("unsupported").startswith("CreateContainerConfigError: spec.containers[0].ports[0].protocol: "))
     until("its event names the path", lambda: has_event("unsupported", "Unsupported", "spec.containers[0].ports[0].protocol"))
     until("a misspelt annotation is told", lambda: all(w in waiting("typo") for w in ("CreateContainerConfigError", "fule.coracle.dev/c", "fuel.coracle.dev/c", "timeout.coracle.dev/c")))

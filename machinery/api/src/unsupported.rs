@@ -33,7 +33,7 @@ const VOLUMES: [&str; 9] = [
 
 const NO_DRIVERS: &str = "nodes have no drivers of resources, as WASI gives a guest no devices: leave it out";
 const NO_GANGS: &str = "pods are placed one by one here: leave it out";
-const NO_DATAGRAMS: &str = "the data plane carries TCP only: leave the port out, or make it TCP";
+const NO_DATAGRAMS: &str = "nodes listen for TCP only: leave the hostPort out, or make the port TCP";
 const NO_BLOCK_DEVICES: &str = "WASI gives a guest no block devices: use volumeMode Filesystem and volumeMounts";
 const NO_SUCH_VOLUME: &str =
     "nodes mount no such volume: use a persistentVolumeClaim, emptyDir, hostPath or image in its place";
@@ -132,8 +132,10 @@ impl Found {
         self.when(is_given(&container["volumeDevices"]), NO_BLOCK_DEVICES, || format!("{}.volumeDevices", path()));
         self.when(is_given(&container["resources"]["claims"]), NO_DRIVERS, || format!("{}.resources.claims", path()));
         for (index, port) in list(&container["ports"]) {
-            let protocol = text(&port["protocol"], "TCP");
-            self.when(protocol != "TCP", NO_DATAGRAMS, || format!("{}.ports[{index}].protocol", path()));
+            // Without a port of the node it says what the guest does, and the guest does it or not.
+            let wanted =
+                text(&port["protocol"], "TCP") != "TCP" && port["hostPort"].as_i64().is_some_and(|port| port != 0);
+            self.when(wanted, NO_DATAGRAMS, || format!("{}.ports[{index}].protocol", path()));
         }
     }
 }
@@ -180,7 +182,7 @@ mod tests {
                 "spec.volumes[0].nfs",
             ),
             (
-                container(json!({"ports": [{"containerPort": 80, "protocol": "UDP"}]})),
+                container(json!({"ports": [{"containerPort": 80, "hostPort": 80, "protocol": "UDP"}]})),
                 "spec.containers[0].ports[0].protocol",
             ),
         ] {
@@ -190,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_template_is_named_as_it_stands() {
-        let spec = json!({"containers": [{"name": "a", "ports": [{"protocol": "SCTP"}]}]});
+        let spec = json!({"containers": [{"name": "a", "ports": [{"protocol": "SCTP", "hostPort": 1}]}]});
         assert_eq!(
             sentence(&fields(&spec, "spec.template.spec")),
             format!("spec.template.spec.containers[0].ports[0].protocol: {NO_DATAGRAMS}")
@@ -218,7 +220,7 @@ mod tests {
             "containers": [{
                 "restartPolicy": "Never", "restartPolicyRules": [{"action": "Restart"}],
                 "name": "a", "image": "i", "securityContext": {"privileged": true, "capabilities": {"drop": ["ALL"]}},
-                "lifecycle": {"preStop": {"exec": {}}, "postStart": {"tcpSocket": {"port": 1}}}, "ports": [{"containerPort": 80, "protocol": "TCP"}],
+                "lifecycle": {"preStop": {"exec": {}}, "postStart": {"tcpSocket": {"port": 1}}}, "ports": [{"containerPort": 80, "hostPort": 80, "protocol": "TCP"}, {"containerPort": 53, "protocol": "UDP"}],
                 "livenessProbe": {"tcpSocket": {"port": "web", "host": "h"}}, "startupProbe": {"grpc": {"port": 1}},
                 "readinessProbe": {"httpGet": {"port": 80, "path": "/", "scheme": "HTTPS", "host": "h"}},
             }],

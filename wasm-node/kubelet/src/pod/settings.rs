@@ -120,10 +120,10 @@ fn thresholds(probe: &Probe) -> Thresholds {
     }
 }
 
-/// The port that a server listens on.
+/// The port that a server listens on: the first of its ports that is TCP.
 #[must_use]
 pub fn server_port(container: &Container) -> u16 {
-    let first = container.ports.iter().flatten().next();
+    let first = container.ports.iter().flatten().find(|port| port.protocol.as_deref().is_none_or(|of| of == "TCP"));
     first.and_then(|port| u16::try_from(port.container_port).ok()).unwrap_or(PORT_DEFAULT)
 }
 

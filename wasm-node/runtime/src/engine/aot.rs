@@ -104,7 +104,8 @@ impl Cache {
         let path = self.path(digest, fingerprint);
         let Ok(expected) = std::fs::read_to_string(sum_path(&path)) else { return Ok(None) };
         let loaded = match std::fs::File::open(&path).and_then(checksum) {
-            Ok(sum) if sum == expected => map(engine, &path, kind).map_err(|error| format!("{error:#}")),
+            // The cause alone: what is around it names the file, and a pod's status is no place for the node's paths.
+            Ok(sum) if sum == expected => map(engine, &path, kind).map_err(|error| error.root_cause().to_string()),
             Ok(_) => Err("the compiled module's checksum is wrong".to_owned()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => Err(error.to_string()),

@@ -140,6 +140,26 @@ fn probes_decide_readiness_and_life() {
 }
 
 #[test]
+fn a_probe_counts_successes_and_has_a_grace_of_its_own() {
+    let mut rules = rules(Restart::Always);
+    let seven = Duration::from_secs(7);
+    let own = &mut rules.containers_mut()[0];
+    own.readiness = Some(Thresholds { success: 3, failure: 1, grace: None });
+    own.liveness = Some(Thresholds { success: 1, failure: 1, grace: Some(seven) });
+    let probed = |second, kind, result| (second, Event::Container(0, CellEvent::Probed { attempt: 0, kind, result }));
+    let ready = |second| probed(second, ProbeKind::Readiness, ProbeResult::Passed);
+    let begin = vec![(0, Event::Mounted), (0, pulled()), (0, started()), ready(1), ready(2)];
+    assert!(!play(&rules, &begin).0.ready(), "two of three");
+    let three = [&begin[..], &[ready(3)]].concat();
+    assert!(play(&rules, &three).0.ready());
+    let failed = || ProbeResult::Failed("no".into());
+    let anew = [&begin[..], &[probed(3, ProbeKind::Readiness, failed()), ready(4), ready(5)]].concat();
+    assert!(!play(&rules, &anew).0.ready(), "a failure between them: two of three");
+    let (_, said) = play(&rules, &[&three[..], &[probed(4, ProbeKind::Liveness, failed())]].concat());
+    assert!(said.contains(&format!("{:?}", Action::Stop { container: 0, grace: seven })), "{said:?}");
+}
+
+#[test]
 fn deletion_stops_cleans_and_deletes() {
     let grace = Duration::from_secs(30);
     let events = [

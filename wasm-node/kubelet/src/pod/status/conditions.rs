@@ -137,3 +137,27 @@ fn gates(gates: &[k8s_openapi::api::core::v1::PodReadinessGate], known: &[PodCon
         (false, Some("ReadinessGatesNotReady"), Some(messages.join(", ")))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::PodReadinessGate;
+
+    use super::*;
+
+    #[test]
+    fn each_readiness_gate_is_a_condition_that_others_set() {
+        let condition = |type_: &str, status: &str| PodCondition {
+            type_: type_.into(),
+            status: status.into(),
+            ..PodCondition::default()
+        };
+        let wanted = ["a.com/x", "a.com/y"].map(|name| PodReadinessGate { condition_type: name.into() });
+        let (is, reason, message) = gates(&wanted, &[condition("a.com/x", "False")]);
+        assert_eq!((is, reason), (false, Some("ReadinessGatesNotReady")));
+        let says = "the status of pod readiness gate \"a.com/x\" is not \"True\", but False, \
+                    corresponding condition of pod readiness gate \"a.com/y\" does not exist.";
+        assert_eq!(message.as_deref(), Some(says));
+        let all = [condition("a.com/x", "True"), condition("a.com/y", "True")];
+        assert_eq!(gates(&wanted, &all), (true, None, None));
+    }
+}

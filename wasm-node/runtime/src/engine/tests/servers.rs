@@ -353,3 +353,13 @@ async fn a_component_of_many_instances_is_bounded() {
         Err(error) => assert!(matches!(error, LoadError::Unfit(_)), "{error}"),
     }
 }
+
+#[tokio::test]
+async fn what_does_not_fit_is_told_without_the_nodes_paths() {
+    let bench = Bench::new();
+    let large = r#"(module (memory (export "memory") 1) (table 30000 funcref) (func (export "_start")))"#;
+    let error = bench.load_text(large, Metering::Epochs).await.err().unwrap();
+    let told = error.to_string();
+    assert!(matches!(error, LoadError::Unfit(_)) && told.contains("30000"), "{told}");
+    assert!(!told.contains('/') && !told.contains("cwasm"), "{told}");
+}
