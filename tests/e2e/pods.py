@@ -309,6 +309,27 @@ def exec_probes():
         delete(name, "--grace-period=5")
 
 
+def log_flags():
+    """What `kubectl logs` shows by its flags."""
+    says = lambda *steps: {"command": ["sh", "-c", "; ".join(steps)]}
+    apply(pod("says", container("a", TOOLBOX, **says("echo a1", "sleep 3", "echo a2", "echo a3 >&2")), container("b", TOOLBOX, **says("echo b1")), restart="Never"))
+    until("it has ended", lambda: status("says").get("phase") == "Succeeded")
+    logs = lambda *flags: kubectl("logs", "says", *flags).splitlines()
+    expect(["a1", "a2", "a3"], logs("-c", "a", "--since=1h"), "both streams")
+    stamped = [line.split(" ") for line in logs("-c", "a", "--timestamps")]
+    expect(["a1", "a2", "a3"], [text for _, text in stamped], "lines with their times")
+    expect(["a2", "a3"], logs("-c", "a", "--since-time", stamped[1][0]), "since the second line")
+    expect(["a1"], logs("-c", "a", "--limit-bytes=3"), "the first bytes")
+    expect(["a2", "a3"], logs("-c", "a", "--tail=2"), "the last lines")
+    prefixed = ["[pod/says/a] a1", "[pod/says/a] a2", "[pod/says/a] a3", "[pod/says/b] b1"]
+    expect(prefixed, sorted(logs("--all-containers", "--prefix")), "all containers")
+    expect(["a1", "a2", "a3", "b1"], sorted(kubectl("logs", "-l", "app=says", "--all-containers", "--tail=-1").splitlines()), "by label")
+    refused = run_kubectl("logs", "-l", "app=says", "--all-containers", "-f", "--max-log-requests=1")
+    expect(True, "maximum allowed concurrency is 1" in refused.stderr, refused.stderr)
+    refused = run_kubectl("logs", "says", "-c", "none")
+    expect(True, "container none is not valid for pod says" in refused.stderr, refused.stderr)
+
+
 def probes_elsewhere():
     """Probes by gRPC, by TLS, and of another host: never of this machine's own."""
     get_ = lambda port, **more: {"httpGet": {"port": port, **more}, "periodSeconds": 1, "failureThreshold": 1}
@@ -525,7 +546,7 @@ def again():
     ready("again")
 
 
-CASES = (several, loopback, port_fight, init_order, init_failures, sidecars, restart_rules, tcp_probes, names, host_ports, hooks, exec_probes, probes_elsewhere,
+CASES = (several, loopback, port_fight, init_order, init_failures, sidecars, restart_rules, tcp_probes, names, host_ports, hooks, exec_probes, log_flags, probes_elsewhere,
          probe_flood, debugging, debug_terminal, many, again)
 
 
