@@ -85,6 +85,14 @@ start linux "$R/linux/hello:v1"; refused linux ErrImagePull 'linux/amd64.*deploy
 start none "$R/cncf/none@sha256:$(printf '0%.0s' {1..64})"; refused none ErrImagePull 'digest|not found'
 start closed "127.0.0.1:1/x:v1"; refused closed ErrImagePull 'registries'
 start untrusted "127.0.0.1:$tls/cncf/hello:v1"; refused untrusted RegistryUnavailable 'registry is unavailable.*certificate'
+for fault in busy broken reset cut; do start "fault-$fault" "$R/fault-$fault/hello:v1"; done
+runs many "$R/many/hello:v1"
+for command in count /bin/count.wasm; do
+  exits 1 kubectl exec many -- "$command"
+  has 'usage: wordcount' cat "$WORK/err" || fail "another command of the image, as $command: $(cat "$WORK/err")"
+done
+exits 127 kubectl exec many -- /count.wasm
+has 'no such file|not found' cat "$WORK/err" || fail "what is not there: $(cat "$WORK/err")"
 runs mirrored cncf/hello:v1
 has '^http /v2/cncf/hello/manifests/v1\?ns=docker.io -$' cat "$WORK/requests" || fail "the mirror was not asked: $(cat "$WORK/requests")"
 echo "· layouts, a private CA, a mirror"
@@ -219,8 +227,11 @@ image 1 import "$0"; has 'cannot import .*images.sh' cat "$WORK/err" || fail "$(
 expect 401 "$(curl -s -o /dev/null -w '%{http_code}' "http://$REGISTRY/_coracle/images")" "images are told to nobody unknown"
 echo "· images listed, removed, taken out and brought in"
 
+for fault in busy broken reset cut; do
+  kubectl wait --for=condition=Ready "pod/fault-$fault" --timeout=90s >/dev/null || fail "fault-$fault doesn't get over it: $(kubectl describe pod "fault-$fault" | tail -n 8)"
+done
 before=$(awk '/VmHWM/ {print $2}' "/proc/$UP_PID/status")
-for evil in realm echo manifest redirect metadata digest blob; do start "evil-$evil" "127.0.0.1:$plain/evil-$evil/hello:v1" "$(with plain)"; done
+for evil in realm echo manifest redirect metadata digest blob bomb; do start "evil-$evil" "127.0.0.1:$plain/evil-$evil/hello:v1" "$(with plain)"; done
 start evil-plain "$R/evil-realm/hello:v1"; refused evil-plain ErrImagePull 'its token realm has no TLS'
 start evil-down "$R/evil-redirect/hello:v1"; refused evil-down ErrImagePull 'redirects to an address without TLS'
 refused evil-realm ErrImagePull 'token realm is refused'
@@ -230,6 +241,7 @@ refused evil-redirect ErrImagePull 'it redirects: addresses of this machine'
 refused evil-metadata ErrImagePull 'it redirects: addresses of this machine, link-local ones and metadata services'
 refused evil-digest ErrImagePull 'another blob'
 refused evil-blob ErrImagePull 'another blob'
+refused evil-bomb 'ErrImagePull|InspectFailed' '512 MiB|536870912|unpack'
 after=$(awk '/VmHWM/ {print $2}' "/proc/$UP_PID/status")
 [ $((after - before)) -lt 102400 ] || fail "hostile registries took $((after - before)) KiB"
 runs neighbour "$R/cncf/hello:v2"

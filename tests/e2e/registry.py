@@ -8,11 +8,13 @@ import hashlib
 import http.server
 import io
 import json
+import os
 import ssl
 import subprocess
 import sys
 import tarfile
 import threading
+import zlib
 from urllib.parse import parse_qs, urlparse
 
 PASSWORD = "hush-hush-hush"
@@ -20,12 +22,27 @@ BASIC = "Basic " + base64.b64encode(f"robot:{PASSWORD}".encode()).decode()
 TOKEN = "token-of-a-minute"
 BLOBS = {}
 DRIP_BYTES = 1000000
+BOMB_MIB = 600  # of zeros, packed into some 600 KiB
+# What goes wrong once or twice, and then doesn't.
+FAULTS = ("fault-busy", "fault-broken", "fault-reset", "fault-cut")
+HAPPENED = {}
 
 
 def blob(data, kind, **more):
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
     BLOBS[digest] = data
     return {"mediaType": kind, "digest": digest, "size": len(data), **more}
+
+
+def bomb():
+    """A layer whose one file is zeros: the same mebibyte of deflate again and again. Its checksum is never looked at."""
+    entry = tarfile.TarInfo("zeros")
+    entry.size = BOMB_MIB << 20
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    head = deflate.compress(entry.tobuf()) + deflate.flush(zlib.Z_FULL_FLUSH)
+    once = deflate.compress(bytes(1 << 20)) + deflate.flush(zlib.Z_FULL_FLUSH)
+    data = b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + head + once * BOMB_MIB + deflate.flush() + bytes(8)
+    return blob(data, "application/vnd.oci.image.layer.v1.tar+gzip")
 
 
 def document(value, kind, **more):
@@ -105,7 +122,12 @@ def layouts(module):
     locked = {"spin_lock_version": 1, "triggers": [{"id": "t", "trigger_type": "http"}], "components": [{"id": "web", "source": {"digest": wasm["digest"]}}]}
     spin = manifest(document(locked, kind), [{**wasm, "mediaType": "application/vnd.wasm.content.layer.v1+wasm"}])
     wash = manifest(document({}, "application/vnd.wasmcloud.actor.archive.config"), [{**wasm, "mediaType": "application/vnd.module.wasm.content.layer.v1+wasm"}])
-    named = {"cncf": cncf, "scratch": scratch, "compat": compat, "linux": linux, "index": index, "spin": spin, "wash": wash, "zstd": packed,
+    with open(os.path.join(os.path.dirname(sys.argv[1]), "wordcount.wasm"), "rb") as file:
+        programs = tar({"app.wasm": module, "bin/count.wasm": file.read()})
+    gzipped = lambda files: blob(gzip.compress(files), "application/vnd.oci.image.layer.v1.tar+gzip")
+    many = manifest(document(run, IMAGE), [gzipped(programs)])
+    faults = {name: manifest(document(run, IMAGE), [gzipped(tar({"app.wasm": module, "name": name.encode()}))]) for name in FAULTS}
+    named = {"cncf": cncf, "many": many, "evil-bomb": manifest(document(run, IMAGE), [bomb()]), **faults, "scratch": scratch, "compat": compat, "linux": linux, "index": index, "spin": spin, "wash": wash, "zstd": packed,
              **{name: manifest(cncf["config"], [wasm], annotations={"variant": name}) for name in SIGNED},
              "signed-index": {**index, "annotations": {"variant": "signed"}}, "signed-data": {**data, "annotations": {"variant": "signed"}},
              "data": data, "private-data": data, "artifact": artifact, "evil-escape": escape, "evil-drip": drip}
@@ -147,6 +169,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
         while not threading.Event().wait(1):
             self.wfile.write(b" ")
 
+    def fault(self, name, what, reference):
+        """Whether this request is one that goes wrong."""
+        with LOCK:
+            HAPPENED[name, reference] = times = HAPPENED.get((name, reference), 0) + 1
+        if name == "fault-cut" and what == "blobs" and times == 1:
+            data = BLOBS[reference]
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[:len(data) // 2])
+            self.close_connection = True
+        elif name == "fault-cut" or what != "manifests" or times > 2:
+            return False
+        elif name == "fault-reset":
+            self.close_connection = True
+        else:
+            self.answer(429 if name == "fault-busy" else 500, Retry_After="1")
+        return True
+
     def do_GET(self):
         url = urlparse(self.path)
         who = self.headers.get("Authorization")
@@ -170,6 +211,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if name == "evil-echo":
             said = json.dumps({"errors": [{"code": "DENIED", "message": f"{who} {PASSWORD}"}]}).encode()
             return self.answer(403, said) if who else self.answer(401, WWW_Authenticate='Basic realm="here"')
+        if name in FAULTS and self.fault(name, what, reference):
+            return None
         if what == "referrers":
             if name != "signed-referrer":
                 return self.answer(404)
