@@ -198,6 +198,10 @@ for message in evicted("app=eater"):
 conditions = {c["type"]: c for c in json.loads(ask("GET", "/api/v1/nodes/coracle-1")[1])["status"]["conditions"]}
 if (conditions["PIDPressure"]["status"], conditions["PIDPressure"]["reason"]) != ("True", "KubeletHasInsufficientPID"):
     fail(f"the node says {conditions['PIDPressure']}")
+taints = lambda: json.loads(ask("GET", "/api/v1/nodes/coracle-1")[1])["spec"].get("taints", [])
+eventually("the taint", lambda: any(t["key"] == "node.kubernetes.io/pid-pressure" and t["effect"] == "NoSchedule" for t in taints()))
+told = lambda: json.loads(ask("GET", "/api/v1/namespaces/default/events?fieldSelector=reason%3DEvictionThresholdMet")[1])["items"]
+eventually("an event of the node", lambda: any(e["message"] == "Attempting to reclaim descriptors" and e["involvedObject"]["kind"] == "Node" for e in told()))
 if evicted("app=hello"):
     fail("a pod with few open files was evicted")
 clients = strangers((address, 80), 300)

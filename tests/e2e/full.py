@@ -281,6 +281,8 @@ def of_volumes_and_logs():
             expect("Failed", status("ordinary")["phase"], "its phase")
             if not re.match(r"The node was low on resource: ephemeral-storage\. Threshold quantity: 1Gi, available: ", status("ordinary")["message"]):
                 raise Wrong(f"it was evicted as {status('ordinary')['message']}")
+            met = lambda: get("/api/v1/namespaces/default/events?fieldSelector=reason%3DEvictionThresholdMet")["items"]
+            until("the node's event", lambda: any(e["message"] == "Attempting to reclaim ephemeral-storage" and e["involvedObject"]["name"] == node for e in met()))
             until("its taint", lambda: any(t["key"] == "node.kubernetes.io/disk-pressure" for t in get("/api/v1/nodes")["items"][0]["spec"].get("taints", [])))
             # What is left is the log's, until it can't be written any more.
             shrink("nodes")
