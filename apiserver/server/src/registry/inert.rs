@@ -89,9 +89,10 @@ mod tests {
     fn a_field_that_no_node_acts_on_is_told_with_its_place() {
         let rows = crate::catalog::tests::built_in().resources();
         let of = |plural: &str| rows.iter().find(|row| &*row.plural == plural).unwrap();
-        let pod = json!({"containers": [{"name": "a", "ports": [{"containerPort": 53, "protocol": "UDP"}]}]});
+        let pod =
+            json!({"containers": [{"name": "a", "ports": [{"containerPort": 53, "hostPort": 53, "protocol": "UDP"}]}]});
         let why =
-            "containers[0].ports[0].protocol: the data plane carries TCP only: leave the port out, or make it TCP";
+            "containers[0].ports[0].protocol: nodes listen for TCP only: leave the hostPort out, or make the port TCP";
         for (plural, object, at) in [
             ("pods", json!({"spec": pod}), "spec"),
             ("deployments", json!({"spec": {"template": {"spec": pod}}}), "spec.template.spec"),
