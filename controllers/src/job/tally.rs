@@ -74,11 +74,16 @@ fn has_failed(spec: &JobSpec, pod: &Pod) -> bool {
         || (!replaces_failed_only && pod.metadata.deletion_timestamp.is_some() && pods::phase(pod) != "Succeeded")
 }
 
+/// Whether a Job is known to end by that condition.
+fn is_to_end(job: &Job, condition: &str) -> bool {
+    let mut conditions = job.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.any(|c| c.type_ == condition && c.status == "True")
+}
+
 impl<'a> Tally<'a> {
     pub(super) fn of(job: &Job, spec: &JobSpec, mine: &[&'a Pod]) -> Self {
         let status = job.status.clone().unwrap_or_default();
-        let mut conditions = status.conditions.iter().flatten();
-        let succeeds = conditions.any(|c| c.type_ == "SuccessCriteriaMet" && c.status == "True");
+        let (succeeds, fails) = (is_to_end(job, "SuccessCriteriaMet"), is_to_end(job, "FailureTarget"));
         let indexed = spec.completion_mode.as_deref() == Some("Indexed");
         let completions = spec.completions.unwrap_or(i32::MAX);
         let named = status.uncounted_terminated_pods.unwrap_or_default();
@@ -124,7 +129,11 @@ impl<'a> Tally<'a> {
                     _ => new_succeeded.push(uid(pod).to_owned()),
                 }
                 tally.ended.push(pod);
-            } else if has_failed(spec, pod) {
+            } else if pods::phase(pod) == "Succeeded" {
+                // It was counted as failed when it began to go, and stays so.
+                tally.ended.push(pod);
+            } else if has_failed(spec, pod) || (fails && pod.metadata.deletion_timestamp.is_some()) {
+                // What is stopped because the Job has failed counts whether or not it would have been replaced.
                 // What is stopped because the Job has succeeded hasn't failed.
                 if (!succeeds || pods::phase(pod) == "Failed")
                     && tally.counts(job, pod, own)
@@ -175,9 +184,9 @@ impl<'a> Tally<'a> {
         let (Some(limit), Some(mut over)) = (spec.backoff_limit_per_index, self.failed_indexes.take()) else { return };
         let limit = u32::try_from(limit).unwrap_or(0);
         let mut last: BTreeMap<i32, (u32, Timestamp, &'a Pod)> = BTreeMap::new();
-        let mut conditions = job.status.iter().flat_map(|status| status.conditions.iter().flatten());
-        let fails = conditions.any(|c| c.type_ == "FailureTarget" && c.status == "True");
-        for pod in self.all.iter().copied().filter(|pod| has_failed(spec, pod)) {
+        let ends = is_to_end(job, "FailureTarget") || is_to_end(job, "SuccessCriteriaMet");
+        // A pod that was given up has lost its finalizer before it began to go: it says nothing of its index.
+        for pod in self.all.iter().copied().filter(|pod| is_tracked(pod) && has_failed(spec, pod)) {
             let Some(index) = index::of_pod(pod).filter(|index| *index < completions) else { continue };
             let before = pod
                 .metadata
@@ -187,8 +196,8 @@ impl<'a> Tally<'a> {
                 .unwrap_or(0);
             let verdict = policy::verdict(job, pod);
             let failures = before + u32::from(verdict != Verdict::Ignored);
-            // What is stopped because the Job has failed says nothing of its index.
-            if (verdict == Verdict::FailsIndex || failures > limit) && (!fails || pods::phase(pod) == "Failed") {
+            // Nor does what is stopped because the Job ends.
+            if (verdict == Verdict::FailsIndex || failures > limit) && (!ends || pods::phase(pod) == "Failed") {
                 over.insert(index);
             }
             let ended = policy::finished_at(pod);

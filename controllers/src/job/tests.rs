@@ -306,6 +306,60 @@ fn what_is_stopped_with_the_job_is_no_failed_index() {
 /// Ten characters that mean 2^31 indexes, from each place that may hold such a text: by whoever may create Jobs, and by
 /// whoever may write their status.
 #[test]
+fn a_pod_that_counts_as_failed_and_then_succeeds_is_let_go() {
+    let mut play = Play::of(json!({"completions": 1}));
+    // It was being deleted when it was counted; it ended well before its finalizer was off.
+    let pod = play.active().remove(0);
+    let mut job = Object::to_value(play.cluster.view.get::<Job>(&Play::key()).unwrap());
+    job["status"]["uncountedTerminatedPods"] = json!({"failed": [pod.metadata.uid]});
+    play.cluster.write(&Kind::of::<Job>(), job);
+    play.end(None, "Succeeded", 0);
+    assert_eq!((play.status().failed, play.status().succeeded), (Some(1), None));
+    let tracked: Vec<Pod> = play.all().into_iter().filter(|pod| is_tracked(pod)).collect();
+    assert!(tracked.iter().all(|one| one.metadata.uid != pod.metadata.uid), "{tracked:?}");
+}
+
+#[test]
+fn pods_that_a_suspended_job_gives_up_fail_no_index() {
+    let mut play =
+        Play::of(json!({"completions": 2, "parallelism": 2, "completionMode": "Indexed", "backoffLimitPerIndex": 0}));
+    // As a real cluster shows them: without the finalizer, and going for as long as they take.
+    for pod in play.active() {
+        let mut pod = Object::to_value(&pod);
+        pod["metadata"]["finalizers"] = json!(["example.com/hold"]);
+        pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        play.cluster.write(&Kind::of::<Pod>(), pod);
+    }
+    let mut job = Object::to_value(play.cluster.view.get::<Job>(&Play::key()).unwrap());
+    job["spec"]["suspend"] = json!(true);
+    play.cluster.write(&Kind::of::<Job>(), job);
+    play.settle();
+    assert_eq!(play.conditions(), pairs(&[("Suspended", "JobSuspended")]));
+    assert_eq!((play.status().failed_indexes.as_deref(), play.status().failed), (Some(""), None));
+}
+
+#[test]
+fn what_a_success_stops_is_no_failed_index() {
+    let policy = json!({"rules": [{"succeededIndexes": "0"}]});
+    let mut play = Play::of(json!({"completions": 3, "parallelism": 3, "completionMode": "Indexed",
+        "backoffLimitPerIndex": 0, "successPolicy": policy}));
+    play.end(Some(0), "Succeeded", 0);
+    assert_eq!(
+        (play.status().failed_indexes.as_deref(), play.status().completed_indexes.as_deref()),
+        (Some(""), Some("0"))
+    );
+}
+
+#[test]
+fn what_a_failure_stops_has_failed_also_where_only_failed_pods_are_replaced() {
+    let mut play =
+        Play::of(json!({"completions": 3, "parallelism": 3, "podReplacementPolicy": "Failed", "backoffLimit": 0}));
+    play.end(None, "Failed", 1);
+    assert!(play.conditions().contains(&("FailureTarget".into(), "BackoffLimitExceeded".into())));
+    assert_eq!(play.status().failed, Some(3));
+}
+
+#[test]
 fn a_job_of_2147483647_indexes_costs_what_its_texts_are_long() {
     let spec = |more: Value| {
         let mut spec = json!({"completions": i32::MAX, "parallelism": 2, "completionMode": "Indexed"});
