@@ -74,6 +74,13 @@ fn has_failed(spec: &JobSpec, pod: &Pod) -> bool {
         || (!replaces_failed_only && pod.metadata.deletion_timestamp.is_some() && pods::phase(pod) != "Succeeded")
 }
 
+/// Uids of pods that still have their finalizer, and how many have lost it.
+fn split(uids: Option<Vec<String>>, tracked: &BTreeMap<&str, &Pod>) -> (Vec<String>, i32) {
+    let (still, gone): (Vec<String>, Vec<String>) =
+        uids.unwrap_or_default().into_iter().partition(|uid| tracked.contains_key(uid.as_str()));
+    (still, i32::try_from(gone.len()).unwrap_or(i32::MAX))
+}
+
 /// Whether a Job is known to end by that condition.
 fn is_to_end(job: &Job, condition: &str) -> bool {
     let mut conditions = job.status.iter().flat_map(|status| status.conditions.iter().flatten());
@@ -89,13 +96,8 @@ impl<'a> Tally<'a> {
         let named = status.uncounted_terminated_pods.unwrap_or_default();
         let tracked: BTreeMap<&str, &Pod> =
             mine.iter().filter(|pod| is_tracked(pod)).map(|pod| (uid(pod), *pod)).collect();
-        let split = |uids: Option<Vec<String>>| -> (Vec<String>, i32) {
-            let (still, gone): (Vec<String>, Vec<String>) =
-                uids.unwrap_or_default().into_iter().partition(|uid| tracked.contains_key(uid.as_str()));
-            (still, i32::try_from(gone.len()).unwrap_or(i32::MAX))
-        };
-        let (mut new_succeeded, more_succeeded) = split(named.succeeded);
-        let (mut new_failed, more_failed) = split(named.failed);
+        let (mut new_succeeded, more_succeeded) = split(named.succeeded, &tracked);
+        let (mut new_failed, more_failed) = split(named.failed, &tracked);
         let (known_succeeded, known_failed) = (new_succeeded.len(), new_failed.len());
         let mut tally = Self {
             active: mine.iter().copied().filter(|pod| pods::is_active(pod)).collect(),
