@@ -315,7 +315,7 @@ fn a_pod_that_counts_as_failed_and_then_succeeds_is_let_go() {
     play.cluster.write(&Kind::of::<Job>(), job);
     play.end(None, "Succeeded", 0);
     assert_eq!((play.status().failed, play.status().succeeded), (Some(1), None));
-    let tracked: Vec<Pod> = play.all().into_iter().filter(|pod| is_tracked(pod)).collect();
+    let tracked: Vec<Pod> = play.all().into_iter().filter(is_tracked).collect();
     assert!(tracked.iter().all(|one| one.metadata.uid != pod.metadata.uid), "{tracked:?}");
 }
 
