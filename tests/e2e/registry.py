@@ -95,7 +95,7 @@ def signatures(name, repository):
     return json.dumps(manifest(document({}, IMAGE), layers)).encode()
 
 
-def layouts(module):
+def layouts(module, other=b""):
     wasm = blob(module, "application/wasm")
     cncf = manifest(document({"os": "wasip2", "architecture": "wasm"}, "application/vnd.wasm.config.v0+json"), [wasm])
     files = tar({"app.wasm": module})
@@ -122,10 +122,8 @@ def layouts(module):
     locked = {"spin_lock_version": 1, "triggers": [{"id": "t", "trigger_type": "http"}], "components": [{"id": "web", "source": {"digest": wasm["digest"]}}]}
     spin = manifest(document(locked, kind), [{**wasm, "mediaType": "application/vnd.wasm.content.layer.v1+wasm"}])
     wash = manifest(document({}, "application/vnd.wasmcloud.actor.archive.config"), [{**wasm, "mediaType": "application/vnd.module.wasm.content.layer.v1+wasm"}])
-    with open(os.path.join(os.path.dirname(sys.argv[1]), "wordcount.wasm"), "rb") as file:
-        programs = tar({"app.wasm": module, "bin/count.wasm": file.read()})
     gzipped = lambda files: blob(gzip.compress(files), "application/vnd.oci.image.layer.v1.tar+gzip")
-    many = manifest(document(run, IMAGE), [gzipped(programs)])
+    many = manifest(document(run, IMAGE), [gzipped(tar({"app.wasm": module, "bin/count.wasm": other}))])
     faults = {name: manifest(document(run, IMAGE), [gzipped(tar({"app.wasm": module, "name": name.encode()}))]) for name in FAULTS}
     named = {"cncf": cncf, "many": many, "evil-bomb": manifest(document(run, IMAGE), [bomb()]), **faults, "scratch": scratch, "compat": compat, "linux": linux, "index": index, "spin": spin, "wash": wash, "zstd": packed,
              **{name: manifest(cncf["config"], [wasm], annotations={"variant": name}) for name in SIGNED},
@@ -265,7 +263,9 @@ def serve(context=None):
 
 if __name__ == "__main__":
     with open(sys.argv[1], "rb") as file:
-        LAYOUTS = layouts(file.read())
+        hello = file.read()
+    with open(os.path.join(os.path.dirname(sys.argv[1]), "wordcount.wasm"), "rb") as file:
+        LAYOUTS = layouts(hello, file.read())
     LOCK, LOG = threading.Lock(), open(sys.argv[4], "a")
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(sys.argv[2], sys.argv[3])
