@@ -33,6 +33,7 @@ mod replicationcontroller;
 mod resourcequota;
 mod revisions;
 mod root_ca;
+mod scale;
 #[cfg(test)]
 mod scale_tests;
 mod service_lb;

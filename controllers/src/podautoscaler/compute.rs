@@ -11,7 +11,7 @@ use machinery_client::Pass;
 
 use super::metrics::{self, Scope};
 use super::replicas::{Calculator, Proposal, milli};
-use super::server::{Mapping, Stop};
+use crate::scale::{Mapping, Stop};
 
 /// What a metric proposes.
 #[derive(Debug)]
@@ -63,11 +63,30 @@ fn said(stop: Stop, before: &str) -> Stop {
     }
 }
 
+/// What an error of all metrics calls it, before the reason that the condition and the event have alone.
+fn of_object(source: &ObjectMetricSource) -> String {
+    let name = &source.metric.name;
+    match &*source.target.type_ {
+        "AverageValue" => format!("object metric value: failed to get {name} object metric"),
+        _ => "object metric value".to_owned(),
+    }
+}
+
+fn of_external(source: &ExternalMetricSource) -> String {
+    let name = &source.metric.name;
+    let whole = format!("{name} external metric value");
+    match (&source.target.average_value, &source.target.value) {
+        (Some(_), _) => format!("{whole}: failed to get {name} external metric"),
+        (None, Some(_)) => format!("{whole}: failed to get external metric {name}"),
+        (None, None) => whole,
+    }
+}
+
 impl Source<'_> {
     pub(super) fn propose(&mut self, spec: &MetricSpec) -> Outcome {
         let (found, reason, what) = match (&*spec.type_, spec) {
             ("Object", MetricSpec { object: Some(source), .. }) => {
-                (self.object(source), "FailedGetObjectMetric", "object metric value".to_owned())
+                (self.object(source), "FailedGetObjectMetric", of_object(source))
             }
             ("Pods", MetricSpec { pods: Some(source), .. }) => {
                 (self.pods(source), "FailedGetPodsMetric", "pods metric value".to_owned())
@@ -104,11 +123,9 @@ impl Source<'_> {
                 "FailedGetContainerResourceMetric",
                 format!("{} container metric value", source.container),
             ),
-            ("External", MetricSpec { external: Some(source), .. }) => (
-                self.external(source),
-                "FailedGetExternalMetric",
-                format!("{} external metric value", source.metric.name),
-            ),
+            ("External", MetricSpec { external: Some(source), .. }) => {
+                (self.external(source), "FailedGetExternalMetric", of_external(source))
+            }
             _ => {
                 let why = format!("unknown metric source type {:?}", spec.type_);
                 return Ok(Err(Refused { reason: "InvalidMetricSourceType", error: why.clone(), why }));
@@ -183,7 +200,8 @@ impl Source<'_> {
             let found = metrics::object(source.pass, source.known, namespace, metric, of);
             found.map_err(|stop| match stop {
                 Stop::Failed(why) => Stop::Failed(format!(
-                    "unable to get metric {}: {} on {} {namespace}/{why}",
+                    // Upstream gives its arguments in another order than its words.
+                    "unable to get metric {}: {} on {namespace} {}/{why}",
                     metric.name, of.kind, of.name
                 )),
                 ask @ Stop::Ask(_) => ask,
@@ -203,8 +221,7 @@ impl Source<'_> {
                 Ok(Proposed { replicas: proposal.replicas, name, status: status(current) })
             }
             ("AverageValue", _, Some(average)) => {
-                let usage =
-                    found(self).map_err(|stop| said(stop, &format!("failed to get {} object metric", metric.name)))?;
+                let usage = found(self)?;
                 let proposal = self.calculator.of_each(usage, milli(average));
                 let current =
                     MetricValueStatus { average_value: plain(proposal.usage), ..MetricValueStatus::default() };
@@ -222,21 +239,15 @@ impl Source<'_> {
     fn external(&mut self, source: &ExternalMetricSource) -> Result<Proposed, Stop> {
         let (metric, target) = (&source.metric, &source.target);
         let printed = metrics::printed(metric.selector.as_ref());
-        let before = |what: &str| {
-            let namespace = self.scope.namespace;
-            format!("failed to get {what}: unable to get external metric {namespace}/{}/{printed}", metric.name)
-        };
+        let namespace = self.scope.namespace;
+        let before = format!("unable to get external metric {namespace}/{}/{printed}", metric.name);
         let (proposal, current) = if let Some(average) = &target.average_value {
-            let usage = metrics::external(self.pass, self.scope.namespace, metric);
-            let usage = usage.map_err(|stop| said(stop, &before(&format!("{} external metric", metric.name))))?;
+            let usage = metrics::external(self.pass, namespace, metric).map_err(|stop| said(stop, &before))?;
             let proposal = self.calculator.of_each(usage, milli(average));
             (proposal, MetricValueStatus { average_value: plain(proposal.usage), ..MetricValueStatus::default() })
         } else if let Some(value) = &target.value {
-            let usage = metrics::external(self.pass, self.scope.namespace, metric);
-            let what = format!("external metric {}", metric.name);
-            let usage = usage.map_err(|stop| said(stop, &before(&what)))?;
-            let proposal = self.calculator.of_all(usage, milli(value));
-            let proposal = proposal.map_err(|why| said(why.into(), &format!("failed to get {what}")))?;
+            let usage = metrics::external(self.pass, namespace, metric).map_err(|stop| said(stop, &before))?;
+            let proposal = self.calculator.of_all(usage, milli(value))?;
             (proposal, MetricValueStatus { value: plain(proposal.usage), ..MetricValueStatus::default() })
         } else {
             let why = "invalid external metric source: neither a value target nor an average value target was set";

@@ -8,7 +8,7 @@ use machinery_client::{Failure, Pass, selector};
 use serde_json::Value;
 
 use super::replicas::{PodMetric, PodMetrics};
-use super::server::{Mapping, Stop, encode, got, mapping};
+use crate::scale::{Mapping, Stop, encode, got, mapping};
 
 const RESOURCE: &str = "/apis/metrics.k8s.io/v1beta1";
 const CUSTOM: &str = "/apis/custom.metrics.k8s.io/v1beta2";

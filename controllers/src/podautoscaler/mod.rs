@@ -9,7 +9,6 @@ mod history;
 mod metrics;
 mod pass;
 mod replicas;
-mod server;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -26,9 +25,9 @@ use machinery_client::driver::own_key;
 use machinery_client::{BackOff, Change, Context, Controller, Input, Memory, ObjectCache, Plan, Pod, key_of};
 
 use crate::Settings;
+use crate::scale::Mapping;
 use history::History;
 use pass::Looking;
-use server::Mapping;
 
 /// How soon after one pass requests that wait may cause another.
 const WAKE_INTERVAL: SignedDuration = SignedDuration::from_secs(1);

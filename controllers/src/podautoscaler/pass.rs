@@ -14,9 +14,9 @@ use super::compute::{Proposed, Refused, Source};
 use super::history::{Behavior, Wish};
 use super::metrics::Scope;
 use super::replicas::{Calculator, Tolerances};
-use super::server::{self, Scale, Stop, mapping};
 use super::status::{ABLE, ACTIVE, LIMITED, Told};
 use super::{Known, Settings};
+use crate::scale::{self, Scale, Stop, mapping};
 
 /// How often a new size is written again after somebody else wrote (upstream's).
 const CONFLICTS_MAX: u32 = 5;
@@ -146,7 +146,7 @@ impl<'a> Looking<'a> {
         let version = target.api_version.as_deref().unwrap_or_default();
         let mapping = mapping(self.context.pass, &mut self.known.mappings, version, &target.kind)?;
         let path = mapping.scale(self.namespace, &target.name);
-        match server::got(self.context.pass, &path)? {
+        match scale::got(self.context.pass, &path)? {
             Ok(scale) => Ok((path, Scale::read(scale))),
             Err(failure) => {
                 // Kinds come and go: what was found once is looked for again.
@@ -311,7 +311,7 @@ impl<'a> Looking<'a> {
             self.told.set(ACTIVE, false, "InvalidSelector", "the HPA target's scale is missing a selector");
             return Err(why.into());
         }
-        let selector = server::selector(&scale.selector).inspect_err(|why| {
+        let selector = scale::selector(&scale.selector).inspect_err(|why| {
             self.told.warn(self.hpa, "InvalidSelector", why.clone());
             self.told.set(ACTIVE, false, "InvalidSelector", why.clone());
         })?;

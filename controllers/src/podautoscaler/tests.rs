@@ -392,14 +392,15 @@ fn what_is_missing_is_told_in_upstreams_words() {
     let metric = json!([{"type": "External", "external": {"metric": {"name": "queue"}, "target": {"type": "Value", "value": "5"}}}]);
     let answer = |question: &Question| server(question, 2, 90);
     let mut play = Play::new(vec![autoscaler("web", &json!({"metrics": metric})), pod("p0")], &answer);
-    let why = "failed to get external metric queue: unable to get external metric a/queue/nil: unable to fetch metrics from external \
+    let why = "unable to get external metric a/queue/nil: unable to fetch metrics from external \
                metrics API: the server could not find the requested resource (get queue.external.metrics.k8s.io)";
     assert_eq!(
         play.pass(),
         [
             format!("FailedGetExternalMetric: {why}"),
             format!(
-                "FailedComputeMetricsReplicas: invalid metrics (1 invalid out of 1), first error is: failed to get queue external metric value: {why}"
+                "FailedComputeMetricsReplicas: invalid metrics (1 invalid out of 1), first error is: failed to get queue external metric value: \
+                 failed to get external metric queue: {why}"
             )
         ]
     );

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{Extensions, locked};
 use crate::auth::{MASTERS, UserInfo};
 use crate::http::handle::RequestHandler;
-use crate::registry::{Registry, RequestScope, object};
+use crate::registry::{Elsewhere, Registry, RequestScope, object};
 use crate::request::options::DeleteOptions;
 
 /// How long instances may take before that is said.
@@ -150,6 +150,7 @@ async fn delete(registry: &Registry, row: &Arc<ResourceInfo>, namespace: &str, n
         user: &user,
         now,
         warnings: Vec::new(),
+        elsewhere: Elsewhere::default(),
     };
     registry.delete(&mut call, &DeleteOptions::default()).await.map(drop)
 }

@@ -24,7 +24,7 @@ use sha2::{Digest as _, Sha256};
 use crate::admission::Options;
 use crate::auth::{MASTERS, UserInfo};
 use crate::http::handle::RequestHandler;
-use crate::registry::{Registry, RequestScope, cached, object};
+use crate::registry::{Elsewhere, Registry, RequestScope, cached, object};
 use crate::request::options::WriteOptions;
 
 pub(crate) const GROUP: &str = "apiextensions.k8s.io";
@@ -286,6 +286,7 @@ impl Extensions {
             user: &user,
             now: registry.env.now(),
             warnings: Vec::new(),
+            elsewhere: Elsewhere::default(),
         };
         let options = WriteOptions::default();
         match registry.replace(&mut call, definition, Options::Write(&options)).await {

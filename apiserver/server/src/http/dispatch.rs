@@ -20,7 +20,7 @@ use super::table::{Include, Tables};
 use super::watch;
 use crate::auth::{reviews, tokens};
 use crate::registry::body::{self as bodies, Body as RequestBody};
-use crate::registry::{Answer, PatchType, Registry, RequestScope, ResponseObject, Wanted, eviction, object};
+use crate::registry::{Answer, Elsewhere, PatchType, Registry, RequestScope, ResponseObject, Wanted, eviction, object};
 use crate::request::deadline::timed_out;
 use crate::request::options::{DeleteOptions, ListOptions, WriteOptions};
 use crate::turns::{SMALL_BYTES_MAX, Turn, patience};
@@ -74,6 +74,7 @@ impl RequestHandler {
             user: asking.user,
             now: asking.asked.now,
             warnings: Vec::new(),
+            elsewhere: Elsewhere::default(),
         };
         match what {
             Some(SubresourceKind::Log) => return Box::pin(self.logs(asking, &call)).await,
@@ -230,7 +231,14 @@ impl RequestHandler {
                 if let Some((row, what)) = &call.row.stands_for {
                     let name = object::text(&object, "name").to_owned();
                     let subresource = row.subresources.iter().find(|s| s.what == *what).copied();
-                    let mut bind = RequestScope { row, subresource, name: &name, warnings: Vec::new(), ..*call };
+                    let mut bind = RequestScope {
+                        row,
+                        subresource,
+                        name: &name,
+                        warnings: Vec::new(),
+                        elsewhere: Elsewhere::default(),
+                        ..*call
+                    };
                     let of = call.row;
                     let again = || bodies::object(of, body, validation, &mut Vec::new());
                     let answer = registry.bind(&mut bind, Wanted::new(object, &again), options).await;

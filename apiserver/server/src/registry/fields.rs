@@ -9,11 +9,13 @@ use machinery_api::schema::{FieldValidation, SharedType, Target, TypeRef, built_
 use machinery_api::{ApiError, GroupVersion, GroupVersionKind};
 use serde_json::{Value, json};
 
+use super::elsewhere::Elsewhere;
 use super::object::{self, metadata_mut};
 use super::write::Existing;
 use super::{PatchType, RequestScope, scale};
 use crate::admission::Options;
 use crate::catalog::Catalog;
+use apiserver_resources::apiextensions::custom::Conversion;
 use apiserver_resources::{ResourceInfo, SubresourceKind, Unwritten};
 
 /// As who the server writes what every cluster has.
@@ -26,6 +28,7 @@ struct Kinds<'a> {
     subresource: &'a str,
     scales: bool,
     held: Held<'a>,
+    elsewhere: &'a Elsewhere,
 }
 
 /// Types of versions, each held from when it is first asked for.
@@ -40,7 +43,7 @@ impl<'a> Held<'a> {
 }
 
 impl<'a> Kinds<'a> {
-    fn of(call: &RequestScope<'a>) -> Self {
+    fn of(call: &'a RequestScope<'_>) -> Self {
         let scales = is_scale(call);
         Self {
             catalog: call.catalog,
@@ -48,6 +51,7 @@ impl<'a> Kinds<'a> {
             subresource: call.subresource_name(),
             scales,
             held: Held::default(),
+            elsewhere: &call.elsewhere,
         }
     }
 
@@ -81,17 +85,11 @@ impl Versions for Kinds<'_> {
 
     fn convert(&self, object: &Value, from: &str, to: &str) -> Option<Value> {
         let (from, to) = (self.row(from)?, self.row(to)?);
-        let stored = match from.stored_as {
-            Some(_) => from.strategy.write_storage_version(object.clone()),
-            None => object.clone(),
+        let mut shown = if is_by_webhook(to) {
+            self.elsewhere.get(object, &to.api_version)?
+        } else {
+            by_strategy(object, from, to)?
         };
-        let mut shown = match to.stored_as {
-            Some(_) => to.strategy.read_storage_version(stored),
-            None => stored,
-        };
-        let map = shown.as_object_mut()?;
-        map.insert("apiVersion".into(), json!(&*to.api_version));
-        map.insert("kind".into(), json!(&*to.kind));
         drop(normalise(to.schema.hold().get(), &mut shown));
         Some(shown)
     }
@@ -105,6 +103,27 @@ impl Versions for Kinds<'_> {
             Unwritten::AllBut(paths) => Ignored::AllBut(paths),
         }
     }
+}
+
+/// Whether objects of a row come from other versions by asking somebody.
+fn is_by_webhook(row: &ResourceInfo) -> bool {
+    row.custom.as_ref().is_some_and(|custom| matches!(custom.definition.conversion, Conversion::Webhook(_)))
+}
+
+/// An object in another version, as the kind's own rules have it.
+fn by_strategy(object: &Value, from: &ResourceInfo, to: &ResourceInfo) -> Option<Value> {
+    let stored = match from.stored_as {
+        Some(_) => from.strategy.write_storage_version(object.clone()),
+        None => object.clone(),
+    };
+    let mut shown = match to.stored_as {
+        Some(_) => to.strategy.read_storage_version(stored),
+        None => stored,
+    };
+    let map = shown.as_object_mut()?;
+    map.insert("apiVersion".into(), json!(&*to.api_version));
+    map.insert("kind".into(), json!(&*to.kind));
+    Some(shown)
 }
 
 /// Takes what a client sent of managers out of an object.
@@ -173,7 +192,9 @@ pub(super) fn written(
     let versions = Kinds::of(call);
     let managers = begun(call, existing, sent);
     let old = existing.map(|existing| &*existing.value);
-    apply::update(&managers, writer(call, manager_of(options), &versions), old, object, Form::Printed)
+    let updated = apply::update(&managers, writer(call, manager_of(options), &versions), old, object, Form::Printed);
+    // As upstream: rather none than wrong ones.
+    if call.elsewhere.failure().is_some() { Managers::default() } else { updated }
 }
 
 /// The managers of what the server itself writes.
@@ -213,7 +234,7 @@ fn path(fields: &[&str]) -> Vec<PathElement> {
 struct Parents<'a>(Kinds<'a>);
 
 impl<'a> Parents<'a> {
-    fn of(call: &RequestScope<'a>) -> Self {
+    fn of(call: &'a RequestScope<'_>) -> Self {
         Self(Kinds { scales: false, ..Kinds::of(call) })
     }
 
@@ -315,25 +336,31 @@ pub(super) fn applied(
     let versions = Kinds::of(call);
     let applied = {
         let writer = writer(call, manager_of(options), &versions);
-        apply::apply(&managers, writer, &live, &config, force).map_err(apply::Failure::into_error)?
-    };
-    match validation {
-        FieldValidation::Strict if !read.doubled.is_empty() => {
-            let doubled = read.doubled.join("\n  ");
-            return Err(ApiError::BadRequest(format!(
-                "error strict decoding YAML: error converting YAML to JSON: yaml: unmarshal errors:\n  {doubled}"
-            )));
+        let applied = apply::apply(&managers, writer, &live, &config, force);
+        if let Some(why) = call.elsewhere.failure() {
+            return Err(why);
         }
-        FieldValidation::Warn => read.doubled.into_iter().for_each(|doubled| call.warn(doubled)),
-        FieldValidation::Strict | FieldValidation::Ignore => {}
+        applied.map_err(apply::Failure::into_error)?
+    };
+    if validation == FieldValidation::Strict && !read.doubled.is_empty() {
+        let doubled = read.doubled.join("\n  ");
+        return Err(ApiError::BadRequest(format!(
+            "error strict decoding YAML: error converting YAML to JSON: yaml: unmarshal errors:\n  {doubled}"
+        )));
     }
-    let managers = applied.managers;
-    let Some(mut object) = applied.object else { return Ok((live, managers)) };
-    drop(take(&mut object));
-    let schema = versions.schema(if scales { SCALE_VERSION } else { &call.row.api_version });
-    let schema = schema.ok_or_else(|| ApiError::Internal(format!("no type for {kind}")))?;
-    let target = Target { group, version, kind, schema };
-    Ok((body::object(object, &target)?, managers))
+    let object = match applied.object {
+        None => Ok(live),
+        Some(mut object) => {
+            drop(take(&mut object));
+            let schema = versions.schema(if scales { SCALE_VERSION } else { &call.row.api_version });
+            let typed = schema.ok_or_else(|| ApiError::Internal(format!("no type for {kind}")));
+            typed.and_then(|schema| body::object(object, &Target { group, version, kind, schema }))
+        }
+    };
+    if validation == FieldValidation::Warn {
+        read.doubled.into_iter().for_each(|doubled| call.warn(doubled));
+    }
+    Ok((object?, applied.managers))
 }
 
 /// 409 for an apply that means an object which isn't there.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::intent::Intent;
 use super::object::{self, metadata_mut};
 use super::write::{Change, Existing};
-use super::{Registry, RequestScope, body};
+use super::{Elsewhere, Registry, RequestScope, body};
 use crate::admission::Options;
 use crate::auth::{MASTERS, UserInfo};
 use crate::bootstrap::Write;
@@ -52,6 +52,7 @@ impl Registry {
             user: &user,
             now: self.env.now(),
             warnings: Vec::new(),
+            elsewhere: Elsewhere::default(),
         };
         let options = WriteOptions::default();
         if evicts {

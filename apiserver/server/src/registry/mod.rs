@@ -6,10 +6,12 @@
 pub mod binding;
 pub mod body;
 mod claims;
+mod commit;
 #[cfg(test)]
 mod cost;
 mod create;
 mod delete;
+mod elsewhere;
 pub mod eviction;
 pub mod fields;
 #[cfg(test)]
@@ -52,6 +54,7 @@ use apiserver_storage::cache::{Cached, Fields, Lookup, Resource, WatchCache};
 use apiserver_storage::store::record::{Facts, fingerprint};
 use apiserver_storage::store::{Record, Revision, StoreError};
 
+pub use elsewhere::Elsewhere;
 pub use intent::Wanted;
 pub use machinery_api::patch::PatchKind as PatchType;
 pub use read::{List, WatchStart};
@@ -99,6 +102,8 @@ pub struct RequestScope<'a> {
     pub now: Timestamp,
     /// For `Warning` headers, in order.
     pub warnings: Vec<String>,
+    /// Its object in other versions, as far as somebody had to be asked.
+    pub elsewhere: Elsewhere,
 }
 
 /// An object to show.

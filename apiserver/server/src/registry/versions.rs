@@ -14,6 +14,7 @@ use machinery_api::ApiError;
 use machinery_api::apply::Managers;
 use serde_json::Value;
 
+use super::elsewhere::Elsewhere;
 use super::{Registry, object};
 use crate::conversion::Converter;
 
@@ -147,6 +148,14 @@ impl Versions {
             settled.push(object);
         }
         self.converter.in_version(definition, &wanted.api_version, settled).await
+    }
+
+    /// Asks for the object of a write in those versions that it was found to be missing in. Returns whether there were some.
+    pub(super) async fn fill(&self, row: &ResourceInfo, elsewhere: &Elsewhere) -> bool {
+        match &row.custom {
+            Some(custom) => Box::pin(elsewhere.fill(&self.converter, &custom.definition)).await,
+            None => false,
+        }
     }
 
     /// An object in the version that is stored.

@@ -16,6 +16,7 @@ use machinery_api::{ApiError, StorageKey};
 use serde_json::Value;
 use tokio::sync::OwnedMutexGuard;
 
+use super::commit::{Conflict, Marked, commit, mark_and_remove};
 use super::create::{self, NAME_TRIES_MAX};
 use super::intent::{Draft, Intent, Resolved};
 use super::{
@@ -26,8 +27,8 @@ use crate::admission::{Effects, Managed, Operation, Options, Seen, SideWrite};
 use crate::request::deadline::timed_out;
 use crate::turns::patience;
 use apiserver_resources::{ResourceInfo, SubresourceKind};
-use apiserver_storage::cache::{Cached, WatchCache};
-use apiserver_storage::store::{Compare, Entry, Op, Outcome, Record, Revision, Txn};
+use apiserver_storage::cache::Cached;
+use apiserver_storage::store::{Compare, Entry, Op, Record, Revision, Txn};
 
 /// An object as it is stored, in the version of the request.
 pub(super) struct Existing {
@@ -209,7 +210,7 @@ impl Registry {
         existing: Option<&Existing>,
     ) -> Result<Attempt, ApiError> {
         let mut effects = Effects::default();
-        let mut draft = self.draft(call, intent, existing, &options)?;
+        let mut draft = self.drafted(call, intent, existing, &options).await?;
         let admitted = intent.is_admitted();
         let scaled = existing.filter(|_| call.subresource.is_some_and(|sub| sub.what == SubresourceKind::Scale));
         let is_managed = |what| {
@@ -271,6 +272,24 @@ impl Registry {
         self.ready(call, intent, (change, managers), existing, effects, options.dry_run()).await
     }
 
+    /// The document that is admitted, once all is known that it takes.
+    async fn drafted(
+        &self,
+        call: &mut RequestScope<'_>,
+        intent: &mut Intent<'_>,
+        existing: Option<&Existing>,
+        options: &Options<'_>,
+    ) -> Result<Draft, ApiError> {
+        let warnings_before = call.warnings.len();
+        loop {
+            let draft = self.draft(call, intent, existing, options);
+            if !self.versions.fill(call.row, &call.elsewhere).await {
+                return draft;
+            }
+            call.warnings.truncate(warnings_before);
+        }
+    }
+
     /// What a webhook may not make of an object: another one.
     fn stays_itself(call: &RequestScope<'_>, draft: &mut Draft) -> Result<(), ApiError> {
         if draft.document.is_object() {
@@ -309,16 +328,11 @@ impl Registry {
             {
                 return Ok(Attempt::Taken(taken(&change, there.is_deleting())));
             }
+            self.as_if_stored(row, &mut change, &managers).await?;
             return Ok(Attempt::Answer(answer(call, intent, change, existing, Written::No(&managers))));
         }
         let was = existing.filter(|_| !matches!(change, Change::Create { .. })).map_or(0, Existing::modified);
-        let (mut stored, mut converted) = (None, None);
-        if !matches!(change, Change::Remove(_))
-            && let Some(object) = change.object()
-        {
-            let (record, as_stored) = self.encode_converted(row, object, &managers).await?;
-            (stored, converted) = (Some(record), as_stored);
-        }
+        let (stored, converted) = self.stored(row, &change, &managers).await?;
         if let (Change::Update(_), Some(existing), Some(stored)) = (&change, existing, &stored)
             && *stored.body() == *existing.cached.stored()
             // A change of times alone is none.
@@ -343,6 +357,33 @@ impl Registry {
             self.add(call, write, &mut extras)?;
         }
         Ok(Attempt::Commit(Ready { key, was, change, stored, extras, turns }))
+    }
+
+    /// The stored form of what is new or changed; also as an object, where that is in another version.
+    async fn stored(
+        &self,
+        row: &ResourceInfo,
+        change: &Change,
+        managers: &Managers,
+    ) -> Result<(Option<Record>, Option<Value>), ApiError> {
+        match change.object() {
+            Some(object) if !matches!(change, Change::Remove(_)) => {
+                let (record, converted) = self.encode_converted(row, object, managers).await?;
+                Ok((Some(record), converted))
+            }
+            _ => Ok((None, None)),
+        }
+    }
+
+    /// What a dry run shows of an object that would be stored in another version: no more than that keeps.
+    async fn as_if_stored(&self, row: &ResourceInfo, change: &mut Change, managers: &Managers) -> Result<(), ApiError> {
+        if let (Some(custom), Some(_)) = (&row.custom, &row.stored_as)
+            && let (_, Some(converted)) = self.stored(row, change, managers).await?
+            && let Some(object) = change.object_mut()
+        {
+            *object = Box::pin(self.versions.of_stored(custom, converted)).await?;
+        }
+        Ok(())
     }
 
     /// Adds the change of another object to a transaction.
@@ -419,78 +460,6 @@ impl Registry {
             }
         }
     }
-}
-
-/// Which condition failed.
-struct Conflict {
-    /// The object's own record, if that was it.
-    own: Option<Option<Entry>>,
-    /// Whether another one may have failed.
-    others: bool,
-}
-
-/// One write of an object, if it is still as it was read and all other conditions hold.
-async fn commit(
-    cache: &WatchCache,
-    was: Revision,
-    op: Op,
-    extras: Txn,
-) -> Result<Result<Revision, Conflict>, ApiError> {
-    let mut compares = Vec::with_capacity(1 + extras.compares.len());
-    compares.push(Compare { key: op.key().to_owned(), modified: was });
-    compares.extend(extras.compares);
-    let others = compares.len() > 1;
-    let mut ops = Vec::with_capacity(1 + extras.ops.len());
-    ops.push(op);
-    ops.extend(extras.ops);
-    match cache.commit(Txn { compares, ops }).await {
-        Ok(Outcome::Committed(revision)) => Ok(Ok(revision)),
-        Ok(Outcome::Conflict(entries)) => {
-            let record = entries.into_iter().next().flatten();
-            let own = (record.as_ref().map_or(0, |entry| entry.modified) != was).then_some(record);
-            Ok(Err(Conflict { own, others }))
-        }
-        Err(error) => Err(store_error(&error)),
-    }
-}
-
-/// What became of an object that was to be marked and to go at once.
-enum Marked {
-    Removed(Revision),
-    Conflict(Conflict),
-    /// Somebody gave it finalizers in between.
-    Held(Option<Entry>),
-}
-
-/// Marks an object and removes it whatever it has become in between. It runs to its end by itself: what began is finished.
-async fn mark_and_remove(
-    cache: Arc<WatchCache>,
-    key: String,
-    was: Revision,
-    mark: Op,
-    extras: Txn,
-) -> Result<Marked, ApiError> {
-    let Txn { compares, ops } = extras;
-    let mut marked = match commit(&cache, was, mark, Txn { compares, ops: Vec::new() }).await? {
-        Ok(revision) => revision,
-        Err(conflict) => return Ok(Marked::Conflict(conflict)),
-    };
-    for _ in 0..TRIES_MAX {
-        let removal = Txn { compares: Vec::new(), ops: ops.clone() };
-        match commit(&cache, marked, Op::Delete { key: key.clone() }, removal).await? {
-            Ok(revision) => return Ok(Marked::Removed(revision)),
-            Err(Conflict { own: Some(Some(entry)), .. }) => {
-                let object = cache.parsed(&entry).shared();
-                if !object::is_deleting(&object) || !object::finalizers(&object).is_empty() {
-                    return Ok(Marked::Held(Some(entry)));
-                }
-                marked = entry.modified;
-            }
-            // Somebody else removed it.
-            Err(_) => return Ok(Marked::Removed(marked)),
-        }
-    }
-    Ok(Marked::Held(cache.store().get(&key, None).await.map_err(|error| store_error(&error))?))
 }
 
 fn taken(change: &Change, deleting: bool) -> Taken {

@@ -13,6 +13,7 @@ use http_body_util::Full;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use machinery_serve::accept::keep_alive;
+use rustls::client::danger::ServerCertVerifier;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
@@ -24,6 +25,7 @@ use tokio_rustls::TlsConnector;
 use super::Caller;
 use super::accounts::{Account, Accounts};
 use super::answers::Answer;
+use super::verifier::verifier;
 use crate::auth::tls;
 use crate::request::deadline;
 
@@ -93,19 +95,22 @@ pub(crate) struct Client {
 
 type Connection = SendRequest<Full<Bytes>>;
 
-/// The authorities of a bundle; the public ones where there is none.
-fn roots(bundle: &str) -> Result<rustls::RootCertStore, String> {
+/// Who is trusted by a bundle; the public authorities where there is none.
+fn trusted(bundle: &str) -> Result<Arc<dyn ServerCertVerifier>, String> {
     let mut roots = rustls::RootCertStore::empty();
     if bundle.is_empty() {
         roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-        return Ok(roots);
+        return verifier(roots, Vec::new());
     }
     let unreadable = || "unable to load root certificates: unable to parse bytes as PEM block".to_owned();
     let pem = STANDARD.decode(bundle).map_err(|_| unreadable())?;
+    let mut themselves = Vec::new();
     for certificate in CertificateDer::pem_slice_iter(&pem) {
-        roots.add(certificate.map_err(|_| unreadable())?).map_err(|error| error.to_string())?;
+        let certificate = certificate.map_err(|_| unreadable())?;
+        roots.add(certificate.clone()).map_err(|error| error.to_string())?;
+        themselves.push(certificate);
     }
-    if roots.is_empty() { Err(unreadable()) } else { Ok(roots) }
+    if roots.is_empty() { Err(unreadable()) } else { verifier(roots, themselves) }
 }
 
 impl Client {
@@ -131,7 +136,8 @@ impl Client {
         let config = rustls::ClientConfig::builder_with_provider(tls::provider())
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?
-            .with_root_certificates(roots(config["caBundle"].as_str().unwrap_or_default())?);
+            .dangerous()
+            .with_custom_certificate_verifier(trusted(config["caBundle"].as_str().unwrap_or_default())?);
         let config = match account.as_ref().and_then(|account| account.certificate()) {
             Some((chain, key)) => config.with_client_auth_cert(chain, key).map_err(|error| error.to_string())?,
             None => config.with_no_client_auth(),
@@ -270,6 +276,13 @@ fn tls_error(error: &std::io::Error) -> String {
     let why = match inner {
         Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
             "x509: certificate signed by unknown authority".to_owned()
+        }
+        Some(rustls::Error::InvalidCertificate(CertificateError::Other(why)))
+            if why.to_string().contains("CaUsedAsEndEntity") =>
+        {
+            "x509: the server shows the certificate of an authority (CA:TRUE), which is taken only if it stands in the \
+             caBundle itself"
+                .to_owned()
         }
         Some(rustls::Error::InvalidCertificate(why)) => format!("x509: {why}"),
         Some(other) => return format!("tls: {other}"),

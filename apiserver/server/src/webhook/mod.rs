@@ -5,6 +5,7 @@ mod accounts;
 mod answers;
 mod client;
 mod metrics;
+mod verifier;
 
 use std::sync::Arc;
 

@@ -13,7 +13,8 @@ const V2: &str = "/apis/example.com/v2/namespaces/default/things";
 fn converted(old: &Value, api_version: &Value) -> Value {
     let mut new = old.clone();
     new["apiVersion"] = api_version.clone();
-    let spec = new["spec"].as_object_mut().unwrap();
+    // What is pruned on the way to a merge may have none.
+    let Some(spec) = new["spec"].as_object_mut() else { return new };
     if let Some(size) = spec.remove("size") {
         spec.insert("sizes".into(), json!([size]));
     } else if let Some(sizes) = spec.remove("sizes") {
@@ -180,6 +181,70 @@ async fn objects_are_shown_and_taken_in_every_version() {
     assert_eq!((code, &patched["spec"]["sizes"]), (200, &json!([7])), "{patched}");
     assert_eq!(server.ask("GET", &format!("{V1}/a"), &Value::Null).await.1["spec"], json!({"size": 7, "unit": "m"}));
     assert_eq!(server.ask("DELETE", &format!("{V2}/a"), &Value::Null).await.0, 200);
+}
+
+/// Who manages which fields of the spec, in which version.
+fn managers(object: &Value) -> Vec<(String, String, Vec<String>)> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let entries = object["metadata"]["managedFields"].as_array().unwrap().iter();
+    let of = |entry: &Value| {
+        let fields = entry["fieldsV1"]["f:spec"].as_object().into_iter().flatten().map(|(name, _)| name.clone());
+        (text(&entry["manager"]), text(&entry["apiVersion"]).replace("example.com/", ""), fields.collect())
+    };
+    entries.map(of).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_applies_in_another_version_keeps_what_is_his_and_takes_what_is_not() {
+    let (outside, hooks) = (apply::outside().await, hooks().await);
+    outside.server.defined(&hooks, "/good", &hooks.ca).await;
+    let apply = async |path: &str, manager: &str, spec: Value, more: &str| {
+        let path = format!("{path}/a?fieldManager={manager}{more}");
+        outside.ask("PATCH", &path, "application/apply-patch+yaml", &thing("a", spec)).await
+    };
+    assert_eq!(apply(V1, "one", json!({"size": 1, "unit": "k"}), "").await.0, 201);
+    // The same manager, in another version: what it says now is there, and what it says no more is not.
+    let (code, applied) = apply(V2, "one", json!({"sizes": [2], "lost": "y"}), "").await;
+    assert_eq!((code, &applied["spec"]["sizes"]), (200, &json!([2])), "{applied}");
+    assert_eq!(managers(&applied), [("one".into(), "v2".into(), vec!["f:lost".into(), "f:sizes".into()])]);
+    let (_, shown) = outside.ask("GET", &format!("{V1}/a"), "", &Value::Null).await;
+    assert_eq!(shown["spec"]["size"], 2, "{shown}");
+    // Another one sees that it would take it away, in whatever version it speaks.
+    let (code, refused) = apply(V1, "two", json!({"size": 3}), "").await;
+    let why = refused["message"].as_str().unwrap();
+    assert!(code == 409 && why.contains("conflict with \"one\": .spec.sizes"), "{code} {refused}");
+    assert_eq!(apply(V1, "two", json!({"size": 2}), "").await.0, 200, "the same is no conflict");
+    let (code, forced) = apply(V1, "two", json!({"size": 3}), "&force=true").await;
+    assert_eq!((code, &forced["spec"]["size"]), (200, &json!(3)), "{forced}");
+    let owned = managers(&forced);
+    assert!(owned.contains(&("one".into(), "v2".into(), vec!["f:lost".into()])), "{owned:?}");
+    assert!(owned.contains(&("two".into(), "v1".into(), vec!["f:size".into()])), "{owned:?}");
+    // So does a write that is no apply.
+    let merge = "application/merge-patch+json";
+    let (code, updated) =
+        outside.ask("PATCH", &format!("{V2}/a?fieldManager=three"), merge, &json!({"spec": {"sizes": [4]}})).await;
+    assert_eq!(code, 200, "{updated}");
+    let owned = managers(&updated);
+    assert!(
+        !owned.iter().any(|(manager, _, fields)| manager == "two" && fields.contains(&"f:size".into())),
+        "{owned:?}"
+    );
+    // A webhook that can't tell: nobody's fields are guessed.
+    outside.server.defined(&hooks, "/failure", &hooks.ca).await;
+    let (code, refused) = apply(V1, "two", json!({"size": 5}), "&force=true").await;
+    assert!(code == 500 && refused["message"].as_str().unwrap().contains("not today"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_asks_as_the_write_would() {
+    let (server, hooks) = (server().await, hooks().await);
+    server.defined(&hooks, "/good", &hooks.ca).await;
+    let (code, dry) = server.ask("POST", &format!("{V2}?dryRun=All"), &thing("a", json!({"sizes": [1, 2]}))).await;
+    assert_eq!((code, &dry["spec"]), (201, &json!({"sizes": [1]})), "{dry}");
+    assert_eq!(server.ask("GET", &format!("{V2}/a"), &Value::Null).await.0, 404);
+    server.defined(&hooks, "/failure", &hooks.ca).await;
+    let (code, refused) = server.ask("POST", &format!("{V2}?dryRun=All"), &thing("a", json!({"sizes": [1]}))).await;
+    assert!(code == 500 && refused["message"].as_str().unwrap().contains("not today"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

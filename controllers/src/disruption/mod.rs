@@ -1,23 +1,26 @@
 //! `disruption-controller`: how many of the pods that a PodDisruptionBudget selects may be evicted now
 //! (<https://kubernetes.io/docs/concepts/workloads/pods/disruptions/>). Evictions go by the status that it writes.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod size;
+
+use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::ReplicationController;
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
 use machinery_client::selector::selects;
 use machinery_client::{
-    Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, controller_of, key_of,
+    Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Pass, Plan, Pod, key_of,
 };
 
 use crate::Settings;
 use crate::pods;
+use crate::scale::Stop;
 use crate::share::{Round, share};
 
 /// For how long an eviction counts whose pod is still there (upstream's).
@@ -70,9 +73,10 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     let chosen: Vec<&Pod> = selector.map(|selector| view.chosen(&key.namespace, selector)).unwrap_or_default();
     let old = budget.status.clone().unwrap_or_default();
     let mut plan = Plan::nothing();
-    let counted = match expected(view, budget, &chosen) {
+    let counted = match expected(view, context.pass, budget, &chosen) {
         Ok(counted) => counted,
-        Err(why) => {
+        Err(Stop::Ask(questions)) => return Plan { questions, ..plan },
+        Err(Stop::Failed(why)) => {
             // Nobody is evicted by figures that may be wrong.
             let status = PodDisruptionBudgetStatus {
                 disruptions_allowed: Some(0),
@@ -127,10 +131,10 @@ fn count(n: usize) -> i32 {
     i32::try_from(n).unwrap_or(i32::MAX)
 }
 
-fn expected(view: &ObjectCache, budget: &PodDisruptionBudget, chosen: &[&Pod]) -> Result<Counted, String> {
+fn expected(view: &ObjectCache, pass: &Pass, budget: &PodDisruptionBudget, chosen: &[&Pod]) -> Result<Counted, Stop> {
     let spec = budget.spec.as_ref();
     if let Some(most) = spec.and_then(|spec| spec.max_unavailable.as_ref()) {
-        let (expected, unmanaged) = scale(view, chosen)?;
+        let (expected, unmanaged) = size::sum(view, pass, chosen)?;
         let desired = expected.saturating_sub(share(most, expected, Round::Up)).max(0);
         return Ok(Counted { expected, desired, unmanaged });
     }
@@ -139,63 +143,10 @@ fn expected(view: &ObjectCache, budget: &PodDisruptionBudget, chosen: &[&Pod]) -
             Ok(Counted { expected: count(chosen.len()), desired: *desired, unmanaged: false })
         }
         Some(least) => {
-            let (expected, unmanaged) = scale(view, chosen)?;
+            let (expected, unmanaged) = size::sum(view, pass, chosen)?;
             Ok(Counted { expected, desired: share(least, expected, Round::Up), unmanaged })
         }
         None => Ok(Counted { expected: 0, desired: 0, unmanaged: false }),
-    }
-}
-
-/// The sizes of all workloads that these pods are of, and whether some are of none.
-fn scale(view: &ObjectCache, chosen: &[&Pod]) -> Result<(i32, bool), String> {
-    let (mut seen, mut sum, mut unmanaged) = (BTreeSet::new(), 0_i32, false);
-    for pod in chosen {
-        let Some(owner) = controller_of(&pod.metadata) else {
-            unmanaged = true;
-            continue;
-        };
-        if !seen.insert(owner.uid.clone()) {
-            continue;
-        }
-        let name = pod.metadata.name.as_deref().unwrap_or_default();
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        let Some((uid, size)) = size(view, namespace, owner) else {
-            return Err(format!("found no controllers for pod {name:?}"));
-        };
-        // Two ReplicaSets of one Deployment are one workload.
-        if uid == owner.uid || seen.insert(uid) {
-            sum = sum.saturating_add(size);
-        }
-    }
-    Ok((sum, unmanaged))
-}
-
-/// The workload that a pod is part of in the end, and its size.
-fn size(view: &ObjectCache, namespace: &str, owner: &OwnerReference) -> Option<(String, i32)> {
-    let key = ObjectKey::new(namespace, &*owner.name);
-    let of_same = |uid: Option<&String>| uid == Some(&owner.uid);
-    let own = |replicas: Option<i32>| Some((owner.uid.clone(), replicas.unwrap_or(1)));
-    match &*owner.kind {
-        "ReplicaSet" => {
-            let set = view.get::<ReplicaSet>(&key).filter(|set| of_same(set.metadata.uid.as_ref()))?;
-            match controller_of(&set.metadata).filter(|above| above.kind == "Deployment") {
-                None => own(set.spec.as_ref().and_then(|spec| spec.replicas)),
-                Some(above) => {
-                    let deployment = view.get::<Deployment>(&ObjectKey::new(namespace, &*above.name));
-                    let deployment = deployment.filter(|found| found.metadata.uid.as_ref() == Some(&above.uid))?;
-                    Some((above.uid.clone(), deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)))
-                }
-            }
-        }
-        "StatefulSet" => {
-            let set = view.get::<StatefulSet>(&key).filter(|set| of_same(set.metadata.uid.as_ref()))?;
-            own(set.spec.as_ref().and_then(|spec| spec.replicas))
-        }
-        "ReplicationController" => {
-            let set = view.get::<ReplicationController>(&key).filter(|set| of_same(set.metadata.uid.as_ref()))?;
-            own(set.spec.as_ref().and_then(|spec| spec.replicas))
-        }
-        _ => None,
     }
 }
 

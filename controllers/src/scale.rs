@@ -10,7 +10,7 @@ const VERSIONS_MAX: usize = 16;
 
 /// What stops a pass: something has to be known first, or it fails for a reason.
 #[derive(Debug, PartialEq)]
-pub(super) enum Stop {
+pub(crate) enum Stop {
     Ask(Vec<Question>),
     Failed(String),
 }
@@ -22,14 +22,14 @@ impl From<String> for Stop {
 }
 
 /// The answer to a GET, which is asked for where it isn't there yet.
-pub(super) fn got<'a>(pass: &'a Pass, path: &str) -> Result<Result<&'a Value, &'a Failure>, Stop> {
+pub(crate) fn got<'a>(pass: &'a Pass, path: &str) -> Result<Result<&'a Value, &'a Failure>, Stop> {
     let answer = pass.got(path).ok_or_else(|| Stop::Ask(vec![Question::Get(path.to_owned())]))?;
     Ok(answer.as_deref())
 }
 
 /// Which resource a kind is.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Mapping {
+pub(crate) struct Mapping {
     group: String,
     kind: String,
     /// `/api/v1`, `/apis/apps/v1`.
@@ -39,12 +39,12 @@ pub(super) struct Mapping {
 
 impl Mapping {
     /// `pods`, `deployments.apps`.
-    pub(super) fn resource(&self) -> String {
+    pub(crate) fn resource(&self) -> String {
         if self.group.is_empty() { self.plural.clone() } else { format!("{}.{}", self.plural, self.group) }
     }
 
     /// The path of an object's scale.
-    pub(super) fn scale(&self, namespace: &str, name: &str) -> String {
+    pub(crate) fn scale(&self, namespace: &str, name: &str) -> String {
         format!("{}/namespaces/{namespace}/{}/{}/scale", self.root, self.plural, encode(name))
     }
 }
@@ -61,7 +61,7 @@ fn split(api_version: &str) -> Result<(&str, &str), String> {
 
 /// The resource of a kind: in the version that is named where that has it, else in the first of its group that does.
 /// `known`: what was found before.
-pub(super) fn mapping(pass: &Pass, known: &mut Vec<Mapping>, api_version: &str, kind: &str) -> Result<Mapping, Stop> {
+pub(crate) fn mapping(pass: &Pass, known: &mut Vec<Mapping>, api_version: &str, kind: &str) -> Result<Mapping, Stop> {
     let (group, version) = split(api_version)?;
     if let Some(found) = known.iter().find(|one| one.group == group && one.kind == kind) {
         return Ok(found.clone());
@@ -110,6 +110,13 @@ fn in_version<'a>(pass: &'a Pass, root: &str, kind: &str) -> Result<Option<&'a s
     Ok(names.filter_map(|one| one["name"].as_str()).find(|name| !name.contains('/')))
 }
 
+/// Whether objects of a resource have a `scale`, as discovery says.
+pub(crate) fn implements_scale(pass: &Pass, mapping: &Mapping) -> Result<bool, Stop> {
+    let list = got(pass, &mapping.root)?.map_err(|failure| Stop::Failed(failure.message.clone()))?;
+    let name = format!("{}/scale", mapping.plural);
+    Ok(list["resources"].as_array().into_iter().flatten().any(|one| one["name"] == *name && one["kind"] == "Scale"))
+}
+
 /// The versions of a group but one, the preferred one first; none where there is no such group.
 fn versions(pass: &Pass, group: &str, but: &str) -> Result<Option<Vec<String>>, Stop> {
     let found = match got(pass, &format!("/apis/{}", encode(group)))? {
@@ -127,15 +134,15 @@ fn versions(pass: &Pass, group: &str, but: &str) -> Result<Option<Vec<String>>, 
 
 /// How big a workload is, as its scale says.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Scale {
-    pub(super) wanted: i32,
-    pub(super) existing: i32,
-    pub(super) selector: String,
-    pub(super) object: Value,
+pub(crate) struct Scale {
+    pub(crate) wanted: i32,
+    pub(crate) existing: i32,
+    pub(crate) selector: String,
+    pub(crate) object: Value,
 }
 
 impl Scale {
-    pub(super) fn read(object: &Value) -> Self {
+    pub(crate) fn read(object: &Value) -> Self {
         let count = |pointer: &str| {
             let number = object.pointer(pointer).and_then(Value::as_i64).unwrap_or(0);
             i32::try_from(number).unwrap_or(if number < 0 { i32::MIN } else { i32::MAX })
@@ -146,7 +153,7 @@ impl Scale {
     }
 
     /// The same with another size.
-    pub(super) fn of_size(&self, replicas: i32) -> Value {
+    pub(crate) fn of_size(&self, replicas: i32) -> Value {
         let mut object = self.object.clone();
         object["spec"] = serde_json::json!({"replicas": replicas});
         object
@@ -154,13 +161,13 @@ impl Scale {
 }
 
 /// A selector as it stands in a Scale.
-pub(super) fn selector(text: &str) -> Result<LabelSelector, String> {
+pub(crate) fn selector(text: &str) -> Result<LabelSelector, String> {
     let read = LabelSelector::parse(text);
     read.map_err(|error| format!("couldn't convert selector into a corresponding internal selector object: {error}"))
 }
 
 /// A segment of a path, or a value of a query.
-pub(super) fn encode(text: &str) -> String {
+pub(crate) fn encode(text: &str) -> String {
     machinery_client::request::query_string(&[("", text)])[1..].to_owned()
 }
 
