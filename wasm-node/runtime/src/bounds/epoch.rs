@@ -13,6 +13,11 @@ use super::shares::Turns;
 
 /// How long a guest may hold its thread: short against a request's latency budget, long against the cost of a tick.
 const TICK: Duration = Duration::from_millis(2);
+/// The same where guests want more CPU than there is: who waits for a thread, most of all a request of a quiet pod, waits for the end of
+/// somebody's turn, and again for each of its own steps.
+const CROWDED_TICK: Duration = Duration::from_micros(500);
+/// How many of those are a usual one.
+pub(crate) const CROWDED_TICKS_OF_A_TICK: u32 = 4;
 /// Ticks without a guest before the ticker parks: waking it costs a system call, so it stays up under steady traffic.
 const IDLE_TICKS_MAX: u32 = 50;
 
@@ -139,7 +144,7 @@ impl Shared {
     fn run(&self) {
         let (mut idle_ticks, mut seen, mut full_ticks) = (0, 0, 0);
         while !self.stop.load(Ordering::SeqCst) {
-            std::thread::sleep(TICK);
+            std::thread::sleep(if self.turns.crowded() { CROWDED_TICK } else { TICK });
             let entered = self.entered.load(Ordering::Relaxed);
             let running = self.running.load(Ordering::SeqCst);
             self.turns.tick(running, &mut full_ticks);

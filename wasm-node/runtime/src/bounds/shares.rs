@@ -21,6 +21,7 @@ use machinery_env::Env;
 use tokio::sync::Notify;
 
 use super::cpu::CpuMeter;
+use super::epoch::CROWDED_TICKS_OF_A_TICK;
 
 /// The weight whose virtual time goes as fast as its CPU time: that of one core (upstream's `SharesPerCPU`).
 const WEIGHT_OF_A_CORE: u64 = 1024;
@@ -32,8 +33,10 @@ const ACTIVE_FOR: Duration = Duration::from_millis(20);
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(10);
 /// Fewer members than that are not worth a look.
 const SWEEP_MIN: usize = 64;
-/// So many ticks in a row with guests on all threads, and there is too little CPU; as many without, and there is enough.
+/// So many ticks in a row with guests on all threads, and there is too little CPU.
 const CROWDED_TICKS: u32 = 4;
+/// So many of the shorter ticks more without than with, and there is enough again: twice the time.
+const CALM_TICKS: u32 = 2 * CROWDED_TICKS * CROWDED_TICKS_OF_A_TICK;
 
 /// A container, as the queue knows it.
 #[derive(Debug, Clone)]
@@ -382,10 +385,11 @@ impl Turns {
     /// At each tick: how many guests run.
     pub(crate) fn tick(&self, running: usize, ticks: &mut u32) {
         let full = running >= self.threads;
-        *ticks = if full { (*ticks + 1).min(2 * CROWDED_TICKS) } else { ticks.saturating_sub(1) };
         let crowded = self.crowded();
+        *ticks = if full { (*ticks + 1).min(CALM_TICKS) } else { ticks.saturating_sub(1) };
         let waiting = self.anybody_waits();
         if !crowded && *ticks >= CROWDED_TICKS {
+            *ticks = CALM_TICKS;
             self.crowded.store(true, Ordering::Relaxed);
         } else if crowded && *ticks == 0 && !waiting {
             self.crowded.store(false, Ordering::Relaxed);

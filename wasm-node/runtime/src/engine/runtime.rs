@@ -17,7 +17,7 @@ use crate::host::disk_threads::THREADS_MAX;
 const SPARE_THREADS: usize = 32;
 /// Turns between two looks at sockets and timers while there is always a guest to run. A turn may last a whole tick of
 /// [`epoch`](super::epoch): with tokio's 61, a request to a quiet pod lay unread for 60 ms and more beside busy neighbours.
-const TURNS_BETWEEN_EVENTS: u32 = 4;
+const TURNS_BETWEEN_EVENTS: u32 = 1;
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
