@@ -74,7 +74,7 @@ def zstd(data):
     return b"\x28\xb5\x2f\xfd\xa0" + len(data).to_bytes(4, "little") + b"".join(head + block for head, block in zip(heads, blocks))
 
 
-SIGNED = ["signed", "private-signed", "signed-wrong", "signed-other", "signed-endless", "signed-huge", "signed-many", "signed-broken", "signed-metadata", "signed-mirrored", "signed-referrer", "unsigned"]
+SIGNED = ["signed", "private-signed", "signed-wrong", "signed-other", "signed-endless", "signed-huge", "signed-many", "signed-broken", "signed-metadata", "signed-mirrored", "signed-referrer", "signed-bundle", "unsigned"]
 SIGNATURE = "application/vnd.dev.cosign.simplesigning.v1+json"
 
 
@@ -212,6 +212,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if name in FAULTS and self.fault(name, what, reference):
             return None
         if what == "referrers":
+            if name == "signed-bundle":
+                bundle = {"digest": "sha256:" + "0" * 64, "size": 2, "mediaType": MANIFEST, "artifactType": "application/vnd.dev.sigstore.bundle.v0.3+json"}
+                return self.answer(200, json.dumps({"schemaVersion": 2, "manifests": [bundle]}).encode())
             if name != "signed-referrer":
                 return self.answer(404)
             made = document(json.loads(signatures(name, f"{self.headers['Host']}/{'/'.join(parts[:-2])}")), MANIFEST, artifactType="application/vnd.dev.cosign.artifact.sig.v1+json")
@@ -224,7 +227,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if name == "evil-manifest":
                 return self.endless(b" " * 65536)
             if reference.endswith(".sig"):
-                if "signed" not in name or name == "unsigned" or name == "signed-referrer" or (name, scheme) == ("signed-mirrored", "http") or reference != f"sha256-{hashlib.sha256(LAYOUTS[name]).hexdigest()}.sig":
+                if "signed" not in name or name in ("unsigned", "signed-referrer", "signed-bundle") or (name, scheme) == ("signed-mirrored", "http") or reference != f"sha256-{hashlib.sha256(LAYOUTS[name]).hexdigest()}.sig":
                     return self.answer(404)
                 # A mirror has what the registry has.
                 host = parse_qs(url.query).get("ns", [self.headers["Host"]])[0]

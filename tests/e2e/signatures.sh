@@ -56,7 +56,7 @@ has "^https /v2/private-signed/hello/manifests/sha256-[0-9a-f]*.sig Basic " cat 
 echo "· signed images"
 
 before=$(awk '/VmHWM/ {print $2}' "/proc/$UP_PID/status")
-for name in unsigned signed-wrong signed-other signed-endless signed-huge signed-many signed-broken signed-metadata; do start "$name" "$R/$name/hello:v1"; done
+for name in unsigned signed-wrong signed-other signed-endless signed-huge signed-many signed-broken signed-metadata signed-bundle; do start "$name" "$R/$name/hello:v1"; done
 start nowhere mirrored.test/signed/hello:v1
 refused unsigned "$R/unsigned/hello@sha256:[0-9a-f]{64}: it has no signature \\(no \"sha256-[0-9a-f]{64}.sig\" beside it\\); rule \"$R\" of the node's signature policy wants a signature: .cosign sign --key."
 refused signed-wrong 'signed by none of the policy.s keys'
@@ -66,6 +66,7 @@ refused signed-huge 'its manifest has more than'
 refused signed-many 'it has more than 64 signatures'
 refused signed-metadata 'its signatures can.t be had: it redirects: addresses of this machine, link-local ones and metadata services'
 refused signed-broken 'is no manifest of signatures'
+refused signed-bundle 'it has a Sigstore bundle, as cosign writes since version 3, .* cosign sign --new-bundle-format=false --key'
 refused nowhere 'rule "default" of the node.s signature policy rejects every image'
 ! grep -q ' /v2/signed/hello/manifests/v1?ns=mirrored.test' "$WORK/requests" || fail "a registry was asked for what is rejected"
 after=$(awk '/VmHWM/ {print $2}' "/proc/$UP_PID/status")

@@ -17,6 +17,8 @@ use oci_registry::reference::{Reference, is_sha256};
 const SIGNED: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 /// What a manifest of signatures is that names the image itself (cosign's `--registry-referrers-mode=oci-1-1`).
 const REFERRER: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
+/// What cosign writes since version 3. It names a digest and no image, so that no `signedIdentity` can be checked.
+const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
 /// Signatures of an image that are looked at.
 const SIGNATURES_MAX: usize = 64;
@@ -84,6 +86,12 @@ pub(in super::super) async fn verify(
         for digest in chain.iter().filter(|_| !rule.is_impossible()) {
             look.manifest(digest).await?;
             if look.is_over() {
+                return Ok(());
+            }
+        }
+        for digest in chain.iter().filter(|_| !rule.is_impossible()) {
+            if !look.referrers(digest, BUNDLE).await?.is_empty() {
+                look.judgement.fault(Fault::Bundle);
                 break;
             }
         }
@@ -124,7 +132,7 @@ impl Look<'_, '_> {
         if self.is_over() {
             return Ok(());
         }
-        for name in self.referrers(digest).await? {
+        for name in self.referrers(digest, REFERRER).await? {
             if self.is_over() {
                 return Ok(());
             }
@@ -137,9 +145,9 @@ impl Look<'_, '_> {
         Ok(())
     }
 
-    /// Manifests of signatures that name the image themselves.
-    async fn referrers(&mut self, digest: &str) -> Result<Vec<String>, Unproven> {
-        let index = match self.session.referrers(digest, REFERRER).await {
+    /// Manifests of a kind of signatures that name the image themselves.
+    async fn referrers(&mut self, digest: &str, kind: &str) -> Result<Vec<String>, Unproven> {
+        let index = match self.session.referrers(digest, kind).await {
             // A registry that has no such list has it under a tag.
             Err(RemoteError::NotFound) => {
                 self.session.manifest(&digest.replace(':', "-")).await.map(|(bytes, _)| bytes)
@@ -155,7 +163,7 @@ impl Look<'_, '_> {
             self.judgement.fault(Fault::Unread("its list of referrers is no index".into()));
             return Ok(Vec::new());
         };
-        let signatures = manifests.into_iter().filter(|manifest| manifest.artifact_type.as_deref() == Some(REFERRER));
+        let signatures = manifests.into_iter().filter(|manifest| manifest.artifact_type.as_deref() == Some(kind));
         Ok(signatures.map(|manifest| manifest.digest).filter(|digest| is_sha256(digest)).collect())
     }
 

@@ -26,6 +26,12 @@ pub(super) enum Fault {
     /// It can't be read.
     #[error("{0}")]
     Unread(String),
+    /// All that it has is a signature of another form.
+    #[error(
+        "it has a Sigstore bundle, as cosign writes since version 3, which names no image and is not taken: sign it with \
+         `cosign sign --new-bundle-format=false --key`"
+    )]
+    Bundle,
     /// Of nobody who is named.
     #[error("it is signed by none of the policy's keys")]
     Key,
