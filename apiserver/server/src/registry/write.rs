@@ -350,8 +350,8 @@ impl Registry {
         let claimed = claims::Claimed { objects: &*self.objects, env: &self.env, now: call.now };
         let Effects { txn: mut extras, writes, turns, .. } = effects;
         claimed.change(row, new, old, intent.is_admitted(), &mut extras);
-        if matches!(change, Change::Create { .. }) {
-            extras.compares.extend(self.definition_stays(call)?);
+        if let Change::Create { object, .. } = &change {
+            extras.compares.extend(self.definition_stays(call, object::text(object, "name"))?);
         }
         for write in &writes {
             self.add(call, write, &mut extras)?;
@@ -400,7 +400,7 @@ impl Registry {
     }
 
     /// A custom resource is only made while its definition is as it was seen, and not ending.
-    fn definition_stays(&self, call: &RequestScope<'_>) -> Result<Option<Compare>, ApiError> {
+    fn definition_stays(&self, call: &RequestScope<'_>, name: &str) -> Result<Option<Compare>, ApiError> {
         let Some(custom) = &call.row.custom else { return Ok(None) };
         let definition = &custom.definition;
         match self.cache.get(definition.key.as_str()) {
@@ -409,7 +409,7 @@ impl Registry {
             }
             _ => {
                 let why = "create not allowed while custom resource definition is terminating";
-                Err(ApiError::Forbidden(call.resource(), call.name.to_owned(), why.into()))
+                Err(ApiError::Forbidden(call.resource(), name.to_owned(), why.into()))
             }
         }
     }
