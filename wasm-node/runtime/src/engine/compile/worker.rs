@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use super::super::aot;
 use super::super::inspect::inspect_valid;
 use super::super::load::CodeKind;
-use super::super::{Metering, settings};
+use super::super::{GuestBounds, Metering, settings};
 use crate::bounds::thread_clock::process_cpu;
 use crate::plugin::describe::describe;
 use crate::plugin::types::Description;
@@ -281,7 +281,7 @@ impl Compiled {
 
 pub(super) fn compile_bytes(metering: Metering, kind: CodeKind, file: &Path) -> Result<Compiled, LoadError> {
     let bytes = std::fs::read(file).map_err(LoadError::io("reading the module"))?;
-    let engine = settings::on_demand(metering).map_err(LoadError::compile)?;
+    let engine = settings::on_demand(metering, GuestBounds::default()).map_err(LoadError::compile)?;
     let artifact = match kind {
         CodeKind::Component => engine.precompile_component(&bytes),
         CodeKind::Module => engine.precompile_module(&bytes),
