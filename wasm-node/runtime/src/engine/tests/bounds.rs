@@ -83,7 +83,7 @@ async fn a_plugin_at_its_stack_is_told_the_flag() {
         let loaded = bench.load_text(&deep_component(AS_PLUGIN), Metering::Epochs).await.unwrap();
         let (container, log) = bench.container(loaded, |_| {});
         let server = container.serve_plugin().unwrap();
-        let answer = plugins::call(&server, "run", json!([])).await;
+        let answer = plugins::call(&server, "run", json!({})).await;
         assert_eq!(answer.status, status, "{}", log.text());
         assert_eq!(log.text().lines().any(|line| line == STACK), status == 502, "{}", log.text());
     }
