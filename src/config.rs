@@ -19,6 +19,7 @@ use scheduler::extender::ExtenderConfig;
 use scheduler::plugins::{Profile, ScoringStrategy};
 use scheduler::queue::BackOff;
 use scheduler::wasm::PluginHost;
+use wasm_runtime::engine::{CompileBounds, GuestBounds};
 
 use crate::inventory::NodeInventory;
 
@@ -145,6 +146,13 @@ pub(crate) fn host_name() -> String {
     sysinfo::System::host_name().unwrap_or_else(|_| "coracle".to_owned())
 }
 
+/// What each compilation of a module and each instance of a guest may take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct GuestsConfig {
+    pub(crate) compile: CompileBounds,
+    pub(crate) instance: GuestBounds,
+}
+
 /// The node agents and the data plane.
 #[derive(Debug, Clone)]
 pub(crate) struct NodesConfig {
@@ -178,6 +186,8 @@ pub(crate) struct NodesConfig {
     pub(crate) credential_providers: CredentialProviders,
     /// Pulls at once.
     pub(crate) parallel_pulls: usize,
+    /// What guests of the process may take, the scheduler's plugins among them.
+    pub(crate) guests: GuestsConfig,
 }
 
 impl ClusterConfig {
@@ -222,6 +232,7 @@ impl ClusterConfig {
                 signature_policy_file: None,
                 credential_providers: CredentialProviders::default(),
                 parallel_pulls: PARALLEL_PULLS_DEFAULT,
+                guests: GuestsConfig::default(),
             },
         }
     }

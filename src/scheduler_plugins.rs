@@ -22,7 +22,9 @@ use scheduler::plugins::Profile;
 use scheduler::wasm::wire::{INTERFACE, shown};
 use scheduler::wasm::{CallError, Failure, PluginHost, PluginModule, WasmPlugin};
 use tempfile::{NamedTempFile, TempDir};
-use wasm_runtime::engine::{CompileBounds, CompileProcess, Engine, EngineConfig, GuestThreads, inspect};
+use wasm_runtime::engine::{CompileProcess, Engine, EngineConfig, GuestThreads, inspect};
+
+use crate::config::GuestsConfig;
 
 /// By whose share of compilers and places they run.
 const NAMESPACE: &str = "kube-system";
@@ -52,22 +54,31 @@ impl Plugins {
     ///
     /// # Errors
     /// As [`alone`](Self::alone).
-    pub(crate) fn of(profiles: &[Profile], env: &Env) -> anyhow::Result<Option<Arc<dyn PluginHost>>> {
+    pub(crate) fn of(
+        profiles: &[Profile],
+        guests: GuestsConfig,
+        env: &Env,
+    ) -> anyhow::Result<Option<Arc<dyn PluginHost>>> {
         let plugins: Vec<_> = profiles.iter().flat_map(|profile| profile.wasm.clone()).collect();
-        if plugins.is_empty() { Ok(None) } else { Self::alone(&plugins, env).map(Some) }
+        if plugins.is_empty() { Ok(None) } else { Self::alone(&plugins, guests, env).map(Some) }
     }
 
     /// With an engine of their own.
     ///
     /// # Errors
     /// The system gives no threads or no folder.
-    pub(crate) fn alone(plugins: &[Arc<WasmPlugin>], env: &Env) -> anyhow::Result<Arc<dyn PluginHost>> {
+    pub(crate) fn alone(
+        plugins: &[Arc<WasmPlugin>],
+        guests: GuestsConfig,
+        env: &Env,
+    ) -> anyhow::Result<Arc<dyn PluginHost>> {
         let folder = tempfile::tempdir().context("cannot make a folder for compiled plugins")?;
         let config = EngineConfig {
             cache_dir: folder.path().join("compiled"),
             memory_max_bytes: plugins.iter().map(|plugin| plugin.memory_bytes).sum(),
             compile_process: Some(CompileProcess::current().context("cannot find this program's file")?),
-            compile_bounds: CompileBounds::default(),
+            compile_bounds: guests.compile,
+            guest_bounds: guests.instance,
             keyvalue_dir: folder.path().join("keyvalue"),
         };
         let cores = std::thread::available_parallelism().map_or(2, usize::from);

@@ -21,8 +21,9 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::Failure;
+use super::flags::guests::GuestFlags;
 use super::pull::write_file;
-use crate::config::Common;
+use crate::config::{Common, GuestsConfig};
 use crate::data_dir::DataDir;
 use crate::output::{columns, plain, result, say};
 use crate::scheduler_plugins::Plugins;
@@ -51,6 +52,8 @@ pub(crate) struct ExplainScheduling {
     /// Where to keep the pod, the cluster and the configuration, for --replay
     #[arg(long, env = "CORACLE_RECORD", value_name = "FILE", conflicts_with = "replay")]
     record: Option<PathBuf>,
+    #[command(flatten)]
+    plugins: GuestFlags,
     /// How it is printed
     #[arg(short = 'o', long, alias = "output", env = "CORACLE_FORMAT", default_value = "table", value_name = "FORMAT")]
     format: Format,
@@ -144,19 +147,19 @@ async fn observed(flags: &ExplainScheduling, common: &Common) -> anyhow::Result<
     recording.persistent_volumes = all(&client).await?;
     recording.storage_classes = all(&client).await?;
     recording.csi_nodes = all(&client).await?;
-    recording.plugin_answers = asked(&recording, whole).await?;
+    recording.plugin_answers = asked(&recording, whole, flags.plugins.config()).await?;
     Ok(recording)
 }
 
 /// What plugins say that are WebAssembly components; none where the profile has none.
-async fn asked(recording: &Recording, pod: Value) -> anyhow::Result<Option<Answers>> {
+async fn asked(recording: &Recording, pod: Value, guests: GuestsConfig) -> anyhow::Result<Option<Answers>> {
     let (plugins, mut question) = recording.question()?;
     if plugins.is_empty() {
         return Ok(None);
     }
     question.pod = pod.to_string();
     let env = Env::real();
-    let host = Plugins::alone(&plugins, &env)?;
+    let host = Plugins::alone(&plugins, guests, &env)?;
     let figures = Arc::new(Metrics::default());
     let guest = |plugin: Arc<WasmPlugin>| Guest::new(plugin, host.clone(), env.clone(), figures.clone());
     let guests: Vec<Guest> = plugins.into_iter().map(guest).collect();

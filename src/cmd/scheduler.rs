@@ -6,6 +6,7 @@ use machinery_env::Env;
 use super::Failure;
 use super::alone::{self, AloneFlags, Given};
 use super::flags::election::ElectionFlags;
+use super::flags::guests::GuestFlags;
 use super::flags::refused::{Refused, Table};
 use super::flags::scheduler::SchedulerFlags;
 use crate::scheduler_plugins::Plugins;
@@ -22,6 +23,8 @@ pub(crate) struct Scheduler {
     election: ElectionFlags,
     #[command(flatten)]
     scheduler: SchedulerFlags,
+    #[command(flatten)]
+    plugins: GuestFlags,
     #[command(flatten)]
     refused: Refused<Unmeant>,
 }
@@ -46,7 +49,7 @@ pub(crate) fn run(flags: &Scheduler) -> Result<(), Failure> {
     let env = Env::real();
     let scheduler = flags.scheduler.config()?;
     let election = flags.election.election(UPSTREAM, &env)?;
-    let plugins = Plugins::of(&scheduler.profiles, &env)?;
+    let plugins = Plugins::of(&scheduler.profiles, flags.plugins.config(), &env)?;
     let config = ::scheduler::Config { election, ..scheduler.config(plugins) };
     let metrics = config.metrics.clone();
     alone::run(

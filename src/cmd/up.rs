@@ -11,6 +11,7 @@ use kubelet::server::STREAMING_IDLE_DEFAULT;
 
 use super::apiserver::{FAST_TOLERATION, ServerFlags, USUAL_TOLERATION, until_stopped};
 use super::flags::controllers::ControllerFlags;
+use super::flags::guests::GuestFlags;
 use super::flags::scheduler::SchedulerFlags;
 use super::{Failure, pull};
 use crate::compose::Parts;
@@ -92,6 +93,8 @@ pub(crate) struct Up {
     #[arg(long, env = "CORACLE_MAX_PARALLEL_IMAGE_PULLS", default_value_t = PARALLEL_PULLS_DEFAULT as u32, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) max_parallel_image_pulls: u32,
     #[command(flatten)]
+    guests: GuestFlags,
+    #[command(flatten)]
     pub(crate) scheduler: SchedulerFlags,
 }
 
@@ -148,6 +151,7 @@ impl Up {
                 signature_policy_file: self.signature_policy.clone(),
                 credential_providers: self.credential_providers()?,
                 parallel_pulls: self.max_parallel_image_pulls as usize,
+                guests: self.guests.config(),
             },
         })
     }

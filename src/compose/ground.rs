@@ -95,7 +95,7 @@ impl Ground {
         let metrics = Arc::new(Mutex::new(Registry::default()));
         let registry_listener = registry::bind(data).await?;
         let registry_password = registry::password(data, env)?;
-        let engine = (config.nodes.count > 0).then(|| nodes::engine(env, data)).transpose()?;
+        let engine = (config.nodes.count > 0).then(|| nodes::engine(env, data, config.nodes.guests)).transpose()?;
         let (blobs, registry) =
             (nodes::blob_store(data)?, registry::access(registry_listener.local_addr()?, &registry_password));
         let images =

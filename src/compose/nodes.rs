@@ -13,12 +13,12 @@ use kubelet::volume::local::LocalVolumes;
 use machinery_env::Env;
 use oci_registry::BlobStore;
 use tokio::sync::oneshot;
-use wasm_runtime::engine::{CompileBounds, CompileProcess, Engine, EngineConfig, GuestThreads};
+use wasm_runtime::engine::{CompileProcess, Engine, EngineConfig, GuestThreads};
 
 use super::ground::{Ground, reachable};
 use super::identities::ComponentIdentity;
 use super::role::Component;
-use crate::config::NodesConfig;
+use crate::config::{GuestsConfig, NodesConfig};
 use crate::data_dir::DataDir;
 
 /// The shortest Lease but one: after three renewals that did not come its node is dead, within 2 s.
@@ -49,12 +49,13 @@ fn guest_memory_bytes() -> anyhow::Result<u64> {
 }
 
 /// The engine of this process, and the threads that its guests run on.
-pub(super) fn engine(env: &Env, data: &DataDir) -> anyhow::Result<Engine> {
+pub(super) fn engine(env: &Env, data: &DataDir, guests: GuestsConfig) -> anyhow::Result<Engine> {
     let config = EngineConfig {
         cache_dir: data.path().join("compiled"),
         memory_max_bytes: guest_memory_bytes()?,
         compile_process: Some(CompileProcess::current().context("cannot find this program's file")?),
-        compile_bounds: CompileBounds::default(),
+        compile_bounds: guests.compile,
+        guest_bounds: guests.instance,
         keyvalue_dir: data.path().join("keyvalue"),
     };
     let cores = std::thread::available_parallelism().map_or(2, usize::from);

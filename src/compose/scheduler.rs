@@ -9,7 +9,7 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     let scheduler = ground.config.scheduler.clone();
     let plugins = match &ground.engine {
         Some(engine) => Some(Plugins::on(engine.clone(), &ground.env)),
-        None => Plugins::of(&scheduler.profiles, &ground.env)?,
+        None => Plugins::of(&scheduler.profiles, ground.config.nodes.guests, &ground.env)?,
     };
     let config = scheduler.config(plugins);
     ground.with_metrics(|registry| config.metrics.register(registry));

@@ -131,7 +131,7 @@ eventually 20 has '^Unsupported: .*spec.externalIPs' events odd
 eventually 20 has '^Unsupported: .*spec.ports\[0\].protocol' events odd
 
 echo "· modules that compile for minutes"
-eventually 150 has '^Failed: .*does not compile within 120 s' events knot
+eventually 150 has '^Failed: .*does not compile within 120 s, which the node.s --module-compile-timeout raises' events knot
 eventually 10 has '^(ErrImagePull|ImagePullBackOff): .*does not compile within 120 s' waits knot
 # Whoever wants it next is told at once, and no compiler goes on.
 pod again registry.local/knot:v1

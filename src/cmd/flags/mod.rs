@@ -4,5 +4,6 @@ mod autoscaler;
 pub(super) mod controllers;
 pub(super) mod duration;
 pub(super) mod election;
+pub(super) mod guests;
 pub(super) mod refused;
 pub(super) mod scheduler;

@@ -36,19 +36,25 @@ pub enum LoadError {
     #[error("the module does not compile: {0}")]
     Compile(String),
     /// It compiles too long.
-    #[error("the module does not compile within {seconds} s")]
+    #[error("the module does not compile within {seconds} s, which the node's --module-compile-timeout raises")]
     CompileTime {
         /// The bound.
         seconds: u64,
     },
     /// The compiler process ended at its memory bound.
-    #[error("compiling the module needs more than {mebibytes} MiB of memory")]
+    #[error(
+        "compiling the module needs more than {mebibytes} MiB of memory, which the node's --module-compile-memory raises \
+         as far as the machine has it"
+    )]
     CompileMemory {
         /// The bound.
         mebibytes: u64,
     },
     /// Too large to compile.
-    #[error("the module has {bytes} bytes, at most {max_bytes} are taken")]
+    #[error(
+        "the module has {bytes} bytes, at most {max_bytes} are taken, which nothing raises: wasm-strip removes debug sections, \
+         wasm-opt -Oz makes code smaller"
+    )]
     TooLarge {
         /// Its size.
         bytes: u64,

@@ -17,7 +17,7 @@ mod volumes;
 use oci_registry::Credentials;
 use oci_registry::blobs::{BlobStore, digest};
 use runtime_api::{Kind, Metering};
-use wasm_runtime::engine::{CompileBounds, Engine, EngineConfig, GuestThreads, imports, inspect};
+use wasm_runtime::engine::{CompileBounds, Engine, EngineConfig, GuestBounds, GuestThreads, imports, inspect};
 
 const INSPECT: Inspect = Inspect { all: inspect, imports };
 
@@ -63,6 +63,7 @@ impl Bench {
             memory_max_bytes: 1 << 30,
             compile_process: None,
             compile_bounds: CompileBounds::default(),
+            guest_bounds: GuestBounds::default(),
             keyvalue_dir: dir.path().join("keyvalue"),
         };
         let engine = engine(config, env.clone());
@@ -156,6 +157,7 @@ async fn what_is_pushed_can_be_pulled() {
         memory_max_bytes: 1 << 30,
         compile_process: None,
         compile_bounds: CompileBounds::default(),
+        guest_bounds: GuestBounds::default(),
         keyvalue_dir: bench.dir.path().join("keyvalue"),
     };
     let again =

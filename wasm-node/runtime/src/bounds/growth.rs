@@ -25,6 +25,9 @@ use super::parked::Parked;
 pub(crate) const COMMAND_GROWTH_WAIT_MAX: Duration = Duration::from_secs(10);
 /// What one element of a table costs.
 const TABLE_ELEMENT_BYTES: u64 = size_of::<usize>() as u64;
+/// What counts as wanted where the system itself has no more: more than there is, so that nobody waits for others to give it
+/// back.
+const WANTED_OF_SYSTEM: u64 = u64::MAX;
 
 /// All growth of the process that waits.
 #[derive(Debug, Default)]
@@ -106,6 +109,8 @@ pub(crate) struct StoreLimiter {
     host_bytes: u64,
     owed: Option<Debt>,
     exceeded: Option<Exceeded>,
+    /// What was refused is one table's growth over the bound that all tables have, whatever the limits are.
+    table_too_large: bool,
 }
 
 /// What the host holds for a guest over the limit of its pod or of the node.
@@ -119,12 +124,45 @@ struct Debt {
 impl StoreLimiter {
     /// `wait_max`: how long a growth waits for others.
     pub(crate) fn new(ledger: Arc<Ledger>, growth: Arc<Growth>, wait_max: Duration) -> Self {
-        Self { ledger, growth, wait_max, guest_bytes: 0, host_bytes: 0, owed: None, exceeded: None }
+        Self {
+            ledger,
+            growth,
+            wait_max,
+            guest_bytes: 0,
+            host_bytes: 0,
+            owed: None,
+            exceeded: None,
+            table_too_large: false,
+        }
     }
 
     /// What this store was refused, if anything: decides `OOMKilled` whatever error the guest ended with.
     pub(crate) fn exceeded(&self) -> Option<&Exceeded> {
         self.exceeded.as_ref()
+    }
+
+    /// What raises the limit that this store was at when it was refused something, if anything does.
+    pub(crate) fn advice(&self) -> Option<String> {
+        let exceeded = self.exceeded.as_ref()?;
+        if self.table_too_large {
+            let max = TABLE_ELEMENTS_MAX;
+            return Some(format!(
+                "a table may have {max} elements, which nothing raises: an optimized build has fewer"
+            ));
+        }
+        if exceeded.wanted == WANTED_OF_SYSTEM {
+            return None;
+        }
+        let words = match exceeded.level {
+            Level::Container => "the container is at its memory limit, which its resources.limits.memory raises",
+            Level::Pod => {
+                "the pod is at its memory limit, which the resources.limits.memory of its spec or containers raise"
+            }
+            Level::Node => {
+                "the guests of this node hold all the memory that they may together: only fewer or smaller ones help"
+            }
+        };
+        Some(words.to_owned())
     }
 
     /// What this store holds.
@@ -301,8 +339,7 @@ impl ResourceLimiterAsync for StoreLimiter {
             self.exceeded = Some(Exceeded {
                 resource: Resource::Memory,
                 level: Level::Container,
-                // More than there is, so that nobody waits for others to give it back.
-                wanted: u64::MAX,
+                wanted: WANTED_OF_SYSTEM,
                 used: self.ledger.used(Resource::Memory),
                 limit: self.ledger.limit(Resource::Memory),
             });
@@ -327,6 +364,7 @@ impl ResourceLimiterAsync for StoreLimiter {
                 limit: TABLE_ELEMENTS_MAX as u64 * TABLE_ELEMENT_BYTES,
             };
             self.exceeded = Some(exceeded.clone());
+            self.table_too_large = true;
             return Err(wasmtime::Error::new(exceeded).context("one table has grown too large"));
         }
         self.grow_to(current, desired, maximum, TABLE_ELEMENT_BYTES).await

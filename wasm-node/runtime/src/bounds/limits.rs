@@ -4,7 +4,10 @@
 /// enough that a flood of clients holds little memory.
 pub(crate) const QUEUED_REQUESTS_MAX: usize = 4096;
 
-/// Handles (wasi resources) one instance may hold. A request needs some ten; a command that walks a tree some hundred.
+/// Bytes of a guest's stack where the node says nothing else: what wasmtime has by default.
+pub(crate) const WASM_STACK_BYTES: usize = 512 << 10;
+/// Handles (wasi resources) one instance may hold where the node says nothing else. A request needs some ten; a command that
+/// walks a tree some hundred.
 pub(crate) const RESOURCE_TABLE_ENTRIES_MAX: usize = 1024;
 /// Open files and folders of one instance: each is a descriptor of the whole process.
 pub(crate) const OPEN_FILES_MAX: usize = 256;

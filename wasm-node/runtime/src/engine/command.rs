@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use wasmtime::{Store, Trap};
 use wasmtime_wasi::I32Exit;
 
-use super::container::{Container, Live, Shared};
+use super::container::{Container, Live, Shared, advised};
 use super::load::Pre;
 use super::metered::Metered;
 use crate::bounds::growth::StoreLimiter;
@@ -107,10 +107,10 @@ fn settle(shared: &Shared, result: wasmtime::Result<i32>, limiter: &StoreLimiter
         return Outcome::exit(exit.0);
     }
     let counters = &shared.counters;
-    shared.log_error(&error);
+    let advice = shared.log_end(&error, limiter);
     if let Some(exceeded) = limiter.exceeded() {
         counters.memory.fetch_add(1, Ordering::Relaxed);
-        return Outcome::ended(137, OutcomeReason::OomKilled, exceeded.to_string());
+        return Outcome::ended(137, OutcomeReason::OomKilled, advised(exceeded.to_string(), advice));
     }
     if matches!(error.downcast_ref::<Trap>(), Some(Trap::OutOfFuel)) {
         counters.fuel.fetch_add(1, Ordering::Relaxed);
@@ -118,5 +118,5 @@ fn settle(shared: &Shared, result: wasmtime::Result<i32>, limiter: &StoreLimiter
         return Outcome::ended(137, OutcomeReason::FuelExhausted, format!("all {fuel} units of fuel are used up"));
     }
     counters.trap.fetch_add(1, Ordering::Relaxed);
-    Outcome::ended(134, OutcomeReason::Error, error.root_cause().to_string())
+    Outcome::ended(134, OutcomeReason::Error, advised(error.root_cause().to_string(), advice))
 }

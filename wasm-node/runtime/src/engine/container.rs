@@ -8,7 +8,7 @@ use super::Engine;
 use super::admission::AdmissionQueue;
 use super::load::{Loaded, Pre};
 use crate::bounds::cpu::CpuMeter;
-use crate::bounds::growth::COMMAND_GROWTH_WAIT_MAX;
+use crate::bounds::growth::{COMMAND_GROWTH_WAIT_MAX, StoreLimiter};
 use crate::bounds::limits::OUTGOING_REQUESTS_MAX;
 use crate::bounds::slots::Share;
 use crate::host::disk::Disk;
@@ -124,6 +124,7 @@ impl Engine {
             stdin: spec.stdin,
             terminal: spec.terminal,
             outputs: None,
+            bounds: self.guest_bounds(),
             caller: spec.caller,
             dial: spec.dial,
             ledger: ledger.clone(),
@@ -216,17 +217,38 @@ impl Shared {
         self.ledger.used(Resource::Memory) > self.ledger.limit(Resource::Memory) / 2
     }
 
-    pub(crate) fn instantiated(&self, error: Option<&wasmtime::Error>) {
+    pub(crate) fn instantiated(&self) {
         let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
-        match error {
-            None if broken.0 == 0 => {}
-            None => *broken = (0, String::new()),
-            Some(error) => *broken = (broken.0.saturating_add(1), format!("{error:#}")),
+        if broken.0 > 0 {
+            *broken = (0, String::new());
         }
     }
 
-    pub(crate) fn last_broken(&self) -> String {
-        self.broken.lock().unwrap_or_else(PoisonError::into_inner).1.clone()
+    /// No instance could be made; tells why.
+    pub(crate) fn not_instantiated(&self, error: &wasmtime::Error, limiter: &StoreLimiter) -> String {
+        let why = advised(format!("{error:#}"), self.advice(error, limiter));
+        let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        *broken = (broken.0.saturating_add(1), why.clone());
+        why
+    }
+
+    /// Which bound a guest was at that failed, and what raises it; none where it was none that can be raised.
+    fn advice(&self, error: &wasmtime::Error, limiter: &StoreLimiter) -> Option<String> {
+        match limiter.exceeded() {
+            // Whatever the error says: a guest over its memory gets no further handle, too.
+            Some(_) => limiter.advice(),
+            None => self.guest.bounds.advice(error),
+        }
+    }
+
+    /// Writes why a guest ended into the container's log; answers the bound that it was at, as [`advised`] takes it.
+    pub(crate) fn log_end(&self, error: &wasmtime::Error, limiter: &StoreLimiter) -> Option<String> {
+        self.log_error(error);
+        let advice = self.advice(error, limiter);
+        if let Some(advice) = &advice {
+            self.log_system(advice);
+        }
+        advice
     }
 
     /// Writes why a guest failed into the container's log: the error, its causes and the guest's own backtrace. The
@@ -243,6 +265,14 @@ impl Shared {
         for line in text.lines() {
             self.log.write(StdStream::Stderr, format!("{line}\n").as_bytes());
         }
+    }
+}
+
+/// Why a guest ended, with the bound that it was at.
+pub(crate) fn advised(why: String, advice: Option<String>) -> String {
+    match advice {
+        Some(advice) => format!("{why}: {advice}"),
+        None => why,
     }
 }
 

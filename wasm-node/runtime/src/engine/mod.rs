@@ -50,6 +50,7 @@ pub use server::HttpServer;
 
 use crate::bounds::epoch::Ticker;
 use crate::bounds::growth::Growth;
+pub use crate::bounds::guest::{GuestBounds, HANDLES, STACK_BYTES};
 use crate::bounds::shares::Turns;
 use crate::bounds::slots::Slots;
 use runtime_api::ledger::{Ledger, Resource};
@@ -74,6 +75,8 @@ pub struct EngineConfig {
     pub compile_process: Option<CompileProcess>,
     /// What each compilation may take.
     pub compile_bounds: CompileBounds,
+    /// What each instance may take, whatever its container says.
+    pub guest_bounds: GuestBounds,
     /// What guests keep by `wasi:keyvalue`; made with mode 0700 when the first one does.
     pub keyvalue_dir: PathBuf,
 }
@@ -137,6 +140,7 @@ struct Inner {
     node_sessions: Arc<Slots>,
     ledger: Arc<Ledger>,
     growth: Arc<Growth>,
+    guest_bounds: GuestBounds,
     disk: Arc<NodeDisk>,
     keyvalue: Arc<Stores>,
     compiler: compile::Compiler,
@@ -154,7 +158,7 @@ impl Engine {
     /// Makes the engine and its cache folder. Guests run on `threads`; nothing is started here.
     pub fn new(config: EngineConfig, threads: GuestThreads, env: Env) -> Result<Self, EngineError> {
         let wrong = |error: wasmtime::Error| EngineError::Wasmtime(format!("{error:#}"));
-        let (epochs, live) = Metered::new(Metering::Epochs, &threads.ticker).map_err(wrong)?;
+        let (epochs, live) = Metered::new(Metering::Epochs, config.guest_bounds, &threads.ticker).map_err(wrong)?;
         let cache = aot::Cache::open(config.cache_dir)
             .map_err(|source| EngineError::Io { what: "making the folder of compiled modules", source })?;
         let ledger = Ledger::node();
@@ -163,6 +167,7 @@ impl Engine {
         let inner = Inner {
             keyvalue: Stores::new(config.keyvalue_dir, keyvalue::QUOTA, &ledger),
             disk: NodeDisk::new(&env, &ledger, Some(threads.ticker.polled())),
+            guest_bounds: config.guest_bounds,
             compiler: compile::Compiler::new(config.compile_process, config.compile_bounds, &env),
             env,
             epochs: Arc::new(epochs),
@@ -223,6 +228,10 @@ impl Engine {
         &self.inner.growth
     }
 
+    pub(crate) fn guest_bounds(&self) -> GuestBounds {
+        self.inner.guest_bounds
+    }
+
     pub(crate) fn commands(&self) -> &Arc<Slots> {
         &self.inner.commands
     }
@@ -250,7 +259,7 @@ impl Engine {
                 .inner
                 .fuel
                 .get_or_init(|| {
-                    let made = Metered::new(Metering::Fuel, &self.inner.threads.ticker);
+                    let made = Metered::new(Metering::Fuel, self.guest_bounds(), &self.inner.threads.ticker);
                     made.map(|(engine, _)| Arc::new(engine)).map_err(|error| format!("{error:#}"))
                 })
                 .as_ref()
@@ -278,9 +287,9 @@ impl Engine {
 
 impl Metered {
     /// The engines, and how many instances the pool has.
-    fn new(metering: Metering, ticker: &Ticker) -> wasmtime::Result<(Self, u32)> {
-        let (pooled, live) = settings::engine(metering)?;
-        let on_demand = settings::on_demand(metering)?;
+    fn new(metering: Metering, bounds: GuestBounds, ticker: &Ticker) -> wasmtime::Result<(Self, u32)> {
+        let (pooled, live) = settings::engine(metering, bounds)?;
+        let on_demand = settings::on_demand(metering, bounds)?;
         ticker.add(pooled.weak());
         ticker.add(on_demand.weak());
         let (node_calls, requests) = settings::shares(live);

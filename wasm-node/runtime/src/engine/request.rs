@@ -170,7 +170,7 @@ pub(crate) async fn instantiate<P: Prepared>(
         let error = match pre.instantiate(&mut store).await {
             Ok(bound) => {
                 shared.door.started(store.data().limiter.held_bytes());
-                shared.instantiated(None);
+                shared.instantiated();
                 return Ok(Instance { store, bound, _live: live, _admission: admission });
             }
             Err(error) => error,
@@ -192,9 +192,10 @@ pub(crate) async fn instantiate<P: Prepared>(
             drop(store);
             continue;
         }
-        shared.instantiated(Some(&error));
-        let end = settle(shared, Err(error), &store.data().limiter);
-        let error = wasmtime::Error::msg(shared.last_broken());
+        let limiter = &store.data().limiter;
+        let why = shared.not_instantiated(&error, limiter);
+        let end = settle(shared, Err(error), limiter);
+        let error = wasmtime::Error::msg(why);
         return Err(InstantiateError { failure: end.err().unwrap_or(Failure::Trap), error });
     }
 }
@@ -225,7 +226,7 @@ pub(crate) fn settle(shared: &Shared, result: wasmtime::Result<()>, limiter: &St
     if matches!(error.downcast_ref::<I32Exit>(), Some(I32Exit(0))) {
         return Ok(());
     }
-    shared.log_error(&error);
+    shared.log_end(&error, limiter);
     if limiter.exceeded().is_some() {
         return Err(Failure::Memory);
     }

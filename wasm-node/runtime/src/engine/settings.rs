@@ -9,6 +9,7 @@ use wasmtime::{
 };
 
 use super::Metering;
+use crate::bounds::guest::GuestBounds;
 use crate::bounds::limits::{CORE_INSTANCES_MAX, MEMORIES_MAX, TABLE_ELEMENTS_MAX, TABLES_MAX};
 use crate::bounds::slots::Weight;
 
@@ -30,9 +31,8 @@ const NODE_CALLS_PART: u32 = 10;
 const COMMANDS_PER_LIVE: u32 = 2;
 /// Sessions that may be live at once: one for each so many of [`LIVE_INSTANCES_MAX`]. They are for people and their scripts.
 const SESSIONS_PART: u32 = 8;
-/// Stack of a guest: deep recursion traps, and the host's calls have as much again above it.
-const WASM_STACK_BYTES: usize = 512 << 10;
-const ASYNC_STACK_BYTES: usize = 1 << 20;
+/// What the host's calls have above a guest's stack, however large that is.
+const HOST_STACK_BYTES: usize = 512 << 10;
 /// Slots that stay bound to their module after use: their next instance is cheap, and they hold memory while idle.
 const WARM_SLOTS_MAX: u32 = 32;
 /// Bytes of a freed memory, table or stack that are cleared rather than given back: saves page faults per request,
@@ -41,13 +41,13 @@ const MEMORY_KEEP_BYTES: usize = 64 << 10;
 const TABLE_KEEP_BYTES: usize = 8 << 10;
 const STACK_KEEP_BYTES: usize = 32 << 10;
 
-fn base(metering: Metering) -> Config {
+fn base(metering: Metering, bounds: GuestBounds) -> Config {
     let mut config = Config::new();
     config
         .epoch_interruption(true)
         .consume_fuel(metering == Metering::Fuel)
-        .max_wasm_stack(WASM_STACK_BYTES)
-        .async_stack_size(ASYNC_STACK_BYTES)
+        .max_wasm_stack(bounds.stack_bytes)
+        .async_stack_size(bounds.stack_bytes + HOST_STACK_BYTES)
         // Stacks pass between tenants.
         .async_stack_zeroing(true)
         // Names and offsets are enough for a log; parsing a hostile module's debug sections at each trap is not.
@@ -59,7 +59,7 @@ fn base(metering: Metering) -> Config {
     config
 }
 
-fn pooled(metering: Metering, live: u32) -> Config {
+fn pooled(metering: Metering, bounds: GuestBounds, live: u32) -> Config {
     let mut pool = PoolingAllocationConfig::new();
     pool.total_stacks(live)
         .total_component_instances(live)
@@ -76,24 +76,24 @@ fn pooled(metering: Metering, live: u32) -> Config {
         .table_keep_resident(TABLE_KEEP_BYTES)
         .async_stack_keep_resident(STACK_KEEP_BYTES)
         .pagemap_scan(Enabled::Auto);
-    let mut config = base(metering);
+    let mut config = base(metering, bounds);
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     config
 }
 
 /// An engine that runs guests: pooled where the system allows it. Returns it with the instances it may hold at once.
-pub(crate) fn engine(metering: Metering) -> wasmtime::Result<(Wasmtime, u32)> {
+pub(crate) fn engine(metering: Metering, bounds: GuestBounds) -> wasmtime::Result<(Wasmtime, u32)> {
     let mappings = max_map_count();
     for live in [LIVE_INSTANCES_MAX, LIVE_INSTANCES_SMALL] {
         if mappings.is_some_and(|mappings| u64::from(live * MAPPINGS_PER_INSTANCE) > mappings / 2) {
             continue;
         }
-        match Wasmtime::new(&pooled(metering, live)) {
+        match Wasmtime::new(&pooled(metering, bounds, live)) {
             Ok(engine) => return Ok((engine, live)),
             Err(error) => tracing::warn!(live, "no pool of instances: {error:#}"),
         }
     }
-    Ok((Wasmtime::new(&base(metering))?, LIVE_INSTANCES_SMALL))
+    Ok((Wasmtime::new(&base(metering, bounds))?, LIVE_INSTANCES_SMALL))
 }
 
 /// What a pool of so many instances has for the node's own calls, and for requests.
@@ -118,11 +118,12 @@ pub(crate) fn sessions(live: u32) -> Weight {
 }
 
 /// An engine without a pool: it compiles, and runs what lives long. Reserves nothing, and its artifacts fit [`engine`]'s.
-pub(crate) fn on_demand(metering: Metering) -> wasmtime::Result<Wasmtime> {
-    Wasmtime::new(&base(metering))
+pub(crate) fn on_demand(metering: Metering, bounds: GuestBounds) -> wasmtime::Result<Wasmtime> {
+    Wasmtime::new(&base(metering, bounds))
 }
 
-/// Names the settings that a compiled artifact depends on (wasmtime's version, features, tunables, target).
+/// Names the settings that a compiled artifact depends on (wasmtime's version, features, tunables, target). How large stacks
+/// are is none of them: the compiler process need not know.
 pub(crate) fn fingerprint(engine: &Wasmtime) -> String {
     // Fixed keys: the same in every run of the same build.
     #[expect(deprecated, reason = "the one hasher of std whose keys are fixed")]
@@ -133,4 +134,29 @@ pub(crate) fn fingerprint(engine: &Wasmtime) -> String {
 
 fn max_map_count() -> Option<u64> {
     std::fs::read_to_string("/proc/sys/vm/max_map_count").ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bounds::guest::STACK_BYTES;
+
+    #[test]
+    fn artifacts_fit_engines_of_every_stack() {
+        let made = |stack_bytes| {
+            let bounds = GuestBounds { stack_bytes, ..GuestBounds::default() };
+            fingerprint(&on_demand(Metering::Epochs, bounds).unwrap())
+        };
+        let default = made(GuestBounds::default().stack_bytes);
+        assert_eq!(made(*STACK_BYTES.start()), default);
+        assert_eq!(made(*STACK_BYTES.end()), default);
+        // The fingerprint does tell what it shall.
+        assert_ne!(fingerprint(&on_demand(Metering::Fuel, GuestBounds::default()).unwrap()), default);
+    }
+
+    #[test]
+    fn the_largest_stacks_have_their_pool() {
+        let bounds = GuestBounds { stack_bytes: *STACK_BYTES.end(), ..GuestBounds::default() };
+        Wasmtime::new(&pooled(Metering::Epochs, bounds, LIVE_INSTANCES_SMALL)).unwrap();
+    }
 }

@@ -10,6 +10,7 @@ use runtime_api::{ConfigValues, LogSink, Preopen};
 
 use super::disk::Disk;
 use crate::bounds::growth::{Growth, StoreLimiter};
+use crate::bounds::guest::GuestBounds;
 use crate::keyvalue::Namespace;
 
 /// Stdout and stderr of a session; none = taken, and kept nowhere.
@@ -37,6 +38,8 @@ pub(crate) struct Guest {
     pub(crate) terminal: bool,
     /// Where a session's outputs go; none = into the log.
     pub(crate) outputs: Option<Outputs>,
+    /// What each of its instances may take.
+    pub(crate) bounds: GuestBounds,
     pub(crate) caller: Caller,
     pub(crate) dial: Option<Arc<dyn Dial>>,
     /// What its instances hold together.

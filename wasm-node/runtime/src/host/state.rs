@@ -15,9 +15,7 @@ use super::stdio::{Input, Output};
 use super::volumes::Anchored;
 use crate::bounds::epoch;
 use crate::bounds::growth::StoreLimiter;
-use crate::bounds::limits::{
-    HOSTCALL_BYTES_MAX, PREVIEW1_HOSTCALL_BYTES_MAX, RANDOM_BYTES_MAX, RESOURCE_TABLE_ENTRIES_MAX,
-};
+use crate::bounds::limits::{HOSTCALL_BYTES_MAX, PREVIEW1_HOSTCALL_BYTES_MAX, RANDOM_BYTES_MAX};
 
 /// Host calls between two counts of what the host holds. A call adds at most one set of fields or two body chunks, so
 /// what escapes the budget for a moment is some 8 MiB at the very most.
@@ -64,7 +62,7 @@ pub(crate) struct CoreState {
 impl ComponentState {
     pub(crate) fn store(guest: &Arc<Guest>) -> wasmtime::Result<Store<Self>> {
         let mut table = ResourceTable::new();
-        table.set_max_capacity(RESOURCE_TABLE_ENTRIES_MAX);
+        table.set_max_capacity(guest.bounds.handles);
         let state = Self {
             wasi: context(guest).build(),
             table,
@@ -119,7 +117,7 @@ impl CoreState {
             volumes.push((anchored, held));
         }
         let mut p1 = context.build_p1();
-        WasiView::ctx(&mut p1).table.set_max_capacity(RESOURCE_TABLE_ENTRIES_MAX);
+        WasiView::ctx(&mut p1).table.set_max_capacity(guest.bounds.handles);
         let p1 = Preview1::new(p1, guest.disk.clone(), volumes);
         let state = Self { p1, limiter: guest.limiter(), calls: 0 };
         let mut store = Store::new(&guest.engine, state);

@@ -218,7 +218,8 @@ impl Engine {
     pub fn sweep(&self, in_use: &dyn Fn(&str) -> bool) -> std::io::Result<u64> {
         let mut fingerprints = vec![self.inner.epochs.fingerprint.clone()];
         // Not the fuel engine itself: its pool would be made for nothing.
-        let fuel = settings::on_demand(Metering::Fuel).map_err(|error| std::io::Error::other(format!("{error:#}")))?;
+        let fuel = settings::on_demand(Metering::Fuel, self.guest_bounds());
+        let fuel = fuel.map_err(|error| std::io::Error::other(format!("{error:#}")))?;
         fingerprints.push(settings::fingerprint(&fuel));
         self.inner.cache.sweep(&fingerprints, &|digest| in_use(digest) || self.has_loaded(digest))
     }

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use super::super::aot;
 use super::super::inspect::inspect_valid;
 use super::super::load::CodeKind;
-use super::super::{Metering, settings};
+use super::super::{GuestBounds, Metering, settings};
 use crate::bounds::thread_clock::process_cpu;
 use crate::plugin::describe::describe;
 use crate::plugin::types::Description;
@@ -281,7 +281,7 @@ impl Compiled {
 
 pub(super) fn compile_bytes(metering: Metering, kind: CodeKind, file: &Path) -> Result<Compiled, LoadError> {
     let bytes = std::fs::read(file).map_err(LoadError::io("reading the module"))?;
-    let engine = settings::on_demand(metering).map_err(LoadError::compile)?;
+    let engine = settings::on_demand(metering, GuestBounds::default()).map_err(LoadError::compile)?;
     let artifact = match kind {
         CodeKind::Component => engine.precompile_component(&bytes),
         CodeKind::Module => engine.precompile_module(&bytes),
@@ -311,15 +311,13 @@ mod tests {
     fn the_compilers_end_says_what_was_wrong() {
         use std::os::unix::process::ExitStatusExt as _;
         let (exit, signal) = (|code: i32| ExitStatus::from_raw(code << 8), ExitStatus::from_raw);
+        let memory = "compiling the module needs more than 3072 MiB of memory, which the node's --module-compile-memory \
+                      raises as far as the machine has it";
         for (status, said, expected) in [
             (exit(1), "unknown opcode", "the module does not compile: unknown opcode"),
             (exit(1), "writing the artifact: full", "writing the compiled module: full"),
-            (
-                signal(6),
-                "memory allocation of 9 bytes failed",
-                "compiling the module needs more than 3072 MiB of memory",
-            ),
-            (signal(9), "", "compiling the module needs more than 3072 MiB of memory"),
+            (signal(6), "memory allocation of 9 bytes failed", memory),
+            (signal(9), "", memory),
             (signal(6), "thread x has overflowed its stack", "the module does not compile: it is nested too deeply"),
             (signal(11), "", "the module does not compile: the compiler ended with signal: 11 (SIGSEGV)"),
             (exit(101), "panicked", "the module does not compile: the compiler ended with exit status: 101"),

@@ -76,7 +76,10 @@ async fn what_compiles_too_long_is_stopped_and_not_tried_again_at_once() {
     });
     let env = Env::real();
     let error = bench.load_bytes(&knot(1000, 500), Metering::Epochs).await.unwrap_err();
-    assert_eq!(error.to_string(), "the module does not compile within 3 s");
+    assert_eq!(
+        error.to_string(),
+        "the module does not compile within 3 s, which the node's --module-compile-timeout raises"
+    );
     assert!(env.elapsed() < Duration::from_secs(30), "{:?}", env.elapsed());
     // Who wants it next is told at once, however many they are; with the other metering it is another compilation.
     let before = env.elapsed();
@@ -96,7 +99,10 @@ async fn what_compiles_too_long_is_stopped_and_not_tried_again_at_once() {
 async fn what_needs_too_much_memory_is_stopped() {
     let bench = bench(CompileBounds { memory_bytes: 800 << 20, ..CompileBounds::default() });
     let error = bench.load_bytes(&knot(5000, 5000), Metering::Epochs).await.unwrap_err();
-    assert_eq!(error.to_string(), "compiling the module needs more than 800 MiB of memory");
+    assert_eq!(
+        error.to_string(),
+        "compiling the module needs more than 800 MiB of memory, which the node's --module-compile-memory raises as far as the machine has it"
+    );
     assert!(bench.load_bytes(&command(b"", 0, 1, 0), Metering::Epochs).await.is_ok());
 }
 

@@ -1,5 +1,6 @@
 //! The engine against real and hostile modules: the samples, and modules written as text here.
 
+mod bounds;
 mod commands;
 mod compiler;
 mod files;
@@ -68,15 +69,39 @@ impl Bench {
         Self::with(dir, cache_dir, None, CompileBounds::default())
     }
 
+    /// With other bounds of guests.
+    pub(super) fn bounded(guest_bounds: GuestBounds) -> Self {
+        let program = std::env::current_exe().unwrap();
+        let (dir, cache_dir) = (tempfile::tempdir().unwrap(), program.with_file_name("coracle-test-artifacts"));
+        Self::made(dir, |config| {
+            config.cache_dir = cache_dir;
+            config.guest_bounds = guest_bounds;
+        })
+    }
+
     pub(super) fn with(
         dir: tempfile::TempDir,
         cache_dir: PathBuf,
         compile_process: Option<CompileProcess>,
         compile_bounds: CompileBounds,
     ) -> Self {
-        let keyvalue_dir = dir.path().join("keyvalue");
-        let config =
-            EngineConfig { cache_dir, memory_max_bytes: 1 << 30, compile_process, compile_bounds, keyvalue_dir };
+        Self::made(dir, |config| {
+            config.cache_dir = cache_dir;
+            config.compile_process = compile_process;
+            config.compile_bounds = compile_bounds;
+        })
+    }
+
+    fn made(dir: tempfile::TempDir, change: impl FnOnce(&mut EngineConfig)) -> Self {
+        let mut config = EngineConfig {
+            cache_dir: dir.path().join("compiled"),
+            memory_max_bytes: 1 << 30,
+            compile_process: None,
+            compile_bounds: CompileBounds::default(),
+            guest_bounds: GuestBounds::default(),
+            keyvalue_dir: dir.path().join("keyvalue"),
+        };
+        change(&mut config);
         let threads = GuestThreads::start(2, &Env::real()).unwrap();
         Self { engine: Engine::new(config, threads, Env::real()).unwrap(), dir }
     }

@@ -1,0 +1,101 @@
+//! Bounds of an instance that a node can be told to raise. Their defaults are enough for nearly every guest and too little
+//! for some honest ones, so who is stopped by one is told which it was and what raises it.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use wasmtime::Trap;
+use wasmtime::component::ResourceTableError;
+
+use super::limits::{RESOURCE_TABLE_ENTRIES_MAX, WASM_STACK_BYTES};
+
+/// Bytes of a guest's stack: less is not enough for a language's own start, more would have the pool's stacks take address
+/// space by the ten gigabytes.
+pub const STACK_BYTES: RangeInclusive<usize> = 64 << 10..=8 << 20;
+/// Handles: a request needs some ten, and the host looks at all of them now and then.
+pub const HANDLES: RangeInclusive<usize> = 64..=1 << 16;
+
+/// What each instance may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GuestBounds {
+    /// Bytes of its stack: deeper recursion traps. Address space at first, memory beside the container's limit once it was
+    /// used. Within [`STACK_BYTES`].
+    pub stack_bytes: usize,
+    /// WASI handles (resources) that it holds at once: one more traps. Each counts as 256 bytes and its content in the
+    /// container's memory. Within [`HANDLES`].
+    pub handles: usize,
+}
+
+impl Default for GuestBounds {
+    fn default() -> Self {
+        Self { stack_bytes: WASM_STACK_BYTES, handles: RESOURCE_TABLE_ENTRIES_MAX }
+    }
+}
+
+impl GuestBounds {
+    /// Which of them a guest was at that ended with this error, and what raises it; none where it was something else.
+    pub(crate) fn advice(&self, error: &wasmtime::Error) -> Option<String> {
+        if matches!(cause(error), Some(Trap::StackOverflow)) {
+            let bound = Size(self.stack_bytes);
+            return Some(format!(
+                "the guest is at its bound of {bound} of stack, which the node's --guest-stack-size raises"
+            ));
+        }
+        if matches!(cause(error), Some(ResourceTableError::Full)) {
+            let bound = self.handles;
+            return Some(format!(
+                "the guest is at its bound of {bound} handles, which the node's --guest-handles raises"
+            ));
+        }
+        None
+    }
+}
+
+/// What an error is, or what it comes from: a host interface may have put its own words around it.
+fn cause<T: std::error::Error + Send + Sync + 'static>(error: &wasmtime::Error) -> Option<&T> {
+    error.downcast_ref().or_else(|| error.chain().find_map(|cause| cause.downcast_ref()))
+}
+
+/// Bytes as flags take them.
+struct Size(usize);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            bytes if bytes.is_multiple_of(1 << 20) => write!(f, "{}Mi", bytes >> 20),
+            bytes if bytes.is_multiple_of(1 << 10) => write!(f, "{}Ki", bytes >> 10),
+            bytes => write!(f, "{bytes} bytes"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_at_a_bound_is_told_its_flag() {
+        let bounds = GuestBounds { stack_bytes: 2 << 20, handles: 64 };
+        let of = |error: wasmtime::Error| bounds.advice(&error).unwrap_or_default();
+        let stack = "the guest is at its bound of 2Mi of stack, which the node's --guest-stack-size raises";
+        let handles = "the guest is at its bound of 64 handles, which the node's --guest-handles raises";
+        assert_eq!(of(Trap::StackOverflow.into()), stack);
+        assert_eq!(of(wasmtime::Error::new(Trap::StackOverflow).context("error while executing")), stack);
+        assert_eq!(of(ResourceTableError::Full.into()), handles);
+        assert_eq!(of(wasmtime::Error::new(Around(ResourceTableError::Full)).context("in a call")), handles);
+        assert_eq!(of(ResourceTableError::NotPresent.into()), "");
+        assert_eq!(of(Trap::UnreachableCodeReached.into()), "");
+        assert_eq!(of(wasmtime::Error::msg("call stack exhausted")), "");
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("around")]
+    struct Around(#[source] ResourceTableError);
+
+    #[test]
+    fn sizes_are_as_flags_take_them() {
+        assert_eq!(Size(512 << 10).to_string(), "512Ki");
+        assert_eq!(Size(8 << 20).to_string(), "8Mi");
+        assert_eq!(Size(100_000).to_string(), "100000 bytes");
+    }
+}
