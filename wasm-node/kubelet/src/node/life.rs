@@ -36,6 +36,8 @@ pub(super) struct Cluster {
     pub(super) pods: BTreeMap<String, Value>,
     /// Reasons of events, in their order.
     pub(super) events: Vec<String>,
+    /// What else they say, in the same order.
+    pub(super) notes: Vec<Value>,
     watches: Vec<Watch>,
     /// Watches of what never changes here.
     silent: Vec<Watch>,
@@ -122,6 +124,7 @@ impl Played for Cluster {
                 (200, pod)
             }
             (&Method::POST, _) if path.ends_with("/events") => {
+                self.notes.push(body.clone());
                 self.events.push(body["reason"].as_str().unwrap_or_default().to_owned());
                 (201, body.clone())
             }
@@ -309,6 +312,30 @@ async fn a_server_is_ready_answers_and_drains() {
     for reason in ["Pulled", "Created", "Started", "Killing"] {
         assert!(reasons.iter().any(|said| said == reason), "{reasons:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_is_told_while_its_module_is_compiled_for_long() {
+    let node = Node::with("127.66.0.0/24", machinery_env::TokioClock::env(7).0).await;
+    node.run("slow", "server compiles=25000", &json!({}));
+    node.run("quick", "server compiles=9000", &json!({}));
+    for name in ["slow", "quick"] {
+        node.until(name, "ready", is_ready).await;
+    }
+    let of = |note: &Value| {
+        let about = &note["involvedObject"];
+        let about = format!("{} {}", about["name"].as_str().unwrap(), about["fieldPath"].as_str().unwrap_or_default());
+        (about, note["message"].as_str().unwrap().rsplit_once(": ").unwrap().1.to_owned())
+    };
+    let said = |cluster: &Cluster| {
+        let notes = cluster.notes.iter().filter(|note| note["reason"] == "Compiling").map(of);
+        Some(notes.collect::<Vec<_>>()).filter(|said| said.len() >= 2)
+    };
+    let said = node.api.until("told", said).await;
+    let wanted = [10, 20].map(|so_far| {
+        ("slow spec.containers{c}".to_owned(), format!("{so_far} s so far, of at most 120 s once it is its turn"))
+    });
+    assert_eq!(said, wanted);
 }
 
 #[tokio::test(flavor = "multi_thread")]
