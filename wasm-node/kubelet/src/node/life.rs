@@ -123,6 +123,11 @@ impl Played for Cluster {
                 show(&mut self.watches, "DELETED", &pod);
                 (200, pod)
             }
+            (&Method::POST, _) if path.ends_with("/pods") => {
+                let mut pod = body.clone();
+                pod["metadata"]["uid"] = json!(format!("uid-{}", self.version));
+                (201, self.put(pod))
+            }
             (&Method::POST, _) if path.ends_with("/events") => {
                 self.notes.push(body.clone());
                 self.events.push(body["reason"].as_str().unwrap_or_default().to_owned());
@@ -162,6 +167,15 @@ impl Node {
 
     /// With that block of addresses.
     pub(super) async fn with(cidr: &str, env: Env) -> Self {
+        Self::made(cidr, env, false).await
+    }
+
+    /// One that also runs what its folder `manifests` says.
+    pub(super) async fn with_manifests(cidr: &str, env: Env) -> Self {
+        Self::made(cidr, env, true).await
+    }
+
+    async fn made(cidr: &str, env: Env, manifests: bool) -> Self {
         let (api, dir, stop) = (Api::default(), tempfile::tempdir().unwrap(), CancellationToken::new());
         let (client, network) = (api.client(), PodNetwork::default());
         let files = dir.path().join("files");
@@ -183,7 +197,12 @@ impl Node {
             ephemeral_bytes: 1 << 30,
             pods: 10,
         };
-        let config = NodeConfig::new("n".into(), dir.path().join("node"), [127, 0, 0, 1].into(), tls, capacity);
+        let mut config = NodeConfig::new("n".into(), dir.path().join("node"), [127, 0, 0, 1].into(), tls, capacity);
+        if manifests {
+            let folder = dir.path().join("manifests");
+            std::fs::create_dir(&folder).unwrap();
+            config.static_pods = Some(folder);
+        }
         let parts = NodeParts {
             runtime,
             images: Arc::new(images),
