@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::played::{Played, Watch, show};
 use super::{Addresses, Capacity, Local, Measurer, NodeConfig, NodeParts, PodViews, log, played, register, share};
 use crate::image::{Images, ImagesConfig};
+use crate::pod::shared::Shared;
 use crate::server::ServingTls;
 
 /// Where a server listens whose pod names no port.
@@ -158,6 +159,7 @@ pub(super) struct Node {
     pub(super) network: PodNetwork,
     stop: CancellationToken,
     pub(super) dir: tempfile::TempDir,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl Node {
@@ -219,8 +221,8 @@ impl Node {
         let (addresses, pods) = (Addresses::new(cidr).unwrap(), Arc::new(PodViews::default()));
         let facts = tokio::sync::watch::channel(register::facts(&config)).1;
         let shared = Arc::new(share(&config, parts, client, (local, addresses, pods), facts, &stop));
-        tokio::spawn(super::pods::run(shared));
-        Self { api, network, stop, dir }
+        tokio::spawn(super::pods::run(shared.clone()));
+        Self { api, network, stop, dir, shared }
     }
 
     /// The image of a module that is that script.
