@@ -58,9 +58,12 @@ fn report(image: Option<&Image>, bytes: usize, found: &Description) -> String {
     line("form", form);
     line("runs as", runs_as(found));
     line("size", &format!("{bytes} bytes"));
+    line("world", &found.world.to_string());
     line("memory", &format!("{} KiB from the start", found.memory_bytes >> 10));
     for (field, values) in &found.producers {
-        line(field, &values.join(", "));
+        // The convention's field is `language`, and there may be several of them.
+        let title = if field == "language" { "languages" } else { field };
+        line(title, &values.join(", "));
     }
     if let Some(image) = image {
         let others: Vec<&str> = image.modules.keys().map(String::as_str).collect();
@@ -72,6 +75,8 @@ fn report(image: Option<&Image>, bytes: usize, found: &Description) -> String {
     for (title, names) in [("imports", &found.inspection.imports), ("exports", &found.inspection.exports)] {
         let _ = writeln!(text, "{title}");
         for name in names {
+            // Any text may be the name of a core module's export, a terminal's control sequences too.
+            let name: String = name.chars().filter(|c| !c.is_control()).collect();
             let _ = writeln!(text, "  {name}");
         }
     }
@@ -98,11 +103,22 @@ mod tests {
     fn a_sample_is_described() {
         let module = std::fs::read("sample-workloads/bin/hello.wasm").unwrap();
         let text = report(None, module.len(), &describe(&module).unwrap());
-        for wanted in ["HTTP server", "component (WASI 0.2)", "  wasi:http/types@", "processed-by wit-component", "KiB"]
-        {
+        let wanted = ["HTTP server", "component (WASI 0.2)", "  wasi:http/types@", "processed-by wit-component", "KiB"];
+        for wanted in wanted.into_iter().chain(["world      wasi:http/proxy@0.2."]) {
             assert!(text.contains(wanted), "{text}");
         }
         let module = std::fs::read("sample-workloads/bin/crash.wasm").unwrap();
         assert!(report(None, 1, &describe(&module).unwrap()).contains("command (exports _start)"));
+    }
+
+    #[test]
+    fn languages_are_told_and_no_name_moves_the_cursor() {
+        // A function called `a\x1b[2J`, and a producers section: a language, Rust, in two words.
+        let exported = b"\x01\x04\x01\x60\0\0\x03\x02\x01\0\x07\x09\x01\x05a\x1b[2J\0\0\x0a\x04\x01\x02\0\x0b";
+        let notes = b"\0\x1f\x09producers\x01\x08language\x01\x04Rust\x042024";
+        let module = [&b"\0asm\x01\0\0\0"[..], exported, notes].concat();
+        let text = report(None, 1, &describe(&module).unwrap());
+        assert!(text.contains("languages  Rust 2024\n") && text.contains("  a[2J\n"), "{text:?}");
+        assert!(text.contains("world      none that is known\n"), "{text}");
     }
 }

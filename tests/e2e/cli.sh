@@ -56,6 +56,15 @@ grep -q 'etcd' "$WORK/err" || fail "the refusal does not name the value"
 exits 2 env CORACLE_NODES=many "$CORACLE" up
 exits 0 "$CORACLE" inspect sample-workloads/bin/hello.wasm
 grep -q '^runs as  *HTTP server' "$WORK/out" && grep -q '^  wasi:http/types@' "$WORK/out" || fail "inspect: $(cat "$WORK/out")"
+for said in '^world  *wasi:http/proxy@0[.]2[.]' '^memory  *[1-9][0-9]* KiB' '^processed-by .*wit-component' '^exports$' '^  wasi:http/incoming-handler@0[.]2[.]'; do
+  grep -q "$said" "$WORK/out" || fail "inspect says nothing like $said: $(cat "$WORK/out")"
+done
+exits 0 "$CORACLE" inspect sample-workloads/bin/crash.wasm
+grep -q '^world  *wasi preview 1 command$' "$WORK/out" || fail "the world of a core module: $(cat "$WORK/out")"
+# A module that says its language: one page of memory, and a section of `producers`.
+printf '\0asm\1\0\0\0\5\3\1\0\1\0\37\11producers\1\10language\1\4Rust\0042024' > "$WORK/rust.wasm"
+exits 0 "$CORACLE" inspect "$WORK/rust.wasm"
+grep -q '^languages  *Rust 2024$' "$WORK/out" && grep -q '^memory  *64 KiB' "$WORK/out" || fail "a language: $(cat "$WORK/out")"
 exits 1 "$CORACLE" inspect "$0"
 exits 1 "$CORACLE" pull registry.local/none:v1 "$WORK/none.wasm" --data-dir "$WORK/none"
 exits 1 "$CORACLE" push "$WORK/none.wasm" registry.local/none:v1 --data-dir "$WORK/none"

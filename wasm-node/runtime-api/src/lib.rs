@@ -28,6 +28,7 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
@@ -65,6 +66,11 @@ pub trait Runtime: Send + Sync {
 
     /// The same once nobody has had anything compiled for a while, and behind whoever does: for what nobody waits for.
     async fn compile_when_idle(&self, digest: &str, file: &Path, metering: Metering) -> Result<(), LoadError>;
+
+    /// The longest that one module may be compiled, without what it waits for others; none = it isn't bounded.
+    fn compile_time_max(&self) -> Option<Duration> {
+        None
+    }
 
     /// Loads a module, compiled before if need be; shared by all who have it.
     async fn load(

@@ -4,7 +4,7 @@
 //! A script is a line of words: `command exit=3 after=250` ends with code 3 after so many milliseconds, without `after=` it
 //! runs until it is stopped; `server status=204 takes=10` answers each request so, after so many milliseconds, and so does
 //! `plugin`;
-//! `broken` and `no-room` say what becomes of an instance that is tried; `memory=N` is what it shows to hold.
+//! `compiles=N` is how many milliseconds its compilation takes; `broken` and `no-room` say what becomes of an instance that is tried; `memory=N` is what it shows to hold.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -33,6 +33,7 @@ pub struct Script {
     after: Option<Duration>,
     status: StatusCode,
     takes: Duration,
+    compiles: Duration,
     trial: Trial,
     memory_bytes: u64,
     says: Option<String>,
@@ -57,6 +58,7 @@ impl Script {
             after: None,
             status: StatusCode::OK,
             takes: Duration::ZERO,
+            compiles: Duration::ZERO,
             trial: Trial::Sound,
             memory_bytes: 0,
             says: None,
@@ -67,6 +69,7 @@ impl Script {
                 Some(("exit", code)) => script.exit = code.parse().map_err(|_| bad())?,
                 Some(("after", millis)) => script.after = Some(millis_of(millis).ok_or_else(bad)?),
                 Some(("takes", millis)) => script.takes = millis_of(millis).ok_or_else(bad)?,
+                Some(("compiles", millis)) => script.compiles = millis_of(millis).ok_or_else(bad)?,
                 Some(("status", status)) => script.status = status.parse().map_err(|_| bad())?,
                 Some(("memory", bytes)) => script.memory_bytes = bytes.parse().map_err(|_| bad())?,
                 Some(("says", text)) => script.says = Some(text.to_owned()),
@@ -110,7 +113,11 @@ impl Runtime for SimulatedRuntime {
 
     async fn compile(&self, digest: &str, file: &Path, _: Metering, _: &str) -> Result<(), LoadError> {
         let text = std::fs::read_to_string(file).map_err(LoadError::io("reading the module"))?;
-        Script::parse(&text)?;
+        let script = Script::parse(&text)?;
+        if self.compiled.lock().unwrap_or_else(PoisonError::into_inner).contains_key(digest) {
+            return Ok(());
+        }
+        tokio::time::sleep(script.compiles).await;
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
         compiled.insert(digest.to_owned(), text.len() as u64);
         Ok(())
@@ -118,6 +125,10 @@ impl Runtime for SimulatedRuntime {
 
     async fn compile_when_idle(&self, digest: &str, file: &Path, metering: Metering) -> Result<(), LoadError> {
         self.compile(digest, file, metering, "").await
+    }
+
+    fn compile_time_max(&self) -> Option<Duration> {
+        Some(Duration::from_secs(120))
     }
 
     async fn load(&self, digest: &str, file: &Path, of: Metering, for_: &str) -> Result<Arc<dyn Module>, LoadError> {

@@ -8,6 +8,7 @@ mod address;
 mod archive;
 mod challenge;
 mod collect;
+pub(crate) mod compiling;
 mod describe;
 mod error;
 mod fetch;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedMutexGuard;
 
 use super::access::{Access, Trust};
+use super::compiling::{Told, told};
 use super::error::ImageError;
 use super::keyring::Keyring;
 use super::providers::{CredentialProviders, ProviderFigures, Providers};
@@ -349,17 +350,18 @@ impl Images {
         }
     }
 
-    /// Pulls an image and compiles its module for `metering`, on the share of the pod's `namespace`. Several pulls of one
-    /// name become one after another, and blobs that are there are not fetched again.
+    /// Pulls an image and compiles its module for `metering`, on the share of the pod's `namespace`; `tell` hears how long that takes.
+    /// Several pulls of one name become one after another, and blobs that are there are not fetched again.
     ///
     /// # Errors
     /// See [`ImageError`].
-    pub async fn pull(
+    pub(crate) async fn pull(
         &self,
         image: &str,
         keyring: &Keyring,
         metering: Metering,
         namespace: &str,
+        tell: Told<'_>,
     ) -> Result<Pulled, ImageError> {
         let name = Self::parse(image)?;
         self.rule(image, &name)?;
@@ -386,7 +388,8 @@ impl Images {
         let own = place.leave();
         let module = |source| ImageError::Module { image: key.clone(), source };
         let path = self.blobs.path(&pulled.module).map_err(|source| ImageError::Blob { image: key.clone(), source })?;
-        self.runtime.compile(&pulled.module, &path, metering, namespace).await.map_err(module)?;
+        let compiling = self.runtime.compile(&pulled.module, &path, metering, namespace);
+        told(&self.env, tell, compiling).await.map_err(module)?;
         let flight = self.flight(&key);
         let kept = {
             let _alone = flight.lock().await;

@@ -80,7 +80,7 @@ impl Bench {
     }
 
     async fn pull_with(&self, image: &str, keyring: &Keyring) -> Result<Arc<Image>, ImageError> {
-        self.images.pull(image, keyring, Metering::Epochs, "default").await.map(|pulled| pulled.image)
+        self.images.pull(image, keyring, Metering::Epochs, "default", &|_| ()).await.map(|pulled| pulled.image)
     }
 
     async fn error(&self, image: &str) -> (String, String) {

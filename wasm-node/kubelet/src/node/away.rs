@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use machinery_env::TokioClock;
+use machinery_serve::net::Protocol;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
@@ -113,4 +114,42 @@ async fn what_was_asked_for_while_the_api_could_not_be_seen_is_done_once_it_is_b
     let gone = || !node.dir.path().join("node/pods/uid-removed").exists();
     node.api.until("removed", |_| gone().then_some(())).await;
     assert_eq!(written(&node, "kept", kept), Vec::<Value>::new());
+}
+
+/// How many pods answer at an address of the node.
+fn served(node: &Node) -> usize {
+    (1..20).filter(|last| node.network.find([127, 66, 0, *last].into(), Protocol::Tcp, 80).is_some()).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn static_pods_begin_crash_and_end_while_the_api_is_away() {
+    let node = Node::with_manifests("127.66.0.0/24", TokioClock::env(7).0).await;
+    let manifest = |name: &str| node.dir.path().join(format!("manifests/{name}.yaml"));
+    let write = |name: &str, script: &str| {
+        let mut spec = spec(&node, name, script, json!({}));
+        spec["enableServiceLinks"] = json!(false);
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec});
+        std::fs::write(manifest(name), pod.to_string()).unwrap();
+    };
+    write("first", "server status=204");
+    write("crashes", "command exit=3 after=5000");
+    node.until("first-n", "ready", is_ready).await;
+    node.until("crashes-n", "crashed", |status| restarts(status) >= 1).await;
+    assert_eq!(served(&node), 1);
+
+    node.away(true);
+    write("second", "server status=204");
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(served(&node), 2, "a manifest begins without the API");
+    std::fs::remove_file(manifest("first")).unwrap();
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(served(&node), 1, "and one that is gone ends");
+    let mirrors: Vec<String> = node.api.with(|cluster| cluster.pods.keys().cloned().collect());
+    assert_eq!(mirrors, ["crashes-n", "first-n"], "nobody is told");
+
+    node.away(false);
+    node.until("second-n", "ready", is_ready).await;
+    node.api.until("the other mirror goes", |cluster| (!cluster.pods.contains_key("first-n")).then_some(())).await;
+    // Starts lie 10, 20, 40 and 80 s apart.
+    node.until("crashes-n", "started again and again", |status| restarts(status) >= 3).await;
 }

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::played::{Played, Watch, show};
 use super::{Addresses, Capacity, Local, Measurer, NodeConfig, NodeParts, PodViews, log, played, register, share};
 use crate::image::{Images, ImagesConfig};
+use crate::pod::shared::Shared;
 use crate::server::ServingTls;
 
 /// Where a server listens whose pod names no port.
@@ -36,6 +37,8 @@ pub(super) struct Cluster {
     pub(super) pods: BTreeMap<String, Value>,
     /// Reasons of events, in their order.
     pub(super) events: Vec<String>,
+    /// What else they say, in the same order.
+    pub(super) notes: Vec<Value>,
     watches: Vec<Watch>,
     /// Watches of what never changes here.
     silent: Vec<Watch>,
@@ -121,7 +124,13 @@ impl Played for Cluster {
                 show(&mut self.watches, "DELETED", &pod);
                 (200, pod)
             }
+            (&Method::POST, _) if path.ends_with("/pods") => {
+                let mut pod = body.clone();
+                pod["metadata"]["uid"] = json!(format!("uid-{}", self.version));
+                (201, self.put(pod))
+            }
             (&Method::POST, _) if path.ends_with("/events") => {
+                self.notes.push(body.clone());
                 self.events.push(body["reason"].as_str().unwrap_or_default().to_owned());
                 (201, body.clone())
             }
@@ -150,6 +159,7 @@ pub(super) struct Node {
     pub(super) network: PodNetwork,
     stop: CancellationToken,
     pub(super) dir: tempfile::TempDir,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl Node {
@@ -159,6 +169,15 @@ impl Node {
 
     /// With that block of addresses.
     pub(super) async fn with(cidr: &str, env: Env) -> Self {
+        Self::made(cidr, env, false).await
+    }
+
+    /// One that also runs what its folder `manifests` says.
+    pub(super) async fn with_manifests(cidr: &str, env: Env) -> Self {
+        Self::made(cidr, env, true).await
+    }
+
+    async fn made(cidr: &str, env: Env, manifests: bool) -> Self {
         let (api, dir, stop) = (Api::default(), tempfile::tempdir().unwrap(), CancellationToken::new());
         let (client, network) = (api.client(), PodNetwork::default());
         let files = dir.path().join("files");
@@ -180,7 +199,12 @@ impl Node {
             ephemeral_bytes: 1 << 30,
             pods: 10,
         };
-        let config = NodeConfig::new("n".into(), dir.path().join("node"), [127, 0, 0, 1].into(), tls, capacity);
+        let mut config = NodeConfig::new("n".into(), dir.path().join("node"), [127, 0, 0, 1].into(), tls, capacity);
+        if manifests {
+            let folder = dir.path().join("manifests");
+            std::fs::create_dir(&folder).unwrap();
+            config.static_pods = Some(folder);
+        }
         let parts = NodeParts {
             runtime,
             images: Arc::new(images),
@@ -197,8 +221,8 @@ impl Node {
         let (addresses, pods) = (Addresses::new(cidr).unwrap(), Arc::new(PodViews::default()));
         let facts = tokio::sync::watch::channel(register::facts(&config)).1;
         let shared = Arc::new(share(&config, parts, client, (local, addresses, pods), facts, &stop));
-        tokio::spawn(super::pods::run(shared));
-        Self { api, network, stop, dir }
+        tokio::spawn(super::pods::run(shared.clone()));
+        Self { api, network, stop, dir, shared }
     }
 
     /// The image of a module that is that script.
@@ -309,6 +333,30 @@ async fn a_server_is_ready_answers_and_drains() {
     for reason in ["Pulled", "Created", "Started", "Killing"] {
         assert!(reasons.iter().any(|said| said == reason), "{reasons:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_is_told_while_its_module_is_compiled_for_long() {
+    let node = Node::with("127.66.0.0/24", machinery_env::TokioClock::env(7).0).await;
+    node.run("slow", "server compiles=25000", &json!({}));
+    node.run("quick", "server compiles=9000", &json!({}));
+    for name in ["slow", "quick"] {
+        node.until(name, "ready", is_ready).await;
+    }
+    let of = |note: &Value| {
+        let about = &note["involvedObject"];
+        let about = format!("{} {}", about["name"].as_str().unwrap(), about["fieldPath"].as_str().unwrap_or_default());
+        (about, note["message"].as_str().unwrap().rsplit_once(": ").unwrap().1.to_owned())
+    };
+    let said = |cluster: &Cluster| {
+        let notes = cluster.notes.iter().filter(|note| note["reason"] == "Compiling").map(of);
+        Some(notes.collect::<Vec<_>>()).filter(|said| said.len() >= 2)
+    };
+    let said = node.api.until("told", said).await;
+    let wanted = [10, 20].map(|so_far| {
+        ("slow spec.containers{c}".to_owned(), format!("{so_far} s so far, of at most 120 s once it is its turn"))
+    });
+    assert_eq!(said, wanted);
 }
 
 #[tokio::test(flavor = "multi_thread")]

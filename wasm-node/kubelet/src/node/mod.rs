@@ -6,6 +6,8 @@
 #[cfg(test)]
 mod away;
 mod collect;
+#[cfg(test)]
+mod evicted;
 mod eviction;
 mod followed;
 mod heartbeat;

@@ -8,6 +8,7 @@ pub(crate) mod attached;
 pub mod backoff;
 pub mod cell;
 pub mod check;
+mod compiling;
 pub mod event;
 mod host_ports;
 mod listen;

@@ -17,6 +17,7 @@ use tokio::sync::{OnceCell, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::attached::Attached;
+use super::compiling::teller;
 use super::message::MessageFile;
 use super::names;
 use super::runner::runner_class;
@@ -33,6 +34,7 @@ use crate::config::keyvalue;
 use crate::config::pull_secrets;
 use crate::config::sources::{Known, SourceKind, named_by_environment};
 use crate::config::tokens::AccountOfPod;
+use crate::image::compiling::told;
 use crate::image::{Image, ImageError, Keyring, PullPolicy, Pulled, Purpose};
 use crate::log::ContainerLog;
 use crate::mailbox::Sender;
@@ -104,7 +106,7 @@ pub(crate) async fn pull(
 ) -> Result<(Pulls, String), Unpulled> {
     let own = |error| (ImageOf::Container, error);
     let keyring = keyring(node, pod).await.map_err(own)?;
-    let pulling = Pulling { node, pod, keyring, tell, index };
+    let pulling = Pulling { node, pod, keyring, tell, index, container: &container.name };
     let mut volumes = Vec::new();
     for (name, source) in mounted_images(pod, container) {
         let reference = source.reference.clone().unwrap_or_default();
@@ -154,6 +156,7 @@ struct Pulling<'a> {
     keyring: Keyring,
     tell: &'a Sender<Message>,
     index: usize,
+    container: &'a str,
 }
 
 impl Pulling<'_> {
@@ -197,7 +200,10 @@ impl Pulling<'_> {
         let began = env.elapsed();
         let namespace = self.pod.metadata.namespace.as_deref().unwrap_or_default();
         let Pulled { image, took } = match metering {
-            Some(metering) => images.pull(name, &self.keyring, metering, namespace).await?,
+            Some(metering) => {
+                let tell = teller(self.node, self.pod, self.container, name);
+                images.pull(name, &self.keyring, metering, namespace, &tell).await?
+            }
             None => images.pull_volume(name, &self.keyring, namespace).await?,
         };
         let waited = env.elapsed().saturating_sub(began);
@@ -258,20 +264,25 @@ pub(crate) async fn make(
     made
 }
 
-/// The image's module, as what the container's annotations say that it is.
+/// The image's module, as what the container's annotations say that it is. It is compiled already, unless another version of the program
+/// or another metering wants it.
 async fn loaded(
     node: &Shared,
     image: &Image,
-    (settings, container): (&Settings, &str),
+    (settings, container): (&Settings, &ContainerSpecWire),
     metering: Metering,
-    namespace: &str,
+    pod: &Pod,
 ) -> Result<Arc<dyn Module>, Refused> {
-    let images = &node.parts.images;
+    let (images, env) = (&node.parts.images, &node.parts.env);
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let tell = teller(node, pod, &container.name, container.image.as_deref().unwrap_or_default());
     if !settings.as_command {
-        return images.load(image, metering, namespace).await.map_err(|error| refused(&error));
+        let loading = images.load(image, metering, namespace);
+        return told(env, &tell, loading).await.map_err(|error| refused(&error));
     }
-    let command = images.load_command(image, metering, namespace).await.map_err(|error| refused(&error))?;
-    command.ok_or_else(|| config(Settings::no_command(container)))
+    let loading = images.load_command(image, metering, namespace);
+    let command = told(env, &tell, loading).await.map_err(|error| refused(&error))?;
+    command.ok_or_else(|| config(Settings::no_command(&container.name)))
 }
 
 async fn made(
@@ -287,7 +298,7 @@ async fn made(
     let settings = settings(pod, wire, &node.parts.runtime.optional_interfaces()).map_err(config)?;
     let variables = variables(node, pod, wire, ip).await?;
     let metering = if settings.limits.fuel.is_some() { Metering::Fuel } else { Metering::Epochs };
-    let loaded = loaded(node, image, (&settings, &wire.name), metering, &namespace).await?;
+    let loaded = loaded(node, image, (&settings, wire), metering, pod).await?;
     let uid = pod.metadata.uid.clone().unwrap_or_default();
     let dir = node.pod_dir(&uid);
     let mut preopens = mounted(node, pod, wire, (&dir, attempt), (volumes, &variables))?;

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
@@ -37,6 +38,10 @@ impl Runtime for Engine {
 
     async fn compile_when_idle(&self, digest: &str, file: &Path, metering: Metering) -> Result<(), LoadError> {
         Self::compile_when_idle(self, digest, file, metering).await
+    }
+
+    fn compile_time_max(&self) -> Option<Duration> {
+        Some(self.inner.compiler.time_max())
     }
 
     async fn load(

@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use wasmparser::{KnownCustom, Parser, Payload};
+use wasmparser::{KnownCustom, Parser, Payload, ProducersSectionReader};
 
 use super::inspect::inspect;
+use super::world::{World, declared, printable, world};
 use runtime_api::{Inspection, LoadError};
 
-/// Names in a `producers` section that are kept: honest ones have a handful.
+/// Names in `producers` sections that are kept: honest ones have a handful.
 const PRODUCERS_MAX: usize = 64;
-/// Longest name or version that is kept.
-const NAME_CHARS_MAX: usize = 120;
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +21,8 @@ pub struct Description {
     /// What made it, by the fields of `producers` sections (tool conventions): `language`, `processed-by`, `sdk`; names with their
     /// versions.
     pub producers: BTreeMap<String, Vec<String>>,
+    /// Which world it fits.
+    pub world: World,
 }
 
 /// Reads a module. Linear in its size.
@@ -29,41 +30,56 @@ pub struct Description {
 /// # Errors
 /// Not a module, or not a valid one.
 pub fn describe(bytes: &[u8]) -> Result<Description, LoadError> {
-    let mut found = Description { inspection: inspect(bytes)?, memory_bytes: 0, producers: BTreeMap::new() };
-    let mut names = 0;
+    let inspection = inspect(bytes)?;
+    let (mut memory_bytes, mut producers, mut noted) = (0_u64, Producers::default(), None);
     for payload in Parser::new(0).parse_all(bytes) {
-        let invalid = |error: wasmparser::BinaryReaderError| LoadError::Invalid(error.to_string());
         match payload.map_err(invalid)? {
             Payload::MemorySection(section) => {
                 for memory in section {
                     let memory = memory.map_err(invalid)?;
                     let page_bytes = 1u64.checked_shl(memory.page_size_log2()).unwrap_or(u64::MAX);
-                    let bytes = memory.initial.saturating_mul(page_bytes);
-                    found.memory_bytes = found.memory_bytes.saturating_add(bytes);
+                    memory_bytes = memory_bytes.saturating_add(memory.initial.saturating_mul(page_bytes));
                 }
             }
             Payload::CustomSection(section) => {
-                let KnownCustom::Producers(fields) = section.as_known() else { continue };
-                // What is broken in a section of notes breaks nothing else.
-                for field in fields.into_iter().map_while(Result::ok) {
-                    for value in field.values.into_iter().map_while(Result::ok) {
-                        let text = format!("{} {}", value.name, value.version);
-                        let text: String =
-                            text.trim().chars().filter(|c| !c.is_control()).take(NAME_CHARS_MAX).collect();
-                        let known =
-                            found.producers.entry(field.name.chars().take(NAME_CHARS_MAX).collect()).or_default();
-                        if names < PRODUCERS_MAX && !known.contains(&text) {
-                            known.push(text);
-                            names += 1;
-                        }
-                    }
+                noted = noted.or_else(|| declared(section.name()));
+                if let KnownCustom::Producers(fields) = section.as_known() {
+                    producers.add(fields);
                 }
             }
             _ => {}
         }
     }
-    found.producers.retain(|_, values| !values.is_empty());
-    Ok(found)
+    let world = world(&inspection, noted);
+    Ok(Description { inspection, memory_bytes, producers: producers.by_field, world })
+}
+
+fn invalid(error: wasmparser::BinaryReaderError) -> LoadError {
+    LoadError::Invalid(error.to_string())
+}
+
+/// What is kept of all `producers` sections: those of a component's modules count, each name once.
+#[derive(Debug, Default)]
+struct Producers {
+    by_field: BTreeMap<String, Vec<String>>,
+    names: usize,
+}
+
+impl Producers {
+    /// What is broken in a section of notes breaks nothing else.
+    fn add(&mut self, section: ProducersSectionReader<'_>) {
+        for field in section.into_iter().map_while(Result::ok) {
+            for value in field.values.into_iter().map_while(Result::ok) {
+                let text = printable(format!("{} {}", value.name, value.version).trim());
+                let name = printable(field.name);
+                let known = self.by_field.get(&name).is_some_and(|known| known.contains(&text));
+                if !known && self.names < PRODUCERS_MAX && !text.is_empty() && !name.is_empty() {
+                    self.by_field.entry(name).or_default().push(text);
+                    self.names += 1;
+                }
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -77,6 +93,69 @@ mod tests {
         assert!(hello.inspection.component && hello.memory_bytes >= 64 << 10, "{hello:?}");
         let tools: Vec<&String> = hello.producers.values().flatten().collect();
         assert!(tools.iter().any(|tool| tool.starts_with("wit-component ")), "{hello:?}");
+        assert!(hello.world.to_string().starts_with("wasi:http/proxy@0.2."), "{hello:?}");
+    }
+
+    /// A string as a section has it.
+    fn name(text: &str) -> Vec<u8> {
+        [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat()
+    }
+
+    /// A custom section of `producers`, its fields each with one value.
+    fn section(fields: &[(&str, &str, &str)]) -> Vec<u8> {
+        let mut body = [name("producers"), vec![u8::try_from(fields.len()).unwrap()]].concat();
+        for (field, value, version) in fields {
+            body.extend([name(field), vec![1], name(value), name(version)].concat());
+        }
+        [vec![0, u8::try_from(body.len()).unwrap()], body].concat()
+    }
+
+    /// A core module within a component; what is behind it is the component's.
+    fn within(module: &[u8], behind: &[u8]) -> Vec<u8> {
+        let length = u8::try_from(module.len()).unwrap();
+        assert!(length < 0x80, "one byte of a number");
+        [b"\0asm\x0d\0\x01\0\x01", &[length][..], module, behind].concat()
+    }
+
+    #[test]
+    fn languages_of_a_component_are_those_of_its_modules_each_once() {
+        let rust = ("language", "Rust", "");
+        let of_module = section(&[rust, ("processed-by", "rustc", "1.90.0")]);
+        let module = [b"\0asm\x01\0\0\0", &of_module[..]].concat();
+        let own = section(&[rust, ("language", "C\u{1b}11", "11"), ("processed-by", "wit-component", "0.2")]);
+        let found = describe(&within(&module, &own)).unwrap().producers;
+        assert_eq!(found["language"], ["Rust", "C11 11"]);
+        assert_eq!(found["processed-by"], ["rustc 1.90.0", "wit-component 0.2"]);
+        // Values that say something a person may not be shown, and nothing.
+        let odd = section(&[("sdk", "a\nb", ""), ("language", "\r", "")]);
+        let found = describe(&[b"\0asm\x01\0\0\0", &odd[..]].concat()).unwrap().producers;
+        assert_eq!(found, BTreeMap::from([("sdk".to_owned(), vec!["ab".to_owned()])]));
+    }
+
+    #[test]
+    fn many_producers_are_cut() {
+        let sections = (0..200).flat_map(|n| section(&[("sdk", &"n".repeat(100), &n.to_string())]));
+        let module: Vec<u8> = b"\0asm\x01\0\0\0".iter().copied().chain(sections).collect();
+        assert_eq!(describe(&module).unwrap().producers["sdk"].len(), PRODUCERS_MAX);
+    }
+
+    #[test]
+    fn no_section_of_notes_makes_it_fail_or_say_more_than_it_may() {
+        bolero::check!().for_each(|bytes| {
+            let bytes = &bytes[..bytes.len().min(100)];
+            for named in ["producers", "component-type:a"] {
+                let body = [name(named), bytes.to_vec()].concat();
+                let section = [vec![0, u8::try_from(body.len()).unwrap()], body].concat();
+                let module = [b"\0asm\x01\0\0\0", &section[..]].concat();
+                for whole in [within(&module, &section), within(&module, &[]), module] {
+                    let Ok(found) = describe(&whole) else { continue };
+                    let lines = found.producers.iter().flat_map(|(field, values)| values.iter().chain([field]));
+                    let said: Vec<String> = lines.cloned().chain([found.world.to_string()]).collect();
+                    assert!(said.len() <= 2 * PRODUCERS_MAX + 1);
+                    assert!(said.iter().all(|text| !text.contains(char::is_control)), "{said:?}");
+                }
+            }
+        });
     }
 
     #[test]

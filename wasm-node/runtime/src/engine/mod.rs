@@ -30,6 +30,7 @@ mod settings;
 #[cfg(test)]
 mod tests;
 mod warm;
+mod world;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -47,6 +48,7 @@ pub use load::Loaded;
 pub use plugin::PluginServer;
 pub use runtime::GuestThreads;
 pub use server::HttpServer;
+pub use world::World;
 
 use crate::bounds::epoch::Ticker;
 use crate::bounds::growth::Growth;

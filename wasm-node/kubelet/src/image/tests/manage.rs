@@ -24,7 +24,7 @@ async fn images_are_taken_out_and_brought_in() {
     push(numbered(1), INSPECT, name, &bench.access).await.unwrap();
     let (here, there) = (open(&bench, "here"), open(&bench, "there"));
     let (from, to) = (client(&bench, &here).await, client(&bench, &there).await);
-    let pulled = here.pull(name, &Keyring::default(), Metering::Epochs, "default").await.unwrap().image;
+    let pulled = here.pull(name, &Keyring::default(), Metering::Epochs, "default", &|_| ()).await.unwrap().image;
     let all = from.list().await.unwrap();
     assert_eq!((all.len(), all[0].kind, all[0].prepared, all[0].in_use), (1, ImageKind::Module, true, true));
     assert!(all[0].created_at.is_some() && all[0].last_used_at.is_some());

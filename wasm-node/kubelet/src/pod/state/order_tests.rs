@@ -244,3 +244,34 @@ fn what_ran_before_begins_from_the_start_where_it_always_restarts() {
     let (state, actions) = state.begin(&rules, None, at(0));
     assert_eq!((state.succeeded, actions), (Some(false), vec![Action::Kill(0), Action::Clean]));
 }
+
+/// As many as fit into an object of the API.
+#[test]
+fn thousands_of_init_containers_run_one_after_the_other() {
+    const COUNT: usize = 3000;
+    let mut rules = rules(Restart::Never);
+    let one = rules.containers[0].clone();
+    let classes = std::iter::repeat_n(Class::Init, COUNT).chain([Class::Main]);
+    let named = |(index, class)| ContainerPolicy { name: format!("c{index}"), class, ..one.clone() };
+    rules.containers = classes.enumerate().map(named).collect::<Vec<_>>().into();
+    let (mut state, mut to_do) = State::new(at(0), &rules).begin(&rules, None, at(0));
+    let mut begun = Vec::new();
+    while !to_do.is_empty() {
+        for action in std::mem::take(&mut to_do) {
+            let events = match action {
+                Action::Mount => vec![Event::Mounted],
+                Action::Pull(index) => vec![of(index, pulled())],
+                Action::Start { container, attempt } => {
+                    assert!(container == 0 || state.cells[container - 1].passed, "{container} began too early");
+                    begun.push(container);
+                    vec![of(container, started()), of(container, exited(attempt, 0))]
+                }
+                Action::Clean => vec![Event::Cleaned],
+                _ => Vec::new(),
+            };
+            to_do.extend(events.into_iter().flat_map(|event| state.happen(&rules, event, at(0))).collect::<Vec<_>>());
+        }
+    }
+    assert!(begun.into_iter().eq(0..=COUNT), "each once, in order");
+    assert_eq!(state.succeeded, Some(true));
+}

@@ -81,6 +81,11 @@ impl Compiler {
         Self { process, bounds, quick, background, memory: Mutex::default(), running: Flights::default() }
     }
 
+    /// The wall clock that a module has, once it is its turn.
+    pub(crate) fn time_max(&self) -> Duration {
+        self.bounds.time
+    }
+
     fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
