@@ -62,7 +62,7 @@ fn report(image: Option<&Image>, bytes: usize, found: &Description) -> String {
     line("memory", &format!("{} KiB from the start", found.memory_bytes >> 10));
     for (field, values) in &found.producers {
         // The convention's field is `language`, and there may be several of them.
-        let title = if field == "language" { "languages" } else { field };
+        let title = if field == "language" { "languages" } else { field.as_str() };
         line(title, &values.join(", "));
     }
     if let Some(image) = image {
