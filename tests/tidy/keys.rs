@@ -38,7 +38,7 @@ const OTHERS: &[(&str, &str, &str)] = &[
     ("controllers/src/garbage_collector.rs", "ownerRef [{}/{}", "a sentence of upstream's"),
     ("controllers/src/podautoscaler/compute.rs", "unable to get", "a sentence of upstream's"),
     ("controllers/src/podautoscaler/metrics.rs", "", "paths of requests"),
-    ("controllers/src/podautoscaler/server.rs", "", "paths of requests"),
+    ("controllers/src/scale.rs", "", "paths of requests"),
     ("machinery/api/src/patch/json.rs", "path.split", "a pointer into JSON"),
     ("machinery/api/src/patch/mod.rs", "matches('/').count()", "upstream's check of an apiVersion"),
     ("machinery/api/src/schema/decode.rs", "matches('/').count()", "upstream's check of an apiVersion"),

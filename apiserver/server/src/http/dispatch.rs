@@ -231,14 +231,7 @@ impl RequestHandler {
                 if let Some((row, what)) = &call.row.stands_for {
                     let name = object::text(&object, "name").to_owned();
                     let subresource = row.subresources.iter().find(|s| s.what == *what).copied();
-                    let mut bind = RequestScope {
-                        row,
-                        subresource,
-                        name: &name,
-                        warnings: Vec::new(),
-                        elsewhere: Elsewhere::default(),
-                        ..*call
-                    };
+                    let mut bind = RequestScope { row, subresource, name: &name, ..call.again() };
                     let of = call.row;
                     let again = || bodies::object(of, body, validation, &mut Vec::new());
                     let answer = registry.bind(&mut bind, Wanted::new(object, &again), options).await;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::intent::Intent;
 use super::object::{self, FOREGROUND, ORPHAN, metadata_mut, versioned};
 use super::write::{Change, Existing};
-use super::{Answer, Elsewhere, Registry, RequestScope, ResponseObject};
+use super::{Answer, Registry, RequestScope, ResponseObject};
 use crate::admission::Options;
 use crate::request::options::{DeleteOptions, ListOptions, Propagation};
 use apiserver_resources::{Deletion, ResourceInfo};
@@ -235,8 +235,7 @@ impl Registry {
         };
         for item in &found.items {
             // Over all namespaces there is no deletecollection; the item's own namespace is the call's.
-            let mut one =
-                RequestScope { name: item.name(), warnings: Vec::new(), elsewhere: Elsewhere::default(), ..*call };
+            let mut one = RequestScope { name: item.name(), ..call.again() };
             match self.write(&mut one, &mut Intent::Delete(options.clone()), Options::Delete(options)).await {
                 Ok(_) | Err(ApiError::NotFound(..)) => {}
                 Err(error) => return Err(error),

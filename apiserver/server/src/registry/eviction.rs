@@ -9,7 +9,7 @@ use machinery_api::{ApiError, Cause};
 use serde_json::Value;
 
 use super::intent::{Intent, Wanted};
-use super::{Answer, Elsewhere, Registry, RequestScope, ResponseObject, binding, body, object};
+use super::{Answer, Registry, RequestScope, ResponseObject, binding, body, object};
 use crate::admission::Options;
 use crate::auth::{MASTERS, UserInfo};
 use crate::request::options::{DeleteOptions, WriteOptions};
@@ -51,7 +51,7 @@ impl Registry {
         let options = delete_options(call, &eviction, options)?;
         let asked = WriteOptions { dry_run: options.dry_run, ..WriteOptions::default() };
         self.admit_virtual(call, &mut eviction, &asked).await?;
-        let pods = RequestScope { subresource: None, warnings: Vec::new(), elsewhere: Elsewhere::default(), ..*call };
+        let pods = RequestScope { subresource: None, ..call.again() };
         let versioned = options.resource_version.is_some();
         let mut eviction = Eviction { pods, options, versioned };
         let mut last = call.modified();
@@ -108,15 +108,7 @@ impl Registry {
         let status = row.subresources.iter().find(|sub| sub.what == SubresourceKind::Status).copied();
         let user = UserInfo::component("system:apiserver", Some(MASTERS));
         for _ in 0..TRIES_MAX {
-            let mut budgets = RequestScope {
-                row,
-                subresource: status,
-                name,
-                user: &user,
-                warnings: Vec::new(),
-                elsewhere: Elsewhere::default(),
-                ..*call
-            };
+            let mut budgets = RequestScope { row, subresource: status, name, user: &user, ..call.again() };
             let Some((budget, _)) = self.objects.at(&budgets.key()) else { return Err(budgets.not_found()) };
             let counted = evictions::counted(&budget, call.name, call.now)?;
             if dry_run {
@@ -138,8 +130,7 @@ impl Registry {
         let mut options = DeleteOptions { of_eviction: true, ..options.clone() };
         if !options.dry_run {
             let status = call.row.subresources.iter().find(|sub| sub.what == SubresourceKind::Status).copied();
-            let mut about =
-                RequestScope { subresource: status, warnings: Vec::new(), elsewhere: Elsewhere::default(), ..*call };
+            let mut about = RequestScope { subresource: status, ..call.again() };
             let mut intent = Intent::Disrupt(options.clone());
             let answer = self.write(&mut about, &mut intent, Options::Delete(&options)).await?;
             if options.resource_version.is_some() {

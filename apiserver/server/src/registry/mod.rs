@@ -130,6 +130,14 @@ pub enum Answer {
     Nothing,
 }
 
+impl<'a> RequestScope<'a> {
+    /// The same request, of which nothing is said yet: to be about something else.
+    #[must_use]
+    pub fn again(&self) -> RequestScope<'a> {
+        RequestScope { warnings: Vec::new(), elsewhere: Elsewhere::default(), ..*self }
+    }
+}
+
 impl RequestScope<'_> {
     /// The subresource's name, or empty.
     #[must_use]
