@@ -15,9 +15,9 @@ use super::shares::Turns;
 const TICK: Duration = Duration::from_millis(2);
 /// The same where guests want more CPU than there is: who waits for a thread, most of all a request of a quiet pod, waits for the end of
 /// somebody's turn, and again for each of its own steps.
-const CROWDED_TICK: Duration = Duration::from_micros(250);
+const CROWDED_TICK: Duration = Duration::from_micros(500);
 /// How many of those are a usual one.
-pub(crate) const CROWDED_TICKS_OF_A_TICK: u32 = 8;
+pub(crate) const CROWDED_TICKS_OF_A_TICK: u32 = 4;
 /// Ticks without a guest before the ticker parks: waking it costs a system call, so it stays up under steady traffic.
 const IDLE_TICKS_MAX: u32 = 50;
 
