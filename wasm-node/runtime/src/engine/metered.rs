@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::container::Shared;
+use super::runtime::TURNS_BETWEEN_EVENTS;
 use crate::bounds::epoch::take_interrupted;
 use crate::bounds::priority;
 use crate::bounds::shares::Turn;
@@ -19,12 +20,15 @@ pub(crate) struct Metered<F> {
     turn: Option<Turn>,
     /// It was interrupted, and others wait for it to come again.
     comes_again: bool,
+    /// How often it steps aside before it asks for its next turn.
+    steps_aside: u32,
     goes_first: bool,
 }
 
 impl<F: Future> Metered<F> {
     pub(crate) fn new(guest: F, container: Arc<Shared>) -> Self {
-        Self { guest: Box::pin(guest), container, held: None, turn: None, comes_again: false, goes_first: false }
+        let (held, turn) = (None, None);
+        Self { guest: Box::pin(guest), container, held, turn, comes_again: false, steps_aside: 0, goes_first: false }
     }
 
     /// It is a call of the node's own, and waits for no other guest.
@@ -67,6 +71,11 @@ impl<F: Future> Future for Metered<F> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = &mut *self;
+        if this.steps_aside > 0 {
+            this.steps_aside -= 1;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         loop {
             if let Some(held) = &mut this.held {
                 std::task::ready!(held.as_mut().poll(cx));
@@ -86,6 +95,10 @@ impl<F: Future> Future for Metered<F> {
         priority::polled(took, this.container.engine.turns().crowded());
         let interrupted = take_interrupted() && polled.is_pending() && !this.goes_first;
         this.comes_again = this.container.engine.turns().ran(&this.container.cpu, interrupted);
+        if this.comes_again {
+            // Its thread has not looked at sockets for the length of a turn: each step counts as a turn, until it does.
+            this.steps_aside = TURNS_BETWEEN_EVENTS - 1;
+        }
         polled
     }
 }
