@@ -66,7 +66,7 @@ refused signed-huge 'its manifest has more than'
 refused signed-many 'it has more than 64 signatures'
 refused signed-metadata 'its signatures can.t be had: it redirects: addresses of this machine, link-local ones and metadata services'
 refused signed-broken 'is no manifest of signatures'
-refused signed-bundle 'it has a Sigstore bundle, as cosign writes since version 3, .* cosign sign --new-bundle-format=false --key'
+refused signed-bundle 'it has a Sigstore bundle, as cosign writes since version 3, .*cosign sign --new-bundle-format=false --key'
 refused nowhere 'rule "default" of the node.s signature policy rejects every image'
 ! grep -q ' /v2/signed/hello/manifests/v1?ns=mirrored.test' "$WORK/requests" || fail "a registry was asked for what is rejected"
 after=$(awk '/VmHWM/ {print $2}' "/proc/$UP_PID/status")
