@@ -53,6 +53,17 @@ struct Referrer {
     digest: String,
 }
 
+impl Referrer {
+    fn is(&self, artifact_type: &str) -> bool {
+        self.artifact_type.as_deref() == Some(artifact_type)
+    }
+}
+
+/// What an index lists; `None`: it is none.
+fn manifests(index: &[u8]) -> Option<Vec<Referrer>> {
+    serde_json::from_slice(index).ok().map(|Index { manifests }| manifests)
+}
+
 #[derive(Deserialize)]
 struct Manifest {
     #[serde(default)]
@@ -86,12 +97,6 @@ pub(in super::super) async fn verify(
         for digest in chain.iter().filter(|_| !rule.is_impossible()) {
             look.manifest(digest).await?;
             if look.is_over() {
-                return Ok(());
-            }
-        }
-        for digest in chain.iter().filter(|_| !rule.is_impossible()) {
-            if !look.referrers(digest, BUNDLE).await?.is_empty() {
-                look.judgement.fault(Fault::Bundle);
                 break;
             }
         }
@@ -132,7 +137,7 @@ impl Look<'_, '_> {
         if self.is_over() {
             return Ok(());
         }
-        for name in self.referrers(digest, REFERRER).await? {
+        for name in self.referrers(digest).await? {
             if self.is_over() {
                 return Ok(());
             }
@@ -145,26 +150,36 @@ impl Look<'_, '_> {
         Ok(())
     }
 
-    /// Manifests of a kind of signatures that name the image themselves.
-    async fn referrers(&mut self, digest: &str, kind: &str) -> Result<Vec<String>, Unproven> {
-        let index = match self.session.referrers(digest, kind).await {
-            // A registry that has no such list has it under a tag.
+    /// Manifests of signatures that name the image themselves.
+    async fn referrers(&mut self, digest: &str) -> Result<Vec<String>, Unproven> {
+        let (index, is_listed) = match self.session.referrers(digest, REFERRER).await {
+            // A registry that has no such list has it under a tag, of all kinds together.
             Err(RemoteError::NotFound) => {
-                self.session.manifest(&digest.replace(':', "-")).await.map(|(bytes, _)| bytes)
+                (self.session.manifest(&digest.replace(':', "-")).await.map(|(bytes, _)| bytes), false)
             }
-            listed => listed,
+            listed => (listed, true),
         };
         let index = match index {
             Ok(index) => index,
             Err(RemoteError::NotFound) => return Ok(Vec::new()),
             Err(error) => return unread(self.judgement, error).map(|()| Vec::new()),
         };
-        let Ok(Index { manifests }) = serde_json::from_slice(&index) else {
+        let Some(all) = manifests(&index) else {
             self.judgement.fault(Fault::Unread("its list of referrers is no index".into()));
             return Ok(Vec::new());
         };
-        let signatures = manifests.into_iter().filter(|manifest| manifest.artifact_type.as_deref() == Some(kind));
-        Ok(signatures.map(|manifest| manifest.digest).filter(|digest| is_sha256(digest)).collect())
+        let is_signature = |manifest: &Referrer| manifest.is(REFERRER) && is_sha256(&manifest.digest);
+        let mut is_bundled = all.iter().any(|manifest| manifest.is(BUNDLE));
+        let signatures: Vec<String> = all.into_iter().filter(is_signature).map(|manifest| manifest.digest).collect();
+        if is_listed && signatures.is_empty() && !is_bundled {
+            // Only to say what is wrong: whether it can be had doesn't matter.
+            let bundles = self.session.referrers(digest, BUNDLE).await.ok().and_then(|index| manifests(&index));
+            is_bundled = bundles.is_some_and(|all| all.iter().any(|manifest| manifest.is(BUNDLE)));
+        }
+        if is_bundled {
+            self.judgement.fault(Fault::Bundle);
+        }
+        Ok(signatures)
     }
 
     async fn layers(&mut self, digest: &str, name: &str, manifest: &[u8]) -> Result<(), Unproven> {
