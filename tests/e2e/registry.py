@@ -121,11 +121,17 @@ def layouts(module, other=b""):
     kind = "application/vnd.fermyon.spin.application.v1+config"
     locked = {"spin_lock_version": 1, "triggers": [{"id": "t", "trigger_type": "http"}], "components": [{"id": "web", "source": {"digest": wasm["digest"]}}]}
     spin = manifest(document(locked, kind), [{**wasm, "mediaType": "application/vnd.wasm.content.layer.v1+wasm"}])
+    text = blob(b"a b c", "application/vnd.wasm.content.layer.v1+data")
+    files = [{"content_type": "text/plain", "digest": text["digest"], "path": "texts/one"}, {"inline": base64.b64encode(b"d e f g").decode(), "path": "/texts/two"}]
+    archive = blob(gzip.compress(tar({"texts/one": b"a b c", "texts/two": b"d e f g"})), "application/vnd.wasm.content.bundle.v1.tar+gzip")
+    component = blob(module, "application/vnd.wasm.content.layer.v1+wasm")
+    with_files = document({**locked, "components": [{**locked["components"][0], "files": files}]}, kind)
+    spin_files, spin_archive = (manifest(document({"architecture": "wasm", "os": "Wasip1"}, IMAGE), [component, layer, with_files]) for layer in (text, archive))
     wash = manifest(document({}, "application/vnd.wasmcloud.actor.archive.config"), [{**wasm, "mediaType": "application/vnd.module.wasm.content.layer.v1+wasm"}])
     gzipped = lambda files: blob(gzip.compress(files), "application/vnd.oci.image.layer.v1.tar+gzip")
     many = manifest(document(run, IMAGE), [gzipped(tar({"app.wasm": module, "bin/count.wasm": other}))])
     faults = {name: manifest(document(run, IMAGE), [gzipped(tar({"app.wasm": module, "name": name.encode()}))]) for name in FAULTS}
-    named = {"cncf": cncf, "many": many, "evil-bomb": manifest(document(run, IMAGE), [bomb()]), **faults, "scratch": scratch, "compat": compat, "linux": linux, "index": index, "spin": spin, "wash": wash, "zstd": packed,
+    named = {"cncf": cncf, "many": many, "evil-bomb": manifest(document(run, IMAGE), [bomb()]), **faults, "scratch": scratch, "compat": compat, "linux": linux, "index": index, "spin": spin, "spin-files": spin_files, "spin-archive": spin_archive, "files": manifest(document(run, IMAGE), [layer, bottom, top]), "wash": wash, "zstd": packed,
              **{name: manifest(cncf["config"], [wasm], annotations={"variant": name}) for name in SIGNED},
              "signed-index": {**index, "annotations": {"variant": "signed"}}, "signed-data": {**data, "annotations": {"variant": "signed"}},
              "data": data, "private-data": data, "artifact": artifact, "evil-escape": escape, "evil-drip": drip}

@@ -186,11 +186,11 @@ impl Describer {
         let (config, module) = match plan {
             Plan::Module { config, layer, .. } => (config, Some(layer)),
             Plan::Image { config, .. } => (config, None),
-            Plan::Spin { application, modules } => {
+            Plan::Spin { application, layers } => {
                 let document = self.document(session, &application).await?;
-                let component = spin::component(&document, &modules);
-                let (layer, _) = component.map_err(|refusal| Unknown::Final(refusal.to_string()))?;
-                (application, Some(layer))
+                let component = spin::component(&document, &layers);
+                let component = component.map_err(|refusal| Unknown::Final(refusal.to_string()))?;
+                (application, Some(component.module))
             }
             Plan::Child(_) => return Err(Unknown::Final("an index where an image is wanted".into())),
         };

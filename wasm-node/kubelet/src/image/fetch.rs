@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use super::error::ImageError;
 use super::image_config::{ImageConfig, image_config, module_image_config};
+use super::known::Image;
 use super::layers::{self, ExtractError, Keep, Modules};
 use super::manifest::{Descriptor, Layer, Plan, Refusal, plan};
-use super::pull::{Image, basename, on_disk};
+use super::pull::{basename, on_disk};
 use super::session::{MANIFEST_BYTES_MAX, RemoteError, Session};
 use super::signatures::{self, Rule, Unproven};
-use super::spin;
-use super::volume_manifest::{self, VolumePlan, own_architecture};
+use super::spin::{self, Asset};
+use super::volume_manifest::{self, Content, VolumeLayer, VolumePlan, own_architecture};
 use machinery_env::Env;
 use oci_registry::blobs::{BLOB_BYTES_MAX, BlobError, BlobStore, BlobWriter, Pins, digest};
 use oci_registry::reference::{Reference, is_sha256};
@@ -158,12 +159,15 @@ impl Fetch<'_> {
                 let blobs = vec![config.digest, layer.digest.clone()];
                 Ok(self.put_together(manifest_digest, Modules::only(layer.digest), blobs, run))
             }
-            Plan::Spin { application, modules } => {
+            Plan::Spin { application, layers } => {
                 let document = self.document(&application).await?;
-                let (layer, run) = spin::component(&document, &modules).map_err(|refusal| self.refused(refusal))?;
-                self.blob(&layer, MODULE_BYTES_MAX).await?;
-                let blobs = vec![application.digest, layer.digest.clone()];
-                Ok(self.put_together(manifest_digest, Modules::only(layer.digest), blobs, run))
+                let found = spin::component(&document, &layers).map_err(|refusal| self.refused(refusal))?;
+                let spin::Component { module, assets, run } = found;
+                self.blob(&module, MODULE_BYTES_MAX).await?;
+                let files = self.assets(assets).await?;
+                let blobs = files.iter().map(|file| file.digest.clone());
+                let blobs = blobs.chain([application.digest, module.digest.clone()]).collect();
+                Ok(Image { files, ..self.put_together(manifest_digest, Modules::only(module.digest), blobs, run) })
             }
             Plan::Image { config, layers } => {
                 let document = self.document(&config).await?;
@@ -173,17 +177,44 @@ impl Fetch<'_> {
                     self.blob(&layer.descriptor, BLOB_BYTES_MAX).await?;
                     blobs.push(layer.descriptor.digest.clone());
                 }
+                let packed = |layer: &Layer| {
+                    let (digest, content) = (layer.descriptor.digest.clone(), Content::Tar(layer.compression));
+                    VolumeLayer { digest, content }
+                };
+                let files = layers.iter().map(packed).collect();
                 let modules = self.extract(layers, &run.module).await?;
-                Ok(self.put_together(manifest_digest, modules, blobs, run))
+                let files = if modules.beside_files { files } else { Vec::new() };
+                Ok(Image { files, ..self.put_together(manifest_digest, modules, blobs, run) })
             }
         }
     }
 
+    /// Has the blobs of an application's files.
+    async fn assets(&self, assets: Vec<Asset>) -> Result<Vec<VolumeLayer>, FetchError> {
+        let mut files = Vec::new();
+        for asset in assets {
+            files.push(match asset {
+                Asset::Layer(descriptor, content) => {
+                    self.blob(&descriptor, BLOB_BYTES_MAX).await?;
+                    VolumeLayer { digest: descriptor.digest, content }
+                }
+                Asset::Inline(bytes, content) => VolumeLayer { digest: self.put(bytes).await?, content },
+            });
+        }
+        Ok(files)
+    }
+
+    /// Keeps what came within a document; its digest.
+    async fn put(&self, bytes: Vec<u8>) -> Result<String, FetchError> {
+        let (store, digest) = (self.blobs.clone(), digest(&bytes));
+        self.pins.add(&digest);
+        on_disk(move || store.put(&bytes)).await.map_err(|error| self.unkept(error))?;
+        Ok(digest)
+    }
+
     /// Keeps the manifest with its image, which can be taken out again by it.
     async fn with_manifest(&self, mut image: Image, manifest: Vec<u8>) -> Result<Image, FetchError> {
-        let (store, digest) = (self.blobs.clone(), digest(&manifest));
-        self.pins.add(&digest);
-        on_disk(move || store.put(&manifest)).await.map_err(|error| self.unkept(error))?;
+        let digest = self.put(manifest).await?;
         image.blobs.push(digest.clone());
         image.manifest = Some(digest);
         Ok(image)
@@ -238,6 +269,7 @@ impl Fetch<'_> {
             module: modules.entrypoint,
             modules: modules.by_path,
             volume: None,
+            files: Vec::new(),
             manifest: None,
             size_bytes: blobs.iter().filter_map(|blob| self.blobs.size(blob)).sum(),
             blobs,
@@ -358,7 +390,7 @@ impl Keep for Kept<'_> {
 impl Modules {
     /// Of an artifact that is one module.
     pub(super) fn only(digest: String) -> Self {
-        Self { entrypoint: digest, by_path: BTreeMap::new() }
+        Self { entrypoint: digest, by_path: BTreeMap::new(), beside_files: false }
     }
 }
 

@@ -47,6 +47,8 @@ pub(crate) struct Modules {
     pub(crate) entrypoint: String,
     /// Digests by absolute path: files called `.wasm`, and links to them of any name.
     pub(crate) by_path: BTreeMap<String, String>,
+    /// Whether there are other files.
+    pub(crate) beside_files: bool,
 }
 
 /// Why there are none.
@@ -101,7 +103,8 @@ pub(crate) fn extract<R: Read + 'static>(
         digests.get(at).cloned().ok_or_else(changed)
     };
     let by_path = names.iter().map(|(name, at)| Ok((name.clone(), digest(at)?))).collect::<Result<_, Refusal>>()?;
-    Ok(Modules { entrypoint: digest(&main)?, by_path })
+    let is_other = |node: &Node| matches!(node, Node::File { layer, entry } if !wanted.contains(&(*layer, *entry)));
+    Ok(Modules { entrypoint: digest(&main)?, by_path, beside_files: tree.values().any(is_other) })
 }
 
 fn copy(entry: &mut dyn Read, keep: &mut dyn Keep) -> Result<String, ExtractError> {

@@ -30,8 +30,8 @@ const OLDER_MODULE_CONFIGS: [&str; 2] =
     ["application/vnd.wasm.config.v1+json", "application/vnd.wasmcloud.actor.archive.config"];
 /// Everything that a pull says it accepts.
 pub(crate) const ACCEPTED: [&str; 4] = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_INDEX];
-/// Layers of an image; the scratch images seen have one to three.
-pub(super) const LAYERS_MAX: usize = 64;
+/// Layers of an image: Spin gives each file of an application its own, up to 500 (what the smallest of registries take).
+pub(super) const LAYERS_MAX: usize = 512;
 /// Platforms that an error lists.
 pub(super) const LISTED_MAX: usize = 8;
 
@@ -84,8 +84,8 @@ pub(super) struct Manifest {
 pub(crate) enum Plan {
     /// This layer is the module; the config is a container image's where `is_image`.
     Module { config: Descriptor, layer: Descriptor, is_image: bool },
-    /// A Spin application, of which these layers are modules.
-    Spin { application: Descriptor, modules: Vec<Descriptor> },
+    /// A Spin application, which says what these layers are.
+    Spin { application: Descriptor, layers: Vec<Descriptor> },
     /// A container image: its config decides.
     Image { config: Descriptor, layers: Vec<Layer> },
     /// An index: go on with this child.
@@ -217,10 +217,10 @@ pub(crate) fn plan(bytes: &[u8]) -> Result<Plan, Refusal> {
             [layer] if is_module(layer) => Ok(Plan::Module { layer: layer.clone(), config, is_image: false }),
             _ => Err(layout("an artifact of this type has exactly one layer, a module")),
         },
-        SPIN_APPLICATION => Ok(Plan::Spin { application: config, modules: layers }),
+        SPIN_APPLICATION => Ok(Plan::Spin { application: config, layers }),
         OCI_CONFIG | DOCKER_CONFIG => {
             if let Some(at) = layers.iter().position(|layer| layer.media_type == SPIN_APPLICATION) {
-                return Ok(Plan::Spin { application: layers[at].clone(), modules: layers });
+                return Ok(Plan::Spin { application: layers[at].clone(), layers });
             }
             match layers.as_slice() {
                 [layer] if is_module(layer) => Ok(Plan::Module { layer: layer.clone(), config, is_image: true }),

@@ -3,16 +3,16 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedMutexGuard;
 
 use super::access::{Access, Trust};
 use super::compiling::{Told, told};
 use super::error::ImageError;
 use super::keyring::Keyring;
+use super::known::{AllKnown, Image, Known, Purpose, Record, key};
 use super::providers::{CredentialProviders, ProviderFigures, Providers};
 use super::registries::Registries;
 use super::remote::Remote;
@@ -21,7 +21,6 @@ use super::source::{Source, repository};
 use super::toolbox::Toolbox;
 use super::turns::{PARALLEL_PULLS_DEFAULT, Turn, Turns};
 use super::volume::Trees;
-use super::volume_manifest::VolumeLayer;
 use machinery_env::Env;
 use oci_registry::Credentials;
 use oci_registry::blobs::{BlobError, BlobStore, Pins, digest, write_durably};
@@ -43,15 +42,6 @@ pub enum PullPolicy {
     Never,
 }
 
-/// What an image is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
-    /// To be run.
-    Module,
-    /// To be mounted.
-    Volume,
-}
-
 /// How the built-in registry is reached.
 #[derive(Clone)]
 pub struct RegistryAccess {
@@ -61,60 +51,6 @@ pub struct RegistryAccess {
     pub credentials: Credentials,
     /// The cluster's CA as PEM where the registry speaks TLS; none = plain HTTP.
     pub ca_pem: Option<Vec<u8>>,
-}
-
-/// An image that is on this node, ready to load.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Image {
-    /// The name it was pulled by, normalized.
-    pub name: String,
-    /// For `status.containerStatuses[].imageID`: `registry.local/hello@sha256:…`.
-    pub image_id: String,
-    /// The module's own digest; empty where the image is only mounted.
-    pub module: String,
-    /// What a volume of it is made of; none = it is run.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub volume: Option<Vec<VolumeLayer>>,
-    /// Every module of an image's layers by its absolute path, with links to them: what can be run beside the entrypoint.
-    #[serde(default)]
-    pub modules: BTreeMap<String, String>,
-    /// The manifest that it was made of, where that was kept: of an index it is a child.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub manifest: Option<String>,
-    /// Blobs that belong to it.
-    pub blobs: Vec<String>,
-    /// Sum of its blobs' sizes.
-    pub size_bytes: u64,
-    /// Entrypoint and arguments of the image; argv[0] is the module's name where the layout has none.
-    pub argv: Vec<String>,
-    /// The image's environment.
-    pub env: Vec<(String, String)>,
-    /// The image's working directory.
-    pub working_dir: Option<String>,
-}
-
-impl Image {
-    /// What it is known by: an image that is run and mounted is two.
-    pub(super) fn key(&self) -> String {
-        let purpose = if self.volume.is_some() { Purpose::Volume } else { Purpose::Module };
-        key(&self.name, purpose)
-    }
-
-    /// Whether all that it is made of is there.
-    fn is_whole(&self, blobs: &BlobStore) -> bool {
-        match &self.volume {
-            Some(layers) => layers.iter().all(|layer| blobs.size(&layer.digest).is_some()),
-            None => blobs.size(&self.module).is_some(),
-        }
-    }
-}
-
-/// No name of an image has a space in it.
-pub(super) fn key(name: &str, purpose: Purpose) -> String {
-    match purpose {
-        Purpose::Module => name.to_owned(),
-        Purpose::Volume => format!("{name} volume"),
-    }
 }
 
 /// What the images of a node are made with.
@@ -154,32 +90,6 @@ pub struct Pulled {
     pub image: Arc<Image>,
     /// How long it took, without what it waited for other pulls.
     pub took: Duration,
-}
-
-/// What is kept of an image on the disk.
-#[derive(Serialize, Deserialize)]
-struct Record {
-    #[serde(flatten)]
-    image: Image,
-    #[serde(flatten)]
-    trust: Trust,
-}
-
-/// An image as it is known. That somebody else holds the `Arc` is what keeps it: a pod's worker has it from the moment
-/// in which it is decided that the image is there until nothing of the pod is left, so that no list of users can lie.
-pub(super) struct Known {
-    pub(super) image: Arc<Image>,
-    trust: Trust,
-    pub(super) detected_at: Duration,
-    pub(super) used_at: Duration,
-}
-
-#[derive(Default)]
-pub(super) struct AllKnown {
-    /// By what they are known by.
-    pub(super) by_name: BTreeMap<String, Known>,
-    /// Whose name means another image now, and which pods may still have.
-    pub(super) replaced: Vec<Weak<Image>>,
 }
 
 /// Leave to pull an image, which nobody else pulls meanwhile.
@@ -576,6 +486,7 @@ impl Images {
             blobs: vec![module.clone()],
             modules: BTreeMap::new(),
             volume: None,
+            files: Vec::new(),
             manifest: None,
             module,
             argv: vec![basename(&path.display().to_string())],

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::collect::{Candidate, CollectPolicy, Disk, decide};
-use super::pull::{Image, Images};
+use super::known::Image;
+use super::pull::Images;
 use oci_registry::blobs::BlobError;
 use oci_registry::distribution::names;
 

@@ -1,5 +1,5 @@
-//! Images that are mounted (KEP-4639): fetched as those that are run, and unpacked into a folder that all volumes of the same image
-//! share, read-only. The folders are a cache: made from blobs when they are wanted, gone with the process.
+//! Files of images: those that are mounted (KEP-4639), fetched as those that are run, and those that are run and hold more than modules.
+//! Each is unpacked into a folder that all who have the same image share, read-only. The folders are a cache: made from blobs when they are wanted, gone with the process.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::error::ImageError;
 use super::keyring::Keyring;
+use super::known::{Image, Purpose, key};
 use super::manifest::Refusal;
-use super::pull::{Image, Images, Pulled, Purpose, key, on_disk};
+use super::pull::{Images, Pulled, on_disk};
 use super::unpack::{UnpackError, unpack};
 use super::volume_manifest::Content;
 use oci_registry::blobs::BlobError;
@@ -21,7 +22,7 @@ const ASIDE: &str = ".old-";
 /// The folders of images that are unpacked.
 pub(super) struct Trees {
     dir: PathBuf,
-    /// Bytes that were written, by the manifest's digest.
+    /// Bytes that were written, by [`Image::tree`].
     unpacked: Mutex<BTreeMap<String, u64>>,
 }
 
@@ -57,13 +58,13 @@ impl Trees {
         self.unpacked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn path(&self, digest: &str) -> PathBuf {
-        self.dir.join(digest.trim_start_matches("sha256:"))
+    fn path(&self, tree: &str) -> PathBuf {
+        self.dir.join(tree.trim_start_matches("sha256:"))
     }
 
     /// What the folder of an image takes.
     pub(super) fn bytes(&self, image: &Image) -> u64 {
-        self.unpacked().get(manifest_digest(image)).copied().unwrap_or_default()
+        image.tree().and_then(|tree| self.unpacked().get(&tree).copied()).unwrap_or_default()
     }
 
     /// Removes the folders of images that are not among what `held` finds; how many bytes they had. Who has an image before it looks
@@ -73,14 +74,12 @@ impl Trees {
         {
             let mut unpacked = self.unpacked();
             let held = held();
-            let held: BTreeSet<&str> =
-                held.iter().filter(|image| image.volume.is_some()).map(|image| manifest_digest(image)).collect();
-            let unused: Vec<String> =
-                unpacked.keys().filter(|digest| !held.contains(digest.as_str())).cloned().collect();
-            for digest in unused {
+            let held: BTreeSet<String> = held.iter().filter_map(|image| image.tree()).collect();
+            let unused: Vec<String> = unpacked.keys().filter(|tree| !held.contains(*tree)).cloned().collect();
+            for tree in unused {
                 let aside = tempfile::tempdir_in(&self.dir)?;
-                std::fs::rename(self.path(&digest), aside.path().join("tree"))?;
-                freed_bytes += unpacked.remove(&digest).unwrap_or_default();
+                std::fs::rename(self.path(&tree), aside.path().join("tree"))?;
+                freed_bytes += unpacked.remove(&tree).unwrap_or_default();
                 gone.push(aside);
             }
         }
@@ -89,9 +88,9 @@ impl Trees {
     }
 
     /// Has the folder of an image, where nobody was quicker.
-    fn put(&self, digest: String, partial: tempfile::TempDir, bytes: u64) -> std::io::Result<()> {
-        let path = self.path(&digest);
-        if let Entry::Vacant(vacant) = self.unpacked().entry(digest) {
+    fn put(&self, tree: String, partial: tempfile::TempDir, bytes: u64) -> std::io::Result<()> {
+        let path = self.path(&tree);
+        if let Entry::Vacant(vacant) = self.unpacked().entry(tree) {
             std::fs::rename(partial.keep(), path)?;
             vacant.insert(bytes);
         }
@@ -99,8 +98,17 @@ impl Trees {
     }
 }
 
-fn manifest_digest(image: &Image) -> &str {
-    image.image_id.rsplit_once('@').map_or("", |(_, digest)| digest)
+impl Image {
+    /// What its folder is called: an image that is run has other files in it than one that is mounted (another child of its index,
+    /// another form of artifact). `None`: it has none.
+    fn tree(&self) -> Option<String> {
+        let digest = self.image_id.rsplit_once('@').map_or("", |(_, digest)| digest);
+        match self.volume {
+            Some(_) => Some(digest.to_owned()),
+            None if self.files.is_empty() => None,
+            None => Some(format!("{digest}-run")),
+        }
+    }
 }
 
 impl Images {
@@ -130,19 +138,20 @@ impl Images {
         Ok(Pulled { image, took })
     }
 
-    /// The folder of an image that is mounted, unpacked where it isn't yet. It stays as long as somebody has the image.
+    /// The folder of an image, unpacked where it isn't yet; none where nothing of it is seen as files. It stays as long as somebody has
+    /// the image.
     ///
     /// # Errors
     /// The layers, or the disk.
-    pub async fn tree(&self, image: &Arc<Image>) -> Result<PathBuf, ImageError> {
-        let digest = manifest_digest(image).to_owned();
-        let flight = self.flight(&format!("{digest} tree"));
+    pub async fn tree(&self, image: &Arc<Image>) -> Result<Option<PathBuf>, ImageError> {
+        let Some(name) = image.tree() else { return Ok(None) };
+        let path = self.trees.path(&name);
+        let flight = self.flight(&format!("{name} tree"));
         let _alone = flight.lock().await;
-        let path = self.trees.path(&digest);
-        if self.trees.unpacked().contains_key(&digest) {
-            return Ok(path);
+        if self.trees.unpacked().contains_key(&name) {
+            return Ok(Some(path));
         }
-        let layers = image.volume.clone().unwrap_or_default();
+        let layers = image.unpacked().to_vec();
         let (blobs, trees) = (self.blobs.clone(), self.trees.clone());
         let unpacked = on_disk(move || {
             blobs.check_space()?;
@@ -154,7 +163,7 @@ impl Images {
             };
             let space = || blobs.check_space().map_err(std::io::Error::other);
             match unpack(&contents, &mut open, partial.path(), &space) {
-                Ok(bytes) => trees.put(digest, partial, bytes).map(Ok).map_err(BlobError::Io),
+                Ok(bytes) => trees.put(name, partial, bytes).map(Ok).map_err(BlobError::Io),
                 Err(UnpackError::Refused(refusal)) => Ok(Err(refusal)),
                 Err(UnpackError::Disk(error)) => Err(BlobError::Io(error)),
             }
@@ -162,6 +171,6 @@ impl Images {
         let name = || image.name.clone();
         let unpacked = unpacked.await.map_err(|source| ImageError::Blob { image: name(), source })?;
         unpacked.map_err(|refusal| ImageError::Refused { image: name(), refusal })?;
-        Ok(path)
+        Ok(Some(path))
     }
 }

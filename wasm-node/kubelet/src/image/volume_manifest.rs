@@ -154,7 +154,7 @@ mod tests {
         let mut large = layer("text/plain", None);
         large["size"] = json!(u64::MAX);
         assert!(contents(vec![large.clone(), large]).unwrap_err().contains("too large"));
-        assert!(contents(vec![layer("text/plain", None); LAYERS_MAX + 1]).unwrap_err().contains("65 layers"));
+        assert!(contents(vec![layer("text/plain", None); LAYERS_MAX + 1]).unwrap_err().contains("513 layers"));
     }
 
     #[test]

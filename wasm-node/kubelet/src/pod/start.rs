@@ -85,6 +85,8 @@ fn metering(node: &Shared, pod: &Pod, container: &ContainerSpecWire) -> Metering
 pub(crate) struct Pulls {
     /// Its own image.
     pub(crate) image: Arc<Image>,
+    /// Where its image's own files lie, where it has others than modules.
+    pub(crate) root: Option<PathBuf>,
     /// The images that it mounts, by their volume: where they lie, for as long as they are held.
     pub(crate) volumes: Vec<(String, PathBuf, Arc<Image>)>,
 }
@@ -114,12 +116,14 @@ pub(crate) async fn pull(
         let (image, message) = pulling.have(&reference, source.pull_policy.as_deref(), None).await.map_err(of)?;
         let tree = node.parts.images.tree(&image).await.map_err(of)?;
         let _ = tell.send(happened(index, CellEvent::VolumePulled { message })).await;
-        volumes.push((name.to_owned(), tree, image));
+        volumes.extend(tree.map(|tree| (name.to_owned(), tree, image)));
     }
     let name = container.image.clone().unwrap_or_default();
     let metering = metering(node, pod, container);
     let had = pulling.have(&name, container.image_pull_policy.as_deref(), Some(metering)).await;
-    had.map(|(image, message)| (Pulls { image, volumes }, message)).map_err(own)
+    let (image, message) = had.map_err(own)?;
+    let root = node.parts.images.tree(&image).await.map_err(own)?;
+    Ok((Pulls { image, root, volumes }, message))
 }
 
 /// The images that a container mounts, each once.
@@ -289,7 +293,7 @@ async fn made(
     node: &Shared,
     home: &Home,
     wire: &ContainerSpecWire,
-    Pulls { image, volumes }: &Pulls,
+    Pulls { image, root, volumes }: &Pulls,
     attempt: u32,
 ) -> Result<Made, Refused> {
     let (pod, ip) = (&home.pod, home.ip);
@@ -304,6 +308,7 @@ async fn made(
     let mut preopens = mounted(node, pod, wire, (&dir, attempt), (volumes, &variables))?;
     let runner_class = runner_class(settings.suit(&wire.name, loaded.kind()).map_err(config)?);
     let termination = termination(&dir, wire, attempt, runner_class.leaves_message, &mut preopens).map_err(config)?;
+    preopens.extend(image_root(root.as_deref(), &preopens));
     let log = node
         .logs
         .open(node.log_path(&uid, &wire.name, attempt))
@@ -404,6 +409,13 @@ fn mounted(
     let elsewhere = mounts::Elsewhere { images: &images, allowed: &volumes.host_paths, local: &volumes.local };
     let variable = |name: &str| variables.get(name).cloned();
     mounts::preopens(pod, wire, run, &elsewhere, &variable).map_err(unmounted)
+}
+
+/// The files of the container's own image, unless a volume takes their place.
+fn image_root(tree: Option<&Path>, mounted: &[Preopen]) -> Option<Preopen> {
+    let is_taken = mounted.iter().any(|preopen| preopen.guest == "/");
+    let host = tree.filter(|_| !is_taken)?.to_owned();
+    Some(Preopen { host, sub_paths: Vec::new(), guest: "/".into(), writable: false })
 }
 
 fn unmounted(error: MountError) -> Refused {
@@ -540,6 +552,16 @@ fn termination(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_images_files_are_the_root_unless_a_volume_is() {
+        let tree = Path::new("/trees/a");
+        let root = image_root(Some(tree), &[]).unwrap();
+        assert_eq!((root.guest.as_str(), root.host.as_path(), root.writable), ("/", tree, false));
+        let below = Preopen { guest: "/data".into(), writable: true, ..root.clone() };
+        assert_eq!(image_root(Some(tree), &[below]).as_ref(), Some(&root));
+        assert_eq!(image_root(Some(tree), &[root]), None);
+    }
 
     #[test]
     fn durations_are_written_as_gos() {

@@ -83,7 +83,7 @@ async fn what_is_no_module_is_brought_in_to_be_mounted() {
     let kept = to.import(&archive, None).await.unwrap();
     assert_eq!((kept[0].kind, kept[0].prepared), (ImageKind::Volume, false));
     let image = there.decide((name, Purpose::Volume), PullPolicy::Never, &Keyring::default()).unwrap().unwrap();
-    let tree = there.tree(&image).await.unwrap();
+    let tree = there.tree(&image).await.unwrap().unwrap();
     let file = tree.join(digest(&layer).replace(':', "-"));
     assert_eq!(std::fs::read(file).unwrap(), layer);
 }

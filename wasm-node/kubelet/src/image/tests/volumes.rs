@@ -19,7 +19,11 @@ fn tar(files: &[(&str, &str)]) -> Vec<u8> {
 impl Bench {
     /// Pushes an image of those layers, each with its media type and title.
     async fn push_layers(&self, name: &str, layers: &[(&str, &str, Vec<u8>)]) {
-        let config = b"{}".to_vec();
+        self.push_image(name, layers, b"{}").await;
+    }
+
+    /// The same with a config.
+    async fn push_image(&self, name: &str, layers: &[(&str, &str, Vec<u8>)], config: &[u8]) {
         let described: Vec<_> = layers
             .iter()
             .map(|(kind, title, bytes)| {
@@ -30,14 +34,18 @@ impl Bench {
             .collect();
         let manifest = json!({
             "schemaVersion": 2, "mediaType": manifest::OCI_MANIFEST, "layers": described,
-            "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest(&config), "size": 2},
+            "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest(config), "size": config.len()},
         });
-        let blobs: Vec<&[u8]> = layers.iter().map(|(_, _, bytes)| &bytes[..]).chain([&config[..]]).collect();
+        let blobs: Vec<&[u8]> = layers.iter().map(|(_, _, bytes)| &bytes[..]).chain([config]).collect();
         self.push_raw(name, &blobs, &manifest).await;
     }
 
     async fn volume(&self) -> Result<Arc<Image>, ImageError> {
         self.images.pull_volume(IMAGE, &Keyring::default(), "default").await.map(|pulled| pulled.image)
+    }
+
+    async fn tree(&self, image: &Arc<Image>) -> std::path::PathBuf {
+        self.images.tree(image).await.unwrap().unwrap()
     }
 
     fn trees(&self) -> usize {
@@ -65,7 +73,7 @@ async fn an_image_is_unpacked_once_and_kept_while_somebody_has_it() {
     let decide = |policy| bench.images.decide((IMAGE, Purpose::Volume), policy, &Keyring::default());
     assert_eq!(decide(PullPolicy::Never).unwrap_err().reason(), "ErrImageNeverPull");
     let image = bench.volume().await.unwrap();
-    let tree = bench.images.tree(&image).await.unwrap();
+    let tree = bench.tree(&image).await;
     let read = |name: &str| std::fs::read_to_string(tree.join(name)).ok();
     assert_eq!(
         (read("etc/a").as_deref(), read("etc/b"), read("model.bin").as_deref()),
@@ -74,7 +82,7 @@ async fn an_image_is_unpacked_once_and_kept_while_somebody_has_it() {
     assert!(image.image_id.starts_with("registry.local/files@sha256:") && image.size_bytes > 0);
     // Another pod's is the same one, and the same image can't be run.
     let again = decide(PullPolicy::IfNotPresent).unwrap().unwrap();
-    assert!(Arc::ptr_eq(&again, &image) && bench.images.tree(&again).await.unwrap() == tree);
+    assert!(Arc::ptr_eq(&again, &image) && bench.tree(&again).await == tree);
     assert_eq!(
         bench.images.decide((IMAGE, Purpose::Module), PullPolicy::IfNotPresent, &Keyring::default()).unwrap(),
         None
@@ -89,18 +97,60 @@ async fn an_image_is_unpacked_once_and_kept_while_somebody_has_it() {
     let collected = collect();
     assert_eq!((collected.images, collected.freed_bytes, bench.trees()), (1, 3 + 1 + 3 + 7, 0));
     assert!(bench.names().is_empty() && !tree.exists());
-    let tree = bench.images.tree(&bench.volume().await.unwrap()).await.unwrap();
+    let tree = bench.tree(&bench.volume().await.unwrap()).await;
     assert!(tree.join("model.bin").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_is_run_has_its_other_files() {
+    let bench = Bench::shared().await;
+    let wasm = module();
+    let mut module = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(wasm.len() as u64);
+    module.append_data(&mut header, "app.wasm", &wasm[..]).unwrap();
+    let module = module.into_inner().unwrap();
+    let config = json!({"os": "wasip1", "architecture": "wasm", "config": {"Entrypoint": ["/app.wasm"]}});
+    let layers = |files: &[(&str, &str)]| {
+        let kind = "application/vnd.oci.image.layer.v1.tar";
+        vec![(kind, "", module.clone()), (kind, "", tar(files))]
+    };
+    let files = [("site/index.html", "hello"), ("site/old", "")];
+    bench.push_image("files", &layers(&files), config.to_string().as_bytes()).await;
+    let image = bench.pull(IMAGE).await.unwrap();
+    let tree = bench.tree(&image).await;
+    assert_eq!(std::fs::read_to_string(tree.join("site/index.html")).unwrap(), "hello");
+    assert!(tree.join("app.wasm").exists() && bench.trees() == 1);
+    // What a volume of it has may be another child of an index.
+    let volume = bench.volume().await.unwrap();
+    assert!(bench.tree(&volume).await != tree && bench.trees() == 2);
+    drop(volume);
+    bench.clock.advance(std::time::Duration::from_secs(7200));
+    bench.images.collect(&CollectPolicy::default(), FULL).unwrap();
+    assert!(tree.join("app.wasm").exists() && bench.trees() == 1, "a pod has it");
+
+    // One that holds a module only has no folder.
+    bench.push_image("files", &layers(&[("app.wasm/.wh.none", "")])[..1], config.to_string().as_bytes()).await;
+    let plain = bench.pull(IMAGE).await.unwrap();
+    assert_eq!(bench.images.tree(&plain).await.unwrap(), None);
+    drop(image);
+    bench.images.collect(&CollectPolicy::default(), None).unwrap();
+    assert_eq!(bench.trees(), 0);
+    // Nor does one run whose files can't be had.
+    bench.push_image("files", &layers(&[("a", "1"), ("a/b", "2")]), config.to_string().as_bytes()).await;
+    let broken = bench.pull(IMAGE).await.unwrap();
+    let error = bench.images.tree(&broken).await.unwrap_err();
+    assert!(error.reason() == "ErrImagePull" && error.to_string().contains("\"a/b\" can't be unpacked"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tag_that_moves_leaves_what_pods_have_and_a_restart_unpacks_anew() {
     let bench = files().await;
     let old = bench.volume().await.unwrap();
-    let tree = bench.images.tree(&old).await.unwrap();
+    let tree = bench.tree(&old).await;
     bench.push_layers("files", &[("text/plain", "only", b"1".to_vec())]).await;
     let new = bench.volume().await.unwrap();
-    let other = bench.images.tree(&new).await.unwrap();
+    let other = bench.tree(&new).await;
     assert!(other.join("only").exists() && tree.join("model.bin").exists() && bench.trees() == 2);
     bench.images.collect(&CollectPolicy::default(), None).unwrap();
     assert!(tree.join("model.bin").exists(), "a pod has it under no name");
@@ -120,7 +170,7 @@ async fn a_tag_that_moves_leaves_what_pods_have_and_a_restart_unpacks_anew() {
     tokio::time::timeout(std::time::Duration::from_secs(60), emptied).await.expect("removed in the background");
     bench.server.abort();
     let known = restarted.decide((IMAGE, Purpose::Volume), PullPolicy::IfNotPresent, &Keyring::default()).unwrap();
-    assert!(restarted.tree(&known.unwrap()).await.unwrap().join("only").exists());
+    assert!(restarted.tree(&known.unwrap()).await.unwrap().unwrap().join("only").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -161,7 +211,7 @@ async fn mounts_beside_collections_keep_their_files() {
         async move {
             for _ in 0..20 {
                 let image = bench.volume().await.unwrap();
-                let tree = bench.images.tree(&image).await.unwrap();
+                let tree = bench.tree(&image).await;
                 assert_eq!(std::fs::read(tree.join("model.bin")).unwrap(), b"weights");
             }
         }
