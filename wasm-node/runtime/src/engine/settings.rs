@@ -55,6 +55,8 @@ fn base(metering: Metering, bounds: GuestBounds) -> Config {
         // Nothing but wasmtime unwinds these frames.
         .native_unwind_info(false)
         .memory_init_cow(true)
+        // A type of WIT as any other.
+        .wasm_component_model_map(true)
         .parallel_compilation(true);
     config
 }

@@ -143,6 +143,7 @@ impl Reader<'_> {
     fn shape(&mut self, kind: &TypeDefKind, depth: u32) -> Result<Shape, String> {
         Ok(match kind {
             TypeDefKind::List(of) => Shape::List(self.ty(*of, depth)?),
+            TypeDefKind::Map(key, value) => Shape::Map(self.ty(*key, depth)?, self.ty(*value, depth)?),
             TypeDefKind::Option(of) => Shape::Option(self.ty(*of, depth)?),
             TypeDefKind::Tuple(tuple) => {
                 Shape::Tuple(tuple.types.iter().map(|ty| self.ty(*ty, depth)).collect::<Result<_, _>>()?)

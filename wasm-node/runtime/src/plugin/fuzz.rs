@@ -8,7 +8,7 @@ use super::{json, wave};
 
 const MAX: usize = 64 << 10;
 
-/// `f: func(value: record { list, option, variant, flags, tuple, text, bytes })`.
+/// `f: func(value: record { list, option, variant, flags, tuple, text, bytes, maps })`.
 fn description() -> Description {
     let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>().into();
     let shapes = [
@@ -25,9 +25,11 @@ fn description() -> Description {
         Shape::Flags(names(&["x", "y"])),
         Shape::Tuple(vec![TypeId(3), TypeId(8)]),
         Shape::Result(Some(TypeId(5)), Some(TypeId(9))),
+        Shape::Map(TypeId(4), TypeId(8)),
+        Shape::Map(TypeId(1), TypeId(4)),
         Shape::Record(
-            names(&["bytes", "list", "maybe", "case", "flags", "pair", "outcome"]),
-            [5, 6, 8, 9, 10, 11, 12].map(TypeId).to_vec(),
+            names(&["bytes", "list", "maybe", "case", "flags", "pair", "outcome", "map", "pairs"]),
+            [5, 6, 8, 9, 10, 11, 12, 13, 14].map(TypeId).to_vec(),
         ),
     ];
     let types: Vec<Type> =
@@ -43,7 +45,7 @@ fn description() -> Description {
 }
 
 /// Pieces that a call is made of, so that chance gets further than the first letter.
-const PIECES: [&str; 40] = [
+const PIECES: [&str; 44] = [
     "{",
     "}",
     "[",
@@ -68,6 +70,10 @@ const PIECES: [&str; 40] = [
     "pair",
     "\"outcome\"",
     "outcome",
+    "\"map\"",
+    "map",
+    "\"pairs\"",
+    "pairs",
     "null",
     "none",
     "some(",

@@ -15,6 +15,7 @@ pub(crate) mod describe;
 #[cfg(test)]
 mod fuzz;
 pub(crate) mod json;
+mod maps;
 pub(crate) mod names;
 pub(crate) mod place;
 pub(crate) mod resources;

@@ -13,6 +13,8 @@ pub(crate) enum Step {
     /// A field, a case, `ok`, `err` or `some`.
     Label(String),
     Index(usize),
+    /// Of a map.
+    Key(String),
 }
 
 /// Collects steps on the way back from what is wrong, innermost first; costs nothing where all is well.
@@ -33,6 +35,7 @@ impl Place {
                 Step::Argument(name) => write!(text, "argument {:?}", shortened(name)),
                 Step::Label(name) => write!(text, ".{}", shortened(name)),
                 Step::Index(index) => write!(text, "[{index}]"),
+                Step::Key(key) => write!(text, "[{:?}]", shortened(key)),
             };
         }
         if text.is_empty() { why.to_owned() } else { format!("{text}: {why}") }

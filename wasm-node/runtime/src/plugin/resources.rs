@@ -2,6 +2,7 @@
 
 use wasmtime::component::Val;
 
+use super::maps;
 use super::place::{Place, Step};
 use super::types::{Description, Function, Shape, TypeId};
 
@@ -61,6 +62,11 @@ fn in_value(
         (Shape::List(ty), Val::List(values)) => {
             for (at, value) in values.iter_mut().enumerate() {
                 of(*ty, value, &|| Step::Index(at))?;
+            }
+        }
+        (Shape::Map(_, ty), Val::Map(pairs)) => {
+            for (key, value) in pairs {
+                of(*ty, value, &|| Step::Key(maps::shown(key)))?;
             }
         }
         (Shape::Tuple(types), Val::Tuple(values)) => {

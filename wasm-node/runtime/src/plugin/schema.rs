@@ -241,6 +241,13 @@ impl<'a> Schemas<'a> {
                 json!({"anyOf": [{"type": "string", "contentEncoding": "base64"}, numbers]})
             }
             Shape::List(of) => json!({"type": "array", "items": self.of(*of)}),
+            Shape::Map(key, value) if *self.description.shape(*key) == Shape::String => {
+                json!({"type": "object", "additionalProperties": self.of(*value)})
+            }
+            Shape::Map(key, value) => {
+                let pair = [self.of(*key), self.of(*value)];
+                json!({"type": "array", "items": {"type": "array", "prefixItems": pair, "items": false, "minItems": 2}})
+            }
             Shape::Tuple(of) => {
                 let items: Vec<Value> = of.iter().map(|ty| self.of(*ty)).collect();
                 json!({"type": "array", "prefixItems": items, "items": false, "minItems": of.len()})

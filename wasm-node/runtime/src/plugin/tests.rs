@@ -46,6 +46,8 @@ const U64: TypeId = TypeId(8);
 const F64: TypeId = TypeId(10);
 const STRING: TypeId = TypeId(12);
 const FIRST: u32 = 13;
+/// What a map may have as keys.
+const KEYS: [TypeId; 5] = [TypeId(0), TypeId(3), U64, TypeId(11), STRING];
 
 fn labels(count: usize) -> Labels {
     (0..count)
@@ -56,7 +58,8 @@ fn labels(count: usize) -> Labels {
 
 /// Types that refer to those before them; the last one refers to the one before it, so that depth is tried.
 fn shapes() -> impl Strategy<Value = Vec<Shape>> {
-    let seeds = proptest::collection::vec((0u8..9, proptest::collection::vec(any::<u32>(), 1..5), any::<bool>()), 1..9);
+    let seeds =
+        proptest::collection::vec((0u8..10, proptest::collection::vec(any::<u32>(), 1..5), any::<bool>()), 1..9);
     seeds.prop_map(|seeds| {
         let mut shapes = Vec::new();
         for (kind, picks, bare) in seeds {
@@ -75,6 +78,8 @@ fn shapes() -> impl Strategy<Value = Vec<Shape>> {
                 4 => Shape::Enum(labels(of.len())),
                 5 | 6 => Shape::Option(of[0]),
                 7 => Shape::Result(Some(of[0]), of.get(1).and_then(maybe)),
+                // Keys are plain.
+                8 => Shape::Map(KEYS[picks[0] as usize % KEYS.len()], of[0]),
                 _ => Shape::Flags(labels(of.len())),
             });
         }
@@ -116,6 +121,11 @@ fn value(description: &Description, ty: TypeId, next: &mut dyn FnMut() -> u64) -
         Shape::List(id) => Val::List((0..pick % 4).map(|_| of(id, next)).collect()),
         Shape::Record(labels, types) => {
             Val::Record(labels.names().iter().zip(types).map(|(name, id)| (name.clone(), of(id, next))).collect())
+        }
+        Shape::Map(key, id) => {
+            let pairs = (0..pick % 4).map(|_| (of(key, next), of(id, next))).collect::<Vec<_>>();
+            let mut known = std::collections::BTreeSet::new();
+            Val::Map(pairs.into_iter().filter(|(key, _)| known.insert(super::maps::shown(key))).collect())
         }
         Shape::Tuple(types) => Val::Tuple(types.iter().map(|id| of(id, next)).collect()),
         Shape::Variant(labels, types) => {
@@ -302,6 +312,32 @@ fn errors_name_what_a_type_without_fields_wants() {
 }
 
 #[test]
+fn errors_name_the_key_of_a_map() {
+    for (shapes, body, expected) in [
+        (
+            vec![Shape::Map(STRING, U8)],
+            r#"{"value":{"a":300}}"#,
+            r#"argument "value"["a"]: 300 is out of the range of u8"#,
+        ),
+        (vec![Shape::Map(STRING, U8)], r#"{"value":{"a":1,"a":2}}"#, r#"argument "value": the key "a" is given twice"#),
+        (
+            vec![Shape::Map(STRING, U8)],
+            r#"{"value":[]}"#,
+            r#"argument "value": wanted map<string, u8>, found an array"#,
+        ),
+        (vec![Shape::Map(U8, U8)], r#"{"value":{}}"#, r#"argument "value": wanted map<u8, u8>, found an object"#),
+        (
+            vec![Shape::Map(U8, U8)],
+            r#"{"value":[[1,2],[1]]}"#,
+            r#"argument "value"[1]: wanted an array of a key and its value"#,
+        ),
+        (vec![Shape::Map(U8, U8)], r#"{"value":[[1,2],[1,3]]}"#, r#"argument "value": the key "1" is given twice"#),
+    ] {
+        assert_eq!(wrong(shapes, body), expected, "{body}");
+    }
+}
+
+#[test]
 fn errors_in_wave_name_the_same() {
     let wrong_wave = |shapes: Vec<Shape>, body: &str| {
         let description = description(shapes);
@@ -318,6 +354,13 @@ fn errors_in_wave_name_the_same() {
     ] {
         assert_eq!(wrong_wave(point(), body), expected, "{body}");
     }
+    let map = || vec![Shape::Map(STRING, U8)];
+    assert_eq!(wrong_wave(map(), "([(\"a\", 300)])"), r#"argument "value"["a"]: wanted u8, found 300"#);
+    assert_eq!(wrong_wave(map(), "([(\"a\", 1), (\"a\", 2)])"), r#"argument "value": the key "a" is given twice"#);
+    assert_eq!(
+        wrong_wave(map(), "([(\"a\", 1, 2)])"),
+        r#"argument "value": wanted map<string, u8>, found ("a", 1, 2)"#
+    );
     assert!(wrong_wave(point(), "([{x: 1, x: 1, y: 1}])").contains("duplicate field"));
 }
 
@@ -367,6 +410,11 @@ fn the_forms_are_the_contracts() {
     assert_eq!(written(vec![Shape::List(U64)], max), r#"[9007199254740992,"9007199254740993"]"#);
     let floats = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1.5].map(Val::Float64);
     assert_eq!(written(vec![Shape::List(F64)], Val::List(floats.to_vec())), r#"["NaN","inf","-inf",1.5]"#);
+    let map = |keys: Vec<Val>| Val::Map(keys.into_iter().map(|key| (key, Val::Bool(true))).collect());
+    let texts = map(vec![Val::String("b c".into()), Val::String("a".into())]);
+    assert_eq!(written(vec![Shape::Map(STRING, TypeId(0))], texts.clone()), r#"{"b c":true,"a":true}"#);
+    assert_eq!(written(vec![Shape::Map(U64, TypeId(0))], map(vec![Val::U64(7)])), "[[7,true]]");
+    assert_eq!(wave::result(Some(&texts), PLENTY).unwrap(), br#"[("b c", true), ("a", true)]"#);
     let description = description(vec![Shape::List(U8)]);
     assert_eq!(json::result(&description, None, None, 4).unwrap(), b"null");
     assert_eq!(wave::result(None, 2).unwrap(), b"()");

@@ -69,6 +69,8 @@ pub(crate) enum Shape {
     Char,
     String,
     List(TypeId),
+    /// By a key, which is an integer, a character, a string or a boolean.
+    Map(TypeId, TypeId),
     Record(Labels, Vec<TypeId>),
     Tuple(Vec<TypeId>),
     Variant(Labels, Vec<Option<TypeId>>),
@@ -182,6 +184,7 @@ impl Description {
         let of = |id: &Option<TypeId>| id.map_or_else(|| "_".to_owned(), |id| self.short(id));
         match &ty.shape {
             Shape::List(of) => format!("list<{}>", self.short(*of)),
+            Shape::Map(key, value) => format!("map<{}, {}>", self.short(*key), self.short(*value)),
             Shape::Option(of) => format!("option<{}>", self.short(*of)),
             Shape::Tuple(of) => {
                 let parts: Vec<String> = of.iter().take(4).map(|id| self.short(*id)).collect();
@@ -229,6 +232,7 @@ impl Shape {
             Self::Char => "char",
             Self::String => "string",
             Self::List(_) => "list",
+            Self::Map(..) => "map",
             Self::Record(..) => "record",
             Self::Tuple(_) => "tuple",
             Self::Variant(..) => "variant",
@@ -244,6 +248,7 @@ impl Shape {
     pub(crate) fn parts(&self) -> Vec<TypeId> {
         match self {
             Self::List(of) | Self::Option(of) => vec![*of],
+            Self::Map(key, value) => vec![*key, *value],
             Self::Record(_, fields) => fields.clone(),
             Self::Tuple(of) => of.clone(),
             Self::Variant(_, cases) => cases.iter().flatten().copied().collect(),

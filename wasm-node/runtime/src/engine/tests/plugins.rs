@@ -94,6 +94,51 @@ async fn unruly(
     (container.serve_plugin().unwrap(), log)
 }
 
+/// Maps, which no toolchain here writes yet: they go back as they came.
+const MAPS: &str = r#"(component
+  (core module $m
+    (memory (export "memory") 1)
+    (global $end (mut i32) (i32.const 1024))
+    (func (export "realloc") (param i32 i32 i32 i32) (result i32)
+      (local.set 0 (i32.and (i32.add (global.get $end) (i32.const 7)) (i32.const -8)))
+      (global.set $end (i32.add (local.get 0) (local.get 3)))
+      (local.get 0))
+    (func (export "same") (param i32 i32) (result i32)
+      (i32.store (i32.const 8) (local.get 0)) (i32.store (i32.const 12) (local.get 1)) (i32.const 8)))
+  (core instance $i (instantiate $m))
+  (alias core export $i "memory" (core memory $memory))
+  (alias core export $i "realloc" (core func $realloc))
+  (func (export "prices") (param "of" (map string u32)) (result (map string u32))
+    (canon lift (core func $i "same") (memory $memory) (realloc $realloc)))
+  (func (export "names") (param "of" (map u64 string)) (result (map u64 string))
+    (canon lift (core func $i "same") (memory $memory) (realloc $realloc))))"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn maps_are_objects_or_pairs() {
+    let bench = Bench::new();
+    let loaded = bench.load_text(MAPS, Metering::Epochs).await.unwrap();
+    let (container, _) = bench.container(loaded, |_| {});
+    let server = container.serve_plugin().unwrap();
+    for (function, of) in [
+        ("prices", json!({"tea": 3, "": 0, "milk \"1.5\"": u32::MAX})),
+        ("prices", json!({})),
+        ("names", json!([[1, "one"], ["9007199254740993", "more"]])),
+    ] {
+        let answer = call(&server, function, json!({"of": of})).await;
+        assert_eq!((answer.status, answer.json()), (200, of));
+    }
+    let mut wave = post("/prices", r#"([("tea", 3), ("milk", 5)])"#.to_owned());
+    wave.headers_mut().insert("content-type", WAVE.parse().unwrap());
+    let answer = ask(&server, "a", wave).await;
+    assert_eq!((answer.status, answer.text.as_str()), (200, r#"[("tea", 3), ("milk", 5)]"#));
+    let listed = ask(&server, "a", get("/")).await.json();
+    let of = |at: usize| listed["functions"][at]["result"].clone();
+    assert_eq!(of(0)["additionalProperties"]["type"], "integer", "{listed}");
+    assert_eq!(of(1)["items"]["prefixItems"][1], json!({"type": "string"}));
+    let wit = ask(&server, "a", get("/wit")).await;
+    assert!(wit.text.contains("prices: func(of: map<string, u32>) -> map<string, u32>"), "{}", wit.text);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn functions_are_called_by_name_with_json_and_wave() {
     let bench = Bench::new();

@@ -1,5 +1,6 @@
 //! Values as JSON, by the forms of contract.md §4.
 
+mod map;
 mod read;
 mod write;
 

@@ -13,7 +13,7 @@ use wasmtime::component::Val;
 use super::super::budget::{Budget, TooMuch};
 use super::super::place::{Place, Step, shortened};
 use super::super::types::{Description, Function, Labels, Shape, TypeId};
-use super::SAFE_INTEGER_MAX;
+use super::{SAFE_INTEGER_MAX, map};
 
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
@@ -48,28 +48,28 @@ fn why(error: &serde_json::Error) -> String {
     format!("the body is not JSON: {text}")
 }
 
-struct Reader<'a> {
-    description: &'a Description,
-    budget: &'a Budget,
+pub(super) struct Reader<'a> {
+    pub(super) description: &'a Description,
+    pub(super) budget: &'a Budget,
     place: Place,
 }
 
 impl<'a> Reader<'a> {
-    fn within<T, E>(&self, read: Result<T, E>, step: impl FnOnce() -> Step) -> Result<T, E> {
+    pub(super) fn within<T, E>(&self, read: Result<T, E>, step: impl FnOnce() -> Step) -> Result<T, E> {
         read.inspect_err(|_| self.place.within(step()))
     }
 
-    fn value(&'a self, ty: TypeId) -> Value<'a> {
+    pub(super) fn value(&'a self, ty: TypeId) -> Value<'a> {
         Value { reader: self, ty }
     }
 
-    fn text<E: serde::de::Error>(&self, text: &str) -> Result<String, E> {
+    pub(super) fn text<E: serde::de::Error>(&self, text: &str) -> Result<String, E> {
         self.budget.text(text).map_err(too_much)?;
         Ok(text.to_owned())
     }
 }
 
-fn too_much<E: serde::de::Error>(error: TooMuch) -> E {
+pub(super) fn too_much<E: serde::de::Error>(error: TooMuch) -> E {
     E::custom(error)
 }
 
@@ -157,8 +157,8 @@ impl Visitor<'_> for Label<'_> {
 
 /// A value of a type.
 #[derive(Clone, Copy)]
-struct Value<'a> {
-    reader: &'a Reader<'a>,
+pub(super) struct Value<'a> {
+    pub(super) reader: &'a Reader<'a>,
     ty: TypeId,
 }
 
@@ -176,7 +176,7 @@ impl<'de> DeserializeSeed<'de> for Value<'_> {
 }
 
 impl<'a> Value<'a> {
-    fn shape(&self) -> &'a Shape {
+    pub(super) fn shape(&self) -> &'a Shape {
         self.reader.description.shape(self.ty)
     }
 
@@ -406,6 +406,7 @@ impl<'de> Visitor<'de> for Value<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Val, A::Error> {
         match self.shape() {
             Shape::List(of) => self.sequence(seq, *of),
+            Shape::Map(key, value) if !self.is_object() => map::of_pairs(self, seq, (*key, *value)),
             Shape::Tuple(of) => self.tuple(seq, of),
             Shape::Flags(labels) => self.flags(seq, labels),
             _ => Err(self.wrong("an array")),
@@ -437,6 +438,7 @@ impl<'de> Visitor<'de> for Value<'_> {
                 let payload = payload.map(Box::new);
                 Ok(Val::Result(if at == 0 { Ok(payload) } else { Err(payload) }))
             }
+            Shape::Map(_, value) if self.is_object() => map::of_members(self, map, *value),
             _ => Err(self.wrong("an object")),
         }
     }

@@ -86,6 +86,19 @@ fn write(description: &Description, ty: TypeId, value: &Val, out: &mut Bounded) 
         (Shape::List(of), Val::List(values)) => {
             sequence(out, values.iter(), |out, value| write(description, *of, value, out))
         }
+        (Shape::Map(key, of), Val::Map(pairs)) if *description.shape(*key) == Shape::String => {
+            out.write_all(b"{")?;
+            for (at, (key, value)) in pairs.iter().enumerate() {
+                let Val::String(key) = key else { return Err(io::ErrorKind::InvalidData.into()) };
+                member(out, at, key)?;
+                write(description, *of, value, out)?;
+            }
+            out.write_all(b"}")
+        }
+        (Shape::Map(key, of), Val::Map(pairs)) => sequence(out, pairs.iter(), |out, (first, second)| {
+            let both = [(key, first), (of, second)];
+            sequence(out, both.into_iter(), |out, (ty, value)| write(description, *ty, value, out))
+        }),
         (Shape::Tuple(of), Val::Tuple(values)) => {
             sequence(out, of.iter().zip(values), |out, (ty, value)| write(description, *ty, value, out))
         }

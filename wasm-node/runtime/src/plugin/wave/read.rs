@@ -8,6 +8,7 @@ use wasm_wave::untyped::UntypedFuncCall;
 use wasmtime::component::Val;
 
 use super::super::budget::{Budget, TooMuch};
+use super::super::maps;
 use super::super::place::{Place, Step, shortened};
 use super::super::types::{Description, Function, Labels, Shape, TypeId};
 
@@ -82,6 +83,7 @@ impl Reader<'_> {
                 let each = nodes.enumerate().map(|(at, node)| self.within(Step::Index(at), node, *of));
                 Val::List(each.collect::<Result<_, String>>()?)
             }
+            Shape::Map(key, value) => self.map(node, ty, (*key, *value))?,
             Shape::Tuple(of) => {
                 let nodes = node.as_tuple().map_err(|_| self.wrong(node, ty))?;
                 if nodes.len() != of.len() {
@@ -107,6 +109,29 @@ impl Reader<'_> {
             Shape::Result(ok, err) => self.result(node, ty, *ok, *err)?,
             Shape::Flags(labels) => self.flags(node, ty, labels)?,
         })
+    }
+
+    /// WAVE has no form of its own for these: a list of pairs.
+    fn map(&self, node: &Node, ty: TypeId, (key, value): (TypeId, TypeId)) -> Result<Val, String> {
+        let nodes = node.as_list().map_err(|_| self.wrong(node, ty))?;
+        self.budget.values(nodes.len().saturating_mul(2)).map_err(too_much)?;
+        let pair = |node: &Node| {
+            let mut parts = node.as_tuple().map_err(|_| self.wrong(node, ty))?;
+            match (parts.next(), parts.next(), parts.next()) {
+                (Some(first), Some(second), None) => {
+                    let key = self.value(first, key)?;
+                    let value = self.value(second, value);
+                    let value = value.inspect_err(|_| self.place.within(Step::Key(maps::shown(&key))))?;
+                    Ok((key, value))
+                }
+                _ => Err(self.wrong(node, ty)),
+            }
+        };
+        let pairs: Vec<(Val, Val)> = nodes.map(pair).collect::<Result<_, String>>()?;
+        match maps::twice(&pairs) {
+            Some(key) => Err(format!("the key {:?} is given twice", shortened(&maps::shown(key)))),
+            None => Ok(Val::Map(pairs)),
+        }
     }
 
     fn within(&self, step: Step, node: &Node, ty: TypeId) -> Result<Val, String> {

@@ -11,7 +11,7 @@ use wasmtime::component::Val;
 pub(crate) fn result(value: Option<&Val>, max: usize) -> Option<Vec<u8>> {
     let mut out = Bounded { text: String::new(), max };
     match value {
-        Some(value) => Writer::new(&mut out).write_value(&Shown(value)).ok()?,
+        Some(value) => Writer::new(&mut out).write_value(&Shown::Value(value)).ok()?,
         None => fmt::Write::write_str(&mut out, "()").ok()?,
     }
     Some(out.text.into_bytes())
@@ -34,8 +34,12 @@ impl fmt::Write for Bounded {
 }
 
 /// A value as the writer asks for it: it is only ever read.
-#[derive(Clone)]
-struct Shown<'a>(&'a Val);
+#[derive(Clone, Debug)]
+enum Shown<'a> {
+    Value(&'a Val),
+    /// Of a map: WAVE has no form for those but a list of pairs.
+    Pair(&'a (Val, Val)),
+}
 
 /// The writer looks at values alone.
 #[derive(Clone)]
@@ -51,7 +55,7 @@ impl WasmType for NoType {
 macro_rules! taken {
     ($value:expr, $variant:path) => {
         match $value {
-            $variant(value) => value,
+            Shown::Value($variant(value)) => value,
             other => unreachable!("{other:?} was asked for as {}", stringify!($variant)),
         }
     };
@@ -61,7 +65,8 @@ impl<'v> WasmValue for Shown<'v> {
     type Type = NoType;
 
     fn kind(&self) -> WasmTypeKind {
-        match self.0 {
+        let Shown::Value(value) = self else { return WasmTypeKind::Tuple };
+        match value {
             Val::Bool(_) => WasmTypeKind::Bool,
             Val::S8(_) => WasmTypeKind::S8,
             Val::U8(_) => WasmTypeKind::U8,
@@ -74,7 +79,7 @@ impl<'v> WasmValue for Shown<'v> {
             Val::Float32(_) => WasmTypeKind::F32,
             Val::Float64(_) => WasmTypeKind::F64,
             Val::Char(_) => WasmTypeKind::Char,
-            Val::List(_) | Val::FixedLengthList(_) => WasmTypeKind::List,
+            Val::List(_) | Val::FixedLengthList(_) | Val::Map(_) => WasmTypeKind::List,
             Val::Record(_) => WasmTypeKind::Record,
             Val::Tuple(_) => WasmTypeKind::Tuple,
             Val::Variant(..) => WasmTypeKind::Variant,
@@ -83,113 +88,114 @@ impl<'v> WasmValue for Shown<'v> {
             Val::Result(_) => WasmTypeKind::Result,
             Val::Flags(_) => WasmTypeKind::Flags,
             // The others are of types that no plugin has; resources have become strings.
-            Val::String(_)
-            | Val::Map(_)
-            | Val::Resource(_)
-            | Val::Future(_)
-            | Val::Stream(_)
-            | Val::ErrorContext(_) => WasmTypeKind::String,
+            Val::String(_) | Val::Resource(_) | Val::Future(_) | Val::Stream(_) | Val::ErrorContext(_) => {
+                WasmTypeKind::String
+            }
         }
     }
 
     fn unwrap_bool(&self) -> bool {
-        *taken!(self.0, Val::Bool)
+        *taken!(self, Val::Bool)
     }
 
     fn unwrap_s8(&self) -> i8 {
-        *taken!(self.0, Val::S8)
+        *taken!(self, Val::S8)
     }
 
     fn unwrap_s16(&self) -> i16 {
-        *taken!(self.0, Val::S16)
+        *taken!(self, Val::S16)
     }
 
     fn unwrap_s32(&self) -> i32 {
-        *taken!(self.0, Val::S32)
+        *taken!(self, Val::S32)
     }
 
     fn unwrap_s64(&self) -> i64 {
-        *taken!(self.0, Val::S64)
+        *taken!(self, Val::S64)
     }
 
     fn unwrap_u8(&self) -> u8 {
-        *taken!(self.0, Val::U8)
+        *taken!(self, Val::U8)
     }
 
     fn unwrap_u16(&self) -> u16 {
-        *taken!(self.0, Val::U16)
+        *taken!(self, Val::U16)
     }
 
     fn unwrap_u32(&self) -> u32 {
-        *taken!(self.0, Val::U32)
+        *taken!(self, Val::U32)
     }
 
     fn unwrap_u64(&self) -> u64 {
-        *taken!(self.0, Val::U64)
+        *taken!(self, Val::U64)
     }
 
     fn unwrap_f32(&self) -> f32 {
-        *taken!(self.0, Val::Float32)
+        *taken!(self, Val::Float32)
     }
 
     fn unwrap_f64(&self) -> f64 {
-        *taken!(self.0, Val::Float64)
+        *taken!(self, Val::Float64)
     }
 
     fn unwrap_char(&self) -> char {
-        *taken!(self.0, Val::Char)
+        *taken!(self, Val::Char)
     }
 
     fn unwrap_string(&self) -> Cow<'_, str> {
-        match self.0 {
-            Val::String(text) => Cow::Borrowed(text),
+        match self {
+            Shown::Value(Val::String(text)) => Cow::Borrowed(text),
             _ => Cow::Borrowed(""),
         }
     }
 
     fn unwrap_list(&self) -> Box<dyn Iterator<Item = Cow<'_, Self>> + '_> {
-        match self.0 {
-            Val::FixedLengthList(values) => Box::new(values.iter().map(shown)),
+        match self {
+            Shown::Value(Val::FixedLengthList(values)) => Box::new(values.iter().map(shown)),
+            Shown::Value(Val::Map(pairs)) => Box::new(pairs.iter().map(|pair| Cow::Owned(Shown::Pair(pair)))),
             list => Box::new(taken!(list, Val::List).iter().map(shown)),
         }
     }
 
     fn unwrap_record(&self) -> Box<dyn Iterator<Item = (Cow<'_, str>, Cow<'_, Self>)> + '_> {
-        let fields = taken!(self.0, Val::Record).iter();
+        let fields = taken!(self, Val::Record).iter();
         Box::new(fields.map(|(name, value)| (Cow::Borrowed(name.as_str()), shown(value))))
     }
 
     fn unwrap_tuple(&self) -> Box<dyn Iterator<Item = Cow<'_, Self>> + '_> {
-        Box::new(taken!(self.0, Val::Tuple).iter().map(shown))
+        match self {
+            Shown::Pair((key, value)) => Box::new([key, value].into_iter().map(shown)),
+            tuple => Box::new(taken!(tuple, Val::Tuple).iter().map(shown)),
+        }
     }
 
     fn unwrap_variant(&self) -> (Cow<'_, str>, Option<Cow<'_, Self>>) {
-        match self.0 {
-            Val::Variant(name, payload) => (Cow::Borrowed(name), payload.as_deref().map(shown)),
+        match self {
+            Shown::Value(Val::Variant(name, payload)) => (Cow::Borrowed(name), payload.as_deref().map(shown)),
             other => unreachable!("{other:?} was asked for as a variant"),
         }
     }
 
     fn unwrap_enum(&self) -> Cow<'_, str> {
-        Cow::Borrowed(taken!(self.0, Val::Enum))
+        Cow::Borrowed(taken!(self, Val::Enum))
     }
 
     fn unwrap_option(&self) -> Option<Cow<'_, Self>> {
-        taken!(self.0, Val::Option).as_deref().map(shown)
+        taken!(self, Val::Option).as_deref().map(shown)
     }
 
     fn unwrap_result(&self) -> Result<Option<Cow<'_, Self>>, Option<Cow<'_, Self>>> {
-        match taken!(self.0, Val::Result) {
+        match taken!(self, Val::Result) {
             Ok(value) => Ok(value.as_deref().map(shown)),
             Err(value) => Err(value.as_deref().map(shown)),
         }
     }
 
     fn unwrap_flags(&self) -> Box<dyn Iterator<Item = Cow<'_, str>> + '_> {
-        Box::new(taken!(self.0, Val::Flags).iter().map(|name| Cow::Borrowed(name.as_str())))
+        Box::new(taken!(self, Val::Flags).iter().map(|name| Cow::Borrowed(name.as_str())))
     }
 }
 
 fn shown<'a, 'v>(value: &'v Val) -> Cow<'a, Shown<'v>> {
-    Cow::Owned(Shown(value))
+    Cow::Owned(Shown::Value(value))
 }
