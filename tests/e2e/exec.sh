@@ -101,6 +101,8 @@ for name in web web.default web.default.svc.cluster.local WEB; do
   found web.default.svc.cluster.local "$cluster_ip"
   tool command -- nslookup $name | diff "$WORK/wanted" - || fail "nslookup $name"
 done
+tool names -- cat /etc/hosts > "$WORK/hosts"
+grep -qxP '192\.0\.2\.7\tdb' "$WORK/hosts" && grep -qx '# Kubernetes-managed hosts file.' "$WORK/hosts" || fail "the pod's hosts file: $(cat "$WORK/hosts")"
 found db 192.0.2.7; tool names -- nslookup db | diff "$WORK/wanted" - || fail "an alias of the pod's hosts file"
 exits 1 tool command -- nslookup nope.default.svc.cluster.local
 printf 'Server:\t\t%s\nAddress:\t%s:53\n\n%s\n\n%s\n\n' "$dns" "$dns" "** server can't find nope.default.svc.cluster.local: NXDOMAIN" \

@@ -14,8 +14,9 @@ use unix::{Context, Ended, Tool};
 
 const PROGRAMS: [(&str, Tool); 3] = [("/agnhost", agnhost), ("/agnhost-2", agnhost), ("/pause", pause)];
 
-const SUBCOMMANDS: [(&str, Tool); 4] = [
+const SUBCOMMANDS: [(&str, Tool); 5] = [
     ("entrypoint-tester", arguments),
+    ("etc-hosts", hosts),
     ("logs-generator", logs::generate),
     ("mounttest", mounttest::mounttest),
     ("pause", pause_aloud),
@@ -42,6 +43,14 @@ fn agnhost(context: &mut Context, args: &[String]) -> Ended {
 fn arguments(context: &mut Context, _: &[String]) -> Ended {
     context.out.line(&format!("[{}]", cli::environment::get_arguments().join(" ")))?;
     Ok(0)
+}
+
+/// Prints the pod's hosts file.
+fn hosts(context: &mut Context, _: &[String]) -> Ended {
+    match context.tool("cat") {
+        Some(cat) => cat(context, &["cat".into(), "/etc/hosts".into()]),
+        None => context.fail("agnhost", "no cat"),
+    }
 }
 
 /// A module hears of no signal: the node ends it.

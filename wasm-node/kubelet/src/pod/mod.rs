@@ -11,6 +11,7 @@ pub mod check;
 mod compiling;
 pub mod event;
 mod host_ports;
+mod hosts_file;
 mod listen;
 mod message;
 mod names;

@@ -17,7 +17,7 @@ const TIMEOUT_S_MAX: u64 = 30;
 const ATTEMPTS_MAX: usize = 5;
 
 /// The name that a pod's host has, and its domain.
-fn host(pod: &Pod) -> (String, Option<String>) {
+pub(super) fn host(pod: &Pod) -> (String, Option<String>) {
     let short = |name: &str| {
         let label: String = name.chars().take(HOST_NAME_CHARS_MAX).collect();
         if label.len() < name.len() { label.trim_end_matches(['-', '.']).to_owned() } else { label }

@@ -19,7 +19,6 @@ use tokio_util::sync::CancellationToken;
 use super::attached::Attached;
 use super::compiling::teller;
 use super::message::MessageFile;
-use super::names;
 use super::runner::runner_class;
 use super::sandbox::{Lent, SESSIONS_MAX, Sandbox};
 use super::settings::{Settings, settings};
@@ -27,6 +26,7 @@ use super::shared::Shared;
 use super::state::{CellEvent, ImageOf};
 use super::totals::ImageVolumes;
 use super::worker::{Message, happened};
+use super::{hosts_file, names};
 use crate::config::env_file::{self, FileValues};
 use crate::config::environment::{EnvContext, environment, expand};
 use crate::config::granted::GrantedConfig;
@@ -305,7 +305,7 @@ async fn made(
     let loaded = loaded(node, image, (&settings, wire), metering, pod).await?;
     let uid = pod.metadata.uid.clone().unwrap_or_default();
     let dir = node.pod_dir(&uid);
-    let mut preopens = mounted(node, pod, wire, (&dir, attempt), (volumes, &variables))?;
+    let mut preopens = mounted(node, home, wire, (&dir, attempt), (volumes, &variables))?;
     let runner_class = runner_class(settings.suit(&wire.name, loaded.kind()).map_err(config)?);
     let termination = termination(&dir, wire, attempt, runner_class.leaves_message, &mut preopens).map_err(config)?;
     preopens.extend(image_root(root.as_deref(), &preopens));
@@ -400,13 +400,14 @@ type OfImages = [(String, PathBuf, Arc<Image>)];
 /// What the container finds open of the pod's volumes.
 fn mounted(
     node: &Shared,
-    pod: &Pod,
+    Home { pod, ip, .. }: &Home,
     wire: &ContainerSpecWire,
     run: (&Path, u32),
     (images, variables): (&OfImages, &Variables),
 ) -> Result<Vec<Preopen>, Refused> {
     let (images, volumes) = (trees(images), &node.volumes);
-    let elsewhere = mounts::Elsewhere { images: &images, allowed: &volumes.host_paths, local: &volumes.local };
+    let (allowed, local, hosts) = (&volumes.host_paths, &volumes.local, hosts_file::text(pod, *ip));
+    let elsewhere = mounts::Elsewhere { images: &images, allowed, local, hosts: hosts.as_deref() };
     let variable = |name: &str| variables.get(name).cloned();
     mounts::preopens(pod, wire, run, &elsewhere, &variable).map_err(unmounted)
 }

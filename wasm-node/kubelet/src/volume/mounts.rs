@@ -37,6 +37,9 @@ impl From<String> for MountError {
     }
 }
 
+/// The guest's file of names.
+const HOSTS: &str = "/etc/hosts";
+
 /// Where volumes lie that are not in the pod's own folder.
 pub(crate) struct Elsewhere<'a> {
     /// Those that are images, by their names.
@@ -45,6 +48,8 @@ pub(crate) struct Elsewhere<'a> {
     pub(crate) allowed: &'a [PathBuf],
     /// Those that outlive pods.
     pub(crate) local: &'a LocalVolumes,
+    /// What `/etc/hosts` says, where the pod has that file.
+    pub(crate) hosts: Option<&'a str>,
 }
 
 /// The container's mounts, for its run number `attempt`; `variable` gives its environment. What `subPath` names is made where it
@@ -104,7 +109,15 @@ pub(crate) fn preopens(
             (Prepared::File(_), ..) => return Err(format!("a file cannot be mounted at {:?}", mount.mount_path).into()),
         }
     }
-    let alone = folders_of_files(&open, files, &file_folder(dir).join(&container.name), attempt)?;
+    let folder = file_folder(dir).join(&container.name);
+    let mut alone = folders_of_files(&open, files, &folder, attempt)?;
+    // What is mounted there or above is the volume's.
+    let is_mounted =
+        container.volume_mounts.iter().flatten().any(|mount| Path::new(HOSTS).starts_with(&mount.mount_path));
+    if let Some(hosts) = elsewhere.hosts.filter(|_| !is_mounted) {
+        let put = put_hosts(hosts, &mut alone, folder.join(format!("{attempt}.etc")));
+        put.map_err(|error| format!("failed to prepare {HOSTS}: {error}"))?;
+    }
     open.extend(alone);
     open.shrink_to_fit();
     Ok(open)
@@ -138,6 +151,25 @@ fn folders_of_files(
         made_of.push(Preopen { host, sub_paths: Vec::new(), guest: parent.display().to_string(), writable });
     }
     Ok(made_of)
+}
+
+/// Writes `/etc/hosts` beside the files that are mounted in `/etc` alone, else into a folder of its own.
+fn put_hosts(hosts: &str, alone: &mut Vec<Preopen>, own: PathBuf) -> io::Result<()> {
+    let host = match alone.iter().find(|folder| folder.guest == "/etc") {
+        Some(folder) => folder.host.clone(),
+        None => {
+            fs::create_dir_all(&own)?;
+            let folder = Preopen { host: own.clone(), sub_paths: Vec::new(), guest: "/etc".into(), writable: false };
+            alone.push(folder);
+            own
+        }
+    };
+    let file = host.join("hosts");
+    // Of an earlier try, and maybe a link by now: guests write to some of these folders.
+    if file.symlink_metadata().is_ok() {
+        fs::remove_file(&file)?;
+    }
+    io::Write::write_all(&mut File::create_new(file)?, hosts.as_bytes())
 }
 
 /// A whole volume: it lies in a folder whose place no guest can give to another.
@@ -296,11 +328,12 @@ mod tests {
 
     struct Bench {
         dir: tempfile::TempDir,
+        hosts: Option<&'static str>,
     }
 
     impl Bench {
         fn new() -> Self {
-            let bench = Self { dir: tempfile::tempdir().unwrap() };
+            let bench = Self { dir: tempfile::tempdir().unwrap(), hosts: None };
             for volume in ["own", "map", "tree"] {
                 fs::create_dir_all(bench.volume(volume)).unwrap();
             }
@@ -328,10 +361,29 @@ mod tests {
             let images = BTreeMap::from([("pack".to_owned(), self.volume("tree"))]);
             let pod = serde_json::from_value(pod).unwrap();
             let local = LocalVolumes::new(&self.dir.path().join("node"), machinery_env::Env::real());
-            let elsewhere = Elsewhere { images: &images, allowed: &[], local: &local };
+            let elsewhere = Elsewhere { images: &images, allowed: &[], local: &local, hosts: self.hosts };
             let opened = preopens(&pod, &parse(container), (self.dir.path(), 0), &elsewhere, &variable);
             opened.map_err(|error| error.to_string())
         }
+    }
+
+    #[test]
+    fn hosts_stand_in_etc_unless_something_is_mounted_there() {
+        let bench = Bench { hosts: Some("192.0.2.1\tdb\n"), ..Bench::new() };
+        let etc = |mounts: Value| {
+            let found = bench.open(mounts).unwrap();
+            let etc = found.iter().find(|open| open.guest == "/etc");
+            etc.map(|etc| (etc.writable, fs::read_to_string(etc.host.join("hosts")).unwrap(), etc.host.clone()))
+        };
+        let hosts = "192.0.2.1\tdb\n".to_owned();
+        assert_eq!(etc(json!([])).map(|(writable, text, _)| (writable, text)), Some((false, hosts.clone())));
+        let beside = etc(json!([{"name": "map", "mountPath": "/etc/app.yaml", "subPath": "a.yaml", "readOnly": true}]));
+        let (_, text, host) = beside.unwrap();
+        assert_eq!((text, fs::read(host.join("app.yaml")).unwrap()), (hosts, b"a".to_vec()));
+        let own = etc(json!([{"name": "map", "mountPath": "/etc/hosts", "subPath": "a.yaml", "readOnly": true}]));
+        assert_eq!(own.unwrap().1, "a");
+        let found = bench.open(json!([{"name": "own", "mountPath": "/etc"}])).unwrap();
+        assert!(found.len() == 1 && !found[0].host.join("hosts").exists(), "{found:?}");
     }
 
     #[test]
