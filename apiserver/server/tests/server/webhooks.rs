@@ -180,7 +180,7 @@ async fn hooks_change_and_refuse_what_is_written() {
 async fn deletes_ask_about_what_is_there() {
     let (server, hooks) = (server().await, hooks().await);
     assert_eq!(server.ask("POST", CONFIGS, &named("c")).await.0, 201);
-    server.hooked("Validating", "v", vec![hooks.hook("/deny", "configmaps")]).await;
+    server.hooked("Mutating", "m", vec![hooks.hook("/deny", "configmaps")]).await;
     assert_eq!(server.ask("DELETE", &format!("{CONFIGS}/missing"), &Value::Null).await.0, 404);
     assert_eq!(hooks.asked(), [], "nobody is asked whether what isn't there may go");
     assert_eq!(server.ask("DELETE", &format!("{CONFIGS}/c"), &Value::Null).await.0, 403);
