@@ -238,7 +238,10 @@ fn variables_are_evaluated_when_asked_for() {
         value.map(|value| value.to_string()).map_err(|error| error.to_string())
     };
     assert_eq!(value("variables.b == 6 && has(variables.a)").as_deref(), Ok("true"));
-    assert_eq!(value("variables.bad").expect_err("bad"), "no such key: nothing");
+    assert_eq!(
+        value("variables.bad").expect_err("bad"),
+        "composited variable \"bad\" fails to evaluate: no such key: nothing"
+    );
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde_json::Value as Json;
 
 use crate::budget::{Budget, Meter};
-use crate::error::EvalError;
+use crate::error::{ErrorKind, EvalError};
 use crate::library::Authorizer;
 use crate::types::{Declared, Schema};
 use crate::value::{Opaque, Res, Value, from_json};
@@ -124,6 +124,10 @@ impl<'d> Activation<'d> {
             return Some(known.clone());
         }
         let value = meter.apart(|meter| run::run(&lazy.code, self, meter));
+        let value = value.map_err(|error| match error.kind {
+            ErrorKind::Value => EvalError::new(format!("composited variable \"{name}\" fails to evaluate: {error}")),
+            ErrorKind::CostLimit | ErrorKind::Interrupted => error,
+        });
         Some(lazy.value.get_or_init(|| value).clone())
     }
 }

@@ -159,16 +159,18 @@ impl Compiler {
     /// # Errors
     /// What is wrong with it.
     pub fn variable(&mut self, name: &str, text: &str) -> Result<Program, String> {
+        if !self.has_variables {
+            for env in [&mut self.env, &mut self.without_authorizer] {
+                *env = std::mem::take(env).variable("variables", Type::object(VARIABLES));
+            }
+            self.has_variables = true;
+        }
         let compiled = self.env.compile(text).map_err(|error| error.detail());
         // One that is wrong is told once, not wherever it is named.
         let ty = compiled.as_ref().map_or(Type::Dyn, |program| program.output_type().clone());
         for env in [&mut self.env, &mut self.without_authorizer] {
-            if !self.has_variables {
-                *env = std::mem::take(env).variable("variables", Type::object(VARIABLES));
-            }
             env.add_field(VARIABLES, name, ty.clone());
         }
-        self.has_variables = true;
         compiled
     }
 

@@ -12,7 +12,7 @@ use super::validating::ROW;
 use crate::cells::{AGE, NAME, column};
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{default_to, get, has, items, spec_of, text};
-use crate::{Column, Context, Row, Storage, Strategy};
+use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy};
 
 /// Policies.
 pub(crate) static POLICY: Row = Row {
@@ -105,6 +105,10 @@ impl Strategy for Policies {
         false
     }
 
+    fn metadata_checks(&self) -> MetadataChecks {
+        MetadataChecks::Whole
+    }
+
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = ErrorList::new();
         let spec = get(object, "spec");
@@ -150,6 +154,10 @@ impl Strategy for Bindings {
 
     fn checks_finalizers(&self) -> bool {
         false
+    }
+
+    fn metadata_checks(&self) -> MetadataChecks {
+        MetadataChecks::Whole
     }
 
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {

@@ -12,8 +12,11 @@ use super::constraints::{
 use super::expressions::{BOOL, Compiler, STRING, STRING_OR_NULL};
 use crate::cells::{AGE, NAME, column};
 use crate::field::{ErrorList, FieldError, Path};
+use crate::metadata::reset_for_status;
 use crate::read::{at, default_to, get, has, items, put, spec_of, text};
-use crate::{Column, Context, Row, STATUS, Storage, Strategy, rules};
+use crate::{
+    Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, Unwritten, prepare_update_by_default, rules,
+};
 
 /// Policies.
 pub(crate) static POLICY: Row = Row {
@@ -148,6 +151,33 @@ impl Strategy for Policies {
         false
     }
 
+    fn metadata_checks_of(&self, subresource: &str) -> MetadataChecks {
+        if subresource.is_empty() { MetadataChecks::Whole } else { MetadataChecks::None }
+    }
+
+    fn unwritten(&self, subresource: &str) -> Unwritten {
+        match subresource {
+            "status" => Unwritten::METADATA_TOO,
+            _ => Unwritten::Below(&[&["status"]]),
+        }
+    }
+
+    fn prepare_update(&self, context: &Context<'_>, new: &mut Value, old: &Value) {
+        prepare_update_by_default(context, new, old);
+        if !context.subresource.is_empty() {
+            reset_for_status(new, old);
+        }
+    }
+
+    fn validate_update(&self, context: &Context<'_>, new: &Value, _: &Value) -> Vec<FieldError> {
+        if context.subresource.is_empty() {
+            return self.validate(context, new);
+        }
+        let mut errors = ErrorList::new();
+        crate::conditions::validate(&mut errors, get(new, "status"), &Path::root("status.conditions"));
+        errors.list()
+    }
+
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = ErrorList::new();
         let spec = get(object, "spec");
@@ -194,6 +224,10 @@ impl Strategy for Bindings {
 
     fn checks_finalizers(&self) -> bool {
         false
+    }
+
+    fn metadata_checks(&self) -> MetadataChecks {
+        MetadataChecks::Whole
     }
 
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {

@@ -11,7 +11,7 @@ use crate::cells::{AGE, NAME, age, column, name};
 use crate::field::{ErrorList, FieldError, Path};
 use crate::metadata::label_selector;
 use crate::read::{default_to, get, has, int, items, items_mut, object_mut, text, texts};
-use crate::{Column, Context, Row, Storage, Strategy, rules, webhook_client};
+use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy, rules, webhook_client};
 
 /// Those that may change what is written.
 pub(crate) static MUTATING: Row = Row {
@@ -156,6 +156,10 @@ impl Strategy for Webhooks {
 
     fn checks_finalizers(&self) -> bool {
         false
+    }
+
+    fn metadata_checks(&self) -> MetadataChecks {
+        MetadataChecks::Whole
     }
 
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {

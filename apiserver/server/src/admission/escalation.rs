@@ -22,7 +22,7 @@ impl Plugin for Escalation {
             let write = Write {
                 plural: request.resource,
                 namespace: request.namespace,
-                path_name: request.name,
+                path_name: request.path_name,
                 new: object,
                 old: context.old,
             };

@@ -23,9 +23,18 @@ const EXEMPT: &[&str] = &[
     "ValidatingWebhookConfiguration",
 ];
 
-/// Whether nobody is asked about a request.
+/// Whether no webhook is asked about a request.
 pub fn is_exempt(request: &Request<'_>) -> bool {
     request.kind.group == "admissionregistration.k8s.io" && EXEMPT.contains(&request.kind.kind)
+}
+
+/// Whether no policy is asked about a request: reviews are how others find out who somebody is and what they may do, and
+/// a policy that refuses them would lock out all who could remove it. Webhooks' configurations are a policy's business.
+pub fn is_exempt_from_policies(request: &Request<'_>) -> bool {
+    match request.group {
+        "authentication.k8s.io" | "authorization.k8s.io" => true,
+        _ => is_exempt(request) && !request.kind.kind.ends_with("WebhookConfiguration"),
+    }
 }
 
 /// One rule.
@@ -328,6 +337,7 @@ mod tests {
             operation: Operation::Create,
             namespace,
             name: "x",
+            path_name: "x",
             options: Options::Write(&options),
         };
         Rule::of(&rule).matches(&request, (group, version, resource))

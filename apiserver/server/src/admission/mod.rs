@@ -121,8 +121,10 @@ pub struct Request<'a> {
     pub operation: Operation,
     /// The request's namespace, or empty.
     pub namespace: &'a str,
-    /// The name in the path (or of the object of a collection's delete); empty for a create in a collection.
+    /// The object's name, as far as it is known: of a create in a collection that which the object has.
     pub name: &'a str,
+    /// The name in the path, which rights are asked about; empty for a create in a collection.
+    pub path_name: &'a str,
     /// The verb's options.
     pub options: Options<'a>,
 }
@@ -357,7 +359,8 @@ impl Chain {
     pub fn with_policies(self, served: &Arc<Served>) -> Self {
         let (mutating, validating) =
             (policies::Mutating::new(served.clone()), policies::Validating::new(served.clone()));
-        Self { policies: vec![Arc::new(mutating), Arc::new(validating)], ..self }
+        let rights = policies::ParamRights::new(served.clone());
+        Self { policies: vec![Arc::new(rights), Arc::new(mutating), Arc::new(validating)], ..self }
     }
 
     /// The same with webhooks about what is served, reached by URL and through the cluster's Services, as the users that

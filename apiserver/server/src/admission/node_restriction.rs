@@ -1,8 +1,11 @@
-//! NodeRestriction: a kubelet writes its own Node, its own Lease and its own pods' status, and no more of them than it
-//! needs.
+//! NodeRestriction: a kubelet writes its own Node, Lease, CSINode and ResourceSlices and its own pods' status, and no more of
+//! them than it needs, and asks for certificates of its own name.
 
 use std::collections::BTreeSet;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use machinery_api::certificate_request::CertificateRequest;
 use machinery_api::error::{ApiError, ApiResult, Named};
 use serde_json::Value;
 
@@ -51,6 +54,9 @@ impl Plugin for NodeRestriction {
             // Asks the authorizers, which may wait.
             ("", "serviceaccounts", "token") => return Step::Wait(Box::pin(async move { ask.token().await })),
             ("coordination.k8s.io", "leases", _) => ask.lease(),
+            ("storage.k8s.io", "csinodes", _) => ask.csi_node(),
+            ("resource.k8s.io", "resourceslices", "") => ask.resource_slice(),
+            ("certificates.k8s.io", "certificatesigningrequests", "") => ask.certificate(),
             _ => Ok(()),
         })
     }
@@ -148,6 +154,10 @@ impl Ask<'_> {
         }
         if self.object["status"]["resourceClaimStatuses"] != old["status"]["resourceClaimStatuses"] {
             return self.refuse(format!("node {node:?} cannot update resource claim statues"));
+        }
+        // It names a claim, and whoever's pod names one may read it.
+        if self.object["status"]["extendedResourceClaimStatus"] != old["status"]["extendedResourceClaimStatus"] {
+            return self.refuse(format!("node {node:?} cannot update extended resource claim status"));
         }
         Ok(())
     }
@@ -266,14 +276,57 @@ impl Ask<'_> {
         if request.namespace != LEASE_NAMESPACE {
             return self.refuse(format!("can only access leases in the {LEASE_NAMESPACE:?} system namespace"));
         }
-        let name = match request.name {
-            "" => self.object["metadata"]["name"].as_str().unwrap_or_default(),
-            name => name,
-        };
-        if name == self.node {
+        if self.has_own_name() {
             return Ok(());
         }
         self.refuse("can only access node lease with the same name as the requesting node")
+    }
+
+    fn csi_node(&self) -> ApiResult<()> {
+        if self.has_own_name() {
+            return Ok(());
+        }
+        self.refuse("can only access CSINode with the same name as the requesting node")
+    }
+
+    /// Whether the object has the node's name, which a create's path doesn't tell.
+    fn has_own_name(&self) -> bool {
+        let name = match self.context.request.name {
+            "" => self.object["metadata"]["name"].as_str().unwrap_or_default(),
+            name => name,
+        };
+        name == self.node
+    }
+
+    /// What the authorizer can't see: whose a new slice would be, and whose each one is that goes with a collection.
+    fn resource_slice(&self) -> ApiResult<()> {
+        let is_own = |slice: &Value| slice["spec"]["nodeName"].as_str() == Some(self.node);
+        let verb = match self.context.request.operation {
+            Operation::Create if !is_own(self.object) => "create",
+            Operation::Delete if !self.context.old.is_some_and(is_own) => "delete",
+            _ => return Ok(()),
+        };
+        self.refuse(format!("can only {verb} ResourceSlice with the same NodeName as the requesting node"))
+    }
+
+    fn certificate(&self) -> ApiResult<()> {
+        let spec = &self.object["spec"];
+        let is_kubelets = matches!(
+            spec["signerName"].as_str(),
+            Some("kubernetes.io/kubelet-serving" | "kubernetes.io/kube-apiserver-client-kubelet")
+        );
+        if self.context.request.operation != Operation::Create || !is_kubelets {
+            return Ok(());
+        }
+        let pem = STANDARD.decode(spec["request"].as_str().unwrap_or_default()).unwrap_or_default();
+        let own = format!("system:node:{}", self.node);
+        match CertificateRequest::parse(&pem) {
+            Err(why) => self.refuse(format!("unable to parse csr: {why}")),
+            Ok(request) if request.common_name != own => {
+                self.refuse(format!("can only create a node CSR with CN={own}"))
+            }
+            Ok(_) => Ok(()),
+        }
     }
 }
 

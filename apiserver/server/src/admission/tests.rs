@@ -89,6 +89,7 @@ fn request<'a>(
         operation,
         namespace,
         name,
+        path_name: name,
         options: Options::Write(&OPTIONS),
     }
 }

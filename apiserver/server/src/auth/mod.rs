@@ -19,6 +19,7 @@ pub mod jwks;
 pub mod jwt;
 mod leaf;
 pub mod node;
+mod node_own;
 pub mod pki;
 pub mod rbac;
 pub mod reviews;

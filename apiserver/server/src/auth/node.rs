@@ -9,7 +9,7 @@ use machinery_api::selector::go_quoted;
 use serde_json::Value;
 
 use super::rules::Rule;
-use super::{Attributes, Decision, UserInfo};
+use super::{Attributes, Decision, UserInfo, node_own};
 use crate::default_objects::default_objects;
 use apiserver_resources::objects::ObjectReader;
 
@@ -54,6 +54,12 @@ impl NodeAuthorizer {
                 ("", "nodes") => return own_node(node, request),
                 ("", "pods") => return pods(objects, node, request),
                 ("coordination.k8s.io", "leases") => return lease(node, request),
+                ("resource.k8s.io", "resourceclaims") => return ask.resource_claim(),
+                ("resource.k8s.io", "resourceslices") => return node_own::resource_slice(objects, node, request),
+                ("storage.k8s.io", "csinodes") => return node_own::csi_node(node, request),
+                ("storage.k8s.io", "volumeattachments") => {
+                    return ask.gets().err().unwrap_or_else(|| node_own::attachment(objects, node, request));
+                }
                 _ => {}
             }
         }
@@ -68,6 +74,7 @@ enum Kind {
     ConfigMap,
     ServiceAccount,
     Claim,
+    ResourceClaim,
 }
 
 struct Ask<'a> {
@@ -89,10 +96,7 @@ impl Ask<'_> {
         if request.namespace.is_empty() {
             return Decision::refuse("can only read namespaced object of this type");
         }
-        if request.name.is_empty() {
-            return Decision::refuse("No Object name found");
-        }
-        self.related(kind)
+        self.named(kind)
     }
 
     fn service_account(&self) -> Decision {
@@ -125,6 +129,10 @@ impl Ask<'_> {
         }
     }
 
+    fn resource_claim(&self) -> Decision {
+        self.gets().err().unwrap_or_else(|| self.named(Kind::ResourceClaim))
+    }
+
     /// A volume is related by the claim that it is bound to.
     fn volume(&self) -> Decision {
         if let Err(refused) = self.gets() {
@@ -136,6 +144,10 @@ impl Ask<'_> {
             (Some(namespace), Some(name)) => self.names(Kind::Claim, namespace, name),
             _ => unrelated(self.node),
         }
+    }
+
+    fn named(&self, kind: Kind) -> Decision {
+        if self.request.name.is_empty() { Decision::refuse("No Object name found") } else { self.related(kind) }
     }
 
     fn related(&self, kind: Kind) -> Decision {
@@ -301,7 +313,7 @@ fn pods(objects: &dyn ObjectReader, node: &str, request: &Attributes<'_>) -> Dec
     }
 }
 
-fn unrelated(node: &str) -> Decision {
+pub(super) fn unrelated(node: &str) -> Decision {
     Decision::refuse(format!("no relationship found between node '{node}' and this object"))
 }
 
@@ -345,6 +357,14 @@ fn names_of(pod: &Value) -> BTreeSet<(Kind, String)> {
             add(Kind::Secret, &source["nodePublishSecretRef"]["name"]);
         }
     }
+    // A claim that is made for the pod has a name that its status tells.
+    for claim in items(spec, "resourceClaims") {
+        add(Kind::ResourceClaim, &claim["resourceClaimName"]);
+    }
+    for claim in items(&pod["status"], "resourceClaimStatuses") {
+        add(Kind::ResourceClaim, &claim["resourceClaimName"]);
+    }
+    add(Kind::ResourceClaim, &pod["status"]["extendedResourceClaimStatus"]["resourceClaimName"]);
     for list in ["containers", "initContainers", "ephemeralContainers"] {
         for container in items(spec, list) {
             for source in items(container, "envFrom") {

@@ -302,7 +302,7 @@ pub(super) fn authenticate(
     if token_audiences.is_empty() {
         token_audiences.push(TOKEN_ISSUER.to_owned());
     }
-    let meant: Vec<String> = token_audiences.iter().filter(|a| audiences.contains(a)).cloned().collect();
+    let meant: Vec<String> = audiences.iter().filter(|a| token_audiences.contains(a)).cloned().collect();
     if meant.is_empty() {
         return Err(format!(
             "token audiences {} is invalid for the target audiences {}",

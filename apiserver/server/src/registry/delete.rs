@@ -62,13 +62,19 @@ fn graceful(row: &ResourceInfo, new: &mut Value, options: &DeleteOptions, now: T
         let Some(left) = object::field(new, "deletionGracePeriodSeconds").and_then(Value::as_i64) else {
             return Grace::None;
         };
-        if left == 0 && object::finalizers(new).is_empty() {
-            // It was marked to go at once, and the server ended before it went.
+        if left == 0 {
+            // It was marked to go at once: only finalizers hold it, which this request may exchange, or the server ended
+            // before it went.
             return Grace::None;
         }
-        let Some(asked) = options.grace_seconds.filter(|asked| *asked < left) else { return Grace::Pending };
+        let Some(mut asked) = options.grace_seconds.filter(|asked| *asked < left) else { return Grace::Pending };
         let until: Timestamp = object::text(new, "deletionTimestamp").parse().unwrap_or(now);
-        let until = until.saturating_add(SignedDuration::from_secs(asked - left)).unwrap_or(now);
+        let mut until = until.saturating_add(SignedDuration::from_secs(asked - left)).unwrap_or(now);
+        if until < now {
+            // The time that is asked for has gone by already. Whoever asked for some has the kubelet end it, not the server.
+            until = now;
+            asked = asked.min(1);
+        }
         let metadata = metadata_mut(new);
         metadata.insert("deletionTimestamp".into(), json!(object::time(until)));
         metadata.insert("deletionGracePeriodSeconds".into(), json!(asked));
@@ -313,6 +319,31 @@ mod tests {
         assert_eq!(decide(row("pods"), &marked, &DeleteOptions::default(), now), Change::Remove(None));
         pod["metadata"]["finalizers"] = json!(["a.b/c"]);
         let Change::Update(held) = decide(row("pods"), &pod, &options, now) else { panic!() };
-        assert_eq!(decide(row("pods"), &held, &DeleteOptions::default(), now), Change::Keep);
+        assert_eq!(decide(row("pods"), &held, &DeleteOptions::default(), now), Change::Update(held.clone()));
+        let foreground = DeleteOptions { propagation: Some(Propagation::Foreground), ..Default::default() };
+        let Change::Update(exchanged) = decide(row("pods"), &held, &foreground, now) else { panic!() };
+        assert_eq!(object::finalizers(&exchanged), ["a.b/c", FOREGROUND]);
+    }
+
+    #[test]
+    fn a_grace_that_is_shortened_ends_now_at_the_earliest() {
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let pod = json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n", "terminationGracePeriodSeconds": 30}});
+        let Change::Update(marked) = decide(row("pods"), &pod, &DeleteOptions::default(), now) else { panic!() };
+        let later = now + SignedDuration::from_secs(20);
+        let ends = |asked: i64| {
+            let options = DeleteOptions { grace_seconds: Some(asked), ..Default::default() };
+            match decide(row("pods"), &marked, &options, later) {
+                Change::Update(new) | Change::MarkAndRemove(new) => {
+                    let grace = object::field(&new, "deletionGracePeriodSeconds").and_then(Value::as_i64);
+                    (object::text(&new, "deletionTimestamp").to_owned(), grace)
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(ends(25), ("2026-01-01T00:00:25Z".into(), Some(25)));
+        // Of these nothing is left: the kubelet ends it now, and the server only where none is asked for.
+        assert_eq!(ends(10), ("2026-01-01T00:00:20Z".into(), Some(1)));
+        assert_eq!(ends(0), ("2026-01-01T00:00:20Z".into(), Some(0)));
     }
 }

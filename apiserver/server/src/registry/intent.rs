@@ -208,7 +208,8 @@ impl Registry {
                 Ok(Draft::create(binding, call.name.to_owned()).managed(kept(existing)))
             }
             Intent::Delete(_) => {
-                let old = existing.map(|old| old.value.clone());
+                // Nobody is asked whether what isn't there may go.
+                let old = Some(existing.ok_or_else(|| call.not_found())?.value.clone());
                 let draft = Draft::create(Value::Null, call.name.to_owned());
                 Ok(Draft { old, operation: Operation::Delete, managers: kept(existing), ..draft })
             }

@@ -206,6 +206,7 @@ impl RequestScope<'_> {
             kind: GroupVersionKind { group, version, kind },
             namespace: self.namespace,
             name,
+            path_name: self.name,
             user: self.user,
             options,
         }

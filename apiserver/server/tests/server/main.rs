@@ -12,8 +12,10 @@ mod evictions;
 mod pages;
 mod policies;
 mod quota;
+mod rights;
 mod webhooks;
 mod wire;
+mod writes;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -82,11 +84,15 @@ impl Server {
     }
 
     async fn ask(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
+        self.ask_as(admin(), method, path, body).await
+    }
+
+    async fn ask_as(&self, user: UserInfo, method: &str, path: &str, body: &Value) -> (u16, Value) {
         let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
         let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
         let request = Request::builder().method(method).uri(path).header("content-type", kind).body(body).unwrap();
         let (mut parts, body) = request.into_parts();
-        parts.extensions.insert(admin());
+        parts.extensions.insert(user);
         let response = self.send(Request::from_parts(parts, body)).await;
         let code = response.status().as_u16();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();

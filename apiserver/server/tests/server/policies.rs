@@ -144,3 +144,75 @@ async fn what_a_policy_does_wrong_is_named_and_harms_nothing() {
     assert_eq!(code, 422, "{answer}");
     assert!(message.contains("operation cancelled: actual cost limit exceeded"), "{message}");
 }
+
+fn json_patch(expression: &str) -> Value {
+    json!({"patchType": "JSONPatch", "jsonPatch": {"expression": expression}})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mutation_whose_test_fails_changes_nothing_and_none_changes_what_an_object_is() {
+    let server = server().await;
+    let patch =
+        "[JSONPatch{op: 'test', path: '/data/a', value: '1'}, JSONPatch{op: 'add', path: '/data/b', value: '2'}]";
+    server.mutating("tests", json!({"reinvocationPolicy": "Never", "mutations": [json_patch(patch)]})).await;
+    let (code, answer) = server.map("x", json!({"a": "0"})).await;
+    assert_eq!((code, &answer["data"]), (201, &json!({"a": "0"})), "{answer}");
+    let (code, answer) = server.map("y", json!({"a": "1"})).await;
+    assert_eq!((code, &answer["data"]), (201, &json!({"a": "1", "b": "2"})), "{answer}");
+    let mutations = [apply("Object{kind: 'Secret', apiVersion: 'v9', data: {'c': '3'}}")];
+    server.mutating("kinds", json!({"reinvocationPolicy": "Never", "mutations": mutations})).await;
+    let (code, answer) = server.map("z", json!({})).await;
+    assert_eq!((code, &answer["kind"], &answer["apiVersion"]), (201, &json!("ConfigMap"), &json!("v1")), "{answer}");
+    let owner = "Object.metadata.ownerReferences{apiVersion: 'v1', kind: 'Pod', name: 'x', uid: 'u'}";
+    let mutation = apply(&format!("Object{{metadata: Object.metadata{{ownerReferences: [{owner}]}}}}"));
+    server.mutating("owners", json!({"reinvocationPolicy": "Never", "mutations": [mutation]})).await;
+    let (code, answer) = server.map("o", json!({})).await;
+    let why = "may not mutate atomic arrays, maps or structs: .metadata.ownerReferences[0]";
+    assert!(code == 403 && answer["message"].as_str().unwrap().ends_with(why), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_policy_is_asked_about_reviews_and_all_about_webhooks() {
+    let server = server().await;
+    let any = json!([{"apiGroups": ["*"], "apiVersions": ["*"], "operations": ["CREATE"], "resources": ["*"]}]);
+    let spec = json!({"matchConstraints": {"resourceRules": any}, "validations": [{"expression": "false"}]});
+    let policy = json!({"metadata": {"name": "no"}, "spec": spec});
+    assert_eq!(server.ask("POST", &format!("{GROUP}/validatingadmissionpolicies"), &policy).await.0, 201);
+    let binding = json!({"metadata": {"name": "no"}, "spec": {"policyName": "no", "validationActions": ["Deny"]}});
+    assert_eq!(server.ask("POST", &format!("{GROUP}/validatingadmissionpolicybindings"), &binding).await.0, 201);
+    let review =
+        json!({"spec": {"resourceAttributes": {"verb": "get", "resource": "pods"}, "token": "x", "user": "u"}});
+    for path in [
+        "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
+        "/apis/authorization.k8s.io/v1/subjectaccessreviews",
+        "/apis/authentication.k8s.io/v1/tokenreviews",
+        "/apis/authentication.k8s.io/v1/selfsubjectreviews",
+    ] {
+        let (code, answer) = server.ask("POST", path, &review).await;
+        assert_eq!(code, 201, "{path}: {answer}");
+    }
+    let hooks = json!({"metadata": {"name": "h"}});
+    let (code, answer) = server.ask("POST", &format!("{GROUP}/validatingwebhookconfigurations"), &hooks).await;
+    assert_eq!(code, 422, "{answer}");
+    let mut other = policy.clone();
+    other["metadata"]["name"] = json!("other");
+    let (code, answer) = server.ask("POST", &format!("{GROUP}/validatingadmissionpolicies"), &other).await;
+    assert_eq!(code, 201, "who is locked out by a policy can mend it: {answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_variable_that_fails_is_named_and_knows_only_those_before_it() {
+    let server = server().await;
+    let spec = json!({"variables": [{"name": "x", "expression": "object.data.nothing"}],
+        "validations": [{"expression": "variables.x == 'a'"}]});
+    server.validating("v", spec).await;
+    let (code, answer) = server.map("a", json!({"a": "b"})).await;
+    let why = "composited variable \"x\" fails to evaluate: no such key: nothing";
+    assert!(code == 422 && answer["message"].as_str().unwrap().ends_with(why), "{answer}");
+    let variables = json!([{"name": "x", "expression": "variables.y"}, {"name": "y", "expression": "1"}]);
+    let spec = json!({"variables": variables, "validations": [{"expression": "true"}],
+        "matchConstraints": {"resourceRules": rules()}});
+    let policy = json!({"metadata": {"name": "w"}, "spec": spec});
+    let (code, answer) = server.ask("POST", &format!("{GROUP}/validatingadmissionpolicies"), &policy).await;
+    assert!(code == 422 && answer["message"].as_str().unwrap().contains("undefined field 'y'"), "{answer}");
+}

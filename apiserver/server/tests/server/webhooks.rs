@@ -177,6 +177,17 @@ async fn hooks_change_and_refuse_what_is_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn deletes_ask_about_what_is_there() {
+    let (server, hooks) = (server().await, hooks().await);
+    assert_eq!(server.ask("POST", CONFIGS, &named("c")).await.0, 201);
+    server.hooked("Mutating", "m", vec![hooks.hook("/deny", "configmaps")]).await;
+    assert_eq!(server.ask("DELETE", &format!("{CONFIGS}/missing"), &Value::Null).await.0, 404);
+    assert_eq!(hooks.asked(), [], "nobody is asked whether what isn't there may go");
+    assert_eq!(server.ask("DELETE", &format!("{CONFIGS}/c"), &Value::Null).await.0, 403);
+    assert_eq!(hooks.asked(), [("/deny".to_owned(), "DELETE".to_owned())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_hook_adds_is_defaulted_and_seen_by_all_plugins() {
     let (server, hooks) = (server().await, hooks().await);
     let account = named("default");

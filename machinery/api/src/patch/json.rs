@@ -27,8 +27,13 @@ pub(super) struct Operation {
 const ELEMENTS_MOVED_MAX: usize = 50_000_000;
 
 /// Why a patch doesn't apply (upstream tells the client no more than that).
-#[derive(Debug)]
-pub(super) struct Refused;
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// A `test` operation doesn't hold.
+    Test,
+    /// An operation can't be done.
+    Operation,
+}
 
 type Step<T> = Result<T, Refused>;
 
@@ -98,8 +103,8 @@ pub(super) fn read(raw: Raw, budget: &mut Budget) -> Result<(Vec<Operation>, Vec
 pub(super) fn apply(document: &mut Value, operations: Vec<Operation>) -> Step<()> {
     let (mut copied_bytes, mut moved) = (0, 0);
     for operation in operations {
-        let path = operation.path.ok_or(Refused);
-        let from = operation.from.ok_or(Refused);
+        let path = operation.path.ok_or(Refused::Operation);
+        let from = operation.from.ok_or(Refused::Operation);
         match operation.op.as_str() {
             "add" => add(document, &path?, operation.value.unwrap_or(Value::Null), &mut moved)?,
             "remove" => drop(remove(document, &path?, &mut moved)?),
@@ -113,11 +118,11 @@ pub(super) fn apply(document: &mut Value, operations: Vec<Operation>) -> Step<()
                 let value = get(document, &from?)?.cloned().unwrap_or(Value::Null);
                 copied_bytes += serde_json::to_string(&value).map_or(0, |text| text.len());
                 if copied_bytes > COPIED_BYTES_MAX {
-                    return Err(Refused);
+                    return Err(Refused::Operation);
                 }
                 add(document, &path?, value, &mut moved)?;
             }
-            _ => return Err(Refused),
+            _ => return Err(Refused::Operation),
         }
     }
     Ok(())
@@ -126,20 +131,20 @@ pub(super) fn apply(document: &mut Value, operations: Vec<Operation>) -> Step<()
 /// The container that a path ends in, and the key in it.
 fn find<'a>(document: &'a mut Value, path: &str) -> Step<(&'a mut Value, String)> {
     let mut segments: Vec<&str> = path.split('/').skip(1).collect();
-    let last = segments.pop().ok_or(Refused)?;
+    let last = segments.pop().ok_or(Refused::Operation)?;
     let mut here = document;
     for segment in segments {
         let key = decoded(segment);
         here = match here {
-            Value::Object(map) => map.get_mut(&key).ok_or(Refused)?,
+            Value::Object(map) => map.get_mut(&key).ok_or(Refused::Operation)?,
             Value::Array(items) => {
                 let at = index(&key, items.len())?;
                 &mut items[at]
             }
-            _ => return Err(Refused),
+            _ => return Err(Refused::Operation),
         };
     }
-    if here.is_object() || here.is_array() { Ok((here, decoded(last))) } else { Err(Refused) }
+    if here.is_object() || here.is_array() { Ok((here, decoded(last))) } else { Err(Refused::Operation) }
 }
 
 fn decoded(segment: &str) -> String {
@@ -161,10 +166,10 @@ fn decoded(segment: &str) -> String {
 
 /// An existing element's place; negative counts from the end.
 fn index(key: &str, length: usize) -> Step<usize> {
-    let at: i64 = key.parse().map_err(|_| Refused)?;
+    let at: i64 = key.parse().map_err(|_| Refused::Operation)?;
     let length = length as i64;
     let at = if at < 0 { at + length } else { at };
-    if (0..length).contains(&at) { Ok(at as usize) } else { Err(Refused) }
+    if (0..length).contains(&at) { Ok(at as usize) } else { Err(Refused::Operation) }
 }
 
 fn get<'a>(document: &'a mut Value, path: &str) -> Step<Option<&'a Value>> {
@@ -174,13 +179,13 @@ fn get<'a>(document: &'a mut Value, path: &str) -> Step<Option<&'a Value>> {
             let at = index(&key, items.len())?;
             Ok(items.get(at))
         }
-        _ => Err(Refused),
+        _ => Err(Refused::Operation),
     }
 }
 
 fn count(moved: &mut usize, elements: usize) -> Step<()> {
     *moved += elements;
-    if *moved > ELEMENTS_MOVED_MAX { Err(Refused) } else { Ok(()) }
+    if *moved > ELEMENTS_MOVED_MAX { Err(Refused::Operation) } else { Ok(()) }
 }
 
 fn add(document: &mut Value, path: &str, value: Value, moved: &mut usize) -> Step<()> {
@@ -192,26 +197,26 @@ fn add(document: &mut Value, path: &str, value: Value, moved: &mut usize) -> Ste
             count(moved, items.len() - at)?;
             items.insert(at, value);
         }
-        _ => return Err(Refused),
+        _ => return Err(Refused::Operation),
     }
     Ok(())
 }
 
 fn remove(document: &mut Value, path: &str, moved: &mut usize) -> Step<Value> {
     match find(document, path)? {
-        (Value::Object(map), key) => map.remove(&key).ok_or(Refused),
+        (Value::Object(map), key) => map.remove(&key).ok_or(Refused::Operation),
         (Value::Array(items), key) => {
             let at = index(&key, items.len())?;
             count(moved, items.len() - at)?;
             Ok(items.remove(at))
         }
-        _ => Err(Refused),
+        _ => Err(Refused::Operation),
     }
 }
 
 fn replace(document: &mut Value, path: &str, value: Option<Value>) -> Step<()> {
     if path.is_empty() {
-        let value = value.filter(|v| v.is_object() || v.is_array()).ok_or(Refused)?;
+        let value = value.filter(|v| v.is_object() || v.is_array()).ok_or(Refused::Operation)?;
         *document = value;
         return Ok(());
     }
@@ -222,7 +227,7 @@ fn replace(document: &mut Value, path: &str, value: Option<Value>) -> Step<()> {
             let at = index(&key, items.len())?;
             items[at] = value;
         }
-        _ => return Err(Refused),
+        _ => return Err(Refused::Operation),
     }
     Ok(())
 }
@@ -236,5 +241,5 @@ fn test(document: &mut Value, path: &str, value: Option<&Value>) -> Step<()> {
             found => found == value,
         }
     };
-    if equal { Ok(()) } else { Err(Refused) }
+    if equal { Ok(()) } else { Err(Refused::Test) }
 }

@@ -63,6 +63,13 @@ pub fn apply(
     decoded
 }
 
+/// Whether a JSON patch doesn't apply because one of its `test` operations doesn't hold, and not because it is wrong.
+#[must_use]
+pub fn fails_a_test(patch: &[u8], current: &Value) -> bool {
+    let read = raw::parse(patch).and_then(|raw| json::read(raw, &mut Budget::of_body(patch.len())));
+    read.is_ok_and(|(operations, _)| json::apply(&mut current.clone(), operations) == Err(json::Refused::Test))
+}
+
 /// What a refusal shows: upstream shows the result, or a strategic patch. It is made anew, as nearly no patch is refused.
 fn shown(kind: PatchKind, patch: &[u8], current: &Value, checked: bool) -> String {
     match kind {
@@ -141,6 +148,26 @@ fn whole(raw: Raw, budget: &mut Budget) -> ApiResult<Option<Value>> {
     Ok(value)
 }
 
+/// A custom resource says what it is, and a patch can't make it say anything else.
+fn not_another(patched: &Value, target: &Target<'_>) -> ApiResult<()> {
+    let text = |key: &str| patched.get(key).and_then(Value::as_str).unwrap_or_default();
+    let (kind, version, expected) = (text("kind"), text("apiVersion"), target.group_version().to_string());
+    let wrong = [("kind", kind, target.kind), ("apiVersion", version, &expected)].into_iter();
+    let causes: Vec<Cause> = wrong
+        .filter(|(_, found, wanted)| !found.is_empty() && found != wanted)
+        .map(|(field, found, wanted)| Cause {
+            reason: "FieldValueInvalid".into(),
+            message: format!("Invalid value: {}: must be {wanted}", go_quoted(found)),
+            field: field.into(),
+        })
+        .collect();
+    if causes.is_empty() {
+        return Ok(());
+    }
+    let name = patched["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    Err(ApiError::Invalid(Named::new(GroupVersion::parse(version).group, kind), name, causes))
+}
+
 /// The result must still be an object of the kind.
 fn decode_patched(
     kind: PatchKind,
@@ -165,7 +192,7 @@ fn decode_patched(
     } else if let Some(error) = no_kind(&patched) {
         return Err(invalid(&text(&patched), &error));
     } else if target.schema.of.unstructured.is_some() {
-        // It must say what it is, which reading it finds.
+        not_another(&patched, target)?;
     } else if let Some(error) = other_kind(&patched, target) {
         return Err(invalid(&text(&patched), &error));
     } else if patched.get("apiVersion").and_then(Value::as_str).is_none_or(str::is_empty) {

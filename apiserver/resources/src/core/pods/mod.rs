@@ -284,6 +284,25 @@ fn may_linger(pod: &Value) -> bool {
 
 /// A status keeps what a writer doesn't know of: quality of service and observed generations. Whose the pod is and when it goes
 /// is not its writer's to say.
+/// Takes fields of upstream's disabled features away, unless they are there already.
+fn drop_disabled(status: &mut Value, old: &Value) {
+    const CLAIMS: &str = "nodeAllocatableResourceClaimStatuses";
+    const LISTS: [&str; 3] = ["containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"];
+    if !has(old, CLAIMS) {
+        put(status, CLAIMS, Value::Null);
+    }
+    let tells = |mount: &Value| has(mount, "volumeStatus");
+    let mounts = LISTS.iter().flat_map(|list| items(old, list)).flat_map(|one| items(one, "volumeMounts"));
+    if mounts.into_iter().any(tells) {
+        return;
+    }
+    for list in LISTS {
+        for mount in items_mut(status, list).iter_mut().flat_map(|one| items_mut(one, "volumeMounts")) {
+            put(mount, "volumeStatus", Value::Null);
+        }
+    }
+}
+
 fn prepare_status(new: &mut Value, old: &Value) {
     if let Some(meta) = new.get_mut("metadata") {
         for key in ["ownerReferences", "deletionTimestamp"] {
@@ -298,6 +317,7 @@ fn prepare_status(new: &mut Value, old: &Value) {
         }
         return;
     };
+    drop_disabled(status, old_status);
     if text(status, "qosClass").is_empty() {
         put(status, "qosClass", get(old_status, "qosClass").clone());
     }

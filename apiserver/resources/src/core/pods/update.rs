@@ -380,6 +380,9 @@ pub(super) fn status(errors: &mut ErrorList, new: &Value, old: &Value) {
     }
     restarts(errors, status, old_status, "ephemeralContainerStatuses", &[], &Value::Null);
     claim_statuses(errors, status, get(new, "spec"));
+    if has(status, "extendedResourceClaimStatus") {
+        extended_claim_status(errors, get(status, "extendedResourceClaimStatus"), get(new, "spec"));
+    }
     addresses(errors, status, old_status, "podIPs");
     if let Some(first) = items(status, "hostIPs").first() {
         let ip = text(first, "ip");
@@ -409,6 +412,51 @@ fn claim_statuses(errors: &mut ErrorList, status: &Value, spec: &Value) {
             let claimed = text(claim, "resourceClaimName");
             errors.invalid_each(&at.child("resourceClaimName"), claimed, rules::dns_subdomain(claimed));
         }
+    }
+}
+
+/// The claim that was made for resources that containers ask for by amount.
+fn extended_claim_status(errors: &mut ErrorList, status: &Value, spec: &Value) {
+    let at = STATUS.child("extendedResourceClaimStatus");
+    let mappings_at = at.child("requestMappings");
+    let containers: BTreeMap<&str, &Value> = ["initContainers", "containers"]
+        .iter()
+        .flat_map(|list| items(spec, list))
+        .map(|c| (text(c, "name"), c))
+        .collect();
+    let mappings = items(status, "requestMappings");
+    if mappings.is_empty() {
+        errors.required(&mappings_at, "at least one request mapping is required");
+    }
+    let mut seen = BTreeSet::new();
+    for (i, mapping) in mappings.iter().enumerate() {
+        let one = mappings_at.index(i);
+        let names = ["containerName", "resourceName", "requestName"].map(|field| (field, text(mapping, field)));
+        let [(_, container), (_, resource), (_, request)] = names;
+        match containers.get(container) {
+            None => {
+                let why = "must match the name of an entry in spec.initContainers.name or spec.containers.name";
+                errors.invalid(&one.child("containerName"), container, why);
+            }
+            Some(container) if !has(get(get(container, "resources"), "requests"), resource) => {
+                let why = "must match the extended resource name of an entry in spec.initContainers.resources.requests or \
+                           spec.containers.resources.requests";
+                errors.invalid(&one.child("resourceName"), resource, why);
+            }
+            Some(_) => {}
+        }
+        errors.invalid_each(&at.child("requestName"), request, rules::dns_label(request));
+        if !seen.insert((container, resource, request)) {
+            for (field, name) in names {
+                errors.duplicate(&one.child(field), name);
+            }
+        }
+    }
+    let (claim, claim_at) = (text(status, "resourceClaimName"), at.child("resourceClaimName"));
+    if claim.is_empty() {
+        errors.required(&claim_at, "");
+    } else {
+        errors.invalid_each(&claim_at, claim, rules::dns_subdomain(claim));
     }
 }
 

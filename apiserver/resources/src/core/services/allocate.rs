@@ -231,13 +231,13 @@ impl Choice<'_> {
         self.objects.at(&port_key(port)).is_some()
     }
 
-    /// Blocks beside the cluster's own: of ServiceCIDRs that are ready and stay.
+    /// Blocks beside the cluster's own: of ServiceCIDRs that stay and that no controller has said not to be ready.
     fn more_blocks(&self) -> impl Iterator<Item = Ipv4Net> {
         let all = self.objects.list("networking.k8s.io", "servicecidrs", None);
         let usable = |cidr: &Arc<Value>| {
-            let ready = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
+            let ready = items(get(cidr, "status"), "conditions").iter().find(|condition| condition["type"] == "Ready");
             get(get(cidr, "metadata"), "deletionTimestamp").is_null()
-                && items(get(cidr, "status"), "conditions").iter().any(ready)
+                && ready.is_none_or(|ready| ready["status"] == "True")
         };
         all.into_iter().filter(usable).flat_map(|cidr| {
             texts(get(&cidr, "spec"), "cidrs").filter_map(|block| block.parse().ok()).collect::<Vec<Ipv4Net>>()
@@ -443,12 +443,15 @@ mod tests {
         for object in [cidr("more", "10.1.0.0/30", "True"), cidr("unready", "10.2.0.0/24", "False"), going] {
             world.put("networking.k8s.io", "servicecidrs", object);
         }
+        // Of which nobody has said anything yet.
+        let fresh = json!({"metadata": {"name": "z"}, "spec": {"cidrs": ["10.4.0.0/30"]}, "status": {}});
+        world.put("networking.k8s.io", "servicecidrs", fresh);
         let asked = |ip: &str| {
             let mut new = service("b", json!({"type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip]}));
             allocator.allocate(&world, &mut new, None, false).is_ok()
         };
-        let ips = ["10.1.0.0", "10.1.0.1", "10.1.0.2", "10.1.0.3", "10.2.0.1", "10.3.0.1"];
-        assert_eq!(ips.map(asked), [false, true, true, false, false, false]);
+        let ips = ["10.1.0.0", "10.1.0.1", "10.1.0.2", "10.1.0.3", "10.2.0.1", "10.3.0.1", "10.4.0.1"];
+        assert_eq!(ips.map(asked), [false, true, true, false, false, false, true]);
         for number in 1..255 {
             let ip = format!("10.0.0.{number}");
             reserve(&world, &service(&ip, json!({"type": "ClusterIP", "clusterIPs": [ip]})), true);

@@ -88,6 +88,7 @@ impl World {
             operation: if old.is_some() { Operation::Update } else { Operation::Create },
             namespace: "n",
             name: "p",
+            path_name: "p",
             options: Options::Write(&OPTIONS),
         };
         let (context, mut effects) = (self.chain.context(&request, &self.map, old), Effects::default());

@@ -45,6 +45,7 @@ async fn configured(
         operation,
         namespace: "ns",
         name: "x",
+        path_name: "x",
         options: Options::Write(&options),
     };
     let configuration = Arc::new(AdmissionConfiguration { pod_security, ..AdmissionConfiguration::default() });

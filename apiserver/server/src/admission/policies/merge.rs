@@ -94,18 +94,23 @@ impl<'t> Merger<'t> {
                     Kind::Object(id) => Some(self.types.get(*id)),
                     _ => None,
                 };
+                let is_whole = ty.is_some_and(|ty| ty.atomic);
                 let default = |key: &str| ty.and_then(|ty| ty.field(key)?.default.clone()).unwrap_or(Value::Null);
                 let key_of = |item: &Value| -> Vec<Value> {
                     let of = |key: &str| item.get(key).cloned().unwrap_or_else(|| default(key));
                     keys.iter().map(|key| of(key)).collect()
                 };
-                for value in from {
+                for (number, value) in from.iter().enumerate() {
+                    let path = format!("{path}[{number}]");
+                    if is_whole {
+                        self.atomics.push(path.clone());
+                    }
                     let key = key_of(value);
                     let at = into.iter().position(|item| key_of(item) == key).unwrap_or_else(|| {
                         into.push(Value::Object(Map::new()));
                         into.len() - 1
                     });
-                    self.value(&mut into[at], value, item, &ListType::Unsaid, path);
+                    self.value(&mut into[at], value, item, &ListType::Unsaid, &path);
                 }
             }
             ListType::Unsaid | ListType::Atomic => {
@@ -149,7 +154,7 @@ mod tests {
         let atomic = json!({"spec": {"containers": [{"name": "c", "command": ["x"]}]}});
         let refused = merge(&mut object, &atomic, pod.get()).expect_err("atomic");
         assert!(
-            refused.contains("may not mutate atomic arrays, maps or structs: .spec.containers.command"),
+            refused.contains("may not mutate atomic arrays, maps or structs: .spec.containers[0].command"),
             "{refused}"
         );
         assert_eq!(object, expected);

@@ -6,6 +6,7 @@ mod lazy;
 mod merge;
 mod mutating;
 mod params;
+mod rights;
 mod validating;
 
 use std::collections::HashMap;
@@ -18,13 +19,14 @@ use serde_json::Value;
 
 use self::compile::{Binding, Policy};
 use super::Context;
-use super::matching::{Matched, is_exempt};
+use super::matching::{Matched, is_exempt_from_policies};
 use crate::catalog::{Catalog, Served};
 use machinery_api::error::ApiResult;
 
 pub(super) use compile::Conditions;
 pub(super) use lazy::Lazy;
 pub(super) use mutating::Mutating;
+pub(super) use rights::ParamRights;
 pub(super) use validating::Validating;
 
 const GROUP: &str = "admissionregistration.k8s.io";
@@ -106,7 +108,7 @@ impl Policies {
     /// The policies that are bound; none for what decides about others.
     fn in_force(&self, context: &Context<'_>) -> Arc<Index> {
         let objects = context.objects;
-        if is_exempt(context.request) {
+        if is_exempt_from_policies(context.request) {
             return Arc::default();
         }
         let seen = (objects.revision(GROUP, self.kind.policies()), objects.revision(GROUP, self.kind.bindings()));

@@ -34,6 +34,8 @@ struct Failed {
     policy: String,
     binding: Option<String>,
     why: String,
+    /// Whether it is what the policy says of this request, and not how the policy is set up.
+    of_request: bool,
 }
 
 impl Mutating {
@@ -85,6 +87,7 @@ fn invoked<'a>(
                 policy: policy.name.clone(),
                 binding,
                 why: format!("failed to configure {what}: {why}"),
+                of_request: false,
             });
         }
     };
@@ -134,7 +137,7 @@ async fn run(
     let mut fail = |why: String| {
         if !policy.ignores_errors {
             let binding = Some(invocation.binding.name.clone());
-            failed.push(Failed { policy: policy.name.clone(), binding, why });
+            failed.push(Failed { policy: policy.name.clone(), binding, why, of_request: true });
         }
     };
     // As the policy knows them.
@@ -229,11 +232,19 @@ fn changed(
     };
     let mut changed = if mutation.is_json_patch {
         let patch = operations(made)?.to_string();
+        if patch::fails_a_test(patch.as_bytes(), object) {
+            // A test is a condition of the patch: where it doesn't hold, nothing is wrong and nothing is changed.
+            return Ok(object.clone());
+        }
         let decoded = patch::apply(PatchKind::Json, patch.as_bytes(), object, &target, FieldValidation::Ignore);
         decoded.map_err(|error| format!("JSON Patch: {}", error.status().message))?.object
     } else {
         let mut merged = object.clone();
         merge::merge(&mut merged, &made, target.schema)?;
+        // What it is no configuration says: one kind can't be stored as another.
+        for key in ["apiVersion", "kind"] {
+            merged[key] = object[key].clone();
+        }
         merged
     };
     schema::default(target.schema, &mut changed);
@@ -266,9 +277,9 @@ fn refusal(context: &Context<'_>, object: &Value, failed: &[Failed]) -> ApiError
         format!("policy '{}'{by} denied request: {}", failed.policy, failed.why)
     });
     let causes: Vec<Cause> = messages.map(|message| Cause { message, ..Cause::default() }).collect();
-    if let Some(first) = causes.first() {
-        status.message = first.message.clone();
-        status.reason = "Invalid".into();
+    if let (Some(cause), Some(first)) = (causes.first(), failed.first()) {
+        status.message = cause.message.clone();
+        status.reason = if first.of_request { "Invalid" } else { "Forbidden" }.into();
     }
     status.details.get_or_insert_default().causes.extend(causes);
     ApiError::Said(Box::new(status))
