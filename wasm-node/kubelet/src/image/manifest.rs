@@ -32,6 +32,8 @@ const OLDER_MODULE_CONFIGS: [&str; 2] =
 pub(crate) const ACCEPTED: [&str; 4] = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_INDEX];
 /// Layers of an image: Spin gives each file of an application its own, up to 500 (what the smallest of registries take).
 pub(super) const LAYERS_MAX: usize = 512;
+/// All of them together, as the manifest announces them.
+const LAYERS_BYTES_MAX: u64 = 2 << 30;
 /// Platforms that an error lists.
 pub(super) const LISTED_MAX: usize = 8;
 
@@ -201,9 +203,7 @@ pub(crate) fn plan(bytes: &[u8]) -> Result<Plan, Refusal> {
         return Err(Refusal::Malformed("it has neither a config nor manifests".into()));
     };
     let layers = manifest.layers;
-    if layers.len() > LAYERS_MAX {
-        return Err(Refusal::TooLarge(format!("{} layers, at most {LAYERS_MAX} are taken", layers.len())));
-    }
+    check_layers(&layers)?;
     let layout =
         |what| Refusal::Layout { what, config: config_type(&config, &manifest.artifact_type), layers: types(&layers) };
     let is_module = |layer: &Descriptor| MODULE_LAYERS.contains(&layer.media_type.as_str());
@@ -229,6 +229,19 @@ pub(crate) fn plan(bytes: &[u8]) -> Result<Plan, Refusal> {
         }
         _ => Err(layout("an artifact of another layout")),
     }
+}
+
+/// Whether layers are no more and no larger than an image's may be.
+pub(super) fn check_layers(layers: &[Descriptor]) -> Result<(), Refusal> {
+    if layers.len() > LAYERS_MAX {
+        return Err(Refusal::TooLarge(format!("{} layers, at most {LAYERS_MAX} are taken", layers.len())));
+    }
+    let announced = layers.iter().fold(0u64, |sum, layer| sum.saturating_add(layer.size));
+    if announced > LAYERS_BYTES_MAX {
+        let text = format!("its layers have {announced} bytes, at most {LAYERS_BYTES_MAX} are taken");
+        return Err(Refusal::TooLarge(text));
+    }
+    Ok(())
 }
 
 /// The layers of a container image, as what they are packed with.

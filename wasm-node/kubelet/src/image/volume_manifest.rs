@@ -3,13 +3,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::manifest::{Compression, Descriptor, LAYERS_MAX, LISTED_MAX, Manifest, Refusal, short};
+use super::manifest::{Compression, Descriptor, LISTED_MAX, Manifest, Refusal, check_layers, short};
 use super::tar_layer::parts;
 
 /// What an artifact's blob is called (OCI image specification, annotations).
 const TITLE: &str = "org.opencontainers.image.title";
-/// All blobs of a volume together, as its manifest announces them.
-const VOLUME_BYTES_MAX: u64 = 2 << 30;
 
 /// What a layer is to a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,15 +46,7 @@ pub(super) fn plan(bytes: &[u8], architecture: &str) -> Result<VolumePlan, Refus
     let Some(config) = manifest.config else {
         return Err(Refusal::Malformed("it has neither a config nor manifests".into()));
     };
-    if manifest.layers.len() > LAYERS_MAX {
-        let text = format!("{} layers, at most {LAYERS_MAX} are taken", manifest.layers.len());
-        return Err(Refusal::TooLarge(text));
-    }
-    let announced = manifest.layers.iter().fold(0u64, |sum, layer| sum.saturating_add(layer.size));
-    if announced > VOLUME_BYTES_MAX {
-        let text = format!("its layers have {announced} bytes, at most {VOLUME_BYTES_MAX} are taken");
-        return Err(Refusal::TooLarge(text));
-    }
+    check_layers(&manifest.layers)?;
     let layers = manifest.layers.into_iter().map(|layer| {
         let digest = layer.digest.clone();
         let content = match Compression::of_tar(&layer.media_type) {
@@ -117,6 +107,7 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
+    use super::super::manifest::LAYERS_MAX;
     use super::*;
 
     fn layer(media_type: &str, title: Option<&str>) -> Value {
