@@ -1,8 +1,11 @@
-//! Fuzz target of the node's file of registries: what a hand or a tool has broken.
+//! Fuzz targets of the node's file of registries, what a hand or a tool has broken, and of Spin's applications.
 
 use bolero::check;
 
+use super::manifest::Descriptor;
 use super::registries::Registries;
+use super::spin::{Asset, component};
+use super::volume_manifest::Content;
 
 /// Lines of a file, and what breaks one.
 const PIECES: [&str; 24] = [
@@ -57,5 +60,47 @@ fn a_file_is_taken_or_refused() {
 fn any_text_is_taken_or_refused() {
     check!().with_type::<Vec<u8>>().for_each(|bytes| {
         let _ = Registries::parse(&String::from_utf8_lossy(bytes));
+    });
+}
+
+/// Of an application, and what breaks one.
+const SPIN: [&str; 16] = [
+    r#""components":[{"#,
+    r#""id":"web","#,
+    r#""source":{"digest":"sha256:a"},"#,
+    r#""source":{}"#,
+    r#""files":["#,
+    r#"{"path":"a/b","digest":"sha256:b"}"#,
+    r#"{"path":"/../x","digest":"sha256:b"}"#,
+    r#"{"path":"./a//b/.","inline":"aGk="}"#,
+    r#"{"path":"\u0000","inline":"aGk="}"#,
+    r#"{"path":"","inline":"%"}"#,
+    r#""env":{"A":"b"}"#,
+    r#""triggers":[{"trigger_type":"http"}]"#,
+    ",",
+    "]",
+    "}",
+    "}]",
+];
+
+#[test]
+fn an_application_is_run_or_refused() {
+    let layer =
+        |digest: &str| Descriptor { digest: digest.into(), ..serde_json::from_str(r#"{"digest":"x"}"#).unwrap() };
+    let layers = [layer("sha256:a"), layer("sha256:b")];
+    check!().with_type::<Vec<u8>>().for_each(|picks| {
+        let files: String = picks.iter().map(|pick| SPIN[usize::from(*pick) % SPIN.len()]).collect();
+        let begun = format!(r#"{{"components":[{{"source":{{"digest":"sha256:a"}},"files":[{files}"#);
+        let whole = format!("{begun}]}}]}}");
+        for text in [files, begun, whole] {
+            let Ok(found) = component(text.as_bytes(), &layers) else { continue };
+            assert_eq!(found.module.digest, "sha256:a");
+            for asset in found.assets {
+                let (Asset::Layer(_, content) | Asset::Inline(_, content)) = asset;
+                let Content::File(name) = content else { continue };
+                let is_plain = |part: &str| !part.is_empty() && part != "." && part != "..";
+                assert!(name.split('/').all(is_plain), "{name:?} may lead out");
+            }
+        }
     });
 }
