@@ -144,11 +144,11 @@ fn monotone(new: &Value, old: &Value, problems: &mut Vec<String>) {
     }
     for path in ["/metadata/creationTimestamp", "/metadata/deletionTimestamp", "/status/completionTime"] {
         let before = old.pointer(path).filter(|value| !value.is_null());
-        // A deletion's time may come nearer, when it is asked for with less grace.
-        let nearer = path.ends_with("deletionTimestamp")
-            && new.pointer(path).and_then(Value::as_str) < before.and_then(Value::as_str);
+        // A deletion that is asked for with less grace ends sooner, or now where that time has gone by.
+        let grace = |object: &Value| number(object, "/metadata/deletionGracePeriodSeconds");
+        let hastened = path.ends_with("deletionTimestamp") && grace(new) < grace(old);
         let gone = new.pointer(path).is_none_or(Value::is_null);
-        if before.is_some() && new.pointer(path) != before && (gone || !nearer) {
+        if before.is_some() && new.pointer(path) != before && (gone || !hastened) {
             problems.push(format!("{path} changed from {before:?} to {:?}", new.pointer(path)));
         }
     }
