@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+#[path = "tidy/codecs.rs"]
+mod codecs;
 #[path = "tidy/keys.rs"]
 mod keys;
 #[path = "tidy/layers.rs"]

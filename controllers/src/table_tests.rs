@@ -17,7 +17,7 @@ const PASSES_MAX: usize = 8;
 
 /// The objects of a YAML stream.
 pub(crate) fn objects(yaml: &str) -> Vec<Value> {
-    yaml.split("\n---\n").map(|text| serde_saphyr::from_str(text).unwrap()).collect()
+    yaml.split("\n---\n").map(|text| machinery_api::yaml::read(text).unwrap()).collect()
 }
 
 /// The instant at which all tests play.

@@ -66,7 +66,7 @@ mod tests {
         assert_eq!(simulation.apply(plan), Vec::<String>::new());
         assert_eq!(decide("validatingadmissionpolicy-status-controller", &simulation, &key), Plan::nothing());
         let policy = simulation.view.get::<ValidatingAdmissionPolicy>(&key).unwrap();
-        acted.then(|| value_of(&policy.status))
+        acted.then(|| value_of(policy)["status"].take())
     }
 
     #[test]

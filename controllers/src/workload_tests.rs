@@ -282,7 +282,7 @@ fn a_namespace_waits_for_its_pods_and_then_for_finalizers() {
     assert!(map.deletion_timestamp.is_none(), "pods go first");
     free(&mut simulation, &pods, "p");
     pass(&mut simulation);
-    let status = value_of(&simulation.view.get::<Namespace>(&gone).unwrap().status);
+    let status = value_of(simulation.view.get::<Namespace>(&gone).unwrap())["status"].take();
     let messages: Vec<&str> =
         status["conditions"].as_array().unwrap().iter().map(|c| c["message"].as_str().unwrap()).collect();
     assert_eq!(

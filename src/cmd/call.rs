@@ -7,9 +7,9 @@ use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
-use kube::api::ListParams;
+use kube::Client;
 use kube::client::Body;
-use kube::{Api, Client};
+use machinery_client::{Api, ListOptions};
 
 use super::Failure;
 use crate::config::Common;
@@ -132,8 +132,9 @@ async fn base(client: &Client, flags: &Call) -> anyhow::Result<String> {
             let labels: Vec<String> =
                 selector.match_labels.unwrap_or_default().iter().map(|(key, value)| format!("{key}={value}")).collect();
             let pods = Api::<Pod>::namespaced(client.clone(), namespace);
-            let pods = pods.list(&ListParams::default().labels(&labels.join(","))).await.map_err(said)?;
-            let ready = pods.into_iter().find(is_ready);
+            let pods =
+                pods.list(&ListOptions { labels: labels.join(","), ..ListOptions::default() }).await.map_err(said)?;
+            let ready = pods.items.into_iter().find(is_ready);
             ready.with_context(|| format!("no pod of deployment/{name} is ready; see kubectl get pods"))?
         }
     };

@@ -7,17 +7,12 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
 use clap::{Args, ValueEnum};
-use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::Pod as WholePod;
-use kube::api::{ListParams, PostParams};
-use kube::{Api, Client, Resource};
-use machinery_client::Pod;
+use kube::Client;
+use machinery_client::{Api, ListOptions, Pod, Typed};
 use machinery_env::Env;
 use scheduler::Metrics;
 use scheduler::explain::{Explanation, NodeExplanation, Recording};
 use scheduler::wasm::{self, Answers, Guest, WasmPlugin};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::Failure;
@@ -29,7 +24,7 @@ use crate::output::{columns, plain, result, say};
 use crate::scheduler_plugins::Plugins;
 
 /// Objects of one answer of the API server.
-const PAGE: u32 = 500;
+const PAGE: usize = 500;
 /// What a recording may hold: some hundred thousand pods.
 const RECORDING_BYTES_MAX: u64 = 512 << 20;
 /// What a manifest or a scheduler's file may hold.
@@ -136,7 +131,7 @@ async fn observed(flags: &ExplainScheduling, common: &Common) -> anyhow::Result<
     })?;
     let configuration = flags.scheduler_config.as_deref().map(yaml_of).transpose()?;
     let whole = subject(flags, &client).await?;
-    let pod: Pod = serde_json::from_value(whole.clone()).context("cannot read the pod")?;
+    let pod: Pod = machinery_client::read(whole.clone()).context("cannot read the pod")?;
     let mut recording = Recording::new(pod, configuration);
     recording.nodes = all(&client).await?;
     recording.pods = all(&client).await?;
@@ -170,8 +165,8 @@ async fn asked(recording: &Recording, pod: Value, guests: GuestsConfig) -> anyho
 async fn subject(flags: &ExplainScheduling, client: &Client) -> anyhow::Result<Value> {
     let Some(file) = &flags.subject.filename else {
         let name = name_of(flags.subject.pod.as_deref().unwrap_or_default())?;
-        let pods = namespaced::<WholePod>(client, &flags.namespace);
-        return Ok(serde_json::to_value(pods.get(name).await.map_err(said)?)?);
+        let pods = Api::<Pod>::namespaced(client.clone(), &flags.namespace);
+        return pods.get_value(name).await.map_err(said);
     };
     let mut manifest = yaml_of(file)?;
     if manifest["kind"] != "Pod" {
@@ -180,11 +175,10 @@ async fn subject(flags: &ExplainScheduling, client: &Client) -> anyhow::Result<V
     if manifest["metadata"]["namespace"].is_null() {
         manifest["metadata"]["namespace"] = flags.namespace.clone().into();
     }
-    let pod: WholePod = serde_json::from_value(manifest).map_err(|why| of_file(file, why))?;
-    let pods = namespaced::<WholePod>(client, pod.metadata.namespace.as_deref().unwrap_or_default());
+    let namespace = manifest["metadata"]["namespace"].as_str().unwrap_or_default();
+    let pods = Api::<Pod>::namespaced(client.clone(), namespace).dry_run();
     // What admission makes of it counts: its priority, its tolerations, its limits.
-    let made = pods.create(&PostParams { dry_run: true, field_manager: None }, &pod).await.map_err(said)?;
-    Ok(serde_json::to_value(made)?)
+    pods.create_value(&manifest).await.map_err(said)
 }
 
 /// A pod as kubectl writes it, too: `pod/NAME`.
@@ -196,27 +190,17 @@ fn name_of(pod: &str) -> anyhow::Result<&str> {
     }
 }
 
-fn namespaced<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(
-    client: &Client,
-    namespace: &str,
-) -> Api<K> {
-    Api::namespaced(client.clone(), namespace)
-}
-
 /// All objects of a kind, page by page.
-async fn all<K>(client: &Client) -> anyhow::Result<Vec<K>>
-where
-    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Serialize,
-{
+async fn all<K: Typed>(client: &Client) -> anyhow::Result<Vec<K>> {
     let api = Api::<K>::all(client.clone());
-    let (mut objects, mut params) = (Vec::new(), ListParams::default().limit(PAGE));
+    let (mut objects, mut options) = (Vec::new(), ListOptions { limit: PAGE, ..ListOptions::default() });
     loop {
-        let page = api.list(&params).await.map_err(said)?;
+        let page = api.list(&options).await.map_err(said)?;
         objects.extend(page.items);
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => params = params.continue_token(&token),
-            None => return Ok(objects),
+        if page.continue_token.is_empty() {
+            return Ok(objects);
         }
+        options.continue_token = page.continue_token;
     }
 }
 

@@ -162,8 +162,8 @@ pub(crate) async fn start(
     if parts == Parts::All {
         progress.doing("waiting for the controllers");
         let disabled = &ground.config.controllers.disabled;
-        ready::default_namespace(&admin, disabled).await?;
-        ready::nodes_take_pods(&admin, ground.config.nodes.count, disabled).await?;
+        ready::default_namespace(&admin, &ground.env, disabled).await?;
+        ready::nodes_take_pods(&admin, &ground.env, ground.config.nodes.count, disabled).await?;
     }
     ground.ready.cancel();
     let server = ground.server_url();

@@ -2,8 +2,8 @@
 
 use apiserver::bootstrap::moved::Move;
 use k8s_openapi::api::core::v1::Event;
-use kube::api::{Api, PostParams};
-use kube::{Client, Resource as _};
+use kube::Client;
+use machinery_client::{Api, reference_to, value_of};
 use machinery_env::Env;
 use serde_json::json;
 
@@ -22,9 +22,9 @@ pub(super) async fn announce(admin: &Client, env: &Env, moves: &[Move]) -> anyho
     let services = Api::<k8s_openapi::api::core::v1::Service>::namespaced(admin.clone(), "default");
     let service = services.get("kubernetes").await?;
     let now = env.now().to_string();
-    let event: Event = serde_json::from_value(json!({
+    let event = json!({
         "metadata": {"generateName": "kubernetes.", "namespace": "default"},
-        "involvedObject": service.object_ref(&()),
+        "involvedObject": value_of(&reference_to(&service)),
         "reason": "AddressesMoved",
         "message": message,
         "type": "Warning",
@@ -32,7 +32,7 @@ pub(super) async fn announce(admin: &Client, env: &Env, moves: &[Move]) -> anyho
         "firstTimestamp": now,
         "lastTimestamp": now,
         "count": 1,
-    }))?;
-    Api::namespaced(admin.clone(), "default").create(&PostParams::default(), &event).await?;
+    });
+    Api::<Event>::namespaced(admin.clone(), "default").create(&event).await?;
     Ok(())
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, ServiceAccount};
-use kube::runtime::wait::await_condition;
-use kube::{Api, Client};
+use kube::Client;
+use machinery_client::Api;
+use machinery_env::Env;
 
 use super::nodes::node_names;
 
@@ -17,23 +18,21 @@ const READY_TIMEOUT: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// It took too long.
-pub(super) async fn default_namespace(client: &Client, disabled: &[String]) -> anyhow::Result<()> {
+pub(super) async fn default_namespace(client: &Client, env: &Env, disabled: &[String]) -> anyhow::Result<()> {
     let runs = |name: &str| !disabled.iter().any(|disabled| disabled == name);
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "default");
     let both = async {
         if runs("serviceaccount-controller") {
-            await_condition(accounts, "default", |found: Option<&ServiceAccount>| found.is_some()).await?;
+            accounts.wait_until(env, "default", |found| found.is_some()).await;
         }
         if runs("root-ca-certificate-publisher-controller") {
-            await_condition(maps, "kube-root-ca.crt", |found: Option<&ConfigMap>| found.is_some()).await?;
+            maps.wait_until(env, "kube-root-ca.crt", |found| found.is_some()).await;
         }
-        Ok::<(), anyhow::Error>(())
     };
     tokio::time::timeout(READY_TIMEOUT, both).await.context(
         "namespace default did not get its ServiceAccount and root CA ConfigMap: see the log with --log-level info",
-    )??;
-    Ok(())
+    )
 }
 
 /// The taint of nodes that the controller doesn't take for ready yet.
@@ -43,21 +42,19 @@ const NOT_READY: &str = "node.kubernetes.io/not-ready";
 ///
 /// # Errors
 /// It took too long.
-pub(super) async fn nodes_take_pods(client: &Client, count: u32, disabled: &[String]) -> anyhow::Result<()> {
+pub(super) async fn nodes_take_pods(client: &Client, env: &Env, count: u32, disabled: &[String]) -> anyhow::Result<()> {
     if disabled.iter().any(|disabled| disabled == "node-lifecycle-controller") {
         return Ok(());
     }
     let nodes: Api<Node> = Api::all(client.clone());
     let all = async {
         for name in node_names(count) {
-            await_condition(nodes.clone(), &name, takes_pods).await?;
+            nodes.wait_until(env, &name, takes_pods).await;
         }
-        Ok::<(), anyhow::Error>(())
     };
     tokio::time::timeout(READY_TIMEOUT, all)
         .await
-        .context("a node kept the taint that it is not ready: see the log with --log-level info")??;
-    Ok(())
+        .context("a node kept the taint that it is not ready: see the log with --log-level info")
 }
 
 fn takes_pods(node: Option<&Node>) -> bool {

@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{Patch, PatchParams, PostParams};
-use kube::{Api, Client};
+use kube::Client;
 use kubelet::image::RegistryAccess;
+use machinery_client::Api;
+use machinery_client::request::PatchType;
 use machinery_env::Env;
 use oci_registry::{Credentials, distribution as registry};
 use serde_json::json;
@@ -77,12 +78,11 @@ pub(super) async fn advertise(client: &Client, address: &str) -> anyhow::Result<
         "host: \"{address}\"\nhostFromContainerRuntime: \"registry.local\"\nhelp: \"coracle push FILE.wasm registry.local/NAME:TAG\"\n"
     );
     let data = json!({"localRegistryHosting.v1": hosting});
-    let map: ConfigMap = serde_json::from_value(json!({"metadata": {"name": "local-registry-hosting"}, "data": data}))?;
-    match maps.create(&PostParams::default(), &map).await {
+    let map = json!({"metadata": {"name": "local-registry-hosting"}, "data": data});
+    match maps.create(&map).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 409 => {
-            maps.patch("local-registry-hosting", &PatchParams::default(), &Patch::Merge(json!({ "data": data })))
-                .await?;
+            maps.patch("local-registry-hosting", PatchType::Merge, &json!({ "data": data })).await?;
             Ok(())
         }
         Err(error) => Err(error).context("the registry cannot be advertised"),

@@ -1,8 +1,10 @@
 //! The StorageClass that a new cluster has: folders on its nodes.
 
 use k8s_openapi::api::storage::v1::StorageClass;
-use kube::{Api, Client};
+use kube::Client;
+use machinery_client::Api;
 use machinery_client::claims::LOCAL_DRIVER;
+use machinery_client::request::PatchType;
 use serde_json::json;
 
 /// Says that it was made here once: who deletes or changes it means it.
@@ -18,21 +20,21 @@ pub(super) async fn offer(client: &Client) -> anyhow::Result<()> {
     if system.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(OFFERED)) {
         return Ok(());
     }
-    let class: StorageClass = serde_json::from_value(json!({
+    let class = json!({
         "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
         "metadata": {"name": "local", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
         "provisioner": LOCAL_DRIVER,
         "reclaimPolicy": "Delete",
         "volumeBindingMode": "WaitForFirstConsumer",
         "allowVolumeExpansion": true,
-    }))?;
+    });
     let classes: Api<StorageClass> = Api::all(client.clone());
-    match classes.create(&kube::api::PostParams::default(), &class).await {
+    match classes.create(&class).await {
         // A person's of that name stays as it is.
         Err(kube::Error::Api(status)) if status.code == 409 => {}
         made => drop(made?),
     }
     let patch = json!({"metadata": {"annotations": {OFFERED: "local"}}});
-    namespaces.patch("kube-system", &kube::api::PatchParams::default(), &kube::api::Patch::Merge(patch)).await?;
+    namespaces.patch("kube-system", PatchType::Merge, &patch).await?;
     Ok(())
 }

@@ -91,7 +91,8 @@ fn a_silent_node_is_tainted_and_an_audible_one_is_freed() {
     assert!(cluster.view.all::<Pod>().all(|pod| !pods::is_ready(pod)));
     let kind = Kind::of::<Node>();
     let mut heard = node("one");
-    heard["spec"] = json!({"taints": value_of(&cluster.view.get::<Node>(&ObjectKey::cluster("one")).unwrap().spec.clone().unwrap().taints)});
+    heard["spec"] =
+        json!({"taints": value_of(cluster.view.get::<Node>(&ObjectKey::cluster("one")).unwrap())["spec"]["taints"]});
     heard["status"]["conditions"][0]["lastHeartbeatTime"] = json!("2026-01-01T00:00:41Z");
     cluster.write(&kind, heard);
     settle(&mut cluster);

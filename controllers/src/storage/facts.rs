@@ -53,7 +53,7 @@ fn work(simulation: &mut Simulation, key: &ObjectKey) -> Vec<String> {
 
 /// An object without what the server writes, as its type has it.
 fn plain<K: machinery_client::Typed>(object: Value) -> Value {
-    let mut object = machinery_client::value_of(&serde_json::from_value::<K>(object).unwrap());
+    let mut object = machinery_client::value_of(&machinery_client::read::<K>(object).unwrap());
     for name in ["resourceVersion", "generation", "creationTimestamp"] {
         object["metadata"].as_object_mut().unwrap().remove(name);
     }

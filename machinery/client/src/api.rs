@@ -1,4 +1,4 @@
-//! A typed client of one kind, as kube's `Api`, over the codecs of [`Wire`]: get, list, create, patch, delete, and waiting
+//! A typed client of one kind, as kube's `Api`, over the codecs of [`crate::wire`]: get, list, create, patch, delete, and waiting
 //! for a condition.
 //!
 //! Invariant: bodies are read and printed in this crate alone, so that a caller's crate compiles no deserializer.
@@ -6,7 +6,7 @@
 use std::marker::PhantomData;
 use std::ops::ControlFlow;
 
-use http::{Method, Request, header::CONTENT_TYPE};
+use http::Method;
 use kube::Client;
 use serde::Deserialize;
 use serde_json::Value;
@@ -14,8 +14,8 @@ use serde_json::value::RawValue;
 
 use crate::object::{Kind, Object, Typed, shared};
 use crate::reflector::{Reflector, ReflectorEvent};
-use crate::request::{PatchType, query_string, status_code};
-use crate::wire::Wire;
+use crate::request::{PatchType, query_string, send, status_code};
+use crate::wire::ReadWire;
 use machinery_api::ObjectKey;
 use machinery_env::Env;
 
@@ -121,7 +121,11 @@ impl<K: Typed> Api<K> {
     pub async fn list(&self, options: &ListOptions) -> Result<Page<K>, kube::Error> {
         let limit = options.limit.to_string();
         let mut query = Vec::new();
-        let mut add = |name, value| if value != "" && value != "0" { query.push((name, value)) };
+        let mut add = |name, value| {
+            if value != "" && value != "0" {
+                query.push((name, value))
+            }
+        };
         add("labelSelector", options.labels.as_str());
         add("fieldSelector", &options.fields);
         add("limit", &limit);
@@ -199,24 +203,6 @@ impl<K: Typed> Api<K> {
     }
 }
 
-/// Sends a request and returns its answer's text. An empty media type is that of no body.
-///
-/// # Errors
-/// The server refuses, or cannot be reached.
-pub(crate) async fn send(
-    client: &Client,
-    method: Method,
-    path: &str,
-    media: &str,
-    body: Vec<u8>,
-) -> Result<String, kube::Error> {
-    let mut request = Request::builder().method(method).uri(path);
-    if !media.is_empty() {
-        request = request.header(CONTENT_TYPE, media);
-    }
-    client.request_text(request.body(body).map_err(kube::Error::HttpError)?).await
-}
-
-fn read<K: Wire>(text: &str) -> Result<K, kube::Error> {
+fn read<K: ReadWire>(text: &str) -> Result<K, kube::Error> {
     K::from_json(text).map_err(kube::Error::SerdeError)
 }

@@ -48,8 +48,8 @@ mod tests {
     use crate::object::{Object, Typed};
     use std::sync::Arc;
 
-    fn put<K: Typed + Object + serde::de::DeserializeOwned>(view: &mut ObjectCache, object: Value) {
-        let object: K = serde_json::from_value(object).unwrap();
+    fn put<K: Typed + Object>(view: &mut ObjectCache, object: Value) {
+        let object: K = crate::read(object).unwrap();
         view.put(&Kind::of::<K>(), Arc::new(object));
     }
 

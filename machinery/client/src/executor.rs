@@ -369,6 +369,8 @@ struct WrittenMetadata {
     resource_version: String,
 }
 
+crate::read_wire! { Written }
+
 impl Written {
     fn pending(self, kind: Kind) -> Option<PendingWrite> {
         Some(PendingWrite::Version(kind, self.metadata.resource_version.parse().ok()?))

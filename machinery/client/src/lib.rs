@@ -7,6 +7,7 @@
 //! Absent on purpose: sockets, listeners and whatever serves (`machinery-serve`); the machine's clock (`machinery-env`).
 #![warn(missing_docs)]
 
+pub mod api;
 pub mod cache;
 mod change;
 mod claim_cache;
@@ -35,7 +36,9 @@ pub mod selector;
 pub mod simulate;
 #[cfg(test)]
 mod tests;
+pub mod wire;
 
+pub use api::{Api, ListOptions, Page};
 pub use cache::{Change, ObjectCache};
 pub use connect::{ClientError, from_config, from_kubeconfig, from_kubeconfig_as, in_process};
 pub use driver::{Context, Controller, Input};
@@ -49,3 +52,4 @@ pub use pod::{Condition, Pod};
 pub use question::{Memory, Question};
 pub use queue::BackOff;
 pub use reflector::{Reflector, ReflectorEvent, ReflectorEvents};
+pub use wire::{ReadWire, Wire};

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use k8s_openapi::{ClusterResourceScope, Metadata, NamespaceResourceScope, Resource};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use machinery_api::{GroupVersion, ObjectKey};
+
+use crate::wire::{ReadWire, Wire};
 
 /// A kind of objects that the apiserver serves: enough to build any request about them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -95,24 +95,15 @@ impl Scope for NamespaceResourceScope {
 /// The types that can be watched and written: those of k8s-openapi, and others of their make, such as [`crate::Pod`], which
 /// leaves out what no component reads. One process watches a kind as one type.
 pub trait Typed:
-    Resource<Scope: Scope>
-    + Metadata<Ty = ObjectMeta>
-    + Serialize
-    + DeserializeOwned
-    + Clone
-    + PartialEq
-    + Debug
-    + Send
-    + Sync
-    + 'static
+    Resource<Scope: Scope> + Metadata<Ty = ObjectMeta> + ReadWire + Wire + Clone + PartialEq + Debug + Send + Sync + 'static
 {
 }
 
 impl<K> Typed for K where
     K: Resource<Scope: Scope>
         + Metadata<Ty = ObjectMeta>
-        + Serialize
-        + DeserializeOwned
+        + ReadWire
+        + Wire
         + Clone
         + PartialEq
         + Debug
@@ -139,7 +130,7 @@ impl<K: Typed> Object for K {
     }
 
     fn to_value(&self) -> Value {
-        value_of(self)
+        self.wire_value()
     }
 }
 
@@ -164,9 +155,9 @@ impl Object for MetadataOnly {
     }
 }
 
-/// A serializable value's JSON form.
-pub fn value_of<T: Serialize>(of: &T) -> Value {
-    serde_json::to_value(of).expect("the API's types have string keys and serialize without fail")
+/// The wire form of a value.
+pub fn value_of<T: Wire + ?Sized>(of: &T) -> Value {
+    of.wire_value()
 }
 
 /// An object in its type; none where it is of another.
@@ -200,12 +191,12 @@ pub fn controller_of(metadata: &ObjectMeta) -> Option<&OwnerReference> {
     metadata.owner_references.as_deref().unwrap_or_default().iter().find(|o| o.controller == Some(true))
 }
 
-/// Reads a typed object, without the managed fields, which nobody looks at.
+/// Reads a typed object without its managed fields, which no component uses.
 ///
 /// # Errors
 /// When the text isn't an object of that type.
 pub fn decode<K: Typed>(text: &str) -> Result<Arc<dyn Object>, serde_json::Error> {
-    let mut object: K = match serde_json::from_str(text) {
+    let mut object: K = match K::from_json(text) {
         Ok(object) => object,
         Err(_) => read(serde_json::from_str(text)?)?,
     };
@@ -213,19 +204,21 @@ pub fn decode<K: Typed>(text: &str) -> Result<Arc<dyn Object>, serde_json::Error
     Ok(Arc::new(object))
 }
 
-/// Reads a typed object from its wire form, which may leave open when a condition last changed: whoever may write a status
-/// can store a null there, the type has no room for it, and such an object must not be lost to its readers.
+/// Reads a typed object from its wire form. A condition's `lastTransitionTime` may be null: clients can store it in a
+/// status, the types have no null there, and such an object must not be lost to its readers.
+///
+/// The value is printed and parsed, so that each type is compiled for one deserializer.
 ///
 /// # Errors
 /// When the value isn't an object of that type.
-pub fn read<K: DeserializeOwned>(mut value: Value) -> Result<K, serde_json::Error> {
+pub fn read<K: ReadWire>(mut value: Value) -> Result<K, serde_json::Error> {
     let conditions = value.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
     for condition in conditions.into_iter().flatten() {
         if let Some(time) = condition.get_mut("lastTransitionTime").filter(|time| time.is_null()) {
             *time = Value::from("1970-01-01T00:00:00Z");
         }
     }
-    serde_json::from_value(value)
+    K::from_json(&value.to_string())
 }
 
 /// Reads an object's metadata.

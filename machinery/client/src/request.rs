@@ -5,10 +5,10 @@ use std::time::Duration;
 use http::{Method, Request, header::CONTENT_TYPE};
 use kube::Client;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::Kind;
+use crate::wire::ReadWire;
 use machinery_api::ObjectKey;
 use machinery_env::Env;
 
@@ -64,22 +64,22 @@ fn path(kind: &Kind, key: &ObjectKey, subresource: Option<&str>) -> String {
 #[expect(clippy::missing_errors_doc, reason = "each fails where the server refuses or cannot be reached")]
 impl ApiClient {
     /// GET of an object.
-    pub async fn get<R: DeserializeOwned>(&self, kind: &Kind, key: &ObjectKey) -> Result<R, kube::Error> {
+    pub async fn get<R: ReadWire>(&self, kind: &Kind, key: &ObjectKey) -> Result<R, kube::Error> {
         self.send(Method::GET, &path(kind, key, None), JSON, None::<&Value>).await
     }
 
     /// GET of a path with its query.
-    pub async fn get_path<R: DeserializeOwned>(&self, path: &str) -> Result<R, kube::Error> {
+    pub async fn get_path<R: ReadWire>(&self, path: &str) -> Result<R, kube::Error> {
         self.send(Method::GET, path, JSON, None::<&Value>).await
     }
 
     /// PUT of an object to a path.
-    pub async fn put_path<R: DeserializeOwned>(&self, path: &str, object: &impl Serialize) -> Result<R, kube::Error> {
+    pub async fn put_path<R: ReadWire>(&self, path: &str, object: &impl Serialize) -> Result<R, kube::Error> {
         self.send(Method::PUT, path, JSON, Some(object)).await
     }
 
     /// GET of a collection: of one namespace, or of all where it is empty.
-    pub async fn list<R: DeserializeOwned>(
+    pub async fn list<R: ReadWire>(
         &self,
         kind: &Kind,
         namespace: &str,
@@ -90,7 +90,7 @@ impl ApiClient {
     }
 
     /// POST of a new object.
-    pub async fn create<R: DeserializeOwned>(
+    pub async fn create<R: ReadWire>(
         &self,
         kind: &Kind,
         namespace: &str,
@@ -100,7 +100,7 @@ impl ApiClient {
     }
 
     /// POST to a subresource: a binding, a token, an eviction.
-    pub async fn post<R: DeserializeOwned>(
+    pub async fn post<R: ReadWire>(
         &self,
         kind: &Kind,
         key: &ObjectKey,
@@ -111,7 +111,7 @@ impl ApiClient {
     }
 
     /// PUT of an object or of its subresource.
-    pub async fn update<R: DeserializeOwned>(
+    pub async fn update<R: ReadWire>(
         &self,
         kind: &Kind,
         key: &ObjectKey,
@@ -122,7 +122,7 @@ impl ApiClient {
     }
 
     /// PATCH of an object or of its subresource.
-    pub async fn patch<R: DeserializeOwned>(
+    pub async fn patch<R: ReadWire>(
         &self,
         kind: &Kind,
         key: &ObjectKey,
@@ -134,17 +134,12 @@ impl ApiClient {
     }
 
     /// DELETE of an object, with `DeleteOptions`.
-    pub async fn delete<R: DeserializeOwned>(
-        &self,
-        kind: &Kind,
-        key: &ObjectKey,
-        options: &Value,
-    ) -> Result<R, kube::Error> {
+    pub async fn delete<R: ReadWire>(&self, kind: &Kind, key: &ObjectKey, options: &Value) -> Result<R, kube::Error> {
         self.send(Method::DELETE, &path(kind, key, None), JSON, Some(options)).await
     }
 
     /// DELETE of all of a kind in a namespace, with `DeleteOptions`.
-    pub async fn delete_collection<R: DeserializeOwned>(
+    pub async fn delete_collection<R: ReadWire>(
         &self,
         kind: &Kind,
         namespace: &str,
@@ -153,7 +148,7 @@ impl ApiClient {
         self.send(Method::DELETE, &kind.collection_path(namespace), JSON, Some(options)).await
     }
 
-    async fn send<B: Serialize, R: DeserializeOwned>(
+    async fn send<B: Serialize, R: ReadWire>(
         &self,
         method: Method,
         path: &str,
@@ -161,9 +156,27 @@ impl ApiClient {
         body: Option<&B>,
     ) -> Result<R, kube::Error> {
         let bytes = body.map(serde_json::to_vec).transpose().map_err(kube::Error::SerdeError)?.unwrap_or_default();
-        let request = Request::builder().method(method).uri(path).header(CONTENT_TYPE, content_type);
-        self.client.request(request.body(bytes).map_err(kube::Error::HttpError)?).await
+        let text = send(&self.client, method, path, content_type, bytes).await?;
+        R::from_json(&text).map_err(kube::Error::SerdeError)
     }
+}
+
+/// Sends a request and returns the text of the answer. An empty media type is that of a request without body.
+///
+/// # Errors
+/// The server refuses, or cannot be reached.
+pub(crate) async fn send(
+    client: &Client,
+    method: Method,
+    path: &str,
+    media: &str,
+    body: Vec<u8>,
+) -> Result<String, kube::Error> {
+    let mut request = Request::builder().method(method).uri(path);
+    if !media.is_empty() {
+        request = request.header(CONTENT_TYPE, media);
+    }
+    client.request_text(request.body(body).map_err(kube::Error::HttpError)?).await
 }
 
 /// The HTTP status of an error; 0 where there was no answer.

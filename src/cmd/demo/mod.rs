@@ -97,9 +97,9 @@ async fn tell(story: &mut Story, env: &Env, cluster: &Cluster, data: &DataDir) -
     cluster::create_all(&client, samples::SHOP).await?;
     cluster::create_all(&client, samples::SHOP_ORDERS).await?;
     for name in ["frontend", "catalog", "users", "payments"] {
-        cluster::rolled_out(&client, "shop", name).await?;
+        cluster::rolled_out(&client, &story.env, "shop", name).await?;
     }
-    state::database_ready(&client, None).await?;
+    state::database_ready(&client, &story.env, None).await?;
     let ready = env.elapsed() - before;
     let (nodes, pods) = cluster::spread(&client, "shop").await?;
     anyhow::ensure!(nodes == 2, "the shop's pods run on {nodes} of 2 nodes");
@@ -137,21 +137,21 @@ async fn tell(story: &mut Story, env: &Env, cluster: &Cluster, data: &DataDir) -
     let load = Load::start(env, "127.0.0.1", port, "/api/products", 2);
     story.doing("killing a pod");
     let before = env.elapsed();
-    let lost = cluster::delete_one_pod(&client, "shop", "catalog").await?;
-    cluster::rolled_out(&client, "shop", "catalog").await?;
+    let lost = cluster::delete_one_pod(&client, &story.env, "shop", "catalog").await?;
+    cluster::rolled_out(&client, &story.env, "shop", "catalog").await?;
     story.say(&format!("Pod {lost} was deleted; its replacement was ready {} later.", ms(env.elapsed() - before)));
 
     story.doing("scaling");
     let before = env.elapsed();
     cluster::scale(&client, "shop", "frontend", 6).await?;
-    cluster::rolled_out(&client, "shop", "frontend").await?;
+    cluster::rolled_out(&client, &story.env, "shop", "frontend").await?;
     story.say(&format!("The frontend was scaled from 3 to 6 pods in {}.", ms(env.elapsed() - before)));
 
     story.doing("rolling out a new version");
     let before = env.elapsed();
     let image = json!({"spec": {"template": {"spec": {"containers": [{"name": "frontend", "image": "registry.local/shop-frontend:v2"}]}}}});
     cluster::patch_strategic(&client, "shop", "frontend", &image).await?;
-    cluster::rolled_out(&client, "shop", "frontend").await?;
+    cluster::rolled_out(&client, &story.env, "shop", "frontend").await?;
     let took = env.elapsed() - before;
     let measured = load.finish().await;
     anyhow::ensure!(
@@ -183,7 +183,7 @@ async fn limits(story: &mut Story, client: &Client) -> anyhow::Result<()> {
     let fuel = json!({"spec": {"template": {"metadata": {"annotations": {"fuel.coracle.dev/endless": "50000000"}}}}});
     cluster::patch(client, "default", "endless", &fuel).await?;
     for name in ["endless", "glutton", "trap"] {
-        cluster::rolled_out(client, "default", name).await?;
+        cluster::rolled_out(client, &story.env, "default", name).await?;
     }
     for (name, path, status, reason, what) in [
         ("endless", "/loop", 503, "fuel", "An endless loop was stopped by its fuel"),

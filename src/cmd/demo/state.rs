@@ -6,9 +6,10 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
-use kube::api::{DeleteParams, ListParams, LogParams, ObjectMeta, PostParams};
-use kube::runtime::wait::await_condition;
-use kube::{Api, Client};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Client;
+use machinery_client::{Api, ListOptions, value_of};
+use machinery_env::Env;
 use serde_json::Value;
 
 use super::cluster::STEP_TIMEOUT;
@@ -19,22 +20,22 @@ const POD: &str = "orders-0";
 const CLAIM: &str = "data-orders-0";
 
 /// Waits until the database's pod is ready: another one than that of this uid.
-pub(super) async fn database_ready(client: &Client, but: Option<&str>) -> anyhow::Result<()> {
+pub(super) async fn database_ready(client: &Client, env: &Env, but: Option<&str>) -> anyhow::Result<()> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), "shop");
     let ready = |pod: Option<&Pod>| {
         let conditions = pod.and_then(|pod| pod.status.as_ref()?.conditions.as_deref()).unwrap_or_default();
         pod.is_some_and(|pod| pod.metadata.uid.as_deref() != but)
             && conditions.iter().any(|of| of.type_ == "Ready" && of.status == "True")
     };
-    let waited = tokio::time::timeout(STEP_TIMEOUT, await_condition(pods, POD, ready)).await;
-    waited.with_context(|| format!("pod {POD} was not ready in time"))??;
+    let waited = tokio::time::timeout(STEP_TIMEOUT, pods.wait_until(env, POD, ready)).await;
+    waited.with_context(|| format!("pod {POD} was not ready in time"))?;
     // What routes requests hears of it a moment later, and the set is what says that it does.
     let sets: Api<StatefulSet> = Api::namespaced(client.clone(), "shop");
     let done = |set: Option<&StatefulSet>| {
         set.and_then(|set| set.status.as_ref()?.available_replicas).is_some_and(|available| available > 0)
     };
-    let waited = tokio::time::timeout(STEP_TIMEOUT, await_condition(sets, "orders", done)).await;
-    waited.context("the StatefulSet orders was not available in time")??;
+    let waited = tokio::time::timeout(STEP_TIMEOUT, sets.wait_until(env, "orders", done)).await;
+    waited.context("the StatefulSet orders was not available in time")?;
     Ok(())
 }
 
@@ -45,8 +46,8 @@ pub(super) async fn tell(story: &mut Story, client: &Client, port: u16, id: &str
     let pods: Api<Pod> = Api::namespaced(client.clone(), "shop");
     let before = story.env.elapsed();
     let uid = pods.get(POD).await?.metadata.uid.context("a pod has a uid")?;
-    pods.delete(POD, &DeleteParams::default()).await?;
-    database_ready(client, Some(&uid)).await?;
+    pods.delete(POD).await?;
+    database_ready(client, &story.env, Some(&uid)).await?;
     kept(port, id).await?;
     let took = story.env.elapsed() - before;
     let claim = Api::<PersistentVolumeClaim>::namespaced(client.clone(), "shop").get(CLAIM).await?;
@@ -57,7 +58,7 @@ pub(super) async fn tell(story: &mut Story, client: &Client, port: u16, id: &str
     ));
 
     story.doing("making the nightly report");
-    let log = report(client).await?;
+    let log = report(client, &story.env).await?;
     let said: Value = serde_json::from_str(&log).with_context(|| format!("the report is no JSON: {log:?}"))?;
     anyhow::ensure!(said["paid"] == 1, "the report says {said}");
     story.say(&format!("The nightly report, run now from its CronJob, says {}.", log.trim_end()));
@@ -82,7 +83,7 @@ async fn kept(port: u16, id: &str) -> anyhow::Result<()> {
 }
 
 /// What the CronJob's job prints, made as `kubectl create job --from` makes it.
-async fn report(client: &Client) -> anyhow::Result<String> {
+async fn report(client: &Client, env: &Env) -> anyhow::Result<String> {
     let schedule = Api::<CronJob>::namespaced(client.clone(), "shop").get("report").await?;
     let template = schedule.spec.job_template;
     let job = Job {
@@ -91,16 +92,21 @@ async fn report(client: &Client) -> anyhow::Result<String> {
         status: None,
     };
     let jobs: Api<Job> = Api::namespaced(client.clone(), "shop");
-    jobs.create(&PostParams::default(), &job).await?;
+    jobs.create(&value_of(&job)).await?;
     let done = |job: Option<&Job>| job.and_then(|job| job.status.as_ref()?.succeeded).is_some_and(|pods| pods > 0);
-    let waited = tokio::time::timeout(STEP_TIMEOUT, await_condition(jobs, "report-now", done)).await;
-    waited.context("the report was not made in time")??;
+    let waited = tokio::time::timeout(STEP_TIMEOUT, jobs.wait_until(env, "report-now", done)).await;
+    waited.context("the report was not made in time")?;
     let pods: Api<Pod> = Api::namespaced(client.clone(), "shop");
     // Tries that failed before are of the same job.
-    let of = ListParams::default().labels("batch.kubernetes.io/job-name=report-now");
-    let found = pods.list(&of.fields("status.phase=Succeeded")).await?;
+    let of = ListOptions {
+        labels: "batch.kubernetes.io/job-name=report-now".to_owned(),
+        fields: "status.phase=Succeeded".to_owned(),
+        ..ListOptions::default()
+    };
+    let found = pods.list(&of).await?;
     let pod = found.items.first().and_then(|pod| pod.metadata.name.clone()).context("the report has no pod")?;
-    Ok(pods.logs(&pod, &LogParams::default()).await?)
+    let log = http::Request::get(format!("/api/v1/namespaces/shop/pods/{pod}/log")).body(Vec::new())?;
+    Ok(client.request_text(log).await?)
 }
 
 /// What the catalog's autoscaler has read, and made of it.
@@ -110,9 +116,9 @@ pub(super) async fn tell_autoscaler(story: &mut Story, client: &Client) -> anyho
     let read = |scaler: Option<&HorizontalPodAutoscaler>| {
         scaler.and_then(|of| of.status.as_ref()?.current_metrics.as_ref()).is_some_and(|all| !all.is_empty())
     };
-    let waited = tokio::time::timeout(STEP_TIMEOUT, await_condition(scalers, "catalog", read)).await;
-    let scaler = waited.context("the autoscaler read nothing in time")??;
-    let status = scaler.and_then(|scaler| scaler.status).context("the autoscaler has no status")?;
+    let waited = tokio::time::timeout(STEP_TIMEOUT, scalers.wait_until(&story.env, "catalog", read)).await;
+    let scaler = waited.context("the autoscaler read nothing in time")?;
+    let status = scaler.and_then(|scaler| scaler.status.clone()).context("the autoscaler has no status")?;
     let read =
         status.current_metrics.iter().flatten().find_map(|of| of.resource.as_ref()?.current.average_value.clone());
     let read = read.map_or_else(|| "nothing".to_owned(), |quantity| quantity.0);

@@ -11,9 +11,10 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
-use kube::api::{ListParams, Patch, PatchParams, PostParams};
-use kube::{Api, Client};
+use kube::Client;
 use kubelet::image::{RegistryAccess, push, take_back};
+use machinery_client::request::PatchType;
+use machinery_client::{Api, ListOptions};
 use machinery_env::Env;
 
 use self::objects::{App, MANAGER};
@@ -173,8 +174,8 @@ impl<'a> Runner<'a> {
 
     /// Makes the objects, or changes what `coracle run` has made before.
     async fn apply(&self, app: &App) -> anyhow::Result<bool> {
-        let deployments: Api<Deployment> = Api::default_namespaced(self.client.clone());
-        let services: Api<Service> = Api::default_namespaced(self.client.clone());
+        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), self.client.default_namespace());
+        let services: Api<Service> = Api::namespaced(self.client.clone(), self.client.default_namespace());
         // Looked at before anything is made.
         let service = services.get_opt(&app.name).await?;
         let ours = service.as_ref().is_none_or(|there| objects::is_ours(&there.metadata));
@@ -182,10 +183,10 @@ impl<'a> Runner<'a> {
             bail!("there is a Service {:?} that `coracle run` has not made: give another name with --name", app.name)
         }
         let wanted = app.deployment();
-        let manager = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+        let (deployments, services) = (deployments.managed_by(MANAGER), services.managed_by(MANAGER));
         let changed = match deployments.get_opt(&app.name).await? {
             None => {
-                deployments.create(&PostParams::default(), &serde_json::from_value(wanted)?).await?;
+                deployments.create(&wanted).await?;
                 true
             }
             Some(there) if !objects::is_ours(&there.metadata) => {
@@ -196,15 +197,15 @@ impl<'a> Runner<'a> {
             }
             Some(there) => {
                 let before = there.metadata.generation;
-                let now = deployments.patch(&app.name, &manager, &Patch::Merge(wanted)).await?;
+                let now = deployments.patch(&app.name, PatchType::Merge, &wanted).await?;
                 now.metadata.generation != before
             }
         };
         match service {
             _ if !app.serves => {}
-            Some(_) => drop(services.patch(&app.name, &manager, &Patch::Merge(app.service())).await?),
+            Some(_) => drop(services.patch(&app.name, PatchType::Merge, &app.service()).await?),
             None => {
-                services.create(&PostParams::default(), &serde_json::from_value(app.service())?).await?;
+                services.create(&app.service()).await?;
             }
         }
         Ok(changed)
@@ -212,25 +213,25 @@ impl<'a> Runner<'a> {
 
     /// Removes the Service that `coracle run` has made for a server.
     async fn close(&self) -> anyhow::Result<()> {
-        let services: Api<Service> = Api::default_namespaced(self.client.clone());
+        let services: Api<Service> = Api::namespaced(self.client.clone(), self.client.default_namespace());
         let there = services.get_opt(&self.name).await?;
         if there.is_some_and(|there| objects::is_ours(&there.metadata)) {
-            services.delete(&self.name, &kube::api::DeleteParams::default()).await?;
+            services.delete(&self.name).await?;
         }
         Ok(())
     }
 
     /// Waits until all pods are of this image and available.
     async fn ready(&self, app: &App) -> anyhow::Result<()> {
-        let deployments: Api<Deployment> = Api::default_namespaced(self.client.clone());
-        let pods: Api<Pod> = Api::default_namespaced(self.client.clone());
+        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), self.client.default_namespace());
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), self.client.default_namespace());
         let began = self.env.elapsed();
         loop {
             if deployments.get(&app.name).await.is_ok_and(|deployment| is_rolled_out(&deployment)) {
                 return Ok(());
             }
-            let all = pods.list(&ListParams::default().labels(&format!("app={}", app.name))).await?;
-            if let Some(why) = all.iter().find_map(|pod| app.trouble(pod)) {
+            let all = pods.list(&ListOptions { labels: format!("app={}", app.name), ..ListOptions::default() }).await?;
+            if let Some(why) = all.items.iter().find_map(|pod| app.trouble(pod)) {
                 bail!("{} does not run: {why}", app.name);
             }
             if self.env.elapsed().saturating_sub(began) > READY_TIME_MAX {
@@ -247,7 +248,8 @@ impl<'a> Runner<'a> {
             say!("deployment/{} runs; its output: kubectl logs deployment/{}", app.name, app.name)?;
             return Ok(());
         }
-        let service = Api::<Service>::default_namespaced(self.client.clone()).get(&app.name).await?;
+        let service =
+            Api::<Service>::namespaced(self.client.clone(), self.client.default_namespace()).get(&app.name).await?;
         let spec = service.spec.context("the Service has no spec")?;
         let address = spec.cluster_ip.and_then(|ip| ip.parse().ok()).map(|ip| SocketAddr::new(ip, self.flags.port));
         let node_port = spec.ports.and_then(|ports| ports.first()?.node_port);

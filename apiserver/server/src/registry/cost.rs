@@ -300,7 +300,7 @@ fn every_list_and_map_is_in_proportion() {
     for (row, declared) in built_in().resources().iter().zip(RESOURCES).filter(|(row, _)| row.prefix.is_some()) {
         let (mut fields, types) = (Vec::new(), row.schema.made().unwrap().get().types);
         many(row.schema.made().unwrap().get(), &mut Vec::new(), &mut seen, &mut fields);
-        let example: Value = serde_saphyr::from_str(declared.example).unwrap();
+        let example: Value = machinery_api::yaml::read(declared.example).unwrap();
         for ((path, kind), how) in
             fields.iter().flat_map(|field| ["equal", "distinct", "empty"].map(|how| (field, how)))
         {

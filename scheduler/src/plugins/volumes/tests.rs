@@ -12,7 +12,7 @@ use crate::snapshot::Snapshot;
 use crate::tests::{node, pod};
 
 fn parsed<T: machinery_client::Typed>(value: Value) -> Option<Arc<T>> {
-    Some(Arc::new(serde_json::from_value(value).unwrap()))
+    Some(Arc::new(machinery_client::read(value).unwrap()))
 }
 
 fn claim(snapshot: &mut Snapshot, name: &str, change: impl FnOnce(&mut Value)) {

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Namespace;
-use kube::{Api, Client};
+use kube::Client;
+use machinery_client::Api;
 use runtime_api::{Grants, KeyvalueOwner, Runtime};
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;

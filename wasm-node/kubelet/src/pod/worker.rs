@@ -401,7 +401,7 @@ impl Worker {
         let Some(name) = spec.and_then(|spec| spec.runtime_class_name.clone()).filter(|name| name != HANDLER) else {
             return;
         };
-        let classes: kube::Api<RuntimeClass> = kube::Api::all(self.node.client.clone());
+        let classes: machinery_client::Api<RuntimeClass> = machinery_client::Api::all(self.node.client.clone());
         let (mut wait, mut told) = (WRITE_RETRY_FIRST, String::new());
         loop {
             let answer = tokio::select! {

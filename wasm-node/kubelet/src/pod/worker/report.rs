@@ -77,6 +77,8 @@ impl Api {
     }
 }
 
+machinery_client::read_wire! { Versioned }
+
 /// What a write's answer is read for: the object's version.
 #[derive(Debug, Default, Deserialize)]
 struct Versioned {
