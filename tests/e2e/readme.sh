@@ -1,34 +1,69 @@
 #!/usr/bin/env bash
-# The README's commands, as a reader would type them: those of "Try it with kubectl" and of "Deploy your own module" that
-# need no toolchain beside this repository's. `cargo` lines are what tests/run itself does before this script.
+# The README's commands, as a reader types them in two terminals. Every line of every console block runs here or is named below with
+# the test that runs it; a line that is neither fails.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
+# elsewhere LINE: the test that runs this line with this repository's own names, as it can't run here.
+elsewhere() {
+  case $1 in
+    'cargo run --release -- demo') echo tests/e2e/demo.sh;;
+    tests/run | 'cargo build --release') echo .ci/run;;
+    # The toolchain of wasm32-wasip2 can't be downloaded everywhere; docs/languages.md has the same recipe.
+    'rustup target add wasm32-wasip2' | 'cargo build --release --target wasm32-wasip2') echo tests/languages/run;;
+    'helm install '*) echo tests/helm/run;;
+    *) return 1;;
+  esac
+}
 section() { awk -v from="## $1" '$0 == from {on = 1; next} /^## / {on = 0} on' README.md; }
-commands() { section "$1" | awk '/^```console/ {on = 1; next} /^```/ {on = 0} on'; }
-try=$(commands 'Try it with kubectl')
-[ -n "$try" ] || fail "the README has no section to try"
-
-up --nodes 2
-mkdir -p "$WORK/bin" && ln -sf "$CORACLE" "$WORK/bin/coracle"
-# The same lines; PATH and the folder are this run's.
-grep -q 'export PATH=.*CORACLE_DATA_DIR=' <<< "$try" || fail "the README does not export the folder once"
-export PATH="$WORK/bin:$PATH" CORACLE_DATA_DIR="$WORK/data"
-# Helm is not among what the tests install.
-lines=$(grep -vE '^(cargo|coracle up|export|helm) ?' <<< "$try")
+commands() { awk '/^```console/ {on = 1; next} /^```/ {on = 0} on'; }
+all=$(commands < README.md)
+try=$(section 'Try it with kubectl' | commands) own=$(section 'Deploy your own module' | commands)
+[ -n "$try" ] && [ -n "$own" ] || fail "the README has no section to try"
+# The text calls the shell after `coracle up` the other terminal.
+first=$(sed '/^coracle up/q' <<< "$try") second=$(sed '1,/^coracle up/d' <<< "$try")
+grep -q '^coracle up' <<< "$first" || fail "the README does not start a cluster"
 while IFS= read -r line; do
   [ -n "$line" ] || continue
-  case $line in
-    # A rate is measured over a second at least.
-    'kubectl top '*) eventually 20 bash -c "set -e; $line";;
-    curl*) eventually 10 bash -c "set -e; ${line/curl/curl -fsS}";;
-    *) bash -c "set -e; $line" >/dev/null || fail "README: $line";;
-  esac
-done <<< "$lines"
-kubectl rollout status deployment/hello --timeout=60s >/dev/null
+  if runs=$(elsewhere "$line"); then [ -f "$runs" ] || fail "README: $runs, which runs '$line', does not exist"
+  else grep -qxF -- "$line" <<< "$first"$'\n'"$second"$'\n'"$own" || fail "no test runs this line of README: $line"; fi
+done <<< "$all"
 
-own=$(commands 'Deploy your own module' | grep -E '^(coracle|kubectl)' | sed "s|target/wasm32-wasip2/release/app.wasm|$WORK/app.wasm|")
-cp sample-workloads/bin/hello.wasm "$WORK/app.wasm"
-while IFS= read -r line; do bash -c "set -e; $line" >/dev/null || fail "README: $line"; done <<< "$own"
-for own in app own; do kubectl rollout status "deployment/$own" --timeout=60s >/dev/null; done
+# A checkout with what the commands read, and the program where cargo puts it.
+mkdir -p "$WORK/checkout/target/release" "$WORK/checkout/target/wasm32-wasip2/release"
+ln -s "$PWD/sample-workloads" "$WORK/checkout/sample-workloads"
+ln -s "$(realpath "$CORACLE")" "$WORK/checkout/target/release/coracle"
+cp sample-workloads/bin/hello.wasm "$WORK/checkout/target/wasm32-wasip2/release/app.wasm"
+here() { while IFS= read -r line; do [ -z "$line" ] || elsewhere "$line" >/dev/null || printf '%s\n' "$line"; done; }
+
+# The first terminal. Its last line stays in the foreground; port 0 because several tests run at once.
+terminal=$(here <<< "$first" | sed 's/^coracle up/exec &/')
+(cd "$WORK/checkout" && CORACLE_PORT=0 exec bash -euo pipefail -c "$terminal") > "$WORK/ready" 2> "$WORK/up.log" & UP_PID=$!
+eventually 30 grep -q '^ready ' "$WORK/ready"
+
+# The second one. A request or a figure may need a moment after the command before it.
+cat > "$WORK/second" << 'SHELL'
+attempt() {
+  local line=$1 deadline=$((SECONDS + 20))
+  until (set -e; eval "$line") > "$WORK/said" 2>&1; do
+    case $line in
+      curl*|'kubectl top '*) [ $SECONDS -lt $deadline ] || return 1; sleep 0.1;;
+      *) return 1;;
+    esac
+  done
+}
+curl() { command curl -fsS "$@"; }
+while IFS= read -r line <&3; do
+  case $line in
+    export*) eval "$line";;
+    *) attempt "$line" || { echo "README: $line: $(cat "$WORK/said")"; exit 1; };;
+  esac
+done
+SHELL
+{ here <<< "$second"; here <<< "$own"; } > "$WORK/lines"
+export WORK
+(cd "$WORK/checkout" && bash -uo pipefail "$WORK/second" 3< "$WORK/lines" < /dev/null) > "$WORK/out" 2>&1 || fail "$(cat "$WORK/out")"
+grep -q hello "$WORK/said" || grep -q ada "$WORK/said" || fail "the last command answers $(cat "$WORK/said")"
+export KUBECONFIG=$WORK/checkout/target/cluster/kubeconfig
+for name in hello app own greeter; do kubectl rollout status "deployment/$name" --timeout=60s >/dev/null; done
 down
 echo PASS
