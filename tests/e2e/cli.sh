@@ -82,10 +82,8 @@ grep -q -- '--port' "$WORK/err" || fail "a taken port is not told"
 exits 0 "$CORACLE" push sample-workloads/bin/hello.wasm registry.local/hello:v1 --data-dir "$WORK/data"
 exits 0 "$CORACLE" pull registry.local/hello:v1 "$WORK/pulled.wasm" --data-dir "$WORK/data"
 cmp "$WORK/pulled.wasm" sample-workloads/bin/hello.wasm || fail "what was pulled is not what was pushed"
-# A machine without CA certificates, as a slim image is.
-SSL_CERT_FILE=/dev/null SSL_CERT_DIR="$WORK/none" exits 1 "$CORACLE" push sample-workloads/bin/hello.wasm registry.local/hello:v2 --data-dir "$WORK/data"
-expect 1 "$(wc -l < "$WORK/err")" "lines of an error"
-has 'ca-certificates' cat "$WORK/err" || fail "$(cat "$WORK/err")"
+# A machine without CA certificates, as a slim image is: the cluster's own registry needs none.
+SSL_CERT_FILE=/dev/null SSL_CERT_DIR="$WORK/none" exits 0 "$CORACLE" push sample-workloads/bin/hello.wasm registry.local/hello:v2 --data-dir "$WORK/data"
 exits 0 "$CORACLE" inspect registry.local/hello:v1 --data-dir "$WORK/data"
 grep -q '^image  *registry.local/hello@sha256:' "$WORK/out" || fail "inspect of an image: $(cat "$WORK/out")"
 exits 1 "$CORACLE" pull registry.local/none:v1 "$WORK/none.wasm" --data-dir "$WORK/data"

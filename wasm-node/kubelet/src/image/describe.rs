@@ -164,7 +164,7 @@ impl Describer {
         Err(refused)
     }
 
-    async fn of_session(&self, session: &Session<'_>, reference: &Reference) -> Result<Imports, Unknown> {
+    async fn of_session(&self, session: &Session, reference: &Reference) -> Result<Imports, Unknown> {
         let (mut bytes, digest) = session.manifest(reference.manifest()).await?;
         if let Some(found) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&digest) {
             return Ok(found.clone());
@@ -182,7 +182,7 @@ impl Describer {
         Err(Unknown::Final("indexes lie in indexes too deep".into()))
     }
 
-    async fn planned(&self, session: &Session<'_>, plan: Plan, manifest: &[u8]) -> Result<Vec<String>, Unknown> {
+    async fn planned(&self, session: &Session, plan: Plan, manifest: &[u8]) -> Result<Vec<String>, Unknown> {
         let (config, module) = match plan {
             Plan::Module { config, layer, .. } => (config, Some(layer)),
             Plan::Image { config, .. } => (config, None),
@@ -212,7 +212,7 @@ impl Describer {
         tokio::task::spawn_blocking(read).await.ok().flatten()
     }
 
-    async fn document(&self, session: &Session<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, Unknown> {
+    async fn document(&self, session: &Session, descriptor: &Descriptor) -> Result<Vec<u8>, Unknown> {
         Ok(session.small_blob(&descriptor.digest, DOCUMENT_BYTES_MAX, "its config").await?)
     }
 }

@@ -47,7 +47,7 @@ impl From<RemoteError> for FetchError {
 #[derive(Clone, Copy)]
 pub(super) enum Origin<'a> {
     /// An endpoint of a registry.
-    Registry(&'a Session<'a>),
+    Registry(&'a Session),
     /// An archive, whose blobs are in the store.
     Archive {
         /// The image's manifest, or index.

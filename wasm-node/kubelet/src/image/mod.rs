@@ -54,7 +54,7 @@ pub use manifest::Compression;
 pub(crate) use providers::ProviderFigures;
 pub use providers::{CredentialProviders, CredentialProvidersError};
 pub use pull::{Images, ImagesConfig, PullPolicy, Pulled, RegistryAccess};
-pub use push::{Inspect, PushError, Pushed, push, take_back};
+pub use push::{Blob, Inspect, PushClient, PushError, Pushed, push, take_back};
 pub use registries::Registries;
 pub use signatures::SignaturePolicy;
 pub use source::{Downloaded, download};

@@ -15,7 +15,7 @@ use super::registries::{Host, Registries};
 
 /// A connection with its TLS handshake.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
-/// Between two reads of an answer.
+/// Between two reads of an answer to a pull.
 const READ_TIME_MAX: Duration = Duration::from_secs(30);
 /// How long a connection waits for the next request, and how many wait: a pull makes a handful of requests.
 const IDLE_TIME_MAX: Duration = Duration::from_secs(30);
@@ -41,6 +41,8 @@ pub(crate) enum HostError {
 
 /// Clients by whom they may call.
 pub(crate) struct Remote {
+    /// Between two reads of an answer, counted from the beginning of the request. An upload has its own deadline on progress.
+    read_time_max: Option<Duration>,
     pub(crate) registries: Registries,
     pub(crate) built_in: Option<RegistryAccess>,
     /// For every host that nobody has named.
@@ -51,9 +53,18 @@ pub(crate) struct Remote {
 
 impl Remote {
     pub(crate) fn new(registries: Registries, built_in: Option<RegistryAccess>) -> Self {
+        Self::with(registries, built_in, Some(READ_TIME_MAX))
+    }
+
+    /// Clients for requests whose bodies may take longer than an answer may: the caller has a deadline for each request.
+    pub(crate) fn for_uploads(registries: Registries, built_in: Option<RegistryAccess>) -> Self {
+        Self::with(registries, built_in, None)
+    }
+
+    fn with(registries: Registries, built_in: Option<RegistryAccess>, read_time_max: Option<Duration>) -> Self {
         // reqwest takes its TLS from the process; a second call finds the first one's provider, which is the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        Self { registries, built_in, general: OnceLock::new(), named: Mutex::default() }
+        Self { read_time_max, registries, built_in, general: OnceLock::new(), named: Mutex::default() }
     }
 
     /// The client that may call this address.
@@ -79,9 +90,8 @@ impl Remote {
             return Err(HostError::Reserved);
         }
         let general = || {
-            let builder =
-                base().dns_resolver(Arc::new(Resolver { filtered: true, proxies: self.registries.proxies.clone() }));
-            builder.build().map_err(|error| told(&error))
+            let resolver = Resolver { filtered: true, proxies: self.registries.proxies.clone() };
+            base(self.read_time_max).dns_resolver(Arc::new(resolver)).build().map_err(|error| told(&error))
         };
         self.general.get_or_init(general).clone().map_err(HostError::Client)
     }
@@ -95,12 +105,12 @@ impl Remote {
         let client = match built_in {
             Some(access) => {
                 let settings = Host { ca_pem: Some(access.ca_pem.clone().unwrap_or_default()), ..Host::default() };
-                build(&settings, true)
+                build(&settings, true, self.read_time_max)
             }
             None => {
                 let settings = self.registries.host(authority).cloned().unwrap_or_default();
                 // As Go has it: what is on this machine is not behind a proxy.
-                build(&settings, host == "localhost" || literal(host).is_some_and(is_reserved))
+                build(&settings, host == "localhost" || literal(host).is_some_and(is_reserved), self.read_time_max)
             }
         };
         let client = client.map_err(|error| HostError::Client(told(&error)))?;
@@ -109,19 +119,22 @@ impl Remote {
     }
 }
 
-fn base() -> ClientBuilder {
-    Client::builder()
+fn base(read_time_max: Option<Duration>) -> ClientBuilder {
+    let builder = Client::builder()
         .user_agent(USER_AGENT)
         .redirect(reqwest::redirect::Policy::none())
         .referer(false)
         .connect_timeout(CONNECT_TIME_MAX)
-        .read_timeout(READ_TIME_MAX)
         .pool_idle_timeout(IDLE_TIME_MAX)
-        .pool_max_idle_per_host(IDLE_PER_HOST_MAX)
+        .pool_max_idle_per_host(IDLE_PER_HOST_MAX);
+    match read_time_max {
+        Some(time) => builder.read_timeout(time),
+        None => builder,
+    }
 }
 
-fn build(host: &Host, is_near: bool) -> reqwest::Result<Client> {
-    let mut builder = base().dns_resolver(Arc::new(Resolver { filtered: false, proxies: Vec::new() }));
+fn build(host: &Host, is_near: bool, read_time_max: Option<Duration>) -> reqwest::Result<Client> {
+    let mut builder = base(read_time_max).dns_resolver(Arc::new(Resolver { filtered: false, proxies: Vec::new() }));
     if let Some(pem) = &host.ca_pem {
         // Instead of the system's: who names a CA means that one.
         builder = builder.tls_certs_only(Certificate::from_pem_bundle(pem)?);

@@ -1,17 +1,19 @@
-//! One pull's talk with one endpoint of a registry (OCI distribution specification): who we are, manifests, blobs. All that
-//! comes back is bounded, and what an error says never holds what a registry was told in confidence.
+//! One pull's or push's session with one endpoint of a registry (OCI distribution specification): authentication, redirects,
+//! manifests, blobs. Answers are bounded in size and time, and an error of a pull never holds what a registry was told in
+//! confidence. What a push sends is in `push/client.rs`.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::header::{ACCEPT, AUTHORIZATION, HeaderValue, LOCATION};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use reqwest::{Response, Url};
 use serde::Deserialize;
 
 use super::challenge::{Challenge, challenge};
 use super::keyring::Credential;
 use super::manifest::{ACCEPTED, OCI_INDEX};
+use super::push::{Part, Progress};
 use super::registries::Endpoint;
 use super::remote::{HostError, Remote, told};
 use oci_registry::blobs::digest;
@@ -21,17 +23,19 @@ pub(super) const MANIFEST_BYTES_MAX: u64 = 4 << 20;
 /// A token with what surrounds it.
 const TOKEN_BYTES_MAX: u64 = 1 << 20;
 /// What is read of an error.
-const ERROR_BYTES_MAX: u64 = 16 << 10;
+pub(super) const ERROR_BYTES_MAX: u64 = 16 << 10;
 /// What is shown of it.
 const ERROR_CHARS_MAX: usize = 256;
+/// A shorter password is a part of any text.
+const SECRET_BYTES_MIN: usize = 4;
 /// Blob stores are one or two away from their registry.
 const REDIRECTS_MAX: usize = 5;
 /// A request's answer, without its body.
-const HEAD_TIME_MAX: Duration = Duration::from_secs(30);
+pub(super) const HEAD_TIME_MAX: Duration = Duration::from_secs(30);
 /// A small body.
 const BODY_TIME_MAX: Duration = Duration::from_secs(30);
 /// Before a request is tried again that failed for no fault of ours.
-const RETRY_WAITS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
+pub(super) const RETRY_WAITS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
 
 /// Why an endpoint gave nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -69,13 +73,32 @@ impl From<HostError> for RemoteError {
     }
 }
 
+/// A request that can be sent again, after a challenge or to where it is redirected.
+pub(super) struct Call<'c> {
+    pub(super) method: Method,
+    pub(super) url: Url,
+    pub(super) headers: HeaderMap,
+    /// What it sends.
+    pub(super) body: Option<Part<'c>>,
+    /// The deadline of the answer, from the last progress of the body on.
+    pub(super) patience: Duration,
+}
+
+/// What a session may do with its repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Pull,
+    Push,
+}
+
 /// One repository at one endpoint, as one user.
-pub(crate) struct Session<'a> {
-    remote: &'a Remote,
+pub(crate) struct Session {
+    remote: Arc<Remote>,
     base: Url,
     /// Whom a mirror stands for.
     stands_for: Option<String>,
     repository: String,
+    access: Access,
     credential: Option<Credential>,
     authorization: Mutex<Option<HeaderValue>>,
 }
@@ -88,9 +111,9 @@ struct Token {
     access_token: Option<String>,
 }
 
-impl<'a> Session<'a> {
+impl Session {
     pub(crate) fn new(
-        remote: &'a Remote,
+        remote: &Arc<Remote>,
         endpoint: &Endpoint,
         (registry, repository): (&str, &str),
         credential: Option<Credential>,
@@ -99,13 +122,27 @@ impl<'a> Session<'a> {
         let base = format!("{scheme}://{}{}/{repository}/", endpoint.authority, endpoint.path);
         let base = Url::parse(&base).map_err(|_| HostError::Form)?;
         let stands_for = endpoint.is_mirror.then(|| registry.to_owned());
-        let (repository, authorization) = (repository.to_owned(), Mutex::default());
-        Ok(Self { remote, base, stands_for, repository, credential, authorization })
+        let (remote, repository, authorization) = (remote.clone(), repository.to_owned(), Mutex::default());
+        Ok(Self { remote, base, stands_for, repository, access: Access::Pull, credential, authorization })
+    }
+
+    /// The same, asking for tokens that may push, too.
+    pub(super) fn that_pushes(self) -> Self {
+        Self { access: Access::Push, ..self }
     }
 
     /// Whether it was asked who we are, and took the credential.
     pub(crate) fn used_credential(&self) -> bool {
         self.credential.is_some() && self.authorization().is_some()
+    }
+
+    /// Whether a text holds what the registry was told in confidence.
+    pub(super) fn reveals(&self, text: &str) -> bool {
+        let holds = |secret: &str| secret.len() >= SECRET_BYTES_MIN && text.contains(secret);
+        let value = self.authorization().clone();
+        let told = value.as_ref().and_then(|value| value.to_str().ok()?.split_once(' '));
+        told.is_some_and(|(_, secret)| holds(secret))
+            || self.credential.as_ref().is_some_and(|credential| holds(&credential.password))
     }
 
     /// A manifest and its digest, which is checked where `name` is one.
@@ -146,7 +183,8 @@ impl<'a> Session<'a> {
         Ok(bytes)
     }
 
-    fn url(&self, what: &str, name: &str) -> Result<Url, RemoteError> {
+    /// The address of a manifest, a blob or the uploads.
+    pub(super) fn url(&self, what: &str, name: &str) -> Result<Url, RemoteError> {
         let mut url = self.base.join(&format!("{what}/{name}")).map_err(|_| HostError::Form)?;
         if let Some(registry) = &self.stands_for {
             url.query_pairs_mut().append_pair("ns", registry);
@@ -169,41 +207,49 @@ impl<'a> Session<'a> {
         self.get_once(url, accept).await
     }
 
-    async fn get_once(&self, mut url: Url, accept: &str) -> Result<Response, RemoteError> {
-        let (mut redirects, mut asked) = (0, false);
+    async fn get_once(&self, url: Url, accept: &str) -> Result<Response, RemoteError> {
+        let accept = HeaderValue::from_str(accept).map_err(|_| HostError::Form)?;
+        let headers = HeaderMap::from_iter([(ACCEPT, accept)]);
+        let call = Call { method: Method::GET, url, headers, body: None, patience: HEAD_TIME_MAX };
+        let response = self.exchange(&call).await?;
+        if response.status() == StatusCode::OK { Ok(response) } else { Err(self.refusal(response).await) }
+    }
+
+    /// Sends a call, with the authorization that the registry asks for, to where it is redirected; returns any other answer.
+    pub(super) async fn exchange(&self, call: &Call<'_>) -> Result<Response, RemoteError> {
+        let (mut url, mut redirects, mut asked) = (call.url.clone(), 0, false);
         loop {
             let own = is_same_origin(&url, &self.base);
-            let mut request = self.remote.client_for(&url)?.get(url.clone()).header(ACCEPT, accept);
+            let request = self.remote.client_for(&url)?.request(call.method.clone(), url.clone());
+            let mut request = request.headers(call.headers.clone());
             if let Some(value) = self.authorization().clone().filter(|_| own) {
                 request = request.header(AUTHORIZATION, value);
             }
-            let response = send(request).await?;
+            let response = send(request, call.body.as_ref(), call.patience).await?;
             let status = response.status();
-            if status == StatusCode::OK {
-                return Ok(response);
-            }
             if status == StatusCode::UNAUTHORIZED && own && !asked {
                 asked = true;
                 let challenge = challenge(response.headers());
                 self.authorize(challenge).await?;
-            } else if status.is_redirection() && redirects < REDIRECTS_MAX {
+            } else if is_redirect(&call.method, status) && redirects < REDIRECTS_MAX {
                 redirects += 1;
-                url = self.redirected(&url, response.headers())?;
+                url = self.led(&url, response.headers(), "it redirects")?;
             } else {
-                return Err(self.refusal(response).await);
+                return Ok(response);
             }
         }
     }
 
-    /// Where a redirect leads: never from TLS to none.
-    fn redirected(&self, from: &Url, headers: &HeaderMap) -> Result<Url, RemoteError> {
+    /// Where an answer's `Location` leads: never from TLS to none. `it` is the beginning of an error's sentence.
+    pub(super) fn led(&self, from: &Url, headers: &HeaderMap, it: &str) -> Result<Url, RemoteError> {
         let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
         let to = location.and_then(|location| from.join(location).ok());
-        let to = to.ok_or_else(|| RemoteError::Failed("it redirects to nowhere".into()))?;
+        let mut to = to.ok_or_else(|| RemoteError::Failed(format!("{it} to nowhere")))?;
         if from.scheme() == "https" && to.scheme() != "https" {
-            return Err(RemoteError::Failed("it redirects to an address without TLS".into()));
+            return Err(RemoteError::Failed(format!("{it} to an address without TLS")));
         }
-        self.remote.client_for(&to).map_err(|error| RemoteError::Failed(format!("it redirects: {error}")))?;
+        to.set_fragment(None);
+        self.remote.client_for(&to).map_err(|error| RemoteError::Failed(format!("{it}: {error}")))?;
         Ok(to)
     }
 
@@ -242,17 +288,15 @@ impl<'a> Session<'a> {
         if self.base.scheme() == "https" && url.scheme() != "https" {
             return Err(failed("has no TLS"));
         }
-        let own = format!("repository:{}:pull", self.repository);
-        let query = [("service", service), ("scope", Some(scope.unwrap_or(&own)))];
-        for (name, value) in query.into_iter().filter_map(|(name, value)| Some((name, value?))) {
-            url.query_pairs_mut().append_pair(name, value);
-        }
+        let service = service.map(|service| ("service", service.to_owned()));
+        let scopes = scopes(self.access, &self.repository, scope).into_iter().map(|scope| ("scope", scope));
+        url.query_pairs_mut().extend_pairs(service.into_iter().chain(scopes));
         let client = self.remote.client_for(&url).map_err(|error| failed(&format!("is refused: {error}")))?;
         let mut request = client.get(url);
         if self.credential.is_some() {
             request = request.header(AUTHORIZATION, self.basic()?);
         }
-        let response = send(request).await?;
+        let response = send(request, None, HEAD_TIME_MAX).await?;
         if response.status() != StatusCode::OK {
             return Err(self.refusal(response).await);
         }
@@ -294,16 +338,50 @@ fn is_same_origin(one: &Url, other: &Url) -> bool {
     one.origin() == other.origin()
 }
 
-async fn send(request: reqwest::RequestBuilder) -> Result<Response, RemoteError> {
-    match tokio::time::timeout(HEAD_TIME_MAX, request.send()).await {
-        Ok(Ok(response)) => Ok(response),
-        Ok(Err(error)) => Err(RemoteError::of(&error)),
-        Err(_) => Err(RemoteError::Unavailable(format!("no answer within {} s", HEAD_TIME_MAX.as_secs()))),
+/// Whether an answer sends the same request elsewhere: what changes something is repeated only where the method has to stay.
+fn is_redirect(method: &Method, status: StatusCode) -> bool {
+    let keeps_method = matches!(status, StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT);
+    status.is_redirection() && (method.is_safe() || keeps_method)
+}
+
+/// The scopes that a token is asked for. A push names its own in each, so that a token that it got for a look at a blob uploads it, too.
+fn scopes(access: Access, repository: &str, asked: Option<&str>) -> Vec<String> {
+    match access {
+        Access::Pull => vec![asked.map_or_else(|| format!("repository:{repository}:pull"), str::to_owned)],
+        Access::Push => {
+            let own = format!("repository:{repository}:pull,push");
+            let narrower = [format!("repository:{repository}:pull"), format!("repository:{repository}:push,pull")];
+            let others = asked.into_iter().flat_map(str::split_ascii_whitespace);
+            let others: Vec<String> = others
+                .filter(|scope| *scope != own && !narrower.iter().any(|known| known == scope))
+                .map(str::to_owned)
+                .collect();
+            std::iter::once(own).chain(others).collect()
+        }
+    }
+}
+
+/// Sends a request; none of its answer's body is read yet. The deadline counts from the last progress of what is sent.
+async fn send(
+    mut request: reqwest::RequestBuilder,
+    body: Option<&Part<'_>>,
+    patience: Duration,
+) -> Result<Response, RemoteError> {
+    let progress = Arc::new(Progress::default());
+    if let Some(part) = body {
+        request = request.body(part.body(&progress));
+    }
+    let done = progress.within(patience, request.send()).await;
+    match (done, progress.failure()) {
+        (Some(Ok(response)), _) => Ok(response),
+        (_, Some(why)) => Err(RemoteError::Failed(why)),
+        (Some(Err(error)), None) => Err(RemoteError::of(&error)),
+        (None, None) => Err(RemoteError::Unavailable(format!("no answer within {} s", patience.as_secs()))),
     }
 }
 
 /// A small body, whole.
-async fn body(mut response: Response, max_bytes: u64, what: &str) -> Result<Vec<u8>, RemoteError> {
+pub(super) async fn body(mut response: Response, max_bytes: u64, what: &str) -> Result<Vec<u8>, RemoteError> {
     let read = async {
         let mut bytes = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| RemoteError::of(&error))? {
@@ -323,4 +401,56 @@ fn said(bytes: &[u8]) -> Option<String> {
     let envelope: serde_json::Value = serde_json::from_slice(bytes).ok()?;
     let message = envelope["errors"][0]["message"].as_str().filter(|message| !message.is_empty())?;
     Some(message.chars().filter(|c| !c.is_control()).take(ERROR_CHARS_MAX).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::registries::Registries;
+
+    fn session(https: bool) -> Session {
+        let remote = Arc::new(Remote::new(Registries::default(), None));
+        let endpoint = Endpoint::built_in("a.test:5000".into(), https);
+        let credential = Credential { username: "u".into(), password: "hush-hush".into() };
+        Session::new(&remote, &endpoint, ("a.test:5000", "app"), Some(credential)).unwrap()
+    }
+
+    #[test]
+    fn nobody_is_led_from_tls_to_none() {
+        let to = |https: bool, location: &str| {
+            let headers = HeaderMap::from_iter([(LOCATION, HeaderValue::from_str(location).unwrap())]);
+            let session = session(https);
+            session
+                .led(&session.base, &headers, "it leads")
+                .map(|url| url.to_string())
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(to(true, "/v2/x?a=b#c"), Ok("https://a.test:5000/v2/x?a=b".into()));
+        assert_eq!(to(true, "//b.test/x"), Ok("https://b.test/x".into()));
+        assert_eq!(to(false, "https://b.test/x"), Ok("https://b.test/x".into()));
+        assert_eq!(to(true, "http://a.test:5000/x"), Err("it leads to an address without TLS".into()));
+        assert!(to(true, "https://127.0.0.1/x").unwrap_err().starts_with("it leads: addresses of this machine"));
+        assert!(to(true, "https://[").unwrap_err().contains("to nowhere"));
+    }
+
+    #[test]
+    fn a_push_asks_for_its_own_scope_and_the_registrys() {
+        let pull = |asked| scopes(Access::Pull, "app", asked);
+        let push = |asked| scopes(Access::Push, "app", asked);
+        assert_eq!(pull(None), ["repository:app:pull"]);
+        assert_eq!(pull(Some("any thing")), ["any thing"]);
+        for asked in [None, Some("repository:app:pull"), Some("repository:app:push,pull repository:app:pull,push")] {
+            assert_eq!(push(asked), ["repository:app:pull,push"], "{asked:?}");
+        }
+        let asked = "repository:other:pull repository:app:delete";
+        assert_eq!(push(Some(asked)), ["repository:app:pull,push", "repository:other:pull", "repository:app:delete"]);
+    }
+
+    #[test]
+    fn what_was_told_in_confidence_is_recognized() {
+        let session = session(true);
+        assert!(session.reveals("u:hush-hush") && !session.reveals("dTpodXNoLWh1c2g="));
+        *session.authorization() = Some(session.basic().unwrap());
+        assert!(session.reveals("you said dTpodXNoLWh1c2g=") && !session.reveals("Basic"));
+    }
 }

@@ -1,9 +1,8 @@
-//! Push and pull through the real registry on loopback, with oci-client on both ends.
+//! Push and pull through the real registry on loopback.
 
 use std::sync::Arc;
 
 use machinery_env::Env;
-use oci_client::secrets::RegistryAuth;
 use serde_json::json;
 use tower::ServiceExt as _;
 
@@ -90,16 +89,11 @@ impl Bench {
 
     /// Pushes blobs and a manifest as some other client would.
     async fn push_raw(&self, name: &str, blobs: &[&[u8]], manifest: &serde_json::Value) {
-        let client = super::push::client(&self.access).unwrap();
-        let target = oci_client::Reference::with_tag(self.access.address.clone(), name.into(), "v1".into());
-        client
-            .store_auth_if_needed(target.resolve_registry(), &RegistryAuth::Basic("coracle".into(), "p".into()))
-            .await;
+        let client = PushClient::new(&self.access, name).unwrap();
         for blob in blobs {
-            client.push_blob(&target, blob.to_vec(), &digest(blob)).await.unwrap();
+            client.push_blob(&Blob::of_bytes(blob.to_vec()), None).await.unwrap();
         }
-        let media_type = http::HeaderValue::from_static(manifest::OCI_MANIFEST);
-        client.push_manifest_raw(&target, manifest.to_string().into_bytes(), media_type).await.unwrap();
+        client.push_manifest("v1", manifest::OCI_MANIFEST, manifest.to_string()).await.unwrap();
     }
 }
 

@@ -86,7 +86,7 @@ struct Layer {
 /// Whether an image is what a rule demands. `chain` are the digests from what the reference names to the manifest that is run: a
 /// signature of any of them holds, as each names the next by its digest.
 pub(in super::super) async fn verify(
-    session: &Session<'_>,
+    session: &Session,
     rule: &Rule,
     reference: &Reference,
     chain: &[String],
@@ -115,7 +115,7 @@ pub(in super::super) async fn verify(
 
 /// Looks at signatures until nothing more is wanted.
 struct Look<'a, 'b> {
-    session: &'a Session<'a>,
+    session: &'a Session,
     judgement: &'a mut Judgement<'b>,
     /// Signatures, and manifests of them, that may still be looked at.
     left: usize,
@@ -225,7 +225,7 @@ enum Refused {
 }
 
 /// A signature with its payload.
-async fn found(session: &Session<'_>, layer: &Layer) -> Result<Found, Refused> {
+async fn found(session: &Session, layer: &Layer) -> Result<Found, Refused> {
     let unread = |why: &str| Refused::Fault(Fault::Unread(why.to_owned()));
     let text = layer.annotations.get(SIGNATURE).ok_or_else(|| unread("a layer of signatures has no signature"))?;
     if text.len() > SIGNATURE_CHARS_MAX {
