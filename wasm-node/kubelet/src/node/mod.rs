@@ -29,6 +29,7 @@ mod shutdown;
 mod tests;
 
 use std::collections::BTreeMap;
+mod thresholds;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -62,6 +63,7 @@ pub use followed::{follow_registries, follow_signature_policy};
 pub use register::{Capacity, KUBELET_VERSION, MAX_PODS_DEFAULT};
 
 /// What is one node's own.
+pub use thresholds::{BadThresholds, EvictionThresholds};
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
     /// `coracle-1`.
@@ -94,6 +96,8 @@ pub struct NodeConfig {
     pub host_paths: Vec<PathBuf>,
     /// The end of the node.
     pub shutdown: Shutdown,
+    /// From when on the node is short, and evicts pods.
+    pub eviction: EvictionThresholds,
     /// Manifests of static pods: a folder, or one file.
     pub static_pods: Option<PathBuf>,
     /// A file system in memory, for volumes of `medium: Memory`.
@@ -131,6 +135,7 @@ impl NodeConfig {
             host_paths: Vec::new(),
             shutdown: Shutdown::default(),
             static_pods: None,
+            eviction: EvictionThresholds::default(),
             memory_dir: None,
             volumes: None,
             lease_interval: Duration::from_secs(10),
@@ -323,10 +328,10 @@ pub async fn run(
     let (uid, node_uid) = watch::channel(None);
     let (images, folder, of_guests) = (parts.images.clone(), config.data_dir.clone(), pods.clone());
     let guest_memory = config.capacity.guest_memory_bytes;
-    let ledger = parts.runtime.ledger().clone();
+    let (ledger, thresholds) = (parts.runtime.ledger().clone(), config.eviction);
     let observe = Arc::new(move || {
         let left = guest_memory.saturating_sub(eviction::memory_used(&of_guests));
-        register::observe(&images, &folder, Room { total: guest_memory, free: left }, &ledger)
+        register::observe(&images, &folder, Room { total: guest_memory, free: left }, &ledger, &thresholds)
     });
     let (shortages, short) = watch::channel(Vec::new());
     let mut heart =
