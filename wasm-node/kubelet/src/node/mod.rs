@@ -17,6 +17,8 @@ mod lease;
 #[cfg(test)]
 mod life;
 #[cfg(test)]
+mod made_again;
+#[cfg(test)]
 mod played;
 mod pods;
 mod pressure;
@@ -27,9 +29,9 @@ mod several;
 mod shutdown;
 #[cfg(test)]
 mod tests;
+mod thresholds;
 
 use std::collections::BTreeMap;
-mod thresholds;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -61,9 +63,9 @@ pub use crate::pod::shutdown::{Shutdown, ShutdownGrace};
 pub use collect::collect;
 pub use followed::{follow_registries, follow_signature_policy};
 pub use register::{Capacity, KUBELET_VERSION, MAX_PODS_DEFAULT};
+pub use thresholds::{BadThresholds, EvictionThresholds};
 
 /// What is one node's own.
-pub use thresholds::{BadThresholds, EvictionThresholds};
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
     /// `coracle-1`.
@@ -94,10 +96,10 @@ pub struct NodeConfig {
     pub streaming_idle: Duration,
     /// Folders of which pods may have what lies below, as `hostPath`.
     pub host_paths: Vec<PathBuf>,
-    /// The end of the node.
-    pub shutdown: Shutdown,
     /// From when on the node is short, and evicts pods.
     pub eviction: EvictionThresholds,
+    /// The end of the node.
+    pub shutdown: Shutdown,
     /// Manifests of static pods: a folder, or one file.
     pub static_pods: Option<PathBuf>,
     /// A file system in memory, for volumes of `medium: Memory`.
@@ -133,9 +135,9 @@ impl NodeConfig {
             host_pod_listeners: false,
             streaming_idle: server::STREAMING_IDLE_DEFAULT,
             host_paths: Vec::new(),
+            eviction: EvictionThresholds::default(),
             shutdown: Shutdown::default(),
             static_pods: None,
-            eviction: EvictionThresholds::default(),
             memory_dir: None,
             volumes: None,
             lease_interval: Duration::from_secs(10),

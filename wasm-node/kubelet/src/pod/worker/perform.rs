@@ -103,7 +103,9 @@ impl Worker {
         let (node, container) = (self.node.clone(), slot.container.get());
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         for named in named_by_environment(&container).into_iter().chain(pull_secrets::named(&pod)) {
-            self.sources.entry(named).or_insert_with_key(|(kind, name)| node.sources.get(*kind, namespace, name));
+            // Of an immutable one that was made again since, the new.
+            let source = node.sources.get(named.0, namespace, &named.1);
+            self.sources.insert(named, source);
         }
         let sender = self.sender.clone();
         slot.preparing = Some(Task(tokio::spawn(async move {
@@ -129,9 +131,9 @@ impl Worker {
             self.note(true, "Unsupported", format!("{}: {}", field.path, field.why), Some(index));
         }
         let pod = self.pod().clone();
+        let preparation = self.cell(index).map_or(0, |cell| cell.preparation);
         let (Some(slot), Some(ip)) = (self.slots.get_mut(index), self.ip) else { return };
         let Some(pulls) = slot.pulls.clone() else { return };
-        let preparation = self.cell(index).map_or(0, |cell| cell.preparation);
         let (node, container, sender) = (self.node.clone(), slot.container.get(), self.sender.clone());
         if !unsupported.is_empty() {
             let message = unsupported::sentence(&unsupported);
