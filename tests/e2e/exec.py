@@ -1,5 +1,5 @@
 """WebSocket clients of pods/exec: v4 and v5, clients that are slow, that flood, and that go away."""
-import json, os, sys, time
+import json, os, subprocess, sys, time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from websocket import WITHIN_S, WebSocket, expect
@@ -132,6 +132,10 @@ for client in floods:
     client.file.close()
 began = time.monotonic()
 while (client := exec_("true")).code != 101:
+expect(("Status", "TooManyRequests"), ((status := json.loads(client.body))["kind"], status["reason"]), "a refusal is a Status")
+refused = subprocess.run(["kubectl", "exec", POD, "--", "true"], capture_output=True, text=True, timeout=60)
+wanted = f"Error from server (TooManyRequests): {status['message']}"
+expect((1, wanted), (refused.returncode, refused.stderr.strip().splitlines()[-1]), "kubectl shows why a session is refused")
     expect(True, time.monotonic() - began < WITHIN_S, "places come back when clients go")
     time.sleep(0.1)
 expect("Success", said(client)[1]["status"], "a session after the flood")
