@@ -55,6 +55,11 @@ for protocol in ("channel.k8s.io", ""):
     expect([(1, b"out\n"), (3, b"command terminated with non-zero exit code: exit status 3")], channels, f"{protocol!r}: outputs and end")
     expect([], [message for message in exec_("true", protocol=protocol).messages() if message[1:]], f"{protocol!r}: success")
 
+# /tmp is the sessions' own, for as long as their container lives.
+expect("Success", said(exec_("sh", "-c", "mkdir /tmp/d && echo kept > /tmp/d/note"))[1]["status"], "a write to /tmp")
+expect((b"kept\n", "Success"), ((r := said(exec_("cat", "/tmp/d/note")))[0].get(1), r[1]["status"]), "the next session finds it")
+print("· /tmp")
+
 # v5 knows the end of stdin: cat ends by it.
 client = exec_("cat", stdin=True)
 client.send(b"\0hello ")
@@ -127,15 +132,15 @@ while True:
     floods.append(client)
     expect(True, len(floods) < 100, "sessions are bounded")
 expect((429, 16, True), (client.code, len(floods), "as many as it may" in client.body), f"one session too many: {client.body!r}")
+expect(("Status", "TooManyRequests"), ((status := json.loads(client.body))["kind"], status["reason"]), "a refusal is a Status")
+refused = subprocess.run(["kubectl", "exec", POD, "--", "true"], capture_output=True, text=True, timeout=60)
+wanted = f"Error from server (TooManyRequests): {status['message']}"
+expect((1, wanted), (refused.returncode, refused.stderr.strip().splitlines()[-1]), "kubectl shows why a session is refused")
 for client in floods:
     client.socket.close()
     client.file.close()
 began = time.monotonic()
 while (client := exec_("true")).code != 101:
-expect(("Status", "TooManyRequests"), ((status := json.loads(client.body))["kind"], status["reason"]), "a refusal is a Status")
-refused = subprocess.run(["kubectl", "exec", POD, "--", "true"], capture_output=True, text=True, timeout=60)
-wanted = f"Error from server (TooManyRequests): {status['message']}"
-expect((1, wanted), (refused.returncode, refused.stderr.strip().splitlines()[-1]), "kubectl shows why a session is refused")
     expect(True, time.monotonic() - began < WITHIN_S, "places come back when clients go")
     time.sleep(0.1)
 expect("Success", said(client)[1]["status"], "a session after the flood")

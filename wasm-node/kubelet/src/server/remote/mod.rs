@@ -183,6 +183,7 @@ async fn begin(sandbox: Arc<Sandbox>, options: Options, container: String) -> Re
         argv: options.command.clone(),
         // As container runtimes do.
         env: options.tty.then(|| ("TERM".to_owned(), "xterm".to_owned())).into_iter().collect(),
+        folders: sandbox.session_folders().await,
         stdio,
         is_toolbox: sandbox.is_toolbox(&program),
         log: log.clone(),
