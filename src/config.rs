@@ -12,7 +12,7 @@ use clap::{Args, ValueEnum};
 use controllers::{AutoscalerSettings, NodeLifecycle};
 use ipnet::Ipv4Net;
 use kubelet::image::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT, Registries, SignaturePolicy};
-use kubelet::node::{MAX_PODS_DEFAULT, ShutdownGrace};
+use kubelet::node::{EvictionThresholds, MAX_PODS_DEFAULT, ShutdownGrace};
 use kubelet::server::STREAMING_IDLE_DEFAULT;
 use machinery_api::address_pool::AddressPool;
 use scheduler::extender::ExtenderConfig;
@@ -170,6 +170,8 @@ pub(crate) struct NodesConfig {
     pub(crate) file_images: Vec<PathBuf>,
     /// Folders of which pods may mount what lies below.
     pub(crate) host_paths: Vec<PathBuf>,
+    /// From when on a node is short of something, and evicts pods.
+    pub(crate) eviction: EvictionThresholds,
     /// How long pods may take to end with their node.
     pub(crate) shutdown_grace: ShutdownGrace,
     /// Manifests of static pods.
@@ -223,6 +225,7 @@ impl ClusterConfig {
                 streaming_idle: STREAMING_IDLE_DEFAULT,
                 file_images: Vec::new(),
                 host_paths: Vec::new(),
+                eviction: EvictionThresholds::default(),
                 shutdown_grace: ShutdownGrace::default(),
                 static_pods: None,
                 image_collection: CollectPolicy::default(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use kubelet::image::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT};
-use kubelet::node::{MAX_PODS_DEFAULT, ShutdownGrace};
+use kubelet::node::{EvictionThresholds, MAX_PODS_DEFAULT, ShutdownGrace};
 use kubelet::server::STREAMING_IDLE_DEFAULT;
 
 use super::apiserver::{FAST_TOLERATION, ServerFlags, USUAL_TOLERATION, until_stopped};
@@ -47,6 +47,9 @@ pub(crate) struct Up {
     /// Folder of manifests of static pods (or one file); every node of this process runs them
     #[arg(long, env = "CORACLE_POD_MANIFEST_PATH", value_name = "PATH")]
     pub(crate) pod_manifest_path: Option<PathBuf>,
+    /// When a node is short and evicts pods, as upstream's flag; what it doesn't name has no threshold [default: memory.available<100Mi, nodefs.available below 1Gi and 10%, nodefs.inodesFree<5%, pid.available<5%]
+    #[arg(long, env = "CORACLE_EVICTION_HARD", value_name = "SIGNAL<AMOUNT,…")]
+    pub(crate) eviction_hard: Option<EvictionThresholds>,
     /// Seconds for which pods may end, by priority and with their hooks, when the cluster is stopped; 0 = they don't, and the next start takes them up
     #[arg(long, env = "CORACLE_SHUTDOWN_GRACE_PERIOD", default_value_t = 0, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(0..=3600))]
     pub(crate) shutdown_grace_period: u32,
@@ -137,6 +140,7 @@ impl Up {
                 streaming_idle: seconds(self.streaming_connection_idle_timeout),
                 file_images: self.allow_file_images.clone(),
                 host_paths: self.allow_host_path.clone(),
+                eviction: self.eviction_hard.unwrap_or_default(),
                 shutdown_grace: ShutdownGrace { whole: seconds(whole), critical: seconds(critical) },
                 static_pods: self.pod_manifest_path.clone(),
                 image_collection: CollectPolicy {
@@ -194,6 +198,17 @@ mod tests {
     fn the_demo_runs_what_up_runs_without_flags() {
         let without = config(&["--port", "0", "--nodes", "2"]).unwrap();
         assert_eq!(format!("{without:?}"), format!("{:?}", ClusterConfig::of_demo()));
+    }
+
+    #[test]
+    fn thresholds_of_eviction_are_read() {
+        let of = |flags: &[&str]| config(flags).unwrap().nodes.eviction;
+        assert_eq!(of(&[]), EvictionThresholds::default());
+        let given = "memory.available<100Mi,nodefs.available<10%";
+        assert_eq!(of(&["--eviction-hard", given]), given.parse().unwrap());
+        let wrong = super::super::Cli::try_parse_from(["coracle", "up", "--eviction-hard", "imagefs.available<15%"]);
+        let said = wrong.unwrap_err().to_string();
+        assert!(said.contains("--eviction-hard") && said.contains("memory.available, nodefs.available"), "{said}");
     }
 
     #[test]

@@ -205,6 +205,7 @@ fn node(
     node.streaming_idle = config.streaming_idle;
     node.host_paths = config.host_paths.clone();
     node.static_pods = config.static_pods.clone();
+    node.eviction = config.eviction;
     node.shutdown = shutdown;
     if config.short_leases {
         (node.lease_interval, node.lease_duration) = (SHORT_LEASE / 4, SHORT_LEASE);

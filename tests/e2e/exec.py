@@ -1,5 +1,5 @@
 """WebSocket clients of pods/exec: v4 and v5, clients that are slow, that flood, and that go away."""
-import json, os, sys, time
+import json, os, subprocess, sys, time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from websocket import WITHIN_S, WebSocket, expect
@@ -54,6 +54,11 @@ for protocol in ("channel.k8s.io", ""):
     channels = [(message[0], message[1:]) for message in client.messages() if message[1:]]
     expect([(1, b"out\n"), (3, b"command terminated with non-zero exit code: exit status 3")], channels, f"{protocol!r}: outputs and end")
     expect([], [message for message in exec_("true", protocol=protocol).messages() if message[1:]], f"{protocol!r}: success")
+
+# /tmp is the sessions' own, for as long as their container lives.
+expect("Success", said(exec_("sh", "-c", "mkdir /tmp/d && echo kept > /tmp/d/note"))[1]["status"], "a write to /tmp")
+expect((b"kept\n", "Success"), ((r := said(exec_("cat", "/tmp/d/note")))[0].get(1), r[1]["status"]), "the next session finds it")
+print("· /tmp")
 
 # v5 knows the end of stdin: cat ends by it.
 client = exec_("cat", stdin=True)
@@ -127,6 +132,10 @@ while True:
     floods.append(client)
     expect(True, len(floods) < 100, "sessions are bounded")
 expect((429, 16, True), (client.code, len(floods), "as many as it may" in client.body), f"one session too many: {client.body!r}")
+expect(("Status", "TooManyRequests"), ((status := json.loads(client.body))["kind"], status["reason"]), "a refusal is a Status")
+refused = subprocess.run(["kubectl", "exec", POD, "--", "true"], capture_output=True, text=True, timeout=60)
+wanted = f"Error from server (TooManyRequests): {status['message']}"
+expect((1, wanted), (refused.returncode, refused.stderr.strip().splitlines()[-1]), "kubectl shows why a session is refused")
 for client in floods:
     client.socket.close()
     client.file.close()

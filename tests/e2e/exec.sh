@@ -146,6 +146,7 @@ for websockets in true false; do
   exits 2 kubectl cp "$WORK/tree/sub/blob" server:/nowhere/blob
 done
 unset KUBECTL_REMOTE_COMMAND_WEBSOCKETS
+  kubectl cp "$WORK/tree/sub/blob" "server:/tmp/blob-$websockets" && kubectl exec server -- cat "/tmp/blob-$websockets" | cmp - "$WORK/tree/sub/blob" || fail "one file in /tmp"
 echo "· kubectl cp"
 
 for command in "exec closed -- true" "cp closed:/data/x $WORK/x"; do

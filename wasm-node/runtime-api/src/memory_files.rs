@@ -17,7 +17,15 @@ pub struct MemoryFiles {
     limit: u64,
     pod: Arc<Ledger>,
     measure: Measure,
-    used: Mutex<u64>,
+    account: Mutex<Account>,
+}
+
+/// Bytes of the volumes. The pod's ledger has both.
+#[derive(Debug, Default)]
+struct Account {
+    used: u64,
+    /// What writes that are under way may take beside it.
+    reserved: u64,
 }
 
 impl std::fmt::Debug for MemoryFiles {
@@ -31,11 +39,11 @@ impl MemoryFiles {
     /// memory they are.
     #[must_use]
     pub fn new(device: u64, limit: u64, pod: Arc<Ledger>, measure: Measure) -> Self {
-        Self { device, limit, pod, measure, used: Mutex::new(0) }
+        Self { device, limit, pod, measure, account: Mutex::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, u64> {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Account> {
+        self.account.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a file of that file system is one of these.
@@ -47,56 +55,59 @@ impl MemoryFiles {
     /// Bytes that count now.
     #[must_use]
     pub fn used(&self) -> u64 {
-        *self.lock()
+        self.lock().used
     }
 
-    /// Whether so many bytes more may be written. Where they may not by what is known, the volumes are measured, so that what was
-    /// removed makes room.
+    /// Keeps room for so many bytes more, until [`MemoryFiles::wrote`]: of writes at once, each has its own. Answers what is kept; none:
+    /// there is no room. Where there is none by what is known, the volumes are measured, so that what was removed makes room.
     #[must_use]
-    pub fn has_room(&self, bytes: u64) -> bool {
-        let bytes = bytes.div_ceil(PAGE_BYTES).max(1).saturating_mul(PAGE_BYTES);
-        if self.fits(bytes) {
-            return true;
+    pub fn reserve(&self, bytes: u64) -> Option<u64> {
+        let bytes = bytes.div_ceil(PAGE_BYTES).saturating_mul(PAGE_BYTES);
+        if self.keep(bytes) {
+            return Some(bytes);
         }
-        let Some(there) = (self.measure)() else { return false };
-        self.settle(there);
-        self.fits(bytes)
+        self.settle((self.measure)()?);
+        self.keep(bytes).then_some(bytes)
     }
 
-    fn fits(&self, bytes: u64) -> bool {
-        if self.used().saturating_add(bytes) > self.limit {
-            return false;
-        }
-        let fits = self.pod.take(Resource::Memory, bytes).is_ok();
-        if fits {
-            self.pod.give(Resource::Memory, bytes);
-        }
+    fn keep(&self, bytes: u64) -> bool {
+        let mut account = self.lock();
+        let taken = account.used.saturating_add(account.reserved).saturating_add(bytes);
+        // What grows by nothing is always taken.
+        let fits = bytes == 0 || taken <= self.limit && self.pod.take(Resource::Memory, bytes).is_ok();
+        account.reserved = account.reserved.saturating_add(if fits { bytes } else { 0 });
         fits
     }
 
-    /// A file has grown by so much.
-    pub fn grew(&self, bytes: u64) {
-        if bytes > 0 {
-            let mut used = self.lock();
-            *used = used.saturating_add(bytes);
-            self.pod.overdraw(Resource::Memory, bytes);
+    /// A write is done for which so much was kept: so much it took.
+    pub fn wrote(&self, reserved: u64, bytes: u64) {
+        let mut account = self.lock();
+        account.reserved = account.reserved.saturating_sub(reserved);
+        account.used = account.used.saturating_add(bytes);
+        self.charge(reserved, bytes);
+    }
+
+    /// What was counted as `before` counts as `now`.
+    fn charge(&self, before: u64, now: u64) {
+        match now.checked_sub(before) {
+            Some(0) => {}
+            Some(more) => self.pod.overdraw(Resource::Memory, more),
+            None => self.pod.give(Resource::Memory, before - now),
         }
     }
 
     /// The volumes hold so much.
     pub fn settle(&self, bytes: u64) {
-        let mut used = self.lock();
-        match bytes.checked_sub(*used) {
-            Some(0) => {}
-            Some(more) => self.pod.overdraw(Resource::Memory, more),
-            None => self.pod.give(Resource::Memory, *used - bytes),
-        }
-        *used = bytes;
+        let mut account = self.lock();
+        self.charge(account.used, bytes);
+        account.used = bytes;
     }
 }
 
 impl Drop for MemoryFiles {
     fn drop(&mut self) {
+        let reserved = std::mem::take(&mut self.lock().reserved);
+        self.charge(reserved, 0);
         self.settle(0);
     }
 }
@@ -107,6 +118,10 @@ mod tests {
 
     use super::*;
 
+    fn has_room(files: &MemoryFiles, bytes: u64) -> bool {
+        files.reserve(bytes).inspect(|kept| files.wrote(*kept, 0)).is_some()
+    }
+
     #[test]
     fn what_is_written_is_the_pods_memory_and_ends_at_the_limit() {
         let node = Ledger::node();
@@ -115,22 +130,55 @@ mod tests {
         let measured = there.clone();
         let measure = Box::new(move || Some(measured.load(Ordering::Relaxed)));
         let files = MemoryFiles::new(7, 10 * PAGE_BYTES, pod.clone(), measure);
-        assert!(
-            files.is_on(7)
-                && !files.is_on(8)
-                && files.has_room(10 * PAGE_BYTES)
-                && !files.has_room(10 * PAGE_BYTES + 1)
-        );
-        files.grew(10 * PAGE_BYTES);
+        assert!(files.is_on(7) && !files.is_on(8));
+        assert!(has_room(&files, 10 * PAGE_BYTES) && !has_room(&files, 10 * PAGE_BYTES + 1));
+        assert_eq!(node.used(Resource::Memory), 0);
+        files.wrote(0, 10 * PAGE_BYTES);
         there.store(10 * PAGE_BYTES, Ordering::Relaxed);
         assert_eq!(node.used(Resource::Memory), 10 * PAGE_BYTES);
-        assert!(!files.has_room(1));
+        assert!(!has_room(&files, 1));
         there.store(PAGE_BYTES, Ordering::Relaxed);
-        assert!(files.has_room(1), "what was removed makes room");
+        assert!(has_room(&files, 1), "what was removed makes room");
         assert_eq!((files.used(), node.used(Resource::Memory)), (PAGE_BYTES, PAGE_BYTES));
         pod.set_limit(Resource::Memory, PAGE_BYTES);
-        assert!(!files.has_room(1), "the pod has no memory left");
+        assert!(!has_room(&files, 1), "the pod has no memory left");
         drop(files);
         assert_eq!(node.used(Resource::Memory), 0);
+    }
+
+    #[test]
+    fn writes_at_once_have_each_its_own_room() {
+        const PAGES: u64 = 100;
+        let node = Ledger::node();
+        let pod = Ledger::pod(&node);
+        let files = MemoryFiles::new(7, PAGES * PAGE_BYTES, pod.clone(), Box::new(|| None));
+        let kept: Vec<u64> = (0..PAGES + 5).filter_map(|_| files.reserve(1)).collect();
+        assert_eq!(kept.len() as u64, PAGES, "whatever there is by then");
+        assert_eq!((node.used(Resource::Memory), files.reserve(0)), (PAGES * PAGE_BYTES, Some(0)));
+        kept.into_iter().for_each(|kept| files.wrote(kept, 0));
+        assert_eq!(node.used(Resource::Memory), 0);
+        // Writers that all find room before any of them has written.
+        let written = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..PAGES {
+                        if let Some(kept) = files.reserve(PAGE_BYTES) {
+                            std::thread::yield_now();
+                            written.fetch_add(PAGE_BYTES, Ordering::Relaxed);
+                            files.wrote(kept, PAGE_BYTES);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!((written.into_inner(), files.used()), (PAGES * PAGE_BYTES, PAGES * PAGE_BYTES));
+        assert_eq!(node.used(Resource::Memory), PAGES * PAGE_BYTES);
+        // The pod's own bound is kept for each, too.
+        files.settle(0);
+        pod.set_limit(Resource::Memory, 2 * PAGE_BYTES);
+        assert_eq!((0..5).filter(|_| files.reserve(1).is_some()).count(), 2);
+        drop(files);
+        assert_eq!(node.used(Resource::Memory), 0, "what was kept is given back");
     }
 }

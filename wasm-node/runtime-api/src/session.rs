@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 
 use super::pipe::{PipeReader, PipeWriter};
-use super::{LoadError, LogSink, NodeCall, Outcome, StopSignal};
+use super::{LoadError, LogSink, NodeCall, Outcome, Preopen, StopSignal};
 
 /// What a command reads and writes in place of an empty input and its container's log.
 #[derive(Debug, Clone, Default)]
@@ -28,6 +28,8 @@ pub struct ExecSpec {
     pub argv: Vec<String>,
     /// Variables besides the container's own.
     pub env: Vec<(String, String)>,
+    /// Folders that it finds open beside the container's own.
+    pub folders: Vec<Preopen>,
     /// What it reads and writes.
     pub stdio: Stdio,
     /// The program is the node's own toolbox.

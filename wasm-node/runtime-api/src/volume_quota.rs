@@ -239,7 +239,7 @@ impl FileAccount {
     #[must_use]
     pub fn reserve(&self, bytes: u64) -> Option<u64> {
         match self {
-            Self::Memory(files) => files.has_room(bytes).then_some(0),
+            Self::Memory(files) => files.reserve(bytes),
             Self::Volume(quota) => quota.reserve(bytes),
         }
     }
@@ -247,7 +247,7 @@ impl FileAccount {
     /// A write is done for which so much was kept: so much it took.
     pub fn settle(&self, reserved: u64, bytes: u64) {
         match self {
-            Self::Memory(files) => files.grew(bytes),
+            Self::Memory(files) => files.wrote(reserved, bytes),
             Self::Volume(quota) => quota.settle(reserved, bytes),
         }
     }

@@ -243,8 +243,10 @@ impl RequestHandler {
         let status = answer.status();
         let headers = handshake(answer.headers());
         if status != StatusCode::SWITCHING_PROTOCOLS {
+            let is_json = answer.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+            let kind = if is_json { "application/json" } else { "text/plain; charset=utf-8" };
             let text = kubelets::refusal(answer.into_body()).await;
-            let mut response = respond::bytes(status.as_u16(), "text/plain; charset=utf-8", Body::from(text));
+            let mut response = respond::bytes(status.as_u16(), kind, Body::from(text));
             response.headers_mut().extend(headers);
             response.headers_mut().remove(header::CONNECTION);
             return Ok(response);

@@ -6,18 +6,22 @@
 //! request ends, or whom it is for, are how requests are smuggled.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{Method, StatusCode, Uri, Version, request, response};
 
-/// Fields that concern one connection only, whether or not `Connection` names them (RFC 9110 §7.6.1).
-static HOP_BY_HOP: [HeaderName; 6] = [
+/// Fields that concern one connection only, whether or not `Connection` names them (RFC 9110 §7.6.1), and those by which a client and the
+/// proxy before it know each other (RFC 9110 §11.7): no pod and no client behind this gateway is meant by them.
+static HOP_BY_HOP: [HeaderName; 8] = [
     CONNECTION,
     TRANSFER_ENCODING,
     UPGRADE,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     HeaderName::from_static("http2-settings"),
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
 ];
 
 /// Why a request's head is refused.
@@ -327,6 +331,7 @@ mod tests {
                 ("keep-alive", "timeout=5"),
                 ("te", "gzip, trailers"),
                 ("proxy-connection", "close"),
+                ("proxy-authorization", "Basic YTpi"),
                 ("x-end", "2"),
                 ("upgrade", "h2c"),
             ],
@@ -364,8 +369,16 @@ mod tests {
         assert!(response(&mut answer(101, &[]), true).is_ok());
         assert!(response(&mut answer(200, &[("transfer-encoding", "gzip")]), false).is_err());
         assert!(response(&mut answer(200, &[("content-length", "1"), ("content-length", "2")]), false).is_err());
-        let mut both =
-            answer(200, &[("transfer-encoding", "chunked"), ("content-length", "3"), ("connection", "x"), ("x", "1")]);
+        let mut both = answer(
+            200,
+            &[
+                ("transfer-encoding", "chunked"),
+                ("content-length", "3"),
+                ("connection", "x"),
+                ("x", "1"),
+                ("proxy-authenticate", "Basic"),
+            ],
+        );
         response(&mut both, false).unwrap();
         assert!(both.headers.is_empty());
     }
@@ -373,11 +386,13 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_let_through_is_plain(
-            names in proptest::collection::vec((0_usize..9, "[ -~]{0,12}"), 0..8), uri in "(/[a-z]{0,3}|\\*|http://[a-z@:]{1,5}/x)",
+            names in proptest::collection::vec((0_usize..10, "[ -~]{0,12}"), 0..8), uri in "(/[a-z]{0,3}|\\*|http://[a-z@:]{1,5}/x)",
             version in 0_usize..3,
         ) {
-            const NAMES: [&str; 9] =
-                ["host", "connection", "content-length", "transfer-encoding", "te", "upgrade", "cookie", "keep-alive", "x-own"];
+            const NAMES: [&str; 10] = [
+                "host", "connection", "content-length", "transfer-encoding", "te", "upgrade", "cookie", "keep-alive",
+                "proxy-authorization", "x-own",
+            ];
             let mut builder = http::Request::builder().uri(uri.as_str()).version([Version::HTTP_10, Version::HTTP_11, Version::HTTP_2][version]);
             for (name, value) in &names {
                 builder = builder.header(NAMES[*name], value.as_str());

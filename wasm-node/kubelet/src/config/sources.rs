@@ -1,6 +1,7 @@
 //! The ConfigMaps and Secrets that pods name: each watched once per node, by its name alone, while a pod needs it.
 //!
-//! By name, as the Node authorizer lets a node read no more than what its pods name.
+//! By name, as the Node authorizer lets a node read no more than what its pods name. An immutable object stays watched for its deletion alone:
+//! who has it keeps what it holds, and who comes afterwards gets the object that has the name by then.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -123,12 +124,30 @@ impl Source {
 }
 
 type Key = (SourceKind, String, String);
+type All = Arc<Mutex<HashMap<Key, Weak<Source>>>>;
+
+/// Where a source can be found by those that come.
+struct Listed {
+    all: All,
+    key: Key,
+    source: Weak<Source>,
+}
+
+impl Listed {
+    /// Those that come find it no more.
+    fn end(&self) {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.get(&self.key).is_some_and(|known| known.ptr_eq(&self.source)) {
+            all.remove(&self.key);
+        }
+    }
+}
 
 /// All that pods of this node name.
 pub struct ConfigSourceManager {
     client: Client,
     env: Env,
-    all: Mutex<HashMap<Key, Weak<Source>>>,
+    all: All,
     stop: CancellationToken,
 }
 
@@ -142,7 +161,7 @@ impl ConfigSourceManager {
     /// Watches nothing yet.
     #[must_use]
     pub fn new(client: Client, env: Env, stop: CancellationToken) -> Self {
-        Self { client, env, all: Mutex::default(), stop }
+        Self { client, env, all: All::default(), stop }
     }
 
     /// Watches that object, or joins who does.
@@ -157,6 +176,7 @@ impl ConfigSourceManager {
         let stop = self.stop.child_token();
         let source = Arc::new(Source::of(receiver, stop.clone()));
         let known = (known, source.bells.clone());
+        let listed = Listed { all: self.all.clone(), key: key.clone(), source: Arc::downgrade(&source) };
         let only = |reflector: Reflector| reflector.within(namespace).selecting(format!("metadata.name={name}"));
         match kind {
             SourceKind::ConfigMap => {
@@ -173,7 +193,7 @@ impl ConfigSourceManager {
                     uid: map.metadata.uid.unwrap_or_default(),
                     secret_type: String::new(),
                 };
-                tokio::spawn(follow(reflector, known, read, stop.clone()));
+                tokio::spawn(follow(reflector, known, read, listed, stop.clone()));
             }
             SourceKind::Secret => {
                 let reflector = only(Reflector::of::<Secret>(self.client.clone(), self.env.clone()));
@@ -183,7 +203,7 @@ impl ConfigSourceManager {
                     uid: secret.metadata.uid.unwrap_or_default(),
                     secret_type: secret.type_.unwrap_or_default(),
                 };
-                tokio::spawn(follow(reflector, known, read, stop.clone()));
+                tokio::spawn(follow(reflector, known, read, listed, stop.clone()));
             }
         }
         all.insert(key, Arc::downgrade(&source));
@@ -195,9 +215,12 @@ async fn follow<K: Typed>(
     reflector: Reflector,
     (known, bells): (watch::Sender<Known>, Arc<Bells>),
     read: impl Fn(K) -> Content + Send,
+    listed: Listed,
     stop: CancellationToken,
 ) {
     let mut events = reflector.events();
+    // The uid of an object that never changes, once it is known.
+    let mut settled: Option<String> = None;
     loop {
         let event = tokio::select! {
             () = stop.cancelled() => return,
@@ -222,9 +245,20 @@ async fn follow<K: Typed>(
                 continue;
             }
         };
+        if let Some(uid) = &settled {
+            if object.is_some_and(|object| object.metadata().uid.as_ref() == Some(uid)) {
+                continue;
+            }
+            listed.end();
+            // What it held stays until nobody holds it; the sender has to live as long.
+            stop.cancelled().await;
+            return;
+        }
         let content = object.and_then(|object| typed::<K>(&*object).cloned()).map(&read);
         let is = content.map_or(Known::Missing, |content| Known::Present(Arc::new(content)));
-        let ends = matches!(&is, Known::Present(content) if content.immutable);
+        if let Known::Present(content) = &is {
+            settled = content.immutable.then(|| content.uid.clone());
+        }
         let changed = known.send_if_modified(|known| {
             let changed = *known != is;
             *known = is;
@@ -232,11 +266,6 @@ async fn follow<K: Typed>(
         });
         if changed {
             bells.ring();
-        }
-        if ends {
-            // It stays as it is until nobody holds it; the sender has to live as long.
-            stop.cancelled().await;
-            return;
         }
     }
 }

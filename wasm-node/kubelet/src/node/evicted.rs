@@ -10,6 +10,7 @@ use tokio::time::sleep;
 use super::eviction::{self, CRITICAL_PRIORITY};
 use super::life::{Node, is_ready};
 use super::pressure::{Pressure, Pressures, Reading, Room};
+use super::thresholds::EvictionThresholds;
 
 /// Name, priority, bytes that it holds, bytes that it requests; in the order in which they go.
 const PODS: [(&str, i32, u64, u64); 5] = [
@@ -48,7 +49,7 @@ async fn pods_go_one_at_a_time_while_memory_is_short() {
     for (already, (name, ..)) in PODS.into_iter().enumerate() {
         sleep(Duration::from_secs(60)).await;
         assert_eq!(evicted(), already, "one for each observation");
-        tell.send(reading(1 << 20).shortages()).unwrap();
+        tell.send(reading(1 << 20).shortages(&EvictionThresholds::default())).unwrap();
         if name != "critical" {
             let status = node.until(name, "evicted", is_evicted).await;
             let message = status["message"].as_str().unwrap();
@@ -65,13 +66,13 @@ fn the_condition_holds_for_a_while_after_the_last_shortage() {
     let (mut pressures, second) = (Pressures::default(), Duration::from_secs);
     let told =
         |pressures: &Pressures, now| Pressure::Memory.condition(pressures.held(second(now)).has(Pressure::Memory));
-    pressures.observed(&reading(1 << 29).shortages(), second(0));
+    pressures.observed(&reading(1 << 29).shortages(&EvictionThresholds::default()), second(0));
     let sufficient = ("MemoryPressure", false, "KubeletHasSufficientMemory", "kubelet has sufficient memory available");
     assert_eq!(told(&pressures, 0), sufficient);
-    pressures.observed(&reading(1 << 20).shortages(), second(10));
+    pressures.observed(&reading(1 << 20).shortages(&EvictionThresholds::default()), second(10));
     let short = ("MemoryPressure", true, "KubeletHasInsufficientMemory", "kubelet has insufficient memory available");
     assert_eq!((told(&pressures, 10), told(&pressures, 309)), (short, short));
-    pressures.observed(&reading(1 << 20).shortages(), second(309));
+    pressures.observed(&reading(1 << 20).shortages(&EvictionThresholds::default()), second(309));
     assert_eq!((told(&pressures, 310), told(&pressures, 609)), (short, sufficient));
     assert!(!pressures.held(second(310)).has(Pressure::Disk) && !pressures.held(second(310)).has(Pressure::Pid));
 }

@@ -17,6 +17,8 @@ mod lease;
 #[cfg(test)]
 mod life;
 #[cfg(test)]
+mod made_again;
+#[cfg(test)]
 mod played;
 mod pods;
 mod pressure;
@@ -27,6 +29,7 @@ mod several;
 mod shutdown;
 #[cfg(test)]
 mod tests;
+mod thresholds;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -60,6 +63,7 @@ pub use crate::pod::shutdown::{Shutdown, ShutdownGrace};
 pub use collect::collect;
 pub use followed::{follow_registries, follow_signature_policy};
 pub use register::{Capacity, KUBELET_VERSION, MAX_PODS_DEFAULT};
+pub use thresholds::{BadThresholds, EvictionThresholds};
 
 /// What is one node's own.
 #[derive(Debug, Clone)]
@@ -92,6 +96,8 @@ pub struct NodeConfig {
     pub streaming_idle: Duration,
     /// Folders of which pods may have what lies below, as `hostPath`.
     pub host_paths: Vec<PathBuf>,
+    /// From when on the node is short, and evicts pods.
+    pub eviction: EvictionThresholds,
     /// The end of the node.
     pub shutdown: Shutdown,
     /// Manifests of static pods: a folder, or one file.
@@ -129,6 +135,7 @@ impl NodeConfig {
             host_pod_listeners: false,
             streaming_idle: server::STREAMING_IDLE_DEFAULT,
             host_paths: Vec::new(),
+            eviction: EvictionThresholds::default(),
             shutdown: Shutdown::default(),
             static_pods: None,
             memory_dir: None,
@@ -323,10 +330,10 @@ pub async fn run(
     let (uid, node_uid) = watch::channel(None);
     let (images, folder, of_guests) = (parts.images.clone(), config.data_dir.clone(), pods.clone());
     let guest_memory = config.capacity.guest_memory_bytes;
-    let ledger = parts.runtime.ledger().clone();
+    let (ledger, thresholds) = (parts.runtime.ledger().clone(), config.eviction);
     let observe = Arc::new(move || {
         let left = guest_memory.saturating_sub(eviction::memory_used(&of_guests));
-        register::observe(&images, &folder, Room { total: guest_memory, free: left }, &ledger)
+        register::observe(&images, &folder, Room { total: guest_memory, free: left }, &ledger, &thresholds)
     });
     let (shortages, short) = watch::channel(Vec::new());
     let mut heart =

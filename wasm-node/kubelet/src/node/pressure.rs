@@ -6,17 +6,14 @@ use std::time::Duration;
 
 use machinery_api::quantity::{Format, Quantity};
 
+use super::thresholds::EvictionThresholds;
 use crate::volume::usage::quantity;
 
 /// How long a condition of pressure stays after its reason has gone, so that pods don't come and go with it (upstream's).
 const TRANSITION: Duration = Duration::from_secs(300);
-/// Free memory below which the node says so (upstream's threshold).
-const MEMORY_LOW_BYTES: u64 = 100 << 20;
-/// Free disk below which the node says so: what the default bound of one emptyDir could use up.
-const DISK_LOW_BYTES: u64 = 1 << 30;
-/// The part of all inodes, and of all descriptors, below which those that are free are too few: 5% (upstream's for inodes).
-const COUNTED_PART: u64 = 20;
-/// Descriptors with which another container can begin, where 5% are fewer.
+/// The part of what a node's guests may hold that is enough in any case: a small share of a small machine is not short for being small.
+const GUESTS_PART: u64 = 20;
+/// Descriptors with which another container can begin, where 5% are fewer (by default).
 const DESCRIPTORS_LOW: u64 = 8;
 
 /// What there can be too little of.
@@ -33,6 +30,19 @@ pub(super) enum Signal {
 }
 
 impl Signal {
+    /// In upstream's order: memory before all other resources.
+    pub(super) const ALL: [Self; 4] = [Self::Memory, Self::Disk, Self::Inodes, Self::Descriptors];
+
+    /// As upstream's flags name it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory.available",
+            Self::Disk => "nodefs.available",
+            Self::Inodes => "nodefs.inodesFree",
+            Self::Descriptors => "pid.available",
+        }
+    }
+
     /// The resource as events and messages name it.
     pub(super) fn resource(self) -> &'static str {
         match self {
@@ -119,36 +129,35 @@ pub(super) struct Room {
 /// What was read of the machine; none where it can't be told, or has no bound.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Reading {
-    pub(super) memory_free_bytes: Option<u64>,
+    pub(super) memory_bytes: Option<Room>,
     /// Of what this node's guests may hold.
     pub(super) guest_memory_bytes: Option<Room>,
-    pub(super) disk_free_bytes: Option<u64>,
+    pub(super) disk_bytes: Option<Room>,
     pub(super) inodes: Option<Room>,
     /// Of what all guests of the process may have open.
     pub(super) descriptors: Option<Room>,
 }
 
 impl Reading {
-    /// What there is too little of, in upstream's order: memory before all other resources.
-    pub(super) fn shortages(&self) -> Vec<Shortage> {
-        let low = |signal: Signal, available: Option<u64>, threshold: u64| {
-            let available = available.filter(|available| *available < threshold)?;
-            Some(Shortage { signal, threshold, available })
+    /// What there is too little of by `thresholds`, in upstream's order.
+    pub(super) fn shortages(&self, thresholds: &EvictionThresholds) -> Vec<Shortage> {
+        let low = |signal: Signal, room: Option<Room>, bound: &dyn Fn(u64, u64) -> u64| {
+            let room = room?;
+            let threshold = bound(thresholds.get(signal)?.of(room.total), room.total);
+            (room.free < threshold).then_some(Shortage { signal, threshold, available: room.free })
         };
-        let counted = |signal: Signal, room: Option<Room>, least: u64| {
-            let room = room.filter(|room| room.total > 0)?;
-            low(signal, Some(room.free), (room.total / COUNTED_PART).max(least))
-        };
-        let guests = |room: Room| {
-            // A small share of a small machine is not short for being small.
-            low(Signal::Memory, Some(room.free), MEMORY_LOW_BYTES.min(room.total / 20))
-        };
-        let memory = low(Signal::Memory, self.memory_free_bytes, MEMORY_LOW_BYTES);
+        let by_default = *thresholds == EvictionThresholds::default();
+        let whole = |threshold: u64, _: u64| threshold;
+        let guests = |threshold: u64, total: u64| threshold.min(total / GUESTS_PART);
+        let descriptors = |threshold: u64, _: u64| if by_default { threshold.max(DESCRIPTORS_LOW) } else { threshold };
+        // A file system that counts no inodes has a total of none.
+        let inodes = self.inodes.filter(|room| room.total > 0);
         let all = [
-            memory.or_else(|| self.guest_memory_bytes.and_then(guests)),
-            low(Signal::Disk, self.disk_free_bytes, DISK_LOW_BYTES),
-            counted(Signal::Inodes, self.inodes, 1),
-            counted(Signal::Descriptors, self.descriptors, DESCRIPTORS_LOW),
+            low(Signal::Memory, self.memory_bytes, &whole)
+                .or_else(|| low(Signal::Memory, self.guest_memory_bytes, &guests)),
+            low(Signal::Disk, self.disk_bytes, &whole),
+            low(Signal::Inodes, inodes, &|threshold, _| threshold.max(1)),
+            low(Signal::Descriptors, self.descriptors.filter(|room| room.total > 0), &descriptors),
         ];
         all.into_iter().flatten().collect()
     }
@@ -186,41 +195,83 @@ impl Held {
 
 #[cfg(test)]
 mod tests {
+    use super::super::thresholds::{DISK_BYTES_DEFAULT, MEMORY_BYTES_DEFAULT};
     use super::*;
+
+    fn room(total: u64, free: u64) -> Option<Room> {
+        Some(Room { total, free })
+    }
+
+    fn shortages(of: Reading) -> Vec<Shortage> {
+        of.shortages(&EvictionThresholds::default())
+    }
 
     #[test]
     fn what_is_short_is_told_in_order() {
-        let room = |total: u64, free: u64| Some(Room { total, free });
         let enough = Reading {
-            memory_free_bytes: Some(MEMORY_LOW_BYTES),
+            memory_bytes: room(8 << 30, MEMORY_BYTES_DEFAULT),
             guest_memory_bytes: room(100, 5),
-            disk_free_bytes: Some(DISK_LOW_BYTES),
+            disk_bytes: room(1 << 40, DISK_BYTES_DEFAULT),
             inodes: room(1000, 50),
             descriptors: room(200, 10),
         };
-        assert_eq!(enough.shortages(), []);
-        assert_eq!(Reading::default().shortages(), []);
+        assert_eq!(shortages(enough), []);
+        assert_eq!(shortages(Reading::default()), []);
         // A file system that counts no inodes.
-        assert_eq!(Reading { inodes: room(0, 0), ..enough }.shortages(), []);
+        assert_eq!(shortages(Reading { inodes: room(0, 0), ..enough }), []);
         let none = Reading {
-            memory_free_bytes: Some(1),
+            memory_bytes: room(8 << 30, 1),
             guest_memory_bytes: room(100, 0),
-            disk_free_bytes: Some(2),
+            disk_bytes: room(1 << 40, 2),
             inodes: room(1000, 49),
             descriptors: room(20, 7),
         };
-        let told: Vec<_> = none.shortages().iter().map(|s| (s.signal.resource(), s.threshold, s.available)).collect();
+        let told: Vec<_> = shortages(none).iter().map(|s| (s.signal.resource(), s.threshold, s.available)).collect();
         assert_eq!(
             told,
             [
-                ("memory", MEMORY_LOW_BYTES, 1),
-                ("ephemeral-storage", DISK_LOW_BYTES, 2),
+                ("memory", MEMORY_BYTES_DEFAULT, 1),
+                ("ephemeral-storage", DISK_BYTES_DEFAULT, 2),
                 ("inodes", 50, 49),
                 ("descriptors", 8, 7)
             ]
         );
-        let guests = Reading { memory_free_bytes: None, ..none }.shortages();
+        let guests = shortages(Reading { memory_bytes: None, ..none });
         assert_eq!((guests[0].signal, guests[0].threshold), (Signal::Memory, 5));
+    }
+
+    #[test]
+    fn a_small_disk_is_short_by_its_own_size() {
+        let disk = |total: u64, free: u64| shortages(Reading { disk_bytes: room(total, free), ..Reading::default() });
+        assert_eq!(disk(700 << 20, 600 << 20), []);
+        assert_eq!(disk(700 << 20, 70 << 20), []);
+        let [short] = disk(700 << 20, (70 << 20) - 1)[..] else { panic!("not short") };
+        assert_eq!((short.signal, short.threshold), (Signal::Disk, 70 << 20));
+    }
+
+    #[test]
+    fn thresholds_that_were_given_replace_all_others() {
+        let nothing = Reading {
+            memory_bytes: room(1000, 0),
+            guest_memory_bytes: room(1000, 0),
+            disk_bytes: room(1000, 0),
+            inodes: room(1000, 0),
+            descriptors: room(1000, 0),
+        };
+        let of = |text: &str, reading: Reading| -> Vec<_> {
+            let all = reading.shortages(&text.parse().unwrap());
+            all.into_iter().map(|short| (short.signal, short.threshold)).collect()
+        };
+        assert_eq!(of("", nothing), []);
+        assert_eq!(of("nodefs.available<30%", nothing), [(Signal::Disk, 300)]);
+        assert_eq!(of("nodefs.available<30%", Reading { disk_bytes: room(1000, 300), ..nothing }), []);
+        assert_eq!(
+            of("pid.available<2,nodefs.inodesFree<1%", nothing),
+            [(Signal::Inodes, 10), (Signal::Descriptors, 2)]
+        );
+        let of_guests = Reading { memory_bytes: room(1000, 900), ..nothing };
+        assert_eq!(of("memory.available<200", of_guests), [(Signal::Memory, 50)]);
+        assert_eq!(of("memory.available<1%", of_guests), [(Signal::Memory, 10)]);
     }
 
     #[test]

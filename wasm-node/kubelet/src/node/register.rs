@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::NodeConfig;
 use super::pressure::{Held, Pressure, Reading, Room, Shortage};
+use super::thresholds::EvictionThresholds;
 use crate::image::Images;
 use crate::pod::node_facts::NodeFacts;
 
@@ -227,20 +228,27 @@ pub(super) struct Observation {
 }
 
 /// Observes the machine. `guest_memory` is what this node's guests may hold, `ledger` that of all of the process. May block.
-pub(super) fn observe(images: &Images, data_dir: &Path, guest_memory: Room, ledger: &Ledger) -> Observation {
+pub(super) fn observe(
+    images: &Images,
+    data_dir: &Path,
+    guest_memory: Room,
+    ledger: &Ledger,
+    thresholds: &EvictionThresholds,
+) -> Observation {
+    let room = |(total, free): (u64, u64)| Room { total, free };
     let mut images: Vec<(Vec<String>, u64)> =
         images.list().iter().map(|i| (vec![i.image_id.clone(), i.name.clone()], i.size_bytes)).collect();
     images.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     images.truncate(IMAGES_MAX);
     let (open, most) = (ledger.used(Resource::Descriptors), ledger.limit(Resource::Descriptors));
     let reading = Reading {
-        memory_free_bytes: memory().map(|(_, free)| free),
+        memory_bytes: memory().map(room),
         guest_memory_bytes: Some(guest_memory),
-        disk_free_bytes: disk(data_dir).map(|(_, free)| free),
+        disk_bytes: disk(data_dir).map(room),
         inodes: inodes(data_dir),
         descriptors: Some(Room { total: most, free: most.saturating_sub(open) }),
     };
-    Observation { images, shortages: reading.shortages() }
+    Observation { images, shortages: reading.shortages(thresholds) }
 }
 
 /// The conditions by type: status, reason, message.

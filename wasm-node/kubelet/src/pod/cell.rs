@@ -30,6 +30,8 @@ pub struct Cell {
     pub stage: CellStage,
     /// How often it was started before, and once more: none = never.
     pub attempt: Option<u32>,
+    /// Counts pulls and starts that were begun; their answers carry it, so that none is taken for another's.
+    pub preparation: u32,
     /// How the newest run ended; none while it runs and before.
     pub exit: Option<Exit>,
     /// How the one before ended.
@@ -112,6 +114,7 @@ impl Cell {
             class,
             stage: CellStage::Idle,
             attempt: None,
+            preparation: 0,
             exit: None,
             last: None,
             image_id: String::new(),
@@ -159,6 +162,12 @@ impl Cell {
         }
     }
 
+    /// Whether it waits for the answer of a pull or a start of that number.
+    #[must_use]
+    pub fn awaits(&self, preparation: u32) -> bool {
+        matches!(self.stage, CellStage::Pulling | CellStage::Starting) && self.preparation == preparation
+    }
+
     /// Its turn has come.
     pub(super) fn begin(&mut self, around: &CellContext<'_>, actions: &mut Vec<Action>) {
         if self.stage == CellStage::Idle {
@@ -195,13 +204,13 @@ impl Cell {
             CellEvent::VolumePulled { message } => {
                 actions.push(Action::EventRecord { warning: false, reason: "Pulled", message, container: None });
             }
-            CellEvent::Pulled { image_id, message } if self.stage == CellStage::Pulling => {
+            CellEvent::Pulled { preparation, image_id, message } if self.is_pulling(preparation) => {
                 self.image_id = image_id;
                 self.pull = BackOff::default();
                 actions.push(around.normal("Pulled", message));
                 self.begin_start(around, actions);
             }
-            CellEvent::PullFailed { of, reason, message } if self.stage == CellStage::Pulling => {
+            CellEvent::PullFailed { preparation, of, reason, message } if self.is_pulling(preparation) => {
                 self.pull_failed(around, of, (reason, message), actions);
             }
             CellEvent::Started { container_id } => {
@@ -209,10 +218,12 @@ impl Cell {
                     self.started(around, container_id, actions);
                 }
             }
-            CellEvent::StartFailed { reason, message } if self.stage == CellStage::Starting => {
-                actions.push(around.warning("Failed", format!("Error: {message}")));
-                let wait = Wait::Config { reason, message };
-                self.stage = CellStage::Waiting { wait, until: after(around.now, RETRY) };
+            CellEvent::StartFailed { preparation, reason, message } => {
+                if self.stage == CellStage::Starting && self.awaits(preparation) {
+                    actions.push(around.warning("Failed", format!("Error: {message}")));
+                    let wait = Wait::Config { reason, message };
+                    self.stage = CellStage::Waiting { wait, until: after(around.now, RETRY) };
+                }
             }
             CellEvent::SourcesChanged => {
                 if matches!(&self.stage, CellStage::Waiting { wait: Wait::Config { .. }, .. }) {
@@ -246,10 +257,7 @@ impl Cell {
             CellEvent::Exited { attempt, code, reason, message } if attempt == self.current() => {
                 self.exited(around, (code, reason, message), actions);
             }
-            CellEvent::Pulled { .. }
-            | CellEvent::PullFailed { .. }
-            | CellEvent::StartFailed { .. }
-            | CellEvent::Exited { .. } => {}
+            CellEvent::Pulled { .. } | CellEvent::PullFailed { .. } | CellEvent::Exited { .. } => {}
         }
     }
 
@@ -278,10 +286,15 @@ impl Cell {
         }
     }
 
+    fn is_pulling(&self, preparation: u32) -> bool {
+        self.stage == CellStage::Pulling && self.awaits(preparation)
+    }
+
     /// Makes the container anew, as soon as the volumes are there.
     fn prepare(&mut self, around: &CellContext<'_>, actions: &mut Vec<Action>) {
         if around.sandbox {
             self.stage = CellStage::Pulling;
+            self.preparation = self.preparation.wrapping_add(1);
             actions.push(Action::Pull(around.index));
         } else {
             self.stage = CellStage::Idle;
@@ -290,6 +303,7 @@ impl Cell {
 
     fn begin_start(&mut self, around: &CellContext<'_>, actions: &mut Vec<Action>) {
         self.stage = CellStage::Starting;
+        self.preparation = self.preparation.wrapping_add(1);
         actions.push(Action::Start { container: around.index, attempt: self.next_attempt() });
     }
 

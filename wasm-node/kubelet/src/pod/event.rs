@@ -207,6 +207,8 @@ pub enum CellEvent {
     },
     /// The image is there.
     Pulled {
+        /// Which preparation it answers: that of an older image says nothing of the new one.
+        preparation: u32,
         /// Its digest.
         image_id: String,
         /// What to say.
@@ -214,6 +216,8 @@ pub enum CellEvent {
     },
     /// It isn't.
     PullFailed {
+        /// Which preparation it answers.
+        preparation: u32,
         /// Of what.
         of: ImageOf,
         /// `ErrImagePull`, `ErrImageNeverPull`, `InvalidImageName`.
@@ -228,6 +232,8 @@ pub enum CellEvent {
     },
     /// It can't be made.
     StartFailed {
+        /// Which preparation it answers.
+        preparation: u32,
         /// `CreateContainerConfigError`, `CreateContainerError`, `RunContainerError`.
         reason: &'static str,
         /// Why.

@@ -24,6 +24,7 @@ mod reuse;
 mod runner;
 pub(crate) mod sandbox;
 mod serve;
+pub(crate) mod session_tmp;
 pub mod settings;
 pub(crate) mod shared;
 pub mod shutdown;

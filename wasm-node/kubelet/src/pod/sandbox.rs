@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use runtime_api::pipe::PipeWriter;
-use runtime_api::{Container, LoadError, Metering, Module};
+use runtime_api::{Container, LoadError, Metering, Module, Preopen};
 use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::attached::Attached;
 use super::program::{self, Program};
+use super::session_tmp::SessionTmp;
 use super::settings::ExecAccess;
 use crate::image::{Image, Images};
 
@@ -33,6 +34,8 @@ pub(crate) struct Sandbox {
     pub(crate) stdin: Mutex<Option<PipeWriter>>,
     pub(crate) stdin_once: bool,
     pub(crate) tty: bool,
+    /// Their `/tmp`, where the container has none.
+    pub(crate) tmp: Option<SessionTmp>,
     /// Places of its sessions.
     pub(crate) places: Arc<Semaphore>,
 }
@@ -53,6 +56,14 @@ impl Sandbox {
             Program::NotFound => None,
         };
         Ok(module.map(|module| (program, module)))
+    }
+
+    /// What its sessions find open beside what the container has.
+    pub(crate) async fn session_folders(&self) -> Vec<Preopen> {
+        match &self.tmp {
+            Some(tmp) => tmp.folders().await,
+            None => Vec::new(),
+        }
     }
 
     /// Whether a program is the node's own toolbox, by its bytes.

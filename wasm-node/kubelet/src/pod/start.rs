@@ -21,6 +21,7 @@ use super::compiling::teller;
 use super::message::MessageFile;
 use super::runner::runner_class;
 use super::sandbox::{Lent, SESSIONS_MAX, Sandbox};
+use super::session_tmp::SessionTmp;
 use super::settings::{Settings, settings};
 use super::shared::Shared;
 use super::state::{CellEvent, ImageOf};
@@ -249,7 +250,7 @@ impl Home {
 
 /// Makes the container.
 pub(crate) async fn make(
-    node: &Shared,
+    node: &Arc<Shared>,
     home: &Home,
     wire: &ContainerSpecWire,
     pulls: &Pulls,
@@ -290,7 +291,7 @@ async fn loaded(
 }
 
 async fn made(
-    node: &Shared,
+    node: &Arc<Shared>,
     home: &Home,
     wire: &ContainerSpecWire,
     Pulls { image, root, volumes }: &Pulls,
@@ -309,10 +310,8 @@ async fn made(
     let runner_class = runner_class(settings.suit(&wire.name, loaded.kind()).map_err(config)?);
     let termination = termination(&dir, wire, attempt, runner_class.leaves_message, &mut preopens).map_err(config)?;
     preopens.extend(image_root(root.as_deref(), &preopens));
-    let log = node
-        .logs
-        .open(node.log_path(&uid, &wire.name, attempt))
-        .map_err(|error| ("CreateContainerError", format!("the log cannot be written: {error}{}", advice(&error))))?;
+    let tmp = SessionTmp::new(node, &uid, (&wire.name, attempt), &preopens);
+    let log = log_of(node, &uid, (&wire.name, attempt))?;
     let attached = Arc::new(Attached::new(log.clone()));
     // A server makes an instance for each request, and these read nothing.
     let reads = wire.stdin == Some(true) && loaded.kind() == Kind::Command;
@@ -354,10 +353,17 @@ async fn made(
         stdin: Mutex::new(to_stdin),
         stdin_once: wire.stdin_once == Some(true),
         tty: wire.tty == Some(true),
+        tmp,
         places: Arc::new(Semaphore::new(SESSIONS_MAX)),
     };
     let lent = node.pods.sandboxes.lend(&uid, &wire.name, sandbox);
     Ok(Made { container, admitted, log, id, settings, resources: wire.resources.clone(), termination, _lent: lent })
+}
+
+/// The log of a start.
+fn log_of(node: &Shared, uid: &str, (container, attempt): (&str, u32)) -> Result<Arc<ContainerLog>, Refused> {
+    let opened = node.logs.open(node.log_path(uid, container, attempt));
+    opened.map_err(|error| ("CreateContainerError", format!("the log cannot be written: {error}{}", advice(&error))))
 }
 
 /// Who calls when the container calls out.

@@ -391,7 +391,7 @@ mod tests {
         assert_eq!(before.phase.as_deref(), Some("Pending"));
         for event in [
             Event::Mounted,
-            Event::Container(0, CellEvent::Pulled { image_id: "id".into(), message: String::new() }),
+            Event::Container(0, CellEvent::Pulled { preparation: 1, image_id: "id".into(), message: String::new() }),
             Event::Container(0, CellEvent::Started { container_id: "wasmtime://1".into() }),
         ] {
             state = state.step(&rules(&pod), event, at(5)).0;
@@ -487,7 +487,7 @@ mod tests {
     }
 
     fn starts(index: usize) -> [(usize, CellEvent); 2] {
-        let pulled = CellEvent::Pulled { image_id: "id".into(), message: String::new() };
+        let pulled = CellEvent::Pulled { preparation: 1, image_id: "id".into(), message: String::new() };
         [(index, pulled), (index, CellEvent::Started { container_id: "x://1".into() })]
     }
 

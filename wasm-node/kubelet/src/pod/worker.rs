@@ -472,6 +472,11 @@ impl Worker {
         self.state.cells.get(container)
     }
 
+    /// Whether a container waits for that preparation: what an older one has is dropped.
+    fn awaits(&self, container: usize, preparation: u32) -> bool {
+        self.cell(container).is_some_and(|cell| cell.awaits(preparation))
+    }
+
     // --- what happens ------------------------------------------------------------------------------------------------
 
     fn take_input(&mut self) {
@@ -518,22 +523,26 @@ impl Worker {
             Message::Mount => {}
             Message::Filled(filled) => self.filled(filled),
             Message::Pulled(pulled) => {
-                let (container, pulls, message) = *pulled;
+                let ((container, preparation), pulls, message) = *pulled;
+                if !self.awaits(container, preparation) {
+                    return;
+                }
                 let image_id = pulls.image.image_id.clone();
                 if let Some(slot) = self.slots.get_mut(container) {
                     slot.pulls = Some(pulls);
                     // What has ended is held as long as it could be waited for.
                     slot.preparing = None;
                 }
-                self.apply(Event::Container(container, CellEvent::Pulled { image_id, message }));
+                self.apply(Event::Container(container, CellEvent::Pulled { preparation, image_id, message }));
             }
             Message::Actuate => {
                 self.actuate();
                 self.project();
             }
             Message::Made(made) => {
-                if self.cell(made.0).is_some_and(|cell| cell.stage == CellStage::Starting) {
-                    self.started(made.0, made.1);
+                let ((container, preparation), made) = *made;
+                if self.awaits(container, preparation) {
+                    self.started(container, made);
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
+use machinery_api::error::Status;
 use machinery_streaming::websocket::{self, upgrade_of};
 
 /// Names SPDY's subprotocol.
@@ -49,8 +50,23 @@ pub(super) fn negotiate(
     }
 }
 
-pub(super) fn refuse(status: StatusCode, why: String) -> Box<Response> {
-    Box::new((status, why).into_response())
+/// A `Status` that says why: kubectl takes any text that could be YAML for a `Status`, and shows nothing of a text with a `: ` in it.
+pub(super) fn refuse(code: StatusCode, why: String) -> Box<Response> {
+    let reason = match code {
+        StatusCode::BAD_REQUEST => "BadRequest",
+        StatusCode::FORBIDDEN => "Forbidden",
+        StatusCode::NOT_FOUND => "NotFound",
+        StatusCode::TOO_MANY_REQUESTS => "TooManyRequests",
+        StatusCode::INTERNAL_SERVER_ERROR => "InternalError",
+        _ => "",
+    };
+    let status = serde_json::to_string(&Status::failure(code.as_u16(), reason, why)).unwrap_or_default();
+    Box::new((code, [(header::CONTENT_TYPE, "application/json")], status).into_response())
+}
+
+/// A refusal in words of upstream's kubelet, which come as text: kubectl shows them behind `unable to upgrade connection`.
+pub(super) fn refuse_in_words(code: StatusCode, why: String) -> Box<Response> {
+    Box::new((code, why).into_response())
 }
 
 pub(super) fn bad(why: String) -> Box<Response> {
@@ -69,4 +85,33 @@ fn not_spoken(wanted: &[&str], accepted: &[&'static str]) -> Box<Response> {
         response.headers_mut().append("x-accepted-stream-protocol-versions", accepted);
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::to_bytes;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    async fn said(refused: Box<Response>) -> (StatusCode, String, String) {
+        let (head, body) = refused.into_parts();
+        let kind = head.headers[header::CONTENT_TYPE].to_str().unwrap().to_owned();
+        (head.status, kind, String::from_utf8(to_bytes(body, 4096).await.unwrap().to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn refusals_are_statuses_and_upstreams_words_stay_words() {
+        let why = "container \"c\" has 16 sessions, as many as it may: try again when others have ended";
+        let (code, kind, body) = said(refuse(StatusCode::TOO_MANY_REQUESTS, why.into())).await;
+        let status: Value = serde_json::from_str(&body).unwrap();
+        let wanted = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": why,
+            "reason": "TooManyRequests", "code": 429});
+        assert_eq!((code, kind.as_str(), status), (StatusCode::TOO_MANY_REQUESTS, "application/json", wanted));
+        let (code, _, body) = said(bad("a: b".into())).await;
+        assert_eq!((code, body.contains(r#""reason":"BadRequest""#)), (StatusCode::BAD_REQUEST, true));
+        let (code, kind, body) = said(refuse_in_words(StatusCode::NOT_FOUND, "pod does not exist".into())).await;
+        assert_eq!((code, body.as_str()), (StatusCode::NOT_FOUND, "pod does not exist"));
+        assert!(kind.starts_with("text/plain"), "{kind}");
+    }
 }

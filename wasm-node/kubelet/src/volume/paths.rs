@@ -14,6 +14,12 @@ pub fn message_folder(pod_dir: &Path) -> PathBuf {
     pod_dir.join("termination")
 }
 
+/// Where `/tmp` of the sessions of a pod's containers lies.
+#[must_use]
+pub fn session_folder(pod_dir: &Path) -> PathBuf {
+    pod_dir.join("tmp")
+}
+
 /// The API has checked these names; a path is made of nothing else all the same.
 pub(crate) fn plain(name: &str) -> String {
     let plain: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')).collect();

@@ -9,7 +9,7 @@ use machinery_api::quantity::Quantity;
 
 use super::is_empty_dir;
 use super::memory::is_in_memory;
-use super::paths::{file_folder, folder, message_folder, plain};
+use super::paths::{file_folder, folder, message_folder, plain, session_folder};
 use crate::spec::{containers, requests};
 
 /// What an emptyDir without `sizeLimit` may hold. Enough for scratch files; a node with 110 such pods needs no more
@@ -204,21 +204,62 @@ impl Bounds {
             }
             messages.bytes = messages.bytes.saturating_add(of.bytes);
         }
+        let sessions = match of_sessions(pod_dir) {
+            Ok(bytes) => bytes,
+            Err(exceeded) => return Some(exceeded),
+        };
         let (bytes_max, text) = self.total.as_ref()?;
-        let total = total.saturating_add(messages.bytes).saturating_add(measure(log_dir).bytes);
+        let total = [messages.bytes, sessions, measure(log_dir).bytes].into_iter().fold(total, u64::saturating_add);
         if total > *bytes_max {
             return Some(format!("Pod ephemeral local storage usage exceeds the total limit of containers {text}. "));
         }
-        let over =
-            |(name, bytes_max, _): &&(String, u64, String)| measure(&log_dir.join(plain(name))).bytes > *bytes_max;
+        let over = |(name, bytes_max, _): &&(String, u64, String)| {
+            let own = [log_dir.to_owned(), session_folder(pod_dir)].map(|dir| measure(&dir.join(plain(name))).bytes);
+            own.into_iter().fold(0, u64::saturating_add) > *bytes_max
+        };
         let over = self.containers.iter().filter(|_| self.containers.len() > 1).find(over);
         over.map(|(name, _, text)| format!("Container {name} exceeded its local ephemeral storage limit {text:?}. "))
     }
 }
 
+/// What `/tmp` of the sessions of all containers takes, or which of them is over its bound, which is that of an emptyDir.
+fn of_sessions(pod_dir: &Path) -> Result<u64, String> {
+    let folders = std::fs::read_dir(session_folder(pod_dir)).into_iter().flatten().flatten();
+    folders.map(|folder| (folder.file_name(), measure(&folder.path()))).try_fold(0u64, |sum, (name, of)| {
+        if of.bytes > EMPTY_DIR_BYTES_DEFAULT || of.entries > EMPTY_DIR_ENTRIES_MAX {
+            return Err(format!(
+                "Usage of /tmp in sessions of container {name:?} exceeds the limit {EMPTY_DIR_BYTES_DEFAULT:?}. "
+            ));
+        }
+        Ok(sum.saturating_add(of.bytes))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_sessions_write_to_tmp_counts_as_their_containers() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({"spec": {"containers": [
+            {"name": "a", "resources": {"limits": {"ephemeral-storage": "50k"}}},
+            {"name": "b", "resources": {"limits": {"ephemeral-storage": "100k"}}}]}}))
+        .unwrap();
+        let bounds = bounds(&pod, false);
+        let root = tempfile::tempdir().unwrap();
+        let (pod_dir, log_dir) = (root.path().join("pod"), root.path().join("logs"));
+        let write = |container: &str, bytes: usize| {
+            let folder = session_folder(&pod_dir).join(container).join("0");
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join("f"), vec![1u8; bytes]).unwrap();
+            bounds.exceeded(&pod_dir, &log_dir)
+        };
+        assert_eq!(write("a", 20_000), None);
+        let over = write("a", 70_000).unwrap();
+        assert_eq!(over, "Container a exceeded its local ephemeral storage limit \"50k\". ");
+        write("a", 0);
+        assert!(write("b", 200_000).unwrap().starts_with("Pod ephemeral local storage usage exceeds the total"));
+    }
 
     #[test]
     fn what_lies_beside_a_single_file_is_bounded() {

@@ -307,7 +307,7 @@ fn last_values(given: Vec<(String, String)>) -> Vec<(String, String)> {
 
 /// The folder that a guest starts in, by the longest mount path that holds it; none where there is none, or a link within the
 /// volume leads out of it.
-fn working_folder(preopens: &[Preopen], cwd: &str) -> Option<Preopen> {
+pub(super) fn working_folder(preopens: &[Preopen], cwd: &str) -> Option<Preopen> {
     let cwd = Path::new(cwd);
     let inside = |preopen: &&Preopen| cwd.starts_with(&preopen.guest);
     let preopen = preopens.iter().filter(inside).max_by_key(|preopen| preopen.guest.len())?;

@@ -515,7 +515,8 @@ impl Inner {
     ) -> Result<Response<Body>, NoResult> {
         loop {
             let of = (&*call.client, self.shared.is_half_full());
-            let (session, unwatched) = self.sessions.enter(name, of, Instant::now()).map_err(|_| Failure::Sessions)?;
+            let find = if call.session.is_some() { Sessions::enter } else { Sessions::begin };
+            let (session, unwatched) = find(&self.sessions, name, of, Instant::now()).map_err(|_| Failure::Sessions)?;
             if unwatched {
                 self.watch_sessions();
             }

@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use runtime_api::{Admitted, ExecError, ExecSpec, Kind, NodeCall, Outcome, Session as ApiSession, StopSignal};
 
 use super::admission::AdmissionQueue;
-use super::container::{Container, Counters, Shared};
+use super::container::{Container, Counters, Shared, working_folder};
 use super::load::Loaded;
 use crate::bounds::growth::COMMAND_GROWTH_WAIT_MAX;
 use crate::bounds::slots::Slot;
@@ -55,9 +55,16 @@ impl Container {
         let mut env = of.guest.env.to_vec();
         env.retain(|(known, _)| spec.env.iter().all(|(name, _)| name != known));
         env.extend(spec.env);
+        let disk = match spec.folders.is_empty() {
+            true => of.guest.disk.clone(),
+            false => Arc::new(of.guest.disk.with_folders(spec.folders)),
+        };
+        let in_session = || working_folder(disk.preopens(), of.guest.cwd.as_deref()?);
         let guest = Guest {
             argv: spec.argv.into(),
             env: env.into(),
+            cwd_dir: of.guest.cwd_dir.clone().or_else(in_session),
+            disk: disk.clone(),
             log: spec.log.clone(),
             stdin: spec.stdio.stdin,
             terminal: spec.stdio.terminal,

@@ -138,15 +138,16 @@ impl Folders {
 
 /// One container's share.
 pub(crate) struct Disk {
-    id: u64,
+    /// By which its folders are kept warm; none of a session's, which is over with its command.
+    id: Option<u64>,
     node: Arc<NodeDisk>,
     namespace: Arc<str>,
-    threads: OwnThreads,
-    sync: Semaphore,
-    sync_time: Mutex<TokenBucket>,
+    threads: Arc<OwnThreads>,
+    sync: Arc<Semaphore>,
+    sync_time: Arc<Mutex<TokenBucket>>,
     ledger: Arc<Ledger>,
     folders: Vec<Preopen>,
-    changes: AtomicU64,
+    changes: Arc<AtomicU64>,
     memory: Option<Arc<MemoryFiles>>,
     quotas: Vec<Arc<VolumeQuota>>,
 }
@@ -158,14 +159,14 @@ impl Disk {
             .clamp(*CONTAINER_FILES.start(), *CONTAINER_FILES.end());
         ledger.set_limit(Resource::Descriptors, most);
         Self {
-            id: NEXT_CONTAINER.fetch_add(1, Ordering::Relaxed),
+            id: Some(NEXT_CONTAINER.fetch_add(1, Ordering::Relaxed)),
             namespace: namespace.clone(),
-            threads: node.threads.of_container(namespace),
-            sync: Semaphore::new(1),
-            sync_time: Mutex::new(TokenBucket::new(CONTAINER_SYNC_MILLIS, node.env.elapsed())),
+            threads: Arc::new(node.threads.of_container(namespace)),
+            sync: Arc::new(Semaphore::new(1)),
+            sync_time: Arc::new(Mutex::new(TokenBucket::new(CONTAINER_SYNC_MILLIS, node.env.elapsed()))),
             ledger: ledger.clone(),
             folders,
-            changes: AtomicU64::new(0),
+            changes: Arc::default(),
             memory: None,
             quotas: Vec::new(),
             node: node.clone(),
@@ -175,6 +176,23 @@ impl Disk {
     /// Some of its volumes lie in memory, some are claims'.
     pub(crate) fn beside(self, memory: Option<Arc<MemoryFiles>>, quotas: Vec<Arc<VolumeQuota>>) -> Self {
         Self { memory, quotas, ..self }
+    }
+
+    /// The same share of a session, which finds more folders open.
+    pub(crate) fn with_folders(&self, more: Vec<Preopen>) -> Self {
+        Self {
+            id: None,
+            node: self.node.clone(),
+            namespace: self.namespace.clone(),
+            threads: self.threads.clone(),
+            sync: self.sync.clone(),
+            sync_time: self.sync_time.clone(),
+            ledger: self.ledger.clone(),
+            folders: self.folders.iter().cloned().chain(more).collect(),
+            changes: self.changes.clone(),
+            memory: self.memory.clone(),
+            quotas: self.quotas.clone(),
+        }
     }
 
     /// The account of the volumes in memory, where a file on `device` lies in one of them.
@@ -271,7 +289,7 @@ impl Disk {
     /// # Errors
     /// A folder is gone, or the container has no descriptors for them.
     pub(crate) fn folders(&self) -> io::Result<Arc<Folders>> {
-        if let Some(folders) = self.node.warm(self.id) {
+        if let Some(folders) = self.id.and_then(|id| self.node.warm(id)) {
             return Ok(folders);
         }
         let mut open = Vec::with_capacity(self.folders.len());
@@ -285,7 +303,9 @@ impl Disk {
             open.push((Dir::new(dir, perms, mode, true), folder.guest.clone(), held));
         }
         let folders = Arc::new(Folders { open });
-        self.node.keep_warm(self.id, &folders);
+        if let Some(id) = self.id {
+            self.node.keep_warm(id, &folders);
+        }
         Ok(folders)
     }
 

@@ -306,6 +306,7 @@ mod tests {
             ("x-remote-group", "system:masters"),
             ("connection", "close, x-hop"),
             ("x-hop", "1"),
+            ("proxy-authorization", "Basic YTpi"),
             ("cookie", "a=b"),
             ("accept", "text/html"),
             ("x-forwarded-for", "192.0.2.1"),

@@ -2,6 +2,7 @@
 
 use std::io::{self, Seek as _, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -9,10 +10,12 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use bytes::Bytes;
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _};
 use http::{StatusCode, Uri};
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::error::SendTimeoutError;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{Images, Unmanaged};
 
@@ -24,6 +27,8 @@ const ARCHIVE_BYTES_MAX: u64 = 8 << 30;
 /// Pieces of an archive that wait for who reads it.
 const PIECES_MAX: usize = 4;
 const PIECE_BYTES: usize = 256 << 10;
+/// A client that takes no piece for so long has stopped reading: the archive breaks off, and gives back the thread that writes it.
+const TAKEN_WITHIN: Duration = Duration::from_secs(60);
 /// How often the disk's free space is looked at.
 const SPACE_CHECK_BYTES: u64 = 16 << 20;
 
@@ -115,29 +120,95 @@ async fn bring_in(State(images): State<Arc<Images>>, uri: Uri, body: Body) -> Re
 async fn take_out(State(images): State<Arc<Images>>, uri: Uri) -> Result<Response, Unmanaged> {
     let name = wanted(&uri)?;
     let (image, manifest) = images.to_take_out(&name)?;
-    let (pieces, taken) = mpsc::channel(PIECES_MAX);
+    let pieces = pieces_of(move |to| images.take_out(&image, &manifest, to).map_err(io::Error::other), TAKEN_WITHIN);
+    Ok(([(http::header::CONTENT_TYPE, "application/x-tar")], Body::from_stream(pieces)).into_response())
+}
+
+/// What is written on a thread that may block, for whoever reads. It ends with an error where the writing did, so that what breaks off is
+/// not taken for the whole.
+fn pieces_of(
+    write: impl FnOnce(&mut io::BufWriter<Pieces>) -> io::Result<()> + Send + 'static,
+    taken_within: Duration,
+) -> impl Stream<Item = io::Result<Bytes>> {
+    let (to, taken) = mpsc::channel(PIECES_MAX);
+    let (tell, ended) = oneshot::channel();
+    let pieces = Pieces { to, taken_within, runtime: Handle::current() };
     tokio::task::spawn_blocking(move || {
-        let mut to = io::BufWriter::with_capacity(PIECE_BYTES, Pieces(pieces.clone()));
-        let written = images.take_out(&image, &manifest, &mut to).map_err(io::Error::other);
-        if let Err(error) = written.and_then(|()| to.flush()) {
-            // The head is sent: what breaks off is no archive.
-            let _ = pieces.blocking_send(Err(error));
-        }
+        let mut to = io::BufWriter::with_capacity(PIECE_BYTES, pieces);
+        let written = write(&mut to).and_then(|()| to.flush());
+        // Without what it still holds, which nobody takes where the writing failed.
+        drop(to.into_parts());
+        let _ = tell.send(written);
     });
-    let taken = futures::stream::unfold(taken, |mut taken| async { taken.recv().await.map(|piece| (piece, taken)) });
-    Ok(([(http::header::CONTENT_TYPE, "application/x-tar")], Body::from_stream(taken)).into_response())
+    futures::stream::unfold((taken, Some(ended)), |(mut taken, ended)| async {
+        if let Some(piece) = taken.recv().await {
+            return Some((Ok(piece), (taken, ended)));
+        }
+        let written = ended?.await.unwrap_or_else(|_| Err(io::Error::other("the thread that writes it has ended")));
+        Some((Err(written.err()?), (taken, None)))
+    })
 }
 
 /// What is written goes to whoever reads the answer.
-struct Pieces(mpsc::Sender<io::Result<Bytes>>);
+struct Pieces {
+    to: mpsc::Sender<Bytes>,
+    taken_within: Duration,
+    runtime: Handle,
+}
 
 impl Write for Pieces {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let sent = self.0.blocking_send(Ok(Bytes::copy_from_slice(bytes)));
-        sent.map(|()| bytes.len()).map_err(|_| io::ErrorKind::BrokenPipe.into())
+        let sends = self.to.send_timeout(Bytes::copy_from_slice(bytes), self.taken_within);
+        match self.runtime.block_on(sends) {
+            Ok(()) => Ok(bytes.len()),
+            Err(SendTimeoutError::Timeout(_)) => Err(io::ErrorKind::TimedOut.into()),
+            Err(SendTimeoutError::Closed(_)) => Err(io::ErrorKind::BrokenPipe.into()),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// Writes without end; answers how that ended.
+    fn endless(taken_within: Duration) -> (impl Stream<Item = io::Result<Bytes>>, oneshot::Receiver<io::ErrorKind>) {
+        let (tell, ended) = oneshot::channel();
+        let write = move |to: &mut io::BufWriter<Pieces>| loop {
+            if let Err(error) = to.write_all(&[7; PIECE_BYTES]) {
+                let _ = tell.send(error.kind());
+                return Err(error);
+            }
+        };
+        (pieces_of(write, taken_within), ended)
+    }
+
+    #[tokio::test]
+    async fn a_client_that_stops_reading_holds_no_thread() {
+        let (pieces, ended) = endless(Duration::from_millis(50));
+        let ended =
+            tokio::time::timeout(PATIENCE, ended).await.expect("the thread waits for a client that doesn't read");
+        assert_eq!(ended.unwrap(), io::ErrorKind::TimedOut);
+        let all: Vec<_> = pieces.collect().await;
+        let (last, whole) = all.split_last().unwrap();
+        assert!(last.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut), "what broke off has no end");
+        assert!(whole.len() == PIECES_MAX && whole.iter().all(Result::is_ok));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_goes_ends_it_and_one_that_reads_gets_the_whole() {
+        let (pieces, ended) = endless(PATIENCE);
+        drop(pieces);
+        assert_eq!(ended.await.unwrap(), io::ErrorKind::BrokenPipe);
+        let write = |to: &mut io::BufWriter<Pieces>| to.write_all(&vec![7; 10 * PIECE_BYTES + 1]);
+        let pieces = pieces_of(write, PATIENCE);
+        let bytes = pieces.fold(0, async |bytes, piece| bytes + piece.unwrap().len()).await;
+        assert_eq!(bytes, 10 * PIECE_BYTES + 1);
     }
 }

@@ -114,6 +114,7 @@ impl Asker {
         let spec = ExecSpec {
             argv: command.to_vec(),
             env: Vec::new(),
+            folders: sandbox.session_folders().await,
             stdio: Stdio { stdin: None, stdout: Some(stdout), stderr: Some(stderr), terminal: false },
             is_toolbox: sandbox.is_toolbox(&program),
             log: lines.clone(),

@@ -1,6 +1,6 @@
 //! Who begins and ends when: pods of init containers, sidecars and several of their own.
 
-use super::tests::{at, exited, of, play, pulled, rules, started};
+use super::tests::{addressed, at, exited, of, play, pulled, rules, started};
 use super::*;
 
 /// A pod of these containers, named `a`, `b` …, whose policy is theirs.
@@ -200,7 +200,10 @@ fn ephemeral_containers_join_a_pod_and_hold_nothing() {
     let (state, actions) = state.step(&whole, Event::Tick, at(1));
     assert_eq!((state.cells.len(), &actions), (3, &vec![Action::Pull(2)]), "also before the pod is initialized");
     let end = [starts(2), [ends(2, 2, 0, 1), ends(2, 0, 0, 0)], starts(1)].concat();
-    let state = end.into_iter().fold(state, |state, (_, event)| state.step(&whole, event, at(2)).0);
+    let state = end.into_iter().fold(state, |state, (_, event)| {
+        let event = addressed(&state, event);
+        state.step(&whole, event, at(2)).0
+    });
     assert_eq!((&state.cells[2].stage, state.ready()), (&CellStage::Done, true), "it never restarts");
     let (state, _) = state.step(&whole, exited_of(1), at(3));
     assert_eq!(state.succeeded, Some(true));
@@ -269,7 +272,15 @@ fn thousands_of_init_containers_run_one_after_the_other() {
                 Action::Clean => vec![Event::Cleaned],
                 _ => Vec::new(),
             };
-            to_do.extend(events.into_iter().flat_map(|event| state.happen(&rules, event, at(0))).collect::<Vec<_>>());
+            to_do.extend(
+                events
+                    .into_iter()
+                    .flat_map(|event| {
+                        let event = addressed(&state, event);
+                        state.happen(&rules, event, at(0))
+                    })
+                    .collect::<Vec<_>>(),
+            );
         }
     }
     assert!(begun.into_iter().eq(0..=COUNT), "each once, in order");

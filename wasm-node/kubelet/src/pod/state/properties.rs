@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::tests::{at, rules};
+use super::tests::{NEWEST, addressed, at, rules};
 use super::*;
 
 fn cell_event() -> impl Strategy<Value = CellEvent> {
@@ -15,17 +15,24 @@ fn cell_event() -> impl Strategy<Value = CellEvent> {
         1 => text().prop_map(ProbeResult::Warned),
         1 => text().prop_map(ProbeResult::Errored),
     ];
+    // Mostly the answer that is waited for.
+    let numbers = || prop_oneof![4 => Just(NEWEST), 1 => 0..6_u32];
     prop_oneof![
         Just(CellEvent::PullBegan { of: ImageOf::Container }),
         Just(CellEvent::VolumePulled { message: "m".into() }),
-        Just(CellEvent::Pulled { image_id: "id".into(), message: "m".into() }),
-        (reasons, text()).prop_map(|(reason, message)| CellEvent::PullFailed {
+        numbers().prop_map(|preparation| CellEvent::Pulled { preparation, image_id: "id".into(), message: "m".into() }),
+        (numbers(), reasons, text()).prop_map(|(preparation, reason, message)| CellEvent::PullFailed {
+            preparation,
             of: ImageOf::Container,
             reason,
             message
         }),
         Just(CellEvent::Started { container_id: "x://1".into() }),
-        Just(CellEvent::StartFailed { reason: "RunContainerError", message: "m".into() }),
+        numbers().prop_map(|preparation| CellEvent::StartFailed {
+            preparation,
+            reason: "RunContainerError",
+            message: "m".into()
+        }),
         Just(CellEvent::SourcesChanged),
         Just(CellEvent::HookFailed),
         Just(CellEvent::HookFellBack { host: "h".into() }),
@@ -196,6 +203,7 @@ proptest! {
         let mut now = 0;
         for (event, later) in events {
             now += later;
+            let event = addressed(&state, event);
             let (next, actions) = state.clone().step(&rules, event, at(now));
             check(&rules, &state, &next, &actions)?;
             let _ = (next.wake_at(&rules), next.settles_at(), next.ready());

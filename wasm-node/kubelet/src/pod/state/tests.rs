@@ -32,7 +32,8 @@ pub(super) fn play(rules: &LifecyclePolicy, events: &[(i64, Event)]) -> (State, 
     let (mut state, actions) = State::new(at(0), rules).begin(rules, None, at(0));
     let mut said: Vec<String> = actions.iter().map(say).collect();
     for (second, event) in events {
-        let (next, actions) = state.step(rules, event.clone(), at(*second));
+        let event = addressed(&state, event.clone());
+        let (next, actions) = state.step(rules, event, at(*second));
         state = next;
         said.extend(actions.iter().map(say));
     }
@@ -46,8 +47,63 @@ fn say(action: &Action) -> String {
     }
 }
 
+/// In the place of a number: the preparation that is under way.
+pub(super) const NEWEST: u32 = u32::MAX;
+
+/// An answer that names [`NEWEST`] is the one that is waited for.
+pub(super) fn addressed(state: &State, mut event: Event) -> Event {
+    if let Event::Container(
+        index,
+        CellEvent::Pulled { preparation, .. }
+        | CellEvent::PullFailed { preparation, .. }
+        | CellEvent::StartFailed { preparation, .. },
+    ) = &mut event
+        && *preparation == NEWEST
+    {
+        *preparation = state.cells.get(*index).map_or(0, |cell| cell.preparation);
+    }
+    event
+}
+
 pub(super) fn pulled() -> Event {
-    Event::Container(0, CellEvent::Pulled { image_id: "id".into(), message: "there".into() })
+    Event::Container(0, CellEvent::Pulled { preparation: NEWEST, image_id: "id".into(), message: "there".into() })
+}
+
+fn pull_failed(of: ImageOf, reason: &'static str, message: &str) -> Event {
+    Event::Container(0, CellEvent::PullFailed { preparation: NEWEST, of, reason, message: message.into() })
+}
+
+#[test]
+fn an_older_images_answer_is_not_the_new_ones() {
+    let rules = rules(Restart::Always);
+    let changed = || Event::Container(0, CellEvent::ImageChanged);
+    let pulled = |preparation, id: &str| {
+        Event::Container(0, CellEvent::Pulled { preparation, image_id: id.into(), message: id.into() })
+    };
+    let failed = |preparation| {
+        let (of, reason) = (ImageOf::Container, "ErrImagePull");
+        Event::Container(0, CellEvent::PullFailed { preparation, of, reason, message: "old".into() })
+    };
+    let not_made = |preparation| {
+        Event::Container(0, CellEvent::StartFailed { preparation, reason: "RunContainerError", message: "old".into() })
+    };
+    // The image changes while the first one is pulled, whose answers are on their way.
+    let begun = [(0, Event::Mounted), (1, changed())];
+    let late = [(1, pulled(1, "old")), (1, failed(1))];
+    let (state, said) = play(&rules, &[&begun[..], &late].concat());
+    assert_eq!(
+        (&state.cells[0].stage, said),
+        (&CellStage::Pulling, vec!["Mount".into(), "Pull(0)".into(), "Pull(0)".into()])
+    );
+    let (state, _) = play(&rules, &[&begun[..], &late, &[(2, pulled(2, "new"))]].concat());
+    assert_eq!((&state.cells[0].stage, state.cells[0].image_id.as_str()), (&CellStage::Starting, "new"));
+    // It changes while a container of the first one is made, and that comes to nothing.
+    let begun = [(0, Event::Mounted), (0, pulled(1, "old")), (1, changed()), (2, pulled(3, "new"))];
+    let (state, said) = play(&rules, &[&begun[..], &[(3, not_made(2))]].concat());
+    assert_eq!((&state.cells[0].stage, state.cells[0].awaits(4)), (&CellStage::Starting, true));
+    assert!(!state.cells[0].awaits(2) && !said.iter().any(|said| said.contains("Error")), "{said:?}");
+    let (state, _) = play(&rules, &[&begun[..], &[(3, not_made(4))]].concat());
+    assert!(matches!(state.cells[0].stage, CellStage::Waiting { wait: Wait::Config { .. }, .. }));
 }
 
 pub(super) fn started() -> Event {
@@ -192,12 +248,7 @@ fn deletion_stops_cleans_and_deletes() {
 
 #[test]
 fn a_pull_that_fails_backs_off() {
-    let failed = || {
-        Event::Container(
-            0,
-            CellEvent::PullFailed { of: ImageOf::Container, reason: "ErrImagePull", message: "gone".into() },
-        )
-    };
+    let failed = || pull_failed(ImageOf::Container, "ErrImagePull", "gone");
     let events = [(0, Event::Mounted), (0, failed()), (1, Event::Tick)];
     let (state, said) = play(&rules(Restart::Always), &events);
     let CellStage::Waiting { wait: Wait::PullBackOff { message }, until } = &state.cells[0].stage else {
@@ -211,11 +262,11 @@ fn a_pull_that_fails_backs_off() {
 #[test]
 fn a_volumes_image_is_told_by_its_own_name() {
     let of = || ImageOf::Volume("data:v1".into());
-    let failed = CellEvent::PullFailed { of: of(), reason: "ErrImagePull", message: "gone".into() };
+    let failed = (0, pull_failed(of(), "ErrImagePull", "gone"));
     let cell = |event| (0, Event::Container(0, event));
     let begun = cell(CellEvent::PullBegan { of: of() });
     let there = cell(CellEvent::VolumePulled { message: "there".into() });
-    let events = [(0, Event::Mounted), begun, there, cell(failed), (1, Event::Tick)];
+    let events = [(0, Event::Mounted), begun, there, failed, (1, Event::Tick)];
     let (state, said) = play(&rules(Restart::Always), &events);
     let CellStage::Waiting { wait: Wait::PullBackOff { message }, .. } = &state.cells[0].stage else {
         panic!("{state:?}")
@@ -268,7 +319,10 @@ fn what_ran_before_counts_one_restart_more() {
     state.resume(0, 4, exit, String::new());
     let (state, actions) = state.begin(&rules, None, at(0));
     assert_eq!(actions, [Action::Mount]);
-    let state = [Event::Mounted, pulled(), started()].into_iter().fold(state, |s, e| s.step(&rules, e, at(1)).0);
+    let state = [Event::Mounted, pulled(), started()].into_iter().fold(state, |s, e| {
+        let event = addressed(&s, e);
+        s.step(&rules, event, at(1)).0
+    });
     assert_eq!((state.cells[0].attempt, state.cells[0].last.as_ref().map(|last| last.code)), (Some(5), Some(255)));
 }
 
@@ -318,10 +372,7 @@ fn a_deleted_server_is_ready_while_it_takes_requests() {
 #[test]
 fn a_clock_that_is_set_back_prolongs_no_wait() {
     let rules = rules(Restart::Always);
-    let failed = Event::Container(
-        0,
-        CellEvent::PullFailed { of: ImageOf::Container, reason: "ErrImageNeverPull", message: "m".into() },
-    );
+    let failed = pull_failed(ImageOf::Container, "ErrImageNeverPull", "m");
     let (mut state, _) = play(&rules, &[(0, Event::Mounted), (5, failed)]);
     assert_eq!(state.wake_at(&rules), Some(at(15)));
     state.clock_was_set(SignedDuration::from_hours(-1));

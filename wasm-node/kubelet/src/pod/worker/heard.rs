@@ -16,10 +16,10 @@ pub(crate) enum Message {
     Mount,
     /// Its volumes are filled, with that; none where they stay so.
     Filled(Option<Box<Filled>>),
-    /// A container's images, and what to say of its own.
-    Pulled(Box<(usize, Pulls, String)>),
-    /// A container that was made.
-    Made(Box<(usize, Made)>),
+    /// Which preparation of a container has which images, and what to say of its own.
+    Pulled(Box<((usize, u32), Pulls, String)>),
+    /// Which preparation of a container has made it.
+    Made(Box<((usize, u32), Made)>),
     /// Amounts of memory that could not be lowered may be now.
     Actuate,
 }

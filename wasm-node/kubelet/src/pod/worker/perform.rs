@@ -98,19 +98,22 @@ impl Worker {
 
     pub(super) fn pull(&mut self, index: usize) {
         let pod = self.pod().clone();
+        let preparation = self.cell(index).map_or(0, |cell| cell.preparation);
         let Some(slot) = self.slots.get_mut(index) else { return };
         let (node, container) = (self.node.clone(), slot.container.get());
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         for named in named_by_environment(&container).into_iter().chain(pull_secrets::named(&pod)) {
-            self.sources.entry(named).or_insert_with_key(|(kind, name)| node.sources.get(*kind, namespace, name));
+            // Of an immutable one that was made again since, the new.
+            let source = node.sources.get(named.0, namespace, &named.1);
+            self.sources.insert(named, source);
         }
         let sender = self.sender.clone();
         slot.preparing = Some(Task(tokio::spawn(async move {
             let message = match start::pull(&node, &pod, (index, &container), &sender).await {
-                Ok((pulls, message)) => Message::Pulled(Box::new((index, pulls, message))),
+                Ok((pulls, message)) => Message::Pulled(Box::new(((index, preparation), pulls, message))),
                 Err((of, error)) => {
                     let (reason, message) = (error.reason(), error.to_string());
-                    happened(index, CellEvent::PullFailed { of, reason, message })
+                    happened(index, CellEvent::PullFailed { preparation, of, reason, message })
                 }
             };
             let _ = sender.send(message).await;
@@ -128,12 +131,13 @@ impl Worker {
             self.note(true, "Unsupported", format!("{}: {}", field.path, field.why), Some(index));
         }
         let pod = self.pod().clone();
+        let preparation = self.cell(index).map_or(0, |cell| cell.preparation);
         let (Some(slot), Some(ip)) = (self.slots.get_mut(index), self.ip) else { return };
         let Some(pulls) = slot.pulls.clone() else { return };
         let (node, container, sender) = (self.node.clone(), slot.container.get(), self.sender.clone());
         if !unsupported.is_empty() {
             let message = unsupported::sentence(&unsupported);
-            let failed = CellEvent::StartFailed { reason: "CreateContainerConfigError", message };
+            let failed = CellEvent::StartFailed { preparation, reason: "CreateContainerConfigError", message };
             slot.preparing = Some(Task(tokio::spawn(async move {
                 let _ = sender.send(happened(index, failed)).await;
             })));
@@ -149,8 +153,8 @@ impl Worker {
         };
         slot.preparing = Some(Task(tokio::spawn(async move {
             let message = match start::make(&node, &home, &container, &pulls, attempt).await {
-                Ok(made) => Message::Made(Box::new((index, made))),
-                Err((reason, message)) => happened(index, CellEvent::StartFailed { reason, message }),
+                Ok(made) => Message::Made(Box::new(((index, preparation), made))),
+                Err((reason, message)) => happened(index, CellEvent::StartFailed { preparation, reason, message }),
             };
             let _ = sender.send(message).await;
         })));
@@ -208,7 +212,8 @@ impl Worker {
         let runner = match (runner::runner_class(made.container.kind()).start)(context, &mut made) {
             Ok(runner) => runner,
             Err((reason, message)) => {
-                self.apply(Event::Container(index, CellEvent::StartFailed { reason, message }));
+                let preparation = self.cell(index).map_or(0, |cell| cell.preparation);
+                self.apply(Event::Container(index, CellEvent::StartFailed { preparation, reason, message }));
                 return;
             }
         };

@@ -74,7 +74,7 @@ fn prepare(
     headers: &HeaderMap,
 ) -> Result<(HeaderMap, Wire, Options, Watched), Refused> {
     let seen = kubelet.pod(namespace, name);
-    let seen = seen.ok_or_else(|| upgrade::refuse(StatusCode::NOT_FOUND, "pod does not exist".into()))?;
+    let seen = seen.ok_or_else(|| upgrade::refuse_in_words(StatusCode::NOT_FOUND, "pod does not exist".into()))?;
     let mut options = Options::read(query).map_err(upgrade::bad)?;
     let sandbox = sandbox(kubelet, &seen, container)?;
     if sandbox.access == ExecAccess::Denied {

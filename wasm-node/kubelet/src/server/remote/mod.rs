@@ -127,7 +127,7 @@ async fn prepare(
     headers: &HeaderMap,
 ) -> Result<Prepared, Refused> {
     let seen = kubelet.pod(namespace, name);
-    let seen = seen.ok_or_else(|| upgrade::refuse(StatusCode::NOT_FOUND, "pod does not exist".into()))?;
+    let seen = seen.ok_or_else(|| upgrade::refuse_in_words(StatusCode::NOT_FOUND, "pod does not exist".into()))?;
     let options = Options::read(query).map_err(upgrade::bad)?;
     if options.command.is_empty() {
         return Err(upgrade::bad("you must specify at least 1 command to execute".into()));
@@ -161,7 +161,7 @@ fn sandbox(kubelet: &Kubelet, seen: &Seen, container: &str) -> Result<Arc<Sandbo
         Some(state) if state.terminated.is_some() => "container is in CONTAINER_EXITED state".to_owned(),
         _ => format!("container not found ({container:?})"),
     };
-    Err(upgrade::refuse(StatusCode::INTERNAL_SERVER_ERROR, why))
+    Err(upgrade::refuse_in_words(StatusCode::INTERNAL_SERVER_ERROR, why))
 }
 
 /// Lets a session in, where there is such a command.
@@ -183,6 +183,7 @@ async fn begin(sandbox: Arc<Sandbox>, options: Options, container: String) -> Re
         argv: options.command.clone(),
         // As container runtimes do.
         env: options.tty.then(|| ("TERM".to_owned(), "xterm".to_owned())).into_iter().collect(),
+        folders: sandbox.session_folders().await,
         stdio,
         is_toolbox: sandbox.is_toolbox(&program),
         log: log.clone(),

@@ -1,6 +1,9 @@
 //! Sessions of a plugin: an instance that lives between calls, with the resources that its clients know as strings. They have
 //! a number, shared among clients as slots are among containers: one may have as many as it leaves free, so that whoever
 //! comes next finds some. One that nobody calls for a minute ends.
+//!
+//! A name that a client chose is its own: the same name of another client is another session. A name that was made here is 128 random bits,
+//! which is all that it takes to call the session.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -96,9 +99,18 @@ impl Resources {
 /// A resource that a call takes with it.
 pub(crate) struct Taken(String, (String, ResourceAny));
 
+/// What a session is found by.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    name: Arc<str>,
+    /// The client that chose the name; none: it was made here, and is enough.
+    chosen_by: Option<String>,
+}
+
 /// One session.
 pub(crate) struct Session {
     pub(crate) name: Arc<str>,
+    key: Key,
     client: String,
     pub(crate) state: tokio::sync::Mutex<State>,
     used: Mutex<Instant>,
@@ -116,9 +128,33 @@ pub(crate) struct Sessions(Mutex<All>);
 
 #[derive(Default)]
 struct All {
-    by_name: HashMap<Arc<str>, Arc<Session>>,
+    by_key: HashMap<Key, Arc<Session>>,
     /// Somebody looks for idle ones now and then.
     watched: bool,
+}
+
+impl All {
+    fn begin(
+        &mut self,
+        key: Key,
+        (client, half_full): (&str, bool),
+        now: Instant,
+    ) -> Result<(Arc<Session>, bool), Full> {
+        let own = self.by_key.values().filter(|session| session.client == client).count();
+        let holds_half = half_full && !self.by_key.is_empty();
+        if holds_half || own >= SESSIONS_MAX.saturating_sub(self.by_key.len()) {
+            return Err(Full);
+        }
+        let session = Arc::new(Session {
+            name: key.name.clone(),
+            key: key.clone(),
+            client: client.to_owned(),
+            state: tokio::sync::Mutex::new(State::New),
+            used: Mutex::new(now),
+        });
+        self.by_key.insert(key, session.clone());
+        Ok((session, !std::mem::replace(&mut self.watched, true)))
+    }
 }
 
 impl Sessions {
@@ -126,8 +162,8 @@ impl Sessions {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The session of this name, made where there is none; and whether somebody has to look for idle ones from now on. `half_full`: so
-    /// is the container's memory, of which sessions leave as much as they hold to calls that have none.
+    /// The session that a client names, made where there is none; and whether somebody has to look for idle ones from now on. `half_full`:
+    /// so is the container's memory, of which sessions leave as much as they hold to calls that have none.
     pub(crate) fn enter(
         &self,
         name: &str,
@@ -135,36 +171,35 @@ impl Sessions {
         now: Instant,
     ) -> Result<(Arc<Session>, bool), Full> {
         let mut all = self.all();
-        if let Some(known) = all.by_name.get(name) {
+        let mut key = Key { name: name.into(), chosen_by: None };
+        let mut known = all.by_key.get(&key);
+        if known.is_none() {
+            key.chosen_by = Some(client.to_owned());
+            known = all.by_key.get(&key);
+        }
+        if let Some(known) = known {
             *known.used() = now;
             return Ok((known.clone(), false));
         }
-        let own = all.by_name.values().filter(|session| session.client == client).count();
-        let holds_half = half_full && !all.by_name.is_empty();
-        if holds_half || own >= SESSIONS_MAX.saturating_sub(all.by_name.len()) {
-            return Err(Full);
-        }
-        let session = Arc::new(Session {
-            name: name.into(),
-            client: client.to_owned(),
-            state: tokio::sync::Mutex::new(State::New),
-            used: Mutex::new(now),
-        });
-        all.by_name.insert(session.name.clone(), session.clone());
-        Ok((session, !std::mem::replace(&mut all.watched, true)))
+        all.begin(key, (client, half_full), now)
+    }
+
+    /// A session of a name that was made for it, which nobody guesses; the rest as [`Sessions::enter`].
+    pub(crate) fn begin(&self, name: &str, of: (&str, bool), now: Instant) -> Result<(Arc<Session>, bool), Full> {
+        self.all().begin(Key { name: name.into(), chosen_by: None }, of, now)
     }
 
     /// Ends a session, unless another one has its name by now.
     pub(crate) fn end(&self, session: &Arc<Session>) {
         let mut all = self.all();
-        if all.by_name.get(&session.name).is_some_and(|known| Arc::ptr_eq(known, session)) {
-            all.by_name.remove(&session.name);
+        if all.by_key.get(&session.key).is_some_and(|known| Arc::ptr_eq(known, session)) {
+            all.by_key.remove(&session.key);
         }
     }
 
     /// Ends all.
     pub(crate) fn clear(&self) {
-        let all = std::mem::take(&mut self.all().by_name);
+        let all = std::mem::take(&mut self.all().by_key);
         drop(all);
     }
 
@@ -176,7 +211,7 @@ impl Sessions {
             // One whose state is locked is being called.
             let idle =
                 |session: &Arc<Session>| *session.used() + SESSION_IDLE_MAX <= now && session.state.try_lock().is_ok();
-            all.by_name.retain(|_, session| {
+            all.by_key.retain(|_, session| {
                 let idle = idle(session);
                 if idle {
                     ended.push(session.clone());
@@ -184,7 +219,7 @@ impl Sessions {
                 !idle
             });
             let due = |session: &Arc<Session>| (*session.used() + SESSION_IDLE_MAX).max(now + SESSION_IDLE_MAX / 60);
-            let next = all.by_name.values().map(due).min();
+            let next = all.by_key.values().map(due).min();
             all.watched = next.is_some();
             next
         };
@@ -234,11 +269,27 @@ mod tests {
         };
         let counts: Vec<usize> = ["a", "b", "c", "d"].iter().map(|client| take(client)).collect();
         assert_eq!(counts, [SESSIONS_MAX / 2, SESSIONS_MAX / 4, SESSIONS_MAX / 8, SESSIONS_MAX / 16]);
-        assert!(sessions.enter("a7", ("z", false), now).is_ok(), "one that lives costs nothing");
+        assert!(sessions.enter("a7", ("a", false), now).is_ok(), "one that lives costs nothing");
         let (session, _) = sessions.enter("a7", ("a", false), now).unwrap();
         sessions.end(&session);
         assert_eq!(sessions.enter("b-more", ("b", false), now).err(), Some(Full), "it is not b's that came free");
         assert!(sessions.enter("e", ("e", false), now).is_ok());
+    }
+
+    #[test]
+    fn a_name_that_a_client_chose_leads_nobody_else_into_its_session() {
+        let sessions = Sessions::default();
+        let now = Instant::now();
+        let enter = |name: &str, client: &str| sessions.enter(name, (client, false), now).unwrap().0;
+        let ours = enter("cart", "shop/a");
+        assert!(Arc::ptr_eq(&enter("cart", "shop/a"), &ours));
+        let theirs = enter("cart", "shop/b");
+        assert!(!Arc::ptr_eq(&theirs, &ours) && theirs.name == ours.name);
+        sessions.end(&theirs);
+        assert!(Arc::ptr_eq(&enter("cart", "shop/a"), &ours), "each ends its own");
+        // Who was given a name that was made here may hand it on.
+        let (made, _) = sessions.begin("5f1c", ("shop/a", false), now).unwrap();
+        assert!(Arc::ptr_eq(&enter("5f1c", "shop/b"), &made));
     }
 
     #[test]

@@ -333,6 +333,15 @@ async fn resources_live_in_their_session() {
     assert_eq!((other.status, other.session.as_deref()), (200, Some("mine")));
     assert_eq!(call_in(&server, "mine", "greet", json!({"name": "x"})).await.json(), json!("hello x"));
     assert_eq!(call_in(&server, "b c", "greet", json!({"name": "x"})).await.status, 400);
+    // Which leads nobody else there.
+    let mut request = post("/coracle:samples/greeter/guest-book.names", json!({"self": other.json()}).to_string());
+    request.headers_mut().insert("coracle-session", "mine".parse().unwrap());
+    let stranger = ask(&server, "stranger", request).await;
+    assert!(
+        stranger.status == 400 && stranger.text.contains("wanted a guest-book of this session"),
+        "{}",
+        stranger.text
+    );
     // Books without end are bounded.
     let mut last = 200;
     for _ in 0..2000 {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use runtime_api::ledger::Resource;
 use runtime_api::pipe::{PIPE_BYTES_MAX, pipe};
-use runtime_api::{ExecError, ExecSpec, NodeCall, Stdio};
+use runtime_api::{ExecError, ExecSpec, NodeCall, Preopen, Stdio};
 
 use super::*;
 
@@ -43,6 +43,7 @@ const FLOOD: &str = "(loop $again (call $put (i32.const 1) (i32.const 4096)) (br
 
 fn spec(stdio: Stdio) -> ExecSpec {
     ExecSpec {
+        folders: Vec::new(),
         argv: vec!["x".into()],
         env: Vec::new(),
         stdio,
@@ -82,6 +83,27 @@ async fn bytes_go_both_ways_and_the_end_is_told() {
     assert_eq!((out.await.unwrap() == sent, err.await.unwrap() == sent), (true, true));
     assert_eq!((container.stats().memory_bytes, log.text().as_str()), (0, ""));
     assert!(container.stats().cpu > Duration::ZERO);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_finds_a_folder_that_its_container_has_not() {
+    let bench = Bench::new();
+    let toolbox = bench.load_sample("toolbox", Metering::Epochs).await;
+    let server = bench.load_sample("hello", Metering::Epochs).await;
+    let (container, _) = bench.container(server, |_| {});
+    let dir = tempfile::tempdir().unwrap();
+    let tmp = Preopen { host: dir.path().to_owned(), sub_paths: Vec::new(), guest: "/tmp".into(), writable: true };
+    let run = async |folders: Vec<Preopen>, script: &str| {
+        let argv = ["sh", "-c", script].map(str::to_owned).to_vec();
+        let spec = ExecSpec { argv, folders, is_toolbox: true, ..spec(Stdio::default()) };
+        container.exec(toolbox.clone(), spec).unwrap().run(never()).await.exit_code
+    };
+    let changes = container.stats().disk_changes;
+    assert_eq!(run(vec![tmp.clone()], "echo kept > /tmp/note").await, 0);
+    assert_eq!(std::fs::read_to_string(dir.path().join("note")).unwrap(), "kept\n");
+    assert!(container.stats().disk_changes > changes, "it is measured with what the container writes");
+    assert_eq!(run(vec![tmp], r#"[ "$(cat /tmp/note)" = kept ]"#).await, 0, "the next session finds it");
+    assert_ne!(run(Vec::new(), "cat /tmp/note").await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -352,6 +352,7 @@ async fn the_network_of_tools_is_nobody_elses() {
     assert_eq!(outcome.exit_code, 0, "{outcome:?} {}", log.text());
     // Nor does another program have it in a session beside the toolbox.
     let spec = |is_toolbox| runtime_api::ExecSpec {
+        folders: Vec::new(),
         argv: vec!["x".into()],
         env: Vec::new(),
         stdio: runtime_api::Stdio::default(),
@@ -397,6 +398,7 @@ async fn a_module_imports_what_its_pod_allows_and_so_do_programs_beside_it() {
     // A session's program is bound as the container's module is.
     let confined = container(&component, "wasi:cli/exit@0.2.0").unwrap();
     let spec = || runtime_api::ExecSpec {
+        folders: Vec::new(),
         argv: vec!["x".into()],
         env: Vec::new(),
         stdio: runtime_api::Stdio::default(),

@@ -1,0 +1,99 @@
+//! Immutable ConfigMaps that are deleted and made again under their name, against an API server that the test plays.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Method;
+use machinery_env::TokioClock;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::played::{Api, Played, Watch, missing, show};
+use crate::config::sources::{ConfigSourceManager, Known, Source, SourceKind};
+
+/// Has one ConfigMap, or none.
+#[derive(Default)]
+struct Cluster {
+    map: Option<Value>,
+    version: u64,
+    watches: Vec<Watch>,
+}
+
+impl Cluster {
+    fn put(&mut self, uid: &str, text: &str) {
+        self.version += 1;
+        let metadata = json!({"name": "m", "namespace": "n", "uid": uid, "resourceVersion": self.version.to_string()});
+        let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "immutable": true, "data": {"k": text}});
+        show(&mut self.watches, "ADDED", &map);
+        self.map = Some(map);
+    }
+
+    fn delete(&mut self) {
+        self.version += 1;
+        let mut map = self.map.take().unwrap();
+        map["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        show(&mut self.watches, "DELETED", &map);
+    }
+}
+
+impl Played for Cluster {
+    fn begin(&self, _: &str) -> (&'static str, Vec<Value>, u64) {
+        ("ConfigMap", self.map.iter().cloned().collect(), self.version)
+    }
+
+    fn watched(&mut self, _: &str, watch: Watch) {
+        self.watches.push(watch);
+    }
+
+    fn answer(&mut self, _: &Method, _: &str, _: &Value) -> Option<(u16, Value)> {
+        Some(missing())
+    }
+
+    fn tell(&self) -> String {
+        format!("{:?}", self.map)
+    }
+}
+
+async fn text(source: &Source) -> String {
+    let Known::Present(content) = source.read().await else { panic!("it is not there") };
+    String::from_utf8(content.data["k"].clone()).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_after_an_immutable_object_was_made_again_gets_the_new_one() {
+    let api = Api::<Cluster>::default();
+    api.with(|cluster| cluster.put("u1", "one"));
+    let sources = ConfigSourceManager::new(api.client(), TokioClock::env(7).0, CancellationToken::new());
+    let get = || sources.get(SourceKind::ConfigMap, "n", "m");
+    // Another one than that, as soon as there is.
+    let after = async |before: &Arc<Source>| {
+        let other = async {
+            loop {
+                let source = get();
+                if !Arc::ptr_eq(&source, before) {
+                    return source;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), other).await.expect("the old object is given to those that come")
+    };
+    let one = get();
+    assert_eq!(text(&one).await, "one");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(Arc::ptr_eq(&get(), &one), "one for all pods, while the object is there");
+    api.with(|cluster| {
+        cluster.delete();
+        cluster.put("u2", "two");
+    });
+    let two = after(&one).await;
+    assert_eq!((text(&two).await.as_str(), text(&one).await.as_str()), ("two", "one"), "who has it keeps it");
+    // Nobody sees the deletion itself.
+    api.with(|cluster| {
+        cluster.watches.clear();
+        cluster.delete();
+        cluster.put("u3", "three");
+    });
+    let three = after(&two).await;
+    assert_eq!((text(&three).await.as_str(), text(&two).await.as_str()), ("three", "two"));
+}

@@ -1,0 +1,141 @@
+//! A writable `/tmp` of the sessions of a container (`kubectl exec` and `cp`, commands of probes and hooks), where the container mounts none: one
+//! folder for all of them, made for the first and removed with the container. What lies in it counts as ephemeral storage. The container itself
+//! doesn't see it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+
+use runtime_api::Preopen;
+use tokio::sync::OnceCell;
+
+use super::shared::Shared;
+use crate::volume::measure::{Subject, Watched};
+use crate::volume::paths::{plain, session_folder};
+use crate::volume::usage;
+
+/// Where sessions find it.
+const PATH: &str = "/tmp";
+
+/// See the module.
+pub(crate) struct SessionTmp {
+    node: Weak<Shared>,
+    uid: String,
+    /// Of the container's starts, each in a folder of its own.
+    folder: PathBuf,
+    /// Once it is there: it is measured for as long as this lives.
+    made: OnceCell<Option<Watched>>,
+}
+
+impl SessionTmp {
+    /// Of a start of a container that finds these folders open; none where one of them has a `/tmp`.
+    pub(crate) fn new(
+        node: &Arc<Shared>,
+        uid: &str,
+        (container, attempt): (&str, u32),
+        mounted: &[Preopen],
+    ) -> Option<Self> {
+        let folder = session_folder(&node.pod_dir(uid)).join(plain(container)).join(attempt.to_string());
+        let made = OnceCell::new();
+        (!has_own(mounted)).then(|| Self { node: Arc::downgrade(node), uid: uid.to_owned(), folder, made })
+    }
+
+    /// What a session finds open; nothing where the folder can't be made.
+    pub(crate) async fn folders(&self) -> Vec<Preopen> {
+        match self.made.get_or_try_init(|| self.make()).await {
+            Ok(_) => vec![preopen(&self.folder)],
+            Err(error) => {
+                tracing::warn!(uid = self.uid, %error, "sessions have no /tmp: its folder cannot be made");
+                Vec::new()
+            }
+        }
+    }
+
+    async fn make(&self) -> io::Result<Option<Watched>> {
+        let folder = self.folder.clone();
+        tokio::task::spawn_blocking(move || make(&folder)).await.map_err(io::Error::other)??;
+        Ok(self.watched())
+    }
+
+    /// Has it measured: whether or not anything else of the pod is.
+    fn watched(&self) -> Option<Watched> {
+        let node = self.node.upgrade()?;
+        let view = node.pods.get(&self.uid)?;
+        let bounds = usage::bounds(&view.look().pod.get(), false);
+        let evicted = view.clone();
+        Some(node.measurer.watch(Subject {
+            pod_dir: node.pod_dir(&self.uid),
+            log_dir: node.log_dir(&self.uid),
+            bounds,
+            changes: Box::new(move || view.writes()),
+            settle: Box::new(|| ()),
+            exceeded: Box::new(move |message| evicted.evict(message)),
+        }))
+    }
+}
+
+impl Drop for SessionTmp {
+    fn drop(&mut self) {
+        // Where the process ends, the next start of the container or the pod's end removes it.
+        let (true, Ok(runtime)) = (self.made.initialized(), tokio::runtime::Handle::try_current()) else { return };
+        let folder = std::mem::take(&mut self.folder);
+        runtime.spawn_blocking(move || {
+            if let Err(error) = std::fs::remove_dir_all(&folder)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(folder = %folder.display(), %error, "/tmp of a container's sessions cannot be removed");
+            }
+        });
+    }
+}
+
+/// Whether a container has a `/tmp`, or somewhere to write one.
+fn has_own(mounted: &[Preopen]) -> bool {
+    let is_own = |preopen: &Preopen| {
+        let guest = Path::new(&preopen.guest);
+        guest == Path::new(PATH) || preopen.writable && Path::new(PATH).starts_with(guest)
+    };
+    mounted.iter().any(is_own)
+}
+
+fn preopen(folder: &Path) -> Preopen {
+    Preopen { host: folder.to_owned(), sub_paths: Vec::new(), guest: PATH.into(), writable: true }
+}
+
+/// Makes the folder, empty, and removes those of earlier starts.
+fn make(folder: &Path) -> io::Result<()> {
+    if let Some(all) = folder.parent() {
+        match std::fs::remove_dir_all(all) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    std::fs::create_dir_all(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_with_a_tmp_keeps_its_own() {
+        let of = |guest: &str, writable| Preopen { guest: guest.into(), writable, ..preopen(Path::new("/x")) };
+        for own in [of("/tmp", true), of("/tmp", false), of("/tmp/", true), of("/", true)] {
+            assert!(has_own(&[of("/data", true), own.clone()]), "{own:?}");
+        }
+        for other in [of("/tmpfs", true), of("/tmp/x", true), of("/", false)] {
+            assert!(!has_own(&[other.clone()]), "{other:?}");
+        }
+        assert!(!has_own(&[]));
+    }
+
+    #[test]
+    fn an_earlier_start_leaves_nothing_behind() {
+        let root = tempfile::tempdir().unwrap();
+        let (first, second) = (root.path().join("c/0"), root.path().join("c/1"));
+        make(&first).unwrap();
+        std::fs::write(first.join("f"), b"x").unwrap();
+        make(&second).unwrap();
+        assert!(!first.exists() && second.read_dir().unwrap().next().is_none());
+    }
+}
