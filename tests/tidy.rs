@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 mod keys;
 #[path = "tidy/layers.rs"]
 mod layers;
+#[path = "tidy/orders.rs"]
+mod orders;
 #[path = "tidy/promises.rs"]
 mod promises;
 #[path = "tidy/rows.rs"]
