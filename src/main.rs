@@ -10,6 +10,7 @@ mod logging;
 mod module_file;
 mod network;
 mod output;
+mod panics;
 mod progress;
 mod rollout;
 mod scheduler_plugins;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
     }
     // Before anything is opened: the usual soft limit of 1,024 is for programs that use select(2).
     machinery_serve::descriptors::raise_limit();
+    panics::count();
     match cmd::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(cmd::Failure::Usage(message)) => {

@@ -10,6 +10,8 @@ mod codecs;
 mod keys;
 #[path = "tidy/layers.rs"]
 mod layers;
+#[path = "tidy/orders.rs"]
+mod orders;
 #[path = "tidy/promises.rs"]
 mod promises;
 #[path = "tidy/rows.rs"]

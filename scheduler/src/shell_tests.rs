@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::plugins::{Plugin, PostFilterResult, PreBindPatch, Profile, ProfileError, Reserve, plugin};
+use crate::plugins::{Plugin, PostFilterResult, PreBindPatch, PreFilterResult, Profile, ProfileError, Reserve, plugin};
 use crate::pod::PodInfo;
 use crate::snapshot::Snapshot;
 use crate::{Config, RunError, run};
@@ -443,6 +444,36 @@ async fn profiles_have_plugins_of_their_own_around_the_decision() {
     let why = server.state.lock().unwrap().events.iter().find(|event| event["regarding"]["name"] == "fits").cloned();
     let why = why.map(|event| event["note"].to_string()).unwrap_or_default();
     assert!(why.contains(r#"running PreBind plugin \"TestPlugin\": "#), "{why}");
+    stop.cancel();
+    running.await.unwrap().unwrap();
+}
+
+static CLUMSY: Plugin = Plugin {
+    pre_filter: Some(|cycle| {
+        let decisions = DECISIONS.fetch_add(1, Ordering::SeqCst);
+        assert!(cycle.pod.key.name != "unlucky" || decisions > 0, "decision {decisions} panics");
+        PreFilterResult::Skip
+    }),
+    ..plugin("Clumsy")
+};
+static DECISIONS: AtomicU32 = AtomicU32::new(0);
+
+#[tokio::test]
+async fn a_decision_that_panics_is_told_and_made_again() {
+    let server = Server::new();
+    server.write("nodes", node("n1", "4"));
+    server.write("pods", pod("unlucky", "clumsy", "1"));
+    let mut profile = Profile::named("clumsy");
+    profile.plugins.push((&CLUMSY, 0));
+    let config = Config { profiles: vec![profile], ..Config::default() };
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(run(server.client(), Env::real(), config, stop.clone()));
+    server.until(|state| state.pod("unlucky")["spec"]["nodeName"] == "n1").await;
+    let told = |state: &mut State| {
+        let mut events = state.events.iter().filter(|event| event["reason"] == "FailedScheduling");
+        events.any(|event| event["note"].as_str().is_some_and(|note| note.starts_with("the scheduler panicked")))
+    };
+    server.until(told).await;
     stop.cancel();
     running.await.unwrap().unwrap();
 }

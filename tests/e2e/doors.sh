@@ -16,7 +16,6 @@ for file in "$BIN"/{hello,toolbox,chatter,greeter,counter,visits}.wasm "$WORK"/{
 done
 # shellcheck disable=SC2086
 UP_PID=$UP_PID DATA=$WORK/data python3 "$(dirname "${BASH_SOURCE[0]}")/doors.py" "$KUBECONFIG" ${CASES:-} || fail "see above"
-grep -i 'panic' "$WORK/up.log" && fail "something panicked"
 kill -0 "$UP_PID" || fail "the cluster is gone"
 down
 echo PASS

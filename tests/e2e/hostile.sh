@@ -142,7 +142,6 @@ serves "modules that compile for minutes"
 echo "· clients"
 python3 "$(dirname "${BASH_SOURCE[0]}")/hostile.py" "$KUBECONFIG" "$WORK/data" || fail "see above"
 serves "hostile clients"
-grep -i 'panic' "$WORK/up.log" && fail "something panicked"
 
 echo "· SIGTERM under load"
 load() { while curl -s -m 5 -o /dev/null "http://$HELLO/echo" -d x && kubectl create configmap "load-$1-$RANDOM$RANDOM" >/dev/null 2>&1; do :; done; }

@@ -48,11 +48,26 @@ put() {
     "$(printf %s "$config" | sha256sum | cut -d' ' -f1)" "$module" "$(stat -c %s "$2")" |
     curl -fsS -u "$user" -X PUT -H 'Content-Type: application/vnd.oci.image.manifest.v1+json' --data-binary @- "$at/manifests/v1"
 }
+# panics: whether a program has panicked, also where that was caught and tried again; says where. Every script that sources this fails
+# then. Guests' own panics are in their pods' logs, not in these.
+panics() {
+  grep -sE 'panicked at|the decision panicked' "$WORK"/*.log /dev/null >&2 || return 1
+  echo "FAIL: something panicked (lines above)" >&2
+}
 down() {
   local rc=0
   kill -s "${1:-TERM}" "$UP_PID"; wait "$UP_PID" || rc=$?
   UP_PID=
   [ "${1:-TERM}" = KILL ] || expect 0 "$rc" "exit code of coracle up"
+  # The next start begins a new log.
+  ! panics || fail "something panicked"
 }
-cleanup() { [ -z "$UP_PID" ] || kill -KILL "$UP_PID" 2>/dev/null || true; rm -rf "$WORK"; }
+cleanup() {
+  local panicked=
+  [ -z "$UP_PID" ] || kill -KILL "$UP_PID" 2>/dev/null || true
+  panics && panicked=yes
+  rm -rf "$WORK"
+  # Otherwise the script's own exit code stays.
+  [ -z "$panicked" ] || exit 1
+}
 trap cleanup EXIT

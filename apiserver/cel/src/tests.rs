@@ -264,3 +264,13 @@ fn objects_are_made() {
     assert!(matches!(Env::new().compile("Object{}"), Err(error) if error.to_string().contains("undeclared reference")));
     let _ = Value::Null;
 }
+
+/// NaN has no order: a comparison that called it equal to everything made sorting panic.
+#[test]
+fn lists_with_nan_are_sorted() {
+    for remainder in ["0", "1", "2"] {
+        let list = format!("lists.range(60).map(i, i % 3 == {remainder} ? double('NaN') : double(i * 37 % 60)).sort()");
+        assert_eq!(run(&format!("{list}.size()")).as_deref(), Ok("60"), "{list}");
+        assert_eq!(run(&format!("lists.range(39).all(i, {list}[i] < {list}[i + 1])")).as_deref(), Ok("true"), "{list}");
+    }
+}

@@ -1,5 +1,7 @@
 //! How many replicas each ReplicaSet shall have: pure arithmetic on the copies in a [`Rollout`].
 
+use std::cmp::Reverse;
+
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use machinery_client::Pod;
 
@@ -138,10 +140,11 @@ pub(super) fn proportional(rollout: &mut Rollout<'_>) {
     let mut sets: Vec<&mut ReplicaSet> =
         rollout.old.iter_mut().chain(&mut rollout.new).filter(|set| size(set) > 0).collect();
     // The largest first; among equals the newest gains and the oldest loses first.
-    sets.sort_by(|a, b| {
-        let by_age = super::age(a).cmp(&super::age(b));
-        size(b).cmp(&size(a)).then(if to_add > 0 { by_age.reverse() } else { by_age })
-    });
+    sets.sort_by(|a, b| super::age(a).cmp(&super::age(b)));
+    if to_add > 0 {
+        sets.reverse();
+    }
+    sets.sort_by_key(|set| Reverse(size(set)));
     let mut added = 0;
     let mut sizes: Vec<i32> = Vec::with_capacity(sets.len());
     for set in &sets {

@@ -9,6 +9,7 @@ pub mod imports;
 pub mod ip;
 pub mod key;
 pub mod names;
+pub mod order;
 pub mod packed;
 pub mod patch;
 pub mod placement;

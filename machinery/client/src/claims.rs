@@ -1,6 +1,7 @@
 //! Which volume a claim may have: what the binder, the scheduler and kubelets have to agree on
 //! (<https://kubernetes.io/docs/concepts/storage/persistent-volumes/#binding>). Pure.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
@@ -81,7 +82,7 @@ pub fn default_class<'a>(classes: impl Iterator<Item = &'a StorageClass>) -> Opt
     });
     let made = |class: &StorageClass| class.metadata.creation_timestamp.as_ref().map(|time| time.0);
     // The newest, then the first by its name.
-    defaults.min_by(|a, b| made(b).cmp(&made(a)).then_with(|| a.metadata.name.cmp(&b.metadata.name)))
+    defaults.min_by_key(|class| (Reverse(made(class)), class.metadata.name.as_deref()))
 }
 
 /// How much a claim asks for.

@@ -5,12 +5,15 @@
 //! are one code path. After a pass that wrote something the key is held back until the view shows what was written, so
 //! that no controller counts what it expects to see.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -25,7 +28,7 @@ use crate::object::{Decode, Kind, Typed, decode};
 use crate::pace::Pace;
 use crate::pass::{Memories, Pass};
 use crate::pending::PendingWrite;
-use crate::plan::{Failure, Plan};
+use crate::plan::{EventRecord, Failure, Plan};
 use crate::question::Memory;
 use crate::queue::{BackOff, WorkQueue};
 use machinery_api::ObjectKey;
@@ -278,8 +281,16 @@ impl<S: Send + Sync + 'static> Running<S> {
 
     fn on_change(&self, view: &ObjectCache, change: &Change) {
         for input in self.row.inputs {
-            for key in input.keys(view, change) {
-                self.queue.add(key);
+            // The caller feeds all controllers: a panic must not end it. The next full pass looks at the object again.
+            match catch_unwind(AssertUnwindSafe(|| input.keys(view, change))) {
+                Ok(keys) => keys.into_iter().for_each(|key| {
+                    self.queue.add(key);
+                }),
+                Err(panic) => {
+                    self.metrics.panicked(self.row.name);
+                    let panic = panic_message(&*panic);
+                    tracing::error!(controller = self.row.name, key = %change.key, panic, "mapping a change to keys panicked");
+                }
             }
         }
     }
@@ -298,9 +309,9 @@ impl<S: Send + Sync + 'static> Running<S> {
             self.metrics.taken(self.row.name, taken.waited);
             let key = taken.key;
             let now = self.env.now();
-            let plan = self.decide(&key, now, &Pass::default());
+            let Some(plan) = self.decide(&key, now, &Pass::default()) else { continue };
             if plan.questions.is_empty() {
-                self.perform(key, plan).await;
+                self.guard(&key, self.perform(key.clone(), plan)).await;
                 continue;
             }
             // Who answers may be slow: that is no worker's time.
@@ -309,7 +320,8 @@ impl<S: Send + Sync + 'static> Running<S> {
             tokio::spawn(async move {
                 let _permit = permit;
                 let stop = running.stop.clone();
-                stop.run_until_cancelled(running.ask(key, now, plan)).await;
+                let asking = running.clone().ask(key.clone(), now, plan);
+                stop.run_until_cancelled(running.guard(&key, asking)).await;
             });
         }
     }
@@ -325,7 +337,8 @@ impl<S: Send + Sync + 'static> Running<S> {
             for (question, answer) in self.executor.ask(plan.questions).await {
                 pass.answered(question, answer);
             }
-            plan = self.decide(&key, now, &pass);
+            let Some(next) = self.decide(&key, now, &pass) else { return };
+            plan = next;
         }
         if !plan.questions.is_empty() {
             tracing::error!(controller = self.row.name, %key, "the decision asks without end");
@@ -352,7 +365,8 @@ impl<S: Send + Sync + 'static> Running<S> {
         if self.informer.read(seen) {
             self.finish(&key, requeue_at, result);
         } else {
-            tokio::spawn(self.clone().await_cache(key, wrote, requeue_at, result));
+            let (running, waiting) = (self.clone(), self.clone().await_cache(key.clone(), wrote, requeue_at, result));
+            tokio::spawn(async move { running.guard(&key, waiting).await });
         }
     }
 
@@ -366,18 +380,52 @@ impl<S: Send + Sync + 'static> Running<S> {
         self.memories.write().unwrap_or_else(PoisonError::into_inner).set(key, memory);
     }
 
-    fn decide(&self, key: &ObjectKey, now: Timestamp, pass: &Pass) -> Plan {
+    /// Makes the decision; none where it panicked, and the key was given back.
+    fn decide(&self, key: &Arc<ObjectKey>, now: Timestamp, pass: &Pass) -> Option<Plan> {
         let memories = self.memories.read().unwrap_or_else(PoisonError::into_inner);
         let elapsed = self.env.elapsed();
         let context = Context { now, elapsed, settings: &*self.settings, pass, memories: &memories };
         // A bug in one decision must not end all others.
         let plan =
             self.informer.read(|view| catch_unwind(AssertUnwindSafe(|| (self.row.reconcile)(view, key, &context))));
-        plan.unwrap_or_else(|_| {
-            tracing::error!(controller = self.row.name, %key, "the decision panicked");
-            let mut plan = Plan::nothing();
-            plan.requeue_after(now, FULL_PASS_INTERVAL);
-            plan
+        drop(memories);
+        plan.map_err(|panic| self.panicked(key, &*panic)).ok()
+    }
+
+    /// Runs a step of a pass. A panic fails the pass, so that its key does not stay taken nor its worker end.
+    async fn guard(&self, key: &Arc<ObjectKey>, step: impl Future<Output = ()>) {
+        if let Err(panic) = AssertUnwindSafe(step).catch_unwind().await {
+            self.panicked(key, &*panic);
+        }
+    }
+
+    /// Gives back a key whose pass panicked, as one that failed: it is retried with its back-off. Nothing is remembered of
+    /// it any more, as after a restart.
+    fn panicked(&self, key: &Arc<ObjectKey>, panic: &(dyn Any + Send)) {
+        let controller = self.row.name;
+        tracing::error!(controller, %key, panic = panic_message(panic), "the decision panicked; it is retried");
+        self.metrics.panicked(controller);
+        if let Some(about) = self.informer.read(|view| self.subject(view, key)) {
+            self.executor.recorder.record(panic_event(about, controller));
+        }
+        self.remember(key, None);
+        self.queue.add_rate_limited(key.clone());
+        self.release(key, None, None);
+    }
+
+    /// The object that a key names: of the first kind among the inputs that has it.
+    fn subject(&self, view: &ObjectCache, key: &ObjectKey) -> Option<ObjectReference> {
+        self.row.inputs.iter().filter_map(Input::kind).find_map(|kind| {
+            let metadata = view.metadata(&kind, key)?;
+            Some(ObjectReference {
+                api_version: Some(kind.api_version()),
+                kind: Some(kind.kind.to_string()),
+                namespace: metadata.namespace.clone(),
+                name: metadata.name.clone(),
+                uid: metadata.uid.clone(),
+                resource_version: metadata.resource_version.clone(),
+                field_path: None,
+            })
         })
     }
 
@@ -420,4 +468,19 @@ impl<S: Send + Sync + 'static> Running<S> {
         }
         self.metrics.done(self.row.name, self.queue.done(key));
     }
+}
+
+/// The event about an object whose decision panicked. It is the same at each retry, so that the recorder counts it.
+fn panic_event(about: ObjectReference, controller: &str) -> EventRecord {
+    let message = format!(
+        "{controller} panicked while it reconciled this object and retries it with back-off; its log has the panic, the \
+         metric coracle_controller_panics_total counts them"
+    );
+    EventRecord { about, warning: true, reason: "ReconcilePanicked", message, source: None }
+}
+
+/// What a panic says, where it is a text.
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
-use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
@@ -19,6 +19,12 @@ struct Name {
     name: &'static str,
 }
 
+/// The controller that a figure is about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ControllerName {
+    controller: &'static str,
+}
+
 /// The figures of all queues.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -27,6 +33,7 @@ pub struct Metrics {
     queues: Queues,
     waited: Family<Name, Histogram, fn() -> Histogram>,
     worked: Family<Name, Histogram, fn() -> Histogram>,
+    panics: Family<ControllerName, Counter>,
 }
 
 /// The queues, as long as they are worked on. What can be read of them at any moment is read when it is asked for.
@@ -65,6 +72,7 @@ impl Metrics {
             queues: Queues::default(),
             waited: Family::new_with_constructor(seconds),
             worked: Family::new_with_constructor(seconds),
+            panics: Family::default(),
         }
     }
 
@@ -75,12 +83,21 @@ impl Metrics {
         registry.register("workqueue_queue_duration_seconds", help, self.waited.clone());
         let help = "How long in seconds working on a key takes";
         registry.register("workqueue_work_duration_seconds", help, self.worked.clone());
+        let help = "Number of panics while a controller reconciled an object; each is retried with back-off";
+        registry.register("coracle_controller_panics", help, self.panics.clone());
     }
 
     /// A controller has this queue.
     pub(super) fn watch(&self, controller: &'static str, queue: &Arc<WorkQueue>) {
         let mut queues = self.queues.0.lock().unwrap_or_else(PoisonError::into_inner);
         queues.push(((self.called)(controller), Arc::downgrade(queue)));
+        // Zero is shown, too: an alert needs a series that rises.
+        drop(self.panics.get_or_create(&ControllerName { controller }));
+    }
+
+    /// A pass over a key panicked.
+    pub(super) fn panicked(&self, controller: &'static str) {
+        self.panics.get_or_create(&ControllerName { controller }).inc();
     }
 
     /// A key was taken.
@@ -168,6 +185,7 @@ mod tests {
             "workqueue_depth{name=\"job\"} 1.0",
             "workqueue_queue_duration_seconds_count{name=\"job\"} 1",
             "# TYPE workqueue_unfinished_work_seconds gauge",
+            "coracle_controller_panics_total{controller=\"job-controller\"} 0",
         ] {
             assert!(text.lines().any(|shown| shown == line), "{line} in {text}");
         }

@@ -354,3 +354,77 @@ async fn a_kind_is_watched_as_one_type() {
     informer.watch::<crate::Pod>();
     informer.watch::<k8s_openapi::api::core::v1::Pod>();
 }
+
+static CLUMSY: Controller<()> = Controller {
+    name: "clumsy-controller",
+    account: "clumsy",
+    workers: 1,
+    back_off: BackOff::DEFAULT,
+    inputs: &[Input::of::<ConfigMap>(|_, change| {
+        assert!(change.key.name != "unmappable", "a change that can't be mapped");
+        vec![(*change.key).clone()]
+    })],
+    reconcile: |_, key, context| {
+        let mut tried = TRIED.lock().unwrap();
+        tried.push((key.name.clone(), context.elapsed));
+        let tries = tried.iter().filter(|(name, _)| *name == key.name).count();
+        drop(tried);
+        assert!(key.name != "x" || tries > 3, "try {tries} panics");
+        Plan::nothing()
+    },
+};
+static TRIED: Mutex<Vec<(String, Duration)>> = Mutex::new(Vec::new());
+
+#[tokio::test(start_paused = true)]
+async fn a_decision_that_panics_is_retried_with_back_off_counted_and_told() {
+    let script = Script::default();
+    let maps = script.streams("configmaps?watch=true");
+    let (client, stop, env) = (script.client(), CancellationToken::new(), TokioClock::env(1).0);
+    let informer = Informer::new(client.clone(), env.clone(), &stop);
+    let metrics = Metrics::default();
+    let mut registry = prometheus_client::registry::Registry::default();
+    metrics.register(&mut registry);
+    let parts = driver::DriverDeps {
+        clients: Arc::new(move |_| client.clone()),
+        informer: informer.clone(),
+        env,
+        metrics,
+        workers: Default::default(),
+        settings: Arc::new(()),
+    };
+    let running = tokio::spawn(driver::run([&CLUMSY], parts, stop.clone()));
+    for object in [object("unmappable", 3), object("x", 4), object("y", 5)] {
+        maps.send(event("ADDED", &object)).unwrap();
+    }
+    maps.send(bookmark(7, true)).unwrap();
+    let tries = |name: &str| {
+        let tried = TRIED.lock().unwrap();
+        tried.iter().filter(|(tried, _)| tried == name).map(|(_, at)| *at).collect::<Vec<_>>()
+    };
+    let posted = || script.asked.lock().unwrap().iter().any(|asked| asked.contains("POST /api/v1/namespaces/a/events"));
+    within(async {
+        while tries("x").len() < 4 || tries("y").is_empty() || !posted() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    // 5, 10 and 20 ms of back-off, each by the clock's millisecond or two later.
+    let x = tries("x");
+    let waits: Vec<_> = x.windows(2).map(|two| (two[1] - two[0]).as_millis()).collect();
+    assert!(waits.iter().zip([5, 10, 20]).all(|(wait, least)| (least..least + 5).contains(wait)), "{waits:?}");
+    // The change that can't be mapped has ended neither the watch nor the driver.
+    maps.send(event("ADDED", &object("z", 9))).unwrap();
+    within(async {
+        while tries("z").is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    assert_eq!(tries("x").len(), 4, "it has succeeded");
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    // One more is that of the change that can't be mapped.
+    assert!(text.contains("coracle_controller_panics_total{controller=\"clumsy-controller\"} 4"), "{text}");
+    stop.cancel();
+    within(running).await.unwrap();
+}

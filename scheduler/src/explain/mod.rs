@@ -8,6 +8,8 @@ mod fuzz;
 #[cfg(test)]
 mod tests;
 
+use std::cmp::Reverse;
+
 use serde::Serialize;
 
 pub use self::recording::{Recording, RecordingError};
@@ -225,7 +227,8 @@ impl Explanation {
                 node.scores.push(NodeScore { plugin: name, score, normalized: score, weighted });
             }
         }
-        nodes.sort_by(|a, b| b.total.cmp(&a.total).then_with(|| a.name.cmp(&b.name)));
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        nodes.sort_by_key(|node| Reverse(node.total));
         let there = cycle.nominated().filter(|name| nodes.iter().any(|node| node.name == *name));
         self.nominated = there.is_some();
         let best = nodes.first().map(|node| node.total);

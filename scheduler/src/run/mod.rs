@@ -1,9 +1,11 @@
 //! The shell: keeps the snapshot and the queue in step with the cluster, decides pod by pod, writes what was decided with
 //! many writes in flight.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use machinery_api::ObjectKey;
@@ -183,6 +185,12 @@ async fn act(
     shell.work(&stop).await
 }
 
+/// What a pod's event and condition say where its decision panicked.
+const DECISION_PANICKED: &str = "the scheduler panicked while it decided on this pod; its log has the panic";
+
+/// The same of its binding.
+const BINDING_PANICKED: &str = "the scheduler panicked while it bound this pod; its log has the panic";
+
 /// How a write ended.
 enum Done {
     Bound(QueuedPodInfo),
@@ -283,7 +291,12 @@ impl Scheduler {
         let profile = &self.config.profiles[at];
         let begun = self.env.elapsed();
         let seed = self.env.random_u64();
-        let decision = decide_with(&self.snapshot, &waiting.pod, profile, start, seed, verdicts);
+        // A bug that one pod meets must not end the scheduler: the pod is tried again with its back-off.
+        let decided = AssertUnwindSafe(|| decide_with(&self.snapshot, &waiting.pod, profile, start, seed, verdicts));
+        let Ok(decision) = catch_unwind(decided) else {
+            tracing::error!(pod = %waiting.pod.key, "the decision panicked; it is retried");
+            return self.not_bound(&waiting, DECISION_PANICKED.to_owned(), Some(permit));
+        };
         let took = self.env.elapsed().saturating_sub(begun);
         match decision {
             Decision::Node { name, tried } => {
@@ -337,7 +350,8 @@ impl Scheduler {
                     None => bind(&client, &pod.key, &pod.uid, &node).await,
                 }
             };
-            let result = match written.await {
+            let written = AssertUnwindSafe(written).catch_unwind().await;
+            let result = match written.unwrap_or_else(|_| Err(BINDING_PANICKED.to_owned())) {
                 Ok(()) => {
                     let note = format!("Successfully assigned {} to {node}", pod.key);
                     let note = EventRecord { about, warning: false, reason: "Scheduled", message: note, source: None };

@@ -24,6 +24,7 @@ use crate::compose::{self, Cluster, Parts};
 use crate::config::ClusterConfig;
 use crate::data_dir::DataDir;
 use crate::output::say;
+use crate::panics;
 use crate::progress::Progress;
 
 /// Connections of the measured load: enough to keep two cores busy, few enough that latency means something.
@@ -69,6 +70,7 @@ pub(crate) fn run(flags: &Demo) -> Result<(), Failure> {
         told.map(|()| flags.keep)
     })?;
     runtime.shutdown_timeout(Duration::from_secs(1));
+    panics::none()?;
     if !kept {
         say!("\nCleaned up: nothing is left behind.")?;
     }

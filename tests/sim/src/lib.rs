@@ -17,6 +17,7 @@ mod history;
 mod log;
 mod network;
 mod node;
+mod panics;
 mod random;
 mod rollouts;
 mod run;

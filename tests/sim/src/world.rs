@@ -13,6 +13,7 @@ use crate::checkers::invariants::Invariants;
 use crate::checkers::mounts::Mounts;
 use crate::history::{History, Step};
 use crate::log::{Log, log};
+use crate::panics;
 use crate::random::Random;
 use crate::sabotage::Sabotage;
 
@@ -66,6 +67,7 @@ pub(crate) struct World {
 impl World {
     /// A world under a seed; within a runtime whose time is paused.
     pub(crate) fn new(seed: u64, sabotage: Sabotage) -> Self {
+        panics::watch();
         let (env, clock) = TokioClock::env(seed);
         Self {
             env,
@@ -110,8 +112,11 @@ impl World {
         Self::lock(&self.violations).push(what);
     }
 
+    /// What checkers found, and what panicked in this run's thread.
     pub(crate) fn violations(&self) -> Vec<String> {
-        Self::lock(&self.violations).clone()
+        let mut all = Self::lock(&self.violations).clone();
+        all.extend(panics::seen().into_iter().map(|panic| format!("something panicked: {panic}")));
+        all
     }
 
     /// Something was committed.

@@ -166,14 +166,28 @@ fn sort_by<'d>(call: &mut Call<'_, 'd, '_>, keys: usize) -> Res<Value<'d>> {
         )));
     }
     let Some(first) = keys.first() else { return call.made_list(items) };
-    order(first, first).map_err(|_| EvalError::new("list elements must be comparable"))?;
+    if !is_nan(first) {
+        order(first, first).map_err(|_| EvalError::new("list elements must be comparable"))?;
+    }
     if keys.iter().any(|key| key.type_name() != first.type_name()) {
         return Err(EvalError::new("list elements must have the same type"));
     }
     let mut places: Vec<usize> = (0..items.len()).collect();
     call.meter.step(items.len() * (items.len().max(1).ilog2() as usize + 1))?;
-    places.sort_by(|a, b| order(&keys[*a], &keys[*b]).unwrap_or(Ordering::Equal));
+    places.sort_by(|a, b| compare_keys(&keys[*a], &keys[*b]));
     call.made_list(places.into_iter().map(|at| items[at].clone()).collect())
+}
+
+fn is_nan(value: &Value<'_>) -> bool {
+    matches!(value, Value::Double(number) if number.is_nan())
+}
+
+/// Of two keys of one comparable type. NaN, which has no order, comes last: cel-go leaves its place open.
+fn compare_keys(a: &Value<'_>, b: &Value<'_>) -> Ordering {
+    match (is_nan(a), is_nan(b)) {
+        (false, false) => order(a, b).unwrap_or(Ordering::Equal),
+        (a, b) => a.cmp(&b),
+    }
 }
 
 fn range<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
@@ -216,4 +230,26 @@ fn contains_all(call: &mut Call<'_, '_, '_>, whole: usize, part: usize) -> Res<b
         }
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use machinery_api::order::total_order_fault;
+
+    use super::*;
+
+    #[test]
+    fn keys_of_a_sort_have_a_total_order() {
+        let doubles = [f64::NAN, 1.0, -f64::NAN, 0.0, -0.0, f64::INFINITY, f64::NEG_INFINITY, 9_007_199_254_740_992.0];
+        let (ints, texts) = ([3, i64::MIN, i64::MAX, 3], ["b", "", "a", "b"]);
+        for keys in [
+            doubles.map(Value::Double).to_vec(),
+            ints.map(Value::Int).to_vec(),
+            [3, u64::MAX, 0].map(Value::Uint).to_vec(),
+            [true, false, true].map(Value::Bool).to_vec(),
+            texts.map(|text| Value::String(crate::value::Text::Ref(text))).to_vec(),
+        ] {
+            assert_eq!(total_order_fault(&keys, compare_keys), None);
+        }
+    }
 }

@@ -210,3 +210,19 @@ impl<'d> Map<'d> {
 fn unsupported(key: &Value<'_>) -> String {
     format!("unsupported key type: {}", key.type_name())
 }
+
+#[cfg(test)]
+mod tests {
+    use machinery_api::order::total_order_fault;
+
+    use super::*;
+
+    #[test]
+    fn keys_of_maps_have_a_total_order() {
+        let mut keys = vec![Key::Bool(true), Key::Bool(false)];
+        keys.extend([i64::MIN, -1, 0, 1, i64::MAX].map(Key::Int));
+        keys.extend([0, 1, 1 << 63, u64::MAX].map(Key::Uint));
+        keys.extend(["", "a", "0"].map(|text| Key::String(crate::value::Text::Ref(text))));
+        assert_eq!(total_order_fault(&keys, Ord::cmp), None);
+    }
+}

@@ -1,5 +1,6 @@
 //! What a definition makes of its versions: resources that are served, with a strategy of their own.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use machinery_api::schema::custom_name;
@@ -357,17 +358,20 @@ impl Maker<'_> {
             .iter()
             .filter(|other| flag(other, "served") && !flag(other, "deprecated"))
             .map(|other| text(other, "name"))
-            .min_by(|a, b| compare_versions(a, b));
-        if let Some(better) = better.filter(|better| compare_versions(better, name).is_lt()) {
+            .min_by_key(|name| version_order(name));
+        if let Some(better) = better.filter(|better| version_order(better) < version_order(name)) {
             said.push_str(&format!("; use {group}/{better} {kind}"));
         }
         Some(said.into())
     }
 }
 
+/// A version's place: its parts, the greatest first, and the name of one that has none.
+pub type VersionOrder<'a> = (Reverse<Option<(u8, u64, u64)>>, &'a str);
+
 /// Upstream's order of versions: stable ones before beta and alpha, the highest first; other names come last.
 #[must_use]
-pub fn compare_versions(a: &str, b: &str) -> std::cmp::Ordering {
+pub fn version_order(name: &str) -> VersionOrder<'_> {
     fn parse(name: &str) -> Option<(u8, u64, u64)> {
         let rest = name.strip_prefix('v')?;
         let number = |text: &str| -> Option<u64> {
@@ -381,10 +385,5 @@ pub fn compare_versions(a: &str, b: &str) -> std::cmp::Ordering {
         }
         Some((2, number(rest)?, 0))
     }
-    match (parse(a), parse(b)) {
-        (Some(a), Some(b)) => b.cmp(&a),
-        (Some(_), None) => std::cmp::Ordering::Less,
-        (None, Some(_)) => std::cmp::Ordering::Greater,
-        (None, None) => a.cmp(b),
-    }
+    (Reverse(parse(name)), name)
 }

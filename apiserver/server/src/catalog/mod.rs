@@ -19,7 +19,6 @@ mod schemas;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
@@ -28,7 +27,7 @@ use bytes::Bytes;
 use machinery_api::{GroupVersionResource, StorageKey, StoragePrefix};
 
 use apiserver_resources::ResourceInfo;
-use apiserver_resources::apiextensions::custom::compare_versions;
+use apiserver_resources::apiextensions::custom::{VersionOrder, version_order};
 use discovery::Discovery;
 
 /// Everything that is served.
@@ -213,16 +212,7 @@ impl Catalog {
             }
             resources.push(new.clone());
         }
-        resources.sort_by(|a, b| match (&a.custom, &b.custom) {
-            (None, None) => Ordering::Equal,
-            (None, Some(_)) => Ordering::Less,
-            (Some(_), None) => Ordering::Greater,
-            (Some(_), Some(_)) => a
-                .group
-                .cmp(&b.group)
-                .then_with(|| compare_versions(&a.version, &b.version))
-                .then_with(|| a.plural.cmp(&b.plural)),
-        });
+        resources.sort_by(|a, b| custom_place(a).cmp(&custom_place(b)));
         Ok(Self::new(resources, &self.address))
     }
 
@@ -231,6 +221,11 @@ impl Catalog {
         let left = self.resources.iter().filter(|resource| resource.gvr() != name).cloned().collect();
         Some((Self::new(left, &self.address), gone))
     }
+}
+
+/// Where a custom resource stands among its like; built-in ones, which have no place, come first and keep their order.
+fn custom_place(resource: &ResourceInfo) -> Option<(&str, VersionOrder<'_>, &str)> {
+    resource.custom.is_some().then(|| (&*resource.group, version_order(&resource.version), &*resource.plural))
 }
 
 /// The catalog of now.

@@ -9,6 +9,7 @@ mod names;
 mod register;
 
 use std::collections::{HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use apiserver_resources::ResourceInfo;
 use apiserver_resources::apiextensions::compiled::Compilations;
 use apiserver_resources::apiextensions::{conditions, custom};
 use apiserver_storage::cache::{Cached, Selectors};
+use futures::FutureExt as _;
 use machinery_api::{ApiError, GroupVersionResource};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -108,7 +110,7 @@ impl Extensions {
             *locked(&self.names) = names::Names::default();
             items.iter().for_each(|cached| locked(&self.names).put(&cached.shared()));
             for name in names.iter().chain(&gone) {
-                self.sync(&handler, name).await;
+                self.sync_caught(&handler, name).await;
             }
             let Some(prefix) = registry.served.with(|catalog| catalog.prefix(GROUP, PLURAL)) else { return };
             let watch = registry.cache.watch(prefix.all().as_str(), Some(revision), Selectors::default());
@@ -129,8 +131,15 @@ impl Extensions {
                 };
                 let Ok(seen) = seen else { break };
                 let Some(handler) = front.upgrade() else { return };
-                self.sync(&handler, seen.object.name()).await;
+                self.sync_caught(&handler, seen.object.name()).await;
             }
+        }
+    }
+
+    /// The same as [`Self::sync`]: a panic on one definition must not end what follows all of them.
+    async fn sync_caught(self: &Arc<Self>, handler: &Arc<RequestHandler>, name: &str) {
+        if AssertUnwindSafe(self.sync(handler, name)).catch_unwind().await.is_err() {
+            tracing::error!(definition = name, "serving a definition panicked; it is tried again when it changes");
         }
     }
 

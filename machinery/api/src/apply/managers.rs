@@ -1,6 +1,5 @@
 //! Who manages which fields: entries of `metadata.managedFields`, as they are held, stored, written and read.
 
-use std::cmp::Ordering;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -109,10 +108,9 @@ impl Eq for Entry {}
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Managers(Option<Arc<Vec<Entry>>>);
 
-fn order(a: &Entry, b: &Entry) -> Ordering {
-    let key = |e: &Entry| (e.who.operation.as_str(), e.at.unwrap_or(0));
-    let names = |e: &Entry| [e.who.manager.clone(), e.who.api_version.clone(), e.who.subresource.clone()];
-    key(a).cmp(&key(b)).then_with(|| names(a).cmp(&names(b)))
+fn place(entry: &Entry) -> (&str, i64, [&str; 3]) {
+    let who = &entry.who;
+    (who.operation.as_str(), entry.at.unwrap_or(0), [&who.manager, &who.api_version, &who.subresource])
 }
 
 /// A number of bytes behind its length.
@@ -135,7 +133,7 @@ impl Managers {
         if entries.is_empty() {
             return Self::default();
         }
-        entries.sort_by(order);
+        entries.sort_by(|a, b| place(a).cmp(&place(b)));
         entries.shrink_to_fit();
         Self(Some(Arc::new(entries)))
     }

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Number, Value};
 
 /// The keys of a list's item and their values, by name.
 pub type Keys = [(Arc<str>, Value)];
@@ -97,10 +97,7 @@ pub fn compare_values(a: &Value, b: &Value) -> Ordering {
         }
     }
     match (a, b) {
-        (Value::Number(a), Value::Number(b)) => match (a.as_i64(), b.as_i64()) {
-            (Some(a), Some(b)) => a.cmp(&b),
-            _ => a.as_f64().unwrap_or_default().total_cmp(&b.as_f64().unwrap_or_default()),
-        },
+        (Value::Number(a), Value::Number(b)) => compare_numbers(a, b),
         (Value::String(a), Value::String(b)) => a.cmp(b),
         (Value::Bool(a), Value::Bool(b)) => a.cmp(b),
         (Value::Array(a), Value::Array(b)) => {
@@ -116,6 +113,33 @@ pub fn compare_values(a: &Value, b: &Value) -> Ordering {
         }
         (a, b) => rank(a).cmp(&rank(b)),
     }
+}
+
+/// By their exact values: rounding whole numbers to floats would make two of them equal to a third and not to each other.
+fn compare_numbers(a: &Number, b: &Number) -> Ordering {
+    // Adding zero makes one zero of both.
+    let float = |number: &Number| number.as_f64().unwrap_or_default() + 0.0;
+    match (a.as_i64(), b.as_i64()) {
+        (Some(a), Some(b)) => a.cmp(&b),
+        (Some(a), None) => compare_with_float(a, float(b)),
+        (None, Some(b)) => compare_with_float(b, float(a)).reverse(),
+        (None, None) => float(a).total_cmp(&float(b)),
+    }
+}
+
+fn compare_with_float(whole: i64, float: f64) -> Ordering {
+    // -2^63 is the smallest i64, and a float.
+    const SMALLEST: f64 = -9_223_372_036_854_775_808.0;
+    if float < SMALLEST {
+        return Ordering::Greater;
+    }
+    if float >= -SMALLEST {
+        return Ordering::Less;
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "it is whole and in range")]
+    let below = float.floor() as i64;
+    let has_fraction = float.floor() < float;
+    whole.cmp(&below).then(false.cmp(&has_fraction))
 }
 
 /// Whether two values are the same to upstream, to which `1` and `1.0` are.

@@ -134,6 +134,12 @@ fn whole_numbers_are_told_as_upstream_tells_them() {
 
 proptest! {
     #[test]
+    fn quantities_have_a_total_order(texts in proptest::collection::vec("-?(0|[1-9][0-9]{0,37})([eE]-?[0-9]{1,2}|[numkMGTPE]|[KMGTPE]i)?", 3)) {
+        let quantities: Vec<Quantity> = texts.iter().filter_map(|text| Quantity::parse(text).ok()).collect();
+        prop_assert_eq!(crate::order::total_order_fault(&quantities, Ord::cmp), None);
+    }
+
+    #[test]
     fn never_panics(text in "\\PC{0,40}") {
         let _ = Quantity::parse(&text);
     }

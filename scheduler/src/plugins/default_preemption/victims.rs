@@ -64,7 +64,7 @@ pub(super) fn select<'a>(
 
 /// The most important first.
 pub(crate) fn sort(victims: &mut [Arc<PodInfo>]) {
-    victims.sort_by(|a, b| importance(a).cmp(&importance(b)).then_with(|| a.key.cmp(&b.key)));
+    victims.sort_by(|a, b| (importance(a), &a.key).cmp(&(importance(b), &b.key)));
 }
 
 /// The most important is the smallest: the highest priority, then the longest run.

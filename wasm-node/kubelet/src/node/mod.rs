@@ -251,6 +251,15 @@ async fn serve(
     Ok((address, tokio::spawn(server)))
 }
 
+/// Ends with a task. Its panic goes on here: a node that only stopped to renew its Lease would be taken for dead.
+async fn panic_of(task: &mut JoinHandle<()>) {
+    if let Err(ended) = task.await
+        && ended.is_panic()
+    {
+        std::panic::resume_unwind(ended.into_panic());
+    }
+}
+
 /// What the pods of the node share, once it has a block of addresses.
 fn share(
     config: &NodeConfig,
@@ -339,7 +348,7 @@ pub async fn run(
     let mut heart =
         heartbeat::NodeStatusManager::new(&config, client.clone(), &parts.env, kubelet.port(), observe, uid, shortages);
     let requests = client.clone().into();
-    let lease = tokio::spawn(lease::keep(requests, config.clone(), parts.env.clone(), node_uid, stop.clone()));
+    let mut lease = tokio::spawn(lease::keep(requests, config.clone(), parts.env.clone(), node_uid, stop.clone()));
     // Registered, and with a block of addresses: pods can be run from here on.
     let cidr = tokio::select! {
         () = stop.cancelled() => return Ok(()),
@@ -355,7 +364,8 @@ pub async fn run(
         shutdown::run(shared.clone()),
         collect::tell(shared.clone()),
         rest::run(shared.clone()),
-        pods::run(shared)
+        pods::run(shared),
+        panic_of(&mut lease)
     );
     server.abort();
     lease.abort();

@@ -1,5 +1,6 @@
 //! What a Node says of itself. Pure, but for observing the machine once.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -238,7 +239,8 @@ pub(super) fn observe(
     let room = |(total, free): (u64, u64)| Room { total, free };
     let mut images: Vec<(Vec<String>, u64)> =
         images.list().iter().map(|i| (vec![i.image_id.clone(), i.name.clone()], i.size_bytes)).collect();
-    images.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    images.sort();
+    images.sort_by_key(|(_, bytes)| Reverse(*bytes));
     images.truncate(IMAGES_MAX);
     let (open, most) = (ledger.used(Resource::Descriptors), ledger.limit(Resource::Descriptors));
     let reading = Reading {

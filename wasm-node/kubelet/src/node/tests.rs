@@ -200,3 +200,9 @@ async fn a_report_that_gets_no_answer_holds_no_heartbeat_up() {
     api.until("more renewals", |cluster| (cluster.renewals > before + 3).then_some(())).await;
     stop.cancel();
 }
+
+#[tokio::test]
+#[should_panic(expected = "it was meant to")]
+async fn a_lease_that_is_kept_no_longer_ends_the_node() {
+    super::panic_of(&mut tokio::spawn(async { panic!("it was meant to") })).await;
+}

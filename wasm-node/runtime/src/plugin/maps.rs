@@ -54,6 +54,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn keys_of_one_type_have_a_total_order() {
+        for keys in [
+            [i64::MIN, -1, 0, 7, i64::MAX].map(Val::S64).to_vec(),
+            [0, 1, u64::MAX].map(Val::U64).to_vec(),
+            [true, false].map(Val::Bool).to_vec(),
+            ['a', '\u{10ffff}', '\0'].map(Val::Char).to_vec(),
+            ["", "a", "b"].map(|text| Val::String(text.into())).to_vec(),
+        ] {
+            assert_eq!(machinery_api::order::total_order_fault(&keys, compare), None);
+        }
+    }
+
+    #[test]
     fn a_key_that_is_there_twice_is_found() {
         let map = |keys: Vec<Val>| keys.into_iter().map(|key| (key, Val::Bool(true))).collect::<Vec<_>>();
         let texts = |texts: &[&str]| map(texts.iter().map(|text| Val::String((*text).into())).collect());

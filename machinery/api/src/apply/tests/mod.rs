@@ -16,6 +16,7 @@ use super::path::PathElement;
 use super::rules::{Ignored, Versions, Writer, update};
 use super::set::Set;
 use super::{Failure, apply, fields, pool};
+use crate::order::total_order_fault;
 use crate::schema::{FieldValidation, Media, Target, TypeRef, built_in, decode, default, normalise};
 
 /// A kind that is served in one version.
@@ -85,6 +86,47 @@ fn any_element() -> impl Strategy<Value = PathElement> {
         1 => scalar().prop_map(|value| PathElement::Value(Arc::new(value))),
         1 => (0i64..3).prop_map(PathElement::Index),
     ]
+}
+
+/// Numbers that are equal once they are rounded, zeros of both signs, and values of all other kinds around them.
+fn any_value() -> impl Strategy<Value = Value> {
+    const LARGE: i64 = 1 << 53;
+    let float = |value: i64| value as f64;
+    let number = prop_oneof![
+        (-2i64..3).prop_map(Value::from),
+        (-2i64..3).prop_map(move |value| Value::from(float(value) / 2.0)),
+        Just(Value::from(-0.0)),
+        (LARGE - 2..LARGE + 3).prop_map(Value::from),
+        (LARGE - 2..LARGE + 3).prop_map(move |value| Value::from(float(value))),
+        (i64::MAX - 1..=i64::MAX).prop_map(Value::from),
+        (i64::MIN..i64::MIN + 2).prop_map(Value::from),
+        Just(Value::from(u64::MAX)),
+        Just(Value::from(float(i64::MAX))),
+        Just(Value::from(float(i64::MIN))),
+    ];
+    let other = prop_oneof![Just(Value::Null), any::<bool>().prop_map(Value::from), "[ab]{0,2}".prop_map(Value::from)];
+    prop_oneof![4 => number, 1 => other].prop_recursive(2, 6, 2, |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+            proptest::collection::btree_map("[ab]", inner, 0..3).prop_map(Value::from_iter),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn values_have_a_total_order(values in proptest::collection::vec(any_value(), 3..6)) {
+        prop_assert_eq!(total_order_fault(&values, super::path::compare_values), None);
+    }
+
+    #[test]
+    fn path_elements_have_a_total_order(
+        mut elements in proptest::collection::vec(any_element(), 3),
+        values in proptest::collection::vec(any_value(), 2),
+    ) {
+        elements.extend(values.into_iter().map(|value| PathElement::Value(Arc::new(value))));
+        prop_assert_eq!(total_order_fault(&elements, Ord::cmp), None);
+    }
 }
 
 fn any_set() -> impl Strategy<Value = Set> {
