@@ -67,7 +67,13 @@ fn single(actions: Vec<Action>, order: Order) -> Vec<Action> {
 }
 
 fn changes(action: &Action) -> bool {
-    !matches!(action, Action::RequireFreshCache { .. } | Action::ExpectNone { .. } | Action::ExpectGone { .. })
+    !matches!(
+        action,
+        Action::RequireFreshCache { .. }
+            | Action::RequireDependents { .. }
+            | Action::ExpectNone { .. }
+            | Action::ExpectGone { .. }
+    )
 }
 
 impl Play {

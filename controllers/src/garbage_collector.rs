@@ -11,7 +11,7 @@ use machinery_api::{GroupVersion, ObjectKey};
 use machinery_client::request::PatchType;
 use machinery_client::{
     Action, BackOff, Change, Context, Controller, EventRecord, Input, Kind, ObjectCache, OutcomeEvents, Plan,
-    Propagation, value_of,
+    Propagation, value_of, version_of,
 };
 use serde_json::{Value, json};
 
@@ -141,10 +141,9 @@ fn finish(view: &ObjectCache, item: &Item<'_>) -> Plan {
             dependent.with_owners(&others)
         });
         let orphaned: Vec<Action> = dependents.collect();
-        let mut plan = Plan::nothing();
-        if !orphaned.is_empty() {
-            plan.push(Action::Concurrent(orphaned));
-        }
+        let checks = unseen_dependents(view, item);
+        let batches = [orphaned, checks].into_iter().filter(|batch| !batch.is_empty());
+        let mut plan: Plan = batches.map(Action::Concurrent).collect::<Vec<_>>().into();
         plan.push(item.without_finalizer(ORPHAN));
         return plan;
     }
@@ -157,6 +156,30 @@ fn finish(view: &ObjectCache, item: &Item<'_>) -> Plan {
         }
     }
     Plan::nothing()
+}
+
+/// Questions for dependents that were committed before the owner's deletion and that the view doesn't show yet: of the kinds
+/// whose view isn't known to be as new as the owner's. A kind of somebody's own whose watch is broken is left out, as it may
+/// stay so.
+fn unseen_dependents(view: &ObjectCache, item: &Item<'_>) -> Vec<Action> {
+    let version = version_of(item.metadata);
+    let namespace = if item.kind.namespaced { item.key.namespace.as_str() } else { "" };
+    let behind = |kind: &&Kind| {
+        let own = kind.group.contains('.') && !kind.group.ends_with(".k8s.io");
+        let may_depend = kind.namespaced || !item.kind.namespaced;
+        let known = view.synced(kind) && !view.is_polled(kind) && (!own || view.is_followed(kind));
+        may_depend && known && view.seen(kind).unwrap_or(0) < version
+    };
+    let question = |kind: &Kind| {
+        let known = view.dependents(item.uid()).filter(|(of, _, _)| *of == kind);
+        Action::RequireDependents {
+            kind: kind.clone(),
+            namespace: namespace.to_owned(),
+            owner_uid: item.uid().to_owned(),
+            known: known.filter_map(|(_, _, dependent)| dependent.uid.clone()).collect(),
+        }
+    };
+    view.kinds().filter(behind).map(question).collect()
 }
 
 /// How an owner stands.
@@ -361,6 +384,36 @@ mod tests {
             delete(&mut cluster, &deployments(), "web", how);
             assert_eq!(settle(&mut cluster), left, "{how:?}");
         }
+    }
+
+    /// The watch of pods may be behind that of Jobs: what was made a moment before the owner was deleted stays, too.
+    #[test]
+    fn an_owner_stays_until_all_that_it_leaves_behind_is_seen() {
+        let mut cluster = family();
+        delete(&mut cluster, &deployments(), "web", Propagation::Orphan);
+        let settings = Settings::default();
+        let plan = reconcile(&cluster.view, &key("d"), &cluster.context(&settings));
+        let version = |kind: &Kind| cluster.view.seen(kind).unwrap_or_default();
+        let owner = version(&deployments());
+        let [Action::Concurrent(orphaned), Action::Concurrent(checks), Action::Patch { .. }] = plan.actions.as_slice()
+        else {
+            panic!("{plan:?}")
+        };
+        assert_eq!(orphaned.len(), 1);
+        for check in checks {
+            let Action::RequireDependents { kind, namespace, owner_uid, known } = check else { panic!("{check:?}") };
+            assert!(version(kind) < owner && kind.namespaced && namespace == "default" && owner_uid == "d");
+            let sets = kind.kind == "ReplicaSet";
+            assert_eq!(known.iter().map(String::as_str).collect::<Vec<_>>(), if sets { vec!["r"] } else { vec![] });
+        }
+        let asked = |kind: &str| {
+            checks.iter().any(|check| matches!(check, Action::RequireDependents { kind: of, .. } if of.kind == kind))
+        };
+        assert!(asked("Pod") && asked("ReplicaSet") && !asked("Deployment") && !asked("Node"));
+        let kinds: Vec<Kind> = cluster.view.kinds().cloned().collect();
+        kinds.iter().for_each(|kind| cluster.view.progress(kind, owner));
+        let plan = reconcile(&cluster.view, &key("d"), &cluster.context(&settings));
+        assert_eq!(plan.actions.len(), 2, "all is seen: {plan:?}");
     }
 
     #[test]

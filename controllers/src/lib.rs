@@ -6,6 +6,8 @@
 //!
 //! Absent on purpose: waiting, clients, clocks and memory between two decisions.
 
+#[cfg(test)]
+mod broken_tests;
 mod certificates;
 mod cloud;
 mod cluster_role_aggregation;
@@ -28,6 +30,7 @@ mod node_lifecycle;
 mod pod_garbage_collector;
 mod podautoscaler;
 mod pods;
+mod replacement;
 mod replicaset;
 mod replicationcontroller;
 mod resourcequota;

@@ -1,5 +1,7 @@
 //! `pod-garbage-collector-controller`: pods that no node will ever end: on nodes that are gone, being deleted with no
 //! node, on nodes out of service; and the oldest of too many that have ended.
+//!
+//! No pod goes at once for a node's sake: what is made again and again for a node that is lost goes once in a quarantine.
 
 use std::time::Duration;
 
@@ -19,6 +21,8 @@ use crate::{conditions, pods};
 const QUARANTINE: Duration = Duration::from_secs(40);
 /// How long a pod without a node may take to go by itself once it is deleted (upstream looks every 20 s).
 const UNSCHEDULED_GRACE: Duration = Duration::from_secs(20);
+/// How old a pod must be at least that goes with a node out of service: upstream's interval between two looks.
+const OUT_OF_SERVICE_AGE: Duration = Duration::from_secs(20);
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
 /// The key is a pod's, or one with no name for all that have ended.
@@ -88,17 +92,25 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
         return end(pod, None).into();
     };
     let node_key = ObjectKey::cluster(node_name);
+    let appeared_at = view.appeared_at(&Kind::of::<Pod>(), key).unwrap_or_default();
+    let wait = |since: Duration, time: Duration| {
+        let left = (since + time).saturating_sub(context.elapsed);
+        (!left.is_zero()).then(|| {
+            let mut plan = Plan::nothing();
+            plan.requeue_after(context.now, left);
+            plan
+        })
+    };
     match view.get::<Node>(&node_key) {
-        Some(node) if deleted_at.is_some() && is_out_of_service(node) => end(pod, None).into(),
+        Some(node) if deleted_at.is_some() && is_out_of_service(node) => {
+            wait(appeared_at, OUT_OF_SERVICE_AGE).unwrap_or_else(|| end(pod, None).into())
+        }
         Some(_) => Plan::nothing(),
         None => {
-            // A node that was gone before the view began counts as gone since its pod was seen first: as upstream, a
-            // restart begins anew.
-            let gone_at = view.node_gone_at(node_name).or_else(|| view.seen_at(&Kind::of::<Pod>(), key));
-            let left = (gone_at.unwrap_or_default() + QUARANTINE).saturating_sub(context.elapsed);
-            if left > Duration::ZERO {
-                let mut plan = Plan::nothing();
-                plan.requeue_after(context.now, left);
+            // From the later of the node's end and the pod's beginning: a pod that somebody makes for a node that is gone
+            // has its own quarantine. A node that was gone before the view began counts as gone since then, as upstream.
+            let lost_at = view.node_gone_at(node_name).unwrap_or_default().max(appeared_at);
+            if let Some(plan) = wait(lost_at, QUARANTINE) {
                 return plan;
             }
             let mut actions = vec![Action::ExpectGone { kind: Kind::of::<Node>(), key: node_key, uid: None }];
@@ -217,6 +229,40 @@ mod tests {
         node_gone(&mut simulation);
         assert!(after(&mut simulation, 180).actions.is_empty());
         assert_eq!(after(&mut simulation, 181).actions.len(), 3);
+    }
+
+    /// A workload whose template names a node that is gone makes its pods anew: each of them is as new as it is.
+    #[test]
+    fn a_pod_that_is_made_for_a_node_that_is_gone_has_a_quarantine_of_its_own() {
+        let mut simulation = crate::simulation(start(), [node()]);
+        node_gone(&mut simulation);
+        simulation.now = start().saturating_add(Duration::from_secs(50)).unwrap();
+        simulation.create(&Kind::of::<Pod>(), pod());
+        for second in [50, 70, 89] {
+            assert!(after(&mut simulation, second).actions.is_empty(), "{second}");
+            // What others write of it moves nothing.
+            let mut told = simulation.view.object(&Kind::of::<Pod>(), &ObjectKey::new("a", "p")).unwrap().to_value();
+            told["metadata"]["annotations"] = json!({"second": second.to_string()});
+            simulation.write(&Kind::of::<Pod>(), told);
+        }
+        assert_eq!(after(&mut simulation, 90).actions.len(), 3);
+    }
+
+    #[test]
+    fn a_node_out_of_service_takes_a_new_pod_along_only_after_a_while() {
+        let mut out = node();
+        out["spec"] = json!({"taints": [{"key": OUT_OF_SERVICE, "effect": "NoExecute"}]});
+        let mut simulation = crate::simulation(start(), [out]);
+        simulation.now = start().saturating_add(Duration::from_secs(50)).unwrap();
+        let mut going = pod();
+        going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:01:20Z");
+        going["metadata"]["deletionGracePeriodSeconds"] = json!(30);
+        going["metadata"]["finalizers"] = json!(["example.com/held"]);
+        simulation.create(&Kind::of::<Pod>(), going);
+        let plan = after(&mut simulation, 50);
+        assert!(plan.actions.is_empty(), "{plan:?}");
+        assert_eq!(plan.requeue_at, Some(start().saturating_add(Duration::from_secs(70)).unwrap()));
+        assert_eq!(after(&mut simulation, 70).actions.len(), 2);
     }
 
     /// What went before the view began (a restart) is waited for from then on.

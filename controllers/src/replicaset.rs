@@ -11,12 +11,13 @@ use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
 use machinery_client::selector::{Labels, contains, selects};
 use machinery_client::{
-    Action, BackOff, Change, Context, Controller, EventRecord, Input, Object, ObjectCache, Plan, Pod, Typed,
+    Action, BackOff, Change, Context, Controller, EventRecord, Input, Memory, Object, ObjectCache, Plan, Pod, Typed,
     controlled_by, controller_of, key_of,
 };
 
 use crate::Settings;
 use crate::pods;
+use crate::replacement::Replacement;
 
 /// The condition that says that pods could not be made or deleted.
 const REPLICA_FAILURE: &str = "ReplicaFailure";
@@ -109,7 +110,11 @@ pub(crate) fn reconcile<K: Replicated>(view: &ObjectCache, key: &ObjectKey, cont
     }
 
     let wanted = usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or(0);
-    let scaling = if going { None } else { scale(view, owner, set, &active, wanted, context.now) };
+    let missing = if going { 0 } else { wanted.saturating_sub(active.len()) };
+    let known = context.memories.of::<Replacement>(key);
+    let (allowed, replacement) = Replacement::next(known, view, uid, (missing, wanted), context.elapsed);
+    allowed.next_in.into_iter().for_each(|wait| plan.requeue_after(context.now, wait));
+    let scaling = if going { None } else { scale(view, owner, set, &active, (wanted, allowed.pods), context.now) };
     let update = |status: &ReplicaSetStatus| {
         let differs = normal(set.status.clone().unwrap_or_default()) != normal(status.clone());
         differs.then(|| Action::update_status(&owner.with_status(status.clone())))
@@ -142,21 +147,23 @@ pub(crate) fn reconcile<K: Replicated>(view: &ObjectCache, key: &ObjectKey, cont
     let min_ready = spec.min_ready_seconds.unwrap_or(0);
     let upcoming = active.iter().filter_map(|pod| pods::available_at(pod, min_ready)).filter(|at| *at > context.now);
     upcoming.for_each(|at| plan.revisit(at));
+    plan.memory = Replacement::noted(replacement, uid, &plan, view, context.elapsed).map(Memory::of);
     plan
 }
 
-/// Makes or deletes what is too few or too many.
+/// Makes or deletes what is too few or too many; no more is made at once than is allowed.
 fn scale<K: Replicated>(
     view: &ObjectCache,
     owner: &K,
     set: &ReplicaSet,
     active: &[&Pod],
-    wanted: usize,
+    (wanted, allowed): (usize, usize),
     now: Timestamp,
 ) -> Option<Action> {
     let said = |event: EventRecord| Some(EventRecord { source: K::SOURCE, ..event });
     match active.len().cmp(&wanted) {
         Ordering::Equal => None,
+        Ordering::Less if allowed == 0 => None,
         Ordering::Less => {
             let metadata = &set.metadata;
             let template = set.spec.as_ref()?.template.clone().unwrap_or_default();
@@ -167,7 +174,7 @@ fn scale<K: Replicated>(
                 said(EventRecord::normal(owner, "SuccessfulCreate", "Created pod: {name}")),
                 said(EventRecord::warning(owner, "FailedCreate", "Error creating: {error}")),
             );
-            Some(Action::SlowStart(vec![create; (wanted - active.len()).min(BURST_PODS)]))
+            Some(Action::SlowStart(vec![create; allowed.min(BURST_PODS)]))
         }
         Ordering::Greater => {
             let surplus = (active.len() - wanted).min(BURST_PODS);

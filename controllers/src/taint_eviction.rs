@@ -1,5 +1,9 @@
 //! `taint-eviction-controller`: pods leave a node whose NoExecute taints they don't tolerate, or no longer
 //! (Kubernetes documentation, "Taint based Evictions").
+//!
+//! A tolerated time begins when the taint was added, and no later than when this controller saw it first beside the pod:
+//! what is remembered of a pod never moves the deadline along, and a new pod of a node that was tainted long ago has its
+//! whole time.
 
 use std::time::Duration;
 
@@ -8,7 +12,7 @@ use k8s_openapi::api::core::v1::{Node, PodCondition, Taint, Toleration};
 use machinery_api::{ObjectKey, placement};
 use machinery_client::driver::own_key;
 use machinery_client::{
-    Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, key_of, value_of,
+    Action, BackOff, Change, Context, Controller, EventRecord, Input, Memory, ObjectCache, Plan, Pod, key_of, value_of,
 };
 use serde_json::json;
 
@@ -44,17 +48,44 @@ fn of_node(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     view.on_node(&change.key.name).map(|pod| key_of(&pod.metadata)).collect()
 }
 
+/// The NoExecute taints of a pod's node, each with the monotonic time at which this controller saw it first beside the pod.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Seen {
+    pod_uid: String,
+    node: String,
+    taints: Vec<(Taint, Duration)>,
+}
+
+impl Seen {
+    /// What is there now; of a pod that is still the same, on the same node, what was seen before keeps its time.
+    fn now(before: Option<&Self>, pod: &Pod, node: &str, taints: &[&Taint], elapsed: Duration) -> Self {
+        let pod_uid = pod.metadata.uid.clone().unwrap_or_default();
+        let before = before.filter(|before| before.pod_uid == pod_uid && before.node == node);
+        let since = |taint: &Taint| {
+            let same = |known: &&(Taint, Duration)| known.0 == *taint;
+            before.and_then(|before| before.taints.iter().find(same)).map_or(elapsed, |(_, at)| *at)
+        };
+        let taints = taints.iter().map(|taint| ((*taint).clone(), since(taint))).collect();
+        Self { pod_uid, node: node.to_owned(), taints }
+    }
+}
+
 fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
     let Some(pod) = view.get::<Pod>(key).filter(|pod| pods::is_active(pod)) else { return Plan::nothing() };
-    let Some(node) = node_of(pod).and_then(|name| view.get::<Node>(&ObjectKey::cluster(name))) else {
+    let Some(name) = node_of(pod) else { return Plan::nothing() };
+    let Some(node) = view.get::<Node>(&ObjectKey::cluster(name)) else { return Plan::nothing() };
+    let taints = evicting(node);
+    if taints.is_empty() {
         return Plan::nothing();
-    };
+    }
     let tolerations: Vec<&Toleration> =
         pod.spec.iter().flat_map(|spec| spec.shape.tolerations.iter().flatten()).collect();
+    let seen = Seen::now(context.memories.of::<Seen>(key), pod, name, &taints, context.elapsed);
+    let clock = Clock { now: context.now, elapsed: context.elapsed, placed: placed_at(pod) };
     let mut plan = Plan::nothing();
-    match leaves_at(&evicting(node), &tolerations, context.now) {
+    match leaves_in(&seen.taints, &tolerations, &clock) {
         None => {}
-        Some(at) if at > context.now => plan.revisit(at),
+        Some(wait) if !wait.is_zero() => plan.requeue_after(context.now, wait),
         Some(_) => {
             let note = EventRecord::normal(pod, "TaintManagerEviction", format!("Marking for deletion Pod {key}"));
             plan.push(Action::Event(note));
@@ -62,24 +93,49 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
             plan.push(Action::delete(pod));
         }
     }
+    plan.memory = Some(Memory::of(seen));
     plan
 }
 
-/// When a pod has to leave: at once for a taint that it doesn't tolerate, else after the shortest toleration of all.
-fn leaves_at(taints: &[&Taint], tolerations: &[&Toleration], now: Timestamp) -> Option<Timestamp> {
-    let mut leaves: Option<Timestamp> = None;
-    for taint in taints {
+/// Since when a pod is on its node, as far as it tells: what was there before can't have begun to wait for it.
+fn placed_at(pod: &Pod) -> Timestamp {
+    let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let placed = conditions.find(|c| c.type_ == "PodScheduled" && c.status == "True");
+    let placed = placed.and_then(|condition| condition.last_transition_time.as_ref());
+    placed.or(pod.metadata.creation_timestamp.as_ref()).map_or(Timestamp::MIN, |at| at.0)
+}
+
+/// What a tolerated time is measured by.
+struct Clock {
+    now: Timestamp,
+    elapsed: Duration,
+    /// When the pod came to its node.
+    placed: Timestamp,
+}
+
+impl Clock {
+    /// How long ago a tolerated time began.
+    fn age(&self, taint: &Taint, seen_at: Duration) -> Duration {
+        let seen = self.elapsed.saturating_sub(seen_at);
+        let Some(added) = &taint.time_added else { return seen };
+        let told = Duration::try_from(self.now.duration_since(added.0.max(self.placed))).unwrap_or_default();
+        told.max(seen)
+    }
+}
+
+/// How long a pod may stay: none for a taint that it doesn't tolerate, else the shortest toleration of all.
+fn leaves_in(taints: &[(Taint, Duration)], tolerations: &[&Toleration], clock: &Clock) -> Option<Duration> {
+    let mut leaves: Option<Duration> = None;
+    for (taint, seen_at) in taints {
         let matching: Vec<_> = tolerations.iter().filter(|toleration| tolerates(toleration, taint)).collect();
         if matching.is_empty() {
-            return Some(now);
+            return Some(Duration::ZERO);
         }
-        let since = taint.time_added.as_ref().map_or(now, |at| at.0);
         let shortest = matching.iter().filter_map(|toleration| toleration.toleration_seconds).min();
         if let Some(seconds) = shortest {
-            let at = since
-                .saturating_add(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
-                .unwrap_or(Timestamp::MAX);
-            leaves = Some(leaves.map_or(at, |known| known.min(at)));
+            let tolerated = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+            let left = tolerated.saturating_sub(clock.age(taint, *seen_at));
+            leaves = Some(leaves.map_or(left, |known| known.min(left)));
         }
     }
     leaves
@@ -121,29 +177,123 @@ fn disrupted(pod: &Pod, now: Timestamp) -> Action {
 
 #[cfg(test)]
 mod tests {
+    use machinery_client::simulate::Simulation;
+    use serde_json::Value;
+
     use super::*;
+    use crate::table_tests::{decide, start};
 
     #[test]
     fn the_shortest_toleration_of_all_taints_decides() {
-        let taint = |key: &str, added: &str| -> Taint {
-            serde_json::from_value(json!({"key": key, "effect": "NoExecute", "timeAdded": added})).unwrap()
+        let taint = |key: &str, added: &str| -> (Taint, Duration) {
+            let taint = json!({"key": key, "effect": "NoExecute", "timeAdded": added});
+            (serde_json::from_value(taint).unwrap(), Duration::ZERO)
         };
         let toleration = |value| -> Toleration { serde_json::from_value(value).unwrap() };
         let now: Timestamp = "2026-01-01T00:10:00Z".parse().unwrap();
+        let clock = Clock { now, elapsed: Duration::ZERO, placed: Timestamp::MIN };
+        let leaves = |taints: &[(Taint, Duration)], tolerations: &[&Toleration]| {
+            leaves_in(taints, tolerations, &clock).map(|wait| wait.as_secs())
+        };
         let (a, b) = (taint("a", "2026-01-01T00:09:00Z"), taint("b", "2026-01-01T00:09:30Z"));
         let long = toleration(json!({"key": "a", "operator": "Exists", "tolerationSeconds": 300}));
         let short = toleration(json!({"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}));
         let ever = toleration(json!({"operator": "Exists"}));
-        let at = |text: &str| Some(text.parse().unwrap());
-        assert_eq!(leaves_at(&[], &[], now), None);
-        assert_eq!(leaves_at(&[&a], &[], now), Some(now));
-        assert_eq!(leaves_at(&[&a], &[&long], now), at("2026-01-01T00:14:00Z"));
-        assert_eq!(leaves_at(&[&a, &b], &[&long], now), Some(now), "b is not tolerated");
-        assert_eq!(leaves_at(&[&a, &b], &[&long, &short], now), at("2026-01-01T00:10:00Z"));
-        assert_eq!(leaves_at(&[&a, &b], &[&ever], now), None);
+        assert_eq!(leaves(&[], &[]), None);
+        assert_eq!(leaves(&[a.clone()], &[]), Some(0));
+        assert_eq!(leaves(&[a.clone()], &[&long]), Some(240));
+        assert_eq!(leaves(&[a.clone(), b.clone()], &[&long]), Some(0), "b is not tolerated");
+        assert_eq!(leaves(&[b.clone()], &[&long, &short]), Some(30));
+        assert_eq!(leaves(&[a.clone(), b.clone()], &[&long, &short]), Some(0));
+        assert_eq!(leaves(&[a, b], &[&ever]), None);
         // As the scheduler sees it: a pod that was placed for this is not evicted at once.
         let numbered: Taint = serde_json::from_value(json!({"key": "n", "value": "5", "effect": "NoExecute"})).unwrap();
         let above = toleration(json!({"key": "n", "operator": "Gt", "value": "4"}));
-        assert_eq!(leaves_at(&[&numbered], &[&above], now), None);
+        assert_eq!(leaves(&[(numbered, Duration::ZERO)], &[&above]), None);
+    }
+
+    /// Plays passes over a pod that tolerates everything for a minute.
+    struct Play {
+        simulation: Simulation,
+    }
+
+    impl Play {
+        fn new(taint: &Value) -> Self {
+            let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"},
+                "spec": {"taints": [taint]}});
+            Self { simulation: crate::simulation(start(), [node, pod("2026-01-01T00:00:00Z")]) }
+        }
+
+        /// In which second the pod has to be looked at next; none where it goes.
+        fn at(&mut self, second: u64) -> Option<i64> {
+            let key = ObjectKey::new("a", "p");
+            self.simulation.now = start().saturating_add(Duration::from_secs(second)).unwrap();
+            let plan = decide(CONTROLLER.name, &mut self.simulation, &key);
+            self.simulation.memories.set(&key, plan.memory.clone());
+            let goes = plan.actions.iter().any(|action| matches!(action, Action::Delete { .. }));
+            let next = plan.requeue_at.map(|at| at.as_second() - start().as_second());
+            assert_eq!(goes, next.is_none(), "{plan:?}");
+            next
+        }
+
+        fn write(&mut self, object: Value) {
+            let kind = self.simulation.kind_of(&object);
+            self.simulation.write(&kind, object);
+        }
+    }
+
+    fn pod(created: &str) -> Value {
+        json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "p", "namespace": "a", "uid": "u", "creationTimestamp": created},
+            "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i"}],
+                "tolerations": [{"operator": "Exists", "tolerationSeconds": 60}]},
+            "status": {"phase": "Running"}})
+    }
+
+    /// What `kubectl taint` and any patch make has no time: it counts from when it was seen, whatever comes later.
+    #[test]
+    fn the_time_of_a_taint_without_a_time_ends() {
+        let mut play = Play::new(&json!({"key": "k", "effect": "NoExecute"}));
+        assert_eq!(play.at(100), Some(160));
+        for second in [101, 130, 159] {
+            let mut told = pod("2026-01-01T00:00:00Z");
+            told["metadata"]["annotations"] = json!({"second": second.to_string()});
+            play.write(told);
+            assert_eq!(play.at(second), Some(160), "what others write of the pod moves nothing");
+        }
+        assert_eq!(play.at(160), None);
+    }
+
+    #[test]
+    fn another_pod_of_the_name_and_another_taint_have_their_own_time() {
+        let taint = |key: &str| json!({"key": key, "effect": "NoExecute"});
+        let mut play = Play::new(&taint("k"));
+        assert_eq!(play.at(100), Some(160));
+        let mut next = pod("2026-01-01T00:01:50Z");
+        next["metadata"]["uid"] = json!("v");
+        play.write(next);
+        assert_eq!(play.at(130), Some(190));
+        let node = |taints: Value| {
+            json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"},
+            "spec": {"taints": taints}})
+        };
+        play.write(node(json!([taint("k"), taint("l")])));
+        assert_eq!(play.at(140), Some(190), "the first one's is over first");
+        play.write(node(json!([taint("l")])));
+        assert_eq!(play.at(150), Some(200));
+        assert_eq!(play.at(200), None);
+    }
+
+    /// A time that was written counts across restarts, but not from before the pod came, and never beyond what was seen.
+    #[test]
+    fn a_written_time_counts_from_when_the_pod_was_there() {
+        let mut play = Play::new(&json!({"key": "k", "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:10Z"}));
+        assert_eq!(play.at(30), Some(70), "it was added 20 s ago, by a controller that is gone");
+        let old = json!({"key": "k", "effect": "NoExecute", "timeAdded": "2025-12-31T00:00:00Z"});
+        let mut play = Play::new(&old);
+        assert_eq!(play.at(5), Some(60), "the pod came at 0");
+        let mut play = Play::new(&json!({"key": "k", "effect": "NoExecute", "timeAdded": "2099-01-01T00:00:00Z"}));
+        assert_eq!(play.at(30), Some(90), "a time to come is no reprieve");
+        assert_eq!(play.at(90), None);
     }
 }

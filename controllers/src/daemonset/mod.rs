@@ -3,6 +3,7 @@
 //! Shape: pods are claimed and put to their nodes; what a node lacks or has too many of comes first, and only where
 //! nothing does, pods of an old template are replaced ([`update`]).
 
+mod failed;
 mod node;
 mod status;
 #[cfg(test)]
@@ -19,18 +20,25 @@ use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
 use machinery_client::selector::{is_everything, selects};
 use machinery_client::{
-    Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, controlled_by,
+    Action, BackOff, Change, Context, Controller, EventRecord, Input, Memory, ObjectCache, Plan, Pod, controlled_by,
     controller_of, key_of,
 };
 
+use self::failed::Failed;
 use self::node::{Fit, Placement};
+use crate::replacement::Replacement;
 use crate::revisions::{self, POD_HASH, Present};
 use crate::{Settings, pods};
 
 /// Pods made or deleted in one pass (upstream's burst).
 const BURST_PODS: usize = 250;
-/// A pod that fails at once is not replaced sooner than so long after it was made: nothing remembers how often it failed.
-const FAILED_WAIT: Duration = Duration::from_secs(10);
+/// What is remembered of a set.
+#[derive(Debug, Clone, Default)]
+struct Remembered {
+    set_uid: String,
+    failed: Failed,
+    replacement: Option<Replacement>,
+}
 
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "daemonset-controller",
@@ -87,6 +95,8 @@ struct Daemons<'a> {
     /// By the node that they are on or made for, each node's oldest first.
     pods: BTreeMap<&'a str, Vec<&'a Pod>>,
     now: Timestamp,
+    elapsed: Duration,
+    known: Remembered,
     plan: Plan,
 }
 
@@ -134,15 +144,22 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     let live: Vec<String> =
         claimed.iter().filter_map(|pod| pod.metadata.labels.as_ref()?.get(POD_HASH).cloned()).collect();
     let hash = revisions::hash_of(current, POD_HASH);
-    let mut daemons = Daemons { set, spec, placement, hash, nodes, pods: by_node(claimed), now: context.now, plan };
+    let (now, elapsed, pods) = (context.now, context.elapsed, by_node(claimed));
+    let remembered = context.memories.of::<Remembered>(key).filter(|known| known.set_uid == uid).cloned();
+    let remembered = remembered.unwrap_or_else(|| Remembered { set_uid: uid.to_owned(), ..Remembered::default() });
+    let mut daemons = Daemons { set, spec, placement, hash, nodes, pods, now, elapsed, known: remembered, plan };
     daemons.write_status();
-    daemons.go_on();
+    daemons.go_on(view);
     let old: Vec<_> = known.iter().copied().filter(|r| r.metadata.name != current.metadata.name).collect();
     let limit = usize::try_from(spec.revision_history_limit.unwrap_or(10)).unwrap_or(usize::MAX);
     let dead = old.iter().filter(|r| !live.iter().any(|hash| hash == revisions::hash_of(r, POD_HASH)));
     let surplus: Vec<Action> = dead.take(old.len().saturating_sub(limit)).map(|r| Action::delete(*r)).collect();
     daemons.plan.actions.extend(surplus);
-    daemons.plan
+    daemons.known.failed.forget(elapsed);
+    let known = daemons.known;
+    let mut plan = daemons.plan;
+    plan.memory = (!known.failed.is_empty() || known.replacement.is_some()).then(|| Memory::of(known));
+    plan
 }
 
 /// The set's pods. Adopts those that nobody owns, and releases those that no longer fit.
@@ -191,13 +208,19 @@ impl<'a> Daemons<'a> {
     }
 
     /// Plans what comes next: pods where there are none, those that are too many, then those of an old template.
-    fn go_on(&mut self) {
+    fn go_on(&mut self, view: &ObjectCache) {
         let mut changes = self.missing_and_surplus();
         if changes.make.is_empty() && changes.delete.is_empty() {
             changes = self.updates();
         }
         let (set, mut actions) = (self.set, Vec::new());
-        for node in changes.make.into_iter().take(BURST_PODS) {
+        let uid = set.metadata.uid.as_deref().unwrap_or_default();
+        let wanted = self.nodes.values().filter(|fit| **fit == Fit::Runs).count();
+        let known = self.known.replacement.take();
+        let (allowed, replacement) =
+            Replacement::next(known.as_ref(), view, uid, (changes.make.len(), wanted), self.elapsed);
+        allowed.next_in.into_iter().for_each(|wait| self.plan.requeue_after(self.now, wait));
+        for node in changes.make.into_iter().take(BURST_PODS.min(allowed.pods)) {
             let pod = self.placement.pod(set, self.hash, node);
             actions.push(Action::create(&pod).noted(
                 Some(EventRecord::normal(set, "SuccessfulCreate", "Created pod: {name}")),
@@ -217,6 +240,7 @@ impl<'a> Daemons<'a> {
         if !deletions.is_empty() {
             self.plan.push(Action::Concurrent(deletions));
         }
+        self.known.replacement = Replacement::noted(replacement, uid, &self.plan, view, self.elapsed);
     }
 
     fn missing_and_surplus(&mut self) -> Changes<'a> {
@@ -259,12 +283,11 @@ impl<'a> Daemons<'a> {
             let said = |what: &str| format!("Found {what} daemon pod {key} on node {node}, will try to");
             match pods::phase(pod) {
                 "Failed" => {
-                    let made = pod.metadata.creation_timestamp.as_ref().map_or(Timestamp::MIN, |at| at.0);
-                    let due = made.saturating_add(FAILED_WAIT).unwrap_or(self.now);
-                    if due > self.now {
-                        self.plan.revisit(due);
+                    if let Some(wait) = self.known.failed.wait(node, self.elapsed) {
+                        self.plan.requeue_after(self.now, wait);
                         continue;
                     }
+                    self.known.failed.goes(node, self.elapsed);
                     let message = said("failed") + " kill it";
                     self.plan.push(Action::Event(EventRecord::warning(self.set, "FailedDaemonPod", message)));
                     changes.delete.push(pod);

@@ -43,6 +43,7 @@ fn cluster(more: &Value, nodes: &[&str]) -> Simulation {
 
 fn pass(simulation: &mut Simulation) -> Plan {
     let plan = decide("daemonset-controller", simulation, &key("d"));
+    simulation.memories.set(&key("d"), plan.memory.clone());
     assert_eq!(simulation.apply(plan.clone()), Vec::<String>::new());
     plan
 }
@@ -231,23 +232,26 @@ fn on_delete_waits_for_who_deletes() {
 }
 
 #[test]
-fn what_ended_is_replaced_and_what_fails_at_once_waits() {
+fn what_ended_is_replaced_and_what_fails_again_waits_twice_as_long_each_time() {
     let mut cluster = cluster(&json!({}), &["n1"]);
     settle(&mut cluster);
     let pod = |cluster: &Simulation| machinery_client::key_of(&cluster.view.all::<Pod>().next().unwrap().metadata);
-    let first = pod(&cluster);
-    change::<Pod>(&mut cluster, &first, |pod| pod["status"] = json!({"phase": "Failed"}));
-    let plan = pass(&mut cluster);
-    let due = start().saturating_add(super::FAILED_WAIT).unwrap();
-    assert_eq!(plan.requeue_at, Some(due));
-    settle(&mut cluster);
-    assert_eq!(pod(&cluster), first);
-    cluster.now = due;
-    let plan = pass(&mut cluster);
-    assert!(plan.actions.iter().any(|a| matches!(a, Action::Event(event) if event.reason == "FailedDaemonPod")));
-    settle(&mut cluster);
+    for wait in [0, 1, 2, 4, 8] {
+        let first = pod(&cluster);
+        change::<Pod>(&mut cluster, &first, |pod| pod["status"] = json!({"phase": "Failed"}));
+        if wait > 0 {
+            let due = cluster.now.saturating_add(std::time::Duration::from_secs(wait)).unwrap();
+            assert_eq!(pass(&mut cluster).requeue_at, Some(due));
+            settle(&mut cluster);
+            assert_eq!(pod(&cluster), first);
+            cluster.now = due;
+        }
+        let plan = pass(&mut cluster);
+        assert!(plan.actions.iter().any(|a| matches!(a, Action::Event(event) if event.reason == "FailedDaemonPod")));
+        settle(&mut cluster);
+        assert_ne!(pod(&cluster), first, "after {wait} s");
+    }
     let second = pod(&cluster);
-    assert_ne!(second, first);
     change::<Pod>(&mut cluster, &second, |pod| pod["status"] = json!({"phase": "Succeeded"}));
     settle(&mut cluster);
     assert_ne!(pod(&cluster), second);

@@ -8,6 +8,7 @@ mod ending;
 mod index;
 mod make;
 mod policy;
+mod strays;
 mod tally;
 
 use std::time::Duration;
@@ -16,15 +17,15 @@ use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec};
 use k8s_openapi::api::core::v1 as core;
 use machinery_api::ObjectKey;
-use machinery_client::driver::own_key;
 use machinery_client::selector::selects;
 use machinery_client::{
-    Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, controlled_by,
+    Action, BackOff, Change, Context, Controller, EventRecord, Input, Memory, ObjectCache, Plan, Pod, controlled_by,
     controller_of, value_of,
 };
 use serde_json::json;
 
 use self::ending::{Ending, is_tracked};
+use self::policy::Failures;
 use self::tally::Tally;
 use crate::Settings;
 use crate::pods;
@@ -40,7 +41,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     workers: 5,
     // Upstream's `DefaultJobApiBackOff` and `MaxJobApiBackOff`: pods that are refused are not asked for a hundred times a second.
     back_off: BackOff { first: Duration::from_secs(1), most: Duration::from_mins(1) },
-    inputs: &[Input::of::<Job>(own_key), Input::of::<Pod>(of_pod)],
+    inputs: &[Input::of::<Job>(strays::of_job), Input::of::<Pod>(of_pod)],
     reconcile,
 };
 
@@ -55,19 +56,19 @@ fn conditions(job: &Job) -> &[JobCondition] {
     job.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default()
 }
 
-/// The Jobs that own the pod or did; those that might adopt it where nobody owns it.
+/// The Jobs that own the pod or did; those that might adopt it where nobody owns it; the strays, where it is one.
 fn of_pod(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let namespace = &change.key.namespace;
     let owners = change.states().filter_map(controller_of).filter(|owner| owner.kind == "Job");
     let mut keys: Vec<ObjectKey> = owners.map(|owner| ObjectKey::new(&**namespace, &*owner.name)).collect();
-    if let Some(pod) = change.after::<Pod>()
-        && controller_of(&pod.metadata).is_none()
-    {
-        let willing = view.list::<Job>(namespace).filter(|job| chooses(job, pod));
-        keys.extend(willing.map(|job| machinery_client::key_of(&job.metadata)));
-        // A pod that its Job left behind must not be kept by the finalizer that nobody will take off.
-        let left = pod.metadata.labels.as_ref().and_then(|labels| labels.get("batch.kubernetes.io/job-name"));
-        keys.extend(left.filter(|_| is_tracked(pod)).map(|name| ObjectKey::new(&**namespace, &**name)));
+    if let Some(pod) = change.after::<Pod>() {
+        if controller_of(&pod.metadata).is_none() {
+            let willing = view.list::<Job>(namespace).filter(|job| chooses(job, pod));
+            keys.extend(willing.map(|job| machinery_client::key_of(&job.metadata)));
+        }
+        if strays::is_stray(view, pod) {
+            keys.push(strays::key(namespace));
+        }
     }
     keys.dedup();
     keys
@@ -87,7 +88,10 @@ fn untrack(pod: &Pod) -> Action {
 }
 
 fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
-    let Some(job) = view.get::<Job>(key) else { return let_go(view, key) };
+    if *key == strays::key(&key.namespace) {
+        return strays::let_go(view, &key.namespace);
+    }
+    let Some(job) = view.get::<Job>(key) else { return Plan::nothing() };
     let Some(spec) = &job.spec else { return Plan::nothing() };
     if spec.managed_by.as_deref().is_some_and(|name| name != OUR_NAME) {
         return Plan::nothing();
@@ -100,7 +104,11 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     let going = job.metadata.deletion_timestamp.is_some();
     let (mut mine, strange): (Vec<&Pod>, Vec<&Pod>) = view.controlled::<Pod>(uid).partition(|pod| chooses(job, pod));
     let mut plan = Plan::nothing();
-    if !going {
+    if going {
+        // Nobody counts them any more, and nobody releases them.
+        let held = strange.iter().filter(|pod| is_tracked(pod) && !pods::is_active(pod));
+        plan.actions.extend(held.map(|pod| untrack(pod)));
+    } else {
         plan.actions.extend(strange.iter().map(|pod| release(pod)));
         for pod in view.uncontrolled::<Pod>(&key.namespace).filter(|pod| pods::is_active(pod) && chooses(job, pod)) {
             plan.push(adopt(job, pod));
@@ -110,22 +118,10 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     if !plan.actions.is_empty() {
         return plan; // who belongs to the Job is settled first; the change brings the key back
     }
-    let tally = Tally::of(job, spec, &mine);
-    decide(job, spec, &tally, context.now)
-}
-
-/// Pods of a Job that is gone: nothing keeps them.
-fn let_go(view: &ObjectCache, key: &ObjectKey) -> Plan {
-    let left = view.list::<Pod>(&key.namespace).filter(|pod| is_tracked(pod)).filter(|pod| {
-        match controller_of(&pod.metadata) {
-            Some(owner) => owner.kind == "Job" && owner.name == key.name,
-            None => {
-                pod.metadata.labels.as_ref().and_then(|labels| labels.get("batch.kubernetes.io/job-name"))
-                    == Some(&key.name)
-            }
-        }
-    });
-    together(left.map(untrack).collect())
+    let tally = Tally::of(job, spec, &mine, context.memories.of::<Failures>(key));
+    let mut plan = decide(job, spec, &tally, context.now);
+    plan.memory = (!tally.failures.is_empty()).then(|| Memory::of(tally.failures));
+    plan
 }
 
 fn together(actions: Vec<Action>) -> Plan {
@@ -298,7 +294,7 @@ fn manage(
     };
     let indexed = spec.completion_mode.as_deref() == Some("Indexed");
     let per_index = spec.backoff_limit_per_index.is_some();
-    if !per_index && let Some(until) = tally.wait_until.filter(|until| *until > now) {
+    if !per_index && let Some(until) = tally.failures.wait_until().filter(|until| *until > now) {
         plan.revisit(until);
         return Vec::new();
     }

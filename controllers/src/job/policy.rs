@@ -1,5 +1,6 @@
 //! Pod failure policy (KEP-3329), success policy (KEP-3998), and back-off after failures.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -97,19 +98,53 @@ pub(super) fn backoff(failures: u32) -> Duration {
     BACKOFF_FIRST.saturating_mul(2u32.saturating_pow(failures - 1)).min(BACKOFF_MAX)
 }
 
-/// Until when no pod is replaced, given how the Job's pods ended: failures after the last success count.
-pub(super) fn wait_until<'a>(
-    succeeded: impl Iterator<Item = &'a Pod>,
-    failed: impl Iterator<Item = &'a Pod>,
-) -> Option<Timestamp> {
-    let last_success = succeeded.map(finished_at).max();
-    let mut failures = 0u32;
-    let mut last = None;
-    for at in failed.map(finished_at).filter(|at| last_success.is_none_or(|success| *at > success)) {
-        failures += 1;
-        last = last.max(Some(at));
+/// Failures of a Job's pods in a row, also of pods that are gone by now: what is remembered between two passes.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Failures {
+    job_uid: String,
+    in_a_row: u32,
+    last: Option<Timestamp>,
+    last_success: Option<Timestamp>,
+    /// The failed pods that are there and counted, by uid.
+    counted: BTreeSet<String>,
+}
+
+impl Failures {
+    /// Counts the failures after the last success. As upstream, also those that the Job's policy ignores.
+    pub(super) fn next<'a>(
+        before: Option<&Self>,
+        job_uid: &str,
+        succeeded: impl Iterator<Item = &'a Pod>,
+        failed: impl Iterator<Item = &'a Pod>,
+    ) -> Self {
+        let fresh = || Self { job_uid: job_uid.to_owned(), ..Self::default() };
+        let mut now = before.filter(|before| before.job_uid == job_uid).cloned().unwrap_or_else(fresh);
+        let last_success = succeeded.map(finished_at).max();
+        let mut counted = std::mem::take(&mut now.counted);
+        if last_success > now.last_success {
+            (now.last_success, now.in_a_row, now.last) = (last_success, 0, None);
+            counted.clear();
+        }
+        for pod in failed {
+            let (uid, at) = (pod.metadata.uid.clone().unwrap_or_default(), finished_at(pod));
+            if now.last_success.is_none_or(|success| at > success) && !counted.contains(&uid) {
+                now.in_a_row = now.in_a_row.saturating_add(1);
+                now.last = now.last.max(Some(at));
+            }
+            now.counted.insert(uid);
+        }
+        now
     }
-    Some(last?.saturating_add(backoff(failures)).unwrap_or(Timestamp::MAX))
+
+    /// Until when no pod is replaced.
+    pub(super) fn wait_until(&self) -> Option<Timestamp> {
+        Some(self.last?.saturating_add(backoff(self.in_a_row)).unwrap_or(Timestamp::MAX))
+    }
+
+    /// Whether there is nothing to remember.
+    pub(super) fn is_empty(&self) -> bool {
+        self.in_a_row == 0
+    }
 }
 
 /// When a pod ended, as far as it tells.

@@ -9,7 +9,7 @@ use machinery_client::{EventRecord, Pod};
 use super::ending::{Ending, is_tracked};
 use super::index::{self, Indexes};
 use super::make;
-use super::policy::{self, Verdict};
+use super::policy::{self, Failures, Verdict};
 use crate::{conditions, pods};
 
 /// Uids that a status names at once (upstream's `MaxUncountedPods`, which keeps it small): the others keep their finalizer, and
@@ -32,8 +32,8 @@ pub(super) struct Tally<'a> {
     pub(super) failed_indexes: Option<Indexes>,
     /// A pod's failure ends the Job, for this reason.
     pub(super) fails_job: Option<String>,
-    /// No pod is replaced before.
-    pub(super) wait_until: Option<Timestamp>,
+    /// No pod is replaced before it says.
+    pub(super) failures: Failures,
     /// Ended pods that still have the finalizer.
     ended: Vec<&'a Pod>,
     /// Uids to be named in the status, and those that are and lost their finalizer.
@@ -87,8 +87,14 @@ fn is_to_end(job: &Job, condition: &str) -> bool {
     conditions.any(|c| c.type_ == condition && c.status == "True")
 }
 
+fn failures(job: &Job, spec: &JobSpec, mine: &[&Pod], before: Option<&Failures>) -> Failures {
+    let job_uid = job.metadata.uid.as_deref().unwrap_or_default();
+    let succeeded = mine.iter().copied().filter(|pod| pods::phase(pod) == "Succeeded");
+    Failures::next(before, job_uid, succeeded, mine.iter().copied().filter(|pod| has_failed(spec, pod)))
+}
+
 impl<'a> Tally<'a> {
-    pub(super) fn of(job: &Job, spec: &JobSpec, mine: &[&'a Pod]) -> Self {
+    pub(super) fn of(job: &Job, spec: &JobSpec, mine: &[&'a Pod], before: Option<&Failures>) -> Self {
         let status = job.status.clone().unwrap_or_default();
         let (succeeds, fails) = (is_to_end(job, "SuccessCriteriaMet"), is_to_end(job, "FailureTarget"));
         let indexed = spec.completion_mode.as_deref() == Some("Indexed");
@@ -109,7 +115,7 @@ impl<'a> Tally<'a> {
                 .backoff_limit_per_index
                 .map(|_| Indexes::parse(status.failed_indexes.as_deref().unwrap_or_default(), completions)),
             fails_job: None,
-            wait_until: None,
+            failures: failures(job, spec, mine, before),
             ended: Vec::new(),
             uncounted: UncountedTerminatedPods::default(),
             counted_succeeded: status.succeeded.unwrap_or(0).saturating_add(more_succeeded),
@@ -150,10 +156,6 @@ impl<'a> Tally<'a> {
             tally.counted_succeeded = tally.succeeded_indexes.len();
         }
         tally.name((new_succeeded, known_succeeded), (new_failed, known_failed));
-        let failed =
-            mine.iter().copied().filter(|pod| has_failed(spec, pod) && policy::verdict(job, pod) != Verdict::Ignored);
-        tally.wait_until =
-            policy::wait_until(mine.iter().copied().filter(|pod| pods::phase(pod) == "Succeeded"), failed);
         tally
     }
 

@@ -45,6 +45,7 @@ impl Play {
     fn settle(&mut self) {
         for _ in 0..20 {
             let plan = self.plan();
+            self.cluster.memories.set(&Self::key(), plan.memory.clone());
             if plan.actions.is_empty() {
                 return;
             }
@@ -171,6 +172,29 @@ fn failures_wait_longer_each_time_until_the_limit() {
     assert_eq!(play.events, ["BackoffLimitExceeded"]);
 }
 
+/// Nothing is left of pods that are evicted: that they failed is remembered, whether or not it counts.
+#[test]
+fn failures_of_pods_that_are_gone_wait_longer_each_time() {
+    let rules =
+        json!({"rules": [{"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]});
+    let mut play = Play::of(json!({"completions": 1, "parallelism": 1, "backoffLimit": 0, "podFailurePolicy": rules,
+        "podReplacementPolicy": "Failed"}));
+    for wait in [10, 20, 40, 80] {
+        let mut evicted = Object::to_value(&play.active()[0]);
+        let now = play.cluster.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        evicted["metadata"]["deletionTimestamp"] = json!(now);
+        evicted["status"] = json!({"phase": "Failed", "conditions": [
+            {"type": "DisruptionTarget", "status": "True", "lastTransitionTime": now}]});
+        play.cluster.write(&Kind::of::<Pod>(), evicted);
+        play.settle();
+        assert!(play.all().is_empty(), "its finalizer held it");
+        play.wait(wait - 1);
+        assert!(play.all().is_empty(), "{wait} s are not over");
+        play.wait(1);
+        assert_eq!(play.active().len(), 1, "after {wait} s");
+    }
+}
+
 #[test]
 fn a_failed_job_ends_its_other_pods_first() {
     let mut play = Play::of(json!({"completions": 2, "parallelism": 2, "backoffLimit": 0}));
@@ -238,6 +262,7 @@ fn ignored_failures_do_not_count() {
         json!({"completions": 1, "parallelism": 1, "backoffLimit": 0, "podFailurePolicy": rules, "podReplacementPolicy": "Failed"}),
     );
     play.end(None, "Failed", 7);
+    play.wait(10);
     assert_eq!(play.active().len(), 1);
     assert_eq!(play.status().failed, None);
 }

@@ -20,12 +20,13 @@ use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
 use machinery_client::selector::selects;
 use machinery_client::{
-    Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, controlled_by,
+    Action, BackOff, Change, Context, Controller, EventRecord, Input, Memory, ObjectCache, Plan, Pod, controlled_by,
     controller_of, key_of,
 };
 use serde_json::json;
 
 use self::identity::{in_range, ordinal_in, pod_name, set_name, start, wanted};
+use crate::replacement::Replacement;
 use crate::revisions::{self, Present};
 use crate::{Settings, pods};
 
@@ -109,6 +110,8 @@ struct Rollout<'a> {
     current: Version<'a>,
     update: Version<'a>,
     now: Timestamp,
+    /// How many pods may be made in this pass.
+    allowed: usize,
     plan: Plan,
 }
 
@@ -143,7 +146,15 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     let current = known.iter().find(is_current).copied().unwrap_or(update);
     // A revision into which somebody wrote something else can't be gone back to.
     let (Some(current), Some(update)) = (Version::of(current), Version::of(update)) else { return plan };
-    let mut rollout = Rollout { view, set, spec, pods, current, update, now: context.now, plan };
+    let absent = (start(set)..start(set) + wanted(set)).filter(|ordinal| !pods.contains_key(ordinal)).count();
+    let missing = if going { 0 } else { absent };
+    let (uid, known_losses) =
+        (set.metadata.uid.as_deref().unwrap_or_default(), context.memories.of::<Replacement>(key));
+    let size = (missing, usize::try_from(wanted(set)).unwrap_or(0));
+    let (allowed, replacement) = Replacement::next(known_losses, view, uid, size, context.elapsed);
+    allowed.next_in.into_iter().for_each(|wait| plan.requeue_after(context.now, wait));
+    let allowed = allowed.pods;
+    let mut rollout = Rollout { view, set, spec, pods, current, update, now: context.now, allowed, plan };
     rollout.write_status(collisions);
     if !going {
         rollout.go_on();
@@ -157,6 +168,8 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     let min_ready = spec.min_ready_seconds.unwrap_or(0);
     let upcoming = rollout.pods.values().filter_map(|pod| pods::available_at(pod, min_ready));
     upcoming.filter(|at| *at > context.now).for_each(|at| rollout.plan.revisit(at));
+    let replacement = Replacement::noted(replacement, uid, &rollout.plan, view, context.elapsed);
+    rollout.plan.memory = replacement.map(Memory::of);
     rollout.plan
 }
 
@@ -221,6 +234,9 @@ impl<'a> Rollout<'a> {
     fn in_order(&mut self) -> bool {
         for ordinal in self.ordinals() {
             let Some(pod) = self.pods.get(&ordinal).copied() else {
+                if self.allowed == 0 {
+                    return false;
+                }
                 let (claims, pod) = self.make(ordinal);
                 self.plan.actions.extend(claims);
                 self.plan.actions.extend(pod);
@@ -243,7 +259,8 @@ impl<'a> Rollout<'a> {
         let ordinals = self.ordinals();
         let living: Vec<(i64, &'a Pod)> = self.pods.range(ordinals.clone()).map(|(o, pod)| (*o, *pod)).collect();
         living.into_iter().for_each(|(ordinal, pod)| self.mend(pod, ordinal));
-        let absent: Vec<i64> = ordinals.filter(|o| !self.pods.contains_key(o)).take(BURST_PODS).collect();
+        let absent: Vec<i64> = ordinals.filter(|o| !self.pods.contains_key(o)).collect();
+        let absent = absent.into_iter().take(BURST_PODS.min(self.allowed));
         let (mut claims, mut made) = (Vec::new(), Vec::new());
         for ordinal in absent {
             let (of_pod, pod) = self.make(ordinal);

@@ -15,6 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 pub use crate::change::Change;
 use crate::claim_index::ClaimIndex;
 use crate::label_index::{LabelIndex, has_index_of_labels, is_indexed};
+use crate::losses::Losses;
 use crate::object::{Kind, Object, Typed, controller_of, key_of, typed, version_of};
 use crate::pod::Pod;
 use crate::selector::{Labels, contains, selects};
@@ -29,6 +30,8 @@ struct Entry {
     object: Arc<dyn Object>,
     /// When this version was received, by the reader's own monotonic clock: see [`ObjectCache::seen_at`].
     seen_at: Duration,
+    /// When the first version of this object (of its uid) was received.
+    appeared_at: Duration,
 }
 
 /// The objects of one kind with their indexes.
@@ -49,6 +52,8 @@ struct Table {
     by_claim: ClaimIndex,
     /// Nodes that went, with when that was received: see [`ObjectCache::node_gone_at`].
     gone: BTreeMap<ObjectKey, Duration>,
+    /// Pods that were lost early.
+    losses: Losses,
     /// The server's version up to which this table is known to be complete.
     seen: u64,
     /// Following it broke off, and nothing was heard since.
@@ -214,6 +219,20 @@ impl ObjectCache {
         self.tables.get(kind)?.objects.get(key).map(|e| e.seen_at)
     }
 
+    /// When the first version of an object was received, on the scale of [`seen_at`](Self::seen_at): deadlines that others'
+    /// writes must not move along are counted from here. What was there before the view began counts from its beginning.
+    #[must_use]
+    pub fn appeared_at(&self, kind: &Kind, key: &ObjectKey) -> Option<Duration> {
+        self.tables.get(kind)?.objects.get(key).map(|e| e.appeared_at)
+    }
+
+    /// How many pods of a controller were lost early: they ended, were deleted or went within [`EARLY`](crate::losses::EARLY) of their first
+    /// version. It begins anew where none was for ten minutes.
+    #[must_use]
+    pub fn early_losses(&self, owner_uid: &str) -> u64 {
+        self.tables.get(&Kind::of::<Pod>()).map_or(0, |table| table.losses.of(owner_uid))
+    }
+
     /// When it was received that a node is gone, on the scale of [`seen_at`](Self::seen_at); none where it is there, was
     /// gone before the view began, or went so long ago that it is forgotten.
     #[must_use]
@@ -300,6 +319,12 @@ impl ObjectCache {
         self.tables.get(kind).map(|t| t.seen)
     }
 
+    /// Whether a kind is asked for at an interval, as it can't be watched.
+    #[must_use]
+    pub fn is_polled(&self, kind: &Kind) -> bool {
+        self.tables.get(kind).is_some_and(|table| table.polled)
+    }
+
     /// Whether what a kind's objects become is heard of now, as far as that is known: false from when following it broke off until
     /// something is heard again.
     #[must_use]
@@ -336,20 +361,23 @@ impl ObjectCache {
         let key = key_of(object.metadata());
         let table = self.tables.entry(kind.clone()).or_default();
         let version = version_of(object.metadata());
-        let known = table.objects.get_key_value(&key).map(|(key, old)| (key.clone(), old.object.clone()));
-        let (shared, old) = match known {
-            Some((shared, old)) => {
-                if version != 0 && version_of(old.metadata()) > version && old.metadata().uid == object.metadata().uid {
+        let known = table.objects.get_key_value(&key).map(|(key, old)| (key.clone(), old.clone()));
+        let (shared, appeared_at, old) = match known {
+            Some((shared, Entry { object: old, appeared_at, .. })) => {
+                let same = old.metadata().uid == object.metadata().uid;
+                if version != 0 && version_of(old.metadata()) > version && same {
                     return None;
                 }
                 table.unindex(&shared, &*old);
-                (shared, Some(old))
+                table.losses.changed(&*old, same.then_some(&*object), appeared_at, self.elapsed);
+                (shared, if same { appeared_at } else { self.elapsed }, Some(old))
             }
-            None => (Arc::new(key), None),
+            None => (Arc::new(key), self.elapsed, None),
         };
         table.index(&shared, &*object);
         table.gone.remove(&*shared);
-        table.objects.insert(shared.clone(), Entry { object: object.clone(), seen_at: self.elapsed });
+        let entry = Entry { object: object.clone(), seen_at: self.elapsed, appeared_at };
+        table.objects.insert(shared.clone(), entry);
         table.heard(version);
         Some(Change { kind: kind.clone(), key: shared, old, new: Some(object) })
     }
@@ -358,8 +386,9 @@ impl ObjectCache {
     pub fn remove(&mut self, kind: &Kind, key: &ObjectKey, version: u64) -> Option<Change> {
         let table = self.tables.get_mut(kind)?;
         table.heard(version);
-        let (key, Entry { object: old, .. }) = table.objects.remove_entry(key)?;
+        let (key, Entry { object: old, appeared_at, .. }) = table.objects.remove_entry(key)?;
         table.unindex(&key, &*old);
+        table.losses.changed(&*old, None, appeared_at, self.elapsed);
         if *kind == Kind::of::<Node>() {
             table.gone.insert((*key).clone(), self.elapsed);
             let (gone, now) = (&mut table.gone, self.elapsed);
@@ -479,112 +508,4 @@ fn within<'a>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::object::decode;
-
-    fn pod(name: &str, version: u64, owner: Option<&str>) -> Arc<dyn Object> {
-        let owners = owner.map_or(
-            serde_json::json!([]),
-            |uid| serde_json::json!([{"apiVersion": "v1", "kind": "X", "name": "x", "uid": uid, "controller": true}]),
-        );
-        let text = serde_json::json!({"metadata": {
-            "name": name, "namespace": "a", "uid": format!("uid-{name}"), "resourceVersion": version.to_string(),
-            "ownerReferences": owners}});
-        decode::<Pod>(&text.to_string()).unwrap()
-    }
-
-    #[test]
-    fn labels_find_what_has_them_now() {
-        let mut view = ObjectCache::default();
-        let kind = Kind::of::<Pod>();
-        let labelled = |name: &str, version: u64, app: &str| -> Arc<dyn Object> {
-            let metadata = serde_json::json!({"name": name, "namespace": "a", "uid": name, "resourceVersion": version.to_string(), "labels": {"app": app}});
-            decode::<Pod>(&serde_json::json!({"metadata": metadata}).to_string()).unwrap()
-        };
-        let names = |view: &ObjectCache, app: &str| -> Vec<String> {
-            let wanted = [("app".to_owned(), app.to_owned())].into();
-            view.labelled::<Pod>("a", &wanted).iter().filter_map(|pod| pod.metadata.name.clone()).collect()
-        };
-        for object in [labelled("x", 1, "web"), labelled("y", 2, "web"), labelled("x", 3, "db")] {
-            view.put(&kind, object);
-        }
-        assert_eq!((names(&view, "web"), names(&view, "db")), (vec!["y".to_owned()], vec!["x".to_owned()]));
-        view.remove(&kind, &ObjectKey::new("a", "y"), 4);
-        assert!(names(&view, "web").is_empty());
-    }
-
-    #[test]
-    fn an_object_is_stamped_when_a_new_version_of_it_arrives() {
-        let kind = Kind::of::<Pod>();
-        let key = ObjectKey::new("a", "p");
-        let seconds = Duration::from_secs;
-        let mut view = ObjectCache::default();
-        view.set_elapsed(seconds(5));
-        view.put(&kind, pod("p", 3, None));
-        view.set_elapsed(seconds(9));
-        view.put(&kind, pod("p", 2, None));
-        view.replace(&kind, vec![pod("p", 3, None)], 4);
-        assert_eq!(view.seen_at(&kind, &key), Some(seconds(5)), "an old version and a relist say nothing new");
-        view.put(&kind, pod("p", 5, None));
-        assert_eq!(view.seen_at(&kind, &key), Some(seconds(9)));
-        view.remove(&kind, &key, 6);
-        assert_eq!(view.seen_at(&kind, &key), None);
-    }
-
-    #[test]
-    fn pods_are_found_by_their_node() {
-        let kind = Kind::of::<Pod>();
-        let bound = |name: &str, version: u64, node: Option<&str>| {
-            let text = serde_json::json!({"metadata": {"name": name, "namespace": "a", "uid": name, "resourceVersion": version.to_string()},
-                "spec": {"nodeName": node, "containers": []}});
-            decode::<Pod>(&text.to_string()).unwrap()
-        };
-        let mut view = ObjectCache::default();
-        view.put(&kind, bound("p", 1, None));
-        view.put(&kind, bound("q", 2, Some("n")));
-        let on = |view: &ObjectCache| view.on_node("n").filter_map(|pod| pod.metadata.name.clone()).collect::<Vec<_>>();
-        assert_eq!(on(&view), ["q"]);
-        view.put(&kind, bound("p", 3, Some("n")));
-        assert_eq!(on(&view), ["p", "q"]);
-        view.remove(&kind, &ObjectKey::new("a", "q"), 4);
-        view.replace(&kind, vec![bound("p", 5, None)], 5);
-        assert!(on(&view).is_empty() && view.tables[&kind].by_node.is_empty());
-    }
-
-    #[test]
-    fn everything_comes_in_pieces() {
-        let kind = Kind::of::<Pod>();
-        let mut view = ObjectCache::default();
-        for (version, name) in (1..).zip(["p", "q", "r"]) {
-            view.put(&kind, pod(name, version, None));
-        }
-        let names = |changes: &[Change]| changes.iter().map(|c| c.key.name.clone()).collect::<Vec<_>>();
-        let first = view.changes_after(&kind, None, 2);
-        assert_eq!(names(&first), ["p", "q"]);
-        assert_eq!(names(&view.changes_after(&kind, Some(&first[1].key), 2)), ["r"]);
-    }
-
-    #[test]
-    fn indexes_follow_the_objects() {
-        let kind = Kind::of::<Pod>();
-        let mut view = ObjectCache::default();
-        view.put(&kind, pod("p", 1, None));
-        view.put(&kind, pod("q", 2, Some("o")));
-        assert_eq!(view.uncontrolled::<Pod>("a").count(), 1);
-        assert_eq!(view.controlled::<Pod>("o").count(), 1);
-        view.put(&kind, pod("p", 3, Some("o")));
-        assert_eq!(view.uncontrolled::<Pod>("a").count(), 0);
-        assert_eq!(view.dependents("o").count(), 2);
-        assert!(view.put(&kind, pod("p", 2, None)).is_none(), "older states are dropped");
-        let changes = view.replace(&kind, vec![pod("q", 2, Some("o")), pod("r", 9, None)], 12);
-        assert_eq!(changes.len(), 2, "p is gone, r is new, q is unchanged");
-        assert_eq!(view.seen(&kind), Some(12));
-        view.interrupt(&kind);
-        assert!(!view.is_followed(&kind));
-        view.progress(&kind, 13);
-        assert!(view.is_followed(&kind));
-        assert!(view.by_uid("uid-p").is_none() && view.by_uid("uid-r").is_some());
-        assert_eq!((view.list::<Pod>("a").count(), view.list::<Pod>("b").count()), (2, 0));
-    }
-}
+mod tests;

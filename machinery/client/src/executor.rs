@@ -229,13 +229,14 @@ impl Executor {
                 if uids.all(|uid| uid.as_str().is_some_and(|uid| known.contains(uid))) {
                     return Ok(None);
                 }
-                Err(Failure {
-                    verb: "list",
-                    code: 409,
-                    reason: "Unseen".into(),
-                    message: format!("there are {} that the view doesn't show yet", kind.resource()),
-                    resource: kind.resource(),
-                })
+                Err(unseen(&kind))
+            }
+            Action::RequireDependents { kind, namespace, owner_uid, known } => {
+                let answer = self.api.list::<Owned>(&kind, &namespace, &[]).await;
+                let Some(list) = unless_gone("list", &kind, answer)? else { return Ok(None) };
+                let owned = |item: &&OwnedItem| item.metadata.owner_references.iter().any(|o| o.uid == owner_uid);
+                let mut uids = list.items.iter().filter(owned).map(|item| &item.metadata.uid);
+                if uids.all(|uid| known.contains(uid)) { Ok(None) } else { Err(unseen(&kind)) }
             }
             Action::Post { kind, key, subresource, body } => {
                 let answer = self.api.post::<Value>(&kind, &key, subresource, &body).await;
@@ -315,6 +316,40 @@ impl Failed {
         let (code, reason, message) = (status.code, status.reason.clone(), status.message.clone());
         Self { failure: Failure { verb, resource, code, reason, message }, ending }
     }
+}
+
+/// There is more than the view shows: it will in a moment.
+fn unseen(kind: &Kind) -> Failure {
+    let resource = kind.resource();
+    let message = format!("there are {resource} that the view doesn't show yet");
+    Failure { verb: "list", code: 409, reason: "Unseen".into(), message, resource }
+}
+
+/// A list, as far as it says who owns what.
+#[derive(Deserialize)]
+struct Owned {
+    #[serde(default)]
+    items: Vec<OwnedItem>,
+}
+
+#[derive(Deserialize)]
+struct OwnedItem {
+    metadata: OwnedMetadata,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct OwnedMetadata {
+    #[serde(default)]
+    uid: String,
+    #[serde(default)]
+    owner_references: Vec<OwnerUid>,
+}
+
+#[derive(Deserialize)]
+struct OwnerUid {
+    #[serde(default)]
+    uid: String,
 }
 
 fn reviews() -> Kind {
@@ -429,6 +464,32 @@ mod tests {
             assert_eq!(result.unwrap_err().code, code, "the pass fails all the same, and its rest is left");
             let expected = vec![json!({"data": {"why": "it says: not allowed"}}); reports];
             assert_eq!(*written.lock().unwrap(), expected);
+        }
+    }
+
+    /// An owner may go only when the view shows all that the server has of its dependents.
+    #[tokio::test]
+    async fn dependents_that_only_the_server_knows_of_fail_the_pass() {
+        let service = tower::service_fn(|request: Request<kube::client::Body>| {
+            assert_eq!(request.uri().path(), "/api/v1/namespaces/a/configmaps");
+            let item = |uid: &str, owner: &str| json!({"metadata": {"uid": uid, "ownerReferences": [{"uid": owner}]}});
+            let free = json!({"metadata": {"uid": "free"}});
+            let list = json!({"items": [item("known", "o"), item("new", "o"), item("others", "p"), free]});
+            let body = Full::new(Bytes::from(list.to_string()));
+            async move { Ok::<_, Infallible>(Response::builder().status(200).body(body).unwrap()) }
+        });
+        let client = in_process(service, |request| request);
+        let recorder = Recorder::start(client.clone(), Env::real(), "test", &CancellationToken::new());
+        let executor = Executor { api: client.into(), recorder };
+        for (known, code) in [(vec!["known"], Some(409)), (vec!["known", "new"], None)] {
+            let check = Action::RequireDependents {
+                kind: Kind::of::<ConfigMap>(),
+                namespace: "a".into(),
+                owner_uid: "o".into(),
+                known: known.iter().map(|uid| (*uid).to_owned()).collect(),
+            };
+            let (_, result) = executor.perform(vec![check]).await;
+            assert_eq!(result.err().map(|failure| failure.code), code);
         }
     }
 

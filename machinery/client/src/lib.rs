@@ -21,6 +21,7 @@ pub mod events;
 mod executor;
 pub mod informer;
 mod label_index;
+pub mod losses;
 pub mod metrics;
 pub mod object;
 mod pace;

@@ -168,6 +168,18 @@ pub enum Action {
         /// The uids of those that are known.
         known: BTreeSet<String>,
     },
+    /// Asks the server, not the view, which objects of a kind name an owner, and fails if there is one that isn't known: the
+    /// watch of the kind may be behind that of the owner's.
+    RequireDependents {
+        /// The kind.
+        kind: Kind,
+        /// The namespace; empty: all.
+        namespace: String,
+        /// The owner's uid.
+        owner_uid: String,
+        /// The uids of those that are known.
+        known: BTreeSet<String>,
+    },
     /// POST to a subresource (a token, an eviction).
     Post {
         /// The kind.

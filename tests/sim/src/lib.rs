@@ -14,6 +14,7 @@ mod failover;
 mod faults;
 mod freeze;
 mod history;
+mod leaving;
 mod log;
 mod network;
 mod node;

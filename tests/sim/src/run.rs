@@ -45,6 +45,7 @@ async fn one(seed: u64, sabotage: Sabotage) -> Report {
     let working = workload::run(cluster.clone(), seed, steps);
     let until = Instant::now() + Duration::from_secs(2 * steps);
     tokio::join!(biased; working, faults::make(cluster.clone(), seed, until));
+    world.calm();
     let deadline = Instant::now() + if sabotage == Sabotage::None { REST_WITHIN } else { REST_WITHIN_BROKEN };
     let rest = async {
         workload::settle(cluster.clone(), seed).await;

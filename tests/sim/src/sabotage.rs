@@ -53,6 +53,8 @@ pub(crate) enum Sabotage {
     EverybodyIsSigned,
     /// Every Service gets the pool's first address.
     PoolForgets,
+    /// Who leaves something behind goes, and what is left names it still.
+    OrphansForget,
 }
 
 /// What is sent instead of a request's body.
@@ -96,6 +98,11 @@ pub(crate) fn request(sabotage: Sabotage, history: &History, from: &str, asked: 
         Sabotage::PoolForgets if from == CONTROLLERS && below("/registry/services/specs/") => changed(&|service| {
             if let Some(ip) = service.pointer_mut("/status/loadBalancer/ingress/0/ip") {
                 *ip = json!("192.0.2.240");
+            }
+        }),
+        Sabotage::OrphansForget if from == CONTROLLERS && asked.method == "PATCH" => changed(&|patch| {
+            if patch["metadata"]["ownerReferences"].is_null() {
+                patch["metadata"].as_object_mut().map(|metadata| metadata.remove("ownerReferences"));
             }
         }),
         _ => body,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::cluster::Pace;
 use crate::crowd::{Crowd, GROUP, crowd};
 use crate::failover::{Failover, failover};
+use crate::leaving::{JOBS, leaving};
 use crate::rollouts::rollout;
 use crate::run::run;
 use crate::sabotage::Sabotage;
@@ -87,6 +88,16 @@ fn a_dead_nodes_pods_are_elsewhere_in_five_seconds() {
     assert!(endpoints_gone > Duration::from_secs(10) && pods_back > Duration::from_secs(20), "not by itself");
 }
 
+/// What was made before its owner's deletion stays with it, whichever watch is behind, and nothing holds it for a Job that is gone.
+#[test]
+fn what_is_left_behind_stays_when_watches_are_slow() {
+    for seed in 0..3 {
+        let (violations, stayed) = leaving(seed);
+        assert!(violations.is_empty(), "seed {seed}: {violations:#?}");
+        assert_eq!(stayed as u64, JOBS, "seed {seed}");
+    }
+}
+
 /// Seeds of rollouts: `SIM_ROLLOUTS=n` for more.
 const ROLLOUTS: u64 = 6;
 
@@ -161,6 +172,8 @@ fn broken_components_are_found() {
         (0, Sabotage::PoolForgets, "its address 192.0.2.240 is that of"),
         (0, Sabotage::Without("ttl-after-finished"), "has had its time"),
         (0, Sabotage::Without("token-cleaner"), "has had its time"),
+        (11, Sabotage::Without("taint-eviction"), "still waits for the end of its toleration"),
+        (11, Sabotage::OrphansForget, "was to be left behind"),
         (0, Sabotage::Without("ephemeral-volume"), "has no claim of its own"),
         (4, Sabotage::EverybodyIsSigned, "and nobody approved"),
         (4, Sabotage::Without("certificatesigningrequest-signing"), "is approved and has no certificate"),

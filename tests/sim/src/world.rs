@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use machinery_env::{Env, TokioClock};
+use tokio::time::Instant;
 
 use crate::checkers::autoscaling::Autoscaling;
 use crate::checkers::claims;
@@ -11,6 +12,8 @@ use crate::checkers::counts::Counts;
 use crate::checkers::identities::Identities;
 use crate::checkers::invariants::Invariants;
 use crate::checkers::mounts::Mounts;
+use crate::checkers::orphans::Orphans;
+use crate::checkers::waits::Waits;
 use crate::history::{History, Step};
 use crate::log::{Log, log};
 use crate::panics;
@@ -61,6 +64,8 @@ pub(crate) struct World {
     weather: Mutex<Weather>,
     invariants: Mutex<Invariants>,
     counts: Mutex<Counts>,
+    orphans: Mutex<Orphans>,
+    waits: Mutex<Waits>,
     violations: Mutex<Vec<String>>,
 }
 
@@ -82,6 +87,8 @@ impl World {
             weather: Mutex::new(Weather::CALM),
             invariants: Mutex::default(),
             counts: Mutex::default(),
+            orphans: Mutex::default(),
+            waits: Mutex::default(),
             violations: Mutex::default(),
         }
     }
@@ -104,6 +111,7 @@ impl World {
         log!(self, "clock: set by {seconds} s");
         self.clock.jump(seconds);
         self.autoscaling.jumped();
+        Self::lock(&self.waits).jumped(seconds);
     }
 
     /// A checker found something wrong.
@@ -119,6 +127,16 @@ impl World {
         all
     }
 
+    /// Faults have ended: whatever waits for a time is held to it.
+    pub(crate) fn calm(&self) {
+        Self::lock(&self.waits).calm(Instant::now());
+    }
+
+    /// Whether a pod waits for the end of a toleration.
+    pub(crate) fn tolerates(&self) -> bool {
+        Self::lock(&self.waits).tolerates()
+    }
+
     /// Something was committed.
     pub(crate) fn committed(&self, steps: &[Step]) {
         for step in steps {
@@ -127,6 +145,8 @@ impl World {
             let mut found = Self::lock(&self.invariants).step(&self.history, step);
             found.extend(Self::lock(&self.counts).step(step));
             found.extend(claims::step(&self.history, step));
+            found.extend(Self::lock(&self.orphans).step(&self.history, step));
+            found.extend(Self::lock(&self.waits).step(&self.history, step, Instant::now()));
             found.into_iter().for_each(|what| self.violated(what));
         }
     }

@@ -123,14 +123,9 @@ impl Simulation {
                 self.write(&kind, object);
             }
             Action::Delete { kind, key, propagation, .. } => self.delete(&kind, &key, propagation),
-            Action::DeleteCollection { kind, namespace } => {
-                let keys: Vec<ObjectKey> = self.view.metadata_of(&kind, &namespace).map(key_of).collect();
-                keys.iter().for_each(|key| self.delete(&kind, key, None));
-            }
-            Action::ExpectNone { kind, namespace } => {
-                if self.view.metadata_of(&kind, &namespace).next().is_some() {
-                    return vec![format!("{} are left in {namespace}", kind.resource())];
-                }
+            Action::DeleteCollection { kind, namespace } => self.delete_all(&kind, &namespace),
+            Action::ExpectNone { kind, namespace } if self.view.metadata_of(&kind, &namespace).next().is_some() => {
+                return vec![format!("{} are left in {namespace}", kind.resource())];
             }
             Action::ExpectGone { kind, key, uid } => {
                 if self.view.metadata(&kind, &key).is_some_and(|there| uid.is_none() || there.uid == uid) {
@@ -147,7 +142,11 @@ impl Simulation {
                 return attempts.into_iter().next().map_or_else(Vec::new, |(_, action)| self.act(action));
             }
             // The simulated view is never behind.
-            Action::RequireFreshCache { .. } | Action::Post { .. } | Action::Event(_) => {}
+            Action::ExpectNone { .. } => {}
+            Action::RequireFreshCache { .. }
+            | Action::RequireDependents { .. }
+            | Action::Post { .. }
+            | Action::Event(_) => {}
         }
         Vec::new()
     }
@@ -233,6 +232,11 @@ impl Simulation {
             }
             Err(error) => panic!("a plan wrote {}, which is no {}: {error}", text, kind.kind),
         }
+    }
+
+    fn delete_all(&mut self, kind: &Kind, namespace: &str) {
+        let keys: Vec<ObjectKey> = self.view.metadata_of(kind, namespace).map(key_of).collect();
+        keys.iter().for_each(|key| self.delete(kind, key, None));
     }
 
     fn delete(&mut self, kind: &Kind, key: &ObjectKey, propagation: Option<Propagation>) {

@@ -229,7 +229,8 @@ fn jobs(jobs: &Objects, problems: &mut Vec<String>) {
         if !over {
             problems.push(format!("{key} is not over: {}", job["status"]));
         }
-        let failed = number(job, "/status/failed") > number(job, "/spec/backoffLimit");
+        let failed = number(job, "/status/failed") > number(job, "/spec/backoffLimit")
+            || job["spec"]["activeDeadlineSeconds"].is_number();
         if over && !failed && number(job, "/status/succeeded") < number(job, "/spec/completions") {
             problems.push(format!("{key} is over without its completions: {}", job["status"]));
         }

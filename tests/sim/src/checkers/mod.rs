@@ -10,6 +10,8 @@ pub(crate) mod identities;
 pub(crate) mod invariants;
 mod kept;
 pub(crate) mod mounts;
+pub(crate) mod orphans;
 pub(crate) mod reads;
 mod terms;
+pub(crate) mod waits;
 pub(crate) mod watches;

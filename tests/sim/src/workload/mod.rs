@@ -3,6 +3,7 @@
 
 mod grants;
 mod kinds;
+mod names;
 mod terms;
 mod volumes;
 
@@ -17,9 +18,11 @@ use machinery_api::ObjectKey;
 use machinery_client::request::{ApiClient, PatchType};
 use machinery_client::{Kind, Pod};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::checkers::autoscaling::{autoscaler, bounds};
 use crate::checkers::invariants::{ended, requested_millis};
+use crate::checkers::waits::TAINT;
 use crate::cluster::Cluster;
 use crate::log::log;
 use crate::network::Link;
@@ -34,6 +37,8 @@ const NAMESPACES: [&str; 3] = ["default", "red", "blue"];
 /// Nodes that are there in the end at least, and in between.
 pub(crate) const NODES_MIN: u64 = 3;
 const NODES_MAX: u64 = 5;
+/// How long pods that tolerate a taint are waited for when faults have ended: somewhat longer than they may take.
+const LEAVING_MAX: Duration = Duration::from_secs(40);
 
 /// A user with `kubectl`.
 struct User {
@@ -54,6 +59,7 @@ enum Theme {
     Loads,
     Terms,
     Grants,
+    Names,
 }
 
 /// Does so many things.
@@ -67,6 +73,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, seed: u64, steps: u64) {
         4 => Theme::Grants,
         1 | 5 => Theme::Volumes,
         2 | 6 => Theme::Loads,
+        3 if seed % 16 == 11 => Theme::Names,
         _ => Theme::Any,
     };
     let mut user = User { cluster, link, api, random, made: 0, nodes: NODES_MIN, theme };
@@ -86,6 +93,11 @@ pub(crate) async fn settle(cluster: Arc<Cluster>, seed: u64) {
     while (cluster.nodes().len() as u64) < NODES_MAX {
         cluster.add_node(&format!("node-{}", 100 + cluster.nodes().len()));
     }
+    // Pods that tolerate what was done to their node leave it by themselves.
+    let leaving = Instant::now() + LEAVING_MAX;
+    while cluster.world.tolerates() && Instant::now() < leaving && cluster.world.violations().is_empty() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
     loop {
         let mut left = kinds::settle(&cluster, &api).await + volumes::settle(&cluster, &api).await;
         for (key, node) in cluster.world.history.now("/registry/minions/") {
@@ -94,6 +106,11 @@ pub(crate) async fn settle(cluster: Arc<Cluster>, seed: u64) {
             if node.value()["spec"]["unschedulable"] == true {
                 left += 1;
                 let patch = json!({"spec": {"unschedulable": null}});
+                let _ = api.patch::<Value>(&kind, &key, None, PatchType::Merge, &patch).await;
+            }
+            if node.value().to_string().contains(TAINT) {
+                left += 1;
+                let patch = json!({"spec": {"taints": names::tainted(node.value(), false)}});
                 let _ = api.patch::<Value>(&kind, &key, None, PatchType::Merge, &patch).await;
             }
             if !cluster.nodes().iter().any(|there| there == name) {
@@ -230,6 +247,7 @@ impl User {
             Theme::Loads if self.random.chance(500) => return self.change_loads().await,
             Theme::Terms if self.random.chance(500) => return self.change_terms().await,
             Theme::Grants if self.random.chance(500) => return self.change_grants().await,
+            Theme::Names if self.random.chance(700) => return self.change_names().await,
             _ => {}
         }
         match self.random.below(44) {

@@ -1,0 +1,231 @@
+//! Pods whose Job is gone: the finalizer that was to keep them until they are counted is taken off, at any time.
+//!
+//! A Job is gone where none of its uid is there: another one of the same name counts nothing for it. What the view lacks is
+//! asked of the server before, as the view of Jobs may be behind that of pods.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::batch::v1::Job;
+use machinery_api::ObjectKey;
+use machinery_client::{Action, Change, Kind, ObjectCache, Plan, Pod, controller_of};
+
+use super::ending::is_tracked;
+use super::{chooses, finished_at, untrack};
+use crate::pods;
+
+/// The key of a namespace's strays: no Job has an empty name.
+pub(super) fn key(namespace: &str) -> ObjectKey {
+    ObjectKey::new(namespace, "")
+}
+
+/// The strays of the namespace, where the Job of a uid went.
+pub(super) fn of_job(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
+    let went = match (change.before::<Job>(), change.after::<Job>()) {
+        (Some(before), Some(after)) => before.metadata.uid != after.metadata.uid,
+        (before, None) => before.is_some(),
+        (None, Some(_)) => false,
+    };
+    let strays = went.then(|| key(&change.key.namespace));
+    std::iter::once((*change.key).clone()).chain(strays).collect()
+}
+
+/// How a pod stands to Jobs.
+enum Standing {
+    /// Its Job is there or will adopt it, or it is none of a Job's.
+    Kept,
+    /// Nobody owns it.
+    Orphan,
+    /// The Job of this name and uid, which the view doesn't have.
+    Left(String, String),
+}
+
+fn standing(view: &ObjectCache, pod: &Pod) -> Standing {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let Some(owner) = controller_of(&pod.metadata) else {
+        let adopts =
+            |job: &Job| job.metadata.deletion_timestamp.is_none() && finished_at(job).is_none() && chooses(job, pod);
+        let adopted = pods::is_active(pod) && view.list::<Job>(namespace).any(adopts);
+        return if adopted { Standing::Kept } else { Standing::Orphan };
+    };
+    if owner.kind != "Job" || owner.api_version != "batch/v1" {
+        return Standing::Kept;
+    }
+    let there = view.get::<Job>(&ObjectKey::new(namespace, &*owner.name));
+    if there.is_some_and(|job| job.metadata.uid.as_deref() == Some(&*owner.uid)) {
+        return Standing::Kept;
+    }
+    Standing::Left(owner.name.clone(), owner.uid.clone())
+}
+
+/// Whether a pod is kept for a Job that the view doesn't have, or for nobody.
+pub(super) fn is_stray(view: &ObjectCache, pod: &Pod) -> bool {
+    is_tracked(pod) && !matches!(standing(view, pod), Standing::Kept)
+}
+
+/// Lets all strays of a namespace go.
+pub(super) fn let_go(view: &ObjectCache, namespace: &str) -> Plan {
+    let mut orphans = Vec::new();
+    let mut left: BTreeMap<(String, String), Vec<Action>> = BTreeMap::new();
+    for pod in view.list::<Pod>(namespace).filter(|pod| is_tracked(pod)) {
+        match standing(view, pod) {
+            Standing::Kept => {}
+            Standing::Orphan => orphans.push(untrack(pod)),
+            Standing::Left(name, uid) => left.entry((name, uid)).or_default().push(untrack(pod)),
+        }
+    }
+    let mut plan = Plan::nothing();
+    if !orphans.is_empty() {
+        plan.push(Action::Concurrent(orphans));
+    }
+    for ((name, uid), pods) in left {
+        plan.push(Action::ExpectGone { kind: Kind::of::<Job>(), key: ObjectKey::new(namespace, name), uid: Some(uid) });
+        plan.push(Action::Concurrent(pods));
+    }
+    plan
+}
+
+#[cfg(test)]
+mod tests {
+    use machinery_client::simulate::Simulation;
+    use serde_json::{Value, json};
+
+    use super::super::CONTROLLER;
+    use super::*;
+    use crate::Settings;
+
+    fn job(uid: &str) -> Value {
+        json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "sum", "namespace": "a", "uid": uid},
+            "spec": {"suspend": true, "selector": {"matchLabels": {"uid": uid}}, "template": {}}})
+    }
+
+    /// A pod of a Job as the garbage collector of pods leaves it where its namespace goes.
+    fn pod(name: &str, owner: Value) -> Value {
+        json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "a", "uid": name, "ownerReferences": owner,
+                "labels": {"uid": "first", "batch.kubernetes.io/job-name": "sum"},
+                "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": [super::super::make::TRACKING]},
+            "spec": {"containers": []}, "status": {"phase": "Failed"}})
+    }
+
+    fn owned(kind: &str, uid: &str) -> Value {
+        let api_version = if kind == "Job" { "batch/v1" } else { "apps/v1" };
+        json!([{"apiVersion": api_version, "kind": kind, "name": "sum", "uid": uid, "controller": true}])
+    }
+
+    fn cluster(objects: impl IntoIterator<Item = Value>) -> Simulation {
+        crate::simulation("2026-01-01T00:00:00Z".parse().unwrap(), objects)
+    }
+
+    fn names(cluster: &Simulation) -> Vec<&str> {
+        cluster.view.list::<Pod>("a").filter_map(|pod| pod.metadata.name.as_deref()).collect()
+    }
+
+    /// Works on the keys that everything there is, and everything that went, comes to.
+    fn settle(cluster: &mut Simulation, went: &[Change]) {
+        let settings = Settings::default();
+        for _ in 0..10 {
+            let changes: Vec<Change> = cluster.view.as_changes().chain(went.iter().cloned()).collect();
+            let mut keys: Vec<ObjectKey> = Vec::new();
+            for (change, input) in changes.iter().flat_map(|change| CONTROLLER.inputs.iter().map(move |i| (change, i)))
+            {
+                keys.extend(input.keys(&cluster.view, change));
+            }
+            keys.sort();
+            keys.dedup();
+            for key in keys {
+                let plan = (CONTROLLER.reconcile)(&cluster.view, &key, &cluster.context(&settings));
+                assert_eq!(cluster.apply(plan), Vec::<String>::new());
+            }
+        }
+    }
+
+    #[test]
+    fn the_pod_of_a_job_that_is_gone_goes() {
+        let mut cluster = cluster([pod("p", owned("Job", "first"))]);
+        settle(&mut cluster, &[]);
+        assert!(names(&cluster).is_empty());
+    }
+
+    /// While a namespace goes its pods go first: the next Job of the name is there for as long as they are.
+    #[test]
+    fn the_next_job_of_the_name_keeps_no_pod_of_the_last_one() {
+        let mut cluster = cluster([job("second"), pod("p", owned("Job", "first"))]);
+        settle(&mut cluster, &[]);
+        assert!(names(&cluster).is_empty());
+    }
+
+    #[test]
+    fn what_was_orphaned_goes_beside_a_job_of_the_name() {
+        let mut cluster = cluster([job("second"), pod("p", json!([]))]);
+        settle(&mut cluster, &[]);
+        assert!(names(&cluster).is_empty());
+    }
+
+    /// Also where the label that named its Job is gone.
+    #[test]
+    fn an_orphan_without_labels_goes() {
+        let mut bare = pod("p", json!([]));
+        bare["metadata"]["labels"] = json!({});
+        let mut cluster = cluster([bare]);
+        settle(&mut cluster, &[]);
+        assert!(names(&cluster).is_empty());
+    }
+
+    #[test]
+    fn what_a_job_does_not_choose_any_more_goes_with_it() {
+        let mut going = job("first");
+        going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        going["metadata"]["finalizers"] = json!(["foregroundDeletion"]);
+        let mut strange = pod("p", owned("Job", "first"));
+        strange["metadata"]["labels"] = json!({"uid": "other"});
+        let mut cluster = cluster([going, strange]);
+        settle(&mut cluster, &[]);
+        assert!(names(&cluster).is_empty());
+    }
+
+    /// A Job that goes wakes the pods that it left; one that another is put in the place of does, too.
+    #[test]
+    fn a_job_that_goes_wakes_its_strays() {
+        for next in [None, Some("second")] {
+            let mut cluster = cluster([job("first"), pod("p", owned("Job", "first"))]);
+            let key = ObjectKey::new("a", "sum");
+            let old = cluster.view.object(&Kind::of::<Job>(), &key).cloned();
+            let went = cluster.view.remove(&Kind::of::<Job>(), &key, 100).unwrap();
+            let change = match next {
+                None => went,
+                Some(uid) => {
+                    cluster.create(&Kind::of::<Job>(), job(uid));
+                    let new = cluster.view.object(&Kind::of::<Job>(), &key).cloned();
+                    Change { old, new, ..went }
+                }
+            };
+            let keys = CONTROLLER.inputs[0].keys(&cluster.view, &change);
+            assert!(keys.contains(&super::key("a")), "{keys:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_still_to_be_counted_or_is_not_a_jobs_stays() {
+        let there = pod("there", owned("Job", "first"));
+        let others = pod("others", owned("ReplicaSet", "r"));
+        let cluster = cluster([job("first"), there, others]);
+        assert_eq!(let_go(&cluster.view, "a"), Plan::nothing());
+        let mut alive = pod("alive", json!([]));
+        alive["metadata"].as_object_mut().unwrap().remove("deletionTimestamp");
+        alive["status"]["phase"] = json!("Running");
+        let mut unknown = cluster.clone();
+        unknown.create(&Kind::of::<Pod>(), alive);
+        assert_eq!(let_go(&unknown.view, "a"), Plan::nothing(), "it will be adopted");
+    }
+
+    /// The view of Jobs may be behind that of pods: the server has the word.
+    #[test]
+    fn the_server_says_whether_a_job_is_gone() {
+        let cluster = cluster([pod("p", owned("Job", "first"))]);
+        let plan = let_go(&cluster.view, "a");
+        let [Action::ExpectGone { key, uid, .. }, Action::Concurrent(untracked)] = plan.actions.as_slice() else {
+            panic!("{plan:?}")
+        };
+        assert_eq!((key, uid.as_deref(), untracked.len()), (&ObjectKey::new("a", "sum"), Some("first"), 1));
+    }
+}

@@ -1,0 +1,70 @@
+//! Jobs that are deleted as soon as their pod is made, which is to stay: the watch of pods is often behind that of Jobs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use apiserver::auth::UserInfo;
+use k8s_openapi::api::batch::v1::Job;
+use machinery_api::ObjectKey;
+use machinery_client::Kind;
+use machinery_client::request::ApiClient;
+use serde_json::{Value, json};
+
+use crate::cluster::{Cluster, Pace};
+use crate::network::Link;
+use crate::sabotage::Sabotage;
+use crate::workload::template;
+use crate::world::{Weather, World};
+
+pub(crate) const JOBS: u64 = 12;
+const TICK: Duration = Duration::from_millis(1);
+/// When something is wrong.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// Every third piece of a watch takes up to a second.
+const SLOW: Weather = Weather { delay_ms: 5, slow: 300, ..Weather::CALM };
+
+/// Plays it under a seed; answers what checkers found, and how many pods have lost their Job and stayed.
+pub(crate) fn leaving(seed: u64) -> (Vec<String>, usize) {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+    let played = async { tokio::time::timeout(PATIENCE, play(seed)).await };
+    runtime.block_on(played).expect("it never happens")
+}
+
+async fn play(seed: u64) -> (Vec<String>, usize) {
+    let world = Arc::new(World::new(seed, Sabotage::None));
+    let cluster = Cluster::new(seed, world.clone(), Pace::Usual);
+    cluster.start(1).await;
+    let user = UserInfo::component("kubernetes-admin", Some("system:masters"));
+    let api: ApiClient = cluster.network.client(&Link::new("user"), user).into();
+    world.set_weather(SLOW);
+    for number in 0..JOBS {
+        let name = format!("left-{number}");
+        let job = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name, "namespace": "default"},
+            "spec": {"template": template(&name, 100, "Never")}});
+        let kind = Kind::of::<Job>();
+        while api.create::<Value>(&kind, "default", &job).await.is_err() {
+            tokio::time::sleep(TICK).await;
+        }
+        let prefix = format!("/registry/pods/default/{name}-");
+        until(|| !world.history.now(&prefix).is_empty()).await;
+        let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Orphan"});
+        let _ = api.delete::<Value>(&kind, &ObjectKey::new("default", &*name), &options).await;
+        until(|| world.history.now(&format!("/registry/jobs/default/{name}")).is_empty()).await;
+    }
+    world.set_weather(Weather::CALM);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let pods = world.history.now("/registry/pods/default/left-");
+    let free = |pod: &Value| {
+        let metadata = &pod["metadata"];
+        metadata["ownerReferences"].is_null() && metadata["finalizers"].is_null()
+    };
+    world.history.forget();
+    (world.violations(), pods.iter().filter(|(_, pod)| free(pod.value())).count())
+}
+
+async fn until(is: impl Fn() -> bool) {
+    while !is() {
+        tokio::time::sleep(TICK).await;
+    }
+}
