@@ -1,8 +1,8 @@
-//! Says on a terminal what is going on while something takes its time; silent where nobody watches.
+//! Reports on stderr what a verb is doing: as the last line of a terminal, and elsewhere only what is reported as long.
 
 use std::io::IsTerminal as _;
 
-use crate::output::aside;
+use crate::output::{aside, tell};
 
 /// The last line of a terminal.
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +20,15 @@ impl Progress {
     pub(crate) fn doing(self, what: &str) {
         if self.terminal {
             aside(format_args!("\r\x1b[2K… {what}"));
+        }
+    }
+
+    /// Reports what has been waited for longer than a reader expects: also where stderr is no terminal.
+    pub(crate) fn still(self, what: &str) {
+        if self.terminal {
+            self.doing(what);
+        } else {
+            tell!("coracle: {what}");
         }
     }
 

@@ -175,7 +175,8 @@ mod tests {
     fn variables(command: &clap::Command, found: &mut BTreeMap<String, BTreeMap<String, String>>) {
         for flag in command.get_arguments() {
             if let Some(variable) = flag.get_env().and_then(|name| name.to_str()) {
-                let values = format!("{:?}", flag.get_value_names());
+                // One variable can't set two flags with different defaults, such as two ports.
+                let values = format!("{:?} {:?}", flag.get_value_names(), flag.get_default_values());
                 let of = format!("{} {}", command.get_name(), flag.get_id());
                 found.entry(variable.to_owned()).or_default().insert(values, of);
             }

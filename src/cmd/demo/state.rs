@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use hyper::Request;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::autoscaling::v2::{HorizontalPodAutoscaler, HorizontalPodAutoscalerStatus, MetricStatus};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -109,7 +109,7 @@ async fn report(client: &Client, env: &Env) -> anyhow::Result<String> {
     Ok(client.request_text(log).await?)
 }
 
-/// What the catalog's autoscaler has read, and made of it.
+/// Reports what the catalog's autoscaler has measured and decided.
 pub(super) async fn tell_autoscaler(story: &mut Story, client: &Client) -> anyhow::Result<()> {
     story.doing("asking the autoscaler");
     let scalers: Api<HorizontalPodAutoscaler> = Api::namespaced(client.clone(), "shop");
@@ -119,12 +119,41 @@ pub(super) async fn tell_autoscaler(story: &mut Story, client: &Client) -> anyho
     let waited = tokio::time::timeout(STEP_TIMEOUT, scalers.wait_until(&story.env, "catalog", read)).await;
     let scaler = waited.context("the autoscaler read nothing in time")?;
     let status = scaler.and_then(|scaler| scaler.status.clone()).context("the autoscaler has no status")?;
-    let read =
-        status.current_metrics.iter().flatten().find_map(|of| of.resource.as_ref()?.current.average_value.clone());
-    let read = read.map_or_else(|| "nothing".to_owned(), |quantity| quantity.0);
-    story.say(&format!(
-        "The catalog's HorizontalPodAutoscaler reads {read} of CPU a pod, and wants {} pods.",
-        status.desired_replicas
-    ));
+    story.say(&autoscaler_line(&status));
     Ok(())
+}
+
+/// The report of an autoscaler's status. Its first pass usually precedes the first usage sample of the pods and decides nothing.
+fn autoscaler_line(status: &HorizontalPodAutoscalerStatus) -> String {
+    let average = |metric: &MetricStatus| metric.resource.as_ref()?.current.average_value.clone();
+    match status.current_metrics.iter().flatten().find_map(average) {
+        Some(cpu) => format!(
+            "The catalog's HorizontalPodAutoscaler measures {} of CPU a pod and asks for {} pods.",
+            cpu.0, status.desired_replicas
+        ),
+        None => "The catalog's HorizontalPodAutoscaler is active; it measures every 15 s and has no CPU sample yet."
+            .to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_autoscaler_without_a_sample_is_reported_as_waiting() {
+        let check = |status: Value, expected: &str| {
+            let line = autoscaler_line(&serde_json::from_value(status).expect("a status"));
+            assert!(line.contains(expected), "{line}");
+        };
+        let sample = json!({"type": "Resource", "resource": {"name": "cpu", "current": {"averageValue": "7m"}}});
+        check(
+            json!({"desiredReplicas": 2, "currentMetrics": [sample]}),
+            "measures 7m of CPU a pod and asks for 2 pods",
+        );
+        check(json!({"desiredReplicas": 0, "currentMetrics": [{"type": ""}]}), "has no CPU sample yet");
+        check(json!({"desiredReplicas": 0}), "has no CPU sample yet");
+    }
 }

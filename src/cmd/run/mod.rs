@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{Event, Pod, Service};
 use kube::Client;
 use kubelet::image::{RegistryAccess, push, take_back};
 use machinery_client::request::PatchType;
@@ -34,6 +34,8 @@ use crate::rollout::is_rolled_out;
 const READY_TIME_MAX: Duration = Duration::from_secs(180);
 /// How often the cluster is asked meanwhile.
 const ASK_INTERVAL: Duration = Duration::from_millis(50);
+/// How often a long wait is reported.
+const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a Service's address may take to answer, before another one is given.
 const ADDRESS_TIME_MAX: Duration = Duration::from_secs(3);
 
@@ -47,7 +49,7 @@ pub(crate) struct Run {
     #[arg(long, env = "CORACLE_NAME", value_name = "NAME")]
     pub(crate) name: Option<String>,
     /// Port of the Service, where the module serves HTTP
-    #[arg(long, env = "CORACLE_PORT", default_value_t = 8080, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, env = "CORACLE_SERVICE_PORT", default_value_t = 8080, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: u16,
     /// How many pods
     #[arg(long, env = "CORACLE_REPLICAS", default_value_t = 1, value_name = "N")]
@@ -163,7 +165,7 @@ impl<'a> Runner<'a> {
             App::new(&self.name, (&pushed.digest, &pushed.inspection.exports), self.flags.port, self.flags.replicas);
         progress.doing(&format!("waiting for {}", self.name));
         let changed = self.apply(&app).await?;
-        self.ready(&app).await?;
+        self.ready(&app, progress).await?;
         if !app.serves {
             // Only now: what ran before answered until this one ran.
             self.close().await?;
@@ -222,10 +224,11 @@ impl<'a> Runner<'a> {
     }
 
     /// Waits until all pods are of this image and available.
-    async fn ready(&self, app: &App) -> anyhow::Result<()> {
+    async fn ready(&self, app: &App, progress: Progress) -> anyhow::Result<()> {
         let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), self.client.default_namespace());
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), self.client.default_namespace());
         let began = self.env.elapsed();
+        let mut report_at = began + REPORT_INTERVAL;
         loop {
             if deployments.get(&app.name).await.is_ok_and(|deployment| is_rolled_out(&deployment)) {
                 return Ok(());
@@ -234,12 +237,26 @@ impl<'a> Runner<'a> {
             if let Some(why) = all.items.iter().find_map(|pod| app.trouble(pod)) {
                 bail!("{} does not run: {why}", app.name);
             }
+            if self.env.elapsed() >= report_at {
+                let waited = report_at.saturating_sub(began).as_secs();
+                let reason = self.wait_reason(&all.items).await.map(|reason| format!(": {reason}"));
+                progress.still(&format!("{} is not ready after {waited} s{}", app.name, reason.unwrap_or_default()));
+                report_at += REPORT_INTERVAL;
+            }
             if self.env.elapsed().saturating_sub(began) > READY_TIME_MAX {
                 let seconds = READY_TIME_MAX.as_secs();
                 bail!("{} is not ready after {seconds} s: see `kubectl describe pods -l app={}`", app.name, app.name);
             }
             tokio::time::sleep(ASK_INTERVAL).await;
         }
+    }
+
+    /// What the node last reported of a compilation for these pods, if anything.
+    async fn wait_reason(&self, pods: &[Pod]) -> Option<String> {
+        let fields = "reason=Compiling,involvedObject.kind=Pod".to_owned();
+        let events = Api::<Event>::namespaced(self.client.clone(), self.client.default_namespace());
+        let events = events.list(&ListOptions { fields, ..ListOptions::default() }).await.ok()?.items;
+        objects::newest_message(&events, pods)
     }
 
     /// Prints where it answers.

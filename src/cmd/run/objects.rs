@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Event, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
@@ -101,6 +101,15 @@ impl App {
     }
 }
 
+/// The message of the newest of these events that is about one of these pods.
+pub(super) fn newest_message(events: &[Event], pods: &[Pod]) -> Option<String> {
+    let names: Vec<&str> = pods.iter().filter_map(|pod| pod.metadata.name.as_deref()).collect();
+    let about = |event: &&Event| event.involved_object.name.as_deref().is_some_and(|name| names.contains(&name));
+    // Nodes count repetitions in one event, whose last time is the newest.
+    let newest = events.iter().filter(about).max_by_key(|event| event.last_timestamp.as_ref().map(|at| at.0))?;
+    newest.message.clone()
+}
+
 /// Whether `coracle run` has made it.
 pub(super) fn is_ours(metadata: &ObjectMeta) -> bool {
     metadata.labels.as_ref().and_then(|labels| labels.get(MANAGED_BY)).is_some_and(|manager| manager == MANAGER)
@@ -140,6 +149,24 @@ mod tests {
             assert_eq!(name_of(Path::new(file)).as_deref(), name, "{file}");
         }
         assert!(is_label("a-1") && !is_label("1a") && !is_label("a-") && !is_label("A") && !is_label(&"a".repeat(64)));
+    }
+
+    #[test]
+    fn the_newest_message_is_of_a_pod_of_the_app() {
+        let event = |pod: &str, at: &str, message: &str| -> Event {
+            serde_json::from_value(json!({
+                "metadata": {}, "involvedObject": {"kind": "Pod", "name": pod}, "lastTimestamp": at, "message": message,
+            }))
+            .unwrap()
+        };
+        let pods: Vec<Pod> = vec![serde_json::from_value(json!({"metadata": {"name": "web-1"}})).unwrap()];
+        let events = [
+            event("web-1", "2026-01-01T00:00:20Z", "20 s so far"),
+            event("web-1", "2026-01-01T00:00:10Z", "10 s so far"),
+            event("other-1", "2026-01-01T00:00:30Z", "30 s so far"),
+        ];
+        assert_eq!(newest_message(&events, &pods).as_deref(), Some("20 s so far"));
+        assert_eq!(newest_message(&events, &[]), None);
     }
 
     #[test]
