@@ -48,7 +48,7 @@ pub(crate) struct Up {
     #[arg(long, env = "CORACLE_POD_MANIFEST_PATH", value_name = "PATH")]
     pub(crate) pod_manifest_path: Option<PathBuf>,
     /// When a node is short and evicts pods, as upstream's flag; what it doesn't name has no threshold [default: memory.available<100Mi, nodefs.available below 1Gi and 10%, nodefs.inodesFree<5%, pid.available<5%]
-    #[arg(long, env = "CORACLE_EVICTION_HARD", value_name = "SIGNAL<AMOUNT,…")]
+    #[arg(long, env = "CORACLE_EVICTION_HARD", value_name = "THRESHOLDS")]
     pub(crate) eviction_hard: Option<EvictionThresholds>,
     /// Seconds for which pods may end, by priority and with their hooks, when the cluster is stopped; 0 = they don't, and the next start takes them up
     #[arg(long, env = "CORACLE_SHUTDOWN_GRACE_PERIOD", default_value_t = 0, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(0..=3600))]

@@ -28,7 +28,7 @@ pub struct ExecSpec {
     pub argv: Vec<String>,
     /// Variables besides the container's own.
     pub env: Vec<(String, String)>,
-    /// Folders that it finds open beside the container's own.
+    /// Folders that are open to it besides the container's mounts.
     pub folders: Vec<Preopen>,
     /// What it reads and writes.
     pub stdio: Stdio,

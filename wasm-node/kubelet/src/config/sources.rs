@@ -1,7 +1,8 @@
 //! The ConfigMaps and Secrets that pods name: each watched once per node, by its name alone, while a pod needs it.
 //!
-//! By name, as the Node authorizer lets a node read no more than what its pods name. An immutable object stays watched for its deletion alone:
-//! who has it keeps what it holds, and who comes afterwards gets the object that has the name by then.
+//! By name, as the Node authorizer lets a node read no more than what its pods name. The content of an immutable object never
+//! changes for its holders. The watch goes on only to notice the object's deletion: later callers get a new source, with the object that has the
+//! name then.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -126,16 +127,16 @@ impl Source {
 type Key = (SourceKind, String, String);
 type All = Arc<Mutex<HashMap<Key, Weak<Source>>>>;
 
-/// Where a source can be found by those that come.
-struct Listed {
+/// The entry of a source in the manager's table.
+struct TableEntry {
     all: All,
     key: Key,
     source: Weak<Source>,
 }
 
-impl Listed {
-    /// Those that come find it no more.
-    fn end(&self) {
+impl TableEntry {
+    /// Removes the entry: the next caller gets a new source.
+    fn remove(&self) {
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         if all.get(&self.key).is_some_and(|known| known.ptr_eq(&self.source)) {
             all.remove(&self.key);
@@ -176,7 +177,7 @@ impl ConfigSourceManager {
         let stop = self.stop.child_token();
         let source = Arc::new(Source::of(receiver, stop.clone()));
         let known = (known, source.bells.clone());
-        let listed = Listed { all: self.all.clone(), key: key.clone(), source: Arc::downgrade(&source) };
+        let entry = TableEntry { all: self.all.clone(), key: key.clone(), source: Arc::downgrade(&source) };
         let only = |reflector: Reflector| reflector.within(namespace).selecting(format!("metadata.name={name}"));
         match kind {
             SourceKind::ConfigMap => {
@@ -193,7 +194,7 @@ impl ConfigSourceManager {
                     uid: map.metadata.uid.unwrap_or_default(),
                     secret_type: String::new(),
                 };
-                tokio::spawn(follow(reflector, known, read, listed, stop.clone()));
+                tokio::spawn(follow(reflector, known, read, entry, stop.clone()));
             }
             SourceKind::Secret => {
                 let reflector = only(Reflector::of::<Secret>(self.client.clone(), self.env.clone()));
@@ -203,7 +204,7 @@ impl ConfigSourceManager {
                     uid: secret.metadata.uid.unwrap_or_default(),
                     secret_type: secret.type_.unwrap_or_default(),
                 };
-                tokio::spawn(follow(reflector, known, read, listed, stop.clone()));
+                tokio::spawn(follow(reflector, known, read, entry, stop.clone()));
             }
         }
         all.insert(key, Arc::downgrade(&source));
@@ -215,11 +216,11 @@ async fn follow<K: Typed>(
     reflector: Reflector,
     (known, bells): (watch::Sender<Known>, Arc<Bells>),
     read: impl Fn(K) -> Content + Send,
-    listed: Listed,
+    entry: TableEntry,
     stop: CancellationToken,
 ) {
     let mut events = reflector.events();
-    // The uid of an object that never changes, once it is known.
+    // The uid of an immutable object, once it is read.
     let mut settled: Option<String> = None;
     loop {
         let event = tokio::select! {
@@ -249,8 +250,8 @@ async fn follow<K: Typed>(
             if object.is_some_and(|object| object.metadata().uid.as_ref() == Some(uid)) {
                 continue;
             }
-            listed.end();
-            // What it held stays until nobody holds it; the sender has to live as long.
+            entry.remove();
+            // The holders keep the content; the sender has to live as long as they do.
             stop.cancelled().await;
             return;
         }

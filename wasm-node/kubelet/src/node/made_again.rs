@@ -60,12 +60,12 @@ async fn text(source: &Source) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_comes_after_an_immutable_object_was_made_again_gets_the_new_one() {
+async fn an_immutable_object_that_is_made_again_is_read_anew() {
     let api = Api::<Cluster>::default();
     api.with(|cluster| cluster.put("u1", "one"));
     let sources = ConfigSourceManager::new(api.client(), TokioClock::env(7).0, CancellationToken::new());
     let get = || sources.get(SourceKind::ConfigMap, "n", "m");
-    // Another one than that, as soon as there is.
+    // Waits for another source than `before`.
     let after = async |before: &Arc<Source>| {
         let other = async {
             loop {
@@ -76,19 +76,19 @@ async fn who_comes_after_an_immutable_object_was_made_again_gets_the_new_one() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(60), other).await.expect("the old object is given to those that come")
+        tokio::time::timeout(Duration::from_secs(60), other).await.expect("later callers still get the old object")
     };
     let one = get();
     assert_eq!(text(&one).await, "one");
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert!(Arc::ptr_eq(&get(), &one), "one for all pods, while the object is there");
+    assert!(Arc::ptr_eq(&get(), &one), "one source for all pods while the object exists");
     api.with(|cluster| {
         cluster.delete();
         cluster.put("u2", "two");
     });
     let two = after(&one).await;
-    assert_eq!((text(&two).await.as_str(), text(&one).await.as_str()), ("two", "one"), "who has it keeps it");
-    // Nobody sees the deletion itself.
+    assert_eq!((text(&two).await.as_str(), text(&one).await.as_str()), ("two", "one"), "holders keep the content");
+    // The watch breaks, and misses the deletion.
     api.with(|cluster| {
         cluster.watches.clear();
         cluster.delete();

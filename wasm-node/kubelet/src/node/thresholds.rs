@@ -1,5 +1,5 @@
 //! Thresholds of eviction, as upstream's `--eviction-hard` writes them: `memory.available<100Mi,nodefs.available<10%`. Pure: from a text to
-//! thresholds, and from a threshold and a total to an amount. A signal that has no threshold is never short.
+//! thresholds, and from a threshold and a total to an amount. A signal without a threshold is never short.
 
 use std::str::FromStr;
 
@@ -11,7 +11,7 @@ use super::pressure::Signal;
 const WHOLE: u32 = 1_000_000;
 /// Free memory below which a node is short of it (upstream's threshold).
 pub(super) const MEMORY_BYTES_DEFAULT: u64 = 100 << 20;
-/// Free disk below which a large disk is short: what the default bound of one emptyDir could use up. On a disk of terabytes 10% would be much.
+/// Free disk below which a large disk is short: the default bound of one emptyDir. 10% of a large disk would be more than pods need.
 pub(super) const DISK_BYTES_DEFAULT: u64 = 1 << 30;
 /// The part of a disk below which a small one is short (upstream's threshold): a small disk is not short for being small.
 const DISK_PART_DEFAULT: Part = Part::percent(10);
@@ -85,7 +85,7 @@ pub enum BadThresholds {
     #[error("{0:?} is not SIGNAL<AMOUNT, such as memory.available<100Mi or nodefs.available<10%")]
     Form(String),
     /// No such signal.
-    #[error("{signal:?} is not a signal of a node: {}{}", names(), hint(signal))]
+    #[error("{signal:?} is not a signal of a node: {}{}", names(), hint(.signal))]
     Signal {
         /// As it was written.
         signal: String,

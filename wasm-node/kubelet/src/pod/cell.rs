@@ -30,7 +30,7 @@ pub struct Cell {
     pub stage: CellStage,
     /// How often it was started before, and once more: none = never.
     pub attempt: Option<u32>,
-    /// Counts pulls and starts that were begun; their answers carry it, so that none is taken for another's.
+    /// The number of the newest pull or start. Its result carries the number, so that an older result is dropped.
     pub preparation: u32,
     /// How the newest run ended; none while it runs and before.
     pub exit: Option<Exit>,
@@ -162,7 +162,7 @@ impl Cell {
         }
     }
 
-    /// Whether it waits for the answer of a pull or a start of that number.
+    /// Whether the pull or start of that number is under way.
     #[must_use]
     pub fn awaits(&self, preparation: u32) -> bool {
         matches!(self.stage, CellStage::Pulling | CellStage::Starting) && self.preparation == preparation

@@ -207,7 +207,7 @@ pub enum CellEvent {
     },
     /// The image is there.
     Pulled {
-        /// Which preparation it answers: that of an older image says nothing of the new one.
+        /// The number of the pull. A result with an older number is dropped.
         preparation: u32,
         /// Its digest.
         image_id: String,
@@ -216,7 +216,7 @@ pub enum CellEvent {
     },
     /// It isn't.
     PullFailed {
-        /// Which preparation it answers.
+        /// The number of the pull.
         preparation: u32,
         /// Of what.
         of: ImageOf,
@@ -232,7 +232,7 @@ pub enum CellEvent {
     },
     /// It can't be made.
     StartFailed {
-        /// Which preparation it answers.
+        /// The number of the start.
         preparation: u32,
         /// `CreateContainerConfigError`, `CreateContainerError`, `RunContainerError`.
         reason: &'static str,

@@ -34,7 +34,7 @@ pub(crate) struct Sandbox {
     pub(crate) stdin: Mutex<Option<PipeWriter>>,
     pub(crate) stdin_once: bool,
     pub(crate) tty: bool,
-    /// Their `/tmp`, where the container has none.
+    /// `/tmp` of its sessions, unless the container mounts one.
     pub(crate) tmp: Option<SessionTmp>,
     /// Places of its sessions.
     pub(crate) places: Arc<Semaphore>,
@@ -58,7 +58,7 @@ impl Sandbox {
         Ok(module.map(|module| (program, module)))
     }
 
-    /// What its sessions find open beside what the container has.
+    /// The folders that a session opens besides the container's mounts.
     pub(crate) async fn session_folders(&self) -> Vec<Preopen> {
         match &self.tmp {
             Some(tmp) => tmp.folders().await,

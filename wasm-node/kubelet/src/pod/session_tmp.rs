@@ -1,6 +1,6 @@
-//! A writable `/tmp` of the sessions of a container (`kubectl exec` and `cp`, commands of probes and hooks), where the container mounts none: one
-//! folder for all of them, made for the first and removed with the container. What lies in it counts as ephemeral storage. The container itself
-//! doesn't see it.
+//! A writable `/tmp` for the sessions of a container (`kubectl exec` and `cp`, commands of probes and hooks), unless the container mounts one.
+//! All sessions of a container share one folder. It is made for the first session, is removed with the container, and counts as ephemeral
+//! storage. The container itself has no access to it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,14 +21,14 @@ const PATH: &str = "/tmp";
 pub(crate) struct SessionTmp {
     node: Weak<Shared>,
     uid: String,
-    /// Of the container's starts, each in a folder of its own.
+    /// Each start of the container has a folder of its own.
     folder: PathBuf,
-    /// Once it is there: it is measured for as long as this lives.
+    /// Set when the folder exists: measures it until this is dropped.
     made: OnceCell<Option<Watched>>,
 }
 
 impl SessionTmp {
-    /// Of a start of a container that finds these folders open; none where one of them has a `/tmp`.
+    /// For one start of a container with these mounts; none if they have a `/tmp`.
     pub(crate) fn new(
         node: &Arc<Shared>,
         uid: &str,
@@ -40,7 +40,7 @@ impl SessionTmp {
         (!has_own(mounted)).then(|| Self { node: Arc::downgrade(node), uid: uid.to_owned(), folder, made })
     }
 
-    /// What a session finds open; nothing where the folder can't be made.
+    /// The folder for a session; empty if the folder can't be made.
     pub(crate) async fn folders(&self) -> Vec<Preopen> {
         match self.made.get_or_try_init(|| self.make()).await {
             Ok(_) => vec![preopen(&self.folder)],
@@ -57,7 +57,7 @@ impl SessionTmp {
         Ok(self.watched())
     }
 
-    /// Has it measured: whether or not anything else of the pod is.
+    /// Measures the pod, also if none of its containers has anything else to measure.
     fn watched(&self) -> Option<Watched> {
         let node = self.node.upgrade()?;
         let view = node.pods.get(&self.uid)?;
@@ -76,7 +76,7 @@ impl SessionTmp {
 
 impl Drop for SessionTmp {
     fn drop(&mut self) {
-        // Where the process ends, the next start of the container or the pod's end removes it.
+        // At the end of the process the folder stays: the container's next start or the pod's end removes it.
         let (true, Ok(runtime)) = (self.made.initialized(), tokio::runtime::Handle::try_current()) else { return };
         let folder = std::mem::take(&mut self.folder);
         runtime.spawn_blocking(move || {
@@ -89,7 +89,7 @@ impl Drop for SessionTmp {
     }
 }
 
-/// Whether a container has a `/tmp`, or somewhere to write one.
+/// Whether a mount is `/tmp`, or holds it and is writable.
 fn has_own(mounted: &[Preopen]) -> bool {
     let is_own = |preopen: &Preopen| {
         let guest = Path::new(&preopen.guest);
@@ -124,7 +124,7 @@ mod tests {
             assert!(has_own(&[of("/data", true), own.clone()]), "{own:?}");
         }
         for other in [of("/tmpfs", true), of("/tmp/x", true), of("/", false)] {
-            assert!(!has_own(&[other.clone()]), "{other:?}");
+            assert!(!has_own(std::slice::from_ref(&other)), "{other:?}");
         }
         assert!(!has_own(&[]));
     }

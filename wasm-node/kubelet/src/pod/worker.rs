@@ -472,7 +472,7 @@ impl Worker {
         self.state.cells.get(container)
     }
 
-    /// Whether a container waits for that preparation: what an older one has is dropped.
+    /// Whether the pull or start of that number is the container's newest: the result of an older one is dropped.
     fn awaits(&self, container: usize, preparation: u32) -> bool {
         self.cell(container).is_some_and(|cell| cell.awaits(preparation))
     }

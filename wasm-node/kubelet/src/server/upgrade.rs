@@ -50,7 +50,7 @@ pub(super) fn negotiate(
     }
 }
 
-/// A `Status` that says why: kubectl takes any text that could be YAML for a `Status`, and shows nothing of a text with a `: ` in it.
+/// A refusal as a `Status`. kubectl decodes a text body as YAML: of a text with a `: ` it shows nothing.
 pub(super) fn refuse(code: StatusCode, why: String) -> Box<Response> {
     let reason = match code {
         StatusCode::BAD_REQUEST => "BadRequest",
@@ -64,7 +64,7 @@ pub(super) fn refuse(code: StatusCode, why: String) -> Box<Response> {
     Box::new((code, [(header::CONTENT_TYPE, "application/json")], status).into_response())
 }
 
-/// A refusal in words of upstream's kubelet, which come as text: kubectl shows them behind `unable to upgrade connection`.
+/// A refusal with upstream's words, as text as upstream's: kubectl shows it behind `unable to upgrade connection`.
 pub(super) fn refuse_in_words(code: StatusCode, why: String) -> Box<Response> {
     Box::new((code, why).into_response())
 }

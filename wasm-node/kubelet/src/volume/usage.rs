@@ -222,7 +222,7 @@ impl Bounds {
     }
 }
 
-/// What `/tmp` of the sessions of all containers takes, or which of them is over its bound, which is that of an emptyDir.
+/// The bytes of `/tmp` of all containers' sessions; an error names a container over the bound, which is that of an emptyDir.
 fn of_sessions(pod_dir: &Path) -> Result<u64, String> {
     let folders = std::fs::read_dir(session_folder(pod_dir)).into_iter().flatten().flatten();
     folders.map(|folder| (folder.file_name(), measure(&folder.path()))).try_fold(0u64, |sum, (name, of)| {

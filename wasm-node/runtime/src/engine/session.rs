@@ -64,7 +64,7 @@ impl Container {
             argv: spec.argv.into(),
             env: env.into(),
             cwd_dir: of.guest.cwd_dir.clone().or_else(in_session),
-            disk: disk.clone(),
+            disk,
             log: spec.log.clone(),
             stdin: spec.stdio.stdin,
             terminal: spec.stdio.terminal,

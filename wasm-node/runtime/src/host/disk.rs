@@ -138,7 +138,7 @@ impl Folders {
 
 /// One container's share.
 pub(crate) struct Disk {
-    /// By which its folders are kept warm; none of a session's, which is over with its command.
+    /// The key of its warm folders; none for a session, which ends with its command.
     id: Option<u64>,
     node: Arc<NodeDisk>,
     namespace: Arc<str>,
@@ -178,7 +178,7 @@ impl Disk {
         Self { memory, quotas, ..self }
     }
 
-    /// The same share of a session, which finds more folders open.
+    /// The container's share for a session, with more folders.
     pub(crate) fn with_folders(&self, more: Vec<Preopen>) -> Self {
         Self {
             id: None,

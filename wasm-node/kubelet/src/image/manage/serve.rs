@@ -27,7 +27,7 @@ const ARCHIVE_BYTES_MAX: u64 = 8 << 30;
 /// Pieces of an archive that wait for who reads it.
 const PIECES_MAX: usize = 4;
 const PIECE_BYTES: usize = 256 << 10;
-/// A client that takes no piece for so long has stopped reading: the archive breaks off, and gives back the thread that writes it.
+/// An export whose client takes no piece for this long ends with an error, so that its thread is free again.
 const TAKEN_WITHIN: Duration = Duration::from_secs(60);
 /// How often the disk's free space is looked at.
 const SPACE_CHECK_BYTES: u64 = 16 << 20;
@@ -124,8 +124,7 @@ async fn take_out(State(images): State<Arc<Images>>, uri: Uri) -> Result<Respons
     Ok(([(http::header::CONTENT_TYPE, "application/x-tar")], Body::from_stream(pieces)).into_response())
 }
 
-/// What is written on a thread that may block, for whoever reads. It ends with an error where the writing did, so that what breaks off is
-/// not taken for the whole.
+/// Streams what `write` writes on a blocking thread. The stream ends with the error of `write`, so that a client sees a broken archive as such.
 fn pieces_of(
     write: impl FnOnce(&mut io::BufWriter<Pieces>) -> io::Result<()> + Send + 'static,
     taken_within: Duration,
@@ -136,7 +135,7 @@ fn pieces_of(
     tokio::task::spawn_blocking(move || {
         let mut to = io::BufWriter::with_capacity(PIECE_BYTES, pieces);
         let written = write(&mut to).and_then(|()| to.flush());
-        // Without what it still holds, which nobody takes where the writing failed.
+        // Drops the buffer unwritten: after an error nobody takes it.
         drop(to.into_parts());
         let _ = tell.send(written);
     });

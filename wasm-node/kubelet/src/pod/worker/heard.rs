@@ -16,9 +16,9 @@ pub(crate) enum Message {
     Mount,
     /// Its volumes are filled, with that; none where they stay so.
     Filled(Option<Box<Filled>>),
-    /// Which preparation of a container has which images, and what to say of its own.
+    /// A container's images, with the container's index and the number of the pull; and what to say of its own image.
     Pulled(Box<((usize, u32), Pulls, String)>),
-    /// Which preparation of a container has made it.
+    /// A container that was made, with its index and the number of the start.
     Made(Box<((usize, u32), Made)>),
     /// Amounts of memory that could not be lowered may be now.
     Actuate,

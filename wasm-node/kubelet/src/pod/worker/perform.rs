@@ -103,7 +103,7 @@ impl Worker {
         let (node, container) = (self.node.clone(), slot.container.get());
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         for named in named_by_environment(&container).into_iter().chain(pull_secrets::named(&pod)) {
-            // Of an immutable one that was made again since, the new.
+            // Replaces the source of an immutable object that was deleted and made again.
             let source = node.sources.get(named.0, namespace, &named.1);
             self.sources.insert(named, source);
         }

@@ -2,8 +2,8 @@
 //! a number, shared among clients as slots are among containers: one may have as many as it leaves free, so that whoever
 //! comes next finds some. One that nobody calls for a minute ends.
 //!
-//! A name that a client chose is its own: the same name of another client is another session. A name that was made here is 128 random bits,
-//! which is all that it takes to call the session.
+//! A name that a client chose is bound to that client: the same name of another client is another session. A generated name has 128 random
+//! bits, and is enough to call the session.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -99,11 +99,11 @@ impl Resources {
 /// A resource that a call takes with it.
 pub(crate) struct Taken(String, (String, ResourceAny));
 
-/// What a session is found by.
+/// The key of a session.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
     name: Arc<str>,
-    /// The client that chose the name; none: it was made here, and is enough.
+    /// The client that chose the name; none for a generated name.
     chosen_by: Option<String>,
 }
 
@@ -184,7 +184,7 @@ impl Sessions {
         all.begin(key, (client, half_full), now)
     }
 
-    /// A session of a name that was made for it, which nobody guesses; the rest as [`Sessions::enter`].
+    /// A new session with a generated name; the rest as [`Sessions::enter`].
     pub(crate) fn begin(&self, name: &str, of: (&str, bool), now: Instant) -> Result<(Arc<Session>, bool), Full> {
         self.all().begin(Key { name: name.into(), chosen_by: None }, of, now)
     }
@@ -287,7 +287,7 @@ mod tests {
         assert!(!Arc::ptr_eq(&theirs, &ours) && theirs.name == ours.name);
         sessions.end(&theirs);
         assert!(Arc::ptr_eq(&enter("cart", "shop/a"), &ours), "each ends its own");
-        // Who was given a name that was made here may hand it on.
+        // A generated name may be handed on.
         let (made, _) = sessions.begin("5f1c", ("shop/a", false), now).unwrap();
         assert!(Arc::ptr_eq(&enter("5f1c", "shop/b"), &made));
     }
