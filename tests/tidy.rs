@@ -16,6 +16,8 @@ mod orders;
 mod promises;
 #[path = "tidy/rows.rs"]
 mod rows;
+#[path = "tidy/scripts.rs"]
+mod scripts;
 #[path = "tidy/size.rs"]
 mod size;
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Host applications in Rust, Python and JavaScript (clients/) call a plugin through its Service while its version changes again and
-# again: no call is lost. GREET_RS names the built example of clients/rust, which is built here otherwise.
+# again: no call is lost. GREET_RS names the built example of clients/rust; without it the example is built here.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 seconds=${SWAP_SECONDS:-10}
 if [ -z "${GREET_RS:-}" ]; then
-  cargo build --release --locked --quiet -p coracle-client --example greet
-  GREET_RS=${CARGO_TARGET_DIR:-$PWD/target}/release/examples/greet
+  cargo build --locked --quiet -p coracle-client --example greet
+  GREET_RS=${CARGO_TARGET_DIR:-$PWD/target}/debug/examples/greet
 fi
 
 up

@@ -111,6 +111,11 @@ class Beside:
         while not self.over.wait(0.02):
             self.times.append(self.ask())
 
+    def asks(self, count):
+        """Waits until the neighbour has been asked so many more times."""
+        there = len(self.times) + count
+        until(f"the neighbour is asked {count} times", lambda: len(self.times) >= there or self.wrong)
+
     def __enter__(self):
         self.thread = threading.Thread(target=self.look)
         self.thread.start()
@@ -248,10 +253,8 @@ def thousands_of_containers():
         apply_big(many)
         began = time.monotonic()
         until("some of them have run", lambda: sum("terminated" in s["state"] for s in of("attacker", "many").get("status", {}).get("initContainerStatuses", [])) >= 50, 120)
-        until_ = time.monotonic() + 10
-        while time.monotonic() < until_:
-            ran = sum("terminated" in s["state"] for s in of("attacker", "many").get("status", {}).get("initContainerStatuses", []))
-            time.sleep(1)
+        beside.asks(200)
+        ran = sum("terminated" in s["state"] for s in of("attacker", "many").get("status", {}).get("initContainerStatuses", []))
         took = time.monotonic() - began
         end = deleted("attacker", "many")
     over = pod("attacker", "over", container("c", "hello", 80), initContainers=[container(f"i{n}", "nothing", env=[{"name": "A", "value": "x" * 300}]) for n in range(4500)])
@@ -342,7 +345,7 @@ def probe_storm():
         for name in names:
             apply_big(pod("attacker", name, *(container(f"c{n}", "loop", readinessProbe=probe, livenessProbe=probe, resources={"limits": {"cpu": "1m", "memory": "4Mi"}, "requests": {"cpu": "0", "memory": "0"}}) for n in range(100))))
         until("they run", lambda: sum("running" in s["state"] for name in names for s in of("attacker", name).get("status", {}).get("containerStatuses", [])) >= 900, 120)
-        time.sleep(5)
+        beside.asks(100)
         kubectl("exec", "-n", "neighbour", "web", "--", "true")
         took = deleted("attacker", *names)
     return f"{took:.1f} s to delete; {beside.said()}; without a request {poor.said()}"

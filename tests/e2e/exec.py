@@ -119,7 +119,7 @@ print("· terminals")
 
 # Nobody reads for a while: the guest waits, and nothing is lost.
 client = exec_("seq", "300000")
-time.sleep(2)
+client.fills()
 channels, status = said(client)
 expect("".join(f"{n}\n" for n in range(1, 300001)).encode() == channels[1], True, "a slow reader's bytes")
 expect("Success", status["status"], "a slow reader's status")

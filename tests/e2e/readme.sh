@@ -6,7 +6,7 @@
 # elsewhere LINE: the test that runs this line with this repository's own names, as it can't run here.
 elsewhere() {
   case $1 in
-    'cargo run --release -- demo') echo tests/e2e/demo.sh;;
+    'cargo run --release -- demo') echo .ci/run;;
     tests/run | 'cargo build --release') echo .ci/run;;
     # The toolchain of wasm32-wasip2 can't be downloaded everywhere; docs/languages.md has the same recipe.
     'rustup target add wasm32-wasip2' | 'cargo build --release --target wasm32-wasip2') echo tests/languages/run;;

@@ -1,5 +1,5 @@
 """A WebSocket client of the API server's upgrades, by the kubeconfig that KUBECONFIG names."""
-import base64, os, socket, ssl, struct, tempfile, yaml
+import base64, fcntl, os, socket, ssl, struct, tempfile, termios, time, yaml
 
 CONFIG = yaml.safe_load(open(os.environ["KUBECONFIG"]))
 USER = CONFIG["users"][0]["user"]
@@ -39,6 +39,15 @@ class WebSocket:
         mask = os.urandom(4)
         length = bytes([0x80 | len(data)]) if len(data) < 126 else b"\xfe" + struct.pack(">H", len(data))
         self.socket.sendall(bytes([0x80 | op]) + length + mask + bytes(b ^ mask[i % 4] for i, b in enumerate(data)))
+
+    def fills(self):
+        """Reads nothing until the server sends no more, because the buffers between them are full."""
+        deadline, before, looks = time.monotonic() + WITHIN_S, 0, 0
+        while looks < 10:
+            expect(True, time.monotonic() < deadline, f"the buffers of a client that doesn't read fill ({before} bytes)")
+            time.sleep(0.05)
+            unread = struct.unpack("i", fcntl.ioctl(self.socket.fileno(), termios.FIONREAD, b"\0" * 4))[0]
+            before, looks = unread, looks + 1 if unread == before and unread > 0 else 0
 
     def messages(self):
         """All that come until the close."""

@@ -27,6 +27,9 @@ const LOOK: Duration = Duration::from_millis(700);
 const BEAT_FAST: Duration = Duration::from_millis(500);
 const LOOK_FAST: Duration = Duration::from_millis(100);
 
+/// The annotation of a pod that never starts.
+pub(crate) const BROKEN: &str = "sim.example.com/broken";
+
 /// What a node has.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Room {
@@ -339,7 +342,9 @@ impl Node {
         }
         let now = self.env.elapsed();
         let starts_within = if self.pace == Pace::Fast { 300 } else { 2500 };
-        let next = Some((now + self.random.millis(50, starts_within), Next::Start));
+        let starts = now + self.random.millis(50, starts_within);
+        let broken = pod.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(BROKEN));
+        let next = (!broken).then_some((starts, Next::Start));
         Some(Running {
             uid: pod.metadata.uid.clone().unwrap_or_default(),
             next,

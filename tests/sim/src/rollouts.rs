@@ -1,6 +1,6 @@
 //! Rollouts while controllers, the scheduler and the API server die, answer late or not at all, and nodes are well: what
-//! serves is never less, and what is asked for never more, than the strategies allow. Judged at every revision, from the
-//! history, when it is over.
+//! serves is never less, and what is asked for never more, than the strategies allow, in numbers and percentages, while sizes
+//! change and templates come that never start. Judged at every revision, from the history, when it is over.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,15 +17,19 @@ use tokio::time::Instant;
 
 use crate::checkers::convergence::unfinished;
 use crate::cluster::{CONTROLLERS, Cluster, Pace, SCHEDULER};
-use crate::history::{History, Step};
+use crate::history::{History, Step, Version};
 use crate::network::{Doom, Link};
+use crate::node::{BROKEN, Room};
 use crate::random::Random;
 use crate::sabotage::Sabotage;
 use crate::workload::template;
 use crate::world::{Weather, World};
 
 const NODES: i64 = 3;
-const REPLICAS: i64 = 4;
+/// Replicas of a Deployment and a StatefulSet: the fewest and the most.
+const REPLICAS: (u64, u64) = (3, 8);
+/// Room for twice the most, as a surge of 100% asks for.
+const ROOM: Room = Room { cpu_millis: 4000, pods: 20 };
 const TICK: Duration = Duration::from_millis(200);
 /// How long faults are made after a new template, and how long all of it may take.
 const FAULTS: Duration = Duration::from_secs(25);
@@ -37,7 +41,7 @@ pub(crate) fn rollout(seed: u64, sabotage: Sabotage) -> Vec<String> {
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
     runtime.block_on(async {
         let world = Arc::new(World::new(seed, sabotage));
-        let cluster = Cluster::new(seed, world.clone(), Pace::Usual);
+        let cluster = Cluster::with_room(seed, world.clone(), Pace::Usual, ROOM);
         if tokio::time::timeout(PATIENCE, play(seed, &cluster)).await.is_err() {
             world.violated(format!("never came to rest: {:?}", unfinished(&world.history)));
         }
@@ -57,17 +61,16 @@ async fn play(seed: u64, cluster: &Arc<Cluster>) {
             tokio::time::sleep(TICK).await;
         }
     }
-    rest(cluster).await;
+    rest(cluster, &api).await;
     let begun = world.history.revision();
     let until = Instant::now() + FAULTS;
     let change = async {
-        for number in 0..2 {
-            let patch = json!({"spec": {"template": {"metadata": {"annotations": {"roll": number.to_string()}}}}});
+        // A broken template is one of the middle, and what follows it is well.
+        let broken = random.chance(400);
+        for number in 0..if broken { 3 } else { 2 } {
+            let is_broken = broken && number == 1;
             for kind in &kinds {
-                let key = ObjectKey::new("default", "web");
-                while api.patch::<Value>(kind, &key, None, PatchType::Merge, &patch).await.is_err() {
-                    tokio::time::sleep(TICK).await;
-                }
+                change(&api, &world.history, &random, kind, (number, is_broken)).await;
             }
             if world.sabotage == Sabotage::UserMeddles {
                 meddle(&world.history, &api).await;
@@ -76,9 +79,31 @@ async fn play(seed: u64, cluster: &Arc<Cluster>) {
         }
     };
     tokio::join!(biased; change, trouble(cluster, &random, until));
-    rest(cluster).await;
+    rest(cluster, &api).await;
     for problem in judge(&world.history, begun) {
         world.violated(problem);
+    }
+}
+
+/// Gives a workload its next template, and in some cases another size. A size is reduced only at rest: upstream's
+/// proportional scaling takes pods that serve when it reduces a Deployment in the middle of a rollout.
+async fn change(api: &ApiClient, history: &History, random: &Random, kind: &Kind, (number, broken): (u64, bool)) {
+    let key = ObjectKey::new("default", "web");
+    let annotations = json!({"roll": number.to_string(), BROKEN: broken.then_some("true")});
+    let mut spec = json!({"template": {"metadata": {"annotations": annotations}}});
+    let now = history.at(&format!("/registry/{}/default/web", kind.plural), Revision::MAX);
+    let replicas = now.and_then(|now| now.value()["spec"]["replicas"].as_u64());
+    if let Some(replicas) = replicas.filter(|_| random.chance(400)) {
+        let fewest = if number == 0 { REPLICAS.0 } else { replicas };
+        spec["replicas"] = json!(random.between(fewest, REPLICAS.1.max(fewest)));
+    }
+    patch(api, kind, &key, &json!({"spec": spec})).await;
+}
+
+/// Patches until it is done.
+async fn patch(api: &ApiClient, kind: &Kind, key: &ObjectKey, patch: &Value) {
+    while api.patch::<Value>(kind, key, None, PatchType::Merge, patch).await.is_err() {
+        tokio::time::sleep(TICK).await;
     }
 }
 
@@ -100,14 +125,26 @@ async fn meddle(history: &History, api: &ApiClient) {
     }
     for (_, set) in history.now("/registry/replicasets/default/") {
         let key = ObjectKey::new("default", set.value()["metadata"]["name"].as_str().unwrap_or_default());
-        let more = json!({"spec": {"replicas": 2 * REPLICAS}});
+        let more = json!({"spec": {"replicas": 2 * REPLICAS.1}});
         let _ = api.patch::<Value>(&Kind::of::<ReplicaSet>(), &key, None, PatchType::Merge, &more).await;
     }
 }
 
 /// One of each kind, called `web`, with strategies of all sorts.
 fn workloads(random: &Random) -> [Value; 3] {
-    let (surge, unavailable) = *random.pick(&[(1, 0), (0, 1), (1, 1), (2, 0), (2, 2)]).unwrap_or(&(1, 0));
+    let pairs = [
+        json!({"maxSurge": 1, "maxUnavailable": 0}),
+        json!({"maxSurge": 0, "maxUnavailable": 1}),
+        json!({"maxSurge": 2, "maxUnavailable": 2}),
+        json!({"maxSurge": "25%", "maxUnavailable": "25%"}),
+        json!({"maxSurge": "50%", "maxUnavailable": 0}),
+        json!({"maxSurge": 0, "maxUnavailable": "40%"}),
+        // Both round to none, which stands for one that may be unavailable.
+        json!({"maxSurge": 0, "maxUnavailable": "1%"}),
+        json!({"maxSurge": "100%", "maxUnavailable": "100%"}),
+    ];
+    let rolling = random.pick(&pairs).unwrap_or(&Value::Null);
+    let replicas = || random.between(REPLICAS.0, REPLICAS.1);
     let object = |kind: &str, spec: Value| {
         let mut object = json!({"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": "web", "namespace": "default"},
             "spec": {"selector": {"matchLabels": {"app": kind}}, "template": template(kind, 50, "Always")}});
@@ -116,32 +153,49 @@ fn workloads(random: &Random) -> [Value; 3] {
         }
         object
     };
-    let rolling = json!({"maxSurge": surge, "maxUnavailable": unavailable});
-    let of_daemons = if random.chance(500) {
-        json!({"maxSurge": 1, "maxUnavailable": 0})
-    } else {
-        json!({"maxUnavailable": random.between(1, 2)})
-    };
+    let daemons = [
+        json!({"maxSurge": 1, "maxUnavailable": 0}),
+        json!({"maxSurge": "40%", "maxUnavailable": 0}),
+        json!({"maxUnavailable": 1}),
+        json!({"maxUnavailable": 2}),
+        json!({"maxUnavailable": "34%"}),
+    ];
+    let of_daemons = random.pick(&daemons).unwrap_or(&Value::Null);
     let how = if random.chance(500) { "Parallel" } else { "OrderedReady" };
-    let of_set = json!({"maxUnavailable": random.between(1, 2)});
+    let of_sets = [json!({"maxUnavailable": 1}), json!({"maxUnavailable": 2}), json!({"maxUnavailable": "50%"})];
+    let of_set = random.pick(&of_sets).unwrap_or(&Value::Null);
     let strategy = |rolling: &Value| json!({"type": "RollingUpdate", "rollingUpdate": rolling});
     [
-        object("Deployment", json!({"replicas": REPLICAS, "strategy": strategy(&rolling)})),
+        object("Deployment", json!({"replicas": replicas(), "strategy": strategy(rolling)})),
         object(
             "StatefulSet",
-            json!({"replicas": REPLICAS, "serviceName": "web", "podManagementPolicy": how, "updateStrategy": strategy(&of_set)}),
+            json!({"replicas": replicas(), "serviceName": "web", "podManagementPolicy": how, "updateStrategy": strategy(of_set)}),
         ),
-        object("DaemonSet", json!({"updateStrategy": strategy(&of_daemons)})),
+        object("DaemonSet", json!({"updateStrategy": strategy(of_daemons)})),
     ]
 }
 
-async fn rest(cluster: &Cluster) {
+async fn rest(cluster: &Cluster, api: &ApiClient) {
     let mut calm = 0;
     while calm < 5 {
         tokio::time::sleep(5 * TICK).await;
+        give_up_broken(&cluster.world.history, api).await;
         let nodes = cluster.world.history.now("/registry/minions/").len();
         let done = unfinished(&cluster.world.history).is_empty() && i64::try_from(nodes) == Ok(NODES);
         calm = if done { calm + 1 } else { 0 };
+    }
+}
+
+/// Deletes the broken pod that a StatefulSet waits for, as upstream's documentation asks of users after such a template.
+async fn give_up_broken(history: &History, api: &ApiClient) {
+    for (_, pod) in history.now("/registry/pods/default/web-") {
+        let metadata = &pod.value()["metadata"];
+        if metadata["labels"]["app"] == "StatefulSet" && metadata["annotations"][BROKEN] == "true" {
+            let key = ObjectKey::new("default", metadata["name"].as_str().unwrap_or_default());
+            let options =
+                json!({"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": metadata["uid"]}});
+            let _ = api.delete::<Value>(&Kind::of::<Pod>(), &key, &options).await;
+        }
     }
 }
 
@@ -179,14 +233,21 @@ async fn trouble(cluster: &Cluster, random: &Random, until: Instant) {
     cluster.links().iter().for_each(|link| link.doom(None));
 }
 
-/// What is there at a revision, of those kinds.
+/// What is there at a revision, of those kinds, and what is asked of a workload whose size changes.
+#[derive(Default)]
 struct Shown {
     objects: BTreeMap<Arc<str>, Value>,
+    /// The pods that have to serve, by kind: a larger size holds from when it was reached once.
+    fewest: BTreeMap<&'static str, i64>,
+    /// The pods that a Deployment's sets may ask for: a smaller size holds from when it was reached once.
+    most: i64,
+    /// What each ReplicaSet asked for before it asked for what it does: its controller may know that alone.
+    before: BTreeMap<Arc<str>, i64>,
 }
 
 /// What was wrong at any revision after one at which all was well.
 fn judge(history: &History, begun: Revision) -> Vec<String> {
-    let mut shown = Shown { objects: BTreeMap::new() };
+    let mut shown = Shown::default();
     for prefix in ["pods", "deployments", "replicasets", "statefulsets", "daemonsets"] {
         for (key, version) in history.below(&format!("/registry/{prefix}/default/"), begun) {
             shown.objects.insert(key, version.value().clone());
@@ -204,8 +265,28 @@ fn judge(history: &History, begun: Revision) -> Vec<String> {
     problems.into_values().collect()
 }
 
+/// A number or a percentage of so many, as a strategy has it.
+fn resolved(value: &Value, of: i64, round_up: bool) -> i64 {
+    let percent = value.as_str().and_then(|text| text.strip_suffix('%')?.parse::<i64>().ok());
+    percent.map_or(value.as_i64().unwrap_or(0), |percent| (percent * of + if round_up { 99 } else { 0 }) / 100)
+}
+
+/// Surge and unavailable pods of a Deployment of a size.
+fn strategy_of(deployment: &Value) -> (i64, i64) {
+    let (rolling, replicas) = (&deployment["spec"]["strategy"]["rollingUpdate"], number(deployment, "/spec/replicas"));
+    let surge = resolved(&rolling["maxSurge"], replicas, true);
+    match resolved(&rolling["maxUnavailable"], replicas, false) {
+        0 if surge == 0 => (0, 1),
+        unavailable => (surge, unavailable),
+    }
+}
+
 fn number(object: &Value, path: &str) -> i64 {
     object.pointer(path).and_then(Value::as_i64).unwrap_or(0)
+}
+
+fn is_of(pod: &Value, owner: &Value) -> bool {
+    pod["metadata"]["ownerReferences"][0]["uid"] == owner["metadata"]["uid"]
 }
 
 fn ready(pod: &Value) -> bool {
@@ -219,6 +300,13 @@ impl Shown {
         if !ours.iter().any(|kind| step.key.starts_with(&format!("/registry/{kind}/default/"))) {
             return false;
         }
+        let replicas = |version: &Arc<Version>| number(version.value(), "/spec/replicas");
+        if let (Some(old), Some(new)) = (&step.old, &step.new)
+            && step.key.starts_with("/registry/replicasets/")
+            && replicas(old) != replicas(new)
+        {
+            self.before.insert(step.key.clone(), replicas(old));
+        }
         match &step.new {
             Some(version) => drop(self.objects.insert(step.key.clone(), version.value().clone())),
             None => drop(self.objects.remove(&step.key)),
@@ -231,6 +319,10 @@ impl Shown {
         self.objects.iter().filter(move |(key, _)| key.starts_with(&prefix)).map(|(_, object)| object)
     }
 
+    fn all(&self, kind: &str) -> Vec<Value> {
+        self.of(kind).cloned().collect()
+    }
+
     /// Pods of a workload that are to stay.
     fn pods(&self, app: &str) -> Vec<&Value> {
         let stays = |pod: &&Value| pod["metadata"]["deletionTimestamp"].is_null();
@@ -241,42 +333,57 @@ impl Shown {
         self.pods(app).into_iter().filter(|pod| ready(pod)).count() as i64
     }
 
-    fn wrong(&self, step: &Step) -> Vec<(&'static str, String)> {
+    /// Holds the pods that serve to the size. `reached`: those that its controller takes nothing of any more.
+    fn served(&mut self, kind: &'static str, object: &Value, (target, reached): (i64, i64)) -> Option<String> {
+        let serving = self.serving(kind);
+        let fewest = self.fewest.entry(kind).or_insert(target);
+        let observed = number(object, "/status/observedGeneration") == number(object, "/metadata/generation");
+        if target < *fewest || observed && reached >= target {
+            *fewest = target;
+        }
+        (serving < *fewest).then(|| format!("{serving} pods of the {kind} serve, not {fewest}"))
+    }
+
+    fn wrong(&mut self, step: &Step) -> Vec<(&'static str, String)> {
         let mut problems = Vec::new();
-        for deployment in self.of("deployments") {
-            let rolling = &deployment["spec"]["strategy"]["rollingUpdate"];
-            let (fewest, serving) = (REPLICAS - number(rolling, "/maxUnavailable"), self.serving("Deployment"));
-            if serving < fewest {
-                problems.push(("deployment", format!("{serving} pods of the Deployment serve, not {fewest}")));
-            }
-            let most = REPLICAS + number(rolling, "/maxSurge");
-            let wanted: i64 = self.of("replicasets").map(|set| number(set, "/spec/replicas")).sum();
-            if wanted > most {
-                problems.push(("surge", format!("{wanted} pods are asked for, {most} may be")));
-            }
-        }
-        for set in self.of("replicasets").filter(|_| step.old.is_none()) {
-            let uid = &set["metadata"]["uid"];
-            let of_set = |pod: &&&Value| pod["metadata"]["ownerReferences"][0]["uid"] == *uid;
-            let there = self.pods("Deployment").iter().filter(of_set).count() as i64;
-            if step.key.starts_with("/registry/pods/") && there > number(set, "/spec/replicas") {
-                let own = step.new.as_ref().is_some_and(|new| of_set(&&new.value()));
-                problems.extend(
-                    own.then(|| ("replicas", format!("{there} pods of the set's {}", set["spec"]["replicas"]))),
-                );
+        let sets = self.all("replicasets");
+        for deployment in self.all("deployments") {
+            let (surge, unavailable) = strategy_of(&deployment);
+            let replicas = number(&deployment, "/spec/replicas");
+            let reached: i64 = sets.iter().map(|set| self.of_set(set, ready).min(number(set, "/spec/replicas"))).sum();
+            let served = self.served("Deployment", &deployment, (replicas - unavailable, reached));
+            problems.extend(served.map(|problem| ("deployment", problem)));
+            let wanted: i64 = sets.iter().map(|set| number(set, "/spec/replicas")).sum();
+            self.most = (replicas + surge).max(self.most.min(wanted));
+            if wanted > self.most {
+                problems.push(("surge", format!("{wanted} pods are asked for, {} may be", self.most)));
             }
         }
-        for set in self.of("statefulsets") {
-            let unavailable = set.pointer("/spec/updateStrategy/rollingUpdate/maxUnavailable").and_then(Value::as_i64);
-            let (fewest, serving) = (REPLICAS - unavailable.unwrap_or(1), self.serving("StatefulSet"));
-            if serving < fewest {
-                problems.push(("stateful", format!("{serving} pods of the StatefulSet serve, not {fewest}")));
+        for (key, set) in self.objects.iter().filter(|(key, _)| key.starts_with("/registry/replicasets/")) {
+            let there = self.of_set(set, |_| true);
+            let asked = number(set, "/spec/replicas").max(self.before.get(key).copied().unwrap_or(0));
+            let made = step.new.as_ref().filter(|_| step.old.is_none() && step.key.starts_with("/registry/pods/"));
+            if there > asked && made.is_some_and(|pod| is_of(pod.value(), set)) {
+                problems.push(("replicas", format!("{there} pods of the set's {asked}")));
             }
+        }
+        for set in self.all("statefulsets") {
+            let replicas = number(&set, "/spec/replicas");
+            let unavailable = set.pointer("/spec/updateStrategy/rollingUpdate/maxUnavailable").unwrap_or(&Value::Null);
+            let target = replicas - resolved(unavailable, replicas, false).max(1);
+            let reached = self.serving("StatefulSet");
+            let served = self.served("StatefulSet", &set, (target, reached));
+            problems.extend(served.map(|problem| ("stateful", problem)));
         }
         for set in self.of("daemonsets") {
             self.daemons(set, &mut problems);
         }
         problems
+    }
+
+    /// A ReplicaSet's pods that are to stay, of those that are so.
+    fn of_set(&self, set: &Value, is: impl Fn(&Value) -> bool) -> i64 {
+        self.pods("Deployment").into_iter().filter(|pod| is_of(pod, set) && is(pod)).count() as i64
     }
 
     fn daemons(&self, set: &Value, problems: &mut Vec<(&'static str, String)>) {
@@ -289,13 +396,13 @@ impl Shown {
             term.and_then(Value::as_str).unwrap_or_default().to_owned()
         };
         let served: BTreeSet<String> = pods.iter().filter(|pod| ready(pod)).map(|pod| on(pod)).collect();
-        let fewest = NODES - number(rolling, "/maxUnavailable");
+        let fewest = NODES - resolved(&rolling["maxUnavailable"], NODES, true);
         if (served.len() as i64) < fewest {
             problems.push(("daemons", format!("{served:?} are served by the DaemonSet, not {fewest}")));
         }
         let mut there: BTreeMap<String, i64> = BTreeMap::new();
         pods.iter().for_each(|pod| *there.entry(on(pod)).or_default() += 1);
-        let most = 1 + number(rolling, "/maxSurge");
+        let most = 1 + resolved(&rolling["maxSurge"], NODES, true);
         if there.values().any(|count| *count > most) {
             problems.push(("daemons' surge", format!("{there:?}, {most} on each may be")));
         }
