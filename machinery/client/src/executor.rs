@@ -326,6 +326,8 @@ fn unseen(kind: &Kind) -> Failure {
 }
 
 /// A list, as far as it says who owns what.
+crate::read_wire! { Owned }
+
 #[derive(Deserialize)]
 struct Owned {
     #[serde(default)]
