@@ -228,7 +228,7 @@ impl PushClient {
     /// Sends a blob in chunks. After an error it goes on from where the registry says that it is.
     async fn chunks(&self, blob: &Blob, upload: Upload) -> Transfer<()> {
         let chunk_bytes = self.bounds.chunk_bytes.max(upload.chunk_bytes_min).max(1);
-        let (mut location, mut offset, mut waits) = (upload.location, 0, self.bounds.waits.iter());
+        let (mut location, mut offset, mut waits) = (upload.location, 0_u64, self.bounds.waits.iter());
         while offset < blob.size_bytes() {
             let chunk = blob.part(offset..offset.saturating_add(chunk_bytes));
             let end = chunk.range().end;

@@ -96,8 +96,8 @@ impl Fake {
     pub(super) fn client(&self, others: &[&Self]) -> PushClient {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("registries.yaml");
-        let named = others.iter().chain(&[self]).map(|fake| format!("\"http://{}\"", fake.address));
-        let named: Vec<String> = named.collect();
+        let named = |fake: &Self| format!("\"http://{}\"", fake.address);
+        let named: Vec<String> = others.iter().map(|fake| named(fake)).chain([named(self)]).collect();
         std::fs::write(&file, format!("mirrors: {{registry.test: {{endpoint: [{}]}}}}", named.join(", "))).unwrap();
         let remote = Arc::new(Remote::for_uploads(Registries::read(&file).unwrap(), None));
         let endpoint = Endpoint::built_in(self.address.clone(), false);

@@ -131,7 +131,7 @@ async fn a_token_is_for_pushes_and_renewed_in_the_middle() {
     let (tokens, uses) = (Arc::new(AtomicUsize::new(0)), AtomicUsize::new(0));
     let realm = Fake::start({
         let tokens = tokens.clone();
-        move |seen| {
+        move |seen: &Seen| {
             let token = tokens.load(Ordering::SeqCst);
             assert!(seen.path.starts_with("/token"));
             let reply = with_tokens(&tokens, &AtomicUsize::new(0), seen, "");
