@@ -325,9 +325,9 @@ fn unseen(kind: &Kind) -> Failure {
     Failure { verb: "list", code: 409, reason: "Unseen".into(), message, resource }
 }
 
-/// A list, as far as it says who owns what.
 crate::read_wire! { Owned }
 
+/// A list, as far as it says who owns what.
 #[derive(Deserialize)]
 struct Owned {
     #[serde(default)]
