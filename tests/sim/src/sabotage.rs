@@ -101,8 +101,10 @@ pub(crate) fn request(sabotage: Sabotage, history: &History, from: &str, asked: 
             }
         }),
         Sabotage::OrphansForget if from == CONTROLLERS && asked.method == "PATCH" => changed(&|patch| {
-            if patch["metadata"]["ownerReferences"].is_null() {
-                patch["metadata"].as_object_mut().map(|metadata| metadata.remove("ownerReferences"));
+            if let Some(metadata) = patch.pointer_mut("/metadata").and_then(Value::as_object_mut)
+                && metadata.get("ownerReferences").is_some_and(Value::is_null)
+            {
+                metadata.remove("ownerReferences");
             }
         }),
         _ => body,

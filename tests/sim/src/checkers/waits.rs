@@ -154,7 +154,7 @@ impl Waits {
         let allowed = |what: What| if what == TOLERATION { LATE } else { LATE_ENDING };
         let mut found = Vec::new();
         self.due.retain(|(_, what), (key, due)| {
-            let late = now > (*due).max(calm) + allowed(what);
+            let late = now > (*due).max(calm) + allowed(*what);
             if late {
                 found.push(format!("{key} still waits for {what}, {} s later", (now - *due).as_secs()));
             }
