@@ -134,7 +134,7 @@ while True:
 expect((429, 16, True), (client.code, len(floods), "as many as it may" in client.body), f"one session too many: {client.body!r}")
 expect(("Status", "TooManyRequests"), ((status := json.loads(client.body))["kind"], status["reason"]), "a refusal is a Status")
 refused = subprocess.run(["kubectl", "exec", POD, "--", "true"], capture_output=True, text=True, timeout=60)
-wanted = f"Error from server (TooManyRequests): {status['message']}"
+wanted = f"error: unable to upgrade connection: {status['message']}"
 expect((1, wanted), (refused.returncode, refused.stderr.strip().splitlines()[-1]), "kubectl shows why a session is refused")
 for client in floods:
     client.socket.close()
