@@ -37,7 +37,7 @@ const ROUND: Duration = Duration::from_millis(10);
 const REST_AFTER: Duration = Duration::from_secs(90);
 const LOOKED_AT: Duration = Duration::from_secs(60);
 /// Writes for a pod that comes and goes: it is made, told of, failed and deleted, and the statuses of two owners follow twice.
-const WRITES_EACH: u32 = 8;
+const WRITES_EACH: u32 = 9;
 /// Writes a minute beside them.
 const WRITES_BESIDE: u32 = 12;
 

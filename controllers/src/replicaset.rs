@@ -184,13 +184,15 @@ fn scale<K: Replicated>(
                     said(EventRecord::warning(owner, "FailedDelete", "Error deleting: {error}")),
                 )
             };
-            // Where all pods go, the order means nothing.
-            let deletes = if surplus < active.len() {
-                first_to_go(view, owner, active, now).iter().take(surplus).map(delete).collect()
+            let order = if surplus < active.len() {
+                first_to_go(view, owner, active, now)
             } else {
-                active.iter().map(delete).collect()
+                // All go: no ranking, but one order whatever the cache's is.
+                let mut all = active.to_vec();
+                all.sort_by_key(|pod| pod.metadata.name.as_deref());
+                all
             };
-            Some(Action::Concurrent(deletes))
+            Some(Action::Concurrent(order.iter().take(surplus).map(delete).collect()))
         }
     }
 }

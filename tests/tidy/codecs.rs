@@ -1,4 +1,4 @@
-//! Codecs of Kubernetes types are compiled once, in `machinery/client/src/wire.rs` (docs/decisions/0094-wire-codecs.md):
+//! Codecs of Kubernetes types are compiled once, in `machinery/client/src/wire.rs` (docs/decisions/0096-wire-codecs.md):
 //! no other crate uses a client that compiles them again.
 
 use crate::{all_rust_files, check, code};

@@ -146,11 +146,14 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     let current = known.iter().find(is_current).copied().unwrap_or(update);
     // A revision into which somebody wrote something else can't be gone back to.
     let (Some(current), Some(update)) = (Version::of(current), Version::of(update)) else { return plan };
-    let absent = (start(set)..start(set) + wanted(set)).filter(|ordinal| !pods.contains_key(ordinal)).count();
-    let missing = if going { 0 } else { absent };
+    let size = usize::try_from(wanted(set)).unwrap_or(0);
+    // A pod that has failed is deleted first, and made again in a later pass: it is missing from now on. Counted by the pods that
+    // are there, as a set may ask for 2^31 of them.
+    let present = pods.range(start(set)..start(set) + wanted(set)).filter(|(_, pod)| pods::is_active(pod)).count();
+    let missing = if going { 0 } else { size.saturating_sub(present) };
     let (uid, known_losses) =
         (set.metadata.uid.as_deref().unwrap_or_default(), context.memories.of::<Replacement>(key));
-    let size = (missing, usize::try_from(wanted(set)).unwrap_or(0));
+    let size = (missing, size);
     let (allowed, replacement) = Replacement::next(known_losses, view, uid, size, context.elapsed);
     allowed.next_in.into_iter().for_each(|wait| plan.requeue_after(context.now, wait));
     let allowed = allowed.pods;
@@ -259,8 +262,8 @@ impl<'a> Rollout<'a> {
         let ordinals = self.ordinals();
         let living: Vec<(i64, &'a Pod)> = self.pods.range(ordinals.clone()).map(|(o, pod)| (*o, *pod)).collect();
         living.into_iter().for_each(|(ordinal, pod)| self.mend(pod, ordinal));
-        let absent: Vec<i64> = ordinals.filter(|o| !self.pods.contains_key(o)).collect();
-        let absent = absent.into_iter().take(BURST_PODS.min(self.allowed));
+        let absent = ordinals.filter(|o| !self.pods.contains_key(o)).take(BURST_PODS.min(self.allowed));
+        let absent: Vec<i64> = absent.collect();
         let (mut claims, mut made) = (Vec::new(), Vec::new());
         for ordinal in absent {
             let (of_pod, pod) = self.make(ordinal);

