@@ -253,12 +253,14 @@ fn judge(history: &History, begun: Revision) -> Vec<String> {
             shown.objects.insert(key, version.value().clone());
         }
     }
+    // All is well at first: that is where sizes begin.
+    shown.wrong(None);
     let mut problems = BTreeMap::new();
     for step in history.changes("/registry/", begun, Revision::MAX) {
         if !shown.take(&step) {
             continue;
         }
-        for (rule, problem) in shown.wrong(&step) {
+        for (rule, problem) in shown.wrong(Some(&step)) {
             problems.entry(rule).or_insert_with(|| format!("{} at {}: {problem}", step.key, step.revision));
         }
     }
@@ -344,7 +346,7 @@ impl Shown {
         (serving < *fewest).then(|| format!("{serving} pods of the {kind} serve, not {fewest}"))
     }
 
-    fn wrong(&mut self, step: &Step) -> Vec<(&'static str, String)> {
+    fn wrong(&mut self, step: Option<&Step>) -> Vec<(&'static str, String)> {
         let mut problems = Vec::new();
         let sets = self.all("replicasets");
         for deployment in self.all("deployments") {
@@ -362,7 +364,8 @@ impl Shown {
         for (key, set) in self.objects.iter().filter(|(key, _)| key.starts_with("/registry/replicasets/")) {
             let there = self.of_set(set, |_| true);
             let asked = number(set, "/spec/replicas").max(self.before.get(key).copied().unwrap_or(0));
-            let made = step.new.as_ref().filter(|_| step.old.is_none() && step.key.starts_with("/registry/pods/"));
+            let made = step.filter(|step| step.old.is_none() && step.key.starts_with("/registry/pods/"));
+            let made = made.and_then(|step| step.new.as_ref());
             if there > asked && made.is_some_and(|pod| is_of(pod.value(), set)) {
                 problems.push(("replicas", format!("{there} pods of the set's {asked}")));
             }
