@@ -374,7 +374,9 @@ fn the_order_of_events_and_of_work_makes_no_difference_in_the_end() {
             for _ in 0..below(12) {
                 let (name, key) = &all[below(all.len())];
                 let plan = decide(name, &simulation, key);
-                assert_eq!(decide(name, &simulation, key), plan, "{name} {key}: the same again");
+                // What is remembered is opaque: two memories are equal only where they are one.
+                let again = Plan { memory: plan.memory.clone(), ..decide(name, &simulation, key) };
+                assert_eq!(again, plan, "{name} {key}: the same again");
                 simulation.apply(plan);
             }
         }

@@ -200,10 +200,10 @@ mod tests {
         let short = toleration(json!({"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}));
         let ever = toleration(json!({"operator": "Exists"}));
         assert_eq!(leaves(&[], &[]), None);
-        assert_eq!(leaves(&[a.clone()], &[]), Some(0));
-        assert_eq!(leaves(&[a.clone()], &[&long]), Some(240));
+        assert_eq!(leaves(std::slice::from_ref(&a), &[]), Some(0));
+        assert_eq!(leaves(std::slice::from_ref(&a), &[&long]), Some(240));
         assert_eq!(leaves(&[a.clone(), b.clone()], &[&long]), Some(0), "b is not tolerated");
-        assert_eq!(leaves(&[b.clone()], &[&long, &short]), Some(30));
+        assert_eq!(leaves(std::slice::from_ref(&b), &[&long, &short]), Some(30));
         assert_eq!(leaves(&[a.clone(), b.clone()], &[&long, &short]), Some(0));
         assert_eq!(leaves(&[a, b], &[&ever]), None);
         // As the scheduler sees it: a pod that was placed for this is not evicted at once.
@@ -228,7 +228,7 @@ mod tests {
         fn at(&mut self, second: u64) -> Option<i64> {
             let key = ObjectKey::new("a", "p");
             self.simulation.now = start().saturating_add(Duration::from_secs(second)).unwrap();
-            let plan = decide(CONTROLLER.name, &mut self.simulation, &key);
+            let plan = decide(CONTROLLER.name, &self.simulation, &key);
             self.simulation.memories.set(&key, plan.memory.clone());
             let goes = plan.actions.iter().any(|action| matches!(action, Action::Delete { .. }));
             let next = plan.requeue_at.map(|at| at.as_second() - start().as_second());

@@ -120,16 +120,13 @@ impl<K: Typed> Api<K> {
     /// GET of the collection.
     pub async fn list(&self, options: &ListOptions) -> Result<Page<K>, kube::Error> {
         let limit = options.limit.to_string();
-        let mut query = Vec::new();
-        let mut add = |name, value| {
-            if value != "" && value != "0" {
-                query.push((name, value))
-            }
-        };
-        add("labelSelector", options.labels.as_str());
-        add("fieldSelector", &options.fields);
-        add("limit", &limit);
-        add("continue", &options.continue_token);
+        let pairs = [
+            ("labelSelector", options.labels.as_str()),
+            ("fieldSelector", options.fields.as_str()),
+            ("limit", limit.as_str()),
+            ("continue", options.continue_token.as_str()),
+        ];
+        let query: Vec<_> = pairs.into_iter().filter(|(_, value)| !value.is_empty() && *value != "0").collect();
         let path = format!("{}?{}", Kind::of::<K>().collection_path(&self.namespace), query_string(&query));
         let text = self.send(Method::GET, &path, "", Vec::new()).await?;
         let page: RawPage<'_> = serde_json::from_str(&text).map_err(kube::Error::SerdeError)?;

@@ -337,7 +337,7 @@ async fn a_mount_saves_the_bytes_or_is_made_up_for() {
     .await;
     fake.client(&[]).push_blob(&small(), Some("team/other")).await.unwrap();
     let post = format!("POST /v2/app/blobs/uploads/?mount={name}&from=team%2Fother");
-    assert_eq!(fake.asked(None)[1..], [post.clone()]);
+    assert_eq!(&fake.asked(None)[1..], std::slice::from_ref(&post));
     // Not accepted: the upload that the answer begins is used.
     let fake = Fake::start(|_| Reply::Ordinary).await;
     fake.client(&[]).push_blob(&small(), Some("team/other")).await.unwrap();
