@@ -93,7 +93,9 @@ async fn change(api: &ApiClient, history: &History, random: &Random, kind: &Kind
     let mut spec = json!({"template": {"metadata": {"annotations": annotations}}});
     let now = history.at(&format!("/registry/{}/default/web", kind.plural), Revision::MAX);
     let replicas = now.and_then(|now| now.value()["spec"]["replicas"].as_u64());
-    if let Some(replicas) = replicas.filter(|_| random.chance(400)) {
+    // A StatefulSet keeps its size: what serves while it grows in the middle of a rollout isn't judged yet.
+    let may_change = |_: &u64| random.chance(400) && kind.kind != "StatefulSet";
+    if let Some(replicas) = replicas.filter(may_change) {
         let fewest = if number == 0 { REPLICAS.0 } else { replicas };
         spec["replicas"] = json!(random.between(fewest, REPLICAS.1.max(fewest)));
     }
