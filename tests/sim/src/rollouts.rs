@@ -1,6 +1,6 @@
 //! Rollouts while controllers, the scheduler and the API server die, answer late or not at all, and nodes are well: what
-//! serves is never less, and what is asked for never more, than the strategies allow, in numbers and percentages, while sizes
-//! change and templates come that never start. Judged at every revision, from the history, when it is over.
+//! serves is never less, and what is asked for never more, than the strategies allow, in numbers and percentages, while
+//! templates come that never start. Judged at every revision, from the history, when it is over.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -61,7 +61,7 @@ async fn play(seed: u64, cluster: &Arc<Cluster>) {
             tokio::time::sleep(TICK).await;
         }
     }
-    rest(cluster, &api).await;
+    rest(cluster).await;
     let begun = world.history.revision();
     let until = Instant::now() + FAULTS;
     let change = async {
@@ -70,7 +70,7 @@ async fn play(seed: u64, cluster: &Arc<Cluster>) {
         for number in 0..if broken { 3 } else { 2 } {
             let is_broken = broken && number == 1;
             for kind in &kinds {
-                change(&api, &world.history, &random, kind, (number, is_broken)).await;
+                change(&api, kind, (number, is_broken)).await;
             }
             if world.sabotage == Sabotage::UserMeddles {
                 meddle(&world.history, &api).await;
@@ -79,27 +79,18 @@ async fn play(seed: u64, cluster: &Arc<Cluster>) {
         }
     };
     tokio::join!(biased; change, trouble(cluster, &random, until));
-    rest(cluster, &api).await;
+    rest(cluster).await;
     for problem in judge(&world.history, begun) {
         world.violated(problem);
     }
 }
 
-/// Gives a workload its next template, and in some cases another size. A size is reduced only at rest: upstream's
-/// proportional scaling takes pods that serve when it reduces a Deployment in the middle of a rollout.
-async fn change(api: &ApiClient, history: &History, random: &Random, kind: &Kind, (number, broken): (u64, bool)) {
+/// Gives a workload its next template. A StatefulSet gets none that is broken: it waits for its broken pod until a user deletes that.
+async fn change(api: &ApiClient, kind: &Kind, (number, broken): (u64, bool)) {
     let key = ObjectKey::new("default", "web");
+    let broken = broken && kind.kind != "StatefulSet";
     let annotations = json!({"roll": number.to_string(), BROKEN: broken.then_some("true")});
-    let mut spec = json!({"template": {"metadata": {"annotations": annotations}}});
-    let now = history.at(&format!("/registry/{}/default/web", kind.plural), Revision::MAX);
-    let replicas = now.and_then(|now| now.value()["spec"]["replicas"].as_u64());
-    // A StatefulSet keeps its size: what serves while it grows in the middle of a rollout isn't judged yet.
-    let may_change = |_: &u64| random.chance(400) && kind.kind != "StatefulSet";
-    if let Some(replicas) = replicas.filter(may_change) {
-        let fewest = if number == 0 { REPLICAS.0 } else { replicas };
-        spec["replicas"] = json!(random.between(fewest, REPLICAS.1.max(fewest)));
-    }
-    patch(api, kind, &key, &json!({"spec": spec})).await;
+    patch(api, kind, &key, &json!({"spec": {"template": {"metadata": {"annotations": annotations}}}})).await;
 }
 
 /// Patches until it is done.
@@ -177,27 +168,13 @@ fn workloads(random: &Random) -> [Value; 3] {
     ]
 }
 
-async fn rest(cluster: &Cluster, api: &ApiClient) {
+async fn rest(cluster: &Cluster) {
     let mut calm = 0;
     while calm < 5 {
         tokio::time::sleep(5 * TICK).await;
-        give_up_broken(&cluster.world.history, api).await;
         let nodes = cluster.world.history.now("/registry/minions/").len();
         let done = unfinished(&cluster.world.history).is_empty() && i64::try_from(nodes) == Ok(NODES);
         calm = if done { calm + 1 } else { 0 };
-    }
-}
-
-/// Deletes the broken pod that a StatefulSet waits for, as upstream's documentation asks of users after such a template.
-async fn give_up_broken(history: &History, api: &ApiClient) {
-    for (_, pod) in history.now("/registry/pods/default/web-") {
-        let metadata = &pod.value()["metadata"];
-        if metadata["labels"]["app"] == "StatefulSet" && metadata["annotations"][BROKEN] == "true" {
-            let key = ObjectKey::new("default", metadata["name"].as_str().unwrap_or_default());
-            let options =
-                json!({"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": metadata["uid"]}});
-            let _ = api.delete::<Value>(&Kind::of::<Pod>(), &key, &options).await;
-        }
     }
 }
 
