@@ -279,7 +279,7 @@ def of_volumes_and_logs():
             expect(("KubeletHasDiskPressure", "kubelet has disk pressure"), (condition("DiskPressure")["reason"], condition("DiskPressure")["message"]), "its reason")
             until("an ordinary pod is evicted", lambda: status("ordinary").get("reason") == "Evicted")
             expect("Failed", status("ordinary")["phase"], "its phase")
-            if not re.match(r"The node was low on resource: ephemeral-storage\. Threshold quantity: 1Gi, available: ", status("ordinary")["message"]):
+            if not re.match(r"The node was low on resource: ephemeral-storage\. Threshold quantity: [0-9]+[KMGi]*, available: ", status("ordinary")["message"]):
                 raise Wrong(f"it was evicted as {status('ordinary')['message']}")
             met = lambda: get("/api/v1/namespaces/default/events?fieldSelector=reason%3DEvictionThresholdMet")["items"]
             until("the node's event", lambda: any(e["message"] == "Attempting to reclaim ephemeral-storage" and e["involvedObject"]["name"] == node for e in met()))
