@@ -86,7 +86,7 @@ eventually 20 grep -q 'it is no file' "$WORK/dev-err"
 rm "$WORK/My_App.wasm"
 eventually 20 grep -q 'No such file' "$WORK/dev-err"
 kill -INT "$DEV_PID"; wait "$DEV_PID" || fail "a stopped run is no failure"
-expect 1 "$(kubectl get deployment dev -o 'jsonpath={.status.readyReplicas}')" "what runs goes on"
+eventually 20 has "^1$" kubectl get deployment dev -o "jsonpath={.status.readyReplicas}" # what runs goes on
 echo "· run --dev"
 down
 echo PASS
