@@ -617,7 +617,7 @@ def load():
         over.set()
         for c in clients:
             c.result(SOON_S)
-    if failures or sum(counts) < 200:
+    if failures or sum(counts) < 100:
         raise Wrong(f"{len(failures)} of {sum(counts)} requests failed: {failures[:3]}")
     expect(b"two\n", ask(ip, "/version").body, "the version after the roll")
     return f"{sum(counts)} requests"
