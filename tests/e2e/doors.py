@@ -12,8 +12,9 @@ from websocket import WebSocket
 UP_PID = int(os.environ["UP_PID"])
 BESIDE_TIMES, BESIDE_S = 20, 2.0  # the neighbour's slow answers, beside those when it is alone
 GRACE_S = 2
-# How late a pod may be gone: a development build on two busy cores was 2 s over the 5 s that this was for a release build.
-LATE_S = 10
+# After its grace a pod may still be there for so long: whole seconds of the API's times, and a busy machine. It was 5 s for a release build; a
+# development build beside three other scripts once took 7.3 s with its grace of 2 s.
+LATE_S = 8
 NOT_GONE_S = 60  # then nobody waits on: it is wrong long since
 IMAGE = "registry.local/{}:v1".format
 
