@@ -1,6 +1,7 @@
 //! How `coracle image` reaches the images of a node that runs: at its registry's address, with its registry's account.
 
 use std::path::Path;
+use std::time::Duration;
 
 use reqwest::{Method, Response, Url};
 use tokio::io::AsyncWriteExt as _;
@@ -14,6 +15,8 @@ use oci_registry::Credentials;
 
 /// An answer that isn't an archive.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// How long an import may take: the transfer of the archive, and the unpacking by the node.
+const IMPORT_TIME_MAX: Duration = Duration::from_secs(3600);
 
 /// Why it didn't work.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +41,7 @@ pub enum ManageError {
 pub struct ImageClient {
     access: RegistryAccess,
     remote: Remote,
+    uploads: Remote,
 }
 
 impl std::fmt::Debug for ImageClient {
@@ -50,7 +54,9 @@ impl ImageClient {
     /// Of the node whose registry that is.
     #[must_use]
     pub fn new(access: RegistryAccess) -> Self {
-        Self { remote: Remote::new(Registries::default(), Some(access.clone())), access }
+        let built_in = || Some(access.clone());
+        let remote = Remote::new(Registries::default(), built_in());
+        Self { remote, uploads: Remote::for_uploads(Registries::default(), built_in()), access }
     }
 
     fn away(&self, why: impl Into<String>) -> ManageError {
@@ -70,11 +76,18 @@ impl ImageClient {
         if let Some(name) = name {
             url.query_pairs_mut().append_pair("name", name);
         }
-        let client = self.remote.client_for(&url).map_err(|error| self.away(error.to_string()))?;
+        let (remote, time_max) = match body {
+            Some(_) => (&self.uploads, Some(IMPORT_TIME_MAX)),
+            None => (&self.remote, None),
+        };
+        let client = remote.client_for(&url).map_err(|error| self.away(error.to_string()))?;
         let Credentials { user, password } = &self.access.credentials;
         let mut request = client.request(method, url).basic_auth(user, Some(password));
         if let Some(body) = body {
             request = request.body(body);
+        }
+        if let Some(time_max) = time_max {
+            request = request.timeout(time_max);
         }
         let response = request.send().await.map_err(|error| self.away(told(&error)))?;
         let status = response.status();

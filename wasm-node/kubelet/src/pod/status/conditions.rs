@@ -98,7 +98,9 @@ pub(super) fn conditions(
         ("PodScheduled", (true, None, None)),
     ];
     rows.extend(restarting(state, rules).map(|now| ("AllContainersRestarting", now)));
-    if let Some(TerminalReason { reason: Some("Evicted" | "Terminated"), message, .. }) = &state.terminal_reason {
+    if let (Some(_), Some(TerminalReason { reason: Some("Evicted" | "Terminated"), message, .. })) =
+        (state.succeeded, &state.terminal_reason)
+    {
         rows.push(("DisruptionTarget", (true, Some("TerminationByKubelet"), message.clone())));
     }
     rows.into_iter()
