@@ -15,6 +15,7 @@ use kubelet::image::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT,
 use kubelet::node::{EvictionThresholds, MAX_PODS_DEFAULT, ShutdownGrace};
 use kubelet::server::STREAMING_IDLE_DEFAULT;
 use machinery_api::address_pool::AddressPool;
+use machinery_api::features::Features;
 use scheduler::extender::ExtenderConfig;
 use scheduler::plugins::{Profile, ScoringStrategy};
 use scheduler::queue::BackOff;
@@ -52,6 +53,7 @@ pub(crate) const NODES_MAX: u32 = 32;
 /// A whole cluster in one process.
 #[derive(Debug, Clone)]
 pub(crate) struct ClusterConfig {
+    pub(crate) features: Features,
     pub(crate) api: ApiServerConfig,
     pub(crate) network: NetworkConfig,
     pub(crate) controllers: ControllersConfig,
@@ -198,6 +200,7 @@ impl ClusterConfig {
     pub(crate) fn of_demo() -> Self {
         let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
         Self {
+            features: Features::default(),
             api: ApiServerConfig {
                 bind: localhost,
                 port: 0,
@@ -241,9 +244,9 @@ impl ClusterConfig {
     }
 
     /// Of an API server that runs alone.
-    pub(crate) fn of_servers(api: ApiServerConfig, network: NetworkConfig) -> Self {
+    pub(crate) fn of_servers(api: ApiServerConfig, network: NetworkConfig, features: Features) -> Self {
         let demo = Self::of_demo();
-        Self { api, network, nodes: NodesConfig { count: 0, ..demo.nodes }, ..demo }
+        Self { features, api, network, nodes: NodesConfig { count: 0, ..demo.nodes }, ..demo }
     }
 }
 

@@ -4,6 +4,7 @@ mod cmd;
 mod compose;
 mod config;
 mod data_dir;
+mod features;
 mod inventory;
 mod local;
 mod logging;

@@ -67,6 +67,7 @@ use ipnet::IpNet;
 use kube::Client;
 use machinery_api::ObjectKey;
 use machinery_api::address_pool::AddressPool;
+use machinery_api::features::Features;
 pub use machinery_client::driver::Clients;
 use machinery_client::election::{self, Election};
 use machinery_client::metrics::Metrics;
@@ -163,6 +164,8 @@ pub struct Settings {
     pub load_balancer_pool: AddressPool,
     /// Who knows of the machines behind nodes. None: nobody does, and nodes are what they say.
     pub instances: Option<Arc<dyn Instances>>,
+    /// The feature gates.
+    pub features: Features,
 }
 
 impl Default for Settings {
@@ -180,6 +183,7 @@ impl Default for Settings {
             autoscaler: AutoscalerSettings::default(),
             load_balancer_pool: AddressPool::default(),
             instances: None,
+            features: Features::default(),
         }
     }
 }

@@ -60,9 +60,13 @@ pub(crate) fn settings() -> Settings {
 
 /// One controller's decision.
 pub(crate) fn decide(name: &str, simulation: &Simulation, key: &ObjectKey) -> Plan {
+    decide_under(&settings(), name, simulation, key)
+}
+
+/// One controller's decision by other settings.
+pub(crate) fn decide_under(settings: &Settings, name: &str, simulation: &Simulation, key: &ObjectKey) -> Plan {
     let controller = CONTROLLERS.iter().find(|c| c.name == name).expect("a controller of that name");
-    let settings = settings();
-    let context = simulation.context(&settings);
+    let context = simulation.context(settings);
     (controller.reconcile)(&simulation.view, key, &context)
 }
 

@@ -10,9 +10,11 @@ use std::time::Duration;
 use apiserver::admission::AdmissionConfiguration;
 use clap::Args;
 use ipnet::Ipv4Net;
+use machinery_api::features::Features;
 use machinery_env::Env;
 
 use super::Failure;
+use super::flags::features::FeatureFlags;
 use crate::compose::{self, Parts};
 use crate::config::{ApiServerConfig, ClusterConfig, Common, NetworkConfig};
 use crate::data_dir::DataDir;
@@ -51,6 +53,8 @@ pub(crate) struct ServerFlags {
     /// File (YAML or JSON) of AdmissionConfiguration: what admission plugins are configured with
     #[arg(long, env = "CORACLE_ADMISSION_CONTROL_CONFIG_FILE", value_name = "FILE")]
     pub(crate) admission_control_config_file: Option<PathBuf>,
+    #[command(flatten)]
+    features: FeatureFlags,
 }
 
 impl ServerFlags {
@@ -80,6 +84,11 @@ impl ServerFlags {
         AdmissionConfiguration::parse(&own, folder, &read).map(Arc::new).map_err(refused)
     }
 
+    /// The state of every feature gate.
+    pub(super) fn features(&self) -> Features {
+        self.features.features()
+    }
+
     /// The cluster's addresses.
     pub(super) fn network(&self) -> NetworkConfig {
         NetworkConfig { service_cidr: self.service_cidr, cluster_cidr: self.cluster_cidr, node_cidr_mask_size: None }
@@ -98,7 +107,8 @@ pub(crate) struct ApiServer {
 /// # Errors
 /// The flags contradict each other, or the server can't start.
 pub(crate) fn run(flags: &ApiServer, common: &Common) -> Result<(), Failure> {
-    let config = ClusterConfig::of_servers(flags.server.config(USUAL_TOLERATION)?, flags.server.network());
+    let (api, network) = (flags.server.config(USUAL_TOLERATION)?, flags.server.network());
+    let config = ClusterConfig::of_servers(api, network, flags.server.features());
     until_stopped(config, Parts::Servers, common, "")
 }
 

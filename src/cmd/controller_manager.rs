@@ -14,7 +14,9 @@ use super::Failure;
 use super::alone::{self, AloneFlags, Given};
 use super::flags::controllers::ControllerFlags;
 use super::flags::election::ElectionFlags;
+use super::flags::features::FeatureFlags;
 use super::flags::refused::{Refused, SERVING, Table};
+use crate::features;
 use crate::inventory::NodeInventory;
 
 /// Whose flags and name these are.
@@ -44,6 +46,8 @@ pub(crate) struct ControllerManager {
     /// Signs tokens in Secrets: the key of the API server, ECDSA P-256 in PKCS #8 [default: Secrets get none]
     #[arg(long, env = "CORACLE_SERVICE_ACCOUNT_PRIVATE_KEY_FILE", value_name = "FILE")]
     service_account_private_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    features: FeatureFlags,
     #[command(flatten)]
     refused: Refused<Unmeant>,
 }
@@ -100,12 +104,15 @@ pub(crate) fn run(flags: &ControllerManager) -> Result<(), Failure> {
     flags.refused.check()?;
     let env = Env::real();
     let (config, inventory) = flags.config(&env)?;
-    let metrics = config.metrics.clone();
+    let (metrics, gates) = (config.metrics.clone(), config.settings.features);
     alone::run(
         &flags.alone,
         UPSTREAM,
         env,
-        |registry| metrics.register(registry),
+        |registry| {
+            metrics.register(registry);
+            features::register(registry, &gates);
+        },
         |Given { client, env, stop }| async move {
             let same = client.clone();
             let clients: controllers::Clients = Arc::new(move |_| same.clone());
@@ -131,7 +138,8 @@ impl ControllerManager {
             std::fs::read_to_string(file).with_context(|| format!("--{flag} {}", file.display()))
         };
         let root_ca_pem = self.root_ca_file.as_ref().map(|file| read(file, "root-ca-file")).transpose()?;
-        let mut settings = Settings { root_ca_pem: root_ca_pem.unwrap_or_default(), ..Settings::default() };
+        let features = self.features.features();
+        let mut settings = Settings { root_ca_pem: root_ca_pem.unwrap_or_default(), features, ..Settings::default() };
         if let Some(cidr) = self.cluster_cidr.filter(|_| self.allocate_node_cidrs) {
             let usual = if cidr.addr().is_ipv4() { 24 } else { 64 };
             let mask = self.node_cidr_mask_size.unwrap_or(usual);

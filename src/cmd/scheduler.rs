@@ -6,9 +6,11 @@ use machinery_env::Env;
 use super::Failure;
 use super::alone::{self, AloneFlags, Given};
 use super::flags::election::ElectionFlags;
+use super::flags::features::FeatureFlags;
 use super::flags::guests::GuestFlags;
 use super::flags::refused::{Refused, Table};
 use super::flags::scheduler::SchedulerFlags;
+use crate::features;
 use crate::scheduler_plugins::Plugins;
 
 /// Whose flags and name these are.
@@ -25,6 +27,8 @@ pub(crate) struct Scheduler {
     scheduler: SchedulerFlags,
     #[command(flatten)]
     plugins: GuestFlags,
+    #[command(flatten)]
+    features: FeatureFlags,
     #[command(flatten)]
     refused: Refused<Unmeant>,
 }
@@ -51,12 +55,15 @@ pub(crate) fn run(flags: &Scheduler) -> Result<(), Failure> {
     let election = flags.election.election(UPSTREAM, &env)?;
     let plugins = Plugins::of(&scheduler.profiles, flags.plugins.config(), &env)?;
     let config = ::scheduler::Config { election, ..scheduler.config(plugins) };
-    let metrics = config.metrics.clone();
+    let (metrics, gates) = (config.metrics.clone(), flags.features.features());
     alone::run(
         &flags.alone,
         UPSTREAM,
         env,
-        |registry| metrics.register(registry),
+        |registry| {
+            metrics.register(registry);
+            features::register(registry, &gates);
+        },
         |Given { client, env, stop }| async move { Ok(::scheduler::run(client, env, config, stop).await?) },
     )
 }

@@ -127,6 +127,7 @@ impl Up {
             }
         }
         Ok(ClusterConfig {
+            features: self.server.features(),
             api: self.server.config(if self.controllers.fast_failover { FAST_TOLERATION } else { USUAL_TOLERATION })?,
             network: NetworkConfig { node_cidr_mask_size: self.node_cidr_mask_size, ..self.server.network() },
             controllers: self.controllers.config()?,

@@ -28,6 +28,7 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         sign_certificate: Some(sign_certificate),
         check_policy: Some(check_policy),
         sign_token: Some(Arc::new(move |claims| signing_key.sign(claims).ok())),
+        features: ground.config.features,
         ..controllers::Settings::default()
     };
     let mut config = asked.config(settings, "coracle");

@@ -28,6 +28,7 @@ use super::identities::ComponentIdentity;
 use super::{apiserver as api, images, moved, nodes, proxy, registry, storage};
 use crate::config::{ApiServerConfig, ClusterConfig};
 use crate::data_dir::{DataDir, Lock, write_atomically};
+use crate::features;
 use crate::network::Network;
 
 /// One for each stage.
@@ -92,9 +93,8 @@ impl Ground {
         let service_ip = network.services.hosts().next().context("--service-cidr has no address")?;
         let pki = Arc::new(Pki::open_or_create(&data.pki(), env, &names(api_address.ip(), service_ip))?);
         let store = open_store(env, &config.api, data).await?;
-        let metrics = Arc::new(Mutex::new(Registry::default()));
-        let registry_listener = registry::bind(data).await?;
-        let registry_password = registry::password(data, env)?;
+        let metrics = Arc::new(Mutex::new(features::registry(&config.features)));
+        let (registry_listener, registry_password) = (registry::bind(data).await?, registry::password(data, env)?);
         let engine = (config.nodes.count > 0).then(|| nodes::engine(env, data, config.nodes.guests)).transpose()?;
         let (blobs, registry) =
             (nodes::blob_store(data)?, registry::access(registry_listener.local_addr()?, &registry_password));
@@ -108,6 +108,7 @@ impl Ground {
                 signing_key: pki.service_account().clone(),
                 services: network.of_services(),
                 toleration_seconds: config.api.default_toleration_seconds.into(),
+                features: config.features,
                 kubelets: api::kubelets(&pki)?,
                 registry: metrics.clone(),
             },

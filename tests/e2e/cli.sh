@@ -54,6 +54,11 @@ exits 2 "$CORACLE" up --nodes 33
 exits 2 "$CORACLE" up --store etcd:http://127.0.0.1:2379 --data-dir "$WORK/none"
 grep -q 'etcd' "$WORK/err" || fail "the refusal does not name the value"
 exits 2 env CORACLE_NODES=many "$CORACLE" up
+for verb in up apiserver "controllers --kubeconfig none" "scheduler --kubeconfig none"; do
+  # shellcheck disable=SC2086 # words of a command line
+  exits 2 "$CORACLE" $verb --feature-gates MaxUnavailableStatefulSet=true,Nope=true
+  grep -q 'unrecognized feature gate: Nope; known are .*MaxUnavailableStatefulSet=true|false' "$WORK/err" || fail "$verb: $(cat "$WORK/err")"
+done
 exits 0 "$CORACLE" inspect sample-workloads/bin/hello.wasm
 grep -q '^runs as  *HTTP server' "$WORK/out" && grep -q '^  wasi:http/types@' "$WORK/out" || fail "inspect: $(cat "$WORK/out")"
 for said in '^world  *wasi:http/proxy@0[.]2[.]' '^memory  *[1-9][0-9]* KiB' '^processed-by .*wit-component' '^exports$' '^  wasi:http/incoming-handler@0[.]2[.]'; do
@@ -70,7 +75,23 @@ exits 1 "$CORACLE" pull registry.local/none:v1 "$WORK/none.wasm" --data-dir "$WO
 exits 1 "$CORACLE" push "$WORK/none.wasm" registry.local/none:v1 --data-dir "$WORK/none"
 expect 1 "$(wc -l < "$WORK/err")" "lines of an error"
 
-up --nodes 0
+up --nodes 0 --feature-gates MaxUnavailableStatefulSet=true
+kubectl apply -f - >/dev/null <<'YAML'
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: several}
+spec:
+  replicas: 0
+  serviceName: several
+  selector: {matchLabels: {app: several}}
+  template:
+    metadata: {labels: {app: several}}
+    spec: {containers: [{name: c, image: registry.local/hello:v1}]}
+  updateStrategy: {type: RollingUpdate, rollingUpdate: {maxUnavailable: 2}}
+YAML
+several() { kubectl get statefulset several -o jsonpath='{.spec.updateStrategy.rollingUpdate.maxUnavailable}'; }
+expect 2 "$(several)" "maxUnavailable by its feature gate"
+has '^kubernetes_feature_enabled[{]name="MaxUnavailableStatefulSet",stage="BETA"[}] 1$' kubectl get --raw /metrics || fail "the gate is not in the metrics"
 expect 600 "$(stat -c %a "$WORK/data/kubeconfig")" "mode of the kubeconfig"
 expect 600 "$(stat -c %a "$WORK/data/registry-password")" "mode of the registry's password"
 expect coracle "$(kubectl config current-context)" "context"
@@ -106,6 +127,9 @@ PY
   eventually 10 grep -q held "$WORK/held"
   up --nodes 0
   grep -q 'addresses moved from 127\..* to 127\.' "$WORK/up.log" || fail "a move to another block is not said on stderr"
+  # The gate is off in this run: an object that has the field keeps it.
+  kubectl patch statefulset several --type=merge -p '{"spec": {"updateStrategy": {"rollingUpdate": {"maxUnavailable": 3}}}}' >/dev/null
+  expect 3 "$(several)" "maxUnavailable of an object that had it"
   has AddressesMoved kubectl get events -n default --field-selector involvedObject.name=kubernetes || fail "no event says that the addresses moved"
   down
   kill "$holder"; wait "$holder" 2>/dev/null || true

@@ -7,6 +7,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
+use machinery_api::features::Features;
 use machinery_api::{GroupVersionKind, GroupVersionResource, ObjectName, StorageKey, StoragePrefix};
 
 use crate::apiextensions::custom::CustomResource;
@@ -103,9 +104,15 @@ impl fmt::Debug for SharedStrategy {
 }
 
 impl ResourceInfo {
-    /// Of a built-in row, without what it shares with others.
+    /// Of a built-in row by default feature gates, without what it shares with others.
     #[must_use]
     pub fn of(row: &Row) -> Self {
+        Self::under(row, &Features::default())
+    }
+
+    /// Of a built-in row under feature gates, without what it shares with others.
+    #[must_use]
+    pub fn under(row: &Row, features: &Features) -> Self {
         let texts = |list: &[&str]| list.iter().map(|text| Arc::from(*text)).collect();
         Self {
             group: row.group.into(),
@@ -133,7 +140,7 @@ impl ResourceInfo {
             ttl: row.ttl,
             deprecated: row.deprecated.map(Arc::from),
             inert: row.inert.map(Arc::from),
-            strategy: SharedStrategy::Static(row.strategy),
+            strategy: SharedStrategy::Static(row.strategy.under(features).unwrap_or(row.strategy)),
             custom: None,
         }
     }
@@ -194,9 +201,9 @@ impl ResourceInfo {
     }
 }
 
-/// The rows of a table as they are served, in its order, with what they share resolved.
+/// The rows of a table as they are served under feature gates, in its order, with what they share resolved.
 #[must_use]
-pub fn served(table: &[&Row]) -> Vec<Arc<ResourceInfo>> {
+pub fn served(table: &[&Row], features: &Features) -> Vec<Arc<ResourceInfo>> {
     let find = |wanted: &Row| table.iter().position(|row| std::ptr::eq(*row, wanted));
     let mut made: HashMap<usize, Arc<ResourceInfo>> = HashMap::new();
     // Those that others refer to first: they refer to nobody.
@@ -205,7 +212,7 @@ pub fn served(table: &[&Row]) -> Vec<Arc<ResourceInfo>> {
     order.sort_by_key(|at| refers(table[*at]));
     for at in order {
         let row = table[at];
-        let mut info = ResourceInfo::of(row);
+        let mut info = ResourceInfo::under(row, features);
         if !row.storage_version && row.storage != Storage::Virtual {
             let stored = |other: &&Row| other.storage == row.storage && other.storage_version;
             info.stored_as = table.iter().position(stored).and_then(|at| made.get(&at).cloned());

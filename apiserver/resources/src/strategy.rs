@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use machinery_api::features::Features;
 use machinery_api::schema::types::Text;
 use machinery_api::{ApiError, StorageKey};
 use serde_json::Value;
@@ -119,6 +120,12 @@ impl Unwritten {
 /// metadata (name, uid, timestamps, generation's counting, deletion fields, finalizers) is done in the registry, and
 /// generic metadata validation (names, labels, annotations, owner references, finalizers) too: see each method.
 pub trait Strategy: Send + Sync {
+    /// The strategy of the kind under feature gates; `None`: this one.
+    fn under(&self, features: &Features) -> Option<&'static dyn Strategy> {
+        let _ = features;
+        None
+    }
+
     /// Which fields a write through a subresource, or of the object itself (empty), doesn't write: nobody comes to manage
     /// them by it (upstream's `GetResetFields`).
     fn unwritten(&self, subresource: &str) -> Unwritten {

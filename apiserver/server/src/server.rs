@@ -11,6 +11,7 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::Bytes;
 use http::{Request, Response};
+use machinery_api::features::Features;
 use machinery_api::{ApiError, GroupVersionResource};
 use machinery_env::Env;
 use machinery_serve::unread::{UnreadBody, UnreadBounds};
@@ -58,6 +59,8 @@ pub struct Config {
     pub services: ServiceNetwork,
     /// For how long pods that say nothing else tolerate a node that is not ready or unreachable (upstream: 300).
     pub toleration_seconds: i64,
+    /// The feature gates of built-in kinds.
+    pub features: Features,
     /// Reaches nodes.
     pub kubelets: Kubelets,
     /// The process's metrics, which `/metrics` shows.
@@ -78,6 +81,7 @@ impl Config {
                 loopback: Vec::new(),
             },
             toleration_seconds: 300,
+            features: Features::default(),
             kubelets: Kubelets::default(),
             registry: Arc::default(),
         }
@@ -120,7 +124,7 @@ impl Apiserver {
         config: Config,
         chains: Chains,
     ) -> Result<Self, StoreError> {
-        let catalog = Catalog::built_in(&config.address);
+        let catalog = Catalog::under(&config.features, &config.address);
         let cache = WatchCache::open(store, catalog.all_stored().filter_map(cached).collect()).await?;
         let served = Arc::new(Served::new(catalog));
         let objects = Arc::new(Lookup::new(cache.clone(), {

@@ -19,6 +19,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::autoscaling::v2::{HorizontalPodAutoscaler, HorizontalPodAutoscalerSpec};
 use k8s_openapi::api::core::v1::Service;
 use machinery_api::ObjectKey;
+use machinery_api::features::Feature;
 use machinery_api::selector::LabelSelector;
 use machinery_api::waiting;
 use machinery_client::driver::own_key;
@@ -97,6 +98,11 @@ fn of_service(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     all.filter(of).map(|hpa| key_of(&hpa.metadata)).collect()
 }
 
+/// The gate `HPAScaleToZero`.
+fn scales_to_zero(context: &Context<'_, Settings>) -> bool {
+    context.settings.features.has(Feature::HpaScaleToZero)
+}
+
 fn is_to_zero(hpa: &HorizontalPodAutoscaler) -> bool {
     hpa.spec.min_replicas == Some(0)
 }
@@ -138,7 +144,10 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
         return decided.clone().go_on(hpa, context);
     }
     let known = context.memories.of::<Known>(key).cloned().unwrap_or_default();
-    let waiting = waiting_now(view, hpa, context.now);
+    let waiting = match scales_to_zero(context) {
+        true => waiting_now(view, hpa, context.now),
+        false => Vec::new(),
+    };
     // A pass that has begun asks on, whatever the time.
     if !context.pass.has_begun()
         && let Some(at) = not_before(&known, hpa, &waiting, context)

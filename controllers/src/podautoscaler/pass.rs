@@ -15,7 +15,7 @@ use super::history::{Behavior, Wish};
 use super::metrics::Scope;
 use super::replicas::{Calculator, Tolerances};
 use super::status::{ABLE, ACTIVE, LIMITED, Told};
-use super::{Known, Settings};
+use super::{Known, Settings, scales_to_zero};
 use crate::scale::{self, Scale, Stop, mapping};
 
 /// How often a new size is written again after somebody else wrote (upstream's).
@@ -122,7 +122,7 @@ impl<'a> Looking<'a> {
             }
         };
         if !decision.rescale {
-            if scale.wanted > 0 && self.told.scaled_to_zero() {
+            if scale.wanted > 0 && scales_to_zero(self.context) && self.told.scaled_to_zero() {
                 // It was announced and not done, or somebody else has undone it.
                 self.told.set_to_zero(false, true);
             }
@@ -133,7 +133,7 @@ impl<'a> Looking<'a> {
         let (known, told) = (self.known, self.told);
         let (conflicts, step, announced) = (0, Step::Writing, None);
         let decided = Decided { known, told, path, scale, desired, reason, metrics, conflicts, step, announced };
-        Ok(decided.begin(self.hpa))
+        Ok(decided.begin(self.hpa, self.context))
     }
 
     fn end(self) -> Plan {
@@ -161,11 +161,15 @@ impl<'a> Looking<'a> {
         let (current, min) = (scale.wanted, self.spec.min_replicas.unwrap_or(1));
         let as_is =
             |desired, reason: &str, rescale| Decision { desired, reason: reason.into(), metrics: vec![], rescale };
-        let of_zero = self.told.scaled_to_zero();
+        let gate = scales_to_zero(self.context);
+        let of_zero = gate && self.told.scaled_to_zero();
         if current == 0 {
             if !(of_zero && (min != 0 || self.has_figure_of_no_pod())) {
                 let message = "scaling is disabled since the replica count of the target is zero";
                 self.told.set(ACTIVE, false, "ScalingDisabled", message);
+                if !gate {
+                    self.told.forget_zero();
+                }
                 return Ok(Ok(as_is(0, "", false)));
             }
         } else if current > self.spec.max_replicas {
@@ -355,9 +359,9 @@ fn ended(mut plan: Plan, known: Known, context: &Context<'_, Settings>) -> Plan 
 impl Decided {
     /// A workload of no pods whose autoscaler doesn't say that this is its own doing is left alone. So who takes the last pod away
     /// says so first: dead before it could, or told that the write failed when it didn't, it would never bring one back.
-    fn begin(mut self, hpa: &HorizontalPodAutoscaler) -> Plan {
+    fn begin(mut self, hpa: &HorizontalPodAutoscaler, context: &Context<'_, Settings>) -> Plan {
         let goes = self.desired == 0 && self.scale.wanted > 0 && hpa.spec.min_replicas == Some(0);
-        if !goes || self.told.scaled_to_zero() {
+        if !goes || !scales_to_zero(context) || self.told.scaled_to_zero() {
             return self.write();
         }
         self.told.set_to_zero(true, true);
@@ -433,7 +437,11 @@ impl Decided {
             self.known.history.scaled(&behavior, context.now, current, desired);
         }
         let may = hpa.spec.min_replicas == Some(0);
-        self.told.set_to_zero(may && current > 0 && desired == 0, may);
+        if scales_to_zero(context) {
+            self.told.set_to_zero(may && current > 0 && desired == 0, may);
+        } else {
+            self.told.forget_zero();
+        }
         self.told.sizes(current, Some(desired), self.metrics, true);
         ended(self.told.plan(hpa), self.known, context)
     }

@@ -63,6 +63,13 @@ impl Told {
         }
     }
 
+    /// Removes what was said of a size of zero.
+    pub(super) fn forget_zero(&mut self) {
+        if let Some(conditions) = &mut self.status.conditions {
+            conditions.retain(|one| one.type_ != TO_ZERO);
+        }
+    }
+
     pub(super) fn sizes(&mut self, current: i32, desired: Option<i32>, metrics: Vec<MetricStatus>, rescaled: bool) {
         let old = std::mem::take(&mut self.status);
         self.status = HorizontalPodAutoscalerStatus {

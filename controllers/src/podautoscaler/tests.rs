@@ -6,6 +6,7 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::autoscaling::v2::{HPAScalingRules, HorizontalPodAutoscaler, HorizontalPodAutoscalerBehavior};
 use machinery_api::ObjectKey;
+use machinery_api::features::{Feature, Features};
 use machinery_client::simulate::Simulation;
 use machinery_client::{Action, Failure, Pass, Plan, Pod, Question};
 use serde_json::{Value, json};
@@ -514,6 +515,35 @@ fn a_workload_goes_to_zero_and_comes_back_for_who_waits() {
     let mut play = Play::new(vec![autoscaler("web", &json!({"metrics": cpu(50)}))], &by_hand);
     assert_eq!(play.pass(), Vec::<String>::new());
     assert!(play.conditions().contains(&"ScalingActive=False ScalingDisabled".to_owned()));
+}
+
+#[test]
+fn without_the_gate_a_workload_without_pods_is_left_alone() {
+    let size = std::cell::Cell::new(1_i64);
+    let answer = |question: &Question| match question {
+        Question::Put(_, scale) => {
+            size.set(scale["spec"]["replicas"].as_i64().unwrap());
+            Ok(scale.clone())
+        }
+        Question::Get(path) if path.starts_with("/apis/external.metrics.k8s.io/") => {
+            Ok(json!({"items": [{"metricName": "queue", "value": "0"}]}))
+        }
+        other => server(other, size.get(), 0),
+    };
+    let metrics = json!([{"type": "External", "external": {"metric": {"name": "queue"},
+        "target": {"type": "AverageValue", "averageValue": "5"}}}]);
+    let behavior = json!({"scaleDown": {"stabilizationWindowSeconds": 0}});
+    let mut hpa = autoscaler("web", &json!({"minReplicas": 0, "metrics": metrics, "behavior": behavior}));
+    hpa["status"] = json!({"desiredReplicas": 1, "conditions": [{"type": "ScaledToZero", "status": "True",
+        "reason": "ScaledToZero", "message": "", "lastTransitionTime": start().to_string()}]});
+    let mut play = Play::new(vec![hpa, pod("p0")], &answer);
+    play.settings.features = Features::default().with(Feature::HpaScaleToZero, false);
+    assert_eq!(play.pass(), ["SuccessfulRescale: New size: 0; reason: All metrics below target"]);
+    let is_told = |play: &Play<'_>| play.conditions().iter().any(|one| one.starts_with("ScaledToZero"));
+    assert!(!is_told(&play), "{:?}", play.conditions());
+    play.later(15);
+    assert_eq!((play.pass(), size.get()), (Vec::new(), 0));
+    assert!(play.conditions().contains(&"ScalingActive=False ScalingDisabled".to_owned()) && !is_told(&play));
 }
 
 #[test]

@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet, StatefulSetSpec, StatefulSetStatus};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, PodTemplateSpec};
 use machinery_api::ObjectKey;
+use machinery_api::features::Feature;
 use machinery_client::driver::own_key;
 use machinery_client::selector::selects;
 use machinery_client::{
@@ -112,6 +113,8 @@ struct Rollout<'a> {
     now: Timestamp,
     /// How many pods may be made in this pass.
     allowed: usize,
+    /// The gate `MaxUnavailableStatefulSet`.
+    replaces_several: bool,
     plan: Plan,
 }
 
@@ -157,7 +160,9 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     let (allowed, replacement) = Replacement::next(known_losses, view, uid, size, context.elapsed);
     allowed.next_in.into_iter().for_each(|wait| plan.requeue_after(context.now, wait));
     let allowed = allowed.pods;
-    let mut rollout = Rollout { view, set, spec, pods, current, update, now: context.now, allowed, plan };
+    let replaces_several = context.settings.features.has(Feature::MaxUnavailableStatefulSet);
+    let now = context.now;
+    let mut rollout = Rollout { view, set, spec, pods, current, update, now, allowed, replaces_several, plan };
     rollout.write_status(collisions);
     if !going {
         rollout.go_on();

@@ -5,11 +5,13 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet, StatefulSetStatus};
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use machinery_api::ObjectKey;
+use machinery_api::features::{Feature, Features};
 use machinery_client::simulate::Simulation;
 use machinery_client::{Action, Kind, Plan, Pod};
 use serde_json::{Value, json};
 
-use crate::table_tests::{decide, start};
+use crate::Settings;
+use crate::table_tests::{decide_under, settings, start};
 
 fn key(name: &str) -> ObjectKey {
     ObjectKey::new("a", name)
@@ -38,15 +40,23 @@ fn cluster(objects: impl IntoIterator<Item = Value>) -> Simulation {
 
 /// One pass, which must go well.
 fn pass(simulation: &mut Simulation) -> Plan {
-    let plan = decide("statefulset-controller", simulation, &key("db"));
+    pass_under(&settings(), simulation)
+}
+
+fn pass_under(settings: &Settings, simulation: &mut Simulation) -> Plan {
+    let plan = decide_under(settings, "statefulset-controller", simulation, &key("db"));
     assert_eq!(simulation.apply(plan.clone()), Vec::<String>::new());
     plan
 }
 
 /// Passes until nothing is left to do; the names of the pods then, with their revisions' numbers and a dash where they go.
 fn settle(simulation: &mut Simulation) -> Vec<String> {
+    settle_under(&settings(), simulation)
+}
+
+fn settle_under(settings: &Settings, simulation: &mut Simulation) -> Vec<String> {
     for _ in 0..20 {
-        if pass(simulation).actions.is_empty() {
+        if pass_under(settings, simulation).actions.is_empty() {
             return pods(simulation);
         }
     }
@@ -87,7 +97,11 @@ fn change<K: machinery_client::Typed>(simulation: &mut Simulation, name: &str, h
 
 /// Settles, and lets every pod run, until nothing changes any more; what there was at each step.
 fn roll(simulation: &mut Simulation) -> Vec<Vec<String>> {
-    let mut steps = vec![settle(simulation)];
+    roll_under(&settings(), simulation)
+}
+
+fn roll_under(settings: &Settings, simulation: &mut Simulation) -> Vec<Vec<String>> {
+    let mut steps = vec![settle_under(settings, simulation)];
     for _ in 0..20 {
         let names: Vec<String> = simulation.view.all::<Pod>().filter_map(|pod| pod.metadata.name.clone()).collect();
         for name in names {
@@ -96,7 +110,7 @@ fn roll(simulation: &mut Simulation) -> Vec<Vec<String>> {
                 run(simulation, &name);
             }
         }
-        let pods = settle(simulation);
+        let pods = settle_under(settings, simulation);
         if steps.last() == Some(&pods) {
             return steps;
         }
@@ -265,17 +279,37 @@ fn a_partition_stays_behind() {
     assert_eq!(pods(&cluster), ["db-0@1", "db-1@1", "db-2@2"], "a new pod below the partition is of the old revision");
 }
 
+/// The settings of a program whose gate `MaxUnavailableStatefulSet` is on.
+fn gated() -> Settings {
+    Settings { features: Features::default().with(Feature::MaxUnavailableStatefulSet, true), ..settings() }
+}
+
 #[test]
 fn several_may_be_missing_at_once() {
+    for (most, first) in [
+        (json!("50%"), ["db-0@1", "db-1@1", "db-2@2", "db-3@2"]),
+        (json!(3), ["db-0@1", "db-1@2", "db-2@2", "db-3@2"]),
+        (json!("1%"), ["db-0@1", "db-1@1", "db-2@1", "db-3@2"]),
+        (Value::Null, ["db-0@1", "db-1@1", "db-2@1", "db-3@2"]),
+    ] {
+        let strategy = json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 0, "maxUnavailable": most}});
+        let more = json!({"updateStrategy": strategy, "podManagementPolicy": "Parallel"});
+        let mut cluster = cluster([set(4, &more)]);
+        roll_under(&gated(), &mut cluster);
+        images(&mut cluster, "2");
+        let steps = roll_under(&gated(), &mut cluster);
+        assert_eq!(steps[0], first, "{most}");
+        assert_eq!(steps.last().unwrap(), &["db-0@2", "db-1@2", "db-2@2", "db-3@2"], "{most}");
+    }
+}
+
+#[test]
+fn without_the_gate_one_is_missing_at_a_time() {
     let strategy = json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 0, "maxUnavailable": "50%"}});
-    let more = json!({"updateStrategy": strategy, "podManagementPolicy": "Parallel"});
-    let mut cluster = cluster([set(4, &more)]);
+    let mut cluster = cluster([set(4, &json!({"updateStrategy": strategy, "podManagementPolicy": "Parallel"}))]);
     roll(&mut cluster);
     images(&mut cluster, "2");
-    assert_eq!(
-        roll(&mut cluster),
-        [["db-0@1", "db-1@1", "db-2@2", "db-3@2"], ["db-0@2", "db-1@2", "db-2@2", "db-3@2"]]
-    );
+    assert_eq!(roll(&mut cluster)[0], ["db-0@1", "db-1@1", "db-2@1", "db-3@2"]);
 }
 
 #[test]

@@ -39,12 +39,14 @@ impl Rollout<'_> {
         if !self.is_rolling() {
             return;
         }
-        let going = match self.rolling().and_then(|r| r.max_unavailable.as_ref()) {
-            None => self.next_to_update().into_iter().collect(),
-            Some(most) => {
-                let total = i32::try_from(wanted(self.set)).unwrap_or(i32::MAX);
-                self.several_to_update(share(most, total, Round::Down).max(1).into())
-            }
+        let going = if self.replaces_several {
+            let total = i32::try_from(wanted(self.set)).unwrap_or(i32::MAX);
+            let most = self.rolling().and_then(|r| r.max_unavailable.as_ref());
+            // A small share of a small set is rounded down to none, with which nothing would ever be updated.
+            self.several_to_update(most.map_or(1, |most| share(most, total, Round::Down).max(1)).into())
+        } else {
+            // An object that was written while the gate was on may still have `maxUnavailable`.
+            self.next_to_update().into_iter().collect()
         };
         let deletions: Vec<Action> = going.iter().map(|pod| self.deletion(pod)).collect();
         let known = |action: &Action| self.plan.actions.contains(action);

@@ -5,6 +5,7 @@ pub mod address_pool;
 pub mod apply;
 pub mod certificate_request;
 pub mod error;
+pub mod features;
 pub mod imports;
 pub mod ip;
 pub mod key;

@@ -4,6 +4,7 @@ mod autoscaler;
 pub(super) mod controllers;
 pub(super) mod duration;
 pub(super) mod election;
+pub(super) mod features;
 pub(super) mod guests;
 pub(super) mod refused;
 pub(super) mod scheduler;

@@ -20,7 +20,6 @@ const COMMON: &[(&str, &str)] = &[
     ("cert-dir", SERVING),
     ("client-ca-file", SERVING),
     ("contention-profiling", PROFILER),
-    ("feature-gates", "features are as v1.36 has them by default; leave it out"),
     ("kube-api-burst", CLIENT),
     ("kube-api-content-type", CLIENT),
     ("kube-api-qps", CLIENT),

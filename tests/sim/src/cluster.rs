@@ -154,6 +154,7 @@ impl Cluster {
             signing_key: signing_key(),
             services: ServiceNetwork { cidr: block("10.96.0.0/24"), node_ports: 30000..=32767, loopback: Vec::new() },
             toleration_seconds: self.pace.toleration_seconds(),
+            features: Default::default(),
             kubelets: Default::default(),
             registry: Arc::new(Mutex::new(Registry::default())),
         };

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
+use machinery_api::features::{Feature, Features};
 use machinery_api::selector::LabelSelector;
 use serde_json::{Map, Value, json};
 
@@ -31,7 +32,7 @@ pub(crate) static ROW: Row = Row {
     subresources: &[SCALE, STATUS],
     storage: Storage::Stored("statefulsets"),
     shows_empty: true,
-    strategy: &StatefulSet,
+    strategy: &StatefulSet { takes_max_unavailable: false },
     example: r#"apiVersion: apps/v1
 kind: StatefulSet
 metadata: {name: example}
@@ -51,7 +52,10 @@ spec:
     ..Row::NAMESPACED
 };
 
-struct StatefulSet;
+struct StatefulSet {
+    /// The gate `MaxUnavailableStatefulSet`: `updateStrategy.rollingUpdate.maxUnavailable` is kept, and has a default.
+    takes_max_unavailable: bool,
+}
 
 const COLUMNS: &[Column] =
     &[NAME, column("Ready", "string"), AGE, wide("Containers", "string"), wide("Images", "string")];
@@ -220,7 +224,7 @@ fn validate_status(errors: &mut ErrorList, status: &Value) {
     );
 }
 
-/// A field of a feature that upstream v1.36 has switched off.
+/// Removes `maxUnavailable` from an object that didn't have it before, while its gate is off.
 fn drop_max_unavailable(new: &mut Value, old: Option<&Value>) {
     let rolling = |of: &Value| has(get(get(get(of, "spec"), "updateStrategy"), "rollingUpdate"), "maxUnavailable");
     if !old.is_some_and(rolling)
@@ -251,6 +255,13 @@ fn default_claim(claim: &mut Value) {
 }
 
 impl Strategy for StatefulSet {
+    fn under(&self, features: &Features) -> Option<&'static dyn Strategy> {
+        Some(match features.has(Feature::MaxUnavailableStatefulSet) {
+            true => &Self { takes_max_unavailable: true },
+            false => &Self { takes_max_unavailable: false },
+        })
+    }
+
     fn of_nothing(&self, object: &mut Value) {
         object["spec"]["replicas"] = 0.into();
     }
@@ -267,6 +278,9 @@ impl Strategy for StatefulSet {
             && let Some(rolling) = strategy.get_mut("rollingUpdate").filter(|rolling| rolling.is_object())
         {
             default_to(rolling, "partition", 0);
+            if self.takes_max_unavailable {
+                default_to(rolling, "maxUnavailable", 1);
+            }
         }
         let retention = object_mut(spec, "persistentVolumeClaimRetentionPolicy");
         default_zero_to(retention, "whenDeleted", "Retain");
@@ -282,14 +296,18 @@ impl Strategy for StatefulSet {
 
     fn prepare_create(&self, _: &Context<'_>, object: &mut Value) {
         workloads::clear_status(object);
-        drop_max_unavailable(object, None);
+        if !self.takes_max_unavailable {
+            drop_max_unavailable(object, None);
+        }
         workloads::drop_disabled(object, None);
     }
 
     fn prepare_update(&self, context: &Context<'_>, new: &mut Value, old: &Value) {
         prepare_update_by_default(context, new, old);
         if context.subresource != "status" {
-            drop_max_unavailable(new, Some(old));
+            if !self.takes_max_unavailable {
+                drop_max_unavailable(new, Some(old));
+            }
             workloads::drop_disabled(new, Some(old));
         }
     }

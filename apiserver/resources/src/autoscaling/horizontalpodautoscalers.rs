@@ -1,6 +1,7 @@
 //! HorizontalPodAutoscalers: two versions over one storage, which is the newer one's.
 
 use jiff::Timestamp;
+use machinery_api::features::{Feature, Features};
 use serde_json::{Value, json};
 
 use super::conversion::{CPU_PERCENT, cpu, to_v1, to_v2};
@@ -25,7 +26,7 @@ pub(crate) static V2: Row = Row {
     subresources: &[STATUS],
     storage: Storage::Stored("horizontalpodautoscalers"),
     shows_empty: true,
-    strategy: &Autoscaler { old: false },
+    strategy: &Autoscaler { old: false, scales_to_zero: true },
     example: r#"apiVersion: autoscaling/v2
 kind: HorizontalPodAutoscaler
 metadata: {name: example}
@@ -50,7 +51,7 @@ pub(crate) static V1: Row = Row {
     storage: Storage::Stored("horizontalpodautoscalers"),
     storage_version: false,
     shows_empty: true,
-    strategy: &Autoscaler { old: true },
+    strategy: &Autoscaler { old: true, scales_to_zero: true },
     example: r#"apiVersion: autoscaling/v1
 kind: HorizontalPodAutoscaler
 metadata: {name: example}
@@ -65,6 +66,8 @@ spec:
 /// One version's rules: the older one's are those of what it says in the newer one.
 struct Autoscaler {
     old: bool,
+    /// The gate `HPAScaleToZero`.
+    scales_to_zero: bool,
 }
 
 const COLUMNS: &[Column] = &[
@@ -177,6 +180,15 @@ impl Autoscaler {
 }
 
 impl Strategy for Autoscaler {
+    fn under(&self, features: &Features) -> Option<&'static dyn Strategy> {
+        Some(match (self.old, features.has(Feature::HpaScaleToZero)) {
+            (false, false) => &Self { old: false, scales_to_zero: false },
+            (false, true) => &Self { old: false, scales_to_zero: true },
+            (true, false) => &Self { old: true, scales_to_zero: false },
+            (true, true) => &Self { old: true, scales_to_zero: true },
+        })
+    }
+
     fn default(&self, object: &mut Value) {
         if self.old {
             default_to(spec_of(object), "minReplicas", 1);
@@ -197,7 +209,7 @@ impl Strategy for Autoscaler {
 
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = ErrorList::new();
-        validate::spec(&mut errors, get(&self.read(object), "spec"), None);
+        validate::spec(&mut errors, get(&self.read(object), "spec"), None, self.scales_to_zero);
         errors.list()
     }
 
@@ -207,7 +219,7 @@ impl Strategy for Autoscaler {
         if context.subresource == "status" {
             not_negative(&mut errors, get(&new, "status"), &["currentReplicas", "desiredReplicas"], &STATUS_AT);
         } else {
-            validate::spec(&mut errors, get(&new, "spec"), Some(get(&old, "spec")));
+            validate::spec(&mut errors, get(&new, "spec"), Some(get(&old, "spec")), self.scales_to_zero);
         }
         errors.list()
     }

@@ -64,12 +64,13 @@ fn reference(errors: &mut ErrorList, of: &Value, strictness: Version, path: &Pat
     }
 }
 
-/// The spec; `old`: of what is there.
-pub(super) fn spec(errors: &mut ErrorList, spec: &Value, old: Option<&Value>) {
+/// The spec; `old`: of what is there; `scales_to_zero`: the gate `HPAScaleToZero`.
+pub(super) fn spec(errors: &mut ErrorList, spec: &Value, old: Option<&Value>, scales_to_zero: bool) {
     let (least, most) = (int(spec, "minReplicas"), int(spec, "maxReplicas").unwrap_or(0));
-    // To zero it can go where something is measured also of no pod (upstream: by the gate HPAScaleToZero).
+    // Only these metrics have a value while there is no pod. Without one the answer is that of a server whose gate is off.
     let measured = items(spec, "metrics").iter().any(|one| matches!(text(one, "type"), "Object" | "External"));
-    let bound = if measured || old.is_some_and(|old| int(old, "minReplicas") == Some(0)) { 0 } else { 1 };
+    let bound =
+        if (scales_to_zero && measured) || old.is_some_and(|old| int(old, "minReplicas") == Some(0)) { 0 } else { 1 };
     if let Some(least) = least.filter(|least| *least < bound) {
         let why = format!("must be greater than or equal to {bound}");
         errors.invalid(&SPEC.child("minReplicas"), least, &why);

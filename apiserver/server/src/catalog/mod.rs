@@ -24,6 +24,7 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use machinery_api::features::Features;
 use machinery_api::{GroupVersionResource, StorageKey, StoragePrefix};
 
 use apiserver_resources::ResourceInfo;
@@ -92,10 +93,16 @@ impl Catalog {
         }
     }
 
-    /// The built-in kinds.
+    /// The built-in kinds by default feature gates.
     #[must_use]
     pub fn built_in(address: &str) -> Self {
-        Self::new(apiserver_resources::served(apiserver_resources::RESOURCES), address)
+        Self::under(&Features::default(), address)
+    }
+
+    /// The built-in kinds under feature gates.
+    #[must_use]
+    pub fn under(features: &Features, address: &str) -> Self {
+        Self::new(apiserver_resources::served(apiserver_resources::RESOURCES, features), address)
     }
 
     /// Everything, in discovery order.

@@ -9,6 +9,7 @@ mod configured;
 mod conversions;
 mod costly;
 mod evictions;
+mod features;
 mod pages;
 mod policies;
 mod quota;
@@ -32,6 +33,7 @@ use axum::body::Body;
 use futures::StreamExt;
 use http::{Request, Response};
 use http_body_util::BodyExt;
+use machinery_api::features::{Feature, Features};
 use machinery_env::Env;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -51,6 +53,10 @@ async fn server() -> Server {
 }
 
 async fn server_with(chains: Chains) -> Server {
+    server_under(Features::default(), chains).await
+}
+
+async fn server_under(features: Features, chains: Chains) -> Server {
     let dir = tempfile::tempdir().unwrap();
     let env = Env::real();
     let pki = Pki::open_or_create(dir.path(), &env, &[]).unwrap();
@@ -63,6 +69,7 @@ async fn server_with(chains: Chains) -> Server {
             loopback: Vec::new(),
         },
         toleration_seconds: 300,
+        features,
         kubelets: Kubelets::new(pki.ca_pem(), pki.admin()).unwrap(),
         registry: Arc::new(Mutex::new(Default::default())),
     };
