@@ -25,6 +25,7 @@ pub(crate) static ROW: Row = Row {
     schema: "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition",
     subresources: &[STATUS],
     storage: Storage::Stored(STORED),
+    shows_empty: true,
     strategy: &CustomResourceDefinition,
     example: r#"apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition

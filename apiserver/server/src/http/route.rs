@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::info::RequestInfo;
 use crate::catalog::Catalog;
+use apiserver_resources::field::quoted;
 use apiserver_resources::{ResourceInfo, Subresource, SubresourceKind, Verb};
 
 /// What serves a request.
@@ -147,7 +148,8 @@ fn get(method: &str, route: Route) -> Result<Route, NoRoute> {
     if method == "GET" { Ok(route) } else { Err(method_not_allowed().into()) }
 }
 
-/// Of a group that definitions made: what they don't serve is a path of nobody.
+/// Of a group that definitions made: what they don't serve is a path of nobody. Upstream serves these by the request's verb, not
+/// by a router of paths and methods: HEAD is a GET, a POST on a name is one on the collection, and a write needs a name.
 fn custom(method: &str, info: &RequestInfo, catalog: &Catalog) -> Result<Route, NoRoute> {
     let plural = info.parts.first().map_or("", String::as_str);
     let name = GroupVersionResource { group: &info.group, version: &info.version, resource: plural };
@@ -156,13 +158,26 @@ fn custom(method: &str, info: &RequestInfo, catalog: &Catalog) -> Result<Route, 
     if row.namespaced == info.namespace.is_empty() && !(row.namespaced && across) {
         return Err(NoRoute::Text);
     }
+    let named = || Named::new(&*row.group, &*row.plural);
     if let Some(subresource) = info.parts.get(2)
         && (info.parts.len() > 3 || !row.subresources.iter().any(|known| known.name == subresource))
     {
-        let named = Named::new(&*row.group, &*row.plural);
-        return Err(ApiError::NotFound(named, info.parts[1].clone()).into());
+        return Err(ApiError::NotFound(named(), info.parts[1].clone()).into());
     }
-    resource(method, info, catalog)
+    match (info.parts.len(), info.verb.as_str()) {
+        (1, "update" | "patch") => return Err(ApiError::BadRequest("name must be provided".into()).into()),
+        (2, "create") => return serve(row, None, Verb::Create, false),
+        _ => {}
+    }
+    let method = if method == "HEAD" { "GET" } else { method };
+    resource(method, info, catalog).map_err(|error| match error {
+        NoRoute::Error(ApiError::MethodNotAllowed(..)) => {
+            let message =
+                format!("{} is not supported on resources of kind {}", info.verb, quoted(&named().qualified()));
+            ApiError::MethodNotAllowed(named(), message).into()
+        }
+        other => other,
+    })
 }
 
 fn resource(method: &str, info: &RequestInfo, catalog: &Catalog) -> Result<Route, NoRoute> {

@@ -8,6 +8,7 @@ mod apply;
 mod configured;
 mod conversions;
 mod costly;
+mod custom;
 mod evictions;
 mod features;
 mod pages;

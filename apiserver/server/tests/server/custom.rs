@@ -1,0 +1,109 @@
+//! Custom resources and their definitions: answers that were found to differ from upstream's.
+
+use super::*;
+
+const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+const ALL: &str = "/apis/c.example.com/v1/namespaces/default/things";
+
+fn definition(spec: &Value) -> Value {
+    let schema = json!({"openAPIV3Schema": {"type": "object", "properties": {
+        "apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}, "spec": spec,
+        "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}});
+    json!({"metadata": {"name": "things.c.example.com"}, "spec": {
+        "group": "c.example.com", "scope": "Namespaced", "names": {"plural": "things", "kind": "Thing"},
+        "versions": [{"name": "v1", "served": true, "storage": true, "schema": schema, "subresources": {"status": {}}}]}})
+}
+
+fn thing(spec: &Value) -> Value {
+    json!({"apiVersion": "c.example.com/v1", "kind": "Thing", "metadata": {"name": "a"}, "spec": spec})
+}
+
+impl Server {
+    /// Serves things with such a spec.
+    async fn serve_things(&self, spec: &Value) {
+        let (code, answer) = self.ask("POST", DEFINITIONS, &definition(spec)).await;
+        assert_eq!(code, 201, "{answer}");
+        tokio::time::timeout(WAIT, async {
+            while self.ask("GET", ALL, &Value::Null).await.0 != 200 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("things are served");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn methods_of_custom_resources_are_refused_as_their_handler_refuses() {
+    let server = server().await;
+    server.serve_things(&json!({"type": "object"})).await;
+    assert_eq!(server.ask("POST", ALL, &thing(&json!({}))).await.0, 201);
+    let unsupported = |verb: &str| format!("{verb} is not supported on resources of kind \"things.c.example.com\"");
+    let missing = "things.c.example.com \"a\" not found";
+    let nameless = "name must be provided";
+    for (method, below, code, message) in [
+        ("GET", "/a/unknown", 404, missing.to_owned()),
+        ("PUT", "/a/unknown", 404, missing.to_owned()),
+        ("POST", "/a/unknown", 404, missing.to_owned()),
+        ("PATCH", "/a/unknown", 404, missing.to_owned()),
+        ("DELETE", "/a/unknown", 404, missing.to_owned()),
+        ("DELETE", "/a/scale", 404, missing.to_owned()),
+        ("POST", "/a/status", 405, unsupported("create")),
+        ("DELETE", "/a/status", 405, unsupported("delete")),
+        ("OPTIONS", "/a", 405, unsupported("")),
+        ("PUT", "", 400, nameless.to_owned()),
+        ("PATCH", "", 400, nameless.to_owned()),
+    ] {
+        let (got, answer) = server.ask(method, &format!("{ALL}{below}"), &thing(&json!({}))).await;
+        assert_eq!((got, answer["message"].as_str()), (code, Some(&*message)), "{method} {below}: {answer}");
+        let details = &answer["details"];
+        if code == 405 {
+            assert_eq!((&details["group"], &details["kind"]), (&json!("c.example.com"), &json!("things")));
+        }
+    }
+    // By the verb, this is a create.
+    let mut other = thing(&json!({}));
+    other["metadata"]["name"] = json!("b");
+    let (code, answer) = server.ask("POST", &format!("{ALL}/c"), &other).await;
+    assert_eq!((code, &answer["metadata"]["name"]), (201, &json!("b")), "{answer}");
+    assert_eq!(server.ask("HEAD", &format!("{ALL}/b"), &Value::Null).await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_definition_shows_the_list_of_versions_that_it_was_given() {
+    let server = server().await;
+    for (versions, shown) in [(json!([]), "[]"), (Value::Null, "null")] {
+        let mut given = definition(&json!({"type": "object"}));
+        given["spec"]["versions"] = versions;
+        let (code, answer) = server.ask("POST", DEFINITIONS, &given).await;
+        let causes = answer["details"]["causes"].as_array().cloned().unwrap_or_default();
+        let message = format!("Invalid value: {shown}: must have exactly one version marked as storage version");
+        let said = causes.iter().any(|cause| cause["field"] == "spec.versions" && cause["message"] == json!(message));
+        assert!(code == 422 && said, "{answer}");
+    }
+}
+
+/// Upstream answers a first delete with the definition as it is marked, and so each one until it goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_definition_that_waits_for_its_finalizer_is_what_a_delete_answers() {
+    let server = server().await;
+    let mut held = definition(&json!({"type": "object"}));
+    held["metadata"]["finalizers"] = json!(["example.com/hold"]);
+    assert_eq!(server.ask("POST", DEFINITIONS, &held).await.0, 201);
+    for _ in 0..2 {
+        let path = format!("{DEFINITIONS}/things.c.example.com");
+        let (code, answer) = server.ask("DELETE", &path, &Value::Null).await;
+        assert_eq!((code, &answer["kind"]), (200, &json!("CustomResourceDefinition")), "{answer}");
+        assert!(answer["metadata"]["deletionTimestamp"].is_string() && answer["details"].is_null(), "{answer}");
+    }
+}
+
+/// Upstream answers 500 where the version is no number; what a client wrote wrong is 400 here (docs/compatibility.md).
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_whose_version_is_no_number_is_a_bad_request() {
+    let server = server().await;
+    assert_eq!(server.ask("POST", MAPS, &json!({"metadata": {"name": "m"}})).await.0, 201);
+    let map = json!({"metadata": {"name": "m", "resourceVersion": "abc"}});
+    let (code, answer) = server.ask("PUT", &format!("{MAPS}/m"), &map).await;
+    assert_eq!((code, &answer["reason"]), (400, &json!("BadRequest")), "{answer}");
+}
