@@ -172,6 +172,33 @@ async fn a_mutation_whose_test_fails_changes_nothing_and_none_changes_what_an_ob
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_json_patch_that_does_not_apply_is_refused_with_the_librarys_reason() {
+    let server = server().await;
+    for (name, operation, why) in [
+        (
+            "add",
+            "JSONPatch{op: 'add', path: '/metadata/labels/a', value: 'b'}",
+            "add operation does not apply: doc is missing path: \"/metadata/labels/a\": missing value",
+        ),
+        (
+            "remove",
+            "JSONPatch{op: 'remove', path: '/data/none'}",
+            "error in remove for path: '/data/none': Unable to remove nonexistent key: none: missing value",
+        ),
+        ("op", "JSONPatch{op: 'change', path: '/data/a', value: 'b'}", "Unexpected kind: change"),
+    ] {
+        let mutation = json_patch(&format!("[{operation}]"));
+        server.mutating(name, json!({"reinvocationPolicy": "Never", "mutations": [mutation]})).await;
+        let (code, answer) = server.map("x", json!({"a": "0"})).await;
+        let said = format!("policy '{name}' with binding '{name}' denied request: JSON Patch: {why}");
+        assert_eq!((code, &answer["message"], &answer["reason"]), (403, &json!(said), &json!("Invalid")), "{answer}");
+        for plural in ["mutatingadmissionpolicies", "mutatingadmissionpolicybindings"] {
+            assert_eq!(server.ask("DELETE", &format!("{GROUP}/{plural}/{name}"), &Value::Null).await.0, 200);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_policy_is_asked_about_reviews_and_all_about_webhooks() {
     let server = server().await;
     let any = json!([{"apiGroups": ["*"], "apiVersions": ["*"], "operations": ["CREATE"], "resources": ["*"]}]);

@@ -248,6 +248,15 @@ async fn a_scale_is_reviewed_as_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_patch_that_does_not_apply_is_refused_with_the_librarys_reason() {
+    let (server, hooks) = (server().await, hooks().await);
+    server.hooked("Mutating", "h", vec![hooks.hook("/broken", "configmaps")]).await;
+    let (code, refused) = server.ask("POST", CONFIGS, &named("c")).await;
+    let why = "error in remove for path: '/nothing': Unable to remove nonexistent key: nothing: missing value";
+    assert_eq!((code, &refused["message"]), (500, &json!(format!("Internal error occurred: {why}"))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn hooks_that_fail_are_named_and_harm_nobody_else() {
     let (server, hooks) = (Arc::new(server().await), hooks().await);
     let rows = [

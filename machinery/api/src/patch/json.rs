@@ -2,12 +2,14 @@
 //! of one yields null, list indexes may be negative, and a path's first segment before `/` is not looked at.
 
 use std::collections::BTreeSet;
+use std::num::{IntErrorKind, ParseIntError};
 
 use serde_json::Value;
 
 use crate::schema::budget::Budget;
 use crate::schema::raw::Raw;
 use crate::schema::typed::doubled_keys;
+use crate::selector::go_quoted;
 
 /// Operations in one patch.
 pub(super) const OPERATIONS_MAX: usize = 10_000;
@@ -26,16 +28,21 @@ pub(super) struct Operation {
 /// List elements that may be moved along by insertions and removals: each moves all that stand behind it.
 const ELEMENTS_MOVED_MAX: usize = 50_000_000;
 
-/// Why a patch doesn't apply (upstream tells the client no more than that).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Why a patch doesn't apply.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Refused {
-    /// A `test` operation doesn't hold.
-    Test,
-    /// An operation can't be done.
-    Operation,
+    /// A `test` operation doesn't hold, in the words of upstream's library.
+    Test(String),
+    /// An operation can't be done, in the words of upstream's library.
+    Operation(String),
 }
 
 type Step<T> = Result<T, Refused>;
+
+/// An operation can't be done.
+fn refused<T>(why: String) -> Step<T> {
+    Err(Refused::Operation(why))
+}
 
 /// The operations, and the strict findings. The error is Go's sentence.
 pub(super) fn read(raw: Raw, budget: &mut Budget) -> Result<(Vec<Operation>, Vec<String>), String> {
@@ -103,48 +110,123 @@ pub(super) fn read(raw: Raw, budget: &mut Budget) -> Result<(Vec<Operation>, Vec
 pub(super) fn apply(document: &mut Value, operations: Vec<Operation>) -> Step<()> {
     let (mut copied_bytes, mut moved) = (0, 0);
     for operation in operations {
-        let path = operation.path.ok_or(Refused::Operation);
-        let from = operation.from.ok_or(Refused::Operation);
-        match operation.op.as_str() {
-            "add" => add(document, &path?, operation.value.unwrap_or(Value::Null), &mut moved)?,
-            "remove" => drop(remove(document, &path?, &mut moved)?),
-            "replace" => replace(document, &path?, operation.value)?,
-            "move" => {
-                let value = remove(document, &from?, &mut moved)?;
-                add(document, &path?, value, &mut moved)?;
-            }
-            "test" => test(document, &path?, operation.value.as_ref())?,
-            "copy" => {
-                let value = get(document, &from?)?.cloned().unwrap_or(Value::Null);
-                copied_bytes += serde_json::to_string(&value).map_or(0, |text| text.len());
-                if copied_bytes > COPIED_BYTES_MAX {
-                    return Err(Refused::Operation);
-                }
-                add(document, &path?, value, &mut moved)?;
-            }
-            _ => return Err(Refused::Operation),
-        }
+        one(document, operation, &mut copied_bytes, &mut moved)?;
     }
     Ok(())
 }
 
-/// The container that a path ends in, and the key in it.
-fn find<'a>(document: &'a mut Value, path: &str) -> Step<(&'a mut Value, String)> {
+fn one(document: &mut Value, operation: Operation, copied_bytes: &mut usize, moved: &mut usize) -> Step<()> {
+    let Operation { op, path, from, value } = operation;
+    let op = op.as_str();
+    let path = || match &path {
+        Some(path) => Ok(path.as_str()),
+        // Upstream names the field in some of its operations.
+        None if matches!(op, "add" | "remove" | "copy") => {
+            refused(format!("{op} operation failed to decode path: {MISSING}"))
+        }
+        None => refused(format!("{op} operation failed to decode path: operation missing path field: {MISSING}")),
+    };
+    let from = || match &from {
+        Some(from) => Ok(from.as_str()),
+        None => refused(format!("{op} operation failed to decode from: operation, missing from field: {MISSING}")),
+    };
+    match op {
+        "add" => {
+            let path = path()?;
+            let (container, key) = target(document, path, || {
+                format!("add operation does not apply: doc is missing path: \"{path}\": {MISSING}")
+            })?;
+            let added = add(container, key, value.unwrap_or(Value::Null), moved);
+            added.or_else(|why| refused(format!("error in add for path: '{path}': {why}")))
+        }
+        "remove" => {
+            let path = path()?;
+            let (container, key) = target(document, path, || {
+                format!("remove operation does not apply: doc is missing path: \"{path}\": {MISSING}")
+            })?;
+            match remove(container, &key, moved) {
+                Ok(_) => Ok(()),
+                Err(why) => refused(format!("error in remove for path: '{path}': {why}")),
+            }
+        }
+        "replace" => replace(document, path()?, value),
+        "move" => {
+            let value = taken(document, from()?, moved)?;
+            let path = path()?;
+            let (container, key) = destination(document, op, path)?;
+            let added = add(container, key, value, moved);
+            added.or_else(|why| refused(format!("error in move for path: '{path}': {why}")))
+        }
+        "test" => test(document, path()?, value.as_ref()),
+        "copy" => {
+            let value = copied(document, from()?)?;
+            let (container, key) = destination(document, op, path()?)?;
+            *copied_bytes += serde_json::to_string(&value).map_or(0, |text| text.len());
+            if *copied_bytes > COPIED_BYTES_MAX {
+                return refused(format!(
+                    "Unable to complete the copy, the accumulated size increase of copy is {copied_bytes}, exceeding the \
+                     limit {COPIED_BYTES_MAX}"
+                ));
+            }
+            let added = add(container, key, value, moved);
+            added.or_else(|why| refused(format!("error while adding value during copy: {why}")))
+        }
+        other => refused(format!("Unexpected kind: {other}")),
+    }
+}
+
+/// The container that a path ends in, and the key in it; or else why not.
+fn target<'a>(document: &'a mut Value, path: &str, why: impl Fn() -> String) -> Step<(&'a mut Value, String)> {
+    find(document, path).ok_or_else(|| Refused::Operation(why()))
+}
+
+/// Where a `move` or `copy` goes.
+fn destination<'a>(document: &'a mut Value, op: &str, path: &str) -> Step<(&'a mut Value, String)> {
+    target(document, path, || {
+        format!("{op} operation does not apply: doc is missing destination path: {path}: {MISSING}")
+    })
+}
+
+/// The value that a `move` removes.
+fn taken(document: &mut Value, from: &str, moved: &mut usize) -> Step<Value> {
+    let (container, key) = target(document, from, || {
+        format!("move operation does not apply: doc is missing from path: {from}: {MISSING}")
+    })?;
+    let value = remove(container, &key, moved);
+    value.or_else(|why| refused(format!("error in move for path: '{key}': {why}")))
+}
+
+/// The value that a `copy` copies.
+fn copied(document: &mut Value, from: &str) -> Step<Value> {
+    let (container, key) = target(document, from, || {
+        format!("copy operation does not apply: doc is missing from path: {from}: {MISSING}")
+    })?;
+    match get(container, &key) {
+        Ok(value) => Ok(value.cloned().unwrap_or(Value::Null)),
+        Err(why) => refused(format!("error in copy for from: '{from}': {why}")),
+    }
+}
+
+/// The library's word for what isn't there.
+const MISSING: &str = "missing value";
+
+/// The container that a path ends in, and the key in it; `None`: there is none.
+fn find<'a>(document: &'a mut Value, path: &str) -> Option<(&'a mut Value, String)> {
     let mut segments: Vec<&str> = path.split('/').skip(1).collect();
-    let last = segments.pop().ok_or(Refused::Operation)?;
+    let last = segments.pop()?;
     let mut here = document;
     for segment in segments {
         let key = decoded(segment);
         here = match here {
-            Value::Object(map) => map.get_mut(&key).ok_or(Refused::Operation)?,
+            Value::Object(map) => map.get_mut(&key)?,
             Value::Array(items) => {
-                let at = index(&key, items.len())?;
+                let at = index(&key, items.len()).ok()?;
                 &mut items[at]
             }
-            _ => return Err(Refused::Operation),
+            _ => return None,
         };
     }
-    if here.is_object() || here.is_array() { Ok((here, decoded(last))) } else { Err(Refused::Operation) }
+    (here.is_object() || here.is_array()).then(|| (here, decoded(last)))
 }
 
 fn decoded(segment: &str) -> String {
@@ -164,70 +246,94 @@ fn decoded(segment: &str) -> String {
     out
 }
 
-/// An existing element's place; negative counts from the end.
-fn index(key: &str, length: usize) -> Step<usize> {
-    let at: i64 = key.parse().map_err(|_| Refused::Operation)?;
-    let length = length as i64;
-    let at = if at < 0 { at + length } else { at };
-    if (0..length).contains(&at) { Ok(at as usize) } else { Err(Refused::Operation) }
+/// A number as Go's `strconv.Atoi` reads it.
+fn number(key: &str) -> Result<i64, String> {
+    key.parse().map_err(|error: ParseIntError| {
+        let why = match error.kind() {
+            IntErrorKind::PosOverflow | IntErrorKind::NegOverflow => "value out of range",
+            _ => "invalid syntax",
+        };
+        format!("strconv.Atoi: parsing {}: {why}", go_quoted(key))
+    })
 }
 
-fn get<'a>(document: &'a mut Value, path: &str) -> Step<Option<&'a Value>> {
-    match find(document, path)? {
-        (Value::Object(map), key) => Ok(map.get(&key)),
-        (Value::Array(items), key) => {
-            let at = index(&key, items.len())?;
-            Ok(items.get(at))
-        }
-        _ => Err(Refused::Operation),
+/// The place of an existing element; a negative number counts from the end.
+fn index(key: &str, length: usize) -> Result<usize, String> {
+    let (given, length) = (number(key)?, length as i64);
+    let at = if given < 0 { given.saturating_add(length) } else { given };
+    if (0..length).contains(&at) {
+        Ok(at as usize)
+    } else {
+        Err(format!("Unable to access invalid index: {given}: invalid index referenced"))
     }
 }
 
-fn count(moved: &mut usize, elements: usize) -> Step<()> {
-    *moved += elements;
-    if *moved > ELEMENTS_MOVED_MAX { Err(Refused::Operation) } else { Ok(()) }
+fn get<'a>(container: &'a Value, key: &str) -> Result<Option<&'a Value>, String> {
+    match container {
+        Value::Array(items) => Ok(items.get(index(key, items.len())?)),
+        other => Ok(other.get(key)),
+    }
 }
 
-fn add(document: &mut Value, path: &str, value: Value, moved: &mut usize) -> Step<()> {
-    match find(document, path)? {
-        (Value::Object(map), key) => drop(map.insert(key, value)),
-        (Value::Array(items), key) if key == "-" => items.push(value),
-        (Value::Array(items), key) => {
+fn count(moved: &mut usize, elements: usize) -> Result<(), String> {
+    *moved += elements;
+    match *moved > ELEMENTS_MOVED_MAX {
+        true => Err(format!("the patch moves more than {ELEMENTS_MOVED_MAX} elements of lists")),
+        false => Ok(()),
+    }
+}
+
+fn add(container: &mut Value, key: String, value: Value, moved: &mut usize) -> Result<(), String> {
+    match container {
+        Value::Array(items) if key == "-" => items.push(value),
+        Value::Array(items) => {
+            number(&key).map_err(|why| format!("value was not a proper array index: '{key}': {why}"))?;
             let at = index(&key, items.len() + 1)?;
             count(moved, items.len() - at)?;
             items.insert(at, value);
         }
-        _ => return Err(Refused::Operation),
+        Value::Object(map) => drop(map.insert(key, value)),
+        // `find` returns containers.
+        _ => {}
     }
     Ok(())
 }
 
-fn remove(document: &mut Value, path: &str, moved: &mut usize) -> Step<Value> {
-    match find(document, path)? {
-        (Value::Object(map), key) => map.remove(&key).ok_or(Refused::Operation),
-        (Value::Array(items), key) => {
-            let at = index(&key, items.len())?;
+fn remove(container: &mut Value, key: &str, moved: &mut usize) -> Result<Value, String> {
+    match container {
+        Value::Array(items) => {
+            let at = index(key, items.len())?;
             count(moved, items.len() - at)?;
             Ok(items.remove(at))
         }
-        _ => Err(Refused::Operation),
+        other => {
+            let removed = other.as_object_mut().and_then(|map| map.remove(key));
+            removed.ok_or_else(|| format!("Unable to remove nonexistent key: {key}: {MISSING}"))
+        }
     }
 }
 
 fn replace(document: &mut Value, path: &str, value: Option<Value>) -> Step<()> {
     if path.is_empty() {
-        let value = value.filter(|v| v.is_object() || v.is_array()).ok_or(Refused::Operation)?;
+        let Some(value) = value.filter(|v| v.is_object() || v.is_array()) else {
+            // The library formats an error that is none.
+            return refused("replace operation value must be object or array: %!w(<nil>)".into());
+        };
         *document = value;
         return Ok(());
     }
     let value = value.unwrap_or(Value::Null);
-    match find(document, path)? {
-        (Value::Object(map), key) => drop(map.insert(key, value)),
-        (Value::Array(items), key) => {
-            let at = index(&key, items.len())?;
+    let Some((container, key)) = find(document, path) else {
+        return refused(format!("replace operation does not apply: doc is missing path: {path}: {MISSING}"));
+    };
+    match container {
+        Value::Array(items) => {
+            let Ok(at) = index(&key, items.len()) else {
+                return refused(format!("replace operation does not apply: doc is missing key: {path}: {MISSING}"));
+            };
             items[at] = value;
         }
-        _ => return Err(Refused::Operation),
+        other => other[key] = value,
     }
     Ok(())
 }
@@ -236,10 +342,14 @@ fn test(document: &mut Value, path: &str, value: Option<&Value>) -> Step<()> {
     let equal = if path.is_empty() {
         Some(&*document) == value
     } else {
-        match get(document, path)? {
+        let Some((container, key)) = find(document, path) else {
+            return refused(format!("test operation does not apply: is missing path: {path}: {MISSING}"));
+        };
+        let found = get(container, &key);
+        match found.or_else(|why| refused(format!("error in test for path: '{path}': {why}")))? {
             None | Some(Value::Null) => value.is_none_or(Value::is_null),
             found => found == value,
         }
     };
-    if equal { Ok(()) } else { Err(Refused::Test) }
+    if equal { Ok(()) } else { Err(Refused::Test(format!("testing value {path} failed: test failed"))) }
 }

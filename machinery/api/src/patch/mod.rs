@@ -63,11 +63,24 @@ pub fn apply(
     decoded
 }
 
-/// Whether a JSON patch doesn't apply because one of its `test` operations doesn't hold, and not because it is wrong.
+/// Why a JSON patch doesn't apply to an object, with the sentence of upstream's library.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JsonPatchRefusal {
+    /// One of its `test` operations doesn't hold.
+    Test(String),
+    /// An operation can't be done.
+    Operation(String),
+}
+
+/// Why a JSON patch doesn't apply; `None`: it does, or can't be read.
 #[must_use]
-pub fn fails_a_test(patch: &[u8], current: &Value) -> bool {
-    let read = raw::parse(patch).and_then(|raw| json::read(raw, &mut Budget::of_body(patch.len())));
-    read.is_ok_and(|(operations, _)| json::apply(&mut current.clone(), operations) == Err(json::Refused::Test))
+pub fn json_refusal(patch: &[u8], current: &Value) -> Option<JsonPatchRefusal> {
+    let raw = raw::parse(patch).ok()?;
+    let (operations, _) = json::read(raw, &mut Budget::of_body(patch.len())).ok()?;
+    Some(match json::apply(&mut current.clone(), operations).err()? {
+        json::Refused::Test(why) => JsonPatchRefusal::Test(why),
+        json::Refused::Operation(why) => JsonPatchRefusal::Operation(why),
+    })
 }
 
 /// What a refusal shows: upstream shows the result, or a strategic patch. It is made anew, as nearly no patch is refused.

@@ -70,6 +70,64 @@ fn json_patches() {
     assert_eq!(decoded.unwrap().warnings, [r#"json patch unknown field "[1].extra""#, r#"unknown field "nope""#]);
 }
 
+/// Operations on [`refusing_document`], each with the sentence of gopkg.in/evanphx/json-patch.v4.
+const REFUSED_OPERATIONS: &str = r#"{"op":"add","value":1} => add operation failed to decode path: missing value
+{"op":"add","path":"","value":1} => add operation does not apply: doc is missing path: "": missing value
+{"op":"add","path":"/x/y","value":1} => add operation does not apply: doc is missing path: "/x/y": missing value
+{"op":"add","path":"/a/y","value":1} => add operation does not apply: doc is missing path: "/a/y": missing value
+{"op":"add","path":"/l/x","value":1} => error in add for path: '/l/x': value was not a proper array index: 'x': strconv.Atoi: parsing "x": invalid syntax
+{"op":"add","path":"/l/3","value":1} => error in add for path: '/l/3': Unable to access invalid index: 3: invalid index referenced
+{"op":"add","path":"/l/-4","value":1} => error in add for path: '/l/-4': Unable to access invalid index: -4: invalid index referenced
+{"op":"remove","path":"/x/y"} => remove operation does not apply: doc is missing path: "/x/y": missing value
+{"op":"remove","path":"/x"} => error in remove for path: '/x': Unable to remove nonexistent key: x: missing value
+{"op":"remove","path":"/l/-"} => error in remove for path: '/l/-': strconv.Atoi: parsing "-": invalid syntax
+{"op":"remove","path":"/l/2"} => error in remove for path: '/l/2': Unable to access invalid index: 2: invalid index referenced
+{"op":"remove","path":"/l/9999999999999999999"} => error in remove for path: '/l/9999999999999999999': strconv.Atoi: parsing "9999999999999999999": value out of range
+{"op":"replace","value":1} => replace operation failed to decode path: operation missing path field: missing value
+{"op":"replace","path":"","value":1} => replace operation value must be object or array: %!w(<nil>)
+{"op":"replace","path":"/x/y","value":1} => replace operation does not apply: doc is missing path: /x/y: missing value
+{"op":"replace","path":"/l/2","value":1} => replace operation does not apply: doc is missing key: /l/2: missing value
+{"op":"move","path":"/x"} => move operation failed to decode from: operation, missing from field: missing value
+{"op":"move","from":"/x/y","path":"/z"} => move operation does not apply: doc is missing from path: /x/y: missing value
+{"op":"move","from":"/m/x","path":"/z"} => error in move for path: 'x': Unable to remove nonexistent key: x: missing value
+{"op":"move","from":"/a","path":"/x/y"} => move operation does not apply: doc is missing destination path: /x/y: missing value
+{"op":"copy","path":"/x"} => copy operation failed to decode from: operation, missing from field: missing value
+{"op":"copy","from":"/x/y","path":"/z"} => copy operation does not apply: doc is missing from path: /x/y: missing value
+{"op":"copy","from":"/l/5","path":"/z"} => error in copy for from: '/l/5': Unable to access invalid index: 5: invalid index referenced
+{"op":"copy","from":"/a","path":"/x/y"} => copy operation does not apply: doc is missing destination path: /x/y: missing value
+{"op":"copy","from":"/a","path":"/l/7"} => error while adding value during copy: Unable to access invalid index: 7: invalid index referenced
+{"op":"test","path":"/x/y","value":1} => test operation does not apply: is missing path: /x/y: missing value
+{"op":"test","path":"/l/2","value":1} => error in test for path: '/l/2': Unable to access invalid index: 2: invalid index referenced
+{"op":"nope","path":"/a"} => Unexpected kind: nope"#;
+
+fn refusing_document() -> Value {
+    json!({"a": "b", "m": {"k": 1}, "l": [1, 2], "n": null})
+}
+
+#[test]
+fn a_json_patch_that_does_not_apply_says_why_as_upstreams_library_does() {
+    let document = refusing_document();
+    for line in REFUSED_OPERATIONS.lines() {
+        let (operation, why) = line.split_once(" => ").unwrap();
+        let found = json_refusal(format!("[{operation}]").as_bytes(), &document);
+        assert_eq!(found, Some(JsonPatchRefusal::Operation(why.to_owned())), "{operation}");
+    }
+    let test = |path: &str, value: Value| {
+        json_refusal(json!([{"op": "test", "path": path, "value": value}]).to_string().as_bytes(), &document)
+    };
+    let failed = |path: &str| Some(JsonPatchRefusal::Test(format!("testing value {path} failed: test failed")));
+    for (path, value, found) in [
+        ("/a", json!("b"), None),
+        ("/n", Value::Null, None),
+        ("/none", Value::Null, None),
+        ("/a", json!("c"), failed("/a")),
+        ("/none", json!(1), failed("/none")),
+        ("", json!({}), failed("")),
+    ] {
+        assert_eq!(test(path, value), found, "{path}");
+    }
+}
+
 #[test]
 fn merge_patches() {
     let after = |patch: Value| patched(PatchKind::Merge, &patch, &config_map(), &MAP);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use apiserver_cel::{Budget, limits, to_json};
 use machinery_api::error::{ApiError, ApiResult, Cause};
-use machinery_api::patch::{self, PatchKind};
+use machinery_api::patch::{self, JsonPatchRefusal, PatchKind};
 use machinery_api::schema::{self, FieldValidation, Target};
 use serde_json::{Value, json};
 
@@ -232,9 +232,11 @@ fn changed(
     };
     let mut changed = if mutation.is_json_patch {
         let patch = operations(made)?.to_string();
-        if patch::fails_a_test(patch.as_bytes(), object) {
+        match patch::json_refusal(patch.as_bytes(), object) {
             // A test is a condition of the patch: where it doesn't hold, nothing is wrong and nothing is changed.
-            return Ok(object.clone());
+            Some(JsonPatchRefusal::Test(_)) => return Ok(object.clone()),
+            Some(JsonPatchRefusal::Operation(why)) => return Err(format!("JSON Patch: {why}")),
+            None => {}
         }
         let decoded = patch::apply(PatchKind::Json, patch.as_bytes(), object, &target, FieldValidation::Ignore);
         decoded.map_err(|error| format!("JSON Patch: {}", error.status().message))?.object

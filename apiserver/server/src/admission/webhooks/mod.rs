@@ -17,7 +17,7 @@ use futures::stream::FuturesUnordered;
 use machinery_api::GroupVersionKind;
 use machinery_api::apply::Managers;
 use machinery_api::error::{ApiError, ApiResult};
-use machinery_api::patch::{self, PatchKind};
+use machinery_api::patch::{self, JsonPatchRefusal, PatchKind};
 use machinery_api::schema::{self, FieldValidation, Target};
 use machinery_api::selector::go_quoted;
 use serde_json::Value;
@@ -211,6 +211,10 @@ impl<'a> Asked<'a> {
             (Some(row), Some(types)) => row.target(types),
             _ => Target::kind(group, version, kind).ok_or_else(|| ApiError::Internal(format!("no type for {kind}")))?,
         };
+        if let Some(JsonPatchRefusal::Test(why) | JsonPatchRefusal::Operation(why)) = patch::json_refusal(patch, shown)
+        {
+            return Err(ApiError::Internal(why));
+        }
         let decoded = patch::apply(PatchKind::Json, patch, shown, &target, FieldValidation::Ignore);
         let decoded = decoded.map_err(|error| ApiError::Internal(error.status().message))?;
         let mut object = decoded.object;
