@@ -217,6 +217,18 @@ pub trait Strategy: Send + Sync {
         self.validate(context, new)
     }
 
+    /// The same, with the findings that the request doesn't fail for: the client gets them as `Warning` headers.
+    fn validate_update_with_warnings(
+        &self,
+        context: &Context<'_>,
+        new: &Value,
+        old: &Value,
+        warnings: &mut Vec<String>,
+    ) -> Vec<FieldError> {
+        let _ = warnings;
+        self.validate_update(context, new, old)
+    }
+
     /// Fills in what only the server can give (addresses, ports), or refuses what was asked for and can't be had. Runs after
     /// [`validate_first`](Self::validate_first); `old` is there for updates.
     fn allocate(&self, allocation: &Allocation<'_>, new: &mut Value, old: Option<&Value>) -> Result<(), ApiError> {

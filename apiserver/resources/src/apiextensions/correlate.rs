@@ -23,6 +23,28 @@ impl<'a> Correlated<'a> {
         self.new == self.old
     }
 
+    /// Tells parts of one object apart.
+    pub(crate) fn address(&self) -> usize {
+        std::ptr::from_ref(self.new).addr()
+    }
+
+    /// Whether nothing changed, as upstream compares for the rules of a schema: a key that the schema doesn't know has nothing
+    /// behind it, so that what holds one counts as changed.
+    pub(crate) fn is_same(&self) -> bool {
+        match (self.new, self.old) {
+            (Value::Object(new), Value::Object(old)) => {
+                let is_same =
+                    |(key, new): (&String, &'a Value)| self.key(key, new).is_some_and(|below| below.is_same());
+                new.len() == old.len() && new.iter().all(is_same)
+            }
+            (Value::Array(new), Value::Array(old)) if matches!(self.schema.listed, Listed::Map(_)) => {
+                let is_same = |(at, new): (usize, &'a Value)| self.index(at, new).is_some_and(|below| below.is_same());
+                new.len() == old.len() && new.iter().enumerate().all(is_same)
+            }
+            (new, old) => new == old,
+        }
+    }
+
     /// The part at a key; `None`: it was not there, or the schema doesn't know it.
     pub(crate) fn key(&self, key: &str, new: &'a Value) -> Option<Self> {
         let old = self.old.as_object()?.get(key)?;

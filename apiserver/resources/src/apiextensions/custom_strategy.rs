@@ -131,7 +131,13 @@ impl CustomStrategy {
         }
     }
 
-    fn checked(&self, context: &Context<'_>, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    fn checked(
+        &self,
+        context: &Context<'_>,
+        new: &Value,
+        old: Option<&Value>,
+        warnings: &mut Vec<String>,
+    ) -> Vec<FieldError> {
         let status = context.subresource == "status";
         let mut errors = ErrorList::new();
         let made = self.schema.hold();
@@ -162,7 +168,7 @@ impl CustomStrategy {
                     errors.invalid(&Path::root("<nil>"), Value::Null, why);
                 } else {
                     errors = found.into();
-                    errors.append(rules::check(new, schema, old, context.interrupt));
+                    errors.append(rules::check(new, schema, old, context.interrupt, warnings));
                 }
             }
         }
@@ -251,11 +257,21 @@ impl Strategy for CustomStrategy {
     }
 
     fn validate(&self, context: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        self.checked(context, object, None)
+        self.checked(context, object, None, &mut Vec::new())
     }
 
     fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        self.checked(context, new, Some(old))
+        self.checked(context, new, Some(old), &mut Vec::new())
+    }
+
+    fn validate_update_with_warnings(
+        &self,
+        context: &Context<'_>,
+        new: &Value,
+        old: &Value,
+        warnings: &mut Vec<String>,
+    ) -> Vec<FieldError> {
+        self.checked(context, new, Some(old), warnings)
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {

@@ -85,7 +85,10 @@ impl Registry {
         row.strategy.allocate(&self.allocation(subresource, dry_run), &mut new, Some(old))?;
         let mut errors = metadata::validate_update_through(metadata::Of::resource(row), subresource, &new, old);
         let checked = body::with_empties(&new, explicit_empties);
-        errors.extend(row.strategy.validate_update(&context, &checked, old));
+        let mut warnings = Vec::new();
+        errors.extend(row.strategy.validate_update_with_warnings(&context, &checked, old, &mut warnings));
+        // Upstream tells them while it validates: whoever is refused for something else gets them, too.
+        call.warnings.extend(warnings);
         invalid(call.kind(), call.name, errors)?;
         if subresource != "status" {
             let warnings = row.strategy.warnings(&new, Some(old));

@@ -19,6 +19,19 @@ fn thing(spec: &Value) -> Value {
 }
 
 impl Server {
+    /// The code, the warnings' texts, and the answer.
+    async fn warned(&self, method: &str, path: &str, body: &Value) -> (u16, Vec<String>, Value) {
+        let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+        let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+        let mut request = Request::builder().method(method).uri(path).header("content-type", kind).body(body).unwrap();
+        request.extensions_mut().insert(admin());
+        let response = self.send(request).await;
+        let warnings = response.headers().get_all("warning").iter().map(|w| w.to_str().unwrap().to_owned()).collect();
+        let code = response.status().as_u16();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        (code, warnings, serde_json::from_slice(&bytes).unwrap_or_default())
+    }
+
     /// Serves things with such a spec.
     async fn serve_things(&self, spec: &Value) {
         let (code, answer) = self.ask("POST", DEFINITIONS, &definition(spec)).await;
@@ -31,6 +44,58 @@ impl Server {
         .await
         .expect("things are served");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rule_that_an_unchanged_part_breaks_warns() {
+    let server = server().await;
+    let rule = |rule: &str, message: &str| json!([{"rule": rule, "message": message}]);
+    let open = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    let ruled = json!({"type": "object", "properties": {
+        "n": {"type": "integer", "x-kubernetes-validations": rule("self < 5", "n is small")},
+        "once": {"type": "string", "x-kubernetes-validations": rule("self != oldSelf", "once changes")},
+        "list": {"type": "array", "maxItems": 9, "items": {"type": "integer",
+            "x-kubernetes-validations": rule("self < 5", "items are small")}},
+        "broken": {"type": "integer", "x-kubernetes-validations": rule("10 / self > 0", "it divides")},
+        "open": {"type": "object", "x-kubernetes-preserve-unknown-fields": true,
+            "x-kubernetes-validations": rule("false", "never")},
+        "free": {"type": "string"}}});
+    server.serve_things(&open).await;
+    let one = format!("{ALL}/a");
+    let given = json!({"n": 9, "once": "x", "list": [7, 1], "broken": 0, "open": {"a": 1}, "free": "a"});
+    assert_eq!(server.ask("POST", ALL, &thing(&given)).await.0, 201);
+    let versions = definition(&ruled)["spec"]["versions"].clone();
+    let path = format!("{DEFINITIONS}/things.c.example.com");
+    let (code, answer) = server.ask("PATCH", &path, &json!({"spec": {"versions": versions}})).await;
+    assert_eq!(code, 200, "{answer}");
+    // The new schema counts once it refuses.
+    let change = |spec: Value| json!({"spec": spec});
+    let later = tokio::time::timeout(WAIT, async {
+        while server.ask("PATCH", &format!("{one}?dryRun=All"), &change(json!({"n": 8}))).await.0 != 422 {
+            tokio::task::yield_now().await;
+        }
+    });
+    later.await.expect("the new schema is served");
+    let causes = |answer: &Value| {
+        let all = answer["details"]["causes"].as_array().cloned().unwrap_or_default();
+        all.iter().filter_map(|cause| cause["field"].as_str().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    let small = "299 - \"spec.n: Invalid value: 9: n is small\"";
+    let item = "299 - \"spec.list[0]: Invalid value: 7: items are small\"";
+    // What is not let pass: a rule about the change, one that can't be evaluated, and a part with what no schema knows.
+    let (code, warnings, answer) = server.warned("PATCH", &one, &change(json!({"free": "b"}))).await;
+    assert_eq!((code, causes(&answer)), (422, ["spec.broken", "spec.once", "spec.open"].map(str::to_owned).into()));
+    assert_eq!(warnings, [item, small]);
+    let (code, warnings, answer) =
+        server.warned("PATCH", &one, &change(json!({"free": "b", "once": "y", "broken": 1, "open": null}))).await;
+    assert_eq!((code, warnings), (200, vec![item.to_owned(), small.to_owned()]), "{answer}");
+    // The items of a list without keys are as they were while the whole list is.
+    let (code, warnings, answer) = server.warned("PATCH", &one, &change(json!({"once": "z", "list": [7]}))).await;
+    assert_eq!((code, causes(&answer)), (422, vec!["spec.list[0]".to_owned()]), "{answer}");
+    assert_eq!(warnings, [small]);
+    let (code, warnings, answer) =
+        server.warned("PATCH", &one, &change(json!({"once": "z", "n": 1, "list": [1]}))).await;
+    assert_eq!((code, warnings), (200, Vec::new()), "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

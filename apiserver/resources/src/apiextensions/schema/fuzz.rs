@@ -157,7 +157,7 @@ fn any_schema_and_any_object_are_answered() {
         let mut errors = ErrorList::new();
         embedded::validate(new, &compiled, None, &mut errors);
         if !refused {
-            let _ = rules::check(new, &compiled, Some(old), || false).list();
+            let _ = rules::check(new, &compiled, Some(old), || false, &mut Vec::new()).list();
         }
         let unchanged = crate::apiextensions::correlate::Correlated::new(old, old, &compiled);
         assert!(values::check(old, &compiled, "", Some(&unchanged)).list().is_empty(), "what stays is let pass");

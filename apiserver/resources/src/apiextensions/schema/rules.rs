@@ -1,13 +1,15 @@
 //! Rules of a schema (`x-kubernetes-validations`): compiled once with the schema, and evaluated over an object within the
 //! budget of one object. Transition rules see what was there, where it can be told which part that was.
 
+use std::collections::HashMap;
+
 use apiserver_cel::types::{DeclType, Declared, Type, from_schema};
 use apiserver_cel::{Activation, Budget, Env, ErrorKind, Program};
 use serde_json::Value;
 
 use super::compile::{Listed, Schema};
-use crate::apiextensions::correlate::same_item;
-use crate::field::{ErrorList, FieldError, Path};
+use crate::apiextensions::correlate::{Correlated, same_item};
+use crate::field::{ERRORS_MAX, ErrorList, FieldError, Path};
 use crate::read::{flag, items, text};
 
 /// One rule.
@@ -102,13 +104,21 @@ pub(crate) fn min_size(rules: &Rules) -> u64 {
     u64::try_from(decl.min_size).unwrap_or(0)
 }
 
-/// What rules say against a whole object. `old`: what was there; `interrupt`: whether they are to end.
-pub(crate) fn check(object: &Value, schema: &Schema, old: Option<&Value>, interrupt: fn() -> bool) -> ErrorList {
+/// What rules say against a whole object. `old`: what was there; `interrupt`: whether they are to end; `warnings`: gets what is
+/// said of parts that were so before, which are let pass.
+pub(crate) fn check(
+    object: &Value,
+    schema: &Schema,
+    old: Option<&Value>,
+    interrupt: fn() -> bool,
+    warnings: &mut Vec<String>,
+) -> ErrorList {
     let mut errors = ErrorList::new();
     if schema.has.rules {
         let mut budget = Budget::default().interrupt(&interrupt);
-        let mut walk = Walk { budget: &mut budget, errors: &mut errors, over: false, ratchets: true };
-        walk.node(object, schema, old, None);
+        let ratchet = Ratchet { at: old.map(|old| Correlated::new(object, old, schema)), above: None };
+        let mut walk = Walk::new(&mut budget, &mut errors, Some(warnings));
+        walk.node(object, schema, old, None, ratchet);
     }
     errors
 }
@@ -124,29 +134,71 @@ pub(crate) fn check_default(
     let mut errors = ErrorList::new();
     for old in [Some(default), None] {
         if schema.has.rules && errors.is_empty() && !budget.exhausted() {
-            let mut walk = Walk { budget: &mut *budget, errors: &mut errors, over: false, ratchets: false };
-            walk.node(default, schema, old, Some(at));
+            Walk::new(&mut *budget, &mut errors, None).node(default, schema, old, Some(at), Ratchet::default());
         }
     }
     errors
 }
 
+/// What was there before a part of an object, by which its findings are let pass.
+#[derive(Clone, Copy, Default)]
+struct Ratchet<'v> {
+    /// Of the part itself; `None`: nothing can be told to be it.
+    at: Option<Correlated<'v>>,
+    /// Of the nearest part around it that has something.
+    above: Option<Correlated<'v>>,
+}
+
+impl<'v> Ratchet<'v> {
+    fn key(self, key: &str, value: &'v Value) -> Self {
+        match self.at {
+            None => self,
+            // Both objects are shown in one version, whatever they were written in.
+            Some(_) if self.above.is_none() && matches!(key, "apiVersion" | "kind") => Self::default(),
+            Some(at) => Self { at: at.key(key, value), above: Some(at) },
+        }
+    }
+
+    fn index(self, at: usize, value: &'v Value) -> Self {
+        match self.at {
+            None => self,
+            Some(list) => Self { at: list.index(at, value), above: Some(list) },
+        }
+    }
+}
+
+/// Warnings of one object; what else is let pass isn't told.
+const WARNINGS_MAX: usize = ERRORS_MAX;
+
 struct Walk<'e, 'i> {
     budget: &'e mut Budget<'i>,
     errors: &'e mut ErrorList,
+    /// `None`: nothing is let pass.
+    warnings: Option<&'e mut Vec<String>>,
     over: bool,
-    /// Whether what is as it was may stay so.
-    ratchets: bool,
+    /// Which parts are as they were, by the address of the new one: the items of a list may all refer to the list.
+    same: HashMap<usize, bool>,
 }
 
-impl Walk<'_, '_> {
-    fn node(&mut self, value: &Value, schema: &Schema, old: Option<&Value>, at: Option<&Path<'_>>) {
+impl<'e, 'i> Walk<'e, 'i> {
+    fn new(budget: &'e mut Budget<'i>, errors: &'e mut ErrorList, warnings: Option<&'e mut Vec<String>>) -> Self {
+        Self { budget, errors, warnings, over: false, same: HashMap::new() }
+    }
+
+    fn node<'v>(
+        &mut self,
+        value: &'v Value,
+        schema: &'v Schema,
+        old: Option<&'v Value>,
+        at: Option<&Path<'_>>,
+        ratchet: Ratchet<'v>,
+    ) {
         if !schema.has.rules || self.over || value.is_null() {
             return;
         }
         if let Some(rules) = &schema.rules {
             for rule in &rules.rules {
-                self.rule(rule, &rules.declared, value, old, at);
+                self.rule(rule, &rules.declared, (value, old), at, ratchet);
                 if self.over {
                     return;
                 }
@@ -161,11 +213,11 @@ impl Walk<'_, '_> {
                         (None, Some(below)) => (below, true),
                         (None, None) => continue,
                     };
-                    let old = olds.and_then(|old| old.get(key));
+                    let (old, ratchet) = (olds.and_then(|old| old.get(key)), ratchet.key(key, value));
                     match at {
-                        Some(at) if keyed => self.node(value, below, old, Some(&at.key(key))),
-                        Some(at) => self.node(value, below, old, Some(&at.child(key))),
-                        None => self.node(value, below, old, Some(&Path::root(key))),
+                        Some(at) if keyed => self.node(value, below, old, Some(&at.key(key)), ratchet),
+                        Some(at) => self.node(value, below, old, Some(&at.child(key)), ratchet),
+                        None => self.node(value, below, old, Some(&Path::root(key)), ratchet),
                     }
                 }
             }
@@ -176,14 +228,21 @@ impl Walk<'_, '_> {
                         (Listed::Map(keys), Some(old)) => same_item(old, item, keys),
                         _ => None,
                     };
-                    self.node(item, of_items, old, Some(&at.index(i)));
+                    self.node(item, of_items, old, Some(&at.index(i)), ratchet.index(i, item));
                 }
             }
             _ => {}
         }
     }
 
-    fn rule(&mut self, rule: &Rule, declared: &Declared, value: &Value, old: Option<&Value>, at: Option<&Path<'_>>) {
+    fn rule(
+        &mut self,
+        rule: &Rule,
+        declared: &Declared,
+        (value, old): (&Value, Option<&Value>),
+        at: Option<&Path<'_>>,
+        ratchet: Ratchet<'_>,
+    ) {
         let Ok(program) = &rule.program else { return };
         if rule.uses_old && old.is_none() && !rule.optional_old {
             return;
@@ -206,7 +265,6 @@ impl Walk<'_, '_> {
         }
         match verdict {
             Ok(verdict) if verdict.as_bool() == Some(true) => {}
-            _ if self.ratchets && old.is_some_and(|old| old == value) => {}
             Ok(_) => {
                 let said = rule.of_message.as_ref().and_then(|program| {
                     let said = program.as_ref().ok()?.eval(&activation, self.budget).ok()?;
@@ -217,7 +275,8 @@ impl Walk<'_, '_> {
                     "" => format!("failed rule: {}", rule.text),
                     message => message.to_owned(),
                 });
-                self.failed(rule, value, at, &said);
+                let passes = !rule.uses_old && self.is_same(ratchet);
+                self.failed(rule, value, at, &said, passes);
             }
             Err(error) if error.kind == ErrorKind::Interrupted => {
                 self.over = true;
@@ -239,7 +298,13 @@ impl Walk<'_, '_> {
         }
     }
 
-    fn failed(&mut self, rule: &Rule, value: &Value, at: &Path<'_>, said: &str) {
+    /// Whether the part, or else what is around it, is as it was.
+    fn is_same(&mut self, ratchet: Ratchet<'_>) -> bool {
+        let Some(part) = ratchet.at.or(ratchet.above).filter(|_| self.warnings.is_some()) else { return false };
+        *self.same.entry(part.address()).or_insert_with(|| part.is_same())
+    }
+
+    fn failed(&mut self, rule: &Rule, value: &Value, at: &Path<'_>, said: &str, passes: bool) {
         let place = match (&*rule.field_path, at.to_string()) {
             ("", at) => at,
             (path, at) if at == "<nil>" => path.trim_start_matches('.').to_owned(),
@@ -248,14 +313,23 @@ impl Walk<'_, '_> {
         let place = Path::root(&place);
         // Objects and lists are not shown: they may be large.
         let scalar = !matches!(value, Value::Object(_) | Value::Array(_)) && rule.field_path.is_empty();
-        self.errors.add(|| match &*rule.reason {
+        let error = || match &*rule.reason {
             "FieldValueRequired" => FieldError::required(&place, said),
             "FieldValueForbidden" => FieldError::forbidden(&place, said),
             "FieldValueDuplicate" if scalar => FieldError::duplicate(&place, value.clone()),
             "FieldValueDuplicate" => FieldError::new("FieldValueDuplicate", &place, "Duplicate value".into()),
             _ if scalar => FieldError::invalid(&place, value.clone(), said),
             _ => FieldError::new("FieldValueInvalid", &place, format!("Invalid value: {said}")),
-        });
+        };
+        match &mut self.warnings {
+            Some(warnings) if passes => {
+                if warnings.len() < WARNINGS_MAX {
+                    let FieldError { field, message, .. } = error();
+                    warnings.push(format!("{field}: {message}"));
+                }
+            }
+            _ => self.errors.add(error),
+        }
     }
 }
 
