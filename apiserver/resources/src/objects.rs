@@ -8,6 +8,18 @@ use machinery_api::error::ApiResult;
 use machinery_api::{ApiError, StorageKey};
 use serde_json::Value;
 
+/// How a read of changes ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChangesRead {
+    /// No object has the value of the field.
+    Empty,
+    /// All changes up to this revision were visited.
+    UpTo(u64),
+    /// The changes are not known back to the revision that was given, and none was visited: a list of all objects that is
+    /// read from now on is complete up to this revision.
+    Lost(u64),
+}
+
 /// The current objects, by resource. Stored rows only; values are in the stored version and carry their resourceVersion.
 pub trait ObjectReader: Send + Sync {
     /// One object; `namespace` is empty for cluster-wide resources.
@@ -37,6 +49,18 @@ pub trait ObjectReader: Send + Sync {
         field: Option<(&'static str, &str)>,
         visit: &mut dyn FnMut(&str, &str, u64),
     );
+
+    /// Visits what changed after a revision among the objects with a value of an indexed field: namespace, name and
+    /// resourceVersion, which is `None` where an object no longer has the value. An object may come more than once. For
+    /// indexes that follow one value at the cost of its changes.
+    fn field_changes(
+        &self,
+        group: &str,
+        plural: &str,
+        field: (&'static str, &str),
+        after: u64,
+        visit: &mut dyn FnMut(&str, &str, Option<u64>),
+    ) -> ChangesRead;
 
     /// The revision at which the resource last changed: what is computed from a list may be kept until this moves.
     fn revision(&self, group: &str, plural: &str) -> u64;
@@ -96,20 +120,47 @@ pub mod memory {
     use futures::future::BoxFuture;
     use machinery_api::{ObjectName, StorageKey};
 
-    use super::ObjectReader;
+    use super::{ChangesRead, ObjectReader};
 
     type Key = (String, String, String, String);
-    type Revisions = BTreeMap<(String, String), u64>;
 
     /// Objects that a test put there.
     #[derive(Default)]
     pub struct Map {
-        inner: Mutex<(BTreeMap<Key, Arc<Value>>, Revisions)>,
+        inner: Mutex<Inner>,
         reservations: Mutex<BTreeMap<StorageKey, Arc<Value>>>,
+    }
+
+    #[derive(Default)]
+    struct Inner {
+        /// Each with the revision of its last change.
+        objects: BTreeMap<Key, (Arc<Value>, u64)>,
+        /// Of each group and plural.
+        revisions: BTreeMap<(String, String), u64>,
+        /// All changes after `floor`, with what was there before.
+        changes: Vec<(u64, Key, Option<Arc<Value>>)>,
+        floor: u64,
+        now: u64,
+    }
+
+    impl Inner {
+        fn change(&mut self, key: Key, object: Option<Value>) {
+            self.now += 1;
+            self.revisions.insert((key.0.clone(), key.1.clone()), self.now);
+            let before = match object {
+                Some(object) => self.objects.insert(key.clone(), (Arc::new(object), self.now)),
+                None => self.objects.remove(&key),
+            };
+            self.changes.push((self.now, key, before.map(|(object, _)| object)));
+        }
     }
 
     fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
         mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has(object: &Value, (field, value): (&str, &str)) -> bool {
+        object.pointer(&format!("/{}", field.replace('.', "/"))).and_then(Value::as_str) == Some(value)
     }
 
     impl Map {
@@ -117,9 +168,7 @@ pub mod memory {
         pub fn put(&self, group: &str, plural: &str, object: Value) {
             let part = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
             let key = (group.into(), plural.into(), part("namespace"), part("name"));
-            let mut inner = lock(&self.inner);
-            inner.0.insert(key, Arc::new(object));
-            *inner.1.entry((group.into(), plural.into())).or_default() += 1;
+            lock(&self.inner).change(key, Some(object));
         }
 
         /// Adds or removes (`None`) a reservation.
@@ -133,24 +182,34 @@ pub mod memory {
 
         /// Removes an object.
         pub fn remove(&self, group: &str, plural: &str, namespace: &str, name: &str) {
+            lock(&self.inner).change((group.into(), plural.into(), namespace.into(), name.into()), None);
+        }
+
+        /// Forgets which changes there were.
+        pub fn lose_changes(&self) {
             let mut inner = lock(&self.inner);
-            inner.0.remove(&(group.into(), plural.into(), namespace.into(), name.into()));
-            *inner.1.entry((group.into(), plural.into())).or_default() += 1;
+            inner.changes.clear();
+            inner.floor = inner.now;
         }
     }
 
     impl ObjectReader for Map {
         fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
             let key = (group.into(), plural.into(), namespace.into(), name.into());
-            lock(&self.inner).0.get(&key).cloned()
+            lock(&self.inner).objects.get(&key).map(|(object, _)| object.clone())
+        }
+
+        fn version(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<u64> {
+            let key = (group.into(), plural.into(), namespace.into(), name.into());
+            lock(&self.inner).objects.get(&key).map(|(_, version)| *version)
         }
 
         fn list(&self, group: &str, plural: &str, namespace: Option<&str>) -> Vec<Arc<Value>> {
             let inner = lock(&self.inner);
-            let mine = inner.0.iter().filter(|((g, p, n, _), _)| {
+            let mine = inner.objects.iter().filter(|((g, p, n, _), _)| {
                 g == group && p == plural && namespace.is_none_or(|namespace| n == namespace)
             });
-            mine.map(|(_, object)| object.clone()).collect()
+            mine.map(|(_, (object, _))| object.clone()).collect()
         }
 
         fn each(
@@ -161,21 +220,48 @@ pub mod memory {
             field: Option<(&'static str, &str)>,
             visit: &mut dyn FnMut(&str, &str, u64),
         ) {
-            for object in self.list(group, plural, namespace) {
-                let part = |field: &str| object["metadata"][field].as_str().unwrap_or_default();
-                let selected = field.is_none_or(|(field, value)| {
-                    let pointer = format!("/{}", field.replace('.', "/"));
-                    object.pointer(&pointer).and_then(Value::as_str) == Some(value)
-                });
-                if selected {
-                    // A changed object is another one.
-                    visit(part("namespace"), part("name"), Arc::as_ptr(&object).addr() as u64);
+            let mut selected = Vec::new();
+            for ((g, p, n, name), (object, version)) in &lock(&self.inner).objects {
+                let listed = g == group && p == plural && namespace.is_none_or(|namespace| n == namespace);
+                if listed && field.is_none_or(|field| has(object, field)) {
+                    selected.push((n.clone(), name.clone(), *version));
                 }
             }
+            selected.iter().for_each(|(namespace, name, version)| visit(namespace, name, *version));
+        }
+
+        fn field_changes(
+            &self,
+            group: &str,
+            plural: &str,
+            field: (&'static str, &str),
+            after: u64,
+            visit: &mut dyn FnMut(&str, &str, Option<u64>),
+        ) -> ChangesRead {
+            let inner = lock(&self.inner);
+            let mut all = inner.objects.iter().filter(|((g, p, ..), _)| g == group && p == plural);
+            if !all.any(|(_, (object, _))| has(object, field)) {
+                return ChangesRead::Empty;
+            }
+            if after < inner.floor {
+                return ChangesRead::Lost(inner.now);
+            }
+            let changes = inner.changes.iter().filter(|(at, (g, p, ..), _)| *at > after && g == group && p == plural);
+            let mut changed = Vec::new();
+            for (_, key, before) in changes {
+                let version = inner.objects.get(key).filter(|(object, _)| has(object, field)).map(|(_, at)| *at);
+                if version.is_some() || before.as_ref().is_some_and(|before| has(before, field)) {
+                    changed.push((key.2.clone(), key.3.clone(), version));
+                }
+            }
+            let now = inner.now;
+            drop(inner);
+            changed.iter().for_each(|(namespace, name, version)| visit(namespace, name, *version));
+            ChangesRead::UpTo(now)
         }
 
         fn revision(&self, group: &str, plural: &str) -> u64 {
-            lock(&self.inner).1.get(&(group.into(), plural.into())).copied().unwrap_or_default()
+            lock(&self.inner).revisions.get(&(group.into(), plural.into())).copied().unwrap_or_default()
         }
 
         fn key(&self, _: &str, plural: &str, namespace: &str, name: &str) -> Option<StorageKey> {
@@ -187,7 +273,7 @@ pub mod memory {
         }
 
         fn now(&self) -> u64 {
-            lock(&self.inner).1.values().sum()
+            lock(&self.inner).now
         }
 
         fn changed(&self, after: u64) -> BoxFuture<'_, ()> {

@@ -2,12 +2,10 @@
 //!
 //! What it may write on them is narrowed by the admission plugin NodeRestriction.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Mutex, PoisonError};
-
 use machinery_api::selector::go_quoted;
-use serde_json::Value;
 
+use super::node_graph::NodeGraph;
+use super::node_references::{Kind, Reference, claim_of_volume, is_on_node};
 use super::rules::Rule;
 use super::{Attributes, Decision, UserInfo, node_own};
 use crate::default_objects::default_objects;
@@ -22,18 +20,18 @@ pub(crate) fn default_rules() -> Vec<Rule> {
     role.map(|role| Rule::parse_all(&role)).unwrap_or_default()
 }
 
-/// Decides for kubelets. Keeps what each node's pods name, read anew only for pods that changed.
+/// Decides for kubelets.
 #[derive(Debug)]
 pub struct NodeAuthorizer {
     rules: Vec<Rule>,
-    graph: Mutex<Graph>,
+    graph: NodeGraph,
 }
 
 impl NodeAuthorizer {
     /// With the rules for what isn't told apart by node.
     #[must_use]
     pub fn new(rules: Vec<Rule>) -> Self {
-        Self { rules, graph: Mutex::default() }
+        Self { rules, graph: NodeGraph::default() }
     }
 
     /// Decides for a kubelet; no opinion (refused without a reason) for everyone else.
@@ -67,19 +65,9 @@ impl NodeAuthorizer {
     }
 }
 
-/// What a pod can name in its namespace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
-    Secret,
-    ConfigMap,
-    ServiceAccount,
-    Claim,
-    ResourceClaim,
-}
-
 struct Ask<'a> {
     objects: &'a dyn ObjectReader,
-    graph: &'a Mutex<Graph>,
+    graph: &'a NodeGraph,
     node: &'a str,
     request: &'a Attributes<'a>,
 }
@@ -139,10 +127,9 @@ impl Ask<'_> {
             return refused;
         }
         let volume = self.objects.read_once("", "persistentvolumes", "", self.request.name);
-        let claim = volume.map(|volume| volume["spec"]["claimRef"].clone()).unwrap_or_default();
-        match (claim["namespace"].as_str(), claim["name"].as_str()) {
-            (Some(namespace), Some(name)) => self.names(Kind::Claim, namespace, name),
-            _ => unrelated(self.node),
+        match volume.and_then(|volume| claim_of_volume(&volume)) {
+            Some(claim) => self.names(Kind::Claim, &claim.namespace, &claim.name),
+            None => unrelated(self.node),
         }
     }
 
@@ -155,112 +142,11 @@ impl Ask<'_> {
     }
 
     fn names(&self, kind: Kind, namespace: &str, name: &str) -> Decision {
-        let mut graph = self.graph.lock().unwrap_or_else(PoisonError::into_inner);
-        if graph.any_names(self.objects, self.node, namespace, &(kind, name.to_owned())) {
+        if self.graph.names(self.objects, self.node, &Reference::new(kind, namespace, name)) {
             Decision::allow("")
         } else {
             unrelated(self.node)
         }
-    }
-}
-
-/// What the pods of a node name, by node and namespace.
-#[derive(Debug, Default)]
-struct Graph {
-    pods: HashMap<(String, String), Pods>,
-}
-
-/// The pods of a node in a namespace, as far as they were read.
-#[derive(Debug, Default)]
-struct Pods {
-    named: HashMap<String, Named>,
-    /// A pod that named an object when it was last asked for: while it does, no other is looked at.
-    witnesses: BTreeMap<(Kind, String), String>,
-}
-
-/// What one pod names, at one resourceVersion.
-#[derive(Debug)]
-struct Named {
-    version: u64,
-    names: BTreeSet<(Kind, String)>,
-}
-
-/// Where pods are read, and which.
-#[derive(Clone, Copy)]
-struct Scope<'a> {
-    objects: &'a dyn ObjectReader,
-    node: &'a str,
-    namespace: &'a str,
-}
-
-impl Scope<'_> {
-    fn each(self, visit: &mut dyn FnMut(&str, u64)) {
-        let (namespace, of_node) = (Some(self.namespace), Some(("spec.nodeName", self.node)));
-        self.objects.each("", "pods", namespace, of_node, &mut |_, name, version| visit(name, version));
-    }
-
-    fn names(self, name: &str) -> BTreeSet<(Kind, String)> {
-        let pod = self.objects.read_once("", "pods", self.namespace, name);
-        pod.filter(|pod| on_node(pod, self.node)).map(|pod| names_of(&pod)).unwrap_or_default()
-    }
-}
-
-impl Graph {
-    /// Whether a pod of the node in the namespace names the object, as of now.
-    fn any_names(&mut self, objects: &dyn ObjectReader, node: &str, namespace: &str, wanted: &(Kind, String)) -> bool {
-        let key = (node.to_owned(), namespace.to_owned());
-        let mut pods = self.pods.remove(&key).unwrap_or_default();
-        let scope = Scope { objects, node, namespace };
-        let any = pods.witness_names(scope, wanted) || pods.any_names(scope, wanted);
-        // Nothing is kept for a namespace without such pods: a node could ask for any number of them.
-        if !pods.named.is_empty() {
-            self.pods.insert(key, pods);
-        }
-        any
-    }
-}
-
-impl Pods {
-    /// Whether the pod that named it last still does.
-    fn witness_names(&mut self, scope: Scope<'_>, wanted: &(Kind, String)) -> bool {
-        let Some(name) = self.witnesses.get(wanted).cloned() else { return false };
-        let Some(version) = scope.objects.version("", "pods", scope.namespace, &name) else { return false };
-        let known = self.named.get(&name).filter(|pod| pod.version == version);
-        if known.is_none() {
-            self.named.insert(name.clone(), Named { version, names: scope.names(&name) });
-        }
-        self.named.get(&name).is_some_and(|pod| pod.names.contains(wanted))
-    }
-
-    /// Whether any does, of all that there are; reads those that have changed.
-    fn any_names(&mut self, scope: Scope<'_>, wanted: &(Kind, String)) -> bool {
-        let mut changed: Vec<(String, u64)> = Vec::new();
-        let mut seen = 0;
-        scope.each(&mut |name, version| {
-            seen += 1;
-            if self.named.get(name).is_none_or(|pod| pod.version != version) {
-                changed.push((name.to_owned(), version));
-            }
-        });
-        for (name, version) in changed {
-            let names = scope.names(&name);
-            self.named.insert(name, Named { version, names });
-        }
-        if self.named.len() > seen {
-            let mut there = BTreeSet::new();
-            scope.each(&mut |name, _| {
-                there.insert(name.to_owned());
-            });
-            self.named.retain(|name, _| there.contains(name));
-            self.witnesses.retain(|_, name| there.contains(name));
-        }
-        let witness = self.named.iter().find(|(_, pod)| pod.names.contains(wanted)).map(|(name, _)| name.clone());
-        let any = witness.is_some();
-        match witness {
-            Some(name) => self.witnesses.insert(wanted.clone(), name),
-            None => self.witnesses.remove(wanted),
-        };
-        any
     }
 }
 
@@ -295,7 +181,7 @@ fn pods(objects: &dyn ObjectReader, node: &str, request: &Attributes<'_>) -> Dec
             return Decision::refuse("No Object name found");
         }
         let pod = objects.get("", "pods", request.namespace, request.name);
-        if pod.is_some_and(|pod| on_node(&pod, node)) { Decision::allow("") } else { unrelated(node) }
+        if pod.is_some_and(|pod| is_on_node(&pod, node)) { Decision::allow("") } else { unrelated(node) }
     };
     match (request.subresource, request.verb) {
         ("", "get") => bound(),
@@ -315,69 +201,6 @@ fn pods(objects: &dyn ObjectReader, node: &str, request: &Attributes<'_>) -> Dec
 
 pub(super) fn unrelated(node: &str) -> Decision {
     Decision::refuse(format!("no relationship found between node '{node}' and this object"))
-}
-
-fn on_node(pod: &Value, node: &str) -> bool {
-    pod["spec"]["nodeName"].as_str() == Some(node)
-}
-
-/// What a pod names. A mirror pod names nothing: the API server must not trust a node's word.
-fn names_of(pod: &Value) -> BTreeSet<(Kind, String)> {
-    let mut names = BTreeSet::new();
-    if pod["metadata"]["annotations"].get("kubernetes.io/config.mirror").is_some() {
-        return names;
-    }
-    let mut add = |kind: Kind, name: &Value| {
-        if let Some(name) = name.as_str().filter(|name| !name.is_empty()) {
-            names.insert((kind, name.to_owned()));
-        }
-    };
-    fn items<'a>(value: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
-        value[field].as_array().into_iter().flatten()
-    }
-    let spec = &pod["spec"];
-    add(Kind::ServiceAccount, &spec["serviceAccountName"]);
-    items(spec, "imagePullSecrets").for_each(|secret| add(Kind::Secret, &secret["name"]));
-    for volume in items(spec, "volumes") {
-        add(Kind::Secret, &volume["secret"]["secretName"]);
-        add(Kind::ConfigMap, &volume["configMap"]["name"]);
-        add(Kind::Claim, &volume["persistentVolumeClaim"]["claimName"]);
-        if let (true, Some(pod), Some(own)) =
-            (volume["ephemeral"].is_object(), pod["metadata"]["name"].as_str(), volume["name"].as_str())
-        {
-            add(Kind::Claim, &format!("{pod}-{own}").into());
-        }
-        for source in items(&volume["projected"], "sources") {
-            add(Kind::Secret, &source["secret"]["name"]);
-            add(Kind::ConfigMap, &source["configMap"]["name"]);
-        }
-        // Drivers and storage plugins of a pod's volumes with a secret of their own.
-        for source in volume.as_object().into_iter().flat_map(serde_json::Map::values) {
-            add(Kind::Secret, &source["secretRef"]["name"]);
-            add(Kind::Secret, &source["nodePublishSecretRef"]["name"]);
-        }
-    }
-    // A claim that is made for the pod has a name that its status tells.
-    for claim in items(spec, "resourceClaims") {
-        add(Kind::ResourceClaim, &claim["resourceClaimName"]);
-    }
-    for claim in items(&pod["status"], "resourceClaimStatuses") {
-        add(Kind::ResourceClaim, &claim["resourceClaimName"]);
-    }
-    add(Kind::ResourceClaim, &pod["status"]["extendedResourceClaimStatus"]["resourceClaimName"]);
-    for list in ["containers", "initContainers", "ephemeralContainers"] {
-        for container in items(spec, list) {
-            for source in items(container, "envFrom") {
-                add(Kind::Secret, &source["secretRef"]["name"]);
-                add(Kind::ConfigMap, &source["configMapRef"]["name"]);
-            }
-            for env in items(container, "env") {
-                add(Kind::Secret, &env["valueFrom"]["secretKeyRef"]["name"]);
-                add(Kind::ConfigMap, &env["valueFrom"]["configMapKeyRef"]["name"]);
-            }
-        }
-    }
-    names
 }
 
 #[cfg(test)]
@@ -506,36 +329,5 @@ mod tests {
         );
         assert!(ask("n1", "get", "", "secrets", "", "ns", "s4").allowed);
         assert!(!ask("n1", "get", "", "secrets", "", "ns", "s1").allowed, "its pod has gone");
-    }
-
-    #[test]
-    fn a_witness_is_believed_no_longer_than_it_holds() {
-        let (map, mut graph) = (Map::default(), Graph::default());
-        let pod = |name: &str, node: &str, secret: &str| {
-            let volumes = json!([{"name": "v", "secret": {"secretName": secret}}]);
-            map.put(
-                "",
-                "pods",
-                json!({"metadata": {"namespace": "ns", "name": name}, "spec": {"nodeName": node, "volumes": volumes}}),
-            );
-        };
-        let wanted = (Kind::Secret, "s".to_owned());
-        let mut named = || graph.any_names(&map, "n1", "ns", &wanted);
-        assert!(!named());
-        pod("a", "n1", "s");
-        assert!(named() && named());
-        pod("a", "n1", "other");
-        assert!(!named(), "it names another");
-        pod("a", "n1", "s");
-        assert!(named());
-        pod("a", "n2", "s");
-        assert!(!named(), "another pod has its name, elsewhere");
-        pod("b", "n1", "s");
-        assert!(named());
-        pod("c", "n1", "s");
-        map.remove("", "pods", "ns", "b");
-        assert!(named(), "another names it");
-        map.remove("", "pods", "ns", "c");
-        assert!(!named());
     }
 }

@@ -56,15 +56,7 @@ impl Inner {
                 (Some(_), None) => shelf.counts.remove(&shelf.resource, &change.key),
                 _ => {}
             }
-            let same = |(old, new): (&Arc<Cached>, &Arc<Cached>)| shelf.resource.indexes_alike(old, new);
-            if !old.as_ref().zip(new.as_ref()).is_some_and(same) {
-                if let Some(old) = &old {
-                    shelf.index.remove(&shelf.resource, old);
-                }
-                if let Some(new) = &new {
-                    shelf.index.add(&shelf.resource, new);
-                }
-            }
+            shelf.index.change(&shelf.resource, (old.as_deref(), new.as_deref()), change.revision);
             shelf.record(change.revision, new, old);
         }
     }
@@ -83,7 +75,7 @@ impl Sink for Feed {
             let cached = object?;
             // It is fed once, before anybody can add a resource.
             if let Some(shelf) = home.and_then(|home| shelves.get_mut(&home)) {
-                shelf.index.add(&shelf.resource, &cached);
+                shelf.index.add(&shelf.resource, &cached, revision);
                 shelf.counts.add(&shelf.resource, &cached.key);
                 shelf.changed = shelf.changed.max(cached.modified);
             }

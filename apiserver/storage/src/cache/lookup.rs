@@ -8,8 +8,8 @@ use machinery_api::selector::FieldRequirement;
 use machinery_api::{ObjectName, StorageKey, StoragePrefix, StorageScope};
 use serde_json::Value;
 
-use super::{Cached, Selectors, WatchCache};
-use apiserver_resources::objects::ObjectReader;
+use super::{Cached, FieldChanges, Selectors, WatchCache};
+use apiserver_resources::objects::{ChangesRead, ObjectReader};
 
 /// Stored bytes of the objects whose parsed form is kept for the next look-up; parsed they weigh about five times that.
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
@@ -99,6 +99,29 @@ impl ObjectReader for Lookup {
             for object in &page.items {
                 let ObjectName { namespace, name } = object.object_name();
                 visit(namespace, name, object.modified);
+            }
+        }
+    }
+
+    fn field_changes(
+        &self,
+        group: &str,
+        plural: &str,
+        field: (&'static str, &str),
+        after: u64,
+        visit: &mut dyn FnMut(&str, &str, Option<u64>),
+    ) -> ChangesRead {
+        let Some(prefix) = (self.prefix)(group, plural) else { return ChangesRead::Empty };
+        match self.cache.field_changes(prefix.as_str(), field, after) {
+            FieldChanges::Empty => ChangesRead::Empty,
+            FieldChanges::Lost(revision) => ChangesRead::Lost(revision),
+            FieldChanges::Since(revision, changes) => {
+                for (key, version) in &changes {
+                    if let Some(ObjectName { namespace, name }) = prefix.name_of(key) {
+                        visit(namespace, name, *version);
+                    }
+                }
+                ChangesRead::UpTo(revision)
             }
         }
     }

@@ -86,6 +86,17 @@ pub struct Page {
     pub next: Option<Arc<str>>,
 }
 
+/// What changed among the objects that have one value of an indexed field, up to a revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FieldChanges {
+    /// No object has the value.
+    Empty,
+    /// The keys of the objects that changed, each with its resourceVersion, or `None` where it no longer has the value.
+    Since(Revision, Vec<(Arc<str>, Option<Revision>)>),
+    /// That is not known any more: the objects have to be listed.
+    Lost(Revision),
+}
+
 /// How far a resource's shelf has taken in what was there before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Filled {
@@ -347,6 +358,25 @@ impl WatchCache {
     pub fn resource_revision(&self, prefix: &str) -> Revision {
         let inner = self.read();
         inner.shelf(prefix).map_or(inner.versions.revision(), |shelf| shelf.changed)
+    }
+
+    /// What changed after a revision among a resource's objects with a value of an indexed field: those that were written
+    /// with it, got it or lost it. An object may come more than once.
+    #[must_use]
+    pub fn field_changes(&self, prefix: &str, (field, value): (&str, &str), after: Revision) -> FieldChanges {
+        let inner = self.read();
+        let now = inner.versions.revision();
+        let Some(shelf) = inner.shelf(prefix).filter(|shelf| shelf.filled == Filled::Whole) else {
+            return FieldChanges::Lost(now);
+        };
+        let value = match shelf.index.field_value(&shelf.resource, field, value) {
+            Some(Some(value)) => value,
+            Some(None) => return FieldChanges::Empty,
+            None => return FieldChanges::Lost(now),
+        };
+        let Some(keys) = value.since(after) else { return FieldChanges::Lost(now) };
+        let version = |key: &str| Some(inner.versions.get(key).filter(|_| value.has(key))?.1.modified);
+        FieldChanges::Since(now, keys.map(|key| (key.clone(), version(key))).collect())
     }
 
     /// How many objects there are below a prefix (a resource's, or one with a namespace) now.

@@ -63,12 +63,6 @@ pub struct Resource {
 }
 
 impl Resource {
-    /// Whether two states of an object stand in the indexes under the same facts, as most changes leave them.
-    pub(super) fn indexes_alike(&self, old: &Cached, new: &Cached) -> bool {
-        self.indexed_fields.iter().all(|label| old.field(label) == new.field(label))
-            && (!self.indexes_labels || old.record.has_labels_of(&new.record))
-    }
-
     /// One with neither fields nor indexes.
     #[must_use]
     pub fn plain(prefix: StoragePrefix) -> Self {
@@ -230,6 +224,11 @@ impl Cached {
     /// All labels in key order.
     pub fn labels(&self) -> impl Iterator<Item = (&str, &str)> {
         self.record.labels()
+    }
+
+    /// Whether the labels are those of another state.
+    pub(super) fn has_labels_of(&self, other: &Self) -> bool {
+        self.record.has_labels_of(&other.record)
     }
 
     /// A field label's value, as field selectors compare it; `None`: no such label.

@@ -72,10 +72,11 @@ impl WatchCache {
         // As it is now: some of it may have changed since it was read.
         let now: Vec<Arc<Cached>> =
             versions.range(begin, to, versions.revision()).map(|(_, _, cached)| cached.clone()).collect();
+        let revision = versions.revision();
         for cached in now {
             // What changed since was applied with the resource as it is.
             let extracted = ready.get(&(&*cached.key, cached.modified)).cloned().unwrap_or(cached);
-            shelf.index.add(&shelf.resource, &extracted);
+            shelf.index.add(&shelf.resource, &extracted, revision);
             shelf.counts.add(&shelf.resource, &extracted.key);
             versions.replace_latest(&extracted.key.clone(), extracted);
         }

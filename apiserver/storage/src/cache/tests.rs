@@ -32,7 +32,7 @@ fn record(stored: &str) -> Record {
     Record::read(stored.as_bytes(), |_| None)
 }
 
-fn pods() -> Resource {
+pub(super) fn pods() -> Resource {
     Resource {
         prefix: StoragePrefix::new("pods"),
         fields: Some(Arc::new(Fields::new(vec![Cow::Borrowed("spec.nodeName")], |pod: &Value| {
@@ -63,7 +63,7 @@ pub(super) async fn put(cache: &WatchCache, (key, value): (String, Value)) -> Re
     done(cache.commit(Txn { compares: vec![], ops: vec![op] }).await)
 }
 
-async fn delete(cache: &WatchCache, key: &str) -> Revision {
+pub(super) async fn delete(cache: &WatchCache, key: &str) -> Revision {
     done(cache.commit(Txn { compares: vec![], ops: vec![Op::Delete { key: key.into() }] }).await)
 }
 

@@ -1,0 +1,184 @@
+//! The objects that a pod or a volume names: pure functions over one object, by upstream's rules.
+
+use std::collections::BTreeSet;
+
+use machinery_api::ObjectKey;
+use serde_json::Value;
+
+/// The kinds that a pod can name in its namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Kind {
+    Secret,
+    ConfigMap,
+    ServiceAccount,
+    Claim,
+    ResourceClaim,
+}
+
+/// An object that a pod names.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Reference {
+    pub(super) kind: Kind,
+    pub(super) object: ObjectKey,
+}
+
+impl Reference {
+    pub(super) fn new(kind: Kind, namespace: &str, name: &str) -> Self {
+        Self { kind, object: ObjectKey::new(namespace, name) }
+    }
+}
+
+/// The PersistentVolume sources with a `secretRef`; true: a reference without a namespace means that of the claim.
+const VOLUME_SECRET_REFS: [(&str, bool); 7] = [
+    ("cephfs", true),
+    ("cinder", false),
+    ("flexVolume", true),
+    ("iscsi", true),
+    ("rbd", true),
+    ("scaleIO", true),
+    ("storageos", false),
+];
+/// The Secrets of a CSI volume that kubelets read; those for publishing and expanding at the controller they don't.
+const CSI_SECRET_REFS: [&str; 3] = ["nodePublishSecretRef", "nodeStageSecretRef", "nodeExpandSecretRef"];
+
+pub(super) fn is_on_node(pod: &Value, node: &str) -> bool {
+    pod["spec"]["nodeName"].as_str() == Some(node)
+}
+
+fn items<'a>(value: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
+    value[field].as_array().into_iter().flatten()
+}
+
+/// The objects that a pod names. A mirror pod names none: a node must not grant itself anything by creating a pod.
+pub(super) fn of_pod(pod: &Value) -> BTreeSet<Reference> {
+    let mut references = BTreeSet::new();
+    if pod["metadata"]["annotations"].get("kubernetes.io/config.mirror").is_some() {
+        return references;
+    }
+    let namespace = pod["metadata"]["namespace"].as_str().unwrap_or_default();
+    let mut add = |kind: Kind, name: &Value| {
+        if let Some(name) = name.as_str().filter(|name| !name.is_empty()) {
+            references.insert(Reference::new(kind, namespace, name));
+        }
+    };
+    let spec = &pod["spec"];
+    add(Kind::ServiceAccount, &spec["serviceAccountName"]);
+    items(spec, "imagePullSecrets").for_each(|secret| add(Kind::Secret, &secret["name"]));
+    for volume in items(spec, "volumes") {
+        add(Kind::Secret, &volume["secret"]["secretName"]);
+        add(Kind::Secret, &volume["azureFile"]["secretName"]);
+        add(Kind::ConfigMap, &volume["configMap"]["name"]);
+        add(Kind::Claim, &volume["persistentVolumeClaim"]["claimName"]);
+        if let (true, Some(pod), Some(own)) =
+            (volume["ephemeral"].is_object(), pod["metadata"]["name"].as_str(), volume["name"].as_str())
+        {
+            add(Kind::Claim, &format!("{pod}-{own}").into());
+        }
+        for source in items(&volume["projected"], "sources") {
+            add(Kind::Secret, &source["secret"]["name"]);
+            add(Kind::ConfigMap, &source["configMap"]["name"]);
+        }
+        // Drivers and storage plugins of a pod's volumes with a secret of their own.
+        for source in volume.as_object().into_iter().flat_map(serde_json::Map::values) {
+            add(Kind::Secret, &source["secretRef"]["name"]);
+            add(Kind::Secret, &source["nodePublishSecretRef"]["name"]);
+        }
+    }
+    // The name of a claim that is created for the pod stands in the pod's status.
+    for claim in items(spec, "resourceClaims") {
+        add(Kind::ResourceClaim, &claim["resourceClaimName"]);
+    }
+    for claim in items(&pod["status"], "resourceClaimStatuses") {
+        add(Kind::ResourceClaim, &claim["resourceClaimName"]);
+    }
+    add(Kind::ResourceClaim, &pod["status"]["extendedResourceClaimStatus"]["resourceClaimName"]);
+    for list in ["containers", "initContainers", "ephemeralContainers"] {
+        for container in items(spec, list) {
+            for source in items(container, "envFrom") {
+                add(Kind::Secret, &source["secretRef"]["name"]);
+                add(Kind::ConfigMap, &source["configMapRef"]["name"]);
+            }
+            for env in items(container, "env") {
+                add(Kind::Secret, &env["valueFrom"]["secretKeyRef"]["name"]);
+                add(Kind::ConfigMap, &env["valueFrom"]["configMapKeyRef"]["name"]);
+            }
+        }
+    }
+    references
+}
+
+/// The claim that a PersistentVolume is reserved for or bound to.
+pub(super) fn claim_of_volume(volume: &Value) -> Option<ObjectKey> {
+    let claim = &volume["spec"]["claimRef"];
+    Some(ObjectKey::new(claim["namespace"].as_str()?, claim["name"].as_str()?))
+}
+
+/// The Secrets that a PersistentVolume of a claim names for kubelets.
+pub(super) fn secrets_of_volume(volume: &Value, claim: &ObjectKey) -> BTreeSet<ObjectKey> {
+    let mut secrets = BTreeSet::new();
+    let mut add = |namespace: &Value, name: &Value, of_claim: bool| {
+        let namespace = namespace.as_str().filter(|namespace| !namespace.is_empty());
+        let namespace = namespace.or_else(|| of_claim.then_some(&*claim.namespace));
+        if let (Some(namespace), Some(name)) = (namespace, name.as_str().filter(|name| !name.is_empty())) {
+            secrets.insert(ObjectKey::new(namespace, name));
+        }
+    };
+    let spec = &volume["spec"];
+    add(&spec["azureFile"]["secretNamespace"], &spec["azureFile"]["secretName"], true);
+    for (source, of_claim) in VOLUME_SECRET_REFS {
+        let secret = &spec[source]["secretRef"];
+        add(&secret["namespace"], &secret["name"], of_claim);
+    }
+    for field in CSI_SECRET_REFS {
+        let secret = &spec["csi"][field];
+        add(&secret["namespace"], &secret["name"], false);
+    }
+    secrets
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_volume_names_the_secrets_that_kubelets_read() {
+        let claim = ObjectKey::new("mine", "c");
+        let secrets = |source: Value| -> Vec<String> {
+            let mut spec = json!({"claimRef": {"namespace": "mine", "name": "c"}});
+            spec.as_object_mut().unwrap().extend(source.as_object().unwrap().clone());
+            let volume = json!({"metadata": {"name": "v"}, "spec": spec});
+            assert_eq!(claim_of_volume(&volume).as_ref(), Some(&claim));
+            secrets_of_volume(&volume, &claim).iter().map(ToString::to_string).collect()
+        };
+        for source in ["cephfs", "flexVolume", "iscsi", "rbd", "scaleIO"] {
+            assert_eq!(secrets(json!({source: {"secretRef": {"name": "s"}}})), ["mine/s"], "{source}");
+            assert_eq!(secrets(json!({source: {"secretRef": {"name": "s", "namespace": "x"}}})), ["x/s"], "{source}");
+        }
+        for source in ["cinder", "storageos"] {
+            assert!(secrets(json!({source: {"secretRef": {"name": "s"}}})).is_empty(), "{source}");
+            assert_eq!(secrets(json!({source: {"secretRef": {"name": "s", "namespace": "x"}}})), ["x/s"], "{source}");
+        }
+        assert_eq!(secrets(json!({"azureFile": {"secretName": "s", "shareName": "f"}})), ["mine/s"]);
+        assert_eq!(secrets(json!({"azureFile": {"secretName": "s", "secretNamespace": "x"}})), ["x/s"]);
+        assert_eq!(secrets(json!({"azureFile": {"secretName": "s", "secretNamespace": ""}})), ["mine/s"]);
+        let csi = |field: &str| secrets(json!({"csi": {"driver": "d", field: {"name": "s", "namespace": "x"}}}));
+        for field in ["nodePublishSecretRef", "nodeStageSecretRef", "nodeExpandSecretRef"] {
+            assert_eq!(csi(field), ["x/s"], "{field}");
+        }
+        for field in ["controllerPublishSecretRef", "controllerExpandSecretRef"] {
+            assert!(csi(field).is_empty(), "{field}");
+        }
+        assert!(
+            secrets(json!({"nfs": {"server": "s", "path": "/"}, "cephfs": {"secretRef": {"name": ""}}})).is_empty()
+        );
+    }
+
+    #[test]
+    fn a_pod_names_the_secret_of_an_azure_file() {
+        let volumes = json!([{"name": "v", "azureFile": {"secretName": "s", "shareName": "f"}}]);
+        let pod = json!({"metadata": {"namespace": "ns", "name": "p"}, "spec": {"volumes": volumes}});
+        assert_eq!(of_pod(&pod), [Reference::new(Kind::Secret, "ns", "s")].into());
+    }
+}
