@@ -14,6 +14,7 @@ use apiserver::server::{Apiserver, Config};
 use apiserver_resources::RESOURCES;
 use apiserver_resources::allocate::ServiceNetwork;
 use ipnet::Ipv4Net;
+use machinery_api::features::{Feature, Features};
 use machinery_client::{Informer, Kind};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +35,11 @@ pub(crate) const CONTROLLERS: &str = "controllers";
 pub(crate) const SCHEDULER: &str = "scheduler";
 /// Pods leave a node that is silent after so long.
 const TOLERATION_SECONDS: i64 = 15;
+
+/// A StatefulSet's `maxUnavailable` counts: without the gate a `Parallel` set may lose one pod more with each new template, as upstream's.
+fn features() -> Features {
+    Features::default().with(Feature::MaxUnavailableStatefulSet, true)
+}
 
 /// How soon a silent node is given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,7 +160,7 @@ impl Cluster {
             signing_key: signing_key(),
             services: ServiceNetwork { cidr: block("10.96.0.0/24"), node_ports: 30000..=32767, loopback: Vec::new() },
             toleration_seconds: self.pace.toleration_seconds(),
-            features: Default::default(),
+            features: features(),
             kubelets: Default::default(),
             registry: Arc::new(Mutex::new(Registry::default())),
         };
@@ -221,6 +227,7 @@ impl Cluster {
             sign_certificate: Some(Arc::new(|_| Ok(certificate()))),
             sign_token: Some(Arc::new(|_| Some("simulated".to_owned()))),
             check_policy: Some(Arc::new(|_| Vec::new())),
+            features: features(),
             ..controllers::Settings::default()
         };
         let mut config = controllers::Config::new(settings, "sim");

@@ -1,6 +1,6 @@
 //! Rollouts while controllers, the scheduler and the API server die, answer late or not at all, and nodes are well: what
 //! serves is never less, and what is asked for never more, than the strategies allow, in numbers and percentages, while
-//! templates come that never start. Judged at every revision, from the history, when it is over.
+//! sizes change and templates come that never start. Judged at every revision, from the history, when it is over.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -76,6 +76,13 @@ async fn play(seed: u64, cluster: &Arc<Cluster>) {
                 meddle(&world.history, &api).await;
             }
             tokio::time::sleep(random.millis(0, 12_000)).await;
+            for kind in kinds.iter().filter(|kind| kind.kind != "DaemonSet") {
+                if random.chance(400) {
+                    let replicas = random.between(REPLICAS.0, REPLICAS.1);
+                    patch(&api, kind, &ObjectKey::new("default", "web"), &json!({"spec": {"replicas": replicas}})).await;
+                }
+            }
+            tokio::time::sleep(random.millis(0, 4_000)).await;
         }
     };
     tokio::join!(biased; change, trouble(cluster, &random, until));
@@ -314,13 +321,17 @@ impl Shown {
         self.pods(app).into_iter().filter(|pod| ready(pod)).count() as i64
     }
 
-    /// Holds the pods that serve to the size. `reached`: those that its controller takes nothing of any more.
+    /// Holds the pods that serve to the size. `reached`: those that its controller takes nothing of any more. A smaller size is divided among
+    /// all sets in proportion, those of broken pods too, as upstream's: from then on the rule holds when it was reached once.
     fn served(&mut self, kind: &'static str, object: &Value, (target, reached): (i64, i64)) -> Option<String> {
         let serving = self.serving(kind);
+        let all_serve = i64::try_from(self.pods(kind).len()) == Ok(serving);
         let fewest = self.fewest.entry(kind).or_insert(target);
         let observed = number(object, "/status/observedGeneration") == number(object, "/metadata/generation");
-        if target < *fewest || observed && reached >= target {
+        if observed && reached >= target {
             *fewest = target;
+        } else if target < *fewest {
+            *fewest = if all_serve { target } else { 0 };
         }
         (serving < *fewest).then(|| format!("{serving} pods of the {kind} serve, not {fewest}"))
     }
