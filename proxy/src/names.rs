@@ -142,6 +142,8 @@ impl Names {
 struct Wanted {
     /// The host's name servers are not asked.
     alone: bool,
+    /// The host's hosts file is not read.
+    dns_only: bool,
     servers: Vec<IpAddr>,
     timeout: Option<Duration>,
     attempts: Option<usize>,
@@ -155,7 +157,8 @@ impl Wanted {
             NamePolicy::Host | NamePolicy::Own => names.servers.clone(),
         };
         let alone = names.policy == NamePolicy::Own;
-        Self { alone, servers, timeout: names.timeout, attempts: names.attempts }
+        let PodNames { dns_only, timeout, attempts, .. } = *names;
+        Self { alone, dns_only, servers, timeout, attempts }
     }
 
     /// Never asks a server of the host's own loopback or link: those are no pod's to reach.
@@ -172,8 +175,10 @@ impl Wanted {
         if servers.is_empty() {
             return None;
         }
-        if self.alone {
+        if self.alone || self.dns_only {
             options.use_hosts_file = ResolveHosts::Never;
+        }
+        if self.alone {
             // In the order of the spec, as a C library asks them.
             options.server_ordering_strategy = ServerOrderingStrategy::UserProvidedOrder;
             options.num_concurrent_reqs = 1;
@@ -317,6 +322,18 @@ pub(crate) mod tests {
         let refused = names.lookup(&own, "good.own.").await;
         assert!(matches!(refused, Err(DialError::NameNotFound(_))), "{refused:?}");
         socket.abort();
+    }
+
+    #[test]
+    fn a_query_of_dns_alone_reads_no_hosts_file() {
+        let server = NameServerConfig::udp("192.0.2.53".parse().unwrap());
+        let host = (ResolverConfig::from_parts(None, Vec::new(), vec![server]), ResolverOpts::default());
+        for policy in [NamePolicy::Cluster, NamePolicy::Host] {
+            let names = PodNames { policy, dns_only: true, ..PodNames::default() };
+            let resolver = Wanted::of(&names).resolver(&host, DNS_PORT).unwrap();
+            assert_eq!(resolver.options().use_hosts_file, ResolveHosts::Never, "{policy:?}");
+            assert_eq!(Wanted::of(&PodNames { policy, ..PodNames::default() }), Wanted::default(), "{policy:?}");
+        }
     }
 
     #[test]

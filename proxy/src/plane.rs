@@ -494,6 +494,11 @@ pub(crate) mod tests {
             let addresses = ip.parse::<IpAddr>().into_iter().collect();
             assert_eq!(answer, Found { name: found.into(), addresses }, "{name}");
         }
+        let mut dns_only = caller();
+        Arc::make_mut(&mut dns_only.names).hosts = [("catalog".into(), "192.0.2.7".parse().unwrap())].into();
+        Arc::make_mut(&mut dns_only.names).dns_only = true;
+        let answer = Dial::resolve(&*plane, &dns_only, "catalog").await.unwrap();
+        assert_eq!(answer.name, "catalog.shop.svc.cluster.local", "the hosts file is not read");
         for unknown in ["nope.shop.svc.cluster.local", "192.0.2.7", "127.66.0.3"] {
             let answer = Dial::resolve(&*plane, &caller(), unknown).await;
             assert!(matches!(answer, Err(DialError::NameNotFound(_))), "{unknown}: {answer:?}");

@@ -85,7 +85,7 @@ pub fn targets(host: &str, asks: Asks<'_>, exists: impl Fn(&ObjectKey, Option<&s
     if let Some(ip) = asks.names.hosts(&name).next() {
         return vec![address(ip)];
     }
-    if name == "localhost" {
+    if name == "localhost" && !asks.names.dns_only {
         return vec![Target::Own];
     }
     let mut found = Vec::new();
@@ -176,6 +176,13 @@ mod tests {
         assert_eq!(spelled("catalog.", &names), ["192.0.2.8"]);
         assert_eq!(spelled("here", &names), ["Own"]);
         assert_eq!(spelled("catalog.shop", &names), ["service shop/catalog"]);
+        // A query of DNS alone doesn't read it.
+        let names = PodNames { dns_only: true, ..names };
+        assert_eq!(spelled("DB", &names), ["db"]);
+        assert_eq!(spelled("catalog.", &names), ["catalog."]);
+        assert_eq!(spelled("catalog", &names), ["service shop/catalog"]);
+        assert_eq!(spelled("localhost", &names), ["localhost"]);
+        assert_eq!(spelled("192.0.2.7", &names), ["192.0.2.7"]);
     }
 
     #[test]

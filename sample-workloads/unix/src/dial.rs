@@ -70,7 +70,7 @@ impl Type {
     }
 }
 
-/// `nslookup [-type=a|aaaa|ptr] HOST [SERVER]`
+/// `nslookup [-type=a|aaaa|ptr] HOST [SERVER]`: a query of DNS alone, which reads no hosts file.
 pub fn nslookup(context: &mut Context, args: &[String]) -> Ended {
     const USAGE: &str = "usage: nslookup [-type=a|aaaa|ptr] HOST [DNS_SERVER]";
     let mut types: Vec<Type> = Vec::new();
@@ -102,16 +102,16 @@ pub fn nslookup(context: &mut Context, args: &[String]) -> Ended {
             None => return context.fail("nslookup", &format!("bad address '{server}'")),
         },
     };
-    let found = ask(context, name, asked.as_deref().filter(|_| server.is_some()))?;
-    if matches!(found, Err(Problem::Timeout)) {
+    let found = match &asked {
+        Some(address) => ask(context, name, Some(address))?,
+        None => Err(Problem::Timeout),
+    };
+    let (Some(address), false) = (asked, matches!(found, Err(Problem::Timeout))) else {
         context.err.line(";; connection timed out; no servers could be reached\n")?;
         return Ok(1);
-    }
-    if let Some(address) = asked {
-        let named = server.map_or_else(|| with_port(&address, DNS_PORT), ToOwned::to_owned);
-        context.out.line(&format!("Server:\t\t{}", if server.is_some() { &named } else { &address }))?;
-        context.out.line(&format!("Address:\t{}\n", with_port(&address, DNS_PORT)))?;
-    }
+    };
+    context.out.line(&format!("Server:\t\t{}", server.unwrap_or(&address)))?;
+    context.out.line(&format!("Address:\t{}\n", with_port(&address, DNS_PORT)))?;
     report(context, name, &types, found)
 }
 

@@ -20,6 +20,8 @@ pub enum NamePolicy {
 pub struct PodNames {
     /// The pod's hosts file, line by line: lower-case names, each with an address. Nobody else is asked for them. Most pods have one.
     pub hosts: Box<[(Box<str>, IpAddr)]>,
+    /// Name servers alone are asked: neither this hosts file nor the host's is read.
+    pub dns_only: bool,
     /// `dnsPolicy`.
     pub policy: NamePolicy,
     /// `dnsConfig.nameservers`.
@@ -37,6 +39,7 @@ pub struct PodNames {
 impl PodNames {
     /// The addresses that the pod's hosts file has for a name, in its order.
     pub fn hosts(&self, name: &str) -> impl Iterator<Item = IpAddr> {
-        self.hosts.iter().filter(move |(known, _)| **known == *name).map(|(_, ip)| *ip)
+        let hosts = self.hosts.iter().filter(|_| !self.dns_only);
+        hosts.filter(move |(known, _)| **known == *name).map(|(_, ip)| *ip)
     }
 }

@@ -187,12 +187,13 @@ type Attempt = Pending<(Stream, Arc<Held>)>;
 type Guests<'a> = StoreContextMut<'a, ComponentState>;
 type Streams = (Resource<DynInputStream>, Resource<DynOutputStream>);
 
-/// As the pod asks; by this server alone where one is named, with the pod's search path and without its hosts file.
+/// As the pod's requests are resolved; with a server, by a query of that server alone: with the pod's search path, and
+/// without hosts files.
 fn by(dial: &dyn Dial, mut caller: Caller, server: Option<IpAddr>) -> Caller {
     let Some(server) = server else { return caller };
     let asked_first = dial.name_server(&caller);
     let names = Arc::make_mut(&mut caller.names);
-    names.hosts = Box::default();
+    names.dns_only = true;
     if asked_first != Some(server) {
         if names.policy == NamePolicy::Cluster {
             let path = [format!("{}.svc.{CLUSTER_DOMAIN}", caller.namespace), format!("svc.{CLUSTER_DOMAIN}")];
@@ -295,6 +296,36 @@ mod tests {
         assert_eq!(Problem::from(DialError::Denied("a".into())), Problem::Denied);
         assert_eq!(Problem::from(DialError::NameNotFound("a".into())), Problem::NotFound);
         assert_eq!(Problem::from(DialError::Timeout("a".into())), Problem::Timeout);
+    }
+
+    /// A data plane whose cluster DNS has an address.
+    struct Plane;
+
+    #[async_trait::async_trait]
+    impl Dial for Plane {
+        async fn http(
+            &self,
+            _: &Caller,
+            _: http::Request<machinery_serve::net::Body>,
+        ) -> Result<http::Response<machinery_serve::net::Body>, DialError> {
+            Err(DialError::Denied(String::new()))
+        }
+
+        fn name_server(&self, _: &Caller) -> Option<IpAddr> {
+            Some([10, 96, 0, 10].into())
+        }
+    }
+
+    #[test]
+    fn a_query_of_a_name_server_reads_no_hosts_file() {
+        let caller =
+            Caller { node: "n".into(), namespace: "shop".into(), pod: "p".into(), ip: None, names: Arc::default() };
+        assert!(!by(&Plane, caller.clone(), None).names.dns_only);
+        let own = by(&Plane, caller.clone(), Some([10, 96, 0, 10].into()));
+        assert_eq!((own.names.dns_only, own.names.policy), (true, NamePolicy::Cluster));
+        let other = by(&Plane, caller, Some([192, 0, 2, 53].into()));
+        assert_eq!((other.names.dns_only, other.names.policy), (true, NamePolicy::Own));
+        assert_eq!(other.names.searches[0], "shop.svc.cluster.local");
     }
 
     #[tokio::test]
