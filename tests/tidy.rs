@@ -20,6 +20,8 @@ mod rows;
 mod scripts;
 #[path = "tidy/size.rs"]
 mod size;
+#[path = "tidy/unused.rs"]
+mod unused;
 
 const ROOMS: &[&str] = &["machinery", "apiserver", "scheduler", "controllers", "wasm-node", "proxy", "clients"];
 /// What a crate must never depend on, of ours and of others: the reason why it is a crate of its own.

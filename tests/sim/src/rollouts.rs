@@ -79,7 +79,8 @@ async fn play(seed: u64, cluster: &Arc<Cluster>) {
             for kind in kinds.iter().filter(|kind| kind.kind != "DaemonSet") {
                 if random.chance(400) {
                     let replicas = random.between(REPLICAS.0, REPLICAS.1);
-                    patch(&api, kind, &ObjectKey::new("default", "web"), &json!({"spec": {"replicas": replicas}})).await;
+                    patch(&api, kind, &ObjectKey::new("default", "web"), &json!({"spec": {"replicas": replicas}}))
+                        .await;
                 }
             }
             tokio::time::sleep(random.millis(0, 4_000)).await;
