@@ -72,7 +72,7 @@ pub enum JsonPatchRefusal {
     Operation(String),
 }
 
-/// Why a JSON patch doesn't apply; `None`: it does, or can't be read.
+/// Why a JSON patch doesn't apply; `None`: it does, or can't be read. It applies the patch once more: for patches that [`apply`] refused.
 #[must_use]
 pub fn json_refusal(patch: &[u8], current: &Value) -> Option<JsonPatchRefusal> {
     let raw = raw::parse(patch).ok()?;

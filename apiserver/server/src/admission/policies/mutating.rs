@@ -232,14 +232,14 @@ fn changed(
     };
     let mut changed = if mutation.is_json_patch {
         let patch = operations(made)?.to_string();
-        match patch::json_refusal(patch.as_bytes(), object) {
-            // A test is a condition of the patch: where it doesn't hold, nothing is wrong and nothing is changed.
-            Some(JsonPatchRefusal::Test(_)) => return Ok(object.clone()),
-            Some(JsonPatchRefusal::Operation(why)) => return Err(format!("JSON Patch: {why}")),
-            None => {}
-        }
         let decoded = patch::apply(PatchKind::Json, patch.as_bytes(), object, &target, FieldValidation::Ignore);
-        decoded.map_err(|error| format!("JSON Patch: {}", error.status().message))?.object
+        match decoded.map_err(|error| (patch::json_refusal(patch.as_bytes(), object), error)) {
+            Ok(decoded) => decoded.object,
+            // A test is a condition of the patch: where it doesn't hold, nothing is wrong and nothing is changed.
+            Err((Some(JsonPatchRefusal::Test(_)), _)) => return Ok(object.clone()),
+            Err((Some(JsonPatchRefusal::Operation(why)), _)) => return Err(format!("JSON Patch: {why}")),
+            Err((None, error)) => return Err(format!("JSON Patch: {}", error.status().message)),
+        }
     } else {
         let mut merged = object.clone();
         merge::merge(&mut merged, &made, target.schema)?;

@@ -211,12 +211,13 @@ impl<'a> Asked<'a> {
             (Some(row), Some(types)) => row.target(types),
             _ => Target::kind(group, version, kind).ok_or_else(|| ApiError::Internal(format!("no type for {kind}")))?,
         };
-        if let Some(JsonPatchRefusal::Test(why) | JsonPatchRefusal::Operation(why)) = patch::json_refusal(patch, shown)
-        {
-            return Err(ApiError::Internal(why));
-        }
         let decoded = patch::apply(PatchKind::Json, patch, shown, &target, FieldValidation::Ignore);
-        let decoded = decoded.map_err(|error| ApiError::Internal(error.status().message))?;
+        let decoded = decoded.map_err(|error| {
+            ApiError::Internal(match patch::json_refusal(patch, shown) {
+                Some(JsonPatchRefusal::Test(why) | JsonPatchRefusal::Operation(why)) => why,
+                None => error.status().message,
+            })
+        })?;
         let mut object = decoded.object;
         schema::default(target.schema, &mut object);
         if let Some(row) = row {
