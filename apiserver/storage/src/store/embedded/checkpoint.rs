@@ -72,11 +72,10 @@ impl Slot {
 }
 
 /// A sled and how many keys it holds.
+/// It is open only while it is read or written: an open sled holds memory for each page that it touched, beside its cache and
+/// whatever that cache's bound, until it is closed.
 pub(super) struct Sled {
     path: PathBuf,
-    /// None: nothing was written since it was read. What reading leaves in its memory is half as much again as what was
-    /// read, whatever its cache's bound, and goes only with the whole.
-    db: Option<sled::Db>,
     keys: u64,
 }
 
@@ -143,12 +142,7 @@ impl Sled {
             drop(db);
             Ok(())
         })?;
-        Ok((Self { path: path.to_owned(), db: None, keys: count }, revision, writes))
-    }
-
-    #[cfg(test)]
-    pub(super) fn is_open(&self) -> bool {
-        self.db.is_some()
+        Ok((Self { path: path.to_owned(), keys: count }, revision, writes))
     }
 
     /// Puts the folder aside (beside it, for a person to look at) and fills a new one.
@@ -158,7 +152,7 @@ impl Sled {
             let _ = fs::remove_dir_all(&aside);
             fs::rename(path, &aside).map_err(|error| error.to_string())?;
         }
-        let mut sled = Self { path: path.to_owned(), db: Some(open(path)?), keys: 0 };
+        let mut sled = Self { path: path.to_owned(), keys: 0 };
         sled.apply(rows, revision)?;
         Ok(sled)
     }
@@ -166,11 +160,7 @@ impl Sled {
     /// Applies rows, and with the last of them in one batch what is applied then. Where there are more than one batch
     /// holds, sled doesn't say what it holds until the last one, and a start in between rebuilds it.
     fn apply(&mut self, rows: &[Write], applied: Revision) -> Result<(), Trouble> {
-        let db = match self.db.take() {
-            Some(db) => db,
-            None => open(&self.path)?,
-        };
-        let db = self.db.insert(db);
+        let db = open(&self.path)?;
         // Blocking, from one thread only: `flush_async` deadlocks.
         let write = |batch| guarded(|| db.apply_batch(batch).and_then(|()| db.flush().map(|_| ())));
         let mut batch = sled::Batch::default();
@@ -197,7 +187,11 @@ impl Sled {
         let mut record = applied.to_le_bytes().to_vec();
         record.extend_from_slice(&self.keys.to_le_bytes());
         batch.insert(APPLIED, sealed(record));
-        write(batch)
+        write(batch)?;
+        guarded(|| {
+            drop(db);
+            Ok(())
+        })
     }
 }
 

@@ -103,9 +103,9 @@ async fn a_restart_keeps_state_and_history_whatever_happens_to_sled() {
     assert!(message.contains("snapshot-") && message.contains("put a copy of the data folder back"), "{message}");
 }
 
-/// A start closes sled when it has read it, and the first checkpoint opens it again.
+/// A start closes sled after it has read it, and each checkpoint opens it again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sled_is_closed_after_a_start_and_goes_on_at_the_next_checkpoint() {
+async fn sled_is_opened_again_by_each_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     for round in 0..4 {
@@ -115,9 +115,8 @@ async fn sled_is_closed_after_a_start_and_goes_on_at_the_next_checkpoint() {
         store.compact(compacted).await.unwrap();
         store.close();
         assert!(!path.join("sled.damaged").exists(), "it is the same one");
-        let (sled, revision, _) = checkpoint::Sled::load(&path.join("sled"), &|_, body| Record::plain(body)).unwrap();
+        let (_, revision, _) = checkpoint::Sled::load(&path.join("sled"), &|_, body| Record::plain(body)).unwrap();
         assert_eq!(revision, compacted, "it has all that was compacted");
-        assert!(!sled.is_open());
     }
 }
 
