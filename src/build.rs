@@ -1,4 +1,4 @@
-//! Build script: tells the program which commit it was built from, where there is one.
+//! Build script: passes the commit of the working tree, if any, to the compiler.
 
 use std::process::Command;
 

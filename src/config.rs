@@ -1,5 +1,5 @@
-//! What a cluster is configured with, by component, as types; and the flags of every verb. Flags and environment variables
-//! are read by clap alone: every flag can be set by `CORACLE_<FLAG>` too.
+//! Configuration of a cluster by component, as types, and the flags of every verb. clap alone reads flags and
+//! environment variables: each flag can be set by `CORACLE_<FLAG>` too.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -27,27 +27,27 @@ use crate::inventory::NodeInventory;
 /// Flags of every verb.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Common {
-    /// What to log: error, warn, info, debug, trace, or a filter such as warn,proxy=debug
+    /// Log level: error, warn, info, debug, trace, or a filter such as warn,proxy=debug
     #[arg(long, global = true, env = "CORACLE_LOG_LEVEL", default_value = "warn", value_name = "LEVEL")]
     pub(crate) log_level: String,
-    /// How log lines on stderr look
+    /// Format of log lines on stderr
     #[arg(long, global = true, env = "CORACLE_LOG_FORMAT", default_value = "text", value_name = "FORMAT")]
     pub(crate) log_format: LogFormat,
-    /// Where the cluster lives [default: the platform's data folder for coracle]
+    /// Folder of the cluster [default: the platform's data folder for coracle]
     #[arg(long, global = true, env = "CORACLE_DATA_DIR", value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
 }
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
-    /// For a person.
+    /// Human-readable.
     Text,
     /// One JSON object a line.
     Json,
 }
 
-/// Most node agents that one process runs: a /15 of pod addresses holds that many /20 (contract.md §3).
+/// Maximum node agents of one process: a /15 of pod addresses holds that many /20 (contract.md §3).
 pub(crate) const NODES_MAX: u32 = 32;
 
 /// A whole cluster in one process.
@@ -64,19 +64,19 @@ pub(crate) struct ClusterConfig {
 /// The API server and its store.
 #[derive(Debug, Clone)]
 pub(crate) struct ApiServerConfig {
-    /// Where it listens.
+    /// The listen address.
     pub(crate) bind: IpAddr,
-    /// 0: any that is free.
+    /// The listen port; 0 for a free one.
     pub(crate) port: u16,
-    /// The store's folder; none: in the data folder.
+    /// The store's folder; `None` for one in the data folder.
     pub(crate) store: Option<PathBuf>,
-    /// For which a pod that says nothing else tolerates a node that is not ready or unreachable.
+    /// Default toleration of not-ready and unreachable nodes, in seconds.
     pub(crate) default_toleration_seconds: u32,
-    /// What admission plugins are configured with.
+    /// Configuration of admission plugins.
     pub(crate) admission: Arc<AdmissionConfiguration>,
 }
 
-/// The cluster's addresses; what is none is chosen at the start.
+/// The cluster's addresses; missing ones are chosen at the start.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct NetworkConfig {
     pub(crate) service_cidr: Option<Ipv4Net>,
@@ -89,19 +89,19 @@ pub(crate) struct NetworkConfig {
 pub(crate) struct ControllersConfig {
     pub(crate) node_lifecycle: NodeLifecycle,
     pub(crate) terminated_pods_max: usize,
-    /// Those that don't run.
+    /// Disabled controllers.
     pub(crate) disabled: Vec<String>,
-    /// How many keys a controller works on at once, where that was said.
+    /// Explicitly set numbers of workers, by controller.
     pub(crate) workers: BTreeMap<&'static str, usize>,
     pub(crate) autoscaler: AutoscalerSettings,
-    /// Addresses of LoadBalancer Services.
+    /// Addresses for LoadBalancer Services.
     pub(crate) balancer_pool: AddressPool,
-    /// What is known of the machines behind nodes.
+    /// Inventory of the machines behind nodes.
     pub(crate) inventory: Option<NodeInventory>,
 }
 
 impl ControllersConfig {
-    /// What the controllers of a process run with: what was asked for, beside what the process has for them.
+    /// The controllers' configuration: these settings merged with those of the process.
     pub(crate) fn config(&self, given: controllers::Settings, instance: &str) -> controllers::Config {
         let settings = controllers::Settings {
             node_lifecycle: self.node_lifecycle.clone(),
@@ -127,7 +127,7 @@ pub(crate) struct SchedulerConfig {
 }
 
 impl SchedulerConfig {
-    /// Upstream's default profile, but for how resources are scored.
+    /// Upstream's default profile with another scoring strategy.
     pub(crate) fn scored_by(strategy: ScoringStrategy) -> Self {
         Self {
             profiles: vec![Profile::default().scored_by(strategy)],
@@ -136,19 +136,19 @@ impl SchedulerConfig {
         }
     }
 
-    /// What the scheduler of a process runs with: what was asked for, beside what the process has for it.
+    /// The scheduler's configuration: these settings merged with the plugins of the process.
     pub(crate) fn config(self, plugins: Option<Arc<dyn PluginHost>>) -> scheduler::Config {
         let Self { profiles, back_off, extenders } = self;
         scheduler::Config { profiles, back_off, extenders, plugins, host: host_name(), ..scheduler::Config::default() }
     }
 }
 
-/// The name of this machine, as events and leases say who writes them.
+/// This machine's name, for events and leases.
 pub(crate) fn host_name() -> String {
     sysinfo::System::host_name().unwrap_or_else(|_| "coracle".to_owned())
 }
 
-/// What each compilation of a module and each instance of a guest may take.
+/// Limits of each compilation and each guest instance.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct GuestsConfig {
     pub(crate) compile: CompileBounds,
@@ -159,45 +159,45 @@ pub(crate) struct GuestsConfig {
 #[derive(Debug, Clone)]
 pub(crate) struct NodesConfig {
     pub(crate) count: u32,
-    /// Their Leases are short, so that whoever watches knows soon that they are dead.
+    /// Uses short Leases, so that a dead node is detected early.
     pub(crate) short_leases: bool,
-    /// Pods of each.
+    /// Pods per node.
     pub(crate) max_pods: u32,
-    /// Where kubelets and NodePorts listen.
+    /// Listen address of kubelets and NodePorts.
     pub(crate) bind: IpAddr,
     pub(crate) host_pod_listeners: bool,
-    /// How long a session may stand still.
+    /// Idle timeout of streaming sessions.
     pub(crate) streaming_idle: Duration,
-    /// Folders from which images `file:///…` are taken.
+    /// Folders with allowed `file:///…` images.
     pub(crate) file_images: Vec<PathBuf>,
-    /// Folders of which pods may mount what lies below.
+    /// Folders below which pods may mount hostPath volumes.
     pub(crate) host_paths: Vec<PathBuf>,
-    /// From when on a node is short of something, and evicts pods.
+    /// Eviction thresholds.
     pub(crate) eviction: EvictionThresholds,
-    /// How long pods may take to end with their node.
+    /// Termination time of pods at a node's shutdown.
     pub(crate) shutdown_grace: ShutdownGrace,
-    /// Manifests of static pods.
+    /// Folder of static pod manifests.
     pub(crate) static_pods: Option<PathBuf>,
-    /// When unused images go.
+    /// Policy of image garbage collection.
     pub(crate) image_collection: CollectPolicy,
-    /// How registries are reached, and the file that says so.
+    /// Registry configuration and its file.
     pub(crate) registries: Registries,
     pub(crate) registries_file: Option<PathBuf>,
-    /// Which images have to be signed, and the file that says so.
+    /// Signature policy and its file.
     pub(crate) signature_policy: SignaturePolicy,
     pub(crate) signature_policy_file: Option<PathBuf>,
-    /// Who is asked for credentials of the node.
+    /// Credential providers of the node.
     pub(crate) credential_providers: CredentialProviders,
-    /// Pulls at once.
+    /// Maximum parallel image pulls.
     pub(crate) parallel_pulls: usize,
-    /// What guests of the process may take, the scheduler's plugins among them.
+    /// Limits of all guests of the process, scheduler plugins included.
     pub(crate) guests: GuestsConfig,
 }
 
 impl ClusterConfig {
-    /// Two nodes on ports that are free, and everything else as `coracle up` has it without flags. Nothing of it comes from
-    /// the environment: the demo leaves nothing behind and touches no other cluster's folder.
-    pub(crate) fn of_demo() -> Self {
+    /// Two nodes on free ports; everything else as `coracle up` without flags. The environment is ignored: the demo
+    /// leaves nothing behind and touches no other cluster's folder.
+    pub(crate) fn for_demo() -> Self {
         let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
         Self {
             features: Features::default(),
@@ -243,23 +243,23 @@ impl ClusterConfig {
         }
     }
 
-    /// Of an API server that runs alone.
-    pub(crate) fn of_servers(api: ApiServerConfig, network: NetworkConfig, features: Features) -> Self {
-        let demo = Self::of_demo();
+    /// A stand-alone API server.
+    pub(crate) fn for_servers(api: ApiServerConfig, network: NetworkConfig, features: Features) -> Self {
+        let demo = Self::for_demo();
         Self { features, api, network, nodes: NodesConfig { count: 0, ..demo.nodes }, ..demo }
     }
 }
 
-/// Variables that name a proxy (curl's and Go's), which registries are called through.
+/// Proxy variables (curl's and Go's) that apply to registries.
 const PROXY_VARIABLES: [&str; 6] = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
 
-/// The hosts of the proxies that the environment names.
+/// The hosts of the proxies in the environment.
 pub(crate) fn proxies() -> Vec<String> {
     let values = PROXY_VARIABLES.iter().filter_map(|name| variable(name));
     values.filter_map(|value| value.parse::<http::Uri>().ok()?.host().map(str::to_owned)).collect()
 }
 
-/// Where `docker login` and the like write accounts, if not at home.
+/// The folder of `docker login` and similar tools, if it isn't the default one.
 pub(crate) fn docker_config() -> Option<PathBuf> {
     variable("DOCKER_CONFIG").filter(|folder| !folder.is_empty()).map(PathBuf::from)
 }

@@ -1,4 +1,4 @@
-//! The files of a data folder, and who may hold it.
+//! The layout of a data folder, and its lock.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -7,11 +7,11 @@ use anyhow::Context as _;
 
 use crate::config::Common;
 
-/// Modes of a folder by which anybody but its owner can look into it.
+/// Permission bits by which others than the owner have access.
 #[cfg(unix)]
 const OTHERS: u32 = 0o077;
 
-/// A cluster's folder: where each of its files lies.
+/// A cluster's data folder.
 #[derive(Debug, Clone)]
 pub(crate) struct DataDir(PathBuf);
 
@@ -19,7 +19,7 @@ impl DataDir {
     /// `--data-dir`, or the platform's data folder for `coracle`; absolute.
     ///
     /// # Errors
-    /// The platform names no such folder.
+    /// If the platform has no such folder.
     pub(crate) fn of(common: &Common) -> anyhow::Result<Self> {
         let path = match &common.data_dir {
             Some(path) => path.clone(),
@@ -73,18 +73,17 @@ impl DataDir {
         self.0.join("network")
     }
 
-    /// A trace of a cluster that has run here: its store can't be new.
+    /// A file that proves that a cluster has run here: its store can't be new.
     pub(crate) fn trace(&self) -> Option<PathBuf> {
         let traces = [self.kubeconfig(), self.registry_address(), self.images(), self.0.join("nodes")];
         traces.into_iter().find(|path| path.exists())
     }
 
-    /// Refuses a store that is gone or empty where a cluster has run: a silent fresh start would look like a loss of
-    /// everything.
+    /// Rejects a missing or empty store where a cluster has run: a silent fresh start would look like total data loss.
     ///
     /// # Errors
-    /// `empty` (the store at `store` has nothing in it), and there is a trace of a cluster.
-    pub(crate) fn expect_store(&self, store: &Path, empty: bool) -> anyhow::Result<()> {
+    /// If the store at `store` is `empty` and there is a trace of a cluster.
+    pub(crate) fn check_store_not_lost(&self, store: &Path, empty: bool) -> anyhow::Result<()> {
         match self.trace().filter(|_| empty) {
             None => Ok(()),
             Some(trace) => anyhow::bail!(
@@ -97,11 +96,11 @@ impl DataDir {
         }
     }
 
-    /// Makes the folder where it isn't, closes it to other users, and takes it for this process until the lock is
+    /// Creates the folder if needed, removes other users' access, and locks it for this process until the lock is
     /// dropped.
     ///
     /// # Errors
-    /// The folder can't be made or closed, or another process has it.
+    /// If the folder can't be created or closed, or another process has locked it.
     pub(crate) fn lock(&self) -> anyhow::Result<Lock> {
         create_private_dir(&self.0)?;
         self.close()?;
@@ -126,7 +125,7 @@ impl DataDir {
 }
 
 impl DataDir {
-    /// Keys and Secrets lie below it: nobody else may read there.
+    /// Removes other users' access: the folder holds keys and Secrets.
     #[cfg(unix)]
     fn close(&self) -> anyhow::Result<()> {
         use std::os::unix::fs::PermissionsExt as _;
@@ -142,7 +141,7 @@ impl DataDir {
                 mode & 0o7777
             )
         };
-        // A home or /tmp that was given by mistake must not be closed to everybody.
+        // A home or /tmp given by mistake must not be closed to other users.
         let mut names = std::fs::read_dir(&self.0).with_context(|| format!("cannot read {path}"))?.peekable();
         anyhow::ensure!(names.peek().is_none() || self.is_ours(), refuse("and it holds other things, too"));
         let closed = std::fs::Permissions::from_mode(0o700);
@@ -156,23 +155,23 @@ impl DataDir {
         Ok(())
     }
 
-    /// Whether a cluster has begun in it.
+    /// Whether the folder belongs to a cluster.
     #[cfg(unix)]
     fn is_ours(&self) -> bool {
         self.pki().exists() || self.store().exists()
     }
 }
 
-/// Held while a process runs on a data folder; the operating system releases it when the process ends.
+/// Lock of a data folder; the operating system releases it at the end of the process.
 #[derive(Debug)]
 pub(crate) struct Lock {
     _file: std::fs::File,
 }
 
-/// Makes a folder that only its owner can read.
+/// Creates a folder with mode 0700.
 ///
 /// # Errors
-/// As the file system says.
+/// On I/O errors.
 pub(crate) fn create_private_dir(path: &Path) -> anyhow::Result<()> {
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true);
@@ -181,18 +180,18 @@ pub(crate) fn create_private_dir(path: &Path) -> anyhow::Result<()> {
     builder.create(path).with_context(|| format!("cannot make the folder {}", path.display()))
 }
 
-/// Replaces a file whole: a reader sees the old one or the new one.
+/// Replaces a file atomically: readers see the old or the new content.
 ///
 /// # Errors
-/// As the file system says.
+/// On I/O errors.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let fail = || format!("cannot write {}", path.display());
-    // A start on a disk that is full writes nothing anew.
+    // A start on a full disk must not rewrite unchanged files.
     if is_private(path) && std::fs::read(path).is_ok_and(|there| there == bytes) {
         return Ok(());
     }
     let folder = path.parent().with_context(fail)?;
-    // NamedTempFile is made with mode 0600.
+    // NamedTempFile has mode 0600.
     let mut file = tempfile::NamedTempFile::new_in(folder).with_context(fail)?;
     file.write_all(bytes).with_context(fail)?;
     file.as_file().sync_all().with_context(fail)?;
@@ -200,7 +199,7 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// Whether nobody else may read a file that is there.
+/// Whether an existing file is accessible to its owner only.
 #[cfg(unix)]
 fn is_private(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
@@ -244,7 +243,7 @@ mod tests {
         open(&path);
         drop(data.lock().unwrap());
         assert_eq!(mode(&path), 0o700, "a cluster's own");
-        // Somebody's home, given by mistake, stays as it is.
+        // A home folder that is given by mistake is not changed.
         let home = temp.path().join("home");
         std::fs::create_dir_all(home.join("letters")).unwrap();
         open(&home);
@@ -258,13 +257,13 @@ mod tests {
     fn an_empty_store_beside_a_cluster_s_traces_is_refused() {
         let temp = tempfile::tempdir().unwrap();
         let data = DataDir::at(temp.path().to_owned());
-        // A first start, or one that ended before its store had anything: keys alone.
+        // A first start, or one that failed before its first write: keys only.
         std::fs::create_dir(data.pki()).unwrap();
-        data.expect_store(&data.store(), true).unwrap();
+        data.check_store_not_lost(&data.store(), true).unwrap();
         for trace in [data.kubeconfig(), data.node("coracle-1"), data.images()] {
             std::fs::create_dir_all(&trace).unwrap();
-            data.expect_store(&data.store(), false).unwrap();
-            let error = data.expect_store(&data.store(), true).unwrap_err().to_string();
+            data.check_store_not_lost(&data.store(), false).unwrap();
+            let error = data.check_store_not_lost(&data.store(), true).unwrap_err().to_string();
             assert!(
                 error.contains("put a copy of the store back") && error.contains("remove the whole folder"),
                 "{error}"

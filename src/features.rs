@@ -5,14 +5,14 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-/// A registry that shows the state of every gate.
+/// A registry with the state of every gate.
 pub(crate) fn registry(features: &Features) -> Registry {
     let mut registry = Registry::default();
     register(&mut registry, features);
     registry
 }
 
-/// Shows the state of every gate as `kubernetes_feature_enabled`.
+/// Registers the state of every gate as `kubernetes_feature_enabled`.
 pub(crate) fn register(registry: &mut Registry, features: &Features) {
     let gauges = Family::<[(&'static str, &'static str); 2], Gauge>::default();
     for (gate, enabled) in features.all() {

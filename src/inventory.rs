@@ -1,4 +1,5 @@
-//! The file of `--node-inventory`: read at the start, when it has to be right, and again when it changes. One that can't be used then changes nothing.
+//! The file of `--node-inventory`. It must be valid at the start; it is reloaded on changes, and an invalid version is
+//! ignored with a warning.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -9,10 +10,10 @@ use anyhow::Context as _;
 use controllers::{INVENTORY_BYTES_MAX, Inventory, SharedInventory};
 use tokio_util::sync::CancellationToken;
 
-/// How often it is read.
+/// Interval between two reads.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// The file, and what it says now.
+/// The file and its present content.
 #[derive(Debug, Clone)]
 pub(crate) struct NodeInventory {
     path: PathBuf,
@@ -20,17 +21,17 @@ pub(crate) struct NodeInventory {
 }
 
 impl NodeInventory {
-    /// Reads it for the first time.
+    /// Reads the file for the first time.
     ///
     /// # Errors
-    /// It can't be read, or what it says can't be.
+    /// If the file can't be read or parsed.
     pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
         let inventory = parse(path, &text(path)?)?;
         Ok(Self { path: path.to_owned(), now: Arc::new(SharedInventory::new(inventory)) })
     }
 
-    /// Keeps up with it until `stop`.
-    pub(crate) async fn follow(self, stop: CancellationToken) {
+    /// Reloads the file on changes until `stop`.
+    pub(crate) async fn reload_on_changes(self, stop: CancellationToken) {
         let (mut last, mut told) = (String::new(), None);
         loop {
             tokio::select! {
@@ -38,19 +39,19 @@ impl NodeInventory {
                 () = tokio::time::sleep(INTERVAL) => {}
             }
             let file = self.clone();
-            let look = tokio::task::spawn_blocking(move || (file.look(&mut last), last));
+            let reload = tokio::task::spawn_blocking(move || (file.reload(&mut last), last));
             let found;
-            (found, last) = look.await.unwrap_or_else(|error| (Err(error.into()), String::new()));
+            (found, last) = reload.await.unwrap_or_else(|error| (Err(error.into()), String::new()));
             match found {
                 Ok(Some(nodes)) => {
-                    tracing::info!(file = %self.path.display(), nodes, "nodes are as the inventory has them now");
+                    tracing::info!(file = %self.path.display(), nodes, "reloaded the node inventory");
                     told = None;
                 }
                 Ok(None) => {}
                 Err(why) => {
                     let why = format!("{why:#}");
                     if told.as_ref() != Some(&why) {
-                        tracing::warn!(why, "the inventory cannot be used; what it said before holds");
+                        tracing::warn!(why, "the inventory cannot be used; the previous one stays in effect");
                     }
                     told = Some(why);
                 }
@@ -58,10 +59,10 @@ impl NodeInventory {
         }
     }
 
-    /// Reads it again; `last` is what it said then. Answers how many nodes it has where that is something else.
-    fn look(&self, last: &mut String) -> anyhow::Result<Option<usize>> {
+    /// Reads the file and compares it with `last`. Returns the number of nodes if the inventory has changed.
+    fn reload(&self, last: &mut String) -> anyhow::Result<Option<usize>> {
         let text = text(&self.path)?;
-        // As a rule nothing has changed, and a large file isn't parsed for that.
+        // Skip parsing of an unchanged file.
         if *last == text {
             return Ok(None);
         }
@@ -78,7 +79,7 @@ fn parse(path: &Path, text: &str) -> anyhow::Result<Inventory> {
 
 fn text(path: &Path) -> anyhow::Result<String> {
     let flag = || format!("--node-inventory {}", path.display());
-    // To open another kind of file may wait for somebody.
+    // Opening a pipe could block.
     let is_file = std::fs::metadata(path).with_context(flag)?.is_file();
     anyhow::ensure!(is_file, "{}: it is no file", flag());
     let most = INVENTORY_BYTES_MAX as u64 + 1;
@@ -104,7 +105,7 @@ mod tests {
         let mut last = String::new();
         let mut write = |text: &str| {
             std::fs::write(&path, text).unwrap();
-            inventory.look(&mut last).map_err(|why| format!("{why:#}"))
+            inventory.reload(&mut last).map_err(|why| format!("{why:#}"))
         };
         assert_eq!(write("nodes: [{name: a}]"), Ok(None));
         assert_eq!(write("nodes: [{name: a}, {name: b}]"), Ok(Some(2)));

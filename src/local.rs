@@ -1,4 +1,4 @@
-//! The cluster that runs in `--data-dir`, as verbs reach it.
+//! Access of verbs to the cluster in `--data-dir`.
 
 use anyhow::Context as _;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -9,10 +9,10 @@ use oci_registry::Credentials;
 use crate::compose;
 use crate::data_dir::DataDir;
 
-/// How its registry is reached.
+/// Address and credentials of the cluster's registry.
 ///
 /// # Errors
-/// No cluster has run there.
+/// If no cluster has run there.
 pub(crate) fn registry(data: &DataDir) -> anyhow::Result<RegistryAccess> {
     let address = std::fs::read_to_string(data.registry_address()).with_context(|| no_cluster(data))?;
     let password = std::fs::read_to_string(data.registry_password()).with_context(|| no_cluster(data))?;
@@ -20,15 +20,15 @@ pub(crate) fn registry(data: &DataDir) -> anyhow::Result<RegistryAccess> {
     Ok(RegistryAccess { address: address.trim().to_owned(), credentials, ca_pem: None })
 }
 
-/// A client of its API server, and the host that it is at.
+/// A client of the cluster's API server, and the server's host.
 ///
 /// # Errors
-/// No cluster has run there, or its kubeconfig can't be used.
+/// If no cluster has run there, or its kubeconfig can't be used.
 pub(crate) async fn client(data: &DataDir) -> anyhow::Result<(Client, String)> {
     let file = Kubeconfig::read_from(data.kubeconfig()).with_context(|| no_cluster(data))?;
     let options = KubeConfigOptions::default();
     let mut config = Config::from_custom_kubeconfig(file, &options).await.with_context(|| no_cluster(data))?;
-    // It is at hand.
+    // The server is local: no proxy.
     config.proxy_url = None;
     let host = config.cluster_url.host().unwrap_or("127.0.0.1").to_owned();
     let client = Client::try_from(config).context("cannot make a client of the cluster")?;

@@ -6,22 +6,22 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::{Common, LogFormat};
 
-/// These warn of what a guest or a registry does, as often as it does it: neither must be able to flood the node's log.
-/// The last one tells of each answer that is an error, without whose it is: whoever has asked says that.
+/// Filters of targets that warn of each act of a guest or a registry: neither must be able to flood the node's log. The
+/// last one logs each error response without its origin; the caller logs the error with it.
 const OTHERS: &str =
     "wasmtime_wasi=error,wasmtime_wasi_http=error,rustls_platform_verifier=off,kube_client::client::builder=off";
 
-/// Starts logging for the whole process.
+/// Starts logging for the process.
 ///
 /// # Errors
-/// The level is no filter (`info`, or `warn,kubelet=debug`).
+/// If the level is no valid filter (`info`, or `warn,kubelet=debug`).
 pub(crate) fn start(common: &Common) -> anyhow::Result<()> {
     let directives = format!("{OTHERS},{}", common.log_level);
     let unknown =
         || format!("--log-level {:?} is neither a level nor a filter such as warn,proxy=debug", common.log_level);
     anyhow::ensure!(levels_are_known(&common.log_level), unknown());
     let filter = EnvFilter::builder().parse(&directives).with_context(unknown)?;
-    // Whoever read the lines may have gone: saying so where nobody reads would be the end of the thread that logs.
+    // The reader of stderr may be gone: reporting that there would panic in the logging thread.
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     match common.log_format {
@@ -31,7 +31,7 @@ pub(crate) fn start(common: &Common) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A bare word would be taken for a module's name, so that a level with a typo (`inof`) would silence everything.
+/// A bare word would be parsed as a module's name, so that a typo in a level (`inof`) would disable all logging.
 fn levels_are_known(filter: &str) -> bool {
     filter
         .split(',')

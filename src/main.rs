@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-// What many threads make and free goes through one allocator that is made for it: docs/decisions/0072-allocator.md.
+// One allocator made for many threads: docs/decisions/0072-allocator.md.
 #[cfg(not(target_env = "msvc"))]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -32,56 +32,56 @@ fn main() -> ExitCode {
         return match wasm_runtime::engine::compile_worker(arguments) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                output::tell!("{error}");
+                output::print_stderr!("{error}");
                 ExitCode::FAILURE
             }
         };
     }
     let cli = match cmd::Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
-        Err(error) => return refuse(&error),
+        Err(error) => return report_parse_error(&error),
     };
     if let Err(error) = logging::start(&cli.common) {
-        output::tell!("coracle: {error:#}");
+        output::print_stderr!("coracle: {error:#}");
         return ExitCode::from(2);
     }
-    // Before anything is opened: the usual soft limit of 1,024 is for programs that use select(2).
+    // Before any file is opened: the usual soft limit of 1,024 is for programs that use select(2).
     machinery_serve::descriptors::raise_limit();
     panics::count();
     match cmd::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(cmd::Failure::Usage(message)) => {
-            output::tell!("coracle: {message}");
+            output::print_stderr!("coracle: {message}");
             ExitCode::from(2)
         }
         Err(cmd::Failure::Failed(error)) => {
             // One line: what failed, why, and what to do next.
             let line = format!("{error:#}").replace('\n', " ");
-            output::tell!("coracle: {line}");
+            output::print_stderr!("coracle: {line}");
             ExitCode::from(1)
         }
     }
 }
 
-/// Help and version as clap prints them; wrong usage in one line that says what to do next.
-fn refuse(error: &clap::Error) -> ExitCode {
+/// Prints help and version as clap does, and wrong usage in one line with a hint.
+fn report_parse_error(error: &clap::Error) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             error.exit()
         }
         ErrorKind::MissingSubcommand => {
-            output::tell!("{}", what_to_do(error));
+            output::print_stderr!("{}", usage_hint(error));
             ExitCode::from(2)
         }
         _ => {
-            output::tell!("coracle: {}", one_line(&error.to_string()));
+            output::print_stderr!("coracle: {}", one_line(&error.to_string()));
             ExitCode::from(2)
         }
     }
 }
 
-/// Of a command line without a verb, or without the verb that one needs.
-fn what_to_do(error: &clap::Error) -> String {
+/// The hint for a command line without a verb or subverb.
+fn usage_hint(error: &clap::Error) -> String {
     match (error.get(ContextKind::InvalidSubcommand), error.get(ContextKind::ValidSubcommand)) {
         (Some(ContextValue::String(verb)), Some(ContextValue::Strings(verbs))) if verb.contains(' ') => {
             format!("coracle: what to do? `{verb}` wants one of {}; see `{verb} --help`", verbs.join(", "))
@@ -92,7 +92,7 @@ fn what_to_do(error: &clap::Error) -> String {
     }
 }
 
-/// clap's report (what is wrong, tips, usage, a pointer to the help) as one line: what is wrong, tips, the pointer.
+/// Shortens clap's report to one line: the error, its tips, the pointer to the help.
 fn one_line(report: &str) -> String {
     let told: Vec<&str> = report
         .lines()
@@ -101,17 +101,17 @@ fn one_line(report: &str) -> String {
         .filter(|line| !line.is_empty() && !line.starts_with("Usage:"))
         .map(|line| line.strip_prefix("error: ").unwrap_or(line))
         .collect();
-    // What a line announces stands in the next ones.
+    // A heading ends in a colon and belongs to the next line.
     format!("{} (see --help)", told.join("; ").replace(":; ", ": "))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{cmd::Cli, one_line, what_to_do};
+    use super::{cmd::Cli, one_line, usage_hint};
 
     #[test]
     fn a_missing_verb_is_told_where_it_is_missing() {
-        let told = |line: &[&str]| what_to_do(&Cli::read(line.iter().map(Into::into)).unwrap_err());
+        let told = |line: &[&str]| usage_hint(&Cli::read(line.iter().map(Into::into)).unwrap_err());
         assert!(told(&["coracle"]).contains("`coracle up` runs one"));
         let wanted =
             "coracle: what to do? `coracle image` wants one of ls, rm, import, export; see `coracle image --help`";

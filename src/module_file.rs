@@ -1,14 +1,14 @@
-//! A .wasm file that a person names.
+//! Reads the .wasm file of a command line.
 
 use std::io::Read as _;
 use std::path::Path;
 
 use runtime_api::MODULE_BYTES_MAX;
 
-/// Its bytes, no more than a module may have: a device has no end.
+/// The file's bytes, up to the maximum size of a module: a device has no end.
 ///
 /// # Errors
-/// It can't be read, or is larger.
+/// If the file can't be read or is larger.
 pub(crate) fn read(file: &Path) -> std::io::Result<Vec<u8>> {
     let file = std::fs::File::open(file)?;
     let size = file.metadata()?.len();

@@ -19,29 +19,30 @@ const BLOCKS: u8 = 47;
 /// Prefix length of a block.
 const BLOCK_PREFIX: u8 = 14;
 
-/// The port of the claiming socket at a block's last address: any fixed one does, as it only has to be the same for all.
+/// The port of the claiming socket at a block's last address: any fixed port works, as long as all clusters use the
+/// same.
 const CLAIM_PORT: u16 = 6442;
 
-/// Which of Services' addresses is cluster DNS'.
+/// Index of cluster DNS in the Services' range.
 const DNS_HOST: usize = 10;
 /// Upstream's range of NodePorts.
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 
-/// Where Services and pods live.
+/// The ranges of Services and pods.
 #[derive(Debug)]
 pub(crate) struct Network {
     pub(crate) services: Ipv4Net,
     pub(crate) pods: Ipv4Net,
     pub(crate) node_mask: u8,
-    /// Holds the block for this process.
+    /// The socket that claims the block for this process.
     claim: Option<TcpListener>,
 }
 
 impl Network {
-    /// Decides the addresses: flags first, then the block remembered in `remembered` while it is free, then a free one.
+    /// Chooses the ranges: flags first, then the block in the file `remembered` if it is free, then a free block.
     ///
     /// # Errors
-    /// No block is free, or the flags contradict each other.
+    /// If no block is free, or the flags contradict each other.
     pub(crate) fn choose(config: &NetworkConfig, remembered: &Path) -> anyhow::Result<Self> {
         let network = match (config.service_cidr, config.cluster_cidr) {
             (Some(services), Some(pods)) => {
@@ -65,33 +66,34 @@ impl Network {
                 claim: None,
             },
         };
-        network.check()
+        network.check_blocks()
     }
 
-    /// Where cluster DNS is: the tenth address of Services'.
+    /// The address of cluster DNS: the tenth of the Services' range.
     pub(crate) fn dns(&self) -> Option<Ipv4Addr> {
         self.services.hosts().nth(DNS_HOST - 1)
     }
 
-    /// What the API server gives Services, and where endpoints may be.
+    /// The Services' network of the API server, and the allowed endpoint addresses.
     pub(crate) fn of_services(&self) -> ServiceNetwork {
         let loopback = [self.services, self.pods].into_iter().filter(|block| block.network().is_loopback()).collect();
         ServiceNetwork { cidr: self.services, node_ports: NODE_PORTS, loopback }
     }
 
-    /// What moves when the Service `kubernetes` has an address of another block: that one was taken when this run began.
-    pub(crate) fn moves(&self, kubernetes: Option<Ipv4Addr>) -> Vec<Move> {
+    /// The address migrations, if the Service `kubernetes` has an address of another block: its block was taken at this
+    /// start.
+    pub(crate) fn migrations(&self, kubernetes: Option<Ipv4Addr>) -> Vec<Move> {
         let old = kubernetes.filter(|address| address.is_loopback() && !self.services.contains(address));
         let Some(old) = old.filter(|_| self.claim.is_some()) else { return Vec::new() };
         let old = Ipv4Net::new_assert(old, BLOCK_PREFIX).trunc();
         vec![Move { from: services_of(old), to: self.services }, Move { from: pods_of(old), to: self.pods }]
     }
 
-    /// The same, where the addresses of LoadBalancer Services are others than the cluster's own.
+    /// Returns the network if the LoadBalancer pool doesn't overlap it.
     ///
     /// # Errors
-    /// Some are the same.
-    pub(crate) fn beside(self, pool: &AddressPool) -> anyhow::Result<Self> {
+    /// If they overlap.
+    pub(crate) fn check(self, pool: &AddressPool) -> anyhow::Result<Self> {
         for (flag, block) in [("--service-cidr", self.services), ("--cluster-cidr", self.pods)] {
             let same = pool.overlaps(block.network(), block.broadcast());
             anyhow::ensure!(!same, "--load-balancer-pool {pool} and {flag} {block} overlap: take other addresses");
@@ -99,7 +101,7 @@ impl Network {
         Ok(self)
     }
 
-    fn check(self) -> anyhow::Result<Self> {
+    fn check_blocks(self) -> anyhow::Result<Self> {
         anyhow::ensure!(
             self.services.prefix_len() <= 28,
             "--service-cidr {} is too small: give one of at least 16 addresses",
@@ -165,9 +167,9 @@ mod tests {
     fn a_block_that_was_taken_is_left_with_all_that_was_in_it() {
         let (block, claim) = claim_block(None).unwrap();
         let network = Network { services: services_of(block), pods: pods_of(block), node_mask: 20, claim: Some(claim) };
-        assert_eq!(network.moves(None), []);
-        assert_eq!(network.moves(network.services.hosts().next()), []);
-        let moves = network.moves(Some(Ipv4Addr::new(127, 248, 0, 1)));
+        assert_eq!(network.migrations(None), []);
+        assert_eq!(network.migrations(network.services.hosts().next()), []);
+        let moves = network.migrations(Some(Ipv4Addr::new(127, 248, 0, 1)));
         assert_eq!(moves[0], Move { from: "127.248.0.0/16".parse().unwrap(), to: network.services });
         assert_eq!(moves[1].from.to_string(), "127.250.0.0/15");
     }

@@ -1,5 +1,4 @@
-//! What the program says to whoever started it. A reader that has gone away, as `head` does, has what it wanted: that is no failure,
-//! and no panic.
+//! Output to stdout and stderr. A closed pipe (`head`) is neither a failure nor a panic.
 
 use std::fmt::Arguments;
 use std::io::{self, Write};
@@ -7,28 +6,28 @@ use std::io::{self, Write};
 use anyhow::Context as _;
 
 /// Prints a line of a verb's result.
-macro_rules! say {
+macro_rules! print_stdout {
     ($($part:tt)*) => {
         $crate::output::result(format_args!("{}\n", format_args!($($part)*)))
     };
 }
-/// Prints a line beside the result: what went wrong, what goes on.
-macro_rules! tell {
+/// Prints a line on stderr: an error or progress.
+macro_rules! print_stderr {
     ($($part:tt)*) => {
         $crate::output::aside(format_args!("{}\n", format_args!($($part)*)))
     };
 }
-pub(crate) use {say, tell};
+pub(crate) use {print_stderr, print_stdout};
 
-/// Writes to stdout, at once.
+/// Writes to stdout and flushes.
 ///
 /// # Errors
-/// What was to be written is lost, as on a full disk.
+/// If the output is lost, as on a full disk.
 pub(crate) fn result(text: Arguments<'_>) -> anyhow::Result<()> {
-    heard(write(&mut io::stdout().lock(), text)).context("cannot write to stdout")
+    ignore_broken_pipe(write(&mut io::stdout().lock(), text)).context("cannot write to stdout")
 }
 
-/// Writes to stderr. There is nobody else to tell that it can't be written.
+/// Writes to stderr. A failure to write is ignored.
 pub(crate) fn aside(text: Arguments<'_>) {
     let _ = write(&mut io::stderr().lock(), text);
 }
@@ -49,18 +48,18 @@ pub(crate) fn columns(rows: &[Vec<String>]) -> String {
     text
 }
 
-/// Text that others have written, with nothing in it that a terminal would take for a command.
+/// Text of others without control characters that a terminal would interpret.
 pub(crate) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
 }
 
-/// One write, so that whoever waits for a line reads it whole.
+/// Writes with one call, so that a reader sees whole lines.
 fn write(to: &mut dyn Write, text: Arguments<'_>) -> io::Result<()> {
     to.write_all(text.to_string().as_bytes())?;
     to.flush()
 }
 
-fn heard(written: io::Result<()>) -> io::Result<()> {
+fn ignore_broken_pipe(written: io::Result<()>) -> io::Result<()> {
     match written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other,
@@ -77,6 +76,8 @@ mod tests {
         drop(reader);
         let gone = write(&mut writer, format_args!("x"));
         assert_eq!(gone.as_ref().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
-        assert!(heard(gone).is_ok() && heard(Err(io::ErrorKind::StorageFull.into())).is_err());
+        assert!(
+            ignore_broken_pipe(gone).is_ok() && ignore_broken_pipe(Err(io::ErrorKind::StorageFull.into())).is_err()
+        );
     }
 }

@@ -1,10 +1,10 @@
-//! Counts the panics of this process, those that something catches among them: a demonstration that hid one would be none.
+//! Counts this process's panics, caught ones included: the demo fails if there was one.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 static PANICS: AtomicU64 = AtomicU64::new(0);
 
-/// Counts panics from now on; they are written to stderr as before.
+/// Starts counting panics; they are written to stderr as before.
 pub(crate) fn count() {
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -13,11 +13,11 @@ pub(crate) fn count() {
     }));
 }
 
-/// Fails where something panicked.
+/// Fails if there was a panic.
 ///
 /// # Errors
-/// How often, and where to look.
-pub(crate) fn none() -> anyhow::Result<()> {
+/// The number of panics, and where to find them.
+pub(crate) fn check_none() -> anyhow::Result<()> {
     match PANICS.load(Ordering::Relaxed) {
         0 => Ok(()),
         1 => anyhow::bail!("something panicked: see the line with \"panicked at\" above, and report it"),
@@ -29,10 +29,10 @@ pub(crate) fn none() -> anyhow::Result<()> {
 mod tests {
     #[test]
     fn a_panic_that_is_caught_is_counted() {
-        assert!(super::none().is_ok());
+        assert!(super::check_none().is_ok());
         super::count();
         std::panic::catch_unwind(|| panic!("it was meant to")).unwrap_err();
-        let told = super::none().unwrap_err().to_string();
+        let told = super::check_none().unwrap_err().to_string();
         assert!(told.contains("panicked: see the line"), "{told}");
     }
 }

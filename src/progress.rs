@@ -1,8 +1,8 @@
-//! Reports on stderr what a verb is doing: as the last line of a terminal, and elsewhere only what is reported as long.
+//! Reports a verb's progress on stderr: as the last line of a terminal; without a terminal only long waits.
 
 use std::io::IsTerminal as _;
 
-use crate::output::{aside, tell};
+use crate::output::{aside, print_stderr};
 
 /// The last line of a terminal.
 #[derive(Debug, Clone, Copy)]
@@ -11,28 +11,28 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// On stderr, where it is a terminal.
+    /// Progress on stderr, if that is a terminal.
     pub(crate) fn new() -> Self {
         Self { terminal: std::io::stderr().is_terminal() }
     }
 
-    /// Replaces the line by what is being done now.
+    /// Replaces the line by the current step.
     pub(crate) fn doing(self, what: &str) {
         if self.terminal {
             aside(format_args!("\r\x1b[2K… {what}"));
         }
     }
 
-    /// Reports what has been waited for longer than a reader expects: also where stderr is no terminal.
+    /// Reports a long wait, even if stderr is no terminal.
     pub(crate) fn still(self, what: &str) {
         if self.terminal {
             self.doing(what);
         } else {
-            tell!("coracle: {what}");
+            print_stderr!("coracle: {what}");
         }
     }
 
-    /// Clears the line: what follows is a result.
+    /// Clears the line before a result.
     pub(crate) fn done(self) {
         if self.terminal {
             aside(format_args!("\r\x1b[2K"));

@@ -1,8 +1,8 @@
-//! Whether a Deployment has rolled out.
+//! The rollout status of a Deployment.
 
 use k8s_openapi::api::apps::v1::Deployment;
 
-/// As `kubectl rollout status` means it, and its old pods are gone.
+/// Whether the rollout is complete (as `kubectl rollout status`) and the old pods are gone.
 pub(crate) fn is_rolled_out(deployment: &Deployment) -> bool {
     let want = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
     let Some(status) = &deployment.status else { return false };

@@ -1,5 +1,5 @@
-//! Runs the scheduler's plugins that are WebAssembly components: each is a container of its own without a pod, with no files, no
-//! network and no environment. Docs: docs/scheduler-plugins.md.
+//! Runs the scheduler's WebAssembly plugins: each is a container without a pod, files, network and environment. Docs:
+//! docs/scheduler-plugins.md.
 
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -26,31 +26,31 @@ use wasm_runtime::engine::{CompileProcess, Engine, EngineConfig, GuestThreads, i
 
 use crate::config::GuestsConfig;
 
-/// By whose share of compilers and places they run.
+/// The namespace whose share of compilers and instance slots the plugins use.
 const NAMESPACE: &str = "kube-system";
-/// Characters of a guest's own words that are kept of a call.
-const WORDS_MAX: usize = 1024;
-/// Lines of a plugin that the log takes in a second.
+/// Maximum characters of a guest's output that are kept for a call.
+const CALL_OUTPUT_MAX: usize = 1024;
+/// Maximum log lines of a plugin per second.
 const LINES_MAX: u32 = 20;
 
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// See the module.
+/// The plugin host of a scheduler.
 #[derive(Debug)]
 pub(crate) struct Plugins {
     engine: Engine,
     env: Env,
-    /// What is compiled, where no node keeps that.
+    /// Folder of compiled modules, if there is no node to keep them.
     _folder: Option<TempDir>,
 }
 
 impl Plugins {
-    /// On the engine of a process that has one.
+    /// Plugins on the engine of this process.
     pub(crate) fn on(engine: Engine, env: &Env) -> Arc<dyn PluginHost> {
         Arc::new(Self { engine, env: env.clone(), _folder: None })
     }
 
-    /// Those of some profiles, with an engine of their own; none where there are none.
+    /// The plugins of some profiles, on an engine of their own; `None` if the profiles have none.
     ///
     /// # Errors
     /// As [`alone`](Self::alone).
@@ -63,10 +63,10 @@ impl Plugins {
         if plugins.is_empty() { Ok(None) } else { Self::alone(&plugins, guests, env).map(Some) }
     }
 
-    /// With an engine of their own.
+    /// Plugins on an engine of their own.
     ///
     /// # Errors
-    /// The system gives no threads or no folder.
+    /// If no threads or no folder can be created.
     pub(crate) fn alone(
         plugins: &[Arc<WasmPlugin>],
         guests: GuestsConfig,
@@ -91,7 +91,7 @@ impl Plugins {
         let path = plugin.module.clone();
         let read = tokio::task::spawn_blocking(move || {
             let bytes = read(&path)?;
-            // What is compiled under a digest has that digest, whatever becomes of the file.
+            // The copy has the digest under which it is compiled, whatever happens to the file.
             let mut copy = NamedTempFile::new().map_err(|error| error.to_string())?;
             copy.write_all(&bytes).map_err(|error| error.to_string())?;
             Ok::<_, String>((blobs::digest(&bytes), copy))
@@ -100,13 +100,13 @@ impl Plugins {
         let metering = if plugin.fuel.is_some() { Metering::Fuel } else { Metering::Epochs };
         let module = Runtime::load(&self.engine, &digest, copy.path(), metering, NAMESPACE).await;
         let module = module.map_err(|error| error.to_string())?;
-        let words = Arc::new(Words { plugin: plugin.name, env: self.env.clone(), said: Mutex::default() });
-        let container = module.container(self.spec(plugin, words.clone())).map_err(|error| error.to_string())?;
+        let log = Arc::new(PluginLog { plugin: plugin.name, env: self.env.clone(), state: Mutex::default() });
+        let container = module.container(self.spec(plugin, log.clone())).map_err(|error| error.to_string())?;
         let server = container.serve().map_err(|error| error.to_string())?;
-        Ok(Arc::new(Module { server, words, plugin: plugin.clone() }))
+        Ok(Arc::new(LoadedPlugin { server, log, plugin: plugin.clone() }))
     }
 
-    fn spec(&self, plugin: &WasmPlugin, log: Arc<Words>) -> ContainerSpec {
+    fn spec(&self, plugin: &WasmPlugin, log: Arc<PluginLog>) -> ContainerSpec {
         let limits = Limits {
             memory_bytes: Some(plugin.memory_bytes),
             fuel: plugin.fuel,
@@ -149,10 +149,10 @@ impl PluginHost for Plugins {
     }
 }
 
-/// Looks at a plugin's file without running it.
+/// Validates a plugin's file without running it.
 ///
 /// # Errors
-/// There is none, or it is no plugin.
+/// If the file is missing or no plugin.
 pub(crate) fn check(plugin: &WasmPlugin) -> Result<(), String> {
     read(&plugin.module).map(|_| ()).map_err(|why| format!("plugin {:?}: {why}", plugin.name))
 }
@@ -175,20 +175,20 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// A plugin that was loaded.
-struct Module {
+/// A loaded plugin.
+struct LoadedPlugin {
     server: Arc<dyn Server>,
-    words: Arc<Words>,
+    log: Arc<PluginLog>,
     plugin: WasmPlugin,
 }
 
-impl Drop for Module {
+impl Drop for LoadedPlugin {
     fn drop(&mut self) {
         self.server.shut();
     }
 }
 
-impl PluginModule for Module {
+impl PluginModule for LoadedPlugin {
     fn call<'a>(
         &'a self,
         session: &'a str,
@@ -199,13 +199,13 @@ impl PluginModule for Module {
     }
 }
 
-impl Module {
+impl LoadedPlugin {
     async fn call(&self, session: &str, function: &'static str, arguments: Vec<u8>) -> Result<Vec<u8>, CallError> {
-        self.words.begin();
+        self.log.begin_call();
         let body = Full::new(arguments.into()).map_err(|never| match never {}).boxed_unsync();
         let request = Request::post(format!("/{function}")).header(machinery_api::names::SESSION_HEADER, session);
         let mut request = request.body(body).map_err(|error| failed("error", error.to_string()))?;
-        // It waits for no pod's requests.
+        // The request doesn't wait in a pod's queue.
         request.extensions_mut().insert(NodeCall::default());
         let from = Origin { peer: Peer::Node, local: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), via: None };
         let Ok(response) = self.server.http(&from, request).await else {
@@ -222,10 +222,10 @@ impl Module {
         }
     }
 
-    /// Why a call has no result, for people.
+    /// A failed call's message for people.
     fn failure(&self, reason: &str) -> CallError {
         let WasmPlugin { timeout, memory_bytes, fuel, .. } = &self.plugin;
-        let said = |why: &str| match self.words.said() {
+        let said = |why: &str| match self.log.call_output() {
             words if words.is_empty() => why.to_owned(),
             words => format!("{why}: {words}"),
         };
@@ -245,48 +245,48 @@ fn failed(kind: &'static str, why: String) -> CallError {
     CallError::Failed(Failure { kind, why })
 }
 
-/// What a plugin says beside its answers: for the log, and of a call that fails for whoever asked.
-struct Words {
+/// A plugin's output beside its responses: logged, and added to the message of a failed call.
+struct PluginLog {
     plugin: &'static str,
     env: Env,
-    said: Mutex<Said>,
+    state: Mutex<PluginLogState>,
 }
 
 #[derive(Default)]
-struct Said {
+struct PluginLogState {
     of_call: String,
-    /// The second that is counted, and its lines.
+    /// The current second and its number of lines.
     second: Duration,
     lines: u32,
 }
 
-impl Words {
-    fn begin(&self) {
-        self.said.lock().unwrap_or_else(PoisonError::into_inner).of_call.clear();
+impl PluginLog {
+    fn begin_call(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).of_call.clear();
     }
 
-    fn said(&self) -> String {
-        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        let lines: Vec<&str> = said.of_call.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    fn call_output(&self) -> String {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines: Vec<&str> = state.of_call.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
         shown(&lines.join("; "))
     }
 }
 
-impl LogSink for Words {
+impl LogSink for PluginLog {
     fn write(&self, stream: StdStream, bytes: &[u8]) {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let text = String::from_utf8_lossy(bytes);
-        let room = WORDS_MAX.saturating_sub(said.of_call.len());
+        let room = CALL_OUTPUT_MAX.saturating_sub(state.of_call.len());
         if stream == StdStream::Stderr {
-            said.of_call.extend(text.chars().take(room));
+            state.of_call.extend(text.chars().take(room));
         }
         let now = self.env.elapsed();
-        if now.saturating_sub(said.second) >= Duration::from_secs(1) {
-            (said.second, said.lines) = (now, 0);
+        if now.saturating_sub(state.second) >= Duration::from_secs(1) {
+            (state.second, state.lines) = (now, 0);
         }
         for line in text.lines().filter(|line| !line.trim().is_empty()) {
-            said.lines = said.lines.saturating_add(1);
-            if said.lines > LINES_MAX {
+            state.lines = state.lines.saturating_add(1);
+            if state.lines > LINES_MAX {
                 return;
             }
             tracing::info!(plugin = self.plugin, "{}", shown(line));

@@ -1,7 +1,7 @@
-//! Runs the controllers against any cluster: `controllers KUBECONFIG [CA]`. For trying them on an upstream apiserver.
+//! Runs the controllers against any cluster: `controllers KUBECONFIG [CA]`. For tests with an upstream API server.
 //!
-//! The kubeconfig's user must be allowed to impersonate: each controller acts as its own service account, so that
-//! upstream's default roles are held to be enough.
+//! The kubeconfig's user needs the right to impersonate. Each controller acts as its own service account, which shows
+//! that upstream's default roles suffice.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let settings = Settings {
         root_ca_pem,
         cluster_cidrs: vec![("10.244.0.0/16".parse()?, 24)],
-        // Nobody trusts these tokens: it is enough to see that the Secrets are filled.
+        // No API server accepts these tokens; the example shows only that the Secrets are filled.
         sign_token: Some(Arc::new(|claims| Some(format!("unsigned.{claims}")))),
         ..Settings::default()
     };

@@ -1,11 +1,13 @@
-//! What broken manifests cost at rest: each kind of workload with pods that are evicted, rejected, failed, deleted or refused
-//! at once, played in virtual time by the controllers, a node and whoever breaks it. Pods a minute are bounded by upstream's.
+//! Pod rates of broken manifests in steady state: each kind of workload with pods that are evicted, rejected, failed,
+//! deleted or refused at once. Controllers, a node and the fault run in virtual time. Pods per minute are bounded by
+//! upstream's.
 //!
-//! Where upstream's figures come from: `MEASURED`, one pod a second of a Deployment that is evicted at once, and one in 20 to
-//! 60 seconds on a node that is gone, of the review of 2026-11-24 beside v1.36.3. `QUEUE`, client-go's back-off of a key
-//! that fails (5 ms, doubling, up to 1000 s). `DAEMONS`, the DaemonSet controller's back-off of failed pods (1 s, doubling, up
-//! to 15 min). `JOBS`, the Job controller's (10 s, doubling, up to 10 min), and `backoffLimit`. `PLACED`, no pod is made for a
-//! node that it doesn't tolerate. The rate of one pod a second bounds what upstream's client does twenty times a second, too.
+//! Sources of upstream's figures. `MEASURED`: one pod a second of a Deployment that is evicted at once, and one in 20
+//! to 60 seconds on a node that is gone, from the review of 2026-11-24 beside v1.36.3. `QUEUE`: client-go's back-off of
+//! a failing key (5 ms, doubling, up to 1000 s). `DAEMONS`: the DaemonSet controller's back-off of failed pods (1 s,
+//! doubling, up to 15 min). `JOBS`: the Job controller's (10 s, doubling, up to 10 min), and `backoffLimit`. `PLACED`:
+//! no pod is created for a node whose taints it doesn't tolerate. Upstream's client sends twenty requests a second; one
+//! pod a second stays below that, too. [`WRITES_EACH`] has upstream's writes per pod.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,13 +15,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use machinery_api::ObjectKey;
 use machinery_client::simulate::Simulation;
-use machinery_client::{Action, Kind, Memories, Pod};
+use machinery_client::{Action, Kind, Pod, ReconcilerCache};
 use serde_json::{Value, json};
 
 use crate::table_tests::{decide, keys, start};
 
-/// Who takes part: whatever makes, ends or follows pods.
-const TAKE_PART: [&str; 10] = [
+/// The controllers that create, end or follow pods.
+const PARTICIPANTS: [&str; 10] = [
     "cronjob-controller",
     "daemonset-controller",
     "deployment-controller",
@@ -31,34 +33,43 @@ const TAKE_PART: [&str; 10] = [
     "statefulset-controller",
     "taint-eviction-controller",
 ];
-/// What a loop takes once around, when nothing waits.
+/// The duration of one round of the loop.
 const ROUND: Duration = Duration::from_millis(10);
-/// From here on it counts as at rest, and for so long it is looked at.
+/// The start of the steady state, and the duration of the measurement.
 const REST_AFTER: Duration = Duration::from_secs(90);
-const LOOKED_AT: Duration = Duration::from_secs(60);
-/// Writes for a pod that comes and goes: it is made, told of, failed and deleted, and the statuses of two owners follow twice.
-const WRITES_EACH: u32 = 9;
-/// Writes a minute beside them.
+const MEASURED_FOR: Duration = Duration::from_secs(60);
+/// Upstream's writes per pod, in tenths: of pods, their workloads, ReplicaSets and ControllerRevisions. Measured with
+/// v1.36.3 and kwok on 2026-11-25 over 60 s, on an evicting and on a missing node, and with a client that deletes each pod.
+const WRITES_EACH: [(&str, u32); 7] = [
+    ("Deployment", 92),
+    ("ReplicaSet", 69),
+    ("ReplicationController", 67),
+    ("StatefulSet", 88),
+    ("DaemonSet", 54),
+    ("Job", 120),
+    ("CronJob", 120),
+];
+/// Other writes per minute.
 const WRITES_BESIDE: u32 = 12;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Mishap {
-    /// Its node has a taint that it doesn't tolerate.
+    /// The node has a taint that the pod doesn't tolerate.
     Evicted,
-    /// Its node rejects it.
+    /// The node rejects the pod.
     Rejected,
-    /// Somebody deletes it.
+    /// A client deletes the pod.
     Deleted,
-    /// Nobody lets it be made.
+    /// Admission rejects the creation.
     Refused,
-    /// Its node is gone.
+    /// The node is gone.
     Gone,
-    /// Its node is out of service.
+    /// The node is out of service.
     OutOfService,
 }
 use Mishap::{Deleted, Evicted, Gone, OutOfService, Refused, Rejected};
 
-/// Kind, mishap, pods a minute at most (made or asked for), and where upstream's figure comes from.
+/// Kind, mishap, maximum of pods per minute (created or attempted), and the source of upstream's figure.
 const TABLE: [(&str, Mishap, u32, &str); 33] = [
     ("Deployment", Evicted, 62, "MEASURED"),
     ("Deployment", Rejected, 62, "MEASURED"),
@@ -95,12 +106,12 @@ const TABLE: [(&str, Mishap, u32, &str); 33] = [
     ("CronJob", Refused, 12, "JOBS"),
 ];
 
-/// One cluster with one broken workload.
-struct Broken {
+/// A cluster with one broken workload.
+struct BrokenCluster {
     simulation: Simulation,
     mishap: Mishap,
-    memories: BTreeMap<&'static str, Memories>,
-    /// Failures in a row, and until when the key waits for them.
+    reconciler_cache: BTreeMap<&'static str, ReconcilerCache>,
+    /// Consecutive failures, and the end of the key's back-off.
     held: BTreeMap<(&'static str, ObjectKey), (u32, Timestamp)>,
     pods: u32,
     writes: u32,
@@ -129,7 +140,7 @@ fn workload(kind: &str) -> Value {
     json!({"apiVersion": api, "kind": kind, "metadata": {"name": "w", "namespace": "a"}, "spec": spec})
 }
 
-impl Broken {
+impl BrokenCluster {
     fn new(kind: &str, mishap: Mishap) -> Self {
         let taints = match mishap {
             Evicted => json!([{"key": "k", "effect": "NoExecute"}]),
@@ -144,11 +155,11 @@ impl Broken {
         let workload = workload(kind);
         let kind = simulation.kind_of(&workload);
         simulation.create(&kind, workload);
-        let (memories, held) = Default::default();
-        Self { simulation, mishap, memories, held, pods: 0, writes: 0 }
+        let (reconciler_cache, held) = Default::default();
+        Self { simulation, mishap, reconciler_cache, held, pods: 0, writes: 0 }
     }
 
-    /// Plays actions; false where one fails.
+    /// Performs actions; false if one fails.
     fn act(&mut self, actions: Vec<Action>) -> bool {
         let pods = Kind::of::<Pod>();
         actions.into_iter().all(|action| match action {
@@ -165,7 +176,7 @@ impl Broken {
                 self.writes += 1;
                 false
             }
-            // It runs until its node has ended it: that is the node's word, and this node has none.
+            // A running pod ends when its node says so, and this node is gone.
             Action::Delete { kind, key, grace_seconds, .. } if kind == pods && self.mishap == OutOfService => {
                 self.writes += 1;
                 let Some(pod) = self.simulation.view.object(&kind, &key).map(|pod| pod.to_value()) else { return true };
@@ -192,23 +203,23 @@ impl Broken {
         })
     }
 
-    /// Every controller looks at every key; answers whether one did anything, and when the next one will.
+    /// One pass of every controller over every key. Returns whether one acted, and when the next is due.
     fn round(&mut self) -> (bool, Option<Timestamp>) {
         let (mut acted, mut next) = (false, None::<Timestamp>);
         let now = self.simulation.now;
         let mut at = |when: Timestamp| next = Some(next.map_or(when, |known| known.min(when)));
         let all = keys(&self.simulation);
-        for (name, keys) in all.into_iter().filter(|(name, _)| TAKE_PART.contains(name)) {
+        for (name, keys) in all.into_iter().filter(|(name, _)| PARTICIPANTS.contains(name)) {
             for key in keys {
                 let held = self.held.get(&(name, key.clone())).filter(|(_, until)| *until > now);
                 if let Some((_, until)) = held {
                     at(*until);
                     continue;
                 }
-                self.simulation.memories = self.memories.remove(name).unwrap_or_default();
+                self.simulation.reconciler_cache = self.reconciler_cache.remove(name).unwrap_or_default();
                 let plan = decide(name, &self.simulation, &key);
-                self.simulation.memories.set(&key, plan.memory.clone());
-                self.memories.insert(name, std::mem::take(&mut self.simulation.memories));
+                self.simulation.reconciler_cache.set(&key, plan.state.clone());
+                self.reconciler_cache.insert(name, std::mem::take(&mut self.simulation.reconciler_cache));
                 plan.requeue_at.into_iter().for_each(&mut at);
                 if plan.actions.is_empty() {
                     continue;
@@ -229,8 +240,8 @@ impl Broken {
         (acted, next)
     }
 
-    /// What befalls the pods.
-    fn befall(&mut self) {
+    /// Applies the mishap to the pods.
+    fn apply_mishap(&mut self) {
         let kind = Kind::of::<Pod>();
         let there: Vec<Value> = self.simulation.view.all::<Pod>().map(machinery_client::Object::to_value).collect();
         for mut pod in there {
@@ -256,7 +267,7 @@ impl Broken {
     fn until(&mut self, end: Duration) {
         while self.simulation.elapsed() < end {
             let (acted, next) = self.round();
-            self.befall();
+            self.apply_mishap();
             let soon = self.simulation.now.saturating_add(ROUND).unwrap();
             let end = start().saturating_add(end).unwrap();
             self.simulation.now = if acted { soon } else { next.map_or(end, |next| next.max(soon)).min(end) };
@@ -268,14 +279,16 @@ impl Broken {
 fn no_broken_manifest_costs_more_than_upstreams() {
     let mut wrong = Vec::new();
     for (kind, mishap, pods_max, source) in TABLE {
-        let mut broken = Broken::new(kind, mishap);
+        let mut broken = BrokenCluster::new(kind, mishap);
         broken.until(REST_AFTER);
         let before = (broken.pods, broken.writes);
-        broken.until(REST_AFTER + LOOKED_AT);
+        broken.until(REST_AFTER + MEASURED_FOR);
         let (pods, writes) = (broken.pods - before.0, broken.writes - before.1);
         let line = format!("{kind} {mishap:?}: {pods} pods and {writes} writes a minute, {source}: {pods_max} pods");
         eprintln!("{line}; {} before", before.0);
-        if pods > pods_max || writes > pods_max * WRITES_EACH + WRITES_BESIDE || before.0 == 0 && pods_max > 0 {
+        let (_, each) = WRITES_EACH.iter().find(|(row, _)| *row == kind).expect("a figure of upstream's");
+        let writes_max = (pods_max * each).div_ceil(10) + WRITES_BESIDE;
+        if pods > pods_max || writes > writes_max || before.0 == 0 && pods_max > 0 {
             wrong.push(line);
         }
     }

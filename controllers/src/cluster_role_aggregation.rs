@@ -1,4 +1,4 @@
-//! `clusterrole-aggregation-controller`: roles that are made of the rules of others.
+//! `clusterrole-aggregation-controller`: ClusterRoles whose rules are aggregated from others.
 
 use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
 use machinery_api::ObjectKey;
@@ -16,7 +16,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     reconcile,
 };
 
-/// The role itself and every role that takes or took it in.
+/// The role, and every role that aggregates or aggregated it.
 fn aggregated(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let mut keys = vec![(*change.key).clone()];
     for role in view.all::<ClusterRole>() {

@@ -1,5 +1,4 @@
-//! One way to set a condition, whatever kind of object has it: the time of its last transition changes with its status
-//! only.
+//! Sets conditions of any kind of object. Invariant: `lastTransitionTime` changes only with the status.
 
 use k8s_openapi::api::apps::v1::DeploymentCondition;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscalerCondition;
@@ -7,7 +6,6 @@ use k8s_openapi::api::batch::v1::JobCondition;
 use k8s_openapi::api::core::v1::{NamespaceCondition, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-/// A condition of any kind of object.
 pub(crate) trait Condition {
     fn type_(&self) -> &str;
     fn status(&self) -> &str;
@@ -34,7 +32,7 @@ macro_rules! conditions {
 
 conditions!(DeploymentCondition, HorizontalPodAutoscalerCondition, JobCondition, NamespaceCondition, PodCondition);
 
-/// Sets a condition where it stands, or at the end if there is none of its type.
+/// Sets a condition in place, or appends it if there is none of its type.
 pub(crate) fn set<C: Condition>(conditions: &mut Vec<C>, mut new: C) {
     match conditions.iter_mut().find(|known| known.type_() == new.type_()) {
         Some(known) => {
@@ -45,7 +43,7 @@ pub(crate) fn set<C: Condition>(conditions: &mut Vec<C>, mut new: C) {
     }
 }
 
-/// Sets a condition and moves it to the end, as upstream's Deployments have them.
+/// Sets a condition and moves it to the end, as upstream's Deployments do.
 pub(crate) fn set_last<C: Condition>(conditions: &mut Vec<C>, mut new: C) {
     if let Some(at) = conditions.iter().position(|known| known.type_() == new.type_()) {
         keep_transition(&mut conditions.remove(at), &mut new);

@@ -1,8 +1,9 @@
-//! Controllers that die between any two actions: what comes next knows only what is stored, and comes to the same end.
+//! Crash test of the controllers: after a crash between any two actions, the next run reads only stored state and
+//! reaches the same end.
 //!
-//! One life of a cluster with something for every controller is played to its end, with a kubelet that does what it is
-//! told and users that change their minds. For each action that isn't the last of its plan it is played again from there,
-//! by controllers that know of no plan.
+//! One life of a cluster with something for every controller is played to its end, with a simulated kubelet and with
+//! users that change objects. For each action that isn't the last of its plan, the life is replayed from there by
+//! controllers without memory of the plan.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -12,23 +13,23 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Node;
 use machinery_api::ObjectKey;
 use machinery_client::simulate::Simulation;
-use machinery_client::{Action, Failure, Kind, Memories, Pass, Pod, Question};
+use machinery_client::{Action, Effect, Failure, Kind, Pass, Pod, ReconcilerCache};
 use serde_json::{Value, json};
 
 use crate::table_tests::{CLUSTER, decide, keys, objects, start};
 
-/// Rounds over all keys until nothing is left to do.
+/// The maximum number of rounds over all keys until nothing is left to do.
 const ROUNDS_MAX: usize = 200;
-/// What is left between two things that users do.
+/// The time between two user actions.
 const BETWEEN: Duration = Duration::from_hours(25);
-/// Longer than what controllers wait for before they act, where that isn't hours; and how often: who has waited and acted tells of it
-/// when they look again.
+/// Longer than the waits of controllers, except those of hours; and the number of such steps, as a controller that
+/// acted after its wait reports it in a later pass.
 const LATER: Duration = Duration::from_secs(60);
 const LATERS: usize = 2;
 
-/// How actions of a plan that are to be done at once follow each other.
+/// The order of the actions that a plan performs concurrently.
 #[derive(Clone, Copy, PartialEq)]
-enum Order {
+enum ActionOrder {
     First,
     Last,
 }
@@ -36,25 +37,25 @@ enum Order {
 /// One life of the cluster.
 struct Play {
     simulation: Simulation,
-    order: Order,
-    /// One node is dead.
+    order: ActionOrder,
+    /// Whether one node is dead.
     silent: bool,
-    /// What the autoscaled are told to bear.
+    /// The load of the autoscaled workloads.
     load: i64,
-    /// What each controller remembers: gone when it dies.
-    memories: BTreeMap<&'static str, Memories>,
-    /// Clusters as they were left by controllers that died before the last action of a plan, and who did what last; none: it
-    /// isn't asked.
+    /// The memory of each controller: lost in a crash.
+    reconciler_cache: BTreeMap<&'static str, ReconcilerCache>,
+    /// The cluster after each crash before the last action of a plan, with the action before it; none: crashes are not
+    /// recorded.
     deaths: Option<Vec<(String, Simulation)>>,
-    /// Who has done something.
+    /// The controllers that acted.
     acted: BTreeSet<&'static str>,
 }
 
 /// The single actions of a plan, in order.
-fn single(actions: Vec<Action>, order: Order) -> Vec<Action> {
+fn single(actions: Vec<Action>, order: ActionOrder) -> Vec<Action> {
     let flat = |action| match action {
         Action::Concurrent(mut several) | Action::SlowStart(mut several) => {
-            if order == Order::Last {
+            if order == ActionOrder::Last {
                 several.reverse();
             }
             single(several, order)
@@ -96,7 +97,7 @@ impl Play {
                         }
                         idle = false;
                         self.acted.insert(name);
-                        // After the last one nothing is lost.
+                        // After the last action nothing is lost.
                         if let Some(deaths) = self.deaths.as_mut().filter(|_| at + 1 < last) {
                             deaths.push((what, self.simulation.clone()));
                         }
@@ -110,22 +111,21 @@ impl Play {
         panic!("the controllers never come to rest");
     }
 
-    /// A controller's decision, with the server's answers to what it asks before; and whether what it asked for has changed
-    /// anything.
+    /// A controller's decision, with the server's answers to its effects; and whether an effect changed an object.
     fn decide(&mut self, name: &'static str, key: &ObjectKey) -> (Vec<Action>, bool) {
-        self.simulation.memories = self.memories.get(name).cloned().unwrap_or_default();
+        self.simulation.reconciler_cache = self.reconciler_cache.get(name).cloned().unwrap_or_default();
         self.simulation.pass = Pass::default();
         let mut changed = false;
         loop {
             let plan = decide(name, &self.simulation, key);
-            if plan.questions.is_empty() {
-                self.memories.entry(name).or_default().set(key, plan.memory);
+            if plan.effects.is_empty() {
+                self.reconciler_cache.entry(name).or_default().set(key, plan.state);
                 return (plan.actions, changed);
             }
-            self.simulation.pass.carried = plan.memory;
-            for question in plan.questions {
-                let answer = self.answer(&question);
-                if let (Question::Put(path, object), Ok(_)) = (&question, &answer) {
+            self.simulation.pass.scratch = plan.state;
+            for effect in plan.effects {
+                let answer = self.answer(&effect);
+                if let (Effect::Put(path, object), Ok(_)) = (&effect, &answer) {
                     changed = true;
                     self.acted.insert(name);
                     if let Some(deaths) = &mut self.deaths {
@@ -134,29 +134,29 @@ impl Play {
                 }
                 let (verb, resource, reason) = ("get", String::new(), String::new());
                 let failure = |message| Failure { verb, resource, code: 404, reason, message };
-                self.simulation.pass.answered(question, answer.map(Arc::new).map_err(failure));
+                self.simulation.pass.record(effect, answer.map(Arc::new).map_err(failure));
             }
         }
     }
 
-    /// What a server says to a question.
-    fn answer(&mut self, question: &Question) -> Result<Value, String> {
-        let (Question::Get(path) | Question::Put(path, _)) = question;
+    /// The server's answer to an effect.
+    fn answer(&mut self, effect: &Effect) -> Result<Value, String> {
+        let (Effect::Get(path) | Effect::Put(path, _)) = effect;
         let rest = path.strip_prefix("/apis/").unwrap_or_default();
         let parts: Vec<&str> = rest.split(['/', '?']).collect();
-        match (question, &parts[..]) {
-            (Question::Get(_), ["apps", "v1"]) => {
+        match (effect, &parts[..]) {
+            (Effect::Get(_), ["apps", "v1"]) => {
                 Ok(json!({"resources": [{"name": "deployments", "kind": "Deployment"}]}))
             }
-            (Question::Get(_), [""]) if path.starts_with("/api/v1/namespaces/a/pods?") => {
+            (Effect::Get(_), [""]) if path.starts_with("/api/v1/namespaces/a/pods?") => {
                 let pods = self.simulation.view.list::<Pod>("a").map(machinery_client::value_of);
                 Ok(json!({"items": pods.collect::<Vec<_>>()}))
             }
-            (Question::Get(_), ["external.metrics.k8s.io", ..]) => {
+            (Effect::Get(_), ["external.metrics.k8s.io", ..]) => {
                 Ok(json!({"items": [{"metricName": "load", "value": self.load.to_string()}]}))
             }
             (_, ["apps", "v1", "namespaces", "a", "deployments", name, "scale"]) => {
-                if let Question::Put(_, scale) = question {
+                if let Effect::Put(_, scale) = effect {
                     self.change(
                         "apps/v1",
                         "Deployment",
@@ -170,7 +170,7 @@ impl Play {
                     "spec": {"replicas": deployment["spec"]["replicas"]},
                     "status": {"replicas": deployment["status"]["replicas"], "selector": format!("app={name}")}}))
             }
-            (Question::Put(_, object), [_, "v2", "namespaces", "a", "horizontalpodautoscalers", name, "status"]) => {
+            (Effect::Put(_, object), [_, "v2", "namespaces", "a", "horizontalpodautoscalers", name, "status"]) => {
                 let kind = self.simulation.kind_of(object);
                 let update = Action::Update { kind, object: object.clone(), subresource: Some("status") };
                 let problems = self.simulation.apply(vec![update].into());
@@ -181,7 +181,7 @@ impl Play {
         }
     }
 
-    /// Pods are placed, run, and end where they are to. Answers whether anything changed.
+    /// Binds, runs and ends pods. Returns whether anything changed.
     fn kubelet(&mut self) -> bool {
         let kind = Kind::of::<Pod>();
         let pods: Vec<Value> = self.simulation.view.all::<Pod>().map(machinery_client::value_of).collect();
@@ -210,8 +210,8 @@ impl Play {
         changed
     }
 
-    /// The nodes that live say so.
-    fn beat(&mut self) {
+    /// Heartbeats of the live nodes.
+    fn heartbeat(&mut self) {
         let now = self.simulation.now;
         for name in if self.silent { &["m2"][..] } else { &["m1", "m2"] } {
             let node = self.simulation.view.get::<Node>(&ObjectKey::new("", *name)).expect("a node");
@@ -231,23 +231,23 @@ impl Play {
         }
     }
 
-    /// To rest, and what is due a little later.
+    /// Runs until nothing is left to do, now and a little later.
     fn settle(&mut self) {
         self.rest();
         for _ in 0..LATERS {
             self.simulation.now = self.simulation.now.checked_add(LATER).expect("a time");
-            self.beat();
+            self.heartbeat();
             self.rest();
         }
     }
 
-    /// Plays on from each death: the end must be this one.
-    fn die(&mut self) {
+    /// Replays the rest from each crash: the end must be this one.
+    fn replay_crashes(&mut self) {
         let wanted = state(&self.simulation);
         for (what, simulation) in self.deaths.replace(Vec::new()).unwrap_or_default() {
-            let (memories, acted) = Default::default();
+            let (reconciler_cache, acted) = Default::default();
             let Self { order, silent, load, .. } = *self;
-            let mut other = Self { simulation, order, silent, load, memories, deaths: None, acted };
+            let mut other = Self { simulation, order, silent, load, reconciler_cache, deaths: None, acted };
             other.settle();
             let end = state(&other.simulation);
             let lost: Vec<_> = wanted.difference(&end).collect();
@@ -265,14 +265,14 @@ impl Play {
         Some(object)
     }
 
-    /// What a user writes into an object, where it is there.
+    /// A user's patch of an object that must exist.
     fn change(&mut self, api_version: &str, kind: &str, name: &str, patch: &Value) {
         let Some(mut object) = self.object(api_version, kind, name) else { panic!("a/{name} is gone") };
         merge(&mut object, patch);
         self.simulation.write(&self.simulation.kind_of(&object), object);
     }
 
-    /// As a user deletes it.
+    /// A user's deletion of an object.
     fn delete(&mut self, api_version: &str, kind: &str, name: &str, finalizer: &str) {
         let gone = json!({"metadata": {"deletionTimestamp": self.simulation.now, "finalizers": [finalizer]}});
         self.change(api_version, kind, name, &gone);
@@ -290,7 +290,7 @@ fn merge(into: &mut Value, from: &Value) {
     }
 }
 
-/// What nobody in the table's cluster asks for.
+/// Objects that the table's cluster lacks.
 const MORE: &str = r#"
 {apiVersion: v1, kind: Node, metadata: {name: m2, labels: {topology.kubernetes.io/zone: z, kubernetes.io/hostname: m2}}}
 ---
@@ -351,16 +351,17 @@ spec:
 status: {desiredReplicas: 3, lastScaleTime: "2025-12-31T23:00:00Z"}
 "#;
 
-/// Plays a cluster's life. Whoever dies in one of its parts comes to the same end of it. Answers who did anything.
-fn live(order: Order) -> BTreeSet<&'static str> {
-    // Its autoscaler has no metric, and its default window is longer than anybody waits here.
+/// Plays the life of a cluster, part by part, and compares the end of each part after each crash. Returns the
+/// controllers that acted.
+fn play_life(order: ActionOrder) -> BTreeSet<&'static str> {
+    // Its autoscaler has no metric, and its default window is longer than the test.
     let table = objects(CLUSTER.trim()).into_iter().filter(|object| object["kind"] != "HorizontalPodAutoscaler");
     let simulation = crate::simulation(start(), table.chain(objects(MORE.trim())));
-    let (memories, acted, deaths) = (BTreeMap::new(), BTreeSet::new(), Some(Vec::new()));
-    let mut play = Play { simulation, order, silent: false, load: 25, memories, deaths, acted };
-    play.beat();
+    let (reconciler_cache, acted, deaths) = (BTreeMap::new(), BTreeSet::new(), Some(Vec::new()));
+    let mut play = Play { simulation, order, silent: false, load: 25, reconciler_cache, deaths, acted };
+    play.heartbeat();
     play.settle();
-    play.die();
+    play.replay_crashes();
     let roll = json!({"spec": {"template": {"metadata": {"annotations": {"roll": "1"}}}}});
     let acts: [&dyn Fn(&mut Play); 4] = [
         &|play| {
@@ -385,20 +386,20 @@ fn live(order: Order) -> BTreeSet<&'static str> {
             play.change("v1", "Service", "alone", &json!({"spec": {"selector": {"app": "other"}}}));
             play.load = 12;
         },
-        // A node is heard of no more.
+        // A node stops its heartbeats.
         &|play| play.silent = true,
     ];
     for act in acts {
         play.simulation.now = play.simulation.now.checked_add(BETWEEN).expect("a time");
         act(&mut play);
-        play.beat();
+        play.heartbeat();
         play.settle();
-        play.die();
+        play.replay_crashes();
     }
     play.acted
 }
 
-/// All that is there, but for what a server draws: uids, versions, names.
+/// All objects, without the server's random parts: uids, versions, generated names.
 fn state(simulation: &Simulation) -> BTreeSet<String> {
     let view = &simulation.view;
     let mut all = Vec::new();
@@ -412,7 +413,7 @@ fn state(simulation: &Simulation) -> BTreeSet<String> {
         }
     }
     all.sort();
-    // How often: a set of lines shows what differs.
+    // With counts: the difference of two sets of lines is readable.
     let mut counted = BTreeSet::new();
     for (at, line) in all.iter().enumerate() {
         let mut numbered = line.clone();
@@ -428,9 +429,9 @@ fn plain(name: &str, value: &mut Value) {
         _ if ["uid", "resourceVersion", "generation", "observedGeneration", "managedFields"].contains(&name) => {
             *value = Value::Null;
         }
-        // When it was done: what was lost is done a little later.
+        // Times differ: a lost action is repeated a little later.
         _ if name.ends_with("Time") || name.ends_with("Timestamp") => *value = json!(value.is_null()),
-        // A token is for an account of some uid.
+        // A token contains the uid of its account.
         Value::String(text) if name == "token" => text.clear(),
         Value::String(text) => {
             if let Some(uid) = text.find("uid-") {
@@ -453,9 +454,9 @@ fn plain(name: &str, value: &mut Value) {
 
 #[test]
 fn controllers_that_die_between_two_actions_come_to_the_same_end() {
-    let acted = live(Order::First);
+    let acted = play_life(ActionOrder::First);
     let names = crate::CONTROLLERS.iter().map(|controller| controller.name);
     let idle: Vec<_> = names.filter(|name| !acted.contains(name)).collect();
     assert!(idle.is_empty(), "{idle:?} do nothing");
-    live(Order::Last);
+    play_life(ActionOrder::Last);
 }

@@ -1,7 +1,7 @@
-//! `endpointslice-controller`: the addresses behind each Service, in slices of at most a hundred.
+//! `endpointslice-controller`: the endpoints of each Service, in slices of at most 100.
 //!
-//! Endpoints that are already in a slice stay there; new ones fill slices that change anyway, then the fullest that has
-//! room for all of them, then new slices: so that a change of one pod is a change of one slice.
+//! Endpoints stay in their slice. New ones fill slices that change anyway, then the fullest slice with space for all of
+//! them, then new slices. So a change of one pod changes one slice.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -26,11 +26,11 @@ use crate::Settings;
 use crate::fnv::fnv128a;
 use crate::pods;
 
-/// Endpoints in a slice (upstream's default).
+/// The maximum number of endpoints in a slice (upstream's default).
 const ENDPOINTS_MAX: usize = 100;
-/// The label that says who keeps a slice.
+/// The label with the manager of a slice.
 pub(crate) const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
-/// What it says on those of this controller.
+/// This controller's value of that label.
 pub(crate) const MANAGER: &str = "endpointslice-controller.k8s.io";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
@@ -50,10 +50,10 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     reconcile,
 };
 
-/// The Services that choose the pod or did, where it changed in something that its endpoints tell.
+/// The Services that select or selected the pod, if the change affects its endpoints.
 fn of_pod(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     if let (Some(old), Some(new)) = (change.before::<Pod>(), change.after::<Pod>())
-        && tells(old) == tells(new)
+        && endpoint_inputs(old) == endpoint_inputs(new)
         && old.metadata.labels == new.metadata.labels
     {
         return Vec::new();
@@ -62,8 +62,8 @@ fn of_pod(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     view.list::<Service>(&change.key.namespace).filter(chosen).map(|s| key_of(&s.metadata)).collect()
 }
 
-/// What endpoints tell of a pod, and whether it is one.
-fn tells(pod: &Pod) -> impl PartialEq {
+/// The part of a pod that its endpoints contain, and whether it has endpoints.
+fn endpoint_inputs(pod: &Pod) -> impl PartialEq {
     let status = pod.status.as_ref();
     let own = pod.spec.as_ref().map(|spec| (&spec.node_name, &spec.hostname, &spec.subdomain));
     let ips = status.map(|status| (&status.pod_ip, &status.pod_ips));
@@ -78,7 +78,7 @@ fn of_slice(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     services.map(|name| ObjectKey::new(&*change.key.namespace, name)).collect()
 }
 
-/// When a node comes, goes or moves, the Services of its pods. Heartbeats don't matter.
+/// The Services of a node's pods, when the node is added, removed or changes its zone. Heartbeats are ignored.
 fn of_node(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let zone = |node: Option<&Node>| node.map(|n| n.metadata.labels.as_ref().and_then(|l| l.get(ZONE)).cloned());
     if zone(change.before()) == zone(change.after()) {
@@ -138,7 +138,7 @@ fn families(spec: &ServiceSpec) -> BTreeSet<&'static str> {
     }
 }
 
-/// Ports in an order of their own, as what tells groups of slices apart.
+/// Ports in canonical order: the key of a group of slices.
 fn port_key(ports: &[EndpointPort]) -> Vec<String> {
     let mut key: Vec<String> = ports.iter().map(|p| value_of(p).to_string()).collect();
     key.sort();
@@ -154,7 +154,7 @@ fn of_family(
     family: &str,
 ) -> Vec<Action> {
     let uid = service.metadata.uid.as_deref().unwrap_or_default();
-    // Slices of a former Service of that name are in the garbage collector's hands.
+    // Slices of a deleted Service of that name are left to the garbage collector.
     let (present, foreign): (Vec<&EndpointSlice>, Vec<&EndpointSlice>) = present.into_iter().partition(|slice| {
         slice.metadata.owner_references.iter().flatten().any(|o| o.uid == uid && o.kind == "Service")
     });
@@ -170,7 +170,7 @@ fn of_family(
         groups.entry(port_key(&ports)).or_insert_with(|| (ports, Vec::new())).1.push(endpoint);
         changed_at = changed_at.max(pods::ready_since(pod));
     }
-    let mut changes = Changes::default();
+    let mut changes = SliceChanges::default();
     changes.delete.extend(foreign.iter().copied());
     for slice in &present {
         if !groups.contains_key(&port_key(slice.ports.as_deref().unwrap_or_default())) {
@@ -182,7 +182,7 @@ fn of_family(
             present.iter().copied().filter(|s| port_key(s.ports.as_deref().unwrap_or_default()) == key).collect();
         changes.add(service, family, ports, endpoints, of_group);
     }
-    // A Service has at least one slice, if an empty one.
+    // A Service has at least one slice, if only an empty one.
     if changes.create.is_empty() && changes.delete.len() == present.len() + foreign.len() {
         let placeholder = new_slice(service, family, Vec::new(), Vec::new());
         let keep = changes.delete.iter().position(|slice| is_placeholder(slice, &placeholder));
@@ -203,15 +203,15 @@ fn is_placeholder(slice: &EndpointSlice, placeholder: &EndpointSlice) -> bool {
         && slice.metadata.owner_references == placeholder.metadata.owner_references
 }
 
-/// What is to be done to the slices of a Service and family.
+/// The changes of the slices of a Service and family.
 #[derive(Default)]
-struct Changes<'a> {
+struct SliceChanges<'a> {
     create: Vec<EndpointSlice>,
     update: Vec<EndpointSlice>,
     delete: Vec<&'a EndpointSlice>,
 }
 
-impl<'a> Changes<'a> {
+impl<'a> SliceChanges<'a> {
     /// Distributes a group's endpoints.
     fn add(
         &mut self,
@@ -263,7 +263,7 @@ impl<'a> Changes<'a> {
         self.update.append(&mut changed);
     }
 
-    /// Slices that would go are rewritten as those that would come.
+    /// Slices to delete are updated to the content of slices to create.
     fn into_actions(mut self, uid: &str, changed_at: Option<Timestamp>) -> Vec<Action> {
         let ours = |s: &&EndpointSlice| s.metadata.owner_references.iter().flatten().any(|o| o.uid == uid);
         while let Some(at) = self.delete.iter().position(ours) {
@@ -280,7 +280,7 @@ impl<'a> Changes<'a> {
                 Some(at) => annotations.insert(TRIGGER_TIME.to_owned(), at.to_string()),
                 None => annotations.remove(TRIGGER_TIME),
             };
-            written(&slice)
+            to_wire(&slice)
         };
         let kind = Kind::of::<EndpointSlice>();
         let creates = self.create.into_iter().map(stamped);
@@ -294,7 +294,7 @@ impl<'a> Changes<'a> {
 }
 
 /// The wire form: empty endpoints and ports are null, as upstream writes them.
-fn written(slice: &EndpointSlice) -> Value {
+fn to_wire(slice: &EndpointSlice) -> Value {
     let mut value = value_of(slice);
     for field in ["endpoints", "ports"] {
         if value[field].as_array().is_none_or(Vec::is_empty) {
@@ -304,7 +304,7 @@ fn written(slice: &EndpointSlice) -> Value {
     value
 }
 
-/// What makes an endpoint the same one, whatever its conditions.
+/// The identity of an endpoint, independent of its conditions.
 fn identity(endpoint: &Endpoint) -> String {
     let target = endpoint.target_ref.as_ref();
     let part = |of: Option<&String>| of.map_or("", String::as_str).to_owned();
@@ -328,7 +328,8 @@ fn new_slice(service: &Service, family: &str, ports: Vec<EndpointPort>, endpoint
     }
 }
 
-/// A slice's labels: the Service's and ours. None where a slice has them already; ours alone are no reason to write.
+/// A slice's labels: the Service's and the controller's. None if the slice has them already; the controller's alone
+/// cause no write.
 fn labels(service: &Service, present: Option<&EndpointSlice>) -> Option<Labels> {
     let reserved = |name: &str| matches!(name, names::SERVICE_NAME | MANAGED_BY | HEADLESS);
     let open = |labels: Option<&Labels>| -> Labels {
@@ -347,7 +348,7 @@ fn labels(service: &Service, present: Option<&EndpointSlice>) -> Option<Labels> 
     Some(labels)
 }
 
-/// The ports on which a pod answers for the Service; a named one that the pod doesn't have is left out.
+/// The pod's ports for the Service; a named port that the pod lacks is left out.
 fn ports(pod: &Pod, spec: &ServiceSpec) -> Vec<EndpointPort> {
     let port = |port: &ServicePort| {
         Some(EndpointPort {
@@ -362,7 +363,7 @@ fn ports(pod: &Pod, spec: &ServiceSpec) -> Vec<EndpointPort> {
     ports
 }
 
-/// Upstream's order of a slice's ports: that of a hash of how Go prints one.
+/// Upstream's order of a slice's ports: by a hash of Go's `%#v` form.
 fn port_hash(port: &EndpointPort) -> u128 {
     let nil = || "<nil>".to_owned();
     let printed = format!(
@@ -390,7 +391,7 @@ fn target_port(pod: &Pod, port: &ServicePort) -> Option<i32> {
         .map(|p| p.container_port)
 }
 
-/// A pod as an endpoint; none where it has no address of the family.
+/// The endpoint of a pod; none if it has no address of the family.
 fn endpoint(pod: &Pod, node: Option<&Node>, service: &Service, spec: &ServiceSpec, family: &str) -> Option<Endpoint> {
     let status = pod.status.as_ref()?;
     let ips: Vec<&str> = match &status.pod_ips {
@@ -431,7 +432,7 @@ fn endpoint(pod: &Pod, node: Option<&Node>, service: &Service, spec: &ServiceSpe
     })
 }
 
-/// Who shall prefer the endpoint (`spec.trafficDistribution`).
+/// The zones and nodes that should prefer the endpoint (`spec.trafficDistribution`).
 fn hints(spec: &ServiceSpec, ready: bool, zone: Option<&str>, node: Option<&str>) -> Option<EndpointHints> {
     let wish = spec.traffic_distribution.as_deref()?;
     if !ready || !matches!(wish, "PreferClose" | "PreferSameZone" | "PreferSameNode") {

@@ -1,6 +1,5 @@
-//! The hash by which upstream orders ports and subsets: FNV-1a of 128 bits over how Go prints a value.
+//! Upstream's hash for the order of ports and subsets: FNV-1a, 128 bits, of a value in Go's printed form.
 
-/// The hash of a text.
 pub(crate) fn fnv128a(text: &str) -> u128 {
     const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
     const PRIME: u128 = 0x0100_0000_0000_0000_0000_013b;

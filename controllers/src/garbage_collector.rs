@@ -1,8 +1,8 @@
-//! `garbage-collector-controller`: what its owners leave behind goes too, before them, after them, or stays with no owner
-//! (Kubernetes documentation, "Garbage Collection").
+//! `garbage-collector-controller`: deletes dependents of deleted owners in the background or foreground, or orphans
+//! them (Kubernetes documentation, "Garbage Collection").
 //!
-//! A key is a uid. Whether an owner is really gone is asked of the server before anything is deleted for it: the view
-//! of the owner's kind may be behind that of the dependent's.
+//! A key is a uid. Before a dependent is deleted, the server confirms that its owner is gone: the view of the owner's
+//! kind may be older than that of the dependent's.
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -25,7 +25,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     account: "generic-garbage-collector",
     workers: 10,
     back_off: BackOff::DEFAULT,
-    inputs: &[Input::everything(concerned)],
+    inputs: &[Input::everything(affected)],
     reconcile,
 };
 
@@ -33,8 +33,8 @@ fn key(uid: &str) -> ObjectKey {
     ObjectKey::cluster(uid)
 }
 
-/// The object itself, its owners (one may wait for it), and, once it is gone or going, its dependents.
-fn concerned(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
+/// The object; its owners, as one may wait for it; and its dependents, once it is gone or terminating.
+fn affected(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let mut keys = Vec::new();
     let going = change.new.as_ref().is_none_or(|object| object.metadata().deletion_timestamp.is_some());
     for metadata in change.states() {
@@ -46,7 +46,7 @@ fn concerned(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
         keys.extend(
             owners
                 .iter()
-                .filter(|owner| view.by_uid(&owner.uid).is_some_and(|(_, _, owner)| is_going(owner)))
+                .filter(|owner| view.by_uid(&owner.uid).is_some_and(|(_, _, owner)| is_terminating(owner)))
                 .map(|owner| key(&owner.uid)),
         );
         if going {
@@ -62,7 +62,7 @@ fn owners(metadata: &ObjectMeta) -> &[OwnerReference] {
     metadata.owner_references.as_deref().unwrap_or_default()
 }
 
-fn is_going(metadata: &ObjectMeta) -> bool {
+fn is_terminating(metadata: &ObjectMeta) -> bool {
     metadata.deletion_timestamp.is_some()
 }
 
@@ -70,19 +70,19 @@ fn has(metadata: &ObjectMeta, finalizer: &str) -> bool {
     metadata.finalizers.iter().flatten().any(|f| f == finalizer)
 }
 
-/// It is being deleted after its dependents.
+/// Whether it is in foreground deletion.
 fn waits_for_dependents(metadata: &ObjectMeta) -> bool {
-    is_going(metadata) && has(metadata, FOREGROUND)
+    is_terminating(metadata) && has(metadata, FOREGROUND)
 }
 
-/// One object, as the view has it.
-struct Item<'a> {
+/// An object in the view.
+struct GcItem<'a> {
     kind: &'a Kind,
     key: &'a ObjectKey,
     metadata: &'a ObjectMeta,
 }
 
-impl Item<'_> {
+impl GcItem<'_> {
     fn uid(&self) -> &str {
         self.metadata.uid.as_deref().unwrap_or_default()
     }
@@ -124,18 +124,18 @@ impl Item<'_> {
 
 fn reconcile(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {
     let Some((kind, own, metadata)) = view.by_uid(&key.name) else { return Plan::nothing() };
-    let item = Item { kind, key: own, metadata };
-    if is_going(metadata) {
+    let item = GcItem { kind, key: own, metadata };
+    if is_terminating(metadata) {
         return finish(view, &item);
     }
     collect(view, &item)
 }
 
-/// An object that is being deleted: lets it go once its dependents are seen to.
-fn finish(view: &ObjectCache, item: &Item<'_>) -> Plan {
+/// A terminating object: removes its finalizers once its dependents are deleted or orphaned.
+fn finish(view: &ObjectCache, item: &GcItem<'_>) -> Plan {
     if has(item.metadata, ORPHAN) {
         let dependents = view.dependents(item.uid()).map(|(kind, key, metadata)| {
-            let dependent = Item { kind, key, metadata };
+            let dependent = GcItem { kind, key, metadata };
             let others: Vec<&OwnerReference> =
                 owners(metadata).iter().filter(|owner| owner.uid != item.uid()).collect();
             dependent.with_owners(&others)
@@ -158,10 +158,10 @@ fn finish(view: &ObjectCache, item: &Item<'_>) -> Plan {
     Plan::nothing()
 }
 
-/// Questions for dependents that were committed before the owner's deletion and that the view doesn't show yet: of the kinds
-/// whose view isn't known to be as new as the owner's. A kind of somebody's own whose watch is broken is left out, as it may
-/// stay so.
-fn unseen_dependents(view: &ObjectCache, item: &Item<'_>) -> Vec<Action> {
+/// Checks for dependents that were committed before the owner's deletion and that the view doesn't show yet: for the
+/// kinds whose view may be older than the owner's. A custom kind with a broken watch is skipped, as its view may stay
+/// old forever.
+fn unseen_dependents(view: &ObjectCache, item: &GcItem<'_>) -> Vec<Action> {
     let version = version_of(item.metadata);
     let namespace = if item.kind.namespaced { item.key.namespace.as_str() } else { "" };
     let behind = |kind: &&Kind| {
@@ -182,46 +182,46 @@ fn unseen_dependents(view: &ObjectCache, item: &Item<'_>) -> Vec<Action> {
     view.kinds().filter(behind).map(question).collect()
 }
 
-/// How an owner stands.
+/// The state of an owner.
 #[derive(Debug, PartialEq, Eq)]
-enum Owner {
-    /// It is there.
+enum OwnerState {
+    /// It exists.
     Solid,
-    /// It is there, and waits for its dependents to go.
+    /// It exists, and is in foreground deletion.
     Waiting,
-    /// The view doesn't have it; the server is to confirm it under this kind.
+    /// The view doesn't have it; the server must confirm that under this kind.
     Absent(Kind),
-    /// Its kind isn't known: nothing can be said.
+    /// Its kind is unknown, so its state is too.
     Unknown,
 }
 
-fn classify(view: &ObjectCache, item: &Item<'_>, owner: &OwnerReference) -> Owner {
+fn classify(view: &ObjectCache, item: &GcItem<'_>, owner: &OwnerReference) -> OwnerState {
     let found = view.kinds().find(|kind| kind.kind == owner.kind && kind.api_version() == owner.api_version);
     let group = GroupVersion::parse(&owner.api_version).group;
-    // Another version of the same group names the same objects.
+    // Another version of the same group has the same objects.
     let same = || view.kinds().find(|kind| kind.kind == owner.kind && kind.group == group);
-    let Some(kind) = found.or_else(same) else { return Owner::Unknown };
-    // What belongs to no namespace cannot belong to something of one: left as it is.
+    let Some(kind) = found.or_else(same) else { return OwnerState::Unknown };
+    // A cluster-scoped object can't have a namespaced owner: it is left as it is.
     if kind.namespaced && item.key.namespace.is_empty() {
-        return Owner::Unknown;
+        return OwnerState::Unknown;
     }
     match view.by_uid(&owner.uid) {
         Some((real, at, metadata))
             if real.kind == owner.kind && (!real.namespaced || at.namespace == item.key.namespace) =>
         {
             if waits_for_dependents(metadata) {
-                Owner::Waiting
+                OwnerState::Waiting
             } else {
-                Owner::Solid
+                OwnerState::Solid
             }
         }
-        _ if view.synced(kind) => Owner::Absent(kind.clone()),
-        _ => Owner::Unknown,
+        _ if view.synced(kind) => OwnerState::Absent(kind.clone()),
+        _ => OwnerState::Unknown,
     }
 }
 
-/// Tells of an owner that is there, in a namespace where it can't own the object.
-fn elsewhere(view: &ObjectCache, item: &Item<'_>, owner: &OwnerReference) -> Option<EventRecord> {
+/// An event if the owner exists in a namespace where it can't own the object.
+fn owner_in_other_namespace(view: &ObjectCache, item: &GcItem<'_>, owner: &OwnerReference) -> Option<EventRecord> {
     let (kind, at, _) = view.by_uid(&owner.uid)?;
     if !kind.namespaced || at.namespace == item.key.namespace {
         return None;
@@ -246,28 +246,29 @@ fn elsewhere(view: &ObjectCache, item: &Item<'_>, owner: &OwnerReference) -> Opt
     Some(EventRecord { about: reference, warning: true, reason: "OwnerRefInvalidNamespace", message, source: None })
 }
 
-/// An object that lives: it goes when all its owners have gone, and forgets those that have where others stay.
-fn collect(view: &ObjectCache, item: &Item<'_>) -> Plan {
+/// A live object: deleted when all its owners are gone; otherwise the references to deleted owners are removed.
+fn collect(view: &ObjectCache, item: &GcItem<'_>) -> Plan {
     let owners = owners(item.metadata);
     if owners.is_empty() {
         return Plan::nothing();
     }
-    let standing: Vec<(&OwnerReference, Owner)> =
+    let standing: Vec<(&OwnerReference, OwnerState)> =
         owners.iter().map(|owner| (owner, classify(view, item, owner))).collect();
     let mut plan = Plan::nothing();
-    plan.actions.extend(owners.iter().filter_map(|owner| elsewhere(view, item, owner)).map(Action::Event));
-    if standing.iter().any(|(_, owner)| *owner == Owner::Unknown) {
+    plan.actions
+        .extend(owners.iter().filter_map(|owner| owner_in_other_namespace(view, item, owner)).map(Action::Event));
+    if standing.iter().any(|(_, owner)| *owner == OwnerState::Unknown) {
         return plan;
     }
     for (reference, owner) in &standing {
-        if let Owner::Absent(kind) = owner {
+        if let OwnerState::Absent(kind) = owner {
             let namespace = if kind.namespaced { item.key.namespace.clone() } else { String::new() };
             let gone = ObjectKey::new(namespace, reference.name.clone());
             plan.push(Action::ExpectGone { kind: kind.clone(), key: gone, uid: Some(reference.uid.clone()) });
         }
     }
     let solid: Vec<&OwnerReference> =
-        standing.iter().filter(|(_, owner)| *owner == Owner::Solid).map(|(reference, _)| *reference).collect();
+        standing.iter().filter(|(_, owner)| *owner == OwnerState::Solid).map(|(reference, _)| *reference).collect();
     if !solid.is_empty() {
         if solid.len() == owners.len() {
             return plan;
@@ -275,11 +276,11 @@ fn collect(view: &ObjectCache, item: &Item<'_>) -> Plan {
         plan.push(item.with_owners(&solid));
         return plan;
     }
-    let waiting = standing.iter().any(|(_, owner)| *owner == Owner::Waiting);
+    let waiting = standing.iter().any(|(_, owner)| *owner == OwnerState::Waiting);
     let mut dependents = view.dependents(item.uid()).map(|(_, _, metadata)| metadata).peekable();
     let has_dependents = dependents.peek().is_some();
     if waiting && has_dependents {
-        // A circle of objects that wait for each other: this one no longer blocks its owners.
+        // A cycle of blocking dependents: this one no longer blocks its owners.
         let blocks = owners.iter().any(|owner| owner.block_owner_deletion == Some(true));
         if blocks && dependents.any(waits_for_dependents) {
             let unblocked: Vec<OwnerReference> = owners
@@ -320,7 +321,7 @@ mod tests {
         object
     }
 
-    /// Reconciles every object until nothing is left to do; what is left of the cluster, by name.
+    /// Reconciles every object until nothing is left to do, and returns the names of the remaining objects.
     fn settle(cluster: &mut Simulation) -> Vec<String> {
         let settings = Settings::default();
         for _ in 0..50 {
@@ -386,7 +387,8 @@ mod tests {
         }
     }
 
-    /// The watch of pods may be behind that of Jobs: what was made a moment before the owner was deleted stays, too.
+    /// The watch of pods may lag behind that of Jobs: a pod that was created just before its owner's deletion is
+    /// orphaned, too.
     #[test]
     fn an_owner_stays_until_all_that_it_leaves_behind_is_seen() {
         let mut cluster = family();

@@ -1,10 +1,11 @@
-//! The controllers: what makes the cluster become what its objects ask for.
+//! The controllers: reconcile the cluster with the specs of its objects.
 //!
-//! Each is one pure function from view and key to plan and one row in [`CONTROLLERS`]; the driver in
-//! `machinery_client` does the rest. To add one: a file, a row; the tests that loop over the table then hold it to the
-//! rule that a plan, once performed, leaves nothing to do.
+//! Each controller is a pure function from view and key to plan, and a row in [`CONTROLLERS`]; the driver in
+//! `machinery_client` does the rest. A new controller needs a file and a row. Tests over the table check that a
+//! performed plan leaves nothing to do.
 //!
-//! Absent on purpose: waiting, clients, clocks and memory between two decisions.
+//! Invariant: a decision neither waits nor uses a client or clock. Its memory between passes is part of the plan, and
+//! may be lost.
 
 #[cfg(test)]
 mod broken_tests;
@@ -22,6 +23,7 @@ mod endpoints;
 mod endpointslice;
 mod fnv;
 mod garbage_collector;
+mod int_or_percent;
 mod job;
 pub mod names;
 mod namespace;
@@ -43,7 +45,6 @@ mod service_lb;
 mod serviceaccount;
 mod serviceaccount_token;
 mod servicecidr;
-mod share;
 mod statefulset;
 mod storage;
 mod storage_protection;
@@ -79,7 +80,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 pub use validatingadmissionpolicy::ExpressionWarning;
 
-/// All controllers, by upstream's names. Their order means nothing.
+/// All controllers, by upstream's names, in no order.
 pub static CONTROLLERS: &[Controller<Settings>] = &[
     certificates::approving::CONTROLLER,
     certificates::cleaner::CONTROLLER,
@@ -123,7 +124,7 @@ pub static CONTROLLERS: &[Controller<Settings>] = &[
     validatingadmissionpolicy::CONTROLLER,
 ];
 
-/// A simulated cluster that holds these objects, in which everything that a controller looks at is watched.
+/// A simulated cluster with these objects, in which every input kind of a controller is watched.
 #[cfg(test)]
 fn simulation(
     now: jiff::Timestamp,
@@ -133,43 +134,42 @@ fn simulation(
     machinery_client::simulate::Simulation::of(held, now, objects)
 }
 
-/// Turns claims into a signed JWT.
+/// Signs claims as a JWT.
 pub type SignToken = Arc<dyn Fn(&Value) -> Option<String> + Send + Sync>;
 
-/// Checks the expressions of a ValidatingAdmissionPolicy against the types that are served.
+/// Type-checks the expressions of a ValidatingAdmissionPolicy against the served types.
 pub type CheckPolicy = Arc<dyn Fn(&Value) -> Vec<ExpressionWarning> + Send + Sync>;
 
-/// What decisions depend on beside the view.
+/// The inputs of decisions other than the view.
 #[derive(Clone)]
 pub struct Settings {
-    /// How nodes' lives are judged.
+    /// The timing of node lifecycle.
     pub node_lifecycle: NodeLifecycle,
-    /// The certificate authority that clients shall trust, as PEM; published in every namespace. Empty: not published.
+    /// The certificate authority for clients, as PEM; published in every namespace. Empty: not published.
     pub root_ca_pem: String,
-    /// Networks out of which nodes get theirs, with the length of a node's prefix. Empty: nodes get none.
+    /// Networks for nodes' pods, with the prefix length of a node's network. Empty: nodes get none.
     pub cluster_cidrs: Vec<(IpNet, u8)>,
-    /// How many pods that have ended are kept; 0 keeps all.
+    /// The number of terminal pods to keep; 0 keeps all.
     pub terminated_pods_max: usize,
-    /// Signs the claims of legacy service account tokens as a JWT. None: their Secrets stay as they are.
+    /// Signs legacy service account tokens. None: their Secrets stay as they are.
     pub sign_token: Option<SignToken>,
-    /// Makes the certificates that were approved. None: requests stay as they are.
+    /// Issues approved certificates. None: requests stay as they are.
     pub sign_certificate: Option<SignCertificate>,
-    /// How long a certificate lives at most.
+    /// The maximum lifetime of a certificate.
     pub certificate_life: Duration,
-    /// Says what is wrong with policies. None: their statuses stay as they are.
+    /// Type-checks policies. None: their statuses stay as they are.
     pub check_policy: Option<CheckPolicy>,
-    /// What HorizontalPodAutoscalers are told.
+    /// The settings of HorizontalPodAutoscalers.
     pub autoscaler: AutoscalerSettings,
-    /// Addresses for Services of type LoadBalancer. None: these get no address.
+    /// Addresses for Services of type LoadBalancer. Empty: Services get none.
     pub load_balancer_pool: AddressPool,
-    /// Who knows of the machines behind nodes. None: nobody does, and nodes are what they say.
+    /// The cloud provider. None: nodes are what they report.
     pub instances: Option<Arc<dyn Instances>>,
-    /// The feature gates.
     pub features: Features,
 }
 
 impl Default for Settings {
-    /// As upstream where a flag isn't given.
+    /// Upstream's defaults of the flags.
     fn default() -> Self {
         Self {
             node_lifecycle: NodeLifecycle::default(),
@@ -194,20 +194,20 @@ impl fmt::Debug for Settings {
     }
 }
 
-/// How the controllers run.
+/// The configuration of the controllers' process.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// What decisions depend on.
+    /// The inputs of decisions.
     pub settings: Settings,
     /// None: act at once, as the only replica.
     pub election: Option<Election>,
-    /// Names of controllers that shall not run.
+    /// Names of disabled controllers.
     pub disabled: Vec<String>,
-    /// How many keys are worked on at once, where that is another number than the controller's own.
+    /// The number of workers, where it differs from the controller's own.
     pub workers: BTreeMap<&'static str, usize>,
-    /// The figures; register them before.
+    /// The metrics; register them before.
     pub metrics: Metrics,
-    /// The view that this process' roles share. None: one of our own, watched while we lead.
+    /// The informer that this process' roles share. None: a new one, which watches while this replica leads.
     pub informer: Option<Arc<Informer>>,
 }
 
@@ -226,19 +226,19 @@ impl Config {
     }
 }
 
-/// Why the controllers ended.
+/// The error that ended the controllers.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Another replica may act by now.
+    /// Another replica may act now.
     #[error(transparent)]
     Election(#[from] election::LeadershipLost),
 }
 
-/// Runs the controllers until `stop`. `client` stands for `system:kube-controller-manager`: it watches and takes part in
-/// the election. Each controller acts in the name of its own service account, with the client that `clients` gives for it.
+/// Runs the controllers until `stop`. `client` is authenticated as `system:kube-controller-manager`, for watches and
+/// leader election. Each controller acts as its own service account, with the client from `clients`.
 ///
 /// # Errors
-/// When the leadership was lost.
+/// The leadership was lost.
 pub async fn run(
     client: Client,
     clients: Clients,
@@ -250,7 +250,7 @@ pub async fn run(
         let shared = config.informer.clone();
         let informer = shared.unwrap_or_else(|| Informer::new(client.clone(), env.clone(), &stop));
         let (own, of_account) = (client.clone(), clients.clone());
-        // No account: in the name of the whole.
+        // Without an account a controller acts as the controller manager.
         let clients: Clients = Arc::new(move |name| if name.is_empty() { own.clone() } else { of_account(name) });
         let (metrics, settings) = (config.metrics.clone(), Arc::new(config.settings.clone()));
         let workers = config.workers.clone();

@@ -1,11 +1,11 @@
-//! Which controllers run, as upstream's `--controllers` says it.
+//! Names of controllers, and the selection by upstream's `--controllers`.
 
 use std::collections::BTreeSet;
 
 use crate::CONTROLLERS;
 
-/// Upstream's controllers by their names, with the other names that they go by. Those that upstream runs and this table of
-/// controllers doesn't have may be switched off, which says nothing, and not on.
+/// Upstream's controllers, with their aliases. Those that don't exist here may be disabled without effect, and can't be
+/// enabled.
 const UPSTREAM: &[(&str, &[&str])] = &[
     ("bootstrap-signer-controller", &["bootstrapsigner"]),
     ("certificatesigningrequest-approving-controller", &["csrapproving"]),
@@ -62,8 +62,8 @@ const UPSTREAM: &[(&str, &[&str])] = &[
     ("volumeattributesclass-protection-controller", &[]),
 ];
 
-/// Upstream's queues that are called something else than their controller is without `-controller`. Where upstream has
-/// several, that which is most like the one here.
+/// Upstream's queues whose name is not the controller's without `-controller`. If upstream has several, the most
+/// similar one.
 const QUEUES: &[(&str, &str)] = &[
     ("bootstrap-signer-controller", "bootstrap_signer_queue"),
     ("clusterrole-aggregation-controller", "ClusterRoleAggregator"),
@@ -90,43 +90,42 @@ const QUEUES: &[(&str, &str)] = &[
     ("volumeattributesclass-protection-controller", "vacprotection"),
 ];
 
-/// What a controller's queue is called in its figures. The three that work on requests for certificates share a name
-/// upstream, which would be one line three times here: they go by their own.
+/// The name of a controller's queue in metrics. Upstream's three certificate controllers share a name, which would give
+/// three equal series here: they have their own names.
 #[must_use]
 pub fn queue(controller: &'static str) -> &'static str {
     let named = QUEUES.iter().find(|(name, _)| *name == controller).map(|(_, queue)| *queue);
     named.unwrap_or_else(|| controller.strip_suffix("-controller").unwrap_or(controller))
 }
 
-/// What `--controllers` can't mean.
+/// An invalid item of `--controllers`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SelectError {
-    /// Upstream's words.
+    /// With upstream's text.
     #[error("{0:?} is not in the list of known controllers")]
     Unknown(String),
-    /// One that only upstream has.
+    /// The controller exists only in upstream.
     #[error("{0:?} is a controller of upstream's that does not exist here; leave it out, or switch it off with \"-\"")]
     Absent(String),
 }
 
-/// The names of all controllers, in order.
 #[must_use]
 pub fn all() -> Vec<&'static str> {
     CONTROLLERS.iter().map(|row| row.name).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// The name that counts, of one that upstream knows.
+/// The canonical name of an upstream controller.
 fn known(name: &str) -> Option<&'static str> {
     let named = |(counts, others): &&(&'static str, &[&str])| *counts == name || others.contains(&name);
     let ours = CONTROLLERS.iter().map(|row| row.name).find(|own| *own == name);
     UPSTREAM.iter().find(named).map(|(counts, _)| *counts).or(ours)
 }
 
-/// The controllers that shall not run by a list such as `*,-job`: the first item that names a controller decides, and
-/// `*` is for those that none names. Without it only those run that are named.
+/// The controllers that a list such as `*,-job` disables: the first item with a controller's name decides, and `*`
+/// applies to the others. Without `*` only the listed ones run.
 ///
 /// # Errors
-/// It names what doesn't exist.
+/// An item names no controller.
 pub fn disabled(list: &[String]) -> Result<Vec<String>, SelectError> {
     let mut said: Vec<(&str, bool)> = Vec::new();
     for item in list.iter().map(|item| item.trim()).filter(|item| !matches!(*item, "" | "*")) {

@@ -1,4 +1,4 @@
-//! `namespace-controller`: empties a namespace that is being deleted, pods first, and lets it go when nothing is left.
+//! `namespace-controller`: empties a terminating namespace, pods first, and removes its finalizer when nothing is left.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,15 +11,15 @@ use machinery_client::{Action, BackOff, Change, Context, Controller, Input, Kind
 use crate::Settings;
 use crate::{conditions, pods};
 
-/// The finalizer that this controller removes, from `spec.finalizers`.
+/// The finalizer in `spec.finalizers` that this controller removes.
 const FINALIZER: &str = "kubernetes";
-/// How long the conditions wait: most namespaces are empty by then, and need none.
+/// The delay before the first conditions: most namespaces are empty by then, and need none.
 const CONDITIONS_AFTER: Duration = Duration::from_secs(2);
-/// How often a namespace that doesn't get empty is looked at even if nothing changes.
+/// The interval of passes over a namespace that doesn't become empty.
 const REVISIT: Duration = Duration::from_secs(15);
 
 const CONTENT_FAILURE: &str = "NamespaceDeletionContentFailure";
-/// The conditions in order, with what they say when all is well.
+/// The conditions in order, with reason and message of success.
 const CONDITIONS: [(&str, &str, &str); 5] = [
     ("NamespaceDeletionDiscoveryFailure", "ResourcesDiscovered", "All resources successfully discovered"),
     ("NamespaceDeletionGroupVersionParsingFailure", "ParsedGroupVersions", "All legacy kube types successfully parsed"),
@@ -32,20 +32,20 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "namespace-controller",
     account: "namespace-controller",
     workers: 10,
-    // As upstream's: a namespace's end is looked at again at least once a minute.
+    // As upstream: a terminating namespace is retried at least once a minute.
     back_off: BackOff { most: Duration::from_mins(1), ..BackOff::DEFAULT },
     inputs: &[
-        Input::of::<Namespace>(unless_only_told),
+        Input::of::<Namespace>(unless_status_only),
         Input::of::<Pod>(its_namespace),
         Input::everything(its_namespace),
     ],
     reconcile,
 };
 
-/// The namespace itself, but where only its status changed. That is what this controller writes, of failures, too: what
-/// failed waits for its back-off, and is not tried again at once because it was told.
-fn unless_only_told(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
-    let only_told = match (change.before::<Namespace>(), change.after::<Namespace>()) {
+/// The namespace itself, unless only its status changed: this controller writes the status, of failures too, and a
+/// failed key must wait for its back-off.
+fn unless_status_only(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
+    let status_only = match (change.before::<Namespace>(), change.after::<Namespace>()) {
         (Some(before), Some(after)) => {
             let (was, is) = (&before.metadata, &after.metadata);
             let same = was.uid == is.uid && was.finalizers == is.finalizers;
@@ -53,21 +53,21 @@ fn unless_only_told(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
         }
         _ => false,
     };
-    if only_told { Vec::new() } else { vec![(*change.key).clone()] }
+    if status_only { Vec::new() } else { vec![(*change.key).clone()] }
 }
 
-/// The namespace of an object, if it is being deleted.
+/// The namespace of an object, if it is terminating.
 fn its_namespace(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let key = ObjectKey::cluster(&*change.key.namespace);
     let going = view.get::<Namespace>(&key).is_some_and(|n| n.metadata.deletion_timestamp.is_some());
     if going { vec![key] } else { Vec::new() }
 }
 
-/// What is left of one kind.
+/// The remaining objects of one kind.
 #[derive(Default)]
-struct Left {
+struct RemainingObjects {
     objects: usize,
-    /// Nobody has asked for their deletion yet.
+    /// Those that are not terminating yet.
     untouched: bool,
 }
 
@@ -78,7 +78,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     if !finalizers.iter().any(|f| f == FINALIZER) {
         return Plan::nothing();
     }
-    let mut left: BTreeMap<&Kind, Left> = BTreeMap::new();
+    let mut left: BTreeMap<&Kind, RemainingObjects> = BTreeMap::new();
     let mut held: BTreeMap<&str, usize> = BTreeMap::new();
     for kind in view.kinds().filter(|kind| kind.namespaced) {
         for metadata in view.metadata_of(kind, &key.name) {
@@ -90,7 +90,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
             }
         }
     }
-    // Pods go first, so that what they use is there until they have ended.
+    // Pods are deleted first, so that the objects that they use exist until they have ended.
     let pods_left = left.contains_key(&Kind::of::<Pod>());
     if pods_left {
         left.retain(|kind, _| **kind == Kind::of::<Pod>());
@@ -98,14 +98,14 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
 
     let mut plan = Plan::nothing();
     let settled = deleted_at.saturating_add(CONDITIONS_AFTER).unwrap_or(Timestamp::MAX);
-    // Upstream counts what is left only once the pods have gone.
+    // As upstream: the remaining objects are counted after the pods are gone.
     let (remaining, held) = if pods_left { (BTreeMap::new(), BTreeMap::new()) } else { (counted(&left), held) };
-    let told = |deletion_fails: bool| {
+    let status_write = |deletion_fails: bool| {
         let status = with_conditions(view, namespace, &remaining, &held, deletion_fails, context.now);
         let changed = context.now >= settled && namespace.status.as_ref() != Some(&status);
         changed.then(|| Namespace { status: Some(status), ..namespace.clone() })
     };
-    let reporting = |deletion: Action| match told(true) {
+    let reporting = |deletion: Action| match status_write(true) {
         Some(failing) => {
             let mut conditions = failing.status.iter().flat_map(|s| s.conditions.iter().flatten());
             let at = conditions.position(|c| c.type_ == CONTENT_FAILURE).unwrap_or_default();
@@ -123,7 +123,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     if !deletions.is_empty() {
         plan.push(reporting(Action::Concurrent(deletions)));
     }
-    plan.actions.extend(told(false).as_ref().map(Action::update_status));
+    plan.actions.extend(status_write(false).as_ref().map(Action::update_status));
     if context.now >= settled {
         plan.requeue_after(context.now, REVISIT);
     } else {
@@ -136,11 +136,12 @@ fn delete_all(kind: &Kind, namespace: &str) -> Action {
     Action::DeleteCollection { kind: kind.clone(), namespace: namespace.to_owned() }
 }
 
-fn counted<'a>(left: &BTreeMap<&'a Kind, Left>) -> BTreeMap<&'a Kind, usize> {
+fn counted<'a>(left: &BTreeMap<&'a Kind, RemainingObjects>) -> BTreeMap<&'a Kind, usize> {
     left.iter().map(|(kind, of_kind)| (*kind, of_kind.objects)).collect()
 }
 
-/// Events aren't watched: they are deleted unseen. Then the server, not the view, says whether anything is left.
+/// Events aren't watched, and are deleted as a collection. Then the server instead of the view decides whether anything
+/// is left.
 fn finish(view: &ObjectCache, namespace: &Namespace, name: &str, finalizers: &[String]) -> Vec<Action> {
     let events = Kind::of::<Event>();
     let kinds = view.kinds().filter(|kind| kind.namespaced).chain([&events]);
@@ -154,7 +155,7 @@ fn finish(view: &ObjectCache, namespace: &Namespace, name: &str, finalizers: &[S
     vec![checks, finalize]
 }
 
-/// The namespace's status with what is known of its end.
+/// The namespace's status with the progress of its deletion.
 fn with_conditions(
     view: &ObjectCache,
     namespace: &Namespace,

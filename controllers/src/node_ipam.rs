@@ -1,6 +1,6 @@
-//! `node-ipam-controller`: every node gets a network for its pods out of the cluster's.
+//! `node-ipam-controller`: allocates a pod network to every node from the cluster's networks.
 //!
-//! One key stands for all nodes: networks are given out one pass after the other, each seeing what the last one gave.
+//! One key stands for all nodes: passes run one after the other, each with the allocations of the previous one.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::Settings;
 
-/// How often to look again while there are too few networks.
+/// The retry interval when the networks are exhausted.
 const RETRY: Duration = Duration::from_secs(60);
 
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
@@ -25,7 +25,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     reconcile,
 };
 
-/// Only when a node comes, goes or gets its network: heartbeats don't matter.
+/// Only when a node is added, removed or gets its network; heartbeats are ignored.
 fn all_nodes(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let networks = |node: Option<&Node>| node.map(|n| given(n).map(str::to_owned).collect::<Vec<_>>());
     let same = networks(change.before()) == networks(change.after());
@@ -48,7 +48,7 @@ fn reconcile(view: &ObjectCache, _: &ObjectKey, context: &Context<'_, Settings>)
     let waiting = |node: &&Node| node.metadata.deletion_timestamp.is_none() && given(node).next().is_none();
     let mut patches = Vec::new();
     for node in view.all::<Node>().filter(waiting) {
-        let Some(networks) = take(&context.settings.cluster_cidrs, &used) else {
+        let Some(networks) = allocate(&context.settings.cluster_cidrs, &used) else {
             let name = node.metadata.name.as_deref().unwrap_or_default();
             let message = format!("Node {name} status is now: CIDRNotAvailable");
             plan.push(Action::Event(EventRecord::normal(node, "CIDRNotAvailable", message).from("cidrAllocator")));
@@ -67,13 +67,13 @@ fn reconcile(view: &ObjectCache, _: &ObjectKey, context: &Context<'_, Settings>)
     plan
 }
 
-/// The lowest free network out of each of the cluster's.
-fn take(cluster: &[(IpNet, u8)], used: &BTreeSet<IpNet>) -> Option<Vec<IpNet>> {
+/// The lowest free network of each cluster network.
+fn allocate(cluster: &[(IpNet, u8)], used: &BTreeSet<IpNet>) -> Option<Vec<IpNet>> {
     let overlaps = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
     cluster
         .iter()
         .map(|(whole, prefix)| {
-            // Networks of another size than ours are rare: only those are compared one by one.
+            // Networks of another prefix length are rare: only those are compared one by one.
             let odd: Vec<&IpNet> = used.iter().filter(|net| net.prefix_len() != *prefix).collect();
             let mut parts = whole.subnets(*prefix).ok()?;
             parts.find(|part| !used.contains(part) && !odd.iter().any(|net| overlaps(net, part)))
@@ -90,7 +90,7 @@ mod tests {
         let cluster = [("10.0.0.0/22".parse().unwrap(), 24)];
         let mut used = BTreeSet::from(["10.0.1.0/25".parse().unwrap(), "10.0.2.0/24".parse().unwrap()]);
         let mut next = || {
-            let got = take(&cluster, &used)?;
+            let got = allocate(&cluster, &used)?;
             used.extend(got.clone());
             Some(got[0].to_string())
         };

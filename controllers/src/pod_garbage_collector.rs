@@ -1,7 +1,8 @@
-//! `pod-garbage-collector-controller`: pods that no node will ever end: on nodes that are gone, being deleted with no
-//! node, on nodes out of service; and the oldest of too many that have ended.
+//! `pod-garbage-collector-controller`: deletes pods that no kubelet will end: on missing nodes, terminating without a
+//! node, on nodes out of service; and the oldest of too many terminal pods.
 //!
-//! No pod goes at once for a node's sake: what is made again and again for a node that is lost goes once in a quarantine.
+//! Pods of a missing node have a quarantine, so a workload that keeps creating pods for the node loses them once per
+//! quarantine.
 
 use std::time::Duration;
 
@@ -17,15 +18,15 @@ use serde_json::json;
 use crate::Settings;
 use crate::{conditions, pods};
 
-/// How long a node must be gone before its pods are removed: it may be made again.
+/// The time between the loss of a node and the deletion of its pods: the node may be created again.
 const QUARANTINE: Duration = Duration::from_secs(40);
-/// How long a pod without a node may take to go by itself once it is deleted (upstream looks every 20 s).
+/// The time within which a terminating pod without a node should disappear by itself (upstream checks every 20 s).
 const UNSCHEDULED_GRACE: Duration = Duration::from_secs(20);
-/// How old a pod must be at least that goes with a node out of service: upstream's interval between two looks.
+/// The minimum age of a pod that is deleted on a node out of service: upstream's interval.
 const OUT_OF_SERVICE_AGE: Duration = Duration::from_secs(20);
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
-/// The key is a pod's, or one with no name for all that have ended.
+/// The key is a pod's, or empty for all terminal pods.
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "pod-garbage-collector-controller",
     account: "pod-garbage-collector",
@@ -75,8 +76,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     let Some(pod) = view.get::<Pod>(key) else { return Plan::nothing() };
     let held = pod.metadata.finalizers.as_ref().is_some_and(|finalizers| !finalizers.is_empty());
     if held && pods::is_terminal(pod) && pod.metadata.deletion_grace_period_seconds == Some(0) {
-        // All is done: only finalizers hold it. Without them its deletion broke off between mark and removal, and is
-        // asked for again.
+        // Only finalizers are left. Without finalizers the deletion stopped between mark and removal, and is repeated.
         return Plan::nothing();
     }
     let after = |at: Option<Timestamp>, wait: Duration| {
@@ -89,7 +89,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
         if due > context.now {
             return Plan { requeue_at: Some(due), ..Plan::nothing() };
         }
-        return end(pod, None).into();
+        return delete_pod(pod, None).into();
     };
     let node_key = ObjectKey::cluster(node_name);
     let appeared_at = view.appeared_at(&Kind::of::<Pod>(), key).unwrap_or_default();
@@ -103,12 +103,12 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     };
     match view.get::<Node>(&node_key) {
         Some(node) if deleted_at.is_some() && is_out_of_service(node) => {
-            wait(appeared_at, OUT_OF_SERVICE_AGE).unwrap_or_else(|| end(pod, None).into())
+            wait(appeared_at, OUT_OF_SERVICE_AGE).unwrap_or_else(|| delete_pod(pod, None).into())
         }
         Some(_) => Plan::nothing(),
         None => {
-            // From the later of the node's end and the pod's beginning: a pod that somebody makes for a node that is gone
-            // has its own quarantine. A node that was gone before the view began counts as gone since then, as upstream.
+            // The later of the node's deletion and the pod's creation: a pod that is created for a missing node has its
+            // own quarantine. A node from before the view counts as gone since the view started, as upstream.
             let lost_at = view.node_gone_at(node_name).unwrap_or_default().max(appeared_at);
             if let Some(plan) = wait(lost_at, QUARANTINE) {
                 return plan;
@@ -123,14 +123,14 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
                 last_probe_time: None,
                 observed_generation: pod.metadata.generation,
             };
-            actions.extend(end(pod, Some(condition)));
+            actions.extend(delete_pod(pod, Some(condition)));
             actions.into()
         }
     }
 }
 
-/// Marks a pod as failed, if it hasn't ended, and takes it away.
-fn end(pod: &Pod, condition: Option<PodCondition>) -> Vec<Action> {
+/// Marks a pod as failed, unless it is terminal, and deletes it.
+fn delete_pod(pod: &Pod, condition: Option<PodCondition>) -> Vec<Action> {
     let key = key_of(&pod.metadata);
     let mut actions = Vec::new();
     if !pods::is_terminal(pod) {
@@ -156,7 +156,7 @@ fn end(pod: &Pod, condition: Option<PodCondition>) -> Vec<Action> {
     actions
 }
 
-/// The oldest of those that have ended, beyond the number that is kept.
+/// Deletes the oldest terminal pods beyond the limit.
 fn too_many(view: &ObjectCache, context: &Context<'_, Settings>) -> Plan {
     let limit = context.settings.terminated_pods_max;
     if limit == 0 {
@@ -171,7 +171,7 @@ fn too_many(view: &ObjectCache, context: &Context<'_, Settings>) -> Plan {
     let evicted = |pod: &Pod| pod.status.as_ref().and_then(|s| s.reason.as_deref()) == Some("Evicted");
     let created = |pod: &Pod| pod.metadata.creation_timestamp.as_ref().map(|t| t.0);
     ended.sort_by_key(|pod| (!evicted(pod), created(pod), pod.metadata.name.clone()));
-    vec![Action::Concurrent(ended.iter().take(surplus).flat_map(|pod| end(pod, None)).collect())].into()
+    vec![Action::Concurrent(ended.iter().take(surplus).flat_map(|pod| delete_pod(pod, None)).collect())].into()
 }
 
 #[cfg(test)]
@@ -188,7 +188,7 @@ mod tests {
         json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}})
     }
 
-    /// A day old.
+    /// A pod that is one day old.
     fn pod() -> Value {
         json!({"apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": "p", "namespace": "a", "creationTimestamp": "2025-12-31T00:00:00Z"},
@@ -205,7 +205,7 @@ mod tests {
         decide(NAME, simulation, &ObjectKey::new("a", "p"))
     }
 
-    /// Upstream's quarantine: a node that is made again in time keeps its pods, however old they are.
+    /// Upstream's quarantine: a node that is created again in time keeps its pods, however old they are.
     #[test]
     fn pods_of_a_node_that_is_gone_are_removed_forty_seconds_later() {
         let mut simulation = crate::simulation(start(), [node(), pod()]);
@@ -223,7 +223,7 @@ mod tests {
         };
         assert_eq!(patch["status"]["conditions"][0]["reason"], "DeletionByPodGC");
         assert_eq!(*grace_seconds, Some(0));
-        // The node is made again: nothing is owed any more, and its next going begins anew.
+        // The node exists again: the next loss starts a new quarantine.
         simulation.create(&Kind::of::<Node>(), node());
         assert_eq!(after(&mut simulation, 141), Plan::nothing());
         node_gone(&mut simulation);
@@ -231,7 +231,7 @@ mod tests {
         assert_eq!(after(&mut simulation, 181).actions.len(), 3);
     }
 
-    /// A workload whose template names a node that is gone makes its pods anew: each of them is as new as it is.
+    /// A workload whose template names a missing node recreates its pods: each is new.
     #[test]
     fn a_pod_that_is_made_for_a_node_that_is_gone_has_a_quarantine_of_its_own() {
         let mut simulation = crate::simulation(start(), [node()]);
@@ -240,7 +240,7 @@ mod tests {
         simulation.create(&Kind::of::<Pod>(), pod());
         for second in [50, 70, 89] {
             assert!(after(&mut simulation, second).actions.is_empty(), "{second}");
-            // What others write of it moves nothing.
+            // Status writes of other clients don't extend the quarantine.
             let mut told = simulation.view.object(&Kind::of::<Pod>(), &ObjectKey::new("a", "p")).unwrap().to_value();
             told["metadata"]["annotations"] = json!({"second": second.to_string()});
             simulation.write(&Kind::of::<Pod>(), told);
@@ -265,7 +265,7 @@ mod tests {
         assert_eq!(after(&mut simulation, 70).actions.len(), 2);
     }
 
-    /// What went before the view began (a restart) is waited for from then on.
+    /// A node that was lost before the view started (a restart) counts as gone since then.
     #[test]
     fn a_node_that_was_never_seen_is_waited_for_since_its_pod_was_seen() {
         let mut simulation = crate::simulation(start(), [pod()]);

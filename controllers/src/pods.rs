@@ -1,4 +1,4 @@
-//! What controllers read off pods: active, ready, available; and how a controller makes, adopts and releases them.
+//! Predicates of pods (active, ready, available), and actions that create, adopt and release pods.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{self as core, PodTemplateSpec};
@@ -7,25 +7,25 @@ use machinery_client::selector;
 use machinery_client::{Action, Kind, Object, ObjectCache, Pod, Typed, controller_of, value_of};
 use serde_json::json;
 
-/// Names of pods may be this long (RFC 1123 subdomains).
+/// The maximum length of a pod's name (RFC 1123 subdomain).
 const NAME_LENGTH_MAX: usize = 253;
 
-/// The pod's phase; empty before anybody wrote one.
+/// The pod's phase; empty before the first status.
 pub(crate) fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default()
 }
 
-/// It has ended, for good.
+/// Whether it is in a final phase.
 pub(crate) fn is_terminal(pod: &Pod) -> bool {
     matches!(phase(pod), "Succeeded" | "Failed")
 }
 
-/// It neither has ended nor is being deleted.
+/// Whether it is neither terminal nor terminating.
 pub(crate) fn is_active(pod: &Pod) -> bool {
     !is_terminal(pod) && pod.metadata.deletion_timestamp.is_none()
 }
 
-/// It is being deleted and hasn't ended yet. A pod with no grace and nothing that holds it is as good as gone.
+/// Whether it is terminating and not terminal. A pod with a grace period of zero and no finalizer counts as gone.
 pub(crate) fn is_terminating(pod: &Pod) -> bool {
     let metadata = &pod.metadata;
     let held = metadata.deletion_grace_period_seconds.unwrap_or(0) > 0
@@ -33,25 +33,24 @@ pub(crate) fn is_terminating(pod: &Pod) -> bool {
     !is_terminal(pod) && metadata.deletion_timestamp.is_some() && held
 }
 
-/// Since when it is ready; none while it isn't.
+/// Since when it is ready; none if it isn't.
 pub(crate) fn ready_since(pod: &Pod) -> Option<Timestamp> {
     let conditions = pod.status.as_ref()?.conditions.as_ref()?;
     let ready = conditions.iter().find(|c| c.type_ == "Ready")?;
     (ready.status == "True").then(|| ready.last_transition_time.as_ref().map_or(Timestamp::UNIX_EPOCH, |t| t.0))
 }
 
-/// Whether it is ready.
 pub(crate) fn is_ready(pod: &Pod) -> bool {
     ready_since(pod).is_some()
 }
 
-/// When it will have been ready for long enough; none while it isn't ready.
+/// When it becomes available; none if it isn't ready.
 pub(crate) fn available_at(pod: &Pod, min_ready_seconds: i32) -> Option<Timestamp> {
     let wait = jiff::SignedDuration::from_secs(min_ready_seconds.max(0).into());
     Some(ready_since(pod)?.saturating_add(wait).unwrap_or(Timestamp::MAX))
 }
 
-/// Whether it has been ready for long enough.
+/// Whether it has been ready for `min_ready_seconds`.
 pub(crate) fn is_available(pod: &Pod, min_ready_seconds: i32, now: Timestamp) -> bool {
     available_at(pod, min_ready_seconds).is_some_and(|at| at <= now)
 }
@@ -81,7 +80,7 @@ pub(crate) fn from_template(
     }
 }
 
-/// Makes `owner` the controller of an object that has none.
+/// Makes `owner` the controller of an orphan.
 pub(crate) fn adopt<K: Typed>(object: &K, owner: OwnerReference) -> Action {
     let metadata = Object::metadata(object);
     let mut owners = metadata.owner_references.clone().unwrap_or_default();
@@ -92,7 +91,7 @@ pub(crate) fn adopt<K: Typed>(object: &K, owner: OwnerReference) -> Action {
     Action::patch(object, patch)
 }
 
-/// Ends the control over an object.
+/// Removes the controller of an object.
 pub(crate) fn release<K: Typed>(object: &K) -> Action {
     let metadata = Object::metadata(object);
     let controller = controller_of(metadata).map(|c| c.uid.clone()).unwrap_or_default();
@@ -104,7 +103,7 @@ pub(crate) fn release<K: Typed>(object: &K) -> Action {
     Action::patch(object, patch)
 }
 
-/// Checks with the server that the view shows all objects that a selector chooses.
+/// Verifies with the server that the view has all objects of a selector.
 pub(crate) fn require_fresh_cache<K: Typed>(view: &ObjectCache, namespace: &str, selector: &LabelSelector) -> Action {
     let chosen = view.chosen::<K>(namespace, selector).into_iter().map(Object::metadata);
     Action::RequireFreshCache {
@@ -115,12 +114,12 @@ pub(crate) fn require_fresh_cache<K: Typed>(view: &ObjectCache, namespace: &str,
     }
 }
 
-/// An instant as the API writes it: whole seconds.
+/// A timestamp in the API's form: whole seconds.
 pub(crate) fn stamp(now: Timestamp) -> Time {
     Time(Timestamp::from_second(now.as_second()).unwrap_or(now))
 }
 
-/// A count as the API writes it: a zero isn't written.
+/// A count in the API's form: zero is absent.
 pub(crate) fn count(n: i32) -> Option<i32> {
     (n != 0).then_some(n)
 }

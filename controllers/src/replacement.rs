@@ -1,8 +1,8 @@
-//! How fast pods are replaced that were lost right after they were made: docs/decisions/0095-replacement-rate.md.
+//! Rate limit for replacing pods that were lost right after their creation: docs/decisions/0095-replacement-rate.md.
 //!
-//! A pod that is evicted, rejected, failed or deleted within [`EARLY`] of its beginning counts as lost early, unless its
-//! controller gave it up itself. So many of an owner's early losses are replaced at once, and then one each second. What is
-//! asked for beyond them (a new owner, a larger one) is never held back.
+//! A pod that is evicted, rejected, failed or deleted within [`EARLY`] of its creation counts as lost early, unless its
+//! own controller deleted it. A burst of an owner's early losses is replaced at once, and then one each second. Pods
+//! for a new owner or a larger size are never delayed.
 
 use std::time::Duration;
 
@@ -11,48 +11,48 @@ use machinery_client::{Action, Kind, ObjectCache, Plan, Pod};
 
 use crate::pods;
 
-/// Early losses that are replaced at once at least, as many as upstream's client sends requests in a burst.
+/// The minimum burst, as many as upstream's client sends requests in a burst.
 const BURST_MIN: usize = 30;
-/// Between two replacements when these are used up: what upstream makes of one pod that is evicted at once.
+/// The interval between replacements after the burst: upstream's rate for one pod that is evicted at once.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// What is remembered of an owner's early losses.
+/// The memory of an owner's early losses.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Replacement {
     owner_uid: String,
-    /// The early losses that are taken into account, as the view counts them.
+    /// The early losses that are processed, in the view's count.
     counted: u64,
-    /// Those of them that aren't replaced yet.
+    /// Those that aren't replaced yet.
     owed: usize,
-    /// Young pods that the owner's controller gave up itself.
+    /// Young pods that the owner's controller deleted.
     given_up: u64,
-    /// Replacements in stock, as the time that each takes.
+    /// The accumulated credit: [`INTERVAL`] per replacement.
     credit: Duration,
     at: Duration,
 }
 
-/// How many pods may be made now, and how long the next one waits.
+/// The number of pods to create now, and the wait for the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Allowed {
+pub(crate) struct ReplacementBudget {
     pub(crate) pods: usize,
     pub(crate) next_in: Option<Duration>,
 }
 
 impl Replacement {
-    /// Takes into account what was lost since the last pass, where `missing` of the `wanted` pods are to be made; none where
-    /// the owner has lost nothing.
+    /// Processes the losses since the last pass, with `missing` of the `wanted` pods to create; none if the owner has
+    /// lost nothing.
     pub(crate) fn next(
         before: Option<&Self>,
         view: &ObjectCache,
         owner_uid: &str,
         (missing, wanted): (usize, usize),
         elapsed: Duration,
-    ) -> (Allowed, Option<Self>) {
+    ) -> (ReplacementBudget, Option<Self>) {
         let losses = view.early_losses(owner_uid);
         let before = before.filter(|before| before.owner_uid == owner_uid);
         if losses == 0 {
             let given_up = before.filter(|before| before.given_up > 0).cloned();
-            return (Allowed { pods: missing, next_in: None }, given_up);
+            return (ReplacementBudget { pods: missing, next_in: None }, given_up);
         }
         let stock = INTERVAL * u32::try_from(BURST_MIN.max(wanted.saturating_mul(2))).unwrap_or(u32::MAX);
         let fresh = || Self { owner_uid: owner_uid.to_owned(), credit: stock, at: elapsed, ..Self::default() };
@@ -63,7 +63,7 @@ impl Replacement {
         now.counted = losses;
         now.credit = now.credit.saturating_add(elapsed.saturating_sub(now.at)).min(stock);
         now.at = elapsed;
-        // Who is whole owes nothing: what went was too much.
+        // A complete owner needs no replacement: the lost pods were surplus.
         let owed = usize::try_from(new - forgiven).unwrap_or(usize::MAX);
         now.owed = now.owed.saturating_add(owed).min(missing);
         let in_stock = usize::try_from(now.credit.as_nanos() / INTERVAL.as_nanos()).unwrap_or(usize::MAX);
@@ -72,10 +72,10 @@ impl Replacement {
         now.owed -= paid;
         now.credit -= INTERVAL * u32::try_from(paid).unwrap_or(u32::MAX);
         let next_in = (now.owed > 0).then(|| INTERVAL.saturating_sub(now.credit));
-        (Allowed { pods, next_in }, Some(now))
+        (ReplacementBudget { pods, next_in }, Some(now))
     }
 
-    /// The same with the young pods that a plan gives up; none where there is nothing to remember.
+    /// The memory with the young pods that a plan deletes; none if there is nothing to remember.
     pub(crate) fn noted(
         known: Option<Self>,
         owner_uid: &str,
@@ -118,7 +118,7 @@ mod tests {
 
     use super::*;
 
-    /// An owner of so many pods, all of which are taken away as soon as they are there.
+    /// An owner of pods that are all removed after a while.
     struct Play {
         simulation: Simulation,
         memory: Option<Replacement>,
@@ -131,7 +131,7 @@ mod tests {
             Self { simulation: crate::simulation(now, []), memory: None, made: 0 }
         }
 
-        fn pass(&mut self, missing: usize, wanted: usize) -> Allowed {
+        fn pass(&mut self, missing: usize, wanted: usize) -> ReplacementBudget {
             let elapsed = self.simulation.elapsed();
             let view = &self.simulation.view;
             let (allowed, memory) = Replacement::next(self.memory.as_ref(), view, "o", (missing, wanted), elapsed);
@@ -143,7 +143,7 @@ mod tests {
             self.simulation.now = self.simulation.now.saturating_add(time).unwrap();
         }
 
-        /// Makes pods; they live for so long.
+        /// Creates pods that live for `life`.
         fn lose(&mut self, pods: usize, life: Duration) {
             let kind = Kind::of::<Pod>();
             let owner = json!([{"apiVersion": "v1", "kind": "X", "name": "x", "uid": "o", "controller": true}]);
@@ -188,9 +188,9 @@ mod tests {
     #[test]
     fn growth_and_what_lived_are_never_held_back() {
         let mut play = Play::new();
-        assert_eq!(play.pass(500, 500), Allowed { pods: 500, next_in: None }, "there was nothing before");
+        assert_eq!(play.pass(500, 500), ReplacementBudget { pods: 500, next_in: None }, "there was nothing before");
         play.lose(500, EARLY);
-        assert_eq!(play.pass(500, 500), Allowed { pods: 500, next_in: None }, "they lived for long enough");
+        assert_eq!(play.pass(500, 500), ReplacementBudget { pods: 500, next_in: None }, "they lived for long enough");
         for _ in 0..40 {
             play.lose(1, Duration::ZERO);
             play.pass(1, 1);
@@ -200,7 +200,7 @@ mod tests {
         assert_eq!(play.pass(101, 101).pods, 100, "a hundred more are wanted");
     }
 
-    /// Whoever deletes all pods of a set that is seconds old finds them replaced at once, and a second time.
+    /// A user who deletes all pods of a set that is seconds old gets them back at once, and a second time.
     #[test]
     fn all_pods_of_a_set_may_go_twice() {
         let mut play = Play::new();
@@ -228,7 +228,7 @@ mod tests {
             noted.given_up += 1;
             play.memory = Some(noted);
             play.lose(1, Duration::ZERO);
-            assert_eq!(play.pass(1, 1), Allowed { pods: 1, next_in: None });
+            assert_eq!(play.pass(1, 1), ReplacementBudget { pods: 1, next_in: None });
         }
     }
 

@@ -1,5 +1,5 @@
-//! `replicaset-controller`: as many pods of a template as are asked for. What it decides is decided for
-//! ReplicationControllers too, by [`Replicated`].
+//! `replicaset-controller`: keeps the number of pods of a template. ReplicationControllers share the decision through
+//! [`Replicated`].
 
 use std::borrow::Cow;
 use std::cmp::{Ordering, Reverse};
@@ -11,17 +11,17 @@ use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
 use machinery_client::selector::{Labels, contains, selects};
 use machinery_client::{
-    Action, BackOff, Change, Context, Controller, EventRecord, Input, Memory, Object, ObjectCache, Plan, Pod, Typed,
-    controlled_by, controller_of, key_of,
+    Action, BackOff, Change, Context, Controller, EventRecord, Input, Object, ObjectCache, Plan, Pod, ReconcilerState,
+    Typed, controlled_by, controller_of, key_of,
 };
 
 use crate::Settings;
 use crate::pods;
 use crate::replacement::Replacement;
 
-/// The condition that says that pods could not be made or deleted.
+/// The condition for failed creations or deletions of pods.
 const REPLICA_FAILURE: &str = "ReplicaFailure";
-/// Pods made or deleted in one pass (upstream's burst).
+/// The maximum number of pods created or deleted in one pass (upstream's burst).
 const BURST_PODS: usize = 500;
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
@@ -34,26 +34,26 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     reconcile: reconcile::<ReplicaSet>,
 };
 
-/// A kind that asks for so many pods of a template.
+/// A kind with a number of replicas of a template.
 pub(crate) trait Replicated: Typed {
-    /// Who says so in events, where that isn't the controller's name.
+    /// The component of events, if it isn't the controller's name.
     const SOURCE: Option<&'static str>;
-    /// Whether its status says how many pods are terminating.
-    const TELLS_TERMINATING: bool;
+    /// Whether its status counts terminating pods.
+    const COUNTS_TERMINATING: bool;
 
-    /// The same as a ReplicaSet; none where it has no spec.
+    /// The ReplicaSet form; none without a spec.
     fn as_set(&self) -> Option<Cow<'_, ReplicaSet>>;
 
-    /// Whether its selector chooses an object with these labels.
+    /// Whether its selector matches the labels.
     fn chooses(&self, labels: Option<&Labels>) -> bool;
 
-    /// The same with this status.
+    /// A copy with this status.
     fn with_status(&self, status: ReplicaSetStatus) -> Self;
 }
 
 impl Replicated for ReplicaSet {
     const SOURCE: Option<&'static str> = None;
-    const TELLS_TERMINATING: bool = true;
+    const COUNTS_TERMINATING: bool = true;
 
     fn as_set(&self) -> Option<Cow<'_, ReplicaSet>> {
         self.spec.is_some().then_some(Cow::Borrowed(self))
@@ -68,7 +68,7 @@ impl Replicated for ReplicaSet {
     }
 }
 
-/// The objects that own the pod or did; those that might adopt it where nobody owns it.
+/// The objects that own or owned the pod; for an orphan, the objects that may adopt it.
 pub(crate) fn of_pod<K: Replicated>(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let namespace = &change.key.namespace;
     let mut keys: Vec<ObjectKey> = change
@@ -99,7 +99,7 @@ pub(crate) fn reconcile<K: Replicated>(view: &ObjectCache, key: &ObjectKey, cont
     let chooses = |pod: &Pod| owner.chooses(pod.metadata.labels.as_ref());
     let (mine, strange): (Vec<&Pod>, Vec<&Pod>) = view.controlled::<Pod>(uid).partition(|pod| chooses(pod));
     let mut active: Vec<&Pod> = mine.iter().copied().filter(|pod| pods::is_active(pod)).collect();
-    let terminating = K::TELLS_TERMINATING.then(|| mine.iter().filter(|pod| pods::is_terminating(pod)).count());
+    let terminating = K::COUNTS_TERMINATING.then(|| mine.iter().filter(|pod| pods::is_terminating(pod)).count());
     if !going {
         plan.actions.extend(strange.iter().filter(|pod| pods::is_active(pod)).map(|pod| pods::release(*pod)));
         let orphans = view.uncontrolled::<Pod>(&key.namespace);
@@ -111,7 +111,7 @@ pub(crate) fn reconcile<K: Replicated>(view: &ObjectCache, key: &ObjectKey, cont
 
     let wanted = usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or(0);
     let missing = if going { 0 } else { wanted.saturating_sub(active.len()) };
-    let known = context.memories.of::<Replacement>(key);
+    let known = context.reconciler_cache.of::<Replacement>(key);
     let (allowed, replacement) = Replacement::next(known, view, uid, (missing, wanted), context.elapsed);
     allowed.next_in.into_iter().for_each(|wait| plan.requeue_after(context.now, wait));
     let scaling = if going { None } else { scale(view, owner, set, &active, (wanted, allowed.pods), context.now) };
@@ -119,7 +119,7 @@ pub(crate) fn reconcile<K: Replicated>(view: &ObjectCache, key: &ObjectKey, cont
         let differs = normal(set.status.clone().unwrap_or_default()) != normal(status.clone());
         differs.then(|| Action::update_status(&owner.with_status(status.clone())))
     };
-    // Where pods are about to change, the next pass writes the status; where that fails, it can't wait for them.
+    // If pods are about to change, the next pass writes the status. If that fails, the status can't wait for them.
     let scaling = match scaling {
         None => {
             let status = status(set, &active, terminating, context, None);
@@ -140,18 +140,18 @@ pub(crate) fn reconcile<K: Replicated>(view: &ObjectCache, key: &ObjectKey, cont
     };
     let first = set.status.as_ref().and_then(|s| s.observed_generation).unwrap_or(0) == 0;
     if first && active.len() < wanted && !going {
-        // There may be pods to adopt that were made just before.
+        // An orphan to adopt may have been created just before.
         plan.push(pods::require_fresh_cache::<Pod>(view, &key.namespace, &spec.selector));
     }
     plan.actions.extend(scaling);
     let min_ready = spec.min_ready_seconds.unwrap_or(0);
     let upcoming = active.iter().filter_map(|pod| pods::available_at(pod, min_ready)).filter(|at| *at > context.now);
     upcoming.for_each(|at| plan.revisit(at));
-    plan.memory = Replacement::noted(replacement, uid, &plan, view, context.elapsed).map(Memory::of);
+    plan.state = Replacement::noted(replacement, uid, &plan, view, context.elapsed).map(ReconcilerState::of);
     plan
 }
 
-/// Makes or deletes what is too few or too many; no more is made at once than is allowed.
+/// Creates missing or deletes surplus pods; creations are limited to `allowed`.
 fn scale<K: Replicated>(
     view: &ObjectCache,
     owner: &K,
@@ -187,7 +187,7 @@ fn scale<K: Replicated>(
             let order = if surplus < active.len() {
                 first_to_go(view, owner, active, now)
             } else {
-                // All go: no ranking, but one order whatever the cache's is.
+                // All pods are deleted: no ranking, but an order independent of the cache's.
                 let mut all = active.to_vec();
                 all.sort_by_key(|pod| pod.metadata.name.as_deref());
                 all
@@ -197,7 +197,7 @@ fn scale<K: Replicated>(
     }
 }
 
-/// The pods in the order in which they are given up.
+/// The pods in the order of deletion.
 fn first_to_go<'a, K: Replicated>(view: &ObjectCache, set: &K, active: &[&'a Pod], now: Timestamp) -> Vec<&'a Pod> {
     // Neighbours: active pods of all sets of the same controller, on one node.
     let siblings: Vec<&K> = match controller_of(Object::metadata(set)) {
@@ -216,7 +216,7 @@ fn first_to_go<'a, K: Replicated>(view: &ObjectCache, set: &K, active: &[&'a Pod
     order
 }
 
-/// What decides which pod is deleted first: the smallest. One key a pod, so that the order is total.
+/// The sort key of deletion, smallest first. One key per pod makes the order total.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct DeletionRank<'a> {
     is_assigned: bool,
@@ -232,7 +232,7 @@ struct DeletionRank<'a> {
 }
 
 fn deletion_rank(pod: &Pod, neighbours: usize, now: Timestamp) -> DeletionRank<'_> {
-    // A ready pod whose condition has no time is read as ready since the epoch.
+    // A ready pod whose condition has no time counts as ready since the epoch.
     let ready_since = pods::ready_since(pod).filter(|since| *since != Timestamp::UNIX_EPOCH);
     DeletionRank {
         is_assigned: !node(pod).is_empty(),
@@ -274,7 +274,7 @@ fn created(pod: &Pod) -> Option<Timestamp> {
     pod.metadata.creation_timestamp.as_ref().map(|t| t.0)
 }
 
-/// The order of magnitude of an age (KEP-2185): pods of about one age are equal. A missing time comes first.
+/// The order of magnitude of an age (KEP-2185): pods of similar age are equal. A missing time comes first.
 fn age_magnitude(since: Option<Timestamp>, now: Timestamp) -> Option<i64> {
     let age = now.duration_since(since?).as_nanos();
     Some(u128::try_from(age).ok().and_then(u128::checked_ilog2).map_or(-1, i64::from))
@@ -305,7 +305,7 @@ fn status(
     }
 }
 
-/// Whether a status says of pods alone that are becoming ready or available, and more of them are on their way.
+/// Whether only the counts of ready or available pods changed, and more are coming.
 fn is_progress(known: Option<&ReplicaSetStatus>, status: &ReplicaSetStatus) -> bool {
     let without = |status: &ReplicaSetStatus| {
         normal(ReplicaSetStatus { ready_replicas: None, available_replicas: None, ..status.clone() })
@@ -334,7 +334,7 @@ fn conditions(
     (!conditions.is_empty()).then_some(conditions)
 }
 
-/// For comparison: absent and zero or empty are one.
+/// For comparison: absent and zero or empty are equal.
 fn normal(mut status: ReplicaSetStatus) -> ReplicaSetStatus {
     let zero = |n: Option<i32>| n.filter(|n| *n != 0);
     status.fully_labeled_replicas = zero(status.fully_labeled_replicas);
@@ -355,10 +355,10 @@ mod tests {
         "2026-01-01T00:00:00Z".parse().unwrap()
     }
 
-    /// A running pod; its ages are seconds, and may be missing.
+    /// A running pod; its ages are in seconds, and may be missing.
     fn pod(at: usize, ready_age: Option<i64>, age: Option<i64>, restarts: i32) -> Pod {
         let before = |seconds: i64| now() - jiff::SignedDuration::from_secs(seconds);
-        // Names and uids run against each other, so that a tie-breaker of both kinds shows.
+        // Names and uids are in opposite order, so that a tie-breaker of either kind shows.
         serde_json::from_value(json!({
             "metadata": {"name": format!("p{:03}", 999 - at), "uid": format!("u{at:03}"), "creationTimestamp": age.map(before)},
             "spec": {"nodeName": "n"},
@@ -377,7 +377,7 @@ mod tests {
     }
 
     fn ages() -> impl Strategy<Value = Option<i64>> {
-        // Around a border of magnitudes (2^35 ns is 34.4 s), in the future, and none.
+        // Around a border of magnitudes (2^35 ns is 34.4 s), in the future, and missing.
         prop_oneof![4 => (28i64..40).prop_map(Some), 1 => (-2i64..3).prop_map(Some), 1 => Just(None)]
     }
 
@@ -398,7 +398,7 @@ mod tests {
                 Ok(Some(order[0]) == a.metadata.name.as_deref())
             };
             let [a, b, c] = &pods[..] else { unreachable!() };
-            // Of three in a row none comes before the first again.
+            // The order of three pods has no cycle.
             prop_assert!(!(before(a, b)? && before(b, c)? && before(c, a)?));
             prop_assert!(!(before(b, a)? && before(a, c)? && before(c, b)?));
         }

@@ -1,4 +1,4 @@
-//! `replicationcontroller-controller`: ReplicationControllers, decided as ReplicaSets are.
+//! `replicationcontroller-controller`: reconciles ReplicationControllers like ReplicaSets.
 
 use std::borrow::Cow;
 
@@ -25,7 +25,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
 
 impl Replicated for ReplicationController {
     const SOURCE: Option<&'static str> = Some("replication-controller");
-    const TELLS_TERMINATING: bool = false;
+    const COUNTS_TERMINATING: bool = false;
 
     fn as_set(&self) -> Option<Cow<'_, ReplicaSet>> {
         let spec = self.spec.as_ref()?;
@@ -43,7 +43,7 @@ impl Replicated for ReplicationController {
     }
 
     fn chooses(&self, labels: Option<&Labels>) -> bool {
-        // One without a selector, which the API server lets nobody make, chooses nothing.
+        // Without a selector, which the API server rejects, it matches nothing.
         selector(self.spec.as_ref()).is_some_and(|selector| contains(labels, selector))
     }
 

@@ -1,5 +1,5 @@
-//! `resourcequota-controller`: what a namespace's objects use together stands in the status of its quotas. Admission charges
-//! what is new in the writes themselves; here it is counted what there is: at first, after what went, and now and then.
+//! `resourcequota-controller`: writes the usage of a namespace's objects into the status of its quotas. Admission
+//! charges new objects within their writes. This controller counts at first, after deletions, and periodically.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,9 +16,10 @@ use serde_json::{Map, Value, json};
 
 use crate::{Settings, pods};
 
-/// How often a quota is counted even if nothing changes, as upstream's is.
+/// The interval of recounts without changes, as upstream's.
 const RESYNC: Duration = Duration::from_secs(5 * 60);
-/// After this time whatever was written with a quota is in the view, too: views of different kinds aren't of one moment.
+/// After this time the view has everything that was written with a quota: the views of different kinds are not
+/// synchronous.
 const SETTLED: Duration = Duration::from_secs(2);
 
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
@@ -36,7 +37,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     reconcile,
 };
 
-/// A quota that is new, or limits something else than before. What admission charges is no reason to count.
+/// A quota that is new, or whose spec changed. A charge by admission needs no recount.
 fn of_quota(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let same = match (change.before::<ResourceQuota>(), change.after::<ResourceQuota>()) {
         (Some(before), Some(after)) => before.metadata.uid == after.metadata.uid && before.spec == after.spec,
@@ -81,7 +82,7 @@ fn of_claim(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     }
 }
 
-/// An object that went.
+/// A deleted object.
 fn of_any(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     if change.new.is_some() { Vec::new() } else { quotas(view, &change.key.namespace) }
 }
@@ -91,7 +92,7 @@ fn amounts(list: Option<&BTreeMap<String, Text>>) -> Amounts {
     list.into_iter().flatten().filter_map(read).collect()
 }
 
-/// What is used of what one kind counts as.
+/// The usage of the objects of one kind.
 fn used_by(
     view: &ObjectCache,
     kind: &Kind,
@@ -115,13 +116,13 @@ fn used_by(
     sum
 }
 
-/// What is used of a quota now, and whether something may be missing in the view yet.
-struct Counted {
+/// The usage of a quota now, and whether the view may miss objects.
+struct QuotaUsage {
     used: Amounts,
     unsettled: bool,
 }
 
-fn count(view: &ObjectCache, quota: &ResourceQuota, context: &Context<'_, Settings>) -> Counted {
+fn count(view: &ObjectCache, quota: &ResourceQuota, context: &Context<'_, Settings>) -> QuotaUsage {
     let key = key_of(&quota.metadata);
     let status = quota.status.as_ref();
     let hard = amounts(quota.spec.as_ref().and_then(|spec| spec.hard.as_ref()));
@@ -130,7 +131,7 @@ fn count(view: &ObjectCache, quota: &ResourceQuota, context: &Context<'_, Settin
     let seen_at = view.seen_at(&Kind::of::<ResourceQuota>(), &key).unwrap_or_default();
     let is_settled = context.elapsed.saturating_sub(seen_at) >= SETTLED;
     let value = value_of(quota);
-    let mut counted = Counted { used: Amounts::new(), unsettled: false };
+    let mut counted = QuotaUsage { used: Amounts::new(), unsettled: false };
     let mut seen = BTreeSet::new();
     for kind in view.kinds().filter(|kind| kind.namespaced) {
         let Some(evaluator) = Evaluator::of(&kind.group, &kind.plural) else { continue };
@@ -138,8 +139,8 @@ fn count(view: &ObjectCache, quota: &ResourceQuota, context: &Context<'_, Settin
         if names.is_empty() || !seen.insert((kind.group.clone(), kind.plural.clone())) {
             continue;
         }
-        // What admission charged in the quota's newest version may be of an object that this view doesn't have yet: one that
-        // is not heard of shows so only by a version.
+        // The charge in the quota's newest version may be for an object that this view doesn't have yet. Before `SETTLED`,
+        // and for a kind without a working watch, only the versions show that.
         let behind = !(is_settled && view.is_followed(kind)) && view.seen(kind).is_none_or(|seen| seen < version);
         counted.unsettled |= behind;
         let used = used_by(view, kind, &evaluator, &value, context);

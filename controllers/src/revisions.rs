@@ -1,4 +1,5 @@
-//! ControllerRevisions: the templates that a StatefulSet or DaemonSet has had, each as a patch that brings it back.
+//! ControllerRevisions: the template history of a StatefulSet or DaemonSet, each revision a patch that restores its
+//! template.
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
@@ -9,41 +10,41 @@ use machinery_client::selector::selects;
 use machinery_client::{Action, Object, ObjectCache, Typed, controlled_by, controller_of, read, value_of};
 use serde_json::{Value, json};
 
-/// The label of a revision's hash.
+/// The label with a revision's hash.
 pub(crate) const HASH: &str = "controller.kubernetes.io/hash";
-/// The label of a pod that names its revision.
+/// The label of a pod with its revision.
 pub(crate) const POD_HASH: &str = "controller-revision-hash";
-/// The letters of a hash: those of generated names, so that it can't spell anything.
+/// The letters of a hash: those of generated names, so that it can't spell words.
 const LETTERS: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
-/// So much of the owner's name is in a revision's.
+/// The maximum length of the owner's name in a revision's name.
 const PREFIX_LENGTH_MAX: usize = 223;
 
-/// A number in letters that can stand in a name.
+/// A number in letters that are valid in a name.
 pub(crate) fn letters(hash: u32) -> String {
     hash.to_string().bytes().map(|digit| LETTERS[usize::from(digit) % LETTERS.len()] as char).collect()
 }
 
-/// The hash of a revision, as its label or else its name tells it.
+/// The hash of a revision, from its label or else its name.
 pub(crate) fn hash_of<'a>(revision: &'a ControllerRevision, label: &str) -> &'a str {
     let given = revision.metadata.labels.as_ref().and_then(|labels| labels.get(label));
     given.or(revision.metadata.name.as_ref()).map_or("", String::as_str)
 }
 
-/// The patch that brings a template back.
+/// The patch that restores a template.
 pub(crate) fn data_of(template: &PodTemplateSpec) -> Value {
     let mut template = value_of(template);
     template["$patch"] = json!("replace");
     json!({"spec": {"template": template}})
 }
 
-/// The template that a revision holds; none where somebody wrote something else into it.
+/// The template of a revision; none if its data was overwritten with something else.
 pub(crate) fn template_of(revision: &ControllerRevision) -> Option<PodTemplateSpec> {
     let mut template = revision.data.as_ref()?.0.pointer("/spec/template")?.clone();
     template.as_object_mut()?.remove("$patch");
     read(template).ok()
 }
 
-/// The revisions of an owner that its selector chooses, its own and those that nobody controls, oldest first.
+/// The revisions of an owner that its selector matches, its own and orphans, oldest first.
 pub(crate) fn of_owner<'a, K: Typed>(
     view: &'a ObjectCache,
     owner: &'a K,
@@ -59,16 +60,17 @@ pub(crate) fn of_owner<'a, K: Typed>(
     revisions
 }
 
-/// What becomes of the present template among the revisions that there are.
+/// The revision of the current template.
 #[derive(Debug)]
-pub(crate) enum Present<'a> {
-    /// It has its revision, and it is the latest.
-    Is(&'a ControllerRevision),
-    /// It is to be written first: a new one, or an old one that becomes the latest.
+pub(crate) enum CurrentRevision<'a> {
+    /// It exists and is the latest.
+    Exists(&'a ControllerRevision),
+    /// To be written first: a new revision, or an old one that becomes the latest.
     Write(Box<Action>),
 }
 
-/// Finds the revision of the present template, or says how it comes about; `label` gets its hash. The collision count goes up where another
+/// Finds the revision of the current template, or the action that writes it; `label` gets its hash. The collision count
+/// increases if another template has the name.
 /// template has taken the name.
 pub(crate) fn present<'a, K: Typed>(
     view: &'a ObjectCache,
@@ -77,7 +79,7 @@ pub(crate) fn present<'a, K: Typed>(
     label: &str,
     revisions: &[&'a ControllerRevision],
     collisions: &mut i32,
-) -> Present<'a>
+) -> CurrentRevision<'a>
 where
     K::Scope: machinery_client::Scope,
 {
@@ -87,15 +89,16 @@ where
     let last = revisions.last().copied();
     if let Some(equal) = revisions.iter().rev().find(equal) {
         return match last.filter(|last| equal.data == last.data) {
-            Some(last) => Present::Is(last),
-            None => {
-                Present::Write(Box::new(Action::update(&ControllerRevision { revision: next, ..(**equal).clone() })))
-            }
+            Some(last) => CurrentRevision::Exists(last),
+            None => CurrentRevision::Write(Box::new(Action::update(&ControllerRevision {
+                revision: next,
+                ..(**equal).clone()
+            }))),
         };
     }
-    // Written by another version, with fewer or other fields that say the same.
+    // Written by another version, with fewer or other fields of the same meaning.
     if let Some(last) = last.filter(|last| template_of(last).is_some_and(|t| t == *template)) {
-        return Present::Is(last);
+        return CurrentRevision::Exists(last);
     }
     let metadata = Object::metadata(owner);
     let namespace = metadata.namespace.as_deref().unwrap_or_default();
@@ -104,12 +107,12 @@ where
         let hash = letters(hash(&data, *collisions));
         let name = format!("{}-{hash}", prefix(owner_name));
         match view.get::<ControllerRevision>(&ObjectKey::new(namespace, &*name)) {
-            Some(taken) if taken.data.as_ref().is_some_and(|d| d.0 == data) => return Present::Is(taken),
+            Some(taken) if taken.data.as_ref().is_some_and(|d| d.0 == data) => return CurrentRevision::Exists(taken),
             Some(_) => *collisions = collisions.saturating_add(1),
             None => {
                 let mut labels = template.metadata.as_ref().and_then(|m| m.labels.clone()).unwrap_or_default();
                 labels.insert(label.to_owned(), hash);
-                return Present::Write(Box::new(Action::create(&ControllerRevision {
+                return CurrentRevision::Write(Box::new(Action::create(&ControllerRevision {
                     metadata: ObjectMeta {
                         name: Some(name),
                         namespace: Some(namespace.to_owned()),
@@ -143,13 +146,13 @@ fn prefix(name: &str) -> &str {
     &name[..end]
 }
 
-/// Adopts those that nobody controls.
+/// Adopts orphans.
 pub(crate) fn adopt<K: Typed>(owner: &K, revisions: &[&ControllerRevision]) -> Vec<Action> {
     let orphans = revisions.iter().filter(|r| controller_of(&r.metadata).is_none());
     orphans.map(|r| crate::pods::adopt(*r, controlled_by(owner))).collect()
 }
 
-/// Deletes the oldest beyond the limit that nothing is of any more.
+/// Deletes the oldest unused revisions beyond the limit.
 pub(crate) fn truncate(
     revisions: &[&ControllerRevision],
     live: impl Fn(&str) -> bool,

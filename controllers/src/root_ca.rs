@@ -1,4 +1,5 @@
-//! `root-ca-certificate-publisher-controller`: every namespace has the cluster's certificate authority in a ConfigMap.
+//! `root-ca-certificate-publisher-controller`: publishes the cluster's certificate authority in a ConfigMap of every
+//! namespace.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +11,10 @@ use machinery_client::{Action, BackOff, Change, Context, Controller, Input, Obje
 
 use crate::Settings;
 
-/// The ConfigMap's name, and the key within it.
+/// The ConfigMap's name, and its key.
 const NAME: &str = "kube-root-ca.crt";
 const ENTRY: &str = "ca.crt";
-/// Upstream's note to whoever reads it.
+/// Upstream's description annotation.
 const DESCRIPTION: (&str, &str) = (
     "kubernetes.io/description",
     "Contains a CA bundle that can be used to verify the kube-apiserver when using internal endpoints such as the \

@@ -1,17 +1,17 @@
-//! Where things are asked for: which resource a kind is, the scale of an object, and the paths of both. Pure.
+//! Resource mapping of kinds, the `scale` subresource, and the paths of both. Pure.
 
 use machinery_api::GroupVersion;
 use machinery_api::selector::LabelSelector;
-use machinery_client::{Failure, Pass, Question};
+use machinery_client::{Effect, Failure, Pass};
 use serde_json::Value;
 
-/// Versions of a group that are looked at for a kind.
+/// The maximum number of a group's versions that are searched for a kind.
 const VERSIONS_MAX: usize = 16;
 
-/// What stops a pass: something has to be known first, or it fails for a reason.
+/// The end of a pass without a result: effects first, or a failure.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Stop {
-    Ask(Vec<Question>),
+    Ask(Vec<Effect>),
     Failed(String),
 }
 
@@ -21,13 +21,13 @@ impl From<String> for Stop {
     }
 }
 
-/// The answer to a GET, which is asked for where it isn't there yet.
-pub(crate) fn got<'a>(pass: &'a Pass, path: &str) -> Result<Result<&'a Value, &'a Failure>, Stop> {
-    let answer = pass.got(path).ok_or_else(|| Stop::Ask(vec![Question::Get(path.to_owned())]))?;
+/// The answer to a GET; an effect if there is none yet.
+pub(crate) fn fetch<'a>(pass: &'a Pass, path: &str) -> Result<Result<&'a Value, &'a Failure>, Stop> {
+    let answer = pass.get_result(path).ok_or_else(|| Stop::Ask(vec![Effect::Get(path.to_owned())]))?;
     Ok(answer.as_deref())
 }
 
-/// Which resource a kind is.
+/// The resource of a kind.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Mapping {
     group: String,
@@ -59,8 +59,8 @@ fn split(api_version: &str) -> Result<(&str, &str), String> {
     }
 }
 
-/// The resource of a kind: in the version that is named where that has it, else in the first of its group that does.
-/// `known`: what was found before.
+/// The resource of a kind: in the given version if it is served there, else in the first version of the group that
+/// serves it. `known`: cached mappings.
 pub(crate) fn mapping(pass: &Pass, known: &mut Vec<Mapping>, api_version: &str, kind: &str) -> Result<Mapping, Stop> {
     let (group, version) = split(api_version)?;
     if let Some(found) = known.iter().find(|one| one.group == group && one.kind == kind) {
@@ -83,8 +83,8 @@ pub(crate) fn mapping(pass: &Pass, known: &mut Vec<Mapping>, api_version: &str, 
         None => {
             let others = versions(pass, group, version)?.ok_or_else(none)?;
             let roots: Vec<String> = others.iter().map(|version| root(version)).collect();
-            let missing = roots.iter().filter(|root| pass.got(root).is_none());
-            let missing: Vec<Question> = missing.cloned().map(Question::Get).collect();
+            let missing = roots.iter().filter(|root| pass.get_result(root).is_none());
+            let missing: Vec<Effect> = missing.cloned().map(Effect::Get).collect();
             if !missing.is_empty() {
                 return Err(Stop::Ask(missing));
             }
@@ -99,9 +99,9 @@ pub(crate) fn mapping(pass: &Pass, known: &mut Vec<Mapping>, api_version: &str, 
     Ok(mapping)
 }
 
-/// The plural of a kind in one version of a group; none where it isn't served there.
+/// The plural of a kind in one version of a group; none if it isn't served there.
 fn in_version<'a>(pass: &'a Pass, root: &str, kind: &str) -> Result<Option<&'a str>, Stop> {
-    let list = match got(pass, root)? {
+    let list = match fetch(pass, root)? {
         Ok(list) => list,
         Err(failure) if failure.code == 404 => return Ok(None),
         Err(failure) => return Err(Stop::Failed(failure.message.clone())),
@@ -110,16 +110,16 @@ fn in_version<'a>(pass: &'a Pass, root: &str, kind: &str) -> Result<Option<&'a s
     Ok(names.filter_map(|one| one["name"].as_str()).find(|name| !name.contains('/')))
 }
 
-/// Whether objects of a resource have a `scale`, as discovery says.
+/// Whether discovery lists a `scale` subresource.
 pub(crate) fn implements_scale(pass: &Pass, mapping: &Mapping) -> Result<bool, Stop> {
-    let list = got(pass, &mapping.root)?.map_err(|failure| Stop::Failed(failure.message.clone()))?;
+    let list = fetch(pass, &mapping.root)?.map_err(|failure| Stop::Failed(failure.message.clone()))?;
     let name = format!("{}/scale", mapping.plural);
     Ok(list["resources"].as_array().into_iter().flatten().any(|one| one["name"] == *name && one["kind"] == "Scale"))
 }
 
-/// The versions of a group but one, the preferred one first; none where there is no such group.
+/// The versions of a group but one, the preferred one first; none if the group doesn't exist.
 fn versions(pass: &Pass, group: &str, but: &str) -> Result<Option<Vec<String>>, Stop> {
-    let found = match got(pass, &format!("/apis/{}", encode(group)))? {
+    let found = match fetch(pass, &format!("/apis/{}", encode(group)))? {
         Ok(found) => found,
         Err(failure) if failure.code == 404 => return Ok(None),
         Err(failure) => return Err(Stop::Failed(failure.message.clone())),
@@ -132,7 +132,7 @@ fn versions(pass: &Pass, group: &str, but: &str) -> Result<Option<Vec<String>>, 
     Ok(Some(names))
 }
 
-/// How big a workload is, as its scale says.
+/// The size of a workload, from its scale.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Scale {
     pub(crate) wanted: i32,
@@ -152,21 +152,21 @@ impl Scale {
         Self { wanted, existing, selector, object: object.clone() }
     }
 
-    /// The same with another size.
-    pub(crate) fn of_size(&self, replicas: i32) -> Value {
+    /// The scale with another size.
+    pub(crate) fn with_replicas(&self, replicas: i32) -> Value {
         let mut object = self.object.clone();
         object["spec"] = serde_json::json!({"replicas": replicas});
         object
     }
 }
 
-/// A selector as it stands in a Scale.
+/// Parses the selector of a Scale.
 pub(crate) fn selector(text: &str) -> Result<LabelSelector, String> {
     let read = LabelSelector::parse(text);
     read.map_err(|error| format!("couldn't convert selector into a corresponding internal selector object: {error}"))
 }
 
-/// A segment of a path, or a value of a query.
+/// Encodes a path segment or a query value.
 pub(crate) fn encode(text: &str) -> String {
     machinery_client::request::query_string(&[("", text)])[1..].to_owned()
 }
@@ -190,7 +190,7 @@ mod tests {
                 message: "the server says no".into(),
             };
             let answer = answer.as_ref().map(|value| Arc::new(value.clone())).map_err(failure);
-            pass.answered(Question::Get((*path).into()), answer);
+            pass.record(Effect::Get((*path).into()), answer);
         }
         pass
     }
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_kind_is_found_in_whatever_version_serves_it() {
-        let ask = |path: &str| Stop::Ask(vec![Question::Get(path.into())]);
+        let ask = |path: &str| Stop::Ask(vec![Effect::Get(path.into())]);
         let find = |pass: &Pass, version: &str, kind: &str| {
             mapping(pass, &mut Vec::new(), version, kind).map(|found| found.scale("a", "b c"))
         };
@@ -232,7 +232,7 @@ mod tests {
     fn a_scale_is_read_whatever_it_says() {
         let scale = Scale::read(&json!({"spec": {"replicas": 1e300}, "status": {"replicas": i64::MIN, "selector": 5}}));
         assert_eq!((scale.wanted, scale.existing, &*scale.selector), (0, i32::MIN, ""));
-        assert_eq!(scale.of_size(3)["spec"], json!({"replicas": 3}));
+        assert_eq!(scale.with_replicas(3)["spec"], json!({"replicas": 3}));
         assert_eq!(Scale::read(&Value::Null).wanted, 0);
     }
 }

@@ -1,4 +1,4 @@
-//! Ten thousand objects: what one change costs follows from what changed, not from what there is.
+//! Ten thousand objects: the cost of a change depends on the change, and not on the number of objects.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,12 +16,12 @@ use crate::table_tests::{decide, start};
 const SETS: usize = 400;
 const PODS_OF_SET: usize = 20;
 const NODES: usize = 100;
-/// Keys that one change of a pod wakes in all controllers together, and what deciding about them may take (in a debug
-/// build on a slow machine: a scan of all pods for each of them takes more).
+/// The keys that a pod's change requeues in all controllers together, and the time limit of their decisions (for a
+/// debug build on a slow machine; a scan of all pods for each takes longer).
 const KEYS_MAX: usize = 16;
 const TIME_MAX: Duration = Duration::from_secs(5);
 
-/// Deployments with their sets, pods and Services, all in one namespace and at rest.
+/// Deployments with their sets, pods and Services, all in one namespace and reconciled.
 fn cluster() -> Vec<Value> {
     let mut objects = vec![json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a"}})];
     for node in 0..NODES {
@@ -58,7 +58,7 @@ fn cluster() -> Vec<Value> {
     objects
 }
 
-/// What a pod's change wakes.
+/// The keys that a pod's change requeues.
 fn woken(simulation: &mut Simulation, name: &str) -> BTreeSet<(&'static str, ObjectKey)> {
     let (kind, key) = (Kind::of::<Pod>(), ObjectKey::new("a", name));
     let old = simulation.view.object(&kind, &key).expect("the pod").clone();
@@ -84,9 +84,9 @@ fn one_pods_change_among_ten_thousand_objects_costs_what_it_changes() {
     assert!(woken.iter().any(|(name, _)| *name == "endpointslice-controller"), "{woken:?}");
     assert!(woken.len() <= KEYS_MAX, "{woken:?}");
     for (name, key) in &woken {
-        // The first time may fill what is kept.
+        // The first decision may fill caches.
         decide(name, &simulation, key);
-        #[expect(clippy::disallowed_methods, reason = "how long it takes is what is asked")]
+        #[expect(clippy::disallowed_methods, reason = "a measurement of real time")]
         let begun = Instant::now();
         decide(name, &simulation, key);
         let took = begun.elapsed();
@@ -97,7 +97,7 @@ fn one_pods_change_among_ten_thousand_objects_costs_what_it_changes() {
 
 const CLAIMS: usize = 2_000;
 
-/// Claims of a class that waits for nothing, beside as many that have their volume already, and as many nodes as a quarter of them.
+/// Unbound claims of a class with immediate binding, as many bound claims, and a quarter as many nodes.
 fn claims() -> Vec<Value> {
     let mut objects =
         vec![json!({"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "now"},
@@ -120,7 +120,7 @@ fn claims() -> Vec<Value> {
 fn thousands_of_claims_cost_what_each_of_them_costs() {
     let mut simulation = crate::simulation(start(), claims());
     let names = ["persistentvolume-binder-controller", "local-volume-provisioner"];
-    #[expect(clippy::disallowed_methods, reason = "how long it takes is what is asked")]
+    #[expect(clippy::disallowed_methods, reason = "a measurement of real time")]
     let begun = Instant::now();
     for _ in 0..3 {
         for name in names {

@@ -1,8 +1,9 @@
-//! `service-lb-controller`: Services of type LoadBalancer get an address of a pool, where no cloud gives them one
+//! `service-lb-controller`: assigns addresses of a pool to Services of type LoadBalancer, without a cloud
 //! (`docs/decisions/0084-address-pool.md`).
 //!
-//! An address is its holder's by an IPAddress object: to make one succeeds once, whoever tries. It is made before the Service is
-//! promised anything and removed after the Service has let go of it, so that at any time a crash leaves what the next pass ends.
+//! An IPAddress object allocates an address: only one creation of it succeeds. It is created before the Service's
+//! status shows the address, and deleted after the Service has released it. So the next pass can complete after any
+//! crash.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -23,9 +24,9 @@ const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
 const MANAGED_BY: &str = "ipaddress.kubernetes.io/managed-by";
 const MANAGER: &str = "service-lb-controller.coracle.dev";
 const FAMILY: &str = "ipaddress.kubernetes.io/ip-family";
-/// Whose events they are, as upstream's.
+/// The component of events, as upstream's.
 const SOURCE: &str = "service-controller";
-/// How often to look again while there is no address. One that is released is seen at once.
+/// The retry interval when no address is free. A released address requeues at once.
 const RETRY: Duration = Duration::from_secs(60);
 
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
@@ -41,8 +42,8 @@ fn spec_type(service: &Service) -> Option<&ServiceSpec> {
     service.spec.as_ref().filter(|spec| spec.type_.as_deref() == Some("LoadBalancer"))
 }
 
-/// Whether a Service is to have an address of the pool: of another class, it is somebody else's.
-fn wants(service: &Service) -> bool {
+/// Whether a Service needs an address of the pool: one with another class doesn't.
+fn needs_address(service: &Service) -> bool {
     let ours = |spec: &ServiceSpec| spec.load_balancer_class.as_deref().is_none_or(|class| class == ADDRESS_POOL_CLASS);
     spec_type(service).is_some_and(ours) && service.metadata.deletion_timestamp.is_none()
 }
@@ -57,11 +58,12 @@ fn addresses(service: &Service) -> impl Iterator<Item = &str> {
 }
 
 fn of_service(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
-    let concerns = |service: Option<&Service>| service.is_some_and(|service| wants(service) || is_held(service));
+    let concerns =
+        |service: Option<&Service>| service.is_some_and(|service| needs_address(service) || is_held(service));
     if concerns(change.before()) || concerns(change.after()) { vec![ObjectKey::clone(&change.key)] } else { Vec::new() }
 }
 
-/// The Service that an address of ours was given to.
+/// The Service that an address is allocated to.
 fn holder(address: &IPAddress) -> Option<ObjectKey> {
     let labels = address.metadata.labels.as_ref()?;
     let parent = &address.spec.parent_ref;
@@ -69,12 +71,12 @@ fn holder(address: &IPAddress) -> Option<ObjectKey> {
     ours.then(|| ObjectKey::new(parent.namespace.clone().unwrap_or_default(), parent.name.clone()))
 }
 
-/// The one that holds it; where an address became free, those that have none, too.
+/// The Service that holds it; if an address became free, Services without one, too.
 fn of_address(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let held = change.latest::<IPAddress>().and_then(holder);
-    // Anybody may write an address into a status that isn't the Service's.
-    let has = |service: &Service| shown(view, service, &key_of(&service.metadata)).next().is_some();
-    let waiting = |service: &&Service| wants(service) && !has(service);
+    // Any client can write an address that isn't the Service's into a status.
+    let has = |service: &Service| status_addresses(view, service, &key_of(&service.metadata)).next().is_some();
+    let waiting = |service: &&Service| needs_address(service) && !has(service);
     let freed = change.after::<IPAddress>().is_none();
     let waiting = view.all::<Service>().filter(|service| freed && waiting(service)).map(|one| key_of(&one.metadata));
     held.into_iter().chain(waiting).collect()
@@ -84,26 +86,30 @@ fn is_of(address: &IPAddress, key: &ObjectKey) -> bool {
     holder(address).as_ref() == Some(key)
 }
 
-/// The addresses of a Service's status that it holds.
-fn shown<'a>(view: &'a ObjectCache, service: &Service, key: &ObjectKey) -> impl Iterator<Item = &'a IPAddress> {
+/// The addresses in a Service's status that the Service holds.
+fn status_addresses<'a>(
+    view: &'a ObjectCache,
+    service: &Service,
+    key: &ObjectKey,
+) -> impl Iterator<Item = &'a IPAddress> {
     let told = addresses(service).filter_map(|ip| view.get::<IPAddress>(&ObjectKey::cluster(ip)));
     told.filter(|address| is_of(address, key))
 }
 
 /// The addresses that a Service holds.
-fn held<'a>(view: &'a ObjectCache, key: &ObjectKey, service: Option<&Service>) -> Vec<&'a IPAddress> {
-    // As a rule it is what its status says; only else all are looked at.
-    let told: Vec<&IPAddress> = service.into_iter().flat_map(|service| shown(view, service, key)).collect();
+fn held_addresses<'a>(view: &'a ObjectCache, key: &ObjectKey, service: Option<&Service>) -> Vec<&'a IPAddress> {
+    // Usually those of its status; only otherwise all are searched.
+    let told: Vec<&IPAddress> = service.into_iter().flat_map(|service| status_addresses(view, service, key)).collect();
     if told.is_empty() { view.all::<IPAddress>().filter(|address| is_of(address, key)).collect() } else { told }
 }
 
 fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
     let pool = &context.settings.load_balancer_pool;
     let service = view.get::<Service>(key);
-    let own = held(view, key, service);
+    let own = held_addresses(view, key, service);
     match service {
-        Some(service) if wants(service) => match pool.is_empty() {
-            // What it has stays its own.
+        Some(service) if needs_address(service) => match pool.is_empty() {
+            // The Service keeps its address.
             true => Plan::nothing(),
             false => ensure(view, service, &own, context),
         },
@@ -114,7 +120,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     }
 }
 
-/// Whether the finalizer of a Service that holds nothing may be of this controller.
+/// Whether the finalizer of a Service without an address may be this controller's.
 fn is_default(service: &Service) -> bool {
     let class = service.spec.as_ref().and_then(|spec| spec.load_balancer_class.as_deref());
     class.is_none_or(|class| class == ADDRESS_POOL_CLASS)
@@ -132,7 +138,7 @@ fn event(service: &Service, reason: &'static str, message: &str) -> Action {
     Action::Event(EventRecord::normal(service, reason, message.to_owned()).from(SOURCE))
 }
 
-/// The address that a Service is to have, and whether it has it.
+/// The address for a Service, and whether the Service holds it.
 fn choose(
     view: &ObjectCache,
     service: &Service,
@@ -157,7 +163,7 @@ fn choose(
             Some(None) => Err(format!("{wish} of spec.loadBalancerIP is taken")),
         };
     }
-    // What it had before somebody removed its IPAddress.
+    // The former address, if its IPAddress was deleted.
     let before = addresses(service).filter_map(|ip| ip.parse().ok()).find(|ip| fits(*ip) && taken(*ip).is_none());
     let free = || {
         let all: BTreeSet<Ipv4Addr> = view.all::<IPAddress>().filter_map(|one| name(one).parse().ok()).collect();
@@ -181,7 +187,7 @@ fn object(ip: IpAddr, service: &Service) -> IPAddress {
     }
 }
 
-/// Finalizers and addresses, in one write: upstream's, too, are written by way of the status.
+/// Finalizers and addresses in one write: as upstream, through the status subresource.
 fn write(service: &Service, finalizers: &[&str], ingress: &Value) -> Action {
     let meta = &service.metadata;
     let patch = json!({
@@ -199,7 +205,7 @@ fn ensure(view: &ObjectCache, service: &Service, own: &[&IPAddress], context: &C
             let message = format!("Error syncing load balancer: failed to ensure load balancer: {why}");
             plan.push(Action::Event(EventRecord::warning(service, "SyncLoadBalancerFailed", message).from(SOURCE)));
             if own.is_empty() && addresses(service).next().is_some() {
-                // It shows what is another one's, or nobody's.
+                // The status shows an address of another Service, or of none.
                 let finalizers = service.metadata.finalizers.iter().flatten().map(String::as_str);
                 plan.push(write(service, &finalizers.collect::<Vec<_>>(), &Value::Null));
             }
@@ -269,7 +275,7 @@ mod tests {
             reconcile(&self.cluster.view, &ObjectKey::new("a", name), &context)
         }
 
-        /// A pass: what was told, and what failed.
+        /// A pass; returns events and failures.
         fn pass(&mut self, name: &str) -> Vec<String> {
             let plan = self.plan(name);
             let told = plan.actions.iter().filter_map(|action| match action {
@@ -315,13 +321,13 @@ mod tests {
         let mut play = Play::new(
             "",
             vec![changed, {
-                let mut held = json!(object(
+                let mut held_addresses = json!(object(
                     "10.0.0.2".parse().unwrap(),
                     &serde_json::from_value(service("web", &balancer())).unwrap()
                 ));
-                held["apiVersion"] = json!("networking.k8s.io/v1");
-                held["kind"] = json!("IPAddress");
-                held
+                held_addresses["apiVersion"] = json!("networking.k8s.io/v1");
+                held_addresses["kind"] = json!("IPAddress");
+                held_addresses
             }],
         );
         assert_eq!(
@@ -379,7 +385,7 @@ mod tests {
     #[test]
     fn two_controllers_never_give_the_same_address() {
         let mut play = Play::new("10.0.0.0/24", vec![service("one", &balancer()), service("two", &balancer())]);
-        // Both decide before either has seen what the other did: what they do first succeeds once, and ends the other's plan.
+        // Both decide on the same view: the first action succeeds once, and its conflict ends the other plan.
         let plans = [play.plan("one"), play.plan("two")];
         for plan in &plans {
             let first = plan.actions.iter().find(|action| !matches!(action, Action::Event(_)));

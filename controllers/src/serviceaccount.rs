@@ -1,4 +1,4 @@
-//! `serviceaccount-controller`: every namespace has a ServiceAccount `default`.
+//! `serviceaccount-controller`: creates the ServiceAccount `default` in every namespace.
 
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -18,7 +18,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     reconcile,
 };
 
-/// The namespace of an object that is gone.
+/// The namespace of a deleted object.
 fn its_namespace(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     if change.new.is_none() && change.key.name == "default" {
         vec![ObjectKey::cluster(&*change.key.namespace)]

@@ -1,5 +1,5 @@
-//! `serviceaccount-token-controller`: fills the Secrets that hold a ServiceAccount's token for good, and takes them away
-//! with the ServiceAccount.
+//! `serviceaccount-token-controller`: fills Secrets with permanent ServiceAccount tokens, and deletes them with the
+//! ServiceAccount.
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
@@ -15,7 +15,7 @@ const ACCOUNT_NAME: &str = "kubernetes.io/service-account.name";
 const ACCOUNT_UID: &str = "kubernetes.io/service-account.uid";
 const ISSUER: &str = "kubernetes/serviceaccount";
 
-/// The key is a Secret's. Upstream does this in the name of the whole controller manager.
+/// The key is a Secret's. As upstream, it acts as the controller manager.
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "serviceaccount-token-controller",
     account: "",
@@ -51,19 +51,19 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     let account_key = ObjectKey::new(&*key.namespace, name);
     let uid = annotation(secret, ACCOUNT_UID);
     let Some(account) = view.get::<ServiceAccount>(&account_key) else {
-        // The Secret may have been seen before its account: the server knows.
+        // The Secret may appear in the view before its account: the server confirms.
         let kind = Kind::of::<ServiceAccount>();
         let check = Action::ExpectGone { kind, key: account_key, uid: uid.map(str::to_owned) };
         return vec![check, Action::delete(secret)].into();
     };
     if uid.is_some_and(|uid| account.metadata.uid.as_deref() != Some(uid)) {
-        // It belongs to a former account of that name.
+        // The Secret belongs to a deleted account of that name.
         return vec![Action::delete(secret)].into();
     }
     fill(secret, account, context.settings).map(|filled| Action::update(&filled)).into_iter().collect::<Vec<_>>().into()
 }
 
-/// The Secret with what it lacks; none where it lacks nothing or no token can be signed.
+/// The completed Secret; none if it is complete or no token can be signed.
 fn fill(secret: &Secret, account: &ServiceAccount, settings: &Settings) -> Option<Secret> {
     let sign = settings.sign_token.as_ref()?;
     let empty = |name: &str| secret.data.as_ref().and_then(|d| d.get(name)).is_none_or(|v| v.0.is_empty());

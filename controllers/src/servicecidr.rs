@@ -1,5 +1,6 @@
-//! `service-cidr-controller`: a ServiceCIDR is ready from the start, and stays as long as Services have addresses that are
-//! in no other. IPAddresses need no repair: each is written and removed in its Service's own transactions.
+//! `service-cidr-controller`: a ServiceCIDR is ready at once, and is kept while Services have addresses of it that no
+//! other ServiceCIDR contains. IPAddresses need no repair: each is written and removed in its Service's own
+//! transactions.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use crate::pods;
 const FINALIZER: &str = "networking.k8s.io/service-cidr-finalizer";
 const MANAGED_BY: &str = "ipaddress.kubernetes.io/managed-by";
 const MANAGER: &str = "ipallocator.k8s.io";
-/// How long one that goes is kept at least: whoever allocates may not have seen yet that it goes (upstream's).
+/// The minimum time that a terminating ServiceCIDR is kept: allocators may not have seen its deletion yet (upstream's).
 const GRACE: Duration = Duration::from_secs(10);
 
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
@@ -40,28 +41,28 @@ fn blocks(of: &ServiceCIDR) -> impl Iterator<Item = IpNet> {
     of.spec.iter().flat_map(|spec| spec.cidrs.iter().flatten()).filter_map(|cidr| cidr.parse().ok())
 }
 
-fn is_going(of: &ServiceCIDR) -> bool {
+fn is_terminating(of: &ServiceCIDR) -> bool {
     of.metadata.deletion_timestamp.is_some()
 }
 
-/// Those that go and wait for another to have their addresses.
+/// Terminating ServiceCIDRs that wait for another one to contain their addresses.
 fn overlapping(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let Some(new) = change.after::<ServiceCIDR>().filter(|_| change.old.is_none()) else { return Vec::new() };
     let overlaps = |other: &ServiceCIDR| {
         blocks(other).any(|a| blocks(new).any(|b| a.contains(&b.network()) || b.contains(&a.network())))
     };
-    let waiting = view.all::<ServiceCIDR>().filter(|other| is_going(other) && overlaps(other));
+    let waiting = view.all::<ServiceCIDR>().filter(|other| is_terminating(other) && overlaps(other));
     waiting.map(|other| key_of(&other.metadata)).collect()
 }
 
-/// Those that go and wait for an address to go.
+/// Terminating ServiceCIDRs that wait for the release of an address.
 fn of_address(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let Ok(address) = change.key.name.parse::<IpAddr>() else { return Vec::new() };
-    let waiting = view.all::<ServiceCIDR>().filter(|cidr| is_going(cidr) && holds(cidr, address));
+    let waiting = view.all::<ServiceCIDR>().filter(|cidr| is_terminating(cidr) && holds(cidr, address));
     waiting.map(|cidr| key_of(&cidr.metadata)).collect()
 }
 
-/// Whether a Service could have the address from there: not a block's own, and not its broadcast address.
+/// Whether the address is allocatable there: not a block's network or broadcast address.
 fn holds(cidr: &ServiceCIDR, address: IpAddr) -> bool {
     blocks(cidr).any(|block| {
         let special = address == block.network() || (address.is_ipv4() && address == block.broadcast());
@@ -74,7 +75,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     let finalizers = cidr.metadata.finalizers.as_deref().unwrap_or_default();
     let protected = finalizers.iter().any(|name| name == FINALIZER);
     let mut plan = Plan::nothing();
-    if !is_going(cidr) {
+    if !is_terminating(cidr) {
         if !protected {
             let finalizers: Vec<&str> = finalizers.iter().map(String::as_str).chain([FINALIZER]).collect();
             plan.push(finalized(cidr, &finalizers));
@@ -88,8 +89,8 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
         plan.actions.extend(condition(cidr, "False", "Terminating", message, context.now));
         return plan;
     }
-    let asked = cidr.metadata.deletion_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
-    let due = asked.saturating_add(GRACE).unwrap_or(Timestamp::MAX);
+    let deleted_at = cidr.metadata.deletion_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+    let due = deleted_at.saturating_add(GRACE).unwrap_or(Timestamp::MAX);
     if due > context.now {
         plan.revisit(due);
     } else if protected {
@@ -106,7 +107,7 @@ fn finalized(cidr: &ServiceCIDR, finalizers: &[&str]) -> Action {
     Action::patch(cidr, patch)
 }
 
-/// Whether every address that a Service has from there could be from another one.
+/// Whether another ServiceCIDR contains every allocated address.
 fn may_go(view: &ObjectCache, cidr: &ServiceCIDR) -> bool {
     let others = || view.all::<ServiceCIDR>().filter(|other| other.metadata.name != cidr.metadata.name);
     let contained = |block: IpNet| others().any(|other| blocks(other).any(|outer| outer.contains(&block)));
@@ -121,7 +122,7 @@ fn may_go(view: &ObjectCache, cidr: &ServiceCIDR) -> bool {
     !addresses.any(|address| holds(cidr, address) && !others().any(|other| holds(other, address)))
 }
 
-/// Sets the condition Ready where it says something else.
+/// Sets the condition Ready if it differs.
 fn condition(cidr: &ServiceCIDR, status: &str, reason: &str, message: &str, now: Timestamp) -> Option<Action> {
     let known = cidr.status.as_ref().and_then(|status| status.conditions.as_ref());
     let known = known.into_iter().flatten().find(|condition| condition.type_ == "Ready");
@@ -162,7 +163,7 @@ mod tests {
             "spec": {"parentRef": {"resource": "services", "name": "s", "namespace": "a"}}})
     }
 
-    /// The condition's status and the finalizers in the end, and when it is looked at again.
+    /// The condition's status, the number of finalizers at the end, and the requeue time.
     fn judged(objects: Vec<Value>) -> (Option<String>, usize, Option<String>) {
         let mut simulation = crate::simulation(start(), objects);
         let key = ObjectKey::cluster("c");

@@ -1,5 +1,6 @@
 //! `persistentvolumeclaim-protection-controller`, `persistentvolume-protection-controller` and
-//! `volumeattributesclass-protection-controller`: what admission holds by a finalizer goes when nobody uses it.
+//! `volumeattributesclass-protection-controller`: remove the finalizers that admission adds, when an object is no
+//! longer used.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use machinery_client::claims::claim_names;
 use machinery_client::driver::own_key;
 use machinery_client::request::query_string;
 use machinery_client::{
-    Action, BackOff, Change, Context, Controller, Input, Kind, ObjectCache, Plan, Pod, Question, key_of, value_of,
+    Action, BackOff, Change, Context, Controller, Effect, Input, Kind, ObjectCache, Plan, Pod, key_of, value_of,
 };
 use serde::Deserialize as _;
 use serde_json::{Value, json};
@@ -21,9 +22,9 @@ use crate::{Settings, pods};
 const CLAIM: &str = "kubernetes.io/pvc-protection";
 const VOLUME: &str = "kubernetes.io/pv-protection";
 const CLASS: &str = "kubernetes.io/vac-protection";
-/// Selects pods that have a node.
+/// Selects pods with a node.
 const PLACED: &str = "spec.nodeName!=";
-/// How soon the server is asked again that didn't answer.
+/// The retry delay after the server didn't answer.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 pub(crate) const CLAIMS: Controller<Settings> = Controller {
@@ -57,7 +58,7 @@ pub(crate) const CLASSES: Controller<Settings> = Controller {
     reconcile: class,
 };
 
-/// Those that a pod may have used until now: it has ended, it is gone, or another one has its name.
+/// The claims that a pod no longer uses: it is terminal, deleted, or replaced by another of its name.
 fn claims_of(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let (before, after) = (change.before::<Pod>(), change.after::<Pod>());
     let replaced = before.filter(|old| after.is_none_or(|new| new.metadata.uid != old.metadata.uid));
@@ -65,25 +66,25 @@ fn claims_of(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     ended.flat_map(claim_names).map(|name| ObjectKey::new(&*change.key.namespace, name)).collect()
 }
 
-/// Whether a pod that names a claim has it. One that no node has doesn't: no scheduler places it while its claim is going, so both
-/// would wait for each other.
+/// Whether a pod uses the claims that it names. A pod without a node doesn't: no scheduler binds it while its claim is
+/// terminating, so both would wait for each other.
 fn uses(pod: &Pod) -> bool {
     let placed = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).is_some_and(|node| !node.is_empty());
     placed && !pods::is_terminal(pod)
 }
 
-/// All classes that are going: few are.
+/// All terminating classes: there are few.
 fn classes(view: &ObjectCache, _: &Change) -> Vec<ObjectKey> {
     let going = view.all::<VolumeAttributesClass>().filter(|class| class.metadata.deletion_timestamp.is_some());
     going.map(|class| key_of(&class.metadata)).collect()
 }
 
-/// Whether only this finalizer's owner decides when it goes.
+/// Whether an object is terminating and has this finalizer.
 fn waits(metadata: &ObjectMeta, finalizer: &str) -> bool {
     metadata.deletion_timestamp.is_some() && metadata.finalizers.iter().flatten().any(|one| one == finalizer)
 }
 
-/// Lets an object go, as far as this finalizer holds it.
+/// Removes this finalizer from an object.
 fn release<K: machinery_client::Typed>(object: &K, finalizer: &str) -> Plan
 where
     K::Scope: machinery_client::Scope,
@@ -94,8 +95,8 @@ where
     vec![Action::Update { kind: Kind::of::<K>(), object: value, subresource: None }].into()
 }
 
-/// A pod that got its node just before may not be in the view yet: pods and claims come over different watches. So where the view
-/// shows no user, the server is asked.
+/// A pod that was just bound may be missing in the view, as pods and claims have different watches. So if the view has
+/// no user, the server confirms.
 fn claim(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
     let claim = view.get::<PersistentVolumeClaim>(key).filter(|claim| waits(&claim.metadata, CLAIM));
     let Some(claim) = claim else { return Plan::nothing() };
@@ -103,9 +104,9 @@ fn claim(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -
         return Plan::nothing();
     }
     let pods = Kind::of::<Pod>().collection_path(&key.namespace);
-    let question = Question::Get(format!("{pods}?{}", query_string(&[("fieldSelector", PLACED)])));
-    match context.pass.answer(&question) {
-        None => Plan { questions: vec![question], ..Plan::nothing() },
+    let effect = Effect::Get(format!("{pods}?{}", query_string(&[("fieldSelector", PLACED)])));
+    match context.pass.result(&effect) {
+        None => Plan { effects: vec![effect], ..Plan::nothing() },
         Some(Ok(list)) if is_used_in(list, &key.name) => Plan::nothing(),
         Some(Ok(_)) => release(claim, CLAIM),
         Some(Err(_)) => {
@@ -116,7 +117,7 @@ fn claim(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -
     }
 }
 
-/// Whether a list of pods has one that uses a claim. What can't be read may be one.
+/// Whether a list of pods has one that uses a claim. A malformed pod counts as a user.
 fn is_used_in(list: &Value, claim: &str) -> bool {
     let Some(items) = list["items"].as_array() else { return true };
     items.iter().any(|item| match Pod::deserialize(item) {
@@ -228,16 +229,16 @@ metadata: {name: tin, deletionTimestamp: "2025-12-31T23:00:00Z", finalizers: [ku
         }
     }
 
-    /// The server's answer to whoever asks which pods have a node.
+    /// The server's answer to the list of pods with a node.
     fn answer(simulation: &mut machinery_client::simulate::Simulation, pods: Result<Value, u16>) {
         let plan = decide("persistentvolumeclaim-protection-controller", simulation, &ObjectKey::new("a", "free"));
-        let question = plan.questions.into_iter().next().expect("it asks");
+        let effect = plan.effects.into_iter().next().expect("it asks");
         let (verb, resource, reason, message) = ("get", String::new(), String::new(), String::new());
         let failure = |code| Failure { verb, resource, code, reason, message };
-        simulation.pass.answered(question, pods.map(Arc::new).map_err(failure));
+        simulation.pass.record(effect, pods.map(Arc::new).map_err(failure));
     }
 
-    /// As seed 289 of the simulation has it: the binding comes later than the deletion that was asked for after it.
+    /// As in seed 289 of the simulation: the binding comes later than the deletion that was requested after it.
     #[test]
     fn a_claim_stays_that_a_pod_uses_which_the_view_doesnt_show_yet() {
         let pod = |node: &str, phase: &str| {
@@ -253,7 +254,7 @@ metadata: {name: tin, deletionTimestamp: "2025-12-31T23:00:00Z", finalizers: [ku
             let mut simulation = crate::simulation(start(), objects(GOING.trim()));
             answer(&mut simulation, pods.clone());
             let plan = decide("persistentvolumeclaim-protection-controller", &simulation, &ObjectKey::new("a", "free"));
-            assert_eq!((plan.actions.len(), plan.questions.len()), (usize::from(goes), 0), "{pods:?}");
+            assert_eq!((plan.actions.len(), plan.effects.len()), (usize::from(goes), 0), "{pods:?}");
             assert_eq!(plan.requeue_at.is_some(), pods.is_err(), "who gets no answer asks again");
         }
     }

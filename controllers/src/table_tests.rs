@@ -1,4 +1,4 @@
-//! What holds for every controller: a plan, once performed, leaves nothing to do.
+//! Invariant of every controller: a performed plan leaves nothing to do.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,8 @@ use serde_json::Value;
 
 use crate::{CONTROLLERS, ExpressionWarning, Settings};
 
-/// Passes over one key until there is nothing to do. Some controllers take several steps: write, look, write the status.
+/// The maximum number of passes over one key until nothing is left. Some controllers take several steps: write, read,
+/// write the status.
 const PASSES_MAX: usize = 8;
 
 /// The objects of a YAML stream.
@@ -20,12 +21,12 @@ pub(crate) fn objects(yaml: &str) -> Vec<Value> {
     yaml.split("\n---\n").map(|text| machinery_api::yaml::read(text).unwrap()).collect()
 }
 
-/// The instant at which all tests play.
+/// The time of all tests.
 pub(crate) fn start() -> Timestamp {
     "2026-01-01T00:00:00Z".parse().unwrap()
 }
 
-/// Knows of one machine, that another is gone, and of others nothing.
+/// A provider with one machine, one missing machine, and failures for all others.
 struct Machines;
 
 impl crate::Instances for Machines {
@@ -38,7 +39,7 @@ impl crate::Instances for Machines {
     }
 }
 
-/// What the tests' controllers are told.
+/// The settings of the tests' controllers.
 pub(crate) fn settings() -> Settings {
     Settings {
         root_ca_pem: "a certificate".into(),
@@ -63,14 +64,14 @@ pub(crate) fn decide(name: &str, simulation: &Simulation, key: &ObjectKey) -> Pl
     decide_under(&settings(), name, simulation, key)
 }
 
-/// One controller's decision by other settings.
+/// One controller's decision with other settings.
 pub(crate) fn decide_under(settings: &Settings, name: &str, simulation: &Simulation, key: &ObjectKey) -> Plan {
     let controller = CONTROLLERS.iter().find(|c| c.name == name).expect("a controller of that name");
     let context = simulation.context(settings);
     (controller.reconcile)(&simulation.view, key, &context)
 }
 
-/// The keys of all controllers that have something to look at.
+/// The keys of all controllers with inputs.
 pub(crate) fn keys(simulation: &Simulation) -> BTreeMap<&'static str, BTreeSet<ObjectKey>> {
     let mut keys: BTreeMap<&'static str, BTreeSet<ObjectKey>> = BTreeMap::new();
     let changes: Vec<_> = simulation.view.as_changes().collect();
@@ -83,12 +84,12 @@ pub(crate) fn keys(simulation: &Simulation) -> BTreeMap<&'static str, BTreeSet<O
     keys
 }
 
-/// Whether nothing is left to do. What is only told may be told again: those who write events count how often.
+/// Whether nothing but events is left. Events may recur: the recorder counts them.
 pub(crate) fn is_done(plan: &Plan) -> bool {
     plan.actions.iter().all(|action| matches!(action, Action::Event(_)))
 }
 
-/// Works on all keys of all controllers until nothing is left to do.
+/// Reconciles all keys of all controllers until nothing is left to do.
 pub(crate) fn settle(simulation: &mut Simulation) {
     for _ in 0..PASSES_MAX * 8 {
         let mut idle = true;
@@ -106,7 +107,7 @@ pub(crate) fn settle(simulation: &mut Simulation) {
     panic!("the controllers never come to rest");
 }
 
-/// A cluster with something for every controller to do.
+/// A cluster with something to do for every controller.
 pub(crate) const CLUSTER: &str = r#"
 {apiVersion: v1, kind: Namespace, metadata: {name: a}}
 ---
@@ -349,19 +350,19 @@ fn a_plan_once_performed_leaves_nothing_to_do() {
     settle(&mut simulation);
 }
 
-/// Events in any order, and controllers that get to their keys in any order: the same view and key give the same plan,
-/// and whatever happened before, all come to rest in the same state. Nothing is remembered between two decisions.
+/// Events and keys in any order: the same view and key give the same plan, and all end in the same state. Nothing is
+/// remembered between two decisions.
 #[test]
 fn the_order_of_events_and_of_work_makes_no_difference_in_the_end() {
     let mut ends = BTreeSet::new();
     for seed in 0..24 {
         let env = Env::seeded(seed, start()).0;
         let below = |n: usize| usize::try_from(env.below(n as u64)).unwrap();
-        // Into a namespace that is being deleted the server lets nobody write: what is in it is there at first.
+        // The server rejects creations in a terminating namespace: its objects exist at the start.
         let of_gone = |object: &Value| {
             [&object["metadata"]["name"], &object["metadata"]["namespace"]].contains(&&Value::from("gone"))
         };
-        // A token's Secret that is seen before its account is deleted, here as upstream: that isn't the same end.
+        // A token's Secret that arrives before its account is deleted, as upstream: that end differs.
         let objects = objects(CLUSTER.trim()).into_iter().filter(|object| object["kind"] != "Secret");
         let (first, mut left): (Vec<_>, Vec<_>) = objects.partition(of_gone);
         let mut simulation = crate::simulation(start(), first);
@@ -378,8 +379,8 @@ fn the_order_of_events_and_of_work_makes_no_difference_in_the_end() {
             for _ in 0..below(12) {
                 let (name, key) = &all[below(all.len())];
                 let plan = decide(name, &simulation, key);
-                // What is remembered is opaque: two memories are equal only where they are one.
-                let again = Plan { memory: plan.memory.clone(), ..decide(name, &simulation, key) };
+                // Memory is opaque: two memories are equal only if they are the same one.
+                let again = Plan { state: plan.state.clone(), ..decide(name, &simulation, key) };
                 assert_eq!(again, plan, "{name} {key}: the same again");
                 simulation.apply(plan);
             }
@@ -390,7 +391,7 @@ fn the_order_of_events_and_of_work_makes_no_difference_in_the_end() {
     assert_eq!(ends.len(), 1, "{ends:#?}");
 }
 
-/// What there is of each kind, and what the workloads' statuses say: names, uids and versions come with the order.
+/// The number of objects by kind, and the workloads' statuses: names, uids and versions depend on the order.
 fn state(simulation: &Simulation) -> String {
     let mut lines = BTreeMap::<String, usize>::new();
     let view = &simulation.view;

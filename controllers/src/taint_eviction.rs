@@ -1,9 +1,8 @@
-//! `taint-eviction-controller`: pods leave a node whose NoExecute taints they don't tolerate, or no longer
-//! (Kubernetes documentation, "Taint based Evictions").
+//! `taint-eviction-controller`: evicts pods that don't tolerate the NoExecute taints of their node, or whose toleration
+//! has expired (Kubernetes documentation, "Taint based Evictions").
 //!
-//! A tolerated time begins when the taint was added, and no later than when this controller saw it first beside the pod:
-//! what is remembered of a pod never moves the deadline along, and a new pod of a node that was tainted long ago has its
-//! whole time.
+//! A toleration's time starts when the taint was added, and at the latest when this controller first saw taint and pod
+//! together. The memory of a pod never delays its deadline. A new pod on a node with an old taint has its whole time.
 
 use std::time::Duration;
 
@@ -12,7 +11,8 @@ use k8s_openapi::api::core::v1::{Node, PodCondition, Taint, Toleration};
 use machinery_api::{ObjectKey, placement};
 use machinery_client::driver::own_key;
 use machinery_client::{
-    Action, BackOff, Change, Context, Controller, EventRecord, Input, Memory, ObjectCache, Plan, Pod, key_of, value_of,
+    Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, ReconcilerState, key_of,
+    value_of,
 };
 use serde_json::json;
 
@@ -48,17 +48,18 @@ fn of_node(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     view.on_node(&change.key.name).map(|pod| key_of(&pod.metadata)).collect()
 }
 
-/// The NoExecute taints of a pod's node, each with the monotonic time at which this controller saw it first beside the pod.
+/// The NoExecute taints of a pod's node, each with the monotonic time at which this controller first saw it together
+/// with the pod.
 #[derive(Debug, Clone, Default, PartialEq)]
-struct Seen {
+struct SeenTaints {
     pod_uid: String,
     node: String,
     taints: Vec<(Taint, Duration)>,
 }
 
-impl Seen {
-    /// What is there now; of a pod that is still the same, on the same node, what was seen before keeps its time.
-    fn now(before: Option<&Self>, pod: &Pod, node: &str, taints: &[&Taint], elapsed: Duration) -> Self {
+impl SeenTaints {
+    /// The taints now; for the same pod on the same node, known taints keep their time.
+    fn update(before: Option<&Self>, pod: &Pod, node: &str, taints: &[&Taint], elapsed: Duration) -> Self {
         let pod_uid = pod.metadata.uid.clone().unwrap_or_default();
         let before = before.filter(|before| before.pod_uid == pod_uid && before.node == node);
         let since = |taint: &Taint| {
@@ -80,10 +81,10 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     }
     let tolerations: Vec<&Toleration> =
         pod.spec.iter().flat_map(|spec| spec.shape.tolerations.iter().flatten()).collect();
-    let seen = Seen::now(context.memories.of::<Seen>(key), pod, name, &taints, context.elapsed);
-    let clock = Clock { now: context.now, elapsed: context.elapsed, placed: placed_at(pod) };
+    let seen = SeenTaints::update(context.reconciler_cache.of::<SeenTaints>(key), pod, name, &taints, context.elapsed);
+    let clock = TolerationClock { now: context.now, elapsed: context.elapsed, placed: placed_at(pod) };
     let mut plan = Plan::nothing();
-    match leaves_in(&seen.taints, &tolerations, &clock) {
+    match evict_in(&seen.taints, &tolerations, &clock) {
         None => {}
         Some(wait) if !wait.is_zero() => plan.requeue_after(context.now, wait),
         Some(_) => {
@@ -93,11 +94,11 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
             plan.push(Action::delete(pod));
         }
     }
-    plan.memory = Some(Memory::of(seen));
+    plan.state = Some(ReconcilerState::of(seen));
     plan
 }
 
-/// Since when a pod is on its node, as far as it tells: what was there before can't have begun to wait for it.
+/// When a pod was bound, by its status: a toleration's time can't start before.
 fn placed_at(pod: &Pod) -> Timestamp {
     let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
     let placed = conditions.find(|c| c.type_ == "PodScheduled" && c.status == "True");
@@ -105,16 +106,16 @@ fn placed_at(pod: &Pod) -> Timestamp {
     placed.or(pod.metadata.creation_timestamp.as_ref()).map_or(Timestamp::MIN, |at| at.0)
 }
 
-/// What a tolerated time is measured by.
-struct Clock {
+/// The time references of tolerations.
+struct TolerationClock {
     now: Timestamp,
     elapsed: Duration,
-    /// When the pod came to its node.
+    /// When the pod was bound.
     placed: Timestamp,
 }
 
-impl Clock {
-    /// How long ago a tolerated time began.
+impl TolerationClock {
+    /// How long ago a toleration's time started.
     fn age(&self, taint: &Taint, seen_at: Duration) -> Duration {
         let seen = self.elapsed.saturating_sub(seen_at);
         let Some(added) = &taint.time_added else { return seen };
@@ -123,8 +124,9 @@ impl Clock {
     }
 }
 
-/// How long a pod may stay: none for a taint that it doesn't tolerate, else the shortest toleration of all.
-fn leaves_in(taints: &[(Taint, Duration)], tolerations: &[&Toleration], clock: &Clock) -> Option<Duration> {
+/// How long a pod may stay: zero with an untolerated taint, else the shortest toleration; none if no toleration
+/// expires.
+fn evict_in(taints: &[(Taint, Duration)], tolerations: &[&Toleration], clock: &TolerationClock) -> Option<Duration> {
     let mut leaves: Option<Duration> = None;
     for (taint, seen_at) in taints {
         let matching: Vec<_> = tolerations.iter().filter(|toleration| tolerates(toleration, taint)).collect();
@@ -153,7 +155,7 @@ fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     )
 }
 
-/// Says on the pod why it goes (KEP-3329).
+/// Sets the `DisruptionTarget` condition of an evicted pod (KEP-3329).
 fn disrupted(pod: &Pod, now: Timestamp) -> Action {
     let mut conditions = pod.conditions();
     let condition = PodCondition {
@@ -191,9 +193,9 @@ mod tests {
         };
         let toleration = |value| -> Toleration { serde_json::from_value(value).unwrap() };
         let now: Timestamp = "2026-01-01T00:10:00Z".parse().unwrap();
-        let clock = Clock { now, elapsed: Duration::ZERO, placed: Timestamp::MIN };
+        let clock = TolerationClock { now, elapsed: Duration::ZERO, placed: Timestamp::MIN };
         let leaves = |taints: &[(Taint, Duration)], tolerations: &[&Toleration]| {
-            leaves_in(taints, tolerations, &clock).map(|wait| wait.as_secs())
+            evict_in(taints, tolerations, &clock).map(|wait| wait.as_secs())
         };
         let (a, b) = (taint("a", "2026-01-01T00:09:00Z"), taint("b", "2026-01-01T00:09:30Z"));
         let long = toleration(json!({"key": "a", "operator": "Exists", "tolerationSeconds": 300}));
@@ -206,13 +208,13 @@ mod tests {
         assert_eq!(leaves(std::slice::from_ref(&b), &[&long, &short]), Some(30));
         assert_eq!(leaves(&[a.clone(), b.clone()], &[&long, &short]), Some(0));
         assert_eq!(leaves(&[a, b], &[&ever]), None);
-        // As the scheduler sees it: a pod that was placed for this is not evicted at once.
+        // As in the scheduler: a pod that was bound with this toleration is not evicted at once.
         let numbered: Taint = serde_json::from_value(json!({"key": "n", "value": "5", "effect": "NoExecute"})).unwrap();
         let above = toleration(json!({"key": "n", "operator": "Gt", "value": "4"}));
         assert_eq!(leaves(&[(numbered, Duration::ZERO)], &[&above]), None);
     }
 
-    /// Plays passes over a pod that tolerates everything for a minute.
+    /// Runs passes over a pod that tolerates everything for a minute.
     struct Play {
         simulation: Simulation,
     }
@@ -224,12 +226,12 @@ mod tests {
             Self { simulation: crate::simulation(start(), [node, pod("2026-01-01T00:00:00Z")]) }
         }
 
-        /// In which second the pod has to be looked at next; none where it goes.
+        /// The second of the pod's next pass; none if it is evicted.
         fn at(&mut self, second: u64) -> Option<i64> {
             let key = ObjectKey::new("a", "p");
             self.simulation.now = start().saturating_add(Duration::from_secs(second)).unwrap();
             let plan = decide(CONTROLLER.name, &self.simulation, &key);
-            self.simulation.memories.set(&key, plan.memory.clone());
+            self.simulation.reconciler_cache.set(&key, plan.state.clone());
             let goes = plan.actions.iter().any(|action| matches!(action, Action::Delete { .. }));
             let next = plan.requeue_at.map(|at| at.as_second() - start().as_second());
             assert_eq!(goes, next.is_none(), "{plan:?}");
@@ -250,7 +252,7 @@ mod tests {
             "status": {"phase": "Running"}})
     }
 
-    /// What `kubectl taint` and any patch make has no time: it counts from when it was seen, whatever comes later.
+    /// A taint by `kubectl taint` or a patch has no time: its time starts when the taint is seen, whatever comes later.
     #[test]
     fn the_time_of_a_taint_without_a_time_ends() {
         let mut play = Play::new(&json!({"key": "k", "effect": "NoExecute"}));
@@ -284,7 +286,8 @@ mod tests {
         assert_eq!(play.at(200), None);
     }
 
-    /// A time that was written counts across restarts, but not from before the pod came, and never beyond what was seen.
+    /// The time in a taint counts across restarts, but not from before the pod's binding, and never beyond what was
+    /// seen.
     #[test]
     fn a_written_time_counts_from_when_the_pod_was_there() {
         let mut play = Play::new(&json!({"key": "k", "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:10Z"}));

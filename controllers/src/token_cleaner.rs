@@ -1,4 +1,4 @@
-//! `token-cleaner-controller`: Secrets of bootstrap tokens go when their time is over.
+//! `token-cleaner-controller`: deletes expired Secrets of bootstrap tokens.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
@@ -39,7 +39,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     let mut plan = Plan::nothing();
     match until {
         Some(until) if context.now < until => plan.revisit(until),
-        // What says no time is over, as upstream has it.
+        // An expiration that isn't a time counts as expired, as upstream.
         _ => plan.push(Action::delete(secret)),
     }
     plan

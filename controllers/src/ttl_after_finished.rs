@@ -1,4 +1,4 @@
-//! `ttl-after-finished-controller`: finished Jobs go when their time to live is over (KEP-592).
+//! `ttl-after-finished-controller`: deletes finished Jobs after `ttlSecondsAfterFinished` (KEP-592).
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! `validatingadmissionpolicy-status-controller`: what is wrong with a policy's expressions by the types of what it is
-//! about, in its status. Who checks knows what is served, and is given (`Settings::check_policy`).
+//! `validatingadmissionpolicy-status-controller`: writes type errors of a policy's expressions into its status. The
+//! type check needs the served types, so it is a setting (`Settings::check_policy`).
 
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
 use machinery_api::ObjectKey;
@@ -9,12 +9,11 @@ use serde_json::{Value, json};
 
 use crate::Settings;
 
-/// What is wrong with one expression of a policy.
+/// A type error of an expression.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExpressionWarning {
-    /// Where the expression stands.
+    /// The field of the expression.
     pub field_ref: String,
-    /// What is wrong with it.
     pub warning: String,
 }
 

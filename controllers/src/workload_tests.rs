@@ -1,4 +1,4 @@
-//! What ReplicaSets, EndpointSlices and namespaces do, by example: given these objects, expect these actions.
+//! Examples of ReplicaSets, EndpointSlices and namespaces: given objects, expected actions.
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ReplicaSet;
@@ -24,7 +24,7 @@ fn set(replicas: usize) -> Value {
                 "spec": {"containers": [{"name": "c", "image": "i"}]}}}})
 }
 
-/// A pod of the set, with what tells it from the others.
+/// A pod of the set, with some fields of its own.
 fn pod(name: &str, more: &Value) -> Value {
     let mut pod = json!({"apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name, "namespace": "a", "uid": name, "labels": {"app": "web"},
@@ -62,7 +62,7 @@ fn deleted(plan: &Plan) -> Vec<&str> {
 
 #[test]
 fn pods_are_given_up_in_upstreams_order() {
-    // Each pod is given up before the next one, for one more reason.
+    // Each pod is deleted before the next one, for one more reason.
     let order = [
         ("unassigned", json!({"spec": {"nodeName": ""}, "status": {"phase": "Pending", "conditions": []}})),
         ("pending", json!({"status": {"phase": "Pending", "conditions": []}})),
@@ -118,7 +118,7 @@ fn missing_pods_are_made_slowly_and_a_failure_shows_in_the_status() {
     assert_eq!((&condition["type"], &condition["reason"]), (&json!("ReplicaFailure"), &json!("FailedCreate")));
     assert_eq!(failing.pointer(message_at), Some(&json!("{error}")));
 
-    // The first failure stays as long as pods are missing; what the view shows is all that it follows from.
+    // The first failure stays as long as pods are missing; it derives from the view alone.
     let mut failing = failing.clone();
     failing["status"]["conditions"][0]["message"] = json!("pods are forbidden");
     simulation.apply(
@@ -241,7 +241,7 @@ fn conditions_of_endpoints_follow_their_pods() {
 
 #[test]
 fn a_service_without_endpoints_has_one_empty_slice() {
-    // The pod's node isn't there, so neither is the pod.
+    // The pod's node isn't there, so the pod is no endpoint.
     let mut simulation = crate::simulation(start(), [served("p", "10.0.0.1"), service(&json!({}))]);
     let plan = reconcile_service(&mut simulation);
     let [Action::Create { object, .. }] = plan.actions.as_slice() else { panic!("{plan:?}") };
@@ -325,7 +325,7 @@ fn a_pod_whose_removal_broke_off_is_removed() {
     held["metadata"]["finalizers"] = json!(["example.dev/hold"]);
     let mut cluster = crate::simulation(start(), []);
     for pod in [pod("marked", &gone), pod("held", &held)] {
-        // The simulation itself removes at once what nothing holds.
+        // The simulation deletes objects without finalizers at once.
         cluster.view.put(&Kind::of::<Pod>(), machinery_client::object::decode::<Pod>(&pod.to_string()).unwrap());
     }
     cluster.now = start().saturating_add(std::time::Duration::from_secs(40)).unwrap();

@@ -1,5 +1,5 @@
-//! Picks an endpoint, given state, now and randomness: least pending of two random choices, or the one that a client
-//! stuck to (`sessionAffinity: ClientIP`).
+//! The endpoint picker: picks the less loaded of two random endpoints, or the endpoint of a sticky client
+//! (`sessionAffinity: ClientIP`). Pure: candidates, time and randomness are arguments.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use crate::endpoint::Endpoint;
 
-/// Clients remembered per Service port; the oldest is forgotten first. Bounds what strangers can make us keep.
+/// Maximum remembered clients per Service port; the oldest is evicted first. Bounds memory that strangers can claim.
 const AFFINITY_CLIENTS_MAX: usize = 10_000;
 
-/// Least pending of two random choices among `candidates` that `usable` takes; `random` gives a number below its argument.
+/// Picks the less loaded of two random `candidates` that pass `usable`; `random` returns a number below its argument.
 ///
 /// Two choices are enough to keep queues short and don't herd onto the endpoint that was last seen idle
 /// (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing").
@@ -25,36 +25,36 @@ pub fn pick(
         return candidates.first().filter(|endpoint| usable(endpoint));
     }
     let first = random(count);
-    // The second choice is another one: skip over the first.
+    // Skips the first choice.
     let second = (first + 1 + random(count - 1)) % count;
     let [first, second] = [first, second].map(|index| usize::try_from(index).unwrap_or(0));
     let (a, b) = (&candidates[first], &candidates[second]);
     match (usable(a), usable(b)) {
-        (true, true) => Some(if b.pending.count() < a.pending.count() { b } else { a }),
+        (true, true) => Some(if b.in_flight.count() < a.in_flight.count() { b } else { a }),
         (true, false) => Some(a),
         (false, true) => Some(b),
-        // Rare: the table is stale, or policy leaves few. Any usable one does.
+        // Rare: the table is stale, or few endpoints pass the policy. Any usable endpoint is taken.
         (false, false) => candidates[first..].iter().chain(&candidates[..first]).find(|endpoint| usable(endpoint)),
     }
 }
 
-/// Which endpoint each client stuck to.
+/// Clients' sticky endpoints.
 #[derive(Debug, Default)]
 pub struct Affinity {
-    clients: HashMap<IpAddr, Choice>,
-    /// The same by when they were seen, so that the oldest is found at once.
+    clients: HashMap<IpAddr, StickyEndpoint>,
+    /// Clients by last use, for eviction of the oldest.
     seen: BTreeSet<(Duration, IpAddr)>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Choice {
+struct StickyEndpoint {
     seen: Duration,
     ip: IpAddr,
     port: u16,
 }
 
 impl Affinity {
-    /// The endpoint that `client` used less than `timeout` ago, where it is among `endpoints`.
+    /// The endpoint that `client` used within `timeout`, if `endpoints` still contains it.
     #[must_use]
     pub fn find<'a>(
         &self,
@@ -70,9 +70,9 @@ impl Affinity {
         endpoints.iter().find(|endpoint| endpoint.ip == choice.ip && endpoint.port == choice.port)
     }
 
-    /// Remembers a choice.
+    /// Records the endpoint of a client.
     pub fn remember(&mut self, client: IpAddr, endpoint: &Endpoint, now: Duration) {
-        let choice = Choice { seen: now, ip: endpoint.ip, port: endpoint.port };
+        let choice = StickyEndpoint { seen: now, ip: endpoint.ip, port: endpoint.port };
         match self.clients.insert(client, choice) {
             Some(before) => {
                 self.seen.remove(&(before.seen, client));
@@ -98,13 +98,13 @@ mod tests {
     #[test]
     fn the_less_busy_of_two_is_taken() {
         let endpoints = vec![endpoint("10.0.0.1", 80), endpoint("10.0.0.2", 80)];
-        let busy = endpoints[0].pending.open();
+        let busy = endpoints[0].in_flight.start();
         for seed in 0..20 {
             let chosen = pick(&endpoints, |_| true, |bound| seed % bound).unwrap();
             assert_eq!(chosen.ip, endpoints[1].ip);
         }
         drop(busy);
-        assert_eq!(endpoints[0].pending.count(), 0);
+        assert_eq!(endpoints[0].in_flight.count(), 0);
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Exchanges with what is not a pod of the cluster: the outside through the real network, and the API server.
+//! Egress: exchanges with destinations that are no pod of the cluster, over the real network, and with the API server.
 //!
-//! The host's loopback, link-local and other special addresses, and the cluster's own, are refused here, after names are
-//! resolved, so that no name can lead a guest to them.
+//! Rejects the host's loopback, link-local and other special addresses, and the cluster's own, after name resolution,
+//! so that no name leads a guest to them.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use ipnet::IpNet;
 use machinery_env::Env;
-use machinery_serve::descriptors::{Class, Descriptors, Held};
+use machinery_serve::descriptors::{Class, DescriptorPermit, Descriptors};
 use machinery_serve::net::framing::{self, WantsUpgrade};
 use machinery_serve::net::{Body, BoxError, Caller, DialError, Io, Stream};
 use rustls::pki_types::pem::PemObject as _;
@@ -26,62 +26,62 @@ use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 use crate::join::join;
-use crate::names::Names;
+use crate::lifetime::ConnectionLifetime;
+use crate::names::ExternalResolver;
+use crate::pod_limit::{PodLimit, PodPermit};
 use crate::pool::{Http1, Http2, Pool};
-use crate::shares::{Place, Shares};
 use crate::special::is_special;
 use crate::table::AppProtocol;
-use crate::tenure::Tenure;
 
-/// Exchanges with the outside at once, of all guests together: bounds file handles.
+/// Maximum concurrent exchanges with external destinations, of all guests together: bounds file handles.
 const EXCHANGES_MAX: usize = 256;
-/// Those of one pod, and of the host's processes together: three that wait for ever leave a quarter to the others.
+/// Maximum per pod, and for all host processes together: three stuck callers leave a quarter to the others.
 const EXCHANGES_PER_POD_MAX: usize = 64;
-/// How long connecting and the TLS handshake may take together, over all addresses of a name.
+/// Timeout of connecting and the TLS handshake together, over all addresses of a name.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Addresses of a name that are tried.
+/// Maximum addresses of a name that are dialled.
 const ADDRESSES_MAX: usize = 8;
-/// The next address is tried beside the one before once that has taken so long (RFC 8305 §8 recommends it).
+/// Delay before the next address is dialled in parallel (RFC 8305 §8 recommends it).
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
-/// What is read ahead of an answer's reader, its head included. hyper's own default is 400 KiB a connection.
+/// Read buffer of a connection, response head included. hyper's own default is 400 KiB.
 const BUFFER_BYTES_MAX: usize = 64 << 10;
-/// Kept connections of HTTP/2 are pinged so often, so that one whose peer vanished is noticed.
+/// Ping interval of pooled HTTP/2 connections: detects a vanished peer.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
-/// And given up where the answer takes longer.
+/// Timeout of a ping; the connection is closed after it.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Between two looks for a free descriptor for a connection to an endpoint.
-const BACKEND_PAUSE: Duration = Duration::from_millis(10);
-/// Looks, before a request is told that there is none: a second.
-const BACKEND_TRIES: u32 = 100;
+/// Interval between two attempts to get a descriptor for a connection to an endpoint.
+const DESCRIPTOR_RETRY_INTERVAL: Duration = Duration::from_millis(10);
+/// Attempts before a request fails without a descriptor: 1 s in all.
+const DESCRIPTOR_ATTEMPTS_MAX: u32 = 100;
 
-/// The cluster's CA could not be read.
+/// The cluster's CA is not valid PEM.
 #[derive(Debug, thiserror::Error)]
 #[error("the cluster's CA is no PEM certificate: {0}")]
 pub struct BadCertificate(String);
 
-/// A request that got no answer.
-pub(crate) enum Unsent {
-    /// Nothing of it was sent.
-    Back(Box<Request<Body>>, DialError),
+/// A request without a response.
+pub(crate) enum SendError {
+    /// No byte of the request was sent; the request is returned for a retry.
+    NotSent(Box<Request<Body>>, DialError),
     Lost(DialError),
 }
 
-impl Unsent {
+impl SendError {
     fn error(self) -> DialError {
         match self {
-            Self::Back(_, error) | Self::Lost(error) => error,
+            Self::NotSent(_, error) | Self::Lost(error) => error,
         }
     }
 }
 
-/// Reaches the outside.
+/// Client for destinations outside the cluster and for endpoints on sockets.
 pub(crate) struct Egress {
     tls: TlsConnector,
-    exchanges: Arc<Shares>,
-    names: Names,
+    exchanges: Arc<PodLimit>,
+    names: ExternalResolver,
     pool: Pool,
-    /// The cluster's own blocks: no name of the outside leads there.
+    /// The cluster's own CIDRs: external names must not resolve into them.
     cluster: Vec<IpNet>,
 }
 
@@ -91,18 +91,18 @@ impl std::fmt::Debug for Egress {
     }
 }
 
-/// A place among the exchanges, held by whatever of one still goes on.
-type Permit = Arc<Place>;
+/// Permit of one exchange, shared by the parts of it that still run.
+type Permit = Arc<PodPermit>;
 
-/// Where a connection leads, and what is spoken on it.
-struct To<'a> {
-    /// The pod that calls.
+/// Address, protocol and pooling of one connection.
+struct EgressTarget<'a> {
+    /// The calling pod; `None` for a host process.
     caller: Option<&'a Caller>,
     address: SocketAddr,
-    /// What the caller named: the server name of a TLS connection.
+    /// The name that the caller used: the server name of a TLS connection.
     name: &'a str,
     https: bool,
-    /// Whether the connection is kept for others: an endpoint of a Service, not the outside of one guest.
+    /// Whether the connection may be pooled: true for endpoints of a Service, false for external destinations.
     keep: bool,
 }
 
@@ -124,14 +124,14 @@ impl Egress {
         let exchanges = EXCHANGES_MAX.min(Descriptors::process().max(Class::Outbound));
         Ok(Self {
             tls: TlsConnector::from(Arc::new(config)),
-            exchanges: Shares::new(EXCHANGES_PER_POD_MAX.min(exchanges.div_ceil(4)), exchanges),
-            names: Names::of_host(env.clone()),
+            exchanges: PodLimit::new(EXCHANGES_PER_POD_MAX.min(exchanges.div_ceil(4)), exchanges),
+            names: ExternalResolver::of_host(env.clone()),
             pool: Pool::new(env.clone()),
             cluster,
         })
     }
 
-    /// To a name of the outside, as it is looked up and as it is called.
+    /// Sends a request to an external name, given as resolved and as called.
     pub(crate) async fn http(
         &self,
         caller: &Caller,
@@ -144,12 +144,18 @@ impl Egress {
         let permit = self.permit(Some(caller)).await;
         let address = |ip: &IpAddr| SocketAddr::new(*ip, port);
         let stream = self.connect(addresses.iter().map(address).collect(), name).await?;
-        let to = To { caller: Some(caller), address: SocketAddr::new(addresses[0], port), name, https, keep: false };
+        let to = EgressTarget {
+            caller: Some(caller),
+            address: SocketAddr::new(addresses[0], port),
+            name,
+            https,
+            keep: false,
+        };
         let sender = self.http1(&to, Stream::Tcp(stream)).await?;
-        self.send_http1(&to, sender, false, request, permit).await.map_err(Unsent::error)
+        self.send_http1(&to, sender, false, request, permit).await.map_err(SendError::error)
     }
 
-    /// To an address of the outside.
+    /// Sends a request to an external address.
     pub(crate) async fn http_to(
         &self,
         caller: &Caller,
@@ -161,23 +167,23 @@ impl Egress {
         if self.is_forbidden(address.ip()) {
             return Err(DialError::Denied(address.ip().to_string()));
         }
-        let to = To { caller: Some(caller), address, name, https, keep: false };
-        self.exchange(&to, AppProtocol::Http, request).await.map_err(Unsent::error)
+        let to = EgressTarget { caller: Some(caller), address, name, https, keep: false };
+        self.exchange(&to, AppProtocol::Http, request).await.map_err(SendError::error)
     }
 
-    /// To an endpoint of a Service. The caller has decided that `address` may be dialled.
+    /// Sends a request to an endpoint of a Service. The caller has checked `may_dial`.
     pub(crate) async fn to_endpoint(
         &self,
         caller: Option<&Caller>,
         (name, https): (&str, bool),
         address: SocketAddr,
-        speaks: AppProtocol,
+        app_protocol: AppProtocol,
         request: Request<Body>,
-    ) -> Result<Response<Body>, Unsent> {
-        self.exchange(&To { caller, address, name, https, keep: !https }, speaks, request).await
+    ) -> Result<Response<Body>, SendError> {
+        self.exchange(&EgressTarget { caller, address, name, https, keep: !https }, app_protocol, request).await
     }
 
-    /// A stream of bytes to the first of these addresses that takes it. They have been checked.
+    /// Opens a byte stream to the first address that accepts. The caller has checked the addresses.
     pub(crate) async fn stream(
         &self,
         caller: &Caller,
@@ -194,7 +200,7 @@ impl Egress {
         self.names.first_server()
     }
 
-    /// Whether there is such a name outside.
+    /// Whether an external name exists.
     pub(crate) async fn exists(&self, caller: &Caller, name: &str) -> Result<bool, DialError> {
         match self.names.lookup(caller, name).await {
             Ok(_) => Ok(true),
@@ -203,46 +209,46 @@ impl Egress {
         }
     }
 
-    /// The addresses of a name of the outside that may be dialled.
+    /// The addresses of an external name that may be dialled.
     pub(crate) async fn resolve(&self, caller: &Caller, name: &str) -> Result<Vec<IpAddr>, DialError> {
         let mut addresses = self.names.lookup(caller, name).await?;
         addresses.retain(|ip| !self.is_forbidden(*ip));
         if addresses.is_empty() { Err(DialError::Denied(name.to_owned())) } else { Ok(addresses) }
     }
 
-    /// Whether an address is none of the outside's.
+    /// Whether guests must not dial an address.
     pub(crate) fn is_forbidden(&self, ip: IpAddr) -> bool {
         let ip = ip.to_canonical();
         is_special(ip) || self.cluster.iter().any(|cidr| cidr.contains(&ip))
     }
 
-    /// Connections that are kept.
+    /// Number of pooled connections.
     #[cfg(test)]
-    pub(crate) fn kept(&self) -> usize {
+    pub(crate) fn pooled_connections(&self) -> usize {
         self.pool.count()
     }
 
     async fn permit(&self, caller: Option<&Caller>) -> Permit {
-        Arc::new(self.exchanges.place(caller).await)
+        Arc::new(self.exchanges.acquire(caller).await)
     }
 
     async fn exchange(
         &self,
-        to: &To<'_>,
-        speaks: AppProtocol,
+        to: &EgressTarget<'_>,
+        app_protocol: AppProtocol,
         request: Request<Body>,
-    ) -> Result<Response<Body>, Unsent> {
-        let back = |request: Request<Body>, error| Unsent::Back(Box::new(request), error);
+    ) -> Result<Response<Body>, SendError> {
+        let back = |request: Request<Body>, error| SendError::NotSent(Box::new(request), error);
         let permit = self.permit(to.caller).await;
         let wants_upgrade = request.extensions().get::<WantsUpgrade>().is_some();
         let mut request = request;
-        if speaks == AppProtocol::H2c && to.keep && !wants_upgrade {
-            if let Some(sender) = self.pool.share(to.address) {
+        if app_protocol == AppProtocol::H2c && to.keep && !wants_upgrade {
+            if let Some(sender) = self.pool.shared_http2(to.address) {
                 let again = replay(&request);
                 match (send_http2(to, sender, request, permit.clone()).await, again) {
-                    // The kept connection has ended: a new one may do.
-                    (Err(Unsent::Back(back, _)), _) => request = *back,
-                    (Err(Unsent::Lost(_)), Some(again)) => request = again,
+                    // The pooled connection has ended: retry on a new one.
+                    (Err(SendError::NotSent(back, _)), _) => request = *back,
+                    (Err(SendError::Lost(_)), Some(again)) => request = again,
                     (answer, _) => return answer,
                 }
             }
@@ -254,9 +260,9 @@ impl Egress {
         if to.keep
             && !wants_upgrade
             && let Some(again) = replay(&request)
-            && let Some(sender) = self.pool.take(to.address)
+            && let Some(sender) = self.pool.take_http1(to.address)
         {
-            // Kept connections may end at any moment; such a request can be made again.
+            // Pooled connections may end at any moment; a replayable request is retried.
             match self.send_http1(to, sender, true, request, permit.clone()).await {
                 Ok(response) => return Ok(response),
                 Err(_) => request = again,
@@ -272,7 +278,7 @@ impl Egress {
         }
     }
 
-    /// Connects to one of these addresses: the next one is tried beside, where the one before takes long.
+    /// Connects to one of the addresses; dials the next one in parallel after `NEXT_ADDRESS_AFTER`.
     async fn connect(&self, addresses: Vec<SocketAddr>, name: &str) -> Result<TcpStream, DialError> {
         let race = async {
             let mut waiting = addresses.iter().copied().take(ADDRESSES_MAX);
@@ -302,30 +308,30 @@ impl Egress {
         Ok(stream)
     }
 
-    /// Connects to the one address. What may be kept for others holds a descriptor of its own as long as it is open.
-    async fn connect_to(&self, to: &To<'_>) -> Result<Stream, DialError> {
+    /// Connects to one address. A poolable connection holds a descriptor permit while it is open.
+    async fn connect_to(&self, to: &EgressTarget<'_>) -> Result<Stream, DialError> {
         if !to.keep {
             return Ok(Stream::Tcp(self.connect(vec![to.address], to.name).await?));
         }
-        let held = self.backend().await.map_err(|error| to.failed(error.into()))?;
+        let held = self.acquire_descriptor().await.map_err(|error| to.failed(error.into()))?;
         let stream = self.connect(vec![to.address], to.name).await?;
         Ok(Stream::Tcp(stream).holding(held))
     }
 
-    /// A descriptor for a connection to an endpoint; idle ones are closed for it, and those in use get a moment to end.
-    async fn backend(&self) -> std::io::Result<Held> {
+    /// Acquires a descriptor for a connection to an endpoint: closes idle ones first, then waits for those in use.
+    async fn acquire_descriptor(&self) -> std::io::Result<DescriptorPermit> {
         let descriptors = Descriptors::process();
-        for _ in 0..BACKEND_TRIES {
+        for _ in 0..DESCRIPTOR_ATTEMPTS_MAX {
             if let Ok(held) = descriptors.take(Class::Backends) {
                 return Ok(held);
             }
             self.pool.close_idle();
-            tokio::time::sleep(BACKEND_PAUSE).await;
+            tokio::time::sleep(DESCRIPTOR_RETRY_INTERVAL).await;
         }
         descriptors.take(Class::Backends)
     }
 
-    async fn http1(&self, to: &To<'_>, stream: Stream) -> Result<Http1, DialError> {
+    async fn http1(&self, to: &EgressTarget<'_>, stream: Stream) -> Result<Http1, DialError> {
         let shake = async {
             let io: Box<dyn Io> = if to.https {
                 let server = to.name.trim_start_matches('[').trim_end_matches(']').to_owned();
@@ -350,7 +356,7 @@ impl Egress {
         Ok(sender)
     }
 
-    async fn http2(&self, to: &To<'_>) -> Result<Http2, DialError> {
+    async fn http2(&self, to: &EgressTarget<'_>) -> Result<Http2, DialError> {
         let stream = self.connect_to(to).await?;
         let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
         builder.timer(TokioTimer::new()).keep_alive_interval(PING_INTERVAL).keep_alive_timeout(PING_TIMEOUT);
@@ -363,33 +369,33 @@ impl Egress {
                 tracing::debug!(%address, %error, "connection to an endpoint ended");
             }
         });
-        self.pool.keep_shared(to.address, sender.clone());
+        self.pool.put_http2(to.address, sender.clone());
         Ok(sender)
     }
 
     async fn send_http1(
         &self,
-        to: &To<'_>,
+        to: &EgressTarget<'_>,
         mut sender: Http1,
         keep: bool,
         mut request: Request<Body>,
         permit: Permit,
-    ) -> Result<Response<Body>, Unsent> {
-        let tenure = request.extensions().get::<Tenure>().cloned();
+    ) -> Result<Response<Body>, SendError> {
+        let lifetime = request.extensions().get::<ConnectionLifetime>().cloned();
         let upgrade = request.extensions_mut().remove::<WantsUpgrade>();
         let client = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         if let Err(error) = to_http1(&mut request, upgrade) {
-            return Err(Unsent::Lost(to.failed(error.into())));
+            return Err(SendError::Lost(to.failed(error.into())));
         }
         let mut response = match sender.try_send_request(request).await {
             Ok(response) => response,
-            Err(error) => return Err(to.unsent(error)),
+            Err(error) => return Err(to.classify_send_error(error)),
         };
         let (held, pool, address) = (permit.clone(), self.pool.clone(), to.address);
         tokio::spawn(async move {
-            // Ready again when the answer has been read to its end; never, where the connection ended with it.
+            // Ready once the response body has been read to its end; an error if the connection ended with it.
             if sender.ready().await.is_ok() && keep {
-                pool.keep(address, sender);
+                pool.put_http1(address, sender);
             }
             drop(held);
         });
@@ -397,48 +403,48 @@ impl Egress {
         let server = (switched && client.is_some()).then(|| hyper::upgrade::on(&mut response));
         let protocol = response.headers().get(UPGRADE).cloned();
         let (mut head, body) = response.into_parts();
-        framing::response(&mut head, client.is_some()).map_err(|why| Unsent::Lost(to.failed(why.into())))?;
+        framing::response(&mut head, client.is_some()).map_err(|why| SendError::Lost(to.failed(why.into())))?;
         head.version = Version::HTTP_11;
         if let (Some(client), Some(server)) = (client, server) {
             head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
             head.headers.extend(protocol.map(|protocol| (UPGRADE, protocol)));
-            tokio::spawn(splice(client, server, tenure, permit, to.address));
+            tokio::spawn(splice(client, server, lifetime, permit, to.address));
         }
         Ok(Response::from_parts(head, body.map_err(Into::into).boxed_unsync()))
     }
 }
 
-impl To<'_> {
+impl EgressTarget<'_> {
     fn failed(&self, source: BoxError) -> DialError {
         DialError::Connection { address: self.address.to_string(), source }
     }
 
-    /// A request that the connection did not take, given back where nothing of it was sent.
-    fn unsent(&self, mut error: hyper::client::conn::TrySendError<Request<Body>>) -> Unsent {
+    /// Classifies a send error; returns the request if no byte of it was sent.
+    fn classify_send_error(&self, mut error: hyper::client::conn::TrySendError<Request<Body>>) -> SendError {
         let back = error.take_message();
         let error = self.failed(error.into_error().into());
         match back {
-            Some(request) => Unsent::Back(Box::new(request), error),
-            None => Unsent::Lost(error),
+            Some(request) => SendError::NotSent(Box::new(request), error),
+            None => SendError::Lost(error),
         }
     }
 }
 
 async fn send_http2(
-    to: &To<'_>,
+    to: &EgressTarget<'_>,
     mut sender: Http2,
     mut request: Request<Body>,
     permit: Permit,
-) -> Result<Response<Body>, Unsent> {
+) -> Result<Response<Body>, SendError> {
     if let Err(error) = to_http2(&mut request) {
-        return Err(Unsent::Lost(to.failed(error.into())));
+        return Err(SendError::Lost(to.failed(error.into())));
     }
     let response = match sender.try_send_request(request).await {
         Ok(response) => response,
-        Err(error) => return Err(to.unsent(error)),
+        Err(error) => return Err(to.classify_send_error(error)),
     };
     let (mut head, body) = response.into_parts();
-    framing::response(&mut head, false).map_err(|why| Unsent::Lost(to.failed(why.into())))?;
+    framing::response(&mut head, false).map_err(|why| SendError::Lost(to.failed(why.into())))?;
     let body = body.map_err(Into::into).map_frame(move |frame| {
         let _held = &permit;
         frame
@@ -446,23 +452,23 @@ async fn send_http2(
     Ok(Response::from_parts(head, body.boxed_unsync()))
 }
 
-/// Joins two connections that have switched to another protocol, until both ends are done or the client's tenure is over.
+/// Splices two upgraded connections until both ends are done or the client connection's lifetime ends.
 async fn splice(
     client: hyper::upgrade::OnUpgrade,
     server: hyper::upgrade::OnUpgrade,
-    tenure: Option<Tenure>,
+    lifetime: Option<ConnectionLifetime>,
     _permit: Permit,
     address: SocketAddr,
 ) {
     let (client, server) = match tokio::try_join!(client, server) {
         Ok(both) => both,
-        Err(error) => return tracing::debug!(%address, %error, "a switch of protocols failed"),
+        Err(error) => return tracing::debug!(%address, %error, "protocol upgrade failed"),
     };
-    let stop = tenure.as_ref().map_or_else(CancellationToken::new, |tenure| tenure.stop.clone());
+    let stop = lifetime.as_ref().map_or_else(CancellationToken::new, |lifetime| lifetime.stop.clone());
     join(&mut TokioIo::new(client), &mut TokioIo::new(server), &stop, address).await;
 }
 
-/// The same request once more, where it has no body and making it twice is making it once (RFC 9110 §9.2.2).
+/// A copy of an idempotent request without a body, for one retry (RFC 9110 §9.2.2).
 fn replay(request: &Request<Body>) -> Option<Request<Body>> {
     if !request.method().is_idempotent() || !request.body().is_end_stream() {
         return None;
@@ -476,7 +482,7 @@ fn replay(request: &Request<Body>) -> Option<Request<Body>> {
     Some(again)
 }
 
-/// HTTP/1.1 wants the path in the request line and the authority in `Host` (RFC 9112 §3.2); its framing is our own.
+/// Rewrites a request for HTTP/1.1: path in the request line, authority in `Host` (RFC 9112 §3.2), framing by us.
 fn to_http1(request: &mut Request<Body>, upgrade: Option<WantsUpgrade>) -> Result<(), http::Error> {
     framing::strip_hop_by_hop(request.headers_mut());
     if let Some(authority) = request.uri().authority().cloned()
@@ -492,7 +498,7 @@ fn to_http1(request: &mut Request<Body>, upgrade: Option<WantsUpgrade>) -> Resul
         && matches!(*request.method(), Method::GET | Method::HEAD)
         && !request.headers().contains_key(CONTENT_LENGTH)
     {
-        // hyper takes them for methods without a body and would drop it.
+        // hyper assumes no body for such methods and would drop it.
         request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
     let headers = request.headers_mut();
@@ -505,7 +511,7 @@ fn to_http1(request: &mut Request<Body>, upgrade: Option<WantsUpgrade>) -> Resul
     Ok(())
 }
 
-/// HTTP/2 has the authority in the target, and no `Host`.
+/// Rewrites a request for HTTP/2: authority in the target, no `Host`.
 fn to_http2(request: &mut Request<Body>) -> Result<(), http::Error> {
     framing::strip_hop_by_hop(request.headers_mut());
     let host = request.headers_mut().remove(HOST);
@@ -540,7 +546,7 @@ mod tests {
         let live = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let live = live.local_addr().map(|address| (live, address)).unwrap();
         let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        // A listener whose queue is full doesn't answer at all, as a host behind a wall.
+        // A listener with a full queue doesn't answer, like a host behind a firewall.
         let silent = tokio::net::TcpSocket::new_v4().unwrap();
         silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let full = silent.listen(0).unwrap();

@@ -1,26 +1,26 @@
-//! One address that a Service's port leads to, and how busy it is.
+//! One address behind a Service port, with its load.
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::pending::Pending;
+use crate::in_flight::InFlightCount;
 
-/// One address that a Service port can send to.
+/// One address behind a Service port.
 #[derive(Debug)]
 pub struct Endpoint {
     /// The pod's (or other) address.
     pub ip: IpAddr,
     /// The target port.
     pub port: u16,
-    /// The node that the endpoint is on, where the slice says it.
+    /// The endpoint's node, where the slice contains it.
     pub node: Option<String>,
-    /// The name that it has below its Service's: its own host name, else its address with dashes (as cluster DNS).
+    /// The host name below its Service's: its own, else its address with dashes (as in cluster DNS).
     pub hostname: String,
-    /// Requests and connections that are open; shared by all routes to the same address and port.
-    pub pending: Pending,
+    /// In-flight requests and connections; shared by all routes to the same address and port.
+    pub in_flight: InFlightCount,
 }
 
 impl Endpoint {
-    /// Where it is.
+    /// The socket address.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         SocketAddr::new(self.ip, self.port)

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::listen::BindFailure;
 
-/// Tells what a Service's user should know; never waits for the API, as routes must not.
+/// Records events on Services; never waits for the API, so that route updates don't.
 pub(crate) struct Events {
     recorder: Recorder,
 }

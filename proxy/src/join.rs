@@ -1,14 +1,14 @@
-//! Two connections become one: bytes are copied both ways.
+//! Copies bytes between two connections in both directions.
 
 use std::net::SocketAddr;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
-/// What is read at once in each direction: tokio's own 8 KiB cost a system call for each.
+/// Buffer size of each direction: tokio's own 8 KiB would cost a system call for each.
 const COPY_BYTES: usize = 64 << 10;
 
-/// Copies both ways until both ends are done, or `stop`.
+/// Copies both ways until both ends are done or `stop`.
 pub(crate) async fn join<A, B>(a: &mut A, b: &mut B, stop: &CancellationToken, peer: SocketAddr)
 where
     A: AsyncRead + AsyncWrite + Unpin,

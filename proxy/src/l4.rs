@@ -1,4 +1,4 @@
-//! Connections that are not HTTP of the cluster: one endpoint per connection, bytes copied both ways.
+//! TCP proxy for connections that are not HTTP of the cluster: one endpoint per connection, bytes copied both ways.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,15 +8,15 @@ use machinery_serve::descriptors::{Class, Descriptors};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::http::forward::choose;
+use crate::http::forward::pick_endpoint;
 use crate::join::join;
 use crate::state::ProxyState;
 use crate::table::PortRoute;
 
-/// How long an endpoint may take to accept.
+/// Timeout of connecting to an endpoint.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Connects `stream` with an endpoint of the route. With no endpoint the connection is closed.
+/// Connects `stream` with an endpoint of the route; closes it without one.
 pub(crate) async fn serve(
     state: &ProxyState,
     route: &Arc<PortRoute>,
@@ -26,11 +26,11 @@ pub(crate) async fn serve(
 ) {
     state.metrics.socket_hops.inc();
     let usable = |endpoint: &crate::table::Endpoint| state.may_dial(route, endpoint.address());
-    let Some(endpoint) = choose(state, route, Some(peer.ip()), usable) else {
+    let Some(endpoint) = pick_endpoint(state, route, Some(peer.ip()), usable) else {
         state.metrics.no_endpoint.inc();
         return;
     };
-    let _open = endpoint.pending.open();
+    let _open = endpoint.in_flight.start();
     let _held = match Descriptors::process().take(Class::Backends) {
         Ok(held) => held,
         Err(error) => return tracing::debug!(%peer, ip = %endpoint.ip, %error, "no connection to an endpoint"),

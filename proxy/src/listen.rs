@@ -1,4 +1,5 @@
-//! One listener per ClusterIP and port, per NodePort, and per load balancer's address and port, and per health check: opened, kept over changes of the route, closed, tried again.
+//! Listeners: one per ClusterIP and port, per NodePort, per load balancer address and port, and per health check port. A
+//! listener survives changes of its route; a failed bind is retried.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,11 +14,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::http::{health, server};
 use crate::l4;
+use crate::lifetime::ConnectionLifetime;
 use crate::state::ProxyState;
 use crate::table::{Change, Listen, PortRoute};
-use crate::tenure::Tenure;
 
-/// A port that could not be bound, for the Service's event.
+/// A port that could not be bound, for an event on the Service.
 #[derive(Debug)]
 pub(crate) struct BindFailure {
     pub(crate) service: ObjectKey,
@@ -25,7 +26,7 @@ pub(crate) struct BindFailure {
     pub(crate) error: io::Error,
 }
 
-struct Open {
+struct OpenListener {
     route: Arc<ArcSwap<PortRoute>>,
     stop: CancellationToken,
 }
@@ -33,8 +34,8 @@ struct Open {
 /// All listeners of one data plane.
 pub(crate) struct Listeners {
     state: Arc<ProxyState>,
-    open: HashMap<Listen, Open>,
-    /// Wanted, but their address could not be bound.
+    open: HashMap<Listen, OpenListener>,
+    /// Listeners whose address could not be bound.
     failed: HashMap<Listen, Arc<PortRoute>>,
     stop: CancellationToken,
 }
@@ -44,7 +45,7 @@ impl Listeners {
         Self { state, open: HashMap::new(), failed: HashMap::new(), stop }
     }
 
-    /// Makes the listeners what the table says; returns what could not be bound.
+    /// Opens and closes listeners for a change of the table; returns those that could not be bound.
     pub(crate) fn apply(&mut self, change: Change) -> Vec<BindFailure> {
         for listen in &change.closed {
             self.failed.remove(listen);
@@ -54,14 +55,14 @@ impl Listeners {
         }
         let wanted = change.set.into_iter().filter(|(listen, _)| match listen {
             Listen::Cluster(..) => self.state.config.cluster_ip_listeners,
-            // Addresses of the pool alone are in the table.
+            // The table contains addresses of the pool only.
             Listen::Node(_) | Listen::Balancer(..) | Listen::Health(_) => true,
         });
         let wanted: Vec<_> = wanted.collect();
         wanted.into_iter().filter_map(|(listen, route)| self.set(listen, route)).collect()
     }
 
-    /// Tries again what could not be bound. A failure that is known already is not told again.
+    /// Retries failed binds. A repeated failure is not reported again.
     pub(crate) fn retry(&mut self) {
         for (listen, route) in std::mem::take(&mut self.failed) {
             self.set(listen, route);
@@ -81,13 +82,13 @@ impl Listeners {
             Ok(listener) => {
                 self.failed.remove(&listen);
                 let route = Arc::new(ArcSwap::new(route));
-                let open = Open { route, stop: self.stop.child_token() };
-                let for_whom = match listen {
-                    Listen::Cluster(..) | Listen::Node(_) => For::All,
-                    Listen::Balancer(..) => For::Sources,
-                    Listen::Health(_) => For::Balancers,
+                let open = OpenListener { route, stop: self.stop.child_token() };
+                let clients = match listen {
+                    Listen::Cluster(..) | Listen::Node(_) => ListenerClients::All,
+                    Listen::Balancer(..) => ListenerClients::Sources,
+                    Listen::Health(_) => ListenerClients::Balancers,
                 };
-                tokio::spawn(run(self.state.clone(), listener, open.route.clone(), for_whom, open.stop.clone()));
+                tokio::spawn(run(self.state.clone(), listener, open.route.clone(), clients, open.stop.clone()));
                 self.open.insert(listen, open);
                 None
             }
@@ -100,38 +101,38 @@ impl Listeners {
     }
 }
 
-/// Whom a listener serves, and with what.
+/// A listener's permitted clients and its response to them.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum For {
-    /// Everybody, with the route's endpoints.
+enum ListenerClients {
+    /// All clients, forwarded to the route's endpoints.
     All,
-    /// Those from the route's sources.
+    /// Clients of the route's source ranges.
     Sources,
-    /// Load balancers, which ask whether there are endpoints.
+    /// Load balancers' health checks.
     Balancers,
 }
 
-/// Serves a listener's connections until `stop`; open requests have their answers then.
+/// Serves a listener's connections until `stop`, then drains open requests.
 async fn run(
     state: Arc<ProxyState>,
     listener: Listener,
     route: Arc<ArcSwap<PortRoute>>,
-    for_whom: For,
+    clients: ListenerClients,
     stop: CancellationToken,
 ) {
     let limit = Limit::Permits(state.connections.clone(), Class::Clients);
     let each = |stream, peer: SocketAddr, permit| {
         let (state, route, stop) = (state.clone(), route.clone(), stop.clone());
         async move {
-            if for_whom == For::Balancers {
-                return health::serve(route, stream, peer, Tenure { stop, _permit: permit }).await;
+            if clients == ListenerClients::Balancers {
+                return health::serve(route, stream, peer, ConnectionLifetime { stop, _permit: permit }).await;
             }
             let now = route.load_full();
-            if for_whom == For::Sources && !now.admits(Some(peer.ip())) {
+            if clients == ListenerClients::Sources && !now.admits(Some(peer.ip())) {
                 return;
             }
             if state.is_http(&now) {
-                server::serve(state, route, stream, peer, Tenure { stop, _permit: permit }).await;
+                server::serve(state, route, stream, peer, ConnectionLifetime { stop, _permit: permit }).await;
             } else {
                 l4::serve(&state, &now, stream, peer, stop).await;
             }

@@ -1,10 +1,10 @@
-//! What a name or an address stands for, for those who ask and don't call: `nslookup` of the node's toolbox.
+//! Resolves a name or an address without a call: serves `nslookup` of the node's toolbox.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use machinery_api::ObjectKey;
 use machinery_api::names::CLUSTER_DOMAIN;
-use machinery_serve::net::{Caller, DialError, Found, NamePolicy};
+use machinery_serve::net::{Caller, DialError, NamePolicy, ResolvedName};
 
 use crate::plane::plain_name;
 use crate::resolve::Target;
@@ -12,37 +12,37 @@ use crate::state::ProxyState;
 use crate::table::ServiceRoutes;
 
 impl ProxyState {
-    /// The addresses that a name has for a caller, or the name that an address has.
-    pub(crate) async fn look_up(&self, caller: &Caller, name: &str) -> Result<Found, DialError> {
+    /// The addresses of a name for a caller, or the name of an address.
+    pub(crate) async fn look_up(&self, caller: &Caller, name: &str) -> Result<ResolvedName, DialError> {
         let unknown = || DialError::NameNotFound(name.to_owned());
         let given: Vec<IpAddr> = caller.names.hosts(&plain_name(name)).collect();
         if !given.is_empty() {
-            return Ok(Found { name: plain_name(name), addresses: given });
+            return Ok(ResolvedName { name: plain_name(name), addresses: given });
         }
         if let Ok(ip) = name.parse() {
-            let found = self.name_of(caller, ip).map(|name| Found { name, addresses: Vec::new() });
+            let found = self.name_of(caller, ip).map(|name| ResolvedName { name, addresses: Vec::new() });
             return found.ok_or_else(unknown);
         }
         let addresses = |key: &ObjectKey, host: Option<&str>| {
             self.routes.of(key).map_or_else(Vec::new, |routes| routes.addresses(host))
         };
         let found = match self.target(caller, name).await? {
-            Target::Own => Found { name: plain_name(name), addresses: vec![Ipv4Addr::LOCALHOST.into()] },
-            Target::Ip(ip) => Found { name: plain_name(name), addresses: vec![ip] },
+            Target::Own => ResolvedName { name: plain_name(name), addresses: vec![Ipv4Addr::LOCALHOST.into()] },
+            Target::Ip(ip) => ResolvedName { name: plain_name(name), addresses: vec![ip] },
             Target::Unknown => return Err(unknown()),
             Target::Outside(outside) => {
                 let addresses = self.egress.resolve(caller, &outside).await?;
-                Found { name: plain_name(&outside), addresses }
+                ResolvedName { name: plain_name(&outside), addresses }
             }
-            Target::Service(key) => Found { name: in_cluster(None, &key), addresses: addresses(&key, None) },
+            Target::Service(key) => ResolvedName { name: in_cluster(None, &key), addresses: addresses(&key, None) },
             Target::Endpoint(key, host) => {
-                Found { name: in_cluster(Some(&host), &key), addresses: addresses(&key, Some(&host)) }
+                ResolvedName { name: in_cluster(Some(&host), &key), addresses: addresses(&key, Some(&host)) }
             }
         };
         if found.addresses.is_empty() { Err(unknown()) } else { Ok(found) }
     }
 
-    /// Who is asked first for a caller's names.
+    /// The first name server for a caller's queries.
     pub(crate) fn name_server(&self, caller: &Caller) -> Option<IpAddr> {
         let names = &caller.names;
         match names.policy {
@@ -52,27 +52,27 @@ impl ProxyState {
         }
     }
 
-    /// What cluster DNS calls an address: that of a Service, to those who ask it.
+    /// The cluster DNS name of a Service's address, for callers that use cluster DNS.
     fn name_of(&self, caller: &Caller, ip: IpAddr) -> Option<String> {
-        let asks_cluster = match caller.names.policy {
+        let uses_cluster_dns = match caller.names.policy {
             NamePolicy::Cluster => true,
             NamePolicy::Host => false,
             NamePolicy::Own => caller.names.servers.first().is_some_and(|server| self.is_cluster(*server)),
         };
-        let routes = self.routes.at(ip).filter(|routes| asks_cluster && routes.cluster_ip == Some(ip))?;
+        let routes = self.routes.at(ip).filter(|routes| uses_cluster_dns && routes.cluster_ip == Some(ip))?;
         let via = routes.ports.values().find_map(|route| route.via.clone())?;
         Some(in_cluster(None, &via.service))
     }
 }
 
-/// The name that cluster DNS has for a Service, or for an endpoint of it.
+/// The cluster DNS name of a Service, or of an endpoint of it.
 fn in_cluster(host: Option<&str>, key: &ObjectKey) -> String {
     let host = host.map_or_else(String::new, |host| format!("{host}."));
     format!("{host}{}.{}.svc.{CLUSTER_DOMAIN}", key.name, key.namespace)
 }
 
 impl ServiceRoutes {
-    /// What the Service's name, or the name of one of its endpoints, stands for.
+    /// The addresses of the Service's name, or of one of its endpoints' names.
     fn addresses(&self, host: Option<&str>) -> Vec<IpAddr> {
         if let (None, Some(ip)) = (host, self.cluster_ip) {
             return vec![ip];

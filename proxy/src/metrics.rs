@@ -1,4 +1,4 @@
-//! What the data plane counts.
+//! Counters of the data plane.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
@@ -17,7 +17,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Makes the counters visible.
+    /// Registers the counters.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "coracle_proxy_requests_parsed",

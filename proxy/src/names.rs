@@ -1,7 +1,7 @@
-//! Looks up names of the outside: asynchronously, so that a name server that never answers holds memory and no thread,
-//! and with a share for each pod, so that it stalls nobody but who asked.
+//! Resolves external names asynchronously: a name server that never answers holds memory and no thread. A limit per pod
+//! keeps such a server from stalling other pods.
 //!
-//! Servers, search path and hosts are the host's (`/etc/resolv.conf`, `/etc/hosts`), read again when they change.
+//! Servers, search path and hosts are the host's (`/etc/resolv.conf`, `/etc/hosts`), reloaded when they change.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -16,82 +16,87 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use machinery_env::Env;
 use machinery_serve::net::{Caller, DialError, NamePolicy, PodNames};
 
-use crate::shares::Shares;
+use crate::pod_limit::PodLimit;
 use crate::special::is_special;
 
-/// Look-ups of one pod at once; more of them wait for its own, not for others'.
+/// Maximum concurrent lookups of one pod; further ones wait for that pod's own permits.
 const LOOKUPS_PER_POD_MAX: usize = 16;
-/// Look-ups of all pods at once, each with a socket of its own: bounds file handles.
+/// Maximum concurrent lookups of all pods, each with its own socket: bounds file handles.
 const LOOKUPS_MAX: usize = 512;
-/// How long a name may take, waiting included.
+/// Timeout of a lookup, waiting for a permit included.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often it is checked whether the host's settings have changed (another network, a VPN).
+/// Interval of checks for changed host settings (another network, a VPN).
 const SETTINGS_INTERVAL: Duration = Duration::from_secs(5);
-/// Answers that are kept, for as long as their servers say.
+/// Maximum cached answers, each kept for its TTL.
 const ANSWERS_MAX: u64 = 2_048;
-/// Resolvers of pods that are kept: pods of one Deployment share one.
+/// Maximum cached resolvers with pod settings: pods of one Deployment share one.
 const RESOLVERS_MAX: usize = 256;
 const DNS_PORT: u16 = 53;
-/// Where the host's settings are, as far as changes are noticed.
+/// Files whose modification time triggers a reload.
 const SETTINGS: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
 
-pub(crate) struct Names {
+pub(crate) struct ExternalResolver {
     env: Env,
-    loaded: Mutex<Loaded>,
-    places: Arc<Shares>,
-    /// Where name servers of pods are asked.
+    resolvers: Mutex<Resolvers>,
+    lookups: Arc<PodLimit>,
+    /// Port of pods' name servers.
     port: u16,
 }
 
-/// Servers and options.
+/// Servers and options of a resolver.
 type Settings = (ResolverConfig, ResolverOpts);
 
-struct Loaded {
-    /// What the host says.
+struct Resolvers {
+    /// Settings of the host.
     host: Settings,
     resolver: Option<TokioResolver>,
-    /// Those of pods whose spec says more of names.
-    of_pods: HashMap<Wanted, TokioResolver>,
+    /// Resolvers of pods whose spec has DNS settings.
+    of_pods: HashMap<PodResolverConfig, TokioResolver>,
     changed: [Option<SystemTime>; 2],
     checked: Duration,
-    /// Given by a test, and never read again.
+    /// Set by tests: never reloaded.
     fixed: bool,
 }
 
-impl Names {
-    /// Asks as the host does.
+impl ExternalResolver {
+    /// A resolver with the host's settings.
     pub(crate) fn of_host(env: Env) -> Self {
         let host = host_settings();
-        let loaded = Loaded {
+        let resolvers = Resolvers {
             resolver: resolver(host.clone()),
             host,
             of_pods: HashMap::new(),
-            changed: changed(),
+            changed: modification_times(),
             checked: env.elapsed(),
             fixed: false,
         };
-        Self::new(env, loaded)
+        Self::new(env, resolvers)
     }
 
-    fn new(env: Env, loaded: Loaded) -> Self {
-        Self { env, loaded: Mutex::new(loaded), places: Shares::new(LOOKUPS_PER_POD_MAX, LOOKUPS_MAX), port: DNS_PORT }
+    fn new(env: Env, resolvers: Resolvers) -> Self {
+        Self {
+            env,
+            resolvers: Mutex::new(resolvers),
+            lookups: PodLimit::new(LOOKUPS_PER_POD_MAX, LOOKUPS_MAX),
+            port: DNS_PORT,
+        }
     }
 
     /// The first name server of the host.
     pub(crate) fn first_server(&self) -> Option<IpAddr> {
-        let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        loaded.host.0.name_servers().first().map(|server| server.ip)
+        let resolvers = self.resolvers.lock().unwrap_or_else(PoisonError::into_inner);
+        resolvers.host.0.name_servers().first().map(|server| server.ip)
     }
 
-    /// The addresses of a name of the outside, in the order in which they should be tried.
+    /// The addresses of an external name, in the order of dialling.
     pub(crate) async fn lookup(&self, caller: &Caller, name: &str) -> Result<Vec<IpAddr>, DialError> {
-        let looked_up = tokio::time::timeout(LOOKUP_TIMEOUT, self.ask(caller, name)).await;
+        let looked_up = tokio::time::timeout(LOOKUP_TIMEOUT, self.query(caller, name)).await;
         looked_up.map_err(|_| DialError::Timeout(format!("the name server, asked for {name},")))?
     }
 
-    async fn ask(&self, caller: &Caller, name: &str) -> Result<Vec<IpAddr>, DialError> {
+    async fn query(&self, caller: &Caller, name: &str) -> Result<Vec<IpAddr>, DialError> {
         let unknown = || DialError::NameNotFound(name.to_owned());
-        let _place = self.places.place(Some(caller)).await;
+        let _permit = self.lookups.acquire(Some(caller)).await;
         let resolver = self.resolver(&caller.names).ok_or_else(unknown)?;
         let found = match resolver.lookup_ip(name).await {
             Ok(found) => found,
@@ -99,7 +104,7 @@ impl Names {
                 return Err(DialError::Timeout(format!("the name server, asked for {name},")));
             }
             Err(error) => {
-                tracing::debug!(name, %error, "a look-up failed");
+                tracing::debug!(name, %error, "lookup failed");
                 return Err(unknown());
             }
         };
@@ -107,52 +112,52 @@ impl Names {
         if addresses.is_empty() { Err(unknown()) } else { Ok(addresses) }
     }
 
-    /// Asks whom a pod's names are asked of.
+    /// The resolver for a pod's DNS settings.
     fn resolver(&self, names: &PodNames) -> Option<TokioResolver> {
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut resolvers = self.resolvers.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.env.elapsed();
-        if !loaded.fixed && now.saturating_sub(loaded.checked) >= SETTINGS_INTERVAL {
-            loaded.checked = now;
-            let changed = changed();
-            if changed != loaded.changed {
-                loaded.changed = changed;
-                loaded.host = host_settings();
-                loaded.resolver = resolver(loaded.host.clone());
-                loaded.of_pods.clear();
+        if !resolvers.fixed && now.saturating_sub(resolvers.checked) >= SETTINGS_INTERVAL {
+            resolvers.checked = now;
+            let changed = modification_times();
+            if changed != resolvers.changed {
+                resolvers.changed = changed;
+                resolvers.host = host_settings();
+                resolvers.resolver = resolver(resolvers.host.clone());
+                resolvers.of_pods.clear();
             }
         }
-        let wanted = Wanted::of(names);
-        if wanted == Wanted::default() {
-            return loaded.resolver.clone();
+        let config = PodResolverConfig::of(names);
+        if config == PodResolverConfig::default() {
+            return resolvers.resolver.clone();
         }
-        if let Some(known) = loaded.of_pods.get(&wanted) {
+        if let Some(known) = resolvers.of_pods.get(&config) {
             return Some(known.clone());
         }
-        let made = wanted.resolver(&loaded.host, self.port)?;
-        if loaded.of_pods.len() >= RESOLVERS_MAX {
-            loaded.of_pods.clear();
+        let made = config.resolver(&resolvers.host, self.port)?;
+        if resolvers.of_pods.len() >= RESOLVERS_MAX {
+            resolvers.of_pods.clear();
         }
-        loaded.of_pods.insert(wanted, made.clone());
+        resolvers.of_pods.insert(config, made.clone());
         Some(made)
     }
 }
 
-/// What of a pod's spec differs from what the host does.
+/// A pod's DNS settings that differ from the host's.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-struct Wanted {
-    /// The host's name servers are not asked.
+struct PodResolverConfig {
+    /// Whether the host's name servers are left out.
     alone: bool,
-    /// The host's hosts file is not read.
+    /// Whether the host's hosts file is ignored.
     dns_only: bool,
     servers: Vec<IpAddr>,
     timeout: Option<Duration>,
     attempts: Option<usize>,
 }
 
-impl Wanted {
+impl PodResolverConfig {
     fn of(names: &PodNames) -> Self {
         let servers = match names.policy {
-            // The cluster's own answers for all: nobody is asked after it.
+            // The cluster's own server answers for all names.
             NamePolicy::Cluster => Vec::new(),
             NamePolicy::Host | NamePolicy::Own => names.servers.clone(),
         };
@@ -161,7 +166,7 @@ impl Wanted {
         Self { alone, dns_only, servers, timeout, attempts }
     }
 
-    /// Never asks a server of the host's own loopback or link: those are no pod's to reach.
+    /// Leaves out servers on the host's own loopback or link: no pod may reach those.
     fn resolver(&self, host: &Settings, port: u16) -> Option<TokioResolver> {
         let allowed = self.servers.iter().filter(|ip| port != DNS_PORT || !is_special(**ip));
         let own = allowed.map(|ip| {
@@ -179,7 +184,7 @@ impl Wanted {
             options.use_hosts_file = ResolveHosts::Never;
         }
         if self.alone {
-            // In the order of the spec, as a C library asks them.
+            // In the order of the spec, as a C library queries them.
             options.server_ordering_strategy = ServerOrderingStrategy::UserProvidedOrder;
             options.num_concurrent_reqs = 1;
         }
@@ -189,14 +194,14 @@ impl Wanted {
     }
 }
 
-fn changed() -> [Option<SystemTime>; 2] {
+fn modification_times() -> [Option<SystemTime>; 2] {
     SETTINGS.map(|path| Path::new(path).metadata().and_then(|about| about.modified()).ok())
 }
 
-/// A host without name servers still has its hosts file.
+/// Falls back to the hosts file alone on a host without name servers.
 fn host_settings() -> Settings {
     hickory_resolver::system_conf::read_system_conf().unwrap_or_else(|error| {
-        tracing::warn!(%error, "the host has no name servers: names of the outside are unknown to guests");
+        tracing::warn!(%error, "the host has no name servers: guests cannot resolve external names");
         Default::default()
     })
 }
@@ -205,10 +210,10 @@ fn resolver((config, mut options): Settings) -> Option<TokioResolver> {
     options.cache_size = ANSWERS_MAX;
     let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
     *builder.options_mut() = options;
-    builder.build().inspect_err(|error| tracing::warn!(%error, "names of the outside cannot be looked up")).ok()
+    builder.build().inspect_err(|error| tracing::warn!(%error, "cannot create a resolver for external names")).ok()
 }
 
-/// Families by turns, the first answer's first: where one of them leads nowhere, the other one is tried next (RFC 8305 §4).
+/// Alternates address families, starting with the first answer's, for the case that one has no route (RFC 8305 §4).
 fn alternate(all: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
     let all: Vec<IpAddr> = all.collect();
     let first_is_v4 = all.first().is_some_and(IpAddr::is_ipv4);
@@ -228,8 +233,8 @@ pub(crate) mod tests {
     use super::*;
     use tokio::net::UdpSocket;
 
-    /// A name server that knows `good…` (as 192.0.2.1) and keeps silent about everything else.
-    pub(crate) async fn tarpit() -> Names {
+    /// A name server that answers `good…` with 192.0.2.1 and nothing else.
+    pub(crate) async fn tarpit() -> ExternalResolver {
         let mut server = NameServerConfig::udp("127.0.0.1".parse().unwrap());
         let (_, port) = served().await;
         server.connections[0].port = port;
@@ -240,10 +245,13 @@ pub(crate) mod tests {
         let resolver = resolver(host.clone());
         let env = Env::real();
         let checked = env.elapsed();
-        Names::new(env, Loaded { host, resolver, of_pods: HashMap::new(), changed: [None; 2], checked, fixed: true })
+        ExternalResolver::new(
+            env,
+            Resolvers { host, resolver, of_pods: HashMap::new(), changed: [None; 2], checked, fixed: true },
+        )
     }
 
-    /// The server itself, and its port.
+    /// A running server and its port.
     async fn served() -> (tokio::task::JoinHandle<()>, u16) {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let port = socket.local_addr().unwrap().port();
@@ -257,7 +265,7 @@ pub(crate) mod tests {
         (serves, port)
     }
 
-    /// A header, the question again, and one A record; none for another type.
+    /// A header, the question, and one A record; no record for another type.
     fn answer(query: &[u8]) -> Option<Vec<u8>> {
         let first = query.get(12 + 1..12 + 5)?;
         if !first.eq_ignore_ascii_case(b"good") {
@@ -286,16 +294,16 @@ pub(crate) mod tests {
             let names = names.clone();
             stuck.spawn(async move { names.lookup(&caller("hostile"), &format!("slow{n}.test")).await });
         }
-        // All of the hostile pod's share is in use, and the rest of its calls wait.
-        while names.places.free() > LOOKUPS_MAX - LOOKUPS_PER_POD_MAX {
+        // The hostile pod uses all of its permits; its other calls wait.
+        while names.lookups.free() > LOOKUPS_MAX - LOOKUPS_PER_POD_MAX {
             tokio::task::yield_now().await;
         }
         let found = tokio::time::timeout(Duration::from_secs(5), names.lookup(&caller("victim"), "good.test")).await;
         assert_eq!(found.expect("an answer").unwrap(), ["192.0.2.1".parse::<IpAddr>().unwrap()]);
-        assert_eq!(names.places.free(), LOOKUPS_MAX - LOOKUPS_PER_POD_MAX);
-        assert_eq!(names.places.pods(), 1, "who asks no more has no share");
+        assert_eq!(names.lookups.free(), LOOKUPS_MAX - LOOKUPS_PER_POD_MAX);
+        assert_eq!(names.lookups.pods(), 1, "who asks no more has no share");
         stuck.shutdown().await;
-        assert!(names.places.pods() == 0 && names.places.free() == LOOKUPS_MAX);
+        assert!(names.lookups.pods() == 0 && names.lookups.free() == LOOKUPS_MAX);
     }
 
     #[tokio::test]
@@ -315,10 +323,10 @@ pub(crate) mod tests {
         names.port = port;
         let own = of(NamePolicy::Own, "127.0.0.1");
         assert_eq!(names.lookup(&own, "good.own.").await.unwrap(), ["192.0.2.1".parse::<IpAddr>().unwrap()]);
-        assert_eq!(names.loaded.lock().unwrap().of_pods.len(), 1);
-        // By the port that name servers have, the host's own are out of reach.
+        assert_eq!(names.resolvers.lock().unwrap().of_pods.len(), 1);
+        // On the standard port, the host's own servers are out of reach.
         names.port = DNS_PORT;
-        names.loaded.lock().unwrap().of_pods.clear();
+        names.resolvers.lock().unwrap().of_pods.clear();
         let refused = names.lookup(&own, "good.own.").await;
         assert!(matches!(refused, Err(DialError::NameNotFound(_))), "{refused:?}");
         socket.abort();
@@ -330,9 +338,13 @@ pub(crate) mod tests {
         let host = (ResolverConfig::from_parts(None, Vec::new(), vec![server]), ResolverOpts::default());
         for policy in [NamePolicy::Cluster, NamePolicy::Host] {
             let names = PodNames { policy, dns_only: true, ..PodNames::default() };
-            let resolver = Wanted::of(&names).resolver(&host, DNS_PORT).unwrap();
+            let resolver = PodResolverConfig::of(&names).resolver(&host, DNS_PORT).unwrap();
             assert_eq!(resolver.options().use_hosts_file, ResolveHosts::Never, "{policy:?}");
-            assert_eq!(Wanted::of(&PodNames { policy, ..PodNames::default() }), Wanted::default(), "{policy:?}");
+            assert_eq!(
+                PodResolverConfig::of(&PodNames { policy, ..PodNames::default() }),
+                PodResolverConfig::default(),
+                "{policy:?}"
+            );
         }
     }
 

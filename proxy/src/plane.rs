@@ -1,4 +1,4 @@
-//! The data plane as its users hold it: what guests dial (`Dial`) leads to pods, to endpoints, or to the outside.
+//! The data plane's API: `Dial` leads guests' calls to pods, to endpoints, or to external destinations.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -7,15 +7,15 @@ use ::http::{Request, Response};
 use machinery_api::ObjectKey;
 use machinery_env::Env;
 use machinery_serve::net::{
-    Body, Caller, Dial, DialError, Found, Origin, Peer, PodNetwork, Protocol, Refused, Serve, ServicePort, Stream,
-    framing,
+    Body, CallRejected, Caller, Dial, DialError, Origin, Peer, PodNetwork, Protocol, ResolvedName, Serve, ServicePort,
+    Stream, framing,
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::http::forward::{Exchange, choose, hand_over, refused};
-use crate::http::hold;
+use crate::http::activator;
+use crate::http::forward::{Exchange, hand_over, pick_endpoint, refused};
 use crate::metrics::Metrics;
-use crate::resolve::{self, Asks, Target};
+use crate::resolve::{self, NameQuery, Target};
 pub use crate::state::Config;
 use crate::state::ProxyState;
 use crate::table::{Endpoint, PortRoute, ServiceRoutes};
@@ -35,7 +35,7 @@ impl DataPlane {
         Ok(Self { state: Arc::new(ProxyState::new(env, config, network)?) })
     }
 
-    /// What this data plane counts.
+    /// Counters of this data plane.
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.state.metrics
@@ -43,11 +43,11 @@ impl DataPlane {
 }
 
 impl ProxyState {
-    /// What a name means to a caller. Where more than one thing may be meant, the outside is asked which of its names exist.
+    /// Resolves a name for a caller. With several candidates, external DNS decides which of them exists.
     pub(crate) async fn target(&self, caller: &Caller, host: &str) -> Result<Target, DialError> {
         let own_is_cluster = caller.names.servers.first().is_some_and(|ip| self.is_cluster(*ip));
-        let asks = Asks { namespace: &caller.namespace, names: &caller.names, own_is_cluster };
-        let mut targets = resolve::targets(host, asks, |key, name| self.routes.exists(key, name));
+        let query = NameQuery { namespace: &caller.namespace, names: &caller.names, own_is_cluster };
+        let mut targets = resolve::targets(host, query, |key, name| self.routes.exists(key, name));
         let last = targets.pop().unwrap_or(Target::Unknown);
         for target in targets {
             let Target::Outside(name) = &target else { return Ok(target) };
@@ -78,11 +78,11 @@ impl ProxyState {
                 None => Resolved::Address(ip),
             },
             Target::Endpoint(key, name) => match routes.of(&key) {
-                Some(routes) => routes.straight_to(key, port, |endpoint| endpoint.hostname == name),
+                Some(routes) => routes.route_to_endpoints(key, port, |endpoint| endpoint.hostname == name),
                 None => Resolved::Unknown,
             },
             Target::Service(key) => match routes.of(&key) {
-                Some(routes) if routes.headless => routes.straight_to(key, port, |_| true),
+                Some(routes) if routes.headless => routes.route_to_endpoints(key, port, |_| true),
                 Some(routes) => routes.tcp(port).map_or(Resolved::Refused, |route| Resolved::Route(route.clone())),
                 None => Resolved::Unknown,
             },
@@ -91,13 +91,13 @@ impl ProxyState {
 }
 
 impl ServiceRoutes {
-    /// A name that leads to endpoints themselves: the port is theirs.
-    fn straight_to(&self, key: ObjectKey, port: u16, wanted: impl Fn(&Endpoint) -> bool) -> Resolved {
+    /// Routes a name straight to endpoints; `port` is the endpoints' own.
+    fn route_to_endpoints(&self, key: ObjectKey, port: u16, wanted: impl Fn(&Endpoint) -> bool) -> Resolved {
         let all = self.ports.values().flat_map(|route| route.usable());
         let ready: Vec<_> = all.filter(|endpoint| endpoint.port == port && wanted(endpoint)).cloned().collect();
         let via = Some(Arc::new(ServicePort { service: key, port }));
-        let speaks = self.ports.values().next().map(|route| route.speaks).unwrap_or_default();
-        Resolved::Route(Arc::new(PortRoute { via, speaks, ready, ..PortRoute::default() }))
+        let app_protocol = self.ports.values().next().map(|route| route.app_protocol).unwrap_or_default();
+        Resolved::Route(Arc::new(PortRoute { via, app_protocol, ready, ..PortRoute::default() }))
     }
 }
 
@@ -115,7 +115,7 @@ impl Dial for DataPlane {
     async fn http(&self, caller: &Caller, mut request: Request<Body>) -> Result<Response<Body>, DialError> {
         let state = &self.state;
         state.metrics.guest_requests.inc();
-        // What a guest says of its connection concerns nobody: it has none.
+        // A guest has no connection of its own: its hop-by-hop headers are dropped.
         framing::strip_hop_by_hop(request.headers_mut());
         let https = request.uri().scheme_str() == Some("https");
         let Some(host) = request.uri().host().map(str::to_owned) else {
@@ -125,12 +125,12 @@ impl Dial for DataPlane {
         match state.resolve(caller, &host, port).await? {
             Resolved::Unknown => Err(DialError::NameNotFound(host)),
             Resolved::Refused => Err(refused(format!("{host}:{port}"))),
-            Resolved::Own => match state.own(caller, port) {
-                Some((serve, at)) => state.to_pod(&serve, caller, at, request).await,
+            Resolved::Own => match state.own_listener(caller, port) {
+                Some((serve, at)) => state.send_to_pod(&serve, caller, at, request).await,
                 None => Err(refused(format!("{host}:{port}"))),
             },
             Resolved::Address(ip) => match state.network.find(ip, Protocol::Tcp, port) {
-                Some(serve) => state.to_pod(&serve, caller, SocketAddr::new(ip, port), request).await,
+                Some(serve) => state.send_to_pod(&serve, caller, SocketAddr::new(ip, port), request).await,
                 None if state.is_cluster(ip) => Err(refused(SocketAddr::new(ip, port))),
                 None => {
                     state.metrics.socket_hops.inc();
@@ -143,7 +143,7 @@ impl Dial for DataPlane {
             }
             Resolved::Route(route) => {
                 let exchange = Exchange { from: Peer::Pod(caller.clone()), name: &host, https };
-                hold::send(state, &route, &exchange, request).await
+                activator::send(state, &route, &exchange, request).await
             }
         }
     }
@@ -154,7 +154,7 @@ impl Dial for DataPlane {
         match state.resolve(caller, &to.host, to.port).await? {
             Resolved::Unknown => Err(DialError::NameNotFound(to.host.clone())),
             Resolved::Refused => Err(refused(named())),
-            Resolved::Own => match state.own(caller, to.port) {
+            Resolved::Own => match state.own_listener(caller, to.port) {
                 Some((serve, at)) => Ok(state.pipe_to(serve, caller, at, None)),
                 None => Err(refused(named())),
             },
@@ -177,7 +177,7 @@ impl Dial for DataPlane {
                 let usable = |endpoint: &Endpoint| {
                     found(endpoint.address()).is_some() || state.may_dial(&route, endpoint.address())
                 };
-                let endpoint = choose(state, &route, caller.ip, usable);
+                let endpoint = pick_endpoint(state, &route, caller.ip, usable);
                 let at = endpoint.ok_or_else(|| DialError::NoEndpoint(named()))?.address();
                 match found(at) {
                     Some(serve) => Ok(state.pipe_to(serve, caller, at, route.via.clone())),
@@ -187,7 +187,7 @@ impl Dial for DataPlane {
         }
     }
 
-    async fn resolve(&self, caller: &Caller, name: &str) -> Result<Found, DialError> {
+    async fn resolve(&self, caller: &Caller, name: &str) -> Result<ResolvedName, DialError> {
         self.state.look_up(caller, name).await
     }
 
@@ -196,20 +196,20 @@ impl Dial for DataPlane {
     }
 }
 
-/// A name as certificates have it: without the dot at its end.
+/// A name in the form of certificates: lower case, without the final dot.
 pub(crate) fn plain_name(host: &str) -> String {
     host.trim_end_matches('.').to_ascii_lowercase()
 }
 
 impl ProxyState {
-    /// What listens on the caller's own loopback.
-    fn own(&self, caller: &Caller, port: u16) -> Option<(Arc<dyn Serve>, SocketAddr)> {
+    /// The listener on the caller's own loopback.
+    fn own_listener(&self, caller: &Caller, port: u16) -> Option<(Arc<dyn Serve>, SocketAddr)> {
         let ip = caller.ip?;
         Some((self.network.loopback(ip, Protocol::Tcp, port)?, SocketAddr::new(ip, port)))
     }
 
-    /// To the pod that was named by its address: nobody else can take it.
-    async fn to_pod(
+    /// Sends a request to a pod by its address: no other endpoint can take it.
+    async fn send_to_pod(
         &self,
         serve: &Arc<dyn Serve>,
         caller: &Caller,
@@ -219,19 +219,19 @@ impl ProxyState {
         let origin = Origin { peer: Peer::Pod(caller.clone()), local: at, via: None };
         match hand_over(serve, &origin, request).await {
             Ok(response) => Ok(response),
-            Err(Refused::Denied(policy)) => Err(DialError::Denied(format!("{at} (policy {policy})"))),
-            Err(busy @ Refused::Busy(_)) => Ok(machinery_serve::net::http::refusal(&busy)),
-            Err(Refused::Gone(_) | Refused::Closed) => Err(refused(at)),
+            Err(CallRejected::Denied(policy)) => Err(DialError::Denied(format!("{at} (policy {policy})"))),
+            Err(busy @ CallRejected::Busy(_)) => Ok(machinery_serve::net::http::refusal(&busy)),
+            Err(CallRejected::Gone(_) | CallRejected::Closed) => Err(refused(at)),
         }
     }
 
-    /// A pipe to a pod, which takes the other end as it would take a socket.
+    /// Opens a pipe to a pod, which serves the other end like a socket.
     fn pipe_to(&self, serve: Arc<dyn Serve>, caller: &Caller, at: SocketAddr, via: Option<Arc<ServicePort>>) -> Stream {
         let (near, far) = Stream::pipe();
         let origin = Origin { peer: Peer::Pod(caller.clone()), local: at, via };
         let gone = CancellationToken::new();
         let near = near.holding(gone.clone().drop_guard());
-        // Where it is refused, the end is dropped: the caller sees a connection that closes.
+        // A rejected pipe is dropped: the caller sees the connection close.
         tokio::spawn(async move {
             gone.run_until_cancelled(serve.stream(origin, far)).await.map(|done| done.map_err(drop))
         });
@@ -250,16 +250,20 @@ pub(crate) mod tests {
     use machinery_serve::net::{Attached, Listen as At};
     use serde_json::json;
 
-    struct Says(&'static str);
+    struct FixedReply(&'static str);
 
     #[async_trait::async_trait]
-    impl Serve for Says {
-        async fn http(&self, from: &Origin, request: Request<Body>) -> Result<Response<Body>, Refused<Request<Body>>> {
+    impl Serve for FixedReply {
+        async fn http(
+            &self,
+            from: &Origin,
+            request: Request<Body>,
+        ) -> Result<Response<Body>, CallRejected<Request<Body>>> {
             if self.0 == "gone" {
-                return Err(Refused::gone(request));
+                return Err(CallRejected::gone(request));
             }
             if self.0 == "busy" {
-                return Err(Refused::busy(request));
+                return Err(CallRejected::busy(request));
             }
             let mut response = Response::new(Full::from(self.0).map_err(|never| match never {}).boxed_unsync());
             let via = from.via.as_ref().map_or_else(String::new, |via| format!("{}:{}", via.service, via.port));
@@ -276,16 +280,16 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn attach(plane: &DataPlane, ip: &str, says: &'static str) -> Attached {
-        plane.state.network.attach(At::tcp(ip.parse().unwrap(), 8080), Arc::new(Says(says))).unwrap()
+        plane.state.network.attach(At::tcp(ip.parse().unwrap(), 8080), Arc::new(FixedReply(says))).unwrap()
     }
 
-    /// A data plane with the table that its routes come from.
-    pub(crate) struct Fed {
+    /// A data plane with the table that feeds its routes.
+    pub(crate) struct PlaneWithTable {
         plane: DataPlane,
         table: Mutex<Table>,
     }
 
-    impl std::ops::Deref for Fed {
+    impl std::ops::Deref for PlaneWithTable {
         type Target = DataPlane;
 
         fn deref(&self) -> &DataPlane {
@@ -293,7 +297,7 @@ pub(crate) mod tests {
         }
     }
 
-    impl Fed {
+    impl PlaneWithTable {
         pub(crate) fn service(&self, key: &ObjectKey, service: Option<serde_json::Value>) {
             let service = service.map(|service| serde_json::from_value(service).unwrap());
             let change = self.table.lock().unwrap().service(key, service);
@@ -308,7 +312,7 @@ pub(crate) mod tests {
         }
     }
 
-    pub(crate) fn plane() -> Fed {
+    pub(crate) fn plane() -> PlaneWithTable {
         let config = Config {
             bind: "127.0.0.1".parse().unwrap(),
             cluster_ip_listeners: true,
@@ -321,10 +325,10 @@ pub(crate) mod tests {
             nodes: ["coracle-1".to_owned()].into(),
         };
         let plane = DataPlane::new(Env::real(), config, PodNetwork::default()).unwrap();
-        Fed { plane, table: Mutex::default() }
+        PlaneWithTable { plane, table: Mutex::default() }
     }
 
-    fn add_service(plane: &Fed, name: &str, spec: serde_json::Value, address: &str) -> Vec<Change> {
+    fn add_service(plane: &PlaneWithTable, name: &str, spec: serde_json::Value, address: &str) -> Vec<Change> {
         let key = ObjectKey::new("shop", name);
         plane.service(&key, Some(json!({"metadata": {"name": name, "namespace": "shop"}, "spec": spec})));
         let slice = json!({"metadata": {"name": name, "namespace": "shop", "labels": {"kubernetes.io/service-name": name}},
@@ -411,7 +415,7 @@ pub(crate) mod tests {
         stop.cancel();
     }
 
-    pub(crate) fn add_endpoints(plane: &Fed, name: &str, addresses: &[&str]) {
+    pub(crate) fn add_endpoints(plane: &PlaneWithTable, name: &str, addresses: &[&str]) {
         let endpoints: Vec<_> = addresses.iter().map(|address| json!({"addresses": [address]})).collect();
         let slice = json!({"metadata": {"name": name, "namespace": "shop", "labels": {"kubernetes.io/service-name": name}},
             "addressType": "IPv4", "ports": [{"name": "", "port": 8080}], "endpoints": endpoints});
@@ -463,7 +467,7 @@ pub(crate) mod tests {
         let to = |host: &str, port| machinery_serve::net::Target { host: host.to_owned(), port };
         let mut stream = plane.stream(&caller(), &to("catalog", 80)).await.unwrap();
         stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
-        // Who has said all still has an answer.
+        // A half-closed stream still gets its response.
         stream.shutdown().await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
@@ -492,7 +496,7 @@ pub(crate) mod tests {
             Arc::make_mut(&mut caller.names).hosts = [("alias".into(), "192.0.2.7".parse().unwrap())].into();
             let answer = Dial::resolve(&*plane, &caller, name).await.unwrap();
             let addresses = ip.parse::<IpAddr>().into_iter().collect();
-            assert_eq!(answer, Found { name: found.into(), addresses }, "{name}");
+            assert_eq!(answer, ResolvedName { name: found.into(), addresses }, "{name}");
         }
         let mut dns_only = caller();
         Arc::make_mut(&mut dns_only.names).hosts = [("catalog".into(), "192.0.2.7".parse().unwrap())].into();
@@ -541,7 +545,7 @@ pub(crate) mod tests {
         stream.read_to_end(&mut answer).await.unwrap();
         assert!(answer.starts_with(b"HTTP/1.0 503"), "{}", String::from_utf8_lossy(&answer));
         drop(stream);
-        // Its permit comes back with the connection's end, and the listener has taken no other.
+        // The permit returns with the connection's end; the listener holds no other.
         let all_free = async {
             while plane.state.connections.available_permits() < permits {
                 tokio::task::yield_now().await;

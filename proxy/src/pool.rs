@@ -1,8 +1,8 @@
-//! Connections to plain backends that are kept for the next request: one of HTTP/2 for each endpoint that speaks it,
-//! some idle ones of HTTP/1.1 for each other endpoint.
+//! Connection pool for plain backends: one HTTP/2 connection per h2c endpoint, a few idle HTTP/1.1 connections per
+//! other endpoint.
 //!
-//! Only Services' endpoints are kept so: the outside that a guest names itself gets a connection for each request, so
-//! that no two pods meet on one.
+//! The pool holds Services' endpoints only. A destination outside the cluster gets a connection per request, so that no
+//! two pods share one.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -15,13 +15,13 @@ use machinery_env::Env;
 use machinery_serve::descriptors::{Class, Descriptors};
 use machinery_serve::net::Body;
 
-/// How long a connection is kept that nobody uses.
-const IDLE: Duration = Duration::from_secs(90);
-/// Idle connections to one endpoint: what a burst leaves behind need not all stay.
+/// Maximum time that an unused connection stays in the pool.
+const IDLE_MAX: Duration = Duration::from_secs(90);
+/// Maximum idle connections per endpoint: a burst's connections need not all stay.
 const IDLE_PER_ENDPOINT_MAX: usize = 8;
-/// Idle connections of HTTP/1.1 and connections of HTTP/2 in all, within half of what connections to endpoints may hold.
-const KEPT_MAX: usize = 128;
-/// How often connections are looked at that nobody has used.
+/// Maximum pooled connections, HTTP/1.1 and HTTP/2 together; at most half of the descriptors of class `Backends`.
+const POOLED_MAX: usize = 128;
+/// Interval between two sweeps for expired connections.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
 
 pub(crate) type Http1 = http1::SendRequest<Body>;
@@ -29,29 +29,29 @@ pub(crate) type Http2 = http2::SendRequest<Body>;
 
 #[derive(Clone)]
 pub(crate) struct Pool {
-    inner: Arc<Inner>,
+    inner: Arc<PoolInner>,
 }
 
-struct Inner {
+struct PoolInner {
     env: Env,
-    kept: Mutex<Kept>,
+    pooled: Mutex<PooledConnections>,
     sweeping: AtomicBool,
-    kept_max: usize,
+    pooled_max: usize,
 }
 
 #[derive(Default)]
-struct Kept {
+struct PooledConnections {
     http1: HashMap<SocketAddr, Vec<(Http1, Duration)>>,
     http2: HashMap<SocketAddr, (Http2, Duration)>,
 }
 
-impl Kept {
+impl PooledConnections {
     fn count(&self) -> usize {
         self.http1.values().map(Vec::len).sum::<usize>() + self.http2.len()
     }
 
     fn sweep(&mut self, now: Duration) {
-        let fresh = |since: Duration| now.saturating_sub(since) < IDLE;
+        let fresh = |since: Duration| now.saturating_sub(since) < IDLE_MAX;
         self.http1.retain(|_, idle| {
             idle.retain(|(sender, since)| !sender.is_closed() && fresh(*since));
             !idle.is_empty()
@@ -62,70 +62,70 @@ impl Kept {
 
 impl Pool {
     pub(crate) fn new(env: Env) -> Self {
-        let kept_max = KEPT_MAX.min(Descriptors::process().max(Class::Backends) / 2);
-        let (kept, sweeping) = (Mutex::default(), AtomicBool::new(false));
-        Self { inner: Arc::new(Inner { env, kept, sweeping, kept_max }) }
+        let pooled_max = POOLED_MAX.min(Descriptors::process().max(Class::Backends) / 2);
+        let (pooled, sweeping) = (Mutex::default(), AtomicBool::new(false));
+        Self { inner: Arc::new(PoolInner { env, pooled, sweeping, pooled_max }) }
     }
 
-    /// Closes the connections that carry no request, so that others can be made.
+    /// Closes idle connections to free their descriptors.
     pub(crate) fn close_idle(&self) {
-        self.inner.kept.lock().unwrap_or_else(PoisonError::into_inner).http1.clear();
+        self.inner.pooled.lock().unwrap_or_else(PoisonError::into_inner).http1.clear();
     }
 
-    /// An idle connection to an endpoint.
-    pub(crate) fn take(&self, to: SocketAddr) -> Option<Http1> {
+    /// Takes an idle connection to an endpoint out of the pool.
+    pub(crate) fn take_http1(&self, to: SocketAddr) -> Option<Http1> {
         let now = self.inner.env.elapsed();
-        let mut kept = self.inner.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = kept.http1.get_mut(&to)?;
-        // The one that was used last is the least likely to be closed by its peer.
+        let mut pooled = self.inner.pooled.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = pooled.http1.get_mut(&to)?;
+        // The most recently used connection is the least likely to be closed by its peer.
         while let Some((sender, since)) = idle.pop() {
-            if sender.is_ready() && now.saturating_sub(since) < IDLE {
+            if sender.is_ready() && now.saturating_sub(since) < IDLE_MAX {
                 return Some(sender);
             }
         }
         None
     }
 
-    /// The connection of HTTP/2 to an endpoint.
-    pub(crate) fn share(&self, to: SocketAddr) -> Option<Http2> {
+    /// Returns the shared HTTP/2 connection to an endpoint.
+    pub(crate) fn shared_http2(&self, to: SocketAddr) -> Option<Http2> {
         let now = self.inner.env.elapsed();
-        let mut kept = self.inner.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let (sender, used) = kept.http2.get_mut(&to)?;
+        let mut pooled = self.inner.pooled.lock().unwrap_or_else(PoisonError::into_inner);
+        let (sender, used) = pooled.http2.get_mut(&to)?;
         if sender.is_closed() {
-            kept.http2.remove(&to);
+            pooled.http2.remove(&to);
             return None;
         }
         *used = now;
         Some(sender.clone())
     }
 
-    /// Keeps a connection on which a request has ended.
-    pub(crate) fn keep(&self, to: SocketAddr, sender: Http1) {
-        self.put(|kept, now| {
-            let idle = kept.http1.entry(to).or_default();
+    /// Returns a connection to the pool after its request has ended.
+    pub(crate) fn put_http1(&self, to: SocketAddr, sender: Http1) {
+        self.put(|pooled, now| {
+            let idle = pooled.http1.entry(to).or_default();
             if idle.len() < IDLE_PER_ENDPOINT_MAX {
                 idle.push((sender, now));
             }
         });
     }
 
-    /// Keeps a connection for all requests to an endpoint.
-    pub(crate) fn keep_shared(&self, to: SocketAddr, sender: Http2) {
-        self.put(|kept, now| {
-            kept.http2.insert(to, (sender, now));
+    /// Pools a connection that all requests to an endpoint share.
+    pub(crate) fn put_http2(&self, to: SocketAddr, sender: Http2) {
+        self.put(|pooled, now| {
+            pooled.http2.insert(to, (sender, now));
         });
     }
 
-    fn put(&self, put: impl FnOnce(&mut Kept, Duration)) {
+    fn put(&self, put: impl FnOnce(&mut PooledConnections, Duration)) {
         let now = self.inner.env.elapsed();
-        let mut kept = self.inner.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.count() >= self.inner.kept_max {
-            kept.sweep(now);
+        let mut pooled = self.inner.pooled.lock().unwrap_or_else(PoisonError::into_inner);
+        if pooled.count() >= self.inner.pooled_max {
+            pooled.sweep(now);
         }
-        if kept.count() < self.inner.kept_max {
-            put(&mut kept, now);
+        if pooled.count() < self.inner.pooled_max {
+            put(&mut pooled, now);
         }
-        drop(kept);
+        drop(pooled);
         if !self.inner.sweeping.swap(true, Ordering::AcqRel) {
             tokio::spawn(sweep(Arc::downgrade(&self.inner)));
         }
@@ -133,20 +133,20 @@ impl Pool {
 
     #[cfg(test)]
     pub(crate) fn count(&self) -> usize {
-        self.inner.kept.lock().unwrap_or_else(PoisonError::into_inner).count()
+        self.inner.pooled.lock().unwrap_or_else(PoisonError::into_inner).count()
     }
 }
 
-/// Closes what nobody uses, until there is nothing left.
-async fn sweep(pool: std::sync::Weak<Inner>) {
+/// Closes expired connections until the pool is empty.
+async fn sweep(pool: std::sync::Weak<PoolInner>) {
     loop {
         tokio::time::sleep(SWEEP_INTERVAL).await;
         let Some(inner) = pool.upgrade() else { return };
         let now = inner.env.elapsed();
-        let mut kept = inner.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.sweep(now);
-        if kept.count() == 0 {
-            // Under the lock, so that what is put next starts another sweep.
+        let mut pooled = inner.pooled.lock().unwrap_or_else(PoisonError::into_inner);
+        pooled.sweep(now);
+        if pooled.count() == 0 {
+            // Reset under the lock, so that the next insertion starts another sweep.
             inner.sweeping.store(false, Ordering::Release);
             return;
         }

@@ -1,5 +1,5 @@
-//! What a host name or address means to a pod: cluster DNS as data (kubernetes/dns specification 1.1.0), with the search
-//! path of its pod. Pure.
+//! Resolves a host name or address as a pod sees it: cluster DNS as data (kubernetes/dns specification 1.1.0) with the
+//! pod's search path. Pure.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -7,7 +7,7 @@ use machinery_api::ObjectKey;
 use machinery_api::names::CLUSTER_DOMAIN;
 use machinery_serve::net::{NamePolicy, PodNames};
 
-/// Where a call goes.
+/// Destination of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// The caller's own pod (its loopback).
@@ -18,29 +18,29 @@ pub enum Target {
     Endpoint(ObjectKey, String),
     /// An address.
     Ip(IpAddr),
-    /// A name that cluster DNS is not responsible for.
+    /// A name outside the cluster's domain.
     Outside(String),
     /// A name in the cluster's domain that doesn't exist.
     Unknown,
 }
 
-/// As `ndots` of `dnsPolicy: ClusterFirst`, and of a host that says nothing.
+/// Default `ndots` of `dnsPolicy: ClusterFirst` and of a host's resolv.conf.
 const NDOTS_CLUSTER: usize = 5;
 const NDOTS_HOST: usize = 1;
 
-/// Who calls, as far as names mean different things to different pods.
+/// The caller's DNS settings: the same name may resolve differently for different pods.
 #[derive(Debug, Clone, Copy)]
-pub struct Asks<'a> {
-    /// Its namespace.
+pub struct NameQuery<'a> {
+    /// The caller's namespace.
     pub namespace: &'a str,
-    /// What its spec says.
+    /// DNS settings of the pod's spec.
     pub names: &'a PodNames,
-    /// The first of its own name servers is the cluster's.
+    /// Whether the first of the pod's own name servers is the cluster's.
     pub own_is_cluster: bool,
 }
 
-impl Asks<'_> {
-    fn asks_cluster(&self) -> bool {
+impl NameQuery<'_> {
+    fn uses_cluster_dns(&self) -> bool {
         match self.names.policy {
             NamePolicy::Cluster => true,
             NamePolicy::Host => false,
@@ -48,9 +48,9 @@ impl Asks<'_> {
         }
     }
 
-    /// The names that `name` may stand for, in their order (resolv.conf(5)). Those of the search path end with a dot, so that
-    /// they are not looked for in another one.
-    fn spelled(&self, name: &str, absolute: bool) -> impl Iterator<Item = String> {
+    /// The candidates for `name` in search order (resolv.conf(5)). Candidates from the search path end with a dot, so that no
+    /// further search path applies to them.
+    fn candidates(&self, name: &str, absolute: bool) -> impl Iterator<Item = String> {
         let cluster = self.names.policy == NamePolicy::Cluster;
         let default = if cluster { NDOTS_CLUSTER } else { NDOTS_HOST };
         let plain_last = name.matches('.').count() < self.names.ndots.unwrap_or(default);
@@ -71,28 +71,27 @@ impl Asks<'_> {
     }
 }
 
-/// What `host` may mean to a pod, the likeliest first: names of the outside, of which the first one that exists is meant, and
-/// behind them something of the cluster or an address, if anything. `exists` knows the Services, and the names of their
-/// endpoints. Never empty.
+/// The candidate destinations of `host`, most likely first: external names, of which the first that exists is meant, then at
+/// most one cluster destination or address. `exists` returns whether a Service, or a named endpoint of it, exists. Never empty.
 #[must_use]
-pub fn targets(host: &str, asks: Asks<'_>, exists: impl Fn(&ObjectKey, Option<&str>) -> bool) -> Vec<Target> {
+pub fn targets(host: &str, query: NameQuery<'_>, exists: impl Fn(&ObjectKey, Option<&str>) -> bool) -> Vec<Target> {
     let address = |ip: IpAddr| if is_own_loopback(ip) { Target::Own } else { Target::Ip(ip) };
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     if let Ok(ip) = bare.parse::<IpAddr>() {
         return vec![address(ip)];
     }
     let name = host.trim_end_matches('.').to_ascii_lowercase();
-    if let Some(ip) = asks.names.hosts(&name).next() {
+    if let Some(ip) = query.names.hosts(&name).next() {
         return vec![address(ip)];
     }
-    if name == "localhost" && !asks.names.dns_only {
+    if name == "localhost" && !query.names.dns_only {
         return vec![Target::Own];
     }
     let mut found = Vec::new();
-    for spelled in asks.spelled(&name, host.ends_with('.')) {
-        let target = match asks.asks_cluster() {
-            true => in_cluster(&spelled, &exists),
-            false => Target::Outside(spelled),
+    for candidate in query.candidates(&name, host.ends_with('.')) {
+        let target = match query.uses_cluster_dns() {
+            true => in_cluster(&candidate, &exists),
+            false => Target::Outside(candidate),
         };
         match target {
             Target::Unknown => {}
@@ -106,7 +105,7 @@ pub fn targets(host: &str, asks: Asks<'_>, exists: impl Fn(&ObjectKey, Option<&s
     if found.is_empty() { vec![Target::Unknown] } else { found }
 }
 
-/// A pod's own loopback is 127.0.0.0/16 and ::1 (contract.md §3): the rest of 127.0.0.0/8 has the cluster's addresses.
+/// A pod's own loopback is 127.0.0.0/16 and ::1 (contract.md §3); the rest of 127.0.0.0/8 holds cluster addresses.
 fn is_own_loopback(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => ip.octets()[..2] == [127, 0],
@@ -114,10 +113,10 @@ fn is_own_loopback(ip: IpAddr) -> bool {
     }
 }
 
-fn in_cluster(spelled: &str, exists: &impl Fn(&ObjectKey, Option<&str>) -> bool) -> Target {
-    let name = spelled.trim_end_matches('.');
+fn in_cluster(candidate: &str, exists: &impl Fn(&ObjectKey, Option<&str>) -> bool) -> Target {
+    let name = candidate.trim_end_matches('.');
     let Some(inside) = name.strip_suffix(CLUSTER_DOMAIN).and_then(|rest| rest.strip_suffix('.')) else {
-        return if name == CLUSTER_DOMAIN { Target::Unknown } else { Target::Outside(spelled.to_owned()) };
+        return if name == CLUSTER_DOMAIN { Target::Unknown } else { Target::Outside(candidate.to_owned()) };
     };
     let labels: Vec<&str> = inside.split('.').collect();
     match labels.as_slice() {
@@ -146,25 +145,25 @@ mod tests {
         plain(host, |key, host| known.contains(key) && host.is_none_or(|host| host == "one"))
     }
 
-    /// What it is to a pod whose spec says nothing of names.
+    /// The target for a pod without DNS settings in its spec.
     fn plain(host: &str, exists: impl Fn(&ObjectKey, Option<&str>) -> bool) -> Target {
-        let asks = Asks { namespace: "shop", names: &PodNames::default(), own_is_cluster: false };
-        let mut all = targets(host, asks, exists);
+        let query = NameQuery { namespace: "shop", names: &PodNames::default(), own_is_cluster: false };
+        let mut all = targets(host, query, exists);
         assert_eq!(all.len(), 1, "{host}: {all:?}");
         all.remove(0)
     }
 
-    fn spelled(host: &str, names: &PodNames) -> Vec<String> {
+    fn candidates(host: &str, names: &PodNames) -> Vec<String> {
         let known = ObjectKey::new("shop", "catalog");
         let own_is_cluster = names.servers.first() == Some(&"127.64.0.10".parse().unwrap());
-        let asks = Asks { namespace: "shop", names, own_is_cluster };
+        let query = NameQuery { namespace: "shop", names, own_is_cluster };
         let say = |target| match target {
             Target::Outside(name) => name,
             Target::Service(key) => format!("service {key}"),
             Target::Ip(ip) => ip.to_string(),
             other => format!("{other:?}"),
         };
-        targets(host, asks, |key, host| *key == known && host.is_none()).into_iter().map(say).collect()
+        targets(host, query, |key, host| *key == known && host.is_none()).into_iter().map(say).collect()
     }
 
     #[test]
@@ -172,38 +171,38 @@ mod tests {
         let hosts = [("db", "192.0.2.7"), ("catalog", "192.0.2.8"), ("here", "127.0.0.1")];
         let hosts = hosts.map(|(name, ip)| (name.into(), ip.parse().unwrap())).into();
         let names = PodNames { hosts, ..PodNames::default() };
-        assert_eq!(spelled("DB", &names), ["192.0.2.7"]);
-        assert_eq!(spelled("catalog.", &names), ["192.0.2.8"]);
-        assert_eq!(spelled("here", &names), ["Own"]);
-        assert_eq!(spelled("catalog.shop", &names), ["service shop/catalog"]);
-        // A query of DNS alone doesn't read it.
+        assert_eq!(candidates("DB", &names), ["192.0.2.7"]);
+        assert_eq!(candidates("catalog.", &names), ["192.0.2.8"]);
+        assert_eq!(candidates("here", &names), ["Own"]);
+        assert_eq!(candidates("catalog.shop", &names), ["service shop/catalog"]);
+        // A DNS-only query ignores the hosts file.
         let names = PodNames { dns_only: true, ..names };
-        assert_eq!(spelled("DB", &names), ["db"]);
-        assert_eq!(spelled("catalog.", &names), ["catalog."]);
-        assert_eq!(spelled("catalog", &names), ["service shop/catalog"]);
-        assert_eq!(spelled("localhost", &names), ["localhost"]);
-        assert_eq!(spelled("192.0.2.7", &names), ["192.0.2.7"]);
+        assert_eq!(candidates("DB", &names), ["db"]);
+        assert_eq!(candidates("catalog.", &names), ["catalog."]);
+        assert_eq!(candidates("catalog", &names), ["service shop/catalog"]);
+        assert_eq!(candidates("localhost", &names), ["localhost"]);
+        assert_eq!(candidates("192.0.2.7", &names), ["192.0.2.7"]);
     }
 
     #[test]
     fn policies_and_search_paths_are_resolv_confs() {
         let searches = vec!["corp.test".to_owned(), "shop.svc.cluster.local".to_owned()];
         let cluster = PodNames { searches: searches.clone(), ..PodNames::default() };
-        assert_eq!(spelled("catalog", &cluster), ["service shop/catalog"]);
-        assert_eq!(spelled("db", &cluster), ["db.corp.test.", "db"]);
-        assert_eq!(spelled("db.", &cluster), ["db."]);
+        assert_eq!(candidates("catalog", &cluster), ["service shop/catalog"]);
+        assert_eq!(candidates("db", &cluster), ["db.corp.test.", "db"]);
+        assert_eq!(candidates("db.", &cluster), ["db."]);
         let shallow = PodNames { ndots: Some(1), ..cluster.clone() };
-        assert_eq!(spelled("a.test", &shallow), ["a.test", "a.test.corp.test."]);
-        // Neither knows the cluster's names.
+        assert_eq!(candidates("a.test", &shallow), ["a.test", "a.test.corp.test."]);
+        // Policies `Host` and `Own` don't resolve cluster names.
         let host = PodNames { policy: NamePolicy::Host, ..PodNames::default() };
-        assert_eq!(spelled("catalog.shop.svc.cluster.local", &host), ["catalog.shop.svc.cluster.local"]);
+        assert_eq!(candidates("catalog.shop.svc.cluster.local", &host), ["catalog.shop.svc.cluster.local"]);
         let servers = vec!["192.0.2.53".parse().unwrap()];
         let own = PodNames { policy: NamePolicy::Own, servers, searches, ..PodNames::default() };
-        assert_eq!(spelled("catalog", &own), ["catalog.corp.test.", "catalog.shop.svc.cluster.local.", "catalog."]);
-        // But for the one that names the cluster's server itself.
+        assert_eq!(candidates("catalog", &own), ["catalog.corp.test.", "catalog.shop.svc.cluster.local.", "catalog."]);
+        // Unless the pod's own name server is the cluster's.
         let servers = vec!["127.64.0.10".parse().unwrap()];
-        assert_eq!(spelled("catalog", &PodNames { servers, ..own }), ["catalog.corp.test.", "service shop/catalog"]);
-        assert_eq!(spelled("nope.shop.svc.cluster.local", &PodNames::default()), ["Unknown"]);
+        assert_eq!(candidates("catalog", &PodNames { servers, ..own }), ["catalog.corp.test.", "service shop/catalog"]);
+        assert_eq!(candidates("nope.shop.svc.cluster.local", &PodNames::default()), ["Unknown"]);
     }
 
     #[test]

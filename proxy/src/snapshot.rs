@@ -1,5 +1,5 @@
-//! The routes as requests look them up: by Service and by ClusterIP, replaced piece by piece. Readers take no lock, so that
-//! no request waits while the table is brought up to date.
+//! Routes by Service and by ClusterIP for the request path. Shards are replaced one at a time and readers take no lock, so that
+//! no request waits for a table update.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, Hash, RandomState};
@@ -11,10 +11,10 @@ use machinery_api::ObjectKey;
 
 use crate::table::{Change, ServiceRoutes};
 
-/// Pieces of a map. A change copies the piece that it falls into: with 10,000 Services some 150 pointers.
+/// Shards of a map. A change copies one shard: some 150 pointers with 10,000 Services.
 const SHARDS: usize = 64;
 
-/// What was last installed.
+/// The routes that were last installed.
 #[derive(Debug, Default)]
 pub(crate) struct RouteSnapshot {
     by_service: Sharded<Arc<ObjectKey>>,
@@ -32,13 +32,13 @@ impl RouteSnapshot {
         self.by_ip.get(&ip)
     }
 
-    /// Whether there is such a Service, and an endpoint of this name below it.
+    /// Whether a Service exists, and an endpoint of the given host name.
     pub(crate) fn exists(&self, service: &ObjectKey, endpoint: Option<&str>) -> bool {
         let routes = self.of(service);
         routes.is_some_and(|routes| endpoint.is_none_or(|name| routes.hostnames.contains(name)))
     }
 
-    /// Installs what a change of the table brought.
+    /// Installs a change of the table.
     pub(crate) fn install(&self, change: &Change) {
         if let Some(service) = &change.service {
             self.by_service.set(Arc::new(service.clone()), change.routes.clone());
@@ -83,7 +83,7 @@ impl<K: Clone + Eq + Hash> Sharded<K> {
     }
 
     fn shard<Q: Hash + ?Sized>(&self, key: &Q) -> &Shard<K> {
-        // The remainder is far below a pointer's range.
+        // The remainder is less than `SHARDS`.
         &self.shards[usize::try_from(self.hasher.hash_one(key) % SHARDS as u64).unwrap_or_default()]
     }
 }

@@ -1,8 +1,8 @@
-//! Addresses that no guest reaches, nor a name server of its. Pure.
+//! Addresses that no guest and none of its name servers may reach. Pure.
 
 use std::net::IpAddr;
 
-/// Addresses that are never the outside: the host itself, its link, and what is no single host.
+/// Whether an address is never external: the host itself, its link, or no single host.
 pub(crate) fn is_special(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(ip) => {

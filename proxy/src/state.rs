@@ -1,5 +1,5 @@
-//! What the data plane knows while it runs: its configuration, the routes, the counters, and the ways to pods and to the
-//! outside. Whatever acts on requests and connections holds it; it holds none of them.
+//! Shared state of the data plane: configuration, routes, counters, activation queues, and the ways to pods and to
+//! external destinations. Listeners and connections hold it; it holds none of them.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -12,33 +12,33 @@ use machinery_serve::descriptors::{Class, Descriptors};
 use machinery_serve::net::PodNetwork;
 use tokio::sync::Semaphore;
 
+use crate::activation::ActivationQueues;
 use crate::egress::{BadCertificate, Egress};
 use crate::metrics::Metrics;
 use crate::snapshot::RouteSnapshot;
 use crate::special::is_special;
 use crate::table::{AppProtocol, Change, PortRoute};
-use crate::waiting::Waiting;
 
-/// Connections of host processes that are open at once, over all listeners: far over what one machine's tests and
-/// developers open, and a bound on what they cost (some 200 KiB each at worst: a buffer in each direction and a task).
+/// Maximum concurrent connections of host processes over all listeners: far above a developer machine's need. Each
+/// costs some 200 KiB at worst (a buffer in each direction and a task).
 const CONNECTIONS_MAX: usize = 8_192;
 
-/// What a data plane is told at its start.
+/// Configuration of a data plane.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where NodePorts listen.
+    /// The address of NodePort listeners.
     pub bind: IpAddr,
     /// Whether the host's own addresses can carry ClusterIPs (contract.md §3: blocks of 127.0.0.0/8 on Linux).
     pub cluster_ip_listeners: bool,
-    /// The cluster's own blocks: Services' and pods'.
+    /// The cluster's own CIDRs: Services' and pods'.
     pub cluster_cidrs: Vec<IpNet>,
-    /// The addresses at which LoadBalancer Services are served, where they are this machine's.
+    /// The addresses of LoadBalancer Services on this machine.
     pub load_balancer_pool: AddressPool,
-    /// Where the cluster's DNS answers, as pods are told.
+    /// The address of cluster DNS, as in pods' settings.
     pub cluster_dns: Option<IpAddr>,
-    /// The cluster's CA as PEM: what guests' HTTPS calls to cluster names are verified with.
+    /// The cluster's CA as PEM: verifies guests' HTTPS calls to cluster names.
     pub cluster_ca_pem: Option<String>,
-    /// The API server of this process: the one address of the host's loopback that is ever dialled, and only for Service
+    /// The API server of this process: the only address of the host's loopback that is dialled, and only for Service
     /// `default/kubernetes`.
     pub api_server: Option<SocketAddr>,
     /// This node's name, for events.
@@ -56,12 +56,12 @@ pub(crate) struct ProxyState {
     pub(crate) metrics: Metrics,
     pub(crate) egress: Egress,
     pub(crate) connections: Arc<Semaphore>,
-    /// Requests to Services whose workloads are scaled to zero.
-    pub(crate) waiting: Waiting,
+    /// Queued requests to Services whose workloads are scaled to zero.
+    pub(crate) activation: ActivationQueues,
 }
 
 impl ProxyState {
-    /// With no routes yet.
+    /// A state without routes.
     pub(crate) fn new(env: Env, config: Config, network: PodNetwork) -> Result<Self, BadCertificate> {
         let egress = Egress::new(&env, config.cluster_ca_pem.as_deref(), config.cluster_cidrs.clone())?;
         let connections = CONNECTIONS_MAX.min(Descriptors::process().max(Class::Clients));
@@ -73,19 +73,19 @@ impl ProxyState {
             metrics: Metrics::default(),
             egress,
             connections: Arc::new(Semaphore::new(connections)),
-            waiting: Waiting::default(),
+            activation: ActivationQueues::default(),
         })
     }
 
-    /// Installs what a change of the table brought, and wakes who waited for it.
+    /// Installs a change of the table and wakes the requests queued for its Service.
     pub(crate) fn install(&self, change: &Change) {
         self.routes.install(change);
         if let Some(service) = &change.service {
-            self.waiting.look(service);
+            self.activation.notify_service_changed(service);
         }
     }
 
-    /// Whether an address belongs to the cluster: never dialled as one of the host's or of the outside.
+    /// Whether an address belongs to the cluster; such an address is never dialled on the host or outside.
     pub(crate) fn is_cluster(&self, ip: IpAddr) -> bool {
         self.config.cluster_cidrs.iter().any(|cidr| cidr.contains(&ip))
     }
@@ -93,14 +93,14 @@ impl ProxyState {
     /// Whether requests, not connections, are balanced (contract.md §4).
     pub(crate) fn is_http(&self, route: &PortRoute) -> bool {
         let endpoints = route.usable();
-        route.speaks != AppProtocol::Unknown
+        route.app_protocol != AppProtocol::Unknown
             || endpoints.is_empty()
             || endpoints.iter().any(|endpoint| self.is_cluster(endpoint.ip))
     }
 
-    /// Whether the data plane may open a socket to an endpoint. An address of the cluster is reached through its pod or
-    /// not at all. Of the host's loopback, Service `default/kubernetes` reaches the API server itself, whatever else its
-    /// EndpointSlice names.
+    /// Whether the data plane may open a socket to an endpoint. An address of the cluster is reached through its pod
+    /// only. Of the host's loopback, Service `default/kubernetes` reaches the API server alone, whatever else its
+    /// EndpointSlice contains.
     pub(crate) fn may_dial(&self, route: &PortRoute, at: SocketAddr) -> bool {
         if self.is_cluster(at.ip()) {
             return false;

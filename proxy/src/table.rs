@@ -1,6 +1,6 @@
-//! The routing table: Services and EndpointSlices in, routes and listeners out. Pure: what changed is returned, not done.
+//! The routing table: Services and EndpointSlices in, routes and listeners out. Pure: returns changes, performs none.
 //!
-//! One Service is recomputed at a time, so that work follows what changed and not what exists.
+//! Each event recomputes one Service, so that the cost depends on the change and not on the number of Services.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -17,17 +17,17 @@ use machinery_serve::net::{Protocol, ServicePort};
 
 use crate::balance::Affinity;
 pub use crate::endpoint::Endpoint;
-use crate::pending::Pending;
+use crate::in_flight::InFlightCount;
 
-/// What a Service port with no `sessionAffinityConfig` remembers a client for (Kubernetes' default: three hours).
+/// Affinity timeout of a Service port without `sessionAffinityConfig` (Kubernetes' default: three hours).
 const AFFINITY_TIMEOUT: Duration = Duration::from_secs(10_800);
-/// The annotation that `loadBalancerSourceRanges` was before.
+/// The annotation that preceded `loadBalancerSourceRanges`.
 const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 
-/// What a port's `appProtocol` says of its endpoints.
+/// The endpoints' protocol according to the port's `appProtocol`.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum AppProtocol {
-    /// Nothing that the data plane knows.
+    /// None that the data plane supports.
     #[default]
     Unknown,
     /// HTTP/1.1 in plain.
@@ -36,12 +36,12 @@ pub enum AppProtocol {
     H2c,
 }
 
-/// Session affinity of a Service's port. The memory lives as long as the port does.
+/// Session affinity of a Service's port. Its clients are remembered as long as the port exists.
 #[derive(Debug, Clone)]
 pub struct Sticky {
-    /// How long a client that stays away is remembered.
+    /// How long an absent client is remembered.
     pub timeout: Duration,
-    /// Whom each client stuck to.
+    /// The clients' endpoints.
     pub clients: Arc<Mutex<Affinity>>,
 }
 
@@ -54,15 +54,15 @@ pub struct PortRoute {
     pub name: String,
     /// The port on every node's address, where the Service has one.
     pub node_port: Option<u16>,
-    /// What the endpoints speak.
-    pub speaks: AppProtocol,
-    /// Where clients stick to an endpoint.
+    /// The endpoints' protocol.
+    pub app_protocol: AppProtocol,
+    /// Session affinity, where the Service has it.
     pub sticky: Option<Sticky>,
     /// Only endpoints of the caller's node (`internalTrafficPolicy: Local`).
     pub local_only: bool,
     /// Only endpoints of this machine's nodes are left (`externalTrafficPolicy: Local`).
-    pub nearby: bool,
-    /// Who comes in by a load balancer's address; empty: everybody.
+    pub external_local: bool,
+    /// Source ranges of a load balancer's clients; empty: all.
     pub sources: Arc<[IpNet]>,
     /// Ready endpoints.
     pub ready: Vec<Arc<Endpoint>>,
@@ -71,16 +71,16 @@ pub struct PortRoute {
 }
 
 impl PortRoute {
-    /// What requests are sent to.
+    /// The endpoints for new requests: ready ones, else draining ones.
     #[must_use]
     pub fn usable(&self) -> &[Arc<Endpoint>] {
         if self.ready.is_empty() { &self.draining } else { &self.ready }
     }
 
-    /// Whether somebody may come in by a load balancer's address.
+    /// Whether a client may use a load balancer's address.
     #[must_use]
     pub fn admits(&self, from: Option<IpAddr>) -> bool {
-        // An IPv4 client of a socket for both families.
+        // A dual-stack socket reports an IPv4 client as a mapped IPv6 address.
         let from = from.map(|from| from.to_canonical());
         self.sources.is_empty() || from.is_some_and(|from| self.sources.iter().any(|source| source.contains(&from)))
     }
@@ -89,24 +89,24 @@ impl PortRoute {
 /// A Service's routes.
 #[derive(Debug, Default, Clone)]
 pub struct ServiceRoutes {
-    /// Its address; `None` for headless ones.
+    /// The ClusterIP; `None` for headless Services.
     pub cluster_ip: Option<IpAddr>,
-    /// Its addresses of the pool, as a load balancer.
+    /// Its load balancer addresses of the pool.
     pub balancer: BTreeSet<IpAddr>,
-    /// By protocol and number: one number may stand for a port of each protocol.
+    /// By protocol and number: one number may be a port of each protocol.
     pub ports: BTreeMap<(Protocol, u16), Arc<PortRoute>>,
-    /// What comes in from outside takes, where the Service says that it stays on this machine (`externalTrafficPolicy: Local`).
-    pub nearby: BTreeMap<(Protocol, u16), Arc<PortRoute>>,
-    /// Where load balancers ask whether to send anything here, and the endpoints of this machine, each once.
+    /// Routes of external traffic restricted to this machine (`externalTrafficPolicy: Local`).
+    pub external_local: BTreeMap<(Protocol, u16), Arc<PortRoute>>,
+    /// The health check port for load balancers, and the endpoints of this machine, each once.
     pub health: Option<(u16, Arc<PortRoute>)>,
-    /// Headless: names lead straight to endpoints.
+    /// Whether names lead straight to endpoints.
     pub headless: bool,
     /// The endpoints' names below the Service's.
     pub hostnames: BTreeSet<String>,
 }
 
 impl ServiceRoutes {
-    /// All of its addresses.
+    /// ClusterIP and load balancer addresses.
     fn ips(&self) -> BTreeSet<IpAddr> {
         self.balancer.iter().copied().chain(self.cluster_ip).collect()
     }
@@ -117,14 +117,14 @@ impl ServiceRoutes {
         self.ports.get(&(Protocol::Tcp, port))
     }
 
-    /// What a TCP port leads to for those who come in from outside.
+    /// The route of a TCP port for external traffic.
     #[must_use]
     pub fn from_outside(&self, port: u16) -> Option<&Arc<PortRoute>> {
-        self.nearby.get(&(Protocol::Tcp, port)).or_else(|| self.tcp(port))
+        self.external_local.get(&(Protocol::Tcp, port)).or_else(|| self.tcp(port))
     }
 
-    /// Keeps to this machine's endpoints what comes in from outside, where the Service says so.
-    fn keep_nearby(&mut self, key: &ObjectKey, spec: &ServiceSpec, nodes: &BTreeSet<String>) {
+    /// Restricts external traffic to this machine's endpoints for `externalTrafficPolicy: Local`.
+    fn apply_external_traffic_policy(&mut self, key: &ObjectKey, spec: &ServiceSpec, nodes: &BTreeSet<String>) {
         if spec.external_traffic_policy.as_deref() != Some("Local") {
             return;
         }
@@ -132,14 +132,14 @@ impl ServiceRoutes {
             let here = |one: &&Arc<Endpoint>| one.node.as_ref().is_some_and(|node| nodes.contains(node));
             all.iter().filter(here).cloned().collect()
         };
-        let nearby = |route: &PortRoute| {
+        let external_local = |route: &PortRoute| {
             let (ready, draining) = (here(&route.ready), here(&route.draining));
-            Arc::new(PortRoute { ready, draining, nearby: true, ..route.clone() })
+            Arc::new(PortRoute { ready, draining, external_local: true, ..route.clone() })
         };
-        self.nearby = self.ports.iter().map(|(place, route)| (*place, nearby(route))).collect();
+        self.external_local = self.ports.iter().map(|(place, route)| (*place, external_local(route))).collect();
         let number = spec.health_check_node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
         self.health = number.map(|number| {
-            let all = self.nearby.values().flat_map(|route| &route.ready);
+            let all = self.external_local.values().flat_map(|route| &route.ready);
             let ready: BTreeMap<IpAddr, Arc<Endpoint>> = all.map(|one| (one.ip, one.clone())).collect();
             let via = Some(Arc::new(ServicePort { service: key.clone(), port: number }));
             (number, Arc::new(PortRoute { via, ready: ready.into_values().collect(), ..PortRoute::default() }))
@@ -147,7 +147,7 @@ impl ServiceRoutes {
     }
 }
 
-/// Where the data plane listens for a Service port.
+/// Address and port of a listener for a Service port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Listen {
     /// On a ClusterIP.
@@ -156,59 +156,59 @@ pub enum Listen {
     Node(u16),
     /// On a load balancer's address.
     Balancer(IpAddr, u16),
-    /// On the node's address, for load balancers that ask whether there are endpoints.
+    /// On the node's address, for load balancers' health checks.
     Health(u16),
 }
 
-/// What a change of one object did to the table.
+/// The effect of one object's change on the table.
 #[derive(Debug, Default)]
 pub struct Change {
-    /// The Service that the change concerns.
+    /// The changed Service.
     pub service: Option<ObjectKey>,
-    /// Its routes from now on; none where it is gone.
+    /// Its new routes; `None` once it is deleted.
     pub routes: Option<Arc<ServiceRoutes>>,
-    /// What the addresses that it has or had lead to from now on.
+    /// The new routes of its present and former addresses.
     pub cluster_ips: Vec<(IpAddr, Option<Arc<ServiceRoutes>>)>,
     /// Routes to install, by listener.
     pub set: BTreeMap<Listen, Arc<PortRoute>>,
     /// Listeners to close.
     pub closed: BTreeSet<Listen>,
-    /// Addresses that some Service has begun to send to.
+    /// Addresses that became endpoints of a first Service.
     pub begun: Vec<IpAddr>,
-    /// Addresses that no Service sends to any more.
+    /// Addresses that stopped being endpoints of any Service.
     pub ceased: Vec<IpAddr>,
 }
 
-/// Services, slices and what follows from them.
+/// Services, slices and the routes derived from them.
 #[derive(Debug, Default)]
 pub struct Table {
-    /// Load balancers' addresses: others are nobody's here, whatever a status says.
+    /// Load balancers' addresses: addresses outside the pool are ignored, whatever a status contains.
     pool: AddressPool,
-    /// This machine's nodes: what is on them is local to what comes in from outside.
+    /// This machine's nodes: their endpoints are local for external traffic.
     nodes: BTreeSet<String>,
     services: HashMap<ObjectKey, Service>,
-    /// Slices by the Service that they belong to.
+    /// Slices by their Service.
     slices: HashMap<ObjectKey, BTreeMap<String, EndpointSlice>>,
-    /// The Service that each slice belonged to, to follow a changed label.
+    /// The Service of each slice, to follow a changed label.
     slice_owner: HashMap<ObjectKey, ObjectKey>,
     routes: HashMap<ObjectKey, Arc<ServiceRoutes>>,
-    /// Who claims a ClusterIP or a listener. The last one has it: where a watch starts anew, a Service that has got a
-    /// dead one's address comes before the dead one's end.
+    /// Claims on a ClusterIP or a listener; the last one wins. After a watch restart, a Service that reuses a deleted
+    /// one's address arrives before the deletion.
     by_ip: Claims<IpAddr>,
     listeners: Claims<Listen>,
-    /// How many Services send to an address: the union of ready endpoints.
+    /// Number of Services that send to an address: the union of ready endpoints.
     ready_ips: BTreeMap<IpAddr, usize>,
-    pending: HashMap<(IpAddr, u16), Pending>,
+    in_flight: HashMap<(IpAddr, u16), InFlightCount>,
 }
 
 impl Table {
-    /// With no Service yet.
+    /// An empty table.
     #[must_use]
     pub fn of(pool: AddressPool, nodes: BTreeSet<String>) -> Self {
         Self { pool, nodes, ..Self::default() }
     }
 
-    /// A Service as it is now, or gone.
+    /// Applies a Service's new state; `None` is a deletion.
     pub fn service(&mut self, key: &ObjectKey, service: Option<Service>) -> Change {
         match service {
             Some(service) => self.services.insert(key.clone(), service),
@@ -217,7 +217,7 @@ impl Table {
         self.recompute(key)
     }
 
-    /// A slice as it is now, or gone. Two Services change where the slice moved between them.
+    /// Applies a slice's new state; `None` is a deletion. Returns two changes if the slice moved to another Service.
     pub fn slice(&mut self, key: &ObjectKey, slice: Option<EndpointSlice>) -> Vec<Change> {
         let owner = slice
             .as_ref()
@@ -256,7 +256,7 @@ impl Table {
         self.routes.get(self.by_ip.owner(&ip)?)
     }
 
-    /// Every address that some Service sends new requests to.
+    /// Every address that receives new requests of some Service.
     #[cfg(test)]
     fn routed_ips(&self) -> BTreeSet<IpAddr> {
         self.ready_ips.keys().copied().collect()
@@ -266,10 +266,10 @@ impl Table {
         let before = self.routes.remove(key).unwrap_or_default();
         let after = match self.services.get(key) {
             Some(service) => {
-                let mut routes = routes(key, service, self.slices.get(key), &before, &mut self.pending);
-                routes.balancer = balanced(service).filter(|ip| self.pool.contains(*ip)).collect();
+                let mut routes = routes(key, service, self.slices.get(key), &before, &mut self.in_flight);
+                routes.balancer = load_balancer_ips(service).filter(|ip| self.pool.contains(*ip)).collect();
                 if let Some(spec) = &service.spec {
-                    routes.keep_nearby(key, spec, &self.nodes);
+                    routes.apply_external_traffic_policy(key, spec, &self.nodes);
                 }
                 Arc::new(routes)
             }
@@ -326,8 +326,8 @@ impl Table {
                 }
             }
         }
-        // Counters of addresses that no route names any more: only the table itself still holds them.
-        if self.pending.len() > 2 * (self.ready_ips.len() + 16) {
+        // Drops counters of addresses that no route contains: only the table holds them.
+        if self.in_flight.len() > 2 * (self.ready_ips.len() + 16) {
             let live: BTreeSet<(IpAddr, u16)> = self
                 .routes
                 .values()
@@ -337,12 +337,12 @@ impl Table {
                 .flat_map(|route| route.ready.iter().chain(&route.draining))
                 .map(|endpoint| (endpoint.ip, endpoint.port))
                 .collect();
-            self.pending.retain(|address, pending| live.contains(address) || pending.count() > 0);
+            self.in_flight.retain(|address, in_flight| live.contains(address) || in_flight.count() > 0);
         }
     }
 }
 
-/// Who claims what, in the order of the claims.
+/// Claims by key, in the order of arrival.
 #[derive(Debug)]
 struct Claims<T>(HashMap<T, Vec<ObjectKey>>);
 
@@ -383,7 +383,7 @@ fn listeners(routes: &ServiceRoutes) -> BTreeMap<Listen, Arc<PortRoute>> {
         if let Some(ip) = routes.cluster_ip {
             all.insert(Listen::Cluster(ip, *port), route.clone());
         }
-        let entrance = routes.nearby.get(&(*protocol, *port)).unwrap_or(route);
+        let entrance = routes.external_local.get(&(*protocol, *port)).unwrap_or(route);
         if let Some(node_port) = route.node_port {
             all.insert(Listen::Node(node_port), entrance.clone());
         }
@@ -393,8 +393,8 @@ fn listeners(routes: &ServiceRoutes) -> BTreeMap<Listen, Arc<PortRoute>> {
     all
 }
 
-/// The addresses at which a load balancer serves itself; at those of mode `Proxy`, somebody else passes connections on.
-fn balanced(service: &Service) -> impl Iterator<Item = IpAddr> {
+/// The load balancer addresses that are served here; those of mode `Proxy` are served by another proxy.
+fn load_balancer_ips(service: &Service) -> impl Iterator<Item = IpAddr> {
     let is_balancer = service.spec.as_ref().is_some_and(|spec| spec.type_.as_deref() == Some("LoadBalancer"));
     let status = service.status.as_ref().filter(|_| is_balancer).and_then(|status| status.load_balancer.as_ref());
     let ingress = status.into_iter().flat_map(|balancer| balancer.ingress.iter().flatten());
@@ -402,16 +402,16 @@ fn balanced(service: &Service) -> impl Iterator<Item = IpAddr> {
     itself.filter_map(|one| one.ip.as_deref()?.parse().ok())
 }
 
-/// From where a load balancer is to be reached, as the spec says it, or before there was a field, an annotation.
+/// The source ranges of a load balancer, from the spec or else from the older annotation.
 fn sources(service: &Service) -> Arc<[IpNet]> {
     let spec = service.spec.as_ref().and_then(|spec| spec.load_balancer_source_ranges.as_deref()).unwrap_or_default();
     let annotation = service.metadata.annotations.as_ref().and_then(|all| all.get(SOURCE_RANGES));
     let annotated = annotation.filter(|_| spec.is_empty()).into_iter().flat_map(|text| text.split(','));
-    // The API takes no others.
+    // The API validates ranges.
     spec.iter().map(String::as_str).chain(annotated).filter_map(|range| range.trim().parse().ok()).collect()
 }
 
-/// What `appProtocol` says: where it is known, requests, not connections, are balanced (contract.md §4).
+/// Parses `appProtocol`; a known one makes the data plane balance requests, not connections (contract.md §4).
 fn app_protocol(text: Option<&str>) -> AppProtocol {
     match text {
         Some("http" | "ws" | "kubernetes.io/ws") => AppProtocol::Http,
@@ -425,7 +425,7 @@ fn routes(
     service: &Service,
     slices: Option<&BTreeMap<String, EndpointSlice>>,
     before: &ServiceRoutes,
-    pending: &mut HashMap<(IpAddr, u16), Pending>,
+    in_flight: &mut HashMap<(IpAddr, u16), InFlightCount>,
 ) -> ServiceRoutes {
     let Some(spec) = &service.spec else { return ServiceRoutes::default() };
     if spec.type_.as_deref() == Some("ExternalName") {
@@ -441,7 +441,7 @@ fn routes(
     let mut result = ServiceRoutes { cluster_ip, headless: cluster_ip.is_none(), ..ServiceRoutes::default() };
     for port in spec.ports.iter().flatten() {
         if !matches!(port.protocol.as_deref(), None | Some("TCP")) {
-            continue; // crate::unsupported says so on the Service
+            continue; // crate::unsupported reports it on the Service
         }
         let Ok(number) = u16::try_from(port.port) else { continue };
         let name = port.name.clone().unwrap_or_default();
@@ -454,14 +454,14 @@ fn routes(
             via: Some(Arc::new(ServicePort { service: key.clone(), port: number })),
             name: name.clone(),
             node_port: port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0),
-            speaks: app_protocol(port.app_protocol.as_deref()),
+            app_protocol: app_protocol(port.app_protocol.as_deref()),
             sticky,
             sources: sources.clone(),
             local_only: spec.internal_traffic_policy.as_deref() == Some("Local"),
             ..PortRoute::default()
         };
         for slice in slices.into_iter().flat_map(BTreeMap::values) {
-            collect(slice, &name, &mut route, pending);
+            collect(slice, &name, &mut route, in_flight);
         }
         result.hostnames.extend(route.usable().iter().map(|endpoint| endpoint.hostname.clone()));
         result.ports.insert(place, Arc::new(route));
@@ -469,8 +469,13 @@ fn routes(
     result
 }
 
-/// Adds the endpoints of one slice that belong to a Service port's name.
-fn collect(slice: &EndpointSlice, name: &str, route: &mut PortRoute, pending: &mut HashMap<(IpAddr, u16), Pending>) {
+/// Adds the endpoints of one slice for a Service port's name.
+fn collect(
+    slice: &EndpointSlice,
+    name: &str,
+    route: &mut PortRoute,
+    in_flight: &mut HashMap<(IpAddr, u16), InFlightCount>,
+) {
     let named = slice.ports.iter().flatten().find(|port| port.name.as_deref().unwrap_or_default() == name);
     let Some(port) = named.and_then(|port| u16::try_from(port.port?).ok()) else { return };
     for endpoint in slice.endpoints.iter().flatten() {
@@ -488,15 +493,15 @@ fn collect(slice: &EndpointSlice, name: &str, route: &mut PortRoute, pending: &m
         };
         let Some(ip) = endpoint.addresses.first().and_then(|address| address.parse::<IpAddr>().ok()) else { continue };
         if list.iter().any(|other| other.ip == ip && other.port == port) {
-            continue; // the same pod may stand in two slices while it moves between them
+            continue; // a moving pod may be in two slices
         }
-        let pending = pending.entry((ip, port)).or_default().clone();
+        let in_flight = in_flight.entry((ip, port)).or_default().clone();
         list.push(Arc::new(Endpoint {
             ip,
             port,
             node: endpoint.node_name.clone(),
             hostname: endpoint.hostname.clone().unwrap_or_else(|| ip.to_string().replace(['.', ':'], "-")),
-            pending,
+            in_flight,
         }));
     }
 }

@@ -3,13 +3,13 @@
 
 use k8s_openapi::api::core::v1::Service;
 
-/// The paths of such fields, with the value where that says more. `balances`: there are addresses for load balancers.
+/// The paths of unsupported fields, some with their value. `balances`: a `--load-balancer-pool` exists.
 #[must_use]
 pub fn fields(service: &Service, balances: bool) -> Vec<String> {
     let Some(spec) = &service.spec else { return Vec::new() };
     let mut found = Vec::new();
     match spec.type_.as_deref() {
-        // Of another class, it is another provider's.
+        // Another class belongs to another provider.
         Some("LoadBalancer") if !balances && spec.load_balancer_class.is_none() => {
             found.push("spec.type: LoadBalancer (there is no --load-balancer-pool)".to_owned());
         }

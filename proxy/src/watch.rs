@@ -1,4 +1,4 @@
-//! Feeds the table from the API: one reflector of Services, one of EndpointSlices.
+//! Feeds the table from the API: reflectors of Services, EndpointSlices and HorizontalPodAutoscalers.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;
@@ -17,32 +17,32 @@ use crate::events::Events;
 use crate::listen::Listeners;
 use crate::plane::DataPlane;
 use crate::table::{Change, Table};
-use crate::{unsupported, waiting};
+use crate::{activation, unsupported};
 
-/// How often a port that could not be bound is tried again: soon enough that a neighbour that ends is hardly noticed.
+/// Interval of retries for ports that could not be bound: short, so that a port freed by another process is taken soon.
 const BIND_RETRY: Duration = Duration::from_secs(2);
 
-/// Runs until `stop`: keeps routes and listeners what the API says. `synced` is called once the first state is in.
+/// Keeps routes and listeners in step with the API until `stop`. Calls `synced` after the first complete state.
 pub async fn run(plane: DataPlane, client: Client, stop: CancellationToken, synced: impl FnOnce() + Send) {
     let env = plane.state.env.clone();
-    let feed = Mutex::new(Feed {
+    let feed = Mutex::new(TableFeed {
         listeners: Listeners::new(plane.state.clone(), stop.child_token()),
         events: Events::start(client.clone(), env.clone(), &plane.state.config.node, &stop),
         table: Table::of(plane.state.config.load_balancer_pool.clone(), plane.state.config.nodes.clone()),
         plane,
-        services: Known::default(),
-        slices: Known::default(),
-        autoscalers: Known::default(),
-        to_zero: HashMap::new(),
+        services: KnownKeys::default(),
+        slices: KnownKeys::default(),
+        autoscalers: KnownKeys::default(),
+        scalable_services: HashMap::new(),
         objects: HashMap::new(),
         synced: Some(synced),
     });
-    // Held for one event; nothing waits meanwhile, and requests don't ask for it.
+    // Locked for one event at a time; requests never take this lock.
     let feed = || -> MutexGuard<'_, _> { feed.lock().unwrap_or_else(PoisonError::into_inner) };
     let services = Reflector::of::<Service>(client.clone(), env.clone());
     let slices = Reflector::of::<EndpointSlice>(client.clone(), env.clone());
     let autoscalers = Reflector::of::<HorizontalPodAutoscaler>(client.clone(), env.clone());
-    let waiting = feed().plane.state.clone();
+    let state = feed().plane.state.clone();
     let retry = async {
         loop {
             tokio::time::sleep(BIND_RETRY).await;
@@ -54,32 +54,32 @@ pub async fn run(plane: DataPlane, client: Client, stop: CancellationToken, sync
         () = services.run(|event| feed().service_event(event)) => {}
         () = slices.run(|event| feed().slice_event(event)) => {}
         () = autoscalers.run(|event| feed().autoscaler_event(event)) => {}
-        () = waiting::tell(&waiting.waiting, client, &env, &stop) => {}
+        () = activation::write_conditions(&state.activation, client, &env, &stop) => {}
         () = retry => {}
     }
 }
 
-/// What the API's events are turned into.
-struct Feed<F> {
+/// Turns the API's events into changes of table, listeners and activation queues.
+struct TableFeed<F> {
     plane: DataPlane,
     table: Table,
     listeners: Listeners,
     events: Events,
-    services: Known,
-    slices: Known,
-    autoscalers: Known,
-    /// The Services for which requests may wait, by the autoscaler that says so.
-    to_zero: HashMap<ObjectKey, Vec<ObjectKey>>,
-    /// The Services, for what is said about them.
+    services: KnownKeys,
+    slices: KnownKeys,
+    autoscalers: KnownKeys,
+    /// The Services that may be scaled to zero, by their autoscaler.
+    scalable_services: HashMap<ObjectKey, Vec<ObjectKey>>,
+    /// The Services, for events on them.
     objects: HashMap<ObjectKey, Service>,
     synced: Option<F>,
 }
 
-impl<F: FnOnce()> Feed<F> {
+impl<F: FnOnce()> TableFeed<F> {
     fn service_event(&mut self, event: ReflectorEvent) -> ControlFlow<()> {
         warn_of_interruption("Services", &event);
-        for (key, service) in self.services.take::<Service>(event) {
-            self.say_unsupported(&key, service.as_ref());
+        for (key, service) in self.services.changes::<Service>(event) {
+            self.record_unsupported_fields(&key, service.as_ref());
             match &service {
                 Some(service) => self.objects.insert(key.clone(), service.clone()),
                 None => self.objects.remove(&key),
@@ -87,31 +87,34 @@ impl<F: FnOnce()> Feed<F> {
             let change = self.table.service(&key, service);
             self.install(change);
         }
-        self.say_synced()
+        self.report_synced()
     }
 
     fn slice_event(&mut self, event: ReflectorEvent) -> ControlFlow<()> {
         warn_of_interruption("EndpointSlices", &event);
-        for (key, slice) in self.slices.take::<EndpointSlice>(event) {
+        for (key, slice) in self.slices.changes::<EndpointSlice>(event) {
             let changes = self.table.slice(&key, slice);
             changes.into_iter().for_each(|change| self.install(change));
         }
-        self.say_synced()
+        self.report_synced()
     }
 
-    /// Requests may wait only where a workload may be scaled to zero. Routes don't wait to know it.
+    /// Updates the Services whose requests may be queued. Routes don't depend on it.
     fn autoscaler_event(&mut self, event: ReflectorEvent) -> ControlFlow<()> {
         warn_of_interruption("HorizontalPodAutoscalers", &event);
         let mut changed = false;
-        for (key, hpa) in self.autoscalers.take::<HorizontalPodAutoscaler>(event) {
-            let services = hpa.as_ref().map(waiting::services_of).unwrap_or_default();
+        for (key, hpa) in self.autoscalers.changes::<HorizontalPodAutoscaler>(event) {
+            let services = hpa.as_ref().map(activation::scalable_services).unwrap_or_default();
             changed |= match services.is_empty() {
-                true => self.to_zero.remove(&key).is_some(),
-                false => self.to_zero.insert(key, services.clone()) != Some(services),
+                true => self.scalable_services.remove(&key).is_some(),
+                false => self.scalable_services.insert(key, services.clone()) != Some(services),
             };
         }
         if changed {
-            self.plane.state.waiting.allow(self.to_zero.values().flatten().cloned().collect());
+            self.plane
+                .state
+                .activation
+                .set_scalable_services(self.scalable_services.values().flatten().cloned().collect());
         }
         ControlFlow::Continue(())
     }
@@ -128,8 +131,8 @@ impl<F: FnOnce()> Feed<F> {
         }
     }
 
-    /// Tells of fields that a Service has just got and that nothing acts on.
-    fn say_unsupported(&self, key: &ObjectKey, service: Option<&Service>) {
+    /// Records an event for unsupported fields that a Service has newly got.
+    fn record_unsupported_fields(&self, key: &ObjectKey, service: Option<&Service>) {
         let Some(service) = service else { return };
         let pool = &self.plane.state.config.load_balancer_pool;
         let fields = |service| unsupported::fields(service, !pool.is_empty());
@@ -140,7 +143,7 @@ impl<F: FnOnce()> Feed<F> {
         }
     }
 
-    fn say_synced(&mut self) -> ControlFlow<()> {
+    fn report_synced(&mut self) -> ControlFlow<()> {
         if self.services.complete
             && self.slices.complete
             && let Some(synced) = self.synced.take()
@@ -153,20 +156,20 @@ impl<F: FnOnce()> Feed<F> {
 
 fn warn_of_interruption(kind: &str, event: &ReflectorEvent) {
     if let ReflectorEvent::Interrupted(why) = event {
-        tracing::warn!(kind, why, "watch interrupted; it is taken up again");
+        tracing::warn!(kind, why, "watch interrupted; restarting it");
     }
 }
 
-/// The keys of a kind that are there: what a new complete state no longer names is gone.
+/// The present keys of a kind, to derive deletions from a new complete state.
 #[derive(Default)]
-struct Known {
+struct KnownKeys {
     keys: BTreeSet<ObjectKey>,
     complete: bool,
 }
 
-impl Known {
-    /// An event as changes of single objects, what is gone last.
-    fn take<K: Typed>(&mut self, event: ReflectorEvent) -> Vec<(ObjectKey, Option<K>)> {
+impl KnownKeys {
+    /// Splits an event into changes of single objects, deletions last.
+    fn changes<K: Typed>(&mut self, event: ReflectorEvent) -> Vec<(ObjectKey, Option<K>)> {
         let present = |object: Arc<dyn Object>| {
             let key = key_of(object.metadata());
             typed::<K>(&*object).map(|object| (key, Some(object.clone())))
@@ -206,9 +209,9 @@ mod tests {
             let service = json!({"metadata": {"name": name, "namespace": "shop", "resourceVersion": "1"}});
             Arc::new(serde_json::from_value::<Service>(service).unwrap())
         };
-        let mut known = Known::default();
+        let mut known = KnownKeys::default();
         let mut names = |event| {
-            let changes = known.take::<Service>(event);
+            let changes = known.changes::<Service>(event);
             changes.into_iter().map(|(key, service)| (key.name, service.is_some())).collect::<Vec<_>>()
         };
         let is = |name: &str, there| (name.to_owned(), there);

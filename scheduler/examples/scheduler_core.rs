@@ -1,12 +1,13 @@
-//! How fast the pure core decides: `scheduler_core [NODES [PODS_PER_NODE [DECISIONS [KIND]]]]` prints decisions a second
-//! for several kinds of pods, or one, a `key=value` a line, and the CPU time of each. Each decision is followed by its assumption, as in the shell.
+//! Benchmark of the pure core: `scheduler_core [NODES [PODS_PER_NODE [DECISIONS [KIND]]]]` prints decisions per second
+//! for each kind of pods, or for one, a `key=value` a line, and the CPU time of each. Each decision is followed by its
+//! assumption, as in the shell.
 //!
-//! `plain`: pods that ask for cpu and memory. `workload`: pods of 50 ReplicaSets, which upstream's default constraints
-//! spread over nodes and zones. `constrained`: the same with a required spread over zones. `apart`: pods that keep away
-//! from others of their kind on a node, among as many that do:
-//! with more decisions than nodes, all but the first find none. `large`: pods that fit nowhere.
+//! `plain`: pods that request cpu and memory. `workload`: pods of 50 ReplicaSets, which upstream's default constraints
+//! spread over nodes and zones. `constrained`: the same with a required spread over zones. `apart`: pods with a
+//! required anti-affinity to their own kind on a node, among as many that have it; with more decisions than nodes, all
+//! but the first fail. `large`: pods that fit no node.
 
-#![expect(clippy::print_stdout, reason = "its figures are for whoever runs it")]
+#![expect(clippy::print_stdout, reason = "a benchmark prints its results")]
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,7 +23,7 @@ use scheduler::pod::PodInfo;
 use scheduler::snapshot::Snapshot;
 use serde_json::{Value, json};
 
-/// Workloads whose pods come in turn.
+/// The number of workloads; pods are created round-robin over them.
 const WORKLOADS: usize = 50;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -41,7 +42,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// This thread's CPU time: on a busy machine it says more than the clock.
+/// The CPU time of this thread. On a busy machine it is more precise than the clock.
 fn cpu_seconds() -> Result<f64, Box<dyn std::error::Error>> {
     let figures = std::fs::read_to_string("/proc/thread-self/schedstat")?;
     Ok(figures.split_whitespace().next().ok_or("no figure")?.parse::<f64>()? / 1e9)
@@ -102,7 +103,7 @@ fn measure(snapshot: &mut Snapshot, templates: &[PodInfo], decisions: usize) -> 
     for nth in 0..decisions {
         let key = Arc::new(ObjectKey::new("default", format!("new-{nth}")));
         let pod = PodInfo { key, ..templates[nth % templates.len()].clone() };
-        // Pods that find no room (as those that keep apart, once every node has one) are decisions, too.
+        // A pod that fits no node (with `apart`, once every node has one) is a decision, too.
         if let Decision::Node { name, tried } = decide(snapshot, &pod, &profile, start, env.random_u64()) {
             start = (start + tried) % snapshot.node_count();
             snapshot.put_pod(Arc::new(pod), &name, true);

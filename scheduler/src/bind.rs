@@ -1,4 +1,4 @@
-//! What a decision writes: a binding, or the condition that says why there is none.
+//! API writes of a decision: the binding, or the `PodScheduled` condition with the reason for a failure.
 
 use std::time::Duration;
 
@@ -12,18 +12,18 @@ use crate::plugins::PreBindPatch;
 use crate::plugins::volumes::are_bound;
 use crate::pod::PodInfo;
 
-/// Before why a binding failed, in upstream's words.
+/// Upstream's prefix of the reason of a failed binding.
 const FAILED: &str = "running Bind plugin \"DefaultBinder\"";
-/// How long a pod's claims have at most until they are bound (upstream's).
+/// The maximum wait for the binding of a pod's claims (upstream's).
 const CLAIMS_BOUND_MAX: Duration = Duration::from_secs(600);
-/// How often they are looked at, first and later.
+/// The first interval between two checks of the claims, and the last.
 const CLAIMS_LOOK_FIRST: Duration = Duration::from_millis(5);
 const CLAIMS_LOOK_MAX: Duration = Duration::from_secs(1);
 
-/// Writes what plugins want written before a binding.
+/// Writes the patches that `PreBind` plugins return.
 ///
 /// # Errors
-/// As [`bind`]; in upstream's words.
+/// As [`bind`], with upstream's text.
 pub async fn pre_bind(client: &ApiClient, first: Vec<(&'static str, PreBindPatch)>) -> Result<(), String> {
     for (plugin, PreBindPatch { kind, key, subresource, patch_type, patch }) in first {
         let written = client.patch::<Value>(&kind, &key, subresource, patch_type, &patch).await;
@@ -35,7 +35,7 @@ pub async fn pre_bind(client: &ApiClient, first: Vec<(&'static str, PreBindPatch
 /// Waits until the claims of a pod are bound.
 ///
 /// # Errors
-/// They won't be, or took too long.
+/// The claims can't be bound, or the wait timed out.
 pub async fn until_bound(informer: &Informer, pod: &PodInfo, node: &str) -> Result<(), String> {
     let failed = |why: String| format!("running PreBind plugin \"VolumeBinding\": binding volumes: {why}");
     let wait = async {
@@ -52,7 +52,7 @@ pub async fn until_bound(informer: &Informer, pod: &PodInfo, node: &str) -> Resu
 /// Binds a pod to a node.
 ///
 /// # Errors
-/// When the server refused or did not answer; in upstream's words.
+/// The server rejected the binding or did not answer; with upstream's text.
 pub async fn bind(client: &ApiClient, pod: &ObjectKey, uid: &str, node: &str) -> Result<(), String> {
     let binding = json!({
         "apiVersion": "v1", "kind": "Binding",
@@ -68,19 +68,19 @@ pub async fn bind(client: &ApiClient, pod: &ObjectKey, uid: &str, node: &str) ->
     }
 }
 
-/// Whether a failure with this status (0: no answer) leaves open what became of the write. Pure.
+/// Whether the outcome of a write is unknown after a failure with this status (0: no answer). Pure.
 fn is_open(code: u16) -> bool {
     code == 0 || code >= 500
 }
 
-/// Asks the server whether a pod is bound to a node: a write may have been done whose answer says that it failed. Were the pod
-/// taken for one without a node until its event comes, its room would be given to another one.
+/// Reads back whether a pod is bound to a node: a write may succeed though its answer is an error. Without this check,
+/// the pod's resources would be given to another pod until the watch event arrives.
 async fn is_bound(client: &ApiClient, pod: &ObjectKey, uid: &str, node: &str) -> bool {
     let there = client.get::<Value>(&Kind::of::<Pod>(), pod).await;
     there.is_ok_and(|there| there["metadata"]["uid"] == uid && there["spec"]["nodeName"] == node)
 }
 
-/// The `PodScheduled` condition to write; none where it stands there already. Pure.
+/// The `PodScheduled` condition to write; none if the pod has it already. Pure.
 #[must_use]
 pub fn condition(
     present: Option<&Condition>,
@@ -110,21 +110,21 @@ pub fn condition(
     Some(condition)
 }
 
-/// What a pod's status shall say of a decision that found no node.
+/// Status changes of a pod that was not scheduled.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Report {
-    /// The condition; none where it stands there already.
+    /// The condition; none if the pod has it already.
     pub condition: Option<Value>,
-    /// `status.nominatedNodeName`; empty: none any more.
+    /// `status.nominatedNodeName`; the empty string clears it.
     pub nominated: Option<String>,
 }
 
-/// Writes what a status shall say.
+/// Writes a report into the pod's status.
 ///
 /// # Errors
-/// When the server refused or did not answer.
+/// The server rejected the patch or did not answer.
 pub async fn report(client: &ApiClient, pod: &ObjectKey, uid: &str, report: Report) -> Result<(), kube::Error> {
-    // The uid: a pod that was made again under the same name is another one.
+    // The uid is a precondition: a pod of the same name with another uid is another pod.
     let mut patch = json!({"metadata": {"uid": uid}, "status": {}});
     if let Some(condition) = report.condition {
         patch["status"]["conditions"] = json!([condition]);

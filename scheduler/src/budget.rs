@@ -1,4 +1,4 @@
-//! PodDisruptionBudgets as preemption sees them.
+//! PodDisruptionBudgets as preemption reads them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -9,29 +9,29 @@ use machinery_api::selector::LabelSelector;
 
 use crate::pod::{Labels, PodInfo};
 
-/// One budget.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Budget {
-    /// The pods that it is about.
+    /// Selects the pods of the budget.
     selector: LabelSelector,
-    /// How many of them may go.
+    /// The number of pods that may be disrupted.
     allowed: i64,
-    /// Those that are going by the API server's leave: they are counted already.
+    /// Pods whose eviction the API server has accepted: `allowed` counts them already.
     disrupted: BTreeSet<String>,
 }
 
-/// All, by namespace and name.
+/// All budgets, by namespace and name.
 pub type Budgets = BTreeMap<ObjectKey, Budget>;
 
 impl Budget {
-    /// Extracts what matters; none where it is about no pod at all.
+    /// Extracts the fields that preemption needs; none if the budget selects no pod.
     #[must_use]
     pub fn of(budget: &PodDisruptionBudget) -> Option<Self> {
         let selector = serde_json::to_value(budget.spec.as_ref()?.selector.as_ref()?).ok()?;
         let selector = LabelSelector::from_value(Some(&selector)).ok()?;
         let status = budget.status.as_ref();
         let disrupted = status.and_then(|status| status.disrupted_pods.as_ref());
-        // Upstream: here an empty selector is about nothing, though the disruption controller takes it for everything.
+        // As upstream: an empty selector selects nothing here, though for the disruption controller it selects
+        // everything.
         (!selector.requirements().is_empty()).then(|| Self {
             selector,
             allowed: status.and_then(|status| status.disruptions_allowed).unwrap_or(0).into(),
@@ -40,25 +40,25 @@ impl Budget {
     }
 }
 
-/// The budgets of one namespace that are about pods with some labels.
-type About<'a> = Vec<(&'a ObjectKey, &'a Budget)>;
+/// The budgets of one namespace that select pods with certain labels.
+type NamespaceBudgets<'a> = Vec<(&'a ObjectKey, &'a Budget)>;
 
-/// Asks which pods would go against a budget; what is known of pods with the same labels is asked once.
+/// Finds the pods whose deletion violates a budget. The budgets of pods with the same labels are looked up once.
 #[derive(Debug)]
 pub struct Violations<'a> {
     budgets: &'a Budgets,
-    /// By namespace and the labels' address: pods of one template share them.
-    about: HashMap<(String, *const Labels), About<'a>>,
+    /// By namespace and address of the labels: pods of one template share the labels.
+    about: HashMap<(String, *const Labels), NamespaceBudgets<'a>>,
 }
 
 impl<'a> Violations<'a> {
-    /// Of these budgets.
     #[must_use]
     pub fn new(budgets: &'a Budgets) -> Self {
         Self { budgets, about: HashMap::new() }
     }
 
-    /// Which of the pods, going in this order, would go against a budget. They have to live as long as this is asked.
+    /// Whether the deletion of each pod violates a budget, if they are deleted in this order. The pods must outlive
+    /// `self`.
     pub fn of(&mut self, pods: &[Arc<PodInfo>]) -> Vec<bool> {
         if self.budgets.is_empty() {
             return vec![false; pods.len()];
@@ -77,7 +77,7 @@ impl<'a> Violations<'a> {
         pods.iter().map(&mut violates).collect()
     }
 
-    fn about(&mut self, pod: &PodInfo) -> &About<'a> {
+    fn about(&mut self, pod: &PodInfo) -> &NamespaceBudgets<'a> {
         let namespace = &pod.key.namespace;
         self.about.entry((namespace.clone(), Arc::as_ptr(&pod.labels))).or_insert_with(|| {
             let from = ObjectKey::new(namespace.clone(), "");

@@ -1,5 +1,5 @@
-//! The decision: which node a pod goes to, or why it goes nowhere. Pure: the same snapshot, pod, start and seed give the
-//! same answer.
+//! One scheduling decision: the node for a pod, or the reason why no node fits. Pure: the same snapshot, pod, start and
+//! seed give the same decision.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,48 +13,48 @@ use crate::pod::PodInfo;
 use crate::refusal::{Reasons, Refusal};
 use crate::snapshot::Snapshot;
 
-/// Below this many nodes all are tried; above, feasible ones are looked for until there are enough (as upstream).
+/// With fewer nodes all are filtered. With more, filtering stops at enough feasible nodes, as upstream.
 const FEASIBLE_NODES_MIN: usize = 100;
-/// At least this part of the nodes in a large cluster.
+/// The minimum percentage of nodes to find feasible in a large cluster.
 const FEASIBLE_PERCENT_MIN: usize = 5;
 
-/// What becomes of a pod.
+/// The result of a decision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// It goes to a node.
+    /// The pod is scheduled.
     Node {
-        /// Its name.
+        /// The node's name.
         name: String,
-        /// How many nodes were looked at: the next decision begins after them.
+        /// The number of nodes that were filtered: the next decision starts after them.
         tried: usize,
     },
-    /// It goes nowhere now.
-    Nowhere {
+    /// No node fits.
+    Unschedulable {
         /// Upstream's message.
         message: String,
-        /// The plugins that refused; none: there was no node.
+        /// The plugins that rejected nodes; empty if there was no node.
         refused_by: BTreeSet<&'static str>,
-        /// The node on which room is being made for it.
+        /// The change of the nomination.
         nomination: Nomination,
-        /// Who has to go for it there.
+        /// The pods to preempt on the nominated node.
         victims: Vec<Arc<PodInfo>>,
-        /// Where that could be as well, and who: for others who have a say in it.
+        /// All candidate nodes with their victims, for extenders and WebAssembly plugins.
         candidates: Vec<Candidate>,
     },
 }
 
-/// What becomes of a pod's nomination (`status.nominatedNodeName`).
+/// The change of a pod's nomination (`status.nominatedNodeName`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Nomination {
-    /// It stays as it is.
+    /// Unchanged.
     Keep,
-    /// It goes.
+    /// Cleared.
     Clear,
-    /// Room is being made on this node.
+    /// Set to this node, whose victims are preempted.
     Node(String),
 }
 
-/// How many feasible nodes are looked for, of `nodes`: that part of them, or a part that is smaller the more there are.
+/// The number of feasible nodes to find among `nodes`: `percent`, or a percentage that shrinks as the cluster grows.
 #[must_use]
 pub fn num_feasible_nodes(nodes: usize, percent: Option<usize>) -> usize {
     if nodes < FEASIBLE_NODES_MIN {
@@ -64,18 +64,19 @@ pub fn num_feasible_nodes(nodes: usize, percent: Option<usize>) -> usize {
     (nodes * percent.unwrap_or_else(adaptive) / 100).max(FEASIBLE_NODES_MIN)
 }
 
-/// Decides. `start` is where in the order of nodes to begin; `seed` chooses among equals.
+/// Decides. `start` is the first node in the snapshot's order; `seed` chooses among nodes of equal score.
 #[must_use]
 pub fn decide(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile, start: usize, seed: u64) -> Decision {
     decide_with(snapshot, pod, profile, start, seed, None)
 }
 
-/// The nodes that will do for a pod, as others are then asked about: the first half of a decision with them. All of them, where a
-/// plugin may then refuse some.
+/// The first half of a decision with extenders or WebAssembly plugins: the feasible nodes to pass to them. All feasible
+/// nodes, if a plugin may reject some of them.
 #[must_use]
 pub fn feasible(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile, start: usize) -> Vec<String> {
     let cycle = Cycle { pod, snapshot, args: &profile.args, seed: 0 };
-    let Some(mut filters) = pod.wants.unsupported.is_empty().then(|| Filters::of(cycle, profile).ok()).flatten() else {
+    let Some(mut filters) = pod.requirements.unsupported.is_empty().then(|| Filters::of(cycle, profile).ok()).flatten()
+    else {
         return Vec::new();
     };
     let nominated = cycle.nominated().and_then(|name| snapshot.node(name));
@@ -86,8 +87,8 @@ pub fn feasible(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile, start: us
     fits.take(wanted).map(|node| node.name().to_owned()).collect()
 }
 
-/// The second half, with what extenders said of those nodes: whatever has changed meanwhile counts, and nodes that they weren't
-/// asked about are none of this decision's.
+/// The second half, with the verdicts on those nodes. The snapshot may have changed meanwhile, so filters run again.
+/// Nodes without a verdict are not chosen.
 #[must_use]
 pub fn decide_with(
     snapshot: &Snapshot,
@@ -98,7 +99,7 @@ pub fn decide_with(
     verdicts: Option<&Verdicts>,
 ) -> Decision {
     let nodes = snapshot.node_count();
-    let nowhere = |message: String, refused_by| Decision::Nowhere {
+    let nowhere = |message: String, refused_by| Decision::Unschedulable {
         message,
         refused_by,
         nomination: Nomination::Clear,
@@ -108,8 +109,8 @@ pub fn decide_with(
     if nodes == 0 {
         return nowhere("no nodes available to schedule pods".into(), BTreeSet::new());
     }
-    if !pod.wants.unsupported.is_empty() {
-        let fields = pod.wants.unsupported.join(", ");
+    if !pod.requirements.unsupported.is_empty() {
+        let fields = pod.requirements.unsupported.join(", ");
         let message = format!("0/{nodes} nodes are available: this scheduler does not act on {fields} yet.");
         return nowhere(message, BTreeSet::from([UNSUPPORTED]));
     }
@@ -122,7 +123,7 @@ pub fn decide_with(
             return post_filter(cycle, profile, &mut Filters::none(cycle), diagnosis, message);
         }
     };
-    // Where room was made for it, it is likely to fit now, and nowhere else.
+    // The nominated node comes first: after the preemption the pod probably fits there and nowhere else.
     if let Some(node) = cycle.nominated().and_then(|name| snapshot.node(name))
         && filters.fits(node).is_ok()
         && verdicts.is_none_or(|verdicts| matches!(verdicts.of(node.name()), Some(Verdict::Fits(_))))
@@ -131,7 +132,7 @@ pub fn decide_with(
     }
     let wanted = num_feasible_nodes(nodes, profile.feasible_percent);
     let mut diagnosis = Diagnosis::default();
-    diagnosis.asks_elsewhere = profile.wasm.iter().any(|plugin| plugin.filters);
+    diagnosis.has_wasm_filters = profile.wasm.iter().any(|plugin| plugin.filters);
     let mut feasible: Vec<&NodeInfo> = Vec::with_capacity(wanted);
     let mut tried = 0;
     for node in snapshot.nodes_from(start) {
@@ -160,7 +161,7 @@ pub fn decide_with(
     }
 }
 
-/// Asks the plugins whether a pod that fits nowhere can be helped. The first that makes room is the last that is asked.
+/// Calls the `PostFilter` plugins in order, until one nominates a node.
 fn post_filter<'a>(
     cycle: Cycle<'a>,
     profile: &Profile,
@@ -168,34 +169,41 @@ fn post_filter<'a>(
     diagnosis: Diagnosis,
     mut message: String,
 ) -> Decision {
-    let (mut said, mut going, mut others) = (Vec::new(), Vec::new(), Vec::new());
-    let mut asked = profile.at(Point::PostFilter).filter_map(|(plugin, _)| plugin.post_filter).peekable();
-    let mut nomination = if asked.peek().is_some() { Nomination::Keep } else { Nomination::Clear };
-    for post_filter in asked {
+    let (mut reasons, mut going, mut others) = (Vec::new(), Vec::new(), Vec::new());
+    let mut post_filters = profile.at(Point::PostFilter).filter_map(|(plugin, _)| plugin.post_filter).peekable();
+    let mut nomination = if post_filters.peek().is_some() { Nomination::Keep } else { Nomination::Clear };
+    for post_filter in post_filters {
         match post_filter(cycle, filters, &diagnosis) {
-            PostFilterResult::Unschedulable(why) => said.push(why),
-            PostFilterResult::Hopeless(why) => {
-                said.push(why);
+            PostFilterResult::Unschedulable(why) => reasons.push(why),
+            PostFilterResult::NotHelpful(why) => {
+                reasons.push(why);
                 nomination = Nomination::Clear;
             }
-            PostFilterResult::Asks(candidates) => others = candidates,
+            PostFilterResult::Candidates(candidates) => others = candidates,
             PostFilterResult::Nominated { node, victims, candidates } => {
                 (nomination, going, others) = (Nomination::Node(node), victims, candidates);
-                said.clear();
+                reasons.clear();
                 break;
             }
         }
     }
-    if !said.is_empty() {
-        message = format!("{message} {}", said.join(", "));
+    if !reasons.is_empty() {
+        message = format!("{message} {}", reasons.join(", "));
     }
-    Decision::Nowhere { message, refused_by: diagnosis.refused_by, nomination, victims: going, candidates: others }
+    Decision::Unschedulable {
+        message,
+        refused_by: diagnosis.refused_by,
+        nomination,
+        victims: going,
+        candidates: others,
+    }
 }
 
-/// Stands for fields that ask for something that isn't done: only a change of the pod helps.
+/// Stands for fields that this scheduler doesn't support: only an update of the pod helps.
 pub const UNSUPPORTED: &str = "unsupported fields";
 
-/// Whether extenders, and plugins that run elsewhere, have nothing against a node. One that they were not asked about isn't counted either way.
+/// Whether extenders and WebAssembly plugins accept a node. A node without a verdict is counted neither as accepted nor
+/// as rejected.
 fn extended(node: &NodeInfo, verdicts: &Verdicts, diagnosis: &mut Diagnosis) -> bool {
     match verdicts.of(node.name()) {
         Some(Verdict::Fits(_)) => return true,
@@ -203,7 +211,7 @@ fn extended(node: &NodeInfo, verdicts: &Verdicts, diagnosis: &mut Diagnosis) -> 
             let reasons = Reasons::Many(why.iter().map(|why| why.clone().into()).collect());
             diagnosis.count(node.id, by, Refusal { reasons, unresolvable: *unresolvable });
             if !unresolvable && *by != EXTENDER {
-                diagnosis.refused_elsewhere.insert(node.id);
+                diagnosis.rejected_by_wasm.insert(node.id);
             }
         }
         None => {
@@ -244,16 +252,16 @@ fn best<'a>(
     equals().nth(pick)
 }
 
-/// A plugin's scores of all feasible nodes.
+/// One plugin's scores of all feasible nodes.
 pub(crate) enum Scores<'s> {
-    /// On its own scale.
+    /// Raw, on the plugin's own scale.
     Own(&'s [i64]),
-    /// From 0 to 100.
+    /// Normalized, from 0 to 100.
     Counting(&'s [i64]),
 }
 
-/// Asks the plugins that score for all feasible nodes at once. `each` gets a plugin's name, its weight and its scores, first as
-/// they are and then as they count.
+/// Runs the `Score` plugins on all feasible nodes. `each` gets a plugin's name, its weight and its scores, raw first
+/// and then normalized.
 pub(crate) fn score_each<'a>(
     cycle: Cycle<'a>,
     profile: &Profile,

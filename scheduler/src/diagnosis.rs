@@ -1,4 +1,4 @@
-//! Why a pod fits nowhere: refusals counted by reason, in upstream's words.
+//! Diagnosis of an unschedulable pod: rejections counted by reason, and upstream's message about them.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -6,22 +6,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::node::NodeId;
 use crate::refusal::{Reasons, Refusal};
 
-/// See the module.
+/// The rejections of one decision.
 #[derive(Debug, Default)]
 pub struct Diagnosis {
-    /// Plugins with fixed sentences, found by their address: there are few.
+    /// Plugin, fixed reason and count, found by address: there are few.
     known: Vec<(&'static str, &'static str, usize)>,
     made: BTreeMap<Cow<'static, str>, usize>,
-    /// Nodes that might take the pod if others weren't there, in the order in which they were tried.
+    /// Nodes where preemption might help, in the order in which they were filtered.
     pub resolvable: Vec<NodeId>,
-    /// How many nodes wouldn't take it whoever goes.
+    /// The number of nodes where preemption can't help.
     pub unresolvable: usize,
-    /// The plugins that refused nodes.
+    /// The plugins that rejected nodes.
     pub refused_by: BTreeSet<&'static str>,
-    /// Nodes that only plugins which run elsewhere refuse, and might not if others went.
-    pub refused_elsewhere: BTreeSet<NodeId>,
-    /// Such plugins have a say in who goes.
-    pub asks_elsewhere: bool,
+    /// Nodes that only WebAssembly plugins reject, and where preemption might help.
+    pub rejected_by_wasm: BTreeSet<NodeId>,
+    /// Whether the profile has WebAssembly plugins that filter.
+    pub has_wasm_filters: bool,
 }
 
 impl Diagnosis {
@@ -53,18 +53,18 @@ impl Diagnosis {
         }
     }
 
-    /// A plugin refused all nodes before any was tried.
+    /// One plugin rejected all nodes in `PreFilter`.
     pub(crate) fn all(nodes: usize, plugin: &'static str) -> Self {
         Self { unresolvable: nodes, refused_by: BTreeSet::from([plugin]), ..Self::default() }
     }
 
-    /// The sentence about `nodes` nodes.
+    /// Upstream's message about `nodes` nodes.
     #[must_use]
     pub fn message(&self, nodes: usize) -> String {
         not_available(nodes, self.counts().into_iter().map(|(reason, count)| (count, reason)).collect())
     }
 
-    /// The same, with one reason for all nodes that nothing was found out about.
+    /// As [`message`](Self::message), with the reason `others` for the nodes that were not rejected.
     #[must_use]
     pub fn message_with(&self, nodes: usize, others: &str) -> String {
         let mut counts = self.counts();
@@ -84,7 +84,7 @@ impl Diagnosis {
     }
 }
 
-/// Upstream's sentence: of `nodes` nodes none is available, and why.
+/// Upstream's message: none of `nodes` nodes is available, with the reasons.
 #[must_use]
 pub fn not_available(nodes: usize, counts: Vec<(usize, &str)>) -> String {
     let mut parts: Vec<String> = counts.iter().map(|(count, reason)| format!("{count} {reason}")).collect();

@@ -1,10 +1,10 @@
-//! The scheduler: chooses a node for every pod that has none.
+//! The scheduler: binds each pod without a node to a node.
 //!
-//! A pure core ([`decide`], [`plugins`], [`queue`], [`snapshot`]) with upstream's plugins, weights and messages, and a thin
-//! shell ([`run`], [`bind`]) that watches through the Kubernetes API and writes bindings, conditions and
-//! events. It runs against any kube-apiserver.
+//! A pure core ([`decide`], [`plugins`], [`queue`], [`snapshot`]) with upstream's plugins, weights and messages, and a
+//! shell ([`run`], [`bind`]) that watches the Kubernetes API and writes bindings, conditions and events. It runs
+//! against any kube-apiserver.
 //!
-//! Absent on purpose: whatever reads the clock, randomness or a client inside the core.
+//! Invariant: the core reads no clock, no randomness and no client.
 
 pub mod bind;
 pub mod budget;

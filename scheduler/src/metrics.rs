@@ -1,4 +1,4 @@
-//! The scheduler's figures, under upstream's names.
+//! The scheduler's metrics, under upstream's names.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use crate::queue::Depth;
-use crate::wasm::{At, Figures};
+use crate::wasm::{CallPoint, PluginMetrics};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Attempt {
@@ -41,21 +41,18 @@ struct PluginFailure {
     reason: &'static str,
 }
 
-/// How a try ended.
+/// The result of a scheduling attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// A node was found.
     Scheduled,
-    /// None was.
     Unschedulable,
-    /// Something went wrong.
     Error,
 }
 
-/// Tries of more than these are counted together, as upstream.
-const ATTEMPTS_TOLD_MAX: u32 = 16;
+/// Attempts above this number share one label value, as upstream.
+const ATTEMPTS_MAX: u32 = 16;
 
-/// See the module. Clones are the same figures.
+/// The metrics. Clones share the values.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     attempts: Family<Attempt, Counter>,
@@ -84,7 +81,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Makes the figures visible in `registry`.
+    /// Registers the metrics with `registry`.
     pub fn register(&self, registry: &mut Registry) {
         let help = "Number of attempts to schedule pods, by the result";
         registry.register("scheduler_schedule_attempts", help, self.attempts.clone());
@@ -115,11 +112,11 @@ impl Metrics {
     }
 
     pub(crate) fn bound(&self, attempts: u32, took: Duration) {
-        let attempts = Attempts { attempts: attempts.min(ATTEMPTS_TOLD_MAX) };
+        let attempts = Attempts { attempts: attempts.min(ATTEMPTS_MAX) };
         self.pod_seconds.get_or_create(&attempts).observe(took.as_secs_f64());
     }
 
-    /// Others were asked to go for a pod, or it was found that nobody's going helps.
+    /// Counts a preemption with its number of victims.
     pub(crate) fn preempted(&self, victims: usize) {
         self.preemptions.inc();
         if victims > 0 {
@@ -135,13 +132,13 @@ impl Metrics {
     }
 }
 
-impl Figures for Metrics {
-    fn asked(&self, plugin: &'static str, at: At, status: &'static str, took: Duration) {
+impl PluginMetrics for Metrics {
+    fn observe_call(&self, plugin: &'static str, at: CallPoint, status: &'static str, took: Duration) {
         let execution = Execution { plugin, extension_point: at.as_str(), status };
         self.executions.get_or_create(&execution).observe(took.as_secs_f64());
     }
 
-    fn failed(&self, plugin: &'static str, reason: &'static str) {
+    fn observe_failure(&self, plugin: &'static str, reason: &'static str) {
         self.failures.get_or_create(&PluginFailure { plugin, reason }).inc();
     }
 }

@@ -1,113 +1,108 @@
-//! A node with the pods on it.
+//! A node and its pods.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use machinery_api::ObjectKey;
-use machinery_api::placement::requirement_holds;
+use machinery_api::placement::requirement_matches;
 use machinery_api::quantity::Quantity;
 
 use crate::pod::{Labels, NodeRequirement, NodeTerm, PodInfo, Taint};
 use crate::resources::{ResourceSum, Resources};
 use crate::wasm;
 
-/// The labels that a zone is made of.
+/// The zone label.
 const ZONE: &str = "topology.kubernetes.io/zone";
 const REGION: &str = "topology.kubernetes.io/region";
 
-/// What of a node matters to scheduling.
+/// The fields of a node that scheduling reads.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodeFacts {
-    /// Its name.
     pub name: String,
-    /// Its labels.
     pub labels: Labels,
-    /// Its taints.
     pub taints: Vec<Taint>,
     /// Cordoned.
     pub unschedulable: bool,
-    /// What it offers.
+    /// Allocatable resources.
     pub allocatable: Resources,
-    /// How many pods it takes.
+    /// The maximum number of pods.
     pub pods_max: i64,
-    /// The images that it has, by each of their names, with their sizes in bytes.
+    /// Image sizes in bytes, by each name of an image.
     pub images: BTreeMap<String, i64>,
 }
 
-/// A node's number: dense, so that what is kept by node is an array. It may be another node's once this one is gone.
+/// A dense node number, so that data per node is an array. A number is reused after its node is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct NodeId(u32);
 
 impl NodeId {
-    /// The node at an index.
+    /// The node with an index.
     ///
     /// # Panics
-    /// Beyond 2^32 nodes.
+    /// With 2^32 nodes or more.
     #[must_use]
     pub fn new(index: usize) -> Self {
         Self(u32::try_from(index).expect("fewer than 2^32 nodes"))
     }
 
-    /// As an index.
+    /// The index.
     #[must_use]
     pub fn index(self) -> usize {
         self.0 as usize
     }
 }
 
-/// What is left of what a node offers; less than nothing where it has shrunk.
+/// The free part of the allocatable resources; negative if they were reduced below the requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Room {
+pub struct FreeResources {
     /// Thousandths of a core.
     pub cpu_milli: i64,
     /// Bytes.
     pub memory_bytes: i64,
     /// Bytes.
     pub ephemeral_bytes: i64,
-    /// How many pods more.
+    /// Number of pods.
     pub pods: i64,
 }
 
-/// What the pods of a node make up, as scores see it: sums beyond `i64` are as good as its end.
+/// The requests of a node's pods, as scores use them. Sums saturate at the end of `i64`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Load {
-    /// Thousandths of a core that are asked for.
+    /// Requested thousandths of a core.
     pub cpu_milli: i64,
-    /// Bytes that are asked for.
+    /// Requested bytes.
     pub memory_bytes: i64,
-    /// The same, where containers that ask for nothing count as if they did.
+    /// Thousandths of a core, with a default for containers without a request.
     pub scored_cpu_milli: i64,
-    /// The same.
+    /// Bytes, with a default for containers without a request.
     pub scored_memory_bytes: i64,
 }
 
-/// See the module. What is asked of each of thousands of nodes for every pod stands in front, in one cache line.
+/// A node and its pods. The fields that each decision reads of thousands of nodes come first, in one cache line.
 #[derive(Debug, Clone, Default)]
 #[repr(C)]
 pub struct NodeInfo {
-    /// Its number.
     pub id: NodeId,
     /// Cordoned.
     cordoned: bool,
-    /// It has a taint that keeps pods away which don't tolerate it.
-    repels: bool,
-    room: Room,
+    /// Whether it has a taint with effect `NoSchedule` or `NoExecute`.
+    has_hard_taint: bool,
+    free: FreeResources,
     load: Load,
-    /// What of the node matters.
     pub facts: Box<NodeFacts>,
-    /// The pods on it, assumed ones included.
+    /// The pods of the node, assumed ones included.
     pub pods: BTreeMap<Arc<ObjectKey>, Arc<PodInfo>>,
-    /// What they ask for.
+    /// The sum of the pods' requests.
     pub requested: Box<ResourceSum>,
-    /// What they count as in scores.
+    /// The sum of the pods' requests, with defaults, for scores.
     pub scored: Box<ResourceSum>,
-    /// The lowest priority of a pod, and how many have it.
+    /// The lowest priority of its pods, and the number of pods with it.
     lowest: Option<(i32, u32)>,
 }
 
 impl NodeFacts {
-    /// Extracts what scheduling needs.
+    /// Extracts the fields that scheduling reads.
     #[must_use]
     pub fn of(node: &core::Node) -> Self {
         let spec = node.spec.as_ref();
@@ -133,16 +128,16 @@ impl NodeFacts {
         }
     }
 
-    /// Region and zone, for taking turns between them.
+    /// Region and zone, for round-robin between zones.
     #[must_use]
     pub fn zone(&self) -> (String, String) {
         let label = |key: &str| self.labels.get(key).cloned().unwrap_or_default();
         (label(REGION), label(ZONE))
     }
 
-    /// Whether a term of a node selector holds here.
+    /// Whether a node selector term matches.
     #[must_use]
-    pub fn meets(&self, term: &NodeTerm) -> bool {
+    pub fn matches_term(&self, term: &NodeTerm) -> bool {
         let fields = |r: &NodeRequirement| holds(r, (r.key == "metadata.name").then_some(self.name.as_str()));
         let empty = term.labels.is_empty() && term.fields.is_empty();
         !empty
@@ -150,75 +145,77 @@ impl NodeFacts {
             && term.fields.iter().all(fields)
     }
 
-    /// Whether the pod's node selector and required node affinity admit this node.
+    /// Whether the pod's node selector and required node affinity match.
     #[must_use]
     pub fn admits(&self, pod: &PodInfo) -> bool {
-        pod.wants.node_selector.iter().all(|(key, value)| self.labels.get(key) == Some(value))
-            && pod.wants.node_required.as_ref().is_none_or(|terms| terms.iter().any(|term| self.meets(term)))
+        pod.requirements.node_selector.iter().all(|(key, value)| self.labels.get(key) == Some(value))
+            && pod
+                .requirements
+                .node_required
+                .as_ref()
+                .is_none_or(|terms| terms.iter().any(|term| self.matches_term(term)))
     }
 
-    /// The first taint that keeps the pod away.
+    /// Whether the pod doesn't tolerate one of the taints with effect `NoSchedule` or `NoExecute`.
     #[must_use]
-    pub fn repels(&self, pod: &PodInfo) -> bool {
-        self.taints.iter().any(|taint| taint.keeps_off() && !pod.tolerates(taint))
+    pub fn has_untolerated_taint(&self, pod: &PodInfo) -> bool {
+        self.taints.iter().any(|taint| taint.prevents_scheduling() && !pod.tolerates(taint))
     }
 }
 
 fn holds(requirement: &NodeRequirement, value: Option<&str>) -> bool {
-    requirement_holds(&requirement.operator, &requirement.values, value)
+    requirement_matches(&requirement.operator, &requirement.values, value)
 }
 
 impl NodeInfo {
-    /// The node's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.facts.name
     }
 
-    /// A node of a number, which nothing is known of yet.
+    /// A node without facts and pods.
     #[must_use]
     pub fn new(id: NodeId) -> Self {
         Self { id, ..Self::default() }
     }
 
-    /// What of the node matters is other than before. Returns what it was.
+    /// Replaces the facts, and returns the previous ones.
     pub fn set_facts(&mut self, facts: NodeFacts) -> NodeFacts {
         self.cordoned = facts.unschedulable;
-        self.repels = facts.taints.iter().any(Taint::keeps_off);
+        self.has_hard_taint = facts.taints.iter().any(Taint::prevents_scheduling);
         let before = std::mem::replace(&mut *self.facts, facts);
         self.measure();
         before
     }
 
-    /// What is left of what it offers.
+    /// The free resources.
     #[must_use]
-    pub fn room(&self) -> &Room {
-        &self.room
+    pub fn free(&self) -> &FreeResources {
+        &self.free
     }
 
-    /// What its pods make up.
+    /// The requests of the pods.
     #[must_use]
     pub fn load(&self) -> &Load {
         &self.load
     }
 
-    /// What is on it, as plugins are told that run elsewhere.
+    /// The load in the form of WebAssembly plugins.
     #[must_use]
-    pub fn told(&self) -> wasm::Load {
+    pub fn plugin_load(&self) -> wasm::Load {
         let pods = u32::try_from(self.pods.len()).unwrap_or(u32::MAX);
         wasm::Load { pods, cpu_millis: self.load.cpu_milli, memory_bytes: self.load.memory_bytes }
     }
 
-    /// Whether it is cordoned.
     #[must_use]
     pub fn is_cordoned(&self) -> bool {
         self.cordoned
     }
 
-    /// Whether a taint keeps the pod away.
+    /// Whether the pod doesn't tolerate a taint.
     #[must_use]
-    pub fn keeps_off(&self, pod: &PodInfo) -> bool {
-        self.repels && self.facts.repels(pod)
+    pub fn has_untolerated_taint(&self, pod: &PodInfo) -> bool {
+        self.has_hard_taint && self.facts.has_untolerated_taint(pod)
     }
 
     fn measure(&mut self) {
@@ -231,7 +228,7 @@ impl NodeInfo {
             scored_cpu_milli: cut(self.scored.cpu_milli),
             scored_memory_bytes: cut(self.scored.memory_bytes),
         };
-        self.room = Room {
+        self.free = FreeResources {
             cpu_milli: left(offered.cpu_milli, used.cpu_milli),
             memory_bytes: left(offered.memory_bytes, used.memory_bytes),
             ephemeral_bytes: left(offered.ephemeral_bytes, used.ephemeral_bytes),
@@ -239,11 +236,11 @@ impl NodeInfo {
         };
     }
 
-    /// Puts a pod on the node, in place of one with the same key.
+    /// Adds a pod, in place of one with the same key.
     pub fn put(&mut self, pod: Arc<PodInfo>) {
         self.take(&pod.key);
-        self.requested.add(&pod.wants.requests);
-        self.scored.add(&pod.wants.scored);
+        self.requested.add(&pod.requirements.requests);
+        self.scored.add(&pod.requirements.scored);
         self.lowest = match self.lowest {
             Some((lowest, count)) if lowest == pod.priority => Some((lowest, count.saturating_add(1))),
             Some((lowest, count)) if lowest < pod.priority => Some((lowest, count)),
@@ -259,17 +256,17 @@ impl NodeInfo {
         Some((lowest, u32::try_from(count).unwrap_or(u32::MAX)))
     }
 
-    /// The lowest priority of a pod; none: there is no pod.
+    /// The lowest priority of the pods; none without pods.
     #[must_use]
     pub fn lowest_priority(&self) -> Option<i32> {
         self.lowest.map(|(lowest, _)| lowest)
     }
 
-    /// Takes a pod off the node.
+    /// Removes a pod.
     pub fn take(&mut self, key: &ObjectKey) -> Option<Arc<PodInfo>> {
         let pod = self.pods.remove(key)?;
-        self.requested.remove(&pod.wants.requests);
-        self.scored.remove(&pod.wants.scored);
+        self.requested.remove(&pod.requirements.requests);
+        self.scored.remove(&pod.requirements.scored);
         if let Some((lowest, count)) = self.lowest.filter(|(lowest, _)| *lowest == pod.priority) {
             self.lowest = if count > 1 { Some((lowest, count - 1)) } else { self.find_lowest() };
         }

@@ -1,7 +1,7 @@
-//! Pods for which room is being made: each waits for one node, and others leave it its place there.
+//! Nominated pods: each waits for the victims on one node, and pods of lower priority don't get their resources.
 //!
-//! What a decision nominates counts at once; the API says it a moment later (`status.nominatedNodeName`), and from then on
-//! what the API says is true.
+//! A decision's nomination counts at once. As soon as the API shows it (`status.nominatedNodeName`), the API is
+//! authoritative.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use machinery_api::ObjectKey;
 
 use crate::pod::PodInfo;
 
-/// See the module.
+/// The nominated pods.
 #[derive(Debug, Default)]
 pub struct Nominated {
     by_pod: HashMap<Arc<ObjectKey>, (Arc<PodInfo>, Arc<str>)>,
@@ -19,13 +19,13 @@ pub struct Nominated {
 }
 
 impl Nominated {
-    /// Whether no pod is nominated anywhere, as is usual.
+    /// Whether no pod is nominated, the usual case.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.by_pod.is_empty()
     }
 
-    /// A pod waits for a node, and for no other one any more.
+    /// Nominates a pod for a node, in place of another nomination.
     pub fn set(&mut self, pod: Arc<PodInfo>, node: &str) {
         self.clear(&pod.key);
         let (key, node): (_, Arc<str>) = (pod.key.clone(), node.into());
@@ -33,7 +33,7 @@ impl Nominated {
         self.by_pod.insert(key, (pod, node));
     }
 
-    /// A pod waits for no node any more. Returns it with the node, if it did.
+    /// Removes a nomination, and returns the pod and the node.
     pub fn clear(&mut self, key: &ObjectKey) -> Option<(Arc<PodInfo>, Arc<str>)> {
         let (pod, node) = self.by_pod.remove(key)?;
         if let Some(pods) = self.by_node.get_mut(&node) {
@@ -45,12 +45,12 @@ impl Nominated {
         Some((pod, node))
     }
 
-    /// A pod that waits is there, new or changed: its status counts, unless it doesn't yet say what was decided.
+    /// Updates an unscheduled pod. Its status is authoritative, unless it doesn't show the last decision yet.
     pub fn update(&mut self, pod: &Arc<PodInfo>) {
         let known = self.by_pod.get(&pod.key).filter(|(known, _)| known.uid == pod.uid);
         let node = match (known, &pod.nominated) {
             (Some((known, node)), None) if known.nominated.is_none() => Some(node.clone()),
-            (_, said) => said.clone(),
+            (_, stored) => stored.clone(),
         };
         match node {
             Some(node) => self.set(pod.clone(), &node),
@@ -58,13 +58,13 @@ impl Nominated {
         }
     }
 
-    /// The node that a pod waits for.
+    /// The nominated node of a pod.
     #[must_use]
     pub fn node_of(&self, key: &ObjectKey) -> Option<&str> {
         self.by_pod.get(key).map(|(_, node)| &**node)
     }
 
-    /// The pods that wait for a node.
+    /// The pods nominated for a node.
     pub fn on(&self, node: &str) -> impl Iterator<Item = &Arc<PodInfo>> {
         let keys = self.by_node.get(node).into_iter().flatten();
         keys.filter_map(|key| self.by_pod.get(key)).map(|(pod, _)| pod)

@@ -1,4 +1,4 @@
-//! A pod as the scheduler sees it: what it needs, extracted once.
+//! A pod as the scheduler reads it, extracted once per change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,30 +14,27 @@ use machinery_client::pod::{Pod, PodShape, PodSpec, PodStatus};
 
 use crate::resources::{Resources, requests};
 
-/// Labels.
 pub type Labels = BTreeMap<String, String>;
 
-/// One condition of a node selector term.
+/// A requirement of a node selector term.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct NodeRequirement {
-    /// The label, or `metadata.name` among fields.
+    /// The label, or the field `metadata.name`.
     pub key: String,
     /// `In`, `NotIn`, `Exists`, `DoesNotExist`, `Gt`, `Lt`.
     pub operator: String,
-    /// What it is compared with.
     pub values: Vec<String>,
 }
 
-/// One term: all its requirements must hold; an empty one holds nowhere.
+/// A node selector term: all requirements must match; an empty term matches nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct NodeTerm {
-    /// On labels.
+    /// `matchExpressions`.
     pub labels: Vec<NodeRequirement>,
-    /// On fields.
+    /// `matchFields`.
     pub fields: Vec<NodeRequirement>,
 }
 
-/// A taint that is tolerated.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Toleration {
     key: String,
@@ -46,12 +43,9 @@ pub struct Toleration {
     effect: String,
 }
 
-/// A taint.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Taint {
-    /// Its key.
     pub key: String,
-    /// Its value.
     pub value: String,
     /// `NoSchedule`, `PreferNoSchedule`, `NoExecute`.
     pub effect: String,
@@ -60,134 +54,123 @@ pub struct Taint {
 /// A topology spread constraint.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Spread {
-    /// How uneven it may be.
+    /// The maximum difference of pods between domains.
     pub max_skew: i64,
-    /// The label that makes domains.
+    /// The topology label.
     pub key: String,
-    /// `DoNotSchedule`, else only preferred.
+    /// `DoNotSchedule`; otherwise `ScheduleAnyway`.
     pub required: bool,
-    /// Which pods count.
+    /// The pods to count.
     pub selector: LabelSelector,
-    /// With fewer domains the emptiest counts as empty.
+    /// With fewer domains the minimum counts as zero.
     pub min_domains: usize,
-    /// Only nodes that the pod's node affinity and selector admit count.
+    /// Whether only nodes that match the pod's node affinity and selector count.
     pub honor_affinity: bool,
-    /// Only nodes whose taints the pod tolerates count.
+    /// Whether only nodes whose taints the pod tolerates count.
     pub honor_taints: bool,
 }
 
-/// A pod (anti-)affinity term.
+/// A pod affinity or anti-affinity term.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PodTerm {
-    /// Which pods.
     pub selector: LabelSelector,
-    /// In which namespaces, by name.
+    /// Namespaces by name.
     pub namespaces: BTreeSet<String>,
-    /// And by label.
+    /// Namespaces by label.
     pub namespace_selector: LabelSelector,
-    /// The label that makes domains.
+    /// The topology label.
     pub key: String,
 }
 
 /// Pod affinity or anti-affinity.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct PodAffinity {
-    /// All must hold.
+    /// All terms must match.
     pub required: Vec<PodTerm>,
     /// With weights.
     pub preferred: Vec<(i64, PodTerm)>,
 }
 
-/// A port of the host that a pod takes.
+/// A host port of a pod.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HostPort {
     /// `0.0.0.0` for all addresses.
     pub ip: String,
     /// `TCP`, `UDP`, `SCTP`.
     pub protocol: String,
-    /// The port.
     pub port: i32,
 }
 
-/// Whether a pod's status says that it goes for one of higher priority.
+/// Whether a pod's status shows that it was preempted.
 fn preempted(status: &PodStatus) -> bool {
     let mut conditions = status.conditions.iter().flat_map(|conditions| conditions.iter());
     let disrupted = conditions.find(|condition| condition.type_ == "DisruptionTarget");
     disrupted.is_some_and(|c| c.status == "True" && c.reason.as_deref() == Some("PreemptionByScheduler"))
 }
 
-/// What a pod's spec asks of a node: pods of one template share it.
+/// The scheduling requirements of a pod's spec, shared by the pods of a template.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct PodRequirements {
     /// `spec.schedulerName`.
     pub scheduler: String,
-    /// Whether it would preempt.
+    /// `preemptionPolicy: Never`.
     pub never_preempts: bool,
-    /// What it asks for.
     pub requests: Resources,
-    /// What it counts as in scores.
+    /// The requests with defaults, for scores.
     pub scored: Resources,
-    /// Host ports.
     pub ports: BTreeSet<HostPort>,
     /// `spec.nodeSelector`.
     pub node_selector: Labels,
-    /// Required node affinity: one of the terms must hold.
+    /// Required node affinity: one of the terms must match.
     pub node_required: Option<Vec<NodeTerm>>,
-    /// Preferred node affinity.
+    /// Preferred node affinity, with weights.
     pub node_preferred: Vec<(i64, NodeTerm)>,
-    /// Tolerations.
     pub tolerations: Vec<Toleration>,
-    /// Topology spread constraints.
     pub spread: Vec<Spread>,
-    /// Pod affinity.
     pub affinity: PodAffinity,
-    /// Pod anti-affinity.
     pub anti_affinity: PodAffinity,
-    /// Its images, as nodes name them, each as often as it is there; and how many containers it has.
+    /// The images, named as on nodes, with repetitions; and the number of containers.
     pub images: (Vec<String>, usize),
-    /// Fields that ask the scheduler for something that it doesn't do.
+    /// Fields that this scheduler doesn't support.
     pub unsupported: Vec<String>,
 }
 
-/// A claim that a pod's volume is of.
+/// A claim of one of the pod's volumes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodClaim {
-    /// Its name.
     pub name: String,
-    /// It is made for the pod.
+    /// Whether it is a generic ephemeral volume.
     pub ephemeral: bool,
 }
 
-/// See the module. What many pods have in common is held once.
+/// A pod. Pods of a template share what they have in common.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PodInfo {
-    /// Namespace and name.
     pub key: Arc<ObjectKey>,
-    /// The uid: another one is another pod.
+    /// A pod of the same name with another uid is another pod.
     pub uid: Box<str>,
-    /// Labels.
     pub labels: Arc<Labels>,
-    /// What it asks of a node.
-    pub wants: Arc<PodRequirements>,
-    /// The node it is bound to.
+    /// The requirements on a node.
+    pub requirements: Arc<PodRequirements>,
+    /// The node that the pod is bound to.
     pub node: Option<Arc<str>>,
     /// The uid of the ReplicaSet, ReplicationController or StatefulSet that controls it.
     pub workload: Option<Box<str>>,
-    /// Higher goes first.
+    /// Higher is scheduled first.
     pub priority: i32,
-    /// Being deleted.
+    /// Whether it has a deletion timestamp.
     pub terminating: bool,
-    /// Succeeded or failed: takes no room any more.
+    /// Whether it has succeeded or failed, and so uses no resources.
     pub ended: bool,
-    /// Has scheduling gates.
+    /// Whether it has scheduling gates.
     pub gated: bool,
-    /// It is going because the scheduler wanted its room for another.
+    /// Whether the scheduler preempted it.
     pub preempted: bool,
     /// When it started on its node, in nanoseconds; 0: not yet.
     pub start_nanos: i64,
-    /// The node on which room is made for it, as its status says.
+    /// `status.nominatedNodeName`.
     pub nominated: Option<Arc<str>>,
-    /// The claims of its volumes; none where it has none.
+    /// The claims of its volumes; none without claims.
     pub claims: Option<Box<[PodClaim]>>,
 }
 
@@ -198,7 +181,7 @@ fn selector(selector: Option<&meta::LabelSelector>) -> LabelSelector {
     narrowed(selector, &Labels::new(), &[], &[])
 }
 
-/// A selector narrowed to the pod's own values of some labels (newer apiservers have done that already).
+/// A selector with the pod's own values of some labels added (newer API servers have merged them already).
 fn narrowed(base: Option<&meta::LabelSelector>, labels: &Labels, same: &[String], other: &[String]) -> LabelSelector {
     let Some(mut base) = base.cloned() else { return LabelSelector::nothing() };
     for (keys, operator) in [(same, "In"), (other, "NotIn")] {
@@ -210,7 +193,7 @@ fn narrowed(base: Option<&meta::LabelSelector>, labels: &Labels, same: &[String]
             });
         }
     }
-    // The API refuses selectors that can't be read; one that got in selects nothing, as upstream.
+    // The API rejects invalid selectors; one that was stored anyway selects nothing, as upstream.
     let value = serde_json::to_value(&base).ok();
     LabelSelector::from_value(value.as_ref()).unwrap_or_else(|_| LabelSelector::nothing())
 }
@@ -287,7 +270,7 @@ fn ports(shape: &PodShape) -> BTreeSet<HostPort> {
     taken.collect()
 }
 
-/// Images as nodes name them: with a tag.
+/// Images named as on nodes: with a tag.
 fn images(shape: &PodShape) -> (Vec<String>, usize) {
     let containers = || shape.init_containers.iter().flatten().chain(&shape.containers);
     let volumes = shape.volumes.iter().flatten().filter_map(|volume| volume.image.as_ref()?.reference.as_deref());
@@ -364,7 +347,7 @@ impl PodRequirements {
 }
 
 impl PodInfo {
-    /// Extracts what scheduling needs.
+    /// Extracts the fields that scheduling reads.
     #[must_use]
     pub fn of(pod: &Pod) -> Self {
         let fallback = PodSpec::default();
@@ -379,7 +362,7 @@ impl PodInfo {
         let spreads = |kind: &str| matches!(kind, "ReplicaSet" | "ReplicationController" | "StatefulSet");
         Self {
             uid: metadata.uid.as_deref().unwrap_or_default().into(),
-            wants: REQUIREMENTS.share(PodRequirements::of(&spec.shape, &key.namespace, &labels)),
+            requirements: REQUIREMENTS.share(PodRequirements::of(&spec.shape, &key.namespace, &labels)),
             key: Arc::new(key),
             labels,
             node: spec.node_name.as_deref().filter(|name| !name.is_empty()).map(Arc::from),
@@ -395,48 +378,48 @@ impl PodInfo {
         }
     }
 
-    /// When it started; one that hasn't yet is younger than all others.
+    /// When it started; a pod that hasn't started sorts last.
     #[must_use]
     pub fn started(&self) -> i64 {
         if self.start_nanos == 0 { i64::MAX } else { self.start_nanos }
     }
 
-    /// Whether it is going for another pod.
+    /// Whether it is terminating because of a preemption.
     #[must_use]
     pub fn is_preempted(&self) -> bool {
         self.terminating && self.preempted
     }
 
-    /// Whether it is the same to one who looks for a node for it.
+    /// Whether two versions of an unscheduled pod are the same for scheduling.
     #[must_use]
-    pub fn waits_as(&self, other: &Self) -> bool {
-        let Self { key, uid, labels, wants, node, workload, priority, terminating, ended, gated, .. } = self;
+    pub fn is_equivalent(&self, other: &Self) -> bool {
+        let Self { key, uid, labels, requirements, node, workload, priority, terminating, ended, gated, .. } = self;
         *labels == other.labels
-            && *wants == other.wants
+            && *requirements == other.requirements
             && (key, uid, node, workload) == (&other.key, &other.uid, &other.node, &other.workload)
             && (*priority, *terminating, *ended, *gated)
                 == (other.priority, other.terminating, other.ended, other.gated)
     }
 
-    /// Whether every taint of these effects is tolerated.
+    /// Whether the pod tolerates a taint.
     #[must_use]
     pub fn tolerates(&self, taint: &Taint) -> bool {
-        self.wants.tolerations.iter().any(|toleration| toleration.covers(taint))
+        self.requirements.tolerations.iter().any(|toleration| toleration.covers(taint))
     }
 }
 
 impl Taint {
-    /// Whether pods that don't tolerate it are kept away; others only prefer to be elsewhere.
+    /// Whether it rejects pods that don't tolerate it; `PreferNoSchedule` only lowers the score.
     #[must_use]
-    pub fn keeps_off(&self) -> bool {
+    pub fn prevents_scheduling(&self) -> bool {
         self.effect != "PreferNoSchedule"
     }
 }
 
 impl PodTerm {
-    /// Whether a pod is meant.
+    /// Whether the term matches a pod.
     #[must_use]
-    pub fn means(&self, pod: &PodInfo, namespaces: &BTreeMap<String, Labels>) -> bool {
+    pub fn matches(&self, pod: &PodInfo, namespaces: &BTreeMap<String, Labels>) -> bool {
         let namespace = &pod.key.namespace;
         let named = self.namespaces.contains(namespace)
             || self.namespace_selector.matches(namespaces.get(namespace).unwrap_or(&Labels::new()));

@@ -1,4 +1,4 @@
-//! What preemption writes: the pods of lower priority that go, and those that wait for the same node no more.
+//! API writes of a preemption: deletes the victims, and clears the nominations of pods that lose the node.
 
 use std::sync::Arc;
 
@@ -10,32 +10,30 @@ use machinery_client::{Kind, Pod};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-/// Victims that are told at once, as upstream.
+/// The number of victims that are deleted concurrently, as upstream.
 const PARALLEL: usize = 16;
 
-/// A pod that goes.
+/// A victim of a preemption.
 #[derive(Debug, Clone)]
 pub struct Victim {
-    /// Namespace and name.
     pub key: Arc<ObjectKey>,
-    /// Another pod of that name isn't meant.
+    /// The precondition of the deletion.
     pub uid: Box<str>,
-    /// Of its spec.
+    /// The generation of its spec.
     pub generation: Option<i64>,
-    /// As events refer to it.
+    /// The reference for events.
     pub about: ObjectReference,
 }
 
-/// A pod that no room is made for any more where it waited for some.
+/// A pod that loses its nomination.
 #[derive(Debug, Clone)]
 pub struct Cleared {
-    /// Namespace and name.
     pub key: Arc<ObjectKey>,
-    /// Another pod of that name isn't meant.
+    /// The precondition of the patch.
     pub uid: Box<str>,
 }
 
-/// The condition of a pod that goes. Pure.
+/// The `DisruptionTarget` condition of a victim. Pure.
 #[must_use]
 pub fn disrupted(victim: &Victim, scheduler: &str, now: jiff::Timestamp) -> Value {
     let mut condition = json!({
@@ -49,17 +47,17 @@ pub fn disrupted(victim: &Victim, scheduler: &str, now: jiff::Timestamp) -> Valu
     json!({"metadata": {"uid": victim.uid}, "status": {"conditions": [condition]}})
 }
 
-/// Has pods go: tells each why in its status, and deletes it. What is gone already, is. `told` is called for each that was
-/// deleted.
+/// Deletes the victims, each after a patch of its condition. A victim that is already gone is no error. `deleted` is
+/// called for each deleted victim.
 ///
 /// # Errors
-/// With the first refusal of the server; all others are tried all the same.
-pub async fn have_go(
+/// The first error of the server; the other victims are deleted all the same.
+pub async fn delete_victims(
     client: &ApiClient,
     now: jiff::Timestamp,
     scheduler: &str,
     victims: Vec<Victim>,
-    told: impl Fn(ObjectReference),
+    deleted: impl Fn(ObjectReference),
 ) -> Result<(), String> {
     let mut result = Ok(());
     let mut victims = victims.into_iter();
@@ -69,20 +67,20 @@ pub async fn have_go(
             && let Some(victim) = victims.next()
         {
             let (client, patch) = (client.clone(), disrupted(&victim, scheduler, now));
-            tasks.spawn(async move { (go(&client, &victim, &patch).await, victim) });
+            tasks.spawn(async move { (delete_victim(&client, &victim, &patch).await, victim) });
         }
         match tasks.join_next().await {
             None => return result,
             Some(Err(error)) => result = Err(error.to_string()),
-            Some(Ok((Ok(true), victim))) => told(victim.about),
+            Some(Ok((Ok(true), victim))) => deleted(victim.about),
             Some(Ok((Ok(false), _))) => {}
             Some(Ok((Err(error), victim))) => result = Err(format!("{}: {error}", victim.key)),
         }
     }
 }
 
-/// Whether it was there to go.
-async fn go(client: &ApiClient, victim: &Victim, patch: &Value) -> Result<bool, kube::Error> {
+/// Whether the victim existed.
+async fn delete_victim(client: &ApiClient, victim: &Victim, patch: &Value) -> Result<bool, kube::Error> {
     let kind = Kind::of::<Pod>();
     let patched = client.patch::<Value>(&kind, &victim.key, Some("status"), PatchType::Strategic, patch).await;
     let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": victim.uid}});
@@ -92,13 +90,13 @@ async fn go(client: &ApiClient, victim: &Victim, patch: &Value) -> Result<bool, 
     };
     match deleted {
         Ok(_) => Ok(true),
-        // Another pod of that name is none of ours.
+        // Another pod of that name is no victim.
         Err(error) if matches!(status_code(&error), 404 | 409) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-/// Takes back nominations; where that fails, the pod's next decision says what is true.
+/// Clears nominations. After a failure, the pod's next decision writes its status.
 pub async fn clear(client: &ApiClient, cleared: Vec<Cleared>) {
     for Cleared { key, uid } in cleared {
         let patch = json!({"metadata": {"uid": uid}, "status": {"nominatedNodeName": null}});

@@ -1,5 +1,5 @@
-//! Pods that wait for a node: active ones in order, those that back off after a failure, and those that fit nowhere until
-//! something changes that may help them. Pure: time is handed in.
+//! The scheduling queue: active pods in order, pods in back-off, and unschedulable pods until an event may help them.
+//! Pure: the caller passes the time.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -11,76 +11,75 @@ use crate::plugins::Rank;
 use crate::plugins::priority_sort::rank;
 use crate::pod::PodInfo;
 
-/// How long a pod waits after a failure.
+/// The back-off of a pod after a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BackOff {
-    /// After the first; doubles.
+    /// After the first failure; doubles.
     pub initial: Duration,
-    /// The longest.
+    /// The maximum.
     pub max: Duration,
 }
 
 impl Default for BackOff {
-    /// Upstream's.
+    /// Upstream's defaults.
     fn default() -> Self {
         Self { initial: Duration::from_secs(1), max: Duration::from_secs(10) }
     }
 }
 
-/// After this long a pod is tried again though nothing happened that may help: repairs a missed hint.
+/// An unschedulable pod is retried after this time without an event, in case a queueing hint missed one.
 const UNSCHEDULABLE_MAX: Duration = Duration::from_secs(5 * 60);
 
-/// A pod that waits, or is being worked on.
+/// A pod in the queue, or in a scheduling cycle.
 #[derive(Debug, Clone)]
 pub struct QueuedPodInfo {
-    /// The pod.
     pub pod: Arc<PodInfo>,
-    /// How often it was tried.
+    /// The number of attempts.
     pub attempts: u32,
-    /// When it was first seen.
+    /// When the pod was first queued.
     pub since: Duration,
-    state: State,
-    /// When it may be tried again.
+    state: QueueState,
+    /// The end of the back-off.
     backoff_until: Duration,
     refused_by: BTreeSet<&'static str>,
-    /// Something went wrong with it last, so that it waits for its time.
+    /// Whether the last attempt ended with an error: the pod then waits out its back-off.
     erred: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum QueueState {
     /// Since when.
     Active(Duration),
     Backoff,
     /// Since when.
     Unschedulable(Duration),
     /// Taken by [`Queue::pop`].
-    Working,
+    InFlight,
 }
 
 /// Shared with the pod.
 type Key = Arc<ObjectKey>;
 
-/// See the module.
+/// The scheduling queue.
 #[derive(Debug)]
 pub struct Queue {
     rank: fn(&PodInfo, Duration) -> Rank,
     back_off: BackOff,
     pods: HashMap<Key, QueuedPodInfo>,
     active: BTreeSet<(Rank, Key)>,
-    /// Those that fitted nowhere, and those that something went wrong with.
+    /// Unschedulable pods, and pods after an error.
     backoff: [BTreeSet<(Duration, Key)>; 2],
     unschedulable: BTreeSet<(Duration, Key)>,
 }
 
-/// How many pods wait, by state.
+/// The number of pods by state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Depth {
-    /// To be tried.
+    /// In the active queue.
     pub active: usize,
-    /// To be tried later.
+    /// In the back-off queue.
     pub backoff: usize,
-    /// Fit nowhere.
+    /// Unschedulable.
     pub unschedulable: usize,
 }
 
@@ -92,82 +91,82 @@ impl Default for Queue {
 }
 
 impl Queue {
-    /// In the order that a plugin gives.
+    /// In the order of a `QueueSort` plugin.
     #[must_use]
     pub fn new(rank: fn(&PodInfo, Duration) -> Rank) -> Self {
         let (active, backoff, unschedulable) = (BTreeSet::new(), <[_; 2]>::default(), BTreeSet::new());
         Self { rank, back_off: BackOff::default(), pods: HashMap::new(), active, backoff, unschedulable }
     }
 
-    /// With another time after a failure.
+    /// The queue with another back-off.
     #[must_use]
-    pub fn backing_off(self, back_off: BackOff) -> Self {
+    pub fn with_back_off(self, back_off: BackOff) -> Self {
         Self { back_off, ..self }
     }
 
     fn leave(&mut self, key: &ObjectKey) {
         let Some(waiting) = self.pods.get(key) else { return };
         match waiting.state {
-            State::Active(at) => {
+            QueueState::Active(at) => {
                 self.active.remove(&((self.rank)(&waiting.pod, at), waiting.pod.key.clone()));
             }
-            State::Backoff => {
+            QueueState::Backoff => {
                 self.backoff[usize::from(waiting.erred)].remove(&(waiting.backoff_until, waiting.pod.key.clone()));
             }
-            State::Unschedulable(at) => {
+            QueueState::Unschedulable(at) => {
                 self.unschedulable.remove(&(at, waiting.pod.key.clone()));
             }
-            State::Working => {}
+            QueueState::InFlight => {}
         }
     }
 
-    fn enter(&mut self, key: &ObjectKey, state: State) {
+    fn enter(&mut self, key: &ObjectKey, state: QueueState) {
         self.leave(key);
         let Some(waiting) = self.pods.get_mut(key) else { return };
         waiting.state = state;
         match state {
-            State::Active(at) => {
+            QueueState::Active(at) => {
                 self.active.insert(((self.rank)(&waiting.pod, at), waiting.pod.key.clone()));
             }
-            State::Backoff => {
+            QueueState::Backoff => {
                 self.backoff[usize::from(waiting.erred)].insert((waiting.backoff_until, waiting.pod.key.clone()));
             }
-            State::Unschedulable(at) => {
+            QueueState::Unschedulable(at) => {
                 self.unschedulable.insert((at, waiting.pod.key.clone()));
             }
-            State::Working => {}
+            QueueState::InFlight => {}
         }
     }
 
-    /// Active again, or when the back-off is over.
+    /// Moves a pod to the active queue, or to the back-off queue until its back-off ends.
     fn retry(&mut self, key: &ObjectKey, now: Duration) {
         let Some(waiting) = self.pods.get(key) else { return };
-        let state = if waiting.backoff_until > now { State::Backoff } else { State::Active(now) };
+        let state = if waiting.backoff_until > now { QueueState::Backoff } else { QueueState::Active(now) };
         self.enter(key, state);
     }
 
-    /// A pod without a node is there, new or changed. What changes nothing for scheduling moves nothing.
+    /// Adds or updates an unscheduled pod. An update that doesn't affect scheduling moves nothing.
     pub fn put(&mut self, pod: Arc<PodInfo>, now: Duration) {
         let key = pod.key.clone();
         match self.pods.get_mut(&key) {
             Some(waiting) if waiting.pod.uid == pod.uid => {
-                // What others decided about it changes nothing.
-                if waiting.pod.waits_as(&pod) {
+                // A nomination, for instance.
+                if waiting.pod.is_equivalent(&pod) {
                     waiting.pod = pod;
                     return;
                 }
-                if waiting.state == State::Working {
+                if waiting.state == QueueState::InFlight {
                     waiting.pod = pod;
                     return;
                 }
                 self.leave(&key);
                 if let Some(waiting) = self.pods.get_mut(&key) {
                     waiting.pod = pod;
-                    // Its own change may make it fit: no back-off for what it was.
+                    // The change of the pod may make it fit, so the back-off ends.
                     waiting.backoff_until = Duration::ZERO;
-                    waiting.state = State::Working;
+                    waiting.state = QueueState::InFlight;
                 }
-                self.enter(&key, State::Active(now));
+                self.enter(&key, QueueState::Active(now));
             }
             _ => {
                 self.remove(&key);
@@ -175,72 +174,78 @@ impl Queue {
                     pod,
                     attempts: 0,
                     since: now,
-                    state: State::Working,
+                    state: QueueState::InFlight,
                     backoff_until: Duration::ZERO,
                     refused_by: BTreeSet::new(),
                     erred: false,
                 };
                 self.pods.insert(key.clone(), waiting);
-                self.enter(&key, State::Active(now));
+                self.enter(&key, QueueState::Active(now));
             }
         }
     }
 
-    /// A pod is gone, gated or has its node.
+    /// Removes a pod that is deleted, gated or bound.
     pub fn remove(&mut self, key: &ObjectKey) -> Option<QueuedPodInfo> {
         self.leave(key);
         self.pods.remove(key)
     }
 
-    /// The next pod to try; it stays known until [`failed`](Self::failed) or [`remove`](Self::remove).
+    /// The next pod to schedule; it stays in the queue until [`failed`](Self::failed) or [`remove`](Self::remove).
     pub fn pop(&mut self, now: Duration) -> Option<QueuedPodInfo> {
         self.flush(now);
         let key = match self.active.first() {
             Some((_, key)) => key.clone(),
             None => self.eager()?,
         };
-        self.enter(&key, State::Working);
+        self.enter(&key, QueueState::InFlight);
         let waiting = self.pods.get_mut(&key)?;
         waiting.attempts += 1;
         Some(waiting.clone())
     }
 
-    /// With nothing else to do a pod that fitted nowhere, and may now, need not wait (as upstream,
-    /// `SchedulerPopFromBackoffQ`); one that something went wrong with does.
+    /// If no pod is active, a pod in back-off after a rejection is retried early (as upstream,
+    /// `SchedulerPopFromBackoffQ`); a pod after an error is not.
     fn eager(&self) -> Option<Key> {
         self.backoff[0].first().map(|(_, key)| key.clone())
     }
 
-    /// A try failed. `refused_by`: it fits nowhere; none: something went wrong, it is tried again after its back-off.
+    /// An attempt failed. `refused_by`: the plugins that rejected the pod; none: an error, so the pod is retried after
+    /// its back-off.
     pub fn failed(&mut self, tried: &QueuedPodInfo, refused_by: Option<BTreeSet<&'static str>>, now: Duration) {
         let key = tried.pod.key.clone();
-        let Some(waiting) = self.pods.get_mut(&key).filter(|w| w.state == State::Working && w.pod.uid == tried.pod.uid)
+        let Some(waiting) =
+            self.pods.get_mut(&key).filter(|w| w.state == QueueState::InFlight && w.pod.uid == tried.pod.uid)
         else {
             return;
         };
         let doubled = self.back_off.initial.saturating_mul(1 << waiting.attempts.saturating_sub(1).min(10));
         waiting.backoff_until = now + doubled.min(self.back_off.max);
         waiting.erred = refused_by.is_none();
-        let changed = !waiting.pod.waits_as(&tried.pod);
+        let changed = !waiting.pod.is_equivalent(&tried.pod);
         match refused_by {
-            // What it was refused for may be mended by its own change meanwhile.
+            // The pod may have changed during the attempt, and fit now.
             Some(refused_by) if !changed => {
                 waiting.refused_by = refused_by;
-                self.enter(&key, State::Unschedulable(now));
+                self.enter(&key, QueueState::Unschedulable(now));
             }
-            _ => self.enter(&key, State::Backoff),
+            _ => self.enter(&key, QueueState::Backoff),
         }
     }
 
-    /// A pod that fitted nowhere is tried again, though nothing happened.
+    /// Retries an unschedulable pod without an event.
     pub fn activate(&mut self, key: &ObjectKey, now: Duration) {
-        if self.pods.get(key).is_some_and(|waiting| matches!(waiting.state, State::Unschedulable(_))) {
+        if self.pods.get(key).is_some_and(|waiting| matches!(waiting.state, QueueState::Unschedulable(_))) {
             self.retry(key, now);
         }
     }
 
-    /// Something happened: pods that it may help, by what refused them, are tried again. Returns how many.
-    pub fn happened(&mut self, now: Duration, helps: impl Fn(&PodInfo, &BTreeSet<&'static str>) -> bool) -> usize {
+    /// Retries the unschedulable pods that an event may help, by the plugins that rejected them. Returns their number.
+    pub fn requeue_helped(
+        &mut self,
+        now: Duration,
+        helps: impl Fn(&PodInfo, &BTreeSet<&'static str>) -> bool,
+    ) -> usize {
         let waiting = self.unschedulable.iter().filter_map(|(_, key)| self.pods.get_key_value(key));
         let helped = waiting.filter(|(_, waiting)| helps(&waiting.pod, &waiting.refused_by));
         let helped: Vec<Key> = helped.map(|(key, _)| key.clone()).collect();
@@ -252,7 +257,7 @@ impl Queue {
         for of in 0..self.backoff.len() {
             while let Some((_, key)) = self.backoff[of].first().filter(|(until, _)| *until <= now) {
                 let key = key.clone();
-                self.enter(&key, State::Active(now));
+                self.enter(&key, QueueState::Active(now));
             }
         }
         while let Some((_, key)) = self.unschedulable.first().filter(|(at, _)| *at + UNSCHEDULABLE_MAX <= now) {
@@ -261,7 +266,7 @@ impl Queue {
         }
     }
 
-    /// When something may become active by itself; none: not before something happens.
+    /// When the next pod becomes active without an event; none: never.
     #[must_use]
     pub fn next_at(&self) -> Option<Duration> {
         let backoff = self.backoff.iter().filter_map(|waiting| waiting.first()).map(|(until, _)| *until).min();
@@ -269,7 +274,7 @@ impl Queue {
         backoff.into_iter().chain(unschedulable).min()
     }
 
-    /// How many pods wait.
+    /// The number of pods by state.
     #[must_use]
     pub fn depth(&self) -> Depth {
         Depth {
@@ -279,7 +284,7 @@ impl Queue {
         }
     }
 
-    /// A pod that waits.
+    /// A pod in the queue.
     #[must_use]
     pub fn get(&self, key: &ObjectKey) -> Option<&QueuedPodInfo> {
         self.pods.get(key)
@@ -301,9 +306,9 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    fn happened(queue: &mut Queue, event: &Event<'_>, now: Duration) -> usize {
+    fn helped(queue: &mut Queue, event: &Event<'_>, now: Duration) -> usize {
         let profile = Profile::default();
-        queue.happened(now, |pod, refused_by| profile.may_fit_after(event, pod, refused_by))
+        queue.requeue_helped(now, |pod, refused_by| profile.may_fit_after(event, pod, refused_by))
     }
 
     fn added(node: &NodeInfo) -> Event<'_> {
@@ -342,9 +347,9 @@ mod tests {
         let tried = queue.pop(s(0)).unwrap();
         queue.failed(&tried, Some(BTreeSet::new()), s(0));
         assert_eq!(queue.depth(), Depth { unschedulable: 1, ..Depth::default() });
-        assert_eq!(happened(&mut queue, &Event::NodeGone, s(0)), 0);
-        // With help it waits out the back-off while others wait, too.
-        assert_eq!(happened(&mut queue, &added(&NodeInfo::default()), s(0)), 1);
+        assert_eq!(helped(&mut queue, &Event::NodeGone, s(0)), 0);
+        // After a helpful event the pod waits out its back-off while other pods are active.
+        assert_eq!(helped(&mut queue, &added(&NodeInfo::default()), s(0)), 1);
         queue.put(pod("b", 0), s(0));
         assert_eq!(queue.pop(s(0)).unwrap().pod.key.name, "b");
         let tried = queue.pop(s(0)).unwrap();
@@ -364,7 +369,7 @@ mod tests {
         assert!(queue.pop(s(0)).is_none(), "the same again");
         queue.put(Arc::new(PodInfo { gated: true, ..(*pod("a", 0)).clone() }), s(0));
         assert!(queue.pop(s(0)).is_some());
-        // Deleted and made again under the same name: another pod.
+        // Deleted and created again under the same name: another pod.
         queue.put(Arc::new(PodInfo { uid: "other".into(), ..(*pod("a", 0)).clone() }), s(0));
         assert_eq!(queue.pop(s(0)).unwrap().attempts, 1);
         assert!(queue.remove(&ObjectKey::new("a", "a")).is_some());

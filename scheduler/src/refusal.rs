@@ -1,23 +1,21 @@
-//! Why a node is refused: what plugins say of it, and what is told of a pod that fits nowhere is made of.
+//! Rejection of a node by a plugin, with the reasons that the message of an unschedulable pod counts.
 
 use std::borrow::Cow;
 
-/// In upstream's words. Most refusals have one reason that is known beforehand: it costs nothing to say so on each of
-/// thousands of nodes.
+/// Upstream's texts. Most rejections have one static reason, so that rejecting thousands of nodes allocates nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reasons {
-    /// One.
+    /// A static reason.
     One(&'static str),
-    /// Several, or made up.
+    /// Several reasons, or formatted ones.
     Many(Vec<Cow<'static, str>>),
 }
 
-/// Why a node is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// Each is counted in the message.
     pub reasons: Reasons,
-    /// No other pod's going would help.
+    /// Preemption can't help.
     pub unresolvable: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Amounts of resources: what nodes offer and pods ask for.
+//! Amounts of resources, as nodes offer and pods request them.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use machinery_api::quantity::Quantity;
 use machinery_api::requests::{Amounts, Share, pod_total};
 use machinery_client::pod::{Container, PodShape};
 
-/// What a container without a request counts as in scores: 100m and 200 MiB, as upstream.
+/// The score's default for a container without a request: 100m and 200 MiB, as upstream.
 const SCORED_CPU_MILLI: i64 = 100;
 const SCORED_MEMORY_BYTES: i64 = 200 * 1024 * 1024;
 
@@ -24,14 +24,14 @@ pub struct Resources {
     pub others: BTreeMap<String, i64>,
 }
 
-/// A quantity's value: cpu in thousandths, others rounded up; what can't be read is nothing.
+/// A quantity's value: cpu in thousandths, others rounded up; an invalid quantity is zero.
 fn amount(name: &str, text: &Text) -> i64 {
     let quantity = Quantity::parse(&text.0).unwrap_or_else(|_| Quantity::zero());
     if name == "cpu" { quantity.milli() } else { quantity.value() }
 }
 
 impl Resources {
-    /// From a map of quantities; `pods` is no resource that pods ask for.
+    /// From a map of quantities; `pods` is ignored, as pods don't request it.
     #[must_use]
     pub fn of(map: Option<&BTreeMap<String, Text>>) -> Self {
         let mut resources = Self::default();
@@ -64,7 +64,6 @@ impl Resources {
         self.others.retain(|_, amount| *amount != 0);
     }
 
-    /// Whether there is nothing.
     #[must_use]
     pub fn is_zero(&self) -> bool {
         *self == Self::default()
@@ -87,8 +86,8 @@ impl Amounts for Resources {
     }
 }
 
-/// The sum of many pods' amounts. It is exact: any pod may ask for up to `i64::MAX` of anything, and a sum that was cut
-/// there would be short of everybody else's share once that pod is taken away again.
+/// The sum of many pods' amounts. It is exact: a pod may request up to `i64::MAX`, and a saturated sum would lose the
+/// other pods' amounts when that pod is removed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ResourceSum {
     /// Thousandths of a core.
@@ -102,17 +101,16 @@ pub struct ResourceSum {
 }
 
 impl ResourceSum {
-    /// Adds a pod's amounts.
     pub fn add(&mut self, pod: &Resources) {
         self.change(pod, 1);
     }
 
-    /// Takes away amounts that were added.
+    /// Subtracts amounts that were added.
     pub fn remove(&mut self, pod: &Resources) {
         self.change(pod, -1);
     }
 
-    // 2^64 pods of `i64::MAX` would fit.
+    // 2^64 pods of `i64::MAX` fit.
     fn change(&mut self, pod: &Resources, sign: i128) {
         self.cpu_milli += sign * i128::from(pod.cpu_milli);
         self.memory_bytes += sign * i128::from(pod.memory_bytes);
@@ -133,22 +131,22 @@ impl ResourceSum {
     }
 }
 
-/// What a pod asks for, and what it counts as in scores.
+/// The requests of a pod, and its requests with defaults for scores.
 #[must_use]
 pub fn requests(shape: &PodShape) -> (Resources, Resources) {
     let of = |container: &Container| Resources::of(container.resources.as_ref().and_then(|r| r.requests.as_ref()));
     let pod_level = shape.resources.as_ref().and_then(|resources| resources.requests.as_ref());
     let scored = |container: &Container| {
-        let mut asked = of(container);
+        let mut scored = of(container);
         let named = container.resources.as_ref().and_then(|r| r.requests.as_ref());
         let names = |name: &str| named.is_some_and(|requests| requests.contains_key(name));
         if pod_level.is_none() && !names("cpu") {
-            asked.cpu_milli = SCORED_CPU_MILLI;
+            scored.cpu_milli = SCORED_CPU_MILLI;
         }
         if pod_level.is_none() && !names("memory") {
-            asked.memory_bytes = SCORED_MEMORY_BYTES;
+            scored.memory_bytes = SCORED_MEMORY_BYTES;
         }
-        asked
+        scored
     };
     (total(shape, pod_level, of), total(shape, pod_level, scored))
 }

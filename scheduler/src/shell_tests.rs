@@ -1,4 +1,5 @@
-//! The shell against a little API server made of JSON: bindings, refusals, conditions, and help that arrives later.
+//! The shell against a small API server of JSON: bindings, rejections, conditions, and events that make pods
+//! schedulable.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -24,27 +25,27 @@ use crate::pod::PodInfo;
 use crate::snapshot::Snapshot;
 use crate::{Config, RunError, run};
 
-type Answer = Response<BoxBody<Bytes, Infallible>>;
+type ApiResponse = Response<BoxBody<Bytes, Infallible>>;
 
 #[derive(Default)]
-pub(crate) struct State {
+pub(crate) struct ServerState {
     version: u64,
     /// By plural, then namespace and name.
     objects: BTreeMap<String, BTreeMap<String, Value>>,
     watchers: Vec<(String, mpsc::UnboundedSender<Value>)>,
     events: Vec<Value>,
-    /// Each pod whose status was written, as it was then.
-    pub(crate) told: Vec<Value>,
-    /// How many bindings are still refused.
+    /// Each pod whose status was written, as of the write.
+    pub(crate) status_writes: Vec<Value>,
+    /// The number of bindings to reject.
     refusals: u32,
-    /// How many patches of pods themselves are still refused.
+    /// The number of patches of pods to reject.
     patch_refusals: u32,
-    /// Bindings are never answered; those that wait for that.
+    /// Whether bindings get no answer, and the number that wait for one.
     silent: bool,
     waiting: Arc<()>,
 }
 
-impl State {
+impl ServerState {
     fn write(&mut self, plural: &str, mut object: Value) {
         self.version += 1;
         object["metadata"]["resourceVersion"] = self.version.to_string().into();
@@ -74,16 +75,16 @@ impl State {
 
 #[derive(Clone)]
 pub(crate) struct Server {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<ServerState>>,
     changed: watch::Sender<()>,
 }
 
-fn says(code: u16, body: &Value) -> Answer {
+fn says(code: u16, body: &Value) -> ApiResponse {
     Response::builder().status(code).body(Full::new(Bytes::from(body.to_string())).boxed()).unwrap()
 }
 
 impl Server {
-    fn answer(&self, method: &Method, uri: &str, body: &Value) -> Answer {
+    fn answer(&self, method: &Method, uri: &str, body: &Value) -> ApiResponse {
         let mut state = self.state.lock().unwrap();
         let path = uri.split('?').next().unwrap_or_default();
         let parts: Vec<&str> = path.split('/').collect();
@@ -128,7 +129,7 @@ impl Server {
                 for (key, value) in body["status"].as_object().unwrap() {
                     pod["status"][key] = value.clone();
                 }
-                state.told.push(pod.clone());
+                state.status_writes.push(pod.clone());
                 state.write("pods", pod.clone());
                 says(200, &pod)
             }
@@ -181,11 +182,11 @@ impl Server {
         Self { state: Arc::default(), changed: watch::Sender::new(()) }
     }
 
-    pub(crate) fn told(&self) -> Vec<Value> {
-        self.state.lock().unwrap().told.clone()
+    pub(crate) fn status_writes(&self) -> Vec<Value> {
+        self.state.lock().unwrap().status_writes.clone()
     }
 
-    /// Somebody binds a pod.
+    /// Binds a pod, as another scheduler would.
     pub(crate) fn bind(&self, name: &str, node: &str) {
         let mut state = self.state.lock().unwrap();
         let mut pod = state.pod(name).clone();
@@ -203,7 +204,7 @@ impl Server {
                 let (head, body) = request.into_parts();
                 let bytes = body.collect().await.unwrap().to_bytes();
                 let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
-                let silent = |state: &State| state.silent && head.uri.path().ends_with("/binding");
+                let silent = |state: &ServerState| state.silent && head.uri.path().ends_with("/binding");
                 let waiting =
                     Some(server.state.lock().unwrap()).filter(|state| silent(state)).map(|s| s.waiting.clone());
                 if let Some(_until_dropped) = waiting {
@@ -220,7 +221,7 @@ impl Server {
         self.state.lock().unwrap().write(plural, object);
     }
 
-    pub(crate) async fn until(&self, what: impl Fn(&mut State) -> bool) {
+    pub(crate) async fn until(&self, what: impl Fn(&mut ServerState) -> bool) {
         let mut changed = self.changed.subscribe();
         let wait = async {
             while !what(&mut self.state.lock().unwrap()) {
@@ -256,13 +257,13 @@ async fn pods_get_nodes_and_say_why_they_do_not() {
     let mut registry = prometheus_client::registry::Registry::default();
     config.metrics.register(&mut registry);
     let running = tokio::spawn(run(server.client(), Env::real(), config, stop.clone()));
-    // Two fit, in spite of the binding that was refused first; the third says why it doesn't.
-    let bound = |state: &mut State, names: &[&str]| {
+    // Two fit, after a retry of the rejected binding; the third has a condition with the reason.
+    let bound = |state: &mut ServerState, names: &[&str]| {
         let nodes = state.objects["pods"].values().filter(|pod| pod["spec"]["nodeName"].is_string());
         let got: Vec<String> = nodes.map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned()).collect();
         got.len() == names.len().max(2)
     };
-    let waits = |state: &mut State| {
+    let waits = |state: &mut ServerState| {
         let pods: Vec<Value> = state.objects["pods"].values().cloned().collect();
         pods.iter().any(|pod| {
             let condition = &pod["status"]["conditions"][0];
@@ -282,7 +283,7 @@ async fn pods_get_nodes_and_say_why_they_do_not() {
             has("Scheduled") && has("FailedScheduling")
         })
         .await;
-    // A node that helps.
+    // A node that makes the pod schedulable.
     server.write("nodes", node("n2", "2"));
     server.until(|state| bound(state, &["", "", ""])).await;
     assert!(server.state.lock().unwrap().pod("other")["spec"].get("nodeName").is_none());
@@ -294,7 +295,7 @@ async fn pods_get_nodes_and_say_why_they_do_not() {
     running.await.unwrap().unwrap();
 }
 
-/// Another replica may bind as soon as the leadership is lost: a binding that is still under way then is given up with it.
+/// Another replica may bind as soon as the leadership is lost, so a binding in flight is aborted.
 #[tokio::test]
 async fn a_scheduler_that_loses_its_leadership_gives_up_its_bindings() {
     let server = Server::new();
@@ -315,8 +316,8 @@ async fn a_scheduler_that_loses_its_leadership_gives_up_its_bindings() {
     assert_eq!(Arc::strong_count(&server.state.lock().unwrap().waiting), 1, "the binding was given up");
 }
 
-/// A pod of higher priority has another go, which is told why; it takes its place, and a pod that was to have it is told
-/// that it isn't to have it any more.
+/// A pod of higher priority preempts another, which gets a condition, and takes its place. A pod that was nominated for
+/// the node loses its nomination.
 #[tokio::test]
 async fn a_more_important_pod_has_another_go() {
     let server = Server::new();
@@ -338,8 +339,9 @@ async fn a_more_important_pod_has_another_go() {
     {
         let mut state = server.state.lock().unwrap();
         assert!(!state.objects["pods"].contains_key("\"a\"/\"low\""));
-        let condition = |state: &State, name: &str, at: &str| {
-            let told = state.told.iter().find(|pod| pod["metadata"]["name"] == name).cloned().unwrap_or_default();
+        let condition = |state: &ServerState, name: &str, at: &str| {
+            let told =
+                state.status_writes.iter().find(|pod| pod["metadata"]["name"] == name).cloned().unwrap_or_default();
             told.pointer(at).cloned().unwrap_or_default()
         };
         let why = condition(&state, "low", "/status/conditions/0");
@@ -353,7 +355,7 @@ async fn a_more_important_pod_has_another_go() {
         let middle = state.pod("middle").clone();
         state.write("pods", middle);
     }
-    // Where less important ones can go for it, it asks for nobody else's place.
+    // It preempts pods of lower priority rather than take another pod's nomination.
     server.until(|state| state.pod("middle")["status"]["conditions"][0]["reason"] == "Unschedulable").await;
     server
         .until(|state| {
@@ -366,10 +368,10 @@ async fn a_more_important_pod_has_another_go() {
     running.await.unwrap().unwrap();
 }
 
-/// What [`TEST_PLUGIN`] was called for, in order.
+/// The calls of [`TEST_PLUGIN`], in order.
 static CALLS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Takes part where no plugin of the default profile does anything yet.
+/// Implements the extension points that no default plugin implements.
 static TEST_PLUGIN: Plugin = Plugin {
     post_filter: Some(|_, _, _| PostFilterResult::Nominated {
         node: "n1".into(),
@@ -400,8 +402,8 @@ fn called(what: &str, snapshot: &mut Snapshot, pod: &PodInfo, node: &str) {
     CALLS.lock().unwrap().push(format!("{what} {} {node}", pod.key.name));
 }
 
-/// Each profile decides for the pods that name it, by its own plugins: what they set aside is given back where the
-/// binding doesn't come about, what they want written is written before it, and a pod for which room is made is told.
+/// Each profile decides for its own pods with its own plugins. Reservations are undone if the binding fails, `PreBind`
+/// patches come before the binding, and a nominated pod gets its status.
 #[tokio::test]
 async fn profiles_have_plugins_of_their_own_around_the_decision() {
     let server = Server::new();
@@ -409,7 +411,7 @@ async fn profiles_have_plugins_of_their_own_around_the_decision() {
     server.write("nodes", node("n1", "4"));
     server.write("pods", pod("plain", "default-scheduler", "1"));
     server.write("pods", pod("fits", "special", "1"));
-    // The place that it is given counts, and the others are to fit.
+    // The pod counts on its node, and the others must fit beside it.
     let mut large = pod("large", "special", "5");
     large["spec"]["priority"] = json!(-1);
     server.write("pods", large);
@@ -418,7 +420,7 @@ async fn profiles_have_plugins_of_their_own_around_the_decision() {
     let config = Config { profiles: vec![Profile::default(), special], ..Config::default() };
     let stop = CancellationToken::new();
     let running = tokio::spawn(run(server.client(), Env::real(), config, stop.clone()));
-    let bound = |state: &mut State, name: &str| state.pod(name)["spec"]["nodeName"] == "n1";
+    let bound = |state: &mut ServerState, name: &str| state.pod(name)["spec"]["nodeName"] == "n1";
     server.until(|state| bound(state, "plain") && bound(state, "fits")).await;
     server.until(|state| state.pod("large")["status"]["nominatedNodeName"] == "n1").await;
     assert_eq!(*CALLS.lock().unwrap(), ["reserve fits n1", "unreserve fits n1", "reserve fits n1"]);
@@ -429,7 +431,7 @@ async fn profiles_have_plugins_of_their_own_around_the_decision() {
         let why = &state.pod("large")["status"]["conditions"][0]["message"];
         assert_eq!(why.as_str().unwrap(), "0/1 nodes are available: 1 Insufficient cpu.");
     }
-    // The first try of the pod whose patch was refused is told, too; each in the name of the scheduler that it asked for.
+    // The failed attempt of the pod whose patch was rejected is an event, too. Each event names the pod's scheduler.
     server
         .until(|state| {
             let by = |pod: &str, reason: &str| {
@@ -469,7 +471,7 @@ async fn a_decision_that_panics_is_told_and_made_again() {
     let stop = CancellationToken::new();
     let running = tokio::spawn(run(server.client(), Env::real(), config, stop.clone()));
     server.until(|state| state.pod("unlucky")["spec"]["nodeName"] == "n1").await;
-    let told = |state: &mut State| {
+    let told = |state: &mut ServerState| {
         let mut events = state.events.iter().filter(|event| event["reason"] == "FailedScheduling");
         events.any(|event| event["note"].as_str().is_some_and(|note| note.starts_with("the scheduler panicked")))
     };

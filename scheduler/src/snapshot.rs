@@ -1,8 +1,8 @@
-//! The cluster as decisions see it, kept up to date change by change: nodes, the pods on them (bound or assumed), and what
-//! else selectors need.
+//! Snapshot of the cluster for decisions, updated by change: nodes, their pods (bound or assumed), and the objects that
+//! selectors need.
 //!
-//! Nodes live in a slab and are reached by number ([`NodeId`]); what a decision would have to count over all pods or look
-//! up by name on every node is kept beside them ([`crate::index`]).
+//! Nodes are in a slab by number ([`NodeId`]). Indexes beside it save decisions a count over all pods or a lookup by
+//! name on every node ([`crate::index`]).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
@@ -16,40 +16,37 @@ use crate::nominated::Nominated;
 use crate::pod::{Labels, PodInfo, Taint};
 use crate::volumes::Volumes;
 
-/// See the module.
+/// The state of the cluster that decisions read.
 #[derive(Debug, Default)]
 pub struct Snapshot {
-    /// By number; a slot that is free has neither a name nor pods.
+    /// By number; a free slot has neither name nor pods.
     nodes: Vec<NodeInfo>,
     ids: HashMap<Arc<str>, NodeId>,
     free: Vec<NodeId>,
-    /// The nodes that exist, taking turns between zones; made when it is asked for after a change.
+    /// The existing nodes, round-robin over zones; computed on first use after a change.
     order: OnceLock<Vec<NodeId>>,
-    /// Where each pod is, and whether that is only assumed.
-    placed: HashMap<Arc<ObjectKey>, Place>,
+    /// The node of each pod, and whether it is only assumed.
+    placed: HashMap<Arc<ObjectKey>, Placement>,
     special: SpecialNodes,
     topologies: Topologies,
     counts: PodIndex,
     terms: TermIndex,
     namespaces: BTreeMap<String, Labels>,
     images: ImageIndex,
-    /// Pods for which room is being made.
     pub nominated: Nominated,
-    /// What may be disrupted.
     pub budgets: Budgets,
-    /// Services' selectors, by namespace and name; none without a selector.
+    /// The selectors of Services, by namespace and name; Services without a selector are absent.
     pub services: BTreeMap<ObjectKey, Labels>,
-    /// Claims and their volumes.
+    /// Claims, volumes and classes.
     pub volumes: Volumes,
 }
 
-/// How many nodes are other than most: where there are none, nothing has to be asked of each.
+/// The number of nodes with special properties; where it is zero, plugins skip the check per node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SpecialNodes {
-    /// Cordoned.
     pub cordoned: usize,
-    /// With a taint that keeps pods away.
-    pub repelling: usize,
+    /// With a `NoSchedule` or `NoExecute` taint.
+    pub hard_tainted: usize,
     /// With any taint.
     pub tainted: usize,
 }
@@ -58,7 +55,7 @@ impl SpecialNodes {
     pub(crate) fn count(&mut self, node: &NodeFacts, is_there: bool) {
         let counts = [
             (&mut self.cordoned, node.unschedulable),
-            (&mut self.repelling, node.taints.iter().any(Taint::keeps_off)),
+            (&mut self.hard_tainted, node.taints.iter().any(Taint::prevents_scheduling)),
             (&mut self.tainted, !node.taints.is_empty()),
         ];
         for (count, _) in counts.into_iter().filter(|(_, is_special)| *is_special) {
@@ -68,72 +65,66 @@ impl SpecialNodes {
 }
 
 #[derive(Debug)]
-struct Place {
+struct Placement {
     node: NodeId,
     name: Arc<str>,
     assumed: bool,
 }
 
-/// What changed about a node.
+/// The changes of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct NodeChange {
-    /// It is new.
     pub added: bool,
-    /// Its labels changed.
     pub labels: bool,
-    /// Its taints changed.
     pub taints: bool,
     /// It was cordoned or uncordoned.
     pub unschedulable: bool,
-    /// What it offers changed.
     pub allocatable: bool,
 }
 
 impl Snapshot {
-    /// How many nodes there are.
     #[must_use]
     pub fn node_count(&self) -> usize {
         self.order().len()
     }
 
-    /// How many numbers nodes may have: the length of what is kept by number.
+    /// The upper bound of node numbers: the length of arrays by number.
     #[must_use]
     pub fn node_ids(&self) -> usize {
         self.nodes.len()
     }
 
-    /// The nodes, beginning with number `start` of their order.
+    /// The nodes in order, starting with number `start`.
     pub fn nodes_from(&self, start: usize) -> impl Iterator<Item = &NodeInfo> {
         let order = self.order();
         let (before, after) = order.split_at(start.checked_rem(order.len()).unwrap_or(0));
         after.iter().chain(before).map(|id| &self.nodes[id.index()])
     }
 
-    /// All nodes.
     pub fn nodes(&self) -> impl Iterator<Item = &NodeInfo> {
         self.nodes_from(0)
     }
 
-    /// The node of a number; one that doesn't exist has no name, labels or anything else.
+    /// The node of a number; a free number has no name, labels or anything else.
     #[must_use]
     pub fn node_by_id(&self, id: NodeId) -> &NodeInfo {
         &self.nodes[id.index()]
     }
 
-    /// One node that exists.
+    /// An existing node.
     #[must_use]
     pub fn node(&self, name: &str) -> Option<&NodeInfo> {
-        // A node that pods are bound to but that isn't there has no name in its facts.
+        // A deleted node with bound pods has no name in its facts.
         self.ids.get(name).map(|id| &self.nodes[id.index()]).filter(|node| !node.facts.name.is_empty())
     }
 
-    /// Namespaces' labels.
+    /// The labels of namespaces.
     #[must_use]
     pub fn namespaces(&self) -> &BTreeMap<String, Labels> {
         &self.namespaces
     }
 
-    /// A namespace's labels changed; none: it is gone. Says whether that changed anything.
+    /// Sets the labels of a namespace; none: it was deleted. Returns whether anything changed.
     pub fn set_namespace(&mut self, name: &str, labels: Option<Labels>) -> bool {
         let before = match labels.clone() {
             Some(labels) => self.namespaces.insert(name.to_owned(), labels),
@@ -146,7 +137,7 @@ impl Snapshot {
         changed
     }
 
-    /// A node appeared or changed; none where nothing changed that matters.
+    /// Adds or updates a node; none if nothing relevant changed.
     pub fn set_node(&mut self, facts: NodeFacts) -> Option<NodeChange> {
         let (_, id) = self.node_id(&facts.name);
         let node = &mut self.nodes[id.index()];
@@ -177,7 +168,7 @@ impl Snapshot {
         Some(change)
     }
 
-    /// A node is gone; its pods stay known until they go too.
+    /// Removes a node; its pods stay until they are removed too.
     pub fn remove_node(&mut self, name: &str) -> bool {
         let Some(id) = self.node(name).map(|node| node.id) else { return false };
         let old = self.nodes[id.index()].set_facts(NodeFacts::default());
@@ -189,7 +180,7 @@ impl Snapshot {
         true
     }
 
-    /// The number of a node: of one that pods are bound to, too, though it isn't there.
+    /// The number of a node. A deleted node that still has bound pods has one too.
     fn node_id(&mut self, name: &str) -> (Arc<str>, NodeId) {
         if let Some((name, id)) = self.ids.get_key_value(name) {
             return (name.clone(), *id);
@@ -226,18 +217,18 @@ impl Snapshot {
         })
     }
 
-    /// A pod is on a node, by the API (`assumed` false) or by a decision that is not written yet.
+    /// Adds a pod to a node, bound or, with `assumed`, by a decision that is not written yet.
     pub fn put_pod(&mut self, pod: Arc<PodInfo>, node: &str, assumed: bool) {
         self.take_pod(&pod.key);
         let (name, id) = self.node_id(node);
         self.counts.add(&pod, id, &self.namespaces);
         self.terms.add(&pod, id);
         self.volumes.count(&pod, true);
-        self.placed.insert(pod.key.clone(), Place { node: id, name, assumed });
+        self.placed.insert(pod.key.clone(), Placement { node: id, name, assumed });
         self.nodes[id.index()].put(pod);
     }
 
-    /// What is known of a placed pod changed, and nothing that counts for others.
+    /// Updates a placed pod in a way that doesn't affect other pods.
     pub fn refresh_pod(&mut self, pod: Arc<PodInfo>) {
         let Some(place) = self.placed.get(&pod.key) else { return };
         if let Some(known) = self.nodes[place.node.index()].pods.get_mut(&pod.key) {
@@ -245,9 +236,9 @@ impl Snapshot {
         }
     }
 
-    /// A pod takes no room any more. Returns it with its node's name.
+    /// Removes a pod, and returns it with its node's name.
     pub fn take_pod(&mut self, key: &ObjectKey) -> Option<(Arc<PodInfo>, Arc<str>)> {
-        let Place { node: id, name, .. } = self.placed.remove(key)?;
+        let Placement { node: id, name, .. } = self.placed.remove(key)?;
         let pod = self.nodes[id.index()].take(key)?;
         self.counts.remove(&pod, id, &self.namespaces);
         self.terms.remove(&pod, id);
@@ -256,7 +247,7 @@ impl Snapshot {
         Some((pod, name))
     }
 
-    /// The pod that is placed under a key, and whether that is only assumed.
+    /// The placed pod with a key, and whether it is only assumed.
     #[must_use]
     pub fn placed(&self, key: &ObjectKey) -> Option<(&Arc<PodInfo>, bool)> {
         let place = self.placed.get(key)?;
@@ -265,37 +256,37 @@ impl Snapshot {
 
     // --- indexes ---------------------------------------------------------------------------------------------------
 
-    /// How many nodes are other than most.
+    /// The number of nodes with special properties.
     #[must_use]
     pub fn special_nodes(&self) -> &SpecialNodes {
         &self.special
     }
 
-    /// The domains that a label makes of the nodes.
+    /// The domains of the nodes for a label.
     #[must_use]
     pub fn topology(&self, key: &str) -> Arc<Topology> {
         self.topologies.of(key, &self.nodes)
     }
 
-    /// How many pods of a kind are on each node.
+    /// The number of pods of a group on each node.
     #[must_use]
     pub fn counts(&self, peers: Peers) -> Arc<PodCounts> {
         self.counts.of(peers, &self.nodes, &self.namespaces)
     }
 
-    /// How many pods of a kind are in each domain of a label.
+    /// The number of pods of a group in each domain of a label.
     #[must_use]
     pub fn sums(&self, peers: Peers, key: &str) -> Arc<DomainSums> {
         self.counts.sums(peers, &self.topology(key), &self.nodes, &self.namespaces)
     }
 
-    /// Which nodes have an image, with its size there; none: no node has it.
+    /// The nodes that have an image, with its size; none: no node has it.
     #[must_use]
     pub fn image(&self, name: &str) -> Option<&HashMap<NodeId, i64>> {
         self.images.of(name)
     }
 
-    /// The affinity terms of the pods that are there.
+    /// The affinity terms of existing pods.
     #[must_use]
     pub fn terms(&self) -> &TermIndex {
         &self.terms

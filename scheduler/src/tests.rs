@@ -1,4 +1,4 @@
-//! Decisions as data: nodes and pods in, a node or upstream's message out; and what must hold for any of them.
+//! Decisions as data: nodes and pods as input, a node or upstream's message as output; and invariants of any decision.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -68,18 +68,18 @@ fn place(snapshot: &mut Snapshot, pod: PodInfo, seed: u64) -> Option<String> {
             snapshot.put_pod(Arc::new(pod), &name, true);
             Some(name)
         }
-        Decision::Nowhere { .. } => None,
+        Decision::Unschedulable { .. } => None,
     }
 }
 
 fn message(snapshot: &Snapshot, pod: &PodInfo) -> String {
     match decide(snapshot, pod, &Profile::default(), 0, 0) {
         Decision::Node { name, .. } => format!("goes to {name}"),
-        Decision::Nowhere { message, .. } => message,
+        Decision::Unschedulable { message, .. } => message,
     }
 }
 
-/// Each sentence was given by kube-scheduler v1.36 for the same nodes and pods.
+/// Each message is kube-scheduler v1.36's for the same nodes and pods.
 #[test]
 fn the_messages_are_upstreams() {
     let two = || vec![node("n1", json!({})), node("n2", json!({}))];
@@ -273,7 +273,7 @@ fn packing_prefers_the_fullest_and_least_allocated_the_emptiest() {
     let chosen = |scoring_strategy| match decide(&snapshot, &new, &Profile::default().scored_by(scoring_strategy), 0, 0)
     {
         Decision::Node { name, .. } => name,
-        Decision::Nowhere { message, .. } => message,
+        Decision::Unschedulable { message, .. } => message,
     };
     assert_eq!(chosen(ScoringStrategy::LeastAllocated), "n2");
     assert_eq!(chosen(ScoringStrategy::MostAllocated), "n1");
@@ -284,11 +284,12 @@ fn preferences_and_their_weights_decide() {
     let disk = json!({"metadata": {"labels": {"disk": "ssd"}}});
     let soft = json!({"spec": {"taints": [{"key": "t", "effect": "PreferNoSchedule"}]}});
     let term = json!([{"weight": 10, "preference": {"matchExpressions": [{"key": "disk", "operator": "Exists"}]}}]);
-    let wants =
+    let requirements =
         json!({"spec": {"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": term}}}});
     let snapshot = cluster(vec![node("n1", disk), node("n2", json!({})), node("n3", soft.clone())], vec![]);
     for seed in 0..6 {
-        let Decision::Node { name, .. } = decide(&snapshot, &pod("p", wants.clone()), &Profile::default(), 0, seed)
+        let Decision::Node { name, .. } =
+            decide(&snapshot, &pod("p", requirements.clone()), &Profile::default(), 0, seed)
         else {
             panic!("it fits everywhere")
         };
@@ -298,7 +299,7 @@ fn preferences_and_their_weights_decide() {
     assert_eq!(message(&snapshot, &pod("p", json!({}))), "goes to n2");
 }
 
-/// Not a measure of time: that it ends, looks at a part of the nodes, and spreads what it decides.
+/// Not a benchmark: the test checks that decisions end, filter a part of the nodes, and spread pods.
 #[test]
 fn five_thousand_nodes() {
     let nodes = (0..5000).map(|n| {
@@ -321,7 +322,7 @@ fn five_thousand_nodes() {
     assert!(used.len() > 190);
 }
 
-/// Whoever may create pods can name a node and ask for all there can be; the node fails such a pod and it goes.
+/// Any user who creates pods can set a node name and the maximum requests; the node rejects the pod, and it is deleted.
 #[test]
 fn what_a_node_holds_survives_pods_that_ask_for_everything() {
     let all = asking(
@@ -346,19 +347,19 @@ fn what_a_node_holds_survives_pods_that_ask_for_everything() {
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+enum ClusterChange {
     Node(u8, u8),
     NodeGone(u8),
     Pod(u8, u8, u8),
     PodGone(u8),
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn steps() -> impl Strategy<Value = Vec<ClusterChange>> {
     let step = prop_oneof![
-        1 => (0u8..6, 0u8..8).prop_map(|(n, cpu)| Step::Node(n, cpu)),
-        1 => (0u8..6).prop_map(Step::NodeGone),
-        6 => (any::<u8>(), 0u8..5, 0u8..3).prop_map(|(p, cpu, port)| Step::Pod(p, cpu, port)),
-        2 => any::<u8>().prop_map(Step::PodGone),
+        1 => (0u8..6, 0u8..8).prop_map(|(n, cpu)| ClusterChange::Node(n, cpu)),
+        1 => (0u8..6).prop_map(ClusterChange::NodeGone),
+        6 => (any::<u8>(), 0u8..5, 0u8..3).prop_map(|(p, cpu, port)| ClusterChange::Pod(p, cpu, port)),
+        2 => any::<u8>().prop_map(ClusterChange::PodGone),
     ];
     proptest::collection::vec(step, 1..80)
 }
@@ -370,8 +371,8 @@ fn sized(name: &str, cpu: u8) -> NodeFacts {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// Whatever comes and goes: a decision never gives away more than a node has, nor a port twice, and the same steps
-    /// with the same seed give the same decisions; what the snapshot counts is what is there.
+    /// After any changes, decisions never overcommit a node or assign a port twice. The same steps with the same seed
+    /// give the same decisions. The snapshot's sums equal a full count.
     #[test]
     fn never_overcommits_and_is_deterministic(steps in steps(), seed in any::<u64>()) {
         let run = || {
@@ -379,16 +380,16 @@ proptest! {
             let mut decisions = Vec::new();
             for step in &steps {
                 match step {
-                    Step::Node(n, cpu) => {
+                    ClusterChange::Node(n, cpu) => {
                         snapshot.set_node(sized(&format!("n{n}"), *cpu));
                     }
-                    Step::NodeGone(n) => {
+                    ClusterChange::NodeGone(n) => {
                         snapshot.remove_node(&format!("n{n}"));
                     }
-                    Step::PodGone(p) => {
+                    ClusterChange::PodGone(p) => {
                         snapshot.take_pod(&ObjectKey::new("default", format!("p{p}")));
                     }
-                    Step::Pod(p, cpu, port) => {
+                    ClusterChange::Pod(p, cpu, port) => {
                         let ports = if *port == 0 { json!([]) } else { json!([{"containerPort": 1, "hostPort": port}]) };
                         let containers = json!([{"name": "c", "ports": ports,
                             "resources": {"requests": {"cpu": cpu.to_string()}}}]);
@@ -400,14 +401,14 @@ proptest! {
                             let free = i128::from(chosen.facts.allocatable.cpu_milli) - chosen.requested.cpu_milli;
                             assert!(*cpu == 0 || i128::from(*cpu) * 1000 <= free, "overcommitted");
                             assert!(chosen.pods.len() < 5, "too many pods");
-                            assert!(chosen.pods.values().all(|other| other.wants.ports.is_disjoint(&new.wants.ports)), "a port twice");
+                            assert!(chosen.pods.values().all(|other| other.requirements.ports.is_disjoint(&new.requirements.ports)), "a port twice");
                             snapshot.put_pod(Arc::new(new), name, true);
                         }
                         decisions.push(decision);
                     }
                 }
                 for node in snapshot.nodes() {
-                    let counted: i128 = node.pods.values().map(|pod| i128::from(pod.wants.requests.cpu_milli)).sum();
+                    let counted: i128 = node.pods.values().map(|pod| i128::from(pod.requirements.requests.cpu_milli)).sum();
                     assert_eq!(node.requested.cpu_milli, counted);
                 }
             }
@@ -417,7 +418,7 @@ proptest! {
     }
 }
 
-/// Would let pods of lower priority go, one node after the other: what preemption will do, in small.
+/// A minimal preemption: removes pods of lower priority, node by node.
 static LETS_GO: Plugin = Plugin { post_filter: Some(let_go), ..plugin("LetsGo") };
 
 fn let_go<'a>(cycle: Cycle<'a>, filters: &mut Filters<'a>, diagnosis: &Diagnosis) -> PostFilterResult {
@@ -445,7 +446,7 @@ fn let_go<'a>(cycle: Cycle<'a>, filters: &mut Filters<'a>, diagnosis: &Diagnosis
     PostFilterResult::Unschedulable("nobody helps.".into())
 }
 
-/// A `PostFilter` may try on what the filters computed who would have to go; the first that helps ends the asking.
+/// A `PostFilter` may run the filters without certain pods; the first nomination ends the loop.
 #[test]
 fn post_filters_try_who_would_have_to_go() {
     let apart = |name: &str, priority: i32, cpu: &str| {
@@ -466,14 +467,14 @@ fn post_filters_try_who_would_have_to_go() {
     let mut profile = Profile::default().without("DefaultPreemption").unwrap();
     profile.plugins.push((&LETS_GO, 0));
     let asked = |priority, cpu| match decide(&snapshot, &apart("new", priority, cpu), &profile, 0, 0) {
-        Decision::Nowhere { message, nomination, .. } => (nomination, message),
+        Decision::Unschedulable { message, nomination, .. } => (nomination, message),
         Decision::Node { name, .. } => panic!("goes to {name}"),
     };
     let why =
         "0/3 nodes are available: 1 node(s) had untolerated taint(s), 2 node(s) didn't match pod anti-affinity rules.";
     assert_eq!(asked(5, "1"), (Nomination::Node("n3".into()), why.into()));
     assert_eq!(asked(0, "1"), (Nomination::Keep, format!("{why} no new claims to deallocate, nobody helps.")));
-    // Room for its cpu is made by the same going.
+    // The same preemption frees enough cpu.
     assert_eq!(asked(5, "2").0, Nomination::Node("n3".into()));
     assert_eq!(asked(5, "9").0, Nomination::Keep);
 }

@@ -1,4 +1,4 @@
-//! Claims, volumes and their classes as decisions see them, and what decisions set aside of them until it is written.
+//! Claims, volumes and classes for decisions, and the volumes that decisions reserve until they are written.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -10,23 +10,23 @@ use machinery_client::claims;
 
 use crate::pod::{PodClaim, PodInfo};
 
-/// See the module.
+/// The state of claims, volumes, classes and CSINodes.
 #[derive(Debug, Default)]
 pub struct Volumes {
     claims: HashMap<ObjectKey, Arc<PersistentVolumeClaim>>,
     volumes: BTreeMap<String, Arc<PersistentVolume>>,
-    /// Those that a claim may be given, by class: others are not looked at for each node.
+    /// Volumes that a claim may bind, by class: other volumes are not considered.
     free: BTreeMap<String, BTreeMap<String, Arc<PersistentVolume>>>,
     classes: BTreeMap<String, Arc<StorageClass>>,
     nodes: BTreeMap<String, Arc<CSINode>>,
-    /// Volumes that were given to a claim, which their objects don't say yet.
+    /// Volumes assumed for a claim, while their objects don't show it yet.
     assumed: BTreeMap<String, ObjectKey>,
-    /// How many pods that have a node use a claim.
+    /// The number of scheduled pods that use each claim.
     users: HashMap<ObjectKey, usize>,
 }
 
 impl Volumes {
-    /// A claim is there, changed or gone.
+    /// Adds, updates or removes a claim.
     pub fn set_claim(&mut self, key: &ObjectKey, claim: Option<Arc<PersistentVolumeClaim>>) {
         match claim {
             Some(claim) => self.claims.insert(key.clone(), claim),
@@ -34,7 +34,7 @@ impl Volumes {
         };
     }
 
-    /// A volume is there, changed or gone. Says whether it may be given to a claim.
+    /// Adds, updates or removes a volume. Returns whether a claim may bind it.
     pub fn set_volume(&mut self, name: &str, volume: Option<Arc<PersistentVolume>>) -> bool {
         if let Some(old) = self.volumes.remove(name)
             && let Some(of_class) = self.free.get_mut(claims::class_of_volume(&old))
@@ -57,7 +57,7 @@ impl Volumes {
         free
     }
 
-    /// A class is there, changed or gone.
+    /// Adds, updates or removes a class.
     pub fn set_class(&mut self, name: &str, class: Option<Arc<StorageClass>>) {
         match class {
             Some(class) => self.classes.insert(name.to_owned(), class),
@@ -65,7 +65,7 @@ impl Volumes {
         };
     }
 
-    /// What drivers say of a node is there, changed or gone.
+    /// Adds, updates or removes a CSINode.
     pub fn set_node(&mut self, name: &str, node: Option<Arc<CSINode>>) {
         match node {
             Some(node) => self.nodes.insert(name.to_owned(), node),
@@ -73,55 +73,52 @@ impl Volumes {
         };
     }
 
-    /// A claim.
     #[must_use]
     pub fn claim(&self, key: &ObjectKey) -> Option<&PersistentVolumeClaim> {
         self.claims.get(key).map(Arc::as_ref)
     }
 
-    /// A volume.
     #[must_use]
     pub fn volume(&self, name: &str) -> Option<&PersistentVolume> {
         self.volumes.get(name).map(Arc::as_ref)
     }
 
-    /// A class.
     #[must_use]
     pub fn class(&self, name: &str) -> Option<&StorageClass> {
         self.classes.get(name).map(Arc::as_ref)
     }
 
-    /// How many volumes of a driver a node takes, where that is bounded.
+    /// The maximum number of a driver's volumes on a node; none: unlimited.
     #[must_use]
     pub fn limit(&self, node: &str, driver: &str) -> Option<usize> {
         let driver = self.nodes.get(node)?.spec.drivers.iter().find(|known| known.name == driver)?;
         usize::try_from(driver.allocatable.as_ref()?.count?).ok()
     }
 
-    /// Whether any node bounds how many volumes it takes.
+    /// Whether any node has a limit.
     #[must_use]
     pub fn has_limits(&self) -> bool {
         !self.nodes.is_empty()
     }
 
-    /// The volumes of a class that a claim may be given.
+    /// The volumes of a class that a claim may bind.
     pub fn free(&self, class: &str, claim: &ObjectKey) -> impl Iterator<Item = &PersistentVolume> {
         let all = self.free.get(class).into_iter().flatten();
         let own = all.filter(move |(name, _)| self.assumed.get(*name).is_none_or(|given| given == claim));
         own.map(|(_, volume)| volume.as_ref())
     }
 
-    /// A volume is given to a claim.
+    /// Assumes a volume for a claim.
     pub fn assume(&mut self, volume: &str, claim: ObjectKey) {
         self.assumed.insert(volume.to_owned(), claim);
     }
 
-    /// What was given to these claims is given back.
-    pub fn give_back(&mut self, is_of: impl Fn(&ObjectKey) -> bool) {
+    /// Drops the assumptions for these claims.
+    pub fn drop_assumptions(&mut self, is_of: impl Fn(&ObjectKey) -> bool) {
         self.assumed.retain(|_, claim| !is_of(claim));
     }
 
-    /// A pod has a node now, or has none any more.
+    /// Counts a pod's claims: the pod was scheduled, or removed.
     pub fn count(&mut self, pod: &PodInfo, is_there: bool) {
         for claim in pod.claims.iter().flat_map(|claims| claims.iter()) {
             let key = ObjectKey::new(&*pod.key.namespace, &*claim.name);
@@ -133,14 +130,13 @@ impl Volumes {
         }
     }
 
-    /// How many pods that have a node use a claim.
+    /// The number of scheduled pods that use a claim.
     #[must_use]
     pub fn users(&self, claim: &ObjectKey) -> usize {
         self.users.get(claim).copied().unwrap_or_default()
     }
 }
 
-/// The keys of a pod's claims.
 pub fn claims_of(pod: &PodInfo) -> impl Iterator<Item = (ObjectKey, &PodClaim)> {
     let all = pod.claims.iter().flat_map(|claims| claims.iter());
     all.map(|claim| (ObjectKey::new(&*pod.key.namespace, &*claim.name), claim))

@@ -1,6 +1,6 @@
-//! `coracle apiserver`: the API server as a process of its own, with its store and the built-in registry. Nothing else runs:
-//! other schedulers, controllers and kubelets act through the API. `coracle up` takes the same flags, and starts, tells that it is
-//! ready and ends in the same way.
+//! `coracle apiserver`: the API server as a process of its own, with its store and the built-in registry. Schedulers,
+//! controllers and kubelets run elsewhere and act through the API. `coracle up` shares its flags, start, `ready` line
+//! and stop.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -21,12 +21,12 @@ use crate::data_dir::DataDir;
 use crate::output::result;
 use crate::progress::Progress;
 
-/// What is still running when the runtimes end is dropped after this long; a stop takes 5 s at most (contract.md §2).
+/// Grace period of tasks that still run when the runtimes end; a stop takes 5 s at most (contract.md §2).
 const LAST_MOMENT: Duration = Duration::from_millis(500);
 
-/// For how many seconds a pod tolerates a node that is not ready or unreachable (upstream's default).
+/// Default toleration of not-ready and unreachable nodes in seconds (upstream's).
 pub(super) const USUAL_TOLERATION: u32 = 300;
-/// The same with fast failover: a node that is only late has been heard of again by then.
+/// The same with fast failover: by then a late node has reported again.
 pub(super) const FAST_TOLERATION: u32 = 1;
 
 /// Flags of the API server and its store.
@@ -38,7 +38,7 @@ pub(crate) struct ServerFlags {
     /// Port of the API server; 0 picks a free one
     #[arg(long, env = "CORACLE_PORT", default_value_t = 6443, value_name = "PORT")]
     pub(crate) port: u16,
-    /// Where objects are kept: sled:DIR [default: sled:DATA_DIR/store]
+    /// Store of the objects: sled:DIR [default: sled:DATA_DIR/store]
     #[arg(long, env = "CORACLE_STORE", value_name = "URL")]
     pub(crate) store: Option<String>,
     /// Addresses of Services [default on Linux: the first /16 of a free block of 127.0.0.0/8, else 10.96.0.0/12]
@@ -47,10 +47,10 @@ pub(crate) struct ServerFlags {
     /// Addresses of pods [default on Linux: the upper /15 of the same block, else 10.244.0.0/16]
     #[arg(long, env = "CORACLE_CLUSTER_CIDR", value_name = "CIDR")]
     pub(crate) cluster_cidr: Option<Ipv4Net>,
-    /// Seconds for which a pod that says nothing else tolerates a node that is not ready or unreachable [default: 300, 1 with --fast-failover]
+    /// Default toleration of not-ready and unreachable nodes, in seconds [default: 300, 1 with --fast-failover]
     #[arg(long, env = "CORACLE_DEFAULT_TOLERATION_SECONDS", value_name = "SECONDS")]
     pub(crate) default_toleration_seconds: Option<u32>,
-    /// File (YAML or JSON) of AdmissionConfiguration: what admission plugins are configured with
+    /// AdmissionConfiguration file (YAML or JSON) of the admission plugins
     #[arg(long, env = "CORACLE_ADMISSION_CONTROL_CONFIG_FILE", value_name = "FILE")]
     pub(crate) admission_control_config_file: Option<PathBuf>,
     #[command(flatten)]
@@ -58,10 +58,10 @@ pub(crate) struct ServerFlags {
 }
 
 impl ServerFlags {
-    /// What the API server is configured with; `toleration` where none was said.
+    /// The API server's configuration; `toleration` is the default of its flag.
     ///
     /// # Errors
-    /// `--store` names none that is built.
+    /// If the scheme of `--store` is unknown.
     pub(super) fn config(&self, toleration: u32) -> Result<ApiServerConfig, Failure> {
         Ok(ApiServerConfig {
             bind: self.bind,
@@ -72,13 +72,13 @@ impl ServerFlags {
         })
     }
 
-    /// What admission plugins are configured with, by the file and those that it names.
+    /// The configuration of admission plugins: the file and the files that it names.
     fn admission(&self) -> Result<Arc<AdmissionConfiguration>, Failure> {
         let Some(file) = &self.admission_control_config_file else { return Ok(Arc::default()) };
         let refused =
             |why: String| Failure::Usage(format!("--admission-control-config-file {}: {why}", file.display()));
         let read = |file: &Path| std::fs::read(file).map_err(|error| error.to_string());
-        // A path is meant from where the file is.
+        // Paths are relative to the file's folder.
         let folder = file.parent().unwrap_or(Path::new(""));
         let own = read(file).map_err(refused)?;
         AdmissionConfiguration::parse(&own, folder, &read).map(Arc::new).map_err(refused)
@@ -105,24 +105,24 @@ pub(crate) struct ApiServer {
 /// Runs until SIGINT or SIGTERM.
 ///
 /// # Errors
-/// The flags contradict each other, or the server can't start.
+/// If the flags contradict each other, or the server can't start.
 pub(crate) fn run(flags: &ApiServer, common: &Common) -> Result<(), Failure> {
     let (api, network) = (flags.server.config(USUAL_TOLERATION)?, flags.server.network());
-    let config = ClusterConfig::of_servers(api, network, flags.server.features());
+    let config = ClusterConfig::for_servers(api, network, flags.server.features());
     until_stopped(config, Parts::Servers, common, "")
 }
 
-/// Runs parts of a cluster until SIGINT or SIGTERM; `also`: what the `ready` line says besides.
+/// Runs parts of a cluster until SIGINT or SIGTERM; `also` is appended to the `ready` line.
 ///
 /// # Errors
-/// It can't start, or a component ended by itself.
+/// If the start fails, or a component ended by itself.
 pub(super) fn until_stopped(config: ClusterConfig, parts: Parts, common: &Common, also: &str) -> Result<(), Failure> {
     let env = Env::real();
     let data = DataDir::of(common)?;
     let progress = Progress::new();
     let runtime = compose::runtime()?;
     let done = runtime.block_on(async {
-        // Taken before the start, so that a signal during it is not lost.
+        // Installed before the start, so that a signal during it is not lost.
         let stop = compose::stop_signal();
         tokio::pin!(stop);
         let cluster = tokio::select! {
@@ -146,7 +146,7 @@ pub(super) fn until_stopped(config: ClusterConfig, parts: Parts, common: &Common
     Ok(done?)
 }
 
-/// The folder that `--store` names.
+/// The folder in `--store`.
 fn store_folder(url: Option<&str>) -> Result<Option<PathBuf>, Failure> {
     let Some(url) = url else { return Ok(None) };
     match url.strip_prefix("sled:").filter(|path| !path.is_empty()) {

@@ -1,5 +1,5 @@
-//! `coracle call`: a function of a plugin, with WAVE arguments, through the API server's proxy of pods and Services. So it
-//! takes what `kubectl` takes: a kubeconfig, and the right to `pods/proxy` or `services/proxy`.
+//! `coracle call`: calls a plugin's function with WAVE arguments, through the API server's proxy of pods and Services.
+//! It needs a kubeconfig and the right to `pods/proxy` or `services/proxy`.
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
@@ -14,11 +14,11 @@ use machinery_client::{Api, ListOptions};
 use super::Failure;
 use crate::config::Common;
 use crate::data_dir::DataDir;
-use crate::output::{say, tell};
+use crate::output::{print_stderr, print_stdout};
 
-/// What an answer may have: a plugin's largest result, and more.
+/// Maximum size of a response: a plugin's largest result, and more.
 const ANSWER_BYTES_MAX: usize = 32 << 20;
-/// Where a plugin listens that names no port (contract.md §4).
+/// The default port of a plugin (contract.md §4).
 const PORT_DEFAULT: i32 = 80;
 const WAVE: &str = "application/x-wave";
 const SESSION_HEADER: &str = "coracle-session";
@@ -30,21 +30,22 @@ pub(crate) struct Call {
     /// The namespace
     #[arg(short, long, env = "CORACLE_NAMESPACE", default_value = "default", value_name = "NS")]
     pub(crate) namespace: String,
-    /// The session in which to call: the one that a resource is of, or a name of your own
+    /// Session of the call: that of a resource, or a name of your own
     #[arg(long, env = "CORACLE_SESSION", value_name = "NAME")]
     pub(crate) session: Option<String>,
-    /// Whom to call: pod/NAME, deployment/NAME or service/NAME
+    /// The resource to call: pod/NAME, deployment/NAME or service/NAME
     #[arg(value_name = "RESOURCE", value_parser = parse_target)]
     pub(crate) resource: Target,
-    /// The function: its whole name, or its last part where one function alone is called so
+    /// The function: its whole name, or its last part if that is unique
     #[arg(value_name = "FUNC")]
     pub(crate) function: String,
-    /// Arguments in WAVE: '"text"', 1, true, '[1, 2]', '{x: 1}', some-case; what begins with a dash and is no number goes behind `--`
+    /// Arguments in WAVE: '"text"', 1, true, '[1, 2]', '{x: 1}', some-case; arguments that begin with a dash and aren't
+    /// numbers follow `--`
     #[arg(value_name = "ARG", allow_negative_numbers = true)]
     pub(crate) arguments: Vec<String>,
 }
 
-/// Who is called.
+/// The called resource.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Target {
     Pod(String),
@@ -70,7 +71,7 @@ fn parse_target(text: &str) -> Result<Target, String> {
 /// Calls the function and prints its result in WAVE.
 ///
 /// # Errors
-/// There is no such resource or function, an argument doesn't fit, or the call failed.
+/// If there is no such resource or function, an argument has the wrong type, or the call failed.
 pub(crate) fn run(flags: &Call, common: &Common) -> Result<(), Failure> {
     let data = DataDir::of(common)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
@@ -89,7 +90,7 @@ async fn call(flags: &Call, data: &DataDir) -> anyhow::Result<()> {
     let listed = send(&client, Request::get(&base).body(Body::empty())?).await?;
     let listed = serde_json::from_slice::<serde_json::Value>(&listed.into_body()).ok();
     let listed =
-        listed.with_context(|| format!("{} is no plugin: it answers, and lists no functions", shown(flags)))?;
+        listed.with_context(|| format!("{} is no plugin: it answers, and lists no functions", target_label(flags)))?;
     let names = listed["functions"].as_array().into_iter().flatten().filter_map(|function| function["name"].as_str());
     let name = choose(&names.collect::<Vec<_>>(), &flags.function)?.to_owned();
     let path = name.replace('[', "%5B").replace(']', "%5D");
@@ -101,13 +102,13 @@ async fn call(flags: &Call, data: &DataDir) -> anyhow::Result<()> {
     let body = format!("({})", flags.arguments.join(", "));
     let answer = send(&client, request.body(Body::from(body.into_bytes()))?).await?;
     if let (Some(session), None) = (answer.headers().get(SESSION_HEADER), &flags.session) {
-        tell!("session {}", session.to_str().unwrap_or_default());
+        print_stderr!("session {}", session.to_str().unwrap_or_default());
     }
-    say!("{}", String::from_utf8_lossy(answer.body()))?;
+    print_stdout!("{}", String::from_utf8_lossy(answer.body()))?;
     Ok(())
 }
 
-fn shown(flags: &Call) -> String {
+fn target_label(flags: &Call) -> String {
     match &flags.resource {
         Target::Pod(name) => format!("pod/{name}"),
         Target::Deployment(name) => format!("deployment/{name}"),
@@ -115,25 +116,28 @@ fn shown(flags: &Call) -> String {
     }
 }
 
-/// Where its functions are, as the API server's path.
+/// The path of its functions on the API server.
 async fn base(client: &Client, flags: &Call) -> anyhow::Result<String> {
     let namespace = &flags.namespace;
     let pod = match &flags.resource {
         Target::Service(name) => {
-            let service = Api::<Service>::namespaced(client.clone(), namespace).get(name).await.map_err(said)?;
+            let service = Api::<Service>::namespaced(client.clone(), namespace).get(name).await.map_err(api_message)?;
             let ports = service.spec.and_then(|spec| spec.ports).unwrap_or_default();
             let port = ports.first().with_context(|| format!("service/{name} has no port"))?.port;
             return Ok(format!("/api/v1/namespaces/{namespace}/services/{name}:{port}/proxy/"));
         }
-        Target::Pod(name) => Api::<Pod>::namespaced(client.clone(), namespace).get(name).await.map_err(said)?,
+        Target::Pod(name) => Api::<Pod>::namespaced(client.clone(), namespace).get(name).await.map_err(api_message)?,
         Target::Deployment(name) => {
-            let deployment = Api::<Deployment>::namespaced(client.clone(), namespace).get(name).await.map_err(said)?;
+            let deployment =
+                Api::<Deployment>::namespaced(client.clone(), namespace).get(name).await.map_err(api_message)?;
             let selector = deployment.spec.map(|spec| spec.selector).unwrap_or_default();
             let labels: Vec<String> =
                 selector.match_labels.unwrap_or_default().iter().map(|(key, value)| format!("{key}={value}")).collect();
             let pods = Api::<Pod>::namespaced(client.clone(), namespace);
-            let pods =
-                pods.list(&ListOptions { labels: labels.join(","), ..ListOptions::default() }).await.map_err(said)?;
+            let pods = pods
+                .list(&ListOptions { labels: labels.join(","), ..ListOptions::default() })
+                .await
+                .map_err(api_message)?;
             let ready = pods.items.into_iter().find(is_ready);
             ready.with_context(|| format!("no pod of deployment/{name} is ready; see kubectl get pods"))?
         }
@@ -155,7 +159,7 @@ fn port(pod: &Pod) -> i32 {
     ports.first().map_or(PORT_DEFAULT, |port| port.container_port)
 }
 
-/// The function that a word means: the whole name, with or without version, or its last part. Pure.
+/// Resolves a function's name: the whole name, with or without version, or its last part. Pure.
 fn choose<'a>(names: &[&'a str], wanted: &str) -> anyhow::Result<&'a str> {
     let plain = |name: &str| match name.rsplit_once('/') {
         Some((interface, function)) => {
@@ -184,23 +188,23 @@ fn bare(name: &str) -> &str {
     name.strip_prefix('[').and_then(|rest| rest.split_once(']')).map_or(name, |(_, name)| name)
 }
 
-fn said(error: kube::Error) -> anyhow::Error {
+fn api_message(error: kube::Error) -> anyhow::Error {
     match error {
         kube::Error::Api(status) => anyhow!("{}", status.message),
         other => anyhow::Error::new(other),
     }
 }
 
-/// The whole answer, where it is one.
+/// The whole response, if it is a success.
 async fn send(client: &Client, request: Request<Body>) -> anyhow::Result<Response<Vec<u8>>> {
-    let (parts, body) = client.send(request).await.map_err(said)?.into_parts();
+    let (parts, body) = client.send(request).await.map_err(api_message)?.into_parts();
     let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
     let body = body.map_err(|error| anyhow!("the answer broke off: {error}"))?.to_bytes().to_vec();
     if parts.status == StatusCode::OK {
         return Ok(Response::from_parts(parts, body));
     }
     let json: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-    // The plugin's own, or the API server's Status.
+    // The plugin's error, or the API server's Status.
     let words = json["error"].as_str().or_else(|| json["message"].as_str()).map(str::to_owned);
     let reason = parts.headers.get(REASON_HEADER).and_then(|reason| reason.to_str().ok());
     Err(match (words, reason) {

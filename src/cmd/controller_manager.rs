@@ -11,27 +11,27 @@ use ipnet::IpNet;
 use machinery_env::Env;
 
 use super::Failure;
-use super::alone::{self, AloneFlags, Given};
 use super::flags::controllers::ControllerFlags;
 use super::flags::election::ElectionFlags;
 use super::flags::features::FeatureFlags;
-use super::flags::refused::{Refused, SERVING, Table};
+use super::flags::rejected::{RejectedFlags, SERVING, Table};
+use super::standalone::{self, ComponentDeps, StandaloneFlags};
 use crate::features;
 use crate::inventory::NodeInventory;
 
-/// Whose flags and name these are.
+/// Upstream's name of this program.
 const UPSTREAM: &str = "kube-controller-manager";
 
 /// Flags of `coracle controllers`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ControllerManager {
     #[command(flatten)]
-    alone: AloneFlags,
+    standalone: StandaloneFlags,
     #[command(flatten)]
     controllers: ControllerFlags,
     #[command(flatten)]
     election: ElectionFlags,
-    /// Gives each node a block of the pods' addresses
+    /// Allocates a block of the pods' addresses to each node
     #[arg(long, env = "CORACLE_ALLOCATE_NODE_CIDRS", requires = "cluster_cidr", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set, value_name = "BOOL")]
     allocate_node_cidrs: bool,
     /// Addresses of pods
@@ -40,28 +40,28 @@ pub(crate) struct ControllerManager {
     /// Prefix length of each node's share of the pod addresses [default: 24 of IPv4, 64 of IPv6]
     #[arg(long, env = "CORACLE_NODE_CIDR_MASK_SIZE", value_name = "BITS", value_parser = clap::value_parser!(u8).range(8..=126))]
     node_cidr_mask_size: Option<u8>,
-    /// The certificate authority that every namespace is told to trust, as PEM [default: none is told]
+    /// Certificate authority published to every namespace, as PEM [default: none]
     #[arg(long, env = "CORACLE_ROOT_CA_FILE", value_name = "FILE")]
     root_ca_file: Option<PathBuf>,
-    /// Signs tokens in Secrets: the key of the API server, ECDSA P-256 in PKCS #8 [default: Secrets get none]
+    /// Key that signs tokens in Secrets: the API server's, ECDSA P-256 in PKCS #8 [default: Secrets get no tokens]
     #[arg(long, env = "CORACLE_SERVICE_ACCOUNT_PRIVATE_KEY_FILE", value_name = "FILE")]
     service_account_private_key_file: Option<PathBuf>,
     #[command(flatten)]
     features: FeatureFlags,
     #[command(flatten)]
-    refused: Refused<Unmeant>,
+    rejected: RejectedFlags<UnsupportedUpstreamFlags>,
 }
 
-/// What upstream's program takes and this one doesn't.
+/// Upstream's flags that are rejected here.
 #[derive(Debug, Clone)]
-struct Unmeant;
+struct UnsupportedUpstreamFlags;
 
 const CLOUD: &str = "there is no cloud provider beside --node-inventory and --load-balancer-pool; leave it out";
 const CLOCK: &str = "nothing is done by the clock alone: what changes is acted on when it does; leave it out";
 const SIGNING: &str = "certificates are signed by the process that has the authority's key, `coracle up`; leave it out";
 const ATTACH: &str = "nothing is attached to nodes, and no volume is recycled or probed for; leave it out";
 
-impl Table for Unmeant {
+impl Table for UnsupportedUpstreamFlags {
     const OWN: &'static [(&'static str, &'static str)] = &[
         ("allow-metric-labels", SERVING),
         ("attach-detach-reconcile-sync-period", ATTACH),
@@ -99,26 +99,26 @@ impl Table for Unmeant {
 /// Runs until SIGINT or SIGTERM.
 ///
 /// # Errors
-/// The flags contradict each other, a file can't be used, or the leadership was lost.
+/// If the flags contradict each other, a file can't be used, or the leadership was lost.
 pub(crate) fn run(flags: &ControllerManager) -> Result<(), Failure> {
-    flags.refused.check()?;
+    flags.rejected.check()?;
     let env = Env::real();
     let (config, inventory) = flags.config(&env)?;
     let (metrics, gates) = (config.metrics.clone(), config.settings.features);
-    alone::run(
-        &flags.alone,
+    standalone::run(
+        &flags.standalone,
         UPSTREAM,
         env,
         |registry| {
             metrics.register(registry);
             features::register(registry, &gates);
         },
-        |Given { client, env, stop }| async move {
+        |ComponentDeps { client, env, stop }| async move {
             let same = client.clone();
             let clients: controllers::Clients = Arc::new(move |_| same.clone());
             let follows = async {
                 if let Some(inventory) = inventory {
-                    inventory.follow(stop.clone()).await;
+                    inventory.reload_on_changes(stop.clone()).await;
                 }
                 std::future::pending::<()>().await;
             };
@@ -171,7 +171,7 @@ mod tests {
         let cli = Cli::try_parse_from(["coracle", "controllers", "--kubeconfig=k"].iter().chain(flags)).unwrap();
         match cli.verb {
             Verb::ControllerManager(verb) => {
-                verb.refused.check()?;
+                verb.rejected.check()?;
                 Ok(verb.config(&Env::real())?.0)
             }
             other => panic!("{other:?}"),
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn flags_of_upstream_that_mean_nothing_are_refused_with_a_reason() {
-        for (name, _) in Unmeant::flags() {
+        for (name, _) in UnsupportedUpstreamFlags::flags() {
             for flag in [format!("--{name}"), format!("--{name}=x")] {
                 match config(&[&flag]) {
                     Err(Failure::Usage(told)) => assert!(told.starts_with(&format!("--{name}: ")), "{told}"),

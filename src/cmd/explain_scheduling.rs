@@ -1,5 +1,5 @@
-//! `coracle explain-scheduling`: where a pod would go, and what each plugin says of each node: the scheduler's own core, on what the
-//! user may read of the cluster or on a recording of it.
+//! `coracle explain-scheduling`: prints the node that a pod would get, and each plugin's verdict on each node. It runs
+//! the scheduler's own core on the user's view of the cluster or on a recording.
 
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -20,14 +20,14 @@ use super::flags::guests::GuestFlags;
 use super::pull::write_file;
 use crate::config::{Common, GuestsConfig};
 use crate::data_dir::DataDir;
-use crate::output::{columns, plain, result, say};
+use crate::output::{columns, plain, print_stdout, result};
 use crate::scheduler_plugins::Plugins;
 
-/// Objects of one answer of the API server.
+/// Page size of lists.
 const PAGE: usize = 500;
-/// What a recording may hold: some hundred thousand pods.
+/// Maximum size of a recording: some hundred thousand pods.
 const RECORDING_BYTES_MAX: u64 = 512 << 20;
-/// What a manifest or a scheduler's file may hold.
+/// Maximum size of a manifest or a scheduler's file.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// Arguments of `coracle explain-scheduling`.
@@ -38,18 +38,18 @@ pub(crate) struct ExplainScheduling {
     /// The namespace
     #[arg(short, long, env = "CORACLE_NAMESPACE", default_value = "default", value_name = "NS")]
     namespace: String,
-    /// How the API server is reached, and as whom [default: the one of --data-dir]
+    /// Kubeconfig of the API server [default: the one of --data-dir]
     #[arg(long, env = "CORACLE_KUBECONFIG", value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
     /// The scheduler's KubeSchedulerConfiguration [default: upstream's default profile]
     #[arg(long, env = "CORACLE_SCHEDULER_CONFIG", value_name = "FILE", conflicts_with = "replay")]
     scheduler_config: Option<PathBuf>,
-    /// Where to keep the pod, the cluster and the configuration, for --replay
+    /// File for a recording of pod, cluster and configuration, for --replay
     #[arg(long, env = "CORACLE_RECORD", value_name = "FILE", conflicts_with = "replay")]
     record: Option<PathBuf>,
     #[command(flatten)]
     plugins: GuestFlags,
-    /// How it is printed
+    /// Output format
     #[arg(short = 'o', long, alias = "output", env = "CORACLE_FORMAT", default_value = "table", value_name = "FORMAT")]
     format: Format,
 }
@@ -58,18 +58,18 @@ pub(crate) struct ExplainScheduling {
 #[derive(Debug, Clone, Args)]
 #[group(required = true, multiple = false)]
 struct Subject {
-    /// A pod, as if it had no node
+    /// An existing pod, as if it were unscheduled
     #[arg(value_name = "POD")]
     pod: Option<String>,
-    /// A pod that isn't there: its manifest, which the API server completes and doesn't keep
+    /// Manifest of a new pod, which the API server completes and doesn't store
     #[arg(short, long, env = "CORACLE_FILENAME", value_name = "FILE")]
     filename: Option<PathBuf>,
-    /// A recording of --record, with no cluster
+    /// A recording of --record, used without a cluster
     #[arg(long, env = "CORACLE_REPLAY", value_name = "FILE")]
     replay: Option<PathBuf>,
 }
 
-/// How it is printed.
+/// Output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// For a person.
@@ -78,16 +78,16 @@ enum Format {
     Json,
 }
 
-/// Prints what the plugins say.
+/// Prints the explanation.
 ///
 /// # Errors
-/// There is no such pod, the user may not read the cluster, or a file is refused.
+/// If there is no such pod, the user may not read the cluster, or a file is invalid.
 pub(crate) fn run(flags: &ExplainScheduling, common: &Common) -> Result<(), Failure> {
     let recording = match &flags.subject.replay {
         Some(file) => Recording::parse(&text_of(file, RECORDING_BYTES_MAX)?).map_err(|why| of_file(file, why))?,
         None => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-            runtime.block_on(observed(flags, common))?
+            runtime.block_on(record_cluster(flags, common))?
         }
     };
     let explained = recording.explained();
@@ -97,8 +97,8 @@ pub(crate) fn run(flags: &ExplainScheduling, common: &Common) -> Result<(), Fail
     }
     let explained = explained.map_err(anyhow::Error::new)?;
     match flags.format {
-        Format::Json => say!("{}", serde_json::to_string_pretty(&explained).context("cannot print it")?)?,
-        Format::Table => result(format_args!("{}", shown(&explained)))?,
+        Format::Json => print_stdout!("{}", serde_json::to_string_pretty(&explained).context("cannot print it")?)?,
+        Format::Table => result(format_args!("{}", format_table(&explained)))?,
     }
     Ok(())
 }
@@ -107,7 +107,7 @@ fn of_file(file: &Path, why: impl std::fmt::Display) -> anyhow::Error {
     anyhow!("{}: {why}", file.display())
 }
 
-/// A file that isn't larger than it may be.
+/// Reads a file up to a maximum size.
 fn text_of(file: &Path, bytes_max: u64) -> anyhow::Result<String> {
     let open = std::fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
     let mut text = String::new();
@@ -122,8 +122,8 @@ fn yaml_of(file: &Path) -> anyhow::Result<Value> {
     machinery_api::yaml::read(&text_of(file, FILE_BYTES_MAX)?).map_err(|why| of_file(file, why))
 }
 
-/// The pod and the cluster, as the user may read them.
-async fn observed(flags: &ExplainScheduling, common: &Common) -> anyhow::Result<Recording> {
+/// The pod and the cluster, as far as the user may read them.
+async fn record_cluster(flags: &ExplainScheduling, common: &Common) -> anyhow::Result<Recording> {
     let data = DataDir::of(common)?;
     let kubeconfig = flags.kubeconfig.clone().unwrap_or_else(|| data.kubeconfig());
     let client = machinery_client::from_kubeconfig(&kubeconfig).await.with_context(|| {
@@ -142,12 +142,12 @@ async fn observed(flags: &ExplainScheduling, common: &Common) -> anyhow::Result<
     recording.persistent_volumes = all(&client).await?;
     recording.storage_classes = all(&client).await?;
     recording.csi_nodes = all(&client).await?;
-    recording.plugin_answers = asked(&recording, whole, flags.plugins.config()).await?;
+    recording.plugin_answers = plugin_verdicts(&recording, whole, flags.plugins.config()).await?;
     Ok(recording)
 }
 
-/// What plugins say that are WebAssembly components; none where the profile has none.
-async fn asked(recording: &Recording, pod: Value, guests: GuestsConfig) -> anyhow::Result<Option<Answers>> {
+/// The verdicts of WebAssembly plugins; `None` if the profile has none.
+async fn plugin_verdicts(recording: &Recording, pod: Value, guests: GuestsConfig) -> anyhow::Result<Option<Answers>> {
     let (plugins, mut question) = recording.question()?;
     if plugins.is_empty() {
         return Ok(None);
@@ -161,12 +161,12 @@ async fn asked(recording: &Recording, pod: Value, guests: GuestsConfig) -> anyho
     Ok(Some(wasm::ask(&guests, &question).await.map_err(anyhow::Error::msg)?))
 }
 
-/// The pod that is meant, whole.
+/// The whole pod to explain.
 async fn subject(flags: &ExplainScheduling, client: &Client) -> anyhow::Result<Value> {
     let Some(file) = &flags.subject.filename else {
         let name = name_of(flags.subject.pod.as_deref().unwrap_or_default())?;
         let pods = Api::<Pod>::namespaced(client.clone(), &flags.namespace);
-        return pods.get_value(name).await.map_err(said);
+        return pods.get_value(name).await.map_err(api_message);
     };
     let mut manifest = yaml_of(file)?;
     if manifest["kind"] != "Pod" {
@@ -177,11 +177,11 @@ async fn subject(flags: &ExplainScheduling, client: &Client) -> anyhow::Result<V
     }
     let namespace = manifest["metadata"]["namespace"].as_str().unwrap_or_default();
     let pods = Api::<Pod>::namespaced(client.clone(), namespace).dry_run();
-    // What admission makes of it counts: its priority, its tolerations, its limits.
-    pods.create_value(&manifest).await.map_err(said)
+    // The pod after admission counts: with its priority, tolerations and limits.
+    pods.create_value(&manifest).await.map_err(api_message)
 }
 
-/// A pod as kubectl writes it, too: `pod/NAME`.
+/// The name in `NAME` or `pod/NAME`.
 fn name_of(pod: &str) -> anyhow::Result<&str> {
     match pod.split_once('/') {
         None => Ok(pod),
@@ -195,7 +195,7 @@ async fn all<K: Typed>(client: &Client) -> anyhow::Result<Vec<K>> {
     let api = Api::<K>::all(client.clone());
     let (mut objects, mut options) = (Vec::new(), ListOptions { limit: PAGE, ..ListOptions::default() });
     loop {
-        let page = api.list(&options).await.map_err(said)?;
+        let page = api.list(&options).await.map_err(api_message)?;
         objects.extend(page.items);
         if page.continue_token.is_empty() {
             return Ok(objects);
@@ -204,46 +204,48 @@ async fn all<K: Typed>(client: &Client) -> anyhow::Result<Vec<K>> {
     }
 }
 
-fn said(error: kube::Error) -> anyhow::Error {
+fn api_message(error: kube::Error) -> anyhow::Error {
     match error {
         kube::Error::Api(status) => anyhow!("{}", status.message),
         other => anyhow::Error::new(other),
     }
 }
 
-/// For a person. Names and reasons may be anybody's: nothing in them reaches a terminal as a command.
-fn shown(told: &Explanation) -> String {
-    let (fit, refused): (Vec<_>, Vec<_>) = told.nodes.iter().partition(|node| node.refused.is_none());
-    let mut text = format!("pod {} by the profile {}", told.pod, told.profile);
-    match (&told.node, &told.message) {
-        (Some(node), _) => text.push_str(&format!(": to {node}; {} of {} nodes will do", fit.len(), told.nodes.len())),
+/// Prints for people. Names and reasons are untrusted: control characters must not reach a terminal.
+fn format_table(explanation: &Explanation) -> String {
+    let (fit, refused): (Vec<_>, Vec<_>) = explanation.nodes.iter().partition(|node| node.refused.is_none());
+    let mut text = format!("pod {} by the profile {}", explanation.pod, explanation.profile);
+    match (&explanation.node, &explanation.message) {
+        (Some(node), _) => {
+            text.push_str(&format!(": to {node}; {} of {} nodes will do", fit.len(), explanation.nodes.len()))
+        }
         (None, message) => text.push_str(&format!(": nowhere. {}", message.as_deref().unwrap_or_default())),
     }
     let mut line = |words: String| text.push_str(&format!("\n{words}"));
-    if !told.equals.is_empty() {
-        line(format!("as good, and as likely: {}", told.equals.join(", ")));
+    if !explanation.equals.is_empty() {
+        line(format!("as good, and as likely: {}", explanation.equals.join(", ")));
     }
-    if told.nominated {
+    if explanation.nominated {
         line("room was made for it there: other nodes are not compared".into());
     }
-    if let Some(preemption) = &told.preemption {
+    if let Some(preemption) = &explanation.preemption {
         line(format!(
             "room would be made on {}, where these would go: {}",
             preemption.node,
             preemption.victims.join(", ")
         ));
     }
-    if told.gated {
+    if explanation.gated {
         line("it has scheduling gates: it waits for their removal first".into());
     }
-    if !told.not_asked.is_empty() {
-        line(format!("these have a say in it and are not asked here: {}", told.not_asked.join(", ")));
+    if !explanation.not_asked.is_empty() {
+        line(format!("these have a say in it and are not asked here: {}", explanation.not_asked.join(", ")));
     }
-    for failed in &told.failed {
+    for failed in &explanation.failed {
         line(format!("a plugin failed and is done without: {failed}"));
     }
     text.push('\n');
-    let mut tables = vec![scores(told, &fit)];
+    let mut tables = vec![scores(explanation, &fit)];
     tables.push(refusals(&refused));
     tables.retain(|rows| rows.len() > 1);
     for rows in tables {
@@ -252,12 +254,12 @@ fn shown(told: &Explanation) -> String {
     plain(&text)
 }
 
-/// Each plugin's score from 0 to 100, and times its weight.
-fn scores(told: &Explanation, fit: &[&NodeExplanation]) -> Vec<Vec<String>> {
-    let names = told.plugins.iter().map(|plugin| plugin.name.to_owned());
+/// Each plugin's score from 0 to 100, and the score times its weight.
+fn scores(explanation: &Explanation, fit: &[&NodeExplanation]) -> Vec<Vec<String>> {
+    let names = explanation.plugins.iter().map(|plugin| plugin.name.to_owned());
     let mut rows = vec![["NODE".to_owned(), "TOTAL".to_owned()].into_iter().chain(names).collect::<Vec<_>>()];
     rows.extend(fit.iter().map(|node| {
-        let cells = node.scores.iter().zip(&told.plugins);
+        let cells = node.scores.iter().zip(&explanation.plugins);
         let cells = cells.map(|(score, plugin)| format!("{}x{}={}", score.normalized, plugin.weight, score.weighted));
         [node.name.clone(), node.total.unwrap_or(0).to_string()].into_iter().chain(cells).collect()
     }));
@@ -298,13 +300,14 @@ mod tests {
 
     #[test]
     fn a_person_reads_a_table() {
-        let text = shown(&of(json!({})));
+        let text = format_table(&of(json!({})));
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "pod n/p by the profile default-scheduler: to a; 1 of 2 nodes will do");
         assert!(lines[2].starts_with("NODE   TOTAL   NodeResourcesFit"), "{text}");
         assert_eq!(lines[5], "NODE    REFUSED BY         REASON");
         assert_eq!(lines[6], "b?[2J   NodeResourcesFit   Too many pods");
-        let text = shown(&of(json!({"nodeName": "x", "schedulingGates": [{"name": "g"}], "nodeSelector": {"a": "b"}})));
+        let text =
+            format_table(&of(json!({"nodeName": "x", "schedulingGates": [{"name": "g"}], "nodeSelector": {"a": "b"}})));
         let message = "nowhere. 0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector.";
         assert!(text.contains(message) && text.contains("scheduling gates"), "{text}");
     }

@@ -1,4 +1,4 @@
-//! `coracle image`: the images of a node that runs.
+//! `coracle image`: manages the images of a running node.
 
 use std::path::PathBuf;
 
@@ -13,13 +13,13 @@ use super::pull::write_file;
 use crate::config::Common;
 use crate::data_dir::DataDir;
 use crate::local;
-use crate::output::{columns, result, say};
+use crate::output::{columns, print_stdout, result};
 use crate::progress::Progress;
 
-/// Digits of a digest in a table.
+/// Displayed digits of a digest.
 const DIGEST_CHARS: usize = 12;
 
-/// Arguments of `coracle image`. (Without a verb it is told in one line, as everything that is wrong usage.)
+/// Arguments of `coracle image`. (A missing verb is reported in one line, as all wrong usage.)
 #[derive(Debug, Clone, Args)]
 #[command(arg_required_else_help = false)]
 pub(crate) struct Images {
@@ -33,7 +33,7 @@ pub(crate) enum Verb {
     /// Lists the images on the node
     #[command(after_help = "Example: coracle image ls -o json")]
     Ls {
-        /// How it is printed
+        /// Output format
         #[arg(
             short = 'o',
             long,
@@ -51,7 +51,7 @@ pub(crate) enum Verb {
         #[arg(value_name = "REF", required = true)]
         references: Vec<String>,
     },
-    /// Brings images in from an archive: an OCI layout as a tar, or what `docker save` writes
+    /// Imports images from an archive: an OCI layout as a tar, or the output of `docker save`
     #[command(
         after_help = "Example: skopeo copy docker://quay.io/team/app:v1 oci-archive:app.tar:quay.io/team/app:v1\n         coracle image import app.tar"
     )]
@@ -59,7 +59,7 @@ pub(crate) enum Verb {
         /// The archive
         #[arg(value_name = "FILE")]
         file: PathBuf,
-        /// What its image is called here [default: what the archive says]
+        /// Name of the image [default: the archive's]
         #[arg(long, alias = "name", env = "CORACLE_REFERENCE", value_name = "REF")]
         reference: Option<String>,
     },
@@ -71,7 +71,7 @@ pub(crate) enum Verb {
         /// Its name
         #[arg(value_name = "REF")]
         reference: String,
-        /// Where it goes; what is there is replaced
+        /// Output file; an existing file is replaced
         #[arg(short, long, env = "CORACLE_OUTPUT", value_name = "FILE")]
         output: PathBuf,
     },
@@ -86,10 +86,10 @@ pub(crate) enum Format {
     Json,
 }
 
-/// Does it, and prints what was done.
+/// Performs the verb and prints its result.
 ///
 /// # Errors
-/// No cluster runs, or the node refuses.
+/// If no cluster runs, or the node rejects the request.
 pub(crate) fn run(flags: &Images, common: &Common) -> Result<(), Failure> {
     let images = ImageClient::new(local::registry(&DataDir::of(common)?)?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
@@ -98,7 +98,9 @@ pub(crate) fn run(flags: &Images, common: &Common) -> Result<(), Failure> {
         Verb::Ls { format } => {
             let all = runtime.block_on(images.list())?;
             match format {
-                Format::Json => say!("{}", serde_json::to_string_pretty(&all).context("cannot print the images")?)?,
+                Format::Json => {
+                    print_stdout!("{}", serde_json::to_string_pretty(&all).context("cannot print the images")?)?
+                }
                 Format::Table => result(format_args!("{}", table(&all, Env::real().now())))?,
             }
         }
@@ -106,7 +108,7 @@ pub(crate) fn run(flags: &Images, common: &Common) -> Result<(), Failure> {
             let mut failed = Vec::new();
             for reference in references {
                 match runtime.block_on(images.remove(reference)) {
-                    Ok(removed) => say!("{} removed ({} came free)", removed.name, size(removed.freed_bytes))?,
+                    Ok(removed) => print_stdout!("{} removed ({} came free)", removed.name, size(removed.freed_bytes))?,
                     Err(error) => failed.push(error.to_string()),
                 }
             }
@@ -119,20 +121,20 @@ pub(crate) fn run(flags: &Images, common: &Common) -> Result<(), Failure> {
             let kept = runtime.block_on(images.import(file, reference.as_deref()));
             progress.done();
             for image in kept.with_context(|| format!("cannot import {}", file.display()))? {
-                say!("{} ({})", image.name, word(image.kind))?;
+                print_stdout!("{} ({})", image.name, kind_label(image.kind))?;
             }
         }
         Verb::Export { reference, output } => {
             progress.doing(&format!("exporting {reference}"));
             let bytes = write_file(output, |beside| Ok(runtime.block_on(images.export(reference, beside))?));
             progress.done();
-            say!("{} ({})", output.display(), size(bytes?))?;
+            print_stdout!("{} ({})", output.display(), size(bytes?))?;
         }
     }
     Ok(())
 }
 
-fn word(kind: ImageKind) -> &'static str {
+fn kind_label(kind: ImageKind) -> &'static str {
     match kind {
         ImageKind::Module => "module",
         ImageKind::Volume => "volume",
@@ -149,7 +151,7 @@ fn table(images: &[ListedImage], now: Timestamp) -> String {
             image.name.clone(),
             digest.chars().take(DIGEST_CHARS).collect(),
             size(image.size_bytes),
-            word(image.kind).into(),
+            kind_label(image.kind).into(),
             if image.prepared { "yes" } else { "no" }.into(),
             ago(image.created_at),
             used,

@@ -1,4 +1,4 @@
-//! `coracle inspect`: what a module imports, exports and needs.
+//! `coracle inspect`: prints a module's imports, exports and requirements.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -24,13 +24,13 @@ pub(crate) struct Inspect {
     pub(crate) access: Access,
 }
 
-/// Prints what a module imports, exports and needs.
+/// Prints a module's imports, exports and requirements.
 ///
 /// # Errors
-/// It can't be read or pulled, or is no module.
+/// If it can't be read or pulled, or is no module.
 pub(crate) fn run(flags: &Inspect, common: &Common) -> Result<(), Failure> {
     let file = Path::new(&flags.what);
-    // A file that is there is what is meant: no registry's name ends in its own path.
+    // An existing file wins: no registry's name ends in its own path.
     let is_path = file.is_absolute() || flags.what.starts_with('.') || flags.what.ends_with(".wasm");
     let (image, module) = if is_path || file.exists() {
         let module = module_file::read(file)
@@ -45,7 +45,7 @@ pub(crate) fn run(flags: &Inspect, common: &Common) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What `inspect` prints.
+/// The output of `inspect`.
 fn report(image: Option<&Image>, bytes: usize, found: &Description) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
@@ -61,7 +61,7 @@ fn report(image: Option<&Image>, bytes: usize, found: &Description) -> String {
     line("world", &found.world.to_string());
     line("memory", &format!("{} KiB from the start", found.memory_bytes >> 10));
     for (field, values) in &found.producers {
-        // The convention's field is `language`, and there may be several of them.
+        // The convention's field is `language`, and it may have several values.
         let title = if field == "language" { "languages" } else { field.as_str() };
         line(title, &values.join(", "));
     }
@@ -75,7 +75,7 @@ fn report(image: Option<&Image>, bytes: usize, found: &Description) -> String {
     for (title, names) in [("imports", &found.inspection.imports), ("exports", &found.inspection.exports)] {
         let _ = writeln!(text, "{title}");
         for name in names {
-            // Any text may be the name of a core module's export, a terminal's control sequences too.
+            // An export's name is untrusted: it may contain a terminal's control sequences.
             let name: String = name.chars().filter(|c| !c.is_control()).collect();
             let _ = writeln!(text, "  {name}");
         }
@@ -83,7 +83,7 @@ fn report(image: Option<&Image>, bytes: usize, found: &Description) -> String {
     text
 }
 
-/// What a container of it would be (contract.md §4).
+/// The kind of container that the module becomes (contract.md §4).
 fn runs_as(found: &Description) -> &'static str {
     let exports = |name: &str| found.inspection.exports.iter().any(|export| export.starts_with(name));
     match (found.inspection.component, exports("wasi:http/incoming-handler@"), exports("wasi:cli/run@")) {

@@ -1,6 +1,5 @@
-//! The verbs: one file each, with its arguments. A verb that is not built yet is absent.
+//! The verbs of the command line: one file each, with its arguments. Verbs that aren't built yet are absent.
 
-mod alone;
 mod apiserver;
 mod call;
 mod controller_manager;
@@ -13,6 +12,7 @@ mod pull;
 mod push;
 mod run;
 mod scheduler;
+mod standalone;
 mod up;
 mod version;
 
@@ -52,10 +52,10 @@ pub(crate) struct Cli {
     pub(crate) common: Common,
 }
 
-/// What `coracle` can be told to do.
+/// The verbs of `coracle`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
-    /// Shows a cluster at work: a shop of microservices, traffic, failures and limits, as a short story
+    /// Demonstrates a cluster: a shop of microservices with traffic, failures and limits
     #[command(after_help = "Example: coracle demo --keep")]
     Demo(Demo),
     /// Runs a whole cluster in this process, in the foreground
@@ -69,22 +69,23 @@ pub(crate) enum Verb {
         after_help = "Example: coracle apiserver --data-dir /var/lib/coracle --port 6443\n         kube-scheduler --kubeconfig /var/lib/coracle/kubeconfig"
     )]
     ApiServer(ApiServer),
-    /// Runs the controllers alone, in the foreground, against the API server that a kubeconfig names
+    /// Runs the controllers alone, in the foreground, against the API server of a kubeconfig
     #[command(
         name = "controllers",
         visible_alias = "controller-manager",
         after_help = "Example: coracle controllers --kubeconfig /var/lib/coracle/kubeconfig --controllers '*,-job'"
     )]
     ControllerManager(Box<ControllerManager>),
-    /// Runs the scheduler alone, in the foreground, against the API server that a kubeconfig names
+    /// Runs the scheduler alone, in the foreground, against the API server of a kubeconfig
     #[command(after_help = "Example: coracle scheduler --kubeconfig /var/lib/coracle/kubeconfig")]
     Scheduler(Scheduler),
-    /// Shows where a pod would go, and what each scheduling plugin says of each node
+    /// Shows the node that a pod would get, and each scheduling plugin's verdict on each node
     #[command(
         after_help = "Example: coracle explain-scheduling web-1 -n shop\n         coracle explain-scheduling web-1 --record web-1.json; coracle explain-scheduling --replay web-1.json"
     )]
     ExplainScheduling(ExplainScheduling),
-    /// Runs a .wasm file in the cluster of --data-dir: pushes it, makes a Deployment and a Service, waits until it is ready
+    /// Runs a .wasm file in the cluster of --data-dir: pushes it, makes a Deployment and a Service, waits until it is
+    /// ready
     #[command(after_help = "Example: coracle run hello.wasm --port 8080 --dev")]
     Run(Run),
     /// Pushes a .wasm file as an OCI artifact
@@ -93,10 +94,10 @@ pub(crate) enum Verb {
     /// Pulls an image's module into a file
     #[command(after_help = "Example: coracle pull registry.local/hello:v1 hello.wasm")]
     Pull(Pull),
-    /// Prints what a module imports, exports and needs
+    /// Prints a module's imports, exports and requirements
     #[command(after_help = "Example: coracle inspect hello.wasm\n         coracle inspect registry.local/hello:v1")]
     Inspect(Inspect),
-    /// Lists, removes, imports and exports the images of the node that runs
+    /// Lists, removes, imports and exports the images of a running node
     #[command(after_help = "Example: coracle image ls\n         coracle image rm registry.local/hello:v1")]
     Image(Images),
     /// Calls a function of a plugin with WAVE arguments and prints its result
@@ -108,16 +109,17 @@ pub(crate) enum Verb {
 }
 
 impl Cli {
-    /// Reads a command line.
+    /// Parses a command line.
     ///
     /// # Errors
-    /// It is wrong, or asks for help.
+    /// If it is wrong, or requests help.
     pub(crate) fn read(line: impl Iterator<Item = OsString>) -> Result<Self, clap::Error> {
         Self::from_arg_matches(&numbers_are_values(Self::command()).try_get_matches_from(line)?)
     }
 }
 
-/// Behind a flag a number below zero is its value, to be refused by what the flag takes, and not an unknown flag.
+/// Parses a negative number after a flag as its value, so that the flag's own check rejects it, and not as an unknown
+/// flag.
 fn numbers_are_values(command: Command) -> Command {
     let command = command.mut_args(|arg| {
         let takes = arg.get_action().takes_values() && !arg.is_allow_hyphen_values_set();
@@ -126,10 +128,10 @@ fn numbers_are_values(command: Command) -> Command {
     command.mut_subcommands(numbers_are_values)
 }
 
-/// Why a verb did not succeed, by exit code.
+/// Failure of a verb, by exit code.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// Exit code 2: the command line asks for what doesn't exist.
+    /// Exit code 2: wrong usage.
     Usage(String),
     /// Exit code 1.
     Failed(anyhow::Error),
@@ -141,7 +143,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
-/// Does what the command line asks for.
+/// Runs the verb.
 ///
 /// # Errors
 /// See [`Failure`].
@@ -171,7 +173,7 @@ mod tests {
 
     use super::Cli;
 
-    /// Each variable with what it stands for, of a verb and those below it.
+    /// Maps each variable to its value's form, for a verb and its subverbs.
     fn variables(command: &clap::Command, found: &mut BTreeMap<String, BTreeMap<String, String>>) {
         for flag in command.get_arguments() {
             if let Some(variable) = flag.get_env().and_then(|name| name.to_str()) {

@@ -1,4 +1,4 @@
-//! `coracle pull`: an image's module, for a person.
+//! `coracle pull`: writes an image's module to a file.
 
 use std::path::{Path, PathBuf};
 
@@ -11,19 +11,19 @@ use super::Failure;
 use crate::config::{Common, docker_config, proxies};
 use crate::data_dir::DataDir;
 use crate::local;
-use crate::output::say;
+use crate::output::print_stdout;
 use crate::progress::Progress;
 
-/// The registry of the cluster in `--data-dir`, as images name it.
+/// Prefix of images in the registry of the cluster in `--data-dir`.
 const BUILT_IN: &str = "registry.local/";
 
 /// How other registries are reached.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Access {
-    /// How registries are reached: mirrors, private CAs, plain HTTP, accounts (docs/operations.md, "Registries")
+    /// Registry configuration: mirrors, private CAs, plain HTTP, accounts (docs/operations.md, "Registries")
     #[arg(long, env = "CORACLE_REGISTRIES", value_name = "FILE")]
     pub(crate) registries: Option<PathBuf>,
-    /// Which images have to be signed, and by which keys (docs/operations.md, "Signatures")
+    /// Signature policy: images that must be signed, and their keys (docs/operations.md, "Signatures")
     #[arg(long, env = "CORACLE_SIGNATURE_POLICY", value_name = "FILE")]
     pub(crate) signature_policy: Option<PathBuf>,
     /// Folder whose config.json has accounts of registries [default: $DOCKER_CONFIG, else ~/.docker]
@@ -37,7 +37,7 @@ pub(crate) struct Pull {
     /// The image: registry.local/NAME:TAG of the cluster in --data-dir, or one of any registry
     #[arg(value_name = "REF")]
     pub(crate) reference: String,
-    /// Where its module goes; what is there is replaced
+    /// Output file of the module; an existing file is replaced
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
     #[command(flatten)]
@@ -47,20 +47,20 @@ pub(crate) struct Pull {
 /// Pulls an image's module into a file and prints the image's digest.
 ///
 /// # Errors
-/// The image can't be pulled, or the file can't be written.
+/// If the image can't be pulled, or the file can't be written.
 pub(crate) fn run(flags: &Pull, common: &Common) -> Result<(), Failure> {
     let (image, module) = fetch(&flags.reference, &flags.access, common)?;
     write(&flags.file, &module)?;
-    say!("{} ({} bytes)", image.image_id, module.len())?;
+    print_stdout!("{} ({} bytes)", image.image_id, module.len())?;
     Ok(())
 }
 
-/// What the file of `--registries` says.
+/// Reads the file of `--registries`.
 pub(super) fn registries(file: Option<&Path>) -> anyhow::Result<Registries> {
     file.map_or_else(|| Ok(Registries::default()), |path| Registries::read(path).context("--registries"))
 }
 
-/// What the file of `--signature-policy` says.
+/// Reads the file of `--signature-policy`.
 pub(super) fn signature_policy(file: Option<&Path>) -> anyhow::Result<SignaturePolicy> {
     file.map_or_else(
         || Ok(SignaturePolicy::default()),
@@ -68,12 +68,12 @@ pub(super) fn signature_policy(file: Option<&Path>) -> anyhow::Result<SignatureP
     )
 }
 
-/// An image and its module's bytes.
+/// Pulls an image; returns it with its module's bytes.
 ///
 /// # Errors
-/// It can't be pulled.
+/// If it can't be pulled.
 pub(super) fn fetch(reference: &str, access: &Access, common: &Common) -> anyhow::Result<(Image, Vec<u8>)> {
-    let registries = registries(access.registries.as_deref())?.beside_proxies(proxies());
+    let registries = registries(access.registries.as_deref())?.with_proxies(proxies());
     let policy = signature_policy(access.signature_policy.as_deref())?;
     let built_in = match reference.starts_with(BUILT_IN) {
         true => Some(local::registry(&DataDir::of(common)?)?),
@@ -91,7 +91,7 @@ pub(super) fn fetch(reference: &str, access: &Access, common: &Common) -> anyhow
     Ok((pulled.image, module))
 }
 
-/// The accounts that `docker login` and the like have written for whoever calls.
+/// The caller's accounts from `docker login` and similar tools.
 fn keyring(folder: Option<PathBuf>) -> anyhow::Result<Keyring> {
     let folder =
         folder.or_else(docker_config).or_else(|| Some(directories::BaseDirs::new()?.home_dir().join(".docker")));
@@ -104,22 +104,23 @@ fn keyring(folder: Option<PathBuf>) -> anyhow::Result<Keyring> {
     Ok(keyring)
 }
 
-/// Whole or not at all.
+/// Writes a file atomically.
 fn write(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     write_file(file, |mut beside| Ok(std::io::Write::write_all(&mut beside, bytes)?))
 }
 
-/// The same of what `fill` writes. A pipe or a device is written to as it is: replacing it would take it from everybody.
+/// Writes a file atomically through `fill`. Pipes and devices are written in place: a replacement would remove them for
+/// all.
 ///
 /// # Errors
-/// The file, or `fill`.
+/// On I/O errors, or if `fill` fails.
 pub(super) fn write_file<T>(file: &Path, fill: impl FnOnce(std::fs::File) -> anyhow::Result<T>) -> anyhow::Result<T> {
     let cannot = || format!("cannot write {}", file.display());
     if std::fs::metadata(file).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
         let there = std::fs::OpenOptions::new().write(true).open(file).with_context(cannot)?;
         return fill(there).with_context(cannot);
     }
-    // Nor is a link replaced, but what it leads to.
+    // A link's target is replaced, not the link.
     let file = &std::fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let beside = tempfile::Builder::new().prefix(".coracle-").tempfile_in(folder).with_context(cannot)?;

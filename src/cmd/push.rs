@@ -1,4 +1,4 @@
-//! `coracle push`: a .wasm file into the built-in registry of the cluster in `--data-dir`.
+//! `coracle push`: pushes a .wasm file to the built-in registry of the cluster in `--data-dir`.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use crate::config::Common;
 use crate::data_dir::DataDir;
 use crate::local;
 use crate::module_file;
-use crate::output::say;
+use crate::output::print_stdout;
 use crate::progress::Progress;
 
 /// Arguments of `coracle push`.
@@ -21,7 +21,7 @@ pub(crate) struct Push {
     /// The module or component
     #[arg(value_name = "FILE.wasm")]
     pub(crate) file: PathBuf,
-    /// Where to: registry.local/NAME:TAG means the built-in registry of the cluster in --data-dir
+    /// Target: registry.local/NAME:TAG is the built-in registry of the cluster in --data-dir
     #[arg(value_name = "REF")]
     pub(crate) reference: String,
 }
@@ -29,7 +29,7 @@ pub(crate) struct Push {
 /// Pushes and prints the artifact's name and digest.
 ///
 /// # Errors
-/// The file can't be read or is no module, or there is no running cluster.
+/// If the file can't be read or is no module, or there is no running cluster.
 pub(crate) fn run(flags: &Push, common: &Common) -> Result<(), Failure> {
     let data = DataDir::of(common)?;
     let module = module_file::read(&flags.file)
@@ -41,6 +41,6 @@ pub(crate) fn run(flags: &Push, common: &Common) -> Result<(), Failure> {
     let pushed = runtime.block_on(push(module, INSPECT, &flags.reference, &access));
     progress.done();
     let pushed = pushed?;
-    say!("{} {} ({} bytes)", pushed.name, pushed.digest, pushed.size_bytes)?;
+    print_stdout!("{} {} ({} bytes)", pushed.name, pushed.digest, pushed.size_bytes)?;
     Ok(())
 }

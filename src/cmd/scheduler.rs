@@ -4,23 +4,23 @@ use clap::Args;
 use machinery_env::Env;
 
 use super::Failure;
-use super::alone::{self, AloneFlags, Given};
 use super::flags::election::ElectionFlags;
 use super::flags::features::FeatureFlags;
 use super::flags::guests::GuestFlags;
-use super::flags::refused::{Refused, Table};
+use super::flags::rejected::{RejectedFlags, Table};
 use super::flags::scheduler::SchedulerFlags;
+use super::standalone::{self, ComponentDeps, StandaloneFlags};
 use crate::features;
 use crate::scheduler_plugins::Plugins;
 
-/// Whose flags and name these are.
+/// Upstream's name of this program.
 const UPSTREAM: &str = "kube-scheduler";
 
 /// Flags of `coracle scheduler`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Scheduler {
     #[command(flatten)]
-    alone: AloneFlags,
+    standalone: StandaloneFlags,
     #[command(flatten)]
     election: ElectionFlags,
     #[command(flatten)]
@@ -30,14 +30,14 @@ pub(crate) struct Scheduler {
     #[command(flatten)]
     features: FeatureFlags,
     #[command(flatten)]
-    refused: Refused<Unmeant>,
+    rejected: RejectedFlags<UnsupportedUpstreamFlags>,
 }
 
-/// What upstream's program takes and this one doesn't.
+/// Upstream's flags that are rejected here.
 #[derive(Debug, Clone)]
-struct Unmeant;
+struct UnsupportedUpstreamFlags;
 
-impl Table for Unmeant {
+impl Table for UnsupportedUpstreamFlags {
     const OWN: &'static [(&'static str, &'static str)] = &[(
         "pod-max-in-unschedulable-pods-duration",
         "a pod waits until something changes that may help it; leave it out",
@@ -47,23 +47,23 @@ impl Table for Unmeant {
 /// Runs until SIGINT or SIGTERM.
 ///
 /// # Errors
-/// The flags contradict each other, or the leadership was lost.
+/// If the flags contradict each other, or the leadership was lost.
 pub(crate) fn run(flags: &Scheduler) -> Result<(), Failure> {
-    flags.refused.check()?;
+    flags.rejected.check()?;
     let env = Env::real();
     let scheduler = flags.scheduler.config()?;
     let election = flags.election.election(UPSTREAM, &env)?;
     let plugins = Plugins::of(&scheduler.profiles, flags.plugins.config(), &env)?;
     let config = ::scheduler::Config { election, ..scheduler.config(plugins) };
     let (metrics, gates) = (config.metrics.clone(), flags.features.features());
-    alone::run(
-        &flags.alone,
+    standalone::run(
+        &flags.standalone,
         UPSTREAM,
         env,
         |registry| {
             metrics.register(registry);
             features::register(registry, &gates);
         },
-        |Given { client, env, stop }| async move { Ok(::scheduler::run(client, env, config, stop).await?) },
+        |ComponentDeps { client, env, stop }| async move { Ok(::scheduler::run(client, env, config, stop).await?) },
     )
 }

@@ -16,7 +16,7 @@ use super::flags::scheduler::SchedulerFlags;
 use super::{Failure, pull};
 use crate::compose::Parts;
 use crate::config::{ClusterConfig, Common, NODES_MAX, NetworkConfig, NodesConfig};
-use crate::output::tell;
+use crate::output::print_stderr;
 
 /// Flags of `coracle up`.
 #[derive(Debug, Clone, Args)]
@@ -26,57 +26,62 @@ pub(crate) struct Up {
     /// Node agents to run; 0 runs a control plane only
     #[arg(long, env = "CORACLE_NODES", default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=i64::from(NODES_MAX)))]
     pub(crate) nodes: u32,
-    /// Pods that each node takes, as far as its share of the pod addresses goes
+    /// Maximum pods of each node, within its share of the pod addresses
     #[arg(long, env = "CORACLE_MAX_PODS", default_value_t = MAX_PODS_DEFAULT, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_pods: u32,
     /// Prefix length of each node's share of the pod addresses [default: 20 on Linux, else 24]
     #[arg(long, env = "CORACLE_NODE_CIDR_MASK_SIZE", value_name = "BITS", value_parser = clap::value_parser!(u8).range(8..=30))]
     pub(crate) node_cidr_mask_size: Option<u8>,
-    /// Gives pod IPs listeners on the host, too
+    /// Also opens listeners for pod IPs on the host
     #[arg(long, env = "CORACLE_HOST_POD_LISTENERS")]
     pub(crate) host_pod_listeners: bool,
-    /// Seconds after which a session of exec, attach or port-forward ends on which nothing moves
+    /// Idle timeout of exec, attach and port-forward sessions, in seconds
     #[arg(long, env = "CORACLE_STREAMING_CONNECTION_IDLE_TIMEOUT", default_value_t = STREAMING_IDLE_DEFAULT.as_secs() as u32, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) streaming_connection_idle_timeout: u32,
-    /// Folder from which images file:///… are taken; can be given several times
+    /// Folder of allowed file:///… images; can be given several times
     #[arg(long, env = "CORACLE_ALLOW_FILE_IMAGES", value_name = "DIR", value_delimiter = ',')]
     pub(crate) allow_file_images: Vec<PathBuf>,
-    /// Folder of which pods may mount what lies below, as hostPath; can be given several times
+    /// Folder below which pods may mount hostPath volumes; can be given several times
     #[arg(long, env = "CORACLE_ALLOW_HOST_PATH", value_name = "DIR", value_delimiter = ',')]
     pub(crate) allow_host_path: Vec<PathBuf>,
     /// Folder of manifests of static pods (or one file); every node of this process runs them
     #[arg(long, env = "CORACLE_POD_MANIFEST_PATH", value_name = "PATH")]
     pub(crate) pod_manifest_path: Option<PathBuf>,
-    /// When a node is short and evicts pods, as upstream's flag; what it doesn't name has no threshold [default: memory.available<100Mi, nodefs.available below 1Gi and 10%, nodefs.inodesFree<5%, pid.available<5%]
+    /// Eviction thresholds of a node, as upstream's flag; signals that it doesn't name have no threshold [default:
+    /// memory.available<100Mi, nodefs.available below 1Gi and 10%, nodefs.inodesFree<5%, pid.available<5%]
     #[arg(long, env = "CORACLE_EVICTION_HARD", value_name = "THRESHOLDS")]
     pub(crate) eviction_hard: Option<EvictionThresholds>,
-    /// Seconds for which pods may end, by priority and with their hooks, when the cluster is stopped; 0 = they don't, and the next start takes them up
+    /// Seconds in which pods may terminate, by priority and with their hooks, when the cluster is stopped; 0 = they
+    /// don't, and the next start adopts them
     #[arg(long, env = "CORACLE_SHUTDOWN_GRACE_PERIOD", default_value_t = 0, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(0..=3600))]
     pub(crate) shutdown_grace_period: u32,
-    /// The last part of it, in seconds, for critical pods
+    /// The last part of --shutdown-grace-period, in seconds, for critical pods
     #[arg(long, env = "CORACLE_SHUTDOWN_GRACE_PERIOD_CRITICAL_PODS", default_value_t = 0, value_name = "SECONDS")]
     pub(crate) shutdown_grace_period_critical_pods: u32,
     #[command(flatten)]
     controllers: ControllerFlags,
-    /// From this share of the disk on, in percent, unused images are removed; 100 = never
+    /// Disk usage in percent from which on unused images are removed; 100 = never
     #[arg(long, env = "CORACLE_IMAGE_GC_HIGH_THRESHOLD", default_value_t = 85, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
     pub(crate) image_gc_high_threshold: u8,
-    /// Down to this share of the disk, in percent, unused images are removed
+    /// Disk usage in percent down to which unused images are removed
     #[arg(long, env = "CORACLE_IMAGE_GC_LOW_THRESHOLD", default_value_t = 80, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=99))]
     pub(crate) image_gc_low_threshold: u8,
-    /// Seconds for which a new image stays in any case
+    /// Seconds for which a new image is never removed
     #[arg(long, env = "CORACLE_MINIMUM_IMAGE_TTL_DURATION", default_value_t = 120, value_name = "SECONDS")]
     pub(crate) minimum_image_ttl_duration: u32,
-    /// Seconds after which an unused image is removed however empty the disk is; 0 = never
+    /// Seconds after which an unused image is removed at any disk usage; 0 = never
     #[arg(long, env = "CORACLE_IMAGE_MAXIMUM_GC_AGE", default_value_t = 0, value_name = "SECONDS")]
     pub(crate) image_maximum_gc_age: u32,
-    /// How registries are reached: mirrors, private CAs, plain HTTP, the node's accounts (docs/operations.md, "Registries")
+    /// Registry configuration: mirrors, private CAs, plain HTTP, the node's accounts (docs/operations.md,
+    /// "Registries")
     #[arg(long, env = "CORACLE_REGISTRIES", value_name = "FILE")]
     pub(crate) registries: Option<PathBuf>,
-    /// Which images have to be signed, and by which keys, as containers-policy.json(5) has it (docs/operations.md, "Signatures")
+    /// Signature policy in the format of containers-policy.json(5): images that must be signed, and their keys
+    /// (docs/operations.md, "Signatures")
     #[arg(long, env = "CORACLE_SIGNATURE_POLICY", value_name = "FILE")]
     pub(crate) signature_policy: Option<PathBuf>,
-    /// CredentialProviderConfig, a file or a folder of them: programs that are asked for credentials of images (docs/operations.md, "Credential providers")
+    /// CredentialProviderConfig, a file or a folder of them: programs that provide credentials for images
+    /// (docs/operations.md, "Credential providers")
     #[arg(
         long,
         env = "CORACLE_IMAGE_CREDENTIAL_PROVIDER_CONFIG",
@@ -84,7 +89,7 @@ pub(crate) struct Up {
         requires = "image_credential_provider_bin_dir"
     )]
     pub(crate) image_credential_provider_config: Option<PathBuf>,
-    /// Folder of the programs that it names
+    /// Folder of the programs in the CredentialProviderConfig
     #[arg(
         long,
         env = "CORACLE_IMAGE_CREDENTIAL_PROVIDER_BIN_DIR",
@@ -92,7 +97,7 @@ pub(crate) struct Up {
         requires = "image_credential_provider_config"
     )]
     pub(crate) image_credential_provider_bin_dir: Option<PathBuf>,
-    /// Images that are pulled at the same time; a namespace has all but one of them
+    /// Maximum parallel image pulls; one namespace may use all but one
     #[arg(long, env = "CORACLE_MAX_PARALLEL_IMAGE_PULLS", default_value_t = PARALLEL_PULLS_DEFAULT as u32, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) max_parallel_image_pulls: u32,
     #[command(flatten)]
@@ -102,10 +107,10 @@ pub(crate) struct Up {
 }
 
 impl Up {
-    /// What the cluster is configured with.
+    /// The cluster's configuration.
     ///
     /// # Errors
-    /// What clap can't see: flags that contradict each other, values of built flags that are not built yet.
+    /// On errors that clap can't detect: contradicting flags, and values that aren't built yet.
     fn config(&self) -> Result<ClusterConfig, Failure> {
         let seconds = |seconds: u32| Duration::from_secs(seconds.into());
         let (high, low) = (self.image_gc_high_threshold, self.image_gc_low_threshold);
@@ -123,7 +128,7 @@ impl Up {
         let allowed = [("--allow-file-images", &self.allow_file_images), ("--allow-host-path", &self.allow_host_path)];
         for (flag, folder) in allowed.into_iter().flat_map(|(flag, all)| all.iter().map(move |one| (flag, one))) {
             if !folder.is_dir() {
-                tell!("coracle: {flag} {}: there is no such folder, so it allows nothing", folder.display());
+                print_stderr!("coracle: {flag} {}: there is no such folder, so it allows nothing", folder.display());
             }
         }
         Ok(ClusterConfig {
@@ -161,7 +166,7 @@ impl Up {
         })
     }
 
-    /// The programs that are asked for credentials.
+    /// The credential providers of the flags.
     fn credential_providers(&self) -> Result<CredentialProviders, Failure> {
         match (&self.image_credential_provider_config, &self.image_credential_provider_bin_dir) {
             (Some(config), Some(programs)) => {
@@ -176,7 +181,7 @@ impl Up {
 /// Runs until SIGINT or SIGTERM.
 ///
 /// # Errors
-/// The flags contradict each other, or the cluster can't start.
+/// If the flags contradict each other, or the cluster can't start.
 pub(crate) fn run(flags: &Up, common: &Common) -> Result<(), Failure> {
     until_stopped(flags.config()?, Parts::All, common, &format!(" nodes={}", flags.nodes))
 }
@@ -198,7 +203,7 @@ mod tests {
     #[test]
     fn the_demo_runs_what_up_runs_without_flags() {
         let without = config(&["--port", "0", "--nodes", "2"]).unwrap();
-        assert_eq!(format!("{without:?}"), format!("{:?}", ClusterConfig::of_demo()));
+        assert_eq!(format!("{without:?}"), format!("{:?}", ClusterConfig::for_demo()));
     }
 
     #[test]

@@ -1,19 +1,19 @@
-//! `coracle version`.
+//! `coracle version`: prints the versions of the program and of the parts that determine its behaviour.
 
 use super::Failure;
-use crate::output::say;
+use crate::output::print_stdout;
 
-/// The API's version: what it behaves like (contract.md §2).
+/// The Kubernetes version of the API (contract.md §2).
 pub(crate) const KUBERNETES: &str = apiserver::catalog::discovery::VERSION;
 
 /// Prints one `key: value` line for each version.
 ///
 /// # Errors
-/// They can't be written.
+/// If stdout can't be written.
 pub(crate) fn run() -> Result<(), Failure> {
-    say!("coracle: {}", env!("CARGO_PKG_VERSION"))?;
-    say!("commit: {}", env!("CORACLE_COMMIT"))?;
-    say!("kubernetes: {KUBERNETES}")?;
-    say!("wasmtime: {}", wasm_runtime::engine::WASMTIME_VERSION)?;
+    print_stdout!("coracle: {}", env!("CARGO_PKG_VERSION"))?;
+    print_stdout!("commit: {}", env!("CORACLE_COMMIT"))?;
+    print_stdout!("kubernetes: {KUBERNETES}")?;
+    print_stdout!("wasmtime: {}", wasm_runtime::engine::WASMTIME_VERSION)?;
     Ok(())
 }

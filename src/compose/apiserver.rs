@@ -1,4 +1,4 @@
-//! The API server's role: requests over TLS, what it keeps as it was at the first start, and certificates that change.
+//! The API server's role: the TLS server, its persistent bootstrap state, and certificate rotation.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,10 +15,10 @@ use super::ground::Ground;
 use super::role::Component;
 use crate::data_dir::write_atomically;
 
-/// How often the folder of keys is read: who revokes a certificate waits that long.
+/// Interval of reading the folder of keys: the delay of a revocation.
 const CERTIFICATES_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How the API server reaches kubelets: nodes' certificates are of the cluster's CA, and so is its own identity.
+/// The client for kubelets: nodes' certificates are of the cluster's CA, as is the client's own.
 pub(super) fn kubelets(pki: &Pki) -> anyhow::Result<Kubelets> {
     let identity = pki.issue_client("kube-apiserver-kubelet-client", "system:masters")?;
     Ok(Kubelets::new(pki.ca_pem(), &identity)?)
@@ -36,38 +36,38 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     };
     let (apiserver, stop, bootstrap) =
         (ground.apiserver.clone(), ground.stop.servers.clone(), ground.bootstrap.clone());
-    let mending = async move {
-        apiserver.mend(&bootstrap, stop).await;
+    let reconciling = async move {
+        apiserver.reconcile_bootstrap_objects(&bootstrap, stop).await;
         Ok(())
     };
-    let files = Files {
+    let files = CertificateFiles {
         pki: ground.pki.clone(),
         certificates,
         kubeconfig: ground.data.kubeconfig(),
         server: ground.server_url(),
         admin: Mutex::new(ground.pki.admin().clone()),
     };
-    let keeping = files.keep(ground.stop.servers.clone());
+    let rotating = files.run_rotation(ground.stop.servers.clone());
     Ok(vec![
         Component::new("API server", serving),
-        Component::new("repair of what every cluster has", mending),
-        Component::new("certificates", keeping),
+        Component::new("bootstrap reconciler", reconciling),
+        Component::new("certificates", rotating),
     ])
 }
 
-/// The files that certificates are in.
-struct Files {
+/// The certificates and their files.
+struct CertificateFiles {
     pki: Arc<Pki>,
     certificates: Arc<Certificates>,
     kubeconfig: PathBuf,
     server: String,
-    /// Whom the kubeconfig is of.
+    /// The identity in the kubeconfig.
     admin: Mutex<Identity>,
 }
 
-impl Files {
-    /// Goes by them as they change, and issues anew what is near its end, until `stop`.
-    async fn keep(self, stop: CancellationToken) -> anyhow::Result<()> {
+impl CertificateFiles {
+    /// Reloads changed files and renews expiring certificates until `stop`.
+    async fn run_rotation(self, stop: CancellationToken) -> anyhow::Result<()> {
         let this = Arc::new(self);
         let mut last = None;
         loop {
@@ -76,23 +76,23 @@ impl Files {
                 () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(CERTIFICATES_INTERVAL) => {}
             }
-            let looking = this.clone();
-            let looked = tokio::task::spawn_blocking(move || looking.look()).await?;
-            // A file that stays as it is is told once.
-            let problem = looked.err().map(|error| format!("{error:#}"));
+            let this_run = this.clone();
+            let result = tokio::task::spawn_blocking(move || this_run.reload_and_renew()).await?;
+            // Log a persistent problem once.
+            let problem = result.err().map(|error| format!("{error:#}"));
             if let Some(problem) = problem.as_ref().filter(|_| problem != last) {
-                tracing::warn!("certificates stay as they are: {problem}");
+                tracing::warn!("certificates cannot be reloaded or renewed: {problem}");
             }
             last = problem;
         }
     }
 
-    fn look(&self) -> anyhow::Result<()> {
+    fn reload_and_renew(&self) -> anyhow::Result<()> {
         self.certificates.revoke(self.pki.revoked()?);
         let leaves = self.pki.renewed()?;
         self.certificates.serve_with(&leaves.serving)?;
         let mut admin = self.admin.lock().unwrap_or_else(PoisonError::into_inner);
-        // Only then: people keep a namespace and other contexts in the file.
+        // Only on a change: people keep a namespace and other contexts in the file.
         if *admin != leaves.admin {
             let kubeconfig = pki::kubeconfig(&self.server, self.pki.ca_pem(), "coracle", &leaves.admin);
             write_atomically(&self.kubeconfig, kubeconfig.as_bytes()).context("the kubeconfig of the administrator")?;

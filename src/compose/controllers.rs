@@ -1,4 +1,4 @@
-//! The controllers' role.
+//! The controllers' role: all controllers on the shared informer, without leader election.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         ..controllers::Settings::default()
     };
     let mut config = asked.config(settings, "coracle");
-    // One process has the data folder, so there is nobody to elect against; a start need not wait for an old lease.
+    // The data folder's lock excludes a second process: no election, so a start needn't wait for an old lease.
     config.election = None;
     config.informer = Some(ground.informer.clone());
     ground.with_metrics(|registry| config.metrics.register(registry));
@@ -45,7 +45,7 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     let stop = ground.stop.components.clone();
     let inventory = asked.inventory.clone().map(|inventory| {
         Component::new("node inventory", async move {
-            inventory.follow(stop).await;
+            inventory.reload_on_changes(stop).await;
             Ok(())
         })
     });

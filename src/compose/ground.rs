@@ -1,5 +1,5 @@
-//! What the components of a cluster stand on: the claimed folder and addresses, keys, the store with the API over it, and
-//! what several of them share. Nothing here runs for itself.
+//! Shared resources of a cluster's components: the locked folder, claimed addresses, keys, and the store with the API
+//! server. Nothing here runs by itself.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use ::proxy::DataPlane;
 use anyhow::Context as _;
 use apiserver::auth::pki::{self, Pki};
 use apiserver::bootstrap::moved::Move;
-use apiserver::server::{self, ApiService, Apiserver, read_plain};
+use apiserver::server::{self, ApiService, Apiserver, read_first_format};
 use apiserver_resources::objects::ObjectReader as _;
 use apiserver_storage::store::Store as _;
 use apiserver_storage::store::embedded::{EmbeddedStore, Options};
@@ -25,19 +25,19 @@ use tokio_util::sync::CancellationToken;
 use wasm_runtime::engine::Engine;
 
 use super::identities::ComponentIdentity;
-use super::{apiserver as api, images, moved, nodes, proxy, registry, storage};
+use super::{address_change, apiserver as api, images, nodes, proxy, registry, storage};
 use crate::config::{ApiServerConfig, ClusterConfig};
 use crate::data_dir::{DataDir, Lock, write_atomically};
 use crate::features;
 use crate::network::Network;
 
-/// One for each stage.
+/// Stop tokens, one a stage.
 pub(super) struct Stops {
     pub(super) servers: CancellationToken,
     pub(super) components: CancellationToken,
 }
 
-/// See the module.
+/// Shared resources of the roles.
 pub(super) struct Ground {
     pub(super) env: Env,
     pub(super) config: ClusterConfig,
@@ -46,34 +46,34 @@ pub(super) struct Ground {
     pub(super) pki: Arc<Pki>,
     pub(super) store: Arc<EmbeddedStore>,
     pub(super) apiserver: Apiserver,
-    /// The API server within this process.
+    /// The in-process API server.
     pub(super) service: ApiService,
-    /// What the API server keeps as it was at the first start.
+    /// The API server's persistent bootstrap state.
     pub(super) bootstrap: apiserver::bootstrap::Cluster,
-    /// The address of the API server as others reach it.
+    /// The address of the API server as seen by clients.
     pub(super) api_address: SocketAddr,
     pub(super) metrics: Arc<Mutex<Registry>>,
-    /// One view of the cluster for controllers and scheduler: each object is held and read once.
+    /// One cache for controllers and scheduler: each object is stored and decoded once.
     pub(super) informer: Arc<Informer>,
     pub(super) pods: PodNetwork,
     pub(super) data_plane: DataPlane,
-    /// None without nodes.
+    /// `None` without nodes.
     pub(super) engine: Option<Engine>,
     pub(super) blobs: Arc<BlobStore>,
-    /// None without nodes.
+    /// `None` without nodes.
     pub(super) images: Option<Arc<Images>>,
     pub(super) registry: RegistryAccess,
     pub(super) registry_password: String,
     pub(super) stop: Stops,
-    /// Cancelled when the cluster is ready: for what nobody waits for.
+    /// Cancelled when the cluster is ready: starts tasks that no start waits for.
     pub(super) ready: CancellationToken,
-    /// The ends of the nodes, one each.
+    /// The nodes' graceful shutdowns, one each.
     pub(super) shutdowns: Vec<Shutdown>,
     listeners: Mutex<Listeners>,
     _lock: Lock,
 }
 
-/// Addresses that are claimed, until their servers take them.
+/// Bound sockets, until their servers take them.
 #[derive(Default)]
 struct Listeners {
     api: Option<TcpListener>,
@@ -81,13 +81,13 @@ struct Listeners {
 }
 
 impl Ground {
-    /// Claims folder and addresses, opens the store, and writes what a cluster always has.
+    /// Claims folder and addresses, opens the store, and writes the bootstrap objects.
     ///
     /// # Errors
-    /// One of them can't be had.
+    /// If one of them is unavailable.
     pub(super) async fn prepare(env: &Env, config: ClusterConfig, data: &DataDir) -> anyhow::Result<Self> {
         let lock = data.lock()?;
-        let network = Network::choose(&config.network, &data.network())?.beside(&config.controllers.balancer_pool)?;
+        let network = Network::choose(&config.network, &data.network())?.check(&config.controllers.balancer_pool)?;
         let api_listener = listen(config.api.bind, config.api.port).await?;
         let api_address = SocketAddr::new(reachable(config.api.bind), api_listener.local_addr()?.port());
         let service_ip = network.services.hosts().next().context("--service-cidr has no address")?;
@@ -156,9 +156,9 @@ impl Ground {
         Ok(ground)
     }
 
-    /// Writes what a cluster always has, and the file by which it is reached.
+    /// Writes the bootstrap objects and the kubeconfig.
     async fn bootstrap(&self) -> anyhow::Result<()> {
-        let moves: Vec<Move> = self.network.moves(kubernetes_address(&self.apiserver));
+        let moves: Vec<Move> = self.network.migrations(kubernetes_address(&self.apiserver));
         self.apiserver.follow(&moves).await?;
         self.apiserver.bootstrap(&self.bootstrap).await?;
         let kubeconfig = pki::kubeconfig(&self.server_url(), self.pki.ca_pem(), "coracle", self.pki.admin());
@@ -166,9 +166,9 @@ impl Ground {
         let admin = ComponentIdentity::Admin.client(&self.service);
         registry::advertise(&admin, &self.registry.address).await?;
         if self.config.nodes.count > 0 {
-            storage::offer(&admin).await?;
+            storage::create_default_class(&admin).await?;
         }
-        moved::announce(&admin, &self.env, &moves).await
+        address_change::announce(&admin, &self.env, &moves).await
     }
 
     /// `https://ADDR:PORT`
@@ -180,31 +180,35 @@ impl Ground {
         register(&mut self.metrics.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// The API server's socket: for its one server.
+    /// Takes the API server's socket, once.
     pub(super) fn take_api_listener(&self) -> anyhow::Result<TcpListener> {
         let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         listeners.api.take().context("the API server's address is taken by its server already")
     }
 
-    /// The registry's.
+    /// Takes the registry's socket, once.
     pub(super) fn take_registry_listener(&self) -> anyhow::Result<TcpListener> {
         let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         listeners.registry.take().context("the registry's address is taken by its server already")
     }
 }
 
-/// Opens the store where it is meant to be, and refuses one that has lost its cluster.
+/// Opens the store, and rejects one that has lost its cluster.
 async fn open_store(env: &Env, config: &ApiServerConfig, data: &DataDir) -> anyhow::Result<Arc<EmbeddedStore>> {
     let path = store_path(config, data)?;
-    data.expect_store(&path, !path.join("format").exists())?;
+    data.check_store_not_lost(&path, !path.join("format").exists())?;
     let store = {
         let (env, path) = (env.clone(), path.clone());
         tokio::task::spawn_blocking(move || {
-            EmbeddedStore::open(&path, env, Options { read_plain: Box::new(read_plain), ..Options::default() })
+            EmbeddedStore::open(
+                &path,
+                env,
+                Options { read_first_format: Box::new(read_first_format), ..Options::default() },
+            )
         })
         .await??
     };
-    data.expect_store(&path, store.revision() == 0)?;
+    data.check_store_not_lost(&path, store.revision() == 0)?;
     store.start()?;
     Ok(store)
 }
@@ -216,7 +220,7 @@ fn store_path(config: &ApiServerConfig, data: &DataDir) -> anyhow::Result<PathBu
     }
 }
 
-/// The address that the Service `kubernetes` had in the last run.
+/// The address of the Service `kubernetes` in the last run.
 fn kubernetes_address(apiserver: &Apiserver) -> Option<Ipv4Addr> {
     let service = apiserver.objects().get("", "services", "default", "kubernetes")?;
     service["spec"]["clusterIP"].as_str()?.parse().ok()
@@ -227,7 +231,7 @@ pub(super) fn reachable(bind: IpAddr) -> IpAddr {
     if !bind.is_unspecified() {
         return bind;
     }
-    // Connecting a UDP socket sends nothing; it only asks the system which address it would use.
+    // Connecting a UDP socket sends nothing; the system only selects the source address.
     let any: IpAddr = if bind.is_ipv4() {
         Ipv4Addr::new(192, 0, 2, 1).into()
     } else {
@@ -247,7 +251,7 @@ async fn listen(bind: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
     })
 }
 
-/// The names and addresses that the serving certificate is for.
+/// The names and addresses in the serving certificate.
 fn names(advertise: IpAddr, service_ip: Ipv4Addr) -> Vec<String> {
     let mut names: Vec<String> = [
         "kubernetes",

@@ -1,5 +1,5 @@
-//! Each role of the process as the API server knows it, and a client in its name: over the in-process service, the
-//! identity as a typed request extension.
+//! Identities of the roles and their API clients: over the in-process service, with the identity as a typed request
+//! extension.
 
 use apiserver::auth::UserInfo;
 use apiserver::server::ApiService;
@@ -8,10 +8,10 @@ use http::HeaderValue;
 use http::header::USER_AGENT;
 use kube::Client;
 
-/// A component, or whoever else acts in this process.
+/// A component or another API user of this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ComponentIdentity {
-    /// Whoever has `DATA_DIR/kubeconfig`.
+    /// The user of `DATA_DIR/kubeconfig`.
     Admin,
     Scheduler,
     ControllerManager,
@@ -34,7 +34,7 @@ impl ComponentIdentity {
         }
     }
 
-    /// As which program upstream this role writes: who manages the fields that it sets.
+    /// The user agent, as upstream's program: the field manager of this role's writes.
     fn agent(&self) -> &'static str {
         match self {
             Self::Admin => "coracle",
@@ -45,7 +45,7 @@ impl ComponentIdentity {
         }
     }
 
-    /// A client in this role's name.
+    /// A client with this identity.
     pub(super) fn client(&self, service: &ApiService) -> Client {
         let user = self.user();
         let agent = HeaderValue::from_static(self.agent());

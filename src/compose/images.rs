@@ -1,12 +1,12 @@
-//! What the API server asks of images: the registries that the nodes pull from know it, and the runtime, where a module's bytes
-//! are here.
+//! Image metadata for the API server: from the registries that the nodes pull from, and from the runtime where a
+//! module's bytes are local.
 
 use std::pin::Pin;
 use std::sync::Arc;
 
 use apiserver::admission::{AdmissionConfiguration, ImageImports, ImageMetadata};
 use apiserver::server::Chains;
-use kubelet::image::{Describer, Images, Inspect, RegistryAccess};
+use kubelet::image::{Images, ImportInspector, Inspect, RegistryAccess};
 use machinery_env::Env;
 use oci_registry::BlobStore;
 use serde_json::Value;
@@ -14,12 +14,12 @@ use wasm_runtime::engine;
 
 use crate::config::{NodesConfig, proxies};
 
-/// How modules are looked into.
+/// Functions that inspect modules.
 pub(crate) const INSPECT: Inspect = Inspect { all: engine::inspect, imports: engine::imports };
 
-struct OfRegistries(Describer);
+struct RegistryImageMetadata(ImportInspector);
 
-impl ImageMetadata for OfRegistries {
+impl ImageMetadata for RegistryImageMetadata {
     fn imports<'a>(
         &'a self,
         image: &'a str,
@@ -29,7 +29,7 @@ impl ImageMetadata for OfRegistries {
     }
 }
 
-/// Whom the API server asks: as the nodes do, where there are some.
+/// The metadata sources of the API server: the nodes' registries, if there are nodes.
 pub(super) fn chains(
     env: &Env,
     config: &NodesConfig,
@@ -38,11 +38,15 @@ pub(super) fn chains(
     (blobs, registry): (&Arc<BlobStore>, &RegistryAccess),
 ) -> Chains {
     let describer = match images {
-        Some(images) => Describer::of_nodes(images.clone(), engine::imports),
+        Some(images) => ImportInspector::of_nodes(images.clone(), engine::imports),
         None => {
-            let registries = config.registries.clone().beside_proxies(proxies());
-            Describer::of_registries(registries, registry.clone(), blobs.clone(), engine::imports, env.clone())
+            let registries = config.registries.clone().with_proxies(proxies());
+            ImportInspector::of_registries(registries, registry.clone(), blobs.clone(), engine::imports, env.clone())
         }
     };
-    Chains { images: Some(Arc::new(OfRegistries(describer))), admission: admission.clone(), ..Chains::default() }
+    Chains {
+        images: Some(Arc::new(RegistryImageMetadata(describer))),
+        admission: admission.clone(),
+        ..Chains::default()
+    }
 }

@@ -1,15 +1,15 @@
-//! Builds a cluster out of its components: what it stands on, then everything built, then started, then drained.
+//! Composes a cluster: prepares shared resources, builds all components, starts them, and drains them.
 //!
-//! The only place that knows all components. Each is a row of [`ROLES`] with a file of its own: it is built from the
-//! [`Ground`], and runs when all are built. Control plane and data plane have threads of their own, so that a busy guest
+//! The only module that knows all components. Each is a row of [`ROLES`] with a file of its own: it is built from the
+//! [`Ground`], and started when all are built. Control plane and data plane have separate threads, so that a busy guest
 //! never starves the API (docs/architecture.md).
 
+mod address_change;
 mod apiserver;
 mod controllers;
 mod ground;
 mod identities;
 pub(crate) mod images;
-mod moved;
 mod nodes;
 mod proxy;
 mod ready;
@@ -32,7 +32,7 @@ use tokio::task::JoinSet;
 
 use self::ground::Ground;
 use self::identities::ComponentIdentity;
-use self::role::{Role, Running, Stage};
+use self::role::{Role, RunningComponents, Stage};
 use crate::config::ClusterConfig;
 use crate::data_dir::DataDir;
 use crate::progress::Progress;
@@ -49,7 +49,7 @@ const ROLES: &[Role] = &[
     Role { name: "nodes", stage: Stage::Components, build: nodes::build },
 ];
 
-/// What of a cluster runs in this process.
+/// The part of a cluster that runs in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Parts {
     /// Everything.
@@ -64,20 +64,20 @@ impl Parts {
     }
 }
 
-/// Threads of the control plane: it mostly waits, and two cores are the smallest machine that it is made for.
+/// Threads of the control plane: it mostly waits, and two cores are the smallest supported machine.
 const CONTROL_PLANE_THREADS: usize = 2;
 
-/// How long components may take to end (contract.md §2: a stop takes 5 s at most, the store's last write included).
+/// Drain timeout of components (contract.md §2: a stop takes 5 s at most, the store's last write included).
 const DRAIN: Duration = Duration::from_millis(2500);
-/// Then requests to the server have this long.
+/// After it, the timeout of requests to the server.
 const LAST_ANSWERS: Duration = Duration::from_millis(700);
-/// And the store, to bring its checkpoint up to its log. What was acknowledged is in the log already.
+/// After it, the timeout of the store's checkpoint. Acknowledged writes are in the log already.
 const LAST_CHECKPOINT: Duration = Duration::from_millis(700);
 
 /// The runtime of the control plane.
 ///
 /// # Errors
-/// Threads can't be started.
+/// If threads can't be started.
 pub(crate) fn runtime() -> anyhow::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_PLANE_THREADS)
@@ -87,7 +87,7 @@ pub(crate) fn runtime() -> anyhow::Result<Runtime> {
         .context("cannot start threads")
 }
 
-/// Waits for SIGINT or SIGTERM. The handlers are in place as soon as this is called.
+/// Waits for SIGINT or SIGTERM. The call itself installs the handlers.
 pub(crate) fn stop_signal() -> impl Future<Output = ()> {
     #[cfg(unix)]
     let terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
@@ -112,18 +112,18 @@ pub(crate) struct Cluster {
     pub(crate) server: String,
     /// A client of `system:masters`.
     pub(crate) admin: Client,
-    /// How long after the start the API answered.
+    /// Time from the start to the first response of the API.
     pub(crate) api_ready_after: Duration,
     failures: Mutex<mpsc::Receiver<anyhow::Error>>,
-    servers: Running,
-    components: Running,
+    servers: RunningComponents,
+    components: RunningComponents,
     ground: Ground,
 }
 
 /// Starts a cluster, or parts of one, and waits until it is ready.
 ///
 /// # Errors
-/// Something that it needs can't be had: the folder, an address, the store; or it did not become ready in time.
+/// If a resource (folder, address, store) is unavailable, or the cluster isn't ready in time.
 pub(crate) async fn start(
     env: &Env,
     config: ClusterConfig,
@@ -143,8 +143,8 @@ pub(crate) async fn start(
         built.extend(components.into_iter().map(|component| (role, component)));
     }
     let (failed, failures) = mpsc::channel(1);
-    let mut servers = Running::new(ground.stop.servers.clone(), failed.clone());
-    let mut components = Running::new(ground.stop.components.clone(), failed);
+    let mut servers = RunningComponents::new(ground.stop.servers.clone(), failed.clone());
+    let mut components = RunningComponents::new(ground.stop.components.clone(), failed);
     let mut waits = Vec::new();
     for (role, component) in built {
         let running = match role.stage {
@@ -174,13 +174,13 @@ impl Cluster {
     /// Pushes a module into the built-in registry.
     ///
     /// # Errors
-    /// As the registry says.
+    /// On errors of the registry.
     pub(crate) async fn push(&self, module: &[u8], reference: &str) -> anyhow::Result<()> {
         kubelet::image::push(module.to_vec(), images::INSPECT, reference, &self.ground.registry).await?;
         Ok(())
     }
 
-    /// Waits for a component that ended though nobody asked it to.
+    /// Waits for a component that ended before the stop.
     pub(crate) async fn failed(&self) -> anyhow::Error {
         std::future::poll_fn(|context| {
             let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
@@ -192,17 +192,17 @@ impl Cluster {
         .await
     }
 
-    /// Drains and ends everything, the store last.
+    /// Drains and stops everything, the store last.
     pub(crate) async fn stop(mut self) {
-        // Before anything else ends: pods end as the API is told.
+        // First: pods terminate while the API can record their status.
         let ends = self.ground.shutdowns.iter().cloned().map(|end: Shutdown| async move { end.run().await });
         ends.collect::<JoinSet<()>>().join_all().await;
         if !self.components.drain(DRAIN).await {
-            tracing::warn!("components did not end in time and are dropped");
+            tracing::warn!("components did not end in time and are aborted");
         }
         self.ground.apiserver.stop();
         self.servers.drain(LAST_ANSWERS).await;
-        self.servers.cut().await;
+        self.servers.abort().await;
         let store = self.ground.store.clone();
         let closed = tokio::task::spawn_blocking(move || store.close());
         if tokio::time::timeout(LAST_CHECKPOINT, closed).await.is_err() {

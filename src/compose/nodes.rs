@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use kubelet::image::{Images, ImagesConfig, RegistryAccess};
-use kubelet::node::{Capacity, NodeConfig, NodeParts, Shutdown};
+use kubelet::node::{Capacity, NodeConfig, SharedNodeParts, Shutdown};
 use kubelet::server::ServingTls;
 use kubelet::volume::keeper;
 use kubelet::volume::local::LocalVolumes;
@@ -21,18 +21,17 @@ use super::role::Component;
 use crate::config::{GuestsConfig, NodesConfig};
 use crate::data_dir::DataDir;
 
-/// The shortest Lease but one: after three renewals that did not come its node is dead, within 2 s.
+/// The second shortest Lease: after three missed renewals its node counts as dead, within 2 s.
 const SHORT_LEASE: Duration = Duration::from_secs(2);
-/// Warnings that a node has not told yet: there are few, minutes apart.
+/// Maximum unreported warnings of a node: they are rare, minutes apart.
 const NOTICES_MAX: usize = 16;
-/// Where Linux has a file system in memory for everybody (tmpfs); other systems have none.
+/// The tmpfs for all users on Linux; other systems have none.
 const MEMORY_DIR: &str = "/dev/shm";
 
-/// No node takes longer to report itself Ready unless something is wrong.
+/// Timeout of a node's first Ready report.
 const NODE_READY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Of the machine's memory, the share in percent that guests may hold together: the rest is the control plane's and the
-/// system's.
+/// Share of the machine's memory in percent for all guests; the rest is the control plane's and the system's.
 const GUEST_MEMORY_PERCENT: u64 = 75;
 
 /// Images and the registry's blobs.
@@ -41,14 +40,14 @@ pub(super) fn blob_store(data: &DataDir) -> anyhow::Result<Arc<BlobStore>> {
     Ok(Arc::new(BlobStore::open(&path).with_context(|| format!("cannot open the images in {}", path.display()))?))
 }
 
-/// What all guests of this process may hold together: the nodes' allocatable memory adds up to it.
+/// Memory limit of all guests of this process: the sum of the nodes' allocatable memory.
 fn guest_memory_bytes() -> anyhow::Result<u64> {
     let mut system = sysinfo::System::new().context("cannot read this machine's memory")?;
     system.refresh_memory();
     Ok(system.total_memory() / 100 * GUEST_MEMORY_PERCENT)
 }
 
-/// The engine of this process, and the threads that its guests run on.
+/// This process's engine and its guest threads.
 pub(super) fn engine(env: &Env, data: &DataDir, guests: GuestsConfig) -> anyhow::Result<Engine> {
     let config = EngineConfig {
         cache_dir: data.path().join("compiled"),
@@ -72,7 +71,7 @@ pub(super) fn images(
 ) -> anyhow::Result<Arc<Images>> {
     let images = ImagesConfig {
         built_in: Some(registry.clone()),
-        registries: config.registries.clone().beside_proxies(crate::config::proxies()),
+        registries: config.registries.clone().with_proxies(crate::config::proxies()),
         file_dirs: config.file_images.clone(),
         parallel_pulls: config.parallel_pulls,
         credential_providers: config.credential_providers.clone(),
@@ -81,15 +80,15 @@ pub(super) fn images(
     Ok(Arc::new(Images::open(Arc::new(engine.clone()), env.clone(), blobs.clone(), images)?))
 }
 
-/// What so many nodes of one process are called.
+/// Names of `count` nodes of one process.
 pub(super) fn node_names(count: u32) -> impl Iterator<Item = String> {
     (1..=count).map(|number| format!("coracle-{number}"))
 }
 
-/// `--nodes` agents, and the collector of images that no pod of theirs uses.
+/// `--nodes` agents, and the garbage collector of their images.
 pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     let (Some(engine), Some(images)) = (&ground.engine, &ground.images) else { return Ok(Vec::new()) };
-    let parts = NodeParts {
+    let parts = SharedNodeParts {
         runtime: Arc::new(engine.clone()),
         images: images.clone(),
         network: ground.pods.clone(),
@@ -127,13 +126,13 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         .collect()
 }
 
-/// Has the sessions' toolbox ready, once the cluster is.
+/// Pulls the sessions' toolbox image once the cluster is ready.
 fn toolbox(ground: &Ground, images: &Arc<Images>) -> Component {
     let (images, ready, stop) = (images.clone(), ground.ready.clone(), ground.stop.components.clone());
     let prepare = async move {
         ready.cancelled().await;
         if let Err(error) = images.prepare_toolbox().await {
-            tracing::warn!(%error, "the sessions' toolbox is not ready: the first session will try again");
+            tracing::warn!(%error, "the sessions' toolbox is not ready: the first session will retry");
         }
         std::future::pending::<()>().await;
     };
@@ -143,26 +142,26 @@ fn toolbox(ground: &Ground, images: &Arc<Images>) -> Component {
     })
 }
 
-/// Keeps the registries as their file has them.
-fn registries(ground: &Ground, parts: &NodeParts, file: PathBuf) -> Component {
+/// Reloads the registry configuration on changes of its file.
+fn registries(ground: &Ground, parts: &SharedNodeParts, file: PathBuf) -> Component {
     let (parts, stop) = (parts.clone(), ground.stop.components.clone());
     Component::new("registries", async move {
-        kubelet::node::follow_registries(parts, file, crate::config::proxies(), stop).await;
+        kubelet::node::reload_registries(parts, file, crate::config::proxies(), stop).await;
         Ok(())
     })
 }
 
-/// The same of the signature policy.
-fn signatures(ground: &Ground, parts: &NodeParts, file: PathBuf) -> Component {
+/// Reloads the signature policy on changes of its file.
+fn signatures(ground: &Ground, parts: &SharedNodeParts, file: PathBuf) -> Component {
     let (parts, stop) = (parts.clone(), ground.stop.components.clone());
     Component::new("signature policy", async move {
-        kubelet::node::follow_signature_policy(parts, file, stop).await;
+        kubelet::node::reload_signature_policy(parts, file, stop).await;
         Ok(())
     })
 }
 
-/// Removes what deleted namespaces kept: with the first node's identity, which may ask for a namespace as each may.
-fn keyvalue_collector(ground: &Ground, parts: &NodeParts) -> Component {
+/// Removes the key-value data of deleted namespaces, as the first node: every node may read namespaces.
+fn keyvalue_collector(ground: &Ground, parts: &SharedNodeParts) -> Component {
     let client = ComponentIdentity::Node("coracle-1".into()).client(&ground.service);
     let (runtime, stop) = (parts.runtime.clone(), ground.stop.components.clone());
     Component::new("collector of kept values", async move {
@@ -171,7 +170,7 @@ fn keyvalue_collector(ground: &Ground, parts: &NodeParts) -> Component {
     })
 }
 
-/// Removes and grows the volumes that these nodes keep, in the binder's name.
+/// Removes and expands the local volumes of these nodes, as the binder.
 fn volume_keeper(ground: &Ground, nodes: keeper::Nodes) -> Component {
     let client = ComponentIdentity::Controller("persistent-volume-binder").client(&ground.service);
     let (informer, stop) = (ground.informer.clone(), ground.stop.components.clone());
@@ -183,7 +182,7 @@ fn volume_keeper(ground: &Ground, nodes: keeper::Nodes) -> Component {
 
 fn node(
     ground: &Ground,
-    parts: &NodeParts,
+    parts: &SharedNodeParts,
     (name, volumes): (String, Option<Arc<LocalVolumes>>),
     shutdown: Shutdown,
 ) -> anyhow::Result<Component> {

@@ -1,4 +1,4 @@
-//! The data plane's role. It runs where guests run: a request is handed over without changing threads.
+//! The data plane's role. It runs on the guests' threads: a request is handed to a guest without a change of thread.
 
 use std::net::SocketAddr;
 
@@ -12,7 +12,7 @@ use super::role::Component;
 use crate::config::ClusterConfig;
 use crate::network::Network;
 
-/// What the data plane is told.
+/// The data plane's configuration.
 pub(super) fn config(config: &ClusterConfig, network: &Network, pki: &Pki, api_server: SocketAddr) -> proxy::Config {
     proxy::Config {
         bind: config.nodes.bind,
@@ -34,7 +34,7 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     let stop = ground.stop.components.clone();
     let (synced, routes_known) = tokio::sync::oneshot::channel();
     let synced = move || {
-        // Where nobody waits any more, the cluster is ending.
+        // Without a receiver the cluster is stopping.
         let _ = synced.send(());
     };
     let run = async move {
@@ -42,7 +42,7 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         Ok(())
     };
     let known = async move {
-        routes_known.await.context("the data plane ended before it knew the Services; see --log-level info")
+        routes_known.await.context("the data plane ended before it had the Services; see --log-level info")
     };
     let threads = ground.engine.as_ref().map(|engine| engine.guest_runtime().clone());
     Ok(vec![Component::new("data plane", run).on(threads).ready("waiting for the data plane", known)])

@@ -1,5 +1,5 @@
-//! When a cluster is ready (contract.md §2): the API, every node as reported by this run and as the controllers take it, and what a
-//! pod in `default` needs.
+//! Readiness of a cluster (contract.md §2): the API, every node as reported by this run and accepted by the
+//! controllers, and the prerequisites of a pod in `default`.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use machinery_env::Env;
 
 use super::nodes::node_names;
 
-/// No start takes longer unless something is wrong.
+/// Timeout of the start.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Waits until a pod can be created in `default`, but for what controllers give it that don't run.
+/// Waits until a pod can be created in `default`; objects of disabled controllers are not awaited.
 ///
 /// # Errors
-/// It took too long.
+/// On a timeout.
 pub(super) async fn default_namespace(client: &Client, env: &Env, disabled: &[String]) -> anyhow::Result<()> {
     let runs = |name: &str| !disabled.iter().any(|disabled| disabled == name);
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
@@ -35,13 +35,13 @@ pub(super) async fn default_namespace(client: &Client, env: &Env, disabled: &[St
     )
 }
 
-/// The taint of nodes that the controller doesn't take for ready yet.
+/// The taint of nodes that the node lifecycle controller doesn't consider ready.
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
 
-/// Waits until pods may go to each of the first `count` nodes: what is made before would wait for its second try.
+/// Waits until the first `count` nodes accept pods: an earlier pod would wait for a second scheduling attempt.
 ///
 /// # Errors
-/// It took too long.
+/// On a timeout.
 pub(super) async fn nodes_take_pods(client: &Client, env: &Env, count: u32, disabled: &[String]) -> anyhow::Result<()> {
     if disabled.iter().any(|disabled| disabled == "node-lifecycle-controller") {
         return Ok(());
@@ -54,7 +54,7 @@ pub(super) async fn nodes_take_pods(client: &Client, env: &Env, count: u32, disa
     };
     tokio::time::timeout(READY_TIMEOUT, all)
         .await
-        .context("a node kept the taint that it is not ready: see the log with --log-level info")
+        .context("a node kept its not-ready taint: see the log with --log-level info")
 }
 
 fn takes_pods(node: Option<&Node>) -> bool {

@@ -1,4 +1,4 @@
-//! The built-in registry of a cluster: its address, its password, and how the cluster advertises it.
+//! The built-in registry: its address, its password and its advertisement.
 
 use std::net::SocketAddr;
 
@@ -17,13 +17,13 @@ use super::ground::Ground;
 use super::role::Component;
 use crate::data_dir::{DataDir, write_atomically};
 
-/// The only user that the registry knows (contract.md §4).
+/// The registry's only user (contract.md §4).
 pub(crate) const USER: &str = "coracle";
 
-/// Bytes of randomness in a password: far beyond guessing.
+/// Random bytes in a password.
 const PASSWORD_BYTES: usize = 24;
 
-/// Binds the registry: the address of the last run while it is free, else any.
+/// Binds the registry's socket: the address of the last run if it is free, else any.
 pub(super) async fn bind(data: &DataDir) -> anyhow::Result<TcpListener> {
     let before =
         std::fs::read_to_string(data.registry_address()).ok().and_then(|text| text.trim().parse::<SocketAddr>().ok());
@@ -39,7 +39,7 @@ pub(super) async fn bind(data: &DataDir) -> anyhow::Result<TcpListener> {
     Ok(listener)
 }
 
-/// The password, made at the first start.
+/// The password; generated at the first start.
 pub(super) fn password(data: &DataDir, env: &Env) -> anyhow::Result<String> {
     let path = data.registry_password();
     match std::fs::read_to_string(&path) {
@@ -54,14 +54,14 @@ pub(super) fn password(data: &DataDir, env: &Env) -> anyhow::Result<String> {
     }
 }
 
-/// Serves until the stop.
+/// The registry's server.
 pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     let listener = ground.take_registry_listener()?;
     let credentials = Credentials { user: USER.into(), password: ground.registry_password.clone() };
     let (env, stop) = (ground.env.clone(), ground.stop.servers.clone());
     let mut router = registry::router(ground.blobs.clone(), &credentials, env.clone());
     if let Some(images) = &ground.images {
-        // What `coracle image` asks: whoever can read the data folder.
+        // The API of `coracle image`, for readers of the data folder.
         router = router.merge(registry::authenticated(kubelet::image::router(images.clone()), &credentials));
     }
     let run = async move {
@@ -71,7 +71,7 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     Ok(vec![Component::new("registry", run)])
 }
 
-/// Tells tools where the registry is (KEP-1755).
+/// Publishes the registry's address in the cluster (KEP-1755).
 pub(super) async fn advertise(client: &Client, address: &str) -> anyhow::Result<()> {
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "kube-public");
     let hosting = format!(
@@ -89,7 +89,7 @@ pub(super) async fn advertise(client: &Client, address: &str) -> anyhow::Result<
     }
 }
 
-/// How this cluster's own parts reach the registry.
+/// Address and credentials of the registry for this cluster's own parts.
 pub(super) fn access(address: SocketAddr, password: &str) -> RegistryAccess {
     let credentials = Credentials { user: USER.into(), password: password.to_owned() };
     RegistryAccess { address: address.to_string(), credentials, ca_pem: None }

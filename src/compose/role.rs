@@ -1,4 +1,4 @@
-//! A row of the table of components: how one is built, and what running and draining it takes.
+//! A row of the table of components: how a component is built, awaited, run and drained.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -10,13 +10,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::ground::Ground;
 
-/// What a component does, or waits for.
+/// A component's task or wait.
 type Work = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
-/// When a role's components end.
+/// Order of the stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Last: what others use while they end.
+    /// Last: servers that others use during their own stop.
     Servers,
     /// First.
     Components,
@@ -26,103 +26,103 @@ pub(super) enum Stage {
 pub(super) struct Role {
     pub(super) name: &'static str,
     pub(super) stage: Stage,
-    /// Makes the role's components; none of them runs yet. With another configuration there may be none.
+    /// Builds the role's components without starting them. Some configurations have none.
     pub(super) build: fn(&Ground) -> anyhow::Result<Vec<Component>>,
 }
 
-/// What is built and not started.
+/// A component that is built and not started.
 pub(super) struct Component {
     name: &'static str,
     run: Work,
     on: Option<Handle>,
-    wait: Option<Wait>,
+    wait: Option<StartCondition>,
 }
 
-/// Something that a start waits for.
-pub(super) struct Wait {
-    /// As a person is told.
+/// A condition that the start waits for.
+pub(super) struct StartCondition {
+    /// Description for people.
     pub(super) what: &'static str,
     pub(super) ready: Work,
 }
 
 impl Component {
-    /// Runs until the stop; its end before is a failure of the whole.
+    /// A component that runs until the stop; an earlier end fails the process.
     pub(super) fn new(name: &'static str, run: impl Future<Output = anyhow::Result<()>> + Send + 'static) -> Self {
         Self { name, run: Box::pin(run), on: None, wait: None }
     }
 
-    /// On other threads than the control plane's.
+    /// Runs it on other threads than the control plane's.
     pub(super) fn on(self, threads: Option<Handle>) -> Self {
         Self { on: threads, ..self }
     }
 
-    /// A start waits until this is there.
+    /// Adds a condition that the start waits for.
     pub(super) fn ready(
         self,
         what: &'static str,
         ready: impl Future<Output = anyhow::Result<()>> + Send + 'static,
     ) -> Self {
-        Self { wait: Some(Wait { what, ready: Box::pin(ready) }), ..self }
+        Self { wait: Some(StartCondition { what, ready: Box::pin(ready) }), ..self }
     }
 }
 
-/// The components of a stage at work.
-pub(super) struct Running {
+/// The running components of a stage.
+pub(super) struct RunningComponents {
     tasks: JoinSet<()>,
     stop: CancellationToken,
     failed: mpsc::Sender<anyhow::Error>,
 }
 
-impl Running {
+impl RunningComponents {
     pub(super) fn new(stop: CancellationToken, failed: mpsc::Sender<anyhow::Error>) -> Self {
         Self { tasks: JoinSet::new(), stop, failed }
     }
 
-    /// Starts a component; the end of one before the stop is told as a failure.
-    pub(super) fn start(&mut self, component: Component) -> Option<Wait> {
+    /// Starts a component; its end before the stop is reported as a failure.
+    pub(super) fn start(&mut self, component: Component) -> Option<StartCondition> {
         let Component { name, run, on, wait } = component;
-        let alarm = Alarm { name, stop: self.stop.clone(), failed: self.failed.clone() };
+        let reporter = FailureReporter { name, stop: self.stop.clone(), failed: self.failed.clone() };
         let supervised = async move {
             let ended = run.await;
-            alarm.ring(ended.err().unwrap_or_else(|| anyhow::anyhow!("it ended")));
+            reporter.report(ended.err().unwrap_or_else(|| anyhow::anyhow!("it ended")));
         };
         self.tasks.spawn_on(supervised, &on.unwrap_or_else(Handle::current));
         wait
     }
 
-    /// Asks all to end, and answers whether they did in time.
+    /// Stops all components; returns whether they ended in time.
     pub(super) async fn drain(&mut self, time_max: Duration) -> bool {
         self.stop.cancel();
         tokio::time::timeout(time_max, async { while self.tasks.join_next().await.is_some() {} }).await.is_ok()
     }
 
-    /// Ends what is still running.
-    pub(super) async fn cut(&mut self) {
+    /// Aborts the components that still run.
+    pub(super) async fn abort(&mut self) {
         self.tasks.shutdown().await;
     }
 }
 
-/// Tells that a component ended though nobody asked it to, also where it panicked.
-struct Alarm {
+/// Reports a component that ended before the stop, or panicked.
+struct FailureReporter {
     name: &'static str,
     stop: CancellationToken,
     failed: mpsc::Sender<anyhow::Error>,
 }
 
-impl Alarm {
-    fn ring(&self, error: anyhow::Error) {
+impl FailureReporter {
+    fn report(&self, error: anyhow::Error) {
         if !self.stop.is_cancelled() {
             let told = format!("the {} ended; start again, with --log-level info to see why", self.name);
-            // One failure ends the whole: later ones say nothing new.
+            // The first failure stops the process: later ones are ignored.
             let _ = self.failed.try_send(error.context(told));
         }
     }
 }
 
-impl Drop for Alarm {
+impl Drop for FailureReporter {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.ring(anyhow::anyhow!("it panicked"));
+            self.report(anyhow::anyhow!("it panicked"));
         }
     }
 }
@@ -135,7 +135,7 @@ mod tests {
     async fn a_component_that_ends_by_itself_fails_the_whole_and_one_that_is_stopped_does_not() {
         let (failed, mut failures) = mpsc::channel(1);
         let stop = CancellationToken::new();
-        let mut running = Running::new(stop.clone(), failed);
+        let mut running = RunningComponents::new(stop.clone(), failed);
         let until = stop.clone();
         running.start(Component::new("patient one", async move {
             until.cancelled().await;
@@ -151,7 +151,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_fails_the_whole() {
         let (failed, mut failures) = mpsc::channel(1);
-        let mut running = Running::new(CancellationToken::new(), failed);
+        let mut running = RunningComponents::new(CancellationToken::new(), failed);
         running.start(Component::new("clumsy one", async { panic!("it was meant to") }));
         assert!(format!("{:#}", failures.recv().await.unwrap()).ends_with("it panicked"));
     }
@@ -159,10 +159,10 @@ mod tests {
     #[tokio::test]
     async fn what_does_not_end_is_cut_off() {
         let (failed, _failures) = mpsc::channel(1);
-        let mut running = Running::new(CancellationToken::new(), failed);
+        let mut running = RunningComponents::new(CancellationToken::new(), failed);
         running.start(Component::new("stubborn one", std::future::pending()));
         assert!(!running.drain(Duration::from_millis(10)).await);
-        running.cut().await;
+        running.abort().await;
         assert!(running.drain(Duration::from_millis(10)).await);
     }
 }

@@ -1,4 +1,4 @@
-//! The scheduler's role.
+//! The scheduler's role: the scheduler on the shared informer, with the plugins of this process.
 
 use super::ground::Ground;
 use super::identities::ComponentIdentity;

@@ -1,4 +1,4 @@
-//! The StorageClass that a new cluster has: folders on its nodes.
+//! The default StorageClass of a new cluster: folders on its nodes.
 
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::Client;
@@ -7,14 +7,14 @@ use machinery_client::claims::LOCAL_DRIVER;
 use machinery_client::request::PatchType;
 use serde_json::json;
 
-/// Says that it was made here once: who deletes or changes it means it.
+/// Marks that the class was created once: a later change or deletion by a user is respected.
 const OFFERED: &str = "coracle.dev/offered-storage-class";
 
-/// Makes the class `local`, the default one, where this cluster never had it.
+/// Creates the default class `local` if this cluster never had it.
 ///
 /// # Errors
-/// The API server refused.
-pub(super) async fn offer(client: &Client) -> anyhow::Result<()> {
+/// If the API server rejects it.
+pub(super) async fn create_default_class(client: &Client) -> anyhow::Result<()> {
     let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(client.clone());
     let system = namespaces.get("kube-system").await?;
     if system.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(OFFERED)) {
@@ -30,7 +30,7 @@ pub(super) async fn offer(client: &Client) -> anyhow::Result<()> {
     });
     let classes: Api<StorageClass> = Api::all(client.clone());
     match classes.create(&class).await {
-        // A person's of that name stays as it is.
+        // A user's class of that name is left unchanged.
         Err(kube::Error::Api(status)) if status.code == 409 => {}
         made => drop(made?),
     }

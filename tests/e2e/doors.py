@@ -332,8 +332,11 @@ def plugin_bombs():
             status, said = request(ip, "/coracle:samples/greeter/guest-book", b'{"title":"t"}', text)
             codes[status] = codes.get(status, 0) + 1
         expect(True, set(codes) <= {200, 429, 503, 504}, f"sessions: {codes} {said[:200]}")
-        status, said = request(ip, call, b'{"name":"ada"}', text)
-        expect((200, b'"hello ada"'), (status, said.strip()), "a call after all that")
+        # A call has as long to wait for memory as a session has to be idle, so that the first one may be late.
+        answers = [request(ip, call, b'{"name":"ada"}', text)]
+        if answers[0][0] == 504:
+            answers.append(request(ip, call, b'{"name":"ada"}', text))
+        expect((200, b'"hello ada"'), (answers[-1][0], answers[-1][1].strip()), f"a call after all that, of {len(answers)}")
         took = deleted("attacker", "greeter")
     expect([], [s for s in [of("attacker", "greeter")] if s], "it is gone")
     return f"{len(bombs)} bombs, sessions {codes}, {took:.1f} s to delete; {beside.said()}"

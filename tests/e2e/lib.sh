@@ -23,6 +23,7 @@ has() { local pattern=$1 out; shift; out=$("$@" 2>&1) || return 1; grep -E -- "$
 exits() {
   local want=$1 got=0; shift
   "$@" > "$WORK/out" 2> "$WORK/err" || got=$?
+  [ "$want" = "$got" ] || tail -n 20 "$WORK/out" "$WORK/err" >&2
   expect "$want" "$got" "exit code of: $*"
 }
 # up [flags…]: a cluster in $WORK/data; sets KUBECONFIG, REGISTRY

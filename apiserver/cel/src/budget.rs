@@ -1,9 +1,9 @@
-//! What evaluations may use up: costs as upstream counts them, and the memory and steps that those don't bound.
+//! Budget of evaluations: upstream's cost, and limits on memory and steps, which that cost doesn't bound.
 
 use crate::error::EvalError;
 use crate::limits;
 
-/// What is left for the expressions of one object or one request.
+/// The cost budget that remains for the expressions of one object or one request.
 pub struct Budget<'i> {
     per_call: u64,
     left: u64,
@@ -23,21 +23,21 @@ impl<'i> Budget<'i> {
         Self { per_call: limits::PER_CALL, left: total, exhausted: false, spent: 0, interrupt: None }
     }
 
-    /// What one evaluation may cost, where it isn't upstream's limit.
+    /// Overrides upstream's cost limit of one evaluation.
     #[must_use]
     pub fn per_call(mut self, limit: u64) -> Self {
         self.per_call = limit;
         self
     }
 
-    /// Asked now and then whether the request is over.
+    /// Sets a callback that loops poll; `true` cancels the evaluation.
     #[must_use]
     pub fn interrupt(mut self, over: &'i dyn Fn() -> bool) -> Self {
         self.interrupt = Some(over);
         self
     }
 
-    /// What the evaluations so far have cost.
+    /// The total cost of the evaluations so far.
     pub fn spent(&self) -> u64 {
         self.spent
     }
@@ -46,7 +46,7 @@ impl<'i> Budget<'i> {
         self.left
     }
 
-    /// Whether the evaluations so far have cost more than there was.
+    /// Whether the evaluations so far have exceeded the budget.
     pub fn exhausted(&self) -> bool {
         self.exhausted
     }
@@ -59,7 +59,7 @@ impl<'i> Budget<'i> {
             steps: limits::EVALUATION_STEPS,
             loops: 0,
             depth: 0,
-            apart: 0,
+            lazy_cost: 0,
             pattern: None,
             interrupt: self.interrupt,
         }
@@ -72,32 +72,32 @@ impl<'i> Budget<'i> {
     }
 }
 
-/// What one evaluation has used up.
+/// Counters and limits of one evaluation.
 pub(crate) struct Meter<'i> {
     pub(crate) cost: u64,
     limit: u64,
     bytes: usize,
     steps: u64,
     loops: u32,
-    /// How many operations stand in one another; those of a lazy variable stand in who asks for it.
+    /// Nesting depth of operations. A lazy variable's operations count below the operation that reads the variable.
     depth: u32,
-    /// What lazy variables have cost, each within a limit of its own.
-    apart: u64,
+    /// Cost of lazy variables, each of which has its own limit.
+    lazy_cost: u64,
     interrupt: Option<&'i dyn Fn() -> bool>,
-    /// The last pattern that was no constant: a loop compiles it once.
+    /// The last non-constant pattern, so that a loop compiles it once.
     pub(crate) pattern: Option<(String, regex::Regex)>,
 }
 
 impl Meter<'_> {
     pub(crate) fn total(&self) -> u64 {
-        self.cost.saturating_add(self.apart)
+        self.cost.saturating_add(self.lazy_cost)
     }
 
-    /// An evaluation with a limit of its own; memory and steps are those of all.
-    pub(crate) fn apart<T>(&mut self, run: impl FnOnce(&mut Self) -> T) -> T {
+    /// Runs an evaluation with a cost limit of its own; memory and steps are shared.
+    pub(crate) fn with_own_limit<T>(&mut self, run: impl FnOnce(&mut Self) -> T) -> T {
         let outer = std::mem::take(&mut self.cost);
         let result = run(self);
-        self.apart = self.apart.saturating_add(std::mem::replace(&mut self.cost, outer));
+        self.lazy_cost = self.lazy_cost.saturating_add(std::mem::replace(&mut self.cost, outer));
         result
     }
 
@@ -115,23 +115,23 @@ impl Meter<'_> {
         if self.cost > self.limit { Err(EvalError::cost_limit()) } else { Ok(()) }
     }
 
-    /// Work that costs nothing by upstream's count.
+    /// Counts work that upstream's cost doesn't include.
     pub(crate) fn step(&mut self, count: usize) -> Result<(), EvalError> {
         self.steps = self.steps.checked_sub(count as u64).ok_or_else(EvalError::cost_limit)?;
         Ok(())
     }
 
-    /// Memory that a new value takes.
+    /// Counts the memory of a new value.
     pub(crate) fn allocate(&mut self, bytes: usize) -> Result<(), EvalError> {
         self.bytes = self.bytes.checked_sub(bytes).ok_or_else(EvalError::cost_limit)?;
         Ok(())
     }
 
-    /// A turn of a loop.
-    pub(crate) fn turn(&mut self) -> Result<(), EvalError> {
+    /// Counts a loop iteration and polls the interrupt.
+    pub(crate) fn count_iteration(&mut self) -> Result<(), EvalError> {
         self.step(1)?;
         self.loops = self.loops.wrapping_add(1);
-        let ask = self.loops.is_multiple_of(limits::INTERRUPT_EVERY);
-        if ask && self.interrupt.is_some_and(|over| over()) { Err(EvalError::interrupted()) } else { Ok(()) }
+        let poll = self.loops.is_multiple_of(limits::INTERRUPT_EVERY);
+        if poll && self.interrupt.is_some_and(|over| over()) { Err(EvalError::interrupted()) } else { Ok(()) }
     }
 }

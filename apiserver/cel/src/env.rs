@@ -1,9 +1,9 @@
-//! Environments, in which expressions are compiled, and programs, which are the compiled ones.
+//! Environments, which declare names and compile expressions, and the compiled programs.
 
 use std::sync::Arc;
 
 use crate::budget::Budget;
-use crate::check::{Checked, Names, check};
+use crate::check::{CheckedTree, Declarations, check};
 use crate::cost::{CostEstimate, estimate};
 use crate::error::EvalError;
 use crate::eval::{Activation, Code, evaluate, plan};
@@ -11,10 +11,10 @@ use crate::syntax::{CompileError, Source, parse};
 use crate::types::{DeclType, Declared, Shape, Type};
 use crate::value::Value;
 
-/// What an expression may name.
+/// The names that an expression may use.
 #[derive(Clone, Debug, Default)]
 pub struct Env {
-    names: Names,
+    names: Declarations,
 }
 
 /// A compiled expression.
@@ -43,7 +43,7 @@ impl Env {
         self.declare_shared(name, Arc::new(decl))
     }
 
-    /// Declares a variable that a schema describes.
+    /// Declares a variable with the type of a schema.
     #[must_use]
     pub fn schema(self, name: &str, declared: &Declared) -> Self {
         self.declare_shared(name, declared.decl.clone())
@@ -57,7 +57,7 @@ impl Env {
         self
     }
 
-    /// Adds a field to a type of objects, which is made where there is none. Declare variables of it as
+    /// Adds a field to an object type and creates the type if it is missing. Declare its variables with
     /// [`Type::object`].
     pub fn add_field(&mut self, object: &str, field: &str, ty: Type) {
         let fresh = || Arc::new(DeclType::object(object, []));
@@ -67,14 +67,14 @@ impl Env {
         }
     }
 
-    /// Lets expressions make `Object{…}` and `JSONPatch{…}`.
+    /// Allows `Object{…}` and `JSONPatch{…}` in expressions.
     #[must_use]
     pub fn mutation(mut self) -> Self {
         self.names.mutation = true;
         self
     }
 
-    /// Lets expressions name values: `cel.bind(name, value, expression)`.
+    /// Enables the macro `cel.bind(name, value, expression)`.
     #[must_use]
     pub fn bindings(mut self) -> Self {
         self.names.binds = true;
@@ -83,7 +83,7 @@ impl Env {
 
     pub fn compile(&self, text: &str) -> Result<Program, CompileError> {
         let source = Source::new(text);
-        let checked: Checked = check(parse(&source, self.names.binds)?, &source, &self.names)?;
+        let checked: CheckedTree = check(parse(&source, self.names.binds)?, &source, &self.names)?;
         let estimate = estimate(&checked, &self.names);
         let code = Arc::new(plan(&checked).map_err(CompileError::instantiation)?);
         Ok(Program { code, output: checked.ty(checked.tree.root).clone(), estimate })
@@ -95,12 +95,12 @@ impl Program {
         &self.output
     }
 
-    /// What an evaluation costs at least and at most, by the sizes that the variables are declared with.
+    /// Minimum and maximum cost of an evaluation, from the declared sizes of the variables.
     pub fn estimate(&self) -> CostEstimate {
         self.estimate
     }
 
-    /// Whether the expression names a variable.
+    /// Whether the expression refers to a variable.
     pub fn uses(&self, variable: &str) -> bool {
         self.code.uses(variable)
     }

@@ -1,9 +1,9 @@
-//! Why an evaluation has no value.
+//! Evaluation errors.
 
 use std::borrow::Cow;
 use std::fmt;
 
-/// What kind of error it is: `&&` and `||` get over those of values only.
+/// Classes of errors. `&&` and `||` absorb only those of class `Value`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
     Value,

@@ -1,6 +1,6 @@
-//! What upstream's environment answered to expressions: those of cel-spec's conformance tests, of cel-go's and of Kubernetes'
-//! own, and random ones. Each row has an expression with its variables, and the compiler's words, or type, estimated cost, value or
-//! error, and actual cost.
+//! Replays the answers of upstream's environment to expressions: the conformance tests of cel-spec, cel-go and
+//! Kubernetes, and random ones. Each row has an expression with its variables, and the compiler's message, or type,
+//! estimated cost, value or error, and actual cost.
 
 use std::fmt::Write as _;
 use std::io::Read as _;
@@ -37,7 +37,7 @@ fn type_of(text: &str) -> Type {
     }
 }
 
-/// A value so that no two that differ look the same.
+/// A value's unambiguous text.
 fn canonical(value: &Value<'_>) -> String {
     match value {
         Value::Uint(number) => format!("{number}u"),
@@ -80,8 +80,8 @@ struct Data {
     free: Json,
 }
 
-/// What is answered here: as a row of the facts.
-fn answer(row: &Json, data: &Data) -> Json {
+/// This implementation's answer, in the form of a recorded row.
+fn evaluate_row(row: &Json, data: &Data) -> Json {
     let mut env = Env::new().schema("self", &data.declared).variable("d", Type::Dyn);
     for (name, text) in row["vars"].as_object().into_iter().flatten() {
         let size = row["hints"][name].as_i64().unwrap_or(-1);
@@ -126,13 +126,13 @@ fn expressions_are_answered_as_upstream_answers_them() {
     let mut wrong = Vec::new();
     for line in rows.lines() {
         let row: Json = serde_json::from_str(line).expect("JSON");
-        let found = answer(&row, &data);
+        let found = evaluate_row(&row, &data);
         for part in ["compile", "type", "est", "value", "error", "cost"] {
-            // What can't be made a program has a type nevertheless.
+            // An expression that fails to plan has a type nevertheless.
             if part == "type" && row["compile"].is_string() {
                 break;
             }
-            // Where upstream's parser goes on after a mistake in another way, what it says is not recorded.
+            // Messages after a syntax error are not recorded where upstream's parser recovers differently.
             let shortened = row[part].as_str().is_some_and(|text| text.ends_with("<input>:"));
             if shortened && found[part].as_str().is_some_and(|text| text.starts_with(row[part].as_str().unwrap_or("?")))
             {

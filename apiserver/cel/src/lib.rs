@@ -1,7 +1,7 @@
-//! The Common Expression Language as Kubernetes 1.36 has it: parser, type checker, costs and evaluator. Pure: no clock, no IO.
+//! The Common Expression Language of Kubernetes 1.36: parser, type checker, costs and evaluator. Pure: no clock, no IO.
 //!
-//! An [`Env`] declares variables and compiles expressions to [`Program`]s, which are kept and shared; a program is
-//! evaluated over an [`Activation`], whose values are borrowed, within a [`Budget`].
+//! An [`Env`] declares variables and compiles expressions to [`Program`]s, which callers cache and share. A program is
+//! evaluated over an [`Activation`], which borrows its values, within a [`Budget`].
 
 mod budget;
 mod check;
@@ -20,7 +20,7 @@ pub use cost::CostEstimate;
 pub use env::{Env, Program};
 pub use error::{ErrorKind, EvalError};
 pub use eval::Activation;
-pub use library::{AuthorizationRequest, Authorizer, Decided, compile_pattern, translate_pattern};
+pub use library::{AuthorizationDecision, AuthorizationRequest, Authorizer, compile_pattern, translate_pattern};
 pub use syntax::{CompileError, Issue};
 pub use value::{Object, Text, Value, to_json};
 

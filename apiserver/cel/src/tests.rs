@@ -1,4 +1,4 @@
-//! Expressions and what they come to.
+//! Expressions and the values or errors that they evaluate to.
 
 use serde_json::json;
 
@@ -77,7 +77,7 @@ fn expressions_come_to_values() {
         ("-(-5) - --5", "0"),
     ] {
         let found = run(text);
-        // Mixed literals are refused, but by a validator that this one is to pass.
+        // Mixed literals are rejected by a validator, which this test passes over.
         if text.contains("1.0, 2, 3") {
             assert!(found.is_err(), "{text}");
             continue;
@@ -265,7 +265,7 @@ fn objects_are_made() {
     let _ = Value::Null;
 }
 
-/// NaN has no order: a comparison that called it equal to everything made sorting panic.
+/// NaN has no order. A comparison that treated it as equal to everything made sorting panic.
 #[test]
 fn lists_with_nan_are_sorted() {
     for remainder in ["0", "1", "2"] {

@@ -1,4 +1,4 @@
-//! What table cells are made of: ages, durations, label selectors, images.
+//! Table cells that several kinds share: ages, durations, label selectors, images.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 use crate::Column;
 use crate::read;
 
-/// A column that is always shown.
+/// A column of the default output.
 #[must_use]
 pub const fn column(name: &'static str, kind: &'static str) -> Column {
     with_priority(name, kind, 0)
 }
 
-/// A column that `-o wide` adds.
+/// A column of `-o wide`.
 #[must_use]
 pub const fn wide(name: &'static str, kind: &'static str) -> Column {
     with_priority(name, kind, 1)
@@ -33,10 +33,10 @@ const fn with_priority(name: &'static str, kind: &'static str, priority: i32) ->
 
 /// The column of names.
 pub const NAME: Column = names("Name", 0);
-/// The same, which `-o wide` adds.
+/// The column of names, only with `-o wide`.
 pub const WIDE_NAME: Column = names("Name", 1);
 
-/// A column of names of something else, which is always shown.
+/// A column of other objects' names, in the default output.
 #[must_use]
 pub const fn names_column(name: &'static str) -> Column {
     names(name, 0)
@@ -58,7 +58,7 @@ pub const AGE: Column = column("Age", "string");
 /// Name and Age.
 pub const NAME_AND_AGE: &[Column] = &[NAME, AGE];
 
-/// Name and Created At: kinds for which upstream has no printer.
+/// Name and Created At: kinds without a printer in upstream.
 pub const NAME_AND_CREATED: &[Column] = &[NAME, column("Created At", "date")];
 
 /// The cells of [`NAME_AND_AGE`].
@@ -88,12 +88,12 @@ pub fn age(object: &Value, now: Timestamp) -> Value {
 /// The time from `then` until now, or `<unknown>`.
 #[must_use]
 pub fn since(then: Option<Timestamp>, now: Timestamp) -> String {
-    then.map_or_else(|| "<unknown>".into(), |then| human(now.duration_since(then)))
+    then.map_or_else(|| "<unknown>".into(), |then| human_duration(now.duration_since(then)))
 }
 
-/// A duration in two or three figures, as kubectl shows ages (k8s.io/apimachinery `util/duration`).
+/// A duration in two or three units, in the format of kubectl's ages (k8s.io/apimachinery `util/duration`).
 #[must_use]
-pub fn human(duration: jiff::SignedDuration) -> String {
+pub fn human_duration(duration: jiff::SignedDuration) -> String {
     let seconds = duration.as_secs();
     if seconds < -1 {
         return "<invalid>".into();
@@ -117,10 +117,10 @@ pub fn human(duration: jiff::SignedDuration) -> String {
     }
 }
 
-/// A duration in the machine's own measure, for what isn't a difference of timestamps.
+/// A measured duration, which is no difference of timestamps.
 #[must_use]
-pub fn human_std(duration: Duration) -> String {
-    human(jiff::SignedDuration::try_from(duration).unwrap_or(jiff::SignedDuration::MAX))
+pub fn human_std_duration(duration: Duration) -> String {
+    human_duration(jiff::SignedDuration::try_from(duration).unwrap_or(jiff::SignedDuration::MAX))
 }
 
 /// A map of labels as `a=b,c=d`, or `none`.
@@ -135,7 +135,7 @@ pub fn labels(map: &Value, none: &str) -> String {
     if list.is_empty() { none.into() } else { list.join(",") }
 }
 
-/// A label selector as kubectl shows it.
+/// A label selector in kubectl's format.
 #[must_use]
 pub fn selector(selector: &Value) -> String {
     if selector.is_null() {
@@ -165,7 +165,7 @@ pub fn selector(selector: &Value) -> String {
     parts.into_iter().map(|(_, shown)| shown).collect::<Vec<_>>().join(",")
 }
 
-/// A selector of either kind: labels alone, as ReplicationControllers have, or a label selector.
+/// A selector of either kind: a map of labels, as in ReplicationControllers, or a label selector.
 #[must_use]
 pub fn any_selector(value: &Value) -> String {
     match value.as_object() {
@@ -205,7 +205,7 @@ mod tests {
             (2 * 365 * 86400 + 86400, "2y1d"),
             (9 * 365 * 86400, "9y"),
         ] {
-            assert_eq!(human(SignedDuration::from_secs(seconds)), shown);
+            assert_eq!(human_duration(SignedDuration::from_secs(seconds)), shown);
         }
     }
 

@@ -1,4 +1,4 @@
-//! Conditions of the kind that kinds share (`meta.k8s.io/v1 Condition`).
+//! Conditions of the common type `meta.k8s.io/v1 Condition`.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
@@ -18,7 +18,7 @@ const STATUSES: &[&str] = &["False", "True", "Unknown"];
 static IS_REASON: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(&format!("^(?:{REASON})$")).expect("the pattern is a constant"));
 
-/// What is wrong with the conditions of a status.
+/// Validates the conditions of a status.
 pub(super) fn validate(errors: &mut ErrorList, status: &Value, path: &Path<'_>) {
     let mut seen = BTreeSet::new();
     for (i, condition) in items(status, "conditions").iter().enumerate() {
@@ -27,11 +27,11 @@ pub(super) fn validate(errors: &mut ErrorList, status: &Value, path: &Path<'_>) 
         if !seen.insert(kind) {
             errors.duplicate(&at.child("type"), kind);
         }
-        one(errors, condition, &at);
+        validate_condition(errors, condition, &at);
     }
 }
 
-fn one(errors: &mut ErrorList, condition: &Value, at: &Path<'_>) {
+fn validate_condition(errors: &mut ErrorList, condition: &Value, at: &Path<'_>) {
     label_name(errors, text(condition, "type"), &at.child("type"));
     let status = text(condition, "status");
     if !STATUSES.contains(&status) {
@@ -70,16 +70,16 @@ mod tests {
     #[test]
     fn conditions_are_whole_and_each_of_a_type() {
         let good = json!({"type": "A", "status": "True", "reason": "All_fine", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
-        let said = |conditions: Value| -> Vec<String> {
+        let errors_of = |conditions: Value| -> Vec<String> {
             let mut errors = ErrorList::new();
             validate(&mut errors, &json!({"conditions": conditions}), &Path::root("status.conditions"));
             errors.list().into_iter().map(|error| error.field).collect()
         };
-        assert_eq!(said(json!([good])), Vec::<String>::new());
-        assert_eq!(said(json!([good, good])), ["status.conditions[1].type"]);
+        assert_eq!(errors_of(json!([good])), Vec::<String>::new());
+        assert_eq!(errors_of(json!([good, good])), ["status.conditions[1].type"]);
         let bad = json!({"type": "a b", "status": "Yes", "reason": "1", "observedGeneration": -1});
         assert_eq!(
-            said(json!([bad])),
+            errors_of(json!([bad])),
             ["type", "status", "observedGeneration", "lastTransitionTime", "reason"]
                 .map(|field| format!("status.conditions[0].{field}"))
         );

@@ -1,4 +1,4 @@
-//! Field errors with upstream's wording, and the paths that they name.
+//! Field errors with upstream's messages, and their paths.
 
 use std::fmt;
 
@@ -6,23 +6,23 @@ use machinery_api::Cause;
 pub use machinery_api::selector::go_quoted as quoted;
 use serde_json::Value;
 
-/// One finding of validation (k8s.io/apimachinery `validation/field.Error`).
+/// One validation error (k8s.io/apimachinery `validation/field.Error`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FieldError {
     /// `FieldValueRequired`, …
     pub reason: &'static str,
     /// `spec.containers[0].name`
     pub field: String,
-    /// Upstream's whole sentence, such as `Required value` or `Invalid value: "x": must be …`.
+    /// Upstream's whole message, such as `Required value` or `Invalid value: "x": must be …`.
     pub message: String,
-    /// Not an error itself, but how many were left out ([`ErrorList`]).
+    /// Non-zero for the entry that counts omitted errors ([`ErrorList`]).
     omitted: usize,
 }
 
-/// Errors of one object that are shown. Upstream shows all, however many; nobody reads more than this, and each of them
-/// costs the server and the client more than the bytes of the body that caused it.
+/// Maximum number of errors shown for one object. Upstream shows all. More are of no use, and each costs the server
+/// and the client more than the bytes of the body that caused it.
 pub const ERRORS_MAX: usize = 256;
-/// Bytes of sentences after which further errors are only counted: a sentence may show a large part of the object.
+/// Bytes of messages after which errors are only counted: a message may show a large part of the object.
 const ERRORS_BYTES_MAX: usize = 256 << 10;
 
 impl From<FieldError> for Cause {
@@ -31,7 +31,7 @@ impl From<FieldError> for Cause {
     }
 }
 
-/// What a client is shown of errors: the first [`ERRORS_MAX`], and how many more there are.
+/// The errors as causes of a response: the first [`ERRORS_MAX`], and the number of omitted ones.
 #[must_use]
 pub fn causes(errors: Vec<FieldError>) -> Vec<Cause> {
     let (mut causes, mut omitted) = (Vec::with_capacity(errors.len().min(ERRORS_MAX)), 0);
@@ -50,8 +50,8 @@ pub fn causes(errors: Vec<FieldError>) -> Vec<Cause> {
     causes
 }
 
-/// A value as upstream shows it in an error: text quoted, all else as JSON with Go's escapes for HTML.
-fn shown(value: &Value) -> String {
+/// A value in upstream's format: quoted text, otherwise JSON with Go's escapes for HTML.
+fn format_value(value: &Value) -> String {
     match value {
         Value::String(text) => quoted(text),
         Value::Null => "null".into(),
@@ -65,13 +65,13 @@ fn with_detail(head: &str, detail: &str) -> String {
 }
 
 impl FieldError {
-    /// Of a whole sentence.
+    /// An error with a complete message.
     #[must_use]
     pub fn new(reason: &'static str, field: &Path<'_>, message: String) -> Self {
         Self { reason, field: field.to_string(), message, omitted: 0 }
     }
 
-    /// The value is missing.
+    /// A required value is missing.
     #[must_use]
     pub fn required(field: &Path<'_>, detail: &str) -> Self {
         Self::new("FieldValueRequired", field, with_detail("Required value", detail))
@@ -80,11 +80,11 @@ impl FieldError {
     /// The value is malformed.
     #[must_use]
     pub fn invalid(field: &Path<'_>, value: impl Into<Value>, detail: &str) -> Self {
-        let head = format!("Invalid value: {}", shown(&value.into()));
+        let head = format!("Invalid value: {}", format_value(&value.into()));
         Self::new("FieldValueInvalid", field, with_detail(&head, detail))
     }
 
-    /// The value is malformed, and upstream shows it in a form of its own (`shown`, as it stands).
+    /// The value is malformed, and `format_value` is its text in upstream's format.
     #[must_use]
     pub fn invalid_shown(field: &Path<'_>, shown: &str, detail: &str) -> Self {
         Self::new("FieldValueInvalid", field, with_detail(&format!("Invalid value: {shown}"), detail))
@@ -93,32 +93,32 @@ impl FieldError {
     /// The value has the wrong type.
     #[must_use]
     pub fn type_invalid(field: &Path<'_>, value: impl Into<Value>, detail: &str) -> Self {
-        let head = format!("Invalid value: {}", shown(&value.into()));
+        let head = format!("Invalid value: {}", format_value(&value.into()));
         Self::new("FieldValueTypeInvalid", field, with_detail(&head, detail))
     }
 
-    /// The value is none of the supported ones, which are listed in the order given (upstream sorts most of its lists).
+    /// The value is not supported; `supported` is listed in the given order (upstream sorts most of its lists).
     #[must_use]
     pub fn not_supported(field: &Path<'_>, value: impl Into<Value>, supported: &[&str]) -> Self {
-        let head = format!("Unsupported value: {}", shown(&value.into()));
+        let head = format!("Unsupported value: {}", format_value(&value.into()));
         let list: Vec<String> = supported.iter().map(|s| quoted(s)).collect();
         let detail = if list.is_empty() { String::new() } else { format!("supported values: {}", list.join(", ")) };
         Self::new("FieldValueNotSupported", field, with_detail(&head, &detail))
     }
 
-    /// The value stands twice.
+    /// The value is a duplicate.
     #[must_use]
     pub fn duplicate(field: &Path<'_>, value: impl Into<Value>) -> Self {
-        Self::new("FieldValueDuplicate", field, format!("Duplicate value: {}", shown(&value.into())))
+        Self::new("FieldValueDuplicate", field, format!("Duplicate value: {}", format_value(&value.into())))
     }
 
-    /// What the value refers to isn't there.
+    /// The referenced object doesn't exist.
     #[must_use]
     pub fn not_found(field: &Path<'_>, value: impl Into<Value>) -> Self {
-        Self::new("FieldValueNotFound", field, format!("Not found: {}", shown(&value.into())))
+        Self::new("FieldValueNotFound", field, format!("Not found: {}", format_value(&value.into())))
     }
 
-    /// The value may not be given here.
+    /// The value is forbidden here.
     #[must_use]
     pub fn forbidden(field: &Path<'_>, detail: &str) -> Self {
         Self::new("FieldValueForbidden", field, with_detail("Forbidden", detail))
@@ -139,14 +139,14 @@ impl FieldError {
         Self::new("FieldValueTooMany", field, message)
     }
 
-    /// Something failed that is not the value's fault.
+    /// An internal error, unrelated to the value.
     #[must_use]
     pub fn internal(field: &Path<'_>, detail: &str) -> Self {
         Self::new("InternalError", field, with_detail("Internal error", detail))
     }
 }
 
-/// A struct as Go's encoder writes it: fields in the order of their declaration, not of their names.
+/// A struct in the format of Go's encoder: fields in the order of their declaration, not of their names.
 #[must_use]
 pub fn go_struct(value: &Value, order: &[&str]) -> String {
     let parts: Vec<String> =
@@ -154,7 +154,7 @@ pub fn go_struct(value: &Value, order: &[&str]) -> String {
     format!("{{{}}}", parts.join(","))
 }
 
-/// JSON as Go's encoder writes it, safe within HTML and JavaScript.
+/// JSON in the format of Go's encoder, escaped for HTML and JavaScript.
 #[must_use]
 pub fn go_json(value: &Value) -> String {
     let mut out = value.to_string();
@@ -168,8 +168,8 @@ pub fn go_json(value: &Value) -> String {
     out
 }
 
-/// The errors so far, with a short way to add to them. Those beyond [`ERRORS_MAX`] are counted and never written out, so
-/// that an object with a hundred thousand mistakes costs little more than one with none.
+/// Collects errors. Those beyond [`ERRORS_MAX`] are counted and not formatted, so that an object with a hundred
+/// thousand errors costs little more than a valid one.
 #[derive(Debug, Default)]
 pub struct ErrorList {
     shown: Vec<FieldError>,
@@ -178,7 +178,7 @@ pub struct ErrorList {
 }
 
 impl ErrorList {
-    /// None yet.
+    /// An empty list.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -194,14 +194,14 @@ impl ErrorList {
         self.add(|| FieldError::invalid(field, value, detail));
     }
 
-    /// One [`FieldError::invalid`] for each of the messages of a rule.
+    /// Adds one [`FieldError::invalid`] for each message of a rule.
     pub fn invalid_each(&mut self, field: &Path<'_>, value: &str, messages: Vec<String>) {
         for message in messages {
             self.add(|| FieldError::invalid(field, value, &message));
         }
     }
 
-    /// One more, written out only where it is shown.
+    /// Adds an error, which is built only if it is shown.
     pub fn add(&mut self, error: impl FnOnce() -> FieldError) {
         if self.shown.len() >= ERRORS_MAX || self.bytes > ERRORS_BYTES_MAX {
             self.omitted += 1;
@@ -212,7 +212,7 @@ impl ErrorList {
         self.shown.push(error);
     }
 
-    /// Those of another part of the object.
+    /// Adds the errors of another part of the object.
     pub fn append(&mut self, other: Self) {
         self.omitted += other.omitted;
         for error in other.shown {
@@ -220,13 +220,13 @@ impl ErrorList {
         }
     }
 
-    /// How many there are, shown or not.
+    /// The number of errors, including omitted ones.
     #[must_use]
     pub fn count(&self) -> usize {
         self.shown.len() + self.omitted
     }
 
-    /// Those that are shown, and at their end how many are not.
+    /// The shown errors, with an entry for the number of omitted ones at the end.
     #[must_use]
     pub fn list(mut self) -> Vec<FieldError> {
         if self.omitted > 0 {
@@ -266,21 +266,21 @@ impl ErrorList {
         self.add(|| FieldError::too_many(field, items, items_max));
     }
 
-    /// A number that may not be negative.
+    /// Rejects a negative number.
     pub fn non_negative(&mut self, field: &Path<'_>, value: Option<i64>) {
         if let Some(value) = value.filter(|v| *v < 0) {
             self.invalid(field, value, NOT_NEGATIVE);
         }
     }
 
-    /// A value that an update may not change.
+    /// Rejects a change of an immutable value.
     pub fn immutable(&mut self, field: &Path<'_>, new: &Value, old: &Value) {
         if new != old {
             self.invalid(field, new.clone(), IMMUTABLE);
         }
     }
 
-    /// Whether nothing was found.
+    /// Whether there are no errors.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.shown.is_empty()
@@ -300,45 +300,45 @@ impl From<Vec<FieldError>> for ErrorList {
     }
 }
 
-/// What upstream says of a number below zero.
+/// Upstream's message for a negative number.
 pub const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
-/// What upstream says of a changed value that may not change.
+/// Upstream's message for a change of an immutable value.
 pub const IMMUTABLE: &str = "field is immutable";
 
 #[derive(Clone, Copy)]
-enum Step<'a> {
+enum PathElement<'a> {
     Name(&'a str),
     Index(usize),
     Key(&'a str),
 }
 
-/// Where in an object one is: a chain of borrowed steps on the stack, written out only where an error needs it.
+/// A path within an object: a chain of borrowed steps on the stack, formatted only for an error.
 #[derive(Clone, Copy)]
 pub struct Path<'a> {
     parent: Option<&'a Path<'a>>,
-    step: Step<'a>,
+    step: PathElement<'a>,
 }
 
 impl<'a> Path<'a> {
-    /// A field of the object (or several, with dots).
+    /// A top-level field, or several joined with dots.
     #[must_use]
     pub const fn root(name: &'a str) -> Self {
-        Self { parent: None, step: Step::Name(name) }
+        Self { parent: None, step: PathElement::Name(name) }
     }
 
-    /// A field below.
+    /// A child field.
     #[must_use]
     pub const fn child<'b>(&'b self, name: &'b str) -> Path<'b>
     where
         'a: 'b,
     {
-        Path { parent: Some(self), step: Step::Name(name) }
+        Path { parent: Some(self), step: PathElement::Name(name) }
     }
 
     /// An item of the list.
     #[must_use]
     pub const fn index(&self, at: usize) -> Path<'_> {
-        Path { parent: Some(self), step: Step::Index(at) }
+        Path { parent: Some(self), step: PathElement::Index(at) }
     }
 
     /// An entry of the map.
@@ -347,7 +347,7 @@ impl<'a> Path<'a> {
     where
         'a: 'b,
     {
-        Path { parent: Some(self), step: Step::Key(key) }
+        Path { parent: Some(self), step: PathElement::Key(key) }
     }
 }
 
@@ -357,9 +357,9 @@ impl fmt::Display for Path<'_> {
             fmt::Display::fmt(parent, f)?;
         }
         match self.step {
-            Step::Name(name) => {
+            PathElement::Name(name) => {
                 if name.is_empty() {
-                    // The object itself, as upstream writes it.
+                    // Upstream's path of the object itself.
                     return f.write_str("[]");
                 }
                 if self.parent.is_some() {
@@ -367,8 +367,8 @@ impl fmt::Display for Path<'_> {
                 }
                 f.write_str(name)
             }
-            Step::Index(at) => write!(f, "[{at}]"),
-            Step::Key(key) => write!(f, "[{key}]"),
+            PathElement::Index(at) => write!(f, "[{at}]"),
+            PathElement::Key(key) => write!(f, "[{key}]"),
         }
     }
 }
@@ -392,7 +392,7 @@ mod tests {
         let shown = causes(list);
         assert_eq!(shown.len(), ERRORS_MAX + 1);
         assert_eq!(shown[ERRORS_MAX].message, "754 more errors are not shown");
-        // Sentences that show the object count by their length; the first is shown whole.
+        // Messages count by their length; the first is always shown.
         let mut errors = ErrorList::new();
         for _ in 0..10 {
             errors.invalid(&field, "x".repeat(300 << 10), "no");

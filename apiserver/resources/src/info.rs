@@ -1,5 +1,5 @@
-//! A resource as it is served: made of a [`Row`] at a start, or of what somebody adds while the server runs. Owned and
-//! shared, so that one that goes leaves nothing behind; nothing in it changes.
+//! A served resource, built from a [`Row`] at startup or from a CustomResourceDefinition at runtime. Immutable and
+//! reference-counted, so that a removed resource is freed.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -26,63 +26,62 @@ pub struct ResourceInfo {
     pub version: Arc<str>,
     /// `apps/v1` or `v1`.
     pub api_version: Arc<str>,
-    /// Kind.
     pub kind: Arc<str>,
     /// The path segment.
     pub plural: Arc<str>,
-    /// As in discovery.
+    /// The singular name in discovery.
     pub singular: Arc<str>,
-    /// As in discovery.
+    /// The short names in discovery.
     pub short_names: Vec<Arc<str>>,
-    /// As in discovery.
+    /// The categories in discovery.
     pub categories: Vec<Arc<str>>,
     /// Whether objects live in namespaces.
     pub namespaced: bool,
-    /// The type of its objects, with all that it refers to.
+    /// The type of its objects, with all types that it refers to.
     pub schema: ResourceType,
-    /// The schema that it brings and is published with (with `x-kubernetes-selectable-fields`, where it has any); `None`: the
-    /// type says it all.
+    /// The schema of a custom resource, as published (with `x-kubernetes-selectable-fields` if it has any). `None`:
+    /// [`schema`](Self::schema) is published.
     pub openapi: Option<Arc<Published>>,
-    /// What can be asked.
+    /// The supported verbs.
     pub verbs: Vec<Verb>,
     /// In discovery order.
     pub subresources: Vec<Subresource>,
-    /// Where objects live; `None`: they are never stored.
+    /// The storage prefix; `None`: objects are never stored.
     pub prefix: Option<StoragePrefix>,
-    /// Makes objects when they are asked for, of a resource that stores none.
+    /// Computes the objects of a resource that stores none.
     pub source: Option<Arc<dyn ObjectSource>>,
-    /// The resource in whose version objects are stored, where that is another one.
+    /// The resource of the storage version, if that is another one.
     pub stored_as: Option<Arc<ResourceInfo>>,
-    /// What a create on this collection asks; `None`: it is no question.
+    /// The kind of review that a create evaluates; `None`: no review.
     pub review: Option<Review>,
-    /// A create on this collection is one on a subresource of another resource's object, which the body names.
-    pub stands_for: Option<(Arc<ResourceInfo>, SubresourceKind)>,
+    /// Creates are forwarded to a subresource of another resource's object, which the body names.
+    pub forwards_to: Option<(Arc<ResourceInfo>, SubresourceKind)>,
     /// Fields whose equality is indexed for lists and watches.
     pub indexed_fields: Arc<[Arc<str>]>,
     /// Whether lists by label equality use an index.
     pub indexes_labels: bool,
-    /// Whether findings show a list or map that was given empty as such, not as absent.
+    /// Whether errors show an empty list or map as given instead of as absent.
     pub shows_empty: bool,
-    /// How objects end.
+    /// The deletion procedure of objects.
     pub deletion: Deletion,
-    /// For how long an object lives that nobody deletes; `None`: for ever.
+    /// Time after which objects expire; `None`: never.
     pub ttl: Option<Duration>,
-    /// What a client is told who asks anything of it.
+    /// Warning returned on every request, for a deprecated resource.
     pub deprecated: Option<Arc<str>>,
-    /// What a client is told who makes or changes one, where nothing acts on the kind yet.
+    /// Warning returned on create or update while the kind has no controller.
     pub inert: Option<Arc<str>>,
-    /// What is particular about the kind.
+    /// The kind's own behaviour.
     pub strategy: SharedStrategy,
-    /// Of a resource that a CustomResourceDefinition defines: its definition.
+    /// The definition of a custom resource.
     pub custom: Option<Arc<CustomResource>>,
 }
 
-/// A strategy: a built-in kind's, or one that came with its resource.
+/// A strategy, either static or owned by its resource.
 #[derive(Clone)]
 pub enum SharedStrategy {
     /// Of a built-in kind.
     Static(&'static dyn Strategy),
-    /// Of one that may go.
+    /// Of a custom resource, freed with it.
     Owned(Arc<dyn Strategy>),
 }
 
@@ -104,13 +103,13 @@ impl fmt::Debug for SharedStrategy {
 }
 
 impl ResourceInfo {
-    /// Of a built-in row by default feature gates, without what it shares with others.
+    /// From a built-in row under the default feature gates, without references to other resources.
     #[must_use]
     pub fn of(row: &Row) -> Self {
         Self::under(row, &Features::default())
     }
 
-    /// Of a built-in row under feature gates, without what it shares with others.
+    /// From a built-in row under feature gates, without references to other resources.
     #[must_use]
     pub fn under(row: &Row, features: &Features) -> Self {
         let texts = |list: &[&str]| list.iter().map(|text| Arc::from(*text)).collect();
@@ -132,7 +131,7 @@ impl ResourceInfo {
             source: None,
             stored_as: None,
             review: row.review,
-            stands_for: None,
+            forwards_to: None,
             indexed_fields: row.indexed_fields.iter().map(|field| Arc::from(*field)).collect(),
             indexes_labels: row.indexes_labels,
             shows_empty: row.shows_empty,
@@ -145,13 +144,11 @@ impl ResourceInfo {
         }
     }
 
-    /// Names the resource.
     #[must_use]
     pub fn gvr(&self) -> GroupVersionResource<'_> {
         GroupVersionResource { group: &self.group, version: &self.version, resource: &self.plural }
     }
 
-    /// Names the kind.
     #[must_use]
     pub fn gvk(&self) -> GroupVersionKind<'_> {
         GroupVersionKind { group: &self.group, version: &self.version, kind: &self.kind }
@@ -163,9 +160,9 @@ impl ResourceInfo {
         if self.group.is_empty() { self.plural.to_string() } else { format!("{}.{}", self.plural, self.group) }
     }
 
-    /// Whether what is read from the cache is shown as it is: custom resources are brought into their version before.
+    /// Whether cached objects are served as they are: those of custom resources are already converted.
     #[must_use]
-    pub fn shows_stored(&self) -> bool {
+    pub fn serves_cached_form(&self) -> bool {
         self.stored_as.is_none() || self.custom.is_some()
     }
 
@@ -175,7 +172,7 @@ impl ResourceInfo {
         self.custom.as_ref().map_or_else(|| format!("{}List", self.kind), |custom| custom.list_kind.to_string())
     }
 
-    /// The resource in whose version objects are stored.
+    /// The resource of the storage version.
     #[must_use]
     pub fn stored(&self) -> &Self {
         self.stored_as.as_deref().unwrap_or(self)
@@ -187,13 +184,13 @@ impl ResourceInfo {
         self.prefix.is_some() && self.stored_as.is_none()
     }
 
-    /// Where an object is stored; `None`: nowhere.
+    /// The storage key of an object; `None` if objects aren't stored.
     #[must_use]
     pub fn key(&self, object: ObjectName<'_>) -> Option<StorageKey> {
         self.prefix.as_ref().map(|prefix| prefix.object(object))
     }
 
-    /// What bodies about it hold; `types`: its own, held.
+    /// The decoding target of bodies; `types` is the resource's held type.
     #[must_use]
     pub fn target<'a>(&'a self, types: &'a SharedType) -> Target<'a> {
         let GroupVersionKind { group, version, kind } = self.gvk();
@@ -201,13 +198,13 @@ impl ResourceInfo {
     }
 }
 
-/// The rows of a table as they are served under feature gates, in its order, with what they share resolved.
+/// The rows of a table under feature gates, in the same order, with references between resources resolved.
 #[must_use]
 pub fn served(table: &[&Row], features: &Features) -> Vec<Arc<ResourceInfo>> {
     let find = |wanted: &Row| table.iter().position(|row| std::ptr::eq(*row, wanted));
     let mut made: HashMap<usize, Arc<ResourceInfo>> = HashMap::new();
-    // Those that others refer to first: they refer to nobody.
-    let refers = |row: &Row| (!row.storage_version, row.stands_for.is_some());
+    // Referenced resources come first, since they refer to no others.
+    let refers = |row: &Row| (!row.storage_version, row.forwards_to.is_some());
     let mut order: Vec<usize> = (0..table.len()).collect();
     order.sort_by_key(|at| refers(table[*at]));
     for at in order {
@@ -217,8 +214,8 @@ pub fn served(table: &[&Row], features: &Features) -> Vec<Arc<ResourceInfo>> {
             let stored = |other: &&Row| other.storage == row.storage && other.storage_version;
             info.stored_as = table.iter().position(stored).and_then(|at| made.get(&at).cloned());
         }
-        if let Some((other, what)) = row.stands_for {
-            info.stands_for = find(other).and_then(|at| Some((made.get(&at)?.clone(), what)));
+        if let Some((other, what)) = row.forwards_to {
+            info.forwards_to = find(other).and_then(|at| Some((made.get(&at)?.clone(), what)));
         }
         made.insert(at, Arc::new(info));
     }

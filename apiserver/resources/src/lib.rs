@@ -22,8 +22,8 @@ mod core;
 mod discovery;
 pub mod field;
 mod flowcontrol;
+mod go_structs;
 mod info;
-mod inner;
 pub mod metadata;
 mod networking;
 mod node;
@@ -49,10 +49,10 @@ use machinery_api::GroupVersion;
 pub use info::{ResourceInfo, SharedStrategy, served};
 use strategy::Plain;
 pub use strategy::{
-    Allocation, Claim, Column, Context, MetadataChecks, Requester, Strategy, Unwritten, prepare_update_by_default,
+    Allocation, Claim, Column, Context, MetadataChecks, Requester, ResetFields, Strategy, prepare_update_by_default,
 };
 
-/// What a resource or subresource can be asked for, as in discovery.
+/// The verbs of a resource or subresource, as in discovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verb {
     /// POST on the collection.
@@ -102,12 +102,12 @@ pub const ALL_VERBS: &[Verb] = &[
     Verb::Watch,
 ];
 
-/// What a subresource does with a body.
+/// The operation of a subresource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SubresourceKind {
-    /// `status`: get, update, patch of the same kind; only status (and what the strategy lets through) is written.
+    /// `status`: get, update, patch of the same kind; only status (and fields that the strategy allows) is written.
     Status,
-    /// `ephemeralcontainers` of a Pod: get, update, patch of the same kind; the strategy says which part of it is written.
+    /// `ephemeralcontainers` of a Pod: get, update, patch of the same kind; the strategy selects the written part.
     Part,
     /// `scale`: `autoscaling/v1 Scale` over replicas.
     Scale,
@@ -119,10 +119,10 @@ pub enum SubresourceKind {
     Eviction,
     /// `log` of a Pod: streamed from the node.
     Log,
-    /// `attach`, `exec`, `portforward` of a Pod: the connection is handed through to its node.
+    /// `attach`, `exec`, `portforward` of a Pod: the connection is tunnelled to its node.
     Connect,
-    /// `proxy` of a Pod, Service or Node: requests of any method and path below it are passed on.
-    Proxy(Proxied),
+    /// `proxy` of a Pod, Service or Node: requests of any method and path below it are forwarded.
+    Proxy(ProxyBackend),
     /// `token` of a ServiceAccount: create only, kind TokenRequest.
     Token,
     /// A metric of `custom.metrics.k8s.io`: get only.
@@ -130,7 +130,7 @@ pub enum SubresourceKind {
 }
 
 impl SubresourceKind {
-    /// Whether a request lasts as long as its client likes.
+    /// Whether a request may last indefinitely.
     #[must_use]
     pub const fn is_long_running(self) -> bool {
         matches!(self, Self::Log | Self::Connect | Self::Proxy(_))
@@ -142,17 +142,16 @@ impl SubresourceKind {
 pub struct Subresource {
     /// The path segment.
     pub name: &'static str,
-    /// What it does.
     pub what: SubresourceKind,
     /// Group, version and kind of its body where it differs from the row's (`autoscaling`, `v1`, `Scale`).
     pub body: Option<(&'static str, &'static str, &'static str)>,
-    /// As in discovery.
+    /// The verbs in discovery.
     pub verbs: &'static [Verb],
 }
 
-/// Who answers requests to a `proxy` subresource.
+/// The backend of a `proxy` subresource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Proxied {
+pub enum ProxyBackend {
     /// The pod, on one of its ports.
     Pod,
     /// One of the pods behind the Service.
@@ -161,8 +160,8 @@ pub enum Proxied {
     Node,
 }
 
-/// `proxy`, whose options are a kind of `v1`.
-pub(crate) const fn proxy(to: Proxied, options: &'static str) -> Subresource {
+/// The subresource `proxy`, whose options are a kind of `v1`.
+pub(crate) const fn proxy(to: ProxyBackend, options: &'static str) -> Subresource {
     Subresource {
         name: "proxy",
         what: SubresourceKind::Proxy(to),
@@ -171,7 +170,7 @@ pub(crate) const fn proxy(to: Proxied, options: &'static str) -> Subresource {
     }
 }
 
-/// How a row's objects live.
+/// The storage of a row's objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Storage {
     /// Under `/registry/<prefix>/[namespace/]name`, as upstream (`pods`, `services/specs`, `minions` …).
@@ -180,31 +179,31 @@ pub enum Storage {
     Virtual,
 }
 
-/// A question that is asked by creating an object, which is never stored.
+/// A review, which a create evaluates without storing it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Review {
-    /// Whose a token is.
+    /// Authenticates a token.
     Token,
-    /// Who asks.
+    /// Returns the requesting user.
     SelfSubject,
-    /// Which rules the asking user has.
+    /// Lists the rules of the requesting user.
     SelfRules,
-    /// What a user may do.
+    /// Authorizes a user.
     Access,
-    /// The same in one namespace.
+    /// Authorizes a user in one namespace.
     LocalAccess,
-    /// What the asking user may do.
+    /// Authorizes the requesting user.
     SelfAccess,
 }
 
-/// How a row's objects end.
+/// The deletion procedure of a row's objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deletion {
-    /// At once, after their grace, or when their finalizers are gone; dependents as the client's policy says.
+    /// Immediate, after the grace period, or once finalizers are gone; dependents follow the client's policy.
     Plain,
-    /// The same, without dependents: upstream collects no garbage below these.
+    /// As `Plain`, without dependents: upstream has no garbage collection below these.
     WithoutDependents,
-    /// A delete makes it Terminating; it goes when `spec.finalizers` is empty, too (Namespaces).
+    /// A delete makes it Terminating; it is removed once `spec.finalizers` is empty, too (Namespaces).
     Finalized,
 }
 
@@ -225,54 +224,53 @@ pub struct Row {
     pub group: &'static str,
     /// API version.
     pub version: &'static str,
-    /// Kind.
     pub kind: &'static str,
     /// The path segment.
     pub plural: &'static str,
-    /// As in discovery.
+    /// The singular name in discovery.
     pub singular: &'static str,
-    /// As in discovery.
+    /// The short names in discovery.
     pub short_names: &'static [&'static str],
-    /// As in discovery.
+    /// The categories in discovery.
     pub categories: &'static [&'static str],
     /// Whether objects live in namespaces.
     pub namespaced: bool,
     /// The type's name in the schema table (`io.k8s.api.core.v1.Pod`).
     pub schema: &'static str,
-    /// What can be asked.
+    /// The supported verbs.
     pub verbs: &'static [Verb],
     /// Subresources in discovery order.
     pub subresources: &'static [Subresource],
-    /// Where objects live.
+    /// The storage of objects.
     pub storage: Storage,
-    /// Two rows over one storage (core and events.k8s.io Events): the stored form is the row's that has `true` here.
+    /// Whether this row's version is the stored one, if several rows share a storage (core and events.k8s.io Events).
     pub storage_version: bool,
-    /// What a create on this collection asks; `None`: it is no question.
+    /// The kind of review that a create evaluates; `None`: no review.
     pub review: Option<Review>,
-    /// A create on this collection is one on a subresource of another row's object, which the body names.
-    pub stands_for: Option<(&'static Row, SubresourceKind)>,
+    /// Creates are forwarded to a subresource of another row's object, which the body names.
+    pub forwards_to: Option<(&'static Row, SubresourceKind)>,
     /// Fields whose equality is indexed for lists and watches.
     pub indexed_fields: &'static [&'static str],
     /// Whether lists by label equality use an index.
     pub indexes_labels: bool,
-    /// Whether findings show a list or map that was given empty as such, not as absent.
+    /// Whether errors show an empty list or map as given instead of as absent.
     pub shows_empty: bool,
-    /// How objects end.
+    /// The deletion procedure of objects.
     pub deletion: Deletion,
-    /// For how long an object lives that nobody deletes; `None`: for ever.
+    /// Time after which objects expire; `None`: never.
     pub ttl: Option<Duration>,
-    /// What a client is told who asks anything of the kind, as upstream would have it no more.
+    /// Warning returned on every request, for a kind that upstream has deprecated.
     pub deprecated: Option<&'static str>,
-    /// What a client is told who makes or changes one, where nothing acts on the kind yet (no controller, no data plane).
+    /// Warning returned on create or update while the kind has no controller or data plane.
     pub inert: Option<&'static str>,
-    /// What is particular about the kind.
+    /// The kind's own behaviour.
     pub strategy: &'static dyn Strategy,
-    /// A valid object, as YAML: tests walk the table with it. No namespace, no status.
+    /// A valid object, as YAML, for tests over the table. No namespace, no status.
     pub example: &'static str,
 }
 
 impl Row {
-    /// A plain namespaced kind, for rows to override what differs.
+    /// A plain namespaced kind; rows override the differences.
     pub const NAMESPACED: Self = Self {
         group: "",
         version: "v1",
@@ -288,7 +286,7 @@ impl Row {
         storage: Storage::Virtual,
         storage_version: true,
         review: None,
-        stands_for: None,
+        forwards_to: None,
         indexed_fields: &[],
         indexes_labels: false,
         shows_empty: false,
@@ -300,7 +298,7 @@ impl Row {
         example: "",
     };
 
-    /// A plain cluster-wide kind, for rows to override what differs.
+    /// A plain cluster-scoped kind; rows override the differences.
     pub const CLUSTER: Self = Self { namespaced: false, ..Self::NAMESPACED };
 
     /// `deployments.apps` or `pods`.
@@ -332,7 +330,7 @@ const SCALE: Subresource = Subresource {
     verbs: &[Verb::Get, Verb::Patch, Verb::Update],
 };
 
-/// Every row that is served, in discovery order.
+/// All served rows, in discovery order.
 pub static RESOURCES: &[&Row] = &[
     &core::bindings::ROW,
     &core::configmaps::ROW,

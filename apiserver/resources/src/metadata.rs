@@ -1,7 +1,7 @@
-//! What upstream checks of every object's metadata, at creation and in updates.
+//! Upstream's validation of every object's metadata, on create and update.
 //!
-//! The verbs room runs these beside a kind's own `validate` and `validate_update`. An update checks the metadata more
-//! than once, as upstream does (generic code, then the kind's own), so that a finding may stand in the causes twice.
+//! The verbs run it beside a kind's own `validate` and `validate_update`. An update checks the metadata more than
+//! once, as upstream does (generic code, then the kind's own), so that an error may appear twice in the causes.
 
 use std::collections::BTreeSet;
 
@@ -13,24 +13,23 @@ use crate::read::{get, int, items, object_mut, put, text, texts};
 use crate::rules::{self, NameRule};
 use crate::{MetadataChecks, ResourceInfo, Row, Strategy};
 
-/// All annotations of an object together.
+/// Bound on all annotations of an object together, in bytes.
 const ANNOTATIONS_BYTES_MAX: usize = 256 << 10;
 const METADATA: Path<'static> = Path::root("metadata");
 const OWNER_REFERENCE: &[&str] = &["apiVersion", "kind", "name", "uid", "controller", "blockOwnerDeletion"];
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
 
-/// What the rules of metadata depend on.
+/// The properties of a kind that the rules depend on.
 #[derive(Clone, Copy)]
 pub struct Of<'a> {
-    /// The kind's own rules.
     pub strategy: &'a dyn Strategy,
     /// Whether objects live in namespaces.
     pub namespaced: bool,
 }
 
 impl<'a> Of<'a> {
-    /// Of a resource that is served.
+    /// From a served resource.
     #[must_use]
     pub fn resource(info: &'a ResourceInfo) -> Self {
         Self { strategy: &*info.strategy, namespaced: info.namespaced }
@@ -41,54 +40,54 @@ impl<'a> Of<'a> {
     }
 }
 
-/// What is wrong with a new object's metadata.
+/// Validates a new object's metadata.
 #[must_use]
 pub fn validate_create(of: Of<'_>, object: &Value) -> Vec<FieldError> {
     let mut errors = ErrorList::new();
-    whole(&mut errors, of, of.strategy.name_rule(), object, of.strategy.checks_finalizers());
+    check_all(&mut errors, of, of.strategy.name_rule(), object, of.strategy.checks_finalizers());
     errors.list()
 }
 
-/// The same, for a kind whose own validation looks at metadata later than first.
-pub(super) fn checked_whole(errors: &mut ErrorList, row: &Row, object: &Value) {
-    whole(errors, Of::row(row), row.strategy.name_rule(), object, row.strategy.checks_finalizers());
+/// Validates a new object's metadata, for a kind whose own validation doesn't start with it.
+pub(super) fn validate_all(errors: &mut ErrorList, row: &Row, object: &Value) {
+    check_all(errors, Of::row(row), row.strategy.name_rule(), object, row.strategy.checks_finalizers());
 }
 
-/// What an update may not change, for a kind whose own validation looks at it later than first.
-pub(super) fn checked_change(errors: &mut ErrorList, row: &Row, new: &Value, old: &Value) {
-    change(errors, new, old, row.strategy.checks_finalizers());
+/// Validates metadata changes of an update, for a kind whose own validation doesn't start with it.
+pub(super) fn validate_unchanged(errors: &mut ErrorList, row: &Row, new: &Value, old: &Value) {
+    check_unchanged(errors, new, old, row.strategy.checks_finalizers());
 }
 
-/// What is wrong with the metadata of an object changed as a whole.
+/// Validates the metadata of an update of the main resource.
 #[must_use]
 pub fn validate_update(of: Of<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
     validate_update_through(of, "", new, old)
 }
 
-/// The same for a change through a subresource (empty: the object as a whole).
+/// Validates the metadata of an update through a subresource (empty: the main resource).
 #[must_use]
 pub fn validate_update_through(of: Of<'_>, subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = ErrorList::new();
     let (rule, kube) = (of.strategy.name_rule(), of.strategy.checks_finalizers());
-    whole(&mut errors, of, NameRule::PathSegment, new, false);
-    change(&mut errors, new, old, false);
+    check_all(&mut errors, of, NameRule::PathSegment, new, false);
+    check_unchanged(&mut errors, new, old, false);
     match of.strategy.metadata_checks_of(subresource) {
         MetadataChecks::None => {}
-        MetadataChecks::Change => change(&mut errors, new, old, kube),
-        MetadataChecks::Whole => whole(&mut errors, of, rule, new, kube),
+        MetadataChecks::Change => check_unchanged(&mut errors, new, old, kube),
+        MetadataChecks::Whole => check_all(&mut errors, of, rule, new, kube),
         MetadataChecks::ChangeThenWhole => {
-            change(&mut errors, new, old, kube);
-            whole(&mut errors, of, rule, new, kube);
+            check_unchanged(&mut errors, new, old, kube);
+            check_all(&mut errors, of, rule, new, kube);
         }
         MetadataChecks::WholeThenChange => {
-            whole(&mut errors, of, rule, new, kube);
-            change(&mut errors, new, old, kube);
+            check_all(&mut errors, of, rule, new, kube);
+            check_unchanged(&mut errors, new, old, kube);
         }
     }
     errors.list()
 }
 
-/// What is wrong with the metadata of an object within an object; it need not have a name.
+/// Validates the metadata of an embedded object, which need not have a name.
 pub(super) fn validate_embedded(errors: &mut ErrorList, meta: &Value, at: &Path<'_>) {
     for (key, prefix) in [("generateName", true), ("name", false)] {
         let value = text(meta, key);
@@ -109,7 +108,7 @@ pub(super) fn validate_embedded(errors: &mut ErrorList, meta: &Value, at: &Path<
     }
 }
 
-fn whole(errors: &mut ErrorList, of: Of<'_>, rule: NameRule, object: &Value, kube_finalizers: bool) {
+fn check_all(errors: &mut ErrorList, of: Of<'_>, rule: NameRule, object: &Value, kube_finalizers: bool) {
     let meta = get(object, "metadata");
     let (name, prefix) = (text(meta, "name"), text(meta, "generateName"));
     if !prefix.is_empty() {
@@ -141,7 +140,7 @@ fn whole(errors: &mut ErrorList, of: Of<'_>, rule: NameRule, object: &Value, kub
     }
 }
 
-fn change(errors: &mut ErrorList, new: &Value, old: &Value, kube_finalizers: bool) {
+fn check_unchanged(errors: &mut ErrorList, new: &Value, old: &Value, kube_finalizers: bool) {
     let (meta, old) = (get(new, "metadata"), get(old, "metadata"));
     if !get(old, "deletionTimestamp").is_null() {
         let kept: BTreeSet<&str> = texts(old, "finalizers").collect();
@@ -179,7 +178,7 @@ fn change(errors: &mut ErrorList, new: &Value, old: &Value, kube_finalizers: boo
     }
 }
 
-/// What a status write of newer kinds leaves as it was: all metadata that a client may set.
+/// Restores all client-set metadata in a status write of newer kinds.
 pub(super) fn reset_for_status(new: &mut Value, old: &Value) {
     let (meta, old) = (object_mut(new, "metadata"), get(old, "metadata"));
     for key in ["labels", "annotations", "finalizers", "ownerReferences"] {
@@ -187,14 +186,14 @@ pub(super) fn reset_for_status(new: &mut Value, old: &Value) {
     }
 }
 
-/// What is wrong with a label's key.
+/// Validates a label's key.
 pub(super) fn label_name(errors: &mut ErrorList, key: &str, path: &Path<'_>) {
     errors.invalid_each(path, key, rules::label_key(key));
 }
 
-/// What is wrong with `labels` or `annotations` that somebody else gave an object, in a sentence.
+/// The error of `labels` or `annotations` that a third party set on an object, as one message.
 #[must_use]
-pub fn wrong_texts(key: &str, map: &Value) -> Option<String> {
+pub fn labels_or_annotations_error(key: &str, map: &Value) -> Option<String> {
     let mut errors = ErrorList::new();
     match key {
         "labels" => labels(&mut errors, map, &METADATA.child("labels")),
@@ -210,7 +209,7 @@ pub fn wrong_texts(key: &str, map: &Value) -> Option<String> {
     }
 }
 
-/// What is wrong with a map of labels.
+/// Validates a map of labels.
 pub(super) fn labels(errors: &mut ErrorList, map: &Value, path: &Path<'_>) {
     for (key, value) in map.as_object().into_iter().flatten() {
         label_name(errors, key, path);
@@ -219,7 +218,7 @@ pub(super) fn labels(errors: &mut ErrorList, map: &Value, path: &Path<'_>) {
     }
 }
 
-/// What is wrong with a map of annotations.
+/// Validates a map of annotations.
 pub(super) fn annotations(errors: &mut ErrorList, map: &Value, path: &Path<'_>) {
     let mut bytes = 0;
     for (key, value) in map.as_object().into_iter().flatten() {
@@ -231,7 +230,7 @@ pub(super) fn annotations(errors: &mut ErrorList, map: &Value, path: &Path<'_>) 
     }
 }
 
-/// What is wrong with a label selector.
+/// Validates a label selector.
 pub(super) fn label_selector(errors: &mut ErrorList, selector: &Value, path: &Path<'_>) {
     if selector.is_null() {
         return;
@@ -321,14 +320,14 @@ fn standard_finalizers(errors: &mut ErrorList, meta: &Value) {
     }
 }
 
-/// A finalizer of core kinds has a domain, unless it is one of Kubernetes' own.
+/// A finalizer of a core kind must have a domain or be one of Kubernetes' own.
 pub(super) fn standard_finalizer(errors: &mut ErrorList, finalizer: &str, path: &Path<'_>) {
     if !finalizer.contains('/') && !["kubernetes", ORPHAN, FOREGROUND].contains(&finalizer) {
         errors.invalid(path, finalizer, "name is neither a standard finalizer name nor is it fully qualified");
     }
 }
 
-/// A quantity of a map, where it parses (decoding has seen to that).
+/// A quantity of a map, if it parses (decoding has checked it).
 pub(super) fn quantity(value: &Value) -> Option<Quantity> {
     match value {
         Value::String(text) => Quantity::parse(text).ok(),

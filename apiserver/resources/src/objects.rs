@@ -1,5 +1,5 @@
-//! Reading other objects while a request is handled: the seam between the cache and what needs look-ups
-//! (authorizers, admission, allocators), so that those are tested over a map.
+//! Reads of other objects during a request: the interface between the cache and its readers (authorizers, admission,
+//! allocators), so that tests run them over a map.
 
 use std::sync::Arc;
 
@@ -8,25 +8,25 @@ use machinery_api::error::ApiResult;
 use machinery_api::{ApiError, StorageKey};
 use serde_json::Value;
 
-/// How a read of changes ended.
+/// The result of a read of changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChangesRead {
     /// No object has the value of the field.
     Empty,
     /// All changes up to this revision were visited.
     UpTo(u64),
-    /// The changes are not known back to the revision that was given, and none was visited: a list of all objects that is
-    /// read from now on is complete up to this revision.
+    /// The changes since the given revision are no longer known, and none was visited. A list that is read from now
+    /// on is complete up to this revision.
     Lost(u64),
 }
 
-/// The current objects, by resource. Stored rows only; values are in the stored version and carry their resourceVersion.
+/// The current objects, by resource. Stored rows only; values have the stored version and their resourceVersion.
 pub trait ObjectReader: Send + Sync {
     /// One object; `namespace` is empty for cluster-wide resources.
     fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>>;
 
-    /// The same for an object that nobody else will look up in this state: its parsed form is not kept for the next one.
-    fn read_once(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
+    /// As [`get`](Self::get), without caching the parsed form: for an object that is read once per revision.
+    fn get_uncached(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
         self.get(group, plural, namespace, name)
     }
 
@@ -39,8 +39,8 @@ pub trait ObjectReader: Send + Sync {
     /// All objects of a resource, or those of one namespace, in key order.
     fn list(&self, group: &str, plural: &str, namespace: Option<&str>) -> Vec<Arc<Value>>;
 
-    /// Namespace, name and resourceVersion of each object, in key order, without reading it: for indexes that read only
-    /// what changed. Narrowed to a namespace, and to a value of a field that field selectors know.
+    /// Namespace, name and resourceVersion of each object, in key order, without parsing it: for indexes that read
+    /// only changed objects. Filtered by a namespace, and by the value of an indexed field.
     fn each(
         &self,
         group: &str,
@@ -50,9 +50,9 @@ pub trait ObjectReader: Send + Sync {
         visit: &mut dyn FnMut(&str, &str, u64),
     );
 
-    /// Visits what changed after a revision among the objects with a value of an indexed field: namespace, name and
-    /// resourceVersion, which is `None` where an object no longer has the value. An object may come more than once. For
-    /// indexes that follow one value at the cost of its changes.
+    /// Visits the changes after a revision among the objects with a value of an indexed field: namespace, name and
+    /// resourceVersion, which is `None` if the object no longer has the value. Objects may repeat. For indexes that
+    /// follow one value at the cost of its changes.
     fn field_changes(
         &self,
         group: &str,
@@ -62,42 +62,42 @@ pub trait ObjectReader: Send + Sync {
         visit: &mut dyn FnMut(&str, &str, Option<u64>),
     ) -> ChangesRead;
 
-    /// The revision at which the resource last changed: what is computed from a list may be kept until this moves.
+    /// The revision of the resource's last change: values computed from a list are valid until it increases.
     fn revision(&self, group: &str, plural: &str) -> u64;
 
-    /// Where an object of a resource is stored, whether or not it is there.
+    /// The storage key of an object, whether or not it exists.
     fn key(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<StorageKey>;
 
-    /// What is stored under a key, and since which revision: for reservations, which no resource serves.
+    /// The value of a key and its revision: for reservations, which no resource serves.
     fn at(&self, key: &StorageKey) -> Option<(Arc<Value>, u64)>;
 
-    /// The newest revision that is visible.
+    /// The latest visible revision.
     fn now(&self) -> u64;
 
-    /// Waits until anything changes after a revision.
+    /// Waits for any change after a revision.
     fn changed(&self, after: u64) -> BoxFuture<'_, ()>;
 
-    /// Waits until everything is visible that was acknowledged to anybody, before somebody is turned away because something is
-    /// not there; the error says why it can't be known. `None`: it is visible.
+    /// Waits until every acknowledged write is visible, before a request is rejected because an object is missing.
+    /// The error says why the latest revision is unknown. `None`: everything is visible.
     fn newest(&self) -> Option<BoxFuture<'_, Result<(), String>>> {
         None
     }
 }
 
-/// Objects that are made when they are asked for, and stored nowhere: each with kind, apiVersion and metadata.
+/// Objects that are computed on request and never stored: each with kind, apiVersion and metadata.
 pub trait ObjectSource: Send + Sync + std::fmt::Debug {
-    /// The one of a name; `namespace` is empty for cluster-wide resources.
+    /// The object with a name; `namespace` is empty for cluster-wide resources.
     fn get<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Option<Value>>;
 
-    /// All of them, or those of one namespace, in the order of their names.
+    /// All objects, or those of one namespace, ordered by name.
     fn list<'a>(&'a self, namespace: Option<&'a str>) -> BoxFuture<'a, Vec<Value>>;
 
-    /// What a 404 calls the resource, where it is not the plural.
-    fn missing_as(&self) -> Option<&'static str> {
+    /// The resource's name in a 404, if it is not the plural.
+    fn not_found_name(&self) -> Option<&'static str> {
         None
     }
 
-    /// A metric of the object of a namespace and name, or of all that labels choose (`*`).
+    /// A metric of the object with a namespace and name, or of all that match a label selector (`*`).
     fn metric<'a>(
         &'a self,
         of: (&'a str, &'a str),
@@ -110,7 +110,7 @@ pub trait ObjectSource: Send + Sync + std::fmt::Debug {
 }
 
 pub mod memory {
-    //! The same over a map, for tests of what decides.
+    //! An implementation over a map, for tests.
 
     use std::collections::BTreeMap;
     use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -124,26 +124,26 @@ pub mod memory {
 
     type Key = (String, String, String, String);
 
-    /// Objects that a test put there.
+    /// The objects of a test.
     #[derive(Default)]
     pub struct Map {
-        inner: Mutex<Inner>,
+        inner: Mutex<MemoryState>,
         reservations: Mutex<BTreeMap<StorageKey, Arc<Value>>>,
     }
 
     #[derive(Default)]
-    struct Inner {
+    struct MemoryState {
         /// Each with the revision of its last change.
         objects: BTreeMap<Key, (Arc<Value>, u64)>,
-        /// Of each group and plural.
+        /// The revision of the last change, by group and plural.
         revisions: BTreeMap<(String, String), u64>,
-        /// All changes after `floor`, with what was there before.
+        /// All changes after `floor`, with the previous objects.
         changes: Vec<(u64, Key, Option<Arc<Value>>)>,
         floor: u64,
         now: u64,
     }
 
-    impl Inner {
+    impl MemoryState {
         fn change(&mut self, key: Key, object: Option<Value>) {
             self.now += 1;
             self.revisions.insert((key.0.clone(), key.1.clone()), self.now);
@@ -185,8 +185,8 @@ pub mod memory {
             lock(&self.inner).change((group.into(), plural.into(), namespace.into(), name.into()), None);
         }
 
-        /// Forgets which changes there were.
-        pub fn lose_changes(&self) {
+        /// Compacts the history of changes.
+        pub fn compact_history(&self) {
             let mut inner = lock(&self.inner);
             inner.changes.clear();
             inner.floor = inner.now;

@@ -1,9 +1,9 @@
-//! Reading loosely typed objects: Go's zero value where a field is absent, so that rules read like upstream's.
+//! Access to untyped objects: an absent field reads as Go's zero value, so that rules resemble upstream's.
 
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-/// What an absent field reads as.
+/// The value of an absent field.
 pub static NULL: Value = Value::Null;
 
 /// A field, or null.
@@ -71,7 +71,7 @@ pub fn is_zero(value: &Value) -> bool {
     }
 }
 
-/// The object's fields, making it an object where it is none.
+/// The object's fields; a value of another type is replaced by an object.
 pub fn fields(value: &mut Value) -> &mut Map<String, Value> {
     if !value.is_object() {
         *value = Value::Object(Map::new());
@@ -82,14 +82,14 @@ pub fn fields(value: &mut Value) -> &mut Map<String, Value> {
     }
 }
 
-/// A field as a mutable object, made where it is absent.
+/// A field as a mutable object, created if absent.
 pub fn object_mut<'a>(object: &'a mut Value, key: &str) -> &'a mut Value {
     let value = fields(object).entry(key).or_insert(Value::Null);
     fields(value);
     value
 }
 
-/// A list field's items, mutable; none where it is absent.
+/// A list field's items, mutable; empty if absent.
 pub fn items_mut<'a>(object: &'a mut Value, key: &str) -> &'a mut [Value] {
     object.get_mut(key).and_then(Value::as_array_mut).map_or(&mut [], Vec::as_mut_slice)
 }
@@ -138,7 +138,7 @@ pub fn name(object: &Value) -> &str {
     text(get(object, "metadata"), "name")
 }
 
-/// Makes sure that there is a spec to fill in.
+/// The spec, created if absent.
 pub fn spec_of(object: &mut Value) -> &mut Value {
     fields(object);
     object_mut(object, "spec")

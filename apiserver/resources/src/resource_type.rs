@@ -1,4 +1,4 @@
-//! The type of a resource's objects: a built-in's is always there, one that a definition brings is made when it is asked for.
+//! The type of a resource's objects: static for a built-in kind, compiled on demand for a custom resource.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -6,23 +6,23 @@ use std::sync::Arc;
 
 use machinery_api::schema::SharedType;
 
-/// What makes a type when somebody asks for it.
+/// Compiles a type on demand.
 pub trait TypeSource: Send + Sync + fmt::Debug {
-    /// The type, for as long as the answer is held.
+    /// The type. It may be evicted once the result is dropped.
     fn hold(&self) -> SharedType;
 }
 
-/// See the module.
+/// The type of a resource's objects; see the module.
 #[derive(Clone)]
 pub enum ResourceType {
-    /// One that is always there.
+    /// A static type.
     Made(SharedType),
-    /// One that is made when it is asked for, and its name.
+    /// A type compiled on demand, and its name.
     Source(Arc<str>, Arc<dyn TypeSource>),
 }
 
 impl ResourceType {
-    /// The type, for as long as the answer is held: for one request, not for a watch.
+    /// The type, held for one request and not for a watch.
     #[must_use]
     pub fn hold(&self) -> Cow<'_, SharedType> {
         match self {
@@ -31,7 +31,7 @@ impl ResourceType {
         }
     }
 
-    /// The type, where it is always there.
+    /// The type, if it is static.
     #[must_use]
     pub fn made(&self) -> Option<&SharedType> {
         match self {
@@ -40,7 +40,7 @@ impl ResourceType {
         }
     }
 
-    /// Its name, as OpenAPI has it.
+    /// Its name in OpenAPI.
     #[must_use]
     pub fn name(&self) -> &str {
         match self {

@@ -1,4 +1,4 @@
-//! What names, labels, keys, ports and addresses must look like, with upstream's sentences.
+//! Syntax rules of names, labels, keys, ports and addresses, with upstream's messages.
 
 use std::net::IpAddr;
 use std::sync::LazyLock;
@@ -7,7 +7,7 @@ use machinery_api::error::{ApiError, ApiResult};
 use machinery_api::selector::go_quoted;
 use regex::Regex;
 
-/// What `metadata.name` may be.
+/// The syntax of `metadata.name`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NameRule {
     /// RFC 1123 subdomain: most kinds.
@@ -16,18 +16,18 @@ pub enum NameRule {
     Label,
     /// RFC 1035 label: services.
     Label1035,
-    /// The same, and what a name is generated from is not looked at: kinds whose names upstream checks declaratively.
+    /// As `Subdomain`, but `generateName` isn't checked: kinds whose names upstream validates declaratively.
     GeneratedSubdomain,
     /// Any path segment.
     PathSegment,
-    /// The same, of what a name is generated from, too, as if it were the name: RBAC kinds.
+    /// As `PathSegment`, with `generateName` checked as a full name: RBAC kinds.
     WholeSegment,
-    /// An IP address in its one canonical form: IPAddresses.
+    /// An IP address in canonical form: IPAddresses.
     IpAddress,
 }
 
 impl NameRule {
-    /// What is wrong with `name`; a `prefix` is what a generated name begins with.
+    /// The errors of `name`, which is a `generateName` if `prefix` is set.
     #[must_use]
     pub fn check(self, name: &str, prefix: bool) -> Vec<String> {
         match self {
@@ -48,7 +48,7 @@ impl NameRule {
     }
 }
 
-/// A prefix may end with a dash, as more follows.
+/// A prefix may end with a dash, since a suffix follows.
 fn mask_trailing_dash(name: &str) -> String {
     let Some(kept) = name.strip_suffix('-') else { return name.to_owned() };
     match kept.char_indices().last().filter(|(_, c)| c.is_ascii()).map(|(at, _)| &kept[..at]) {
@@ -88,7 +88,7 @@ whole!(IS_HTTP_HEADER, HTTP_HEADER);
 whole!(IS_PERCENT, PERCENT);
 whole!(IS_UNDERSCORED_SUBDOMAIN, UNDERSCORED_SUBDOMAIN);
 
-/// A sentence that gives examples and the pattern.
+/// A message with the pattern and examples.
 #[must_use]
 pub fn regex_sentence(what: &str, pattern: &str, examples: &[&str]) -> String {
     if examples.is_empty() {
@@ -172,7 +172,7 @@ pub fn dns_1035_label(value: &str) -> Vec<String> {
     found
 }
 
-/// What may stand between two slashes of a URL; a `prefix` may also be `.` or `..`.
+/// A path segment of a URL; a `prefix` may also be `.` or `..`.
 #[must_use]
 pub fn path_segment(value: &str, prefix: bool) -> Vec<String> {
     if !prefix && (value == "." || value == "..") {
@@ -181,7 +181,7 @@ pub fn path_segment(value: &str, prefix: bool) -> Vec<String> {
     ["/", "%"].iter().filter(|bad| value.contains(**bad)).map(|bad| format!("may not contain '{bad}'")).collect()
 }
 
-/// Refuses a name that can't be part of a path.
+/// Rejects a name that can't be a path segment.
 pub fn check_segment(name: &str) -> ApiResult<()> {
     let wrong = path_segment(name, false);
     if wrong.is_empty() {
@@ -190,7 +190,7 @@ pub fn check_segment(name: &str) -> ApiResult<()> {
     Err(ApiError::BadRequest(format!("Name parameter invalid: {}: {}", go_quoted(name), wrong.join(";"))))
 }
 
-/// A label's key, which is what upstream calls a qualified name.
+/// A label's key, a "qualified name" in upstream.
 #[must_use]
 pub fn label_key(value: &str) -> Vec<String> {
     let what = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character";
@@ -332,15 +332,15 @@ pub fn port_name(value: &str) -> Vec<String> {
     found
 }
 
-/// What upstream says of something that is no IP address.
+/// Upstream's message for an invalid IP address.
 pub const NOT_AN_IP: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
 
-pub use machinery_api::ip::leniently as ip_leniently;
+pub use machinery_api::ip::leniently as parse_ip_leniently;
 
-/// What is wrong with an IP address in a field that is as old as Kubernetes (`strict`: no leading zeros, no mapped form).
+/// An IP address in a field of early Kubernetes (`strict`: no leading zeros, no mapped form).
 #[must_use]
 pub fn ip_in_old_field(value: &str, strict: bool) -> Vec<String> {
-    if ip_leniently(value).is_none() {
+    if parse_ip_leniently(value).is_none() {
         return vec![NOT_AN_IP.into()];
     }
     if !strict {
@@ -355,7 +355,7 @@ pub fn ip_in_old_field(value: &str, strict: bool) -> Vec<String> {
     }
 }
 
-/// What is wrong with an IP address in a newer field: strict, and in canonical form.
+/// An IP address in a newer field: strict, and in canonical form.
 #[must_use]
 pub fn ip_strictly(value: &str) -> Vec<String> {
     let found = ip_in_old_field(value, true);
@@ -368,19 +368,19 @@ pub fn ip_strictly(value: &str) -> Vec<String> {
     }
 }
 
-/// What upstream says of something that is no block of addresses.
+/// Upstream's message for an invalid CIDR.
 pub const NOT_A_CIDR: &str = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
 
-/// A block as Go's lenient parser takes it: the address as written and the prefix length.
-pub fn cidr_leniently(value: &str) -> Option<(IpAddr, u8)> {
+/// A CIDR by Go's lenient parser: the address as written and the prefix length.
+pub fn parse_cidr_leniently(value: &str) -> Option<(IpAddr, u8)> {
     let (ip, bits) = value.split_once('/')?;
-    let (parsed, digits) = (ip_leniently(ip)?, bits.bytes().all(|b| b.is_ascii_digit()));
+    let (parsed, digits) = (parse_ip_leniently(ip)?, bits.bytes().all(|b| b.is_ascii_digit()));
     let bits: u8 = bits.parse().ok().filter(|_| digits)?;
     let most = if ip.contains(':') { 128 } else { 32 };
     if bits > most {
         return None;
     }
-    // An IPv4 address in IPv6 form counts its bits from the IPv6 form's start.
+    // The prefix length of an IPv4-mapped address counts from the start of the IPv6 form.
     let bits = if ip.contains(':') && parsed.is_ipv4() { bits.checked_sub(96)? } else { bits };
     Some((parsed, bits))
 }
@@ -392,10 +392,10 @@ fn masked(ip: IpAddr, bits: u8) -> IpAddr {
     }
 }
 
-/// What is wrong with a block of addresses in a field that is as old as Kubernetes.
+/// A CIDR in a field of early Kubernetes.
 #[must_use]
 pub fn cidr_in_old_field(value: &str) -> Vec<String> {
-    let Some((ip, bits)) = cidr_leniently(value) else { return vec![NOT_A_CIDR.into()] };
+    let Some((ip, bits)) = parse_cidr_leniently(value) else { return vec![NOT_A_CIDR.into()] };
     let (written, length) = value.split_once('/').unwrap_or((value, ""));
     let strict = written.parse::<IpAddr>().is_ok() && (length == "0" || !length.starts_with('0'));
     if !strict {
@@ -410,14 +410,14 @@ pub fn cidr_in_old_field(value: &str) -> Vec<String> {
     Vec::new()
 }
 
-/// The block that a text means, without the bits beyond its length.
+/// The network of a CIDR, without host bits.
 #[must_use]
 pub fn cidr_block(value: &str) -> Option<ipnet::IpNet> {
-    let (ip, bits) = cidr_leniently(value)?;
+    let (ip, bits) = parse_cidr_leniently(value)?;
     ipnet::IpNet::new(ip, bits).ok().map(|net| net.trunc())
 }
 
-/// What is wrong with a block of addresses in a newer field: strict, and in canonical form.
+/// A CIDR in a newer field: strict, and in canonical form.
 #[must_use]
 pub fn cidr_strictly(value: &str) -> Vec<String> {
     let found = cidr_in_old_field(value);
@@ -430,7 +430,7 @@ pub fn cidr_strictly(value: &str) -> Vec<String> {
     }
 }
 
-/// What is wrong with an interface's address: an address with the length of its network's prefix.
+/// An interface's address: an address with a prefix length.
 #[must_use]
 pub fn interface_address(value: &str) -> Vec<String> {
     let why = "must be a valid address in CIDR form, (e.g. 10.9.8.7/24 or 2001:db8::1/64)";
@@ -442,10 +442,10 @@ pub fn interface_address(value: &str) -> Vec<String> {
     }
 }
 
-/// Upstream's warnings about a block that is taken, but not written as it should be.
+/// Upstream's warnings about a valid CIDR that isn't in canonical form.
 #[must_use]
-pub fn odd_cidr(value: &str) -> Vec<String> {
-    let Some((ip, bits)) = cidr_leniently(value) else { return Vec::new() };
+pub fn canonical_cidr_warning(value: &str) -> Vec<String> {
+    let Some((ip, bits)) = parse_cidr_leniently(value) else { return Vec::new() };
     let net = format!("{}/{bits}", masked(ip, bits));
     let (written, length) = value.split_once('/').unwrap_or((value, ""));
     let mut found = Vec::new();
@@ -495,7 +495,7 @@ mod tests {
         );
         assert_eq!(ip_in_old_field("010.1.1.1", true), ["must not have leading 0s"]);
         assert_eq!(ip_strictly("FE80::1"), ["must be in canonical form (\"fe80::1\")"]);
-        // A dash after a letter of several bytes must not cut it in half.
+        // A dash after a multi-byte character must not split it.
         assert_eq!(NameRule::Label.check("é-", true).len(), 1);
     }
 }

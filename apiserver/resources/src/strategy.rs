@@ -1,5 +1,5 @@
-//! What is particular about a kind, as code: the part of a row that facts can't say. A kind's file implements [`Strategy`] for what
-//! differs from every other kind.
+//! The behaviour of a kind: the part of a row that is code. A kind's file implements [`Strategy`] where the kind
+//! differs from the defaults.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -19,53 +19,52 @@ use crate::{cells, read, rules};
 /// One column of a kind's table (`meta.k8s.io/v1 TableColumnDefinition`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Column {
-    /// The heading.
+    /// The header.
     pub name: Text,
     /// `string`, `integer`, `date`, …
     pub kind: Text,
-    /// `name` for the first column, else mostly empty.
+    /// `name` for the first column, otherwise mostly empty.
     pub format: Text,
-    /// For a person.
+    /// For humans.
     pub description: Text,
     /// 0 is always shown, others with `-o wide`.
     pub priority: i32,
 }
 
-/// A key that at most one object holds at a time. It is written with the object and goes with it, in the same transactions.
+/// A key that at most one object holds at a time. The holder's transactions write and delete it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claim {
-    /// Where it is stored.
+    /// The storage key.
     pub key: StorageKey,
-    /// What says who holds it, in `spec.parentRef`.
+    /// The stored value, which names the holder in `spec.parentRef`.
     pub object: Value,
 }
 
-/// What a strategy may need besides the object. Other objects are looked up in `admission` or the registry, not here.
+/// Input of a strategy beside the object. Other objects are looked up in `admission` or the registry.
 pub struct Context<'a> {
-    /// The request's time, one for everything in it.
+    /// The time of the request.
     pub now: Timestamp,
-    /// The subresource written through, or empty.
+    /// The subresource of the request, or empty.
     pub subresource: &'a str,
     /// The cluster's own blocks of 127.0.0.0/8 (Services, pods): the only loopback addresses that endpoints may have.
     pub loopback: &'a [ipnet::Ipv4Net],
-    /// Who asks; `None`: the server itself.
+    /// The requesting user; `None` for the server itself.
     pub requester: Option<Requester<'a>>,
-    /// Whether an evaluation is to end, as who waits has no patience for more; then what is said of the object means nothing.
+    /// Whether an evaluation must end; the result of a cancelled evaluation is meaningless.
     pub interrupt: fn() -> bool,
 }
 
 impl Context<'_> {
-    /// The server's own look at an object: nobody asks, no loopback address is allowed, and nothing interrupts.
+    /// For internal requests: no requester, no allowed loopback address, no interrupt.
     #[must_use]
     pub fn of_server(now: Timestamp) -> Self {
         Self { now, subresource: "", loopback: &[], requester: None, interrupt: || false }
     }
 }
 
-/// Who a request comes from, as kinds write it down.
+/// The requesting user, as kinds record it.
 #[derive(Debug, Clone, Copy)]
 pub struct Requester<'a> {
-    /// The user's name.
     pub name: &'a str,
     /// The user's uid, where there is one.
     pub uid: &'a str,
@@ -75,73 +74,73 @@ pub struct Requester<'a> {
     pub extra: &'a BTreeMap<String, Vec<String>>,
 }
 
-/// What a strategy may need to give an object what only the server can give.
+/// Input of [`Strategy::allocate`].
 pub struct Allocation<'a> {
-    /// Chooses Services' addresses and ports.
+    /// Allocates Services' addresses and ports.
     pub services: &'a allocate::Allocator,
-    /// What is reserved.
+    /// Reads reservations.
     pub objects: &'a dyn ObjectReader,
-    /// Whether nothing is to be stored.
+    /// Whether nothing is stored.
     pub dry_run: bool,
-    /// The subresource written through, or empty.
+    /// The subresource of the request, or empty.
     pub subresource: &'a str,
 }
 
-/// Which parts of metadata validation upstream's own update validation of a kind repeats.
+/// The parts of metadata validation that upstream's own update validation of a kind repeats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MetadataChecks {
-    /// None: only the generic code checks it.
+    /// None: only generic code validates it.
     None,
-    /// What an update may not change.
+    /// The rules of updates.
     Change,
-    /// All that is checked at creation.
+    /// The rules of creates.
     Whole,
-    /// Both.
+    /// First the rules of updates, then those of creates.
     ChangeThenWhole,
-    /// Both, the other way round.
+    /// First the rules of creates, then those of updates.
     WholeThenChange,
 }
 
-/// Fields that a way of writing doesn't write.
+/// Fields that a request doesn't write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unwritten {
-    /// These, with all that is below them.
+pub enum ResetFields {
+    /// The fields at these paths.
     Below(&'static [&'static [&'static str]]),
-    /// All but what these paths lead to (`None`: any element).
+    /// All fields except those at these paths (`None`: any item).
     AllBut(&'static [&'static [Option<&'static str>]]),
 }
 
-impl Unwritten {
-    /// A write of the status that writes no metadata either.
+impl ResetFields {
+    /// A status write that doesn't write metadata.
     pub const METADATA_TOO: Self = Self::Below(&[&["metadata"], &["spec"]]);
 }
 
-/// What is particular about a kind. Values are complete JSON objects with `apiVersion`, `kind` and `metadata`; generic
-/// metadata (name, uid, timestamps, generation's counting, deletion fields, finalizers) is done in the registry, and
-/// generic metadata validation (names, labels, annotations, owner references, finalizers) too: see each method.
+/// The behaviour of a kind. Values are complete JSON objects with `apiVersion`, `kind` and `metadata`. The registry
+/// handles generic metadata (name, uid, timestamps, generation, deletion fields, finalizers) and its validation
+/// (names, labels, annotations, owner references, finalizers); exceptions are documented at the methods.
 pub trait Strategy: Send + Sync {
-    /// The strategy of the kind under feature gates; `None`: this one.
+    /// The kind's strategy under feature gates; `None`: this one.
     fn under(&self, features: &Features) -> Option<&'static dyn Strategy> {
         let _ = features;
         None
     }
 
-    /// Which fields a write through a subresource, or of the object itself (empty), doesn't write: nobody comes to manage
-    /// them by it (upstream's `GetResetFields`).
-    fn unwritten(&self, subresource: &str) -> Unwritten {
+    /// Fields that a write through a subresource (empty: the main resource) doesn't write, and whose managers it
+    /// doesn't change (upstream's `GetResetFields`).
+    fn reset_fields(&self, subresource: &str) -> ResetFields {
         match subresource {
-            "status" => Unwritten::Below(&[&["spec"]]),
-            _ => Unwritten::Below(&[&["status"]]),
+            "status" => ResetFields::Below(&[&["spec"]]),
+            _ => ResetFields::Below(&[&["status"]]),
         }
     }
 
-    /// Fills in defaults that the schema's declared ones don't cover (upstream's `SetDefaults_…`). Runs on every
-    /// decoded body, and on the result of a patch; must be idempotent.
+    /// Sets defaults beyond those of the schema (upstream's `SetDefaults_…`). Runs on every decoded body, and on the
+    /// result of a patch; must be idempotent.
     fn default(&self, object: &mut Value) {
         let _ = object;
     }
 
-    /// Clears and sets what a client may not decide at creation (status, generation of kinds that count it).
+    /// Resets fields that a client can't set on create (status, generation of kinds that count it).
     /// The default drops `status`.
     fn prepare_create(&self, context: &Context<'_>, object: &mut Value) {
         let _ = context;
@@ -150,26 +149,26 @@ pub trait Strategy: Send + Sync {
         }
     }
 
-    /// The same for an update through `context.subresource`: by default the main resource keeps the old status, and
-    /// `status` keeps everything but status.
+    /// Resets fields that a client can't set on update through `context.subresource`. By default the main resource
+    /// keeps the old status, and `status` keeps everything else.
     fn prepare_update(&self, context: &Context<'_>, new: &mut Value, old: &Value) {
         prepare_update_by_default(context, new, old);
     }
 
-    /// Whether `metadata.generation` is kept (starts at 1, rises when `generation_changes`).
+    /// Whether `metadata.generation` is counted (starts at 1, incremented if `generation_changes`).
     fn counts_generation(&self) -> bool {
         false
     }
 
-    /// Whether a new object has its first generation: where not, it has none until it changes.
+    /// Whether a new object has generation 1; otherwise it has none until its first change.
     fn starts_generation(&self) -> bool {
         self.counts_generation()
     }
 
-    /// Whether this change (after `prepare_update`) raises the generation: by default, any change of
-    /// `spec` that means something (absent and empty are the same).
+    /// Whether an update (after `prepare_update`) increments the generation. By default, any semantic change of
+    /// `spec` (absent equals empty).
     fn generation_changes(&self, new: &Value, old: &Value) -> bool {
-        !pods::update::same(read::get(new, "spec"), read::get(old, "spec"))
+        !pods::update::semantically_equal(read::get(new, "spec"), read::get(old, "spec"))
     }
 
     /// The rule for `metadata.name`.
@@ -177,34 +176,34 @@ pub trait Strategy: Send + Sync {
         rules::NameRule::Subdomain
     }
 
-    /// What `generateName` becomes has random letters at its end; where not, it is the name itself.
+    /// Whether `generateName` gets a random suffix; otherwise it is the name itself.
     fn generates_names(&self) -> bool {
         true
     }
 
-    /// How often, and how, the kind's own update validation checks the metadata again (see [`metadata`]).
+    /// How the kind's own update validation repeats the metadata validation (see [`metadata`]).
     fn metadata_checks(&self) -> MetadataChecks {
         MetadataChecks::Change
     }
 
-    /// The same where it differs by subresource.
+    /// As [`metadata_checks`](Self::metadata_checks), by subresource.
     fn metadata_checks_of(&self, subresource: &str) -> MetadataChecks {
         if subresource.is_empty() { self.metadata_checks() } else { MetadataChecks::Change }
     }
 
-    /// Whether a finalizer must have a domain or be one of Kubernetes' own: the kinds of upstream's core validation.
+    /// Whether finalizers must have a domain or be one of Kubernetes' own: the kinds of upstream's core validation.
     fn checks_finalizers(&self) -> bool {
         true
     }
 
-    /// What stands alone: found before anything else is looked at, metadata included (`old`: of an update).
+    /// Exclusive errors, found before all other validation, metadata included (`old`: on update).
     fn validate_first(&self, context: &Context<'_>, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
         let _ = (context, object, old);
         Vec::new()
     }
 
-    /// Whether [`validate`](Self::validate) checks the metadata itself, as it does not come first.
-    fn orders_metadata(&self) -> bool {
+    /// Whether [`validate`](Self::validate) validates the metadata itself, since it doesn't come first.
+    fn validates_metadata(&self) -> bool {
         false
     }
 
@@ -217,7 +216,7 @@ pub trait Strategy: Send + Sync {
         self.validate(context, new)
     }
 
-    /// The same, with the findings that the request doesn't fail for: the client gets them as `Warning` headers.
+    /// As [`validate_update`](Self::validate_update), with errors that don't fail the request as `Warning` headers.
     fn validate_update_with_warnings(
         &self,
         context: &Context<'_>,
@@ -229,19 +228,19 @@ pub trait Strategy: Send + Sync {
         self.validate_update(context, new, old)
     }
 
-    /// Fills in what only the server can give (addresses, ports), or refuses what was asked for and can't be had. Runs after
-    /// [`validate_first`](Self::validate_first); `old` is there for updates.
+    /// Allocates values that only the server can choose (addresses, ports), or rejects requested ones that are
+    /// unavailable. Runs after [`validate_first`](Self::validate_first); `old` is set for updates.
     fn allocate(&self, allocation: &Allocation<'_>, new: &mut Value, old: Option<&Value>) -> Result<(), ApiError> {
         let _ = (allocation, new, old);
         Ok(())
     }
 
-    /// Storage prefixes of what [`claims`](Self::claims) names.
+    /// Storage prefixes of the [`claims`](Self::claims).
     fn claim_prefixes(&self) -> &'static [&'static str] {
         &[]
     }
 
-    /// What an object of this kind holds for itself alone.
+    /// The keys that an object holds exclusively.
     fn claims(&self, object: &Value) -> Vec<Claim> {
         let _ = object;
         Vec::new()
@@ -258,47 +257,47 @@ pub trait Strategy: Send + Sync {
         false
     }
 
-    /// Whether an update without a resourceVersion is taken.
+    /// Whether an update without a resourceVersion is accepted.
     fn unconditional_update(&self) -> bool {
         true
     }
 
-    /// Why this object may not be deleted at all (the sentence after `is forbidden: `).
-    fn refuses_delete(&self, object: &Value) -> Option<&'static str> {
+    /// Why this object can't be deleted (the message after `is forbidden: `).
+    fn delete_denied_reason(&self, object: &Value) -> Option<&'static str> {
         let _ = object;
         None
     }
 
-    /// What the first delete makes of an object whose end is the server's own to bring about: it stays until that is done.
-    fn begins_deletion(&self, object: &Value, now: Timestamp) -> Option<Value> {
+    /// The object after its first delete, if the server itself must finish the deletion; it remains until then.
+    fn start_deletion(&self, object: &Value, now: Timestamp) -> Option<Value> {
         let _ = (object, now);
         None
     }
 
-    /// Whether a delete answers with the object (true) or with a Status.
+    /// Whether a delete returns the object instead of a Status.
     fn delete_answers_object(&self) -> bool {
         false
     }
 
-    /// Seconds of graceful deletion for this object where the client names none; `None`: the kind has no grace.
+    /// Grace period of a deletion whose client specifies none, in seconds; `None`: the kind has no grace period.
     fn grace_seconds(&self, object: &Value) -> Option<i64> {
         let _ = object;
         None
     }
 
-    /// Whether a client may ask for graceful deletion of this object; where not, it goes at once whatever was asked.
+    /// Whether a client may request graceful deletion of this object; otherwise it is deleted at once.
     fn grace_allowed(&self, object: &Value) -> bool {
         let _ = object;
         true
     }
 
-    /// The propagation policy of a delete that names none (`batch/v1` Jobs orphan).
+    /// Whether a delete without a propagation policy orphans dependents (`batch/v1` Jobs).
     fn orphans_by_default(&self) -> bool {
         false
     }
 
-    /// Whether a delete that names no policy and so orphans says so.
-    fn warns_of_orphans(&self) -> bool {
+    /// Whether a delete that orphans by default returns a warning.
+    fn warns_on_default_orphaning(&self) -> bool {
         false
     }
 
@@ -312,19 +311,19 @@ pub trait Strategy: Send + Sync {
         cells::name_and_age(object, now)
     }
 
-    /// What field selectors beyond `metadata.name` and `metadata.namespace` compare: an object's values, in the order of
+    /// The values of an object for field selectors beyond `metadata.name` and `metadata.namespace`, in the order of
     /// [`selectable_labels`](Self::selectable_labels).
     fn selectable(&self, object: &Value) -> Vec<String> {
         let _ = object;
         Vec::new()
     }
 
-    /// The field labels that selectors may name beyond those.
+    /// The field labels of those selectors.
     fn selectable_labels(&self) -> &[Text] {
         &[]
     }
 
-    /// What upstream's conversion says of a field label that selectors may not name.
+    /// The error of upstream's conversion for an unsupported field label.
     fn unknown_label(&self, label: &str) -> String {
         if self.selectable_labels().is_empty() {
             let label = quoted(label);
@@ -333,28 +332,28 @@ pub trait Strategy: Send + Sync {
         format!("field label not supported: {label}")
     }
 
-    /// What upstream's conversion puts into an object that holds nothing (a bookmark's) beside what every type prints.
-    fn of_nothing(&self, object: &mut Value) {
+    /// Fields that upstream's conversion adds to an empty object (a bookmark's), beside those of every type.
+    fn fill_empty_object(&self, object: &mut Value) {
         let _ = object;
     }
 
-    /// A field label of this row's version in the words of the stored one (only for rows that share a storage).
+    /// Converts a field label of this row's version to the stored version (only for rows that share a storage).
     fn stored_label<'a>(&self, label: &'a str) -> Cow<'a, str> {
         Cow::Borrowed(label)
     }
 
-    /// From the stored form into this row's version, and back (only for rows that share a storage).
+    /// Converts from the stored form to this row's version (only for rows that share a storage).
     fn read_storage_version(&self, object: Value) -> Value {
         object
     }
 
-    /// See [`read_storage_version`](Self::of_stored).
+    /// Converts from this row's version to the stored form.
     fn write_storage_version(&self, object: Value) -> Value {
         object
     }
 }
 
-/// A strategy with no rule of its own.
+/// A strategy with only the default behaviour.
 pub(super) struct Plain;
 
 impl Strategy for Plain {
@@ -363,7 +362,8 @@ impl Strategy for Plain {
     }
 }
 
-/// The main resource keeps the old status; `status` keeps all but status (and takes annotations and finalizers as upstream does not).
+/// The main resource keeps the old status; `status` keeps the rest, but takes annotations and finalizers, unlike
+/// upstream.
 pub fn prepare_update_by_default(context: &Context<'_>, new: &mut Value, old: &Value) {
     let Some(map) = new.as_object_mut() else { return };
     if context.subresource == "status" {

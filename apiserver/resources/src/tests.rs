@@ -1,4 +1,4 @@
-//! The whole table against what upstream answers: discovery's facts, columns, and the causes of refused objects.
+//! The whole table against upstream's answers: discovery, columns, and the causes of rejected objects.
 
 use std::collections::BTreeMap;
 
@@ -12,11 +12,11 @@ use crate::{Context, RESOURCES, Row, Storage, metadata};
 use machinery_api::schema::types::Text;
 use machinery_api::schema::{self, FieldValidation, Media, Target, TypeRef, decode};
 
-/// `discovery.json` and `columns.json` of upstream v1.36, as far as this table goes.
+/// `discovery.json` and `columns.json` of upstream v1.36, restricted to this table.
 static FACTS: &str = include_str!("testdata/facts.jsonl");
 
-/// Objects that upstream refuses, from the recorded answers; `null` where the record leaves a part of a cause out.
-static REFUSED: &str = include_str!("testdata/refused.jsonl");
+/// Objects that upstream rejects, from the recorded answers; `null` replaces parts of a cause that the record lacks.
+static REJECTED: &str = include_str!("testdata/refused.jsonl");
 
 fn context(subresource: &str) -> Context<'_> {
     Context { subresource, ..Context::of_server(Timestamp::UNIX_EPOCH) }
@@ -30,7 +30,7 @@ fn target(row: &Row) -> Target<'_> {
     Target { group: row.group, version: row.version, kind: row.kind, schema: schema_of(row) }
 }
 
-/// As a request's body is read: decoded and defaulted.
+/// Decodes and defaults a request's body.
 pub(crate) fn read(row: &Row, bytes: &[u8], media: Media) -> Value {
     let decoded = decode::body(bytes, media, &target(row), FieldValidation::Warn);
     let mut object = decoded.unwrap_or_else(|e| panic!("{}: {e}", row.qualified())).object;
@@ -39,7 +39,7 @@ pub(crate) fn read(row: &Row, bytes: &[u8], media: Media) -> Value {
     object
 }
 
-/// As `verbs` does before the strategy prepares.
+/// Sets metadata as `verbs` does before the strategy prepares the object.
 fn new_object(row: &Row, namespace: &str, mut object: Value) -> Value {
     if !object["metadata"].is_object() {
         object["metadata"] = json!({});
@@ -78,7 +78,7 @@ fn created(row: &Row, object: &Value) -> Vec<FieldError> {
     if !errors.is_empty() {
         return errors;
     }
-    if row.storage != Storage::Virtual && !row.strategy.orders_metadata() {
+    if row.storage != Storage::Virtual && !row.strategy.validates_metadata() {
         errors = metadata::validate_create(Of::row(row), object);
     }
     errors.extend(row.strategy.validate(&context(""), object));
@@ -182,7 +182,7 @@ fn rows_are_as_upstreams_discovery_and_tables_say() {
     let upstream: Vec<Facts> = FACTS.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(upstream.len(), RESOURCES.len());
     for mut facts in upstream {
-        // Upstream writes a subresource's own group only where it differs from the resource's.
+        // Upstream writes a subresource's group only if it differs from the resource's.
         for sub in facts.subresources.values_mut() {
             if sub.group.is_empty() && sub.kind != facts.kind {
                 let group = row_named(&facts.row).subresources.iter().find_map(|s| s.body.filter(|b| b.2 == sub.kind));
@@ -209,7 +209,7 @@ fn examples_are_taken_as_they_are() {
         }
         let mut settled = object.clone();
         row.strategy.default(&mut settled);
-        assert_eq!(settled, object, "{named}: what is stored has all defaults");
+        assert_eq!(settled, object, "{named}: stored objects have all defaults");
         assert_eq!(updated(row, "", object.clone(), &object), [], "{named}: an update that changes nothing");
         assert_eq!(row.strategy.warnings(&object, None), Vec::<String>::new(), "{named}");
         let cells = row.strategy.cells(&object, Timestamp::UNIX_EPOCH);
@@ -237,16 +237,16 @@ fn what_nothing_acts_on_yet_stands_in_the_docs() {
         .filter(|kind| !matches!(*kind, "kind"))
         .collect();
     let mut inert: Vec<&str> = RESOURCES.iter().filter(|row| row.inert.is_some()).map(|row| row.kind).collect();
-    let mut told = kinds.clone();
+    let mut documented = kinds.clone();
     inert.sort_unstable();
     inert.dedup();
-    told.sort_unstable();
-    assert_eq!(told, inert);
+    documented.sort_unstable();
+    assert_eq!(documented, inert);
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Refused {
+struct RejectedCase {
     case: String,
     row: String,
     #[serde(default)]
@@ -259,8 +259,8 @@ struct Refused {
 #[test]
 fn what_upstream_refuses_is_refused_with_its_causes() {
     let mut wrong = Vec::new();
-    for line in REFUSED.lines() {
-        let Refused { case, row, sub, old, body, causes } = serde_json::from_str(line).unwrap();
+    for line in REJECTED.lines() {
+        let RejectedCase { case, row, sub, old, body, causes } = serde_json::from_str(line).unwrap();
         let row = row_named(&row);
         let as_sent = |body: &Value| read(row, body.to_string().as_bytes(), Media::Json);
         let errors = match old {
@@ -313,14 +313,14 @@ fn ephemeral_containers_are_added_and_stay_as_they_are() {
             "cannot be set for an Ephemeral Container",
         ),
     ] {
-        let said = messages(add(containers), &looked_at);
-        assert!(said.iter().any(|said| said.contains(why)), "{why}: {said:?}");
+        let message = messages(add(containers), &looked_at);
+        assert!(message.iter().any(|message| message.contains(why)), "{why}: {message:?}");
     }
     let refused = updated(row, "", looked_at.clone(), &object);
     assert!(!refused.is_empty(), "by that subresource alone");
 }
 
-/// As upstream's OpenAPI says of them.
+/// Upstream's OpenAPI.
 #[test]
 fn some_deletes_answer_the_object() {
     const ANSWERED: [&str; 16] = [
@@ -346,7 +346,7 @@ fn some_deletes_answer_the_object() {
     }
 }
 
-/// As upstream answers: what a status's writer says of its deletion is dropped, and what is shown of templates is Go's form.
+/// Upstream's answers: a status write can't change the deletion, and errors show templates in Go's form.
 #[test]
 fn a_status_does_not_delete_and_templates_are_shown_as_upstream_has_them() {
     let pod = row_named("v1 pods");
@@ -369,11 +369,11 @@ fn a_status_does_not_delete_and_templates_are_shown_as_upstream_has_them() {
     );
     let mut new = old.clone();
     new["spec"]["template"]["metadata"]["finalizers"] = json!(["a.b/c"]);
-    let told = format!("{:?}", updated(job, "", new, &old)).replace('\\', "");
+    let message = format!("{:?}", updated(job, "", new, &old)).replace('\\', "");
     for part in [
         r#""finalizers":["a.b/c"],"Spec":{"Volumes":null,"#,
         r#""SecurityContext":{"HostNetwork":true,"HostPID":false,"#,
     ] {
-        assert!(told.contains(part), "{told}");
+        assert!(message.contains(part), "{message}");
     }
 }

@@ -1,4 +1,4 @@
-//! How a webhook is reached: by URL, or by a Service.
+//! A webhook's client configuration: a URL, or a Service.
 
 use serde_json::Value;
 
@@ -8,7 +8,7 @@ use crate::rules;
 
 const FORM: &str = "; desired format: https://host[/path]";
 
-/// What a reference to a Service leaves open.
+/// Defaults of a reference to a Service.
 pub(crate) fn default_client(client: &mut Value) {
     if has(client, "service") {
         default_to(object_mut(client, "service"), "port", 443);

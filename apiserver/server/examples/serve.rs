@@ -11,7 +11,7 @@ use apiserver::auth::pki::{Pki, kubeconfig, write_private};
 use apiserver::auth::tls::Acceptor;
 use apiserver::bootstrap::Cluster;
 use apiserver::http::kubelets::Kubelets;
-use apiserver::server::{Apiserver, Config, read_plain};
+use apiserver::server::{Apiserver, Config, read_first_format};
 use apiserver_resources::allocate::ServiceNetwork;
 use apiserver_storage::store::Store;
 use apiserver_storage::store::embedded::{EmbeddedStore, Options};
@@ -36,7 +36,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let pki = Pki::open_or_create(&dir.join("pki"), &env, &["127.0.0.1".into(), "localhost".into()])?;
     let store: Arc<dyn Store> = match arguments.next() {
         Some(folder) => {
-            let options = Options { read_plain: Box::new(read_plain), ..Options::default() };
+            let options = Options { read_first_format: Box::new(read_first_format), ..Options::default() };
             let store = EmbeddedStore::open(folder.as_ref(), env.clone(), options)?;
             store.start()?;
             store

@@ -1,4 +1,5 @@
-//! ComponentStatuses: the store's alone. Controllers and the scheduler are parts of the same process, or clients that the API server doesn't know.
+//! ComponentStatuses: only the store's. Controllers and the scheduler run in the same process, or are clients unknown
+//! to the API server.
 
 use std::sync::Arc;
 
@@ -8,10 +9,10 @@ use apiserver_storage::cache::WatchCache;
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
 
-/// What clients know the store as.
+/// The store's name for clients.
 const STORE: &str = "etcd-0";
 
-/// Asks the store.
+/// Serves the store's health.
 struct Statuses(Arc<WatchCache>);
 
 impl std::fmt::Debug for Statuses {
@@ -40,7 +41,7 @@ impl ObjectSource for Statuses {
         })
     }
 
-    fn missing_as(&self) -> Option<&'static str> {
+    fn not_found_name(&self) -> Option<&'static str> {
         Some(componentstatuses::ROW.singular)
     }
 
@@ -49,7 +50,7 @@ impl ObjectSource for Statuses {
     }
 }
 
-/// `componentstatuses`, answered from `cache`'s store.
+/// `componentstatuses`, with the health of `cache`'s store.
 pub(crate) fn resource(cache: Arc<WatchCache>) -> ResourceInfo {
     ResourceInfo { source: Some(Arc::new(Statuses(cache))), ..ResourceInfo::of(&componentstatuses::ROW) }
 }

@@ -1,4 +1,5 @@
-//! The assembled server: a tower service for this process's components, and the same over TLS for everybody else.
+//! The assembled server: a tower service for the components of this process, and the same over TLS for all other
+//! clients.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -25,7 +26,7 @@ use crate::auth::jwt::SigningKey;
 use crate::auth::tls::{self, Acceptor};
 use crate::auth::{AuthenticateToken, Authenticator, Authorize, Authorizer};
 use crate::bootstrap::{self, Cluster};
-use crate::catalog::{Catalog, Served, Taken};
+use crate::catalog::{Catalog, ResourceConflict, SharedCatalog};
 use crate::component_statuses;
 use crate::conversion::Converter;
 use crate::extensions::Extensions;
@@ -35,41 +36,42 @@ use crate::http::kubelets::Kubelets;
 use crate::http::metrics::Metrics;
 use crate::http::services::Services;
 use crate::node_metrics::{self, NodeMetrics};
-use crate::registry::versions::Versions;
+use crate::registry::versions::CustomVersions;
 use crate::registry::{Registry, cached, facts_of_fields};
-use crate::webhook::{self, Caller, Reach};
+use crate::webhook::{self, Caller, ServiceDialer};
 use apiserver_resources::ResourceInfo;
 use apiserver_resources::allocate::{Allocator, ServiceNetwork};
 use apiserver_resources::checking::{Warning, type_check};
 use apiserver_storage::cache::{Lookup, WatchCache};
 use apiserver_storage::store::{Record, Store, StoreError};
 
-/// Planned again this often at a start: others write, too, where several servers share a store.
+/// The maximum number of bootstrap plans at a start: several servers may write to a shared store.
 const BOOTSTRAP_TRIES_MAX: usize = 3;
-/// How often the objects are looked after that a cluster can't do without (upstream: 10 s).
-const MEND_INTERVAL: Duration = Duration::from_secs(10);
+/// The interval at which vital default objects are reconciled (upstream: 10 s).
+const RECONCILE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Everything that a server is made of beside its store.
+/// The configuration of a server, except for its store.
 pub struct Config {
-    /// Where clients reach it (`host:port`), for discovery.
+    /// The address for clients (`host:port`), for discovery.
     pub address: String,
-    /// Signs and checks tokens.
+    /// Signs and verifies tokens.
     pub signing_key: Arc<SigningKey>,
-    /// Where Services get their addresses and ports from.
+    /// The address block and port range of Services.
     pub services: ServiceNetwork,
-    /// For how long pods that say nothing else tolerate a node that is not ready or unreachable (upstream: 300).
+    /// How long pods without tolerations of their own tolerate a node that is not ready or unreachable, in seconds
+    /// (upstream: 300).
     pub toleration_seconds: i64,
     /// The feature gates of built-in kinds.
     pub features: Features,
-    /// Reaches nodes.
+    /// The client for kubelets.
     pub kubelets: Kubelets,
-    /// The process's metrics, which `/metrics` shows.
+    /// The process's metrics for `/metrics`.
     pub registry: Arc<Mutex<MetricsRegistry>>,
 }
 
 #[cfg(test)]
 impl Config {
-    /// A server that is asked in its own process only: a key of its own, upstream's addresses and ports, no kubelet.
+    /// A server without a listener: a new key, upstream's addresses and ports, no kubelet client.
     pub(crate) fn of_tests() -> Self {
         let key = rcgen::KeyPair::generate().expect("a key").serialize_pem();
         Self {
@@ -88,59 +90,61 @@ impl Config {
     }
 }
 
-/// Who is asked after the built-in authenticators, authorizers and admission plugins, in order; each may wait.
+/// Additions to the chains of authenticators, authorizers and admission plugins. They run after the built-in ones, in
+/// order; each may be asynchronous.
 #[derive(Default)]
 pub struct Chains {
-    /// About tokens that the server did not issue.
+    /// For tokens of other issuers.
     pub authenticators: Vec<Arc<dyn AuthenticateToken>>,
-    /// About what neither the node authorizer nor RBAC allows.
+    /// For requests that neither the node authorizer nor RBAC allows.
     pub authorizers: Vec<Arc<dyn Authorize>>,
-    /// About what is written.
+    /// For all writes.
     pub plugins: Vec<Arc<dyn Plugin>>,
-    /// What admission plugins are configured with.
+    /// The configuration of admission plugins.
     pub admission: Arc<AdmissionConfiguration>,
-    /// Who knows what images say of themselves.
+    /// Reads the metadata of images.
     pub images: Option<Arc<dyn ImageMetadata>>,
 }
 
 /// The API server.
 #[derive(Clone)]
 pub struct Apiserver {
-    front: Arc<RequestHandler>,
-    /// Held while a resource comes or goes: one at a time.
-    changing: Arc<tokio::sync::Mutex<()>>,
+    handler: Arc<RequestHandler>,
+    /// Serializes adding and removing resources.
+    resource_changes: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Apiserver {
-    /// Reads the store into memory and assembles the server; nothing is served yet.
+    /// Loads the store into memory and assembles the server; nothing is served yet.
     pub async fn open(env: &Env, store: Arc<dyn Store>, config: Config) -> Result<Self, StoreError> {
         Self::open_with(env, store, config, Chains::default()).await
     }
 
-    /// The same with more who say who asks, and whether they may.
+    /// The same with additional chain members.
     pub async fn open_with(
         env: &Env,
         store: Arc<dyn Store>,
         config: Config,
         chains: Chains,
     ) -> Result<Self, StoreError> {
-        let catalog = Catalog::under(&config.features, &config.address);
+        let catalog = Catalog::with_features(&config.features, &config.address);
         let cache = WatchCache::open(store, catalog.all_stored().filter_map(cached).collect()).await?;
-        let served = Arc::new(Served::new(catalog));
+        let served = Arc::new(SharedCatalog::new(catalog));
         let objects = Arc::new(Lookup::new(cache.clone(), {
             let served = served.clone();
             move |group, plural| served.with(|catalog| catalog.prefix(group, plural))
         }));
         let metrics = Arc::new(NodeMetrics::new(config.kubelets.clone(), objects.clone(), env.clone()));
         for resource in node_metrics::resources(&metrics) {
-            served.add(Arc::new(resource)).map_err(|taken| StoreError::Unavailable(taken.to_string()))?;
+            served.add(Arc::new(resource)).map_err(|conflict| StoreError::Unavailable(conflict.to_string()))?;
         }
         let statuses = component_statuses::resource(cache.clone());
-        served.add(Arc::new(statuses)).map_err(|taken| StoreError::Unavailable(taken.to_string()))?;
-        let authorizer = Arc::new(Authorizer::default().with(chains.authorizers));
+        served.add(Arc::new(statuses)).map_err(|conflict| StoreError::Unavailable(conflict.to_string()))?;
+        let authorizer = Arc::new(Authorizer::default().with_authorizers(chains.authorizers));
         let (kubelets, objects_of_services) = (config.kubelets.clone(), objects.clone());
-        let reach: Arc<dyn Reach> = Arc::new(Services { objects: objects_of_services, kubelets, env: env.clone() });
-        let caller = Caller::new(reach, webhook::Metrics::new(&config.registry));
+        let service_dialer: Arc<dyn ServiceDialer> =
+            Arc::new(Services { objects: objects_of_services, kubelets, env: env.clone() });
+        let caller = Caller::new(service_dialer, webhook::Metrics::new(&config.registry));
         let converter = Arc::new(Converter::new(caller.clone(), env.clone()));
         let admission = Chain::new(env, authorizer.clone())
             .with_toleration_seconds(config.toleration_seconds)
@@ -149,13 +153,14 @@ impl Apiserver {
             .with_converter(&converter)
             .with_policies(&served)
             .with_webhooks(&served, &caller);
-        let authenticator = Arc::new(Authenticator::new(env, config.signing_key).with(chains.authenticators));
+        let authenticator =
+            Arc::new(Authenticator::new(env, config.signing_key).with_authenticators(chains.authenticators));
         let registry = Registry {
             served,
             env: env.clone(),
             cache,
             objects,
-            versions: Arc::new(Versions::new(converter)),
+            versions: Arc::new(CustomVersions::new(converter)),
             admission: chains.plugins.into_iter().fold(admission, Chain::with_plugin),
             authorizer: authorizer.clone(),
             allocator: Allocator::new(config.services, {
@@ -165,8 +170,8 @@ impl Apiserver {
         };
         let extensions = Arc::new(Extensions::default());
         extensions.load(&registry).await;
-        registry.reserve().await.map_err(|error| StoreError::Unavailable(error.to_string()))?;
-        let front = RequestHandler::new(HandlerDeps {
+        registry.repair_claims().await.map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        let handler = RequestHandler::new(HandlerDeps {
             env: env.clone(),
             registry,
             authenticator,
@@ -175,30 +180,30 @@ impl Apiserver {
             kubelets: config.kubelets,
             address: config.address,
         });
-        let front = Arc::new(front);
-        tokio::spawn(extensions.follow(Arc::downgrade(&front)));
-        Ok(Self { front, changing: Arc::default() })
+        let handler = Arc::new(handler);
+        tokio::spawn(extensions.run(Arc::downgrade(&handler)));
+        Ok(Self { handler, resource_changes: Arc::default() })
     }
 
-    /// Serves one more resource from now on: its routes, discovery, OpenAPI, lists and watches. What is stored at its keys is
-    /// there when this returns.
-    pub async fn add_resource(&self, resource: ResourceInfo) -> Result<(), Taken> {
-        let _one = self.changing.lock().await;
-        let registry = &self.front.deps.registry;
+    /// Starts to serve a resource: its routes, discovery, OpenAPI, lists and watches. Returns once its stored objects
+    /// are in the watch cache.
+    pub async fn add_resource(&self, resource: ResourceInfo) -> Result<(), ResourceConflict> {
+        let _one = self.resource_changes.lock().await;
+        let registry = &self.handler.deps.registry;
         let resource = Arc::new(resource);
         registry.served.load().check_free(&resource)?;
-        // In the cache first: a request that finds the resource can list it.
+        // The cache comes first: a request that finds the resource can list it.
         if let Some(cached) = cached(&resource) {
             registry.cache.register(cached).await;
         }
         registry.served.add(resource)
     }
 
-    /// Serves a resource no more: requests from now on get 404, and its watches end. What is stored stays. False: it was not
-    /// served.
+    /// Stops to serve a resource: new requests get 404, and its watches end. Stored objects are kept. Returns false if
+    /// it was not served.
     pub async fn remove_resource(&self, name: GroupVersionResource<'_>) -> bool {
-        let _one = self.changing.lock().await;
-        let registry = &self.front.deps.registry;
+        let _one = self.resource_changes.lock().await;
+        let registry = &self.handler.deps.registry;
         let Some(gone) = registry.served.remove(name) else { return false };
         if gone.is_storage_version()
             && let Some(prefix) = &gone.prefix
@@ -212,31 +217,31 @@ impl Apiserver {
     /// its identity.
     #[must_use]
     pub fn service(&self) -> ApiService {
-        ApiService { front: self.front.clone() }
+        ApiService { handler: self.handler.clone() }
     }
 
-    /// The objects, for what is built beside the server in this process.
+    /// Object lookups for components of this process.
     #[must_use]
     pub fn objects(&self) -> Arc<Lookup> {
-        self.front.deps.registry.objects.clone()
+        self.handler.deps.registry.objects.clone()
     }
 
-    /// What is wrong with a ValidatingAdmissionPolicy's expressions by the types that are served now.
+    /// Type-checks the expressions of a ValidatingAdmissionPolicy against the served types.
     #[must_use]
     pub fn check_policy(&self, policy: &serde_json::Value) -> Vec<Warning> {
-        self.front.deps.registry.served.with(|catalog| type_check(policy, catalog.resources()))
+        self.handler.deps.registry.served.with(|catalog| type_check(policy, catalog.resources()))
     }
 
-    /// The cache.
+    /// The watch cache.
     #[must_use]
     pub fn cache(&self) -> Arc<WatchCache> {
-        self.front.deps.registry.cache.clone()
+        self.handler.deps.registry.cache.clone()
     }
 
-    /// Writes the default objects that are missing or have lost something; then `/readyz` may say that they are there.
-    /// Call it once before serving; [`mend`](Self::mend) keeps up those that a running cluster can't do without.
+    /// Writes the default objects that are missing or incomplete; after that `/readyz` reports success. Call it once
+    /// before serving; [`reconcile_bootstrap_objects`](Self::reconcile_bootstrap_objects) reconciles those that a running cluster needs.
     pub async fn bootstrap(&self, cluster: &Cluster) -> Result<(), ApiError> {
-        let registry = &self.front.deps.registry;
+        let registry = &self.handler.deps.registry;
         let desired = bootstrap::desired(cluster, &registry.served.load());
         for _ in 0..BOOTSTRAP_TRIES_MAX {
             let writes = bootstrap::plan(&*registry.objects, &desired);
@@ -249,64 +254,65 @@ impl Apiserver {
         Ok(())
     }
 
-    /// Moves Services and nodes with the cluster's address blocks. Call it before [`bootstrap`](Self::bootstrap).
+    /// Migrates Services and nodes to changed address blocks. Call it before [`bootstrap`](Self::bootstrap).
     pub async fn follow(&self, moves: &[bootstrap::moved::Move]) -> Result<(), ApiError> {
-        let registry = &self.front.deps.registry;
+        let registry = &self.handler.deps.registry;
         registry.install(bootstrap::moved::plan(&*registry.objects, moves)).await
     }
 
-    /// Brings back the first namespaces, the `kubernetes` Service and its endpoints whenever they go, until `stop`.
-    pub async fn mend(&self, cluster: &Cluster, stop: CancellationToken) {
-        let registry = &self.front.deps.registry;
+    /// Reconciles the vital default objects (the first namespaces, the `kubernetes` Service and its endpoints) until
+    /// `stop`.
+    pub async fn reconcile_bootstrap_objects(&self, cluster: &Cluster, stop: CancellationToken) {
+        let registry = &self.handler.deps.registry;
         let desired = bootstrap::desired(cluster, &registry.served.load());
         let desired: Vec<_> = desired.into_iter().filter(bootstrap::Desired::is_vital).collect();
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(MEND_INTERVAL) => {}
+                () = tokio::time::sleep(RECONCILE_INTERVAL) => {}
             }
             let writes = bootstrap::plan(&*registry.objects, &desired);
             if !writes.is_empty()
                 && let Err(error) = registry.install(writes).await
             {
-                tracing::warn!(%error, "default objects could not be brought back; trying again");
+                tracing::warn!(%error, "default objects could not be restored; retrying");
             }
         }
     }
 
-    /// The default objects are there: `/readyz` may say so.
+    /// Marks the default objects as created for `/readyz`.
     pub fn set_ready(&self) {
-        self.front.bootstrapped.store(true, Ordering::Release);
+        self.handler.bootstrapped.store(true, Ordering::Release);
     }
 
-    /// Ends all watches and makes `/readyz` fail; what is being answered goes on.
+    /// Ends all watches and fails `/readyz`; requests in flight continue.
     pub fn stop(&self) {
-        self.front.stop.cancel();
+        self.handler.stop.cancel();
     }
 
-    /// Serves over TLS until `stop`; watches end at once, other requests have a moment.
+    /// Serves over TLS until `stop`; then watches end at once, and other requests get a grace period.
     pub async fn serve(&self, listener: TcpListener, acceptor: Acceptor, stop: CancellationToken) {
-        let front = self.front.clone();
+        let handler = self.handler.clone();
         let ending = {
-            let (front, stop) = (self.front.clone(), stop.clone());
+            let (handler, stop) = (self.handler.clone(), stop.clone());
             async move {
                 stop.cancelled().await;
-                front.stop.cancel();
+                handler.stop.cancel();
             }
         };
         let handle = move |request: Request<hyper::body::Incoming>| {
-            let front = front.clone();
+            let handler = handler.clone();
             let unread = UnreadBounds::beyond(BODY_BYTES_MAX);
-            front.handle(request.map(|body| axum::body::Body::new(UnreadBody::new(body, unread))))
+            handler.handle(request.map(|body| axum::body::Body::new(UnreadBody::new(body, unread))))
         };
         tokio::join!(tls::serve(listener, acceptor, handle, stop), ending);
     }
 }
 
-/// Makes a record of what a store of the first format holds, which kept objects as JSON alone.
+/// Makes a record from the first storage format, which had only the JSON of objects.
 #[must_use]
-pub fn read_plain(key: &str, body: &[u8]) -> Record {
+pub fn read_first_format(key: &str, body: &[u8]) -> Record {
     static BUILT_IN: LazyLock<Catalog> = LazyLock::new(|| Catalog::built_in(""));
     Record::read(body, |object| BUILT_IN.of_key(key).map(|resource| facts_of_fields(resource, object)))
 }
@@ -314,7 +320,7 @@ pub fn read_plain(key: &str, body: &[u8]) -> Record {
 /// The server as a tower service over any body.
 #[derive(Clone)]
 pub struct ApiService {
-    front: Arc<RequestHandler>,
+    handler: Arc<RequestHandler>,
 }
 
 impl<B> Service<Request<B>> for ApiService
@@ -331,7 +337,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let front = self.front.clone();
-        Box::pin(async move { Ok(front.handle(request.map(Body::new)).await) })
+        let handler = self.handler.clone();
+        Box::pin(async move { Ok(handler.handle(request.map(Body::new)).await) })
     }
 }

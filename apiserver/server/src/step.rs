@@ -1,27 +1,28 @@
-//! What comes at once, or after waiting: chains of plugins, authenticators and authorizers pay nothing for links that don't wait.
+//! A value that is available at once or after waiting, so that chains of plugins, authenticators and authorizers pay
+//! nothing for synchronous links.
 
 use futures::future::BoxFuture;
 
-/// See the module.
-pub enum Step<'a, T> {
-    /// It is decided.
-    Done(T),
-    /// It has to wait: for another object, or for somebody else's answer.
-    Wait(BoxFuture<'a, T>),
+/// An immediate or a pending result.
+pub enum MaybeReady<'a, T> {
+    /// The result.
+    Ready(T),
+    /// A future: for another object, or for a remote call.
+    Pending(BoxFuture<'a, T>),
 }
 
-impl<T> Step<'_, T> {
-    /// What it comes to.
+impl<T> MaybeReady<'_, T> {
+    /// Awaits the result.
     pub async fn get(self) -> T {
         match self {
-            Self::Done(done) => done,
-            Self::Wait(waiting) => waiting.await,
+            Self::Ready(done) => done,
+            Self::Pending(waiting) => waiting.await,
         }
     }
 }
 
-impl<T> From<T> for Step<'_, T> {
+impl<T> From<T> for MaybeReady<'_, T> {
     fn from(done: T) -> Self {
-        Self::Done(done)
+        Self::Ready(done)
     }
 }

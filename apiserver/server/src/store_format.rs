@@ -1,4 +1,4 @@
-//! Data folders of older versions start: a small one is kept as a test.
+//! Tests that data folders of older versions can be opened, with a small fixture.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,7 @@ use machinery_env::Env;
 use crate::catalog::tests::built_in;
 use crate::{registry, server};
 
-/// What the watch cache must know.
+/// The resources of the watch cache.
 fn resources() -> Vec<Resource> {
     built_in().all_stored().filter_map(registry::cached).collect()
 }
@@ -36,15 +36,15 @@ fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
-/// As [`everything`], but for what has a time to live: the folder's events ended an hour after it was written, and go some
-/// time after a start.
+/// Like [`everything`], without objects that have a time to live: the folder's events expired an hour after it was
+/// written, and are removed some time after a start.
 async fn everything_that_stays(store: &dyn Store) -> BTreeMap<String, (Vec<u8>, Revision, Revision)> {
     let mut all = everything(store).await;
     all.retain(|key, _| !key.starts_with("/registry/events/"));
     all
 }
 
-/// A folder that the first version wrote (commit 7a29936): objects as JSON alone, in sled and in the log.
+/// A folder of the first version (commit 7a29936): objects as JSON only, in sled and in the log.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_folder_of_the_first_format_starts_and_is_of_the_newest_one_then() {
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/store-format-1");
@@ -57,7 +57,7 @@ async fn a_folder_of_the_first_format_starts_and_is_of_the_newest_one_then() {
         }
         let mut before = BTreeMap::new();
         for _ in 0..3 {
-            let options = || Options { read_plain: Box::new(server::read_plain), ..Options::default() };
+            let options = || Options { read_first_format: Box::new(server::read_first_format), ..Options::default() };
             let store = EmbeddedStore::open(&path, Env::real(), options()).unwrap();
             store.start().unwrap();
             assert_eq!(fs::read_to_string(path.join("format")).unwrap().trim(), "3");
@@ -78,7 +78,7 @@ async fn a_folder_of_the_first_format_starts_and_is_of_the_newest_one_then() {
             assert_eq!(held.namespace(), "team");
             assert!(!cache.get("/registry/configmaps/team/after").unwrap().is_deleting());
             assert!(cache.get("/registry/configmaps/team/gone").is_none());
-            // Read once, with all that a record has that is written today.
+            // Parsed once at the start, with everything that today's records have.
             for (group, plural, key) in [
                 ("", "secrets", "/registry/secrets/team/s"),
                 ("", "namespaces", "/registry/namespaces/team"),

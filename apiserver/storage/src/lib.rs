@@ -1,6 +1,6 @@
-//! Where objects live: the store with etcd's semantics, and the watch cache, the one in-memory copy of every object.
+//! Storage of objects: the store with etcd's semantics, and the watch cache, the one in-memory copy of every object.
 //!
-//! The only crate that knows how objects are stored. Absent on purpose: what objects mean, HTTP, selector syntax.
+//! The only crate with the stored format. Absent on purpose: the meaning of objects, HTTP, selector syntax.
 
 pub mod cache;
 pub mod store;

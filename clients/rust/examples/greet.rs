@@ -1,4 +1,5 @@
-//! greet URL [SECONDS]: calls the sample `greeter`, for so long; prints the calls. Any call that fails ends it with an error.
+//! greet URL [SECONDS]: calls the sample `greeter` for that time and prints the number of calls. Exits with an error if
+//! a call fails.
 
 #![expect(
     clippy::disallowed_methods,

@@ -1,54 +1,54 @@
-//! Why there is no result, told by whose doing it is.
+//! Errors of calls, classified by who caused them: the caller, the plugin or the connection.
 
 use std::time::Duration;
 
 use http::StatusCode;
 use serde::Deserialize;
 
-/// A call without a result.
+/// Why a call returned no result.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CallError {
-    /// No address of a plugin.
-    #[error("{0:?} is no address: wanted http://HOST[:PORT][/PATH]")]
+    /// The address is no plugin's.
+    #[error("{0:?} is not a valid address: expected http://HOST[:PORT][/PATH]")]
     Address(String),
-    /// The arguments don't fit the function, which was not called: the text names the argument and the type wanted.
+    /// The arguments don't fit the function, which was not called: the text names the argument and its type.
     #[error("{0}")]
     Arguments(String),
-    /// There is no such function.
+    /// The function doesn't exist.
     #[error("{0}")]
     NoFunction(String),
-    /// The plugin, or its limits, ended the call; it may have done a part of its work.
+    /// The plugin, or one of its limits, ended the call; a part of the work may be done.
     #[error("the call failed ({status}): {reason}")]
     Failed {
         /// 502, 503 or 504.
         status: StatusCode,
-        /// Which.
+        /// The cause.
         reason: Reason,
     },
-    /// Another answer than a plugin's.
-    #[error("the answer is none of a plugin: {status} {text}")]
+    /// A response that isn't a plugin's.
+    #[error("the response is not from a plugin: {status} {text}")]
     Refused {
         /// Its status.
         status: StatusCode,
-        /// What it begins with.
+        /// The beginning of its body.
         text: String,
     },
-    /// Nobody answered: the plugin was not reached, or its connection ended before an answer.
-    #[error("no answer: {0}")]
+    /// No response: the plugin was not reached, or its connection ended before a response.
+    #[error("no response: {0}")]
     NoAnswer(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The answer broke off, or is longer than any result.
-    #[error("the answer broke off: {0}")]
+    /// The response was truncated, or is longer than any result.
+    #[error("the response was truncated: {0}")]
     Broken(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// It took longer than this client waits.
-    #[error("no answer within {0:?}")]
+    /// The call took longer than this client's timeout.
+    #[error("no response within {0:?}")]
     Timeout(Duration),
-    /// The result is not what the caller takes it for.
-    #[error("the result is another one than wanted: {0}")]
+    /// The result has another type than the caller expects.
+    #[error("the result has an unexpected type: {0}")]
     Answer(String),
 }
 
-/// What ended a call, as the header `coracle-reason` says it.
+/// The cause of a failed call, from the header `coracle-reason`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {
@@ -62,13 +62,13 @@ pub enum Reason {
     Timeout,
     /// The plugin exited.
     NoResponse,
-    /// A result is larger than one may be.
+    /// The result exceeds the maximum size.
     ResultTooLarge,
-    /// There is no room for one more session.
+    /// The maximum number of sessions is reached.
     Sessions,
-    /// Too many calls wait already.
+    /// Too many calls are queued.
     Overload,
-    /// Another one, or none was said.
+    /// An unknown reason, or none.
     Other(String),
 }
 
@@ -104,9 +104,9 @@ impl std::fmt::Display for Reason {
     }
 }
 
-/// The body of an error of the caller's.
+/// The body of an error caused by the caller.
 #[derive(Deserialize)]
-struct Told {
+struct ErrorBody {
     error: String,
 }
 
@@ -116,15 +116,16 @@ impl CallError {
     }
 
     pub(crate) fn of(status: StatusCode, reason: Option<&str>, body: &[u8]) -> Self {
-        let told = serde_json::from_slice::<Told>(body).ok().map(|told| told.error);
-        match (status, told) {
+        let error_text = serde_json::from_slice::<ErrorBody>(body).ok().map(|error_text| error_text.error);
+        match (status, error_text) {
             (StatusCode::NOT_FOUND, Some(text)) => Self::NoFunction(text),
             (StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE, Some(text)) => Self::Arguments(text),
             (StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT, _) => {
                 Self::Failed { status, reason: reason.unwrap_or_default().into() }
             }
-            (status, told) => {
-                let text = told.unwrap_or_else(|| String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned());
+            (status, error_text) => {
+                let text =
+                    error_text.unwrap_or_else(|| String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned());
                 Self::Refused { status, text }
             }
         }

@@ -1,5 +1,5 @@
-//! Calls functions of plugins that run on Coracle: typed arguments and results over HTTP, sessions, and errors that say whose
-//! doing they are.
+//! Calls functions of plugins that run on Coracle: typed arguments and results over HTTP, sessions, and errors
+//! classified by their cause.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), coracle_client::CallError> {
@@ -12,10 +12,11 @@
 //! # }
 //! ```
 //!
-//! What JSON a WIT type is stands in `docs/plugins.md`. A plugin's answers are bounded, and so is what this crate reads.
+//! `docs/plugins.md` has the JSON form of each WIT type. A plugin's responses are bounded, and so are this crate's
+//! reads.
 //!
-//! Absent on purpose: Kubernetes (an address is all that it takes; `kubectl port-forward` or a Service give one), TLS (a Service
-//! has none), retries (a call may have done something; who calls knows whether twice is as good as once).
+//! Absent on purpose: Kubernetes (the client only needs an address, e.g. of `kubectl port-forward` or a Service), TLS
+//! (a Service has none), retries (a call may have side effects; only the caller can decide whether to repeat it).
 #![warn(missing_docs)]
 
 mod error;
@@ -37,19 +38,20 @@ use serde::{Deserialize, Serialize};
 
 pub use error::{CallError, Reason};
 
-/// An answer: a result has 8 MiB of text at most, and a list of functions with their schemas is shorter.
+/// Maximum bytes of a response: a result has at most 8 MiB of text, and a list of functions with their schemas is
+/// shorter.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
-/// A call, from its beginning to the last byte of the answer: a plugin's own default is a minute.
+/// Maximum time of a call, up to the last byte of the response: a plugin's own default is a minute.
 const TIMEOUT: Duration = Duration::from_secs(70);
-/// How long an idle connection is kept. Shorter than what servers and data planes keep them.
+/// How long an idle connection is kept: shorter than servers and data planes keep it.
 const IDLE: Duration = Duration::from_secs(10);
 const SESSION: &str = "coracle-session";
 const REASON: &str = "coracle-reason";
-/// What a function's name may have that a path may not (`[method]guest-book.sign`).
+/// The characters of a function's name that a path must escape (`[method]guest-book.sign`).
 const IN_PATH: &AsciiSet =
     &CONTROLS.add(b'[').add(b']').add(b'%').add(b'?').add(b'#').add(b' ').add(b'"').add(b'<').add(b'>');
 
-/// A plugin behind an address, cheap to clone; its connections are kept and shared.
+/// A plugin at an address. Cheap to clone; clones share their connections.
 #[derive(Debug, Clone)]
 pub struct Plugin {
     client: Client<HttpConnector, Full<Bytes>>,
@@ -57,18 +59,18 @@ pub struct Plugin {
     timeout: Duration,
 }
 
-/// A function as the plugin tells of it.
+/// A function of a plugin.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Function {
     /// `namespace:package/interface@version/function`, or the bare name of a function of the world itself.
     pub name: String,
-    /// JSON Schema of the object of arguments.
+    /// JSON Schema of the arguments object.
     pub parameters: serde_json::Value,
     /// JSON Schema of the result.
     pub result: serde_json::Value,
 }
 
-/// WIT's `result<T, E>`: both are values of a call that worked.
+/// WIT's `result<T, E>`: both are values of a successful call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome<T, E> {
@@ -93,10 +95,10 @@ struct Functions {
 }
 
 impl Plugin {
-    /// The plugin at an address, `http://HOST[:PORT][/PATH]`. Connects when it is called.
+    /// Creates a client for the plugin at `http://HOST[:PORT][/PATH]`. The first call connects.
     ///
     /// # Errors
-    /// That is no such address.
+    /// The address has another form.
     pub fn at(url: &str) -> Result<Self, CallError> {
         let wrong = || CallError::Address(url.to_owned());
         let uri: Uri = url.parse().map_err(|_| wrong())?;
@@ -108,14 +110,14 @@ impl Plugin {
         Ok(Self { client, base: url.trim_end_matches('/').into(), timeout: TIMEOUT })
     }
 
-    /// How long one call may take, instead of 70 s.
+    /// Sets the maximum time of a call; the default is 70 s.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Calls a function. `arguments` is an object of arguments by name; `()` where there are none.
+    /// Calls a function. `arguments` is an object of arguments by name, or `()` for none.
     ///
     /// # Errors
     /// See [`CallError`].
@@ -127,15 +129,15 @@ impl Plugin {
         Ok(self.call_in(None, function, arguments).await?.0)
     }
 
-    /// A session of the plugin, which begins with its first call: one instance answers all of them, one after the other, so what it
-    /// keeps in its memory and the resources that it hands out are there in the next call. Behind a Service of several
-    /// replicas that takes `sessionAffinity: ClientIP`.
+    /// Creates a session, which begins with its first call. One instance executes all its calls, one after the other,
+    /// so its memory and its resources persist between calls. Behind a Service of several replicas this requires
+    /// `sessionAffinity: ClientIP`.
     #[must_use]
     pub fn session(&self) -> Session {
         Session { plugin: self.clone(), name: Mutex::default() }
     }
 
-    /// What it offers.
+    /// Lists the plugin's functions.
     ///
     /// # Errors
     /// See [`CallError`].
@@ -185,34 +187,34 @@ impl Plugin {
     }
 }
 
-/// The answer as what the caller wants of it.
+/// Deserializes the response.
 fn read<R: DeserializeOwned>(body: &[u8]) -> Result<R, CallError> {
-    // A function without a result answers `null`; one that is asked for `()` takes that.
+    // A function without a result returns `null`, which deserializes as `()`.
     serde_json::from_slice(body).map_err(|error| CallError::Answer(error.to_string()))
 }
 
-/// Calls that one instance answers, one after the other; see [`Plugin::session`].
+/// Calls to one instance, one after the other; see [`Plugin::session`].
 #[derive(Debug)]
 pub struct Session {
     plugin: Plugin,
-    /// As the plugin called it in its first answer with a resource.
+    /// The name from the plugin's first response with a resource.
     name: Mutex<Option<String>>,
 }
 
 impl Session {
-    /// With a name of the caller's: it begins with the first call, whatever that answers.
+    /// Sets a name chosen by the caller: the session begins with the first call, whatever that returns.
     #[must_use]
     pub fn named(self, name: &str) -> Self {
         Self { name: Mutex::new(Some(name.to_owned())), ..self }
     }
 
-    /// Its name, once it has one.
+    /// Returns the session's name, if it has one yet.
     #[must_use]
     pub fn name(&self) -> Option<String> {
         self.name.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Calls a function in this session. A call that fails ends it.
+    /// Calls a function in this session. A failed call ends the session.
     ///
     /// # Errors
     /// See [`CallError`].
@@ -223,8 +225,8 @@ impl Session {
     ) -> Result<R, CallError> {
         let name = self.name();
         let (result, headers) = self.plugin.call_in(name.as_deref(), function, arguments).await?;
-        if let (None, Some(told)) = (name, headers.get(SESSION).map(HeaderValue::to_str).and_then(Result::ok)) {
-            *self.name.lock().unwrap_or_else(PoisonError::into_inner) = Some(told.to_owned());
+        if let (None, Some(session_name)) = (name, headers.get(SESSION).map(HeaderValue::to_str).and_then(Result::ok)) {
+            *self.name.lock().unwrap_or_else(PoisonError::into_inner) = Some(session_name.to_owned());
         }
         Ok(result)
     }

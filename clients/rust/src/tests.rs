@@ -1,4 +1,4 @@
-//! Against a server that answers as plugins do. `tests/e2e/clients.sh` has the real one.
+//! Tests against a server that responds like a plugin. `tests/e2e/clients.sh` tests the real one.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 
 use super::*;
 
-/// Answers by what the path's last part says, until the test ends.
+/// Serves responses by the last part of the path, until the test ends.
 async fn plugin() -> Plugin {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
     let address = listener.local_addr().unwrap();

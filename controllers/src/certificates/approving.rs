@@ -1,5 +1,6 @@
-//! `certificatesigningrequest-approving-controller`: a kubelet's client certificate is approved for whoever may create such requests:
-//! for a node itself (`selfnodeclient`), or for any node (`nodeclient`). Nothing else is ever approved here.
+//! `certificatesigningrequest-approving-controller`: approves a kubelet's client certificate if the requester has the
+//! right to create such requests: for its own node (`selfnodeclient`) or for any node (`nodeclient`). It approves
+//! nothing else.
 
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
 use machinery_api::ObjectKey;
@@ -33,10 +34,10 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> 
     let mut attempts = Vec::new();
     if csr.spec.username.as_deref() == Some(&request.common_name) {
         let message = "Auto approving self kubelet client certificate after SubjectAccessReview.";
-        attempts.push((may(csr, "selfnodeclient"), approve(csr, message)));
+        attempts.push((access_review(csr, "selfnodeclient"), approve(csr, message)));
     }
     let message = "Auto approving kubelet client certificate after SubjectAccessReview.";
-    attempts.push((may(csr, "nodeclient"), approve(csr, message)));
+    attempts.push((access_review(csr, "nodeclient"), approve(csr, message)));
     vec![Action::FirstAllowed(attempts)].into()
 }
 
@@ -44,8 +45,8 @@ fn of_kubelet(csr: &CertificateSigningRequest, request: &CertificateRequest) -> 
     csr.spec.signer_name == KUBELET_CLIENT_SIGNER && usages::kubelet_client(request, wanted_usages(csr)).is_ok()
 }
 
-/// Whether the one who asked may have such requests approved.
-fn may(csr: &CertificateSigningRequest, subresource: &str) -> Value {
+/// The SubjectAccessReview of the requester for a subresource.
+fn access_review(csr: &CertificateSigningRequest, subresource: &str) -> Value {
     let spec = &csr.spec;
     json!({
         "user": spec.username.as_deref().unwrap_or_default(),

@@ -1,4 +1,5 @@
-//! `certificatesigningrequest-cleaner-controller`: requests that are done with go after an hour, those that nobody answers after a day.
+//! `certificatesigningrequest-cleaner-controller`: deletes finished requests after an hour, and pending ones after a
+//! day.
 
 use std::time::Duration;
 
@@ -36,13 +37,13 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     if due < context.now {
         plan.push(Action::delete(csr));
     } else {
-        // Upstream looks once an hour.
+        // Upstream checks once an hour.
         plan.revisit(due.saturating_add(Duration::from_secs(1)).unwrap_or(Timestamp::MAX));
     }
     plan
 }
 
-/// When a request has been there for long enough.
+/// When a request is due for deletion.
 fn due(csr: &CertificateSigningRequest) -> Option<Timestamp> {
     let after = |time: Option<&Time>, wait: Duration| time.and_then(|time| time.0.saturating_add(wait).ok());
     let waits = conditions(csr).is_empty().then(|| after(csr.metadata.creation_timestamp.as_ref(), WAITING)).flatten();

@@ -1,4 +1,4 @@
-//! Certificates: requests of kubelets are approved, approved ones are signed, and old ones are removed.
+//! Certificate controllers: approve kubelets' requests, sign approved ones, and delete old ones.
 
 pub(crate) mod approving;
 pub(crate) mod cleaner;
@@ -13,7 +13,7 @@ use machinery_client::BackOff;
 
 /// The account of upstream's certificate controllers.
 const ACCOUNT: &str = "certificate-controller";
-/// How long a request waits that failed (upstream's `certificate_controller.go`).
+/// The back-off of a failed request (upstream's `certificate_controller.go`).
 const BACK_OFF: BackOff = BackOff { first: Duration::from_millis(200), ..BackOff::DEFAULT };
 const APPROVED: &str = "Approved";
 const DENIED: &str = "Denied";

@@ -1,4 +1,5 @@
-//! `certificatesigningrequest-signing-controller`: what is approved for one of Kubernetes' own signers gets a certificate.
+//! `certificatesigningrequest-signing-controller`: issues certificates for approved requests of Kubernetes' own
+//! signers.
 
 use std::time::Duration;
 
@@ -14,26 +15,25 @@ use machinery_client::{Action, Context, Controller, Input, ObjectCache, Plan};
 use super::{ACCOUNT, APPROVED, BACK_OFF, DENIED, FAILED, conditions, has, issued, requested, usages, wanted_usages};
 use crate::Settings;
 
-/// How far in the past certificates begin, for machines whose clocks are behind.
+/// How far `notBefore` lies in the past, for machines whose clocks are slow.
 const BACKDATE: Duration = Duration::from_mins(5);
-/// Shorter ones end when they are asked to, longer ones are as long as asked for from their beginning.
+/// Below this lifetime the end counts from now; above it, from `notBefore`.
 const SHORT: Duration = Duration::from_hours(8);
 const LIFE_MIN: Duration = Duration::from_mins(10);
 
-/// A certificate to make.
+/// The content of a certificate to issue.
 #[derive(Debug)]
 pub struct CertificateOrder<'a> {
-    /// Whose, and with which key.
+    /// The subject and the public key.
     pub request: &'a CertificateRequest,
-    /// What for, in the API's words.
+    /// The usages, with the API's names.
     pub usages: &'a [String],
-    /// From when.
     pub not_before: Timestamp,
-    /// Until when, at most: never longer than the authority itself.
+    /// The latest end; no certificate outlives its authority.
     pub not_after: Timestamp,
 }
 
-/// Makes a certificate, as PEM.
+/// Issues a certificate as PEM.
 pub type SignCertificate = std::sync::Arc<dyn Fn(&CertificateOrder<'_>) -> Result<String, String> + Send + Sync>;
 
 /// The key is a request's.
@@ -80,8 +80,8 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
 
 fn life(asked_seconds: Option<i32>, context: &Context<'_, Settings>) -> (Timestamp, Timestamp) {
     let most = context.settings.certificate_life;
-    let asked = asked_seconds.map(|seconds| Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
-    let life = asked.map_or(most, |asked| asked.max(LIFE_MIN).min(most));
+    let requested = asked_seconds.map(|seconds| Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
+    let life = requested.map_or(most, |requested| requested.max(LIFE_MIN).min(most));
     let now = context.now;
     let end = if life < SHORT { life } else { life.saturating_sub(BACKDATE) };
     (now.saturating_sub(BACKDATE).unwrap_or(now), now.saturating_add(end).unwrap_or(Timestamp::MAX))
@@ -113,9 +113,9 @@ mod tests {
             elapsed: Duration::ZERO,
             settings: &settings,
             pass: &Default::default(),
-            memories: &Default::default(),
+            reconciler_cache: &Default::default(),
         };
-        let ends = |asked| life(asked, &context).1.to_string();
+        let ends = |requested| life(requested, &context).1.to_string();
         assert_eq!(life(None, &context).0.to_string(), "2025-12-31T23:55:00Z");
         assert_eq!(ends(None), "2026-12-31T23:55:00Z");
         assert_eq!(ends(Some(600)), "2026-01-01T00:10:00Z");

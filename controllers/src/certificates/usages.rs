@@ -1,4 +1,4 @@
-//! What each signer of Kubernetes' own takes: subjects, names and usages, with upstream's words for what it doesn't.
+//! Subjects, names and usages that each of Kubernetes' signers accepts, with upstream's error texts.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ const ENCIPHERMENT: &str = "key encipherment";
 const CLIENT: &str = "client auth";
 const SERVER: &str = "server auth";
 
-/// Whether a signer takes a request: `None`, it is none of ours; else why not.
+/// Whether a signer accepts a request; `None`: the signer isn't one of Kubernetes'; an error: why it doesn't.
 pub(super) fn check(signer: &str, request: &CertificateRequest, usages: &[String]) -> Option<Result<(), String>> {
     match signer {
         KUBELET_SERVING_SIGNER => Some(kubelet_serving(request, usages)),
@@ -24,7 +24,7 @@ pub(super) fn check(signer: &str, request: &CertificateRequest, usages: &[String
     }
 }
 
-/// Exactly these, where the key's own use is only for RSA.
+/// Exactly these usages; key encipherment may be missing, as only RSA keys have it.
 fn exactly(usages: &[String], purpose: &str) -> Result<(), String> {
     let given: BTreeSet<&str> = usages.iter().map(String::as_str).collect();
     let with_rsa = BTreeSet::from([SIGNATURE, ENCIPHERMENT, purpose]);
@@ -58,7 +58,7 @@ fn kubelet_serving(request: &CertificateRequest, usages: &[String]) -> Result<()
     of_a_node(request)
 }
 
-/// Also what the approver recognizes.
+/// Also used by the approver.
 pub(super) fn kubelet_client(request: &CertificateRequest, usages: &[String]) -> Result<(), String> {
     of_nodes(request)?;
     refuse_if(!request.dns_names.is_empty(), "DNS subjectAltNames are not allowed")?;

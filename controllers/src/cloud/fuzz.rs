@@ -1,10 +1,10 @@
-//! Fuzz target of the inventory's file.
+//! Fuzz target of inventory files.
 
 use bolero::check;
 
 use super::Inventory;
 
-/// Lines of a file, and what breaks one.
+/// Lines of a file, and fragments that break them.
 const PIECES: [&str; 16] = [
     "nodes:\n",
     "- name: a\n",

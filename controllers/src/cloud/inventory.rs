@@ -1,4 +1,4 @@
-//! The provider that is a file: nodes with what is known of their machines.
+//! The cloud provider that reads a file: nodes with the data of their machines.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -10,31 +10,30 @@ use serde::Deserialize;
 
 use super::{Instance, Instances};
 
-/// A file has at most so many bytes.
+/// The maximum size of a file in bytes.
 pub const INVENTORY_BYTES_MAX: usize = 16 << 20;
 const ADDRESSES_MAX: usize = 64;
 const LABELS_MAX: usize = 64;
 const TYPES: [&str; 5] = ["Hostname", "InternalIP", "ExternalIP", "InternalDNS", "ExternalDNS"];
 
-/// What a file says.
+/// A parsed inventory file.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Inventory {
     by_name: HashMap<String, Arc<Instance>>,
     by_id: HashMap<String, Arc<Instance>>,
 }
 
-/// Why a file can't be used.
+/// An invalid inventory file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InventoryError {
-    /// It is no YAML or JSON of this form.
+    /// The text is not YAML or JSON of this schema.
     #[error("{0}")]
     Syntax(String),
-    /// What a node's entry says can't be.
+    /// A node's entry is invalid.
     #[error("node {node:?}: {why}")]
     Node {
-        /// Its name.
         node: String,
-        /// What is wrong.
+        /// The reason.
         why: String,
     },
 }
@@ -74,10 +73,10 @@ struct Address {
 }
 
 impl Inventory {
-    /// Reads what a file says, YAML or JSON.
+    /// Parses an inventory in YAML or JSON.
     ///
     /// # Errors
-    /// It is of another form, or an entry can't be.
+    /// The schema doesn't match, or an entry is invalid.
     pub fn parse(text: &str) -> Result<Self, InventoryError> {
         if text.len() > INVENTORY_BYTES_MAX {
             return Err(InventoryError::Syntax(format!("it has more than {} MiB", INVENTORY_BYTES_MAX >> 20)));
@@ -86,12 +85,12 @@ impl Inventory {
         let mut inventory = Self::default();
         for entry in file.nodes {
             let node = entry.name.clone();
-            inventory.take(entry).map_err(|why| InventoryError::Node { node, why })?;
+            inventory.add_entry(entry).map_err(|why| InventoryError::Node { node, why })?;
         }
         Ok(inventory)
     }
 
-    fn take(&mut self, entry: Entry) -> Result<(), String> {
+    fn add_entry(&mut self, entry: Entry) -> Result<(), String> {
         let name = entry.name.clone();
         let instance = Arc::new(checked(entry)?);
         if self.by_id.insert(instance.provider_id.clone(), instance.clone()).is_some() {
@@ -103,13 +102,13 @@ impl Inventory {
         Ok(())
     }
 
-    /// How many nodes it has.
+    /// The number of nodes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.by_name.len()
     }
 
-    /// Whether it has none.
+    /// Whether it has no nodes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.by_name.is_empty()
@@ -137,7 +136,7 @@ fn checked(entry: Entry) -> Result<Instance, String> {
         if let Some(why) = first(label_key_problems(key)).or_else(|| first(label_value_problems(value))) {
             return Err(format!("label {key:?}: {why}"));
         }
-        // Upstream leaves such a label out and logs it.
+        // Upstream drops such a label and logs it.
         let of = |domain: &str| key.starts_with(&format!("{domain}/")) || key.contains(&format!(".{domain}/"));
         if of("kubernetes.io") || of("k8s.io") {
             return Err(format!("label {key:?}: names of Kubernetes itself are not a provider's to give"));
@@ -163,18 +162,17 @@ fn address(Address { kind, address }: Address) -> Result<NodeAddress, String> {
     }
 }
 
-/// An inventory that is exchanged while it is asked.
+/// An inventory that can be replaced while it is in use.
 #[derive(Debug, Default)]
 pub struct SharedInventory(RwLock<Arc<Inventory>>);
 
 impl SharedInventory {
-    /// Begins with one.
     #[must_use]
     pub fn new(inventory: Inventory) -> Self {
         Self(RwLock::new(Arc::new(inventory)))
     }
 
-    /// Puts another in its place. Says whether it is another.
+    /// Replaces the inventory. Returns whether the new one differs.
     pub fn replace(&self, inventory: Inventory) -> bool {
         let mut now = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let other = **now != inventory;

@@ -1,4 +1,5 @@
-//! `cloud-node-lifecycle-controller`: a node that isn't ready is deleted when its machine is gone, and gets a taint while that is switched off.
+//! `cloud-node-lifecycle-controller`: deletes an unready node whose machine is gone, and taints one whose machine is
+//! shut down.
 
 use k8s_openapi::api::core::v1::{Node, Taint};
 use machinery_api::ObjectKey;
@@ -9,10 +10,10 @@ use super::{Instances, SHUTDOWN, all_of_new, instance_of, taints};
 use crate::Settings;
 
 const SOURCE: &str = "cloud-node-lifecycle-controller";
-/// So many nodes are acted on by one look at all of them.
+/// The maximum number of nodes changed in one pass over all nodes.
 const AT_ONCE: usize = 32;
 
-/// There is one key, for a look at all nodes.
+/// The only key stands for all nodes.
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "cloud-node-lifecycle-controller",
     account: "node-controller",
@@ -25,13 +26,13 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
 fn reconcile(view: &ObjectCache, _: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
     let Some(instances) = context.settings.instances.as_deref() else { return Plan::nothing() };
     let period = context.settings.node_lifecycle.monitor_period;
-    // A node that has only come may not have said anything yet.
+    // A new node may not have reported its status yet.
     let is_new = |node: &Node| {
         let made = node.metadata.creation_timestamp.as_ref().map(|time| time.0);
         made.is_some_and(|made| context.now.duration_since(made).unsigned_abs() < period)
     };
     let there = view.all::<Node>().filter(|node| node.metadata.deletion_timestamp.is_none() && !is_new(node));
-    let actions = there.map(|node| judge(instances, node)).filter(|actions| !actions.is_empty());
+    let actions = there.map(|node| sync_node(instances, node)).filter(|actions| !actions.is_empty());
     let mut plan = Plan::from(actions.take(AT_ONCE).flatten().collect::<Vec<Action>>());
     if view.all::<Node>().next().is_some() {
         plan.requeue_after(context.now, period);
@@ -44,7 +45,7 @@ fn is_ready(node: &Node) -> bool {
     conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
-fn judge(instances: &dyn Instances, node: &Node) -> Vec<Action> {
+fn sync_node(instances: &dyn Instances, node: &Node) -> Vec<Action> {
     let is_off = |taint: &Taint| taint.key == SHUTDOWN && taint.effect == "NoSchedule";
     let marked = taints(node).iter().any(is_off);
     if is_ready(node) {
@@ -59,7 +60,7 @@ fn judge(instances: &dyn Instances, node: &Node) -> Vec<Action> {
             let failed = format!("Failed deleting node {name}: {{error}}");
             let failed = EventRecord::warning(node, "DeletingNodeFailed", failed).from(SOURCE);
             let mut delete = Action::delete(node).noted(None, Some(failed));
-            // It may have become ready since.
+            // The node may have become ready meanwhile.
             if let Action::Delete { resource_version, .. } = &mut delete {
                 resource_version.clone_from(&node.metadata.resource_version);
             }

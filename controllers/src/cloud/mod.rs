@@ -1,8 +1,9 @@
-//! What is known of the machines behind nodes, by somebody else than the nodes: upstream's cloud provider, as far as nodes go
-//! (`docs/decisions/0086-node-inventory.md`). Balancers are `service_lb`'s.
+//! Upstream's cloud provider for nodes: data about machines from a source other than the nodes
+//! (`docs/decisions/0086-node-inventory.md`). Load balancers are in `service_lb`.
 //!
-//! [`Instances`] is the interface, [`Inventory`] the provider that needs no cloud: a file. Two controllers ask it: `node` has a node take what
-//! is known of its machine, `lifecycle` removes nodes whose machine is gone. Without a provider they do nothing.
+//! [`Instances`] is the interface, and [`Inventory`] the provider that reads a file. Of the two controllers, `node`
+//! applies a machine's data to its node, and `lifecycle` deletes nodes whose machine is gone. Without a provider they
+//! do nothing.
 
 #[cfg(test)]
 mod fuzz;
@@ -20,42 +21,44 @@ use k8s_openapi::api::core::v1::{Node, NodeAddress, Taint};
 use machinery_api::ObjectKey;
 use machinery_client::{Change, ObjectCache};
 
-/// The machine is switched off.
+/// The taint of a node whose machine is shut down.
 const SHUTDOWN: &str = "node.cloudprovider.kubernetes.io/shutdown";
 
-/// One machine, as a provider knows it.
+/// The data of one machine.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Instance {
     /// Becomes `spec.providerID`, which never changes afterwards.
     pub provider_id: String,
-    /// Become `status.addresses`, in this order; the node's own `Hostname` stays where there is none. Empty: the node's own stay.
+    /// Becomes `status.addresses`, in this order. Without a `Hostname` here the node's own is kept. Empty: the node's
+    /// addresses are kept.
     pub addresses: Vec<NodeAddress>,
-    /// Becomes labels `node.kubernetes.io/instance-type` and its older name. Empty: none.
+    /// Becomes the label `node.kubernetes.io/instance-type` and its beta name. Empty: no label.
     pub instance_type: String,
-    /// The same of `topology.kubernetes.io/zone`.
+    /// Becomes `topology.kubernetes.io/zone` and its beta name.
     pub zone: String,
-    /// The same of `topology.kubernetes.io/region`.
+    /// Becomes `topology.kubernetes.io/region` and its beta name.
     pub region: String,
-    /// Labels beside these, which are given where the node has none of that name.
+    /// Additional labels, set if the node has no label of that name.
     pub labels: BTreeMap<String, String>,
-    /// The machine is switched off, and may come back: its node stays, with a taint.
+    /// Whether the machine is shut down: the node stays and gets a taint.
     pub shutdown: bool,
 }
 
-/// A provider of nodes: upstream's `InstancesV2` in one question.
+/// A cloud provider for nodes: upstream's `InstancesV2` as one method.
 ///
-/// It is asked while a decision is made, often and for all nodes, so it answers from what it has in memory: one that asks a cloud does so
-/// beside, and keeps what it was told. It may be asked at any time and by several at once.
+/// Decisions call it often and for all nodes, so it must answer from memory: a provider that queries a cloud does so in
+/// the background and caches the answers. Calls may be concurrent.
 pub trait Instances: Send + Sync {
-    /// The machine behind a node: by the id that the node has already, else by the node's name. None: there is no such machine, and a node that
-    /// says so itself, by not being ready, is deleted.
+    /// The machine of a node, by the node's `providerID` if set, else by its name. None: the machine doesn't exist, and
+    /// the node is deleted once it isn't ready.
     ///
     /// # Errors
-    /// It isn't known whether there is one: nothing is done then. A provider that was not told yet, or doesn't trust what it was told, says this.
+    /// It is unknown whether the machine exists, for instance before the first answer of the cloud; nothing is changed
+    /// then.
     fn instance(&self, node: &str, provider_id: Option<&str>) -> Result<Option<Arc<Instance>>, String>;
 }
 
-/// Asks for a node's machine.
+/// Looks up a node's machine.
 fn instance_of(instances: &dyn Instances, node: &Node) -> Result<Option<Arc<Instance>>, String> {
     let name = node.metadata.name.as_deref().unwrap_or_default();
     let id = node.spec.as_ref().and_then(|spec| spec.provider_id.as_deref()).filter(|id| !id.is_empty());
@@ -66,8 +69,8 @@ fn taints(node: &Node) -> &[Taint] {
     node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default()
 }
 
-/// The key of the look at all nodes, which then comes again and again: a provider tells nobody that it knows something else now. It begins with
-/// the first node.
+/// The key of the pass over all nodes, which requeues itself periodically: a provider sends no change events. The first
+/// node starts it.
 fn all_of_new(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     if change.old.is_none() { vec![ObjectKey::cluster("")] } else { Vec::new() }
 }

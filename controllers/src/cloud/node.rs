@@ -1,5 +1,6 @@
-//! `cloud-node-controller`: a node that registered with the taint `node.cloudprovider.kubernetes.io/uninitialized` takes what its provider knows of its
-//! machine, and loses the taint. From then on its addresses follow the provider.
+//! `cloud-node-controller`: initializes a node that registered with the taint
+//! `node.cloudprovider.kubernetes.io/uninitialized` from its machine's data, and removes the taint. Afterwards the
+//! node's addresses follow the provider.
 
 use std::net::IpAddr;
 
@@ -13,16 +14,16 @@ use super::{Instance, Instances, all_of_new, instance_of, taints};
 use crate::Settings;
 
 const SOURCE: &str = "cloud-node-controller";
-/// Labels by their older and newer names; of two that differ the older one counts, as upstream has it.
+/// Beta and stable names of labels; if their values differ the beta label counts, as upstream.
 const LABELS: [(&str, &str); 3] = [
     ("failure-domain.beta.kubernetes.io/zone", "topology.kubernetes.io/zone"),
     ("failure-domain.beta.kubernetes.io/region", "topology.kubernetes.io/region"),
     ("beta.kubernetes.io/instance-type", "node.kubernetes.io/instance-type"),
 ];
-/// So many nodes are brought in line by one look at all of them; the next one comes at once.
+/// The maximum number of nodes updated in one pass over all nodes; the next pass follows at once.
 const AT_ONCE: usize = 32;
 
-/// The key is a node's, or one with no name for a look at all of them.
+/// The key is a node's, or empty for the pass over all nodes.
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "cloud-node-controller",
     account: "node-controller",
@@ -42,14 +43,14 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     let Some(instances) = context.settings.instances.as_deref() else { return Plan::nothing() };
     if !key.name.is_empty() {
         let node = view.get::<Node>(key).filter(|node| node.metadata.deletion_timestamp.is_none());
-        return node.map(|node| sync(instances, node)).unwrap_or_default();
+        return node.map(|node| sync_node(instances, node)).unwrap_or_default();
     }
     let nodes: Vec<&Node> = view.all::<Node>().collect();
-    // Not always from the first one on: what can't be written to one node must not keep the others waiting.
+    // The starting node rotates, so that a node whose writes fail doesn't block the others.
     let turn = context.elapsed.as_secs() / context.settings.node_lifecycle.monitor_period.as_secs().max(1);
     let from = usize::try_from(turn).unwrap_or_default().checked_rem(nodes.len()).unwrap_or_default();
     let differ = nodes[from..].iter().chain(&nodes[..from]).filter(|node| node.metadata.deletion_timestamp.is_none());
-    let plans = differ.map(|node| sync(instances, node)).filter(|plan| !plan.actions.is_empty());
+    let plans = differ.map(|node| sync_node(instances, node)).filter(|plan| !plan.actions.is_empty());
     let actions: Vec<Action> = plans.take(AT_ONCE).flat_map(|plan| plan.actions).collect();
     let mut plan = Plan::from(actions);
     if !nodes.is_empty() {
@@ -58,13 +59,13 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     plan
 }
 
-/// What is left to do for a node: one write, after which it is looked at again.
-fn sync(instances: &dyn Instances, node: &Node) -> Plan {
+/// The next write for a node; the change requeues it.
+fn sync_node(instances: &dyn Instances, node: &Node) -> Plan {
     let waits = taints(node).iter().any(|taint| taint.key == UNINITIALIZED);
     let instance = match instance_of(instances, node) {
         Ok(Some(instance)) => instance,
-        // It keeps what it has, and the taint where it has that.
-        Ok(None) | Err(_) => return if waits { Plan::nothing() } else { labels_alone(node) },
+        // The node keeps its data, and its taint if it has one.
+        Ok(None) | Err(_) => return if waits { Plan::nothing() } else { sync_labels(node) },
     };
     let addresses = match addresses(node, &instance) {
         Ok(addresses) => addresses,
@@ -80,7 +81,7 @@ fn sync(instances: &dyn Instances, node: &Node) -> Plan {
     }
     let known = node.status.as_ref().and_then(|status| status.addresses.as_deref()).unwrap_or_default();
     if addresses.is_empty() || addresses == known {
-        return labels_alone(node);
+        return sync_labels(node);
     }
     vec![Action::patch(node, json!({"status": {"addresses": addresses}})).on("status")].into()
 }
@@ -89,8 +90,8 @@ fn label<'a>(node: &'a Node, name: &str) -> Option<&'a str> {
     node.metadata.labels.as_ref()?.get(name).map(String::as_str)
 }
 
-/// The newer names of labels follow the older ones.
-fn labels_alone(node: &Node) -> Plan {
+/// Copies beta labels to their stable names.
+fn sync_labels(node: &Node) -> Plan {
     let mut labels = Map::new();
     for (old, new) in LABELS {
         if let Some(value) = label(node, old).filter(|value| label(node, new) != Some(value)) {
@@ -103,7 +104,7 @@ fn labels_alone(node: &Node) -> Plan {
     vec![Action::patch(node, json!({"metadata": {"labels": labels}}))].into()
 }
 
-/// The node takes what is known, and loses the taint: in one write, so that it is never half of that.
+/// Applies all data and removes the taint in one write, so that a node is never half initialized.
 fn initialize(node: &Node, instance: &Instance) -> Action {
     let mut labels = Map::new();
     for ((old, new), value) in LABELS.iter().zip([&instance.zone, &instance.region, &instance.instance_type]) {
@@ -129,13 +130,13 @@ fn initialize(node: &Node, instance: &Instance) -> Action {
     Action::patch(node, patch)
 }
 
-/// The addresses that a node is to have. Those that its kubelet was told to use come first, and are the only ones of their type.
+/// The addresses for a node. The address that the kubelet was started with comes first, as the only one of its type.
 fn addresses(node: &Node, instance: &Instance) -> Result<Vec<NodeAddress>, String> {
     let mut all = instance.addresses.clone();
     if all.is_empty() {
         return Ok(all);
     }
-    // As upstream: only for what is written, not for what the kubelet's own have to be among.
+    // As upstream: the host name is written, but doesn't count for the check of the kubelet's address.
     let hostname = all.iter().any(|address| address.type_ == "Hostname");
     if !hostname {
         let own = node.status.as_ref().and_then(|status| status.addresses.as_ref());

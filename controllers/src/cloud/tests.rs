@@ -1,4 +1,4 @@
-//! Nodes as an inventory has them.
+//! Nodes under an inventory.
 
 use std::sync::Arc;
 
@@ -46,7 +46,7 @@ impl Play {
         (row.reconcile)(&self.cluster.view, &ObjectKey::cluster(key), &context)
     }
 
-    /// Passes until nothing is left: what was told.
+    /// Runs passes until nothing is left to do, and returns the events.
     fn work(&mut self, controller: &str, key: &str) -> Vec<String> {
         let mut told = Vec::new();
         for _ in 0..8 {
@@ -98,7 +98,7 @@ fn a_node_takes_what_is_known_of_it_and_loses_its_taint() {
     let addresses = json!([{"type": "InternalIP", "address": "10.0.0.1"}, {"type": "InternalIP", "address": "10.0.0.2"},
         {"type": "ExternalIP", "address": "192.0.2.1"}, {"type": "Hostname", "address": "n1"}]);
     assert_eq!(n1["status"]["addresses"], addresses);
-    // Nothing is known of its addresses: it keeps its own.
+    // The inventory has no addresses, so the node keeps its own.
     play.work("node", "n2");
     let n2 = play.node("n2").unwrap();
     assert_eq!(
@@ -106,7 +106,7 @@ fn a_node_takes_what_is_known_of_it_and_loses_its_taint() {
         (&json!("inventory://n2"), &json!("127.0.0.1"))
     );
     assert_eq!(play.plan("node", "n3"), Plan::nothing(), "nobody knows it");
-    // The older name of a label counts.
+    // The beta label counts.
     play.change("n1", "/metadata/labels/topology.kubernetes.io~1zone", json!("other"));
     play.work("node", "n1");
     assert_eq!(play.node("n1").unwrap()["metadata"]["labels"], wanted);
@@ -168,13 +168,13 @@ fn nodes_go_with_their_machines_and_no_others() {
     play.change("off", "/status/conditions/0/status", json!("True"));
     play.work("node-lifecycle", "");
     assert!(!off(&play), "it is back");
-    // One whose id the inventory doesn't have is another machine's, whatever its name.
+    // An id that is not in the inventory means another machine, whatever the node's name.
     play.change("n1", "/spec", json!({"providerID": "rack://7/another"}));
     play.work("node-lifecycle", "");
     assert!(play.node("n1").is_none());
 }
 
-/// It doesn't know.
+/// A provider that always fails.
 struct Silent;
 
 impl Instances for Silent {
@@ -192,7 +192,7 @@ fn who_does_not_know_has_nothing_done() {
     }
     play.settings.instances = None;
     assert_eq!(play.plan("node", "n1"), Plan::nothing());
-    // Who has only come may say something in a moment.
+    // A new node may still report its status.
     let mut play = Play::new("nodes: []", vec![node("n1", "Unknown")]);
     play.cluster.now = start();
     assert_eq!(play.plan("node-lifecycle", "").actions, []);

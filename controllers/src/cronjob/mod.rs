@@ -1,7 +1,7 @@
-//! `cronjob-controller`: Jobs at the times of a schedule.
+//! `cronjob-controller`: creates Jobs at the times of a schedule.
 //!
-//! A Job's name follows from the minute for which it is made, so that none is made twice; which Jobs are a CronJob's own
-//! doing is read off their names and annotations, so that a status that wasn't written is made up for.
+//! A Job's name derives from its scheduled minute, so that none is created twice. Names and annotations identify the
+//! CronJob's own Jobs, so that a status that wasn't written is reconstructed.
 
 mod due;
 #[cfg(test)]
@@ -19,10 +19,10 @@ use machinery_client::{
     controlled_by, controller_of, reference_to,
 };
 
-use self::due::{Due, Missed};
+use self::due::{CronSchedule, MissedRun};
 use crate::{Settings, pods};
 
-/// The time for which a Job was made.
+/// The annotation with a Job's scheduled time.
 const SCHEDULED: &str = "batch.kubernetes.io/cronjob-scheduled-timestamp";
 
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
@@ -34,7 +34,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     reconcile,
 };
 
-/// The CronJobs that own the Job or did.
+/// The CronJobs that own or owned the Job.
 fn of_job(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let owners = change.states().filter_map(controller_of).filter(|owner| owner.kind == "CronJob");
     let mut keys: Vec<ObjectKey> = owners.map(|o| ObjectKey::new(&*change.key.namespace, &*o.name)).collect();
@@ -42,8 +42,8 @@ fn of_job(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     keys
 }
 
-/// A CronJob in this pass, with the status that it is to have.
-struct Pass<'a> {
+/// A CronJob in this pass, with its new status.
+struct CronJobPass<'a> {
     view: &'a ObjectCache,
     of: &'a CronJob,
     spec: &'a CronJobSpec,
@@ -59,13 +59,13 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     let spec = &of.spec;
     let jobs = view.controlled::<Job>(of.metadata.uid.as_deref().unwrap_or_default()).collect();
     let status = of.status.clone().unwrap_or_default();
-    let mut pass = Pass { view, of, spec, jobs, status, now: context.now, plan: Plan::nothing() };
+    let mut pass = CronJobPass { view, of, spec, jobs, status, now: context.now, plan: Plan::nothing() };
     pass.clean_up();
-    pass.look_at_jobs();
-    pass.look_for_missing();
+    pass.update_from_jobs();
+    pass.remove_missing_jobs();
     let create = if of.metadata.deletion_timestamp.is_none() { pass.start() } else { None };
     pass.plan.actions.extend(create);
-    // Last: where a Job can't be made, its time is still to come.
+    // Last: if the creation fails, the scheduled time is still due.
     let active = |status: &CronJobStatus| status.active.clone().unwrap_or_default();
     let known = of.status.clone().unwrap_or_default();
     let status = pass.status;
@@ -77,7 +77,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     pass.plan
 }
 
-/// How a Job ended, if it did.
+/// The condition that ended a Job, if it has ended.
 fn end(job: &Job) -> Option<&str> {
     let conditions = job.status.as_ref()?.conditions.as_ref()?;
     let ended = |type_: &str| matches!(type_, "Complete" | "Failed");
@@ -88,7 +88,7 @@ fn name(of: &ObjectMeta) -> &str {
     of.name.as_deref().unwrap_or_default()
 }
 
-impl<'a> Pass<'a> {
+impl<'a> CronJobPass<'a> {
     fn note(&mut self, reason: &'static str, message: String) {
         self.plan.push(Action::Event(EventRecord::normal(self.of, reason, message)));
     }
@@ -105,12 +105,12 @@ impl<'a> Pass<'a> {
         self.status.active.get_or_insert_default().retain(|job| job.uid.as_deref() != uid);
     }
 
-    /// The name of the Job of a time.
+    /// The name of the Job for a scheduled time.
     fn job_name(&self, at: Timestamp) -> String {
         format!("{}-{}", name(&self.of.metadata), at.as_second().div_euclid(60))
     }
 
-    /// The time for which this controller made a Job.
+    /// The scheduled time of a Job of this controller.
     fn scheduled(&self, job: &Job) -> Option<Timestamp> {
         let at: Timestamp = job.metadata.annotations.as_ref()?.get(SCHEDULED)?.parse().ok()?;
         (self.job_name(at) == name(&job.metadata)).then_some(at)
@@ -124,7 +124,7 @@ impl<'a> Pass<'a> {
         self.forget(job.metadata.uid.as_deref());
     }
 
-    /// Deletes the oldest ended Jobs beyond the limits.
+    /// Deletes the oldest finished Jobs beyond the limits.
     fn clean_up(&mut self) {
         let limits =
             [("Complete", self.spec.successful_jobs_history_limit), ("Failed", self.spec.failed_jobs_history_limit)];
@@ -141,8 +141,8 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Takes over what its Jobs tell: which are under way, which ended, and when the last succeeded.
-    fn look_at_jobs(&mut self) {
+    /// Updates the status from the Jobs: active ones, and the last successful time.
+    fn update_from_jobs(&mut self) {
         for job in self.jobs.clone() {
             let uid = job.metadata.uid.as_deref();
             let active = self.is_active(uid);
@@ -150,12 +150,12 @@ impl<'a> Pass<'a> {
             if let Some(at) = scheduled
                 && self.status.last_schedule_time.as_ref().is_none_or(|last| last.0 < at)
             {
-                // It was made, and the status wasn't written.
+                // The Job was created, and the status wasn't written.
                 self.status.last_schedule_time = Some(pods::stamp(at));
             }
             let Some(how) = end(job) else {
                 if !active {
-                    self.meet(job, scheduled.is_some());
+                    self.track_active(job, scheduled.is_some());
                 }
                 continue;
             };
@@ -171,8 +171,8 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Takes an unfinished Job among the active ones, or tells that somebody else made it.
-    fn meet(&mut self, job: &Job, own: bool) {
+    /// Adds an unfinished Job to the active list, or reports it as not created by this controller.
+    fn track_active(&mut self, job: &Job, own: bool) {
         if !own {
             let seen = format!("Saw a job that the controller did not create or forgot: {}", name(&job.metadata));
             self.warn("UnexpectedJob", seen);
@@ -181,22 +181,22 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Forgets active Jobs that somebody deleted.
-    fn look_for_missing(&mut self) {
+    /// Removes active Jobs that were deleted.
+    fn remove_missing_jobs(&mut self) {
         for active in self.status.active.clone().unwrap_or_default() {
             if self.jobs.iter().any(|job| job.metadata.uid == active.uid) {
                 continue;
             }
             let namespace = active.namespace.clone().unwrap_or_default();
             let key = ObjectKey::new(namespace, active.name.clone().unwrap_or_default());
-            // The status may be newer than what the view shows of Jobs.
+            // The status may be newer than the view of Jobs.
             self.plan.push(Action::ExpectGone { kind: Kind::of::<Job>(), key, uid: active.uid.clone() });
             self.note("MissingJob", format!("Active job went missing: {}", active.name.unwrap_or_default()));
             self.forget(active.uid.as_deref());
         }
     }
 
-    /// When it is due, and in which time zone; tells why where that can't be said.
+    /// The schedule and its time zone; an event if one is invalid.
     fn schedule(&mut self) -> Option<(Schedule, TimeZone)> {
         let spec = self.spec;
         let zone = match spec.time_zone.as_deref().map(time_zone) {
@@ -228,12 +228,12 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// The Job to be made now, if one is due.
+    /// Creates the Job that is due, if any.
     fn start(&mut self) -> Option<Action> {
         let (schedule, zone) = self.schedule()?;
         let created = self.of.metadata.creation_timestamp.as_ref().map_or(self.now, |at| at.0);
         let since = self.status.last_schedule_time.as_ref().map_or(created, |at| at.0);
-        let due = Due { schedule: &schedule, zone: &zone, now: self.now };
+        let due = CronSchedule { schedule: &schedule, zone: &zone, now: self.now };
         let deadline = self.spec.starting_deadline_seconds;
         let missed = match due.missed(since, deadline) {
             Ok(missed) => missed,
@@ -243,7 +243,7 @@ impl<'a> Pass<'a> {
             }
         };
         let create = missed.and_then(|missed| self.start_at(&missed, &zone));
-        // What was decided now counts from the time that it was for.
+        // This decision counts from the scheduled time.
         let since = self.status.last_schedule_time.as_ref().map_or(created, |at| at.0);
         if let Some(at) = due.revisit(since) {
             self.plan.revisit(at);
@@ -251,8 +251,8 @@ impl<'a> Pass<'a> {
         create
     }
 
-    /// What becomes of a time that has come.
-    fn start_at(&mut self, missed: &Missed, zone: &TimeZone) -> Option<Action> {
+    /// Decides about a time that is due.
+    fn start_at(&mut self, missed: &MissedRun, zone: &TimeZone) -> Option<Action> {
         if missed.too_many {
             let message =
                 "too many missed start times. Set or decrease .spec.startingDeadlineSeconds or check clock skew";
@@ -265,7 +265,7 @@ impl<'a> Pass<'a> {
         }
         let namespace = self.of.metadata.namespace.as_deref().unwrap_or_default();
         if self.view.get::<Job>(&ObjectKey::new(namespace, &*job_name)).is_some() {
-            // Somebody else made it.
+            // Another client created it.
             return None;
         }
         let spec = self.spec;

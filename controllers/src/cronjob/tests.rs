@@ -1,4 +1,4 @@
-//! CronJobs by example, at times that the tests choose.
+//! Examples of CronJobs at chosen times.
 
 use jiff::{Timestamp, ToSpan as _};
 use k8s_openapi::api::batch::v1::{CronJob, CronJobStatus, Job};
@@ -17,7 +17,7 @@ fn key(name: &str) -> ObjectKey {
     ObjectKey::new("a", name)
 }
 
-/// A CronJob that was made at midnight, of five minutes.
+/// A CronJob of every five minutes, created at midnight.
 fn cron(more: &Value) -> Value {
     let mut cron = json!({"apiVersion": "batch/v1", "kind": "CronJob",
         "metadata": {"name": "c", "namespace": "a", "uid": "cron", "creationTimestamp": "2026-01-01T00:00:00Z"},
@@ -42,7 +42,7 @@ fn pass(simulation: &mut Simulation) -> Plan {
     plan
 }
 
-/// Passes at a time until nothing is left to do but to tell; the reasons of the events.
+/// Runs passes at a time until only events are left, and returns the reasons of the events.
 fn settle(simulation: &mut Simulation, time: &str) -> Vec<&'static str> {
     simulation.now = at(time);
     let mut told = Vec::new();
@@ -65,7 +65,7 @@ fn reasons(plan: &Plan) -> Vec<&'static str> {
     plan.actions.iter().filter_map(reason).collect()
 }
 
-/// The Jobs, by the minutes since midnight for which they were made.
+/// The Jobs, by their scheduled minutes since midnight.
 fn jobs(simulation: &Simulation) -> Vec<i64> {
     let midnight = at("00:00:00").as_second() / 60;
     let minutes = |job: &Job| job.metadata.name.as_ref()?.strip_prefix("c-")?.parse::<i64>().ok();

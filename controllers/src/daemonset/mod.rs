@@ -1,9 +1,9 @@
-//! `daemonset-controller`: one pod on every node that takes it.
+//! `daemonset-controller`: one pod on every eligible node.
 //!
-//! Shape: pods are claimed and put to their nodes; what a node lacks or has too many of comes first, and only where
-//! nothing does, pods of an old template are replaced ([`update`]).
+//! A pass claims pods and groups them by node. It creates missing pods and deletes surplus ones first; only if there
+//! are none, it replaces pods of an old template ([`update`]).
 
-mod failed;
+mod back_off;
 mod node;
 mod status;
 #[cfg(test)]
@@ -20,23 +20,23 @@ use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
 use machinery_client::selector::{is_everything, selects};
 use machinery_client::{
-    Action, BackOff, Change, Context, Controller, EventRecord, Input, Memory, ObjectCache, Plan, Pod, controlled_by,
-    controller_of, key_of,
+    Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, ReconcilerState,
+    controlled_by, controller_of, key_of,
 };
 
-use self::failed::Failed;
-use self::node::{Fit, Placement};
+use self::back_off::FailedPodBackOff;
+use self::node::{Eligibility, Placement};
 use crate::replacement::Replacement;
-use crate::revisions::{self, POD_HASH, Present};
+use crate::revisions::{self, CurrentRevision, POD_HASH};
 use crate::{Settings, pods};
 
-/// Pods made or deleted in one pass (upstream's burst).
+/// The maximum number of pods created or deleted in one pass (upstream's burst).
 const BURST_PODS: usize = 250;
-/// What is remembered of a set.
+/// The memory of a set between passes.
 #[derive(Debug, Clone, Default)]
-struct Remembered {
+struct DaemonSetMemory {
     set_uid: String,
-    failed: Failed,
+    failed: FailedPodBackOff,
     replacement: Option<Replacement>,
 }
 
@@ -54,7 +54,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     reconcile,
 };
 
-/// The sets that own the object or did; those that might adopt it where nobody owns it.
+/// The sets that own or owned the object; for an orphan, the sets that may adopt it.
 fn of_dependent<K: machinery_client::Typed>(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let namespace = &change.key.namespace;
     let owners = change.states().filter_map(controller_of).filter(|owner| owner.kind == "DaemonSet");
@@ -69,7 +69,7 @@ fn of_dependent<K: machinery_client::Typed>(view: &ObjectCache, change: &Change)
     keys
 }
 
-/// All sets, where a node comes or goes or what placement depends on changes.
+/// All sets, if a node is added or removed, or changes in a way that affects placement.
 fn of_node(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let placed_by = |node: Option<&Node>| {
         node.map(|n| (n.metadata.labels.clone(), n.spec.as_ref().and_then(|s| s.taints.clone()).unwrap_or_default()))
@@ -85,24 +85,24 @@ fn chooses(set: &DaemonSet, labels: Option<&BTreeMap<String, String>>) -> bool {
 }
 
 /// A set, its nodes and its pods.
-struct Daemons<'a> {
+struct DaemonSetPass<'a> {
     set: &'a DaemonSet,
     spec: &'a DaemonSetSpec,
     placement: Placement,
-    /// The present template's.
+    /// The hash of the current template.
     hash: &'a str,
-    nodes: BTreeMap<&'a str, Fit>,
-    /// By the node that they are on or made for, each node's oldest first.
+    nodes: BTreeMap<&'a str, Eligibility>,
+    /// By assigned or intended node, each node's oldest first.
     pods: BTreeMap<&'a str, Vec<&'a Pod>>,
     now: Timestamp,
     elapsed: Duration,
-    known: Remembered,
+    known: DaemonSetMemory,
     plan: Plan,
 }
 
-/// What is to be done: pods to make, by node, and pods to delete.
+/// Pods to create, by node, and pods to delete.
 #[derive(Default)]
-struct Changes<'a> {
+struct PodChanges<'a> {
     make: Vec<&'a str>,
     delete: Vec<&'a Pod>,
 }
@@ -126,12 +126,12 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     let status = set.status.clone().unwrap_or_default();
     let mut collisions = status.collision_count.unwrap_or(0);
     let current = match revisions::present(view, set, &spec.template, POD_HASH, &known, &mut collisions) {
-        Present::Is(revision) => revision,
-        Present::Write(write) => {
+        CurrentRevision::Exists(revision) => revision,
+        CurrentRevision::Write(write) => {
             plan.push(if collisions == status.collision_count.unwrap_or(0) {
                 *write
             } else {
-                // The name that follows from it comes next: what is counted must be known before it is used.
+                // The next name derives from the collision count, so the count is written before it is used.
                 let status = DaemonSetStatus { collision_count: Some(collisions), ..status };
                 Action::update_status(&DaemonSet { status: Some(status), ..set.clone() })
             });
@@ -145,24 +145,25 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
         claimed.iter().filter_map(|pod| pod.metadata.labels.as_ref()?.get(POD_HASH).cloned()).collect();
     let hash = revisions::hash_of(current, POD_HASH);
     let (now, elapsed, pods) = (context.now, context.elapsed, by_node(claimed));
-    let remembered = context.memories.of::<Remembered>(key).filter(|known| known.set_uid == uid).cloned();
-    let remembered = remembered.unwrap_or_else(|| Remembered { set_uid: uid.to_owned(), ..Remembered::default() });
-    let mut daemons = Daemons { set, spec, placement, hash, nodes, pods, now, elapsed, known: remembered, plan };
+    let remembered = context.reconciler_cache.of::<DaemonSetMemory>(key).filter(|known| known.set_uid == uid).cloned();
+    let remembered =
+        remembered.unwrap_or_else(|| DaemonSetMemory { set_uid: uid.to_owned(), ..DaemonSetMemory::default() });
+    let mut daemons = DaemonSetPass { set, spec, placement, hash, nodes, pods, now, elapsed, known: remembered, plan };
     daemons.write_status();
-    daemons.go_on(view);
+    daemons.plan_changes(view);
     let old: Vec<_> = known.iter().copied().filter(|r| r.metadata.name != current.metadata.name).collect();
     let limit = usize::try_from(spec.revision_history_limit.unwrap_or(10)).unwrap_or(usize::MAX);
     let dead = old.iter().filter(|r| !live.iter().any(|hash| hash == revisions::hash_of(r, POD_HASH)));
     let surplus: Vec<Action> = dead.take(old.len().saturating_sub(limit)).map(|r| Action::delete(*r)).collect();
     daemons.plan.actions.extend(surplus);
-    daemons.known.failed.forget(elapsed);
+    daemons.known.failed.drop_expired(elapsed);
     let known = daemons.known;
     let mut plan = daemons.plan;
-    plan.memory = (!known.failed.is_empty() || known.replacement.is_some()).then(|| Memory::of(known));
+    plan.state = (!known.failed.is_empty() || known.replacement.is_some()).then(|| ReconcilerState::of(known));
     plan
 }
 
-/// The set's pods. Adopts those that nobody owns, and releases those that no longer fit.
+/// The set's pods. Adopts orphans that match, and releases pods that no longer match.
 fn claim<'a>(view: &'a ObjectCache, set: &'a DaemonSet, plan: &mut Plan) -> Vec<&'a Pod> {
     let uid = set.metadata.uid.as_deref().unwrap_or_default();
     let fits = |pod: &&Pod| chooses(set, pod.metadata.labels.as_ref());
@@ -177,7 +178,7 @@ fn claim<'a>(view: &'a ObjectCache, set: &'a DaemonSet, plan: &mut Plan) -> Vec<
     mine
 }
 
-/// Pods by node, without those that have ended and are as good as gone.
+/// Pods by node, without terminal pods that are being deleted.
 fn by_node(claimed: Vec<&Pod>) -> BTreeMap<&str, Vec<&Pod>> {
     let mut by_node = BTreeMap::<&str, Vec<&Pod>>::new();
     for pod in claimed {
@@ -194,7 +195,7 @@ fn by_node(claimed: Vec<&Pod>) -> BTreeMap<&str, Vec<&Pod>> {
     by_node
 }
 
-impl<'a> Daemons<'a> {
+impl<'a> DaemonSetPass<'a> {
     fn is_available(&self, pod: &Pod) -> bool {
         pods::is_available(pod, self.spec.min_ready_seconds.unwrap_or(0), self.now)
     }
@@ -203,19 +204,19 @@ impl<'a> Daemons<'a> {
         node::is_updated(self.set, self.hash, pod)
     }
 
-    fn fit(&self, node: &str) -> Option<Fit> {
+    fn fit(&self, node: &str) -> Option<Eligibility> {
         self.nodes.get(node).copied()
     }
 
-    /// Plans what comes next: pods where there are none, those that are too many, then those of an old template.
-    fn go_on(&mut self, view: &ObjectCache) {
+    /// Plans the next changes: missing pods, then surplus pods, then pods of an old template.
+    fn plan_changes(&mut self, view: &ObjectCache) {
         let mut changes = self.missing_and_surplus();
         if changes.make.is_empty() && changes.delete.is_empty() {
             changes = self.updates();
         }
         let (set, mut actions) = (self.set, Vec::new());
         let uid = set.metadata.uid.as_deref().unwrap_or_default();
-        let wanted = self.nodes.values().filter(|fit| **fit == Fit::Runs).count();
+        let wanted = self.nodes.values().filter(|fit| **fit == Eligibility::ShouldRun).count();
         let known = self.known.replacement.take();
         let (allowed, replacement) =
             Replacement::next(known.as_ref(), view, uid, (changes.make.len(), wanted), self.elapsed);
@@ -243,31 +244,31 @@ impl<'a> Daemons<'a> {
         self.known.replacement = Replacement::noted(replacement, uid, &self.plan, view, self.elapsed);
     }
 
-    fn missing_and_surplus(&mut self) -> Changes<'a> {
-        let mut changes = Changes::default();
+    fn missing_and_surplus(&mut self) -> PodChanges<'a> {
+        let mut changes = PodChanges::default();
         let surges = update::surge(self.spec, 1) > 0;
-        let nodes: Vec<(&'a str, Fit)> = self.nodes.iter().map(|(name, fit)| (*name, *fit)).collect();
+        let nodes: Vec<(&'a str, Eligibility)> = self.nodes.iter().map(|(name, fit)| (*name, *fit)).collect();
         for (name, fit) in nodes {
             let pods = self.pods.get(name).cloned().unwrap_or_default();
             match fit {
-                Fit::Runs if pods.is_empty() => changes.make.push(name),
-                Fit::Not => {
+                Eligibility::ShouldRun if pods.is_empty() => changes.make.push(name),
+                Eligibility::Ineligible => {
                     changes.delete.extend(pods.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()));
                 }
-                Fit::Runs | Fit::Keeps => {
-                    let running = self.without_ended(name, pods, &mut changes);
+                Eligibility::ShouldRun | Eligibility::MayContinue => {
+                    let running = self.delete_terminal(name, pods, &mut changes);
                     if surges {
-                        if running.is_empty() && fit == Fit::Runs {
+                        if running.is_empty() && fit == Eligibility::ShouldRun {
                             changes.make.push(name);
                         }
-                        self.keep_two(&running, &mut changes);
+                        self.keep_surging(&running, &mut changes);
                     } else {
                         changes.delete.extend(running.into_iter().skip(1));
                     }
                 }
             }
         }
-        // Made for a node that is gone, and placed nowhere.
+        // The pod is unscheduled, and its node is gone.
         let gone = self.pods.iter().filter(|(name, _)| !self.nodes.contains_key(*name)).flat_map(|(_, pods)| pods);
         let unplaced = |pod: &&&Pod| pod.spec.as_ref().is_none_or(|s| s.node_name.as_deref().unwrap_or("").is_empty());
         let staying = |pod: &&&Pod| pod.metadata.deletion_timestamp.is_none();
@@ -275,25 +276,25 @@ impl<'a> Daemons<'a> {
         changes
     }
 
-    /// The pods of a node that go on; those that have ended are to be deleted.
-    fn without_ended(&mut self, node: &str, pods: Vec<&'a Pod>, changes: &mut Changes<'a>) -> Vec<&'a Pod> {
+    /// The running pods of a node; terminal ones are deleted.
+    fn delete_terminal(&mut self, node: &str, pods: Vec<&'a Pod>, changes: &mut PodChanges<'a>) -> Vec<&'a Pod> {
         let mut running = Vec::new();
         for pod in pods.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
             let key = key_of(&pod.metadata);
-            let said = |what: &str| format!("Found {what} daemon pod {key} on node {node}, will try to");
+            let prefix = |what: &str| format!("Found {what} daemon pod {key} on node {node}, will try to");
             match pods::phase(pod) {
                 "Failed" => {
-                    if let Some(wait) = self.known.failed.wait(node, self.elapsed) {
+                    if let Some(wait) = self.known.failed.remaining(node, self.elapsed) {
                         self.plan.requeue_after(self.now, wait);
                         continue;
                     }
-                    self.known.failed.goes(node, self.elapsed);
-                    let message = said("failed") + " kill it";
+                    self.known.failed.record_deletion(node, self.elapsed);
+                    let message = prefix("failed") + " kill it";
                     self.plan.push(Action::Event(EventRecord::warning(self.set, "FailedDaemonPod", message)));
                     changes.delete.push(pod);
                 }
                 "Succeeded" => {
-                    let message = said("succeeded") + " delete it";
+                    let message = prefix("succeeded") + " delete it";
                     self.plan.push(Action::Event(EventRecord::normal(self.set, "SucceededDaemonPod", message)));
                     changes.delete.push(pod);
                 }
@@ -303,9 +304,9 @@ impl<'a> Daemons<'a> {
         running
     }
 
-    /// While pods surge, a node may have two: the oldest of the present template, and the oldest of another until the new
-    /// one is available or the old one no longer is ready.
-    fn keep_two(&self, running: &[&'a Pod], changes: &mut Changes<'a>) {
+    /// With surge a node may have two pods: the oldest of the current template, and the oldest of another until the new
+    /// one is available or the old one is no longer ready.
+    fn keep_surging(&self, running: &[&'a Pod], changes: &mut PodChanges<'a>) {
         let (new, old): (Vec<&'a Pod>, Vec<&'a Pod>) = running.iter().copied().partition(|pod| self.is_updated(pod));
         changes.delete.extend(new.iter().skip(1).chain(old.iter().skip(1)));
         if let ([new, ..], [old, ..]) = (new.as_slice(), old.as_slice())

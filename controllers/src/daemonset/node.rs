@@ -1,22 +1,22 @@
-//! Which nodes a DaemonSet's pods belong on, and the pods that are made for them.
+//! Placement of a DaemonSet's pods on nodes, and the pods for them.
 
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{
     self as core, Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint, Toleration,
 };
-use machinery_api::placement::{self, requirement_holds};
+use machinery_api::placement::{self, requirement_matches};
 use machinery_client::{Pod, controlled_by};
 
 use crate::pods;
 use crate::revisions::POD_HASH;
 
-/// The label of a pod with the generation of its template, as before there were hashes.
+/// The label with the generation of a pod's template, from before hashes.
 const POD_GENERATION: &str = "pod-template-generation";
-/// The annotation of a DaemonSet with it.
+/// The annotation of a DaemonSet with that generation.
 const GENERATION: &str = "deprecated.daemonset.template.generation";
 const NODE_NAME: &str = "metadata.name";
 
-/// What of nodes a DaemonSet's pod stays on whatever happens.
+/// The node taints that every DaemonSet pod tolerates.
 const TOLERATED: &[(&str, &str)] = &[
     ("node.kubernetes.io/not-ready", "NoExecute"),
     ("node.kubernetes.io/unreachable", "NoExecute"),
@@ -27,29 +27,29 @@ const TOLERATED: &[(&str, &str)] = &[
 ];
 const NO_NETWORK: (&str, &str) = ("node.kubernetes.io/network-unavailable", "NoSchedule");
 
-/// What a node is to a DaemonSet.
+/// The eligibility of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fit {
-    /// A pod belongs on it.
-    Runs,
-    /// A pod that is there may stay.
-    Keeps,
-    /// No pod belongs on it.
-    Not,
+pub(super) enum Eligibility {
+    /// A pod should run on it.
+    ShouldRun,
+    /// An existing pod may stay.
+    MayContinue,
+    /// No pod may run on it.
+    Ineligible,
 }
 
 fn generation(set: &DaemonSet) -> Option<i64> {
     set.metadata.annotations.as_ref()?.get(GENERATION)?.parse().ok()
 }
 
-/// Whether a pod is of the present template.
+/// Whether a pod has the current template.
 pub(super) fn is_updated(set: &DaemonSet, hash: &str, pod: &Pod) -> bool {
     let label = |name: &str| pod.metadata.labels.as_ref().and_then(|l| l.get(name));
     label(POD_HASH).is_some_and(|given| given == hash)
         || generation(set).is_some_and(|n| label(POD_GENERATION).is_some_and(|given| *given == n.to_string()))
 }
 
-/// The template's spec with what every daemon tolerates.
+/// The template's spec with the default tolerations.
 fn tolerating(spec: &PodSpec) -> PodSpec {
     let mut spec = spec.clone();
     let hosts = spec.host_network == Some(true);
@@ -73,7 +73,7 @@ fn tolerating(spec: &PodSpec) -> PodSpec {
     spec
 }
 
-/// The pods of a set, as far as its nodes decide.
+/// The placement rules of a set's template.
 #[derive(Debug)]
 pub(super) struct Placement {
     spec: PodSpec,
@@ -85,20 +85,20 @@ impl Placement {
         Self { spec: spec.map(tolerating).unwrap_or_default() }
     }
 
-    pub(super) fn fit(&self, node: &Node) -> Fit {
+    pub(super) fn fit(&self, node: &Node) -> Eligibility {
         let name = node.metadata.name.as_deref().unwrap_or_default();
         let named = self.spec.node_name.as_deref().filter(|name| !name.is_empty());
         if named.is_some_and(|named| named != name) || !self.admits(node, name) {
-            return Fit::Not;
+            return Eligibility::Ineligible;
         }
         let untolerated = |effects: &[&str]| {
             let taints = node.spec.as_ref().and_then(|s| s.taints.as_ref()).into_iter().flatten();
             taints.filter(|t| effects.contains(&t.effect.as_str())).any(|taint| !self.tolerates(taint))
         };
         match (untolerated(&["NoSchedule"]), untolerated(&["NoExecute"])) {
-            (false, false) => Fit::Runs,
-            (true, false) => Fit::Keeps,
-            (_, true) => Fit::Not,
+            (false, false) => Eligibility::ShouldRun,
+            (true, false) => Eligibility::MayContinue,
+            (_, true) => Eligibility::Ineligible,
         }
     }
 
@@ -119,12 +119,12 @@ impl Placement {
         })
     }
 
-    /// Whether node selector and required affinity take the node.
+    /// Whether node selector and required affinity match the node.
     fn admits(&self, node: &Node, name: &str) -> bool {
         let label = |key: &str| node.metadata.labels.as_ref().and_then(|l| l.get(key)).map(String::as_str);
         let selected = self.spec.node_selector.iter().flatten().all(|(key, value)| label(key) == Some(value));
         let holds = |r: &NodeSelectorRequirement, value| {
-            requirement_holds(&r.operator, r.values.as_deref().unwrap_or_default(), value)
+            requirement_matches(&r.operator, r.values.as_deref().unwrap_or_default(), value)
         };
         let meets = |term: &NodeSelectorTerm| {
             let labels = term.match_expressions.as_deref().unwrap_or_default();
@@ -138,7 +138,7 @@ impl Placement {
         selected && required.is_none_or(|required| required.node_selector_terms.iter().any(meets))
     }
 
-    /// The pod for a node: it waits for that one, whoever places it.
+    /// The pod for a node, with an affinity to that node alone.
     pub(super) fn pod(&self, set: &DaemonSet, hash: &str, node: &str) -> core::Pod {
         let mut template = set.spec.as_ref().map(|s| s.template.clone()).unwrap_or_default();
         let mut spec = self.spec.clone();
@@ -162,7 +162,7 @@ impl Placement {
     }
 }
 
-/// The node that a pod is on, or is made for.
+/// The assigned or intended node of a pod.
 pub(super) fn of_pod(pod: &Pod) -> Option<&str> {
     let spec = pod.spec.as_ref()?;
     if let Some(name) = spec.node_name.as_deref().filter(|name| !name.is_empty()) {

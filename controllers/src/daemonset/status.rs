@@ -1,14 +1,15 @@
-//! The status of a DaemonSet: on how many nodes its pods shall be, and on how many they are.
+//! The status of a DaemonSet: the number of nodes that should have pods, and of those that do.
 
 use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetStatus};
 use machinery_client::Action;
 
-use super::Daemons;
-use super::node::Fit;
+use super::DaemonSetPass;
+use super::node::Eligibility;
 use crate::pods;
 
-impl Daemons<'_> {
-    /// Writes the status where it differs. It comes before what is done to pods: that may fail, and is seen next time.
+impl DaemonSetPass<'_> {
+    /// Writes the status if it differs. The write comes before changes of pods: those may fail, and the next pass
+    /// counts them.
     pub(super) fn write_status(&mut self) {
         let known = self.set.status.clone().unwrap_or_default();
         let status = self.status(known.clone());
@@ -35,7 +36,7 @@ impl Daemons<'_> {
         let (mut available, mut updated) = (0, 0);
         for (name, fit) in &self.nodes {
             let first = self.pods.get(name).and_then(|pods| pods.first());
-            if *fit != Fit::Runs {
+            if *fit != Eligibility::ShouldRun {
                 status.number_misscheduled += i32::from(first.is_some());
                 continue;
             }
@@ -53,7 +54,7 @@ impl Daemons<'_> {
     }
 }
 
-/// For comparison: absent and zero are one.
+/// For comparison: absent and zero are equal.
 fn normal(mut status: DaemonSetStatus) -> DaemonSetStatus {
     let zero = |n: Option<i32>| n.filter(|n| *n != 0);
     status.number_available = zero(status.number_available);

@@ -1,4 +1,4 @@
-//! DaemonSets by example: nodes that differ, and pods that the test lets run.
+//! Examples of DaemonSets, with different nodes and simulated pods.
 
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
 use k8s_openapi::api::core::v1::Node;
@@ -43,7 +43,7 @@ fn cluster(more: &Value, nodes: &[&str]) -> Simulation {
 
 fn pass(simulation: &mut Simulation) -> Plan {
     let plan = decide("daemonset-controller", simulation, &key("d"));
-    simulation.memories.set(&key("d"), plan.memory.clone());
+    simulation.reconciler_cache.set(&key("d"), plan.state.clone());
     assert_eq!(simulation.apply(plan.clone()), Vec::<String>::new());
     plan
 }
@@ -78,7 +78,7 @@ fn change<K: machinery_client::Typed>(simulation: &mut Simulation, key: &ObjectK
     simulation.write(&kind, object);
 }
 
-/// The scheduler and the node of all pods that aren't ready: they are placed, and run.
+/// Binds and runs all pods that aren't ready, as scheduler and node.
 fn run(simulation: &mut Simulation) {
     let waiting: Vec<(ObjectKey, String)> = simulation
         .view

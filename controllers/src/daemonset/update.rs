@@ -1,57 +1,59 @@
-//! Rolling updates: pods of an old template go before or after their successors, as many at a time as the strategy allows.
+//! Rolling updates: deletes old pods before or after the creation of their successors, within the limits of the
+//! strategy.
 
 use k8s_openapi::api::apps::v1::{DaemonSetSpec, RollingUpdateDaemonSet};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use machinery_client::Pod;
 
-use super::node::Fit;
-use super::{Changes, Daemons};
-use crate::share::{Round, share};
+use super::node::Eligibility;
+use super::{DaemonSetPass, PodChanges};
+use crate::int_or_percent::{Round, scaled_value};
 
 fn rolling(spec: &DaemonSetSpec) -> Option<&RollingUpdateDaemonSet> {
     let strategy = spec.update_strategy.as_ref()?;
     strategy.rolling_update.as_ref().filter(|_| strategy.type_.as_deref() == Some("RollingUpdate"))
 }
 
-/// How many nodes may have two pods.
+/// The maximum number of nodes with two pods.
 pub(super) fn surge(spec: &DaemonSetSpec, nodes: usize) -> usize {
     part(rolling(spec).and_then(|r| r.max_surge.as_ref()), nodes)
 }
 
-/// Unset means none, as the API's defaults are set by the server.
+/// Unset means zero, as the server sets the API's defaults.
 fn part(of: Option<&IntOrString>, nodes: usize) -> usize {
-    let part = of.map_or(0, |of| share(of, i32::try_from(nodes).unwrap_or(i32::MAX), Round::Up));
+    let part = of.map_or(0, |of| scaled_value(of, i32::try_from(nodes).unwrap_or(i32::MAX), Round::Up));
     usize::try_from(part).unwrap_or(0)
 }
 
-/// The pods of a node of the new template and of an old one; none where there are two of either.
-fn new_and_old<'a>(daemons: &Daemons<'a>, pods: &[&'a Pod]) -> Option<(Option<&'a Pod>, Option<&'a Pod>)> {
+/// A node's pods of the new and an old template; none if there are two of either.
+fn new_and_old<'a>(daemons: &DaemonSetPass<'a>, pods: &[&'a Pod]) -> Option<(Option<&'a Pod>, Option<&'a Pod>)> {
     let staying = pods.iter().copied().filter(|pod| pod.metadata.deletion_timestamp.is_none());
     let (new, old): (Vec<&'a Pod>, Vec<&'a Pod>) = staying.partition(|pod| daemons.is_updated(pod));
     (new.len() <= 1 && old.len() <= 1).then(|| (new.first().copied(), old.first().copied()))
 }
 
-impl<'a> Daemons<'a> {
-    /// What brings the next pods to the present template.
-    pub(super) fn updates(&self) -> Changes<'a> {
+impl<'a> DaemonSetPass<'a> {
+    /// The next step of the update.
+    pub(super) fn updates(&self) -> PodChanges<'a> {
         if self.spec.update_strategy.as_ref().is_some_and(|s| s.type_.as_deref() == Some("OnDelete")) {
-            return Changes::default();
+            return PodChanges::default();
         }
-        let nodes = self.nodes.values().filter(|fit| **fit == Fit::Runs).count();
+        let nodes = self.nodes.values().filter(|fit| **fit == Eligibility::ShouldRun).count();
         let surge = surge(self.spec, nodes);
         let unavailable = part(rolling(self.spec).and_then(|r| r.max_unavailable.as_ref()), nodes);
-        if surge > 0 { self.surging(surge, nodes) } else { self.in_place(unavailable.max(1)) }
+        if surge > 0 { self.update_with_surge(surge, nodes) } else { self.update_in_place(unavailable.max(1)) }
     }
 
-    /// Nodes that have pods, and those that shall.
+    /// Nodes that have pods, and nodes that should.
     fn on_nodes(&self) -> Vec<(&'a str, &[&'a Pod])> {
         let with = self.pods.iter().map(|(name, pods)| (*name, pods.as_slice()));
-        let bare = self.nodes.iter().filter(|(name, fit)| **fit == Fit::Runs && !self.pods.contains_key(*name));
+        let bare =
+            self.nodes.iter().filter(|(name, fit)| **fit == Eligibility::ShouldRun && !self.pods.contains_key(*name));
         with.chain(bare.map(|(name, _)| (*name, &[] as &[&'a Pod]))).collect()
     }
 
-    /// The old pod goes first.
-    fn in_place(&self, most: usize) -> Changes<'a> {
+    /// Deletes the old pod first.
+    fn update_in_place(&self, most: usize) -> PodChanges<'a> {
         let (mut unavailable, mut unwell, mut candidates) = (0_usize, Vec::new(), Vec::new());
         for (_, pods) in self.on_nodes() {
             match new_and_old(self, pods) {
@@ -65,13 +67,13 @@ impl<'a> Daemons<'a> {
             }
         }
         let room = most.saturating_sub(unavailable);
-        Changes { make: Vec::new(), delete: unwell.into_iter().chain(candidates.into_iter().take(room)).collect() }
+        PodChanges { make: Vec::new(), delete: unwell.into_iter().chain(candidates.into_iter().take(room)).collect() }
     }
 
-    /// The new pod comes first.
-    fn surging(&self, most: usize, wanted: usize) -> Changes<'a> {
+    /// Creates the new pod first.
+    fn update_with_surge(&self, most: usize, wanted: usize) -> PodChanges<'a> {
         let (mut surging, mut available) = (0_usize, 0_usize);
-        let (mut changes, mut leaving, mut candidates) = (Changes::default(), Vec::new(), Vec::new());
+        let (mut changes, mut leaving, mut candidates) = (PodChanges::default(), Vec::new(), Vec::new());
         for (name, pods) in self.on_nodes() {
             let Some((new, old)) = new_and_old(self, pods) else {
                 surging += 1;
@@ -79,7 +81,7 @@ impl<'a> Daemons<'a> {
             };
             available += usize::from(old.or(new).is_some_and(|pod| self.is_available(pod)));
             let Some(old) = old else { continue };
-            let stays = self.fit(name) == Some(Fit::Runs);
+            let stays = self.fit(name) == Some(Eligibility::ShouldRun);
             match new {
                 Some(new) if self.is_available(new) => changes.delete.push(old),
                 Some(_) => surging += 1,

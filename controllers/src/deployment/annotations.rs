@@ -1,4 +1,4 @@
-//! What a Deployment writes into its ReplicaSets' annotations: revision, history, and the size that it had in mind.
+//! Annotations of a Deployment's ReplicaSets: revision, revision history, and the Deployment's size at the last write.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ pub(super) const REVISION: &str = "deployment.kubernetes.io/revision";
 const HISTORY: &str = "deployment.kubernetes.io/revision-history";
 const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
 const MAX: &str = "deployment.kubernetes.io/max-replicas";
-/// Annotations of a Deployment that its sets don't get.
+/// Annotations of a Deployment that are not copied to its sets.
 const NOT_COPIED: [&str; 6] = [
     "kubectl.kubernetes.io/last-applied-configuration",
     REVISION,
@@ -21,19 +21,19 @@ const NOT_COPIED: [&str; 6] = [
     MAX,
     "deprecated.deployment.rollback.to",
 ];
-/// The revision history's length (upstream's: about 100 revisions).
+/// The maximum length of the revision history (upstream's: about 100 revisions).
 const HISTORY_CHARS_MAX: usize = 2000;
-/// Sets the revision; false where it was set already.
+/// Sets the revision; false if it is unchanged.
 pub(super) fn set(annotations: &mut Annotations, revision: &str) -> bool {
     annotations.insert(REVISION.to_owned(), revision.to_owned()).as_deref() != Some(revision)
 }
 
-/// How many replicas the Deployment asked for when it last wrote the set.
+/// The Deployment's replicas at its last write of the set.
 pub(super) fn desired(set: &ReplicaSet) -> Option<i32> {
     count_in(set, DESIRED)
 }
 
-/// How many replicas were allowed when the Deployment last wrote the set.
+/// The Deployment's maximum of replicas at its last write of the set.
 pub(super) fn max(set: &ReplicaSet) -> Option<i32> {
     count_in(set, MAX)
 }
@@ -42,7 +42,7 @@ fn count_in(set: &ReplicaSet, annotation: &str) -> Option<i32> {
     set.metadata.annotations.as_ref()?.get(annotation)?.parse().ok().filter(|n| *n >= 0)
 }
 
-/// Notes in the set what the Deployment asks for and allows now.
+/// Writes the Deployment's replicas and maximum into the set.
 pub(super) fn note_size(set: &mut ReplicaSet, deployment: &Deployment) {
     let annotations = set.metadata.annotations.get_or_insert_default();
     let most = wanted(deployment).saturating_add(strategy::max_surge(deployment));
@@ -50,7 +50,7 @@ pub(super) fn note_size(set: &mut ReplicaSet, deployment: &Deployment) {
     annotations.insert(MAX.to_owned(), most.to_string());
 }
 
-/// Copies the Deployment's annotations and writes the revision, with the former one in the history.
+/// Copies the Deployment's annotations and writes the revision, with the previous one in the history.
 pub(super) fn annotate(set: &mut ReplicaSet, deployment: &Deployment, revision: i64) {
     let empty = Annotations::new();
     let given = deployment.metadata.annotations.as_ref().unwrap_or(&empty);
@@ -60,7 +60,7 @@ pub(super) fn annotate(set: &mut ReplicaSet, deployment: &Deployment, revision: 
     let former = annotations.get(REVISION).cloned();
     let number = match former.as_deref() {
         None | Some("") => 0,
-        // Somebody else's text: it isn't ours to replace.
+        // Another client's text: it is not replaced.
         Some(text) => match text.parse::<i64>() {
             Ok(number) => number,
             Err(_) => return,

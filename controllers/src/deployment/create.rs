@@ -1,4 +1,4 @@
-//! Makes the ReplicaSet of a Deployment's present template.
+//! Creates the ReplicaSet of a Deployment's current template.
 
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -10,9 +10,9 @@ use super::strategy::{is_rolling, max_surge};
 use super::{Rollout, annotations, size, status, total, wanted};
 use crate::pods;
 
-/// The longest name of a ReplicaSet.
+/// The maximum length of a ReplicaSet's name.
 const NAME_LENGTH_MAX: usize = 253;
-/// Makes the set of the present template. Answers false where it can't go on in this pass.
+/// Creates the set of the current template. Returns false if the pass must end.
 pub(super) fn create(rollout: &mut Rollout<'_>) -> bool {
     let deployment = rollout.deployment;
     let Some(spec) = &deployment.spec else { return false };
@@ -21,7 +21,7 @@ pub(super) fn create(rollout: &mut Rollout<'_>) -> bool {
     let set_name = named(deployment.metadata.name.as_deref().unwrap_or_default(), &hash);
     let namespace = deployment.metadata.namespace.clone().unwrap_or_default();
     if rollout.view.get::<ReplicaSet>(&ObjectKey::new(&*namespace, &*set_name)).is_some() {
-        // It isn't ours, or has another template: two templates with one hash.
+        // The set has another owner or template: a hash collision.
         rollout.status.collision_count = Some(collisions.unwrap_or(0).saturating_add(1));
         rollout.write_status();
         return false;
@@ -29,7 +29,7 @@ pub(super) fn create(rollout: &mut Rollout<'_>) -> bool {
     let Some(set) = new_set(rollout, set_name.clone(), hash) else { return false };
     let replicas = size(&set);
     if deployment.status.as_ref().and_then(|s| s.observed_generation).unwrap_or(0) == 0 {
-        // There may be one to adopt that was made just before.
+        // An orphan to adopt may have been created just before.
         let namespace = deployment.metadata.namespace.as_deref().unwrap_or_default();
         rollout.plan.push(pods::require_fresh_cache::<ReplicaSet>(rollout.view, namespace, &spec.selector));
     }
@@ -62,7 +62,7 @@ pub(super) fn create(rollout: &mut Rollout<'_>) -> bool {
     true
 }
 
-/// The status to write where the set can't be made, and where in it the error goes.
+/// The status to write if the creation fails, with the place of the error in it.
 fn failing(rollout: &mut Rollout<'_>, message: String) -> Option<(Action, String)> {
     if !rollout.has_deadline() {
         return None;
@@ -76,7 +76,7 @@ fn failing(rollout: &mut Rollout<'_>, message: String) -> Option<(Action, String
     Some((rollout.status_update(&failing)?, format!("/status/conditions/{at}/message")))
 }
 
-/// The set of the present template.
+/// The set of the current template.
 fn new_set(rollout: &Rollout<'_>, name: String, hash: String) -> Option<ReplicaSet> {
     let deployment = rollout.deployment;
     let spec = deployment.spec.as_ref()?;
@@ -111,7 +111,7 @@ fn new_set(rollout: &Rollout<'_>, name: String, hash: String) -> Option<ReplicaS
     Some(set)
 }
 
-/// How many replicas the new set, that has `present`, may have now.
+/// The replicas that the new set, which has `present`, may have now.
 pub(super) fn replicas_of_new(rollout: &Rollout<'_>, present: i32) -> i32 {
     let wanted = wanted(rollout.deployment);
     if !is_rolling(rollout.deployment) {

@@ -1,7 +1,7 @@
-//! `deployment-controller`: moves pods from one template to the next through ReplicaSets.
+//! `deployment-controller`: rolls pods from one template to the next through ReplicaSets.
 //!
-//! Shape: the ReplicaSets of a Deployment are taken in ([`Rollout`]), their sizes are decided on copies ([`rolling`],
-//! [`recreate`], [`proportional`] in `rollout.rs`), then each changed copy is one update and the status is one more.
+//! A pass reads the ReplicaSets of a Deployment ([`Rollout`]) and decides their sizes on copies ([`rolling`],
+//! [`recreate`], [`proportional`] in `rollout.rs`). Each changed copy is one update, and the status is one more.
 
 mod annotations;
 mod create;
@@ -38,7 +38,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     reconcile,
 };
 
-/// The Deployments that own the set or did; those that might adopt it where nobody owns it.
+/// The Deployments that own or owned the set; for an orphan, the Deployments that may adopt it.
 fn of_replica_set(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let namespace = &change.key.namespace;
     let mut keys: Vec<ObjectKey> = change
@@ -57,7 +57,7 @@ fn of_replica_set(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     keys
 }
 
-/// A Deployment that recreates waits for its last old pod.
+/// A Deployment with strategy Recreate waits for its last old pod.
 fn of_ended_pod(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     if change.after::<Pod>().is_some_and(|pod| !pods::is_terminal(pod)) {
         return Vec::new();
@@ -73,27 +73,27 @@ fn chooses(deployment: &Deployment, set: &ReplicaSet) -> bool {
     deployment.spec.as_ref().is_some_and(|spec| selects(&spec.selector, set.metadata.labels.as_ref()))
 }
 
-/// How many replicas are asked for.
+/// The Deployment's `spec.replicas`.
 fn wanted(deployment: &Deployment) -> i32 {
     deployment.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
 }
 
-/// How many replicas a set is asked for.
+/// A set's `spec.replicas`.
 fn size(set: &ReplicaSet) -> i32 {
     set.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
 }
 
-/// How many replicas of a set are available.
+/// The available replicas of a set.
 fn available(set: &ReplicaSet) -> i32 {
     set.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0)
 }
 
-/// How many replicas a set has.
+/// The actual replicas of a set.
 fn actual(set: &ReplicaSet) -> i32 {
     set.status.as_ref().map_or(0, |s| s.replicas)
 }
 
-/// How many replicas sets are asked for in all.
+/// The sum of the sets' `spec.replicas`.
 fn total<'a>(sets: impl Iterator<Item = &'a ReplicaSet>) -> i32 {
     sets.map(size).fold(0, i32::saturating_add)
 }
@@ -102,17 +102,17 @@ fn name(set: &ReplicaSet) -> &str {
     set.metadata.name.as_deref().unwrap_or_default()
 }
 
-/// A Deployment's sets, as copies that are to be written where they differ from the view.
+/// A Deployment's sets, as copies that are written if they differ from the view.
 struct Rollout<'a> {
     view: &'a ObjectCache,
     deployment: &'a Deployment,
-    /// The set of the present template.
+    /// The set of the current template.
     new: Option<ReplicaSet>,
     /// All others, by age.
     old: Vec<ReplicaSet>,
-    /// The status to be written, begun from the known one.
+    /// The new status, based on the known one.
     status: DeploymentStatus,
-    /// The revision annotation to be written.
+    /// The revision annotation to write.
     revision: Option<String>,
     now: Timestamp,
     plan: Plan,
@@ -124,7 +124,7 @@ impl Rollout<'_> {
     }
 
     fn has_deadline(&self) -> bool {
-        // A deadline of i32's end is upstream's way to say none.
+        // A deadline of `i32::MAX` means none, as upstream.
         self.deadline_seconds().is_some_and(|s| s != i32::MAX)
     }
 
@@ -136,7 +136,7 @@ impl Rollout<'_> {
         self.deployment.spec.as_ref().and_then(|s| s.paused) == Some(true)
     }
 
-    /// Writes every copy that differs from what the view has, with the event about its size.
+    /// Updates every copy that differs from the view, with the event about its size.
     fn write_sets(&mut self) {
         let mut actions = Vec::new();
         for set in self.all() {
@@ -155,14 +155,14 @@ impl Rollout<'_> {
         self.plan.actions.extend(actions);
     }
 
-    /// Whether a copy's size differs from what the view has.
+    /// Whether a copy's size differs from the view.
     fn resized(&self) -> bool {
         self.all().any(|set| {
             self.view.get::<ReplicaSet>(&key_of(&set.metadata)).is_some_and(|known| size(known) != size(set))
         })
     }
 
-    /// Writes status and revision where they differ.
+    /// Writes status and revision if they differ.
     fn write_status(&mut self) {
         let update = self.status_update(&self.status);
         self.plan.actions.extend(update);
@@ -186,7 +186,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     let Some(spec) = &deployment.spec else { return Plan::nothing() };
     let status = deployment.status.clone().unwrap_or_default();
     if is_everything(&spec.selector) {
-        return selecting_all(deployment, status);
+        return reject_select_all(deployment, status);
     }
     let going = deployment.metadata.deletion_timestamp.is_some();
     if !going {
@@ -222,7 +222,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     let done =
         if strategy::is_rolling(deployment) { rollout::rolling(&mut rollout) } else { rollout::recreate(&mut rollout) };
     if !done {
-        // The new set has to get another name first.
+        // The new set needs another name first.
         return rollout.plan;
     }
     if !rollout.resized() && status::is_complete(&rollout, &deployment.status.clone().unwrap_or_default()) {
@@ -240,8 +240,8 @@ fn age(set: &ReplicaSet) -> (Option<Timestamp>, Option<&str>) {
     (set.metadata.creation_timestamp.as_ref().map(|t| t.0), set.metadata.name.as_deref())
 }
 
-/// A selector that chooses everything is refused.
-fn selecting_all(deployment: &Deployment, mut status: DeploymentStatus) -> Plan {
+/// A selector that matches everything is rejected.
+fn reject_select_all(deployment: &Deployment, mut status: DeploymentStatus) -> Plan {
     let generation = deployment.metadata.generation.unwrap_or(0);
     if status.observed_generation.unwrap_or(0) >= generation {
         return Plan::nothing();
@@ -255,7 +255,7 @@ fn selecting_all(deployment: &Deployment, mut status: DeploymentStatus) -> Plan 
     .into()
 }
 
-/// Adopts the sets that match and nobody owns, and releases those that no longer match.
+/// Adopts orphaned sets that match, and releases sets that no longer match.
 fn claim(view: &ObjectCache, deployment: &Deployment, key: &ObjectKey) -> Vec<Action> {
     let uid = deployment.metadata.uid.as_deref().unwrap_or_default();
     let strange = view.controlled::<ReplicaSet>(uid).filter(|set| !chooses(deployment, set)).map(pods::release);

@@ -1,5 +1,5 @@
-//! Which ReplicaSet is which revision: the template's hash, the set of the present template, its annotations, and the
-//! history that is kept.
+//! Revisions of a Deployment: the template's hash, the ReplicaSet of the current template, its annotations, and the
+//! history limit.
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
@@ -8,7 +8,7 @@ use machinery_client::{Action, value_of};
 use super::{Rollout, actual, annotations, name, size, status};
 use crate::revisions::letters;
 
-/// The label of a template's hash.
+/// The label with the template's hash.
 pub(super) const HASH: &str = "pod-template-hash";
 
 /// The oldest set with the Deployment's template; `sets` are sorted by age.
@@ -17,7 +17,7 @@ pub(super) fn find_new(deployment: &Deployment, sets: &[ReplicaSet]) -> Option<u
     sets.iter().position(|set| comparable(set.spec.as_ref().and_then(|s| s.template.as_ref())) == template)
 }
 
-/// A template without its hash, in a form in which absent and empty are one.
+/// A template without its hash, in a form in which absent and empty are equal.
 fn comparable(template: Option<&PodTemplateSpec>) -> serde_json::Value {
     let mut template = template.cloned().unwrap_or_default();
     if let Some(labels) = template.metadata.as_mut().and_then(|m| m.labels.as_mut()) {
@@ -28,7 +28,7 @@ fn comparable(template: Option<&PodTemplateSpec>) -> serde_json::Value {
     value
 }
 
-/// Takes out what is empty. An empty volume source (`emptyDir: {}`) says something by being there: objects stay.
+/// Removes empty values. Objects stay: an empty volume source (`emptyDir: {}`) has a meaning.
 fn prune(value: &mut serde_json::Value) {
     match value {
         serde_json::Value::Object(map) => {
@@ -46,7 +46,7 @@ fn prune(value: &mut serde_json::Value) {
     }
 }
 
-/// The template's hash, which a collision count changes (FNV-1a, 32 bits).
+/// The template's hash with the collision count (FNV-1a, 32 bits).
 pub(super) fn hash(template: &PodTemplateSpec, collisions: Option<i32>) -> String {
     let mut text = value_of(template).to_string().into_bytes();
     if let Some(count) = collisions {
@@ -61,12 +61,12 @@ fn revision_of(set: &ReplicaSet) -> i64 {
     text.and_then(|r| r.parse().ok()).unwrap_or(0)
 }
 
-/// The revision that the present template gets.
+/// The next revision of the current template.
 pub(super) fn next_revision(rollout: &Rollout<'_>) -> i64 {
     rollout.old.iter().map(revision_of).max().unwrap_or(0).max(0).saturating_add(1)
 }
 
-/// Brings the annotations of the present set up to date, and notes its revision for the Deployment.
+/// Updates the annotations of the new set, and the Deployment's revision.
 pub(super) fn sync(rollout: &mut Rollout<'_>) {
     let next = next_revision(rollout);
     let Some(mut set) = rollout.new.take() else { return };

@@ -1,4 +1,4 @@
-//! How many replicas each ReplicaSet shall have: pure arithmetic on the copies in a [`Rollout`].
+//! Sizes of the ReplicaSets in a rollout: pure arithmetic on the copies in a [`Rollout`].
 
 use std::cmp::Reverse;
 
@@ -17,16 +17,16 @@ fn resize(set: &mut ReplicaSet, to: i32, deployment: &Deployment) {
     annotations::note_size(set, deployment);
 }
 
-/// How many replicas of a set are available and stay: its status may still count those that it is about to give up.
+/// The available replicas of a set that stay: its status may still count replicas that it is about to delete.
 fn available(set: &ReplicaSet) -> i32 {
     super::available(set).min(size(set))
 }
 
-/// One step of a rolling update. Answers false where it can't go on in this pass.
+/// One step of a rolling update. Returns false if the pass must end.
 pub(super) fn rolling(rollout: &mut Rollout<'_>) -> bool {
     let deployment = rollout.deployment;
     if rollout.new.is_none() {
-        // The next pass goes on with it.
+        // The next pass continues with the new set.
         return create(rollout);
     }
     let present = rollout.new.as_ref().map_or(0, size);
@@ -43,7 +43,7 @@ pub(super) fn rolling(rollout: &mut Rollout<'_>) -> bool {
     true
 }
 
-/// Takes replicas from the old sets: first those that aren't available anyway, then as many as may be missing.
+/// Scales old sets down: unavailable replicas first, then as many as may be unavailable.
 fn shrink_old(rollout: &mut Rollout<'_>) {
     let deployment = rollout.deployment;
     let Some(new) = &rollout.new else { return };
@@ -74,7 +74,7 @@ fn shrink_old(rollout: &mut Rollout<'_>) {
     }
 }
 
-/// One step of a recreation: nothing new before the last old pod has ended.
+/// One step of strategy Recreate: no new pod before the last old one has ended.
 pub(super) fn recreate(rollout: &mut Rollout<'_>) -> bool {
     let deployment = rollout.deployment;
     let mut shrunk = false;
@@ -102,19 +102,19 @@ fn old_pods_run(rollout: &Rollout<'_>) -> bool {
     })
 }
 
-/// Whether the number asked for has changed since the sets were last written.
+/// Whether the Deployment's replicas changed since the last write of the sets.
 pub(super) fn is_scaling(rollout: &Rollout<'_>) -> bool {
     let active = rollout.all().filter(|set| size(set) > 0);
     active.filter_map(annotations::desired).any(|desired| desired != wanted(rollout.deployment))
 }
 
-/// Scales all sets in proportion to their size, so that scaling doesn't hasten a rollout.
+/// Scales all sets in proportion to their size, so that scaling doesn't accelerate a rollout.
 pub(super) fn proportional(rollout: &mut Rollout<'_>) {
     let deployment = rollout.deployment;
     let wanted = wanted(deployment);
     let active = rollout.all().filter(|set| size(set) > 0).count();
     if active <= 1 {
-        // The only one with replicas, else the newest.
+        // The only set with replicas, else the newest.
         let only = match (active, rollout.new.is_some()) {
             (0, true) => rollout.new.as_mut(),
             (0, false) => rollout.old.last_mut(),
@@ -139,7 +139,7 @@ pub(super) fn proportional(rollout: &mut Rollout<'_>) {
     let known = deployment.status.as_ref().and_then(|s| s.replicas).unwrap_or(0);
     let mut sets: Vec<&mut ReplicaSet> =
         rollout.old.iter_mut().chain(&mut rollout.new).filter(|set| size(set) > 0).collect();
-    // The largest first; among equals the newest gains and the oldest loses first.
+    // The largest first; among equals the newest grows first and the oldest shrinks first.
     sets.sort_by(|a, b| super::age(a).cmp(&super::age(b)));
     if to_add > 0 {
         sets.reverse();
@@ -167,7 +167,7 @@ fn is_saturated(new: &ReplicaSet, wanted: i32) -> bool {
     size(new) == wanted && annotations::desired(new) == Some(wanted) && available(new) == wanted
 }
 
-/// What a set gains or loses when the whole goes to `allowed`.
+/// The change of a set's size when the total becomes `allowed`.
 fn part(set: &ReplicaSet, wanted: i32, allowed: i32, known: i32) -> i32 {
     if wanted == 0 {
         return -size(set);

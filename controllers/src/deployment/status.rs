@@ -1,4 +1,4 @@
-//! A Deployment's status: counts, and the conditions Available, Progressing and ReplicaFailure.
+//! Status of a Deployment: counts, and the conditions Available, Progressing and ReplicaFailure.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ const AVAILABLE: &str = "NewReplicaSetAvailable";
 const TIMED_OUT: &str = "ProgressDeadlineExceeded";
 const PAUSED: &str = "DeploymentPaused";
 
-/// Counts the replicas, and judges whether enough are available.
+/// Counts the replicas, and sets the condition Available.
 pub(super) fn count(rollout: &mut Rollout<'_>) {
     let deployment = rollout.deployment;
     let sum = |of: &dyn Fn(&ReplicaSet) -> i32| rollout.all().map(of).fold(0, i32::saturating_add);
@@ -51,7 +51,7 @@ pub(super) fn count(rollout: &mut Rollout<'_>) {
     }
 }
 
-/// Notes that the Deployment was paused or resumed, so that the time in between isn't held against it.
+/// Records a pause or resume in the condition, so that a pause doesn't count towards the deadline.
 pub(super) fn note_pause(rollout: &mut Rollout<'_>) {
     let known = progressing(&rollout.status).and_then(|c| c.reason.as_deref());
     if !rollout.has_deadline() || known == Some(TIMED_OUT) {
@@ -67,7 +67,7 @@ pub(super) fn note_pause(rollout: &mut Rollout<'_>) {
     }
 }
 
-/// Judges the progress of a rollout, from what the view had before to what is counted now.
+/// Sets the condition Progressing from the view's status and the new counts.
 pub(super) fn judge_progress(rollout: &mut Rollout<'_>) {
     let before = rollout.deployment.status.clone().unwrap_or_default();
     let deployment_name = rollout.deployment.metadata.name.clone().unwrap_or_default();
@@ -86,7 +86,7 @@ pub(super) fn judge_progress(rollout: &mut Rollout<'_>) {
         } else if is_complete(rollout, &rollout.status) {
             let message = format!("{subject} has successfully progressed.");
             set_condition(&mut rollout.status, PROGRESSING, "True", AVAILABLE, &message, now);
-        } else if moved(&before, &rollout.status) {
+        } else if has_progressed(&before, &rollout.status) {
             let message = format!("{subject} is progressing.");
             let since = current.filter(|c| c.status == "True").and_then(|c| c.last_transition_time);
             remove_condition(&mut rollout.status, PROGRESSING);
@@ -116,7 +116,7 @@ pub(super) fn judge_progress(rollout: &mut Rollout<'_>) {
     }
 }
 
-/// When lack of progress becomes a failure; none where that isn't being watched for.
+/// The progress deadline; none if it doesn't apply.
 fn deadline(rollout: &Rollout<'_>, condition: Option<&DeploymentCondition>) -> Option<Timestamp> {
     let condition = condition?;
     if matches!(condition.reason.as_deref(), Some(AVAILABLE | TIMED_OUT)) {
@@ -127,14 +127,14 @@ fn deadline(rollout: &Rollout<'_>, condition: Option<&DeploymentCondition>) -> O
     Some(from.saturating_add(SignedDuration::from_secs(seconds.into())).unwrap_or(Timestamp::MAX))
 }
 
-/// A replica failure of the new set, else of any.
+/// The replica failure of the new set, else of any.
 fn failure(rollout: &Rollout<'_>) -> Option<k8s_openapi::api::apps::v1::ReplicaSetCondition> {
     let sets = rollout.new.iter().chain(&rollout.old);
     let mut conditions = sets.flat_map(|set| set.status.iter().flat_map(|s| s.conditions.iter().flatten()));
     conditions.find(|c| c.type_ == "ReplicaFailure").cloned()
 }
 
-/// All replicas are of the present template and available, and no others are left.
+/// Whether all replicas have the current template and are available, and no others are left.
 pub(super) fn is_complete(rollout: &Rollout<'_>, status: &DeploymentStatus) -> bool {
     let wanted = wanted(rollout.deployment);
     let all = |n: Option<i32>| n.unwrap_or(0) == wanted;
@@ -144,25 +144,25 @@ pub(super) fn is_complete(rollout: &Rollout<'_>, status: &DeploymentStatus) -> b
         && status.observed_generation.unwrap_or(0) >= rollout.deployment.metadata.generation.unwrap_or(0)
 }
 
-/// Whether the status tells of replicas alone, of a rollout that goes on: no condition changes, and it is not complete.
+/// Whether only replica counts of an unfinished rollout changed, and no condition.
 pub(super) fn is_progress(rollout: &Rollout<'_>) -> bool {
     let Some(known) = &rollout.deployment.status else { return false };
     let status = &rollout.status;
     let revision = rollout.deployment.metadata.annotations.as_ref().and_then(|a| a.get(annotations::REVISION));
     known.observed_generation == status.observed_generation
         && rollout.revision.as_ref() == revision
-        && said(known).eq(said(status))
+        && condition_states(known).eq(condition_states(status))
         && !is_complete(rollout, status)
 }
 
-/// What the conditions say, whenever that was.
-fn said(status: &DeploymentStatus) -> impl Iterator<Item = (&str, &str, Option<&str>, Option<&str>)> {
+/// The conditions without their times.
+fn condition_states(status: &DeploymentStatus) -> impl Iterator<Item = (&str, &str, Option<&str>, Option<&str>)> {
     let conditions = status.conditions.iter().flatten();
     conditions.map(|c| (&*c.type_, &*c.status, c.reason.as_deref(), c.message.as_deref()))
 }
 
-/// More new, ready or available replicas, or fewer old ones.
-fn moved(before: &DeploymentStatus, now: &DeploymentStatus) -> bool {
+/// Whether there are more new, ready or available replicas, or fewer old ones.
+fn has_progressed(before: &DeploymentStatus, now: &DeploymentStatus) -> bool {
     let n = |n: Option<i32>| n.unwrap_or(0);
     let old = |s: &DeploymentStatus| n(s.replicas) - n(s.updated_replicas);
     n(now.updated_replicas) > n(before.updated_replicas)
@@ -182,7 +182,7 @@ fn remove_condition(status: &mut DeploymentStatus, type_: &str) {
     }
 }
 
-/// Sets a condition, unless one with that status and reason is there.
+/// Sets a condition, unless one with the same status and reason exists.
 pub(super) fn set_condition(
     status: &mut DeploymentStatus,
     type_: &str,

@@ -1,4 +1,4 @@
-//! Rollouts against random pods: the bounds hold at every step, and every rollout ends; and single steps by example.
+//! Rollouts with random pods: the bounds hold at every step, and every rollout ends; and examples of single steps.
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use machinery_api::ObjectKey;
@@ -21,7 +21,7 @@ fn deployment(replicas: i32, strategy: &Value) -> Value {
             "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "v0"}]}}}})
 }
 
-/// Changes the Deployment as a client would.
+/// Updates the Deployment as a client would.
 fn edit(simulation: &mut Simulation, change: impl FnOnce(&mut Value)) {
     let mut object = value_of(simulation.view.get::<Deployment>(&key()).unwrap());
     change(&mut object);
@@ -57,7 +57,7 @@ fn ready(simulation: &mut Simulation, choice: usize) {
     }
 }
 
-/// Everything works until nothing changes any more.
+/// Runs everything until nothing changes.
 fn settle(simulation: &mut Simulation) {
     for _ in 0..200 {
         let mut idle = pass(simulation, "deployment-controller", &key()).is_empty();
@@ -103,8 +103,8 @@ proptest! {
         for (number, (step, choice)) in steps.into_iter().enumerate() {
             match step {
                 0 if number % 9 == 0 => {
-                    // As upstream's, the bound leans on the sets' statuses: one that still counts pods which it has just
-                    // given up must not become the new one by a change back.
+                    // As upstream, the bound relies on the sets' statuses: a set that still counts pods which it has
+                    // just deleted must not become the new set by a rollback.
                     (0..2 * sets(&simulation).len()).for_each(|set| pass_set(&mut simulation, set));
                     edit(&mut simulation, |d| {
                         d["spec"]["template"]["spec"]["containers"][0]["image"] = json!(format!("v{choice}"));
@@ -114,7 +114,7 @@ proptest! {
                 3 | 4 => pass_set(&mut simulation, choice),
                 _ => ready(&mut simulation, choice),
             }
-            // As upstream the bound is on what the sets are asked for: one may be done before another has begun.
+            // As upstream, the bound applies to the sets' `spec.replicas`: one may finish before another starts.
             let all: i32 = sets(&simulation).iter().map(super::size).sum();
             let available = simulation.view.all::<Pod>().filter(|pod| pods::is_ready(pod)).count() as i32;
             prop_assert!(all <= most, "{all} replicas, {most} allowed");
@@ -226,7 +226,7 @@ fn the_oldest_sets_beyond_the_limit_are_deleted() {
     assert_eq!(sets(&simulation).len(), 2, "the present one and one old one");
 }
 
-/// What only tells of pods on their way may wait for more; a condition that changes and completion don't.
+/// Status writes with progress alone may be delayed; condition changes and completion are not.
 #[test]
 fn progress_may_wait_and_what_others_act_on_does_not() {
     let strategy = json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 1}});
@@ -248,7 +248,7 @@ fn progress_may_wait_and_what_others_act_on_does_not() {
         let set = waits("replicaset-controller", &mut simulation, &set);
         (set, waits("deployment-controller", &mut simulation, &key()))
     };
-    // The fourth makes the Deployment available, the fifth completes it.
+    // The fourth pod makes the Deployment available, the fifth completes it.
     let expected = [(true, true), (true, true), (true, true), (true, false), (false, false)];
     assert_eq!((1..=5).map(of_ready).collect::<Vec<_>>(), expected);
 }

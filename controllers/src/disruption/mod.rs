@@ -1,5 +1,5 @@
-//! `disruption-controller`: how many of the pods that a PodDisruptionBudget selects may be evicted now
-//! (<https://kubernetes.io/docs/concepts/workloads/pods/disruptions/>). Evictions go by the status that it writes.
+//! `disruption-controller`: writes the number of allowed disruptions of each PodDisruptionBudget into its status
+//! (<https://kubernetes.io/docs/concepts/workloads/pods/disruptions/>). The eviction API reads that status.
 
 mod size;
 
@@ -19,13 +19,13 @@ use machinery_client::{
 };
 
 use crate::Settings;
+use crate::int_or_percent::{Round, scaled_value};
 use crate::pods;
 use crate::scale::Stop;
-use crate::share::{Round, share};
 
-/// For how long an eviction counts whose pod is still there (upstream's).
+/// How long an eviction counts while its pod still exists (upstream's).
 const DELETION_TIMEOUT: SignedDuration = SignedDuration::from_mins(2);
-/// Who its events are from (upstream's).
+/// The component of its events (upstream's).
 const COMPONENT: &str = "controllermanager";
 const ALLOWED: &str = "DisruptionAllowed";
 
@@ -45,14 +45,14 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     reconcile,
 };
 
-/// The budgets that select the pod, or did.
+/// The budgets that select or selected the pod.
 fn of_pod(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let budgets = view.list::<PodDisruptionBudget>(&change.key.namespace);
     let chosen = budgets.filter(|budget| change.states().any(|pod| chooses(budget, pod.labels.as_ref())));
     chosen.map(|budget| key_of(&budget.metadata)).collect()
 }
 
-/// The budgets of a namespace in which a workload changes its size: those that count by it.
+/// The budgets in the namespace of a resized workload whose desired count depends on its size.
 fn of_controller(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let budgets = view.list::<PodDisruptionBudget>(&change.key.namespace);
     let scaled = budgets.filter(|budget| {
@@ -75,9 +75,9 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     let mut plan = Plan::nothing();
     let counted = match expected(view, context.pass, budget, &chosen) {
         Ok(counted) => counted,
-        Err(Stop::Ask(questions)) => return Plan { questions, ..plan },
+        Err(Stop::Ask(effects)) => return Plan { effects, ..plan },
         Err(Stop::Failed(why)) => {
-            // Nobody is evicted by figures that may be wrong.
+            // Uncertain counts allow no evictions.
             let status = PodDisruptionBudgetStatus {
                 disruptions_allowed: Some(0),
                 conditions: condition(&old, "SyncFailed", &why, old.observed_generation, context.now),
@@ -98,7 +98,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
         pod.metadata.deletion_timestamp.is_none() && !disrupted.contains_key(name) && pods::is_ready(pod)
     });
     let status = status(budget, &old, &counted, count(healthy.count()), disrupted, context.now);
-    disrupted_again(&status).into_iter().for_each(|at| plan.revisit(at));
+    next_expiry(&status).into_iter().for_each(|at| plan.revisit(at));
     if normal(status.clone()) == normal(old) {
         return plan;
     }
@@ -119,11 +119,11 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     plan
 }
 
-/// How many pods there should be, and how many of them healthy.
-struct Counted {
+/// The expected number of pods, and the desired number of healthy ones.
+struct ExpectedPods {
     expected: i32,
     desired: i32,
-    /// Some have no controller, and so no size that they are part of.
+    /// Whether some pods have no controller, and so no expected size.
     unmanaged: bool,
 }
 
@@ -131,26 +131,31 @@ fn count(n: usize) -> i32 {
     i32::try_from(n).unwrap_or(i32::MAX)
 }
 
-fn expected(view: &ObjectCache, pass: &Pass, budget: &PodDisruptionBudget, chosen: &[&Pod]) -> Result<Counted, Stop> {
+fn expected(
+    view: &ObjectCache,
+    pass: &Pass,
+    budget: &PodDisruptionBudget,
+    chosen: &[&Pod],
+) -> Result<ExpectedPods, Stop> {
     let spec = budget.spec.as_ref();
     if let Some(most) = spec.and_then(|spec| spec.max_unavailable.as_ref()) {
         let (expected, unmanaged) = size::sum(view, pass, chosen)?;
-        let desired = expected.saturating_sub(share(most, expected, Round::Up)).max(0);
-        return Ok(Counted { expected, desired, unmanaged });
+        let desired = expected.saturating_sub(scaled_value(most, expected, Round::Up)).max(0);
+        return Ok(ExpectedPods { expected, desired, unmanaged });
     }
     match spec.and_then(|spec| spec.min_available.as_ref()) {
         Some(IntOrString::Int(desired)) => {
-            Ok(Counted { expected: count(chosen.len()), desired: *desired, unmanaged: false })
+            Ok(ExpectedPods { expected: count(chosen.len()), desired: *desired, unmanaged: false })
         }
         Some(least) => {
             let (expected, unmanaged) = size::sum(view, pass, chosen)?;
-            Ok(Counted { expected, desired: share(least, expected, Round::Up), unmanaged })
+            Ok(ExpectedPods { expected, desired: scaled_value(least, expected, Round::Up), unmanaged })
         }
-        None => Ok(Counted { expected: 0, desired: 0, unmanaged: false }),
+        None => Ok(ExpectedPods { expected: 0, desired: 0, unmanaged: false }),
     }
 }
 
-/// Evictions that count still, and the pods of those that came to nothing.
+/// Evictions that still count, and the pods whose eviction expired.
 fn disrupted<'a>(
     old: &PodDisruptionBudgetStatus,
     chosen: &[&'a Pod],
@@ -173,8 +178,8 @@ fn ends(since: &Time) -> Timestamp {
     since.0.saturating_add(DELETION_TIMEOUT).unwrap_or(Timestamp::MAX)
 }
 
-/// When the first of the evictions stops counting.
-fn disrupted_again(status: &PodDisruptionBudgetStatus) -> Option<Timestamp> {
+/// When the first eviction expires.
+fn next_expiry(status: &PodDisruptionBudgetStatus) -> Option<Timestamp> {
     let first = status.disrupted_pods.iter().flatten().map(|(_, since)| ends(since)).min();
     first.map(|at| at.saturating_add(SignedDuration::from_millis(1)).unwrap_or(at))
 }
@@ -182,12 +187,12 @@ fn disrupted_again(status: &PodDisruptionBudgetStatus) -> Option<Timestamp> {
 fn status(
     budget: &PodDisruptionBudget,
     old: &PodDisruptionBudgetStatus,
-    counted: &Counted,
+    counted: &ExpectedPods,
     healthy: i32,
     disrupted: BTreeMap<String, Time>,
     now: Timestamp,
 ) -> PodDisruptionBudgetStatus {
-    // A budget that selects nothing yet allows nothing: its first pods are not known here.
+    // A budget that selects nothing allows nothing: its first pods may not be in the view yet.
     let free = healthy.saturating_sub(counted.desired).max(0);
     let allowed = if counted.expected > 0 { free } else { 0 };
     let generation = budget.metadata.generation;
@@ -229,7 +234,7 @@ fn condition(
     Some(conditions)
 }
 
-/// For comparison: absent and empty are one.
+/// For comparison: absent and empty are equal.
 fn normal(mut status: PodDisruptionBudgetStatus) -> PodDisruptionBudgetStatus {
     status.disrupted_pods = status.disrupted_pods.filter(|pods| !pods.is_empty());
     status

@@ -1,4 +1,4 @@
-//! How large the workloads are that pods are part of: built-in ones as the view has them, every other kind by its `scale`
+//! Sizes of the workloads that pods belong to: built-in kinds from the view, other kinds through their `scale`
 //! subresource (<https://kubernetes.io/docs/tasks/run-application/configure-pdb/#arbitrary-controllers-and-selectors>).
 
 use std::collections::BTreeSet;
@@ -9,13 +9,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use machinery_api::{GroupVersion, ObjectKey};
 use machinery_client::{ObjectCache, Pass, Pod, controller_of};
 
-use crate::scale::{Mapping, Scale, Stop, got, implements_scale, mapping};
+use crate::scale::{Mapping, Scale, Stop, fetch, implements_scale, mapping};
 
-/// The sizes of all workloads that these pods are of, and whether some are of none. All that has to be asked for is asked for
-/// at once.
+/// The sum of the workloads' sizes, and whether some pods have no workload. All effects of a pass are sent at once.
 pub(super) fn sum(view: &ObjectCache, pass: &Pass, chosen: &[&Pod]) -> Result<(i32, bool), Stop> {
     let (mut seen, mut sum, mut unmanaged) = (BTreeSet::new(), 0_i32, false);
-    let (mut known, mut questions) = (Vec::new(), Vec::new());
+    let (mut known, mut effects) = (Vec::new(), Vec::new());
     for pod in chosen {
         let Some(owner) = controller_of(&pod.metadata) else {
             unmanaged = true;
@@ -30,7 +29,7 @@ pub(super) fn sum(view: &ObjectCache, pass: &Pass, chosen: &[&Pod]) -> Result<(i
             BuiltIn::Not => match by_scale(pass, &mut known, namespace, owner) {
                 Ok(found) => found,
                 Err(Stop::Ask(more)) => {
-                    questions.extend(more.into_iter().filter(|one| !questions.contains(one)).collect::<Vec<_>>());
+                    effects.extend(more.into_iter().filter(|one| !effects.contains(one)).collect::<Vec<_>>());
                     continue;
                 }
                 Err(failed) => return Err(failed),
@@ -45,18 +44,18 @@ pub(super) fn sum(view: &ObjectCache, pass: &Pass, chosen: &[&Pod]) -> Result<(i
             sum = sum.saturating_add(size);
         }
     }
-    if questions.is_empty() { Ok((sum, unmanaged)) } else { Err(Stop::Ask(questions)) }
+    if effects.is_empty() { Ok((sum, unmanaged)) } else { Err(Stop::Ask(effects)) }
 }
 
-/// A workload's UID and size; `None`: it is not there, or another one has its name.
-type Size = Option<(String, i32)>;
+/// A workload's UID and size; `None`: it doesn't exist, or its name belongs to another object.
+type WorkloadSize = Option<(String, i32)>;
 
 enum BuiltIn {
-    Is(Size),
+    Is(WorkloadSize),
     Not,
 }
 
-/// The workload of the API's own that a pod is part of in the end.
+/// The built-in workload at the end of a pod's owner chain.
 fn built_in(view: &ObjectCache, namespace: &str, owner: &OwnerReference) -> BuiltIn {
     let key = ObjectKey::new(namespace, &*owner.name);
     let of_same = |uid: Option<&String>| uid == Some(&owner.uid);
@@ -86,13 +85,18 @@ fn built_in(view: &ObjectCache, namespace: &str, owner: &OwnerReference) -> Buil
     })
 }
 
-/// A workload of any other kind, as its `scale` says.
-fn by_scale(pass: &Pass, known: &mut Vec<Mapping>, namespace: &str, owner: &OwnerReference) -> Result<Size, Stop> {
+/// The size of any other workload, from its `scale`.
+fn by_scale(
+    pass: &Pass,
+    known: &mut Vec<Mapping>,
+    namespace: &str,
+    owner: &OwnerReference,
+) -> Result<WorkloadSize, Stop> {
     let mapping = mapping(pass, known, &owner.api_version, &owner.kind)?;
-    match got(pass, &mapping.scale(namespace, &owner.name))? {
+    match fetch(pass, &mapping.scale(namespace, &owner.name))? {
         Ok(scale) if scale["metadata"]["uid"] == *owner.uid => Ok(Some((owner.uid.clone(), Scale::read(scale).wanted))),
         Ok(_) => Ok(None),
-        // Either the workload is gone, or its kind has no such subresource.
+        // Either the workload is gone, or its kind has no `scale`.
         Err(failure) if failure.code == 404 => match implements_scale(pass, &mapping)? {
             true => Ok(None),
             false => Err(Stop::Failed(format!("{} does not implement the scale subresource", mapping.resource()))),
@@ -105,7 +109,7 @@ fn by_scale(pass: &Pass, known: &mut Vec<Mapping>, namespace: &str, owner: &Owne
 mod tests {
     use std::sync::Arc;
 
-    use machinery_client::{Failure, Question};
+    use machinery_client::{Effect, Failure};
     use serde_json::{Value, json};
 
     use super::*;
@@ -121,18 +125,18 @@ mod tests {
         .unwrap()
     }
 
-    /// Asks until there is an answer, of a server that has these paths.
+    /// Repeats the pass with the answers of a server that has these paths.
     fn asked(pods: &[Pod], server: &[(&str, Value)]) -> Result<(i32, bool), String> {
         let view = crate::simulation(crate::table_tests::start(), Vec::new()).view;
         let mut pass = Pass::default();
         for _ in 0..9 {
-            let questions = match sum(&view, &pass, &pods.iter().collect::<Vec<_>>()) {
+            let effects = match sum(&view, &pass, &pods.iter().collect::<Vec<_>>()) {
                 Ok(found) => return Ok(found),
                 Err(Stop::Failed(why)) => return Err(why),
-                Err(Stop::Ask(questions)) => questions,
+                Err(Stop::Ask(effects)) => effects,
             };
-            for question in questions {
-                let Question::Get(path) = &question else { panic!("{question:?}") };
+            for effect in effects {
+                let Effect::Get(path) = &effect else { panic!("{effect:?}") };
                 let found = server.iter().find(|(known, _)| known == path).map(|(_, value)| Arc::new(value.clone()));
                 let gone = || Failure {
                     verb: "get",
@@ -141,7 +145,7 @@ mod tests {
                     reason: "NotFound".into(),
                     message: "not found".into(),
                 };
-                pass.answered(question, found.ok_or_else(gone));
+                pass.record(effect, found.ok_or_else(gone));
             }
         }
         panic!("it asks on")

@@ -1,5 +1,5 @@
-//! `endpointslice-mirroring-controller`: Endpoints that somebody made for a Service without a selector, as EndpointSlices,
-//! which is where requests go by.
+//! `endpointslice-mirroring-controller`: copies user-made Endpoints of a Service without a selector to EndpointSlices,
+//! which the data plane reads.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,13 +17,13 @@ use serde_json::Value;
 use super::{SLICE_MANAGED_BY, TRIGGER_TIME, is_lock, subsets};
 use crate::Settings;
 
-/// Addresses of one subset at most.
+/// The maximum number of addresses in a subset.
 const ADDRESSES_MAX: usize = 1000;
 const MANAGER: &str = "endpointslicemirroring-controller.k8s.io";
-/// The component that events name.
+/// The component of events.
 const SOURCE: &str = "endpoint-slice-mirroring-controller";
 const SKIP: &str = "endpointslice.kubernetes.io/skip-mirror";
-/// Annotations that say nothing of a copy.
+/// Annotations that are not copied.
 const NOT_COPIED: [&str; 2] = [TRIGGER_TIME, "kubectl.kubernetes.io/last-applied-configuration"];
 
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
@@ -43,7 +43,8 @@ fn selects(service: &Service) -> bool {
     service.spec.as_ref().and_then(|spec| spec.selector.as_ref()).is_some_and(|selector| !selector.is_empty())
 }
 
-/// Those of a Service with a selector are made from its pods, and never mirrored: they are the most, and cost nothing.
+/// Endpoints of a Service with a selector derive from its pods and are never mirrored. Most are of this kind, and cost
+/// nothing here.
 fn of_endpoints(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let states = [change.before::<Endpoints>(), change.after::<Endpoints>()];
     let mirrored = states.into_iter().flatten().any(is_mirrored);
@@ -59,7 +60,7 @@ fn of_slice(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     keys
 }
 
-/// When it comes or goes without a selector, gets one or loses it.
+/// When a Service without a selector is added or removed, or a selector is added or removed.
 fn of_service(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let looked_at = match (change.before::<Service>(), change.after::<Service>()) {
         (Some(old), Some(new)) => selects(old) != selects(new),
@@ -89,26 +90,26 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> 
     let Some(endpoints) = endpoints.filter(|_| bare) else {
         return slices.into_iter().map(Action::delete).collect::<Vec<_>>().into();
     };
-    let wanted = Wanted::of(endpoints);
+    let wanted = DesiredSlices::of(endpoints);
     let mut actions = actions(endpoints, &wanted, &slices);
     if !actions.is_empty() {
-        actions.splice(0..0, wanted.told(endpoints).into_iter().map(|event| Action::Event(event.from(SOURCE))));
+        actions.splice(0..0, wanted.events(endpoints).into_iter().map(|event| Action::Event(event.from(SOURCE))));
     }
     actions.into()
 }
 
-/// What tells slices apart: the family and the ports.
+/// The group of a slice: the family and the ports.
 type GroupKey = (&'static str, BTreeSet<String>);
 
-/// What the mirrored slices shall hold.
+/// The desired content of the mirrored slices.
 #[derive(Default)]
-struct Wanted {
+struct DesiredSlices {
     groups: BTreeMap<GroupKey, (Vec<EndpointPort>, BTreeMap<String, Endpoint>)>,
     invalid: usize,
     skipped: usize,
 }
 
-impl Wanted {
+impl DesiredSlices {
     fn of(endpoints: &Endpoints) -> Self {
         let mut wanted = Self::default();
         for subset in subsets::repack(endpoints.subsets.as_deref().unwrap_or_default()) {
@@ -139,8 +140,8 @@ impl Wanted {
         self.skipped += subsets::count(subset) - added;
     }
 
-    /// What somebody should know who made the Endpoints.
-    fn told(&self, endpoints: &Endpoints) -> Vec<EventRecord> {
+    /// Events for the author of the Endpoints.
+    fn events(&self, endpoints: &Endpoints) -> Vec<EventRecord> {
         let mut events = Vec::new();
         if self.invalid > 0 {
             let message = format!("Skipped {} invalid IP addresses when mirroring to EndpointSlices", self.invalid);
@@ -183,7 +184,7 @@ fn endpoint(of: &EndpointAddress, ready: bool) -> Option<(&'static str, Endpoint
     Some((if ip.is_ipv4() { "IPv4" } else { "IPv6" }, endpoint))
 }
 
-/// What makes an endpoint the same one, whatever its conditions.
+/// The identity of an endpoint, independent of its conditions.
 fn identity(endpoint: &Endpoint) -> String {
     let target = endpoint.target_ref.as_ref();
     let part = |of: Option<&String>| of.map_or("", String::as_str).to_owned();
@@ -192,7 +193,7 @@ fn identity(endpoint: &Endpoint) -> String {
     format!("{}|{names}", endpoint.addresses.join(","))
 }
 
-/// The endpoints of a slice for comparison: in order, and without the version that a pod was seen at.
+/// The endpoints of a slice for comparison: in order, and without the pods' resource versions.
 fn compared(endpoints: impl Iterator<Item = Endpoint>) -> BTreeMap<String, Endpoint> {
     endpoints
         .map(|mut endpoint| {
@@ -204,7 +205,7 @@ fn compared(endpoints: impl Iterator<Item = Endpoint>) -> BTreeMap<String, Endpo
         .collect()
 }
 
-fn actions(endpoints: &Endpoints, wanted: &Wanted, slices: &[&EndpointSlice]) -> Vec<Action> {
+fn actions(endpoints: &Endpoints, wanted: &DesiredSlices, slices: &[&EndpointSlice]) -> Vec<Action> {
     let mut present: BTreeMap<(&str, BTreeSet<String>), Vec<&EndpointSlice>> = BTreeMap::new();
     for slice in slices {
         let key = (slice.address_type.as_str(), port_set(slice.ports.as_deref().unwrap_or_default()));
@@ -215,14 +216,14 @@ fn actions(endpoints: &Endpoints, wanted: &Wanted, slices: &[&EndpointSlice]) ->
         let new = slice(endpoints, family, ports, members);
         let mut there = present.remove(&(*family, ports_key.clone())).unwrap_or_default().into_iter();
         match there.next() {
-            Some(known) if says(known, &new) => {}
+            Some(known) if has_content_of(known, &new) => {}
             Some(known) => update.push(in_place_of(known, new)),
             None => create.push(new),
         }
         delete.extend(there);
     }
     delete.extend(present.into_values().flatten());
-    // One that would go takes in what would be new.
+    // A slice to delete is updated to the content of a slice to create.
     create.retain(|new| match delete.iter().position(|old| old.address_type == new.address_type) {
         Some(at) => {
             update.push(in_place_of(delete.remove(at), new.clone()));
@@ -234,15 +235,15 @@ fn actions(endpoints: &Endpoints, wanted: &Wanted, slices: &[&EndpointSlice]) ->
         create.clear();
     }
     let kind = Kind::of::<EndpointSlice>();
-    let creates = create.iter().map(written);
+    let creates = create.iter().map(to_wire);
     let creates = creates.map(|object| Action::Create { kind: kind.clone(), object, notes: OutcomeEvents::default() });
-    let updates = update.iter().map(written);
+    let updates = update.iter().map(to_wire);
     let updates = updates.map(|object| Action::Update { kind: kind.clone(), object, subresource: None });
     creates.chain(updates).chain(delete.into_iter().map(Action::delete)).collect()
 }
 
-/// The wire form: no ports are null, as upstream writes them.
-fn written(slice: &EndpointSlice) -> Value {
+/// The wire form: empty ports are null, as upstream writes them.
+fn to_wire(slice: &EndpointSlice) -> Value {
     let mut value = value_of(slice);
     if value["ports"].as_array().is_none_or(Vec::is_empty) {
         value["ports"] = Value::Null;
@@ -277,8 +278,8 @@ fn slice(
     }
 }
 
-/// Whether a slice says what a new one would.
-fn says(known: &EndpointSlice, new: &EndpointSlice) -> bool {
+/// Whether a slice has the content of a new one.
+fn has_content_of(known: &EndpointSlice, new: &EndpointSlice) -> bool {
     let filled = |annotations: &Option<Labels>| annotations.clone().filter(|annotations| !annotations.is_empty());
     let members = |slice: &EndpointSlice| compared(slice.endpoints.iter().flatten().cloned());
     let owners = |slice: &EndpointSlice| -> Vec<OwnerReference> {
@@ -356,7 +357,7 @@ mod tests {
         assert_eq!((labels["of"].as_str(), labels[SLICE_MANAGED_BY].as_str()), ("me", MANAGER));
         assert_eq!(four.metadata.annotations, Some(Labels::from([("note".to_owned(), "x".to_owned())])));
 
-        // Another address and another port are one change of the slice that there is.
+        // A change of address and port is one update of the existing slice.
         let mut changed = simulation.view.get::<Endpoints>(&key()).map(value_of).unwrap();
         changed["subsets"] = json!([{"addresses": [{"ip": "10.1.2.9"}], "ports": [{"name": "https", "port": 443}]}]);
         simulation.write(&Kind::of::<Endpoints>(), changed);

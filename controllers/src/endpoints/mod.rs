@@ -1,9 +1,9 @@
-//! `endpoints-controller` and `endpointslice-mirroring-controller`: Endpoints, which EndpointSlices have taken the place
-//! of, made from Services for who reads them still, and those made by hand mirrored to slices.
+//! `endpoints-controller` and `endpointslice-mirroring-controller`: write Endpoints of Services for clients of that
+//! older API, and mirror user-made Endpoints to EndpointSlices.
 //!
-//! Endpoints are made from the slices that `endpointslice-controller` makes, which say all that is in them: so pods and
-//! nodes are looked at once for both, and a pod's change costs what its Services' slices cost. Where that controller is
-//! off, this one does nothing.
+//! Endpoints derive from the slices of `endpointslice-controller`, which contain all the data. So pods and nodes are
+//! processed once for both, and a pod's change costs as much as its Services' slices. Without that controller this one
+//! does nothing.
 
 pub(crate) mod mirroring;
 mod subsets;
@@ -20,14 +20,14 @@ use machinery_client::{Action, BackOff, Change, Context, Controller, EventRecord
 use crate::Settings;
 use crate::endpointslice::{MANAGED_BY as SLICE_MANAGED_BY, MANAGER as SLICE_MANAGER};
 
-/// Addresses in one object at most.
+/// The maximum number of addresses in an object.
 const ADDRESSES_MAX: usize = 1000;
 const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
 const MANAGER: &str = "endpoint-controller";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
-/// Whoever leads holds this annotation: such Endpoints are a lock, and nobody's addresses.
+/// The annotation of leader election: such Endpoints are a lock and have no addresses.
 const LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
 
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
@@ -53,7 +53,7 @@ fn of_slice(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     keys
 }
 
-/// Those that go and whose Service is there; ours, when they are first seen, which may have been left over.
+/// Deleted Endpoints whose Service exists; and on first sight those of this controller, which may be left over.
 fn of_endpoints(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let looked_at = match change.after::<Endpoints>() {
         None => view.get::<Service>(&change.key).is_some(),
@@ -62,7 +62,7 @@ fn of_endpoints(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     if looked_at { vec![(*change.key).clone()] } else { Vec::new() }
 }
 
-/// The labels of a slice that the endpointslice controller keeps.
+/// Whether the labels are of a slice of the endpointslice controller.
 fn is_of_slices(labels: &Labels) -> bool {
     labels.get(SLICE_MANAGED_BY).is_some_and(|by| by == SLICE_MANAGER)
 }
@@ -77,7 +77,7 @@ fn is_lock(endpoints: &Endpoints) -> bool {
 
 fn reconcile(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {
     let known = view.get::<Endpoints>(key);
-    let Some(service) = view.get::<Service>(key) else { return left_over(key, known) };
+    let Some(service) = view.get::<Service>(key) else { return delete_left_over(key, known) };
     let Some(spec) = &service.spec else { return Plan::nothing() };
     let selects = spec.selector.as_ref().is_some_and(|selector| !selector.is_empty());
     if !selects || spec.type_.as_deref() == Some("ExternalName") {
@@ -87,7 +87,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> 
     let ours = |slice: &&EndpointSlice| slice.metadata.labels.as_ref().is_some_and(is_of_slices);
     let slices: Vec<&EndpointSlice> = view.owned::<EndpointSlice>(uid).filter(ours).collect();
     if slices.is_empty() {
-        // Each Service gets one, if an empty one: until then nothing is known of its endpoints.
+        // Each Service gets at least an empty slice: before that its endpoints are unknown.
         return Plan::nothing();
     }
     let mut subsets = subsets::repack(&expanded(spec, &slices));
@@ -117,8 +117,9 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> 
     }
 }
 
-/// Without their Service Endpoints go, whoever made them. The server is asked: a Service may be there that isn't seen yet.
-fn left_over(key: &ObjectKey, known: Option<&Endpoints>) -> Plan {
+/// Deletes Endpoints without a Service, by any creator. The server confirms first, as a new Service may be
+/// missing in the view.
+fn delete_left_over(key: &ObjectKey, known: Option<&Endpoints>) -> Plan {
     let Some(known) = known.filter(|endpoints| !is_lock(endpoints)) else { return Plan::nothing() };
     let gone = Action::ExpectGone { kind: Kind::of::<Service>(), key: key.clone(), uid: None };
     vec![gone, Action::delete(known)].into()
@@ -128,7 +129,7 @@ fn trigger_time(slice: &EndpointSlice) -> Option<Timestamp> {
     slice.metadata.annotations.as_ref()?.get(TRIGGER_TIME)?.parse().ok()
 }
 
-/// One subset an endpoint, of the Service's first family.
+/// One subset per endpoint, of the Service's first family.
 fn expanded(spec: &ServiceSpec, slices: &[&EndpointSlice]) -> Vec<EndpointSubset> {
     let family = family(spec, slices);
     let portless = spec.ports.as_ref().is_none_or(Vec::is_empty);
@@ -188,7 +189,7 @@ fn address(endpoint: &Endpoint) -> Option<EndpointAddress> {
     })
 }
 
-/// The Service's labels and ours.
+/// The Service's labels and the controller's.
 fn labels(service: &Service, spec: &ServiceSpec) -> Labels {
     let mut labels = service.metadata.labels.clone().unwrap_or_default();
     match spec.cluster_ip.as_deref() {
@@ -260,7 +261,7 @@ mod tests {
         ObjectKey::new("a", "web")
     }
 
-    /// What the two controllers make of it.
+    /// The result of both controllers.
     fn made(objects: Vec<Value>) -> (Simulation, Option<Value>) {
         let mut simulation = crate::simulation(start(), objects);
         for _ in 0..2 {

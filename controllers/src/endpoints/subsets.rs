@@ -1,5 +1,5 @@
-//! Subsets of Endpoints as upstream lays them out: each address once a port, ports with the same addresses together, all
-//! of it in one order, so that what says the same is the same.
+//! Canonical form of Endpoints subsets, as upstream's: each address once per port, ports with the same addresses
+//! combined, all sorted, so that equal content is equal.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,13 +7,13 @@ use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset};
 
 use crate::fnv::fnv128a;
 
-/// Addresses of all subsets together above which subsets are left as they were written: laid out, a document of a
-/// megabyte can be a thousand times that.
-const LAID_OUT_MAX: usize = 100_000;
+/// Above this total of addresses subsets stay as they were written: in canonical form a document of a megabyte can grow
+/// a thousandfold.
+const REPACKED_MAX: usize = 100_000;
 
-/// A port as it is told from others; none stands for addresses without ports.
+/// The identity of a port; none stands for addresses without ports.
 type PortKey = Option<(String, i32, String, String)>;
-/// Addresses by what tells them apart, with whether they are ready.
+/// Addresses by identity, with their readiness.
 type Members<'a> = BTreeMap<(&'a str, &'a str), bool>;
 
 fn address_key(address: &EndpointAddress) -> (&str, &str) {
@@ -26,9 +26,9 @@ fn port_key(port: &EndpointPort) -> (String, i32, String, String) {
     (text(port.name.as_ref()), port.port, text(port.protocol.as_ref()), text(port.app_protocol.as_ref()))
 }
 
-/// The subsets, laid out; as they are where they are too many for that.
+/// The canonical form of the subsets; unchanged above the limit.
 pub(super) fn repack(subsets: &[EndpointSubset]) -> Vec<EndpointSubset> {
-    // Ports that stand in the same subsets have the same addresses.
+    // Ports in the same subsets have the same addresses.
     let mut of_port: BTreeMap<PortKey, (Option<&EndpointPort>, BTreeSet<usize>)> = BTreeMap::new();
     for (at, subset) in subsets.iter().enumerate() {
         let ports = subset.ports.as_deref().unwrap_or_default();
@@ -47,7 +47,7 @@ pub(super) fn repack(subsets: &[EndpointSubset]) -> Vec<EndpointSubset> {
     }
     let length = |at: &usize| subsets.get(*at).map_or(0, count);
     let total = classes.keys().flatten().fold(0_usize, |sum, at| sum.saturating_add(length(at)));
-    if total > LAID_OUT_MAX {
+    if total > REPACKED_MAX {
         return subsets.to_vec();
     }
 
@@ -60,7 +60,7 @@ pub(super) fn repack(subsets: &[EndpointSubset]) -> Vec<EndpointSubset> {
                 for address in list.iter().flatten() {
                     let key = address_key(address);
                     known.entry(key).or_insert(address);
-                    // Who says that it isn't ready is right.
+                    // An address is unready if any subset lists it as unready.
                     *addresses.entry(key).or_insert(ready) &= ready;
                 }
             }
@@ -90,12 +90,12 @@ pub(super) fn repack(subsets: &[EndpointSubset]) -> Vec<EndpointSubset> {
     packed
 }
 
-/// The addresses of a subset.
+/// The number of addresses in a subset.
 pub(super) fn count(subset: &EndpointSubset) -> usize {
     subset.addresses.as_ref().map_or(0, Vec::len) + subset.not_ready_addresses.as_ref().map_or(0, Vec::len)
 }
 
-/// Keeps at most so many addresses, ready ones first, of each subset its part. Whether any had to go.
+/// Limits the addresses to `most`, ready ones first, in proportion to the subsets. Returns whether any were dropped.
 pub(super) fn truncate(subsets: &mut [EndpointSubset], most: usize) -> bool {
     let ready: usize = subsets.iter().filter_map(|s| s.addresses.as_ref().map(Vec::len)).sum();
     let other: usize = subsets.iter().filter_map(|s| s.not_ready_addresses.as_ref().map(Vec::len)).sum();
@@ -121,7 +121,7 @@ pub(super) fn truncate(subsets: &mut [EndpointSubset], most: usize) -> bool {
     true
 }
 
-/// For comparison: no list and an empty one are one, and at which version a pod was seen says nothing.
+/// For comparison: no list and an empty one are equal, and pods' resource versions are ignored.
 pub(super) fn normal(mut subsets: Vec<EndpointSubset>) -> Vec<EndpointSubset> {
     for subset in &mut subsets {
         for list in [&mut subset.addresses, &mut subset.not_ready_addresses] {
@@ -135,7 +135,7 @@ pub(super) fn normal(mut subsets: Vec<EndpointSubset>) -> Vec<EndpointSubset> {
     subsets
 }
 
-/// A subset as Go prints one, typed.
+/// A subset in Go's `%#v` form.
 fn printed(subset: &EndpointSubset) -> String {
     let addresses =
         |list: Option<&Vec<EndpointAddress>>| list.map_or_else(nil, |list| joined(list.iter().map(printed_address)));
@@ -223,7 +223,8 @@ mod tests {
     fn addresses_are_together_by_their_ports_and_the_other_way_round() {
         let (a, b) =
             (json!({"name": "a", "port": 1, "protocol": "TCP"}), json!({"name": "b", "port": 2, "protocol": "TCP"}));
-        // From upstream's table: the same addresses of two ports are one subset, ports of different ones are not.
+        // From upstream's table: two ports with the same addresses form one subset, ports with different addresses
+        // don't.
         for (given, wanted) in [
             (json!([]), json!([])),
             (

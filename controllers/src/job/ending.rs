@@ -1,10 +1,10 @@
-//! How a Job is about to end, and which pods are still to be counted for it.
+//! The end of a Job, and the pods that still count for it.
 
 use machinery_client::Pod;
 
-use super::make;
+use super::create;
 
-/// How a Job is about to end.
+/// The pending end of a Job.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Ending {
     pub(super) success: bool,
@@ -23,5 +23,5 @@ impl Ending {
 }
 
 pub(super) fn is_tracked(pod: &Pod) -> bool {
-    pod.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == make::TRACKING)
+    pod.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == create::TRACKING)
 }

@@ -1,25 +1,25 @@
-//! Sets of completion indexes as a Job's status and policies write them: `0,2-4,7`.
+//! Sets of completion indexes in the text form of a Job's status and policies: `0,2-4,7`.
 //!
-//! Whoever writes a Job or its status chooses these texts, and ten characters may mean 2^31 indexes: a set is held as
-//! the intervals that it was written as, and no operation does more than a step for each interval.
+//! These texts are untrusted, and ten characters may mean 2^31 indexes. So a set stores the intervals of its text, and
+//! each operation takes one step per interval.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use machinery_client::Pod;
 
-/// The annotation and label by which a pod of an Indexed Job names its index.
+/// The annotation and label with the index of an Indexed Job's pod.
 pub(super) const INDEX: &str = "batch.kubernetes.io/job-completion-index";
 
-/// A set of indexes, none of them negative.
+/// A set of indexes, all non-negative.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Indexes {
-    /// First to last (both inside) of each interval; between two of them at least one index is missing.
+    /// First to last (inclusive) of each interval; at least one index is missing between two intervals.
     intervals: BTreeMap<i32, i32>,
 }
 
 impl Indexes {
-    /// Reads `0,2-4`; whatever is malformed or at `below` and beyond is left out, as the API validated it.
+    /// Parses `0,2-4`. Malformed parts, and indexes of `below` and above, are left out, as the API validated the text.
     pub(super) fn parse(text: &str, below: i32) -> Self {
         let mut set = Self::default();
         for part in text.split(',').filter(|part| !part.is_empty()) {
@@ -35,12 +35,12 @@ impl Indexes {
         self.insert_interval(index, index);
     }
 
-    /// Takes in `first` to `last`, joined with the intervals that it meets.
+    /// Adds `first` to `last`, merged with adjacent intervals.
     fn insert_interval(&mut self, mut first: i32, mut last: i32) {
         if first > last {
             return;
         }
-        // An interval that begins earlier and reaches at least to the index before this one.
+        // An interval that starts earlier and reaches at least to the index before this one.
         let before = self.intervals.range(..first).next_back().map(|(from, to)| (*from, *to));
         if let Some((from, to)) = before.filter(|(_, to)| *to >= first.saturating_sub(1)) {
             (first, last) = (from, last.max(to));
@@ -62,7 +62,7 @@ impl Indexes {
         count(self.intervals.iter().map(|(first, last)| (*first, *last)))
     }
 
-    /// How many indexes are in both sets.
+    /// The number of indexes in both sets.
     pub(super) fn common(&self, other: &Self) -> i32 {
         let (mut ours, mut theirs) = (self.intervals.iter().peekable(), other.intervals.iter().peekable());
         let shared = std::iter::from_fn(|| {
@@ -77,14 +77,14 @@ impl Indexes {
         count(shared)
     }
 
-    /// Takes in all of another set.
+    /// Adds all indexes of another set.
     pub(super) fn extend(&mut self, other: &Self) {
         other.intervals.iter().for_each(|(first, last)| self.insert_interval(*first, *last));
     }
 
-    /// The indexes below `below` that aren't in the set, in order: what is in it is stepped over, not walked.
+    /// The indexes below `below` that aren't in the set, in order; takes one step per interval.
     pub(super) fn missing(self, below: i32) -> impl Iterator<Item = i32> {
-        // The end of each gap, and where the next one begins.
+        // The end of each gap, and the start of the next one.
         let gaps = self.intervals.into_iter().chain([(below, i32::MAX)]);
         let mut next = 0;
         gaps.flat_map(move |(first, last)| {
@@ -103,7 +103,7 @@ impl FromIterator<i32> for Indexes {
     }
 }
 
-/// The number of indexes in disjoint intervals; those that are empty count nothing.
+/// The number of indexes in disjoint intervals; empty intervals count zero.
 fn count(intervals: impl Iterator<Item = (i32, i32)>) -> i32 {
     let indexes: i64 = intervals.map(|(first, last)| (i64::from(last) - i64::from(first) + 1).max(0)).sum();
     i32::try_from(indexes).unwrap_or(i32::MAX)
@@ -115,7 +115,7 @@ impl fmt::Display for Indexes {
             let comma = if nth == 0 { "" } else { "," };
             match last - first {
                 0 => write!(f, "{comma}{first}")?,
-                // Two in a row are listed, as upstream does.
+                // Two consecutive indexes are listed, as upstream does.
                 1 => write!(f, "{comma}{first},{last}")?,
                 _ => write!(f, "{comma}{first}-{last}")?,
             }
@@ -124,7 +124,7 @@ impl fmt::Display for Indexes {
     }
 }
 
-/// The index that a pod runs for.
+/// The index of a pod.
 pub(super) fn of_pod(pod: &Pod) -> Option<i32> {
     pod.metadata.annotations.as_ref()?.get(INDEX)?.parse().ok().filter(|index| *index >= 0)
 }
@@ -156,7 +156,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Every operation against the set of single indexes that it stands for.
+        /// Every operation against a set of single indexes.
         #[test]
         fn intervals_are_the_sets_that_they_stand_for(
             ones in proptest::collection::vec((0..40i32, 0..6i32), 0..16),

@@ -1,12 +1,12 @@
-//! `job-controller`: runs pods until enough of them have succeeded, or too many have failed.
+//! `job-controller`: runs pods until enough have succeeded, or too many have failed.
 //!
-//! An ended pod is counted exactly once (KEP-2307): its finalizer keeps it until its uid stands in the Job's status;
-//! then the finalizer goes; then, in a later pass, the uid becomes part of the count. Every step follows from what the
-//! view shows, so that a crash between two of them loses nothing.
+//! A terminal pod is counted exactly once (KEP-2307). Its finalizer keeps it until its uid is in the Job's status. Then
+//! the finalizer is removed, and a later pass moves the uid into the count. Each step derives from the view alone, so a
+//! crash between steps loses nothing.
 
+mod create;
 mod ending;
 mod index;
-mod make;
 mod policy;
 mod strays;
 mod tally;
@@ -19,8 +19,8 @@ use k8s_openapi::api::core::v1 as core;
 use machinery_api::ObjectKey;
 use machinery_client::selector::selects;
 use machinery_client::{
-    Action, BackOff, Change, Context, Controller, EventRecord, Input, Memory, ObjectCache, Plan, Pod, controlled_by,
-    controller_of, value_of,
+    Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, ReconcilerState,
+    controlled_by, controller_of, value_of,
 };
 use serde_json::json;
 
@@ -30,22 +30,23 @@ use self::tally::Tally;
 use crate::Settings;
 use crate::pods;
 
-/// Pods made or deleted in one pass (upstream's bound).
+/// The maximum number of pods created or deleted in one pass (upstream's bound).
 const BURST_PODS: usize = 500;
-/// A Job that another controller looks after says so here.
+/// The value of `spec.managedBy` for this controller.
 const OUR_NAME: &str = "kubernetes.io/job-controller";
 
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "job-controller",
     account: "job-controller",
     workers: 5,
-    // Upstream's `DefaultJobApiBackOff` and `MaxJobApiBackOff`: pods that are refused are not asked for a hundred times a second.
+    // Upstream's `DefaultJobApiBackOff` and `MaxJobApiBackOff`: rejected creations are not retried a hundred times a
+    // second.
     back_off: BackOff { first: Duration::from_secs(1), most: Duration::from_mins(1) },
     inputs: &[Input::of::<Job>(strays::of_job), Input::of::<Pod>(of_pod)],
     reconcile,
 };
 
-/// When a finished Job finished.
+/// When a Job finished.
 pub(crate) fn finished_at(job: &Job) -> Option<Timestamp> {
     let ended =
         conditions(job).iter().find(|c| matches!(c.type_.as_str(), "Complete" | "Failed") && c.status == "True")?;
@@ -56,7 +57,8 @@ fn conditions(job: &Job) -> &[JobCondition] {
     job.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default()
 }
 
-/// The Jobs that own the pod or did; those that might adopt it where nobody owns it; the strays, where it is one.
+/// The Jobs that own or owned the pod; for an orphan, the Jobs that may adopt it; and the key of the strays, if the pod
+/// is one.
 fn of_pod(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let namespace = &change.key.namespace;
     let owners = change.states().filter_map(controller_of).filter(|owner| owner.kind == "Job");
@@ -79,9 +81,9 @@ fn chooses(job: &Job, pod: &Pod) -> bool {
     selector.is_some_and(|selector| selects(selector, pod.metadata.labels.as_ref()))
 }
 
-/// Takes the tracking finalizer off a pod.
+/// Removes the tracking finalizer of a pod.
 fn untrack(pod: &Pod) -> Action {
-    let rest: Vec<&String> = pod.metadata.finalizers.iter().flatten().filter(|f| *f != make::TRACKING).collect();
+    let rest: Vec<&String> = pod.metadata.finalizers.iter().flatten().filter(|f| *f != create::TRACKING).collect();
     let rest = if rest.is_empty() { json!(null) } else { json!(rest) };
     let patch = json!({"metadata": {"uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version, "finalizers": rest}});
     Action::patch(pod, patch)
@@ -89,7 +91,7 @@ fn untrack(pod: &Pod) -> Action {
 
 fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
     if *key == strays::key(&key.namespace) {
-        return strays::let_go(view, &key.namespace);
+        return strays::release_all(view, &key.namespace);
     }
     let Some(job) = view.get::<Job>(key) else { return Plan::nothing() };
     let Some(spec) = &job.spec else { return Plan::nothing() };
@@ -105,7 +107,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     let (mut mine, strange): (Vec<&Pod>, Vec<&Pod>) = view.controlled::<Pod>(uid).partition(|pod| chooses(job, pod));
     let mut plan = Plan::nothing();
     if going {
-        // Nobody counts them any more, and nobody releases them.
+        // Such pods are neither counted nor released any more.
         let held = strange.iter().filter(|pod| is_tracked(pod) && !pods::is_active(pod));
         plan.actions.extend(held.map(|pod| untrack(pod)));
     } else {
@@ -116,11 +118,11 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
         }
     }
     if !plan.actions.is_empty() {
-        return plan; // who belongs to the Job is settled first; the change brings the key back
+        return plan; // ownership is settled first; its change requeues the key
     }
-    let tally = Tally::of(job, spec, &mine, context.memories.of::<Failures>(key));
+    let tally = Tally::of(job, spec, &mine, context.reconciler_cache.of::<Failures>(key));
     let mut plan = decide(job, spec, &tally, context.now);
-    plan.memory = (!tally.failures.is_empty()).then(|| Memory::of(tally.failures));
+    plan.state = (!tally.failures.is_empty()).then(|| ReconcilerState::of(tally.failures));
     plan
 }
 
@@ -133,7 +135,7 @@ fn adopt(job: &Job, pod: &Pod) -> Action {
     owners.push(controlled_by(job));
     let mut finalizers = pod.metadata.finalizers.clone().unwrap_or_default();
     if !is_tracked(pod) {
-        finalizers.push(make::TRACKING.into());
+        finalizers.push(create::TRACKING.into());
     }
     let patch = json!({"metadata": {"uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version,
         "ownerReferences": value_of(&owners), "finalizers": finalizers}});
@@ -164,12 +166,12 @@ fn decide(job: &Job, spec: &JobSpec, tally: &Tally<'_>, now: Timestamp) -> Plan 
         None if job.metadata.deletion_timestamp.is_none() => work = manage(job, spec, tally, suspended, now, &mut plan),
         None => {}
     }
-    let (status, told) = tally.status(job, spec, ending.as_ref(), suspended, now);
+    let (status, events) = tally.status(job, spec, ending.as_ref(), suspended, now);
     if job.status.as_ref() != Some(&status) {
         plan.push(Action::update_status(&Job { status: Some(status.clone()), ..job.clone() }));
-        plan.actions.extend(told.into_iter().map(Action::Event));
+        plan.actions.extend(events.into_iter().map(Action::Event));
     }
-    // Only after the status names a pod may its finalizer go.
+    // The finalizer of a pod is removed only after the status names the pod.
     let counted: Vec<Action> =
         tally.to_untrack(ending.is_some() || job.metadata.deletion_timestamp.is_some()).map(untrack).collect();
     if !counted.is_empty() {
@@ -179,7 +181,7 @@ fn decide(job: &Job, spec: &JobSpec, tally: &Tally<'_>, now: Timestamp) -> Plan 
     plan
 }
 
-/// Whether the Job ends now, and how; notes when a deadline is to be looked at.
+/// Whether and how the Job ends now; sets the requeue time for deadlines.
 fn ending(
     job: &Job,
     spec: &JobSpec,
@@ -251,7 +253,7 @@ fn delete(job: &Job, pod: &Pod) -> Action {
     )
 }
 
-/// Makes or gives up pods so that as many run as shall.
+/// Creates or deletes pods to match the desired number.
 fn manage(
     job: &Job,
     spec: &JobSpec,
@@ -265,7 +267,7 @@ fn manage(
     let parallelism = count(spec.parallelism.unwrap_or(1));
     let wanted = match spec.completions {
         _ if suspended => 0,
-        // A work queue: once one pod has found it empty, nothing is replaced.
+        // A work queue Job: after the first success no pod is replaced.
         None if tally.succeeded > 0 => active.min(parallelism),
         None => parallelism,
         Some(completions) => {
@@ -273,9 +275,9 @@ fn manage(
             count(completions.saturating_sub(tally.succeeded).saturating_sub(failed)).min(parallelism)
         }
     };
-    let surplus = make::to_give_up(job, &tally.active, active.saturating_sub(wanted));
+    let surplus = create::surplus_pods(job, &tally.active, active.saturating_sub(wanted));
     if !surplus.is_empty() {
-        // They are not failures: their finalizer goes first, so that their end isn't counted.
+        // Surplus pods are no failures: their finalizer is removed first, so that their end isn't counted.
         let untracked = surplus.iter().filter(|pod| is_tracked(pod)).map(|pod| untrack(pod)).collect();
         let deleted = surplus.iter().take(BURST_PODS).map(|pod| delete(job, pod)).collect();
         return vec![Action::Concurrent(untracked), Action::Concurrent(deleted)];
@@ -313,11 +315,11 @@ fn manage(
                     continue;
                 }
             }
-            made.push(note(&make::pod(job, Some(index), failures.map(|(failures, _)| failures))));
+            made.push(note(&create::pod(job, Some(index), failures.map(|(failures, _)| failures))));
         }
         made
     } else {
-        vec![note(&make::pod(job, None, None)); missing]
+        vec![note(&create::pod(job, None, None)); missing]
     };
     if made.is_empty() { Vec::new() } else { vec![Action::SlowStart(made)] }
 }

@@ -1,4 +1,4 @@
-//! Pod failure policy (KEP-3329), success policy (KEP-3998), and back-off after failures.
+//! Pod failure policy (KEP-3329), success policy (KEP-3998), and the back-off after failures.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,25 +12,25 @@ use machinery_client::pod::ContainerStatus;
 use super::index::Indexes;
 use crate::pods;
 
-/// The wait before the first replacement of a failed pod; it doubles with each failure in a row.
+/// The back-off before the first replacement of a failed pod; doubles with each consecutive failure.
 const BACKOFF_FIRST: Duration = Duration::from_secs(10);
-/// It grows no further.
+/// The maximum back-off.
 const BACKOFF_MAX: Duration = Duration::from_secs(600);
 
-/// What a pod's failure means.
+/// The effect of a pod's failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It counts towards the back-off limit.
+    /// Counts towards the back-off limit.
     Counts,
-    /// It doesn't.
+    /// Doesn't count.
     Ignored,
-    /// It ends its index, and counts.
+    /// Fails the index, and counts.
     FailsIndex,
-    /// It ends the Job, for this reason.
+    /// Fails the Job, for this reason.
     FailsJob(String),
 }
 
-/// What the Job's policy says of a pod; only pods that have failed are looked at.
+/// The verdict of the Job's policy on a failed pod; other pods have none.
 pub(super) fn verdict(job: &Job, pod: &Pod) -> Verdict {
     let policy = job.spec.as_ref().and_then(|spec| spec.pod_failure_policy.as_ref());
     let Some(policy) = policy.filter(|_| pods::phase(pod) == "Failed") else { return Verdict::Counts };
@@ -76,7 +76,7 @@ fn exit_code(container: &ContainerStatus) -> Option<i32> {
     container.state.as_ref()?.terminated.as_ref().map(|ended| ended.exit_code)
 }
 
-/// The first rule of the success policy that holds, in upstream's words.
+/// The first rule of the success policy that is met, in upstream's text.
 pub(super) fn success(policy: &SuccessPolicy, succeeded: &Indexes, completions: i32) -> Option<String> {
     let met = policy.rules.iter().position(|rule| {
         let listed = rule.succeeded_indexes.as_deref().map(|text| Indexes::parse(text, completions));
@@ -90,7 +90,7 @@ pub(super) fn success(policy: &SuccessPolicy, succeeded: &Indexes, completions: 
     Some(format!("Matched rules at index {met}"))
 }
 
-/// The wait after `failures` in a row.
+/// The back-off after `failures` consecutive failures.
 pub(super) fn backoff(failures: u32) -> Duration {
     if failures == 0 {
         return Duration::ZERO;
@@ -98,19 +98,19 @@ pub(super) fn backoff(failures: u32) -> Duration {
     BACKOFF_FIRST.saturating_mul(2u32.saturating_pow(failures - 1)).min(BACKOFF_MAX)
 }
 
-/// Failures of a Job's pods in a row, also of pods that are gone by now: what is remembered between two passes.
+/// Consecutive failures of a Job's pods, deleted pods included: the memory between passes.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Failures {
     job_uid: String,
     in_a_row: u32,
     last: Option<Timestamp>,
     last_success: Option<Timestamp>,
-    /// The failed pods that are there and counted, by uid.
+    /// The uids of existing failed pods that are counted.
     counted: BTreeSet<String>,
 }
 
 impl Failures {
-    /// Counts the failures after the last success. As upstream, also those that the Job's policy ignores.
+    /// Counts the failures since the last success. As upstream, ignored failures count here.
     pub(super) fn next<'a>(
         before: Option<&Self>,
         job_uid: &str,
@@ -136,18 +136,18 @@ impl Failures {
         now
     }
 
-    /// Until when no pod is replaced.
+    /// The end of the back-off.
     pub(super) fn wait_until(&self) -> Option<Timestamp> {
         Some(self.last?.saturating_add(backoff(self.in_a_row)).unwrap_or(Timestamp::MAX))
     }
 
-    /// Whether there is nothing to remember.
+    /// Whether there are no failures to remember.
     pub(super) fn is_empty(&self) -> bool {
         self.in_a_row == 0
     }
 }
 
-/// When a pod ended, as far as it tells.
+/// When a pod ended, from its status.
 pub(super) fn finished_at(pod: &Pod) -> Timestamp {
     let status = pod.status.as_ref();
     let containers = status.iter().flat_map(|status| status.container_statuses.iter().flatten());

@@ -1,7 +1,7 @@
-//! Pods whose Job is gone: the finalizer that was to keep them until they are counted is taken off, at any time.
+//! Pods of deleted Jobs: removes the tracking finalizer that keeps them until they are counted.
 //!
-//! A Job is gone where none of its uid is there: another one of the same name counts nothing for it. What the view lacks is
-//! asked of the server before, as the view of Jobs may be behind that of pods.
+//! A Job is gone if no Job has its uid: another Job of the same name doesn't count. Before the removal the server
+//! confirms a missing Job, as the view of Jobs may lag behind that of pods.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ pub(super) fn key(namespace: &str) -> ObjectKey {
     ObjectKey::new(namespace, "")
 }
 
-/// The strays of the namespace, where the Job of a uid went.
+/// The key of the namespace's strays, when a Job is deleted or replaced by one with another uid.
 pub(super) fn of_job(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let went = match (change.before::<Job>(), change.after::<Job>()) {
         (Some(before), Some(after)) => before.metadata.uid != after.metadata.uid,
@@ -29,48 +29,48 @@ pub(super) fn of_job(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     std::iter::once((*change.key).clone()).chain(strays).collect()
 }
 
-/// How a pod stands to Jobs.
-enum Standing {
-    /// Its Job is there or will adopt it, or it is none of a Job's.
-    Kept,
-    /// Nobody owns it.
+/// The relation of a pod to Jobs.
+enum JobRelation {
+    /// Its Job exists or will adopt it, or it is no Job's pod.
+    NoStray,
+    /// It has no owner.
     Orphan,
-    /// The Job of this name and uid, which the view doesn't have.
-    Left(String, String),
+    /// Its Job, by name and uid, is missing in the view.
+    MissingJob(String, String),
 }
 
-fn standing(view: &ObjectCache, pod: &Pod) -> Standing {
+fn job_relation(view: &ObjectCache, pod: &Pod) -> JobRelation {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let Some(owner) = controller_of(&pod.metadata) else {
         let adopts =
             |job: &Job| job.metadata.deletion_timestamp.is_none() && finished_at(job).is_none() && chooses(job, pod);
         let adopted = pods::is_active(pod) && view.list::<Job>(namespace).any(adopts);
-        return if adopted { Standing::Kept } else { Standing::Orphan };
+        return if adopted { JobRelation::NoStray } else { JobRelation::Orphan };
     };
     if owner.kind != "Job" || owner.api_version != "batch/v1" {
-        return Standing::Kept;
+        return JobRelation::NoStray;
     }
     let there = view.get::<Job>(&ObjectKey::new(namespace, &*owner.name));
     if there.is_some_and(|job| job.metadata.uid.as_deref() == Some(&*owner.uid)) {
-        return Standing::Kept;
+        return JobRelation::NoStray;
     }
-    Standing::Left(owner.name.clone(), owner.uid.clone())
+    JobRelation::MissingJob(owner.name.clone(), owner.uid.clone())
 }
 
-/// Whether a pod is kept for a Job that the view doesn't have, or for nobody.
+/// Whether the finalizer of a pod waits for a Job that is missing in the view, or for none.
 pub(super) fn is_stray(view: &ObjectCache, pod: &Pod) -> bool {
-    is_tracked(pod) && !matches!(standing(view, pod), Standing::Kept)
+    is_tracked(pod) && !matches!(job_relation(view, pod), JobRelation::NoStray)
 }
 
-/// Lets all strays of a namespace go.
-pub(super) fn let_go(view: &ObjectCache, namespace: &str) -> Plan {
+/// Releases all strays of a namespace.
+pub(super) fn release_all(view: &ObjectCache, namespace: &str) -> Plan {
     let mut orphans = Vec::new();
     let mut left: BTreeMap<(String, String), Vec<Action>> = BTreeMap::new();
     for pod in view.list::<Pod>(namespace).filter(|pod| is_tracked(pod)) {
-        match standing(view, pod) {
-            Standing::Kept => {}
-            Standing::Orphan => orphans.push(untrack(pod)),
-            Standing::Left(name, uid) => left.entry((name, uid)).or_default().push(untrack(pod)),
+        match job_relation(view, pod) {
+            JobRelation::NoStray => {}
+            JobRelation::Orphan => orphans.push(untrack(pod)),
+            JobRelation::MissingJob(name, uid) => left.entry((name, uid)).or_default().push(untrack(pod)),
         }
     }
     let mut plan = Plan::nothing();
@@ -98,12 +98,12 @@ mod tests {
             "spec": {"suspend": true, "selector": {"matchLabels": {"uid": uid}}, "template": {}}})
     }
 
-    /// A pod of a Job as the garbage collector of pods leaves it where its namespace goes.
+    /// A pod whose Job's namespace is being deleted, as the garbage collector leaves it.
     fn pod(name: &str, owner: Value) -> Value {
         json!({"apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": name, "namespace": "a", "uid": name, "ownerReferences": owner,
                 "labels": {"uid": "first", "batch.kubernetes.io/job-name": "sum"},
-                "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": [super::super::make::TRACKING]},
+                "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": [super::super::create::TRACKING]},
             "spec": {"containers": []}, "status": {"phase": "Failed"}})
     }
 
@@ -120,7 +120,7 @@ mod tests {
         cluster.view.list::<Pod>("a").filter_map(|pod| pod.metadata.name.as_deref()).collect()
     }
 
-    /// Works on the keys that everything there is, and everything that went, comes to.
+    /// Reconciles the keys of all objects and of all deletions.
     fn settle(cluster: &mut Simulation, went: &[Change]) {
         let settings = Settings::default();
         for _ in 0..10 {
@@ -146,7 +146,7 @@ mod tests {
         assert!(names(&cluster).is_empty());
     }
 
-    /// While a namespace goes its pods go first: the next Job of the name is there for as long as they are.
+    /// In a terminating namespace pods are deleted first: the next Job of the name exists as long as they do.
     #[test]
     fn the_next_job_of_the_name_keeps_no_pod_of_the_last_one() {
         let mut cluster = cluster([job("second"), pod("p", owned("Job", "first"))]);
@@ -161,7 +161,7 @@ mod tests {
         assert!(names(&cluster).is_empty());
     }
 
-    /// Also where the label that named its Job is gone.
+    /// Even if the label with its Job's name is gone.
     #[test]
     fn an_orphan_without_labels_goes() {
         let mut bare = pod("p", json!([]));
@@ -183,7 +183,7 @@ mod tests {
         assert!(names(&cluster).is_empty());
     }
 
-    /// A Job that goes wakes the pods that it left; one that another is put in the place of does, too.
+    /// A deleted Job wakes its pods; so does one that is replaced by another of the same name.
     #[test]
     fn a_job_that_goes_wakes_its_strays() {
         for next in [None, Some("second")] {
@@ -209,20 +209,20 @@ mod tests {
         let there = pod("there", owned("Job", "first"));
         let others = pod("others", owned("ReplicaSet", "r"));
         let cluster = cluster([job("first"), there, others]);
-        assert_eq!(let_go(&cluster.view, "a"), Plan::nothing());
+        assert_eq!(release_all(&cluster.view, "a"), Plan::nothing());
         let mut alive = pod("alive", json!([]));
         alive["metadata"].as_object_mut().unwrap().remove("deletionTimestamp");
         alive["status"]["phase"] = json!("Running");
         let mut unknown = cluster.clone();
         unknown.create(&Kind::of::<Pod>(), alive);
-        assert_eq!(let_go(&unknown.view, "a"), Plan::nothing(), "it will be adopted");
+        assert_eq!(release_all(&unknown.view, "a"), Plan::nothing(), "it will be adopted");
     }
 
-    /// The view of Jobs may be behind that of pods: the server has the word.
+    /// The view of Jobs may lag behind that of pods, so the server decides.
     #[test]
     fn the_server_says_whether_a_job_is_gone() {
         let cluster = cluster([pod("p", owned("Job", "first"))]);
-        let plan = let_go(&cluster.view, "a");
+        let plan = release_all(&cluster.view, "a");
         let [Action::ExpectGone { key, uid, .. }, Action::Concurrent(untracked)] = plan.actions.as_slice() else {
             panic!("{plan:?}")
         };

@@ -1,4 +1,4 @@
-//! What a Job's pods amount to: how many run, have succeeded and failed, and what the Job's status says of it.
+//! Tally of a Job's pods: active, succeeded and failed ones, and the Job's status that follows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,45 +6,45 @@ use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus, UncountedTerminatedPods};
 use machinery_client::{EventRecord, Pod};
 
+use super::create;
 use super::ending::{Ending, is_tracked};
 use super::index::{self, Indexes};
-use super::make;
 use super::policy::{self, Failures, Verdict};
 use crate::{conditions, pods};
 
-/// Uids that a status names at once (upstream's `MaxUncountedPods`, which keeps it small): the others keep their finalizer, and
-/// their turn comes when these have been counted.
+/// The maximum number of uids in a status (upstream's `MaxUncountedPods`, which keeps it small). Other pods keep their
+/// finalizer until these have been counted.
 pub(super) const UNCOUNTED_MAX: usize = 500;
 
 /// The state of a Job's pods at one moment.
 pub(super) struct Tally<'a> {
-    /// Neither ended nor being deleted.
+    /// Neither terminal nor terminating.
     pub(super) active: Vec<&'a Pod>,
-    /// Being deleted and not ended.
+    /// Terminating and not terminal.
     pub(super) terminating: Vec<&'a Pod>,
     /// All that have succeeded, counted or not.
     pub(super) succeeded: i32,
     /// All that have failed, counted or not.
     pub(super) failed: i32,
-    /// Of an Indexed Job.
+    /// For an Indexed Job.
     pub(super) succeeded_indexes: Indexes,
-    /// Of a Job with a limit per index.
+    /// For a Job with a limit per index.
     pub(super) failed_indexes: Option<Indexes>,
-    /// A pod's failure ends the Job, for this reason.
+    /// The reason, if a pod's failure fails the Job.
     pub(super) fails_job: Option<String>,
-    /// No pod is replaced before it says.
+    /// The back-off for replacements.
     pub(super) failures: Failures,
-    /// Ended pods that still have the finalizer.
+    /// Terminal pods that still have the finalizer.
     ended: Vec<&'a Pod>,
-    /// Uids to be named in the status, and those that are and lost their finalizer.
+    /// The uids for the status, and those of the status whose finalizer is gone.
     uncounted: UncountedTerminatedPods,
     counted_succeeded: i32,
     counted_failed: i32,
-    /// Per index: failures so far and when the last pod ended.
+    /// By index: the number of failures, and when the last pod ended.
     index_failures: BTreeMap<i32, (u32, Timestamp)>,
-    /// The last failed pod of each index that waits for its replacement: it keeps its finalizer, and with it the count.
+    /// The last failed pod of each index until its replacement: it keeps its finalizer, and with it the failure count.
     kept: BTreeSet<String>,
-    /// Ended pods that the status has no room to name yet: they keep their finalizer, too.
+    /// Terminal pods beyond the limit of the status: they keep their finalizer, too.
     later: BTreeSet<String>,
     indexed: bool,
     all: Vec<&'a Pod>,
@@ -62,26 +62,26 @@ fn is_named(known: &[String], pod: &Pod) -> bool {
     known.iter().any(|known| known == uid(pod))
 }
 
-/// Takes out what is beyond so many.
+/// Removes and returns the uids beyond `most`.
 fn beyond(uids: &mut Vec<String>, most: usize) -> BTreeSet<String> {
     uids.drain(most.min(uids.len())..).collect()
 }
 
-/// A pod counts as failed when it has failed, or, where it may be replaced at once, as soon as it is being deleted.
+/// Whether a pod counts as failed: it has failed, or it is terminating and may be replaced at once.
 fn has_failed(spec: &JobSpec, pod: &Pod) -> bool {
     let replaces_failed_only = spec.pod_replacement_policy.as_deref() == Some("Failed");
     pods::phase(pod) == "Failed"
         || (!replaces_failed_only && pod.metadata.deletion_timestamp.is_some() && pods::phase(pod) != "Succeeded")
 }
 
-/// Uids of pods that still have their finalizer, and how many have lost it.
+/// Uids of pods that still have their finalizer, and the number of those that don't.
 fn split(uids: Option<Vec<String>>, tracked: &BTreeMap<&str, &Pod>) -> (Vec<String>, i32) {
     let (still, gone): (Vec<String>, Vec<String>) =
         uids.unwrap_or_default().into_iter().partition(|uid| tracked.contains_key(uid.as_str()));
     (still, i32::try_from(gone.len()).unwrap_or(i32::MAX))
 }
 
-/// Whether a Job is known to end by that condition.
+/// Whether the Job's status has the condition already.
 fn is_to_end(job: &Job, condition: &str) -> bool {
     let mut conditions = job.status.iter().flat_map(|status| status.conditions.iter().flatten());
     conditions.any(|c| c.type_ == condition && c.status == "True")
@@ -138,11 +138,11 @@ impl<'a> Tally<'a> {
                 }
                 tally.ended.push(pod);
             } else if pods::phase(pod) == "Succeeded" {
-                // It was counted as failed when it began to go, and stays so.
+                // The pod was counted as failed when its deletion started, and stays so.
                 tally.ended.push(pod);
             } else if has_failed(spec, pod) || (fails && pod.metadata.deletion_timestamp.is_some()) {
-                // What is stopped because the Job has failed counts whether or not it would have been replaced.
-                // What is stopped because the Job has succeeded hasn't failed.
+                // A pod that is stopped because the Job has failed counts, replaced or not. A pod that is stopped
+                // because the Job has succeeded hasn't failed.
                 if (!succeeds || pods::phase(pod) == "Failed")
                     && tally.counts(job, pod, own)
                     && !is_named(&new_failed[..known_failed], pod)
@@ -159,8 +159,8 @@ impl<'a> Tally<'a> {
         tally
     }
 
-    /// Counts the ended pods that aren't counted yet, and chooses those that the status names; of each list its first ones are
-    /// named already. They stay so until their finalizer is gone, even if they were too many.
+    /// Counts the terminal pods that aren't counted yet, and chooses the uids for the status. Uids that are in the
+    /// status already come first; they stay until their finalizer is gone, even beyond the limit.
     fn name(
         &mut self,
         (mut succeeded, known_succeeded): (Vec<String>, usize),
@@ -174,7 +174,7 @@ impl<'a> Tally<'a> {
         self.uncounted = UncountedTerminatedPods { succeeded: list(succeeded), failed: list(failed) };
     }
 
-    /// Whether a pod's failure counts, by the Job's policy, which it may also end the Job by.
+    /// Whether a pod's failure counts by the Job's policy, which may also fail the Job.
     fn counts(&mut self, job: &Job, pod: &Pod, own: Option<i32>) -> bool {
         let verdict = policy::verdict(job, pod);
         if let Verdict::FailsJob(message) = &verdict {
@@ -183,24 +183,24 @@ impl<'a> Tally<'a> {
         verdict != Verdict::Ignored && (!self.indexed || own.is_some())
     }
 
-    /// With a limit per index: how often each index has failed, which are over it, and whose last pod must be kept.
+    /// With a limit per index: the failures of each index, the indexes over the limit, and the pods to keep.
     fn count_index_failures(&mut self, job: &Job, spec: &JobSpec, completions: i32) {
         let (Some(limit), Some(mut over)) = (spec.backoff_limit_per_index, self.failed_indexes.take()) else { return };
         let limit = u32::try_from(limit).unwrap_or(0);
         let mut last: BTreeMap<i32, (u32, Timestamp, &'a Pod)> = BTreeMap::new();
         let ends = is_to_end(job, "FailureTarget") || is_to_end(job, "SuccessCriteriaMet");
-        // A pod that was given up has lost its finalizer before it began to go: it says nothing of its index.
+        // A surplus pod has lost its finalizer before its deletion, and doesn't count for its index.
         for pod in self.all.iter().copied().filter(|pod| is_tracked(pod) && has_failed(spec, pod)) {
             let Some(index) = index::of_pod(pod).filter(|index| *index < completions) else { continue };
             let before = pod
                 .metadata
                 .annotations
                 .as_ref()
-                .and_then(|a| a.get(make::FAILURE_COUNT)?.parse::<u32>().ok())
+                .and_then(|a| a.get(create::FAILURE_COUNT)?.parse::<u32>().ok())
                 .unwrap_or(0);
             let verdict = policy::verdict(job, pod);
             let failures = before + u32::from(verdict != Verdict::Ignored);
-            // Nor does what is stopped because the Job ends.
+            // Neither does a pod that is stopped because the Job ends.
             if (verdict == Verdict::FailsIndex || failures > limit) && (!ends || pods::phase(pod) == "Failed") {
                 over.insert(index);
             }
@@ -220,7 +220,7 @@ impl<'a> Tally<'a> {
         self.failed_indexes = Some(over);
     }
 
-    /// Failures of an index so far, and when its last pod ended.
+    /// The failures of an index, and when its last pod ended.
     pub(super) fn failures_of(&self, index: i32) -> (u32, Timestamp) {
         self.index_failures.get(&index).copied().unwrap_or((0, Timestamp::UNIX_EPOCH))
     }
@@ -240,7 +240,7 @@ impl<'a> Tally<'a> {
         if limit == 0 { restarts > 0 } else { restarts >= limit }
     }
 
-    /// The lowest indexes that nothing works on.
+    /// The lowest indexes without an active pod.
     pub(super) fn free_indexes(&self, completions: i32, not_terminating: bool) -> impl Iterator<Item = i32> + use<> {
         let waits = if not_terminating { self.terminating.as_slice() } else { &[] };
         let mut taken: Indexes = self.active.iter().chain(waits).filter_map(|pod| index::of_pod(pod)).collect();
@@ -249,14 +249,14 @@ impl<'a> Tally<'a> {
         taken.missing(completions)
     }
 
-    /// The pods whose finalizer may go once the status is written; all of them where the Job itself ends.
+    /// The pods whose finalizer is removed after the status is written; all of them if the Job ends.
     pub(super) fn to_untrack(&self, ends: bool) -> impl Iterator<Item = &'a Pod> {
         let all = self.all.iter().copied().filter(move |pod| ends && is_tracked(pod) && !pods::is_active(pod));
         let ended = self.ended.iter().copied().filter(move |pod| !ends && !self.kept.contains(uid(pod)));
         all.chain(ended).filter(|pod| !self.later.contains(uid(pod)))
     }
 
-    /// The status that follows, and the events that tell of its news.
+    /// The new status, and the events for its changes.
     pub(super) fn status(
         &self,
         job: &Job,
@@ -266,7 +266,7 @@ impl<'a> Tally<'a> {
         now: Timestamp,
     ) -> (JobStatus, Vec<EventRecord>) {
         let mut status = job.status.clone().unwrap_or_default();
-        let mut told = Vec::new();
+        let mut events = Vec::new();
         let number = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
         let running: &[&Pod] = if ending.is_some() { &[] } else { &self.active };
         status.active = pods::count(number(running.len()));
@@ -277,7 +277,7 @@ impl<'a> Tally<'a> {
         status.failed = pods::count(self.counted_failed);
         let mut uncounted = self.uncounted.clone();
         if ending.is_none() && job.metadata.deletion_timestamp.is_none() {
-            // What waits for its replacement is named when it no longer does.
+            // A kept pod is added to the status once it is replaced.
             uncounted.failed = uncounted
                 .failed
                 .and_then(|failed| list(failed.into_iter().filter(|uid| !self.kept.contains(uid)).collect()));
@@ -291,30 +291,30 @@ impl<'a> Tally<'a> {
         }
         let mut conditions = status.conditions.take().unwrap_or_default();
         if !suspended {
-            // Also of a Job that ends before any pod was made.
+            // Also for a Job that ends before any pod was created.
             status.start_time.get_or_insert_with(|| pods::stamp(now));
         }
         match ending {
             None if suspended => {
                 if set(&mut conditions, "Suspended", "True", "JobSuspended", "Job suspended", now) {
-                    told.push(EventRecord::normal(job, "Suspended", "Job suspended"));
+                    events.push(EventRecord::normal(job, "Suspended", "Job suspended"));
                 }
                 status.start_time = None;
             }
             None => {
                 if conditions.iter().any(|c| c.type_ == "Suspended" && c.status == "True") {
                     set(&mut conditions, "Suspended", "False", "JobResumed", "Job resumed", now);
-                    told.push(EventRecord::normal(job, "Resumed", "Job resumed"));
+                    events.push(EventRecord::normal(job, "Resumed", "Job resumed"));
                     status.start_time = Some(pods::stamp(now));
                 }
             }
-            Some(ending) => self.end(job, spec, ending, &mut status, &mut conditions, &mut told, now),
+            Some(ending) => self.end(job, spec, ending, &mut status, &mut conditions, &mut events, now),
         }
         status.conditions = (!conditions.is_empty()).then_some(conditions);
-        (status, told)
+        (status, events)
     }
 
-    /// First what is to come, then, once no pod runs and each is counted, that it has come.
+    /// First the pending condition; then, once no pod is active and each is counted, the final one.
     #[expect(clippy::too_many_arguments, reason = "the parts of one status that is being written")]
     fn end(
         &self,
@@ -323,7 +323,7 @@ impl<'a> Tally<'a> {
         ending: &Ending,
         status: &mut JobStatus,
         conditions: &mut Vec<JobCondition>,
-        told: &mut Vec<EventRecord>,
+        events: &mut Vec<EventRecord>,
         now: Timestamp,
     ) {
         let (target, terminal) =
@@ -338,13 +338,13 @@ impl<'a> Tally<'a> {
         if ending.success {
             status.completion_time = Some(pods::stamp(now));
             if spec.completions.is_some_and(|wanted| self.succeeded > wanted) {
-                told.push(EventRecord::warning(
+                events.push(EventRecord::warning(
                     job,
                     "TooManySucceededPods",
                     "Too many succeeded pods running after completion count reached",
                 ));
             }
-            told.push(EventRecord::normal(job, "Completed", "Job completed"));
+            events.push(EventRecord::normal(job, "Completed", "Job completed"));
         } else {
             let reason = match ending.reason.as_str() {
                 "BackoffLimitExceeded" => "BackoffLimitExceeded",
@@ -353,12 +353,12 @@ impl<'a> Tally<'a> {
                 "MaxFailedIndexesExceeded" => "MaxFailedIndexesExceeded",
                 _ => "FailedIndexes",
             };
-            told.push(EventRecord::warning(job, reason, ending.message.clone()));
+            events.push(EventRecord::warning(job, reason, ending.message.clone()));
         }
     }
 }
 
-/// Sets a condition; says whether that changed its status.
+/// Sets a condition; returns whether its status changed.
 fn set(
     conditions: &mut Vec<JobCondition>,
     kind: &str,

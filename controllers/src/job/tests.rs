@@ -1,4 +1,4 @@
-//! Jobs over their lives, played against a simulated server.
+//! Lives of Jobs, against a simulated server.
 
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ impl Play {
     fn settle(&mut self) {
         for _ in 0..20 {
             let plan = self.plan();
-            self.cluster.memories.set(&Self::key(), plan.memory.clone());
+            self.cluster.reconciler_cache.set(&Self::key(), plan.state.clone());
             if plan.actions.is_empty() {
                 return;
             }
@@ -73,7 +73,7 @@ impl Play {
         self.cluster.view.list::<Pod>("default").cloned().collect()
     }
 
-    /// The oldest active pod, or that of an index, ends.
+    /// Ends the oldest active pod, or that of an index.
     fn end(&mut self, index: Option<i32>, phase: &str, code: i32) {
         let pod = self
             .active()
@@ -124,7 +124,8 @@ fn a_job_completes_and_lets_its_pods_go() {
     assert_eq!(play.events, ["Completed"]);
 }
 
-/// After an outage of the controllers, thousands of pods may have ended: a status that named them all would not fit the store.
+/// After an outage of the controllers, thousands of pods may be terminal: a status with all their uids would exceed the
+/// store's limit.
 #[test]
 fn ended_pods_are_named_and_counted_some_at_a_time() {
     let mut play = Play::of(json!({"completions": 1200, "parallelism": 1200}));
@@ -172,7 +173,7 @@ fn failures_wait_longer_each_time_until_the_limit() {
     assert_eq!(play.events, ["BackoffLimitExceeded"]);
 }
 
-/// Nothing is left of pods that are evicted: that they failed is remembered, whether or not it counts.
+/// Evicted pods are deleted, but their failures are remembered, whether or not they count.
 #[test]
 fn failures_of_pods_that_are_gone_wait_longer_each_time() {
     let rules =
@@ -229,7 +230,7 @@ fn a_limit_per_index_fails_that_index_only() {
     play.wait(10);
     assert_eq!(play.active().len(), 2);
     let replacement = play.active().into_iter().find(|pod| index::of_pod(pod) == Some(0)).unwrap();
-    assert_eq!(replacement.metadata.annotations.unwrap()[make::FAILURE_COUNT], "1");
+    assert_eq!(replacement.metadata.annotations.unwrap()[create::FAILURE_COUNT], "1");
     play.end(Some(0), "Failed", 1);
     assert_eq!(play.status().failed_indexes.as_deref(), Some("0"));
     assert_eq!(play.active().len(), 1, "index 0 is given up");
@@ -328,12 +329,11 @@ fn what_is_stopped_with_the_job_is_no_failed_index() {
     assert_eq!(play.conditions().last(), pairs(&[("Failed", "MaxFailedIndexesExceeded")]).first());
 }
 
-/// Ten characters that mean 2^31 indexes, from each place that may hold such a text: by whoever may create Jobs, and by
-/// whoever may write their status.
+/// A pod counts as failed once while it is terminating; a later success changes no count.
 #[test]
 fn a_pod_that_counts_as_failed_and_then_succeeds_is_let_go() {
     let mut play = Play::of(json!({"completions": 1}));
-    // It was being deleted when it was counted; it ended well before its finalizer was off.
+    // The pod was counted while it was terminating; it ended before its finalizer was removed.
     let pod = play.active().remove(0);
     let mut job = Object::to_value(play.cluster.view.get::<Job>(&Play::key()).unwrap());
     job["status"]["uncountedTerminatedPods"] = json!({"failed": [pod.metadata.uid]});
@@ -348,7 +348,7 @@ fn a_pod_that_counts_as_failed_and_then_succeeds_is_let_go() {
 fn pods_that_a_suspended_job_gives_up_fail_no_index() {
     let mut play =
         Play::of(json!({"completions": 2, "parallelism": 2, "completionMode": "Indexed", "backoffLimitPerIndex": 0}));
-    // As a real cluster shows them: without the finalizer, and going for as long as they take.
+    // As in a real cluster: without the finalizer, and terminating until their processes end.
     for pod in play.active() {
         let mut pod = Object::to_value(&pod);
         pod["metadata"]["finalizers"] = json!(["example.com/hold"]);
@@ -384,6 +384,7 @@ fn what_a_failure_stops_has_failed_also_where_only_failed_pods_are_replaced() {
     assert_eq!(play.status().failed, Some(3));
 }
 
+/// Ten characters mean 2^31 indexes, in each text that a Job's author, or the author of its status, may write.
 #[test]
 fn a_job_of_2147483647_indexes_costs_what_its_texts_are_long() {
     let spec = |more: Value| {

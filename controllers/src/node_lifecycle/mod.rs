@@ -1,7 +1,7 @@
-//! `node-lifecycle-controller`: a node that is no longer heard of becomes NotReady, and taints say what a node's
-//! conditions mean for pods (Kubernetes documentation, "Nodes" and "Taints and Tolerations").
+//! `node-lifecycle-controller`: marks nodes without heartbeats as NotReady, and derives taints from node conditions
+//! (Kubernetes documentation, "Nodes" and "Taints and Tolerations").
 
-mod silence;
+mod heartbeat;
 mod taints;
 #[cfg(test)]
 mod tests;
@@ -21,31 +21,31 @@ use serde_json::{Value, json};
 use crate::Settings;
 use crate::pods;
 
-/// A node is looked at no more often than that, with fast failover.
-const LOOK_FAST: Duration = Duration::from_millis(50);
+/// The minimum interval between two passes over a node, with fast failover.
+const FAST_PERIOD: Duration = Duration::from_millis(50);
 
-/// Labels that say the same as another: the one that counts, and the old name of it.
+/// Labels and their beta names, in that order.
 const OLD_LABELS: [(&str, &str); 2] =
     [("kubernetes.io/os", "beta.kubernetes.io/os"), ("kubernetes.io/arch", "beta.kubernetes.io/arch")];
 
-/// How nodes' lives are judged, with upstream's names and defaults.
+/// The settings of node lifecycle, with upstream's names and defaults.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NodeLifecycle {
-    /// How often, at most, a node's heartbeat is looked at.
+    /// The minimum interval between two checks of a node's heartbeat.
     pub monitor_period: Duration,
-    /// After how long without a heartbeat a node is NotReady.
+    /// The time without a heartbeat after which a node is NotReady.
     pub monitor_grace: Duration,
-    /// How long a new node may take to say anything at all.
+    /// The time within which a new node must report its first status.
     pub startup_grace: Duration,
-    /// Nodes a second from which pods are evicted in a zone that is well.
+    /// The rate of node evictions in a healthy zone, in nodes per second.
     pub eviction_rate: f32,
-    /// The same in a large zone that is partly down; a smaller one evicts nothing then.
+    /// The rate in a large zone that is partly down; a smaller zone then has none.
     pub secondary_eviction_rate: f32,
-    /// From this share of nodes that are down on, a zone is partly down.
+    /// The share of unready nodes from which on a zone is partly down.
     pub unhealthy_zone_threshold: f32,
-    /// A zone with more nodes is large.
+    /// The number of nodes above which a zone is large.
     pub large_cluster_size_threshold: usize,
-    /// Nodes whose Lease is shorter than the grace are judged by their Lease.
+    /// Whether a node whose Lease is shorter than the grace period is judged by its Lease.
     pub fast_failover: bool,
 }
 
@@ -64,7 +64,7 @@ impl Default for NodeLifecycle {
     }
 }
 
-/// The key is a node's, or one with no name for the decision over all of them.
+/// The key is a node's, or empty for the decision over all nodes.
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "node-lifecycle-controller",
     account: "node-controller",
@@ -74,8 +74,8 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     reconcile,
 };
 
-/// The node, and all of them where it is down or no longer counts: whether others stay as they are hangs on it. A node
-/// that comes back is seen by the next look, which there is while another waits for its turn.
+/// The node; and all nodes if it is down or removed, as the evictions of others depend on it. A node that recovers is
+/// noticed by the next periodic pass, which runs while another node waits for its eviction.
 fn of_node(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let mut keys = vec![(*change.key).clone()];
     let (before, after) = (change.before::<Node>(), change.after::<Node>());
@@ -89,26 +89,26 @@ fn of_node(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     keys
 }
 
-/// How long a Lease says that it holds.
-fn lasts(lease: Option<&Lease>) -> Option<i32> {
+/// The duration of a Lease in seconds.
+fn lease_duration(lease: Option<&Lease>) -> Option<i32> {
     lease?.spec.as_ref()?.lease_duration_seconds
 }
 
-/// A ready node is looked at when its grace period ends, and by then its Lease may have been renewed: each renewal of each
-/// node is nothing that anybody has to do something about (upstream has no handler for Leases at all).
+/// A ready node is checked when its grace period ends, after further renewals of its Lease. So a renewal alone requeues
+/// nothing (upstream has no handler for Leases at all).
 fn of_lease(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
-    if change.key.namespace != silence::LEASES {
+    if change.key.namespace != heartbeat::LEASES {
         return Vec::new();
     }
     let node = ObjectKey::cluster(&*change.key.name);
-    // When its grace ends may hang on how long it is.
-    if lasts(change.before()) != lasts(change.after()) && view.get::<Node>(&node).is_some() {
+    // The end of the grace period may depend on the duration.
+    if lease_duration(change.before()) != lease_duration(change.after()) && view.get::<Node>(&node).is_some() {
         return vec![node];
     }
     unless_ready(view, node)
 }
 
-/// A pod's node where the pod is new there: on a node that isn't ready no pod is.
+/// The node of a new pod: on an unready node no pod is ready.
 fn of_pod(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let Some(name) = change.after::<Pod>().and_then(|pod| pod.spec.as_ref()?.node_name.as_deref()) else {
         return Vec::new();
@@ -116,7 +116,7 @@ fn of_pod(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     unless_ready(view, ObjectKey::cluster(name))
 }
 
-/// A node that is there and not ready.
+/// The key of an existing, unready node.
 fn unless_ready(view: &ObjectCache, key: ObjectKey) -> Vec<ObjectKey> {
     let ready =
         view.get::<Node>(&key).is_none_or(|node| condition(node, "Ready").is_some_and(|ready| ready.status == "True"));
@@ -136,11 +136,11 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     };
     let settings = &context.settings.node_lifecycle;
     let mut plan = Plan::nothing();
-    if let Some(wait) = silence::silent_in(view, node, context) {
-        // Looked at no more often than the monitor's period.
-        let least = if settings.fast_failover { LOOK_FAST } else { settings.monitor_period };
+    if let Some(wait) = heartbeat::time_until_silent(view, node, context) {
+        // At most one check per monitor period.
+        let least = if settings.fast_failover { FAST_PERIOD } else { settings.monitor_period };
         plan.requeue_after(context.now, wait.max(least));
-    } else if let Some(conditions) = unheard(node, context.now) {
+    } else if let Some(conditions) = unknown_conditions(node, context.now) {
         let status = json!({"status": {"conditions": value_of(&conditions)}, "metadata": {"uid": node.metadata.uid, "resourceVersion": node.metadata.resource_version}});
         let mut patch = Action::patch(node, status);
         if let Action::Patch { subresource, .. } = &mut patch {
@@ -149,7 +149,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
         plan.push(patch);
         let note = format!("Node {} status is now: NodeNotReady", key.name);
         plan.push(Action::Event(EventRecord::normal(node, "NodeNotReady", note)));
-        // The taints follow once the new status is there: both are written at the version that was read.
+        // The taints follow after the status: both writes have the same resource version as precondition.
         return plan;
     }
     if let Some(taints) = taints::of_conditions(node, context.now) {
@@ -167,7 +167,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     plan
 }
 
-/// The labels by old names that a node lacks, or that say something else than what counts.
+/// The beta labels that a node lacks, or whose value differs from the stable label's.
 fn old_labels(node: &Node) -> Option<Value> {
     let labels = node.metadata.labels.as_ref()?;
     let wrong = OLD_LABELS.iter().filter_map(|(counts, old)| {
@@ -178,8 +178,8 @@ fn old_labels(node: &Node) -> Option<Value> {
     (!wrong.is_empty()).then_some(Value::Object(wrong))
 }
 
-/// The conditions of a node that is no longer heard of; `None` where they say so already.
-fn unheard(node: &Node, now: Timestamp) -> Option<Vec<NodeCondition>> {
+/// The conditions of a node without heartbeats; `None` if it has them already.
+fn unknown_conditions(node: &Node, now: Timestamp) -> Option<Vec<NodeCondition>> {
     let mut conditions: Vec<NodeCondition> =
         node.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
     let before = conditions.clone();
@@ -205,9 +205,8 @@ fn unheard(node: &Node, now: Timestamp) -> Option<Vec<NodeCondition>> {
     (conditions != before).then_some(conditions)
 }
 
-/// Pods of a node that isn't ready aren't ready either. Where the node says itself that it isn't, what it says of a pod
-/// later than that holds. Written at the version that was read: what the node has said meanwhile is newer than what is
-/// known here.
+/// The Ready conditions of pods on an unready node become false, unless the node reported later on a pod than on
+/// itself. The resource version is a precondition, so that newer reports of the node win.
 fn mark_pods(view: &ObjectCache, node: &Node, now: Timestamp) -> Vec<Action> {
     let Some(down) = condition(node, "Ready").filter(|ready| ready.status != "True") else { return Vec::new() };
     let since = down.last_transition_time.as_ref().filter(|_| down.status == "False");

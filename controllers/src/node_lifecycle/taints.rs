@@ -1,4 +1,4 @@
-//! The taints that a node's conditions mean (Kubernetes documentation, "Taints and Tolerations").
+//! Taints that derive from node conditions (Kubernetes documentation, "Taints and Tolerations").
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Taint};
@@ -12,7 +12,7 @@ const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 const NO_SCHEDULE: &str = "NoSchedule";
 const NO_EXECUTE: &str = "NoExecute";
 
-/// Taints of effect NoSchedule that follow from conditions: the condition, the status that means it, the taint.
+/// NoSchedule taints by condition: the condition, its status, the taint.
 const BY_CONDITION: &[(&str, &str, &str)] = &[
     ("Ready", "False", NOT_READY),
     ("Ready", "Unknown", UNREACHABLE),
@@ -26,8 +26,8 @@ fn all(node: &Node) -> &[Taint] {
     node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default()
 }
 
-/// The taint for which pods are evicted from a node of this state; none where it is ready, or says nothing of it.
-pub(super) fn meant_by(node: &Node) -> Option<&'static str> {
+/// The eviction taint for a node's state; none if the node is ready, or has no condition Ready.
+pub(super) fn eviction_taint(node: &Node) -> Option<&'static str> {
     match condition(node, "Ready")?.status.as_str() {
         "False" => Some(NOT_READY),
         "Unknown" => Some(UNREACHABLE),
@@ -35,7 +35,7 @@ pub(super) fn meant_by(node: &Node) -> Option<&'static str> {
     }
 }
 
-/// Taints of ours for which pods are evicted.
+/// The node's taints of this controller that evict pods.
 pub(super) fn evicting(node: &Node) -> impl Iterator<Item = &Taint> {
     all(node).iter().filter(|taint| evicts(taint))
 }
@@ -44,8 +44,8 @@ fn evicts(taint: &Taint) -> bool {
     taint.effect == NO_EXECUTE && [NOT_READY, UNREACHABLE].contains(&taint.key.as_str())
 }
 
-/// Whether the node keeps new pods away already for that reason.
-pub(super) fn keeps_away(node: &Node, key: &str) -> bool {
+/// Whether the node has the corresponding NoSchedule taint.
+pub(super) fn has_no_schedule(node: &Node, key: &str) -> bool {
     all(node).iter().any(|taint| taint.key == key && taint.effect == NO_SCHEDULE)
 }
 
@@ -53,20 +53,20 @@ fn taint(key: &str, effect: &str, now: Timestamp) -> Taint {
     Taint { key: key.into(), effect: effect.into(), value: None, time_added: Some(pods::stamp(now)) }
 }
 
-/// The taints of a node from which pods shall be evicted now.
+/// The node's taints with an eviction taint added.
 pub(super) fn with_eviction(node: &Node, key: &str, now: Timestamp) -> Vec<Taint> {
     let mut after: Vec<Taint> = all(node).iter().filter(|taint| !evicts(taint)).cloned().collect();
     after.push(taint(key, NO_EXECUTE, now));
     after
 }
 
-/// The taints of a node from which nobody shall be evicted.
+/// The node's taints without eviction taints.
 pub(super) fn without_eviction(node: &Node) -> Vec<Taint> {
     all(node).iter().filter(|taint| !evicts(taint)).cloned().collect()
 }
 
-/// The taints that a node should have for its own sake; `None` where it has them. Who is evicted is decided for all
-/// nodes together: here the taint for that goes with its reason, or changes with it, and never comes.
+/// The desired taints of a node by its conditions; `None` if it has them. Evictions are decided for all nodes together:
+/// here an eviction taint is only removed or replaced, and never added.
 pub(super) fn of_conditions(node: &Node, now: Timestamp) -> Option<Vec<Taint>> {
     let is = |kind: &str, status: &str| condition(node, kind).is_some_and(|condition| condition.status == status);
     let mut wanted: Vec<(&str, &str)> = BY_CONDITION
@@ -77,7 +77,7 @@ pub(super) fn of_conditions(node: &Node, now: Timestamp) -> Option<Vec<Taint>> {
     if node.spec.as_ref().is_some_and(|spec| spec.unschedulable == Some(true)) {
         wanted.push((UNSCHEDULABLE, NO_SCHEDULE));
     }
-    let meant = meant_by(node).filter(|_| evicting(node).next().is_some());
+    let meant = eviction_taint(node).filter(|_| evicting(node).next().is_some());
     wanted.extend(meant.map(|key| (key, NO_EXECUTE)));
     let ours = |taint: &Taint| {
         let by_condition = BY_CONDITION.iter().any(|(_, _, key)| *key == taint.key) || taint.key == UNSCHEDULABLE;

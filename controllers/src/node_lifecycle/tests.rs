@@ -1,4 +1,4 @@
-//! The rules of a node's life, played.
+//! Simulated lives of nodes.
 
 use super::*;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -15,7 +15,7 @@ fn lease(name: &str, renewed: &str) -> Value {
     json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name, "namespace": "kube-node-lease"}, "spec": {"renewTime": renewed}})
 }
 
-/// The tests' times were drawn for a grace of 40 s.
+/// The tests' times assume a grace period of 40 s.
 fn settings() -> Settings {
     Settings {
         node_lifecycle: NodeLifecycle { monitor_grace: Duration::from_secs(40), ..NodeLifecycle::default() },
@@ -27,7 +27,7 @@ fn settle(cluster: &mut Simulation) {
     settle_with(cluster, &settings());
 }
 
-/// Works on all keys until nothing is left to do at this moment.
+/// Reconciles all keys until nothing is left to do at this moment.
 fn settle_with(cluster: &mut Simulation, settings: &Settings) {
     for _ in 0..200 {
         let names: Vec<String> = cluster.view.all::<Node>().filter_map(|node| node.metadata.name.clone()).collect();
@@ -99,7 +99,7 @@ fn a_silent_node_is_tainted_and_an_audible_one_is_freed() {
     assert_eq!(state(&cluster, "one"), ("True".into(), vec![]));
 }
 
-/// Heartbeats of thousands of nodes ask for nothing while they come: see `of_lease`.
+/// Heartbeats of thousands of nodes requeue nothing: see `of_lease`.
 #[test]
 fn a_renewed_lease_is_work_only_where_the_node_is_not_ready() {
     let mut silent = node("two");
@@ -117,7 +117,7 @@ fn a_renewed_lease_is_work_only_where_the_node_is_not_ready() {
     assert_eq!(keys("three"), [], "there is no such node");
 }
 
-/// After a downtime the leases are old, and nobody has listened: the nodes get the whole grace period to speak.
+/// After a downtime of the controllers the Leases are old: nodes get the whole grace period for a heartbeat.
 #[test]
 fn a_heartbeat_older_than_this_process_counts_from_its_start() {
     let mut old = node("one");
@@ -183,7 +183,7 @@ fn a_cordoned_node_is_tainted_and_other_taints_stay() {
     assert_eq!(state(&cluster, "one").1, ["mine:NoExecute", "unschedulable:NoSchedule"]);
 }
 
-/// So many nodes of a zone, all of which are heard of at the start.
+/// Nodes of a zone, all with heartbeats at the start.
 fn of_zone(zone: &str, count: usize) -> Vec<Value> {
     let labelled = |number| {
         let mut node = node(&format!("{zone}-{number:02}"));
@@ -193,7 +193,7 @@ fn of_zone(zone: &str, count: usize) -> Vec<Value> {
     (0..count).map(labelled).collect()
 }
 
-/// Time passes to a second, in steps of five; these nodes are heard of at each.
+/// Advances to a second, in steps of five; these nodes have a heartbeat at each step.
 fn pass(cluster: &mut Simulation, to: i64, heard: impl Fn(&str) -> bool, settings: &Settings) {
     let names: Vec<String> = cluster.view.all::<Node>().filter_map(|node| node.metadata.name.clone()).collect();
     let mut second = i64::try_from(cluster.elapsed().as_secs()).unwrap();
@@ -215,7 +215,7 @@ fn given_up(cluster: &Simulation) -> Vec<String> {
 /// Upstream's `ComputeZoneState`.
 #[test]
 fn a_zones_state_follows_from_its_nodes() {
-    use zones::State::{FullDisruption, Normal, PartialDisruption};
+    use zones::ZoneState::{FullDisruption, Normal, PartialDisruption};
     let cases = [(1, 0), (1, 1), (2, 1), (3, 2), (5, 2), (5, 3), (6, 3), (20, 11), (20, 10), (4, 4), (0, 0)];
     let states = cases.map(|(nodes, down)| zones::state(nodes, down, 0.55));
     let wanted = [
@@ -258,7 +258,7 @@ fn a_partition_of_most_or_all_nodes_evicts_nothing() {
     let settings = settings();
     for lost in [6, 10] {
         let mut cluster = crate::simulation(at(0), of_zone("z", 10));
-        // Their last words came at different times: no first one is given up before the others are silent, too.
+        // Their last heartbeats differ in time: the first is not evicted before the others are silent, too.
         let lost = |name: &str| name.rsplit('-').next().unwrap().parse::<usize>().unwrap() < lost;
         let last = |name: &str| i64::try_from(name.rsplit('-').next().unwrap().parse::<usize>().unwrap()).unwrap();
         for second in 0..=300 {
@@ -305,7 +305,7 @@ fn an_excluded_node_says_nothing_about_its_zone() {
     assert!(given_up(&cluster).is_empty(), "the only one that counts is down");
 }
 
-/// Upstream swaps them at once, whatever the rate.
+/// Upstream swaps the taints at once, whatever the rate.
 #[test]
 fn a_node_that_speaks_again_to_say_that_it_is_not_ready_stays_given_up() {
     let mut cluster = crate::simulation(at(0), of_zone("z", 3));
@@ -349,8 +349,8 @@ fn labels_by_old_names_follow() {
     );
 }
 
-/// With fast failover the Lease says how long it holds; without it, and for Leases as upstream's kubelets have them, the
-/// usual grace counts.
+/// With fast failover the Lease gives the grace period. Without it, and for Leases with upstream's duration, the usual
+/// grace period applies.
 #[test]
 fn with_fast_failover_a_short_lease_counts_by_its_own() {
     let with = |name: &str, seconds: i64| {
@@ -383,7 +383,7 @@ fn with_fast_failover_a_short_lease_counts_by_its_own() {
     }
 }
 
-/// A node may be ready before it has a Lease: the look that was planned for the usual grace is too late then.
+/// A node may be ready before it has a Lease: the check that is planned for the usual grace period is then too late.
 #[test]
 fn a_lease_of_another_length_is_looked_at_at_once() {
     let lasting = |seconds: i64| {

@@ -1,7 +1,7 @@
-//! From which nodes pods are evicted: one decision for all nodes, by zones, each at a rate that follows from how many of
-//! its nodes are down. Where all are, the fault is likelier ours than theirs, and nobody is evicted.
+//! Eviction of pods from unready nodes: one decision for all nodes, by zone, at a rate that depends on the share of
+//! unready nodes. If all nodes are down, the control plane is the likelier cause, and nothing is evicted.
 //!
-//! There is no memory: when the last node of a zone was given up says the time on its taint.
+//! No memory: the time of a zone's last eviction is in the taint.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,17 +11,17 @@ use k8s_openapi::api::core::v1::{Node, Taint};
 use machinery_client::{Action, Context, ObjectCache, Plan, value_of};
 use serde_json::json;
 
-use super::{condition, silence, taints};
+use super::{condition, heartbeat, taints};
 use crate::Settings;
 
-/// A node with this label says nothing about its zone.
+/// A node with this label doesn't count for its zone.
 const EXCLUDED: &str = "node.kubernetes.io/exclude-disruption";
-/// Fewer nodes that are down are no disruption of a zone, whatever their share.
+/// Fewer unready nodes than this are no disruption of a zone, whatever their share.
 const DISRUPTED_MIN: usize = 3;
-/// How often it is looked whether a node that was held back may go, with fast failover.
-const LOOK_FAST: Duration = Duration::from_millis(500);
+/// The interval of passes while an eviction is held back, with fast failover.
+const FAST_PERIOD: Duration = Duration::from_millis(500);
 
-/// Region and zone; both empty where the node has neither.
+/// Region and zone; both empty if the node has neither.
 type Zone<'a> = (&'a str, &'a str);
 
 pub(super) fn zone(node: &Node) -> Zone<'_> {
@@ -37,22 +37,22 @@ pub(super) fn is_excluded(node: &Node) -> bool {
     node.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(EXCLUDED))
 }
 
-/// How a zone is (upstream's names).
+/// The state of a zone (upstream's names).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum ZoneState {
     Normal,
     PartialDisruption,
     FullDisruption,
 }
 
-/// The state of a zone with so many nodes, of which so many are down.
-pub(super) fn state(nodes: usize, down: usize, threshold: f32) -> State {
+/// The state of a zone by its total and unready nodes.
+pub(super) fn state(nodes: usize, down: usize, threshold: f32) -> ZoneState {
     if nodes > 0 && down == nodes {
-        State::FullDisruption
+        ZoneState::FullDisruption
     } else if down >= DISRUPTED_MIN && share(down, nodes) >= threshold {
-        State::PartialDisruption
+        ZoneState::PartialDisruption
     } else {
-        State::Normal
+        ZoneState::Normal
     }
 }
 
@@ -61,23 +61,23 @@ fn share(part: usize, whole: usize) -> f32 {
     part as f32 / whole as f32
 }
 
-/// What is known of one zone.
+/// The nodes of one zone.
 #[derive(Default)]
-struct Found<'a> {
+struct ZoneNodes<'a> {
     /// Nodes that count.
     nodes: usize,
-    /// Of these, those that say that they are not ready, or of which that is said.
+    /// Of these, nodes without a Ready condition that is true.
     down: usize,
-    /// The same, with those that have been silent for so long that they will be soon.
+    /// The same, with those that are late and soon unready.
     down_soon: usize,
-    /// Nodes from which pods should be evicted and are not yet, with since when they are down.
+    /// Nodes to evict, with the time since which they are down.
     pending: Vec<(Option<Timestamp>, &'a Node)>,
-    /// When nodes were given up.
+    /// The times of the eviction taints.
     given_up: Vec<Timestamp>,
 }
 
-fn survey<'a>(view: &'a ObjectCache, context: &Context<'_, Settings>) -> BTreeMap<Zone<'a>, Found<'a>> {
-    let mut zones: BTreeMap<Zone<'a>, Found<'a>> = BTreeMap::new();
+fn survey<'a>(view: &'a ObjectCache, context: &Context<'_, Settings>) -> BTreeMap<Zone<'a>, ZoneNodes<'a>> {
+    let mut zones: BTreeMap<Zone<'a>, ZoneNodes<'a>> = BTreeMap::new();
     for node in view.all::<Node>() {
         let found = zones.entry(zone(node)).or_default();
         let ready = condition(node, "Ready");
@@ -85,13 +85,13 @@ fn survey<'a>(view: &'a ObjectCache, context: &Context<'_, Settings>) -> BTreeMa
             let down = ready.is_none_or(|ready| ready.status != "True");
             found.nodes += 1;
             found.down += usize::from(down);
-            found.down_soon += usize::from(down || silence::is_late(view, node, context));
+            found.down_soon += usize::from(down || heartbeat::is_late(view, node, context));
         }
         let given_up = taints::evicting(node).filter_map(|taint| taint.time_added.as_ref()).map(|at| at.0).max();
         let tainted = taints::evicting(node).next().is_some();
-        // A clock that was set back is no reason to wait for it.
+        // A time in the future means that the clock was set back: it is ignored.
         found.given_up.extend(given_up.filter(|at| *at <= context.now));
-        let meant = taints::meant_by(node).filter(|key| !tainted && taints::keeps_away(node, key));
+        let meant = taints::eviction_taint(node).filter(|key| !tainted && taints::has_no_schedule(node, key));
         if meant.is_some() && node.metadata.deletion_timestamp.is_none() {
             let since = ready.and_then(|ready| ready.last_transition_time.as_ref()).map(|at| at.0);
             found.pending.push((since, node));
@@ -100,12 +100,12 @@ fn survey<'a>(view: &'a ObjectCache, context: &Context<'_, Settings>) -> BTreeMa
     zones
 }
 
-/// How many nodes a zone may give up at this moment, and when to ask again; the rate is in nodes a second.
+/// The number of nodes that a zone may evict now, and the time to the next; `rate` is in nodes per second.
 fn allowance(rate: f32, given_up: &[Timestamp], now: Timestamp) -> (usize, Option<Duration>) {
     if rate <= 0.0 {
         return (0, None);
     }
-    // Times on taints are in whole seconds: a rate above one a second is counted by the second.
+    // Taint times are whole seconds: rates above 1 are counted per second.
     let (most, period) = if rate < 1.0 {
         (1, Duration::from_secs_f32((1.0 / rate).min(1e9)))
     } else {
@@ -128,37 +128,38 @@ fn write(node: &Node, taints: &[Taint]) -> Action {
     Action::patch(node, json!({"spec": {"taints": taints}, "metadata": metadata}))
 }
 
-/// See the module.
+/// The decision over all nodes.
 pub(super) fn reconcile(view: &ObjectCache, context: &Context<'_, Settings>) -> Plan {
     let settings = &context.settings.node_lifecycle;
     let zones = survey(view, context);
     let counted = || zones.values().filter(|found| found.nodes > 0);
-    let all_down =
-        |down: fn(&Found<'_>) -> usize| counted().next().is_some() && counted().all(|found| down(found) == found.nodes);
+    let all_down = |down: fn(&ZoneNodes<'_>) -> usize| {
+        counted().next().is_some() && counted().all(|found| down(found) == found.nodes)
+    };
     let mut plan = Plan::nothing();
     if all_down(|found| found.down) {
         let tainted = view.all::<Node>().filter(|node| taints::evicting(node).next().is_some());
         plan.actions = tainted.map(|node| write(node, &taints::without_eviction(node))).collect();
     }
     let stopped = all_down(|found| found.down_soon);
-    let look = if settings.fast_failover { LOOK_FAST } else { settings.monitor_period };
+    let look = if settings.fast_failover { FAST_PERIOD } else { settings.monitor_period };
     for mut found in zones.into_values().filter(|found| !found.pending.is_empty()) {
         let rate = match state(found.nodes, found.down_soon, settings.unhealthy_zone_threshold) {
             _ if stopped => 0.0,
-            State::Normal | State::FullDisruption => settings.eviction_rate,
-            State::PartialDisruption if found.nodes > settings.large_cluster_size_threshold => {
+            ZoneState::Normal | ZoneState::FullDisruption => settings.eviction_rate,
+            ZoneState::PartialDisruption if found.nodes > settings.large_cluster_size_threshold => {
                 settings.secondary_eviction_rate
             }
-            State::PartialDisruption => 0.0,
+            ZoneState::PartialDisruption => 0.0,
         };
         let (most, wait) = allowance(rate, &found.given_up, context.now);
         found.pending.sort_by_key(|(since, node)| (*since, node.metadata.name.clone()));
         for (_, node) in found.pending.iter().take(most) {
-            let key = taints::meant_by(node).unwrap_or(taints::UNREACHABLE);
+            let key = taints::eviction_taint(node).unwrap_or(taints::UNREACHABLE);
             plan.push(write(node, &taints::with_eviction(node, key, context.now)));
         }
         if found.pending.len() > most {
-            // What holds a node back may end sooner than its turn comes.
+            // The cause of the hold may end before the rate allows the next node.
             plan.requeue_after(context.now, wait.map_or(look, |wait| wait.min(look)));
         }
     }

@@ -1,4 +1,4 @@
-//! What each metric of an autoscaler proposes, with the status that tells it. Pure.
+//! Replicas and status of each metric of an autoscaler. Pure.
 
 use k8s_openapi::api::autoscaling::v2::{
     ContainerResourceMetricStatus, ExternalMetricSource, ExternalMetricStatus, MetricIdentifier, MetricSpec,
@@ -9,37 +9,37 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use machinery_api::quantity::{Format, Quantity};
 use machinery_client::Pass;
 
-use super::metrics::{self, Scope};
+use super::metrics::{self, MetricScope};
 use super::replicas::{Calculator, Proposal, milli};
 use crate::scale::{Mapping, Stop};
 
-/// What a metric proposes.
+/// The proposal of a metric.
 #[derive(Debug)]
 pub(super) struct Proposed {
     pub(super) replicas: i32,
-    /// The metric, as conditions and events name it.
+    /// The name of the metric in conditions and events.
     pub(super) name: String,
     pub(super) status: MetricStatus,
 }
 
-/// Why a metric proposes nothing.
+/// The failure of a metric.
 #[derive(Debug)]
-pub(super) struct Refused {
-    /// Of the condition and of an event.
+pub(super) struct MetricFailure {
+    /// The reason of the condition and the event.
     pub(super) reason: &'static str,
     pub(super) why: String,
-    /// The same as it stands in the error of all metrics.
+    /// The message for the error over all metrics.
     pub(super) error: String,
 }
 
-/// A metric's answer, or what has to be asked first.
-pub(super) type Outcome = Result<Result<Proposed, Refused>, Stop>;
+/// The result of a metric, or the effects to answer first.
+pub(super) type MetricOutcome = Result<Result<Proposed, MetricFailure>, Stop>;
 
-/// Where metrics are asked for, and what they are seen with.
-pub(super) struct Source<'a> {
+/// The inputs of a metric's computation.
+pub(super) struct MetricInputs<'a> {
     pub(super) pass: &'a Pass,
     pub(super) known: &'a mut Vec<Mapping>,
-    pub(super) scope: Scope<'a>,
+    pub(super) scope: MetricScope<'a>,
     pub(super) calculator: &'a Calculator<'a>,
 }
 
@@ -55,15 +55,15 @@ fn identifier(metric: &MetricIdentifier) -> MetricIdentifier {
     metric.clone()
 }
 
-/// Puts the beginning of a sentence before a failure; a question stays one.
-fn said(stop: Stop, before: &str) -> Stop {
+/// Prefixes a failure's message; effects stay unchanged.
+fn prefixed(stop: Stop, before: &str) -> Stop {
     match stop {
         Stop::Failed(why) => Stop::Failed(format!("{before}: {why}")),
         ask @ Stop::Ask(_) => ask,
     }
 }
 
-/// What an error of all metrics calls it, before the reason that the condition and the event have alone.
+/// The name of the metric in the error over all metrics; the condition and the event have the reason alone.
 fn of_object(source: &ObjectMetricSource) -> String {
     let name = &source.metric.name;
     match &*source.target.type_ {
@@ -82,8 +82,8 @@ fn of_external(source: &ExternalMetricSource) -> String {
     }
 }
 
-impl Source<'_> {
-    pub(super) fn propose(&mut self, spec: &MetricSpec) -> Outcome {
+impl MetricInputs<'_> {
+    pub(super) fn propose(&mut self, spec: &MetricSpec) -> MetricOutcome {
         let (found, reason, what) = match (&*spec.type_, spec) {
             ("Object", MetricSpec { object: Some(source), .. }) => {
                 (self.object(source), "FailedGetObjectMetric", of_object(source))
@@ -128,12 +128,14 @@ impl Source<'_> {
             }
             _ => {
                 let why = format!("unknown metric source type {:?}", spec.type_);
-                return Ok(Err(Refused { reason: "InvalidMetricSourceType", error: why.clone(), why }));
+                return Ok(Err(MetricFailure { reason: "InvalidMetricSourceType", error: why.clone(), why }));
             }
         };
         match found {
             Ok(proposed) => Ok(Ok(proposed)),
-            Err(Stop::Failed(why)) => Ok(Err(Refused { reason, error: format!("failed to get {what}: {why}"), why })),
+            Err(Stop::Failed(why)) => {
+                Ok(Err(MetricFailure { reason, error: format!("failed to get {what}: {why}"), why }))
+            }
             Err(ask @ Stop::Ask(_)) => Err(ask),
         }
     }
@@ -146,14 +148,16 @@ impl Source<'_> {
     ) -> Result<(Proposal, String, MetricValueStatus), Stop> {
         let asked = |before: &str, source: &Self| {
             let found = metrics::resource(source.pass, source.scope, resource, container);
-            found.map_err(|stop| said(said(stop, &format!("unable to get metrics for resource {resource}")), before))
+            found.map_err(|stop| {
+                prefixed(prefixed(stop, &format!("unable to get metrics for resource {resource}")), before)
+            })
         };
         let format = if resource == "memory" { Format::BinarySi } else { Format::DecimalSi };
         if let Some(average) = &target.average_value {
             let before = format!("failed to get {resource} usage");
             let found = asked(&before, self)?;
             let proposal = self.calculator.per_pod(found, milli(average), resource);
-            let proposal = proposal.map_err(|why| said(why.into(), &before))?;
+            let proposal = proposal.map_err(|why| prefixed(why.into(), &before))?;
             let current =
                 MetricValueStatus { average_value: Some(text(proposal.usage, format)), ..MetricValueStatus::default() };
             return Ok((proposal, format!("{resource} resource"), current));
@@ -165,7 +169,7 @@ impl Source<'_> {
         let before = format!("failed to get {resource} utilization");
         let found = asked(&before, self)?;
         let proposal = self.calculator.utilization(found, percent, resource, container);
-        let proposal = proposal.map_err(|why| said(why.into(), &before))?;
+        let proposal = proposal.map_err(|why| prefixed(why.into(), &before))?;
         let current = MetricValueStatus {
             average_utilization: Some(proposal.percent),
             average_value: Some(text(proposal.usage, format)),
@@ -178,7 +182,7 @@ impl Source<'_> {
     fn pods(&mut self, source: &PodsMetricSource) -> Result<Proposed, Stop> {
         let name = &source.metric.name;
         let found = metrics::pods(self.pass, self.scope, &source.metric);
-        let found = found.map_err(|stop| said(stop, &format!("unable to get metric {name}")))?;
+        let found = found.map_err(|stop| prefixed(stop, &format!("unable to get metric {name}")))?;
         let target = source.target.average_value.as_ref().map_or(0, milli);
         let proposal = self.calculator.per_pod(found, target, "")?;
         let current = MetricValueStatus { average_value: plain(proposal.usage), ..MetricValueStatus::default() };
@@ -200,7 +204,7 @@ impl Source<'_> {
             let found = metrics::object(source.pass, source.known, namespace, metric, of);
             found.map_err(|stop| match stop {
                 Stop::Failed(why) => Stop::Failed(format!(
-                    // Upstream gives its arguments in another order than its words.
+                    // Upstream's argument order differs from its format string.
                     "unable to get metric {}: {} on {namespace} {}/{why}",
                     metric.name, of.kind, of.name
                 )),
@@ -225,7 +229,7 @@ impl Source<'_> {
                 let proposal = self.calculator.of_each(usage, milli(average));
                 let current =
                     MetricValueStatus { average_value: plain(proposal.usage), ..MetricValueStatus::default() };
-                // Upstream's word for it.
+                // Upstream's name.
                 let name = format!("external metric {}({})", metric.name, metrics::printed(metric.selector.as_ref()));
                 Ok(Proposed { replicas: proposal.replicas, name, status: status(current) })
             }
@@ -242,11 +246,11 @@ impl Source<'_> {
         let namespace = self.scope.namespace;
         let before = format!("unable to get external metric {namespace}/{}/{printed}", metric.name);
         let (proposal, current) = if let Some(average) = &target.average_value {
-            let usage = metrics::external(self.pass, namespace, metric).map_err(|stop| said(stop, &before))?;
+            let usage = metrics::external(self.pass, namespace, metric).map_err(|stop| prefixed(stop, &before))?;
             let proposal = self.calculator.of_each(usage, milli(average));
             (proposal, MetricValueStatus { average_value: plain(proposal.usage), ..MetricValueStatus::default() })
         } else if let Some(value) = &target.value {
-            let usage = metrics::external(self.pass, namespace, metric).map_err(|stop| said(stop, &before))?;
+            let usage = metrics::external(self.pass, namespace, metric).map_err(|stop| prefixed(stop, &before))?;
             let proposal = self.calculator.of_all(usage, milli(value))?;
             (proposal, MetricValueStatus { value: plain(proposal.usage), ..MetricValueStatus::default() })
         } else {

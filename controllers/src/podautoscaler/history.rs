@@ -1,11 +1,12 @@
-//! What holds a change of size back: limits, windows and rates of change, over what was proposed and done lately. Pure.
+//! Scaling rules of an autoscaler: limits, stabilization windows and rates, from recent recommendations and changes.
+//! Pure.
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::autoscaling::v2::{HPAScalingPolicy, HPAScalingRules, HorizontalPodAutoscalerBehavior};
 
-/// What is remembered at most: an hour, the longest window, by the second.
+/// The maximum number of remembered entries: an hour, the longest window, one per second.
 const REMEMBERED_MAX: usize = 3600;
-/// Without rules of its own a workload at most doubles at once, or grows to this.
+/// Without rules of its own an autoscaler at most doubles a workload at once, or grows it to this size.
 const GROWTH_MIN: i32 = 4;
 const STABLE_UP: &str = "recent recommendations were lower than current one, applying the lowest recent recommendation";
 const STABLE_DOWN: &str =
@@ -14,36 +15,36 @@ const STABLE_DOWN: &str =
 /// A condition's reason and message.
 pub(super) type Why = (&'static str, &'static str);
 
-/// What was proposed and done lately.
+/// Recent recommendations and changes.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct History {
     recommended: Vec<(Timestamp, i32)>,
-    /// By how many there were more.
+    /// Scale-ups, with the number of added replicas.
     added: Vec<(Timestamp, i32)>,
-    /// By how many there were fewer.
+    /// Scale-downs, with the number of removed replicas.
     removed: Vec<(Timestamp, i32)>,
 }
 
-/// Between which sizes, and from where to where.
+/// The limits, the current and the desired size.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Wish {
+pub(super) struct DesiredScale {
     pub(super) min: i32,
     pub(super) max: i32,
     pub(super) current: i32,
     pub(super) desired: i32,
 }
 
-/// What became of a wish.
+/// The size after the rules.
 #[derive(Debug, PartialEq)]
-pub(super) struct Normal {
+pub(super) struct NormalizedScale {
     pub(super) replicas: i32,
-    /// Why it was held back by what was proposed before; none where it wasn't.
+    /// The reason, if a stabilization window held the size back.
     pub(super) stabilized: Option<Why>,
     pub(super) limited: bool,
     pub(super) limit: Why,
 }
 
-fn keep(list: &mut Vec<(Timestamp, i32)>, from: Timestamp) {
+fn prune(list: &mut Vec<(Timestamp, i32)>, from: Timestamp) {
     list.retain(|(at, _)| *at >= from);
     let spare = list.len().saturating_sub(REMEMBERED_MAX);
     list.drain(..spare);
@@ -62,28 +63,33 @@ fn clamp(value: i64) -> i32 {
 }
 
 impl History {
-    /// The first size that is seen counts as proposed.
+    /// The first observed size is the first recommendation.
     pub(super) fn begin(&mut self, now: Timestamp, current: i32) {
         if self.recommended.is_empty() {
             self.recommended.push((now, current));
         }
     }
 
-    /// Remembers a change that was made.
+    /// Records a change.
     pub(super) fn scaled(&mut self, behavior: &Behavior<'_>, now: Timestamp, from: i32, to: i32) {
         let (list, rules) =
             if to > from { (&mut self.added, &behavior.up) } else { (&mut self.removed, &behavior.down) };
         let longest = rules.policies.iter().map(|policy| policy.period_seconds).max().unwrap_or(0);
-        keep(list, before(now, seconds(longest)));
+        prune(list, before(now, seconds(longest)));
         list.push((now, clamp((i64::from(to) - i64::from(from)).abs())));
     }
 
-    /// Where the autoscaler has no rules of its own.
-    pub(super) fn plain(&mut self, wish: Wish, now: Timestamp, window: SignedDuration) -> Normal {
+    /// For an autoscaler without rules of its own.
+    pub(super) fn limit_by_default(
+        &mut self,
+        wish: DesiredScale,
+        now: Timestamp,
+        window: SignedDuration,
+    ) -> NormalizedScale {
         let cutoff = before(now, window);
         let recent = self.recommended.iter().filter(|(at, _)| *at >= cutoff).map(|(_, size)| *size);
         let stable = recent.max().map_or(wish.desired, |most| most.max(wish.desired));
-        keep(&mut self.recommended, cutoff);
+        prune(&mut self.recommended, cutoff);
         self.recommended.push((now, wish.desired));
         let stabilized = (stable != wish.desired).then_some(("ScaleDownStabilized", STABLE_DOWN));
         let growth = wish.current.saturating_mul(2).max(GROWTH_MIN);
@@ -95,20 +101,25 @@ impl History {
         } else {
             (stable, WITHIN)
         };
-        Normal { replicas, stabilized, limited: replicas != stable, limit }
+        NormalizedScale { replicas, stabilized, limited: replicas != stable, limit }
     }
 
-    /// By an autoscaler's own rules.
-    pub(super) fn ruled(&mut self, wish: Wish, behavior: &Behavior<'_>, now: Timestamp) -> Normal {
+    /// For an autoscaler with rules of its own.
+    pub(super) fn limit_by_rules(
+        &mut self,
+        wish: DesiredScale,
+        behavior: &Behavior<'_>,
+        now: Timestamp,
+    ) -> NormalizedScale {
         let stable = self.stable(wish, behavior, now);
         let grows = wish.desired >= wish.current;
         let why = if grows { ("ScaleUpStabilized", STABLE_UP) } else { ("ScaleDownStabilized", STABLE_DOWN) };
         let stabilized = (stable != wish.desired).then_some(why);
-        let (replicas, limit) = self.limited(Wish { desired: stable, ..wish }, behavior, now);
-        Normal { replicas, stabilized, limited: replicas != stable, limit }
+        let (replicas, limit) = self.limited(DesiredScale { desired: stable, ..wish }, behavior, now);
+        NormalizedScale { replicas, stabilized, limited: replicas != stable, limit }
     }
 
-    fn stable(&mut self, wish: Wish, behavior: &Behavior<'_>, now: Timestamp) -> i32 {
+    fn stable(&mut self, wish: DesiredScale, behavior: &Behavior<'_>, now: Timestamp) -> i32 {
         let (up_cutoff, down_cutoff) = (before(now, behavior.up.window), before(now, behavior.down.window));
         let (mut up, mut down) = (wish.desired, wish.desired);
         for (at, size) in &self.recommended {
@@ -119,13 +130,13 @@ impl History {
                 down = down.max(*size);
             }
         }
-        keep(&mut self.recommended, up_cutoff.min(down_cutoff));
+        prune(&mut self.recommended, up_cutoff.min(down_cutoff));
         self.recommended.push((now, wish.desired));
-        // First up to the least, then down to the most: these may be on different sides.
+        // First up to the minimum, then down to the maximum: the order matters if they conflict.
         wish.current.max(up).min(down)
     }
 
-    /// A change that was made, down where it is negative.
+    /// Records a change; a scale-down is negative.
     #[cfg(test)]
     pub(super) fn remember_change(&mut self, at: Timestamp, change: i32) {
         if change > 0 { &mut self.added } else { &mut self.removed }.push((at, change.abs()));
@@ -133,11 +144,11 @@ impl History {
 
     /// The limits alone.
     #[cfg(test)]
-    pub(super) fn rate(&self, wish: Wish, behavior: &Behavior<'_>, now: Timestamp) -> (i32, Why) {
+    pub(super) fn rate(&self, wish: DesiredScale, behavior: &Behavior<'_>, now: Timestamp) -> (i32, Why) {
         self.limited(wish, behavior, now)
     }
 
-    fn limited(&self, wish: Wish, behavior: &Behavior<'_>, now: Timestamp) -> (i32, Why) {
+    fn limited(&self, wish: DesiredScale, behavior: &Behavior<'_>, now: Timestamp) -> (i32, Why) {
         if wish.desired > wish.current {
             let limit = self.limit(wish.current, &behavior.up, now, true).max(wish.current);
             let (most, why) = if wish.max > limit { (limit, TOO_FAST_UP) } else { (wish.max, TOO_MANY) };
@@ -155,7 +166,7 @@ impl History {
     }
 
     /// The size that the policies of one direction allow.
-    fn limit(&self, current: i32, rules: &Rules<'_>, now: Timestamp, up: bool) -> i32 {
+    fn limit(&self, current: i32, rules: &ScalingRules<'_>, now: Timestamp, up: bool) -> i32 {
         if rules.select == "Disabled" {
             return current;
         }
@@ -171,13 +182,13 @@ impl History {
             match (policy.type_.as_str(), up) {
                 ("Pods", true) => clamp(start + value),
                 ("Pods", false) => clamp(start - value),
-                // Up: rounded up, or one pod would never grow. Down: towards zero.
+                // Up: rounded up, or a single pod would never grow. Down: rounded towards zero.
                 (_, true) => percent(start, 1.0 + f64::from(policy.value) / 100.0, f64::ceil),
                 (_, false) => percent(start, 1.0 - f64::from(policy.value) / 100.0, f64::trunc),
             }
         };
         let sizes = rules.policies.iter().map(of);
-        // The greatest change upward is to the most pods, downward to the fewest.
+        // The largest change is the largest size upward, and the smallest size downward.
         let most = (rules.select == "Min") != up;
         let found = if most { sizes.max() } else { sizes.min() };
         found.unwrap_or(current)
@@ -196,9 +207,9 @@ const TOO_MANY: Why = ("TooManyReplicas", "the desired replica count is more tha
 const TOO_FEW: Why = ("TooFewReplicas", "the desired replica count is less than the minimum replica count");
 const WITHIN: Why = ("DesiredWithinRange", "the desired count is within the acceptable range");
 
-/// Rules of one direction.
+/// The rules of one direction.
 #[derive(Debug)]
-pub(super) struct Rules<'a> {
+pub(super) struct ScalingRules<'a> {
     window: SignedDuration,
     select: &'a str,
     policies: std::borrow::Cow<'a, [HPAScalingPolicy]>,
@@ -207,23 +218,23 @@ pub(super) struct Rules<'a> {
 /// An autoscaler's own rules.
 #[derive(Debug)]
 pub(super) struct Behavior<'a> {
-    up: Rules<'a>,
-    down: Rules<'a>,
+    up: ScalingRules<'a>,
+    down: ScalingRules<'a>,
 }
 
 impl<'a> Behavior<'a> {
-    /// Reads them; `window`: how long a smaller size waits where they don't say.
+    /// `window`: the scale-down stabilization window if the rules have none.
     pub(super) fn of(behavior: &'a HorizontalPodAutoscalerBehavior, window: SignedDuration) -> Self {
         let policy = |kind: &str, value| HPAScalingPolicy { type_: kind.into(), value, period_seconds: 15 };
         let up = vec![policy("Pods", 4), policy("Percent", 100)];
         Self {
-            up: Rules::of(behavior.scale_up.as_ref(), SignedDuration::ZERO, up),
-            down: Rules::of(behavior.scale_down.as_ref(), window, vec![policy("Percent", 100)]),
+            up: ScalingRules::of(behavior.scale_up.as_ref(), SignedDuration::ZERO, up),
+            down: ScalingRules::of(behavior.scale_down.as_ref(), window, vec![policy("Percent", 100)]),
         }
     }
 }
 
-impl<'a> Rules<'a> {
+impl<'a> ScalingRules<'a> {
     fn of(rules: Option<&'a HPAScalingRules>, window: SignedDuration, policies: Vec<HPAScalingPolicy>) -> Self {
         let own = rules.and_then(|rules| rules.policies.as_deref()).filter(|policies| !policies.is_empty());
         let named = rules.and_then(|rules| rules.stabilization_window_seconds);

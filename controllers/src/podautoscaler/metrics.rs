@@ -1,4 +1,4 @@
-//! What is measured, as the three APIs of metrics tell it. Pure.
+//! Requests to the three metrics APIs, and parsers of their answers. Pure.
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::autoscaling::v2::{CrossVersionObjectReference, MetricIdentifier};
@@ -8,23 +8,23 @@ use machinery_client::{Failure, Pass, selector};
 use serde_json::Value;
 
 use super::replicas::{PodMetric, PodMetrics};
-use crate::scale::{Mapping, Stop, encode, got, mapping};
+use crate::scale::{Mapping, Stop, encode, fetch, mapping};
 
 const RESOURCE: &str = "/apis/metrics.k8s.io/v1beta1";
 const CUSTOM: &str = "/apis/custom.metrics.k8s.io/v1beta2";
 const EXTERNAL: &str = "/apis/external.metrics.k8s.io/v1beta1";
-/// Over what a metric is measured that doesn't say.
+/// The default window of a metric.
 const WINDOW: SignedDuration = SignedDuration::from_mins(1);
 
-/// What is asked about.
+/// The namespace and pods of a query.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Scope<'a> {
+pub(super) struct MetricScope<'a> {
     pub(super) namespace: &'a str,
-    /// The pods of the workload, as its scale has it.
+    /// The label selector of the workload's scale.
     pub(super) pods: &'a str,
 }
 
-/// What a client of upstream's says of an API that isn't there: the server's own answer is then only text.
+/// An upstream client's message for a missing API, where the server's answer is only text.
 fn message(failure: &Failure, asked: &str) -> String {
     if failure.code == 404 && failure.message.trim() == "404 page not found" {
         return format!("the server could not find the requested resource (get {asked})");
@@ -42,7 +42,7 @@ fn items<'a>(answer: Result<&'a Value, &'a Failure>, api: &str, asked: &str) -> 
     Ok(items)
 }
 
-/// A quantity, as text or as a plain number.
+/// A quantity, as string or number.
 fn quantity(value: &Value) -> Result<i64, String> {
     let number;
     let text = match value {
@@ -60,15 +60,15 @@ fn timestamp(value: &Value) -> Timestamp {
     value.as_str().and_then(|text| text.parse().ok()).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
-/// What pods, or one container of each, use of a resource.
+/// The usage of a resource by pods, or by one container of each.
 pub(super) fn resource(
     pass: &Pass,
-    scope: Scope<'_>,
+    scope: MetricScope<'_>,
     resource: &str,
     container: Option<&str>,
 ) -> Result<PodMetrics, Stop> {
     let path = format!("{RESOURCE}/namespaces/{}/pods?labelSelector={}", scope.namespace, encode(scope.pods));
-    let items = items(got(pass, &path)?, "resource", "pods.metrics.k8s.io")?;
+    let items = items(fetch(pass, &path)?, "resource", "pods.metrics.k8s.io")?;
     let of = |pod: &Value| -> Option<(String, PodMetric)> {
         let containers = pod["containers"].as_array().map(Vec::as_slice).unwrap_or_default();
         let used = |one: &Value| quantity(&one["usage"][resource]).ok();
@@ -84,13 +84,13 @@ pub(super) fn resource(
     Ok(items.iter().filter_map(of).collect())
 }
 
-/// The query of a metric's own selector.
+/// The query parameter of a metric's own selector.
 fn of_metric(metric: &MetricIdentifier) -> String {
     metric.selector.as_ref().map(selector::text).unwrap_or_default()
 }
 
 /// A metric of each pod.
-pub(super) fn pods(pass: &Pass, scope: Scope<'_>, metric: &MetricIdentifier) -> Result<PodMetrics, Stop> {
+pub(super) fn pods(pass: &Pass, scope: MetricScope<'_>, metric: &MetricIdentifier) -> Result<PodMetrics, Stop> {
     let path = format!(
         "{CUSTOM}/namespaces/{}/pods/%2A/{}?labelSelector={}&metricLabelSelector={}",
         scope.namespace,
@@ -98,7 +98,7 @@ pub(super) fn pods(pass: &Pass, scope: Scope<'_>, metric: &MetricIdentifier) -> 
         encode(scope.pods),
         encode(&of_metric(metric))
     );
-    let items = items(got(pass, &path)?, "custom", "pods.custom.metrics.k8s.io *")?;
+    let items = items(fetch(pass, &path)?, "custom", "pods.custom.metrics.k8s.io *")?;
     let of = |one: &Value| {
         let seconds = one["windowSeconds"].as_i64();
         let window = seconds.map_or(WINDOW, SignedDuration::from_secs);
@@ -135,7 +135,7 @@ pub(super) fn object(
         encode(&metric.name),
         encode(&of_metric(metric))
     );
-    let list = got(pass, &path)?.map_err(|why| failed(message(why, &asked)))?;
+    let list = fetch(pass, &path)?.map_err(|why| failed(message(why, &asked)))?;
     match list["items"].as_array().map(Vec::as_slice).unwrap_or_default() {
         [one] => Ok(quantity(&one["value"]).map_err(failed)?),
         many => {
@@ -146,20 +146,20 @@ pub(super) fn object(
     }
 }
 
-/// All values of a metric that is of nothing in the cluster, in thousandths, added up.
+/// The sum of an external metric's values, in thousandths.
 pub(super) fn external(pass: &Pass, namespace: &str, metric: &MetricIdentifier) -> Result<i64, Stop> {
     let path = format!(
         "{EXTERNAL}/namespaces/{namespace}/{}?labelSelector={}",
         encode(&metric.name),
         encode(&of_metric(metric))
     );
-    let items = items(got(pass, &path)?, "external", &format!("{}.external.metrics.k8s.io", metric.name))?;
+    let items = items(fetch(pass, &path)?, "external", &format!("{}.external.metrics.k8s.io", metric.name))?;
     let values: Result<Vec<i64>, String> = items.iter().map(|one| quantity(&one["value"])).collect();
     let values = values.map_err(|why| format!("unable to fetch metrics from external metrics API: {why}"))?;
     Ok(values.into_iter().fold(0, i64::saturating_add))
 }
 
-/// A selector as Go prints it.
+/// A selector in Go's printed form.
 pub(super) fn printed(selector: Option<&LabelSelector>) -> String {
     let Some(selector) = selector else { return "nil".into() };
     let labels = selector.match_labels.iter().flatten().map(|(key, value)| format!("{key}: {value},"));
@@ -178,7 +178,7 @@ pub(super) fn printed(selector: Option<&LabelSelector>) -> String {
 mod tests {
     use std::sync::Arc;
 
-    use machinery_client::Question;
+    use machinery_client::Effect;
     use serde_json::json;
 
     use super::*;
@@ -188,13 +188,13 @@ mod tests {
         answer: Result<Value, (u16, &str)>,
     ) -> Result<T, String> {
         let mut pass = Pass::default();
-        let Err(Stop::Ask(questions)) = ask(&pass) else { panic!("it asks first") };
-        for question in questions {
+        let Err(Stop::Ask(effects)) = ask(&pass) else { panic!("it asks first") };
+        for effect in effects {
             let failed = |(code, message): &(u16, &str)| {
                 let (verb, resource, reason) = ("get", String::new(), String::new());
                 Failure { verb, resource, code: *code, reason, message: (*message).into() }
             };
-            pass.answered(question, answer.as_ref().map(|value| Arc::new(value.clone())).map_err(failed));
+            pass.record(effect, answer.as_ref().map(|value| Arc::new(value.clone())).map_err(failed));
         }
         match ask(&pass) {
             Ok(found) => Ok(found),
@@ -203,7 +203,7 @@ mod tests {
         }
     }
 
-    const SCOPE: Scope<'static> = Scope { namespace: "a", pods: "app=web,tier in (x,y)" };
+    const SCOPE: MetricScope<'static> = MetricScope { namespace: "a", pods: "app=web,tier in (x,y)" };
 
     fn metric(name: &str) -> MetricIdentifier {
         MetricIdentifier { name: name.into(), selector: None }
@@ -264,11 +264,11 @@ mod tests {
     fn names_lead_nowhere_else() {
         let Err(Stop::Ask(asked)) = pods(&Pass::default(), SCOPE, &metric("../../secrets?x=y#z")) else { panic!() };
         let path = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/a/pods/%2A/..%2F..%2Fsecrets%3Fx%3Dy%23z?labelSelector=app%3Dweb%2Ctier%20in%20%28x%2Cy%29&metricLabelSelector=";
-        assert_eq!(asked, [Question::Get(path.into())]);
+        assert_eq!(asked, [Effect::Get(path.into())]);
         let of = CrossVersionObjectReference { api_version: None, kind: "Namespace".into(), name: "other".into() };
         let Err(Stop::Ask(asked)) = object(&Pass::default(), &mut Vec::new(), "a", &metric("m"), &of) else { panic!() };
         let path = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/a/metrics/m?metricLabelSelector=";
-        assert_eq!(asked, [Question::Get(path.into())], "its own namespace, whatever it names");
+        assert_eq!(asked, [Effect::Get(path.into())], "its own namespace, whatever it names");
     }
 
     #[test]

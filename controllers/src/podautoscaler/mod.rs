@@ -1,8 +1,9 @@
-//! `horizontal-pod-autoscaler-controller`: how many pods a workload has follows what is measured of it
+//! `horizontal-pod-autoscaler-controller`: scales workloads by metrics
 //! (<https://kubernetes.io/docs/concepts/workloads/autoscaling/horizontal-pod-autoscale/>).
 //!
-//! A pass over one autoscaler is the same function called again with the answers to what it asked: its target's scale, then
-//! metrics, then what became of a new size. What it decided before it wrote the size is carried on, not computed again.
+//! One pass over an autoscaler calls the same function repeatedly, with the answers to its effects: the target's
+//! scale, then metrics, then the result of the scale update. The decision before the update is carried over, and not
+//! recomputed.
 
 mod compute;
 mod history;
@@ -23,14 +24,14 @@ use machinery_api::features::Feature;
 use machinery_api::selector::LabelSelector;
 use machinery_api::waiting;
 use machinery_client::driver::own_key;
-use machinery_client::{BackOff, Change, Context, Controller, Input, Memory, ObjectCache, Plan, Pod, key_of};
+use machinery_client::{BackOff, Change, Context, Controller, Input, ObjectCache, Plan, Pod, ReconcilerState, key_of};
 
 use crate::Settings;
 use crate::scale::Mapping;
 use history::History;
-use pass::Looking;
+use pass::ReadPass;
 
-/// How soon after one pass requests that wait may cause another.
+/// The minimum interval between two passes that waiting requests trigger.
 const WAKE_INTERVAL: SignedDuration = SignedDuration::from_secs(1);
 
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
@@ -46,23 +47,23 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     reconcile,
 };
 
-/// What autoscalers are told.
+/// The settings of all autoscalers.
 #[derive(Debug, Clone)]
 pub struct AutoscalerSettings {
-    /// How often each is looked at.
+    /// The interval of passes.
     pub sync_period: Duration,
-    /// How long a smaller size waits, where an autoscaler's own rules don't say.
+    /// The default scale-down stabilization window.
     pub downscale_stabilization: Duration,
-    /// How far from the target usage may be.
+    /// The tolerated relative deviation from the target.
     pub tolerance: f64,
-    /// For how long after its start a pod's use of CPU may be that of its start.
+    /// The time after a pod's start in which its CPU usage is ignored as that of its start.
     pub cpu_initialization_period: Duration,
-    /// Until when after its start a pod that isn't ready never was.
+    /// The time after a pod's start until which an unready pod counts as never having been ready.
     pub initial_readiness_delay: Duration,
 }
 
 impl Default for AutoscalerSettings {
-    /// As upstream where a flag isn't given.
+    /// Upstream's defaults of the flags.
     fn default() -> Self {
         Self {
             sync_period: Duration::from_secs(15),
@@ -74,22 +75,22 @@ impl Default for AutoscalerSettings {
     }
 }
 
-/// What is remembered of an autoscaler: all of it may be forgotten, as upstream's after a restart.
+/// The memory of an autoscaler between passes. Losing it is harmless, as with upstream's after a restart.
 #[derive(Debug, Clone, Default)]
-struct Known {
-    looked_at: Timestamp,
+struct AutoscalerMemory {
+    passed_at: Timestamp,
     spec: Option<HorizontalPodAutoscalerSpec>,
     mappings: Vec<Mapping>,
     history: History,
-    /// The pods that are its own.
+    /// The selector of its pods.
     selector: Option<LabelSelector>,
-    /// What Services said of waiting requests when they were looked at.
+    /// The messages of Services about waiting requests at the last pass.
     waiting: Vec<String>,
 }
 
-/// Autoscalers that requests wait for: what a data plane says of a Service without endpoints.
+/// Autoscalers with waiting requests: a data plane reports them on a Service without endpoints.
 fn of_service(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
-    let Some(service) = change.after::<Service>().filter(|service| says_waiting(service).is_some()) else {
+    let Some(service) = change.after::<Service>().filter(|service| waiting_condition(service).is_some()) else {
         return Vec::new();
     };
     let name = service.metadata.name.as_deref().unwrap_or_default();
@@ -98,7 +99,7 @@ fn of_service(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     all.filter(of).map(|hpa| key_of(&hpa.metadata)).collect()
 }
 
-/// The gate `HPAScaleToZero`.
+/// The feature gate `HPAScaleToZero`.
 fn scales_to_zero(context: &Context<'_, Settings>) -> bool {
     context.settings.features.has(Feature::HpaScaleToZero)
 }
@@ -107,7 +108,7 @@ fn is_to_zero(hpa: &HorizontalPodAutoscaler) -> bool {
     hpa.spec.min_replicas == Some(0)
 }
 
-/// The Services that an autoscaler's metrics are about.
+/// The Services in an autoscaler's metrics.
 fn described(hpa: &HorizontalPodAutoscaler) -> impl Iterator<Item = &str> {
     hpa.spec.metrics.iter().flatten().filter_map(|metric| {
         let of = &metric.object.as_ref()?.described_object;
@@ -116,14 +117,14 @@ fn described(hpa: &HorizontalPodAutoscaler) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The condition by which a data plane says that requests wait, in its own words.
-fn says_waiting(service: &Service) -> Option<(Timestamp, &str)> {
+/// The time and message of the condition by which a data plane reports waiting requests.
+fn waiting_condition(service: &Service) -> Option<(Timestamp, &str)> {
     let mut conditions = service.status.iter().flat_map(|status| status.conditions.iter().flatten());
     let said = conditions.find(|one| one.type_ == waiting::CONDITION && one.status == "True")?;
     Some((said.last_transition_time.0, &said.message))
 }
 
-/// What the Services of an autoscaler say of waiting requests; empty: none waits.
+/// The messages of an autoscaler's Services about waiting requests; empty: none wait.
 fn waiting_now(view: &ObjectCache, hpa: &HorizontalPodAutoscaler, now: Timestamp) -> Vec<String> {
     if !is_to_zero(hpa) {
         return Vec::new();
@@ -131,7 +132,7 @@ fn waiting_now(view: &ObjectCache, hpa: &HorizontalPodAutoscaler, now: Timestamp
     let namespace = hpa.metadata.namespace.as_deref().unwrap_or_default();
     let said = described(hpa).filter_map(|name| {
         let service = view.get::<Service>(&ObjectKey::new(namespace, name))?;
-        let (since, message) = says_waiting(service)?;
+        let (since, message) = waiting_condition(service)?;
         waiting::requests("True", since, message, now)?;
         Some(format!("{since} {message}"))
     });
@@ -140,31 +141,31 @@ fn waiting_now(view: &ObjectCache, hpa: &HorizontalPodAutoscaler, now: Timestamp
 
 fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
     let Some(hpa) = view.get::<HorizontalPodAutoscaler>(key) else { return Plan::nothing() };
-    if let Some(decided) = context.pass.carried.as_ref().and_then(Memory::get::<pass::Decided>) {
-        return decided.clone().go_on(hpa, context);
+    if let Some(decided) = context.pass.scratch.as_ref().and_then(ReconcilerState::get::<pass::PendingScale>) {
+        return decided.clone().resume(hpa, context);
     }
-    let known = context.memories.of::<Known>(key).cloned().unwrap_or_default();
+    let known = context.reconciler_cache.of::<AutoscalerMemory>(key).cloned().unwrap_or_default();
     let waiting = match scales_to_zero(context) {
         true => waiting_now(view, hpa, context.now),
         false => Vec::new(),
     };
-    // A pass that has begun asks on, whatever the time.
-    if !context.pass.has_begun()
+    // A pass in progress continues at any time.
+    if !context.pass.has_results()
         && let Some(at) = not_before(&known, hpa, &waiting, context)
     {
-        let mut plan = Plan { memory: Some(Memory::of(known)), ..Plan::nothing() };
+        let mut plan = Plan { state: Some(ReconcilerState::of(known)), ..Plan::nothing() };
         plan.revisit(at);
         return plan;
     }
-    match Looking::new(view, hpa, known, waiting, context).look() {
+    match ReadPass::new(view, hpa, known, waiting, context).run() {
         Ok(plan) => plan,
-        Err(questions) => Plan { questions, ..Plan::nothing() },
+        Err(effects) => Plan { effects, ..Plan::nothing() },
     }
 }
 
-/// When an autoscaler is to be looked at again, where that isn't now: its status changes with each pass, its spec seldom.
+/// When the next pass is due, if not now: each pass changes the status, but the spec rarely changes.
 fn not_before(
-    known: &Known,
+    known: &AutoscalerMemory,
     hpa: &HorizontalPodAutoscaler,
     waiting: &[String],
     context: &Context<'_, Settings>,
@@ -175,7 +176,7 @@ fn not_before(
     let woken = !waiting.is_empty() && waiting != known.waiting;
     let period = SignedDuration::try_from(context.settings.autoscaler.sync_period).unwrap_or(SignedDuration::MAX);
     let wait = if woken { WAKE_INTERVAL.min(period) } else { period };
-    let due = known.looked_at.saturating_add(wait).unwrap_or(Timestamp::MAX);
-    // A clock that was set back holds nothing up.
-    (known.looked_at <= context.now && context.now < due).then_some(due)
+    let due = known.passed_at.saturating_add(wait).unwrap_or(Timestamp::MAX);
+    // If the clock was set back, the pass runs at once.
+    (known.passed_at <= context.now && context.now < due).then_some(due)
 }

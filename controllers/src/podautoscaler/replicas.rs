@@ -1,5 +1,4 @@
-//! From what is measured to how many pods that is the work of: upstream's `replica_calculator`. Pure, and total: what overflows
-//! stays at its bound.
+//! Replicas from metrics: upstream's `replica_calculator`. Pure, and total: overflows saturate.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +10,7 @@ use machinery_client::pod::Container;
 
 use crate::pods;
 
-/// What one pod uses.
+/// The metric of one pod.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct PodMetric {
     pub(super) at: Timestamp,
@@ -20,10 +19,10 @@ pub(super) struct PodMetric {
     pub(super) value: i64,
 }
 
-/// By the pod's name.
+/// By pod name.
 pub(super) type PodMetrics = BTreeMap<String, PodMetric>;
 
-/// How far from the target usage may be before anything is done.
+/// The tolerated relative deviations from the target.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Tolerances {
     pub(super) down: f64,
@@ -36,7 +35,7 @@ impl Tolerances {
     }
 }
 
-/// How many pods, and how much is used: on average, or (of a utilization) in percent and on average.
+/// The replicas, and the usage: the average, or (for a utilization) percent and average.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Proposal {
     pub(super) replicas: i32,
@@ -44,24 +43,24 @@ pub(super) struct Proposal {
     pub(super) percent: i32,
 }
 
-/// What a proposal depends on beside a metric.
+/// The inputs of a proposal other than the metric.
 #[derive(Debug)]
 pub(super) struct Calculator<'a> {
     pub(super) now: Timestamp,
-    /// Those that the workload's selector chooses.
+    /// The pods of the workload's selector.
     pub(super) pods: &'a [&'a Pod],
     pub(super) tolerances: Tolerances,
     pub(super) cpu_initialization_period: SignedDuration,
     pub(super) initial_readiness_delay: SignedDuration,
-    /// How many there shall be now.
+    /// The desired replicas of the scale.
     pub(super) current: i32,
-    /// How many there are.
+    /// The actual replicas of the scale.
     pub(super) existing: i32,
 }
 
-/// Pods by what their figures are worth.
+/// Pods by the usability of their metrics.
 #[derive(Debug, Default, PartialEq)]
-struct Groups {
+struct PodGroups {
     ready: usize,
     unready: BTreeSet<String>,
     missing: BTreeSet<String>,
@@ -69,7 +68,7 @@ struct Groups {
 }
 
 fn ceil(value: f64) -> i32 {
-    // A cast holds to the bounds, and to 0 where it is no number.
+    // The cast saturates, and turns NaN into 0.
     #[expect(clippy::cast_possible_truncation, reason = "see above")]
     let whole = value.ceil() as i32;
     whole
@@ -93,13 +92,13 @@ fn average(metrics: &PodMetrics) -> i64 {
     clamp(clamp(sum(metrics.values().map(|metric| metric.value))) as i128 / count)
 }
 
-/// A quantity in thousandths; what is none counts as nothing.
+/// A quantity in thousandths; an invalid one counts as zero.
 pub(super) fn milli(text: &Text) -> i64 {
     Quantity::parse(&text.0).map_or(0, |quantity| quantity.milli())
 }
 
 impl Calculator<'_> {
-    /// Of a resource, by the share of what the pods ask for.
+    /// For a resource, by utilization of the pods' requests.
     pub(super) fn utilization(
         &self,
         mut metrics: PodMetrics,
@@ -115,20 +114,20 @@ impl Calculator<'_> {
             let request = requests.get(name).copied().unwrap_or(0);
             clamp(i128::from(request) * i128::from(percent.max(100)) / 100)
         };
-        let replicas = self.settle(metrics, &groups, first, fallback, |metrics| Ok(of(metrics)?.0))?;
+        let replicas = self.replicas_with_assumed(metrics, &groups, first, fallback, |metrics| Ok(of(metrics)?.0))?;
         Ok(Proposal { replicas, usage, percent: used })
     }
 
-    /// Of a metric of each pod, by its average. `resource`: its name, where it is one.
+    /// For a metric of each pod, by its average. `resource`: the name, if the metric is a resource.
     pub(super) fn per_pod(&self, mut metrics: PodMetrics, target: i64, resource: &str) -> Result<Proposal, String> {
         let groups = self.usable(&mut metrics, resource)?;
         let usage = average(&metrics);
         let of = |metrics: &PodMetrics| Ok(ratio(average(metrics), target));
-        let replicas = self.settle(metrics, &groups, ratio(usage, target), |_| target, of)?;
+        let replicas = self.replicas_with_assumed(metrics, &groups, ratio(usage, target), |_| target, of)?;
         Ok(Proposal { replicas, usage, percent: 0 })
     }
 
-    /// Of one figure for all pods.
+    /// For one value of all pods.
     pub(super) fn of_all(&self, usage: i64, target: i64) -> Result<Proposal, String> {
         let ratio = ratio(usage, target);
         let replicas = if self.current == 0 {
@@ -145,19 +144,19 @@ impl Calculator<'_> {
         Ok(Proposal { replicas, usage, percent: 0 })
     }
 
-    /// Of one figure for all pods, by each one's share.
+    /// For one value of all pods, by the average per pod.
     pub(super) fn of_each(&self, usage: i64, target: i64) -> Proposal {
         let share = ratio(usage, target);
         let tolerated = self.tolerances.allow(share / f64::from(self.existing));
         let replicas = if tolerated { self.existing } else { ceil(share) };
-        // Where there is no pod, what is used is nobody's share.
+        // Without pods the whole value is the average.
         let each = i128::from(self.existing.max(1));
         let usage = clamp((i128::from(usage) + each - 1).div_euclid(each));
         Proposal { replicas, usage, percent: 0 }
     }
 
-    /// Takes out what says nothing.
-    fn usable(&self, metrics: &mut PodMetrics, resource: &str) -> Result<Groups, String> {
+    /// Removes unusable metrics.
+    fn usable(&self, metrics: &mut PodMetrics, resource: &str) -> Result<PodGroups, String> {
         if self.pods.is_empty() {
             return Err(NO_PODS.into());
         }
@@ -169,11 +168,11 @@ impl Calculator<'_> {
         Ok(groups)
     }
 
-    /// How many pods, where usage without the pods of which nothing is known is `first`.
-    fn settle(
+    /// The replicas, where `first` is the ratio without the pods that lack metrics.
+    fn replicas_with_assumed(
         &self,
         mut metrics: PodMetrics,
-        groups: &Groups,
+        groups: &PodGroups,
         first: f64,
         fallback: impl Fn(&str) -> i64,
         again: impl Fn(&PodMetrics) -> Result<f64, String>,
@@ -207,8 +206,8 @@ impl Calculator<'_> {
         Ok(if wrong { self.current } else { replicas })
     }
 
-    fn groups(&self, metrics: &PodMetrics, resource: &str) -> Groups {
-        let mut groups = Groups::default();
+    fn groups(&self, metrics: &PodMetrics, resource: &str) -> PodGroups {
+        let mut groups = PodGroups::default();
         for pod in self.pods {
             let name = || pod.metadata.name.clone().unwrap_or_default();
             let phase = pods::phase(pod);
@@ -231,7 +230,7 @@ impl Calculator<'_> {
         groups
     }
 
-    /// Whether a pod's use of CPU may be that of its start.
+    /// Whether a pod's CPU usage may be that of its start.
     fn is_starting(&self, pod: &Pod, metric: &PodMetric) -> bool {
         let Some(status) = &pod.status else { return true };
         let ready = status.conditions.iter().flatten().find(|condition| condition.type_ == "Ready");
@@ -249,20 +248,20 @@ impl Calculator<'_> {
 
 const NO_PODS: &str = "no pods returned by selector while calculating replica count";
 
-/// The ratio of utilization to what is wanted, the utilization in percent, and what is used on average.
+/// The ratio of utilization to its target, the utilization in percent, and the average usage.
 fn utilization(metrics: &PodMetrics, requests: &BTreeMap<&str, i64>, percent: i32) -> Result<(f64, i32, i64), String> {
     let known: Vec<(i64, i64)> =
         metrics.iter().filter_map(|(name, metric)| Some((metric.value, *requests.get(name.as_str())?))).collect();
     let used = i128::from(clamp(sum(known.iter().map(|(used, _)| *used))));
-    let asked = i128::from(clamp(sum(known.iter().map(|(_, asked)| *asked))));
-    if asked == 0 {
+    let requested = i128::from(clamp(sum(known.iter().map(|(_, requested)| *requested))));
+    if requested == 0 {
         return Err("no metrics returned matched known pods".into());
     }
-    let current = i32::try_from(used * 100 / asked).unwrap_or(if used < 0 { i32::MIN } else { i32::MAX });
+    let current = i32::try_from(used * 100 / requested).unwrap_or(if used < 0 { i32::MIN } else { i32::MAX });
     Ok((f64::from(current) / f64::from(percent), current, clamp(used / known.len() as i128)))
 }
 
-/// What each pod asks for, in thousandths.
+/// The requests of each pod, in thousandths.
 fn requests<'a>(pods: &[&'a Pod], container: Option<&str>, resource: &str) -> Result<BTreeMap<&'a str, i64>, String> {
     let of = |pod: &&'a Pod| {
         let name = pod.metadata.name.as_deref().unwrap_or_default();
@@ -276,7 +275,7 @@ fn request(pod: &Pod, name: &str, container: Option<&str>, resource: &str) -> Re
     let whole = spec.shape.resources.as_ref().and_then(|resources| resources.requests.as_ref());
     if let Some(whole) = whole.filter(|whole| container.is_none() && !whole.is_empty()) {
         let own = whole.get(resource).map(milli);
-        // What a pod asks for as a whole need not name each resource: its containers do then.
+        // Pod-level requests need not contain each resource: then the containers' are summed.
         let sum = || sums(pod, resource);
         return own.or_else(sum).ok_or_else(|| format!("missing pod-level request for {resource} in Pod {name}"));
     }
@@ -307,8 +306,8 @@ fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
     shape.into_iter().flat_map(|shape| &shape.containers).chain(inits)
 }
 
-/// What containers ask for together; none where none does.
+/// The sum of the containers' requests; none if no container has one.
 fn sums(pod: &Pod, resource: &str) -> Option<i64> {
-    let asked = |one: &Container| Some(milli(one.resources.as_ref()?.requests.as_ref()?.get(resource)?));
-    containers(pod).filter_map(asked).fold(None, |all: Option<i64>, one| Some(all.unwrap_or(0).saturating_add(one)))
+    let requested = |one: &Container| Some(milli(one.resources.as_ref()?.requests.as_ref()?.get(resource)?));
+    containers(pod).filter_map(requested).fold(None, |all: Option<i64>, one| Some(all.unwrap_or(0).saturating_add(one)))
 }

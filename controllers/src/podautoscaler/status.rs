@@ -1,10 +1,10 @@
-//! The status of an autoscaler as a pass writes it, and the events beside it.
+//! Status and events of one pass over an autoscaler.
 
 use jiff::Timestamp;
 use k8s_openapi::api::autoscaling::v2::{
     HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition, HorizontalPodAutoscalerStatus, MetricStatus,
 };
-use machinery_client::{Action, EventRecord, Kind, Plan, Question, key_of, value_of};
+use machinery_client::{Action, Effect, EventRecord, Kind, Plan, key_of, value_of};
 
 use crate::conditions;
 use crate::pods::stamp;
@@ -15,15 +15,15 @@ pub(super) const ACTIVE: &str = "ScalingActive";
 pub(super) const LIMITED: &str = "ScalingLimited";
 const TO_ZERO: &str = "ScaledToZero";
 
-/// What is said in one pass.
+/// The status and events so far.
 #[derive(Debug, Clone)]
-pub(super) struct Told {
+pub(super) struct StatusDraft {
     status: HorizontalPodAutoscalerStatus,
     events: Vec<EventRecord>,
     now: Timestamp,
 }
 
-impl Told {
+impl StatusDraft {
     pub(super) fn new(hpa: &HorizontalPodAutoscaler, now: Timestamp) -> Self {
         Self { status: hpa.status.clone().unwrap_or_default(), events: Vec::new(), now }
     }
@@ -47,14 +47,14 @@ impl Told {
         self.events.push(EventRecord::normal(hpa, reason, message).from(SOURCE));
     }
 
-    /// Whether this controller has taken the workload's last pod away.
+    /// Whether this controller has scaled the workload to zero.
     pub(super) fn scaled_to_zero(&self) -> bool {
         let mut conditions = self.status.conditions.iter().flatten();
         conditions.any(|one| one.type_ == TO_ZERO && one.status == "True")
     }
 
-    /// Says whether a change of size was to zero: only where an autoscaler may, or did once.
-    pub(super) fn set_to_zero(&mut self, zero: bool, may: bool) {
+    /// Sets the condition ScaledToZero, if the autoscaler may scale to zero or has the condition.
+    pub(super) fn set_scaled_to_zero(&mut self, zero: bool, may: bool) {
         let known = self.status.conditions.iter().flatten().any(|one| one.type_ == TO_ZERO);
         if zero {
             self.set(TO_ZERO, true, "ScaledToZero", "the HPA controller scaled the workload to zero");
@@ -63,14 +63,14 @@ impl Told {
         }
     }
 
-    /// Removes what was said of a size of zero.
+    /// Removes the condition ScaledToZero.
     pub(super) fn forget_zero(&mut self) {
         if let Some(conditions) = &mut self.status.conditions {
             conditions.retain(|one| one.type_ != TO_ZERO);
         }
     }
 
-    pub(super) fn sizes(&mut self, current: i32, desired: Option<i32>, metrics: Vec<MetricStatus>, rescaled: bool) {
+    pub(super) fn set_sizes(&mut self, current: i32, desired: Option<i32>, metrics: Vec<MetricStatus>, rescaled: bool) {
         let old = std::mem::take(&mut self.status);
         self.status = HorizontalPodAutoscalerStatus {
             conditions: old.conditions,
@@ -82,22 +82,24 @@ impl Told {
         };
     }
 
-    /// What has been said so far, as a write whose outcome the pass waits for.
-    pub(super) fn announcement(&self, hpa: &HorizontalPodAutoscaler) -> Question {
+    /// The status so far, as a write whose result the pass waits for.
+    pub(super) fn announcement(&self, hpa: &HorizontalPodAutoscaler) -> Effect {
         let path = format!("{}/status", Kind::of::<HorizontalPodAutoscaler>().path(&key_of(&hpa.metadata)));
-        Question::Put(path, value_of(&HorizontalPodAutoscaler { status: Some(self.status.clone()), ..hpa.clone() }))
+        Effect::Put(path, value_of(&HorizontalPodAutoscaler { status: Some(self.status.clone()), ..hpa.clone() }))
     }
 
-    /// What is to be written.
+    /// The writes.
     pub(super) fn plan(self, hpa: &HorizontalPodAutoscaler) -> Plan {
         let mut plan = Plan::from(self.events.into_iter().map(Action::Event).collect::<Vec<_>>());
-        let said = |status: &HorizontalPodAutoscalerStatus| {
+        let normalized = |status: &HorizontalPodAutoscalerStatus| {
             let mut status = status.clone();
-            // Absent and nothing are the same.
+            // Absent and zero are equal.
             status.current_replicas = Some(status.current_replicas.unwrap_or(0));
             status
         };
-        if said(&self.status) != said(hpa.status.as_ref().unwrap_or(&HorizontalPodAutoscalerStatus::default())) {
+        if normalized(&self.status)
+            != normalized(hpa.status.as_ref().unwrap_or(&HorizontalPodAutoscalerStatus::default()))
+        {
             plan.push(Action::update_status(&HorizontalPodAutoscaler { status: Some(self.status), ..hpa.clone() }));
         }
         plan

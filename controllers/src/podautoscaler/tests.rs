@@ -1,5 +1,4 @@
-//! Facts of upstream's tables (`replica_calculator_test.go`, `horizontal_test.go`), by their values; and passes as the driver plays
-//! them.
+//! Rows of upstream's tables (`replica_calculator_test.go`, `horizontal_test.go`); and passes, driven as by the driver.
 
 use std::sync::Arc;
 
@@ -8,10 +7,10 @@ use k8s_openapi::api::autoscaling::v2::{HPAScalingRules, HorizontalPodAutoscaler
 use machinery_api::ObjectKey;
 use machinery_api::features::{Feature, Features};
 use machinery_client::simulate::Simulation;
-use machinery_client::{Action, Failure, Pass, Plan, Pod, Question};
+use machinery_client::{Action, Effect, Failure, Pass, Plan, Pod};
 use serde_json::{Value, json};
 
-use super::history::{Behavior, History, Wish};
+use super::history::{Behavior, DesiredScale, History};
 use super::replicas::{Calculator, PodMetric, PodMetrics, Tolerances};
 use super::{CONTROLLER, reconcile};
 use crate::Settings;
@@ -73,7 +72,7 @@ fn metrics_of(row: &Value) -> PodMetrics {
     levels.iter().enumerate().filter_map(metric).collect()
 }
 
-/// What a row's metric proposes, as the row says it.
+/// The proposal of a row's metric, in the form of the row.
 fn proposed(row: &Value) -> Value {
     let pods = pods_of(row);
     let pods: Vec<&Pod> = pods.iter().collect();
@@ -116,7 +115,7 @@ fn proposals_are_upstreams() {
     let wrong = rows.iter().filter_map(|row| {
         let found = proposed(row);
         let wanted = &row["wants"];
-        // Upstream's table names a part of the error.
+        // Upstream's table has a part of the error.
         let same = match (wanted["error"].as_str(), found["error"].as_str()) {
             (Some(part), Some(error)) => error.contains(part),
             _ => found == *wanted,
@@ -161,7 +160,7 @@ fn rates_are_upstreams() {
             }
         }
         let [min, max, current, desired] = ["min", "max", "current", "desired"].map(|key| number(&row[key]));
-        let (replicas, why) = history.rate(Wish { min, max, current, desired }, &behavior, start());
+        let (replicas, why) = history.rate(DesiredScale { min, max, current, desired }, &behavior, start());
         if (replicas, why.0) != (number(&row["replicas"]), row["reason"].as_str().unwrap()) {
             wrong.push(format!("{}: {replicas} {}", row["is"], why.0));
         }
@@ -173,23 +172,23 @@ fn rates_are_upstreams() {
 #[test]
 fn a_smaller_size_waits_and_a_larger_one_only_by_its_rules() {
     let at = |seconds: i64| start() + SignedDuration::from_secs(seconds);
-    let wish = |current, desired| Wish { min: 1, max: 100, current, desired };
+    let wish = |current, desired| DesiredScale { min: 1, max: 100, current, desired };
     let window = SignedDuration::from_mins(5);
     let mut history = History::default();
     history.begin(at(0), 8);
-    let held = history.plain(wish(8, 2), at(10), window);
+    let held = history.limit_by_default(wish(8, 2), at(10), window);
     assert_eq!((held.replicas, held.stabilized.map(|why| why.0)), (8, Some("ScaleDownStabilized")));
-    assert_eq!(history.plain(wish(8, 2), at(301), window).replicas, 2);
-    assert_eq!(history.plain(wish(3, 50), at(302), window).limit.0, "ScaleUpLimit");
+    assert_eq!(history.limit_by_default(wish(8, 2), at(301), window).replicas, 2);
+    assert_eq!(history.limit_by_default(wish(3, 50), at(302), window).limit.0, "ScaleUpLimit");
     let rules = json!({"scaleUp": {"stabilizationWindowSeconds": 60}, "scaleDown": {"stabilizationWindowSeconds": 0, "selectPolicy": "Disabled"}});
     let rules: HorizontalPodAutoscalerBehavior = serde_json::from_value(rules).unwrap();
     let rules = Behavior::of(&rules, window);
     let mut history = History::default();
     history.begin(at(0), 2);
-    let held = history.ruled(wish(2, 4), &rules, at(10));
+    let held = history.limit_by_rules(wish(2, 4), &rules, at(10));
     assert_eq!((held.replicas, held.stabilized.map(|why| why.0)), (2, Some("ScaleUpStabilized")));
-    assert_eq!(history.ruled(wish(2, 4), &rules, at(61)).replicas, 4);
-    let never = history.ruled(wish(4, 1), &rules, at(200));
+    assert_eq!(history.limit_by_rules(wish(2, 4), &rules, at(61)).replicas, 4);
+    let never = history.limit_by_rules(wish(4, 1), &rules, at(200));
     assert_eq!((never.replicas, never.limited), (4, true), "{never:?}");
 }
 
@@ -210,22 +209,22 @@ fn no_figure_makes_an_absurd_size() {
             let each = calculator.of_each(usage, target).replicas;
             let all = calculator.of_all(usage, target).map_or(0, |proposal| proposal.replicas);
             for desired in [each, all] {
-                let wish = Wish { min: 1, max: 10, current, desired };
-                let plain = History::default().plain(wish, start(), SignedDuration::from_mins(5));
+                let wish = DesiredScale { min: 1, max: 10, current, desired };
+                let plain = History::default().limit_by_default(wish, start(), SignedDuration::from_mins(5));
                 let own = HorizontalPodAutoscalerBehavior::default();
-                let ruled = History::default().ruled(wish, &Behavior::of(&own, SignedDuration::ZERO), start());
+                let ruled = History::default().limit_by_rules(wish, &Behavior::of(&own, SignedDuration::ZERO), start());
                 assert!((1..=10).contains(&plain.replicas), "{plain:?}");
-                // Who is above the most is brought down before anything is measured.
+                // A size above the maximum is reduced before any metric is read.
                 assert!(current > 10 || (0..=10).contains(&ruled.replicas), "{wish:?} {ruled:?}");
             }
         }
     }
 }
 
-/// What a server answers.
-type Answers<'a> = dyn Fn(&Question) -> Result<Value, (u16, &'static str)> + 'a;
+/// The answers of a server.
+type Answers<'a> = dyn Fn(&Effect) -> Result<Value, (u16, &'static str)> + 'a;
 
-/// Plays passes as the driver does, with the answers of a server that a test makes.
+/// Drives passes as the driver does, with the answers of a simulated server.
 struct Play<'a> {
     simulation: Simulation,
     settings: Settings,
@@ -243,34 +242,34 @@ impl<'a> Play<'a> {
         Self { simulation, settings, answer, asked: Vec::new() }
     }
 
-    /// One pass; its events, as `Reason: message`.
+    /// One pass; returns its events, as `Reason: message`.
     fn pass(&mut self) -> Vec<String> {
         self.simulation.pass = Pass::default();
         let plan = loop {
             let context = self.simulation.context(&self.settings);
             let plan: Plan = reconcile(&self.simulation.view, &key(), &context);
-            if plan.questions.is_empty() {
+            if plan.effects.is_empty() {
                 break plan;
             }
             assert!(self.asked.len() < 100, "it asks without end: {:?}", self.asked);
-            self.simulation.pass.carried = plan.memory;
-            for question in plan.questions {
-                self.asked.push(match &question {
-                    Question::Get(path) => format!("GET {path}"),
-                    Question::Put(path, body) => format!("PUT {path} {}", body["spec"]),
+            self.simulation.pass.scratch = plan.state;
+            for effect in plan.effects {
+                self.asked.push(match &effect {
+                    Effect::Get(path) => format!("GET {path}"),
+                    Effect::Put(path, body) => format!("PUT {path} {}", body["spec"]),
                 });
-                let answer = match &question {
-                    Question::Put(path, object) if path.ends_with("/status") => self.announced(object),
+                let answer = match &effect {
+                    Effect::Put(path, object) if path.ends_with("/status") => self.announced(object),
                     other => (self.answer)(other),
                 };
                 let answer = answer.map(Arc::new).map_err(|(code, message)| {
                     let (verb, resource, reason) = ("get", String::new(), String::new());
                     Failure { verb, resource, code, reason, message: message.into() }
                 });
-                self.simulation.pass.answered(question, answer);
+                self.simulation.pass.record(effect, answer);
             }
         };
-        self.simulation.memories.set(&key(), plan.memory.clone());
+        self.simulation.reconciler_cache.set(&key(), plan.state.clone());
         let told = plan.actions.iter().filter_map(|action| match action {
             Action::Event(event) => Some(format!("{}: {}", event.reason, event.message)),
             _ => None,
@@ -281,7 +280,7 @@ impl<'a> Play<'a> {
         told
     }
 
-    /// What is said before a size is written.
+    /// Handles the status write before a scale update.
     fn announced(&mut self, object: &Value) -> Result<Value, (u16, &'static str)> {
         let kind = self.simulation.kind_of(object);
         let update = Action::Update { kind: kind.clone(), object: object.clone(), subresource: Some("status") };
@@ -332,18 +331,18 @@ fn cpu(percent: i32) -> Value {
 }
 
 /// A server with a Deployment of `size` pods that use `milli` of CPU each.
-fn server(question: &Question, size: i64, milli: i64) -> Result<Value, (u16, &'static str)> {
+fn server(effect: &Effect, size: i64, milli: i64) -> Result<Value, (u16, &'static str)> {
     let scale = || {
         json!({"metadata": {"name": "web", "resourceVersion": "5"}, "spec": {"replicas": size},
             "status": {"replicas": size, "selector": "app=web"}})
     };
-    match question {
-        Question::Put(..) => Ok(scale()),
-        Question::Get(path) if path == "/apis/apps/v1" => {
+    match effect {
+        Effect::Put(..) => Ok(scale()),
+        Effect::Get(path) if path == "/apis/apps/v1" => {
             Ok(json!({"resources": [{"name": "deployments", "kind": "Deployment"}]}))
         }
-        Question::Get(path) if path.ends_with("/scale") => Ok(scale()),
-        Question::Get(path)
+        Effect::Get(path) if path.ends_with("/scale") => Ok(scale()),
+        Effect::Get(path)
             if path.starts_with("/apis/metrics.k8s.io/v1beta1/namespaces/a/pods?labelSelector=app%3Dweb") =>
         {
             let one = |i: i64| {
@@ -352,13 +351,13 @@ fn server(question: &Question, size: i64, milli: i64) -> Result<Value, (u16, &'s
             };
             Ok(json!({"items": (0..size).map(one).collect::<Vec<_>>()}))
         }
-        Question::Get(_) => Err((404, "404 page not found\n")),
+        Effect::Get(_) => Err((404, "404 page not found\n")),
     }
 }
 
 #[test]
 fn a_pass_looks_decides_writes_and_tells() {
-    let answer = |question: &Question| server(question, 2, 90);
+    let answer = |effect: &Effect| server(effect, 2, 90);
     let mut play = Play::new(vec![autoscaler("web", &json!({"metrics": cpu(50)})), pod("p0"), pod("p1")], &answer);
     assert_eq!(
         play.pass(),
@@ -381,7 +380,7 @@ fn a_pass_looks_decides_writes_and_tells() {
         status["currentMetrics"],
         json!([{"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": 90, "averageValue": "90m"}}}])
     );
-    // Its own status brings it here again at once: there is nothing to look at before the next period.
+    // Its own status update requeues it at once: nothing is due before the next period.
     assert_eq!((play.pass(), play.asked.len()), (Vec::<String>::new(), 4));
     play.later(15);
     play.pass();
@@ -391,7 +390,7 @@ fn a_pass_looks_decides_writes_and_tells() {
 #[test]
 fn what_is_missing_is_told_in_upstreams_words() {
     let metric = json!([{"type": "External", "external": {"metric": {"name": "queue"}, "target": {"type": "Value", "value": "5"}}}]);
-    let answer = |question: &Question| server(question, 2, 90);
+    let answer = |effect: &Effect| server(effect, 2, 90);
     let mut play = Play::new(vec![autoscaler("web", &json!({"metrics": metric})), pod("p0")], &answer);
     let why = "unable to get external metric a/queue/nil: unable to fetch metrics from external \
                metrics API: the server could not find the requested resource (get queue.external.metrics.k8s.io)";
@@ -408,7 +407,7 @@ fn what_is_missing_is_told_in_upstreams_words() {
     let said = format!("the HPA was unable to compute the replica count: {why}");
     assert_eq!(play.status()["conditions"][1]["message"], said);
     assert_eq!(play.status()["currentMetrics"], json!([{"type": ""}]));
-    let gone = |_: &Question| Err((404, r#"deployments.apps "web" not found"#));
+    let gone = |_: &Effect| Err((404, r#"deployments.apps "web" not found"#));
     let mut play = Play::new(vec![autoscaler("web", &json!({"metrics": cpu(50)}))], &gone);
     assert_eq!(play.pass(), ["FailedGetScale: no matches for kind \"Deployment\" in group \"apps\""]);
     assert_eq!(play.conditions(), ["AbleToScale=False FailedGetScale"]);
@@ -416,14 +415,14 @@ fn what_is_missing_is_told_in_upstreams_words() {
 
 #[test]
 fn two_autoscalers_of_the_same_pods_scale_nothing() {
-    let answer = |question: &Question| server(question, 2, 90);
+    let answer = |effect: &Effect| server(effect, 2, 90);
     let other = autoscaler("other", &json!({"metrics": cpu(50)}));
     let objects = vec![autoscaler("web", &json!({"metrics": cpu(50)})), other, pod("p0"), pod("p1")];
     let mut play = Play::new(objects, &answer);
     play.pass();
-    let known = play.simulation.memories.of::<super::Known>(&key()).unwrap().clone();
+    let known = play.simulation.reconciler_cache.of::<super::AutoscalerMemory>(&key()).unwrap().clone();
     let theirs = ObjectKey::new("a", "other");
-    play.simulation.memories.set(&theirs, Some(machinery_client::Memory::of(known)));
+    play.simulation.reconciler_cache.set(&theirs, Some(machinery_client::ReconcilerState::of(known)));
     play.later(15);
     let why = "pods by selector app=web are controlled by multiple HPAs: [a/other a/web]";
     assert_eq!(play.pass(), [format!("AmbiguousSelector: {why}"), format!("FailedComputeMetricsReplicas: {why}")]);
@@ -433,15 +432,15 @@ fn two_autoscalers_of_the_same_pods_scale_nothing() {
 #[test]
 fn a_conflict_is_tried_again_and_a_refusal_told() {
     let tries = std::cell::Cell::new(0);
-    let answer = |question: &Question| match question {
-        Question::Put(..) if tries.replace(tries.get() + 1) == 0 => Err((409, "it was changed")),
+    let answer = |effect: &Effect| match effect {
+        Effect::Put(..) if tries.replace(tries.get() + 1) == 0 => Err((409, "it was changed")),
         other => server(other, 2, 90),
     };
     let mut play = Play::new(vec![autoscaler("web", &json!({"metrics": cpu(50)})), pod("p0"), pod("p1")], &answer);
     assert_eq!(play.pass().len(), 1);
     assert_eq!(tries.get(), 2);
-    let refused = |question: &Question| match question {
-        Question::Put(..) => Err((403, "quota")),
+    let refused = |effect: &Effect| match effect {
+        Effect::Put(..) => Err((403, "quota")),
         other => server(other, 2, 90),
     };
     let mut play = Play::new(vec![autoscaler("web", &json!({"metrics": cpu(50)})), pod("p0"), pod("p1")], &refused);
@@ -454,13 +453,13 @@ fn a_conflict_is_tried_again_and_a_refusal_told() {
 #[test]
 fn a_workload_goes_to_zero_and_comes_back_for_who_waits() {
     let (size, rate) = (std::cell::Cell::new(1_i64), std::cell::Cell::new("0"));
-    let answer = |question: &Question| match question {
-        Question::Put(_, scale) => {
+    let answer = |effect: &Effect| match effect {
+        Effect::Put(_, scale) => {
             size.set(scale["spec"]["replicas"].as_i64().unwrap());
             Ok(scale.clone())
         }
-        Question::Get(path) if path == "/api/v1" => Ok(json!({"resources": [{"name": "services", "kind": "Service"}]})),
-        Question::Get(path)
+        Effect::Get(path) if path == "/api/v1" => Ok(json!({"resources": [{"name": "services", "kind": "Service"}]})),
+        Effect::Get(path)
             if path.starts_with(
                 "/apis/custom.metrics.k8s.io/v1beta2/namespaces/a/services/web/http_requests_per_second?",
             ) =>
@@ -492,7 +491,7 @@ fn a_workload_goes_to_zero_and_comes_back_for_who_waits() {
     assert_eq!((play.pass(), size.get()), (Vec::new(), 0), "nobody comes");
     play.later(2);
     assert_eq!(play.pass(), Vec::<String>::new(), "it isn't time");
-    // A data plane says that requests wait: at once, not in the next period.
+    // A data plane reports waiting requests: the pass runs at once, not in the next period.
     let kind = play.simulation.kind_of(&service("True", start()));
     let now = play.simulation.now;
     play.simulation.write(&kind, service("True", now));
@@ -504,14 +503,14 @@ fn a_workload_goes_to_zero_and_comes_back_for_who_waits() {
     assert_eq!(play.pass().len(), 1, "{:?}", play.conditions());
     assert_eq!(size.get(), 1);
     assert!(play.conditions().contains(&"ScaledToZero=False NotScaledToZero".to_owned()));
-    // Its pod isn't there yet, and nothing is measured: who waits keeps it.
+    // The pod isn't there yet, and no metric has a value: the waiting request keeps the size.
     rate.set("0");
     play.later(15);
     assert_eq!((play.pass(), size.get()), (Vec::new(), 1));
     play.later(60);
     assert_eq!((play.pass().len(), size.get()), (1, 0), "what was said long ago counts no more");
-    // Who sets the size to zero by hand has switched it off.
-    let by_hand = |question: &Question| server(question, 0, 0);
+    // A user who sets the size to zero has disabled the autoscaler.
+    let by_hand = |effect: &Effect| server(effect, 0, 0);
     let mut play = Play::new(vec![autoscaler("web", &json!({"metrics": cpu(50)}))], &by_hand);
     assert_eq!(play.pass(), Vec::<String>::new());
     assert!(play.conditions().contains(&"ScalingActive=False ScalingDisabled".to_owned()));
@@ -520,12 +519,12 @@ fn a_workload_goes_to_zero_and_comes_back_for_who_waits() {
 #[test]
 fn without_the_gate_a_workload_without_pods_is_left_alone() {
     let size = std::cell::Cell::new(1_i64);
-    let answer = |question: &Question| match question {
-        Question::Put(_, scale) => {
+    let answer = |effect: &Effect| match effect {
+        Effect::Put(_, scale) => {
             size.set(scale["spec"]["replicas"].as_i64().unwrap());
             Ok(scale.clone())
         }
-        Question::Get(path) if path.starts_with("/apis/external.metrics.k8s.io/") => {
+        Effect::Get(path) if path.starts_with("/apis/external.metrics.k8s.io/") => {
             Ok(json!({"items": [{"metricName": "queue", "value": "0"}]}))
         }
         other => server(other, size.get(), 0),
@@ -549,12 +548,12 @@ fn without_the_gate_a_workload_without_pods_is_left_alone() {
 #[test]
 fn a_queue_outside_scales_to_zero_and_back() {
     let (size, length) = (std::cell::Cell::new(1_i64), std::cell::Cell::new("0"));
-    let answer = |question: &Question| match question {
-        Question::Put(_, scale) => {
+    let answer = |effect: &Effect| match effect {
+        Effect::Put(_, scale) => {
             size.set(scale["spec"]["replicas"].as_i64().unwrap());
             Ok(scale.clone())
         }
-        Question::Get(path)
+        Effect::Get(path)
             if path == "/apis/external.metrics.k8s.io/v1beta1/namespaces/a/queue?labelSelector=name%3Dorders" =>
         {
             Ok(json!({"items": [{"metricName": "queue", "value": length.get()}]}))

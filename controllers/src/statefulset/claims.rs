@@ -1,4 +1,4 @@
-//! The claims of a set's pods: made before their pods, and owned as the retention policy says.
+//! Claims of a set's pods: created before their pods, and owned according to the retention policy.
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
@@ -8,7 +8,7 @@ use machinery_client::{Action, EventRecord, ObjectCache, Pod, controlled_by};
 
 use super::identity::{claim, claim_name, claim_templates, in_range, pod_name, set_name};
 
-/// The claims that the pod of an ordinal still needs; an error where one is on its way out, which is to be waited for.
+/// The missing claims of an ordinal's pod; an error if one is terminating, which blocks the pod.
 pub(super) fn missing(view: &ObjectCache, set: &StatefulSet, ordinal: i64) -> Result<Vec<Action>, String> {
     let mut actions = Vec::new();
     for template in claim_templates(set) {
@@ -38,14 +38,14 @@ fn get<'a>(view: &'a ObjectCache, set: &StatefulSet, name: &str) -> Option<&'a P
     view.get(&ObjectKey::new(set.metadata.namespace.as_deref().unwrap_or_default(), name))
 }
 
-/// Whether scaling down deletes claims, and whether the set's end does.
+/// Whether scaling down deletes claims, and whether deletion of the set does.
 fn policy(set: &StatefulSet) -> (bool, bool) {
     let policy = set.spec.as_ref().and_then(|s| s.persistent_volume_claim_retention_policy.as_ref());
     let deletes = |of: Option<&String>| of.is_some_and(|p| p == "Delete");
     (deletes(policy.and_then(|p| p.when_scaled.as_ref())), deletes(policy.and_then(|p| p.when_deleted.as_ref())))
 }
 
-/// A claim of the ordinal that still belongs to a pod that is gone will be deleted with it: no new pod may take it.
+/// Whether a claim of the ordinal is owned by a deleted pod, and so will be deleted: a new pod must not use it.
 pub(super) fn are_stale(view: &ObjectCache, set: &StatefulSet, ordinal: i64) -> bool {
     policy(set).0
         && claim_templates(set).iter().any(|template| {
@@ -54,7 +54,7 @@ pub(super) fn are_stale(view: &ObjectCache, set: &StatefulSet, ordinal: i64) -> 
         })
 }
 
-/// What brings the owners of a pod's claims in line with the policy.
+/// Updates the owners of a pod's claims to the policy.
 pub(super) fn retention(view: &ObjectCache, set: &StatefulSet, pod: &Pod, ordinal: i64) -> Vec<Action> {
     let claims = claim_templates(set).iter().filter_map(|t| get(view, set, &claim_name(set, t, ordinal)));
     claims.flat_map(|claim| repair(set, pod, ordinal, claim)).collect()
@@ -74,7 +74,7 @@ fn repair(set: &StatefulSet, pod: &Pod, ordinal: i64, claim: &PersistentVolumeCl
     let of_set = |r: &OwnerReference| names(r, "apps/v1", "StatefulSet", set_name(set));
     let of_pod = |r: &OwnerReference| names(r, "v1", "Pod", pod.metadata.name.as_deref().unwrap_or_default());
     if refs(claim).any(|r| (of_set(r) && r.uid != set_uid) || (of_pod(r) && r.uid != pod_uid)) {
-        // Another set or pod of this name owned it: it is the garbage collector's.
+        // Another set or pod of this name owned it: the garbage collector deletes it.
         return Vec::new();
     }
     let has = |uid: &str| refs(claim).any(|r| r.uid == uid);

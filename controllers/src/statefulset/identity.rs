@@ -1,4 +1,4 @@
-//! Which pod is which: names with ordinals, labels, host names, and the pods and claims that are made for an ordinal.
+//! Identity of a set's pods: names with ordinals, labels, host names, and the pods and claims for an ordinal.
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{
@@ -14,7 +14,7 @@ pub(super) const POD_NAME: &str = "statefulset.kubernetes.io/pod-name";
 /// The label with the pod's ordinal.
 pub(super) const POD_INDEX: &str = "apps.kubernetes.io/pod-index";
 
-/// The set's name and the ordinal that a pod's name tells.
+/// The set's name and the ordinal in a pod's name.
 pub(super) fn parent_and_ordinal(pod_name: &str) -> Option<(&str, i64)> {
     let (parent, digits) = pod_name.rsplit_once('-')?;
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
@@ -23,7 +23,7 @@ pub(super) fn parent_and_ordinal(pod_name: &str) -> Option<(&str, i64)> {
     digits.parse::<i32>().ok().map(|ordinal| (parent, i64::from(ordinal)))
 }
 
-/// The ordinal of a pod that is named after the set.
+/// The ordinal of a pod with the set's name.
 pub(super) fn ordinal_in(set: &StatefulSet, pod: &Pod) -> Option<i64> {
     let (parent, ordinal) = parent_and_ordinal(pod.metadata.name.as_deref()?)?;
     (Some(parent) == set.metadata.name.as_deref()).then_some(ordinal)
@@ -43,17 +43,17 @@ pub(super) fn start(set: &StatefulSet) -> i64 {
     i64::from(start.unwrap_or(0))
 }
 
-/// How many replicas are asked for.
+/// The set's `spec.replicas`.
 pub(super) fn wanted(set: &StatefulSet) -> i64 {
     i64::from(set.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1).max(0))
 }
 
-/// Whether an ordinal is among those that are asked for.
+/// Whether an ordinal is within `spec.replicas`.
 pub(super) fn in_range(set: &StatefulSet, ordinal: i64) -> bool {
     (start(set)..start(set) + wanted(set)).contains(&ordinal)
 }
 
-/// The revision that a pod is of.
+/// The revision of a pod.
 pub(super) fn revision_of(pod: &Pod) -> &str {
     pod.metadata.labels.as_ref().and_then(|l| l.get(POD_HASH)).map_or("", String::as_str)
 }
@@ -112,7 +112,7 @@ fn volume(set: &StatefulSet, template: &PersistentVolumeClaim, ordinal: i64) -> 
     }
 }
 
-/// Whether the pod's labels tell who it is.
+/// Whether the pod's labels match its identity.
 pub(super) fn identity_matches(pod: &Pod) -> bool {
     let label = pod.metadata.labels.as_ref().and_then(|l| l.get(POD_NAME));
     label.is_some() && label == pod.metadata.name.as_ref()

@@ -1,8 +1,8 @@
-//! `statefulset-controller`: pods with names, ordinals and claims of their own, made and given up in order.
+//! `statefulset-controller`: pods with stable names, ordinals and claims, created and deleted in order.
 //!
-//! Shape: pods and revisions are claimed, the revision of the present template is found, then [`Rollout`] walks over the
-//! ordinals and plans what the first of them that isn't right needs (or all, where the set is `Parallel`). A pod that goes
-//! is waited for: its name is free only when it is gone.
+//! A pass claims pods and revisions and finds the revision of the current template. [`Rollout`] then walks the ordinals
+//! and plans the changes for the first that isn't right (or for all, if the set is `Parallel`). A terminating pod is
+//! waited for, as its name is free only after its deletion.
 
 mod claims;
 mod identity;
@@ -21,17 +21,17 @@ use machinery_api::features::Feature;
 use machinery_client::driver::own_key;
 use machinery_client::selector::selects;
 use machinery_client::{
-    Action, BackOff, Change, Context, Controller, EventRecord, Input, Memory, ObjectCache, Plan, Pod, controlled_by,
-    controller_of, key_of,
+    Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, ReconcilerState,
+    controlled_by, controller_of, key_of,
 };
 use serde_json::json;
 
 use self::identity::{in_range, ordinal_in, pod_name, set_name, start, wanted};
 use crate::replacement::Replacement;
-use crate::revisions::{self, Present};
+use crate::revisions::{self, CurrentRevision};
 use crate::{Settings, pods};
 
-/// Pods made in one pass where there is no order (upstream's largest batch).
+/// The maximum number of pods created in one pass without order (upstream's largest batch).
 const BURST_PODS: usize = 500;
 
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
@@ -48,13 +48,13 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     reconcile,
 };
 
-/// The sets that own the object or did.
+/// The sets that own or owned the object.
 fn owners(change: &Change) -> impl Iterator<Item = ObjectKey> {
     let owners = change.states().filter_map(controller_of).filter(|owner| owner.kind == "StatefulSet");
     owners.map(|owner| ObjectKey::new(&*change.key.namespace, &*owner.name))
 }
 
-/// The sets that own the pod or did, and the one that it is named after: that may adopt it, or waits for its name.
+/// The sets that own or owned the pod, and the set of its name, which may adopt it or waits for the name.
 fn of_pod(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let named = identity::parent_and_ordinal(&change.key.name);
     let named = named.map(|(parent, _)| ObjectKey::new(&*change.key.namespace, parent));
@@ -64,7 +64,7 @@ fn of_pod(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     keys
 }
 
-/// The sets that own the revision or did; those that might adopt it where nobody owns it.
+/// The sets that own or owned the revision; for an orphan, the sets that may adopt it.
 fn of_revision(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let mut keys: Vec<ObjectKey> = owners(change).collect();
     if let Some(revision) = change.after::<ControllerRevision>()
@@ -79,7 +79,7 @@ fn of_revision(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     keys
 }
 
-/// The sets after which the claim may be named: `VOLUME-SET-ORDINAL`, and both names may have dashes in them.
+/// The sets of the claim's name: `VOLUME-SET-ORDINAL`, where volume and set may contain dashes.
 fn of_claim(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let Some((parent, _)) = identity::parent_and_ordinal(&change.key.name) else { return Vec::new() };
     let dashes = parent.match_indices('-').map(|(at, _)| &parent[at + 1..]);
@@ -88,32 +88,32 @@ fn of_claim(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
 }
 
 /// A revision of the set's template.
-struct Version<'a> {
+struct SetRevision<'a> {
     name: &'a str,
     template: PodTemplateSpec,
 }
 
-impl<'a> Version<'a> {
+impl<'a> SetRevision<'a> {
     fn of(revision: &'a ControllerRevision) -> Option<Self> {
         let template = revisions::template_of(revision)?;
         Some(Self { name: revision.metadata.name.as_deref().unwrap_or_default(), template })
     }
 }
 
-/// A set on its way to what it shall be.
+/// The set in this pass.
 struct Rollout<'a> {
     view: &'a ObjectCache,
     set: &'a StatefulSet,
     spec: &'a StatefulSetSpec,
-    /// The set's pods by ordinal, those of no wanted ordinal too.
+    /// The set's pods by ordinal, surplus ordinals included.
     pods: BTreeMap<i64, &'a Pod>,
-    /// The revision from which it comes, and the one to which it goes.
-    current: Version<'a>,
-    update: Version<'a>,
+    /// The revisions before and after the update.
+    current: SetRevision<'a>,
+    update: SetRevision<'a>,
     now: Timestamp,
-    /// How many pods may be made in this pass.
+    /// The number of pods that may be created in this pass.
     allowed: usize,
-    /// The gate `MaxUnavailableStatefulSet`.
+    /// The feature gate `MaxUnavailableStatefulSet`.
     replaces_several: bool,
     plan: Plan,
 }
@@ -130,14 +130,14 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     let pods = claim_pods(view, set, spec, going, &mut plan);
     let mut collisions = set.status.as_ref().and_then(|s| s.collision_count).unwrap_or(0);
     let update = match revisions::present(view, set, &spec.template, revisions::HASH, &known, &mut collisions) {
-        Present::Is(revision) => revision,
-        Present::Write(_) if going => return plan,
-        Present::Write(write) => {
+        CurrentRevision::Exists(revision) => revision,
+        CurrentRevision::Write(_) if going => return plan,
+        CurrentRevision::Write(write) => {
             let status = set.status.clone().unwrap_or_default();
             plan.push(if collisions == status.collision_count.unwrap_or(0) {
                 *write
             } else {
-                // The name that follows from it comes next: what is counted must be known before it is used.
+                // The next name derives from the collision count, so the count is written before it is used.
                 let status = StatefulSetStatus { collision_count: Some(collisions), ..status };
                 Action::update_status(&StatefulSet { status: Some(status), ..set.clone() })
             });
@@ -147,15 +147,15 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     let current = set.status.as_ref().and_then(|s| s.current_revision.as_deref());
     let is_current = |r: &&&ControllerRevision| current.is_some() && r.metadata.name.as_deref() == current;
     let current = known.iter().find(is_current).copied().unwrap_or(update);
-    // A revision into which somebody wrote something else can't be gone back to.
-    let (Some(current), Some(update)) = (Version::of(current), Version::of(update)) else { return plan };
+    // A revision with foreign data can't be restored.
+    let (Some(current), Some(update)) = (SetRevision::of(current), SetRevision::of(update)) else { return plan };
     let size = usize::try_from(wanted(set)).unwrap_or(0);
-    // A pod that has failed is deleted first, and made again in a later pass: it is missing from now on. Counted by the pods that
-    // are there, as a set may ask for 2^31 of them.
+    // A failed pod is deleted first, and created again in a later pass: it counts as missing. Existing pods are
+    // counted, as a set may have 2^31 replicas.
     let present = pods.range(start(set)..start(set) + wanted(set)).filter(|(_, pod)| pods::is_active(pod)).count();
     let missing = if going { 0 } else { size.saturating_sub(present) };
     let (uid, known_losses) =
-        (set.metadata.uid.as_deref().unwrap_or_default(), context.memories.of::<Replacement>(key));
+        (set.metadata.uid.as_deref().unwrap_or_default(), context.reconciler_cache.of::<Replacement>(key));
     let size = (missing, size);
     let (allowed, replacement) = Replacement::next(known_losses, view, uid, size, context.elapsed);
     allowed.next_in.into_iter().for_each(|wait| plan.requeue_after(context.now, wait));
@@ -165,7 +165,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     let mut rollout = Rollout { view, set, spec, pods, current, update, now, allowed, replaces_several, plan };
     rollout.write_status(collisions);
     if !going {
-        rollout.go_on();
+        rollout.plan_changes();
         let live = |name: &str| {
             [rollout.current.name, rollout.update.name].contains(&name)
                 || rollout.pods.values().any(|pod| identity::revision_of(pod) == name)
@@ -177,11 +177,11 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     let upcoming = rollout.pods.values().filter_map(|pod| pods::available_at(pod, min_ready));
     upcoming.filter(|at| *at > context.now).for_each(|at| rollout.plan.revisit(at));
     let replacement = Replacement::noted(replacement, uid, &rollout.plan, view, context.elapsed);
-    rollout.plan.memory = replacement.map(Memory::of);
+    rollout.plan.state = replacement.map(ReconcilerState::of);
     rollout.plan
 }
 
-/// The pods that are the set's, by ordinal. Adopts those that nobody owns, and releases those that no longer fit.
+/// The set's pods, by ordinal. Adopts orphans that match, and releases pods that no longer match.
 fn claim_pods<'a>(
     view: &'a ObjectCache,
     set: &'a StatefulSet,
@@ -230,27 +230,27 @@ impl<'a> Rollout<'a> {
         !self.is_available(pod) || pod.metadata.deletion_timestamp.is_some()
     }
 
-    /// Plans what comes next: pods that are asked for, then those that are too many, then those of an old template.
-    fn go_on(&mut self) {
+    /// Plans the next changes: missing pods, then surplus pods, then pods of an old template.
+    fn plan_changes(&mut self) {
         let settled = if self.is_ordered() { self.in_order() } else { self.all_at_once() };
         if settled && self.scale_down() {
             self.update_pods();
         }
     }
 
-    /// One ordinal after the other; answers false where one is to be waited for.
+    /// One ordinal after the other; returns false if one must be waited for.
     fn in_order(&mut self) -> bool {
         for ordinal in self.ordinals() {
             let Some(pod) = self.pods.get(&ordinal).copied() else {
                 if self.allowed == 0 {
                     return false;
                 }
-                let (claims, pod) = self.make(ordinal);
+                let (claims, pod) = self.create_pod(ordinal);
                 self.plan.actions.extend(claims);
                 self.plan.actions.extend(pod);
                 return false;
             };
-            self.mend(pod, ordinal);
+            self.repair_pod(pod, ordinal);
             let done = !pods::is_terminal(pod)
                 && pod.metadata.deletion_timestamp.is_none()
                 && status::is_running_and_ready(pod)
@@ -262,16 +262,16 @@ impl<'a> Rollout<'a> {
         true
     }
 
-    /// All ordinals, whatever their neighbours do.
+    /// All ordinals, independent of each other.
     fn all_at_once(&mut self) -> bool {
         let ordinals = self.ordinals();
         let living: Vec<(i64, &'a Pod)> = self.pods.range(ordinals.clone()).map(|(o, pod)| (*o, *pod)).collect();
-        living.into_iter().for_each(|(ordinal, pod)| self.mend(pod, ordinal));
+        living.into_iter().for_each(|(ordinal, pod)| self.repair_pod(pod, ordinal));
         let absent = ordinals.filter(|o| !self.pods.contains_key(o)).take(BURST_PODS.min(self.allowed));
         let absent: Vec<i64> = absent.collect();
         let (mut claims, mut made) = (Vec::new(), Vec::new());
         for ordinal in absent {
-            let (of_pod, pod) = self.make(ordinal);
+            let (of_pod, pod) = self.create_pod(ordinal);
             claims.extend(of_pod);
             made.extend(pod);
         }
@@ -280,8 +280,8 @@ impl<'a> Rollout<'a> {
         true
     }
 
-    /// The claims and the pod of an ordinal that has none; nothing where its name or a claim isn't free yet.
-    fn make(&mut self, ordinal: i64) -> (Vec<Action>, Option<Action>) {
+    /// The claims and the pod of an ordinal without a pod; nothing if its name or a claim isn't free yet.
+    fn create_pod(&mut self, ordinal: i64) -> (Vec<Action>, Option<Action>) {
         let (set, name) = (self.set, pod_name(self.set, ordinal));
         let key = ObjectKey::new(set.metadata.namespace.as_deref().unwrap_or_default(), &*name);
         if self.view.get::<Pod>(&key).is_some() || claims::are_stale(self.view, set, ordinal) {
@@ -295,7 +295,7 @@ impl<'a> Rollout<'a> {
                 return (vec![Action::Event(event)], None);
             }
         };
-        let version = if self.stays_behind(ordinal) { &self.current } else { &self.update };
+        let version = if self.keeps_current_revision(ordinal) { &self.current } else { &self.update };
         let pod = identity::pod(set, &version.template, version.name, ordinal);
         let done = format!("Create Pod {name} in StatefulSet {} successful", set_name(set));
         let create = Action::create(&pod).noted(
@@ -305,18 +305,18 @@ impl<'a> Rollout<'a> {
         (claims, Some(create))
     }
 
-    /// What a pod of a wanted ordinal needs: to be replaced, its claims, its labels.
-    fn mend(&mut self, pod: &Pod, ordinal: i64) {
+    /// Repairs a pod within the replicas: replacement, claims, labels.
+    fn repair_pod(&mut self, pod: &Pod, ordinal: i64) {
         let set = self.set;
         if pods::is_terminal(pod) {
-            // The next one comes when this one is gone.
+            // Its successor is created once it is gone.
             if pod.metadata.deletion_timestamp.is_none() {
                 self.delete(pod);
             }
             return;
         }
         if pods::phase(pod) == "Pending" {
-            // Somebody may have deleted a claim before the pod could use it.
+            // A claim may have been deleted before the pod used it.
             self.plan.actions.extend(claims::missing(self.view, set, ordinal).unwrap_or_default());
         }
         self.plan.actions.extend(claims::retention(self.view, set, pod, ordinal));
@@ -344,7 +344,7 @@ impl<'a> Rollout<'a> {
         )
     }
 
-    /// Gives up the pods of ordinals that nobody asks for, the highest first. Answers false where one is to be waited for.
+    /// Deletes the pods of surplus ordinals, the highest first. Returns false if one must be waited for.
     fn scale_down(&mut self) -> bool {
         let (set, view) = (self.set, self.view);
         let condemned: Vec<(i64, &'a Pod)> =
@@ -361,7 +361,7 @@ impl<'a> Rollout<'a> {
             return true;
         }
         let Some((_, highest)) = condemned.first().copied() else { return true };
-        // One that isn't well holds the others up, unless it is the one to go.
+        // An unavailable pod blocks the others, unless it is the one to delete.
         let first_unwell = condemned.iter().rev().map(|(_, pod)| *pod).find(|pod| self.is_unavailable(pod));
         let well = status::is_running_and_ready(highest) && self.is_available(highest);
         let in_turn = well || first_unwell.is_some_and(|pod| pod.metadata.uid == highest.metadata.uid);

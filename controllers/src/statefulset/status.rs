@@ -1,4 +1,4 @@
-//! The status of a set: how many pods of which revision, and when a rolling update is done.
+//! Status of a set: the number of pods by revision, and the completion of a rolling update.
 
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetStatus};
 use machinery_client::{Action, Pod};
@@ -12,7 +12,8 @@ pub(super) fn is_running_and_ready(pod: &Pod) -> bool {
 }
 
 impl Rollout<'_> {
-    /// Writes the status where it differs. It comes before what is done to pods: that may fail, and is seen next time.
+    /// Writes the status if it differs. The write comes before changes of pods: those may fail, and the next pass
+    /// counts them.
     pub(super) fn write_status(&mut self, collisions: i32) {
         let status = self.status(collisions);
         let known = self.set.status.clone().unwrap_or_default();
@@ -47,7 +48,7 @@ impl Rollout<'_> {
     }
 }
 
-/// Whether what the controller itself counts differs.
+/// Whether the controller's own counts differ.
 fn differs(known: &StatefulSetStatus, status: &StatefulSetStatus) -> bool {
     let counts = |s: &StatefulSetStatus| {
         let n = |n: Option<i32>| n.unwrap_or(0);

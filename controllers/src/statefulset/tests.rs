@@ -1,4 +1,4 @@
-//! StatefulSets by example: a set and its pods, whose node the test plays.
+//! Examples of StatefulSets, with a simulated node.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ fn cluster(objects: impl IntoIterator<Item = Value>) -> Simulation {
     crate::simulation(start(), objects)
 }
 
-/// One pass, which must go well.
+/// One pass, which must succeed.
 fn pass(simulation: &mut Simulation) -> Plan {
     pass_under(&settings(), simulation)
 }
@@ -49,7 +49,8 @@ fn pass_under(settings: &Settings, simulation: &mut Simulation) -> Plan {
     plan
 }
 
-/// Passes until nothing is left to do; the names of the pods then, with their revisions' numbers and a dash where they go.
+/// Runs passes until nothing is left to do. Returns the pods' names, with their revisions' numbers and a dash if
+/// terminating.
 fn settle(simulation: &mut Simulation) -> Vec<String> {
     settle_under(&settings(), simulation)
 }
@@ -77,7 +78,7 @@ fn pods(simulation: &Simulation) -> Vec<String> {
     pods
 }
 
-/// What a node does: the pod runs and is ready.
+/// Runs the pod and makes it ready, as a node.
 fn run(simulation: &mut Simulation, name: &str) {
     let status = json!({"phase": "Running", "conditions": [
         {"type": "Ready", "status": "True", "lastTransitionTime": simulation.now.to_string()}]});
@@ -95,7 +96,7 @@ fn change<K: machinery_client::Typed>(simulation: &mut Simulation, name: &str, h
     simulation.write(&kind, object);
 }
 
-/// Settles, and lets every pod run, until nothing changes any more; what there was at each step.
+/// Settles and runs every pod, until nothing changes. Returns the state after each step.
 fn roll(simulation: &mut Simulation) -> Vec<Vec<String>> {
     roll_under(&settings(), simulation)
 }
@@ -129,7 +130,7 @@ fn counts(simulation: &Simulation) -> [i32; 5] {
     [s.replicas, n(s.ready_replicas), n(s.available_replicas), n(s.current_replicas), n(s.updated_replicas)]
 }
 
-/// What an action makes, and what is told then.
+/// The object that an action creates, and the event.
 fn created(action: &Action) -> Option<(&Value, &str)> {
     let Action::Create { object, notes, .. } = action else { return None };
     Some((object, notes.done.as_ref()?.message.as_str()))
@@ -279,7 +280,7 @@ fn a_partition_stays_behind() {
     assert_eq!(pods(&cluster), ["db-0@1", "db-1@1", "db-2@2"], "a new pod below the partition is of the old revision");
 }
 
-/// The settings of a program whose gate `MaxUnavailableStatefulSet` is on.
+/// The settings with the feature gate `MaxUnavailableStatefulSet`.
 fn gated() -> Settings {
     Settings { features: Features::default().with(Feature::MaxUnavailableStatefulSet, true), ..settings() }
 }

@@ -1,11 +1,11 @@
-//! Rolling updates: which ordinals stay at the current revision, and which pods go next for the new one.
+//! Rolling updates: the ordinals that stay at the current revision, and the next pods to update.
 
 use k8s_openapi::api::apps::v1::RollingUpdateStatefulSetStrategy;
 use machinery_client::{Action, Pod};
 
 use super::identity::{revision_of, start, wanted};
 use super::{BURST_PODS, Rollout};
-use crate::share::{Round, share};
+use crate::int_or_percent::{Round, scaled_value};
 
 impl Rollout<'_> {
     fn rolling(&self) -> Option<&RollingUpdateStatefulSetStrategy> {
@@ -22,8 +22,8 @@ impl Rollout<'_> {
         start(self.set) + i64::from(self.rolling().and_then(|r| r.partition).unwrap_or(0))
     }
 
-    /// Whether a pod that is made for this ordinal is of the current revision.
-    pub(super) fn stays_behind(&self, ordinal: i64) -> bool {
+    /// Whether a pod of this ordinal is created at the current revision.
+    pub(super) fn keeps_current_revision(&self, ordinal: i64) -> bool {
         match self.rolling() {
             Some(_) => ordinal < self.first_updated(),
             None => {
@@ -33,8 +33,7 @@ impl Rollout<'_> {
         }
     }
 
-    /// Gives up pods of an old revision, the highest ordinals first; who deletes them comes first where the strategy is
-    /// `OnDelete`.
+    /// Deletes pods of an old revision, the highest ordinals first; with strategy `OnDelete` the user deletes them.
     pub(super) fn update_pods(&mut self) {
         if !self.is_rolling() {
             return;
@@ -42,10 +41,10 @@ impl Rollout<'_> {
         let going = if self.replaces_several {
             let total = i32::try_from(wanted(self.set)).unwrap_or(i32::MAX);
             let most = self.rolling().and_then(|r| r.max_unavailable.as_ref());
-            // A small share of a small set is rounded down to none, with which nothing would ever be updated.
-            self.several_to_update(most.map_or(1, |most| share(most, total, Round::Down).max(1)).into())
+            // A small percentage of a small set rounds down to zero, with which no pod would ever be updated.
+            self.several_to_update(most.map_or(1, |most| scaled_value(most, total, Round::Down).max(1)).into())
         } else {
-            // An object that was written while the gate was on may still have `maxUnavailable`.
+            // An object that was written with the gate on may still have `maxUnavailable`.
             self.next_to_update().into_iter().collect()
         };
         let deletions: Vec<Action> = going.iter().map(|pod| self.deletion(pod)).collect();
@@ -58,7 +57,7 @@ impl Rollout<'_> {
         revision_of(pod) != self.update.name && pod.metadata.deletion_timestamp.is_none()
     }
 
-    /// One after the other; one that isn't well yet is waited for, but not one of an old revision.
+    /// One after the other; an unavailable pod is waited for, unless it has an old revision.
     fn next_to_update(&self) -> Option<&Pod> {
         for ordinal in (self.first_updated()..self.ordinals().end).rev() {
             let pod = self.pods.get(&ordinal)?;
@@ -72,7 +71,7 @@ impl Rollout<'_> {
         None
     }
 
-    /// As many as may be missing at once.
+    /// As many as may be unavailable at once.
     fn several_to_update(&self, most: i64) -> Vec<&Pod> {
         let well = self.pods.range(self.ordinals()).filter(|(_, pod)| !self.is_unavailable(pod)).count();
         let room = most - (wanted(self.set) - i64::try_from(well).unwrap_or(i64::MAX));

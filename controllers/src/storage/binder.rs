@@ -1,8 +1,8 @@
-//! `persistentvolume-binder-controller`: claims and volumes find each other, and say so to each other.
+//! `persistentvolume-binder-controller`: binds claims and volumes to each other.
 //!
-//! One key is either side: a claim's has a namespace, a volume's has none. Each pass writes one thing, in the order of upstream's
-//! `bind`: the volume's claim, its phase, the claim's volume, its status. Whatever comes between two of them, the next pass
-//! goes on from what is there. A volume is taken at the version that the view shows, so that of two claims one gets it.
+//! A key is a claim's, with a namespace, or a volume's, without. Each pass writes one field, in the order of upstream's
+//! `bind`: the volume's claim, its phase, the claim's volume, its status. After any interruption the next pass
+//! continues from the stored state. The volume's version is a precondition, so only one of two claims gets it.
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -13,15 +13,15 @@ use machinery_client::{Action, BackOff, Change, Context, Controller, Input, Obje
 use super::{claim, claim_and_volumes, claim_of_volume, phase, volume};
 use crate::{Settings, pods};
 
-/// Who says what befalls claims and volumes: upstream's name of before controllers had the names of today.
+/// The component of events: upstream's name from before today's controller names.
 const EVENTS_SOURCE: &str = "persistentvolume-controller";
-/// So many claims look again at a volume that became available: one of them takes it.
+/// The maximum number of claims requeued by an available volume: one of them takes it.
 const CLAIMS_WOKEN_MAX: usize = 64;
 
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "persistentvolume-binder-controller",
     account: "persistent-volume-binder",
-    // Which volume a claim gets is decided by one alone, as upstream does.
+    // One worker alone assigns volumes to claims, as upstream.
     workers: 1,
     back_off: BackOff::DEFAULT,
     inputs: &[
@@ -33,7 +33,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     reconcile,
 };
 
-/// The volume, its claim, claims that ask for it by name, and, where it can be had, claims that it would do for.
+/// The volume, its claim, claims that request it by name, and, if it is available, claims that it matches.
 fn of_volume(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let mut keys = claim_of_volume(view, change);
     keys.push((*change.key).clone());
@@ -48,7 +48,7 @@ fn of_volume(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     keys
 }
 
-/// Claims without a volume that are of the class, or may be now.
+/// Claims without a volume that have the class, or may get it now.
 fn of_class(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let waiting = view.all::<PersistentVolumeClaim>().filter(|claim| {
         claims::volume_name(claim).is_empty() && (class_of_claim(claim) == change.key.name || !names_class(claim))
@@ -56,8 +56,8 @@ fn of_class(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     waiting.map(|claim| key_of(&claim.metadata)).collect()
 }
 
-/// The claims of a pod that is new, or has a node now: what is told of them changes. Of one that has ended, the volumes of its claims, which
-/// may be recycled now.
+/// The claims of a pod that is new or was bound to a node, as their events change. For a terminal pod the volumes of
+/// its claims, which may be recycled now.
 fn of_pod(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let node = |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
     let moved = change.before::<Pod>().map(node) != change.after::<Pod>().map(node);

@@ -1,4 +1,4 @@
-//! What the binder does for a claim.
+//! The binder's pass over a claim.
 
 use k8s_openapi::api::core::v1::{
     ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimStatus,
@@ -16,7 +16,7 @@ use machinery_client::{Action, EventRecord, ObjectCache, Plan, Pod, key_of};
 use super::phase_of;
 use crate::pods;
 
-/// In-tree provisioners that are CSI drivers by now, as upstream's migration has them.
+/// In-tree provisioners that upstream migrated to CSI drivers.
 const MIGRATED: [(&str, &str); 7] = [
     ("kubernetes.io/aws-ebs", "ebs.csi.aws.com"),
     ("kubernetes.io/azure-disk", "disk.csi.azure.com"),
@@ -31,14 +31,14 @@ pub(super) fn sync(view: &ObjectCache, claim: &PersistentVolumeClaim) -> Plan {
     let name = claims::volume_name(claim);
     let volume = view.get::<PersistentVolume>(&ObjectKey::cluster(name)).filter(|_| !name.is_empty());
     match (annotation(&claim.metadata, BIND_COMPLETED), name) {
-        (Some(_), name) => bound(claim, volume, name),
+        (Some(_), name) => verify_bound(claim, volume, name),
         (None, "") => unbound(view, claim),
-        (None, _) => asked_for(claim, volume),
+        (None, _) => bind_requested(claim, volume),
     }
 }
 
-/// A claim that was bound: it is, or what it had is lost.
-fn bound(claim: &PersistentVolumeClaim, volume: Option<&PersistentVolume>, name: &str) -> Plan {
+/// A claim that was bound: its binding is verified, or it is lost.
+fn verify_bound(claim: &PersistentVolumeClaim, volume: Option<&PersistentVolume>, name: &str) -> Plan {
     let (reason, message) = match volume.map(|volume| (volume, claims::claim_ref(volume))) {
         Some((volume, None)) => return bind(volume, claim),
         Some((volume, Some(r))) if r.uid == claim.metadata.uid => return bind(volume, claim),
@@ -55,8 +55,8 @@ fn bound(claim: &PersistentVolumeClaim, volume: Option<&PersistentVolume>, name:
     Plan::from(Vec::from_iter(waiting(claim, "Lost").into_iter().chain([Action::Event(event)])))
 }
 
-/// A claim that names its volume.
-fn asked_for(claim: &PersistentVolumeClaim, volume: Option<&PersistentVolume>) -> Plan {
+/// A claim that requests a volume by name.
+fn bind_requested(claim: &PersistentVolumeClaim, volume: Option<&PersistentVolume>) -> Plan {
     let Some(volume) = volume else { return pending(claim, None) };
     if claims::is_for(volume, claim) {
         return bind(volume, claim);
@@ -75,7 +75,7 @@ fn asked_for(claim: &PersistentVolumeClaim, volume: Option<&PersistentVolume>) -
     }
 }
 
-/// Why a claim can't have the volume that it asks for.
+/// Why a claim can't have the requested volume.
 fn mismatch(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Option<String> {
     let (of_claim, of_volume) = (claim.spec.as_ref()?, volume.spec.as_ref()?);
     let why = if volume.metadata.deletion_timestamp.is_some() {
@@ -97,7 +97,7 @@ fn mismatch(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Option<
     Some(why.to_owned())
 }
 
-/// A claim that any volume will do for.
+/// A claim that any matching volume satisfies.
 fn unbound(view: &ObjectCache, claim: &PersistentVolumeClaim) -> Plan {
     let name = class_of_claim(claim);
     let class = view.get::<StorageClass>(&ObjectKey::cluster(name)).filter(|_| !name.is_empty());
@@ -124,7 +124,7 @@ fn unbound(view: &ObjectCache, claim: &PersistentVolumeClaim) -> Plan {
     provision(claim, class, name)
 }
 
-/// Asks the class' provisioner for a volume, by an annotation.
+/// Requests a volume from the class' provisioner, by an annotation.
 fn provision(claim: &PersistentVolumeClaim, class: Option<&StorageClass>, name: &str) -> Plan {
     let failed =
         |message: String| vec![Action::Event(EventRecord::warning(claim, "ProvisioningFailed", message))].into();
@@ -152,7 +152,7 @@ fn provision(claim: &PersistentVolumeClaim, class: Option<&StorageClass>, name: 
     plan
 }
 
-/// What a claim says whose class waits for a pod.
+/// The event of a claim whose class waits for a pod.
 fn waits_for(view: &ObjectCache, claim: &PersistentVolumeClaim) -> EventRecord {
     let key = key_of(&claim.metadata);
     let waits = |pod: &&Pod| {
@@ -173,12 +173,12 @@ pub(super) fn annotate(metadata: &mut ObjectMeta, name: &str, value: &str) {
     metadata.annotations.get_or_insert_default().insert(name.to_owned(), value.to_owned());
 }
 
-/// A claim that has to wait, and says why.
+/// A pending claim, with the event of the reason.
 fn pending(claim: &PersistentVolumeClaim, event: Option<EventRecord>) -> Plan {
     Plan::from(Vec::from_iter(event.map(Action::Event).into_iter().chain(waiting(claim, "Pending"))))
 }
 
-/// The status of a claim that has no volume, where it isn't that yet.
+/// The status of a claim without a volume, if it differs.
 fn waiting(claim: &PersistentVolumeClaim, phase: &str) -> Option<Action> {
     let old = claim.status.clone().unwrap_or_default();
     let status = PersistentVolumeClaimStatus {
@@ -193,15 +193,15 @@ fn waiting(claim: &PersistentVolumeClaim, phase: &str) -> Option<Action> {
 
 /// The next step of a binding.
 fn bind(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Plan {
-    let step = take_volume(volume, claim)
+    let step = write_claim_ref(volume, claim)
         .or_else(|| super::volume::in_phase(volume, "Bound"))
-        .or_else(|| take_claim(volume, claim))
-        .or_else(|| tell_claim(volume, claim));
+        .or_else(|| write_volume_name(volume, claim))
+        .or_else(|| write_claim_status(volume, claim));
     Vec::from_iter(step).into()
 }
 
-/// The volume names its claim.
-fn take_volume(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Option<Action> {
+/// Writes the claim into the volume.
+fn write_claim_ref(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Option<Action> {
     let mut taken = volume.clone();
     let uid = claim.metadata.uid.as_ref();
     if !claims::is_for(volume, claim) {
@@ -217,8 +217,8 @@ pub(super) fn reference(claim: &PersistentVolumeClaim) -> ObjectReference {
     machinery_client::reference_to(claim)
 }
 
-/// The claim names its volume.
-fn take_claim(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Option<Action> {
+/// Writes the volume into the claim.
+fn write_volume_name(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Option<Action> {
     let mut taken = claim.clone();
     if claims::volume_name(claim) != volume.metadata.name.as_deref().unwrap_or_default() {
         taken.spec.get_or_insert_default().volume_name.clone_from(&volume.metadata.name);
@@ -230,8 +230,8 @@ fn take_claim(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Optio
     (taken != *claim).then(|| Action::update(&taken))
 }
 
-/// The claim says what it has. Its capacity changes later by those who expand volumes.
-fn tell_claim(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Option<Action> {
+/// Writes the claim's status. Later changes of its capacity come from the expand controllers.
+fn write_claim_status(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Option<Action> {
     let (old, spec) = (claim.status.clone().unwrap_or_default(), volume.spec.as_ref()?);
     let mut status = PersistentVolumeClaimStatus {
         phase: Some("Bound".to_owned()),

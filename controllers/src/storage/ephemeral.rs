@@ -1,5 +1,5 @@
-//! `ephemeral-volume-controller`: the claims of pods' own volumes (`volumes[].ephemeral`), which go with their pods by their owner
-//! (<https://kubernetes.io/docs/concepts/storage/ephemeral-volumes/#generic-ephemeral-volumes>).
+//! `ephemeral-volume-controller`: creates the claims of generic ephemeral volumes (`volumes[].ephemeral`), owned by
+//! their pods (<https://kubernetes.io/docs/concepts/storage/ephemeral-volumes/#generic-ephemeral-volumes>).
 
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use machinery_api::ObjectKey;
@@ -23,13 +23,13 @@ fn has_own(pod: &Pod) -> bool {
     pod.spec.iter().flat_map(|spec| spec.shape.volumes.iter().flatten()).any(|volume| volume.ephemeral.is_some())
 }
 
-/// The pod, where it has a volume of its own.
+/// The pod, if it has a generic ephemeral volume.
 fn of_pod(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let of = change.after::<Pod>().filter(|pod| has_own(pod));
     of.map(|_| (*change.key).clone()).into_iter().collect()
 }
 
-/// The pods that a claim which is gone is missed by.
+/// The pods that need a deleted claim.
 fn of_claim(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let Some(gone) = change.before::<PersistentVolumeClaim>().filter(|_| change.new.is_none()) else {
         return Vec::new();

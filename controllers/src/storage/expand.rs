@@ -1,5 +1,6 @@
-//! `expand-controller`: claims that ask for more than they have. What nodes keep is made larger here and there; whoever else keeps
-//! volumes is told to (<https://kubernetes.io/docs/concepts/storage/persistent-volumes/#expanding-persistent-volumes-claims>).
+//! `expand-controller`: expands claims whose request exceeds their capacity. Local volumes are expanded here and by
+//! nodes; for other volumes an event points to an external controller
+//! (<https://kubernetes.io/docs/concepts/storage/persistent-volumes/#expanding-persistent-volumes-claims>).
 
 use k8s_openapi::api::core::v1::{
     PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimCondition, PersistentVolumeClaimStatus,
@@ -31,11 +32,11 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     let has = status.capacity.as_ref().and_then(|all| Quantity::parse(&all.get("storage")?.0).ok());
     let has = has.unwrap_or_else(Quantity::zero);
     if !is_local(volume) {
-        return others(claim, volume, &has);
+        return report_external(claim, volume, &has);
     }
     let wanted = requested(claim);
     if wanted > capacity(volume) {
-        let begun = in_step(&status, claim, ("ControllerResizeInProgress", "Resizing", ""), context);
+        let begun = expansion_status(&status, claim, ("ControllerResizeInProgress", "Resizing", ""), context);
         if begun != status {
             let name = volume.metadata.name.as_deref().unwrap_or_default();
             let message = format!("External resizer is resizing volume {name}");
@@ -49,7 +50,8 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     }
     if capacity(volume) > has {
         let message = "Waiting for user to (re-)start a pod to finish file system resize of volume on node.";
-        let waits = in_step(&status, claim, ("NodeResizePending", "FileSystemResizePending", message), context);
+        let waits =
+            expansion_status(&status, claim, ("NodeResizePending", "FileSystemResizePending", message), context);
         if waits != status {
             let message = "Require file system resize of volume on node";
             let event = EventRecord::normal(claim, "FileSystemResizeRequired", message).from(LOCAL_DRIVER);
@@ -63,8 +65,8 @@ fn write(claim: &PersistentVolumeClaim, status: PersistentVolumeClaimStatus) -> 
     Action::update_status(&PersistentVolumeClaim { status: Some(status), ..claim.clone() })
 }
 
-/// The status of a claim whose expansion is that far.
-fn in_step(
+/// The status of a claim at a step of its expansion.
+fn expansion_status(
     old: &PersistentVolumeClaimStatus,
     claim: &PersistentVolumeClaim,
     (step, condition, message): (&str, &str, &str),
@@ -88,8 +90,8 @@ fn in_step(
     status
 }
 
-/// What is said of volumes that others keep.
-fn others(claim: &PersistentVolumeClaim, volume: &PersistentVolume, has: &Quantity) -> Plan {
+/// The event for a volume that an external controller expands.
+fn report_external(claim: &PersistentVolumeClaim, volume: &PersistentVolume, has: &Quantity) -> Plan {
     if requested(claim) <= *has {
         return Plan::nothing();
     }

@@ -1,5 +1,5 @@
-//! Rows of the tables by which upstream's own binder is tested (v1.36, `pkg/controller/volume/persistentvolume`), taken by their values: what was
-//! there, what the pass over one claim or volume leaves, and what it tells.
+//! Rows of the test tables of upstream's binder (v1.36, `pkg/controller/volume/persistentvolume`), by value: the
+//! initial objects, the objects after the pass over one claim or volume, and the events.
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use machinery_api::ObjectKey;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::table_tests::{decide, start};
 
 const BINDER: &str = "persistentvolume-binder-controller";
-/// Ours writes one thing in each pass, upstream's all that is left.
+/// A pass here writes one field, while upstream's pass writes all of them.
 const PASSES_MAX: usize = 8;
 
 fn items(row: &Value, name: &str, api_version: &str, kind: &str) -> Vec<Value> {
@@ -28,7 +28,7 @@ fn key(object: &Value) -> ObjectKey {
     ObjectKey::new(of("namespace"), of("name"))
 }
 
-/// What was told, as `Normal Reason`, once each.
+/// The events, as `Normal Reason`, once each.
 fn work(simulation: &mut Simulation, key: &ObjectKey) -> Vec<String> {
     let mut told: Vec<String> = Vec::new();
     for _ in 0..PASSES_MAX {
@@ -51,13 +51,13 @@ fn work(simulation: &mut Simulation, key: &ObjectKey) -> Vec<String> {
     panic!("{key}: never done");
 }
 
-/// An object without what the server writes, as its type has it.
+/// An object without the fields that the server writes, in its type's form.
 fn plain<K: machinery_client::Typed>(object: Value) -> Value {
     let mut object = machinery_client::value_of(&machinery_client::read::<K>(object).unwrap());
     for name in ["resourceVersion", "generation", "creationTimestamp"] {
         object["metadata"].as_object_mut().unwrap().remove(name);
     }
-    // A volume without a uid is given one.
+    // A volume without a uid gets one.
     if object["kind"] == "PersistentVolume" {
         object["metadata"].as_object_mut().unwrap().remove("uid");
     }
@@ -84,7 +84,7 @@ fn check(row: &Value) -> Result<(), String> {
         }
     }
     let events: Vec<&str> = row["events"].as_array().unwrap().iter().map(|event| event.as_str().unwrap()).collect();
-    // Upstream's tables look at no event where they expect none.
+    // Upstream's tables ignore events if they expect none.
     if !events.is_empty() && told != events {
         return Err(format!("told {told:?}, upstream {events:?}"));
     }

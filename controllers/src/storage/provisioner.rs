@@ -1,6 +1,6 @@
-//! `local-volume-provisioner`: makes volumes for claims of classes whose provisioner is `local.coracle.dev`, and lets them go. It writes objects
-//! only: a volume is a promise that a node keeps, which makes its folder when a pod first wants it, and removes it before the
-//! volume goes (`DELETION_PROTECTION`).
+//! `local-volume-provisioner`: creates and deletes volumes for claims of classes with the provisioner
+//! `local.coracle.dev`. It writes objects only: the node creates a volume's folder when a pod first uses it, and
+//! removes the folder before the volume is deleted (`DELETION_PROTECTION`).
 
 use k8s_openapi::api::core::v1::{
     CSIPersistentVolumeSource, Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PersistentVolume,
@@ -10,8 +10,8 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use machinery_api::ObjectKey;
 use machinery_client::claims::{
-    self, DELETION_PROTECTION, LOCAL_DRIVER, NodePlace, PROVISIONED_BY, SELECTED_NODE, STORAGE_PROVISIONER, annotation,
-    class_of_claim,
+    self, DELETION_PROTECTION, LOCAL_DRIVER, NodeTopology, PROVISIONED_BY, SELECTED_NODE, STORAGE_PROVISIONER,
+    annotation, class_of_claim,
 };
 use machinery_client::driver::own_key;
 use machinery_client::{Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, key_of};
@@ -19,12 +19,12 @@ use machinery_client::{Action, BackOff, Change, Context, Controller, EventRecord
 use super::{claim::reference, is_local, named, phase, reclaim};
 use crate::Settings;
 
-/// By which label volumes name their node.
+/// The label by which volumes select their node.
 const HOSTNAME: &str = "kubernetes.io/hostname";
 
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "local-volume-provisioner",
-    // It does what a provisioner in the binder did upstream, and needs no right beside the binder's.
+    // As upstream's provisioners in the binder: the binder's rights suffice.
     account: "persistent-volume-binder",
     workers: 2,
     back_off: BackOff::DEFAULT,
@@ -57,7 +57,7 @@ fn of_class(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     view.claims_of_class(&change.key.name).filter(|claim| waits(claim)).map(|claim| key_of(&claim.metadata)).collect()
 }
 
-/// A node that is new makes room for claims, one that is gone has taken its volumes along.
+/// A new node may satisfy claims, and the volumes of a deleted node are lost.
 fn of_node(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     if change.old.is_some() && change.new.is_some() {
         return Vec::new();
@@ -69,7 +69,7 @@ fn of_node(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
 
 fn reconcile(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {
     if key.namespace.is_empty() {
-        return view.get::<PersistentVolume>(key).map(|volume| keep(view, volume)).unwrap_or_default();
+        return view.get::<PersistentVolume>(key).map(|volume| reconcile_volume(view, volume)).unwrap_or_default();
     }
     let claim = view.get::<PersistentVolumeClaim>(key).filter(|claim| waits(claim));
     let Some(claim) = claim else { return Plan::nothing() };
@@ -87,11 +87,11 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> 
     if let Some(why) = refusal(claim, class) {
         return vec![Action::Event(failed(&why))].into();
     }
-    match place(view, claim, class) {
-        Err(Placeless::Wait) => Plan::nothing(),
-        Err(Placeless::Failed(why)) => vec![Action::Event(failed(&why))].into(),
-        // As upstream's provisioners: the scheduler chooses anew.
-        Err(Placeless::Gone(why)) => {
+    match choose_node(view, claim, class) {
+        Err(NoNode::Wait) => Plan::nothing(),
+        Err(NoNode::Failed(why)) => vec![Action::Event(failed(&why))].into(),
+        // As upstream's provisioners: the scheduler selects a node again.
+        Err(NoNode::Gone(why)) => {
             let mut again = claim.clone();
             again.metadata.annotations.get_or_insert_default().remove(SELECTED_NODE);
             vec![Action::Event(failed(&why)), Action::update(&again)].into()
@@ -101,13 +101,14 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> 
             let begins = EventRecord::normal(claim, "Provisioning", message).from(LOCAL_DRIVER);
             let done = format!("Successfully provisioned volume {name}");
             let done = EventRecord::normal(claim, "ProvisioningSucceeded", done).from(LOCAL_DRIVER);
-            let create = Action::create(&made(claim, class, node, name)).noted(Some(done), Some(failed("{error}")));
+            let create =
+                Action::create(&new_volume(claim, class, node, name)).noted(Some(done), Some(failed("{error}")));
             vec![Action::Event(begins), create].into()
         }
     }
 }
 
-/// Why no volume is made for a claim, whatever the nodes.
+/// Why no volume can be provisioned for a claim on any node.
 fn refusal(claim: &PersistentVolumeClaim, class: &StorageClass) -> Option<String> {
     let spec = claim.spec.as_ref()?;
     let shared =
@@ -136,40 +137,39 @@ fn refusal(claim: &PersistentVolumeClaim, class: &StorageClass) -> Option<String
 }
 
 /// Why there is no node for a volume.
-enum Placeless {
-    /// A pod is waited for.
+enum NoNode {
+    /// The claim waits for a pod.
     Wait,
-    /// As it is.
+    /// No node satisfies the claim.
     Failed(String),
-    /// The node that was chosen is.
+    /// The selected node is gone or unusable.
     Gone(String),
 }
 
-/// The node that is to keep a claim's volume.
-fn place<'a>(
+/// The node for a claim's volume.
+fn choose_node<'a>(
     view: &'a ObjectCache,
     claim: &PersistentVolumeClaim,
     class: &StorageClass,
-) -> Result<&'a Node, Placeless> {
+) -> Result<&'a Node, NoNode> {
     let topologies = class.allowed_topologies.as_deref().unwrap_or_default();
     if let Some(name) = annotation(&claim.metadata, SELECTED_NODE) {
         let node = view.get::<Node>(&ObjectKey::cluster(name));
-        let node =
-            node.ok_or_else(|| Placeless::Gone(format!("failed to get target node: node {name:?} not found")))?;
-        let why = || Placeless::Gone(format!("node {name:?} is not in the class' allowedTopologies"));
+        let node = node.ok_or_else(|| NoNode::Gone(format!("failed to get target node: node {name:?} not found")))?;
+        let why = || NoNode::Gone(format!("node {name:?} is not in the class' allowedTopologies"));
         return if is_allowed(topologies, node) { Ok(node) } else { Err(why()) };
     }
     if claims::waits_for_consumer(Some(class)) {
-        return Err(Placeless::Wait);
+        return Err(NoNode::Wait);
     }
     let usable = |node: &&Node| {
         node.metadata.deletion_timestamp.is_none()
             && node.spec.as_ref().and_then(|spec| spec.unschedulable) != Some(true)
             && is_allowed(topologies, node)
     };
-    // Where the fewest are: a claim that waits for no pod gets its place before anybody knows what else is needed there.
+    // The node with the fewest volumes: with immediate binding the other needs of pods are unknown.
     let chosen = view.all::<Node>().filter(usable).min_by_key(|node| view.local_volumes_on(hostname(node)));
-    chosen.ok_or_else(|| Placeless::Failed("there is no node for it".to_owned()))
+    chosen.ok_or_else(|| NoNode::Failed("there is no node for it".to_owned()))
 }
 
 /// Whether a class allows volumes on a node.
@@ -187,7 +187,7 @@ fn hostname(node: &Node) -> &str {
     label.or(node.metadata.name.as_ref()).map_or("", String::as_str)
 }
 
-fn made(claim: &PersistentVolumeClaim, class: &StorageClass, node: &Node, name: String) -> PersistentVolume {
+fn new_volume(claim: &PersistentVolumeClaim, class: &StorageClass, node: &Node, name: String) -> PersistentVolume {
     let policy = class.reclaim_policy.clone().unwrap_or_else(|| "Delete".to_owned());
     let of = claim.spec.clone().unwrap_or_default();
     let requirement = NodeSelectorRequirement {
@@ -215,7 +215,7 @@ fn made(claim: &PersistentVolumeClaim, class: &StorageClass, node: &Node, name: 
             }),
             csi: Some(CSIPersistentVolumeSource {
                 driver: LOCAL_DRIVER.to_owned(),
-                // For people: where the data lies follows from the volume's uid, which nobody can choose.
+                // Informative: the folder's name derives from the volume's uid, which no client can choose.
                 volume_handle: name,
                 ..CSIPersistentVolumeSource::default()
             }),
@@ -225,8 +225,8 @@ fn made(claim: &PersistentVolumeClaim, class: &StorageClass, node: &Node, name: 
     }
 }
 
-/// What a volume of ours needs, as its policy has it now.
-fn keep(view: &ObjectCache, volume: &PersistentVolume) -> Plan {
+/// The next write for a volume of this provisioner, by its reclaim policy.
+fn reconcile_volume(view: &ObjectCache, volume: &PersistentVolume) -> Plan {
     if annotation(&volume.metadata, PROVISIONED_BY) != Some(LOCAL_DRIVER) || !is_local(volume) {
         return Plan::nothing();
     }
@@ -234,22 +234,26 @@ fn keep(view: &ObjectCache, volume: &PersistentVolume) -> Plan {
     let is_held = volume.metadata.finalizers.iter().flatten().any(|name| name == DELETION_PROTECTION);
     if volume.metadata.deletion_timestamp.is_some() {
         let empty = std::collections::BTreeMap::new();
-        let nodes = view.all::<Node>().map(|node| NodePlace {
+        let nodes = view.all::<Node>().map(|node| NodeTopology {
             name: node.metadata.name.as_deref().unwrap_or_default(),
             labels: node.metadata.labels.as_ref().unwrap_or(&empty),
         });
-        // Its node removes what it holds, unless that is gone with it, or was to be kept.
+        // The node removes the folder, unless the node is gone or the policy is Retain.
         let there = nodes.into_iter().any(|node| claims::is_reachable(volume, node));
-        return if is_held && !(there && deletes) { vec![hold(volume, false)].into() } else { Plan::nothing() };
+        return if is_held && !(there && deletes) {
+            vec![set_deletion_protection(volume, false)].into()
+        } else {
+            Plan::nothing()
+        };
     }
     if deletes != is_held {
-        return vec![hold(volume, deletes)].into();
+        return vec![set_deletion_protection(volume, deletes)].into();
     }
     let over = deletes && phase(volume) == "Released";
     if over { vec![Action::delete(volume)].into() } else { Plan::nothing() }
 }
 
-fn hold(volume: &PersistentVolume, held: bool) -> Action {
+fn set_deletion_protection(volume: &PersistentVolume, held: bool) -> Action {
     let mut volume = volume.clone();
     let finalizers = volume.metadata.finalizers.get_or_insert_default();
     finalizers.retain(|name| name != DELETION_PROTECTION);

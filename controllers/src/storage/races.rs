@@ -1,5 +1,5 @@
-//! No claim is ever bound twice, and no volume to two claims: several binders that know of different pasts, and die between any two of
-//! their writes, while people delete claims and make them anew.
+//! Property: no claim is bound twice, and no volume to two claims. Several binders run with different old views and
+//! crash between any two writes, while users delete and create claims.
 
 use std::collections::BTreeMap;
 
@@ -16,14 +16,14 @@ use crate::table_tests::{decide, settle, start};
 const BINDER: &str = "persistentvolume-binder-controller";
 const CLAIMS: u64 = 3;
 const VOLUMES: u64 = 2;
-/// How many writes the watches of a binder may be behind.
+/// The maximum lag of a binder's watches, in writes.
 const PAST: usize = 16;
 const STEPS: usize = 250;
 const SEEDS: u64 = 60;
 
 fn claim(n: u64, dice: &Env) -> Value {
     let mut spec = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}, "storageClassName": ""});
-    // Some ask for one volume, and some for the same one.
+    // Some claims request one volume by name, and some the same one.
     if dice.below(4) == 0 {
         spec["volumeName"] = json!(format!("v{}", dice.below(2)));
     }
@@ -40,7 +40,7 @@ fn volume(n: u64, dice: &Env) -> Value {
     json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": format!("v{n}")}, "spec": spec})
 }
 
-/// What a binder sees whose watch of one kind is behind that of the other.
+/// The view of a binder whose watch of one kind lags behind the other.
 fn seen(old: &Simulation, new: &Simulation, newer: &Kind) -> Simulation {
     let mut mixed = old.clone();
     let objects = new.view.changes_after(newer, None, usize::MAX).into_iter().filter_map(|change| change.new);
@@ -48,7 +48,7 @@ fn seen(old: &Simulation, new: &Simulation, newer: &Kind) -> Simulation {
     mixed
 }
 
-/// By uid, the volume of each claim that was told to be bound.
+/// By uid, the volume of each claim whose status was bound.
 type Bound = BTreeMap<String, String>;
 
 fn look(world: &Simulation, bound: &mut Bound) -> Result<(), String> {
@@ -100,7 +100,7 @@ fn race(seed: u64) -> Result<usize, String> {
                     world.create(&Kind::of::<PersistentVolumeClaim>(), made);
                 }
             }
-            // A person lets a volume be had again, though its claim may be there: only what is Released.
+            // A user makes a volume available again, though its claim may exist: only a Released one.
             2 => free(&mut world, &format!("v{}", dice.below(VOLUMES))),
             _ => {
                 let recent = pasts.len().saturating_sub(PAST);
@@ -124,7 +124,7 @@ fn race(seed: u64) -> Result<usize, String> {
                     None => ObjectKey::new("a", format!("c{n}")),
                     Some(n) => ObjectKey::cluster(format!("v{n}")),
                 };
-                // As the driver: what fails ends the plan. It may die before, too.
+                // As the driver: a failure ends the plan. The binder may also crash before.
                 let plan = decide(BINDER, &view, &key);
                 let lives = usize::try_from(dice.below(3)).unwrap() + 1;
                 for action in plan.actions.into_iter().take(lives) {

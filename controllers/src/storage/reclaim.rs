@@ -1,4 +1,4 @@
-//! What becomes of a volume whose claim is gone.
+//! Reclaim of volumes whose claim is gone.
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use machinery_client::claims::{PROVISIONED_BY, annotation};
@@ -13,7 +13,8 @@ pub(super) fn policy(volume: &PersistentVolume) -> &str {
     spec.and_then(|spec| spec.persistent_volume_reclaim_policy.as_deref()).unwrap_or("Retain")
 }
 
-/// The binder's part: who made a volume removes it, and what nobody made nobody removes. The control plane touches no data.
+/// The binder's part: a volume's provisioner deletes it, and a volume without provisioner is not deleted. The control
+/// plane touches no data.
 pub(super) fn plan(view: &ObjectCache, volume: &PersistentVolume) -> Plan {
     let name = volume.metadata.name.as_deref().unwrap_or_default();
     match policy(volume) {
@@ -34,12 +35,12 @@ pub(super) fn plan(view: &ObjectCache, volume: &PersistentVolume) -> Plan {
     }
 }
 
-/// Nobody recycles: that is told once no pod uses what the gone claim had.
+/// Recycling is not supported: an event reports that once no pod uses the deleted claim.
 fn recycle(view: &ObjectCache, volume: &PersistentVolume) -> Plan {
     let key = key_of_claim(volume).unwrap_or_default();
     let users = view.users_of_claim(&key).filter(|pod| !pods::is_terminal(pod));
     let users: Vec<String> = users.map(|pod| key_of(&pod.metadata).to_string()).collect();
-    // A claim of the name is another one, and so are its pods.
+    // A new claim of the name is another claim, and so are its pods.
     if users.is_empty() || view.get::<PersistentVolumeClaim>(&key).is_some() {
         return failed(volume, "VolumeFailedRecycle", "No recycler plugin found for the volume!");
     }
@@ -47,12 +48,12 @@ fn recycle(view: &ObjectCache, volume: &PersistentVolume) -> Plan {
     vec![Action::Event(EventRecord::normal(volume, "VolumeFailedRecycle", message))].into()
 }
 
-/// Whether upstream's binder has a plugin for such a volume, though none that deletes.
+/// Whether upstream's binder has a plugin for such a volume, but none that deletes.
 fn is_of_plugin(volume: &PersistentVolume) -> bool {
     volume.spec.as_ref().is_some_and(|spec| spec.nfs.is_some() || spec.host_path.is_some())
 }
 
-/// Whether somebody outside of the binder removes it.
+/// Whether an external provisioner deletes it.
 fn has_deleter(volume: &PersistentVolume) -> bool {
     if annotation(&volume.metadata, "pv.kubernetes.io/migrated-to").is_some_and(|to| !to.is_empty()) {
         return true;

@@ -1,4 +1,4 @@
-//! Claims and volumes as they find each other, are made, grow and go.
+//! Examples of binding, provisioning, expansion and deletion of claims and volumes.
 
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use machinery_api::ObjectKey;
@@ -133,7 +133,7 @@ fn what_cannot_be_bound_says_why() {
         assert_eq!(of_claim(&simulation, name).1, "Pending", "{name}");
     }
     assert_eq!(told(&simulation, BINDER, &ObjectKey::new("a", "absent")), []);
-    // Under upstream's name, by which people filter.
+    // Under upstream's component, by which users filter.
     let said = decide(BINDER, &simulation, &ObjectKey::new("a", "small")).actions;
     let by = said.iter().filter_map(|action| if let Action::Event(event) = action { event.source } else { None });
     assert_eq!(by.collect::<Vec<_>>(), ["persistentvolume-controller"]);
@@ -160,7 +160,7 @@ fn a_claim_that_is_gone_releases_its_volume_and_a_volume_its_claim() {
     assert_eq!(of_volume(&simulation, "v"), ("c".into(), "Released".into()), "kept as it is");
     assert_eq!(of_claim(&simulation, "lost"), ("w".into(), "Lost".into()));
     assert_eq!(of_volume(&simulation, "x"), ("cut".into(), "Failed".into()), "nobody deletes what a person made");
-    // Another claim of the name is not the one that it was bound to.
+    // A new claim of the name is not the bound claim.
     let kind = Kind::of::<PersistentVolumeClaim>();
     simulation.create(&kind, claim("c", json!({"storageClassName": ""})));
     settle(&mut simulation);

@@ -1,4 +1,4 @@
-//! What the binder does for a volume.
+//! The binder's pass over a volume.
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, PersistentVolumeStatus};
 use machinery_client::claims::{self, BOUND_BY_CONTROLLER, PROVISIONED_BY, annotation};
@@ -12,13 +12,13 @@ pub(super) fn sync(view: &ObjectCache, volume: &PersistentVolume) -> Plan {
     };
     let uid = r.uid.as_deref().unwrap_or_default();
     if uid.is_empty() {
-        // It is kept for a claim that may come.
+        // The volume is reserved for a future claim.
         return Vec::from_iter(in_phase(volume, "Available")).into();
     }
     let claim = view.get::<PersistentVolumeClaim>(&key).filter(|claim| claim.metadata.uid.as_deref() == Some(uid));
     let Some(claim) = claim else {
         if !is_given_up(volume) {
-            // The view of claims may be behind that of volumes, and a volume that is let go may be emptied.
+            // The view of claims may lag behind that of volumes, and a released volume may be erased.
             let gone = Action::ExpectGone { kind: Kind::of::<PersistentVolumeClaim>(), key, uid: Some(uid.to_owned()) };
             return Vec::from_iter([gone].into_iter().chain(in_phase(volume, "Released"))).into();
         }
@@ -28,14 +28,14 @@ pub(super) fn sync(view: &ObjectCache, volume: &PersistentVolume) -> Plan {
     match claims::volume_name(claim) {
         "" => mismatch(volume, claim),
         name if name == own => Vec::from_iter(in_phase(volume, "Bound")).into(),
-        // The claim has another one. Who made this one for it makes no other use of it.
+        // The claim has another volume. This one was provisioned for the claim and has no other use.
         _ if annotation(&volume.metadata, PROVISIONED_BY).is_some() && reclaim::policy(volume) == "Delete" => {
             if is_given_up(volume) {
                 return reclaim::plan(view, volume);
             }
             Vec::from_iter(in_phase(volume, "Released")).into()
         }
-        _ => vec![Action::update(&let_go(volume))].into(),
+        _ => vec![Action::update(&without_binding(volume))].into(),
     }
 }
 
@@ -43,7 +43,8 @@ fn is_given_up(volume: &PersistentVolume) -> bool {
     matches!(phase(volume), "Released" | "Failed")
 }
 
-/// The volume is the claim's by now, and the claim doesn't say so yet: the claim's own pass goes on, unless it never can.
+/// The volume has the claim, and the claim doesn't have the volume yet: the claim's own pass continues, unless it never
+/// can.
 fn mismatch(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Plan {
     let (Some(of_claim), Some(of_volume)) = (&claim.spec, &volume.spec) else { return Plan::nothing() };
     if !claims::modes_differ(of_claim, of_volume) {
@@ -64,8 +65,8 @@ fn mismatch(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Plan {
     .into()
 }
 
-/// The volume without what the binder wrote into it.
-fn let_go(volume: &PersistentVolume) -> PersistentVolume {
+/// The volume without the binder's fields.
+fn without_binding(volume: &PersistentVolume) -> PersistentVolume {
     let mut free = volume.clone();
     let spec = free.spec.get_or_insert_default();
     if annotation(&volume.metadata, BOUND_BY_CONTROLLER).is_some() {
@@ -81,12 +82,12 @@ fn let_go(volume: &PersistentVolume) -> PersistentVolume {
     free
 }
 
-/// The volume's phase, where it isn't that yet.
+/// The volume's new phase, if it differs.
 pub(super) fn in_phase(volume: &PersistentVolume, name: &str) -> Option<Action> {
     (phase(volume) != name).then(|| with_status(volume, name, None))
 }
 
-/// A volume that nobody can make use of, and why.
+/// Marks a volume as failed, with the reason.
 pub(super) fn failed(volume: &PersistentVolume, reason: &'static str, message: &str) -> Plan {
     if phase(volume) == "Failed" {
         return Plan::nothing();

@@ -1,4 +1,4 @@
-//! A pool of addresses for load balancers: blocks, ranges and single addresses of IPv4, as in
+//! Address pool of load balancers: blocks, ranges and single IPv4 addresses, as in
 //! `10.0.0.0/28,10.0.1.5-10.0.1.9,10.0.2.1`.
 
 use std::fmt;
@@ -6,14 +6,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-/// Parts of a pool: nobody writes more by hand.
+/// Maximum parts of a pool: more are not written by hand.
 const PARTS_MAX: usize = 256;
 
-/// Sorted ranges of numbers, of which none touches another.
+/// Sorted, disjoint, non-adjacent ranges of numbers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AddressPool(Vec<RangeInclusive<u32>>);
 
-/// Why a text is no pool.
+/// Why a text is no valid pool.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{part:?} {why}")]
 pub struct PoolError {
@@ -34,7 +34,7 @@ fn part(text: &str) -> Result<RangeInclusive<u32>, &'static str> {
             return Err("is no block: it begins elsewhere");
         }
         match hosts {
-            // Blocks so small have no address of their own and none for all.
+            // Blocks this small have no network and no broadcast address.
             0 | 1 => network..=network + hosts,
             _ => network + 1..=network + hosts - 1,
         }
@@ -99,26 +99,26 @@ impl fmt::Display for AddressPool {
 }
 
 impl AddressPool {
-    /// Whether there is none.
+    /// Whether the pool is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether an address is of the pool.
+    /// Whether the pool contains an address.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         let IpAddr::V4(address) = address else { return false };
         self.0.iter().any(|range| range.contains(&u32::from(address)))
     }
 
-    /// Whether it has an address from `first` to `last`.
+    /// Whether the pool contains an address from `first` to `last`.
     #[must_use]
     pub fn overlaps(&self, first: Ipv4Addr, last: Ipv4Addr) -> bool {
         self.0.iter().any(|range| *range.start() <= u32::from(last) && u32::from(first) <= *range.end())
     }
 
-    /// The lowest address that isn't taken. It looks at one more than are taken.
+    /// The lowest free address. Tests at most one address more than are taken.
     pub fn first_free(&self, is_taken: impl Fn(Ipv4Addr) -> bool) -> Option<Ipv4Addr> {
         self.0.iter().cloned().flatten().map(Ipv4Addr::from).find(|address| !is_taken(*address))
     }

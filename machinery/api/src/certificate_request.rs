@@ -1,5 +1,5 @@
-//! Certificate requests (PKCS#10) and certificates in PEM, as CertificateSigningRequests carry them: what they say, and whether
-//! they are well-formed. Outside input: whoever may create a CertificateSigningRequest writes the bytes.
+//! Parses and checks certificate requests (PKCS#10) and certificates in PEM, as in CertificateSigningRequests. The
+//! input is untrusted: it comes from every user who may create a CertificateSigningRequest.
 
 use std::net::IpAddr;
 
@@ -7,12 +7,12 @@ use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// What no request or certificate of ours comes near.
+/// Maximum size, far above any real request or certificate.
 const PEM_BYTES_MAX: usize = 1 << 20;
 const REQUEST: &str = "CERTIFICATE REQUEST";
 const CERTIFICATE: &str = "CERTIFICATE";
 
-/// What a request asks a certificate for.
+/// The requested properties of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateRequest {
     /// The subject's common name: the user of a client certificate.
@@ -27,20 +27,20 @@ pub struct CertificateRequest {
     pub emails: Vec<String>,
     /// Alternative names that are URIs.
     pub uris: Vec<String>,
-    /// The subject as it stands in the request, in DER.
+    /// The subject in DER, as in the request.
     pub subject_der: Vec<u8>,
-    /// The public key as it stands in the request, in DER.
+    /// The public key in DER, as in the request.
     pub public_key_der: Vec<u8>,
 }
 
 impl CertificateRequest {
-    /// Of the first PEM block; its signature is checked with [`verified`](Self::verified).
+    /// Parses the first PEM block; [`verified`](Self::verified) also checks its signature.
     pub fn parse(pem: &[u8]) -> Result<Self, String> {
         let der = request_der(pem)?;
         read(&request(&der)?)
     }
 
-    /// The same, with a signature of the request's own key.
+    /// Parses a request and checks its signature by its own key.
     pub fn verified(pem: &[u8]) -> Result<Self, String> {
         let der = request_der(pem)?;
         let request = request(&der)?;
@@ -75,7 +75,7 @@ fn read(request: &X509CertificationRequest<'_>) -> Result<CertificateRequest, St
         found.filter_map(|part| part.as_str().ok()).map(str::to_owned).collect()
     };
     let mut parsed = CertificateRequest {
-        // As Go reads it: the last one counts.
+        // As in Go: the last one counts.
         common_name: texts(&mut info.subject.iter_common_name()).pop().unwrap_or_default(),
         organizations: texts(&mut info.subject.iter_organization()),
         dns_names: Vec::new(),
@@ -108,7 +108,7 @@ fn address(bytes: &[u8]) -> Result<IpAddr, String> {
     sixteen.map(IpAddr::from).map_err(|_| format!("x509: cannot parse IP address of length {}", bytes.len()))
 }
 
-/// What is wrong with certificates in PEM: nothing but blocks of certificates without headers, at least one.
+/// Checks certificates in PEM: at least one block, certificates only, no headers.
 pub fn check_certificates(pem: &[u8]) -> Result<(), String> {
     for block in blocks(pem)? {
         if block.tag() != CERTIFICATE {
@@ -126,7 +126,7 @@ pub fn check_certificates(pem: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// When the first certificate in PEM ends, in seconds since 1970.
+/// The end of validity of the first certificate in PEM, in seconds since 1970.
 #[must_use]
 pub fn ends_at(pem: &[u8]) -> Option<i64> {
     let first = blocks(pem).ok()?.into_iter().next()?;

@@ -1,5 +1,5 @@
-//! One error enum for the whole API, mapped in one place to `metav1.Status`
-//! (Kubernetes API conventions, "Response Status Kind"; reasons and codes as k8s.io/apimachinery `api/errors`).
+//! The error enum of the whole API, mapped to `metav1.Status` in one function (Kubernetes API conventions, "Response
+//! Status Kind"; reasons and codes as k8s.io/apimachinery `api/errors`).
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ pub struct Cause {
     /// `FieldValueInvalid`, `FieldValueRequired`, …
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
-    /// For a person.
+    /// Human-readable.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
     /// The field's path, such as `spec.containers[0].name`.
@@ -37,10 +37,10 @@ pub struct Details {
     /// The object's uid.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub uid: String,
-    /// What exactly is wrong.
+    /// The individual errors.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub causes: Vec<Cause>,
-    /// When to try again, in seconds.
+    /// The time after which to retry, in seconds.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub retry_after_seconds: u32,
 }
@@ -50,7 +50,7 @@ fn is_zero(n: &u32) -> bool {
     *n == 0
 }
 
-/// `metav1.Status`: what a failed request answers.
+/// `metav1.Status`: the response to a failed request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
@@ -62,13 +62,13 @@ pub struct Status {
     pub metadata: serde_json::Map<String, serde_json::Value>,
     /// `Success` or `Failure`.
     pub status: String,
-    /// For a person.
+    /// Human-readable.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
-    /// For a machine.
+    /// Machine-readable reason.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
-    /// More for a machine.
+    /// Machine-readable details.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub details: Option<Details>,
     /// The HTTP status code.
@@ -77,14 +77,14 @@ pub struct Status {
 
 /// Names a resource in an error: group and plural (`apps`, `deployments`) or group and kind (`apps`, `Deployment`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Named {
+pub struct GroupResource {
     /// The API group; empty for the core group.
     pub group: String,
-    /// The resource's plural, or its kind where upstream says the kind.
+    /// The resource's plural, or its kind where upstream's message has the kind.
     pub kind: String,
 }
 
-impl Named {
+impl GroupResource {
     /// Group and plural or kind.
     pub fn new(group: impl Into<String>, kind: impl Into<String>) -> Self {
         Self { group: group.into(), kind: kind.into() }
@@ -97,80 +97,80 @@ impl Named {
     }
 }
 
-/// Every way in which a request fails.
+/// The failures of a request, by status code.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ApiError {
     /// 400
     BadRequest(String),
-    /// 400 with details (for instance a body of a wrong kind, named).
-    BadRequestOn(Named, String, String),
+    /// 400 with details (for instance the expected kind of a body).
+    BadRequestOn(GroupResource, String, String),
     /// 401
     Unauthorized,
     /// 403: resource, name, the sentence after `is forbidden: `.
-    Forbidden(Named, String, String),
-    /// 403 of a namespace that is going: resource, name, the sentence, the namespace.
-    NamespaceTerminating(Named, String, String, String),
+    Forbidden(GroupResource, String, String),
+    /// 403 in a terminating namespace: resource, name, the sentence, the namespace.
+    NamespaceTerminating(GroupResource, String, String, String),
     /// 404: resource, name.
-    NotFound(Named, String),
-    /// 404 with upstream's sentence for a path that names no resource.
+    NotFound(GroupResource, String),
+    /// 404 with upstream's sentence for a path without a resource.
     NoSuchResource,
-    /// 404 in the words of the node that was asked.
+    /// 404 with the message of the node.
     NotFoundByNode(String),
     /// 405
-    MethodNotAllowed(Named, String),
-    /// 406: the media types that could have been asked for.
+    MethodNotAllowed(GroupResource, String),
+    /// 406: the supported media types.
     NotAcceptable(Vec<String>),
-    /// The same as the routing layer says it, before a handler is found.
+    /// 406 from the routing layer, before a handler is found.
     NotAcceptableRoute(Vec<String>),
-    /// 406 for an object that can't be shown as what was asked for: the sentence.
+    /// 406 for an object that can't be converted to the requested form: the sentence.
     NotTransformable(String),
     /// 408: the sentence.
     RequestTimeout(String),
     /// 409 `AlreadyExists`: resource, name.
-    AlreadyExists(Named, String),
-    /// The same of an object that is about to go (`deleting`), or for a name that the server made (`generated`).
+    AlreadyExists(GroupResource, String),
+    /// 409 `AlreadyExists` with an object that is being deleted (`deleting`), or for a generated name (`generated`).
     AlreadyExistsNow {
         /// Resource.
-        of: Named,
+        of: GroupResource,
         /// Name.
         name: String,
-        /// Whether the one that is there is being deleted.
+        /// Whether the existing object is being deleted.
         deleting: bool,
-        /// Whether the object asked for a generated name.
+        /// Whether the request had a `generateName`.
         generated: bool,
     },
     /// 409 `Conflict`: resource, name, the sentence.
-    Conflict(Named, String, String),
-    /// 409 `Conflict` of an apply with other managers: the causes, the sentence.
+    Conflict(GroupResource, String, String),
+    /// 409 `Conflict` of an apply with other field managers: the causes, the sentence.
     ApplyConflict(Vec<Cause>, String),
     /// 410 `Expired`: the sentence.
     Expired(String),
-    /// 410 for a page of a list whose version is gone: the token that goes on at the newest one.
+    /// 410 for a page of an expired list: the token that continues at the newest version.
     ExpiredPage(String),
     /// 413
     TooLarge(String),
-    /// 415: the media types that are taken.
+    /// 415: the supported media types.
     UnsupportedMediaType(Vec<String>),
-    /// 415 for a patch of a type that the path doesn't take.
+    /// 415 for an unsupported patch type.
     UnsupportedPatchType,
     /// 422: group and KIND, name, causes.
-    Invalid(Named, String, Vec<Cause>),
-    /// 422 with no more to say.
+    Invalid(GroupResource, String, Vec<Cause>),
+    /// 422 without details.
     Unprocessable,
-    /// 429: sentence, seconds to wait.
+    /// 429: sentence, retry delay in seconds.
     TooManyRequests(String, u32),
-    /// 429: sentence, seconds to wait, causes.
+    /// 429: sentence, retry delay in seconds, causes.
     TooManyRequestsBecause(String, u32, Vec<Cause>),
-    /// 500: the sentence; only for what is our own fault.
+    /// 500: the sentence; for internal errors only.
     Internal(String),
-    /// 500 without a reason, as upstream answers when its store has no space: the store's words.
+    /// 500 without a reason, upstream's response if its store has no space: the store's message.
     StoreFull(String),
     /// 503: the sentence.
     ServiceUnavailable(String),
-    /// 504 `Timeout`: sentence, seconds to wait, causes.
+    /// 504 `Timeout`: sentence, retry delay in seconds, causes.
     Timeout(String, u32, Vec<Cause>),
-    /// What somebody else said who was asked (a webhook).
-    Said(Box<Status>),
+    /// A status from elsewhere (a webhook, a policy), passed on.
+    ForwardedStatus(Box<Status>),
 }
 
 impl Status {
@@ -195,7 +195,7 @@ impl Status {
         Self { status: "Success".into(), details, ..Self::failure(code, "", "") }
     }
 
-    /// The same with details.
+    /// Adds details.
     fn with(mut self, details: Details) -> Self {
         self.details = Some(details);
         self
@@ -203,17 +203,17 @@ impl Status {
 }
 
 impl ApiError {
-    /// The one place where an error takes its wire form.
+    /// The only conversion of an error to its wire form.
     #[must_use]
     pub fn status(&self) -> Status {
-        let on = |named: &Named, name: &str| Details {
+        let on = |named: &GroupResource, name: &str| Details {
             name: name.into(),
             group: named.group.clone(),
             kind: named.kind.clone(),
             ..Details::default()
         };
         match self {
-            Self::Said(status) => (**status).clone(),
+            Self::ForwardedStatus(status) => (**status).clone(),
             Self::BadRequest(message) => Status::failure(400, "BadRequest", message),
             Self::BadRequestOn(named, name, message) => {
                 Status::failure(400, "BadRequest", message).with(on(named, name))
@@ -311,7 +311,7 @@ impl ApiError {
                         let new = many.iter().filter(|cause| seen.insert((&cause.field, &cause.message)));
                         let sentences: Vec<String> = new
                             .map(|cause| match (&*cause.reason, &*cause.field) {
-                                // How many are left out.
+                                // The number of omitted causes.
                                 ("", "") => cause.message.clone(),
                                 (_, field) => format!("{field}: {}", cause.message),
                             })
@@ -345,7 +345,7 @@ impl ApiError {
     }
 }
 
-fn already_exists_now(of: &Named, name: &str, deleting: bool, generated: bool) -> Status {
+fn already_exists_now(of: &GroupResource, name: &str, deleting: bool, generated: bool) -> Status {
     let mut status = ApiError::AlreadyExists(of.clone(), name.to_owned()).status();
     if generated {
         status.message.push_str(", the server was not able to generate a unique name for the object");
@@ -357,7 +357,7 @@ fn already_exists_now(of: &Named, name: &str, deleting: bool, generated: bool) -
     status
 }
 
-/// What upstream says of a page that can't be continued.
+/// Upstream's message for a page that can't be continued.
 const EXPIRED_PAGE: &str = "The provided continue parameter is too old to display a consistent list result. You can start a \
     new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the \
     results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or \
@@ -371,7 +371,7 @@ impl std::fmt::Display for ApiError {
 
 impl std::error::Error for ApiError {}
 
-/// What a request yields.
+/// The result of a request.
 pub type ApiResult<T> = Result<T, ApiError>;
 
 #[cfg(test)]
@@ -386,7 +386,7 @@ mod tests {
             field: field.into(),
         };
         let error = ApiError::Invalid(
-            Named::new("apps", "Deployment"),
+            GroupResource::new("apps", "Deployment"),
             "web".into(),
             vec![cause("a", "Required value"), cause("b", "Required value")],
         );

@@ -18,12 +18,12 @@ pub enum Feature {
     MaxUnavailableStatefulSet,
 }
 
-/// How mature upstream calls a feature.
+/// A feature's stage upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// Switched by `AllAlpha`, too.
+    /// Also switched by `AllAlpha`.
     Alpha,
-    /// Switched by `AllBeta`, too.
+    /// Also switched by `AllBeta`.
     Beta,
 }
 
@@ -47,7 +47,7 @@ pub struct Gate {
     pub name: &'static str,
     /// Its stage in upstream's v1.36.
     pub stage: Stage,
-    /// Its state where the flag doesn't name it.
+    /// The state without the flag.
     pub default: bool,
 }
 
@@ -66,7 +66,7 @@ pub const GATES: [Gate; 2] = [
 /// The switches of all gates of a stage, which apply to the gates that the flag doesn't name.
 const STAGES: [(&str, Stage); 2] = [("AllAlpha", Stage::Alpha), ("AllBeta", Stage::Beta)];
 
-/// The words that Go's `strconv.ParseBool` accepts.
+/// The values of Go's `strconv.ParseBool`.
 const BOOLEANS: [(&str, bool); 12] = [
     ("1", true),
     ("t", true),
@@ -82,7 +82,7 @@ const BOOLEANS: [(&str, bool); 12] = [
     ("False", false),
 ];
 
-/// Why a value of the flag is refused.
+/// Why a value of the flag is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GateError {
     /// No `=`.
@@ -105,7 +105,7 @@ pub fn known() -> Vec<String> {
     stages.chain(GATES.iter().map(|gate| line(gate.name, gate.stage, gate.default))).collect()
 }
 
-/// What one occurrence of the flag sets.
+/// The settings of one occurrence of the flag.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GateSettings(BTreeMap<&'static str, bool>);
 
@@ -123,7 +123,7 @@ impl FromStr for GateSettings {
             let boolean = boolean.ok_or_else(|| GateError::InvalidValue(name.to_owned(), value.to_owned()))?;
             pairs.push((name, boolean));
         }
-        // As upstream, which looks at names when the whole value is read.
+        // As upstream, which checks names after reading the whole value.
         let names = STAGES.iter().map(|(name, _)| *name).chain(GATES.iter().map(|gate| gate.name));
         let names: Vec<&'static str> = names.collect();
         let mut set = BTreeMap::new();
@@ -146,7 +146,8 @@ impl Default for Features {
 }
 
 impl Features {
-    /// Merges the occurrences of the flag: a later one overrides an earlier one, and a gate's own name overrides its stage.
+    /// Merges the occurrences of the flag: a later one overrides an earlier one, and a gate's own name overrides its
+    /// stage.
     #[must_use]
     pub fn of(settings: &[GateSettings]) -> Self {
         let set: BTreeMap<&str, bool> = settings.iter().flat_map(|given| &given.0).map(|(n, b)| (*n, *b)).collect();
@@ -154,7 +155,7 @@ impl Features {
         Self(GATES.map(|gate| *set.get(gate.name).or_else(|| of_stage(gate.stage)).unwrap_or(&gate.default)))
     }
 
-    /// The same with one gate in another state.
+    /// Sets one gate.
     #[must_use]
     pub fn with(mut self, feature: Feature, enabled: bool) -> Self {
         self.0[feature as usize] = enabled;
@@ -173,7 +174,7 @@ impl Features {
     }
 }
 
-/// As the flag takes it.
+/// In the flag's syntax.
 impl fmt::Display for Features {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let pairs: Vec<String> = self.all().map(|(gate, enabled)| format!("{}={enabled}", gate.name)).collect();
@@ -244,7 +245,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is given is read or refused, and what is read can be written and read again.
+        /// Any text is parsed or rejected, and a parsed value survives formatting.
         #[test]
         fn any_text_is_read_or_refused(text in "([A-Za-z]{0,12}|HPAScaleToZero|AllAlpha|AllBeta|MaxUnavailableStatefulSet|[,= \\PC]|true|false|1|F){0,12}") {
             if let Ok(settings) = text.parse::<GateSettings>() {

@@ -1,38 +1,38 @@
-//! What modules may import: the rules of a namespace and of a pod's container, as their annotations spell them. Pure.
+//! Import rules of a namespace and of a pod's container, as written in their annotations. Pure.
 //!
-//! A list as that of `--controllers`: `*,-wasi:sockets` is everything but sockets, `wasi:cli,wasi:io` nothing but these, and an
-//! empty list nothing at all. A pattern is `*`, a namespace (`wasi:*`), a package (`wasi:sockets`), an interface
-//! (`wasi:sockets/tcp`), each of the latter two also of one version only (`wasi:sockets/tcp@0.2.0`); the most exact one decides,
-//! and of two that are as exact the one that denies.
+//! The syntax is that of `--controllers`: `*,-wasi:sockets` allows everything but sockets, `wasi:cli,wasi:io` only
+//! these, an empty list nothing. A pattern is `*`, a namespace (`wasi:*`), a package (`wasi:sockets`) or an interface
+//! (`wasi:sockets/tcp`), the latter two optionally with a version (`wasi:sockets/tcp@0.2.0`). The most specific pattern
+//! decides; of two equally specific ones the denial.
 
 use std::collections::BTreeMap;
 
 use crate::names::IMPORTS;
 
-/// Bytes of a list: several times what a component's imports take.
+/// Maximum bytes of a list: several times a component's imports.
 pub const LIST_BYTES_MAX: usize = 16 << 10;
-/// Bytes of a pattern.
+/// Maximum bytes of a pattern.
 const PATTERN_BYTES_MAX: usize = 256;
-/// The module that core modules import from.
+/// The import module of core modules.
 const PREVIEW1: &str = "wasi_snapshot_preview1";
 
-/// How exactly a pattern names an import.
+/// Specificity of a pattern.
 type Exactness = u8;
 
-/// Which imports are allowed.
+/// A parsed list of import rules.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct ImportRules {
-    /// In words of the annotation.
+    /// The annotation's text.
     text: String,
-    /// What each pattern says.
+    /// Patterns, true for allowed ones.
     patterns: BTreeMap<String, bool>,
 }
 
 impl ImportRules {
-    /// Reads a list.
+    /// Parses a list.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The first error in the text.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.len() > LIST_BYTES_MAX {
             return Err(format!("has {} bytes, at most {LIST_BYTES_MAX} are taken", text.len()));
@@ -55,7 +55,7 @@ impl ImportRules {
         Ok(Self { text: text.to_owned(), patterns })
     }
 
-    /// Exactly these imports; none where one of them has a name that no list can hold.
+    /// Rules that allow exactly these imports; `None` if a list can't express one of the names.
     #[must_use]
     pub fn exactly<'a>(imports: impl IntoIterator<Item = &'a str>) -> Option<Self> {
         let mut names: Vec<&str> = imports.into_iter().collect();
@@ -68,14 +68,14 @@ impl ImportRules {
         Self::parse(&names.join(",")).ok()
     }
 
-    /// As it is written.
+    /// The annotation's text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// Whether an import is allowed: `wasi:cli/stdout@0.2.3`, or of a core module `wasi_snapshot_preview1/fd_write`. Where no
-    /// pattern names a core module's function, it is allowed as what it stands for in WASI 0.2 is.
+    /// Whether an import is allowed: `wasi:cli/stdout@0.2.3`, or `wasi_snapshot_preview1/fd_write` of a core module. A
+    /// core module's function without a matching pattern is allowed if its WASI 0.2 equivalents are.
     #[must_use]
     pub fn allows(&self, import: &str) -> bool {
         let own = self.decide(import);
@@ -89,13 +89,14 @@ impl ImportRules {
         }
     }
 
-    /// Whether whatever `other` allows is allowed here, too. `other` names imports one by one, else it is not known.
+    /// Whether everything that `other` allows is allowed. `other` must list imports one by one; otherwise the result is
+    /// false.
     #[must_use]
     pub fn allows_all(&self, other: &Self) -> bool {
         other.patterns.iter().all(|(name, allowed)| !allowed || (name.contains('/') && self.allows(name)))
     }
 
-    /// What the most exact pattern says.
+    /// The verdict of the most specific pattern.
     fn decide(&self, import: &str) -> Option<(Exactness, bool)> {
         let (name, version) = import.split_once('@').map_or((import, None), |(name, version)| (name, Some(version)));
         let package = name.split_once('/').map_or(name, |(package, _)| package);
@@ -120,8 +121,8 @@ fn is_pattern(text: &str) -> bool {
     !name.is_empty() && name.len() <= PATTERN_BYTES_MAX && name.bytes().all(is_char)
 }
 
-/// What a function of preview 1 gives a guest, as interfaces of WASI 0.2. Descriptors of files come from `path_open` and the
-/// preopens alone: without these, the others act on standard input and output.
+/// The WASI 0.2 interfaces equivalent to a function of preview 1. File descriptors come only from `path_open` and the
+/// preopens: without these, the other functions act on standard input and output.
 fn meanings(function: &str) -> &'static [&'static str] {
     match function {
         "args_get" | "args_sizes_get" | "environ_get" | "environ_sizes_get" => &["wasi:cli/environment"],
@@ -145,26 +146,26 @@ fn meanings(function: &str) -> &'static [&'static str] {
     }
 }
 
-/// What a namespace asks of its pods' modules.
+/// A namespace's requirements on its pods' modules.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImportPolicy {
-    /// A pod that breaks these is refused.
+    /// A violation rejects the pod.
     pub enforce: Option<ImportRules>,
-    /// Its author is warned.
+    /// A violation adds a warning.
     pub warn: Option<ImportRules>,
-    /// It is noted.
+    /// A violation adds an audit annotation.
     pub audit: Option<ImportRules>,
 }
 
 impl ImportPolicy {
-    /// Whether nothing is asked.
+    /// Whether there are no requirements.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.enforce.is_none() && self.warn.is_none() && self.audit.is_none()
     }
 
-    /// Reads a namespace's annotations, with what is wrong by its annotation. What can't be read allows nothing where it is
-    /// enforced, and is passed over elsewhere.
+    /// Parses a namespace's annotations; returns errors by annotation. An invalid `enforce` allows nothing; other
+    /// invalid rules are ignored.
     pub fn of<'a>(annotations: impl IntoIterator<Item = (&'a str, &'a str)>) -> (Self, Vec<(String, String)>) {
         let (mut policy, mut wrong) = (Self::default(), Vec::new());
         for (name, text) in annotations {
@@ -222,7 +223,7 @@ mod tests {
             ("*", "unlocked-dep=<a:b/c@{>=1.0.0}>", true),
             ("wasi:cli", "", false),
         ] {
-            // One that only denies is refused, so both signs of one pattern are read with another.
+            // A list of denials only is invalid, so both signs of a pattern are tested with another one.
             let rules =
                 if rules == "wasi:sockets,-wasi:sockets" { "wasi:sockets,-wasi:sockets,wasi:io" } else { rules };
             assert_eq!(allows(rules, import), wanted, "{rules} {import}");

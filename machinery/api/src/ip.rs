@@ -1,9 +1,9 @@
-//! IP addresses as clients write them.
+//! Parses IP addresses in the forms that clients send.
 
 use std::net::IpAddr;
 
-/// An IP address as Go's lenient parser takes it: leading zeros in IPv4 octets are allowed, zones are not, and an IPv4
-/// address in IPv6 form is the IPv4 address.
+/// Parses an address as Go's lenient parser: leading zeros in IPv4 octets are allowed, zones are not, and an
+/// IPv4-mapped IPv6 address is the IPv4 address.
 #[must_use]
 pub fn leniently(value: &str) -> Option<IpAddr> {
     if let Ok(ip) = value.parse::<IpAddr>() {

@@ -1,4 +1,4 @@
-//! Pure vocabulary of the Kubernetes API, for every component: the manifest has no tokio, no client and no clock.
+//! Pure vocabulary of the Kubernetes API for all components. Invariant: no tokio, no client, no clock.
 #![warn(missing_docs)]
 
 pub mod address_pool;

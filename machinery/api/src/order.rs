@@ -1,12 +1,12 @@
-//! Whether a comparison is a total order, for tests of every crate: sorting panics on one that is none, in the middle of whatever
-//! sorts. Input: values, all of which are compared with each other.
+//! Checks that a comparison is a total order, for tests of every crate: sorting by any other panics. Input: values that
+//! are compared pairwise.
 
 use std::cmp::Ordering;
 use std::fmt::Debug;
 
-/// The first rule of a total (pre)order that `compare` breaks among `values`; none where it keeps all of them.
+/// The first rule of a total (pre)order that `compare` violates among `values`; `None` if it is one.
 ///
-/// Cubic in the number of values: a test takes a few, often.
+/// Cubic in the number of values: tests pass a few, often.
 pub fn total_order_fault<T: Debug>(values: &[T], compare: impl Fn(&T, &T) -> Ordering) -> Option<String> {
     for a in values {
         if compare(a, a).is_ne() {
@@ -18,7 +18,7 @@ pub fn total_order_fault<T: Debug>(values: &[T], compare: impl Fn(&T, &T) -> Ord
                 return Some(format!("not antisymmetric: {a:?} and {b:?}"));
             }
             for c in values {
-                // Of equal ones each stands to a third as the other; what is before a second is before all that follow it.
+                // Equal values compare alike with a third; a value before a second is before all that follow it.
                 let (second, third) = (compare(b, c), compare(a, c));
                 let kept = match (order, second) {
                     (Ordering::Equal, second) => third == second,

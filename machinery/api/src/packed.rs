@@ -1,5 +1,5 @@
-//! Texts that rest: most objects of a kind say nearly the same (the pods of a template, the events of a start), so each is
-//! kept as what it has of its own beside a text that is like it. Pure, and no text is ever read but whole.
+//! Compresses texts in memory. Most objects of a kind are nearly equal (pods of a template, events of a start), so each
+//! is compressed against a similar text as dictionary. Pure. A text is always read whole.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -8,32 +8,32 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lz4_flex::block::{compress_with_dict, decompress_into_with_dict};
 
-/// Shorter texts are left as they are: a packed one has some bytes around it.
+/// Shorter texts stay uncompressed: a compressed one has some bytes of overhead.
 const TEXT_BYTES_MIN: usize = 128;
-/// Longer ones, too: they are few, and each would hold up whoever packs.
+/// Longer ones too: they are few, and compressing one would delay others.
 const TEXT_BYTES_MAX: usize = 64 * 1024;
-/// What a longer text has in common with others is little beside it, and more than the format looks back.
-const MODEL_BYTES_MAX: usize = 16 * 1024;
-/// Models that one packer knows at a time: the shapes of one kind of text.
-const MODELS_MAX: usize = 6;
-/// What the models of a packer weigh at most, with those that only packed texts hold.
-const MODEL_BYTES_TOTAL_MAX: usize = 1024 * 1024;
+/// Maximum size of a dictionary: longer texts share little, and the format looks back no further.
+const DICTIONARY_BYTES_MAX: usize = 16 * 1024;
+/// Maximum dictionaries of a packer: the shapes of one kind of text.
+const DICTIONARIES_MAX: usize = 6;
+/// Maximum total size of a packer's dictionaries, including those kept alive by compressed texts only.
+const DICTIONARY_BYTES_TOTAL_MAX: usize = 1024 * 1024;
 
-/// A text that others are like. Counted while anybody holds it.
-struct Model {
+/// A dictionary: a text that others resemble. Its size is counted until it is dropped.
+struct Dictionary {
     text: Box<[u8]>,
     total: Arc<AtomicUsize>,
 }
 
-impl Drop for Model {
+impl Drop for Dictionary {
     fn drop(&mut self) {
         self.total.fetch_sub(self.text.len(), Ordering::Relaxed);
     }
 }
 
-/// A text in little room.
+/// A compressed text.
 pub struct Packed {
-    model: Option<Arc<Model>>,
+    dictionary: Option<Arc<Dictionary>>,
     bytes: Box<[u8]>,
     text_len: u32,
 }
@@ -45,23 +45,23 @@ impl fmt::Debug for Packed {
 }
 
 impl Packed {
-    /// A text of any length that isn't one of many: packed by itself, however little that gains.
+    /// Compresses a text of any length without a dictionary, however small the gain.
     ///
     /// # Panics
-    /// A text of more than 4 GiB.
+    /// If the text has more than 4 GiB.
     #[must_use]
     pub fn alone(text: &[u8]) -> Self {
         let text_len = u32::try_from(text.len()).expect("a text that was in a request's body");
-        Self { model: None, bytes: compress_with_dict(text, &[]).into(), text_len }
+        Self { dictionary: None, bytes: compress_with_dict(text, &[]).into(), text_len }
     }
 
-    /// What it takes, without a model that it shares.
+    /// The compressed size, without a shared dictionary.
     #[must_use]
     pub fn packed_len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// The text.
+    /// Decompresses the text.
     #[must_use]
     pub fn text(&self) -> Vec<u8> {
         let mut out = Vec::new();
@@ -69,15 +69,15 @@ impl Packed {
         out
     }
 
-    /// Appends the text, with `piece` put in before its byte `at`. Who lists many has them unpacked where they go.
+    /// Appends the text with `piece` inserted before its byte `at`, without a temporary copy.
     ///
     /// # Panics
-    /// The text has no such byte; or it is not what was packed: memory that was written to by others.
+    /// If the text has no such byte, or if its memory was corrupted.
     pub fn write_to(&self, out: &mut Vec<u8>, (at, piece): (usize, &[u8])) {
-        let model = self.model.as_ref().map_or(&[][..], |model| &model.text);
+        let dictionary = self.dictionary.as_ref().map_or(&[][..], |dictionary| &dictionary.text);
         let start = out.len();
         out.resize(start + piece.len() + self.len(), 0);
-        decompress_into_with_dict(&self.bytes, &mut out[start + piece.len()..], model)
+        decompress_into_with_dict(&self.bytes, &mut out[start + piece.len()..], dictionary)
             .expect("what was packed is read again");
         if !piece.is_empty() {
             let behind = piece.len();
@@ -92,54 +92,54 @@ impl Packed {
         self.text_len as usize
     }
 
-    /// Whether the text is empty, which none that is worth packing is.
+    /// Whether the text is empty; no text that is worth compressing is.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.text_len == 0
     }
 }
 
-/// Packs texts of one kind. It learns which texts others are like from those that it is given.
+/// Compresses texts of one kind. It learns its dictionaries from its input.
 #[derive(Default)]
 pub struct Packer {
-    /// The one that served last first.
-    models: VecDeque<Arc<Model>>,
-    /// A text that no model served. It becomes one when it serves another better.
-    candidate: Option<Arc<Model>>,
+    /// The most recently used first.
+    dictionaries: VecDeque<Arc<Dictionary>>,
+    /// A text without a similar dictionary. It becomes one when a later text resembles it.
+    candidate: Option<Arc<Dictionary>>,
     total: Arc<AtomicUsize>,
 }
 
 impl fmt::Debug for Packer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} models of {} bytes", self.models.len(), self.total.load(Ordering::Relaxed))
+        write!(f, "{} dictionaries of {} bytes", self.dictionaries.len(), self.total.load(Ordering::Relaxed))
     }
 }
 
 impl Packer {
-    /// The text in less room; `None`: it gains too little, so it is kept as it is.
+    /// Compresses a text; `None` if the gain is too small.
     pub fn pack(&mut self, text: &[u8]) -> Option<Packed> {
         let text_len =
             u32::try_from(text.len()).ok().filter(|_| (TEXT_BYTES_MIN..=TEXT_BYTES_MAX).contains(&text.len()))?;
         let mut best = None;
-        if text.len() <= MODEL_BYTES_MAX {
-            best = self.like_a_model(text);
+        if text.len() <= DICTIONARY_BYTES_MAX {
+            best = self.compress_with_dictionary(text);
             if best.as_ref().is_none_or(|(bytes, _)| bytes.len() > text.len() / 4) {
-                best = self.like_the_candidate(text, best);
+                best = self.promote_candidate(text, best);
             }
         }
-        let (bytes, model) = match best {
-            Some((bytes, model)) => (bytes, Some(model)),
+        let (bytes, dictionary) = match best {
+            Some((bytes, dictionary)) => (bytes, Some(dictionary)),
             None => (compress_with_dict(text, &[]), None),
         };
         let pays = bytes.len() <= text.len() - text.len() / 4;
-        pays.then(|| Packed { model, bytes: bytes.into(), text_len })
+        pays.then(|| Packed { dictionary, bytes: bytes.into(), text_len })
     }
 
-    /// Packed beside the model that serves it best, or the first that serves it well.
-    fn like_a_model(&mut self, text: &[u8]) -> Option<(Vec<u8>, Arc<Model>)> {
+    /// Compresses with the best dictionary, or the first good one.
+    fn compress_with_dictionary(&mut self, text: &[u8]) -> Option<(Vec<u8>, Arc<Dictionary>)> {
         let mut best: Option<(Vec<u8>, usize)> = None;
-        for (at, model) in self.models.iter().enumerate() {
-            let bytes = compress_with_dict(text, &model.text);
+        for (at, dictionary) in self.dictionaries.iter().enumerate() {
+            let bytes = compress_with_dict(text, &dictionary.text);
             let well = bytes.len() <= text.len() / 6;
             if best.as_ref().is_none_or(|(best, _)| bytes.len() < best.len()) {
                 best = Some((bytes, at));
@@ -149,31 +149,31 @@ impl Packer {
             }
         }
         let (bytes, at) = best?;
-        let model = self.models.remove(at)?;
-        self.models.push_front(model.clone());
-        Some((bytes, model))
+        let dictionary = self.dictionaries.remove(at)?;
+        self.dictionaries.push_front(dictionary.clone());
+        Some((bytes, dictionary))
     }
 
-    /// The candidate becomes a model where it serves the text clearly better; else the text is the next candidate.
-    fn like_the_candidate(
+    /// Promotes the candidate to a dictionary if it clearly helps; else the text becomes the candidate.
+    fn promote_candidate(
         &mut self,
         text: &[u8],
-        best: Option<(Vec<u8>, Arc<Model>)>,
-    ) -> Option<(Vec<u8>, Arc<Model>)> {
+        best: Option<(Vec<u8>, Arc<Dictionary>)>,
+    ) -> Option<(Vec<u8>, Arc<Dictionary>)> {
         if let Some(candidate) = &self.candidate {
             let bytes = compress_with_dict(text, &candidate.text);
             let known = best.as_ref().map_or(text.len(), |(bytes, _)| bytes.len());
             if bytes.len() < known - known / 5 {
-                let model = candidate.clone();
+                let dictionary = candidate.clone();
                 self.candidate = None;
-                self.models.truncate(MODELS_MAX - 1);
-                self.models.push_front(model.clone());
-                return Some((bytes, model));
+                self.dictionaries.truncate(DICTIONARIES_MAX - 1);
+                self.dictionaries.push_front(dictionary.clone());
+                return Some((bytes, dictionary));
             }
         }
         self.candidate = None;
-        if self.total.fetch_add(text.len(), Ordering::Relaxed) + text.len() <= MODEL_BYTES_TOTAL_MAX {
-            self.candidate = Some(Arc::new(Model { text: text.into(), total: self.total.clone() }));
+        if self.total.fetch_add(text.len(), Ordering::Relaxed) + text.len() <= DICTIONARY_BYTES_TOTAL_MAX {
+            self.candidate = Some(Arc::new(Dictionary { text: text.into(), total: self.total.clone() }));
         } else {
             self.total.fetch_sub(text.len(), Ordering::Relaxed);
         }
@@ -212,7 +212,7 @@ mod tests {
             assert!(packed.bytes.len() * 5 < text.len(), "{packed:?}");
             assert_eq!((&packed.text(), packed.len()), (text, text.len()));
         }
-        assert!(packer.models.len() <= 4, "{packer:?}");
+        assert!(packer.dictionaries.len() <= 4, "{packer:?}");
     }
 
     #[test]
@@ -225,16 +225,16 @@ mod tests {
         };
         let mut held = Vec::new();
         for _ in 0..300 {
-            // Twice the same, so that each becomes a model.
-            let text: Vec<u8> = (0..MODEL_BYTES_MAX).map(|_| noise()).collect();
+            // Twice the same, so that each becomes a dictionary.
+            let text: Vec<u8> = (0..DICTIONARY_BYTES_MAX).map(|_| noise()).collect();
             held.extend([packer.pack(&text), packer.pack(&text)].into_iter().flatten());
-            assert!(packer.total.load(Ordering::Relaxed) <= MODEL_BYTES_TOTAL_MAX);
+            assert!(packer.total.load(Ordering::Relaxed) <= DICTIONARY_BYTES_TOTAL_MAX);
         }
-        assert!(packer.total.load(Ordering::Relaxed) > MODEL_BYTES_TOTAL_MAX / 2);
+        assert!(packer.total.load(Ordering::Relaxed) > DICTIONARY_BYTES_TOTAL_MAX / 2);
         held.clear();
-        let left = packer.models.len() + usize::from(packer.candidate.is_some());
-        assert_eq!(packer.total.load(Ordering::Relaxed), left * MODEL_BYTES_MAX);
-        assert!(left <= MODELS_MAX + 1);
+        let left = packer.dictionaries.len() + usize::from(packer.candidate.is_some());
+        assert_eq!(packer.total.load(Ordering::Relaxed), left * DICTIONARY_BYTES_MAX);
+        assert!(left <= DICTIONARIES_MAX + 1);
     }
 
     #[test]

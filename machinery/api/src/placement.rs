@@ -1,17 +1,16 @@
-//! The predicates of placement: which taints a toleration covers and which values a requirement admits. One meaning for the
-//! scheduler, which places, and for the controllers, which evict what may not stay: where they differ, a pod is scheduled
-//! and evicted in a loop.
+//! Placement predicates: which taints a toleration covers and which values a requirement admits. The scheduler
+//! (placing) and the controllers (evicting) share them: a difference would schedule and evict a pod in a loop.
 
-/// A toleration, as far as it decides; what is absent is empty.
+/// A toleration's relevant fields; absent ones are empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Toleration<'a> {
-    /// The taint's key; empty: any.
+    /// The taint's key; empty for any.
     pub key: &'a str,
-    /// `Equal` (also where empty), `Exists`, `Lt`, `Gt`.
+    /// `Equal` (or empty), `Exists`, `Lt`, `Gt`.
     pub operator: &'a str,
-    /// What the taint's value is compared with.
+    /// The value compared with the taint's.
     pub value: &'a str,
-    /// The taint's effect; empty: any.
+    /// The taint's effect; empty for any.
     pub effect: &'a str,
 }
 
@@ -44,9 +43,9 @@ pub fn tolerates(toleration: Toleration<'_>, taint: Taint<'_>) -> bool {
     }
 }
 
-/// Whether a requirement of a node selector term holds for a value; none: there is no such label.
+/// Whether a requirement of a node selector term matches a value; `None` for a missing label.
 #[must_use]
-pub fn requirement_holds(operator: &str, values: &[String], value: Option<&str>) -> bool {
+pub fn requirement_matches(operator: &str, values: &[String], value: Option<&str>) -> bool {
     let among = |value: &str| values.iter().any(|known| known == value);
     let compared = || numbers(value?, values.first()?);
     match operator {
@@ -93,7 +92,8 @@ mod tests {
     #[test]
     fn every_operator_of_requirements() {
         let values = ["5".to_owned(), "x".to_owned()];
-        let holds = |operator| [None, Some("5"), Some("6"), Some("y")].map(|v| requirement_holds(operator, &values, v));
+        let holds =
+            |operator| [None, Some("5"), Some("6"), Some("y")].map(|v| requirement_matches(operator, &values, v));
         assert_eq!(holds("In"), [false, true, false, false]);
         assert_eq!(holds("NotIn"), [true, false, true, true]);
         assert_eq!(holds("Exists"), [false, true, true, true]);

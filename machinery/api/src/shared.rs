@@ -1,15 +1,16 @@
-//! Values that many objects have in common, held once: ten thousand pods of one template hold one copy of what it says.
+//! Interns values that many objects have in common: ten thousand pods of one template share one copy of their
+//! template's fields.
 
 use std::collections::HashSet;
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
-/// A pool is not swept below this size: sweeping looks at every value.
+/// Minimum size for a sweep, which visits every value.
 const SWEPT_FROM: usize = 256;
 
-/// A pool of immutable values. One that nobody holds any more is dropped at the next sweep, which comes whenever the
-/// pool has doubled, so a pool holds at most twice what is in use.
+/// A pool of interned immutable values. Unused values are dropped by a sweep whenever the pool has doubled, so a pool
+/// has at most twice the values in use.
 #[derive(Debug)]
 pub struct Pool<T>(LazyLock<Mutex<Values<T>>>);
 
@@ -32,7 +33,7 @@ impl<T: Eq + Hash> Pool<T> {
         Self(LazyLock::new(|| Mutex::new(Values::new())))
     }
 
-    /// The pool's copy of a value.
+    /// Interns a value.
     #[must_use]
     pub fn share(&self, value: T) -> Arc<T> {
         let mut values = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! `metav1.Time` (whole seconds) and `metav1.MicroTime` (exactly six digits), read and printed as upstream does.
+//! `metav1.Time` (whole seconds) and `metav1.MicroTime` (exactly six digits), parsed and formatted as upstream does.
 
 use std::fmt::Write as _;
 
@@ -9,10 +9,10 @@ const SECONDS_LENGTH: usize = 20;
 /// Bytes of `2006-01-02T15:04:05.000000Z`.
 const MICROS_LENGTH: usize = 27;
 
-/// A form of time on the wire.
+/// A wire form of time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
-    /// `metav1.Time`: `2006-01-02T15:04:05Z`; a fraction is read and dropped.
+    /// `metav1.Time`: `2006-01-02T15:04:05Z`; a fraction is accepted and dropped.
     Seconds,
     /// `metav1.MicroTime`: `2006-01-02T15:04:05.000000Z`; exactly six digits.
     Micros,
@@ -27,12 +27,12 @@ impl Precision {
     }
 }
 
-/// Why a text is no time; the sentence is upstream's.
+/// Why a text is no time; the message is upstream's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct TimeError(String);
 
-/// As Go's time package quotes: bytes beyond ASCII by their numbers.
+/// Quotes as Go's time package: non-ASCII bytes as escapes.
 fn quoted(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
@@ -79,7 +79,7 @@ impl<'a> Reader<'a> {
         Some((head.parse().ok()?, &self.rest[count..]))
     }
 
-    /// A number of `count` digits within bounds; `loose` takes a single digit too.
+    /// A number of `count` digits within bounds; `loose` also accepts a single digit.
     fn number(
         &mut self,
         element: &str,
@@ -99,7 +99,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Reads a time in one of the two forms.
+/// Parses a time in one of the two forms.
 pub fn parse(text: &str, precision: Precision) -> Result<Timestamp, TimeError> {
     let (date_time, offset_seconds) = read(text, precision)?;
     let utc = date_time.checked_sub(SignedDuration::from_secs(offset_seconds)).unwrap_or(if offset_seconds > 0 {
@@ -181,7 +181,7 @@ fn zone(r: &mut Reader<'_>) -> Result<i64, TimeError> {
     Ok(sign * (hours * 3600 + minutes * 60))
 }
 
-/// Prints a time: UTC, with `Z`.
+/// Formats a time: UTC, with `Z`.
 #[must_use]
 pub fn format(at: Timestamp, precision: Precision) -> String {
     print(tz::Offset::UTC.to_datetime(at), precision)
@@ -190,7 +190,7 @@ pub fn format(at: Timestamp, precision: Precision) -> String {
 fn print(utc: civil::DateTime, precision: Precision) -> String {
     let (d, t) = (utc.date(), utc.time());
     let mut out = String::with_capacity(MICROS_LENGTH);
-    // Nothing fails that writes into a string.
+    // Writing into a String cannot fail.
     let _ = write!(
         out,
         "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}",
@@ -220,7 +220,7 @@ pub fn micros(at: Timestamp) -> String {
     format(at, Precision::Micros)
 }
 
-/// The text as upstream would give it back; `None` for its zero time, which it prints as null.
+/// The text as upstream would return it; `None` for its zero time, which it prints as null.
 pub fn normalise(text: &str, precision: Precision) -> Result<Option<String>, TimeError> {
     let (date_time, offset_seconds) = read(text, precision)?;
     let utc = date_time.checked_sub(SignedDuration::from_secs(offset_seconds)).unwrap_or(date_time);
@@ -230,8 +230,8 @@ pub fn normalise(text: &str, precision: Precision) -> Result<Option<String>, Tim
     Ok((utc != civil::date(1, 1, 1).at(0, 0, 0, 0)).then(|| print(utc, precision)))
 }
 
-/// Whether a text that reads as a time is as [`print`] writes it: nearly all are. Only an hour may have one digit and only a
-/// fraction any number of them, so that the length and the places of point and zone tell.
+/// Whether a parseable text is in the form of [`print`], as nearly all are. Only the hour may have one digit and only a
+/// fraction has a variable length, so the length and the positions of point and zone suffice.
 fn is_printed(text: &str, precision: Precision) -> bool {
     let text = text.as_bytes();
     match precision {
@@ -240,7 +240,7 @@ fn is_printed(text: &str, precision: Precision) -> bool {
     }
 }
 
-/// Reads either form: what controllers do with times that they find in objects.
+/// Parses either form, for times in objects.
 #[must_use]
 pub fn instant(text: &str) -> Option<Timestamp> {
     text.parse().ok().or_else(|| parse(text, Precision::Seconds).ok())
@@ -298,7 +298,7 @@ mod tests {
             }
         }
 
-        /// What is given back as it came is what printing would have made of it.
+        /// A text returned unchanged equals its formatted value.
         #[test]
         fn what_is_as_printed_is_told_by_its_look(text in "[0-9]{4}-(0[1-9]|1[0-2])-[0-2][0-9]T[0-2]?[0-9]:[0-5][0-9]:[0-5][0-9]([.,][0-9]{0,8})?(Z|[+-]0[0-9]:[0-5][0-9])") {
             for precision in [Precision::Seconds, Precision::Micros] {

@@ -1,24 +1,24 @@
-//! Which fields of a pod spec nodes refuse, and what to do instead: the kubelet keeps such a pod Pending and tells it, the API server warns of
-//! them. Pure.
+//! Pod spec fields that nodes reject, with a hint: the kubelet keeps such a pod Pending and reports the field, the API
+//! server warns about it. Pure.
 //!
-//! Accepted without effect, as they mean nothing without Linux: the security contexts, `hostUsers`, `hostPID`, `hostIPC`,
-//! `shareProcessNamespace`, `mountPropagation`, and what only the scheduler or the API server reads.
+//! Accepted without effect, since they are meaningless without Linux: the security contexts, `hostUsers`, `hostPID`,
+//! `hostIPC`, `shareProcessNamespace`, `mountPropagation`, and fields read only by the scheduler or the API server.
 
 use serde_json::Value;
 
-/// A field, and what is the matter with it.
+/// An unsupported field with the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unsupported {
     /// `spec.containers[0].restartPolicy`.
     pub path: String,
-    /// In words.
+    /// The reason and a hint.
     pub why: &'static str,
 }
 
-/// Types of `hostPath` that are acted on; sockets and devices are none that a guest could be given.
+/// Supported types of `hostPath`; guests can't use sockets and devices.
 pub const HOST_PATH_TYPES: [&str; 5] = ["", "Directory", "DirectoryOrCreate", "File", "FileOrCreate"];
 
-/// Sources of volumes that are acted on.
+/// Supported volume sources.
 const VOLUMES: [&str; 9] = [
     "configMap",
     "downwardAPI",
@@ -43,10 +43,10 @@ const NO_TRUST_BUNDLES: &str = "the API server doesn't serve clustertrustbundles
 const NO_POD_CERTIFICATES: &str =
     "the API server signs no pod certificates: podcertificaterequests.certificates.k8s.io is not served";
 
-/// Every such field of a pod spec that stands at `at` (`spec`, `spec.template.spec`), in order.
+/// The unsupported fields of a pod spec at path `at` (`spec`, `spec.template.spec`), in order.
 #[must_use]
 pub fn fields(spec: &Value, at: &str) -> Vec<Unsupported> {
-    let mut found = Found::default();
+    let mut found = UnsupportedFields::default();
     found.when(is_given(&spec["resourceClaims"]), NO_DRIVERS, || format!("{at}.resourceClaims"));
     found.when(!spec["schedulingGroup"].is_null(), NO_GANGS, || format!("{at}.schedulingGroup"));
     for (index, volume) in list(&spec["volumes"]) {
@@ -60,10 +60,10 @@ pub fn fields(spec: &Value, at: &str) -> Vec<Unsupported> {
     found.0
 }
 
-/// The same of one of its ephemeral containers, or of all: those come when the pod runs, and it runs on.
+/// The unsupported fields of one ephemeral container, or of all. They are added to a running pod, which keeps running.
 #[must_use]
 pub fn ephemeral(spec: &Value, at: &str, name: Option<&str>) -> Vec<Unsupported> {
-    let mut found = Found::default();
+    let mut found = UnsupportedFields::default();
     let asked = |container: &Value| name.is_none_or(|name| container["name"] == name);
     for (index, container) in list(&spec["ephemeralContainers"]).filter(|(_, container)| asked(container)) {
         found.container(container, || format!("{at}.ephemeralContainers[{index}]"));
@@ -71,7 +71,7 @@ pub fn ephemeral(spec: &Value, at: &str, name: Option<&str>) -> Vec<Unsupported>
     found.0
 }
 
-/// One sentence for all.
+/// One sentence about all fields.
 #[must_use]
 pub fn sentence(fields: &[Unsupported]) -> String {
     let each: Vec<String> = fields.iter().map(|field| format!("{}: {}", field.path, field.why)).collect();
@@ -91,9 +91,9 @@ fn text<'a>(value: &'a Value, otherwise: &'a str) -> &'a str {
 }
 
 #[derive(Default)]
-struct Found(Vec<Unsupported>);
+struct UnsupportedFields(Vec<Unsupported>);
 
-impl Found {
+impl UnsupportedFields {
     fn add(&mut self, path: String, why: &'static str) {
         self.0.push(Unsupported { path, why });
     }
@@ -118,7 +118,7 @@ impl Found {
         if !HOST_PATH_TYPES.contains(&text(&volume["hostPath"]["type"], "")) {
             self.add(format!("{}.hostPath.type", path()), NO_DEVICES);
         }
-        // A volume with no source is an emptyDir (upstream's default).
+        // A volume without a source is an emptyDir (upstream's default).
         let sources = volume.as_object().into_iter().flatten().filter(|(_, source)| !source.is_null());
         let mut kinds = sources.map(|(kind, _)| kind.as_str()).filter(|kind| *kind != "name").peekable();
         if let Some(first) = kinds.peek().copied()
@@ -132,7 +132,7 @@ impl Found {
         self.when(is_given(&container["volumeDevices"]), NO_BLOCK_DEVICES, || format!("{}.volumeDevices", path()));
         self.when(is_given(&container["resources"]["claims"]), NO_DRIVERS, || format!("{}.resources.claims", path()));
         for (index, port) in list(&container["ports"]) {
-            // Without a port of the node it says what the guest does, and the guest does it or not.
+            // Without a hostPort the field is informative: the guest may or may not listen.
             let wanted =
                 text(&port["protocol"], "TCP") != "TCP" && port["hostPort"].as_i64().is_some_and(|port| port != 0);
             self.when(wanted, NO_DATAGRAMS, || format!("{}.ports[{index}].protocol", path()));

@@ -1,5 +1,5 @@
-//! How a data plane tells that requests wait for a Service that has no endpoint, so that its workload is scaled from zero: by a
-//! condition of the Service. Data planes write it, autoscalers read it (`docs/decisions/0083-scale-to-zero.md`).
+//! The Service condition by which data planes report requests that wait for an endpoint, for scaling from zero. Data
+//! planes write it, autoscalers read it (`docs/decisions/0083-scale-to-zero.md`).
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
@@ -8,18 +8,18 @@ use serde_json::Value;
 pub const CONDITION: &str = "coracle.dev/RequestsWaiting";
 /// Its reason while requests wait.
 pub const WAITING: &str = "NoEndpoint";
-/// Its reason once none does.
+/// Its reason once no request waits.
 pub const SERVED: &str = "Served";
-/// A data plane says it again before it is so old; what is older was said by one that is gone.
+/// Validity of the condition: data planes renew it earlier, so an older one is from a data plane that is gone.
 pub const FRESH: SignedDuration = SignedDuration::from_secs(30);
 
-/// What the condition says: the number first, for whoever counts.
+/// The condition's message, with the number first for parsing.
 #[must_use]
 pub fn message(requests: usize) -> String {
     format!("{requests} requests wait for an endpoint")
 }
 
-/// How many requests a Service's condition says that wait now; none where it says nothing, or nothing that counts any more.
+/// The number of waiting requests in a Service's condition; `None` if it has none or an expired one.
 #[must_use]
 pub fn requests(status: &str, since: Timestamp, message: &str, now: Timestamp) -> Option<u64> {
     if status != "True" || now.duration_since(since) > FRESH {
@@ -29,7 +29,7 @@ pub fn requests(status: &str, since: Timestamp, message: &str, now: Timestamp) -
     Some(number.unwrap_or(1).max(1))
 }
 
-/// The same of a Service as JSON.
+/// As [`requests`], for a Service as JSON.
 #[must_use]
 pub fn of_service(service: &Value, now: Timestamp) -> Option<u64> {
     let conditions = service["status"]["conditions"].as_array()?;

@@ -1,21 +1,21 @@
-//! Files in YAML (so JSON, too) that a person has written: configurations, manifests.
+//! Reads YAML (and JSON) files written by people: configurations, manifests.
 
 use serde::de::DeserializeOwned;
 use serde_saphyr::UserMessageFormatter;
 
-/// Reads the one document of a file.
+/// Parses the only document of a file.
 ///
 /// # Errors
-/// It is no YAML, has more documents, a key twice, or is of another form: in one line, with the place.
+/// If it isn't YAML, has several documents or duplicate keys, or another structure: one line with the position.
 pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_saphyr::from_str(text).map_err(|error| {
-        // Without the piece of the file, and the value: it may be a password, and logs have lines.
+        // Without the snippet and the value: it may be a password, and logs are line-based.
         let told = error.without_snippet().render_with_formatter(&UserMessageFormatter);
         without_texts(&told).split_whitespace().collect::<Vec<_>>().join(" ")
     })
 }
 
-/// What serde says of an unexpected text (`string "…"`), without the text.
+/// serde's message without the unexpected text (`string "…"`).
 fn without_texts(told: &str) -> String {
     const BEFORE: &str = "string \"";
     let (mut out, mut rest) = (String::new(), told);

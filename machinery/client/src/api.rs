@@ -1,7 +1,7 @@
-//! A typed client of one kind, as kube's `Api`, over the codecs of [`crate::wire`]: get, list, create, patch, delete, and waiting
-//! for a condition.
+//! A typed client of one kind, as kube's `Api`, over the codecs of [`crate::wire`]: get, list, create, patch, delete,
+//! wait for a condition.
 //!
-//! Invariant: bodies are read and printed in this crate alone, so that a caller's crate compiles no deserializer.
+//! Invariant: bodies are encoded and decoded in this crate only, so that a caller's crate compiles no deserializer.
 
 use std::marker::PhantomData;
 use std::ops::ControlFlow;
@@ -34,16 +34,16 @@ impl<K> std::fmt::Debug for Api<K> {
     }
 }
 
-/// Which objects a list has.
+/// Options of a list.
 #[derive(Debug, Clone, Default)]
 pub struct ListOptions {
     /// `labelSelector`; empty for all.
     pub labels: String,
     /// `fieldSelector`; empty for all.
     pub fields: String,
-    /// Objects in one page at most; 0 for all in one.
+    /// Maximum objects in one page; 0 for all in one.
     pub limit: usize,
-    /// The token of the page before; empty for the first page.
+    /// The token of the last page; empty for the first page.
     pub continue_token: String,
 }
 
@@ -72,26 +72,26 @@ struct PageMetadata {
 
 #[expect(clippy::missing_errors_doc, reason = "each fails where the server refuses or cannot be reached")]
 impl<K: Typed> Api<K> {
-    /// All namespaces, or a kind without one.
+    /// A client for all namespaces, or for a cluster-scoped kind.
     #[must_use]
     pub fn all(client: Client) -> Self {
         Self::namespaced(client, "")
     }
 
-    /// One namespace.
+    /// A client for one namespace.
     #[must_use]
     pub fn namespaced(client: Client, namespace: &str) -> Self {
         Self { client, namespace: namespace.to_owned(), write_query: Vec::new(), kind: PhantomData }
     }
 
-    /// Writes as this field manager.
+    /// Sets the field manager of writes.
     #[must_use]
     pub fn managed_by(mut self, manager: &'static str) -> Self {
         self.write_query.push(("fieldManager", manager));
         self
     }
 
-    /// Writes are admitted and answered, and not stored.
+    /// Sends writes with `dryRun=All`: admitted and answered, not stored.
     #[must_use]
     pub fn dry_run(mut self) -> Self {
         self.write_query.push(("dryRun", "All"));
@@ -103,13 +103,13 @@ impl<K: Typed> Api<K> {
         read(&self.send(Method::GET, &self.path(name), "", Vec::new()).await?)
     }
 
-    /// GET of an object as it is on the wire, with fields that the type leaves out.
+    /// GET of an object in its wire form, with fields that the type omits.
     pub async fn get_value(&self, name: &str) -> Result<Value, kube::Error> {
         let text = self.send(Method::GET, &self.path(name), "", Vec::new()).await?;
         serde_json::from_str(&text).map_err(kube::Error::SerdeError)
     }
 
-    /// GET of an object that may be missing.
+    /// GET of an object; `None` on a 404.
     pub async fn get_opt(&self, name: &str) -> Result<Option<K>, kube::Error> {
         match self.get(name).await {
             Err(error) if status_code(&error) == 404 => Ok(None),
@@ -139,7 +139,7 @@ impl<K: Typed> Api<K> {
         read(&self.post(object).await?)
     }
 
-    /// POST of a new object, answered as it is on the wire.
+    /// POST of a new object; returns the wire form.
     pub async fn create_value(&self, object: &Value) -> Result<Value, kube::Error> {
         serde_json::from_str(&self.post(object).await?).map_err(kube::Error::SerdeError)
     }
@@ -161,8 +161,8 @@ impl<K: Typed> Api<K> {
         self.send(Method::DELETE, &self.path(name), "", Vec::new()).await.map(drop)
     }
 
-    /// Watches an object, or its absence, until `condition` holds; returns it as it was then. Failures of the watch are retried:
-    /// callers bound the wait.
+    /// Watches an object, or its absence, until `condition` holds, and returns that state. A failed watch is retried
+    /// without end: callers must set a timeout.
     pub async fn wait_until(
         &self,
         env: &Env,

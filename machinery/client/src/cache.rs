@@ -1,7 +1,7 @@
-//! What is known of the cluster: an indexed cache of objects, and the only thing that a controller's decision reads.
+//! An indexed cache of the watched objects: the only input of a controller's decision beside its context.
 //!
-//! A view is plain data. In a process [`crate::informer::Informer`] keeps it in step with the server; in a test it is
-//! made from objects, and [`crate::simulate`] plays plans into it.
+//! A cache is plain data. In a process [`crate::informer::Informer`] keeps it in step with the server; a test builds it
+//! from objects, and [`crate::simulate`] applies plans to it.
 
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -21,14 +21,14 @@ use crate::pod::Pod;
 use crate::selector::{Labels, contains, selects};
 use machinery_api::ObjectKey;
 
-/// How long it is remembered that a node went: what waits for less than that has been decided by then.
+/// How long a node's deletion is remembered: longer than any decision that waits for it.
 const GONE_REMEMBERED: Duration = Duration::from_secs(600);
 
-/// One object as it was received.
+/// One cached object.
 #[derive(Debug, Clone)]
-struct Entry {
+struct CachedObject {
     object: Arc<dyn Object>,
-    /// When this version was received, by the reader's own monotonic clock: see [`ObjectCache::seen_at`].
+    /// When this version was received, by the process's monotonic clock: see [`ObjectCache::seen_at`].
     seen_at: Duration,
     /// When the first version of this object (of its uid) was received.
     appeared_at: Duration,
@@ -36,42 +36,42 @@ struct Entry {
 
 /// The objects of one kind with their indexes.
 #[derive(Debug, Default, Clone)]
-struct Table {
-    /// Each key is held once, whatever it is found by.
-    objects: BTreeMap<Arc<ObjectKey>, Entry>,
-    /// By the uid of each owner.
+struct KindTable {
+    /// The objects by key. All indexes share the key's allocation.
+    objects: BTreeMap<Arc<ObjectKey>, CachedObject>,
+    /// Index by the uid of each owner.
     by_owner: HashMap<String, BTreeSet<Arc<ObjectKey>>>,
-    /// The objects that nobody controls.
+    /// Objects without a controller.
     uncontrolled: BTreeSet<Arc<ObjectKey>>,
     by_uid: HashMap<Box<str>, Arc<ObjectKey>>,
-    /// Pods by the node that they are bound to.
+    /// Pods by node name.
     by_node: HashMap<Box<str>, BTreeSet<Arc<ObjectKey>>>,
-    /// Pods and EndpointSlices by their labels.
+    /// Pods and EndpointSlices by label.
     by_label: LabelIndex,
-    /// Pods, claims and volumes.
+    /// Pods, claims and volumes by claim.
     by_claim: ClaimIndex,
-    /// Nodes that went, with when that was received: see [`ObjectCache::node_gone_at`].
+    /// Deleted nodes with the time of the deletion event: see [`ObjectCache::node_gone_at`].
     gone: BTreeMap<ObjectKey, Duration>,
-    /// Pods that were lost early.
+    /// Early losses of pods.
     losses: Losses,
-    /// The server's version up to which this table is known to be complete.
+    /// The server's version up to which this table is complete.
     seen: u64,
-    /// Following it broke off, and nothing was heard since.
+    /// The watch failed, and no event arrived since.
     interrupted: bool,
     synced: bool,
-    /// Asked for at an interval: nobody waits for its first state, which a server may not have at all.
+    /// Polled at an interval: nothing waits for its first list, since a server may not have the kind at all.
     polled: bool,
-    /// When the complete state was taken in last.
+    /// When the last complete list was received.
     replaced_at: Option<Duration>,
 }
 
-/// The cluster as far as it is watched.
+/// The cached objects of all watched kinds.
 #[derive(Debug, Default, Clone)]
 pub struct ObjectCache {
-    tables: BTreeMap<Kind, Table>,
-    /// The reader's monotonic time: what is received is stamped with it.
+    tables: BTreeMap<Kind, KindTable>,
+    /// The present monotonic time: the time stamp of received objects.
     elapsed: Duration,
-    /// Groups whose kinds could not be discovered, with the reason: what they hold is unknown.
+    /// Groups whose discovery failed, with the reason: their objects are unknown.
     pub undiscovered: BTreeMap<String, String>,
 }
 
@@ -105,8 +105,8 @@ impl ObjectCache {
             .filter_map(|(_, e)| typed(&*e.object))
     }
 
-    /// A namespace's objects that a selector chooses, in order of name. Of pods and EndpointSlices only those are looked at
-    /// that have the rarest label which it wants.
+    /// A namespace's objects that a selector matches, in order of name. For pods and EndpointSlices only the objects
+    /// with the rarest required label are tested.
     pub fn chosen<'a, K: Typed>(&'a self, namespace: &'a str, selector: &'a LabelSelector) -> Vec<&'a K> {
         let wanted = selector.match_labels.as_ref().filter(|wanted| !wanted.is_empty());
         let chosen = |object: &&K| selects(selector, Object::metadata(*object).labels.as_ref());
@@ -116,7 +116,7 @@ impl ObjectCache {
         }
     }
 
-    /// A namespace's objects that have all of these labels, in order of name: found as by [`chosen`](Self::chosen).
+    /// A namespace's objects that have all of these labels, in order of name: indexed as [`chosen`](Self::chosen).
     pub fn labelled<'a, K: Typed>(&'a self, namespace: &'a str, wanted: &'a Labels) -> Vec<&'a K> {
         let has = |object: &&K| contains(Object::metadata(*object).labels.as_ref(), wanted);
         let Some(table) = self.tables.get(&Kind::of::<K>()) else { return Vec::new() };
@@ -142,7 +142,7 @@ impl ObjectCache {
         self.owned::<K>(uid).filter(move |o| controller_of(Object::metadata(*o)).is_some_and(|c| c.uid == uid))
     }
 
-    /// A namespace's objects that nobody controls, in order.
+    /// A namespace's objects without a controller, in order.
     pub fn uncontrolled<'a, K: Typed>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a K> {
         self.tables
             .get(&Kind::of::<K>())
@@ -155,7 +155,7 @@ impl ObjectCache {
             .filter_map(|e| typed(&*e.object))
     }
 
-    /// The pods that are bound to a node, in order of namespace and name.
+    /// The pods bound to a node, in order of namespace and name.
     pub fn on_node(&self, node: &str) -> impl Iterator<Item = &Pod> {
         let table = self.tables.get(&Kind::of::<Pod>());
         let keys = table.and_then(|t| t.by_node.get(node));
@@ -169,7 +169,7 @@ impl ObjectCache {
         self.tables.get(kind).map(|table| &table.by_claim)
     }
 
-    /// Objects that their kind's [`ClaimIndex`] names.
+    /// Objects in their kind's [`ClaimIndex`].
     pub(crate) fn by_claim<'a, K: Typed, I>(
         &'a self,
         keys: impl FnOnce(&'a ClaimIndex) -> I,
@@ -207,10 +207,10 @@ impl ObjectCache {
         self.tables.get(kind)?.objects.get(key).map(|e| &e.object)
     }
 
-    /// When the known version of an object was received, by the monotonic clock of this process ([`Env::elapsed`]; a
-    /// decision compares it with [`Context::elapsed`]). Deadlines of what others write (leases, heartbeats) are counted
-    /// from here, as upstream's `probeTimestamp`: no writer's clock takes part, nor one that is set or a machine that
-    /// was suspended. Every version counts, whoever wrote it and whatever it changed.
+    /// When the cached version of an object was received, by the monotonic clock of this process ([`Env::elapsed`]; a
+    /// decision compares it with [`Context::elapsed`]). Deadlines of others' writes (leases, heartbeats) are counted
+    /// from here, as upstream's `probeTimestamp`: independent of writers' clocks, of clock steps and of a suspended
+    /// machine. Every version counts, of any writer and with any change.
     ///
     /// [`Env::elapsed`]: machinery_env::Env::elapsed
     /// [`Context::elapsed`]: crate::Context::elapsed
@@ -219,28 +219,28 @@ impl ObjectCache {
         self.tables.get(kind)?.objects.get(key).map(|e| e.seen_at)
     }
 
-    /// When the first version of an object was received, on the scale of [`seen_at`](Self::seen_at): deadlines that others'
-    /// writes must not move along are counted from here. What was there before the view began counts from its beginning.
+    /// When the first version of an object was received, on the scale of [`seen_at`](Self::seen_at): the base of
+    /// deadlines that others' writes must not move. Objects older than the cache count from the cache's start.
     #[must_use]
     pub fn appeared_at(&self, kind: &Kind, key: &ObjectKey) -> Option<Duration> {
         self.tables.get(kind)?.objects.get(key).map(|e| e.appeared_at)
     }
 
-    /// How many pods of a controller were lost early: they ended, were deleted or went within [`EARLY`](crate::losses::EARLY) of their first
-    /// version. It begins anew where none was for ten minutes.
+    /// The number of a controller's early losses: pods that ended, were deleted or terminated within
+    /// [`EARLY`](crate::losses::EARLY) of their first version. The count restarts after ten minutes without a loss.
     #[must_use]
     pub fn early_losses(&self, owner_uid: &str) -> u64 {
         self.tables.get(&Kind::of::<Pod>()).map_or(0, |table| table.losses.of(owner_uid))
     }
 
-    /// When it was received that a node is gone, on the scale of [`seen_at`](Self::seen_at); none where it is there, was
-    /// gone before the view began, or went so long ago that it is forgotten.
+    /// When a node's deletion was received, on the scale of [`seen_at`](Self::seen_at); `None` if the node exists, was
+    /// gone before the cache's start, or its deletion is no longer remembered.
     #[must_use]
     pub fn node_gone_at(&self, name: &str) -> Option<Duration> {
         self.tables.get(&Kind::of::<Node>())?.gone.get(&ObjectKey::cluster(name)).copied()
     }
 
-    /// The metadata of a kind's objects: of one namespace, or of all where it is empty.
+    /// The metadata of a kind's objects: of one namespace, or of all if it is empty.
     pub fn metadata_of<'a>(&'a self, kind: &Kind, namespace: &'a str) -> impl Iterator<Item = &'a ObjectMeta> {
         self.tables
             .get(kind)
@@ -266,13 +266,13 @@ impl ObjectCache {
         })
     }
 
-    /// At most `most` objects of a kind, those after a key, as changes from nothing: everything there is in pieces.
+    /// At most `most` objects of a kind after a key, as changes from nothing: pages through the cache.
     #[must_use]
     pub fn changes_after(&self, kind: &Kind, after: Option<&ObjectKey>, most: usize) -> Vec<Change> {
         let Some(table) = self.tables.get(kind) else { return Vec::new() };
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let objects = table.objects.range::<ObjectKey, _>((from, Bound::Unbounded)).take(most);
-        let change = |(key, entry): (&Arc<ObjectKey>, &Entry)| Change {
+        let change = |(key, entry): (&Arc<ObjectKey>, &CachedObject)| Change {
             kind: kind.clone(),
             key: key.clone(),
             old: None,
@@ -281,7 +281,7 @@ impl ObjectCache {
         objects.map(change).collect()
     }
 
-    /// Everything there is, as changes from nothing.
+    /// All objects, as changes from nothing.
     pub fn as_changes(&self) -> impl Iterator<Item = Change> {
         self.tables.iter().flat_map(|(kind, t)| {
             t.objects.iter().map(|(key, e)| Change {
@@ -299,13 +299,13 @@ impl ObjectCache {
         self.tables.get(kind).is_some_and(|t| t.synced)
     }
 
-    /// Whether everything that is watched was listed completely; what is polled may be missing.
+    /// Whether every watched kind was listed completely; polled kinds may be missing.
     #[must_use]
     pub fn all_synced(&self) -> bool {
         self.tables.values().all(|t| t.synced || t.polled)
     }
 
-    /// When a kind's complete state was received last, on the scale of [`Context::elapsed`]: how old a polled kind is.
+    /// When a kind's last complete list was received, on the scale of [`Context::elapsed`]: the age of a polled kind.
     ///
     /// [`Context::elapsed`]: crate::Context::elapsed
     #[must_use]
@@ -313,57 +313,57 @@ impl ObjectCache {
         self.tables.get(kind)?.replaced_at
     }
 
-    /// The server's version up to which a kind is known; none where the kind isn't watched.
+    /// The server's version up to which a kind is known; `None` if it isn't watched.
     #[must_use]
     pub fn seen(&self, kind: &Kind) -> Option<u64> {
         self.tables.get(kind).map(|t| t.seen)
     }
 
-    /// Whether a kind is asked for at an interval, as it can't be watched.
+    /// Whether a kind is polled because it can't be watched.
     #[must_use]
     pub fn is_polled(&self, kind: &Kind) -> bool {
         self.tables.get(kind).is_some_and(|table| table.polled)
     }
 
-    /// Whether what a kind's objects become is heard of now, as far as that is known: false from when following it broke off until
-    /// something is heard again.
+    /// Whether a kind's changes are received now, as far as is known: false from a failure of its watch until the next
+    /// event.
     #[must_use]
     pub fn is_followed(&self, kind: &Kind) -> bool {
         self.tables.get(kind).is_some_and(|table| !table.interrupted)
     }
 
-    // --- writing: by whoever keeps the view in step ------------------------------------------------------------------
+    // --- writing: by the owner that keeps the cache in step ----------------------------------------------------------
 
-    /// Sets the monotonic time that what is received from now on is stamped with.
+    /// Sets the monotonic time stamp of objects received from now on.
     pub fn set_elapsed(&mut self, elapsed: Duration) {
         self.elapsed = elapsed;
     }
 
-    /// Begins to hold a kind's objects.
+    /// Adds a table for a kind.
     pub fn open(&mut self, kind: &Kind) {
         self.tables.entry(kind.clone()).or_default();
     }
 
-    /// Begins to hold a kind that is asked for at an interval.
+    /// Adds a table for a polled kind.
     pub fn open_polled(&mut self, kind: &Kind) {
         self.tables.entry(kind.clone()).or_default().polled = true;
     }
 
-    /// Forgets a kind, with its objects.
+    /// Removes a kind with its objects.
     pub fn close(&mut self, kind: &Kind) -> Vec<Change> {
         let changes = self.replace(kind, Vec::new(), 0);
         self.tables.remove(kind);
         changes
     }
 
-    /// Takes in one object. An older state than the known one is dropped.
+    /// Adds or replaces one object. A state older than the cached one is dropped.
     pub fn put(&mut self, kind: &Kind, object: Arc<dyn Object>) -> Option<Change> {
         let key = key_of(object.metadata());
         let table = self.tables.entry(kind.clone()).or_default();
         let version = version_of(object.metadata());
         let known = table.objects.get_key_value(&key).map(|(key, old)| (key.clone(), old.clone()));
         let (shared, appeared_at, old) = match known {
-            Some((shared, Entry { object: old, appeared_at, .. })) => {
+            Some((shared, CachedObject { object: old, appeared_at, .. })) => {
                 let same = old.metadata().uid == object.metadata().uid;
                 if version != 0 && version_of(old.metadata()) > version && same {
                     return None;
@@ -376,17 +376,17 @@ impl ObjectCache {
         };
         table.index(&shared, &*object);
         table.gone.remove(&*shared);
-        let entry = Entry { object: object.clone(), seen_at: self.elapsed, appeared_at };
+        let entry = CachedObject { object: object.clone(), seen_at: self.elapsed, appeared_at };
         table.objects.insert(shared.clone(), entry);
-        table.heard(version);
+        table.record_version(version);
         Some(Change { kind: kind.clone(), key: shared, old, new: Some(object) })
     }
 
-    /// Takes out one object, as of the version at which it went.
+    /// Removes one object; `version` is that of its deletion.
     pub fn remove(&mut self, kind: &Kind, key: &ObjectKey, version: u64) -> Option<Change> {
         let table = self.tables.get_mut(kind)?;
-        table.heard(version);
-        let (key, Entry { object: old, appeared_at, .. }) = table.objects.remove_entry(key)?;
+        table.record_version(version);
+        let (key, CachedObject { object: old, appeared_at, .. }) = table.objects.remove_entry(key)?;
         table.unindex(&key, &*old);
         table.losses.changed(&*old, None, appeared_at, self.elapsed);
         if *kind == Kind::of::<Node>() {
@@ -397,7 +397,7 @@ impl ObjectCache {
         Some(Change { kind: kind.clone(), key, old: Some(old), new: None })
     }
 
-    /// Replaces a kind's objects by a complete list of `version`.
+    /// Replaces a kind's objects by a complete list at `version`.
     pub fn replace(&mut self, kind: &Kind, objects: Vec<Arc<dyn Object>>, version: u64) -> Vec<Change> {
         self.open(kind);
         let listed: BTreeSet<ObjectKey> = objects.iter().map(|o| key_of(o.metadata())).collect();
@@ -422,14 +422,14 @@ impl ObjectCache {
         changes
     }
 
-    /// A kind is known to be complete up to `version`.
+    /// Records that a kind is complete up to `version`.
     pub fn progress(&mut self, kind: &Kind, version: u64) {
         if let Some(table) = self.tables.get_mut(kind) {
-            table.heard(version);
+            table.record_version(version);
         }
     }
 
-    /// Following a kind broke off: what is known of it grows old.
+    /// Records that the watch of a kind failed: its objects age.
     pub fn interrupt(&mut self, kind: &Kind) {
         if let Some(table) = self.tables.get_mut(kind) {
             table.interrupted = true;
@@ -437,8 +437,8 @@ impl ObjectCache {
     }
 }
 
-impl Table {
-    fn heard(&mut self, version: u64) {
+impl KindTable {
+    fn record_version(&mut self, version: u64) {
         self.seen = self.seen.max(version);
         self.interrupted = false;
     }
@@ -492,16 +492,16 @@ impl Table {
     }
 }
 
-/// The node that an object is bound to: pods only.
+/// The node that a pod is bound to; `None` for other kinds.
 fn node_of(object: &dyn Object) -> Option<&str> {
     let pod = typed::<Pod>(object)?;
     pod.spec.as_ref()?.node_name.as_deref().filter(|name| !name.is_empty())
 }
 
 fn within<'a>(
-    objects: &'a BTreeMap<Arc<ObjectKey>, Entry>,
+    objects: &'a BTreeMap<Arc<ObjectKey>, CachedObject>,
     namespace: &'a str,
-) -> impl Iterator<Item = (&'a Arc<ObjectKey>, &'a Entry)> {
+) -> impl Iterator<Item = (&'a Arc<ObjectKey>, &'a CachedObject)> {
     objects
         .range::<ObjectKey, _>(ObjectKey::new(namespace, "")..)
         .take_while(move |(k, _)| namespace.is_empty() || k.namespace == namespace)

@@ -1,4 +1,4 @@
-//! One object's change.
+//! A change of one cached object, with its state before and after: the input of listeners and key mappings.
 
 use std::sync::Arc;
 
@@ -7,38 +7,38 @@ use machinery_api::ObjectKey;
 
 use crate::object::{Kind, Object, Typed, typed};
 
-/// One object's change, as the listeners of a view see it.
+/// One object's change.
 #[derive(Debug, Clone)]
 pub struct Change {
     /// The kind.
     pub kind: Kind,
     /// The object.
     pub key: Arc<ObjectKey>,
-    /// What it was; none where it is new.
+    /// The old state; `None` for a new object.
     pub old: Option<Arc<dyn Object>>,
-    /// What it is; none where it is gone.
+    /// The new state; `None` for a deleted object.
     pub new: Option<Arc<dyn Object>>,
 }
 
 impl Change {
-    /// What the object was, typed.
+    /// The old state, typed.
     #[must_use]
     pub fn before<K: Typed>(&self) -> Option<&K> {
         self.old.as_deref().and_then(typed)
     }
 
-    /// What the object is, typed.
+    /// The new state, typed.
     #[must_use]
     pub fn after<K: Typed>(&self) -> Option<&K> {
         self.new.as_deref().and_then(typed)
     }
 
-    /// The metadata of every state that the change knows: what the object was, and what it is.
+    /// The metadata of the old and the new state, as far as they exist.
     pub fn states(&self) -> impl Iterator<Item = &ObjectMeta> {
         self.old.iter().chain(self.new.iter()).map(|o| o.metadata())
     }
 
-    /// The newest state that is known.
+    /// The new state, else the old one.
     #[must_use]
     pub fn latest<K: Typed>(&self) -> Option<&K> {
         self.after().or_else(|| self.before())

@@ -1,4 +1,4 @@
-//! What a cache knows of claims, without a look at all volumes, claims or pods.
+//! Indexed reads of claims, volumes and their users from the cache.
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use machinery_api::ObjectKey;
@@ -13,30 +13,30 @@ impl ObjectCache {
         self.by_claim(move |index| index.of_claim(claim))
     }
 
-    /// The volumes that name a claim, be it that uid's or an earlier one's.
+    /// The volumes that name a claim, whatever the uid.
     pub fn volumes_naming(&self, claim: &ObjectKey) -> impl Iterator<Item = &PersistentVolume> {
         self.by_claim(move |index| index.of_claim(claim))
     }
 
     /// The volumes of a class that name no claim.
     pub fn volumes_of_class(&self, class: &str) -> impl Iterator<Item = &PersistentVolume> {
-        self.by_claim(move |index| index.alone(class))
+        self.by_claim(move |index| index.unlinked(class))
     }
 
     /// The claims of a class that name no volume.
     pub fn claims_of_class(&self, class: &str) -> impl Iterator<Item = &PersistentVolumeClaim> {
-        self.by_claim(move |index| index.alone(class))
+        self.by_claim(move |index| index.unlinked(class))
     }
 
-    /// The claims that name a volume, whether they have it or not.
+    /// The claims that name a volume, bound or not.
     pub fn claims_naming(&self, volume: &ObjectKey) -> impl Iterator<Item = &PersistentVolumeClaim> {
         self.by_claim(move |index| index.of_claim(volume))
     }
 
-    /// How many volumes of [`LOCAL_DRIVER`](crate::claims::LOCAL_DRIVER) a node keeps, by its label's value.
+    /// Number of volumes of [`LOCAL_DRIVER`](crate::claims::LOCAL_DRIVER) on a node, by the value of its label.
     #[must_use]
     pub fn local_volumes_on(&self, node: &str) -> usize {
-        self.claim_index(&Kind::of::<PersistentVolume>()).map_or(0, |index| index.kept_by(node))
+        self.claim_index(&Kind::of::<PersistentVolume>()).map_or(0, |index| index.local_volumes(node))
     }
 }
 

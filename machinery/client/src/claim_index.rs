@@ -1,4 +1,5 @@
-//! Claims, volumes and pods by what binds them to each other, so that a claim's pass looks at what may concern it and at nothing else.
+//! Index of claims, volumes and pods by the claim or class that links them, so that a claim's pass reads only related
+//! objects.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -12,26 +13,26 @@ use crate::pod::Pod;
 
 type Keys = BTreeSet<Arc<ObjectKey>>;
 
-/// See the module. One for each kind.
+/// The index of one kind.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct ClaimIndex {
-    /// Pods that use a claim, volumes that name it, or claims that name a volume.
+    /// Pods that use a claim, volumes that name a claim, or claims that name a volume.
     of_claim: HashMap<ObjectKey, Keys>,
     /// By class: volumes that name no claim, or claims that name no volume.
-    alone: HashMap<Box<str>, Keys>,
-    /// How many volumes of this program's a node keeps, by the value of its label.
-    kept_by: HashMap<Box<str>, usize>,
+    unlinked: HashMap<Box<str>, Keys>,
+    /// Number of this program's volumes on a node, by the value of the node's label.
+    local_volumes: HashMap<Box<str>, usize>,
 }
 
-/// By what an object is found.
+/// The index keys of an object.
 #[derive(Default)]
-struct Entry<'a> {
+struct ClaimLinks<'a> {
     claims: Vec<ObjectKey>,
     class: Option<&'a str>,
     node: Option<&'a str>,
 }
 
-impl<'a> Entry<'a> {
+impl<'a> ClaimLinks<'a> {
     fn of(object: &'a dyn Object) -> Self {
         if let Some(pod) = typed::<Pod>(object) {
             let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
@@ -58,20 +59,20 @@ impl<'a> Entry<'a> {
 
 impl ClaimIndex {
     pub(crate) fn insert(&mut self, key: &Arc<ObjectKey>, object: &dyn Object) {
-        let entry = Entry::of(object);
+        let entry = ClaimLinks::of(object);
         for claim in entry.claims {
             self.of_claim.entry(claim).or_default().insert(key.clone());
         }
         if let Some(class) = entry.class {
-            self.alone.entry(class.into()).or_default().insert(key.clone());
+            self.unlinked.entry(class.into()).or_default().insert(key.clone());
         }
         if let Some(node) = entry.node {
-            *self.kept_by.entry(node.into()).or_default() += 1;
+            *self.local_volumes.entry(node.into()).or_default() += 1;
         }
     }
 
     pub(crate) fn remove(&mut self, key: &ObjectKey, object: &dyn Object) {
-        let entry = Entry::of(object);
+        let entry = ClaimLinks::of(object);
         for claim in entry.claims {
             if let Some(keys) = self.of_claim.get_mut(&claim) {
                 keys.remove(key);
@@ -81,19 +82,19 @@ impl ClaimIndex {
             }
         }
         if let Some(class) = entry.class
-            && let Some(keys) = self.alone.get_mut(class)
+            && let Some(keys) = self.unlinked.get_mut(class)
         {
             keys.remove(key);
             if keys.is_empty() {
-                self.alone.remove(class);
+                self.unlinked.remove(class);
             }
         }
         if let Some(node) = entry.node
-            && let Some(count) = self.kept_by.get_mut(node)
+            && let Some(count) = self.local_volumes.get_mut(node)
         {
             *count -= 1;
             if *count == 0 {
-                self.kept_by.remove(node);
+                self.local_volumes.remove(node);
             }
         }
     }
@@ -102,11 +103,11 @@ impl ClaimIndex {
         self.of_claim.get(claim).into_iter().flatten()
     }
 
-    pub(crate) fn alone(&self, class: &str) -> impl Iterator<Item = &Arc<ObjectKey>> {
-        self.alone.get(class).into_iter().flatten()
+    pub(crate) fn unlinked(&self, class: &str) -> impl Iterator<Item = &Arc<ObjectKey>> {
+        self.unlinked.get(class).into_iter().flatten()
     }
 
-    pub(crate) fn kept_by(&self, node: &str) -> usize {
-        self.kept_by.get(node).copied().unwrap_or_default()
+    pub(crate) fn local_volumes(&self, node: &str) -> usize {
+        self.local_volumes.get(node).copied().unwrap_or_default()
     }
 }

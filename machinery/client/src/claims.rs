@@ -1,4 +1,4 @@
-//! Which volume a claim may have: what the binder, the scheduler and kubelets have to agree on
+//! Matching of claims to volumes, shared by binder, scheduler and kubelets
 //! (<https://kubernetes.io/docs/concepts/storage/persistent-volumes/#binding>). Pure.
 
 use std::cmp::Reverse;
@@ -10,33 +10,33 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use machinery_api::placement::requirement_holds;
+use machinery_api::placement::requirement_matches;
 use machinery_api::quantity::Quantity;
 
 use crate::object::{controller_of, key_of};
 use crate::pod::{Pod, Volume};
 use crate::selector::selects;
 
-/// The provisioner of this program, and the driver of its volumes, as upstream's drivers have one name for both: a folder on a node
-/// for each volume.
+/// The provisioner of this program and the driver of its volumes, one name for both as upstream's drivers have it. Each
+/// volume is a folder on a node.
 pub const LOCAL_DRIVER: &str = "local.coracle.dev";
-/// A claim whose binding is done: from now on it is bound, or lost.
+/// The claim's binding is complete: from now on it is bound or lost.
 pub const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
-/// A binding that the binder made, and may undo.
+/// A binding made by the binder, which the binder may undo.
 pub const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
-/// The node for which a volume is to be made.
+/// The node for which a volume is to be provisioned.
 pub const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
-/// Who is to make a claim's volume.
+/// The provisioner of a claim's volume.
 pub const STORAGE_PROVISIONER: &str = "volume.kubernetes.io/storage-provisioner";
-/// The same, as it was called before.
+/// The beta name of [`STORAGE_PROVISIONER`].
 pub const BETA_STORAGE_PROVISIONER: &str = "volume.beta.kubernetes.io/storage-provisioner";
-/// Who has made a volume.
+/// The provisioner that made a volume.
 pub const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
-/// Holds a volume until what it holds is removed.
+/// Finalizer that keeps a volume until its storage is removed.
 pub const DELETION_PROTECTION: &str = "external-provisioner.volume.kubernetes.io/finalizer";
-/// The class of a claim or a volume, as it was named before there was a field.
+/// The class of a claim or a volume, from before there was a field.
 const BETA_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
-/// The provisioner of classes for which nobody makes volumes.
+/// The provisioner of classes without dynamic provisioning.
 pub const NO_PROVISIONER: &str = "kubernetes.io/no-provisioner";
 
 /// An annotation's value.
@@ -45,34 +45,34 @@ pub fn annotation<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
     metadata.annotations.as_ref()?.get(name).map(String::as_str)
 }
 
-/// The class of a claim; empty where it has none.
+/// The class of a claim; empty without one.
 #[must_use]
 pub fn class_of_claim(claim: &PersistentVolumeClaim) -> &str {
     let of_spec = || claim.spec.as_ref()?.storage_class_name.as_deref();
     annotation(&claim.metadata, BETA_CLASS).or_else(of_spec).unwrap_or_default()
 }
 
-/// Whether a claim names a class, be it the empty one: such a claim gets no default class.
+/// Whether a claim names a class, even the empty one: such a claim gets no default class.
 #[must_use]
 pub fn names_class(claim: &PersistentVolumeClaim) -> bool {
     annotation(&claim.metadata, BETA_CLASS).is_some()
         || claim.spec.as_ref().is_some_and(|spec| spec.storage_class_name.is_some())
 }
 
-/// The class of a volume; empty where it has none.
+/// The class of a volume; empty without one.
 #[must_use]
 pub fn class_of_volume(volume: &PersistentVolume) -> &str {
     let of_spec = || volume.spec.as_ref()?.storage_class_name.as_deref();
     annotation(&volume.metadata, BETA_CLASS).or_else(of_spec).unwrap_or_default()
 }
 
-/// Whether a class' claims wait for a pod.
+/// Whether a class binds on the first consumer (`WaitForFirstConsumer`).
 #[must_use]
 pub fn waits_for_consumer(class: Option<&StorageClass>) -> bool {
     class.is_some_and(|class| class.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer"))
 }
 
-/// A claim's class that is the default one: upstream's choice among several.
+/// The default class: the newest of several, as upstream.
 #[must_use]
 pub fn default_class<'a>(classes: impl Iterator<Item = &'a StorageClass>) -> Option<&'a StorageClass> {
     let marked = |name: &str, class: &StorageClass| annotation(&class.metadata, name) == Some("true");
@@ -85,7 +85,7 @@ pub fn default_class<'a>(classes: impl Iterator<Item = &'a StorageClass>) -> Opt
     defaults.min_by_key(|class| (Reverse(made(class)), class.metadata.name.as_deref()))
 }
 
-/// How much a claim asks for.
+/// The storage request of a claim.
 #[must_use]
 pub fn requested(claim: &PersistentVolumeClaim) -> Quantity {
     let resources = claim.spec.as_ref().and_then(|spec| spec.resources.as_ref());
@@ -93,20 +93,20 @@ pub fn requested(claim: &PersistentVolumeClaim) -> Quantity {
     storage.and_then(|storage| Quantity::parse(&storage.0).ok()).unwrap_or_else(Quantity::zero)
 }
 
-/// How much a volume has.
+/// The storage capacity of a volume.
 #[must_use]
 pub fn capacity(volume: &PersistentVolume) -> Quantity {
     let storage = volume.spec.as_ref().and_then(|spec| spec.capacity.as_ref()?.get("storage"));
     storage.and_then(|storage| Quantity::parse(&storage.0).ok()).unwrap_or_else(Quantity::zero)
 }
 
-/// The claim that a volume is bound to, or kept for.
+/// The claim that a volume is bound to or reserved for.
 #[must_use]
 pub fn claim_ref(volume: &PersistentVolume) -> Option<&ObjectReference> {
     volume.spec.as_ref()?.claim_ref.as_ref()
 }
 
-/// The value of the label by which a volume of [`LOCAL_DRIVER`] names its node, as its provisioner writes it.
+/// The value of the label with the node of a [`LOCAL_DRIVER`] volume, as written by its provisioner.
 #[must_use]
 pub fn local_node_of(volume: &PersistentVolume) -> Option<&str> {
     let spec = volume.spec.as_ref().filter(|spec| spec.csi.as_ref().is_some_and(|csi| csi.driver == LOCAL_DRIVER))?;
@@ -115,19 +115,19 @@ pub fn local_node_of(volume: &PersistentVolume) -> Option<&str> {
     of.values.as_ref()?.first().map(String::as_str)
 }
 
-/// The name of the volume that a claim is bound to; empty where there is none.
+/// The name of the volume that a claim is bound to; empty if unbound.
 #[must_use]
 pub fn volume_name(claim: &PersistentVolumeClaim) -> &str {
     claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()).unwrap_or_default()
 }
 
-/// Whether a claim's binding is done, as far as the claim says.
+/// Whether a claim's own fields mark its binding as complete.
 #[must_use]
 pub fn is_fully_bound(claim: &PersistentVolumeClaim) -> bool {
     !volume_name(claim).is_empty() && annotation(&claim.metadata, BIND_COMPLETED).is_some()
 }
 
-/// Whether a volume is bound to that claim, or kept for one of its name.
+/// Whether a volume is bound to the claim, or reserved for a claim of its name.
 #[must_use]
 pub fn is_for(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
     claim_ref(volume).is_some_and(|r| {
@@ -142,13 +142,13 @@ fn mode(mode: Option<&String>) -> &str {
     mode.map_or("Filesystem", String::as_str)
 }
 
-/// Whether one is a folder and the other a device.
+/// Whether the volume modes (`Filesystem`, `Block`) differ.
 #[must_use]
 pub fn modes_differ(claim: &PersistentVolumeClaimSpec, volume: &PersistentVolumeSpec) -> bool {
     mode(claim.volume_mode.as_ref()) != mode(volume.volume_mode.as_ref())
 }
 
-/// Whether a volume can be had in all the ways that a claim asks for.
+/// Whether a volume has all access modes of a claim.
 #[must_use]
 pub fn has_access_modes(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
     let offered = volume.spec.as_ref().and_then(|spec| spec.access_modes.as_deref()).unwrap_or_default();
@@ -164,39 +164,39 @@ pub fn same_attributes(volume: &PersistentVolume, claim: &PersistentVolumeClaim)
     of_volume.unwrap_or_default() == of_claim.unwrap_or_default()
 }
 
-/// A node, as far as volumes have to be near it.
+/// A node's fields for volume affinity.
 #[derive(Debug, Clone, Copy)]
-pub struct NodePlace<'a> {
+pub struct NodeTopology<'a> {
     /// Its name.
     pub name: &'a str,
     /// Its labels.
     pub labels: &'a BTreeMap<String, String>,
 }
 
-/// Whether a volume can be reached from a node.
+/// Whether a volume's node affinity matches a node.
 #[must_use]
-pub fn is_reachable(volume: &PersistentVolume, node: NodePlace<'_>) -> bool {
+pub fn is_reachable(volume: &PersistentVolume, node: NodeTopology<'_>) -> bool {
     let affinity = volume.spec.as_ref().and_then(|spec| spec.node_affinity.as_ref());
     let Some(required) = affinity.and_then(|affinity| affinity.required.as_ref()) else { return true };
     required.node_selector_terms.iter().any(|term| {
         let expressions = term.match_expressions.as_deref().unwrap_or_default();
         let fields = term.match_fields.as_deref().unwrap_or_default();
         let holds = |of: &NodeSelectorRequirement, value: Option<&str>| {
-            requirement_holds(&of.operator, of.values.as_deref().unwrap_or_default(), value)
+            requirement_matches(&of.operator, of.values.as_deref().unwrap_or_default(), value)
         };
-        // A term that asks for nothing selects nothing.
+        // An empty term matches nothing.
         (!expressions.is_empty() || !fields.is_empty())
             && expressions.iter().all(|of| holds(of, node.labels.get(&of.key).map(String::as_str)))
             && fields.iter().all(|of| of.key == "metadata.name" && holds(of, Some(node.name)))
     })
 }
 
-/// The volume that a claim is to have: one that is kept for it, else the smallest that has what it asks for. With a node: one that can
-/// be reached from there. `waits`: its class waits for a pod, so that without a node only what is kept for it counts.
+/// Returns the volume for a claim: one reserved for it, else the smallest match. With a node, its affinity must match.
+/// With `waits` (the class waits for a consumer) and no node only a reserved volume counts.
 pub fn find<'a>(
     claim: &PersistentVolumeClaim,
     volumes: impl Iterator<Item = &'a PersistentVolume>,
-    node: Option<NodePlace<'_>>,
+    node: Option<NodeTopology<'_>>,
     waits: bool,
 ) -> Option<&'a PersistentVolume> {
     let spec = claim.spec.as_ref()?;
@@ -228,7 +228,7 @@ pub fn find<'a>(
         if !free || !selected || !reachable || class_of_volume(volume) != class {
             continue;
         }
-        // What can be had in fewer ways goes first, as upstream's index has it.
+        // Fewer access modes first, as in upstream's index.
         let ways = of_volume.access_modes.as_ref().map_or(0, Vec::len);
         if best.as_ref().is_none_or(|(best_ways, size, _)| (ways, &has) < (*best_ways, size)) {
             best = Some((ways, has, volume));
@@ -254,7 +254,7 @@ pub fn claim_names(pod: &Pod) -> impl Iterator<Item = String> {
     volumes.filter_map(move |volume| claim_name(name, volume))
 }
 
-/// Why a claim that has the name of a pod's ephemeral volume isn't its; none where it is.
+/// Why a claim with the name of a pod's ephemeral volume isn't the pod's; `None` if it is.
 #[must_use]
 pub fn is_not_of_pod(pod: &ObjectMeta, claim: &PersistentVolumeClaim) -> Option<String> {
     let owner = controller_of(&claim.metadata).map(|owner| &owner.uid);
@@ -360,7 +360,7 @@ mod tests {
             volume("v", "1Gi", json!({"nodeAffinity": {"required": {"nodeSelectorTerms": [term]}}}))
         };
         let labels = BTreeMap::from([("zone".to_owned(), "z".to_owned())]);
-        let node = NodePlace { name: "n", labels: &labels };
+        let node = NodeTopology { name: "n", labels: &labels };
         for (volume, reachable) in [
             (near("zone", ""), true),
             (near("region", ""), false),

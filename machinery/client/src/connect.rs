@@ -1,7 +1,7 @@
-//! How a component reaches the apiserver: a `kube::Client`, remote or over an in-process service.
+//! Builds a `kube::Client`, for a remote API server or for a service of this process.
 //!
-//! Both ends look the same to the component: the same requests and the same answers. In process there is no socket and
-//! no TLS, and the identity is a typed request extension that the composition root puts in, never a header.
+//! Both variants have the same requests and responses. In process there is no socket and no TLS; the identity is a
+//! typed request extension from the composition root, never a header.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,32 +12,32 @@ use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use tower::{Service, ServiceExt as _};
 
-/// How long the head of an answer may take. Above the apiserver's own limit of 60 s, so that its answer wins.
+/// Timeout of a response's head. Above the API server's own limit of 60 s, so that the server's response arrives first.
 const RESPONSE_HEAD_TIMEOUT: Duration = Duration::from_secs(65);
-/// How long a body may be silent. Watches end by themselves before that (their `timeoutSeconds`), and a
-/// server sends bookmarks about once a minute.
+/// Timeout of a silent body. Watches end before it (their `timeoutSeconds`), and a server sends bookmarks about once a
+/// minute.
 const BODY_SILENCE_TIMEOUT: Duration = Duration::from_secs(605);
-/// How long a connection may take to be made.
+/// Timeout of connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why there is no client.
+/// Why a client can't be built.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The kubeconfig can't be read or understood: which, and why, without a piece of it.
+    /// The kubeconfig can't be read or parsed: path and reason, without any of its content.
     #[error("the kubeconfig {} cannot be used: {}", .0.display(), .1)]
     Kubeconfig(PathBuf, String),
-    /// The client can't be built from it (certificates, keys).
+    /// The certificates or keys can't be used.
     #[error("the client cannot be built")]
     Build(#[source] Box<kube::Error>),
 }
 
-/// No answer within the time allowed.
+/// The response took too long.
 #[derive(Debug, thiserror::Error)]
 #[error("no answer within {} s", .0.as_secs())]
-struct Late(Duration);
+struct HeadTimeout(Duration);
 
-/// A client over a service of this process. `map_request` gives the request the service's body type and puts the
-/// caller's identity into its extensions. To be called within a tokio runtime.
+/// A client of a service in this process. `map_request` converts the request's body type and adds the caller's identity
+/// to its extensions. Must be called within a tokio runtime.
 pub fn in_process<S, Q, B, F>(service: S, mut map_request: F) -> Client
 where
     S: Service<Request<Q>, Response = Response<B>> + Send + 'static,
@@ -49,18 +49,18 @@ where
     B::Error: Into<tower::BoxError>,
 {
     let service = service.map_request(move |request: Request<Body>| map_request(request));
-    Client::new(Timed(service), "default")
+    Client::new(WithHeadTimeout(service), "default")
 }
 
-/// A client for the cluster that the kubeconfig's current context names.
+/// A client of the cluster of a kubeconfig's current context.
 ///
 /// # Errors
-/// When the file can't be read, or what it names (certificates, keys) can't be used.
+/// If the file can't be read, or its certificates or keys can't be used.
 pub async fn from_kubeconfig(path: impl AsRef<Path>) -> Result<Client, ClientError> {
     from_config(read_kubeconfig(path).await?)
 }
 
-/// The same for a program that writes under this name: who manages the fields that it sets.
+/// As [`from_kubeconfig`], with a user agent: the field manager of its writes.
 ///
 /// # Errors
 /// As [`from_kubeconfig`].
@@ -72,13 +72,14 @@ pub async fn from_kubeconfig_as(path: impl AsRef<Path>, agent: &'static str) -> 
 
 async fn read_kubeconfig(path: impl AsRef<Path>) -> Result<Config, ClientError> {
     let path = path.as_ref();
-    let failed = |error: KubeconfigError| ClientError::Kubeconfig(path.to_owned(), told(path, &error));
+    let failed =
+        |error: KubeconfigError| ClientError::Kubeconfig(path.to_owned(), describe_kubeconfig_error(path, &error));
     let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
     Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(failed)
 }
 
-/// What is the matter with a kubeconfig. The parser would show the lines around a mistake, and it has keys and tokens.
-fn told(path: &Path, error: &KubeconfigError) -> String {
+/// Describes an error in a kubeconfig. The parser's own message would quote the lines around it, with keys and tokens.
+fn describe_kubeconfig_error(path: &Path, error: &KubeconfigError) -> String {
     match error {
         KubeconfigError::ReadConfig(error, _) => error.to_string(),
         KubeconfigError::Parse(_) => {
@@ -90,25 +91,25 @@ fn told(path: &Path, error: &KubeconfigError) -> String {
     }
 }
 
-/// A client for a configuration that was put together elsewhere.
+/// A client of a given configuration.
 ///
 /// # Errors
-/// When the certificates or keys in it can't be used.
+/// If its certificates or keys can't be used.
 pub fn from_config(mut config: Config) -> Result<Client, ClientError> {
-    // Fails only when another part of the process was first, with the same provider.
+    // Fails only if another part of the process has installed the same provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(BODY_SILENCE_TIMEOUT);
-    // Whoever asks decides about trying again: the queue and the watches have back-offs of their own.
+    // Retries are the callers': queue and reflectors have their own back-off.
     config.default_retry = false;
     let builder = ClientBuilder::try_from(config).map_err(|e| ClientError::Build(Box::new(e)))?;
-    Ok(builder.with_layer(&tower::layer::layer_fn(Timed)).build())
+    Ok(builder.with_layer(&tower::layer::layer_fn(WithHeadTimeout)).build())
 }
 
-/// Bounds the wait for an answer's head.
-struct Timed<S>(S);
+/// Adds a timeout to the response's head.
+struct WithHeadTimeout<S>(S);
 
-impl<S, B> Service<Request<Body>> for Timed<S>
+impl<S, B> Service<Request<Body>> for WithHeadTimeout<S>
 where
     S: Service<Request<Body>, Response = Response<B>>,
     S::Future: Send + 'static,
@@ -128,7 +129,7 @@ where
         Box::pin(async move {
             match tokio::time::timeout(RESPONSE_HEAD_TIMEOUT, answer).await {
                 Ok(answer) => answer.map_err(Into::into),
-                Err(_) => Err(Late(RESPONSE_HEAD_TIMEOUT).into()),
+                Err(_) => Err(HeadTimeout(RESPONSE_HEAD_TIMEOUT).into()),
             }
         })
     }
@@ -164,12 +165,12 @@ mod tests {
     async fn a_kubeconfig_that_cannot_be_used_is_told_without_what_is_in_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config");
-        let told = || async { from_kubeconfig(&path).await.map(|_| ()).unwrap_err().to_string() };
-        let absent = told().await;
+        let failure = || async { from_kubeconfig(&path).await.map(|_| ()).unwrap_err().to_string() };
+        let absent = failure().await;
         assert!(absent.ends_with("config cannot be used: No such file or directory (os error 2)"), "{absent}");
         for text in ["users:\n- name: me\n  user: {token: hush-hush\n", "users: hush-hush", "hush-hush: [1"] {
             std::fs::write(&path, text).unwrap();
-            let told = told().await;
+            let told = failure().await;
             assert!(told.contains("cannot be used: ") && !told.contains("hush") && !told.contains('\n'), "{told}");
         }
     }

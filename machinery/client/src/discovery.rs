@@ -1,4 +1,4 @@
-//! Which kinds the server holds objects of, as its aggregated discovery says.
+//! Discovery: the served kinds with stored objects, from the server's aggregated discovery document.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,47 +11,47 @@ use crate::object::Kind;
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
-/// What is served.
+/// The result of discovery.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Found {
+pub(super) struct DiscoveredKinds {
     /// Kinds that can be listed, watched and deleted.
     pub(super) kinds: BTreeSet<Kind>,
-    /// Groups of which nothing is known, with the reason.
+    /// Groups whose discovery failed, with the reason.
     pub(super) failed: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
-struct Groups {
+struct GroupDiscoveryList {
     #[serde(default)]
-    items: Vec<Group>,
+    items: Vec<GroupDiscovery>,
 }
 
 #[derive(Deserialize)]
-struct Group {
+struct GroupDiscovery {
     #[serde(default)]
-    metadata: GroupName,
+    metadata: GroupMetadata,
     #[serde(default)]
-    versions: Vec<Version>,
+    versions: Vec<VersionDiscovery>,
 }
 
 #[derive(Deserialize, Default)]
-struct GroupName {
+struct GroupMetadata {
     #[serde(default)]
     name: String,
 }
 
 #[derive(Deserialize)]
-struct Version {
+struct VersionDiscovery {
     version: String,
     #[serde(default)]
     freshness: String,
     #[serde(default)]
-    resources: Vec<Served>,
+    resources: Vec<ResourceDiscovery>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Served {
+struct ResourceDiscovery {
     resource: String,
     #[serde(default)]
     response_kind: ResponseKind,
@@ -67,9 +67,9 @@ struct ResponseKind {
     kind: String,
 }
 
-/// Asks the server.
-pub(super) async fn served(client: &Client) -> Result<Found, kube::Error> {
-    let mut found = Found::default();
+/// Fetches and parses the discovery document.
+pub(super) async fn discover_kinds(client: &Client) -> Result<DiscoveredKinds, kube::Error> {
+    let mut found = DiscoveredKinds::default();
     for path in ["/api", "/apis"] {
         let request = Request::get(path).header(ACCEPT, AGGREGATED).body(Vec::new()).map_err(kube::Error::HttpError)?;
         add(&mut found, client.request(request).await?);
@@ -77,8 +77,8 @@ pub(super) async fn served(client: &Client) -> Result<Found, kube::Error> {
     Ok(found)
 }
 
-/// Each resource once, in the first version that serves it.
-fn add(found: &mut Found, groups: Groups) {
+/// Adds each resource once, in the first version that serves it.
+fn add(found: &mut DiscoveredKinds, groups: GroupDiscoveryList) {
     for group in groups.items {
         let name = group.metadata.name;
         let mut seen = BTreeSet::new();
@@ -118,7 +118,7 @@ mod tests {
             {"version": "v1beta1", "freshness": "Current", "resources": [
                 {"resource": "deployments", "responseKind": {"kind": "Deployment"}, "scope": "Namespaced",
                  "verbs": ["list", "watch", "delete"]}]}]}]});
-        let mut found = Found::default();
+        let mut found = DiscoveredKinds::default();
         add(&mut found, serde_json::from_value(groups).unwrap());
         let kinds: Vec<String> = found.kinds.iter().map(|k| k.collection_path("x")).collect();
         assert_eq!(kinds, ["/apis/apps/v1/namespaces/x/deployments"]);

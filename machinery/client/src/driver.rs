@@ -1,9 +1,9 @@
-//! The driver: changes become keys, keys become plans, plans are performed. One for all controllers.
+//! The controller driver: maps changes to keys, keys to plans, and performs the plans. All controllers share it.
 //!
-//! Each controller is a row: what it looks at, how a change names the keys to look at again, and a pure function from
-//! view and key to plan. The function gets the key only, never what changed: a lost hint, a restart and a second replica
-//! are one code path. After a pass that wrote something the key is held back until the view shows what was written, so
-//! that no controller counts what it expects to see.
+//! Each controller is a row: its inputs, a mapping from a change to work queue keys, and a pure function from cache and
+//! key to plan. The function receives the key only, never the change: a lost hint, a restart and a second replica are
+//! one code path. After a pass with writes, the key is held back until the cache shows them, so that no controller
+//! needs expectation counters.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -20,63 +20,63 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::{Change, ObjectCache};
+use crate::effect::ReconcilerState;
 use crate::events::Recorder;
 use crate::executor::Executor;
 use crate::informer::{Informer, Listener};
 use crate::metrics::Metrics;
 use crate::object::{Decode, Kind, Typed, decode};
-use crate::pace::Pace;
-use crate::pass::{Memories, Pass};
+use crate::pass::{Pass, ReconcilerCache};
 use crate::pending::PendingWrite;
 use crate::plan::{EventRecord, Failure, Plan};
-use crate::question::Memory;
+use crate::progress::ProgressLimiter;
 use crate::queue::{BackOff, WorkQueue};
 use machinery_api::ObjectKey;
 use machinery_env::Env;
 
-/// How often every key is looked at again, as repair of whatever went wrong unnoticed.
+/// Interval at which every key is requeued, as repair of missed changes (client-go's resync).
 const FULL_PASS_INTERVAL: Duration = Duration::from_secs(600);
-/// Objects that one read of the view looks at in such a pass: some milliseconds.
-const REPAIR_CHUNK: usize = 1000;
-/// How long a key is held back at most for the view to catch up (upstream's expectations time out after as long).
+/// Objects per read lock of the cache in a full pass: some milliseconds.
+const FULL_PASS_CHUNK: usize = 1000;
+/// How long a key is held back at most for the cache to catch up (upstream's expectations time out after as long).
 const HOLD_MAX: Duration = Duration::from_secs(300);
-/// Passes of one controller that wait for answers at once: more would only wait at the server.
-const ASKING_MAX: usize = 32;
-/// Rounds of questions of one pass.
-const ROUNDS_MAX: usize = 24;
+/// Passes of one controller that run effects at once: more would only queue at the server.
+const EFFECT_PASSES_MAX: usize = 32;
+/// Rounds of effects in one pass.
+const EFFECT_ROUNDS_MAX: usize = 24;
 
-/// What a decision may know beside the view.
+/// Inputs of a decision beside the cache.
 #[derive(Debug)]
 pub struct Context<'a, S> {
     /// The time.
     pub now: Timestamp,
-    /// The monotonic time on whose scale [`ObjectCache::seen_at`] is.
+    /// The monotonic time, on the scale of [`ObjectCache::seen_at`].
     pub elapsed: Duration,
     /// The controllers' settings.
     pub settings: &'a S,
-    /// What was asked in this pass, and answered.
+    /// Effects of this pass and their results.
     pub pass: &'a Pass,
-    /// What this controller remembers of its keys.
-    pub memories: &'a Memories,
+    /// The controller's cached state, by key.
+    pub reconciler_cache: &'a ReconcilerCache,
 }
 
-/// Which keys a change concerns.
+/// Maps a change to the keys to enqueue.
 pub type Keys = fn(&ObjectCache, &Change) -> Vec<ObjectKey>;
 
-/// One kind of objects that a controller looks at.
+/// One kind of objects that a controller watches.
 #[derive(Debug, Clone, Copy)]
 pub struct Input {
-    /// None: every kind.
-    held: Option<Held>,
+    /// `None` for an input of every kind.
+    held: Option<TypedInput>,
     watch: fn(&Arc<Informer>, Option<Duration>),
-    /// Asked for so often, where it can't be watched.
+    /// Poll interval of a kind that can't be watched.
     every: Option<Duration>,
     keys: Keys,
 }
 
-/// A kind whose objects the view holds whole.
+/// A kind whose whole objects are cached.
 #[derive(Debug, Clone, Copy)]
-struct Held {
+struct TypedInput {
     kind: fn() -> Kind,
     decode: Decode,
 }
@@ -85,7 +85,7 @@ impl Input {
     /// Objects of one type.
     #[must_use]
     pub const fn of<K: Typed>(keys: Keys) -> Self {
-        let held = Some(Held { kind: Kind::of::<K>, decode: |_, text| decode::<K>(text) });
+        let held = Some(TypedInput { kind: Kind::of::<K>, decode: |_, text| decode::<K>(text) });
         let watch = |informer: &Arc<Informer>, every: Option<Duration>| match every {
             Some(every) => informer.poll::<K>(every),
             None => informer.watch::<K>(),
@@ -93,32 +93,32 @@ impl Input {
         Self { held, watch, every: None, keys }
     }
 
-    /// Objects of one type that can be listed and not watched, such as metrics: asked for at an interval. Controllers
-    /// start without them; how old they are says [`ObjectCache::replaced_at`].
+    /// Objects of one type that can be listed but not watched, such as metrics: polled at an interval. Controllers
+    /// start before the first list; [`ObjectCache::replaced_at`] has the age.
     #[must_use]
     pub const fn polled<K: Typed>(every: Duration, keys: Keys) -> Self {
         Self { every: Some(every), ..Self::of::<K>(keys) }
     }
 
-    /// The metadata of all objects that can be owned or left behind: see [`Informer::watch_everything`].
+    /// The metadata of all objects that can have owners or be orphaned: see [`Informer::watch_everything`].
     #[must_use]
     pub const fn everything(keys: Keys) -> Self {
         Self { held: None, watch: |informer, _| informer.watch_everything(), every: None, keys }
     }
 
-    /// The kind; none where it is every kind.
+    /// The kind; `None` for an input of every kind.
     #[must_use]
     pub fn kind(&self) -> Option<Kind> {
         self.held.map(|held| (held.kind)())
     }
 
-    /// The kind, and how its objects are read.
+    /// The kind with the decoder of its objects.
     #[must_use]
     pub fn held(&self) -> Option<(Kind, Decode)> {
         self.held.map(|held| ((held.kind)(), held.decode))
     }
 
-    /// The keys that a change concerns, if it is of this input's kind.
+    /// The keys to enqueue for a change; none if the change is of another kind.
     #[must_use]
     pub fn keys(&self, view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
         match self.held {
@@ -128,7 +128,7 @@ impl Input {
     }
 }
 
-/// The key of the changed object itself: what most controllers want of their own kind.
+/// The key of the changed object itself, for a controller's own kind.
 #[must_use]
 pub fn own_key(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     vec![(*change.key).clone()]
@@ -139,34 +139,34 @@ pub fn own_key(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
 pub struct Controller<S: 'static> {
     /// Upstream's name; also the source of its events.
     pub name: &'static str,
-    /// The service account in `kube-system` in whose name it acts, as upstream's default roles are bound to it.
+    /// The service account in `kube-system` that the controller acts as. Upstream's default roles are bound to it.
     pub account: &'static str,
-    /// How many keys are worked on at once.
+    /// Number of workers: keys reconciled at once.
     pub workers: usize,
-    /// How long a key waits that failed.
+    /// Back-off of a failed key.
     pub back_off: BackOff,
-    /// What it looks at.
+    /// The watched kinds.
     pub inputs: &'static [Input],
-    /// The decision: pure.
+    /// The decision: a pure function.
     pub reconcile: fn(&ObjectCache, &ObjectKey, &Context<'_, S>) -> Plan,
 }
 
-/// Gives the client that acts in the name of a service account of `kube-system`.
+/// Returns the client that acts as a service account of `kube-system`.
 pub type Clients = Arc<dyn Fn(&'static str) -> Client + Send + Sync>;
 
-/// What the driver works with.
+/// Dependencies of the driver.
 pub struct DriverDeps<S> {
-    /// Gives the client that acts as a service account of `kube-system`.
+    /// Returns the client that acts as a service account of `kube-system`.
     pub clients: Clients,
-    /// The view; its inputs are watched from the start of the driver on.
+    /// The informer; its inputs are watched from the driver's start on.
     pub informer: Arc<Informer>,
     /// Clock and randomness.
     pub env: Env,
-    /// The figures.
+    /// Metrics of all controllers.
     pub metrics: Metrics,
-    /// What the controllers are told.
+    /// The controllers' settings.
     pub settings: Arc<S>,
-    /// How many keys are worked on at once, where that is another number than the controller's own.
+    /// Number of workers by controller name, where it differs from the controller's own.
     pub workers: BTreeMap<&'static str, usize>,
 }
 
@@ -176,8 +176,8 @@ impl<S> std::fmt::Debug for DriverDeps<S> {
     }
 }
 
-/// One controller at work.
-struct Running<S: 'static> {
+/// One running controller.
+struct ControllerRunner<S: 'static> {
     row: &'static Controller<S>,
     queue: Arc<WorkQueue>,
     executor: Executor,
@@ -185,11 +185,11 @@ struct Running<S: 'static> {
     env: Env,
     metrics: Metrics,
     settings: Arc<S>,
-    memories: RwLock<Memories>,
-    /// What says only how far it has come.
-    pace: Mutex<Pace>,
-    /// Passes that wait for answers at once.
-    asking: Arc<Semaphore>,
+    reconciler_cache: RwLock<ReconcilerCache>,
+    /// Delays writes that only report progress.
+    progress_limiter: Mutex<ProgressLimiter>,
+    /// Permits of passes that run effects.
+    effect_permits: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
@@ -201,8 +201,9 @@ pub async fn run<S: Send + Sync + 'static>(
 ) {
     let mut tasks = JoinSet::new();
     let mut listeners = Vec::new();
-    let all: Vec<Arc<Running<S>>> = controllers.into_iter().map(|row| Running::new(row, &parts, &stop)).collect();
-    // Whole kinds first: what is watched whole needs no second watch of its metadata.
+    let all: Vec<Arc<ControllerRunner<S>>> =
+        controllers.into_iter().map(|row| ControllerRunner::new(row, &parts, &stop)).collect();
+    // Typed inputs first: a kind that is cached whole needs no second watch of its metadata.
     let inputs = || all.iter().flat_map(|r| r.row.inputs);
     inputs().filter(|i| i.held.is_some()).for_each(|input| (input.watch)(&parts.informer, input.every));
     inputs().filter(|i| i.held.is_none()).for_each(|input| (input.watch)(&parts.informer, input.every));
@@ -226,7 +227,7 @@ pub async fn run<S: Send + Sync + 'static>(
         loop {
             tokio::time::sleep(FULL_PASS_INTERVAL).await;
             for kind in parts.informer.read(|view| view.kinds().cloned().collect::<Vec<_>>()) {
-                repair(&parts.informer, &kind, |view, change| {
+                requeue_all(&parts.informer, &kind, |view, change| {
                     all.iter().for_each(|running| running.on_change(view, change));
                 })
                 .await;
@@ -239,18 +240,18 @@ pub async fn run<S: Send + Sync + 'static>(
         () = full_passes => {}
     }
     drop(listeners);
-    // What is being performed breaks off between two requests' awaits: every plan may be repeated.
+    // Plans in progress are cancelled at an await between two requests: every plan may be repeated.
     while tasks.join_next().await.is_some() {}
 }
 
-/// Looks at all objects of a kind again, in pieces: between two of them others get at the view.
-async fn repair(informer: &Informer, kind: &Kind, look: impl Fn(&ObjectCache, &Change)) {
+/// Requeues all objects of a kind in chunks; the cache's lock is released between two of them.
+async fn requeue_all(informer: &Informer, kind: &Kind, look: impl Fn(&ObjectCache, &Change)) {
     let mut after: Option<Arc<ObjectKey>> = None;
     loop {
         let last = informer.read(|view| {
-            let changes = view.changes_after(kind, after.as_deref(), REPAIR_CHUNK);
+            let changes = view.changes_after(kind, after.as_deref(), FULL_PASS_CHUNK);
             changes.iter().for_each(|change| look(view, change));
-            changes.last().map(|change| change.key.clone()).filter(|_| changes.len() == REPAIR_CHUNK)
+            changes.last().map(|change| change.key.clone()).filter(|_| changes.len() == FULL_PASS_CHUNK)
         });
         let Some(last) = last else { return };
         after = Some(last);
@@ -258,7 +259,7 @@ async fn repair(informer: &Informer, kind: &Kind, look: impl Fn(&ObjectCache, &C
     }
 }
 
-impl<S: Send + Sync + 'static> Running<S> {
+impl<S: Send + Sync + 'static> ControllerRunner<S> {
     fn new(row: &'static Controller<S>, parts: &DriverDeps<S>, stop: &CancellationToken) -> Arc<Self> {
         let client = (parts.clients)(row.account);
         let recorder = Recorder::start(client.clone(), parts.env.clone(), row.name, stop);
@@ -272,22 +273,22 @@ impl<S: Send + Sync + 'static> Running<S> {
             env: parts.env.clone(),
             metrics: parts.metrics.clone(),
             settings: parts.settings.clone(),
-            memories: RwLock::default(),
-            pace: Mutex::default(),
-            asking: Arc::new(Semaphore::new(ASKING_MAX)),
+            reconciler_cache: RwLock::default(),
+            progress_limiter: Mutex::default(),
+            effect_permits: Arc::new(Semaphore::new(EFFECT_PASSES_MAX)),
             stop: stop.clone(),
         })
     }
 
     fn on_change(&self, view: &ObjectCache, change: &Change) {
         for input in self.row.inputs {
-            // The caller feeds all controllers: a panic must not end it. The next full pass looks at the object again.
+            // The caller serves all controllers: a panic must not end it. The next full pass maps the object again.
             match catch_unwind(AssertUnwindSafe(|| input.keys(view, change))) {
                 Ok(keys) => keys.into_iter().for_each(|key| {
                     self.queue.add(key);
                 }),
                 Err(panic) => {
-                    self.metrics.panicked(self.row.name);
+                    self.metrics.count_panic(self.row.name);
                     let panic = panic_message(&*panic);
                     tracing::error!(controller = self.row.name, key = %change.key, panic, "mapping a change to keys panicked");
                 }
@@ -305,43 +306,43 @@ impl<S: Send + Sync + 'static> Running<S> {
 
     async fn work(self: Arc<Self>) {
         loop {
-            let taken = self.queue.next().await;
-            self.metrics.taken(self.row.name, taken.waited);
-            let key = taken.key;
+            let next = self.queue.next().await;
+            self.metrics.record_queue_time(self.row.name, next.waited);
+            let key = next.key;
             let now = self.env.now();
             let Some(plan) = self.decide(&key, now, &Pass::default()) else { continue };
-            if plan.questions.is_empty() {
-                self.guard(&key, self.perform(key.clone(), plan)).await;
+            if plan.effects.is_empty() {
+                self.catch_panic(&key, self.perform(key.clone(), plan)).await;
                 continue;
             }
-            // Who answers may be slow: that is no worker's time.
-            let Ok(permit) = self.asking.clone().acquire_owned().await else { return };
+            // A slow server must not hold up a worker.
+            let Ok(permit) = self.effect_permits.clone().acquire_owned().await else { return };
             let running = self.clone();
             tokio::spawn(async move {
                 let _permit = permit;
                 let stop = running.stop.clone();
-                let asking = running.clone().ask(key.clone(), now, plan);
-                stop.run_until_cancelled(running.guard(&key, asking)).await;
+                let effects = running.clone().run_effects(key.clone(), now, plan);
+                stop.run_until_cancelled(running.catch_panic(&key, effects)).await;
             });
         }
     }
 
-    /// Asks what a decision needs to know, as long as it needs more; then does what it says. One pass has one time.
-    async fn ask(self: Arc<Self>, key: Arc<ObjectKey>, now: Timestamp, mut plan: Plan) {
+    /// Runs effects and repeats the decision until it needs no more; then performs the plan. One pass has one time.
+    async fn run_effects(self: Arc<Self>, key: Arc<ObjectKey>, now: Timestamp, mut plan: Plan) {
         let mut pass = Pass::default();
-        for _ in 0..ROUNDS_MAX {
-            if plan.questions.is_empty() {
+        for _ in 0..EFFECT_ROUNDS_MAX {
+            if plan.effects.is_empty() {
                 break;
             }
-            pass.carried = plan.memory.take();
-            for (question, answer) in self.executor.ask(plan.questions).await {
-                pass.answered(question, answer);
+            pass.scratch = plan.state.take();
+            for (effect, result) in self.executor.run_effects(plan.effects).await {
+                pass.record(effect, result);
             }
             let Some(next) = self.decide(&key, now, &pass) else { return };
             plan = next;
         }
-        if !plan.questions.is_empty() {
-            tracing::error!(controller = self.row.name, %key, "the decision asks without end");
+        if !plan.effects.is_empty() {
+            tracing::error!(controller = self.row.name, %key, "the decision requests effects without end");
             plan = Plan::nothing();
             plan.requeue_after(now, FULL_PASS_INTERVAL);
         }
@@ -349,10 +350,14 @@ impl<S: Send + Sync + 'static> Running<S> {
     }
 
     async fn perform(self: &Arc<Self>, key: Arc<ObjectKey>, plan: Plan) {
-        self.remember(&key, plan.memory);
+        self.cache_state(&key, plan.state);
         let requeue_at = plan.requeue_at;
         let may_wait = plan.may_wait && !plan.actions.is_empty();
-        let wait = self.pace.lock().unwrap_or_else(PoisonError::into_inner).wait(&key, may_wait, self.env.elapsed());
+        let wait = self.progress_limiter.lock().unwrap_or_else(PoisonError::into_inner).wait(
+            &key,
+            may_wait,
+            self.env.elapsed(),
+        );
         if let Some(wait) = wait {
             self.release(&key, Some(wait), requeue_at);
             return;
@@ -361,60 +366,60 @@ impl<S: Send + Sync + 'static> Running<S> {
             tracing::debug!(controller = self.row.name, %key, actions = ?plan.actions, "performing");
         }
         let (wrote, result) = self.executor.perform(plan.actions).await;
-        let seen = |view: &ObjectCache| wrote.iter().all(|w| w.seen(view));
+        let seen = |view: &ObjectCache| wrote.iter().all(|w| w.is_visible(view));
         if self.informer.read(seen) {
             self.finish(&key, requeue_at, result);
         } else {
             let (running, waiting) = (self.clone(), self.clone().await_cache(key.clone(), wrote, requeue_at, result));
-            tokio::spawn(async move { running.guard(&key, waiting).await });
+            tokio::spawn(async move { running.catch_panic(&key, waiting).await });
         }
     }
 
-    fn remember(&self, key: &ObjectKey, memory: Option<Memory>) {
-        let known = self.memories.read().unwrap_or_else(PoisonError::into_inner);
-        // Most controllers remember nothing.
-        if memory.is_none() && known.lacks(key) {
+    fn cache_state(&self, key: &ObjectKey, state: Option<ReconcilerState>) {
+        let known = self.reconciler_cache.read().unwrap_or_else(PoisonError::into_inner);
+        // Most controllers cache nothing.
+        if state.is_none() && known.lacks(key) {
             return;
         }
         drop(known);
-        self.memories.write().unwrap_or_else(PoisonError::into_inner).set(key, memory);
+        self.reconciler_cache.write().unwrap_or_else(PoisonError::into_inner).set(key, state);
     }
 
-    /// Makes the decision; none where it panicked, and the key was given back.
+    /// Makes the decision; `None` if it panicked and its key was requeued.
     fn decide(&self, key: &Arc<ObjectKey>, now: Timestamp, pass: &Pass) -> Option<Plan> {
-        let memories = self.memories.read().unwrap_or_else(PoisonError::into_inner);
+        let reconciler_cache = self.reconciler_cache.read().unwrap_or_else(PoisonError::into_inner);
         let elapsed = self.env.elapsed();
-        let context = Context { now, elapsed, settings: &*self.settings, pass, memories: &memories };
-        // A bug in one decision must not end all others.
+        let context = Context { now, elapsed, settings: &*self.settings, pass, reconciler_cache: &reconciler_cache };
+        // A panic in one decision must not end the others.
         let plan =
             self.informer.read(|view| catch_unwind(AssertUnwindSafe(|| (self.row.reconcile)(view, key, &context))));
-        drop(memories);
-        plan.map_err(|panic| self.panicked(key, &*panic)).ok()
+        drop(reconciler_cache);
+        plan.map_err(|panic| self.requeue_after_panic(key, &*panic)).ok()
     }
 
-    /// Runs a step of a pass. A panic fails the pass, so that its key does not stay taken nor its worker end.
-    async fn guard(&self, key: &Arc<ObjectKey>, step: impl Future<Output = ()>) {
+    /// Runs a step of a pass. A panic fails the pass: its key is requeued and the worker lives on.
+    async fn catch_panic(&self, key: &Arc<ObjectKey>, step: impl Future<Output = ()>) {
         if let Err(panic) = AssertUnwindSafe(step).catch_unwind().await {
-            self.panicked(key, &*panic);
+            self.requeue_after_panic(key, &*panic);
         }
     }
 
-    /// Gives back a key whose pass panicked, as one that failed: it is retried with its back-off. Nothing is remembered of
-    /// it any more, as after a restart.
-    fn panicked(&self, key: &Arc<ObjectKey>, panic: &(dyn Any + Send)) {
+    /// Requeues a key whose pass panicked with its back-off, as after a failure. Its cached state is dropped, as after
+    /// a restart.
+    fn requeue_after_panic(&self, key: &Arc<ObjectKey>, panic: &(dyn Any + Send)) {
         let controller = self.row.name;
         tracing::error!(controller, %key, panic = panic_message(panic), "the decision panicked; it is retried");
-        self.metrics.panicked(controller);
-        if let Some(about) = self.informer.read(|view| self.subject(view, key)) {
+        self.metrics.count_panic(controller);
+        if let Some(about) = self.informer.read(|view| self.regarding_object(view, key)) {
             self.executor.recorder.record(panic_event(about, controller));
         }
-        self.remember(key, None);
+        self.cache_state(key, None);
         self.queue.add_rate_limited(key.clone());
         self.release(key, None, None);
     }
 
-    /// The object that a key names: of the first kind among the inputs that has it.
-    fn subject(&self, view: &ObjectCache, key: &ObjectKey) -> Option<ObjectReference> {
+    /// A reference to the key's object, of the first input kind that has it.
+    fn regarding_object(&self, view: &ObjectCache, key: &ObjectKey) -> Option<ObjectReference> {
         self.row.inputs.iter().filter_map(Input::kind).find_map(|kind| {
             let metadata = view.metadata(&kind, key)?;
             Some(ObjectReference {
@@ -429,7 +434,7 @@ impl<S: Send + Sync + 'static> Running<S> {
         })
     }
 
-    /// Waits until the view shows what was written.
+    /// Waits until the cache shows the writes.
     async fn await_cache(
         self: Arc<Self>,
         key: Arc<ObjectKey>,
@@ -437,9 +442,9 @@ impl<S: Send + Sync + 'static> Running<S> {
         requeue_at: Option<Timestamp>,
         result: Result<(), Failure>,
     ) {
-        let shown = self.informer.shown(&wrote);
+        let shown = self.informer.await_writes(&wrote);
         if tokio::time::timeout(HOLD_MAX, shown).await.is_err() {
-            tracing::warn!(controller = self.row.name, %key, "the view does not show what was written");
+            tracing::warn!(controller = self.row.name, %key, "the cache does not show the writes of a plan");
         }
         self.finish(&key, requeue_at, result);
     }
@@ -449,9 +454,9 @@ impl<S: Send + Sync + 'static> Running<S> {
             Ok(()) => self.queue.forget(key),
             Err(failure) => {
                 if failure.code == 409 {
-                    tracing::debug!(controller = self.row.name, %key, %failure, "trying again");
+                    tracing::debug!(controller = self.row.name, %key, %failure, "retrying");
                 } else {
-                    tracing::info!(controller = self.row.name, %key, %failure, "trying again");
+                    tracing::info!(controller = self.row.name, %key, %failure, "retrying");
                 }
                 self.queue.add_rate_limited(key.clone());
             }
@@ -459,18 +464,18 @@ impl<S: Send + Sync + 'static> Running<S> {
         self.release(key, None, requeue_at);
     }
 
-    /// Gives a key back that was worked on, to be looked at again after `wait` and at `requeue_at`.
+    /// Marks a key as done and requeues it after `wait` and at `requeue_at`.
     fn release(&self, key: &Arc<ObjectKey>, wait: Option<Duration>, requeue_at: Option<Timestamp>) {
         let until =
             |at| self.env.now().until(at).ok().and_then(|span| Duration::try_from(span).ok()).unwrap_or_default();
         for wait in wait.into_iter().chain(requeue_at.map(until)) {
             self.queue.add_after(key.clone(), wait);
         }
-        self.metrics.done(self.row.name, self.queue.done(key));
+        self.metrics.record_work_time(self.row.name, self.queue.done(key));
     }
 }
 
-/// The event about an object whose decision panicked. It is the same at each retry, so that the recorder counts it.
+/// The event about an object whose decision panicked. The text is constant, so that the recorder aggregates retries.
 fn panic_event(about: ObjectReference, controller: &str) -> EventRecord {
     let message = format!(
         "{controller} panicked while it reconciled this object and retries it with back-off; its log has the panic, the \
@@ -479,7 +484,7 @@ fn panic_event(about: ObjectReference, controller: &str) -> EventRecord {
     EventRecord { about, warning: true, reason: "ReconcilePanicked", message, source: None }
 }
 
-/// What a panic says, where it is a text.
+/// A panic's message, if its payload is text.
 fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")

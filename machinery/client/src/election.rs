@@ -1,4 +1,4 @@
-//! Leader election over a Lease, with client-go's record and timing: of several replicas one acts.
+//! Leader election over a Lease, with client-go's record and timing: one of several replicas is active.
 
 use std::time::Duration;
 
@@ -15,18 +15,18 @@ use crate::request::{ApiClient, status_code};
 use machinery_api::ObjectKey;
 use machinery_env::Env;
 
-/// How a leader is elected.
+/// Configuration of an election.
 #[derive(Debug, Clone)]
 pub struct Election {
     /// The Lease, such as `kube-system/kube-controller-manager`.
     pub lease: ObjectKey,
-    /// Who takes part: unique per replica.
+    /// The candidate's identity: unique per replica.
     pub identity: String,
-    /// After how long without renewal others may take over.
+    /// Time without renewal after which others may take over.
     pub lease_duration: Duration,
-    /// After how long without renewal the leader gives up.
+    /// Time without renewal after which the leader gives up.
     pub renew_deadline: Duration,
-    /// How often to try.
+    /// Interval between attempts.
     pub retry_period: Duration,
 }
 
@@ -43,28 +43,28 @@ impl Election {
     }
 }
 
-/// The leadership was lost: whoever led must end, as another may act by now.
+/// The leadership was lost: the leader must exit, since another may be active.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the leadership is lost")]
 pub struct LeadershipLost;
 
-/// What was seen of the record, and when by our own clock: other replicas' clocks don't matter.
+/// The last observed record, with the time by the local clock: other replicas' clocks are not used.
 #[derive(Debug, Default)]
-struct Observed {
+struct ObservedRecord {
     spec: Option<LeaseSpec>,
     at: Duration,
 }
 
-/// What to do about the record: pure.
+/// Decision about the record: pure.
 #[derive(Debug, PartialEq)]
-enum Step {
-    /// Write this one.
+enum ElectionStep {
+    /// Write this record.
     Write(Box<LeaseSpec>),
-    /// Another leads.
+    /// Another candidate leads.
     Wait,
 }
 
-fn step(election: &Election, observed: &Observed, now: Timestamp, elapsed: Duration) -> Step {
+fn step(election: &Election, observed: &ObservedRecord, now: Timestamp, elapsed: Duration) -> ElectionStep {
     let stamp = MicroTime(now);
     let duration = i32::try_from(election.lease_duration.as_secs()).unwrap_or(i32::MAX);
     let mut next = LeaseSpec {
@@ -75,31 +75,31 @@ fn step(election: &Election, observed: &Observed, now: Timestamp, elapsed: Durat
         lease_transitions: Some(0),
         ..LeaseSpec::default()
     };
-    let Some(spec) = &observed.spec else { return Step::Write(Box::new(next)) };
+    let Some(spec) = &observed.spec else { return ElectionStep::Write(Box::new(next)) };
     let holder = spec.holder_identity.as_deref().unwrap_or_default();
     let transitions = spec.lease_transitions.unwrap_or(0);
     if holder == election.identity {
         next.acquire_time = spec.acquire_time.clone();
         next.lease_transitions = Some(transitions);
-        return Step::Write(Box::new(next));
+        return ElectionStep::Write(Box::new(next));
     }
     let valid = Duration::from_secs(u64::try_from(spec.lease_duration_seconds.unwrap_or(0)).unwrap_or(0));
     if !holder.is_empty() && observed.at.saturating_add(valid) > elapsed {
-        return Step::Wait;
+        return ElectionStep::Wait;
     }
     next.lease_transitions = Some(transitions.saturating_add(1));
-    Step::Write(Box::new(next))
+    ElectionStep::Write(Box::new(next))
 }
 
-/// Takes part until `stop`: waits for the leadership, then runs `lead`. Its token ends when the leadership does; at
-/// `stop` the record is released so that another needn't wait.
+/// Runs for election until `stop`: waits for the leadership, then runs `lead`. The token passed to `lead` ends with the
+/// leadership. At `stop` the record is released, so that another candidate needn't wait.
 ///
-/// Whoever leads has stopped when another may begin: the leadership ends `renew_deadline` after the last renewal that
-/// succeeded was *sent*, however many attempts are under way then, and others count the longer `lease_duration` from
-/// when they saw it. `lead` is dropped with this future: what it spawned must end with it.
+/// The leader has stopped before another may start: the leadership ends `renew_deadline` after the last successful
+/// renewal was *sent*, whatever attempts are in flight. Others count the longer `lease_duration` from their
+/// observation. `lead` is dropped with this future: tasks that it spawned must end with it.
 ///
 /// # Errors
-/// When the leadership was lost.
+/// If the leadership was lost.
 pub async fn run<F>(
     client: Client,
     env: Env,
@@ -110,7 +110,7 @@ pub async fn run<F>(
 where
     F: Future<Output = ()>,
 {
-    let mut record = Record { client, env, election, observed: Observed::default(), lease: None };
+    let mut record = LeaseRecord { client, env, election, observed: ObservedRecord::default(), lease: None };
     let renewed = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
@@ -124,11 +124,12 @@ where
         biased;
         () = &mut work => true,
         () = stop.cancelled() => {
-            // Nobody renews while the work winds up: it has what is left of the lease, as upstream's processes that exit.
+            // The lease isn't renewed during shutdown: the rest of its duration bounds the work, as in upstream's
+            // processes.
             let _ = tokio::time::timeout(record.election.renew_deadline, &mut work).await;
             true
         }
-        () = record.keep(renewed) => false,
+        () = record.renew_until_lost(renewed) => false,
     };
     leading.cancel();
     if !ended {
@@ -138,23 +139,23 @@ where
     Ok(())
 }
 
-/// The record on the server, as far as it is known.
-struct Record {
+/// The Lease on the server with its last observed state.
+struct LeaseRecord {
     client: Client,
     env: Env,
     election: Election,
-    observed: Observed,
+    observed: ObservedRecord,
     lease: Option<Lease>,
 }
 
-impl Record {
-    /// Whether another holds the record.
-    fn taken(&self) -> bool {
+impl LeaseRecord {
+    /// Whether another candidate holds the record.
+    fn is_held_by_other(&self) -> bool {
         let holder = self.observed.spec.as_ref().and_then(|s| s.holder_identity.as_deref()).unwrap_or_default();
         !holder.is_empty() && holder != self.election.identity
     }
 
-    /// Waits for the leadership. Answers when the attempt that won it began.
+    /// Waits for the leadership. Returns when the successful attempt began.
     async fn acquire(&mut self) -> Duration {
         loop {
             let began = self.env.elapsed();
@@ -167,9 +168,9 @@ impl Record {
         }
     }
 
-    /// Renews until that has failed for too long, or another holds the record. `renewed`: when the last attempt that
-    /// succeeded began.
-    async fn keep(&mut self, mut renewed: Duration) {
+    /// Renews until the deadline has passed, or another candidate holds the record. `renewed`: when the last successful
+    /// attempt began.
+    async fn renew_until_lost(&mut self, mut renewed: Duration) {
         loop {
             let left = (renewed + self.election.renew_deadline).saturating_sub(self.env.elapsed());
             let retry_period = self.election.retry_period;
@@ -180,18 +181,18 @@ impl Record {
             };
             match tokio::time::timeout(left, attempt).await {
                 Ok(Some(began)) => renewed = began,
-                Ok(None) if self.taken() => return,
+                Ok(None) if self.is_held_by_other() => return,
                 Ok(None) => {}
                 Err(_) => return,
             }
         }
     }
 
-    /// Tries to take or renew the record.
+    /// Tries to acquire or renew the record.
     async fn attempt(&mut self) -> bool {
         let api = ApiClient::from(self.client.clone());
-        // A leader knows the record: it renews without reading, and reads where that conflicts.
-        if self.lease.is_none() || self.taken() {
+        // The leader renews with its cached record; it reads only after a conflict.
+        if self.lease.is_none() || self.is_held_by_other() {
             match api.get(&Kind::of::<Lease>(), &self.election.lease).await {
                 Ok(lease) => self.observe(Some(lease)),
                 Err(error) if status_code(&error) == 404 => self.observe(None),
@@ -201,7 +202,7 @@ impl Record {
                 }
             }
         }
-        let Step::Write(spec) = step(&self.election, &self.observed, self.env.now(), self.env.elapsed()) else {
+        let ElectionStep::Write(spec) = step(&self.election, &self.observed, self.env.now(), self.env.elapsed()) else {
             return false;
         };
         self.write(*spec).await
@@ -233,7 +234,7 @@ impl Record {
             }
             Err(error) => {
                 tracing::debug!(%error, "the lease cannot be written");
-                // Read it anew before the next try.
+                // Read again before the next try.
                 self.lease = None;
                 false
             }
@@ -243,12 +244,12 @@ impl Record {
     fn observe(&mut self, lease: Option<Lease>) {
         let spec = lease.as_ref().and_then(|l| l.spec.clone());
         if spec != self.observed.spec {
-            self.observed = Observed { spec, at: self.env.elapsed() };
+            self.observed = ObservedRecord { spec, at: self.env.elapsed() };
         }
         self.lease = lease;
     }
 
-    /// Gives the record back: held by nobody, valid for a second.
+    /// Releases the record: no holder, valid for one second.
     async fn release(&mut self) {
         let Some(spec) = self.observed.spec.clone() else { return };
         let now = MicroTime(self.env.now());
@@ -289,21 +290,21 @@ mod tests {
     use super::*;
     use machinery_env::{Clock as _, TokioClock};
 
-    fn held(by: &str) -> Observed {
+    fn held(by: &str) -> ObservedRecord {
         let spec = LeaseSpec {
             holder_identity: Some(by.into()),
             lease_duration_seconds: Some(15),
             lease_transitions: Some(3),
             ..LeaseSpec::default()
         };
-        Observed { spec: Some(spec), at: Duration::from_secs(100) }
+        ObservedRecord { spec: Some(spec), at: Duration::from_secs(100) }
     }
 
-    /// A server of one Lease that fails as the test wants, on tokio's clock, which a test may pause.
+    /// A server of one Lease with scripted faults, on tokio's clock, which a test may pause.
     #[derive(Clone, Default)]
     struct Server {
         lease: Arc<Mutex<Option<Value>>>,
-        /// What happens to a write at a time since the start.
+        /// The fault of a write at a time since the start.
         fault: Option<fn(Duration) -> Fault>,
         asked: Arc<AtomicUsize>,
     }
@@ -350,8 +351,8 @@ mod tests {
         Response::builder().status(code).body(Full::new(Bytes::from(body.to_string()))).unwrap()
     }
 
-    /// Two leaders for five seconds were possible when each attempt had the whole renew deadline: quick failures until
-    /// shortly before it, then one that hangs.
+    /// Two leaders for five seconds were possible when each attempt had the whole renew deadline: failures until
+    /// shortly before it, then an attempt that hangs.
     #[tokio::test(start_paused = true)]
     async fn the_leadership_ends_in_time_while_an_attempt_hangs() {
         let (env, clock) = TokioClock::env(1);
@@ -366,7 +367,7 @@ mod tests {
         let stop = CancellationToken::new();
         let result = run(server.client(&clock), env, election, stop, lead).await;
         assert_eq!(result, Err(LeadershipLost));
-        // Renewed last at +4 s: others may take over from +19 s on.
+        // Last renewed at +4 s: others may take over from +19 s on.
         assert_eq!(clock.elapsed().as_secs(), 14);
     }
 
@@ -409,10 +410,11 @@ mod tests {
     fn a_record_is_taken_over_only_when_it_ran_out_by_our_own_clock() {
         let me = Election::new(ObjectKey::new("kube-system", "x"), "me");
         let at = |seconds| step(&me, &held("other"), Timestamp::UNIX_EPOCH, Duration::from_secs(seconds));
-        assert_eq!(at(114), Step::Wait);
-        let Step::Write(taken) = at(115) else { panic!("it ran out") };
+        assert_eq!(at(114), ElectionStep::Wait);
+        let ElectionStep::Write(taken) = at(115) else { panic!("it ran out") };
         assert_eq!((taken.holder_identity.as_deref(), taken.lease_transitions), (Some("me"), Some(4)));
-        let Step::Write(renewed) = step(&me, &held("me"), Timestamp::UNIX_EPOCH, Duration::from_secs(101)) else {
+        let ElectionStep::Write(renewed) = step(&me, &held("me"), Timestamp::UNIX_EPOCH, Duration::from_secs(101))
+        else {
             panic!("one's own is renewed")
         };
         assert_eq!(renewed.lease_transitions, Some(3));

@@ -1,4 +1,4 @@
-//! Keeps one [`ObjectCache`] in step with the server: one watch per kind, shared by all roles of a process.
+//! Keeps one [`ObjectCache`] in step with the server: one reflector a kind, shared by all roles of a process.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -12,38 +12,38 @@ use tokio_util::sync::CancellationToken;
 use crate::cache::{Change, ObjectCache};
 use crate::discovery;
 use crate::object::{Kind, Typed, key_of, version_of};
-use crate::pending::{PendingWrite, Waiters};
+use crate::pending::{PendingWrite, WriteWaiters};
 use crate::reflector::{Reflector, ReflectorEvent};
 use machinery_env::Env;
 
-/// Called with each change and the view that it led to, under the view's lock: quick, and never asking the informer.
+/// Called with each change and the resulting cache, under the cache's lock: must be quick and not call the informer.
 pub type Listener = dyn Fn(&ObjectCache, &Change) + Send + Sync;
 
-/// How often the served kinds are asked for, where everything is watched (as upstream's garbage collector does).
+/// Interval of discovery where every kind is watched (as upstream's garbage collector).
 const DISCOVERY_INTERVAL: Duration = Duration::from_secs(30);
-/// How soon after a change of the custom resource definitions: upstream needs a moment to serve them.
+/// Delay of discovery after a change of the custom resource definitions: upstream needs a moment to serve them.
 const DISCOVERY_DELAY: Duration = Duration::from_millis(500);
 
-/// Who follows a kind, and how.
-struct Follower {
+/// The running reflector of a kind.
+struct RunningReflector {
     stop: CancellationToken,
-    /// The type that its objects are read as; none where they are metadata alone.
+    /// The Rust type of the objects; `None` for metadata only.
     type_name: Option<&'static str>,
 }
 
-/// A view that is kept in step.
+/// A shared informer: a cache, its reflectors and its listeners.
 pub struct Informer {
     client: Client,
     env: Env,
     stop: CancellationToken,
     view: RwLock<ObjectCache>,
     listeners: Mutex<Vec<Weak<Listener>>>,
-    followers: Mutex<BTreeMap<Kind, Follower>>,
-    /// Counts the view's changes: who waits for one looks again.
+    reflectors: Mutex<BTreeMap<Kind, RunningReflector>>,
+    /// Counts the cache's changes, to wake tasks that wait for a condition.
     progress: watch::Sender<u64>,
-    /// Who waits for a certain write.
-    waiters: Mutex<Waiters>,
-    /// None: not everything is watched. False: the kinds aren't known yet.
+    /// Tasks that wait for a certain write.
+    waiters: Mutex<WriteWaiters>,
+    /// `None`: not every kind is watched. `false`: discovery has not completed yet.
     discovered: Mutex<Option<bool>>,
 }
 
@@ -60,7 +60,7 @@ impl Drop for Informer {
 }
 
 impl Informer {
-    /// An informer that watches nothing yet. It ends with `stop`.
+    /// An informer without watches. It ends with `stop`.
     #[must_use]
     pub fn new(client: Client, env: Env, stop: &CancellationToken) -> Arc<Self> {
         Arc::new(Self {
@@ -69,23 +69,23 @@ impl Informer {
             stop: stop.child_token(),
             view: RwLock::default(),
             listeners: Mutex::default(),
-            followers: Mutex::default(),
+            reflectors: Mutex::default(),
             progress: watch::Sender::new(0),
             waiters: Mutex::default(),
             discovered: Mutex::default(),
         })
     }
 
-    /// Watches a kind, from now on; no more than once.
+    /// Watches a kind from now on; repeated calls do nothing.
     ///
     /// # Panics
-    /// When the kind is watched as another type: what is asked of the view would not be there.
+    /// If the kind is watched as another type: reads of this type would find nothing.
     pub fn watch<K: Typed>(self: &Arc<Self>) {
         let reflector = Reflector::of::<K>(self.client.clone(), self.env.clone());
         self.start(Kind::of::<K>(), Some(std::any::type_name::<K>()), None, reflector);
     }
 
-    /// Asks for all objects of a kind that can't be watched, at an interval; see [`ObjectCache::replaced_at`].
+    /// Lists a kind that can't be watched at an interval; see [`ObjectCache::replaced_at`].
     ///
     /// # Panics
     /// As [`Informer::watch`].
@@ -100,13 +100,13 @@ impl Informer {
         self.start(kind, None, None, reflector);
     }
 
-    /// Watches the metadata of every kind that can be listed, watched and deleted and that isn't watched otherwise,
-    /// but for events (there are many, and nobody owns them). Kinds come and go with the server's discovery.
+    /// Watches the metadata of every kind that can be listed, watched and deleted and isn't watched otherwise, except
+    /// for events (many, and without owners). Kinds are added and removed with the server's discovery.
     pub fn watch_everything(self: &Arc<Self>) {
         let mut discovered = self.discovered.lock().unwrap_or_else(PoisonError::into_inner);
         if discovered.is_none() {
             *discovered = Some(false);
-            tokio::spawn(discover(Arc::downgrade(self), self.client.clone(), self.stop.clone()));
+            tokio::spawn(run_discovery(Arc::downgrade(self), self.client.clone(), self.stop.clone()));
         }
     }
 
@@ -117,8 +117,8 @@ impl Informer {
         every: Option<Duration>,
         reflector: Reflector,
     ) {
-        let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(present) = followers.get(&kind) {
+        let mut reflectors = self.reflectors.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(present) = reflectors.get(&kind) {
             if present.type_name.is_some() || type_name.is_none() {
                 let same = type_name.is_none() || present.type_name == type_name;
                 assert!(
@@ -129,7 +129,7 @@ impl Informer {
                 );
                 return;
             }
-            // Metadata alone no longer do: begin anew with whole objects.
+            // Metadata no longer suffices: restart with whole objects.
             present.stop.cancel();
             self.change(&kind, |view| view.close(&kind));
         }
@@ -141,7 +141,7 @@ impl Informer {
             }
             Vec::new()
         });
-        followers.insert(kind.clone(), Follower { stop: stop.clone(), type_name });
+        reflectors.insert(kind.clone(), RunningReflector { stop: stop.clone(), type_name });
         let informer = Arc::downgrade(self);
         tokio::spawn(async move {
             let on_event = |event| match informer.upgrade() {
@@ -162,11 +162,11 @@ impl Informer {
         });
     }
 
-    /// Takes what a kind's reflector saw into the view.
+    /// Applies a reflector's event to the cache.
     fn on_event(&self, kind: &Kind, event: ReflectorEvent, stop: &CancellationToken) -> ControlFlow<()> {
         let mut flow = ControlFlow::Continue(());
         self.change(kind, |view| {
-            // Another reflector may have taken over meanwhile: the view's lock decides.
+            // Another reflector may have replaced this one: the cache's lock decides.
             if stop.is_cancelled() {
                 flow = ControlFlow::Break(());
                 return Vec::new();
@@ -191,20 +191,20 @@ impl Informer {
         flow
     }
 
-    /// Takes part in every change from now on, and in every object that is known as one that is new. The informer
-    /// holds no share: dropping the listener ends it.
+    /// Registers a listener for every change from now on, and passes every cached object to it as a new one. The
+    /// informer holds a weak reference: dropping the listener unregisters it.
     pub fn listen(&self, listener: &Arc<Listener>) {
         let view = self.view.write().unwrap_or_else(PoisonError::into_inner);
         view.as_changes().for_each(|change| listener(&view, &change));
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(listener));
     }
 
-    /// Looks at the view. Keep it short: the view stands still meanwhile.
+    /// Reads the cache. Keep it short: the cache is locked meanwhile.
     pub fn read<R>(&self, look: impl FnOnce(&ObjectCache) -> R) -> R {
         look(&self.view.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Waits until the view is as wanted.
+    /// Waits until the cache fulfils a condition.
     pub async fn until(&self, wanted: impl Fn(&ObjectCache) -> bool) {
         let mut progress = self.progress.subscribe();
         loop {
@@ -217,22 +217,22 @@ impl Informer {
         }
     }
 
-    /// Waits until the view shows all these writes.
-    pub(super) async fn shown(&self, writes: &[PendingWrite]) {
+    /// Waits until the cache shows all these writes.
+    pub(super) async fn await_writes(&self, writes: &[PendingWrite]) {
         for write in writes {
             loop {
-                // Registered before looking: a change between the two is not missed.
+                // Register before the check: a change between the two must not be missed.
                 let woken = self.waiters.lock().unwrap_or_else(PoisonError::into_inner).register(write);
-                if self.read(|view| write.seen(view)) {
+                if self.read(|view| write.is_visible(view)) {
                     break;
                 }
-                // An error only where a later registration dropped this one: look again all the same.
+                // An error only if a later registration dropped this waiter: check again all the same.
                 let _ = woken.await;
             }
         }
     }
 
-    /// Waits until all that is watched was listed once.
+    /// Waits until every watched kind was listed once.
     pub async fn synced(&self) {
         self.until(|view| {
             let discovered = *self.discovered.lock().unwrap_or_else(PoisonError::into_inner);
@@ -241,7 +241,7 @@ impl Informer {
         .await;
     }
 
-    /// Changes the view and tells the listeners.
+    /// Changes the cache and calls the listeners.
     fn change(&self, kind: &Kind, act: impl FnOnce(&mut ObjectCache) -> Vec<Change>) {
         let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
         view.set_elapsed(self.env.elapsed());
@@ -262,19 +262,19 @@ impl Informer {
         self.progress.send_modify(|n| *n = n.wrapping_add(1));
     }
 
-    /// Follows the kinds that are served, and no others.
-    fn follow_kinds(self: &Arc<Self>, found: discovery::Found) {
+    /// Starts and stops metadata watches so that they match the served kinds.
+    fn reconcile_metadata_watches(self: &Arc<Self>, found: discovery::DiscoveredKinds) {
         let gone: Vec<Kind> = {
-            let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut reflectors = self.reflectors.lock().unwrap_or_else(PoisonError::into_inner);
             let unknown = |kind: &Kind| found.failed.contains_key(&*kind.group);
-            let gone: Vec<Kind> = followers
+            let gone: Vec<Kind> = reflectors
                 .iter()
                 .filter(|(kind, f)| f.type_name.is_none() && !found.kinds.contains(kind) && !unknown(kind))
                 .map(|(kind, _)| kind.clone())
                 .collect();
             for kind in &gone {
-                if let Some(follower) = followers.remove(kind) {
-                    follower.stop.cancel();
+                if let Some(reflector) = reflectors.remove(kind) {
+                    reflector.stop.cancel();
                 }
             }
             gone
@@ -289,23 +289,23 @@ impl Informer {
     }
 }
 
-/// Asks for the served kinds, again and again.
-async fn discover(informer: Weak<Informer>, client: Client, stop: CancellationToken) {
+/// Runs discovery at an interval.
+async fn run_discovery(informer: Weak<Informer>, client: Client, stop: CancellationToken) {
     let definitions = |view: &ObjectCache| {
         view.kinds()
             .find(|k| k.plural == "customresourcedefinitions" && k.group == "apiextensions.k8s.io")
             .and_then(|k| view.seen(k))
     };
     loop {
-        let asked = discovery::served(&client).await;
+        let result = discovery::discover_kinds(&client).await;
         let Some(informer) = informer.upgrade() else { return };
-        let retry = match asked {
+        let retry = match result {
             Ok(found) => {
-                informer.follow_kinds(found);
+                informer.reconcile_metadata_watches(found);
                 DISCOVERY_INTERVAL
             }
             Err(error) => {
-                tracing::warn!(%error, "the served kinds are not known");
+                tracing::warn!(%error, "discovery failed");
                 Duration::from_secs(1)
             }
         };

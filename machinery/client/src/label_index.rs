@@ -1,4 +1,4 @@
-//! Objects by their labels, so that those which a selector may choose are found without a look at the others.
+//! Index of objects by label: a selector's candidates are found without a scan of the namespace.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher as _, RandomState};
@@ -11,7 +11,7 @@ use crate::object::{Kind, Object, Typed, typed};
 use crate::pod::Pod;
 use crate::selector::Labels;
 
-/// See the module. A label stands in it by a number, which two may share: whoever asks looks at what the objects have.
+/// Keys by the hash of namespace, label and value. Hashes may collide: callers must test the object's labels.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct LabelIndex {
     hasher: RandomState,
@@ -21,36 +21,36 @@ pub(crate) struct LabelIndex {
 impl LabelIndex {
     pub(crate) fn insert(&mut self, key: &Arc<ObjectKey>, labels: Option<&Labels>) {
         for (name, value) in labels.into_iter().flatten() {
-            let number = self.number(&key.namespace, name, value);
-            self.keys.entry(number).or_default().insert(key.clone());
+            let hash = self.hash(&key.namespace, name, value);
+            self.keys.entry(hash).or_default().insert(key.clone());
         }
     }
 
     pub(crate) fn remove(&mut self, key: &ObjectKey, labels: Option<&Labels>) {
         for (name, value) in labels.into_iter().flatten() {
-            let number = self.number(&key.namespace, name, value);
-            if let Some(keys) = self.keys.get_mut(&number) {
+            let hash = self.hash(&key.namespace, name, value);
+            if let Some(keys) = self.keys.get_mut(&hash) {
                 keys.remove(key);
                 if keys.is_empty() {
-                    self.keys.remove(&number);
+                    self.keys.remove(&hash);
                 }
             }
         }
     }
 
-    /// The objects that have the rarest of the wanted labels, and few others; at least one label has to be wanted.
+    /// The objects with the rarest of the wanted labels, and few others; at least one label has to be wanted.
     pub(crate) fn candidates(&self, namespace: &str, wanted: &Labels) -> impl Iterator<Item = &Arc<ObjectKey>> {
-        let sets = wanted.iter().map(|(name, value)| self.keys.get(&self.number(namespace, name, value)));
+        let sets = wanted.iter().map(|(name, value)| self.keys.get(&self.hash(namespace, name, value)));
         let rarest = sets.min_by_key(|keys| keys.map_or(0, BTreeSet::len)).flatten();
         rarest.into_iter().flatten()
     }
 
-    fn number(&self, namespace: &str, name: &str, value: &str) -> u64 {
+    fn hash(&self, namespace: &str, name: &str, value: &str) -> u64 {
         self.hasher.hash_one((namespace, name, value))
     }
 }
 
-/// Whether objects of a kind are found by their labels: those of which many lie in one namespace, and selectors choose few.
+/// Whether a kind has a label index: kinds with many objects a namespace and narrow selectors.
 pub(crate) fn is_indexed<K: Typed>() -> bool {
     let kind = Kind::of::<K>();
     kind == Kind::of::<Pod>() || kind == Kind::of::<EndpointSlice>()

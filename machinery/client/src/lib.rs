@@ -1,10 +1,10 @@
-//! The client kit: how a component other than the apiserver reaches the cluster, sees it and changes it.
+//! Client runtime of every component other than the API server: requests, reflectors, caches and the controller driver.
 //!
-//! Shape: an [`Informer`] keeps an [`ObjectCache`] in step with the server; a [`Controller`] row turns a key of that view into a
-//! [`Plan`] with a pure function; [`driver::run`] queues the keys, performs the plans, and holds a key back until the view
-//! has seen what was written for it. No decision waits, sleeps or asks the server.
+//! An [`Informer`] keeps an [`ObjectCache`] in step with the server. A [`Controller`] row maps a key and that cache to
+//! a [`Plan`] with a pure function. [`driver::run`] queues keys, performs plans, and holds a key back until the cache
+//! shows the writes of its last pass. Invariant: no decision waits, sleeps or sends a request.
 //!
-//! Absent on purpose: sockets, listeners and whatever serves (`machinery-serve`); the machine's clock (`machinery-env`).
+//! Excluded by design: sockets, listeners and servers (`machinery-serve`); the machine's clock (`machinery-env`).
 #![warn(missing_docs)]
 
 pub mod api;
@@ -16,6 +16,7 @@ pub mod claims;
 mod connect;
 mod discovery;
 pub mod driver;
+pub mod effect;
 pub mod election;
 pub mod events;
 mod executor;
@@ -24,12 +25,11 @@ mod label_index;
 pub mod losses;
 pub mod metrics;
 pub mod object;
-mod pace;
 pub mod pass;
 mod pending;
 pub mod plan;
 pub mod pod;
-pub mod question;
+mod progress;
 pub mod queue;
 pub mod reflector;
 pub mod request;
@@ -43,14 +43,14 @@ pub use api::{Api, ListOptions, Page};
 pub use cache::{Change, ObjectCache};
 pub use connect::{ClientError, from_config, from_kubeconfig, from_kubeconfig_as, in_process};
 pub use driver::{Context, Controller, Input};
+pub use effect::{Effect, ReconcilerState};
 pub use informer::Informer;
 pub use object::{
     Kind, MetadataOnly, Object, Scope, Typed, controller_of, key_of, read, shared, typed, value_of, version_of,
 };
-pub use pass::{Answer, Memories, Pass};
+pub use pass::{EffectResult, Pass, ReconcilerCache};
 pub use plan::{Action, EventRecord, Failure, OutcomeEvents, Plan, Propagation, controlled_by, reference_to};
 pub use pod::{Condition, Pod};
-pub use question::{Memory, Question};
 pub use queue::BackOff;
 pub use reflector::{Reflector, ReflectorEvent, ReflectorEvents};
 pub use wire::{ReadWire, Wire};

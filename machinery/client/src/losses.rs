@@ -1,5 +1,5 @@
-//! Pods that were lost early: they ended, were deleted or went soon after they appeared. Counted by the uid of their
-//! controller, so that it can see that what it makes doesn't last, also where nothing is left of it.
+//! Counts pods that were lost early (ended, were deleted or terminated soon after they appeared) by the uid of their
+//! controller. A controller sees from the count that its pods don't last, even if none of them is left.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -7,22 +7,22 @@ use std::time::Duration;
 use crate::object::{Object, controller_of, typed};
 use crate::pod::Pod;
 
-/// A pod that is active for less than so long was lost early.
+/// A pod that was active for less than this was lost early.
 pub const EARLY: Duration = Duration::from_secs(10);
-/// For how long early losses are remembered after an owner's last one: longer than any wait that is computed from them.
+/// How long a count is kept after an owner's last early loss: longer than any delay computed from it.
 const REMEMBERED: Duration = Duration::from_secs(600);
 
-/// See the module. Bounded by the owners that lost a pod early in the last ten minutes.
+/// Early losses by owner. Bounded by the owners that lost a pod early in the last ten minutes.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Losses(HashMap<Box<str>, (u64, Duration)>);
 
 impl Losses {
-    /// How many pods of an owner were lost early.
+    /// The number of an owner's early losses.
     pub(crate) fn of(&self, owner_uid: &str) -> u64 {
         self.0.get(owner_uid).map_or(0, |(count, _)| *count)
     }
 
-    /// Notes that a pod which was active is so no more (none: it is gone), where it was young.
+    /// Counts a young pod that is no longer active (`new` is `None` if it is gone).
     pub(crate) fn changed(&mut self, old: &dyn Object, new: Option<&dyn Object>, appeared_at: Duration, now: Duration) {
         let young = now.saturating_sub(appeared_at) < EARLY;
         if !young || !typed::<Pod>(old).is_some_and(is_active) || new.and_then(typed::<Pod>).is_some_and(is_active) {

@@ -1,4 +1,4 @@
-//! The figures of the work queues, under upstream's names (`workqueue_*`).
+//! Work queue metrics under upstream's names (`workqueue_*`).
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -11,43 +11,43 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-use crate::queue::{Figures, WorkQueue};
+use crate::queue::{WorkQueue, WorkQueueMetrics};
 
-/// The queue that a figure is about.
+/// Label: the queue.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Name {
+struct QueueLabel {
     name: &'static str,
 }
 
-/// The controller that a figure is about.
+/// Label: the controller.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ControllerName {
+struct ControllerLabel {
     controller: &'static str,
 }
 
-/// The figures of all queues.
+/// Metrics of all work queues.
 #[derive(Debug, Clone)]
 pub struct Metrics {
-    /// What a controller's queue is called.
+    /// Maps a controller's name to its queue's name.
     called: fn(&'static str) -> &'static str,
     queues: Queues,
-    waited: Family<Name, Histogram, fn() -> Histogram>,
-    worked: Family<Name, Histogram, fn() -> Histogram>,
-    panics: Family<ControllerName, Counter>,
+    waited: Family<QueueLabel, Histogram, fn() -> Histogram>,
+    worked: Family<QueueLabel, Histogram, fn() -> Histogram>,
+    panics: Family<ControllerLabel, Counter>,
 }
 
-/// The queues, as long as they are worked on. What can be read of them at any moment is read when it is asked for.
+/// The live queues. Gauges are computed at collection.
 #[derive(Debug, Clone, Default)]
-struct Queues(Arc<Mutex<Vec<Named>>>);
+struct Queues(Arc<Mutex<Vec<NamedQueue>>>);
 
 /// A queue under its name.
-type Named = (&'static str, Weak<WorkQueue>);
+type NamedQueue = (&'static str, Weak<WorkQueue>);
 
 impl Queues {
-    fn all(&self) -> Vec<(Name, Figures)> {
+    fn all(&self) -> Vec<(QueueLabel, WorkQueueMetrics)> {
         let mut queues = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         queues.retain(|(_, queue)| queue.strong_count() > 0);
-        let living = queues.iter().filter_map(|(name, queue)| Some((Name { name }, queue.upgrade()?.figures())));
+        let living = queues.iter().filter_map(|(name, queue)| Some((QueueLabel { name }, queue.upgrade()?.metrics())));
         living.collect()
     }
 }
@@ -64,7 +64,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Figures in which a controller's queue has the name that `called` gives it.
+    /// Metrics with queue names from `called`.
     #[must_use]
     pub fn called(called: fn(&'static str) -> &'static str) -> Self {
         Self {
@@ -76,7 +76,7 @@ impl Metrics {
         }
     }
 
-    /// Makes the figures visible in `registry`.
+    /// Adds the metrics to `registry`.
     pub fn register(&self, registry: &mut Registry) {
         registry.register_collector(Box::new(self.queues.clone()));
         let help = "How long in seconds a key stays in the queue before it is worked on";
@@ -87,37 +87,37 @@ impl Metrics {
         registry.register("coracle_controller_panics", help, self.panics.clone());
     }
 
-    /// A controller has this queue.
+    /// Adds a controller's queue.
     pub(super) fn watch(&self, controller: &'static str, queue: &Arc<WorkQueue>) {
         let mut queues = self.queues.0.lock().unwrap_or_else(PoisonError::into_inner);
         queues.push(((self.called)(controller), Arc::downgrade(queue)));
-        // Zero is shown, too: an alert needs a series that rises.
-        drop(self.panics.get_or_create(&ControllerName { controller }));
+        // Export zero as well: an alert needs a series that increases.
+        drop(self.panics.get_or_create(&ControllerLabel { controller }));
     }
 
-    /// A pass over a key panicked.
-    pub(super) fn panicked(&self, controller: &'static str) {
-        self.panics.get_or_create(&ControllerName { controller }).inc();
+    /// Counts a panic in a pass.
+    pub(super) fn count_panic(&self, controller: &'static str) {
+        self.panics.get_or_create(&ControllerLabel { controller }).inc();
     }
 
-    /// A key was taken.
-    pub(super) fn taken(&self, controller: &'static str, waited: Duration) {
-        self.waited.get_or_create(&Name { name: (self.called)(controller) }).observe(waited.as_secs_f64());
+    /// Records a key's time in the queue.
+    pub(super) fn record_queue_time(&self, controller: &'static str, waited: Duration) {
+        self.waited.get_or_create(&QueueLabel { name: (self.called)(controller) }).observe(waited.as_secs_f64());
     }
 
-    /// Work on a key ended.
-    pub(super) fn done(&self, controller: &'static str, worked: Duration) {
-        self.worked.get_or_create(&Name { name: (self.called)(controller) }).observe(worked.as_secs_f64());
+    /// Records a key's processing time.
+    pub(super) fn record_work_time(&self, controller: &'static str, worked: Duration) {
+        self.worked.get_or_create(&QueueLabel { name: (self.called)(controller) }).observe(worked.as_secs_f64());
     }
 }
 
-/// A figure that is read of each queue: its name, what it is, and how.
-type Shown<T> = (&'static str, &'static str, fn(&Figures) -> T);
+/// A gauge of each queue: name, help, getter.
+type QueueGauge<T> = (&'static str, &'static str, fn(&WorkQueueMetrics) -> T);
 
 impl Collector for Queues {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let queues = self.all();
-        let counters: [Shown<u64>; 2] = [
+        let counters: [QueueGauge<u64>; 2] = [
             ("workqueue_adds", "Number of keys added to the queue", |of| of.added),
             ("workqueue_retries", "Number of keys added to be worked on later, after a failure or a wait", |of| {
                 of.retried
@@ -126,11 +126,11 @@ impl Collector for Queues {
         for (metric, help, read) in counters {
             let kind = ConstCounter::new(0u64).metric_type();
             let mut encoder = encoder.encode_descriptor(metric, help, None, kind)?;
-            for (name, figures) in &queues {
-                ConstCounter::new(read(figures)).encode(encoder.encode_family(name)?)?;
+            for (name, metrics) in &queues {
+                ConstCounter::new(read(metrics)).encode(encoder.encode_family(name)?)?;
             }
         }
-        let gauges: [Shown<f64>; 3] = [
+        let gauges: [QueueGauge<f64>; 3] = [
             ("workqueue_depth", "Current depth of the queue", |of| of.waiting),
             (
                 "workqueue_unfinished_work_seconds",
@@ -146,8 +146,8 @@ impl Collector for Queues {
         for (metric, help, read) in gauges {
             let kind = ConstGauge::new(0f64).metric_type();
             let mut encoder = encoder.encode_descriptor(metric, help, None, kind)?;
-            for (name, figures) in &queues {
-                ConstGauge::new(read(figures)).encode(encoder.encode_family(name)?)?;
+            for (name, metrics) in &queues {
+                ConstGauge::new(read(metrics)).encode(encoder.encode_family(name)?)?;
             }
         }
         Ok(())
@@ -171,7 +171,7 @@ mod tests {
             queue.add(ObjectKey::new("n", name));
         }
         let taken = queue.next().await;
-        metrics.taken("job-controller", taken.waited);
+        metrics.record_queue_time("job-controller", taken.waited);
         queue.add_rate_limited(taken.key);
         let shown = || {
             let mut text = String::new();

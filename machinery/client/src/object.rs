@@ -1,4 +1,4 @@
-//! Kinds and objects as the runtime handles them: typed where a controller reads fields, metadata only elsewhere.
+//! Kinds and objects: typed if a controller reads their fields, else metadata only.
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -13,18 +13,18 @@ use machinery_api::{GroupVersion, ObjectKey};
 
 use crate::wire::{ReadWire, Wire};
 
-/// A kind of objects that the apiserver serves: enough to build any request about them.
+/// A resource kind of the API server, with all parts of its request paths.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Kind {
     /// The API group; empty for the core group.
     pub group: Cow<'static, str>,
-    /// The plural, as it stands in paths.
+    /// The plural, as in paths.
     pub plural: Cow<'static, str>,
     /// The version.
     pub version: Cow<'static, str>,
     /// The kind.
     pub kind: Cow<'static, str>,
-    /// Whether its objects live in namespaces.
+    /// Whether the kind is namespaced.
     pub namespaced: bool,
 }
 
@@ -50,13 +50,13 @@ impl Kind {
         GroupVersion { group: &self.group, version: &self.version }.to_string()
     }
 
-    /// `pods`, `deployments.apps`: the name of the resource in messages.
+    /// `pods`, `deployments.apps`: the resource's name in messages.
     #[must_use]
     pub fn resource(&self) -> String {
         if self.group.is_empty() { self.plural.to_string() } else { format!("{}.{}", self.plural, self.group) }
     }
 
-    /// The path of a collection: of one namespace, or of all where `namespace` is empty.
+    /// The path of a collection: of one namespace, or of all if `namespace` is empty.
     #[must_use]
     pub fn collection_path(&self, namespace: &str) -> String {
         let root = if self.group.is_empty() {
@@ -78,9 +78,9 @@ impl Kind {
     }
 }
 
-/// Whether a scope of k8s-openapi is that of a namespace.
+/// A scope of k8s-openapi as a constant.
 pub trait Scope {
-    /// True for kinds whose objects live in namespaces.
+    /// True for namespaced kinds.
     const NAMESPACED: bool;
 }
 
@@ -92,8 +92,8 @@ impl Scope for NamespaceResourceScope {
     const NAMESPACED: bool = true;
 }
 
-/// The types that can be watched and written: those of k8s-openapi, and others of their make, such as [`crate::Pod`], which
-/// leaves out what no component reads. One process watches a kind as one type.
+/// Types that can be watched and written: those of k8s-openapi, and reduced ones such as [`crate::Pod`], which omits
+/// fields that no component reads. One process watches a kind as one type.
 pub trait Typed:
     Resource<Scope: Scope> + Metadata<Ty = ObjectMeta> + ReadWire + Wire + Clone + PartialEq + Debug + Send + Sync + 'static
 {
@@ -113,10 +113,10 @@ impl<K> Typed for K where
 {
 }
 
-/// How an object is read from its text.
+/// Decodes an object from JSON.
 pub type Decode = fn(&Kind, &str) -> Result<Arc<dyn Object>, serde_json::Error>;
 
-/// An object in the view.
+/// A cached object.
 pub trait Object: Any + Debug + Send + Sync {
     /// Its metadata.
     fn metadata(&self) -> &ObjectMeta;
@@ -134,7 +134,7 @@ impl<K: Typed> Object for K {
     }
 }
 
-/// An object of which only the metadata is kept.
+/// An object of which only the metadata is cached.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MetadataOnly {
     /// Its kind.
@@ -160,38 +160,38 @@ pub fn value_of<T: Wire + ?Sized>(of: &T) -> Value {
     of.wire_value()
 }
 
-/// An object in its type; none where it is of another.
+/// Downcasts an object; `None` if it is of another type.
 #[must_use]
 pub fn typed<K: Typed>(object: &dyn Object) -> Option<&K> {
     (object as &dyn Any).downcast_ref()
 }
 
-/// A shared object in its type; none where it is of another.
+/// Downcasts a shared object; `None` if it is of another type.
 #[must_use]
 pub fn shared<K: Typed>(object: Arc<dyn Object>) -> Option<Arc<K>> {
     let object: Arc<dyn Any + Send + Sync> = object;
     object.downcast().ok()
 }
 
-/// What an object is called.
+/// The key in an object's metadata.
 #[must_use]
 pub fn key_of(metadata: &ObjectMeta) -> ObjectKey {
     ObjectKey::new(metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
 }
 
-/// The version an object was last written at (0 where the server's isn't a number).
+/// The resourceVersion as a number (0 if it isn't numeric).
 #[must_use]
 pub fn version_of(metadata: &ObjectMeta) -> u64 {
     metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
 }
 
-/// The owner that controls an object.
+/// The owner reference with `controller: true`.
 #[must_use]
 pub fn controller_of(metadata: &ObjectMeta) -> Option<&OwnerReference> {
     metadata.owner_references.as_deref().unwrap_or_default().iter().find(|o| o.controller == Some(true))
 }
 
-/// Reads a typed object without its managed fields, which no component uses.
+/// Decodes a typed object without its managed fields, which no component uses.
 ///
 /// # Errors
 /// When the text isn't an object of that type.
@@ -204,8 +204,8 @@ pub fn decode<K: Typed>(text: &str) -> Result<Arc<dyn Object>, serde_json::Error
     Ok(Arc::new(object))
 }
 
-/// Reads a typed object from its wire form. A condition's `lastTransitionTime` may be null: clients can store it in a
-/// status, the types have no null there, and such an object must not be lost to its readers.
+/// Decodes a typed object from its wire form. A condition's `lastTransitionTime` may be null: clients can store that in
+/// a status, but the types have no null there, and readers must not lose such an object.
 ///
 /// The value is printed and parsed, so that each type is compiled for one deserializer.
 ///
@@ -221,7 +221,7 @@ pub fn read<K: ReadWire>(mut value: Value) -> Result<K, serde_json::Error> {
     K::from_json(&value.to_string())
 }
 
-/// Reads an object's metadata.
+/// Decodes an object's metadata.
 ///
 /// # Errors
 /// When the text isn't an object with metadata.

@@ -1,83 +1,83 @@
-//! One pass over a key, and what is remembered between passes: what questions were answered with.
+//! One pass over a key with the results of its effects, and the state that a controller caches between passes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::effect::{Effect, ReconcilerState};
 use crate::plan::Failure;
-use crate::question::{Memory, Question};
 use machinery_api::ObjectKey;
 
-/// What the server said.
-pub type Answer = Result<Arc<Value>, Failure>;
+/// The server's response to an effect.
+pub type EffectResult = Result<Arc<Value>, Failure>;
 
-/// How far a pass over one key is: what was asked in it, and what the round before hands to this one.
+/// Progress of a pass over one key: its effects so far and the scratch state of the last round.
 #[derive(Debug, Default, Clone)]
 pub struct Pass {
-    answers: Vec<(Question, Answer)>,
-    /// What the last plan with questions carried.
-    pub carried: Option<Memory>,
+    results: Vec<(Effect, EffectResult)>,
+    /// Scratch state from the last plan with effects.
+    pub scratch: Option<ReconcilerState>,
 }
 
 impl Pass {
-    /// Takes an answer in.
-    pub fn answered(&mut self, question: Question, answer: Answer) {
-        self.answers.push((question, answer));
+    /// Adds an effect's result.
+    pub fn record(&mut self, effect: Effect, result: EffectResult) {
+        self.results.push((effect, result));
     }
 
-    /// Whether something was asked already.
+    /// Whether an effect was run already.
     #[must_use]
-    pub fn has_begun(&self) -> bool {
-        !self.answers.is_empty()
+    pub fn has_results(&self) -> bool {
+        !self.results.is_empty()
     }
 
-    /// The last answer to a question of this pass.
+    /// The last result of an effect in this pass.
     #[must_use]
-    pub fn answer(&self, question: &Question) -> Option<&Answer> {
-        self.answers.iter().rev().find(|(asked, _)| asked == question).map(|(_, answer)| answer)
+    pub fn result(&self, effect: &Effect) -> Option<&EffectResult> {
+        self.results.iter().rev().find(|(known, _)| known == effect).map(|(_, result)| result)
     }
 
-    /// The last answer to a GET of a path.
+    /// The last result of a GET of a path.
     #[must_use]
-    pub fn got(&self, path: &str) -> Option<&Answer> {
-        let asked = |question: &Question| matches!(question, Question::Get(known) if known == path);
-        self.answers.iter().rev().find(|(question, _)| asked(question)).map(|(_, answer)| answer)
+    pub fn get_result(&self, path: &str) -> Option<&EffectResult> {
+        let is_get = |effect: &Effect| matches!(effect, Effect::Get(known) if known == path);
+        self.results.iter().rev().find(|(effect, _)| is_get(effect)).map(|(_, result)| result)
     }
 }
 
-/// What a controller remembers, by key.
+/// A controller's cached state, by key.
 #[derive(Debug, Default, Clone)]
-pub struct Memories(BTreeMap<ObjectKey, Memory>);
+pub struct ReconcilerCache(BTreeMap<ObjectKey, ReconcilerState>);
 
-impl Memories {
-    /// Of nothing.
+impl ReconcilerCache {
+    /// An empty cache.
     #[must_use]
     pub const fn new() -> Self {
         Self(BTreeMap::new())
     }
 
-    /// What is remembered of a key.
+    /// The state of a key, if it is of this type.
     #[must_use]
     pub fn of<T: 'static>(&self, key: &ObjectKey) -> Option<&T> {
         self.0.get(key)?.get()
     }
 
-    /// What is remembered of the keys of a namespace, in order.
+    /// The state of a namespace's keys, in order.
     pub fn within<'a, T: 'static>(&'a self, namespace: &'a str) -> impl Iterator<Item = (&'a ObjectKey, &'a T)> {
         let keys = self.0.range(ObjectKey::new(namespace, "")..).take_while(move |(key, _)| key.namespace == namespace);
-        keys.filter_map(|(key, memory)| Some((key, memory.get()?)))
+        keys.filter_map(|(key, state)| Some((key, state.get()?)))
     }
 
-    /// Remembers, or forgets.
-    pub fn set(&mut self, key: &ObjectKey, memory: Option<Memory>) {
-        match memory {
-            Some(memory) => self.0.insert(key.clone(), memory),
+    /// Sets or removes the state of a key.
+    pub fn set(&mut self, key: &ObjectKey, state: Option<ReconcilerState>) {
+        match state {
+            Some(state) => self.0.insert(key.clone(), state),
             None => self.0.remove(key),
         };
     }
 
-    /// Whether nothing is remembered of a key.
+    /// Whether a key has no state.
     #[must_use]
     pub fn lacks(&self, key: &ObjectKey) -> bool {
         !self.0.contains_key(key)
@@ -91,21 +91,22 @@ mod tests {
     #[test]
     fn the_last_answer_counts_and_memories_are_found_by_namespace() {
         let mut pass = Pass::default();
-        let ask = Question::Get("/a".into());
-        assert!(pass.got("/a").is_none());
+        let ask = Effect::Get("/a".into());
+        assert!(pass.get_result("/a").is_none());
         for n in [1, 2] {
-            pass.answered(ask.clone(), Ok(Arc::new(n.into())));
+            pass.record(ask.clone(), Ok(Arc::new(n.into())));
         }
-        pass.answered(Question::Put("/a".into(), Value::Null), Ok(Arc::new(3.into())));
-        assert_eq!(pass.got("/a"), Some(&Ok(Arc::new(2.into()))));
-        assert_eq!(pass.answer(&ask), pass.got("/a"));
-        let mut memories = Memories::new();
+        pass.record(Effect::Put("/a".into(), Value::Null), Ok(Arc::new(3.into())));
+        assert_eq!(pass.get_result("/a"), Some(&Ok(Arc::new(2.into()))));
+        assert_eq!(pass.result(&ask), pass.get_result("/a"));
+        let mut reconciler_cache = ReconcilerCache::new();
         let keys = [("a", "x"), ("b", "x"), ("b", "y"), ("c", "x")].map(|(space, name)| ObjectKey::new(space, name));
-        keys.iter().for_each(|key| memories.set(key, Some(Memory::of(key.name.clone()))));
-        memories.set(&keys[1], Some(Memory::of(5)));
-        let of_b: Vec<_> = memories.within::<String>("b").map(|(key, name)| (key.clone(), name.as_str())).collect();
+        keys.iter().for_each(|key| reconciler_cache.set(key, Some(ReconcilerState::of(key.name.clone()))));
+        reconciler_cache.set(&keys[1], Some(ReconcilerState::of(5)));
+        let of_b: Vec<_> =
+            reconciler_cache.within::<String>("b").map(|(key, name)| (key.clone(), name.as_str())).collect();
         assert_eq!(of_b, [(keys[2].clone(), "y")], "of another type: not seen");
-        memories.set(&keys[0], None);
-        assert!(memories.lacks(&keys[0]) && memories.of::<String>(&keys[3]).is_some());
+        reconciler_cache.set(&keys[0], None);
+        assert!(reconciler_cache.lacks(&keys[0]) && reconciler_cache.of::<String>(&keys[3]).is_some());
     }
 }

@@ -1,5 +1,5 @@
-//! Writes that the view must show before their key is looked at again, and who waits for that: found by what they wait
-//! for, so that a change wakes those that it concerns and no others.
+//! Writes that the cache must show before their key is requeued, and the tasks that wait for them. Waiters are indexed
+//! by kind and version or by object, so that a change wakes only the waiters it concerns.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,18 +9,18 @@ use crate::cache::{Change, ObjectCache};
 use crate::object::Kind;
 use machinery_api::ObjectKey;
 
-/// What was written, to be seen in the view.
+/// A write that the cache doesn't show yet.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum PendingWrite {
-    /// A kind's version.
+    /// The cache must reach this version of a kind.
     Version(Kind, u64),
-    /// An object that is gone or going.
+    /// The object must be gone or terminating.
     Gone(Kind, ObjectKey, Option<String>),
 }
 
 impl PendingWrite {
-    /// Whether the view shows it.
-    pub(super) fn seen(&self, view: &ObjectCache) -> bool {
+    /// Whether the cache shows the write.
+    pub(super) fn is_visible(&self, view: &ObjectCache) -> bool {
         match self {
             Self::Version(kind, version) => view.seen(kind).is_none_or(|seen| seen >= *version),
             Self::Gone(kind, key, uid) => view
@@ -30,15 +30,15 @@ impl PendingWrite {
     }
 }
 
-/// Those who wait.
+/// Tasks that wait for writes.
 #[derive(Debug, Default)]
-pub(super) struct Waiters {
+pub(super) struct WriteWaiters {
     by_version: HashMap<Kind, BTreeMap<u64, Vec<oneshot::Sender<()>>>>,
     by_object: HashMap<(Kind, ObjectKey), Vec<oneshot::Sender<()>>>,
 }
 
-impl Waiters {
-    /// Is woken when the view may show a write. Whoever waits registers first and looks at the view then.
+impl WriteWaiters {
+    /// Returns a receiver that fires when the cache may show a write. Register first, then check the cache.
     pub(super) fn register(&mut self, write: &PendingWrite) -> oneshot::Receiver<()> {
         let (waker, woken) = oneshot::channel();
         let wakers = match write {
@@ -47,13 +47,13 @@ impl Waiters {
             }
             PendingWrite::Gone(kind, key, _) => self.by_object.entry((kind.clone(), key.clone())).or_default(),
         };
-        // Those who gave up.
+        // Drop waiters that gave up.
         wakers.retain(|waker| !waker.is_closed());
         wakers.push(waker);
         woken
     }
 
-    /// A kind changed in the view. Whoever is woken looks again; those whose receiver is gone don't matter.
+    /// Wakes the waiters of a changed kind. A woken task checks the cache again; a closed receiver is ignored.
     pub(super) fn wake(&mut self, view: &ObjectCache, kind: &Kind, changes: &[Change]) {
         if let Some(waiting) = self.by_version.get_mut(kind) {
             let later = match view.seen(kind) {
@@ -76,7 +76,7 @@ impl Waiters {
     }
 }
 
-/// Wakes one who waits; who gave up has no use for it.
+/// Wakes one waiter; a waiter that gave up is ignored.
 fn wake(waker: oneshot::Sender<()>) {
     let _ = waker.send(());
 }
@@ -95,8 +95,8 @@ mod tests {
     #[test]
     fn a_change_wakes_those_whom_it_concerns() {
         let kind = Kind::of::<Pod>();
-        let (mut view, mut waiters) = (ObjectCache::default(), Waiters::default());
-        let mut changed = |waiters: &mut Waiters, name: &str, version: u64| {
+        let (mut view, mut waiters) = (ObjectCache::default(), WriteWaiters::default());
+        let mut changed = |waiters: &mut WriteWaiters, name: &str, version: u64| {
             let changes: Vec<Change> = view.put(&kind, pod(name, version)).into_iter().collect();
             waiters.wake(&view, &kind, &changes);
         };
@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn those_who_wait_for_a_kind_that_is_forgotten_are_woken() {
         let kind = Kind::of::<Pod>();
-        let (mut view, mut waiters) = (ObjectCache::default(), Waiters::default());
+        let (mut view, mut waiters) = (ObjectCache::default(), WriteWaiters::default());
         view.open(&kind);
         let mut waiting = waiters.register(&PendingWrite::Version(kind.clone(), 9));
         view.close(&kind);

@@ -1,4 +1,4 @@
-//! What a decision asks for, as data: a test asserts on it, the log prints it, the driver performs it.
+//! A decision as data: tests assert on it, the log prints it, the driver performs it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -8,29 +8,31 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use serde_json::Value;
 
+use crate::effect::{Effect, ReconcilerState};
 use crate::object::{Kind, Object, Scope, Typed, key_of, value_of};
-use crate::question::{Memory, Question};
 use crate::request::PatchType;
 use machinery_api::ObjectKey;
 
-/// A decision. Its actions are performed in order; the first that fails ends the pass, and the key comes back later.
+/// A decision. Its actions are performed in order; the first failure ends the pass, and the key is requeued.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Plan {
-    /// What to do, in order.
+    /// The actions, in order.
     pub actions: Vec<Action>,
-    /// When to look at the key again even if nothing changes.
+    /// When to requeue the key even without a change.
     pub requeue_at: Option<Timestamp>,
-    /// What has to be known first: where anything is asked, nothing is done, and the decision is made again with the answers.
-    pub questions: Vec<Question>,
-    /// What is remembered of the key from now on (without: nothing); where something is asked, what the next round is told.
-    pub memory: Option<Memory>,
-    /// Whether it only writes how far something has come that goes on by itself, so that more is to be said soon: the driver
-    /// may then wait a tenth of a second for it. What others act on (completion, failure, a new generation) doesn't wait.
+    /// Requests that have to be run first. With effects no action is performed: the decision is repeated with the
+    /// results.
+    pub effects: Vec<Effect>,
+    /// The key's cached state from now on (`None`: nothing); in a plan with effects, the scratch state of the next
+    /// round.
+    pub state: Option<ReconcilerState>,
+    /// Whether the plan only writes the progress of something that continues by itself. The driver may delay such a
+    /// write by 100 ms to merge it with the next one. Completion, failure and a new generation are not delayed.
     pub may_wait: bool,
 }
 
 impl Plan {
-    /// Nothing to do.
+    /// An empty plan.
     #[must_use]
     pub fn nothing() -> Self {
         Self::default()
@@ -41,12 +43,12 @@ impl Plan {
         self.actions.push(action);
     }
 
-    /// Asks to be called again at `at`; the earliest such wish holds.
+    /// Requeues the key at `at`; the earliest time wins.
     pub fn revisit(&mut self, at: Timestamp) {
         self.requeue_at = Some(self.requeue_at.map_or(at, |known| known.min(at)));
     }
 
-    /// Asks to be called again after `wait`.
+    /// Requeues the key after `wait`.
     pub fn requeue_after(&mut self, now: Timestamp, wait: Duration) {
         self.revisit(now.saturating_add(wait).unwrap_or(Timestamp::MAX));
     }
@@ -58,19 +60,19 @@ impl From<Vec<Action>> for Plan {
     }
 }
 
-/// What happens to an object's dependents when it is deleted.
+/// The deletion propagation policy of an object's dependents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Propagation {
-    /// They are deleted afterwards.
+    /// Dependents are deleted afterwards.
     Background,
-    /// They are deleted first.
+    /// Dependents are deleted first.
     Foreground,
-    /// They stay, with no owner.
+    /// Dependents stay, without an owner.
     Orphan,
 }
 
 impl Propagation {
-    /// As the API writes it.
+    /// The value in `DeleteOptions`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -84,16 +86,16 @@ impl Propagation {
 /// One change to the cluster.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    /// POST. An answer that the namespace is being terminated counts as done.
+    /// POST. An answer that the namespace is being terminated counts as success.
     Create {
         /// The kind.
         kind: Kind,
         /// The object, with a name or a `generateName`.
         object: Value,
-        /// Events about it.
+        /// Events about the outcome.
         notes: OutcomeEvents,
     },
-    /// PUT. The object carries the resourceVersion that it was read at.
+    /// PUT. The object carries the resourceVersion at which it was read.
     Update {
         /// The kind.
         kind: Kind,
@@ -102,8 +104,8 @@ pub enum Action {
         /// `status`, `finalize` or the like; none for the object itself.
         subresource: Option<&'static str>,
     },
-    /// PATCH. Put `metadata.uid` and, where it matters, `metadata.resourceVersion` into it as preconditions (in a JSON
-    /// patch, as tests).
+    /// PATCH. Include `metadata.uid` and, where it matters, `metadata.resourceVersion` as preconditions (as tests in a
+    /// JSON patch).
     Patch {
         /// The kind.
         kind: Kind,
@@ -111,73 +113,73 @@ pub enum Action {
         key: ObjectKey,
         /// The patch.
         patch: Value,
-        /// How it is meant.
+        /// The patch's content type.
         patch_type: PatchType,
         /// `status` or the like; none for the object itself.
         subresource: Option<&'static str>,
     },
-    /// DELETE. An object that is gone already counts as done.
+    /// DELETE. An object that is already gone counts as success.
     Delete {
         /// The kind.
         kind: Kind,
         /// The object.
         key: ObjectKey,
-        /// Only if it has this uid.
+        /// Precondition: the uid.
         uid: Option<String>,
-        /// Only if it has this version.
+        /// Precondition: the resourceVersion.
         resource_version: Option<String>,
-        /// What happens to dependents; none leaves it to the server.
+        /// The dependents' fate; `None` leaves it to the server.
         propagation: Option<Propagation>,
-        /// The grace period; none leaves it to the object.
+        /// The grace period in seconds; `None` leaves it to the object.
         grace_seconds: Option<u32>,
-        /// Events about it.
+        /// Events about the outcome.
         notes: OutcomeEvents,
     },
-    /// DELETE of all of a kind in a namespace.
+    /// DELETE of all objects of a kind in a namespace.
     DeleteCollection {
         /// The kind.
         kind: Kind,
         /// The namespace.
         namespace: String,
     },
-    /// Asks the server, not the view, whether a namespace still holds objects of a kind, and fails if it does.
+    /// Fails if the server, not the cache, still has objects of a kind in a namespace.
     ExpectNone {
         /// The kind.
         kind: Kind,
         /// The namespace.
         namespace: String,
     },
-    /// Asks the server, not the view, whether an object is gone, and fails if it is there.
+    /// Fails if the server, not the cache, still has an object.
     ExpectGone {
         /// The kind.
         kind: Kind,
         /// The object.
         key: ObjectKey,
-        /// Its uid, where another object of the same name doesn't count.
+        /// The uid; another object of the same name doesn't count.
         uid: Option<String>,
     },
-    /// Asks the server, not the view, which objects a selector chooses, and fails if there is one that isn't known. What
-    /// was written just before an object (pods that a new ReplicaSet shall adopt) comes over another watch, and later.
+    /// Fails if the server, not the cache, has an object that a selector matches and `known` lacks. Objects created
+    /// just before (pods that a new ReplicaSet shall adopt) arrive over another watch, and later.
     RequireFreshCache {
         /// The kind.
         kind: Kind,
         /// The namespace.
         namespace: String,
-        /// The label selector, as requests carry it.
+        /// The label selector in the syntax of requests.
         selector: String,
-        /// The uids of those that are known.
+        /// The uids in the cache.
         known: BTreeSet<String>,
     },
-    /// Asks the server, not the view, which objects of a kind name an owner, and fails if there is one that isn't known: the
-    /// watch of the kind may be behind that of the owner's.
+    /// Fails if the server, not the cache, has a dependent of an owner that `known` lacks: the watch of the dependents'
+    /// kind may be behind that of the owner.
     RequireDependents {
         /// The kind.
         kind: Kind,
-        /// The namespace; empty: all.
+        /// The namespace; empty for all.
         namespace: String,
         /// The owner's uid.
         owner_uid: String,
-        /// The uids of those that are known.
+        /// The uids in the cache.
         known: BTreeSet<String>,
     },
     /// POST to a subresource (a token, an eviction).
@@ -191,31 +193,31 @@ pub enum Action {
         /// The body.
         body: Value,
     },
-    /// Asks the server who may (specs of SubjectAccessReviews), in order, and does what stands beside the first that is
-    /// allowed. It fails where none is: grants come and go, and nothing tells.
+    /// Sends specs of SubjectAccessReviews in order and performs the action beside the first allowed one. It fails if
+    /// none is allowed: grants change without a notification.
     FirstAllowed(Vec<(Value, Self)>),
-    /// An event, written beside: it never fails a plan.
+    /// An event, recorded asynchronously: it never fails a plan.
     Event(EventRecord),
-    /// Independent actions of one kind, in batches of 1, 2, 4, …: a batch with a failure is the last, so that what
-    /// fails for a common reason (a quota) is not tried hundreds of times.
+    /// Independent actions of one kind, in batches of 1, 2, 4, …: a batch with a failure is the last. A failure with a
+    /// common cause (a quota) is not repeated hundreds of times.
     SlowStart(Vec<Action>),
     /// Independent actions, all at once.
     Concurrent(Vec<Action>),
-    /// An action, and what a status says where it fails: that is written in the failing pass itself, where the error is
-    /// at hand, so that the next one needs no memory of it. The pass fails all the same.
+    /// An action and the status write on its failure. The failing pass itself writes the status, so that the next pass
+    /// needs no memory of the error. The pass still fails.
     Reporting {
-        /// What to do.
+        /// The action.
         tried: Box<Action>,
-        /// An update or a patch for when that fails (but not for a conflict, which only has to be tried again).
+        /// The update or patch on failure (not on a conflict, which is only retried).
         otherwise: Box<Action>,
-        /// Where in the update's object or the patch the error goes: a JSON pointer to a text, in which `{error}` stands
-        /// for what the server said.
+        /// Location of the error in the update's object or the patch: a JSON pointer to a text, in which `{error}`
+        /// stands for the server's message.
         message_at: String,
     },
 }
 
 impl Action {
-    /// Creates an object.
+    /// A create.
     pub fn create<K: Typed>(object: &K) -> Self
     where
         K::Scope: Scope,
@@ -223,28 +225,28 @@ impl Action {
         Self::Create { kind: Kind::of::<K>(), object: value_of(object), notes: OutcomeEvents::default() }
     }
 
-    /// Replaces an object that was read before.
+    /// A replacement of an object that was read before.
     pub fn update<K: Typed>(object: &K) -> Self {
         Self::Update { kind: Kind::of::<K>(), object: value_of(object), subresource: None }
     }
 
-    /// Replaces an object's status.
+    /// A replacement of an object's status.
     pub fn update_status<K: Typed>(object: &K) -> Self {
         Self::Update { kind: Kind::of::<K>(), object: value_of(object), subresource: Some("status") }
     }
 
-    /// Merges into an object, lists whole.
+    /// A JSON merge patch: lists are replaced whole.
     pub fn patch<K: Typed>(object: &K, patch: Value) -> Self {
         Self::patch_as(object, PatchType::Merge, patch)
     }
 
-    /// Patches an object: strategically, where only some elements of a list (a condition) are to change.
+    /// A patch of another type: strategic, if only some elements of a list (a condition) change.
     pub fn patch_as<K: Typed>(object: &K, patch_type: PatchType, patch: Value) -> Self {
         let (kind, key) = (Kind::of::<K>(), key_of(Object::metadata(object)));
         Self::Patch { kind, key, patch, patch_type, subresource: None }
     }
 
-    /// The same of a subresource. Only updates and patches have any.
+    /// Directs the action at a subresource. Updates and patches only.
     #[must_use]
     pub fn on(mut self, name: &'static str) -> Self {
         if let Self::Update { subresource, .. } | Self::Patch { subresource, .. } = &mut self {
@@ -253,7 +255,7 @@ impl Action {
         self
     }
 
-    /// Deletes exactly this object.
+    /// A delete of exactly this object (uid precondition).
     pub fn delete<K: Typed>(object: &K) -> Self {
         Self::Delete {
             kind: Kind::of::<K>(),
@@ -266,13 +268,13 @@ impl Action {
         }
     }
 
-    /// The same with a status that says that it failed: see [`Action::Reporting`].
+    /// Adds a status write on failure: see [`Action::Reporting`].
     #[must_use]
     pub fn reporting(self, otherwise: Self, message_at: String) -> Self {
         Self::Reporting { tried: Box::new(self), otherwise: Box::new(otherwise), message_at }
     }
 
-    /// Puts what the server said into a report.
+    /// Inserts the server's message into a status write.
     pub(crate) fn with_error(mut self, message_at: &str, error: &str) -> Self {
         if let Self::Update { object: body, .. } | Self::Patch { patch: body, .. } = &mut self
             && let Some(Value::String(text)) = body.pointer_mut(message_at)
@@ -282,7 +284,7 @@ impl Action {
         self
     }
 
-    /// The same with events about its outcome. Only creates and deletes have any.
+    /// Adds events about the outcome. Creates and deletes only.
     #[must_use]
     pub fn noted(mut self, done: Option<EventRecord>, failed: Option<EventRecord>) -> Self {
         if let Self::Create { notes, .. } | Self::Delete { notes, .. } = &mut self {
@@ -291,7 +293,7 @@ impl Action {
         self
     }
 
-    /// The same with the dependents' fate. Only deletes have any.
+    /// Sets the propagation policy. Deletes only.
     #[must_use]
     pub fn propagating(mut self, how: Propagation) -> Self {
         if let Self::Delete { propagation, .. } = &mut self {
@@ -301,28 +303,28 @@ impl Action {
     }
 }
 
-/// The events that tell an action's outcome. In their messages `{name}` stands for the name that the object got,
-/// `{error}` for what the server said.
+/// Events about an action's outcome. In their messages `{name}` stands for the object's final name, `{error}` for the
+/// server's message.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct OutcomeEvents {
-    /// When it was done.
+    /// Recorded on success.
     pub done: Option<EventRecord>,
-    /// When it failed.
+    /// Recorded on failure.
     pub failed: Option<EventRecord>,
 }
 
-/// An event to write.
+/// An event to record.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EventRecord {
-    /// What it is about.
+    /// The regarding object.
     pub about: ObjectReference,
     /// `Warning`, else `Normal`.
     pub warning: bool,
-    /// CamelCase, for machines.
+    /// CamelCase, machine-readable.
     pub reason: &'static str,
-    /// For a person.
+    /// Human-readable.
     pub message: String,
-    /// The component that says it, where that isn't the controller's own name.
+    /// The reporting component, if it isn't the controller itself.
     pub source: Option<&'static str>,
 }
 
@@ -337,14 +339,14 @@ impl EventRecord {
         Self { warning: true, ..Self::normal(about, reason, message) }
     }
 
-    /// The same, said by another component than the controller's name tells.
+    /// Sets another reporting component than the controller.
     #[must_use]
     pub fn from(self, source: &'static str) -> Self {
         Self { source: Some(source), ..self }
     }
 }
 
-/// A reference to an object, as events carry it.
+/// A reference to an object in the form of events.
 pub fn reference_to<K: Typed>(object: &K) -> ObjectReference {
     let metadata = Object::metadata(object);
     ObjectReference {
@@ -358,7 +360,7 @@ pub fn reference_to<K: Typed>(object: &K) -> ObjectReference {
     }
 }
 
-/// The owner reference by which `owner` controls an object.
+/// The owner reference with `controller: true` for `owner`.
 pub fn controlled_by<K: Typed>(owner: &K) -> OwnerReference {
     let metadata = Object::metadata(owner);
     OwnerReference {
@@ -376,13 +378,13 @@ pub fn controlled_by<K: Typed>(owner: &K) -> OwnerReference {
 pub struct Failure {
     /// `create`, `update`, `patch`, `delete`, `list`, `post`.
     pub verb: &'static str,
-    /// Of which resource: `pods`, `deployments.apps`.
+    /// The resource: `pods`, `deployments.apps`.
     pub resource: String,
-    /// The HTTP status; 0 where there was no answer.
+    /// The HTTP status; 0 without a response.
     pub code: u16,
-    /// The Status' reason; empty where there was no answer.
+    /// The Status' reason; empty without a response.
     pub reason: String,
-    /// What the server said, or why there was no answer.
+    /// The server's message, or why there was no response.
     pub message: String,
 }
 

@@ -1,7 +1,7 @@
-//! A pod as views hold it: pods are the many, and most of one is for its node alone.
+//! A reduced pod for caches: pods are the most numerous objects, and most of their fields concern only their node.
 //!
-//! Fields are named as in k8s-openapi's type, whose width (2.4 KiB for an empty pod) is what this one is for. No role that
-//! reads a view looks at the rest, and none writes a pod as a whole (they patch), so nothing is lost.
+//! Fields are named as in k8s-openapi's type, which takes 2.4 KiB for an empty pod. No reader of a cache uses the
+//! omitted fields, and none writes a whole pod (writers patch), so nothing is lost.
 
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
@@ -24,24 +24,24 @@ pub use condition::Condition;
 
 static SHAPES: Pool<PodShape> = Pool::new();
 
-/// `kubectl apply` keeps the whole manifest in this annotation, and no decision reads it.
+/// `kubectl apply` stores the whole manifest in this annotation; no decision reads it.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
-/// See the module.
+/// A reduced pod.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(from = "Read")]
 pub struct Pod {
     /// Its metadata.
     pub metadata: ObjectMeta,
-    /// What it shall be.
+    /// The spec.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spec: Option<PodSpec>,
-    /// What it is.
+    /// The status.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<PodStatus>,
 }
 
-/// A pod as it is read.
+/// The wire form of a pod.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Read {
@@ -70,19 +70,19 @@ pub struct PodSpec {
     /// The host name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
-    /// The headless Service that it is named below.
+    /// The headless Service of its DNS name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subdomain: Option<String>,
-    /// The rest.
+    /// The fields shared by pods of one template.
     #[serde(flatten)]
     pub shape: Arc<PodShape>,
 }
 
-/// What pods of one template have in common, and share.
+/// Fields that pods of one template have in common; interned.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct PodShape {
-    // A pod's own: they are read here, and taken out before the shape is shared.
+    // Per-pod fields: decoded here, and moved out before the shape is interned.
     #[serde(skip_serializing)]
     node_name: Option<String>,
     #[serde(skip_serializing)]
@@ -92,52 +92,52 @@ pub struct PodShape {
     /// Its containers.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub containers: Vec<Container>,
-    /// Those that go before, and sidecars.
+    /// Init containers, sidecars included.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_containers: Option<Vec<Container>>,
-    /// How long it may run; who does has an end.
+    /// Time limit in seconds; a pod with one is terminating for quotas.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub active_deadline_seconds: Option<i64>,
-    /// Its class of priority.
+    /// The PriorityClass.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub priority_class_name: Option<String>,
-    /// Whose pod it is to place.
+    /// The scheduler that places it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scheduler_name: Option<String>,
-    /// Higher goes first.
+    /// The priority; higher is more important.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub priority: Option<i32>,
-    /// Whether others go for it.
+    /// Whether it may preempt others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preemption_policy: Option<String>,
-    /// What it waits for before it is placed.
+    /// Gates that block scheduling.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scheduling_gates: Option<Vec<Present>>,
-    /// The labels of its node.
+    /// Required labels of its node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_selector: Option<BTreeMap<String, String>>,
-    /// Near what it shall be.
+    /// Node and pod affinity.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Affinity>,
     /// The taints it tolerates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tolerations: Option<Vec<Toleration>>,
-    /// How it is spread.
+    /// Spreading over topology domains.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topology_spread_constraints: Option<Vec<TopologySpreadConstraint>>,
-    /// What it costs beside its containers.
+    /// The RuntimeClass' overhead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overhead: Option<BTreeMap<String, Quantity>>,
-    /// What it asks for as a whole.
+    /// Pod-level resources.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
-    /// The devices that it claims.
+    /// Its ResourceClaims.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resource_claims: Option<Vec<Present>>,
-    /// The gang that it belongs to.
+    /// Its scheduling group (gang).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scheduling_group: Option<Present>,
-    /// All of them where one needs a claim or an image, as refusals name it by its index; else none.
+    /// All volumes if any refers to a claim or an image, since messages name a volume by its index; else none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volumes: Option<Vec<Volume>>,
 }
@@ -155,7 +155,7 @@ pub struct Container {
     /// Its ports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ports: Option<Vec<ContainerPort>>,
-    /// What it asks for.
+    /// Requests and limits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
     /// `Always` makes an init container a sidecar.
@@ -176,40 +176,40 @@ pub struct ContainerPort {
     /// `TCP`, `UDP`, `SCTP`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<String>,
-    /// The node's address that it takes.
+    /// The bound host address.
     #[serde(rename = "hostIP", skip_serializing_if = "Option::is_none")]
     pub host_ip: Option<String>,
-    /// The node's port that it takes.
+    /// The bound host port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_port: Option<i32>,
 }
 
-/// What is asked for.
+/// Requests and limits.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Resources {
     /// By resource.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests: Option<BTreeMap<String, Quantity>>,
-    /// How much it may have at most, by resource.
+    /// Limits by resource.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<BTreeMap<String, Quantity>>,
 }
 
-/// A volume, as far as scheduling depends on it.
+/// A volume's fields for scheduling.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Volume {
-    /// Its name, where a claim is named after it.
+    /// Its name; an ephemeral claim's name is derived from it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// It is a claim's.
+    /// The claim of the volume.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub persistent_volume_claim: Option<ClaimSource>,
-    /// A claim is made for it.
+    /// The ephemeral claim of the volume.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ephemeral: Option<EphemeralSource>,
-    /// It is an image's content.
+    /// The image of the volume.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageSource>,
 }
@@ -223,11 +223,11 @@ pub struct ImageSource {
     pub reference: Option<String>,
 }
 
-/// What the claim of a volume is made of.
+/// The source of an ephemeral claim.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct EphemeralSource {
-    /// The claim.
+    /// The claim's template.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volume_claim_template: Option<PersistentVolumeClaimTemplate>,
 }
@@ -241,7 +241,7 @@ pub struct ClaimSource {
     pub claim_name: Option<String>,
 }
 
-/// An object of which only matters that it is there.
+/// An object of which only the presence matters.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Present {}
 
@@ -249,19 +249,19 @@ pub struct Present {}
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct PodStatus {
-    /// How far it is.
+    /// The phase.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
-    /// Why, in a word.
+    /// A CamelCase reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The node on which room is made for it.
+    /// The node on which preemption makes room for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nominated_node_name: Option<String>,
-    /// When its node took it up.
+    /// When the kubelet acknowledged it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Time>,
-    /// Whole: who changes one writes all.
+    /// Complete: a writer of one condition writes all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub conditions: Option<Box<[Condition]>>,
     /// Its containers.
@@ -276,7 +276,7 @@ pub struct PodStatus {
     /// Its addresses.
     #[serde(rename = "podIPs", skip_serializing_if = "Option::is_none")]
     pub pod_ips: Option<Box<[PodIP]>>,
-    // As a container's.
+    // Pod-level, as a container's.
     #[serde(skip_serializing)]
     allocated_resources: Option<BTreeMap<String, Quantity>>,
     #[serde(skip_serializing)]
@@ -290,36 +290,36 @@ pub struct ContainerStatus {
     /// The container.
     #[serde(deserialize_with = "or_default")]
     pub name: String,
-    /// How often it was started again.
+    /// The number of restarts.
     #[serde(deserialize_with = "or_default")]
     pub restart_count: i32,
-    /// What it does.
+    /// The present state.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<ContainerState>,
-    // What its node has given it: read into the spec's requests, and taken out.
+    // Resources allocated by its node: merged into the spec's requests, then removed.
     #[serde(skip_serializing)]
     allocated_resources: Option<BTreeMap<String, Quantity>>,
     #[serde(skip_serializing)]
     resources: Option<Resources>,
 }
 
-/// What a container does.
+/// A container's state.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ContainerState {
-    /// It has ended.
+    /// Set once it has terminated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub terminated: Option<Terminated>,
 }
 
-/// How a container ended.
+/// A container's termination.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Terminated {
-    /// Its code.
+    /// Its exit code.
     #[serde(deserialize_with = "or_default")]
     pub exit_code: i32,
-    /// When.
+    /// When it terminated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Time>,
 }
@@ -372,17 +372,17 @@ impl Eq for PodShape {}
 
 impl Hash for PodShape {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        // The generated types inside have no hash of their own.
+        // The generated types inside don't implement `Hash`.
         serde_json::to_vec(self).unwrap_or_default().hash(state);
     }
 }
 
-/// A null where a value belongs is that value's default, as the generated types read it.
+/// Decodes null as the default value, as the generated types do.
 fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// Metadata without what is long and read by nobody; managed fields aren't even looked at.
+/// Decodes metadata without long fields that no component reads; managed fields are skipped.
 fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
     #[derive(Default, Deserialize)]
     #[serde(default, rename_all = "camelCase")]
@@ -494,7 +494,7 @@ mod tests {
         assert_eq!((b.node_name.as_deref(), b.hostname.as_deref()), (Some("b"), Some("b")));
     }
 
-    /// Upstream never writes these, but whoever wrote to its store may have.
+    /// Upstream never writes these, but another writer to its store may have.
     #[test]
     fn nulls_hide_no_pod() {
         let pod =

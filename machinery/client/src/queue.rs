@@ -1,6 +1,6 @@
-//! A queue of keys: each at most once, never worked on twice at once, delayed where asked, backed off where it failed.
+//! A work queue of keys as client-go's: deduplicated, one worker a key, with delays and per-key back-off.
 //!
-//! Its length is bounded by the number of distinct keys, which is that of the objects in the view.
+//! Its length is bounded by the number of distinct keys, that is by the objects in the cache.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,12 +11,12 @@ use tokio::sync::Notify;
 use machinery_api::ObjectKey;
 use machinery_env::Env;
 
-/// How long a key waits that failed (client-go's `ItemExponentialFailureRateLimiter`).
+/// Back-off of a failed key (client-go's `ItemExponentialFailureRateLimiter`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BackOff {
-    /// After the first failure; it doubles with each further one.
+    /// The delay after the first failure; it doubles with each further one.
     pub first: Duration,
-    /// Between two tries at most.
+    /// The maximum delay.
     pub most: Duration,
 }
 
@@ -31,9 +31,9 @@ impl BackOff {
 
 /// The queue's state: pure, with time as an argument.
 #[derive(Debug, Default)]
-struct State {
+struct WorkQueueState {
     ready: VecDeque<Arc<ObjectKey>>,
-    /// Waiting to be worked on: in `ready`, or again after the present work.
+    /// Queued keys with the time of their addition: in `ready`, or to be requeued after the present work.
     dirty: HashMap<Arc<ObjectKey>, Duration>,
     working: HashMap<Arc<ObjectKey>, Duration>,
     later: BTreeMap<(Duration, u64), Arc<ObjectKey>>,
@@ -44,7 +44,7 @@ struct State {
     retried: u64,
 }
 
-impl State {
+impl WorkQueueState {
     fn add(&mut self, key: Arc<ObjectKey>, now: Duration) -> bool {
         if self.dirty.contains_key(&key) {
             return false;
@@ -57,7 +57,7 @@ impl State {
         true
     }
 
-    /// The earliest of several wishes for a key holds.
+    /// Of several delays for a key the earliest wins.
     fn add_at(&mut self, key: Arc<ObjectKey>, at: Duration) {
         self.retried += 1;
         if let Some(known) = self.due.get(&key) {
@@ -71,13 +71,13 @@ impl State {
         self.later.insert((at, self.sequence), key);
     }
 
-    /// How often a key has failed before; it has once more.
+    /// Counts a failure. Returns the number of failures before it.
     fn fail(&mut self, key: &Arc<ObjectKey>) -> u32 {
         let failures = self.failures.entry(key.clone()).or_default();
         std::mem::replace(failures, failures.saturating_add(1))
     }
 
-    fn take(&mut self, now: Duration) -> Option<(Arc<ObjectKey>, Duration)> {
+    fn pop(&mut self, now: Duration) -> Option<(Arc<ObjectKey>, Duration)> {
         while let Some(entry) = self.later.first_entry() {
             if entry.key().0 > now {
                 break;
@@ -92,12 +92,18 @@ impl State {
         Some((key, now.saturating_sub(added)))
     }
 
-    fn figures(&self, now: Duration) -> Figures {
+    fn metrics(&self, now: Duration) -> WorkQueueMetrics {
         let ages = || self.working.values().map(|since| now.saturating_sub(*since));
         #[expect(clippy::cast_precision_loss, reason = "keys are no more than objects")]
         let waiting = self.ready.len() as f64;
         let (added, retried) = (self.added, self.retried);
-        Figures { waiting, added, retried, unfinished: ages().sum(), longest: ages().max().unwrap_or_default() }
+        WorkQueueMetrics {
+            waiting,
+            added,
+            retried,
+            unfinished: ages().sum(),
+            longest: ages().max().unwrap_or_default(),
+        }
     }
 
     fn done(&mut self, key: &Arc<ObjectKey>) -> Option<Duration> {
@@ -109,34 +115,34 @@ impl State {
     }
 }
 
-/// What a queue is like at a moment.
+/// Metrics of a queue at a moment.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Figures {
-    /// Keys that wait for a worker.
+pub struct WorkQueueMetrics {
+    /// Depth: keys that wait for a worker.
     pub waiting: f64,
-    /// Keys that were ever added.
+    /// Keys ever added.
     pub added: u64,
-    /// Keys that were ever added to be worked on later.
+    /// Keys ever added with a delay.
     pub retried: u64,
-    /// For how long the keys that are being worked on have been, in sum.
+    /// Sum of the processing times of the keys in work.
     pub unfinished: Duration,
-    /// And the longest of them.
+    /// The longest of these processing times.
     pub longest: Duration,
 }
 
-/// What was taken from the queue.
+/// A key taken from the queue.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Taken {
-    /// The key to work on; [`WorkQueue::done`] must follow.
+pub struct QueuedKey {
+    /// The key; call [`WorkQueue::done`] after the work.
     pub key: Arc<ObjectKey>,
-    /// How long it waited.
+    /// Time in the queue.
     pub waited: Duration,
 }
 
 /// A keyed queue.
 #[derive(Debug)]
 pub struct WorkQueue {
-    state: Mutex<State>,
+    state: Mutex<WorkQueueState>,
     wake: Notify,
     env: Env,
     back_off: BackOff,
@@ -149,11 +155,11 @@ impl WorkQueue {
         Self { state: Mutex::default(), wake: Notify::new(), env, back_off }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, WorkQueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a key; false where it already waits.
+    /// Adds a key; returns false if it is queued already.
     pub fn add(&self, key: impl Into<Arc<ObjectKey>>) -> bool {
         let added = self.state().add(key.into(), self.env.elapsed());
         if added {
@@ -168,24 +174,24 @@ impl WorkQueue {
         self.wake.notify_one();
     }
 
-    /// Adds a key that failed, after its back-off.
+    /// Requeues a failed key after its back-off.
     pub fn add_rate_limited(&self, key: Arc<ObjectKey>) {
         let wait = self.back_off.after(self.state().fail(&key));
         self.add_after(key, wait);
     }
 
-    /// A key's next failure is a first one again.
+    /// Resets a key's back-off.
     pub fn forget(&self, key: &ObjectKey) {
         self.state().failures.remove(key);
     }
 
-    /// What it is like now.
+    /// The queue's present metrics.
     #[must_use]
-    pub fn figures(&self) -> Figures {
-        self.state().figures(self.env.elapsed())
+    pub fn metrics(&self) -> WorkQueueMetrics {
+        self.state().metrics(self.env.elapsed())
     }
 
-    /// Work on a key has ended. Answers how long it took.
+    /// Marks a key as done. Returns the duration of the work.
     pub fn done(&self, key: &Arc<ObjectKey>) -> Duration {
         let since = self.state().done(key);
         self.wake.notify_one();
@@ -193,18 +199,18 @@ impl WorkQueue {
     }
 
     /// Waits for a key to work on.
-    pub async fn next(&self) -> Taken {
+    pub async fn next(&self) -> QueuedKey {
         loop {
             let woken = self.wake.notified();
             let wait = {
                 let mut state = self.state();
                 let now = self.env.elapsed();
-                if let Some((key, waited)) = state.take(now) {
+                if let Some((key, waited)) = state.pop(now) {
                     if !state.ready.is_empty() || !state.later.is_empty() {
-                        // Another worker takes the next one, or waits for the next that falls due.
+                        // Wake another worker: it takes the next ready key, or waits for the next delayed one.
                         self.wake.notify_one();
                     }
-                    return Taken { key, waited };
+                    return QueuedKey { key, waited };
                 }
                 state.later.first_key_value().map(|((at, _), _)| at.saturating_sub(now))
             };
@@ -221,7 +227,7 @@ impl WorkQueue {
         }
     }
 
-    /// The keys that are being worked on, for tests.
+    /// The keys in work, for tests.
     #[must_use]
     pub fn working(&self) -> HashSet<Arc<ObjectKey>> {
         self.state().working.keys().cloned().collect()
@@ -238,27 +244,27 @@ mod tests {
 
     #[test]
     fn a_key_waits_once_and_is_never_worked_on_twice_at_once() {
-        let mut q = State::default();
+        let mut q = WorkQueueState::default();
         let t = Duration::from_secs;
         assert!(q.add(key("x"), t(0)) && !q.add(key("x"), t(0)));
-        assert_eq!(q.take(t(2)), Some((key("x"), t(2))));
+        assert_eq!(q.pop(t(2)), Some((key("x"), t(2))));
         q.add(key("x"), t(3));
-        assert_eq!(q.take(t(3)), None, "it is being worked on");
+        assert_eq!(q.pop(t(3)), None, "it is being worked on");
         q.done(&key("x"));
-        assert_eq!(q.take(t(4)), Some((key("x"), t(1))));
+        assert_eq!(q.pop(t(4)), Some((key("x"), t(1))));
     }
 
     #[test]
     fn the_earliest_wish_holds_and_back_off_doubles_to_its_limit() {
-        let mut q = State::default();
+        let mut q = WorkQueueState::default();
         let t = Duration::from_secs;
         q.add_at(key("x"), t(9));
         q.add_at(key("x"), t(5));
         q.add_at(key("x"), t(7));
-        assert_eq!(q.take(t(4)), None);
-        assert_eq!(q.take(t(5)), Some((key("x"), t(0))));
+        assert_eq!(q.pop(t(4)), None);
+        assert_eq!(q.pop(t(5)), Some((key("x"), t(0))));
         q.done(&key("x"));
-        assert_eq!(q.take(t(20)), None);
+        assert_eq!(q.pop(t(20)), None);
         let mut waits =
             |times: usize| (0..times).map(|_| BackOff::DEFAULT.after(q.fail(&key("x")))).collect::<Vec<_>>();
         assert_eq!(waits(3), [5, 10, 20].map(Duration::from_millis));

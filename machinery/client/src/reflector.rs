@@ -1,8 +1,8 @@
-//! The reflector: follows the objects of one kind on the server, all or those that fields select, with a streamed first
-//! state where the server has it and list and watch elsewhere.
+//! The reflector: lists and watches the objects of one kind, all or those of a field selector. It uses a streaming list
+//! (`sendInitialEvents`) if the server has it, else list and watch.
 //!
-//! A loop of two states: without a known version it takes the whole state, with one it watches from there. What it sees
-//! goes to a function as [`ReflectorEvent`]s, from one complete state to the next.
+//! A loop of two states: without a known version it lists, with one it watches from there. Output: [`ReflectorEvent`]s,
+//! which lead from one complete state to the next.
 
 use std::ops::ControlFlow;
 use std::pin::Pin;
@@ -20,43 +20,44 @@ use crate::object::{Decode, Kind, Object, Typed, decode, decode_metadata, key_of
 use crate::request::{BackOff, query_string, status_code};
 use machinery_env::Env;
 
-/// A watch is asked to end after this long, and up to as long again, so that watches are spread over servers.
+/// Minimum `timeoutSeconds` of a watch. The value is random up to twice this, so that watches spread over servers.
 const WATCH_SECONDS_MIN: u64 = 300;
-/// How long a streamed first state may take before list and watch are used instead.
+/// Timeout of a streaming list; after it list and watch are used instead.
 const FIRST_STATE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Objects in one page of a list: keeps an answer at a few MB.
+/// `limit` of a list request: keeps a response at a few MB.
 const LIST_PAGE: usize = 500;
-/// Waits between failed tries (client-go's reflector: 800 ms, doubling to 30 s).
+/// Back-off of failed tries (client-go's reflector: 800 ms, doubling to 30 s).
 const BACK_OFF_FIRST: Duration = Duration::from_millis(800);
 const BACK_OFF_MAX: Duration = Duration::from_secs(30);
-/// A stream that ends sooner than this counts as a failure, so that a server which ends all at once isn't hammered.
+/// A stream that ends sooner than this counts as a failure, so that a server which ends all streams isn't hammered.
 const STREAM_SHORT: Duration = Duration::from_secs(1);
 
 const JSON: &str = "application/json";
 const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json;q=0.5";
 const METADATA_LIST: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json;q=0.5";
-/// The annotation of the bookmark that ends a streamed first state (KEP-3157).
+/// The annotation of the bookmark at the end of a streaming list (KEP-3157).
 const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
-/// What a reflector sees.
+/// An event of a reflector.
 #[derive(Debug, Clone)]
 pub enum ReflectorEvent {
-    /// The complete state of a version: what it doesn't hold is gone.
+    /// The complete state at a version: an object that it lacks is gone.
     Replaced(Vec<Arc<dyn Object>>, u64),
-    /// An object is new or changed.
+    /// An object was added or changed.
     Applied(Arc<dyn Object>),
-    /// An object is gone; as it was last.
+    /// An object was deleted; its last state.
     Deleted(Arc<dyn Object>),
-    /// Nothing changed up to this version.
+    /// A bookmark: nothing changed up to this version.
     Progress(u64),
-    /// The server can't be reached or says no, for this reason: what was seen is valid still, and it is tried again.
+    /// The server is unreachable or rejects the request, for this reason. The known state stays valid; the reflector
+    /// retries.
     Interrupted(String),
 }
 
-type Events = mpsc::Sender<ReflectorEvent>;
+type EventSender = mpsc::Sender<ReflectorEvent>;
 
-/// What a reflector sees, one event after the other. It works while it is asked for the next one, and one event waits at
-/// most: whoever reads slowly slows down the watch, and nobody's memory.
+/// A reflector's events in order. The reflector runs only while `next` is awaited and buffers one event at most: a slow
+/// reader slows down the watch and costs no memory.
 pub struct ReflectorEvents {
     work: Pin<Box<dyn Future<Output = ()> + Send>>,
     events: mpsc::Receiver<ReflectorEvent>,
@@ -69,17 +70,17 @@ impl std::fmt::Debug for ReflectorEvents {
 }
 
 impl ReflectorEvents {
-    fn of<F: Future<Output = ()> + Send + 'static>(work: impl FnOnce(Events) -> F) -> Self {
+    fn of<F: Future<Output = ()> + Send + 'static>(work: impl FnOnce(EventSender) -> F) -> Self {
         let (sender, events) = mpsc::channel(1);
         Self { work: Box::pin(work(sender)), events }
     }
 
-    /// The next event. Giving up on it loses nothing.
+    /// The next event. Cancel safe.
     pub async fn next(&mut self) -> ReflectorEvent {
         tokio::select! {
             biased;
             Some(event) = self.events.recv() => event,
-            // It doesn't end while somebody may read.
+            // The reflector doesn't end while there is a reader.
             () = &mut self.work => std::future::pending().await,
         }
     }
@@ -89,22 +90,22 @@ impl ReflectorEvents {
     }
 }
 
-/// Why following broke off.
+/// Why a list or watch ended.
 #[derive(Debug, thiserror::Error)]
 enum ReflectorError {
     #[error("the request failed")]
     Request(#[from] kube::Error),
-    #[error("the server ends the watch as soon as it has begun")]
+    #[error("the server ended the watch at once")]
     Short,
     #[error("the stream broke")]
     Stream(#[from] std::io::Error),
     #[error("the server's answer cannot be read")]
-    Answer(#[from] serde_json::Error),
+    EffectResult(#[from] serde_json::Error),
     #[error("the watch ended with {code}: {message}")]
     Ended { code: u16, message: String },
     #[error("the first state was not complete in time")]
     Late,
-    #[error("nobody reads the events any more")]
+    #[error("the events have no reader")]
     Unread,
 }
 
@@ -118,31 +119,31 @@ impl ReflectorError {
     }
 }
 
-/// Where following stands.
+/// State of the reflector.
 enum ReflectorState {
-    /// Nothing is known, or it is too old.
+    /// No version is known, or it is too old.
     Start,
     /// Known up to this version.
     At(String),
 }
 
 #[derive(Deserialize)]
-struct Line<'a> {
+struct WatchLine<'a> {
     r#type: &'a str,
     #[serde(borrow)]
     object: &'a RawValue,
 }
 
 #[derive(Deserialize)]
-struct Page<'a> {
-    metadata: PageMetadata,
+struct ListPage<'a> {
+    metadata: ListPageMetadata,
     #[serde(borrow)]
     items: Option<Vec<&'a RawValue>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct PageMetadata {
+struct ListPageMetadata {
     #[serde(default)]
     resource_version: String,
     #[serde(default)]
@@ -157,22 +158,22 @@ struct ErrorObject {
     message: String,
 }
 
-/// Follows one kind.
+/// Reflector of one kind.
 #[derive(Debug)]
 pub struct Reflector {
     client: ClientHandle,
     env: Env,
     kind: Kind,
-    /// Whether whole objects are asked for, or their metadata alone.
+    /// Whether whole objects are requested, or their metadata only.
     typed: bool,
     decode: Decode,
-    /// Empty: all namespaces.
+    /// Empty for all namespaces.
     namespace: String,
-    /// Empty: all objects.
+    /// Empty for all objects.
     field_selector: String,
 }
 
-/// A client, which has no `Debug` of its own.
+/// A client with `Debug`.
 struct ClientHandle(Client);
 
 impl std::fmt::Debug for ClientHandle {
@@ -182,13 +183,13 @@ impl std::fmt::Debug for ClientHandle {
 }
 
 impl Reflector {
-    /// Follows all objects of a type.
+    /// A reflector of all objects of a type.
     #[must_use]
     pub fn of<K: Typed>(client: Client, env: Env) -> Self {
         Self::with(client, env, Kind::of::<K>(), true, |_, text| decode::<K>(text))
     }
 
-    /// Follows the metadata of all objects of a kind.
+    /// A reflector of the metadata of all objects of a kind.
     #[must_use]
     pub fn of_metadata(client: Client, env: Env, kind: Kind) -> Self {
         Self::with(client, env, kind, false, decode_metadata)
@@ -199,33 +200,33 @@ impl Reflector {
         Self { client: ClientHandle(client), env, kind, typed, decode, namespace, field_selector }
     }
 
-    /// Only of one namespace.
+    /// Restricts it to one namespace.
     #[must_use]
     pub fn within(self, namespace: impl Into<String>) -> Self {
         Self { namespace: namespace.into(), ..self }
     }
 
-    /// Only those that a field selector chooses, such as `spec.nodeName=n`.
+    /// Restricts it to a field selector, such as `spec.nodeName=n`.
     #[must_use]
     pub fn selecting(self, field_selector: impl Into<String>) -> Self {
         Self { field_selector: field_selector.into(), ..self }
     }
 
-    /// What it sees from now on, while that is asked for. Failures are tried again for ever: what was seen stays valid
-    /// meanwhile. That goes for a kind that the server says it doesn't serve, too: one that is starting may not serve it
-    /// yet, and whose kinds come and go asks its discovery.
+    /// Starts the reflector. Failures are retried for ever and the known state stays valid meanwhile. That includes a
+    /// kind that the server doesn't serve: a starting server may not serve it yet. Callers whose kinds come and go use
+    /// discovery.
     #[must_use]
     pub fn events(self) -> ReflectorEvents {
         ReflectorEvents::of(|events| async move { self.follow(&events).await })
     }
 
-    /// Follows until `on_event` breaks off: see [`Reflector::events`].
+    /// Runs until `on_event` breaks: see [`Reflector::events`].
     pub async fn run(self, on_event: impl FnMut(ReflectorEvent) -> ControlFlow<()> + Send) {
         self.events().each(on_event).await;
     }
 
-    /// Lists at an interval, where there is nothing to watch (metrics), until `on_event` breaks off. A try that fails is
-    /// followed by the next one, after a wait that grows: what was seen stays as it is, and grows old.
+    /// Lists a kind without watch (metrics) at an interval, until `on_event` breaks. A failed list is retried with
+    /// back-off; the known state stays as it is.
     pub async fn poll(self, every: Duration, on_event: impl FnMut(ReflectorEvent) -> ControlFlow<()> + Send) {
         let events = ReflectorEvents::of(|events| async move {
             let mut back_off = BackOff::new(every, BACK_OFF_MAX.max(every));
@@ -247,13 +248,13 @@ impl Reflector {
         events.each(on_event).await;
     }
 
-    async fn interrupted(&self, error: &ReflectorError, events: &Events) {
-        tracing::debug!(kind = %self.kind.resource(), ?error, "watching broke off, trying again");
-        // Whoever reads no more ends this at the next event.
+    async fn interrupted(&self, error: &ReflectorError, events: &EventSender) {
+        tracing::debug!(kind = %self.kind.resource(), ?error, "the watch failed, retrying");
+        // Without a reader the next event ends this reflector.
         let _ = events.send(ReflectorEvent::Interrupted(with_source(error))).await;
     }
 
-    async fn follow(&self, events: &Events) {
+    async fn follow(&self, events: &EventSender) {
         let mut state = ReflectorState::Start;
         let mut streaming = true;
         let mut back_off = BackOff::new(BACK_OFF_FIRST, BACK_OFF_MAX);
@@ -297,7 +298,7 @@ impl Reflector {
 
     fn read(&self, text: &str) -> Option<Arc<dyn Object>> {
         (self.decode)(&self.kind, text)
-            .inspect_err(|error| tracing::warn!(kind = %self.kind.resource(), %error, "an object cannot be read"))
+            .inspect_err(|error| tracing::warn!(kind = %self.kind.resource(), %error, "an object cannot be decoded"))
             .ok()
     }
 
@@ -315,8 +316,8 @@ impl Reflector {
             .map_err(|e| ReflectorError::Request(kube::Error::HttpError(e)))
     }
 
-    /// Takes the whole state in pages. Answers true: the watch may begin at once.
-    async fn list(&self, state: &mut ReflectorState, events: &Events) -> Result<bool, ReflectorError> {
+    /// Lists in pages. Returns true: the watch may begin at once.
+    async fn list(&self, state: &mut ReflectorState, events: &EventSender) -> Result<bool, ReflectorError> {
         let mut objects = Vec::new();
         let mut from = String::new();
         loop {
@@ -327,7 +328,7 @@ impl Reflector {
             }
             let accept = if self.typed { JSON } else { METADATA_LIST };
             let text = self.client.0.request_text(self.request(query, accept)?).await?;
-            let page: Page<'_> = serde_json::from_str(&text)?;
+            let page: ListPage<'_> = serde_json::from_str(&text)?;
             objects.extend(page.items.unwrap_or_default().iter().filter_map(|item| self.read(item.get())));
             from = page.metadata.r#continue;
             if from.is_empty() {
@@ -340,8 +341,13 @@ impl Reflector {
         }
     }
 
-    /// Watches, with the first state in the stream where `initial`. Answers false when the server ended the stream.
-    async fn watch(&self, state: &mut ReflectorState, initial: bool, events: &Events) -> Result<bool, ReflectorError> {
+    /// Watches; with `initial` as a streaming list. Returns false if the server ended the stream.
+    async fn watch(
+        &self,
+        state: &mut ReflectorState,
+        initial: bool,
+        events: &EventSender,
+    ) -> Result<bool, ReflectorError> {
         let seconds = (WATCH_SECONDS_MIN + self.env.below(WATCH_SECONDS_MIN)).to_string();
         let mut query = vec![("watch", "true"), ("allowWatchBookmarks", "true"), ("timeoutSeconds", &seconds)];
         if initial {
@@ -353,7 +359,7 @@ impl Reflector {
         let accept = if self.typed { JSON } else { METADATA };
         let stream = self.client.0.request_stream(self.request(query, accept)?).await?;
         let mut lines = std::pin::pin!(stream.lines());
-        // The first state is collected, so that readers step from one complete state to the next.
+        // The initial objects are collected, so that readers step from one complete state to the next.
         let mut first: Option<Vec<Arc<dyn Object>>> = initial.then(Vec::new);
         let deadline = tokio::time::sleep(FIRST_STATE_TIMEOUT);
         let mut deadline = std::pin::pin!(deadline);
@@ -374,14 +380,14 @@ impl Reflector {
         }
     }
 
-    /// What a line of a watch tells; none while the first state is being collected, which is what `first` holds.
+    /// Decodes a line of a watch; `None` while the initial objects are collected into `first`.
     fn read_line(
         &self,
         line: &str,
         first: &mut Option<Vec<Arc<dyn Object>>>,
         state: &mut ReflectorState,
     ) -> Result<Option<ReflectorEvent>, ReflectorError> {
-        let event: Line<'_> = serde_json::from_str(line)?;
+        let event: WatchLine<'_> = serde_json::from_str(line)?;
         let text = event.object.get();
         match (event.r#type, &mut *first) {
             ("ERROR", _) => {

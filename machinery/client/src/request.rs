@@ -1,4 +1,4 @@
-//! One way to send requests: paths, content types and errors in one place, for controllers, recorders and elections alike.
+//! Requests for objects of any kind: paths, content types and errors, for controllers, recorders and elections.
 
 use std::time::Duration;
 
@@ -14,12 +14,12 @@ use machinery_env::Env;
 
 const JSON: &str = "application/json";
 
-/// How a patch is meant.
+/// The type of a patch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PatchType {
     /// RFC 7386: lists are replaced whole.
     Merge,
-    /// Kubernetes' own: lists with merge keys are merged element by element.
+    /// Kubernetes' strategic merge: lists with merge keys are merged by element.
     Strategic,
     /// RFC 6902: a list of operations, with tests.
     Json,
@@ -78,7 +78,7 @@ impl ApiClient {
         self.send(Method::PUT, path, JSON, Some(object)).await
     }
 
-    /// GET of a collection: of one namespace, or of all where it is empty.
+    /// GET of a collection: of one namespace, or of all if it is empty.
     pub async fn list<R: ReadWire>(
         &self,
         kind: &Kind,
@@ -138,7 +138,7 @@ impl ApiClient {
         self.send(Method::DELETE, &path(kind, key, None), JSON, Some(options)).await
     }
 
-    /// DELETE of all of a kind in a namespace, with `DeleteOptions`.
+    /// DELETE of all objects of a kind in a namespace, with `DeleteOptions`.
     pub async fn delete_collection<R: ReadWire>(
         &self,
         kind: &Kind,
@@ -161,10 +161,10 @@ impl ApiClient {
     }
 }
 
-/// Sends a request and returns the text of the answer. An empty media type is that of a request without body.
+/// Sends a request and returns the response's text. An empty media type stands for a request without a body.
 ///
 /// # Errors
-/// The server refuses, or cannot be reached.
+/// If the server rejects the request or is unreachable.
 pub(crate) async fn send(
     client: &Client,
     method: Method,
@@ -179,7 +179,7 @@ pub(crate) async fn send(
     client.request_text(request.body(body).map_err(kube::Error::HttpError)?).await
 }
 
-/// The HTTP status of an error; 0 where there was no answer.
+/// The HTTP status of an error; 0 without a response.
 #[must_use]
 pub fn status_code(error: &kube::Error) -> u16 {
     match error {
@@ -188,7 +188,7 @@ pub fn status_code(error: &kube::Error) -> u16 {
     }
 }
 
-/// Whether the same request may succeed later: the server was not reached, is overloaded or failed.
+/// Whether a retry may succeed: the server was unreachable, is overloaded or failed.
 #[must_use]
 pub fn may_succeed_later(error: &kube::Error) -> bool {
     matches!(status_code(error), 0 | 429 | 500..)
@@ -214,8 +214,8 @@ pub fn query_string(pairs: &[(&str, &str)]) -> String {
     query
 }
 
-/// Waits between failed tries: each twice the one before, up to a limit, and up to half as long again at random, so that
-/// those who failed together don't come back together.
+/// Exponential back-off: each wait is twice the last one, up to a limit, with up to 50% jitter, so that clients that
+/// failed together don't retry together.
 #[derive(Debug, Clone)]
 pub struct BackOff {
     first: Duration,
@@ -237,7 +237,7 @@ impl BackOff {
         wait + Duration::from_millis(env.below(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX) / 2 + 1))
     }
 
-    /// A try succeeded.
+    /// Resets the back-off after a success.
     pub fn reset(&mut self) {
         self.next = self.first;
     }

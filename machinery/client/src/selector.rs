@@ -1,5 +1,5 @@
-//! Typed label selectors (`metav1.LabelSelector` of k8s-openapi) matched against labels, without parsing them first;
-//! `api::selector` is for those that stand in requests.
+//! Matches typed label selectors (`metav1.LabelSelector` of k8s-openapi) against labels without parsing;
+//! `api::selector` is for selectors in requests.
 
 use std::collections::BTreeMap;
 
@@ -8,8 +8,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 /// An object's labels.
 pub type Labels = BTreeMap<String, String>;
 
-/// Whether a selector chooses an object with these labels. An empty one chooses everything; one with an unknown
-/// operator nothing.
+/// Whether a selector matches these labels. An empty selector matches everything; a selector with an unknown operator
+/// nothing.
 #[must_use]
 pub fn selects(selector: &LabelSelector, labels: Option<&Labels>) -> bool {
     let exact = selector.match_labels.as_ref().is_none_or(|wanted| contains(labels, wanted));
@@ -33,14 +33,14 @@ pub fn contains(labels: Option<&Labels>, wanted: &Labels) -> bool {
     wanted.iter().all(|(key, value)| labels.and_then(|l| l.get(key)) == Some(value))
 }
 
-/// Whether a selector names nothing at all, and so chooses everything.
+/// Whether a selector is empty, that is matches everything.
 #[must_use]
 pub fn is_everything(selector: &LabelSelector) -> bool {
     selector.match_labels.as_ref().is_none_or(BTreeMap::is_empty)
         && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)
 }
 
-/// A selector as requests carry it.
+/// A selector in the syntax of requests.
 #[must_use]
 pub fn text(selector: &LabelSelector) -> String {
     let exact = selector.match_labels.iter().flatten().map(|(key, value)| format!("{key}={value}"));

@@ -1,4 +1,4 @@
-//! Informer and driver against a scripted server: first states in every form, streams that break, writes seen late.
+//! Informer and driver against a scripted server: initial lists in every form, broken streams, late watch events.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -26,12 +26,12 @@ use crate::{
 use machinery_api::ObjectKey;
 use machinery_env::{Env, TokioClock};
 
-type Answer = Box<dyn FnOnce(&Request<kube::client::Body>) -> Response<BoxBody<Bytes, Infallible>> + Send>;
+type CannedResponse = Box<dyn FnOnce(&Request<kube::client::Body>) -> Response<BoxBody<Bytes, Infallible>> + Send>;
 
-/// Answers requests in order; a request that isn't in the script waits for ever.
+/// Answers requests in order; a request that isn't in the script hangs.
 #[derive(Clone, Default)]
 struct Script {
-    answers: Arc<Mutex<VecDeque<(String, Answer)>>>,
+    answers: Arc<Mutex<VecDeque<(String, CannedResponse)>>>,
     asked: Arc<Mutex<Vec<String>>>,
 }
 
@@ -44,13 +44,13 @@ impl Script {
         self.answers.lock().unwrap().push_back((part.to_owned(), Box::new(answer)));
     }
 
-    /// A whole answer.
+    /// A complete response.
     fn says(&self, part: &str, code: u16, body: &Value) {
         let text = body.to_string();
         self.on(part, move |_| Response::builder().status(code).body(Full::new(Bytes::from(text)).boxed()).unwrap());
     }
 
-    /// A stream that the test feeds; it ends with the sender.
+    /// A stream fed by the test; it ends with the sender.
     fn streams(&self, part: &str) -> mpsc::UnboundedSender<Value> {
         let (sender, mut lines) = mpsc::unbounded_channel::<Value>();
         self.on(part, move |_| {
@@ -166,8 +166,8 @@ async fn a_watch_that_is_too_old_begins_anew_and_forgets_what_is_gone() {
     within(informer.until(|view| names(view) == ["y"])).await;
 }
 
-/// A server that is starting answers so for kinds that it doesn't serve yet: what was known isn't gone for that, and a
-/// kind of which nothing is known isn't known to be empty.
+/// A starting server answers 404 for kinds that it doesn't serve yet: cached objects must not be dropped, and an
+/// unknown kind must not count as empty.
 #[tokio::test(start_paused = true)]
 async fn a_404_of_a_kind_says_nothing_of_its_objects() {
     let script = Script::default();
@@ -227,7 +227,7 @@ static COPIER: Controller<()> = Controller {
     reconcile: copy,
 };
 
-/// Makes a Secret of the same name where there is none.
+/// Creates a Secret of the same name if it is missing.
 fn copy(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, ()>) -> Plan {
     if view.get::<ConfigMap>(key).is_none() || view.get::<Secret>(key).is_some() {
         return Plan::nothing();
@@ -272,7 +272,7 @@ async fn a_key_rests_until_the_view_shows_what_was_written() {
         }
     })
     .await;
-    // The object changes, but the secret that was made isn't seen yet: no second one is made.
+    // The object changes, but the cache lacks the created secret: no second one is created.
     for version in 11..20 {
         maps.send(event("MODIFIED", &object("x", version))).unwrap();
         within(informer.until(|view| view.seen(&Kind::of::<ConfigMap>()) == Some(version))).await;
@@ -408,11 +408,11 @@ async fn a_decision_that_panics_is_retried_with_back_off_counted_and_told() {
         }
     })
     .await;
-    // 5, 10 and 20 ms of back-off, each by the clock's millisecond or two later.
+    // 5, 10 and 20 ms of back-off, each late by a millisecond or two of the clock.
     let x = tries("x");
     let waits: Vec<_> = x.windows(2).map(|two| (two[1] - two[0]).as_millis()).collect();
     assert!(waits.iter().zip([5, 10, 20]).all(|(wait, least)| (least..least + 5).contains(wait)), "{waits:?}");
-    // The change that can't be mapped has ended neither the watch nor the driver.
+    // The change whose mapping panicked has ended neither the watch nor the driver.
     maps.send(event("ADDED", &object("z", 9))).unwrap();
     within(async {
         while tries("z").is_empty() {
@@ -423,7 +423,7 @@ async fn a_decision_that_panics_is_retried_with_back_off_counted_and_told() {
     assert_eq!(tries("x").len(), 4, "it has succeeded");
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-    // One more is that of the change that can't be mapped.
+    // One more: the change whose mapping panicked.
     assert!(text.contains("coracle_controller_panics_total{controller=\"clumsy-controller\"} 4"), "{text}");
     stop.cancel();
     within(running).await.unwrap();

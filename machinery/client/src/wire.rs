@@ -1,8 +1,8 @@
 //! Codecs of the types that components exchange with the API server, compiled once for all crates.
 //!
-//! serde's implementations are generic over the format, and at the release profile's optimization each crate that uses one compiles
-//! it again, with all types below it. Here each type of the table has plain functions to and from JSON, and other crates link
-//! to them. Invariant: no other crate reads or prints a type of this table through serde.
+//! serde's implementations are generic over the format. At the release profile's optimization each crate that uses one
+//! compiles it again, with all types below it. Here each type of the table has plain functions to and from JSON, and
+//! other crates link to them. Invariant: no other crate encodes or decodes a type of this table through serde.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -17,30 +17,30 @@ use k8s_openapi::api::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 
-/// A type that is read from JSON by code of one crate.
+/// A type decoded from JSON by code of one crate.
 pub trait ReadWire: Sized {
-    /// Reads the JSON form.
+    /// Decodes the JSON form.
     ///
     /// # Errors
-    /// When the text isn't of this type.
+    /// If the text isn't of this type.
     fn from_json(text: &str) -> Result<Self, serde_json::Error>;
 }
 
-/// A type that is printed as JSON by code of one crate.
+/// A type encoded as JSON by code of one crate.
 pub trait Wire {
     /// The JSON form as a value.
     fn wire_value(&self) -> Value;
 }
 
-/// Reads a value through serde: for the bodies of [`Wire`].
+/// Decodes through serde: for implementations of [`ReadWire`].
 ///
 /// # Errors
-/// When the text isn't of this type.
+/// If the text isn't of this type.
 pub fn from_json<T: DeserializeOwned>(text: &str) -> Result<T, serde_json::Error> {
     serde_json::from_str(text)
 }
 
-/// A value's JSON form through serde: for the bodies of [`Wire`].
+/// Encodes through serde: for implementations of [`Wire`].
 pub fn wire_value<T: Serialize>(of: &T) -> Value {
     serde_json::to_value(of).expect("the API's types have string keys and serialize without fail")
 }

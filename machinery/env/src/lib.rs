@@ -1,6 +1,6 @@
-//! The clock and the source of randomness and ids: real, or seeded for simulation and tests.
+//! Clock and source of randomness and ids: real, or seeded for simulation and tests.
 //!
-//! Everything that decides takes an [`Env`] (or the instant it read from one); `clippy.toml` bans the other sources.
+//! Decision code takes an [`Env`] (or an instant read from one); `clippy.toml` bans the other sources.
 
 use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -10,9 +10,9 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use rand::{Rng, SeedableRng, rngs::ChaCha12Rng};
 
-/// Of a UID.
+/// Digits of a UID.
 const HEX_DIGITS: &[u8; 16] = b"0123456789abcdef";
-/// The letters that Kubernetes uses for generated names: no vowels and no look-alikes
+/// The letters of Kubernetes' generated names: no vowels and no look-alikes
 /// (k8s.io/apimachinery `util/rand`).
 const NAME_LETTERS: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 
@@ -20,7 +20,7 @@ const NAME_LETTERS: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 pub trait Clock: Send + Sync {
     /// The wall clock.
     fn now(&self) -> Timestamp;
-    /// Time since an arbitrary fixed point, never going backwards; for measuring and deadlines.
+    /// Monotonic time since an arbitrary fixed point, for measuring and deadlines.
     fn elapsed(&self) -> Duration;
 }
 
@@ -44,7 +44,8 @@ impl Env {
         Self { clock: Arc::new(RealClock::start()), random: Arc::new(Mutex::new(rand::make_rng())) }
     }
 
-    /// A reproducible environment: `seed` decides all randomness, time stands at `start` until [`ManualClock::advance`].
+    /// A reproducible environment: `seed` determines all randomness; time stands at `start` until
+    /// [`ManualClock::advance`].
     #[must_use]
     pub fn seeded(seed: u64, start: Timestamp) -> (Self, Arc<ManualClock>) {
         let clock = Arc::new(ManualClock { start, elapsed: Mutex::new(Duration::ZERO) });
@@ -64,7 +65,7 @@ impl Env {
         self.clock.elapsed()
     }
 
-    /// Fills `bytes` with random ones.
+    /// Fills `bytes` with random bytes.
     pub fn fill(&self, bytes: &mut [u8]) {
         self.random.lock().unwrap_or_else(PoisonError::into_inner).fill_bytes(bytes);
     }
@@ -75,10 +76,10 @@ impl Env {
         self.random.lock().unwrap_or_else(PoisonError::into_inner).next_u64()
     }
 
-    /// A random number below `bound` (0 where `bound` is 0).
+    /// A random number below `bound` (0 if `bound` is 0).
     #[must_use]
     pub fn below(&self, bound: u64) -> u64 {
-        // The bias of a 64-bit remainder is far below anything a caller could notice.
+        // The bias of a 64-bit remainder is negligible.
         self.random_u64().checked_rem(bound).unwrap_or(0)
     }
 
@@ -106,7 +107,7 @@ impl Env {
     }
 }
 
-/// The machine's own clock: the one place where time is read.
+/// The machine's clock: the only code that reads it.
 struct RealClock {
     start: std::time::Instant,
 }
@@ -129,7 +130,7 @@ impl Clock for RealClock {
     }
 }
 
-/// A clock that stands still until it is moved.
+/// A clock that moves only by [`ManualClock::advance`].
 #[derive(Debug)]
 pub struct ManualClock {
     start: Timestamp,
@@ -153,16 +154,16 @@ impl Clock for ManualClock {
     }
 }
 
-/// Tokio's clock, which a test may pause: time then passes as soon as everything waits.
+/// Tokio's clock, which a test may pause: time then advances as soon as every task waits.
 #[derive(Debug)]
 pub struct TokioClock {
     start: tokio::time::Instant,
-    /// By how many seconds the wall clock was set.
+    /// Offset of the wall clock, in seconds.
     set_by: AtomicI64,
 }
 
 impl TokioClock {
-    /// An environment on this clock whose randomness `seed` decides, and the clock. To be called within a tokio runtime.
+    /// An environment on this clock with randomness from `seed`, and the clock. Must be called within a tokio runtime.
     #[must_use]
     pub fn env(seed: u64) -> (Env, Arc<Self>) {
         let clock = Arc::new(Self { start: tokio::time::Instant::now(), set_by: AtomicI64::new(0) });
@@ -170,7 +171,7 @@ impl TokioClock {
         (Env { clock: clock.clone(), random }, clock)
     }
 
-    /// Sets the wall clock by so many seconds; what is measured goes on as it was.
+    /// Steps the wall clock by this many seconds; monotonic time is unaffected.
     pub fn jump(&self, seconds: i64) {
         self.set_by.fetch_add(seconds, Ordering::Relaxed);
     }

@@ -1,4 +1,5 @@
-//! The one accept loop: connections within a limit (for strangers: [`Seats`]), served each by itself, drained at the end.
+//! The accept loop of all listeners: limits connections (for unauthenticated peers by [`Seats`]), spawns their service,
+//! drains at the end.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,38 +12,38 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::descriptors::{Class, Descriptors, Held};
+use crate::descriptors::{Class, DescriptorPermit, Descriptors};
 pub use crate::seats::{Seat, Seats};
 
-/// After a failed `accept` (the system has no descriptors left), in order not to spin.
+/// Pause after a failed `accept` (the process has no descriptors left), in order not to spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// A peer that says nothing is asked after so long whether it is still there, and so often …
+/// Idle time before the first TCP keep-alive probe, and interval of the probes …
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// … until it has not answered this many times (upstream's, which are Go's).
+/// … and number of unanswered probes after which the connection is dead (upstream's values, which are Go's).
 const KEEP_ALIVE_TRIES: u32 = 9;
 
-/// Has the system ask a silent peer whether it is still there: one that lost its power or its network says no goodbye, and
-/// would hold its place for ever. Who is there answers, however slowly it reads.
+/// Enables TCP keep-alive: a peer that lost its power or its network closes no connection and would occupy its permit
+/// for ever. Slow readers still answer the probes.
 pub fn keep_alive(stream: &TcpStream) {
     let often = TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE).with_retries(KEEP_ALIVE_TRIES);
     if let Err(error) = SockRef::from(stream).set_tcp_keepalive(&often) {
-        tracing::debug!(%error, "a peer that vanishes will not be noticed");
+        tracing::debug!(%error, "TCP keep-alive cannot be enabled");
     }
 }
 
-/// How many connections may be open at once.
+/// Limit of concurrent connections.
 #[derive(Debug, Clone)]
 pub enum Limit {
-    /// Whoever showed an identity keeps its seat, and the oldest stranger makes way for the next.
+    /// Authenticated connections keep their seat; the oldest unauthenticated one is closed for a new connection.
     Seats(Arc<Seats>),
-    /// So many at once, over all listeners that share them; the next ones wait. Each needs a descriptor of the class, too,
-    /// and is closed at once where that has none left.
+    /// A number of permits shared by several listeners; further connections wait. Each also needs a descriptor of the
+    /// class, and is closed at once if the class has none left.
     Permits(Arc<Semaphore>, Class),
 }
 
 impl Limit {
-    /// Waits for a place; none where the connection is to be closed.
+    /// Waits for a permit; `None` if the connection is to be closed.
     async fn permit(&self) -> Option<ConnectionPermit> {
         match self {
             Self::Seats(seats) => Some(ConnectionPermit::Seat(seats.take().await)),
@@ -55,29 +56,29 @@ impl Limit {
     }
 }
 
-/// What an open connection holds. What it becomes by an upgrade holds it on.
+/// The permit of an open connection, kept through an upgrade.
 #[derive(Debug)]
 pub enum ConnectionPermit {
     /// Of [`Limit::Seats`].
     Seat(Seat),
     /// Of [`Limit::Permits`].
     Counted {
-        /// Its place.
+        /// The permit.
         _permit: OwnedSemaphorePermit,
-        /// Its descriptor.
-        _held: Held,
+        /// The descriptor.
+        _held: DescriptorPermit,
     },
 }
 
 impl ConnectionPermit {
-    /// The peer showed who it is: the connection no longer makes way for others.
+    /// Marks the peer as authenticated: the connection keeps its seat.
     pub fn identify(&self) {
         if let Self::Seat(seat) = self {
             seat.identify();
         }
     }
 
-    /// Resolves when the connection has to make way for another.
+    /// Resolves when the connection has lost its seat.
     async fn lost(&self) {
         match self {
             Self::Seat(seat) => seat.lost().await,
@@ -86,18 +87,18 @@ impl ConnectionPermit {
     }
 }
 
-/// A socket that takes connections, with the descriptors that it holds.
+/// A listening socket with its descriptors.
 #[derive(Debug)]
 pub struct Listener {
     socket: TcpListener,
-    _held: Option<[Held; 2]>,
+    _held: Option<[DescriptorPermit; 2]>,
 }
 
 impl Listener {
-    /// Listens for a Service or a pod: counted among the listeners, with the one connection that waits at it.
+    /// Listens for a Service or a pod: takes descriptors for the listener and for the one connection that waits at it.
     ///
     /// # Errors
-    /// The address is taken or not allowed, or there are too many listeners.
+    /// If the address is taken or not allowed, or there are too many listeners.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
         let descriptors = Descriptors::process();
         let held = [descriptors.take(Class::Listeners)?, descriptors.take(Class::Listeners)?];
@@ -107,18 +108,18 @@ impl Listener {
     }
 }
 
-/// One of the few listeners of the process itself, which nothing may keep out.
+/// A listener of the process itself: these are few and not limited.
 impl From<TcpListener> for Listener {
     fn from(socket: TcpListener) -> Self {
         Self { socket, _held: None }
     }
 }
 
-/// Takes connections until `stop`, then lets the open ones end for `drain` (for as long as they take where none) and cuts
-/// off the rest. Each connection is served by what `serve` makes of it, and closed when that ends.
+/// Accepts connections until `stop`, then drains the open ones for `drain` (without limit if `None`) and aborts the
+/// rest. `serve` makes the future of each connection, which is closed when that ends.
 ///
-/// A listener that nobody calls holds no place: a connection asks for one when it is there, and one waits at each
-/// listener at most. Dropping the future cuts off all connections.
+/// An idle listener holds no permit: an accepted connection takes one, and one waits at each listener at most. Dropping
+/// the future aborts all connections.
 pub async fn serve<F>(
     listener: Listener,
     limit: Limit,
@@ -143,14 +144,14 @@ pub async fn serve<F>(
                 None => continue,
             },
         };
-        // Small answers go out at once; a socket that refuses is only slower.
+        // Send small responses at once; a socket that refuses is only slower.
         let _ = stream.set_nodelay(true);
         keep_alive(&stream);
         let (connection, cut) = (serve(stream, peer, permit.clone()), cut.clone());
         connections.spawn(async move {
             tokio::select! {
                 () = cut.cancelled() => {}
-                () = permit.lost() => tracing::debug!(%peer, "a stranger's connection made way for another"),
+                () = permit.lost() => tracing::debug!(%peer, "an unauthenticated connection was evicted"),
                 () = connection => {}
             }
         });
@@ -167,14 +168,14 @@ pub async fn serve<F>(
     }
 }
 
-/// The next connection.
+/// Accepts the next connection; retries on errors.
 async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     let mut failing = false;
     loop {
         match listener.accept().await {
             Ok(accepted) => return accepted,
             Err(error) => {
-                // Once per spell of failures: the log must not grow with the attempts.
+                // Log once per series of failures: the log must not grow with the attempts.
                 if !std::mem::replace(&mut failing, true) {
                     tracing::warn!(%error, "accepting a connection failed");
                 }
@@ -190,7 +191,7 @@ mod tests {
 
     use super::*;
 
-    /// A listener under `limit` whose connections answer each byte, and stay.
+    /// A listener with `limit` whose connections echo each byte and stay open.
     fn echoing(
         limit: Limit,
         drain: Option<Duration>,
@@ -244,13 +245,13 @@ mod tests {
         let permits = Arc::new(Semaphore::new(1));
         let stop = CancellationToken::new();
         let limit = || Limit::Permits(permits.clone(), Class::Clients);
-        // More listeners than places, all idle but one.
+        // More listeners than permits, all idle but one.
         let all: Vec<_> = (0..4).map(|_| echoing(limit(), None, &stop)).collect();
         for (address, _) in &all {
             let mut stream = TcpStream::connect(address).await.unwrap();
             assert_eq!(echoed(&mut stream).await.unwrap(), b'x');
             assert_eq!(permits.available_permits(), 0);
-            // The next one waits for the place of the one before.
+            // The next connection waits for the first one's permit.
             let mut next = TcpStream::connect(all[0].0).await.unwrap();
             drop(stream);
             assert_eq!(echoed(&mut next).await.unwrap(), b'x');

@@ -1,7 +1,7 @@
-//! HTTP on one connection of a server that strangers reach: the same times and sizes for all of them (API server, kubelet,
-//! registry), so that a client which sends slowly, says nothing or never reads keeps nothing for long.
+//! HTTP on one connection of a server for untrusted clients: common timeouts and sizes (API server, kubelet, registry),
+//! so that a client which sends slowly, stays silent or never reads holds no resources for long.
 //!
-//! What the pod network serves has bounds and framing of its own: [`crate::net::http`].
+//! The pod network has limits and framing of its own: [`crate::net::http`].
 
 use std::convert::Infallible;
 use std::io;
@@ -27,32 +27,32 @@ use tokio_util::sync::CancellationToken;
 use crate::hooked::{Hook, Hooked};
 use crate::net::BoxError;
 
-/// HTTP/1.1: from the first byte of a request's head, or the connection's start, to the head's end (upstream's).
+/// HTTP/1.1: timeout of a request's head, from its first byte or the connection's start (upstream's).
 const HEADER_TIMEOUT: Duration = Duration::from_secs(32);
-/// HTTP/1.1: from the last answer to the first byte of the next request (upstream's).
+/// HTTP/1.1: timeout between the last response and the first byte of the next request (upstream's).
 const KEPT_ALIVE_MAX: Duration = Duration::from_secs(90);
-/// HTTP/2: a silent connection is asked this often whether it still lives, and dropped when no answer comes.
+/// HTTP/2: interval of pings on a silent connection; it is closed without an answer.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
-/// See [`PING_INTERVAL`].
+/// Timeout of a ping's answer.
 const PING_TIMEOUT: Duration = Duration::from_secs(15);
-/// A connection on which nothing has been asked for this long is closed, so that idle ones don't keep the seats.
+/// Idle timeout of a connection, so that idle ones don't occupy seats.
 const IDLE_MAX: Duration = Duration::from_secs(180);
-/// What a client of HTTP/2 begins with.
+/// The connection preface of HTTP/2.
 const HTTP2_BEGINNING: &[u8] = b"PRI * HTTP/2";
-/// How often that is looked at.
+/// Interval of the idle check.
 const IDLE_CHECK: Duration = Duration::from_secs(60);
 /// HTTP/2 streams at once per connection (upstream's default).
 const STREAMS_MAX: u32 = 250;
-/// All header fields of one request: tokens are long, and impersonation adds more.
+/// Maximum bytes of a request's header fields: tokens are long, and impersonation adds more.
 const HEADER_BYTES_MAX: u32 = 64 * 1024;
-/// How many there are at most over HTTP/1.1, where hyper counts them: who impersonates sends one for each group.
+/// Maximum number of header fields over HTTP/1.1, where hyper counts them: impersonation needs one for each group.
 const HEADERS_MAX: usize = 1024;
 
-/// Serves HTTP/1.1 and HTTP/2, upgrades included, until the connection ends, nothing has been asked for long, or `stop`;
-/// requests that run then have their answers first.
+/// Serves HTTP/1.1 and HTTP/2, upgrades included, until the connection ends, is idle for long, or `stop`; running
+/// requests are completed first.
 ///
 /// # Errors
-/// The connection broke off.
+/// If the connection breaks.
 pub async fn serve<S, V, B>(stream: S, env: &Env, service: V, stop: &CancellationToken) -> Result<(), BoxError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -64,9 +64,9 @@ where
     let activity = Arc::new(Activity::new(env));
     let seen = activity.clone();
     let counted = hyper::service::service_fn(move |request: Request<Incoming>| {
-        let running = Running::begin(&seen);
+        let running = RunningRequest::begin(&seen);
         let (head, body) = request.into_parts();
-        let answer = match host(&head) {
+        let answer = match check_host(&head) {
             Ok(()) => Ok(service.call(Request::from_parts(head, body))),
             Err(why) => Err(why),
         };
@@ -79,11 +79,11 @@ where
             if answer.as_ref().is_ok_and(|answer| answer.status() == StatusCode::SWITCHING_PROTOCOLS) {
                 seen.upgraded.store(true, Ordering::Release);
             }
-            // The body holds on to it until it has been sent or given up.
-            answer.map(|answer| answer.map(|body| Watched { body: Box::pin(body), _running: running }))
+            // The body holds the guard until it has been sent or dropped.
+            answer.map(|answer| answer.map(|body| BodyWithRunningRequest { body: Box::pin(body), _running: running }))
         }
     });
-    let stream = Hooked::new(stream, Heads::new(activity.clone(), HEADER_TIMEOUT));
+    let stream = Hooked::new(stream, RequestHeadTimeout::new(activity.clone(), HEADER_TIMEOUT));
     let server = builder();
     let serving = server.serve_connection_with_upgrades(TokioIo::new(stream), counted);
     tokio::pin!(serving);
@@ -102,9 +102,9 @@ where
     }
 }
 
-/// Why a request of HTTP/1 is refused for its `Host`, as Go's server refuses it (`net/http`): the phrase of the status line.
-/// HTTP/2 has frames of its own for that.
-fn host(head: &request::Parts) -> Result<(), &'static str> {
+/// Why a request of HTTP/1 is rejected for its `Host`, as by Go's server (`net/http`): the status line's phrase. HTTP/2
+/// has frames of its own for that.
+fn check_host(head: &request::Parts) -> Result<(), &'static str> {
     if head.version > Version::HTTP_11 {
         return Ok(());
     }
@@ -114,19 +114,19 @@ fn host(head: &request::Parts) -> Result<(), &'static str> {
             Err("Bad Request: missing required Host header")
         }
         (Some(_), Some(_)) => Err("Bad Request"),
-        (Some(host), None) if !host.as_bytes().iter().all(|byte| in_host(*byte)) => {
+        (Some(host), None) if !host.as_bytes().iter().all(|byte| is_host_byte(*byte)) => {
             Err("Bad Request: malformed Host header")
         }
         _ => Ok(()),
     }
 }
 
-/// Whether a byte can stand in a `Host` (`httpguts.ValidHostHeader`).
-fn in_host(byte: u8) -> bool {
+/// Whether a byte is allowed in a `Host` (`httpguts.ValidHostHeader`).
+fn is_host_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!$%&'()*+,-.:;=[]_~".contains(&byte)
 }
 
-/// The connection ends with it: what follows cannot be trusted to be a request.
+/// Closes the connection as well: the following bytes can't be trusted to be a request.
 fn bad_request(why: &'static str) -> Response<Full<Bytes>> {
     let mut answer = Response::new(Full::from(format!("400 {why}")));
     *answer.status_mut() = StatusCode::BAD_REQUEST;
@@ -149,15 +149,15 @@ fn builder() -> auto::Builder<TokioExecutor> {
     server
 }
 
-/// What goes on over a connection.
+/// Activity of a connection.
 struct Activity {
     env: Env,
-    /// Requests that ever began.
+    /// Number of requests begun.
     begun: AtomicUsize,
     running: AtomicUsize,
     /// When the last request ended, in seconds of the environment's monotonic clock.
     ended_at: AtomicU64,
-    /// Another protocol is spoken from here on, which has times of its own.
+    /// Whether the connection was upgraded to another protocol, which has timeouts of its own.
     upgraded: AtomicBool,
 }
 
@@ -179,10 +179,10 @@ impl Activity {
     }
 }
 
-/// One request on a connection, from its head to the end of its answer.
-struct Running(Arc<Activity>);
+/// A running request, from its head to the end of its response.
+struct RunningRequest(Arc<Activity>);
 
-impl Running {
+impl RunningRequest {
     fn begin(activity: &Arc<Activity>) -> Self {
         activity.running.fetch_add(1, Ordering::AcqRel);
         activity.begun.fetch_add(1, Ordering::AcqRel);
@@ -190,33 +190,33 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningRequest {
     fn drop(&mut self) {
         self.0.ended_at.store(self.0.env.elapsed().as_secs(), Ordering::Release);
         self.0.running.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-/// Ends a stream where the head of a request (HTTP/1.1) takes longer than [`HEADER_TIMEOUT`] from its first byte.
-struct Heads {
+/// Closes a stream if the head of a request (HTTP/1.1) takes longer than [`HEADER_TIMEOUT`] from its first byte.
+struct RequestHeadTimeout {
     activity: Arc<Activity>,
-    /// It speaks HTTP/2, which has times of its own.
+    /// Whether it speaks HTTP/2, which has timeouts of its own.
     http2: bool,
-    /// On its way is the head that follows so many requests.
+    /// The number of requests before the head that is being received, if any.
     head: Option<usize>,
     time_max: Duration,
     deadline: Pin<Box<tokio::time::Sleep>>,
 }
 
-impl Heads {
-    /// Of a new connection: its first request is due from now on.
+impl RequestHeadTimeout {
+    /// For a new connection: its first request is due from now on.
     fn new(activity: Arc<Activity>, time_max: Duration) -> Self {
         let deadline = Box::pin(tokio::time::sleep(time_max));
         Self { activity, http2: false, head: Some(0), time_max, deadline }
     }
 }
 
-impl<S: AsyncRead + Unpin> Hook<S> for Heads {
+impl<S: AsyncRead + Unpin> Hook<S> for RequestHeadTimeout {
     fn poll_read(
         &mut self,
         stream: Pin<&mut S>,
@@ -234,7 +234,7 @@ impl<S: AsyncRead + Unpin> Hook<S> for Heads {
         if self.head.is_some_and(|head| head != begun) {
             self.head = None;
         }
-        // What comes while a request runs is its body.
+        // Bytes during a request are its body.
         if !fresh.is_empty() && self.head.is_none() && self.activity.running.load(Ordering::Acquire) == 0 {
             self.head = Some(begun);
             self.deadline.as_mut().reset(tokio::time::Instant::now() + self.time_max);
@@ -246,13 +246,13 @@ impl<S: AsyncRead + Unpin> Hook<S> for Heads {
     }
 }
 
-/// A body that counts as running until it is dropped.
-struct Watched<B> {
+/// A body that keeps its request running until it is dropped.
+struct BodyWithRunningRequest<B> {
     body: Pin<Box<B>>,
-    _running: Running,
+    _running: RunningRequest,
 }
 
-impl<B: http_body::Body> http_body::Body for Watched<B> {
+impl<B: http_body::Body> http_body::Body for BodyWithRunningRequest<B> {
     type Data = B::Data;
     type Error = B::Error;
 
@@ -285,7 +285,7 @@ mod tests {
     fn a_connection_is_idle_when_its_last_answer_ended_long_ago() {
         let (env, clock) = Env::seeded(1, Timestamp::UNIX_EPOCH);
         let activity = Arc::new(Activity::new(&env));
-        let watch = Running::begin(&activity);
+        let watch = RunningRequest::begin(&activity);
         clock.advance(IDLE_MAX * 2);
         assert!(!activity.is_idle(), "a watch runs");
         drop(watch);
@@ -355,14 +355,15 @@ mod tests {
         let connection = || {
             let activity = Arc::new(Activity::new(&env));
             let (stream, client) = tokio::io::duplex(64);
-            (Hooked::new(stream, Heads::new(activity.clone(), TIME_MAX)), client, activity)
+            (Hooked::new(stream, RequestHeadTimeout::new(activity.clone(), TIME_MAX)), client, activity)
         };
-        let ended =
-            async |heads: &mut Hooked<tokio::io::DuplexStream, Heads>| heads.read(&mut [0]).await.map_err(|e| e.kind());
-        // A connection on which nothing comes.
+        let ended = async |heads: &mut Hooked<tokio::io::DuplexStream, RequestHeadTimeout>| {
+            heads.read(&mut [0]).await.map_err(|e| e.kind())
+        };
+        // A connection without bytes.
         let (mut heads, _client, _) = connection();
         assert_eq!(ended(&mut heads).await, Err(io::ErrorKind::TimedOut));
-        // Bytes that trickle in buy no time: a writer that never stops is cut off.
+        // Trickling bytes don't extend the timeout: a slow writer is cut off.
         let (mut heads, mut client, activity) = connection();
         let began = env.elapsed();
         let trickle = tokio::spawn(async move {
@@ -376,8 +377,8 @@ mod tests {
         trickle.await.unwrap();
         // A body, and the time to the next request, are not the head's; the next head is.
         let (stream, mut client) = tokio::io::duplex(64);
-        let mut heads = Hooked::new(stream, Heads::new(activity.clone(), TIME_MAX));
-        let request = Running::begin(&activity);
+        let mut heads = Hooked::new(stream, RequestHeadTimeout::new(activity.clone(), TIME_MAX));
+        let request = RunningRequest::begin(&activity);
         client.write_all(b"b").await.unwrap();
         assert_eq!(ended(&mut heads).await, Ok(1));
         assert!(tokio::time::timeout(TIME_MAX * 3, ended(&mut heads)).await.is_err());
@@ -386,7 +387,7 @@ mod tests {
         client.write_all(b"G").await.unwrap();
         assert_eq!(ended(&mut heads).await, Ok(1));
         assert_eq!(ended(&mut heads).await, Err(io::ErrorKind::TimedOut));
-        // Another protocol and HTTP/2 have times of their own.
+        // Other protocols and HTTP/2 have timeouts of their own.
         let (mut heads, mut client, activity) = connection();
         activity.upgraded.store(true, Ordering::Release);
         client.write_all(b"\x80\x03").await.unwrap();

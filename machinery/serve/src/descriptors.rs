@@ -1,8 +1,8 @@
-//! The process's file descriptors, shared out by class, so that no flood of one kind takes what the store needs.
+//! Quotas of the process's file descriptors by class, so that no flood of one kind exhausts those of the store.
 //!
-//! The system gives a process one limit for everything. Running into it anywhere fails whoever asks next, and that may
-//! be the store opening its next segment, which ends the process. So each kind of use has a [`Class`] with a share of
-//! its own, and what nobody may refuse (store, logs, images, volumes, the runtimes) has a reserve outside all of them.
+//! The system has one limit for a process. At that limit any open fails, possibly the store's next segment, which ends
+//! the process. So each use has a [`Class`] with a share of its own; uses that must not fail (store, logs, images,
+//! volumes, the runtimes) have a reserve outside all of them.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,20 +10,20 @@ use std::sync::{Arc, OnceLock};
 
 use crate::seats::Seats;
 
-/// Kept outside all shares, at least: an idle process of one node holds some 30, and the rest is for the store's
-/// segments, images under way, compilers' pipes and volumes being written.
+/// Minimum reserve outside all shares: an idle process of one node holds some 30; the rest is for the store's segments,
+/// pulls, compilers' pipes and volume writes.
 const RESERVE_MIN: usize = 128;
-/// Of a larger limit, this part is kept: one in eight.
+/// The reserve as a part of larger limits: one in eight.
 const RESERVE_PART: usize = 8;
-/// The limit where the system has none that can be read.
+/// Assumed limit if the system's can't be read.
 const LIMIT_UNKNOWN: usize = 8192;
-/// What is asked for where the system names no highest limit, or refuses it (macOS): its `OPEN_MAX`.
+/// Requested limit if the system has no hard limit, or rejects it (macOS): its `OPEN_MAX`.
 #[cfg(unix)]
 const LIMIT_FALLBACK: u64 = 10_240;
-/// Below this limit a cluster works, with fewer connections and files at once than its other bounds allow.
+/// Below this limit a cluster works, but with fewer connections and files than its other limits allow.
 const AMPLE: usize = 16_384;
 
-/// What a descriptor is held for.
+/// The use of a descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     /// Connections to the API server.
@@ -32,15 +32,15 @@ pub enum Class {
     Clients,
     /// Connections to the outside, and to the API server on behalf of guests.
     Outbound,
-    /// Connections to endpoints of Services that are no pods of this process.
+    /// Connections to endpoints of Services outside this process.
     Backends,
     /// Listeners of Services and pods.
     Listeners,
     /// Connections to kubelets and the registry.
     Node,
-    /// Files of logs that are being read.
+    /// Log files being read.
     Logs,
-    /// Files and folders that guests have open.
+    /// Files and folders opened by guests.
     Guests,
 }
 
@@ -56,7 +56,7 @@ const SHARES: [(Class, usize, usize); 8] = [
     (Class::Guests, 20, 65_536),
 ];
 
-/// A number of something that may be held at once, within a parent's. The bound can be changed while it is in use.
+/// A counting limit below a parent's limit. It can be changed while in use.
 #[derive(Debug)]
 pub struct Quota {
     max: AtomicUsize,
@@ -71,24 +71,24 @@ impl Quota {
         Arc::new(Self { max: AtomicUsize::new(max), used: AtomicUsize::new(0), parent })
     }
 
-    /// Takes one until the guard is dropped; none where this quota or one above it is used up.
+    /// Takes one until the guard is dropped; `None` if this quota or an ancestor is exhausted.
     #[must_use]
-    pub fn take(self: &Arc<Self>) -> Option<Held> {
-        self.charge().then(|| Held(self.clone()))
+    pub fn take(self: &Arc<Self>) -> Option<DescriptorPermit> {
+        self.charge().then(|| DescriptorPermit(self.clone()))
     }
 
-    /// Changes the bound. What is held over it stays held.
+    /// Changes the limit. Held units above it stay held.
     pub fn set_max(&self, max: usize) {
         self.max.store(max, Ordering::Relaxed);
     }
 
-    /// The bound.
+    /// The limit.
     #[must_use]
     pub fn max(&self) -> usize {
         self.max.load(Ordering::Relaxed)
     }
 
-    /// How many are held.
+    /// The number of held units.
     #[must_use]
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
@@ -115,17 +115,17 @@ impl Quota {
     }
 }
 
-/// One of a [`Quota`], given back when it is dropped.
+/// One unit of a [`Quota`], released on drop.
 #[derive(Debug)]
-pub struct Held(Arc<Quota>);
+pub struct DescriptorPermit(Arc<Quota>);
 
-impl Drop for Held {
+impl Drop for DescriptorPermit {
     fn drop(&mut self) {
         self.0.give();
     }
 }
 
-/// All shares of one process.
+/// The quotas of one process.
 #[derive(Debug)]
 pub struct Descriptors {
     limit: usize,
@@ -135,22 +135,22 @@ pub struct Descriptors {
 }
 
 impl Descriptors {
-    /// Shares out `limit` descriptors.
+    /// Divides `limit` descriptors.
     #[must_use]
     pub fn of(limit: usize) -> Self {
         let left = limit.saturating_sub(RESERVE_MIN.max(limit / RESERVE_PART));
         let quotas = SHARES.map(|(_, percent, most)| {
-            // Two at least, so that with a limit that is far too low things are slow and not impossible.
+            // At least two: a limit that is far too low makes things slow, not impossible.
             Quota::new((left / 100 * percent + left % 100 * percent / 100).clamp(2, most), None)
         });
         let seats = |class: Class| Seats::new(quotas[class as usize].max());
         Self { limit, api: seats(Class::Api), node: seats(Class::Node), quotas }
     }
 
-    /// This process's, by the limit that holds at the first call: see [`raise_limit`].
+    /// The quotas of this process, from the limit at the first call: see [`raise_limit`].
     #[must_use]
     pub fn process() -> &'static Self {
-        // The limit belongs to the process as the system sees it, whoever composes what in it.
+        // The limit belongs to the operating system's process, whatever is composed in it.
         static PROCESS: OnceLock<Descriptors> = OnceLock::new();
         PROCESS.get_or_init(|| Self::of(limit()))
     }
@@ -161,17 +161,17 @@ impl Descriptors {
         &self.quotas[class as usize]
     }
 
-    /// The most that a class may hold.
+    /// The limit of a class.
     #[must_use]
     pub fn max(&self, class: Class) -> usize {
         self.quota(class).max()
     }
 
-    /// Takes one, or the error that the system would give were the whole process's limit reached.
+    /// Takes one, or returns the error that the system gives at the process's limit.
     ///
     /// # Errors
-    /// The class's share is used up.
-    pub fn take(&self, class: Class) -> io::Result<Held> {
+    /// If the class's share is exhausted.
+    pub fn take(&self, class: Class) -> io::Result<DescriptorPermit> {
         self.quota(class).take().ok_or_else(exhausted)
     }
 
@@ -187,7 +187,7 @@ impl Descriptors {
         &self.node
     }
 
-    /// What an operator should know where the limit is low; none where it is ample.
+    /// A warning for the operator if the limit is low; `None` if it is ample.
     #[must_use]
     pub fn shortage(&self) -> Option<String> {
         (self.limit < AMPLE).then(|| {
@@ -205,7 +205,7 @@ impl Descriptors {
     }
 }
 
-/// As the system says it.
+/// The system's error for an exhausted limit.
 fn exhausted() -> io::Error {
     #[cfg(unix)]
     return rustix::io::Errno::MFILE.into();
@@ -229,7 +229,7 @@ pub fn raise_limit() {
     tracing::warn!("the limit of open files cannot be raised");
 }
 
-/// Where there is no such limit nothing is to be raised.
+/// No-op on systems without such a limit.
 #[cfg(not(unix))]
 pub fn raise_limit() {}
 

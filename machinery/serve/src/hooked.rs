@@ -1,4 +1,4 @@
-//! A stream with something done at its reads or at its end. The one place where a stream's calls are handed on.
+//! A stream wrapper with a hook on reads and on the end; the only module that forwards a stream's calls.
 
 use std::io;
 use std::pin::Pin;
@@ -6,9 +6,9 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What is done beside a stream; as it stands, nothing.
+/// A stream's hook; the defaults do nothing.
 pub(crate) trait Hook<S: AsyncRead + Unpin>: Unpin {
-    /// Reads.
+    /// Reads from the stream.
     fn poll_read(
         &mut self,
         stream: Pin<&mut S>,
@@ -18,11 +18,11 @@ pub(crate) trait Hook<S: AsyncRead + Unpin>: Unpin {
         stream.poll_read(context, into)
     }
 
-    /// The stream is dropped next.
-    fn ends(&mut self, _: &S) {}
+    /// Called before the stream is dropped.
+    fn on_end(&mut self, _: &S) {}
 }
 
-/// A stream and its hook.
+/// A stream with its hook.
 pub(crate) struct Hooked<S: AsyncRead + Unpin, H: Hook<S>> {
     stream: S,
     hook: H,
@@ -36,7 +36,7 @@ impl<S: AsyncRead + Unpin, H: Hook<S>> Hooked<S, H> {
 
 impl<S: AsyncRead + Unpin, H: Hook<S>> Drop for Hooked<S, H> {
     fn drop(&mut self) {
-        self.hook.ends(&self.stream);
+        self.hook.on_end(&self.stream);
     }
 }
 

@@ -1,13 +1,14 @@
-//! The serving kit: what every server of this process is built from, and the seam between those who call and those who answer.
+//! Serving primitives of every server in this process, and the interface between callers and servers of the pod
+//! network.
 //!
-//! - [`accept`]: the one accept loop: limits, strangers going first, drain.
-//! - [`connection`]: HTTP on a connection of a server that strangers reach.
-//! - [`descriptors`]: the process's file descriptors, shared out by class.
-//! - [`net`]: `Dial` and `Serve`, the seam between guests' calls, the data plane and pods.
-//! - [`plain`]: a server of the process itself over plain HTTP.
-//! - [`unread`]: what becomes of a request's body that nobody read.
+//! - [`accept`]: the accept loop: limits, eviction of unauthenticated connections, drain.
+//! - [`connection`]: HTTP on a connection of a server for untrusted clients.
+//! - [`descriptors`]: quotas of the process's file descriptors by class.
+//! - [`net`]: `Dial` and `Serve`, the interface between guests' calls, the data plane and pods.
+//! - [`plain`]: a plain HTTP server of the process itself.
+//! - [`unread`]: drains the unread rest of a request's body.
 //!
-//! Absent on purpose: the Kubernetes client (`machinery-client`): who serves doesn't need one for it.
+//! Excluded by design: the Kubernetes client (`machinery-client`), which no server needs.
 #![warn(missing_docs)]
 
 pub mod accept;

@@ -1,4 +1,5 @@
-//! A server of the process itself over plain HTTP, within the seats that the nodes' servers share, where strangers make way.
+//! A plain HTTP server of the process itself, on the seats of the nodes' servers: unauthenticated connections can be
+//! evicted.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -17,8 +18,8 @@ use crate::connection;
 use crate::descriptors::Descriptors;
 use crate::net::BoxError;
 
-/// Serves until `stop`, then lets requests end for `drain` (for as long as they take where none). `service` is what answers
-/// on one connection, which has the permit for as long as it keeps it.
+/// Serves until `stop`, then drains requests for `drain` (without limit if `None`). `service` makes the service of one
+/// connection, which owns the permit.
 pub async fn serve<V, B>(
     listener: TcpListener,
     drain: Option<Duration>,

@@ -1,34 +1,35 @@
-//! Places for connections: whoever showed an identity keeps its place, and of the others the oldest makes way for the next, so that
-//! strangers who connect and stay silent keep nobody out.
+//! Connection limit with eviction: an authenticated connection keeps its seat; of the others the oldest is evicted for
+//! a new one, so that silent unauthenticated clients lock no other client out.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-/// Connections that may be open at once.
+/// The seats of a server.
 #[derive(Debug)]
 pub struct Seats {
     free: Arc<Semaphore>,
-    strangers: Mutex<Strangers>,
+    unauthenticated: Mutex<UnauthenticatedConnections>,
 }
 
-/// Connections of which nobody knows whose they are, the oldest first.
+/// Unauthenticated connections, the oldest first.
 #[derive(Debug, Default)]
-struct Strangers {
+struct UnauthenticatedConnections {
     next: u64,
     by_age: BTreeMap<u64, Arc<Notify>>,
 }
 
 impl Seats {
-    /// So many seats.
+    /// A pool of `max` seats.
     #[must_use]
     pub fn new(max: usize) -> Arc<Self> {
         let free = Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
-        Arc::new(Self { free, strangers: Mutex::default() })
+        Arc::new(Self { free, unauthenticated: Mutex::default() })
     }
 
-    /// A seat for a stranger: the oldest of the others loses its own where all are taken. Waits where all are known.
+    /// Takes a seat for an unauthenticated connection. If none is free, the oldest unauthenticated one loses its seat;
+    /// if all are authenticated, it waits.
     pub async fn take(self: &Arc<Self>) -> Seat {
         let free = self.free.clone();
         let permit = match free.clone().try_acquire_owned() {
@@ -42,20 +43,20 @@ impl Seats {
             }
         };
         let cut = Arc::new(Notify::new());
-        let mut strangers = self.lock();
-        let number = strangers.next;
-        strangers.next += 1;
-        strangers.by_age.insert(number, cut.clone());
-        drop(strangers);
+        let mut unauthenticated = self.lock();
+        let number = unauthenticated.next;
+        unauthenticated.next += 1;
+        unauthenticated.by_age.insert(number, cut.clone());
+        drop(unauthenticated);
         Seat { number, cut, seats: self.clone(), _permit: permit }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Strangers> {
-        self.strangers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, UnauthenticatedConnections> {
+        self.unauthenticated.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A connection's seat, free again when it is dropped.
+/// A connection's seat, released on drop.
 #[derive(Debug)]
 pub struct Seat {
     number: u64,
@@ -65,12 +66,12 @@ pub struct Seat {
 }
 
 impl Seat {
-    /// The peer showed who it is: it keeps its seat from now on.
+    /// Marks the peer as authenticated: it keeps its seat from now on.
     pub fn identify(&self) {
         self.seats.lock().by_age.remove(&self.number);
     }
 
-    /// Resolves when the connection has to make way for another: drop it then. One task may wait.
+    /// Resolves when the seat is lost: drop the connection then. One task may wait.
     pub async fn lost(&self) {
         self.cut.notified().await;
     }

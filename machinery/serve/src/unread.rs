@@ -1,5 +1,5 @@
-//! What a handler leaves of a request's body is read off: with unread bytes an HTTP/1.1 connection would be closed under the
-//! client, which then loses the answer that it has not read yet, or the request that it sends next.
+//! Drains the unread rest of a request's body. With unread bytes an HTTP/1.1 connection would be closed, and the client
+//! would lose the unread response or its next request.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -9,24 +9,24 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 
-/// How much of an unread body is read off: what exceeds either bound costs the client its connection.
+/// Limits of a drain: beyond either one the connection is closed.
 #[derive(Debug, Clone, Copy)]
 pub struct UnreadBounds {
-    /// Bytes beyond those that the handler took.
+    /// Bytes beyond those read by the handler.
     pub bytes: usize,
-    /// Wall clock from the handler's end.
+    /// Wall clock time from the handler's end.
     pub time: Duration,
 }
 
 impl UnreadBounds {
-    /// For handlers that take bodies of at most `body_bytes_max`: twice as much again, within 5 s.
+    /// For handlers that read bodies of at most `body_bytes_max`: twice as much again, within 5 s.
     #[must_use]
     pub const fn beyond(body_bytes_max: usize) -> Self {
         Self { bytes: 2 * body_bytes_max, time: Duration::from_secs(5) }
     }
 }
 
-/// A request's body as handlers take it.
+/// A request's body that is drained on drop.
 pub struct UnreadBody<B>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
@@ -39,7 +39,7 @@ impl<B> UnreadBody<B>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
 {
-    /// Reads off what is left of `body` when it is dropped.
+    /// Drains the rest of `body` on drop.
     pub fn new(body: B, bounds: UnreadBounds) -> Self {
         Self { body: Some(body), bounds }
     }
@@ -98,7 +98,7 @@ mod tests {
 
     use super::*;
 
-    /// Gives so many pieces, counts those that were taken, and says when it was let go.
+    /// Yields a number of pieces, counts the reads, and signals its drop.
     struct Pieces(
         usize,
         Arc<AtomicUsize>,

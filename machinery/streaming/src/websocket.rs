@@ -1,4 +1,4 @@
-//! WebSocket (RFC 6455), the server's side: handshake, choice of a subprotocol, and what goes through.
+//! WebSocket (RFC 6455), server side: handshake, subprotocol negotiation, and message transport.
 
 use std::io;
 use std::pin::pin;
@@ -17,41 +17,41 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_util::io::{CopyToBytes, SinkWriter, StreamReader};
 
-/// The longest message that is taken: clients write 32 KiB at once.
+/// Maximum bytes of a received message: clients write 32 KiB at once.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
-/// How often the server asks for a sign of life. While nobody takes what a client sends nothing is read of it either, and
-/// only what is written tells that it is gone.
+/// Interval of the server's pings. While nothing reads the incoming messages, pongs aren't read either, and only a
+/// failed write shows that the client is gone.
 const PING_PERIOD: Duration = Duration::from_secs(30);
-/// How long a client may take to answer the server's close.
+/// Timeout of the client's answer to a close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Messages of numbered channels that wait to be sent, and to be taken: a client's may be as long as [`MESSAGE_BYTES_MAX`].
+/// Buffered messages of numbered channels, outgoing and incoming: a client's may have [`MESSAGE_BYTES_MAX`].
 const OUTGOING_WAITING_MAX: usize = 16;
 const INCOMING_WAITING_MAX: usize = 2;
 
-/// Why a request is no WebSocket handshake, or none that is taken.
+/// Why a WebSocket handshake is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HandshakeError {
-    /// The version is not RFC 6455's.
+    /// The version isn't 13.
     #[error("Sec-WebSocket-Version must be 13")]
     Version,
-    /// There is no key, or it is not one of 16 bytes.
+    /// The key is missing or hasn't 16 bytes.
     #[error("Sec-WebSocket-Key is missing or is not 16 bytes in base64")]
     Key,
-    /// Nothing that the client speaks is spoken here.
+    /// None of the client's subprotocols is supported.
     #[error("requested protocol(s) are not supported: [{0}]; supports [{1}]")]
     Protocol(String, String),
 }
 
-/// What a server answers to a handshake.
+/// The server's answer to a handshake.
 #[derive(Debug, Clone)]
 pub struct Handshake {
-    /// The chosen subprotocol; empty where the client has named none.
+    /// The chosen subprotocol; empty if the client named none.
     pub protocol: &'static str,
     /// The headers of the 101.
     pub headers: HeaderMap,
 }
 
-/// Whether the request wants to become a connection of another protocol, and which: `websocket`, `SPDY/3.1`.
+/// The protocol of a request's upgrade, if any: `websocket`, `SPDY/3.1`.
 #[must_use]
 pub fn upgrade_of(headers: &HeaderMap) -> Option<&str> {
     let lists = |name: header::HeaderName, wanted: &str| {
@@ -64,7 +64,8 @@ pub fn upgrade_of(headers: &HeaderMap) -> Option<&str> {
     headers.get(header::UPGRADE)?.to_str().ok().map(str::trim).filter(|upgrade| !upgrade.is_empty())
 }
 
-/// Answers a handshake with the first of the client's subprotocols that is `supported`; "" there takes a client that names none.
+/// Answers a handshake with the first of the client's subprotocols that is `supported`; an entry "" accepts a client
+/// without one.
 ///
 /// # Errors
 /// See [`HandshakeError`].
@@ -102,43 +103,43 @@ async fn server<S: AsyncRead + AsyncWrite + Unpin>(io: S) -> WebSocketStream<S> 
     WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await
 }
 
-/// A stream of bytes over a connection whose handshake is done: each binary message is a piece of it.
+/// A byte stream over a connection after the handshake; binary messages carry its bytes.
 pub async fn tunnel<S: AsyncRead + AsyncWrite + Unpin + Send>(io: S) -> impl AsyncRead + AsyncWrite + Unpin {
     let (sink, stream) = server(io).await.split();
-    let pieces = stream.filter_map(|message| future::ready(piece(message)));
+    let pieces = stream.filter_map(|message| future::ready(message_bytes(message)));
     let messages =
-        sink.sink_map_err(broken).with(|bytes: Bytes| future::ready(Ok::<_, io::Error>(Message::Binary(bytes))));
+        sink.sink_map_err(io_error).with(|bytes: Bytes| future::ready(Ok::<_, io::Error>(Message::Binary(bytes))));
     tokio::io::join(StreamReader::new(pieces), SinkWriter::new(CopyToBytes::new(messages)))
 }
 
-/// The bytes of a message; none of what the protocol itself sends.
-fn piece(message: Result<Message, Error>) -> Option<io::Result<Bytes>> {
+/// The bytes of a message; `None` for control messages.
+fn message_bytes(message: Result<Message, Error>) -> Option<io::Result<Bytes>> {
     match message {
         Ok(Message::Binary(bytes)) => Some(Ok(bytes)),
         Ok(Message::Text(_)) => Some(Err(io::Error::new(io::ErrorKind::InvalidData, "a text message in a tunnel"))),
         Ok(_) | Err(Error::ConnectionClosed) => None,
-        Err(error) => Some(Err(broken(error))),
+        Err(error) => Some(Err(io_error(error))),
     }
 }
 
-fn broken(error: Error) -> io::Error {
+fn io_error(error: Error) -> io::Error {
     match error {
         Error::Io(error) => error,
         other => io::Error::other(other),
     }
 }
 
-/// The ends of numbered channels (`v4.channel.k8s.io`): a message's first byte says of which it is.
+/// Both ends of numbered channels (`v4.channel.k8s.io`): a message's first byte is its channel.
 #[derive(Debug)]
 pub struct Channels {
-    /// What the client sends.
+    /// Messages of the client.
     pub incoming: mpsc::Receiver<(u8, Bytes)>,
-    /// What is sent to the client; the connection ends when all senders are gone.
+    /// Messages to the client; the connection ends when all senders are dropped.
     pub outgoing: mpsc::Sender<(u8, Bytes)>,
 }
 
-/// Numbered channels over a connection whose handshake is done, and what has to be polled for them to move: it ends when the
-/// connection does, or when nothing has moved for `idle`; pings are no movement. Drop [`Channels::incoming`] first where nothing more is taken.
+/// Numbered channels over a connection after the handshake, and the future that drives them. The future ends with the
+/// connection, or after `idle` without a message; pings don't count. Drop [`Channels::incoming`] to stop receiving.
 #[must_use = "nothing moves until the future is polled"]
 pub fn channels<S>(io: S, idle: Duration) -> (Channels, impl Future<Output = io::Result<()>>)
 where
@@ -149,7 +150,7 @@ where
     let take = move |mut piece: Bytes| {
         let received = received.clone();
         async move {
-            // A message with no byte is a client's sign of life.
+            // An empty message is a client's keep-alive.
             if let Some(channel) = piece.first().copied() {
                 let _ = received.send((channel, piece.split_off(1))).await;
             }
@@ -157,24 +158,25 @@ where
     };
     let sent = stream::poll_fn(move |context| sending.poll_recv(context))
         .map(|(channel, bytes)| Ok(Bytes::from([&[channel], &bytes[..]].concat())));
-    (Channels { incoming, outgoing }, carry(io, Some(idle), take, sent))
+    (Channels { incoming, outgoing }, transport(io, Some(idle), take, sent))
 }
 
-/// Sends the client all of `body`, a piece to a message, over a connection whose handshake is done (`binary.k8s.io`): an empty one
-/// first, as upstream's sign that it stands. What the client sends is dropped; it ends with the body, or with the client.
+/// Sends `body` to the client in messages over a connection after the handshake (`binary.k8s.io`): first an empty one,
+/// upstream's signal that the connection is established. Incoming messages are dropped; it ends with the body or with
+/// the client.
 ///
 /// # Errors
-/// Where the connection or the body breaks off.
+/// If the connection or the body breaks.
 pub async fn send<S>(io: S, body: impl Stream<Item = io::Result<Bytes>>) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let first = stream::once(future::ready(Ok(Bytes::new())));
-    carry(io, None, |_| future::ready(()), first.chain(body)).await
+    transport(io, None, |_| future::ready(()), first.chain(body)).await
 }
 
-/// Hands over what the client sends, and sends what is to be sent, until one of them ends, or nothing has moved for `idle`.
-async fn carry<S, F>(
+/// Transports messages in both directions until one of them ends, or there was none for `idle`.
+async fn transport<S, F>(
     io: S,
     idle: Option<Duration>,
     mut take: impl FnMut(Bytes) -> F,
@@ -188,7 +190,7 @@ where
     let moved = AtomicU64::new(0);
     let reads = async {
         while let Some(message) = stream.next().await {
-            if let Some(piece) = piece(message) {
+            if let Some(piece) = message_bytes(message) {
                 take(piece?).await;
                 moved.fetch_add(1, Ordering::Relaxed);
             }
@@ -204,30 +206,30 @@ where
             let message = tokio::select! {
                 message = outgoing.next() => message,
                 _ = pings.tick() => {
-                    sink.send(Message::Ping(Bytes::new())).await.map_err(broken)?;
+                    sink.send(Message::Ping(Bytes::new())).await.map_err(io_error)?;
                     continue;
                 }
             };
             let Some(message) = message else {
                 let close = CloseFrame { code: CloseCode::Normal, reason: "".into() };
-                return sink.send(Message::Close(Some(close))).await.map_err(broken);
+                return sink.send(Message::Close(Some(close))).await.map_err(io_error);
             };
-            sink.send(Message::Binary(message?)).await.map_err(broken)?;
+            sink.send(Message::Binary(message?)).await.map_err(io_error)?;
             moved.fetch_add(1, Ordering::Relaxed);
         }
     };
     let mut reads = pin!(reads);
     tokio::select! {
         done = &mut reads => return done,
-        () = stands_still(&moved, idle) => return Err(io::ErrorKind::TimedOut.into()),
+        () = wait_until_idle(&moved, idle) => return Err(io::ErrorKind::TimedOut.into()),
         done = writes => done?,
     }
-    // Until the client's own close: a connection that is closed with something unread loses what was written last.
+    // Wait for the client's close: closing a connection with unread bytes would lose the last written ones.
     tokio::time::timeout(CLOSE_TIMEOUT, reads).await.unwrap_or(Ok(()))
 }
 
-/// Waits until nothing has moved for so long.
-async fn stands_still(moved: &AtomicU64, idle: Option<Duration>) {
+/// Waits until there was no message for `idle`.
+async fn wait_until_idle(moved: &AtomicU64, idle: Option<Duration>) {
     let Some(idle) = idle else { return future::pending().await };
     loop {
         let before = moved.load(Ordering::Relaxed);
@@ -337,7 +339,7 @@ mod tests {
         drop(channels);
         let close = client.next().await.unwrap().unwrap();
         assert!(matches!(close, Message::Close(Some(CloseFrame { code: CloseCode::Normal, .. }))), "{close:?}");
-        // What a client still has to say meanwhile is read and dropped; its answer to the close is the end.
+        // Remaining messages of the client are read and dropped; its answer to the close is the end.
         while client.next().await.is_some() {}
         run.await.unwrap().unwrap();
     }
@@ -352,7 +354,7 @@ mod tests {
         let began = tokio::time::Instant::now();
         client.send(Message::Binary(Bytes::from_static(b"\x00in"))).await.unwrap();
         channels.incoming.recv().await.unwrap();
-        // A client that is there answers pings; that alone keeps no session.
+        // Answered pings alone don't keep a session alive.
         let mut pings = 0;
         while let Some(Ok(message)) = client.next().await {
             pings += u32::from(matches!(message, Message::Ping(_)));

@@ -1,5 +1,5 @@
-//! Messages that two readers could read differently (`proxy/tests/framing/`), sent to a real listener in front of a plain
-//! endpoint that records what reaches it, and in front of a pod.
+//! Ambiguous HTTP messages (`proxy/tests/framing/`), sent to a real listener in front of a plain endpoint that records
+//! its input, and in front of a pod.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -8,19 +8,19 @@ use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use machinery_api::ObjectKey;
 use machinery_env::Env;
-use machinery_serve::net::{self, Body, Caller, Dial as _, Origin, PodNetwork, Refused, Serve, ServicePort};
+use machinery_serve::net::{self, Body, CallRejected, Caller, Dial as _, Origin, PodNetwork, Serve, ServicePort};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::pending::Pending;
+use crate::in_flight::InFlightCount;
 use crate::plane::{Config, DataPlane};
 use crate::table::{AppProtocol, Change, Endpoint, Listen, PortRoute};
 
-/// What the driver sends after each case.
+/// Sent by the driver after each case.
 const SENTINEL: &[u8] = b"GET /sentinel HTTP/1.1\r\nHost: sentinel\r\nConnection: close\r\n\r\n";
 
-type Seen = Arc<Mutex<Vec<String>>>;
+type RecordedRequests = Arc<Mutex<Vec<String>>>;
 
 #[derive(Debug, Default)]
 struct Case {
@@ -90,7 +90,7 @@ fn unescape(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// A message as the files write it; what is left of `bytes` behind it.
+/// Formats a message like the corpus files; returns the remaining `bytes`.
 fn message(bytes: &[u8]) -> Option<(String, &[u8])> {
     let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
     let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
@@ -124,8 +124,8 @@ fn message(bytes: &[u8]) -> Option<(String, &[u8])> {
     Some((text, rest))
 }
 
-/// A plain endpoint: records messages, and answers each with `answer`, which may be no answer at all.
-async fn endpoint(seen: Seen, answer: Option<Vec<u8>>) -> SocketAddr {
+/// A plain endpoint: records messages and sends `answer` for each, or nothing.
+async fn endpoint(seen: RecordedRequests, answer: Option<Vec<u8>>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -138,7 +138,7 @@ async fn endpoint(seen: Seen, answer: Option<Vec<u8>>) -> SocketAddr {
                         bytes = rest.to_vec();
                         seen.lock().unwrap().push(text);
                         match &answer {
-                            // One answer, and the end.
+                            // One response, then close.
                             Some(answer) => {
                                 let _ = stream.write_all(answer).await;
                                 return;
@@ -156,12 +156,12 @@ async fn endpoint(seen: Seen, answer: Option<Vec<u8>>) -> SocketAddr {
     address
 }
 
-/// A pod that records what it is handed.
-struct Pod(Seen);
+/// A pod that records its requests.
+struct Pod(RecordedRequests);
 
 #[async_trait::async_trait]
 impl Serve for Pod {
-    async fn http(&self, _: &Origin, request: Request<Body>) -> Result<Response<Body>, Refused<Request<Body>>> {
+    async fn http(&self, _: &Origin, request: Request<Body>) -> Result<Response<Body>, CallRejected<Request<Body>>> {
         let (head, body) = request.into_parts();
         let body = match body.collect().await {
             Ok(body) => body.to_bytes(),
@@ -186,7 +186,7 @@ impl Serve for Pod {
 struct Bench {
     plane: DataPlane,
     listener: SocketAddr,
-    seen: Seen,
+    seen: RecordedRequests,
     stop: CancellationToken,
     _pod: Option<net::Attached>,
 }
@@ -199,17 +199,17 @@ impl Drop for Bench {
 
 impl Bench {
     async fn before_endpoint(answer: Option<Vec<u8>>) -> Self {
-        let seen = Seen::default();
+        let seen = RecordedRequests::default();
         let address = endpoint(seen.clone(), answer).await;
         Self::new(address, seen, None)
     }
 
     fn before_pod() -> Self {
-        let seen = Seen::default();
+        let seen = RecordedRequests::default();
         Self::new("127.66.0.2:80".parse().unwrap(), seen.clone(), Some(Arc::new(Pod(seen))))
     }
 
-    fn new(address: SocketAddr, seen: Seen, pod: Option<Arc<dyn Serve>>) -> Self {
+    fn new(address: SocketAddr, seen: RecordedRequests, pod: Option<Arc<dyn Serve>>) -> Self {
         let network = PodNetwork::default();
         let config = Config {
             bind: Ipv4Addr::LOCALHOST.into(),
@@ -218,7 +218,7 @@ impl Bench {
             cluster_cidrs: vec!["127.64.0.0/14".parse().unwrap()],
             cluster_dns: None,
             cluster_ca_pem: None,
-            // The one way to an endpoint on the loopback.
+            // The only way to an endpoint on the loopback.
             api_server: Some(address),
             node: "coracle-1".into(),
             nodes: ["coracle-1".to_owned()].into(),
@@ -244,19 +244,19 @@ impl Bench {
     }
 }
 
-fn route(address: SocketAddr, speaks: AppProtocol) -> Arc<PortRoute> {
+fn route(address: SocketAddr, app_protocol: AppProtocol) -> Arc<PortRoute> {
     let endpoint = Endpoint {
         ip: address.ip(),
         port: address.port(),
         node: None,
         hostname: String::new(),
-        pending: Pending::default(),
+        in_flight: InFlightCount::default(),
     };
     let via = Some(Arc::new(ServicePort { service: ObjectKey::new("default", "kubernetes"), port: 80 }));
-    Arc::new(PortRoute { via, speaks, ready: vec![Arc::new(endpoint)], ..PortRoute::default() })
+    Arc::new(PortRoute { via, app_protocol, ready: vec![Arc::new(endpoint)], ..PortRoute::default() })
 }
 
-/// Sends bytes, waits for the first answer, sends the sentinel, reads to the end.
+/// Sends bytes, waits for the first response, sends the sentinel, reads to the end.
 async fn talk(to: SocketAddr, bytes: &[u8], broken: bool) -> Vec<u8> {
     let mut stream = TcpStream::connect(to).await.unwrap();
     stream.write_all(bytes).await.unwrap();
@@ -265,7 +265,7 @@ async fn talk(to: SocketAddr, bytes: &[u8], broken: bool) -> Vec<u8> {
         stream.shutdown().await.unwrap();
     } else {
         while message(&answer).is_none() && stream.read_buf(&mut answer).await.is_ok_and(|read| read > 0) {}
-        // Where the connection is closed already there is nobody to smuggle it to.
+        // A closed connection cannot be smuggled into.
         let _ = stream.write_all(SENTINEL).await;
     }
     // A reset ends it as well.
@@ -279,7 +279,7 @@ async fn requests(bench: &Bench, of_endpoint: bool) {
         let answer = talk(bench.listener, &case.bytes, case.broken).await;
         let seen = bench.take_seen();
         if case.broken {
-            // The end of the message never came: no endpoint may have taken it for whole.
+            // The message never ended: no endpoint may have accepted it as complete.
             if seen.iter().any(|seen| seen != "incomplete") {
                 wrong.push(format!("{}: {seen:?} reached the endpoint", case.name));
             }
@@ -291,7 +291,7 @@ async fn requests(bench: &Bench, of_endpoint: bool) {
         let expected: Vec<String> = case.expected.iter().map(|text| text.replace("LOCAL", &local)).collect();
         let plain = |text: &String| match of_endpoint {
             true => text.clone(),
-            // A pod is handed messages, not connections.
+            // A pod receives messages, not connections.
             false => framing.iter().fold(text.clone(), |text, field| text.replace(&format!(" | {field}"), "")),
         };
         let (expected, seen): (Vec<_>, Vec<_>) = (expected.iter().map(plain).collect(), seen);
@@ -333,7 +333,7 @@ async fn answers_reach_a_client_in_one_meaning_or_not_at_all() {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
-/// A frame of HTTP/2.
+/// An HTTP/2 frame.
 fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let mut frame = vec![length[1], length[2], length[3], kind, flags, 0, 0, 0, stream];
@@ -341,14 +341,14 @@ fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Whether the request on the first stream got a 200.
+/// Whether the first stream's request got a 200.
 async fn talk_http2(to: SocketAddr, case: &Case) -> bool {
     let mut stream = TcpStream::connect(to).await.unwrap();
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     bytes.extend(frame(4, 0, 0, &[]));
     let mut block = Vec::new();
     for (name, value) in &case.fields {
-        // A literal that is not indexed, with a literal name, neither of them packed.
+        // A literal without indexing, with a literal name, neither of them Huffman-coded.
         block.push(0);
         for text in [name.as_bytes(), value] {
             block.push(u8::try_from(text.len()).ok().filter(|length| *length < 127).unwrap());
@@ -369,9 +369,9 @@ async fn talk_http2(to: SocketAddr, case: &Case) -> bool {
             break;
         }
         match (head[3], head[8]) {
-            // Its head: 0x88 is `:status: 200` in the static table.
+            // Response head: 0x88 is `:status: 200` in the static table.
             (1, 1) => ok = payload.first() == Some(&0x88),
-            // Reset, or the whole connection's end.
+            // RST_STREAM or GOAWAY.
             (3, 1) | (7, _) => return false,
             _ => {}
         }
@@ -440,11 +440,11 @@ async fn a_connection_to_an_endpoint_is_kept_for_the_next_request() {
     for _ in 0..5 {
         let response = call(&bench, Request::get("http://kubernetes/").body(body("")).unwrap()).await;
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
-        // It is back once the answer's end has been seen by the connection's own task.
-        while bench.plane.state.egress.kept() == 0 {
+        // Pooled once the connection's own task has seen the response's end.
+        while bench.plane.state.egress.pooled_connections() == 0 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(bench.plane.state.egress.kept(), 1);
+        assert_eq!(bench.plane.state.egress.pooled_connections(), 1);
     }
 }
 
@@ -479,7 +479,7 @@ async fn an_endpoint_of_h2c_is_spoken_to_in_http2() {
             tokio::spawn(server.serve_connection(TokioIo::new(stream), service));
         }
     });
-    let bench = Bench::new(address, Seen::default(), None);
+    let bench = Bench::new(address, RecordedRequests::default(), None);
     known_to_guests(&bench, "kubernetes.io/h2c");
     for _ in 0..3 {
         let request = Request::post("http://kubernetes/x").header("te", "trailers").body(body("abc")).unwrap();
@@ -500,7 +500,7 @@ async fn a_kept_connection_of_http2_that_has_ended_costs_no_request() {
             let over = Arc::new(tokio::sync::Notify::new());
             let answered = over.clone();
             let service = hyper::service::service_fn(move |_: Request<hyper::body::Incoming>| {
-                // Each connection is good for one answer.
+                // Each connection serves one response.
                 answered.notify_one();
                 async { Ok::<_, std::convert::Infallible>(Response::new(Full::<bytes::Bytes>::from("ok"))) }
             });
@@ -515,7 +515,7 @@ async fn a_kept_connection_of_http2_that_has_ended_costs_no_request() {
             });
         }
     });
-    let bench = Bench::new(address, Seen::default(), None);
+    let bench = Bench::new(address, RecordedRequests::default(), None);
     known_to_guests(&bench, "h2c");
     for _ in 0..20 {
         let answer = call(&bench, Request::get("http://kubernetes/").body(body("")).unwrap()).await;
@@ -541,11 +541,11 @@ async fn a_websocket_reaches_an_endpoint_outside_and_no_pod() {
         let mut ping = [0; 4];
         stream.read_exact(&mut ping).await.unwrap();
         stream.write_all(&ping).await.unwrap();
-        // Until the client is done.
+        // Until the client closes.
         let _ = stream.read_buf(&mut bytes).await;
         head
     });
-    let bench = Bench::new(address, Seen::default(), None);
+    let bench = Bench::new(address, RecordedRequests::default(), None);
     let mut client = TcpStream::connect(bench.listener).await.unwrap();
     client.write_all(upgrade).await.unwrap();
     let mut bytes = Vec::new();

@@ -1,4 +1,4 @@
-//! A body that keeps its endpoint's request counted until it ends.
+//! A response body that keeps its endpoint's request in flight until it ends.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -8,15 +8,15 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use machinery_serve::net::{Body, BoxError};
 
-use crate::pending::Open;
+use crate::in_flight::InFlightGuard;
 
 struct Counted {
     body: Body,
-    _open: Open,
+    _open: InFlightGuard,
 }
 
-/// `body`, during which `open` counts.
-pub(crate) fn counted(body: Body, open: Open) -> Body {
+/// Wraps `body` so that `open` lasts until its end.
+pub(crate) fn counted(body: Body, open: InFlightGuard) -> Body {
     if body.is_end_stream() {
         return body;
     }

@@ -1,4 +1,4 @@
-//! Sends one request to one endpoint of a route: straight into a pod's `Serve`, or over a socket.
+//! Forwards one request to one endpoint of a route: into a pod's `Serve` without a socket, or over a socket.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError};
@@ -6,24 +6,24 @@ use std::sync::{Arc, PoisonError};
 use http::{Request, Response, StatusCode};
 use machinery_serve::net::framing::{self, WantsUpgrade};
 use machinery_serve::net::http::plain;
-use machinery_serve::net::{Body, Caller, DialError, Origin, Peer, Protocol, Refused, Serve};
+use machinery_serve::net::{Body, CallRejected, Caller, DialError, Origin, Peer, Protocol, Serve};
 
 use super::counted::counted;
 use crate::balance;
-use crate::egress::Unsent;
+use crate::egress::SendError;
 use crate::state::ProxyState;
 use crate::table::{Endpoint, PortRoute};
 
-/// Endpoints that a request is offered to after one could not be connected: each may take seconds.
+/// Maximum connection failures before a request fails: each may take seconds.
 const CONNECTS_MAX: usize = 3;
 
-/// Who sends a request, as far as the choice of an endpoint and a connection's TLS need it.
+/// The caller's properties that endpoint choice and TLS depend on.
 pub(crate) struct Exchange<'a> {
     /// The caller.
     pub(crate) from: Peer,
-    /// The name that was called: the server name of a TLS connection.
+    /// The name that the caller used: the server name of a TLS connection.
     pub(crate) name: &'a str,
-    /// Whether the caller asked for HTTPS.
+    /// Whether the caller used HTTPS.
     pub(crate) https: bool,
 }
 
@@ -51,46 +51,46 @@ impl Exchange<'_> {
     }
 }
 
-/// What became of an offer to one endpoint.
-enum Offer {
+/// Result of offering a request to one endpoint.
+enum OfferOutcome {
     Answered(Response<Body>),
-    /// Nothing of it was seen; the next endpoint may have it.
-    Passed(Request<Body>, Why),
+    /// The endpoint saw no byte of it; the next one may take it.
+    NotTaken(Request<Body>, NotTakenReason),
     Failed(DialError),
 }
 
-enum Why {
+enum NotTakenReason {
     Gone,
     Busy,
     Unreachable(DialError),
 }
 
-/// What became of a request.
-pub(super) enum Sent {
+/// Result of forwarding a request.
+pub(super) enum AttemptOutcome {
     Answered(Response<Body>),
-    /// No endpoint is there; nothing of it was seen.
-    Nobody(Request<Body>, DialError),
-    /// Endpoints are there, and have too much to do.
+    /// The route has no endpoint; none saw a byte of the request.
+    NoEndpoint(Request<Body>, DialError),
+    /// All endpoints are overloaded.
     Busy(Request<Body>),
     Failed(DialError),
 }
 
-/// The endpoints' own word, whoever calls.
+/// The response of an overloaded pod, the same for all callers.
 pub(super) fn overload() -> Response<Body> {
     plain(StatusCode::SERVICE_UNAVAILABLE, "overload", "too many requests wait already")
 }
 
 /// Offers `request` to the route's endpoints.
 ///
-/// An endpoint that doesn't take the request is passed over, so that no request is lost to a table that is behind;
-/// nothing is offered again once an endpoint has seen it.
+/// Skips an endpoint that doesn't take the request, so that a stale table loses no request. Nothing is retried once an
+/// endpoint has seen a byte of it.
 pub(super) async fn attempt(
     state: &ProxyState,
     route: &Arc<PortRoute>,
     exchange: &Exchange<'_>,
     mut request: Request<Body>,
-) -> Sent {
-    let mut passed: Vec<SocketAddr> = Vec::new();
+) -> AttemptOutcome {
+    let mut tried: Vec<SocketAddr> = Vec::new();
     let (mut busy, mut unreachable) = (false, Vec::new());
     while unreachable.len() < CONNECTS_MAX {
         let usable = |endpoint: &Endpoint| {
@@ -98,33 +98,35 @@ pub(super) async fn attempt(
             let local = !route.local_only || exchange.node().is_none() || endpoint.node.as_deref() == exchange.node();
             let reachable =
                 state.network.find(at.ip(), Protocol::Tcp, at.port()).is_some() || state.may_dial(route, at);
-            local && reachable && !passed.contains(&at)
+            local && reachable && !tried.contains(&at)
         };
-        let Some(endpoint) = choose(state, route, exchange.client(), usable) else { break };
-        let open = endpoint.pending.open();
+        let Some(endpoint) = pick_endpoint(state, route, exchange.client(), usable) else { break };
+        let open = endpoint.in_flight.start();
         let at = endpoint.address();
         match offer(state, route, at, exchange, request).await {
-            Offer::Answered(response) => return Sent::Answered(response.map(|body| counted(body, open))),
-            Offer::Failed(error) => return Sent::Failed(error),
-            Offer::Passed(back, why) => {
+            OfferOutcome::Answered(response) => {
+                return AttemptOutcome::Answered(response.map(|body| counted(body, open)));
+            }
+            OfferOutcome::Failed(error) => return AttemptOutcome::Failed(error),
+            OfferOutcome::NotTaken(back, why) => {
                 request = back;
                 match why {
-                    Why::Gone => {}
-                    Why::Busy => busy = true,
-                    Why::Unreachable(error) => unreachable.push(error),
+                    NotTakenReason::Gone => {}
+                    NotTakenReason::Busy => busy = true,
+                    NotTakenReason::Unreachable(error) => unreachable.push(error),
                 }
             }
         }
-        passed.push(at);
+        tried.push(at);
     }
     if busy {
-        return Sent::Busy(request);
+        return AttemptOutcome::Busy(request);
     }
     if let Some(error) = unreachable.pop() {
-        return Sent::Failed(error);
+        return AttemptOutcome::Failed(error);
     }
     let name = route.via.as_ref().map(|via| format!("service {} port {}", via.service, via.port));
-    Sent::Nobody(request, DialError::NoEndpoint(name.unwrap_or_else(|| exchange.name.to_owned())))
+    AttemptOutcome::NoEndpoint(request, DialError::NoEndpoint(name.unwrap_or_else(|| exchange.name.to_owned())))
 }
 
 async fn offer(
@@ -133,40 +135,46 @@ async fn offer(
     at: SocketAddr,
     exchange: &Exchange<'_>,
     request: Request<Body>,
-) -> Offer {
+) -> OfferOutcome {
     if let Some(serve) = state.network.find(at.ip(), Protocol::Tcp, at.port()) {
         let origin = Origin { peer: exchange.from.clone(), local: at, via: route.via.clone() };
         return match hand_over(&serve, &origin, request).await {
-            Ok(response) => Offer::Answered(response),
-            Err(Refused::Gone(request)) => Offer::Passed(*request, Why::Gone),
-            Err(Refused::Busy(request)) => Offer::Passed(*request, Why::Busy),
-            Err(Refused::Denied(policy)) => Offer::Failed(DialError::Denied(format!("{at} (policy {policy})"))),
-            Err(Refused::Closed) => Offer::Failed(refused(at)),
+            Ok(response) => OfferOutcome::Answered(response),
+            Err(CallRejected::Gone(request)) => OfferOutcome::NotTaken(*request, NotTakenReason::Gone),
+            Err(CallRejected::Busy(request)) => OfferOutcome::NotTaken(*request, NotTakenReason::Busy),
+            Err(CallRejected::Denied(policy)) => {
+                OfferOutcome::Failed(DialError::Denied(format!("{at} (policy {policy})")))
+            }
+            Err(CallRejected::Closed) => OfferOutcome::Failed(refused(at)),
         };
     }
     if !state.may_dial(route, at) {
-        return Offer::Passed(request, Why::Gone);
+        return OfferOutcome::NotTaken(request, NotTakenReason::Gone);
     }
     state.metrics.socket_hops.inc();
-    match state.egress.to_endpoint(exchange.pod(), (exchange.name, exchange.https), at, route.speaks, request).await {
-        Ok(response) => Offer::Answered(response),
-        Err(Unsent::Back(request, error)) => Offer::Passed(*request, Why::Unreachable(error)),
-        Err(Unsent::Lost(error)) => Offer::Failed(error),
+    match state
+        .egress
+        .to_endpoint(exchange.pod(), (exchange.name, exchange.https), at, route.app_protocol, request)
+        .await
+    {
+        Ok(response) => OfferOutcome::Answered(response),
+        Err(SendError::NotSent(request, error)) => OfferOutcome::NotTaken(*request, NotTakenReason::Unreachable(error)),
+        Err(SendError::Lost(error)) => OfferOutcome::Failed(error),
     }
 }
 
-/// Nobody takes connections there.
+/// The error for an address without a listener.
 pub(crate) fn refused(address: impl ToString) -> DialError {
     let source = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "connection refused");
     DialError::Connection { address: address.to_string(), source: source.into() }
 }
 
-/// Hands a request to a pod. What a pod cannot do is said, not left to break: a guest never gets a connection of its own.
+/// Hands a request to a pod. Rejects upgrades with 501: a guest never gets a connection of its own.
 pub(crate) async fn hand_over(
     serve: &Arc<dyn Serve>,
     origin: &Origin,
     mut request: Request<Body>,
-) -> Result<Response<Body>, Refused<Request<Body>>> {
+) -> Result<Response<Body>, CallRejected<Request<Body>>> {
     if let Some(WantsUpgrade(protocol)) = request.extensions_mut().remove() {
         let text =
             format!("pods cannot switch a connection to {}: use plain requests", protocol.to_str().unwrap_or("it"));
@@ -178,8 +186,8 @@ pub(crate) async fn hand_over(
     Ok(Response::from_parts(head, body))
 }
 
-/// The endpoint for one request or connection.
-pub(crate) fn choose(
+/// Picks the endpoint for one request or connection: the client's sticky one, else by [`balance::pick`].
+pub(crate) fn pick_endpoint(
     state: &ProxyState,
     route: &PortRoute,
     client: Option<IpAddr>,

@@ -1,5 +1,5 @@
-//! Tells load balancers whether this machine has endpoints of a Service that keeps what comes in where it came in
-//! (`externalTrafficPolicy: Local`): upstream's answer at its `healthCheckNodePort`.
+//! Upstream's `healthCheckNodePort` response: load balancers learn whether this machine has endpoints of a Service with
+//! `externalTrafficPolicy: Local`.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -11,17 +11,22 @@ use http_body_util::{BodyExt as _, Full};
 use machinery_serve::net::{Body, Stream};
 use tokio::net::TcpStream;
 
+use crate::lifetime::ConnectionLifetime;
 use crate::table::PortRoute;
-use crate::tenure::Tenure;
 
 const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
 
-/// Answers all of a connection's requests.
-pub(crate) async fn serve(route: Arc<ArcSwap<PortRoute>>, stream: TcpStream, peer: SocketAddr, tenure: Tenure) {
-    // Where the system doesn't know any more, the connection is gone.
+/// Serves all requests of a connection.
+pub(crate) async fn serve(
+    route: Arc<ArcSwap<PortRoute>>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    lifetime: ConnectionLifetime,
+) {
+    // `local_addr` fails on a closed connection.
     let local = stream.local_addr().unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0));
     let answer = move |_| std::future::ready(answer(&route.load()));
-    let stop = tenure.stop.clone();
+    let stop = lifetime.stop.clone();
     if let Err(error) = machinery_serve::net::http::serve(Stream::Tcp(stream), local, stop.cancelled(), answer).await {
         tracing::debug!(%peer, error, "connection ended");
     }
@@ -30,7 +35,7 @@ pub(crate) async fn serve(route: Arc<ArcSwap<PortRoute>>, stream: TcpStream, pee
 fn answer(route: &PortRoute) -> Response<Body> {
     let count = route.ready.len();
     let (namespace, name) = route.via.as_ref().map_or(("", ""), |via| (&*via.service.namespace, &*via.service.name));
-    // To the byte as upstream writes it; names have nothing that JSON would write otherwise.
+    // Byte for byte as upstream; names contain nothing that JSON escapes.
     let text = format!(
         "{{\n\t\"service\": {{\n\t\t\"namespace\": {namespace:?},\n\t\t\"name\": {name:?}\n\t}},\n\t\"localEndpoints\": {count},\n\t\"serviceProxyHealthy\": true\n}}"
     );

@@ -1,9 +1,9 @@
-//! HTTP: requests of host processes are parsed once and balanced; requests of guests come parsed.
+//! HTTP proxying: requests of host processes are parsed once; guests' requests arrive parsed. Scale from zero: `activator`.
 
+pub(crate) mod activator;
 #[cfg(test)]
 mod corpus;
 mod counted;
 pub(crate) mod forward;
 pub(crate) mod health;
-pub(crate) mod hold;
 pub(crate) mod server;

@@ -1,4 +1,4 @@
-//! Serves one connection of a host process: HTTP/1.1 or HTTP/2 with prior knowledge, each request balanced by itself.
+//! Serves one connection of a host process: HTTP/1.1 or HTTP/2 with prior knowledge, balanced per request.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -9,27 +9,27 @@ use machinery_serve::net::framing::WantsUpgrade;
 use machinery_serve::net::{Body, DialError, Peer, Stream};
 use tokio::net::TcpStream;
 
+use super::activator;
 use super::forward::Exchange;
-use super::hold;
+use crate::lifetime::ConnectionLifetime;
 use crate::state::ProxyState;
 use crate::table::PortRoute;
-use crate::tenure::Tenure;
 
-/// Serves `stream` until its end, or gracefully until its open requests' end once its tenure is over.
+/// Serves `stream` until its end; drains its open requests once its lifetime is over.
 pub(crate) async fn serve(
     state: Arc<ProxyState>,
     route: Arc<ArcSwap<PortRoute>>,
     stream: TcpStream,
     peer: SocketAddr,
-    tenure: Tenure,
+    lifetime: ConnectionLifetime,
 ) {
-    // Where the system doesn't know any more, the connection is gone.
+    // `local_addr` fails on a closed connection.
     let local = stream.local_addr().unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0));
-    let (stop, tenure) = (tenure.stop.clone(), Arc::new(tenure));
+    let (stop, lifetime) = (lifetime.stop.clone(), Arc::new(lifetime));
     let answer = move |mut request: Request<Body>| {
         let (state, route) = (state.clone(), route.load_full());
         if request.extensions().get::<WantsUpgrade>().is_some() {
-            request.extensions_mut().insert(Tenure::clone(&tenure));
+            request.extensions_mut().insert(ConnectionLifetime::clone(&lifetime));
         }
         async move {
             state.metrics.requests_parsed.inc();
@@ -37,7 +37,7 @@ pub(crate) async fn serve(
             let host = request.headers().get(http::header::HOST).cloned();
             let name = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default();
             let exchange = Exchange { from: Peer::Host(peer), name, https: false };
-            hold::send(&state, &route, &exchange, request).await.unwrap_or_else(|error| refusal(&error))
+            activator::send(&state, &route, &exchange, request).await.unwrap_or_else(|error| refusal(&error))
         }
     };
     if let Err(error) = machinery_serve::net::http::serve(Stream::Tcp(stream), local, stop.cancelled(), answer).await {
@@ -45,7 +45,7 @@ pub(crate) async fn serve(
     }
 }
 
-/// What a host process gets when no endpoint answered.
+/// The response for a host process when no endpoint answered.
 fn refusal(error: &DialError) -> Response<Body> {
     let (status, reason) = match error {
         DialError::NoEndpoint(_) | DialError::NameNotFound(_) => (StatusCode::SERVICE_UNAVAILABLE, "no-endpoint"),

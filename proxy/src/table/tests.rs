@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 pub(crate) fn endpoint(ip: &str, port: u16) -> Arc<Endpoint> {
     let hostname = ip.replace('.', "-");
-    Arc::new(Endpoint { ip: ip.parse().unwrap(), port, node: None, hostname, pending: Pending::default() })
+    Arc::new(Endpoint { ip: ip.parse().unwrap(), port, node: None, hostname, in_flight: InFlightCount::default() })
 }
 
 pub(crate) fn route(ips: &[&str]) -> PortRoute {
@@ -162,7 +162,7 @@ fn a_new_owner_keeps_what_a_dead_service_had() {
     let mut table = Table::default();
     let spec = || Some(service(json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80, "nodePort": 30080}]})));
     table.service(&key("dead"), spec());
-    // A list after a gap names the new owner before the dead one is missed.
+    // A list after a gap delivers the new owner before the deletion.
     assert_eq!(table.service(&key("heir"), spec()).set.len(), 2);
     let change = table.service(&key("dead"), None);
     assert!(change.closed.is_empty() && change.set.is_empty(), "{change:?}");
@@ -222,11 +222,11 @@ fn counters_survive_a_change_of_the_table() {
     table.service(&key("web"), Some(service(json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80}]}))));
     let endpoints = json!([{"addresses": ["127.66.0.2"]}]);
     table.slice(&key("web-1"), Some(slice("web", &endpoints)));
-    let open = table.routes(&key("web")).unwrap().tcp(80).unwrap().usable()[0].pending.open();
+    let open = table.routes(&key("web")).unwrap().tcp(80).unwrap().usable()[0].in_flight.start();
     table.slice(
         &key("web-1"),
         Some(slice("web", &json!([{"addresses": ["127.66.0.2"]}, {"addresses": ["127.66.0.3"]}]))),
     );
-    assert_eq!(table.routes(&key("web")).unwrap().tcp(80).unwrap().usable()[0].pending.count(), 1);
+    assert_eq!(table.routes(&key("web")).unwrap().tcp(80).unwrap().usable()[0].in_flight.count(), 1);
     drop(open);
 }

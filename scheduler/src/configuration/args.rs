@@ -1,4 +1,4 @@
-//! What plugins are told (`pluginConfig`): upstream's arguments, defaults and checks.
+//! Plugin arguments (`pluginConfig`): upstream's fields, defaults and checks.
 
 use k8s_openapi::api::core::v1 as core;
 use serde::Deserialize;
@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::errors::{Errors, Path};
-use super::known;
+use super::fields;
 use crate::plugins::args::{DefaultConstraint, HardAffinityWeight, Resource};
 use crate::plugins::{Args, ScoringStrategy};
 use crate::pod::node_term;
@@ -89,7 +89,7 @@ struct Preemption {
     min_candidate_nodes_absolute: Option<i32>,
 }
 
-/// Where arguments stand: these numbers of profile and entry.
+/// The location of arguments, by the numbers of profile and entry.
 pub(super) fn place(at: (usize, usize)) -> String {
     format!("decoding .profiles[{}].pluginConfig[{}]", at.0, at.1)
 }
@@ -97,7 +97,7 @@ pub(super) fn place(at: (usize, usize)) -> String {
 /// Reads the arguments of one plugin.
 pub(super) fn read(plugin: &str, value: &Value, at: (usize, usize), path: &Path, args: &mut Args, errors: &mut Errors) {
     let place = place(at);
-    let Some(known) = known::args(plugin) else {
+    let Some(known) = fields::args(plugin) else {
         errors.invalid_text(path, plugin, "this plugin takes no arguments");
         return;
     };
@@ -108,7 +108,7 @@ pub(super) fn read(plugin: &str, value: &Value, at: (usize, usize), path: &Path,
         errors.plain(format!("{place}: args for plugin {plugin} were not of type {kind}.{group}, got {given}.{group}"));
         return;
     }
-    let unknown = known::unknown(value, known);
+    let unknown = fields::unknown(value, known);
     if !unknown.is_empty() {
         errors.plain(format!(
             "strict decoding error: {place}: strict decoding error: decoding args for plugin {plugin}: strict decoding error: {}",
@@ -124,7 +124,7 @@ pub(super) fn read(plugin: &str, value: &Value, at: (usize, usize), path: &Path,
         "NodeAffinity" => decode(value).map(|given| affinity(given, path, args, errors)),
         "DefaultPreemption" => decode(value).map(|given| preemption(&given, path, args, errors)),
         _ => {
-            usual(plugin, value, path, errors);
+            check_defaults(plugin, value, path, errors);
             Ok(())
         }
     };
@@ -137,8 +137,8 @@ fn decode<T: DeserializeOwned + Default>(value: &Value) -> Result<T, serde_json:
     if value.is_null() { Ok(T::default()) } else { serde_json::from_value(value.clone()) }
 }
 
-/// Plugins whose arguments nothing acts on: they have to say what is so anyway.
-fn usual(plugin: &str, value: &Value, path: &Path, errors: &mut Errors) {
+/// Checks plugins whose arguments have no effect here: the arguments must have the default values.
+fn check_defaults(plugin: &str, value: &Value, path: &Path, errors: &mut Errors) {
     let usual: &[(&str, Value)] = match plugin {
         "VolumeBinding" => &[("bindTimeoutSeconds", json!(600))],
         _ => &[("filterTimeout", json!("10s")), ("bindingTimeout", json!("10m0s"))],
@@ -200,7 +200,7 @@ fn shape(points: &[ShapePoint], path: &Path, errors: &mut Errors) -> Vec<(i64, i
             }
         }
     }
-    // Upstream's scores go to ten here, and to a hundred elsewhere.
+    // Upstream's scores are from 0 to 10 in the file, and from 0 to 100 inside.
     points.iter().map(|point| (point.utilization.into(), i64::from(point.score) * 10)).collect()
 }
 

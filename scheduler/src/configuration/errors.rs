@@ -1,8 +1,8 @@
-//! What is wrong with a file, in the words of upstream's field errors.
+//! Validation errors of a configuration file, in the form of upstream's field errors.
 
 use std::fmt::Display;
 
-/// Where in the file.
+/// The path of a field.
 #[derive(Debug, Clone)]
 pub(super) struct Path(String);
 
@@ -26,7 +26,7 @@ impl Display for Path {
     }
 }
 
-/// All that is wrong.
+/// The errors found so far.
 #[derive(Debug, Default)]
 pub(super) struct Errors(Vec<String>);
 
@@ -67,7 +67,7 @@ impl Errors {
         }
     }
 
-    /// Upstream puts several together in brackets.
+    /// As upstream, several errors are put in brackets.
     pub(super) fn end(self) -> Result<(), String> {
         match self.0.as_slice() {
             [] => Ok(()),

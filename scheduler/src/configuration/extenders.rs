@@ -1,4 +1,4 @@
-//! `extenders` of a file: upstream's fields, defaults and checks.
+//! `extenders` of a configuration file: upstream's fields, defaults and checks.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,9 +9,9 @@ use serde::Deserialize;
 use super::errors::{Errors, Path};
 use crate::extender::{ExtenderConfig, TlsConfig};
 
-/// What is waited for one that names no time.
+/// The default timeout of an extender.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Longer than this nobody waits, whatever the file says: a pod holds a place while it does.
+/// The maximum timeout, whatever the file says: a pod holds a slot for that long.
 const TIMEOUT_MAX: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Default, Deserialize)]
@@ -53,7 +53,7 @@ struct ManagedResource {
     ignored_by_scheduler: bool,
 }
 
-/// The extenders, those that can be done without last, and the resources that are theirs to look at alone.
+/// The extenders, ignorable ones last, and the resources that `NodeResourcesFit` leaves to them.
 pub(super) fn read(given: Vec<ExtenderFile>, errors: &mut Errors) -> (Vec<ExtenderConfig>, BTreeSet<String>) {
     let root = Path::new("extenders");
     let (mut names, mut ignored) = (BTreeSet::new(), BTreeSet::new());
@@ -76,7 +76,7 @@ pub(super) fn read(given: Vec<ExtenderFile>, errors: &mut Errors) -> (Vec<Extend
                 ignored.insert(resource.name.clone());
             }
         }
-        // Upstream finds these out at its first request.
+        // Upstream reports these errors at the first request.
         if extender.url_prefix.parse::<http::Uri>().map_or(true, |url| url.host().is_none() || url.scheme().is_none()) {
             errors.invalid_text(
                 &path.child("urlPrefix"),
@@ -145,6 +145,6 @@ fn is_extended(name: &str) -> bool {
     let native = domain.contains("kubernetes.io") || name.starts_with("requests.");
     let lower =
         domain.split('.').all(|label| part(label) && !label.contains(|c: char| c.is_ascii_uppercase() || c == '_'));
-    // A quota's name has `requests.` before it.
+    // The name in a quota has the prefix `requests.`.
     !native && part(own) && lower && domain.len() <= 253 - "requests.".len()
 }

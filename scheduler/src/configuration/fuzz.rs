@@ -1,10 +1,10 @@
-//! Fuzz target of the scheduler's file: what a hand or a tool has broken is refused, and what isn't decides.
+//! Fuzz target of configuration files: a broken file is rejected, and a valid one yields profiles that decide.
 
 use bolero::check;
 
 use super::Configuration;
 
-/// Parts of a file, and what breaks one.
+/// Parts of a file, and fragments that break it.
 const PIECES: [&str; 23] = [
     "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\n",
     "profiles:\n",

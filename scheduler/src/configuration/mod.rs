@@ -1,10 +1,10 @@
-//! Files of `kubescheduler.config.k8s.io/v1`: profiles with their plugins and what those are told. Pure; refused in
-//! upstream's words.
+//! Parser of `kubescheduler.config.k8s.io/v1` files: profiles, their plugins and plugin arguments. Pure. Errors have
+//! upstream's text.
 
 mod args;
 mod errors;
 mod extenders;
-mod known;
+mod fields;
 mod profiles;
 mod wasm;
 
@@ -23,24 +23,24 @@ use crate::extender::ExtenderConfig;
 use crate::plugins::Profile;
 use crate::queue::BackOff;
 
-/// What a file may hold at most.
+/// The maximum size of a file in bytes.
 const SIZE_MAX: usize = 1 << 20;
-/// Profiles of one file: each decision looks for its own among them.
+/// The maximum number of profiles in a file: each decision searches its profile linearly.
 const PROFILES_MAX: usize = 256;
 
 const API_VERSION: &str = "kubescheduler.config.k8s.io/v1";
 const KIND: &str = "KubeSchedulerConfiguration";
 
-/// What a file says.
+/// A parsed configuration file.
 #[derive(Debug, Clone)]
 pub struct Configuration {
-    /// How it is decided for the pods of each `schedulerName`.
+    /// One profile per `schedulerName`.
     pub profiles: Vec<Profile>,
-    /// How long a pod waits after a failure.
+    /// The back-off of a pod after a failure.
     pub back_off: BackOff,
-    /// Who else is asked.
+    /// The extenders, in order.
     pub extenders: Vec<ExtenderConfig>,
-    /// Fields about upstream's own process (its threads, connections and election), which say nothing to this one.
+    /// Fields of upstream's own process (threads, connections, election), which have no effect here.
     pub of_process: Vec<&'static str>,
 }
 
@@ -58,10 +58,10 @@ struct File {
 }
 
 impl Configuration {
-    /// Reads a file.
+    /// Parses a file.
     ///
     /// # Errors
-    /// In upstream's words.
+    /// With upstream's text.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.len() > SIZE_MAX {
             return Err(format!("the file is larger than {SIZE_MAX} bytes"));
@@ -70,10 +70,10 @@ impl Configuration {
         Self::of(&value)
     }
 
-    /// Reads a file that has been parsed.
+    /// Reads the value of a parsed file.
     ///
     /// # Errors
-    /// In upstream's words.
+    /// With upstream's text.
     pub fn of(value: &Value) -> Result<Self, String> {
         let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default();
         let (version, kind) = (text("apiVersion"), text("kind"));
@@ -83,7 +83,7 @@ impl Configuration {
         if (version, kind) != (API_VERSION, KIND) {
             return Err(format!("no kind {kind:?} is registered for version {version:?}"));
         }
-        let unknown = known::unknown(value, known::FILE);
+        let unknown = fields::unknown(value, fields::FILE);
         if !unknown.is_empty() {
             return Err(format!("strict decoding error: {}", unknown.join(", ")));
         }
@@ -96,18 +96,18 @@ impl Configuration {
         }
         let percentage = file.percentage_of_nodes_to_score;
         errors.percentage(&Path::new("percentageOfNodesToScore"), percentage);
-        let mut told = profiles::check(&given, &mut errors);
+        let mut profile_args = profiles::check(&given, &mut errors);
         let (extenders, ignored) = extenders::read(file.extenders.unwrap_or_default(), &mut errors);
         errors.end()?;
-        // Upstream: in place of what the profile says.
-        for told in told.iter_mut().filter(|_| !ignored.is_empty()) {
-            told.args.ignored_resources.clone_from(&ignored);
+        // As upstream: this replaces the profile's own setting.
+        for profile_args in profile_args.iter_mut().filter(|_| !ignored.is_empty()) {
+            profile_args.args.ignored_resources.clone_from(&ignored);
         }
-        let made = given.iter().zip(told).map(|(profile, told)| profile.made(told, percentage));
+        let made = given.iter().zip(profile_args).map(|(profile, profile_args)| profile.made(profile_args, percentage));
         let profiles =
             made.collect::<Result<Vec<_>, String>>().map_err(|error| format!("initializing profiles: {error}"))?;
         Profile::queue_sort(&profiles).map_err(|error| format!("initializing profiles: {error}"))?;
-        let of_process = known::OF_PROCESS.iter().copied().filter(|field| value.get(field).is_some()).collect();
+        let of_process = fields::OF_PROCESS.iter().copied().filter(|field| value.get(field).is_some()).collect();
         Ok(Self { profiles, back_off, extenders, of_process })
     }
 }

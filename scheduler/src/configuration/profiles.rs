@@ -1,5 +1,5 @@
-//! Which plugins a profile has at which extension point: upstream's defaults, what the file enables and disables at each
-//! point, and `multiPoint`, which stands for all.
+//! Plugins of a profile by extension point: upstream's defaults, the plugins that the file enables and disables at each
+//! point, and `multiPoint`, which stands for all points.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -31,7 +31,7 @@ const POINTS: [(&str, &str); 12] = [
 const FILTERS: &[&str] = &["preFilter", "filter"];
 const SCORES: &[&str] = &["preFilter", "filter", "preScore", "score"];
 
-/// Upstream's plugins, with the weight of their score and the points where they take part, in the default order.
+/// Upstream's plugins, with the weight of their score and their extension points, in the default order.
 const UPSTREAM: &[(&str, i64, &[&str])] = &[
     ("SchedulingGates", 0, &["preEnqueue"]),
     ("PrioritySort", 0, &["queueSort"]),
@@ -91,23 +91,23 @@ struct PluginConfig {
     args: Value,
 }
 
-/// What a profile is called, and what it tells its plugins.
+/// The name of a profile and the arguments of its plugins.
 #[derive(Debug, Default)]
-pub(super) struct Told {
+pub(super) struct ProfileArgs {
     name: String,
     pub(super) args: Args,
-    /// Plugins that are there by their arguments.
+    /// Plugins that the profile's arguments define.
     wasm: Vec<WasmPlugin>,
 }
 
-/// Upstream gives the usual name to a profile that is the only one.
+/// As upstream: an only profile without a name gets the default name.
 fn name_of(profile: &ProfileFile, alone: bool) -> &str {
     let usual = if alone { "default-scheduler" } else { "" };
     profile.scheduler_name.as_deref().unwrap_or(usual)
 }
 
-/// Finds what is wrong with the profiles, and reads what they tell their plugins.
-pub(super) fn check(profiles: &[ProfileFile], errors: &mut Errors) -> Vec<Told> {
+/// Validates the profiles, and reads the arguments of their plugins.
+pub(super) fn check(profiles: &[ProfileFile], errors: &mut Errors) -> Vec<ProfileArgs> {
     let root = Path::new("profiles");
     let mut names: BTreeMap<&str, usize> = BTreeMap::new();
     let mut made = Vec::new();
@@ -125,7 +125,7 @@ pub(super) fn check(profiles: &[ProfileFile], errors: &mut Errors) -> Vec<Told> 
                 errors.invalid_text(&enabled.index(nth), &plugin.name, version);
             }
         }
-        let mut told = Told { name: name.to_owned(), ..Told::default() };
+        let mut profile_args = ProfileArgs { name: name.to_owned(), ..ProfileArgs::default() };
         let mut seen = BTreeSet::new();
         for (nth, config) in profile.plugin_config.iter().flatten().enumerate() {
             let path = path.child("pluginConfig").index(nth);
@@ -134,16 +134,16 @@ pub(super) fn check(profiles: &[ProfileFile], errors: &mut Errors) -> Vec<Told> 
                 continue;
             }
             if wasm::is_meant(&config.args) {
-                told.read_wasm(profile, config, (at, nth), &path, errors);
+                profile_args.read_wasm(profile, config, (at, nth), &path, errors);
                 continue;
             }
-            args::read(&config.name, &config.args, (at, nth), &path.child("args"), &mut told.args, errors);
+            args::read(&config.name, &config.args, (at, nth), &path.child("args"), &mut profile_args.args, errors);
         }
         if let Some(first) = names.get(name).filter(|_| !name.is_empty()) {
             errors.duplicate(&path.child("schedulerName"), &root.index(*first).child("schedulerName").to_string());
         }
         names.insert(name, at);
-        made.push(told);
+        made.push(profile_args);
     }
     let sort = |profile: &ProfileFile| {
         profile.plugins.as_ref().and_then(|plugins| plugins.get("queueSort").cloned()).unwrap_or_default()
@@ -160,7 +160,7 @@ pub(super) fn check(profiles: &[ProfileFile], errors: &mut Errors) -> Vec<Told> 
     made
 }
 
-impl Told {
+impl ProfileArgs {
     fn read_wasm(
         &mut self,
         of: &ProfileFile,
@@ -176,7 +176,7 @@ impl Told {
             return errors
                 .forbidden(path, &format!("a profile has at most {} plugins of this kind", wasm::PLUGINS_MAX));
         }
-        // Arguments that nobody reads are a mistake.
+        // Arguments of a plugin that the profile doesn't enable are an error.
         let points = of
             .plugins
             .iter()
@@ -189,13 +189,13 @@ impl Told {
         self.wasm.extend(wasm::read(&config.name, &config.args, &args::place(at), &path.child("args"), errors));
     }
 
-    /// A plugin's own name, and its points.
+    /// A plugin's static name, and its points.
     fn known(&self, name: &str) -> Option<(&'static str, &'static [&'static str])> {
         let own = || self.wasm.iter().find(|plugin| plugin.name == name).map(|plugin| (plugin.name, wasm::POINTS));
         upstream(name).map(|(name, _, points)| (*name, *points)).or_else(own)
     }
 
-    /// Its plugins of other programs, where they take part: in the order of their filters, and then of their scores.
+    /// The enabled WebAssembly plugins of the profile, in the order of their filters, then of their scores.
     fn taking_part(&self, filters: &[(&str, i64)], scores: &[(&str, i64)]) -> Vec<Arc<WasmPlugin>> {
         let mut made: Vec<WasmPlugin> = Vec::new();
         for (name, _) in filters.iter().chain(scores) {
@@ -215,14 +215,14 @@ fn upstream(name: &str) -> Option<&'static (&'static str, i64, &'static [&'stati
 }
 
 impl ProfileFile {
-    /// The profile, with the percentage of all profiles where it has none of its own.
-    pub(super) fn made(&self, told: Told, percentage: Option<i32>) -> Result<Profile, String> {
-        let name = &told.name;
+    /// The profile. `percentage` is the default of all profiles for `percentageOfNodesToScore`.
+    pub(super) fn made(&self, profile_args: ProfileArgs, percentage: Option<i32>) -> Result<Profile, String> {
+        let name = &profile_args.name;
         let wrap = |error: String| format!("creating profile for scheduler name {name}: {error}");
         let mut lists: BTreeMap<&str, Vec<(&str, i64)>> = BTreeMap::new();
         let multi = self.multi_point();
         for (point, interface) in POINTS {
-            lists.insert(point, self.list(point, interface, &multi, &told).map_err(wrap)?);
+            lists.insert(point, self.list(point, interface, &multi, &profile_args).map_err(wrap)?);
         }
         consistent(&lists).map_err(wrap)?;
         if overflows(&lists["score"]) {
@@ -254,11 +254,11 @@ impl ProfileFile {
         ]);
         let plugins = PLUGINS.iter().filter(|row| points.has(row.name)).map(|row| (row, row.weight)).collect();
         let percentage = self.percentage_of_nodes_to_score.or(percentage);
-        let wasm = told.taking_part(&lists["filter"], &lists["score"]);
+        let wasm = profile_args.taking_part(&lists["filter"], &lists["score"]);
         Ok(Profile {
-            scheduler_name: told.name,
+            scheduler_name: profile_args.name,
             plugins,
-            args: Arc::new(told.args),
+            args: Arc::new(profile_args.args),
             feasible_percent: percentage.and_then(|percent| usize::try_from(percent).ok()).filter(|p| *p > 0),
             points: Some(Arc::new(points)),
             wasm,
@@ -269,8 +269,8 @@ impl ProfileFile {
         self.plugins.as_ref().and_then(|plugins| plugins.get(point).cloned()).unwrap_or_default()
     }
 
-    /// The plugins that are there at all their points, with the weights of their scores: the defaults in their order, then
-    /// the file's others.
+    /// The plugins of `multiPoint` with the weights of their scores: the defaults in their order, then the file's
+    /// others.
     fn multi_point(&self) -> Vec<(String, i64)> {
         let PluginSet { enabled, disabled } = self.set("multiPoint");
         let off = |name: &str| disabled.iter().any(|plugin| plugin.name == name || plugin.name == "*");
@@ -287,17 +287,17 @@ impl ProfileFile {
         all
     }
 
-    /// Who takes part at a point: those that are named there and for all points, those that are for all, and those that
-    /// are named there alone.
+    /// The plugins of a point, in order: those named at the point and in `multiPoint`, those of `multiPoint` alone, and
+    /// those named at the point alone.
     fn list(
         &self,
         point: &'static str,
         interface: &str,
         multi: &[(String, i64)],
-        told: &Told,
+        profile_args: &ProfileArgs,
     ) -> Result<Vec<(&'static str, i64)>, String> {
         let PluginSet { enabled, disabled } = self.set(point);
-        let known = |name: &str| told.known(name).ok_or_else(|| format!("{interface} {name:?} does not exist"));
+        let known = |name: &str| profile_args.known(name).ok_or_else(|| format!("{interface} {name:?} does not exist"));
         let mut own: Vec<(&'static str, i64)> = Vec::new();
         for plugin in &enabled {
             let (name, points) = known(&plugin.name)?;
@@ -332,12 +332,13 @@ impl ProfileFile {
     }
 }
 
-/// No weight is one, as upstream has it.
+/// A weight of zero means one, as upstream.
 const fn weight_or_one(weight: i64) -> i64 {
     if weight == 0 { 1 } else { weight }
 }
 
-/// Whether upstream finds that the sum of all scores may be too large, which it does also where weights below zero make it one below zero.
+/// Upstream's overflow check of the sum of all scores. As upstream, it also fails if negative weights bring the sum
+/// below zero.
 fn overflows(scores: &[(&str, i64)]) -> bool {
     let mut total: i64 = 0;
     scores.iter().any(|(_, weight)| {
@@ -348,8 +349,8 @@ fn overflows(scores: &[(&str, i64)]) -> bool {
     })
 }
 
-/// A filter is made before nodes are tried, and a score before they are scored: who was not asked then cannot answer later. The other way
-/// round is no mistake, as in the example of upstream's documentation.
+/// A filter is created by `preFilter`, and a score by `preScore`: a plugin needs the earlier point for the later one.
+/// The reverse is valid, as in the example of upstream's documentation.
 fn consistent(lists: &BTreeMap<&str, Vec<(&str, i64)>>) -> Result<(), String> {
     for (before, point) in [("preFilter", "filter"), ("preScore", "score")] {
         let has =

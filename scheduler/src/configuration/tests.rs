@@ -1,4 +1,4 @@
-//! Files in; profiles, or upstream's words out; and decisions by what they say.
+//! Configuration files as input; profiles or upstream's error texts as output, and decisions under those profiles.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -65,7 +65,7 @@ fn an_empty_file_is_upstreams_default() {
     assert_eq!(names_at(Point::PreEnqueue)[0], "SchedulingGates");
 }
 
-/// As `pkg/scheduler/framework/runtime` expands what is for all points, and `apis/config/v1` merges with the defaults.
+/// As `pkg/scheduler/framework/runtime` expands `multiPoint`, and `apis/config/v1` merges it with the defaults.
 #[test]
 fn plugins_are_on_and_off_at_each_point() {
     let score = |plugins: Value| at(&profile(json!({"plugins": plugins})), Point::Score);
@@ -82,7 +82,7 @@ fn plugins_are_on_and_off_at_each_point() {
     let unfiltered = profile(json!({"plugins": {"filter": {"disabled": [{"name": "NodeAffinity"}]}}}));
     let named = |point: Point| at(&unfiltered, point).iter().any(|(name, _)| *name == "NodeAffinity");
     assert!(named(Point::PreFilter) && !named(Point::Filter));
-    // Named at its point it comes first, with weight 1 unless one is given; the others keep theirs.
+    // A plugin named at its point comes first, with weight 1 unless one is given. The others keep their weights.
     let named =
         score(json!({"score": {"enabled": [{"name": "InterPodAffinity"}, {"name": "NodeAffinity", "weight": 9}]}}));
     assert_eq!(named[..3], [("InterPodAffinity", 1), ("NodeAffinity", 9), ("TaintToleration", 3)]);
@@ -214,11 +214,11 @@ fn cluster(nodes: &[(&str, Value)]) -> Snapshot {
     snapshot
 }
 
-/// Whatever chooses among equals.
+/// The nodes that are chosen over 16 seeds.
 fn nodes_of(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile) -> BTreeSet<String> {
     let decided = (0..16).map(|seed| match decide(snapshot, pod, profile, 0, seed) {
         Decision::Node { name, .. } => name,
-        Decision::Nowhere { message, .. } => message,
+        Decision::Unschedulable { message, .. } => message,
     });
     decided.collect()
 }
@@ -251,7 +251,7 @@ fn resources_are_scored_as_the_file_says() {
     };
     assert_eq!(nodes_of(&snapshot, &new, &ratio(0, 10)), one("full"));
     assert_eq!(nodes_of(&snapshot, &new, &ratio(10, 0)), one("empty"));
-    // A pod that asks for none of it is indifferent.
+    // A pod that requests none of the resource is indifferent.
     assert_eq!(nodes_of(&snapshot, &asking("other", json!({})), &of("MostAllocated")).len(), 2);
     let huge = asking("huge", json!({"example.com/gpu": "9"}));
     let ignoring = told("NodeResourcesFit", json!({"ignoredResourceGroups": ["example.com"]}));
@@ -275,7 +275,7 @@ fn affinity_and_spreading_are_as_the_file_says() {
     let message = nodes_of(&snapshot, &plain, &added("c")).pop_first().unwrap();
     assert!(message.starts_with("0/2 nodes are available: 2 node(s) didn't match scheduler-enforced node affinity."));
 
-    // A pod that is there wants such pods near it: by how much is the profile's.
+    // An existing pod has a preferred affinity to such pods. The profile gives the weight.
     let labels = json!({"metadata": {"labels": {"app": "x"}}});
     let near = json!({"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution":
         [{"topologyKey": "zone", "labelSelector": {"matchLabels": {"app": "x"}}}]}});
@@ -309,7 +309,7 @@ fn affinity_and_spreading_are_as_the_file_says() {
     assert_eq!(nodes_of(&uneven, &plain, &spread), BTreeSet::from(["a".into()]), "it has no workload");
 }
 
-/// As `pkg/scheduler/apis/config/validation` and `NewHTTPExtender` have it.
+/// As `pkg/scheduler/apis/config/validation` and `NewHTTPExtender`.
 #[test]
 fn extenders_are_read_and_refused_in_upstreams_words() {
     let all = json!([

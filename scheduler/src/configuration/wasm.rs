@@ -1,4 +1,4 @@
-//! Plugins that are WebAssembly components: a plugin's arguments of the kind `WasmPluginArgs` make it one.
+//! WebAssembly plugins: arguments of the kind `WasmPluginArgs` make a plugin a WebAssembly component.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -11,28 +11,26 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::errors::{Errors, Path};
-use super::known::{self, Known};
+use super::fields::{self, FieldTable};
 use crate::wasm::{FailurePolicy, WasmPlugin};
 
-/// The group and version of the arguments.
 const API_VERSION: &str = "scheduler.coracle.dev/v1";
-/// Their kind.
 const KIND: &str = "WasmPluginArgs";
-/// Where they take part.
+/// The extension points of WebAssembly plugins.
 pub(super) const POINTS: &[&str] = &["filter", "score"];
-/// Of one profile: each is asked about each of its pods.
+/// The maximum number of WebAssembly plugins in a profile: each is called for each of the profile's pods.
 pub(super) const PLUGINS_MAX: usize = 16;
 const NAME_MAX: usize = 63;
 const POLICIES: [&str; 2] = ["Fail", "Ignore"];
 
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// A pod waits for it, and the others of its profile.
+/// The maximum timeout of a call: the pod waits for it, and so do the other pods of its profile.
 const TIMEOUT_MAX: Duration = Duration::from_secs(60);
 const MEMORY: u64 = 64 << 20;
 const MEMORY_MIN: u64 = 1 << 20;
 const MEMORY_MAX: u64 = 4 << 30;
 
-const FIELDS: Known =
+const FIELDS: FieldTable =
     &[("", &["apiVersion", "kind", "module", "config", "failurePolicy", "timeout", "memory", "fuel"])];
 
 #[derive(Debug, Deserialize)]
@@ -48,7 +46,7 @@ struct WasmArgs {
     fuel: Option<i64>,
 }
 
-/// A quantity, which may be a number, as in every API of Kubernetes.
+/// A quantity, which may be a JSON number, as in every Kubernetes API.
 fn quantity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     match Option::<Value>::deserialize(deserializer)? {
         None => Ok(None),
@@ -58,13 +56,13 @@ fn quantity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>
     }
 }
 
-/// Whether arguments make a plugin of this kind.
+/// Whether arguments define a WebAssembly plugin.
 pub(super) fn is_meant(args: &Value) -> bool {
     args["kind"] == KIND
 }
 
-/// A name that lives as long as the process: there are as many as its files have.
-fn kept(name: &str) -> &'static str {
+/// Interns a name for the life of the process. The number of names is bounded by the files read.
+fn intern(name: &str) -> &'static str {
     static NAMES: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
     let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(known) = names.iter().find(|known| **known == name) {
@@ -75,7 +73,7 @@ fn kept(name: &str) -> &'static str {
     kept
 }
 
-/// Reads the arguments of a plugin, which takes part nowhere yet.
+/// Reads the arguments of a plugin. The plugin has no extension point yet.
 pub(super) fn read(name: &str, value: &Value, place: &str, path: &Path, errors: &mut Errors) -> Option<WasmPlugin> {
     let group = value["apiVersion"].as_str().unwrap_or_default();
     if group != API_VERSION {
@@ -88,7 +86,7 @@ pub(super) fn read(name: &str, value: &Value, place: &str, path: &Path, errors: 
         errors.invalid_text(path, &crate::wasm::wire::shown(name), why);
         return None;
     }
-    let unknown = known::unknown(value, FIELDS);
+    let unknown = fields::unknown(value, FIELDS);
     if !unknown.is_empty() {
         errors.plain(format!(
             "strict decoding error: {place}: strict decoding error: decoding args for plugin {name}: strict decoding error: {}",
@@ -141,12 +139,12 @@ fn made(name: &str, given: WasmArgs, path: &Path, errors: &mut Errors) -> WasmPl
     let config = match given.config {
         None => String::new(),
         Some(Value::String(text)) => text,
-        // What isn't a text is told as JSON.
+        // Config that isn't a string is passed as JSON.
         Some(other) => other.to_string(),
     };
     let module = PathBuf::from(given.module);
     WasmPlugin {
-        name: kept(name),
+        name: intern(name),
         module,
         config,
         failure_policy,

@@ -1,11 +1,11 @@
-//! Fuzz target of recordings: what a hand has broken is refused, and what isn't is explained the same way each time.
+//! Fuzz target of recordings: a broken recording is rejected, and a valid one gives the same explanation each time.
 
 use bolero::check;
 use serde_json::{Value, json};
 
 use super::Recording;
 
-/// What a recording is made of: each piece goes into one of its fields.
+/// Fragments of recordings, each with the field that it goes into.
 fn pieces() -> [(&'static str, Value); 20] {
     let far = i64::MAX.to_string();
     let selector = json!({"matchExpressions": [{"key": "a", "operator": "NotIn", "values": ["b"]}]});
@@ -73,7 +73,7 @@ fn pieces() -> [(&'static str, Value); 20] {
     ]
 }
 
-/// The same, of plugins that are components.
+/// Fragments of answers of WebAssembly plugins.
 fn plugin_pieces() -> [(&'static str, Value); 2] {
     [
         (

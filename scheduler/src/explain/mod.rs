@@ -1,5 +1,5 @@
-//! What the plugins say of every node for one pod: the same filters and scores as a decision's, each told instead of summed up.
-//! Pure.
+//! Explains a decision for one pod node by node: runs the same filters and scores, and returns each result instead of
+//! the sum. Pure.
 
 mod recording;
 
@@ -21,111 +21,106 @@ use crate::refusal::{Reasons, Refusal};
 use crate::snapshot::Snapshot;
 use crate::wasm::{Answers, Failed};
 
-/// See the module.
+/// The verdict of each plugin on each node for one pod.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
     /// Namespace and name.
     pub pod: String,
-    /// The scheduler whose profile decides.
+    /// The `schedulerName` of the profile that decides.
     pub profile: String,
-    /// Where it would go.
+    /// The chosen node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// Nodes that are as good as that one: the scheduler takes any of them.
+    /// Nodes with the same score: the scheduler picks one of them at random.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub equals: Vec<String>,
-    /// It goes there because room was made for it there, whatever its score.
+    /// Whether the node was chosen because the pod is nominated there, whatever its score.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub nominated: bool,
-    /// Why it goes nowhere, as its condition says.
+    /// The reason why no node fits, as in the pod's condition.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// Who would go so that it finds room.
+    /// The preemption that would make the pod fit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preemption: Option<Preemption>,
-    /// It has scheduling gates, and isn't tried before they are gone.
+    /// Whether the pod has scheduling gates, and so isn't queued.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub gated: bool,
-    /// Extenders, and plugins that run elsewhere, that would be asked and aren't here.
+    /// Extenders and WebAssembly plugins that a decision would call, and that were not called here.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub not_asked: Vec<String>,
-    /// Plugins that failed and are done without: which, and why.
+    /// Ignorable plugins that failed, with the error.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub failed: Vec<String>,
-    /// The plugins that have scored, in order.
+    /// The plugins that scored, in order.
     pub plugins: Vec<Weighted>,
-    /// Those that will do, the best first, and then the others.
+    /// The feasible nodes, the best first, and then the others.
     pub nodes: Vec<NodeExplanation>,
 }
 
-/// Who would go for a pod.
+/// The preemption of pods on one node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Preemption {
-    /// From where.
+    /// The node of the victims.
     pub node: String,
-    /// Namespaces and names.
+    /// The victims, as `namespace/name`.
     pub victims: Vec<String>,
 }
 
-/// A plugin's score, and what it counts for.
+/// A plugin and the weight of its scores.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Weighted {
-    /// Its name.
     pub name: &'static str,
-    /// Its weight.
     pub weight: i64,
 }
 
-/// What was said of one node.
+/// The result for one node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeExplanation {
-    /// Its name.
     pub name: String,
-    /// Why it won't do.
+    /// The rejection, if the node was filtered out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<RefusedBy>,
     /// The sum of the weighted scores.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub total: Option<i64>,
-    /// By [`Explanation::plugins`].
+    /// In the order of [`Explanation::plugins`].
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub scores: Vec<NodeScore>,
 }
 
-/// The first filter that refused a node.
+/// The first filter that rejected a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RefusedBy {
-    /// The plugin.
     pub plugin: &'static str,
-    /// In upstream's words.
+    /// With upstream's text.
     pub reasons: Vec<String>,
-    /// Whether it might do if pods of lower priority weren't there.
+    /// Whether preemption might help.
     pub resolvable: bool,
 }
 
-/// What a plugin gave a node.
+/// A plugin's score of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct NodeScore {
-    /// The plugin.
     pub plugin: &'static str,
-    /// On the plugin's own scale.
+    /// Raw, on the plugin's own scale.
     pub score: i64,
     /// From 0 to 100.
     pub normalized: i64,
-    /// That, times the weight.
+    /// `normalized` times the weight.
     pub weighted: i64,
 }
 
-/// Explains where a pod that has no node would go. All nodes are looked at, where a decision in a large cluster ends when it has
-/// found enough of them.
+/// Explains the decision for a pod without a node. All nodes are filtered, while a decision in a large cluster stops at
+/// enough feasible nodes.
 #[must_use]
 pub fn explain(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile) -> Explanation {
     explain_with(snapshot, pod, profile, None)
 }
 
-/// The same, with what plugins that run elsewhere said.
+/// As [`explain`], with the answers of WebAssembly plugins.
 #[must_use]
 pub fn explain_with(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile, answers: Option<&Answers>) -> Explanation {
     let mut this = Explanation {
@@ -138,14 +133,14 @@ pub fn explain_with(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile, answe
         preemption: None,
         gated: !profile.admits_to_queue(pod),
         not_asked: Vec::new(),
-        failed: answers.into_iter().flat_map(|answers| &answers.failed).map(told).collect(),
+        failed: answers.into_iter().flat_map(|answers| &answers.failed).map(failure_text).collect(),
         plugins: Vec::new(),
         nodes: Vec::new(),
     };
     let cycle = Cycle { pod, snapshot, args: &profile.args, seed: 0 };
     let mut feasible = Vec::new();
-    // What is refused before nodes are tried has a message of its own.
-    if pod.wants.unsupported.is_empty() {
+    // A rejection in `PreFilter` has a message of its own.
+    if pod.requirements.unsupported.is_empty() {
         match Filters::of(cycle, profile) {
             Ok(mut filters) => {
                 for node in snapshot.nodes() {
@@ -174,7 +169,7 @@ pub fn explain_with(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile, answe
     this
 }
 
-fn told(failed: &Failed) -> String {
+fn failure_text(failed: &Failed) -> String {
     format!("{} at {}: {}", failed.plugin, failed.extension_point, failed.why)
 }
 
@@ -189,7 +184,7 @@ fn refused(node: &NodeInfo, plugin: &'static str, refusal: Refusal) -> NodeExpla
 
 impl Explanation {
     fn goes_nowhere(&mut self, decision: Decision) {
-        let Decision::Nowhere { message, nomination, victims, .. } = decision else { return };
+        let Decision::Unschedulable { message, nomination, victims, .. } = decision else { return };
         self.message = Some(message);
         if let Nomination::Node(node) = nomination {
             let victims = victims.iter().map(|victim| victim.key.to_string()).collect();

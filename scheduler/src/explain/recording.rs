@@ -1,5 +1,5 @@
-//! A decision as a file: the pod, what of the cluster it was decided by, and the scheduler's configuration. Read again it gives the
-//! same answer without a cluster. A file may come from anybody.
+//! Recording of a decision as a file: the pod, the state of the cluster that the decision read, and the scheduler's
+//! configuration. Replayed without a cluster, it gives the same decision. Files are untrusted input.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,72 +24,63 @@ use crate::snapshot::Snapshot;
 use crate::volumes::Volumes;
 use crate::wasm::{Answers, Candidate, Question, WasmPlugin};
 
-/// The form of the file. One that is of another form is refused.
+/// The version of the file format. Other versions are rejected.
 const KIND: &str = "SchedulingRecord";
 const FORM: u32 = 1;
 
-/// See the module. Pods have what scheduling reads of them, and no environment.
+/// A recording. Pods contain the fields that scheduling reads, and no environment.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct Recording {
     kind: String,
     form: u32,
-    /// A KubeSchedulerConfiguration; none: upstream's default profile.
+    /// A KubeSchedulerConfiguration; none means upstream's default profile.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub configuration: Option<Value>,
-    /// The pod that was decided about.
+    /// The pod to schedule.
     pub pod: Pod,
-    /// All nodes.
     pub nodes: Vec<Node>,
-    /// All pods.
     pub pods: Vec<Pod>,
-    /// All namespaces.
     pub namespaces: Vec<Namespace>,
-    /// All Services.
     pub services: Vec<Service>,
-    /// All PodDisruptionBudgets.
     pub pod_disruption_budgets: Vec<PodDisruptionBudget>,
-    /// All claims.
     pub persistent_volume_claims: Vec<PersistentVolumeClaim>,
-    /// All volumes.
     pub persistent_volumes: Vec<PersistentVolume>,
-    /// All classes of volumes.
     pub storage_classes: Vec<StorageClass>,
-    /// What drivers of volumes say of nodes.
     #[serde(rename = "csiNodes")]
     pub csi_nodes: Vec<CSINode>,
-    /// What plugins that are WebAssembly components said; none: they weren't asked.
+    /// The answers of WebAssembly plugins; none if they were not called.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plugin_answers: Option<Answers>,
 }
 
-/// Why a recording explains nothing.
+/// An error in a recording.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordingError {
-    /// It is no recording.
+    /// The file is not a recording.
     #[error("this is no recording of a decision: {0}")]
     Unread(String),
-    /// It is one of another program.
+    /// The format version is of another program version.
     #[error("this recording has the form {0}, and this program reads form {FORM}")]
     Form(u32),
     /// An object has no name.
     #[error("{0}: Required value")]
     Unnamed(String),
-    /// Its configuration is refused.
+    /// The configuration is invalid.
     #[error("configuration: {0}")]
     Configuration(String),
-    /// Another scheduler decides for the pod.
+    /// No profile has the pod's scheduler name.
     #[error("no profile decides for the schedulerName {name:?} of the pod; there are: {known}")]
     OtherScheduler {
-        /// The pod's.
+        /// The pod's scheduler name.
         name: String,
-        /// Those that there are.
+        /// The names of the profiles.
         known: String,
     },
 }
 
-/// A decision's parts.
-struct Subject {
+/// The inputs of a decision.
+struct DecisionInputs {
     snapshot: Snapshot,
     pod: PodInfo,
     profile: Profile,
@@ -97,7 +88,7 @@ struct Subject {
 }
 
 impl Recording {
-    /// Of a pod, with nothing of the cluster yet.
+    /// A recording of a pod, without the state of the cluster.
     #[must_use]
     pub fn new(pod: Pod, configuration: Option<Value>) -> Self {
         Self { kind: KIND.into(), form: FORM, configuration, pod, ..Self::default() }
@@ -106,9 +97,9 @@ impl Recording {
     /// Reads a file.
     ///
     /// # Errors
-    /// It is no recording, or of a form that isn't known.
+    /// The file is not a recording, or its format version is unknown.
     pub fn parse(text: &str) -> Result<Self, RecordingError> {
-        // The form first: of a newer one there may be fields that aren't known.
+        // The version first: a newer format may have unknown fields.
         let header: Header = parsed(text)?;
         if header.kind != KIND {
             return Err(RecordingError::Unread(format!("its kind is {:?}, not {KIND:?}", header.kind)));
@@ -119,14 +110,14 @@ impl Recording {
         parsed(text)
     }
 
-    /// What the plugins say.
+    /// Explains the recorded decision.
     ///
     /// # Errors
-    /// Objects have no names, or no profile decides for the pod.
+    /// An object has no name, or no profile decides for the pod.
     pub fn explained(&self) -> Result<Explanation, RecordingError> {
-        let Subject { snapshot, pod, profile, extenders } = self.read()?;
+        let DecisionInputs { snapshot, pod, profile, extenders } = self.read()?;
         let mut explained = explain_with(&snapshot, &pod, &profile, self.plugin_answers.as_ref());
-        let asked = extenders.into_iter().filter(|extender| extender.is_asked(&pod));
+        let asked = extenders.into_iter().filter(|extender| extender.scores_or_filters(&pod));
         explained.not_asked = asked.map(|extender| extender.url_prefix).collect();
         if self.plugin_answers.is_none() {
             explained.not_asked.extend(profile.wasm.iter().map(|plugin| plugin.name.to_owned()));
@@ -134,25 +125,26 @@ impl Recording {
         Ok(explained)
     }
 
-    /// The plugins that are WebAssembly components, and what they are to be asked: all but the pod as JSON, as the server has it.
+    /// The WebAssembly plugins of the profile and the question for them, without the JSON of the pod, which the server
+    /// has.
     ///
     /// # Errors
     /// As [`explained`](Self::explained).
     pub fn question(&self) -> Result<(Vec<Arc<WasmPlugin>>, Question), RecordingError> {
-        let Subject { snapshot, pod, profile, .. } = self.read()?;
+        let DecisionInputs { snapshot, pod, profile, .. } = self.read()?;
         let objects = self.nodes.iter().map(|node| (key_of(&node.metadata).name, node));
         let objects: BTreeMap<String, &Node> = objects.collect();
         let names = if profile.wasm.is_empty() { Vec::new() } else { feasible(&snapshot, &pod, &profile, 0) };
         let candidates = names.iter().filter_map(|name| {
-            let load = snapshot.node(name)?.told();
+            let load = snapshot.node(name)?.plugin_load();
             Some(Candidate { node: Arc::new((*objects.get(name)?).clone()), load })
         });
         let (candidates, nodes) = (candidates.collect(), snapshot.node_count());
         Ok((profile.wasm, Question { pod: String::new(), candidates, wanted: usize::MAX, nodes }))
     }
 
-    /// What the recording says, as a decision takes it.
-    fn read(&self) -> Result<Subject, RecordingError> {
+    /// Converts the recording into the inputs of a decision.
+    fn read(&self) -> Result<DecisionInputs, RecordingError> {
         let (profiles, extenders) = match &self.configuration {
             None => (vec![Profile::default()], Vec::new()),
             Some(file) => {
@@ -160,19 +152,19 @@ impl Recording {
                 (read.profiles, read.extenders)
             }
         };
-        // As if it had no node.
+        // The explanation is for the pod without a node.
         let pod = PodInfo { node: None, ..read_pod(&self.pod, || "pod".into())? };
-        let of_pod = profiles.iter().find(|profile| profile.scheduler_name == pod.wants.scheduler);
+        let of_pod = profiles.iter().find(|profile| profile.scheduler_name == pod.requirements.scheduler);
         let profile = of_pod.ok_or_else(|| RecordingError::OtherScheduler {
-            name: pod.wants.scheduler.clone(),
+            name: pod.requirements.scheduler.clone(),
             known: profiles.iter().map(|profile| profile.scheduler_name.as_str()).collect::<Vec<_>>().join(", "),
         })?;
         let mut snapshot = self.snapshot(&profiles)?;
         snapshot.take_pod(&pod.key);
-        Ok(Subject { profile: profile.clone(), snapshot, pod, extenders })
+        Ok(DecisionInputs { profile: profile.clone(), snapshot, pod, extenders })
     }
 
-    /// The cluster as the scheduler sees it.
+    /// The snapshot of the recorded cluster.
     fn snapshot(&self, profiles: &[Profile]) -> Result<Snapshot, RecordingError> {
         let mut snapshot = Snapshot::default();
         for (at, namespace) in self.namespaces.iter().enumerate() {
@@ -198,7 +190,8 @@ impl Recording {
         self.volumes(&mut snapshot.volumes);
         for (at, pod) in self.pods.iter().enumerate() {
             let pod = Arc::new(read_pod(pod, || format!("pods[{at}]"))?);
-            let ours = |pod: &PodInfo| profiles.iter().any(|profile| profile.scheduler_name == pod.wants.scheduler);
+            let ours =
+                |pod: &PodInfo| profiles.iter().any(|profile| profile.scheduler_name == pod.requirements.scheduler);
             match pod.node.clone() {
                 _ if pod.ended => {}
                 Some(node) => snapshot.put_pod(pod, &node, false),
@@ -211,7 +204,7 @@ impl Recording {
 }
 
 impl Recording {
-    /// In the order in which they refer to each other.
+    /// In the order of their references.
     fn volumes(&self, volumes: &mut Volumes) {
         for class in &self.storage_classes {
             volumes.set_class(&key_of(&class.metadata).name, Some(Arc::new(class.clone())));
@@ -228,7 +221,7 @@ impl Recording {
     }
 }
 
-/// What tells one form from another.
+/// The fields that identify the format.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Header {

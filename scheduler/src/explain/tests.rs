@@ -1,4 +1,4 @@
-//! What is told of each node is what decisions are made of.
+//! Explanations agree with decisions.
 
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ fn each_node_has_its_refusal_or_its_scores() {
         |at: usize| told.nodes[at].refused.as_ref().map(|by| (by.plugin, by.reasons.join("|"), by.resolvable)).unwrap();
     assert_eq!(why(2), ("NodeResourcesFit", "Too many pods".into(), true));
     assert_eq!(why(3), ("NodeAffinity", "node(s) didn't match Pod's node affinity/selector".into(), false));
-    // It is what the decision sums up.
+    // The total is the sum that the decision compares.
     let decided = decide(&snapshot, &pod, &Profile::default(), 0, 0);
     assert_eq!(decided, Decision::Node { name: "empty".into(), tried: 4 });
     let best = &told.nodes[0];
@@ -72,7 +72,9 @@ fn a_pod_that_goes_nowhere_has_the_decisions_message() {
         snapshot.remove_node(name);
     }
     let told = explain(&snapshot, &picky(1), &Profile::default());
-    let Decision::Nowhere { message, .. } = decide(&snapshot, &picky(1), &Profile::default(), 0, 0) else { panic!() };
+    let Decision::Unschedulable { message, .. } = decide(&snapshot, &picky(1), &Profile::default(), 0, 0) else {
+        panic!()
+    };
     assert_eq!(told.message, Some(message));
     assert_eq!(told.preemption, Some(Preemption { node: "full".into(), victims: vec!["default/last".into()] }));
     assert_eq!((told.node, told.plugins.len()), (None, 0));

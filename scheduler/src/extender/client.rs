@@ -1,4 +1,5 @@
-//! Asks extenders: each has a client of its own, a time, and a bound for what it may answer. Redirects aren't followed.
+//! HTTP client of extenders: one client per extender, with a timeout and a maximum answer size. Redirects are not
+//! followed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,17 +12,16 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::wire::{self, Arguments, Binding, MetaPod, NodeList, PreemptionArguments, VictimsSaid};
+use super::wire::{self, Arguments, Binding, MetaPod, NodeList, PreemptionArguments, VictimsBody};
 use super::{ExtenderConfig, Verdicts, Victims};
 use crate::pod::PodInfo;
 
-/// What an answer may have: thousands of nodes, whole.
+/// The maximum size of an answer in bytes: thousands of whole nodes.
 const ANSWER_BYTES_MAX: usize = 32 << 20;
 
-/// An extender that can be asked.
+/// An extender with its client.
 #[derive(Clone)]
 pub struct Extender {
-    /// What it is.
     pub config: ExtenderConfig,
     client: kube::Client,
 }
@@ -32,17 +32,17 @@ impl std::fmt::Debug for Extender {
     }
 }
 
-/// The nodes that are asked about, by name.
+/// The nodes of a request, by name.
 pub type Nodes = BTreeMap<String, Arc<Node>>;
 
-/// Who would go for a pod, by node.
+/// The victims of a preemption, by node.
 pub type ByNode = BTreeMap<String, Victims>;
 
 impl Extender {
-    /// Makes a client; nothing is sent yet.
+    /// Creates the client, and sends nothing.
     ///
     /// # Errors
-    /// Its address or what its TLS takes can't be used.
+    /// The URL or the TLS files are invalid.
     pub async fn new(config: ExtenderConfig) -> Result<Self, String> {
         let failed = |error: &dyn std::fmt::Display| format!("extender {:?}: {error}", config.url_prefix);
         let tls = &config.tls;
@@ -68,16 +68,16 @@ impl Extender {
         let made = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
         let mut made = made.map_err(|error| failed(&error))?;
         made.default_retry = false;
-        // The environment's proxy is for registries.
+        // Proxy settings of the environment are for registries.
         made.proxy_url = None;
         let client = kube::Client::try_from(made).map_err(|error| failed(&error))?;
         Ok(Self { config, client })
     }
 
-    /// Has it bind a pod.
+    /// Calls the extender's bind verb.
     ///
     /// # Errors
-    /// It failed, or didn't answer in time.
+    /// The extender failed or did not answer in time.
     pub async fn bind(&self, pod: &PodInfo, node: &str) -> Result<(), String> {
         let (pod_name, pod_namespace) = (&*pod.key.name, &*pod.key.namespace);
         let binding = Binding { pod_name, pod_namespace, pod_uid: &pod.uid, node };
@@ -99,19 +99,19 @@ impl Extender {
         wire::priorities(&answer, &self.config.url_prefix)
     }
 
-    /// On which of these nodes others may go for a pod, and who.
+    /// Calls the extender's preempt verb with the victims by node, and returns the victims by node that it accepts.
     async fn preempt(
         &self,
         pod: &Value,
         victims: &ByNode,
         pods: &BTreeMap<String, Vec<Arc<PodInfo>>>,
-        look: &(dyn Fn(&PodInfo) -> Value + Sync),
+        read_pod: &(dyn Fn(&PodInfo) -> Value + Sync),
     ) -> Result<ByNode, String> {
         let by_name = self.config.node_cache_capable;
         let arguments = PreemptionArguments {
             pod,
-            node_name_to_victims: (!by_name).then(|| said(victims, look)),
-            node_name_to_meta_victims: by_name.then(|| said(victims, |pod| MetaPod { uid: &pod.uid })),
+            node_name_to_victims: (!by_name).then(|| victims_body(victims, read_pod)),
+            node_name_to_meta_victims: by_name.then(|| victims_body(victims, |pod| MetaPod { uid: &pod.uid })),
         };
         let answer = self.send(&self.config.preempt_verb, &arguments).await?;
         let mut left = ByNode::new();
@@ -137,7 +137,7 @@ impl Extender {
         Arguments { pod, nodes: Some(NodeList::new(whole)), node_names: None }
     }
 
-    /// A question and the whole answer, in its time.
+    /// Sends a request, and reads the whole answer within the timeout.
     async fn send(&self, verb: &str, body: &impl Serialize) -> Result<Vec<u8>, String> {
         let body = serde_json::to_vec(body).map_err(|error| error.to_string())?;
         let request = Request::builder().method(Method::POST).uri(format!("/{verb}"));
@@ -146,20 +146,21 @@ impl Extender {
         let url = format!("{}/{verb}", self.config.url_prefix.trim_end_matches('/'));
         let failed = |why: &str| format!("Post {url:?}: {why}");
         let exchange = async {
-            let (head, body) = self.client.send(request).await.map_err(|error| failed(&whole(&error)))?.into_parts();
+            let (head, body) =
+                self.client.send(request).await.map_err(|error| failed(&error_chain(&error)))?.into_parts();
             if head.status != StatusCode::OK {
                 return Err(format!("failed {verb} with extender at URL {url}, code {}", head.status.as_u16()));
             }
             let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
-            Ok(body.map_err(|error| failed(&whole(&*error)))?.to_bytes().to_vec())
+            Ok(body.map_err(|error| failed(&error_chain(&*error)))?.to_bytes().to_vec())
         };
         let answered = tokio::time::timeout(self.config.timeout, exchange).await;
         answered.unwrap_or_else(|_| Err(failed(&format!("no answer within {:?}", self.config.timeout))))
     }
 }
 
-/// An error with its causes, each once: only the last tells what is the matter with a connection.
-fn whole(error: &dyn std::error::Error) -> String {
+/// An error with its causes, each once: only the last cause explains a failed connection.
+fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -172,37 +173,37 @@ fn whole(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Who would go, as an extender is told.
-fn said<'a, T>(victims: &'a ByNode, pod: impl Fn(&'a PodInfo) -> T) -> BTreeMap<&'a str, VictimsSaid<T>> {
-    let of = |victims: &'a Victims| VictimsSaid {
+/// The victims in the form of the request.
+fn victims_body<'a, T>(victims: &'a ByNode, pod: impl Fn(&'a PodInfo) -> T) -> BTreeMap<&'a str, VictimsBody<T>> {
+    let of = |victims: &'a Victims| VictimsBody {
         pods: victims.pods.iter().map(|victim| pod(victim)).collect(),
         violations: victims.violations,
     };
     victims.iter().map(|(node, victims)| (node.as_str(), of(victims))).collect()
 }
 
-/// Asks all that have a say in it, one after the other, on which nodes others may go for a pod, and who: none have a say in what
-/// others have left out. `pods` are those on the nodes. As upstream.
+/// Calls the preempt verb of each extender that supports preemption, one after the other, each with the nodes that the
+/// previous one left. `pods` are the pods of these nodes. As upstream.
 ///
 /// # Errors
-/// One that isn't ignorable failed, or names nobody on a node.
+/// An extender that isn't ignorable failed, or returned a node without victims.
 pub async fn process_preemption(
     extenders: &[Extender],
     (pod, whole): (&PodInfo, &Value),
     mut victims: ByNode,
     pods: &BTreeMap<String, Vec<Arc<PodInfo>>>,
-    look: &(dyn Fn(&PodInfo) -> Value + Sync),
+    read_pod: &(dyn Fn(&PodInfo) -> Value + Sync),
 ) -> Result<ByNode, String> {
-    for extender in extenders.iter().filter(|extender| extender.config.has_say_in_preemption(pod)) {
+    for extender in extenders.iter().filter(|extender| extender.config.supports_preemption(pod)) {
         if victims.is_empty() {
             break;
         }
         let ignorable = extender.config.ignorable;
-        let mut left = match extender.preempt(whole, &victims, pods, look).await {
+        let mut left = match extender.preempt(whole, &victims, pods, read_pod).await {
             Ok(left) => left,
             Err(why) if ignorable => {
                 let url = &extender.config.url_prefix;
-                tracing::info!(extender = url, pod = %pod.key, why, "an extender is done without");
+                tracing::info!(extender = url, pod = %pod.key, why, "an extender failed and is ignored");
                 continue;
             }
             Err(why) => return Err(why),
@@ -216,7 +217,7 @@ pub async fn process_preemption(
     Ok(victims)
 }
 
-/// Data stands before a file.
+/// Data takes precedence over a file.
 fn set(object: &mut Value, name: &str, (data, file): (Option<&String>, Option<&String>)) {
     match (data, file) {
         (Some(data), _) => object[format!("{name}-data")] = data.clone().into(),
@@ -225,12 +226,12 @@ fn set(object: &mut Value, name: &str, (data, file): (Option<&String>, Option<&S
     }
 }
 
-/// Asks all that are interested in a pod: first, one after the other, which of the nodes will do that `verdicts` has nothing against,
-/// then, all at once, how good those are. As upstream.
+/// Calls the interested extenders: the filter verbs one after the other, on the nodes that `verdicts` accepts, then the
+/// prioritize verbs concurrently. As upstream.
 ///
 /// # Errors
-/// One that isn't ignorable failed to filter.
-pub async fn ask(
+/// An extender that isn't ignorable failed to filter.
+pub async fn filter_and_prioritize(
     extenders: &[Extender],
     pod: &PodInfo,
     whole: &Value,
@@ -246,7 +247,7 @@ pub async fn ask(
         match extender.filter(whole, nodes, &left).await {
             Ok(filtered) => verdicts.filter(filtered),
             Err(why) if extender.config.ignorable => {
-                tracing::info!(extender = extender.config.url_prefix, pod = %pod.key, why, "an extender is done without");
+                tracing::info!(extender = extender.config.url_prefix, pod = %pod.key, why, "an extender failed and is ignored");
             }
             Err(why) => return Err(why),
         }
@@ -257,13 +258,13 @@ pub async fn ask(
     }
     let scoring = interested().filter(|extender| !extender.config.prioritize_verb.is_empty());
     let left = &left;
-    let asked = scoring.map(|extender| async move { (extender, extender.prioritize(whole, nodes, left).await) });
-    for (extender, scores) in join_all(asked).await {
+    let requests = scoring.map(|extender| async move { (extender, extender.prioritize(whole, nodes, left).await) });
+    for (extender, scores) in join_all(requests).await {
         match scores {
             Ok(scores) => verdicts.score(scores, extender.config.weight),
-            // Others say which is best.
+            // As upstream: the decision uses the other scores.
             Err(why) => {
-                tracing::info!(extender = extender.config.url_prefix, pod = %pod.key, why, "an extender gives no scores");
+                tracing::info!(extender = extender.config.url_prefix, pod = %pod.key, why, "an extender failed to score; its scores are ignored");
             }
         }
     }

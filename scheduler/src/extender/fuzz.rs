@@ -1,10 +1,10 @@
-//! Fuzz target of what extenders answer: whatever it is, it is read or refused, and brings in no node that wasn't asked about.
+//! Fuzz target of extenders' answers: each is parsed or rejected, and adds no node that was not in the request.
 
 use bolero::check;
 
 use super::{Verdict, Verdicts, wire};
 
-/// Parts of answers, and what breaks one.
+/// Fragments of answers, and fragments that break them.
 const PIECES: [&str; 23] = [
     "{",
     "}",

@@ -1,5 +1,5 @@
-//! Extenders: processes elsewhere that are asked over HTTP which nodes will do for a pod, how good they are, and to bind it. What they
-//! are and what they have said is data; [`client`] asks.
+//! Extenders: external processes that filter nodes, score them and bind pods over HTTP. Configuration and verdicts are
+//! data here; [`client`] sends the requests.
 
 pub mod client;
 pub mod wire;
@@ -15,149 +15,149 @@ use std::time::Duration;
 
 use crate::pod::PodInfo;
 
-/// Stands among the plugins that refused for whatever extenders refused.
+/// The plugin name of rejections by extenders.
 pub const EXTENDER: &str = "Extender";
-/// An extender's scores go to 10, and those of plugins to 100.
+/// Extenders score from 0 to 10, plugins from 0 to 100.
 const SCALE: i64 = 10;
 
-/// One extender, as a file has it.
+/// The configuration of one extender.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ExtenderConfig {
-    /// Its address, to which verbs are appended.
+    /// The base URL, to which verbs are appended.
     pub url_prefix: String,
-    /// How it is asked which nodes will do; empty: it isn't.
+    /// The verb that filters nodes; empty: the extender doesn't filter.
     pub filter_verb: String,
-    /// How it is asked which are better.
+    /// The verb that scores nodes.
     pub prioritize_verb: String,
-    /// How it is asked on which nodes others may go for a pod.
+    /// The verb that chooses victims of a preemption.
     pub preempt_verb: String,
-    /// How it is told to bind.
+    /// The verb that binds a pod.
     pub bind_verb: String,
-    /// What its scores count for.
+    /// The weight of its scores.
     pub weight: i64,
-    /// For how long it is waited.
+    /// The timeout of a request.
     pub timeout: Duration,
-    /// It knows the nodes: their names are enough.
+    /// Whether the extender caches nodes: requests then have only names.
     pub node_cache_capable: bool,
-    /// It is asked about pods that ask for one of these alone; none: about all.
+    /// The resources of which a pod must request one to be passed to the extender; empty: all pods are.
     pub managed_resources: BTreeSet<String>,
-    /// Where it fails, it is done without it.
+    /// Whether decisions go on without the extender when it fails.
     pub ignorable: bool,
-    /// How its certificate is checked, and what it is shown.
+    /// The TLS settings of the client.
     pub tls: TlsConfig,
 }
 
-/// `tlsConfig`. Data stands before files.
+/// `tlsConfig`. Data takes precedence over files.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct TlsConfig {
-    /// Its certificate isn't checked.
+    /// Whether the server's certificate is not verified.
     pub insecure: bool,
-    /// Whose certificate it has to show, if not the host's.
+    /// The server name to verify instead of the URL's host.
     pub server_name: String,
-    /// A certificate, its key and the authorities, by file.
+    /// Certificate, key and authorities, by file.
     pub files: [String; 3],
-    /// The same, in base64.
+    /// Certificate, key and authorities, in base64.
     pub data: [String; 3],
 }
 
 impl std::fmt::Debug for TlsConfig {
-    // A key is nobody's to read.
+    // Debug output omits the key.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("TlsConfig").field("insecure", &self.insecure).finish_non_exhaustive()
     }
 }
 
 impl ExtenderConfig {
-    /// Whether it is asked about a pod.
+    /// Whether the extender handles a pod.
     #[must_use]
     pub fn is_interested(&self, pod: &PodInfo) -> bool {
         self.managed_resources.is_empty()
-            || pod.wants.requests.others.keys().any(|resource| self.managed_resources.contains(resource))
+            || pod.requirements.requests.others.keys().any(|resource| self.managed_resources.contains(resource))
     }
 
-    /// Whether it has a say in who goes for a pod.
+    /// Whether the extender takes part in the preemption for a pod.
     #[must_use]
-    pub fn has_say_in_preemption(&self, pod: &PodInfo) -> bool {
+    pub fn supports_preemption(&self, pod: &PodInfo) -> bool {
         !self.preempt_verb.is_empty() && self.is_interested(pod)
     }
 
-    /// Whether it is asked before a pod is given a node.
+    /// Whether the extender filters or scores nodes for a pod.
     #[must_use]
-    pub fn is_asked(&self, pod: &PodInfo) -> bool {
+    pub fn scores_or_filters(&self, pod: &PodInfo) -> bool {
         !(self.filter_verb.is_empty() && self.prioritize_verb.is_empty()) && self.is_interested(pod)
     }
 }
 
-/// Who would go for a pod from one node.
+/// The victims on one node.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Victims {
     /// The most important first.
     pub pods: Vec<Arc<PodInfo>>,
-    /// How many of them would go against a disruption budget.
+    /// The number of victims whose deletion violates a disruption budget.
     pub violations: i64,
 }
 
-/// What others than the plugins here said of one node.
+/// The verdict of extenders and WebAssembly plugins on one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// It will do; the sum of their scores, each times its weight.
+    /// Accepted, with the sum of the weighted scores.
     Fits(i64),
-    /// It won't, and why.
+    /// Rejected.
     Refused {
         /// [`EXTENDER`], or a plugin's name.
         by: &'static str,
-        /// In the extender's words; none: it has left the node out.
+        /// The extender's reason; none if it only left the node out.
         why: Option<String>,
-        /// No other pod's going would help.
+        /// Preemption can't help.
         unresolvable: bool,
     },
 }
 
-/// What extenders said, of the nodes that they were asked about.
+/// The verdicts on the nodes that were passed to extenders and WebAssembly plugins.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Verdicts(HashMap<String, Verdict>);
 
 impl Verdicts {
-    /// Of nodes that nobody has said anything against.
+    /// Accepts all nodes, with a score of zero.
     #[must_use]
     pub fn new(nodes: impl IntoIterator<Item = String>) -> Self {
         Self(nodes.into_iter().map(|name| (name, Verdict::Fits(0))).collect())
     }
 
-    /// Of a node; none: nobody was asked.
+    /// The verdict on a node; none if the node was not passed to anyone.
     #[must_use]
     pub fn of(&self, node: &str) -> Option<&Verdict> {
         self.0.get(node)
     }
 
-    /// A node won't do, if somebody was asked about it.
+    /// Rejects a node, if it has a verdict.
     pub(crate) fn refuse(&mut self, node: &str, verdict: Verdict) {
         if let Some(known) = self.0.get_mut(node) {
             *known = verdict;
         }
     }
 
-    /// A score that counts so much. Sums wrap around, as upstream's.
+    /// Adds a weighted score. Sums wrap around, as upstream's.
     pub(crate) fn add(&mut self, node: &str, score: i64) {
         if let Some(Verdict::Fits(sum)) = self.0.get_mut(node) {
             *sum = sum.wrapping_add(score);
         }
     }
 
-    /// Whether a node will do, by all who were asked.
+    /// Whether a node is accepted.
     #[must_use]
     pub fn fits(&self, node: &str) -> bool {
         matches!(self.0.get(node), Some(Verdict::Fits(_)))
     }
 
-    /// The nodes that will do, in order.
+    /// The accepted nodes, in order.
     #[must_use]
     pub fn fitting(&self) -> BTreeSet<String> {
         let fits = self.0.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Fits(_)));
         fits.map(|(name, _)| name.clone()).collect()
     }
 
-    /// An extender leaves these, and says of others why it doesn't. It is nobody's to bring back what another one refused.
+    /// Applies an extender's filter result. A node that was rejected before stays rejected.
     pub(crate) fn filter(&mut self, filtered: wire::Filtered) {
         let wire::Filtered { left, mut failed, mut unresolvable } = filtered;
         for (name, verdict) in self.0.iter_mut().filter(|(_, verdict)| matches!(verdict, Verdict::Fits(_))) {
@@ -169,7 +169,7 @@ impl Verdicts {
         }
     }
 
-    /// An extender's scores, with what they count for. Nodes that nobody asked about have none.
+    /// Adds an extender's weighted scores. Nodes without a verdict are ignored.
     pub(crate) fn score(&mut self, scores: Vec<(String, i64)>, weight: i64) {
         for (name, score) in scores {
             self.add(&name, score.wrapping_mul(weight).wrapping_mul(SCALE));

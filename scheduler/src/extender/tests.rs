@@ -1,4 +1,4 @@
-//! Extenders over loopback, and what their words do to decisions.
+//! Extenders over loopback, and the effect of their answers on decisions.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -43,7 +43,7 @@ fn a_filter_leaves_some_and_says_why_not_others() {
         (verdicts.of("b").cloned(), verdicts.of("c").cloned()),
         (refused("full", false), refused("broken", true))
     );
-    // Nobody brings back what another one refused, and scores count for what is left.
+    // A rejected node stays rejected, and scores count for the accepted ones.
     verdicts.filter(said(json!({"NodeNames": ["a", "b"]}), true).unwrap());
     verdicts.score(vec![("a".into(), 7), ("b".into(), 9), ("other".into(), 1)], 3);
     assert_eq!(verdicts.of("a"), Some(&Verdict::Fits(7 * 3 * 10)));
@@ -74,13 +74,13 @@ fn a_decision_heeds_what_extenders_said() {
     let answer =
         json!({"NodeNames": [], "FailedNodes": {"a": "too loud"}, "FailedAndUnresolvableNodes": {"b": "too hot"}});
     verdicts.filter(said(answer, true).unwrap());
-    let Decision::Nowhere { message, refused_by, .. } = decide(&verdicts) else { panic!() };
+    let Decision::Unschedulable { message, refused_by, .. } = decide(&verdicts) else { panic!() };
     assert!(message.starts_with("0/3 nodes are available: 1 too hot, 1 too loud."), "{message}");
     assert!(refused_by.contains(EXTENDER));
     assert!(profile.may_fit_after(&crate::plugins::Event::Namespace, &pod, &refused_by));
 }
 
-/// Serves one request; none: never answers.
+/// Serves one request; without an answer the connection stays open.
 async fn serve(mut stream: TcpStream, answer: impl Fn(&str, &Value) -> Option<(u16, String)>) -> std::io::Result<()> {
     let mut read = Vec::new();
     let head = loop {
@@ -104,7 +104,7 @@ async fn serve(mut stream: TcpStream, answer: impl Fn(&str, &Value) -> Option<(u
     stream.write_all(said.as_bytes()).await
 }
 
-/// Listens on loopback; where, and what it was asked.
+/// Listens on loopback. Returns the URL and the log of requests.
 async fn extender<F>(answer: F) -> (String, Arc<Mutex<Vec<(String, Value)>>>)
 where
     F: Fn(&str, &Value) -> Option<(u16, String)> + Clone + Send + 'static,
@@ -167,7 +167,7 @@ async fn extenders_are_asked_in_turn_and_bind() {
         node_cache_capable: true,
         ..config(&url)
     };
-    // One that is never there is done without.
+    // An ignorable extender that is down is skipped.
     let away = ExtenderConfig { filter_verb: "filter".into(), ignorable: true, ..config("http://127.0.0.1:1/") };
     let stop = started(&server, vec![verbs, away]);
     let mut pod = shell_tests::pod("p", "default-scheduler", "1");
@@ -198,7 +198,7 @@ async fn one_that_never_answers_harms_only_pods_that_need_it() {
         ..config(&url)
     };
     let stop = started(&server, vec![silent]);
-    // More than are asked about at once, and more than writes at once.
+    // More than the in-flight limits of questions and writes.
     for nth in 0..80 {
         let mut pod = shell_tests::pod(&format!("needs-{nth}"), "default-scheduler", "1m");
         pod["spec"]["containers"][0]["resources"]["requests"]["a.b/c"] = json!("1");
@@ -228,8 +228,8 @@ async fn one_that_fails_is_told_and_tried_again() {
     let stop = started(&server, vec![failing]);
     server.write("pods", shell_tests::pod("p", "default-scheduler", "1"));
     server.until(|state| state.pod("p")["spec"]["nodeName"] == "n1").await;
-    server.until(|state| !state.told.is_empty()).await;
-    let told = server.told();
+    server.until(|state| !state.status_writes.is_empty()).await;
+    let told = server.status_writes();
     let message = told[0]["status"]["conditions"][0]["message"].as_str().unwrap();
     assert_eq!(told[0]["status"]["conditions"][0]["reason"], "SchedulerError");
     assert_eq!(message, format!("failed filter with extender at URL {url}filter, code 503"));
@@ -243,7 +243,7 @@ fn victims(of: &[(&str, &[&Arc<PodInfo>])]) -> ByNode {
     of.collect()
 }
 
-/// Asks one that answers so about two nodes with a victim each.
+/// Runs the preempt verb with this answer on two nodes with a victim each.
 async fn preempted(
     answer: Value,
     change: impl Fn(&mut ExtenderConfig),
@@ -272,7 +272,7 @@ async fn an_extender_leaves_some_nodes_for_preemption() {
         let names = |victims: &Victims| victims.pods.iter().map(|pod| pod.key.name.clone()).collect();
         left.iter().map(|(node, victims)| (node.clone(), names(victims), victims.violations)).collect()
     };
-    // It chooses another one that is there, and counts for itself.
+    // The extender may choose another pod of the node, and its own number of violations.
     let answer = json!({"NodeNameToMetaVictims": {"a": {"Pods": [{"UID": "uid-other"}], "NumPDBViolations": 2}}});
     let (left, asked, _) = preempted(answer.clone(), |config| config.node_cache_capable = true).await;
     assert_eq!(named(&left.unwrap()), [("a".to_owned(), vec!["other".to_owned()], 2)]);
@@ -283,7 +283,7 @@ async fn an_extender_leaves_some_nodes_for_preemption() {
         *said,
         json!({"Pod": {"metadata": {"name": "p"}}, "NodeNameToVictims": null, "NodeNameToMetaVictims": meta})
     );
-    // One that doesn't know pods gets them.
+    // An extender without a node cache gets whole pods.
     let (left, asked, _) = preempted(answer, |_| {}).await;
     assert_eq!(left.unwrap().len(), 1);
     let whole = json!({"Pods": [{"metadata": {"name": "one"}}], "NumPDBViolations": 1});
@@ -311,7 +311,7 @@ async fn what_an_extender_may_not_say_of_preemption() {
         let why = "invalid type: integer `7`, expected struct PreemptionResult at line 1 column 1";
         format!("the answer of extender {url:?} can't be read: {why}")
     }
-    // What it says, what is said where it can't be done without, and on how many nodes others may go where it can.
+    // An answer, the error if the extender isn't ignorable, and the number of candidate nodes if it is.
     type Why = fn(&str) -> String;
     let cases: [(Value, Why, usize); 6] = [
         (meta("a", &["uid-two"]), strange as Why, 2),
@@ -352,8 +352,8 @@ async fn those_go_whom_an_extender_lets_go() {
         let mut high = shell_tests::pod("high", "default-scheduler", "1");
         high["spec"]["priority"] = 10.into();
         server.write("pods", high);
-        server.until(|state| state.told.iter().any(|pod| pod["metadata"]["name"] == "high")).await;
-        let told = server.told().into_iter().find(|pod| pod["metadata"]["name"] == "high").unwrap();
+        server.until(|state| state.status_writes.iter().any(|pod| pod["metadata"]["name"] == "high")).await;
+        let told = server.status_writes().into_iter().find(|pod| pod["metadata"]["name"] == "high").unwrap();
         assert_eq!(told["status"]["nominatedNodeName"].as_str(), nominated);
         let message = told["status"]["conditions"][0]["message"].as_str().unwrap().to_owned();
         let nobody = message.ends_with(" preemption: no candidate node for preemption");

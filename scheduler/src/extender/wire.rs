@@ -1,4 +1,4 @@
-//! What is said to extenders and what they answer: the types of upstream's `extender/v1`, whose names are Go's. Pure.
+//! Wire types of extenders: upstream's `extender/v1`, with Go's field names. Pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -7,22 +7,20 @@ use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// What a reason may have that an extender gives for one node: it goes into the pod's condition.
+/// The maximum length of an extender's reason for one node, in bytes: it becomes part of the pod's condition.
 const REASON_BYTES_MAX: usize = 256;
 
-/// `ExtenderArgs`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Arguments<'a> {
-    /// The pod, whole.
+    /// The whole pod.
     pub pod: &'a Value,
-    /// The nodes, for one that doesn't know them.
+    /// The nodes, for an extender without a node cache.
     pub nodes: Option<NodeList<'a>>,
-    /// Their names, for one that does.
+    /// The names of the nodes, for an extender with one.
     pub node_names: Option<Vec<&'a str>>,
 }
 
-/// A list of nodes.
 #[derive(Debug, Serialize)]
 pub struct NodeList<'a> {
     metadata: BTreeMap<(), ()>,
@@ -30,91 +28,81 @@ pub struct NodeList<'a> {
 }
 
 impl<'a> NodeList<'a> {
-    /// Of these.
     #[must_use]
     pub fn new(items: Vec<&'a Node>) -> Self {
         Self { metadata: BTreeMap::new(), items }
     }
 }
 
-/// `ExtenderBindingArgs`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Binding<'a> {
-    /// The pod's name.
     pub pod_name: &'a str,
-    /// Its namespace.
     pub pod_namespace: &'a str,
-    /// Its uid.
     #[serde(rename = "PodUID")]
     pub pod_uid: &'a str,
-    /// The node.
     pub node: &'a str,
 }
 
-/// `ExtenderPreemptionArgs`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct PreemptionArguments<'a> {
-    /// The pod, whole.
+    /// The whole pod.
     pub pod: &'a Value,
-    /// Who would go by node, for one that doesn't know the pods.
-    pub node_name_to_victims: Option<BTreeMap<&'a str, VictimsSaid<Value>>>,
-    /// Their uids, for one that does.
-    pub node_name_to_meta_victims: Option<BTreeMap<&'a str, VictimsSaid<MetaPod<'a>>>>,
+    /// The victims by node, for an extender without a node cache.
+    pub node_name_to_victims: Option<BTreeMap<&'a str, VictimsBody<Value>>>,
+    /// The uids of the victims by node, for an extender with one.
+    pub node_name_to_meta_victims: Option<BTreeMap<&'a str, VictimsBody<MetaPod<'a>>>>,
 }
 
 /// `Victims` and `MetaVictims`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct VictimsSaid<T> {
-    /// The pods.
+pub struct VictimsBody<T> {
     pub pods: Vec<T>,
-    /// How many of them would go against a disruption budget.
+    /// The number of victims whose deletion violates a disruption budget.
     #[serde(rename = "NumPDBViolations")]
     pub violations: i64,
 }
 
-/// `MetaPod`.
 #[derive(Debug, Serialize)]
 pub struct MetaPod<'a> {
-    /// Its uid.
     #[serde(rename = "UID")]
     pub uid: &'a str,
 }
 
-/// Who would go from a node, by uid, and how many of them against a disruption budget.
+/// The uids of the victims on a node, and how many of them violate a disruption budget.
 pub type MetaVictims = (Vec<String>, i64);
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 struct PreemptionResult {
     #[serde(alias = "nodeNameToMetaVictims", alias = "nodenametometavictims")]
-    node_name_to_meta_victims: Option<BTreeMap<String, Option<MetaVictimsRead>>>,
+    node_name_to_meta_victims: Option<BTreeMap<String, Option<MetaVictimsReply>>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
-struct MetaVictimsRead {
+struct MetaVictimsReply {
     #[serde(alias = "pods")]
-    pods: Option<Vec<Option<MetaPodRead>>>,
+    pods: Option<Vec<Option<MetaPodReply>>>,
     #[serde(rename = "NumPDBViolations", alias = "numPDBViolations", alias = "numpdbviolations")]
     violations: i64,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct MetaPodRead {
+struct MetaPodReply {
     #[serde(rename = "UID", alias = "uid")]
     uid: String,
 }
 
-// Go reads names in any case: extenders write them as they like.
+// Go matches field names in any case, and extenders use any.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 struct FilterResult {
     #[serde(alias = "nodes")]
-    nodes: Option<NodesRead>,
+    nodes: Option<NodeListReply>,
     #[serde(alias = "nodeNames", alias = "nodenames")]
     node_names: Option<Vec<String>>,
     #[serde(alias = "failedNodes", alias = "failednodes")]
@@ -125,16 +113,16 @@ struct FilterResult {
     error: Option<String>,
 }
 
-// Of the nodes themselves only the names say which.
+// Only the names of the nodes are read.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct NodesRead {
-    items: Option<Vec<Named>>,
+struct NodeListReply {
+    items: Option<Vec<NamedNode>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Named {
+struct NamedNode {
     metadata: Name,
 }
 
@@ -160,21 +148,21 @@ struct BindingResult {
     error: Option<String>,
 }
 
-/// Which nodes an extender leaves, and what it says of others.
+/// The result of an extender's filter.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Filtered {
-    /// Those that will do.
+    /// The accepted nodes.
     pub left: HashSet<String>,
-    /// Those that won't, and why.
+    /// The rejected nodes, with the reason.
     pub failed: BTreeMap<String, String>,
-    /// Those that won't whoever goes.
+    /// The rejected nodes where preemption can't help.
     pub unresolvable: BTreeMap<String, String>,
 }
 
 /// Reads `ExtenderFilterResult`.
 ///
 /// # Errors
-/// The extender says that it failed, names nodes that it wasn't asked about, or can't be understood.
+/// The extender reports an error, returns a node that was not in the request, or the answer is malformed.
 pub fn filtered(answer: &[u8], url: &str, by_name: bool, asked: &BTreeSet<String>) -> Result<Filtered, String> {
     let read: FilterResult = first(answer, url)?.unwrap_or_default();
     if let Some(error) = read.error.filter(|error| !error.is_empty()) {
@@ -190,12 +178,12 @@ pub fn filtered(answer: &[u8], url: &str, by_name: bool, asked: &BTreeSet<String
             "extender {url:?} claims a filtered node {other:?} which is not found in the input node list"
         ));
     }
-    let bounded = |said: Option<BTreeMap<String, String>>| {
+    let bounded = |reasons: Option<BTreeMap<String, String>>| {
         let of = |(node, mut why): (String, String)| {
             why.truncate(why.floor_char_boundary(REASON_BYTES_MAX));
             (node, why)
         };
-        said.unwrap_or_default().into_iter().filter(|(node, _)| asked.contains(node)).map(of).collect()
+        reasons.unwrap_or_default().into_iter().filter(|(node, _)| asked.contains(node)).map(of).collect()
     };
     Ok(Filtered {
         left: left.into_iter().collect(),
@@ -204,7 +192,7 @@ pub fn filtered(answer: &[u8], url: &str, by_name: bool, asked: &BTreeSet<String
     })
 }
 
-/// The first value of an answer: Go's decoder, which upstream reads with, looks at nothing behind it.
+/// The first JSON value of an answer: as Go's decoder, which upstream uses, ignores what follows it.
 fn first<T: DeserializeOwned>(answer: &[u8], url: &str) -> Result<Option<T>, String> {
     let mut values = serde_json::Deserializer::from_slice(answer).into_iter::<Option<T>>();
     let value = values.next().unwrap_or_else(|| Err(serde_json::Error::custom("it is empty")));
@@ -214,21 +202,21 @@ fn first<T: DeserializeOwned>(answer: &[u8], url: &str) -> Result<Option<T>, Str
 /// Reads `HostPriorityList`.
 ///
 /// # Errors
-/// It can't be understood.
+/// The answer is malformed.
 pub fn priorities(answer: &[u8], url: &str) -> Result<Vec<(String, i64)>, String> {
     let read: Option<Vec<Priority>> = first(answer, url)?;
     Ok(read.unwrap_or_default().into_iter().map(|Priority { host, score }| (host, score)).collect())
 }
 
-/// Reads `ExtenderPreemptionResult`: who would go, by node.
+/// Reads `ExtenderPreemptionResult`: the victims by node.
 ///
 /// # Errors
-/// It can't be understood.
+/// The answer is malformed.
 pub fn meta_victims(answer: &[u8], url: &str) -> Result<BTreeMap<String, MetaVictims>, String> {
     let read: Option<PreemptionResult> = first(answer, url)?;
     let nodes = read.and_then(|read| read.node_name_to_meta_victims).unwrap_or_default();
-    let victims = |read: Option<MetaVictimsRead>| {
-        let MetaVictimsRead { pods, violations } = read.unwrap_or_default();
+    let victims = |read: Option<MetaVictimsReply>| {
+        let MetaVictimsReply { pods, violations } = read.unwrap_or_default();
         (pods.unwrap_or_default().into_iter().flatten().map(|pod| pod.uid).collect(), violations)
     };
     Ok(nodes.into_iter().map(|(node, read)| (node, victims(read))).collect())
@@ -237,7 +225,7 @@ pub fn meta_victims(answer: &[u8], url: &str) -> Result<BTreeMap<String, MetaVic
 /// Reads `ExtenderBindingResult`.
 ///
 /// # Errors
-/// The extender says that it failed, or can't be understood.
+/// The extender reports an error, or the answer is malformed.
 pub fn bound(answer: &[u8], url: &str) -> Result<(), String> {
     let read: Option<BindingResult> = first(answer, url)?;
     read.and_then(|result| result.error).filter(|error| !error.is_empty()).map_or(Ok(()), Err)

@@ -1,4 +1,4 @@
-//! How many pods of a kind each node has, for the kinds that decisions lately asked for.
+//! Pod counts per node, for the pod groups that recent decisions read.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,18 +9,18 @@ use super::{DomainSums, Topology};
 use crate::node::{NodeId, NodeInfo};
 use crate::pod::{Labels, PodInfo, PodTerm};
 
-/// Kinds of pods that are counted at once, those asked for last: each costs a step at every pod that comes or goes, and
-/// four bytes a node.
+/// The maximum number of counted groups; the least recently used is dropped. Each costs a step for every added or
+/// removed pod, and four bytes per node.
 const COUNTED_MAX: usize = 64;
 
-/// A kind of pods.
+/// A group of pods to count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Peers {
-    /// Of a namespace, by labels, but for those that are being deleted.
+    /// Pods of a namespace that match a selector, without terminating ones.
     Selected(String, LabelSelector),
-    /// Of a namespace, by their workload (any where none) and labels, but for those that are being deleted.
+    /// Pods of a namespace with these labels, of one workload (of any if none), without terminating ones.
     Workload(String, Option<Box<str>>, Labels),
-    /// Those that every one of these terms means; those that are being deleted, too, where `true`.
+    /// Pods that all of these terms match; terminating ones count if `true`.
     Terms(Vec<PodTerm>, bool),
 }
 
@@ -37,13 +37,13 @@ impl Peers {
                     && labels.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
             }
             Self::Terms(terms, terminating) => {
-                (*terminating || !pod.terminating) && terms.iter().all(|term| term.means(pod, namespaces))
+                (*terminating || !pod.terminating) && terms.iter().all(|term| term.matches(pod, namespaces))
             }
         }
     }
 }
 
-/// How many pods of a kind each node has.
+/// The number of pods of a group on each node.
 #[derive(Debug, Clone)]
 pub struct PodCounts {
     peers: Peers,
@@ -51,13 +51,13 @@ pub struct PodCounts {
 }
 
 impl PodCounts {
-    /// On one node.
+    /// The count of one node.
     #[must_use]
     pub fn on(&self, node: NodeId) -> i64 {
         self.by_node.get(node.index()).copied().unwrap_or(0).into()
     }
 
-    /// The nodes that have any, with their number.
+    /// The nodes with a count above zero, with the count.
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, i64)> {
         let counts = self.by_node.iter().enumerate().filter(|(_, count)| **count > 0);
         counts.map(|(id, count)| (NodeId::new(id), i64::from(*count)))
@@ -72,20 +72,20 @@ impl PodCounts {
     }
 }
 
-/// A kind of pods that decisions lately asked for.
+/// A group that recent decisions read.
 #[derive(Debug)]
-struct Counted {
+struct CountedGroup {
     counts: Arc<PodCounts>,
-    /// Of the topologies that were asked for.
+    /// For the topologies that were requested.
     sums: Vec<Arc<DomainSums>>,
 }
 
-/// The kinds of pods that decisions lately asked for, the last one first.
+/// The counted groups, most recently used first.
 #[derive(Debug, Default)]
-pub(crate) struct PodIndex(Mutex<Vec<Counted>>);
+pub(crate) struct PodIndex(Mutex<Vec<CountedGroup>>);
 
 impl PodIndex {
-    fn all(&mut self) -> &mut Vec<Counted> {
+    fn all(&mut self) -> &mut Vec<CountedGroup> {
         self.0.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -100,12 +100,12 @@ impl PodIndex {
     fn change(&mut self, pod: &PodInfo, node: NodeId, namespaces: &BTreeMap<String, Labels>, by: i32) {
         for counted in self.all().iter_mut().filter(|counted| counted.counts.peers.has(pod, namespaces)) {
             Arc::make_mut(&mut counted.counts).change(node, |count| count.saturating_add_signed(by));
-            // Those of an older topology, too: they are never looked at again.
+            // Sums of an outdated topology are updated too; they are never read again.
             counted.sums.iter_mut().for_each(|sums| Arc::make_mut(sums).add(node, by.into()));
         }
     }
 
-    /// Namespaces' labels changed: what depends on them is counted anew.
+    /// Namespace labels changed: groups that depend on them are dropped.
     pub(crate) fn forget_namespaces(&mut self) {
         self.all().retain(|counted| !matches!(counted.counts.peers, Peers::Terms(..)));
     }
@@ -115,7 +115,7 @@ impl PodIndex {
         first(&mut all, peers, nodes, namespaces).counts.clone()
     }
 
-    /// Added up by the domains of a label.
+    /// The counts summed by the domains of a label.
     pub(crate) fn sums(
         &self,
         peers: Peers,
@@ -135,13 +135,13 @@ impl PodIndex {
     }
 }
 
-/// Puts a kind of pods first, counted anew if it wasn't known.
+/// Moves a group to the front, and counts it if it is new.
 fn first<'a>(
-    all: &'a mut Vec<Counted>,
+    all: &'a mut Vec<CountedGroup>,
     peers: Peers,
     nodes: &[NodeInfo],
     namespaces: &BTreeMap<String, Labels>,
-) -> &'a mut Counted {
+) -> &'a mut CountedGroup {
     match all.iter().position(|counted| counted.counts.peers == peers) {
         Some(at) => all[..=at].rotate_right(1),
         None => {
@@ -150,7 +150,7 @@ fn first<'a>(
                 u32::try_from(pods).unwrap_or(u32::MAX)
             };
             let by_node = nodes.iter().map(count).collect();
-            all.insert(0, Counted { counts: Arc::new(PodCounts { peers, by_node }), sums: Vec::new() });
+            all.insert(0, CountedGroup { counts: Arc::new(PodCounts { peers, by_node }), sums: Vec::new() });
             all.truncate(COUNTED_MAX);
         }
     }

@@ -1,15 +1,15 @@
-//! Which nodes have which image.
+//! Index from image name to the nodes that have the image.
 
 use std::collections::{BTreeMap, HashMap};
 
 use crate::node::NodeId;
 
-/// See the module.
+/// Image sizes in bytes by image name and node.
 #[derive(Debug, Default)]
 pub struct ImageIndex(HashMap<String, HashMap<NodeId, i64>>);
 
 impl ImageIndex {
-    /// A node has other images than before, by name and size.
+    /// Replaces a node's images, given by name and size.
     pub fn change(&mut self, node: NodeId, before: &BTreeMap<String, i64>, now: &BTreeMap<String, i64>) {
         for name in before.keys().filter(|name| !now.contains_key(*name)) {
             if let Some(nodes) = self.0.get_mut(name) {

@@ -1,9 +1,9 @@
-//! What decisions would otherwise count over all pods or look up on every node, kept by node number.
+//! Indexes that save decisions a count over all pods or a lookup on every node, by node number.
 //!
-//! [`Topology`]: which domain of a label each node is in. [`PodCounts`]: how many pods of a kind each node has, for the
-//! kinds that decisions lately asked for. [`TermIndex`]: the affinity terms of the pods that are there, equal ones once.
-//! [`DomainSums`]: either, added up by the domains of a label. All follow from nodes and pods alone: that they equal what
-//! counting anew gives is a property test.
+//! [`Topology`]: the domain of each node for a label. [`PodCounts`]: the number of pods of a group on each node, for
+//! the groups that recent decisions read. [`TermIndex`]: the affinity terms of existing pods, deduplicated.
+//! [`DomainSums`]: either, summed by the domains of a label. All derive from nodes and pods alone. A property test
+//! compares them with a full count.
 
 mod counts;
 mod images;
@@ -18,10 +18,10 @@ pub use self::images::ImageIndex;
 pub use self::terms::{NodeAmounts, TermIndex, TermUse};
 use crate::node::{NodeId, NodeInfo};
 
-/// Not in any domain.
+/// In no domain.
 const NONE: u32 = u32::MAX;
 
-/// The domains that a label makes of the nodes.
+/// The domains of the nodes for one label.
 #[derive(Debug, Default)]
 pub struct Topology {
     key: String,
@@ -31,26 +31,26 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// The number of the domain that a node is in; none where it lacks the label.
+    /// The domain of a node; none if the node lacks the label.
     #[must_use]
     pub fn domain(&self, node: NodeId) -> Option<usize> {
         self.domain_of.get(node.index()).filter(|domain| **domain != NONE).map(|domain| *domain as usize)
     }
 
-    /// How many domains there are.
+    /// The number of domains.
     #[must_use]
     pub fn domains(&self) -> usize {
         self.domains
     }
 
-    /// How many nodes are in a domain.
+    /// The number of nodes in a domain.
     #[must_use]
     pub fn nodes(&self) -> usize {
         self.nodes
     }
 }
 
-/// The topologies that were asked for since nodes last changed.
+/// The topologies that were requested since the last change of nodes.
 #[derive(Debug, Default)]
 pub(crate) struct Topologies(Mutex<HashMap<String, Arc<Topology>>>);
 
@@ -81,12 +81,12 @@ impl Topologies {
     }
 }
 
-/// Amounts of nodes, added up by the domains of a label.
+/// Amounts per node, summed by the domains of a label.
 #[derive(Debug, Clone)]
 pub struct DomainSums {
     topology: Arc<Topology>,
     sums: Vec<i64>,
-    /// How many of them aren't zero.
+    /// The number of sums that aren't zero.
     nonzero: usize,
 }
 
@@ -103,7 +103,7 @@ impl DomainSums {
         this
     }
 
-    /// Adds to the domain that a node is in, if it is in any.
+    /// Adds an amount to the domain of a node, if it has one.
     pub fn add(&mut self, node: NodeId, amount: i64) {
         let Some(domain) = self.topology.domain(node) else { return };
         let sum = &mut self.sums[domain];
@@ -116,7 +116,7 @@ impl DomainSums {
         }
     }
 
-    /// The sum of the domain that a node is in; zero where it is in none.
+    /// The sum of the node's domain; zero if it has none.
     #[must_use]
     pub fn on(&self, node: NodeId) -> i64 {
         self.topology.domain(node).map_or(0, |domain| self.sums[domain])
@@ -128,13 +128,13 @@ impl DomainSums {
         &self.sums
     }
 
-    /// Whether every domain has zero.
+    /// Whether every sum is zero.
     #[must_use]
     pub fn is_zero(&self) -> bool {
         self.nonzero == 0
     }
 
-    /// Whether they are of a topology as it is now: those of an older one count for nothing.
+    /// Whether the sums are of this topology: those of an outdated one are invalid.
     #[must_use]
     pub fn is_of(&self, topology: &Arc<Topology>) -> bool {
         Arc::ptr_eq(&self.topology, topology)

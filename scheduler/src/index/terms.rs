@@ -1,4 +1,4 @@
-//! The affinity terms of the pods that are there, equal ones once, found by the labels of the pod that they mean.
+//! Index of the affinity terms of existing pods, deduplicated, by the labels of the pods that they match.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,21 +9,21 @@ use super::{DomainSums, Topology};
 use crate::node::NodeId;
 use crate::pod::{Labels, PodInfo, PodTerm};
 
-/// Sums by domain are kept where at most this many domains come to a node with an amount, so that what they take is in
-/// proportion to what is counted; with fewer nodes they are quickly added up.
+/// Sums by domain are kept if there are at most this many domains per node with an amount. So memory stays proportional
+/// to the amounts; with fewer nodes a sum is computed quickly.
 const DOMAINS_PER_NODE_MAX: usize = 4;
 
-/// Amounts of nodes that add up by the domains of one label.
+/// Amounts per node that are summed by the domains of one label.
 #[derive(Debug, Default)]
 pub struct NodeAmounts {
-    /// With how many pods make up each amount, which may be zero.
+    /// The amount, which may be zero, and the number of pods that contribute to it.
     by_node: HashMap<NodeId, (i64, usize)>,
-    /// As far as they were asked for.
+    /// Computed on first use.
     sums: Mutex<Option<Arc<DomainSums>>>,
 }
 
 impl NodeAmounts {
-    /// Whether there is no pod with any.
+    /// Whether no pod contributes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.by_node.is_empty()
@@ -34,7 +34,7 @@ impl NodeAmounts {
         self.by_node.iter().map(|(node, (amount, _))| (*node, *amount))
     }
 
-    /// Added up by domain; none where it is quicker to do that with [`nodes`](Self::nodes).
+    /// The sums by domain; none if summing [`nodes`](Self::nodes) is cheaper.
     #[must_use]
     pub fn sums(&self, topology: &Arc<Topology>) -> Option<Arc<DomainSums>> {
         let mut known = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
@@ -53,49 +53,49 @@ impl NodeAmounts {
         if known.1 == 0 {
             self.by_node.remove(&node);
         }
-        // Those of an older topology, too: they are never looked at again.
+        // Sums of an outdated topology are updated too; they are never read again.
         if let Some(sums) = self.sums.get_mut().unwrap_or_else(PoisonError::into_inner) {
             Arc::make_mut(sums).add(node, if adds { amount } else { -amount });
         }
     }
 }
 
-/// The nodes that pods with a term are on.
+/// The nodes of the pods with a term.
 #[derive(Debug, Default)]
 pub struct TermUse {
-    /// How many of them require to be away from what the term means.
-    pub keeps_off: NodeAmounts,
-    /// How much they prefer it near (or away: negative).
-    pub pulls: NodeAmounts,
-    /// How many of them require to be near to it.
-    pub draws: NodeAmounts,
+    /// The number of pods with the term as required anti-affinity.
+    pub required_anti_affinity: NodeAmounts,
+    /// The sum of preferred weights (negative for anti-affinity).
+    pub preferred: NodeAmounts,
+    /// The number of pods with the term as required affinity.
+    pub required_affinity: NodeAmounts,
 }
 
 impl TermUse {
     fn is_empty(&self) -> bool {
-        self.keeps_off.is_empty() && self.pulls.is_empty() && self.draws.is_empty()
+        self.required_anti_affinity.is_empty() && self.preferred.is_empty() && self.required_affinity.is_empty()
     }
 }
 
-/// See the module.
+/// All terms of existing pods, by the labels that they require.
 #[derive(Debug, Default)]
 pub struct TermIndex {
     terms: HashMap<Arc<PodTerm>, TermUse>,
-    /// Those that mean only pods with one of some values of a label, by label and value.
+    /// Terms that require one of certain values of a label, by label and value.
     by_label: HashMap<String, HashMap<String, Vec<Arc<PodTerm>>>>,
-    /// All others.
+    /// All other terms.
     others: Vec<Arc<PodTerm>>,
 }
 
 impl TermIndex {
-    /// The terms that mean a pod, with their use.
-    pub fn meaning<'a>(
+    /// The terms that match a pod, with their use.
+    pub fn matching<'a>(
         &'a self,
         pod: &'a PodInfo,
         namespaces: &'a BTreeMap<String, Labels>,
     ) -> impl Iterator<Item = (&'a PodTerm, &'a TermUse)> {
         let by_label = pod.labels.iter().filter_map(|(key, value)| self.by_label.get(key)?.get(value));
-        let terms = by_label.flatten().chain(&self.others).filter(|term| term.means(pod, namespaces));
+        let terms = by_label.flatten().chain(&self.others).filter(|term| term.matches(pod, namespaces));
         terms.filter_map(|term| self.terms.get(term).map(|used| (&**term, used)))
     }
 
@@ -108,16 +108,16 @@ impl TermIndex {
     }
 
     fn change(&mut self, pod: &PodInfo, node: NodeId, adds: bool) {
-        for term in &pod.wants.anti_affinity.required {
-            self.used(term).keeps_off.change(node, 1, adds);
+        for term in &pod.requirements.anti_affinity.required {
+            self.used(term).required_anti_affinity.change(node, 1, adds);
             self.drop_unused(term);
         }
-        for term in &pod.wants.affinity.required {
-            self.used(term).draws.change(node, 1, adds);
+        for term in &pod.requirements.affinity.required {
+            self.used(term).required_affinity.change(node, 1, adds);
             self.drop_unused(term);
         }
         for (weight, term) in preferences(pod) {
-            self.used(term).pulls.change(node, weight, adds);
+            self.used(term).preferred.change(node, weight, adds);
             self.drop_unused(term);
         }
     }
@@ -161,16 +161,16 @@ impl TermIndex {
     }
 }
 
-/// A label without one of whose values no pod is meant.
+/// A label and values of which a pod must have one to match the term.
 fn only_with(term: &PodTerm) -> Option<(&str, &[String])> {
     let mut requirements = term.selector.requirements().iter();
     let one = requirements.find(|r| matches!(r.operator, Operator::In | Operator::Equals | Operator::DoubleEquals))?;
     Some((&one.key, &one.values))
 }
 
-/// What a pod that is there prefers near, or away: negative weights.
+/// The preferred terms of a pod; the weights of anti-affinity are negative.
 fn preferences(pod: &PodInfo) -> impl Iterator<Item = (i64, &PodTerm)> {
-    let (near, away) = (&pod.wants.affinity, &pod.wants.anti_affinity);
+    let (near, away) = (&pod.requirements.affinity, &pod.requirements.anti_affinity);
     let preferred = near.preferred.iter().map(|(weight, term)| (*weight, term));
     preferred.chain(away.preferred.iter().map(|(weight, term)| (-weight, term)))
 }

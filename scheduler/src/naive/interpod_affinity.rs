@@ -1,4 +1,4 @@
-//! InterPodAffinity, counted anew over all pods of all nodes for each pod.
+//! InterPodAffinity without indexes: counts all pods of all nodes for each pod.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use crate::node::NodeInfo;
 use crate::plugins::{Cycle, Event, Filter, Plugin, PreFilterResult, Refusal, SCORE_MAX, Score, plugin};
 use crate::pod::{PodInfo, PodTerm};
 
-/// How much the required affinity of a pod that is there draws others that it means (upstream's default).
+/// The weight of an existing pod's required affinity for pods that match it (upstream's default).
 const HARD_AFFINITY_WEIGHT: i64 = 1;
 
 pub(super) static PLUGIN: Plugin = Plugin {
@@ -18,85 +18,85 @@ pub(super) static PLUGIN: Plugin = Plugin {
         Event::NodeGone | Event::Namespace => true,
         Event::Claim(_) | Event::Volume => false,
         Event::PodGone(other, _) => {
-            !other.wants.anti_affinity.required.is_empty() || !pod.wants.anti_affinity.required.is_empty()
+            !other.requirements.anti_affinity.required.is_empty() || !pod.requirements.anti_affinity.required.is_empty()
         }
-        Event::PodPlaced(_) => !pod.wants.affinity.required.is_empty(),
+        Event::PodPlaced(_) => !pod.requirements.affinity.required.is_empty(),
     },
     ..plugin("InterPodAffinity")
 };
 
-/// A label and its value: a domain.
+/// A domain: a label and its value.
 type Domain<'a> = (&'a str, &'a str);
 
 fn domain<'a>(node: &'a NodeInfo, key: &'a str) -> Option<Domain<'a>> {
     Some((key, node.facts.labels.get(key)?))
 }
 
-struct Rules<'a> {
+struct AffinityFilter<'a> {
     pod: &'a PodInfo,
-    /// Pods there whose required anti-affinity means this pod, by domain.
-    kept_off: HashMap<Domain<'a>, usize>,
-    /// Pods that all required terms mean, by domain.
+    /// Existing pods whose required anti-affinity matches this pod, by domain.
+    excluded: HashMap<Domain<'a>, usize>,
+    /// Pods that match all required terms, by domain.
     near: HashMap<Domain<'a>, usize>,
-    /// Pods that a required anti-affinity term means, by domain.
+    /// Pods that match a required anti-affinity term, by domain.
     away: HashMap<Domain<'a>, usize>,
-    /// Nothing is there yet that the pod wants to be near to, and it is one of those itself.
+    /// Whether no existing pod matches the required affinity, and the pod matches it itself.
     first: bool,
 }
 
 fn filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
     let Cycle { pod, snapshot, .. } = cycle;
     let namespaces = snapshot.namespaces();
-    let mut kept_off: HashMap<Domain<'_>, usize> = HashMap::new();
+    let mut excluded: HashMap<Domain<'_>, usize> = HashMap::new();
     let mut near: HashMap<Domain<'_>, usize> = HashMap::new();
     let mut away: HashMap<Domain<'_>, usize> = HashMap::new();
-    let looks = !pod.wants.affinity.required.is_empty() || !pod.wants.anti_affinity.required.is_empty();
+    let looks = !pod.requirements.affinity.required.is_empty() || !pod.requirements.anti_affinity.required.is_empty();
     for node in snapshot.nodes() {
         for other in node.pods.values() {
-            for term in other.wants.anti_affinity.required.iter().filter(|term| term.means(pod, namespaces)) {
+            for term in other.requirements.anti_affinity.required.iter().filter(|term| term.matches(pod, namespaces)) {
                 if let Some(domain) = domain(node, &term.key) {
-                    *kept_off.entry(domain).or_default() += 1;
+                    *excluded.entry(domain).or_default() += 1;
                 }
             }
             if !looks || other.terminating {
                 continue;
             }
-            let all = pod.wants.affinity.required.iter().all(|term| term.means(other, namespaces));
-            for term in pod.wants.affinity.required.iter().filter(|_| all) {
+            let all = pod.requirements.affinity.required.iter().all(|term| term.matches(other, namespaces));
+            for term in pod.requirements.affinity.required.iter().filter(|_| all) {
                 if let Some(domain) = domain(node, &term.key) {
                     *near.entry(domain).or_default() += 1;
                 }
             }
-            for term in pod.wants.anti_affinity.required.iter().filter(|term| term.means(other, namespaces)) {
+            for term in pod.requirements.anti_affinity.required.iter().filter(|term| term.matches(other, namespaces)) {
                 if let Some(domain) = domain(node, &term.key) {
                     *away.entry(domain).or_default() += 1;
                 }
             }
         }
     }
-    if kept_off.is_empty() && !looks {
+    if excluded.is_empty() && !looks {
         return PreFilterResult::Skip;
     }
-    let first = near.is_empty() && pod.wants.affinity.required.iter().all(|term| term.means(pod, namespaces));
-    PreFilterResult::Filter(Box::new(Rules { pod, kept_off, near, away, first }))
+    let first = near.is_empty() && pod.requirements.affinity.required.iter().all(|term| term.matches(pod, namespaces));
+    PreFilterResult::Filter(Box::new(AffinityFilter { pod, excluded, near, away, first }))
 }
 
-impl Filter for Rules<'_> {
+impl Filter for AffinityFilter<'_> {
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
         let labels = &node.facts.labels;
         let among = |domains: &HashMap<Domain<'_>, usize>, term: &PodTerm| {
             labels.get(&term.key).is_some_and(|value| domains.contains_key(&(term.key.as_str(), value.as_str())))
         };
-        let required = &self.pod.wants.affinity.required;
+        let required = &self.pod.requirements.affinity.required;
         let labelled = required.iter().all(|term| labels.contains_key(&term.key));
         if !labelled || !(self.first || required.iter().all(|term| among(&self.near, term))) {
             return Err(Refusal::unresolvable("node(s) didn't match pod affinity rules"));
         }
-        if self.pod.wants.anti_affinity.required.iter().any(|term| among(&self.away, term)) {
+        if self.pod.requirements.anti_affinity.required.iter().any(|term| among(&self.away, term)) {
             return Err(Refusal::new("node(s) didn't match pod anti-affinity rules", false));
         }
-        let kept_off = labels.iter().any(|(key, value)| self.kept_off.contains_key(&(key.as_str(), value.as_str())));
-        if kept_off {
+        let excluded = labels.iter().any(|(key, value)| self.excluded.contains_key(&(key.as_str(), value.as_str())));
+        if excluded {
             return Err(Refusal::new("node(s) didn't satisfy existing pods anti-affinity rules", false));
         }
         Ok(())
@@ -116,13 +116,15 @@ fn score<'a>(cycle: Cycle<'a>, _: &[&'a NodeInfo]) -> Option<Box<dyn Score + 'a>
             }
         };
         for other in node.pods.values() {
-            let own = pod.wants.affinity.preferred.iter().map(|(weight, term)| (*weight, term));
-            let own = own.chain(pod.wants.anti_affinity.preferred.iter().map(|(weight, term)| (-weight, term)));
-            own.filter(|(_, term)| term.means(other, namespaces)).for_each(|(weight, term)| add(term, weight));
-            let theirs = other.wants.affinity.preferred.iter().map(|(weight, term)| (*weight, term));
-            let theirs = theirs.chain(other.wants.anti_affinity.preferred.iter().map(|(weight, term)| (-weight, term)));
-            let theirs = theirs.chain(other.wants.affinity.required.iter().map(|term| (HARD_AFFINITY_WEIGHT, term)));
-            theirs.filter(|(_, term)| term.means(pod, namespaces)).for_each(|(weight, term)| add(term, weight));
+            let own = pod.requirements.affinity.preferred.iter().map(|(weight, term)| (*weight, term));
+            let own = own.chain(pod.requirements.anti_affinity.preferred.iter().map(|(weight, term)| (-weight, term)));
+            own.filter(|(_, term)| term.matches(other, namespaces)).for_each(|(weight, term)| add(term, weight));
+            let theirs = other.requirements.affinity.preferred.iter().map(|(weight, term)| (*weight, term));
+            let theirs =
+                theirs.chain(other.requirements.anti_affinity.preferred.iter().map(|(weight, term)| (-weight, term)));
+            let theirs =
+                theirs.chain(other.requirements.affinity.required.iter().map(|term| (HARD_AFFINITY_WEIGHT, term)));
+            theirs.filter(|(_, term)| term.matches(pod, namespaces)).for_each(|(weight, term)| add(term, weight));
         }
     }
     if pull.is_empty() { None } else { Some(Box::new(Pull(pull))) }

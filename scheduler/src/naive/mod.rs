@@ -1,4 +1,4 @@
-//! The decisions that plugins with indexes must give, by counting anew: what they are compared with.
+//! Oracle for the indexed plugins: the same decisions by a full count.
 
 mod interpod_affinity;
 mod topology_spread;
@@ -17,7 +17,7 @@ use crate::pod::PodInfo;
 use crate::snapshot::{Snapshot, SpecialNodes};
 use crate::tests::{node, pod};
 
-/// The default plugins, with those that count without any index.
+/// The default plugins, with the counting ones instead of those with an index.
 pub(crate) fn profile() -> Profile {
     let mut profile = Profile::default();
     for (row, _) in &mut profile.plugins {
@@ -30,7 +30,7 @@ pub(crate) fn profile() -> Profile {
     profile
 }
 
-/// One change of a cluster.
+/// A change of the cluster.
 #[derive(Clone)]
 enum Change {
     Node(Box<NodeFacts>),
@@ -58,7 +58,7 @@ fn built(changes: &[Change]) -> Snapshot {
     snapshot
 }
 
-/// Makes clusters and pods that every plugin has something to say about.
+/// Generates clusters and pods that exercise every plugin.
 struct Random(Env);
 
 impl Random {
@@ -182,8 +182,8 @@ fn random(seed: u64) -> Random {
     Random(Env::seeded(seed, jiff::Timestamp::UNIX_EPOCH).0)
 }
 
-/// Whatever comes and goes, the indexes that are kept give the decisions that counting anew gives, and so does a snapshot
-/// that is made at once. Every row of the table that filters or scores takes part.
+/// After any changes, the updated indexes give the same decisions as a full count and as a new snapshot. Every plugin
+/// of the table that filters or scores takes part.
 #[test]
 fn indexed_plugins_decide_as_counting_anew_does() {
     let (mut refused, mut preferred) = (BTreeSet::new(), BTreeSet::new());
@@ -210,7 +210,7 @@ fn indexed_plugins_decide_as_counting_anew_does() {
                 decide(&built(&changes), &new, indexed, step, seed),
                 "seed {seed}, step {step}, afresh"
             );
-            if let Decision::Nowhere { refused_by, .. } = decision {
+            if let Decision::Unschedulable { refused_by, .. } = decision {
                 refused.extend(refused_by);
             }
             let nodes: Vec<&NodeInfo> = snapshot.nodes().collect();
@@ -228,7 +228,7 @@ fn indexed_plugins_decide_as_counting_anew_does() {
         }
     }
     let having = |has: fn(&&Plugin) -> bool| PLUGINS.iter().filter(has).map(|row| row.name).collect();
-    // Pods have no claims here; these count nothing that an index holds.
+    // Pods have no claims here; these plugins read no index.
     let of_volumes = ["NodeVolumeLimits", "VolumeBinding", "VolumeRestrictions", "VolumeZone"];
     let mut filtering: BTreeSet<&str> = having(|row| row.pre_filter.is_some());
     filtering.retain(|name| !of_volumes.contains(name));
@@ -236,8 +236,8 @@ fn indexed_plugins_decide_as_counting_anew_does() {
     assert_eq!(preferred, having(|row| row.pre_score.is_some()));
 }
 
-/// What a filter computed before nodes were tried, brought up to date for one pod more or less, refuses what it would
-/// refuse had it been computed then.
+/// After `add_pod` or `remove_pod`, a filter rejects the same nodes as a filter that `PreFilter` creates for the
+/// changed cluster.
 #[test]
 fn filters_can_be_told_of_a_pod_more_or_less() {
     for seed in 0..150 {

@@ -1,4 +1,4 @@
-//! PodTopologySpread, counted anew over all pods of all nodes for each pod.
+//! PodTopologySpread without indexes: counts all pods of all nodes for each pod.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -22,16 +22,17 @@ pub(super) static PLUGIN: Plugin = Plugin {
         Event::NodeGone => true,
         Event::PodGone(other, _) | Event::PodPlaced(other) => {
             other.key.namespace == pod.key.namespace
-                && pod.wants.spread.iter().any(|s| s.selector.matches(&*other.labels))
+                && pod.requirements.spread.iter().any(|s| s.selector.matches(&*other.labels))
         }
         Event::Namespace | Event::Claim(_) | Event::Volume => false,
     },
     ..plugin("PodTopologySpread")
 };
 
-/// Whether a node's pods count for a constraint.
+/// Whether the pods of a node count for a constraint.
 fn included(node: &NodeInfo, pod: &PodInfo, spread: &Spread) -> bool {
-    (!spread.honor_affinity || node.facts.admits(pod)) && (!spread.honor_taints || !node.facts.repels(pod))
+    (!spread.honor_affinity || node.facts.admits(pod))
+        && (!spread.honor_taints || !node.facts.has_untolerated_taint(pod))
 }
 
 fn count(node: &NodeInfo, pod: &PodInfo, selects: impl Fn(&PodInfo) -> bool) -> i64 {
@@ -47,7 +48,7 @@ struct Hard<'a> {
 
 fn filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
     let pod = cycle.pod;
-    let required: Vec<&Spread> = pod.wants.spread.iter().filter(|spread| spread.required).collect();
+    let required: Vec<&Spread> = pod.requirements.spread.iter().filter(|spread| spread.required).collect();
     if required.is_empty() {
         return PreFilterResult::Skip;
     }
@@ -86,10 +87,10 @@ impl Filter for Hard<'_> {
     }
 }
 
-/// Which pods count for a soft constraint.
+/// The pods that count for a soft constraint.
 enum Peers<'a> {
     Selected(&'a LabelSelector),
-    /// Those of the same workload with these labels (the selectors of the Services that select the pod).
+    /// Pods of the same workload that have these labels, which the selectors of the pod's Services require.
     Default(Option<&'a str>, Labels),
 }
 
@@ -119,7 +120,7 @@ struct SoftConstraint<'a> {
     domains: HashMap<&'a str, i64>,
 }
 
-/// The labels by which the Services that select the pod spread it; none: neither Service nor workload.
+/// The labels that the selectors of the pod's Services require; none if the pod has neither Service nor workload.
 fn default_peers<'a>(snapshot: &Snapshot, pod: &'a PodInfo) -> Option<Peers<'a>> {
     let from = machinery_api::ObjectKey::new(pod.key.namespace.clone(), "");
     let services = snapshot.services.range(from..).take_while(|(key, _)| key.namespace == pod.key.namespace);
@@ -134,21 +135,21 @@ fn default_peers<'a>(snapshot: &Snapshot, pod: &'a PodInfo) -> Option<Peers<'a>>
 
 fn score<'a>(cycle: Cycle<'a>, feasible: &[&'a NodeInfo]) -> Option<Box<dyn Score + 'a>> {
     let pod = cycle.pod;
-    let by_default = pod.wants.spread.is_empty();
+    let by_default = pod.requirements.spread.is_empty();
     let mut wanted: Vec<(&'a str, i64, Peers<'a>, Option<&'a Spread>)> = Vec::new();
     if by_default {
         for (key, max_skew) in DEFAULTS {
             wanted.push((key, max_skew, default_peers(cycle.snapshot, pod)?, None));
         }
     } else {
-        for spread in pod.wants.spread.iter().filter(|spread| !spread.required) {
+        for spread in pod.requirements.spread.iter().filter(|spread| !spread.required) {
             wanted.push((&spread.key, spread.max_skew, Peers::Selected(&spread.selector), Some(spread)));
         }
     }
     if wanted.is_empty() {
         return None;
     }
-    // Nodes without all the labels are left out, unless the constraints are the default ones.
+    // Nodes that lack one of the labels are left out, except with the default constraints.
     let keys: Vec<&str> = wanted.iter().map(|(key, ..)| *key).collect();
     let lacks = |node: &NodeInfo| !by_default && keys.iter().any(|key| !node.facts.labels.contains_key(*key));
     let ignored: BTreeSet<&str> = feasible.iter().filter(|node| lacks(node)).map(|node| node.name()).collect();

@@ -1,4 +1,4 @@
-//! What a profile tells its plugins (`pluginConfig`).
+//! Arguments of a profile's plugins (`pluginConfig`).
 
 use std::collections::BTreeSet;
 
@@ -8,34 +8,33 @@ use crate::node::NodeInfo;
 use crate::pod::{NodeTerm, PodRequirements};
 use crate::resources::Resources;
 
-/// See the module. The default is upstream's.
+/// The arguments of all plugins. The default is upstream's.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Args {
-    /// How `NodeResourcesFit` scores.
+    /// The scoring strategy of `NodeResourcesFit`.
     pub scoring_strategy: ScoringStrategy,
-    /// The resources that it scores, with weights; empty: cpu and memory, alike.
+    /// The resources that it scores, with weights; empty: cpu and memory, equally.
     pub scored_resources: Vec<(Resource, i64)>,
     /// `RequestedToCapacityRatio`: points of utilization and score (0 to 100 each), by utilization.
     pub shape: Vec<(i64, i64)>,
-    /// Extended resources that `NodeResourcesFit` doesn't look at, whole or by the part of their name before the `/`.
+    /// Extended resources that `NodeResourcesFit` ignores, by full name.
     pub ignored_resources: BTreeSet<String>,
-    /// The same, by group.
+    /// The same, by the prefix before the `/`.
     pub ignored_groups: BTreeSet<String>,
     /// The resources that `NodeResourcesBalancedAllocation` balances; empty: cpu and memory.
     pub balanced_resources: Vec<Resource>,
-    /// How much the required affinity of a pod that is there draws others that it means, less one.
+    /// The weight of an existing pod's required affinity for pods that match it. Upstream's default is 1.
     pub hard_affinity_weight: HardAffinityWeight,
-    /// What pods that are there prefer counts only for pods that prefer something themselves.
+    /// Whether the preferred terms of existing pods are ignored for pods without preferred terms.
     pub ignore_preferences_of_existing: bool,
-    /// `PodTopologySpread`: the constraints of pods that have none; none: upstream's own.
+    /// `PodTopologySpread`: the constraints of pods that have none; none: upstream's defaults.
     pub default_constraints: Option<Vec<DefaultConstraint>>,
-    /// `NodeAffinity`: beside what each pod asks for.
+    /// `NodeAffinity`: affinity in addition to the pod's.
     pub added_affinity: AddedAffinity,
-    /// Of DefaultPreemption.
+    /// The arguments of `DefaultPreemption`.
     pub preemption: PreemptionArgs,
 }
 
-/// `hardPodAffinityWeight`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HardAffinityWeight(pub i64);
 
@@ -45,41 +44,37 @@ impl Default for HardAffinityWeight {
     }
 }
 
-/// A resource that scores look at.
+/// A resource for scores.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Resource {
-    /// `cpu`.
     Cpu,
-    /// `memory`.
     Memory,
-    /// `ephemeral-storage`.
     Ephemeral,
-    /// Any other one.
+    /// An extended resource.
     Other(String),
 }
 
-/// A constraint of pods that have none.
+/// A default spread constraint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DefaultConstraint {
-    /// How uneven pods may be.
+    /// The maximum difference of pods between domains.
     pub max_skew: i64,
-    /// The label that makes domains.
+    /// The topology label.
     pub key: String,
-    /// `DoNotSchedule`, else only preferred.
+    /// `DoNotSchedule`; otherwise `ScheduleAnyway`.
     pub required: bool,
 }
 
-/// Node affinity that all pods of a profile have.
+/// The node affinity of all pods of a profile.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct AddedAffinity {
-    /// One of the terms must hold, where there are any.
+    /// One of the terms must match, if there are any.
     pub required: Option<Vec<NodeTerm>>,
     /// With weights.
     pub preferred: Vec<(i64, NodeTerm)>,
 }
 
 impl AddedAffinity {
-    /// Whether nothing is added.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -87,7 +82,7 @@ impl AddedAffinity {
 }
 
 impl Resource {
-    /// Of that name.
+    /// The resource with a name.
     #[must_use]
     pub fn named(name: &str) -> Self {
         match name {
@@ -107,8 +102,8 @@ impl Resource {
         }
     }
 
-    /// What is offered of it on a node, and what its pods ask for (`scored`: as scores count it); none where the pod asks
-    /// for none of what only few pods ask for.
+    /// The allocatable amount of a node, and the requests of its pods (`scored`: with defaults). None for an extended
+    /// resource that the pod doesn't request.
     pub(super) fn on(&self, node: &NodeInfo, pod: &PodRequirements, scored: bool) -> Option<(i64, i64)> {
         let cut = |amount: i128| i64::try_from(amount).unwrap_or(i64::MAX);
         let (load, used) = (node.load(), &node.requested);
@@ -127,12 +122,12 @@ impl Resource {
 }
 
 impl Args {
-    /// Whether cpu and memory alone count, each as much, and by no points.
+    /// Whether the defaults apply: cpu and memory with equal weights, and no shape.
     pub(super) fn has_usual_scores(&self) -> bool {
         self.scored_resources.is_empty() && self.scoring_strategy != ScoringStrategy::RequestedToCapacityRatio
     }
 
-    /// Whether an extended resource is none of the scheduler's business.
+    /// Whether `NodeResourcesFit` ignores an extended resource.
     #[must_use]
     pub fn ignores(&self, resource: &str) -> bool {
         let extended = resource.contains('/') && !resource.contains("kubernetes.io/");
@@ -140,7 +135,7 @@ impl Args {
         extended && (self.ignored_resources.contains(resource) || self.ignored_groups.iter().any(of_group))
     }
 
-    /// The score of a utilization in hundredths, by the points' broken line.
+    /// The score of a utilization in hundredths, interpolated between the points of the shape.
     #[must_use]
     pub fn shaped(&self, utilization: i64) -> i64 {
         let mut before: Option<(i64, i64)> = None;

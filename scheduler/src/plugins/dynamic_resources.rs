@@ -1,5 +1,5 @@
-//! DynamicResources: pods with resource claims are refused before any plugin is asked (see `PodInfo::wants`), so all that
-//! is left to say is that no claim's going would help.
+//! DynamicResources: pods with resource claims are rejected before any plugin runs (see `PodInfo::requirements`), so it
+//! only reports that deallocating claims wouldn't help.
 
 use super::{Plugin, PostFilterResult, plugin};
 

@@ -1,5 +1,4 @@
-//! What the plugins of a profile computed of a pod and the whole cluster before nodes are tried, and the question to all
-//! of them whether the pod may go to a node.
+//! Runs the `PreFilter` plugins of a profile on a pod, and then their filters on each node.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,20 +7,20 @@ use super::{Cycle, Filter, PreFilterResult, Profile, Reasons, Refusal};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 
-/// See the module.
+/// The filters that `PreFilter` created for one pod.
 pub struct Filters<'a> {
     cycle: Cycle<'a>,
     filters: Vec<NamedFilter<'a>>,
-    /// Only these are tried, by this plugin's will.
+    /// The only nodes to filter, and the plugin that restricted them.
     only: Option<(&'static str, BTreeSet<&'a str>)>,
 }
 
 struct NamedFilter<'a> {
     plugin: &'static str,
-    /// Its place among the filters.
+    /// Its index among the filters.
     at: usize,
     filter: Box<dyn Filter + 'a>,
-    /// It refuses no node as long as pods are where they are.
+    /// Whether it rejects no node until a pod is added or removed.
     idle: bool,
 }
 
@@ -32,15 +31,15 @@ impl std::fmt::Debug for Filters<'_> {
 }
 
 impl<'a> Filters<'a> {
-    /// No plugin has any.
+    /// Without filters.
     pub(crate) fn none(cycle: Cycle<'a>) -> Self {
         Self { cycle, filters: Vec::new(), only: None }
     }
 
-    /// Asks each plugin of the profile for its filter.
+    /// Runs the `PreFilter` plugins of the profile.
     ///
     /// # Errors
-    /// With the plugin that says that the pod can go nowhere, and why.
+    /// The plugin that rejects the pod on all nodes, with its message.
     pub fn of(cycle: Cycle<'a>, profile: &Profile) -> Result<Self, (&'static str, String)> {
         let mut this = Self::none(cycle);
         for (plugin, at) in profile.filtering() {
@@ -55,7 +54,7 @@ impl<'a> Filters<'a> {
                 PreFilterResult::Idle(filter) => (filter, true),
                 PreFilterResult::Filter(filter) => (filter, false),
             };
-            // One may speak before nodes are tried, and not of each node.
+            // A profile may enable a plugin's `PreFilter` without its `Filter`.
             if let Some(at) = at {
                 this.filters.push(NamedFilter { plugin: plugin.name, at, filter, idle });
             }
@@ -64,23 +63,23 @@ impl<'a> Filters<'a> {
         Ok(this)
     }
 
-    /// Whether the pod may go to a node.
+    /// Whether the pod fits a node.
     ///
     /// # Errors
-    /// With the first plugin that refuses it.
+    /// The first plugin that rejects the node.
     pub fn check(&self, node: &NodeInfo) -> Result<(), (&'static str, Refusal)> {
         if let Some((plugin, _)) = self.only.as_ref().filter(|(_, names)| !names.contains(node.name())) {
             let reason = format!("node(s) didn't satisfy plugin(s) [{plugin}]").into();
             return Err((plugin, Refusal { reasons: Reasons::Many(vec![reason]), unresolvable: true }));
         }
-        let asked = self.filters.iter().filter(|named| !named.idle);
-        asked
+        let active = self.filters.iter().filter(|named| !named.idle);
+        active
             .map(|named| (named.plugin, named.filter.check(node)))
             .try_for_each(|(plugin, answer)| answer.map_err(|refusal| (plugin, refusal)))
     }
 
-    /// Whether the pod may go to a node, with the pods for which room is being made there and without them: those go
-    /// first that are as important, and whom the pod needs there may yet go elsewhere.
+    /// Whether the pod fits a node both with the node's nominated pods of at least its priority, and without them: they
+    /// may come first, and the pod may need them though they may end up elsewhere.
     ///
     /// # Errors
     /// As [`check`](Self::check).
@@ -88,7 +87,7 @@ impl<'a> Filters<'a> {
         if self.first(node).is_empty() { self.check(node) } else { self.fits_with_nominated(&mut node.clone()) }
     }
 
-    /// The same with a node that may be changed for it, and is the same in the end.
+    /// As [`fits`](Self::fits), on a node that is changed temporarily and restored.
     ///
     /// # Errors
     /// As [`check`](Self::check).
@@ -110,7 +109,7 @@ impl<'a> Filters<'a> {
         self.check(node)
     }
 
-    /// The pods that wait for a node and aren't less important.
+    /// The pods nominated for a node whose priority is at least the pod's.
     fn first(&self, node: &NodeInfo) -> Vec<Arc<PodInfo>> {
         let Cycle { pod, snapshot, .. } = self.cycle;
         if snapshot.nominated.is_empty() {
@@ -120,7 +119,7 @@ impl<'a> Filters<'a> {
         others.filter(|other| other.priority >= pod.priority && other.uid != pod.uid).cloned().collect()
     }
 
-    /// Brings what was computed up to date as if a pod were on the node. The node itself is the caller's to change.
+    /// Updates the filters as if a pod were added to the node. The caller changes the node itself.
     pub fn add_pod(&mut self, pod: &PodInfo, node: &NodeInfo) {
         for named in &mut self.filters {
             named.filter.add_pod(pod, node);
@@ -128,7 +127,7 @@ impl<'a> Filters<'a> {
         }
     }
 
-    /// The same as if a pod weren't on the node any more.
+    /// Updates the filters as if a pod were removed from the node.
     pub fn remove_pod(&mut self, pod: &PodInfo, node: &NodeInfo) {
         for named in &mut self.filters {
             named.filter.remove_pod(pod, node);

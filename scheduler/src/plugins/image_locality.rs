@@ -1,5 +1,5 @@
-//! ImageLocality: prefers nodes that have the pod's images already, the more the larger those are and the more nodes have them (a
-//! node alone that has one would get all pods of it).
+//! ImageLocality: prefers nodes that have the pod's images. Large images count more, and so do images that many nodes
+//! have: otherwise a single node with an image would get all its pods.
 
 use std::collections::HashMap;
 
@@ -7,19 +7,19 @@ use super::{Plugin, SCORE_MAX, Score, plugin};
 use crate::node::{NodeId, NodeInfo};
 
 const MIB: i64 = 1024 * 1024;
-/// Less than this to fetch is no matter (upstream's).
+/// A total below this size scores 0 (upstream's).
 const SUM_MIN: i64 = 23 * MIB;
-/// More than this of each container makes no difference any more.
+/// A size above this per container scores no more.
 const CONTAINER_MAX: i64 = 1000 * MIB;
 
 pub(super) const PLUGIN: Plugin = Plugin {
     weight: 1,
     pre_score: Some(|cycle, _| {
-        let (names, containers) = &cycle.pod.wants.images;
+        let (names, containers) = &cycle.pod.requirements.images;
         let nodes = cycle.snapshot.node_count() as f64;
         let known = names.iter().filter_map(|name| cycle.snapshot.image(name));
         let images: Vec<_> = known.map(|at| (at, at.len() as f64 / nodes)).collect();
-        // Where no node has any, all are equally good.
+        // If no node has any of the images, all nodes score the same.
         let containers = i64::try_from((*containers).max(1)).unwrap_or(i64::MAX);
         match images.is_empty() {
             true => None,
@@ -30,7 +30,7 @@ pub(super) const PLUGIN: Plugin = Plugin {
 };
 
 struct Locality<'a> {
-    /// Where each image is, and on which part of the nodes.
+    /// The sizes of each image by node, and the share of nodes that have it.
     images: Vec<(&'a HashMap<NodeId, i64>, f64)>,
     sum_max: i64,
 }
@@ -73,7 +73,7 @@ mod tests {
         pod("p", json!({"spec": {"containers": containers}}))
     }
 
-    /// As `image_locality_test.go` computes.
+    /// As `image_locality_test.go`.
     #[test]
     fn scores_are_upstreams() {
         let image =
@@ -82,15 +82,15 @@ mod tests {
             json!([image("x.io/40:latest", 40), image("x.io/300:latest", 300), image("x.io/2000:latest", 2000)]);
         let of_250 = json!([image("x.io/250:latest", 250), image("x.io/10:v1", 10)]);
         let nodes = [("a", of_40.clone()), ("b", of_250.clone())];
-        // (40 / 2 is below the least; 250 / 2 - 23) * 100 / (2000 - 23) = 5.
+        // 40 / 2 is below the minimum; (250 / 2 - 23) * 100 / (2000 - 23) = 5.
         assert_eq!(scores(&nodes, &with(&["x.io/40", "x.io/250"])).unwrap(), [0, 5]);
         // (40 / 2 + 300 / 2 - 23) * 100 / (2000 - 23) = 7.
         assert_eq!(scores(&nodes, &with(&["x.io/40", "x.io/300"])).unwrap(), [7, 0]);
-        // 2000 / 2 is the most of one container.
+        // 2000 / 2 is the maximum of one container.
         assert_eq!(scores(&nodes, &with(&["x.io/2000"])).unwrap(), [100, 0]);
         assert_eq!(scores(&nodes, &with(&["x.io/10:v1"])).unwrap(), [0, 0]);
         assert_eq!(scores(&nodes, &with(&["x.io/10", "gone:v1"])), None, "another tag, and one that is gone");
-        // What all nodes have counts whole.
+        // An image that all nodes have counts in full.
         let both = [("a", of_250.clone()), ("b", of_250)];
         assert_eq!(scores(&both, &with(&["x.io/250"])).unwrap(), [23, 23]);
         let mut volume = pod("p", json!({"spec": {"volumes": [{"name": "v", "image": {"reference": "x.io/2000"}}]}}));

@@ -1,4 +1,4 @@
-//! InterPodAffinity: pods near or away from others, by terms of the pod and of those that are there already.
+//! InterPodAffinity: affinity and anti-affinity terms of the pod and of existing pods.
 
 use std::sync::Arc;
 
@@ -17,17 +17,17 @@ pub(super) const PLUGIN: Plugin = Plugin {
         Event::NodeGone | Event::Namespace => true,
         Event::Claim(_) | Event::Volume => false,
         Event::PodGone(other, _) => {
-            !other.wants.anti_affinity.required.is_empty() || !pod.wants.anti_affinity.required.is_empty()
+            !other.requirements.anti_affinity.required.is_empty() || !pod.requirements.anti_affinity.required.is_empty()
         }
-        Event::PodPlaced(_) => !pod.wants.affinity.required.is_empty(),
+        Event::PodPlaced(_) => !pod.requirements.affinity.required.is_empty(),
     },
     ..plugin("InterPodAffinity")
 };
 
-/// What terms make of the domains: how many keep a pod off, or how much they pull.
+/// The effect of terms on domains: the number of pods that exclude a pod, or the sum of weights.
 #[derive(Default)]
 struct Influence<'a> {
-    /// With a term: the snapshot's own sums, copies once they are changed. Without: those of all other terms, together
+    /// Per term: the snapshot's sums, copied on the first change. Without a term: the sums of all other terms, combined
     /// by label.
     sums: Vec<(Option<&'a PodTerm>, Arc<DomainSums>)>,
 }
@@ -57,7 +57,7 @@ impl<'a> Influence<'a> {
         Arc::make_mut(&mut self.sums[at].1)
     }
 
-    /// As if a pod that the term is about were on a node, or not any more.
+    /// Adds or removes a pod that matches the term on a node.
     fn change(&mut self, snapshot: &Snapshot, term: &PodTerm, node: NodeId, by: i64) {
         match self.sums.iter_mut().find(|(shared, _)| *shared == Some(term)) {
             Some((_, sums)) => Arc::make_mut(sums).add(node, by),
@@ -74,30 +74,32 @@ impl<'a> Influence<'a> {
     }
 }
 
-struct Rules<'a> {
+struct AffinityFilter<'a> {
     pod: &'a PodInfo,
     snapshot: &'a Snapshot,
-    /// The labels of the required affinity.
+    /// The topologies of the required affinity.
     needed: Vec<Arc<Topology>>,
-    /// Pods there whose required anti-affinity means this pod.
-    kept_off: Influence<'a>,
-    /// Pods that all required terms mean, by the label of each.
+    /// Existing pods whose required anti-affinity matches this pod.
+    excluded: Influence<'a>,
+    /// Pods that match all required terms, by each term's label.
     near: Influence<'a>,
-    /// Pods that a required anti-affinity term means.
+    /// Pods that match a required anti-affinity term.
     away: Influence<'a>,
-    /// The pod is one of those that it wants to be near to: where there are none yet, it may be the first.
-    means_itself: bool,
+    /// Whether the pod matches its own required affinity: if no other pod does, it may be the first.
+    matches_itself: bool,
 }
 
 fn pre_filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
     let Cycle { pod, snapshot, .. } = cycle;
     let namespaces = snapshot.namespaces();
-    let (required, avoided) = (&pod.wants.affinity.required, &pod.wants.anti_affinity.required);
-    let mut kept_off = Influence::default();
-    for (term, used) in snapshot.terms().meaning(pod, namespaces).filter(|(_, used)| !used.keeps_off.is_empty()) {
-        kept_off.take(snapshot, term, &used.keeps_off);
+    let (required, avoided) = (&pod.requirements.affinity.required, &pod.requirements.anti_affinity.required);
+    let mut excluded = Influence::default();
+    for (term, used) in
+        snapshot.terms().matching(pod, namespaces).filter(|(_, used)| !used.required_anti_affinity.is_empty())
+    {
+        excluded.take(snapshot, term, &used.required_anti_affinity);
     }
-    let idle = kept_off.is_zero() && required.is_empty() && avoided.is_empty();
+    let idle = excluded.is_zero() && required.is_empty() && avoided.is_empty();
     let (mut near, mut away) = (Influence::default(), Influence::default());
     for term in required {
         near.share(term, snapshot.sums(Peers::Terms(required.clone(), false), &term.key));
@@ -106,43 +108,43 @@ fn pre_filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
         away.share(term, snapshot.sums(Peers::Terms(vec![term.clone()], false), &term.key));
     }
     let needed = required.iter().map(|term| snapshot.topology(&term.key)).collect();
-    let means_itself = required.iter().all(|term| term.means(pod, namespaces));
-    let rules = Rules { pod, snapshot, needed, kept_off, near, away, means_itself };
+    let matches_itself = required.iter().all(|term| term.matches(pod, namespaces));
+    let rules = AffinityFilter { pod, snapshot, needed, excluded, near, away, matches_itself };
     if idle { PreFilterResult::Idle(Box::new(rules)) } else { PreFilterResult::Filter(Box::new(rules)) }
 }
 
-impl Rules<'_> {
+impl AffinityFilter<'_> {
     fn change(&mut self, other: &PodInfo, node: NodeId, by: i64) {
-        let Self { pod, snapshot, kept_off, near, away, .. } = self;
+        let Self { pod, snapshot, excluded, near, away, .. } = self;
         let namespaces = snapshot.namespaces();
-        for term in other.wants.anti_affinity.required.iter().filter(|term| term.means(pod, namespaces)) {
-            kept_off.change(snapshot, term, node, by);
+        for term in other.requirements.anti_affinity.required.iter().filter(|term| term.matches(pod, namespaces)) {
+            excluded.change(snapshot, term, node, by);
         }
         if other.terminating {
             return;
         }
-        // Each sum is of one term, in the order of the pod's.
-        if pod.wants.affinity.required.iter().all(|term| term.means(other, namespaces)) {
+        // Each sum belongs to one term, in the order of the pod's.
+        if pod.requirements.affinity.required.iter().all(|term| term.matches(other, namespaces)) {
             near.sums.iter_mut().for_each(|(_, sums)| Arc::make_mut(sums).add(node, by));
         }
-        let means = |term: &Option<&PodTerm>| term.is_some_and(|term| term.means(other, namespaces));
-        for (_, sums) in away.sums.iter_mut().filter(|(term, _)| means(term)) {
+        let matches = |term: &Option<&PodTerm>| term.is_some_and(|term| term.matches(other, namespaces));
+        for (_, sums) in away.sums.iter_mut().filter(|(term, _)| matches(term)) {
             Arc::make_mut(sums).add(node, by);
         }
     }
 }
 
-impl Filter for Rules<'_> {
+impl Filter for AffinityFilter<'_> {
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
         let labelled = self.needed.iter().all(|topology| topology.domain(node.id).is_some());
-        let first = || self.means_itself && self.near.is_zero();
+        let first = || self.matches_itself && self.near.is_zero();
         if !labelled || !(self.near.sums.iter().all(|(_, sums)| sums.on(node.id) > 0) || first()) {
             return Err(Refusal::unresolvable("node(s) didn't match pod affinity rules"));
         }
         if self.away.any_on(node.id) {
             return Err(Refusal::new("node(s) didn't match pod anti-affinity rules", false));
         }
-        if self.kept_off.any_on(node.id) {
+        if self.excluded.any_on(node.id) {
             return Err(Refusal::new("node(s) didn't satisfy existing pods anti-affinity rules", false));
         }
         Ok(())
@@ -157,44 +159,47 @@ impl Filter for Rules<'_> {
     }
 }
 
-/// What draws the pod, and with which weight.
-struct Pull<'a> {
-    once: Influence<'a>,
-    /// Pods there that require to be near to such pods.
-    drawn: Influence<'a>,
+/// The weighted preferences for a pod.
+struct PodAffinityScore<'a> {
+    by_preferred: Influence<'a>,
+    /// Existing pods whose required affinity matches the pod.
+    by_required: Influence<'a>,
     weight: i64,
 }
 
 fn pre_score<'a>(cycle: Cycle<'a>, _: &[&'a NodeInfo]) -> Option<Box<dyn Score + 'a>> {
     let Cycle { pod, snapshot, args, .. } = cycle;
-    let prefers = !pod.wants.affinity.preferred.is_empty() || !pod.wants.anti_affinity.preferred.is_empty();
+    let prefers =
+        !pod.requirements.affinity.preferred.is_empty() || !pod.requirements.anti_affinity.preferred.is_empty();
     if args.ignore_preferences_of_existing && !prefers {
         return None;
     }
-    let (mut once, mut drawn) = (Influence::default(), Influence::default());
-    let own = pod.wants.affinity.preferred.iter().map(|(weight, term)| (*weight, term));
-    for (weight, term) in own.chain(pod.wants.anti_affinity.preferred.iter().map(|(weight, term)| (-weight, term))) {
+    let (mut by_preferred, mut by_required) = (Influence::default(), Influence::default());
+    let own = pod.requirements.affinity.preferred.iter().map(|(weight, term)| (*weight, term));
+    for (weight, term) in
+        own.chain(pod.requirements.anti_affinity.preferred.iter().map(|(weight, term)| (-weight, term)))
+    {
         let counts = snapshot.counts(Peers::Terms(vec![term.clone()], true));
-        let sums = once.together(snapshot, term);
+        let sums = by_preferred.together(snapshot, term);
         counts.nodes().for_each(|(node, pods)| sums.add(node, weight * pods));
     }
     let weight = args.hard_affinity_weight.0;
-    for (term, used) in snapshot.terms().meaning(pod, snapshot.namespaces()) {
-        if !used.pulls.is_empty() {
-            once.take(snapshot, term, &used.pulls);
+    for (term, used) in snapshot.terms().matching(pod, snapshot.namespaces()) {
+        if !used.preferred.is_empty() {
+            by_preferred.take(snapshot, term, &used.preferred);
         }
-        if weight > 0 && !used.draws.is_empty() {
-            drawn.take(snapshot, term, &used.draws);
+        if weight > 0 && !used.required_affinity.is_empty() {
+            by_required.take(snapshot, term, &used.required_affinity);
         }
     }
-    let any = !(once.is_zero() && drawn.is_zero());
-    any.then(|| -> Box<dyn Score + 'a> { Box::new(Pull { once, drawn, weight }) })
+    let any = !(by_preferred.is_zero() && by_required.is_zero());
+    any.then(|| -> Box<dyn Score + 'a> { Box::new(PodAffinityScore { by_preferred, by_required, weight }) })
 }
 
-impl Score for Pull<'_> {
+impl Score for PodAffinityScore<'_> {
     fn score(&self, node: &NodeInfo) -> i64 {
         let sum = |of: &Influence<'_>| of.sums.iter().map(|(_, sums)| sums.on(node.id)).sum::<i64>();
-        sum(&self.once) + self.weight * sum(&self.drawn)
+        sum(&self.by_preferred) + self.weight * sum(&self.by_required)
     }
 
     fn normalize(&self, _: &[&NodeInfo], scores: &mut [i64]) {

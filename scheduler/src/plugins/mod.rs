@@ -1,4 +1,5 @@
-//! The table of plugins: names, extension points and weights as upstream's default profile; one file each.
+//! The table of plugins, with the names, extension points and weights of upstream's default profile; one file per
+//! plugin.
 
 pub mod args;
 pub mod default_preemption;
@@ -38,7 +39,7 @@ use crate::pod::PodInfo;
 pub use crate::refusal::{Reasons, Refusal};
 use crate::snapshot::{NodeChange, Snapshot};
 
-/// The best score of a node in one plugin.
+/// The maximum score of a node.
 pub const SCORE_MAX: i64 = 100;
 
 /// How resources are scored.
@@ -49,25 +50,23 @@ pub enum ScoringStrategy {
     LeastAllocated,
     /// Prefer full nodes.
     MostAllocated,
-    /// By points of utilization and score.
+    /// By the points of a shape.
     RequestedToCapacityRatio,
 }
 
-/// What plugins may look at.
+/// The inputs of one scheduling cycle.
 #[derive(Clone, Copy)]
 pub struct Cycle<'a> {
-    /// The pod.
     pub pod: &'a PodInfo,
-    /// The cluster.
     pub snapshot: &'a Snapshot,
-    /// What the profile tells its plugins.
+    /// The arguments of the profile's plugins.
     pub args: &'a Args,
-    /// Chooses among equals.
+    /// Chooses among equal results.
     pub seed: u64,
 }
 
 impl<'a> Cycle<'a> {
-    /// The node on which room is being made for the pod.
+    /// The node that the pod is nominated for.
     #[must_use]
     pub fn nominated(&self) -> Option<&'a str> {
         let decided = self.snapshot.nominated.node_of(&self.pod.key);
@@ -75,147 +74,143 @@ impl<'a> Cycle<'a> {
     }
 }
 
-/// Refuses nodes for one pod. It holds what was computed of the whole cluster before nodes are tried.
+/// Filters nodes for one pod, with the state that `PreFilter` computed from the whole cluster.
 pub trait Filter {
-    /// Whether the pod may go to the node.
+    /// Whether the pod fits the node.
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal>;
 
-    /// Brings what was computed up to date as if a pod were on the node (`PreFilterExtensions`: for trying what would be
-    /// if others were there or not). What looks at the node alone has nothing to do.
+    /// Updates the state as if a pod were added to the node (`PreFilterExtensions`, for preemption and nominated pods).
+    /// A filter that reads the node alone needs no update.
     fn add_pod(&mut self, pod: &PodInfo, node: &NodeInfo) {
         let _ = (pod, node);
     }
 
-    /// The same as if a pod weren't on the node any more.
+    /// Updates the state as if a pod were removed from the node.
     fn remove_pod(&mut self, pod: &PodInfo, node: &NodeInfo) {
         let _ = (pod, node);
     }
 }
 
-/// Prefers nodes for one pod.
+/// Scores nodes for one pod.
 pub trait Score {
-    /// More is better; any scale where [`normalize`](Self::normalize) makes it 0 to [`SCORE_MAX`].
+    /// More is better, on any scale that [`normalize`](Self::normalize) maps to 0 to [`SCORE_MAX`].
     fn score(&self, node: &NodeInfo) -> i64;
 
-    /// Brings the scores of all feasible nodes to the common scale.
+    /// Maps the scores of all feasible nodes to the common scale.
     fn normalize(&self, nodes: &[&NodeInfo], scores: &mut [i64]) {
         let _ = (nodes, scores);
     }
 }
 
-/// What a plugin says before nodes are tried.
+/// The result of a plugin's `PreFilter`.
 pub enum PreFilterResult<'a> {
-    /// It has nothing against any node.
+    /// The plugin accepts all nodes.
     Skip,
-    /// It has nothing against any node as long as pods are where they are: the filter is asked once it is told of a pod
-    /// more or less.
+    /// The plugin accepts all nodes until a pod is added or removed; from then on the filter runs.
     Idle(Box<dyn Filter + 'a>),
-    /// The pod can go nowhere; the whole message.
+    /// No node fits, with the whole message.
     Unschedulable(String),
-    /// Only these nodes are tried at all.
+    /// Only these nodes are filtered.
     Nodes(BTreeSet<&'a str>, Box<dyn Filter + 'a>),
-    /// Nodes are tried.
+    /// All nodes are filtered.
     Filter(Box<dyn Filter + 'a>),
 }
 
-/// What may have made room for a pod that fitted nowhere.
+/// A cluster event that may make an unschedulable pod schedulable.
 #[derive(Debug, Clone)]
 pub enum Event<'a> {
-    /// A node is new or changed; as it is now.
+    /// A node was added or changed; its new state.
     Node(&'a NodeInfo, NodeChange),
-    /// A node is gone.
+    /// A node was removed.
     NodeGone,
-    /// A pod left a node (as it is now, where it exists).
+    /// A pod left a node (its new state, if it exists).
     PodGone(Arc<PodInfo>, Option<&'a NodeInfo>),
-    /// A pod was placed, or a placed one's labels changed.
+    /// A pod was bound, or the labels of a bound pod changed.
     PodPlaced(Arc<PodInfo>),
     /// A namespace's labels changed.
     Namespace,
-    /// A claim is new or changed.
+    /// A claim was added or changed.
     Claim(Arc<ObjectKey>),
-    /// A volume that may be given to a claim, a class, or what drivers say of a node is new or changed.
+    /// A volume that a claim may bind, a StorageClass or a CSINode was added or changed.
     Volume,
 }
 
-/// What a plugin says of a pod that fits nowhere.
+/// The result of a plugin's `PostFilter`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PostFilterResult {
-    /// It can't help, and why: the end of the message.
+    /// The plugin can't help; the end of the message.
     Unschedulable(String),
-    /// The same, and the pod need not wait for a node on which room was being made for it.
-    Hopeless(String),
-    /// Others may go from these nodes, if a plugin that runs elsewhere lets the pod go there then.
-    Asks(Vec<default_preemption::Candidate>),
-    /// Room is being made on a node: the pod waits for it (`status.nominatedNodeName`).
+    /// The plugin can't help, and the pod's nomination is cleared; the end of the message.
+    NotHelpful(String),
+    /// Preemption on these nodes may help, if a WebAssembly plugin accepts them then.
+    Candidates(Vec<default_preemption::Candidate>),
+    /// Preemption on a node: the pod is nominated for it (`status.nominatedNodeName`).
     Nominated {
-        /// Its name.
         node: String,
-        /// Who has to go.
         victims: Vec<Arc<PodInfo>>,
-        /// All nodes on which that would help, this one among them: for others who have a say in it.
+        /// All candidates, this node included, for extenders and WebAssembly plugins.
         candidates: Vec<default_preemption::Candidate>,
     },
 }
 
-/// A patch that must be written before a pod is bound.
+/// A patch to write before a pod is bound.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PreBindPatch {
-    /// The kind.
     pub kind: Kind,
-    /// The object.
+    /// The key of the object.
     pub key: ObjectKey,
-    /// `status` or the like; none for the object itself.
+    /// For instance `status`; none for the object itself.
     pub subresource: Option<&'static str>,
-    /// How the patch is meant.
     pub patch_type: PatchType,
     /// The patch, with its preconditions.
     pub patch: Value,
 }
 
-/// Sets something aside in the snapshot for a pod that has been given a node, until it is bound.
+/// Reserves something in the snapshot for a scheduled pod, until it is bound.
 #[derive(Debug, Clone, Copy)]
 pub struct Reserve {
-    /// Sets aside, or says why that can't be: the pod is then tried again later.
+    /// Reserves, or returns the reason why it can't: the pod is then retried.
     pub reserve: fn(&mut Snapshot, &PodInfo, &str) -> Result<(), String>,
-    /// Gives back: the pod doesn't come to the node. Also called where `reserve` failed or wasn't reached.
+    /// Undoes the reservation of a pod that isn't bound. Also called if `reserve` failed or was not called.
     pub unreserve: fn(&mut Snapshot, &PodInfo, &str),
 }
 
-/// `PreFilter`: looks at the pod and the whole snapshot before nodes are tried, and makes the filter.
+/// `PreFilter`: reads the pod and the whole snapshot before nodes are filtered, and creates the filter.
 type PreFilter = for<'a> fn(Cycle<'a>) -> PreFilterResult<'a>;
-/// Makes a score for a pod and the feasible nodes; none: no opinion.
+/// Creates a score for a pod and the feasible nodes; none: the plugin doesn't score.
 type PreScore = for<'a> fn(Cycle<'a>, &[&'a NodeInfo]) -> Option<Box<dyn Score + 'a>>;
-/// `PostFilter`: may try on the filters what would be if other pods weren't there.
+/// `PostFilter`: may run the filters as if other pods were removed.
 type PostFilter = for<'a> fn(Cycle<'a>, &mut Filters<'a>, &Diagnosis) -> PostFilterResult;
 
-/// `PreBind`: what must be written before a pod is bound to a node.
+/// `PreBind`: the patches to write before a pod is bound to a node.
 type PreBind = fn(&Snapshot, &PodInfo, &str) -> Vec<PreBindPatch>;
 
-/// One plugin: it takes part where it has a function. Permit has none: nothing makes a bound pod wait for others yet.
+/// A plugin, with a function for each extension point that it implements. No plugin implements Permit, so that point is
+/// absent.
 pub struct Plugin {
     /// Upstream's name.
     pub name: &'static str,
-    /// Its score's weight, unless a profile has another one.
+    /// The default weight of its score.
     pub weight: i64,
     /// `PreEnqueue`: whether the pod may be queued.
     pub pre_enqueue: Option<fn(&PodInfo) -> bool>,
-    /// `QueueSort`: where a pod stands in the queue that it came to at an instant.
+    /// `QueueSort`: the rank of a pod in the queue, from the time when it was queued.
     pub queue_sort: Option<fn(&PodInfo, Duration) -> Rank>,
-    /// `PreFilter` and, by what that makes, `Filter`.
+    /// `PreFilter`, and `Filter` through its result.
     pub pre_filter: Option<PreFilter>,
     /// `PostFilter`.
     pub post_filter: Option<PostFilter>,
-    /// `PreScore` and, by what that makes, `Score`.
+    /// `PreScore`, and `Score` through its result.
     pub pre_score: Option<PreScore>,
-    /// `Reserve`, after the decision and before anything is written.
+    /// `Reserve`, after the decision and before any write.
     pub reserve: Option<Reserve>,
-    /// `PreBind`: what is written before the binding.
+    /// `PreBind`, before the binding.
     pub pre_bind: Option<PreBind>,
-    /// Whether a pod that it refused might fit after the event.
+    /// Whether a pod that the plugin rejected might fit after the event.
     pub queueing_hint: fn(&Event<'_>, &PodInfo) -> bool,
 }
 
-/// A plugin that takes part nowhere yet.
+/// A plugin without extension points.
 pub(crate) const fn plugin(name: &'static str) -> Plugin {
     Plugin {
         name,
@@ -231,7 +226,7 @@ pub(crate) const fn plugin(name: &'static str) -> Plugin {
     }
 }
 
-/// Every plugin, in upstream's order: the first that refuses a node gives the reason.
+/// All plugins, in upstream's order: the first that rejects a node gives the reason.
 pub static PLUGINS: &[Plugin] = &[
     scheduling_gates::PLUGIN,
     priority_sort::PLUGIN,
@@ -253,7 +248,7 @@ pub static PLUGINS: &[Plugin] = &[
     image_locality::PLUGIN,
 ];
 
-/// Upstream's usual normalization: the best gets [`SCORE_MAX`], or 0 where less is better.
+/// Upstream's default normalization: the best node gets [`SCORE_MAX`], or 0 if less is better.
 fn normalize(scores: &mut [i64], less_is_better: bool) {
     let max = scores.iter().copied().max().unwrap_or(0);
     for score in scores {

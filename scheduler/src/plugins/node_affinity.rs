@@ -12,7 +12,7 @@ pub(super) const PLUGIN: Plugin = Plugin {
     pre_filter: Some(pre_filter),
     pre_score: Some(|cycle, _| {
         let added = &cycle.args.added_affinity;
-        match cycle.pod.wants.node_preferred.is_empty() && added.preferred.is_empty() {
+        match cycle.pod.requirements.node_preferred.is_empty() && added.preferred.is_empty() {
             true => None,
             false => Some(Box::new(Affinity(cycle.pod, added))),
         }
@@ -25,7 +25,8 @@ struct Affinity<'a>(&'a PodInfo, &'a AddedAffinity);
 
 fn pre_filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
     let (pod, added) = (cycle.pod, &cycle.args.added_affinity);
-    if pod.wants.node_selector.is_empty() && pod.wants.node_required.is_none() && added.required.is_none() {
+    if pod.requirements.node_selector.is_empty() && pod.requirements.node_required.is_none() && added.required.is_none()
+    {
         return PreFilterResult::Skip;
     }
     match named(pod) {
@@ -35,10 +36,10 @@ fn pre_filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
     }
 }
 
-/// The nodes that the terms name, where every term names some.
+/// The nodes that the terms name, if every term names some.
 fn named(pod: &PodInfo) -> Option<BTreeSet<&str>> {
     let mut all = BTreeSet::new();
-    let terms = pod.wants.node_required.as_ref().filter(|terms| !terms.is_empty())?;
+    let terms = pod.requirements.node_required.as_ref().filter(|terms| !terms.is_empty())?;
     for term in terms {
         let mut of_term: Option<BTreeSet<&str>> = None;
         for field in term.fields.iter().filter(|field| field.key == "metadata.name" && field.operator == "In") {
@@ -53,7 +54,7 @@ fn named(pod: &PodInfo) -> Option<BTreeSet<&str>> {
 impl Filter for Affinity<'_> {
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
         let added = self.1.required.as_ref();
-        if added.is_some_and(|terms| !terms.iter().any(|term| node.facts.meets(term))) {
+        if added.is_some_and(|terms| !terms.iter().any(|term| node.facts.matches_term(term))) {
             return Err(Refusal::unresolvable("node(s) didn't match scheduler-enforced node affinity"));
         }
         let admits = node.facts.admits(self.0);
@@ -63,8 +64,8 @@ impl Filter for Affinity<'_> {
 
 impl Score for Affinity<'_> {
     fn score(&self, node: &NodeInfo) -> i64 {
-        let preferred = self.0.wants.node_preferred.iter().chain(&self.1.preferred);
-        let held = preferred.filter(|(_, term)| node.facts.meets(term));
+        let preferred = self.0.requirements.node_preferred.iter().chain(&self.1.preferred);
+        let held = preferred.filter(|(_, term)| node.facts.matches_term(term));
         held.map(|(weight, _)| *weight).sum()
     }
 

@@ -1,4 +1,4 @@
-//! NodeName: a pod that names its node goes nowhere else.
+//! NodeName: rejects all nodes but the one in `spec.nodeName`.
 
 use super::{Event, Filter, Plugin, PreFilterResult, Refusal, plugin};
 use crate::node::NodeInfo;
@@ -6,15 +6,15 @@ use crate::node::NodeInfo;
 pub(super) const PLUGIN: Plugin = Plugin {
     pre_filter: Some(|cycle| match &cycle.pod.node {
         None => PreFilterResult::Skip,
-        Some(name) => PreFilterResult::Filter(Box::new(Named(name))),
+        Some(name) => PreFilterResult::Filter(Box::new(NodeNameFilter(name))),
     }),
     queueing_hint: |event, pod| matches!(event, Event::Node(node, change) if change.added && pod.node.as_deref() == Some(node.name())),
     ..plugin("NodeName")
 };
 
-struct Named<'a>(&'a str);
+struct NodeNameFilter<'a>(&'a str);
 
-impl Filter for Named<'_> {
+impl Filter for NodeNameFilter<'_> {
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
         (node.name() == self.0)
             .then_some(())

@@ -1,4 +1,4 @@
-//! NodeResourcesFit and NodeResourcesBalancedAllocation: what is free, and how evenly it is used.
+//! NodeResourcesFit and NodeResourcesBalancedAllocation: free resources, and even use of them.
 
 use std::borrow::Cow;
 
@@ -11,15 +11,15 @@ use crate::pod::PodInfo;
 
 pub(super) const FIT: Plugin = Plugin {
     weight: 1,
-    pre_filter: Some(|cycle| PreFilterResult::Filter(Box::new(Room { pod: cycle.pod, args: cycle.args }))),
+    pre_filter: Some(|cycle| PreFilterResult::Filter(Box::new(ResourceFilter { pod: cycle.pod, args: cycle.args }))),
     pre_score: Some(|cycle, _| match cycle.args.has_usual_scores() {
         true => Some(Box::new(LoadScore(cycle.pod, cycle.args.scoring_strategy))),
         false => Some(Box::new(WeightedScore(cycle.pod, cycle.args))),
     }),
-    // Named resources may be ignored by the pod's profile.
+    // The pod's profile may ignore named extended resources.
     queueing_hint: |event, pod| match event {
-        Event::Node(node, change) => (change.added || change.allocatable) && has_room(pod, node),
-        Event::PodGone(_, Some(node)) => has_room(pod, node),
+        Event::Node(node, change) => (change.added || change.allocatable) && fits(pod, node),
+        Event::PodGone(_, Some(node)) => fits(pod, node),
         _ => false,
     },
     ..plugin("NodeResourcesFit")
@@ -27,44 +27,44 @@ pub(super) const FIT: Plugin = Plugin {
 
 pub(super) const BALANCED: Plugin = Plugin {
     weight: 1,
-    // Upstream: a pod that asks for nothing doesn't change the balance.
+    // As upstream: a pod without requests doesn't change the balance.
     pre_score: Some(|cycle, _| {
         let (pod, resources) = (cycle.pod, &cycle.args.balanced_resources);
         let asks = match resources.is_empty() {
-            true => pod.wants.requests.cpu_milli != 0 || pod.wants.requests.memory_bytes != 0,
-            false => resources.iter().any(|resource| resource.of(&pod.wants.requests) != 0),
+            true => pod.requirements.requests.cpu_milli != 0 || pod.requirements.requests.memory_bytes != 0,
+            false => resources.iter().any(|resource| resource.of(&pod.requirements.requests) != 0),
         };
         asks.then(|| -> Box<dyn Score> { Box::new(Balance(pod, resources)) })
     }),
     ..plugin("NodeResourcesBalancedAllocation")
 };
 
-struct Room<'a> {
+struct ResourceFilter<'a> {
     pod: &'a PodInfo,
     args: &'a Args,
 }
 
-impl Filter for Room<'_> {
+impl Filter for ResourceFilter<'_> {
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
-        if has_room(self.pod, node) && self.pod.wants.requests.others.is_empty() {
+        if fits(self.pod, node) && self.pod.requirements.requests.others.is_empty() {
             return Ok(());
         }
-        lacking(self.pod, node, self.args)
+        check_resources(self.pod, node, self.args)
     }
 }
 
-/// Whether there is room, but for resources that are named.
-fn has_room(pod: &PodInfo, node: &NodeInfo) -> bool {
-    let (asked, room) = (&pod.wants.requests, node.room());
-    let has = |asked: i64, left: i64| asked <= 0 || asked <= left;
-    room.pods > 0
-        && has(asked.cpu_milli, room.cpu_milli)
-        && has(asked.memory_bytes, room.memory_bytes)
-        && has(asked.ephemeral_bytes, room.ephemeral_bytes)
+/// Whether the pod fits, without regard to extended resources.
+fn fits(pod: &PodInfo, node: &NodeInfo) -> bool {
+    let (requested, free) = (&pod.requirements.requests, node.free());
+    let has = |requested: i64, left: i64| requested <= 0 || requested <= left;
+    free.pods > 0
+        && has(requested.cpu_milli, free.cpu_milli)
+        && has(requested.memory_bytes, free.memory_bytes)
+        && has(requested.ephemeral_bytes, free.ephemeral_bytes)
 }
 
-/// What there is too little of.
-fn lacking(pod: &PodInfo, node: &NodeInfo, args: &Args) -> Result<(), Refusal> {
+/// Which resources are insufficient.
+fn check_resources(pod: &PodInfo, node: &NodeInfo, args: &Args) -> Result<(), Refusal> {
     let mut reasons: Option<Reasons> = None;
     let mut add = |reason: Cow<'static, str>| {
         reasons = Some(match (reasons.take(), reason) {
@@ -77,27 +77,30 @@ fn lacking(pod: &PodInfo, node: &NodeInfo, args: &Args) -> Result<(), Refusal> {
             }
         });
     };
-    let (asked, offered, room) = (&pod.wants.requests, &node.facts.allocatable, node.room());
+    let (requested, offered, free) = (&pod.requirements.requests, &node.facts.allocatable, node.free());
     let mut unresolvable = false;
-    if room.pods <= 0 {
+    if free.pods <= 0 {
         add("Too many pods".into());
         unresolvable |= node.facts.pods_max == 0;
     }
     let fixed = [
-        ("Insufficient cpu", asked.cpu_milli, offered.cpu_milli, room.cpu_milli),
-        ("Insufficient memory", asked.memory_bytes, offered.memory_bytes, room.memory_bytes),
-        ("Insufficient ephemeral-storage", asked.ephemeral_bytes, offered.ephemeral_bytes, room.ephemeral_bytes),
+        ("Insufficient cpu", requested.cpu_milli, offered.cpu_milli, free.cpu_milli),
+        ("Insufficient memory", requested.memory_bytes, offered.memory_bytes, free.memory_bytes),
+        ("Insufficient ephemeral-storage", requested.ephemeral_bytes, offered.ephemeral_bytes, free.ephemeral_bytes),
     ];
-    for (reason, asked, offered, _) in fixed.into_iter().filter(|(_, asked, _, left)| *asked > 0 && asked > left) {
+    for (reason, requested, offered, _) in
+        fixed.into_iter().filter(|(_, requested, _, left)| *requested > 0 && requested > left)
+    {
         add(reason.into());
-        unresolvable |= asked > offered;
+        unresolvable |= requested > offered;
     }
-    for (name, asked) in asked.others.iter().filter(|(name, asked)| **asked > 0 && !args.ignores(name)) {
+    for (name, requested) in requested.others.iter().filter(|(name, requested)| **requested > 0 && !args.ignores(name))
+    {
         let offered = offered.others.get(name).copied().unwrap_or(0);
         let used = node.requested.others.get(name).copied().unwrap_or(0);
-        if i128::from(*asked) > i128::from(offered) - used {
+        if i128::from(*requested) > i128::from(offered) - used {
             add(format!("Insufficient {name}").into());
-            unresolvable |= *asked > offered;
+            unresolvable |= *requested > offered;
         }
     }
     reasons.map_or(Ok(()), |reasons| Err(Refusal { reasons, unresolvable }))
@@ -107,7 +110,7 @@ struct LoadScore<'a>(&'a PodInfo, ScoringStrategy);
 
 impl Score for LoadScore<'_> {
     fn score(&self, node: &NodeInfo) -> i64 {
-        let (offered, load, own) = (&node.facts.allocatable, node.load(), &self.0.wants.scored);
+        let (offered, load, own) = (&node.facts.allocatable, node.load(), &self.0.requirements.scored);
         let parts = [
             (offered.cpu_milli, load.scored_cpu_milli.saturating_add(own.cpu_milli)),
             (offered.memory_bytes, load.scored_memory_bytes.saturating_add(own.memory_bytes)),
@@ -121,7 +124,7 @@ impl Score for LoadScore<'_> {
     }
 }
 
-/// `part` of `offered` in hundredths, rounded down. 128-bit division is some twenty times slower, and this is asked of
+/// `part` of `offered` in hundredths, rounded down. 128-bit division is about twenty times slower, and this runs for
 /// every feasible node.
 fn percent(part: i64, offered: i64) -> i64 {
     match part.checked_mul(SCORE_MAX) {
@@ -130,7 +133,7 @@ fn percent(part: i64, offered: i64) -> i64 {
     }
 }
 
-/// What a resource counts for, of a hundred.
+/// The score of a resource, from 0 to 100.
 fn share(strategy: ScoringStrategy, offered: i64, used: i64) -> i64 {
     match strategy {
         ScoringStrategy::MostAllocated => percent(used.min(offered), offered),
@@ -139,7 +142,7 @@ fn share(strategy: ScoringStrategy, offered: i64, used: i64) -> i64 {
     }
 }
 
-/// By resources, weights or points of the profile's own.
+/// Scores with the profile's resources, weights or shape.
 struct WeightedScore<'a>(&'a PodInfo, &'a Args);
 
 impl Score for WeightedScore<'_> {
@@ -150,8 +153,8 @@ impl Score for WeightedScore<'_> {
         let shaped = args.scoring_strategy == ScoringStrategy::RequestedToCapacityRatio;
         let (mut sum, mut weights) = (0, 0);
         for (resource, weight) in resources {
-            let Some((offered, used)) = resource.on(node, &pod.wants, true) else { continue };
-            let used = used.saturating_add(resource.of(&pod.wants.scored));
+            let Some((offered, used)) = resource.on(node, &pod.requirements, true) else { continue };
+            let used = used.saturating_add(resource.of(&pod.requirements.scored));
             let score = match shaped {
                 true if used > offered => args.shaped(SCORE_MAX),
                 true => args.shaped(percent(used, offered)),
@@ -173,7 +176,7 @@ impl Score for WeightedScore<'_> {
 struct Balance<'a>(&'a PodInfo, &'a [Resource]);
 
 impl Score for Balance<'_> {
-    /// By how much the pod makes the node's resources be used more evenly, from 50 to 100.
+    /// The change of the balance of the node's resources by the pod, from 50 to 100.
     fn score(&self, node: &NodeInfo) -> i64 {
         let half = SCORE_MAX / 2;
         half + (half + self.balance(node, true) - self.balance(node, false)) / 2
@@ -182,20 +185,20 @@ impl Score for Balance<'_> {
 
 impl Balance<'_> {
     fn balance(&self, node: &NodeInfo, with: bool) -> i64 {
-        let own = |asked: i64| if with { asked } else { 0 };
+        let own = |requested: i64| if with { requested } else { 0 };
         let fraction = |offered: i64, used: i64| (used as f64 / offered as f64).min(1.0);
         if self.1.is_empty() {
-            let (offered, load, asked) = (&node.facts.allocatable, node.load(), &self.0.wants.requests);
+            let (offered, load, requested) = (&node.facts.allocatable, node.load(), &self.0.requirements.requests);
             if offered.cpu_milli == 0 || offered.memory_bytes == 0 {
                 return SCORE_MAX;
             }
-            let cpu = fraction(offered.cpu_milli, load.cpu_milli.saturating_add(own(asked.cpu_milli)));
-            let memory = fraction(offered.memory_bytes, load.memory_bytes.saturating_add(own(asked.memory_bytes)));
+            let cpu = fraction(offered.cpu_milli, load.cpu_milli.saturating_add(own(requested.cpu_milli)));
+            let memory = fraction(offered.memory_bytes, load.memory_bytes.saturating_add(own(requested.memory_bytes)));
             return ((1.0 - ((cpu - memory) / 2.0).abs()) * SCORE_MAX as f64) as i64;
         }
         let amounts = self.1.iter().filter_map(|resource| {
-            let (offered, used) = resource.on(node, &self.0.wants, false)?;
-            Some(fraction(offered, used.saturating_add(own(resource.of(&self.0.wants.requests)))))
+            let (offered, used) = resource.on(node, &self.0.requirements, false)?;
+            Some(fraction(offered, used.saturating_add(own(resource.of(&self.0.requirements.requests)))))
         });
         let fractions: Vec<f64> = amounts.collect();
         let deviation = match fractions.as_slice() {

@@ -1,4 +1,4 @@
-//! NodeUnschedulable: cordoned nodes take only pods that tolerate it.
+//! NodeUnschedulable: rejects cordoned nodes, unless the pod tolerates the taint.
 
 use super::{Cycle, Event, Filter, Plugin, PreFilterResult, Refusal, plugin};
 use crate::node::NodeInfo;

@@ -1,4 +1,4 @@
-//! PrioritySort: higher priority first, then who has waited longer.
+//! PrioritySort: higher priority first, then the earlier queue time.
 
 use std::cmp::Reverse;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use crate::pod::PodInfo;
 
 pub(super) const PLUGIN: Plugin = Plugin { queue_sort: Some(rank), ..plugin("PrioritySort") };
 
-/// Where a pod stands in the queue: the smallest goes first.
+/// The sort key of a pod in the queue, smallest first.
 pub type Rank = (Reverse<i32>, Duration);
 
-/// Where a pod stands that came to the queue `at` an instant.
+/// The rank of a pod that was queued at `at`.
 #[must_use]
 pub fn rank(pod: &PodInfo, at: Duration) -> Rank {
     (Reverse(pod.priority), at)

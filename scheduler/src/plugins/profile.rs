@@ -1,4 +1,4 @@
-//! A profile: which plugins decide for the pods of one scheduler name, and how.
+//! A profile: the plugins, extension points and arguments for the pods of one scheduler name.
 
 use std::sync::Arc;
 
@@ -6,54 +6,54 @@ use super::{Args, PLUGINS, Plugin, ScoringStrategy};
 use crate::extender::EXTENDER;
 use crate::wasm::WasmPlugin;
 
-/// The name of the scheduler that pods get that name none.
+/// The default `spec.schedulerName`.
 const DEFAULT_SCHEDULER: &str = "default-scheduler";
-/// The largest weight of a score: sums of weighted scores of all plugins stay far below 2^63.
+/// The maximum weight of a score: the sum of the weighted scores of all plugins stays far below 2^63.
 const WEIGHT_MAX: i64 = 1_000_000;
 
-/// An extension point. `PreScore` makes the score here: it has no point of its own.
+/// An extension point. `PreScore` creates the score, and is part of `Score` here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Point {
     /// Before a pod is queued.
     PreEnqueue,
-    /// What orders the queue.
+    /// The order of the queue.
     QueueSort,
-    /// Whether the pod can go anywhere, and which nodes are tried at all. It makes the filter.
+    /// Whether any node fits, and which nodes to filter. Creates the filter.
     PreFilter,
-    /// Which nodes will do.
+    /// Which nodes are feasible.
     Filter,
-    /// What helps where none does.
+    /// What to do if no node is feasible.
     PostFilter,
-    /// Which node is best.
+    /// Which feasible node is best.
     Score,
-    /// What is set aside.
+    /// What to reserve for the pod.
     Reserve,
-    /// What is written before the binding.
+    /// What to write before the binding.
     PreBind,
 }
 
-/// Who takes part, by [`Point`].
+/// The plugins of each [`Point`].
 #[derive(Clone, Default)]
 pub struct Points {
     at: [Vec<(&'static Plugin, i64)>; 8],
-    /// Those that make filters, in the order in which they are asked to, each with its place among those that are asked of a node;
-    /// none where it isn't.
+    /// The plugins with `PreFilter`, in order, each with its index among the plugins with `Filter`; none if the profile
+    /// doesn't enable its `Filter`.
     filtering: Vec<(&'static Plugin, Option<usize>)>,
 }
 
 impl Points {
-    /// Of who takes part at each, in the order of [`Point`].
+    /// Of the plugins at each point, in the order of [`Point`].
     #[must_use]
     pub fn new(at: [Vec<(&'static Plugin, i64)>; 8]) -> Self {
         let (before, nodes) = (&at[Point::PreFilter as usize], &at[Point::Filter as usize]);
         let place = |plugin: &Plugin| nodes.iter().position(|(other, _)| other.name == plugin.name);
-        // Many have nothing to say before.
+        // Some plugins have a `Filter` and no `PreFilter`.
         let alone = nodes.iter().filter(|(plugin, _)| before.iter().all(|(other, _)| other.name != plugin.name));
         let filtering = before.iter().chain(alone).map(|(plugin, _)| (*plugin, place(plugin))).collect();
         Self { at, filtering }
     }
 
-    /// Whether a plugin takes part anywhere.
+    /// Whether a plugin is enabled at any point.
     #[must_use]
     pub fn has(&self, plugin: &str) -> bool {
         self.at.iter().flatten().any(|(other, _)| other.name == plugin)
@@ -68,56 +68,53 @@ impl std::fmt::Debug for Points {
     }
 }
 
-/// See the module.
+/// A profile of the scheduler.
 #[derive(Clone)]
 pub struct Profile {
-    /// Pods with this `spec.schedulerName` are its own.
+    /// The profile decides for pods with this `spec.schedulerName`.
     pub scheduler_name: String,
     /// The plugins, in order, with the weights of their scores.
     pub plugins: Vec<(&'static Plugin, i64)>,
-    /// What they are told.
+    /// The plugins' arguments.
     pub args: Arc<Args>,
-    /// Where some take part at some extension points only, or in another order: who does at each.
+    /// The plugins by extension point, if some are enabled at some points only, or in another order.
     pub points: Option<Arc<Points>>,
-    /// The part of the nodes, in hundredths, of which feasible ones are looked for; none: by their number.
+    /// The percentage of nodes to find feasible; none: by the number of nodes.
     pub feasible_percent: Option<usize>,
-    /// Plugins that run elsewhere, in order.
+    /// WebAssembly plugins, in order.
     pub wasm: Vec<Arc<WasmPlugin>>,
 }
 
-/// Why profiles are refused.
+/// An invalid profile.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProfileError {
-    /// A scheduler has to have one at least.
+    /// There is no profile.
     #[error("no profile is given")]
     None,
-    /// Pods couldn't choose it.
+    /// Pods could not select the profile.
     #[error("a profile has no scheduler name")]
     NoName,
-    /// Which one would decide?
+    /// Two profiles have the same name.
     #[error("two profiles are named {0:?}")]
     Duplicate(String),
-    /// No plugin is called so.
+    /// No plugin has the name.
     #[error("profile {profile:?}: no plugin is named {plugin:?}")]
     UnknownPlugin {
         /// The profile's scheduler name.
         profile: String,
-        /// The name that was given.
         plugin: String,
     },
-    /// A plugin that has no score, or a weight that is none.
+    /// The plugin has no score, or the weight is out of range.
     #[error(
         "profile {profile:?}: plugin {plugin:?} can't have the weight {weight}: it scores nodes with 1 to {WEIGHT_MAX}, or not at all"
     )]
     Weight {
         /// The profile's scheduler name.
         profile: String,
-        /// The plugin.
         plugin: String,
-        /// What was given.
         weight: i64,
     },
-    /// There is one queue: its order has to be one.
+    /// There is one queue, so all profiles need the same order.
     #[error("profile {0:?}: the queue is ordered by exactly one plugin, the same in all profiles")]
     QueueSort(String),
 }
@@ -138,7 +135,7 @@ impl std::fmt::Debug for Profile {
 }
 
 impl Profile {
-    /// Upstream's default plugins and weights, for the pods of another scheduler name.
+    /// Upstream's default plugins and weights, for another scheduler name.
     #[must_use]
     pub fn named(scheduler_name: &str) -> Self {
         let plugins = PLUGINS.iter().map(|plugin| (plugin, plugin.weight)).collect();
@@ -152,27 +149,27 @@ impl Profile {
         }
     }
 
-    /// Scoring resources in another way.
+    /// The profile with another scoring strategy.
     #[must_use]
     pub fn scored_by(mut self, strategy: ScoringStrategy) -> Self {
         Arc::make_mut(&mut self.args).scoring_strategy = strategy;
         self
     }
 
-    /// Without a plugin.
+    /// The profile without a plugin.
     ///
     /// # Errors
-    /// Where there is none of that name.
+    /// The profile has no plugin of that name.
     pub fn without(mut self, plugin: &str) -> Result<Self, ProfileError> {
         let at = self.position(plugin)?;
         self.plugins.remove(at);
         Ok(self)
     }
 
-    /// With another weight of a plugin's score.
+    /// The profile with another weight of a plugin's score.
     ///
     /// # Errors
-    /// Where there is none of that name, it has no score, or the weight is none.
+    /// The profile has no plugin of that name, the plugin has no score, or the weight is out of range.
     pub fn weighted(mut self, plugin: &str, weight: i64) -> Result<Self, ProfileError> {
         let at = self.position(plugin)?;
         if self.plugins[at].0.pre_score.is_none() || !(1..=WEIGHT_MAX).contains(&weight) {
@@ -189,7 +186,7 @@ impl Profile {
         })
     }
 
-    /// Checks the profiles of one scheduler, and returns what orders its queue.
+    /// Validates the profiles of one scheduler, and returns the plugin that orders the queue.
     pub(crate) fn queue_sort(profiles: &[Self]) -> Result<&'static Plugin, ProfileError> {
         let mut order: Option<&'static Plugin> = None;
         for (at, profile) in profiles.iter().enumerate() {
@@ -209,15 +206,15 @@ impl Profile {
         order.ok_or(ProfileError::None)
     }
 
-    /// Those that take part at an extension point, in order, with the weights of their scores.
+    /// The plugins at an extension point, in order, with the weights of their scores.
     pub fn at(&self, point: Point) -> impl Iterator<Item = (&'static Plugin, i64)> {
         let of = self.points.as_ref().map(|points| &points.at[point as usize]);
         let all = if of.is_none() { &self.plugins[..] } else { &[] };
         of.into_iter().flatten().chain(all).map(|(plugin, weight)| (*plugin, *weight))
     }
 
-    /// Those that make filters, in the order in which they are asked to, each with its place among those that are asked of a node; none
-    /// where it isn't.
+    /// The plugins with `PreFilter`, in order, each with its index among the plugins with `Filter`; none if the profile
+    /// doesn't enable its `Filter`.
     pub(crate) fn filtering(&self) -> impl Iterator<Item = (&'static Plugin, Option<usize>)> {
         let of_points = self.points.as_ref().map_or(&[][..], |points| &points.filtering);
         let all = if self.points.is_none() { &self.plugins[..] } else { &[] };
@@ -230,7 +227,7 @@ impl Profile {
         self.at(Point::PreEnqueue).filter_map(|(plugin, _)| plugin.pre_enqueue).all(|admits| admits(pod))
     }
 
-    /// Whether an event may help a pod that these plugins refused.
+    /// Whether a pod that these plugins rejected might fit after an event.
     #[must_use]
     pub fn may_fit_after(
         &self,
@@ -239,10 +236,10 @@ impl Profile {
         refused_by: &std::collections::BTreeSet<&'static str>,
     ) -> bool {
         if refused_by.is_empty() {
-            // There was no node at all.
+            // The pod was rejected because there was no node.
             return matches!(event, super::Event::Node(_, change) if change.added);
         }
-        // Nobody says what would help one that an extender refused, or a plugin that runs elsewhere.
+        // Extenders and WebAssembly plugins have no queueing hints.
         let elsewhere = |name: &&str| *name == EXTENDER || self.wasm.iter().any(|plugin| plugin.name == *name);
         if refused_by.iter().any(elsewhere) {
             return true;

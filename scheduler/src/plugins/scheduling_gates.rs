@@ -1,4 +1,4 @@
-//! SchedulingGates: a pod with gates isn't queued. The API server says so in its conditions.
+//! SchedulingGates: a pod with gates isn't queued. The API server sets its condition.
 
 use super::{Plugin, plugin};
 

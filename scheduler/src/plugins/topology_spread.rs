@@ -1,5 +1,5 @@
-//! PodTopologySpread: pods of a kind over nodes and zones, as constraints say, or upstream's default ones for pods of a
-//! Service or a workload.
+//! PodTopologySpread: spreads pods over nodes and zones by their constraints, or by upstream's default constraints for
+//! pods of a Service or a workload.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -25,23 +25,25 @@ pub(super) const PLUGIN: Plugin = Plugin {
         Event::Node(_, change) => change.added || change.labels || change.taints,
         Event::NodeGone => true,
         Event::PodGone(other, _) | Event::PodPlaced(other) => {
-            // One that has no constraints was refused by those that its profile gives to such pods.
+            // A pod without constraints was rejected by the default constraints of its profile.
             other.key.namespace == pod.key.namespace
-                && (pod.wants.spread.is_empty() || pod.wants.spread.iter().any(|s| s.selector.matches(&*other.labels)))
+                && (pod.requirements.spread.is_empty()
+                    || pod.requirements.spread.iter().any(|s| s.selector.matches(&*other.labels)))
         }
         Event::Namespace | Event::Claim(_) | Event::Volume => false,
     },
     ..plugin("PodTopologySpread")
 };
 
-/// Whether a node's pods count for a constraint.
+/// Whether the pods of a node count for a constraint.
 fn included(node: &NodeInfo, pod: &PodInfo, spread: &Spread) -> bool {
-    (!spread.honor_affinity || node.facts.admits(pod)) && (!spread.honor_taints || !node.facts.repels(pod))
+    (!spread.honor_affinity || node.facts.admits(pod))
+        && (!spread.honor_taints || !node.facts.has_untolerated_taint(pod))
 }
 
-/// Whether every node's pods count, whatever the node is.
+/// Whether the pods of every node count.
 fn includes_all(pod: &PodInfo, spread: &Spread) -> bool {
-    let anywhere = pod.wants.node_selector.is_empty() && pod.wants.node_required.is_none();
+    let anywhere = pod.requirements.node_selector.is_empty() && pod.requirements.node_required.is_none();
     (!spread.honor_affinity || anywhere) && !spread.honor_taints
 }
 
@@ -58,9 +60,9 @@ struct HardConstraint<'a> {
     topology: Arc<Topology>,
     /// Pods per domain; none for a domain without a node that counts.
     pods: Vec<Option<i64>>,
-    /// The pods of the emptiest domain.
+    /// The smallest number of pods in a domain.
     least: i64,
-    /// Whether the pod itself counts.
+    /// 1 if the pod itself counts, else 0.
     own: i64,
 }
 
@@ -96,11 +98,11 @@ fn pre_filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
     PreFilterResult::Filter(Box::new(Hard { pod, snapshot, constraints }))
 }
 
-/// The constraints that must hold: the pod's own, or those that its profile gives to pods that have none.
+/// The hard constraints: the pod's own, or the profile's defaults for pods without constraints.
 fn required<'a>(cycle: Cycle<'a>) -> Vec<(Cow<'a, Spread>, Peers)> {
     let Cycle { pod, snapshot, args, .. } = cycle;
-    if !pod.wants.spread.is_empty() {
-        let own = pod.wants.spread.iter().filter(|spread| spread.required);
+    if !pod.requirements.spread.is_empty() {
+        let own = pod.requirements.spread.iter().filter(|spread| spread.required);
         return own.map(|spread| (Cow::Borrowed(spread), selected(pod, spread))).collect();
     }
     let mut given = args.default_constraints.iter().flatten().filter(|given| given.required).peekable();
@@ -129,10 +131,10 @@ fn covers_all(snapshot: &Snapshot, topology: &Topology) -> bool {
     topology.nodes() == snapshot.node_count()
 }
 
-/// Counts node by node, where not all of them count.
+/// Counts node by node, if some nodes don't count.
 fn count_each(snapshot: &Snapshot, pod: &PodInfo, constraints: &mut [HardConstraint<'_>]) {
     let counts: Vec<_> = constraints.iter().map(|c| snapshot.counts(c.peers.clone())).collect();
-    // By number: what doesn't exist is in no domain. Nodes themselves are looked at only where it matters.
+    // By number: a number without a node is in no domain. The node itself is read only if needed.
     for id in (0..snapshot.node_ids()).map(NodeId::new) {
         if constraints.iter().any(|constraint| constraint.topology.domain(id).is_none()) {
             continue;
@@ -161,7 +163,7 @@ impl Hard<'_> {
                 let pods = constraint.pods[domain].get_or_insert(0);
                 let before = *pods;
                 *pods += by;
-                // Only the emptiest domain's change is everybody's, and thousands of domains may be changed in turn.
+                // Only a change of the smallest domain affects all others, and thousands of domains may change in turn.
                 if before <= constraint.least || before + by < constraint.least {
                     constraint.find_least();
                 }
@@ -196,23 +198,23 @@ impl Filter for Hard<'_> {
 
 struct Soft {
     constraints: Vec<SoftConstraint>,
-    /// Nodes that lack a label, by number; empty where none is left out.
+    /// Nodes that lack a label, by number; empty if there are none.
     ignored: Vec<bool>,
 }
 
 struct SoftConstraint {
-    /// Each node is a domain of its own.
+    /// Whether each node is its own domain.
     per_node: bool,
     max_skew: i64,
     weight: f64,
     topology: Arc<Topology>,
     counts: Arc<PodCounts>,
-    /// Pods per domain, where domains are more than nodes.
+    /// Pods per domain, if nodes share domains.
     pods: Vec<i64>,
 }
 
-/// The pods that a pod is spread with by default: of its workload, with the labels by which the Services that select it
-/// do so; none: neither Service nor workload.
+/// The pods to spread with by default: those of the workload that have the labels required by the selectors of the
+/// pod's Services; none if the pod has neither Service nor workload.
 fn default_peers(snapshot: &Snapshot, pod: &PodInfo) -> Option<Peers> {
     let from = machinery_api::ObjectKey::new(pod.key.namespace.clone(), "");
     let services = snapshot.services.range(from..).take_while(|(key, _)| key.namespace == pod.key.namespace);
@@ -226,12 +228,12 @@ fn default_peers(snapshot: &Snapshot, pod: &PodInfo) -> Option<Peers> {
     (workload.is_some() || !labels.is_empty()).then_some(Peers::Workload(namespace, workload, labels))
 }
 
-/// A constraint that is to be scored, and the given one that it is where it isn't a default.
-type Wanted<'a> = (&'a str, i64, Peers, Option<&'a Spread>);
+/// A constraint to score, with the pod's constraint if it isn't a default.
+type ScoredConstraint<'a> = (&'a str, i64, Peers, Option<&'a Spread>);
 
-fn wanted<'a>(cycle: Cycle<'a>) -> Vec<Wanted<'a>> {
+fn wanted<'a>(cycle: Cycle<'a>) -> Vec<ScoredConstraint<'a>> {
     let Cycle { pod, snapshot, .. } = cycle;
-    if pod.wants.spread.is_empty() {
+    if pod.requirements.spread.is_empty() {
         let Some(peers) = default_peers(snapshot, pod) else { return Vec::new() };
         if let Some(given) = &cycle.args.default_constraints {
             let soft = given.iter().filter(|given| !given.required);
@@ -239,7 +241,7 @@ fn wanted<'a>(cycle: Cycle<'a>) -> Vec<Wanted<'a>> {
         }
         return DEFAULTS.iter().map(|(key, max_skew)| (*key, *max_skew, peers.clone(), None)).collect();
     }
-    let soft = pod.wants.spread.iter().filter(|spread| !spread.required);
+    let soft = pod.requirements.spread.iter().filter(|spread| !spread.required);
     soft.map(|spread| (spread.key.as_str(), spread.max_skew, selected(pod, spread), Some(spread))).collect()
 }
 
@@ -249,8 +251,8 @@ fn pre_score<'a>(cycle: Cycle<'a>, feasible: &[&'a NodeInfo]) -> Option<Box<dyn 
     if wanted.is_empty() {
         return None;
     }
-    // Nodes without all the labels are left out, unless the constraints are the default ones.
-    let by_default = pod.wants.spread.is_empty() && cycle.args.default_constraints.is_none();
+    // Nodes that lack one of the labels are left out, except with the default constraints.
+    let by_default = pod.requirements.spread.is_empty() && cycle.args.default_constraints.is_none();
     let topologies: Vec<Arc<Topology>> = wanted.iter().map(|(key, ..)| snapshot.topology(key)).collect();
     let lacks = |id: NodeId| !by_default && topologies.iter().any(|t| t.domain(id).is_none());
     let mut ignored = Vec::new();

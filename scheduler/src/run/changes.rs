@@ -1,4 +1,4 @@
-//! What of the cluster changed, taken over into the snapshot and the queue.
+//! Applies cluster changes to the snapshot and the queue.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,14 +17,14 @@ use crate::plugins::Event;
 use crate::pod::PodInfo;
 use crate::snapshot::Snapshot;
 
-/// What of the cluster changed and was not looked at yet: coalesced, so never more than there are objects.
+/// Changed objects that are not processed yet: coalesced, so there are never more than objects.
 #[derive(Default)]
 pub(super) struct PendingChanges {
     keys: Mutex<BTreeSet<(WatchedKind, Arc<ObjectKey>)>>,
     pub(super) changed: Notify,
 }
 
-// In this order: a pod is placed when its node is known.
+// The order of processing: nodes before their pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum WatchedKind {
     Namespace,
@@ -38,10 +38,10 @@ pub(super) enum WatchedKind {
     Pod,
 }
 
-/// A kind, and what has it watched.
+/// A kind, and the function that watches it.
 type Watch = (fn() -> Kind, WatchedKind, fn(&Arc<Informer>));
 
-/// What is watched, and how.
+/// The watched kinds.
 pub(super) const WATCHED: [Watch; 9] = [
     (Kind::of::<Namespace>, WatchedKind::Namespace, Informer::watch::<Namespace>),
     (Kind::of::<Node>, WatchedKind::Node, Informer::watch::<Node>),
@@ -67,26 +67,26 @@ impl PendingChanges {
 }
 
 impl Scheduler {
-    pub(super) fn look<K: Typed, R>(&self, key: &ObjectKey, read: impl Fn(&K) -> R) -> Option<R> {
+    pub(super) fn read_object<K: Typed, R>(&self, key: &ObjectKey, read: impl Fn(&K) -> R) -> Option<R> {
         let object = self.informer.read(|view| view.get_arc::<K>(key));
         object.as_deref().map(read)
     }
 
-    pub(super) fn catch_up(&mut self) {
-        for (what, key) in self.marks.take() {
+    pub(super) fn apply_changes(&mut self) {
+        for (what, key) in self.pending_changes.take() {
             match what {
                 WatchedKind::Namespace => {
-                    let labels = self.look(&key, |n: &Namespace| n.metadata.labels.clone().unwrap_or_default());
+                    let labels = self.read_object(&key, |n: &Namespace| n.metadata.labels.clone().unwrap_or_default());
                     if self.snapshot.set_namespace(&key.name, labels) {
-                        self.happened(|_| Event::Namespace);
+                        self.requeue_helped(|_| Event::Namespace);
                     }
                 }
-                WatchedKind::Node => match self.look(&key, NodeFacts::of) {
+                WatchedKind::Node => match self.read_object(&key, NodeFacts::of) {
                     Some(facts) => {
                         let name = facts.name.clone();
                         if let Some(change) = self.snapshot.set_node(facts) {
                             self.departures += 1;
-                            self.happened(|snapshot| match snapshot.node(&name) {
+                            self.requeue_helped(|snapshot| match snapshot.node(&name) {
                                 Some(node) => Event::Node(node, change),
                                 None => Event::NodeGone,
                             });
@@ -94,19 +94,19 @@ impl Scheduler {
                     }
                     None => {
                         if self.snapshot.remove_node(&key.name) {
-                            self.happened(|_| Event::NodeGone);
+                            self.requeue_helped(|_| Event::NodeGone);
                         }
                     }
                 },
                 WatchedKind::Service => {
                     let selector = |service: &Service| service.spec.as_ref().and_then(|spec| spec.selector.clone());
-                    match self.look(&key, selector).flatten() {
+                    match self.read_object(&key, selector).flatten() {
                         Some(selector) => self.snapshot.services.insert((*key).clone(), selector),
                         None => self.snapshot.services.remove(&key),
                     };
                 }
                 WatchedKind::Budget => {
-                    match self.look(&key, Budget::of).flatten() {
+                    match self.read_object(&key, Budget::of).flatten() {
                         Some(budget) => self.snapshot.budgets.insert((*key).clone(), budget),
                         None => self.snapshot.budgets.remove(&key),
                     };
@@ -119,28 +119,28 @@ impl Scheduler {
         }
     }
 
-    /// A claim, or something of its volume.
+    /// A claim changed, or an object that affects its volume.
     fn volumes_changed(&mut self, what: WatchedKind, key: &Arc<ObjectKey>) {
         let (informer, volumes) = (self.informer.clone(), &mut self.snapshot.volumes);
-        let mut told = true;
+        let mut relevant = true;
         match what {
             WatchedKind::Claim => volumes.set_claim(key, informer.read(|view| view.get_arc(key))),
-            WatchedKind::Volume => told = volumes.set_volume(&key.name, informer.read(|view| view.get_arc(key))),
+            WatchedKind::Volume => relevant = volumes.set_volume(&key.name, informer.read(|view| view.get_arc(key))),
             WatchedKind::Class => volumes.set_class(&key.name, informer.read(|view| view.get_arc(key))),
             _ => volumes.set_node(&key.name, informer.read(|view| view.get_arc(key))),
         }
-        if told {
+        if relevant {
             self.departures += 1;
             let event = if what == WatchedKind::Claim { Event::Claim(key.clone()) } else { Event::Volume };
-            self.happened(|_| event);
+            self.requeue_helped(|_| event);
         }
     }
 
-    /// Tells the queue, if anybody in it waits for help.
-    fn happened(&mut self, event: impl for<'a> FnOnce(&'a Snapshot) -> Event<'a>) {
+    /// Passes an event to the queue, if there are unschedulable pods.
+    fn requeue_helped(&mut self, event: impl for<'a> FnOnce(&'a Snapshot) -> Event<'a>) {
         if self.queue.depth().unschedulable > 0 {
             let (event, profiles) = (event(&self.snapshot), &self.config.profiles);
-            self.queue.happened(self.env.elapsed(), |pod, refused_by| {
+            self.queue.requeue_helped(self.env.elapsed(), |pod, refused_by| {
                 let profile = profile_of(profiles, pod).map(|at| &profiles[at]);
                 profile.is_some_and(|profile| profile.may_fit_after(&event, pod, refused_by))
             });
@@ -148,11 +148,11 @@ impl Scheduler {
     }
 
     fn pod_changed(&mut self, key: &Arc<ObjectKey>) {
-        // Under the view's own key, which is there anyway.
-        let Some(pod) = self.look(key, |pod| PodInfo { key: key.clone(), ..PodInfo::of(pod) }) else {
+        // With the view's own key, which exists anyway.
+        let Some(pod) = self.read_object(key, |pod| PodInfo { key: key.clone(), ..PodInfo::of(pod) }) else {
             self.queue.remove(key);
-            self.leave(key);
-            self.waits_no_more(key);
+            self.remove_placed(key);
+            self.clear_nomination(key);
             return;
         };
         let placed = self.snapshot.placed(key).map(|(placed, assumed)| (placed.clone(), assumed));
@@ -161,25 +161,27 @@ impl Scheduler {
             self.queue.remove(key);
             self.snapshot.nominated.clear(key);
             if pod.ended {
-                self.leave(key);
+                self.remove_placed(key);
                 return;
             }
             match placed {
                 Some((placed, false)) if *placed == pod => {}
-                Some((placed, false)) if placed.waits_as(&pod) => self.snapshot.refresh_pod(Arc::new(pod)),
-                Some((placed, _)) if same && placed.node == pod.node && placed.wants.requests == pod.wants.requests => {
+                Some((placed, false)) if placed.is_equivalent(&pod) => self.snapshot.refresh_pod(Arc::new(pod)),
+                Some((placed, _))
+                    if same && placed.node == pod.node && placed.requirements.requests == pod.requirements.requests =>
+                {
                     let moved = placed.labels != pod.labels || placed.terminating != pod.terminating;
                     let pod = Arc::new(pod);
                     self.snapshot.put_pod(pod.clone(), &node, false);
                     if moved {
-                        self.happened(|_| Event::PodPlaced(pod));
+                        self.requeue_helped(|_| Event::PodPlaced(pod));
                     }
                 }
                 _ => {
-                    self.leave(key);
+                    self.remove_placed(key);
                     let pod = Arc::new(pod);
                     self.snapshot.put_pod(pod.clone(), &node, false);
-                    self.happened(|_| Event::PodPlaced(pod));
+                    self.requeue_helped(|_| Event::PodPlaced(pod));
                 }
             }
             return;
@@ -188,16 +190,16 @@ impl Scheduler {
         let ours = profile.is_some_and(|profile| profile.admits_to_queue(&pod)) && !pod.terminating && !pod.ended;
         if !ours {
             self.queue.remove(key);
-            self.leave(key);
-            self.waits_no_more(key);
+            self.remove_placed(key);
+            self.clear_nomination(key);
             return;
         }
         match placed {
-            // Assumed, and the view has not caught up with the binding.
+            // Assumed, and the view doesn't show the binding yet.
             Some((_, true)) if same => {}
             placed => {
                 if placed.is_some() {
-                    self.leave(key);
+                    self.remove_placed(key);
                 }
                 let pod = Arc::new(pod);
                 self.snapshot.nominated.update(&pod);
@@ -206,19 +208,19 @@ impl Scheduler {
         }
     }
 
-    /// A pod for which room was being made doesn't need it any more: others may have it.
-    fn waits_no_more(&mut self, key: &ObjectKey) {
+    /// Drops the nomination of a pod that no longer needs it, so that others may fit.
+    fn clear_nomination(&mut self, key: &ObjectKey) {
         if let Some((pod, node)) = self.snapshot.nominated.clear(key) {
             self.departures += 1;
-            self.happened(|snapshot| Event::PodGone(pod, snapshot.node(&node)));
+            self.requeue_helped(|snapshot| Event::PodGone(pod, snapshot.node(&node)));
         }
     }
 
-    /// A pod takes no room any more, if it did.
-    pub(super) fn leave(&mut self, key: &ObjectKey) {
+    /// Removes a pod from its node, if it was placed.
+    pub(super) fn remove_placed(&mut self, key: &ObjectKey) {
         if let Some((pod, node)) = self.snapshot.take_pod(key) {
             self.departures += 1;
-            self.happened(|snapshot| Event::PodGone(pod, snapshot.node(&node)));
+            self.requeue_helped(|snapshot| Event::PodGone(pod, snapshot.node(&node)));
         }
     }
 }

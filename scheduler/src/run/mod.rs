@@ -1,4 +1,4 @@
-//! The shell: keeps the snapshot and the queue in step with the cluster, decides pod by pod, writes what was decided with
+//! The shell: keeps snapshot and queue up to date with the cluster, decides pod by pod, and writes the decisions with
 //! many writes in flight.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -31,38 +31,37 @@ use crate::snapshot::Snapshot;
 use crate::wasm::PluginHost;
 
 mod changes;
-mod elsewhere;
+mod extenders;
 mod preempting;
 mod settle;
 
 use changes::PendingChanges;
-use elsewhere::{Answered, Asking};
-use preempting::{Nowhere, Preempted};
+use extenders::{ExtenderQueue, ExtenderReply};
+use preempting::{PendingPreemption, UnschedulablePod};
 
-/// Bindings and conditions being written at once: enough to hide the server's latency, few enough not to flood it.
+/// The in-flight limit of writes: enough to hide the server's latency, few enough not to flood it.
 const WRITES_MAX: usize = 64;
 
-/// How a scheduler behaves.
+/// The configuration of a scheduler.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// How it decides for the pods of each `schedulerName` that is its own.
+    /// One profile per `schedulerName`.
     pub profiles: Vec<Profile>,
-    /// How long a pod waits after a failure.
+    /// The back-off of a pod after a failure.
     pub back_off: BackOff,
-    /// Where it runs, as events say it (`default-scheduler-HOST`).
+    /// The host name, as part of the reporting instance of events (`default-scheduler-HOST`).
     pub host: String,
-    /// Who else is asked, in order.
+    /// The extenders, in order.
     pub extenders: Vec<ExtenderConfig>,
-    /// Its figures.
     pub metrics: Metrics,
-    /// Runs plugins that are WebAssembly components; none: profiles can't have such.
+    /// Runs WebAssembly plugins; none: profiles can't have any.
     pub plugins: Option<Arc<dyn PluginHost>>,
     /// None: act at once, as the only replica.
     pub election: Option<Election>,
 }
 
 impl Config {
-    /// The same with upstream's Lease and timing; `identity` must be unique per replica.
+    /// With upstream's Lease and timing; `identity` must be unique per replica.
     #[must_use]
     pub fn elected(self, identity: &str) -> Self {
         let election = Election::new(ObjectKey::new("kube-system", "kube-scheduler"), identity);
@@ -84,33 +83,33 @@ impl Default for Config {
     }
 }
 
-/// Why a scheduler ended, other than by being told to.
+/// The error that ended a scheduler.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// It can't start so.
+    /// A profile is invalid.
     #[error(transparent)]
     Profile(#[from] ProfileError),
-    /// One of those that are asked can't be.
+    /// An extender's configuration is invalid.
     #[error("{0}")]
     Extender(String),
-    /// Plugins are WebAssembly components, and nobody is there to run them.
+    /// A profile has WebAssembly plugins, and there is no host for them.
     #[error("profile {0:?} has plugins that are WebAssembly components, which can't be run here")]
     Plugins(String),
-    /// A part of it is gone.
+    /// A part of the scheduler ended.
     #[error("the scheduler lost {0}")]
     Lost(&'static str),
-    /// Another replica may act by now.
+    /// Another replica may act now.
     #[error(transparent)]
     Election(#[from] LeadershipLost),
 }
 
-/// Schedules until `stop`, with a view of its own.
+/// Schedules until `stop`, with its own informer.
 pub async fn run(client: Client, env: Env, config: Config, stop: CancellationToken) -> Result<(), RunError> {
     let informer = Informer::new(client.clone(), env.clone(), &stop);
     run_on(&informer, client, env, config, stop).await
 }
 
-/// Schedules until `stop`, with a view that others share. With an election: while it leads.
+/// Schedules until `stop`, with a shared informer. With an election: only while it leads.
 pub async fn run_on(
     informer: &Arc<Informer>,
     client: Client,
@@ -125,7 +124,7 @@ pub async fn run_on(
         let result = &mut result;
         async move { *result = work.await }
     };
-    // Bindings under way are tasks of the work and are aborted with it.
+    // Bindings in flight are tasks of the work and are aborted with it.
     election::run(client.clone(), env.clone(), election, stop, lead).await?;
     result
 }
@@ -143,16 +142,16 @@ async fn act(
     for extender in config.extenders.clone() {
         extenders.push(Extender::new(extender).await.map_err(RunError::Extender)?);
     }
-    let asking = Asking::new(extenders, &config, &env)?;
-    asking.warm();
+    let extender_queue = ExtenderQueue::new(extenders, &config, &env)?;
+    extender_queue.warm();
     changes::WATCHED.into_iter().for_each(|(_, _, watch)| watch(informer));
-    let marks = Arc::new(PendingChanges::default());
+    let pending_changes = Arc::new(PendingChanges::default());
     let listener: Arc<Listener> = {
-        let marks = marks.clone();
-        Arc::new(move |_, change| marks.add(&change.kind, &change.key))
+        let pending_changes = pending_changes.clone();
+        Arc::new(move |_, change| pending_changes.add(&change.kind, &change.key))
     };
     informer.listen(&listener);
-    // A decision on half a cluster would be wrong. What others watch beside is no matter.
+    // A decision on a partial snapshot would be wrong. Kinds that only others watch don't matter.
     let needed = changes::WATCHED.map(|(kind, ..)| kind());
     tokio::select! {
         biased;
@@ -171,35 +170,35 @@ async fn act(
         env,
         config,
         events,
-        marks,
+        pending_changes,
         done,
         results,
         writes: Arc::new(Semaphore::new(WRITES_MAX)),
         tasks: JoinSet::new(),
-        asking,
+        extender_queue,
         snapshot: Snapshot::default(),
-        queue: queue_sort.map_or_else(Queue::default, Queue::new).backing_off(back_off),
+        queue: queue_sort.map_or_else(Queue::default, Queue::new).with_back_off(back_off),
         start: 0,
         departures: 0,
     };
-    shell.work(&stop).await
+    shell.run_loop(&stop).await
 }
 
-/// What a pod's event and condition say where its decision panicked.
+/// The message of a pod's event and condition after a panic in its decision.
 const DECISION_PANICKED: &str = "the scheduler panicked while it decided on this pod; its log has the panic";
 
-/// The same of its binding.
+/// The same after a panic in its binding.
 const BINDING_PANICKED: &str = "the scheduler panicked while it bound this pod; its log has the panic";
 
-/// How a write ended.
-enum Done {
+/// The result of a task.
+enum TaskResult {
     Bound(QueuedPodInfo),
-    NotBound(QueuedPodInfo, String),
+    BindingFailed(QueuedPodInfo, String),
     Reported,
-    /// Those that were asked have answered, or why a pod can't be asked about.
-    Answered(Box<Answered>),
-    /// Those that go for a pod were told to, or why not all were.
-    Preempted(Box<Preempted>, Result<(), String>),
+    /// The answers of extenders and WebAssembly plugins, or the error.
+    Reply(Box<ExtenderReply>),
+    /// The victims of a preemption were deleted, or the first error.
+    Preempted(Box<PendingPreemption>, Result<(), String>),
 }
 
 struct Scheduler {
@@ -207,41 +206,41 @@ struct Scheduler {
     client: ApiClient,
     env: Env,
     config: Config,
-    /// By profile: events name the scheduler that pods asked for.
+    /// By profile: events name the pod's scheduler.
     events: Vec<Recorder>,
-    marks: Arc<PendingChanges>,
-    done: mpsc::Sender<Done>,
-    results: mpsc::Receiver<Done>,
+    pending_changes: Arc<PendingChanges>,
+    done: mpsc::Sender<TaskResult>,
+    results: mpsc::Receiver<TaskResult>,
     writes: Arc<Semaphore>,
-    /// The writes under way; they end with the scheduler.
+    /// The tasks in flight; they end with the scheduler.
     tasks: JoinSet<()>,
-    asking: Asking,
+    extender_queue: ExtenderQueue,
     snapshot: Snapshot,
     queue: Queue,
-    /// Where the next decision begins in the order of nodes.
+    /// The first node of the next decision in the snapshot's order.
     start: usize,
-    /// How often room was made: a pod left or a node came.
+    /// The number of events that freed resources: a pod left or a node changed.
     departures: u64,
 }
 
 impl Scheduler {
-    async fn work(mut self, stop: &CancellationToken) -> Result<(), RunError> {
+    async fn run_loop(mut self, stop: &CancellationToken) -> Result<(), RunError> {
         loop {
             while let Ok(done) = self.results.try_recv() {
-                self.finish(done);
+                self.handle_result(done);
             }
             while self.tasks.try_join_next().is_some() {}
-            self.catch_up();
+            self.apply_changes();
             let now = self.env.elapsed();
-            self.ask_next();
+            self.send_next();
             if let Ok(permit) = self.writes.clone().try_acquire_owned()
-                && let Some(next) = self.next(now)
+                && let Some(next) = self.next_decision(now)
             {
                 match next {
-                    Next::New(waiting) => self.schedule(waiting, permit),
-                    Next::Answered(answered) => self.answered(*answered, permit),
+                    NextDecision::Queued(waiting) => self.schedule(waiting, permit),
+                    NextDecision::Reply(reply) => self.continue_decision(*reply, permit),
                 }
-                // Others of this thread get their turn between decisions.
+                // Other tasks of this thread run between decisions.
                 tokio::task::yield_now().await;
                 if stop.is_cancelled() {
                     return Ok(());
@@ -249,14 +248,14 @@ impl Scheduler {
                 continue;
             }
             self.config.metrics.waiting(self.queue.depth());
-            // With no write free, what becomes active has to wait for one anyway.
+            // Without a free write slot, a pod that becomes active has to wait anyway.
             let free = self.writes.available_permits() > 0;
             let wait = self.queue.next_at().filter(|_| free).map(|at| at.saturating_sub(now));
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                () = self.marks.changed.notified() => {}
-                done = self.results.recv() => self.finish(done.ok_or(RunError::Lost("its writers"))?),
+                () = self.pending_changes.changed.notified() => {}
+                done = self.results.recv() => self.handle_result(done.ok_or(RunError::Lost("its writers"))?),
                 () = tokio::time::sleep(wait.unwrap_or(Duration::MAX)), if wait.is_some() => {}
             }
         }
@@ -264,17 +263,17 @@ impl Scheduler {
 
     // --- decisions and their writes --------------------------------------------------------------------------------
 
-    /// Those about which others have answered go before the rest.
-    fn next(&mut self, now: Duration) -> Option<Next> {
-        let answered = self.asking.answered.pop_front().map(Next::Answered);
-        answered.or_else(|| self.queue.pop(now).map(Next::New))
+    /// Decisions with complete answers come before the queue.
+    fn next_decision(&mut self, now: Duration) -> Option<NextDecision> {
+        let reply = self.extender_queue.replies.pop_front().map(NextDecision::Reply);
+        reply.or_else(|| self.queue.pop(now).map(NextDecision::Queued))
     }
 
     fn schedule(&mut self, waiting: QueuedPodInfo, permit: OwnedSemaphorePermit) {
         let Some(profile) = profile_of(&self.config.profiles, &waiting.pod) else { return };
-        if self.asking.concerns(profile, &waiting.pod) {
-            // It waits for others' answers without a place that writes need.
-            self.asking.wait(profile, waiting);
+        if self.extender_queue.applies_to(profile, &waiting.pod) {
+            // The pod waits for the answers without a write slot.
+            self.extender_queue.enqueue(profile, waiting);
             return;
         }
         self.decide(waiting, self.start, None, permit);
@@ -291,11 +290,11 @@ impl Scheduler {
         let profile = &self.config.profiles[at];
         let begun = self.env.elapsed();
         let seed = self.env.random_u64();
-        // A bug that one pod meets must not end the scheduler: the pod is tried again with its back-off.
+        // A bug that one pod triggers must not end the scheduler: the pod is retried after its back-off.
         let decided = AssertUnwindSafe(|| decide_with(&self.snapshot, &waiting.pod, profile, start, seed, verdicts));
         let Ok(decision) = catch_unwind(decided) else {
             tracing::error!(pod = %waiting.pod.key, "the decision panicked; it is retried");
-            return self.not_bound(&waiting, DECISION_PANICKED.to_owned(), Some(permit));
+            return self.undo_binding(&waiting, DECISION_PANICKED.to_owned(), Some(permit));
         };
         let took = self.env.elapsed().saturating_sub(begun);
         match decision {
@@ -307,22 +306,22 @@ impl Scheduler {
                 self.snapshot.put_pod(Arc::new(assumed), &name, true);
                 match reserve(&mut self.snapshot, profile, &waiting.pod, &name) {
                     Ok(first) => self.bind(waiting, at, name, first, permit),
-                    Err(why) => self.not_bound(&waiting, why, Some(permit)),
+                    Err(why) => self.undo_binding(&waiting, why, Some(permit)),
                 }
             }
-            Decision::Nowhere { message, refused_by, nomination, victims, candidates } => {
+            Decision::Unschedulable { message, refused_by, nomination, victims, candidates } => {
                 self.config.metrics.tried(&profile.scheduler_name, Outcome::Unschedulable, took);
-                let nowhere = Nowhere { waiting, message, refused_by, nomination, victims };
-                if self.asking.concerns_preemption(at, &nowhere, &candidates) {
-                    self.ask_about_victims(at, nowhere, candidates);
+                let unschedulable = UnschedulablePod { waiting, message, refused_by, nomination, victims };
+                if self.extender_queue.applies_to_preemption(at, &unschedulable, &candidates) {
+                    self.send_preemption_requests(at, unschedulable, candidates);
                 } else {
-                    self.goes_nowhere(nowhere, permit);
+                    self.mark_unschedulable(unschedulable, permit);
                 }
             }
         }
     }
 
-    /// Writes what comes before the binding, and the binding.
+    /// Writes the `PreBind` patches, and the binding.
     fn bind(
         &mut self,
         waiting: QueuedPodInfo,
@@ -334,18 +333,18 @@ impl Scheduler {
         let (client, done) = (self.client.clone(), self.done.clone());
         let events = self.events[profile].clone();
         let about = self.reference(&waiting.pod);
-        let binder = self.asking.binder(&waiting.pod);
+        let binder = self.extender_queue.binder(&waiting.pod);
         let informer = self.informer.clone();
         self.tasks.spawn(async move {
             let (pod, mut permit) = (&waiting.pod, Some(permit));
             let written = async {
                 pre_bind(&client, first).await?;
                 if pod.claims.is_some() {
-                    // Volumes take their time to be made, and others are bound meanwhile.
+                    // Provisioning takes time, and other pods are bound meanwhile.
                     permit = None;
                     until_bound(&informer, pod, &node).await?;
                 }
-                match elsewhere::bind(binder, pod, &node).await {
+                match extenders::bind_with_extender(binder, pod, &node).await {
                     Some(bound) => bound,
                     None => bind(&client, &pod.key, &pod.uid, &node).await,
                 }
@@ -356,16 +355,16 @@ impl Scheduler {
                     let note = format!("Successfully assigned {} to {node}", pod.key);
                     let note = EventRecord { about, warning: false, reason: "Scheduled", message: note, source: None };
                     events.record_action(note, "Binding");
-                    Done::Bound(waiting)
+                    TaskResult::Bound(waiting)
                 }
-                Err(why) => Done::NotBound(waiting, why),
+                Err(why) => TaskResult::BindingFailed(waiting, why),
             };
             drop(permit);
             let _ = done.send(result).await;
         });
     }
 
-    /// A pod as events refer to it, with the newest version that is known.
+    /// An object reference for events, with the newest known resource version.
     fn reference(&self, pod: &PodInfo) -> ObjectReference {
         ObjectReference {
             api_version: Some("v1".into()),
@@ -373,21 +372,23 @@ impl Scheduler {
             namespace: Some(pod.key.namespace.clone()),
             name: Some(pod.key.name.clone()),
             uid: Some(pod.uid.to_string()),
-            resource_version: self.look(&pod.key, |known: &Pod| known.metadata.resource_version.clone()).flatten(),
+            resource_version: self
+                .read_object(&pod.key, |known: &Pod| known.metadata.resource_version.clone())
+                .flatten(),
             field_path: None,
         }
     }
 
-    /// Records the event that says why a pod has no node, and returns what is to be written into its status.
-    fn report_of(&self, pod: &PodInfo, told: Told) -> Option<Report> {
-        let Told { reason, message, nomination } = told;
+    /// Records the `FailedScheduling` event of a pod, and returns the status to write.
+    fn record_failure(&self, pod: &PodInfo, event: SchedulingEvent) -> Option<Report> {
+        let SchedulingEvent { reason, message, nomination } = event;
         let profile = profile_of(&self.config.profiles, pod)?;
         let about = self.reference(pod);
         let note =
             EventRecord { about, warning: true, reason: "FailedScheduling", message: message.clone(), source: None };
         self.events[profile].record_action(note, "Scheduling");
         let now = self.env.now();
-        let report = self.look(&pod.key, |known: &Pod| {
+        let report = self.read_object(&pod.key, |known: &Pod| {
             let status = known.status.as_ref();
             let conditions = status.and_then(|status| status.conditions.as_ref());
             let present =
@@ -404,35 +405,40 @@ impl Scheduler {
         report.filter(|report| *report != Report::default())
     }
 
-    /// Writes the event and the status that say why a pod has no node, and which one it may get.
-    fn tell(&mut self, waiting: &QueuedPodInfo, told: Told, permit: Option<OwnedSemaphorePermit>) {
+    /// Writes the event and the status of an unscheduled pod, with its nomination.
+    fn report_failure(
+        &mut self,
+        waiting: &QueuedPodInfo,
+        event: SchedulingEvent,
+        permit: Option<OwnedSemaphorePermit>,
+    ) {
         let pod = waiting.pod.clone();
-        let Some(written) = self.report_of(&pod, told) else { return };
+        let Some(written) = self.record_failure(&pod, event) else { return };
         let (client, done) = (self.client.clone(), self.done.clone());
         self.tasks.spawn(async move {
             if let Err(error) = report(&client, &pod.key, &pod.uid, written).await {
                 tracing::debug!(pod = %pod.key, %error, "a condition was not written; the next try writes it");
             }
             drop(permit);
-            let _ = done.send(Done::Reported).await;
+            let _ = done.send(TaskResult::Reported).await;
         });
     }
 
-    fn finish(&mut self, done: Done) {
+    fn handle_result(&mut self, done: TaskResult) {
         match done {
-            Done::Reported => {}
-            Done::Answered(answered) => self.asking.answered.push_back(answered),
-            Done::Preempted(preempted, result) => self.has_preempted(*preempted, result),
-            Done::Bound(waiting) => {
+            TaskResult::Reported => {}
+            TaskResult::Reply(reply) => self.extender_queue.replies.push_back(reply),
+            TaskResult::Preempted(preempted, result) => self.finish_preemption(*preempted, result),
+            TaskResult::Bound(waiting) => {
                 let took = self.env.elapsed().saturating_sub(waiting.since);
                 self.config.metrics.bound(waiting.attempts, took);
             }
-            Done::NotBound(waiting, why) => self.not_bound(&waiting, why, None),
+            TaskResult::BindingFailed(waiting, why) => self.undo_binding(&waiting, why, None),
         }
     }
 
-    /// A pod that was given a node doesn't come there: it gives back what it took, and is tried again later.
-    fn not_bound(&mut self, waiting: &QueuedPodInfo, why: String, permit: Option<OwnedSemaphorePermit>) {
+    /// A binding failed: undoes reservations, removes the assumed pod, and requeues it.
+    fn undo_binding(&mut self, waiting: &QueuedPodInfo, why: String, permit: Option<OwnedSemaphorePermit>) {
         let key = &waiting.pod.key;
         let placed = self.snapshot.placed(key).filter(|(pod, assumed)| *assumed && pod.uid == waiting.pod.uid);
         let node = placed.and_then(|(pod, _)| pod.node.clone());
@@ -444,37 +450,37 @@ impl Scheduler {
             }
         }
         if node.is_some() {
-            self.leave(key);
+            self.remove_placed(key);
         }
         self.queue.failed(waiting, None, self.env.elapsed());
         tracing::info!(pod = %key, %why, "a binding failed");
         if self.queue.get(key).is_some() {
-            let told = Told { reason: "SchedulerError", message: why, nomination: Nomination::Clear };
-            self.tell(waiting, told, permit);
+            let event = SchedulingEvent { reason: "SchedulerError", message: why, nomination: Nomination::Clear };
+            self.report_failure(waiting, event, permit);
         }
     }
 }
 
-/// What is decided next.
-enum Next {
-    New(QueuedPodInfo),
-    Answered(Box<Answered>),
+/// The next decision.
+enum NextDecision {
+    Queued(QueuedPodInfo),
+    Reply(Box<ExtenderReply>),
 }
 
-/// What is said of a pod that has no node.
-struct Told {
+/// The event and condition of a pod that was not scheduled.
+struct SchedulingEvent {
     reason: &'static str,
     message: String,
     nomination: Nomination,
 }
 
-/// The number of the profile that decides for a pod.
+/// The index of the profile for a pod.
 fn profile_of(profiles: &[Profile], pod: &PodInfo) -> Option<usize> {
-    profiles.iter().position(|profile| profile.scheduler_name == pod.wants.scheduler)
+    profiles.iter().position(|profile| profile.scheduler_name == pod.requirements.scheduler)
 }
 
-/// Sets aside what the plugins want for the pod, and returns what they have written before the binding, each with its
-/// plugin's name; or says why it can't be.
+/// Runs the `Reserve` plugins, and returns the `PreBind` patches, each with its plugin's name; or the reason why a
+/// reservation failed.
 fn reserve(
     snapshot: &mut Snapshot,
     profile: &Profile,
@@ -493,7 +499,7 @@ fn reserve(
     Ok(patches.collect())
 }
 
-/// Gives back, the last that set aside first.
+/// Undoes the reservations, in reverse order.
 fn unreserve(snapshot: &mut Snapshot, profile: &Profile, pod: &PodInfo, node: &str) {
     let reserves: Vec<_> = profile.at(Point::Reserve).filter_map(|(plugin, _)| plugin.reserve.as_ref()).collect();
     for reserve in reserves.into_iter().rev() {

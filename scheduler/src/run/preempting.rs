@@ -1,4 +1,4 @@
-//! What becomes of a pod that fits nowhere: who goes for it, as far as those agree who have a say in it, and what is written of that.
+//! Unschedulable pods: preemption, as far as extenders and WebAssembly plugins accept it, and the writes that follow.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -6,9 +6,9 @@ use std::sync::Arc;
 use machinery_client::{EventRecord, Informer, Pod};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::elsewhere::{Answered, object, whole};
-use super::settle::{Settled, Trial, settle};
-use super::{Done, Nomination, Scheduler, Told, profile_of};
+use super::extenders::{ExtenderReply, fetch_pod, node_object};
+use super::settle::{NodeTrial, SettledVictims, select_victims};
+use super::{Nomination, Scheduler, SchedulingEvent, TaskResult, profile_of};
 use crate::bind::report;
 use crate::diagnosis::not_available;
 use crate::extender::Victims;
@@ -17,13 +17,13 @@ use crate::plugins::default_preemption::{Candidate, NO_CANDIDATE, choose};
 use crate::pod::PodInfo;
 use crate::preempt::{self, Cleared, Victim};
 use crate::queue::QueuedPodInfo;
-use crate::wasm::{self, Failed, Refused};
+use crate::wasm::{self, Failed, NodeRejection};
 
-/// What is said of nodes on which nobody's going helps.
+/// Upstream's reason for nodes where preemption doesn't help.
 const NOT_HELPFUL: &str = "Preemption is not helpful for scheduling";
 
-/// A pod that fits nowhere, and what was found out about it.
-pub(super) struct Nowhere {
+/// An unschedulable pod, with the result of its decision.
+pub(super) struct UnschedulablePod {
     pub(super) waiting: QueuedPodInfo,
     pub(super) message: String,
     pub(super) refused_by: BTreeSet<&'static str>,
@@ -31,46 +31,52 @@ pub(super) struct Nowhere {
     pub(super) victims: Vec<Arc<PodInfo>>,
 }
 
-/// On which nodes others may go for a pod, by those who have a say in it.
-pub(super) struct Agreed {
-    nowhere: Nowhere,
-    answer: Result<Left, String>,
+/// The result of the requests about a preemption.
+pub(super) struct PreemptionReply {
+    unschedulable: UnschedulablePod,
+    answer: Result<AcceptedCandidates, String>,
 }
 
-/// What is left of the nodes.
-struct Left {
+/// The accepted candidates.
+struct AcceptedCandidates {
     candidates: Vec<Candidate>,
-    /// Nodes that plugins refuse whoever goes.
-    refused: BTreeMap<String, Refused>,
+    /// Nodes that plugins reject whatever the victims.
+    refused: BTreeMap<String, NodeRejection>,
     failed: Vec<Failed>,
 }
 
-/// A pod for which others go.
-pub(super) struct Preempted {
+/// A pod with a preemption in flight.
+pub(super) struct PendingPreemption {
     waiting: QueuedPodInfo,
     refused_by: BTreeSet<&'static str>,
-    /// How much room had been made by then in the whole cluster.
+    /// The number of events that had freed resources in the whole cluster.
     departures: u64,
 }
 
-/// What is done so that a pod may go to a node.
+/// The writes of a nomination.
 #[derive(Default)]
-struct Going {
+struct NominationWrites {
     victims: Vec<Victim>,
     node: String,
     cleared: Vec<Cleared>,
 }
 
 impl Scheduler {
-    /// Has plugins and extenders look at the nodes on which others could go for a pod.
-    pub(super) fn ask_about_victims(&mut self, profile: usize, nowhere: Nowhere, candidates: Vec<Candidate>) {
-        let (guests, extenders) = (self.asking.guests(profile), self.asking.extenders.clone());
+    /// Passes the candidates of a preemption to plugins and extenders.
+    pub(super) fn send_preemption_requests(
+        &mut self,
+        profile: usize,
+        unschedulable: UnschedulablePod,
+        candidates: Vec<Candidate>,
+    ) {
+        let (guests, extenders) = (self.extender_queue.guests(profile), self.extender_queue.extenders.clone());
         let nodes = self.snapshot.node_count();
         let trials = candidates.into_iter().filter_map(|candidate| {
-            let (node, load) = (object(&self.informer, &candidate.node)?, self.snapshot.node(&candidate.node)?.told());
-            Some(Trial::new(candidate, wasm::Candidate { node, load }))
+            let (node, load) =
+                (node_object(&self.informer, &candidate.node)?, self.snapshot.node(&candidate.node)?.plugin_load());
+            Some(NodeTrial::new(candidate, wasm::Candidate { node, load }))
         });
-        let trials: Vec<Trial> = trials.collect();
+        let trials: Vec<NodeTrial> = trials.collect();
         let of = |name: &str| -> Option<Vec<Arc<PodInfo>>> {
             Some(self.snapshot.node(name)?.pods.values().cloned().collect())
         };
@@ -79,83 +85,93 @@ impl Scheduler {
         let (client, done, informer) = (self.client.clone(), self.done.clone(), self.informer.clone());
         self.tasks.spawn(async move {
             let answer = async {
-                let pod = &nowhere.waiting.pod;
-                let whole = whole(&client, pod).await?;
-                let Settled { candidates, refused, failed } = settle(&guests, whole.to_string(), nodes, trials).await?;
+                let pod = &unschedulable.waiting.pod;
+                let whole = fetch_pod(&client, pod).await?;
+                let SettledVictims { candidates, refused, failed } =
+                    select_victims(&guests, whole.to_string(), nodes, trials).await?;
                 let victims = candidates.into_iter().map(|candidate| {
                     let violations = i64::try_from(candidate.violations).unwrap_or(i64::MAX);
                     (candidate.node, Victims { pods: candidate.victims, violations })
                 });
-                let look = |pod: &PodInfo| whole_victim(&informer, pod);
-                let left = process_preemption(&extenders, (pod, &whole), victims.collect(), &pods, &look).await?;
+                let read_pod = |pod: &PodInfo| victim_object(&informer, pod);
+                let left = process_preemption(&extenders, (pod, &whole), victims.collect(), &pods, &read_pod).await?;
                 let candidates = left.into_iter().map(|(node, Victims { pods, violations })| Candidate {
                     node,
                     victims: pods,
                     violations: usize::try_from(violations).unwrap_or(0),
                     spare: Vec::new(),
                 });
-                Ok(Left { candidates: candidates.collect(), refused, failed })
+                Ok(AcceptedCandidates { candidates: candidates.collect(), refused, failed })
             };
             let answer = answer.await;
-            let _ = done.send(Done::Answered(Box::new(Answered::Agreed(Agreed { nowhere, answer })))).await;
+            let _ = done
+                .send(TaskResult::Reply(Box::new(ExtenderReply::Preemption(PreemptionReply { unschedulable, answer }))))
+                .await;
         });
     }
 
-    /// One of the nodes that are left is chosen.
-    pub(super) fn agreed(&mut self, agreed: Agreed, permit: OwnedSemaphorePermit) {
-        let Agreed { mut nowhere, answer } = agreed;
-        match self.is_as_it_was(&nowhere.waiting) {
+    /// Chooses one of the accepted candidates.
+    pub(super) fn choose_candidate(&mut self, reply: PreemptionReply, permit: OwnedSemaphorePermit) {
+        let PreemptionReply { mut unschedulable, answer } = reply;
+        match self.is_unchanged(&unschedulable.waiting) {
             None => return,
             Some(true) => {}
-            Some(false) => return self.queue.failed(&nowhere.waiting, None, self.env.elapsed()),
+            Some(false) => return self.queue.failed(&unschedulable.waiting, None, self.env.elapsed()),
         }
         let all = self.snapshot.node_count();
         let (nomination, why) = match &answer {
             Err(why) => (Nomination::Keep, Some(format!("preemption: {why}"))),
             Ok(left) => {
-                self.tell_of_plugins(&nowhere.waiting.pod, &left.failed);
+                self.record_plugin_failures(&unschedulable.waiting.pod, &left.failed);
                 match choose(&left.candidates).filter(|chosen| self.snapshot.node(&chosen.node).is_some()) {
                     Some(chosen) => {
-                        nowhere.victims.clone_from(&chosen.victims);
+                        unschedulable.victims.clone_from(&chosen.victims);
                         (Nomination::Node(chosen.node.clone()), None)
                     }
                     None if left.refused.is_empty() => (Nomination::Keep, Some(NO_CANDIDATE.to_owned())),
-                    None => (Nomination::Clear, Some(format!("preemption: {}", refusals(&left.refused, all)))),
+                    None => {
+                        (Nomination::Clear, Some(format!("preemption: {}", rejections_message(&left.refused, all))))
+                    }
                 }
             }
         };
         if let Some(why) = why {
-            nowhere.message = format!("{} {why}", nowhere.message);
-            nowhere.victims.clear();
+            unschedulable.message = format!("{} {why}", unschedulable.message);
+            unschedulable.victims.clear();
         }
-        nowhere.nomination = nomination;
-        self.goes_nowhere(nowhere, permit);
+        unschedulable.nomination = nomination;
+        self.mark_unschedulable(unschedulable, permit);
     }
 
-    /// It waits for what may help it: for those to go whom it needs to, or for anything else.
-    pub(super) fn goes_nowhere(&mut self, nowhere: Nowhere, permit: OwnedSemaphorePermit) {
-        let Nowhere { waiting, message, refused_by, nomination, victims } = nowhere;
+    /// Requeues the pod until an event helps it, or starts its preemption.
+    pub(super) fn mark_unschedulable(&mut self, unschedulable: UnschedulablePod, permit: OwnedSemaphorePermit) {
+        let UnschedulablePod { waiting, message, refused_by, nomination, victims } = unschedulable;
         let going = self.nominate(&waiting, &nomination, &victims);
-        let told = Told { reason: "Unschedulable", message, nomination };
+        let event = SchedulingEvent { reason: "Unschedulable", message, nomination };
         if going.victims.is_empty() {
             self.queue.failed(&waiting, Some(refused_by), self.env.elapsed());
-            self.tell(&waiting, told, Some(permit));
+            self.report_failure(&waiting, event, Some(permit));
         } else {
             self.config.metrics.preempted(victims.len());
-            // Until all were told to go it isn't tried again: it would find more victims.
-            let preempted = Preempted { waiting, refused_by, departures: self.departures };
-            self.preempt(Box::new(preempted), told, going, permit);
+            // The pod isn't retried before all victims are deleted: it would select more victims.
+            let preempted = PendingPreemption { waiting, refused_by, departures: self.departures };
+            self.preempt(Box::new(preempted), event, going, permit);
         }
     }
 
-    /// A pod waits for a node from now on (or for none): who goes there for it, and who has to look for another one.
-    fn nominate(&mut self, waiting: &QueuedPodInfo, nomination: &Nomination, victims: &[Arc<PodInfo>]) -> Going {
+    /// Applies the nomination, and returns the victims and the pods that lose their nomination for the node.
+    fn nominate(
+        &mut self,
+        waiting: &QueuedPodInfo,
+        nomination: &Nomination,
+        victims: &[Arc<PodInfo>],
+    ) -> NominationWrites {
         let pod = &waiting.pod;
         let node = match nomination {
-            Nomination::Keep => return Going::default(),
+            Nomination::Keep => return NominationWrites::default(),
             Nomination::Clear => {
                 self.snapshot.nominated.clear(&pod.key);
-                return Going::default();
+                return NominationWrites::default();
             }
             Nomination::Node(node) => node.clone(),
         };
@@ -172,42 +188,48 @@ impl Scheduler {
         let victims = going.map(|victim| Victim {
             key: victim.key.clone(),
             uid: victim.uid.clone(),
-            generation: self.look(&victim.key, |pod: &Pod| pod.metadata.generation).flatten(),
+            generation: self.read_object(&victim.key, |pod: &Pod| pod.metadata.generation).flatten(),
             about: self.reference(victim),
         });
-        Going { victims: victims.collect(), node, cleared }
+        NominationWrites { victims: victims.collect(), node, cleared }
     }
 
-    /// Writes the nomination, and has the victims go.
-    fn preempt(&mut self, preempted: Box<Preempted>, told: Told, going: Going, permit: OwnedSemaphorePermit) {
+    /// Writes the nomination, and deletes the victims.
+    fn preempt(
+        &mut self,
+        preempted: Box<PendingPreemption>,
+        event: SchedulingEvent,
+        going: NominationWrites,
+        permit: OwnedSemaphorePermit,
+    ) {
         let pod = preempted.waiting.pod.clone();
         let Some(profile) = profile_of(&self.config.profiles, &pod) else { return };
         let (client, done, env) = (self.client.clone(), self.done.clone(), self.env.clone());
         let events = self.events[profile].clone();
-        let written = self.report_of(&pod, told);
+        let written = self.record_failure(&pod, event);
         self.tasks.spawn(async move {
             if let Some(written) = written
                 && let Err(error) = report(&client, &pod.key, &pod.uid, written).await
             {
                 tracing::debug!(pod = %pod.key, %error, "a nomination was not written; the next try writes it");
             }
-            let Going { victims, node, cleared } = going;
+            let NominationWrites { victims, node, cleared } = going;
             preempt::clear(&client, cleared).await;
-            let scheduler = &pod.wants.scheduler;
-            let result = preempt::have_go(&client, env.now(), scheduler, victims, |about| {
+            let scheduler = &pod.requirements.scheduler;
+            let result = preempt::delete_victims(&client, env.now(), scheduler, victims, |about| {
                 let message = format!("Preempted by pod {} on node {node}", pod.uid);
                 let note = EventRecord { about, warning: false, reason: "Preempted", message, source: None };
                 events.record_action(note, "Preempting");
             });
             let result = result.await;
             drop(permit);
-            let _ = done.send(Done::Preempted(preempted, result)).await;
+            let _ = done.send(TaskResult::Preempted(preempted, result)).await;
         });
     }
 
-    /// Those that go for a pod have been told: it waits for their room.
-    pub(super) fn has_preempted(&mut self, preempted: Preempted, result: Result<(), String>) {
-        let Preempted { waiting, refused_by, departures } = preempted;
+    /// The victims were deleted: the pod waits for their resources.
+    pub(super) fn finish_preemption(&mut self, preempted: PendingPreemption, result: Result<(), String>) {
+        let PendingPreemption { waiting, refused_by, departures } = preempted;
         let now = self.env.elapsed();
         if let Err(why) = result {
             tracing::info!(pod = %waiting.pod.key, %why, "a preemption failed");
@@ -215,21 +237,21 @@ impl Scheduler {
             return;
         }
         self.queue.failed(&waiting, Some(refused_by), now);
-        // What happened meanwhile found it at work.
+        // Events during the preemption did not find the pod in the queue.
         if departures != self.departures {
             self.queue.activate(&waiting.pod.key, now);
         }
     }
 }
 
-/// A pod as the scheduler's view has it: without what decisions never read.
-fn whole_victim(informer: &Informer, pod: &PodInfo) -> serde_json::Value {
+/// A pod as in the scheduler's view: without the fields that decisions never read.
+fn victim_object(informer: &Informer, pod: &PodInfo) -> serde_json::Value {
     let object = informer.read(|view| view.get_arc::<Pod>(&pod.key));
     object.and_then(|object| serde_json::to_value(&*object).ok()).unwrap_or_default()
 }
 
-/// Upstream's sentence about nodes that plugins refuse though others went.
-fn refusals(refused: &BTreeMap<String, Refused>, nodes: usize) -> String {
+/// Upstream's message about nodes that plugins reject whatever the victims.
+fn rejections_message(refused: &BTreeMap<String, NodeRejection>, nodes: usize) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for refused in refused.values() {
         *counts.entry(&refused.reason).or_default() += 1;

@@ -1,59 +1,60 @@
-//! Who goes for a pod where plugins that run elsewhere have a say: they are asked again with others gone, as upstream runs its filters
-//! again. A step asks about all nodes at once, so that there are as many calls as one node has pods, whatever the number of nodes.
+//! Victims of a preemption under WebAssembly plugins: the plugins filter again without the victims, as upstream runs
+//! its filters again. A step covers all nodes, so the number of calls is that of the pods on one node, whatever the
+//! number of nodes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::plugins::default_preemption::{Candidate, Spare, sort};
+use crate::plugins::default_preemption::{Candidate, SparePod, sort};
 use crate::pod::PodInfo;
-use crate::wasm::{self, Failed, Guest, Load, Question, Refused, refused_of};
+use crate::wasm::{self, Failed, Guest, Load, NodeRejection, Question, refused_of};
 
-/// A node on which it is tried who has to go.
-pub(super) struct Trial {
+/// A candidate node whose victims are being selected.
+pub(super) struct NodeTrial {
     candidate: Candidate,
-    /// With everybody there.
+    /// The candidate with all its pods.
     whole: wasm::Candidate,
-    /// Who may go besides, and goes as it stands.
-    going: Vec<bool>,
+    /// For each spare pod, whether it is a victim in the current trial.
+    removed: Vec<bool>,
 }
 
-/// What plugins leave.
-pub(super) struct Settled {
+/// The result of the plugins.
+pub(super) struct SettledVictims {
     pub(super) candidates: Vec<Candidate>,
-    /// Nodes that they refuse whoever goes.
-    pub(super) refused: BTreeMap<String, Refused>,
+    /// Nodes that they reject whatever the victims.
+    pub(super) refused: BTreeMap<String, NodeRejection>,
     pub(super) failed: Vec<Failed>,
 }
 
-impl Trial {
+impl NodeTrial {
     pub(super) fn new(candidate: Candidate, whole: wasm::Candidate) -> Self {
-        let going = vec![false; candidate.spare.len()];
-        Self { candidate, whole, going }
+        let removed = vec![false; candidate.spare.len()];
+        Self { candidate, whole, removed }
     }
 
     pub(super) fn node(&self) -> &str {
         &self.candidate.node
     }
 
-    /// As if those were gone who go.
-    fn asked(&self) -> wasm::Candidate {
-        let spare = self.candidate.spare.iter().zip(&self.going).filter(|(_, going)| **going);
+    /// The candidate without the current victims.
+    fn without_victims(&self) -> wasm::Candidate {
+        let spare = self.candidate.spare.iter().zip(&self.removed).filter(|(_, removed)| **removed);
         let gone: Vec<&Arc<PodInfo>> =
             self.candidate.victims.iter().chain(spare.map(|(spare, _)| &spare.pod)).collect();
         let sum = |of: fn(&PodInfo) -> i64| gone.iter().map(|pod| of(pod)).fold(0, i64::saturating_add);
         let load = self.whole.load;
         let load = Load {
             pods: load.pods.saturating_sub(u32::try_from(gone.len()).unwrap_or(u32::MAX)),
-            cpu_millis: load.cpu_millis.saturating_sub(sum(|pod| pod.wants.requests.cpu_milli)),
-            memory_bytes: load.memory_bytes.saturating_sub(sum(|pod| pod.wants.requests.memory_bytes)),
+            cpu_millis: load.cpu_millis.saturating_sub(sum(|pod| pod.requirements.requests.cpu_milli)),
+            memory_bytes: load.memory_bytes.saturating_sub(sum(|pod| pod.requirements.requests.memory_bytes)),
         };
         wasm::Candidate { node: self.whole.node.clone(), load }
     }
 
-    /// Who goes in the end.
-    fn end(self) -> Candidate {
+    /// The candidate with its final victims.
+    fn into_candidate(self) -> Candidate {
         let Candidate { node, mut victims, mut violations, spare } = self.candidate;
-        for (Spare { pod, violates }, _) in spare.into_iter().zip(self.going).filter(|(_, going)| *going) {
+        for (SparePod { pod, violates }, _) in spare.into_iter().zip(self.removed).filter(|(_, removed)| *removed) {
             violations += usize::from(violates);
             victims.push(pod);
         }
@@ -62,59 +63,69 @@ impl Trial {
     }
 }
 
-/// What is asked, and what was found out.
-struct Asking<'a> {
+/// The calls of one settlement, with their failures.
+struct PluginCalls<'a> {
     guests: &'a [Guest],
     question: Question,
     failed: Vec<Failed>,
 }
 
-impl Asking<'_> {
-    /// Which of the nodes are refused as they stand.
-    async fn ask(&mut self, trials: impl Iterator<Item = &Trial>) -> Result<BTreeMap<String, Refused>, String> {
-        self.question.candidates = trials.map(Trial::asked).collect();
+impl PluginCalls<'_> {
+    /// The rejected nodes among the trials as they stand.
+    async fn ask(
+        &mut self,
+        trials: impl Iterator<Item = &NodeTrial>,
+    ) -> Result<BTreeMap<String, NodeRejection>, String> {
+        self.question.candidates = trials.map(NodeTrial::without_victims).collect();
         if self.question.candidates.is_empty() {
             return Ok(BTreeMap::new());
         }
         let (refused, failed) = refused_of(self.guests, &self.question).await?;
-        // What fails at each step is told once.
-        let anew = failed.into_iter().filter(|one| self.failed.iter().all(|known| known.plugin != one.plugin));
-        let anew: Vec<Failed> = anew.collect();
-        self.failed.extend(anew);
+        // A failure is reported once, though it recurs at each step.
+        let new_failures = failed.into_iter().filter(|one| self.failed.iter().all(|known| known.plugin != one.plugin));
+        let new_failures: Vec<Failed> = new_failures.collect();
+        self.failed.extend(new_failures);
         Ok(refused)
     }
 }
 
-/// Has as few go as plugins agree to: first those alone who have to go by what was decided here, then all others too, of whom then one
-/// after the other is let stay, if the plugins still agree.
+/// Selects the fewest victims that plugins accept. First trial: only the victims of the decision. Second: all pods of
+/// lower priority, of which one after the other is then reprieved if the plugins still accept the node.
 ///
 /// # Errors
-/// A plugin that can't be done without failed.
-pub(super) async fn settle(guests: &[Guest], pod: String, nodes: usize, trials: Vec<Trial>) -> Result<Settled, String> {
+/// A plugin whose policy is `Fail` failed.
+pub(super) async fn select_victims(
+    guests: &[Guest],
+    pod: String,
+    nodes: usize,
+    trials: Vec<NodeTrial>,
+) -> Result<SettledVictims, String> {
     let question = Question { pod, candidates: Vec::new(), wanted: usize::MAX, nodes };
-    let mut asking = Asking { guests, question, failed: Vec::new() };
-    let mut refused = asking.ask(trials.iter().filter(|trial| !trial.candidate.victims.is_empty())).await?;
-    let is_settled = |trial: &Trial| !trial.candidate.victims.is_empty() && !refused.contains_key(trial.node());
-    let (settled, rest): (Vec<Trial>, Vec<Trial>) = trials.into_iter().partition(is_settled);
-    let mut candidates: Vec<Candidate> = settled.into_iter().map(Trial::end).collect();
-    let hopeless = |trial: &Trial| refused.get(trial.node()).is_some_and(|refused| refused.unresolvable);
-    let mut open: Vec<Trial> = rest.into_iter().filter(|trial| !trial.going.is_empty() && !hopeless(trial)).collect();
-    open.iter_mut().for_each(|trial| trial.going.fill(true));
-    let never = asking.ask(open.iter()).await?;
+    let mut calls = PluginCalls { guests, question, failed: Vec::new() };
+    let mut refused = calls.ask(trials.iter().filter(|trial| !trial.candidate.victims.is_empty())).await?;
+    let is_settled = |trial: &NodeTrial| !trial.candidate.victims.is_empty() && !refused.contains_key(trial.node());
+    let (settled, rest): (Vec<NodeTrial>, Vec<NodeTrial>) = trials.into_iter().partition(is_settled);
+    let mut candidates: Vec<Candidate> = settled.into_iter().map(NodeTrial::into_candidate).collect();
+    let hopeless = |trial: &NodeTrial| refused.get(trial.node()).is_some_and(|refused| refused.unresolvable);
+    let mut open: Vec<NodeTrial> =
+        rest.into_iter().filter(|trial| !trial.removed.is_empty() && !hopeless(trial)).collect();
+    open.iter_mut().for_each(|trial| trial.removed.fill(true));
+    let never = calls.ask(open.iter()).await?;
     refused.retain(|node, _| open.iter().all(|trial| trial.node() != node));
     open.retain(|trial| !never.contains_key(trial.node()));
     refused.extend(never);
-    let steps = open.iter().map(|trial| trial.going.len()).max().unwrap_or(0);
+    let steps = open.iter().map(|trial| trial.removed.len()).max().unwrap_or(0);
     for step in 0..steps {
-        open.iter_mut().filter_map(|trial| trial.going.get_mut(step)).for_each(|going| *going = false);
-        let needed = asking.ask(open.iter().filter(|trial| step < trial.going.len())).await?;
+        open.iter_mut().filter_map(|trial| trial.removed.get_mut(step)).for_each(|removed| *removed = false);
+        let needed = calls.ask(open.iter().filter(|trial| step < trial.removed.len())).await?;
         for trial in open.iter_mut().filter(|trial| needed.contains_key(trial.node())) {
-            trial.going[step] = true;
+            trial.removed[step] = true;
         }
     }
-    // Where they have changed their mind nobody goes: the pod is tried again.
-    candidates.extend(open.into_iter().map(Trial::end).filter(|candidate| !candidate.victims.is_empty()));
-    Ok(Settled { candidates, refused, failed: asking.failed })
+    // If the plugins' answers changed meanwhile, nothing is preempted and the pod is retried.
+    candidates
+        .extend(open.into_iter().map(NodeTrial::into_candidate).filter(|candidate| !candidate.victims.is_empty()));
+    Ok(SettledVictims { candidates, refused, failed: calls.failed })
 }
 
 #[cfg(test)]
@@ -135,7 +146,7 @@ mod tests {
     use crate::tests::{node, pod};
     use crate::wasm::{Answers, CallError, FailurePolicy, PluginHost, PluginModule, WasmPlugin, wire};
 
-    /// Refuses nodes with more pods than two, or whoever goes (`never`); counts what it is asked.
+    /// Rejects nodes with more than two pods, and always `never`; counts its calls.
     #[derive(Debug, Default)]
     struct Crowded {
         asked: AtomicUsize,
@@ -192,8 +203,8 @@ mod tests {
         })
     }
 
-    /// Of a cluster in which a plugin refuses all nodes: what is decided, and how it is settled.
-    fn trials(plugin: &Arc<WasmPlugin>) -> (Nomination, Vec<Trial>) {
+    /// A cluster in which a plugin rejects all nodes: the nomination, and the trials.
+    fn trials(plugin: &Arc<WasmPlugin>) -> (Nomination, Vec<NodeTrial>) {
         let mut snapshot = Snapshot::default();
         let names = ["a", "b", "equal", "never"];
         for name in names {
@@ -208,7 +219,7 @@ mod tests {
             ("a-2", 3, "0", "a"),
             ("a-3", 2, "0", "a"),
             ("a-4", 2000, "0", "a"),
-            // Of this one one has to go for want of room already.
+            // On this node one pod is a victim for lack of cpu already.
             ("b-1", 5, "1", "b"),
             ("b-2", 6, "0", "b"),
             ("b-3", 7, "0", "b"),
@@ -220,7 +231,7 @@ mod tests {
         }
         let profile = Profile { wasm: vec![plugin.clone()], ..Profile::default() };
         let refused = |name: &str| {
-            let refused = Refused { plugin: "Crowded".into(), reason: "crowded".into(), unresolvable: false };
+            let refused = NodeRejection { plugin: "Crowded".into(), reason: "crowded".into(), unresolvable: false };
             (name.to_owned(), refused)
         };
         let answers = Answers {
@@ -230,12 +241,12 @@ mod tests {
         };
         let high = of("high", 1000, "500m");
         let decision = decide_with(&snapshot, &high, &profile, 0, 0, Some(&answers.verdicts(&profile.wasm)));
-        let Decision::Nowhere { nomination, candidates, .. } = decision else { panic!("{decision:?}") };
+        let Decision::Unschedulable { nomination, candidates, .. } = decision else { panic!("{decision:?}") };
         let trial = |candidate: Candidate| {
             let object = json!({"metadata": {"name": candidate.node}});
-            let load = snapshot.node(&candidate.node).unwrap().told();
+            let load = snapshot.node(&candidate.node).unwrap().plugin_load();
             let node = Arc::new(serde_json::from_value(object).unwrap());
-            Trial::new(candidate, wasm::Candidate { node, load })
+            NodeTrial::new(candidate, wasm::Candidate { node, load })
         };
         (nomination, candidates.into_iter().map(trial).collect())
     }
@@ -253,7 +264,7 @@ mod tests {
         let (nomination, trials) = trials(&plugin);
         assert_eq!(nomination, Nomination::Node("b".into()), "where it isn't for the plugin alone");
         let (guests, host) = guests(&plugin);
-        let mut settled = settle(&guests, "{}".into(), 4, trials).await.unwrap();
+        let mut settled = select_victims(&guests, "{}".into(), 4, trials).await.unwrap();
         settled.candidates.sort_by(|a, b| a.node.cmp(&b.node));
         let told = |candidate: &Candidate| {
             let names = candidate.victims.iter().map(|pod| pod.key.name.clone()).collect::<Vec<_>>();
@@ -274,11 +285,11 @@ mod tests {
         let failing = plugin(FailurePolicy::Fail);
         let (guests_of, host) = guests(&failing);
         *host.fails.lock().unwrap() = true;
-        assert!(settle(&guests_of, "{}".into(), 4, trials(&failing).1).await.is_err());
+        assert!(select_victims(&guests_of, "{}".into(), 4, trials(&failing).1).await.is_err());
         let ignored = plugin(FailurePolicy::Ignore);
         let (guests_of, host) = guests(&ignored);
         *host.fails.lock().unwrap() = true;
-        let settled = settle(&guests_of, "{}".into(), 4, trials(&ignored).1).await.unwrap();
+        let settled = select_victims(&guests_of, "{}".into(), 4, trials(&ignored).1).await.unwrap();
         assert_eq!(settled.failed.len(), 1, "told once");
         let nodes: Vec<&str> = settled.candidates.iter().map(|candidate| candidate.node.as_str()).collect();
         assert_eq!(nodes, ["b"], "as if it weren't there: on the others nobody has to go");

@@ -1,5 +1,5 @@
-//! Fuzz target of what plugins answer and recordings hold: whatever it is, it is read or refused, and says nothing of nodes that
-//! weren't asked about.
+//! Fuzz target of plugins' answers and of recordings: each is parsed or rejected, and gives no verdict on a node that
+//! was not in the question.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use bolero::check;
 use super::tests::plugin;
 use super::{Answers, SCORE_MAX, wire};
 
-/// Parts of answers, and what breaks one.
+/// Fragments of answers, and fragments that break them.
 const PIECES: [&str; 22] = [
     "{",
     "}",

@@ -1,5 +1,5 @@
-//! One plugin as it runs: the instance, the nodes that it was told of, and the rest that it gets when it keeps failing. Calls
-//! come one after the other; each has its time.
+//! A running plugin: its instance, the nodes that the instance has cached, and its back-off after repeated failures.
+//! Calls run one after the other, each with a timeout.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,43 +8,42 @@ use std::time::Duration;
 use machinery_env::Env;
 use tokio::sync::Mutex;
 
-use super::{At, CallError, Candidate, Failure, Figures, PluginHost, PluginModule, WasmPlugin, wire};
+use super::{CallError, CallPoint, Candidate, Failure, PluginHost, PluginMetrics, PluginModule, WasmPlugin, wire};
 
-/// So many failures in a row, and it is left alone for a while.
+/// The number of consecutive failures before the back-off.
 const FAILURES_MAX: u32 = 3;
-/// The first while; doubles.
-const REST: Duration = Duration::from_secs(1);
-/// The longest.
-const REST_MAX: Duration = Duration::from_secs(60);
+/// The first back-off; doubles.
+const BACK_OFF_FIRST: Duration = Duration::from_secs(1);
+/// The maximum back-off.
+const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 
-/// See the module.
+/// A plugin and its instance.
 pub struct Guest {
-    /// What it is.
     pub plugin: Arc<WasmPlugin>,
     host: Arc<dyn PluginHost>,
     env: Env,
-    figures: Arc<dyn Figures>,
-    state: Mutex<State>,
+    metrics: Arc<dyn PluginMetrics>,
+    state: Mutex<GuestState>,
 }
 
 #[derive(Default)]
-struct State {
+struct GuestState {
     module: Option<Arc<dyn PluginModule>>,
     instance: Option<Instance>,
-    /// Instances that there were.
+    /// The number of instances so far.
     opened: u64,
-    /// In a row.
+    /// Consecutive failures.
     failures: u32,
-    rests_until: Duration,
+    backed_off_until: Duration,
     last: String,
 }
 
 struct Instance {
     session: String,
-    /// What stands for it in calls.
+    /// The handle of the instance's resource.
     handle: String,
-    /// The nodes that it knows, and in which version.
-    known: HashMap<String, String>,
+    /// The cached nodes, with their resource versions.
+    cached_nodes: HashMap<String, String>,
 }
 
 impl std::fmt::Debug for Guest {
@@ -53,68 +52,68 @@ impl std::fmt::Debug for Guest {
     }
 }
 
-/// What a plugin is asked, and how its answer is read.
+/// The arguments of a call, and the parser of its answer.
 struct Call<'a, T> {
-    at: At,
+    at: CallPoint,
     pod: &'a str,
     candidates: &'a [&'a Candidate],
-    /// Nodes of the whole cluster.
+    /// The number of nodes in the cluster.
     nodes: usize,
     read: fn(&[u8], usize) -> Result<T, Failure>,
 }
 
 impl Guest {
-    /// Nothing is loaded yet.
+    /// Loads nothing yet.
     #[must_use]
-    pub fn new(plugin: Arc<WasmPlugin>, host: Arc<dyn PluginHost>, env: Env, figures: Arc<dyn Figures>) -> Self {
-        Self { plugin, host, env, figures, state: Mutex::default() }
+    pub fn new(plugin: Arc<WasmPlugin>, host: Arc<dyn PluginHost>, env: Env, metrics: Arc<dyn PluginMetrics>) -> Self {
+        Self { plugin, host, env, metrics, state: Mutex::default() }
     }
 
-    /// Loads it, so that the first pod need not wait for that.
+    /// Loads the plugin in advance, so that the first pod doesn't wait for it.
     pub async fn warm(&self) {
         let mut state = self.state.lock().await;
         if let Err(failure) = self.module(&mut state).await {
             tracing::warn!(
                 plugin = self.plugin.name,
                 why = failure.why,
-                "a scheduler plugin can't be loaded; pods try again"
+                "a scheduler plugin failed to load; the next call retries"
             );
         }
     }
 
-    /// Which nodes won't do for a pod. `nodes` is how many the cluster has.
+    /// The rejected candidates for a pod. `nodes` is the number of nodes in the cluster.
     ///
     /// # Errors
-    /// It failed.
+    /// The call failed.
     pub async fn filter(
         &self,
         pod: &str,
         candidates: &[&Candidate],
         nodes: usize,
     ) -> Result<Vec<wire::Refusal>, Failure> {
-        let call = Call { at: At::Filter, pod, candidates, nodes, read: wire::refusals };
+        let call = Call { at: CallPoint::Filter, pod, candidates, nodes, read: wire::refusals };
         self.answer(&call, |refusals| if refusals.is_empty() { "Success" } else { "Unschedulable" }).await
     }
 
-    /// How good they are.
+    /// The scores of the candidates.
     ///
     /// # Errors
-    /// It failed.
+    /// The call failed.
     pub async fn score(&self, pod: &str, candidates: &[&Candidate], nodes: usize) -> Result<Vec<i64>, Failure> {
-        let call = Call { at: At::Score, pod, candidates, nodes, read: wire::scores };
+        let call = Call { at: CallPoint::Score, pod, candidates, nodes, read: wire::scores };
         self.answer(&call, |_| "Success").await
     }
 
     async fn answer<T>(&self, call: &Call<'_, T>, status: fn(&T) -> &'static str) -> Result<T, Failure> {
         let mut state = self.state.lock().await;
         let begun = self.env.elapsed();
-        if begun < state.rests_until {
+        if begun < state.backed_off_until {
             let why =
                 format!("it is left alone for a while: {} failures in a row, the last: {}", state.failures, state.last);
             return Err(Failure::new("resting", why));
         }
         let mut answer = self.attempt(&mut state, call).await;
-        // The instance may have ended for want of calls.
+        // An idle instance may have ended.
         if let Err(CallError::Arguments(_)) = answer {
             state.instance = None;
             answer = self.attempt(&mut state, call).await;
@@ -125,18 +124,18 @@ impl Guest {
         });
         let now = self.env.elapsed();
         let took = now.saturating_sub(begun);
-        self.figures.asked(self.plugin.name, call.at, answer.as_ref().map_or("Error", status), took);
+        self.metrics.observe_call(self.plugin.name, call.at, answer.as_ref().map_or("Error", status), took);
         match &answer {
             Ok(_) => state.failures = 0,
             Err(failure) => {
-                self.figures.failed(self.plugin.name, failure.kind);
+                self.metrics.observe_failure(self.plugin.name, failure.kind);
                 state.fail(failure, now);
             }
         }
         answer
     }
 
-    async fn module(&self, state: &mut State) -> Result<Arc<dyn PluginModule>, Failure> {
+    async fn module(&self, state: &mut GuestState) -> Result<Arc<dyn PluginModule>, Failure> {
         if let Some(module) = &state.module {
             return Ok(module.clone());
         }
@@ -145,9 +144,9 @@ impl Guest {
         Ok(loaded)
     }
 
-    async fn attempt<T>(&self, state: &mut State, call: &Call<'_, T>) -> Result<T, CallError> {
+    async fn attempt<T>(&self, state: &mut GuestState, call: &Call<'_, T>) -> Result<T, CallError> {
         let module = self.module(state).await?;
-        // Whatever ends this early, even that nobody waits for it any more, leaves no instance that others would ask.
+        // The instance is dropped if the call fails, or if the caller is cancelled, so that no other call uses it.
         let mut instance = match state.instance.take() {
             Some(instance) => instance,
             None => {
@@ -155,14 +154,14 @@ impl Guest {
                 let opened = module.call(&session, wire::OPEN, wire::open(&self.plugin.config)).await?;
                 let handle = wire::opened(&opened)?;
                 state.opened += 1;
-                Instance { session, handle, known: HashMap::new() }
+                Instance { session, handle, cached_nodes: HashMap::new() }
             }
         };
         let function = match call.at {
-            At::Filter => wire::FILTER,
-            At::Score => wire::SCORE,
+            CallPoint::Filter => wire::FILTER,
+            CallPoint::Score => wire::SCORE,
         };
-        instance.tell(&*module, call.candidates, call.nodes).await?;
+        instance.send_nodes(&*module, call.candidates, call.nodes).await?;
         let question = wire::question(&instance.handle, call.pod, call.candidates);
         let answer = module.call(&instance.session, function, question).await?;
         state.instance = Some(instance);
@@ -177,35 +176,41 @@ impl From<Failure> for CallError {
 }
 
 impl Instance {
-    /// Tells it of the nodes that it doesn't know as they are.
-    async fn tell(&mut self, module: &dyn PluginModule, asked: &[&Candidate], nodes: usize) -> Result<(), CallError> {
+    /// Sends the candidates that the instance doesn't have in their current version.
+    async fn send_nodes(
+        &mut self,
+        module: &dyn PluginModule,
+        asked: &[&Candidate],
+        nodes: usize,
+    ) -> Result<(), CallError> {
         let version = |candidate: &Candidate| candidate.node.metadata.resource_version.clone().unwrap_or_default();
-        let unknown = |candidate: &&&Candidate| self.known.get(candidate.name()) != Some(&version(candidate));
+        let unknown = |candidate: &&&Candidate| self.cached_nodes.get(candidate.name()) != Some(&version(candidate));
         let news: Vec<&Candidate> = asked.iter().filter(unknown).copied().collect();
-        let mut untold = &news[..];
-        while !untold.is_empty() {
-            let (call, told) = wire::set_nodes(&self.handle, untold);
+        let mut unsent = &news[..];
+        while !unsent.is_empty() {
+            let (call, sent) = wire::set_nodes(&self.handle, unsent);
             module.call(&self.session, wire::SET_NODES, call).await?;
-            untold = &untold[told..];
+            unsent = &unsent[sent..];
         }
-        self.known.extend(news.iter().map(|candidate| (candidate.name().to_owned(), version(candidate))));
-        // It knows more than there are: some are gone.
-        if self.known.len() > nodes.max(asked.len()) {
+        self.cached_nodes.extend(news.iter().map(|candidate| (candidate.name().to_owned(), version(candidate))));
+        // The instance has cached more nodes than exist: some are gone.
+        if self.cached_nodes.len() > nodes.max(asked.len()) {
             let asked: std::collections::HashSet<&str> = asked.iter().map(|candidate| candidate.name()).collect();
-            let gone: Vec<String> = self.known.keys().filter(|name| !asked.contains(name.as_str())).cloned().collect();
+            let gone: Vec<String> =
+                self.cached_nodes.keys().filter(|name| !asked.contains(name.as_str())).cloned().collect();
             module.call(&self.session, wire::REMOVE_NODES, wire::remove_nodes(&self.handle, &gone)).await?;
-            self.known.retain(|name, _| asked.contains(name.as_str()));
+            self.cached_nodes.retain(|name, _| asked.contains(name.as_str()));
         }
         Ok(())
     }
 }
 
-impl State {
+impl GuestState {
     fn fail(&mut self, failure: &Failure, now: Duration) {
         self.failures = self.failures.saturating_add(1);
         self.last.clone_from(&failure.why);
         if let Some(more) = self.failures.checked_sub(FAILURES_MAX) {
-            self.rests_until = now + REST.saturating_mul(1 << more.min(16)).min(REST_MAX);
+            self.backed_off_until = now + BACK_OFF_FIRST.saturating_mul(1 << more.min(16)).min(BACK_OFF_MAX);
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Plugins as WebAssembly components: which nodes won't do for a pod, and how good others are, by the world in
-//! `scheduler/wit/plugin.wit`. What they are and what they have said is data; who runs them is handed in ([`PluginHost`]).
+//! WebAssembly plugins: components that filter and score nodes, with the world in `scheduler/wit/plugin.wit`.
+//! Configuration and answers are data here; the caller provides a [`PluginHost`], which runs components.
 
-mod ask;
+mod calls;
 mod guest;
 pub mod wire;
 
@@ -19,58 +19,56 @@ use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Node;
 use serde::{Deserialize, Serialize};
 
-pub use self::ask::{Question, ask, refused_of};
+pub use self::calls::{Question, ask, refused_of};
 pub use self::guest::Guest;
 use crate::extender::{Verdict, Verdicts};
 use crate::refusal::{Reasons, Refusal};
 
-/// The best score.
+/// The maximum score.
 pub const SCORE_MAX: i64 = 100;
 
-/// One plugin of one profile, as a file has it.
+/// The configuration of a plugin in one profile.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WasmPlugin {
-    /// Its name in the profile, in messages and figures.
+    /// The name in the profile, messages and metrics.
     pub name: &'static str,
-    /// The component's file.
+    /// The path of the component.
     pub module: PathBuf,
-    /// What it is told, as it takes it.
+    /// The plugin's own configuration.
     pub config: String,
-    /// What becomes of a pod where it fails.
+    /// What happens to a pod when the plugin fails.
     pub failure_policy: FailurePolicy,
-    /// For how long each call may take.
+    /// The timeout of a call.
     pub timeout: Duration,
-    /// What it may hold.
+    /// The memory limit in bytes.
     pub memory_bytes: u64,
-    /// What each call may use; none: as much as its time allows.
+    /// The fuel of a call; none: limited by the timeout alone.
     pub fuel: Option<u64>,
-    /// It is asked which nodes won't do.
+    /// Whether it filters.
     pub filters: bool,
-    /// It is asked how good nodes are, and this is what its scores count for.
+    /// The weight of its scores; none: it doesn't score.
     pub weight: Option<i64>,
 }
 
-/// What becomes of a pod where a plugin fails.
+/// What happens to a pod when a plugin fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FailurePolicy {
-    /// It is tried again later.
+    /// The pod is retried.
     #[default]
     Fail,
-    /// It is decided without the plugin.
+    /// The decision ignores the plugin.
     Ignore,
 }
 
-/// Where a plugin is asked, in upstream's words.
+/// The extension point of a call, with upstream's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum At {
-    /// Which nodes won't do.
+pub enum CallPoint {
     Filter,
-    /// How good they are.
     Score,
 }
 
-impl At {
-    /// As figures have it.
+impl CallPoint {
+    /// The label value of metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -80,16 +78,16 @@ impl At {
     }
 }
 
-/// Runs plugins: each call within its limits of time, memory and fuel, on threads that are nobody else's.
+/// Runs plugins: each call with limits of time, memory and fuel, on threads that are used for nothing else.
 pub trait PluginHost: Send + Sync + std::fmt::Debug {
-    /// Compiles and loads a plugin's component; or says why it can't be one.
+    /// Compiles and loads a plugin's component, or returns why it is invalid.
     fn load<'a>(&'a self, plugin: &'a WasmPlugin) -> BoxFuture<'a, Result<Arc<dyn PluginModule>, String>>;
 }
 
-/// A component that was loaded.
+/// A loaded component.
 pub trait PluginModule: Send + Sync {
-    /// Calls a function of the instance that `session` names, which is made where there is none. Arguments and results are JSON
-    /// by the component's own types. A call that fails ends the instance.
+    /// Calls a function of the instance `session`, which is created if it doesn't exist. Arguments and results are JSON
+    /// of the component's types. A failed call ends the instance.
     fn call<'a>(
         &'a self,
         session: &'a str,
@@ -98,58 +96,56 @@ pub trait PluginModule: Send + Sync {
     ) -> BoxFuture<'a, Result<Vec<u8>, CallError>>;
 }
 
-/// Takes down how plugins do.
-pub trait Figures: Send + Sync {
-    /// A plugin was asked, and how that ended, in upstream's words.
-    fn asked(&self, plugin: &'static str, at: At, status: &'static str, took: Duration);
+/// Metrics of plugin calls.
+pub trait PluginMetrics: Send + Sync {
+    /// A call ended, with upstream's status.
+    fn observe_call(&self, plugin: &'static str, at: CallPoint, status: &'static str, took: Duration);
 
-    /// It failed, and why in a word.
-    fn failed(&self, plugin: &'static str, reason: &'static str);
+    /// A plugin failed, with the reason as a label value.
+    fn observe_failure(&self, plugin: &'static str, reason: &'static str);
 }
 
-/// Why a call has no result.
+/// The error of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CallError {
-    /// The arguments aren't what the function takes; such as a resource of an instance that is gone.
+    /// The arguments don't match the function's types, for instance a handle of an instance that is gone.
     Arguments(String),
     /// The guest failed.
     Failed(Failure),
 }
 
-/// Why a plugin said nothing.
+/// A failure of a plugin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// In a word, for figures: `trap`, `memory`, `fuel`, `timeout`, `answer`, `load` and the like.
+    /// The label value of metrics: `trap`, `memory`, `fuel`, `timeout`, `answer`, `load` and the like.
     pub kind: &'static str,
-    /// For people.
+    /// The message.
     pub why: String,
 }
 
 impl Failure {
-    /// See its fields.
     #[must_use]
     pub fn new(kind: &'static str, why: impl Into<String>) -> Self {
         Self { kind, why: why.into() }
     }
 }
 
-/// A node that is asked about.
+/// A node in a question.
 #[derive(Debug, Clone)]
 pub struct Candidate {
-    /// Its object.
+    /// The Node object.
     pub node: Arc<Node>,
-    /// What is on it.
     pub load: Load,
 }
 
-/// What is on a node.
+/// The load of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Load {
-    /// Pods.
+    /// The number of pods.
     pub pods: u32,
-    /// What they request.
+    /// The requests of the pods, in thousandths of a core.
     pub cpu_millis: i64,
-    /// The same.
+    /// The requests of the pods, in bytes.
     pub memory_bytes: i64,
 }
 
@@ -161,70 +157,66 @@ impl Candidate {
     }
 }
 
-/// What a profile's plugins said about a pod. It can be kept, and says the same again.
+/// The answers of a profile's plugins for a pod. Recordings store them.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct Answers {
-    /// The nodes that were asked about.
+    /// The candidates of the question.
     pub asked: BTreeSet<String>,
-    /// Those that won't do.
+    /// The rejected ones.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub refused: BTreeMap<String, Refused>,
-    /// Of the others, plugin by plugin.
+    pub refused: BTreeMap<String, NodeRejection>,
+    /// The scores of the others, by plugin.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub scores: Vec<Scored>,
-    /// Those that failed and are done without.
+    /// The plugins that failed and were ignored.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub failed: Vec<Failed>,
 }
 
-/// Why a node won't do.
+/// The rejection of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-pub struct Refused {
-    /// Who says so.
+pub struct NodeRejection {
+    /// The plugin's name.
     pub plugin: String,
-    /// In its words.
+    /// The plugin's reason.
     pub reason: String,
-    /// No other pod's going would help.
+    /// Preemption can't help.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub unresolvable: bool,
 }
 
-/// A plugin's scores.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct Scored {
-    /// Who says so.
+    /// The plugin's name.
     pub plugin: String,
     /// By node.
     pub nodes: BTreeMap<String, i64>,
 }
 
-/// A plugin that failed.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct Failed {
-    /// Which.
+    /// The plugin's name.
     pub plugin: String,
-    /// Where.
     pub extension_point: String,
-    /// Why.
     pub why: String,
-    /// It was asked, and not only left alone for a while because it had failed before.
+    /// Whether the plugin was called, and not skipped because of its back-off.
     #[serde(skip)]
     pub anew: bool,
 }
 
 impl Answers {
-    /// As a decision takes them. What comes from elsewhere may name plugins that the profile hasn't, and scores that are none:
-    /// those say nothing.
+    /// The verdicts of the answers. A recording may name plugins that the profile lacks, or scores out of range: those
+    /// are ignored.
     #[must_use]
     pub fn verdicts(&self, plugins: &[Arc<WasmPlugin>]) -> Verdicts {
         let mut verdicts = Verdicts::new(self.asked.iter().cloned());
         for (node, refused) in &self.refused {
             let Some(by) = filter_of(plugins, refused) else { continue };
-            let Refused { reason, unresolvable, .. } = refused.clone();
+            let NodeRejection { reason, unresolvable, .. } = refused.clone();
             verdicts.refuse(node, Verdict::Refused { by, why: Some(reason), unresolvable });
         }
         for (_, weight, scores) in self.counting(plugins) {
@@ -233,7 +225,7 @@ impl Answers {
         verdicts
     }
 
-    /// Why a node won't do.
+    /// The rejection of a node.
     #[must_use]
     pub fn refusal(&self, plugins: &[Arc<WasmPlugin>], node: &str) -> Option<(&'static str, Refusal)> {
         let refused = self.refused.get(node)?;
@@ -241,7 +233,7 @@ impl Answers {
         Some((filter_of(plugins, refused)?, Refusal { reasons, unresolvable: refused.unresolvable }))
     }
 
-    /// The plugins whose scores count, what for, and the scores.
+    /// The plugins whose scores count, with weight and scores.
     pub(crate) fn counting<'a>(
         &'a self,
         plugins: &'a [Arc<WasmPlugin>],
@@ -254,6 +246,6 @@ impl Answers {
     }
 }
 
-fn filter_of(plugins: &[Arc<WasmPlugin>], refused: &Refused) -> Option<&'static str> {
+fn filter_of(plugins: &[Arc<WasmPlugin>], refused: &NodeRejection) -> Option<&'static str> {
     plugins.iter().find(|plugin| plugin.name == refused.plugin && plugin.filters).map(|plugin| plugin.name)
 }

@@ -1,4 +1,4 @@
-//! Plugins of a script: what is asked of them, what their answers do to decisions, and how failures are borne.
+//! Scripted plugins: the calls that they get, the effect of their answers on decisions, and their failures.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -34,13 +34,13 @@ pub(super) fn plugin() -> WasmPlugin {
     }
 }
 
-type Said = Result<Value, CallError>;
+type FilterResult = Result<Value, CallError>;
 
-/// Answers as it is told; whatever isn't told of is well.
+/// Returns the scripted answers in order, then default ones.
 #[derive(Default)]
 struct Script {
-    answers: Mutex<VecDeque<Said>>,
-    by_pod: Mutex<Vec<(&'static str, Said)>>,
+    answers: Mutex<VecDeque<FilterResult>>,
+    by_pod: Mutex<Vec<(&'static str, FilterResult)>>,
     calls: Mutex<Vec<(String, &'static str, Value)>>,
     refuses_to_load: Mutex<u32>,
 }
@@ -92,7 +92,7 @@ impl PluginModule for Scripted {
     }
 }
 
-fn failing(kind: &'static str) -> Said {
+fn failing(kind: &'static str) -> FilterResult {
     Err(CallError::Failed(Failure::new(kind, format!("by {kind}"))))
 }
 
@@ -109,7 +109,7 @@ fn question(names: &[(&str, &str)], wanted: usize, nodes: usize) -> Question {
     Question { pod: "{}".into(), candidates, wanted, nodes }
 }
 
-/// A guest of a script, and its clock.
+/// A scripted guest, and its clock.
 fn guest(plugin: WasmPlugin) -> (Vec<Guest>, Arc<Script>, Arc<machinery_env::ManualClock>) {
     let script = Arc::new(Script::default());
     let (env, clock) = Env::seeded(1, Timestamp::UNIX_EPOCH);
@@ -147,7 +147,7 @@ async fn it_is_told_of_nodes_once() {
     assert_eq!(functions(&script), ["open", "set-nodes", "filter", "score"]);
     ask(&guests, &two).await.unwrap();
     assert_eq!(functions(&script), ["filter", "score"]);
-    // One has changed; of one node left there is nothing to compare.
+    // One node has changed; a single feasible node isn't scored.
     script
         .answers
         .lock()
@@ -156,7 +156,7 @@ async fn it_is_told_of_nodes_once() {
     ask(&guests, &question(&[("a", "2"), ("b", "1")], 10, 2)).await.unwrap();
     assert_eq!(script.calls.lock().unwrap()[0].2["nodes"].as_array().unwrap().len(), 1);
     assert_eq!(functions(&script), ["set-nodes", "filter"]);
-    // One that knows more than there are forgets the others.
+    // An instance that caches more nodes than exist drops the others.
     ask(&guests, &question(&[("c", "1")], 10, 2)).await.unwrap();
     assert_eq!(functions(&script), ["set-nodes", "remove-nodes", "filter"]);
 }
@@ -197,7 +197,7 @@ async fn nodes_are_asked_about_until_enough_will_do() {
 #[tokio::test]
 async fn a_plugin_that_fails_is_done_without_or_fails_the_pod() {
     let names = [("a", "1"), ("b", "1")];
-    let cases: [(Said, &str); 8] = [
+    let cases: [(FilterResult, &str); 8] = [
         (failing("trap"), "by trap"),
         (Ok(json!({"err": "it\nbroke"})), "it broke"),
         (Ok(json!({"ok": [{"candidate": 2, "reason": "x", "unresolvable": false}]})), "candidate 2 is refused, of 2"),
@@ -245,16 +245,16 @@ async fn an_instance_that_is_gone_is_made_anew() {
     let one = question(&[("a", "1")], 1, 1);
     ask(&guests, &one).await.unwrap();
     functions(&script);
-    // It wasn't called for a minute: its resource means nothing any more.
+    // The instance was idle for a minute and has ended, so the handle is invalid.
     script.answers.lock().unwrap().push_back(Err(CallError::Arguments("no resource".into())));
     ask(&guests, &one).await.unwrap();
     assert_eq!(functions(&script), ["filter", "open", "set-nodes", "filter"]);
-    // So is one that trapped.
+    // An instance that trapped is replaced.
     script.answers.lock().unwrap().push_back(failing("trap"));
     ask(&guests, &one).await.unwrap_err();
     ask(&guests, &one).await.unwrap();
     assert_eq!(functions(&script), ["filter", "open", "set-nodes", "filter"]);
-    // And one whose answer was rubbish is asked again.
+    // An instance with a malformed answer is called again.
     script.answers.lock().unwrap().push_back(Ok(json!(7)));
     ask(&guests, &one).await.unwrap_err();
     ask(&guests, &one).await.unwrap();
@@ -285,7 +285,7 @@ async fn one_that_keeps_failing_is_left_alone_for_longer_and_longer() {
     }
     assert_eq!(rests, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
     functions(&script);
-    // One that is well again is asked as before.
+    // A plugin that works again is called as before.
     clock.advance(Duration::from_secs(60));
     for _ in 0..3 {
         ask(&guests, &one).await.unwrap();
@@ -310,7 +310,7 @@ fn a_decision_heeds_what_plugins_said() {
     let profile = Profile { wasm: vec![Arc::new(plugin())], ..Profile::default() };
     let pod = crate::tests::pod("p", json!({}));
     assert_eq!(feasible(&snapshot, &pod, &profile, 0), ["a", "b", "c"]);
-    let refused = |reason: &str| Refused { plugin: "P".into(), reason: reason.into(), unresolvable: true };
+    let refused = |reason: &str| NodeRejection { plugin: "P".into(), reason: reason.into(), unresolvable: true };
     let mut answers = Answers {
         asked: ["a", "b", "c"].map(str::to_owned).into(),
         refused: [("c".to_owned(), refused("too loud"))].into(),
@@ -330,7 +330,7 @@ fn a_decision_heeds_what_plugins_said() {
     let score = of("b").scores.last().unwrap();
     assert_eq!((score.plugin, score.score, score.weighted), ("P", 2, 4));
     answers.refused.extend([("a".to_owned(), refused("too hot")), ("b".to_owned(), refused("too loud"))]);
-    let Decision::Nowhere { message, refused_by, .. } = decide(&answers) else { panic!() };
+    let Decision::Unschedulable { message, refused_by, .. } = decide(&answers) else { panic!() };
     assert!(message.starts_with("0/3 nodes are available: 1 too hot, 2 too loud."), "{message}");
     assert!(refused_by.contains("P") && profile.may_fit_after(&Event::Namespace, &pod, &refused_by));
     assert_eq!(crate::explain::explain_with(&snapshot, &pod, &profile, Some(&answers)).message, Some(message));
@@ -359,19 +359,19 @@ async fn a_plugin_has_a_say_in_the_pods_of_its_profile_alone() {
     script.by_pod.lock().unwrap().push(("\"cold\"", Ok(both)));
     script.by_pod.lock().unwrap().push(("\"trapped\"", failing("trap")));
     server.write("pods", shell_tests::pod("cold", "plugged", "1"));
-    server.until(|state| !state.told.is_empty()).await;
+    server.until(|state| !state.status_writes.is_empty()).await;
     let message = |state: &Value| state["status"]["conditions"][0]["message"].as_str().unwrap().to_owned();
     assert!(
-        message(&server.told()[0]).starts_with("0/2 nodes are available: 2 too cold."),
+        message(&server.status_writes()[0]).starts_with("0/2 nodes are available: 2 too cold."),
         "{}",
-        message(&server.told()[0])
+        message(&server.status_writes()[0])
     );
     server.write("pods", shell_tests::pod("trapped", "plugged", "1"));
     server.write("pods", shell_tests::pod("free", "default-scheduler", "1"));
     server.write("pods", shell_tests::pod("well", "plugged", "1"));
     server.until(|state| ["free", "well"].iter().all(|name| state.pod(name)["spec"]["nodeName"].is_string())).await;
-    server.until(|state| state.told.iter().any(|pod| pod["metadata"]["name"] == "trapped")).await;
-    let told = server.told().into_iter().find(|pod| pod["metadata"]["name"] == "trapped").unwrap();
+    server.until(|state| state.status_writes.iter().any(|pod| pod["metadata"]["name"] == "trapped")).await;
+    let told = server.status_writes().into_iter().find(|pod| pod["metadata"]["name"] == "trapped").unwrap();
     assert_eq!(told["status"]["conditions"][0]["reason"], "SchedulerError");
     assert_eq!(message(&told), "running \"P\" filter plugin: by trap");
     stop.cancel();
@@ -387,7 +387,7 @@ async fn nobody_goes_where_a_plugin_lets_the_pod_not_go() {
         server.write("pods", pod);
     }
     let (script, stop) = started(&server, plugin(), Vec::new());
-    // Of two that could be made room on, the one that would be taken is refused, whoever goes.
+    // Of two candidates the better one is rejected, even without the victims.
     script
         .by_pod
         .lock()
@@ -399,11 +399,11 @@ async fn nobody_goes_where_a_plugin_lets_the_pod_not_go() {
     let asked = |script: &Script| {
         script.calls.lock().unwrap().iter().find(|(_, function, _)| *function == wire::FILTER).cloned()
     };
-    server.until(|state| state.told.iter().any(|pod| pod["status"]["nominatedNodeName"].is_string())).await;
+    server.until(|state| state.status_writes.iter().any(|pod| pod["status"]["nominatedNodeName"].is_string())).await;
     let (_, _, asked) = asked(&script).unwrap();
     let (refused, left) = (asked["candidates"][0]["node"].clone(), asked["candidates"][1]["node"].clone());
     assert_eq!(asked["candidates"][0]["pods"], 0, "as if they were gone");
-    let told = server.told();
+    let told = server.status_writes();
     let nominated = told.iter().find(|pod| pod["status"]["nominatedNodeName"].is_string()).unwrap();
     assert_eq!(nominated["status"]["nominatedNodeName"], left);
     assert_ne!(left, refused);

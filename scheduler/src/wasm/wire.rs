@@ -1,5 +1,5 @@
-//! What is said to a plugin and what it answers, as JSON of the types of `scheduler/wit/plugin.wit`. Pure; whatever a plugin
-//! answers is read as a stranger's.
+//! Arguments and results of plugin calls, as JSON of the types of `scheduler/wit/plugin.wit`. Pure. Results are
+//! untrusted.
 
 use std::collections::BTreeSet;
 
@@ -7,24 +7,19 @@ use serde::{Deserialize, Serialize};
 
 use super::{Candidate, Failure, SCORE_MAX};
 
-/// `open`.
 pub const OPEN: &str = "coracle:scheduler/plugin/instance.open";
-/// `set-nodes`.
 pub const SET_NODES: &str = "coracle:scheduler/plugin/instance.set-nodes";
-/// `remove-nodes`.
 pub const REMOVE_NODES: &str = "coracle:scheduler/plugin/instance.remove-nodes";
-/// `filter`.
 pub const FILTER: &str = "coracle:scheduler/plugin/instance.filter";
-/// `score`.
 pub const SCORE: &str = "coracle:scheduler/plugin/instance.score";
-/// The interface, without the last part of its version: later ones of the same first two parts have more and nothing else.
+/// The interface, without the last part of its version: later patch versions only add functions.
 pub const INTERFACE: &str = "coracle:scheduler/plugin@0.1.";
 
-/// Nodes of one call have about so many bytes.
+/// The approximate size of a call's nodes in bytes.
 const NODES_BYTES: usize = 512 << 10;
-/// Characters of a reason: a condition's sentence has many.
+/// The maximum length of a reason in characters: a condition's message contains many.
 const REASON_CHARS_MAX: usize = 256;
-/// Different reasons of one answer: each is a part of one sentence.
+/// The maximum number of different reasons in one answer: each is part of one message.
 const REASONS_MAX: usize = 64;
 
 #[derive(Serialize)]
@@ -53,7 +48,7 @@ struct RemoveNodes<'a> {
 }
 
 #[derive(Serialize)]
-struct Ask<'a> {
+struct QuestionRecord<'a> {
     #[serde(rename = "self")]
     this: &'a str,
     pod: &'a str,
@@ -71,35 +66,35 @@ struct CandidateRecord<'a> {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Answer<T> {
+enum GuestResult<T> {
     Ok(T),
     Err(String),
 }
 
-/// A node that a plugin refuses.
+/// A node that a plugin rejects.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Refusal {
-    /// Its place among those that were asked about.
+    /// The index of the candidate.
     pub candidate: usize,
-    /// In the plugin's words.
+    /// The plugin's reason.
     pub reason: String,
-    /// No other pod's going would help.
+    /// Preemption can't help.
     pub unresolvable: bool,
 }
 
 fn text(value: &impl Serialize) -> Vec<u8> {
-    // Nothing of these can't be written.
+    // Serialization of these types can't fail.
     serde_json::to_vec(value).unwrap_or_default()
 }
 
-/// Opens an instance.
+/// The arguments that open an instance.
 #[must_use]
 pub fn open(config: &str) -> Vec<u8> {
     text(&Open { config })
 }
 
-/// The first of some nodes that are new or have changed, and how many those are: what one call says of them is bounded, and the next is
-/// made when that is done.
+/// The arguments for the first of the new or changed nodes, and their number. Size is limited per call; the caller
+/// sends the rest in further calls.
 #[must_use]
 pub fn set_nodes(this: &str, nodes: &[&Candidate]) -> (Vec<u8>, usize) {
     let (mut records, mut bytes) = (Vec::new(), 0);
@@ -122,13 +117,13 @@ pub fn set_nodes(this: &str, nodes: &[&Candidate]) -> (Vec<u8>, usize) {
     (text(&SetNodes { this, nodes: &records }), records.len())
 }
 
-/// Nodes that are asked about no more.
+/// The arguments that drop nodes.
 #[must_use]
 pub fn remove_nodes(this: &str, names: &[String]) -> Vec<u8> {
     text(&RemoveNodes { this, names: names.iter().map(String::as_str).collect() })
 }
 
-/// Asks about a pod and nodes.
+/// The arguments for a pod and its candidates.
 #[must_use]
 pub fn question(this: &str, pod: &str, candidates: &[&Candidate]) -> Vec<u8> {
     let records = candidates.iter().map(|candidate| CandidateRecord {
@@ -137,22 +132,22 @@ pub fn question(this: &str, pod: &str, candidates: &[&Candidate]) -> Vec<u8> {
         cpu_millis: candidate.load.cpu_millis,
         memory_bytes: candidate.load.memory_bytes,
     });
-    text(&Ask { this, pod, candidates: records.collect() })
+    text(&QuestionRecord { this, pod, candidates: records.collect() })
 }
 
 fn read<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, Failure> {
-    let read = serde_json::from_slice::<Answer<T>>(answer);
-    match read.map_err(|error| rubbish(format!("an answer that can't be understood: {error}")))? {
-        Answer::Ok(value) => Ok(value),
-        Answer::Err(why) => Err(Failure::new("error", shown(&why))),
+    let read = serde_json::from_slice::<GuestResult<T>>(answer);
+    match read.map_err(|error| malformed(format!("an answer that can't be understood: {error}")))? {
+        GuestResult::Ok(value) => Ok(value),
+        GuestResult::Err(why) => Err(Failure::new("error", shown(&why))),
     }
 }
 
-fn rubbish(why: String) -> Failure {
+fn malformed(why: String) -> Failure {
     Failure::new("answer", why)
 }
 
-/// A plugin's words in one line of ours.
+/// A plugin's text on a single line.
 #[must_use]
 pub fn shown(words: &str) -> String {
     let line = words.chars().map(|c| if c.is_control() { ' ' } else { c });
@@ -164,53 +159,53 @@ pub fn shown(words: &str) -> String {
     short
 }
 
-/// What stands for the instance in later calls.
+/// Parses the handle of an instance.
 ///
 /// # Errors
-/// The plugin doesn't take what it is told.
+/// The plugin rejects its configuration.
 pub fn opened(answer: &[u8]) -> Result<String, Failure> {
     read(answer)
 }
 
-/// Which of `asked` nodes won't do.
+/// Parses the rejections of `asked` candidates.
 ///
 /// # Errors
-/// The plugin says that it failed, or what is none of the answers that there are.
+/// The plugin reports an error, or the answer is malformed.
 pub fn refusals(answer: &[u8], asked: usize) -> Result<Vec<Refusal>, Failure> {
     let mut refusals: Vec<Refusal> = read(answer)?;
     let (mut seen, mut reasons) = (BTreeSet::new(), BTreeSet::new());
     for refusal in &mut refusals {
         let at = refusal.candidate;
         if at >= asked {
-            return Err(rubbish(format!("candidate {at} is refused, of {asked}")));
+            return Err(malformed(format!("candidate {at} is refused, of {asked}")));
         }
         if !seen.insert(at) {
-            return Err(rubbish(format!("candidate {at} is refused twice")));
+            return Err(malformed(format!("candidate {at} is refused twice")));
         }
         if refusal.reason.trim().is_empty() {
-            return Err(rubbish(format!("candidate {at} is refused for no reason")));
+            return Err(malformed(format!("candidate {at} is refused for no reason")));
         }
         refusal.reason = shown(&refusal.reason);
         reasons.insert(refusal.reason.clone());
         if reasons.len() > REASONS_MAX {
-            return Err(rubbish(format!("more than {REASONS_MAX} different reasons are given")));
+            return Err(malformed(format!("more than {REASONS_MAX} different reasons are given")));
         }
     }
     Ok(refusals)
 }
 
-/// The scores of `asked` nodes.
+/// Parses the scores of `asked` candidates.
 ///
 /// # Errors
-/// The plugin says that it failed, or what is none of the answers that there are.
+/// The plugin reports an error, or the answer is malformed.
 pub fn scores(answer: &[u8], asked: usize) -> Result<Vec<i64>, Failure> {
     let scores: Vec<i64> = read(answer)?;
     if scores.len() != asked {
-        return Err(rubbish(format!("{} scores are given for {asked} candidates", scores.len())));
+        return Err(malformed(format!("{} scores are given for {asked} candidates", scores.len())));
     }
     match scores.iter().find(|score| !(0..=SCORE_MAX).contains(*score)) {
-        // In upstream's words.
-        Some(score) => Err(rubbish(format!(
+        // With upstream's text.
+        Some(score) => Err(malformed(format!(
             "returns an invalid score {score}, it should in the range of [0, {SCORE_MAX}] after normalizing"
         ))),
         None => Ok(scores),

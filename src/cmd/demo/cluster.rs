@@ -1,4 +1,4 @@
-//! What the demo does to a cluster, through the same API as kubectl: apply, wait, scale, roll, delete.
+//! The demo's operations on a cluster, through the same API as kubectl: apply, wait, scale, roll, delete.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::rollout::is_rolled_out;
 
-/// No step of the demo may take longer.
+/// Timeout of each step.
 pub(super) const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Creates every object of a YAML stream.
@@ -31,7 +31,7 @@ pub(super) async fn create_all(client: &Client, yaml: &str) -> anyhow::Result<()
     Ok(())
 }
 
-/// The kind of a manifest, and its namespace: `default` where it names none, empty for a Namespace.
+/// The kind of a manifest, and its namespace: `default` if it has none, empty for a Namespace.
 fn kind_of(manifest: &Value) -> Option<(Kind, String)> {
     let (api_version, kind) = (manifest["apiVersion"].as_str()?, manifest["kind"].as_str()?);
     let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
@@ -44,7 +44,7 @@ fn kind_of(manifest: &Value) -> Option<(Kind, String)> {
     Some((Kind { group, plural, version, kind, namespaced }, namespace.to_owned()))
 }
 
-/// Waits until a Deployment has rolled out as `kubectl rollout status` means it, and its old pods are gone.
+/// Waits until a Deployment has rolled out (as `kubectl rollout status`), and its old pods are gone.
 pub(super) async fn rolled_out(client: &Client, env: &Env, namespace: &str, name: &str) -> anyhow::Result<()> {
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
     let done = |deployment: Option<&Deployment>| deployment.is_some_and(is_rolled_out);
@@ -67,7 +67,7 @@ pub(super) async fn cluster_ip(client: &Client, namespace: &str, name: &str) -> 
     service.spec.and_then(|spec| spec.cluster_ip).context("the Service has no ClusterIP")
 }
 
-/// How many nodes the pods of a namespace run on, and how many pods there are.
+/// The numbers of nodes and of pods of a namespace.
 pub(super) async fn spread(client: &Client, namespace: &str) -> anyhow::Result<(usize, usize)> {
     let pods = Api::<Pod>::namespaced(client.clone(), namespace).list(&ListOptions::default()).await?;
     let nodes: std::collections::BTreeSet<_> =
@@ -75,13 +75,13 @@ pub(super) async fn spread(client: &Client, namespace: &str) -> anyhow::Result<(
     Ok((nodes.len(), pods.items.len()))
 }
 
-/// Deletes one pod of an app, as an accident would; returns its name.
+/// Deletes one pod of an app, as a simulated accident; returns its name.
 pub(super) async fn delete_one_pod(client: &Client, env: &Env, namespace: &str, app: &str) -> anyhow::Result<String> {
     let pods = Api::<Pod>::namespaced(client.clone(), namespace);
     let found = pods.list(&ListOptions { labels: format!("app={app}"), limit: 1, ..ListOptions::default() }).await?;
     let name = found.items.first().and_then(|pod| pod.metadata.name.clone()).context("no pod to delete")?;
     pods.delete(&name).await?;
-    // The replacement is seen as a Deployment that is no longer complete first: wait for the pod itself to go.
+    // The Deployment becomes incomplete only later: wait for the pod itself to be gone.
     let gone = pods.wait_until(env, &name, |pod| pod.is_none());
     tokio::time::timeout(STEP_TIMEOUT, gone).await.context("the deleted pod did not go")?;
     Ok(name)

@@ -1,4 +1,4 @@
-//! A small, bounded HTTP load: some connections, each with one request after another; what failed and how long each took.
+//! A small HTTP load generator: a few connections with sequential requests; counts failures and records latencies.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,16 +13,16 @@ use machinery_env::Env;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
-/// A request that takes longer has failed.
+/// Timeout of a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// No load runs longer, whatever its caller does.
+/// Maximum duration of a load, whatever its caller does.
 const LOAD_MAX: Duration = Duration::from_secs(120);
 
-/// Latencies kept: enough for a p99 that means something; further requests are counted only.
+/// Maximum number of recorded latencies, enough for a meaningful p99; further requests are only counted.
 const SAMPLES_MAX: usize = 100_000;
 
-/// A load that is running.
+/// A running load.
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     tasks: Vec<JoinHandle<Vec<Duration>>>,
@@ -32,16 +32,16 @@ pub(crate) struct Load {
     started: Duration,
 }
 
-/// What a load came to.
+/// Result of a load.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Measured {
+pub(crate) struct LoadResult {
     pub(crate) requests: u64,
     pub(crate) failures: u64,
     pub(crate) took: Duration,
     latencies: Vec<Duration>,
 }
 
-impl Measured {
+impl LoadResult {
     /// The latency below which `share` of all requests stayed.
     pub(crate) fn percentile(&self, share: f64) -> Duration {
         #[expect(
@@ -63,13 +63,13 @@ impl Measured {
 }
 
 impl Load {
-    /// Starts `connections` connections to `host:port`, each asking for `path` until [`finish`](Self::finish).
+    /// Starts `connections` connections to `host:port` that request `path` until [`finish`](Self::finish).
     pub(crate) fn start(env: &Env, host: &str, port: u16, path: &str, connections: usize) -> Self {
         let (stop, failures, requests) =
             (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let tasks = (0..connections)
             .map(|_| {
-                let asker = Asker {
+                let asker = LoadConnection {
                     env: env.clone(),
                     authority: format!("{host}:{port}"),
                     path: path.to_owned(),
@@ -84,15 +84,15 @@ impl Load {
         Self { stop, tasks, failures, requests, env: env.clone(), started: env.elapsed() }
     }
 
-    /// Stops the load and says what it came to.
-    pub(crate) async fn finish(self) -> Measured {
+    /// Stops the load and returns its result.
+    pub(crate) async fn finish(self) -> LoadResult {
         self.stop.store(true, Ordering::Relaxed);
         let mut latencies = Vec::new();
         for task in self.tasks {
             latencies.extend(task.await.unwrap_or_default());
         }
         latencies.sort_unstable();
-        Measured {
+        LoadResult {
             requests: self.requests.load(Ordering::Relaxed),
             failures: self.failures.load(Ordering::Relaxed),
             took: self.env.elapsed().saturating_sub(self.started),
@@ -101,7 +101,7 @@ impl Load {
     }
 }
 
-struct Asker {
+struct LoadConnection {
     env: Env,
     authority: String,
     path: String,
@@ -111,14 +111,14 @@ struct Asker {
     samples_max: usize,
 }
 
-impl Asker {
+impl LoadConnection {
     async fn run(self) -> Vec<Duration> {
         let mut latencies = Vec::new();
         let mut connection = None;
         let end = self.env.elapsed() + LOAD_MAX;
         while !self.stop.load(Ordering::Relaxed) && self.env.elapsed() < end {
             let before = self.env.elapsed();
-            let answered = tokio::time::timeout(REQUEST_TIMEOUT, self.ask(&mut connection)).await;
+            let answered = tokio::time::timeout(REQUEST_TIMEOUT, self.send_request(&mut connection)).await;
             self.requests.fetch_add(1, Ordering::Relaxed);
             if matches!(answered, Ok(Ok(status)) if status < 400) {
                 if latencies.len() < self.samples_max {
@@ -132,8 +132,8 @@ impl Asker {
         latencies
     }
 
-    async fn ask(&self, connection: &mut Option<SendRequest<Empty<Bytes>>>) -> anyhow::Result<u16> {
-        // A connection that the server has closed between two requests is not a failed request.
+    async fn send_request(&self, connection: &mut Option<SendRequest<Empty<Bytes>>>) -> anyhow::Result<u16> {
+        // A connection that the server closed between two requests is not a failed request.
         let mut kept = connection.take().filter(|sender| !sender.is_closed());
         let usable = match &mut kept {
             Some(sender) => sender.ready().await.is_ok(),
@@ -164,7 +164,8 @@ mod tests {
 
     #[test]
     fn percentiles_of_few_and_of_none() {
-        let of = |n: u64| Measured { latencies: (1..=n).map(Duration::from_millis).collect(), ..Measured::default() };
+        let of =
+            |n: u64| LoadResult { latencies: (1..=n).map(Duration::from_millis).collect(), ..LoadResult::default() };
         assert_eq!(of(100).percentile(0.5), Duration::from_millis(51));
         assert_eq!(of(100).percentile(0.99), Duration::from_millis(99));
         assert_eq!(of(0).percentile(0.99), Duration::ZERO);

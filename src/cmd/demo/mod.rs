@@ -1,4 +1,4 @@
-//! `coracle demo`: the main job, told as a short story with figures that were measured while it ran.
+//! `coracle demo`: demonstrates a cluster's main features with measured figures.
 
 mod cluster;
 mod load;
@@ -23,14 +23,14 @@ use super::Failure;
 use crate::compose::{self, Cluster, Parts};
 use crate::config::ClusterConfig;
 use crate::data_dir::DataDir;
-use crate::output::say;
+use crate::output::print_stdout;
 use crate::panics;
 use crate::progress::Progress;
 
-/// Connections of the measured load: enough to keep two cores busy, few enough that latency means something.
+/// Connections of the measured load: enough to keep two cores busy, few enough for meaningful latencies.
 const CONNECTIONS: usize = 16;
 
-/// How long the measured load runs.
+/// Duration of the measured load.
 const LOAD: Duration = Duration::from_secs(3);
 
 /// Flags of `coracle demo`.
@@ -44,12 +44,12 @@ pub(crate) struct Demo {
 /// Runs the demo in a temporary folder.
 ///
 /// # Errors
-/// A step that did not come true, with what was expected.
+/// If a step fails, with the expected result.
 pub(crate) fn run(flags: &Demo) -> Result<(), Failure> {
     let env = Env::real();
     let mut folder = tempfile::Builder::new();
     folder.prefix("coracle-demo-");
-    // Keys lie in it.
+    // The folder holds keys.
     #[cfg(unix)]
     folder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700));
     let temporary = folder.tempdir().context("cannot make a temporary folder")?;
@@ -57,28 +57,28 @@ pub(crate) fn run(flags: &Demo) -> Result<(), Failure> {
     let runtime = compose::runtime()?;
     let kept = runtime.block_on(async {
         let mut story = Story::new(env.clone());
-        let cluster = compose::start(&env, ClusterConfig::of_demo(), Parts::All, &data, story.progress).await?;
-        let told = tell(&mut story, &env, &cluster, &data).await;
-        if told.is_ok() && flags.keep {
-            let _ = say!(
+        let cluster = compose::start(&env, ClusterConfig::for_demo(), Parts::All, &data, story.progress).await?;
+        let outcome = run_story(&mut story, &env, &cluster, &data).await;
+        if outcome.is_ok() && flags.keep {
+            let _ = print_stdout!(
                 "\nThe cluster keeps running until you press Ctrl-C. Go on with:\n  export KUBECONFIG={}\n  kubectl -n shop get pods -o wide",
                 data.kubeconfig().display()
             );
             compose::stop_signal().await;
         }
         cluster.stop().await;
-        told.map(|()| flags.keep)
+        outcome.map(|()| flags.keep)
     })?;
     runtime.shutdown_timeout(Duration::from_secs(1));
-    panics::none()?;
+    panics::check_none()?;
     if !kept {
-        say!("\nCleaned up: nothing is left behind.")?;
+        print_stdout!("\nCleaned up: nothing is left behind.")?;
     }
     Ok(())
 }
 
-async fn tell(story: &mut Story, env: &Env, cluster: &Cluster, data: &DataDir) -> anyhow::Result<()> {
-    story.say(&format!(
+async fn run_story(story: &mut Story, env: &Env, cluster: &Cluster, data: &DataDir) -> anyhow::Result<()> {
+    story.report(&format!(
         "A cluster with 2 nodes is up at {}; its API was ready after {}.",
         cluster.server,
         ms(cluster.api_ready_after)
@@ -92,7 +92,7 @@ async fn tell(story: &mut Story, env: &Env, cluster: &Cluster, data: &DataDir) -
             cluster.push(module, &format!("registry.local/{name}:{tag}")).await?;
         }
     }
-    story.say(&format!("Nine Wasm modules were pushed into its registry in {}.", ms(env.elapsed() - before)));
+    story.report(&format!("Nine Wasm modules were pushed into its registry in {}.", ms(env.elapsed() - before)));
 
     let before = env.elapsed();
     story.doing("deploying the shop");
@@ -105,15 +105,15 @@ async fn tell(story: &mut Story, env: &Env, cluster: &Cluster, data: &DataDir) -
     let ready = env.elapsed() - before;
     let (nodes, pods) = cluster::spread(&client, "shop").await?;
     anyhow::ensure!(nodes == 2, "the shop's pods run on {nodes} of 2 nodes");
-    story.say(&format!(
+    story.report(&format!(
         "The shop, four microservices and a database from YAML, is ready after {}: {pods} pods on {nodes} nodes.",
         ms(ready)
     ));
 
     let port = cluster::node_port(&client, "shop", "frontend").await?;
     let id = order(port).await?;
-    story.say("An order went from the frontend through catalog, users and payments by Service name, and is paid.");
-    state::tell(story, &client, port, &id).await?;
+    story.report("An order went from the frontend through catalog, users and payments by Service name, and is paid.");
+    state::run_stateful_part(story, &client, port, &id).await?;
 
     story.doing("sending traffic");
     let usage = Usage::read();
@@ -128,7 +128,7 @@ async fn tell(story: &mut Story, env: &Env, cluster: &Cluster, data: &DataDir) -
         measured.requests
     );
     let cpu_us = (used.cpu.saturating_sub(usage.cpu)).as_micros() / u128::from(measured.requests.max(1));
-    story.say(&format!(
+    story.report(&format!(
         "{} requests over {CONNECTIONS} connections, none failed: {:.0} a second, p50 {}, p99 {}, {cpu_us} µs of CPU each\n  (two fresh Wasm instances for each, frontend and catalog; the client's own work counts, too).",
         measured.requests,
         measured.rate(),
@@ -141,13 +141,13 @@ async fn tell(story: &mut Story, env: &Env, cluster: &Cluster, data: &DataDir) -
     let before = env.elapsed();
     let lost = cluster::delete_one_pod(&client, &story.env, "shop", "catalog").await?;
     cluster::rolled_out(&client, &story.env, "shop", "catalog").await?;
-    story.say(&format!("Pod {lost} was deleted; its replacement was ready {} later.", ms(env.elapsed() - before)));
+    story.report(&format!("Pod {lost} was deleted; its replacement was ready {} later.", ms(env.elapsed() - before)));
 
     story.doing("scaling");
     let before = env.elapsed();
     cluster::scale(&client, "shop", "frontend", 6).await?;
     cluster::rolled_out(&client, &story.env, "shop", "frontend").await?;
-    story.say(&format!("The frontend was scaled from 3 to 6 pods in {}.", ms(env.elapsed() - before)));
+    story.report(&format!("The frontend was scaled from 3 to 6 pods in {}.", ms(env.elapsed() - before)));
 
     story.doing("rolling out a new version");
     let before = env.elapsed();
@@ -162,17 +162,17 @@ async fn tell(story: &mut Story, env: &Env, cluster: &Cluster, data: &DataDir) -
         measured.failures,
         measured.requests
     );
-    story.say(&format!(
+    story.report(&format!(
         "It was rolled to a new version in {}. All the while {} requests were sent: none failed.",
         ms(took),
         measured.requests
     ));
 
-    state::tell_autoscaler(story, &client).await?;
+    state::report_autoscaler(story, &client).await?;
     limits(story, &client).await?;
 
     let memory = Usage::read().memory_bytes / (1024 * 1024);
-    story.say(&format!("This whole cluster, control plane, nodes, pods and all, holds {memory} MiB of memory."));
+    story.report(&format!("This whole cluster, control plane, nodes, pods and all, holds {memory} MiB of memory."));
     let _ = data;
     Ok(())
 }
@@ -200,12 +200,12 @@ async fn limits(story: &mut Story, client: &Client) -> anyhow::Result<()> {
         );
         let (after, _) = get(&ip, 80, "/").await?;
         anyhow::ensure!(after == 200, "{name} answered {after} after it was stopped");
-        story.say(&format!("{what} ({status}, coracle-reason: {reason}); the pod's next request was answered."));
+        story.report(&format!("{what} ({status}, coracle-reason: {reason}); the pod's next request was answered."));
     }
     Ok(())
 }
 
-/// Orders something; it must be paid. Its id.
+/// Places an order, which must be paid; returns its id.
 async fn order(port: u16) -> anyhow::Result<String> {
     let (status, _, body) = exchange("127.0.0.1", port, Request::get("/api/products"), "").await?;
     anyhow::ensure!(status == 200, "the shop's products answered {status}");
@@ -223,7 +223,7 @@ async fn get(host: &str, port: u16, path: &str) -> anyhow::Result<(u16, String)>
     Ok((status, reason))
 }
 
-/// One request on a connection of its own: status, `coracle-reason`, body.
+/// Sends one request on a new connection; returns status, `coracle-reason` and body.
 async fn exchange(
     host: &str,
     port: u16,
@@ -255,7 +255,7 @@ fn ms(duration: Duration) -> String {
     }
 }
 
-/// Tells what happened on stdout, and what is going on in a terminal's last line.
+/// Prints results on stdout, and the current step in a terminal's last line.
 struct Story {
     env: Env,
     progress: Progress,
@@ -270,9 +270,9 @@ impl Story {
         self.progress.doing(what);
     }
 
-    fn say(&mut self, what: &str) {
+    fn report(&mut self, what: &str) {
         self.progress.done();
-        // The story goes to its end, and is cleaned up after, whoever listens.
-        let _ = say!("[{:>5.1} s] {what}", self.env.elapsed().as_secs_f64());
+        // The demo runs to its end and cleans up, even without a reader.
+        let _ = print_stdout!("[{:>5.1} s] {what}", self.env.elapsed().as_secs_f64());
     }
 }

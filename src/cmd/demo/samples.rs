@@ -1,4 +1,4 @@
-//! The samples that the demo brings along, inside the program.
+//! The demo's sample modules and manifests, embedded in the program.
 
 /// Name and bytes of each module.
 pub(super) const MODULES: &[(&str, &[u8])] = &[
@@ -13,13 +13,13 @@ pub(super) const MODULES: &[(&str, &[u8])] = &[
     ("trap", include_bytes!("../../../sample-workloads/bin/trap.wasm")),
 ];
 
-/// The shop.
+/// The manifest of the shop.
 pub(super) const SHOP: &str = include_str!("../../../sample-workloads/manifests/shop.yaml");
 
-/// Its database, autoscaler and nightly report.
+/// The manifest of its database, autoscaler and nightly report.
 pub(super) const SHOP_ORDERS: &str = include_str!("../../../sample-workloads/manifests/shop-orders.yaml");
 
-/// One misbehaving module each.
+/// Manifests of one misbehaving module each.
 pub(super) const MISBEHAVING: &[&str] = &[
     include_str!("../../../sample-workloads/manifests/endless.yaml"),
     include_str!("../../../sample-workloads/manifests/glutton.yaml"),

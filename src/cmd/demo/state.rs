@@ -1,4 +1,4 @@
-//! What the shop keeps: orders in a database on a claim's volume, a report of them, and the autoscaler of its catalog.
+//! The demo's stateful part: orders in a database on a claim's volume, their report, and the autoscaler of the catalog.
 
 use anyhow::Context as _;
 use hyper::Request;
@@ -15,11 +15,11 @@ use serde_json::Value;
 use super::cluster::STEP_TIMEOUT;
 use super::{Story, exchange, ms};
 
-/// The pod of the database, and the claim of its volume.
+/// The pod of the database and the claim of its volume.
 const POD: &str = "orders-0";
 const CLAIM: &str = "data-orders-0";
 
-/// Waits until the database's pod is ready: another one than that of this uid.
+/// Waits until the database's pod is ready; `but` is the uid of its predecessor.
 pub(super) async fn database_ready(client: &Client, env: &Env, but: Option<&str>) -> anyhow::Result<()> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), "shop");
     let ready = |pod: Option<&Pod>| {
@@ -29,7 +29,7 @@ pub(super) async fn database_ready(client: &Client, env: &Env, but: Option<&str>
     };
     let waited = tokio::time::timeout(STEP_TIMEOUT, pods.wait_until(env, POD, ready)).await;
     waited.with_context(|| format!("pod {POD} was not ready in time"))?;
-    // What routes requests hears of it a moment later, and the set is what says that it does.
+    // Request routing follows a moment later; the StatefulSet's status shows it.
     let sets: Api<StatefulSet> = Api::namespaced(client.clone(), "shop");
     let done = |set: Option<&StatefulSet>| {
         set.and_then(|set| set.status.as_ref()?.available_replicas).is_some_and(|available| available > 0)
@@ -39,20 +39,20 @@ pub(super) async fn database_ready(client: &Client, env: &Env, but: Option<&str>
     Ok(())
 }
 
-/// Deletes the database's pod: what it kept is there with the next one. Then the nightly report, now.
-pub(super) async fn tell(story: &mut Story, client: &Client, port: u16, id: &str) -> anyhow::Result<()> {
+/// Deletes the database's pod and checks that the next one has its data. Then runs the nightly report.
+pub(super) async fn run_stateful_part(story: &mut Story, client: &Client, port: u16, id: &str) -> anyhow::Result<()> {
     story.doing("killing the database's pod");
-    kept(port, id).await?;
+    check_order_persisted(port, id).await?;
     let pods: Api<Pod> = Api::namespaced(client.clone(), "shop");
     let before = story.env.elapsed();
     let uid = pods.get(POD).await?.metadata.uid.context("a pod has a uid")?;
     pods.delete(POD).await?;
     database_ready(client, &story.env, Some(&uid)).await?;
-    kept(port, id).await?;
+    check_order_persisted(port, id).await?;
     let took = story.env.elapsed() - before;
     let claim = Api::<PersistentVolumeClaim>::namespaced(client.clone(), "shop").get(CLAIM).await?;
     let volume = claim.spec.and_then(|spec| spec.volume_name).context("the claim has no volume")?;
-    story.say(&format!(
+    story.report(&format!(
         "It is kept in a Wasm database on volume {volume}: the database's pod was deleted, and its successor had the order {} later.",
         ms(took)
     ));
@@ -61,12 +61,12 @@ pub(super) async fn tell(story: &mut Story, client: &Client, port: u16, id: &str
     let log = report(client, &story.env).await?;
     let said: Value = serde_json::from_str(&log).with_context(|| format!("the report is no JSON: {log:?}"))?;
     anyhow::ensure!(said["paid"] == 1, "the report says {said}");
-    story.say(&format!("The nightly report, run now from its CronJob, says {}.", log.trim_end()));
+    story.report(&format!("The nightly report, run now from its CronJob, says {}.", log.trim_end()));
     Ok(())
 }
 
-/// The order must be there, and paid: asked until the routes to a new pod are known.
-async fn kept(port: u16, id: &str) -> anyhow::Result<()> {
+/// Checks that the order exists and is paid; retries until the routes to a new pod are known.
+async fn check_order_persisted(port: u16, id: &str) -> anyhow::Result<()> {
     let ask = async {
         loop {
             let (status, _, body) = exchange("127.0.0.1", port, Request::get(format!("/api/orders/{id}")), "").await?;
@@ -82,7 +82,7 @@ async fn kept(port: u16, id: &str) -> anyhow::Result<()> {
     tokio::time::timeout(STEP_TIMEOUT, ask).await.with_context(|| format!("order {id} was not answered in time"))?
 }
 
-/// What the CronJob's job prints, made as `kubectl create job --from` makes it.
+/// The output of the CronJob's job, which is created as `kubectl create job --from` does.
 async fn report(client: &Client, env: &Env) -> anyhow::Result<String> {
     let schedule = Api::<CronJob>::namespaced(client.clone(), "shop").get("report").await?;
     let template = schedule.spec.job_template;
@@ -97,7 +97,7 @@ async fn report(client: &Client, env: &Env) -> anyhow::Result<String> {
     let waited = tokio::time::timeout(STEP_TIMEOUT, jobs.wait_until(env, "report-now", done)).await;
     waited.context("the report was not made in time")?;
     let pods: Api<Pod> = Api::namespaced(client.clone(), "shop");
-    // Tries that failed before are of the same job.
+    // Earlier failed pods belong to the same job.
     let of = ListOptions {
         labels: "batch.kubernetes.io/job-name=report-now".to_owned(),
         fields: "status.phase=Succeeded".to_owned(),
@@ -110,7 +110,7 @@ async fn report(client: &Client, env: &Env) -> anyhow::Result<String> {
 }
 
 /// Reports what the catalog's autoscaler has measured and decided.
-pub(super) async fn tell_autoscaler(story: &mut Story, client: &Client) -> anyhow::Result<()> {
+pub(super) async fn report_autoscaler(story: &mut Story, client: &Client) -> anyhow::Result<()> {
     story.doing("asking the autoscaler");
     let scalers: Api<HorizontalPodAutoscaler> = Api::namespaced(client.clone(), "shop");
     let read = |scaler: Option<&HorizontalPodAutoscaler>| {
@@ -119,11 +119,12 @@ pub(super) async fn tell_autoscaler(story: &mut Story, client: &Client) -> anyho
     let waited = tokio::time::timeout(STEP_TIMEOUT, scalers.wait_until(&story.env, "catalog", read)).await;
     let scaler = waited.context("the autoscaler read nothing in time")?;
     let status = scaler.and_then(|scaler| scaler.status.clone()).context("the autoscaler has no status")?;
-    story.say(&autoscaler_line(&status));
+    story.report(&autoscaler_line(&status));
     Ok(())
 }
 
-/// The report of an autoscaler's status. Its first pass usually precedes the first usage sample of the pods and decides nothing.
+/// The report of an autoscaler's status. Its first pass usually precedes the first usage sample of the pods and decides
+/// nothing.
 fn autoscaler_line(status: &HorizontalPodAutoscalerStatus) -> String {
     let average = |metric: &MetricStatus| metric.resource.as_ref()?.current.average_value.clone();
     match status.current_metrics.iter().flatten().find_map(average) {

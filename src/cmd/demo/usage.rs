@@ -1,20 +1,20 @@
-//! What this process uses: CPU time and memory, as the operating system counts them.
+//! Resource usage of this process: CPU time and memory, as counted by the operating system.
 
 use std::time::Duration;
 
 use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 
-/// One reading.
+/// One sample.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Usage {
-    /// CPU time of all threads since the process began.
+    /// CPU time of all threads since the process' start.
     pub(crate) cpu: Duration,
     /// Memory: proportional set size on Linux, else the resident set.
     pub(crate) memory_bytes: u64,
 }
 
 impl Usage {
-    /// Reads it now.
+    /// Takes a sample.
     pub(crate) fn read() -> Self {
         let pid = Pid::from_u32(std::process::id());
         let Ok(mut system) = System::new() else { return Self::default() };

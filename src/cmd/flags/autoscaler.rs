@@ -7,22 +7,22 @@ use controllers::AutoscalerSettings;
 
 use super::duration::{duration, some_time};
 
-/// See the module.
+/// Flags of the HorizontalPodAutoscaler controller.
 #[derive(Debug, Clone, Args)]
 pub(super) struct AutoscalerFlags {
-    /// How often each HorizontalPodAutoscaler is looked at
+    /// Interval between two evaluations of a HorizontalPodAutoscaler
     #[arg(long, env = "CORACLE_HORIZONTAL_POD_AUTOSCALER_SYNC_PERIOD", default_value = "15s", value_name = "DURATION", value_parser = some_time)]
     horizontal_pod_autoscaler_sync_period: Duration,
-    /// For how long a HorizontalPodAutoscaler doesn't go below a size that it proposed, where its own rules don't say
+    /// Stabilization window of scaling down, unless the HorizontalPodAutoscaler has one itself
     #[arg(long, env = "CORACLE_HORIZONTAL_POD_AUTOSCALER_DOWNSCALE_STABILIZATION", default_value = "5m0s", value_name = "DURATION", value_parser = duration)]
     horizontal_pod_autoscaler_downscale_stabilization: Duration,
-    /// How far from 1 the ratio of what is measured to what is wanted is before a workload is scaled
+    /// Minimum deviation from 1 of the ratio of measured to desired value before a workload is scaled
     #[arg(long, env = "CORACLE_HORIZONTAL_POD_AUTOSCALER_TOLERANCE", default_value_t = 0.1, value_name = "RATIO", value_parser = share)]
     horizontal_pod_autoscaler_tolerance: f64,
-    /// For how long after its start a pod's use of CPU may be left out
+    /// Time after a pod's start during which its CPU samples may be skipped
     #[arg(long, env = "CORACLE_HORIZONTAL_POD_AUTOSCALER_CPU_INITIALIZATION_PERIOD", default_value = "5m0s", value_name = "DURATION", value_parser = duration)]
     horizontal_pod_autoscaler_cpu_initialization_period: Duration,
-    /// Until when after its start a pod that isn't ready counts as one that never was
+    /// Time after a pod's start during which an unready pod counts as never ready
     #[arg(long, env = "CORACLE_HORIZONTAL_POD_AUTOSCALER_INITIAL_READINESS_DELAY", default_value = "30s", value_name = "DURATION", value_parser = duration)]
     horizontal_pod_autoscaler_initial_readiness_delay: Duration,
 }
@@ -35,7 +35,7 @@ fn share(text: &str) -> Result<f64, String> {
 impl AutoscalerFlags {
     pub(super) fn settings(&self) -> AutoscalerSettings {
         AutoscalerSettings {
-            // Passes that follow each other at once would do nothing but ask.
+            // A shorter period would only load the API server.
             sync_period: self.horizontal_pod_autoscaler_sync_period.max(Duration::from_secs(1)),
             downscale_stabilization: self.horizontal_pod_autoscaler_downscale_stabilization,
             tolerance: self.horizontal_pod_autoscaler_tolerance,

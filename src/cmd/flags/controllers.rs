@@ -1,4 +1,4 @@
-//! Flags of the controllers, which `up` and `controllers` have.
+//! Flags of the controllers, shared by `up` and `controllers`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use crate::cmd::Failure;
 use crate::config::ControllersConfig;
 use crate::inventory::NodeInventory;
 
-/// Upstream's flags for how many keys a controller works on at once, with their variables.
+/// Upstream's flags for the number of workers of a controller, with their variables.
 const SYNCS: &[(&str, &str, &str)] = &[
     ("concurrent-cron-job-syncs", "CORACLE_CONCURRENT_CRON_JOB_SYNCS", "cronjob-controller"),
     ("concurrent-daemonset-syncs", "CORACLE_CONCURRENT_DAEMONSET_SYNCS", "daemonset-controller"),
@@ -56,10 +56,10 @@ const SYNCS: &[(&str, &str, &str)] = &[
         "endpointslice-mirroring-controller",
     ),
 ];
-/// More would only wait for each other.
+/// Maximum workers: more would only wait for each other.
 const SYNCS_MAX: i64 = 1000;
 
-/// Those of upstream's flags for which there is a controller here.
+/// Upstream's flags for which this program has a controller.
 fn syncs() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
     SYNCS
         .iter()
@@ -67,7 +67,7 @@ fn syncs() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
         .filter(|(_, _, controller)| controllers::CONTROLLERS.iter().any(|row| row.name == *controller))
 }
 
-/// How many keys controllers work on at once, where that was said.
+/// Explicitly set numbers of workers.
 #[derive(Debug, Clone, Default)]
 struct Syncs(BTreeMap<&'static str, usize>);
 
@@ -102,39 +102,41 @@ impl Args for Syncs {
     }
 }
 
-/// See the module.
+/// Flags of the controllers.
 #[derive(Debug, Clone, Args)]
 pub(in crate::cmd) struct ControllerFlags {
     #[arg(long, env = "CORACLE_CONTROLLERS", default_value = "*", value_name = "LIST", value_delimiter = ',', allow_hyphen_values = true, help = list_help())]
     controllers: Vec<String>,
-    /// How often the node lifecycle controller looks at the nodes; a number alone is seconds
+    /// Interval of the node lifecycle controller; a plain number is seconds
     #[arg(long, env = "CORACLE_NODE_MONITOR_PERIOD", default_value = "5s", value_name = "DURATION", value_parser = some_time)]
     node_monitor_period: Duration,
-    /// After how long without a heartbeat a node is NotReady
+    /// Time without a heartbeat after which a node is NotReady
     #[arg(long, env = "CORACLE_NODE_MONITOR_GRACE_PERIOD", default_value = "50s", value_name = "DURATION", value_parser = some_time)]
     node_monitor_grace_period: Duration,
-    /// How long a new node may take to say anything at all
+    /// Time that a new node may take for its first heartbeat
     #[arg(long, env = "CORACLE_NODE_STARTUP_GRACE_PERIOD", default_value = "1m0s", value_name = "DURATION", value_parser = some_time)]
     node_startup_grace_period: Duration,
-    /// Nodes a second from which pods are evicted when they are down, in a zone that is well
+    /// Failed nodes per second whose pods are evicted, in a healthy zone
     #[arg(long, env = "CORACLE_NODE_EVICTION_RATE", default_value_t = 0.1, value_name = "RATE", value_parser = rate)]
     node_eviction_rate: f32,
-    /// The same in a large zone of which a part is down
+    /// Failed nodes per second whose pods are evicted, in a large, partially disrupted zone
     #[arg(long, env = "CORACLE_SECONDARY_NODE_EVICTION_RATE", default_value_t = 0.01, value_name = "RATE", value_parser = rate)]
     secondary_node_eviction_rate: f32,
-    /// From this share of nodes that are down on (three at least), a part of the zone is down
+    /// Share of failed nodes (three at least) from which on a zone is partially disrupted
     #[arg(long, env = "CORACLE_UNHEALTHY_ZONE_THRESHOLD", default_value_t = 0.55, value_name = "SHARE", value_parser = rate)]
     unhealthy_zone_threshold: f32,
-    /// A zone with no more nodes is small: nothing is evicted there while a part of it is down
+    /// Maximum nodes of a small zone: while one is partially disrupted, nothing is evicted there
     #[arg(long, env = "CORACLE_LARGE_CLUSTER_SIZE_THRESHOLD", default_value_t = 50, value_name = "N")]
     large_cluster_size_threshold: u32,
-    /// Nodes with short Leases count as dead when these run out, in about 1.5 s (docs/operations.md, "Nodes that die")
+    /// Nodes with short Leases count as dead when their Leases expire, in about 1.5 s (docs/operations.md, "Nodes that
+    /// die")
     #[arg(long, env = "CORACLE_FAST_FAILOVER")]
     pub(in crate::cmd) fast_failover: bool,
-    /// How many pods that have ended are kept; 0 keeps all
+    /// Number of terminated pods that are kept; 0 keeps all
     #[arg(long, env = "CORACLE_TERMINATED_POD_GC_THRESHOLD", default_value_t = 12_500, value_name = "N")]
     terminated_pod_gc_threshold: u32,
-    /// Addresses that Services of type LoadBalancer get: blocks, ranges and addresses, as in 10.0.0.0/28,10.0.1.5-10.0.1.9 (docs/operations.md, "LoadBalancer Services")
+    /// Addresses for Services of type LoadBalancer: blocks, ranges and addresses, as in
+    /// 10.0.0.0/28,10.0.1.5-10.0.1.9 (docs/operations.md, "LoadBalancer Services")
     #[arg(
         long,
         env = "CORACLE_LOAD_BALANCER_POOL",
@@ -143,7 +145,8 @@ pub(in crate::cmd) struct ControllerFlags {
         value_name = "POOL"
     )]
     load_balancer_pool: AddressPool,
-    /// What is known of the machines behind nodes: addresses, zones, types, ids; read again when it changes (docs/operations.md, "Node inventory")
+    /// Inventory of the machines behind nodes: addresses, zones, types, ids; reloaded on changes
+    /// (docs/operations.md, "Node inventory")
     #[arg(long, env = "CORACLE_NODE_INVENTORY", value_name = "FILE")]
     node_inventory: Option<PathBuf>,
     #[command(flatten)]
@@ -165,10 +168,10 @@ fn rate(text: &str) -> Result<f32, String> {
 }
 
 impl ControllerFlags {
-    /// What the controllers are configured with.
+    /// The controllers' configuration.
     ///
     /// # Errors
-    /// `--controllers` names what doesn't exist.
+    /// If `--controllers` has an unknown name.
     pub(in crate::cmd) fn config(&self) -> Result<ControllersConfig, Failure> {
         let disabled = names::disabled(&self.controllers)
             .map_err(|error| Failure::Usage(format!("--controllers: {error}; see --help for the names")))?;

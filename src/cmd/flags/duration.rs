@@ -1,27 +1,27 @@
-//! Durations as upstream's flags take them, `1m30s`; a number alone is seconds.
+//! Parses durations in the syntax of upstream's flags, `1m30s`; a plain number is seconds.
 
 use std::time::Duration;
 
 use jiff::SignedDuration;
 
-/// Reads one.
+/// Parses a duration.
 ///
 /// # Errors
-/// It is none, or below nothing.
+/// If it isn't a duration or is negative.
 pub(in crate::cmd) fn duration(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse::<u32>() {
         return Ok(Duration::from_secs(seconds.into()));
     }
-    // A form that jiff reads and Go doesn't (`PT5S`, `2 days`) is no flag of upstream's.
+    // Forms that jiff accepts and Go doesn't (`PT5S`, `2 days`) are rejected.
     let go = |letter: char| letter.is_ascii_digit() || ".hmsunµ".contains(letter);
     let read = Some(text).filter(|text| text.chars().all(go)).and_then(|text| text.parse::<SignedDuration>().ok());
     read.and_then(|read| Duration::try_from(read).ok()).ok_or_else(|| "not a duration such as 5s or 1m30s".to_owned())
 }
 
-/// Reads one that is more than nothing.
+/// Parses a positive duration.
 ///
 /// # Errors
-/// It is none.
+/// If it isn't a duration or isn't positive.
 pub(in crate::cmd) fn some_time(text: &str) -> Result<Duration, String> {
     duration(text)?
         .checked_sub(Duration::from_nanos(1))

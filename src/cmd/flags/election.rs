@@ -1,4 +1,4 @@
-//! `--leader-elect*`: of several replicas one acts.
+//! `--leader-elect*`: flags of leader election, which keeps one of several replicas active.
 
 use std::time::Duration;
 
@@ -11,22 +11,22 @@ use super::duration::some_time;
 use crate::cmd::Failure;
 use crate::config::host_name;
 
-/// Upstream's flags of the election; the record's name is the verb's unless given.
+/// Upstream's flags of leader election; the record's name defaults to the component's.
 #[derive(Debug, Clone, Args)]
 pub(in crate::cmd) struct ElectionFlags {
-    /// Acts only while no other replica does
+    /// Acts only while this replica is the leader
     #[arg(long, env = "CORACLE_LEADER_ELECT", default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set, value_name = "BOOL")]
     leader_elect: bool,
-    /// For how long others wait after a renewal that they saw
+    /// Time that other replicas wait after an observed renewal
     #[arg(long, env = "CORACLE_LEADER_ELECT_LEASE_DURATION", default_value = "15s", value_name = "DURATION", value_parser = some_time)]
     leader_elect_lease_duration: Duration,
-    /// After how long without a renewal the leader ends
+    /// Time without a renewal after which the leader ends
     #[arg(long, env = "CORACLE_LEADER_ELECT_RENEW_DEADLINE", default_value = "10s", value_name = "DURATION", value_parser = some_time)]
     leader_elect_renew_deadline: Duration,
-    /// How often a replica tries
+    /// Interval between a replica's attempts
     #[arg(long, env = "CORACLE_LEADER_ELECT_RETRY_PERIOD", default_value = "2s", value_name = "DURATION", value_parser = some_time)]
     leader_elect_retry_period: Duration,
-    /// The kind of the record; there is one
+    /// The kind of the record; only one is supported
     #[arg(long, env = "CORACLE_LEADER_ELECT_RESOURCE_LOCK", default_value = "leases", value_name = "KIND", value_parser = ["leases"])]
     leader_elect_resource_lock: String,
     /// The record's name [default: upstream's]
@@ -43,10 +43,10 @@ pub(in crate::cmd) struct ElectionFlags {
 }
 
 impl ElectionFlags {
-    /// The election under an upstream component's name; none where there is none to be.
+    /// The election under an upstream component's name; `None` if it is disabled.
     ///
     /// # Errors
-    /// The times contradict each other (client-go's rules).
+    /// If the durations contradict each other (client-go's rules).
     pub(in crate::cmd) fn election(&self, component: &str, env: &Env) -> Result<Option<Election>, Failure> {
         if !self.leader_elect {
             return Ok(None);

@@ -1,9 +1,9 @@
-//! `--feature-gates`, which each verb has whose program has it upstream.
+//! `--feature-gates`, for each verb whose program has the flag upstream.
 
 use clap::Args;
 use machinery_api::features::{Features, GateSettings, known};
 
-/// See the module.
+/// The flag `--feature-gates`.
 #[derive(Debug, Clone, Args)]
 pub(in crate::cmd) struct FeatureFlags {
     #[arg(long, env = "CORACLE_FEATURE_GATES", value_name = "NAME=BOOL,…", help = help())]

@@ -1,5 +1,5 @@
-//! Flags of what a module's compilation and a guest may take, for every verb that runs guests. Who is stopped by one of these
-//! bounds is told its flag (`GuestBounds`, `LoadError`): the names here and there are the same.
+//! Limits of a module's compilation and of guests, for every verb that runs guests. Errors about a limit name its flag
+//! (`GuestBounds`, `LoadError`): the names here and there must be the same.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -11,30 +11,30 @@ use wasm_runtime::engine::{CompileBounds, GuestBounds, HANDLES, STACK_BYTES};
 use super::duration::duration;
 use crate::config::GuestsConfig;
 
-/// A module that compiles for longer holds the one place in the background for too long.
+/// A longer compilation would occupy the only background slot for too long.
 const COMPILE_TIME: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
-/// Less is not enough for the compiler process itself, by its address space.
+/// The minimum covers the compiler process' own address space.
 const COMPILE_BYTES: RangeInclusive<u64> = 1 << 30..=1 << 40;
 
-/// See the module.
+/// Flags of limits of guests.
 #[derive(Debug, Clone, Args)]
 pub(in crate::cmd) struct GuestFlags {
-    /// For how long a module may compile, by the clock: 1s to 1h
+    /// Timeout of a module's compilation, by wall clock: 1s to 1h
     #[arg(long, env = "CORACLE_MODULE_COMPILE_TIMEOUT", default_value = "2m0s", value_name = "DURATION", value_parser = compile_time)]
     module_compile_timeout: Duration,
     /// Address space in which a module compiles: 1Gi to 1Ti
     #[arg(long, env = "CORACLE_MODULE_COMPILE_MEMORY", default_value = "3Gi", value_name = "QUANTITY", value_parser = compile_bytes)]
     module_compile_memory: u64,
-    /// Stack of each instance of a guest, beside its memory: 64Ki to 8Mi
+    /// Stack of each guest instance, in addition to its memory: 64Ki to 8Mi
     #[arg(long, env = "CORACLE_GUEST_STACK_SIZE", default_value = "512Ki", value_name = "QUANTITY", value_parser = stack_bytes)]
     guest_stack_size: usize,
-    /// WASI handles that an instance of a guest may hold at once: 64 to 65536
+    /// Maximum WASI handles of a guest instance: 64 to 65536
     #[arg(long, env = "CORACLE_GUEST_HANDLES", default_value_t = GuestBounds::default().handles as u32, value_name = "N", value_parser = clap::value_parser!(u32).range(*HANDLES.start() as i64..=*HANDLES.end() as i64))]
     guest_handles: u32,
 }
 
 impl GuestFlags {
-    /// What guests and their compilations may take.
+    /// The limits of guests and their compilations.
     pub(in crate::cmd) fn config(&self) -> GuestsConfig {
         GuestsConfig {
             compile: CompileBounds {
@@ -61,7 +61,7 @@ fn stack_bytes(text: &str) -> Result<usize, String> {
     bytes.filter(|bytes| STACK_BYTES.contains(bytes)).ok_or_else(|| "must be from 64Ki to 8Mi".to_owned())
 }
 
-/// A whole number of bytes; none where it is no such number.
+/// Parses a whole number of bytes; `None` if it isn't one.
 fn bytes(text: &str) -> Result<Option<u64>, String> {
     let quantity = Quantity::parse(text).map_err(|_| "not a quantity such as 512Ki or 3Gi".to_owned())?;
     Ok(u64::try_from(quantity.value()).ok().filter(|_| quantity.is_whole()))

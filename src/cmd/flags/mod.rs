@@ -1,4 +1,4 @@
-//! Flags that several verbs have, by upstream's names.
+//! Flags shared by several verbs, with upstream's names.
 
 mod autoscaler;
 pub(super) mod controllers;
@@ -6,5 +6,5 @@ pub(super) mod duration;
 pub(super) mod election;
 pub(super) mod features;
 pub(super) mod guests;
-pub(super) mod refused;
+pub(super) mod rejected;
 pub(super) mod scheduler;

@@ -1,4 +1,4 @@
-//! How the scheduler decides: flags of `coracle up` and `coracle scheduler`.
+//! Flags of the scheduler's decisions, shared by `coracle up` and `coracle scheduler`.
 
 use std::path::PathBuf;
 
@@ -10,10 +10,10 @@ use crate::cmd::Failure;
 use crate::config::SchedulerConfig;
 use crate::scheduler_plugins;
 
-/// See the module.
+/// Flags of the scheduler.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SchedulerFlags {
-    /// How the scheduler fills nodes: LeastAllocated spreads, MostAllocated packs
+    /// Scoring strategy of the scheduler: LeastAllocated spreads, MostAllocated packs
     #[arg(
         long,
         env = "CORACLE_SCORING_STRATEGY",
@@ -38,10 +38,10 @@ enum ScoringStrategyArg {
 }
 
 impl SchedulerFlags {
-    /// By the file, or as upstream's decides without one.
+    /// The configuration in the file, else upstream's default.
     ///
     /// # Errors
-    /// The file can't be read, or is refused.
+    /// If the file can't be read or is invalid.
     pub(crate) fn config(&self) -> Result<SchedulerConfig, Failure> {
         let Some(file) = &self.scheduler_config else {
             return Ok(SchedulerConfig::scored_by(match self.scoring_strategy {
@@ -57,7 +57,7 @@ impl SchedulerFlags {
             scheduler_plugins::check(plugin).map_err(refused)?;
         }
         if !of_process.is_empty() {
-            tracing::warn!(fields = of_process.join(", "), "--scheduler-config: these say nothing to this scheduler");
+            tracing::warn!(fields = of_process.join(", "), "--scheduler-config: this scheduler ignores these fields");
         }
         Ok(SchedulerConfig { profiles, back_off, extenders })
     }

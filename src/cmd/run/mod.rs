@@ -1,4 +1,4 @@
-//! `coracle run`: from a file to an address that answers; with `--dev`, again at every change of the file.
+//! `coracle run`: deploys a file and prints its address; with `--dev`, again on every change of the file.
 
 mod objects;
 mod watch;
@@ -12,13 +12,13 @@ use clap::Args;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Event, Pod, Service};
 use kube::Client;
-use kubelet::image::{RegistryAccess, push, take_back};
+use kubelet::image::{RegistryAccess, delete_pushed, push};
 use machinery_client::request::PatchType;
 use machinery_client::{Api, ListOptions};
 use machinery_env::Env;
 
 use self::objects::{App, MANAGER};
-use self::watch::Watched;
+use self::watch::WatchedFile;
 use super::Failure;
 use crate::compose;
 use crate::compose::images::INSPECT;
@@ -26,17 +26,17 @@ use crate::config::Common;
 use crate::data_dir::DataDir;
 use crate::local;
 use crate::module_file;
-use crate::output::{say, tell};
+use crate::output::{print_stderr, print_stdout};
 use crate::progress::Progress;
 use crate::rollout::is_rolled_out;
 
-/// Until a module is compiled and its pods are ready: the largest of JavaScript take half a minute on a busy machine.
+/// Timeout of compilation and pod readiness: the largest JavaScript modules take half a minute on a busy machine.
 const READY_TIME_MAX: Duration = Duration::from_secs(180);
-/// How often the cluster is asked meanwhile.
-const ASK_INTERVAL: Duration = Duration::from_millis(50);
-/// How often a long wait is reported.
+/// Poll interval meanwhile.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Interval of reports on a long wait.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
-/// How long a Service's address may take to answer, before another one is given.
+/// Timeout of a Service's address, after which another one is used.
 const ADDRESS_TIME_MAX: Duration = Duration::from_secs(3);
 
 /// Arguments of `coracle run`.
@@ -48,13 +48,13 @@ pub(crate) struct Run {
     /// Name of the Deployment, the Service and the image [default: the file's]
     #[arg(long, env = "CORACLE_NAME", value_name = "NAME")]
     pub(crate) name: Option<String>,
-    /// Port of the Service, where the module serves HTTP
+    /// Port of the Service, if the module serves HTTP
     #[arg(long, env = "CORACLE_SERVICE_PORT", default_value_t = 8080, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: u16,
-    /// How many pods
+    /// Number of pods
     #[arg(long, env = "CORACLE_REPLICAS", default_value_t = 1, value_name = "N")]
     pub(crate) replicas: u16,
-    /// Watches the file, and runs each change of it, until it is stopped
+    /// Watches the file and deploys each change, until it is stopped
     #[arg(long, env = "CORACLE_DEV")]
     pub(crate) dev: bool,
 }
@@ -62,7 +62,7 @@ pub(crate) struct Run {
 /// Runs the file.
 ///
 /// # Errors
-/// The file can't be read or is no module, there is no running cluster, or the pods don't become ready.
+/// If the file can't be read or is no module, there is no running cluster, or the pods don't become ready.
 pub(crate) fn run(flags: &Run, common: &Common) -> Result<(), Failure> {
     let data = DataDir::of(common)?;
     let name = match &flags.name {
@@ -84,25 +84,25 @@ pub(crate) fn run(flags: &Run, common: &Common) -> Result<(), Failure> {
             () = stop => Ok(()),
         }
     });
-    // Who stops it doesn't wait for a file that is still being read.
+    // A pending file read must not delay the exit.
     runtime.shutdown_background();
     Ok(done?)
 }
 
-/// What runs now.
+/// A deployment of a module.
 struct Deployed {
     app: App,
-    /// It is another one than before.
+    /// Whether it differs from the last one.
     changed: bool,
 }
 
-/// One file and where it runs.
+/// Deploys one file.
 struct Runner<'a> {
     flags: &'a Run,
     name: String,
     registry: RegistryAccess,
     client: Client,
-    /// Where NodePorts are.
+    /// The host of NodePorts.
     host: String,
     env: Env,
 }
@@ -116,7 +116,7 @@ impl<'a> Runner<'a> {
 
     async fn run(&self, dev: bool) -> anyhow::Result<()> {
         let file = &self.flags.file;
-        let mut watched = Watched::default();
+        let mut watched = WatchedFile::default();
         let cannot = || format!("cannot read {}; give the path of a .wasm file", file.display());
         let module = if dev {
             watched.read(file).await
@@ -125,37 +125,38 @@ impl<'a> Runner<'a> {
             tokio::task::spawn_blocking(move || module_file::read(&file)).await?
         };
         let Deployed { mut app, .. } = self.deploy(module.with_context(cannot)?).await?;
-        self.tell(&app).await?;
+        self.print_address(&app).await?;
         if !dev {
             return Ok(());
         }
         loop {
             let still = format!("{} runs on", app.image);
-            let module =
-                watched.changed(file, &|why| tell!("coracle: cannot read {}: {why}; {still}", file.display())).await;
+            let module = watched
+                .changed(file, &|why| print_stderr!("coracle: cannot read {}: {why}; {still}", file.display()))
+                .await;
             let seen = self.env.elapsed();
-            // A build may be writing it still, and what is half there is no module: the next change brings the rest.
+            // A build may still be writing the file, and a partial file is no module: the next change has the rest.
             match self.deploy(module).await {
                 Ok(Deployed { app: next, changed: true }) => {
                     let took = self.env.elapsed().saturating_sub(seen);
                     let does = if next.serves { "serves" } else { "runs" };
-                    say!("{} {does} {} after {} ms", next.name, next.image, took.as_millis())?;
+                    print_stdout!("{} {does} {} after {} ms", next.name, next.image, took.as_millis())?;
                     if next.serves != app.serves
-                        && let Err(error) = self.tell(&next).await
+                        && let Err(error) = self.print_address(&next).await
                     {
-                        tell!("coracle: {error:#}");
+                        print_stderr!("coracle: {error:#}");
                     }
                     let before = std::mem::replace(&mut app, next);
-                    // A day's changes would fill the disk.
-                    let _ = take_back(&before.name, before.digest(), &self.registry).await;
+                    // Delete old images: a day's changes would fill the disk.
+                    let _ = delete_pushed(&before.name, before.digest(), &self.registry).await;
                 }
                 Ok(_) => {}
-                Err(error) => tell!("coracle: {error:#}; {still}"),
+                Err(error) => print_stderr!("coracle: {error:#}; {still}"),
             }
         }
     }
 
-    /// Pushes a module and has it run.
+    /// Pushes a module and deploys it.
     async fn deploy(&self, module: Vec<u8>) -> anyhow::Result<Deployed> {
         let progress = Progress::new();
         progress.doing(&format!("pushing {} ({} bytes)", self.flags.file.display(), module.len()));
@@ -167,18 +168,18 @@ impl<'a> Runner<'a> {
         let changed = self.apply(&app).await?;
         self.ready(&app, progress).await?;
         if !app.serves {
-            // Only now: what ran before answered until this one ran.
-            self.close().await?;
+            // Only now: the old server responds until the new one runs.
+            self.delete_service().await?;
         }
         progress.done();
         Ok(Deployed { app, changed })
     }
 
-    /// Makes the objects, or changes what `coracle run` has made before.
+    /// Creates the objects, or updates those of an earlier `coracle run`.
     async fn apply(&self, app: &App) -> anyhow::Result<bool> {
         let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), self.client.default_namespace());
         let services: Api<Service> = Api::namespaced(self.client.clone(), self.client.default_namespace());
-        // Looked at before anything is made.
+        // Checked before any object is created.
         let service = services.get_opt(&app.name).await?;
         let ours = service.as_ref().is_none_or(|there| objects::is_ours(&there.metadata));
         if app.serves && !ours {
@@ -213,8 +214,8 @@ impl<'a> Runner<'a> {
         Ok(changed)
     }
 
-    /// Removes the Service that `coracle run` has made for a server.
-    async fn close(&self) -> anyhow::Result<()> {
+    /// Deletes a server's Service of an earlier `coracle run`.
+    async fn delete_service(&self) -> anyhow::Result<()> {
         let services: Api<Service> = Api::namespaced(self.client.clone(), self.client.default_namespace());
         let there = services.get_opt(&self.name).await?;
         if there.is_some_and(|there| objects::is_ours(&there.metadata)) {
@@ -223,7 +224,7 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
-    /// Waits until all pods are of this image and available.
+    /// Waits until all pods have this image and are available.
     async fn ready(&self, app: &App, progress: Progress) -> anyhow::Result<()> {
         let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), self.client.default_namespace());
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), self.client.default_namespace());
@@ -234,7 +235,7 @@ impl<'a> Runner<'a> {
                 return Ok(());
             }
             let all = pods.list(&ListOptions { labels: format!("app={}", app.name), ..ListOptions::default() }).await?;
-            if let Some(why) = all.items.iter().find_map(|pod| app.trouble(pod)) {
+            if let Some(why) = all.items.iter().find_map(|pod| app.permanent_failure(pod)) {
                 bail!("{} does not run: {why}", app.name);
             }
             if self.env.elapsed() >= report_at {
@@ -247,11 +248,11 @@ impl<'a> Runner<'a> {
                 let seconds = READY_TIME_MAX.as_secs();
                 bail!("{} is not ready after {seconds} s: see `kubectl describe pods -l app={}`", app.name, app.name);
             }
-            tokio::time::sleep(ASK_INTERVAL).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// What the node last reported of a compilation for these pods, if anything.
+    /// The node's last event about a compilation for these pods, if any.
     async fn wait_reason(&self, pods: &[Pod]) -> Option<String> {
         let fields = "reason=Compiling,involvedObject.kind=Pod".to_owned();
         let events = Api::<Event>::namespaced(self.client.clone(), self.client.default_namespace());
@@ -259,10 +260,10 @@ impl<'a> Runner<'a> {
         objects::newest_message(&events, pods)
     }
 
-    /// Prints where it answers.
-    async fn tell(&self, app: &App) -> anyhow::Result<()> {
+    /// Prints the server's address.
+    async fn print_address(&self, app: &App) -> anyhow::Result<()> {
         if !app.serves {
-            say!("deployment/{} runs; its output: kubectl logs deployment/{}", app.name, app.name)?;
+            print_stdout!("deployment/{} runs; its output: kubectl logs deployment/{}", app.name, app.name)?;
             return Ok(());
         }
         let service =
@@ -271,19 +272,19 @@ impl<'a> Runner<'a> {
         let address = spec.cluster_ip.and_then(|ip| ip.parse().ok()).map(|ip| SocketAddr::new(ip, self.flags.port));
         let node_port = spec.ports.and_then(|ports| ports.first()?.node_port);
         match (address, node_port) {
-            (Some(address), _) if answers(address).await => say!("http://{address}/")?,
-            (_, Some(port)) => say!("http://{}:{port}/", self.host)?,
+            (Some(address), _) if accepts_connections(address).await => print_stdout!("http://{address}/")?,
+            (_, Some(port)) => print_stdout!("http://{}:{port}/", self.host)?,
             _ => bail!("the Service has no address: see `kubectl describe service {}`", app.name),
         }
         Ok(())
     }
 }
 
-/// Whether the data plane has a listener there, which it may be about to open.
-async fn answers(address: SocketAddr) -> bool {
+/// Whether the address accepts connections. The data plane may open it a moment later.
+async fn accepts_connections(address: SocketAddr) -> bool {
     let connects = async {
         while tokio::net::TcpStream::connect(address).await.is_err() {
-            tokio::time::sleep(ASK_INTERVAL).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     };
     tokio::time::timeout(ADDRESS_TIME_MAX, connects).await.is_ok()

@@ -1,4 +1,4 @@
-//! The objects of `coracle run`. Pure.
+//! Builds and checks the objects of `coracle run`. Pure.
 
 use std::path::Path;
 
@@ -6,13 +6,13 @@ use k8s_openapi::api::core::v1::{Event, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
-/// Who has made them.
+/// The field manager.
 pub(super) const MANAGER: &str = "coracle-run";
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
-/// Longest label of DNS, which a Service's name is.
+/// Maximum length of a DNS label, the name of a Service.
 const LABEL_CHARS_MAX: usize = 63;
-/// Reasons for which a container waits that waiting doesn't mend.
-const TROUBLES: [&str; 8] = [
+/// Waiting reasons of a container that don't resolve by themselves.
+const PERMANENT_WAITING_REASONS: [&str; 8] = [
     "ErrImagePull",
     "ImagePullBackOff",
     "RegistryUnavailable",
@@ -23,15 +23,15 @@ const TROUBLES: [&str; 8] = [
     "CrashLoopBackOff",
 ];
 
-/// What runs.
+/// The deployed application.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct App {
     pub(super) name: String,
-    /// By digest, so that each change is a new one.
+    /// By digest, so that each change is a new image.
     pub(super) image: String,
     port: u16,
     replicas: u16,
-    /// It answers HTTP.
+    /// Whether it serves HTTP.
     pub(super) serves: bool,
 }
 
@@ -39,7 +39,7 @@ impl App {
     pub(super) fn new(name: &str, (digest, exports): (&str, &[String]), port: u16, replicas: u16) -> Self {
         let image = format!("registry.local/{name}@{digest}");
         let exports = |wanted: &str| exports.iter().any(|export| export.starts_with(wanted));
-        // A plugin is served over HTTP, too; a core module is a command.
+        // A plugin is served over HTTP too; a core module is a command.
         let serves = exports("wasi:http/incoming-handler@") || !exports("wasi:cli/run@") && !exports("_start");
         Self { name: name.to_owned(), image, port, replicas, serves }
     }
@@ -82,12 +82,12 @@ impl App {
         json!({"name": self.name, "labels": {"app": self.name, (MANAGED_BY): MANAGER}})
     }
 
-    /// Why a pod of this image will not run, if so.
-    pub(super) fn trouble(&self, pod: &Pod) -> Option<String> {
+    /// Why a pod of this image can't run, if so.
+    pub(super) fn permanent_failure(&self, pod: &Pod) -> Option<String> {
         let image = pod.spec.as_ref()?.containers.first()?.image.as_deref();
         let status = pod.status.as_ref()?.container_statuses.as_ref()?.first()?;
         let waiting = status.state.as_ref()?.waiting.as_ref()?;
-        let reason = waiting.reason.as_deref().filter(|reason| TROUBLES.contains(reason))?;
+        let reason = waiting.reason.as_deref().filter(|reason| PERMANENT_WAITING_REASONS.contains(reason))?;
         let last = status.last_state.as_ref().and_then(|state| state.terminated.as_ref());
         let more = match (waiting.message.as_deref(), last) {
             (_, Some(ended)) if reason == "CrashLoopBackOff" => {
@@ -101,21 +101,21 @@ impl App {
     }
 }
 
-/// The message of the newest of these events that is about one of these pods.
+/// The message of the newest event about one of these pods.
 pub(super) fn newest_message(events: &[Event], pods: &[Pod]) -> Option<String> {
     let names: Vec<&str> = pods.iter().filter_map(|pod| pod.metadata.name.as_deref()).collect();
     let about = |event: &&Event| event.involved_object.name.as_deref().is_some_and(|name| names.contains(&name));
-    // Nodes count repetitions in one event, whose last time is the newest.
+    // Nodes count repetitions in one event; its last time counts.
     let newest = events.iter().filter(about).max_by_key(|event| event.last_timestamp.as_ref().map(|at| at.0))?;
     newest.message.clone()
 }
 
-/// Whether `coracle run` has made it.
+/// Whether an object was created by `coracle run`.
 pub(super) fn is_ours(metadata: &ObjectMeta) -> bool {
     metadata.labels.as_ref().and_then(|labels| labels.get(MANAGED_BY)).is_some_and(|manager| manager == MANAGER)
 }
 
-/// A label of DNS that begins with a letter (RFC 1035, what a Service's name is).
+/// Whether a name is a DNS label that begins with a letter (RFC 1035, as a Service's name).
 pub(super) fn is_label(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     name.len() <= LABEL_CHARS_MAX
@@ -124,7 +124,7 @@ pub(super) fn is_label(name: &str) -> bool {
         && name.chars().all(plain)
 }
 
-/// The name that a file gives.
+/// The default name for a file.
 pub(super) fn name_of(file: &Path) -> Option<String> {
     let stem = file.file_stem()?.to_str()?.to_lowercase();
     let plain: String = stem.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
@@ -189,10 +189,10 @@ mod tests {
             }))
             .unwrap()
         };
-        assert_eq!(app.trouble(&pod(&app.image, "ErrImagePull")).unwrap(), "ErrImagePull: because");
-        assert!(app.trouble(&pod(&app.image, "CrashLoopBackOff")).unwrap().contains("code 3"));
-        assert_eq!(app.trouble(&pod(&app.image, "ContainerCreating")), None);
-        assert_eq!(app.trouble(&pod("registry.local/web@sha256:0", "ErrImagePull")), None);
+        assert_eq!(app.permanent_failure(&pod(&app.image, "ErrImagePull")).unwrap(), "ErrImagePull: because");
+        assert!(app.permanent_failure(&pod(&app.image, "CrashLoopBackOff")).unwrap().contains("code 3"));
+        assert_eq!(app.permanent_failure(&pod(&app.image, "ContainerCreating")), None);
+        assert_eq!(app.permanent_failure(&pod("registry.local/web@sha256:0", "ErrImagePull")), None);
         assert!(is_ours(&serde_json::from_value(app.deployment()["metadata"].clone()).unwrap()));
         assert!(!is_ours(&ObjectMeta::default()));
     }

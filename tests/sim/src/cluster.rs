@@ -1,5 +1,5 @@
-//! The cluster: the real API server over the simulated store, the real controllers and scheduler, and nodes; each of them
-//! lives until it is killed, and comes back with nothing but what is stored.
+//! The cluster: the real API server over the simulated store, the real controllers and scheduler, and nodes. A
+//! component lives until it is killed, and restarts with nothing but the stored state.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -23,28 +23,28 @@ use crate::checkers::convergence;
 use crate::freeze::Freezable;
 use crate::log::log;
 use crate::network::{Link, Network};
-use crate::node::{Node, Room};
+use crate::node::{Node, NodeCapacity};
 use crate::random::Random;
 use crate::sabotage::Sabotage;
 use crate::store::SimStore;
 use crate::workload::{POOL, certificate};
 use crate::world::World;
 
-/// Names of what can be killed beside the nodes.
+/// Names of killable components beside the nodes.
 pub(crate) const CONTROLLERS: &str = "controllers";
 pub(crate) const SCHEDULER: &str = "scheduler";
-/// Pods leave a node that is silent after so long.
+/// Seconds after which pods leave a silent node.
 const TOLERATION_SECONDS: i64 = 15;
 
-/// A StatefulSet's `maxUnavailable` counts: without the gate a `Parallel` set may lose one pod more with each new template, as upstream's.
+/// Without the gate, a `Parallel` StatefulSet may lose one more pod with each template, like upstream's.
 fn features() -> Features {
     Features::default().with(Feature::MaxUnavailableStatefulSet, true)
 }
 
-/// How soon a silent node is given up.
+/// Time until a silent node's pods are evicted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pace {
-    /// As by upstream's flags, only sooner.
+    /// Like upstream's flags, only shorter.
     Usual,
     /// With `--fast-failover`.
     Fast,
@@ -66,13 +66,13 @@ struct Life {
 }
 
 #[derive(Default)]
-struct State {
+struct ClusterState {
     lives: BTreeMap<String, Life>,
-    /// Ends a component for good, when a node is taken away.
+    /// Ends a component permanently, when a node is removed.
     ends: BTreeMap<String, CancellationToken>,
 }
 
-/// See the module.
+/// The simulated cluster.
 pub(crate) struct Cluster {
     pub(crate) world: Arc<World>,
     pub(crate) network: Arc<Network>,
@@ -80,11 +80,11 @@ pub(crate) struct Cluster {
     random: Random,
     seed: u64,
     pace: Pace,
-    room: Room,
-    state: Mutex<State>,
+    room: NodeCapacity,
+    state: Mutex<ClusterState>,
 }
 
-/// One key for all runs: making one costs more than a run's start, and none of it is in the log.
+/// One key for all runs: generating one takes longer than a run's start, and the log contains none of it.
 fn signing_key() -> Arc<SigningKey> {
     static KEY: OnceLock<Arc<SigningKey>> = OnceLock::new();
     let make = || {
@@ -100,29 +100,29 @@ fn block(text: &str) -> Ipv4Net {
 
 impl Cluster {
     pub(crate) fn new(seed: u64, world: Arc<World>, pace: Pace) -> Arc<Self> {
-        Self::with_room(seed, world, pace, Room::SMALL)
+        Self::with_room(seed, world, pace, NodeCapacity::SMALL)
     }
 
-    /// One whose nodes have so much room each.
-    pub(crate) fn with_room(seed: u64, world: Arc<World>, pace: Pace, room: Room) -> Arc<Self> {
+    /// A cluster whose nodes have this capacity each.
+    pub(crate) fn with_room(seed: u64, world: Arc<World>, pace: Pace, room: NodeCapacity) -> Arc<Self> {
         let network = Network::new(world.clone());
         let store = Arc::new(SimStore::new(world.clone()));
         let random = Random::new(seed, "lives");
         Arc::new(Self { world, network, store, random, seed, pace, room, state: Mutex::default() })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ClusterState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts everything, with so many nodes.
+    /// Starts everything, with this number of nodes.
     pub(crate) async fn start(self: &Arc<Self>, nodes: u64) {
         let (serving, cluster) = (tokio::sync::oneshot::channel(), self.clone());
         tokio::spawn(cluster.serve_for_ever(serving.0));
-        // The server comes up in the end, or the run's own bound on time ends it.
+        // The server starts eventually, or the run's own time limit ends it.
         let _ = serving.1.await;
-        self.keep(CONTROLLERS, Self::controllers);
-        self.keep(SCHEDULER, Self::scheduler);
+        self.keep_alive(CONTROLLERS, Self::controllers);
+        self.keep_alive(SCHEDULER, Self::scheduler);
         for number in 1..=nodes {
             self.add_node(&format!("node-{number}"));
         }
@@ -143,7 +143,7 @@ impl Cluster {
                     tokio::select! {
                         biased;
                         () = dead.cancelled() => {}
-                        () = server.mend(&cluster, dead.clone()) => {}
+                        () = server.reconcile_bootstrap_objects(&cluster, dead.clone()) => {}
                     }
                     server.stop();
                     log!(self.world, "apiserver: is dead");
@@ -172,8 +172,8 @@ impl Cluster {
 
     // --- components --------------------------------------------------------------------------------------------------
 
-    /// Keeps a component alive: it is started again a while after it ended or was killed.
-    fn keep<F>(
+    /// Keeps a component alive: restarts it a while after its end or death.
+    fn keep_alive<F>(
         self: &Arc<Self>,
         name: &str,
         run: impl Fn(&Arc<Self>, &Arc<Link>, CancellationToken) -> F + Send + 'static,
@@ -197,7 +197,7 @@ impl Cluster {
                     () = end.cancelled() => log!(cluster.world, "{name}: is taken away"),
                     _ = &mut life => log!(cluster.world, "{name}: ended"),
                 }
-                // Nothing of this life is heard any more, whatever is left of its tasks.
+                // No message of this life passes any more, whatever is left of its tasks.
                 link.dead.cancel();
                 cluster.network.pump.break_all(|stream| Arc::ptr_eq(&stream.link, &link));
                 stop.cancel();
@@ -259,7 +259,7 @@ impl Cluster {
 
     pub(crate) fn add_node(self: &Arc<Self>, name: &str) {
         let (node, random) = (name.to_owned(), Random::new(self.seed, name));
-        self.keep(name, move |cluster, link, stop| {
+        self.keep_alive(name, move |cluster, link, stop| {
             let user = UserInfo::component(format!("system:node:{node}"), Some("system:nodes"));
             let client = cluster.network.client(link, user);
             let program = cluster.network.client(link, UserInfo::component("system:apiserver", Some("system:masters")));
@@ -267,7 +267,7 @@ impl Cluster {
         });
     }
 
-    /// The machine is gone for good.
+    /// Removes the machine permanently.
     pub(crate) fn remove_node(&self, name: &str) {
         if let Some(end) = self.state().ends.remove(name) {
             end.cancel();
@@ -280,7 +280,7 @@ impl Cluster {
 
     // --- for faults and checkers -------------------------------------------------------------------------------------
 
-    /// All that can be killed, but for the server.
+    /// All killable components except the server.
     pub(crate) fn names(&self) -> Vec<String> {
         self.state().ends.keys().cloned().collect()
     }
@@ -294,7 +294,7 @@ impl Cluster {
         self.state().lives.values().map(|life| life.link.clone()).collect()
     }
 
-    /// What the caches of components show otherwise than it is stored.
+    /// Differences between the components' caches and the store.
     pub(crate) fn stale(&self, settled: u64) -> Vec<String> {
         let informers: Vec<(String, Arc<Informer>)> = {
             let state = self.state();
@@ -309,7 +309,7 @@ impl Cluster {
     }
 }
 
-/// What the keys of a kind's objects begin with.
+/// Key prefix of a kind's objects.
 fn prefix(kind: &Kind) -> Option<String> {
     let row = RESOURCES.iter().find(|row| row.group == kind.group && row.plural == kind.plural)?;
     row.storage.prefix().map(|prefix| format!("/registry/{prefix}/"))

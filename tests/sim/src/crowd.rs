@@ -1,5 +1,5 @@
-//! Thousands of objects asked for at once, and half of their namespaces deleted at once, each time while components die, nodes freeze and
-//! messages get lost: all of it comes to rest, in time and work that follow from how much was asked for.
+//! Creates thousands of objects at once, then deletes half of their namespaces at once, while components die, nodes freeze and
+//! messages are lost. The cluster must converge, with time and requests bounded by the number of objects.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,49 +16,49 @@ use machinery_client::{Kind, Pod};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::checkers::convergence::unfinished;
+use crate::checkers::convergence::unmet;
 use crate::cluster::{CONTROLLERS, Cluster, Pace, SCHEDULER};
 use crate::log::log;
 use crate::network::{Doom, Link};
-use crate::node::Room;
+use crate::node::NodeCapacity;
 use crate::random::Random;
 use crate::sabotage::Sabotage;
 use crate::workload::template;
 use crate::world::World;
 use crate::{faults, workload};
 
-/// As many pods as a node's block has addresses for, with some to spare while they change places.
-const ROOM: Room = Room { cpu_millis: 100_000, pods: 200 };
-/// Pods that one group asks for, one of each kind of workload: [`group`].
+/// As many pods as a node's CIDR has addresses for, with some to spare for pods that move.
+const ROOM: NodeCapacity = NodeCapacity { cpu_millis: 100_000, pods: 200 };
+/// Pods of one group with one of each kind of workload: [`group`].
 pub(crate) const GROUP: u64 = 50;
 const NAMESPACES: u64 = 10;
-/// How long faults are made when all is asked for, and when half of it is deleted.
+/// Duration of faults after the creation, and after the deletion.
 const FAULTS: Duration = Duration::from_secs(20);
-const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// How long it may take to come to rest after each.
-const REST_WITHIN: Duration = Duration::from_secs(1800);
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// Time limit of convergence after each.
+const CONVERGENCE_TIMEOUT: Duration = Duration::from_secs(1800);
 
-/// What it took.
+/// Result of a run.
 pub(crate) struct Crowd {
     pub(crate) violations: Vec<String>,
     pub(crate) log: String,
-    /// Objects that were there at rest, requests that were answered until then, and time that passed in the cluster.
+    /// Objects after convergence, requests served until then, and elapsed cluster time.
     pub(crate) objects: usize,
     pub(crate) requests: u64,
     pub(crate) made: Duration,
-    /// The same when half of it was gone.
+    /// The same after half of it was deleted.
     pub(crate) requests_gone: u64,
     pub(crate) gone: Duration,
 }
 
-/// Plays it with so many groups under a seed.
+/// Runs it with this number of groups under a seed.
 pub(crate) fn crowd(seed: u64, groups: u64) -> Crowd {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
-    runtime.block_on(play(seed, groups))
+    runtime.block_on(simulate(seed, groups))
 }
 
-async fn play(seed: u64, groups: u64) -> Crowd {
+async fn simulate(seed: u64, groups: u64) -> Crowd {
     let (world, begun) = (Arc::new(World::new(seed, Sabotage::None)), Instant::now());
     let cluster = Cluster::with_room(seed, world.clone(), Pace::Usual, ROOM);
     cluster.start((groups * GROUP * 4 / 3).div_ceil(ROOM.pods).max(3)).await;
@@ -68,19 +68,19 @@ async fn play(seed: u64, groups: u64) -> Crowd {
     let namespace = |name: &String| {
         (Kind::of::<Namespace>(), json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}))
     };
-    make(&api, names.iter().map(namespace).collect()).await;
-    let asked = (0..groups).flat_map(|number| group(number, &names)).collect();
-    tokio::join!(biased; make(&api, asked), trouble(&cluster, seed));
-    rest(&cluster, seed).await;
+    create_all(&api, names.iter().map(namespace).collect()).await;
+    let objects = (0..groups).flat_map(|number| group(number, &names)).collect();
+    tokio::join!(biased; create_all(&api, objects), inject_faults(&cluster, seed));
+    wait_for_convergence(&cluster, seed).await;
     let (made, requests) = (begun.elapsed(), answered(&cluster));
     let objects = world.history.now("/registry/").len();
     let half: Vec<String> = names.iter().step_by(2).cloned().collect();
     let begun = Instant::now();
-    tokio::join!(biased; delete(&api, &half), trouble(&cluster, seed + 1));
-    rest(&cluster, seed).await;
+    tokio::join!(biased; delete(&api, &half), inject_faults(&cluster, seed + 1));
+    wait_for_convergence(&cluster, seed).await;
     for name in half {
         if world.history.at(&format!("/registry/namespaces/{name}"), u64::MAX).is_some() {
-            world.violated(format!("the namespace {name} is there"));
+            world.record_violation(format!("the namespace {name} is there"));
         }
     }
     let (gone, requests_gone) = (begun.elapsed(), answered(&cluster) - requests);
@@ -92,7 +92,7 @@ fn answered(cluster: &Cluster) -> u64 {
     cluster.network.answered.lock().unwrap_or_else(std::sync::PoisonError::into_inner).values().sum()
 }
 
-/// One of each kind of workload, with what belongs to it: 50 pods. The first has a DaemonSet beside them.
+/// One of each kind of workload with its dependents: 50 pods. The first group has a DaemonSet in addition.
 fn group(number: u64, namespaces: &[String]) -> Vec<(Kind, Value)> {
     let namespace = &namespaces[usize::try_from(number).unwrap_or(0) % namespaces.len()];
     let even = number.is_multiple_of(2);
@@ -146,8 +146,8 @@ fn group(number: u64, namespaces: &[String]) -> Vec<(Kind, Value)> {
     all
 }
 
-/// Asks for all of it at once, each until it is there.
-async fn make(api: &ApiClient, objects: Vec<(Kind, Value)>) {
+/// Creates all objects at once, retrying each.
+async fn create_all(api: &ApiClient, objects: Vec<(Kind, Value)>) {
     let one = |(kind, object): (Kind, Value)| async move {
         let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
         let there = |error: &kube::Error| status_code(error) == 409;
@@ -173,15 +173,15 @@ async fn delete(api: &ApiClient, namespaces: &[String]) {
     namespaces.iter().map(one).collect::<FuturesUnordered<_>>().collect::<()>().await;
 }
 
-/// Faults of all kinds, most of which are some node's; and deaths of those that have the most to do.
-async fn trouble(cluster: &Arc<Cluster>, seed: u64) {
+/// Faults of all kinds, mostly of nodes, and deaths of the busiest components.
+async fn inject_faults(cluster: &Arc<Cluster>, seed: u64) {
     let (random, until) = (Random::new(seed, "crowd"), Instant::now() + FAULTS);
     let deaths = async {
         for name in [CONTROLLERS, SCHEDULER, CONTROLLERS] {
             let doom = Doom { writes: random.between(1, 200), done: random.chance(500) };
             if let Some(link) = cluster.link(name) {
                 log!(cluster.world, "fault: {name} dies with its writes: {doom:?}");
-                link.doom(Some(doom));
+                link.schedule_death(Some(doom));
             }
             tokio::time::sleep(random.millis(2000, 6000)).await;
         }
@@ -190,15 +190,15 @@ async fn trouble(cluster: &Arc<Cluster>, seed: u64) {
     tokio::join!(biased; deaths, faults::make(cluster.clone(), seed, until));
 }
 
-/// Waits until nothing is left to do.
-async fn rest(cluster: &Arc<Cluster>, seed: u64) {
-    let deadline = Instant::now() + REST_WITHIN;
+/// Waits for convergence.
+async fn wait_for_convergence(cluster: &Arc<Cluster>, seed: u64) {
+    let deadline = Instant::now() + CONVERGENCE_TIMEOUT;
     let (mut calm, mut settled) = (0, cluster.world.history.revision());
     workload::settle(cluster.clone(), seed).await;
     while calm < 2 {
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
         let before = std::mem::replace(&mut settled, cluster.world.history.revision());
-        let mut problems = unfinished(&cluster.world.history);
+        let mut problems = unmet(&cluster.world.history);
         problems.extend(cluster.stale(before));
         calm = if problems.is_empty() { calm + 1 } else { 0 };
         if let Some(first) = problems.first() {
@@ -206,7 +206,7 @@ async fn rest(cluster: &Arc<Cluster>, seed: u64) {
         }
         if Instant::now() > deadline {
             problems.truncate(10);
-            return cluster.world.violated(format!("never came to rest: {problems:#?}"));
+            return cluster.world.record_violation(format!("never came to rest: {problems:#?}"));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One node dies in calm weather: how long its endpoints stay, and how long until as many pods are ready as before.
+//! One node dies without other faults: measures the time until its endpoints are gone and all replicas are ready again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,29 +17,29 @@ use crate::sabotage::Sabotage;
 use crate::workload::template;
 use crate::world::World;
 
-/// Nodes, and pods on them.
+/// Number of nodes, and of pods on them.
 const NODES: u64 = 3;
 const REPLICAS: usize = 6;
-/// How exactly is measured.
+/// Resolution of the measurement.
 const TICK: Duration = Duration::from_millis(20);
-/// When something is wrong.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// Time limit in case of a failure.
+const TIMEOUT: Duration = Duration::from_secs(300);
 
-/// How long after a node's death.
+/// Times after a node's death.
 pub(crate) struct Failover {
     pub(crate) endpoints_gone: Duration,
     pub(crate) pods_back: Duration,
 }
 
-/// Plays it under a seed.
+/// Runs it under a seed.
 pub(crate) fn failover(seed: u64, pace: Pace) -> Failover {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
-    let played = async { tokio::time::timeout(PATIENCE, play(seed, pace)).await };
+    let played = async { tokio::time::timeout(TIMEOUT, simulate(seed, pace)).await };
     runtime.block_on(played).expect("it never happens")
 }
 
-async fn play(seed: u64, pace: Pace) -> Failover {
+async fn simulate(seed: u64, pace: Pace) -> Failover {
     let world = Arc::new(World::new(seed, Sabotage::None));
     let cluster = Cluster::new(seed, world, pace);
     cluster.start(NODES).await;
@@ -51,7 +51,7 @@ async fn play(seed: u64, pace: Pace) -> Failover {
     });
     let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "default"},
         "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]}});
-    // Nodes first: else all pods are where the first one is.
+    // Nodes first: otherwise all pods would be on the first one.
     until(|| {
         cluster.world.history.now("/registry/minions/").iter().filter(|(_, node)| ready(node.value())).count() as u64
             == NODES
@@ -86,7 +86,7 @@ fn ready(node: &Value) -> bool {
     conditions.into_iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
 }
 
-/// The nodes of the ready endpoints of the Service, each as often as it has some.
+/// The nodes of the Service's ready endpoints, with repetitions.
 fn endpoints(cluster: &Cluster) -> Vec<String> {
     let slices = cluster.world.history.now("/registry/endpointslices/default/");
     let of_web = slices.iter().map(|(_, slice)| slice.value());

@@ -1,4 +1,4 @@
-//! What goes wrong, and when: drawn from the seed, until it is time to come to rest.
+//! Draws faults from the seed, until the cluster is to converge.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::network::Doom;
 use crate::random::Random;
 use crate::world::Weather;
 
-/// Makes trouble until `until`.
+/// Injects faults until `until`.
 pub(crate) async fn make(cluster: Arc<Cluster>, seed: u64, until: Instant) {
     let random = Random::new(seed, "faults");
     let world = cluster.world.clone();
@@ -33,7 +33,7 @@ pub(crate) async fn make(cluster: Arc<Cluster>, seed: u64, until: Instant) {
                 let doom = Doom { writes: random.between(1, 12), done: random.chance(500) };
                 if let Some(link) = random.pick(&cluster.names()).and_then(|name| cluster.link(name)) {
                     log!(world, "fault: {} dies with its writes: {doom:?}", link.name);
-                    link.doom(Some(doom));
+                    link.schedule_death(Some(doom));
                 }
             }
             5 | 6 => partition(&cluster, &random),
@@ -52,7 +52,7 @@ pub(crate) async fn make(cluster: Arc<Cluster>, seed: u64, until: Instant) {
             }
             10 => {
                 let far = i64::try_from(random.below(61)).unwrap_or(0);
-                world.jump(if random.chance(500) { far } else { -far });
+                world.step_clock(if random.chance(500) { far } else { -far });
             }
             11 | 12 => freeze(&cluster, &random),
             13 => {
@@ -65,13 +65,13 @@ pub(crate) async fn make(cluster: Arc<Cluster>, seed: u64, until: Instant) {
     log!(world, "faults end");
     world.set_weather(Weather::CALM);
     for link in cluster.links() {
-        link.doom(None);
+        link.schedule_death(None);
         link.heal();
         link.thaw();
     }
 }
 
-/// Cuts a component off for a while.
+/// Cuts a component's link for a while.
 fn partition(cluster: &Arc<Cluster>, random: &Random) {
     let Some(link) = random.pick(&cluster.names()).and_then(|name| cluster.link(name)) else { return };
     let lasts = if random.chance(300) { random.millis(10_000, 40_000) } else { random.millis(200, 5000) };
@@ -88,7 +88,7 @@ fn partition(cluster: &Arc<Cluster>, random: &Random) {
     });
 }
 
-/// Stops a node, which comes back with what it knew and what it had begun: its pods run on, and others are told that it is silent.
+/// Freezes a node, which resumes with its state and operations in progress: its pods keep running, and others see it as silent.
 fn freeze(cluster: &Arc<Cluster>, random: &Random) {
     let Some(link) = random.pick(&cluster.nodes()).and_then(|name| cluster.link(name)) else { return };
     let lasts = if random.chance(500) { random.millis(15_000, 45_000) } else { random.millis(200, 15_000) };

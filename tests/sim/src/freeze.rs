@@ -1,5 +1,5 @@
-//! A component that is stopped and goes on later, as by SIGSTOP, a machine's sleep or a paused virtual machine: it knows nothing of
-//! the time between.
+//! Freezes and resumes a component, as SIGSTOP, a machine's sleep or a paused virtual machine does: the component doesn't
+//! notice the time between.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 
 use crate::network::Link;
 
-/// A life that its link can stop.
+/// A component's future that its link can freeze.
 pub(crate) struct Freezable<F> {
     pub(crate) link: Arc<Link>,
     pub(crate) life: Pin<Box<F>>,
@@ -18,7 +18,7 @@ impl<F: Future> Future for Freezable<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        if self.link.freezes(context.waker()) {
+        if self.link.is_frozen(context.waker()) {
             return Poll::Pending;
         }
         self.life.as_mut().poll(context)

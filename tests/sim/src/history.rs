@@ -1,4 +1,4 @@
-//! All that was ever committed, as the store's writer saw it: what checkers hold everybody's picture of the cluster to.
+//! All commits in the order of the store's writer: the truth that checkers compare components' views with.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -11,37 +11,37 @@ use serde_json::Value;
 /// One version of one object.
 #[derive(Debug)]
 pub(crate) struct Version {
-    /// At which revision it was written.
+    /// The revision of its write.
     pub(crate) revision: Revision,
     body: Bytes,
     value: OnceLock<Value>,
 }
 
 impl Version {
-    /// The object, as it is stored (without its resourceVersion).
+    /// The object, as stored (without its resourceVersion).
     pub(crate) fn value(&self) -> &Value {
         self.value.get_or_init(|| serde_json::from_slice(&self.body).unwrap_or_default())
     }
 }
 
-/// One key's state from a revision on; none: it is gone.
+/// One key's state from a revision on; `None`: deleted.
 type States = Vec<(Revision, Option<Arc<Version>>)>;
 
 #[derive(Default)]
-struct Inner {
+struct HistoryState {
     keys: BTreeMap<Arc<str>, States>,
-    /// All of it in order.
-    steps: Vec<Step>,
+    /// All changes in order.
+    steps: Vec<KeyChange>,
     revision: Revision,
 }
 
 /// The history of one run.
 #[derive(Default)]
-pub(crate) struct History(Mutex<Inner>);
+pub(crate) struct History(Mutex<HistoryState>);
 
-/// One key's change, with what it was.
+/// One key's change, with its previous version.
 #[derive(Clone)]
-pub(crate) struct Step {
+pub(crate) struct KeyChange {
     pub(crate) key: Arc<str>,
     pub(crate) revision: Revision,
     pub(crate) old: Option<Arc<Version>>,
@@ -49,13 +49,12 @@ pub(crate) struct Step {
 }
 
 impl History {
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    fn inner(&self) -> MutexGuard<'_, HistoryState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes in what was committed; what is known already (a sink is fed the past again) is passed over. Answers what is
-    /// new.
-    pub(crate) fn commit(&self, changes: &[Change]) -> Vec<Step> {
+    /// Records commits and skips known ones (a sink receives the past again). Returns the new changes.
+    pub(crate) fn commit(&self, changes: &[Change]) -> Vec<KeyChange> {
         let mut inner = self.inner();
         let known = inner.revision;
         let mut steps = Vec::new();
@@ -68,15 +67,15 @@ impl History {
             let states = inner.keys.entry(change.key.clone()).or_default();
             let old = states.last().and_then(|(_, state)| state.clone());
             states.push((change.revision, new.clone()));
-            steps.push(Step { key: change.key.clone(), revision: change.revision, old, new });
+            steps.push(KeyChange { key: change.key.clone(), revision: change.revision, old, new });
         }
         inner.steps.extend(steps.iter().cloned());
         steps
     }
 
-    /// Forgets all: a run is over, and whoever still knows it keeps no memory.
+    /// Clears the history at the end of a run, so that later holders keep no memory.
     pub(crate) fn forget(&self) {
-        *self.inner() = Inner::default();
+        *self.inner() = HistoryState::default();
     }
 
     /// The newest revision.
@@ -89,12 +88,12 @@ impl History {
         self.inner().keys.get(key).and_then(|states| at(states, revision))
     }
 
-    /// Whether this key was written at this revision.
+    /// Whether the key was written at the revision.
     pub(crate) fn wrote(&self, key: &str, revision: Revision) -> bool {
         self.inner().keys.get(key).is_some_and(|states| states.iter().any(|(when, _)| *when == revision))
     }
 
-    /// Every state that a key had at any time from one revision to another: its version, none where it was absent.
+    /// All states of a key between two revisions: its version, or `None` where it was absent.
     pub(crate) fn between(&self, key: &str, from: Revision, to: Revision) -> Vec<Option<Revision>> {
         let inner = self.inner();
         let states = inner.keys.get(key).map(Vec::as_slice).unwrap_or_default();
@@ -104,7 +103,7 @@ impl History {
         all
     }
 
-    /// The objects below a prefix at a revision, in order of their keys.
+    /// The objects below a prefix at a revision, in key order.
     pub(crate) fn below(&self, prefix: &str, revision: Revision) -> Vec<(Arc<str>, Arc<Version>)> {
         let inner = self.inner();
         let from = inner
@@ -114,13 +113,13 @@ impl History {
         from.filter_map(|(key, states)| Some((key.clone(), at(states, revision)?))).collect()
     }
 
-    /// The objects below a prefix as they are now.
+    /// The current objects below a prefix.
     pub(crate) fn now(&self, prefix: &str) -> Vec<(Arc<str>, Arc<Version>)> {
         self.below(prefix, Revision::MAX)
     }
 
     /// The changes below a prefix after one revision and up to another, in order.
-    pub(crate) fn changes(&self, prefix: &str, after: Revision, to: Revision) -> Vec<Step> {
+    pub(crate) fn changes(&self, prefix: &str, after: Revision, to: Revision) -> Vec<KeyChange> {
         let inner = self.inner();
         let begin = inner.steps.partition_point(|step| step.revision <= after);
         let steps = inner.steps[begin..].iter().take_while(|step| step.revision <= to);

@@ -1,4 +1,4 @@
-//! Jobs that are deleted as soon as their pod is made, which is to stay: the watch of pods is often behind that of Jobs.
+//! Deletes Jobs with policy `Orphan` as soon as their pod exists: the watch of pods often lags behind that of Jobs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,20 +18,20 @@ use crate::world::{Weather, World};
 
 pub(crate) const JOBS: u64 = 12;
 const TICK: Duration = Duration::from_millis(1);
-/// When something is wrong.
-const PATIENCE: Duration = Duration::from_secs(600);
-/// Every third piece of a watch takes up to a second.
+/// Time limit in case of a failure.
+const TIMEOUT: Duration = Duration::from_secs(600);
+/// Every third piece of a watch takes up to 1 s.
 const SLOW: Weather = Weather { delay_ms: 5, slow: 300, ..Weather::CALM };
 
-/// Plays it under a seed; answers what checkers found, and how many pods have lost their Job and stayed.
+/// Runs it under a seed; returns the checkers' violations, and the number of pods that were orphaned.
 pub(crate) fn leaving(seed: u64) -> (Vec<String>, usize) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
-    let played = async { tokio::time::timeout(PATIENCE, play(seed)).await };
+    let played = async { tokio::time::timeout(TIMEOUT, simulate(seed)).await };
     runtime.block_on(played).expect("it never happens")
 }
 
-async fn play(seed: u64) -> (Vec<String>, usize) {
+async fn simulate(seed: u64) -> (Vec<String>, usize) {
     let world = Arc::new(World::new(seed, Sabotage::None));
     let cluster = Cluster::new(seed, world.clone(), Pace::Usual);
     cluster.start(1).await;

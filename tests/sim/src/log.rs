@@ -1,4 +1,4 @@
-//! What happened, in order: the same for the same seed, byte for byte.
+//! The log of events in order: the same for the same seed, byte for byte.
 
 use std::fmt::{Arguments, Write as _};
 use std::sync::{Mutex, PoisonError};
@@ -12,7 +12,7 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// An empty log whose times begin now.
+    /// An empty log that starts now.
     pub(crate) fn new() -> Self {
         Self { start: Instant::now(), text: Mutex::default() }
     }
@@ -21,11 +21,11 @@ impl Log {
     pub(crate) fn line(&self, line: Arguments<'_>) {
         let at = self.start.elapsed().as_millis();
         let mut text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
-        // Writing into a text does not fail.
+        // Writing to a string does not fail.
         let _ = writeln!(text, "{:>6}.{:03} {line}", at / 1000, at % 1000);
     }
 
-    /// All of it, which leaves nothing.
+    /// Takes the whole text out.
     pub(crate) fn take(&self) -> String {
         std::mem::take(&mut *self.text.lock().unwrap_or_else(PoisonError::into_inner))
     }

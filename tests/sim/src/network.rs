@@ -1,6 +1,6 @@
-//! The network between every client and the API server: each request and each piece of a watch takes its own time, so that
-//! those of different clients overtake each other; requests get lost before they reach the server, answers after they took
-//! effect; links are cut; whoever sends can die between any two of its writes.
+//! The network between clients and the API server. Each request and each piece of a watch has its own delay, so that those of
+//! different clients overtake each other. Requests are lost before they reach the server, responses after they took effect;
+//! links are cut; a sender can die between any two of its writes.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -21,14 +21,14 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tower::{BoxError, Service};
 
-use crate::asked::Asked;
 use crate::checkers::{reads, watches};
 use crate::log::log;
+use crate::parsed_request::ParsedRequest;
 use crate::sabotage;
 use crate::stream::{Pump, SimBody};
 use crate::world::World;
 
-/// A request that failed on its way.
+/// A request that failed in the network.
 #[derive(Debug)]
 struct Broken(&'static str);
 
@@ -40,12 +40,12 @@ impl std::fmt::Display for Broken {
 
 impl std::error::Error for Broken {}
 
-/// When a component dies by its own writing.
+/// Death of a component by its own writes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Doom {
-    /// After so many more writes.
+    /// Number of writes until then.
     pub(crate) writes: u64,
-    /// The last of which takes effect.
+    /// Whether the last one takes effect.
     pub(crate) done: bool,
 }
 
@@ -54,14 +54,14 @@ struct LinkState {
     cut: bool,
     frozen: bool,
     doom: Option<Doom>,
-    /// What waits for the link to come back, in the order in which it came.
+    /// Wakers of everything blocked on the link, in order of arrival.
     waiting: Vec<Waker>,
 }
 
-/// One client's way to the server: a component's, for one of its lives.
+/// One client's connection to the server: a component's, for one of its lives.
 pub(crate) struct Link {
     pub(crate) name: String,
-    /// The component is dead: nothing of it is heard any more.
+    /// Cancelled when the component is dead: no message of it passes any more.
     pub(crate) dead: CancellationToken,
     healed: Notify,
     state: Mutex<LinkState>,
@@ -77,27 +77,27 @@ impl Link {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Cuts the link: what is sent doesn't arrive, on both ways, and nobody is told.
+    /// Cuts the link: messages of both directions are lost without an error.
     pub(crate) fn cut(&self) {
         self.state().cut = true;
     }
 
     pub(crate) fn heal(&self) {
-        self.go_on(|state| state.cut = false);
+        self.unblock(|state| state.cut = false);
         self.healed.notify_waiters();
     }
 
-    /// The component does nothing any more, until it goes on as if no time had passed: what it has begun to send is sent then.
+    /// Freezes the component until it resumes as if no time had passed: sends in progress continue then.
     pub(crate) fn freeze(&self) {
         self.state().frozen = true;
     }
 
     pub(crate) fn thaw(&self) {
-        self.go_on(|state| state.frozen = false);
+        self.unblock(|state| state.frozen = false);
     }
 
-    /// Takes away what held those up that wait, and wakes them.
-    fn go_on(&self, change: impl FnOnce(&mut LinkState)) {
+    /// Changes the link's state and wakes everything blocked on it.
+    fn unblock(&self, change: impl FnOnce(&mut LinkState)) {
         let waiting = {
             let mut state = self.state();
             change(&mut state);
@@ -106,8 +106,8 @@ impl Link {
         waiting.into_iter().for_each(Waker::wake);
     }
 
-    /// Whether the component does nothing now; whoever asks is woken when that has changed.
-    pub(crate) fn freezes(&self, waker: &Waker) -> bool {
+    /// Whether the component is frozen; registers the waker for the change.
+    pub(crate) fn is_frozen(&self, waker: &Waker) -> bool {
         let mut state = self.state();
         if state.frozen {
             state.waiting.push(waker.clone());
@@ -115,12 +115,12 @@ impl Link {
         state.frozen
     }
 
-    pub(crate) fn doom(&self, doom: Option<Doom>) {
+    pub(crate) fn schedule_death(&self, doom: Option<Doom>) {
         self.state().doom = doom;
     }
 
-    /// Whether nothing arrives now; whoever asks is woken when that has changed.
-    pub(crate) fn blocks(&self, waker: &Waker) -> bool {
+    /// Whether messages are blocked; registers the waker for the change.
+    pub(crate) fn is_blocked(&self, waker: &Waker) -> bool {
         let mut state = self.state();
         if state.cut {
             state.waiting.push(waker.clone());
@@ -132,7 +132,7 @@ impl Link {
         self.state().cut
     }
 
-    /// Counts a write; answers whether it is the last one, and takes effect.
+    /// Counts a write. At the last one, returns whether it takes effect.
     fn last_write(&self) -> Option<bool> {
         let mut state = self.state();
         let doom = state.doom.as_mut()?;
@@ -141,22 +141,22 @@ impl Link {
     }
 }
 
-/// A server that runs.
+/// A running server.
 #[derive(Clone)]
-struct Serving {
+struct RunningServer {
     life: u64,
     service: ApiService,
     dead: CancellationToken,
 }
 
-/// See the module.
+/// The simulated network.
 pub(crate) struct Network {
     pub(crate) world: Arc<World>,
     pub(crate) pump: Arc<Pump>,
-    server: Mutex<Option<Serving>>,
+    server: Mutex<Option<RunningServer>>,
     requests: AtomicU64,
     lives: AtomicU64,
-    /// How many requests were answered how: a summary for whoever reads.
+    /// Number of responses by status, as a summary for readers.
     pub(crate) answered: Mutex<BTreeMap<u16, u64>>,
 }
 
@@ -167,23 +167,23 @@ impl Network {
         Arc::new(Self { world, pump, server, requests, lives, answered })
     }
 
-    /// From now on this server answers. The token is cancelled when it dies.
+    /// Routes requests to this server. The token is cancelled when it dies.
     pub(crate) fn serve(&self, service: ApiService) -> CancellationToken {
         let life = self.lives.fetch_add(1, Ordering::Relaxed) + 1;
         let dead = CancellationToken::new();
-        let serving = Serving { life, service, dead: dead.clone() };
+        let serving = RunningServer { life, service, dead: dead.clone() };
         *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(serving);
         dead
     }
 
-    /// The server dies: what it was about to do is not done, and whoever waits for it is told that the connection broke.
+    /// Kills the server: its pending work is dropped, and its clients see the connection break.
     pub(crate) fn kill_server(&self) {
         let Some(server) = self.server.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
         server.dead.cancel();
         self.pump.break_all(|stream| stream.life == server.life);
     }
 
-    /// A client in a user's name over a link.
+    /// A client with a user's identity over a link.
     pub(crate) fn client(self: &Arc<Self>, link: &Arc<Link>, user: UserInfo) -> Client {
         let service = Wire { network: self.clone(), link: link.clone() };
         machinery_client::in_process(service, move |request| {
@@ -195,14 +195,14 @@ impl Network {
 
     async fn send(self: Arc<Self>, link: Arc<Link>, request: Request<Body>) -> Result<Response<SimBody>, BoxError> {
         let world = &self.world;
-        let asked = Asked::of(request.method(), request.uri());
+        let parsed = ParsedRequest::of(request.method(), request.uri());
         let (head, body) = request.into_parts();
         let body = body.collect().await?.to_bytes();
-        let body = sabotage::request(world.sabotage, &world.history, &link.name, &asked, body);
+        let body = sabotage::replace_body(world.sabotage, &world.history, &link.name, &parsed, body);
         let id = self.requests.fetch_add(1, Ordering::Relaxed);
         let target = head.uri.path_and_query().map_or("", |path| path.as_str());
         log!(world, "{}: #{id} {} {target} {}", link.name, head.method, String::from_utf8_lossy(&body));
-        let last = if asked.writes() { link.last_write() } else { None };
+        let last = if parsed.writes() { link.last_write() } else { None };
         if last == Some(false) {
             log!(world, "{}: dies before #{id}", link.name);
             link.dead.cancel();
@@ -210,8 +210,8 @@ impl Network {
         if link.dead.is_cancelled() {
             return std::future::pending().await;
         }
-        self.sized(&link, &asked, &body);
-        tokio::time::sleep(world.travel()).await;
+        self.check_scale(&link, &parsed, &body);
+        tokio::time::sleep(world.message_delay()).await;
         if link.is_cut() {
             return self.unreachable(&link, id).await;
         }
@@ -226,13 +226,13 @@ impl Network {
         };
         if world.random.chance(world.weather().busy) {
             log!(world, "{}: #{id} 429", link.name);
-            tokio::time::sleep(world.travel()).await;
+            tokio::time::sleep(world.message_delay()).await;
             return Ok(busy());
         }
-        if let Some(told) = self.measured(&link, head.uri.path()).await {
+        if let Some(told) = self.serve_metrics(&link, head.uri.path()).await {
             return told;
         }
-        let (before, after) = (world.serves_after(), world.serves_after());
+        let (before, after) = (world.server_delay(), world.server_delay());
         let dies = |dead: CancellationToken, after: Duration| async move {
             tokio::time::timeout(after, dead.cancelled()).await.is_ok()
         };
@@ -254,9 +254,9 @@ impl Network {
         *self.answered.lock().unwrap_or_else(PoisonError::into_inner).entry(status.as_u16()).or_default() += 1;
         let (head, body) = answer.into_parts();
         let body = body.map_err(BoxError::from);
-        let body = if asked.watch && status.is_success() {
+        let body = if parsed.watch && status.is_success() {
             log!(world, "{}: #{id} {} watches", link.name, status.as_u16());
-            let checker = watches::Replay::new(&asked, begun);
+            let checker = watches::Replay::new(&parsed, begun);
             self.pump.add(id, server.life, link.clone(), body.boxed_unsync(), checker)
         } else {
             let body = tokio::select! {
@@ -265,7 +265,7 @@ impl Network {
                 body = body.collect() => body?.to_bytes(),
             };
             log!(world, "{}: #{id} {} {} bytes", link.name, status.as_u16(), body.len());
-            reads::check(world, &asked, status.as_u16(), &body, begun);
+            reads::check(world, &parsed, status.as_u16(), &body, begun);
             SimBody::whole(body)
         };
         if !after.is_zero() && dies(server.dead.clone(), after).await {
@@ -280,7 +280,7 @@ impl Network {
             tokio::time::sleep(world.random.millis(0, 2000)).await;
             return Err(Broken("the connection broke before the answer came").into());
         }
-        tokio::time::sleep(world.travel()).await;
+        tokio::time::sleep(world.message_delay()).await;
         if link.is_cut() {
             return self.unreachable(&link, id).await;
         }
@@ -290,20 +290,20 @@ impl Network {
         Ok(Response::from_parts(head, body))
     }
 
-    /// What a server of metrics beside the API server answers.
-    async fn measured(&self, link: &Arc<Link>, path: &str) -> Option<Result<Response<SimBody>, BoxError>> {
+    /// The response of a metrics server beside the API server.
+    async fn serve_metrics(&self, link: &Arc<Link>, path: &str) -> Option<Result<Response<SimBody>, BoxError>> {
         let rest = path.strip_prefix("/apis/external.metrics.k8s.io/v1beta1/namespaces/")?;
         let (namespace, name) = rest.split_once('/')?;
         let deployment = format!("{namespace}/{name}");
         let world = &self.world;
         let load = world.autoscaling.load(&deployment);
-        tokio::time::sleep(world.travel()).await;
+        tokio::time::sleep(world.message_delay()).await;
         if link.is_cut() || world.random.chance(world.weather().unanswered) {
             return Some(Err(Broken("the connection broke before the answer came").into()));
         }
         log!(world, "{}: the load of {deployment} is {load}", link.name);
         if !link.dead.is_cancelled() {
-            world.autoscaling.told(link, &deployment, load);
+            world.autoscaling.record_metric(link, &deployment, load);
         }
         let item = serde_json::json!({"metricName": name, "metricLabels": {}, "timestamp": "1970-01-01T00:00:00Z",
             "value": load.to_string()});
@@ -315,19 +315,20 @@ impl Network {
         Some(Ok(answer))
     }
 
-    /// Holds the sizes that an autoscaler asks for to what it was told.
-    fn sized(&self, link: &Arc<Link>, asked: &Asked, body: &[u8]) {
-        let scales = asked.method == "PUT" && asked.subresource == "scale" && link.name == crate::cluster::CONTROLLERS;
+    /// Checks the sizes set by an autoscaler against its metrics.
+    fn check_scale(&self, link: &Arc<Link>, parsed: &ParsedRequest, body: &[u8]) {
+        let scales =
+            parsed.method == "PUT" && parsed.subresource == "scale" && link.name == crate::cluster::CONTROLLERS;
         let Some(size) = scales.then(|| serde_json::from_slice::<serde_json::Value>(body).ok()).flatten() else {
             return;
         };
         let size = size["spec"]["replicas"].as_i64().unwrap_or(0);
-        let of = (&*asked.namespace, &*asked.name);
-        let wrong = self.world.autoscaling.sized(&self.world.history, link, of, size);
-        wrong.into_iter().for_each(|what| self.world.violated(what));
+        let of = (&*parsed.namespace, &*parsed.name);
+        let wrong = self.world.autoscaling.check_size(&self.world.history, link, of, size);
+        wrong.into_iter().for_each(|what| self.world.record_violation(what));
     }
 
-    /// Nothing comes back: the client gives up after a while.
+    /// No response: the client times out.
     async fn unreachable(&self, link: &Link, id: u64) -> Result<Response<SimBody>, BoxError> {
         log!(self.world, "{}: #{id} goes nowhere", link.name);
         let gives_up = self.world.random.millis(500, 10_000);
@@ -336,7 +337,7 @@ impl Network {
     }
 }
 
-/// What a server answers that has too much to do.
+/// The response of an overloaded server.
 fn busy() -> Response<SimBody> {
     let status = br#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"Too many requests, please try again later.","reason":"TooManyRequests","details":{"retryAfterSeconds":1},"code":429}"#;
     let mut answer = Response::new(SimBody::whole(Bytes::from_static(status)));
@@ -367,10 +368,10 @@ impl Service<Request<Body>> for Wire {
     }
 }
 
-/// A piece of a body on its way.
+/// A piece of a body in transit.
 pub(crate) type Piece = Result<Bytes, BoxError>;
 
-/// Why a watch's connection broke.
+/// The error of a watch's broken connection.
 pub(crate) fn reset() -> BoxError {
     Broken("connection reset").into()
 }

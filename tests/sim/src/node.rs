@@ -1,5 +1,5 @@
-//! A node as the API sees it: it registers, renews its lease, reports its status and that of its pods, and ends those that
-//! are deleted. What runs in its pods is made up; all else goes through the real client kit.
+//! A node's API behaviour: registers, renews its lease, reports its status and that of its pods, and removes deleted pods. The
+//! pods' processes are simulated; everything else uses the real client kit.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -20,40 +20,40 @@ use crate::cluster::Pace;
 use crate::random::Random;
 use crate::world::World;
 
-/// How often a node renews its lease, and looks after everything else.
-const BEAT: Duration = Duration::from_secs(3);
-const LOOK: Duration = Duration::from_millis(700);
+/// Interval of lease renewals, and of everything else.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(3);
+const SYNC_INTERVAL: Duration = Duration::from_millis(700);
 /// The same with fast failover: a quarter of a Lease of 2 s.
-const BEAT_FAST: Duration = Duration::from_millis(500);
-const LOOK_FAST: Duration = Duration::from_millis(100);
+const HEARTBEAT_INTERVAL_FAST: Duration = Duration::from_millis(500);
+const SYNC_INTERVAL_FAST: Duration = Duration::from_millis(100);
 
-/// The annotation of a pod that never starts.
+/// Annotation of a pod that never starts.
 pub(crate) const BROKEN: &str = "sim.example.com/broken";
 
-/// What a node has.
+/// Capacity of a node.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Room {
+pub(crate) struct NodeCapacity {
     pub(crate) cpu_millis: i64,
     pub(crate) pods: u64,
 }
 
-impl Room {
-    /// So little that its end is met.
+impl NodeCapacity {
+    /// So small that it is exhausted.
     pub(crate) const SMALL: Self = Self { cpu_millis: 2000, pods: 10 };
 }
 
-/// What a node has of a pod.
-struct Running {
+/// A node's state of a pod.
+struct PodState {
     uid: String,
-    /// What happens next, and when.
-    next: Option<(Duration, Next)>,
+    /// Next event and its time.
+    next: Option<(Duration, PodEvent)>,
     address: String,
-    /// How it ended: said once and no other way, also where nobody answered or the watch is behind.
-    verdict: Option<String>,
+    /// Final phase: reported without change, also after a lost response or with a lagging watch.
+    final_phase: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Next {
+enum PodEvent {
     Start,
     End,
     Stop,
@@ -63,17 +63,17 @@ enum Next {
 pub(crate) struct Node {
     name: String,
     api: ApiClient,
-    /// The rights of the program that it is a part of.
+    /// A client with the rights of the whole process.
     program: ApiClient,
     client: Client,
     env: Env,
     world: Arc<World>,
     pace: Pace,
-    room: Room,
+    room: NodeCapacity,
     random: Random,
     pods: Arc<Mutex<BTreeMap<ObjectKey, Arc<Pod>>>>,
     woken: Arc<Notify>,
-    running: BTreeMap<ObjectKey, Running>,
+    running: BTreeMap<ObjectKey, PodState>,
     block: Option<String>,
     addresses: u64,
     renewed: Option<Duration>,
@@ -93,7 +93,7 @@ impl Node {
         name: &str,
         (client, program): (Client, Client),
         world: &Arc<World>,
-        (pace, room): (Pace, Room),
+        (pace, room): (Pace, NodeCapacity),
         random: Random,
     ) -> Self {
         Self {
@@ -123,17 +123,17 @@ impl Node {
             .selecting(format!("spec.nodeName={}", self.name));
         let (pods, woken) = (self.pods.clone(), self.woken.clone());
         let following = reflector.run(move |event| {
-            take(&mut pods.lock().unwrap_or_else(PoisonError::into_inner), event);
+            apply_event(&mut pods.lock().unwrap_or_else(PoisonError::into_inner), event);
             woken.notify_one();
             ControlFlow::Continue(())
         });
         let working = async {
             loop {
-                // What failed is tried again with the next look.
-                if self.beat().await.is_ok() {
-                    self.look().await;
+                // A failure is retried in the next round.
+                if self.heartbeat().await.is_ok() {
+                    self.sync_pods().await;
                 }
-                let _ = tokio::time::timeout(self.look_every(), self.woken.notified()).await;
+                let _ = tokio::time::timeout(self.sync_interval(), self.woken.notified()).await;
             }
         };
         tokio::select! {
@@ -144,18 +144,18 @@ impl Node {
         }
     }
 
-    fn beat_every(&self) -> Duration {
-        if self.pace == Pace::Fast { BEAT_FAST } else { BEAT }
+    fn heartbeat_interval(&self) -> Duration {
+        if self.pace == Pace::Fast { HEARTBEAT_INTERVAL_FAST } else { HEARTBEAT_INTERVAL }
     }
 
-    fn look_every(&self) -> Duration {
-        if self.pace == Pace::Fast { LOOK_FAST } else { LOOK }
+    fn sync_interval(&self) -> Duration {
+        if self.pace == Pace::Fast { SYNC_INTERVAL_FAST } else { SYNC_INTERVAL }
     }
 
-    /// Registers, and renews what says that the node lives.
-    async fn beat(&mut self) -> Result<(), kube::Error> {
+    /// Registers, and renews the lease.
+    async fn heartbeat(&mut self) -> Result<(), kube::Error> {
         let now = self.env.elapsed();
-        if self.renewed.is_some_and(|renewed| now < renewed + self.beat_every()) && self.block.is_some() {
+        if self.renewed.is_some_and(|renewed| now < renewed + self.heartbeat_interval()) && self.block.is_some() {
             return Ok(());
         }
         let kind = kind_of::<k8s_openapi::api::core::v1::Node>();
@@ -175,7 +175,7 @@ impl Node {
             .into_iter()
             .flatten()
             .any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
-        if unready || self.reported.is_none_or(|at| now >= at + 10 * BEAT) {
+        if unready || self.reported.is_none_or(|at| now >= at + 10 * HEARTBEAT_INTERVAL) {
             let _: Value = self.api.patch(&kind, &key, Some("status"), PatchType::Strategic, &self.status()).await?;
             self.reported = Some(now);
         }
@@ -186,7 +186,7 @@ impl Node {
 
     fn status(&self) -> Value {
         let now = time::seconds(self.env.now());
-        let Room { cpu_millis, pods } = self.room;
+        let NodeCapacity { cpu_millis, pods } = self.room;
         let room = json!({"cpu": format!("{cpu_millis}m"), "memory": "4Gi", "pods": pods.to_string(), "ephemeral-storage": "10Gi"});
         json!({"status": {
             "capacity": room, "allocatable": room,
@@ -200,7 +200,7 @@ impl Node {
     async fn renew(&mut self, node: &Value) -> Result<(), kube::Error> {
         let kind = kind_of::<k8s_openapi::api::coordination::v1::Lease>();
         let key = ObjectKey::new("kube-node-lease", &self.name);
-        let lasts = (4 * self.beat_every()).as_secs();
+        let lasts = (4 * self.heartbeat_interval()).as_secs();
         let spec = json!({"holderIdentity": self.name, "leaseDurationSeconds": lasts, "renewTime": time::micros(self.env.now())});
         let known = match self.lease.take() {
             Some(lease) => Ok(lease),
@@ -220,15 +220,15 @@ impl Node {
                 self.api.update(&kind, &key, None, &lease).await?
             }
         };
-        // Where that failed, it is read again.
+        // After a failure it is read again.
         self.lease = Some(renewed);
         Ok(())
     }
 
-    /// Looks at each pod, and does what is due.
-    async fn look(&mut self) {
+    /// Syncs each pod, and does what is due.
+    async fn sync_pods(&mut self) {
         let known = self.pods.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let same = |pod: &Pod, running: &Running| pod.metadata.uid.as_deref() == Some(&running.uid);
+        let same = |pod: &Pod, running: &PodState| pod.metadata.uid.as_deref() == Some(&running.uid);
         let world = self.world.clone();
         self.running.retain(|key, running| {
             let stays = known.get(key).is_some_and(|pod| same(pod, running));
@@ -239,12 +239,12 @@ impl Node {
             stays
         });
         for (key, pod) in known {
-            self.look_at(&key, &pod).await;
+            self.sync_pod(&key, &pod).await;
         }
         self.empty_volumes().await;
     }
 
-    async fn look_at(&mut self, key: &ObjectKey, pod: &Pod) {
+    async fn sync_pod(&mut self, key: &ObjectKey, pod: &Pod) {
         let now = self.env.elapsed();
         let phase = pod.status.as_ref().and_then(|status| status.phase.clone()).unwrap_or_default();
         if !self.running.contains_key(key) {
@@ -252,13 +252,13 @@ impl Node {
             self.running.insert(key.clone(), running);
         }
         let Some(running) = self.running.get_mut(key) else { return };
-        if pod.metadata.deletion_timestamp.is_some() && !matches!(running.next, Some((_, Next::Stop))) {
-            running.next = Some((now + self.random.millis(0, 3000), Next::Stop));
+        if pod.metadata.deletion_timestamp.is_some() && !matches!(running.next, Some((_, PodEvent::Stop))) {
+            running.next = Some((now + self.random.millis(0, 3000), PodEvent::Stop));
         }
-        // Others write into the status, too: that the node was silent.
+        // Other writers change the status, too: they report a silent node.
         let unready = phase == "Running"
-            && running.verdict.is_none()
-            && !matches!(running.next, Some((_, Next::Start | Next::Stop)))
+            && running.final_phase.is_none()
+            && !matches!(running.next, Some((_, PodEvent::Start | PodEvent::Stop)))
             && !ready(pod);
         if unready {
             self.report(key, pod, "Running").await;
@@ -268,43 +268,47 @@ impl Node {
         let job =
             pod.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key("batch.kubernetes.io/job-name"));
         let over = ended(&phase).is_some();
-        if next != Next::Start && running.verdict.is_none() {
-            let fails = if next == Next::Stop { job } else { self.random.chance(120) };
-            running.verdict = Some(ended(&phase).unwrap_or(if fails { "Failed" } else { "Succeeded" }).to_owned());
+        if next != PodEvent::Start && running.final_phase.is_none() {
+            let fails = if next == PodEvent::Stop { job } else { self.random.chance(120) };
+            running.final_phase = Some(ended(&phase).unwrap_or(if fails { "Failed" } else { "Succeeded" }).to_owned());
         }
-        let verdict = running.verdict.clone().unwrap_or_default();
+        let final_phase = running.final_phase.clone().unwrap_or_default();
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        if next == Next::Start && !over {
+        if next == PodEvent::Start && !over {
             let Some(mounts) = mounts::of(&self.world.history, &machinery_client::value_of(pod)) else {
-                running.next = Some((now + LOOK, Next::Start));
+                running.next = Some((now + SYNC_INTERVAL, PodEvent::Start));
                 return;
             };
             let wrong = self.world.mounts.started(uid, &self.name, mounts);
-            wrong.into_iter().for_each(|what| self.world.violated(format!("{key}: {what}")));
+            wrong.into_iter().for_each(|what| self.world.record_violation(format!("{key}: {what}")));
         }
-        if next == Next::Start && !over && identities::has_one(pod) {
-            self.world.identities.started(key, uid, &self.name).into_iter().for_each(|what| self.world.violated(what));
+        if next == PodEvent::Start && !over && identities::has_one(pod) {
+            self.world
+                .identities
+                .started(key, uid, &self.name)
+                .into_iter()
+                .for_each(|what| self.world.record_violation(what));
         }
         let done = match next {
-            Next::Start if over => true,
-            Next::Start => self.report(key, pod, "Running").await,
-            Next::End => over || self.report(key, pod, &verdict).await,
-            Next::Stop => (over || self.report(key, pod, &verdict).await) && self.remove(key, pod).await,
+            PodEvent::Start if over => true,
+            PodEvent::Start => self.report(key, pod, "Running").await,
+            PodEvent::End => over || self.report(key, pod, &final_phase).await,
+            PodEvent::Stop => (over || self.report(key, pod, &final_phase).await) && self.remove(key, pod).await,
         };
-        if matches!(next, Next::Stop | Next::End) {
+        if matches!(next, PodEvent::Stop | PodEvent::End) {
             self.world.identities.ended(key, uid);
             self.world.mounts.ended(uid);
         }
         let Some(running) = self.running.get_mut(key).filter(|_| done) else { return };
         running.next = match next {
-            Next::Start if job && !over => Some((now + self.random.millis(500, 9000), Next::End)),
-            // Asked again until it is gone.
-            Next::Stop => Some((now + LOOK, Next::Stop)),
+            PodEvent::Start if job && !over => Some((now + self.random.millis(500, 9000), PodEvent::End)),
+            // Repeated until it is gone.
+            PodEvent::Stop => Some((now + SYNC_INTERVAL, PodEvent::Stop)),
             _ => None,
         };
     }
 
-    /// Removes what lies in volumes of its own that go, and lets them go. How it hears of them isn't modelled.
+    /// Deletes the content of its released volumes, and the volumes' finalizers. The trigger isn't modelled.
     async fn empty_volumes(&self) {
         for (_, volume) in self.world.history.now("/registry/persistentvolumes/") {
             let volume = volume.value();
@@ -316,7 +320,7 @@ impl Node {
                 continue;
             }
             let uid = metadata["uid"].as_str().unwrap_or_default();
-            self.world.mounts.emptied(uid).into_iter().for_each(|what| self.world.violated(what));
+            self.world.mounts.emptied(uid).into_iter().for_each(|what| self.world.record_violation(what));
             let key = ObjectKey::cluster(metadata["name"].as_str().unwrap_or_default());
             let patch = json!({"metadata": {"uid": uid, "finalizers": left}});
             let kind = kind_of::<k8s_openapi::api::core::v1::PersistentVolume>();
@@ -324,8 +328,8 @@ impl Node {
         }
     }
 
-    /// A pod that wasn't known: what was told of it in an earlier life holds.
-    fn admit(&mut self, pod: &Pod, phase: &str) -> Option<Running> {
+    /// Adopts an unknown pod: a status reported in an earlier life stays valid.
+    fn admit(&mut self, pod: &Pod, phase: &str) -> Option<PodState> {
         let block = self.block.clone()?;
         let known = pod.status.as_ref().and_then(|status| status.pod_ip.clone());
         let taken = |address: &String| {
@@ -344,12 +348,12 @@ impl Node {
         let starts_within = if self.pace == Pace::Fast { 300 } else { 2500 };
         let starts = now + self.random.millis(50, starts_within);
         let broken = pod.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(BROKEN));
-        let next = (!broken).then_some((starts, Next::Start));
-        Some(Running {
+        let next = (!broken).then_some((starts, PodEvent::Start));
+        Some(PodState {
             uid: pod.metadata.uid.clone().unwrap_or_default(),
             next,
             address,
-            verdict: ended(phase).map(str::to_owned),
+            final_phase: ended(phase).map(str::to_owned),
         })
     }
 
@@ -383,7 +387,7 @@ impl Node {
     }
 }
 
-/// What runs on a machine ends with it.
+/// A machine's end is the end of its pods.
 impl Drop for Node {
     fn drop(&mut self) {
         self.world.identities.node_ended(&self.name);
@@ -391,7 +395,7 @@ impl Drop for Node {
     }
 }
 
-/// The phase, if it is a last one.
+/// The phase, if it is final.
 fn ended(phase: &str) -> Option<&str> {
     Some(phase).filter(|phase| matches!(*phase, "Succeeded" | "Failed"))
 }
@@ -401,7 +405,7 @@ fn ready(pod: &Pod) -> bool {
     conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
-fn take(pods: &mut BTreeMap<ObjectKey, Arc<Pod>>, event: ReflectorEvent) {
+fn apply_event(pods: &mut BTreeMap<ObjectKey, Arc<Pod>>, event: ReflectorEvent) {
     let typed = |object: Arc<dyn Object>| {
         let object: Arc<dyn std::any::Any + Send + Sync> = object;
         object.downcast::<Pod>().ok()

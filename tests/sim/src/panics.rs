@@ -1,5 +1,5 @@
-//! Panics in a run's thread: what catches one in the program (a decision's driver, a request's task) hides it from the test,
-//! so that a hook counts them. A run has one thread, and a thread one run at a time.
+//! Records panics in a run's thread: the program catches some (a decision's driver, a request's task) and hides them from the
+//! test, so a hook counts them. A run has one thread, and a thread one run at a time.
 
 use std::cell::RefCell;
 use std::sync::Once;
@@ -8,13 +8,13 @@ thread_local! {
     static SEEN: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Panics of this thread are kept from now on, and those of earlier runs forgotten.
+/// Starts recording panics of this thread, and drops those of earlier runs.
 pub(crate) fn watch() {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            // Neither is there in a thread that ends, nor to be had within `watch` and `seen`, which don't panic.
+            // Unavailable in a thread that ends, and within `watch` and `seen`, which don't panic.
             let _ = SEEN.try_with(|seen| seen.try_borrow_mut().map(|mut seen| seen.push(panic.to_string())));
             before(panic);
         }));

@@ -1,5 +1,5 @@
-//! Randomness of the simulation itself, apart from that of the components: what faults and workloads draw does not move
-//! what the cluster draws.
+//! Randomness of the simulation, separate from the components': draws of faults and workloads don't change those of the
+//! cluster.
 
 use std::time::Duration;
 
@@ -11,36 +11,36 @@ use machinery_env::Env;
 pub(crate) struct Random(Env);
 
 impl Random {
-    /// The stream for a purpose under a seed.
+    /// The stream of a purpose under a seed.
     pub(crate) fn new(seed: u64, purpose: &str) -> Self {
-        // FNV-1a: purposes differ, whatever the seeds are.
+        // FNV-1a: distinguishes purposes under any seed.
         let mixed = purpose
             .bytes()
             .fold(seed ^ 0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
         Self(Env::seeded(mixed, Timestamp::UNIX_EPOCH).0)
     }
 
-    /// Below `bound`.
+    /// A number below `bound`.
     pub(crate) fn below(&self, bound: u64) -> u64 {
         self.0.below(bound)
     }
 
-    /// From `low` up to and with `high`.
+    /// A number from `low` to `high` inclusive.
     pub(crate) fn between(&self, low: u64, high: u64) -> u64 {
         low + self.below(high.saturating_sub(low) + 1)
     }
 
-    /// True so many times out of a thousand.
+    /// True with a probability in permille.
     pub(crate) fn chance(&self, permille: u64) -> bool {
         self.below(1000) < permille
     }
 
-    /// Milliseconds from `low` up to and with `high`.
+    /// Milliseconds from `low` to `high` inclusive.
     pub(crate) fn millis(&self, low: u64, high: u64) -> Duration {
         Duration::from_millis(self.between(low, high))
     }
 
-    /// One of these; none where there are none.
+    /// An element; `None` of an empty slice.
     pub(crate) fn pick<'a, T>(&self, of: &'a [T]) -> Option<&'a T> {
         of.get(usize::try_from(self.below(of.len() as u64)).unwrap_or(0))
     }

@@ -1,6 +1,6 @@
-//! Rollouts while controllers, the scheduler and the API server die, answer late or not at all, and nodes are well: what
-//! serves is never less, and what is asked for never more, than the strategies allow, in numbers and percentages, while
-//! sizes change and templates come that never start. Judged at every revision, from the history, when it is over.
+//! Rollouts on healthy nodes while controllers, the scheduler and the API server die, respond late or not at all. Ready
+//! pods are never fewer, and desired pods never more, than the strategies allow, as numbers and percentages, while
+//! sizes change and broken templates appear. Checked at every revision of the history after the run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,42 +15,42 @@ use machinery_client::{Kind, Pod};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::checkers::convergence::unfinished;
+use crate::checkers::convergence::unmet;
 use crate::cluster::{CONTROLLERS, Cluster, Pace, SCHEDULER};
-use crate::history::{History, Step, Version};
+use crate::history::{History, KeyChange, Version};
 use crate::network::{Doom, Link};
-use crate::node::{BROKEN, Room};
+use crate::node::{BROKEN, NodeCapacity};
 use crate::random::Random;
 use crate::sabotage::Sabotage;
 use crate::workload::template;
 use crate::world::{Weather, World};
 
 const NODES: i64 = 3;
-/// Replicas of a Deployment and a StatefulSet: the fewest and the most.
+/// Replicas of a Deployment and a StatefulSet: minimum and maximum.
 const REPLICAS: (u64, u64) = (3, 8);
-/// Room for twice the most, as a surge of 100% asks for.
-const ROOM: Room = Room { cpu_millis: 4000, pods: 20 };
+/// Capacity for twice the maximum, for a surge of 100 %.
+const ROOM: NodeCapacity = NodeCapacity { cpu_millis: 4000, pods: 20 };
 const TICK: Duration = Duration::from_millis(200);
-/// How long faults are made after a new template, and how long all of it may take.
+/// Duration of faults after a new template, and time limit of the whole.
 const FAULTS: Duration = Duration::from_secs(25);
-const PATIENCE: Duration = Duration::from_secs(900);
+const TIMEOUT: Duration = Duration::from_secs(900);
 
-/// Plays it under a seed. Answers what was wrong.
+/// Runs it under a seed. Returns the violations.
 pub(crate) fn rollout(seed: u64, sabotage: Sabotage) -> Vec<String> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
     runtime.block_on(async {
         let world = Arc::new(World::new(seed, sabotage));
         let cluster = Cluster::with_room(seed, world.clone(), Pace::Usual, ROOM);
-        if tokio::time::timeout(PATIENCE, play(seed, &cluster)).await.is_err() {
-            world.violated(format!("never came to rest: {:?}", unfinished(&world.history)));
+        if tokio::time::timeout(TIMEOUT, simulate(seed, &cluster)).await.is_err() {
+            world.record_violation(format!("never came to rest: {:?}", unmet(&world.history)));
         }
         world.history.forget();
         world.violations()
     })
 }
 
-async fn play(seed: u64, cluster: &Arc<Cluster>) {
+async fn simulate(seed: u64, cluster: &Arc<Cluster>) {
     let (random, world) = (Random::new(seed, "rollouts"), cluster.world.clone());
     cluster.start(NODES.unsigned_abs()).await;
     let user = UserInfo::component("kubernetes-admin", Some("system:masters"));
@@ -61,11 +61,11 @@ async fn play(seed: u64, cluster: &Arc<Cluster>) {
             tokio::time::sleep(TICK).await;
         }
     }
-    rest(cluster).await;
+    wait_for_convergence(cluster).await;
     let begun = world.history.revision();
     let until = Instant::now() + FAULTS;
     let change = async {
-        // A broken template is one of the middle, and what follows it is well.
+        // A broken template is one of the middle, and its successor is good.
         let broken = random.chance(400);
         for number in 0..if broken { 3 } else { 2 } {
             let is_broken = broken && number == 1;
@@ -73,7 +73,7 @@ async fn play(seed: u64, cluster: &Arc<Cluster>) {
                 change(&api, kind, (number, is_broken)).await;
             }
             if world.sabotage == Sabotage::UserMeddles {
-                meddle(&world.history, &api).await;
+                violate_strategies(&world.history, &api).await;
             }
             tokio::time::sleep(random.millis(0, 12_000)).await;
             for kind in kinds.iter().filter(|kind| kind.kind != "DaemonSet") {
@@ -86,14 +86,14 @@ async fn play(seed: u64, cluster: &Arc<Cluster>) {
             tokio::time::sleep(random.millis(0, 4_000)).await;
         }
     };
-    tokio::join!(biased; change, trouble(cluster, &random, until));
-    rest(cluster).await;
-    for problem in judge(&world.history, begun) {
-        world.violated(problem);
+    tokio::join!(biased; change, inject_faults(cluster, &random, until));
+    wait_for_convergence(cluster).await;
+    for problem in check_history(&world.history, begun) {
+        world.record_violation(problem);
     }
 }
 
-/// Gives a workload its next template. A StatefulSet gets none that is broken: it waits for its broken pod until a user deletes that.
+/// Sets a workload's next template. A StatefulSet gets no broken one: it waits for its broken pod until a user deletes that.
 async fn change(api: &ApiClient, kind: &Kind, (number, broken): (u64, bool)) {
     let key = ObjectKey::new("default", "web");
     let broken = broken && kind.kind != "StatefulSet";
@@ -101,15 +101,15 @@ async fn change(api: &ApiClient, kind: &Kind, (number, broken): (u64, bool)) {
     patch(api, kind, &key, &json!({"spec": {"template": {"metadata": {"annotations": annotations}}}})).await;
 }
 
-/// Patches until it is done.
+/// Patches until it succeeds.
 async fn patch(api: &ApiClient, kind: &Kind, key: &ObjectKey, patch: &Value) {
     while api.patch::<Value>(kind, key, None, PatchType::Merge, patch).await.is_err() {
         tokio::time::sleep(TICK).await;
     }
 }
 
-/// What no strategy allows: pods go that serve, sets ask for more, and there are pods that nobody's controller made.
-async fn meddle(history: &History, api: &ApiClient) {
+/// Violates every strategy: deletes serving pods, scales sets up, and creates surplus pods by hand.
+async fn violate_strategies(history: &History, api: &ApiClient) {
     let kind = Kind::of::<Pod>();
     for (_, pod) in history.now("/registry/pods/default/") {
         let pod = pod.value();
@@ -131,7 +131,7 @@ async fn meddle(history: &History, api: &ApiClient) {
     }
 }
 
-/// One of each kind, called `web`, with strategies of all sorts.
+/// One of each kind, named `web`, with various strategies.
 fn workloads(random: &Random) -> [Value; 3] {
     let pairs = [
         json!({"maxSurge": 1, "maxUnavailable": 0}),
@@ -140,7 +140,7 @@ fn workloads(random: &Random) -> [Value; 3] {
         json!({"maxSurge": "25%", "maxUnavailable": "25%"}),
         json!({"maxSurge": "50%", "maxUnavailable": 0}),
         json!({"maxSurge": 0, "maxUnavailable": "40%"}),
-        // Both round to none, which stands for one that may be unavailable.
+        // Both round to 0, which then counts as one unavailable pod.
         json!({"maxSurge": 0, "maxUnavailable": "1%"}),
         json!({"maxSurge": "100%", "maxUnavailable": "100%"}),
     ];
@@ -176,18 +176,18 @@ fn workloads(random: &Random) -> [Value; 3] {
     ]
 }
 
-async fn rest(cluster: &Cluster) {
+async fn wait_for_convergence(cluster: &Cluster) {
     let mut calm = 0;
     while calm < 5 {
         tokio::time::sleep(5 * TICK).await;
         let nodes = cluster.world.history.now("/registry/minions/").len();
-        let done = unfinished(&cluster.world.history).is_empty() && i64::try_from(nodes) == Ok(NODES);
+        let done = unmet(&cluster.world.history).is_empty() && i64::try_from(nodes) == Ok(NODES);
         calm = if done { calm + 1 } else { 0 };
     }
 }
 
-/// Faults that no pod hears of.
-async fn trouble(cluster: &Cluster, random: &Random, until: Instant) {
+/// Faults that don't affect pods.
+async fn inject_faults(cluster: &Cluster, random: &Random, until: Instant) {
     let world = &cluster.world;
     let weather = |random: &Random| {
         let level = |most: u64| if random.chance(500) { random.between(1, most) } else { 0 };
@@ -211,56 +211,56 @@ async fn trouble(cluster: &Cluster, random: &Random, until: Instant) {
         match random.below(6) {
             0 => cluster.network.kill_server(),
             1 => link.dead.cancel(),
-            2 | 3 => link.doom(Some(Doom { writes: random.between(1, 6), done: random.chance(500) })),
+            2 | 3 => link.schedule_death(Some(Doom { writes: random.between(1, 6), done: random.chance(500) })),
             4 => cluster.network.pump.break_all(|stream| Arc::ptr_eq(&stream.link, &link)),
             _ => {}
         }
     }
     world.set_weather(Weather::CALM);
-    cluster.links().iter().for_each(|link| link.doom(None));
+    cluster.links().iter().for_each(|link| link.schedule_death(None));
 }
 
-/// What is there at a revision, of those kinds, and what is asked of a workload whose size changes.
+/// Objects of these kinds at a revision, and the bounds of a workload whose size changes.
 #[derive(Default)]
-struct Shown {
+struct RolloutState {
     objects: BTreeMap<Arc<str>, Value>,
-    /// The pods that have to serve, by kind: a larger size holds from when it was reached once.
+    /// Minimum serving pods by kind: a larger size applies once it has been reached.
     fewest: BTreeMap<&'static str, i64>,
-    /// The pods that a Deployment's sets may ask for: a smaller size holds from when it was reached once.
+    /// Maximum desired pods of a Deployment's sets: a smaller size applies once it has been reached.
     most: i64,
-    /// What each ReplicaSet asked for before it asked for what it does: its controller may know that alone.
+    /// Previous desired pods of each ReplicaSet: its controller may not have seen the newer value.
     before: BTreeMap<Arc<str>, i64>,
 }
 
-/// What was wrong at any revision after one at which all was well.
-fn judge(history: &History, begun: Revision) -> Vec<String> {
-    let mut shown = Shown::default();
+/// Violations at all revisions after one at which all was well.
+fn check_history(history: &History, begun: Revision) -> Vec<String> {
+    let mut state = RolloutState::default();
     for prefix in ["pods", "deployments", "replicasets", "statefulsets", "daemonsets"] {
         for (key, version) in history.below(&format!("/registry/{prefix}/default/"), begun) {
-            shown.objects.insert(key, version.value().clone());
+            state.objects.insert(key, version.value().clone());
         }
     }
-    // All is well at first: that is where sizes begin.
-    shown.wrong(None);
+    // The initial state is good: the bounds start there.
+    state.violations(None);
     let mut problems = BTreeMap::new();
     for step in history.changes("/registry/", begun, Revision::MAX) {
-        if !shown.take(&step) {
+        if !state.apply(&step) {
             continue;
         }
-        for (rule, problem) in shown.wrong(Some(&step)) {
+        for (rule, problem) in state.violations(Some(&step)) {
             problems.entry(rule).or_insert_with(|| format!("{} at {}: {problem}", step.key, step.revision));
         }
     }
     problems.into_values().collect()
 }
 
-/// A number or a percentage of so many, as a strategy has it.
+/// A number or a percentage of a size, as in a strategy.
 fn resolved(value: &Value, of: i64, round_up: bool) -> i64 {
     let percent = value.as_str().and_then(|text| text.strip_suffix('%')?.parse::<i64>().ok());
     percent.map_or(value.as_i64().unwrap_or(0), |percent| (percent * of + if round_up { 99 } else { 0 }) / 100)
 }
 
-/// Surge and unavailable pods of a Deployment of a size.
+/// Surge and unavailable pods of a Deployment at its size.
 fn strategy_of(deployment: &Value) -> (i64, i64) {
     let (rolling, replicas) = (&deployment["spec"]["strategy"]["rollingUpdate"], number(deployment, "/spec/replicas"));
     let surge = resolved(&rolling["maxSurge"], replicas, true);
@@ -283,8 +283,8 @@ fn ready(pod: &Value) -> bool {
     conditions.into_iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
 }
 
-impl Shown {
-    fn take(&mut self, step: &Step) -> bool {
+impl RolloutState {
+    fn apply(&mut self, step: &KeyChange) -> bool {
         let ours = ["pods", "deployments", "replicasets", "statefulsets", "daemonsets"];
         if !ours.iter().any(|kind| step.key.starts_with(&format!("/registry/{kind}/default/"))) {
             return false;
@@ -312,7 +312,7 @@ impl Shown {
         self.of(kind).cloned().collect()
     }
 
-    /// Pods of a workload that are to stay.
+    /// A workload's pods that are not being deleted.
     fn pods(&self, app: &str) -> Vec<&Value> {
         let stays = |pod: &&Value| pod["metadata"]["deletionTimestamp"].is_null();
         self.of("pods").filter(|pod| pod["metadata"]["labels"]["app"] == app).filter(stays).collect()
@@ -322,8 +322,9 @@ impl Shown {
         self.pods(app).into_iter().filter(|pod| ready(pod)).count() as i64
     }
 
-    /// Holds the pods that serve to the size. `reached`: those that its controller takes nothing of any more. A smaller size is divided among
-    /// all sets in proportion, those of broken pods too, as upstream's: from then on the rule holds when it was reached once.
+    /// Checks the number of serving pods against the size. `reached`: the pods that its controller doesn't remove any
+    /// more. A smaller size is divided among all sets in proportion, also those of broken pods, like upstream's: it
+    /// applies once reached.
     fn served(&mut self, kind: &'static str, object: &Value, (target, reached): (i64, i64)) -> Option<String> {
         let serving = self.serving(kind);
         let all_serve = i64::try_from(self.pods(kind).len()) == Ok(serving);
@@ -337,7 +338,7 @@ impl Shown {
         (serving < *fewest).then(|| format!("{serving} pods of the {kind} serve, not {fewest}"))
     }
 
-    fn wrong(&mut self, step: Option<&Step>) -> Vec<(&'static str, String)> {
+    fn violations(&mut self, step: Option<&KeyChange>) -> Vec<(&'static str, String)> {
         let mut problems = Vec::new();
         let sets = self.all("replicasets");
         for deployment in self.all("deployments") {
@@ -354,11 +355,11 @@ impl Shown {
         }
         for (key, set) in self.objects.iter().filter(|(key, _)| key.starts_with("/registry/replicasets/")) {
             let there = self.of_set(set, |_| true);
-            let asked = number(set, "/spec/replicas").max(self.before.get(key).copied().unwrap_or(0));
+            let desired = number(set, "/spec/replicas").max(self.before.get(key).copied().unwrap_or(0));
             let made = step.filter(|step| step.old.is_none() && step.key.starts_with("/registry/pods/"));
             let made = made.and_then(|step| step.new.as_ref());
-            if there > asked && made.is_some_and(|pod| is_of(pod.value(), set)) {
-                problems.push(("replicas", format!("{there} pods of the set's {asked}")));
+            if there > desired && made.is_some_and(|pod| is_of(pod.value(), set)) {
+                problems.push(("replicas", format!("{there} pods of the set's {desired}")));
             }
         }
         for set in self.all("statefulsets") {
@@ -375,7 +376,7 @@ impl Shown {
         problems
     }
 
-    /// A ReplicaSet's pods that are to stay, of those that are so.
+    /// A ReplicaSet's pods that are not being deleted and match `is`.
     fn of_set(&self, set: &Value, is: impl Fn(&Value) -> bool) -> i64 {
         self.pods("Deployment").into_iter().filter(|pod| is_of(pod, set) && is(pod)).count() as i64
     }

@@ -1,30 +1,30 @@
-//! One run: a cluster under a seed, in one thread whose time passes as soon as everything waits.
+//! One run: a cluster under a seed, in one thread with a paused clock.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::checkers::convergence::unfinished;
+use crate::checkers::convergence::unmet;
 use crate::cluster::{Cluster, Pace};
 use crate::sabotage::Sabotage;
 use crate::world::World;
 use crate::{faults, log, workload};
 
-/// How long the cluster may take to come to rest when faults have ended: longer than every back-off and grace period in it.
-const REST_WITHIN: Duration = Duration::from_secs(900);
-/// The same where something is broken on purpose, and may never come to rest.
-const REST_WITHIN_BROKEN: Duration = Duration::from_secs(60);
-/// At rest for so many looks in a row.
-const LOOKS: u32 = 3;
-const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Looks that found it restless until users look again, too.
-const RESTLESS: u32 = 15;
-/// Things that users do in most runs, and in every eighth one.
+/// Time limit of convergence after the faults: longer than every back-off and grace period.
+const CONVERGENCE_TIMEOUT: Duration = Duration::from_secs(900);
+/// The same with sabotage, which may prevent convergence.
+const CONVERGENCE_TIMEOUT_SABOTAGED: Duration = Duration::from_secs(60);
+/// Consecutive converged checks that are required.
+const CONVERGED_CHECKS: u32 = 3;
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
+/// Unconverged checks before users intervene again.
+const UNCONVERGED_CHECKS: u32 = 15;
+/// Users' actions in most runs, and in every eighth one.
 const STEPS: u64 = 10;
 const STEPS_LONG: u64 = 30;
 
-/// What a run came to.
+/// Result of a run.
 pub(crate) struct Report {
     pub(crate) log: String,
     pub(crate) violations: Vec<String>,
@@ -46,20 +46,21 @@ async fn one(seed: u64, sabotage: Sabotage) -> Report {
     let until = Instant::now() + Duration::from_secs(2 * steps);
     tokio::join!(biased; working, faults::make(cluster.clone(), seed, until));
     world.calm();
-    let deadline = Instant::now() + if sabotage == Sabotage::None { REST_WITHIN } else { REST_WITHIN_BROKEN };
+    let deadline =
+        Instant::now() + if sabotage == Sabotage::None { CONVERGENCE_TIMEOUT } else { CONVERGENCE_TIMEOUT_SABOTAGED };
     let rest = async {
         workload::settle(cluster.clone(), seed).await;
-        rest(&cluster, seed).await
+        wait_for_convergence(&cluster, seed).await
     };
     if tokio::time::timeout_at(deadline, rest).await.is_err() {
-        let mut problems = unfinished(&world.history);
-        problems.extend(world.autoscaling.unfinished(&world.history));
+        let mut problems = unmet(&world.history);
+        problems.extend(world.autoscaling.unmet(&world.history));
         problems.extend(cluster.stale(world.history.revision()));
         for problem in problems {
-            world.violated(format!("never came to rest: {problem}"));
+            world.record_violation(format!("never came to rest: {problem}"));
         }
         if world.violations().is_empty() {
-            world.violated("never came to rest".into());
+            world.record_violation("never came to rest".into());
         }
     }
     let answered = cluster.network.answered.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
@@ -68,23 +69,23 @@ async fn one(seed: u64, sabotage: Sabotage) -> Report {
     Report { log: world.log.take(), violations: world.violations() }
 }
 
-/// Waits until nothing is left to do.
-async fn rest(cluster: &Arc<Cluster>, seed: u64) {
+/// Waits for convergence.
+async fn wait_for_convergence(cluster: &Arc<Cluster>, seed: u64) {
     let (mut calm, mut restless) = (0, 0);
     let mut settled = cluster.world.history.revision();
     let broken = || cluster.world.sabotage != Sabotage::None && !cluster.world.violations().is_empty();
-    while calm < LOOKS && !broken() {
-        tokio::time::sleep(LOOK_EVERY).await;
+    while calm < CONVERGED_CHECKS && !broken() {
+        tokio::time::sleep(CHECK_INTERVAL).await;
         let before = std::mem::replace(&mut settled, cluster.world.history.revision());
-        let mut problems = unfinished(&cluster.world.history);
-        problems.extend(cluster.world.autoscaling.unfinished(&cluster.world.history));
+        let mut problems = unmet(&cluster.world.history);
+        problems.extend(cluster.world.autoscaling.unmet(&cluster.world.history));
         let stale = cluster.stale(before);
         if let Some(first) = problems.iter().chain(&stale).next() {
             log::log!(cluster.world, "not at rest: {} things, {first}", problems.len() + stale.len());
             calm = 0;
             restless += 1;
-            // What was on its way when faults ended may leave more to mend by hand.
-            if restless % RESTLESS == 0 {
+            // Messages in transit at the end of faults may require another intervention.
+            if restless % UNCONVERGED_CHECKS == 0 {
                 workload::settle(cluster.clone(), seed).await;
             }
         } else {

@@ -1,67 +1,73 @@
-//! Components that are broken on purpose: proof that the checkers see it.
+//! Components that are broken on purpose: proves that the checkers detect it.
 
 use apiserver_storage::store::Op;
 use apiserver_storage::store::record::Record;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use crate::asked::Asked;
 use crate::checkers::claims::owner;
 use crate::cluster::CONTROLLERS;
 use crate::history::History;
+use crate::parsed_request::ParsedRequest;
 
-/// What is broken in a run.
+/// The sabotage of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sabotage {
     /// Nothing.
     None,
-    /// The watch cache never hears of one of the changes of pods.
+    /// The watch cache misses one change of pods.
     CacheMissesChange,
-    /// One event of a watch of pods never reaches its client.
+    /// One event of a watch of pods is dropped.
     WatchDropsEvent,
-    /// One event of a watch of pods reaches its client twice.
+    /// One event of a watch of pods is duplicated.
     WatchDoublesEvent,
-    /// The scheduler doesn't see what pods ask for.
+    /// The scheduler ignores pods' requests.
     SchedulerSeesNoRequests,
-    /// The store forgets one transaction that it has acknowledged.
+    /// The store loses one acknowledged transaction.
     StoreForgets,
     /// A controller doesn't run.
     Without(&'static str),
-    /// Users do by hand, in a rollout, what its strategy doesn't allow.
+    /// Users violate a rollout's strategy by hand.
     UserMeddles,
-    /// A Job's status counts one pod more than it names.
+    /// A Job's status counts one pod more than it lists as uncounted.
     JobsCountTwice,
-    /// A Job's pods are let go, and its status names none of them.
+    /// A Job's pods lose their finalizer without being listed in its status.
     JobsNameNobody,
-    /// A quota says that nothing is used.
+    /// A quota's status reports no usage.
     QuotasForget,
-    /// The server takes no eviction off what a budget allows.
+    /// The server doesn't deduct evictions from a budget.
     BudgetsForget,
-    /// A claim is bound to a volume that is another's.
+    /// A claim is bound to another claim's volume.
     BinderTakesTaken,
-    /// Volumes of claims, and those that are to be kept, are deleted as soon as nobody hinders it.
+    /// Volumes that are claimed or to be retained are deleted as soon as no finalizer prevents it.
     VolumesGo,
-    /// Users take pods of a StatefulSet away by force, as if they knew that these have ended.
+    /// Users force-delete pods of a StatefulSet as if these had ended.
     UserForces,
-    /// The scheduler doesn't see where volumes are.
+    /// The scheduler ignores volumes' node affinity.
     SchedulerSeesNoPlaces,
-    /// An autoscaler asks for more than its most.
+    /// An autoscaler exceeds its maximum.
     AutoscalerOversteps,
-    /// An autoscaler doesn't know that it is to wait.
+    /// An autoscaler ignores its stabilization window.
     AutoscalerIsHasty,
-    /// A certificate is made of a request that was denied.
+    /// A denied request gets a certificate.
     EverybodyIsSigned,
     /// Every Service gets the pool's first address.
     PoolForgets,
-    /// Who leaves something behind goes, and what is left names it still.
+    /// An owner with orphaned dependents is removed while these still refer to it.
     OrphansForget,
 }
 
-/// What is sent instead of a request's body.
-pub(crate) fn request(sabotage: Sabotage, history: &History, from: &str, asked: &Asked, body: Bytes) -> Bytes {
-    let below = |prefix: &str| asked.prefix.as_deref() == Some(prefix);
-    let by_controllers = from == CONTROLLERS && asked.method == "PUT";
-    let is_status = by_controllers && asked.subresource == "status";
+/// Replaces a request's body.
+pub(crate) fn replace_body(
+    sabotage: Sabotage,
+    history: &History,
+    from: &str,
+    parsed: &ParsedRequest,
+    body: Bytes,
+) -> Bytes {
+    let below = |prefix: &str| parsed.prefix.as_deref() == Some(prefix);
+    let by_controllers = from == CONTROLLERS && parsed.method == "PUT";
+    let is_status = by_controllers && parsed.subresource == "status";
     let changed = |change: &dyn Fn(&mut Value)| {
         let Ok(mut object) = serde_json::from_slice::<Value>(&body) else { return body.clone() };
         change(&mut object);
@@ -76,7 +82,7 @@ pub(crate) fn request(sabotage: Sabotage, history: &History, from: &str, asked: 
         Sabotage::JobsNameNobody if is_status && below("/registry/jobs/") => {
             changed(&|job| job["status"]["uncountedTerminatedPods"] = json!({}))
         }
-        Sabotage::QuotasForget if below("/registry/resourcequotas/") && asked.method == "POST" => {
+        Sabotage::QuotasForget if below("/registry/resourcequotas/") && parsed.method == "POST" => {
             changed(&|quota| quota["spec"]["hard"]["pods"] = json!("2"))
         }
         Sabotage::BinderTakesTaken if by_controllers && below("/registry/persistentvolumeclaims/") => {
@@ -89,10 +95,10 @@ pub(crate) fn request(sabotage: Sabotage, history: &History, from: &str, asked: 
                 }
             })
         }
-        Sabotage::AutoscalerOversteps if by_controllers && asked.subresource == "scale" => {
+        Sabotage::AutoscalerOversteps if by_controllers && parsed.subresource == "scale" => {
             changed(&|scale| scale["spec"]["replicas"] = json!(11))
         }
-        Sabotage::AutoscalerIsHasty if below("/registry/horizontalpodautoscalers/") && asked.method == "POST" => {
+        Sabotage::AutoscalerIsHasty if below("/registry/horizontalpodautoscalers/") && parsed.method == "POST" => {
             changed(&|hpa| hpa["spec"]["behavior"]["scaleDown"]["stabilizationWindowSeconds"] = json!(0))
         }
         Sabotage::PoolForgets if from == CONTROLLERS && below("/registry/services/specs/") => changed(&|service| {
@@ -100,7 +106,7 @@ pub(crate) fn request(sabotage: Sabotage, history: &History, from: &str, asked: 
                 *ip = json!("192.0.2.240");
             }
         }),
-        Sabotage::OrphansForget if from == CONTROLLERS && asked.method == "PATCH" => changed(&|patch| {
+        Sabotage::OrphansForget if from == CONTROLLERS && parsed.method == "PATCH" => changed(&|patch| {
             if let Some(metadata) = patch.pointer_mut("/metadata").and_then(Value::as_object_mut)
                 && metadata.get("ownerReferences").is_some_and(Value::is_null)
             {
@@ -111,8 +117,8 @@ pub(crate) fn request(sabotage: Sabotage, history: &History, from: &str, asked: 
     }
 }
 
-/// What a broken server stores.
-pub(crate) fn stored(sabotage: Sabotage, history: &History, op: &mut Op) {
+/// Changes what a broken server stores.
+pub(crate) fn corrupt_stored(sabotage: Sabotage, history: &History, op: &mut Op) {
     let Op::Put { key, record, .. } = op else { return };
     if sabotage == Sabotage::QuotasForget && key.starts_with("/registry/resourcequotas/") {
         let Ok(mut quota) = serde_json::from_slice::<Value>(&record.body()) else { return };

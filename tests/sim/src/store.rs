@@ -1,5 +1,5 @@
-//! The store under the API server: the real one without a disk, whose transactions take time, fail, and are acknowledged
-//! late or never. What is committed is the truth that checkers go by.
+//! The store under the API server: the real one without a disk, with transactions that take time, fail, and are
+//! acknowledged late or never. Checkers use its commits as the truth.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,7 @@ use crate::log::log;
 use crate::sabotage::{self, Sabotage};
 use crate::world::World;
 
-/// See the module.
+/// The simulated store.
 pub(crate) struct SimStore {
     inner: MemoryStore,
     world: Arc<World>,
@@ -37,7 +37,7 @@ impl SimStore {
         }
     }
 
-    /// Whether this is the transaction that a broken store forgets.
+    /// Whether a broken store loses this transaction.
     fn forgets(&self, txn: &Txn) -> bool {
         self.world.sabotage == Sabotage::StoreForgets
             && txn.ops.iter().any(|op| matches!(op, Op::Put { key, .. } if key.starts_with("/registry/pods/")))
@@ -45,7 +45,7 @@ impl SimStore {
     }
 }
 
-/// Passes on what is committed, to the truth first.
+/// Forwards commits, to the history first.
 struct Tap {
     sink: Arc<dyn Sink>,
     world: Arc<World>,
@@ -103,7 +103,7 @@ impl Store for SimStore {
 
     async fn txn(&self, mut txn: Txn) -> Result<Outcome, StoreError> {
         self.pause().await;
-        txn.ops.iter_mut().for_each(|op| sabotage::stored(self.world.sabotage, &self.world.history, op));
+        txn.ops.iter_mut().for_each(|op| sabotage::corrupt_stored(self.world.sabotage, &self.world.history, op));
         let fails = self.world.random.chance(self.world.weather().store);
         if fails && self.world.random.chance(500) {
             log!(self.world, "store: refuses");
@@ -113,7 +113,7 @@ impl Store for SimStore {
             return Ok(Outcome::Committed(self.inner.revision() + 1));
         }
         let outcome = self.inner.txn(txn).await;
-        // Whoever asked may be gone, or the server may die, before it hears of it.
+        // The caller may have been cancelled, or the server may die, before the acknowledgement.
         self.pause().await;
         if fails {
             log!(self.world, "store: does not acknowledge");

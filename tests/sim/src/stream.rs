@@ -1,8 +1,8 @@
-//! Watches on their way to their clients.
+//! Watches in transit to their clients.
 //!
-//! One task takes what the server has to say on all watches, in the order in which they were opened: the server wakes
-//! watches of the same kind in any order (tokio's `watch` channel draws one), and which of two clients hears first must
-//! follow from the seed.
+//! One task reads the server's output of all watches, in the order in which they were opened: the server wakes watches
+//! of the same kind in any order (tokio's `watch` channel draws one), and the order of clients must depend on the seed
+//! only.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::pin::Pin;
@@ -22,47 +22,47 @@ use crate::network::{Link, Piece, reset};
 use crate::sabotage::Sabotage;
 use crate::world::World;
 
-/// Pieces on their way to one client.
+/// Pieces in transit to one client.
 #[derive(Default)]
-struct Queue {
+struct DeliveryQueue {
     pieces: VecDeque<(Instant, Option<Piece>)>,
-    /// Nothing is faster than what was sent before.
+    /// Delivery time of the last piece: nothing overtakes it.
     last: Option<Instant>,
     waker: Option<Waker>,
 }
 
 /// The server's side of one watch.
 pub(crate) struct Stream {
-    /// Of which server.
+    /// The life of the server.
     pub(crate) life: u64,
     pub(crate) link: Arc<Link>,
     body: UnsyncBoxBody<Bytes, BoxError>,
-    queue: Arc<Mutex<Queue>>,
+    queue: Arc<Mutex<DeliveryQueue>>,
     checker: Replay,
     waker: Waker,
 }
 
 #[derive(Default)]
-struct State {
+struct PumpState {
     streams: BTreeMap<u64, Stream>,
     ready: BTreeSet<u64>,
     waker: Option<Waker>,
     events_of_pods: u64,
 }
 
-/// See the module.
+/// Delivers the pieces of all watches.
 pub(crate) struct Pump {
     world: Arc<World>,
-    state: Mutex<State>,
+    state: Mutex<PumpState>,
 }
 
 /// Marks one stream as ready and wakes the pump.
-struct Ready {
+struct StreamWaker {
     id: u64,
     pump: std::sync::Weak<Pump>,
 }
 
-impl Wake for Ready {
+impl Wake for StreamWaker {
     fn wake(self: Arc<Self>) {
         let Some(pump) = self.pump.upgrade() else { return };
         let mut state = pump.state();
@@ -87,11 +87,11 @@ impl Pump {
         pump
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, PumpState> {
         lock(&self.state)
     }
 
-    /// Takes a watch of the server's, and gives the client's end of it.
+    /// Adds a watch of the server; returns the client's body.
     pub(crate) fn add(
         self: &Arc<Self>,
         id: u64,
@@ -100,16 +100,16 @@ impl Pump {
         body: UnsyncBoxBody<Bytes, BoxError>,
         checker: Replay,
     ) -> SimBody {
-        let queue = Arc::new(Mutex::new(Queue::default()));
-        let ready = Arc::new(Ready { id, pump: Arc::downgrade(self) });
+        let queue = Arc::new(Mutex::new(DeliveryQueue::default()));
+        let ready = Arc::new(StreamWaker { id, pump: Arc::downgrade(self) });
         let waker = Waker::from(ready.clone());
         let stream = Stream { life, link: link.clone(), body, queue: queue.clone(), checker, waker };
         self.state().streams.insert(id, stream);
         ready.wake();
-        SimBody { way: Way::Stream { queue, link, sleep: None, _end: End { id, pump: self.clone() } } }
+        SimBody { way: BodySource::Stream { queue, link, sleep: None, _end: StreamEnd { id, pump: self.clone() } } }
     }
 
-    /// The connections of some streams break.
+    /// Breaks the connections of matching streams.
     pub(crate) fn break_all(&self, which: impl Fn(&Stream) -> bool) {
         let broken: Vec<(u64, Stream)> = {
             let mut state = self.state();
@@ -139,7 +139,7 @@ impl Pump {
         }
     }
 
-    /// Takes all that the server has to say now; false: the stream is over.
+    /// Reads all available output of the server; returns false if the stream has ended.
     fn drain(&self, id: u64, stream: &mut Stream) -> bool {
         let waker = stream.waker.clone();
         let mut context = Context::from_waker(&waker);
@@ -157,11 +157,11 @@ impl Pump {
                 }
                 Poll::Ready(Some(Ok(frame))) => {
                     let Ok(data) = frame.into_data() else { continue };
-                    let data = self.sabotaged(stream, data);
+                    let data = self.apply_sabotage(stream, data);
                     let what = stream.checker.piece(&self.world, id, &stream.link.name, &data);
                     log!(self.world, "{}: watch #{id} {what}", stream.link.name);
                     if self.world.random.chance(self.world.weather().cut) {
-                        // Anywhere: in the middle of a line, too.
+                        // Anywhere, including the middle of a line.
                         let whole = usize::try_from(self.world.random.between(0, data.len() as u64)).unwrap_or(0);
                         log!(self.world, "{}: watch #{id} breaks after {whole} bytes of these", stream.link.name);
                         self.push(&stream.queue, Some(Ok(data.slice(..whole))));
@@ -174,8 +174,8 @@ impl Pump {
         }
     }
 
-    fn push(&self, queue: &Mutex<Queue>, piece: Option<Piece>) {
-        let arrives = Instant::now() + self.world.travel();
+    fn push(&self, queue: &Mutex<DeliveryQueue>, piece: Option<Piece>) {
+        let arrives = Instant::now() + self.world.message_delay();
         let mut queue = lock(queue);
         let arrives = queue.last.map_or(arrives, |last| last.max(arrives));
         queue.last = Some(arrives);
@@ -185,8 +185,8 @@ impl Pump {
         }
     }
 
-    /// What a broken server would have sent.
-    fn sabotaged(&self, stream: &Stream, data: Bytes) -> Bytes {
+    /// Applies sabotage to a piece.
+    fn apply_sabotage(&self, stream: &Stream, data: Bytes) -> Bytes {
         let sabotage = self.world.sabotage;
         let pods = stream.checker.prefix() == "/registry/pods/";
         let volumes = stream.checker.prefix() == "/registry/persistentvolumes/";
@@ -218,32 +218,32 @@ impl Pump {
     }
 }
 
-/// The client went away: so does the server's side.
-struct End {
+/// The client's side; dropping it ends the server's side.
+struct StreamEnd {
     id: u64,
     pump: Arc<Pump>,
 }
 
-impl Drop for End {
+impl Drop for StreamEnd {
     fn drop(&mut self) {
         let stream = self.pump.state().streams.remove(&self.id);
         drop(stream);
     }
 }
 
-enum Way {
+enum BodySource {
     Whole(Option<Bytes>),
-    Stream { queue: Arc<Mutex<Queue>>, link: Arc<Link>, sleep: Option<Pin<Box<Sleep>>>, _end: End },
+    Stream { queue: Arc<Mutex<DeliveryQueue>>, link: Arc<Link>, sleep: Option<Pin<Box<Sleep>>>, _end: StreamEnd },
 }
 
-/// What a client reads.
+/// The body that a client reads.
 pub(crate) struct SimBody {
-    way: Way,
+    way: BodySource,
 }
 
 impl SimBody {
     pub(crate) fn whole(body: Bytes) -> Self {
-        Self { way: Way::Whole(Some(body)) }
+        Self { way: BodySource::Whole(Some(body)) }
     }
 }
 
@@ -253,15 +253,15 @@ impl Body for SimBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let (queue, link, sleep) = match &mut self.way {
-            Way::Whole(body) => return Poll::Ready(body.take().map(|body| Ok(Frame::data(body)))),
-            Way::Stream { queue, link, sleep, .. } => (queue, link, sleep),
+            BodySource::Whole(body) => return Poll::Ready(body.take().map(|body| Ok(Frame::data(body)))),
+            BodySource::Stream { queue, link, sleep, .. } => (queue, link, sleep),
         };
         loop {
             if let Some(waiting) = sleep {
                 std::task::ready!(waiting.as_mut().poll(context));
                 *sleep = None;
             }
-            if link.dead.is_cancelled() || link.blocks(context.waker()) {
+            if link.dead.is_cancelled() || link.is_blocked(context.waker()) {
                 return Poll::Pending;
             }
             let mut queue = lock(queue);

@@ -1,4 +1,4 @@
-//! The runs themselves.
+//! The simulation's test cases.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -12,9 +12,9 @@ use crate::rollouts::rollout;
 use crate::run::run;
 use crate::sabotage::Sabotage;
 
-/// Seeds of every `cargo test`; `.ci/run` plays 200.
+/// Seeds of every `cargo test`; `.ci/run` runs 200.
 const SEEDS: u64 = 50;
-/// Lines of the log that a failure shows.
+/// Log lines shown for a failure.
 const TAIL: usize = 60;
 
 #[expect(clippy::disallowed_methods, reason = "a test's own parameters, and no part of the program")]
@@ -32,17 +32,17 @@ fn seeds() -> std::ops::Range<u64> {
     range.unwrap_or(0..SEEDS)
 }
 
-/// Tells what went wrong under a seed, and how to see it again.
+/// Formats the violations of a seed, with the command to reproduce them.
 fn describe(seed: u64, violations: &[String], log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
     let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n");
     format!("seed {seed}: {}\n{tail}\nrun it again: SIM_SEED={seed} cargo test -p sim seeds", violations.join("\n"))
 }
 
-/// Plays seeds in all threads, and answers what was wrong.
-fn at_once(seeds: std::ops::Range<u64>, play: impl Fn(u64) -> Option<String> + Sync) -> Vec<String> {
+/// Runs seeds in all threads, and returns the failures.
+fn run_all(seeds: std::ops::Range<u64>, run_seed: impl Fn(u64) -> Option<String> + Sync) -> Vec<String> {
     let (next, failed) = (AtomicU64::new(seeds.start), Mutex::new(Vec::new()));
-    // Each run has a thread of its own.
+    // Each run has its own thread.
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..threads {
@@ -52,7 +52,7 @@ fn at_once(seeds: std::ops::Range<u64>, play: impl Fn(u64) -> Option<String> + S
                     if !seeds.contains(&seed) {
                         return;
                     }
-                    if let Some(problem) = play(seed) {
+                    if let Some(problem) = run_seed(seed) {
                         failed.lock().unwrap_or_else(PoisonError::into_inner).push(problem);
                     }
                 }
@@ -66,7 +66,7 @@ fn at_once(seeds: std::ops::Range<u64>, play: impl Fn(u64) -> Option<String> + S
 fn all_seeds_come_to_rest_and_break_no_rule() {
     let seeds = seeds();
     let shown = parameter("SIM_LOG");
-    let failed = at_once(seeds.clone(), |seed| {
+    let failed = run_all(seeds.clone(), |seed| {
         let report = run(seed, Sabotage::None);
         if let Some(path) = &shown {
             std::fs::write(path, &report.log).expect("the log's file");
@@ -78,8 +78,8 @@ fn all_seeds_come_to_rest_and_break_no_rule() {
     assert!(failed.is_empty(), "{} of {seeds:?} failed\n{}", failed.len(), failed.join("\n\n"));
 }
 
-/// docs/decisions/0082-fast-failover.md, in calm weather: endpoints are gone within 2 s, and as many pods are ready as
-/// before within 5 s.
+/// docs/decisions/0082-fast-failover.md, without other faults: endpoints are gone within 2 s, and all replicas are
+/// ready again within 5 s.
 #[test]
 fn a_dead_nodes_pods_are_elsewhere_in_five_seconds() {
     let mut worst = (Duration::ZERO, Duration::ZERO);
@@ -94,7 +94,7 @@ fn a_dead_nodes_pods_are_elsewhere_in_five_seconds() {
     assert!(endpoints_gone > Duration::from_secs(10) && pods_back > Duration::from_secs(20), "not by itself");
 }
 
-/// What was made before its owner's deletion stays with it, whichever watch is behind, and nothing holds it for a Job that is gone.
+/// Orphaned dependents stay, whichever watch lags, and no finalizer of a deleted Job holds them.
 #[test]
 fn what_is_left_behind_stays_when_watches_are_slow() {
     for seed in 0..3 {
@@ -110,12 +110,12 @@ const ROLLOUTS: u64 = 24;
 #[test]
 fn rollouts_keep_to_their_strategies_while_controllers_die() {
     let seeds = parameter("SIM_ROLLOUTS").and_then(|seeds| seeds.parse().ok()).unwrap_or(ROLLOUTS);
-    let failed = at_once(0..seeds, |seed| {
+    let failed = run_all(0..seeds, |seed| {
         let problems = rollout(seed, Sabotage::None);
         (!problems.is_empty()).then(|| format!("rollout {seed}: {problems:#?}"))
     });
     assert!(failed.is_empty(), "{} of {seeds} failed\n{}", failed.len(), failed.join("\n"));
-    let problems = at_once(0..8, |seed| Some(rollout(seed, Sabotage::UserMeddles).join("\n")));
+    let problems = run_all(0..8, |seed| Some(rollout(seed, Sabotage::UserMeddles).join("\n")));
     for rule in [
         "of the Deployment serve",
         "are asked for",
@@ -128,17 +128,17 @@ fn rollouts_keep_to_their_strategies_while_controllers_die() {
     }
 }
 
-/// Requests for each pod of a crowd that comes, with all that belongs to it and while components die, and for each of one that goes:
-/// 9 and 14 were seen. As many for each of ten times as many: what grows faster than the crowd is found here.
+/// Maximum requests per pod for creating a crowd with its dependents while components die, and for deleting it: 9 and 14 were
+/// observed. The same for ten times as many pods: detects superlinear growth.
 const REQUESTS_TO_COME: u64 = 20;
 const REQUESTS_TO_GO: u64 = 20;
-/// Requests of a crowd of any size: heartbeats of nodes, and the first lists of each life of a component.
+/// Requests independent of the crowd's size: heartbeats of nodes, and the first lists of each life of a component.
 const REQUESTS_ALWAYS: u64 = 1000;
 
 /// Pods of the crowd of every `cargo test`.
 const PODS: u64 = 100;
 
-/// `SIM_PODS=500` is 1,700 objects with those that belong to them. It isn't byte for byte the same again.
+/// `SIM_PODS=500` is 1,700 objects with their dependents. Its log is not reproducible byte for byte.
 #[test]
 fn a_crowd_comes_to_rest_and_goes() {
     let pods = parameter("SIM_PODS").and_then(|pods| pods.parse().ok()).unwrap_or(PODS);
@@ -160,10 +160,10 @@ fn a_crowd_comes_to_rest_and_goes() {
     );
 }
 
-/// Broken components, and a seed under which each does harm: a checker that finds nothing here checks nothing.
+/// Sabotages, each with a seed under which it does harm: a checker without a finding here checks nothing.
 #[test]
 fn broken_components_are_found() {
-    // From a seed that shows it, by what its seeds are about: all, volumes, loads, terms and grants (every other one each).
+    // First seed to try, by the themes of seeds: all, volumes, loads, terms and grants (every other one each).
     for (first, sabotage, found) in [
         (3, Sabotage::CacheMissesChange, "watch #"),
         (3, Sabotage::WatchDropsEvent, "this watch never said so"),

@@ -1,4 +1,4 @@
-//! What everything in one run shares: time, randomness, the log, the truth, and the weather that faults make.
+//! State shared by everything in one run: time, randomness, log, history, and the current fault rates.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,40 +14,40 @@ use crate::checkers::invariants::Invariants;
 use crate::checkers::mounts::Mounts;
 use crate::checkers::orphans::Orphans;
 use crate::checkers::waits::Waits;
-use crate::history::{History, Step};
+use crate::history::{History, KeyChange};
 use crate::log::{Log, log};
 use crate::panics;
 use crate::random::Random;
 use crate::sabotage::Sabotage;
 
-/// How likely it is that something goes wrong, in permille of requests, events or transactions.
+/// Fault rates in permille of requests, events or transactions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Weather {
-    /// The usual delay of a message is up to so many milliseconds.
+    /// Maximum usual delay of a message in milliseconds.
     pub(crate) delay_ms: u64,
-    /// Messages that are far slower than that.
+    /// Messages that are far slower.
     pub(crate) slow: u64,
-    /// Requests that never reach the server.
+    /// Requests that don't reach the server.
     pub(crate) lost: u64,
-    /// Answers that never reach the client.
+    /// Responses that don't reach the client.
     pub(crate) unanswered: u64,
-    /// Pieces of a watch after which, or within which, its connection breaks.
+    /// Pieces of a watch after or within which its connection breaks.
     pub(crate) cut: u64,
-    /// Requests that a busy server answers with 429.
+    /// Requests that an overloaded server rejects with 429.
     pub(crate) busy: u64,
-    /// Transactions that the store refuses, and those that it does and doesn't acknowledge.
+    /// Transactions that the store rejects, and those that it commits without an acknowledgement.
     pub(crate) store: u64,
-    /// A server that has too much to do takes up to so many milliseconds before it begins, and before it answers.
+    /// Maximum milliseconds that an overloaded server takes before it starts, and before it responds.
     pub(crate) server_ms: u64,
 }
 
 impl Weather {
-    /// Nothing goes wrong.
+    /// No faults.
     pub(crate) const CALM: Self =
         Self { delay_ms: 1, slow: 0, lost: 0, unanswered: 0, cut: 0, busy: 0, store: 0, server_ms: 0 };
 }
 
-/// See the module.
+/// Everything that is shared in one run.
 pub(crate) struct World {
     /// The components' time and randomness.
     pub(crate) env: Env,
@@ -56,7 +56,7 @@ pub(crate) struct World {
     pub(crate) log: Log,
     pub(crate) history: History,
     pub(crate) sabotage: Sabotage,
-    /// What runs on nodes, as it is.
+    /// The processes that run on nodes, independent of the API.
     pub(crate) identities: Identities,
     pub(crate) mounts: Mounts,
     pub(crate) autoscaling: Autoscaling,
@@ -70,7 +70,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// A world under a seed; within a runtime whose time is paused.
+    /// A world under a seed; requires a runtime with paused time.
     pub(crate) fn new(seed: u64, sabotage: Sabotage) -> Self {
         panics::watch();
         let (env, clock) = TokioClock::env(seed);
@@ -106,28 +106,28 @@ impl World {
         *Self::lock(&self.weather) = weather;
     }
 
-    /// Sets everybody's wall clock by so many seconds.
-    pub(crate) fn jump(&self, seconds: i64) {
+    /// Steps all wall clocks by seconds.
+    pub(crate) fn step_clock(&self, seconds: i64) {
         log!(self, "clock: set by {seconds} s");
         self.clock.jump(seconds);
-        self.autoscaling.jumped();
-        Self::lock(&self.waits).jumped(seconds);
+        self.autoscaling.clock_stepped();
+        Self::lock(&self.waits).clock_stepped(seconds);
     }
 
-    /// A checker found something wrong.
-    pub(crate) fn violated(&self, what: String) {
+    /// Records a violation.
+    pub(crate) fn record_violation(&self, what: String) {
         log!(self, "VIOLATION: {what}");
         Self::lock(&self.violations).push(what);
     }
 
-    /// What checkers found, and what panicked in this run's thread.
+    /// Violations found by checkers, and panics in this run's thread.
     pub(crate) fn violations(&self) -> Vec<String> {
         let mut all = Self::lock(&self.violations).clone();
         all.extend(panics::seen().into_iter().map(|panic| format!("something panicked: {panic}")));
         all
     }
 
-    /// Faults have ended: whatever waits for a time is held to it.
+    /// Marks the end of faults: time limits of waits start.
     pub(crate) fn calm(&self) {
         Self::lock(&self.waits).calm(Instant::now());
     }
@@ -137,8 +137,8 @@ impl World {
         Self::lock(&self.waits).tolerates()
     }
 
-    /// Something was committed.
-    pub(crate) fn committed(&self, steps: &[Step]) {
+    /// Runs the checkers on commits.
+    pub(crate) fn committed(&self, steps: &[KeyChange]) {
         for step in steps {
             let gone = if step.new.is_none() { " gone" } else { "" };
             log!(self, "store: {} {}{gone}", step.revision, step.key);
@@ -147,20 +147,20 @@ impl World {
             found.extend(claims::step(&self.history, step));
             found.extend(Self::lock(&self.orphans).step(&self.history, step));
             found.extend(Self::lock(&self.waits).step(&self.history, step, Instant::now()));
-            found.into_iter().for_each(|what| self.violated(what));
+            found.into_iter().for_each(|what| self.record_violation(what));
         }
     }
 
-    /// The time that the server takes beside its work.
-    pub(crate) fn serves_after(&self) -> Duration {
+    /// The server's delay beside its work.
+    pub(crate) fn server_delay(&self) -> Duration {
         match self.weather().server_ms {
             0 => Duration::ZERO,
             most => self.random.millis(0, most),
         }
     }
 
-    /// The time that a message takes in this weather.
-    pub(crate) fn travel(&self) -> Duration {
+    /// The delay of a message under the current fault rates.
+    pub(crate) fn message_delay(&self) -> Duration {
         let weather = self.weather();
         if self.random.chance(weather.slow) {
             return self.random.millis(weather.delay_ms, weather.delay_ms * 200);

@@ -1,74 +1,76 @@
-//! The newest value of something, and news of it: what the node tells a pod's worker. As tokio's watch channel, which keeps eight
-//! bells for channels with many readers, three hundred bytes; here each of thousands of pods has two.
+//! A watch channel from the node to a pod's worker: holds the newest value and notifies of changes. Tokio's watch channel allocates
+//! eight notifiers for many readers, 300 bytes; here each of thousands of pods has two channels.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::Notify;
 
-struct Shared<T> {
-    state: Mutex<State<T>>,
-    rung: Notify,
+struct Channel<T> {
+    state: Mutex<ChannelState<T>>,
+    notify: Notify,
 }
 
-struct State<T> {
+struct ChannelState<T> {
     value: T,
-    /// How often it was changed.
+    /// The number of changes.
     version: u64,
-    /// Nobody changes it any more.
+    /// The sender was dropped.
     closed: bool,
 }
 
-impl<T> Shared<T> {
-    fn state(&self) -> MutexGuard<'_, State<T>> {
+impl<T> Channel<T> {
+    fn state(&self) -> MutexGuard<'_, ChannelState<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What can be rung as if it had changed: who waits for it looks at all that it depends on.
-pub(crate) trait Bell: Send + Sync {
-    fn ring(&self);
+/// A channel that can be notified without a change, so that its readers check their other inputs.
+pub(crate) trait Wake: Send + Sync {
+    fn wake(&self);
 }
 
-impl<T: Send> Bell for Shared<T> {
-    fn ring(&self) {
+impl<T: Send> Wake for Channel<T> {
+    fn wake(&self) {
         self.state().version += 1;
-        self.rung.notify_waiters();
+        self.notify.notify_waiters();
     }
 }
 
-/// Who says what it is now; dropped, nothing changes any more.
-pub(crate) struct Sender<T>(Arc<Shared<T>>);
+/// The sending half; dropping it closes the channel.
+pub(crate) struct Sender<T>(Arc<Channel<T>>);
 
-/// Who hears of it.
+/// The receiving half.
 pub(crate) struct Receiver<T> {
-    shared: Arc<Shared<T>>,
-    /// The version that was read last.
+    shared: Arc<Channel<T>>,
+    /// The last version read.
     seen: u64,
 }
 
-/// A value to begin with, which counts as read.
+/// A channel with an initial value, which counts as read.
 pub(crate) fn latest<T>(value: T) -> (Sender<T>, Receiver<T>) {
-    let shared =
-        Arc::new(Shared { state: Mutex::new(State { value, version: 0, closed: false }), rung: Notify::new() });
+    let shared = Arc::new(Channel {
+        state: Mutex::new(ChannelState { value, version: 0, closed: false }),
+        notify: Notify::new(),
+    });
     (Sender(shared.clone()), Receiver { shared, seen: 0 })
 }
 
-/// Nobody changes it any more.
+/// The sender was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Closed;
 
 impl<T> Sender<T> {
-    /// Changes it; readers hear of it where `change` says that it did.
+    /// Modifies the value; notifies readers if `change` returns true.
     pub(crate) fn change(&self, change: impl FnOnce(&mut T) -> bool) {
         let mut state = self.0.state();
         if change(&mut state.value) {
             state.version += 1;
             drop(state);
-            self.0.rung.notify_waiters();
+            self.0.notify.notify_waiters();
         }
     }
 
-    /// Changes it, and tells.
+    /// Modifies the value and notifies readers.
     pub(crate) fn set(&self, change: impl FnOnce(&mut T)) {
         self.change(|value| {
             change(value);
@@ -76,7 +78,7 @@ impl<T> Sender<T> {
         });
     }
 
-    /// Looks at it. What takes long, or asks others, is not done in `look`.
+    /// Reads the value under the lock: `look` must be short, and must not call this channel.
     pub(crate) fn read<R>(&self, look: impl FnOnce(&T) -> R) -> R {
         look(&self.0.state().value)
     }
@@ -85,24 +87,24 @@ impl<T> Sender<T> {
 impl<T> Drop for Sender<T> {
     fn drop(&mut self) {
         self.0.state().closed = true;
-        self.0.rung.notify_waiters();
+        self.0.notify.notify_waiters();
     }
 }
 
 impl<T> Receiver<T> {
-    /// Looks at it, and has read it then. What takes long, or asks others, is not done in `look`.
+    /// Reads the value under the lock and marks it as read: `look` must be short, and must not call this channel.
     pub(crate) fn read<R>(&mut self, look: impl FnOnce(&T) -> R) -> R {
         let state = self.shared.state();
         self.seen = state.version;
         look(&state.value)
     }
 
-    /// Waits until it is another one than was read last.
+    /// Waits for a version after the last one read.
     pub(crate) async fn changed(&mut self) -> Result<(), Closed> {
         loop {
-            // Heard from here on: a change between the look and the wait is not missed.
-            let mut rung = std::pin::pin!(self.shared.rung.notified());
-            rung.as_mut().enable();
+            // Registered before the check, so that a change between check and wait isn't missed.
+            let mut notify = std::pin::pin!(self.shared.notify.notified());
+            notify.as_mut().enable();
             {
                 let state = self.shared.state();
                 if state.version != self.seen {
@@ -112,15 +114,15 @@ impl<T> Receiver<T> {
                     return Err(Closed);
                 }
             }
-            rung.await;
+            notify.await;
         }
     }
 }
 
 impl<T: Send + 'static> Receiver<T> {
-    /// Rings for all that read this, as long as any is there.
-    pub(crate) fn bell(&self) -> Weak<dyn Bell> {
-        let shared: Arc<dyn Bell> = self.shared.clone();
+    /// A handle that notifies the readers of this channel while one exists.
+    pub(crate) fn waker(&self) -> Weak<dyn Wake> {
+        let shared: Arc<dyn Wake> = self.shared.clone();
         Arc::downgrade(&shared)
     }
 }
@@ -159,12 +161,12 @@ mod tests {
     #[tokio::test]
     async fn a_bell_rings_as_a_change_does() {
         let (sender, mut reader) = latest(1);
-        let bell = reader.bell();
-        bell.upgrade().unwrap().ring();
+        let waker = reader.waker();
+        waker.upgrade().unwrap().wake();
         assert_eq!((reader.changed().await, reader.read(|value| *value)), (Ok(()), 1));
         assert!(futures::poll!(std::pin::pin!(reader.changed())).is_pending());
         drop((sender, reader));
-        assert!(bell.upgrade().is_none());
+        assert!(waker.upgrade().is_none());
     }
 
     #[tokio::test]

@@ -1,11 +1,11 @@
 //! The kubelet: runs pods of WebAssembly modules as upstream's runs containers.
 //!
-//! - [`config`]: what the API tells containers.
+//! - [`config`]: the containers' configuration from the API.
 //! - [`image`]: pulling, verifying and caching images.
-//! - [`node`]: the agent: registers its Node and runs the pods that are bound to it ([`node::run`]).
-//! - [`pod`]: one pod's life, decided in one step function, done by one worker.
-//! - [`spec`]: what a pod's spec says of its containers together.
-//! - [`volume`], [`log`], [`server`]: what pods read, what they write, and the kubelet API.
+//! - [`node`]: the agent, which registers its Node and runs the pods that are bound to it ([`node::run`]).
+//! - [`pod`]: the lifecycle of one pod: a pure step function decides, one worker acts.
+//! - [`spec`]: functions of a pod's spec, across its containers.
+//! - [`volume`], [`log`], [`server`]: volumes, container logs, and the kubelet API.
 //!
 //! Absent on purpose: the Wasm runtime (`wasm-runtime`), the registry (`oci-registry`), processes and namespaces of the
 //! kernel.

@@ -1,19 +1,19 @@
-//! What a pod's worker hears from its tasks. A bounded channel that takes next to no room while it is empty, as it nearly always is:
-//! tokio's has room for 32 messages and a kilobyte of its own from the start, and a node has thousands of pods.
+//! The mailbox of a pod's worker: a bounded channel that allocates almost nothing while it is empty, its usual state. Tokio's
+//! channel allocates 32 slots and 1 KiB at creation, and a node has thousands of pods.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, Semaphore};
 
-struct Shared<M> {
+struct Channel<M> {
     queue: Mutex<VecDeque<M>>,
-    /// Places that are free; closed where nobody reads any more.
-    room: Semaphore,
+    /// The free places; closed when the receiver is dropped.
+    slots: Semaphore,
     filled: Notify,
 }
 
-impl<M> Shared<M> {
+impl<M> Channel<M> {
     fn queue(&self) -> MutexGuard<'_, VecDeque<M>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -24,36 +24,36 @@ impl<M> Shared<M> {
     }
 }
 
-/// Where messages are put. Cheap to clone.
-pub(crate) struct Sender<M>(Arc<Shared<M>>);
+/// The sending half. Cheap to clone.
+pub(crate) struct Sender<M>(Arc<Channel<M>>);
 
-/// The one who reads them.
-pub(crate) struct Receiver<M>(Arc<Shared<M>>);
+/// The receiving half.
+pub(crate) struct Receiver<M>(Arc<Channel<M>>);
 
-/// A mailbox of that many places.
-pub(crate) fn mailbox<M>(places: usize) -> (Sender<M>, Receiver<M>) {
-    let (queue, room, filled) = (Mutex::default(), Semaphore::new(places), Notify::new());
-    let shared = Arc::new(Shared { queue, room, filled });
+/// A mailbox with that capacity.
+pub(crate) fn mailbox<M>(capacity: usize) -> (Sender<M>, Receiver<M>) {
+    let (queue, slots, filled) = (Mutex::default(), Semaphore::new(capacity), Notify::new());
+    let shared = Arc::new(Channel { queue, slots, filled });
     (Sender(shared.clone()), Receiver(shared))
 }
 
-/// Nobody reads it any more.
+/// The receiver was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Gone;
 
 impl<M> Sender<M> {
-    /// Waits for a place, in turn with others, and puts the message there.
+    /// Sends a message; waits for a free place in FIFO order if the mailbox is full.
     pub(crate) async fn send(&self, message: M) -> Result<(), Gone> {
-        self.0.room.acquire().await.map_err(|_| Gone)?.forget();
+        self.0.slots.acquire().await.map_err(|_| Gone)?.forget();
         self.0.put(message);
         Ok(())
     }
 
-    /// Puts the message where there is a place now; false: there is none, or nobody reads it.
+    /// Sends a message without waiting; false if the mailbox is full or the receiver was dropped.
     pub(crate) fn try_send(&self, message: M) -> bool {
-        let place = self.0.room.try_acquire();
-        place.is_ok_and(|place| {
-            place.forget();
+        let slot = self.0.slots.try_acquire();
+        slot.is_ok_and(|slot| {
+            slot.forget();
             self.0.put(message);
             true
         })
@@ -68,12 +68,12 @@ impl<M> Clone for Sender<M> {
 
 impl<M> std::fmt::Debug for Sender<M> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sender").field("room", &self.0.room.available_permits()).finish_non_exhaustive()
+        f.debug_struct("Sender").field("slots", &self.0.slots.available_permits()).finish_non_exhaustive()
     }
 }
 
 impl<M> Receiver<M> {
-    /// The next message. Nothing is lost where the wait is dropped; senders that are all gone don't end it.
+    /// The next message. Cancellation-safe; waits even if all senders were dropped.
     pub(crate) async fn recv(&mut self) -> M {
         loop {
             let next = {
@@ -85,10 +85,10 @@ impl<M> Receiver<M> {
                 next
             };
             if let Some(message) = next {
-                self.0.room.add_permits(1);
+                self.0.slots.add_permits(1);
                 return message;
             }
-            // The one who reads: what was put meanwhile has left its permit.
+            // There is one reader, so a message that was sent meanwhile has stored its permit.
             self.0.filled.notified().await;
         }
     }
@@ -96,8 +96,8 @@ impl<M> Receiver<M> {
 
 impl<M> Drop for Receiver<M> {
     fn drop(&mut self) {
-        self.0.room.close();
-        // What messages hold goes with who would have read them.
+        self.0.slots.close();
+        // Drops the unread messages with their reader.
         self.0.queue().clear();
     }
 }
@@ -128,14 +128,14 @@ mod tests {
     #[tokio::test]
     async fn who_sends_hears_that_nobody_reads() {
         let (sender, receiver) = mailbox(1);
-        let (held, message) = (Arc::new(()), sender.clone());
-        message.send(held.clone()).await.unwrap();
-        let mut waiting = std::pin::pin!(sender.send(held.clone()));
+        let (token, message) = (Arc::new(()), sender.clone());
+        message.send(token.clone()).await.unwrap();
+        let mut waiting = std::pin::pin!(sender.send(token.clone()));
         assert!(futures::poll!(&mut waiting).is_pending());
         drop(receiver);
         assert_eq!(waiting.await, Err(Gone));
-        assert!(!sender.try_send(held.clone()));
-        assert_eq!(Arc::strong_count(&held), 1, "nothing is kept that nobody reads");
+        assert!(!sender.try_send(token.clone()));
+        assert_eq!(Arc::strong_count(&token), 1, "nothing is kept that nobody reads");
     }
 
     #[tokio::test]
@@ -147,11 +147,11 @@ mod tests {
                 tokio::spawn(async move { sender.send(n).await })
             })
             .collect();
-        let mut heard = Vec::new();
-        while heard.len() < tasks.len() {
-            heard.push(receiver.recv().await);
+        let mut received = Vec::new();
+        while received.len() < tasks.len() {
+            received.push(receiver.recv().await);
         }
-        heard.sort_unstable();
-        assert_eq!(heard, (0..50).collect::<Vec<_>>());
+        received.sort_unstable();
+        assert_eq!(received, (0..50).collect::<Vec<_>>());
     }
 }

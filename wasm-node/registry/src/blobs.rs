@@ -1,5 +1,5 @@
-//! Content-addressed blobs on disk, shared by the pull cache and the built-in registry. A blob is there whole, durable
-//! and named by its digest, or not at all.
+//! Content-addressed blobs on disk, shared by the pull cache and the built-in registry. A blob is either complete,
+//! durable and named by its digest, or absent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -10,26 +10,26 @@ use sha2::{Digest, Sha256};
 
 use super::reference::is_sha256;
 
-/// Bytes that stay free on the disk whatever is pushed or pulled: the store's log must be able to go on.
+/// Bytes that stay free on the disk for pushes and pulls: the store's log needs space to continue.
 pub const FREE_BYTES_MIN: u64 = 256 << 20;
-/// The largest blob: the largest module that compiles, with room for a layer's other files.
+/// Maximum size of a blob: the largest module that compiles, and other files of its layer.
 pub const BLOB_BYTES_MAX: u64 = 512 << 20;
 
-/// Why a blob was not kept.
+/// Why a blob was not stored.
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {
-    /// What came is not what was announced.
+    /// The content doesn't match the digest.
     #[error("digest is {actual}, not {expected}")]
     Digest {
-        /// The digest that was asked for.
+        /// The requested digest.
         expected: String,
-        /// The content's.
+        /// The digest of the content.
         actual: String,
     },
-    /// Larger than any blob may be, or than announced.
+    /// Larger than the maximum or the announced size.
     #[error("more than {max_bytes} bytes")]
     TooLarge {
-        /// The bound.
+        /// The maximum.
         max_bytes: u64,
     },
     /// The disk is nearly full.
@@ -39,7 +39,7 @@ pub enum BlobError {
         FREE_BYTES_MIN
     )]
     DiskFull {
-        /// What was free.
+        /// The free bytes.
         free_bytes: u64,
     },
     /// A digest of another form than `sha256:…`.
@@ -50,7 +50,7 @@ pub enum BlobError {
     Io(#[from] std::io::Error),
 }
 
-/// What to do about an error of the disk.
+/// Returns advice for a disk error.
 fn advice(error: &std::io::Error) -> &'static str {
     match error.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
@@ -64,21 +64,22 @@ fn advice(error: &std::io::Error) -> &'static str {
 #[derive(Debug)]
 pub struct BlobStore {
     dir: PathBuf,
-    pinned: Mutex<Pinned>,
-    /// Read while something comes to refer to a repository's blobs, written while a collection takes references away.
+    pinned: Mutex<PinState>,
+    /// Read-locked while a reference to a repository's blobs is added, write-locked while a collection removes
+    /// references.
     links: RwLock<()>,
 }
 
-/// Blobs that must stay although nothing on the disk refers to them yet.
+/// Blobs that must be kept although nothing on the disk refers to them yet.
 #[derive(Debug, Default)]
-struct Pinned {
-    /// How often each is held.
-    held: BTreeMap<String, usize>,
-    /// What was pinned at some time since the sweep under way began: it may be referred to by now, unseen by that sweep.
+struct PinState {
+    /// The number of holders of each blob.
+    holders: BTreeMap<String, usize>,
+    /// All blobs pinned since the current sweep began: a reference may exist by now that the sweep hasn't seen.
     touched: Option<BTreeSet<String>>,
 }
 
-/// Keeps blobs from being swept for as long as it lives: pin first, then look whether the blob is there.
+/// Keeps blobs from being swept until it is dropped: pin first, then check whether the blob exists.
 #[derive(Debug)]
 pub struct Pins {
     store: Arc<BlobStore>,
@@ -88,7 +89,7 @@ pub struct Pins {
 impl Pins {
     pub fn add(&self, digest: &str) {
         let mut pinned = self.store.pinned();
-        *pinned.held.entry(digest.to_owned()).or_default() += 1;
+        *pinned.holders.entry(digest.to_owned()).or_default() += 1;
         if let Some(touched) = &mut pinned.touched {
             touched.insert(digest.to_owned());
         }
@@ -100,10 +101,10 @@ impl Drop for Pins {
     fn drop(&mut self) {
         let mut pinned = self.store.pinned();
         for digest in self.digests.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            if let Some(count) = pinned.held.get_mut(&digest) {
+            if let Some(count) = pinned.holders.get_mut(&digest) {
                 *count -= 1;
                 if *count == 0 {
-                    pinned.held.remove(&digest);
+                    pinned.holders.remove(&digest);
                 }
             }
         }
@@ -111,7 +112,7 @@ impl Drop for Pins {
 }
 
 impl BlobStore {
-    /// Opens or makes a store in `dir`. What an earlier process left unfinished is removed.
+    /// Opens or creates a store in `dir`, and removes unfinished blobs of an earlier process.
     pub fn open(dir: impl Into<PathBuf>) -> std::io::Result<Self> {
         let dir = dir.into();
         std::fs::create_dir_all(dir.join("blobs/sha256"))?;
@@ -124,17 +125,17 @@ impl BlobStore {
         Ok(Self { dir, pinned: Mutex::default(), links: RwLock::default() })
     }
 
-    fn pinned(&self) -> std::sync::MutexGuard<'_, Pinned> {
+    fn pinned(&self) -> std::sync::MutexGuard<'_, PinState> {
         self.pinned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Pins nothing yet.
+    /// Creates an empty set of pins.
     pub fn pins(self: &Arc<Self>) -> Pins {
         Pins { store: self.clone(), digests: Mutex::default() }
     }
 
     pub fn is_pinned(&self, digest: &str) -> bool {
-        self.pinned().held.contains_key(digest)
+        self.pinned().holders.contains_key(digest)
     }
 
     pub fn linking(&self) -> std::sync::RwLockReadGuard<'_, ()> {
@@ -145,7 +146,7 @@ impl BlobStore {
         self.links.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where the registry keeps its names.
+    /// Returns the folder of the registry's names.
     pub fn repositories(&self) -> PathBuf {
         self.dir.join("repositories")
     }
@@ -154,14 +155,14 @@ impl BlobStore {
         self.dir.join("partial")
     }
 
-    /// Where other parts of the image cache keep their records.
+    /// Creates and returns a folder for records of other parts of the image cache.
     pub fn folder(&self, name: &str) -> std::io::Result<PathBuf> {
         let path = self.dir.join(name);
         std::fs::create_dir_all(&path)?;
         Ok(path)
     }
 
-    /// Where a blob is or would be.
+    /// Returns the path of a blob, whether it exists or not.
     pub fn path(&self, digest: &str) -> Result<PathBuf, BlobError> {
         if !is_sha256(digest) {
             return Err(BlobError::BadDigest(digest.chars().take(100).collect()));
@@ -169,13 +170,13 @@ impl BlobStore {
         Ok(self.dir.join("blobs/sha256").join(&digest["sha256:".len()..]))
     }
 
-    /// Its size, where it is there.
+    /// Returns the blob's size; `None` if it is absent.
     #[must_use]
     pub fn size(&self, digest: &str) -> Option<u64> {
         std::fs::metadata(self.path(digest).ok()?).ok().map(|metadata| metadata.len())
     }
 
-    /// A blob's bytes, at most `max_bytes`.
+    /// Reads a blob of at most `max_bytes`.
     pub fn read(&self, digest: &str, max_bytes: u64) -> Result<Vec<u8>, BlobError> {
         let path = self.path(digest)?;
         if std::fs::metadata(&path)?.len() > max_bytes {
@@ -184,7 +185,7 @@ impl BlobStore {
         Ok(std::fs::read(path)?)
     }
 
-    /// Keeps `bytes`; returns their digest.
+    /// Stores `bytes`; returns their digest.
     pub fn put(&self, bytes: &[u8]) -> Result<String, BlobError> {
         let digest = digest(bytes);
         if self.size(&digest).is_none() {
@@ -202,7 +203,7 @@ impl BlobStore {
         Ok(BlobWriter { file, hasher: Sha256::new(), bytes: 0, max_bytes: max_bytes.min(BLOB_BYTES_MAX), checked: 0 })
     }
 
-    /// Removes the blobs that are neither pinned nor in what `referenced` finds; returns their bytes. One sweep at a
+    /// Removes the blobs that are neither pinned nor returned by `referenced`; returns their bytes. Sweeps run one at a
     /// time.
     pub fn sweep<E: From<std::io::Error>>(
         &self,
@@ -210,9 +211,9 @@ impl BlobStore {
     ) -> Result<u64, E> {
         {
             let mut pinned = self.pinned();
-            // What is held now may be referred to behind the walk's back and let go before its turn comes.
-            let held = pinned.held.keys().cloned().collect();
-            pinned.touched = Some(held);
+            // A blob pinned now may be referred to after the walk has passed, and unpinned before it is checked.
+            let holders = pinned.holders.keys().cloned().collect();
+            pinned.touched = Some(holders);
         }
         let swept = (|| {
             let referenced = referenced()?;
@@ -221,10 +222,10 @@ impl BlobStore {
                 let Ok(path) = self.path(&digest) else { continue };
                 let pinned = self.pinned();
                 let touched = pinned.touched.as_ref().is_none_or(|touched| touched.contains(&digest));
-                if referenced.contains(&digest) || touched || pinned.held.contains_key(&digest) {
+                if referenced.contains(&digest) || touched || pinned.holders.contains_key(&digest) {
                     continue;
                 }
-                // Removed under the lock: whoever pins it next finds it gone and brings it anew.
+                // Removed under the lock: a later pin finds it absent and fetches it again.
                 std::fs::remove_file(path)?;
                 freed += size;
             }
@@ -234,7 +235,7 @@ impl BlobStore {
         swept
     }
 
-    /// Every blob's digest and size.
+    /// Returns every blob's digest and size.
     pub fn list(&self) -> std::io::Result<Vec<(String, u64)>> {
         let mut all = Vec::new();
         for entry in std::fs::read_dir(self.dir.join("blobs/sha256"))? {
@@ -255,7 +256,7 @@ impl BlobStore {
     }
 }
 
-/// A blob on its way in: hashed as it is written, visible only after [`BlobWriter::commit`].
+/// A blob being written: hashed as it is written, visible only after [`BlobWriter::commit`].
 #[derive(Debug)]
 pub struct BlobWriter {
     file: tempfile::NamedTempFile,
@@ -265,17 +266,17 @@ pub struct BlobWriter {
     checked: u64,
 }
 
-/// How often the disk's free space is looked at while a blob comes in.
+/// Bytes written between two checks of the disk's free space.
 const SPACE_CHECK_BYTES: u64 = 16 << 20;
 
 impl BlobWriter {
-    /// Bytes so far.
+    /// Returns the bytes written so far.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.bytes
     }
 
-    /// Whether nothing was written yet.
+    /// Returns whether no bytes were written yet.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
@@ -299,7 +300,7 @@ impl BlobWriter {
         Ok(())
     }
 
-    /// Makes the blob durable under its digest, if it has that digest.
+    /// Makes the blob durable under `expected`, if that is its digest.
     pub fn commit(self, store: &BlobStore, expected: &str) -> Result<(), BlobError> {
         let path = store.path(expected)?;
         let actual = format!("sha256:{}", hex::encode(self.hasher.finalize()));
@@ -312,7 +313,7 @@ impl BlobWriter {
         Ok(())
     }
 
-    /// Makes the blob durable under whatever digest it has, which is pinned and returned.
+    /// Makes the blob durable under its actual digest, which is pinned and returned.
     pub fn commit_any(self, store: &BlobStore, pins: &Pins) -> Result<String, BlobError> {
         let digest = format!("sha256:{}", hex::encode(self.hasher.clone().finalize()));
         pins.add(&digest);
@@ -321,13 +322,13 @@ impl BlobWriter {
     }
 }
 
-/// The digest of some bytes.
+/// Returns the digest of some bytes.
 #[must_use]
 pub fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
-/// Writes a small file so that it is there whole or not at all, also after a crash.
+/// Writes a small file atomically: after a crash it is either complete or absent.
 pub fn write_durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let dir = path.parent().ok_or(std::io::ErrorKind::InvalidInput)?;
     make_dirs(dir)?;
@@ -338,7 +339,7 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     sync_parent(path)
 }
 
-/// Removes a file durably; whether it was there.
+/// Removes a file durably; returns whether it existed.
 pub fn remove_durably(path: &Path) -> std::io::Result<bool> {
     match std::fs::remove_file(path) {
         Ok(()) => sync_parent(path).map(|()| true),
@@ -347,7 +348,7 @@ pub fn remove_durably(path: &Path) -> std::io::Result<bool> {
     }
 }
 
-/// Makes folders, each durable in its parent.
+/// Creates folders, each durable in its parent.
 fn make_dirs(dir: &Path) -> std::io::Result<()> {
     if dir.is_dir() {
         return Ok(());
@@ -370,7 +371,7 @@ fn sync_parent(path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Folders can't be synced elsewhere.
+/// Other platforms can't sync folders.
 #[cfg(not(unix))]
 fn sync_parent(_path: &Path) -> std::io::Result<()> {
     Ok(())
@@ -411,7 +412,7 @@ mod tests {
         for bad in ["sha256:../../etc/passwd", "sha512:00", "", "sha256:"] {
             assert!(matches!(store.path(bad), Err(BlobError::BadDigest(_))), "{bad}");
         }
-        // A second open is a restart: blobs stay, partial ones go.
+        // A second open is a restart: complete blobs stay, unfinished ones are removed.
         let left = store.writer(9).unwrap();
         std::mem::forget(left);
         let store = BlobStore::open(dir.path()).unwrap();
@@ -426,7 +427,7 @@ mod tests {
         let pushed = store.put(b"pushed").unwrap();
         let pins = store.pins();
         pins.add(&pushed);
-        // The walk has been where its name comes, and then the push is done with it.
+        // The walk has passed the blob's name before the push adds it and ends.
         let freed = store.sweep(|| {
             drop(pins);
             Ok::<_, BlobError>(BTreeSet::new())

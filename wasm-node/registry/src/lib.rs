@@ -1,10 +1,10 @@
-//! The built-in OCI registry, and the content-addressed blobs that it shares with a node's pulls.
+//! The built-in OCI registry, and its content-addressed blobs, which a node's pulls share.
 //!
-//! - [`blobs`]: the store: a blob is there whole, durable and named by its digest, or not at all.
-//! - [`reference`]: names of images, parsed by the rules of the distribution project.
+//! - [`blobs`]: the store: a blob is either complete, durable and named by its digest, or absent.
+//! - [`reference`]: image names, parsed by the rules of the distribution project.
 //! - [`distribution`]: OCI's distribution API over the store.
 //!
-//! Absent on purpose: a Wasm runtime and a Kubernetes client. What a module is, only the node knows.
+//! Absent on purpose: a Wasm runtime and a Kubernetes client. Only the node interprets modules.
 
 pub mod blobs;
 pub mod distribution;

@@ -1,19 +1,18 @@
-//! Image references: parsed once, by the rules of the distribution project and with the messages that a kubelet
-//! shows for bad ones.
+//! Image references: parsed by the rules of the distribution project, with the kubelet's messages for invalid ones.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// The registry that the cluster has built in, by the name that images use for it.
+/// The name of the cluster's built-in registry in images.
 pub const BUILT_IN_REGISTRY: &str = "registry.local";
 /// The registry of names without one.
 const DEFAULT_REGISTRY: &str = "docker.io";
-/// Longest repository path.
+/// Maximum bytes of a repository path.
 const REPOSITORY_BYTES_MAX: usize = 255;
-/// Longest tag.
+/// Maximum bytes of a tag.
 const TAG_BYTES_MAX: usize = 128;
 
-/// Where an image is.
+/// The location of an image.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ImageName {
     /// In a registry.
@@ -22,14 +21,14 @@ pub enum ImageName {
     File(PathBuf),
 }
 
-/// A name in a registry, with a tag or a digest (the digest decides where both are given).
+/// A name in a registry, with a tag or a digest (the digest takes precedence).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Reference {
     /// Host and port.
     pub registry: String,
     /// The path in it.
     pub repository: String,
-    /// `latest` where neither tag nor digest is given.
+    /// `latest` if neither tag nor digest is given.
     pub tag: Option<String>,
     /// `sha256:…`.
     pub digest: Option<String>,
@@ -48,10 +47,10 @@ impl fmt::Display for Reference {
     }
 }
 
-/// What is wrong with a reference, in upstream's words.
+/// Why a reference is invalid, in upstream's words.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReferenceError {
-    /// None of the below, and still none.
+    /// Another syntax error.
     #[error("invalid reference format")]
     Format,
     /// Upper case in the path.
@@ -63,7 +62,7 @@ pub enum ReferenceError {
     /// Too long.
     #[error("repository name must not be more than 255 characters")]
     TooLong,
-    /// An algorithm that isn't known.
+    /// An unknown algorithm.
     #[error("unsupported digest algorithm")]
     DigestAlgorithm,
     /// A digest of the wrong length.
@@ -75,7 +74,7 @@ pub enum ReferenceError {
 }
 
 impl ImageName {
-    /// Parses what stands in `image:`.
+    /// Parses a container's `image:`.
     pub fn parse(image: &str) -> Result<Self, ReferenceError> {
         if let Some(path) = image.strip_prefix("file://") {
             return if path.starts_with('/') && !path.contains('\0') {
@@ -88,14 +87,14 @@ impl ImageName {
     }
 }
 
-/// The whole message of reason `InvalidImageName`.
+/// Returns the whole message of reason `InvalidImageName`.
 #[must_use]
 pub fn invalid_image_name(image: &str, error: &ReferenceError) -> String {
     format!("Failed to apply default image tag {image:?}: couldn't parse image name {image:?}: {error}")
 }
 
 impl Reference {
-    /// Parses a reference and gives it tag `latest` where it has neither tag nor digest.
+    /// Parses a reference; one with neither tag nor digest gets the tag `latest`.
     pub fn parse(text: &str) -> Result<Self, ReferenceError> {
         if text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
             return Err(ReferenceError::HexName(text.to_owned()));
@@ -126,14 +125,14 @@ impl Reference {
         Ok(Self { registry, repository: repository.to_owned(), tag, digest })
     }
 
-    /// What a registry is asked for: the digest where there is one.
+    /// Returns the manifest's name in requests: the digest if there is one, else the tag.
     #[must_use]
     pub fn manifest(&self) -> &str {
         self.digest.as_deref().or(self.tag.as_deref()).unwrap_or("latest")
     }
 }
 
-/// Splits off the registry: the first part where it can be a host, else the default one.
+/// Splits off the registry: the first part if it can be a host, else the default.
 fn split_registry(text: &str) -> (String, String) {
     let (registry, rest) = match text.split_once('/') {
         Some((first, rest))
@@ -174,7 +173,8 @@ fn is_port(port: &str) -> bool {
     !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// Whether `name` is a repository's path: lower-case parts joined by `.`, `_`, `__` or dashes, separated by slashes.
+/// Returns whether `name` is a repository's path: lower-case parts joined by `.`, `_`, `__` or dashes, separated by
+/// slashes.
 #[must_use]
 pub fn is_repository(name: &str) -> bool {
     name.split('/').all(is_path_component)
@@ -201,7 +201,7 @@ fn is_path_component(part: &str) -> bool {
     true
 }
 
-/// Whether `tag` can be a tag.
+/// Returns whether `tag` is a valid tag.
 #[must_use]
 pub fn is_tag(tag: &str) -> bool {
     let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
@@ -237,7 +237,7 @@ fn parse_digest(digest: &str) -> Result<String, ReferenceError> {
     Ok(digest.to_owned())
 }
 
-/// Whether `digest` is one that the blob store keeps (`sha256:` and 64 lower-case digits).
+/// Returns whether `digest` is supported by the blob store (`sha256:` and 64 lower-case digits).
 #[must_use]
 pub fn is_sha256(digest: &str) -> bool {
     digest

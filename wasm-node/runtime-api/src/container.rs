@@ -1,4 +1,4 @@
-//! What a container is made from, and what it says of itself.
+//! Specification and statistics of a container.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::ledger::Ledger;
 use super::pipe::PipeReader;
 use super::{CpuQuota, Grants, Limits, MemoryFiles, Preopen, VolumeQuota};
 
-/// Which of a guest's outputs.
+/// One of a guest's output streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StdStream {
     /// Standard output.
@@ -19,14 +19,14 @@ pub enum StdStream {
     Stderr,
 }
 
-/// Where a container's output goes. Called on the guest's thread, so it must not block; it bounds what it keeps and
-/// limits the rate by itself. Bytes come as the guest wrote them, at most 64 KiB at a time.
+/// Destination of a container's output. Called on the guest's thread, so it must not block; it limits its size and rate
+/// itself. Bytes arrive as written by the guest, at most 64 KiB at a time.
 pub trait LogSink: Send + Sync {
-    /// Takes what a guest wrote.
+    /// Writes a guest's output.
     fn write(&self, stream: StdStream, bytes: &[u8]);
 }
 
-/// Values that a guest reads by name, as they are at that moment.
+/// Values that a guest reads by name; each call returns the current one.
 pub trait ConfigValues: Send + Sync {
     /// The value of a name.
     fn get(&self, key: &str) -> Option<String>;
@@ -35,7 +35,7 @@ pub trait ConfigValues: Send + Sync {
     fn all(&self) -> Vec<(String, String)>;
 }
 
-/// Who owns what guests keep by `wasi:keyvalue`: a namespace. The uid tells it from an earlier one of its name.
+/// Owner of a `wasi:keyvalue` store: a namespace. The uid distinguishes it from an earlier one of the same name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyvalueOwner {
     /// Its name.
@@ -44,7 +44,7 @@ pub struct KeyvalueOwner {
     pub uid: String,
 }
 
-/// What a container is made from.
+/// Specification of a container.
 #[derive(Clone)]
 pub struct ContainerSpec {
     /// For the node's own log: `namespace/pod/container`.
@@ -61,63 +61,63 @@ pub struct ContainerSpec {
     pub limits: Limits,
     /// Optional host interfaces, see [`Grants::parse`].
     pub grants: Grants,
-    /// The only imports that the module may have, where that is bounded: `wasi:cli/stdout@0.2.3`, and of a core module
-    /// `wasi_snapshot_preview1/fd_write`. Programs that are run in the container's sandbox are bound by it, too.
+    /// The only permitted imports of the module, where restricted: `wasi:cli/stdout@0.2.3`, and of a core module
+    /// `wasi_snapshot_preview1/fd_write`. Programs run in the container's sandbox are restricted, too.
     pub imports: Option<Arc<ImportRules>>,
-    /// What the guest reads by `wasi:config/store`, where that is granted.
+    /// Values of `wasi:config/store`, where that is granted.
     pub config: Option<Arc<dyn ConfigValues>>,
-    /// Whose `wasi:keyvalue` it has, where that is granted.
+    /// Owner of its `wasi:keyvalue` store, where that is granted.
     pub keyvalue: Option<KeyvalueOwner>,
-    /// Where stdout and stderr go.
+    /// Destination of stdout and stderr.
     pub log: Arc<dyn LogSink>,
-    /// What a command reads; none = an empty input.
+    /// A command's stdin; `None`: an empty input.
     pub stdin: Option<PipeReader>,
-    /// Whether the guest is told that these are a terminal.
+    /// Whether the guest's standard streams report a terminal.
     pub terminal: bool,
     /// The ledger of its pod, see [`Ledger::pod`].
     pub pod: Arc<Ledger>,
-    /// What the pod's containers may use of the CPU together.
+    /// CPU quota of the pod's containers together.
     pub pod_cpu: Option<Arc<CpuQuota>>,
     /// The account of the pod's volumes in memory, where it has any.
     pub memory_files: Option<Arc<MemoryFiles>>,
-    /// The bounds of volumes of claims that it writes to.
+    /// Quotas of claims' volumes that it writes to.
     pub quotas: Vec<Arc<VolumeQuota>>,
-    /// Who calls when the guest calls out.
+    /// The caller identity of its outgoing requests.
     pub caller: Caller,
-    /// How the guest calls out; none = every outgoing request is denied.
+    /// Dials outgoing requests; `None`: every one is denied.
     pub dial: Option<Arc<dyn Dial>>,
 }
 
-/// Figures of one container, for `kubectl top`, the HPA and metrics.
+/// Statistics of one container, for `kubectl top`, the HPA and metrics.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Instances made since the container's start.
+    /// Instances created since the container's start.
     pub instances_started: u64,
-    /// Instances that live now.
+    /// Live instances.
     pub instances_live: u64,
     /// CPU time used.
     pub cpu: Duration,
-    /// Time for which polls were held back by `limits.cpu`.
+    /// Total delay of polls by `limits.cpu`.
     pub cpu_throttled: Duration,
-    /// Bytes that live instances hold now: linear memories, tables, host-side buffers.
+    /// Bytes held by live instances: linear memories, tables, host-side buffers.
     pub memory_bytes: u64,
-    /// The most they ever held.
+    /// Maximum of `memory_bytes` so far.
     pub memory_peak_bytes: u64,
-    /// Files, folders and sockets that its instances have open.
+    /// Open files, folders and sockets of its instances.
     pub descriptors: u64,
-    /// Grows with every change of a writable volume.
+    /// Incremented with every change of a writable volume.
     pub disk_changes: u64,
     /// Fuel used, where metered.
     pub fuel_used: u64,
-    /// Requests answered, by anything.
+    /// Requests with any response.
     pub requests: u64,
-    /// Of these, the node's own: nobody's traffic.
+    /// Of these, the node's own calls.
     pub probes: u64,
-    /// Of these: traps, over memory, out of fuel, timeouts.
+    /// Of these, failures by cause.
     pub failures: Failures,
 }
 
-/// How requests or runs failed.
+/// Failed requests or runs by cause.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Failures {
     /// Traps.

@@ -1,15 +1,15 @@
-//! CPU time by a limit in thousandths of a core, of one container or of a whole pod. Pure: time and use are handed in.
+//! CPU quota in thousandths of a core, of one container or of a whole pod. Pure: time and usage are arguments.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// The period over which a limit holds, as the kernel's CFS quota: a burst may use one period's share at once.
+/// The period of a limit, as the kernel's CFS quota: a burst may use one period's share at once.
 const PERIOD: Duration = Duration::from_millis(100);
-/// What a throttled guest gets at least when it goes on, so that it isn't woken for nothing.
+/// Minimum time of a throttled guest when it resumes, so that it isn't woken for nothing.
 const SLICE: Duration = Duration::from_millis(1);
 
-/// A bucket of CPU time, refilled at the limit's rate. Pure: time and use are handed in.
+/// A bucket of CPU time, refilled at the limit's rate. Pure: time and usage are arguments.
 #[derive(Debug, Clone)]
 pub struct TokenBucket {
     millis: u64,
@@ -18,7 +18,7 @@ pub struct TokenBucket {
 }
 
 impl TokenBucket {
-    /// A full one, that is refilled with so many thousandths of a core.
+    /// A full bucket, refilled with `millis` thousandths of a core.
     #[must_use]
     pub fn new(millis: u64, now: Duration) -> Self {
         let millis = millis.max(1);
@@ -36,13 +36,13 @@ impl TokenBucket {
             (self.nanos + past.as_nanos() as i128 * i128::from(self.millis) / 1000).min(Self::burst(self.millis));
     }
 
-    /// So much was used.
+    /// Charges CPU time.
     pub fn charge(&mut self, used: Duration, now: Duration) {
         self.fill(now);
         self.nanos -= used.as_nanos() as i128;
     }
 
-    /// How long the next poll has to wait; none where it may go on.
+    /// The delay of the next poll; `None` if it may run.
     pub fn delay(&mut self, now: Duration) -> Option<Duration> {
         self.fill(now);
         if self.nanos > 0 {
@@ -55,23 +55,23 @@ impl TokenBucket {
     }
 }
 
-/// A limit of CPU time that may change while it is used, or be none.
+/// A limit of CPU time that may change at run time, or be none.
 #[derive(Debug)]
 pub struct CpuQuota {
-    /// Asked on the way of each poll.
+    /// Read before each poll.
     limited: AtomicBool,
     bucket: Mutex<TokenBucket>,
 }
 
 impl CpuQuota {
-    /// A limit of so many thousandths of a core from `now` on.
+    /// A limit of `millis` thousandths of a core from `now` on.
     #[must_use]
     pub fn new(millis: Option<u64>, now: Duration) -> Self {
         let limited = AtomicBool::new(millis.is_some());
         Self { limited, bucket: Mutex::new(TokenBucket::new(millis.unwrap_or(1), now)) }
     }
 
-    /// Whether there is a limit: else there is nothing to charge, and nobody is held back.
+    /// Whether there is a limit: otherwise nothing is charged or throttled.
     #[must_use]
     pub fn is_limited(&self) -> bool {
         self.limited.load(Ordering::Acquire)
@@ -81,7 +81,7 @@ impl CpuQuota {
         self.is_limited().then(|| self.bucket.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Another limit from `now` on: what was used beyond the old one is owed no more.
+    /// Sets a new limit from `now` on, and forgets debts under the old one.
     pub fn set(&self, millis: Option<u64>, now: Duration) {
         let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
         if millis.is_none_or(|millis| bucket.millis != millis.max(1)) {

@@ -1,11 +1,11 @@
-//! What holds wherever this node writes to its disk.
+//! Free space and error advice common to all writes of this node to its disk.
 
 use std::io;
 
-/// Bytes that stay free whatever is compiled: the store's log must be able to go on.
+/// Minimum free bytes after a compilation: the store's log must be able to continue.
 pub const FREE_BYTES_MIN: u64 = 256 << 20;
 
-/// What to do about an error of the disk, to be put behind it; empty where its words are all there is to say.
+/// Advice to append to a disk error; empty if the error says all.
 #[must_use]
 pub fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
@@ -14,10 +14,10 @@ pub fn advice(error: &io::Error) -> &'static str {
     }
 }
 
-/// Refuses where less than [`FREE_BYTES_MIN`] are free.
+/// Fails with less than [`FREE_BYTES_MIN`] free.
 ///
 /// # Errors
-/// There is no room, in the words of the registry's pushes and pulls.
+/// Too little space, in the words of the registry's pushes and pulls.
 pub fn check_space(free_bytes: u64) -> io::Result<()> {
     if free_bytes >= FREE_BYTES_MIN {
         return Ok(());

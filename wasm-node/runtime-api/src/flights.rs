@@ -1,9 +1,9 @@
-//! One at a time for each key: who wants what is under way waits for it. Nothing is kept of keys that nobody has.
+//! Deduplicates concurrent work by key: later callers wait for the work in progress. Keys without a holder are dropped.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// A lock for each key that somebody has, held by whoever does the work.
+/// A lock per key, locked during the work.
 #[derive(Debug)]
 pub struct Flights<K>(Mutex<BTreeMap<K, Weak<tokio::sync::Mutex<()>>>>);
 
@@ -14,7 +14,7 @@ impl<K> Default for Flights<K> {
 }
 
 impl<K: Ord + Clone> Flights<K> {
-    /// The lock of `key`: the same for all who have it now.
+    /// The lock of `key`, shared by all current holders.
     pub fn of(&self, key: &K) -> Arc<tokio::sync::Mutex<()>> {
         let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         flights.retain(|_, flight| flight.strong_count() > 0);

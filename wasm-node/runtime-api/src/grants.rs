@@ -1,4 +1,4 @@
-//! Optional host interfaces, as a pod's annotation grants them.
+//! Grants of optional host interfaces by a pod's annotation.
 
 /// The optional interfaces that a container's annotation grants, and whether it runs the node's own toolbox.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -7,7 +7,7 @@ pub struct Grants {
     toolbox: bool,
 }
 
-/// An annotation that grants what isn't there.
+/// An annotation that grants unknown interfaces.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("this node offers no optional host interface {}{}", .unknown.join(", "), offered_text(.offered))]
 pub struct GrantError {
@@ -32,8 +32,8 @@ impl Grants {
         self.names.iter().any(|granted| granted == name)
     }
 
-    /// Parses the value of `host.coracle.dev/<container>`: names separated by commas, out of those that the runtime
-    /// offers ([`Runtime::optional_interfaces`](super::Runtime::optional_interfaces)).
+    /// Parses the value of `host.coracle.dev/<container>`: comma-separated names of interfaces that the runtime offers
+    /// ([`Runtime::optional_interfaces`](super::Runtime::optional_interfaces)).
     ///
     /// # Errors
     /// A name that isn't offered.
@@ -49,7 +49,7 @@ impl Grants {
         Ok(Self { names: granted, toolbox: false })
     }
 
-    /// The same for a program that is the node's own toolbox, or is not.
+    /// Sets whether the program is the node's own toolbox.
     #[must_use]
     pub fn toolbox(self, is_toolbox: bool) -> Self {
         Self { toolbox: is_toolbox, ..self }

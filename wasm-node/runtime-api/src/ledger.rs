@@ -1,22 +1,22 @@
-//! The ledger: how much of the host's resources guests hold, at three levels (container, pod, node), each with a limit
-//! per resource that may change at run time. What is taken counts at every level or at none.
+//! The ledger: accounts host resources of guests at three levels (container, pod, node), each with a limit per resource
+//! that may change at run time. An amount is charged at every level or at none.
 //!
-//! Whoever takes decides what a refusal means: a growth of memory traps, an `open` is an error of the guest, a request
-//! waits. Waiting costs nothing while nobody waits, and wakes when something is given back or a limit is raised.
+//! The caller decides the effect of a rejection: a growth of memory traps, an `open` fails in the guest, a request
+//! waits. Waiting is woken by a release or a raised limit, and costs nothing without waiters.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
-/// What guests take of the host.
+/// A host resource used by guests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resource {
-    /// Bytes of linear memories, tables, and what the host holds for a guest.
+    /// Bytes of linear memories, tables, and host memory of a guest.
     Memory,
     /// Open files, folders and sockets of the process.
     Descriptors,
-    /// Threads that block for a guest: its file operations.
+    /// Threads blocked by a guest's file operations.
     BlockingThreads,
     /// Outgoing requests and connections.
     Connections,
@@ -27,7 +27,7 @@ pub enum Resource {
 }
 
 impl Resource {
-    /// All of them, in the order of a ledger's rows.
+    /// All resources, in the order of a ledger's rows.
     pub const ALL: [Self; 6] =
         [Self::Memory, Self::Descriptors, Self::BlockingThreads, Self::Connections, Self::LogBytes, Self::DiskBytes];
 
@@ -43,7 +43,7 @@ impl Resource {
     }
 }
 
-/// Whose limit holds.
+/// The level of a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
     /// All guests of the process.
@@ -54,7 +54,7 @@ pub enum Level {
     Container,
 }
 
-/// A limit that doesn't allow more.
+/// A rejection because of a limit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "out of {}: {wanted} {unit} more than the {used} in use exceed the {} of {limit} {unit}",
@@ -63,13 +63,13 @@ pub enum Level {
     unit = .resource.words().1
 )]
 pub struct Exceeded {
-    /// Of what.
+    /// The resource.
     pub resource: Resource,
-    /// Whose limit.
+    /// The level of the limit.
     pub level: Level,
-    /// What was asked for.
+    /// The requested amount.
     pub wanted: u64,
-    /// What was in use at that level.
+    /// The amount in use at that level.
     pub used: u64,
     /// The limit.
     pub limit: u64,
@@ -93,7 +93,7 @@ impl Row {
         }
     }
 
-    /// Never passes the limit, not even for a moment: a large demand that is refused must not have others refused.
+    /// Never exceeds the limit, not even temporarily: a rejected large amount must not cause others to be rejected.
     fn take(&self, amount: u64) -> Result<(), (u64, u64)> {
         let limit = self.limit.load(Ordering::Acquire);
         let add = |used: u64| used.checked_add(amount).filter(|after| *after <= limit);
@@ -111,31 +111,31 @@ impl Row {
     }
 }
 
-/// What one container, one pod or the node holds.
+/// Accounts of one container, one pod or the node.
 #[derive(Debug)]
 pub struct Ledger {
     level: Level,
     rows: [Row; Resource::ALL.len()],
-    /// Something was given back that is waited for. One for all rows: there are two ledgers a pod, most of which nobody ever waits
-    /// at, and who waits looks anew.
+    /// Notified when a resource with waiters is released. One for all rows: there are two ledgers per pod, most of them never
+    /// with a waiter, and a waiter checks again.
     freed: Notify,
     parent: Option<Arc<Ledger>>,
 }
 
 impl Ledger {
-    /// The process's ledger: the root.
+    /// The root: the process's ledger.
     #[must_use]
     pub fn node() -> Arc<Self> {
         Self::new(Level::Node, None)
     }
 
-    /// A pod's, below the node's.
+    /// A pod's ledger, below the node's.
     #[must_use]
     pub fn pod(node: &Arc<Self>) -> Arc<Self> {
         Self::new(Level::Pod, Some(node.clone()))
     }
 
-    /// A container's, below its pod's.
+    /// A container's ledger, below its pod's.
     #[must_use]
     pub fn container(pod: &Arc<Self>) -> Arc<Self> {
         Self::new(Level::Container, Some(pod.clone()))
@@ -149,7 +149,7 @@ impl Ledger {
         &self.rows[resource as usize]
     }
 
-    /// Takes `amount` at this level and at all above, or nothing at all.
+    /// Charges `amount` at this level and at all above, or nothing at all.
     pub fn take(&self, resource: Resource, amount: u64) -> Result<(), Exceeded> {
         let row = self.row(resource);
         row.take(amount).map_err(|(used, limit)| Exceeded {
@@ -169,7 +169,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Counts what is held already and was refused: it is over a limit until somebody gives back.
+    /// Charges an amount that is already in use and was rejected: the ledger is over a limit until others release.
     pub fn overdraw(&self, resource: Resource, amount: u64) {
         let row = self.row(resource);
         let used = row.used.fetch_add(amount, Ordering::AcqRel).saturating_add(amount);
@@ -179,7 +179,7 @@ impl Ledger {
         }
     }
 
-    /// Gives back what was taken.
+    /// Releases a charged amount.
     pub fn give(&self, resource: Resource, amount: u64) {
         if amount == 0 {
             return;
@@ -191,14 +191,14 @@ impl Ledger {
         }
     }
 
-    /// Takes `amount` and gives it back when the answer is dropped.
-    pub fn hold(self: &Arc<Self>, resource: Resource, amount: u64) -> Result<Held, Exceeded> {
+    /// Charges `amount` and releases it when the guard is dropped.
+    pub fn hold(self: &Arc<Self>, resource: Resource, amount: u64) -> Result<ResourceGuard, Exceeded> {
         self.take(resource, amount)?;
-        Ok(Held { ledger: self.clone(), resource, amount })
+        Ok(ResourceGuard { ledger: self.clone(), resource, amount })
     }
 
-    /// As [`Ledger::hold`], and waits while others hold too much. An amount over a limit waits until that is raised.
-    pub async fn acquire(self: &Arc<Self>, resource: Resource, amount: u64) -> Held {
+    /// As [`Ledger::hold`], but waits while others hold too much. An amount over a limit waits for a raise.
+    pub async fn acquire(self: &Arc<Self>, resource: Resource, amount: u64) -> ResourceGuard {
         loop {
             let exceeded = match self.hold(resource, amount) {
                 Ok(held) => return held,
@@ -213,8 +213,8 @@ impl Ledger {
         }
     }
 
-    /// Waits until something of `resource` is given back at `level`, or its limit is changed; not at all where `enough`
-    /// holds of that level now. May end sooner.
+    /// Waits until some of `resource` is released at `level`, or its limit is changed; returns at once if `enough`
+    /// holds for that level. May return earlier.
     pub async fn changed(&self, resource: Resource, level: Level, enough: impl FnOnce(&Self) -> bool) {
         let at = self.at(level);
         let row = at.row(resource);
@@ -227,9 +227,9 @@ impl Ledger {
         }
     }
 
-    /// Wakes who waits for `resource` at this level, to look anew.
+    /// Wakes waiters for `resource` at this level to check again.
     pub fn wake(&self, resource: Resource) {
-        // Who waits counts itself before it looks at `used` for the last time, so one of the two sees the other.
+        // A waiter counts itself before its last read of `used`, so one of the two sees the other.
         if self.row(resource).waiting.load(Ordering::SeqCst) > 0 {
             self.freed.notify_waiters();
         }
@@ -243,32 +243,32 @@ impl Ledger {
         }
     }
 
-    /// Whether anybody waits for `resource` at this level or above.
+    /// Whether there is a waiter for `resource` at this level or above.
     #[must_use]
     pub fn is_waited_for(&self, resource: Resource) -> bool {
         let waited_for = self.row(resource).waiting.load(Ordering::SeqCst) > 0;
         waited_for || self.parent.as_ref().is_some_and(|parent| parent.is_waited_for(resource))
     }
 
-    /// What is held now.
+    /// The charged amount.
     #[must_use]
     pub fn used(&self, resource: Resource) -> u64 {
         self.row(resource).used.load(Ordering::Relaxed)
     }
 
-    /// The most that was ever held.
+    /// The maximum charged amount so far.
     #[must_use]
     pub fn peak(&self, resource: Resource) -> u64 {
         self.row(resource).peak.load(Ordering::Relaxed)
     }
 
-    /// The limit of this level; [`u64::MAX`] is none.
+    /// The limit of this level; [`u64::MAX`]: none.
     #[must_use]
     pub fn limit(&self, resource: Resource) -> u64 {
         self.row(resource).limit.load(Ordering::Relaxed)
     }
 
-    /// Changes a limit. What is held over a lowered one stays held; nothing more is given until it is below.
+    /// Changes a limit. Charges over a lowered limit remain; new ones are rejected until usage is below it.
     pub fn set_limit(&self, resource: Resource, limit: u64) {
         let row = self.row(resource);
         row.limit.store(limit, Ordering::SeqCst);
@@ -276,31 +276,31 @@ impl Ledger {
     }
 }
 
-/// Something that is held, until it is dropped.
+/// A charged amount, released on drop.
 #[derive(Debug)]
-pub struct Held {
+pub struct ResourceGuard {
     ledger: Arc<Ledger>,
     resource: Resource,
     amount: u64,
 }
 
-impl Drop for Held {
+impl Drop for ResourceGuard {
     fn drop(&mut self) {
         self.ledger.give(self.resource, self.amount);
     }
 }
 
-/// Counts one who waits.
+/// Counts a waiter until it is dropped.
 pub struct Waiting<'a>(Option<&'a AtomicUsize>);
 
 impl<'a> Waiting<'a> {
-    /// One more waits.
+    /// Adds a waiter to the count.
     pub fn new(count: &'a AtomicUsize) -> Self {
         count.fetch_add(1, Ordering::SeqCst);
         Self(Some(count))
     }
 
-    /// It waits no more.
+    /// Removes the waiter from the count.
     pub fn end(&mut self) {
         if let Some(count) = self.0.take() {
             count.fetch_sub(1, Ordering::SeqCst);

@@ -1,10 +1,10 @@
-//! What a kubelet asks of a container runtime: upstream's CRI, for modules instead of images.
+//! The container runtime interface of a kubelet: upstream's CRI, for modules instead of images.
 //!
-//! [`Runtime`] compiles and loads modules, a [`Module`] makes [`Container`]s, and a container either runs to its end
+//! [`Runtime`] compiles and loads modules, a [`Module`] creates [`Container`]s, and a container either runs to its end
 //! ([`Container::run`]) or serves requests ([`Container::serve`]). `wasm-runtime` implements it with wasmtime,
-//! [`simulated`] with nothing but a script, so that the life of pods is tested without either compiler or threads.
+//! [`simulated`] with scripts, so that tests of the pod lifecycle need neither compiler nor threads.
 //!
-//! Absent on purpose: wasmtime, and everything of Kubernetes.
+//! Absent on purpose: wasmtime and Kubernetes.
 #![warn(missing_docs)]
 
 mod container;
@@ -51,28 +51,28 @@ pub use volume_quota::{FileAccount, Moving, VOLUME_FILES_MAX, VolumeQuota, Volum
 
 use ledger::Ledger;
 
-/// A container runtime. One is shared by all node agents of a process.
+/// A container runtime, shared by all node agents of a process.
 #[async_trait]
 pub trait Runtime: Send + Sync {
-    /// Its name and version, as a Node's `containerRuntimeVersion` has them.
+    /// Its name and version, for a Node's `containerRuntimeVersion`.
     fn version(&self) -> (&'static str, &'static str);
 
-    /// Host interfaces that a guest has only where its pod's annotation grants them.
+    /// Host interfaces that need a grant by the pod's annotation.
     fn optional_interfaces(&self) -> Vec<&'static str>;
 
-    /// Compiles the module in `file`, unless that was done. `digest` is the file's own; `namespace` is who wants it, by
-    /// whose share of the compilers it is compiled.
+    /// Compiles the module in `file` unless it is cached. `digest` is the file's own; the compilation is charged to
+    /// `namespace`.
     async fn compile(&self, digest: &str, file: &Path, metering: Metering, namespace: &str) -> Result<(), LoadError>;
 
-    /// The same once nobody has had anything compiled for a while, and behind whoever does: for what nobody waits for.
+    /// The same with lowest priority, once the compilers have been idle for a while.
     async fn compile_when_idle(&self, digest: &str, file: &Path, metering: Metering) -> Result<(), LoadError>;
 
-    /// The longest that one module may be compiled, without what it waits for others; none = it isn't bounded.
+    /// The maximum compile time of one module, waiting excluded; `None`: unlimited.
     fn compile_time_max(&self) -> Option<Duration> {
         None
     }
 
-    /// Loads a module, compiled before if need be; shared by all who have it.
+    /// Loads a module, compiling it if necessary; shared by all its users.
     async fn load(
         &self,
         digest: &str,
@@ -81,7 +81,7 @@ pub trait Runtime: Send + Sync {
         namespace: &str,
     ) -> Result<Arc<dyn Module>, LoadError>;
 
-    /// Loads a module as a command, whatever else it is: none where it exports no `wasi:cli/run` and no `_start`.
+    /// Loads a module as a command, whatever its kind; `None` if it exports neither `wasi:cli/run` nor `_start`.
     async fn load_command(
         &self,
         digest: &str,
@@ -90,57 +90,57 @@ pub trait Runtime: Send + Sync {
         namespace: &str,
     ) -> Result<Option<Arc<dyn Module>>, LoadError>;
 
-    /// Bytes on the disk of what was compiled, by the module's digest.
+    /// Bytes of compiled modules on disk, by the module's digest.
     fn compiled(&self) -> std::io::Result<BTreeMap<String, u64>>;
 
-    /// Removes compiled modules that nobody uses; bytes that came free.
+    /// Removes unused compiled modules; returns the freed bytes.
     fn sweep(&self, in_use: &dyn Fn(&str) -> bool) -> std::io::Result<u64>;
 
-    /// What all containers hold. A pod's ledger is made below it.
+    /// The ledger of all containers, the parent of pods' ledgers.
     fn ledger(&self) -> &Arc<Ledger>;
 
-    /// Whose guests have kept something by `wasi:keyvalue`.
+    /// Owners of `wasi:keyvalue` stores.
     fn keyvalue_owners(&self) -> std::io::Result<Vec<KeyvalueOwner>>;
 
-    /// Removes all that they kept.
+    /// Removes an owner's store.
     fn remove_keyvalue(&self, owner: &KeyvalueOwner) -> std::io::Result<()>;
 }
 
 /// A loaded module.
 pub trait Module: Any + Send + Sync {
-    /// Its own digest (`sha256:…`).
+    /// The module's digest (`sha256:…`).
     fn digest(&self) -> &str;
 
     /// Command, server or plugin.
     fn kind(&self) -> Kind;
 
-    /// Makes a container. Opens nothing, starts nothing.
+    /// Creates a container. Opens and starts nothing.
     fn container(&self, spec: ContainerSpec) -> Result<Arc<dyn Container>, LoadError>;
 }
 
-/// Leave to run a command, until it is dropped.
+/// Permission to run a command, released on drop.
 pub struct Admitted(#[expect(dead_code, reason = "held until it is dropped")] Box<dyn Any + Send + Sync>);
 
 impl Admitted {
-    /// Leave that lasts as long as `held`.
+    /// A permission that lasts as long as `held`.
     pub fn new(held: impl Any + Send + Sync) -> Self {
         Self(Box::new(held))
     }
 }
 
-/// A container that was made. Dropping it ends nothing that runs.
+/// A container. Dropping it ends nothing that runs.
 #[async_trait]
 pub trait Container: Send + Sync + std::fmt::Debug {
     /// Command, server or plugin.
     fn kind(&self) -> Kind;
 
-    /// Its figures.
+    /// The container's statistics.
     fn stats(&self) -> Stats;
 
-    /// Its limits of memory and CPU, and its weight, are these from now on; what its guests hold already stays held.
+    /// Sets new limits of memory and CPU, and the weight; memory already held stays held.
     fn resize(&self, limits: &Limits);
 
-    /// Why no instance can be made any more, where that is so.
+    /// The error that prevents every instance, if any.
     fn broken(&self) -> Option<String>;
 
     /// Waits until a command may run.
@@ -149,26 +149,26 @@ pub trait Container: Send + Sync + std::fmt::Debug {
     /// Runs a command to its end, or until `stop` resolves. Dropping the future ends it too.
     async fn run(&self, admitted: Admitted, stop: BoxFuture<'static, StopSignal>) -> Outcome;
 
-    /// Makes a server of it: an HTTP server, or a plugin.
+    /// Creates a server of it: an HTTP server, or a plugin.
     fn serve(&self) -> Result<Arc<dyn Server>, LoadError>;
 
-    /// One more command in this container's sandbox: with its volumes, environment, network identity, grants, and its
-    /// budgets of memory and CPU. `command` comes from [`Runtime::load_command`] of the same runtime.
+    /// Starts an additional command in this container's sandbox, with its volumes, environment, network identity,
+    /// grants, and budgets of memory and CPU. `command` is from [`Runtime::load_command`] of the same runtime.
     ///
     /// # Errors
     /// See [`ExecError`].
     fn exec(&self, command: &Arc<dyn Module>, spec: ExecSpec) -> Result<Box<dyn Session>, ExecError>;
 
-    /// Makes one instance and drops it: whether the module starts under this container's limits.
+    /// Creates one instance and drops it: whether the module starts under this container's limits.
     async fn try_instantiate(&self) -> Trial;
 }
 
-/// A container that answers requests.
+/// A container that serves requests.
 #[async_trait]
 pub trait Server: Serve {
-    /// Waits until no request is left, also none whose guest goes on after its response.
+    /// Waits until no request is left, including those whose guest continues after its response.
     async fn drained(&self);
 
-    /// Cuts off what still runs; later requests are handed back.
+    /// Cuts off running requests; later ones are returned to the caller.
     fn shut(&self);
 }

@@ -1,30 +1,30 @@
-//! What a pod's guests have written to volumes that lie in memory (`emptyDir.medium: Memory`): it counts as the pod's memory,
-//! and ends where the volumes' size does, as in a tmpfs.
+//! Accounts guests' writes to a pod's volumes in memory (`emptyDir.medium: Memory`): they count as the pod's memory, and are
+//! limited by the volumes' size, as in a tmpfs.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::ledger::{Ledger, Resource};
 
-/// The smallest piece that a file in memory grows by.
+/// The allocation unit of a file in memory.
 const PAGE_BYTES: u64 = 4096;
 
-/// Walks through the volumes; none where that was done a moment ago.
+/// Measures the volumes; `None` if that was done a moment ago.
 type Measure = Box<dyn Fn() -> Option<u64> + Send + Sync>;
 
-/// The account of one pod. What is written is counted at once, what is removed when the volumes are measured next.
+/// The account of one pod. Writes are counted at once, removals at the next measurement.
 pub struct MemoryFiles {
     device: u64,
     limit: u64,
     pod: Arc<Ledger>,
     measure: Measure,
-    account: Mutex<Account>,
+    account: Mutex<MemoryAccount>,
 }
 
-/// Bytes of the volumes. The pod's ledger has both.
+/// Bytes of the volumes. The pod's ledger is charged for both.
 #[derive(Debug, Default)]
-struct Account {
+struct MemoryAccount {
     used: u64,
-    /// What writes that are under way may take beside it.
+    /// Bytes reserved by writes in progress.
     reserved: u64,
 }
 
@@ -35,51 +35,51 @@ impl std::fmt::Debug for MemoryFiles {
 }
 
 impl MemoryFiles {
-    /// `device`: the file system that the volumes lie on (`st_dev`); `limit`: the bytes of all of them together; `pod`: whose
-    /// memory they are.
+    /// `device`: the volumes' file system (`st_dev`); `limit`: bytes of all of them together; `pod`: the ledger that is
+    /// charged.
     #[must_use]
     pub fn new(device: u64, limit: u64, pod: Arc<Ledger>, measure: Measure) -> Self {
         Self { device, limit, pod, measure, account: Mutex::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Account> {
+    fn lock(&self) -> MutexGuard<'_, MemoryAccount> {
         self.account.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a file of that file system is one of these.
+    /// Whether files of this file system are accounted here.
     #[must_use]
     pub fn is_on(&self, device: u64) -> bool {
         self.device == device
     }
 
-    /// Bytes that count now.
+    /// The counted bytes.
     #[must_use]
     pub fn used(&self) -> u64 {
         self.lock().used
     }
 
-    /// Keeps room for so many bytes more, until [`MemoryFiles::wrote`]: of writes at once, each has its own. Answers what is kept; none:
-    /// there is no room. Where there is none by what is known, the volumes are measured, so that what was removed makes room.
+    /// Reserves bytes until [`MemoryFiles::wrote`], separately for each concurrent write. Returns the reservation, or `None`
+    /// without room. Measures the volumes before it fails, so that removals free room.
     #[must_use]
     pub fn reserve(&self, bytes: u64) -> Option<u64> {
         let bytes = bytes.div_ceil(PAGE_BYTES).saturating_mul(PAGE_BYTES);
-        if self.keep(bytes) {
+        if self.try_reserve(bytes) {
             return Some(bytes);
         }
         self.settle((self.measure)()?);
-        self.keep(bytes).then_some(bytes)
+        self.try_reserve(bytes).then_some(bytes)
     }
 
-    fn keep(&self, bytes: u64) -> bool {
+    fn try_reserve(&self, bytes: u64) -> bool {
         let mut account = self.lock();
         let taken = account.used.saturating_add(account.reserved).saturating_add(bytes);
-        // What grows by nothing is always taken.
+        // A write without growth always succeeds.
         let fits = bytes == 0 || taken <= self.limit && self.pod.take(Resource::Memory, bytes).is_ok();
         account.reserved = account.reserved.saturating_add(if fits { bytes } else { 0 });
         fits
     }
 
-    /// A write is done for which so much was kept: so much it took.
+    /// Replaces the reservation of a write by the bytes that it took.
     pub fn wrote(&self, reserved: u64, bytes: u64) {
         let mut account = self.lock();
         account.reserved = account.reserved.saturating_sub(reserved);
@@ -87,7 +87,7 @@ impl MemoryFiles {
         self.charge(reserved, bytes);
     }
 
-    /// What was counted as `before` counts as `now`.
+    /// Adjusts the pod's charge from `before` to `now`.
     fn charge(&self, before: u64, now: u64) {
         match now.checked_sub(before) {
             Some(0) => {}
@@ -96,7 +96,7 @@ impl MemoryFiles {
         }
     }
 
-    /// The volumes hold so much.
+    /// Sets the measured bytes of the volumes.
     pub fn settle(&self, bytes: u64) {
         let mut account = self.lock();
         self.charge(account.used, bytes);
@@ -157,7 +157,7 @@ mod tests {
         assert_eq!((node.used(Resource::Memory), files.reserve(0)), (PAGES * PAGE_BYTES, Some(0)));
         kept.into_iter().for_each(|kept| files.wrote(kept, 0));
         assert_eq!(node.used(Resource::Memory), 0);
-        // Writers that all find room before any of them has written.
+        // All writers see room before any of them has written.
         let written = AtomicU64::new(0);
         std::thread::scope(|scope| {
             for _ in 0..8 {
@@ -174,7 +174,7 @@ mod tests {
         });
         assert_eq!((written.into_inner(), files.used()), (PAGES * PAGE_BYTES, PAGES * PAGE_BYTES));
         assert_eq!(node.used(Resource::Memory), PAGES * PAGE_BYTES);
-        // The pod's own bound is kept for each, too.
+        // The pod's own limit is enforced for each, too.
         files.settle(0);
         pod.set_limit(Resource::Memory, 2 * PAGE_BYTES);
         assert_eq!((0..5).filter(|_| files.reserve(1).is_some()).count(), 2);

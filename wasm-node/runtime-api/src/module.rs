@@ -1,9 +1,9 @@
-//! What a module is, what looking at it says, and why it can't be run.
+//! A module's kind, inspection result and load errors.
 
-/// Size of a module: a Python or JavaScript runtime as a component has 10 to 40 MB.
+/// Maximum bytes of a module: a Python or JavaScript runtime as a component has 10 to 40 MB.
 pub const MODULE_BYTES_MAX: u64 = 128 << 20;
 
-/// Which engine a container needs: fuel metering is a setting of a whole engine and costs 26 to 45 %.
+/// Engine required by a container: fuel metering is a setting of a whole engine and costs 26 to 45 %.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Metering {
     /// Epochs only: the default.
@@ -12,42 +12,42 @@ pub enum Metering {
     Fuel,
 }
 
-/// What a container is, by what its module exports.
+/// Kind of a container, derived from its module's exports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Runs to its end: `wasi:cli/run`, or `_start` of a core module.
     Command,
-    /// Answers requests: `wasi:http/incoming-handler`.
+    /// Serves requests: `wasi:http/incoming-handler`.
     HttpServer,
-    /// Exports functions of its own, which are called over HTTP: neither of the above.
+    /// Exports functions of its own, called over HTTP: neither of the above.
     Plugin,
 }
 
-/// Why a module can't be run. Messages are shown in pods' statuses.
+/// Reason why a module can't be run. The message is part of a pod's status.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// Not wasm at all.
+    /// No wasm.
     #[error("not a WebAssembly module or component: {0}")]
     NotWasm(String),
-    /// It breaks the format's rules.
+    /// It violates the format.
     #[error("not a valid module: {0}")]
     Invalid(String),
-    /// The compiler refused it.
+    /// The compiler rejected it.
     #[error("the module does not compile: {0}")]
     Compile(String),
-    /// It compiles too long.
+    /// It exceeded the compile time.
     #[error("the module does not compile within {seconds} s, which the node's --module-compile-timeout raises")]
     CompileTime {
-        /// The bound.
+        /// The limit in seconds.
         seconds: u64,
     },
-    /// The compiler process ended at its memory bound.
+    /// The compiler process exceeded its memory limit.
     #[error(
         "compiling the module needs more than {mebibytes} MiB of memory, which the node's --module-compile-memory raises \
          as far as the machine has it"
     )]
     CompileMemory {
-        /// The bound.
+        /// The limit in MiB.
         mebibytes: u64,
     },
     /// Too large to compile.
@@ -56,57 +56,57 @@ pub enum LoadError {
          wasm-opt -Oz makes code smaller"
     )]
     TooLarge {
-        /// Its size.
+        /// Its size in bytes.
         bytes: u64,
-        /// The bound.
+        /// The limit in bytes.
         max_bytes: u64,
     },
-    /// It imports something that this node doesn't offer.
+    /// It imports an interface that this node lacks.
     #[error("the module imports {import:?}, which this node does not offer")]
     MissingImport {
-        /// The first missing one's name.
+        /// The first missing import.
         import: String,
     },
-    /// It imports what a pod has to be granted, and this one isn't.
+    /// It imports an interface that needs a grant, which its pod lacks.
     #[error(
         "the module imports {import:?}, which is not granted: the pod's annotation \
          \"host.coracle.dev/{container}\" must name {interface:?}"
     )]
     NotGranted {
-        /// The first such import's name.
+        /// The first such import.
         import: String,
         /// The host interface's name in the annotation.
         interface: String,
         /// The container.
         container: String,
     },
-    /// It imports what its pod may not.
+    /// It has an import that its pod doesn't permit.
     #[error(
         "the module imports {import:?}, which the pod's annotation \"imports.coracle.dev/{container}\" doesn't allow: it holds \
          what the image said that it imports when the pod was admitted, or what the pod's author allows"
     )]
     NotAllowed {
-        /// The first such import's name.
+        /// The first such import.
         import: String,
         /// The container.
         container: String,
     },
-    /// It imports a host interface's package but not in a shape that fits.
+    /// It imports a host interface's package with an incompatible type.
     #[error("the module's imports do not fit what this node offers: {0}")]
     BadImport(String),
-    /// It exports nothing that a container can be.
+    /// Its exports match no kind of container.
     #[error("{0}")]
     Unsupported(String),
-    /// It compiles, but asks for more memories, tables or instances than a module may have.
+    /// It compiles, but needs more memories, tables or instances than a module may have.
     #[error("the module does not fit this node's engine: {0}")]
     Unfit(String),
-    /// The engine with the wanted metering can't be made.
+    /// The engine with this metering can't be created.
     #[error("wasmtime: {0}")]
     Engine(String),
-    /// The disk.
+    /// A disk error.
     #[error("{what}: {source}{}", crate::disk::advice(source))]
     Io {
-        /// What was being done.
+        /// The failed operation.
         what: &'static str,
         /// The system's error.
         source: std::io::Error,
@@ -114,9 +114,9 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    /// The same again where the module is at fault, and the next try would most likely end alike.
+    /// A copy of an error of the module itself, which a retry would most likely repeat.
     #[must_use]
-    pub fn of_the_module(&self) -> Option<Self> {
+    pub fn module_error(&self) -> Option<Self> {
         match self {
             Self::Compile(why) => Some(Self::Compile(why.clone())),
             Self::CompileTime { seconds } => Some(Self::CompileTime { seconds: *seconds }),
@@ -125,23 +125,23 @@ impl LoadError {
         }
     }
 
-    /// An error of the disk, for `map_err`.
+    /// Builds a disk error, for `map_err`.
     pub fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::Io { what, source }
     }
 
-    /// What the compiler says, for `map_err`.
+    /// Builds a compiler error, for `map_err`.
     pub fn compile(error: impl std::fmt::Display) -> Self {
         Self::Compile(format!("{error:#}"))
     }
 }
 
-/// What a module imports and exports, without running it.
+/// A module's imports and exports, read without running it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inspection {
     /// A component (WASI 0.2) or a core module (preview 1).
     pub component: bool,
-    /// What a container of it is; none where it can't be one.
+    /// The kind of its containers; `None` if it can't be one.
     pub kind: Option<Kind>,
     /// Names of imports, in the module's order.
     pub imports: Vec<String>,

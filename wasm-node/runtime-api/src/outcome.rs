@@ -1,6 +1,6 @@
-//! How a command is asked to stop, and how it ends.
+//! Stop signals and outcomes of commands.
 
-/// How a command is asked to stop.
+/// Signal that stops a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopSignal {
     /// As by an unhandled SIGTERM: exit code 143.
@@ -12,7 +12,7 @@ pub enum StopSignal {
 }
 
 impl StopSignal {
-    /// The exit code of a command that it ends, as a shell tells it: 128 and the signal's number.
+    /// The exit code of a command stopped by it, as in a shell: 128 plus the signal's number.
     #[must_use]
     pub fn exit_code(self) -> i32 {
         match self {
@@ -23,7 +23,7 @@ impl StopSignal {
     }
 }
 
-/// Why a command ended, in the words of a container status.
+/// Reason of a command's end, as in a container status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutcomeReason {
     /// Exit code 0.
@@ -37,7 +37,7 @@ pub enum OutcomeReason {
 }
 
 impl OutcomeReason {
-    /// As it stands in a container status.
+    /// The reason's text in a container status.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -49,34 +49,34 @@ impl OutcomeReason {
     }
 }
 
-/// How a command ended.
+/// Result of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
     /// Its exit code.
     pub exit_code: i32,
     /// Its reason.
     pub reason: OutcomeReason,
-    /// One line on a trap or a limit; none for an ordinary exit. The backtrace is in the container's log.
+    /// One line on a trap or a limit; `None` for an ordinary exit. The backtrace is in the container's log.
     pub message: Option<String>,
 }
 
 impl Outcome {
-    /// As by an exit with `code`.
+    /// The outcome of an exit with `code`.
     #[must_use]
     pub fn exit(code: i32) -> Self {
-        // As on any Unix eight bits remain, but a failure never becomes a success.
+        // As on any Unix, 8 bits remain, but a failure never becomes a success.
         let exit_code = if code != 0 && code & 0xff == 0 { 1 } else { code & 0xff };
         let reason = if exit_code == 0 { OutcomeReason::Completed } else { OutcomeReason::Error };
         Self { exit_code, reason, message: None }
     }
 
-    /// As by a signal that stopped it.
+    /// The outcome of a stop by a signal.
     #[must_use]
     pub fn stopped(signal: StopSignal) -> Self {
         Self { exit_code: signal.exit_code(), reason: OutcomeReason::Error, message: None }
     }
 
-    /// As the runtime says.
+    /// The outcome of an end by the runtime.
     #[must_use]
     pub fn ended(exit_code: i32, reason: OutcomeReason, message: impl Into<String>) -> Self {
         Self { exit_code, reason, message: Some(message.into()) }

@@ -1,4 +1,4 @@
-//! A bounded pipe between a guest and whoever talks to it: a guest that writes waits for its reader, and nothing is dropped.
+//! A bounded pipe between a guest and its peer: a writer waits for the reader, and nothing is dropped.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-/// Bytes that may wait in a pipe, as in Linux'. A writer that was told there is room may go over it by one piece.
+/// Capacity in bytes, as in Linux. A writer that has seen room may exceed it by one piece.
 pub const PIPE_BYTES_MAX: usize = 64 << 10;
-/// What writers that didn't ask for room may bring it to: those of one guest may each have been told that there is some.
+/// Maximum bytes with writers that didn't check for room: several writers of one guest may each have seen room.
 const OVERRUN_BYTES_MAX: usize = 1 << 20;
 
 #[derive(Debug, Default)]
-struct State {
+struct PipeState {
     pieces: VecDeque<Bytes>,
     bytes: usize,
     no_writer: bool,
@@ -20,17 +20,17 @@ struct State {
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
+struct PipeShared {
+    state: Mutex<PipeState>,
     changed: Notify,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl PipeShared {
+    fn lock(&self) -> MutexGuard<'_, PipeState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn until<T>(&self, look: impl Fn(&mut State) -> Option<T>) -> T {
+    async fn until<T>(&self, look: impl Fn(&mut PipeState) -> Option<T>) -> T {
         loop {
             let changed = self.changed.notified();
             if let Some(found) = look(&mut self.lock()) {
@@ -42,7 +42,7 @@ impl Shared {
 }
 
 #[derive(Debug)]
-struct WriterEnd(Arc<Shared>);
+struct WriterEnd(Arc<PipeShared>);
 
 impl Drop for WriterEnd {
     fn drop(&mut self) {
@@ -52,7 +52,7 @@ impl Drop for WriterEnd {
 }
 
 #[derive(Debug)]
-struct ReaderEnd(Arc<Shared>);
+struct ReaderEnd(Arc<PipeShared>);
 
 impl Drop for ReaderEnd {
     fn drop(&mut self) {
@@ -67,49 +67,49 @@ impl Drop for ReaderEnd {
     }
 }
 
-/// The end that is written to; the pipe ends when its last clone is dropped.
+/// The write end; the pipe ends when its last clone is dropped.
 #[derive(Debug, Clone)]
 pub struct PipeWriter(Arc<WriterEnd>);
 
-/// The end that is read; its clones share what comes.
+/// The read end; its clones share the data.
 #[derive(Debug, Clone)]
 pub struct PipeReader(Arc<ReaderEnd>);
 
-/// Why nothing can be written.
+/// Reason of a failed write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PipeError {
-    /// Nobody reads any more.
+    /// All read ends are closed.
     #[error("nobody reads this pipe any more")]
     Closed,
-    /// Much was written without asking for room.
+    /// Much was written without checking for room.
     #[error("the pipe is full")]
     Full,
 }
 
-/// Makes a pipe.
+/// Creates a pipe.
 #[must_use]
 pub fn pipe() -> (PipeWriter, PipeReader) {
-    let shared = Arc::new(Shared::default());
+    let shared = Arc::new(PipeShared::default());
     (PipeWriter(Arc::new(WriterEnd(shared.clone()))), PipeReader(Arc::new(ReaderEnd(shared))))
 }
 
 impl PipeWriter {
-    /// Whether something may be written now.
+    /// Whether the pipe is below its capacity.
     ///
     /// # Errors
-    /// Nobody reads any more.
+    /// All read ends are closed.
     pub fn has_room(&self) -> Result<bool, PipeError> {
         let state = self.0.0.lock();
         if state.no_reader { Err(PipeError::Closed) } else { Ok(state.bytes < PIPE_BYTES_MAX) }
     }
 
-    /// Bytes that were written and not read yet.
+    /// Bytes that are written and unread.
     #[must_use]
     pub fn unread(&self) -> usize {
         self.0.0.lock().bytes
     }
 
-    /// Writes at once: for those who asked for room.
+    /// Writes without waiting, for callers that have checked for room.
     ///
     /// # Errors
     /// See [`PipeError`].
@@ -132,7 +132,7 @@ impl PipeWriter {
         Ok(())
     }
 
-    /// Waits until there is room, or nobody reads any more.
+    /// Waits until there is room, or all read ends are closed.
     pub async fn writable(&self) {
         self.0.0.until(|state| (state.no_reader || state.bytes < PIPE_BYTES_MAX).then_some(())).await;
     }
@@ -140,20 +140,20 @@ impl PipeWriter {
     /// Waits for room, and writes.
     ///
     /// # Errors
-    /// Nobody reads any more.
+    /// All read ends are closed.
     pub async fn send(&self, bytes: Bytes) -> Result<(), PipeError> {
         self.writable().await;
         self.write(bytes)
     }
 
-    /// Resolves when nobody reads any more.
+    /// Resolves when all read ends are closed.
     pub async fn closed(&self) {
         self.0.0.until(|state| state.no_reader.then_some(())).await;
     }
 }
 
 impl PipeReader {
-    /// What is there, at most so many bytes; empty where nothing is there yet; none at the end.
+    /// Takes at most this many bytes; empty if there are none yet, `None` at the end.
     #[must_use]
     pub fn take(&self, bytes_max: usize) -> Option<Bytes> {
         let taken = {
@@ -172,17 +172,17 @@ impl PipeReader {
         Some(taken)
     }
 
-    /// Waits until there is something to take, or the end.
+    /// Waits for data or the end.
     pub async fn readable(&self) {
         self.0.0.until(|state| (state.no_writer || !state.pieces.is_empty()).then_some(())).await;
     }
 
-    /// Waits for the next piece; none at the end.
+    /// Waits for the next piece; `None` at the end.
     pub async fn recv(&self) -> Option<Bytes> {
         loop {
             self.readable().await;
             match self.take(usize::MAX) {
-                // Another clone was faster.
+                // Another clone took it.
                 Some(taken) if taken.is_empty() => {}
                 taken => return taken,
             }

@@ -1,16 +1,16 @@
-//! Folders of volumes. Guests write to some of them, so that a path below one may be a link by now that leads anywhere: what
-//! is asked for below a volume is opened without leaving it.
+//! Folders of volumes. A guest may replace a path below a writable volume by a link to anywhere: paths below a volume are
+//! opened without leaving it.
 
 use std::fs::File;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-/// A folder that the guest finds open.
+/// A folder that is preopened for the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Preopen {
-    /// A folder on the host that no guest can put another one in the place of.
+    /// A folder on the host that no guest can replace.
     pub host: PathBuf,
-    /// What of it: paths in which guests may have put links, each below the one before and opened without ever leaving it.
+    /// Paths below it that may contain guests' links; each is opened below the previous one without leaving it.
     pub sub_paths: Vec<PathBuf>,
     /// Its name in the guest: the mount path.
     pub guest: String,
@@ -19,10 +19,10 @@ pub struct Preopen {
 }
 
 impl Preopen {
-    /// Opens it.
+    /// Opens the folder.
     ///
     /// # Errors
-    /// It is not there, or leads out of what it has to be within.
+    /// It is missing, or leads out of its base.
     pub fn open(&self) -> io::Result<File> {
         let mut dir = File::open(&self.host)?;
         for below in &self.sub_paths {
@@ -34,14 +34,14 @@ impl Preopen {
         Ok(dir)
     }
 
-    /// What the guest knows as `path`: this folder's, with the rest of the path. None where that is elsewhere or not plain.
+    /// The remainder of the guest's `path` below this folder; `None` if it is elsewhere or not plain.
     #[must_use]
     pub fn rest<'a>(&self, path: &'a Path) -> Option<&'a Path> {
         let rest = path.strip_prefix(&self.guest).ok()?;
         rest.components().all(|part| matches!(part, Component::Normal(_))).then_some(rest)
     }
 
-    /// The folder below it that the guest knows as `path`.
+    /// The folder below it at the guest's `path`.
     #[must_use]
     pub fn below(&self, path: &Path) -> Option<Self> {
         let rest = self.rest(path)?;
@@ -84,7 +84,7 @@ mod tests {
         }
     }
 
-    /// A writer that swaps a folder for a link as fast as it can: what is opened lies within, or nothing is.
+    /// A writer that swaps a folder for a link in a loop: an opened folder is within the base, or the open fails.
     #[test]
     fn a_link_that_comes_and_goes_leads_nowhere() {
         use std::os::unix::fs::MetadataExt as _;

@@ -1,4 +1,4 @@
-//! Sessions: one more command in a container's sandbox, beside what runs there.
+//! Sessions: an additional command in a container's sandbox.
 
 use std::sync::Arc;
 
@@ -8,43 +8,43 @@ use futures::future::BoxFuture;
 use super::pipe::{PipeReader, PipeWriter};
 use super::{LoadError, LogSink, NodeCall, Outcome, Preopen, StopSignal};
 
-/// What a command reads and writes in place of an empty input and its container's log.
+/// Standard streams of a session, in place of an empty input and its container's log.
 #[derive(Debug, Clone, Default)]
 pub struct Stdio {
-    /// Its input; none = empty.
+    /// Its input; `None`: empty.
     pub stdin: Option<PipeReader>,
-    /// Its output; none = taken, and kept nowhere.
+    /// Its output; `None`: discarded.
     pub stdout: Option<PipeWriter>,
-    /// Its error output; none as above.
+    /// Its error output; `None`: discarded.
     pub stderr: Option<PipeWriter>,
-    /// Whether the guest is told that these are a terminal.
+    /// Whether the guest's standard streams report a terminal.
     pub terminal: bool,
 }
 
-/// What a session is made from.
+/// Specification of a session.
 #[derive(Clone)]
 pub struct ExecSpec {
     /// argv, argv[0] first.
     pub argv: Vec<String>,
     /// Variables besides the container's own.
     pub env: Vec<(String, String)>,
-    /// Folders that are open to it besides the container's mounts.
+    /// Preopened folders besides the container's mounts.
     pub folders: Vec<Preopen>,
-    /// What it reads and writes.
+    /// Its standard streams.
     pub stdio: Stdio,
-    /// The program is the node's own toolbox.
+    /// Whether the program is the node's own toolbox.
     pub is_toolbox: bool,
-    /// Takes the node's own lines, such as a trap's backtrace.
+    /// Destination of the node's own lines, such as a trap's backtrace.
     pub log: Arc<dyn LogSink>,
-    /// Set where the node itself asks for it, for a probe or a hook: it has places of its own, and waits for one and for
-    /// memory when it is run.
+    /// Set for the node's own probes and hooks: these have separate slots, and wait for one and for memory when they
+    /// run.
     pub node_call: Option<NodeCall>,
 }
 
-/// Why there is no session.
+/// Reason why a session can't start.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
-    /// As many live as may.
+    /// All session slots are in use.
     #[error("too many sessions live on this node: try again when others have ended")]
     Busy,
     /// The command can't be run.
@@ -52,7 +52,7 @@ pub enum ExecError {
     Load(#[from] LoadError),
 }
 
-/// A session that was let in and has not begun. Dropping it gives its place back.
+/// An admitted session that has not started. Dropping it releases its slot.
 #[async_trait]
 pub trait Session: Send {
     /// Runs the command to its end, or until `stop` resolves. Dropping the future ends it too.

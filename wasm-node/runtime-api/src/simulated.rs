@@ -1,10 +1,9 @@
-//! A container runtime that runs nothing: a module is a script that says how long it takes and how it ends. Time is
-//! tokio's, so a paused clock makes every run of a test the same; there is no thread and no randomness.
+//! A container runtime for tests: a module is a script with durations and results. Time is tokio's, so a paused clock makes
+//! every run the same; there are no threads and no randomness.
 //!
-//! A script is a line of words: `command exit=3 after=250` ends with code 3 after so many milliseconds, without `after=` it
-//! runs until it is stopped; `server status=204 takes=10` answers each request so, after so many milliseconds, and so does
-//! `plugin`;
-//! `compiles=N` is how many milliseconds its compilation takes; `broken` and `no-room` say what becomes of an instance that is tried; `memory=N` is what it shows to hold.
+//! A script is a line of words. `command exit=3 after=250` ends with code 3 after 250 ms; without `after=` it runs until it is
+//! stopped. `server status=204 takes=10` responds to each request with 204 after 10 ms, and so does `plugin`. `compiles=N` is
+//! the compile time in ms; `broken` and `no-room` are the result of a trial instance; `memory=N` is the reported memory.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,7 +15,7 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
-use machinery_serve::net::{Body, Origin, Refused, Serve};
+use machinery_serve::net::{Body, CallRejected, Origin, Serve};
 use tokio::sync::Notify;
 
 use super::ledger::Ledger;
@@ -25,7 +24,7 @@ use super::{
     Outcome, Runtime, Server, Session, Stats, StdStream, StopSignal, Trial,
 };
 
-/// What a module does.
+/// A parsed script.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Script {
     kind: Kind,
@@ -40,10 +39,10 @@ pub struct Script {
 }
 
 impl Script {
-    /// Reads one.
+    /// Parses a script.
     ///
     /// # Errors
-    /// A word that says nothing.
+    /// An unknown word.
     pub fn parse(text: &str) -> Result<Self, LoadError> {
         let mut words = text.split_whitespace();
         let kind = match words.next() {
@@ -67,9 +66,9 @@ impl Script {
             let bad = || LoadError::NotWasm(format!("a simulated module does not know {word:?}"));
             match word.split_once('=') {
                 Some(("exit", code)) => script.exit = code.parse().map_err(|_| bad())?,
-                Some(("after", millis)) => script.after = Some(millis_of(millis).ok_or_else(bad)?),
-                Some(("takes", millis)) => script.takes = millis_of(millis).ok_or_else(bad)?,
-                Some(("compiles", millis)) => script.compiles = millis_of(millis).ok_or_else(bad)?,
+                Some(("after", millis)) => script.after = Some(parse_millis(millis).ok_or_else(bad)?),
+                Some(("takes", millis)) => script.takes = parse_millis(millis).ok_or_else(bad)?,
+                Some(("compiles", millis)) => script.compiles = parse_millis(millis).ok_or_else(bad)?,
                 Some(("status", status)) => script.status = status.parse().map_err(|_| bad())?,
                 Some(("memory", bytes)) => script.memory_bytes = bytes.parse().map_err(|_| bad())?,
                 Some(("says", text)) => script.says = Some(text.to_owned()),
@@ -82,16 +81,16 @@ impl Script {
     }
 }
 
-fn millis_of(text: &str) -> Option<Duration> {
+fn parse_millis(text: &str) -> Option<Duration> {
     text.parse().ok().map(Duration::from_millis)
 }
 
-/// See the module.
+/// The simulated runtime.
 pub struct SimulatedRuntime {
     ledger: Arc<Ledger>,
     /// Modules by digest.
     compiled: Mutex<BTreeMap<String, u64>>,
-    /// Whose guests have kept something.
+    /// Owners of key-value data.
     pub keyvalue: Mutex<Vec<KeyvalueOwner>>,
 }
 
@@ -134,10 +133,10 @@ impl Runtime for SimulatedRuntime {
     async fn load(&self, digest: &str, file: &Path, of: Metering, for_: &str) -> Result<Arc<dyn Module>, LoadError> {
         self.compile(digest, file, of, for_).await?;
         let text = std::fs::read_to_string(file).map_err(LoadError::io("reading the module"))?;
-        Ok(Arc::new(Scripted { digest: digest.to_owned(), script: Script::parse(&text)? }))
+        Ok(Arc::new(ScriptedModule { digest: digest.to_owned(), script: Script::parse(&text)? }))
     }
 
-    /// Whatever it is, its arguments are its script.
+    /// Whatever its kind, its arguments are its script.
     async fn load_command(
         &self,
         digest: &str,
@@ -145,7 +144,7 @@ impl Runtime for SimulatedRuntime {
         _: Metering,
         _: &str,
     ) -> Result<Option<Arc<dyn Module>>, LoadError> {
-        Ok(Some(Arc::new(Scripted { digest: digest.to_owned(), script: Script::parse("command")? })))
+        Ok(Some(Arc::new(ScriptedModule { digest: digest.to_owned(), script: Script::parse("command")? })))
     }
 
     fn compiled(&self) -> std::io::Result<BTreeMap<String, u64>> {
@@ -173,12 +172,12 @@ impl Runtime for SimulatedRuntime {
     }
 }
 
-struct Scripted {
+struct ScriptedModule {
     digest: String,
     script: Script,
 }
 
-impl Module for Scripted {
+impl Module for ScriptedModule {
     fn digest(&self) -> &str {
         &self.digest
     }
@@ -188,7 +187,7 @@ impl Module for Scripted {
     }
 
     fn container(&self, spec: ContainerSpec) -> Result<Arc<dyn Container>, LoadError> {
-        Ok(Arc::new(Simulated(Arc::new(Inner {
+        Ok(Arc::new(SimulatedContainer(Arc::new(SimulatedState {
             script: self.script.clone(),
             spec,
             started: AtomicU64::new(0),
@@ -201,7 +200,7 @@ impl Module for Scripted {
     }
 }
 
-struct Inner {
+struct SimulatedState {
     script: Script,
     spec: ContainerSpec,
     started: AtomicU64,
@@ -212,11 +211,11 @@ struct Inner {
     is_shut: std::sync::atomic::AtomicBool,
 }
 
-/// One instance that lives.
-struct Live<'a>(&'a Inner);
+/// A live instance.
+struct LiveInstance<'a>(&'a SimulatedState);
 
-impl<'a> Live<'a> {
-    fn begin(inner: &'a Inner) -> Self {
+impl<'a> LiveInstance<'a> {
+    fn begin(inner: &'a SimulatedState) -> Self {
         inner.started.fetch_add(1, Ordering::Relaxed);
         inner.live.fetch_add(1, Ordering::AcqRel);
         if let Some(says) = &inner.script.says {
@@ -226,25 +225,25 @@ impl<'a> Live<'a> {
     }
 }
 
-impl Drop for Live<'_> {
+impl Drop for LiveInstance<'_> {
     fn drop(&mut self) {
         self.0.live.fetch_sub(1, Ordering::AcqRel);
         self.0.changed.notify_waiters();
     }
 }
 
-/// A container, and the server that it is.
+/// A container and its server.
 #[derive(Clone)]
-struct Simulated(Arc<Inner>);
+struct SimulatedContainer(Arc<SimulatedState>);
 
-impl std::fmt::Debug for Simulated {
+impl std::fmt::Debug for SimulatedContainer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Simulated").field("name", &self.0.spec.name).field("script", &self.0.script).finish()
     }
 }
 
 #[async_trait]
-impl Container for Simulated {
+impl Container for SimulatedContainer {
     fn kind(&self) -> Kind {
         self.0.script.kind
     }
@@ -260,7 +259,7 @@ impl Container for Simulated {
         }
     }
 
-    // What runs nothing has nothing to bound.
+    // Nothing runs, so there is nothing to limit.
     fn resize(&self, _: &Limits) {}
 
     fn broken(&self) -> Option<String> {
@@ -275,8 +274,8 @@ impl Container for Simulated {
     }
 
     async fn run(&self, _admitted: Admitted, stop: BoxFuture<'static, StopSignal>) -> Outcome {
-        let _live = Live::begin(&self.0);
-        ended(&self.0.script, stop).await
+        let _live = LiveInstance::begin(&self.0);
+        run_script(&self.0.script, stop).await
     }
 
     fn exec(&self, _: &Arc<dyn Module>, spec: ExecSpec) -> Result<Box<dyn Session>, ExecError> {
@@ -297,7 +296,7 @@ impl Container for Simulated {
     }
 }
 
-/// A command beside a container: `NAME exit=1 after=10 says=x` ends so, and says so on its standard output.
+/// A command beside a container: `NAME exit=1 after=10 says=x` ends with 1 and writes `x` to its stdout.
 struct ScriptedSession {
     script: Script,
     spec: ExecSpec,
@@ -309,12 +308,12 @@ impl Session for ScriptedSession {
         if let (Some(says), Some(stdout)) = (&self.script.says, &self.spec.stdio.stdout) {
             let _ = stdout.write(format!("{says}\n").into());
         }
-        ended(&self.script, stop).await
+        run_script(&self.script, stop).await
     }
 }
 
-/// How a command ends by its script, or by `stop`.
-async fn ended(script: &Script, stop: BoxFuture<'static, StopSignal>) -> Outcome {
+/// Runs a command to its end by its script, or by `stop`.
+async fn run_script(script: &Script, stop: BoxFuture<'static, StopSignal>) -> Outcome {
     let ends = async {
         match script.after {
             Some(after) => tokio::time::sleep(after).await,
@@ -328,15 +327,15 @@ async fn ended(script: &Script, stop: BoxFuture<'static, StopSignal>) -> Outcome
 }
 
 #[async_trait]
-impl Serve for Simulated {
-    async fn http(&self, _: &Origin, request: Request<Body>) -> Result<Response<Body>, Refused<Request<Body>>> {
-        // Asked for before it is looked at, so that no end of the server is missed.
+impl Serve for SimulatedContainer {
+    async fn http(&self, _: &Origin, request: Request<Body>) -> Result<Response<Body>, CallRejected<Request<Body>>> {
+        // Registered before the check, so that no shutdown is missed.
         let shut = self.0.shut.notified();
         if self.0.is_shut.load(Ordering::Acquire) {
-            return Err(Refused::gone(request));
+            return Err(CallRejected::gone(request));
         }
         self.0.requests.fetch_add(1, Ordering::Relaxed);
-        let _live = Live::begin(&self.0);
+        let _live = LiveInstance::begin(&self.0);
         let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
         *response.status_mut() = tokio::select! {
             () = tokio::time::sleep(self.0.script.takes) => self.0.script.status,
@@ -347,7 +346,7 @@ impl Serve for Simulated {
 }
 
 #[async_trait]
-impl Server for Simulated {
+impl Server for SimulatedContainer {
     async fn drained(&self) {
         loop {
             let changed = self.0.changed.notified();
@@ -458,6 +457,6 @@ mod tests {
         };
         let (status, ()) = tokio::join!(ask(), cut);
         assert_eq!(status.unwrap(), 503);
-        assert!(matches!(ask().await, Err(Refused::Gone(_))));
+        assert!(matches!(ask().await, Err(CallRejected::Gone(_))));
     }
 }

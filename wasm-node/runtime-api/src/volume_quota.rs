@@ -1,5 +1,5 @@
-//! What a volume of a claim may hold: a bound for all guests of a node that write to it. What is written beyond it is refused, as a full
-//! disk refuses it; whoever writes elsewhere hears nothing of it.
+//! Quota of a claim's volume for all guests of a node that write to it. A write beyond it fails like one on a full disk; other
+//! volumes are unaffected.
 
 #[cfg(unix)]
 use std::collections::BTreeSet;
@@ -10,16 +10,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::MemoryFiles;
 
-/// The smallest piece that a file grows by.
+/// The allocation unit of a file.
 const BLOCK_BYTES: u64 = 4096;
 
-/// Files and folders that a volume may hold: what a walk gets through in well under a second.
+/// Maximum files and folders of a volume: a directory walk takes well under 1 s.
 pub const VOLUME_FILES_MAX: u64 = 100_000;
 
-/// From so many open files on those that are closed are forgotten, each time that they have doubled.
+/// Number of open files from which closed ones are removed, each time that it has doubled.
 const OPEN_CLEANED_FROM: usize = 64;
 
-/// What a volume holds.
+/// Usage of a volume.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct VolumeUse {
     /// Bytes on the disk.
@@ -28,33 +28,33 @@ pub struct VolumeUse {
     pub files: u64,
 }
 
-/// Walks through the volume; none where that was done a moment ago. Told whether something was removed since the last walk.
+/// Walks through the volume; `None` if that was done a moment ago. Argument: removals since the last walk.
 type Measure = Box<dyn Fn(bool) -> Option<VolumeUse> + Send + Sync>;
 
-/// What is known of a volume.
+/// Accounting state of a volume.
 #[derive(Debug, Default)]
-struct Account {
+struct VolumeAccount {
     used: VolumeUse,
-    /// What writes that are under way may take beside it.
+    /// Bytes reserved by writes in progress.
     reserved: u64,
-    /// All that was ever counted: what is counted while somebody walks is not lost.
+    /// Total ever counted: writes counted during a walk are not lost.
     counted: VolumeUse,
-    /// Renames and links that are under way, and all that ever began: a walk beside one may miss a file.
+    /// Renames and links in progress, and the number ever started: a walk beside one may miss a file.
     moving: u32,
     moves: u64,
-    /// All removals, and those that the last walk has seen.
+    /// Total removals, and those before the last walk.
     removals: u64,
     removals_seen: u64,
-    /// Files that guests have open: they take their room also where they have no name any more.
+    /// Files that guests have open: they take space even without a name.
     open: Vec<Weak<File>>,
 }
 
-/// The account of one volume. What is written is counted at once, what is removed when the volume is measured next.
+/// The account of one volume. Writes are counted at once, removals at the next measurement.
 pub struct VolumeQuota {
     folder: PathBuf,
     limit: AtomicU64,
     measure: Measure,
-    account: Mutex<Account>,
+    account: Mutex<VolumeAccount>,
 }
 
 impl std::fmt::Debug for VolumeQuota {
@@ -64,55 +64,55 @@ impl std::fmt::Debug for VolumeQuota {
 }
 
 impl VolumeQuota {
-    /// `folder`: where the volume lies, without links on the way to it; `used`: what it holds.
+    /// `folder`: the volume's path without links; `used`: its current usage.
     #[must_use]
     pub fn new(folder: PathBuf, limit: u64, used: VolumeUse, measure: Measure) -> Self {
-        let account = Account { used, ..Account::default() };
+        let account = VolumeAccount { used, ..VolumeAccount::default() };
         Self { folder, limit: AtomicU64::new(limit), measure, account: Mutex::new(account) }
     }
 
-    fn account(&self) -> MutexGuard<'_, Account> {
+    fn account(&self) -> MutexGuard<'_, VolumeAccount> {
         self.account.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What it holds, as far as is known.
+    /// The counted usage.
     #[must_use]
     pub fn used(&self) -> VolumeUse {
         self.account().used
     }
 
-    /// Bytes that it may hold.
+    /// The limit in bytes.
     #[must_use]
     pub fn limit(&self) -> u64 {
         self.limit.load(Ordering::Relaxed)
     }
 
-    /// It may hold so much from now on.
+    /// Sets the limit.
     pub fn set_limit(&self, bytes: u64) {
         self.limit.store(bytes, Ordering::Relaxed);
     }
 
-    /// Whether what lies there is the volume's.
+    /// Whether a path is in the volume.
     #[must_use]
     pub fn holds(&self, path: &Path) -> bool {
         path.starts_with(&self.folder)
     }
 
-    /// Keeps room for so many bytes more, until [`VolumeQuota::settle`]: of writes at once, each has its own. Answers what is kept;
-    /// none: there is no room.
+    /// Reserves bytes until [`VolumeQuota::settle`], separately for each concurrent write. Returns the reservation, or `None`
+    /// without room.
     #[must_use]
     pub fn reserve(&self, bytes: u64) -> Option<u64> {
         let bytes = bytes.div_ceil(BLOCK_BYTES).saturating_mul(BLOCK_BYTES);
-        let fits = |account: &mut Account| {
+        let fits = |account: &mut VolumeAccount| {
             let taken = account.used.bytes.saturating_add(account.reserved).saturating_add(bytes);
             let fits = bytes == 0 || taken <= self.limit();
             account.reserved = account.reserved.saturating_add(if fits { bytes } else { 0 });
             fits
         };
-        self.if_it(fits).then_some(bytes)
+        self.check_or_measure(fits).then_some(bytes)
     }
 
-    /// A write is done for which so much was kept: so much it took.
+    /// Replaces the reservation of a write by the bytes that it took.
     pub fn settle(&self, reserved: u64, bytes: u64) {
         let mut account = self.account();
         account.reserved = account.reserved.saturating_sub(reserved);
@@ -120,17 +120,17 @@ impl VolumeQuota {
         account.counted.bytes = account.counted.bytes.saturating_add(bytes);
     }
 
-    /// Does it by what is known, or by what lies there: what was removed makes room.
-    fn if_it(&self, fits: impl Fn(&mut Account) -> bool) -> bool {
+    /// Checks by the counted usage, then by a measurement: removals free room.
+    fn check_or_measure(&self, fits: impl Fn(&mut VolumeAccount) -> bool) -> bool {
         if fits(&mut self.account()) {
             return true;
         }
-        self.look();
+        self.remeasure();
         fits(&mut self.account())
     }
 
-    /// Sees what lies there.
-    fn look(&self) {
+    /// Measures the volume.
+    fn remeasure(&self) {
         let (before, counted, removals, anew) = {
             let account = self.account();
             if account.moving > 0 {
@@ -141,42 +141,42 @@ impl VolumeQuota {
         let Some(there) = (self.measure)(anew) else { return };
         let mut account = self.account();
         if account.moves != before {
-            // What was moved from where the walk was still to come to where it had been is not in it.
+            // A file moved behind the walk's position is missing from its result.
             return;
         }
         let meanwhile = (account.counted.bytes - counted.bytes, account.counted.files - counted.files);
         account.used = VolumeUse {
-            bytes: there.bytes.saturating_add(nameless(&account.open)).saturating_add(meanwhile.0),
+            bytes: there.bytes.saturating_add(unlinked_bytes(&account.open)).saturating_add(meanwhile.0),
             files: there.files.saturating_add(meanwhile.1),
         };
         account.removals_seen = removals;
     }
 
-    /// Whether one file more may be made.
+    /// Whether one more file may be created.
     #[must_use]
     pub fn takes_file(&self) -> bool {
-        self.if_it(|account| account.used.files < VOLUME_FILES_MAX)
+        self.check_or_measure(|account| account.used.files < VOLUME_FILES_MAX)
     }
 
-    /// A file was made, or may have been: a folder or a link with the block that it takes.
+    /// Counts a possibly created file; `takes_block` for a folder or a link.
     pub fn made_file(&self, takes_block: bool) {
         let mut account = self.account();
-        let Account { used, counted, .. } = &mut *account;
+        let VolumeAccount { used, counted, .. } = &mut *account;
         for of in [used, counted] {
             of.files = of.files.saturating_add(1);
             of.bytes = of.bytes.saturating_add(if takes_block { BLOCK_BYTES } else { 0 });
         }
     }
 
-    /// Something was removed or cut: the next who finds no room looks at once.
+    /// Records a removal or truncation: the next write without room measures at once.
     pub fn removed(&self) {
         self.account().removals += 1;
     }
 
-    /// A file of it is open from now on.
+    /// Registers an open file.
     pub fn opened(&self, file: &Arc<File>) {
         let mut account = self.account();
-        // Seldom enough to cost nothing, and often enough that the list is at most twice as long as what is open.
+        // Rare enough to cost nothing, and often enough that the list is at most twice as long as the open files.
         if account.open.len() >= OPEN_CLEANED_FROM && account.open.len().is_power_of_two() {
             account.open.retain(|file| file.strong_count() > 0);
         }
@@ -184,12 +184,12 @@ impl VolumeQuota {
     }
 }
 
-/// A name of a volume's file that changes, or comes beside another, until this is dropped.
+/// A rename or link in progress, until it is dropped.
 #[derive(Debug)]
 pub struct Moving(Arc<VolumeQuota>);
 
 impl Moving {
-    /// It begins now.
+    /// Starts it.
     #[must_use]
     pub fn begin(quota: Arc<VolumeQuota>) -> Self {
         let mut account = quota.account();
@@ -204,28 +204,28 @@ impl Drop for Moving {
     fn drop(&mut self) {
         let mut account = self.0.account();
         account.moving -= 1;
-        // What had the name before may be gone.
+        // The replaced file may be gone.
         account.removals += 1;
     }
 }
 
-/// What open files take that no walk finds.
+/// Bytes of open files without a name, which no walk finds.
 #[cfg(unix)]
-fn nameless(open: &[Weak<File>]) -> u64 {
+fn unlinked_bytes(open: &[Weak<File>]) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
     let mut seen = BTreeSet::new();
     let open = open.iter().filter_map(Weak::upgrade).filter_map(|file| file.metadata().ok());
-    let nameless = open.filter(|file| file.nlink() == 0).filter(|file| seen.insert((file.dev(), file.ino())));
-    nameless.fold(0u64, |sum, file| sum.saturating_add(file.blocks().saturating_mul(512)))
+    let unlinked = open.filter(|file| file.nlink() == 0).filter(|file| seen.insert((file.dev(), file.ino())));
+    unlinked.fold(0u64, |sum, file| sum.saturating_add(file.blocks().saturating_mul(512)))
 }
 
-/// Other systems remove no file that is open.
+/// Other systems don't remove open files.
 #[cfg(not(unix))]
-fn nameless(_: &[Weak<File>]) -> u64 {
+fn unlinked_bytes(_: &[Weak<File>]) -> u64 {
     0
 }
 
-/// Who counts what is written to a file.
+/// The account of writes to a file.
 #[derive(Debug, Clone)]
 pub enum FileAccount {
     /// The pod's memory.
@@ -235,7 +235,7 @@ pub enum FileAccount {
 }
 
 impl FileAccount {
-    /// Keeps room for so many bytes more, until [`FileAccount::settle`]. Answers what is kept; none: there is no room.
+    /// Reserves bytes until [`FileAccount::settle`]. Returns the reservation, or `None` without room.
     #[must_use]
     pub fn reserve(&self, bytes: u64) -> Option<u64> {
         match self {
@@ -244,7 +244,7 @@ impl FileAccount {
         }
     }
 
-    /// A write is done for which so much was kept: so much it took.
+    /// Replaces the reservation of a write by the bytes that it took.
     pub fn settle(&self, reserved: u64, bytes: u64) {
         match self {
             Self::Memory(files) => files.wrote(reserved, bytes),
@@ -252,11 +252,11 @@ impl FileAccount {
         }
     }
 
-    /// Whether one file more may be made: one that takes a block (a folder, a link) or not.
+    /// Whether one more file may be created, with a block (a folder, a link) or without.
     #[must_use]
     pub fn takes_file(&self, takes_block: bool) -> bool {
         match self {
-            // Its files are counted where they are measured.
+            // Its files are counted by the measurement.
             Self::Memory(_) => true,
             Self::Volume(quota) => {
                 let room = || quota.reserve(1).inspect(|kept| quota.settle(*kept, 0)).is_some();
@@ -286,7 +286,7 @@ impl FileAccount {
         }
     }
 
-    /// A name changes, or comes beside another, until what is answered is dropped.
+    /// Marks a rename or link as in progress until the guard is dropped.
     #[must_use]
     pub fn moving(&self) -> Option<Moving> {
         match self {
@@ -306,7 +306,7 @@ mod tests {
         VolumeUse { bytes: blocks * BLOCK_BYTES, files }
     }
 
-    /// A volume that may hold two blocks, and what a walk finds there.
+    /// A volume with a limit of two blocks, and the result of a walk.
     fn quota(during: impl Fn() + Send + Sync + 'static) -> (Arc<VolumeQuota>, There) {
         let there = There::default();
         let measured = there.clone();
@@ -359,7 +359,7 @@ mod tests {
 
     #[test]
     fn what_happens_beside_a_walk_is_not_lost() {
-        // Found while nothing was there yet; meanwhile a block was written by somebody else.
+        // Started on an empty volume; another writer adds a block meanwhile.
         let known = Arc::new(Mutex::new(None::<Arc<VolumeQuota>>));
         let other = known.clone();
         let (quota, _) = quota(move || {

@@ -1,4 +1,4 @@
-//! Which overloads of a function a call may mean.
+//! Overload resolution of function calls.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ impl Checker<'_> {
             };
             return self.resolve(id, name, overloads, None, args);
         };
-        // What stands before the dot may be part of the function's name.
+        // The text before the dot may be part of the function's name.
         let known = |name: &str| name != "jsonpatch.escapeKey" || self.names.mutation;
         if let Some(prefix) = self.tree.qualified_name(target)
             && let Some((name, overloads)) = FUNCTIONS.get_key_value(format!("{prefix}.{function}").as_str())

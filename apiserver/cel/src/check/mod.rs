@@ -1,4 +1,4 @@
-//! What each part of an expression is, or why it can't be anything.
+//! Type checker: assigns a type to each node of a tree, or reports why it has none.
 
 mod calls;
 mod validators;
@@ -10,7 +10,7 @@ use crate::library::{FUNCTIONS, Overload, named};
 use crate::syntax::{CompileError, Entry, FieldInit, Fold, Id, Issue, Issues, Kind, Literal, Source, Tree};
 use crate::types::{DeclType, Shape, Type, Unifier};
 
-/// What a name in a tree means.
+/// The meaning of a name in a tree.
 #[derive(Clone, Debug, Default)]
 pub(crate) enum Reference {
     #[default]
@@ -19,18 +19,18 @@ pub(crate) enum Reference {
     Variable(Arc<str>),
     /// A type.
     Type(Arc<str>),
-    /// A function's overloads, by number. A target that was part of the name is no argument.
+    /// A function's overloads by index. `target` is false where the target was part of the name and is no argument.
     Function { name: Arc<str>, overloads: Vec<u16>, target: bool },
 }
 
-/// A tree of which everything is known.
-pub(crate) struct Checked {
+/// A tree with a type and a reference for each node.
+pub(crate) struct CheckedTree {
     pub(crate) tree: Tree,
     pub(crate) types: Vec<Type>,
     pub(crate) references: Vec<Reference>,
 }
 
-impl Checked {
+impl CheckedTree {
     pub(crate) fn ty(&self, id: Id) -> &Type {
         &self.types[id as usize]
     }
@@ -46,24 +46,24 @@ impl Checked {
     }
 }
 
-/// What an expression may name beside functions.
+/// The names that an expression may use, besides functions.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Names {
+pub(crate) struct Declarations {
     pub(crate) variables: BTreeMap<Arc<str>, Arc<DeclType>>,
     pub(crate) structs: BTreeMap<Arc<str>, Arc<DeclType>>,
-    /// Whether `Object`, its fields' types and `JSONPatch` can be made.
+    /// Whether expressions can construct `Object`, its fields' types and `JSONPatch`.
     pub(crate) mutation: bool,
     /// Whether `cel.bind` is a macro.
     pub(crate) binds: bool,
 }
 
-impl Names {
+impl Declarations {
     fn is_struct(&self, name: &str) -> bool {
         let made = name == "Object" || name == "JSONPatch" || name.starts_with("Object.");
         self.structs.contains_key(name) || (self.mutation && made)
     }
 
-    /// The type of a field of an object, if it has it.
+    /// The type of an object's field, if the object has it.
     fn field(&self, name: &str, field: &str) -> Option<Type> {
         if self.mutation && name == "JSONPatch" {
             return match field {
@@ -78,7 +78,7 @@ impl Names {
         let declared = self.structs.get(name)?;
         match &declared.shape {
             Shape::Object(fields) => {
-                // A word that is reserved may stand behind a dot.
+                // A reserved word is allowed after a dot.
                 let escaped = || fields.get(format!("__{field}__").as_str());
                 fields.get(field).or_else(escaped).map(|field| field.ty.clone())
             }
@@ -90,18 +90,18 @@ impl Names {
 struct Checker<'a> {
     tree: &'a Tree,
     source: &'a Source,
-    names: &'a Names,
+    names: &'a Declarations,
     types: Vec<Option<Type>>,
     references: Vec<Reference>,
     unifier: Unifier,
-    /// Variables of loops, the innermost last.
+    /// Loop variables, the innermost last.
     locals: Vec<(Arc<str>, Type)>,
     issues: Issues,
-    /// What was found wrong within a node.
-    wrong: HashMap<Id, Vec<Issue>>,
+    /// Issues found within a node.
+    node_issues: HashMap<Id, Vec<Issue>>,
 }
 
-pub(crate) fn check(tree: Tree, source: &Source, names: &Names) -> Result<Checked, CompileError> {
+pub(crate) fn check(tree: Tree, source: &Source, names: &Declarations) -> Result<CheckedTree, CompileError> {
     let count = tree.nodes.len();
     let mut checker = Checker {
         tree: &tree,
@@ -112,7 +112,7 @@ pub(crate) fn check(tree: Tree, source: &Source, names: &Names) -> Result<Checke
         unifier: Unifier::default(),
         locals: Vec::new(),
         issues: Issues::default(),
-        wrong: HashMap::new(),
+        node_issues: HashMap::new(),
     };
     checker.check(tree.root);
     let Checker { types, references, unifier, issues, .. } = checker;
@@ -120,7 +120,7 @@ pub(crate) fn check(tree: Tree, source: &Source, names: &Names) -> Result<Checke
         return Err(issues.into_error(source));
     }
     let types = types.into_iter().map(|ty| ty.map_or(Type::Dyn, |ty| unifier.substitute(&ty, true))).collect();
-    let checked = Checked { tree, types, references };
+    let checked = CheckedTree { tree, types, references };
     let mut issues = Issues::default();
     validators::validate(&checked, source, &mut issues);
     if issues.is_empty() { Ok(checked) } else { Err(issues.into_error(source)) }
@@ -129,8 +129,8 @@ pub(crate) fn check(tree: Tree, source: &Source, names: &Names) -> Result<Checke
 impl Checker<'_> {
     fn check(&mut self, id: Id) -> Type {
         if let Some(known) = &self.types[id as usize] {
-            // What a macro has put into two places is wrong in both.
-            for issue in self.wrong.get(&id).into_iter().flatten() {
+            // A node that a macro duplicated reports its issues at both places.
+            for issue in self.node_issues.get(&id).into_iter().flatten() {
                 self.issues.add(issue.clone());
             }
             return known.clone();
@@ -156,8 +156,8 @@ impl Checker<'_> {
             Kind::Fold(fold) => self.fold(fold),
         };
         self.types[id as usize] = Some(ty.clone());
-        if let Some(wrong) = self.issues.found().get(before..).filter(|wrong| !wrong.is_empty()) {
-            self.wrong.insert(id, wrong.to_vec());
+        if let Some(issues) = self.issues.found().get(before..).filter(|issues| !issues.is_empty()) {
+            self.node_issues.insert(id, issues.to_vec());
         }
         ty
     }
@@ -176,7 +176,7 @@ impl Checker<'_> {
         self.error(id, format!("expected type '{expected}' but found '{found}'"));
     }
 
-    /// The type of a name, and what it means.
+    /// Resolves a name to its type and reference.
     fn lookup(&self, name: &str) -> Option<(Type, Reference)> {
         let plain = name.strip_prefix('.').unwrap_or(name);
         if plain.len() == name.len()
@@ -216,7 +216,7 @@ impl Checker<'_> {
         if test { Type::Bool } else { self.unifier.substitute(&ty, false) }
     }
 
-    /// The type of a selection; of an optional value it is optional too.
+    /// The type of a selection. Selecting from an optional value gives an optional type.
     fn field(&mut self, id: Id, operand: Id, field: &str, optional: bool) -> Type {
         let operand = self.check(operand);
         let operand = self.unifier.substitute(&operand, false);
@@ -246,8 +246,8 @@ impl Checker<'_> {
         if was_optional || optional { Type::optional(ty) } else { ty }
     }
 
-    /// An element that may be left out is given as an optional value.
-    fn unwrapped(&mut self, id: Id, ty: Type, optional: bool) -> Type {
+    /// The type of an element; an element marked optional must be of an optional type.
+    fn element_type(&mut self, id: Id, ty: Type, optional: bool) -> Type {
         match ty {
             Type::Optional(inner) if optional => (*inner).clone(),
             ty => {
@@ -259,7 +259,7 @@ impl Checker<'_> {
         }
     }
 
-    /// What is true of all elements of a literal; of a mixture nothing is.
+    /// The common type of a literal's elements, or `dyn` where they differ.
     fn join(&mut self, before: Option<Type>, ty: Type) -> Option<Type> {
         Some(self.unifier.join(before, ty).unwrap_or(Type::Dyn))
     }
@@ -268,7 +268,7 @@ impl Checker<'_> {
         let mut joined = None;
         for (item, optional) in items.iter().zip(optional) {
             let ty = self.check(*item);
-            let ty = self.unwrapped(*item, ty, *optional);
+            let ty = self.element_type(*item, ty, *optional);
             joined = self.join(joined, ty);
         }
         Type::list(joined.unwrap_or_else(|| self.unifier.fresh()))
@@ -280,7 +280,7 @@ impl Checker<'_> {
             let key = self.check(entry.key);
             keys = self.join(keys, key);
             let value = self.check(entry.value);
-            let value = self.unwrapped(entry.value, value, entry.optional);
+            let value = self.element_type(entry.value, value, entry.optional);
             values = self.join(values, value);
         }
         let key = keys.unwrap_or_else(|| self.unifier.fresh());
@@ -315,7 +315,7 @@ impl Checker<'_> {
                 self.issues.report(self.source, field.at, format!("undefined field '{}'", field.name));
                 continue;
             };
-            let value = self.unwrapped(field.value, value, field.optional);
+            let value = self.element_type(field.value, value, field.optional);
             if !self.unifier.is_assignable(&expected, &value) {
                 let name = &field.name;
                 let message = format!("expected type of field '{name}' is '{expected}' but provided type is '{value}'");

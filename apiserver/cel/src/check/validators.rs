@@ -1,13 +1,13 @@
-//! What is wrong with constants, found before they are used.
+//! Checks constants at compile time: literal arguments, homogeneous literals and `format` templates.
 
-use super::{Checked, Reference};
-use crate::library::{Piece, compile_pattern, pieces, unfit};
+use super::{CheckedTree, Reference};
+use crate::library::{Piece, compile_pattern, format_type_error, pieces};
 use crate::syntax::{Id, Issues, Kind, Literal, Source};
 use crate::types::Type;
 use crate::value::{Timestamp, parse_duration, parse_timestamp};
 
-pub(super) fn validate(checked: &Checked, source: &Source, issues: &mut Issues) {
-    let exempt = exempt(checked);
+pub(super) fn validate(checked: &CheckedTree, source: &Source, issues: &mut Issues) {
+    let exempt = format_arguments(checked);
     for id in 0..checked.tree.nodes.len() as Id {
         let node = checked.tree.get(id);
         match &node.kind {
@@ -30,18 +30,18 @@ pub(super) fn validate(checked: &Checked, source: &Source, issues: &mut Issues) 
     }
 }
 
-fn element(checked: &Checked, id: Id, optional: bool) -> &Type {
+fn element(checked: &CheckedTree, id: Id, optional: bool) -> &Type {
     match checked.ty(id) {
         Type::Optional(inner) if optional => inner,
         ty => ty,
     }
 }
 
-/// Literals within the arguments of `format`, which take a mixture.
-fn exempt(checked: &Checked) -> Vec<bool> {
+/// Marks literals within the arguments of `format`, which may be heterogeneous.
+fn format_arguments(checked: &CheckedTree) -> Vec<bool> {
     let count = checked.tree.nodes.len();
     let mut exempt = vec![false; count];
-    // Parents stand behind their children.
+    // Parents come after their children.
     for id in (0..count as Id).rev() {
         let formats = matches!(checked.reference(id), Reference::Function { name, .. } if &**name == "format");
         if formats || exempt[id as usize] {
@@ -52,7 +52,7 @@ fn exempt(checked: &Checked) -> Vec<bool> {
 }
 
 fn homogeneous<'c>(
-    checked: &Checked,
+    checked: &CheckedTree,
     types: impl Iterator<Item = (Id, &'c Type)>,
     once: bool,
     source: &Source,
@@ -83,7 +83,7 @@ fn equivalent(a: &Type, b: &Type) -> bool {
     }
 }
 
-fn literal_argument(checked: &Checked, id: Id, source: &Source, issues: &mut Issues) {
+fn literal_argument(checked: &CheckedTree, id: Id, source: &Source, issues: &mut Issues) {
     let Reference::Function { name, .. } = checked.reference(id) else { return };
     let Kind::Call { args, .. } = &checked.tree.get(id).kind else { return };
     let Some((arg, Kind::Literal(literal))) = args.first().map(|arg| (*arg, &checked.tree.get(*arg).kind)) else {
@@ -101,8 +101,8 @@ fn literal_argument(checked: &Checked, id: Id, source: &Source, issues: &mut Iss
     }
 }
 
-/// A template of `format` that is a literal, with a literal list.
-fn template(checked: &Checked, id: Id, source: &Source, issues: &mut Issues) {
+/// Checks a literal `format` template against a literal argument list.
+fn template(checked: &CheckedTree, id: Id, source: &Source, issues: &mut Issues) {
     let Kind::Call { function, target: Some(target), args } = &checked.tree.get(id).kind else { return };
     let (Kind::Literal(Literal::String(text)), [list]) = (&checked.tree.get(*target).kind, &**args) else { return };
     let Kind::List { items, .. } = &checked.tree.get(*list).kind else { return };
@@ -116,13 +116,13 @@ fn template(checked: &Checked, id: Id, source: &Source, issues: &mut Issues) {
         let (clause, item) = match (clause, items.get(used)) {
             (Ok(clause), Some(item)) => (clause, *item),
             (Err(what), Some(_)) => return report(id, what),
-            // Upstream looks for the end before it looks for an argument.
+            // Upstream checks for the end of the template before the argument's presence.
             (Err(what), None) if what.starts_with("unexpected end") => return report(id, what),
             (_, None) => return report(id, format!("index {used} out of range")),
         };
         used += 1;
-        if let Some(wrong) = misfit(checked, clause.verb, item) {
-            return report(wrong, unfit(clause.verb, &type_name(checked.ty(wrong))));
+        if let Some(wrong) = find_unformattable(checked, clause.verb, item) {
+            return report(wrong, format_type_error(clause.verb, &type_name(checked.ty(wrong))));
         }
     }
     if items.len() > used {
@@ -131,8 +131,8 @@ fn template(checked: &Checked, id: Id, source: &Source, issues: &mut Issues) {
     }
 }
 
-/// The part of an argument that a clause is not for.
-fn misfit(checked: &Checked, verb: char, id: Id) -> Option<Id> {
+/// The first part of an argument that the clause doesn't accept.
+fn find_unformattable(checked: &CheckedTree, verb: char, id: Id) -> Option<Id> {
     let ty = checked.ty(id);
     let fits = match (verb, ty) {
         (_, Type::Dyn) | ('d' | 'o' | 'b' | 'x' | 'X', Type::Int | Type::Uint) => true,
@@ -146,15 +146,17 @@ fn misfit(checked: &Checked, verb: char, id: Id) -> Option<Id> {
         return Some(id);
     }
     match &checked.tree.get(id).kind {
-        Kind::List { items, .. } if verb == 's' => items.iter().find_map(|item| misfit(checked, verb, *item)),
-        Kind::Map(entries) if verb == 's' => entries
-            .iter()
-            .find_map(|entry| misfit(checked, verb, entry.key).or_else(|| misfit(checked, verb, entry.value))),
+        Kind::List { items, .. } if verb == 's' => {
+            items.iter().find_map(|item| find_unformattable(checked, verb, *item))
+        }
+        Kind::Map(entries) if verb == 's' => entries.iter().find_map(|entry| {
+            find_unformattable(checked, verb, entry.key).or_else(|| find_unformattable(checked, verb, entry.value))
+        }),
         _ => None,
     }
 }
 
-/// A type without what it is of.
+/// A type's name without its parameters.
 fn type_name(ty: &Type) -> String {
     match ty {
         Type::Null => "null_type".into(),

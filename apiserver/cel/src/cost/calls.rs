@@ -1,4 +1,4 @@
-//! What calls cost at most, and how large their results are.
+//! Worst-case cost of calls, and the size of their results.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ const PATTERN: f64 = 0.25;
 struct Estimate {
     cost: CostEstimate,
     size: Option<Size>,
-    /// Whether the cost already has that of the arguments in it.
+    /// Whether the cost already includes that of the arguments.
     whole: bool,
 }
 
@@ -35,7 +35,7 @@ impl Estimate {
 }
 
 /// One call and one overload of it.
-struct Called<'a> {
+struct CallSite<'a> {
     id: Id,
     function: &'a str,
     overload: &'a str,
@@ -48,7 +48,7 @@ impl Coster<'_> {
     pub(super) fn call(&mut self, id: Id, function: &Arc<str>, target: Option<Id>, args: &[Id]) -> CostEstimate {
         let checked = self.checked;
         if &**function == "_?._" {
-            // Upstream counts the selection as a call of one.
+            // Upstream counts the selection as a call with cost 1.
             return self.cost(args[0]).add(CostEstimate::fixed(1));
         }
         let Reference::Function { name, target: is_target, .. } = checked.reference(id) else {
@@ -65,8 +65,8 @@ impl Coster<'_> {
         let mut cost = CostEstimate { min: u64::MAX, max: 0 };
         let mut size: Option<Size> = None;
         for overload in checked.overloads(id) {
-            let called = Called { id, function: name, overload: &overload.id, target, args, costs: &costs };
-            let estimate = self.estimated(&called);
+            let called = CallSite { id, function: name, overload: &overload.id, target, args, costs: &costs };
+            let estimate = self.estimate_call(&called);
             let whole = costs.iter().fold(estimate.cost, |cost, arg| cost.add(*arg));
             cost = cost.union(if estimate.whole { estimate.cost } else { whole });
             if let Some(found) = estimate.size {
@@ -90,22 +90,22 @@ impl Coster<'_> {
         own.add(cost)
     }
 
-    fn estimated(&mut self, call: &Called<'_>) -> Estimate {
+    fn estimate_call(&mut self, call: &CallSite<'_>) -> Estimate {
         self.of_lists(call)
             .or_else(|| self.of_kubernetes(call))
             .or_else(|| self.of_strings(call))
             .unwrap_or_else(|| self.of_language(call))
     }
 
-    fn arg(&mut self, call: &Called<'_>, at: usize) -> Size {
+    fn arg(&mut self, call: &CallSite<'_>, at: usize) -> Size {
         call.args.get(at).map_or(Size::UNKNOWN, |id| self.size_or_unknown(*id))
     }
 
-    fn target(&mut self, call: &Called<'_>) -> Option<Size> {
+    fn target(&mut self, call: &CallSite<'_>) -> Option<Size> {
         call.target.map(|id| self.size_or_unknown(id))
     }
 
-    /// The size of an item of a list, and its type, if it is one.
+    /// The size and type of a list's items; `None` if the node is no list.
     fn item(&mut self, list: Id) -> Option<(Size, Type)> {
         let checked = self.checked;
         let Type::List(item) = checked.ty(list) else { return None };
@@ -114,15 +114,15 @@ impl Coster<'_> {
         Some((size.unwrap_or(Size::UNKNOWN), (**item).clone()))
     }
 
-    fn int(&self, call: &Called<'_>, at: usize, otherwise: u64) -> u64 {
+    fn int(&self, call: &CallSite<'_>, at: usize, otherwise: u64) -> u64 {
         match call.args.get(at).map(|id| &self.checked.tree.get(*id).kind) {
             Some(Kind::Literal(Literal::Int(value))) => u64::try_from(*value).unwrap_or(0),
             _ => otherwise,
         }
     }
 
-    /// The extended libraries of lists and sets.
-    fn of_lists(&mut self, call: &Called<'_>) -> Option<Estimate> {
+    /// The extended list and set libraries.
+    fn of_lists(&mut self, call: &CallSite<'_>) -> Option<Estimate> {
         let made =
             |factor: f64, size: Size| Some(Estimate::sized(size.factor(factor).add(CostEstimate::fixed(11)), size));
         let compare = |size: Size, ty: &Type| {
@@ -158,7 +158,7 @@ impl Coster<'_> {
     }
 
     /// Kubernetes' libraries.
-    fn of_kubernetes(&mut self, call: &Called<'_>) -> Option<Estimate> {
+    fn of_kubernetes(&mut self, call: &CallSite<'_>) -> Option<Estimate> {
         let walk = |size: Size, times: f64| Some(Estimate::of(size.factor(times * TRAVERSAL)));
         match call.function {
             "check" => Some(Estimate::of(CostEstimate::fixed(350_000))),
@@ -222,7 +222,7 @@ impl Coster<'_> {
         }
     }
 
-    fn of_traversal(&mut self, call: &Called<'_>) -> Option<Estimate> {
+    fn of_traversal(&mut self, call: &CallSite<'_>) -> Option<Estimate> {
         let target = call.target?;
         let size = self.size_or_unknown(target);
         let Some((item, ty)) = self.item(target) else { return Some(Estimate::of(size.factor(TRAVERSAL))) };
@@ -233,7 +233,7 @@ impl Coster<'_> {
         Some(Estimate::of(size.times(each)))
     }
 
-    fn of_containment(&mut self, call: &Called<'_>) -> Estimate {
+    fn of_containment(&mut self, call: &CallSite<'_>) -> Estimate {
         // An address has 4 or 16 bytes.
         let address = Size { min: 4, max: 16 };
         let mut cost = address.add(address).factor(TRAVERSAL);
@@ -246,7 +246,7 @@ impl Coster<'_> {
         Estimate::of(cost)
     }
 
-    fn of_equality(&mut self, call: &Called<'_>) -> Option<Estimate> {
+    fn of_equality(&mut self, call: &CallSite<'_>) -> Option<Estimate> {
         let (a, b) = (self.checked.ty(call.args[0]), self.checked.ty(call.args[1]));
         if a != b {
             return None;
@@ -268,7 +268,7 @@ impl Coster<'_> {
     }
 
     /// The extended library of strings, as Kubernetes counts it.
-    fn of_strings(&mut self, call: &Called<'_>) -> Option<Estimate> {
+    fn of_strings(&mut self, call: &CallSite<'_>) -> Option<Estimate> {
         match call.function {
             "url" | "jsonpatch.escapeKey" => {
                 let size = self.arg(call, 0);
@@ -281,8 +281,8 @@ impl Coster<'_> {
             "replace" => {
                 let size = self.target(call)?;
                 let (old, new) = (self.arg(call, 0), self.arg(call, 1));
-                let (most, kept_most) = replaced(size.max, old.min, new.max <= old.min);
-                let (least, kept_least) = replaced(size.min, old.max, old.max <= new.min);
+                let (most, kept_most) = replacements(size.max, old.min, new.max <= old.min);
+                let (least, kept_least) = replacements(size.min, old.max, old.max <= new.min);
                 let count = Size { min: least, max: most };
                 let result = count.multiply(new).add(Size { min: kept_least, max: kept_most });
                 Some(Estimate::sized(size.factor(2.0 * TRAVERSAL), result))
@@ -313,7 +313,7 @@ impl Coster<'_> {
     }
 
     /// The language's own functions.
-    fn of_language(&mut self, call: &Called<'_>) -> Estimate {
+    fn of_language(&mut self, call: &CallSite<'_>) -> Estimate {
         match call.overload {
             "string_format" => {
                 let size = self.target(call).unwrap_or(Size::UNKNOWN);
@@ -356,14 +356,14 @@ impl Coster<'_> {
         }
     }
 
-    fn of_conditional(&mut self, call: &Called<'_>) -> Estimate {
+    fn of_conditional(&mut self, call: &CallSite<'_>) -> Estimate {
         let size = self.arg(call, 1).union(self.arg(call, 2));
         self.join_entries(call.id, call.args[1], call.args[2]);
         let cost = call.costs[0].add(call.costs[1].union(call.costs[2]));
         Estimate { cost, size: Some(size), whole: true }
     }
 
-    fn of_addition(&mut self, call: &Called<'_>) -> Estimate {
+    fn of_addition(&mut self, call: &CallSite<'_>) -> Estimate {
         let size = self.arg(call, 0).add(self.arg(call, 1));
         self.join_entries(call.id, call.args[0], call.args[1]);
         match call.overload {
@@ -372,7 +372,7 @@ impl Coster<'_> {
         }
     }
 
-    /// What two lists or maps hold together.
+    /// Records the union of two collections' entry sizes.
     fn join_entries(&mut self, id: Id, a: Id, b: Id) {
         if let (Some(a), Some(b)) = (self.entry_size(a), self.entry_size(b)) {
             let joined = super::EntrySize { list: a.list, key: a.key.union(b.key), value: a.value.union(b.value) };
@@ -386,8 +386,8 @@ fn is_text_order(id: &str) -> bool {
     order && (id.ends_with("_string") || id.ends_with("_bytes"))
 }
 
-/// How often something is replaced, and how much of the text stays.
-fn replaced(size: u64, old: u64, stays: bool) -> (u64, u64) {
+/// The number of replacements, and how much of the original text remains.
+fn replacements(size: u64, old: u64, stays: bool) -> (u64, u64) {
     if old == 0 {
         (size.saturating_add(1), size)
     } else if stays {

@@ -1,4 +1,4 @@
-//! What an expression may cost at most, by the sizes that its variables are declared with.
+//! Static cost estimate of an expression, from the declared sizes of its variables.
 
 mod calls;
 mod range;
@@ -6,7 +6,7 @@ mod range;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::check::{Checked, Names, Reference};
+use crate::check::{CheckedTree, Declarations, Reference};
 use crate::syntax::{ACCUMULATOR, Entry, Fold, Id, Kind, Literal};
 use crate::types::{DeclType, Type};
 
@@ -18,10 +18,10 @@ const LIST: CostEstimate = CostEstimate::fixed(10);
 const MAP: CostEstimate = CostEstimate::fixed(30);
 const OBJECT: CostEstimate = CostEstimate::fixed(40);
 
-/// Steps from a variable to what an expression is part of.
+/// Steps from a variable to the value of a node.
 type Path = Option<Arc<Vec<Arc<str>>>>;
 
-/// The sizes of what stands in a list or a map.
+/// The sizes of a list's or a map's entries.
 #[derive(Clone, Copy, Debug)]
 struct EntrySize {
     list: bool,
@@ -30,23 +30,23 @@ struct EntrySize {
 }
 
 #[derive(Clone, Debug, Default)]
-struct Local {
+struct LocalVariable {
     path: Path,
     size: Option<Size>,
     entries: Option<EntrySize>,
 }
 
 struct Coster<'c> {
-    checked: &'c Checked,
-    names: &'c Names,
+    checked: &'c CheckedTree,
+    names: &'c Declarations,
     paths: HashMap<Id, Path>,
-    locals: Vec<(Arc<str>, Local)>,
+    locals: Vec<(Arc<str>, LocalVariable)>,
     sizes: HashMap<Id, Size>,
     entries: HashMap<Id, EntrySize>,
-    known: HashMap<Id, CostEstimate>,
+    costs: HashMap<Id, CostEstimate>,
 }
 
-pub(crate) fn estimate(checked: &Checked, names: &Names) -> CostEstimate {
+pub(crate) fn estimate(checked: &CheckedTree, names: &Declarations) -> CostEstimate {
     let mut coster = Coster {
         checked,
         names,
@@ -54,13 +54,13 @@ pub(crate) fn estimate(checked: &Checked, names: &Names) -> CostEstimate {
         locals: Vec::new(),
         sizes: HashMap::new(),
         entries: HashMap::new(),
-        known: HashMap::new(),
+        costs: HashMap::new(),
     };
     coster.cost(checked.tree.root)
 }
 
 fn step(path: &Path, name: &str) -> Path {
-    // A path that leads nowhere known leads to no size.
+    // An undeclared path has no size.
     let mut steps = path.as_ref().map(|path| (**path).clone()).unwrap_or_default();
     if steps.len() > 64 {
         return None;
@@ -71,7 +71,7 @@ fn step(path: &Path, name: &str) -> Path {
 
 impl Coster<'_> {
     fn cost(&mut self, id: Id) -> CostEstimate {
-        if let Some(known) = self.known.get(&id) {
+        if let Some(known) = self.costs.get(&id) {
             return *known;
         }
         let checked = self.checked;
@@ -85,11 +85,11 @@ impl Coster<'_> {
             Kind::Struct { fields, .. } => fields.iter().fold(OBJECT, |cost, field| cost.add(self.cost(field.value))),
             Kind::Fold(fold) => self.fold(id, fold),
         };
-        self.known.insert(id, cost);
+        self.costs.insert(id, cost);
         cost
     }
 
-    fn local(&self, name: &str) -> Option<&Local> {
+    fn local(&self, name: &str) -> Option<&LocalVariable> {
         self.locals.iter().rev().find(|(local, _)| **local == *name).map(|(_, local)| local)
     }
 
@@ -155,10 +155,13 @@ impl Coster<'_> {
         let tree = &self.checked.tree;
         let empty = matches!(&tree.get(fold.range).kind, Kind::List { items, .. } if items.is_empty());
         let never = matches!(&tree.get(fold.condition).kind, Kind::Literal(Literal::Bool(false)));
-        // Also where nothing is looped over the empty list is made.
+        // The empty list is counted even if the loop has no iterations.
         let mut cost = self.cost(fold.range).add(self.cost(fold.init));
-        let bound =
-            Local { path: self.path(fold.init), size: self.size(fold.init), entries: self.entry_size(fold.init) };
+        let bound = LocalVariable {
+            path: self.path(fold.init),
+            size: self.size(fold.init),
+            entries: self.entry_size(fold.init),
+        };
         self.locals.push((fold.accumulator.clone(), bound));
         if empty && never && &*fold.accumulator != ACCUMULATOR {
             cost = cost.add(self.cost(fold.result));
@@ -197,7 +200,7 @@ impl Coster<'_> {
         let list = entries.map_or_else(|| matches!(self.checked.ty(fold.range), Type::List(_)), |e| e.list);
         let key = entries.map(|entries| entries.key);
         let value = entries.map(|entries| entries.value);
-        let local = |name: &str, size| Local { path: step(&path, name), size, entries: None };
+        let local = |name: &str, size| LocalVariable { path: step(&path, name), size, entries: None };
         let keys = if list { "@indices" } else { "@keys" };
         let values = if list { "@items" } else { "@values" };
         match &fold.second {
@@ -241,16 +244,16 @@ impl Coster<'_> {
         self.local(name)?.size
     }
 
-    /// What the declaration of a variable says of the size of a part of it.
+    /// The size that a variable's declaration gives for the value at a path.
     fn declared_size(&self, path: &Path) -> Option<Size> {
         let (first, rest) = path.as_ref()?.split_first()?;
-        // Upstream takes every name that is no local variable for the schema's root: so `int` in `type(self) == int`
-        // is as large as `self`, and not without bound.
+        // Upstream resolves every name that is no local variable to the schema's root. So `int` in `type(self) ==
+        // int` has the size of `self` instead of being unbounded.
         let variables = &self.names.variables;
         let mut at: &Arc<DeclType> = variables.get(first).or_else(|| variables.get("self"))?;
         for name in rest {
             if &**name == "@keys" {
-                // Keys are strings, which no schema bounds; upstream counts them as empty.
+                // Keys are strings without a bound in the schema; upstream counts them as empty.
                 return matches!(at.shape, crate::types::Shape::Map(_)).then_some(Size::fixed(0));
             }
             at = at.step(name)?;

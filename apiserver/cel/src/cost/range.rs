@@ -1,4 +1,4 @@
-//! Ranges of sizes and of costs, which grow to the most there is and no further.
+//! Ranges of sizes and costs, whose arithmetic saturates.
 
 /// The size of a text, list or map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -7,7 +7,7 @@ pub(super) struct Size {
     pub(super) max: u64,
 }
 
-/// What something costs at least and at most.
+/// The minimum and maximum cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CostEstimate {
     pub min: u64,
@@ -15,7 +15,7 @@ pub struct CostEstimate {
 }
 
 fn scale(size: u64, factor: f64) -> u64 {
-    // A product past the largest number becomes it.
+    // A product beyond the largest number saturates.
     (size as f64 * factor).ceil() as u64
 }
 
@@ -38,7 +38,7 @@ impl Size {
         Self { min: self.min.min(other.min), max: self.max.max(other.max) }
     }
 
-    /// A cost for each unit of it.
+    /// Cost per unit of size.
     pub(super) fn factor(self, factor: f64) -> CostEstimate {
         CostEstimate { min: scale(self.min, factor), max: scale(self.max, factor) }
     }
@@ -54,12 +54,12 @@ impl CostEstimate {
     }
 
     #[must_use]
-    #[expect(clippy::should_implement_trait, reason = "it stops at the largest number, which `+` doesn't say")]
+    #[expect(clippy::should_implement_trait, reason = "saturates, unlike `+`")]
     pub fn add(self, other: Self) -> Self {
         Self { min: self.min.saturating_add(other.min), max: self.max.saturating_add(other.max) }
     }
 
-    /// As often as something occurs at most.
+    /// Multiplies by the maximum number of occurrences.
     #[must_use]
     pub fn times(self, count: u64) -> Self {
         Self { min: self.min.saturating_mul(count), max: self.max.saturating_mul(count) }

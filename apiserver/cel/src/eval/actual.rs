@@ -1,4 +1,4 @@
-//! What calls cost when they have been made, as cel-go and Kubernetes' libraries count it.
+//! Runtime cost of calls, as cel-go and Kubernetes' libraries count it.
 
 use crate::library::regex_size;
 use crate::value::{Opaque, Value};
@@ -7,15 +7,15 @@ pub(super) const LIST: u64 = 10;
 pub(super) const MAP: u64 = 30;
 pub(super) const OBJECT: u64 = 40;
 pub(super) const CALL: u64 = 1;
-/// A character of a text that is walked through.
+/// Cost per traversed character of a text.
 const TRAVERSAL: f64 = 0.1;
-/// A character of a pattern.
+/// Cost per character of a pattern.
 const PATTERN: f64 = 0.25;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum CostRule {
     Fixed(u64),
-    /// A part of the size of an argument.
+    /// A share of an argument's size.
     Size {
         arg: usize,
         factor: f64,
@@ -35,13 +35,13 @@ pub(super) enum CostRule {
     Format,
     OutputSize,
     Flatten,
-    /// Every item of a list with every other.
+    /// Pairwise comparison of a list's items.
     SelfCompare(usize),
     Sets(u64),
 }
 
 impl CostRule {
-    /// The rule of a function; the overload is known if there is only one that it can be.
+    /// The rule of a function. `overload` is empty unless exactly one overload is possible.
     pub(super) fn of(function: &str, overload: &str) -> Self {
         let size = |arg, times: f64| Self::Size { arg, factor: TRAVERSAL * times };
         match (function, overload) {
@@ -85,7 +85,7 @@ impl CostRule {
             Self::Sum => part(size(0).saturating_add(size(1)), TRAVERSAL),
             Self::Pattern => part(size(0) + 1, TRAVERSAL).saturating_mul(part(size(1), PATTERN)),
             Self::Product => part(size(0), TRAVERSAL).saturating_mul(part(size(1), TRAVERSAL)),
-            // A list, and for each two characters a requirement that is a list and a struct.
+            // A list, and one requirement (a list and a struct) per two characters.
             Self::Selector => LIST + part(size(1), TRAVERSAL) + part(part(size(1), 0.5), (LIST + OBJECT) as f64),
             Self::Traverse => args.first().map_or(0, |value| traversal(value, 0)),
             Self::Result(factor) => part(result.map_or(1, Value::size), factor),
@@ -133,7 +133,7 @@ fn is_text_order(id: &str) -> bool {
     order && (id.ends_with("_string") || id.ends_with("_bytes"))
 }
 
-/// What `==` and `!=` cost.
+/// The cost of `==` and `!=`.
 pub(super) fn equality(a: &Value<'_>, b: &Value<'_>, not: bool) -> u64 {
     if !not && matches!(a, Value::Opaque(_)) {
         return CALL;
@@ -141,7 +141,7 @@ pub(super) fn equality(a: &Value<'_>, b: &Value<'_>, not: bool) -> u64 {
     (a.size().min(b.size()) as f64 * TRAVERSAL).ceil() as u64
 }
 
-/// What walking through all of a value costs.
+/// The cost of traversing a whole value.
 fn traversal(value: &Value<'_>, depth: usize) -> u64 {
     if depth > crate::limits::VALUE_DEPTH {
         return u64::MAX;

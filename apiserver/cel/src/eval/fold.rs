@@ -1,10 +1,10 @@
-//! Loops.
+//! Evaluation of loops (comprehensions), which append to their accumulator in place where they can.
 
 use std::sync::Arc;
 
 use super::actual;
 use super::plan::{At, FoldOp};
-use super::run::{Machine, Slot, fatal};
+use super::run::{Machine, Slot, is_fatal};
 use crate::error::EvalError;
 use crate::value::{Key, List, Map, Res, Value, concat};
 
@@ -25,7 +25,7 @@ impl<'d> Machine<'_, '_, 'd, '_, '_> {
                         Some(_) => (Ok(Value::Int(at as i64)), Some(item)),
                         None => (item, None),
                     };
-                    if !self.turn(fold, first, second)? {
+                    if !self.count_iteration(fold, first, second)? {
                         break;
                     }
                 }
@@ -33,7 +33,7 @@ impl<'d> Machine<'_, '_, 'd, '_, '_> {
             Value::Map(map) => {
                 for key in map.keys() {
                     let value = fold.second.map(|_| map.get(&key).map(|value| value.unwrap_or(Value::Null)));
-                    if !self.turn(fold, Ok(key), value)? {
+                    if !self.count_iteration(fold, Ok(key), value)? {
                         break;
                     }
                 }
@@ -45,21 +45,21 @@ impl<'d> Machine<'_, '_, 'd, '_, '_> {
         self.eval(fold.result)
     }
 
-    /// One turn; whether another one is wanted.
-    fn turn(&mut self, fold: &FoldOp, first: Res<Value<'d>>, second: Option<Res<Value<'d>>>) -> Res<bool> {
-        self.meter.turn()?;
+    /// Runs one iteration; false ends the loop.
+    fn count_iteration(&mut self, fold: &FoldOp, first: Res<Value<'d>>, second: Option<Res<Value<'d>>>) -> Res<bool> {
+        self.meter.count_iteration()?;
         self.slots[usize::from(fold.variable)] = Slot::Value(first);
         if let (Some(slot), Some(second)) = (fold.second, second) {
             self.slots[usize::from(slot)] = Slot::Value(second);
         }
         match self.eval(fold.condition) {
             Ok(Value::Bool(false)) => return Ok(false),
-            Err(error) if fatal(&error) => return Err(error),
+            Err(error) if is_fatal(&error) => return Err(error),
             _ => {}
         }
         let step = self.eval(fold.step);
         match &step {
-            Err(error) if fatal(error) => return Err(error.clone()),
+            Err(error) if is_fatal(error) => return Err(error.clone()),
             _ => {}
         }
         self.slots[usize::from(fold.accumulator)] = Slot::Value(step);
@@ -70,7 +70,7 @@ impl<'d> Machine<'_, '_, 'd, '_, '_> {
         self.meter.cost(1)?;
         let items = self.eval(items);
         if let Err(error) = &items
-            && fatal(error)
+            && is_fatal(error)
         {
             return items;
         }
@@ -99,14 +99,14 @@ impl<'d> Machine<'_, '_, 'd, '_, '_> {
                 gathered?;
                 let key = self.eval(key)?;
                 let value = self.eval(value);
-                if value.as_ref().is_err_and(|error| !fatal(error)) {
+                if value.as_ref().is_err_and(|error| !is_fatal(error)) {
                     self.meter.cost(actual::CALL)?;
                 }
                 vec![(key, value?)]
             }
             None => {
                 let value = self.eval(value);
-                if gathered.is_err() || value.as_ref().is_err_and(|error| !fatal(error)) {
+                if gathered.is_err() || value.as_ref().is_err_and(|error| !is_fatal(error)) {
                     self.meter.cost(actual::CALL)?;
                 }
                 let gathered = gathered.as_ref().map_err(Clone::clone);

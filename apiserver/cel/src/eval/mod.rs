@@ -19,16 +19,16 @@ use crate::value::{Opaque, Res, Value, from_json};
 pub(crate) use plan::Code;
 pub(crate) use plan::plan;
 
-/// What the names of an expression stand for in one evaluation.
+/// The values of an expression's names for one evaluation.
 #[derive(Default)]
 pub struct Activation<'d> {
     values: Vec<(&'d str, Res<Value<'d>>)>,
-    lazy: Vec<Lazy<'d>>,
+    lazy: Vec<LazyVariable<'d>>,
     authorizer: Option<&'d dyn Authorizer>,
 }
 
-/// A variable of a policy, evaluated when it is first asked for.
-struct Lazy<'d> {
+/// A policy's variable, evaluated on first use.
+struct LazyVariable<'d> {
     name: Arc<str>,
     code: Arc<Code>,
     value: OnceCell<Res<Value<'d>>>,
@@ -51,14 +51,14 @@ impl<'d> Activation<'d> {
         self.values.push((name, Ok(value)));
     }
 
-    /// Binds data of which nothing is specified.
+    /// Binds data without a schema.
     #[must_use]
     pub fn json(self, name: &'d str, json: &'d Json) -> Self {
         let value = from_json(json, None).unwrap_or(Value::Null);
         self.value(name, value)
     }
 
-    /// Binds data that a schema specifies.
+    /// Binds data with a schema.
     #[must_use]
     pub fn typed(mut self, name: &'d str, json: &'d Json, declared: &'d Declared) -> Self {
         let schema: &'d Schema = &declared.schema;
@@ -66,7 +66,7 @@ impl<'d> Activation<'d> {
         self
     }
 
-    /// Binds data that a schema specifies and that may be absent, as an optional.
+    /// Binds data with a schema as an optional value; `None` is an empty optional.
     #[must_use]
     pub fn optional(mut self, name: &'d str, json: Option<&'d Json>, declared: &'d Declared) -> Self {
         let schema: &'d Schema = &declared.schema;
@@ -78,14 +78,14 @@ impl<'d> Activation<'d> {
         self
     }
 
-    /// Binds `authorizer`, and says who answers.
+    /// Binds `authorizer` to an implementation.
     #[must_use]
     pub fn authorizer(mut self, authorizer: &'d dyn Authorizer) -> Self {
         self.authorizer = Some(authorizer);
         self.value("authorizer", Value::opaque(Opaque::Authorizer(None)))
     }
 
-    /// Binds a check of a resource, as `authorizer.requestResource` is one.
+    /// Binds a resource check, such as `authorizer.requestResource`.
     #[must_use]
     pub fn request_resource(self, name: &'d str, request: crate::AuthorizationRequest) -> Self {
         let check = crate::value::ResourceCheck {
@@ -101,21 +101,21 @@ impl<'d> Activation<'d> {
         self.value(name, Value::opaque(Opaque::ResourceCheck(check)))
     }
 
-    /// Adds a field of `variables`. Its expression may use those added before.
+    /// Adds a field of `variables`. Its expression may use the fields added before it.
     pub fn variable(&mut self, name: &str, program: &crate::Program) {
         if self.lazy.is_empty() {
             self.set("variables", Value::Variables);
         }
-        self.lazy.push(Lazy { name: name.into(), code: program.code.clone(), value: OnceCell::new() });
+        self.lazy.push(LazyVariable { name: name.into(), code: program.code.clone(), value: OnceCell::new() });
     }
 
-    /// Adds a field of `variables` that nobody can have: asking for it is an error.
-    pub fn failed_variable(&mut self, name: &str, why: &str) {
+    /// Adds a field of `variables` whose use is an error.
+    pub fn bind_failed_variable(&mut self, name: &str, why: &str) {
         if self.lazy.is_empty() {
             self.set("variables", Value::Variables);
         }
         let value = OnceCell::from(Err(EvalError::new(why.to_owned())));
-        self.lazy.push(Lazy { name: name.into(), code: Arc::default(), value });
+        self.lazy.push(LazyVariable { name: name.into(), code: Arc::default(), value });
     }
 
     fn lazy_value(&self, name: &str, meter: &mut Meter<'_>) -> Option<Res<Value<'d>>> {
@@ -123,7 +123,7 @@ impl<'d> Activation<'d> {
         if let Some(known) = lazy.value.get() {
             return Some(known.clone());
         }
-        let value = meter.apart(|meter| run::run(&lazy.code, self, meter));
+        let value = meter.with_own_limit(|meter| run::run(&lazy.code, self, meter));
         let value = value.map_err(|error| match error.kind {
             ErrorKind::Value => EvalError::new(format!("composited variable \"{name}\" fails to evaluate: {error}")),
             ErrorKind::CostLimit | ErrorKind::Interrupted => error,
@@ -132,7 +132,7 @@ impl<'d> Activation<'d> {
     }
 }
 
-/// Runs a program and charges what it cost.
+/// Runs a program and charges its cost.
 pub(crate) fn evaluate<'d>(
     code: &Code,
     activation: &Activation<'d>,

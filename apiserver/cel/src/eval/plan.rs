@@ -1,4 +1,4 @@
-//! From a checked tree to operations: names resolved, constants folded, patterns compiled.
+//! Compiles a checked tree to operations: resolves names, folds constants, compiles patterns.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -8,20 +8,20 @@ use regex::Regex;
 
 use super::actual::CostRule;
 use super::run::convert;
-use crate::check::{Checked, Reference};
+use crate::check::{CheckedTree, Reference};
 use crate::error::EvalError;
 use crate::library::{Overload, compile_pattern};
 use crate::syntax::{ACCUMULATOR, Fold, Id, Kind, Literal};
 use crate::value::{Key, Map, Res, Text, Value};
 
-/// Functions that are called where their argument is a constant.
+/// Conversion functions, which are folded where their argument is a constant.
 const CONVERSIONS: &[&str] =
     &["bool", "bytes", "double", "duration", "dyn", "int", "string", "timestamp", "type", "uint"];
 
-/// Whether the way to a value costs anything by itself. The branches of a condition and an index, where they are such a way, don't.
+/// Whether an access costs anything by itself. Accesses in a condition's branches and in an index are free.
 pub(super) type Billed = bool;
 
-/// The place of an operation.
+/// The index of an operation.
 pub(super) type At = u32;
 
 #[derive(Debug, Default)]
@@ -29,7 +29,7 @@ pub(crate) struct Code {
     pub(super) ops: Vec<Op>,
     pub(super) root: At,
     pub(super) variables: Vec<Arc<str>>,
-    /// How many values loops hold.
+    /// The number of slots for loop variables.
     pub(super) slots: usize,
 }
 
@@ -38,9 +38,9 @@ pub(super) enum Op {
     Constant(Value<'static>),
     Variable(u16, Billed),
     Slot(u16, Billed),
-    /// A slot's value, which is taken out: the loop is about to put it back.
+    /// Moves the value out of a slot: the loop writes it back right after.
     Take(u16, Billed),
-    /// What no variable stands for, where something is selected of it.
+    /// A value that is no variable, as the operand of a selection.
     Relative(At, Billed),
     Select {
         operand: At,
@@ -72,14 +72,14 @@ pub(super) enum Op {
         not: bool,
     },
     NotStrictlyFalse(At),
-    /// The second operand where the first is empty.
+    /// The second operand if the first is empty.
     Or {
         a: At,
         b: At,
         value: bool,
     },
     Call(Box<CallOp>),
-    /// Whether a value is one of a constant list, which costs nothing.
+    /// Membership in a constant list, which is free.
     Member(Box<CallOp>),
     List {
         items: Box<[At]>,
@@ -91,12 +91,12 @@ pub(super) enum Op {
         fields: Box<[(Arc<str>, At, bool)]>,
     },
     Fold(Box<FoldOp>),
-    /// Adds items to the list of a slot in its place.
+    /// Appends items to a slot's list in place.
     Append {
         slot: u16,
         items: At,
     },
-    /// Adds an entry, or those of a map, to the map of a slot in its place.
+    /// Inserts an entry, or a map's entries, into a slot's map in place.
     Insert {
         slot: u16,
         key: Option<At>,
@@ -128,28 +128,28 @@ pub(super) struct FoldOp {
     pub(super) condition: At,
     pub(super) step: At,
     pub(super) result: At,
-    /// Names a value and loops over nothing.
+    /// Binds a name to a value and doesn't iterate.
     pub(super) binds: bool,
 }
 
 struct Planner<'c> {
-    checked: &'c Checked,
+    checked: &'c CheckedTree,
     ops: Vec<Op>,
-    known: HashMap<Id, At>,
+    planned: HashMap<Id, At>,
     variables: Vec<Arc<str>>,
     locals: Vec<(Arc<str>, u16)>,
     slots: u16,
-    /// What is wrong with a conversion of a constant.
-    wrong: Option<EvalError>,
+    /// The first error in a constant.
+    first_error: Option<EvalError>,
 }
 
-/// What fails here fails whenever it is evaluated: a conversion of a constant that can't be made.
-pub(crate) fn plan(checked: &Checked) -> Res<Code> {
+/// Fails on an invalid constant, with which every evaluation would fail.
+pub(crate) fn plan(checked: &CheckedTree) -> Res<Code> {
     let (variables, locals) = (Vec::new(), Vec::new());
     let mut planner =
-        Planner { checked, ops: Vec::new(), known: HashMap::new(), variables, locals, slots: 0, wrong: None };
+        Planner { checked, ops: Vec::new(), planned: HashMap::new(), variables, locals, slots: 0, first_error: None };
     let root = planner.node(checked.tree.root);
-    match planner.wrong {
+    match planner.first_error {
         Some(error) => Err(error),
         None => Ok(Code { ops: planner.ops, root, variables: planner.variables, slots: usize::from(planner.slots) }),
     }
@@ -173,7 +173,7 @@ impl Planner<'_> {
     }
 
     fn node(&mut self, id: Id) -> At {
-        if let Some(at) = self.known.get(&id) {
+        if let Some(at) = self.planned.get(&id) {
             return *at;
         }
         let checked = self.checked;
@@ -182,9 +182,9 @@ impl Planner<'_> {
             Kind::Ident(name) => self.ident(id, name),
             Kind::Select { operand, field, test } => match checked.reference(id) {
                 Reference::None => {
-                    let (operand, field) = (self.way(*operand), field.clone());
+                    let (operand, field) = (self.operand(*operand), field.clone());
                     if *test {
-                        Op::Test { operand: self.unbilled(operand), field }
+                        Op::Test { operand: self.without_cost(operand), field }
                     } else {
                         Op::Select { operand, field, optional: false }
                     }
@@ -205,12 +205,12 @@ impl Planner<'_> {
             Kind::Fold(fold) => self.fold(fold),
         };
         let at = self.add(op);
-        self.known.insert(id, at);
+        self.planned.insert(id, at);
         at
     }
 
-    /// What something is selected of.
-    fn way(&mut self, id: Id) -> At {
+    /// The operand of a selection.
+    fn operand(&mut self, id: Id) -> At {
         let at = self.node(id);
         self.relative(at)
     }
@@ -228,8 +228,8 @@ impl Planner<'_> {
         }
     }
 
-    /// The same way to a value, which costs nothing by itself.
-    fn unbilled(&mut self, at: At) -> At {
+    /// The same access without a cost of its own.
+    fn without_cost(&mut self, at: At) -> At {
         let op = match &self.ops[at as usize] {
             Op::Variable(number, _) => Op::Variable(*number, false),
             Op::Slot(slot, _) => Op::Slot(*slot, false),
@@ -237,11 +237,11 @@ impl Planner<'_> {
             Op::Relative(of, _) => Op::Relative(*of, false),
             Op::Select { operand, field, optional } => {
                 let (operand, field, optional) = (*operand, field.clone(), *optional);
-                Op::Select { operand: self.unbilled(operand), field, optional }
+                Op::Select { operand: self.without_cost(operand), field, optional }
             }
             Op::Index { operand, index, optional } => {
                 let (operand, index, optional) = (*operand, *index, *optional);
-                Op::Index { operand: self.unbilled(operand), index, optional }
+                Op::Index { operand: self.without_cost(operand), index, optional }
             }
             _ => return at,
         };
@@ -283,10 +283,10 @@ impl Planner<'_> {
             let (Some(key), Some(value), false) = (key, self.constant(*value), *optional) else {
                 return Op::Map(entries);
             };
-            // A key that is repeated has its last value.
+            // The last value of a repeated key wins.
             folded.insert(key, value.clone());
         }
-        Op::Constant(Value::Map(Map::own(folded)))
+        Op::Constant(Value::Map(Map::owned(folded)))
     }
 
     fn call(&mut self, id: Id, function: &str, target: Option<Id>, args: &[Id]) -> Op {
@@ -295,7 +295,7 @@ impl Planner<'_> {
                 Kind::Literal(Literal::String(field)) => field.clone(),
                 _ => "".into(),
             };
-            return Op::Select { operand: self.way(args[0]), field, optional: true };
+            return Op::Select { operand: self.operand(args[0]), field, optional: true };
         }
         let (name, is_target) = match self.checked.reference(id) {
             Reference::Function { name, target, .. } => (name.clone(), *target),
@@ -307,22 +307,22 @@ impl Planner<'_> {
             ("_&&_", [a, b]) => Op::Logic { a: *a, b: *b, or: false },
             ("_||_", [a, b]) => Op::Logic { a: *a, b: *b, or: true },
             ("_?_:_", [condition, yes, no]) => {
-                Op::Conditional { condition: *condition, yes: self.unbilled(*yes), no: self.unbilled(*no) }
+                Op::Conditional { condition: *condition, yes: self.without_cost(*yes), no: self.without_cost(*no) }
             }
             ("_==_", [a, b]) => Op::Equal { a: *a, b: *b, not: false },
             ("_!=_", [a, b]) => Op::Equal { a: *a, b: *b, not: true },
             ("_[_]" | "_[?_]", [operand, index]) => {
-                let wrong = match self.constant(*index) {
+                let unsupported = match self.constant(*index) {
                     Some(Value::Bytes(_)) => Some("Bytes"),
                     Some(Value::Null) => Some("Null"),
                     Some(Value::Duration(_)) => Some("Duration"),
                     Some(Value::Timestamp(_)) => Some("Timestamp"),
                     _ => None,
                 };
-                if let Some(name) = wrong {
-                    self.wrong.get_or_insert(EvalError::new(format!("invalid qualifier type: types.{name}")));
+                if let Some(name) = unsupported {
+                    self.first_error.get_or_insert(EvalError::new(format!("invalid qualifier type: types.{name}")));
                 }
-                let index = self.unbilled(*index);
+                let index = self.without_cost(*index);
                 Op::Index { operand: self.relative(*operand), index, optional: &*name == "_[?_]" }
             }
             ("@not_strictly_false", [a]) => Op::NotStrictlyFalse(*a),
@@ -336,20 +336,20 @@ impl Planner<'_> {
         let overloads: Box<[&'static Overload]> = self.checked.overloads(id).into();
         let one = if overloads.len() == 1 { &*overloads[0].id } else { "" };
         let cost = CostRule::of(&name, one);
-        let mut wrong = None;
+        let mut pattern_error = None;
         let takes_pattern = matches!(&*name, "matches" | "find" | "findAll");
         let pattern = args.get(1).filter(|_| takes_pattern).and_then(|at| self.constant(*at)?.as_str());
         let pattern = pattern.and_then(|pattern| match compile_pattern(pattern) {
             Ok(pattern) => Some(pattern),
             Err(error) => {
-                wrong = Some(EvalError::new(error.to_string()));
+                pattern_error = Some(EvalError::new(error.to_string()));
                 None
             }
         });
-        self.wrong = self.wrong.take().or(wrong);
+        self.first_error = self.first_error.take().or(pattern_error);
         let call = CallOp { name, overloads, args, cost, pattern };
         match *call.args {
-            [at] if CONVERSIONS.contains(&&*call.name) => match self.converted(&call, at) {
+            [at] if CONVERSIONS.contains(&&*call.name) => match self.convert_constant(&call, at) {
                 Some(value) => Op::Constant(value),
                 None => Op::Call(Box::new(call)),
             },
@@ -364,13 +364,13 @@ impl Planner<'_> {
         }
     }
 
-    /// What a constant is converted to.
-    fn converted(&mut self, call: &CallOp, at: At) -> Option<Value<'static>> {
+    /// The converted constant.
+    fn convert_constant(&mut self, call: &CallOp, at: At) -> Option<Value<'static>> {
         let value = self.constant(at)?.clone();
         match convert(call, &[value]) {
             Ok(value) => Some(value),
             Err(error) => {
-                self.wrong.get_or_insert(error);
+                self.first_error.get_or_insert(error);
                 None
             }
         }
@@ -394,24 +394,24 @@ impl Planner<'_> {
         }
         let condition = self.node(fold.condition);
         let gathers = matches!(&self.checked.tree.get(fold.init).kind, Kind::List { .. } | Kind::Map(_));
-        let step = if gathers && !binds { self.step(fold.step, accumulator) } else { self.node(fold.step) };
+        let step = if gathers && !binds { self.collecting_step(fold.step, accumulator) } else { self.node(fold.step) };
         self.locals.truncate(depth + 1);
         let result = self.node(fold.result);
         self.locals.truncate(depth);
         Op::Fold(Box::new(FoldOp { range, variable, second, accumulator, init, condition, step, result, binds }))
     }
 
-    /// The step of a loop that gathers, so that it adds to what is there and copies nothing.
-    fn step(&mut self, id: Id, slot: u16) -> At {
+    /// The step of a collecting loop, changed to append in place instead of copying.
+    fn collecting_step(&mut self, id: Id, slot: u16) -> At {
         let checked = self.checked;
         let accumulates = |id: Id| matches!(&checked.tree.get(id).kind, Kind::Ident(name) if &**name == ACCUMULATOR);
         let op = match &checked.tree.get(id).kind {
             Kind::Ident(_) if accumulates(id) => Op::Take(slot, true),
             Kind::Call { function, args, .. } if &**function == "_?_:_" => {
                 let condition = self.node(args[0]);
-                let yes = self.step(args[1], slot);
-                let no = self.step(args[2], slot);
-                Op::Conditional { condition, yes: self.unbilled(yes), no: self.unbilled(no) }
+                let yes = self.collecting_step(args[1], slot);
+                let no = self.collecting_step(args[2], slot);
+                Op::Conditional { condition, yes: self.without_cost(yes), no: self.without_cost(no) }
             }
             Kind::Call { function, args, .. } if &**function == "_+_" && accumulates(args[0]) => {
                 Op::Append { slot, items: self.node(args[1]) }

@@ -1,4 +1,4 @@
-//! Operations, evaluated.
+//! The interpreter of compiled operations.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,13 +10,13 @@ use crate::error::{ErrorKind, EvalError};
 use crate::library::{Call, Implementation};
 use crate::value::{Key, List, Map, Object, Res, Value, equal};
 
-/// What a loop holds of a name.
+/// The value of a loop variable.
 #[derive(Clone, Debug, Default)]
 pub(super) enum Slot<'d> {
     #[default]
     Empty,
     Value(Res<Value<'d>>),
-    /// An operation whose value nobody has asked for yet.
+    /// An operation that is evaluated on first use.
     Pending(At),
 }
 
@@ -32,20 +32,20 @@ pub(super) fn run<'d>(code: &Code, activation: &Activation<'d>, meter: &mut Mete
     Machine { code, activation, slots, meter }.eval(code.root)
 }
 
-/// A conversion, made before anything is evaluated.
+/// Runs a conversion at compile time.
 pub(super) fn convert(call: &CallOp, args: &[Value<'static>]) -> Res<Value<'static>> {
     let run = implementation(call, args)?;
     let budget = Budget::default();
     run(&mut Call { function: &call.name, args, meter: &mut budget.meter(), authorizer: None, pattern: None })
 }
 
-/// What an argument costs as: an error is as large as a number.
-fn shown<'v, 'd>(value: &'v Res<Value<'d>>) -> &'v Value<'d> {
+/// The value that an argument's cost is computed from; an error counts as null.
+fn cost_value<'v, 'd>(value: &'v Res<Value<'d>>) -> &'v Value<'d> {
     value.as_ref().unwrap_or(&Value::Null)
 }
 
-/// An error that ends the evaluation, whatever stands around it.
-pub(super) fn fatal(error: &EvalError) -> bool {
+/// Whether an error ends the evaluation regardless of the surrounding operations.
+pub(super) fn is_fatal(error: &EvalError) -> bool {
     error.kind != ErrorKind::Value
 }
 
@@ -92,7 +92,7 @@ impl<'c, 'd, 'i> Machine<'c, '_, 'd, '_, 'i> {
                 let value = self.eval(*a);
                 self.meter.cost(1)?;
                 match value {
-                    Err(error) if fatal(&error) => Err(error),
+                    Err(error) if is_fatal(&error) => Err(error),
                     Ok(Value::Bool(value)) => Ok(Value::Bool(value)),
                     _ => Ok(Value::Bool(true)),
                 }
@@ -101,7 +101,7 @@ impl<'c, 'd, 'i> Machine<'c, '_, 'd, '_, 'i> {
             Op::Call(call) => self.call(call),
             Op::Member(call) => {
                 let args = [self.eval(call.args[0])?, self.eval(call.args[1])?];
-                (implementation(call, &args)?)(&mut self.what(call, &args))
+                (implementation(call, &args)?)(&mut self.call_context(call, &args))
             }
             Op::List { items, optional } => self.list(items, optional),
             Op::Map(entries) => self.map(entries),
@@ -148,7 +148,7 @@ impl<'c, 'd, 'i> Machine<'c, '_, 'd, '_, 'i> {
                 other => Some(other),
             };
             let found = inner.and_then(|inner| self.field(inner, field)).transpose()?;
-            // What is not there costs nothing.
+            // An absent field is free.
             self.meter.cost(u64::from(found.is_some()))?;
             return Ok(Value::Optional(found.map(Arc::new)));
         }
@@ -170,7 +170,7 @@ impl<'c, 'd, 'i> Machine<'c, '_, 'd, '_, 'i> {
         }
     }
 
-    /// Whether a field is there; costs as much as to select it, and the way there nothing by itself.
+    /// Presence test. It costs as much as a selection; the access to the operand is free.
     fn test(&mut self, operand: At, field: &Arc<str>) -> Res<Value<'d>> {
         let operand = self.eval(operand)?;
         let inner = match &operand {
@@ -184,7 +184,7 @@ impl<'c, 'd, 'i> Machine<'c, '_, 'd, '_, 'i> {
             Value::Object(object) => object.fields.contains_key(field),
             _ => false,
         };
-        // What an optional value doesn't have costs nothing.
+        // An optional value's absent field is free.
         self.meter.cost(u64::from(present || !matches!(operand, Value::Optional(_))))?;
         Ok(Value::Bool(present))
     }
@@ -222,7 +222,7 @@ impl<'c, 'd, 'i> Machine<'c, '_, 'd, '_, 'i> {
         }
     }
 
-    /// `&&` and `||`: what either operand decides is decided, whatever is wrong with the other.
+    /// `&&` and `||`: one deciding operand determines the result, even if the other one fails.
     fn logic(&mut self, a: At, b: At, or: bool) -> Res<Value<'d>> {
         let first = self.term(a)?;
         if first == Ok(or) {
@@ -236,26 +236,26 @@ impl<'c, 'd, 'i> Machine<'c, '_, 'd, '_, 'i> {
         second.map(Value::Bool)
     }
 
-    /// The outer error ends the evaluation, the inner one may be got over.
+    /// The outer error ends the evaluation; the inner error can be absorbed.
     fn term(&mut self, at: At) -> Res<Res<bool>> {
         match self.eval(at) {
             Ok(Value::Bool(value)) => Ok(Ok(value)),
             Ok(_) => Ok(Err(EvalError::no_such_overload())),
-            Err(error) if fatal(&error) => Err(error),
+            Err(error) if is_fatal(&error) => Err(error),
             Err(error) => Ok(Err(error)),
         }
     }
 
     fn equal(&mut self, a: At, b: At, not: bool) -> Res<Value<'d>> {
         let (a, b) = (self.argument(a)?, self.argument(b)?);
-        self.meter.cost(actual::equality(shown(&a), shown(&b), not))?;
+        self.meter.cost(actual::equality(cost_value(&a), cost_value(&b), not))?;
         Ok(Value::Bool(equal(&a?, &b?, self.meter)? != not))
     }
 
-    /// The outer error ends the evaluation, the inner one is what the call comes to.
+    /// The outer error ends the evaluation; the inner error is the call's result.
     fn argument(&mut self, at: At) -> Res<Res<Value<'d>>> {
         match self.eval(at) {
-            Err(error) if fatal(&error) => Err(error),
+            Err(error) if is_fatal(&error) => Err(error),
             other => Ok(other),
         }
     }
@@ -269,18 +269,18 @@ impl<'c, 'd, 'i> Machine<'c, '_, 'd, '_, 'i> {
         }
     }
 
-    /// A call costs what it costs also where an argument is an error, if all of them were evaluated: two always are.
+    /// Calls with an error argument are charged if all arguments were evaluated, which is always so for two of them.
     fn call(&mut self, call: &'c CallOp) -> Res<Value<'d>> {
         match &*call.args {
             [] => self.invoke(call, &[]),
             [a] => match self.argument(*a)? {
                 Ok(a) => self.invoke(call, &[a]),
-                Err(error) => self.failed(call, &[Value::Null], error),
+                Err(error) => self.charge_failed_call(call, &[Value::Null], error),
             },
             [a, b] => match (self.argument(*a)?, self.argument(*b)?) {
                 (Ok(a), Ok(b)) => self.invoke(call, &[a, b]),
-                (Err(error), b) => self.failed(call, &[Value::Null, b.unwrap_or(Value::Null)], error),
-                (Ok(a), Err(error)) => self.failed(call, &[a, Value::Null], error),
+                (Err(error), b) => self.charge_failed_call(call, &[Value::Null, b.unwrap_or(Value::Null)], error),
+                (Ok(a), Err(error)) => self.charge_failed_call(call, &[a, Value::Null], error),
             },
             [more @ .., last] => {
                 let mut args = more.iter().map(|at| self.eval(*at)).collect::<Res<Vec<_>>>()?;
@@ -288,18 +288,18 @@ impl<'c, 'd, 'i> Machine<'c, '_, 'd, '_, 'i> {
                 args.push(last.clone().unwrap_or(Value::Null));
                 match last {
                     Ok(_) => self.invoke(call, &args),
-                    Err(error) => self.failed(call, &args, error),
+                    Err(error) => self.charge_failed_call(call, &args, error),
                 }
             }
         }
     }
 
-    fn what<'w>(&'w mut self, call: &'w CallOp, args: &'w [Value<'d>]) -> Call<'w, 'd, 'i> {
+    fn call_context<'w>(&'w mut self, call: &'w CallOp, args: &'w [Value<'d>]) -> Call<'w, 'd, 'i> {
         let (authorizer, pattern) = (self.activation.authorizer, call.pattern.as_ref());
         Call { function: &call.name, args, meter: self.meter, authorizer, pattern }
     }
 
-    fn failed(&mut self, call: &CallOp, args: &[Value<'d>], error: EvalError) -> Res<Value<'d>> {
+    fn charge_failed_call(&mut self, call: &CallOp, args: &[Value<'d>], error: EvalError) -> Res<Value<'d>> {
         self.meter.cost(call.cost.charge(args, None))?;
         Err(error)
     }
@@ -307,32 +307,32 @@ impl<'c, 'd, 'i> Machine<'c, '_, 'd, '_, 'i> {
     fn invoke(&mut self, call: &CallOp, args: &[Value<'d>]) -> Res<Value<'d>> {
         let run = match implementation(call, args) {
             Ok(run) => run,
-            Err(error) => return self.failed(call, args, error),
+            Err(error) => return self.charge_failed_call(call, args, error),
         };
-        let result = run(&mut self.what(call, args));
+        let result = run(&mut self.call_context(call, args));
         self.meter.cost(call.cost.charge(args, result.as_ref().ok()))?;
         result
     }
 
     fn list(&mut self, items: &[At], optional: &[bool]) -> Res<Value<'d>> {
-        let made = self.made_list(items, optional);
+        let made = self.build_list(items, optional);
         self.meter.cost(actual::LIST)?;
         made
     }
 
     fn map(&mut self, entries: &[(At, At, bool)]) -> Res<Value<'d>> {
-        let made = self.made_map(entries);
+        let made = self.build_map(entries);
         self.meter.cost(actual::MAP)?;
         made
     }
 
     fn object(&mut self, name: &Arc<str>, fields: &[(Arc<str>, At, bool)]) -> Res<Value<'d>> {
-        let made = self.made_object(name, fields);
+        let made = self.build_object(name, fields);
         self.meter.cost(actual::OBJECT)?;
         made
     }
 
-    fn made_list(&mut self, items: &[At], optional: &[bool]) -> Res<Value<'d>> {
+    fn build_list(&mut self, items: &[At], optional: &[bool]) -> Res<Value<'d>> {
         let mut values = Vec::with_capacity(items.len());
         for (item, optional) in items.iter().zip(optional) {
             match (self.eval(*item)?, optional) {
@@ -349,12 +349,12 @@ impl<'c, 'd, 'i> Machine<'c, '_, 'd, '_, 'i> {
         Ok(Value::list(values))
     }
 
-    fn made_map(&mut self, entries: &[(At, At, bool)]) -> Res<Value<'d>> {
+    fn build_map(&mut self, entries: &[(At, At, bool)]) -> Res<Value<'d>> {
         let mut map = BTreeMap::new();
         for (key, value, optional) in entries {
             let key = self.eval(*key)?;
             let value = self.eval(*value)?;
-            let Some(value) = present(value, *optional, &key)? else { continue };
+            let Some(value) = present_value(value, *optional, &key)? else { continue };
             let name = match &key {
                 Value::Double(_) => None,
                 key => Key::from_value(key),
@@ -363,14 +363,14 @@ impl<'c, 'd, 'i> Machine<'c, '_, 'd, '_, 'i> {
             map.insert(name, value);
         }
         self.meter.allocate(map.len() * 2 * size_of::<Value<'_>>())?;
-        Ok(Value::Map(Map::own(map)))
+        Ok(Value::Map(Map::owned(map)))
     }
 
-    fn made_object(&mut self, name: &Arc<str>, fields: &[(Arc<str>, At, bool)]) -> Res<Value<'d>> {
+    fn build_object(&mut self, name: &Arc<str>, fields: &[(Arc<str>, At, bool)]) -> Res<Value<'d>> {
         let mut made = BTreeMap::new();
         for (field, value, optional) in fields {
             let value = self.eval(*value)?;
-            if let Some(value) = present(value, *optional, &Value::text(&**field))? {
+            if let Some(value) = present_value(value, *optional, &Value::text(&**field))? {
                 made.insert(field.clone(), value);
             }
         }
@@ -379,8 +379,8 @@ impl<'c, 'd, 'i> Machine<'c, '_, 'd, '_, 'i> {
     }
 }
 
-/// The value of an entry; nothing if it is an empty optional one.
-fn present<'d>(value: Value<'d>, optional: bool, key: &Value<'_>) -> Res<Option<Value<'d>>> {
+/// The value of an entry; `None` if it is an empty optional.
+fn present_value<'d>(value: Value<'d>, optional: bool, key: &Value<'_>) -> Res<Option<Value<'d>>> {
     match (value, optional) {
         (value, false) => Ok(Some(value)),
         (Value::Optional(value), true) => Ok(value.map(Arc::unwrap_or_clone)),
@@ -390,12 +390,12 @@ fn present<'d>(value: Value<'d>, optional: bool, key: &Value<'_>) -> Res<Option<
     }
 }
 
-/// The one overload that there is, or the one whose types the values have.
+/// The only overload, or the one that accepts the values' types.
 fn implementation(call: &CallOp, args: &[Value<'_>]) -> Res<Implementation> {
     let fits = match &*call.overloads {
         [one] => Some(one),
-        many => many.iter().find(|overload| overload.takes(args)).or(match many {
-            // Operators have one implementation, which tells more of what is wrong.
+        many => many.iter().find(|overload| overload.accepts(args)).or(match many {
+            // Operators have one implementation with a more specific error.
             [first, ..] if !first.member => Some(first),
             _ => None,
         }),

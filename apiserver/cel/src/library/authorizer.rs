@@ -1,16 +1,16 @@
-//! Questions to who decides what is allowed: the host answers them.
+//! The authorizer library, whose checks the host answers.
 
 use super::{Call, Implementation};
 use crate::error::EvalError;
 use crate::value::{Decision, Opaque, PathCheck, Res, ResourceCheck, Value};
 
-/// What is asked: of a path, or of a resource, for the one who makes the request or for a service account.
+/// An authorization check of a path or a resource, for the requesting user or a service account.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AuthorizationRequest {
-    /// The user name of a service account; nothing for who makes the request.
+    /// The user name of a service account; `None` for the requesting user.
     pub user: Option<String>,
     pub verb: String,
-    /// A path that is no resource's.
+    /// A non-resource path.
     pub path: Option<String>,
     pub group: String,
     pub resource: String,
@@ -22,15 +22,15 @@ pub struct AuthorizationRequest {
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Decided {
+pub struct AuthorizationDecision {
     pub allowed: bool,
     pub reason: String,
     pub error: Option<String>,
 }
 
-/// Who decides. An evaluation waits for its answer: a host whose answer takes time hands in what it found out before.
+/// The host's authorizer. An evaluation blocks on it, so a slow host precomputes its decisions.
 pub trait Authorizer: Sync {
-    fn check(&self, request: &AuthorizationRequest) -> Decided;
+    fn check(&self, request: &AuthorizationRequest) -> AuthorizationDecision;
 }
 
 pub(super) fn find(function: &str) -> Option<Implementation> {
@@ -144,8 +144,8 @@ fn check<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
     };
     let decided = match call.authorizer {
         Some(authorizer) => authorizer.check(&request),
-        None => Decided { error: Some("no authorizer".to_owned()), ..Decided::default() },
+        None => AuthorizationDecision { error: Some("no authorizer".to_owned()), ..AuthorizationDecision::default() },
     };
-    let Decided { allowed, reason, error } = decided;
+    let AuthorizationDecision { allowed, reason, error } = decided;
     Ok(Value::opaque(Opaque::Decision(Decision { allowed, reason, error })))
 }

@@ -47,7 +47,7 @@ fn to_double<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
         Value::Int(value) => Some(*value as f64),
         Value::Uint(value) => Some(*value as f64),
         Value::String(text) => text.parse().ok().filter(|value: &f64| {
-            // A number too large is an error there, infinity by its name isn't.
+            // A literal that overflows is an error; the names of infinity are not.
             value.is_finite() || text.trim_start_matches(['+', '-']).starts_with(['i', 'I', 'n', 'N'])
         }),
         _ => None,
@@ -109,7 +109,7 @@ fn to_string<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
         },
         other => return Err(wrong(other, "string")),
     };
-    call.made(text)
+    call.new_text(text)
 }
 
 fn to_duration<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {

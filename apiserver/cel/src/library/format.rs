@@ -1,16 +1,16 @@
-//! `'…'.format([…])`, and quotation.
+//! `'…'.format([…])`, and quoting.
 
 use super::Call;
-use super::template::{Clause, Piece, pieces, unfit};
+use super::template::{Clause, Piece, format_type_error, pieces};
 use crate::error::EvalError;
 use crate::limits::VALUE_DEPTH;
 use crate::value::{Map, Res, Value};
 
-/// Digits behind a point, where nothing else is asked for.
+/// The default number of decimals.
 const DIGITS: usize = 6;
 const ABOVE: [char; 10] = ['⁰', '¹', '²', '³', '⁴', '⁵', '⁶', '⁷', '⁸', '⁹'];
 
-/// The text as Go would write it in source.
+/// The text as a quoted Go string.
 pub(super) fn quote(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len() + 2);
     quoted.push('"');
@@ -48,25 +48,25 @@ pub(super) fn format<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
         };
         let arg = list.get(used).ok_or_else(|| EvalError::new(format!("index {used} out of range")))??;
         used += 1;
-        let text = shown(clause.map_err(EvalError::new)?, &arg, call)?;
+        let text = format_argument(clause.map_err(EvalError::new)?, &arg, call)?;
         call.meter.allocate(text.len())?;
         written.push_str(&text);
     }
-    call.made(written)
+    call.new_text(written)
 }
 
-fn shown(clause: Clause, value: &Value<'_>, call: &mut Call<'_, '_, '_>) -> Res<String> {
+fn format_argument(clause: Clause, value: &Value<'_>, call: &mut Call<'_, '_, '_>) -> Res<String> {
     let digits = clause.precision.unwrap_or(DIGITS);
     Ok(match (clause.verb, value) {
         ('s', value) => {
             let mut text = String::new();
-            plain(value, &mut text, call, 0)?;
+            write_plain(value, &mut text, call, 0)?;
             text
         }
         ('d', Value::Int(value)) => value.to_string(),
         ('d', Value::Uint(value)) => value.to_string(),
-        ('f', value) => fixed(number(clause, value)?, digits),
-        ('e', value) => scientific(number(clause, value)?, digits),
+        ('f', value) => format_fixed(number(clause, value)?, digits),
+        ('e', value) => format_scientific(number(clause, value)?, digits),
         ('b', Value::Bool(value)) => i32::from(*value).to_string(),
         ('b', Value::Int(value)) => signed(*value, |value| format!("{value:b}")),
         ('b', Value::Uint(value)) => format!("{value:b}"),
@@ -78,19 +78,19 @@ fn shown(clause: Clause, value: &Value<'_>, call: &mut Call<'_, '_, '_>) -> Res<
                 Value::Uint(value) => format!("{value:x}"),
                 Value::String(text) => text.bytes().map(|byte| format!("{byte:02x}")).collect(),
                 Value::Bytes(bytes) => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
-                value => return Err(misfit(clause.verb, value)),
+                value => return Err(type_error(clause.verb, value)),
             };
             if clause.verb == 'X' { text.to_uppercase() } else { text }
         }
-        (verb, value) => return Err(misfit(verb, value)),
+        (verb, value) => return Err(type_error(verb, value)),
     })
 }
 
-fn misfit(verb: char, value: &Value<'_>) -> EvalError {
-    EvalError::new(unfit(verb, value.type_name()))
+fn type_error(verb: char, value: &Value<'_>) -> EvalError {
+    EvalError::new(format_type_error(verb, value.type_name()))
 }
 
-/// A double, or the name of one that has no digits.
+/// A double, or the name of a special value.
 fn number(clause: Clause, value: &Value<'_>) -> Res<f64> {
     match value {
         Value::Double(value) => Ok(*value),
@@ -98,16 +98,16 @@ fn number(clause: Clause, value: &Value<'_>) -> Res<f64> {
             "NaN" => Ok(f64::NAN),
             "Infinity" => Ok(f64::INFINITY),
             "-Infinity" => Ok(f64::NEG_INFINITY),
-            _ => Err(misfit(clause.verb, value)),
+            _ => Err(type_error(clause.verb, value)),
         },
-        value => Err(misfit(clause.verb, value)),
+        value => Err(type_error(clause.verb, value)),
     }
 }
 
-/// As American English writes it: thousands apart.
-fn fixed(value: f64, digits: usize) -> String {
+/// American format with thousands separators.
+fn format_fixed(value: f64, digits: usize) -> String {
     if !value.is_finite() {
-        return special(value);
+        return format_special(value);
     }
     let text = format!("{:.digits$}", value.abs());
     let (whole, fraction) = text.split_at(text.find('.').unwrap_or(text.len()));
@@ -121,10 +121,10 @@ fn fixed(value: f64, digits: usize) -> String {
     written + fraction
 }
 
-/// A power of ten, whose exponent stands above the line. What has no digits is as wide as there would be.
-fn scientific(value: f64, digits: usize) -> String {
+/// Scientific notation with superscript exponent. Special values are padded to the requested width.
+fn format_scientific(value: f64, digits: usize) -> String {
     if !value.is_finite() {
-        return format!("{:>digits$}", special(value));
+        return format!("{:>digits$}", format_special(value));
     }
     let text = format!("{:.*e}", DIGITS, value.abs());
     let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
@@ -138,7 +138,7 @@ fn signed(value: i64, digits: impl Fn(u64) -> String) -> String {
     format!("{}{}", if value < 0 { "-" } else { "" }, digits(value.unsigned_abs()))
 }
 
-fn special(value: f64) -> String {
+fn format_special(value: f64) -> String {
     if value.is_nan() {
         "NaN"
     } else if value > 0.0 {
@@ -149,8 +149,8 @@ fn special(value: f64) -> String {
     .to_owned()
 }
 
-/// A value as text; within a list or a map as it would be written in an expression.
-fn plain(value: &Value<'_>, text: &mut String, call: &mut Call<'_, '_, '_>, depth: usize) -> Res<()> {
+/// A value as text; within a list or a map in the form of a literal.
+fn write_plain(value: &Value<'_>, text: &mut String, call: &mut Call<'_, '_, '_>, depth: usize) -> Res<()> {
     call.meter.step(1)?;
     if depth > VALUE_DEPTH {
         return Err(EvalError::cost_limit());
@@ -164,11 +164,11 @@ fn plain(value: &Value<'_>, text: &mut String, call: &mut Call<'_, '_, '_>, dept
                 if at > 0 {
                     text.push_str(", ");
                 }
-                plain(&item?, text, call, depth + 1)?;
+                write_plain(&item?, text, call, depth + 1)?;
             }
             text.push(']');
         }
-        Value::Map(map) => entries(map, text, call, depth)?,
+        Value::Map(map) => write_entries(map, text, call, depth)?,
         Value::String(value) if within => text.push_str(&quote(value)),
         Value::Bytes(bytes) => {
             let bytes = str::from_utf8(bytes).map_err(|_| invalid_bytes())?;
@@ -202,7 +202,7 @@ fn plain(value: &Value<'_>, text: &mut String, call: &mut Call<'_, '_, '_>, dept
             let what = format!("error during formatting: no formatting function for {}", other.type_name());
             return Err(EvalError::new(what));
         }
-        other => return Err(misfit('s', other)),
+        other => return Err(type_error('s', other)),
     }
     if depth == 0 { Ok(()) } else { call.meter.allocate(text.len() - before) }
 }
@@ -212,14 +212,14 @@ fn invalid_bytes() -> EvalError {
     EvalError::new(format!("error during formatting: could not convert argument {} to string", quote(what)))
 }
 
-/// A map's entries in the order of their keys as text.
-fn entries(map: &Map<'_>, text: &mut String, call: &mut Call<'_, '_, '_>, depth: usize) -> Res<()> {
+/// A map's entries, sorted by the text of their keys.
+fn write_entries(map: &Map<'_>, text: &mut String, call: &mut Call<'_, '_, '_>, depth: usize) -> Res<()> {
     let mut pairs = Vec::new();
     for key in map.keys() {
         let (mut name, mut shown) = (String::new(), String::new());
-        plain(&key, &mut name, call, depth + 1)?;
+        write_plain(&key, &mut name, call, depth + 1)?;
         if let Some(value) = map.get(&key)? {
-            plain(&value, &mut shown, call, depth + 1)?;
+            write_plain(&value, &mut shown, call, depth + 1)?;
         }
         pairs.push(format!("{name}:{shown}"));
     }

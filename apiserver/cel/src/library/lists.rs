@@ -1,4 +1,4 @@
-//! Lists: order, sums, places, parts and sets.
+//! List functions: order, aggregation, index, slices and sets.
 
 use std::cmp::Ordering;
 
@@ -9,14 +9,14 @@ use crate::value::{List, Res, Value, equal, order};
 pub(super) fn find(function: &str, id: &str) -> Option<Implementation> {
     Some(match function {
         "isSorted" => sorted,
-        "min" => |call| extreme(call, Ordering::Greater),
-        "max" => |call| extreme(call, Ordering::Less),
+        "min" => |call| best_item(call, Ordering::Greater),
+        "max" => |call| best_item(call, Ordering::Less),
         "sum" => match id {
             "list_uint_sum_uint" => |call| sum(call, Value::Uint(0)),
             "list_double_sum_double" => |call| sum(call, Value::Double(0.0)),
             "list_duration_sum_duration" => |call| sum(call, Value::Duration(0)),
             _ => |call| {
-                // Of what is known only now the first item tells what they are.
+                // The type of a dynamic list is that of its first item.
                 let zero = match list(call, 0)?.get(0).transpose()? {
                     Some(Value::Uint(_)) => Value::Uint(0),
                     Some(Value::Double(_)) => Value::Double(0.0),
@@ -26,8 +26,8 @@ pub(super) fn find(function: &str, id: &str) -> Option<Implementation> {
                 sum(call, zero)
             },
         },
-        "indexOf" if id.starts_with("list") => |call| place(call, false),
-        "lastIndexOf" if id.starts_with("list") => |call| place(call, true),
+        "indexOf" if id.starts_with("list") => |call| position_of(call, false),
+        "lastIndexOf" if id.starts_with("list") => |call| position_of(call, true),
         "slice" => slice,
         "flatten" => flatten,
         "sort" => |call| sort_by(call, 0),
@@ -35,7 +35,7 @@ pub(super) fn find(function: &str, id: &str) -> Option<Implementation> {
         "lists.range" => range,
         "reverse" => |call| {
             let items: Vec<_> = list(call, 0)?.iter().collect::<Res<_>>()?;
-            call.made_list(items.into_iter().rev().collect())
+            call.new_list(items.into_iter().rev().collect())
         },
         "distinct" => distinct,
         "sets.contains" => |call| Ok(Value::Bool(contains_all(call, 0, 1)?)),
@@ -74,8 +74,8 @@ fn sorted<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
     Ok(Value::Bool(true))
 }
 
-/// The first item that none is on the better side of.
-fn extreme<'d>(call: &mut Call<'_, 'd, '_>, worse: Ordering) -> Res<Value<'d>> {
+/// The first item that has no better one.
+fn best_item<'d>(call: &mut Call<'_, 'd, '_>, worse: Ordering) -> Res<Value<'d>> {
     let mut best: Option<Value<'d>> = None;
     for item in list(call, 0)?.iter() {
         let item = item?;
@@ -95,7 +95,7 @@ fn sum<'d>(call: &mut Call<'_, 'd, '_>, zero: Value<'d>) -> Res<Value<'d>> {
     items.iter().try_fold(zero, |total, item| add(&total, &item?, call.meter))
 }
 
-fn place<'d>(call: &mut Call<'_, 'd, '_>, last: bool) -> Res<Value<'d>> {
+fn position_of<'d>(call: &mut Call<'_, 'd, '_>, last: bool) -> Res<Value<'d>> {
     let items = list(call, 0)?.clone();
     let wanted = call.arg(1)?.clone();
     let mut found = -1;
@@ -123,7 +123,7 @@ fn slice<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
         return wrong(format!("list is length {length}"));
     }
     let part = list(call, 0)?.iter().skip(start as usize).take((end - start) as usize).collect::<Res<_>>()?;
-    call.made_list(part)
+    call.new_list(part)
 }
 
 fn flatten<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
@@ -131,12 +131,12 @@ fn flatten<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
     if depth < 0 {
         return Err(EvalError::new("level must be non-negative"));
     }
-    // Upwards of what a value may be nested nothing is left to flatten.
+    // Values can't nest deeper than the limit, so a greater depth has no effect.
     let depth = depth.min(crate::limits::VALUE_DEPTH as i64) as usize;
     let mut flat = Vec::new();
     let items = list(call, 0)?.clone();
     flatten_into(&items, depth, &mut flat, call)?;
-    call.made_list(flat)
+    call.new_list(flat)
 }
 
 fn flatten_into<'d>(items: &List<'d>, depth: usize, flat: &mut Vec<Value<'d>>, call: &mut Call<'_, 'd, '_>) -> Res<()> {
@@ -153,7 +153,7 @@ fn flatten_into<'d>(items: &List<'d>, depth: usize, flat: &mut Vec<Value<'d>>, c
     Ok(())
 }
 
-/// The list in the order of keys, which are another list or itself.
+/// The list sorted by a list of keys, which may be the list itself.
 fn sort_by<'d>(call: &mut Call<'_, 'd, '_>, keys: usize) -> Res<Value<'d>> {
     let items: Vec<Value<'d>> = list(call, 0)?.iter().collect::<Res<_>>()?;
     let keys: Vec<Value<'d>> = list(call, keys)?.iter().collect::<Res<_>>()?;
@@ -165,7 +165,7 @@ fn sort_by<'d>(call: &mut Call<'_, 'd, '_>, keys: usize) -> Res<Value<'d>> {
             keys.len()
         )));
     }
-    let Some(first) = keys.first() else { return call.made_list(items) };
+    let Some(first) = keys.first() else { return call.new_list(items) };
     if !is_nan(first) {
         order(first, first).map_err(|_| EvalError::new("list elements must be comparable"))?;
     }
@@ -175,14 +175,14 @@ fn sort_by<'d>(call: &mut Call<'_, 'd, '_>, keys: usize) -> Res<Value<'d>> {
     let mut places: Vec<usize> = (0..items.len()).collect();
     call.meter.step(items.len() * (items.len().max(1).ilog2() as usize + 1))?;
     places.sort_by(|a, b| compare_keys(&keys[*a], &keys[*b]));
-    call.made_list(places.into_iter().map(|at| items[at].clone()).collect())
+    call.new_list(places.into_iter().map(|at| items[at].clone()).collect())
 }
 
 fn is_nan(value: &Value<'_>) -> bool {
     matches!(value, Value::Double(number) if number.is_nan())
 }
 
-/// Of two keys of one comparable type. NaN, which has no order, comes last: cel-go leaves its place open.
+/// Orders two keys of one comparable type. NaN comes last; cel-go leaves its place undefined.
 fn compare_keys(a: &Value<'_>, b: &Value<'_>) -> Ordering {
     match (is_nan(a), is_nan(b)) {
         (false, false) => order(a, b).unwrap_or(Ordering::Equal),
@@ -210,7 +210,7 @@ fn distinct<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
         }
         kept.push(item);
     }
-    call.made_list(kept)
+    call.new_list(kept)
 }
 
 fn contains<'d>(items: &List<'d>, wanted: &Value<'d>, call: &mut Call<'_, 'd, '_>) -> Res<bool> {

@@ -1,4 +1,4 @@
-//! Functions: what is declared, for the checker, and what each does.
+//! The function library: declarations for the checker, and implementations.
 
 mod authorizer;
 mod convert;
@@ -17,24 +17,24 @@ mod time;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
-pub use authorizer::{AuthorizationRequest, Authorizer, Decided};
+pub use authorizer::{AuthorizationDecision, AuthorizationRequest, Authorizer};
 pub(crate) use names::regex_size;
 pub(crate) use operators::{add, is_zero};
 pub use pattern::{compile as compile_pattern, translate as translate_pattern};
-pub(crate) use template::{Piece, pieces, unfit};
+pub(crate) use template::{Piece, format_type_error, pieces};
 
 use crate::budget::Meter;
 use crate::error::EvalError;
 use crate::types::{Type, shift};
 use crate::value::{Res, Value};
 
-/// What a function is called with.
+/// The arguments and context of a function call.
 pub(crate) struct Call<'c, 'd, 'i> {
     pub(crate) function: &'c str,
     pub(crate) args: &'c [Value<'d>],
     pub(crate) meter: &'c mut Meter<'i>,
     pub(crate) authorizer: Option<&'c dyn Authorizer>,
-    /// The second argument as a pattern, if it is a constant.
+    /// The second argument, compiled, if it is a constant pattern.
     pub(crate) pattern: Option<&'c regex::Regex>,
 }
 
@@ -54,13 +54,13 @@ impl<'c, 'd> Call<'c, 'd, '_> {
         }
     }
 
-    /// A text that was made here.
-    fn made(&mut self, text: String) -> Res<Value<'d>> {
+    /// A new text, whose memory is counted.
+    fn new_text(&mut self, text: String) -> Res<Value<'d>> {
         self.meter.allocate(text.len())?;
         Ok(Value::text(text))
     }
 
-    fn made_list(&mut self, items: Vec<Value<'d>>) -> Res<Value<'d>> {
+    fn new_list(&mut self, items: Vec<Value<'d>>) -> Res<Value<'d>> {
         self.meter.allocate(items.len() * std::mem::size_of::<Value<'_>>())?;
         self.meter.step(items.len())?;
         Ok(Value::list(items))
@@ -75,13 +75,13 @@ pub(crate) struct Overload {
     pub(crate) member: bool,
     pub(crate) args: Vec<Type>,
     pub(crate) result: Type,
-    /// How many types it leaves open.
+    /// The number of type parameters.
     pub(crate) params: u32,
     pub(crate) run: Option<Implementation>,
 }
 
 impl Overload {
-    /// Its arguments and result with parameters numbered from `first`.
+    /// Arguments and result with type parameters numbered from `first`.
     pub(crate) fn instance(&self, first: u32) -> (Vec<Type>, Type) {
         if self.params == 0 {
             return (self.args.clone(), self.result.clone());
@@ -89,8 +89,8 @@ impl Overload {
         (self.args.iter().map(|arg| shift(arg, first)).collect(), shift(&self.result, first))
     }
 
-    /// Whether values may be what it takes, as far as their outermost types say.
-    pub(crate) fn takes(&self, values: &[Value<'_>]) -> bool {
+    /// Whether the outermost types of the values fit the arguments.
+    pub(crate) fn accepts(&self, values: &[Value<'_>]) -> bool {
         values.len() == self.args.len() && self.args.iter().zip(values).all(|(arg, value)| may_be(arg, value))
     }
 }
@@ -117,8 +117,8 @@ const COMPARABLE: &[&str] = &["int", "uint", "double", "bool", "duration", "time
 const COMPARISONS: &[(&str, &str)] =
     &[("_<_", "less"), ("_<=_", "less_equals"), ("_>_", "greater"), ("_>=_", "greater_equals")];
 
-/// What upstream's templates make, a line each.
-fn generated() -> String {
+/// Declarations generated from upstream's templates, one a line.
+fn generated_declarations() -> String {
     let mut lines = String::new();
     let mut add = |line: String| {
         lines.push_str(&line);
@@ -161,7 +161,7 @@ fn generated() -> String {
 
 fn functions() -> HashMap<Arc<str>, Vec<Overload>> {
     let mut found: HashMap<Arc<str>, Vec<Overload>> = HashMap::new();
-    let generated = generated();
+    let generated = generated_declarations();
     for line in include_str!("decls.txt").lines().chain(generated.lines()).filter(|line| !line.starts_with('#')) {
         let mut words = line.split(' ');
         let mut word = || words.next().unwrap_or_default();
@@ -187,7 +187,7 @@ fn uses(args: &[Type], param: u32) -> bool {
     })
 }
 
-/// Parts between commas that stand in no parentheses.
+/// Splits at commas outside of parentheses.
 fn split(text: &str) -> Vec<&str> {
     let (mut parts, mut depth, mut start) = (Vec::new(), 0, 0);
     for (at, c) in text.char_indices() {
@@ -229,7 +229,7 @@ fn parse_type(text: &str) -> Type {
     }
 }
 
-/// Types that an expression can name.
+/// Types that an expression can refer to by name.
 pub(crate) fn named(name: &str) -> Option<Type> {
     Some(match name {
         "bool" => Type::Bool,
@@ -270,7 +270,7 @@ mod tests {
 
     #[test]
     fn every_function_is_there() {
-        // These are the evaluator's own.
+        // The evaluator implements these.
         let own = ["_?_:_", "_&&_", "_||_", "_==_", "_!=_", "_[_]", "_[?_]", "or", "orValue", "@not_strictly_false"];
         for (name, overloads) in FUNCTIONS.iter().filter(|(name, _)| !own.contains(&&***name)) {
             for overload in overloads {

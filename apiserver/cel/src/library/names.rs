@@ -1,4 +1,4 @@
-//! Named formats.
+//! The `format` library: named formats such as `dns1123Label`, and their validation messages.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -7,7 +7,7 @@ use super::Implementation;
 use crate::error::EvalError;
 use crate::value::{Opaque, Url, Value, parse_timestamp};
 
-/// Names of formats.
+/// The names of the formats.
 pub(super) const NAMES: &[&str] = &[
     "dns1123Label",
     "dns1123Subdomain",
@@ -65,7 +65,7 @@ pub(super) fn find(function: &str) -> Option<Implementation> {
     })
 }
 
-/// How long a pattern upstream counts for a format.
+/// The pattern length that upstream uses for a format's cost.
 pub(crate) fn regex_size(name: &str) -> u64 {
     match name {
         "dns1123Label" | "dns1035Label" | "dns1123LabelPrefix" | "dns1035LabelPrefix" => 30,
@@ -100,7 +100,7 @@ fn too_long(text: &str, most: usize, problems: &mut Vec<String>) {
 
 fn problems(format: &str, text: &str) -> Vec<String> {
     let mut problems = Vec::new();
-    // What a name is generated from may end with a dash.
+    // The prefix of a generated name may end with a dash.
     let (format, text) = match format.strip_suffix("Prefix") {
         Some(format) => (
             format,

@@ -1,4 +1,4 @@
-//! URLs, addresses and networks.
+//! URL, IP and CIDR functions.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -90,7 +90,7 @@ fn part<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
         _ => &url.path,
     };
     let text = text.to_owned();
-    call.made(text)
+    call.new_text(text)
 }
 
 fn query<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
@@ -99,15 +99,15 @@ fn query<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
         found.entry(name).or_default().push(Value::text(value));
     }
     let entries = found.into_iter().map(|(name, values)| (Key::String(Text::from(name)), Value::list(values)));
-    Ok(Value::Map(Map::own(entries.collect())))
+    Ok(Value::Map(Map::owned(entries.collect())))
 }
 
-/// An address without zone, and no IPv4 one in IPv6 clothes.
+/// Parses an address; zones and IPv4-mapped IPv6 addresses are errors.
 fn parse_ip(text: &str) -> Res<IpAddr> {
     let plain = text.split_once('%').map_or(text, |(plain, _)| plain);
     let address: IpAddr = plain.parse().map_err(|_| {
         let what = "parse error during conversion from string";
-        EvalError::new(format!("IP Address {text:?} {what}: ParseAddr({text:?}): {}", unreadable(text)))
+        EvalError::new(format!("IP Address {text:?} {what}: ParseAddr({text:?}): {}", parse_error(text)))
     })?;
     if plain.len() < text.len() {
         return Err(EvalError::new(format!("IP address {text:?} with zone value is not allowed")));
@@ -122,8 +122,8 @@ fn is_mapped(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some())
 }
 
-/// Why Go doesn't read an address.
-fn unreadable(text: &str) -> String {
+/// Go's error for an address that doesn't parse.
+fn parse_error(text: &str) -> String {
     match text.bytes().find(|byte| b".:%".contains(byte)) {
         Some(b'.') => unreadable_v4(text),
         Some(b':') => unreadable_v6(text),
@@ -202,7 +202,7 @@ fn parse_cidr(text: &str) -> Result<Cidr, String> {
         format!("network address parse error during conversion from string: netip.ParsePrefix({text:?}): {why}")
     };
     let (address, bits) = text.rsplit_once('/').ok_or_else(|| wrong("no '/'".into()))?;
-    let unread = |_| wrong(format!("ParseAddr({address:?}): {}", unreadable(address)));
+    let unread = |_| wrong(format!("ParseAddr({address:?}): {}", parse_error(address)));
     let address: IpAddr = address.parse().map_err(unread)?;
     let plain = !bits.is_empty() && bits.bytes().all(|c| c.is_ascii_digit()) && (bits == "0" || !bits.starts_with('0'));
     let number: Option<u32> = bits.parse().ok().filter(|_| plain);

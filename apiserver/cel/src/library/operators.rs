@@ -39,9 +39,9 @@ const UINT: &str = "unsigned integer overflow";
 const DURATION: &str = "duration overflow";
 const TIMESTAMP: &str = "timestamp overflow";
 
-/// Of operands that an operator isn't for.
-fn unfit(function: &str, first: &Value<'_>, fits: impl Fn(&Value<'_>) -> bool) -> EvalError {
-    // cel-go asks the first operand, which either knows the operator but not the other, or doesn't know it.
+/// The error for operands that an operator doesn't support.
+fn unsupported_operands(function: &str, first: &Value<'_>, fits: impl Fn(&Value<'_>) -> bool) -> EvalError {
+    // cel-go dispatches on the first operand, which lacks either the operator or an overload for the other operand.
     if fits(first) { EvalError::no_such_overload() } else { EvalError::new(format!("no such overload: {function}")) }
 }
 
@@ -49,8 +49,8 @@ fn is_number(value: &Value<'_>) -> bool {
     matches!(value, Value::Int(_) | Value::Uint(_) | Value::Double(_))
 }
 
-/// A time, moved.
-fn moved<'d>(time: Timestamp, nanoseconds: i128) -> Res<Value<'d>> {
+/// A timestamp with an offset added.
+fn add_nanoseconds<'d>(time: Timestamp, nanoseconds: i128) -> Res<Value<'d>> {
     let time = Timestamp::from_nanoseconds(time.nanoseconds() + nanoseconds);
     time.map(Value::Timestamp).ok_or_else(|| overflow(TIMESTAMP))
 }
@@ -76,9 +76,9 @@ pub(crate) fn add<'d>(a: &Value<'d>, b: &Value<'d>, meter: &mut crate::budget::M
             a.checked_add(*b).map(Value::Duration).ok_or_else(|| overflow(DURATION))
         }
         (Value::Duration(by), Value::Timestamp(time)) | (Value::Timestamp(time), Value::Duration(by)) => {
-            moved(*time, i128::from(*by))
+            add_nanoseconds(*time, i128::from(*by))
         }
-        (a, _) => Err(unfit("_+_", a, |value| {
+        (a, _) => Err(unsupported_operands("_+_", a, |value| {
             let other = matches!(value, Value::String(_) | Value::Bytes(_) | Value::List(_) | Value::Duration(_));
             is_number(value) || other || matches!(value, Value::Timestamp(_))
         })),
@@ -93,14 +93,14 @@ fn subtract<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
         (Value::Duration(a), Value::Duration(b)) => {
             a.checked_sub(*b).map(Value::Duration).ok_or_else(|| overflow(DURATION))
         }
-        (Value::Timestamp(time), Value::Duration(by)) => moved(*time, -i128::from(*by)),
+        (Value::Timestamp(time), Value::Duration(by)) => add_nanoseconds(*time, -i128::from(*by)),
         (Value::Timestamp(a), Value::Timestamp(b)) => {
             let between = a.nanoseconds() - b.nanoseconds();
             i64::try_from(between).map(Value::Duration).map_err(|_| overflow(INT))
         }
-        (a, _) => {
-            Err(unfit("_-_", a, |value| is_number(value) || matches!(value, Value::Duration(_) | Value::Timestamp(_))))
-        }
+        (a, _) => Err(unsupported_operands("_-_", a, |value| {
+            is_number(value) || matches!(value, Value::Duration(_) | Value::Timestamp(_))
+        })),
     }
 }
 
@@ -109,7 +109,7 @@ fn multiply<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
         (Value::Int(a), Value::Int(b)) => a.checked_mul(*b).map(Value::Int).ok_or_else(|| overflow(INT)),
         (Value::Uint(a), Value::Uint(b)) => a.checked_mul(*b).map(Value::Uint).ok_or_else(|| overflow(UINT)),
         (Value::Double(a), Value::Double(b)) => Ok(Value::Double(a * b)),
-        (a, _) => Err(unfit("_*_", a, is_number)),
+        (a, _) => Err(unsupported_operands("_*_", a, is_number)),
     }
 }
 
@@ -119,7 +119,7 @@ fn divide<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
         (Value::Int(a), Value::Int(b)) => a.checked_div(*b).map(Value::Int).ok_or_else(|| overflow(INT)),
         (Value::Uint(a), Value::Uint(b)) => Ok(Value::Uint(a / b)),
         (Value::Double(a), Value::Double(b)) => Ok(Value::Double(a / b)),
-        (a, _) => Err(unfit("_/_", a, is_number)),
+        (a, _) => Err(unsupported_operands("_/_", a, is_number)),
     }
 }
 
@@ -128,7 +128,7 @@ fn modulo<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
         (Value::Int(_), Value::Int(0)) | (Value::Uint(_), Value::Uint(0)) => Err(EvalError::new("modulus by zero")),
         (Value::Int(a), Value::Int(b)) => a.checked_rem(*b).map(Value::Int).ok_or_else(|| overflow(INT)),
         (Value::Uint(a), Value::Uint(b)) => Ok(Value::Uint(a % b)),
-        (a, _) => Err(unfit("_%_", a, |value| matches!(value, Value::Int(_) | Value::Uint(_)))),
+        (a, _) => Err(unsupported_operands("_%_", a, |value| matches!(value, Value::Int(_) | Value::Uint(_)))),
     }
 }
 
@@ -148,7 +148,7 @@ fn compare(call: &Call<'_, '_, '_>) -> Res<Ordering> {
         is_number(value) || other || matches!(value, Value::Timestamp(_))
     };
     match order(a, b) {
-        Err(_) if !orderable(a) => Err(unfit(call.function, a, orderable)),
+        Err(_) if !orderable(a) => Err(unsupported_operands(call.function, a, orderable)),
         answer => answer,
     }
 }
@@ -177,7 +177,7 @@ fn size<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
     }
 }
 
-/// Whether a value is its type's empty one.
+/// Whether a value is its type's zero value.
 pub(crate) fn is_zero(value: &Value<'_>) -> bool {
     match value {
         Value::Null => true,
@@ -188,7 +188,7 @@ pub(crate) fn is_zero(value: &Value<'_>) -> bool {
         Value::String(text) => text.is_empty(),
         Value::Bytes(bytes) => bytes.is_empty(),
         Value::Duration(value) => *value == 0,
-        Value::Timestamp(time) => time.is_first(),
+        Value::Timestamp(time) => time.is_zero_time(),
         Value::Type(_) | Value::Opaque(_) | Value::Preserved(_) | Value::Variables => false,
         Value::List(list) => list.len() == 0,
         Value::Map(map) => map.len() == 0,

@@ -1,4 +1,4 @@
-//! Values that may not be there, and maps that grow.
+//! Optional values, and insertion into maps.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -54,10 +54,10 @@ fn unwrap<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
             other => return Err(EvalError::new(format!("value {other} is not optional"))),
         }
     }
-    call.made_list(present)
+    call.new_list(present)
 }
 
-/// A map with one entry more, or with those of another.
+/// A copy of a map with one entry, or another map's entries, inserted.
 fn insert<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
     let Value::Map(map) = call.arg(0)? else { return Err(EvalError::no_such_overload()) };
     let mut entries: BTreeMap<Key<'d>, Value<'d>> = match map {
@@ -94,5 +94,5 @@ fn insert<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
             return Err(EvalError::new(format!("insert failed: key {key} already exists")));
         }
     }
-    Ok(Value::Map(Map::own(entries)))
+    Ok(Value::Map(Map::owned(entries)))
 }

@@ -1,13 +1,13 @@
-//! Patterns as Go's `regexp` reads them, compiled with bounds.
+//! Go's `regexp` syntax on Rust's `regex`, with bounds on the compiled size.
 
 use regex::{Regex, RegexBuilder};
 
 use crate::limits::PATTERN_BYTES;
 
-/// Classes of characters, which are ASCII there.
+/// Perl character classes, which are ASCII in Go.
 const CLASSES: &[(char, &str)] = &[('d', "0-9"), ('w', "0-9A-Za-z_"), ('s', "\\t\\n\\x0c\\r ")];
 
-/// Compiles a pattern of Go, or says what is wrong with it.
+/// Compiles a Go pattern.
 pub fn compile(pattern: &str) -> Result<Regex, String> {
     let translated = translate(pattern);
     let compiled = RegexBuilder::new(&translated).size_limit(PATTERN_BYTES).nest_limit(100).build();
@@ -16,7 +16,7 @@ pub fn compile(pattern: &str) -> Result<Regex, String> {
         error => {
             let text = error.to_string();
             let last = text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
-            // As Go words the most frequent ones.
+            // Go's wording of the most frequent errors.
             let last = match &*last {
                 "unclosed group" => "missing closing )",
                 "unopened group" => "unexpected )",
@@ -29,7 +29,7 @@ pub fn compile(pattern: &str) -> Result<Regex, String> {
     })
 }
 
-/// The pattern with what Go writes otherwise put as this library writes it.
+/// Translates Go's pattern syntax to that of `regex`.
 pub fn translate(pattern: &str) -> String {
     let mut translated = String::with_capacity(pattern.len() + 16);
     let mut chars = pattern.chars().peekable();
@@ -59,7 +59,7 @@ pub fn translate(pattern: &str) -> String {
             }
             '[' if chars.peek() == Some(&':') => {
                 translated.push('[');
-                // A named class up to its end.
+                // Copies a named class up to its end.
                 for c in chars.by_ref() {
                     translated.push(c);
                     if c == ']' {

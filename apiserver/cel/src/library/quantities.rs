@@ -1,4 +1,4 @@
-//! Quantities and versions.
+//! Quantity and semver functions.
 
 use std::cmp::Ordering;
 
@@ -25,7 +25,7 @@ pub(super) fn find(function: &str, id: &str) -> Option<Implementation> {
         "isGreaterThan" => |call| Ok(Value::Bool(compared(call)? == Ordering::Greater)),
         "isLessThan" => |call| Ok(Value::Bool(compared(call)? == Ordering::Less)),
         "compareTo" => |call| Ok(Value::Int(compared(call)? as i64)),
-        "asApproximateFloat" => |call| Ok(Value::Double(approximate(quantity(call, 0)?))),
+        "asApproximateFloat" => |call| Ok(Value::Double(to_double(quantity(call, 0)?))),
         "asInteger" => |call| match whole(quantity(call, 0)?) {
             Some(value) => Ok(Value::Int(value)),
             None => Err(EvalError::new("cannot convert value to integer")),
@@ -69,12 +69,12 @@ fn whole(quantity: &Quantity) -> Option<i64> {
     (quantity.is_whole() && quantity.cmp_int(value).is_eq()).then_some(value)
 }
 
-/// As near as a double comes: exact for whole numbers, by billionths otherwise.
-fn approximate(quantity: &Quantity) -> f64 {
+/// The nearest double: exact for whole numbers, otherwise to billionths.
+fn to_double(quantity: &Quantity) -> f64 {
     if quantity.is_whole() {
         return quantity.value() as f64;
     }
-    // The whole part and the rest, which text has with all its digits.
+    // The text has all digits of the whole part and the fraction.
     let text = quantity.sub(&Quantity::zero()).to_string();
     let digits = text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '-' | '+'))).unwrap_or(text.len());
     let number: f64 = text[..digits].parse().unwrap_or(f64::NAN);
@@ -95,11 +95,11 @@ fn approximate(quantity: &Quantity) -> f64 {
 
 fn version_function(function: &str) -> Option<Implementation> {
     Some(match function {
-        "semver" => |call| match parsed(call) {
+        "semver" => |call| match parse_version_argument(call) {
             Ok(version) => Ok(Value::opaque(Opaque::Semver(version?))),
             Err(error) => Err(error),
         },
-        "isSemver" => |call| Ok(Value::Bool(parsed(call)?.is_ok())),
+        "isSemver" => |call| Ok(Value::Bool(parse_version_argument(call)?.is_ok())),
         "isGreaterThan" => |call| Ok(Value::Bool(version(call, 0)?.cmp_precedence(version(call, 1)?).is_gt())),
         "isLessThan" => |call| Ok(Value::Bool(version(call, 0)?.cmp_precedence(version(call, 1)?).is_lt())),
         "compareTo" => |call| Ok(Value::Int(version(call, 0)?.cmp_precedence(version(call, 1)?) as i64)),
@@ -120,20 +120,20 @@ fn version<'c>(call: &'c Call<'_, '_, '_>, at: usize) -> Res<&'c Version> {
     }
 }
 
-/// The version of a text, or why it is none; with `true` behind it a loose one is put in order first.
-fn parsed(call: &Call<'_, '_, '_>) -> Res<Res<Version>> {
+/// The parsed version of an argument, or its error; a `true` after it normalizes the text first.
+fn parse_version_argument(call: &Call<'_, '_, '_>) -> Res<Res<Version>> {
     let loose = match call.args.get(1) {
         Some(Value::Bool(loose)) => *loose,
         Some(_) => return Err(EvalError::no_such_overload()),
         None => false,
     };
     let text = call.text(0)?;
-    let read = if loose { normalized(text).and_then(|text| read(&text)) } else { read(text) };
+    let read = if loose { normalize_version(text).and_then(|text| parse_version(&text)) } else { parse_version(text) };
     Ok(read.map_err(EvalError::new))
 }
 
-/// A version, or why it is none, part by part.
-fn read(text: &str) -> Result<Version, String> {
+/// Parses a version part by part, with upstream's errors.
+fn parse_version(text: &str) -> Result<Version, String> {
     if text.is_empty() {
         return Err("Version string empty".into());
     }
@@ -157,8 +157,8 @@ fn read(text: &str) -> Result<Version, String> {
     Version::parse(text).map_err(|error| error.to_string())
 }
 
-/// Without `v` and zeros in front, with a minor version and a patch.
-fn normalized(text: &str) -> Result<String, String> {
+/// Removes `v` and leading zeros, and adds missing minor and patch versions.
+fn normalize_version(text: &str) -> Result<String, String> {
     let text = text.strip_prefix('v').unwrap_or(text);
     let mut parts: Vec<String> = text
         .splitn(3, '.')

@@ -1,4 +1,4 @@
-//! Texts: what stands where in them, their parts, patterns.
+//! String functions, including those with patterns.
 
 use regex::Regex;
 
@@ -6,7 +6,7 @@ use super::{Call, Implementation, format, pattern};
 use crate::error::EvalError;
 use crate::value::{List, Res, Value};
 
-/// Work that compiling a pattern counts for beside its cost.
+/// Steps charged for compiling a pattern, in addition to the cost.
 const COMPILE_STEPS: usize = 100_000;
 
 pub(super) fn find(function: &str, _: &str) -> Option<Implementation> {
@@ -21,28 +21,28 @@ pub(super) fn find(function: &str, _: &str) -> Option<Implementation> {
         "find" => |call| {
             with_pattern(call, |call, pattern| {
                 let found = pattern.find(call.text(0)?).map_or("", |found| found.as_str()).to_owned();
-                call.made(found)
+                call.new_text(found)
             })
         },
         "findAll" => |call| with_pattern(call, find_all),
         "charAt" => char_at,
         "indexOf" => index_of,
         "lastIndexOf" => last_index_of,
-        "lowerAscii" => |call| call.made(call.text(0)?.to_ascii_lowercase()),
-        "upperAscii" => |call| call.made(call.text(0)?.to_ascii_uppercase()),
+        "lowerAscii" => |call| call.new_text(call.text(0)?.to_ascii_lowercase()),
+        "upperAscii" => |call| call.new_text(call.text(0)?.to_ascii_uppercase()),
         "replace" => replace,
         "split" => split,
         "substring" => substring,
-        "trim" => |call| call.made(call.text(0)?.trim_matches(is_space).to_owned()),
+        "trim" => |call| call.new_text(call.text(0)?.trim_matches(is_space).to_owned()),
         "format" => format::format,
-        "strings.quote" => |call| call.made(format::quote(call.text(0)?)),
+        "strings.quote" => |call| call.new_text(format::quote(call.text(0)?)),
         "join" => join,
-        "jsonpatch.escapeKey" => |call| call.made(call.text(0)?.replace('~', "~0").replace('/', "~1")),
+        "jsonpatch.escapeKey" => |call| call.new_text(call.text(0)?.replace('~', "~0").replace('/', "~1")),
         _ => return None,
     })
 }
 
-/// What Go calls space.
+/// Go's `unicode.IsSpace`.
 fn is_space(c: char) -> bool {
     c.is_whitespace()
 }
@@ -79,26 +79,26 @@ fn find_all<'d>(call: &mut Call<'_, 'd, '_>, pattern: &Regex) -> Res<Value<'d>> 
     let text = call.text(0)?.to_owned();
     for part in pattern.find_iter(&text).take(limit) {
         call.meter.step(1)?;
-        found.push(call.made(part.as_str().to_owned())?);
+        found.push(call.new_text(part.as_str().to_owned())?);
     }
-    call.made_list(found)
+    call.new_list(found)
 }
 
 fn out_of_range(at: i64) -> EvalError {
     EvalError::new(format!("index out of range: {at}"))
 }
 
-/// Where the character of a number begins; the end counts as one.
-fn offset(text: &str, at: i64) -> Option<usize> {
+/// The byte offset of a character index; the end counts as an index.
+fn byte_offset(text: &str, at: i64) -> Option<usize> {
     let at = usize::try_from(at).ok()?;
     text.char_indices().map(|(start, _)| start).chain([text.len()]).nth(at)
 }
 
 fn char_at<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
     let (text, at) = (call.text(0)?, call.int(1)?);
-    let start = offset(text, at).ok_or_else(|| out_of_range(at))?;
+    let start = byte_offset(text, at).ok_or_else(|| out_of_range(at))?;
     let found = text[start..].chars().next().map(String::from).unwrap_or_default();
-    call.made(found)
+    call.new_text(found)
 }
 
 fn index_of<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
@@ -111,7 +111,7 @@ fn index_of<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
     if from < 0 {
         return Err(out_of_range(from));
     }
-    let found = offset(text, from).and_then(|start| text[start..].find(part).map(|at| start + at));
+    let found = byte_offset(text, from).and_then(|start| text[start..].find(part).map(|at| start + at));
     Ok(Value::Int(found.map_or(-1, |at| text[..at].chars().count() as i64)))
 }
 
@@ -133,8 +133,8 @@ fn last_index_of<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
     if from >= length {
         return Ok(Value::Int(-1));
     }
-    // A match may begin at `from` at the latest.
-    let end = offset(text, from).map_or(text.len(), |start| (start + part.len()).min(text.len()));
+    // A match starts at `from` at the latest.
+    let end = byte_offset(text, from).map_or(text.len(), |start| (start + part.len()).min(text.len()));
     let end = (0..=end).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
     let found = text[..end].rfind(part);
     Ok(Value::Int(found.map_or(-1, |at| text[..at].chars().count() as i64)))
@@ -162,9 +162,9 @@ fn split<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
     };
     let mut items = Vec::with_capacity(parts.len());
     for part in parts {
-        items.push(call.made(part)?);
+        items.push(call.new_text(part)?);
     }
-    call.made_list(items)
+    call.new_list(items)
 }
 
 fn pieces(text: &str, separator: &str, limit: usize) -> Vec<String> {
@@ -192,9 +192,9 @@ fn substring<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
     if call.args.len() > 2 && start > end {
         return Err(EvalError::new(format!("invalid substring range. start: {start}, end: {end}")));
     }
-    let from = offset(text, start).ok_or_else(|| out_of_range(start))?;
-    let to = offset(text, end).ok_or_else(|| out_of_range(end))?;
-    call.made(text[from..to].to_owned())
+    let from = byte_offset(text, start).ok_or_else(|| out_of_range(start))?;
+    let to = byte_offset(text, end).ok_or_else(|| out_of_range(end))?;
+    call.new_text(text[from..to].to_owned())
 }
 
 fn join<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
@@ -222,9 +222,9 @@ mod tests {
 
     #[test]
     fn offsets_count_characters() {
-        assert_eq!(offset("aé", 1), Some(1));
-        assert_eq!(offset("aé", 2), Some(3));
-        assert_eq!(offset("aé", 3), None);
+        assert_eq!(byte_offset("aé", 1), Some(1));
+        assert_eq!(byte_offset("aé", 2), Some(3));
+        assert_eq!(byte_offset("aé", 3), None);
         assert_eq!(characters("abc", 2), ["a", "bc"]);
     }
 }

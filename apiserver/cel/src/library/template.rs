@@ -1,6 +1,6 @@
-//! The first argument of `format`: text, and clauses that stand for arguments.
+//! Parser of `format` templates: text, and clauses that stand for arguments.
 
-/// The most digits behind a point that are written.
+/// The maximum number of decimals.
 const DIGITS_MAX: usize = 1000;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -12,11 +12,11 @@ pub(crate) struct Clause {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Piece<'t> {
     Text(&'t str),
-    /// What stands for the next argument; not before that one is known to be there, as upstream complains in this order.
+    /// A clause for the next argument. Its error is reported after a missing argument, as upstream does.
     Argument(Result<Clause, String>),
 }
 
-/// The pieces of a template; nothing follows a clause that is wrong.
+/// Splits a template into pieces; an invalid clause is the last piece.
 pub(crate) fn pieces(template: &str) -> impl Iterator<Item = Piece<'_>> {
     let mut rest = template;
     std::iter::from_fn(move || {
@@ -70,7 +70,7 @@ fn clause(text: &str) -> Result<(Clause, &str), String> {
         Some(verb @ ('s' | 'd' | 'f' | 'e' | 'b' | 'x' | 'X' | 'o')) => {
             Ok((Clause { verb, precision }, chars.as_str()))
         }
-        // Upstream looks at a byte.
+        // Upstream reads a byte.
         other => {
             let byte = other.map_or('\0', |c| char::from(c.to_string().as_bytes()[0]));
             wrong(format!("unrecognized formatting clause \"{byte}\""))
@@ -78,8 +78,8 @@ fn clause(text: &str) -> Result<(Clause, &str), String> {
     }
 }
 
-/// What a clause says of a value that it is not for.
-pub(crate) fn unfit(verb: char, given: &str) -> String {
+/// The error for a value that a clause doesn't accept.
+pub(crate) fn format_type_error(verb: char, given: &str) -> String {
     let what = match verb {
         'd' => "decimal clause can only be used on integers",
         'f' => "fixed-point clause can only be used on doubles",

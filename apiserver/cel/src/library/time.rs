@@ -1,4 +1,4 @@
-//! Parts of timestamps and durations.
+//! Accessors of timestamps and durations, such as `getHours`.
 
 use jiff::civil::DateTime;
 

@@ -1,4 +1,4 @@
-//! Tokens.
+//! Lexer: splits an expression's characters into tokens, and reports the text that is no token.
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Token {
@@ -14,7 +14,7 @@ pub(super) enum Token {
     Bytes,
 }
 
-/// A token and the characters that it is.
+/// A token and its range of characters.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lexeme {
     pub(super) token: Token,
@@ -22,7 +22,7 @@ pub(super) struct Lexeme {
     pub(super) end: u32,
 }
 
-/// Longer ones first.
+/// Longer signs come first.
 const SIGNS: &[&str] = &[
     "==", "!=", "<=", ">=", "&&", "||", "<", ">", "[", "]", "{", "}", "(", ")", ".", ",", "-", "!", "?", ":", "+", "*",
     "/", "%",
@@ -40,24 +40,24 @@ struct Lexer<'a> {
     at: usize,
 }
 
-/// All tokens, and the places and texts of what is none.
+/// All tokens, and the position and text of each token recognition error.
 pub(super) fn lex(text: &[char]) -> (Vec<Lexeme>, Vec<(u32, String)>) {
     let mut lexer = Lexer { text, at: 0 };
     let mut tokens = Vec::new();
-    let mut strangers = Vec::new();
+    let mut unrecognized = Vec::new();
     loop {
         lexer.skip_blank();
         let start = lexer.at;
         if start == text.len() {
             tokens.push(Lexeme { token: Token::End, start: start as u32, end: start as u32 });
-            return (tokens, strangers);
+            return (tokens, unrecognized);
         }
         match lexer.token() {
             Some(token) => tokens.push(Lexeme { token, start: start as u32, end: lexer.at as u32 }),
             None => {
                 let end = lexer.at.max(start + 1).min(text.len());
                 lexer.at = end;
-                strangers.push((start as u32, text[start..end].iter().take(80).collect()));
+                unrecognized.push((start as u32, text[start..end].iter().take(80).collect()));
             }
         }
     }
@@ -103,7 +103,7 @@ impl Lexer<'_> {
                 self.at += length + 2;
                 return Some(Token::EscapedIdent);
             }
-            // What begins like a token is passed over with the character at which it is none.
+            // An invalid token is skipped including its first invalid character.
             self.at += length + 2;
             return None;
         }
@@ -116,7 +116,7 @@ impl Lexer<'_> {
         Some(Token::Sign(sign))
     }
 
-    /// How many letters stand before a quote: none, or any of `r`, `b` and `br`.
+    /// The length of a string's prefix: none, `r`, `b` or `br`.
     fn string_prefix(&self) -> Option<usize> {
         let quote = |ahead: usize| matches!(self.peek(ahead), '"' | '\'');
         match (self.peek(0).to_ascii_lowercase(), self.peek(1).to_ascii_lowercase()) {
@@ -160,14 +160,14 @@ impl Lexer<'_> {
         }
         self.at = self.at.min(self.text.len());
         if triple && self.at > start + prefix + 3 {
-            // Without its end a triple quote is an empty string and what follows.
+            // An unterminated triple quote is an empty string followed by the rest.
             self.at = start + prefix + 2;
             return Some(token);
         }
         None
     }
 
-    /// How long an escape is, or what was read of it until it was none.
+    /// The length of an escape; the error is the length read until it became invalid.
     fn escape(&self) -> Result<usize, usize> {
         let all = |first: usize, count: usize, fits: fn(&char) -> bool| match (first..first + count)
             .find(|ahead| !fits(&self.peek(*ahead)))

@@ -1,4 +1,4 @@
-//! What stands between quotes: escapes, raw and triple-quoted strings, bytes.
+//! String and bytes literals: escapes, raw and triple-quoted strings.
 
 /// The value of a string token, or of a bytes token without its `b`.
 pub(super) fn unescape(token: &[char], bytes: bool) -> Result<Vec<u8>, &'static str> {
@@ -37,7 +37,7 @@ fn push(value: &mut Vec<u8>, c: char) {
     value.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
 }
 
-/// Takes one escape sequence from the front; how many characters it was.
+/// Decodes one escape sequence at the front and returns its length in characters.
 fn escape(text: &[char], bytes: bool, value: &mut Vec<u8>) -> Result<usize, &'static str> {
     let c = *text.get(1).ok_or("unable to unescape string, found '\\' as last character")?;
     let plain = match c {

@@ -1,15 +1,15 @@
-//! Macros: calls that become other trees while they are read.
+//! Macro expansion at parse time.
 
 use std::sync::Arc;
 
 use super::parser::{Parsed, Parser};
 use super::{ACCUMULATOR, Fold, Id, Kind, Literal};
 
-/// The name of a loop's variable that nobody reads.
+/// The name of an unused loop variable.
 const UNUSED: &str = "#unused";
 const SORT_INPUT: &str = "@__sortBy_input__";
 
-/// What a loop's step does to the accumulator.
+/// The kinds of quantifier macros.
 #[derive(Clone, Copy)]
 enum Quantifier {
     All,
@@ -17,7 +17,7 @@ enum Quantifier {
     One,
 }
 
-/// The tree that a call becomes, or nothing if it is a plain call.
+/// Expands a macro call; `None` if the call is no macro.
 pub(super) fn expand(
     parser: &mut Parser<'_>,
     name: &str,
@@ -28,17 +28,17 @@ pub(super) fn expand(
     let Some(target) = target else {
         return if (name, args.len()) == ("has", 1) { has(parser, args[0], at).map(Some) } else { Ok(None) };
     };
-    let mut maker = Maker { parser, at };
+    let mut expander = MacroExpander { parser, at };
     let expanded = match (name, args.len()) {
-        ("all", 2 | 3) => maker.quantifier(Quantifier::All, target, args),
-        ("exists", 2 | 3) => maker.quantifier(Quantifier::Exists, target, args),
-        ("exists_one", 2 | 3) | ("existsOne", 3) => maker.quantifier(Quantifier::One, target, args),
-        ("map", 2 | 3) => maker.map(target, args),
-        ("filter", 2) => maker.filter(target, args),
-        ("transformList" | "transformMap" | "transformMapEntry", 3 | 4) => maker.transform(name, target, args),
-        ("optMap" | "optFlatMap", 2) => maker.optional(name, target, args),
-        ("sortBy", 2) => maker.sort_by(target, args),
-        ("bind", 3) if maker.parser.binds && maker.is_named(target, "cel") => maker.bound(target, args),
+        ("all", 2 | 3) => expander.quantifier(Quantifier::All, target, args),
+        ("exists", 2 | 3) => expander.quantifier(Quantifier::Exists, target, args),
+        ("exists_one", 2 | 3) | ("existsOne", 3) => expander.quantifier(Quantifier::One, target, args),
+        ("map", 2 | 3) => expander.map(target, args),
+        ("filter", 2) => expander.filter(target, args),
+        ("transformList" | "transformMap" | "transformMapEntry", 3 | 4) => expander.transform(name, target, args),
+        ("optMap" | "optFlatMap", 2) => expander.optional(name, target, args),
+        ("sortBy", 2) => expander.sort_by(target, args),
+        ("bind", 3) if expander.parser.binds && expander.is_named(target, "cel") => expander.expand_bind(target, args),
         _ => return Ok(None),
     };
     expanded.map(Some)
@@ -55,18 +55,18 @@ fn has(parser: &mut Parser<'_>, arg: Id, at: u32) -> Parsed<Id> {
     }
 }
 
-struct Maker<'p, 'a> {
+struct MacroExpander<'p, 'a> {
     parser: &'p mut Parser<'a>,
     at: u32,
 }
 
-/// The names that a loop declares.
-struct Names {
+/// The variable names of a loop.
+struct LoopVariables {
     first: Arc<str>,
     second: Option<Arc<str>>,
 }
 
-impl Maker<'_, '_> {
+impl MacroExpander<'_, '_> {
     fn add(&mut self, kind: Kind) -> Parsed<Id> {
         self.parser.add(kind, self.at)
     }
@@ -87,7 +87,7 @@ impl Maker<'_, '_> {
         self.add(Kind::Ident(name.into()))
     }
 
-    fn accumulated(&mut self) -> Parsed<Id> {
+    fn accumulator(&mut self) -> Parsed<Id> {
         self.ident(ACCUMULATOR)
     }
 
@@ -96,7 +96,7 @@ impl Maker<'_, '_> {
         self.add(Kind::List { items, optional })
     }
 
-    /// The simple name that an argument must be.
+    /// The argument as a simple name.
     fn name(&mut self, arg: Id, complaint: &str) -> Option<Arc<str>> {
         let node = self.parser.tree.get(arg).clone();
         match node.kind {
@@ -112,21 +112,21 @@ impl Maker<'_, '_> {
         }
     }
 
-    fn names(&mut self, first: Id, second: Option<Id>, complaint: &str) -> Option<Names> {
+    fn names(&mut self, first: Id, second: Option<Id>, complaint: &str) -> Option<LoopVariables> {
         let name = self.name(first, complaint)?;
-        let Some(second) = second else { return Some(Names { first: name, second: None }) };
+        let Some(second) = second else { return Some(LoopVariables { first: name, second: None }) };
         let other = self.name(second, complaint)?;
         if name == other {
             let at = self.parser.tree.get(second).at;
             self.parser.error(at, format!("duplicate variable name: {name}"));
             return None;
         }
-        Some(Names { first: name, second: Some(other) })
+        Some(LoopVariables { first: name, second: Some(other) })
     }
 
-    fn fold(&mut self, range: Id, names: Names, init: Id, condition: Id, step: Id, result: Id) -> Parsed<Id> {
+    fn fold(&mut self, range: Id, names: LoopVariables, init: Id, condition: Id, step: Id, result: Id) -> Parsed<Id> {
         let accumulator = ACCUMULATOR.into();
-        let Names { first: variable, second } = names;
+        let LoopVariables { first: variable, second } = names;
         self.add(Kind::Fold(Box::new(Fold { range, variable, second, accumulator, init, condition, step, result })))
     }
 
@@ -134,7 +134,7 @@ impl Maker<'_, '_> {
         let second = (args.len() == 3).then(|| args[1]);
         let Some(names) = self.names(args[0], second, "argument must be a simple name") else { return Ok(target) };
         let predicate = args[args.len() - 1];
-        let accumulated = self.accumulated()?;
+        let accumulated = self.accumulator()?;
         let (init, condition, step) = match which {
             Quantifier::All => {
                 let init = self.literal(Literal::Bool(true))?;
@@ -165,9 +165,9 @@ impl Maker<'_, '_> {
         self.fold(target, names, init, condition, step, result)
     }
 
-    /// A loop that gathers: its step, only for what the filter lets through.
-    fn gather(&mut self, target: Id, names: Names, init: Id, filter: Option<Id>, step: Id) -> Parsed<Id> {
-        let accumulated = self.accumulated()?;
+    /// A loop that collects: its step runs only for items that pass the filter.
+    fn collect(&mut self, target: Id, names: LoopVariables, init: Id, filter: Option<Id>, step: Id) -> Parsed<Id> {
+        let accumulated = self.accumulator()?;
         let condition = self.literal(Literal::Bool(true))?;
         let step = match filter {
             Some(filter) => self.call("_?_:_", vec![filter, step, accumulated])?,
@@ -178,7 +178,7 @@ impl Maker<'_, '_> {
 
     /// `accumulator + [item]`
     fn append(&mut self, item: Id) -> Parsed<Id> {
-        let accumulated = self.accumulated()?;
+        let accumulated = self.accumulator()?;
         let list = self.list(vec![item])?;
         self.call("_+_", vec![accumulated, list])
     }
@@ -187,14 +187,14 @@ impl Maker<'_, '_> {
         let Some(names) = self.names(args[0], None, "argument is not an identifier") else { return Ok(target) };
         let init = self.list(Vec::new())?;
         let step = self.append(args[args.len() - 1])?;
-        self.gather(target, names, init, (args.len() == 3).then(|| args[1]), step)
+        self.collect(target, names, init, (args.len() == 3).then(|| args[1]), step)
     }
 
     fn filter(&mut self, target: Id, args: &[Id]) -> Parsed<Id> {
         let Some(names) = self.names(args[0], None, "argument is not an identifier") else { return Ok(target) };
         let init = self.list(Vec::new())?;
         let step = self.append(args[0])?;
-        self.gather(target, names, init, Some(args[1]), step)
+        self.collect(target, names, init, Some(args[1]), step)
     }
 
     fn transform(&mut self, name: &str, target: Id, args: &[Id]) -> Parsed<Id> {
@@ -205,7 +205,7 @@ impl Maker<'_, '_> {
             "transformList" => (self.list(Vec::new())?, self.append(value)?),
             _ => {
                 let init = self.add(Kind::Map(Vec::new()))?;
-                let mut inserted = vec![self.accumulated()?];
+                let mut inserted = vec![self.accumulator()?];
                 if name == "transformMap" {
                     inserted.push(self.ident(&names.first.clone())?);
                 }
@@ -213,7 +213,7 @@ impl Maker<'_, '_> {
                 (init, self.call("cel.@mapInsert", inserted)?)
             }
         };
-        self.gather(target, names, init, (args.len() == 4).then(|| args[2]), step)
+        self.collect(target, names, init, (args.len() == 4).then(|| args[2]), step)
     }
 
     fn is_named(&self, node: Id, name: &str) -> bool {
@@ -221,12 +221,12 @@ impl Maker<'_, '_> {
     }
 
     /// `cel.bind(name, value, expression)`
-    fn bound(&mut self, target: Id, args: &[Id]) -> Parsed<Id> {
+    fn expand_bind(&mut self, target: Id, args: &[Id]) -> Parsed<Id> {
         let named = self.name(args[0], "cel.bind() variable names must be simple identifiers");
         named.map_or(Ok(target), |name| self.bind(name, args[1], args[2]))
     }
 
-    /// A name for a value in one expression.
+    /// Binds a name to a value in one expression.
     fn bind(&mut self, name: Arc<str>, value: Id, result: Id) -> Parsed<Id> {
         let range = self.list(Vec::new())?;
         let condition = self.literal(Literal::Bool(false))?;

@@ -1,4 +1,4 @@
-//! From text to a tree: what is written, before anyone asks what it means.
+//! Parser: from text to a tree, before names are resolved.
 
 mod lexer;
 mod literal;
@@ -13,10 +13,10 @@ pub(crate) use parser::{RESERVED, parse};
 pub use source::{CompileError, Issue};
 pub(crate) use source::{Issues, Source};
 
-/// The place of a node in its tree's vector.
+/// The index of a node in its tree's vector.
 pub(crate) type Id = u32;
 
-/// The name that macros give to what a loop accumulates: no program can write it.
+/// The name of a loop's accumulator, which no expression can spell.
 pub(crate) const ACCUMULATOR: &str = "@result";
 
 #[derive(Clone, Debug, PartialEq)]
@@ -45,7 +45,7 @@ pub(crate) struct FieldInit {
     pub(crate) at: u32,
 }
 
-/// A loop over a range, which all macros but `has` become; with an empty range it binds a name to a value.
+/// A loop over a range, the expansion of all macros but `has`. With an empty range it binds a name to a value.
 #[derive(Clone, Debug)]
 pub(crate) struct Fold {
     pub(crate) range: Id,
@@ -73,12 +73,12 @@ pub(crate) enum Kind {
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
     pub(crate) kind: Kind,
-    /// The character that an error of this node points at.
+    /// The character position that this node's errors refer to.
     pub(crate) at: u32,
     pub(crate) depth: u16,
 }
 
-/// Nodes in the order in which they were made: children stand before their parents. A node may have two parents.
+/// Nodes in creation order: children come before their parents. A node may have two parents.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tree {
     pub(crate) nodes: Vec<Node>,
@@ -110,7 +110,7 @@ impl Tree {
         &self.nodes[id as usize]
     }
 
-    /// Adds a node; its depth follows from its children.
+    /// Adds a node and computes its depth from its children.
     pub(crate) fn add(&mut self, kind: Kind, at: u32) -> Id {
         let mut depth = 0;
         kind.children(|child| depth = depth.max(self.nodes[child as usize].depth));
@@ -118,7 +118,7 @@ impl Tree {
         (self.nodes.len() - 1) as Id
     }
 
-    /// A dotted name that a chain of selections may stand for.
+    /// The dotted name that a chain of selections spells, if any.
     pub(crate) fn qualified_name(&self, id: Id) -> Option<String> {
         match &self.get(id).kind {
             Kind::Ident(name) => Some(name.to_string()),

@@ -1,4 +1,4 @@
-//! The grammar: what binds how strongly, and which tokens may follow which.
+//! Recursive-descent parser of the grammar: operator precedence, and the order of tokens.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use super::recovery::expected;
 use super::{CompileError, Entry, FieldInit, Id, Issues, Kind, Literal, Source, Tree};
 use crate::limits;
 
-/// Words that no variable may be called.
+/// Words that can't be variable names.
 pub(crate) const RESERVED: &[&str] = &[
     "as",
     "break",
@@ -30,7 +30,7 @@ pub(crate) const RESERVED: &[&str] = &[
     "while",
 ];
 
-/// Operators between two operands: their text, how strongly they bind, and the function that they call.
+/// Binary operators: text, precedence, and the function that they call.
 const BINARY: &[(&str, u8, &str)] = &[
     ("==", 1, "_==_"),
     ("!=", 1, "_!=_"),
@@ -46,17 +46,17 @@ const BINARY: &[(&str, u8, &str)] = &[
     ("%", 3, "_%_"),
 ];
 
-/// The parse can't go on.
-pub(super) struct Stop;
+/// Ends the parse after an error.
+pub(super) struct ParseAborted;
 
-pub(super) type Parsed<T> = Result<T, Stop>;
+pub(super) type Parsed<T> = Result<T, ParseAborted>;
 
 pub(super) struct Parser<'a> {
     pub(super) source: &'a Source,
     pub(super) tokens: Vec<Lexeme>,
     pub(super) at: usize,
     depth: usize,
-    /// Brackets that are to be closed.
+    /// The number of open brackets.
     pub(super) open: usize,
     pub(super) tree: Tree,
     pub(super) issues: Issues,
@@ -64,17 +64,17 @@ pub(super) struct Parser<'a> {
     pub(super) binds: bool,
 }
 
-/// The tree of an expression, its macros expanded; `binds`: whether `cel.bind` is one.
+/// Parses an expression and expands its macros; `binds` enables `cel.bind`.
 pub(crate) fn parse(source: &Source, binds: bool) -> Result<Tree, CompileError> {
     let mut issues = Issues::default();
     let size = source.chars.len();
     if size > limits::EXPRESSION_CHARS {
         let limit = limits::EXPRESSION_CHARS;
-        issues.report_nowhere(format!("expression code point size exceeds limit: size: {size}, limit {limit}"));
+        issues.report_unlocated(format!("expression code point size exceeds limit: size: {size}, limit {limit}"));
         return Err(issues.into_error(source));
     }
-    let (tokens, strangers) = lex(&source.chars);
-    for (at, text) in strangers {
+    let (tokens, unrecognized) = lex(&source.chars);
+    for (at, text) in unrecognized {
         issues.report(source, at, format!("Syntax error: token recognition error at: '{text}'"));
     }
     let mut parser = Parser { source, tokens, at: 0, depth: 0, open: 0, tree: Tree::default(), issues, binds };
@@ -100,7 +100,7 @@ impl Parser<'_> {
         self.tokens[self.at].token
     }
 
-    pub(super) fn here(&self) -> u32 {
+    pub(super) fn position(&self) -> u32 {
         self.tokens[self.at].start
     }
 
@@ -119,7 +119,7 @@ impl Parser<'_> {
         }
     }
 
-    /// Passes over a sign if it stands here.
+    /// Consumes a sign if it is the next token.
     pub(super) fn take(&mut self, sign: &str) -> bool {
         let found = self.sign() == sign;
         self.at += usize::from(found);
@@ -133,8 +133,8 @@ impl Parser<'_> {
     pub(super) fn add(&mut self, kind: Kind, at: u32) -> Parsed<Id> {
         let id = self.tree.add(kind, at);
         if self.tree.nodes[id as usize].depth > limits::TREE_DEPTH {
-            self.issues.report_nowhere("max recursion depth exceeded".to_owned());
-            return Err(Stop);
+            self.issues.report_unlocated("max recursion depth exceeded".to_owned());
+            return Err(ParseAborted);
         }
         Ok(id)
     }
@@ -147,11 +147,11 @@ impl Parser<'_> {
         self.depth += 1;
         if self.depth > limits::RECURSION {
             let limit = limits::RECURSION;
-            self.issues.report_nowhere(format!("expression recursion limit exceeded: {limit}"));
-            return Err(Stop);
+            self.issues.report_unlocated(format!("expression recursion limit exceeded: {limit}"));
+            return Err(ParseAborted);
         }
         let condition = self.logic()?;
-        let at = self.here();
+        let at = self.position();
         let result = if self.take("?") {
             let yes = self.logic()?;
             self.expect(":", "':'")?;
@@ -164,13 +164,13 @@ impl Parser<'_> {
         result
     }
 
-    /// Alternatives of conjunctions, each as a balanced tree, so that a long chain isn't a deep one.
+    /// Alternatives of conjunctions, each as a balanced tree, so that a long chain isn't deep.
     fn logic(&mut self) -> Parsed<Id> {
         let mut alternatives = (Vec::new(), Vec::new());
         let mut terms = (Vec::new(), Vec::new());
         loop {
             terms.0.push(self.binary(1)?);
-            let at = self.here();
+            let at = self.position();
             if self.take("&&") {
                 terms.1.push(at);
                 continue;
@@ -200,7 +200,7 @@ impl Parser<'_> {
             let sign = self.sign();
             let found = BINARY.iter().find(|(text, strength, _)| *text == sign && *strength >= weakest);
             let Some((_, strength, function)) = found else { return Ok(left) };
-            let at = self.here();
+            let at = self.position();
             self.at += 1;
             let right = self.binary(strength + 1)?;
             left = self.call(function, vec![left, right], at)?;
@@ -209,7 +209,7 @@ impl Parser<'_> {
 
     fn unary(&mut self) -> Parsed<Id> {
         self.sync(&[])?;
-        let at = self.here();
+        let at = self.position();
         let sign = self.sign();
         let number = |token: Token| matches!(token, Token::Int | Token::Float);
         let negative = sign == "-" && number(self.tokens[self.at + 1].token);
@@ -233,7 +233,7 @@ impl Parser<'_> {
     fn member(&mut self) -> Parsed<Id> {
         let mut operand = self.primary()?;
         loop {
-            let at = self.here();
+            let at = self.position();
             if self.take(".") {
                 operand = self.selection(operand, at)?;
             } else if self.take("[") {
@@ -256,7 +256,7 @@ impl Parser<'_> {
             let field = self.add(Kind::Literal(Literal::String(name)), name_at)?;
             return self.call("_?._", vec![operand, field], at);
         }
-        let open = self.here();
+        let open = self.position();
         if !self.take("(") {
             return self.add(Kind::Select { operand, field: name, test: false }, at);
         }
@@ -268,7 +268,7 @@ impl Parser<'_> {
     }
 
     fn field_name(&mut self) -> Parsed<(Arc<str>, u32)> {
-        let at = self.here();
+        let at = self.position();
         match self.peek() {
             Token::Ident => {}
             Token::EscapedIdent => self.error(at, "unsupported syntax: '`'"),
@@ -299,7 +299,7 @@ impl Parser<'_> {
     }
 
     fn primary(&mut self) -> Parsed<Id> {
-        let at = self.here();
+        let at = self.position();
         match self.peek() {
             Token::Sign("(") => {
                 self.at += 1;
@@ -318,8 +318,8 @@ impl Parser<'_> {
                 self.at += 1;
                 self.add(Kind::Literal(literal), at)
             }
-            Token::Sign(".") if self.tokens[self.at + 1].token == Token::Ident => self.named(),
-            Token::Ident => self.named(),
+            Token::Sign(".") if self.tokens[self.at + 1].token == Token::Ident => self.ident_or_call(),
+            Token::Ident => self.ident_or_call(),
             Token::Sign("-") | Token::Int | Token::Uint | Token::Float => self.number(),
             Token::String | Token::Bytes => self.string(),
             Token::Sign(".") => {
@@ -333,20 +333,20 @@ impl Parser<'_> {
         }
     }
 
-    /// A variable, a call, or the construction of an object, which all begin with a name.
-    fn named(&mut self) -> Parsed<Id> {
-        if let Some(past) = self.constructs() {
+    /// A variable, a call, or an object construction: all begin with a name.
+    fn ident_or_call(&mut self) -> Parsed<Id> {
+        if let Some(past) = self.object_brace() {
             return self.object(past);
         }
         let dotted = self.take(".");
-        let at = self.here();
+        let at = self.position();
         let name = self.text();
         self.at += 1;
         if RESERVED.contains(&name.as_str()) {
             self.error(at, format!("reserved identifier: {name}"));
         }
         let name = if dotted { format!(".{name}") } else { name };
-        let open = self.here();
+        let open = self.position();
         if !self.take("(") {
             return self.add(Kind::Ident(name.into()), at);
         }
@@ -357,8 +357,8 @@ impl Parser<'_> {
         self.add(Kind::Call { function: name.into(), target: None, args }, open)
     }
 
-    /// Where the brace stands if names with dots between them lead to one.
-    fn constructs(&self) -> Option<usize> {
+    /// The position of the brace if it follows a dotted name.
+    fn object_brace(&self) -> Option<usize> {
         let mut at = self.at + usize::from(self.sign() == ".");
         loop {
             if self.tokens.get(at)?.token != Token::Ident {
@@ -380,7 +380,7 @@ impl Parser<'_> {
             })
             .collect();
         self.at = brace;
-        let at = self.here();
+        let at = self.position();
         self.at += 1;
         self.open += 1;
         let mut fields = Vec::new();
@@ -395,9 +395,9 @@ impl Parser<'_> {
             let at = self.expect(":", "':'")?;
             let value = self.expression()?;
             fields.push(FieldInit { name, value, optional, at });
-            if self
-                .ends("}", |parser| matches!(parser.peek(), Token::Ident | Token::EscapedIdent | Token::Sign("?")))?
-            {
+            if self.take_list_end("}", |parser| {
+                matches!(parser.peek(), Token::Ident | Token::EscapedIdent | Token::Sign("?"))
+            })? {
                 break;
             }
         }
@@ -416,7 +416,7 @@ impl Parser<'_> {
         loop {
             optional.push(self.take("?"));
             items.push(self.expression()?);
-            if self.ends("]", |parser| parser.begins() || parser.sign() == "?")? {
+            if self.take_list_end("]", |parser| parser.starts_expression() || parser.sign() == "?")? {
                 break;
             }
         }
@@ -438,7 +438,7 @@ impl Parser<'_> {
             self.expect(":", "':'")?;
             let value = self.expression()?;
             entries.push(Entry { key, value, optional });
-            if self.ends("}", |parser| parser.begins() || parser.sign() == "?")? {
+            if self.take_list_end("}", |parser| parser.starts_expression() || parser.sign() == "?")? {
                 break;
             }
         }
@@ -446,7 +446,7 @@ impl Parser<'_> {
     }
 
     fn number(&mut self) -> Parsed<Id> {
-        let at = self.here();
+        let at = self.position();
         let sign = if self.take("-") { "-" } else { "" };
         let token = self.peek();
         let text = self.text();
@@ -485,7 +485,7 @@ impl Parser<'_> {
     }
 
     fn string(&mut self) -> Parsed<Id> {
-        let at = self.here();
+        let at = self.position();
         let bytes = self.peek() == Token::Bytes;
         let lexeme = self.tokens[self.at];
         self.at += 1;

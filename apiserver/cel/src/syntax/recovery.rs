@@ -1,9 +1,9 @@
-//! What is said where the grammar doesn't fit, and where it goes on: as ANTLR does it, for one token too many or too few.
+//! Syntax errors and recovery, as in ANTLR: skips one superfluous token or inserts a missing one.
 
 use super::lexer::Token;
-use super::parser::{Parsed, Parser, Stop};
+use super::parser::{ParseAborted, Parsed, Parser};
 
-/// What messages list, in their order, and whether an expression may begin with it.
+/// Tokens that messages list, in order, and whether an expression may begin with each.
 const LISTED: &[(&str, bool)] = &[
     ("[", true),
     ("]", false),
@@ -25,26 +25,26 @@ const FIELDS: &str = "{'}', ',', '?', IDENTIFIER, ESC_IDENTIFIER}";
 
 impl Parser<'_> {
     pub(super) fn syntax<T>(&mut self, message: String) -> Parsed<T> {
-        let at = self.here();
+        let at = self.position();
         self.issues.report(self.source, at, format!("Syntax error: {message}"));
-        Err(Stop)
+        Err(ParseAborted)
     }
 
     pub(super) fn expect(&mut self, sign: &str, expecting: &str) -> Parsed<u32> {
-        let at = self.here();
+        let at = self.position();
         if self.take(sign) {
             return Ok(at);
         }
         let text = self.text();
-        // One token too many is passed over.
-        if self.peek() != Token::End && self.tokens[self.at + 1].token == Token::Sign(known(sign)) {
+        // Skips a superfluous token.
+        if self.peek() != Token::End && self.tokens[self.at + 1].token == Token::Sign(static_sign(sign)) {
             self.error(at, format!("Syntax error: extraneous input '{text}' expecting {expecting}"));
             self.at += 2;
             return Ok(at);
         }
-        // One that is missing is thought to be there, where what follows it follows.
+        // Inserts a missing token if a token that can follow it is next.
         let missing = match sign {
-            ":" => self.begins(),
+            ":" => self.starts_expression(),
             _ => self.peek() == Token::End && self.open == 1 && !expecting.starts_with('{'),
         };
         if missing {
@@ -54,7 +54,7 @@ impl Parser<'_> {
         self.syntax(format!("mismatched input '{text}' expecting {expecting}"))
     }
 
-    /// What closes the innermost bracket.
+    /// Expects the closing sign of the innermost bracket.
     pub(super) fn close(&mut self, sign: &str, expecting: &str) -> Parsed<u32> {
         let closed = self.expect(sign, expecting)?;
         self.open -= 1;
@@ -62,7 +62,7 @@ impl Parser<'_> {
     }
 
     /// Whether an expression begins here.
-    pub(super) fn begins(&self) -> bool {
+    pub(super) fn starts_expression(&self) -> bool {
         match self.peek() {
             Token::Sign(sign) => LISTED.contains(&(sign, true)),
             Token::End | Token::EscapedIdent => false,
@@ -70,7 +70,7 @@ impl Parser<'_> {
         }
     }
 
-    /// Looks whether an expression begins here, or one of these signs stands here; passes over one token that is none.
+    /// Checks that an expression or one of the given signs comes next, and skips one token that doesn't fit.
     pub(super) fn sync(&mut self, also: &[&str]) -> Parsed<()> {
         let fits = |token: Token| match token {
             Token::Sign(sign) => also.contains(&sign) || LISTED.contains(&(sign, true)),
@@ -82,12 +82,12 @@ impl Parser<'_> {
         }
         let message = format!("input '{}' expecting {}", self.text(), expected(also));
         if self.peek() != Token::End && fits(self.tokens[self.at + 1].token) {
-            self.error(self.here(), format!("Syntax error: extraneous {message}"));
+            self.error(self.position(), format!("Syntax error: extraneous {message}"));
             self.at += 1;
             return Ok(());
         }
         if also.is_empty() && self.peek() != Token::End && self.tokens[self.at + 1].token == Token::End {
-            // It is passed over, and the end is no better.
+            // The token is skipped, and the end of input doesn't fit either.
             let end = self.tokens[self.at + 1].start;
             self.error(end, format!("Syntax error: mismatched input '<EOF>' expecting {}", expected(&[])));
         }
@@ -105,7 +105,7 @@ impl Parser<'_> {
         }
     }
 
-    /// Looks whether a field or an end of them stands here.
+    /// Checks that a field or the end of the fields comes next.
     pub(super) fn sync_field(&mut self) -> Parsed<()> {
         let fits = |token: Token| matches!(token, Token::Ident | Token::EscapedIdent | Token::Sign("}" | "," | "?"));
         if fits(self.peek()) {
@@ -113,15 +113,15 @@ impl Parser<'_> {
         }
         let message = format!("input '{}' expecting {FIELDS}", self.text());
         if self.peek() != Token::End && fits(self.tokens[self.at + 1].token) {
-            self.error(self.here(), format!("Syntax error: extraneous {message}"));
+            self.error(self.position(), format!("Syntax error: extraneous {message}"));
             self.at += 1;
             return Ok(());
         }
         self.syntax(format!("mismatched {message}"))
     }
 
-    /// Whether a list ends here; a comma may stand before its end.
-    pub(super) fn ends(&mut self, sign: &str, goes_on: impl Fn(&Self) -> bool) -> Parsed<bool> {
+    /// Whether the list ends here; a trailing comma is allowed.
+    pub(super) fn take_list_end(&mut self, sign: &str, goes_on: impl Fn(&Self) -> bool) -> Parsed<bool> {
         let comma = self.take(",");
         if comma && goes_on(self) {
             return Ok(false);
@@ -132,14 +132,14 @@ impl Parser<'_> {
     }
 }
 
-/// What an expression may begin with, and signs beside.
+/// The expected tokens of an expression's start, plus the given signs.
 pub(super) fn expected(also: &[&str]) -> String {
     let listed = LISTED.iter().filter(|(sign, starts)| *starts || also.contains(sign));
     let signs: String = listed.map(|(sign, _)| format!("'{sign}', ")).collect();
     format!("{{{signs}{LITERALS}")
 }
 
-/// A sign that lasts.
-fn known(sign: &str) -> &'static str {
+/// The static text of a sign.
+fn static_sign(sign: &str) -> &'static str {
     LISTED.iter().find(|(known, _)| *known == sign).map_or(":", |(known, _)| known)
 }

@@ -1,18 +1,18 @@
-//! Errors with their places in the text, drawn as cel-go draws them.
+//! The source text, and errors with their position, formatted as cel-go does.
 
 use std::fmt;
 
 use crate::error::EvalError;
 use crate::limits;
 
-/// The text of an expression as characters, with the beginnings of its lines.
+/// The characters of an expression, and the offsets of its lines.
 #[derive(Clone, Debug)]
 pub(crate) struct Source {
     pub(crate) chars: Vec<char>,
     lines: Vec<u32>,
 }
 
-/// An error and where it is: the line counts from one, the column from zero, both in characters.
+/// An error and its position: the line is one-based, the column zero-based, both in characters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Issue {
     pub line: u32,
@@ -20,7 +20,7 @@ pub struct Issue {
     pub message: String,
 }
 
-/// Why an expression doesn't compile. Its text is what cel-go says of it.
+/// A compilation error with cel-go's text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CompileError {
     pub issues: Vec<Issue>,
@@ -29,12 +29,12 @@ pub struct CompileError {
 }
 
 impl CompileError {
-    /// What fails whenever it is evaluated, in words of the evaluation.
+    /// An error that every evaluation would return, with the evaluation's message.
     pub(crate) fn instantiation(error: EvalError) -> Self {
         Self { issues: Vec::new(), text: error.to_string(), instantiation: true }
     }
 
-    /// What Kubernetes says of it.
+    /// The message in Kubernetes' form.
     #[must_use]
     pub fn detail(&self) -> String {
         let what = if self.instantiation { "program instantiation" } else { "compilation" };
@@ -90,7 +90,7 @@ impl Source {
     }
 }
 
-/// What has been found wrong so far.
+/// The issues found so far.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Issues {
     found: Vec<Issue>,
@@ -103,8 +103,8 @@ impl Issues {
         self.add(Issue { line, column, message });
     }
 
-    /// An error of the whole expression, which has no place.
-    pub(crate) fn report_nowhere(&mut self, message: String) {
+    /// Reports an error of the whole expression, without a position.
+    pub(crate) fn report_unlocated(&mut self, message: String) {
         self.add(Issue { line: 0, column: 0, message });
     }
 

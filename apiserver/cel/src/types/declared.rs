@@ -1,17 +1,17 @@
-//! Declared types: what a variable is, with how large it may be.
+//! Declared types: a variable's type with its maximum size.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Type;
 
-/// A type with the sizes that the estimate of costs asks for.
+/// A type with the sizes that the cost estimate needs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeclType {
     pub ty: Type,
-    /// The most characters, bytes, items or entries; negative if nothing is known of it.
+    /// The maximum number of characters, bytes, items or entries; negative if unknown.
     pub max_elements: i64,
-    /// The fewest bytes that a value takes in a request.
+    /// The minimum size of a value in a request, in bytes.
     pub min_size: i64,
     pub shape: Shape,
 }
@@ -39,13 +39,13 @@ impl DeclType {
         Self { ty, max_elements, min_size: 2, shape: Shape::Map(Arc::new(value)) }
     }
 
-    /// An object of a type with a name, and its fields.
+    /// An object of a named type, and its fields.
     pub fn object<'a>(name: &str, fields: impl IntoIterator<Item = (&'a str, Self)>) -> Self {
         let fields = fields.into_iter().map(|(name, field)| (name.into(), Arc::new(field))).collect();
         Self { ty: Type::object(name), max_elements: 0, min_size: 2, shape: Shape::Object(fields) }
     }
 
-    /// The same with names for its objects, each after the way that leads there.
+    /// Names all object types within, each after its path.
     #[must_use]
     pub fn named(mut self, name: &str) -> Self {
         self.shape = match self.shape {
@@ -72,7 +72,7 @@ impl DeclType {
         self
     }
 
-    /// Calls `each` for every object type in it, itself among them.
+    /// Calls `each` for every object type within, including this one.
     pub(crate) fn objects(self: &Arc<Self>, each: &mut impl FnMut(&Arc<str>, &Arc<Self>)) {
         match &self.shape {
             Shape::Scalar => {}
@@ -86,7 +86,7 @@ impl DeclType {
         }
     }
 
-    /// What a step of a path leads to: a field's name, or `@items`, `@keys` and the like.
+    /// The type behind a step of a path: a field's name, or `@items`, `@keys` and the like.
     pub(crate) fn step(&self, step: &str) -> Option<&Arc<Self>> {
         match (&self.shape, step) {
             (Shape::List(item), "@items") | (Shape::Map(item), "@values") => Some(item),

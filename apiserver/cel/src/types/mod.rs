@@ -1,4 +1,4 @@
-//! What an expression can be known to be before it is evaluated.
+//! Static types of expressions.
 
 mod declared;
 mod names;
@@ -17,7 +17,7 @@ pub(crate) use unify::{Unifier, shift};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Type {
     Dyn,
-    /// What an expression with an error is: fits everywhere, so that one mistake is told once.
+    /// The type of an expression with an error. It is assignable to everything, so that a mistake is reported once.
     Error,
     Null,
     Bool,
@@ -33,11 +33,11 @@ pub enum Type {
     Optional(Arc<Type>),
     /// The type of a type.
     Type(Option<Arc<Type>>),
-    /// A type of a library that has no fields, by its name.
+    /// A library type without fields, by its name.
     Opaque(Arc<str>),
-    /// An object with fields, by its name.
+    /// An object type with fields, by its name.
     Struct(Arc<str>),
-    /// A type that is still to be found out.
+    /// A type parameter that inference resolves.
     Param(u32),
 }
 
@@ -62,7 +62,7 @@ impl Type {
         matches!(self, Self::Dyn | Self::Error)
     }
 
-    /// Types of a size that is known: none of them is longer than another of its kind.
+    /// Scalar types with a fixed size.
     pub(crate) fn is_scalar(&self) -> bool {
         match self {
             Self::Bool | Self::Double | Self::Duration | Self::Int | Self::Timestamp | Self::Uint => true,

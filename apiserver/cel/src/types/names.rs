@@ -1,8 +1,8 @@
-//! Names of properties as CEL can write them: `a-b` is `a__dash__b`.
+//! Escaping of property names for CEL: `a-b` is `a__dash__b`.
 
 use crate::syntax::RESERVED;
 
-/// Words that mean something themselves.
+/// Words with a meaning of their own.
 const KEYWORDS: [&str; 4] = ["true", "false", "null", "in"];
 
 fn is_word(name: &str) -> bool {
@@ -11,7 +11,7 @@ fn is_word(name: &str) -> bool {
 
 const ESCAPES: &[(char, &str)] = &[('.', "__dot__"), ('-', "__dash__"), ('/', "__slash__")];
 
-/// The name by which an expression reaches a property, if there is one.
+/// The name of a property in an expression, if it has one.
 pub fn escape(name: &str) -> Option<String> {
     if is_word(name) {
         return Some(format!("__{name}__"));
@@ -37,7 +37,7 @@ pub fn escape(name: &str) -> Option<String> {
     Some(escaped)
 }
 
-/// The property that a name in an expression means, if it means one.
+/// The property behind a name in an expression, if any.
 pub fn unescape(escaped: &str) -> Option<std::borrow::Cow<'_, str>> {
     if !escaped.contains("__") {
         return Some(escaped.into());
@@ -66,7 +66,7 @@ pub fn unescape(escaped: &str) -> Option<std::borrow::Cow<'_, str>> {
     Some(name.into())
 }
 
-/// `__word__` of a word that means nothing here.
+/// `__word__` with a word that is no known escape.
 fn is_unknown_escape(text: &str) -> bool {
     let Some(inside) = text.strip_prefix("__") else { return false };
     inside.find('_').is_some_and(|end| end > 0 && inside[end..].starts_with("__"))

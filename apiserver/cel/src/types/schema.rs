@@ -1,4 +1,4 @@
-//! Structural schemas: the type that an expression sees, and how the values under it are read.
+//! Structural schemas: the type that an expression sees, and the interpretation of the values.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use serde_json::Value as Json;
 use super::{DeclType, Shape, Type, escape};
 use crate::limits::REQUEST_BYTES;
 
-/// How deep a schema is looked into; what is deeper isn't exposed.
+/// Maximum depth of a schema; deeper parts aren't exposed.
 const DEPTH: usize = 100;
 
 /// A schema as rules see it.
@@ -18,7 +18,7 @@ pub struct Declared {
     pub schema: Arc<Schema>,
 }
 
-/// How values under a schema are read.
+/// How values under a schema are interpreted.
 #[derive(Clone, Debug, Default)]
 pub struct Schema {
     pub(crate) kind: SchemaKind,
@@ -28,23 +28,23 @@ pub struct Schema {
 #[derive(Clone, Debug, Default)]
 pub(crate) enum SchemaKind {
     IntOrString,
-    /// Properties by their own names.
+    /// Properties by their unescaped names.
     Object(BTreeMap<String, Arc<Schema>>),
-    /// An object of any keys, and what their values are.
+    /// A map with arbitrary keys, and the schema of its values.
     Map(Arc<Schema>),
-    /// An object of which nothing is said: no key is seen.
+    /// An object without declared properties: no key is visible.
     Opaque,
     List(Arc<Schema>, ListKind),
     String(Format),
     Number,
     Integer,
     Boolean,
-    /// Kept as it is, and only compared.
+    /// Unspecified data, which can only be compared.
     #[default]
     Preserved,
 }
 
-/// What `x-kubernetes-list-type` says of equality and addition.
+/// `x-kubernetes-list-type`, which determines equality and addition.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) enum ListKind {
     #[default]
@@ -62,8 +62,8 @@ pub(crate) enum Format {
     DateTime,
 }
 
-/// The type that rules at a schema see as `self`, or nothing if the schema isn't exposed.
-/// `root` says that it is a resource: its type and its name are there whatever it declares.
+/// The type of `self` in a schema's rules; `None` if the schema isn't exposed. `root` marks a resource, whose type
+/// and name are present whatever it declares.
 pub fn from_schema(schema: &Json, root: bool) -> Option<Declared> {
     from_schema_at(schema, root, "selfType")
 }
@@ -71,10 +71,10 @@ pub fn from_schema(schema: &Json, root: bool) -> Option<Declared> {
 /// As `from_schema`, with a name for the type.
 pub fn from_schema_at(schema: &Json, root: bool, name: &str) -> Option<Declared> {
     let decl = declare(schema, root, 0)?;
-    Some(Declared { decl: Arc::new(decl.named(name)), schema: Arc::new(read(schema, root, 0)) })
+    Some(Declared { decl: Arc::new(decl.named(name)), schema: Arc::new(interpret(schema, root, 0)) })
 }
 
-/// Whether a schema keeps what it doesn't specify.
+/// Whether a schema preserves unknown fields.
 pub fn preserves_unknown(schema: &Json) -> bool {
     flag(schema, "x-kubernetes-preserve-unknown-fields")
 }
@@ -97,12 +97,12 @@ fn is_embedded(schema: &Json) -> bool {
     flag(schema, "x-kubernetes-embedded-resource")
 }
 
-/// Schemas of additional properties that say something.
+/// The schema of additional properties, if there is one.
 fn additional(schema: &Json) -> Option<&Json> {
     schema.get("additionalProperties").filter(|schema| schema.is_object())
 }
 
-/// Properties as declared; those of every resource come to a root.
+/// The declared properties; a root gets those of every resource.
 fn properties(schema: &Json, root: bool) -> BTreeMap<&str, Json> {
     let declared = schema.get("properties").and_then(Json::as_object);
     let mut found: BTreeMap<&str, Json> =
@@ -191,12 +191,12 @@ fn declare_string(schema: &Json) -> DeclType {
     }
 }
 
-fn read(schema: &Json, root: bool, depth: usize) -> Schema {
+fn interpret(schema: &Json, root: bool, depth: usize) -> Schema {
     let nullable = flag(schema, "nullable");
     if depth > DEPTH {
         return Schema { nullable, ..Schema::default() };
     }
-    let inner = |schema: &Json| Arc::new(read(schema, is_embedded(schema), depth + 1));
+    let inner = |schema: &Json| Arc::new(interpret(schema, is_embedded(schema), depth + 1));
     let kind = if flag(schema, "x-kubernetes-int-or-string") {
         SchemaKind::IntOrString
     } else {

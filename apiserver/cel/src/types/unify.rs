@@ -1,31 +1,31 @@
-//! Whether a value of one type may stand where another is asked for, and what that says of types not yet known.
+//! Type inference: assignability, and the types that it infers for type parameters.
 
 use std::sync::Arc;
 
 use super::Type;
 
-/// What is known of each type parameter. What an attempt that failed has learnt is forgotten.
+/// The inferred types of the parameters. A failed attempt is rolled back.
 #[derive(Debug, Default)]
 pub(crate) struct Unifier {
-    known: Vec<Option<Type>>,
+    bindings: Vec<Option<Type>>,
     journal: Vec<(u32, Option<Type>)>,
 }
 
 impl Unifier {
     pub(crate) fn fresh(&mut self) -> Type {
-        self.known.push(None);
-        Type::Param(self.known.len() as u32 - 1)
+        self.bindings.push(None);
+        Type::Param(self.bindings.len() as u32 - 1)
     }
 
-    /// `count` parameters in a row; the first one's number.
+    /// Allocates `count` consecutive parameters and returns the first one's number.
     pub(crate) fn fresh_many(&mut self, count: u32) -> u32 {
-        let first = self.known.len() as u32;
-        self.known.resize(self.known.len() + count as usize, None);
+        let first = self.bindings.len() as u32;
+        self.bindings.resize(self.bindings.len() + count as usize, None);
         first
     }
 
-    fn learn(&mut self, param: u32, ty: Type) {
-        let before = self.known[param as usize].replace(ty);
+    fn bind(&mut self, param: u32, ty: Type) {
+        let before = self.bindings[param as usize].replace(ty);
         self.journal.push((param, before));
     }
 
@@ -33,7 +33,7 @@ impl Unifier {
         self.journal.clear();
         let fits = try_it(self);
         while !fits && let Some((param, before)) = self.journal.pop() {
-            self.known[param as usize] = before;
+            self.bindings[param as usize] = before;
         }
         fits
     }
@@ -76,12 +76,12 @@ impl Unifier {
         }
     }
 
-    /// Whether a type may stand for a parameter; nothing if the parameter occurs within it.
+    /// Whether a type can stand for a parameter; `None` if the parameter occurs within it.
     fn substitutes(&mut self, ty: &Type, param: u32) -> Option<bool> {
         if *ty == Type::Param(param) {
             return Some(true);
         }
-        if let Some(known) = self.known[param as usize].clone() {
+        if let Some(known) = self.bindings[param as usize].clone() {
             if *ty == known {
                 return Some(true);
             }
@@ -90,31 +90,33 @@ impl Unifier {
             }
             let general = if less_specific(ty, &known) { ty.clone() } else { known };
             if !self.occurs(param, &general) {
-                self.learn(param, general);
+                self.bind(param, general);
             }
             return Some(true);
         }
         if self.occurs(param, ty) {
             return None;
         }
-        self.learn(param, ty.clone());
+        self.bind(param, ty.clone());
         Some(true)
     }
 
     fn occurs(&self, param: u32, within: &Type) -> bool {
         match within {
             Type::Param(other) if *other == param => true,
-            Type::Param(other) => self.known[*other as usize].as_ref().is_some_and(|known| self.occurs(param, known)),
+            Type::Param(other) => {
+                self.bindings[*other as usize].as_ref().is_some_and(|known| self.occurs(param, known))
+            }
             Type::List(inner) | Type::Optional(inner) | Type::Type(Some(inner)) => self.occurs(param, inner),
             Type::Map(entry) => self.occurs(param, &entry.0) || self.occurs(param, &entry.1),
             _ => false,
         }
     }
 
-    /// The type with what is known put in; what isn't becomes `dyn` at the end.
+    /// The type with inferred parameters substituted; `to_dyn` turns the others into `dyn`.
     pub(crate) fn substitute(&self, ty: &Type, to_dyn: bool) -> Type {
         match ty {
-            Type::Param(param) => match &self.known[*param as usize] {
+            Type::Param(param) => match &self.bindings[*param as usize] {
                 Some(known) => self.substitute(known, to_dyn),
                 None if to_dyn => Type::Dyn,
                 None => ty.clone(),
@@ -127,7 +129,7 @@ impl Unifier {
         }
     }
 
-    /// The type for both of two elements of one literal, if they have one.
+    /// The common type of two elements of one literal, if they have one.
     pub(crate) fn join(&mut self, previous: Option<Type>, current: Type) -> Result<Type, Type> {
         let Some(previous) = previous else { return Ok(current) };
         if !self.is_assignable(&previous, &current) {
@@ -137,7 +139,7 @@ impl Unifier {
     }
 }
 
-/// The type with its parameters moved behind those that are there already.
+/// The type with its parameters renumbered by an offset.
 pub(crate) fn shift(ty: &Type, by: u32) -> Type {
     match ty {
         Type::Param(param) => Type::Param(param + by),
@@ -149,7 +151,7 @@ pub(crate) fn shift(ty: &Type, by: u32) -> Type {
     }
 }
 
-/// Whether the first says no more than the second.
+/// Whether the first is at most as specific as the second.
 fn less_specific(a: &Type, b: &Type) -> bool {
     match (a, b) {
         (Type::Dyn | Type::Param(_), _) => true,

@@ -1,4 +1,4 @@
-//! Lists and maps, of the data or made.
+//! Lists and maps, either borrowed from data or built by the expression.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -16,14 +16,14 @@ pub enum List<'d> {
     Own { items: Arc<Vec<Value<'d>>>, schema: Option<&'d Schema> },
 }
 
-/// Objects of the data, which show what their schema specifies, and maps that were made.
+/// Objects of the data, which expose what their schema specifies, and maps built by the expression.
 #[derive(Clone, Debug)]
 pub enum Map<'d> {
     Json { map: &'d serde_json::Map<String, Json>, schema: Option<&'d Schema> },
     Own(Arc<BTreeMap<Key<'d>, Value<'d>>>),
 }
 
-/// A key; numbers of two types that are equal are one key.
+/// A map key; equal numbers of two types are one key.
 #[derive(Clone, Debug)]
 pub enum Key<'d> {
     Bool(bool),
@@ -33,7 +33,7 @@ pub enum Key<'d> {
 }
 
 impl<'d> List<'d> {
-    pub(crate) fn own(items: Vec<Value<'d>>) -> Self {
+    pub(crate) fn owned(items: Vec<Value<'d>>) -> Self {
         List::Own { items: Arc::new(items), schema: None }
     }
 
@@ -68,12 +68,12 @@ impl<'d> List<'d> {
         }
     }
 
-    /// A list with the meaning of this one and other items.
+    /// A list with this one's schema and other items.
     pub(crate) fn with(&self, items: Vec<Value<'d>>) -> Self {
         List::Own { items: Arc::new(items), schema: self.schema() }
     }
 
-    /// The place that an index means, as a number of any type.
+    /// A list index from a number of any type.
     pub(crate) fn index(index: &Value<'_>) -> Res<i64> {
         match index {
             Value::Int(at) => Ok(*at),
@@ -149,7 +149,7 @@ impl PartialEq for Key<'_> {
 impl Eq for Key<'_> {}
 
 impl<'d> Map<'d> {
-    pub(crate) fn own(entries: BTreeMap<Key<'d>, Value<'d>>) -> Self {
+    pub(crate) fn owned(entries: BTreeMap<Key<'d>, Value<'d>>) -> Self {
         Map::Own(Arc::new(entries))
     }
 
@@ -160,7 +160,7 @@ impl<'d> Map<'d> {
         }
     }
 
-    /// What stands under a name, read by what is specified for it.
+    /// The value of a field, read by its schema.
     pub(crate) fn field(&self, name: &str) -> Option<Res<Value<'d>>> {
         match self {
             Map::Json { map, schema: None } => map.get(name).map(|value| from_json(value, None)),
@@ -177,7 +177,7 @@ impl<'d> Map<'d> {
         }
     }
 
-    /// What stands under a key.
+    /// The value of a key.
     pub(crate) fn get(&self, key: &Value<'_>) -> Res<Option<Value<'d>>> {
         if let Value::String(name) = key {
             return self.field(name).transpose();

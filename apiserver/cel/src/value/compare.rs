@@ -1,4 +1,4 @@
-//! Equality across types, and the order of what has one.
+//! Equality across types, and ordering.
 
 use std::cmp::Ordering;
 
@@ -11,10 +11,10 @@ use crate::limits::VALUE_DEPTH;
 use crate::types::ListKind;
 
 pub(crate) fn equal(a: &Value<'_>, b: &Value<'_>, meter: &mut Meter<'_>) -> Res<bool> {
-    at_depth(a, b, meter, 0)
+    equal_at_depth(a, b, meter, 0)
 }
 
-fn at_depth(a: &Value<'_>, b: &Value<'_>, meter: &mut Meter<'_>, depth: usize) -> Res<bool> {
+fn equal_at_depth(a: &Value<'_>, b: &Value<'_>, meter: &mut Meter<'_>, depth: usize) -> Res<bool> {
     meter.step(1)?;
     if depth > VALUE_DEPTH {
         return Err(EvalError::cost_limit());
@@ -31,23 +31,23 @@ fn at_depth(a: &Value<'_>, b: &Value<'_>, meter: &mut Meter<'_>, depth: usize) -
         (Value::Preserved(a), Value::Preserved(b)) => same_json(a, b),
         (Value::Optional(a), Value::Optional(b)) => match (a, b) {
             (None, None) => true,
-            (Some(a), Some(b)) => at_depth(a, b, meter, depth + 1)?,
+            (Some(a), Some(b)) => equal_at_depth(a, b, meter, depth + 1)?,
             _ => false,
         },
-        (Value::List(a), Value::List(b)) => lists(a, b, meter, depth)?,
-        (Value::Map(a), Value::Map(b)) => maps(a, b, meter, depth)?,
+        (Value::List(a), Value::List(b)) => equal_lists(a, b, meter, depth)?,
+        (Value::Map(a), Value::Map(b)) => equal_maps(a, b, meter, depth)?,
         (Value::Object(a), Value::Object(b)) => {
             if a.name != b.name || a.fields.len() != b.fields.len() {
                 return Ok(false);
             }
             for ((name, value), (other_name, other)) in a.fields.iter().zip(&b.fields) {
-                if name != other_name || !at_depth(value, other, meter, depth + 1)? {
+                if name != other_name || !equal_at_depth(value, other, meter, depth + 1)? {
                     return Ok(false);
                 }
             }
             true
         }
-        (a, b) => numbers(a, b).is_some_and(Ordering::is_eq),
+        (a, b) => compare_numbers(a, b).is_some_and(Ordering::is_eq),
     })
 }
 
@@ -55,14 +55,14 @@ fn same_json(a: &Json, b: &Json) -> bool {
     a == b
 }
 
-fn lists(a: &List<'_>, b: &List<'_>, meter: &mut Meter<'_>, depth: usize) -> Res<bool> {
+fn equal_lists(a: &List<'_>, b: &List<'_>, meter: &mut Meter<'_>, depth: usize) -> Res<bool> {
     if a.len() != b.len() {
         return Ok(false);
     }
     match a.kind() {
         ListKind::Atomic => {
             for (a, b) in a.iter().zip(b.iter()) {
-                if !at_depth(&a?, &b?, meter, depth + 1)? {
+                if !equal_at_depth(&a?, &b?, meter, depth + 1)? {
                     return Ok(false);
                 }
             }
@@ -82,7 +82,7 @@ fn lists(a: &List<'_>, b: &List<'_>, meter: &mut Meter<'_>, depth: usize) -> Res
             for item in b.iter() {
                 let item = item?;
                 let Some(at) = find_by_keys(&own, &item, keys, meter)? else { return Ok(false) };
-                if !at_depth(&own[at], &item, meter, depth + 1)? {
+                if !equal_at_depth(&own[at], &item, meter, depth + 1)? {
                     return Ok(false);
                 }
             }
@@ -93,14 +93,14 @@ fn lists(a: &List<'_>, b: &List<'_>, meter: &mut Meter<'_>, depth: usize) -> Res
 
 fn contains(items: &[Value<'_>], item: &Value<'_>, meter: &mut Meter<'_>, depth: usize) -> Res<bool> {
     for other in items {
-        if at_depth(other, item, meter, depth + 1)? {
+        if equal_at_depth(other, item, meter, depth + 1)? {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-/// Where an item of a map list with the same keys stands.
+/// The index of the item of a map list that has the same keys.
 fn find_by_keys(items: &[Value<'_>], item: &Value<'_>, keys: &[String], meter: &mut Meter<'_>) -> Res<Option<usize>> {
     let Value::Map(item) = item else { return Ok(None) };
     'items: for (at, other) in items.iter().enumerate() {
@@ -121,7 +121,7 @@ fn find_by_keys(items: &[Value<'_>], item: &Value<'_>, keys: &[String], meter: &
     Ok(None)
 }
 
-/// `a + b`, where lists of Kubernetes are sets or maps.
+/// `a + b`, where Kubernetes' lists may be sets or maps.
 pub(crate) fn concat<'d>(a: &List<'d>, b: &List<'d>, meter: &mut Meter<'_>) -> Res<List<'d>> {
     let size = std::mem::size_of::<Value<'_>>() * (a.len() + b.len());
     meter.allocate(size)?;
@@ -141,11 +141,11 @@ pub(crate) fn concat<'d>(a: &List<'d>, b: &List<'d>, meter: &mut Meter<'_>) -> R
     Ok(a.with(items))
 }
 
-fn maps(a: &Map<'_>, b: &Map<'_>, meter: &mut Meter<'_>, depth: usize) -> Res<bool> {
+fn equal_maps(a: &Map<'_>, b: &Map<'_>, meter: &mut Meter<'_>, depth: usize) -> Res<bool> {
     if a.len() != b.len() {
         return Ok(false);
     }
-    // What a schema doesn't show is compared as it is.
+    // Data that a schema hides is compared as JSON.
     if let (Map::Json { map: a_map, schema: Some(_) }, Map::Json { map: b_map, schema: Some(_) }) = (a, b) {
         let hidden = |map: &Map<'_>, name: &str| {
             let shown = crate::types::escape(name).unwrap_or_else(|| name.to_owned());
@@ -159,7 +159,7 @@ fn maps(a: &Map<'_>, b: &Map<'_>, meter: &mut Meter<'_>, depth: usize) -> Res<bo
     }
     for key in a.keys() {
         let same = match (a.get(&key)?, b.get(&key)?) {
-            (Some(a), Some(b)) => at_depth(&a, &b, meter, depth + 1)?,
+            (Some(a), Some(b)) => equal_at_depth(&a, &b, meter, depth + 1)?,
             (None, None) => true,
             _ => false,
         };
@@ -170,29 +170,29 @@ fn maps(a: &Map<'_>, b: &Map<'_>, meter: &mut Meter<'_>, depth: usize) -> Res<bo
     Ok(true)
 }
 
-fn numbers(a: &Value<'_>, b: &Value<'_>) -> Option<Ordering> {
+fn compare_numbers(a: &Value<'_>, b: &Value<'_>) -> Option<Ordering> {
     match (a, b) {
         (Value::Int(a), Value::Int(b)) => Some(a.cmp(b)),
         (Value::Uint(a), Value::Uint(b)) => Some(a.cmp(b)),
         (Value::Int(a), Value::Uint(b)) => Some(i128::from(*a).cmp(&i128::from(*b))),
         (Value::Uint(a), Value::Int(b)) => Some(i128::from(*a).cmp(&i128::from(*b))),
         (Value::Double(a), Value::Double(b)) => a.partial_cmp(b),
-        (Value::Double(a), Value::Int(b)) => double_int(*a, *b as f64),
-        (Value::Double(a), Value::Uint(b)) => double_int(*a, *b as f64),
-        (Value::Int(_) | Value::Uint(_), Value::Double(_)) => numbers(b, a).map(Ordering::reverse),
+        (Value::Double(a), Value::Int(b)) => compare_double(*a, *b as f64),
+        (Value::Double(a), Value::Uint(b)) => compare_double(*a, *b as f64),
+        (Value::Int(_) | Value::Uint(_), Value::Double(_)) => compare_numbers(b, a).map(Ordering::reverse),
         _ => None,
     }
 }
 
-fn double_int(a: f64, rounded: f64) -> Option<Ordering> {
-    // Far away values are told apart before rounding makes them equal.
+fn compare_double(a: f64, rounded: f64) -> Option<Ordering> {
+    // Values far out of range are decided before rounding makes them equal.
     if !(-9.3e18..=1.85e19).contains(&a) {
         return Some(if a < 0.0 { Ordering::Less } else { Ordering::Greater });
     }
     a.partial_cmp(&rounded)
 }
 
-/// What comes first.
+/// Compares two values of an ordered type.
 pub(crate) fn order(a: &Value<'_>, b: &Value<'_>) -> Res<Ordering> {
     let nan = |value: &Value<'_>| matches!(value, Value::Double(number) if number.is_nan());
     let number = |value: &Value<'_>| matches!(value, Value::Int(_) | Value::Uint(_) | Value::Double(_));
@@ -206,7 +206,7 @@ pub(crate) fn order(a: &Value<'_>, b: &Value<'_>) -> Res<Ordering> {
             if nan(a) || nan(b) {
                 return Err(EvalError::new("NaN values cannot be ordered"));
             }
-            numbers(a, b).ok_or_else(EvalError::no_such_overload)
+            compare_numbers(a, b).ok_or_else(EvalError::no_such_overload)
         }
         _ => Err(EvalError::no_such_overload()),
     }

@@ -1,4 +1,4 @@
-//! Between JSON and values.
+//! Conversion between JSON and values.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::error::EvalError;
 use crate::limits::{EVALUATION_STEPS, VALUE_DEPTH};
 use crate::types::{Format, Schema, SchemaKind};
 
-/// Reads what stands in the data, by its schema if there is one. Lists and objects are read when they are looked into.
+/// A value of JSON data, read by its schema if there is one. Lists and objects are read lazily.
 pub(crate) fn from_json<'d>(json: &'d Json, schema: Option<&'d Schema>) -> Res<Value<'d>> {
     match schema {
         Some(schema) => by_schema(json, schema),
@@ -106,7 +106,7 @@ fn string(text: &str, format: Format) -> Res<Value<'_>> {
     }
 }
 
-/// A value as JSON has it; what JSON hasn't is an error.
+/// A value as JSON; values without a JSON form are errors.
 pub fn to_json(value: &Value<'_>) -> Result<Json, EvalError> {
     let mut steps = EVALUATION_STEPS / 20;
     write(value, 0, &mut steps)

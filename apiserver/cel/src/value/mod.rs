@@ -1,4 +1,4 @@
-//! Values: borrowed from what is evaluated over where they come from there.
+//! Values, which borrow from the data that they come from.
 
 mod collect;
 mod compare;
@@ -27,10 +27,10 @@ pub(crate) use time::Timestamp;
 pub(crate) use time::{format_duration, in_zone, parse_duration, parse_timestamp};
 pub(crate) use url::Url;
 
-/// What an evaluation may come to.
+/// The result of an evaluation step.
 pub(crate) type Res<T> = Result<T, EvalError>;
 
-/// A text of the data, or one that was made.
+/// A text, borrowed from the data or owned.
 #[derive(Clone, Debug)]
 pub enum Text<'d> {
     Ref(&'d str),
@@ -68,18 +68,18 @@ pub enum Value<'d> {
     Timestamp(Timestamp),
     List(List<'d>),
     Map(Map<'d>),
-    /// An object that the expression has made.
+    /// An object that the expression constructed.
     Object(Arc<Object<'d>>),
     Optional(Option<Arc<Value<'d>>>),
     Type(Arc<str>),
     Opaque(Arc<Opaque>),
-    /// Data that no schema specifies: it is compared and no more.
+    /// Data without a schema, which can only be compared.
     Preserved(&'d Json),
-    /// The variables of a policy, each evaluated when it is asked for.
+    /// A policy's variables, each evaluated on first use.
     Variables,
 }
 
-/// An object of a type with a name.
+/// An object of a named type.
 #[derive(Clone, Debug)]
 pub struct Object<'d> {
     pub name: Arc<str>,
@@ -96,7 +96,7 @@ impl<'d> Value<'d> {
     }
 
     pub(crate) fn list(items: Vec<Value<'d>>) -> Self {
-        Value::List(List::own(items))
+        Value::List(List::owned(items))
     }
 
     pub fn as_bool(&self) -> Option<bool> {
@@ -113,7 +113,7 @@ impl<'d> Value<'d> {
         }
     }
 
-    /// A number, a text or a truth.
+    /// A number, a text or a boolean.
     pub(crate) fn is_primitive(&self) -> bool {
         matches!(self, Value::Bool(_) | Value::Int(_) | Value::Uint(_) | Value::Double(_) | Value::String(_))
     }
@@ -122,7 +122,7 @@ impl<'d> Value<'d> {
         matches!(self, Value::Null)
     }
 
-    /// The name of the type that it has while it runs.
+    /// The name of its runtime type.
     pub fn type_name(&self) -> &str {
         match self {
             Value::Null => "null_type",
@@ -144,7 +144,7 @@ impl<'d> Value<'d> {
         }
     }
 
-    /// What `size()` says, and 1 of what has no size.
+    /// The result of `size()`, or 1 for a value without a size.
     pub(crate) fn size(&self) -> u64 {
         match self {
             Value::String(text) => text.chars().count() as u64,
@@ -158,7 +158,7 @@ impl<'d> Value<'d> {
     }
 }
 
-/// As it stands in messages of errors.
+/// The form in error messages.
 impl fmt::Display for Value<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

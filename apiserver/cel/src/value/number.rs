@@ -1,12 +1,12 @@
-//! Numbers: exact steps between types, and text as Go prints it.
+//! Numbers: exact conversions between types, and Go's text form.
 
 use super::Value;
 
-/// From this exponent on the shortest form has one.
+/// From this exponent on Go's shortest form uses exponent notation.
 const SHORTEST_PRECISION: i32 = 6;
 const TWO_TO_63: f64 = 9_223_372_036_854_775_808.0;
 
-/// The whole number that a value is, if it is one that fits.
+/// The integer that a value equals exactly, if it fits.
 pub(crate) fn exact_int(value: &Value<'_>) -> Option<i64> {
     match value {
         Value::Int(value) => Some(*value),
@@ -19,7 +19,7 @@ pub(crate) fn exact_int(value: &Value<'_>) -> Option<i64> {
     }
 }
 
-/// As `%g` prints it.
+/// Go's `%g`.
 pub(crate) fn format_double(value: f64) -> String {
     if value.is_nan() {
         return "NaN".to_owned();

@@ -1,10 +1,10 @@
-//! Values of Kubernetes' libraries.
+//! Values of Kubernetes' CEL libraries: quantities, URLs, addresses, versions, authorizer checks.
 
 use std::net::IpAddr;
 
 use machinery_api::quantity::Quantity;
 
-/// A network: an address as it was written, and how many of its bits count.
+/// A network: the address as written, and the prefix length.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cidr {
     pub(crate) address: IpAddr,
@@ -45,10 +45,10 @@ pub enum Opaque {
     Semver(semver::Version),
     /// A named format.
     Format(&'static str),
-    /// Who is asked whether something is allowed, for whom.
+    /// An authorizer, and the user it decides for (`None`: the requesting user).
     Authorizer(Option<String>),
     PathCheck(PathCheck),
-    /// Of a group only, until a resource is named.
+    /// A check of a group, until a resource is set.
     GroupCheck(ResourceCheck),
     ResourceCheck(ResourceCheck),
     Decision(Decision),
@@ -71,7 +71,7 @@ impl Opaque {
         }
     }
 
-    /// Bytes of an address, or of the part of it that counts; 1 of what has no size.
+    /// The number of bytes of an address or of a network's prefix; 1 for values without a size.
     pub(crate) fn size(&self) -> u64 {
         match self {
             Opaque::Ip(IpAddr::V4(_)) => 4,

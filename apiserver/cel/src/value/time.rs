@@ -1,4 +1,4 @@
-//! Times: durations as Go writes them, timestamps of RFC 3339, zones.
+//! Go's durations, RFC 3339 timestamps, and time zones.
 
 use std::fmt;
 
@@ -9,11 +9,11 @@ use jiff::tz::Offset;
 use super::Res;
 use crate::error::EvalError;
 
-/// Seconds of the years 1 and 9999.
+/// The first and last second of the years 1 to 9999.
 pub(crate) const FIRST_SECOND: i64 = -62_135_596_800;
 pub(crate) const LAST_SECOND: i64 = 253_402_300_799;
 
-/// A moment of the years 1 to 9999, to the nanosecond.
+/// An instant of the years 1 to 9999, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp {
     second: i64,
@@ -21,7 +21,7 @@ pub struct Timestamp {
 }
 
 impl Timestamp {
-    /// Seconds since 1970 and nanoseconds behind them, if that is within bounds.
+    /// From seconds since 1970 and nanoseconds; `None` if out of range.
     pub fn new(second: i64, nanosecond: u32) -> Option<Self> {
         let fits = (FIRST_SECOND..=LAST_SECOND).contains(&second) && nanosecond < 1_000_000_000;
         fits.then_some(Self { second, nanosecond })
@@ -32,8 +32,8 @@ impl Timestamp {
         Self::new(second, total.rem_euclid(1_000_000_000) as u32)
     }
 
-    /// The moment that Go's times are zero at.
-    pub(crate) fn is_first(self) -> bool {
+    /// Whether it is Go's zero time.
+    pub(crate) fn is_zero_time(self) -> bool {
         self.second == FIRST_SECOND && self.nanosecond == 0
     }
 
@@ -45,8 +45,8 @@ impl Timestamp {
         i128::from(self.second) * 1_000_000_000 + i128::from(self.nanosecond)
     }
 
-    /// The date and time at an offset. What is past the last year is the last moment of it.
-    fn local(self, offset: i64) -> DateTime {
+    /// The date and time at an offset, in seconds. Instants past the last year saturate.
+    fn civil_at(self, offset: i64) -> DateTime {
         let since = SignedDuration::new(self.second + offset, self.nanosecond as i32);
         DateTime::constant(1970, 1, 1, 0, 0, 0, 0).saturating_add(since)
     }
@@ -54,7 +54,7 @@ impl Timestamp {
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}Z", self.local(0))
+        write!(f, "{}Z", self.civil_at(0))
     }
 }
 
@@ -109,14 +109,14 @@ pub(crate) fn parse_duration(text: &str) -> Option<i64> {
     i64::try_from(if negative { -total } else { total }).ok()
 }
 
-/// Seconds, with as many decimals as it takes.
+/// Seconds, with as many decimals as needed.
 pub(crate) fn format_duration(nanoseconds: i64) -> String {
     let seconds = nanoseconds / 1_000_000_000;
     let rest = nanoseconds % 1_000_000_000;
     format!("{}s", seconds as f64 + rest as f64 / 1e9)
 }
 
-/// RFC 3339 within the years 1 to 9999.
+/// Parses RFC 3339 within the years 1 to 9999.
 pub(crate) fn parse_timestamp(text: &str) -> Option<Timestamp> {
     let bytes = text.as_bytes();
     let digits = |from: usize, to: usize| text.get(from..to)?.parse::<i64>().ok();
@@ -158,15 +158,15 @@ pub(crate) fn parse_timestamp(text: &str) -> Option<Timestamp> {
 
 /// The local time in a zone: a name, or an offset like `-08:00`.
 pub(crate) fn in_zone(time: Timestamp, zone: Option<&str>) -> Res<DateTime> {
-    let Some(zone) = zone else { return Ok(time.local(0)) };
+    let Some(zone) = zone else { return Ok(time.civil_at(0)) };
     let Some((hours, minutes)) = zone.split_once(':') else {
         if matches!(zone, "" | "UTC") {
-            return Ok(time.local(0));
+            return Ok(time.civil_at(0));
         }
         let found = machinery_api::schedule::time_zone(zone).map_err(EvalError::new)?;
-        // Zones are known up to a day before the last one.
+        // Zones are known up to a day before the last instant.
         let near = jiff::Timestamp::new(time.second, 0).unwrap_or(jiff::Timestamp::MAX);
-        return Ok(time.local(found.to_offset(near).seconds().into()));
+        return Ok(time.civil_at(found.to_offset(near).seconds().into()));
     };
     let number = |text: &str| {
         text.parse::<i32>().map_err(|_| EvalError::new(format!("strconv.Atoi: parsing \"{text}\": invalid syntax")))
@@ -175,7 +175,7 @@ pub(crate) fn in_zone(time: Timestamp, zone: Option<&str>) -> Res<DateTime> {
     let minutes = if zone.starts_with('-') { -minutes } else { minutes };
     let seconds = hours.saturating_mul(3600).saturating_add(minutes.saturating_mul(60));
     let offset = Offset::from_seconds(seconds).map_err(|_| EvalError::new(format!("unknown time zone {zone}")))?;
-    Ok(time.local(offset.seconds().into()))
+    Ok(time.civil_at(offset.seconds().into()))
 }
 
 #[cfg(test)]

@@ -1,18 +1,18 @@
-//! URLs, as Go's `net/url` reads them.
+//! URL parsing as in Go's `net/url`.
 
 /// An absolute URL or an absolute path, without its fragment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Url {
     pub(crate) scheme: String,
-    /// With its port.
+    /// Includes the port.
     pub(crate) host: String,
-    /// As it is written in a request.
+    /// In its escaped form.
     pub(crate) path: String,
     pub(crate) query: String,
 }
 
 impl Url {
-    /// An error as Go words it.
+    /// Parses a URL; the error is Go's.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let wrong = |why: String| format!("parse {text:?}: {why}");
         if text.bytes().any(|byte| byte.is_ascii_control()) {
@@ -21,7 +21,7 @@ impl Url {
         if text.is_empty() {
             return Err(wrong("empty url".into()));
         }
-        // A request's URI has no fragment: it is read with it first.
+        // A request URI has no fragment; the first read includes it.
         Self::read(text).map_err(wrong)?;
         let (before, fragment) = text.split_once('#').unwrap_or((text, ""));
         unescape(fragment).map_err(wrong)?;
@@ -33,7 +33,7 @@ impl Url {
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let mut url = Self { scheme, host: String::new(), path: String::new(), query: query.into() };
         if !rest.starts_with('/') {
-            // What follows a scheme without a slash has neither host nor path.
+            // A scheme without a following slash has neither host nor path.
             return if url.scheme.is_empty() { Err("invalid URI for request".into()) } else { Ok(url) };
         }
         let mut path = rest;
@@ -58,7 +58,7 @@ impl Url {
         (!within && port.bytes().all(|byte| byte.is_ascii_digit())).then_some(port)
     }
 
-    /// Names and values, those that can be read.
+    /// The query's names and values; malformed pairs are skipped.
     pub(crate) fn pairs(&self) -> impl Iterator<Item = (String, String)> {
         let parts = self.query.split('&').filter(|part| !part.is_empty() && !part.contains(';'));
         parts.filter_map(|part| {
@@ -135,7 +135,7 @@ fn is_plain(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-_.~$&+,/:;=@".contains(&byte)
 }
 
-/// Whether a byte may stand in a path that is left as it was written.
+/// Whether a byte may stay unescaped in a path.
 fn is_encoded(byte: u8) -> bool {
     is_plain(byte) || b"!'()*[]%".contains(&byte)
 }

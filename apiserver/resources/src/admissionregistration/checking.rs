@@ -1,5 +1,5 @@
-//! A policy's expressions against the types that its rules name: what can never be right is told in its status, and
-//! changes nothing else.
+//! Type checking of a policy's expressions against the types in its rules. The resulting warnings are written to the
+//! policy's status and have no other effect.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,30 +11,30 @@ use serde_json::Value;
 use super::expressions::Compiler;
 use crate::info::ResourceInfo;
 
-/// Types that one policy is checked against at most.
+/// Maximum number of types that one policy is checked against.
 const TYPES_MAX: usize = 10;
-/// How much is told at most: a status that is too large would be refused.
-const TOLD_BYTES_MAX: usize = 256 << 10;
+/// Maximum size of all warnings together, in bytes: a larger status would be rejected.
+const WARNINGS_BYTES_MAX: usize = 256 << 10;
 
-/// What is wrong with one expression.
+/// The type errors of one expression.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
-    /// Where it stands.
+    /// The expression's field path.
     pub field_ref: String,
-    /// Of each type, what is wrong.
+    /// The errors, by type.
     pub warning: String,
 }
 
-/// Checks a ValidatingAdmissionPolicy against what is served.
+/// Checks a ValidatingAdmissionPolicy against the served resources.
 #[must_use]
 pub fn type_check(policy: &Value, served: &[Arc<ResourceInfo>]) -> Vec<Warning> {
     let spec = &policy["spec"];
     let checkers: Vec<(String, Compiler)> = kinds(spec, served)
         .into_values()
-        .filter_map(|resource| Some((printed(resource), compiler(spec, declared(resource)?, served))))
+        .filter_map(|resource| Some((format_gvk(resource), compiler(spec, declared_type(resource)?, served))))
         .collect();
     let mut warnings = Vec::new();
-    let mut told = 0;
+    let mut bytes = 0;
     for (at, validation) in spec["validations"].as_array().into_iter().flatten().enumerate() {
         for field in ["expression", "messageExpression"] {
             let text = validation[field].as_str().unwrap_or_default();
@@ -44,8 +44,8 @@ pub fn type_check(policy: &Value, served: &[Arc<ResourceInfo>]) -> Vec<Warning> 
             let wrong =
                 checkers.iter().filter_map(|(kind, compiler)| Some(format!("{kind}: {}\n", compiler.check(text)?)));
             let warning = wrong.collect::<Vec<_>>().join("\n");
-            told += warning.len();
-            if !warning.is_empty() && told <= TOLD_BYTES_MAX {
+            bytes += warning.len();
+            if !warning.is_empty() && bytes <= WARNINGS_BYTES_MAX {
                 warnings.push(Warning { field_ref: format!("spec.validations[{at}].{field}"), warning });
             }
         }
@@ -53,8 +53,8 @@ pub fn type_check(policy: &Value, served: &[Arc<ResourceInfo>]) -> Vec<Warning> 
     warnings
 }
 
-/// A kind as Go prints one.
-fn printed(resource: &ResourceInfo) -> String {
+/// A kind in the format of Go's `%v`.
+fn format_gvk(resource: &ResourceInfo) -> String {
     format!("{}/{}, Kind={}", resource.group, resource.version, resource.kind)
 }
 
@@ -64,28 +64,32 @@ fn compiler(spec: &Value, object: DeclType, served: &[Arc<ResourceInfo>]) -> Com
         let named = |resource: &&Arc<ResourceInfo>| {
             kind["apiVersion"] == *resource.api_version && kind["kind"] == *resource.kind
         };
-        served.iter().find(named).and_then(|resource| declared(resource))
+        served.iter().find(named).and_then(|resource| declared_type(resource))
     });
     let mut compiler = Compiler::typed(object, params);
     for variable in spec["variables"].as_array().into_iter().flatten() {
         let text = |field: &str| variable[field].as_str().unwrap_or_default();
-        // One that is wrong is of any type to those that name it.
+        // An invalid variable has the type `dyn` in the expressions that use it.
         let _ = compiler.variable(text("name"), text("expression"));
     }
     compiler
 }
 
-/// The kinds that the rules name without wildcards, in order.
+/// The kinds in the rules that have no wildcards, in order.
 fn kinds<'a>(spec: &Value, served: &'a [Arc<ResourceInfo>]) -> BTreeMap<(&'a str, &'a str, &'a str), &'a ResourceInfo> {
     let mut kinds = BTreeMap::new();
     for rule in spec["matchConstraints"]["resourceRules"].as_array().into_iter().flatten() {
-        let Some((groups, versions)) = plain(&rule["apiGroups"]).zip(plain(&rule["apiVersions"])) else { continue };
+        let Some((groups, versions)) =
+            names_without_wildcard(&rule["apiGroups"]).zip(names_without_wildcard(&rule["apiVersions"]))
+        else {
+            continue;
+        };
         let resources: BTreeSet<&str> = texts(&rule["resources"]).filter(|name| !name.contains(['*', '/'])).collect();
         let mut count = 0;
         for group in &groups {
             for version in &versions {
                 for name in &resources {
-                    // No group is any, as upstream's mapper reads it.
+                    // An empty group matches any group, as in upstream's REST mapper.
                     let named = served.iter().filter(|resource| {
                         (group.is_empty() || *resource.group == **group)
                             && *resource.version == **version
@@ -109,19 +113,19 @@ fn texts(of: &Value) -> impl Iterator<Item = &str> {
     of.as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 
-/// Names in order; none where one of them stands for many.
-fn plain(of: &Value) -> Option<BTreeSet<&str>> {
+/// The names, sorted; `None` if one of them has a wildcard.
+fn names_without_wildcard(of: &Value) -> Option<BTreeSet<&str>> {
     texts(of).map(|name| (!name.contains('*')).then_some(name)).collect()
 }
 
-/// What an expression knows of a resource's objects.
-fn declared(resource: &ResourceInfo) -> Option<DeclType> {
+/// The declared type of a resource's objects.
+fn declared_type(resource: &ResourceInfo) -> Option<DeclType> {
     let Some(schema) = &resource.openapi else {
         return Some(of_type(resource.schema.hold().get())?.named(&resource.kind));
     };
     let declared = from_schema_at(&schema.value(), true, &resource.kind)?;
     let mut declared = Arc::unwrap_or_clone(declared.decl);
-    // Whatever a definition says of it, a resource has the metadata that all have.
+    // Every resource has the standard metadata, whatever its definition's schema declares.
     let metadata = built_in().by_name("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta").and_then(of_type);
     if let (Shape::Object(fields), Some(metadata)) = (&mut declared.shape, metadata) {
         fields.insert("metadata".into(), Arc::new(metadata.named(&format!("{}.metadata", resource.kind))));
@@ -137,11 +141,11 @@ fn object<'a>(types: &'a Types, of: &'a Type, above: &mut Vec<&'a str>) -> Optio
     match &of.scalar {
         Some(Kind::Any) | None if is_json(&of.name) => return None,
         Some(Kind::Any) => return Some(DeclType::object("object", [])),
-        Some(kind) => return scalar(kind),
+        Some(kind) => return scalar_type(kind),
         None => {}
     }
     if above.contains(&&*of.name) {
-        // What holds itself isn't looked into again.
+        // A recursive type is not expanded again.
         return Some(DeclType::object("object", []));
     }
     above.push(&of.name);
@@ -151,7 +155,7 @@ fn object<'a>(types: &'a Types, of: &'a Type, above: &mut Vec<&'a str>) -> Optio
     Some(DeclType::object("object", fields.iter().map(|(name, ty)| (name.as_str(), ty.clone()))))
 }
 
-/// Any JSON, of which nothing can be said.
+/// Whether the type is arbitrary JSON, which has no declared type.
 fn is_json(name: &str) -> bool {
     name.ends_with(".JSON") || name.contains(".JSONSchemaPropsOr")
 }
@@ -168,12 +172,12 @@ fn declare<'a>(types: &'a Types, kind: &'a Kind, field: Option<&Field>, above: &
             let known = types.by_message(message).is_some_and(|found| is_json(&found.name));
             (!known).then(|| DeclType::object("object", []))
         }
-        other => scalar(other),
+        other => scalar_type(other),
     }
 }
 
-/// The type of a plain value; none of a quantity, which is a text or a number.
-fn scalar(kind: &Kind) -> Option<DeclType> {
+/// The type of a scalar; `None` for a quantity, which is a text or a number.
+fn scalar_type(kind: &Kind) -> Option<DeclType> {
     let ty = match kind {
         Kind::String => CelType::String,
         Kind::Bool => CelType::Bool,
@@ -207,21 +211,21 @@ mod tests {
         json!({"spec": {"matchConstraints": {"resourceRules": rules}, "validations": validations}})
     }
 
-    fn told(policy: &Value) -> Vec<(String, String)> {
+    fn warnings_of(policy: &Value) -> Vec<(String, String)> {
         type_check(policy, &served()).into_iter().map(|w| (w.field_ref, w.warning)).collect()
     }
 
     #[test]
     fn what_no_object_has_is_told_of_each_kind() {
         let rules = [rule(&["apps"], &["v1"], &["deployments", "replicasets", "deployments/scale"])];
-        let told = told(&policy(&rules, &["object.spec.replicas > 1", "object.spec.nothing == 1"]));
+        let warnings = warnings_of(&policy(&rules, &["object.spec.replicas > 1", "object.spec.nothing == 1"]));
         let one = |kind: &str| {
             format!(
                 "apps/v1, Kind={kind}: ERROR: <input>:1:12: undefined field 'nothing'\n | object.spec.nothing == 1\n | ...........^\n"
             )
         };
         let wanted = format!("{}\n{}", one("Deployment"), one("ReplicaSet"));
-        assert_eq!(told, [("spec.validations[1].expression".to_owned(), wanted)]);
+        assert_eq!(warnings, [("spec.validations[1].expression".to_owned(), wanted)]);
     }
 
     #[test]
@@ -236,9 +240,9 @@ mod tests {
             "authorizer.group('').resource('pods').check('get').allowed()",
             "has(object.__namespace__) || true",
         ];
-        let told = told(&policy(&rules, &right));
-        let found: Vec<&str> = told.iter().map(|(at, _)| at.as_str()).collect();
-        assert_eq!(found, ["spec.validations[6].expression"], "{told:?}");
+        let warnings = warnings_of(&policy(&rules, &right));
+        let found: Vec<&str> = warnings.iter().map(|(at, _)| at.as_str()).collect();
+        assert_eq!(found, ["spec.validations[6].expression"], "{warnings:?}");
     }
 
     #[test]
@@ -248,15 +252,18 @@ mod tests {
         policy["spec"]["variables"] = json!([{"name": "n", "expression": "object.spec.replicas"}]);
         policy["spec"]["paramKind"] = json!({"apiVersion": "v1", "kind": "ConfigMap"});
         policy["spec"]["validations"][0]["messageExpression"] = json!("params.nothing");
-        let told = told(&policy);
-        let found: Vec<&str> = told.iter().map(|(at, _)| at.as_str()).collect();
+        let warnings = warnings_of(&policy);
+        let found: Vec<&str> = warnings.iter().map(|(at, _)| at.as_str()).collect();
         let wanted = [
             "spec.validations[0].expression",
             "spec.validations[0].messageExpression",
             "spec.validations[1].expression",
         ];
-        assert_eq!(found, wanted, "{told:?}");
-        assert!(told[0].1.contains("found no matching overload for '_==_' applied to '(int, string)'"), "{told:?}");
+        assert_eq!(found, wanted, "{warnings:?}");
+        assert!(
+            warnings[0].1.contains("found no matching overload for '_==_' applied to '(int, string)'"),
+            "{warnings:?}"
+        );
     }
 
     #[test]
@@ -268,7 +275,7 @@ mod tests {
             vec![rule(&[""], &["v1"], &["*", "*/*", "pods/status"])],
             vec![rule(&["none.example"], &["v1"], &["things"])],
         ] {
-            assert_eq!(told(&policy(&rules, &["object.nothing"])), [], "{rules:?}");
+            assert_eq!(warnings_of(&policy(&rules, &["object.nothing"])), [], "{rules:?}");
         }
         let all: Vec<&str> = RESOURCES.iter().filter(|row| row.version == "v1").map(|row| row.plural).collect();
         let many = type_check(&policy(&[rule(&[""], &["v1"], &all)], &["object.nothing"]), &served());
@@ -278,7 +285,7 @@ mod tests {
     #[test]
     fn every_served_kind_can_be_declared() {
         for resource in served() {
-            assert!(declared(&resource).is_some(), "{}", resource.kind);
+            assert!(declared_type(&resource).is_some(), "{}", resource.kind);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What policies and their bindings have in common: which requests they are about, and parameters.
+//! Rules that policies and their bindings share: match constraints, match conditions and parameters.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use crate::metadata::label_selector;
 use crate::read::{default_to, get, has, items, object_mut, text, texts};
 use crate::{Column, rules};
 
-/// What `matchConstraints` and `matchResources` leave open.
+/// Defaults of `matchConstraints` and `matchResources`.
 pub(super) fn default_match(of: &mut Value, key: &str) {
     if !has(of, key) {
         return;
@@ -31,7 +31,7 @@ pub(super) fn validate_match(errors: &mut ErrorList, matching: &Value, path: &Pa
     if matching.is_null() {
         return;
     }
-    one_of_given(errors, matching, "matchPolicy", &["Equivalent", "Exact"], path);
+    present_choice(errors, matching, "matchPolicy", &["Equivalent", "Exact"], path);
     for selector in ["namespaceSelector", "objectSelector"] {
         label_selector(errors, get(matching, selector), &path.child(selector));
     }
@@ -44,16 +44,16 @@ pub(super) fn validate_match(errors: &mut ErrorList, matching: &Value, path: &Pa
     }
 }
 
-/// A field that has one of some values, and has to be there and not empty.
-pub(super) fn one_of(errors: &mut ErrorList, of: &Value, key: &str, known: &[&str], path: &Path<'_>) {
+/// A required field with one of the given values.
+pub(super) fn required_choice(errors: &mut ErrorList, of: &Value, key: &str, known: &[&str], path: &Path<'_>) {
     if text(of, key).is_empty() {
         return errors.required(&path.child(key), "");
     }
-    one_of_given(errors, of, key, known, path);
+    present_choice(errors, of, key, known, path);
 }
 
-/// The same where empty is a value as others are, and no good one.
-pub(super) fn one_of_given(errors: &mut ErrorList, of: &Value, key: &str, known: &[&str], path: &Path<'_>) {
+/// As [`required_choice`], but an empty value is an unsupported value instead of a missing one.
+pub(super) fn present_choice(errors: &mut ErrorList, of: &Value, key: &str, known: &[&str], path: &Path<'_>) {
     let given = text(of, key);
     if !has(of, key) {
         errors.required(&path.child(key), "");
@@ -73,7 +73,7 @@ fn resource_names(errors: &mut ErrorList, rule: &Value, path: &Path<'_>) {
     }
 }
 
-/// What changes an object has nothing to change in a delete.
+/// Operations whose object a mutation can change: a delete has no object to change.
 const MUTABLE: &[&str] = &["*", "CONNECT", "CREATE", "UPDATE"];
 
 pub(super) fn validate_mutable(errors: &mut ErrorList, matching: &Value, path: &Path<'_>) {
@@ -86,7 +86,7 @@ pub(super) fn validate_mutable(errors: &mut ErrorList, matching: &Value, path: &
     }
 }
 
-/// `matchConstraints`, which are to name something.
+/// `matchConstraints`, which must have at least one rule.
 pub(super) fn validate_constraints(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     let at = path.child("matchConstraints");
     if !has(spec, "matchConstraints") {
@@ -134,7 +134,7 @@ fn joined(wrong: Vec<String>) -> Vec<String> {
     if wrong.is_empty() { wrong } else { vec![wrong.join(",")] }
 }
 
-/// Conditions; those of policies with parameters may name them.
+/// Match conditions; those of policies with `paramKind` may use `params`.
 pub(super) fn validate_conditions(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     let compiler = Compiler::new(has(spec, "paramKind"), false);
     matching::validate_conditions(errors, spec, path, |errors, expression, at| {
@@ -165,12 +165,12 @@ pub(super) fn validate_variables(errors: &mut ErrorList, spec: &Value, compiler:
 fn is_identifier(name: &str) -> bool {
     let first = name.chars().next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
     let escaped = apiserver_cel::types::escape(name);
-    // A reserved word is one that has to be escaped.
+    // A reserved word is escaped.
     let reserved = escaped.is_some_and(|escaped| escaped == format!("__{name}__"));
     first && !reserved && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
-/// What a binding names: its policy and its parameters.
+/// A binding's spec: its policy and its parameters.
 pub(super) fn validate_binding(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     let (name, at) = (text(spec, "policyName"), path.child("policyName"));
     match name.is_empty() {
@@ -201,27 +201,27 @@ fn validate_param_ref(errors: &mut ErrorList, reference: &Value, path: &Path<'_>
     if name.is_empty() && !selects {
         errors.required(path, "one of name or selector must be specified");
     }
-    one_of(errors, reference, "parameterNotFoundAction", &["Deny", "Allow"], path);
+    required_choice(errors, reference, "parameterNotFoundAction", &["Deny", "Allow"], path);
 }
 
-/// Columns of a policy's binding.
+/// Columns of a policy binding.
 pub(super) const BINDING_COLUMNS: &[Column] =
     &[NAME, column("PolicyName", "string"), column("ParamRef", "string"), AGE];
 
-/// Its cells.
+/// The cells of [`BINDING_COLUMNS`].
 pub(super) fn binding_cells(object: &Value, now: Timestamp) -> Vec<Value> {
     let spec = get(object, "spec");
     vec![name(object), json!(text(spec, "policyName")), json!(param_ref_cell(spec)), age(object, now)]
 }
 
-/// A policy's cells; `list` is what is counted of it.
+/// A policy's cells; the column of counts shows the length of `list`.
 pub(super) fn policy_cells(object: &Value, list: &str, now: Timestamp) -> Vec<Value> {
     let spec = get(object, "spec");
     let count = items(spec, list).len();
     vec![name(object), json!(count), json!(param_kind_cell(spec)), age(object, now)]
 }
 
-/// `paramRef` in a column.
+/// `paramRef` as a cell.
 fn param_ref_cell(spec: &Value) -> String {
     let reference = get(spec, "paramRef");
     if reference.is_null() {
@@ -252,7 +252,7 @@ fn metadata_selector(selector: &Value) -> String {
     )
 }
 
-/// `paramKind` in a column.
+/// `paramKind` as a cell.
 fn param_kind_cell(spec: &Value) -> String {
     let kind = get(spec, "paramKind");
     match kind.is_null() {

@@ -1,12 +1,12 @@
-//! Expressions of policies and of match conditions: what they may name, and what they have to come to.
+//! Expressions of policies and match conditions: their variables and their result types.
 
 use apiserver_cel::types::{DeclType, Type};
 use apiserver_cel::{Env, Program};
 
-/// Compiles the expressions of one policy, whose variables name those before them.
+/// Compiles the expressions of one policy. A variable's expression may use the variables before it.
 pub struct Compiler {
     env: Env,
-    /// For messages, which may not ask what is allowed.
+    /// For messages, which may not use `authorizer`.
     without_authorizer: Env,
     has_variables: bool,
 }
@@ -14,14 +14,14 @@ pub struct Compiler {
 /// The type of `variables`.
 const VARIABLES: &str = "kubernetes.variables";
 
-/// What an expression has to come to: a type, and the name that messages give it.
+/// The result types that an expression may have, each with its name in messages.
 pub type Expected<'a> = &'a [(Type, &'a str)];
 
-/// Of a validation or a match condition.
+/// Result of a validation or a match condition.
 pub const BOOL: Expected<'static> = &[(Type::Bool, "bool")];
-/// Of a message.
+/// Result of a message expression.
 pub const STRING: Expected<'static> = &[(Type::String, "string")];
-/// Of an audit annotation.
+/// Result of an audit annotation.
 pub const STRING_OR_NULL: Expected<'static> = &[(Type::String, "string"), (Type::Null, "null_type")];
 
 fn text() -> DeclType {
@@ -96,7 +96,7 @@ fn namespace() -> DeclType {
 }
 
 impl Compiler {
-    /// Where `params` may be named, and where objects and patches can be made.
+    /// For evaluation: `params` declares parameters, `mutation` allows object and patch construction.
     #[must_use]
     pub fn new(params: bool, mutation: bool) -> Self {
         let mut env = Env::new().variable("object", Type::Dyn).variable("oldObject", Type::Dyn);
@@ -109,7 +109,7 @@ impl Compiler {
         Self::of(env)
     }
 
-    /// For [`check`](Self::check): what objects are, and parameters where there are any, of a type that may not be known.
+    /// For [`check`](Self::check), with the types of objects and parameters; `Some(None)`: unknown parameters.
     #[must_use]
     pub fn typed(object: DeclType, params: Option<Option<DeclType>>) -> Self {
         let mut env = Env::new().declare("object", object.clone()).declare("oldObject", object);
@@ -128,10 +128,10 @@ impl Compiler {
         Self { env, without_authorizer, has_variables: false }
     }
 
-    /// An expression that comes to what is expected.
+    /// Compiles an expression with an expected result type.
     ///
     /// # Errors
-    /// What is wrong with it, as clients are told.
+    /// The message for clients.
     pub fn compile(&self, text: &str, authorizer: bool, expected: Expected<'_>) -> Result<Program, String> {
         let env = if authorizer { &self.env } else { &self.without_authorizer };
         let program = env.compile(text).map_err(|error| error.detail())?;
@@ -148,16 +148,16 @@ impl Compiler {
         })
     }
 
-    /// What is wrong with an expression, whatever it comes to.
+    /// The compile error of an expression with any result type.
     #[must_use]
     pub fn check(&self, text: &str) -> Option<String> {
         self.env.compile(text).err().map(|error| error.to_string())
     }
 
-    /// The expression of a variable, which later ones may name.
+    /// Compiles a variable's expression and declares the variable.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The message for clients.
     pub fn variable(&mut self, name: &str, text: &str) -> Result<Program, String> {
         if !self.has_variables {
             for env in [&mut self.env, &mut self.without_authorizer] {
@@ -166,7 +166,7 @@ impl Compiler {
             self.has_variables = true;
         }
         let compiled = self.env.compile(text).map_err(|error| error.detail());
-        // One that is wrong is told once, not wherever it is named.
+        // An error in a variable is reported once and not at each use.
         let ty = compiled.as_ref().map_or(Type::Dyn, |program| program.output_type().clone());
         for env in [&mut self.env, &mut self.without_authorizer] {
             env.add_field(VARIABLES, name, ty.clone());
@@ -174,10 +174,10 @@ impl Compiler {
         compiled
     }
 
-    /// The expression of a mutation, by its patch type.
+    /// Compiles a mutation's expression, whose result depends on the patch type.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The message for clients.
     pub fn mutation(&self, patch_type: &str, text: &str) -> Result<Program, String> {
         if patch_type == "JSONPatch" {
             let list = Type::list(Type::object("JSONPatch"));

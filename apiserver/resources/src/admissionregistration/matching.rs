@@ -1,4 +1,4 @@
-//! Which requests a webhook or a policy is about: rules with operations, and conditions.
+//! Request matching of webhooks and policies: rules with operations, and match conditions.
 
 use std::collections::BTreeSet;
 
@@ -12,14 +12,14 @@ const OPERATIONS: &[&str] = &["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
 const SCOPES: &[&str] = &["*", "Cluster", "Namespaced"];
 const CONDITIONS_MAX: usize = 64;
 
-/// What rules leave open.
+/// Defaults of rules.
 pub(crate) fn default_rules(of: &mut Value, key: &str) {
     for rule in items_mut(of, key) {
         default_to(rule, "scope", "*");
     }
 }
 
-/// Rules with operations; `subresources`: whether they may name those.
+/// Validates rules with operations; `subresources` allows subresources in `resources`.
 pub(crate) fn validate_rules(errors: &mut ErrorList, of: &Value, key: &str, subresources: bool, path: &Path<'_>) {
     let list = path.child(key);
     for (index, rule) in items(of, key).iter().enumerate() {
@@ -52,7 +52,7 @@ fn validate_rule(errors: &mut ErrorList, rule: &Value, subresources: bool, path:
     }
 }
 
-/// A list that is not empty, and holds nothing beside `*`.
+/// A list that is not empty, and whose only item is `*` if it has one.
 fn one_or_all(errors: &mut ErrorList, rule: &Value, key: &str, why: &str, path: &Path<'_>) {
     let list = items(rule, key);
     if list.is_empty() {
@@ -123,7 +123,7 @@ fn resources(errors: &mut ErrorList, rule: &Value, path: &Path<'_>) {
     }
 }
 
-/// Conditions, as far as their form goes; `check` is asked about each expression.
+/// Validates match conditions; `check` validates each expression.
 pub(crate) fn validate_conditions(
     errors: &mut ErrorList,
     of: &Value,

@@ -1,4 +1,4 @@
-//! admissionregistration.k8s.io: who is asked about what is written.
+//! The group `admissionregistration.k8s.io`: webhooks and policies that admit or mutate writes.
 
 pub mod checking;
 mod constraints;

@@ -1,10 +1,10 @@
-//! MutatingAdmissionPolicies and their bindings.
+//! MutatingAdmissionPolicies and their bindings: defaults, validation, columns.
 
 use jiff::Timestamp;
 use serde_json::Value;
 
 use super::constraints::{
-    BINDING_COLUMNS, binding_cells, default_match, one_of, one_of_given, policy_cells, validate_binding,
+    BINDING_COLUMNS, binding_cells, default_match, policy_cells, present_choice, required_choice, validate_binding,
     validate_conditions, validate_constraints, validate_mutable, validate_param_kind, validate_variables,
 };
 use super::expressions::Compiler;
@@ -14,7 +14,6 @@ use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{default_to, get, has, items, spec_of, text};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy};
 
-/// Policies.
 pub(crate) static POLICY: Row = Row {
     kind: "MutatingAdmissionPolicy",
     plural: "mutatingadmissionpolicies",
@@ -37,7 +36,6 @@ spec:
     ..ROW
 };
 
-/// Where policies are in force, and with which parameters.
 pub(crate) static BINDING: Row = Row {
     kind: "MutatingAdmissionPolicyBinding",
     plural: "mutatingadmissionpolicybindings",
@@ -112,7 +110,7 @@ impl Strategy for Policies {
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = ErrorList::new();
         let spec = get(object, "spec");
-        one_of_given(&mut errors, spec, "failurePolicy", &["Fail", "Ignore"], &SPEC);
+        present_choice(&mut errors, spec, "failurePolicy", &["Fail", "Ignore"], &SPEC);
         validate_param_kind(&mut errors, spec, &SPEC);
         validate_constraints(&mut errors, spec, &SPEC);
         validate_mutable(&mut errors, get(spec, "matchConstraints"), &SPEC.child("matchConstraints"));
@@ -126,7 +124,7 @@ impl Strategy for Policies {
         for (index, mutation) in mutations.iter().enumerate() {
             validate_mutation(&mut errors, mutation, &compiler, &list.index(index));
         }
-        one_of(&mut errors, spec, "reinvocationPolicy", &["IfNeeded", "Never"], &SPEC);
+        required_choice(&mut errors, spec, "reinvocationPolicy", &["IfNeeded", "Never"], &SPEC);
         errors.list()
     }
 

@@ -1,4 +1,4 @@
-//! ValidatingAdmissionPolicies and their bindings.
+//! ValidatingAdmissionPolicies and their bindings: defaults, validation, columns.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::constraints::{
-    BINDING_COLUMNS, binding_cells, default_match, one_of_given, policy_cells, validate_binding, validate_conditions,
+    BINDING_COLUMNS, binding_cells, default_match, policy_cells, present_choice, validate_binding, validate_conditions,
     validate_constraints, validate_param_kind, validate_variables,
 };
 use super::expressions::{BOOL, Compiler, STRING, STRING_OR_NULL};
@@ -15,10 +15,9 @@ use crate::field::{ErrorList, FieldError, Path};
 use crate::metadata::reset_for_status;
 use crate::read::{at, default_to, get, has, items, put, spec_of, text};
 use crate::{
-    Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, Unwritten, prepare_update_by_default, rules,
+    Column, Context, MetadataChecks, ResetFields, Row, STATUS, Storage, Strategy, prepare_update_by_default, rules,
 };
 
-/// Policies.
 pub(crate) static POLICY: Row = Row {
     kind: "ValidatingAdmissionPolicy",
     plural: "validatingadmissionpolicies",
@@ -40,7 +39,6 @@ spec:
     ..ROW
 };
 
-/// Where policies are in force, and with which parameters.
 pub(crate) static BINDING: Row = Row {
     kind: "ValidatingAdmissionPolicyBinding",
     plural: "validatingadmissionpolicybindings",
@@ -155,10 +153,10 @@ impl Strategy for Policies {
         if subresource.is_empty() { MetadataChecks::Whole } else { MetadataChecks::None }
     }
 
-    fn unwritten(&self, subresource: &str) -> Unwritten {
+    fn reset_fields(&self, subresource: &str) -> ResetFields {
         match subresource {
-            "status" => Unwritten::METADATA_TOO,
-            _ => Unwritten::Below(&[&["status"]]),
+            "status" => ResetFields::METADATA_TOO,
+            _ => ResetFields::Below(&[&["status"]]),
         }
     }
 
@@ -181,7 +179,7 @@ impl Strategy for Policies {
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = ErrorList::new();
         let spec = get(object, "spec");
-        one_of_given(&mut errors, spec, "failurePolicy", &["Fail", "Ignore"], &SPEC);
+        present_choice(&mut errors, spec, "failurePolicy", &["Fail", "Ignore"], &SPEC);
         validate_param_kind(&mut errors, spec, &SPEC);
         validate_constraints(&mut errors, spec, &SPEC);
         validate_conditions(&mut errors, spec, &SPEC);

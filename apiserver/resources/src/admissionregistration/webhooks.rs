@@ -1,4 +1,4 @@
-//! MutatingWebhookConfigurations and ValidatingWebhookConfigurations.
+//! MutatingWebhookConfigurations and ValidatingWebhookConfigurations: defaults, validation, columns.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,6 @@ use crate::metadata::label_selector;
 use crate::read::{default_to, get, has, int, items, items_mut, object_mut, text, texts};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy, rules, webhook_client};
 
-/// Those that may change what is written.
 pub(crate) static MUTATING: Row = Row {
     kind: "MutatingWebhookConfiguration",
     plural: "mutatingwebhookconfigurations",
@@ -33,7 +32,6 @@ webhooks:
     ..ROW
 };
 
-/// Those that only say yes or no.
 pub(crate) static VALIDATING: Row = Row {
     kind: "ValidatingWebhookConfiguration",
     plural: "validatingwebhookconfigurations",
@@ -62,7 +60,7 @@ struct Webhooks {
 const COLUMNS: &[Column] = &[NAME, column("Webhooks", "integer"), AGE];
 const VERSIONS: &[&str] = &["v1", "v1beta1"];
 
-fn one_of(errors: &mut ErrorList, hook: &Value, key: &str, known: &[&str], path: &Path<'_>) {
+fn required_choice(errors: &mut ErrorList, hook: &Value, key: &str, known: &[&str], path: &Path<'_>) {
     let given = text(hook, key);
     if has(hook, key) && !known.contains(&given) {
         errors.not_supported(&path.child(key), given, known);
@@ -80,12 +78,12 @@ fn validate_hook(errors: &mut ErrorList, hook: &Value, mutating: bool, path: &Pa
         errors.invalid(&at, own, "should be a domain with at least three segments separated by dots");
     }
     matching::validate_rules(errors, hook, "rules", true, path);
-    one_of(errors, hook, "failurePolicy", &["Fail", "Ignore"], path);
-    one_of(errors, hook, "matchPolicy", &["Equivalent", "Exact"], path);
+    required_choice(errors, hook, "failurePolicy", &["Fail", "Ignore"], path);
+    required_choice(errors, hook, "matchPolicy", &["Equivalent", "Exact"], path);
     if !has(hook, "sideEffects") {
         errors.required(&path.child("sideEffects"), "must specify one of None, NoneOnDryRun");
     }
-    one_of(errors, hook, "sideEffects", &["None", "NoneOnDryRun"], path);
+    required_choice(errors, hook, "sideEffects", &["None", "NoneOnDryRun"], path);
     if let Some(seconds) = int(hook, "timeoutSeconds")
         && !(1..=30).contains(&seconds)
     {
@@ -95,7 +93,7 @@ fn validate_hook(errors: &mut ErrorList, hook: &Value, mutating: bool, path: &Pa
         label_selector(errors, get(hook, selector), &path.child(selector));
     }
     if mutating {
-        one_of(errors, hook, "reinvocationPolicy", &["IfNeeded", "Never"], path);
+        required_choice(errors, hook, "reinvocationPolicy", &["IfNeeded", "Never"], path);
     }
     webhook_client::validate_client(errors, get(hook, "clientConfig"), &path.child("clientConfig"));
     let compiler = Compiler::new(false, false);

@@ -1,6 +1,6 @@
-//! What is made of a version's schema, while somebody uses it: the form that objects are checked by, and the types that they
-//! merge by. At rest its text is kept, packed: most definitions of a cluster are asked for nothing most of the time. What is
-//! made stays within a bound for all definitions together; what was used longest ago goes first.
+//! Cache of compiled schemas, per version of a definition: the form that objects are checked by, and the types that
+//! they merge by. Only the packed text is permanent, since most definitions of a cluster are unused most of the time.
+//! One bound on bytes holds for all definitions together; the least recently used schemas are evicted.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -13,15 +13,15 @@ use serde_json::{Value, json};
 use super::schema::{Schema, compile, drop_nulls, embedded, fill, prune, weight};
 use crate::resource_type::TypeSource;
 
-/// What all that is made of schemas may take, by its own account: some hundred definitions of 60 KiB that are used at once.
+/// Bound on the estimated memory of all compiled schemas: some hundred definitions of 60 KiB in use at once.
 pub const COMPILED_BYTES_MAX: usize = 64 << 20;
 
-/// What is made of a schema.
+/// A compiled schema.
 #[derive(Debug)]
 pub(crate) struct Compiled {
-    /// `None`: anything is kept.
+    /// `None`: objects are kept unchanged.
     schema: Option<Arc<Schema>>,
-    /// Why the schema can't be used. It was refused when it was written, but for what an earlier program took.
+    /// Why the schema doesn't compile. Validation rejects such schemas, but an earlier release may have stored one.
     pub(crate) wrong: Option<String>,
     types: SharedType,
     bytes: usize,
@@ -33,79 +33,84 @@ impl Compiled {
     }
 }
 
-/// Whose types are made.
+/// The names of a version's types.
 #[derive(Debug)]
-pub(crate) struct Named {
+pub(crate) struct TypeNames {
     pub(crate) group: Box<str>,
     pub(crate) version: Box<str>,
     pub(crate) kind: Box<str>,
     pub(crate) list_kind: Box<str>,
 }
 
-/// A version's schema: its text, and what was made of it while that is in use.
+/// A version's schema: its packed text, and its compiled form while cached.
 #[derive(Debug)]
-pub(crate) struct Source {
-    named: Named,
+pub(crate) struct SchemaSource {
+    names: TypeNames,
     text: Packed,
-    /// Whether objects are read by it, and not kept as they are.
-    reads: bool,
-    made: Mutex<Option<Arc<Compiled>>>,
-    /// One makes it; others wait for that.
-    making: Mutex<()>,
-    /// When it was used, by the count of uses.
+    /// Whether the schema is applied to objects, which are kept unchanged otherwise.
+    applies_schema: bool,
+    cached: Mutex<Option<Arc<Compiled>>>,
+    /// Held during compilation, so that a schema is compiled once.
+    compile_lock: Mutex<()>,
+    /// The use counter's value at the last use.
     used: AtomicU64,
-    compilations: Arc<Compilations>,
+    compilations: Arc<SchemaCache>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Source {
-    /// `reads`: objects are read by the schema, and not kept as they are.
-    pub(crate) fn new(named: Named, schema: &Value, reads: bool, compilations: &Arc<Compilations>) -> Arc<Self> {
+impl SchemaSource {
+    /// `applies_schema`: objects are kept unchanged otherwise.
+    pub(crate) fn new(
+        names: TypeNames,
+        schema: &Value,
+        applies_schema: bool,
+        compilations: &Arc<SchemaCache>,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            named,
+            names,
             text: Packed::alone(schema.to_string().as_bytes()),
-            reads: reads && schema.is_object(),
-            made: Mutex::default(),
-            making: Mutex::default(),
+            applies_schema: applies_schema && schema.is_object(),
+            cached: Mutex::default(),
+            compile_lock: Mutex::default(),
             used: AtomicU64::default(),
             compilations: compilations.clone(),
         })
     }
 
-    /// The schema as it was given.
+    /// The schema as given.
     pub(crate) fn schema(&self) -> Value {
         serde_json::from_slice(&self.text.text()).unwrap_or_default()
     }
 
-    /// Whether objects are read by it.
-    pub(crate) fn reads(&self) -> bool {
-        self.reads
+    /// Whether the schema is applied to objects.
+    pub(crate) fn applies_schema(&self) -> bool {
+        self.applies_schema
     }
 
-    /// What is made of it, for as long as the answer is held.
-    pub(crate) fn hold(self: &Arc<Self>) -> Arc<Compiled> {
+    /// Returns the compiled schema and compiles it if needed. An evicted schema lives while a caller holds it.
+    pub(crate) fn compiled(self: &Arc<Self>) -> Arc<Compiled> {
         self.used.store(self.compilations.uses.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
-        let known = || locked(&self.made).clone();
-        if let Some(made) = known() {
-            return made;
+        let cached = || locked(&self.cached).clone();
+        if let Some(compiled) = cached() {
+            return compiled;
         }
-        let _one = locked(&self.making);
-        if let Some(made) = known() {
-            return made;
+        let _guard = locked(&self.compile_lock);
+        if let Some(compiled) = cached() {
+            return compiled;
         }
-        let made = Arc::new(self.make());
-        *locked(&self.made) = Some(made.clone());
-        self.compilations.keep(self);
-        made
+        let compiled = Arc::new(self.compile_now());
+        *locked(&self.cached) = Some(compiled.clone());
+        self.compilations.insert_and_evict(self);
+        compiled
     }
 
-    fn make(&self) -> Compiled {
-        self.compilations.made.fetch_add(1, Ordering::Relaxed);
+    fn compile_now(&self) -> Compiled {
+        self.compilations.compiled.fetch_add(1, Ordering::Relaxed);
         let given = self.schema();
-        let (schema, wrong) = match self.reads.then(|| compile(&given)) {
+        let (schema, wrong) = match self.applies_schema.then(|| compile(&given)) {
             None => (None, None),
             Some(Ok(schema)) => (Some(Arc::new(schema)), None),
             Some(Err(why)) => (None, Some(why.to_string())),
@@ -115,38 +120,38 @@ impl Source {
         Compiled { schema, wrong, types, bytes }
     }
 
-    /// Types of the schema, or of anything where it is none that types can be made of.
+    /// The types of the schema; those of an untyped object if the schema yields none.
     fn types(&self, given: &Value, schema: Option<Arc<Schema>>) -> SharedType {
-        let Named { group, version, kind, list_kind } = &self.named;
+        let TypeNames { group, version, kind, list_kind } = &self.names;
         let of = GroupVersionKind { group, version, kind };
-        let reader: Arc<dyn Unstructured> = Arc::new(Reader(schema));
-        let made = |schema: &Value| custom(built_in(), of, list_kind, schema, Some(reader.clone()));
+        let reader: Arc<dyn Unstructured> = Arc::new(SchemaReader(schema));
+        let types_of = |schema: &Value| custom(built_in(), of, list_kind, schema, Some(reader.clone()));
         let anything = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
-        made(if given.is_object() { given } else { &anything })
-            .or_else(|_| made(&anything))
+        types_of(if given.is_object() { given } else { &anything })
+            .or_else(|_| types_of(&anything))
             .expect("anything has types")
     }
 
     fn bytes(&self) -> usize {
-        locked(&self.made).as_ref().map_or(0, |made| made.bytes)
+        locked(&self.cached).as_ref().map_or(0, |compiled| compiled.bytes)
     }
 }
 
-/// A source's types.
+/// The types of a source.
 #[derive(Debug)]
-pub(crate) struct Types(pub(crate) Arc<Source>);
+pub(crate) struct SourceTypes(pub(crate) Arc<SchemaSource>);
 
-impl TypeSource for Types {
+impl TypeSource for SourceTypes {
     fn hold(&self) -> SharedType {
-        self.0.hold().types.clone()
+        self.0.compiled().types.clone()
     }
 }
 
-/// Reads objects of a version.
+/// Applies a version's schema to objects.
 #[derive(Debug)]
-struct Reader(Option<Arc<Schema>>);
+struct SchemaReader(Option<Arc<Schema>>);
 
-impl Unstructured for Reader {
+impl Unstructured for SchemaReader {
     fn coerce(&self, object: &mut Value) -> Result<Vec<String>, String> {
         let Some(schema) = &self.0 else { return Ok(Vec::new()) };
         let mut taken = prune(object, schema);
@@ -162,54 +167,54 @@ impl Unstructured for Reader {
     }
 }
 
-/// Those that something is made of still.
-fn made(held: &[Weak<Source>]) -> Vec<Arc<Source>> {
+/// The sources that have a compiled form.
+fn cached_sources(held: &[Weak<SchemaSource>]) -> Vec<Arc<SchemaSource>> {
     held.iter().filter_map(Weak::upgrade).filter(|source| source.bytes() > 0).collect()
 }
 
-/// All that is made of schemas, and the bound on it.
+/// The cache of compiled schemas, with its bound.
 #[derive(Debug)]
-pub struct Compilations {
+pub struct SchemaCache {
     bytes_max: usize,
-    /// Of those that something is made of.
-    held: Mutex<Vec<Weak<Source>>>,
+    /// Sources that have a compiled form.
+    cached: Mutex<Vec<Weak<SchemaSource>>>,
     uses: AtomicU64,
-    /// What was used before stays no longer at the next rest.
-    rested: AtomicU64,
-    made: AtomicU64,
+    /// The use counter's value at the last [`rest`](Self::rest).
+    evicted_before: AtomicU64,
+    compiled: AtomicU64,
 }
 
-impl Default for Compilations {
+impl Default for SchemaCache {
     fn default() -> Self {
         Self::new(COMPILED_BYTES_MAX)
     }
 }
 
-impl Compilations {
-    /// With a bound.
+impl SchemaCache {
+    /// Creates a cache with a bound in bytes.
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {
         Self {
             bytes_max,
-            held: Mutex::default(),
+            cached: Mutex::default(),
             uses: AtomicU64::new(1),
-            rested: AtomicU64::default(),
-            made: AtomicU64::default(),
+            evicted_before: AtomicU64::default(),
+            compiled: AtomicU64::default(),
         }
     }
 
-    /// Lets go what was used longest ago, until the rest is within the bound.
-    fn keep(&self, new: &Arc<Source>) {
-        // One after the other: none may write down a list that lacks what another has just made.
-        let mut known = locked(&self.held);
-        let mut held = made(&known);
+    /// Evicts the least recently used schemas until the cache is within the bound.
+    fn insert_and_evict(&self, new: &Arc<SchemaSource>) {
+        // The lock is held throughout: a concurrent call would write a list that lacks the other call's source.
+        let mut known = locked(&self.cached);
+        let mut held = cached_sources(&known);
         held.retain(|source| !Arc::ptr_eq(source, new));
         held.sort_by_key(|source| std::cmp::Reverse(source.used.load(Ordering::Relaxed)));
         let mut bytes = new.bytes();
         held.retain(|source| {
             let with = bytes + source.bytes();
             if with > self.bytes_max {
-                *locked(&source.made) = None;
+                *locked(&source.cached) = None;
                 return false;
             }
             bytes = with;
@@ -219,28 +224,28 @@ impl Compilations {
         *known = held.iter().map(Arc::downgrade).collect();
     }
 
-    fn sources(&self) -> Vec<Arc<Source>> {
-        made(&locked(&self.held))
+    fn sources(&self) -> Vec<Arc<SchemaSource>> {
+        cached_sources(&locked(&self.cached))
     }
 
-    /// Lets go what nobody has used since this was last called.
+    /// Evicts schemas that have not been used since the previous call.
     pub fn rest(&self) {
-        let before = self.rested.swap(self.uses.load(Ordering::Relaxed), Ordering::Relaxed);
+        let before = self.evicted_before.swap(self.uses.load(Ordering::Relaxed), Ordering::Relaxed);
         for source in self.sources().iter().filter(|source| source.used.load(Ordering::Relaxed) < before) {
-            *locked(&source.made) = None;
+            *locked(&source.cached) = None;
         }
     }
 
-    /// What is held now, by its own account.
+    /// The estimated size of the cache, in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.sources().iter().map(|source| source.bytes()).sum()
     }
 
-    /// How often something was made.
+    /// The number of compilations.
     #[must_use]
     pub fn made(&self) -> u64 {
-        self.made.load(Ordering::Relaxed)
+        self.compiled.load(Ordering::Relaxed)
     }
 }
 
@@ -250,7 +255,7 @@ mod tests {
     use crate::ResourceInfo;
     use crate::apiextensions::custom::resources;
 
-    /// A schema as generators write it: sentences for each field, bounds and patterns for some, a rule here and there.
+    /// A schema as generators write it: descriptions for each field, bounds and patterns for some, a few rules.
     fn schema(fields: usize) -> Value {
         let about =
             "What it is for, in a sentence or two, as the source of the type has it beside the field that it is of.";
@@ -270,7 +275,7 @@ mod tests {
         json!({"type": "object", "properties": {"spec": {"type": "object", "properties": parts}}})
     }
 
-    fn served(name: &str, schema: &Value, compilations: &Arc<Compilations>) -> ResourceInfo {
+    fn served(name: &str, schema: &Value, compilations: &Arc<SchemaCache>) -> ResourceInfo {
         let names = json!({"plural": name, "singular": name, "kind": "Thing", "listKind": "ThingList"});
         let version = json!({"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}});
         let definition = json!({"metadata": {"name": format!("{name}.x.example")},
@@ -279,12 +284,12 @@ mod tests {
         resources(&definition, false, compilations).unwrap().remove(0)
     }
 
-    fn source(resource: &ResourceInfo) -> Arc<Source> {
+    fn source(resource: &ResourceInfo) -> Arc<SchemaSource> {
         let custom = resource.custom.as_ref().unwrap();
         custom.definition.versions[custom.version].source().clone()
     }
 
-    /// The bound that memory is held by: what is made of a schema is in proportion to its text.
+    /// The size of a compiled schema is proportional to its text, which bounds the memory.
     #[test]
     fn what_is_made_of_a_schema_is_in_proportion_to_its_text() {
         let schema = schema(50);
@@ -292,11 +297,11 @@ mod tests {
         let compilations = Arc::default();
         let resource = served("things", &schema, &compilations);
         let source = source(&resource);
-        let rests = source.text.packed_len() + size_of::<Source>();
+        let rests = source.text.packed_len() + size_of::<SchemaSource>();
         assert!(rests * 2 < text, "{rests} bytes rest of a schema of {text}");
-        assert_eq!(source.bytes(), 0, "nothing is made of what nobody has used");
-        let made = source.hold();
-        assert!(made.bytes < 4 * text, "{} bytes are made of a schema of {text}", made.bytes);
+        assert_eq!(source.bytes(), 0, "an unused schema is not compiled");
+        let made = source.compiled();
+        assert!(made.bytes < 4 * text, "{} bytes for a schema of {text}", made.bytes);
         assert_eq!(source.schema(), schema);
     }
 
@@ -304,13 +309,13 @@ mod tests {
     fn definitions_that_rest_take_nothing_and_those_in_use_stay_within_a_bound() {
         const DEFINITIONS: usize = 30;
         let schema = schema(10);
-        let one = source(&served("one", &schema, &Arc::default())).hold().bytes;
+        let one = source(&served("one", &schema, &Arc::default())).compiled().bytes;
         let bound = 7 * one;
-        let compilations = Arc::new(Compilations::new(bound));
+        let compilations = Arc::new(SchemaCache::new(bound));
         let served: Vec<ResourceInfo> =
             (0..DEFINITIONS).map(|n| served(&format!("things{n}"), &schema, &compilations)).collect();
         assert_eq!((compilations.bytes(), compilations.made()), (0, 0));
-        let held = source(&served[0]).hold();
+        let held = source(&served[0]).compiled();
         for resource in &served {
             drop(resource.schema.hold());
             assert!(compilations.bytes() <= bound);
@@ -320,18 +325,18 @@ mod tests {
             drop(resource.schema.hold());
         }
         assert_eq!(compilations.made(), DEFINITIONS as u64, "those used last are still there");
-        assert!(held.schema().is_some(), "who holds it has it");
+        assert!(held.schema().is_some(), "an evicted schema lives while held");
         drop(served[0].schema.hold());
-        assert_eq!(compilations.made(), DEFINITIONS as u64 + 1, "that used first is made anew");
+        assert_eq!(compilations.made(), DEFINITIONS as u64 + 1, "the least recently used schema is compiled again");
         compilations.rest();
         drop(served[0].schema.hold());
         compilations.rest();
-        assert_eq!((compilations.bytes(), source(&served[0]).bytes()), (one, one), "what nobody used meanwhile goes");
+        assert_eq!((compilations.bytes(), source(&served[0]).bytes()), (one, one), "unused schemas are evicted");
         compilations.rest();
         assert_eq!(compilations.bytes(), 0);
         for _ in 0..3 {
             served[..2].iter().for_each(|resource| drop(resource.schema.hold()));
-            assert_eq!(compilations.bytes(), 2 * one, "what is made anew counts once");
+            assert_eq!(compilations.bytes(), 2 * one, "a recompiled schema counts once");
             compilations.rest();
             compilations.rest();
         }
@@ -339,7 +344,7 @@ mod tests {
 
     #[test]
     fn one_larger_than_the_bound_is_made_once_for_all_who_use_it_now() {
-        let compilations = Arc::new(Compilations::new(1));
+        let compilations = Arc::new(SchemaCache::new(1));
         let (a, b) = (served("a", &schema(2), &compilations), served("b", &schema(2), &compilations));
         for _ in 0..3 {
             drop((a.schema.hold(), a.schema.hold()));
@@ -349,7 +354,7 @@ mod tests {
         assert_eq!(compilations.made(), 3, "each has the place of the other");
     }
 
-    /// What an earlier program took and this one doesn't: nothing is written by it, and who tries is told.
+    /// A schema that an earlier release accepted and this one doesn't: writes are rejected with the reason.
     #[test]
     fn a_schema_that_cannot_be_used_lets_nothing_be_written() {
         let wrong = json!({"type": "object", "properties": {"a": {"type": "string", "pattern": "["}}});

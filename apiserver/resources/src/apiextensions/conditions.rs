@@ -1,5 +1,5 @@
-//! What a definition's status says: which names it has, whether it is served, why not, how its end goes. All of it is decided
-//! from definitions as they are; the server writes it down.
+//! Conditions of a definition's status: accepted names, establishment, structural schema, approval, termination.
+//! Pure: computed from definitions; the server writes the result.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,32 +11,32 @@ use super::validate::structural_message;
 use crate::field::quoted;
 use crate::read::{get, items, object_mut, text, texts};
 
-/// Instances go before their definition does.
+/// Finalizer that deletes a definition's instances first.
 pub const FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
-/// Its names are nobody else's.
+/// The definition's names conflict with no other definition.
 pub const NAMES_ACCEPTED: &str = "NamesAccepted";
-/// It is served.
+/// The definition is served.
 pub const ESTABLISHED: &str = "Established";
-/// Its instances are going.
+/// The definition's instances are being deleted.
 pub const TERMINATING: &str = "Terminating";
 const NON_STRUCTURAL: &str = "NonStructuralSchema";
 const POLICY: &str = "KubernetesAPIApprovalPolicyConformant";
-/// What groups of the Kubernetes community must say.
+/// Annotation that definitions in groups of the Kubernetes community need.
 pub(crate) const APPROVAL: &str = "api-approved.kubernetes.io";
 
-/// A condition of a definition.
+/// A definition's condition of a type.
 #[must_use]
 pub fn find<'a>(definition: &'a Value, kind: &str) -> Option<&'a Value> {
     items(get(definition, "status"), "conditions").iter().find(|condition| text(condition, "type") == kind)
 }
 
-/// Whether a condition is there and true.
+/// Whether a condition is `True`.
 #[must_use]
 pub fn is_true(definition: &Value, kind: &str) -> bool {
     find(definition, kind).is_some_and(|condition| text(condition, "status") == "True")
 }
 
-/// Sets a condition; its time moves only where its status does.
+/// Sets a condition; `lastTransitionTime` changes only with the status.
 pub fn set(definition: &mut Value, kind: &str, status: &str, reason: &str, message: &str, now: Timestamp) {
     let old = find(definition, kind);
     let same = old.filter(|old| text(old, "status") == status).map(|old| text(old, "lastTransitionTime").to_owned());
@@ -61,9 +61,9 @@ fn remove(definition: &mut Value, kind: &str) {
     }
 }
 
-/// The definition with the conditions that it should have, if they are others than it has: names and structure first, then
-/// (`established`: once it is served) that it is. `others`: the `acceptedNames` of all others of its group, asked for where
-/// its names are not its own yet.
+/// The definition with updated conditions on names, schema structure and approval; `None` if nothing changes.
+/// `others` lists the `acceptedNames` of all other definitions of the group; it is called only if the names aren't
+/// accepted yet.
 #[must_use]
 pub fn judged(definition: &Value, others: impl FnOnce() -> Vec<Arc<Value>>, now: Timestamp) -> Option<Value> {
     let mut new = definition.clone();
@@ -73,7 +73,7 @@ pub fn judged(definition: &Value, others: impl FnOnce() -> Vec<Arc<Value>>, now:
     (new != *definition).then_some(new)
 }
 
-/// The definition as one that is served, or with the reason why it can't be.
+/// The definition with an updated condition `Established`; `None` if nothing changes.
 #[must_use]
 pub fn established(definition: &Value, now: Timestamp) -> Option<Value> {
     if is_true(definition, ESTABLISHED) || !is_true(definition, NAMES_ACCEPTED) {
@@ -90,7 +90,7 @@ pub fn established(definition: &Value, now: Timestamp) -> Option<Value> {
     (new != *definition).then_some(new)
 }
 
-/// Names that are free, or its own already, become its own.
+/// Accepts the names that no other definition has, and sets `NamesAccepted`.
 fn names(definition: &mut Value, others: impl FnOnce() -> Vec<Arc<Value>>, now: Timestamp) {
     let requested = get(get(definition, "spec"), "names").clone();
     let accepted = get(get(definition, "status"), "acceptedNames").clone();
@@ -157,7 +157,7 @@ fn names(definition: &mut Value, others: impl FnOnce() -> Vec<Arc<Value>>, now: 
     }
 }
 
-/// Schemas of before 1.16 need not be structural; nothing that is created now is so.
+/// Schemas from before 1.16 need not be structural; new ones must be.
 fn structure(definition: &mut Value, now: Timestamp) {
     match structural_message(definition) {
         Some(message) => set(definition, NON_STRUCTURAL, "True", "Violations", &message, now),
@@ -165,7 +165,7 @@ fn structure(definition: &mut Value, now: Timestamp) {
     }
 }
 
-/// What a group's own rules say of it.
+/// The state of the API approval policy.
 pub(crate) enum Approval {
     Missing,
     Bypassed(String),
@@ -173,7 +173,7 @@ pub(crate) enum Approval {
     Invalid(String),
 }
 
-/// Whether a group is one of the Kubernetes community's.
+/// Whether a group belongs to the Kubernetes community.
 pub(crate) fn is_protected(group: &str) -> bool {
     ["k8s.io", "kubernetes.io"]
         .iter()
@@ -182,17 +182,19 @@ pub(crate) fn is_protected(group: &str) -> bool {
 
 pub(crate) const MISSING_APPROVAL: &str = "protected groups must have approval annotation \"api-approved.kubernetes.io\", see https://github.com/kubernetes/enhancements/pull/1111";
 
-/// What a definition's annotation says.
+/// Reads the approval annotation.
 pub(crate) fn approval(definition: &Value) -> Approval {
-    let said = text(get(get(definition, "metadata"), "annotations"), APPROVAL);
-    let is_url = said.split_once("://").is_some_and(|(scheme, rest)| {
+    let annotation = text(get(get(definition, "metadata"), "annotations"), APPROVAL);
+    let is_url = annotation.split_once("://").is_some_and(|(scheme, rest)| {
         let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
-        scheme.starts_with(|c: char| c.is_ascii_alphabetic()) && !host.is_empty() && !said.contains(' ')
+        scheme.starts_with(|c: char| c.is_ascii_alphabetic()) && !host.is_empty() && !annotation.contains(' ')
     });
-    match said {
+    match annotation {
         "" => Approval::Missing,
-        said if said.starts_with("unapproved") => Approval::Bypassed(format!("not approved: {}", quoted(said))),
-        said if is_url => Approval::Approved(format!("approved in {said}")),
+        annotation if annotation.starts_with("unapproved") => {
+            Approval::Bypassed(format!("not approved: {}", quoted(annotation)))
+        }
+        annotation if is_url => Approval::Approved(format!("approved in {annotation}")),
         _ => Approval::Invalid(format!(
             "protected groups must have approval annotation {} with either a URL or a reason starting with \"unapproved\", \
              see https://github.com/kubernetes/enhancements/pull/1111",

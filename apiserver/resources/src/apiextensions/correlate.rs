@@ -1,11 +1,11 @@
-//! Which part of the object that was there stands behind a part of the new one: by name in maps, by keys in lists of type
-//! map. What did not change is let pass, though the schema has changed meanwhile.
+//! Correlates parts of a new object with those of the old one: by name in maps, by keys in lists of type map.
+//! Unchanged parts are exempt from validation (ratcheting), even if the schema has changed.
 
 use serde_json::Value;
 
-use super::schema::{Listed, Schema};
+use super::schema::{ListType, Schema};
 
-/// A part of an object, and what it was.
+/// A part of the new object with its counterpart in the old one.
 #[derive(Clone, Copy)]
 pub(crate) struct Correlated<'a> {
     new: &'a Value,
@@ -18,18 +18,18 @@ impl<'a> Correlated<'a> {
         Self { new, old, schema }
     }
 
-    /// Whether nothing changed.
+    /// Whether old and new are equal.
     pub(crate) fn is_unchanged(&self) -> bool {
         self.new == self.old
     }
 
-    /// Tells parts of one object apart.
+    /// An identity of the part within its object.
     pub(crate) fn address(&self) -> usize {
         std::ptr::from_ref(self.new).addr()
     }
 
-    /// Whether nothing changed, as upstream compares for the rules of a schema: a key that the schema doesn't know has nothing
-    /// behind it, so that what holds one counts as changed.
+    /// Whether old and new are equal by upstream's comparison for rules. A key that the schema doesn't know has no
+    /// counterpart, so an object with such a key counts as changed.
     pub(crate) fn is_same(&self) -> bool {
         match (self.new, self.old) {
             (Value::Object(new), Value::Object(old)) => {
@@ -37,7 +37,7 @@ impl<'a> Correlated<'a> {
                     |(key, new): (&String, &'a Value)| self.key(key, new).is_some_and(|below| below.is_same());
                 new.len() == old.len() && new.iter().all(is_same)
             }
-            (Value::Array(new), Value::Array(old)) if matches!(self.schema.listed, Listed::Map(_)) => {
+            (Value::Array(new), Value::Array(old)) if matches!(self.schema.listed, ListType::Map(_)) => {
                 let is_same = |(at, new): (usize, &'a Value)| self.index(at, new).is_some_and(|below| below.is_same());
                 new.len() == old.len() && new.iter().enumerate().all(is_same)
             }
@@ -45,23 +45,23 @@ impl<'a> Correlated<'a> {
         }
     }
 
-    /// The part at a key; `None`: it was not there, or the schema doesn't know it.
+    /// The part at a key; `None` if it is new or unknown to the schema.
     pub(crate) fn key(&self, key: &str, new: &'a Value) -> Option<Self> {
         let old = self.old.as_object()?.get(key)?;
         let schema = self.schema.properties.get(key).or_else(|| self.schema.additional.schema())?;
         Some(Self { new, old, schema })
     }
 
-    /// The item that is `new` now.
+    /// The counterpart of a list item.
     pub(crate) fn index(&self, _: usize, new: &'a Value) -> Option<Self> {
-        let Listed::Map(keys) = &self.schema.listed else { return None };
+        let ListType::Map(keys) = &self.schema.listed else { return None };
         let schema = self.schema.items.as_deref()?;
         let old = same_item(self.old.as_array()?, new, keys)?;
         Some(Self { new, old, schema })
     }
 }
 
-/// The item with the same keys, where there is just one.
+/// The only item with the same keys; `None` if there are several.
 pub(crate) fn same_item<'a>(list: &'a [Value], item: &Value, keys: &[Box<str>]) -> Option<&'a Value> {
     let item = item.as_object()?;
     let same =

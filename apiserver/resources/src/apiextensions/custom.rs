@@ -1,4 +1,4 @@
-//! What a definition makes of its versions: resources that are served, with a strategy of their own.
+//! Turns a definition into the resources that it serves, each with its strategy.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use machinery_api::schema::custom_name;
 use machinery_api::{GroupVersionKind, ObjectName, StorageKey, StoragePrefix};
 use serde_json::{Value, json};
 
-use super::compiled::{Compilations, Named, Source, Types};
+use super::compiled::{SchemaCache, SchemaSource, SourceTypes, TypeNames};
 use super::custom_strategy::CustomStrategy;
 use super::definitions;
 use super::schema::{Schema, drop_nulls, embedded, fill, prune};
@@ -16,92 +16,83 @@ use crate::read::{flag, get, items, text, texts};
 use crate::resource_type::ResourceType;
 use crate::{ALL_VERBS, Deletion, ResourceInfo, SCALE, STATUS, SharedStrategy, Subresource};
 
-/// A definition as its resources share it.
+/// A definition, shared by its resources.
 #[derive(Debug)]
 pub struct Definition {
-    /// Its name.
     pub name: Arc<str>,
-    /// Where it is stored.
+    /// The definition's storage key.
     pub key: StorageKey,
-    /// Its uid.
     pub uid: Arc<str>,
-    /// The group.
     pub group: Arc<str>,
-    /// The kind.
     pub kind: Arc<str>,
-    /// How objects get from one version to another.
+    /// The conversion between versions.
     pub conversion: Conversion,
-    /// Nothing new is created any more.
+    /// Whether creates are rejected.
     pub terminating: bool,
-    /// Stands for how objects are stored: an object under another one is read anew by the schema of its version. Never 0.
+    /// Identifies the stored form; objects of another generation are read again by their version's schema. Never 0.
     pub generation: u32,
-    /// Stands for how objects are shown: what was made of an object under another one is made anew.
+    /// Identifies the served form. Cached forms of another value are rebuilt.
     pub views: u64,
     /// All versions, served or not.
     pub versions: Vec<Version>,
-    /// Which of them is stored.
+    /// The index of the storage version.
     pub storage: usize,
 }
 
-/// How objects get from one version to another.
+/// The conversion between versions.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Conversion {
-    /// By their apiVersion alone.
+    /// Changes only `apiVersion`.
     None,
-    /// By asking a webhook: its `spec.conversion.webhook`.
+    /// Calls the webhook of `spec.conversion.webhook`.
     Webhook(Arc<Value>),
 }
 
 /// A version of a definition.
 #[derive(Debug)]
 pub struct Version {
-    /// Its name.
     pub name: Arc<str>,
     /// `group/version`
     pub api_version: Arc<str>,
-    /// Its schema.
-    schema: Arc<Source>,
-    /// The kind of lists.
+    schema: Arc<SchemaSource>,
     list_kind: Arc<str>,
 }
 
-/// One version of a definition, as a resource has it.
+/// One version of a definition, as a served resource.
 #[derive(Debug)]
 pub struct CustomResource {
-    /// The definition.
     pub definition: Arc<Definition>,
-    /// Which of its versions.
+    /// The index of its version.
     pub version: usize,
-    /// What each request is warned of.
+    /// The deprecation warning for each request.
     pub warning: Option<Arc<str>>,
-    /// The kind of lists.
     pub list_kind: Arc<str>,
-    /// Where `scale` finds what it shows.
+    /// The paths of the subresource `scale`.
     pub scale: Option<ScalePaths>,
-    /// Stands for its schema as it is published.
+    /// Identifies the published schema.
     pub open_api_tag: u64,
 }
 
-/// Where the numbers of a Scale stand in an object, as JSON pointers.
+/// The paths of a Scale's values in an object, as JSON pointers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScalePaths {
-    /// How many are wanted.
+    /// `spec.replicas`.
     pub spec: Box<str>,
-    /// The same as the definition spells it.
+    /// `specReplicasPath` as the definition spells it.
     pub spec_path: Box<str>,
-    /// How many there are.
+    /// `status.replicas`.
     pub status: Box<str>,
-    /// Which are meant; empty: it isn't said.
+    /// The label selector; empty if the definition has none.
     pub selector: Box<str>,
 }
 
 impl ScalePaths {
-    /// The fields that lead to how many are wanted.
+    /// The field names of `specReplicasPath`.
     pub fn wanted(&self) -> impl Iterator<Item = &str> {
         self.spec_path.split('.').skip(1)
     }
 
-    /// Sets how many are wanted, with the objects that lead there; false: something else is in the way.
+    /// Sets the number of replicas and creates missing parents; false if a parent is no object.
     pub fn set(&self, object: &mut Value, replicas: i64) -> bool {
         let mut at = object;
         for part in self.wanted() {
@@ -126,21 +117,21 @@ fn pointer(path: &str) -> Box<str> {
 
 impl Version {
     #[cfg(test)]
-    pub(super) fn source(&self) -> &Arc<Source> {
+    pub(super) fn source(&self) -> &Arc<SchemaSource> {
         &self.schema
     }
 
-    /// What its schema makes of an object of this version that was stored: unknown fields go, defaults come.
+    /// Applies the version's schema to a stored object: prunes unknown fields and sets defaults.
     pub fn settle(&self, object: &mut Value) {
-        let made = self.schema.hold();
+        let made = self.schema.compiled();
         let Some(schema) = made.schema() else { return };
         coerce(object, schema);
         fill(object, schema);
     }
 
-    /// The same for an object that was converted into this version.
+    /// Prunes an object that was converted into this version.
     pub fn coerce(&self, object: &mut Value) {
-        if let Some(schema) = self.schema.hold().schema() {
+        if let Some(schema) = self.schema.compiled().schema() {
             coerce(object, schema);
         }
     }
@@ -149,15 +140,15 @@ impl Version {
 fn coerce(object: &mut Value, schema: &Schema) {
     prune(object, schema);
     drop_nulls(object, Some(schema));
-    // What is malformed was stored before it was looked at.
+    // Malformed metadata was stored before it was validated.
     let _ = embedded::coerce(object, schema, true);
 }
 
-/// A schema as it is published. Its text rests packed: who asks for it has it read anew.
+/// A published schema, unpacked and parsed on demand.
 #[derive(Debug)]
 pub struct Published {
-    source: Arc<Source>,
-    /// `x-kubernetes-selectable-fields`, where there are any.
+    source: Arc<SchemaSource>,
+    /// `x-kubernetes-selectable-fields`, if there are any.
     fields: Option<Value>,
 }
 
@@ -165,7 +156,7 @@ impl Published {
     /// The schema, with `x-kubernetes-selectable-fields`.
     #[must_use]
     pub fn value(&self) -> Value {
-        let mut published = match self.source.reads() {
+        let mut published = match self.source.applies_schema() {
             true => self.source.schema(),
             false => json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}),
         };
@@ -177,20 +168,20 @@ impl Published {
 }
 
 impl Definition {
-    /// The version of that apiVersion.
+    /// The version with an `apiVersion`.
     #[must_use]
     pub fn version_of(&self, api_version: &str) -> Option<&Version> {
         self.versions.iter().find(|version| &*version.api_version == api_version)
     }
 
-    /// The version that is stored.
+    /// The storage version.
     #[must_use]
     pub fn stored(&self) -> &Version {
         &self.versions[self.storage]
     }
 }
 
-/// FNV-1a, folded: stands for how objects are stored.
+/// A non-zero 32-bit tag of the stored form: FNV-1a, folded.
 fn generation(text: &str) -> u32 {
     let hash = hash(text);
     (((hash >> 32) ^ hash) as u32).max(1)
@@ -200,17 +191,17 @@ fn hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// The resources that a definition serves, the stored version first; their schemas are compiled when they are first used. An
-/// error says why it can't be served.
+/// The resources that a definition serves, the storage version first. Schemas are compiled on first use. The error is
+/// the reason why it can't be served.
 pub fn resources(
     definition: &Value,
     terminating: bool,
-    compilations: &Arc<Compilations>,
+    compilations: &Arc<SchemaCache>,
 ) -> Result<Vec<ResourceInfo>, String> {
     let spec = get(definition, "spec");
     let metadata = get(definition, "metadata");
     let group = text(spec, "group");
-    // Names that are accepted, which those of the spec may not be.
+    // The accepted names, which may differ from those of the spec.
     let names = get(get(definition, "status"), "acceptedNames");
     let all = items(spec, "versions");
     let storage = all.iter().position(|version| flag(version, "storage")).ok_or("no version is stored")?;
@@ -223,8 +214,8 @@ pub fn resources(
     for version in all {
         let name = text(version, "name");
         let named =
-            Named { group: group.into(), version: name.into(), kind: kind.into(), list_kind: (*list_kind).into() };
-        let schema = Source::new(named, schema_of(version), !flag(spec, "preserveUnknownFields"), compilations);
+            TypeNames { group: group.into(), version: name.into(), kind: kind.into(), list_kind: (*list_kind).into() };
+        let schema = SchemaSource::new(named, schema_of(version), !flag(spec, "preserveUnknownFields"), compilations);
         let api_version = format!("{group}/{name}").into();
         versions.push(Version { name: name.into(), api_version, schema, list_kind: list_kind.clone() });
     }
@@ -245,11 +236,11 @@ pub fn resources(
         versions,
         storage,
     });
-    let maker = Maker { spec, names, definition: &shared };
-    let stored = Arc::new(maker.resource(storage, &all[storage])?);
+    let builder = ResourceBuilder { spec, names, definition: &shared };
+    let stored = Arc::new(builder.resource(storage, &all[storage])?);
     let mut out = Vec::with_capacity(all.len());
     for (at, version) in all.iter().enumerate() {
-        let mut made = maker.resource(at, version)?;
+        let mut made = builder.resource(at, version)?;
         if at == storage {
             out.insert(0, made);
         } else if flag(version, "served") {
@@ -260,20 +251,20 @@ pub fn resources(
     Ok(out)
 }
 
-/// Whether the stored version, which comes first, is served too.
+/// Whether the storage version, which is always the first resource, is also served.
 #[must_use]
 pub fn serves_storage_version(definition: &Value) -> bool {
     let versions = items(get(definition, "spec"), "versions");
     versions.iter().any(|version| flag(version, "storage") && flag(version, "served"))
 }
 
-struct Maker<'a> {
+struct ResourceBuilder<'a> {
     spec: &'a Value,
     names: &'a Value,
     definition: &'a Arc<Definition>,
 }
 
-impl Maker<'_> {
+impl ResourceBuilder<'_> {
     fn resource(&self, at: usize, version: &Value) -> Result<ResourceInfo, String> {
         let (group, name) = (text(self.spec, "group"), text(version, "name"));
         let (kind, plural) = (text(self.names, "kind"), text(self.names, "plural"));
@@ -306,7 +297,7 @@ impl Maker<'_> {
             short_names: list("shortNames"),
             categories: list("categories"),
             namespaced: text(self.spec, "scope") == "Namespaced",
-            schema: ResourceType::Source(type_name.into(), Arc::new(Types(own.clone()))),
+            schema: ResourceType::Source(type_name.into(), Arc::new(SourceTypes(own.clone()))),
             openapi: Some(Arc::new(open_api)),
             verbs: ALL_VERBS.to_vec(),
             subresources: offered,
@@ -314,7 +305,7 @@ impl Maker<'_> {
             source: None,
             stored_as: None,
             review: None,
-            stands_for: None,
+            forwards_to: None,
             indexed_fields: Arc::default(),
             indexes_labels: false,
             shows_empty: false,
@@ -334,8 +325,8 @@ impl Maker<'_> {
         })
     }
 
-    /// The schema as it is published.
-    fn open_api(&self, version: &Value, source: &Arc<Source>) -> Published {
+    /// The published schema.
+    fn open_api(&self, version: &Value, source: &Arc<SchemaSource>) -> Published {
         let fields: Vec<Value> = items(version, "selectableFields")
             .iter()
             .map(|field| json!({"fieldPath": text(field, "jsonPath").trim_start_matches('.')}))
@@ -347,29 +338,29 @@ impl Maker<'_> {
         if !flag(version, "deprecated") {
             return None;
         }
-        if let Some(said) = get(version, "deprecationWarning").as_str() {
-            return Some(said.into());
+        if let Some(warning) = get(version, "deprecationWarning").as_str() {
+            return Some(warning.into());
         }
         let (group, kind) = (text(self.spec, "group"), text(self.names, "kind"));
         let name = text(version, "name");
-        let mut said = format!("{group}/{name} {kind} is deprecated");
-        // The best of the others that is served and not deprecated, if it is better.
+        let mut warning = format!("{group}/{name} {kind} is deprecated");
+        // The best other served, non-deprecated version, if it precedes this one.
         let better = items(self.spec, "versions")
             .iter()
             .filter(|other| flag(other, "served") && !flag(other, "deprecated"))
             .map(|other| text(other, "name"))
             .min_by_key(|name| version_order(name));
         if let Some(better) = better.filter(|better| version_order(better) < version_order(name)) {
-            said.push_str(&format!("; use {group}/{better} {kind}"));
+            warning.push_str(&format!("; use {group}/{better} {kind}"));
         }
-        Some(said.into())
+        Some(warning.into())
     }
 }
 
-/// A version's place: its parts, the greatest first, and the name of one that has none.
+/// Sort key of a version name: its parts in descending order, or the name if it has none.
 pub type VersionOrder<'a> = (Reverse<Option<(u8, u64, u64)>>, &'a str);
 
-/// Upstream's order of versions: stable ones before beta and alpha, the highest first; other names come last.
+/// Upstream's order of versions: stable before beta and alpha, the highest first; other names last.
 #[must_use]
 pub fn version_order(name: &str) -> VersionOrder<'_> {
     fn parse(name: &str) -> Option<(u8, u64, u64)> {

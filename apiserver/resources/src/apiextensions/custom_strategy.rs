@@ -1,4 +1,4 @@
-//! What is particular about a custom resource: all of it out of its definition.
+//! The strategy of a custom resource, derived from its definition.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
-use super::compiled::Source;
+use super::compiled::SchemaSource;
 use super::correlate::Correlated;
 use super::custom::ScalePaths;
 use super::schema::path::{JsonPath, printed};
@@ -14,29 +14,29 @@ use super::schema::{Schema, check, embedded, lists, rules};
 use crate::cells::{self, NAME, name};
 use crate::field::{ErrorList, FieldError, Path, quoted};
 use crate::read::{get, int, items, text, texts};
-use crate::{Column, Context, MetadataChecks, Strategy, Unwritten};
+use crate::{Column, Context, MetadataChecks, ResetFields, Strategy};
 
-/// A column that the definition adds.
-struct Cell {
+/// A column of the definition.
+struct CustomColumn {
     path: Option<JsonPath>,
     kind: Box<str>,
 }
 
-/// See the module.
+/// The strategy of one version.
 pub(super) struct CustomStrategy {
-    schema: Arc<Source>,
+    schema: Arc<SchemaSource>,
     has_status: bool,
     scale: Option<ScalePaths>,
     scale_names: [Box<str>; 3],
     columns: Vec<Column>,
-    cells: Vec<Cell>,
+    cells: Vec<CustomColumn>,
     fields: Vec<Text>,
     field_paths: Vec<JsonPath>,
 }
 
 impl CustomStrategy {
     pub(super) fn new(
-        schema: Arc<Source>,
+        schema: Arc<SchemaSource>,
         version: &Value,
         has_status: bool,
         scale: Option<ScalePaths>,
@@ -61,14 +61,14 @@ impl CustomStrategy {
                 description: Text::Owned(about),
                 priority: int(column, "priority").and_then(|n| i32::try_from(n).ok()).unwrap_or(0),
             });
-            cells.push(Cell { path: JsonPath::parse(path), kind: text(column, "type").into() });
+            cells.push(CustomColumn { path: JsonPath::parse(path), kind: text(column, "type").into() });
         }
-        // Upstream shows none of the columns after one whose path it does not understand.
+        // Upstream drops all columns after one with an unsupported path.
         if let Some(at) = cells.iter().position(|cell| cell.path.is_none()) {
             cells.truncate(at);
             columns.truncate(at + 1);
         }
-        // All versions' fields: what is stored in one is asked for in another.
+        // The fields of all versions, since a selector of one version applies to objects stored in another.
         let mut fields: Vec<Text> = Vec::new();
         for version in items(spec, "versions") {
             for field in items(version, "selectableFields") {
@@ -140,7 +140,7 @@ impl CustomStrategy {
     ) -> Vec<FieldError> {
         let status = context.subresource == "status";
         let mut errors = ErrorList::new();
-        let made = self.schema.hold();
+        let made = self.schema.compiled();
         if let Some(wrong) = &made.wrong {
             errors.add(|| FieldError::internal(&Path::root("<nil>"), &format!("the schema can't be used: {wrong}")));
         }
@@ -176,7 +176,7 @@ impl CustomStrategy {
     }
 }
 
-/// Findings that rules can't be asked beside: they would see values of other types.
+/// Errors after which rules are not evaluated, since values have unexpected types.
 const BLOCKING: &[&str] = &[
     "FieldValueNotSupported",
     "FieldValueRequired",
@@ -205,11 +205,11 @@ fn without_metadata(object: &Value) -> impl Iterator<Item = (&String, &Value)> {
 }
 
 impl Strategy for CustomStrategy {
-    fn unwritten(&self, subresource: &str) -> Unwritten {
+    fn reset_fields(&self, subresource: &str) -> ResetFields {
         match subresource {
-            "status" => Unwritten::METADATA_TOO,
-            _ if self.has_status => Unwritten::Below(&[&["status"]]),
-            _ => Unwritten::Below(&[]),
+            "status" => ResetFields::METADATA_TOO,
+            _ if self.has_status => ResetFields::Below(&[&["status"]]),
+            _ => ResetFields::Below(&[]),
         }
     }
 
@@ -283,7 +283,11 @@ impl Strategy for CustomStrategy {
             all
         };
         let before = finalizers(old);
-        finalizers(Some(object)).iter().filter(|new| !before.contains(new)).flat_map(|new| odd_finalizer(new)).collect()
+        finalizers(Some(object))
+            .iter()
+            .filter(|new| !before.contains(new))
+            .flat_map(|new| finalizer_warnings(new))
+            .collect()
     }
 
     fn unconditional_update(&self) -> bool {
@@ -297,7 +301,7 @@ impl Strategy for CustomStrategy {
     fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
         let more = self.cells.iter().map(|cell| {
             let Some(path) = &cell.path else { return Value::Null };
-            path.find(object).first().map_or(Value::Null, |found| shown(found, &cell.kind, now))
+            path.find(object).first().map_or(Value::Null, |found| format_cell(found, &cell.kind, now))
         });
         std::iter::once(name(object)).chain(more).collect()
     }
@@ -319,23 +323,23 @@ impl Strategy for CustomStrategy {
     }
 }
 
-/// A finalizer that others may use for something else.
-fn odd_finalizer(finalizer: &str) -> Vec<String> {
+/// Warns about a finalizer without a domain.
+fn finalizer_warnings(finalizer: &str) -> Vec<String> {
     let at = format!("metadata.finalizers: {}: ", quoted(finalizer));
-    let mut said: Vec<String> =
+    let mut warnings: Vec<String> =
         crate::rules::label_key(finalizer).into_iter().map(|why| format!("{at}{why}")).collect();
     let standard = matches!(finalizer, "orphan" | "foregroundDeletion" | "kubernetes");
     if !finalizer.contains('/') && !standard {
         let path = if finalizer.contains('.') { " including a path (/)" } else { "" };
-        said.push(format!(
+        warnings.push(format!(
             "{at}prefer a domain-qualified finalizer name{path} to avoid accidental conflicts with other finalizer writers"
         ));
     }
-    said
+    warnings
 }
 
-/// A value as a column of a type shows it.
-fn shown(value: &Value, kind: &str, now: Timestamp) -> Value {
+/// A value as a cell of a column's type.
+fn format_cell(value: &Value, kind: &str, now: Timestamp) -> Value {
     match (kind, value) {
         ("string", value) => printed(value).into(),
         ("integer", Value::Number(n)) => n.as_i64().or_else(|| n.as_f64().map(|n| n as i64)).into(),

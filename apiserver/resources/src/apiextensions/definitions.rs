@@ -1,4 +1,4 @@
-//! CustomResourceDefinitions: what a client may decide about them, and what the server keeps.
+//! CustomResourceDefinitions: the strategy of definitions themselves.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -11,10 +11,9 @@ use crate::read::{default_to, default_zero_to, get, items, items_mut, object_mut
 use crate::rules::NameRule;
 use crate::{Column, Context, Row, STATUS, Storage, Strategy, prepare_update_by_default};
 
-/// Where they are stored.
+/// Their storage prefix.
 pub(crate) const STORED: &str = "apiextensions.k8s.io/customresourcedefinitions";
 
-/// CustomResourceDefinitions.
 pub(crate) static ROW: Row = Row {
     group: "apiextensions.k8s.io",
     kind: "CustomResourceDefinition",
@@ -49,14 +48,14 @@ spec:
 
 struct CustomResourceDefinition;
 
-/// The version that objects are stored in.
+/// The name of the storage version.
 pub(crate) fn storage_version(object: &Value) -> Option<&str> {
     let versions = items(get(object, "spec"), "versions");
     versions.iter().find(|version| get(version, "storage") == &Value::Bool(true)).map(|version| text(version, "name"))
 }
 
-/// Objects are about to be stored in the storage version, if they weren't before.
-fn note_storage_version(object: &mut Value) {
+/// Adds the storage version to `status.storedVersions`.
+fn record_storage_version(object: &mut Value) {
     let Some(name) = storage_version(object).map(str::to_owned) else { return };
     let status = object_mut(object, "status");
     if texts(status, "storedVersions").any(|stored| stored == name) {
@@ -67,21 +66,25 @@ fn note_storage_version(object: &mut Value) {
     status["storedVersions"] = json!(stored);
 }
 
-/// Schemas within `items` and the like, which are of several types: what is no part of a schema goes.
-fn clean_schemas(schema: &mut Value) {
+/// Drops keys that are no schema keywords in fields of several types, such as `items`.
+fn drop_unknown_keywords(schema: &mut Value) {
     let Value::Object(map) = schema else { return };
     map.retain(|key, value| !value.is_null() && validate::is_keyword(key));
     for key in ["items", "additionalProperties", "additionalItems", "not"] {
         if let Some(below) = map.get_mut(key) {
-            clean_schemas(below);
-            below.as_array_mut().into_iter().flatten().for_each(clean_schemas);
+            drop_unknown_keywords(below);
+            below.as_array_mut().into_iter().flatten().for_each(drop_unknown_keywords);
         }
     }
     for key in ["allOf", "anyOf", "oneOf"] {
-        map.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten().for_each(clean_schemas);
+        map.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten().for_each(drop_unknown_keywords);
     }
     for key in ["properties", "patternProperties", "definitions"] {
-        map.get_mut(key).and_then(Value::as_object_mut).into_iter().flatten().for_each(|(_, v)| clean_schemas(v));
+        map.get_mut(key)
+            .and_then(Value::as_object_mut)
+            .into_iter()
+            .flatten()
+            .for_each(|(_, v)| drop_unknown_keywords(v));
     }
     for key in ["default", "example"] {
         if map.get(key) == Some(&Value::Null) {
@@ -105,23 +108,23 @@ impl Strategy for CustomResourceDefinition {
         }
         for version in items_mut(spec, "versions") {
             if let Some(schema) = version.pointer_mut("/schema/openAPIV3Schema") {
-                clean_schemas(schema);
+                drop_unknown_keywords(schema);
             }
         }
         if texts(get(object, "status"), "storedVersions").next().is_none() {
-            note_storage_version(object);
+            record_storage_version(object);
         }
     }
 
     fn prepare_create(&self, _: &Context<'_>, object: &mut Value) {
         object["status"] = json!({});
-        note_storage_version(object);
+        record_storage_version(object);
     }
 
     fn prepare_update(&self, context: &Context<'_>, new: &mut Value, old: &Value) {
         prepare_update_by_default(context, new, old);
         if context.subresource.is_empty() {
-            note_storage_version(new);
+            record_storage_version(new);
         }
     }
 
@@ -153,7 +156,7 @@ impl Strategy for CustomResourceDefinition {
         false
     }
 
-    fn begins_deletion(&self, object: &Value, now: Timestamp) -> Option<Value> {
+    fn start_deletion(&self, object: &Value, now: Timestamp) -> Option<Value> {
         let metadata = get(object, "metadata");
         if !get(metadata, "deletionTimestamp").is_null() {
             return None;

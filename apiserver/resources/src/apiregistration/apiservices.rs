@@ -1,6 +1,6 @@
-//! APIServices: a group and version, and the Service of another API server that serves it; none: this one does.
+//! APIServices: a group and version, and the Service of the API server that serves it; none for this server's own.
 
-use crate::Unwritten;
+use crate::ResetFields;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -11,7 +11,6 @@ use crate::read::{at, default_to, fields, flag, get, has, int, items, put, text}
 use crate::rules::NameRule;
 use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, prepare_update_by_default, rules};
 
-/// APIServices.
 pub(crate) static ROW: Row = Row {
     group: "apiregistration.k8s.io",
     kind: "APIService",
@@ -21,7 +20,7 @@ pub(crate) static ROW: Row = Row {
     schema: "io.k8s.kube-aggregator.pkg.apis.apiregistration.v1.APIService",
     subresources: &[STATUS],
     storage: Storage::Stored("apiregistration.k8s.io/apiservices"),
-    inert: Some("nothing is passed on to other API servers here yet: what the APIService names is not served"),
+    inert: Some("requests are not proxied to other API servers yet: the group and version is not served"),
     strategy: &ApiService,
     example: r#"apiVersion: apiregistration.k8s.io/v1
 kind: APIService
@@ -70,7 +69,7 @@ fn remote(errors: &mut ErrorList, spec: &Value, service: &Value) {
     }
 }
 
-fn mismatch(wanted: &str) -> String {
+fn name_mismatch(wanted: &str) -> String {
     format!("must be `spec.version+\".\"+spec.group`: {}", crate::field::quoted(wanted))
 }
 
@@ -79,16 +78,16 @@ fn validate(errors: &mut ErrorList, object: &Value) {
     let (group, version, named) = (text(spec, "group"), text(spec, "version"), crate::read::name(object));
     let wanted = format!("{version}.{group}");
     let prefix = text(get(object, "metadata"), "generateName");
-    // What is wrong with it as a prefix has been said already.
+    // Errors of the name as a prefix have been reported already.
     if !prefix.is_empty() && prefix != wanted && rules::path_segment(prefix, true).is_empty() {
         let mut wrong = rules::path_segment(prefix, false);
         if wrong.is_empty() {
-            wrong.push(mismatch(&wanted));
+            wrong.push(name_mismatch(&wanted));
         }
         errors.invalid_each(&Path::root("metadata.generateName"), prefix, wrong);
     }
     if named != wanted && rules::path_segment(named, false).is_empty() {
-        errors.invalid(&Path::root("metadata.name"), named, &mismatch(&wanted));
+        errors.invalid(&Path::root("metadata.name"), named, &name_mismatch(&wanted));
     }
     let group_at = SPEC.child("group");
     if !group.is_empty() {
@@ -121,10 +120,10 @@ fn validate_status(errors: &mut ErrorList, object: &Value) {
 }
 
 impl Strategy for ApiService {
-    fn unwritten(&self, subresource: &str) -> Unwritten {
+    fn reset_fields(&self, subresource: &str) -> ResetFields {
         match subresource {
-            "status" => Unwritten::METADATA_TOO,
-            _ => Unwritten::Below(&[&["status"]]),
+            "status" => ResetFields::METADATA_TOO,
+            _ => ResetFields::Below(&[&["status"]]),
         }
     }
 
@@ -132,7 +131,7 @@ impl Strategy for ApiService {
         if let Some(service) = object.pointer_mut("/spec/service").filter(|service| service.is_object()) {
             default_to(service, "port", PORT);
         }
-        // Go's encoder writes it always.
+        // Go's encoder always writes it.
         fields(object).entry("status").or_insert_with(|| json!({}));
     }
 

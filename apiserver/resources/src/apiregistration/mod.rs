@@ -1,3 +1,3 @@
-//! apiregistration.k8s.io: which group and version is served by whom.
+//! The group `apiregistration.k8s.io`: API servers behind the aggregation layer.
 
 pub(crate) mod apiservices;

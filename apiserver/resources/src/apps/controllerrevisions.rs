@@ -1,4 +1,4 @@
-//! ControllerRevisions: what a controller's template was at some time. Their data never changes.
+//! ControllerRevisions: snapshots of a controller's template. Their data is immutable.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -8,7 +8,6 @@ use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{flag, get, int, items, text};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy};
 
-/// ControllerRevisions.
 pub(crate) static ROW: Row = Row {
     group: "apps",
     kind: "ControllerRevision",

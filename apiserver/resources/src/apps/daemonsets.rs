@@ -1,20 +1,19 @@
-//! DaemonSets: a pod on every node that fits. How often the template has changed is counted in an annotation, which clients can't set.
+//! DaemonSets: a pod on every matching node. An annotation that clients can't set counts the template's changes.
 
 use jiff::Timestamp;
 use machinery_api::selector::LabelSelector;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, containers_and_images, labels, name, selector, wide};
-use crate::core::pods::{spec as pod_spec, update::same, warnings};
+use crate::core::pods::{spec as pod_spec, update::semantically_equal, warnings};
 use crate::core::workloads::{
-    self, SPEC, STATUS as STATUS_AT, amount, not_more_than_all, not_negative, number_or_percent, selected,
+    self, SPEC, STATUS as STATUS_AT, amount, not_negative, number_or_percent, percentage_is_bounded, template_matches,
 };
 use crate::field::{ErrorList, FieldError, Path, go_struct, quoted};
 use crate::metadata::label_selector;
 use crate::read::{default_to, default_zero_to, get, has, int, object_mut, put, spec_of, text};
 use crate::{Column, Context, Row, STATUS, Storage, Strategy, prepare_update_by_default};
 
-/// DaemonSets.
 pub(crate) static ROW: Row = Row {
     group: "apps",
     kind: "DaemonSet",
@@ -56,7 +55,7 @@ const COLUMNS: &[Column] = &[
     wide("Selector", "string"),
 ];
 
-/// Counts what the template has been.
+/// Counts the template's changes.
 const GENERATION: &str = "deprecated.daemonset.template.generation";
 
 fn template_generation(object: &Value) -> i64 {
@@ -79,11 +78,11 @@ fn validate(errors: &mut ErrorList, spec: &Value) {
     let template_at = SPEC.child("template");
     let parsed = if given.is_null() { Ok(LabelSelector::nothing()) } else { LabelSelector::from_value(Some(given)) };
     if let Ok(parsed) = parsed {
-        selected(errors, &parsed, template, &template_at);
+        template_matches(errors, &parsed, template, &template_at);
     }
-    workloads::selects_something(errors, given, "daemonset", &selector_at);
+    workloads::selector_is_not_empty(errors, given, "daemonset", &selector_at);
     pod_spec::template(errors, template, &template_at);
-    workloads::runs_for_ever(errors, template, "DaemonSet", &template_at);
+    workloads::restart_policy_always(errors, template, "DaemonSet", &template_at);
     not_negative(errors, spec, &["minReadySeconds"], &SPEC);
     strategy(errors, get(spec, "updateStrategy"), &SPEC.child("updateStrategy"));
     not_negative(errors, spec, &["revisionHistoryLimit"], &SPEC);
@@ -100,8 +99,8 @@ fn strategy(errors: &mut ErrorList, strategy: &Value, path: &Path<'_>) {
             let (unavailable_at, surge_at) = (path.child("maxUnavailable"), path.child("maxSurge"));
             number_or_percent(errors, unavailable, &unavailable_at);
             number_or_percent(errors, surge, &surge_at);
-            not_more_than_all(errors, unavailable, &unavailable_at);
-            not_more_than_all(errors, surge, &surge_at);
+            percentage_is_bounded(errors, unavailable, &unavailable_at);
+            percentage_is_bounded(errors, surge, &surge_at);
             match (amount(unavailable) != 0, amount(surge) != 0) {
                 (true, true) => {
                     errors.invalid(&surge_at, surge.clone(), "may not be set when maxUnavailable is non-zero");
@@ -111,7 +110,7 @@ fn strategy(errors: &mut ErrorList, strategy: &Value, path: &Path<'_>) {
             }
         }
         other => {
-            // Upstream shows its inner struct.
+            // Upstream shows its internal struct.
             let rolling = match rolling {
                 Value::Null => "null".into(),
                 _ => {
@@ -140,11 +139,11 @@ fn validate_status(errors: &mut ErrorList, status: &Value, old: &Value) {
         "collisionCount",
     ];
     not_negative(errors, status, &counts, &STATUS_AT);
-    workloads::collisions_grow(errors, status, old);
+    workloads::collision_count_is_monotonic(errors, status, old);
 }
 
 impl Strategy for DaemonSet {
-    fn of_nothing(&self, object: &mut Value) {
+    fn fill_empty_object(&self, object: &mut Value) {
         set_template_generation(object, 0);
     }
 
@@ -174,7 +173,7 @@ impl Strategy for DaemonSet {
         let mut generation = template_generation(old);
         if context.subresource != "status" {
             workloads::drop_disabled(new, Some(old));
-            if !same(template(new), template(old)) {
+            if !semantically_equal(template(new), template(old)) {
                 generation += 1;
             }
         }
@@ -196,7 +195,7 @@ impl Strategy for DaemonSet {
         if context.subresource == "status" {
             validate_status(&mut errors, get(new, "status"), get(old, "status"));
         } else {
-            workloads::selector_stays(&mut errors, new, old);
+            workloads::selector_is_immutable(&mut errors, new, old);
             validate(&mut errors, get(new, "spec"));
         }
         errors.list()
@@ -204,7 +203,7 @@ impl Strategy for DaemonSet {
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
         let mut found = Vec::new();
-        if old.is_none_or(|old| !same(template(object), template(old))) {
+        if old.is_none_or(|old| !semantically_equal(template(object), template(old))) {
             warnings::template(&mut found, template(object), &SPEC.child("template"));
         }
         found

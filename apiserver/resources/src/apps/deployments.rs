@@ -1,19 +1,18 @@
-//! Deployments: how many pods a rollout may have too few or too many of (a number or a share), and annotations that count as a change of
-//! what is wanted.
+//! Deployments: rollout bounds (`maxUnavailable` and `maxSurge`, absolute or a percentage), and a generation that
+//! also counts changes of annotations.
 
-use crate::Unwritten;
+use crate::ResetFields;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, containers_and_images, labels, name, wide};
 use crate::core::workloads::{
-    self, SPEC, STATUS as STATUS_AT, amount, not_more, not_more_than_all, not_negative, number_or_percent,
+    self, SPEC, STATUS as STATUS_AT, amount, counts_are_bounded, not_negative, number_or_percent, percentage_is_bounded,
 };
 use crate::field::{ErrorList, FieldError, go_struct};
 use crate::read::{default_to, default_zero_to, get, has, int, object_mut, spec_of, text};
 use crate::{Column, Context, Row, SCALE, STATUS, Storage, Strategy, prepare_update_by_default};
 
-/// Deployments.
 pub(crate) static ROW: Row = Row {
     group: "apps",
     kind: "Deployment",
@@ -71,10 +70,10 @@ fn rollout(errors: &mut ErrorList, strategy: &Value) {
             if amount(unavailable) == 0 && amount(surge) == 0 {
                 errors.invalid(&unavailable_at, unavailable.clone(), "may not be 0 when `maxSurge` is 0");
             }
-            not_more_than_all(errors, unavailable, &unavailable_at);
+            percentage_is_bounded(errors, unavailable, &unavailable_at);
         }
         other => {
-            // Upstream shows its inner struct, where an absent amount is 0.
+            // Upstream shows its internal struct, in which an absent amount is 0.
             let amount = |key| if has(rolling, key) { get(rolling, key).clone() } else { json!(0) };
             let inner = json!({"MaxUnavailable": amount("maxUnavailable"), "MaxSurge": amount("maxSurge")});
             let rolling = match rolling {
@@ -119,7 +118,7 @@ fn validate_status(errors: &mut ErrorList, new: &Value, old: &Value) {
     ];
     not_negative(errors, status, &counts, &STATUS_AT);
     let why = "cannot be greater than status.replicas";
-    not_more(
+    counts_are_bounded(
         errors,
         status,
         &[
@@ -129,18 +128,18 @@ fn validate_status(errors: &mut ErrorList, new: &Value, old: &Value) {
             ("availableReplicas", "readyReplicas", "cannot be greater than readyReplicas"),
         ],
     );
-    workloads::collisions_grow(errors, status, old);
+    workloads::collision_count_is_monotonic(errors, status, old);
 }
 
 impl Strategy for Deployment {
-    fn unwritten(&self, subresource: &str) -> Unwritten {
+    fn reset_fields(&self, subresource: &str) -> ResetFields {
         match subresource {
-            "status" => Unwritten::Below(&[&["metadata", "labels"], &["spec"]]),
-            _ => Unwritten::Below(&[&["status"]]),
+            "status" => ResetFields::Below(&[&["metadata", "labels"], &["spec"]]),
+            _ => ResetFields::Below(&[&["status"]]),
         }
     }
 
-    fn of_nothing(&self, object: &mut Value) {
+    fn fill_empty_object(&self, object: &mut Value) {
         object["spec"]["replicas"] = 0.into();
     }
 
@@ -180,7 +179,7 @@ impl Strategy for Deployment {
 
     fn generation_changes(&self, new: &Value, old: &Value) -> bool {
         let notes = |of: &Value| get(get(of, "metadata"), "annotations").as_object().filter(|n| !n.is_empty()).cloned();
-        !crate::core::pods::update::same(get(new, "spec"), get(old, "spec")) || notes(new) != notes(old)
+        !crate::core::pods::update::semantically_equal(get(new, "spec"), get(old, "spec")) || notes(new) != notes(old)
     }
 
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
@@ -195,7 +194,7 @@ impl Strategy for Deployment {
             validate_status(&mut errors, new, old);
         } else {
             validate(&mut errors, get(new, "spec"));
-            workloads::selector_stays(&mut errors, new, old);
+            workloads::selector_is_immutable(&mut errors, new, old);
         }
         errors.list()
     }

@@ -1,4 +1,4 @@
-//! The group `apps`: workloads that replace their pods.
+//! The group `apps`: workload controllers that replace their pods.
 
 pub(crate) mod controllerrevisions;
 pub(crate) mod daemonsets;

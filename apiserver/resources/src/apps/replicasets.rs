@@ -1,4 +1,4 @@
-//! ReplicaSets: the selector has to select the template and never changes; the rest they share with other workloads
+//! ReplicaSets: the selector must match the template and is immutable; the rest is shared with other workloads
 //! ([`crate::core::workloads`]).
 
 use jiff::Timestamp;
@@ -10,7 +10,6 @@ use crate::field::{ErrorList, FieldError};
 use crate::read::{default_to, get, has, is_zero, object_mut, put, spec_of};
 use crate::{Column, Context, Row, SCALE, STATUS, Storage, Strategy};
 
-/// ReplicaSets.
 pub(crate) static ROW: Row = Row {
     group: "apps",
     kind: "ReplicaSet",
@@ -46,14 +45,14 @@ fn validate(errors: &mut ErrorList, spec: &Value) {
 }
 
 impl Strategy for ReplicaSet {
-    fn of_nothing(&self, object: &mut Value) {
+    fn fill_empty_object(&self, object: &mut Value) {
         object["spec"]["replicas"] = 0.into();
     }
 
     fn default(&self, object: &mut Value) {
         let spec = spec_of(object);
         default_to(spec, "replicas", 1);
-        // An absent template stays absent on the wire only in form: it is empty, and validation says so.
+        // An absent template is defaulted to an empty one, which validation rejects.
         workloads::default_template(spec);
         if !has(object, "status") || is_zero(get(object, "status")) {
             put(object, "status", json!({"replicas": 0}));
@@ -86,7 +85,7 @@ impl Strategy for ReplicaSet {
             workloads::replica_status(&mut errors, get(new, "status"), &["terminatingReplicas"]);
         } else {
             validate(&mut errors, get(new, "spec"));
-            workloads::selector_stays(&mut errors, new, old);
+            workloads::selector_is_immutable(&mut errors, new, old);
         }
         errors.list()
     }

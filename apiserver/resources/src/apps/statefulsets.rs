@@ -1,4 +1,4 @@
-//! StatefulSets: pods with names and volumes of their own. Most of the spec never changes.
+//! StatefulSets: pods with stable names and volumes. Most of the spec is immutable.
 
 use std::collections::BTreeSet;
 
@@ -8,9 +8,10 @@ use machinery_api::selector::LabelSelector;
 use serde_json::{Map, Value, json};
 
 use crate::cells::{AGE, NAME, age, column, containers_and_images, name, wide};
-use crate::core::pods::{claims, spec as pod_spec, update::same, warnings};
+use crate::core::pods::{claims, spec as pod_spec, update::semantically_equal, warnings};
 use crate::core::workloads::{
-    self, SPEC, STATUS as STATUS_AT, amount, not_more, not_more_than_all, not_negative, number_or_percent, selected,
+    self, SPEC, STATUS as STATUS_AT, amount, counts_are_bounded, not_negative, number_or_percent,
+    percentage_is_bounded, template_matches,
 };
 use crate::field::{ErrorList, FieldError, Path, go_struct, quoted};
 use crate::metadata::{annotations, label_selector, labels};
@@ -20,7 +21,6 @@ use crate::read::{
 use crate::rules::{self, NameRule};
 use crate::{Column, Context, Row, SCALE, STATUS, Storage, Strategy, prepare_update_by_default};
 
-/// StatefulSets.
 pub(crate) static ROW: Row = Row {
     group: "apps",
     kind: "StatefulSet",
@@ -53,7 +53,7 @@ spec:
 };
 
 struct StatefulSet {
-    /// The gate `MaxUnavailableStatefulSet`: `updateStrategy.rollingUpdate.maxUnavailable` is kept, and has a default.
+    /// The gate `MaxUnavailableStatefulSet`: keeps and defaults `updateStrategy.rollingUpdate.maxUnavailable`.
     takes_max_unavailable: bool,
 }
 
@@ -70,18 +70,18 @@ const MAY_CHANGE: &[&str] = &[
     "persistentVolumeClaimRetentionPolicy",
 ];
 
-/// What is looked at beside the rest.
+/// The conditional parts of the validation.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Checks {
-    /// Of a new one: everything.
+enum ValidationScope {
+    /// All rules, on create.
     All,
-    /// Of a changed one: not what can't change.
+    /// All rules but those of immutable fields, on update.
     Changes,
-    /// The same where the old one's template is no longer valid.
+    /// As `Changes`, for an old object whose template is no longer valid.
     ChangesBesideTemplate,
 }
 
-fn validate(errors: &mut ErrorList, spec: &Value, checks: Checks) {
+fn validate(errors: &mut ErrorList, spec: &Value, checks: ValidationScope) {
     match text(spec, "podManagementPolicy") {
         "" => errors.required(&SPEC.child("podManagementPolicy"), ""),
         "OrderedReady" | "Parallel" => {}
@@ -97,7 +97,7 @@ fn validate(errors: &mut ErrorList, spec: &Value, checks: Checks) {
             errors.not_supported(&retention_at.child(key), text(retention, key), &["Retain", "Delete"]);
         }
     }
-    if checks == Checks::All {
+    if checks == ValidationScope::All {
         let claims_at = SPEC.child("volumeClaimTemplates");
         for (i, claim) in items(spec, "volumeClaimTemplates").iter().enumerate() {
             claims::spec(errors, get(claim, "spec"), &claims_at.index(i).child("spec"));
@@ -106,30 +106,30 @@ fn validate(errors: &mut ErrorList, spec: &Value, checks: Checks) {
     not_negative(errors, spec, &["replicas", "minReadySeconds"], &SPEC);
     errors.non_negative(&SPEC.child("ordinals.start"), int(get(spec, "ordinals"), "start"));
     let service = text(spec, "serviceName");
-    if checks == Checks::All && !service.is_empty() {
+    if checks == ValidationScope::All && !service.is_empty() {
         errors.invalid_each(&SPEC.child("serviceName"), service, rules::dns_label(service));
     }
     selector_and_template(errors, spec, checks);
 }
 
-fn selector_and_template(errors: &mut ErrorList, spec: &Value, checks: Checks) {
+fn selector_and_template(errors: &mut ErrorList, spec: &Value, checks: ValidationScope) {
     let given = get(spec, "selector");
     let selector_at = SPEC.child("selector");
     if given.is_null() {
         errors.required(&selector_at, "");
     } else {
         label_selector(errors, given, &selector_at);
-        workloads::selects_something(errors, given, "statefulset", &selector_at);
+        workloads::selector_is_not_empty(errors, given, "statefulset", &selector_at);
     }
     let template = get(spec, "template");
     let at = SPEC.child("template");
     let parsed = if given.is_null() { Ok(LabelSelector::nothing()) } else { LabelSelector::from_value(Some(given)) };
     match parsed {
-        Err(_) => errors.add(|| FieldError::invalid_shown(&selector_at, &workloads::shown_selector(given), "")),
+        Err(_) => errors.add(|| FieldError::invalid_shown(&selector_at, &workloads::go_selector(given), "")),
         Ok(selector) => {
-            selected(errors, &selector, template, &at);
-            if checks != Checks::ChangesBesideTemplate {
-                pod_spec::template(errors, &as_pods_get_it(spec), &at);
+            template_matches(errors, &selector, template, &at);
+            if checks != ValidationScope::ChangesBesideTemplate {
+                pod_spec::template(errors, &effective_template(spec), &at);
             }
             let meta = get(template, "metadata");
             labels(errors, get(meta, "labels"), &at.child("labels"));
@@ -138,11 +138,11 @@ fn selector_and_template(errors: &mut ErrorList, spec: &Value, checks: Checks) {
             pod_spec::pod_annotations(errors, notes, get(template, "spec"), &at.child("annotations"));
         }
     }
-    workloads::runs_for_ever(errors, template, "StatefulSet", &at);
+    workloads::restart_policy_always(errors, template, "StatefulSet", &at);
 }
 
-/// The template with the volumes of the claims, and without the names that every pod gets of its own.
-fn as_pods_get_it(spec: &Value) -> Value {
+/// The template with the claims' volumes, and without the names that each pod gets.
+fn effective_template(spec: &Value) -> Value {
     let mut template = get(spec, "template").clone();
     let claims: BTreeSet<&str> =
         items(spec, "volumeClaimTemplates").iter().map(|claim| text(get(claim, "metadata"), "name")).collect();
@@ -160,8 +160,8 @@ fn as_pods_get_it(spec: &Value) -> Value {
     template
 }
 
-/// As upstream shows its inner struct.
-fn shown_rolling(rolling: &Value) -> String {
+/// Upstream's internal struct as JSON.
+fn go_rolling_update(rolling: &Value) -> String {
     if rolling.is_null() {
         return "null".into();
     }
@@ -178,7 +178,7 @@ fn strategy(errors: &mut ErrorList, strategy: &Value, path: &Path<'_>) {
         "OnDelete" => {
             if !rolling.is_null() {
                 let why = "only allowed for updateStrategy 'RollingUpdate'";
-                errors.add(|| FieldError::invalid_shown(&rolling_at, &shown_rolling(rolling), why));
+                errors.add(|| FieldError::invalid_shown(&rolling_at, &go_rolling_update(rolling), why));
             }
         }
         "RollingUpdate" => {
@@ -189,11 +189,11 @@ fn strategy(errors: &mut ErrorList, strategy: &Value, path: &Path<'_>) {
                 if amount(most) == 0 {
                     errors.invalid(&at, most.clone(), "cannot be 0");
                 }
-                not_more_than_all(errors, most, &at);
+                percentage_is_bounded(errors, most, &at);
             }
         }
         other => {
-            let shown = format!("{{\"Type\":{},\"RollingUpdate\":{}}}", quoted(other), shown_rolling(rolling));
+            let shown = format!("{{\"Type\":{},\"RollingUpdate\":{}}}", quoted(other), go_rolling_update(rolling));
             errors.add(|| FieldError::invalid_shown(path, &shown, "must be 'RollingUpdate' or 'OnDelete'"));
         }
     }
@@ -211,7 +211,7 @@ fn validate_status(errors: &mut ErrorList, status: &Value) {
     ];
     not_negative(errors, status, &counts, &STATUS_AT);
     let why = "cannot be greater than status.replicas";
-    not_more(
+    counts_are_bounded(
         errors,
         status,
         &[
@@ -224,7 +224,7 @@ fn validate_status(errors: &mut ErrorList, status: &Value) {
     );
 }
 
-/// Removes `maxUnavailable` from an object that didn't have it before, while its gate is off.
+/// Drops `maxUnavailable` unless the old object has it, while its gate is off.
 fn drop_max_unavailable(new: &mut Value, old: Option<&Value>) {
     let rolling = |of: &Value| has(get(get(get(of, "spec"), "updateStrategy"), "rollingUpdate"), "maxUnavailable");
     if !old.is_some_and(rolling)
@@ -234,8 +234,8 @@ fn drop_max_unavailable(new: &mut Value, old: Option<&Value>) {
     }
 }
 
-/// The spec without what may change.
-fn lasting(spec: &Value) -> Value {
+/// The spec without its mutable fields.
+fn immutable_fields(spec: &Value) -> Value {
     let kept: Map<String, Value> = spec
         .as_object()
         .into_iter()
@@ -262,7 +262,7 @@ impl Strategy for StatefulSet {
         })
     }
 
-    fn of_nothing(&self, object: &mut Value) {
+    fn fill_empty_object(&self, object: &mut Value) {
         object["spec"]["replicas"] = 0.into();
     }
 
@@ -322,7 +322,7 @@ impl Strategy for StatefulSet {
 
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = ErrorList::new();
-        validate(&mut errors, get(object, "spec"), Checks::All);
+        validate(&mut errors, get(object, "spec"), ValidationScope::All);
         errors.list()
     }
 
@@ -330,15 +330,15 @@ impl Strategy for StatefulSet {
         let mut errors = ErrorList::new();
         if context.subresource == "status" {
             validate_status(&mut errors, get(new, "status"));
-            workloads::collisions_grow(&mut errors, get(new, "status"), get(old, "status"));
+            workloads::collision_count_is_monotonic(&mut errors, get(new, "status"), get(old, "status"));
             return errors.list();
         }
         let (spec, old) = (get(new, "spec"), get(old, "spec"));
         let mut of_old = ErrorList::new();
-        validate(&mut of_old, old, Checks::Changes);
-        let checks = if of_old.is_empty() { Checks::Changes } else { Checks::ChangesBesideTemplate };
+        validate(&mut of_old, old, ValidationScope::Changes);
+        let checks = if of_old.is_empty() { ValidationScope::Changes } else { ValidationScope::ChangesBesideTemplate };
         validate(&mut errors, spec, checks);
-        if !same(&lasting(spec), &lasting(old)) {
+        if !semantically_equal(&immutable_fields(spec), &immutable_fields(old)) {
             let why = "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden";
             errors.forbidden(&SPEC, why);
         }
@@ -354,7 +354,7 @@ impl Strategy for StatefulSet {
         let claims_at = SPEC.child("volumeClaimTemplates");
         for (i, claim) in items(spec, "volumeClaimTemplates").iter().enumerate() {
             let at = claims_at.index(i);
-            // Upstream's path is that of the claim at creation, and its field's by Go's name in an update.
+            // Upstream's path is the claim's on create, and Go's field name on update.
             let in_claim = at.child("Spec");
             claims::warnings(&mut found, get(claim, "spec"), if old.is_some() { &in_claim } else { &at });
         }

@@ -1,3 +1,3 @@
-//! `authorization.k8s.io` and `authentication.k8s.io`: questions, never stored.
+//! The groups `authorization.k8s.io` and `authentication.k8s.io`: reviews, which are never stored.
 
 pub(crate) mod reviews;

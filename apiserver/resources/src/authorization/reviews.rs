@@ -1,5 +1,5 @@
-//! Reviews: questions asked by creating an object that is never stored. The answers are the authorizers' and
-//! authenticators'; here is what a question must say.
+//! Reviews: a create evaluates the object and stores nothing. Authorizers and authenticators compute the result; this
+//! module validates the request.
 
 use serde_json::Value;
 
@@ -8,13 +8,12 @@ use crate::metadata::label_name;
 use crate::read::{get, has, is_zero, items, text};
 use crate::{Context, Review, Row, Strategy, Verb, rules};
 
-/// A question about permissions: asked with a create, of the whole cluster.
+/// A cluster-wide review of permissions, which only supports create.
 const QUESTION: Row = Row { group: "authorization.k8s.io", verbs: &[Verb::Create], ..Row::CLUSTER };
 
-/// The same about who somebody is.
+/// A review of an identity.
 const IDENTITY: Row = Row { group: "authentication.k8s.io", ..QUESTION };
 
-/// SelfSubjectReviews.
 pub(crate) static SELF_SUBJECT: Row = Row {
     kind: "SelfSubjectReview",
     plural: "selfsubjectreviews",
@@ -28,7 +27,6 @@ kind: SelfSubjectReview
     ..IDENTITY
 };
 
-/// TokenReviews.
 pub(crate) static TOKEN: Row = Row {
     kind: "TokenReview",
     plural: "tokenreviews",
@@ -43,7 +41,6 @@ spec: {token: abc}
     ..IDENTITY
 };
 
-/// LocalSubjectAccessReviews.
 pub(crate) static LOCAL_ACCESS: Row = Row {
     kind: "LocalSubjectAccessReview",
     plural: "localsubjectaccessreviews",
@@ -60,7 +57,6 @@ spec: {user: ada, resourceAttributes: {namespace: default, verb: get, resource: 
     ..QUESTION
 };
 
-/// SelfSubjectAccessReviews.
 pub(crate) static SELF_ACCESS: Row = Row {
     kind: "SelfSubjectAccessReview",
     plural: "selfsubjectaccessreviews",
@@ -75,7 +71,6 @@ spec: {resourceAttributes: {namespace: default, verb: get, resource: pods}}
     ..QUESTION
 };
 
-/// SelfSubjectRulesReviews.
 pub(crate) static SELF_RULES: Row = Row {
     kind: "SelfSubjectRulesReview",
     plural: "selfsubjectrulesreviews",
@@ -90,7 +85,6 @@ spec: {namespace: default}
     ..QUESTION
 };
 
-/// SubjectAccessReviews.
 pub(crate) static ACCESS: Row = Row {
     kind: "SubjectAccessReview",
     plural: "subjectaccessreviews",
@@ -108,8 +102,8 @@ spec: {user: ada, nonResourceAttributes: {verb: get, path: /healthz}}
 const SPEC: Path<'static> = Path::root("spec");
 const RESOURCE: Path<'static> = Path::root("spec.resourceAttributes");
 
-/// Upstream shows attributes as its inner struct.
-fn shown(attributes: &Value) -> String {
+/// Upstream shows attributes as its internal struct.
+fn go_spec(attributes: &Value) -> String {
     if attributes.is_null() {
         return "null".into();
     }
@@ -166,7 +160,7 @@ impl Review {
     fn access(&self, errors: &mut ErrorList, object: &Value) {
         let spec = get(object, "spec");
         let (resource, other) = (get(spec, "resourceAttributes"), get(spec, "nonResourceAttributes"));
-        let invalid = |at: &Path<'_>, why: &str| FieldError::invalid_shown(at, &shown(other), why);
+        let invalid = |at: &Path<'_>, why: &str| FieldError::invalid_shown(at, &go_spec(other), why);
         if !resource.is_null() && !other.is_null() {
             let why = "cannot be specified in combination with resourceAttributes";
             errors.add(|| invalid(&SPEC.child("nonResourceAttributes"), why));

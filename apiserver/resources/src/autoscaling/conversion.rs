@@ -1,5 +1,5 @@
-//! HorizontalPodAutoscalers in their older version, and back. What `autoscaling/v1` has no field for is kept in annotations, by upstream's
-//! names and in its words: a client of either version loses nothing.
+//! Conversion of HorizontalPodAutoscalers between `autoscaling/v1` and `v2`. Fields that v1 lacks are kept in
+//! annotations with upstream's names and formats, so that no version loses data.
 
 use machinery_api::schema;
 use serde_json::{Map, Value, json};
@@ -11,7 +11,7 @@ const METRICS: &str = "autoscaling.alpha.kubernetes.io/metrics";
 const CURRENT_METRICS: &str = "autoscaling.alpha.kubernetes.io/current-metrics";
 const CONDITIONS: &str = "autoscaling.alpha.kubernetes.io/conditions";
 const BEHAVIOR: &str = "autoscaling.alpha.kubernetes.io/behavior";
-/// All that are made here, and two that once were.
+/// The annotations above, and two of earlier releases.
 const ALL: [&str; 6] = [
     METRICS,
     CURRENT_METRICS,
@@ -21,10 +21,10 @@ const ALL: [&str; 6] = [
     "autoscaling.alpha.kubernetes.io/scale-up-tolerance",
 ];
 const TYPE: &str = "io.k8s.api.autoscaling.v2.HorizontalPodAutoscaler";
-/// The share of CPU that is aimed at where nobody says.
+/// The default CPU target, in percent.
 pub(super) const CPU_PERCENT: i64 = 80;
 
-/// A metric that is the CPU's utilization.
+/// A CPU utilization metric.
 pub(super) fn cpu(percent: i64) -> Value {
     let target = json!({"type": "Utilization", "averageUtilization": percent});
     json!({"type": "Resource", "resource": {"name": "cpu", "target": target}})
@@ -49,7 +49,7 @@ fn drop_annotations(object: &mut Value) {
     }
 }
 
-/// An object of `autoscaling/v2` as `autoscaling/v1`.
+/// Converts an object of `autoscaling/v2` to `autoscaling/v1`.
 pub(super) fn to_v1(mut object: Value) -> Value {
     drop_annotations(&mut object);
     put(&mut object, "apiVersion", json!("autoscaling/v1"));
@@ -98,17 +98,18 @@ pub(super) fn to_v1(mut object: Value) -> Value {
     object
 }
 
-/// An object of `autoscaling/v1` as `autoscaling/v2`.
+/// Converts an object of `autoscaling/v1` to `autoscaling/v2`.
 pub(super) fn to_v2(mut object: Value) -> Value {
     let noted = |key: &str| {
         let text = text(get(get(&object, "metadata"), "annotations"), key);
         serde_json::from_str::<Value>(text).ok()
     };
-    let metrics = noted(METRICS).and_then(|list| typed("spec", "metrics", each(&list, new_metric)?));
-    let behavior = noted(BEHAVIOR).and_then(|one| typed("spec", "behavior", new_behavior(&one)?));
-    let current = noted(CURRENT_METRICS).and_then(|list| typed("status", "currentMetrics", each(&list, new_status)?));
-    let conditions =
-        noted(CONDITIONS).and_then(|list| typed("status", "conditions", each(&list, |one| Some(one.clone()))?));
+    let metrics = noted(METRICS).and_then(|list| typed_annotation("spec", "metrics", each(&list, new_metric)?));
+    let behavior = noted(BEHAVIOR).and_then(|one| typed_annotation("spec", "behavior", new_behavior(&one)?));
+    let current =
+        noted(CURRENT_METRICS).and_then(|list| typed_annotation("status", "currentMetrics", each(&list, new_status)?));
+    let conditions = noted(CONDITIONS)
+        .and_then(|list| typed_annotation("status", "conditions", each(&list, |one| Some(one.clone()))?));
     drop_annotations(&mut object);
     put(&mut object, "apiVersion", json!("autoscaling/v2"));
     let spec = object_mut(&mut object, "spec");
@@ -131,8 +132,8 @@ pub(super) fn to_v2(mut object: Value) -> Value {
     object
 }
 
-/// What an annotation says, where it is of the type that it stands for.
-fn typed(part: &str, field: &str, value: Value) -> Option<Value> {
+/// An annotation's value, if it has the type of the field that it replaces.
+fn typed_annotation(part: &str, field: &str, value: Value) -> Option<Value> {
     let found = schema::built_in().by_name(TYPE)?;
     let mut object = json!({"metadata": {}, part: {field: value}});
     schema::normalise(found, &mut object).ok()?;
@@ -143,25 +144,25 @@ fn each(list: &Value, one: impl Fn(&Value) -> Option<Value>) -> Option<Value> {
     list.as_array()?.iter().map(one).collect::<Option<Vec<Value>>>().map(Value::Array)
 }
 
-/// JSON with fields in the order of their declaration in Go; `None`: left out.
-fn ordered(fields: &[(&str, Option<String>)]) -> String {
+/// JSON with fields in the order of Go's declaration; `None` is omitted.
+fn ordered_json(fields: &[(&str, Option<String>)]) -> String {
     let parts: Vec<String> =
         fields.iter().filter_map(|(key, value)| Some(format!("{}:{}", quoted(key), value.as_ref()?))).collect();
     format!("{{{}}}", parts.join(","))
 }
 
-fn plain(value: &Value) -> Option<String> {
-    // With Go's escapes for HTML, which this does for what is inside.
+fn non_null(value: &Value) -> Option<String> {
+    // Includes Go's escapes for HTML, which `go_struct` applies to nested values.
     let inside = go_struct(&json!({"": value}), &[""]);
     (!value.is_null()).then(|| inside[4..inside.len() - 1].to_owned())
 }
 
 fn or_zero(value: &Value) -> Option<String> {
-    plain(value).or_else(|| Some("\"0\"".into()))
+    non_null(value).or_else(|| Some("\"0\"".into()))
 }
 
 fn or_empty(value: &Value) -> Option<String> {
-    plain(value).or_else(|| Some("\"\"".into()))
+    non_null(value).or_else(|| Some("\"\"".into()))
 }
 
 fn selector(of: &Value) -> Option<String> {
@@ -171,32 +172,32 @@ fn selector(of: &Value) -> Option<String> {
 
 fn reference(of: &Value) -> String {
     let version = Some(get(of, "apiVersion")).filter(|version| version.as_str() != Some(""));
-    ordered(&[
+    ordered_json(&[
         ("kind", or_empty(get(of, "kind"))),
         ("name", or_empty(get(of, "name"))),
-        ("apiVersion", version.and_then(plain)),
+        ("apiVersion", version.and_then(non_null)),
     ])
 }
 
-/// Which of a metric's two values, and what version 1 calls its parts.
-struct Side {
+/// A metric's target or current value, and the names of its fields in version 1.
+struct MetricSide {
     part: &'static str,
     utilization: &'static str,
     average: &'static str,
     value: &'static str,
-    /// How a figure stands that may be missing where it is wished for, and not where it is measured.
+    /// The text of a value that is optional as a target and required as a current value.
     measured: fn(&Value) -> Option<String>,
 }
 
-const TARGET: Side = Side {
+const TARGET: MetricSide = MetricSide {
     part: "target",
     utilization: "targetAverageUtilization",
     average: "targetAverageValue",
     value: "targetValue",
-    measured: plain,
+    measured: non_null,
 };
 
-const CURRENT: Side = Side {
+const CURRENT: MetricSide = MetricSide {
     part: "current",
     utilization: "currentAverageUtilization",
     average: "currentAverageValue",
@@ -204,7 +205,7 @@ const CURRENT: Side = Side {
     measured: or_zero,
 };
 
-fn old_metric(metric: &Value, side: &Side) -> String {
+fn old_metric(metric: &Value, side: &MetricSide) -> String {
     let part = |key: &str, write: &dyn Fn(&Value) -> String| {
         let source = get(metric, key);
         (!source.is_null()).then(|| write(source))
@@ -212,38 +213,38 @@ fn old_metric(metric: &Value, side: &Side) -> String {
     let figure = |of: &Value, key: &str| get(get(of, side.part), key).clone();
     let metric_name = |of: &Value| or_empty(get(get(of, "metric"), "name"));
     let resource = |of: &Value, container: bool| {
-        ordered(&[
+        ordered_json(&[
             ("name", or_empty(get(of, "name"))),
-            (side.utilization, plain(&figure(of, "averageUtilization"))),
+            (side.utilization, non_null(&figure(of, "averageUtilization"))),
             (side.average, (side.measured)(&figure(of, "averageValue"))),
             ("container", if container { or_empty(get(of, "container")) } else { None }),
         ])
     };
     let object = |of: &Value| {
-        ordered(&[
+        ordered_json(&[
             ("target", Some(reference(get(of, "describedObject")))),
             ("metricName", metric_name(of)),
             (side.value, or_zero(&figure(of, "value"))),
             ("selector", selector(get(of, "metric"))),
-            ("averageValue", plain(&figure(of, "averageValue"))),
+            ("averageValue", non_null(&figure(of, "averageValue"))),
         ])
     };
     let pods = |of: &Value| {
-        ordered(&[
+        ordered_json(&[
             ("metricName", metric_name(of)),
             (side.average, or_zero(&figure(of, "averageValue"))),
             ("selector", selector(get(of, "metric"))),
         ])
     };
     let external = |of: &Value| {
-        ordered(&[
+        ordered_json(&[
             ("metricName", metric_name(of)),
             ("metricSelector", selector(get(of, "metric"))),
             (side.value, (side.measured)(&figure(of, "value"))),
-            (side.average, plain(&figure(of, "averageValue"))),
+            (side.average, non_null(&figure(of, "averageValue"))),
         ])
     };
-    ordered(&[
+    ordered_json(&[
         ("type", or_empty(get(metric, "type"))),
         ("object", part("object", &object)),
         ("pods", part("pods", &pods)),
@@ -254,19 +255,19 @@ fn old_metric(metric: &Value, side: &Side) -> String {
 }
 
 fn old_condition(condition: &Value) -> String {
-    let filled = |key: &str| plain(get(condition, key)).filter(|text| text != "\"\"");
-    ordered(&[
+    let filled = |key: &str| non_null(get(condition, key)).filter(|text| text != "\"\"");
+    ordered_json(&[
         ("type", or_empty(get(condition, "type"))),
         ("status", or_empty(get(condition, "status"))),
-        ("lastTransitionTime", plain(get(condition, "lastTransitionTime")).or_else(|| Some("null".into()))),
+        ("lastTransitionTime", non_null(get(condition, "lastTransitionTime")).or_else(|| Some("null".into()))),
         ("reason", filled("reason")),
         ("message", filled("message")),
     ])
 }
 
-/// Upstream writes its inner type here: Go's names, and null for what is not there.
+/// Upstream writes its internal type here: Go's names, and null for absent fields.
 fn old_behavior(behavior: &Value) -> String {
-    let or_null = |value: &Value| plain(value).or_else(|| Some("null".into()));
+    let or_null = |value: &Value| non_null(value).or_else(|| Some("null".into()));
     let rules = |key: &str| {
         let rules = get(behavior, key);
         if rules.is_null() {
@@ -275,26 +276,26 @@ fn old_behavior(behavior: &Value) -> String {
         let policies: Vec<String> = items(rules, "policies")
             .iter()
             .map(|policy| {
-                ordered(&[
+                ordered_json(&[
                     ("Type", or_empty(get(policy, "type"))),
-                    ("Value", plain(&json!(int(policy, "value").unwrap_or(0)))),
-                    ("PeriodSeconds", plain(&json!(int(policy, "periodSeconds").unwrap_or(0)))),
+                    ("Value", non_null(&json!(int(policy, "value").unwrap_or(0)))),
+                    ("PeriodSeconds", non_null(&json!(int(policy, "periodSeconds").unwrap_or(0)))),
                 ])
             })
             .collect();
         let policies = if has(rules, "policies") { format!("[{}]", policies.join(",")) } else { "null".into() };
-        Some(ordered(&[
+        Some(ordered_json(&[
             ("StabilizationWindowSeconds", or_null(get(rules, "stabilizationWindowSeconds"))),
             ("SelectPolicy", or_null(get(rules, "selectPolicy"))),
             ("Policies", Some(policies)),
             ("Tolerance", or_null(get(rules, "tolerance"))),
         ]))
     };
-    ordered(&[("ScaleUp", rules("scaleUp")), ("ScaleDown", rules("scaleDown"))])
+    ordered_json(&[("ScaleUp", rules("scaleUp")), ("ScaleDown", rules("scaleDown"))])
 }
 
-/// A field by its name in any case, as Go's decoder finds it.
-fn any_case<'a>(of: &'a Value, key: &str) -> &'a Value {
+/// A field by its case-insensitive name, as in Go's decoder.
+fn field_ignoring_case<'a>(of: &'a Value, key: &str) -> &'a Value {
     let found = of.as_object().and_then(|map| map.iter().find(|(name, _)| name.eq_ignore_ascii_case(key)));
     found.map_or(&crate::read::NULL, |(_, value)| value)
 }
@@ -302,7 +303,7 @@ fn any_case<'a>(of: &'a Value, key: &str) -> &'a Value {
 fn picked(of: &Value, keys: &[&str]) -> Value {
     let kept: Map<String, Value> = keys
         .iter()
-        .map(|key| ((*key).to_owned(), any_case(of, key).clone()))
+        .map(|key| ((*key).to_owned(), field_ignoring_case(of, key).clone()))
         .filter(|(_, value)| !value.is_null())
         .collect();
     Value::Object(kept)
@@ -311,12 +312,12 @@ fn picked(of: &Value, keys: &[&str]) -> Value {
 fn new_behavior(behavior: &Value) -> Option<Value> {
     let mut new = json!({});
     for key in ["scaleUp", "scaleDown"] {
-        let rules = any_case(behavior, key);
+        let rules = field_ignoring_case(behavior, key);
         if rules.is_null() {
             continue;
         }
         let mut made = picked(rules, &["stabilizationWindowSeconds", "selectPolicy", "tolerance"]);
-        let policies = any_case(rules, "policies");
+        let policies = field_ignoring_case(rules, "policies");
         if !policies.is_null() {
             let policy = |policy: &Value| Some(picked(policy, &["type", "value", "periodSeconds"]));
             put(&mut made, "policies", each(policies, policy)?);
@@ -448,7 +449,7 @@ mod tests {
         assert_eq!(to_v1(to_v2(old.clone())), old);
     }
 
-    /// As upstream v1.36.3 writes it.
+    /// The form that upstream v1.36.3 writes.
     #[test]
     fn annotations_are_written_in_gos_order() {
         let old = to_v1(whole());

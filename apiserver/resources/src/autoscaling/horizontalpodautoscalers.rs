@@ -1,4 +1,4 @@
-//! HorizontalPodAutoscalers: two versions over one storage, which is the newer one's.
+//! HorizontalPodAutoscalers: two versions over one storage, whose version is the newer one.
 
 use jiff::Timestamp;
 use machinery_api::features::{Feature, Features};
@@ -13,7 +13,6 @@ use crate::metadata::quantity;
 use crate::read::{default_to, get, has, int, items, object_mut, put, spec_of, text};
 use crate::{Column, Context, Row, STATUS, Storage, Strategy, prepare_update_by_default};
 
-/// HorizontalPodAutoscalers of `autoscaling/v2`.
 pub(crate) static V2: Row = Row {
     group: "autoscaling",
     version: "v2",
@@ -37,7 +36,6 @@ spec:
     ..Row::NAMESPACED
 };
 
-/// The same of `autoscaling/v1`.
 pub(crate) static V1: Row = Row {
     group: "autoscaling",
     version: "v1",
@@ -63,10 +61,9 @@ spec:
     ..Row::NAMESPACED
 };
 
-/// One version's rules: the older one's are those of what it says in the newer one.
+/// The strategy of one version. The older version's objects are converted to the newer one and validated there.
 struct Autoscaler {
     old: bool,
-    /// The gate `HPAScaleToZero`.
     scales_to_zero: bool,
 }
 
@@ -79,7 +76,7 @@ const COLUMNS: &[Column] = &[
     column("Replicas", "string"),
     AGE,
 ];
-/// Metrics that a cell shows.
+/// Maximum number of metrics in a cell.
 const SHOWN_MAX: usize = 2;
 
 fn default_rules(behavior: &mut Value, key: &str, policies: &Value, window: Option<i64>) {
@@ -161,7 +158,7 @@ fn targets(spec: &Value, status: &Value) -> String {
 }
 
 impl Autoscaler {
-    /// Does something to the object in its newer version.
+    /// Applies a change to the object in its newer version.
     fn newer(&self, object: &mut Value, change: impl FnOnce(&mut Value)) {
         if !self.old {
             return change(object);

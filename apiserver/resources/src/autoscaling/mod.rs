@@ -1,4 +1,4 @@
-//! The group `autoscaling`: how many pods there are to be, by what is measured.
+//! The group `autoscaling`: replica counts that follow metrics.
 
 mod conversion;
 pub(crate) mod horizontalpodautoscalers;

@@ -1,4 +1,4 @@
-//! What a HorizontalPodAutoscaler must satisfy, in its newer version.
+//! Validation of a HorizontalPodAutoscaler in its newer version.
 
 use serde_json::Value;
 
@@ -12,7 +12,7 @@ use crate::rules;
 const PERIOD_SECONDS_MAX: i64 = 1800;
 const WINDOW_SECONDS_MAX: i64 = 3600;
 const KINDS: &[&str] = &["ContainerResource", "External", "Object", "Pods", "Resource"];
-/// In the order in which upstream looks at them.
+/// In upstream's order of validation.
 const SOURCES: [(&str, &str); 5] = [
     ("object", "Object"),
     ("external", "External"),
@@ -21,15 +21,15 @@ const SOURCES: [(&str, &str); 5] = [
     ("containerResource", "ContainerResource"),
 ];
 
-/// How strictly the version of a reference is looked at.
+/// Strictness of the check of a reference's `apiVersion`.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Version {
-    /// It names a group.
+enum VersionCheck {
+    /// It must have a group.
     Grouped,
     /// It may be of the core group.
     Any,
-    /// It is as it was.
-    Kept,
+    /// It is unchanged and not checked.
+    Unchanged,
 }
 
 fn group_version(text: &str) -> Result<bool, String> {
@@ -41,18 +41,18 @@ fn group_version(text: &str) -> Result<bool, String> {
     }
 }
 
-fn version(of: &Value, strictness: Version) -> Result<(), String> {
-    if strictness == Version::Kept {
+fn version(of: &Value, strictness: VersionCheck) -> Result<(), String> {
+    if strictness == VersionCheck::Unchanged {
         return Ok(());
     }
     let grouped = group_version(text(of, "apiVersion"))?;
-    if strictness == Version::Grouped && !grouped {
+    if strictness == VersionCheck::Grouped && !grouped {
         return Err("apiVersion must specify API group".into());
     }
     Ok(())
 }
 
-fn reference(errors: &mut ErrorList, of: &Value, strictness: Version, path: &Path<'_>) {
+fn reference(errors: &mut ErrorList, of: &Value, strictness: VersionCheck, path: &Path<'_>) {
     for key in ["kind", "name"] {
         match text(of, key) {
             "" => errors.required(&path.child(key), ""),
@@ -64,10 +64,10 @@ fn reference(errors: &mut ErrorList, of: &Value, strictness: Version, path: &Pat
     }
 }
 
-/// The spec; `old`: of what is there; `scales_to_zero`: the gate `HPAScaleToZero`.
+/// Validates the spec; `old` is the stored one, `scales_to_zero` the gate `HPAScaleToZero`.
 pub(super) fn spec(errors: &mut ErrorList, spec: &Value, old: Option<&Value>, scales_to_zero: bool) {
     let (least, most) = (int(spec, "minReplicas"), int(spec, "maxReplicas").unwrap_or(0));
-    // Only these metrics have a value while there is no pod. Without one the answer is that of a server whose gate is off.
+    // Only these metrics have a value without a pod. Without one, the result is that of a server with the gate off.
     let measured = items(spec, "metrics").iter().any(|one| matches!(text(one, "type"), "Object" | "External"));
     let bound =
         if (scales_to_zero && measured) || old.is_some_and(|old| int(old, "minReplicas") == Some(0)) { 0 } else { 1 };
@@ -87,17 +87,18 @@ pub(super) fn spec(errors: &mut ErrorList, spec: &Value, old: Option<&Value>, sc
     let (goal, was) = (get(spec, "scaleTargetRef"), old.map(|old| get(old, "scaleTargetRef")));
     let same = |was: &Value| ["apiVersion", "kind"].iter().all(|key| text(was, key) == text(goal, key));
     let strictness = match was {
-        Some(was) if same(was) => Version::Kept,
-        _ if text(goal, "kind") == "ReplicationController" => Version::Any,
-        _ => Version::Grouped,
+        Some(was) if same(was) => VersionCheck::Unchanged,
+        _ if text(goal, "kind") == "ReplicationController" => VersionCheck::Any,
+        _ => VersionCheck::Grouped,
     };
     reference(errors, goal, strictness, &SPEC.child("scaleTargetRef"));
     let was_wrong = old.is_some_and(|old| {
         let mut objects = items(old, "metrics").iter().filter(|metric| text(metric, "type") == "Object");
-        objects
-            .any(|one| has(one, "object") && version(get(get(one, "object"), "describedObject"), Version::Any).is_err())
+        objects.any(|one| {
+            has(one, "object") && version(get(get(one, "object"), "describedObject"), VersionCheck::Any).is_err()
+        })
     });
-    metrics(errors, spec, least, if was_wrong { Version::Kept } else { Version::Any });
+    metrics(errors, spec, least, if was_wrong { VersionCheck::Unchanged } else { VersionCheck::Any });
     let behavior_at = SPEC.child("behavior");
     for key in ["scaleUp", "scaleDown"] {
         let rules = get(get(spec, "behavior"), key);
@@ -107,7 +108,7 @@ pub(super) fn spec(errors: &mut ErrorList, spec: &Value, old: Option<&Value>, sc
     }
 }
 
-fn metrics(errors: &mut ErrorList, spec: &Value, least: Option<i64>, strictness: Version) {
+fn metrics(errors: &mut ErrorList, spec: &Value, least: Option<i64>, strictness: VersionCheck) {
     let at = SPEC.child("metrics");
     let list = items(spec, "metrics");
     for (i, one) in list.iter().enumerate() {
@@ -119,7 +120,7 @@ fn metrics(errors: &mut ErrorList, spec: &Value, least: Option<i64>, strictness:
     }
 }
 
-fn metric(errors: &mut ErrorList, metric: &Value, strictness: Version, at: &Path<'_>) {
+fn metric(errors: &mut ErrorList, metric: &Value, strictness: VersionCheck, at: &Path<'_>) {
     let kind = text(metric, "type");
     let kind_at = at.child("type");
     if kind.is_empty() {
@@ -149,7 +150,7 @@ fn metric(errors: &mut ErrorList, metric: &Value, strictness: Version, at: &Path
     }
 }
 
-fn source(errors: &mut ErrorList, key: &str, source: &Value, strictness: Version, at: &Path<'_>) {
+fn source(errors: &mut ErrorList, key: &str, source: &Value, strictness: VersionCheck, at: &Path<'_>) {
     let target_at = at.child("target");
     let goal = get(source, "target");
     let (value_at, average_at) = (target_at.child("value"), target_at.child("averageValue"));

@@ -1,4 +1,4 @@
-//! CronJobs: when Jobs are made, and of what.
+//! CronJobs: a schedule, and a template of Jobs.
 
 use jiff::Timestamp;
 use machinery_api::schedule::{Schedule, time_zone as named_zone};
@@ -11,7 +11,6 @@ use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{default_to, default_zero_to, flag, get, has, items, object_mut, spec_of, text, time};
 use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, prepare_update_by_default};
 
-/// CronJobs.
 pub(crate) static ROW: Row = Row {
     group: "batch",
     kind: "CronJob",
@@ -54,7 +53,7 @@ const COLUMNS: &[Column] = &[
     wide("Selector", "string"),
 ];
 
-/// A Job's name is its CronJob's with 11 letters more.
+/// A Job's name is its CronJob's name plus 11 characters.
 const NAME_BYTES_MAX: usize = 52;
 const POLICIES: &[&str] = &["Allow", "Forbid", "Replace"];
 
@@ -79,7 +78,7 @@ fn validate(errors: &mut ErrorList, spec: &Value, old: Option<&Value>) {
     job_spec(errors, job, &job_at);
     let chosen = get(job, "selector");
     if !chosen.is_null() {
-        let shown = workloads::shown_selector(chosen);
+        let shown = workloads::go_selector(chosen);
         errors
             .add(|| FieldError::invalid_shown(&job_at.child("selector"), &shown, "`selector` will be auto-generated"));
     }
@@ -169,7 +168,7 @@ impl Strategy for CronJob {
     }
 
     fn metadata_checks_of(&self, subresource: &str) -> MetadataChecks {
-        // Upstream's status of a CronJob is checked by nobody.
+        // Upstream doesn't validate the metadata of a CronJob's status update.
         if subresource == "status" { MetadataChecks::None } else { MetadataChecks::Change }
     }
 

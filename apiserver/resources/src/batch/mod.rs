@@ -1,4 +1,4 @@
-//! The group `batch`: workloads that come to an end.
+//! The group `batch`: workloads that run to completion.
 
 pub(crate) mod cronjobs;
 pub(crate) mod jobs;

@@ -1,4 +1,4 @@
-//! certificates.k8s.io: requests for certificates, their approval, and what was issued.
+//! The group `certificates.k8s.io`: certificate requests, their approval, and the issued certificates.
 
 pub(crate) mod requests;
 mod validate;

@@ -1,20 +1,19 @@
-//! CertificateSigningRequests: who asks is written down by the server, and only approval and status change afterwards.
+//! CertificateSigningRequests: the server records the requester; afterwards only approval and status can change.
 
-use crate::Unwritten;
+use crate::ResetFields;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
-use super::validate::{self, Through};
-use crate::cells::{AGE, NAME, age, column, human, name};
+use super::validate::{self, UpdateEndpoint};
+use crate::cells::{AGE, NAME, age, column, human_duration, name};
 use crate::field::{ErrorList, FieldError};
 use crate::read::{at, fields, get, has, int, items, items_mut, object_mut, put, spec_of, text};
 use crate::rules::NameRule;
 use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, Subresource, SubresourceKind, Verb};
 
-/// CertificateSigningRequests.
 pub(crate) static ROW: Row = Row {
     group: "certificates.k8s.io",
     kind: "CertificateSigningRequest",
@@ -49,7 +48,7 @@ const COLUMNS: &[Column] = &[
     column("Condition", "string"),
 ];
 
-/// Bytes of a field, which JSON has in base64.
+/// A field of bytes, decoded from base64.
 pub(super) fn bytes(of: &Value, key: &str) -> Vec<u8> {
     STANDARD.decode(text(of, key)).unwrap_or_default()
 }
@@ -62,8 +61,8 @@ fn time(now: Timestamp) -> Value {
     json!(now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
 }
 
-/// Gives conditions the times that their writer left out: a condition that was so before has changed when it did then.
-fn stamp(new: &mut Value, old: &Value, now: Timestamp) {
+/// Sets missing times of conditions. An unchanged condition keeps its transition time.
+fn set_condition_times(new: &mut Value, old: &Value, now: Timestamp) {
     for condition in items_mut(object_mut(new, "status"), "conditions") {
         if !has(condition, "lastUpdateTime") {
             put(condition, "lastUpdateTime", time(now));
@@ -79,8 +78,8 @@ fn stamp(new: &mut Value, old: &Value, now: Timestamp) {
     }
 }
 
-/// Keeps what stood in the conditions of a type, where as many are there as were: validation finds the rest.
-fn keep(new: &mut Value, old: &Value, kind: &str) {
+/// Restores the old conditions of a type if their number is unchanged; validation rejects the other cases.
+fn restore_conditions(new: &mut Value, old: &Value, kind: &str) {
     let of_kind = |condition: &&Value| text(condition, "type") == kind;
     let had: Vec<&Value> = conditions(old).iter().filter(of_kind).collect();
     if conditions(new).iter().filter(of_kind).count() != had.len() {
@@ -92,7 +91,7 @@ fn keep(new: &mut Value, old: &Value, kind: &str) {
     }
 }
 
-fn shown_status(object: &Value) -> String {
+fn format_status(object: &Value) -> String {
     let any = |kind: &str| conditions(object).iter().any(|condition| text(condition, "type") == kind);
     let mut shown = if any("Denied") {
         "Denied"
@@ -112,16 +111,16 @@ fn shown_status(object: &Value) -> String {
 }
 
 impl Strategy for CertificateSigningRequest {
-    fn unwritten(&self, subresource: &str) -> Unwritten {
+    fn reset_fields(&self, subresource: &str) -> ResetFields {
         match subresource {
-            "status" => Unwritten::Below(&[&["spec"], &["status", "conditions"]]),
-            "approval" => Unwritten::Below(&[&["spec"], &["status", "certificate"]]),
-            _ => Unwritten::Below(&[&["spec"], &["status"]]),
+            "status" => ResetFields::Below(&[&["spec"], &["status", "conditions"]]),
+            "approval" => ResetFields::Below(&[&["spec"], &["status", "certificate"]]),
+            _ => ResetFields::Below(&[&["spec"], &["status"]]),
         }
     }
 
     fn default(&self, object: &mut Value) {
-        // Go's encoder writes both always.
+        // Go's encoder always writes both.
         for key in ["spec", "status"] {
             fields(object).entry(key).or_insert_with(|| json!({}));
         }
@@ -147,15 +146,15 @@ impl Strategy for CertificateSigningRequest {
         put(new, "spec", get(old, "spec").clone());
         match context.subresource {
             APPROVAL => {
-                stamp(new, old, context.now);
+                set_condition_times(new, old, context.now);
                 let given = get(get(new, "status"), "conditions").clone();
                 put(new, "status", get(old, "status").clone());
                 put(object_mut(new, "status"), "conditions", given);
             }
             "status" => {
-                keep(new, old, "Approved");
-                keep(new, old, "Denied");
-                stamp(new, old, context.now);
+                restore_conditions(new, old, "Approved");
+                restore_conditions(new, old, "Denied");
+                set_condition_times(new, old, context.now);
             }
             _ => put(new, "status", get(old, "status").clone()),
         }
@@ -179,9 +178,9 @@ impl Strategy for CertificateSigningRequest {
         let mut errors = ErrorList::new();
         validate::request(&mut errors, new, Some(old));
         let through = match context.subresource {
-            APPROVAL => Through::Approval,
-            "status" => Through::Status,
-            _ => Through::Whole,
+            APPROVAL => UpdateEndpoint::Approval,
+            "status" => UpdateEndpoint::Status,
+            _ => UpdateEndpoint::Whole,
         };
         validate::change(&mut errors, new, old, through);
         errors.list()
@@ -194,14 +193,14 @@ impl Strategy for CertificateSigningRequest {
     fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
         let spec = get(object, "spec");
         let or_none = |shown: &str| json!(if shown.is_empty() { "<none>" } else { shown });
-        let duration = int(spec, "expirationSeconds").map(|s| human(jiff::SignedDuration::from_secs(s)));
+        let duration = int(spec, "expirationSeconds").map(|s| human_duration(jiff::SignedDuration::from_secs(s)));
         vec![
             name(object),
             age(object, now),
             or_none(text(spec, "signerName")),
             json!(text(spec, "username")),
             or_none(&duration.unwrap_or_default()),
-            json!(shown_status(object)),
+            json!(format_status(object)),
         ]
     }
 

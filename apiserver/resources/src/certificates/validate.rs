@@ -1,4 +1,4 @@
-//! What a CertificateSigningRequest may say, and what may change in it by which way.
+//! Validation of CertificateSigningRequests, and of changes through each subresource.
 
 use std::collections::BTreeSet;
 
@@ -46,9 +46,9 @@ const USAGES: &[&str] = &[
     "timestamping",
 ];
 
-/// By which way an update comes.
+/// The endpoint of an update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Through {
+pub(super) enum UpdateEndpoint {
     Whole,
     Approval,
     Status,
@@ -85,7 +85,7 @@ fn usages(errors: &mut ErrorList, spec: &Value, old: Option<&Value>) {
     }
 }
 
-/// `domain/path`, each of labels.
+/// `domain/path`, in which each part consists of labels.
 fn signer_name(errors: &mut ErrorList, name: &str, path: &Path<'_>) {
     if name.is_empty() {
         return errors.required(path, "");
@@ -146,10 +146,10 @@ fn check_conditions(errors: &mut ErrorList, object: &Value, old: Option<&Value>)
     }
 }
 
-/// A request, new or changed: what stood in it before is not found fault with again.
+/// Validates a new or changed request; unchanged parts are exempt.
 pub(super) fn request(errors: &mut ErrorList, object: &Value, old: Option<&Value>) {
     let (spec, status) = (get(object, "spec"), get(object, "status"));
-    // What was checked once and can't change is not checked again: a signature costs some 100 µs.
+    // An unchanged request was verified on create: a signature costs about 100 µs.
     let same = old.is_some_and(|old| get(get(old, "spec"), "request") == get(spec, "request"));
     if !same && let Err(why) = CertificateRequest::verified(&bytes(spec, "request")) {
         errors.invalid(&SPEC.child("request"), text(spec, "request"), &why);
@@ -178,8 +178,8 @@ pub(super) fn request(errors: &mut ErrorList, object: &Value, old: Option<&Value
     }
 }
 
-/// What an update may change, by the way it comes.
-pub(super) fn change(errors: &mut ErrorList, new: &Value, old: &Value, through: Through) {
+/// Validates the changes of an update by its endpoint.
+pub(super) fn change(errors: &mut ErrorList, new: &Value, old: &Value, through: UpdateEndpoint) {
     let of = |object, kind: &str| -> Vec<Value> {
         conditions(object).iter().filter(|condition| text(condition, "type") == kind).cloned().collect()
     };
@@ -188,7 +188,7 @@ pub(super) fn change(errors: &mut ErrorList, new: &Value, old: &Value, through: 
             errors.forbidden(&CONDITIONS, &format!("updates may not remove a condition of type {}", quoted(kind)));
         }
     }
-    for kind in [APPROVED, DENIED].into_iter().filter(|_| through != Through::Approval) {
+    for kind in [APPROVED, DENIED].into_iter().filter(|_| through != UpdateEndpoint::Approval) {
         let (has, had) = (of(new, kind), of(old, kind));
         if has.len() > had.len() {
             errors.forbidden(&CONDITIONS, &format!("updates may not add a condition of type {}", quoted(kind)));
@@ -198,7 +198,7 @@ pub(super) fn change(errors: &mut ErrorList, new: &Value, old: &Value, through: 
     }
     let certificate = |object| text(get(object, "status"), "certificate");
     if certificate(new) != certificate(old) {
-        if through != Through::Status {
+        if through != UpdateEndpoint::Status {
             errors.forbidden(&CERTIFICATE, "updates may not set certificate content");
         } else if !certificate(old).is_empty() {
             errors.forbidden(&CERTIFICATE, "updates may not modify existing certificate content");

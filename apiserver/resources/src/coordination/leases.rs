@@ -1,5 +1,5 @@
-//! Leases: written far more often than anything else (each node, each 10 s), so the rules are few; a PUT may create one, and may leave
-//! out the resourceVersion.
+//! Leases: written most often of all kinds (per node every 10 s), with few rules. A PUT may create one, and may omit
+//! the resourceVersion.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -9,7 +9,6 @@ use crate::field::{ErrorList, FieldError, NOT_NEGATIVE, Path};
 use crate::read::{get, has, int, object_mut, put, text};
 use crate::{Column, Context, Row, Storage, Strategy};
 
-/// Leases.
 pub(crate) static ROW: Row = Row {
     group: "coordination.k8s.io",
     kind: "Lease",
@@ -30,7 +29,7 @@ struct Lease;
 
 const COLUMNS: &[Column] = &[NAME, column("Holder", "string"), AGE];
 
-/// Fields of coordinated leader election, which upstream v1.36 has switched off.
+/// Drops fields of coordinated leader election, which upstream v1.36 disables.
 fn drop_disabled(object: &mut Value, old: &Value) {
     let Some(spec) = object.get_mut("spec") else { return };
     for key in ["strategy", "preferredHolder"] {

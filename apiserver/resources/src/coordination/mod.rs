@@ -1,3 +1,3 @@
-//! The group `coordination.k8s.io`: who is alive, and who leads.
+//! The group `coordination.k8s.io`: heartbeats and leader election.
 
 pub(crate) mod leases;

@@ -1,4 +1,4 @@
-//! Rules of addresses that kinds of several groups share: Services, EndpointSlices, pods.
+//! Rules of addresses that several groups share: Services, EndpointSlices, pods.
 
 use std::net::IpAddr;
 
@@ -7,9 +7,9 @@ use ipnet::Ipv4Net;
 use crate::field::{ErrorList, Path};
 use crate::rules;
 
-/// An address that traffic may be sent to: none of the host's own, but those of the cluster inside 127.0.0.0/8.
+/// An endpoint's address: no loopback or link-local address, except the cluster's own blocks inside 127.0.0.0/8.
 pub(crate) fn endpoint_ip(errors: &mut ErrorList, value: &str, loopback: &[Ipv4Net], path: &Path<'_>) {
-    let Some(ip) = rules::ip_leniently(value) else {
+    let Some(ip) = rules::parse_ip_leniently(value) else {
         return errors.invalid(path, value, "must be a valid IP address");
     };
     let own = matches!(ip, IpAddr::V4(v4) if loopback.iter().any(|block| block.contains(&v4)));
@@ -31,9 +31,9 @@ pub(crate) fn endpoint_ip(errors: &mut ErrorList, value: &str, loopback: &[Ipv4N
     }
 }
 
-/// An address that is valid in its field, but not written as it should be.
-pub(crate) fn odd_ip(path: &Path<'_>, value: &str) -> Option<String> {
-    let ip = rules::ip_leniently(value)?;
+/// Warns about a valid address that isn't in canonical form.
+pub(crate) fn canonical_ip_warning(path: &Path<'_>, value: &str) -> Option<String> {
+    let ip = rules::parse_ip_leniently(value)?;
     match value.parse::<IpAddr>() {
         Ok(IpAddr::V6(v6)) if v6.to_ipv4_mapped().is_none() => (v6.to_string() != value)
             .then(|| format!("{path}: IPv6 address \"{value}\" should be in RFC 5952 canonical format (\"{v6}\")")),

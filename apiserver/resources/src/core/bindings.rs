@@ -1,4 +1,4 @@
-//! Bindings: a scheduler's word on where a pod runs. Posting one to `bindings` is posting it to the pod it names.
+//! Bindings: assign a pod to a node. A POST to `bindings` is forwarded to the pod's subresource `binding`.
 
 use serde_json::Value;
 
@@ -6,14 +6,13 @@ use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{get, text};
 use crate::{Context, Row, Strategy, SubresourceKind, Verb};
 
-/// Bindings.
 pub(crate) static ROW: Row = Row {
     kind: "Binding",
     plural: "bindings",
     singular: "binding",
     schema: "io.k8s.api.core.v1.Binding",
     verbs: &[Verb::Create],
-    stands_for: Some((&crate::core::pods::ROW, SubresourceKind::Binding)),
+    forwards_to: Some((&crate::core::pods::ROW, SubresourceKind::Binding)),
     strategy: &Binding,
     example: r#"apiVersion: v1
 kind: Binding

@@ -1,4 +1,4 @@
-//! ComponentStatuses: whether what the API server depends on is well. Deprecated, made when they are asked for.
+//! ComponentStatuses: health of the API server's dependencies. Deprecated, computed on each request.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use crate::field::FieldError;
 use crate::read::{items, text};
 use crate::{Column, Context, Row, Strategy, Verb};
 
-/// ComponentStatuses; whoever serves them says how they are made.
+/// The server sets the row's source.
 pub static ROW: Row = Row {
     kind: "ComponentStatus",
     plural: "componentstatuses",

@@ -1,4 +1,4 @@
-//! ConfigMaps, and what they share with Secrets: a bound of bytes over all values, and `immutable`, which cannot be taken back.
+//! ConfigMaps, and rules shared with Secrets: a bound on the bytes of all values, and the permanent flag `immutable`.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -8,7 +8,6 @@ use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{entries, flag, get, is_zero};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy, rules};
 
-/// ConfigMaps.
 pub(crate) static ROW: Row = Row {
     kind: "ConfigMap",
     plural: "configmaps",
@@ -28,17 +27,17 @@ data: {color: blue}
 struct ConfigMap;
 
 const COLUMNS: &[Column] = &[NAME, column("Data", "string"), AGE];
-/// All values of a ConfigMap or Secret together.
+/// Bound on all values of a ConfigMap or Secret together, in bytes.
 pub(crate) const DATA_BYTES_MAX: usize = 1 << 20;
 const SEALED: &str = "field is immutable when `immutable` is set";
 
-/// How many bytes a base64 text stands for.
+/// The decoded length of a base64 text, in bytes.
 pub(crate) fn decoded_bytes(text: &str) -> usize {
     let letters = text.trim_end_matches('=').len();
     letters / 4 * 3 + (letters % 4).saturating_sub(1)
 }
 
-/// What may not change once `immutable` is set.
+/// Fields that are immutable once `immutable` is set.
 pub(crate) fn validate_immutable(errors: &mut ErrorList, new: &Value, old: &Value, keys: &[&str]) {
     if !flag(old, "immutable") {
         return;
@@ -48,7 +47,7 @@ pub(crate) fn validate_immutable(errors: &mut ErrorList, new: &Value, old: &Valu
     }
     for key in keys {
         let (now, was) = (get(new, key), get(old, key));
-        // Upstream compares a map that was sent empty with one that wasn't sent as different, where one has entries.
+        // Upstream treats an empty map and an absent one as different only if the other object's map has entries.
         if now != was && !(is_zero(now) && is_zero(was)) {
             errors.forbidden(&Path::root(key), SEALED);
         }

@@ -1,17 +1,16 @@
-//! Endpoints: what EndpointSlices were first; deprecated, and still written by hand for Services without a selector.
+//! Endpoints: the deprecated predecessor of EndpointSlices, still written by hand for Services without a selector.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::addresses::{endpoint_ip, odd_ip};
+use super::addresses::{canonical_ip_warning, endpoint_ip};
 use crate::cells::{AGE, NAME, age, column, name};
-use crate::core::pods::update::same;
+use crate::core::pods::update::semantically_equal;
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{default_zero_to, get, has, int, items, items_mut, text};
 use crate::rules;
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy};
 
-/// Endpoints.
 pub(crate) static ROW: Row = Row {
     kind: "Endpoints",
     plural: "endpoints",
@@ -35,7 +34,7 @@ struct Endpoints;
 
 const COLUMNS: &[Column] = &[NAME, column("Endpoints", "string"), AGE];
 const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
-/// Addresses that a cell shows.
+/// Maximum number of addresses in a cell.
 const SHOWN_MAX: usize = 3;
 
 fn address(errors: &mut ErrorList, address: &Value, context: &Context<'_>, at: &Path<'_>) {
@@ -97,8 +96,8 @@ fn subsets(errors: &mut ErrorList, object: &Value, context: &Context<'_>) {
     }
 }
 
-/// The first addresses, and how many more there are.
-fn shown(object: &Value) -> String {
+/// The first addresses, and the number of further ones.
+fn format_addresses(object: &Value) -> String {
     let subsets = items(object, "subsets");
     if subsets.is_empty() {
         return "<none>".into();
@@ -147,8 +146,12 @@ impl Strategy for Endpoints {
 
     fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
         let errors = self.validate(context, new);
-        // What was once taken may stay.
-        if !errors.is_empty() && same(get(new, "subsets"), get(old, "subsets")) { Vec::new() } else { errors }
+        // Unchanged subsets are exempt.
+        if !errors.is_empty() && semantically_equal(get(new, "subsets"), get(old, "subsets")) {
+            Vec::new()
+        } else {
+            errors
+        }
     }
 
     fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {
@@ -162,7 +165,7 @@ impl Strategy for Endpoints {
             for list in ["addresses", "notReadyAddresses"] {
                 let list_at = at.child(list);
                 for (j, address) in items(subset, list).iter().enumerate() {
-                    found.extend(odd_ip(&list_at.index(j).child("ip"), text(address, "ip")));
+                    found.extend(canonical_ip_warning(&list_at.index(j).child("ip"), text(address, "ip")));
                 }
             }
         }
@@ -178,7 +181,7 @@ impl Strategy for Endpoints {
     }
 
     fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
-        vec![name(object), json!(shown(object)), age(object, now)]
+        vec![name(object), json!(format_addresses(object)), age(object, now)]
     }
 }
 
@@ -189,14 +192,17 @@ mod tests {
     #[test]
     fn addresses_and_ports_are_checked_and_shown() {
         let context = Context::of_server(Timestamp::UNIX_EPOCH);
-        let said = |subsets: Value| -> Vec<String> {
+        let errors_of = |subsets: Value| -> Vec<String> {
             let errors = Endpoints.validate(&context, &json!({"subsets": subsets}));
             errors.into_iter().map(|error| format!("{}: {}", error.field, error.message)).collect()
         };
-        assert_eq!(said(json!([{}])), ["subsets[0]: Required value: must specify `addresses` or `notReadyAddresses`"]);
+        assert_eq!(
+            errors_of(json!([{}])),
+            ["subsets[0]: Required value: must specify `addresses` or `notReadyAddresses`"]
+        );
         let ports = json!([{"port": 0, "protocol": "TCP", "name": "a"}, {"port": 1, "protocol": "X"}]);
         assert_eq!(
-            said(json!([{"addresses": [{"ip": "127.0.0.1"}], "ports": ports}])),
+            errors_of(json!([{"addresses": [{"ip": "127.0.0.1"}], "ports": ports}])),
             [
                 "subsets[0].addresses[0].ip: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)",
                 "subsets[0].ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive",
@@ -205,10 +211,10 @@ mod tests {
             ]
         );
         let old = json!({"subsets": [{}]});
-        assert!(Endpoints.validate_update(&context, &old, &old).is_empty(), "what was once taken may stay");
+        assert!(Endpoints.validate_update(&context, &old, &old).is_empty(), "unchanged subsets are exempt");
         let many = json!([{"ip": "192.0.2.1"}, {"ip": "2001:db8::1"}]);
         let object = json!({"subsets": [{"addresses": many, "ports": [{"port": 80}, {"port": 81}]}]});
-        assert_eq!(shown(&object), "192.0.2.1:80,[2001:db8::1]:80,192.0.2.1:81 + 1 more...");
-        assert_eq!(shown(&json!({})), "<none>");
+        assert_eq!(format_addresses(&object), "192.0.2.1:80,[2001:db8::1]:80,192.0.2.1:81 + 1 more...");
+        assert_eq!(format_addresses(&json!({})), "<none>");
     }
 }

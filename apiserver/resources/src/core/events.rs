@@ -1,4 +1,4 @@
-//! Events in their two versions over one storage: core's is the stored form.
+//! Events in two versions over one storage, whose version is core's.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -9,15 +9,14 @@ use serde_json::{Map, Value, json};
 
 use crate::cells::{WIDE_NAME, column, name, since, wide};
 use crate::field::{ErrorList, FieldError, IMMUTABLE, Path};
-use crate::metadata::{checked_whole, label_name};
+use crate::metadata::{label_name, validate_all};
 use crate::read::{default_to, fields, get, has, int, is_zero, object_mut, put, text, time};
 use crate::rules::{self, NameRule};
 use crate::{Column, Context, Deletion, MetadataChecks, Row, Storage, Strategy};
 
-/// Upstream's default.
+/// Upstream's default TTL.
 const TTL: Duration = Duration::from_secs(3600);
 
-/// Events.
 pub(crate) static CORE: Row = Row {
     kind: "Event",
     plural: "events",
@@ -43,7 +42,6 @@ count: 1
     ..Row::NAMESPACED
 };
 
-/// Events.
 pub(crate) static EVENTS: Row = Row {
     group: "events.k8s.io",
     kind: "Event",
@@ -87,7 +85,7 @@ const COLUMNS: &[Column] = &[
     wide("Count", "string"),
     WIDE_NAME,
 ];
-/// Fields by their name in core and in events.k8s.io; all others are called the same.
+/// Fields with different names in core and events.k8s.io; the others have the same name.
 const NAMES: &[(&str, &str)] = &[
     ("involvedObject", "regarding"),
     ("message", "note"),
@@ -97,7 +95,7 @@ const NAMES: &[(&str, &str)] = &[
     ("count", "deprecatedCount"),
     ("reportingComponent", "reportingController"),
 ];
-/// Plain texts in Go: empty where they are absent.
+/// Plain strings in Go: empty if absent.
 const TEXTS: &[&str] = &["reason", "message", "type", "action", "reportingComponent", "reportingInstance"];
 const INSTANCE_BYTES_MAX: usize = 128;
 const ACTION_BYTES_MAX: usize = 128;
@@ -151,7 +149,7 @@ fn to_core(object: &Value) -> Value {
     core
 }
 
-/// What Go's encoder writes of an Event even where it is empty.
+/// Fields of an Event that Go's encoder writes even if they are empty.
 fn fill_core(object: &mut Value) {
     object_mut(object, "involvedObject");
     object_mut(object, "source");
@@ -177,8 +175,8 @@ fn fill_new(object: &mut Value) {
     }
 }
 
-/// The rules of both versions, over the core form.
-fn legacy(errors: &mut ErrorList, event: &Value, core: bool) {
+/// The rules of both versions, on the core form.
+fn validate_core_form(errors: &mut ErrorList, event: &Value, core: bool) {
     let namespace = text(get(event, "metadata"), "namespace");
     let of = text(get(event, "involvedObject"), "namespace");
     let of_at = Path::root("involvedObject.namespace");
@@ -242,8 +240,8 @@ fn strict(errors: &mut ErrorList, event: &Value) {
     }
 }
 
-/// Structs as upstream's inner types show them.
-fn inner(key: &str, value: &Value) -> Option<String> {
+/// Structs in the form of upstream's internal types.
+fn go_struct_of(key: &str, value: &Value) -> Option<String> {
     let of = |pairs: &[(&str, &str)]| {
         let parts: Vec<String> =
             pairs.iter().map(|(inner, outer)| format!("\"{inner}\":{}", Value::from(text(value, outer)))).collect();
@@ -286,12 +284,12 @@ fn strict_update(errors: &mut ErrorList, new: &Value, old: &Value) {
         "reportingInstance",
     ] {
         let (now, was) = (get(new, key), get(old, key));
-        // Of a pointer, empty is not absent.
+        // An empty pointer field is not absent.
         let void = |value: &Value| is_zero(value) && !(key == "related" && value.is_object());
         if now != was && !(void(now) && void(was)) {
             let shown = if key == "reportingComponent" { "reportingController" } else { key };
             let path = Path::root(shown);
-            match inner(key, now) {
+            match go_struct_of(key, now) {
                 Some(value) => errors.add(|| FieldError::invalid_shown(&path, &value, IMMUTABLE)),
                 None if now.is_null() && TEXTS.contains(&key) => errors.invalid(&path, "", IMMUTABLE),
                 None if now.is_null() && key == "count" => errors.invalid(&path, 0, IMMUTABLE),
@@ -321,12 +319,12 @@ impl Strategy for Event {
     fn validate_first(&self, _: &Context<'_>, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
         let mut errors = ErrorList::new();
         if self.core && old.is_none() {
-            legacy(&mut errors, object, true);
+            validate_core_form(&mut errors, object, true);
         }
         errors.list()
     }
 
-    fn orders_metadata(&self) -> bool {
+    fn validates_metadata(&self) -> bool {
         !self.core
     }
 
@@ -334,8 +332,8 @@ impl Strategy for Event {
         let mut errors = ErrorList::new();
         if !self.core {
             let event = to_core(object);
-            legacy(&mut errors, &event, false);
-            checked_whole(&mut errors, &EVENTS, object);
+            validate_core_form(&mut errors, &event, false);
+            validate_all(&mut errors, &EVENTS, object);
             strict(&mut errors, &event);
         }
         errors.list()
@@ -344,10 +342,10 @@ impl Strategy for Event {
     fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut errors = ErrorList::new();
         if self.core {
-            legacy(&mut errors, new, true);
+            validate_core_form(&mut errors, new, true);
         } else {
             let event = to_core(new);
-            legacy(&mut errors, &event, false);
+            validate_core_form(&mut errors, &event, false);
             strict_update(&mut errors, &event, &to_core(old));
         }
         errors.list()

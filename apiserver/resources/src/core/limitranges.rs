@@ -1,4 +1,4 @@
-//! LimitRanges: bounds and defaults of what pods, containers and claims ask for.
+//! LimitRanges: bounds and defaults for the resources of pods, containers and claims.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,6 @@ use crate::read::{entries, get, has, items, items_mut, object_mut, spec_of, text
 use crate::rules;
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy};
 
-/// LimitRanges.
 pub(crate) static ROW: Row = Row {
     kind: "LimitRange",
     plural: "limitranges",
@@ -38,7 +37,7 @@ spec:
 struct LimitRange;
 
 const TYPES: &[&str] = &["Container", "PersistentVolumeClaim", "Pod"];
-/// From here on Go counts in whole numbers instead of thousandths.
+/// From this value on Go compares integers instead of thousandths.
 const MILLI_MAX: i64 = i64::MAX / 1000;
 
 fn resource(errors: &mut ErrorList, kind: &str, name: &str, path: &Path<'_>) {
@@ -71,7 +70,7 @@ fn validate(errors: &mut ErrorList, object: &Value) {
         names(errors, limit, kind, &at);
         let mut keys: BTreeSet<&String> = BTreeSet::new();
         for list in ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"] {
-            // A Pod's defaults are refused as a whole.
+            // A Pod's defaults are rejected as a whole.
             if kind != "Pod" || !list.starts_with("default") {
                 keys.extend(entries(limit, list).map(|(key, _)| key));
             }
@@ -104,7 +103,7 @@ fn names(errors: &mut ErrorList, limit: &Value, kind: &str, at: &Path<'_>) {
     }
 }
 
-/// How the amounts of one resource stand to each other.
+/// Checks the amounts of one resource against each other.
 fn amounts(errors: &mut ErrorList, limit: &Value, kind: &str, key: &str, at: &Path<'_>) {
     let of =
         |list: &str| quantity(get(get(limit, list), key)).filter(|_| kind != "Pod" || !list.starts_with("default"));
@@ -152,7 +151,7 @@ fn amounts(errors: &mut ErrorList, limit: &Value, kind: &str, key: &str, at: &Pa
     }
 }
 
-/// The ratio that is asked for, and the one that the bounds leave.
+/// The required ratio, and the ratio of the bounds.
 #[expect(clippy::cast_precision_loss, reason = "as upstream compares them")]
 fn ratios(ratio: &Quantity, min: &Quantity, max: &Quantity) -> (f64, f64) {
     if [ratio, min, max].iter().all(|amount| amount.value() < MILLI_MAX) {
@@ -161,7 +160,7 @@ fn ratios(ratio: &Quantity, min: &Quantity, max: &Quantity) -> (f64, f64) {
     (ratio.value() as f64, max.value() as f64 / min.value() as f64)
 }
 
-/// Amounts of `from` that `to` doesn't name.
+/// Copies the amounts of `from` that `to` lacks.
 fn fill(limit: &mut Value, to: &str, from: &str) {
     let given: Vec<(String, Value)> = entries(limit, from).map(|(key, value)| (key.clone(), value.clone())).collect();
     let to = object_mut(limit, to);

@@ -1,4 +1,4 @@
-//! The core group (`v1`): pods, what they are given, and where they run.
+//! The core group (`v1`): pods, nodes, Services, volumes, configuration and namespaces.
 
 pub(crate) mod addresses;
 pub(crate) mod bindings;

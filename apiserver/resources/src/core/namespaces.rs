@@ -1,5 +1,5 @@
-//! Namespaces: `spec.finalizers` holds a deletion until the namespace controller has emptied it; only the subresource `finalize` writes
-//! them, and the phase follows from the deletion timestamp.
+//! Namespaces: `spec.finalizers` blocks a deletion until the namespace controller has emptied the namespace. Only the
+//! subresource `finalize` writes it. The phase follows from the deletion timestamp.
 
 use jiff::Timestamp;
 use machinery_api::schema::types::Text;
@@ -15,7 +15,6 @@ use crate::{
     prepare_update_by_default,
 };
 
-/// Namespaces.
 pub(crate) static ROW: Row = Row {
     kind: "Namespace",
     plural: "namespaces",

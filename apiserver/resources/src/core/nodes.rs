@@ -1,4 +1,4 @@
-//! Nodes: their kubelets write most of them, so that what is once there (podCIDR, providerID) is kept from changing here and not in
+//! Nodes: kubelets write most of them, so immutable fields (podCIDR, providerID) are protected here and not in
 //! admission.
 
 use std::collections::BTreeSet;
@@ -15,17 +15,17 @@ use crate::read::{
     default_to, entries, fields, flag, get, has, is_zero, items, items_mut, object_mut, put, text, texts,
 };
 use crate::{
-    Column, Context, MetadataChecks, Proxied, Row, STATUS, Storage, Strategy, prepare_update_by_default, proxy, rules,
+    Column, Context, MetadataChecks, ProxyBackend, Row, STATUS, Storage, Strategy, prepare_update_by_default, proxy,
+    rules,
 };
 
-/// Nodes.
 pub(crate) static ROW: Row = Row {
     kind: "Node",
     plural: "nodes",
     singular: "node",
     short_names: &["no"],
     schema: "io.k8s.api.core.v1.Node",
-    subresources: &[proxy(Proxied::Node, "NodeProxyOptions"), STATUS],
+    subresources: &[proxy(ProxyBackend::Node, "NodeProxyOptions"), STATUS],
     storage: Storage::Stored("minions"),
     strategy: &Node,
     example: r#"apiVersion: v1
@@ -145,7 +145,8 @@ fn validate(errors: &mut ErrorList, node: &Value) {
         errors.invalid_each(&at.index(i), cidr, rules::cidr_in_old_field(cidr));
     }
     if cidrs.len() > 1 {
-        if let Some((i, wrong)) = cidrs.iter().enumerate().find(|(_, cidr)| rules::cidr_leniently(cidr).is_none()) {
+        if let Some((i, wrong)) = cidrs.iter().enumerate().find(|(_, cidr)| rules::parse_cidr_leniently(cidr).is_none())
+        {
             let why = format!(
                 "invalid PodCIDRs. failed to check with dual stack with error:invalid CIDR[{i}]: <nil> (invalid CIDR address: {wrong})"
             );
@@ -195,7 +196,7 @@ fn validate_change(errors: &mut ErrorList, node: &Value, old: &Value) {
     }
 }
 
-/// Dynamic kubelet configuration is gone from upstream.
+/// Drops fields of dynamic kubelet configuration, which upstream removed.
 fn drop_removed(node: &mut Value, old: Option<&Value>) {
     if old.is_none_or(|old| !has(get(old, "spec"), "configSource")) {
         put(object_mut(node, "spec"), "configSource", Value::Null);
@@ -210,7 +211,7 @@ const SELECTABLE: &[Text] = &[Text::Borrowed("spec.unschedulable")];
 impl Strategy for Node {
     fn default(&self, object: &mut Value) {
         let spec = object_mut(object, "spec");
-        // Where both are given and differ, the older field decides.
+        // If both are set and differ, the older field wins.
         let first = get(spec, "podCIDR").clone();
         if !is_zero(&first) && items(spec, "podCIDRs").first() != Some(&first) {
             put(spec, "podCIDRs", json!([first]));
@@ -224,7 +225,7 @@ impl Strategy for Node {
             let capacity = get(status, "capacity").clone();
             put(status, "allocatable", capacity);
         }
-        // What Go's encoder writes even where it is empty.
+        // Fields that Go's encoder writes even if they are empty.
         default_to(object_mut(object_mut(status, "daemonEndpoints"), "kubeletEndpoint"), "Port", 0);
         let info = object_mut(status, "nodeInfo");
         for key in INFO {
@@ -281,7 +282,7 @@ impl Strategy for Node {
         }
         let at = SPEC.child("podCIDRs");
         for (i, cidr) in texts(spec, "podCIDRs").enumerate() {
-            found.extend(rules::odd_cidr(cidr).into_iter().map(|why| format!("{}: {why}", at.index(i))));
+            found.extend(rules::canonical_cidr_warning(cidr).into_iter().map(|why| format!("{}: {why}", at.index(i))));
         }
         found
     }

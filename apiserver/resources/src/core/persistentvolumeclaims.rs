@@ -1,4 +1,4 @@
-//! PersistentVolumeClaims: what a pod's volume must be like. A claim changes little: it is bound once, and may grow then.
+//! PersistentVolumeClaims: requirements for a volume. A claim is bound once; afterwards only its size may grow.
 
 use jiff::Timestamp;
 use machinery_api::quantity::Quantity;
@@ -9,13 +9,12 @@ use crate::cells::{AGE, NAME, age, column, name, wide};
 use crate::core::pods::resources::amount;
 use crate::core::pods::{claims, update};
 use crate::field::{ErrorList, FieldError, IMMUTABLE, Path};
-use crate::inner;
+use crate::go_structs;
 use crate::metadata::quantity;
 use crate::read::{default_to, default_zero_to, entries, get, has, object_mut, put, remove, spec_of, text};
 use crate::rules;
 use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, prepare_update_by_default};
 
-/// PersistentVolumeClaims.
 pub(crate) static ROW: Row = Row {
     kind: "PersistentVolumeClaim",
     plural: "persistentvolumeclaims",
@@ -68,7 +67,7 @@ fn annotation<'a>(object: &'a Value, key: &str) -> &'a str {
     text(get(get(object, "metadata"), "annotations"), key)
 }
 
-/// What upstream v1.36 has switched off: data from another namespace.
+/// Drops cross-namespace data sources, which upstream v1.36 disables.
 fn drop_disabled(spec: &mut Value, old: Option<&Value>) {
     let elsewhere = !text(get(spec, "dataSourceRef"), "namespace").is_empty();
     if elsewhere && !old.is_some_and(|old| has(old, "dataSourceRef")) {
@@ -76,8 +75,8 @@ fn drop_disabled(spec: &mut Value, old: Option<&Value>) {
     }
 }
 
-/// What old clients set and was always dropped: data from anything but a claim or a snapshot.
-fn drop_odd_source(spec: &mut Value, old: Option<&Value>) {
+/// Drops data sources other than a claim or a snapshot, which upstream has always dropped from `dataSource`.
+fn drop_unsupported_source(spec: &mut Value, old: Option<&Value>) {
     let used = old.is_some_and(|old| has(old, "dataSource") || has(old, "dataSourceRef"));
     if used || has(spec, "dataSourceRef") {
         return;
@@ -92,8 +91,8 @@ fn drop_odd_source(spec: &mut Value, old: Option<&Value>) {
     }
 }
 
-/// Each of the two ways to name where data comes from says what the other says.
-fn same_sources(spec: &mut Value) {
+/// Copies `dataSource` to `dataSourceRef` or back, whichever is missing.
+fn align_data_sources(spec: &mut Value) {
     let copy = |from: &Value| {
         let mut to = json!({"kind": text(from, "kind"), "name": text(from, "name")});
         put(&mut to, "apiGroup", get(from, "apiGroup").clone());
@@ -113,27 +112,27 @@ fn same_sources(spec: &mut Value) {
     }
 }
 
-/// What of a claim's spec may change.
-fn changes(errors: &mut ErrorList, new: &Value, old: &Value) {
+/// Validates the changes of a claim's spec.
+fn validate_changes(errors: &mut ErrorList, new: &Value, old: &Value) {
     let (mut spec, mut was) = (get(new, "spec").clone(), get(old, "spec").clone());
-    same_sources(&mut was);
+    align_data_sources(&mut was);
     if text(&was, "volumeName").is_empty() {
         let volume = get(&spec, "volumeName").clone();
         put(&mut was, "volumeName", volume);
     }
-    let (said, now_said) = (annotation(old, CLASS_ANNOTATION), annotation(new, CLASS_ANNOTATION));
+    let (old_class, new_class) = (annotation(old, CLASS_ANNOTATION), annotation(new, CLASS_ANNOTATION));
     let class = |of: &Value| get(of, "storageClassName").as_str().map(str::to_owned);
     let annotated = has(get(get(old, "metadata"), "annotations"), CLASS_ANNOTATION);
-    let moves = annotated && class(&was).is_none() && class(&spec).as_deref() == Some(said);
-    if moves && (now_said.is_empty() || now_said == said) {
+    let moves = annotated && class(&was).is_none() && class(&spec).as_deref() == Some(old_class);
+    if moves && (new_class.is_empty() || new_class == old_class) {
         remove(&mut spec, "storageClassName");
     } else {
-        if now_said != said {
+        if new_class != old_class {
             let at = Path::root("metadata.annotations");
-            errors.invalid(&at.child(CLASS_ANNOTATION), now_said, IMMUTABLE);
+            errors.invalid(&at.child(CLASS_ANNOTATION), new_class, IMMUTABLE);
         }
         let named = class(&spec).filter(|_| class(&was).is_none());
-        if named.is_some_and(|named| !annotated || named == said) {
+        if named.is_some_and(|named| !annotated || named == old_class) {
             remove(&mut spec, "storageClassName");
         }
     }
@@ -144,8 +143,8 @@ fn changes(errors: &mut ErrorList, new: &Value, old: &Value) {
         }
         put(&mut spec, CLASS, get(&was, CLASS).clone());
     }
-    if !update::same(&spec, &was) {
-        let difference = inner::difference(&was, &spec, "PersistentVolumeClaimSpec");
+    if !update::semantically_equal(&spec, &was) {
+        let difference = go_structs::difference(&was, &spec, "PersistentVolumeClaimSpec");
         let why = format!(
             "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims\n{difference}"
         );
@@ -168,8 +167,8 @@ fn changes(errors: &mut ErrorList, new: &Value, old: &Value) {
     }
 }
 
-/// A key of what is being made larger; false: it is none.
-fn resizable(errors: &mut ErrorList, key: &str, path: &Path<'_>) -> bool {
+/// Validates a key of allocated resources; false if it is invalid.
+fn allocated_resource_name(errors: &mut ErrorList, key: &str, path: &Path<'_>) -> bool {
     let wrong = rules::label_key(key);
     if !wrong.is_empty() {
         errors.invalid_each(path, key, wrong);
@@ -194,7 +193,7 @@ fn status(errors: &mut ErrorList, object: &Value) {
     }
     let statuses_at = STATUS_AT.child("allocatedResourceStatuses");
     for (key, value) in entries(status, "allocatedResourceStatuses") {
-        resizable(errors, key, &statuses_at);
+        allocated_resource_name(errors, key, &statuses_at);
         if !RESIZING.contains(&value.as_str().unwrap_or("")) {
             let mut supported = RESIZING.to_vec();
             supported.sort_unstable();
@@ -203,7 +202,7 @@ fn status(errors: &mut ErrorList, object: &Value) {
     }
     let allocated_at = STATUS_AT.child("allocatedResources");
     for (key, value) in entries(status, "allocatedResources") {
-        if resizable(errors, key, &allocated_at) {
+        if allocated_resource_name(errors, key, &allocated_at) {
             let at = allocated_at.key(key);
             let before = errors.count();
             super::persistentvolumes::not_negative(errors, value, &at);
@@ -228,8 +227,8 @@ impl Strategy for PersistentVolumeClaim {
         put(object, "status", json!({"phase": "Pending"}));
         let spec = spec_of(object);
         drop_disabled(spec, None);
-        drop_odd_source(spec, None);
-        same_sources(spec);
+        drop_unsupported_source(spec, None);
+        align_data_sources(spec);
     }
 
     fn prepare_update(&self, context: &Context<'_>, new: &mut Value, old: &Value) {
@@ -237,8 +236,8 @@ impl Strategy for PersistentVolumeClaim {
         if context.subresource != "status" {
             let (spec, old) = (spec_of(new), Some(get(old, "spec")));
             drop_disabled(spec, old);
-            drop_odd_source(spec, old);
-            same_sources(spec);
+            drop_unsupported_source(spec, old);
+            align_data_sources(spec);
         }
     }
 
@@ -258,7 +257,7 @@ impl Strategy for PersistentVolumeClaim {
             status(&mut errors, new);
         } else {
             claims::spec(&mut errors, get(new, "spec"), &SPEC);
-            changes(&mut errors, new, old);
+            validate_changes(&mut errors, new, old);
         }
         errors.list()
     }
@@ -311,29 +310,29 @@ mod tests {
             "status": {"phase": phase, "capacity": {"storage": capacity}}})
     }
 
-    fn said(new: &Value, old: &Value) -> Vec<String> {
+    fn errors_of(new: &Value, old: &Value) -> Vec<String> {
         let mut errors = ErrorList::new();
-        changes(&mut errors, new, old);
+        validate_changes(&mut errors, new, old);
         errors.list().into_iter().map(|error| error.field).collect()
     }
 
     #[test]
     fn a_bound_claim_grows_and_shrinks_no_further_than_it_is() {
         let old = claim("2Gi", "Bound", "1Gi");
-        assert_eq!(said(&claim("3Gi", "Bound", "1Gi"), &old), Vec::<String>::new());
+        assert_eq!(errors_of(&claim("3Gi", "Bound", "1Gi"), &old), Vec::<String>::new());
         assert_eq!(
-            said(&claim("1536Mi", "Bound", "1Gi"), &old),
+            errors_of(&claim("1536Mi", "Bound", "1Gi"), &old),
             Vec::<String>::new(),
             "an expansion that failed is taken back"
         );
-        assert_eq!(said(&claim("1Gi", "Bound", "1Gi"), &old), ["spec.resources.requests.storage"]);
-        assert_eq!(said(&claim("3Gi", "Pending", "0"), &claim("2Gi", "Pending", "0")), ["spec"]);
+        assert_eq!(errors_of(&claim("1Gi", "Bound", "1Gi"), &old), ["spec.resources.requests.storage"]);
+        assert_eq!(errors_of(&claim("3Gi", "Pending", "0"), &claim("2Gi", "Pending", "0")), ["spec"]);
         let mut other = old.clone();
         other["spec"]["volumeName"] = json!("w");
-        assert_eq!(said(&other, &old), ["spec"]);
+        assert_eq!(errors_of(&other, &old), ["spec"]);
         let mut unbound = claim("1Gi", "Pending", "0");
         unbound["spec"].as_object_mut().unwrap().remove("volumeName");
-        assert_eq!(said(&claim("1Gi", "Pending", "0"), &unbound), Vec::<String>::new(), "a claim is bound once");
+        assert_eq!(errors_of(&claim("1Gi", "Pending", "0"), &unbound), Vec::<String>::new(), "a claim is bound once");
     }
 
     #[test]
@@ -342,11 +341,11 @@ mod tests {
         old["spec"].as_object_mut().unwrap().remove("storageClassName");
         let mut new = old.clone();
         new["spec"]["storageClassName"] = json!("slow");
-        assert_eq!(said(&new, &old), Vec::<String>::new());
-        assert_eq!(said(&old, &new), ["spec"]);
+        assert_eq!(errors_of(&new, &old), Vec::<String>::new());
+        assert_eq!(errors_of(&old, &new), ["spec"]);
         old["metadata"]["annotations"] = json!({CLASS_ANNOTATION: "fast"});
-        assert_eq!(said(&new, &old), [format!("metadata.annotations.{CLASS_ANNOTATION}"), "spec".into()]);
+        assert_eq!(errors_of(&new, &old), [format!("metadata.annotations.{CLASS_ANNOTATION}"), "spec".into()]);
         new["spec"]["storageClassName"] = json!("fast");
-        assert_eq!(said(&new, &old), Vec::<String>::new());
+        assert_eq!(errors_of(&new, &old), Vec::<String>::new());
     }
 }

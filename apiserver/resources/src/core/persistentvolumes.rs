@@ -1,4 +1,4 @@
-//! PersistentVolumes: pieces of storage of the cluster. What a volume is made of never changes.
+//! PersistentVolumes: storage of the cluster. A volume's source is immutable.
 
 use jiff::Timestamp;
 use machinery_api::quantity::Quantity;
@@ -9,7 +9,7 @@ use crate::cells::{AGE, NAME, age, column, name, wide};
 use crate::core::pods::volumes::{no_backsteps, required};
 use crate::core::pods::{claims, defaults, disks, placement, update, warnings as pod_warnings};
 use crate::field::{ErrorList, FieldError, Path};
-use crate::inner;
+use crate::go_structs;
 use crate::metadata::{self, quantity};
 use crate::read::{
     default_to, default_zero_to, entries, get, has, is_zero, items, object_mut, put, spec_of, text, texts,
@@ -17,7 +17,6 @@ use crate::read::{
 use crate::rules;
 use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, prepare_update_by_default};
 
-/// PersistentVolumes.
 pub(crate) static ROW: Row = Row {
     kind: "PersistentVolume",
     plural: "persistentvolumes",
@@ -41,7 +40,7 @@ spec:
 
 struct PersistentVolume;
 
-/// What once named a storage class.
+/// The annotation of the storage class before the field.
 pub(super) const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
 const MOUNT_OPTIONS: &str = "volume.beta.kubernetes.io/mount-options";
 const COLUMNS: &[Column] = &[
@@ -60,7 +59,7 @@ const COLUMNS: &[Column] = &[
 const SPEC: Path<'static> = Path::root("spec");
 const CLASS: &str = "volumeAttributesClassName";
 
-/// Sources in upstream's order: the field, how upstream's "more than one" names it, and how the findings inside do.
+/// Sources in upstream's order: the field, its name in upstream's "more than one", and its name in errors below it.
 const SOURCES: &[(&str, &str, &str)] = &[
     ("hostPath", "hostPath", "hostPath"),
     ("gcePersistentDisk", "gcePersistentDisk", "persistentDisk"),
@@ -85,7 +84,7 @@ const SOURCES: &[(&str, &str, &str)] = &[
     ("storageos", "storageos", "storageos"),
     ("csi", "csi", "csi"),
 ];
-/// Those that are mounted with options.
+/// Sources that support mount options.
 const MOUNTED: &[&str] = &[
     "awsElasticBlockStore",
     "azureDisk",
@@ -101,7 +100,7 @@ const MOUNTED: &[&str] = &[
     "rbd",
     "vsphereVolume",
 ];
-/// Those whose drivers are gone: field, how upstream names it, since when it is deprecated and since when gone.
+/// Sources whose drivers are removed: field, upstream's name, version of deprecation, version of removal.
 const GONE: &[(&str, &str, &str)] = &[
     ("cephfs", "cephfs", "deprecated in v1.28, non-functional in v1.31+"),
     ("photonPersistentDisk", "photonPersistentDisk", "deprecated in v1.11, non-functional in v1.16+"),
@@ -111,7 +110,7 @@ const GONE: &[(&str, &str, &str)] = &[
     ("rbd", "rbd", "deprecated in v1.28, non-functional in v1.31+"),
 ];
 
-/// The class of a volume or a claim.
+/// The storage class of a volume or a claim.
 pub(super) fn class_of(object: &Value) -> &str {
     let annotations = get(get(object, "metadata"), "annotations");
     if has(annotations, CLASS_ANNOTATION) {
@@ -120,7 +119,7 @@ pub(super) fn class_of(object: &Value) -> &str {
     text(get(object, "spec"), "storageClassName")
 }
 
-/// The ways to mount, in short.
+/// The access modes, abbreviated.
 pub(super) fn access_modes(of: &Value) -> String {
     const SHORT: [(&str, &str); 4] =
         [("ReadWriteOnce", "RWO"), ("ReadOnlyMany", "ROX"), ("ReadWriteMany", "RWX"), ("ReadWriteOncePod", "RWOP")];
@@ -128,7 +127,7 @@ pub(super) fn access_modes(of: &Value) -> String {
     SHORT.iter().filter(|(mode, _)| has(mode)).map(|(_, short)| *short).collect::<Vec<_>>().join(",")
 }
 
-/// An amount that may not be below nothing.
+/// A quantity that must not be negative.
 pub(super) fn not_negative(errors: &mut ErrorList, value: &Value, path: &Path<'_>) {
     if let Some(whole) = quantity(value).map(|amount| amount.value()).filter(|whole| *whole < 0) {
         errors.invalid(path, whole, "must be a valid resource quantity");
@@ -206,7 +205,7 @@ fn sources(errors: &mut ErrorList, spec: &Value, name: &str) {
             continue;
         }
         given += 1;
-        // Upstream looks at a FlexVolume whatever else there is.
+        // Upstream always validates a FlexVolume.
         if given > 1 && *key != "flexVolume" {
             errors.forbidden(&SPEC.child(as_second), "may not specify more than 1 volume type");
             continue;
@@ -261,7 +260,7 @@ fn one_source(errors: &mut ErrorList, key: &str, source: &Value, name: &str, pat
     }
 }
 
-/// A Secret of another namespace.
+/// A reference to a Secret in any namespace.
 fn secret(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
     if has(source, "secretRef") {
         required(errors, get(source, "secretRef"), &["name", "namespace"], &path.child("secretRef"));
@@ -311,7 +310,7 @@ fn mount_options(errors: &mut ErrorList, object: &Value) {
     }
 }
 
-/// What the volume is made of.
+/// The volume's source.
 fn source_of(spec: &Value) -> Value {
     let kept: Map<String, Value> = SOURCES
         .iter()
@@ -321,8 +320,8 @@ fn source_of(spec: &Value) -> Value {
     Value::Object(kept)
 }
 
-/// Affinities are equal but for labels that have newer names.
-fn same_affinity(new: &Value, old: &Value) -> bool {
+/// Whether affinities are equal, except for renamed labels.
+fn affinities_equal(new: &Value, old: &Value) -> bool {
     const RENAMED: [(&str, &str); 4] = [
         ("failure-domain.beta.kubernetes.io/zone", "topology.kubernetes.io/zone"),
         ("failure-domain.beta.kubernetes.io/region", "topology.kubernetes.io/region"),
@@ -337,7 +336,7 @@ fn same_affinity(new: &Value, old: &Value) -> bool {
     fn walk(new: &Value, old: &Value, renamed: &dyn Fn(&str, &str) -> bool) -> bool {
         match (new, old) {
             (Value::Object(new), Value::Object(old)) => {
-                // An empty list says what an absent one says.
+                // An empty list equals an absent one.
                 let filled = |of: &Map<String, Value>| of.values().filter(|value| !is_zero(value)).count();
                 filled(new) == filled(old)
                     && new.iter().filter(|(_, value)| !is_zero(value)).all(|(key, value)| {
@@ -357,7 +356,7 @@ fn same_affinity(new: &Value, old: &Value) -> bool {
     walk(new, old, &renamed)
 }
 
-fn changes(errors: &mut ErrorList, new: &Value, old: &Value) {
+fn validate_changes(errors: &mut ErrorList, new: &Value, old: &Value) {
     let (spec, was) = (get(new, "spec"), get(old, "spec"));
     let (mut source, old_source) = (source_of(spec), source_of(was));
     if has(was, "csi")
@@ -366,16 +365,16 @@ fn changes(errors: &mut ErrorList, new: &Value, old: &Value) {
     {
         crate::read::remove(csi, "controllerExpandSecretRef");
     }
-    if !update::same(&source, &old_source) {
-        let difference = inner::difference(&old_source, &source, "PersistentVolumeSource");
+    if !update::semantically_equal(&source, &old_source) {
+        let difference = go_structs::difference(&old_source, &source, "PersistentVolumeSource");
         let why = format!("spec.persistentvolumesource is immutable after creation\n{difference}");
         errors.forbidden(&SPEC.child("persistentvolumesource"), &why);
     }
     errors.immutable(&Path::root("volumeMode"), get(spec, "volumeMode"), get(was, "volumeMode"));
     let (affinity, old_affinity) = (get(spec, "nodeAffinity"), get(was, "nodeAffinity"));
-    if !old_affinity.is_null() && !same_affinity(affinity, old_affinity) {
+    if !old_affinity.is_null() && !affinities_equal(affinity, old_affinity) {
         let why = "field is immutable, except for updating from beta label to GA";
-        inner::invalid(errors, &Path::root("nodeAffinity"), affinity, "*VolumeNodeAffinity", why);
+        go_structs::invalid(errors, &Path::root("nodeAffinity"), affinity, "*VolumeNodeAffinity", why);
     }
     if has(was, CLASS) && !has(spec, CLASS) {
         errors.forbidden(&SPEC.child(CLASS), "update from non-nil value to nil is forbidden");
@@ -431,11 +430,11 @@ impl Strategy for PersistentVolume {
     fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut errors = ErrorList::new();
         if context.subresource != "status" {
-            // Upstream's own validation of an update begins with all that it has just done.
+            // Upstream's update validation repeats the previous steps.
             validate(&mut errors, new);
-            metadata::checked_whole(&mut errors, &ROW, new);
+            metadata::validate_all(&mut errors, &ROW, new);
             validate(&mut errors, new);
-            changes(&mut errors, new, old);
+            validate_changes(&mut errors, new, old);
         }
         errors.list()
     }
@@ -540,7 +539,7 @@ mod tests {
         let volume = |source: Value| json!({"metadata": {"name": "v"}, "spec": source});
         let said = |new: &Value, old: &Value| -> Vec<String> {
             let mut errors = ErrorList::new();
-            changes(&mut errors, new, old);
+            validate_changes(&mut errors, new, old);
             errors.list().into_iter().map(|error| error.field).collect()
         };
         let old = volume(json!({"csi": {"driver": "d", "volumeHandle": "h"}}));

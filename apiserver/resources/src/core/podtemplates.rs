@@ -1,16 +1,15 @@
-//! PodTemplates: a template on its own, for controllers that keep theirs apart.
+//! PodTemplates: a stand-alone template for controllers.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cells::{NAME, column, containers_and_images, labels, name};
-use crate::core::pods::{spec as pod_spec, update::same, warnings};
+use crate::core::pods::{spec as pod_spec, update::semantically_equal, warnings};
 use crate::core::workloads;
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::get;
 use crate::{Column, Context, Row, Storage, Strategy};
 
-/// PodTemplates.
 pub(crate) static ROW: Row = Row {
     kind: "PodTemplate",
     plural: "podtemplates",
@@ -54,7 +53,7 @@ impl Strategy for PodTemplate {
     }
 
     fn generation_changes(&self, new: &Value, old: &Value) -> bool {
-        !same(get(new, "template"), get(old, "template"))
+        !semantically_equal(get(new, "template"), get(old, "template"))
     }
 
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {

@@ -1,18 +1,17 @@
-//! ReplicationControllers: what ReplicaSets were first. Their selector is a map, and a deletion leaves the pods by default.
+//! ReplicationControllers: the predecessor of ReplicaSets. The selector is a map; a deletion orphans pods by default.
 
 use jiff::Timestamp;
 use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
 use crate::cells::labels;
-use crate::core::pods::{spec as pod_spec, update::same, warnings};
+use crate::core::pods::{spec as pod_spec, update::semantically_equal, warnings};
 use crate::core::workloads::{self, SPEC, not_negative};
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{default_to, entries, get, has, int, is_zero, object_mut, put, spec_of};
 use crate::rules::NameRule;
 use crate::{Column, Context, Row, SCALE, STATUS, Storage, Strategy};
 
-/// ReplicationControllers.
 pub(crate) static ROW: Row = Row {
     kind: "ReplicationController",
     plural: "replicationcontrollers",
@@ -41,7 +40,7 @@ spec:
 struct ReplicationController;
 
 const SELECTABLE: &[Text] = &[Text::Borrowed("status.replicas")];
-/// Annotations of fields that an older version had and this one can't say.
+/// Annotations of an older version's fields that this version lacks.
 const LOST: &str = "non-convertible.kubernetes.io/";
 
 fn validate(errors: &mut ErrorList, spec: &Value) {
@@ -61,7 +60,7 @@ fn validate(errors: &mut ErrorList, spec: &Value) {
         errors.invalid(&at.child("metadata.labels"), given.clone(), "`selector` does not match template `labels`");
     }
     pod_spec::template(errors, template, &at);
-    workloads::runs_for_ever(errors, template, "ReplicationController", &at);
+    workloads::restart_policy_always(errors, template, "ReplicationController", &at);
 }
 
 fn lost_fields(errors: &mut ErrorList, new: &Value, old: &Value) {
@@ -71,7 +70,7 @@ fn lost_fields(errors: &mut ErrorList, new: &Value, old: &Value) {
             let mut error = FieldError::not_found(&Path::root(field), value.clone());
             error.message.push_str(": unknown non-convertible field");
             errors.add(|| error);
-        } else if !same(get(get(new, "spec"), "selector"), get(get(old, "spec"), "selector")) {
+        } else if !semantically_equal(get(get(new, "spec"), "selector"), get(get(old, "spec"), "selector")) {
             let selector = get(get(new, "spec"), "selector").clone();
             errors.invalid(&SPEC.child("selector"), selector, "cannot update non-convertible selector");
         }
@@ -137,7 +136,7 @@ impl Strategy for ReplicationController {
         if old.is_none() {
             workloads::name_warning(&mut found, object);
         }
-        // Of updates upstream says nothing.
+        // Upstream doesn't warn about updates.
         if old.is_none() {
             warnings::template(&mut found, get(get(object, "spec"), "template"), &SPEC.child("template"));
         }
@@ -175,16 +174,16 @@ mod tests {
         let mut object = json!({"spec": {"template": {"metadata": {"labels": {"a": "b"}}, "spec": pod}}});
         ReplicationController.default(&mut object);
         assert_eq!((&object["spec"]["selector"]["a"], &object["metadata"]["labels"]["a"]), (&json!("b"), &json!("b")));
-        let said = |object: &Value| -> Vec<String> {
+        let errors_of = |object: &Value| -> Vec<String> {
             let mut errors = ErrorList::new();
             validate(&mut errors, &object["spec"]);
             errors.list().into_iter().map(|error| error.field).collect()
         };
-        assert_eq!(said(&object), Vec::<String>::new());
+        assert_eq!(errors_of(&object), Vec::<String>::new());
         object["spec"]["selector"] = json!({"a": "c"});
         object["spec"]["template"]["spec"]["restartPolicy"] = json!("Never");
-        assert_eq!(said(&object), ["spec.template.metadata.labels", "spec.template.spec.restartPolicy"]);
-        assert_eq!(said(&json!({"spec": {}})), ["spec.selector", "spec.template"]);
+        assert_eq!(errors_of(&object), ["spec.template.metadata.labels", "spec.template.spec.restartPolicy"]);
+        assert_eq!(errors_of(&json!({"spec": {}})), ["spec.selector", "spec.template"]);
         let old = json!({"metadata": {"annotations": {"non-convertible.kubernetes.io/selector": "x"}}, "spec": {"selector": {"a": "b"}}});
         let mut errors = ErrorList::new();
         lost_fields(&mut errors, &object, &old);

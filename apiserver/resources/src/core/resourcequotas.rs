@@ -1,4 +1,4 @@
-//! ResourceQuotas: what a namespace may have in all. What is used is a controller's to say.
+//! ResourceQuotas: a namespace's limits. A controller writes the usage.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,6 @@ use crate::metadata::quantity;
 use crate::read::{entries, get, items, object_mut, put, text, texts};
 use crate::{Column, Context, Row, STATUS, Storage, Strategy};
 
-/// ResourceQuotas.
 pub(crate) static ROW: Row = Row {
     kind: "ResourceQuota",
     plural: "resourcequotas",
@@ -57,16 +56,16 @@ fn is_standard(name: &str) -> bool {
         || name.starts_with("requests.hugepages-")
 }
 
-/// How many of the limited resources a scope doesn't fit; of very many no more than are shown as errors.
-fn misfits(scope: &str, limited: &[&str]) -> usize {
+/// The number of limited resources that a scope doesn't apply to, up to the number of errors shown.
+fn count_mismatches(scope: &str, limited: &[&str]) -> usize {
     if !SCOPES.contains(&scope) {
         return 0;
     }
-    limited.iter().filter(|name| !fits(scope, name)).take(ERRORS_MAX + 1).count()
+    limited.iter().filter(|name| !scope_applies(scope, name)).take(ERRORS_MAX + 1).count()
 }
 
-/// Whether what a scope selects is counted by this name.
-fn fits(scope: &str, name: &str) -> bool {
+/// Whether a scope applies to a resource.
+fn scope_applies(scope: &str, name: &str) -> bool {
     match scope {
         "Terminating" | "NotTerminating" | "NotBestEffort" | "PriorityClass" | "CrossNamespacePodAffinity" => {
             name == "pods" || POD_COMPUTE.contains(&name)
@@ -100,7 +99,7 @@ fn validate(errors: &mut ErrorList, spec: &Value) {
         if !SCOPES.contains(&scope) {
             errors.add(|| FieldError::invalid(&scopes_at, scopes.clone(), "unsupported scope"));
         }
-        for _ in 0..misfits(scope, &limited) {
+        for _ in 0..count_mismatches(scope, &limited) {
             errors.add(|| FieldError::invalid(&scopes_at, scopes.clone(), "unsupported scope applied to resource"));
         }
         named.insert(scope);
@@ -120,8 +119,8 @@ fn conflicts(errors: &mut ErrorList, named: &BTreeSet<&str>, at: &Path<'_>, scop
     }
 }
 
-/// As upstream shows its inner struct.
-fn shown_selector(selector: &Value) -> String {
+/// Upstream's internal struct as JSON.
+fn go_selector(selector: &Value) -> String {
     let list: Vec<String> = items(selector, "matchExpressions")
         .iter()
         .map(|one| {
@@ -143,9 +142,9 @@ fn scope_selector(errors: &mut ErrorList, selector: &Value, limited: &[&str], sc
         if !SCOPES.contains(&scope) {
             errors.invalid(&at.child("scopeName"), scope, "unsupported scope");
         }
-        for _ in 0..misfits(scope, limited) {
+        for _ in 0..count_mismatches(scope, limited) {
             let why = "unsupported scope applied to resource";
-            errors.add(|| FieldError::invalid_shown(&at, &shown_selector(selector), why));
+            errors.add(|| FieldError::invalid_shown(&at, &go_selector(selector), why));
         }
         let operator_at = at.child("operator");
         let by_name = !matches!(scope, "PriorityClass" | "VolumeAttributesClass") && SCOPES.contains(&scope);
@@ -261,21 +260,21 @@ mod tests {
 
     #[test]
     fn scopes_fit_what_they_limit_and_each_other() {
-        let said = |spec: Value| -> Vec<String> {
+        let errors_of = |spec: Value| -> Vec<String> {
             let mut errors = ErrorList::new();
             validate(&mut errors, &spec);
             errors.list().into_iter().map(|error| format!("{}: {}", error.field, error.message)).collect()
         };
         assert_eq!(
-            said(json!({"hard": {"pods": "1", "count/jobs.batch": "2"}, "scopes": ["BestEffort"]})),
+            errors_of(json!({"hard": {"pods": "1", "count/jobs.batch": "2"}, "scopes": ["BestEffort"]})),
             Vec::<String>::new()
         );
         assert_eq!(
-            said(json!({"hard": {"cpu": "1"}, "scopes": ["BestEffort"]})),
+            errors_of(json!({"hard": {"cpu": "1"}, "scopes": ["BestEffort"]})),
             ["spec.scopes: Invalid value: [\"BestEffort\"]: unsupported scope applied to resource"]
         );
         assert_eq!(
-            said(json!({"scopes": ["Terminating", "NotTerminating", "Other"]})),
+            errors_of(json!({"scopes": ["Terminating", "NotTerminating", "Other"]})),
             [
                 "spec.scopes: Invalid value: [\"Terminating\",\"NotTerminating\",\"Other\"]: unsupported scope",
                 "spec.scopes: Invalid value: [\"Terminating\",\"NotTerminating\",\"Other\"]: conflicting scopes",
@@ -283,10 +282,10 @@ mod tests {
         );
         let selector = json!({"matchExpressions": [{"scopeName": "PriorityClass", "operator": "In"},
             {"scopeName": "BestEffort", "operator": "DoesNotExist"}]});
-        let found = said(json!({"scopeSelector": selector}));
+        let found = errors_of(json!({"scopeSelector": selector}));
         assert_eq!(found.len(), 2, "{found:?}");
         assert_eq!(
-            said(json!({"hard": {"gold": "1", "pods": "1.5"}})),
+            errors_of(json!({"hard": {"gold": "1", "pods": "1.5"}})),
             [
                 "spec.hard[gold]: Invalid value: \"gold\": must be a standard resource type or fully qualified",
                 "spec.hard[gold]: Invalid value: \"gold\": must be a standard resource for quota",

@@ -1,4 +1,4 @@
-//! Secrets: `stringData` is written into `data` and never stored; each `type` demands keys of its own, and the type never changes.
+//! Secrets: `stringData` is merged into `data` and never stored; each `type` requires its own keys and is immutable.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -12,7 +12,6 @@ use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{default_zero_to, entries, get, object_mut, put, remove, text};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy, rules};
 
-/// Secrets.
 pub(crate) static ROW: Row = Row {
     kind: "Secret",
     plural: "secrets",
@@ -108,7 +107,7 @@ const SELECTABLE: &[Text] = &[Text::Borrowed("type")];
 
 impl Strategy for Secret {
     fn default(&self, object: &mut Value) {
-        // What is written as text is kept as data; the text itself is never shown again.
+        // `stringData` is merged into `data` and never returned.
         if let Some(Value::Object(texts)) = remove(object, "stringData")
             && !texts.is_empty()
         {
@@ -139,7 +138,7 @@ impl Strategy for Secret {
         let mut errors = ErrorList::new();
         errors.immutable(&Path::root("type"), get(new, "type"), get(old, "type"));
         validate_immutable(&mut errors, new, old, &["data"]);
-        crate::metadata::checked_whole(&mut errors, &ROW, new);
+        crate::metadata::validate_all(&mut errors, &ROW, new);
         validate(&mut errors, new);
         errors.list()
     }

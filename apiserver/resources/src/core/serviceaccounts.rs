@@ -1,4 +1,4 @@
-//! ServiceAccounts: of what refers to Secrets only the names are kept; a deletion answers with the object.
+//! ServiceAccounts: references to Secrets keep only the name; a deletion returns the object.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,6 @@ use crate::field::FieldError;
 use crate::read::{get, has, items_mut, text};
 use crate::{Context, MetadataChecks, Row, Storage, Strategy, Subresource, SubresourceKind, Verb};
 
-/// ServiceAccounts.
 pub(crate) static ROW: Row = Row {
     kind: "ServiceAccount",
     plural: "serviceaccounts",
@@ -32,7 +31,7 @@ struct ServiceAccount;
 
 const ENFORCE: &str = "kubernetes.io/enforce-mountable-secrets";
 
-/// Secrets are named, nothing else.
+/// Keeps only the names of secrets.
 fn only_names(object: &mut Value) {
     for secret in items_mut(object, "secrets") {
         let name = text(secret, "name").to_owned();

@@ -1,4 +1,4 @@
-//! What workloads have in common: a selector, a pod template that it must match, and how many pods a rollout may go without.
+//! Shared rules of workloads: selector, matching pod template, and rollout bounds.
 
 use jiff::Timestamp;
 use machinery_api::selector::LabelSelector;
@@ -15,7 +15,7 @@ pub(crate) const SPEC: Path<'static> = Path::root("spec");
 pub(crate) const STATUS: Path<'static> = Path::root("status");
 const MATCHES_NOT: &str = "`selector` does not match template `labels`";
 
-/// Fills in a template and what Go's encoder writes even where it is empty.
+/// Defaults of a template, including fields that Go's encoder writes even if they are empty.
 pub(crate) fn default_template(spec: &mut Value) {
     let template = object_mut(spec, "template");
     object_mut(template, "metadata");
@@ -23,14 +23,14 @@ pub(crate) fn default_template(spec: &mut Value) {
     defaults::pod_spec(object_mut(template, "spec"));
 }
 
-/// Takes out of a template what upstream has switched off.
+/// Drops a template's fields of features that upstream disables.
 pub(crate) fn drop_disabled(new: &mut Value, old: Option<&Value>) {
     if let Some(spec) = new.get_mut("spec") {
         drop_disabled_template(spec, old.map(|old| get(old, "spec")));
     }
 }
 
-/// The same for the `template` of any holder.
+/// Drops such fields from the `template` of any object.
 pub(crate) fn drop_disabled_template(new: &mut Value, old: Option<&Value>) {
     let old = old.map(|old| get(get(old, "template"), "spec"));
     if let Some(spec) = new.get_mut("template").and_then(|t| t.get_mut("spec")) {
@@ -38,9 +38,9 @@ pub(crate) fn drop_disabled_template(new: &mut Value, old: Option<&Value>) {
     }
 }
 
-/// A label selector as Go shows it.
-pub(crate) fn shown_selector(selector: &Value) -> String {
-    // Both fields are left out where they are empty.
+/// A label selector in Go's format.
+pub(crate) fn go_selector(selector: &Value) -> String {
+    // Empty fields are omitted.
     let filled: Vec<&str> =
         ["matchLabels", "matchExpressions"].into_iter().filter(|key| !is_zero(get(selector, key))).collect();
     let mut shown = selector.clone();
@@ -52,8 +52,8 @@ pub(crate) fn shown_selector(selector: &Value) -> String {
     go_struct(&shown, &filled)
 }
 
-/// A selector in a spec; a parsed one where it can be used for matching (`None`: it can't). `not_empty`: for which kind it must select
-/// something.
+/// Validates a selector and returns it parsed (`None` if invalid). `not_empty` is the kind whose selector must not be
+/// empty.
 pub(crate) fn selector(
     errors: &mut ErrorList,
     spec: &Value,
@@ -68,23 +68,23 @@ pub(crate) fn selector(
     }
     label_selector(errors, selector, &at);
     if let Some(kind) = not_empty {
-        selects_something(errors, selector, kind, &at);
+        selector_is_not_empty(errors, selector, kind, &at);
     }
     LabelSelector::from_value(Some(selector)).ok()
 }
 
-/// A selector that is given may not be empty.
-pub(crate) fn selects_something(errors: &mut ErrorList, selector: &Value, kind: &str, path: &Path<'_>) {
+/// A given selector must not be empty.
+pub(crate) fn selector_is_not_empty(errors: &mut ErrorList, selector: &Value, kind: &str, path: &Path<'_>) {
     let empty = get(selector, "matchLabels").as_object().is_none_or(serde_json::Map::is_empty)
         && items(selector, "matchExpressions").is_empty();
     if empty && !selector.is_null() {
         let why = format!("empty selector is invalid for {kind}");
-        errors.add(|| FieldError::invalid_shown(path, &shown_selector(selector), &why));
+        errors.add(|| FieldError::invalid_shown(path, &go_selector(selector), &why));
     }
 }
 
-/// The template must carry the labels that are selected.
-pub(crate) fn selected(errors: &mut ErrorList, selector: &LabelSelector, template: &Value, path: &Path<'_>) {
+/// The template's labels must match the selector.
+pub(crate) fn template_matches(errors: &mut ErrorList, selector: &LabelSelector, template: &Value, path: &Path<'_>) {
     let labels = get(get(template, "metadata"), "labels");
     if !selector.is_everything() && !matches(selector, labels) {
         errors.invalid(&path.child("metadata.labels"), labels.clone(), MATCHES_NOT);
@@ -102,22 +102,22 @@ pub(crate) fn selector_and_template(errors: &mut ErrorList, spec: &Value, kind: 
         None => errors.add(|| {
             FieldError::invalid_shown(
                 &SPEC.child("selector"),
-                &shown_selector(get(spec, "selector")),
+                &go_selector(get(spec, "selector")),
                 "invalid label selector",
             )
         }),
         Some(selector) => {
             let template = get(spec, "template");
             let at = SPEC.child("template");
-            selected(errors, &selector, template, &at);
+            template_matches(errors, &selector, template, &at);
             spec::template(errors, template, &at);
-            runs_for_ever(errors, template, "ReplicaSet", &at);
+            restart_policy_always(errors, template, "ReplicaSet", &at);
         }
     }
 }
 
-/// The pods of a template are started again whenever they end.
-pub(crate) fn runs_for_ever(errors: &mut ErrorList, template: &Value, kind: &str, path: &Path<'_>) {
+/// The restart policy of the template must be `Always`.
+pub(crate) fn restart_policy_always(errors: &mut ErrorList, template: &Value, kind: &str, path: &Path<'_>) {
     let pod = get(template, "spec");
     let policy = text(pod, "restartPolicy");
     if policy != "Always" {
@@ -140,7 +140,7 @@ pub(crate) fn amount(value: &Value) -> i64 {
     }
 }
 
-/// What is wrong with a number of pods, or a share of them.
+/// Validates a number or percentage of pods.
 pub(crate) fn number_or_percent(errors: &mut ErrorList, value: &Value, path: &Path<'_>) {
     match value {
         Value::String(text) => errors.invalid_each(path, text, rules::percent(text)),
@@ -152,15 +152,15 @@ pub(crate) fn number_or_percent(errors: &mut ErrorList, value: &Value, path: &Pa
     }
 }
 
-/// A share of pods is not more than all of them.
-pub(crate) fn not_more_than_all(errors: &mut ErrorList, value: &Value, path: &Path<'_>) {
+/// A percentage is at most 100%.
+pub(crate) fn percentage_is_bounded(errors: &mut ErrorList, value: &Value, path: &Path<'_>) {
     if value.as_str().is_some_and(|text| rules::percent(text).is_empty()) && amount(value) > 100 {
         errors.invalid(path, value.clone(), "must not be greater than 100%");
     }
 }
 
-/// The count of names that were taken never falls.
-pub(crate) fn collisions_grow(errors: &mut ErrorList, status: &Value, old: &Value) {
+/// The collision count never decreases.
+pub(crate) fn collision_count_is_monotonic(errors: &mut ErrorList, status: &Value, old: &Value) {
     if let Some(was) = int(old, "collisionCount") {
         let now = int(status, "collisionCount");
         if now.is_none_or(|now| now < was) {
@@ -169,16 +169,16 @@ pub(crate) fn collisions_grow(errors: &mut ErrorList, status: &Value, old: &Valu
     }
 }
 
-/// Selectors never change.
-pub(crate) fn selector_stays(errors: &mut ErrorList, new: &Value, old: &Value) {
+/// Selectors are immutable.
+pub(crate) fn selector_is_immutable(errors: &mut ErrorList, new: &Value, old: &Value) {
     let (new, old) = (get(get(new, "spec"), "selector"), get(get(old, "spec"), "selector"));
-    if !crate::core::pods::update::same(new, old) {
-        let shown = if new.is_null() { "null".into() } else { shown_selector(new) };
+    if !crate::core::pods::update::semantically_equal(new, old) {
+        let shown = if new.is_null() { "null".into() } else { go_selector(new) };
         errors.add(|| FieldError::invalid_shown(&SPEC.child("selector"), &shown, crate::field::IMMUTABLE));
     }
 }
 
-/// A number of the spec or status that may not be negative (absent: 0).
+/// Numbers of the spec or status that must not be negative (absent: 0).
 pub(crate) fn not_negative(errors: &mut ErrorList, of: &Value, keys: &[&str], path: &Path<'_>) {
     for key in keys {
         if let Some(value) = int(of, key).filter(|v| *v < 0) {
@@ -187,8 +187,8 @@ pub(crate) fn not_negative(errors: &mut ErrorList, of: &Value, keys: &[&str], pa
     }
 }
 
-/// Counts in a status that may not be more than another.
-pub(crate) fn not_more(errors: &mut ErrorList, status: &Value, pairs: &[(&str, &str, &str)]) {
+/// Counts of a status that are bounded by another count.
+pub(crate) fn counts_are_bounded(errors: &mut ErrorList, status: &Value, pairs: &[(&str, &str, &str)]) {
     for (key, than, why) in pairs {
         let (value, most) = (int(status, key).unwrap_or(0), int(status, than).unwrap_or(0));
         if value > most {
@@ -207,7 +207,7 @@ pub(crate) fn warnings(object: &Value, old: Option<&Value>) -> Vec<String> {
     found
 }
 
-/// A name that is a part of pods' names had better be a DNS label.
+/// Warns about a name that is no DNS label, since it becomes a part of pods' names.
 pub(crate) fn name_warning(found: &mut Vec<String>, object: &Value) {
     let wrong = rules::dns_label(crate::read::name(object));
     if !wrong.is_empty() {
@@ -220,7 +220,7 @@ pub(crate) fn clear_status(object: &mut Value) {
     put(object, "status", json!({}));
 }
 
-/// What an update through the main resource or `status` may not decide.
+/// Restores fields that an update of the main resource or of `status` can't change.
 pub(crate) fn prepare_update(context: &Context<'_>, new: &mut Value, old: &Value) {
     prepare_update_by_default(context, new, old);
     if context.subresource != "status" {
@@ -228,7 +228,7 @@ pub(crate) fn prepare_update(context: &Context<'_>, new: &mut Value, old: &Value
     }
 }
 
-/// Columns of what keeps a number of replicas.
+/// Columns of workloads with a replica count.
 pub(crate) const REPLICA_COLUMNS: &[Column] = &[
     NAME,
     column("Desired", "integer"),
@@ -240,7 +240,7 @@ pub(crate) const REPLICA_COLUMNS: &[Column] = &[
     wide("Selector", "string"),
 ];
 
-/// Their cells; the selector as it is shown.
+/// The cells of [`REPLICA_COLUMNS`], with the formatted selector.
 pub(crate) fn replica_cells(object: &Value, now: Timestamp, selector: &str) -> Vec<Value> {
     let (spec, status) = (get(object, "spec"), get(object, "status"));
     let count = |of: &Value, key: &str| json!(int(of, key).unwrap_or(0));
@@ -257,13 +257,13 @@ pub(crate) fn replica_cells(object: &Value, now: Timestamp, selector: &str) -> V
     ]
 }
 
-/// Their status: no number is negative or larger than what it is a part of. `more`: further numbers.
+/// Validates a replica status: counts are not negative and bounded by `replicas`. `more`: further counts.
 pub(crate) fn replica_status(errors: &mut ErrorList, status: &Value, more: &[&str]) {
     let counts = ["replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas", "observedGeneration"];
     not_negative(errors, status, &counts, &STATUS);
     not_negative(errors, status, more, &STATUS);
     let why = "cannot be greater than status.replicas";
-    not_more(
+    counts_are_bounded(
         errors,
         status,
         &[
@@ -275,7 +275,7 @@ pub(crate) fn replica_status(errors: &mut ErrorList, status: &Value, more: &[&st
     );
 }
 
-/// Keeps the old labels: a status write doesn't change them.
+/// Restores the old labels, which a status write can't change.
 pub(crate) fn keep_labels(new: &mut Value, old: &Value) {
     let labels = get(get(old, "metadata"), "labels").clone();
     put(object_mut(new, "metadata"), "labels", labels);

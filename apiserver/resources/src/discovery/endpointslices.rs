@@ -1,5 +1,5 @@
-//! EndpointSlices: where a Service leads. Whoever may write one can make the data plane connect, so its addresses are checked against
-//! those of the host.
+//! EndpointSlices: the endpoints of a Service. The data plane connects to them, so addresses of the host are
+//! rejected: anybody who may write a slice could otherwise reach the host.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -9,14 +9,13 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};
-use crate::core::addresses::{endpoint_ip, odd_ip};
-use crate::core::pods::update::same;
+use crate::core::addresses::{canonical_ip_warning, endpoint_ip};
+use crate::core::pods::update::semantically_equal;
 use crate::field::{ErrorList, FieldError, Path};
 use crate::metadata::labels;
 use crate::read::{default_to, get, has, int, is_zero, items, items_mut, object_mut, put, text, texts};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy, rules};
 
-/// EndpointSlices.
 pub(crate) static ROW: Row = Row {
     group: "discovery.k8s.io",
     kind: "EndpointSlice",
@@ -46,7 +45,7 @@ const ADDRESSES_MAX: usize = 100;
 const PORTS_MAX: usize = 20000;
 const TOPOLOGY_MAX: usize = 16;
 const HINTS_MAX: usize = 8;
-/// How many ports or addresses a cell names.
+/// Maximum number of ports or addresses in a cell.
 const SHOWN: usize = 3;
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 
@@ -112,7 +111,7 @@ fn addresses(errors: &mut ErrorList, endpoint: &Value, kind: &str, loopback: &[I
             _ => continue,
         };
         if wrong.is_empty() {
-            if !rules::ip_leniently(address).is_some_and(|ip| right_family(&ip)) {
+            if !rules::parse_ip_leniently(address).is_some_and(|ip| right_family(&ip)) {
                 errors.invalid(path, address, &format!("must be an {kind} address"));
             }
             endpoint_ip(errors, address, loopback, &at);
@@ -181,13 +180,13 @@ fn validate(errors: &mut ErrorList, context: &Context<'_>, object: &Value, old: 
     ports(errors, items(object, "ports"));
     let mut found = ErrorList::new();
     endpoints(&mut found, object, context.loopback);
-    // What was stored under older rules may stay as it is.
-    if old.is_none_or(|old| !same(get(old, "endpoints"), get(object, "endpoints"))) {
+    // Unchanged endpoints are exempt from newer rules.
+    if old.is_none_or(|old| !semantically_equal(get(old, "endpoints"), get(object, "endpoints"))) {
         errors.append(found);
     }
 }
 
-/// The topology of v1beta1 comes to nothing in v1.
+/// Drops the topology of v1beta1, which v1 ignores.
 fn drop_topology(object: &mut Value) {
     for endpoint in items_mut(object, "endpoints") {
         put(endpoint, "deprecatedTopology", Value::Null);
@@ -228,8 +227,8 @@ impl Strategy for EndpointSlice {
     }
 
     fn prepare_update(&self, _: &Context<'_>, new: &mut Value, old: &Value) {
-        if !same(get(new, "endpoints"), get(old, "endpoints")) {
-            // What is dropped counts as a change all the same.
+        if !semantically_equal(get(new, "endpoints"), get(old, "endpoints")) {
+            // A dropped field still counts as a change.
             let generation = int(get(old, "metadata"), "generation").unwrap_or(0) + 1;
             put(object_mut(new, "metadata"), "generation", json!(generation));
             drop_topology(new);
@@ -242,8 +241,8 @@ impl Strategy for EndpointSlice {
 
     fn generation_changes(&self, new: &Value, old: &Value) -> bool {
         let labels = |of: &Value| get(get(of, "metadata"), "labels").clone();
-        ["addressType", "endpoints", "ports"].iter().any(|key| !same(get(new, key), get(old, key)))
-            || !same(&labels(new), &labels(old))
+        ["addressType", "endpoints", "ports"].iter().any(|key| !semantically_equal(get(new, key), get(old, key)))
+            || !semantically_equal(&labels(new), &labels(old))
     }
 
     fn metadata_checks(&self) -> MetadataChecks {
@@ -277,7 +276,9 @@ impl Strategy for EndpointSlice {
         for (i, endpoint) in items(object, "endpoints").iter().enumerate() {
             let at = list_at.index(i);
             let at = at.child("addresses");
-            found.extend(texts(endpoint, "addresses").enumerate().filter_map(|(j, ip)| odd_ip(&at.index(j), ip)));
+            found.extend(
+                texts(endpoint, "addresses").enumerate().filter_map(|(j, ip)| canonical_ip_warning(&at.index(j), ip)),
+            );
         }
         found
     }

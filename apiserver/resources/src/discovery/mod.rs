@@ -1,3 +1,3 @@
-//! The group `discovery.k8s.io`: where Services lead.
+//! The group `discovery.k8s.io`: endpoints of Services.
 
 pub(crate) mod endpointslices;

@@ -1,18 +1,17 @@
-//! FlowSchemas: which requests are of one flow, and which priority level they have.
+//! FlowSchemas: match requests to flows and priority levels.
 
-use crate::Unwritten;
+use crate::ResetFields;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::conditions;
 use crate::cells::{AGE, NAME, age, column, name};
-use crate::core::pods::update::same;
+use crate::core::pods::update::semantically_equal;
 use crate::field::{ErrorList, FieldError, Path, go_struct};
 use crate::metadata::reset_for_status;
 use crate::read::{at, default_zero_to, fields, flag, get, has, int, items, spec_of, text, texts};
 use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, prepare_update_by_default, rules};
 
-/// FlowSchemas.
 pub(crate) static ROW: Row = Row {
     group: "flowcontrol.apiserver.k8s.io",
     kind: "FlowSchema",
@@ -21,7 +20,7 @@ pub(crate) static ROW: Row = Row {
     schema: "io.k8s.api.flowcontrol.v1.FlowSchema",
     subresources: &[STATUS],
     storage: Storage::Stored("flowschemas"),
-    inert: Some("nothing acts on FlowSchemas here yet: requests have the same bounds for all"),
+    inert: Some("nothing acts on FlowSchemas here yet: all requests have the same limits"),
     strategy: &FlowSchema,
     example: r#"apiVersion: flowcontrol.apiserver.k8s.io/v1
 kind: FlowSchema
@@ -55,8 +54,8 @@ const METHODS: &[&str] = &["ByNamespace", "ByUser"];
 const SUBJECTS: &[&str] = &["Group", "ServiceAccount", "User"];
 const VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "proxy", "update", "watch"];
 
-/// What the two schemas that every server has say, and nothing else.
-fn fixed(name: &str) -> Option<Value> {
+/// The specs of the two mandatory schemas, which are fixed.
+fn mandatory_spec(name: &str) -> Option<Value> {
     let everything = |groups: &[&str]| {
         let subjects: Vec<Value> = groups.iter().map(|g| json!({"kind": "Group", "group": {"name": g}})).collect();
         let resources = json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "clusterScope": true,
@@ -102,7 +101,7 @@ fn subject(errors: &mut ErrorList, subject: &Value, path: &Path<'_>) {
     } else if text(given, "name").is_empty() {
         errors.required(&own_at.child("name"), "");
     }
-    // The others in upstream's order: a service account's is looked at last but of its own.
+    // The fields of the other kinds, in upstream's order.
     let order: &[usize] = if kind == "ServiceAccount" { &[1, 2] } else { &[0, 1, 2] };
     for (other, key) in order.iter().map(|at| kinds[*at]).filter(|(other, _)| *other != kind) {
         if has(subject, key) {
@@ -111,8 +110,8 @@ fn subject(errors: &mut ErrorList, subject: &Value, path: &Path<'_>) {
     }
 }
 
-/// A list that has at least one entry, and `*` only alone.
-fn alone(errors: &mut ErrorList, rule: &Value, key: &str, missing: &str, others: &str, path: &Path<'_>) -> bool {
+/// A list with at least one entry, in which `*` excludes other entries.
+fn one_or_all(errors: &mut ErrorList, rule: &Value, key: &str, missing: &str, others: &str, path: &Path<'_>) -> bool {
     let (list, at) = (items(rule, key), path.child(key));
     if list.is_empty() {
         errors.required(&at, missing);
@@ -126,7 +125,7 @@ fn alone(errors: &mut ErrorList, rule: &Value, key: &str, missing: &str, others:
 }
 
 fn verbs(errors: &mut ErrorList, rule: &Value, path: &Path<'_>) {
-    let named = alone(errors, rule, "verbs", "verbs must contain at least one value", "verbs", path);
+    let named = one_or_all(errors, rule, "verbs", "verbs must contain at least one value", "verbs", path);
     if named && texts(rule, "verbs").any(|verb| !VERBS.contains(&verb)) {
         errors.not_supported(&path.child("verbs"), get(rule, "verbs").clone(), VERBS);
     }
@@ -135,14 +134,14 @@ fn verbs(errors: &mut ErrorList, rule: &Value, path: &Path<'_>) {
 fn resource_rule(errors: &mut ErrorList, rule: &Value, path: &Path<'_>) {
     verbs(errors, rule, path);
     let missing = "resource rules must supply at least one api group";
-    alone(errors, rule, "apiGroups", missing, "api groups", path);
+    one_or_all(errors, rule, "apiGroups", missing, "api groups", path);
     let missing = "resource rules must supply at least one resource";
-    alone(errors, rule, "resources", missing, "resources", path);
+    one_or_all(errors, rule, "resources", missing, "resources", path);
     if items(rule, "namespaces").is_empty() && flag(rule, "clusterScope") {
         return;
     }
     let missing = "resource rules that are not cluster scoped must supply at least one namespace";
-    if alone(errors, rule, "namespaces", missing, "namespaces", path) {
+    if one_or_all(errors, rule, "namespaces", missing, "namespaces", path) {
         let list_at = path.child("namespaces");
         for (i, namespace) in texts(rule, "namespaces").enumerate() {
             for why in rules::dns_label(namespace) {
@@ -171,7 +170,7 @@ fn wrong_url(url: &str) -> Option<&'static str> {
 fn non_resource_rule(errors: &mut ErrorList, rule: &Value, path: &Path<'_>) {
     verbs(errors, rule, path);
     let missing = "nonResourceURLs must contain at least one value";
-    if alone(errors, rule, "nonResourceURLs", missing, "non-resource URLs", path) {
+    if one_or_all(errors, rule, "nonResourceURLs", missing, "non-resource URLs", path) {
         let list_at = path.child("nonResourceURLs");
         for (i, url) in texts(rule, "nonResourceURLs").enumerate() {
             if let Some(why) = wrong_url(url) {
@@ -235,24 +234,24 @@ fn validate(errors: &mut ErrorList, object: &Value) {
     for (i, given) in items(spec, "rules").iter().enumerate() {
         rule(errors, given, &list_at.index(i));
     }
-    if fixed(named).is_some_and(|fixed| !same(&fixed, spec)) {
+    if mandatory_spec(named).is_some_and(|fixed| !semantically_equal(&fixed, spec)) {
         errors.invalid(&SPEC, spec.clone(), &format!("spec of '{named}' must equal the fixed value"));
     }
     conditions(errors, object);
 }
 
 impl Strategy for FlowSchema {
-    fn unwritten(&self, subresource: &str) -> Unwritten {
+    fn reset_fields(&self, subresource: &str) -> ResetFields {
         match subresource {
-            "status" => Unwritten::METADATA_TOO,
-            _ => Unwritten::Below(&[&["status"]]),
+            "status" => ResetFields::METADATA_TOO,
+            _ => ResetFields::Below(&[&["status"]]),
         }
     }
 
     fn default(&self, object: &mut Value) {
         let spec = spec_of(object);
         default_zero_to(spec, "matchingPrecedence", PRECEDENCE);
-        // Go's encoder writes these always.
+        // Go's encoder always writes these.
         fields(spec).entry("priorityLevelConfiguration").or_insert_with(|| json!({"name": ""}));
         fields(object).entry("status").or_insert_with(|| json!({}));
     }
@@ -329,7 +328,7 @@ mod tests {
             ("/*/*", "suffix"),
             ("*", "start with"),
         ] {
-            assert!(wrong_url(bad).is_some_and(|said| said.contains(why)), "{bad}");
+            assert!(wrong_url(bad).is_some_and(|message| message.contains(why)), "{bad}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! flowcontrol.apiserver.k8s.io: which requests belong together, and how many of them are served at once.
+//! The group `flowcontrol.apiserver.k8s.io`: flows of requests, and their concurrency limits.
 
 pub(crate) mod flowschemas;
 pub(crate) mod prioritylevelconfigurations;
@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::field::{ErrorList, Path};
 use crate::read::{get, items, text};
 
-/// A status' conditions: each has a type, and each type stands once.
+/// Validates a status' conditions: each has a unique type.
 fn conditions(errors: &mut ErrorList, object: &Value) {
     let list_at = Path::root("status.conditions");
     let mut seen = BTreeSet::new();

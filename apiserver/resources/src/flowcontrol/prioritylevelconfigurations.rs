@@ -1,18 +1,17 @@
-//! PriorityLevelConfigurations: how many requests of a level are served at once, and where the others wait.
+//! PriorityLevelConfigurations: the concurrency limit of a level, and its queues.
 
-use crate::Unwritten;
+use crate::ResetFields;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::conditions;
 use crate::cells::{AGE, NAME, age, column, name};
-use crate::core::pods::update::same;
+use crate::core::pods::update::semantically_equal;
 use crate::field::{ErrorList, FieldError, Path};
 use crate::metadata::reset_for_status;
 use crate::read::{at, default_to, default_zero_to, fields, get, has, int, put, remove, text};
 use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, prepare_update_by_default};
 
-/// PriorityLevelConfigurations.
 pub(crate) static ROW: Row = Row {
     group: "flowcontrol.apiserver.k8s.io",
     kind: "PriorityLevelConfiguration",
@@ -21,7 +20,7 @@ pub(crate) static ROW: Row = Row {
     schema: "io.k8s.api.flowcontrol.v1.PriorityLevelConfiguration",
     subresources: &[STATUS],
     storage: Storage::Stored("prioritylevelconfigurations"),
-    inert: Some("nothing acts on PriorityLevelConfigurations here yet: requests have the same bounds for all"),
+    inert: Some("nothing acts on PriorityLevelConfigurations here yet: all requests have the same limits"),
     strategy: &PriorityLevelConfiguration,
     example: r#"apiVersion: flowcontrol.apiserver.k8s.io/v1
 kind: PriorityLevelConfiguration
@@ -49,7 +48,7 @@ const QUEUES_MAX: i64 = 10_000_000;
 const HASH_BITS_MAX: i64 = 60;
 const ROUND_TRIP: &str = "flowcontrol.k8s.io/v1beta3-preserve-zero-concurrency-shares";
 
-/// Bits of a hash that it takes to deal a hand of queues.
+/// The bits of a hash that are needed to deal a hand of queues.
 fn entropy_bits(queues: i64, hand: i64) -> i64 {
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "both are at most ten million")]
     let bits = ((queues as f64).log2() * hand as f64).ceil() as i64;
@@ -113,7 +112,7 @@ fn limited(errors: &mut ErrorList, limited: &Value, path: &Path<'_>) {
     }
 }
 
-/// The two levels that every server has don't change, but for how much the exempt one lends.
+/// The two mandatory levels are immutable, except for the lendable share of the exempt one.
 fn mandatory(errors: &mut ErrorList, spec: &Value, name: &str) {
     let mut compared = spec.clone();
     let (fixed, but) = match name {
@@ -128,7 +127,7 @@ fn mandatory(errors: &mut ErrorList, spec: &Value, name: &str) {
         }
         _ => return,
     };
-    if !same(&fixed, &compared) {
+    if !semantically_equal(&fixed, &compared) {
         errors.invalid(&SPEC, spec.clone(), &format!("spec of '{name}'{but} must equal the fixed value"));
     }
 }
@@ -169,10 +168,10 @@ fn validate(errors: &mut ErrorList, object: &Value) {
 }
 
 impl Strategy for PriorityLevelConfiguration {
-    fn unwritten(&self, subresource: &str) -> Unwritten {
+    fn reset_fields(&self, subresource: &str) -> ResetFields {
         match subresource {
-            "status" => Unwritten::METADATA_TOO,
-            _ => Unwritten::Below(&[&["status"]]),
+            "status" => ResetFields::METADATA_TOO,
+            _ => ResetFields::Below(&[&["status"]]),
         }
     }
 
@@ -190,7 +189,7 @@ impl Strategy for PriorityLevelConfiguration {
                 }
             }
         }
-        // Go's encoder writes it always.
+        // Go's encoder always writes it.
         fields(object).entry("status").or_insert_with(|| json!({}));
     }
 

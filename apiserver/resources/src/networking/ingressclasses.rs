@@ -1,4 +1,4 @@
-//! IngressClasses: which controller acts on an Ingress, and with which parameters.
+//! IngressClasses: the controller of Ingresses, and its parameters.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -9,7 +9,6 @@ use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{at, default_to, get, has, text};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy, rules};
 
-/// IngressClasses.
 pub(crate) static ROW: Row = Row {
     group: "networking.k8s.io",
     kind: "IngressClass",

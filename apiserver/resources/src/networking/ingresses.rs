@@ -7,12 +7,11 @@ use serde_json::{Value, json};
 
 use super::typed_reference;
 use crate::cells::{AGE, NAME, age, column, name};
-use crate::core::addresses::odd_ip;
+use crate::core::addresses::canonical_ip_warning;
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{at, fields, get, has, int, items, text, texts};
 use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, rules};
 
-/// Ingresses.
 pub(crate) static ROW: Row = Row {
     group: "networking.k8s.io",
     kind: "Ingress",
@@ -23,7 +22,7 @@ pub(crate) static ROW: Row = Row {
     subresources: &[STATUS],
     storage: Storage::Stored("ingress"),
     shows_empty: true,
-    inert: Some("nothing serves Ingresses here yet: no request comes in by it"),
+    inert: Some("nothing serves Ingresses here yet: traffic is not routed"),
     strategy: &Ingress,
     example: r#"apiVersion: networking.k8s.io/v1
 kind: Ingress
@@ -47,17 +46,17 @@ const SPEC: Path<'static> = Path::root("spec");
 const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
 const PATH_TYPES: &[&str] = &["Exact", "ImplementationSpecific", "Prefix"];
 const NOT_AN_IP: &str = "must be a DNS name, not an IP address";
-/// How many hosts a cell names.
+/// Maximum number of hosts in a cell.
 const HOSTS_SHOWN: usize = 3;
 
-/// What an update may leave as it was, though it wouldn't be taken anew.
+/// Invalid values that an update may leave unchanged.
 #[derive(Clone, Copy, Default)]
-struct Kept {
+struct ExemptFields {
     secret_names: bool,
     wildcard_rules: bool,
 }
 
-impl Kept {
+impl ExemptFields {
     fn of(old: &Value) -> Self {
         let spec = get(old, "spec");
         let bad_secret = |tls: &Value| !secret_name(text(tls, "secretName")).is_empty();
@@ -153,7 +152,7 @@ fn host_name(host: &str) -> Vec<String> {
     if host.contains('*') { rules::wildcard_subdomain(host) } else { rules::dns_subdomain(host) }
 }
 
-fn validate_spec(errors: &mut ErrorList, spec: &Value, kept: Kept) {
+fn validate_spec(errors: &mut ErrorList, spec: &Value, kept: ExemptFields) {
     let rules_given = items(spec, "rules");
     let default = get(spec, "defaultBackend");
     if rules_given.is_empty() && default.is_null() {
@@ -167,7 +166,7 @@ fn validate_spec(errors: &mut ErrorList, spec: &Value, kept: Kept) {
     for (i, rule) in rules_given.iter().enumerate() {
         let (at, host) = (rules_at.index(i), text(rule, "host"));
         if !host.is_empty() {
-            if rules::ip_leniently(host).is_some() {
+            if rules::parse_ip_leniently(host).is_some() {
                 errors.invalid(&at.child("host"), host, NOT_AN_IP);
             }
             errors.invalid_each(&at.child("host"), host, host_name(host));
@@ -206,7 +205,7 @@ fn validate_status(errors: &mut ErrorList, new: &Value, old: &Value) {
         }
         if !host.is_empty() {
             errors.invalid_each(&at.child("hostname"), host, rules::dns_subdomain(host));
-            if rules::ip_leniently(host).is_some() {
+            if rules::parse_ip_leniently(host).is_some() {
                 errors.invalid(&at.child("hostname"), host, NOT_AN_IP);
             }
         }
@@ -217,13 +216,13 @@ fn class_annotation(object: &Value) -> Option<&str> {
     get(at(object, &["metadata", "annotations"]), CLASS_ANNOTATION).as_str()
 }
 
-fn shown_hosts(rules: &[Value]) -> String {
+fn format_hosts(rules: &[Value]) -> String {
     let hosts: Vec<&str> = rules.iter().map(|rule| text(rule, "host")).collect();
     let named: Vec<&str> = hosts.iter().copied().filter(|host| !host.is_empty()).take(HOSTS_SHOWN).collect();
     if named.is_empty() {
         return "*".into();
     }
-    // Upstream counts rules that come after the last one shown, whether they name a host or not.
+    // Upstream counts rules after the last shown one, whether or not they have a host.
     let third = hosts.iter().enumerate().filter(|(_, host)| !host.is_empty()).nth(HOSTS_SHOWN - 1);
     let list = named.join(",");
     match third {
@@ -232,7 +231,7 @@ fn shown_hosts(rules: &[Value]) -> String {
     }
 }
 
-fn shown_addresses(object: &Value) -> String {
+fn format_addresses(object: &Value) -> String {
     let points = items(at(object, &["status", "loadBalancer"]), "ingress");
     let address = |point| if text(point, "ip").is_empty() { text(point, "hostname") } else { text(point, "ip") };
     let all: BTreeSet<&str> = points.iter().map(address).filter(|address| !address.is_empty()).collect();
@@ -241,7 +240,7 @@ fn shown_addresses(object: &Value) -> String {
 
 impl Strategy for Ingress {
     fn default(&self, object: &mut Value) {
-        // Go's encoder writes both always.
+        // Go's encoder always writes both.
         crate::read::object_mut(crate::read::object_mut(object, "status"), "loadBalancer");
         fields(object).entry("spec").or_insert_with(|| json!({}));
     }
@@ -261,7 +260,7 @@ impl Strategy for Ingress {
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = ErrorList::new();
         let spec = get(object, "spec");
-        validate_spec(&mut errors, spec, Kept::default());
+        validate_spec(&mut errors, spec, ExemptFields::default());
         if let Some(class) = class_annotation(object)
             && has(spec, "ingressClassName")
             && class != text(spec, "ingressClassName")
@@ -276,7 +275,7 @@ impl Strategy for Ingress {
     fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut errors = ErrorList::new();
         if context.subresource.is_empty() {
-            validate_spec(&mut errors, get(new, "spec"), Kept::of(old));
+            validate_spec(&mut errors, get(new, "spec"), ExemptFields::of(old));
         } else {
             validate_status(&mut errors, new, old);
         }
@@ -292,7 +291,10 @@ impl Strategy for Ingress {
         let list_at = Path::root("status.loadBalancer.ingress");
         let points = items(at(object, &["status", "loadBalancer"]), "ingress").iter().enumerate();
         let changed = old.is_some_and(|old| get(old, "status") != get(object, "status"));
-        points.filter(|_| changed).filter_map(|(i, point)| odd_ip(&list_at.index(i), text(point, "ip"))).collect()
+        points
+            .filter(|_| changed)
+            .filter_map(|(i, point)| canonical_ip_warning(&list_at.index(i), text(point, "ip")))
+            .collect()
     }
 
     fn columns(&self) -> &'static [Column] {
@@ -306,8 +308,8 @@ impl Strategy for Ingress {
         vec![
             name(object),
             json!(class),
-            json!(shown_hosts(items(spec, "rules"))),
-            json!(shown_addresses(object)),
+            json!(format_hosts(items(spec, "rules"))),
+            json!(format_addresses(object)),
             json!(ports),
             age(object, now),
         ]

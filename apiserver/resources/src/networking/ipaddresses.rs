@@ -1,5 +1,5 @@
-//! IPAddresses: who holds an address. A Service's are written with it, in its own transaction
-//! ([`allocate`](crate::core::services::allocate)): the object here is what keeps the address its own.
+//! IPAddresses: the holder of an address. Those of a Service are written in its own transaction
+//! ([`allocate`](crate::core::services::allocate)), which makes the address unique.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -11,7 +11,6 @@ use crate::read::{at, get, text};
 use crate::rules::NameRule;
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy, rules};
 
-/// IPAddresses.
 pub(crate) static ROW: Row = Row {
     group: "networking.k8s.io",
     kind: "IPAddress",

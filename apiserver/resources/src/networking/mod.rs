@@ -1,4 +1,4 @@
-//! networking.k8s.io: how traffic shall come in, who may talk to whom, and which addresses Services have.
+//! The group `networking.k8s.io`: ingress, network policies, and the addresses of Services.
 
 pub(crate) mod ingressclasses;
 pub(crate) mod ingresses;
@@ -12,7 +12,7 @@ use crate::field::{ErrorList, Path};
 use crate::read::{has, text};
 use crate::rules;
 
-/// A field that must be given and stand in a path.
+/// A required field that is a valid path segment.
 fn segment(errors: &mut ErrorList, of: &Value, key: &str, path: &Path<'_>) {
     let (value, at) = (text(of, key), path.child(key));
     if value.is_empty() {

@@ -1,4 +1,4 @@
-//! NetworkPolicies: which pods may talk to which.
+//! NetworkPolicies: allowed traffic between pods.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,6 @@ use crate::metadata::label_selector;
 use crate::read::{default_to, get, has, int, items, items_mut, put, spec_of, text, texts};
 use crate::{Column, Context, Row, Storage, Strategy, rules};
 
-/// NetworkPolicies.
 pub(crate) static ROW: Row = Row {
     group: "networking.k8s.io",
     kind: "NetworkPolicy",
@@ -34,7 +33,7 @@ struct NetworkPolicy;
 
 const COLUMNS: &[Column] = &[NAME, column("Pod-Selector", "string"), AGE];
 const SPEC: Path<'static> = Path::root("spec");
-/// Directions, with the field that names the other side.
+/// Directions, with the field of the peers.
 const DIRECTIONS: [(&str, &str); 2] = [("ingress", "from"), ("egress", "to")];
 const TYPES: &[&str] = &["Ingress", "Egress"];
 
@@ -63,7 +62,7 @@ fn port(errors: &mut ErrorList, port: &Value, path: &Path<'_>) {
             }
             if let Some(end) = end {
                 if end < number {
-                    // Upstream shows the port here, not its end.
+                    // Upstream shows the port here instead of its end.
                     errors.invalid(&end_at, number, "must be greater than or equal to `port`");
                 }
                 for why in rules::port_number(end) {
@@ -74,7 +73,7 @@ fn port(errors: &mut ErrorList, port: &Value, path: &Path<'_>) {
     }
 }
 
-/// Blocks that stood in the policy before are not looked at again.
+/// Validates a block; unchanged ones are exempt.
 fn ip_block(errors: &mut ErrorList, block: &Value, had: &BTreeSet<&str>, path: &Path<'_>) {
     let cidr = text(block, "cidr");
     let cidr_at = path.child("cidr");
@@ -146,7 +145,7 @@ fn validate(errors: &mut ErrorList, spec: &Value, old: Option<&Value>) {
     }
 }
 
-/// All blocks of addresses of a policy, with where they stand.
+/// All address blocks of a policy, with their paths.
 fn blocks(spec: &Value) -> impl Iterator<Item = (String, &str)> {
     DIRECTIONS.iter().flat_map(move |(direction, other_side)| {
         let rules = items(spec, direction).iter().enumerate();
@@ -199,7 +198,7 @@ impl Strategy for NetworkPolicy {
 
     fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {
         let odd = |(at, cidr): (String, &str)| {
-            let found = rules::odd_cidr(cidr).into_iter();
+            let found = rules::canonical_cidr_warning(cidr).into_iter();
             found.map(|why| format!("{at}: {why}")).collect::<Vec<_>>()
         };
         blocks(get(object, "spec")).flat_map(odd).collect()

@@ -1,6 +1,6 @@
-//! ServiceCIDRs: the blocks that Services get their addresses from.
+//! ServiceCIDRs: the blocks that Services' addresses are allocated from.
 
-use crate::Unwritten;
+use crate::ResetFields;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -10,7 +10,6 @@ use crate::metadata::reset_for_status;
 use crate::read::{at, fields, get, items, texts};
 use crate::{Column, Context, Row, STATUS, Storage, Strategy, prepare_update_by_default, rules};
 
-/// ServiceCIDRs.
 pub(crate) static ROW: Row = Row {
     group: "networking.k8s.io",
     kind: "ServiceCIDR",
@@ -47,7 +46,7 @@ fn validate(errors: &mut ErrorList, object: &Value) {
     for (i, cidr) in list.iter().enumerate() {
         errors.invalid_each(&CIDRS.index(i), cidr, rules::cidr_strictly(cidr));
     }
-    let family = |cidr: &str| rules::cidr_leniently(cidr).map(|(ip, _)| ip.is_ipv4());
+    let family = |cidr: &str| rules::parse_cidr_leniently(cidr).map(|(ip, _)| ip.is_ipv4());
     if let [first, second] = list.as_slice()
         && let Some(first) = family(first)
         && family(second) == Some(first)
@@ -58,15 +57,15 @@ fn validate(errors: &mut ErrorList, object: &Value) {
 }
 
 impl Strategy for ServiceCidr {
-    fn unwritten(&self, subresource: &str) -> Unwritten {
+    fn reset_fields(&self, subresource: &str) -> ResetFields {
         match subresource {
-            "status" => Unwritten::METADATA_TOO,
-            _ => Unwritten::Below(&[&["status"]]),
+            "status" => ResetFields::METADATA_TOO,
+            _ => ResetFields::Below(&[&["status"]]),
         }
     }
 
     fn default(&self, object: &mut Value) {
-        // Go's encoder writes both always.
+        // Go's encoder always writes both.
         for key in ["spec", "status"] {
             fields(object).entry(key).or_insert_with(|| json!({}));
         }

@@ -1,3 +1,3 @@
-//! The group `node.k8s.io`: what nodes offer pods to run in.
+//! The group `node.k8s.io`: runtimes that nodes offer to pods.
 
 pub(crate) mod runtimeclasses;

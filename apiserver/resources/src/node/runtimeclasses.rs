@@ -1,4 +1,4 @@
-//! RuntimeClasses: `handler` never changes, and `overhead` and `scheduling` are written into pods by admission.
+//! RuntimeClasses: `handler` is immutable; admission copies `overhead` and `scheduling` into pods.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,6 @@ use crate::metadata::labels;
 use crate::read::{entries, get, items, text};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy, rules};
 
-/// RuntimeClasses.
 pub(crate) static ROW: Row = Row {
     group: "node.k8s.io",
     kind: "RuntimeClass",

@@ -1,17 +1,17 @@
-//! Whether a pod may be evicted: what its phase and readiness mean, and what a budget's status allows. Decisions alone: reading and writing
-//! are the registry's.
+//! Eviction decisions: the pod's phase and readiness, and the status of its budget. Pure: the registry reads and
+//! writes.
 
 use jiff::Timestamp;
-use machinery_api::error::{ApiError, Cause, Named};
+use machinery_api::error::{ApiError, Cause, GroupResource};
 use machinery_api::selector::LabelSelector;
 use machinery_api::time::seconds;
 use serde_json::{Value, json};
 
 use crate::read::{entries, get, has, int, items, object_mut, put, text};
 
-/// The resource of budgets: its group and plural.
+/// The group and plural of budgets.
 pub const BUDGETS: (&str, &str) = (super::poddisruptionbudgets::ROW.group, super::poddisruptionbudgets::ROW.plural);
-/// Evictions that a budget's controller has not seen yet: more mean that there is none.
+/// Maximum number of evictions that a budget's controller hasn't observed: more indicate that none is running.
 const DISRUPTED_MAX: usize = 2000;
 const REFUSED: &str = "Cannot evict pod as it would violate the pod's disruption budget.";
 const ALLOWED: &str = "DisruptionAllowed";
@@ -24,19 +24,19 @@ fn is_deleting(pod: &Value) -> bool {
     has(get(pod, "metadata"), "deletionTimestamp")
 }
 
-/// Whether the pod goes without a budget's leave: it doesn't run, or goes already.
+/// Whether the pod is evicted regardless of budgets: it isn't running, or is being deleted.
 #[must_use]
 pub fn ignores_budgets(pod: &Value) -> bool {
     matches!(phase(pod), "Succeeded" | "Failed" | "Pending") || is_deleting(pod)
 }
 
-/// Whether such a pod may only go as it was seen: it could become ready meanwhile.
+/// Whether such a pod must be unchanged on deletion, since it could become ready meanwhile.
 #[must_use]
-pub fn must_be_as_seen(pod: &Value) -> bool {
+pub fn requires_unchanged(pod: &Value) -> bool {
     !matches!(phase(pod), "Succeeded" | "Failed") && !is_deleting(pod)
 }
 
-/// Whether a budget is about the pod.
+/// Whether a budget selects the pod.
 #[must_use]
 pub fn covers(budget: &Value, pod: &Value) -> bool {
     let selector = get(get(budget, "spec"), "selector");
@@ -44,16 +44,16 @@ pub fn covers(budget: &Value, pod: &Value) -> bool {
     parsed.is_ok_and(|selector| selector.matches_object(pod))
 }
 
-/// What a budget makes of the pod.
+/// The effect of a budget on the pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Guard {
-    /// The pod isn't ready, and goes as it was seen without being counted.
+    /// The pod isn't ready: its eviction isn't counted, under the condition that it is unchanged.
     Unready,
     /// Its eviction is counted.
     Counts,
 }
 
-/// See [`Guard`].
+/// Computes the [`Guard`] of a budget for a pod.
 #[must_use]
 pub fn guard(budget: &Value, pod: &Value) -> Guard {
     let conditions = items(get(pod, "status"), "conditions");
@@ -67,26 +67,26 @@ pub fn guard(budget: &Value, pod: &Value) -> Guard {
     if always || enough { Guard::Unready } else { Guard::Counts }
 }
 
-/// Why a budget lets no pod go at the moment.
+/// The error while a budget allows no disruption.
 #[must_use]
 pub fn refused(message: String, wait_seconds: u32) -> ApiError {
     let cause = Cause { reason: "DisruptionBudget".into(), message, ..Cause::default() };
     ApiError::TooManyRequestsBecause(REFUSED.into(), wait_seconds, vec![cause])
 }
 
-/// The budget's controller has to look first.
+/// The error while the budget's controller hasn't observed the budget's generation.
 #[must_use]
 pub fn not_ready(budget: &str) -> ApiError {
     refused(format!("The disruption budget {budget} is still being processed by the server."), 10)
 }
 
-/// The budget with one eviction more, or why there can't be one.
+/// The budget with one eviction counted, or why none is allowed.
 pub fn counted(budget: &Value, pod: &str, now: Timestamp) -> Result<Value, ApiError> {
     let (meta, status) = (get(budget, "metadata"), get(budget, "status"));
     let name = text(meta, "name");
     let count = |key| int(status, key).unwrap_or(0);
     let forbidden = |why: &str| {
-        Err(ApiError::Forbidden(Named::new("policy", "poddisruptionbudget"), name.to_owned(), why.to_owned()))
+        Err(ApiError::Forbidden(GroupResource::new("policy", "poddisruptionbudget"), name.to_owned(), why.to_owned()))
     };
     if count("observedGeneration") < int(meta, "generation").unwrap_or(0) {
         return Err(not_ready(name));
@@ -99,25 +99,25 @@ pub fn counted(budget: &Value, pod: &str, now: Timestamp) -> Result<Value, ApiEr
         return forbidden("DisruptedPods map too big - too many evictions not confirmed by PDB controller");
     }
     if allowed == 0 {
-        return Err(refused(why_none(name, status), 0));
+        return Err(refused(denial_message(name, status), 0));
     }
     let mut new = budget.clone();
     let status = object_mut(&mut new, "status");
     put(status, "disruptionsAllowed", json!(allowed - 1));
     if allowed == 1 {
-        none_left(status, now);
+        set_exhausted(status, now);
     }
     put(object_mut(status, "disruptedPods"), pod, json!(seconds(now)));
     Ok(new)
 }
 
-fn why_none(name: &str, status: &Value) -> String {
+fn denial_message(name: &str, status: &Value) -> String {
     let count = |key| int(status, key).unwrap_or(0);
     let (current, desired) = (count("currentHealthy"), count("desiredHealthy"));
-    let told = items(status, "conditions").iter().find(|one| text(one, "type") == ALLOWED);
-    let told = told.filter(|one| text(one, "status") == "False" && !text(one, "message").is_empty());
-    let told = told.map(|one| (text(one, "reason"), text(one, "message")));
-    match told {
+    let condition = items(status, "conditions").iter().find(|one| text(one, "type") == ALLOWED);
+    let condition = condition.filter(|one| text(one, "status") == "False" && !text(one, "message").is_empty());
+    let condition = condition.map(|one| (text(one, "reason"), text(one, "message")));
+    match condition {
         Some(("SyncFailed", message)) => format!(
             "The disruption budget {name} does not allow evicting pods currently because it failed sync: {message}"
         ),
@@ -131,8 +131,8 @@ fn why_none(name: &str, status: &Value) -> String {
     }
 }
 
-/// Says in the conditions that nothing more may go.
-fn none_left(status: &mut Value, now: Timestamp) {
+/// Sets the condition that no disruption is allowed.
+fn set_exhausted(status: &mut Value, now: Timestamp) {
     let seen = get(status, "observedGeneration").clone();
     let mut list = items(status, "conditions").to_vec();
     if !list.iter().any(|one| text(one, "type") == ALLOWED) {
@@ -150,7 +150,7 @@ fn none_left(status: &mut Value, now: Timestamp) {
     put(status, "conditions", Value::Array(list));
 }
 
-/// The pod with the condition that says why it goes.
+/// The pod with the condition `DisruptionTarget`.
 #[must_use]
 pub fn disrupted(pod: &Value, now: Timestamp) -> Value {
     let mut new = pod.clone();
@@ -223,8 +223,8 @@ mod tests {
     #[test]
     fn pods_that_do_not_run_need_no_leave_and_unready_ones_seldom() {
         let pod = |phase: &str, ready: &str| json!({"metadata": {"labels": {"a": "b"}}, "status": {"phase": phase, "conditions": [{"type": "Ready", "status": ready}]}});
-        assert!(ignores_budgets(&pod("Pending", "False")) && must_be_as_seen(&pod("Pending", "False")));
-        assert!(ignores_budgets(&pod("Failed", "False")) && !must_be_as_seen(&pod("Failed", "False")));
+        assert!(ignores_budgets(&pod("Pending", "False")) && requires_unchanged(&pod("Pending", "False")));
+        assert!(ignores_budgets(&pod("Failed", "False")) && !requires_unchanged(&pod("Failed", "False")));
         assert!(!ignores_budgets(&pod("Running", "True")));
         let mut with = budget(json!({"currentHealthy": 1, "desiredHealthy": 1}));
         assert!(covers(&with, &pod("Running", "True")) && !covers(&with, &json!({"metadata": {}})));

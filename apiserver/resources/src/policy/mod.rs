@@ -1,4 +1,4 @@
-//! The group `policy`: how many pods may be disrupted at a time.
+//! The group `policy`: limits on voluntary disruptions.
 
 pub mod evictions;
 pub(crate) mod poddisruptionbudgets;

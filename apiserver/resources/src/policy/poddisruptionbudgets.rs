@@ -1,18 +1,17 @@
-//! PodDisruptionBudgets: how many of the selected pods stay. Their status is a controller's, and evictions count down in it.
+//! PodDisruptionBudgets: the minimum of available pods. A controller writes the status, and evictions decrement it.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};
 use crate::conditions;
-use crate::core::workloads::{SPEC, STATUS as STATUS_AT, not_more_than_all, not_negative, number_or_percent};
+use crate::core::workloads::{SPEC, STATUS as STATUS_AT, not_negative, number_or_percent, percentage_is_bounded};
 use crate::field::{ErrorList, FieldError, go_struct};
 use crate::metadata::label_selector;
 use crate::read::{get, has, int, object_mut, put, text};
 use crate::rules::NameRule;
 use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy};
 
-/// PodDisruptionBudgets.
 pub(crate) static ROW: Row = Row {
     group: "policy",
     kind: "PodDisruptionBudget",
@@ -45,8 +44,8 @@ const COLUMNS: &[Column] = &[
 ];
 const POLICIES: &[&str] = &["AlwaysAllow", "IfHealthyBudget"];
 
-/// As upstream shows its inner struct.
-fn shown(spec: &Value) -> String {
+/// Upstream's internal struct as JSON.
+fn go_spec(spec: &Value) -> String {
     let inner = json!({
         "MinAvailable": get(spec, "minAvailable"),
         "Selector": get(spec, "selector"),
@@ -59,11 +58,11 @@ fn shown(spec: &Value) -> String {
 fn validate(errors: &mut ErrorList, spec: &Value) {
     if has(spec, "minAvailable") && has(spec, "maxUnavailable") {
         let why = "minAvailable and maxUnavailable cannot be both set";
-        errors.add(|| FieldError::invalid_shown(&SPEC, &shown(spec), why));
+        errors.add(|| FieldError::invalid_shown(&SPEC, &go_spec(spec), why));
     }
     for key in ["minAvailable", "maxUnavailable"] {
         number_or_percent(errors, get(spec, key), &SPEC.child(key));
-        not_more_than_all(errors, get(spec, key), &SPEC.child(key));
+        percentage_is_bounded(errors, get(spec, key), &SPEC.child(key));
     }
     label_selector(errors, get(spec, "selector"), &SPEC.child("selector"));
     let policy = text(spec, "unhealthyPodEvictionPolicy");

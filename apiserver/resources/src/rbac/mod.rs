@@ -1,4 +1,4 @@
-//! Roles, ClusterRoles and their bindings. Whether a user may grant what they hold is for the authorizer to say.
+//! Roles, ClusterRoles and their bindings. The authorizer checks privilege escalation.
 
 use jiff::Timestamp;
 use machinery_api::selector::LabelSelector;
@@ -11,7 +11,6 @@ use crate::read::{default_zero_to, get, has, items, items_mut, object_mut, text}
 use crate::rules::{self, NameRule};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy};
 
-/// ClusterRoleBindings.
 pub(crate) static CLUSTER_ROLE_BINDINGS: Row = Row {
     group: GROUP,
     kind: "ClusterRoleBinding",
@@ -29,7 +28,6 @@ subjects: [{kind: ServiceAccount, name: example, namespace: default}]
     ..Row::CLUSTER
 };
 
-/// ClusterRoles.
 pub(crate) static CLUSTER_ROLES: Row = Row {
     group: GROUP,
     kind: "ClusterRole",
@@ -46,7 +44,6 @@ rules: [{apiGroups: [""], resources: [nodes], verbs: [get]}]
     ..Row::CLUSTER
 };
 
-/// RoleBindings.
 pub(crate) static ROLE_BINDINGS: Row = Row {
     group: GROUP,
     kind: "RoleBinding",
@@ -64,7 +61,6 @@ subjects: [{kind: User, name: ada}]
     ..Row::NAMESPACED
 };
 
-/// Roles.
 pub(crate) static ROLES: Row = Row {
     group: GROUP,
     kind: "Role",

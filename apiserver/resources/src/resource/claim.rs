@@ -1,4 +1,4 @@
-//! What a claim asks for: of a ResourceClaim, and of those that templates make.
+//! The spec of a claim: of a ResourceClaim, or of a template.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +17,7 @@ pub(super) const PARAMETERS_BYTES_MAX: usize = 10 << 10;
 const EXACT: &str = "ExactCount";
 const EFFECTS: &[&str] = &["NoExecute", "NoSchedule", "None"];
 
-/// Requests of a claim, each with its alternatives where it has some.
+/// The requests of a claim, each with its alternatives.
 pub(super) type RequestNames<'a> = BTreeMap<&'a str, BTreeSet<&'a str>>;
 
 pub(super) fn request_names(spec: &Value) -> RequestNames<'_> {
@@ -26,7 +26,7 @@ pub(super) fn request_names(spec: &Value) -> RequestNames<'_> {
     requests.map(|request| (text(request, "name"), alternatives(request))).collect()
 }
 
-/// How many devices a request is for, where it doesn't say.
+/// Defaults of a request's allocation mode and device count.
 pub(super) fn default(spec: &mut Value) {
     let count = |request: &mut Value| {
         default_zero_to(request, "allocationMode", EXACT);
@@ -148,7 +148,7 @@ pub(super) fn effect(errors: &mut ErrorList, effect: &str, required: bool, path:
     }
 }
 
-/// Requests that a constraint or a configuration is about.
+/// References of a constraint or configuration to requests.
 pub(super) fn references(errors: &mut ErrorList, of: &Value, names: &RequestNames<'_>, path: &Path<'_>) {
     let list_at = path.child("requests");
     let list = bounded(errors, of, "requests", REQUESTS_MAX, &list_at);

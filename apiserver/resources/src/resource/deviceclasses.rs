@@ -1,15 +1,14 @@
-//! DeviceClasses: kinds of devices, by what selects them.
+//! DeviceClasses: kinds of devices, defined by selectors.
 
 use serde_json::Value;
 
 use super::{CONFIG_MAX, bounded, claim, selectors};
-use crate::core::pods::update::same;
+use crate::core::pods::update::semantically_equal;
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{get, has, spec_of, text};
 use crate::rules::NameRule;
 use crate::{Context, MetadataChecks, Row, Storage, Strategy};
 
-/// DeviceClasses.
 pub(crate) static ROW: Row = Row {
     group: "resource.k8s.io",
     kind: "DeviceClass",
@@ -32,8 +31,8 @@ struct DeviceClass;
 const SPEC: Path<'static> = Path::root("spec");
 
 fn validate(errors: &mut ErrorList, spec: &Value, old: Option<&Value>) {
-    // Expressions that are stored stay as they are.
-    if !old.is_some_and(|old| same(get(old, "selectors"), get(spec, "selectors"))) {
+    // Stored expressions are exempt if unchanged.
+    if !old.is_some_and(|old| semantically_equal(get(old, "selectors"), get(spec, "selectors"))) {
         selectors::validate(errors, spec, &SPEC);
     }
     let config_at = SPEC.child("config");
@@ -48,7 +47,7 @@ fn validate(errors: &mut ErrorList, spec: &Value, old: Option<&Value>) {
 
 impl Strategy for DeviceClass {
     fn default(&self, object: &mut Value) {
-        // Go's encoder writes it always.
+        // Go's encoder always writes it.
         spec_of(object);
     }
 

@@ -1,4 +1,4 @@
-//! A device that is offered: its attributes, capacity, taints and counters.
+//! Devices of a slice: attributes, capacity, taints and counters.
 
 use std::cmp::Ordering;
 use std::sync::LazyLock;
@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use super::resourceslices::counters;
 use super::{binding_conditions, bounded, claim, label, qualified_name, unique};
 use crate::core::pods::placement::node_selector;
-use crate::core::pods::update::same;
+use crate::core::pods::update::semantically_equal;
 use crate::field::{ErrorList, Path};
-use crate::inner;
+use crate::go_structs;
 use crate::metadata::{label_name, quantity};
 use crate::read::{entries, flag, get, has, items, text, texts};
 use crate::rules;
@@ -32,7 +32,7 @@ static SEMVER: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(&pattern).expect("the pattern is a constant")
 });
 
-/// As `old` is, of the same name, where there was one.
+/// Validates a device; `old` is the stored device with the same name.
 pub(super) fn validate(
     errors: &mut ErrorList,
     device: &Value,
@@ -64,7 +64,7 @@ pub(super) fn validate(
         let at = capacity_at.key(&shown);
         capacity(errors, given, flag(device, "allowMultipleAllocations"), &at);
     }
-    if !old.is_some_and(|old| same(get(old, "taints"), get(device, "taints"))) {
+    if !old.is_some_and(|old| semantically_equal(get(old, "taints"), get(device, "taints"))) {
         let taints_at = path.child("taints");
         for (i, given) in bounded(errors, device, "taints", TAINTS_MAX, &taints_at).iter().enumerate() {
             taint(errors, given, &taints_at.index(i));
@@ -80,7 +80,7 @@ pub(super) fn validate(
     binding_conditions(errors, device, path);
 }
 
-/// A long key is shown by its ends.
+/// The beginning and end of a long key.
 fn shortened(key: &str) -> String {
     if key.len() <= KEY_BYTES_MAX {
         return key.to_owned();
@@ -119,7 +119,7 @@ fn attribute(errors: &mut ErrorList, attribute: &Value, path: &Path<'_>) {
     match kinds.iter().filter(|key| has(attribute, key)).count() {
         0 => errors.invalid(path, "", "exactly one value must be specified"),
         1 => {}
-        _ => inner::invalid(errors, path, attribute, "DeviceAttribute", "exactly one value must be specified"),
+        _ => go_structs::invalid(errors, path, attribute, "DeviceAttribute", "exactly one value must be specified"),
     }
 }
 
@@ -220,7 +220,7 @@ fn in_range(errors: &mut ErrorList, range: &Value, default: &Quantity, whole: &Q
             errors.invalid(&step_at, step.to_string(), &why);
         }
         for value in std::iter::once(default).chain(&max) {
-            // Upstream divides by a step of nothing, and fails.
+            // Upstream divides by a zero step and fails.
             let distance = value.value().saturating_sub(min.value());
             if distance.checked_rem(step.value()).unwrap_or(distance) != 0 {
                 let why = format!("value is not a multiple of a given step ({step}) from ({min})");
@@ -230,7 +230,7 @@ fn in_range(errors: &mut ErrorList, range: &Value, default: &Quantity, whole: &Q
     }
 }
 
-/// For which nodes this device is, where the slice leaves it to its devices.
+/// The device's nodes, if the slice leaves node selection to its devices.
 fn nodes(errors: &mut ErrorList, device: &Value, chooses: bool, path: &Path<'_>) {
     const KEYS: [&str; 3] = ["nodeName", "nodeSelector", "allNodes"];
     if !chooses {
@@ -269,7 +269,7 @@ fn nodes(errors: &mut ErrorList, device: &Value, chooses: bool, path: &Path<'_>)
 mod tests {
     use super::*;
 
-    fn said(device: &Value) -> Vec<String> {
+    fn errors_of(device: &Value) -> Vec<String> {
         let mut errors = ErrorList::new();
         validate(&mut errors, device, None, false, &Path::root("d"));
         errors.list().into_iter().map(|error| format!("{}: {}", error.field, error.message)).collect()
@@ -278,7 +278,7 @@ mod tests {
     #[test]
     fn capacity_is_shared_by_its_policy() {
         let with = |policy: Value| {
-            said(&json!({"name": "a", "allowMultipleAllocations": true,
+            errors_of(&json!({"name": "a", "allowMultipleAllocations": true,
                 "capacity": {"memory": {"value": "10Gi", "requestPolicy": policy}}}))
         };
         assert_eq!(with(json!({"default": "1Gi", "validValues": ["1Gi", "2Gi"]})), Vec::<String>::new());
@@ -292,16 +292,16 @@ mod tests {
             (json!({"default": "11Gi", "validRange": {"min": "1Gi", "max": "2Gi"}}), "default is more than max: 2Gi"),
             (json!({"default": "2Gi", "validRange": {"min": "1Gi", "step": "3Gi"}}), "is not a multiple"),
         ] {
-            let said = with(policy.clone());
-            assert!(why.is_empty() || said.iter().any(|said| said.contains(why)), "{policy}: {said:?}");
+            let message = with(policy.clone());
+            assert!(why.is_empty() || message.iter().any(|message| message.contains(why)), "{policy}: {message:?}");
         }
         let alone = json!({"name": "a", "capacity": {"memory": {"value": "1", "requestPolicy": {}}}});
-        assert!(said(&alone)[0].contains("allowMultipleAllocations must be true"));
+        assert!(errors_of(&alone)[0].contains("allowMultipleAllocations must be true"));
     }
 
     #[test]
     fn attributes_have_one_value() {
-        let with = |attribute: Value| said(&json!({"name": "a", "attributes": {"x": attribute}}));
+        let with = |attribute: Value| errors_of(&json!({"name": "a", "attributes": {"x": attribute}}));
         assert_eq!(with(json!({"version": "1.2.3-rc.1+b"})), Vec::<String>::new());
         assert!(with(json!({"version": "1.2"}))[0].contains("semver.org"));
         assert!(with(json!({}))[0].contains("exactly one value"));

@@ -1,4 +1,4 @@
-//! resource.k8s.io: devices, who offers them and who claims them (dynamic resource allocation).
+//! The group `resource.k8s.io`: dynamic resource allocation of devices.
 
 mod claim;
 pub(crate) mod deviceclasses;
@@ -23,7 +23,7 @@ const SEPARATOR: char = '/';
 const REQUESTS_MAX: usize = 32;
 const CONFIG_MAX: usize = 32;
 
-/// A list's items, where it isn't too long: then that is all that is said of it.
+/// A list's items; a list that is too long yields one error and no items.
 fn bounded<'a>(errors: &mut ErrorList, of: &'a Value, key: &str, most: usize, path: &Path<'_>) -> &'a [Value] {
     let list = items(of, key);
     if list.len() > most {
@@ -33,7 +33,7 @@ fn bounded<'a>(errors: &mut ErrorList, of: &'a Value, key: &str, most: usize, pa
     list
 }
 
-/// Each key stands once.
+/// Keys must be unique.
 fn unique(errors: &mut ErrorList, keys: impl Iterator<Item = String>, path: &Path<'_>) {
     let mut seen = BTreeSet::new();
     for (i, key) in keys.enumerate() {
@@ -68,7 +68,7 @@ fn identifier(errors: &mut ErrorList, id: &str, path: &Path<'_>) {
     errors.invalid_each(path, id, rules::c_identifier(id));
 }
 
-/// A name that may have a driver's domain before it. One with more than one slash is taken, as upstream takes it.
+/// A name with an optional driver domain. As in upstream, more than one slash is accepted.
 fn qualified_name(errors: &mut ErrorList, name: &str, path: &Path<'_>) {
     let parts: Vec<&str> = name.splitn(3, SEPARATOR).collect();
     match parts.as_slice() {
@@ -97,7 +97,7 @@ fn fully_qualified_name(errors: &mut ErrorList, name: &str, path: &Path<'_>) {
     }
 }
 
-/// What must be an object of JSON, of a size.
+/// A JSON object of bounded size.
 fn raw_object(errors: &mut ErrorList, value: &Value, most: usize, path: &Path<'_>) {
     match value {
         Value::Null => errors.required(path, ""),
@@ -119,7 +119,7 @@ fn uuid(errors: &mut ErrorList, uid: &str, path: &Path<'_>) {
     }
 }
 
-/// Conditions that a device waits for before a pod is bound, and those with which it fails: both or none, without overlap.
+/// Conditions for the binding of a pod to the device, and failure conditions: both or none, without overlap.
 fn binding_conditions(errors: &mut ErrorList, of: &Value, path: &Path<'_>) {
     const MOST: usize = 4;
     const KEYS: [&str; 2] = ["bindingConditions", "bindingFailureConditions"];
@@ -146,7 +146,7 @@ fn binding_conditions(errors: &mut ErrorList, of: &Value, path: &Path<'_>) {
     }
 }
 
-/// A device of an allocation, as results and statuses name it.
+/// The key of an allocated device, in results and statuses.
 fn device_key(of: &Value) -> String {
     let part = |key| crate::read::text(of, key);
     let share = part("shareID");

@@ -1,19 +1,18 @@
-//! ResourceClaims: devices that a pod asks for, what was allocated, and who has it.
+//! ResourceClaims: requested devices, their allocation, and the consumers.
 
-use crate::Unwritten;
+use crate::ResetFields;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{claim, status};
 use crate::cells::{AGE, NAME, age, column, name};
-use crate::core::pods::update::same;
+use crate::core::pods::update::semantically_equal;
 use crate::field::{ErrorList, FieldError, IMMUTABLE, Path};
-use crate::inner;
+use crate::go_structs;
 use crate::metadata::reset_for_status;
 use crate::read::{at, fields, get, has, items, object_mut};
 use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, prepare_update_by_default};
 
-/// ResourceClaims.
 pub(crate) static ROW: Row = Row {
     group: "resource.k8s.io",
     kind: "ResourceClaim",
@@ -38,16 +37,16 @@ const COLUMNS: &[Column] = &[NAME, column("State", "string"), AGE];
 const SPEC: Path<'static> = Path::root("spec");
 
 impl Strategy for ResourceClaim {
-    fn unwritten(&self, subresource: &str) -> Unwritten {
+    fn reset_fields(&self, subresource: &str) -> ResetFields {
         match subresource {
-            "status" => Unwritten::METADATA_TOO,
-            _ => Unwritten::Below(&[&["status"]]),
+            "status" => ResetFields::METADATA_TOO,
+            _ => ResetFields::Below(&[&["status"]]),
         }
     }
 
     fn default(&self, object: &mut Value) {
         claim::default(object_mut(object, "spec"));
-        // Go's encoder writes both always.
+        // Go's encoder always writes both.
         fields(object_mut(object, "spec")).entry("devices").or_insert_with(|| json!({}));
         fields(object).entry("status").or_insert_with(|| json!({}));
     }
@@ -60,7 +59,7 @@ impl Strategy for ResourceClaim {
         prepare_update_by_default(context, new, old);
         if !context.subresource.is_empty() {
             reset_for_status(new, old);
-            status::drop_deallocated(new, old);
+            status::drop_deallocated_statuses(new, old);
         }
     }
 
@@ -82,8 +81,8 @@ impl Strategy for ResourceClaim {
         let mut errors = ErrorList::new();
         if !context.subresource.is_empty() {
             status::validate(&mut errors, new, old);
-        } else if !same(get(new, "spec"), get(old, "spec")) {
-            inner::invalid(&mut errors, &SPEC, get(new, "spec"), "ResourceClaimSpec", IMMUTABLE);
+        } else if !semantically_equal(get(new, "spec"), get(old, "spec")) {
+            go_structs::invalid(&mut errors, &SPEC, get(new, "spec"), "ResourceClaimSpec", IMMUTABLE);
         }
         errors.list()
     }

@@ -1,17 +1,16 @@
-//! ResourceClaimTemplates: what the claims of a pod's own are made of.
+//! ResourceClaimTemplates: templates of claims that are created per pod.
 
 use serde_json::{Value, json};
 
 use super::claim;
 use crate::core::pods::disks::is_set;
-use crate::core::pods::update::same;
+use crate::core::pods::update::semantically_equal;
 use crate::field::{ErrorList, FieldError, IMMUTABLE, Path};
-use crate::inner;
+use crate::go_structs;
 use crate::metadata::{annotations, labels};
 use crate::read::{entries, fields, get, object_mut, spec_of};
 use crate::{Context, MetadataChecks, Row, Storage, Strategy};
 
-/// ResourceClaimTemplates.
 pub(crate) static ROW: Row = Row {
     group: "resource.k8s.io",
     kind: "ResourceClaimTemplate",
@@ -19,7 +18,7 @@ pub(crate) static ROW: Row = Row {
     singular: "resourceclaimtemplate",
     schema: "io.k8s.api.resource.v1.ResourceClaimTemplate",
     storage: Storage::Stored("resourceclaimtemplates"),
-    inert: Some("nothing allocates devices here: no claim is made of it"),
+    inert: Some("nothing allocates devices here: no claims are created"),
     shows_empty: true,
     strategy: &ResourceClaimTemplate,
     example: r#"apiVersion: resource.k8s.io/v1
@@ -49,7 +48,7 @@ fn validate(errors: &mut ErrorList, spec: &Value) {
 impl Strategy for ResourceClaimTemplate {
     fn default(&self, object: &mut Value) {
         let spec = object_mut(spec_of(object), "spec");
-        // Go's encoder writes it always.
+        // Go's encoder always writes it.
         fields(spec).entry("devices").or_insert_with(|| json!({}));
         claim::default(spec);
     }
@@ -71,10 +70,10 @@ impl Strategy for ResourceClaimTemplate {
     fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut errors = ErrorList::new();
         let (spec, had) = (get(new, "spec"), get(old, "spec"));
-        // What is as it was has been looked at.
-        if !same(spec, had) {
+        // An unchanged spec has been validated before.
+        if !semantically_equal(spec, had) {
             validate(&mut errors, spec);
-            inner::invalid(&mut errors, &SPEC, spec, "ResourceClaimTemplateSpec", IMMUTABLE);
+            go_structs::invalid(&mut errors, &SPEC, spec, "ResourceClaimTemplateSpec", IMMUTABLE);
         }
         errors.list()
     }

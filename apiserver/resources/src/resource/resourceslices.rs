@@ -1,4 +1,4 @@
-//! ResourceSlices: devices that a driver offers, on a node or for several.
+//! ResourceSlices: devices that a driver offers, on one node or on several.
 
 use jiff::Timestamp;
 use machinery_api::schema::types::Text;
@@ -11,7 +11,6 @@ use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{entries, flag, get, has, int, items, items_mut, put, remove, spec_of, text};
 use crate::{Column, Context, Row, Storage, Strategy, rules};
 
-/// ResourceSlices.
 pub(crate) static ROW: Row = Row {
     group: "resource.k8s.io",
     kind: "ResourceSlice",
@@ -44,7 +43,7 @@ const DEVICES_MAX: usize = 128;
 const ADVANCED_DEVICES_MAX: usize = 64;
 const COUNTER_SETS_MAX: usize = 8;
 const COUNTERS_MAX: usize = 32;
-/// Attributes of several values, and mappings to what a node has: features that are off.
+/// List attributes and mappings to allocatable node resources: disabled features.
 const LISTS: [&str; 4] = ["bools", "ints", "strings", "versions"];
 const MAPPINGS: &str = "nodeAllocatableResourceMappings";
 
@@ -69,7 +68,7 @@ fn drop_disabled(new: &mut Value, old: Option<&Value>) {
     }
 }
 
-/// Taints without a time are from now on.
+/// Sets the missing time of taints to now.
 fn stamp_taints(new: &mut Value, now: Timestamp) {
     for device in items_mut(spec_of(new), "devices") {
         for taint in items_mut(device, "taints").iter_mut().filter(|taint| !has(taint, "timeAdded")) {
@@ -78,7 +77,7 @@ fn stamp_taints(new: &mut Value, now: Timestamp) {
     }
 }
 
-/// For which nodes the devices are: exactly one way of saying it.
+/// The nodes of the devices, specified in exactly one way.
 fn nodes(errors: &mut ErrorList, spec: &Value) {
     const ONE: &str = "exactly one of `nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection` is required";
     let mut set = Vec::new();

@@ -1,4 +1,4 @@
-//! Expressions that choose devices, over a device's driver, attributes and capacity.
+//! Device selector expressions over a device's driver, attributes and capacity.
 
 use std::sync::LazyLock;
 
@@ -17,7 +17,7 @@ const ATTRIBUTES_MAX: i64 = 32;
 const VALUE_BYTES_MAX: i64 = 64;
 const DRIVER_BYTES_MAX: i64 = 63;
 
-/// `device`, with sizes by which the costs of an expression are estimated.
+/// The type of `device`, with sizes for the cost estimate.
 static DEVICE: LazyLock<Env> = LazyLock::new(|| {
     let sized = |ty: Type, most: i64| DeclType { max_elements: most, ..DeclType::scalar(ty, 0) };
     let by_domain = |value: DeclType| DeclType::map(DeclType::map(value, ATTRIBUTES_MAX), ATTRIBUTES_MAX);
@@ -67,7 +67,7 @@ fn expression(errors: &mut ErrorList, expression: &str, path: &Path<'_>) {
 mod tests {
     use super::*;
 
-    fn said(text: &str) -> Vec<String> {
+    fn errors_of(text: &str) -> Vec<String> {
         let mut errors = ErrorList::new();
         expression(&mut errors, text, &Path::root("e"));
         errors.list().into_iter().map(|error| error.message).collect()
@@ -83,7 +83,7 @@ mod tests {
             "device.allowMultipleAllocations",
             "cel.bind(own, device.attributes['d.example.com'], own.model == 'm' && own.shared)",
         ] {
-            assert_eq!(said(good), Vec::<String>::new(), "{good}");
+            assert_eq!(errors_of(good), Vec::<String>::new(), "{good}");
         }
         for (bad, why) in [
             ("nothing ==", "compilation failed: "),
@@ -91,9 +91,9 @@ mod tests {
             ("cel.bind(a.b, 1, true)", "cel.bind() variable names must be simple identifiers"),
             ("device.driver", "must evaluate to bool or the unknown type, not string"),
         ] {
-            assert!(said(bad).iter().any(|said| said.contains(why)), "{bad}: {:?}", said(bad));
+            assert!(errors_of(bad).iter().any(|message| message.contains(why)), "{bad}: {:?}", errors_of(bad));
         }
         let long = format!("device.driver == '{}'", "x".repeat(EXPRESSION_BYTES_MAX));
-        assert_eq!(said(&long), ["Too long: may not be more than 10240 bytes"]);
+        assert_eq!(errors_of(&long), ["Too long: may not be more than 10240 bytes"]);
     }
 }

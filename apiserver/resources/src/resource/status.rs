@@ -1,4 +1,4 @@
-//! What was allocated to a claim, who has it, and what its drivers say of it.
+//! A claim's status: allocation, consumers, and device statuses of the drivers.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{CONFIG_MAX, binding_conditions, bounded, claim, device_key, label, pool_name, raw_object, unique, uuid};
 use crate::core::pods::placement::node_selector;
-use crate::core::pods::update::same;
+use crate::core::pods::update::semantically_equal;
 use crate::field::{ErrorList, IMMUTABLE, Path};
 use crate::read::{get, has, items, put, text, texts};
 
@@ -24,8 +24,8 @@ fn results(object: &Value) -> &[Value] {
     items(crate::read::at(object, &["status", "allocation", "devices"]), "results")
 }
 
-/// Statuses of devices go with their allocation.
-pub(super) fn drop_deallocated(new: &mut Value, old: &Value) {
+/// Drops the status of devices that are no longer allocated.
+pub(super) fn drop_deallocated_statuses(new: &mut Value, old: &Value) {
     let kept: BTreeSet<String> = results(new).iter().map(device_key).collect();
     let gone: BTreeSet<String> = results(old).iter().map(device_key).filter(|key| !kept.contains(key)).collect();
     let Some(status) = new.get_mut("status") else { return };
@@ -71,7 +71,7 @@ pub(super) fn validate(errors: &mut ErrorList, new: &Value, old: &Value) {
     if !has(had, "allocation") {
         return allocate(errors, allocation, &claim::request_names(get(new, "spec")), &allocation_at);
     }
-    if !same(allocation, get(had, "allocation")) {
+    if !semantically_equal(allocation, get(had, "allocation")) {
         errors.invalid(&allocation_at, allocation.clone(), IMMUTABLE);
     }
 }

@@ -1,3 +1,3 @@
-//! The group `scheduling.k8s.io`: which pods go first.
+//! The group `scheduling.k8s.io`: priorities of pods.
 
 pub(crate) mod priorityclasses;

@@ -1,4 +1,4 @@
-//! PriorityClasses: the two of the system have fixed values and cannot be deleted; values above a thousand million are theirs alone.
+//! PriorityClasses: the two system classes are fixed and can't be deleted; only they exceed a thousand million.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -8,7 +8,6 @@ use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{default_to, flag, get, int, text};
 use crate::{Column, Context, Row, Storage, Strategy};
 
-/// PriorityClasses.
 pub(crate) static ROW: Row = Row {
     group: "scheduling.k8s.io",
     kind: "PriorityClass",
@@ -34,7 +33,7 @@ const SYSTEM_PREFIX: &str = "system-";
 const USER_VALUE_MAX: i64 = 1_000_000_000;
 const SYSTEM: &[(&str, i64)] = &[("system-cluster-critical", 2_000_000_000), ("system-node-critical", 2_000_001_000)];
 
-fn unlike_known(class: &str, value: i64, global: bool) -> Option<String> {
+fn differs_from_system_class(class: &str, value: i64, global: bool) -> Option<String> {
     match SYSTEM.iter().find(|(name, _)| *name == class) {
         None => Some(format!("{class} is not a known system priority class")),
         Some((name, known)) if *known != value => Some(format!("value of {name} PriorityClass must be {known}")),
@@ -46,7 +45,7 @@ fn unlike_known(class: &str, value: i64, global: bool) -> Option<String> {
 impl Strategy for PriorityClass {
     fn default(&self, object: &mut Value) {
         default_to(object, "preemptionPolicy", "PreemptLowerPriority");
-        // Go's encoder writes the value always.
+        // Go's encoder always writes the value.
         default_to(object, "value", 0);
     }
 
@@ -63,7 +62,7 @@ impl Strategy for PriorityClass {
         let class = crate::read::name(object);
         let value = int(object, "value").unwrap_or(0);
         if class.starts_with(SYSTEM_PREFIX) {
-            if let Some(why) = unlike_known(class, value, flag(object, "globalDefault")) {
+            if let Some(why) = differs_from_system_class(class, value, flag(object, "globalDefault")) {
                 let why = format!(
                     "priority class names with '{SYSTEM_PREFIX}' prefix are reserved for system use only. error: {why}"
                 );
@@ -91,7 +90,7 @@ impl Strategy for PriorityClass {
         errors.list()
     }
 
-    fn refuses_delete(&self, object: &Value) -> Option<&'static str> {
+    fn delete_denied_reason(&self, object: &Value) -> Option<&'static str> {
         let class = crate::read::name(object);
         SYSTEM.iter().any(|(name, _)| *name == class).then_some("this is a system priority class and cannot be deleted")
     }

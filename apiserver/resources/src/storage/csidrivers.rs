@@ -1,4 +1,4 @@
-//! CSIDrivers: what a driver of volumes can do, and what it wants of the cluster.
+//! CSIDrivers: capabilities and requirements of a volume driver.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,6 @@ use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{at, default_to, flag, get, has, int, items, put, remove, spec_of, text, texts};
 use crate::{Column, Context, Row, Storage, Strategy};
 
-/// CSIDrivers.
 pub(crate) static ROW: Row = Row {
     group: "storage.k8s.io",
     kind: "CSIDriver",
@@ -46,7 +45,7 @@ const MODES: &[&str] = &["Persistent", "Ephemeral"];
 const PERIOD_SECONDS_MIN: i64 = 10;
 const TOKEN_SECONDS_MIN: i64 = 600;
 const TOKEN_SECONDS_MAX: i64 = 1 << 32;
-/// Of a feature that is off.
+/// A field of a disabled feature.
 const NOT_YET: &str = "preventPodSchedulingIfMissing";
 const TOKENS_IN_ATTRIBUTES: &str = "spec.serviceAccountTokenInSecrets is unset; if supported by this CSI driver, set to true to prevent possible logging of tokens in volume attributes";
 
@@ -74,7 +73,7 @@ fn tokens(errors: &mut ErrorList, spec: &Value) {
 }
 
 fn validate(errors: &mut ErrorList, spec: &Value) {
-    // Upstream's path of the first is spelt otherwise than the field.
+    // Upstream's path of the first differs from the field.
     for (key, shown) in [
         ("attachRequired", "attachedRequired"),
         ("podInfoOnMount", "podInfoOnMount"),

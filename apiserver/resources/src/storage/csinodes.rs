@@ -1,4 +1,4 @@
-//! CSINodes: which drivers of volumes a node has.
+//! CSINodes: the CSI drivers of a node.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,12 +7,11 @@ use serde_json::{Value, json};
 
 use super::driver_name;
 use crate::cells::{AGE, NAME, age, column, name};
-use crate::core::pods::update::same;
+use crate::core::pods::update::semantically_equal;
 use crate::field::{ErrorList, FieldError, IMMUTABLE, Path};
 use crate::read::{at, get, int, items, remove, text, texts};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy, rules};
 
-/// CSINodes.
 pub(crate) static ROW: Row = Row {
     group: "storage.k8s.io",
     kind: "CSINode",
@@ -70,18 +69,18 @@ fn validate(errors: &mut ErrorList, object: &Value) {
     }
 }
 
-/// A driver that stays may change how many volumes it takes, nothing else.
-fn changes(errors: &mut ErrorList, new: &Value, old: &Value) {
+/// A driver is immutable, except for the number of volumes that it supports.
+fn validate_changes(errors: &mut ErrorList, new: &Value, old: &Value) {
     let had: BTreeMap<&str, &Value> = drivers(old).iter().map(|driver| (text(driver, "name"), driver)).collect();
-    let fixed = |driver: &Value| {
+    let immutable_part = |driver: &Value| {
         let mut driver = driver.clone();
         remove(&mut driver, "allocatable");
         driver
     };
     for driver in drivers(new) {
         let Some(old) = had.get(text(driver, "name")) else { continue };
-        let new = fixed(driver);
-        if !same(&new, &fixed(old)) {
+        let new = immutable_part(driver);
+        if !semantically_equal(&new, &immutable_part(old)) {
             let order = ["Name", "NodeID", "TopologyKeys", "Allocatable"];
             let inner = json!({"Name": text(&new, "name"), "NodeID": text(&new, "nodeID"),
                 "TopologyKeys": get(&new, "topologyKeys"), "Allocatable": null});
@@ -93,7 +92,7 @@ fn changes(errors: &mut ErrorList, new: &Value, old: &Value) {
 
 impl Strategy for CsiNode {
     fn default(&self, object: &mut Value) {
-        // Go's encoder writes the list always.
+        // Go's encoder always writes the list.
         let spec = crate::read::spec_of(object);
         if at(spec, &["drivers"]).is_null() {
             crate::read::fields(spec).insert("drivers".into(), Value::Null);
@@ -117,7 +116,7 @@ impl Strategy for CsiNode {
     fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut errors = ErrorList::new();
         validate(&mut errors, new);
-        changes(&mut errors, new, old);
+        validate_changes(&mut errors, new, old);
         errors.list()
     }
 

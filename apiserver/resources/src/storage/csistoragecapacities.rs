@@ -1,17 +1,16 @@
-//! CSIStorageCapacities: how much a driver can still provide, by class and part of the cluster.
+//! CSIStorageCapacities: the remaining capacity of a driver, by storage class and topology segment.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cells::{NAME_AND_CREATED, name_and_created};
-use crate::core::pods::update::same;
+use crate::core::pods::update::semantically_equal;
 use crate::core::pods::warnings::old_node_label;
 use crate::field::{ErrorList, FieldError, IMMUTABLE, NOT_NEGATIVE, Path};
 use crate::metadata::{label_selector, quantity};
 use crate::read::{entries, get, items, text};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy, rules};
 
-/// CSIStorageCapacities.
 pub(crate) static ROW: Row = Row {
     group: "storage.k8s.io",
     kind: "CSIStorageCapacity",
@@ -57,7 +56,7 @@ impl Strategy for CsiStorageCapacity {
         let mut errors = ErrorList::new();
         validate(&mut errors, new);
         for key in ["nodeTopology", "storageClassName"] {
-            if !same(get(new, key), get(old, key)) {
+            if !semantically_equal(get(new, key), get(old, key)) {
                 errors.invalid(&Path::root(key), get(new, key).clone(), IMMUTABLE);
             }
         }

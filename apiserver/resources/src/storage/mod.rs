@@ -1,4 +1,4 @@
-//! storage.k8s.io: which storage there is, what drivers can do, and what is attached where.
+//! The group `storage.k8s.io`: storage classes, drivers, and attachments.
 
 pub(crate) mod csidrivers;
 pub(crate) mod csinodes;
@@ -17,7 +17,7 @@ const PARAMETERS_MAX: usize = 512;
 const PARAMETERS_BYTES_MAX: usize = 256 << 10;
 const DRIVER_NAME_BYTES_MAX: usize = 63;
 
-/// The name of what provisions volumes, which may be written in capitals.
+/// The name of a provisioner, in which upper case is allowed.
 fn provisioner(errors: &mut ErrorList, object: &Value, key: &str) {
     let (name, at) = (text(object, key), Path::root(key));
     if name.is_empty() {

@@ -1,4 +1,4 @@
-//! StorageClasses: who makes volumes, how, and what becomes of them.
+//! StorageClasses: provisioner, parameters, and reclaim policy of volumes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +13,6 @@ use crate::metadata::label_name;
 use crate::read::{at, default_to, flag, get, has, items, text, texts};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy};
 
-/// StorageClasses.
 pub(crate) static ROW: Row = Row {
     group: "storage.k8s.io",
     kind: "StorageClass",
@@ -51,7 +50,7 @@ fn one_of(errors: &mut ErrorList, object: &Value, key: &str, known: &[&str]) {
     }
 }
 
-/// What a term requires of each label.
+/// The required values of each label of a term.
 type Term<'a> = BTreeMap<&'a str, BTreeSet<&'a str>>;
 
 fn term<'a>(errors: &mut ErrorList, term: &'a Value, path: &Path<'_>) -> Term<'a> {
@@ -77,8 +76,8 @@ fn term<'a>(errors: &mut ErrorList, term: &'a Value, path: &Path<'_>) -> Term<'a
     wanted
 }
 
-/// Terms may not be equal. Upstream compares each with an empty one for each that there is, too, and so do we: an empty term is
-/// found as often.
+/// Rejects equal terms. Upstream also compares each term with one empty term per term, so that an empty term is
+/// reported as often here.
 fn topologies(errors: &mut ErrorList, terms: &[Value]) {
     let list_at = Path::root("allowedTopologies");
     let mut seen: BTreeMap<Term<'_>, usize> = BTreeMap::from([(Term::new(), terms.len())]);

@@ -1,6 +1,6 @@
-//! VolumeAttachments: that a volume shall be attached to a node, and whether it is.
+//! VolumeAttachments: the intent to attach a volume to a node, and its state.
 
-use crate::Unwritten;
+use crate::ResetFields;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -11,7 +11,6 @@ use crate::metadata::reset_for_status;
 use crate::read::{at, default_to, entries, fields, flag, get, has, int, items, object_mut, text};
 use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, prepare_update_by_default, rules};
 
-/// VolumeAttachments.
 pub(crate) static ROW: Row = Row {
     group: "storage.k8s.io",
     kind: "VolumeAttachment",
@@ -79,7 +78,7 @@ fn inline(errors: &mut ErrorList, volume: &Value, path: &Path<'_>) {
 
 fn volume_error(errors: &mut ErrorList, error: &Value, path: &Path<'_>) {
     if text(error, "message").len() > MESSAGE_BYTES_MAX {
-        // Upstream names another bound than it checks.
+        // Upstream's message has another bound than its check.
         errors.too_long(&path.child("message"), METADATA_BYTES_MAX);
     }
     if let Some(code) = int(error, "errorCode").filter(|code| *code < 0) {
@@ -108,15 +107,15 @@ fn validate(errors: &mut ErrorList, object: &Value) {
 }
 
 impl Strategy for VolumeAttachment {
-    fn unwritten(&self, subresource: &str) -> Unwritten {
+    fn reset_fields(&self, subresource: &str) -> ResetFields {
         match subresource {
-            "status" => Unwritten::METADATA_TOO,
-            _ => Unwritten::Below(&[&["status"]]),
+            "status" => ResetFields::METADATA_TOO,
+            _ => ResetFields::Below(&[&["status"]]),
         }
     }
 
     fn default(&self, object: &mut Value) {
-        // Go's encoder writes these always.
+        // Go's encoder always writes these.
         default_to(object_mut(object, "status"), "attached", false);
     }
 

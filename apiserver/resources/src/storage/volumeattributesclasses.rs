@@ -1,4 +1,4 @@
-//! VolumeAttributesClasses: parameters that a volume may be changed to while it is used.
+//! VolumeAttributesClasses: parameters that can be changed on volumes in use.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -9,7 +9,6 @@ use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{get, text};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy};
 
-/// VolumeAttributesClasses.
 pub(crate) static ROW: Row = Row {
     group: "storage.k8s.io",
     kind: "VolumeAttributesClass",

@@ -1,5 +1,5 @@
-//! CertificateApproval, CertificateSigning, CertificateSubjectRestriction: who may approve and sign requests for certificates by which
-//! signer, and that nobody gets a certificate of `system:masters` in this way.
+//! CertificateApproval and CertificateSigning authorize approvals and signatures per signer.
+//! CertificateSubjectRestriction rejects requests for client certificates of `system:masters`.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -8,7 +8,7 @@ use machinery_api::error::ApiResult;
 use machinery_api::selector::go_quoted;
 use serde_json::Value;
 
-use super::{Context, Effects, Operation, Plugin, Step};
+use super::{Context, Effects, MaybeReady, Operation, Plugin};
 use crate::auth::{Attributes, MASTERS};
 
 const GROUP: &str = "certificates.k8s.io";
@@ -23,11 +23,11 @@ impl Plugin for CertificateApproval {
         "CertificateApproval"
     }
 
-    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, _: &'a mut Effects) -> Step<'a> {
-        if !is_about(context, "approval", Operation::Update) {
-            return Step::Done(Ok(()));
+    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, _: &'a mut Effects) -> MaybeReady<'a> {
+        if !is_request_for(context, "approval", Operation::Update) {
+            return MaybeReady::Ready(Ok(()));
         }
-        Step::Wait(Box::pin(permitted(context, object, "approve")))
+        MaybeReady::Pending(Box::pin(authorize_signer(context, object, "approve")))
     }
 }
 
@@ -36,13 +36,13 @@ impl Plugin for CertificateSigning {
         "CertificateSigning"
     }
 
-    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, _: &'a mut Effects) -> Step<'a> {
+    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, _: &'a mut Effects) -> MaybeReady<'a> {
         let part = |of: &Value, key: &str| of["status"][key].clone();
         let changes = |old: &Value| ["certificate", "conditions"].iter().any(|key| part(object, key) != part(old, key));
-        if !is_about(context, "status", Operation::Update) || !context.old.is_some_and(changes) {
-            return Step::Done(Ok(()));
+        if !is_request_for(context, "status", Operation::Update) || !context.old.is_some_and(changes) {
+            return MaybeReady::Ready(Ok(()));
         }
-        Step::Wait(Box::pin(permitted(context, object, "sign")))
+        MaybeReady::Pending(Box::pin(authorize_signer(context, object, "sign")))
     }
 }
 
@@ -51,15 +51,15 @@ impl Plugin for CertificateSubjectRestriction {
         "CertificateSubjectRestriction"
     }
 
-    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, _: &'a mut Effects) -> Step<'a> {
-        Step::Done(match is_about(context, "", Operation::Create) {
-            true => subject(context, object),
+    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, _: &'a mut Effects) -> MaybeReady<'a> {
+        MaybeReady::Ready(match is_request_for(context, "", Operation::Create) {
+            true => check_subject(context, object),
             false => Ok(()),
         })
     }
 }
 
-fn is_about(context: &Context<'_>, subresource: &str, operation: Operation) -> bool {
+fn is_request_for(context: &Context<'_>, subresource: &str, operation: Operation) -> bool {
     let request = context.request;
     request.operation == operation
         && request.group == GROUP
@@ -67,13 +67,13 @@ fn is_about(context: &Context<'_>, subresource: &str, operation: Operation) -> b
         && request.subresource == subresource
 }
 
-/// Whether the user may do this with the requests of a signer, or of all signers of its domain. The signer is the one that stands
-/// in the request as it was.
-async fn permitted(context: &Context<'_>, object: &Value, verb: &str) -> ApiResult<()> {
+/// Authorizes the verb on the signer, or on all signers of its domain. The signer's name is read from the stored
+/// object.
+async fn authorize_signer(context: &Context<'_>, object: &Value, verb: &str) -> ApiResult<()> {
     let signer = context.old.unwrap_or(object)["spec"]["signerName"].as_str().unwrap_or_default();
     let domain = signer.find('/').map_or(signer, |end| &signer[..end]);
     for name in [signer, &format!("{domain}/*")] {
-        let asked = Attributes {
+        let attributes = Attributes {
             verb,
             group: GROUP,
             version: "*",
@@ -82,15 +82,15 @@ async fn permitted(context: &Context<'_>, object: &Value, verb: &str) -> ApiResu
             is_resource: true,
             ..Attributes::default()
         };
-        if context.authorizer.authorize(context.objects, context.request.user, &asked).await.allowed {
+        if context.authorizer.authorize(context.objects, context.request.user, &attributes).await.allowed {
             return Ok(());
         }
     }
     let why = format!("user not permitted to {verb} requests with signerName {}", go_quoted(signer));
-    Err(context.request.refused(object, why))
+    Err(context.request.forbidden(object, why))
 }
 
-fn subject(context: &Context<'_>, object: &Value) -> ApiResult<()> {
+fn check_subject(context: &Context<'_>, object: &Value) -> ApiResult<()> {
     let spec = &object["spec"];
     if spec["signerName"] != CLIENT_SIGNER {
         return Ok(());
@@ -103,5 +103,5 @@ fn subject(context: &Context<'_>, object: &Value) -> ApiResult<()> {
         }
         Ok(_) => return Ok(()),
     };
-    Err(context.request.refused(object, why))
+    Err(context.request.forbidden(object, why))
 }

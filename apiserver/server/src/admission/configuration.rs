@@ -1,4 +1,5 @@
-//! What plugins are configured with: upstream's `AdmissionConfiguration`, the file of `--admission-control-config-file`.
+//! Parses the file of `--admission-control-config-file` (upstream's `AdmissionConfiguration`) into the configuration of
+//! the plugins.
 
 use std::path::Path;
 
@@ -7,40 +8,40 @@ use machinery_api::selector::go_quoted;
 use serde_json::Value;
 
 use super::pod_security;
-use crate::webhook::{Accounts, Read};
+use crate::webhook::{Accounts, ReadFile};
 
-/// Plugins of upstream that aren't there.
-const ABSENT: &[&str] = &["EventRateLimit", "ImagePolicyWebhook", "PodNodeSelector", "PodTolerationRestriction"];
+/// Upstream's configurable plugins that this server does not have.
+const UNSUPPORTED: &[&str] = &["EventRateLimit", "ImagePolicyWebhook", "PodNodeSelector", "PodTolerationRestriction"];
 const VERSIONS: &[&str] = &["apiserver.config.k8s.io/v1", "apiserver.k8s.io/v1alpha1"];
 const QUOTA_BEFORE: &[&str] = &["resourcequota.admission.k8s.io/v1alpha1", "resourcequota.admission.k8s.io/v1beta1"];
 const STATIC: &str = "staticManifestsDir: Forbidden: staticManifestsDir requires the ManifestBasedAdmissionControlConfig \
                       feature gate to be enabled";
 
-/// See the module.
+/// The parsed configuration of all plugins.
 #[derive(Debug, Clone, Default)]
 pub struct AdmissionConfiguration {
     pub(super) pod_security: pod_security::Configuration,
-    /// What may only be used where a quota covers it.
+    /// Resources that may be consumed only if a quota covers them.
     pub(super) limited: Vec<LimitedResource>,
-    /// As whom mutating webhooks are asked.
+    /// Credentials for calls to mutating webhooks.
     pub(super) mutating: Accounts,
-    /// As whom validating webhooks are asked.
+    /// Credentials for calls to validating webhooks.
     pub(super) validating: Accounts,
 }
 
 impl AdmissionConfiguration {
-    /// Of a file in a folder, and of those that it names by path.
+    /// Parses the file and the files that its plugins' `path` fields name. Relative paths start at `folder`.
     ///
     /// # Errors
-    /// What is wrong, and of which plugin.
+    /// Returns the reason, prefixed with the plugin's name.
     pub fn parse(file: &[u8], folder: &Path, read: &dyn Fn(&Path) -> Result<Vec<u8>, String>) -> Result<Self, String> {
         let file = yaml(file)?;
-        is_of(&file, VERSIONS, "AdmissionConfiguration")?;
-        fields(&file, &["apiVersion", "kind", "plugins"], "")?;
+        check_type(&file, VERSIONS, "AdmissionConfiguration")?;
+        check_fields(&file, &["apiVersion", "kind", "plugins"], "")?;
         let mut configuration = Self::default();
         let mut seen: Vec<&str> = Vec::new();
         for (i, plugin) in list(&file, "plugins", "")?.iter().enumerate() {
-            fields(plugin, &["name", "path", "configuration"], &format!("plugins[{i}]."))?;
+            check_fields(plugin, &["name", "path", "configuration"], &format!("plugins[{i}]."))?;
             let name = plugin["name"].as_str().unwrap_or_default();
             if seen.contains(&name) {
                 return Err(format!("admission plugin {} is configured twice", go_quoted(name)));
@@ -56,17 +57,17 @@ impl AdmissionConfiguration {
                 }
                 None => &plugin["configuration"],
             };
-            let taken = configuration.take(name, given, read);
-            taken.map_err(|why| format!("admission plugin {}{why}", go_quoted(name)))?;
+            let configured = configuration.configure_plugin(name, given, read);
+            configured.map_err(|why| format!("admission plugin {}{why}", go_quoted(name)))?;
         }
         Ok(configuration)
     }
 
-    /// What one plugin is configured with.
-    fn take(&mut self, name: &str, given: &Value, read: Read<'_>) -> Result<(), String> {
+    /// Applies the configuration of one plugin.
+    fn configure_plugin(&mut self, name: &str, given: &Value, read: ReadFile<'_>) -> Result<(), String> {
         let colon = |why: String| format!(": {why}");
         match name {
-            _ if ABSENT.contains(&name) => return Err(" isn't there".into()),
+            _ if UNSUPPORTED.contains(&name) => return Err(" isn't there".into()),
             "PodSecurity" | "ResourceQuota" | "MutatingAdmissionWebhook" | "ValidatingAdmissionWebhook"
                 if given.is_null() => {}
             "PodSecurity" => self.pod_security = pod_security::Configuration::parse(given).map_err(colon)?,
@@ -85,18 +86,18 @@ fn yaml(text: &[u8]) -> Result<Value, String> {
     machinery_api::yaml::read(text)
 }
 
-/// Of a `ResourceQuotaConfiguration`.
+/// Parses a `ResourceQuotaConfiguration`.
 fn limited(given: &Value) -> Result<Vec<LimitedResource>, String> {
-    is_of(given, QUOTA_BEFORE, "Configuration")
-        .or_else(|_| is_of(given, &VERSIONS[..1], "ResourceQuotaConfiguration"))?;
-    fields(given, &["apiVersion", "kind", "limitedResources"], "")?;
+    check_type(given, QUOTA_BEFORE, "Configuration")
+        .or_else(|_| check_type(given, &VERSIONS[..1], "ResourceQuotaConfiguration"))?;
+    check_fields(given, &["apiVersion", "kind", "limitedResources"], "")?;
     let mut all = Vec::new();
     for (i, item) in list(given, "limitedResources", "")?.iter().enumerate() {
         let at = format!("limitedResources[{i}].");
-        fields(item, &["apiGroup", "resource", "matchContains", "matchScopes"], &at)?;
+        check_fields(item, &["apiGroup", "resource", "matchContains", "matchScopes"], &at)?;
         let scopes = list(item, "matchScopes", &at)?;
         for (j, scope) in scopes.iter().enumerate() {
-            fields(scope, &["scopeName", "operator", "values"], &format!("{at}matchScopes[{j}]."))?;
+            check_fields(scope, &["scopeName", "operator", "values"], &format!("{at}matchScopes[{j}]."))?;
         }
         let text = |field: &str| match &item[field] {
             Value::Null => Ok(String::new()),
@@ -120,10 +121,10 @@ fn limited(given: &Value) -> Result<Vec<LimitedResource>, String> {
     Ok(all)
 }
 
-/// Of the kubeconfig that a `WebhookAdmissionConfiguration` names.
-fn accounts(given: &Value, read: Read<'_>) -> Result<Accounts, String> {
-    is_of(given, &VERSIONS[..1], "WebhookAdmissionConfiguration")?;
-    fields(given, &["apiVersion", "kind", "kubeConfigFile", "staticManifestsDir"], "")?;
+/// Reads the kubeconfig that a `WebhookAdmissionConfiguration` names.
+fn accounts(given: &Value, read: ReadFile<'_>) -> Result<Accounts, String> {
+    check_type(given, &VERSIONS[..1], "WebhookAdmissionConfiguration")?;
+    check_fields(given, &["apiVersion", "kind", "kubeConfigFile", "staticManifestsDir"], "")?;
     let text = |field: &str| given[field].as_str().unwrap_or_default();
     if !text("staticManifestsDir").is_empty() {
         return Err(STATIC.into());
@@ -141,8 +142,8 @@ fn accounts(given: &Value, read: Read<'_>) -> Result<Accounts, String> {
     }
 }
 
-/// Whether something is of a kind in one of some versions.
-pub(super) fn is_of(value: &Value, versions: &[&str], kind: &str) -> Result<(), String> {
+/// Checks `kind` and `apiVersion` against one kind and a list of versions.
+pub(super) fn check_type(value: &Value, versions: &[&str], kind: &str) -> Result<(), String> {
     let text = |field: &str| value[field].as_str().unwrap_or_default();
     let (api_version, own) = (text("apiVersion"), text("kind"));
     match versions.contains(&api_version) && own == kind {
@@ -151,8 +152,8 @@ pub(super) fn is_of(value: &Value, versions: &[&str], kind: &str) -> Result<(), 
     }
 }
 
-/// Whether an object has no fields but these.
-pub(super) fn fields(object: &Value, known: &[&str], at: &str) -> Result<(), String> {
+/// Rejects fields that are not in `known` (strict decoding).
+pub(super) fn check_fields(object: &Value, known: &[&str], at: &str) -> Result<(), String> {
     let Some(map) = object.as_object() else {
         return Err(format!("strict decoding error: {} is no object", at.trim_end_matches('.')));
     };
@@ -162,7 +163,7 @@ pub(super) fn fields(object: &Value, known: &[&str], at: &str) -> Result<(), Str
     }
 }
 
-/// A list, or nothing.
+/// Returns the field's list; an absent field is an empty list.
 pub(super) fn list<'v>(object: &'v Value, field: &str, at: &str) -> Result<&'v [Value], String> {
     match &object[field] {
         Value::Null => Ok(&[]),
@@ -222,12 +223,15 @@ mod tests {
             parsed(json!([{"name": "ResourceQuota", "configuration": own}])).map(|all| all.limited)
         };
         let scope = json!({"scopeName": "PriorityClass", "operator": "In", "values": ["a"]});
-        let taken =
+        let configured =
             of(json!([{"resource": "pods", "matchContains": ["cpu"], "matchScopes": [scope]}, {"resource": "x",
             "apiGroup": "g"}]))
             .unwrap();
-        assert_eq!((&*taken[0].match_contains, &*taken[0].match_scopes), (&["cpu".to_owned()][..], &[scope][..]));
-        assert_eq!((&*taken[1].group, &*taken[1].resource), ("g", "x"));
+        assert_eq!(
+            (&*configured[0].match_contains, &*configured[0].match_scopes),
+            (&["cpu".to_owned()][..], &[scope][..])
+        );
+        assert_eq!((&*configured[1].group, &*configured[1].resource), ("g", "x"));
         for (limited, why) in [
             (json!([{"apiGroup": "g"}]), "limitedResources[0].resource: Required value"),
             (

@@ -1,4 +1,5 @@
-//! DefaultStorageClass and DefaultIngressClass: who names no class gets the newest of those that are marked as default.
+//! DefaultStorageClass and DefaultIngressClass: set the newest class that is marked as default on objects without a
+//! class.
 
 use machinery_api::error::ApiResult;
 use serde_json::{Value, json};
@@ -16,7 +17,7 @@ const INGRESS_DEFAULT: &[&str] = &["ingressclass.kubernetes.io/is-default-class"
 const STORAGE_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
 const INGRESS_ANNOTATION: &str = "kubernetes.io/ingress.class";
 
-/// The newest class that is marked so; of those of one moment the first by name.
+/// Returns the newest class marked as default. Among classes created at the same time, the first by name wins.
 fn newest(context: &Context<'_>, group: &str, plural: &str, marks: &[&str]) -> Option<String> {
     let marked =
         |class: &&std::sync::Arc<Value>| marks.iter().any(|mark| class["metadata"]["annotations"][*mark] == "true");

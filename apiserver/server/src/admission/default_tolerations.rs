@@ -1,4 +1,5 @@
-//! DefaultTolerationSeconds: a pod outlives its node's being not ready or unreachable for a while.
+//! DefaultTolerationSeconds: adds tolerations for nodes that are not ready or unreachable, so that pods are evicted
+//! only after a delay.
 
 use machinery_api::error::ApiResult;
 use serde_json::{Value, json};

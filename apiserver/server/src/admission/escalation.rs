@@ -1,10 +1,11 @@
-//! RBAC escalation: upstream checks it in the registry of the four kinds, after all other plugins changed the object.
+//! RBAC escalation check. Upstream has it in the registry of the four kinds, after all other plugins have changed the
+//! object.
 
 use serde_json::Value;
 
-use super::{Context, Effects, Operation, Plugin, Step};
+use super::{Context, Effects, MaybeReady, Operation, Plugin};
 use crate::auth::RBAC_GROUP;
-use crate::auth::escalation::{Write, check};
+use crate::auth::escalation::{RbacWrite, check};
 
 pub(super) struct Escalation;
 
@@ -13,13 +14,13 @@ impl Plugin for Escalation {
         "RBACEscalation"
     }
 
-    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, _: &'a mut Effects) -> Step<'a> {
+    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, _: &'a mut Effects) -> MaybeReady<'a> {
         let request = context.request;
         if request.group != RBAC_GROUP || request.operation == Operation::Delete {
-            return Step::Done(Ok(()));
+            return MaybeReady::Ready(Ok(()));
         }
-        Step::Wait(Box::pin(async move {
-            let write = Write {
+        MaybeReady::Pending(Box::pin(async move {
+            let write = RbacWrite {
                 plural: request.resource,
                 namespace: request.namespace,
                 path_name: request.path_name,

@@ -1,4 +1,5 @@
-//! LimitRanger: containers get what their namespace's LimitRanges say where they say nothing, and keep to their bounds.
+//! LimitRanger: fills missing container resources from the namespace's LimitRanges, and rejects objects outside their
+//! bounds.
 
 use std::collections::BTreeMap;
 
@@ -13,21 +14,21 @@ pub(super) const PLUGIN: Immediate = Immediate { name: "LimitRanger", mutate: So
 
 const ANNOTATION: &str = "kubernetes.io/limit-ranger";
 
-/// Whether the request is one that LimitRanges bound, and of what.
-fn concerns(context: &Context<'_>) -> bool {
+/// Whether LimitRanges apply to the request.
+fn applies(context: &Context<'_>) -> bool {
     let request = context.request;
-    let concerned = match (request.resource, request.subresource) {
+    let is_limited = match (request.resource, request.subresource) {
         ("pods", "") => request.operation == Operation::Create,
         ("pods", "resize") => request.operation == Operation::Update,
         ("persistentvolumeclaims", "") => matches!(request.operation, Operation::Create | Operation::Update),
         _ => false,
     };
     let ending = || context.old.is_some_and(|old| old["metadata"]["deletionTimestamp"].is_string());
-    request.group.is_empty() && concerned && !ending()
+    request.group.is_empty() && is_limited && !ending()
 }
 
 fn mutate(context: &Context<'_>, object: &mut Value) -> ApiResult<()> {
-    if concerns(context) && context.request.resource == "pods" {
+    if applies(context) && context.request.resource == "pods" {
         for range in context.objects.list("", "limitranges", Some(context.request.namespace)) {
             fill(&range, object);
         }
@@ -36,20 +37,20 @@ fn mutate(context: &Context<'_>, object: &mut Value) -> ApiResult<()> {
 }
 
 fn validate(context: &Context<'_>, object: &Value) -> ApiResult<()> {
-    if !concerns(context) {
+    if !applies(context) {
         return Ok(());
     }
     for range in context.objects.list("", "limitranges", Some(context.request.namespace)) {
         let mut found = match context.request.resource {
-            "pods" => of_pod(&range, object),
-            _ => of_claim(&range, object),
+            "pods" => check_pod(&range, object),
+            _ => check_claim(&range, object),
         };
         let mut seen = std::collections::BTreeSet::new();
         found.retain(|error| seen.insert(error.clone()));
         match found.as_slice() {
             [] => {}
-            [one] => return Err(context.request.refused(object, one)),
-            all => return Err(context.request.refused(object, format!("[{}]", all.join(", ")))),
+            [one] => return Err(context.request.forbidden(object, one)),
+            all => return Err(context.request.forbidden(object, format!("[{}]", all.join(", ")))),
         }
     }
     Ok(())
@@ -59,7 +60,7 @@ fn items<'a>(range: &'a Value, kind: &'a str) -> impl Iterator<Item = &'a Value>
     range["spec"]["limits"].as_array().into_iter().flatten().filter(move |item| item["type"] == kind)
 }
 
-/// Fills what the containers leave open, and notes it.
+/// Fills missing requests and limits of the containers, and records the fields in an annotation.
 fn fill(range: &Value, pod: &mut Value) {
     let mut defaults: [(&str, &str, BTreeMap<String, Value>); 2] =
         [("requests", "request", BTreeMap::new()), ("limits", "limit", BTreeMap::new())];
@@ -71,7 +72,7 @@ fn fill(range: &Value, pod: &mut Value) {
     if defaults.iter().all(|(_, _, amounts)| amounts.is_empty()) {
         return;
     }
-    let mut notes = Vec::new();
+    let mut records = Vec::new();
     for (list, what) in [("containers", "container"), ("initContainers", "init container")] {
         let containers = pod.get_mut("spec").and_then(|spec| spec.get_mut(list)).and_then(Value::as_array_mut);
         for container in containers.into_iter().flatten() {
@@ -79,23 +80,23 @@ fn fill(range: &Value, pod: &mut Value) {
             for (field, word, amounts) in &defaults {
                 let set = fill_one(container, field, amounts);
                 if !set.is_empty() {
-                    notes.push(format!("{} {word} for {what} {name}", set.join(", ")));
+                    records.push(format!("{} {word} for {what} {name}", set.join(", ")));
                 }
             }
         }
     }
-    if !notes.is_empty() {
-        let note = format!("LimitRanger plugin set: {}", notes.join("; "));
+    if !records.is_empty() {
+        let record = format!("LimitRanger plugin set: {}", records.join("; "));
         let Some(metadata) = pod.get_mut("metadata").and_then(Value::as_object_mut) else { return };
         let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
         if !annotations.is_object() {
             *annotations = json!({});
         }
-        annotations[ANNOTATION] = json!(note);
+        annotations[ANNOTATION] = json!(record);
     }
 }
 
-/// The names that were set.
+/// Returns the names of the resources that were set.
 fn fill_one(container: &mut Value, field: &str, amounts: &BTreeMap<String, Value>) -> Vec<String> {
     let missing = |name: &&String| container["resources"][field].get(name.as_str()).is_none_or(Value::is_null);
     let set: Vec<String> = amounts.keys().filter(missing).cloned().collect();
@@ -124,32 +125,38 @@ fn amounts(list: &Value) -> Amounts {
     list.as_object().into_iter().flatten().filter_map(|(name, v)| Some((name.clone(), quantity(v)?))).collect()
 }
 
-fn of_pod(range: &Value, pod: &Value) -> Vec<String> {
+fn check_pod(range: &Value, pod: &Value) -> Vec<String> {
     let mut found = Vec::new();
     for item in items(range, "Container") {
         for list in ["containers", "initContainers"] {
             for container in pod["spec"][list].as_array().into_iter().flatten() {
                 let resources = &container["resources"];
-                bounds(item, "Container", &amounts(&resources["requests"]), &amounts(&resources["limits"]), &mut found);
+                check_bounds(
+                    item,
+                    "Container",
+                    &amounts(&resources["requests"]),
+                    &amounts(&resources["limits"]),
+                    &mut found,
+                );
             }
         }
     }
     for item in items(range, "Pod") {
-        bounds(item, "Pod", &quota::requests(pod), &quota::limits(pod), &mut found);
+        check_bounds(item, "Pod", &quota::requests(pod), &quota::limits(pod), &mut found);
     }
     found
 }
 
-fn of_claim(range: &Value, claim: &Value) -> Vec<String> {
+fn check_claim(range: &Value, claim: &Value) -> Vec<String> {
     const KIND: &str = "PersistentVolumeClaim";
     let requests = amounts(&claim["spec"]["resources"]["requests"]);
     let mut found = Vec::new();
     for item in items(range, KIND) {
         for (name, bound) in amounts(&item["min"]) {
-            found.extend(Bound { kind: KIND, name: &name, bound: &bound }.min(requests.get(&name), None));
+            found.extend(ResourceBound { kind: KIND, name: &name, bound: &bound }.min(requests.get(&name), None));
         }
         for (name, bound) in amounts(&item["max"]) {
-            let bound = Bound { kind: KIND, name: &name, bound: &bound };
+            let bound = ResourceBound { kind: KIND, name: &name, bound: &bound };
             found.extend(match requests.get(&name) {
                 None => Some(format!("{}.  No request is specified", bound.head("maximum"))),
                 Some(request) => bound.above(request, "request"),
@@ -159,29 +166,29 @@ fn of_claim(range: &Value, claim: &Value) -> Vec<String> {
     found
 }
 
-fn bounds(item: &Value, kind: &str, requests: &Amounts, limits: &Amounts, found: &mut Vec<String>) {
+fn check_bounds(item: &Value, kind: &str, requests: &Amounts, limits: &Amounts, found: &mut Vec<String>) {
     for (name, bound) in amounts(&item["min"]) {
-        let bound = Bound { kind, name: &name, bound: &bound };
+        let bound = ResourceBound { kind, name: &name, bound: &bound };
         found.extend(bound.min(requests.get(&name), limits.get(&name)));
     }
     for (name, bound) in amounts(&item["max"]) {
-        let bound = Bound { kind, name: &name, bound: &bound };
+        let bound = ResourceBound { kind, name: &name, bound: &bound };
         found.extend(bound.max(requests.get(&name), limits.get(&name)));
     }
     for (name, bound) in amounts(&item["maxLimitRequestRatio"]) {
-        let bound = Bound { kind, name: &name, bound: &bound };
+        let bound = ResourceBound { kind, name: &name, bound: &bound };
         found.extend(bound.ratio(requests.get(&name), limits.get(&name)));
     }
 }
 
 /// One bound of one resource.
-struct Bound<'a> {
+struct ResourceBound<'a> {
     kind: &'a str,
     name: &'a str,
     bound: &'a Quantity,
 }
 
-impl Bound<'_> {
+impl ResourceBound<'_> {
     fn head(&self, which: &str) -> String {
         format!("{which} {} usage per {} is {}", self.name, self.kind, self.bound)
     }
@@ -209,11 +216,11 @@ impl Bound<'_> {
 
     fn ratio(&self, request: Option<&Quantity>, limit: Option<&Quantity>) -> Option<String> {
         let head = format!("{} max limit to request ratio per {} is {}", self.name, self.kind, self.bound);
-        let there = |amount: Option<&Quantity>| amount.is_some_and(|amount| !amount.is_zero());
-        let (Some(request), true) = (request, there(request)) else {
+        let is_set = |amount: Option<&Quantity>| amount.is_some_and(|amount| !amount.is_zero());
+        let (Some(request), true) = (request, is_set(request)) else {
             return Some(format!("{head}, but no request is specified or request is 0"));
         };
-        let (Some(limit), true) = (limit, there(limit)) else {
+        let (Some(limit), true) = (limit, is_set(limit)) else {
             return Some(format!("{head}, but no limit is specified or limit is 0"));
         };
         const FINE_MAX: i64 = i64::MAX / 1000;
@@ -259,13 +266,13 @@ mod tests {
 
     #[test]
     fn bounds_are_kept() {
-        let told = |item: Value, resources: Value| of_pod(&range(item), &pod(resources));
+        let violations = |item: Value, resources: Value| check_pod(&range(item), &pod(resources));
         assert_eq!(
-            told(json!({"type": "Pod", "max": {"cpu": "1"}}), json!({})),
+            violations(json!({"type": "Pod", "max": {"cpu": "1"}}), json!({})),
             ["maximum cpu usage per Pod is 1.  No limit is specified"]
         );
         assert_eq!(
-            told(
+            violations(
                 json!({"type": "Container", "max": {"cpu": "1"}, "min": {"cpu": "100m"}}),
                 json!({"requests": {"cpu": "50m"}, "limits": {"cpu": "2"}})
             ),
@@ -276,17 +283,20 @@ mod tests {
         );
         let ratio = json!({"type": "Container", "maxLimitRequestRatio": {"cpu": "2"}});
         assert_eq!(
-            told(ratio.clone(), json!({"requests": {"cpu": "100m"}, "limits": {"cpu": "300m"}})),
+            violations(ratio.clone(), json!({"requests": {"cpu": "100m"}, "limits": {"cpu": "300m"}})),
             ["cpu max limit to request ratio per Container is 2, but provided ratio is 3.000000"]
         );
-        assert_eq!(told(ratio, json!({"requests": {"cpu": "100m"}, "limits": {"cpu": "200m"}})), Vec::<String>::new());
+        assert_eq!(
+            violations(ratio, json!({"requests": {"cpu": "100m"}, "limits": {"cpu": "200m"}})),
+            Vec::<String>::new()
+        );
         let claims =
             range(json!({"type": "PersistentVolumeClaim", "min": {"storage": "1Gi"}, "max": {"storage": "2Gi"}}));
         let claim = |size: &str| json!({"spec": {"resources": {"requests": {"storage": size}}}});
         assert_eq!(
-            of_claim(&claims, &claim("3Gi")),
+            check_claim(&claims, &claim("3Gi")),
             ["maximum storage usage per PersistentVolumeClaim is 2Gi, but request is 3Gi"]
         );
-        assert_eq!(of_claim(&claims, &claim("1Gi")), Vec::<String>::new());
+        assert_eq!(check_claim(&claims, &claim("1Gi")), Vec::<String>::new());
     }
 }

@@ -1,10 +1,10 @@
-//! Which requests a webhook or a policy is about: rules, and selectors of the namespace and of the object.
+//! Matches requests against webhooks and policies: by rules, namespace selector and object selector.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use machinery_api::GroupVersionKind;
-use machinery_api::error::{ApiError, ApiResult, Named};
+use machinery_api::error::{ApiError, ApiResult, GroupResource};
 use machinery_api::schema::{SharedType, built_in, default, normalise};
 use machinery_api::selector::{LabelSelector, SelectorError};
 use serde_json::Value;
@@ -13,7 +13,8 @@ use super::{Context, Operation, Request};
 use crate::catalog::Catalog;
 use apiserver_resources::ResourceInfo;
 
-/// The kinds that decide about others: nobody is asked about them, lest nobody can mend them.
+/// The kinds that configure admission itself. Webhooks are not called for them, so that a broken configuration can
+/// always be repaired.
 const EXEMPT: &[&str] = &[
     "MutatingAdmissionPolicy",
     "MutatingAdmissionPolicyBinding",
@@ -23,13 +24,13 @@ const EXEMPT: &[&str] = &[
     "ValidatingWebhookConfiguration",
 ];
 
-/// Whether no webhook is asked about a request.
+/// Whether the request is exempt from webhooks.
 pub fn is_exempt(request: &Request<'_>) -> bool {
     request.kind.group == "admissionregistration.k8s.io" && EXEMPT.contains(&request.kind.kind)
 }
 
-/// Whether no policy is asked about a request: reviews are how others find out who somebody is and what they may do, and
-/// a policy that refuses them would lock out all who could remove it. Webhooks' configurations are a policy's business.
+/// Whether the request is exempt from policies. Authentication and authorization reviews are exempt: a policy that
+/// rejects them would lock out everyone who could remove it. Policies do apply to webhook configurations.
 pub fn is_exempt_from_policies(request: &Request<'_>) -> bool {
     match request.group {
         "authentication.k8s.io" | "authorization.k8s.io" => true,
@@ -37,7 +38,7 @@ pub fn is_exempt_from_policies(request: &Request<'_>) -> bool {
     }
 }
 
-/// One rule.
+/// One rule of a webhook or policy.
 #[derive(Debug, Clone)]
 pub struct Rule {
     operations: Vec<String>,
@@ -45,7 +46,7 @@ pub struct Rule {
     versions: Vec<String>,
     /// Resource and subresource.
     resources: Vec<(String, String)>,
-    /// Whether the object is in a namespace; `None`: either.
+    /// Whether the scope is namespaced; `None` matches both.
     namespaced: Option<bool>,
 }
 
@@ -53,14 +54,14 @@ fn texts(of: &Value) -> Vec<String> {
     of.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
-fn any(list: &[String], wanted: &str) -> bool {
-    list.iter().any(|one| one == "*" || one == wanted)
+fn any(list: &[String], value: &str) -> bool {
+    list.iter().any(|one| one == "*" || one == value)
 }
 
 impl Rule {
-    /// A rule with operations, as it is stored.
+    /// Parses a rule with operations from its stored form.
     #[must_use]
-    pub fn of(rule: &Value) -> Self {
+    pub fn parse(rule: &Value) -> Self {
         let split = |resource: String| match resource.split_once('/') {
             Some((resource, subresource)) => (resource.to_owned(), subresource.to_owned()),
             None => (resource, String::new()),
@@ -78,14 +79,14 @@ impl Rule {
         }
     }
 
-    /// Group and resource of all that it may be about; `*` is any.
-    pub fn names(&self) -> impl Iterator<Item = (&str, &str)> {
+    /// The group and resource of every match of the rule; `*` matches any.
+    pub fn resource_names(&self) -> impl Iterator<Item = (&str, &str)> {
         self.groups
             .iter()
             .flat_map(|group| self.resources.iter().map(|(resource, _)| (group.as_str(), resource.as_str())))
     }
 
-    /// Whether it is about a request for this resource.
+    /// Whether the rule matches a request for this resource.
     fn matches(&self, request: &Request<'_>, (group, version, resource): (&str, &str, &str)) -> bool {
         let is_namespace = (group, version, resource) == ("", "v1", "namespaces");
         let is_namespaced = !is_namespace && !request.namespace.is_empty();
@@ -101,96 +102,101 @@ impl Rule {
     }
 }
 
-/// The resource in whose version somebody is asked: the request's, or an equivalent one.
+/// The resource version in which a webhook or policy receives the object: the request's own, or an equivalent one.
 #[derive(Debug, Clone)]
 pub enum Matched {
-    /// As the client named it.
-    Asked,
-    /// The same objects in another version or group.
+    /// The version of the request.
+    Requested,
+    /// An equivalent resource: the same objects in another version or group.
     Equivalent(Arc<ResourceInfo>),
 }
 
 impl Matched {
-    /// An object as who is asked knows it.
+    /// Converts an object to the matched version.
     ///
     /// # Errors
-    /// Where the definition of a custom resource can't convert it.
-    pub async fn shown<'o>(
+    /// Fails if a custom resource's conversion fails.
+    pub async fn convert<'o>(
         &self,
         context: &Context<'_>,
         catalog: &Catalog,
         object: &'o Value,
     ) -> ApiResult<Cow<'o, Value>> {
-        match (self, own(context.request, catalog)) {
+        match (self, resource_of(context.request, catalog)) {
             (Self::Equivalent(other), Some(own)) if object.is_object() && own.gvk() == context.request.kind => {
-                converted(context, object.clone(), own, other).await.map(Cow::Owned)
+                convert_object(context, object.clone(), own, other).await.map(Cow::Owned)
             }
             _ => Ok(Cow::Borrowed(object)),
         }
     }
 
-    /// The same with nothing in it that isn't printed: what a client wrote empty is absent.
+    /// Like [`Self::convert`], and removes the fields that a serializer omits because they are empty.
     ///
     /// # Errors
-    /// As of [`Self::shown`].
-    pub async fn printed(&self, context: &Context<'_>, catalog: &Catalog, object: &Value) -> ApiResult<Value> {
-        let mut shown = self.shown(context, catalog, object).await?.into_owned();
-        self.print(context.request, catalog, &mut shown);
-        Ok(shown)
+    /// See [`Self::convert`].
+    pub async fn convert_normalised(
+        &self,
+        context: &Context<'_>,
+        catalog: &Catalog,
+        object: &Value,
+    ) -> ApiResult<Value> {
+        let mut object = self.convert(context, catalog, object).await?.into_owned();
+        self.normalise(context.request, catalog, &mut object);
+        Ok(object)
     }
 
-    /// Brings what [`Self::shown`] shows into the form that is printed.
-    pub fn print(&self, request: &Request<'_>, catalog: &Catalog, shown: &mut Value) {
+    /// Normalises an object of [`Self::convert`] to its serialized form, without empty fields.
+    pub fn normalise(&self, request: &Request<'_>, catalog: &Catalog, object: &mut Value) {
         let row = match self {
             Self::Equivalent(other) => Some(other),
-            Self::Asked => own(request, catalog),
+            Self::Requested => resource_of(request, catalog),
         };
         let GroupVersionKind { group, version, kind } = request.kind;
         let body = match row.filter(|_| has_own_body(request, catalog)) {
             Some(row) => row.schema.made().map(SharedType::get),
             None => built_in().of_kind(group, version, kind),
         };
-        if let Some(body) = body.filter(|_| shown.is_object()) {
-            // What doesn't fit its type stays as it is, and is refused where the object is validated.
-            let _ = normalise(body, shown);
+        if let Some(body) = body.filter(|_| object.is_object()) {
+            // A value of the wrong type stays unchanged; validation of the object rejects it.
+            let _ = normalise(body, object);
         }
     }
 
-    /// The same, as the client knows it.
+    /// Converts an object from the matched version back to the request's.
     ///
     /// # Errors
-    /// As of [`Self::shown`].
-    pub async fn back(&self, context: &Context<'_>, catalog: &Catalog, object: Value) -> ApiResult<Value> {
-        match (self, own(context.request, catalog)) {
+    /// See [`Self::convert`].
+    pub async fn convert_back(&self, context: &Context<'_>, catalog: &Catalog, object: Value) -> ApiResult<Value> {
+        match (self, resource_of(context.request, catalog)) {
             (Self::Equivalent(other), Some(own)) if object.is_object() && own.gvk() == context.request.kind => {
-                converted(context, object, other, own).await
+                convert_object(context, object, other, own).await
             }
             _ => Ok(object),
         }
     }
 }
 
-/// The resource that a request is about.
+/// The resource of a request.
 #[must_use]
-pub fn own<'c>(request: &Request<'_>, catalog: &'c Catalog) -> Option<&'c Arc<ResourceInfo>> {
+pub fn resource_of<'c>(request: &Request<'_>, catalog: &'c Catalog) -> Option<&'c Arc<ResourceInfo>> {
     let (group, version, resource) = (request.group, request.version, request.resource);
     catalog.get(machinery_api::GroupVersionResource { group, version, resource })
 }
 
-/// Whether what is written is an object of the resource itself.
+/// Whether the request's body is an object of the resource itself, not of a subresource's kind.
 #[must_use]
 pub fn has_own_body(request: &Request<'_>, catalog: &Catalog) -> bool {
-    own(request, catalog).is_some_and(|own| own.gvk() == request.kind)
+    resource_of(request, catalog).is_some_and(|own| own.gvk() == request.kind)
 }
 
-async fn converted(
+async fn convert_object(
     context: &Context<'_>,
     mut object: Value,
     from: &ResourceInfo,
     to: &ResourceInfo,
 ) -> ApiResult<Value> {
     if let (Some(custom), Some(converter)) = (&from.custom, context.converter) {
-        let converted = converter.in_version(&custom.definition, &to.api_version, vec![object]).await;
+        let converted = converter.convert(&custom.definition, &to.api_version, vec![object]).await;
         let converted = converted.map_err(|error| ApiError::Internal(error.status().message))?;
         let mut converted = converted.into_iter().next().unwrap_or_default();
         default(to.schema.hold().get(), &mut converted);
@@ -207,50 +213,49 @@ async fn converted(
     Ok(object)
 }
 
-/// What somebody is asked about.
+/// The match criteria of a webhook or policy.
 #[derive(Debug, Clone)]
 pub struct Matcher {
     rules: Vec<Rule>,
-    /// Only as the client named it.
+    /// Whether the match policy is `Exact`.
     exact: bool,
     namespaces: LabelSelector,
     objects: LabelSelector,
 }
 
 impl Matcher {
-    /// Of a webhook, or of a policy's `matchConstraints` with its list of rules.
+    /// Parses the criteria of a webhook, or of a policy's `matchConstraints`, with a list of rules.
     ///
     /// # Errors
-    /// Where a selector is none.
-    pub fn of(matching: &Value, rules: &Value) -> Result<Self, SelectorError> {
+    /// Fails if a selector is invalid.
+    pub fn parse(matching: &Value, rules: &Value) -> Result<Self, SelectorError> {
         let selector = |field: &str| match &matching[field] {
             Value::Null => Ok(LabelSelector::everything()),
             selector => LabelSelector::from_value(Some(selector)),
         };
         Ok(Self {
-            rules: rules.as_array().into_iter().flatten().map(Rule::of).collect(),
+            rules: rules.as_array().into_iter().flatten().map(Rule::parse).collect(),
             exact: matching["matchPolicy"] == "Exact",
             namespaces: selector("namespaceSelector")?,
             objects: selector("objectSelector")?,
         })
     }
 
-    /// Its rules.
     #[must_use]
     pub fn rules(&self) -> &[Rule] {
         &self.rules
     }
 
-    /// Whether equivalent resources count.
+    /// Whether equivalent resources are excluded.
     #[must_use]
     pub fn is_exact(&self) -> bool {
         self.exact
     }
 
-    /// Whether it is about a request, and in which version.
+    /// Whether a request matches, and in which version.
     ///
     /// # Errors
-    /// Where its namespace is to be selected and is not there.
+    /// Fails if the namespace does not exist and must be matched by a selector.
     pub fn matches(&self, context: &Context<'_>, object: &Value, catalog: &Catalog) -> ApiResult<Option<Matched>> {
         let request = context.request;
         let selected = self.selects_namespace(context, object);
@@ -262,14 +267,14 @@ impl Matcher {
     }
 
     fn matches_rule(&self, request: &Request<'_>, catalog: &Catalog) -> Option<Matched> {
-        let asked = (request.group, request.version, request.resource);
-        if self.rules.iter().any(|rule| rule.matches(request, asked)) {
-            return Some(Matched::Asked);
+        let requested = (request.group, request.version, request.resource);
+        if self.rules.iter().any(|rule| rule.matches(request, requested)) {
+            return Some(Matched::Requested);
         }
         if self.exact {
             return None;
         }
-        let others: Vec<&Arc<ResourceInfo>> = equivalents(catalog, asked).collect();
+        let others: Vec<&Arc<ResourceInfo>> = equivalents(catalog, requested).collect();
         let of_rule = |rule: &Rule| {
             others.iter().find(|other| rule.matches(request, (&other.group, &other.version, &other.plural)))
         };
@@ -293,12 +298,12 @@ impl Matcher {
         }
         match context.objects.get("", "namespaces", "", request.namespace) {
             Some(namespace) => Ok(self.namespaces.matches_object(&namespace)),
-            None => Err(ApiError::NotFound(Named::new("", "namespaces"), request.namespace.to_owned())),
+            None => Err(ApiError::NotFound(GroupResource::new("", "namespaces"), request.namespace.to_owned())),
         }
     }
 }
 
-/// The other resources under which the same objects are served.
+/// The other resources that serve the same objects.
 pub fn equivalents<'a>(
     catalog: &'a Catalog,
     (group, version, resource): (&str, &str, &str),
@@ -340,7 +345,7 @@ mod tests {
             path_name: "x",
             options: Options::Write(&options),
         };
-        Rule::of(&rule).matches(&request, (group, version, resource))
+        Rule::parse(&rule).matches(&request, (group, version, resource))
     }
 
     fn rule(resources: Value, scope: &str) -> Value {
@@ -350,7 +355,7 @@ mod tests {
     #[test]
     fn rules_name_resources() {
         let pods = ("", "v1", "pods", "");
-        for (resources, scope, of, namespace, wanted) in [
+        for (resources, scope, of, namespace, expected) in [
             (json!(["pods"]), "*", pods, "ns", true),
             (json!(["*"]), "*", pods, "ns", true),
             (json!(["*/*"]), "*", pods, "ns", true),
@@ -364,7 +369,7 @@ mod tests {
             (json!(["deployments"]), "*", ("apps", "v2", "deployments", ""), "ns", false),
             (json!(["jobs"]), "*", ("batch", "v1", "jobs", ""), "ns", false),
         ] {
-            assert_eq!(matches(rule(resources.clone(), scope), of, namespace), wanted, "{resources} {scope} {of:?}");
+            assert_eq!(matches(rule(resources.clone(), scope), of, namespace), expected, "{resources} {scope} {of:?}");
         }
     }
 

@@ -1,9 +1,9 @@
 //! Admission: one ordered table of plugins, one file per plugin.
 //!
-//! [`Chain::mutate`] runs on the decoded and defaulted object (or the patched one), before names are generated and before
-//! the strategy; [`Chain::validate`] on the object as it would be stored. Deletes pass through both with no object.
-//! A plugin decides at once, or hands back a future where it has to wait ([`Step`]): the chain waits for it, and pays nothing
-//! for those that don't. It may add conditions and writes to the transaction that stores the object.
+//! [`Chain::mutate`] runs on the decoded and defaulted (or patched) object, before names are generated and before the
+//! strategy. [`Chain::validate`] runs on the object as it would be stored. Deletes pass through both without an object.
+//! A plugin returns its result immediately, or a future if it has to wait ([`Step`]); plugins that do not wait cost no
+//! allocation. A plugin may add conditions and writes to the transaction that stores the object.
 
 mod certificates;
 mod configuration;
@@ -34,12 +34,12 @@ use std::sync::Arc;
 
 use machinery_api::GroupVersionKind;
 use machinery_api::apply::Managers;
-use machinery_api::error::{ApiError, ApiResult, Named};
+use machinery_api::error::{ApiError, ApiResult, GroupResource};
 use machinery_env::Env;
 use serde_json::Value;
 
 use crate::auth::{Authorizer, UserInfo};
-use crate::catalog::Served;
+use crate::catalog::SharedCatalog;
 use crate::conversion::Converter;
 use crate::request::options::{DeleteOptions, WriteOptions};
 use crate::webhook::{Accounts, Caller};
@@ -50,21 +50,21 @@ pub use configuration::AdmissionConfiguration;
 pub use imports::{ImageImports, ImageMetadata};
 pub use webhooks::Reinvocation;
 
-/// What is done to an object.
+/// The operation of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
-    /// It is new: also when an update creates it.
+    /// Creates, and updates that create the object.
     Create,
-    /// It changes: updates and patches, of subresources too.
+    /// Updates and patches, also of subresources.
     Update,
-    /// It goes: deletes, and each object of a collection's delete.
+    /// Deletes, and each object of a collection delete.
     Delete,
-    /// Something is connected to it: exec, attach, port-forward, proxy.
+    /// Connections: exec, attach, port-forward, proxy.
     Connect,
 }
 
 impl Operation {
-    /// As admission reviews and refusals spell it.
+    /// The spelling of admission reviews and error messages.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -79,14 +79,14 @@ impl Operation {
 /// The options of the request's verb.
 #[derive(Debug, Clone, Copy)]
 pub enum Options<'a> {
-    /// Of a create, update or patch.
+    /// Options of a create, update or patch.
     Write(&'a WriteOptions),
-    /// Of a delete.
+    /// Options of a delete.
     Delete(&'a DeleteOptions),
 }
 
 impl Options<'_> {
-    /// Whether nothing is to be stored.
+    /// Whether the request is a dry run.
     #[must_use]
     pub fn dry_run(&self) -> bool {
         match self {
@@ -95,75 +95,70 @@ impl Options<'_> {
         }
     }
 
-    /// Whether the client asked for warnings by name.
+    /// Whether the client requested warnings by parameter.
     #[must_use]
     pub fn shows_warnings(&self) -> bool {
         matches!(self, Self::Write(options) if options.shows_warnings)
     }
 }
 
-/// What admission knows about a request.
+/// The attributes of a request under admission.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
-    /// Who asks, after impersonation, with groups and extras.
+    /// The user after impersonation, with groups and extras.
     pub user: &'a UserInfo,
-    /// The API group.
     pub group: &'a str,
-    /// The API version.
     pub version: &'a str,
-    /// The plural.
+    /// The plural name.
     pub resource: &'a str,
     /// The subresource, or empty.
     pub subresource: &'a str,
-    /// What the objects are: a Scale, a Binding or a TokenRequest where the subresource's body is one.
+    /// The kind of the body: a Scale, a Binding or a TokenRequest for subresources that take one.
     pub kind: GroupVersionKind<'a>,
-    /// What is done.
     pub operation: Operation,
     /// The request's namespace, or empty.
     pub namespace: &'a str,
-    /// The object's name, as far as it is known: of a create in a collection that which the object has.
+    /// The object's name, if known. For a create in a collection this is the object's own name.
     pub name: &'a str,
-    /// The name in the path, which rights are asked about; empty for a create in a collection.
+    /// The name in the path, used for authorization. Empty for a create in a collection.
     pub path_name: &'a str,
-    /// The verb's options.
     pub options: Options<'a>,
 }
 
 impl Request<'_> {
-    /// Whether this is about pods (core) and not one of their subresources.
+    /// Whether the request is for core pods and no subresource.
     fn is_pod(&self) -> bool {
         self.is("pods")
     }
 
-    /// Whether this is about the ephemeral containers of a pod (core).
+    /// Whether the request is for the ephemeral containers of a core pod.
     fn is_ephemeral_containers(&self) -> bool {
         self.group.is_empty() && self.resource == "pods" && self.subresource == "ephemeralcontainers"
     }
 
-    /// Whether this is about a core resource and not one of its subresources.
+    /// Whether the request is for this core resource and no subresource.
     fn is(&self, plural: &str) -> bool {
         self.group.is_empty() && self.resource == plural && self.subresource.is_empty()
     }
 
-    /// A plugin's refusal, in upstream's form: named as the object will be, as far as is known yet.
-    fn refused(&self, object: &Value, why: impl Into<String>) -> ApiError {
+    /// Builds a plugin's Forbidden error in upstream's form, with the object's future name if that is known.
+    fn forbidden(&self, object: &Value, why: impl Into<String>) -> ApiError {
         let metadata = |field: &str| object["metadata"][field].as_str().filter(|name| !name.is_empty());
         let name = match self.name {
             "" if object.is_null() => "Unknown",
             "" => metadata("name").or_else(|| metadata("generateName")).unwrap_or("Unknown"),
             name => name,
         };
-        ApiError::Forbidden(Named::new(self.group, self.resource), name.to_owned(), why.into())
+        ApiError::Forbidden(GroupResource::new(self.group, self.resource), name.to_owned(), why.into())
     }
 }
 
-/// What a plugin decides from.
+/// The inputs of a plugin.
 pub struct Context<'a> {
-    /// The request.
     pub request: &'a Request<'a>,
-    /// All other objects.
+    /// Reads all other objects.
     pub objects: &'a dyn ObjectReader,
-    /// What is there: for updates and deletes.
+    /// The stored object, for updates and deletes.
     pub old: Option<&'a Value>,
     env: &'a Env,
     authorizer: &'a Authorizer,
@@ -172,88 +167,91 @@ pub struct Context<'a> {
     toleration_seconds: i64,
 }
 
-/// What is to be validated.
+/// The input of [`Chain::validate`].
 #[derive(Debug, Clone, Copy)]
-pub struct Seen<'a> {
+pub struct ValidateInput<'a> {
     /// The object as it would be stored.
     pub object: &'a Value,
-    /// The same for the built-in plugins: with what a client wrote empty.
+    /// The same object for the built-in plugins, with the empty fields that the client sent.
     pub given: &'a Value,
-    /// What is there.
+    /// The stored object.
     pub old: Option<&'a Value>,
 }
 
-/// What plugins make of a request beside its object.
+/// The results of the plugins other than the object.
 #[derive(Debug, Default)]
 pub struct Effects {
     /// Conditions and writes of the transaction that stores the object.
     pub txn: Txn,
-    /// Changes of other objects, in the same transaction.
+    /// Changes of other objects in the same transaction.
     pub writes: Vec<SideWrite>,
-    /// Held until the transaction is done.
-    pub turns: Vec<tokio::sync::OwnedMutexGuard<()>>,
-    /// For `Warning` headers, in order.
+    /// Locks held until the transaction is committed.
+    pub quota_locks: Vec<tokio::sync::OwnedMutexGuard<()>>,
+    /// Texts of `Warning` headers, in order.
     pub warnings: Vec<String>,
-    /// For the request's audit event, by their keys.
+    /// Annotations of the request's audit event.
     pub audit: BTreeMap<String, String>,
-    /// Who manages the object's fields, and who managed those of what is there: for those who are asked about both.
+    /// The managers of the object's fields, before and after, for webhooks and policies that receive both objects.
     pub managed: Managed,
-    /// What the second round of plugins must know of the first.
+    /// State carried from the first round of plugins to the second.
     pub reinvocation: Reinvocation,
-    /// What the images of the request say of themselves.
+    /// The declared imports of the images in the request.
     images: imports::KnownImages,
 }
 
-/// Who manages which fields. Of a subresource with a body of its own, but for a Scale, it isn't said.
+/// Field managers. Empty for subresources with a body of their own kind, except Scale.
 #[derive(Debug, Default)]
 pub struct Managed {
-    /// Of the object as it is written.
+    /// Managers of the written object.
     pub new: Managers,
-    /// Of the object that is there.
+    /// Managers of the stored object.
     pub old: Managers,
 }
 
 impl Effects {
-    /// Notes something for the request's audit event. The first value of a key stays, as upstream.
+    /// Adds an annotation to the request's audit event. The first value of a key wins, as upstream.
     fn audit(&mut self, key: String, value: String) {
         self.audit.entry(key).or_insert(value);
     }
 }
 
-/// Another object that a transaction changes, on the condition that it is still as it was seen.
+/// A change of another object in the transaction, conditional on its resourceVersion.
 #[derive(Debug)]
 pub struct SideWrite {
-    /// Its API group.
     pub group: &'static str,
-    /// Its resource.
     pub plural: &'static str,
-    /// As it shall be, in its stored version, with the resourceVersion that it was seen at.
+    /// The new object in its stored version, with the resourceVersion at which it was read.
     pub object: Value,
 }
 
-/// What a plugin comes to: at once, or after waiting.
-pub type Step<'a> = crate::step::Step<'a, ApiResult<()>>;
+/// The result of a plugin: immediate, or a future.
+pub type MaybeReady<'a> = crate::step::MaybeReady<'a, ApiResult<()>>;
 
-/// One plugin. It may be called again for the same request, with the object as the client sent it or as a plugin left it
-/// (another write came first, another plugin changed it): what it does twice must be as if done once.
+/// An admission plugin. It may be called again for one request: after a write conflict with the client's object, or
+/// after a change by another plugin. Its changes must be idempotent.
 pub trait Plugin: Send + Sync {
-    /// Upstream's name.
+    /// Upstream's name of the plugin.
     fn name(&self) -> &'static str;
 
-    /// May change the object, or refuse it.
-    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, effects: &'a mut Effects) -> Step<'a> {
+    /// Changes or rejects the object.
+    fn mutate<'a>(
+        &'a self,
+        context: &'a Context<'_>,
+        object: &'a mut Value,
+        effects: &'a mut Effects,
+    ) -> MaybeReady<'a> {
         let _ = (context, object, effects);
-        Step::Done(Ok(()))
+        MaybeReady::Ready(Ok(()))
     }
 
-    /// May refuse the object as it would be stored.
-    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, effects: &'a mut Effects) -> Step<'a> {
+    /// Rejects the object as it would be stored.
+    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, effects: &'a mut Effects) -> MaybeReady<'a> {
         let _ = (context, object, effects);
-        Step::Done(Ok(()))
+        MaybeReady::Ready(Ok(()))
     }
 }
 
-/// A plugin that decides at once and has no other effect. A field that does nothing is `None`.
+/// A plugin that returns immediately and has no side effects. An unused phase is `None`.
 struct Immediate {
     name: &'static str,
     mutate: Option<fn(&Context<'_>, &mut Value) -> ApiResult<()>>,
@@ -265,12 +263,12 @@ impl Plugin for Immediate {
         self.name
     }
 
-    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, _: &'a mut Effects) -> Step<'a> {
-        Step::Done(self.mutate.map_or(Ok(()), |mutate| mutate(context, object)))
+    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, _: &'a mut Effects) -> MaybeReady<'a> {
+        MaybeReady::Ready(self.mutate.map_or(Ok(()), |mutate| mutate(context, object)))
     }
 
-    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, _: &'a mut Effects) -> Step<'a> {
-        Step::Done(self.validate.map_or(Ok(()), |validate| validate(context, object)))
+    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, _: &'a mut Effects) -> MaybeReady<'a> {
+        MaybeReady::Ready(self.validate.map_or(Ok(()), |validate| validate(context, object)))
     }
 }
 
@@ -298,28 +296,28 @@ pub const PLUGINS: &[&dyn Plugin] = &[
     &escalation::Escalation,
 ];
 
-/// The plugins with what they need.
+/// The admission chain: the plugins with their dependencies.
 #[derive(Clone)]
 pub struct Chain {
     env: Env,
     authorizer: Arc<Authorizer>,
-    /// Knows custom resources in other versions.
+    /// Converts custom resources to other versions.
     converter: Option<Arc<Converter>>,
     configuration: Arc<AdmissionConfiguration>,
     toleration_seconds: i64,
-    /// Called after the built-in ones.
+    /// Runs after the built-in plugins.
     imports: Arc<imports::Imports>,
-    /// Called after that.
+    /// Run after `imports`.
     more: Vec<Arc<dyn Plugin>>,
-    /// Called after those.
+    /// Run after `more`.
     policies: Vec<Arc<dyn Plugin>>,
     webhooks: Vec<Arc<dyn Plugin>>,
-    /// Called last.
+    /// Runs last.
     quota: Arc<resource_quota::ResourceQuota>,
 }
 
 impl Chain {
-    /// All of [`PLUGINS`].
+    /// Builds a chain with all of [`PLUGINS`].
     #[must_use]
     pub fn new(env: &Env, authorizer: Arc<Authorizer>) -> Self {
         Self {
@@ -336,50 +334,50 @@ impl Chain {
         }
     }
 
-    /// The same with another wait of DefaultTolerationSeconds.
+    /// Sets the delay of DefaultTolerationSeconds.
     #[must_use]
     pub fn with_toleration_seconds(self, toleration_seconds: i64) -> Self {
         Self { toleration_seconds, ..self }
     }
 
-    /// The same with plugins that are configured.
+    /// Sets the configuration of the plugins.
     #[must_use]
     pub fn with_configuration(self, configuration: Arc<AdmissionConfiguration>) -> Self {
         Self { configuration, ..self }
     }
 
-    /// The same with somebody who knows custom resources in other versions.
+    /// Sets the converter of custom resources.
     #[must_use]
     pub(crate) fn with_converter(self, converter: &Arc<Converter>) -> Self {
         Self { converter: Some(converter.clone()), ..self }
     }
 
-    /// The same with policies about what is served.
+    /// Adds the policy plugins for the served resources.
     #[must_use]
-    pub fn with_policies(self, served: &Arc<Served>) -> Self {
+    pub fn with_policies(self, served: &Arc<SharedCatalog>) -> Self {
         let (mutating, validating) =
             (policies::Mutating::new(served.clone()), policies::Validating::new(served.clone()));
         let rights = policies::ParamRights::new(served.clone());
         Self { policies: vec![Arc::new(rights), Arc::new(mutating), Arc::new(validating)], ..self }
     }
 
-    /// The same with webhooks about what is served, reached by URL and through the cluster's Services, as the users that
-    /// the configuration of before names.
+    /// Adds the webhook plugins for the served resources. They call URLs and cluster Services, with the credentials of
+    /// the configuration set before.
     #[must_use]
-    pub(crate) fn with_webhooks(self, served: &Arc<Served>, caller: &Caller) -> Self {
+    pub(crate) fn with_webhooks(self, served: &Arc<SharedCatalog>, caller: &Caller) -> Self {
         let of = |accounts: &Accounts| (caller.clone(), accounts.clone());
         let mutating = webhooks::Mutating::new(served.clone(), of(&self.configuration.mutating));
         let validating = webhooks::Validating::new(served.clone(), of(&self.configuration.validating));
         Self { webhooks: vec![Arc::new(mutating), Arc::new(validating)], ..self }
     }
 
-    /// The same with somebody who knows what images say of themselves.
+    /// Sets the reader of image metadata.
     #[must_use]
     pub fn with_images(self, images: Option<Arc<dyn ImageMetadata>>) -> Self {
         Self { imports: Arc::new(imports::Imports::new(images)), ..self }
     }
 
-    /// The same with a plugin more, at the end.
+    /// Appends a plugin.
     #[must_use]
     pub fn with_plugin(mut self, plugin: Arc<dyn Plugin>) -> Self {
         self.more.push(plugin);
@@ -392,7 +390,7 @@ impl Chain {
         PLUGINS.iter().copied().chain([imports]).chain(added).chain([last])
     }
 
-    /// Lets every plugin change or refuse the object. For a delete, `object` is null and `old` what is deleted.
+    /// Runs the mutating phase of every plugin. For a delete, `object` is null and `old` is the deleted object.
     pub async fn mutate(
         &self,
         request: &Request<'_>,
@@ -402,7 +400,8 @@ impl Chain {
         effects: &mut Effects,
     ) -> ApiResult<()> {
         let context = self.context(request, objects, old);
-        // Where a hook changes the object, all look at it once more: what it added may be for them to fill in.
+        // After a change by a webhook all plugins run once more, because they may have to default what the webhook
+        // added.
         for second in [false, true] {
             if second && !effects.reinvocation.is_due {
                 break;
@@ -410,28 +409,28 @@ impl Chain {
             effects.reinvocation.is_second = second;
             for plugin in self.plugins() {
                 match plugin.mutate(&context, object, effects) {
-                    Step::Done(result) => result?,
-                    Step::Wait(wait) => wait.await?,
+                    MaybeReady::Ready(result) => result?,
+                    MaybeReady::Pending(wait) => wait.await?,
                 }
             }
         }
         Ok(())
     }
 
-    /// Lets every plugin refuse the object as it would be stored.
+    /// Runs the validating phase of every plugin on the object as it would be stored.
     pub async fn validate(
         &self,
         request: &Request<'_>,
         objects: &dyn ObjectReader,
-        Seen { object, given, old }: Seen<'_>,
+        ValidateInput { object, given, old }: ValidateInput<'_>,
         effects: &mut Effects,
     ) -> ApiResult<()> {
         let context = self.context(request, objects, old);
         for (at, plugin) in self.plugins().enumerate() {
             let object = if at < PLUGINS.len() { given } else { object };
             match plugin.validate(&context, object, effects) {
-                Step::Done(result) => result?,
-                Step::Wait(wait) => wait.await?,
+                MaybeReady::Ready(result) => result?,
+                MaybeReady::Pending(wait) => wait.await?,
             }
         }
         Ok(())
@@ -456,7 +455,8 @@ impl Chain {
     }
 }
 
-/// The list at `object[outer][inner]`, made where it is missing or null; `None` where something else is in its place.
+/// Returns the list at `object[outer][inner]`, created if missing or null. Returns `None` if the value has another
+/// type.
 fn list_mut<'a>(object: &'a mut Value, outer: &str, inner: &str) -> Option<&'a mut Vec<Value>> {
     let list = object.get_mut(outer)?.as_object_mut()?.entry(inner).or_insert_with(|| Value::Array(Vec::new()));
     if list.is_null() {
@@ -465,7 +465,7 @@ fn list_mut<'a>(object: &'a mut Value, outer: &str, inner: &str) -> Option<&'a m
     list.as_array_mut()
 }
 
-/// A mirror pod: a kubelet's own, which the API server only shows.
+/// Whether the pod is a mirror pod, which represents a static pod of a kubelet.
 fn is_mirror(pod: &Value) -> bool {
     pod["metadata"]["annotations"].get("kubernetes.io/config.mirror").is_some()
 }

@@ -1,19 +1,19 @@
-//! NodeRestriction: a kubelet writes its own Node, Lease, CSINode and ResourceSlices and its own pods' status, and no more of
-//! them than it needs, and asks for certificates of its own name.
+//! NodeRestriction: limits a kubelet to its own Node, Lease, CSINode, ResourceSlices and pod status, to the fields it
+//! needs of them, and to certificate requests for its own name.
 
 use std::collections::BTreeSet;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use machinery_api::certificate_request::CertificateRequest;
-use machinery_api::error::{ApiError, ApiResult, Named};
+use machinery_api::error::{ApiError, ApiResult, GroupResource};
 use serde_json::Value;
 
-use super::{Context, Effects, Operation, Plugin, Step, is_mirror};
+use super::{Context, Effects, MaybeReady, Operation, Plugin, is_mirror};
 use crate::auth::Attributes;
 use crate::auth::node::LEASE_NAMESPACE;
 
-/// Labels of Kubernetes' own that a kubelet may set on its Node.
+/// Labels in Kubernetes' domains that a kubelet may set on its Node.
 const KUBELET_LABELS: [&str; 11] = [
     "kubernetes.io/hostname",
     "topology.kubernetes.io/zone",
@@ -35,47 +35,48 @@ impl Plugin for NodeRestriction {
         "NodeRestriction"
     }
 
-    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, _: &'a mut Effects) -> Step<'a> {
+    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, _: &'a mut Effects) -> MaybeReady<'a> {
         let request = context.request;
-        let Some(node) = request.user.node() else { return Step::Done(Ok(())) };
+        let Some(node) = request.user.node() else { return MaybeReady::Ready(Ok(())) };
         if node.is_empty() {
             let why = format!("could not determine node from user {:?}", request.user.name);
-            return Step::Done(Err(request.refused(object, why)));
+            return MaybeReady::Ready(Err(request.forbidden(object, why)));
         }
-        let ask = Ask { context, node, object };
-        Step::Done(match (request.group, request.resource, request.subresource) {
-            ("", "pods", "") => ask.pod(),
-            ("", "pods", "status") => ask.pod_status(),
-            ("", "pods", "eviction") => ask.eviction(),
-            ("", "pods", other) => {
-                ask.refuse(format!("unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed"))
+        let node_request = NodeRequest { context, node, object };
+        MaybeReady::Ready(match (request.group, request.resource, request.subresource) {
+            ("", "pods", "") => node_request.pod(),
+            ("", "pods", "status") => node_request.pod_status(),
+            ("", "pods", "eviction") => node_request.eviction(),
+            ("", "pods", other) => node_request
+                .forbid(format!("unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed")),
+            ("", "nodes", _) => node_request.own_node(),
+            // Calls the authorizers, which may wait.
+            ("", "serviceaccounts", "token") => {
+                return MaybeReady::Pending(Box::pin(async move { node_request.token().await }));
             }
-            ("", "nodes", _) => ask.own_node(),
-            // Asks the authorizers, which may wait.
-            ("", "serviceaccounts", "token") => return Step::Wait(Box::pin(async move { ask.token().await })),
-            ("coordination.k8s.io", "leases", _) => ask.lease(),
-            ("storage.k8s.io", "csinodes", _) => ask.csi_node(),
-            ("resource.k8s.io", "resourceslices", "") => ask.resource_slice(),
-            ("certificates.k8s.io", "certificatesigningrequests", "") => ask.certificate(),
+            ("coordination.k8s.io", "leases", _) => node_request.lease(),
+            ("storage.k8s.io", "csinodes", _) => node_request.csi_node(),
+            ("resource.k8s.io", "resourceslices", "") => node_request.resource_slice(),
+            ("certificates.k8s.io", "certificatesigningrequests", "") => node_request.certificate(),
             _ => Ok(()),
         })
     }
 }
 
-struct Ask<'a> {
+struct NodeRequest<'a> {
     context: &'a Context<'a>,
     node: &'a str,
     object: &'a Value,
 }
 
-impl Ask<'_> {
-    fn refuse(&self, why: impl Into<String>) -> ApiResult<()> {
-        Err(self.context.request.refused(self.object, why))
+impl NodeRequest<'_> {
+    fn forbid(&self, why: impl Into<String>) -> ApiResult<()> {
+        Err(self.context.request.forbidden(self.object, why))
     }
 
     fn find(&self, plural: &str, namespace: &str, name: &str) -> ApiResult<std::sync::Arc<Value>> {
-        let found = self.context.objects.read_once("", plural, namespace, name);
-        found.ok_or_else(|| ApiError::NotFound(Named::new("", plural), name.to_owned()))
+        let found = self.context.objects.get_uncached("", plural, namespace, name);
+        found.ok_or_else(|| ApiError::NotFound(GroupResource::new("", plural), name.to_owned()))
     }
 
     fn pod(&self) -> ApiResult<()> {
@@ -88,9 +89,9 @@ impl Ask<'_> {
                 if pod["spec"]["nodeName"].as_str() == Some(node) {
                     return Ok(());
                 }
-                self.refuse(format!("node {node:?} can only delete pods with spec.nodeName set to itself"))
+                self.forbid(format!("node {node:?} can only delete pods with spec.nodeName set to itself"))
             }
-            other => self.refuse(format!(
+            other => self.forbid(format!(
                 "unexpected operation {:?}, node {node:?} can only create and delete mirror pods",
                 other.as_str()
             )),
@@ -100,32 +101,32 @@ impl Ask<'_> {
     fn mirror_pod(&self) -> ApiResult<()> {
         let (node, pod) = (self.node, self.object);
         if !is_mirror(pod) {
-            return self.refuse(format!(
+            return self.forbid(format!(
                 "pod does not have \"kubernetes.io/config.mirror\" annotation, node {node:?} can only create mirror pods"
             ));
         }
         if pod["spec"]["nodeName"].as_str() != Some(node) {
-            return self.refuse(format!("node {node:?} can only create pods with spec.nodeName set to itself"));
+            return self.forbid(format!("node {node:?} can only create pods with spec.nodeName set to itself"));
         }
         let own = format!("node {node:?} can only create pods with an owner reference set to itself");
         match pod["metadata"]["ownerReferences"].as_array().map(Vec::as_slice).unwrap_or_default() {
-            [] => return self.refuse(own),
+            [] => return self.forbid(own),
             [owner] => {
                 let is = |field: &str, value: &str| owner[field].as_str() == Some(value);
                 if !is("apiVersion", "v1") || !is("kind", "Node") || !is("name", node) {
-                    return self.refuse(own);
+                    return self.forbid(own);
                 }
                 if owner["controller"].as_bool() != Some(true) {
-                    return self.refuse(format!(
+                    return self.forbid(format!(
                         "node {node:?} can only create pods with a controller owner reference set to itself"
                     ));
                 }
                 if owner["blockOwnerDeletion"].as_bool() == Some(true) {
-                    return self.refuse(format!("node {node:?} must not set blockOwnerDeletion on an owner reference"));
+                    return self.forbid(format!("node {node:?} must not set blockOwnerDeletion on an owner reference"));
                 }
                 let (claimed, real) = (&owner["uid"], self.find("nodes", "", node)?);
                 if *claimed != real["metadata"]["uid"] {
-                    return self.refuse(format!(
+                    return self.forbid(format!(
                         "node {node} UID mismatch: expected {} got {}",
                         claimed.as_str().unwrap_or_default(),
                         real["metadata"]["uid"].as_str().unwrap_or_default()
@@ -134,11 +135,11 @@ impl Ask<'_> {
             }
             _ => {
                 return self
-                    .refuse(format!("node {node:?} can only create pods with a single owner reference set to itself"));
+                    .forbid(format!("node {node:?} can only create pods with a single owner reference set to itself"));
             }
         }
-        match referenced(pod).first() {
-            Some(what) => self.refuse(format!("node {node:?} can not create pods that reference {what}")),
+        match referenced_kinds(pod).first() {
+            Some(what) => self.forbid(format!("node {node:?} can not create pods that reference {what}")),
             None => Ok(()),
         }
     }
@@ -147,17 +148,17 @@ impl Ask<'_> {
         let (node, old) = (self.node, self.context.old.unwrap_or(&Value::Null));
         if old["spec"]["nodeName"].as_str() != Some(node) {
             return self
-                .refuse(format!("node {node:?} can only update pod status for pods with spec.nodeName set to itself"));
+                .forbid(format!("node {node:?} can only update pod status for pods with spec.nodeName set to itself"));
         }
         if modified_labels(self.object, old).next().is_some() {
-            return self.refuse(format!("node {node:?} cannot update labels through pod status"));
+            return self.forbid(format!("node {node:?} cannot update labels through pod status"));
         }
         if self.object["status"]["resourceClaimStatuses"] != old["status"]["resourceClaimStatuses"] {
-            return self.refuse(format!("node {node:?} cannot update resource claim statues"));
+            return self.forbid(format!("node {node:?} cannot update resource claim statues"));
         }
-        // It names a claim, and whoever's pod names one may read it.
+        // The field names a claim, and the node of a pod may read the claims that its pod names.
         if self.object["status"]["extendedResourceClaimStatus"] != old["status"]["extendedResourceClaimStatus"] {
-            return self.refuse(format!("node {node:?} cannot update extended resource claim status"));
+            return self.forbid(format!("node {node:?} cannot update extended resource claim status"));
         }
         Ok(())
     }
@@ -168,7 +169,7 @@ impl Ask<'_> {
         if pod["spec"]["nodeName"].as_str() == Some(self.node) {
             return Ok(());
         }
-        self.refuse(format!("node {} can only evict pods with spec.nodeName set to itself", self.node))
+        self.forbid(format!("node {} can only evict pods with spec.nodeName set to itself", self.node))
     }
 
     fn own_node(&self) -> ApiResult<()> {
@@ -178,38 +179,38 @@ impl Ask<'_> {
             name => name,
         };
         if name != node {
-            return self.refuse(format!("node {node:?} is not allowed to modify node {name:?}"));
+            return self.forbid(format!("node {node:?} is not allowed to modify node {name:?}"));
         }
         let config = &object["spec"]["configSource"];
         match request.operation {
             Operation::Create => {
                 if config.is_object() {
                     return self
-                        .refuse(format!("node {node:?} is not allowed to create pods with a non-nil configSource"));
+                        .forbid(format!("node {node:?} is not allowed to create pods with a non-nil configSource"));
                 }
                 let labels = forbidden_labels(object, &Value::Null);
                 if !labels.is_empty() {
                     let why = format!("node {node:?} is not allowed to set the following labels: {labels}");
-                    return self.refuse(why);
+                    return self.forbid(why);
                 }
             }
             Operation::Update => {
                 let old = self.context.old.unwrap_or(&Value::Null);
                 if config.is_object() && *config != old["spec"]["configSource"] {
-                    return self.refuse(format!(
+                    return self.forbid(format!(
                         "node {node:?} is not allowed to update configSource to a new non-nil configSource"
                     ));
                 }
                 let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
                 if list(&object["spec"]["taints"]) != list(&old["spec"]["taints"]) {
-                    return self.refuse(format!("node {node:?} is not allowed to modify taints"));
+                    return self.forbid(format!("node {node:?} is not allowed to modify taints"));
                 }
                 if list(&object["metadata"]["ownerReferences"]) != list(&old["metadata"]["ownerReferences"]) {
-                    return self.refuse(format!("node {node:?} is not allowed to modify ownerReferences"));
+                    return self.forbid(format!("node {node:?} is not allowed to modify ownerReferences"));
                 }
                 let labels = forbidden_labels(object, old);
                 if !labels.is_empty() {
-                    return self.refuse(format!("is not allowed to modify labels: {labels}"));
+                    return self.forbid(format!("is not allowed to modify labels: {labels}"));
                 }
             }
             Operation::Delete | Operation::Connect => {}
@@ -225,26 +226,26 @@ impl Ask<'_> {
         let reference = &self.object["spec"]["boundObjectRef"];
         let text = |field: &str| reference[field].as_str().unwrap_or_default();
         if text("apiVersion") != "v1" || text("kind") != "Pod" || text("name").is_empty() {
-            return self.refuse("node requested token not bound to a pod");
+            return self.forbid("node requested token not bound to a pod");
         }
         let uid = text("uid");
         if uid.is_empty() {
-            return self.refuse("node requested token with a pod binding without a uid");
+            return self.forbid("node requested token with a pod binding without a uid");
         }
         let pod = self.find("pods", request.namespace, text("name"))?;
         if pod["metadata"]["uid"].as_str() != Some(uid) {
-            return self.refuse(format!(
+            return self.forbid(format!(
                 "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have \
                  been deleted and then recreated"
             ));
         }
         if pod["spec"]["nodeName"].as_str() != Some(self.node) {
-            return self.refuse("node requested token bound to a pod scheduled on a different node");
+            return self.forbid("node requested token bound to a pod scheduled on a different node");
         }
         let audience = match self.object["spec"]["audiences"].as_array().map(Vec::as_slice).unwrap_or_default() {
             [] => "",
             [one] => one.as_str().unwrap_or_default(),
-            _ => return self.refuse("node may only request 0 or 1 audiences"),
+            _ => return self.forbid("node may only request 0 or 1 audiences"),
         };
         let named = pod["spec"]["volumes"].as_array().into_iter().flatten().any(|volume| {
             volume["projected"]["sources"].as_array().into_iter().flatten().any(|source| {
@@ -265,7 +266,7 @@ impl Ask<'_> {
         if named || context.authorizer.authorize(context.objects, request.user, &attributes).await.allowed {
             return Ok(());
         }
-        self.refuse(format!(
+        self.forbid(format!(
             "audience {audience:?} not found in pod spec volume, {} is not authorized to request tokens for this audience",
             request.user.name
         ))
@@ -274,22 +275,22 @@ impl Ask<'_> {
     fn lease(&self) -> ApiResult<()> {
         let request = self.context.request;
         if request.namespace != LEASE_NAMESPACE {
-            return self.refuse(format!("can only access leases in the {LEASE_NAMESPACE:?} system namespace"));
+            return self.forbid(format!("can only access leases in the {LEASE_NAMESPACE:?} system namespace"));
         }
         if self.has_own_name() {
             return Ok(());
         }
-        self.refuse("can only access node lease with the same name as the requesting node")
+        self.forbid("can only access node lease with the same name as the requesting node")
     }
 
     fn csi_node(&self) -> ApiResult<()> {
         if self.has_own_name() {
             return Ok(());
         }
-        self.refuse("can only access CSINode with the same name as the requesting node")
+        self.forbid("can only access CSINode with the same name as the requesting node")
     }
 
-    /// Whether the object has the node's name, which a create's path doesn't tell.
+    /// Whether the object has the node's name. The name of a create is in the object, not in the path.
     fn has_own_name(&self) -> bool {
         let name = match self.context.request.name {
             "" => self.object["metadata"]["name"].as_str().unwrap_or_default(),
@@ -298,7 +299,7 @@ impl Ask<'_> {
         name == self.node
     }
 
-    /// What the authorizer can't see: whose a new slice would be, and whose each one is that goes with a collection.
+    /// Checks the node of a new slice, and of each slice in a collection delete. The authorizer cannot see it.
     fn resource_slice(&self) -> ApiResult<()> {
         let is_own = |slice: &Value| slice["spec"]["nodeName"].as_str() == Some(self.node);
         let verb = match self.context.request.operation {
@@ -306,7 +307,7 @@ impl Ask<'_> {
             Operation::Delete if !self.context.old.is_some_and(is_own) => "delete",
             _ => return Ok(()),
         };
-        self.refuse(format!("can only {verb} ResourceSlice with the same NodeName as the requesting node"))
+        self.forbid(format!("can only {verb} ResourceSlice with the same NodeName as the requesting node"))
     }
 
     fn certificate(&self) -> ApiResult<()> {
@@ -321,9 +322,9 @@ impl Ask<'_> {
         let pem = STANDARD.decode(spec["request"].as_str().unwrap_or_default()).unwrap_or_default();
         let own = format!("system:node:{}", self.node);
         match CertificateRequest::parse(&pem) {
-            Err(why) => self.refuse(format!("unable to parse csr: {why}")),
+            Err(why) => self.forbid(format!("unable to parse csr: {why}")),
             Ok(request) if request.common_name != own => {
-                self.refuse(format!("can only create a node CSR with CN={own}"))
+                self.forbid(format!("can only create a node CSR with CN={own}"))
             }
             Ok(_) => Ok(()),
         }
@@ -340,7 +341,7 @@ fn modified_labels<'a>(new: &'a Value, old: &'a Value) -> impl Iterator<Item = &
     })
 }
 
-/// The changed labels that no kubelet may touch, joined.
+/// The changed labels that kubelets must not touch, joined.
 fn forbidden_labels(new: &Value, old: &Value) -> String {
     let within = |namespace: &str, domain: &str| {
         namespace == domain || namespace.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'))
@@ -359,8 +360,8 @@ fn forbidden_labels(new: &Value, old: &Value) -> String {
     forbidden.join(", ")
 }
 
-/// Which kinds of other objects a pod names, in upstream's order.
-pub(super) fn referenced(pod: &Value) -> Vec<&'static str> {
+/// The kinds of objects that a pod references, in upstream's order.
+pub(super) fn referenced_kinds(pod: &Value) -> Vec<&'static str> {
     let spec = &pod["spec"];
     let mut kinds = Vec::new();
     if spec["serviceAccountName"].as_str().is_some_and(|name| !name.is_empty()) {

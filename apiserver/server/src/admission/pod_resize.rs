@@ -1,4 +1,4 @@
-//! PodResizeValidator: what a pod is resized to fits on its node at all.
+//! PodResizeValidator: rejects resizes that exceed the node's allocatable resources.
 
 use machinery_api::error::ApiResult;
 use machinery_api::quantity::Quantity;
@@ -21,43 +21,43 @@ fn validate(context: &Context<'_>, pod: &Value) -> ApiResult<()> {
         return Ok(());
     };
     let Some(node) = context.objects.get("", "nodes", "", name) else {
-        return Err(request.refused(pod, format!("node {} not found", go_quoted(name))));
+        return Err(request.forbidden(pod, format!("node {} not found", go_quoted(name))));
     };
     if let Some(os) = node["metadata"]["labels"]["kubernetes.io/os"].as_str().filter(|os| *os != "linux") {
         let why = format!("pod resize is only supported on linux nodes, node {} is {}", go_quoted(name), go_quoted(os));
-        return Err(request.refused(pod, why));
+        return Err(request.forbidden(pod, why));
     }
     let over: Vec<String> = ["cpu", "memory"]
         .into_iter()
         .filter_map(|resource| {
             let allocatable = amount(&node["status"]["allocatable"], resource).unwrap_or(0);
             let requested = requested(&pod["spec"], resource);
-            let told = format!("{resource}, requested: {requested}, allocatable: {allocatable}");
-            (requested > allocatable).then_some(told)
+            let comparison = format!("{resource}, requested: {requested}, allocatable: {allocatable}");
+            (requested > allocatable).then_some(comparison)
         })
         .collect();
     if over.is_empty() {
         return Ok(());
     }
     let why = format!("node didn't have enough allocatable resources: {}", over.join("; "));
-    Err(request.refused(pod, why))
+    Err(request.forbidden(pod, why))
 }
 
-/// In thousandths of cores or bytes.
+/// Returns millicores or bytes.
 fn amount(amounts: &Value, resource: &str) -> Option<i64> {
     let amount = Quantity::parse(amounts[resource].as_str()?).ok()?;
     Some(if resource == "cpu" { amount.milli() } else { amount.value() })
 }
 
-/// What a pod asks for, as the scheduler counts it.
+/// The total request of a pod, as the scheduler counts it.
 fn requested(spec: &Value, resource: &str) -> i64 {
     let of = |container: &Value| amount(&container["resources"]["requests"], resource);
     let list = |name: &str| spec[name].as_array().map(Vec::as_slice).unwrap_or_default();
     let own = list("containers").iter().map(|container| (Share::Own, of(container).unwrap_or(0)));
     let init = list("initContainers");
     let init = init.iter().map(|init| (Share::of_init(init["restartPolicy"].as_str()), of(init).unwrap_or(0)));
-    let asked = of(spec).unwrap_or_else(|| pod_total(own.chain(init)));
-    asked.saturating_add(amount(&spec["overhead"], resource).unwrap_or(0))
+    let total = of(spec).unwrap_or_else(|| pod_total(own.chain(init)));
+    total.saturating_add(amount(&spec["overhead"], resource).unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! PodTopologyLabels: a pod knows from its labels which zone and region its node is in.
+//! PodTopologyLabels: copies the zone and region labels of the node to the pod.
 
 use machinery_api::error::ApiResult;
 use serde_json::{Map, Value, json};

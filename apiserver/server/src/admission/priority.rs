@@ -1,4 +1,4 @@
-//! Priority: a pod's priority comes from its PriorityClass, and only one class is the default.
+//! Priority: resolves a pod's priority from its PriorityClass, and allows only one default class.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ fn mutate(context: &Context<'_>, pod: &mut Value) -> ApiResult<()> {
     match request.operation {
         Operation::Create => resolve(context, pod),
         Operation::Update => {
-            keep(context, pod);
+            restore_resolved(context, pod);
             Ok(())
         }
         Operation::Delete | Operation::Connect => Ok(()),
@@ -34,7 +34,7 @@ fn resolve(context: &Context<'_>, pod: &mut Value) -> ApiResult<()> {
         default_class(context)
     } else {
         let class = context.objects.get(GROUP, PLURAL, "", &named);
-        Some(class.ok_or_else(|| request.refused(pod, format!("no PriorityClass with name {named} was found")))?)
+        Some(class.ok_or_else(|| request.forbidden(pod, format!("no PriorityClass with name {named} was found")))?)
     };
     let (name, priority, policy) = match &class {
         Some(class) => (
@@ -49,7 +49,7 @@ fn resolve(context: &Context<'_>, pod: &mut Value) -> ApiResult<()> {
             "the integer value of priority ({given}) must not be provided in pod spec; priority admission controller \
              computed {priority} from the given PriorityClass name"
         );
-        return Err(request.refused(pod, why));
+        return Err(request.forbidden(pod, why));
     }
     if let (Some(given), Some(policy)) = (pod["spec"]["preemptionPolicy"].as_str(), &policy)
         && given != policy
@@ -58,7 +58,7 @@ fn resolve(context: &Context<'_>, pod: &mut Value) -> ApiResult<()> {
             "the string value of PreemptionPolicy ({given}) must not be provided in pod spec; priority admission \
              controller computed {policy} from the given PriorityClass name"
         );
-        return Err(request.refused(pod, why));
+        return Err(request.forbidden(pod, why));
     }
     let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return Ok(()) };
     if !name.is_empty() {
@@ -71,8 +71,8 @@ fn resolve(context: &Context<'_>, pod: &mut Value) -> ApiResult<()> {
     Ok(())
 }
 
-/// An update that leaves the resolved fields out keeps them.
-fn keep(context: &Context<'_>, pod: &mut Value) {
+/// Restores the resolved fields if an update omits them.
+fn restore_resolved(context: &Context<'_>, pod: &mut Value) {
     let Some(old) = context.old else { return };
     let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return };
     for field in ["priority", "preemptionPolicy"] {
@@ -84,7 +84,7 @@ fn keep(context: &Context<'_>, pod: &mut Value) {
     }
 }
 
-/// The global default: of several (a race), the lowest.
+/// The global default class. If a race created several, the one with the lowest value.
 fn default_class(context: &Context<'_>) -> Option<Arc<Value>> {
     let classes = context.objects.list(GROUP, PLURAL, None);
     let defaults = classes.into_iter().filter(|class| class["globalDefault"].as_bool() == Some(true));
@@ -93,8 +93,8 @@ fn default_class(context: &Context<'_>) -> Option<Arc<Value>> {
 
 fn validate(context: &Context<'_>, class: &Value) -> ApiResult<()> {
     let request = context.request;
-    let concerned = request.group == GROUP && request.resource == PLURAL && request.subresource.is_empty();
-    if !concerned || request.operation == Operation::Delete || class["globalDefault"].as_bool() != Some(true) {
+    let applies = request.group == GROUP && request.resource == PLURAL && request.subresource.is_empty();
+    if !applies || request.operation == Operation::Delete || class["globalDefault"].as_bool() != Some(true) {
         return Ok(());
     }
     let Some(default) = default_class(context) else { return Ok(()) };
@@ -103,5 +103,5 @@ fn validate(context: &Context<'_>, class: &Value) -> ApiResult<()> {
         return Ok(());
     }
     let why = format!("PriorityClass {name} is already marked as default. Only one default can exist");
-    Err(request.refused(class, why))
+    Err(request.forbidden(class, why))
 }

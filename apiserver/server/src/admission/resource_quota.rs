@@ -1,34 +1,34 @@
-//! ResourceQuota: what a namespace's objects use together stays within its quotas. What a write adds is charged in the
-//! transaction that stores the object: it is exact, and nothing has to be given back.
+//! ResourceQuota: limits the total usage of a namespace. A write is charged in the transaction that stores its object,
+//! so that usage is exact and failed writes need no rollback.
 //!
-//! Writes that are charged go one after the other in their namespace, from the check to the commit: at once, all but one
-//! would have to begin anew. Namespaces without a quota cost a look-up.
+//! Charged writes of a namespace are serialized from check to commit. Concurrent ones would conflict, and all but one
+//! would retry. Namespaces without a quota cost one lookup.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use machinery_api::error::ApiResult;
-use machinery_api::quota::{Asked, Charge, Evaluator, Write, charge};
+use machinery_api::quota::{Charge, Evaluator, QuotaCheck, Write, charge};
 use serde_json::{Map, Value};
 
-use super::{Context, Effects, Operation, Plugin, SideWrite, Step};
+use super::{Context, Effects, MaybeReady, Operation, Plugin, SideWrite};
 
-/// Whose turn it is, by namespace.
+/// The locks of namespaces with charged writes.
 #[derive(Default)]
 pub(super) struct ResourceQuota {
-    turns: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    locks: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 impl ResourceQuota {
-    fn turn(&self, namespace: &str) -> Arc<tokio::sync::Mutex<()>> {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(turn) = turns.get(namespace).and_then(Weak::upgrade) {
-            return turn;
+    fn lock_of(&self, namespace: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lock) = locks.get(namespace).and_then(Weak::upgrade) {
+            return lock;
         }
-        turns.retain(|_, turn| turn.strong_count() > 0);
-        let turn = Arc::default();
-        turns.insert(namespace.to_owned(), Arc::downgrade(&turn));
-        turn
+        locks.retain(|_, lock| lock.strong_count() > 0);
+        let lock = Arc::default();
+        locks.insert(namespace.to_owned(), Arc::downgrade(&lock));
+        lock
     }
 }
 
@@ -37,38 +37,38 @@ impl Plugin for ResourceQuota {
         "ResourceQuota"
     }
 
-    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, effects: &'a mut Effects) -> Step<'a> {
+    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, effects: &'a mut Effects) -> MaybeReady<'a> {
         let request = context.request;
         let write = match request.operation {
             Operation::Create => Write::Create,
             Operation::Update => Write::Update,
-            Operation::Delete | Operation::Connect => return Step::Done(Ok(())),
+            Operation::Delete | Operation::Connect => return MaybeReady::Ready(Ok(())),
         };
         if request.namespace.is_empty() || (request.group.is_empty() && request.resource == "namespaces") {
-            return Step::Done(Ok(()));
+            return MaybeReady::Ready(Ok(()));
         }
         let quotas = || context.objects.list("", "resourcequotas", Some(request.namespace));
         let limited = &*context.configuration.limited;
         if limited.is_empty() && quotas().is_empty() {
-            return Step::Done(Ok(()));
+            return MaybeReady::Ready(Ok(()));
         }
-        let Some(evaluator) = Evaluator::of(request.group, request.resource) else { return Step::Done(Ok(())) };
+        let Some(evaluator) = Evaluator::of(request.group, request.resource) else { return MaybeReady::Ready(Ok(())) };
         if !evaluator.handles(write, request.subresource, object, context.old) {
-            return Step::Done(Ok(()));
+            return MaybeReady::Ready(Ok(()));
         }
-        Step::Wait(Box::pin(async move {
-            let turn = self.turn(request.namespace).lock_owned().await;
+        MaybeReady::Pending(Box::pin(async move {
+            let lock = self.lock_of(request.namespace).lock_owned().await;
             let quotas = quotas();
             let (subresource, old, now) = (request.subresource, context.old, context.env.now());
             let resource = (request.group, request.resource);
-            let asked = Asked { write, resource, subresource, new: object, old, now, limited };
+            let asked = QuotaCheck { write, resource, subresource, new: object, old, now, limited };
             let charged = charge(&evaluator, quotas.iter().map(|quota| &**quota), asked);
-            let charges = charged.map_err(|why| request.refused(object, why))?;
+            let charges = charged.map_err(|why| request.forbidden(object, why))?;
             if charges.is_empty() || request.options.dry_run() {
                 return Ok(());
             }
             effects.writes.extend(charges.iter().map(|charge| charged_quota(&quotas[charge.at], charge)));
-            effects.turns.push(turn);
+            effects.quota_locks.push(lock);
             ApiResult::Ok(())
         }))
     }

@@ -1,4 +1,4 @@
-//! RuntimeClass: a pod takes its class's overhead, node selector and tolerations.
+//! RuntimeClass: sets a pod's overhead, node selector and tolerations from its class.
 
 use machinery_api::selector::go_quoted;
 use std::collections::BTreeMap;
@@ -16,7 +16,9 @@ fn class(context: &Context<'_>, pod: &Value) -> ApiResult<Option<Arc<Value>>> {
     let Some(name) = pod["spec"]["runtimeClassName"].as_str() else { return Ok(None) };
     match context.objects.get("node.k8s.io", "runtimeclasses", "", name) {
         Some(class) => Ok(Some(class)),
-        None => Err(context.request.refused(pod, format!("pod rejected: RuntimeClass {} not found", go_quoted(name)))),
+        None => {
+            Err(context.request.forbidden(pod, format!("pod rejected: RuntimeClass {} not found", go_quoted(name))))
+        }
     }
 }
 
@@ -30,7 +32,7 @@ fn mutate(context: &Context<'_>, pod: &mut Value) -> ApiResult<()> {
         let given = &pod["spec"]["overhead"];
         if given.as_object().is_some_and(|given| !given.is_empty()) && amounts(given) != amounts(fixed) {
             let why = "pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead";
-            return Err(context.request.refused(pod, why));
+            return Err(context.request.forbidden(pod, why));
         }
         if fixed.is_object()
             && let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut)
@@ -54,7 +56,7 @@ fn schedule(context: &Context<'_>, pod: &mut Value, scheduling: &Value) -> ApiRe
                 text(value),
                 text(own)
             );
-            return Err(context.request.refused(pod, why));
+            return Err(context.request.forbidden(pod, why));
         }
         selector.insert(key.clone(), value.clone());
     }
@@ -82,21 +84,21 @@ fn validate(context: &Context<'_>, pod: &Value) -> ApiResult<()> {
         None if !overhead.is_object() => return Ok(()),
         None => "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead",
     };
-    Err(context.request.refused(pod, why))
+    Err(context.request.forbidden(pod, why))
 }
 
-/// Quantities by resource, compared by value; what isn't a quantity is none.
+/// Quantities by resource, compared by value; `None` stands for an invalid quantity.
 fn amounts(list: &Value) -> BTreeMap<&str, Option<Quantity>> {
     let quantity = |value: &Value| Quantity::parse(value.as_str()?).ok();
     list.as_object().into_iter().flatten().map(|(key, value)| (key.as_str(), quantity(value))).collect()
 }
 
-/// The same in thousandths: a pod's are rounded up since they were taken from its class.
+/// The same in thousandths, rounded up as a stored pod's overhead is.
 fn rounded(list: &Value) -> BTreeMap<&str, Option<i64>> {
     amounts(list).into_iter().map(|(name, amount)| (name, amount.map(|amount| amount.milli()))).collect()
 }
 
-/// Upstream's merge: a toleration that another one covers goes; of equal ones the first stays.
+/// Upstream's merge: a toleration that another one covers is dropped; of equal ones the first is kept.
 fn merge(all: &[Value]) -> Vec<Value> {
     let mut merged: Vec<Value> = Vec::new();
     for (index, toleration) in all.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! ServiceAccount: every pod runs as one, and gets its token, the cluster's CA and its namespace as a volume.
+//! ServiceAccount: sets a pod's service account, and mounts its token, the cluster's CA and the namespace as a volume.
 
 use machinery_api::selector::go_quoted;
 use std::time::Duration;
@@ -7,11 +7,11 @@ use machinery_api::ObjectName;
 use machinery_api::error::ApiResult;
 use serde_json::{Map, Value, json};
 
-use super::{Context, Effects, Operation, Plugin, Request, Step, is_mirror, list_mut};
+use super::{Context, Effects, MaybeReady, Operation, Plugin, Request, is_mirror, list_mut};
 use apiserver_resources::objects::ObjectReader;
 use apiserver_resources::rules::path_segment;
 
-/// How long a pod waits for the account `default` of a namespace that is just being made (upstream: about a second).
+/// The maximum wait for the account `default` of a namespace that was just created (upstream: about a second).
 const ACCOUNT_WAIT: Duration = Duration::from_secs(1);
 
 pub(super) struct ServiceAccount;
@@ -21,11 +21,11 @@ impl Plugin for ServiceAccount {
         "ServiceAccount"
     }
 
-    fn mutate<'a>(&'a self, context: &'a Context<'_>, pod: &'a mut Value, _: &'a mut Effects) -> Step<'a> {
+    fn mutate<'a>(&'a self, context: &'a Context<'_>, pod: &'a mut Value, _: &'a mut Effects) -> MaybeReady<'a> {
         if !awaits_default(context.request, context.objects, pod) {
             return mutate(context, pod).into();
         }
-        Step::Wait(Box::pin(async move {
+        MaybeReady::Pending(Box::pin(async move {
             let appears = async {
                 loop {
                     let seen = context.objects.now();
@@ -35,13 +35,13 @@ impl Plugin for ServiceAccount {
                     context.objects.changed(seen).await;
                 }
             };
-            // Where it doesn't, the refusal says so.
+            // After a timeout `mutate` returns the error.
             let _ = tokio::time::timeout(ACCOUNT_WAIT, appears).await;
             mutate(context, pod)
         }))
     }
 
-    fn validate<'a>(&'a self, context: &'a Context<'_>, pod: &'a Value, _: &'a mut Effects) -> Step<'a> {
+    fn validate<'a>(&'a self, context: &'a Context<'_>, pod: &'a Value, _: &'a mut Effects) -> MaybeReady<'a> {
         validate(context, pod).into()
     }
 }
@@ -50,11 +50,11 @@ const DEFAULT: &str = "default";
 const VOLUME_PREFIX: &str = "kube-api-access-";
 const MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const ENFORCE_MOUNTABLE: &str = "kubernetes.io/enforce-mountable-secrets";
-/// Letters in a generated volume name, as in any generated name.
+/// The length of the suffix of a generated volume name, as of any generated name.
 const SUFFIX_LETTERS: usize = 5;
 
-/// Whether a pod is about to be refused because its namespace is so new that its controller hasn't made the service
-/// account `default` yet.
+/// Whether the pod would be rejected only because the controller has not yet created the namespace's service account
+/// `default`.
 fn awaits_default(request: &Request<'_>, objects: &dyn ObjectReader, pod: &Value) -> bool {
     let account = pod["spec"]["serviceAccountName"].as_str().unwrap_or_default();
     request.is_pod()
@@ -67,7 +67,7 @@ fn awaits_default(request: &Request<'_>, objects: &dyn ObjectReader, pod: &Value
             .is_some_and(|namespace| !namespace["metadata"]["deletionTimestamp"].is_string())
 }
 
-fn not_there(namespace: &str, name: &str) -> String {
+fn lookup_error(namespace: &str, name: &str) -> String {
     let wrong = path_segment(name, false);
     let why = match wrong.first() {
         None => format!("serviceaccount {} not found", go_quoted(name)),
@@ -90,14 +90,14 @@ fn mutate(context: &Context<'_>, pod: &mut Value) -> ApiResult<()> {
     };
     let account = context.objects.get("", "serviceaccounts", request.namespace, &name);
     let Some(account) = account else {
-        return Err(request.refused(pod, not_there(request.namespace, &name)));
+        return Err(request.forbidden(pod, lookup_error(request.namespace, &name)));
     };
     let automount = pod["spec"]["automountServiceAccountToken"]
         .as_bool()
         .or_else(|| account["automountServiceAccountToken"].as_bool())
         .unwrap_or(true);
     let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return Ok(()) };
-    // The old name of the field always shows the same.
+    // The deprecated name of the field always has the same value.
     spec.insert("serviceAccountName".into(), name.clone().into());
     spec.insert("serviceAccount".into(), name.into());
     let has_pull_secrets = spec.get("imagePullSecrets").and_then(Value::as_array).is_some_and(|list| !list.is_empty());
@@ -170,10 +170,10 @@ fn validate(context: &Context<'_>, pod: &Value) -> ApiResult<()> {
     if name.is_empty() {
         let pod_name = pod["metadata"]["name"].as_str().unwrap_or_default();
         let why = format!("no service account specified for pod {}", ObjectName::new(request.namespace, pod_name));
-        return Err(request.refused(pod, why));
+        return Err(request.forbidden(pod, why));
     }
     let Some(account) = context.objects.get("", "serviceaccounts", request.namespace, name) else {
-        return Err(request.refused(pod, not_there(request.namespace, name)));
+        return Err(request.forbidden(pod, lookup_error(request.namespace, name)));
     };
     let enforce = account["metadata"]["annotations"][ENFORCE_MOUNTABLE].as_str().unwrap_or_default();
     if matches!(enforce, "1" | "t" | "T" | "true" | "TRUE" | "True") {
@@ -181,7 +181,7 @@ fn validate(context: &Context<'_>, pod: &Value) -> ApiResult<()> {
             true => unlisted_by(&account, pod, &[("ephemeralContainers", "ephemeral container")]),
             false => unlisted_secret(&account, pod),
         };
-        unlisted.map_or(Ok(()), |why| Err(request.refused(pod, why)))?;
+        unlisted.map_or(Ok(()), |why| Err(request.forbidden(pod, why)))?;
     }
     Ok(())
 }
@@ -190,7 +190,7 @@ fn items<'a>(object: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> 
     object[field].as_array().into_iter().flatten()
 }
 
-/// The first reference to a Secret that an account with enforced mountable secrets doesn't list.
+/// The first reference to a Secret that the account does not list, for accounts with enforced mountable secrets.
 fn unlisted_secret(account: &Value, pod: &Value) -> Option<String> {
     let account_name = account["metadata"]["name"].as_str().unwrap_or_default();
     let lists = |field: &str, name: &str| items(account, field).any(|secret| secret["name"].as_str() == Some(name));
@@ -216,7 +216,7 @@ fn unlisted_secret(account: &Value, pod: &Value) -> Option<String> {
     None
 }
 
-/// The first such reference of these lists of containers, each with what one is called.
+/// The first such reference in the given lists of containers. Each list has the name of its items.
 fn unlisted_by(account: &Value, pod: &Value, fields: &[(&str, &str)]) -> Option<String> {
     let account_name = account["metadata"]["name"].as_str().unwrap_or_default();
     let lists = |name: &str| items(account, "secrets").any(|secret| secret["name"].as_str() == Some(name));
@@ -247,12 +247,12 @@ fn unlisted_by(account: &Value, pod: &Value, fields: &[(&str, &str)]) -> Option<
 }
 
 fn check_mirror(context: &Context<'_>, pod: &Value) -> ApiResult<()> {
-    let refused = |why: &str| Err(context.request.refused(pod, why));
+    let refused = |why: &str| Err(context.request.forbidden(pod, why));
     let spec = &pod["spec"];
     if spec["serviceAccountName"].as_str().is_some_and(|name| !name.is_empty()) {
         return refused("a mirror pod may not reference service accounts");
     }
-    if super::node_restriction::referenced(pod).contains(&"secrets") {
+    if super::node_restriction::referenced_kinds(pod).contains(&"secrets") {
         return refused("a mirror pod may not reference secrets");
     }
     let tokens = items(spec, "volumes")

@@ -1,4 +1,5 @@
-//! StorageObjectInUseProtection and PersistentVolumeClaimResize: nothing goes that is in use, and claims grow where they may.
+//! StorageObjectInUseProtection adds finalizers to storage objects; PersistentVolumeClaimResize checks that claims may
+//! grow.
 
 use machinery_api::error::ApiResult;
 use machinery_api::quantity::Quantity;
@@ -11,7 +12,7 @@ pub(super) const PROTECTION: Immediate =
 pub(super) const RESIZE: Immediate =
     Immediate { name: "PersistentVolumeClaimResize", mutate: None, validate: Some(resize) };
 
-/// What holds an object until nobody uses it.
+/// The finalizer that protects an object while it is in use.
 fn finalizer(context: &Context<'_>) -> Option<&'static str> {
     let request = context.request;
     match (request.group, request.resource, request.subresource) {
@@ -54,7 +55,7 @@ fn resize(context: &Context<'_>, claim: &Value) -> ApiResult<()> {
         return Ok(());
     }
     if old["status"]["phase"] != "Bound" {
-        return Err(request.refused(claim, "Only bound persistent volume claims can be expanded"));
+        return Err(request.forbidden(claim, "Only bound persistent volume claims can be expanded"));
     }
     let (name, before) = (class(claim), class(old));
     let grows = |class: &Value| class["allowVolumeExpansion"] == true;
@@ -62,7 +63,7 @@ fn resize(context: &Context<'_>, claim: &Value) -> ApiResult<()> {
     if name.is_empty() || name != before || !found.is_some_and(|class| grows(&class)) {
         let why = "only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must \
                    support resize";
-        return Err(request.refused(claim, why));
+        return Err(request.forbidden(claim, why));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! TaintNodesByCondition: a new Node takes no pods until its controller saw it ready.
+//! TaintNodesByCondition: taints a new Node as not ready, until its controller has seen it ready.
 
 use machinery_api::error::ApiResult;
 use serde_json::{Value, json};
@@ -13,7 +13,7 @@ fn admit(context: &Context<'_>, node: &mut Value) -> ApiResult<()> {
     if !context.request.is("nodes") || context.request.operation != Operation::Create {
         return Ok(());
     }
-    // A Node without a spec has one from here on.
+    // A missing spec is created.
     if let Some(map) = node.as_object_mut() {
         let spec = map.entry("spec").or_insert(Value::Null);
         if spec.is_null() {

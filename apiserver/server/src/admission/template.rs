@@ -1,8 +1,8 @@
-//! The pods that an object makes others of. Pure.
+//! Finds the pod template of an object, as a pure function.
 
 use serde_json::Value;
 
-/// The template of the pods that `object` makes, if it's of a kind that makes any.
+/// The pod template of `object`, if its kind has one.
 pub(super) fn pod_template<'a>(group: &str, resource: &str, object: &'a Value) -> Option<&'a Value> {
     let template = match (group, resource) {
         ("", "podtemplates") => &object["template"],

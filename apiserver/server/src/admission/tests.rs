@@ -1,4 +1,4 @@
-//! Each plugin against the answers that upstream gave.
+//! Each plugin, compared with recorded results of upstream.
 
 use jiff::Timestamp;
 use serde_json::json;
@@ -44,8 +44,8 @@ impl World {
         let mut effects = Effects::default();
         let mut admitted = self.chain.mutate(request, &self.map, object, old, &mut effects).await;
         if admitted.is_ok() {
-            let seen = Seen { object, given: object, old };
-            admitted = self.chain.validate(request, &self.map, seen, &mut effects).await;
+            let input = ValidateInput { object, given: object, old };
+            admitted = self.chain.validate(request, &self.map, input, &mut effects).await;
         }
         admitted.map_err(|error| error.status().message)
     }

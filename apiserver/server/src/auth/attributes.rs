@@ -1,18 +1,17 @@
-//! What an authorizer is asked about, what it says, and the words of a refusal.
+//! The attributes and decisions of authorizers, and the message of a Forbidden error.
 
-use machinery_api::error::{ApiError, Named};
+use machinery_api::error::{ApiError, GroupResource};
 use machinery_api::selector::go_quoted;
 
-/// One request, as authorizers see it.
+/// The attributes of a request for authorizers.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Attributes<'a> {
-    /// `get`, `list`, `deletecollection` …; the method in lower case for paths that are no resource.
+    /// `get`, `list`, `deletecollection` …; the lower-case method for non-resource paths.
     pub verb: &'a str,
     /// The API group; empty for core.
     pub group: &'a str,
-    /// The API version.
     pub version: &'a str,
-    /// The plural.
+    /// The plural name.
     pub resource: &'a str,
     /// The subresource, or empty.
     pub subresource: &'a str,
@@ -21,38 +20,37 @@ pub struct Attributes<'a> {
     /// The object's name: of the path, or of a `metadata.name=` field selector of a list or watch (not of a
     /// deletecollection); empty for a create.
     pub name: &'a str,
-    /// The whole path, for what is no resource.
+    /// The whole path of a non-resource request.
     pub path: &'a str,
-    /// Whether this is about a resource.
+    /// Whether the request is for a resource.
     pub is_resource: bool,
     /// The field selector's requirements of the form `field=value`.
     pub fields: &'a [(String, String)],
 }
 
-/// What authorizers came to.
+/// The result of an authorizer or of the whole chain.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Decision {
-    /// Whether the request may go on.
     pub allowed: bool,
-    /// Why, as access reviews and refusals show it; often empty.
+    /// The reason shown in access reviews and Forbidden errors; often empty.
     pub reason: String,
 }
 
 impl Decision {
-    /// Go on.
+    /// Allows the request.
     #[must_use]
     pub fn allow(reason: impl Into<String>) -> Self {
         Self { allowed: true, reason: reason.into() }
     }
 
-    /// Not by this authorizer.
+    /// Returns no opinion, with an optional reason.
     #[must_use]
-    pub fn refuse(reason: impl Into<String>) -> Self {
+    pub fn no_opinion(reason: impl Into<String>) -> Self {
         Self { allowed: false, reason: reason.into() }
     }
 }
 
-/// Upstream's 403 for a refused request.
+/// Upstream's 403 for a request that no authorizer allowed.
 #[must_use]
 pub fn forbidden(user: &str, request: &Attributes<'_>, reason: &str) -> ApiError {
     let (user, verb) = (go_quoted(user), request.verb);
@@ -72,16 +70,16 @@ pub fn forbidden(user: &str, request: &Attributes<'_>, reason: &str) -> ApiError
     } else {
         format!("User {user} cannot {verb} path {}", go_quoted(request.path))
     };
-    // As upstream: nothing in it can look like HTML.
+    // HTML is escaped, as upstream.
     let mut sentence = sentence.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     if !reason.is_empty() {
         sentence.push_str(": ");
         sentence.push_str(reason);
     }
     if request.is_resource {
-        ApiError::Forbidden(Named::new(request.group, request.resource), request.name.to_owned(), sentence)
+        ApiError::Forbidden(GroupResource::new(request.group, request.resource), request.name.to_owned(), sentence)
     } else {
-        ApiError::Forbidden(Named::default(), String::new(), sentence)
+        ApiError::Forbidden(GroupResource::default(), String::new(), sentence)
     }
 }
 

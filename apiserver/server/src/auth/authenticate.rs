@@ -1,4 +1,5 @@
-//! Who sent a request: an in-process identity, a client certificate, a bearer token, or nobody.
+//! Authenticates a request by in-process identity, client certificate or bearer token; a request without credentials is
+//! anonymous.
 
 use std::sync::Arc;
 
@@ -6,26 +7,26 @@ use jiff::Timestamp;
 use machinery_api::error::{ApiError, ApiResult};
 use machinery_env::Env;
 
-use super::checked::Checked;
 use super::jwt::SigningKey;
 use super::tls::{Peer, PeerCertificate};
+use super::token_cache::TokenCache;
 use super::{ANONYMOUS, AUTHENTICATED, UNAUTHENTICATED, UserInfo, bootstrap_tokens, tokens};
-use crate::step::Step;
+use crate::step::MaybeReady;
 use apiserver_resources::objects::ObjectReader;
 
-/// What a request brought to say who sent it.
+/// The credentials of a request.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Credentials<'a> {
-    /// Set by code of this process in the request's extensions.
+    /// Set in the request's extensions by code of this process.
     pub in_process: Option<&'a UserInfo>,
-    /// What the TLS listener found.
+    /// The client certificate's state from the TLS listener.
     pub certificate: Option<&'a PeerCertificate>,
     /// The `Authorization` header.
     pub authorization: Option<&'a [u8]>,
 }
 
 impl<'a> Credentials<'a> {
-    /// Out of a request: its extensions ([`UserInfo`], [`Peer`]) and headers.
+    /// Reads the credentials from a request's extensions ([`UserInfo`], [`Peer`]) and headers.
     #[must_use]
     pub fn of(headers: &'a http::HeaderMap, extensions: &'a http::Extensions) -> Self {
         Self {
@@ -35,7 +36,7 @@ impl<'a> Credentials<'a> {
         }
     }
 
-    /// The bearer token; other schemes are no credentials, as upstream.
+    /// The bearer token. Other schemes count as no credentials, as upstream.
     fn token(&self) -> Option<&'a str> {
         let text = std::str::from_utf8(self.authorization?).ok()?;
         let mut parts = text.trim().splitn(3, ' ');
@@ -44,40 +45,40 @@ impl<'a> Credentials<'a> {
     }
 }
 
-/// One more authenticator of tokens, asked for those that the server itself did not issue; it may wait.
+/// An additional token authenticator for tokens that the server did not issue. It may wait.
 pub trait AuthenticateToken: Send + Sync {
-    /// Whose a token is, for which of the audiences; `None`: it is not known here.
+    /// Returns the user of a token and the audiences that it is valid for; `None` if the token is unknown.
     fn authenticate<'a>(
         &'a self,
         token: &'a str,
         audiences: &'a [String],
-    ) -> Step<'a, Result<Option<tokens::Known>, String>>;
+    ) -> MaybeReady<'a, Result<Option<tokens::AuthenticatedToken>, String>>;
 }
 
-/// Knows users by certificate and token.
+/// Authenticates users by certificate and token.
 #[derive(Clone)]
 pub struct Authenticator {
     more: Vec<Arc<dyn AuthenticateToken>>,
     key: Arc<SigningKey>,
-    checked: Arc<Checked>,
+    token_cache: Arc<TokenCache>,
     env: Env,
 }
 
 impl Authenticator {
-    /// Knows tokens that `key` signed.
+    /// Accepts tokens signed with `key`.
     #[must_use]
     pub fn new(env: &Env, key: Arc<SigningKey>) -> Self {
-        Self { key, checked: Arc::default(), env: env.clone(), more: Vec::new() }
+        Self { key, token_cache: Arc::default(), env: env.clone(), more: Vec::new() }
     }
 
-    /// Asks these, too, in this order, about tokens that the server did not issue.
+    /// Adds authenticators for tokens that the server did not issue, in this order.
     #[must_use]
-    pub fn with(mut self, more: Vec<Arc<dyn AuthenticateToken>>) -> Self {
+    pub fn with_authenticators(mut self, more: Vec<Arc<dyn AuthenticateToken>>) -> Self {
         self.more = more;
         self
     }
 
-    /// The user, [`ANONYMOUS`] for a request with no credentials, or 401 for ones that don't hold.
+    /// Returns the user, [`ANONYMOUS`] for a request without credentials, or 401 for invalid credentials.
     pub async fn authenticate(&self, objects: &dyn ObjectReader, credentials: &Credentials<'_>) -> ApiResult<UserInfo> {
         if let Some(user) = credentials.in_process {
             return Ok(with_group(user.clone()));
@@ -91,10 +92,10 @@ impl Authenticator {
         }
         if let Some(token) = credentials.token() {
             let audience = [machinery_api::names::TOKEN_ISSUER.to_owned()];
-            return match self.token(objects, now, token, &audience).await {
-                Ok(known) => Ok(with_group(known.user)),
+            return match self.authenticate_token(objects, now, token, &audience).await {
+                Ok(authenticated) => Ok(with_group(authenticated.user)),
                 Err(error) => {
-                    tracing::debug!(%error, "token refused");
+                    tracing::debug!(%error, "bearer token rejected");
                     Err(ApiError::Unauthorized)
                 }
             };
@@ -105,35 +106,35 @@ impl Authenticator {
         Ok(UserInfo { name: ANONYMOUS.into(), groups: vec![UNAUTHENTICATED.into()], ..UserInfo::default() })
     }
 
-    /// Whose a token is, if it holds for one of the audiences now; else why not.
-    pub(super) async fn token(
+    /// Authenticates a token for one of the audiences, or returns the reason of the rejection.
+    pub(super) async fn authenticate_token(
         &self,
         objects: &dyn ObjectReader,
         now: Timestamp,
         token: &str,
         audiences: &[String],
-    ) -> Result<tokens::Known, String> {
-        let here = audiences.iter().any(|audience| audience == machinery_api::names::TOKEN_ISSUER);
-        if here && let Some(user) = bootstrap_tokens::authenticate(objects, now, token) {
+    ) -> Result<tokens::AuthenticatedToken, String> {
+        let for_this_server = audiences.iter().any(|audience| audience == machinery_api::names::TOKEN_ISSUER);
+        if for_this_server && let Some(user) = bootstrap_tokens::authenticate(objects, now, token) {
             let audiences = vec![machinery_api::names::TOKEN_ISSUER.to_owned()];
-            return Ok(tokens::Known { user, audiences });
+            return Ok(tokens::AuthenticatedToken { user, audiences });
         }
-        let claims = self.checked.verify(&self.key, self.env.elapsed(), token);
-        let holds = || tokens::authenticate(claims.as_deref(), objects, now, token, audiences);
-        let mut result = holds();
-        // What it was signed for may be there, and not be known here yet.
+        let claims = self.token_cache.verify(&self.key, self.env.elapsed(), token);
+        let authenticate_claims = || tokens::authenticate(claims.as_deref(), objects, now, token, audiences);
+        let mut result = authenticate_claims();
+        // The object that the token is bound to may exist but not be in the cache yet.
         if claims.is_some()
             && result.is_err()
             && let Some(newest) = objects.newest()
         {
-            result = newest.await.and_then(|()| holds());
+            result = newest.await.and_then(|()| authenticate_claims());
         }
         for authenticator in &self.more {
             if result.is_ok() {
                 break;
             }
             match authenticator.authenticate(token, audiences).get().await {
-                Ok(Some(known)) => result = Ok(known),
+                Ok(Some(authenticated)) => result = Ok(authenticated),
                 Ok(None) => {}
                 Err(error) => result = Err(error),
             }
@@ -141,26 +142,25 @@ impl Authenticator {
         result
     }
 
-    /// The key that signs and checks tokens.
+    /// The key that signs and verifies tokens.
     #[must_use]
     pub fn key(&self) -> &SigningKey {
         &self.key
     }
 
-    /// Now, by the authenticator's clock.
+    /// The current time of the authenticator's clock.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         self.env.now()
     }
 
-    /// Clock and ids.
     #[must_use]
     pub fn env(&self) -> &Env {
         &self.env
     }
 }
 
-/// Every known user is in `system:authenticated`.
+/// Adds `system:authenticated` to every authenticated user.
 pub(super) fn with_group(mut user: UserInfo) -> UserInfo {
     if user.name != ANONYMOUS && !user.is_in(AUTHENTICATED) && !user.is_in(UNAUTHENTICATED) {
         user.groups.push(AUTHENTICATED.to_owned());
@@ -183,7 +183,7 @@ mod tests {
         let authenticator = Authenticator::new(&env, Arc::new(key));
         let map = Map::default();
         let ask = |credentials: Credentials<'_>| {
-            authenticator.authenticate(&map, &credentials).now_or_never().expect("waits for nobody").map(|u| u.name)
+            authenticator.authenticate(&map, &credentials).now_or_never().expect("no link waits").map(|u| u.name)
         };
 
         assert_eq!(ask(Credentials::default()), Ok(ANONYMOUS.into()));
@@ -201,7 +201,7 @@ mod tests {
         let refused = Credentials { certificate: Some(&PeerCertificate::Refused), ..Credentials::default() };
         assert_eq!(ask(refused), Err(ApiError::Unauthorized));
         let inside = Credentials { in_process: Some(&user), ..refused };
-        let user = authenticator.authenticate(&map, &inside).now_or_never().expect("waits for nobody");
+        let user = authenticator.authenticate(&map, &inside).now_or_never().expect("no link waits");
         assert_eq!(user.unwrap().groups, [AUTHENTICATED]);
     }
 
@@ -217,11 +217,11 @@ mod tests {
         pod["spec"] = json!({"serviceAccountName": "robot"});
         map.put("", "pods", pod.clone());
         let bound = json!({"spec": {"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "p"}}});
-        let answer = tokens::request(&key, &env, &map, "ns", "robot", &bound).unwrap();
+        let answer = tokens::issue(&key, &env, &map, "ns", "robot", &bound).unwrap();
         let header = format!("Bearer {}", answer["status"]["token"].as_str().unwrap());
         let ask = || {
             let bearer = Credentials { authorization: Some(header.as_bytes()), ..Credentials::default() };
-            authenticator.authenticate(&map, &bearer).now_or_never().expect("waits for nobody").map(|user| user.name)
+            authenticator.authenticate(&map, &bearer).now_or_never().expect("no link waits").map(|user| user.name)
         };
         assert_eq!(ask(), Ok("system:serviceaccount:ns:robot".into()));
         pod["metadata"]["deletionTimestamp"] = "2025-12-31T23:58:00Z".into();

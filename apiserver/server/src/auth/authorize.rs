@@ -1,4 +1,4 @@
-//! The chain of authorizers, in upstream's order: anonymous paths, `system:masters`, Node, RBAC.
+//! The authorizer chain, in upstream's order: anonymous paths, `system:masters`, Node, RBAC, additional authorizers.
 
 use std::sync::Arc;
 
@@ -6,26 +6,26 @@ use machinery_api::error::ApiResult;
 
 use super::attributes::forbidden;
 use super::node::{NodeAuthorizer, default_rules};
-use super::rbac::{Granted, Rbac};
+use super::rbac::{Rbac, ResolvedRules};
 use super::{ANONYMOUS, Attributes, Decision, MASTERS, UNAUTHENTICATED, UserInfo};
-use crate::step::Step;
+use crate::step::MaybeReady;
 use apiserver_resources::objects::ObjectReader;
 
-/// All that a request without credentials may see, and only with GET (contract.md §2).
+/// The paths that are open to anonymous GET requests (contract.md §2).
 const ANONYMOUS_PATHS: [&str; 5] = ["/healthz", "/livez", "/readyz", "/version", "/version/"];
 
-/// One more authorizer, asked after the built-in ones; it may wait.
+/// An additional authorizer, called after the built-in ones. It may wait.
 pub trait Authorize: Send + Sync {
-    /// Whether the user may; what it has no opinion about it doesn't allow.
+    /// Decides for a user. No opinion is returned as a decision that does not allow.
     fn authorize<'a>(
         &'a self,
         objects: &'a dyn ObjectReader,
         user: &'a UserInfo,
         request: &'a Attributes<'_>,
-    ) -> Step<'a, Decision>;
+    ) -> MaybeReady<'a, Decision>;
 }
 
-/// Decides whether a user may do something.
+/// The authorizer chain.
 pub struct Authorizer {
     rbac: Rbac,
     node: NodeAuthorizer,
@@ -39,19 +39,19 @@ impl Default for Authorizer {
 }
 
 impl Authorizer {
-    /// Asks these, too, in this order, what the built-in ones don't allow.
+    /// Adds authorizers, called in this order if the built-in ones do not allow a request.
     #[must_use]
-    pub fn with(mut self, more: Vec<Arc<dyn Authorize>>) -> Self {
+    pub fn with_authorizers(mut self, more: Vec<Arc<dyn Authorize>>) -> Self {
         self.more = more;
         self
     }
 
-    /// What the chain comes to. Never fails: what cannot be resolved grants nothing and shows in the reason.
+    /// Runs the chain. It never fails: unresolvable rules grant nothing and appear in the reason.
     pub async fn authorize(&self, objects: &dyn ObjectReader, user: &UserInfo, request: &Attributes<'_>) -> Decision {
-        // Who is made anonymous with groups of others (impersonation, reviews) has what those are granted.
+        // An anonymous user with other groups (impersonation, reviews) has the rights of those groups.
         if user.name == ANONYMOUS && user.groups.iter().all(|group| group == UNAUTHENTICATED) {
             let open = !request.is_resource && request.verb == "get" && ANONYMOUS_PATHS.contains(&request.path);
-            return if open { Decision::allow("") } else { Decision::refuse("") };
+            return if open { Decision::allow("") } else { Decision::no_opinion("") };
         }
         if user.is_in(MASTERS) {
             return Decision::allow("");
@@ -75,10 +75,10 @@ impl Authorizer {
             reasons.push(decision.reason);
         }
         reasons.retain(|reason| !reason.is_empty());
-        Decision::refuse(reasons.join("\n"))
+        Decision::no_opinion(reasons.join("\n"))
     }
 
-    /// [`authorize`](Self::authorize), with upstream's 403 for a refusal.
+    /// Like [`authorize`](Self::authorize), with upstream's 403 for a request that is not allowed.
     pub async fn check(&self, objects: &dyn ObjectReader, user: &UserInfo, request: &Attributes<'_>) -> ApiResult<()> {
         let decision = self.authorize(objects, user, request).await;
         if decision.allowed { Ok(()) } else { Err(forbidden(&user.name, request, &decision.reason)) }
@@ -86,7 +86,7 @@ impl Authorizer {
 
     /// The RBAC rules of a user in a namespace.
     #[must_use]
-    pub fn rules_for(&self, objects: &dyn ObjectReader, user: &UserInfo, namespace: &str) -> Granted {
+    pub fn rules_for(&self, objects: &dyn ObjectReader, user: &UserInfo, namespace: &str) -> ResolvedRules {
         self.rbac.rules_for(objects, user, namespace)
     }
 }

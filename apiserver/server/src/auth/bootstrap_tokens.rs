@@ -1,5 +1,5 @@
-//! Bootstrap tokens: `ID.SECRET`, where a Secret `bootstrap-token-ID` of `kube-system` says what it is good for. With one a new node
-//! or a new administrator asks for a certificate.
+//! Authenticates bootstrap tokens `ID.SECRET`, which the Secret `bootstrap-token-ID` in `kube-system` defines. New
+//! nodes and administrators request a certificate with one.
 
 use std::collections::BTreeSet;
 
@@ -18,7 +18,7 @@ const ID_BYTES: usize = 6;
 const SECRET_BYTES: usize = 16;
 const GROUP_BYTES_MAX: usize = 256;
 
-/// A token of that form.
+/// A syntactically valid token.
 #[derive(Clone, Copy)]
 struct Token<'a> {
     id: &'a str,
@@ -34,7 +34,7 @@ impl<'a> Token<'a> {
     }
 }
 
-/// Whose a bootstrap token is; `None`: it is none, or none that holds.
+/// Returns the user of a bootstrap token; `None` if the token is another kind or invalid.
 pub(super) fn authenticate(objects: &dyn ObjectReader, now: Timestamp, text: &str) -> Option<UserInfo> {
     let token = Token::parse(text)?;
     let secret = objects.get("", "secrets", NAMESPACE, &format!("bootstrap-token-{}", token.id))?;
@@ -46,8 +46,12 @@ fn user(secret: &Value, now: Timestamp, token: Token<'_>) -> Option<UserInfo> {
         let text = STANDARD.decode(secret["data"][key].as_str().unwrap_or_default()).unwrap_or_default();
         String::from_utf8(text).unwrap_or_default()
     };
-    let going = secret["metadata"]["deletionTimestamp"].is_string();
-    if going || secret["type"] != TYPE || !same(&data("token-secret"), token.secret) || data("token-id") != token.id {
+    let terminating = secret["metadata"]["deletionTimestamp"].is_string();
+    if terminating
+        || secret["type"] != TYPE
+        || !same(&data("token-secret"), token.secret)
+        || data("token-id") != token.id
+    {
         return None;
     }
     let until = data("expiration");
@@ -79,7 +83,7 @@ fn is_extra_group(group: &str) -> bool {
     last && rest.len() <= GROUP_BYTES_MAX && rest.bytes().all(|b| letter(b) || b == b':' || b == b'-')
 }
 
-/// Compares digests, so that how long it takes tells nothing of the secret.
+/// Compares digests, so that the duration does not depend on the secret.
 fn same(a: &str, b: &str) -> bool {
     let digest = |text: &str| ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
     digest(a).as_ref() == digest(b).as_ref()
@@ -134,7 +138,7 @@ mod tests {
             assert_eq!(asked(set(key, value), TOKEN), None, "{key} {value}");
         }
         assert_eq!(asked(|secret| secret["type"] = json!("Opaque"), TOKEN), None);
-        let going = |secret: &mut Value| secret["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-        assert_eq!(asked(going, TOKEN), None);
+        let terminating = |secret: &mut Value| secret["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        assert_eq!(asked(terminating, TOKEN), None);
     }
 }

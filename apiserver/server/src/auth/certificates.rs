@@ -1,5 +1,5 @@
-//! What the TLS listener goes by and may change while it serves: its own certificate, and which certificates of clients
-//! don't count any more.
+//! The certificates that the TLS listener can change at runtime: its serving certificate and the list of revoked client
+//! certificates.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use super::tls::provider;
 /// SHA-256 of a certificate's DER, as `openssl x509 -fingerprint -sha256` prints it and `system:auth` extras name it.
 pub type Fingerprint = [u8; 32];
 
-/// A list of revoked certificates is for the few that got lost, not for all that were ever made.
+/// The maximum length of the list. It is meant for lost certificates, not for all that were ever issued.
 const REVOKED_MAX: usize = 100_000;
 
-/// See the module.
+/// The serving certificate and the revoked client certificates.
 #[derive(Debug)]
 pub struct Certificates {
     serving: ArcSwap<CertifiedKey>,
@@ -26,22 +26,22 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// Serves with `serving`; nobody is revoked.
+    /// Starts with the serving certificate and an empty revocation list.
     pub fn new(serving: &Identity) -> Result<Self, PkiError> {
         let revoked = watch::Sender::new(Arc::default());
         Ok(Self { serving: ArcSwap::from_pointee(certified(serving)?), revoked })
     }
 
-    /// Serves new connections with another certificate.
+    /// Replaces the serving certificate for new connections.
     ///
     /// # Errors
-    /// It can't be read, or its key is none; the old one stays.
+    /// Fails if the certificate or key is invalid; the old one stays in use.
     pub fn serve_with(&self, serving: &Identity) -> Result<(), PkiError> {
         self.serving.store(Arc::new(certified(serving)?));
         Ok(())
     }
 
-    /// These and no others don't count any more: requests with them get 401, and their connections end.
+    /// Replaces the revocation list. Requests with a listed certificate get 401, and their connections are closed.
     pub fn revoke(&self, revoked: HashSet<Fingerprint>) {
         self.revoked.send_if_modified(|now| {
             let changes = **now != revoked;
@@ -52,17 +52,17 @@ impl Certificates {
         });
     }
 
-    /// Whether a certificate doesn't count any more.
+    /// Whether a certificate is revoked.
     #[must_use]
     pub fn is_revoked(&self, fingerprint: &Fingerprint) -> bool {
         self.revoked.borrow().contains(fingerprint)
     }
 
-    /// Waits until a certificate doesn't count any more.
+    /// Waits until a certificate is revoked.
     pub async fn revoked(&self, fingerprint: &Fingerprint) {
         let mut revoked = self.revoked.subscribe();
         if revoked.wait_for(|revoked| revoked.contains(fingerprint)).await.is_err() {
-            // Nobody can revoke anything any more.
+            // The sender is gone, so the list cannot change any more.
             std::future::pending().await
         }
     }
@@ -79,24 +79,24 @@ fn certified(identity: &Identity) -> Result<CertifiedKey, PkiError> {
     CertifiedKey::from_der(certs, key, &provider()).map_err(|error| PkiError::Issue(error.to_string()))
 }
 
-/// Reads a list of fingerprints: one a line, in hexadecimal with or without colons; `#` begins a comment.
+/// Parses a list of fingerprints: one per line, hexadecimal with or without colons; `#` starts a comment.
 ///
 /// # Errors
-/// Which line is none.
+/// Returns the number of the invalid line.
 pub fn read_revoked(text: &str) -> Result<HashSet<Fingerprint>, String> {
     let mut revoked = HashSet::new();
     for (index, line) in text.lines().enumerate() {
-        let said = line.split('#').next().unwrap_or_default().trim();
-        if said.is_empty() {
+        let entry = line.split('#').next().unwrap_or_default().trim();
+        if entry.is_empty() {
             continue;
         }
-        let digits: String = said.chars().filter(|c| *c != ':').collect();
+        let digits: String = entry.chars().filter(|c| *c != ':').collect();
         let mut fingerprint = Fingerprint::default();
         if hex::decode_to_slice(&digits, &mut fingerprint).is_err() {
             return Err(format!("line {} is no SHA-256 fingerprint of a certificate", index + 1));
         }
         if revoked.len() == REVOKED_MAX {
-            return Err(format!("more than {REVOKED_MAX} certificates: make a new authority instead"));
+            return Err(format!("more than {REVOKED_MAX} certificates: replace the authority instead"));
         }
         revoked.insert(fingerprint);
     }

@@ -1,6 +1,7 @@
-//! Nobody grants by a role or binding what they don't hold, unless they may `escalate` or `bind`.
+//! Prevents privilege escalation: a role or binding may grant only what its author holds, except with the verbs
+//! `escalate` or `bind`.
 
-use machinery_api::error::{ApiError, ApiResult, Named};
+use machinery_api::error::{ApiError, ApiResult, GroupResource};
 use machinery_api::selector::go_quoted;
 use serde_json::Value;
 
@@ -9,31 +10,31 @@ use super::rules::{Rule, missing, quoted_list};
 use super::{Attributes, Authorizer, MASTERS, RBAC_GROUP, UserInfo};
 use apiserver_resources::objects::ObjectReader;
 
-/// One write of an RBAC object.
+/// A write of an RBAC object.
 #[derive(Debug, Clone, Copy)]
-pub struct Write<'a> {
+pub struct RbacWrite<'a> {
     /// `roles`, `clusterroles`, `rolebindings` or `clusterrolebindings`.
     pub plural: &'a str,
     /// The request's namespace; empty for cluster-wide kinds.
     pub namespace: &'a str,
     /// The name in the request's path; empty for a create.
     pub path_name: &'a str,
-    /// What would be written, after defaulting.
+    /// The object to be written, after defaulting.
     pub new: &'a Value,
-    /// What is there.
+    /// The stored object.
     pub old: Option<&'a Value>,
 }
 
-/// Refuses a write that grants what the user doesn't hold. Anything but the four RBAC kinds passes.
+/// Rejects a write that grants rights the user does not hold. Objects of other kinds pass.
 ///
-/// Comes after authorization, decoding and defaulting, before validation, as upstream does it.
+/// Runs after authorization, decoding and defaulting, and before validation, as upstream.
 pub async fn check(
     authorizer: &Authorizer,
     objects: &dyn ObjectReader,
     user: &UserInfo,
-    write: &Write<'_>,
+    write: &RbacWrite<'_>,
 ) -> ApiResult<()> {
-    let check = Check { authorizer, objects, user, write };
+    let check = EscalationCheck { authorizer, objects, user, write };
     match write.plural {
         "roles" | "clusterroles" => check.role().await,
         "rolebindings" | "clusterrolebindings" => check.binding().await,
@@ -41,38 +42,38 @@ pub async fn check(
     }
 }
 
-struct Check<'a> {
+struct EscalationCheck<'a> {
     authorizer: &'a Authorizer,
     objects: &'a dyn ObjectReader,
     user: &'a UserInfo,
-    write: &'a Write<'a>,
+    write: &'a RbacWrite<'a>,
 }
 
-impl Check<'_> {
+impl EscalationCheck<'_> {
     async fn role(&self) -> ApiResult<()> {
         let write = self.write;
         if self.user.is_in(MASTERS)
-            || self.may("escalate", write.plural, write.path_name).await
-            || self.only_for_collection()
+            || self.is_allowed("escalate", write.plural, write.path_name).await
+            || self.changes_only_gc_fields()
         {
             return Ok(());
         }
-        self.holds(&Rule::parse_all(write.new))?;
+        self.check_held(&Rule::parse_all(write.new))?;
         let aggregates = |role: &Value| {
             role["aggregationRule"]["clusterRoleSelectors"].as_array().is_some_and(|selectors| !selectors.is_empty())
         };
         if write.plural == "clusterroles"
             && (aggregates(write.new) || write.old.is_some_and(aggregates))
-            && self.holds(&Rule::full_authority()).is_err()
+            && self.check_held(&Rule::full_authority()).is_err()
         {
-            return Err(self.refused("must have cluster-admin privileges to use the aggregationRule".into()));
+            return Err(self.forbidden("must have cluster-admin privileges to use the aggregationRule".into()));
         }
         Ok(())
     }
 
     async fn binding(&self) -> ApiResult<()> {
         let write = self.write;
-        if self.user.is_in(MASTERS) || self.only_for_collection() {
+        if self.user.is_in(MASTERS) || self.changes_only_gc_fields() {
             return Ok(());
         }
         let role = &write.new["roleRef"];
@@ -81,20 +82,20 @@ impl Check<'_> {
             Some("ClusterRole") => ("clusterroles", ""),
             Some("Role") if write.plural == "rolebindings" => ("roles", write.namespace),
             Some("Role") => return Err(ApiError::BadRequest("Namespace parameter required.".into())),
-            // Not a reference that validation takes.
+            // Validation rejects this reference.
             _ => return Ok(()),
         };
-        if name.is_empty() || self.may("bind", plural, name).await {
+        if name.is_empty() || self.is_allowed("bind", plural, name).await {
             return Ok(());
         }
         let Some(role) = self.objects.get(RBAC_GROUP, plural, namespace, name) else {
-            // As upstream: in the words of the binding's resource.
-            return Err(ApiError::NotFound(Named::new(RBAC_GROUP, write.plural), name.to_owned()));
+            // The error names the binding's resource, as upstream.
+            return Err(ApiError::NotFound(GroupResource::new(RBAC_GROUP, write.plural), name.to_owned()));
         };
-        self.holds(&Rule::parse_all(&role))
+        self.check_held(&Rule::parse_all(&role))
     }
 
-    async fn may(&self, verb: &str, resource: &str, name: &str) -> bool {
+    async fn is_allowed(&self, verb: &str, resource: &str, name: &str) -> bool {
         let request = Attributes {
             verb,
             group: RBAC_GROUP,
@@ -108,7 +109,7 @@ impl Check<'_> {
         self.authorizer.authorize(self.objects, self.user, &request).await.allowed
     }
 
-    fn holds(&self, wanted: &[Rule]) -> ApiResult<()> {
+    fn check_held(&self, wanted: &[Rule]) -> ApiResult<()> {
         let granted = self.authorizer.rules_for(self.objects, self.user, self.write.namespace);
         let missing = missing(&granted.rules, wanted);
         if missing.is_empty() {
@@ -123,16 +124,16 @@ impl Check<'_> {
         if !granted.errors.is_empty() {
             sentence.push_str(&format!("; resolution errors: [{}]", aggregate(&granted.errors)));
         }
-        Err(self.refused(sentence))
+        Err(self.forbidden(sentence))
     }
 
-    fn refused(&self, sentence: String) -> ApiError {
+    fn forbidden(&self, sentence: String) -> ApiError {
         let name = self.write.new["metadata"]["name"].as_str().unwrap_or_default();
-        ApiError::Forbidden(Named::new(RBAC_GROUP, self.write.plural), name.to_owned(), sentence)
+        ApiError::Forbidden(GroupResource::new(RBAC_GROUP, self.write.plural), name.to_owned(), sentence)
     }
 
-    /// Whether only what garbage collection needs changes: finalizers and owners.
-    fn only_for_collection(&self) -> bool {
+    /// Whether only fields for garbage collection change: finalizers and owner references.
+    fn changes_only_gc_fields(&self) -> bool {
         let Some(old) = self.write.old else { return false };
         let bare = |object: &Value| {
             let mut object = object.clone();
@@ -174,10 +175,10 @@ mod tests {
         let authorizer = Authorizer::default();
         let user = UserInfo { name: "jo".into(), groups: vec!["system:authenticated".into()], ..UserInfo::default() };
         let ask = |plural: &str, new: Value, old: Option<&Value>| {
-            let write = Write { plural, namespace: "ns", path_name: "", new: &new, old };
+            let write = RbacWrite { plural, namespace: "ns", path_name: "", new: &new, old };
             check(&authorizer, &map, &user, &write)
                 .now_or_never()
-                .expect("waits for nobody")
+                .expect("no link waits")
                 .map_err(|e| e.status().message)
         };
         let role = |resource: &str| json!({"metadata": {"name": "x"}, "rules": [{"apiGroups": [""], "resources": [resource], "verbs": ["get"]}]});

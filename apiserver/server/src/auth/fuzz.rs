@@ -1,4 +1,4 @@
-//! Fuzz targets of credentials: tokens, keys, the headers of who wants to be somebody else.
+//! Fuzz targets of credentials: tokens, keys, and impersonation headers.
 
 use std::sync::LazyLock;
 
@@ -84,9 +84,9 @@ fn who_wants_to_be_somebody_has_a_name() {
                 headers.append(NAMES[usize::from(*name) % NAMES.len()], value);
             }
         }
-        match impersonate::wanted(&headers) {
+        match impersonate::requested_user(&headers) {
             Ok(Some(user)) => assert!(!user.name.is_empty()),
-            // Who asks for a group and names nobody must not pass as who they are.
+            // A request for another group without a user name must not pass with its own identity.
             Ok(None) => assert!(headers.keys().all(|name| name == NAMES[0] || name == NAMES[1])),
             Err(error) => assert_eq!(error.status().code, 400),
         }

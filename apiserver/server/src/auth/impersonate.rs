@@ -1,5 +1,5 @@
-//! Impersonation: the `Impersonate-*` headers, and who may be whom. Since v1.36 constrained modes are tried first
-//! (KEP-5284), then the `impersonate` verb as ever; the first refusal is the one that is shown.
+//! Impersonation by the `Impersonate-*` headers. As in v1.36, the constrained modes (KEP-5284) are tried before the
+//! legacy `impersonate` verb. The first mode's error is returned.
 
 use machinery_api::selector::go_quoted;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -14,19 +14,19 @@ use super::{
 };
 use apiserver_resources::objects::ObjectReader;
 
-/// From this many groups or extras on, one question for all of them is asked first.
-const MANY: usize = 4;
+/// The number of groups or extra values from which one check for `*` is tried first.
+const WILDCARD_CHECK_MIN: usize = 4;
 const AUTHENTICATION: &str = "authentication.k8s.io";
 const EXTRA_HEADER: &str = "impersonate-extra-";
 
-/// The user that the headers ask for; `None` where they name none.
-pub fn wanted(headers: &http::HeaderMap) -> ApiResult<Option<UserInfo>> {
+/// Parses the user of the headers; `None` if there are none.
+pub fn requested_user(headers: &http::HeaderMap) -> ApiResult<Option<UserInfo>> {
     let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     let first = |name: &str| headers.get(name).map(text).unwrap_or_default();
     let mut extra: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (name, value) in headers {
         if let Some(key) = name.as_str().strip_prefix(EXTRA_HEADER) {
-            // A key that is not escaped properly is taken as it stands.
+            // An incorrectly escaped key is taken literally.
             let key = percent_encoding::percent_decode_str(key)
                 .decode_utf8()
                 .map_or_else(|_| key.to_owned(), std::borrow::Cow::into_owned);
@@ -60,18 +60,19 @@ pub fn wanted(headers: &http::HeaderMap) -> ApiResult<Option<UserInfo>> {
     )))
 }
 
-/// Requestors whose last successful mode is remembered.
-const REMEMBERED_MAX: usize = 10_000;
+/// The maximum number of requestors whose last successful mode is cached.
+const LAST_MODES_MAX: usize = 10_000;
 
-/// Decides who may be whom.
+/// Authorizes impersonation.
 #[derive(Debug, Default)]
 pub struct Impersonator {
-    /// As upstream, the mode that last worked for a requestor is tried first: it only decides which refusal is shown.
+    /// The last successful mode of each requestor. As upstream, it is tried first, which only affects the error
+    /// returned.
     last: Mutex<HashMap<String, Mode>>,
 }
 
 impl Impersonator {
-    /// Makes `requestor` into `wanted` for this request, or refuses.
+    /// Returns the impersonated user for this request, or an error.
     pub async fn impersonate(
         &self,
         authorizer: &Authorizer,
@@ -82,29 +83,29 @@ impl Impersonator {
     ) -> ApiResult<UserInfo> {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).get(&requestor.name).copied();
         let others = MODES.into_iter().filter(|mode| last != Some(*mode));
-        let mut refusal = None;
+        let mut first_error = None;
         for mode in last.into_iter().chain(others) {
             if !mode.applies(requestor, wanted) {
                 continue;
             }
-            let ask = Asking { authorizer, objects, requestor, mode };
-            match ask.become_wanted(wanted, request).await {
+            let check = ImpersonationCheck { authorizer, objects, requestor, mode };
+            match check.impersonate(wanted, request).await {
                 Ok(user) => {
                     if last != Some(mode) {
-                        self.remember(&requestor.name, mode);
+                        self.record_mode(&requestor.name, mode);
                     }
                     return Ok(user);
                 }
-                Err(error) => refusal = refusal.or(Some(error)),
+                Err(error) => first_error = first_error.or(Some(error)),
             }
         }
-        // The legacy mode always applies, so there is a refusal.
-        Err(refusal.unwrap_or_else(|| forbidden(&requestor.name, request, "")))
+        // The legacy mode always applies, so there is an error.
+        Err(first_error.unwrap_or_else(|| forbidden(&requestor.name, request, "")))
     }
 
-    fn remember(&self, requestor: &str, mode: Mode) {
+    fn record_mode(&self, requestor: &str, mode: Mode) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.len() >= REMEMBERED_MAX {
+        if last.len() >= LAST_MODES_MAX {
             last.clear();
         }
         last.insert(requestor.to_owned(), mode);
@@ -154,7 +155,7 @@ impl Mode {
     }
 }
 
-/// The node in `system:node:NAME` where that could be one's name.
+/// The node name in `system:node:NAME`, if it is a valid name.
 fn node_name(user: &str) -> Option<&str> {
     let name = user.strip_prefix(NODE_PREFIX)?;
     let label = |part: &str| {
@@ -166,15 +167,15 @@ fn node_name(user: &str) -> Option<&str> {
     (name.len() <= 253 && name.split('.').all(label)).then_some(name)
 }
 
-struct Asking<'a> {
+struct ImpersonationCheck<'a> {
     authorizer: &'a Authorizer,
     objects: &'a dyn ObjectReader,
     requestor: &'a UserInfo,
     mode: Mode,
 }
 
-impl Asking<'_> {
-    async fn become_wanted(&self, wanted: &UserInfo, request: &Attributes<'_>) -> ApiResult<UserInfo> {
+impl ImpersonationCheck<'_> {
+    async fn impersonate(&self, wanted: &UserInfo, request: &Attributes<'_>) -> ApiResult<UserInfo> {
         if self.mode != Mode::Legacy {
             let verb = format!("impersonate-on:{}:{}", self.mode.name(), request.verb);
             self.authorizer.check(self.objects, self.requestor, &Attributes { verb: &verb, ..*request }).await?;
@@ -182,7 +183,7 @@ impl Asking<'_> {
         let mut user = wanted.clone();
         self.name(&mut user).await?;
         if !wanted.uid.is_empty() {
-            self.may(AUTHENTICATION, "uids", "", "", &wanted.uid).await?;
+            self.check(AUTHENTICATION, "uids", "", "", &wanted.uid).await?;
         }
         self.groups(&wanted.groups).await?;
         self.extra(&wanted.extra).await?;
@@ -200,17 +201,17 @@ impl Asking<'_> {
             && let Some(node) = node_name(&name)
         {
             user.groups = vec![NODES.to_owned()];
-            // For an associated node the grant is for all nodes: which one was checked already.
+            // The grant for an associated node covers all nodes: its name was checked before.
             let node = if self.mode == Mode::AssociatedNode { "*" } else { node };
-            return self.may(AUTHENTICATION, "nodes", "", "", node).await;
+            return self.check(AUTHENTICATION, "nodes", "", "", node).await;
         }
         if let Some((namespace, account)) = parse_service_account(&name) {
             if user.groups.is_empty() {
                 user.groups = service_account_groups(namespace);
             }
-            return self.may(self.group(), "serviceaccounts", "", namespace, account).await;
+            return self.check(self.group(), "serviceaccounts", "", namespace, account).await;
         }
-        self.may(self.group(), "users", "", "", &name).await
+        self.check(self.group(), "users", "", "", &name).await
     }
 
     async fn groups(&self, groups: &[String]) -> ApiResult<()> {
@@ -219,20 +220,20 @@ impl Asking<'_> {
         }
         if self.mode != Mode::Legacy {
             if groups.iter().any(String::is_empty) {
-                return Err(self.refused("groups", "", "impersonating the empty string group is not allowed"));
+                return Err(self.forbidden("groups", "", "impersonating the empty string group is not allowed"));
             }
             if groups.iter().any(|group| group == MASTERS) {
                 let why = "impersonating the system:masters group is not allowed";
-                return Err(self.refused("groups", MASTERS, why));
+                return Err(self.forbidden("groups", MASTERS, why));
             }
-            if groups.len() >= MANY && self.may(self.group(), "groups", "", "", "*").await.is_ok() {
+            if groups.len() >= WILDCARD_CHECK_MIN && self.check(self.group(), "groups", "", "", "*").await.is_ok() {
                 return Ok(());
             }
         }
-        // Each only once: a client may send thousands of headers.
+        // Each group is checked once, because a client may send thousands of headers.
         let groups: BTreeSet<&String> = groups.iter().collect();
         for group in groups {
-            self.may(self.group(), "groups", "", "", group).await?;
+            self.check(self.group(), "groups", "", "", group).await?;
         }
         Ok(())
     }
@@ -243,22 +244,23 @@ impl Asking<'_> {
         }
         if self.mode != Mode::Legacy {
             if let Some(why) = extra.iter().find_map(|(key, values)| unusable_extra(key, values)) {
-                return Err(self.refused_in(AUTHENTICATION, "userextras", "", &why));
+                return Err(self.forbidden_in(AUTHENTICATION, "userextras", "", &why));
             }
-            let many = extra.len() >= MANY || extra.values().map(Vec::len).sum::<usize>() >= MANY;
-            if many && self.may(AUTHENTICATION, "userextras", "*", "", "*").await.is_ok() {
+            let many =
+                extra.len() >= WILDCARD_CHECK_MIN || extra.values().map(Vec::len).sum::<usize>() >= WILDCARD_CHECK_MIN;
+            if many && self.check(AUTHENTICATION, "userextras", "*", "", "*").await.is_ok() {
                 return Ok(());
             }
         }
         for (key, values) in extra {
             for value in values {
-                self.may(AUTHENTICATION, "userextras", key, "", value).await?;
+                self.check(AUTHENTICATION, "userextras", key, "", value).await?;
             }
         }
         Ok(())
     }
 
-    /// Users, groups and service accounts are of the core group in the legacy mode.
+    /// The legacy mode has users, groups and service accounts in the core group.
     fn group(&self) -> &'static str {
         if self.mode == Mode::Legacy { "" } else { AUTHENTICATION }
     }
@@ -267,7 +269,14 @@ impl Asking<'_> {
         if self.mode == Mode::Legacy { "impersonate".into() } else { format!("impersonate:{}", self.mode.name()) }
     }
 
-    async fn may(&self, group: &str, resource: &str, subresource: &str, namespace: &str, name: &str) -> ApiResult<()> {
+    async fn check(
+        &self,
+        group: &str,
+        resource: &str,
+        subresource: &str,
+        namespace: &str,
+        name: &str,
+    ) -> ApiResult<()> {
         let verb = self.verb();
         let version = "v1";
         let request = Attributes {
@@ -284,18 +293,18 @@ impl Asking<'_> {
         self.authorizer.check(self.objects, self.requestor, &request).await
     }
 
-    fn refused(&self, resource: &str, name: &str, why: &str) -> ApiError {
-        self.refused_in(self.group(), resource, name, why)
+    fn forbidden(&self, resource: &str, name: &str, why: &str) -> ApiError {
+        self.forbidden_in(self.group(), resource, name, why)
     }
 
-    fn refused_in(&self, group: &str, resource: &str, name: &str, why: &str) -> ApiError {
+    fn forbidden_in(&self, group: &str, resource: &str, name: &str, why: &str) -> ApiError {
         let verb = self.verb();
         let request = Attributes { verb: &verb, group, resource, name, is_resource: true, ..Attributes::default() };
         forbidden(&self.requestor.name, &request, why)
     }
 }
 
-/// Why the constrained modes don't take an extra.
+/// The reason why the constrained modes reject an extra.
 fn unusable_extra(key: &str, values: &[String]) -> Option<String> {
     if key.is_empty() {
         return Some("impersonating the empty string key in extra is not allowed".into());
@@ -344,9 +353,9 @@ mod tests {
 
     #[test]
     fn headers_name_a_user() {
-        assert_eq!(wanted(&headers(&[])), Ok(None));
-        assert_eq!(wanted(&headers(&[("impersonate-user", "")])), Ok(None));
-        let user = wanted(&headers(&[
+        assert_eq!(requested_user(&headers(&[])), Ok(None));
+        assert_eq!(requested_user(&headers(&[("impersonate-user", "")])), Ok(None));
+        let user = requested_user(&headers(&[
             ("impersonate-user", "jo"),
             ("impersonate-uid", "abc"),
             ("impersonate-extra-scopes", "one"),
@@ -355,7 +364,7 @@ mod tests {
         let user = user.unwrap().unwrap();
         assert_eq!(user.extra["example.com/team"], ["blue"]);
         assert_eq!((user.name.as_str(), user.uid.as_str()), ("jo", "abc"));
-        let error = wanted(&headers(&[("impersonate-group", "dev")])).unwrap_err();
+        let error = requested_user(&headers(&[("impersonate-group", "dev")])).unwrap_err();
         assert_eq!(
             error.status().message,
             "requested &user.DefaultInfo{Name:\"\", UID:\"\", Groups:[]string{\"dev\"}, Extra:map[string][]string(nil)} \
@@ -374,7 +383,7 @@ mod tests {
             let done = by
                 .impersonate(&authorizer, &map, &admin, &wanted, &get_namespaces())
                 .now_or_never()
-                .expect("waits for nobody");
+                .expect("no link waits");
             done.unwrap().groups
         };
         assert_eq!(become_user("jo", &[]), ["system:authenticated"]);
@@ -409,25 +418,25 @@ mod tests {
             "roleRef": {"kind": "ClusterRole", "name": "r"}, "subjects": [{"kind": "User", "name": "al"}]}),
         );
         let by = Impersonator::default();
-        let ask = |requestor: &str, list: &[(&str, &str)]| {
-            let wanted = wanted(&headers(list)).unwrap().unwrap();
+        let check = |requestor: &str, list: &[(&str, &str)]| {
+            let wanted = requested_user(&headers(list)).unwrap().unwrap();
             let requestor = UserInfo::component(requestor, None);
             by.impersonate(&authorizer, &map, &requestor, &wanted, &get_namespaces())
                 .now_or_never()
-                .expect("waits for nobody")
+                .expect("no link waits")
         };
-        assert_eq!(ask("al", &[("impersonate-user", "jo")]).unwrap().groups, ["system:authenticated"]);
-        assert!(ask("al", &[("impersonate-user", "jo"), ("impersonate-group", "dev")]).is_ok());
-        assert!(ask("al", &[("impersonate-user", "jo"), ("impersonate-group", "ops")]).is_err());
-        assert!(ask("al", &[("impersonate-user", "jo"), ("impersonate-uid", "a")]).is_err());
-        assert!(ask("al", &[("impersonate-user", "jo"), ("impersonate-extra-a", "a")]).is_err());
+        assert_eq!(check("al", &[("impersonate-user", "jo")]).unwrap().groups, ["system:authenticated"]);
+        assert!(check("al", &[("impersonate-user", "jo"), ("impersonate-group", "dev")]).is_ok());
+        assert!(check("al", &[("impersonate-user", "jo"), ("impersonate-group", "ops")]).is_err());
+        assert!(check("al", &[("impersonate-user", "jo"), ("impersonate-uid", "a")]).is_err());
+        assert!(check("al", &[("impersonate-user", "jo"), ("impersonate-extra-a", "a")]).is_err());
         assert_eq!(
-            ask("al", &[("impersonate-user", "bo")]).unwrap_err().status().message,
+            check("al", &[("impersonate-user", "bo")]).unwrap_err().status().message,
             "users \"bo\" is forbidden: User \"al\" cannot impersonate resource \"users\" in API group \"\" at the cluster \
              scope"
         );
         assert_eq!(
-            ask("bo", &[("impersonate-user", "jo")]).unwrap_err().status().message,
+            check("bo", &[("impersonate-user", "jo")]).unwrap_err().status().message,
             "namespaces is forbidden: User \"bo\" cannot impersonate-on:user-info:list resource \"namespaces\" in API \
              group \"\" at the cluster scope"
         );

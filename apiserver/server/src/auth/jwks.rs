@@ -1,20 +1,20 @@
-//! OpenID discovery of the token issuer: for those who want to check tokens without asking.
+//! OpenID discovery of the token issuer, for clients that verify tokens offline.
 
 use machinery_api::names::TOKEN_ISSUER;
 use serde_json::{Value, json};
 
 use super::jwt::SigningKey;
 
-/// Where the configuration is served.
+/// The path of the configuration.
 pub const CONFIGURATION_PATH: &str = "/.well-known/openid-configuration";
-/// Where the keys are served.
+/// The path of the keys.
 pub const KEYS_PATH: &str = "/openid/v1/jwks";
 /// The media type of the keys (RFC 7517 §8.5.1).
 pub const KEYS_MEDIA_TYPE: &str = "application/jwk-set+json";
-/// The `Cache-Control` header of both.
+/// The `Cache-Control` header of both documents.
 pub const CACHE_CONTROL: &str = "public, max-age=3600";
 
-/// The configuration, for an API server at `address` (`host:port`).
+/// The configuration document of an API server at `address` (`host:port`).
 #[must_use]
 pub fn configuration(address: &str) -> Value {
     json!({
@@ -26,7 +26,7 @@ pub fn configuration(address: &str) -> Value {
     })
 }
 
-/// The keys.
+/// The key document.
 #[must_use]
 pub fn keys(key: &SigningKey) -> Value {
     json!({"keys": [key.jwk()]})

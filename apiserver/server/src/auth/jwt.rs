@@ -1,6 +1,6 @@
-//! JSON Web Tokens with one algorithm, ES256: what service account tokens are (RFC 7515, RFC 7518 §3.4).
+//! JSON Web Tokens with the ES256 algorithm, for service account tokens (RFC 7515, RFC 7518 §3.4).
 //!
-//! The algorithm is fixed and the header's is only compared: no token can choose how it is checked.
+//! The algorithm is fixed and only compared with the header's, so that a token cannot select its own verification.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -13,7 +13,7 @@ use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-/// A token longer than this is refused unread, in bytes: ours are about 1 KiB.
+/// The maximum token length in bytes. The server's own are about 1 KiB.
 const TOKEN_BYTES_MAX: usize = 32 * 1024;
 /// The DER of a `SubjectPublicKeyInfo` for P-256 up to the point itself (RFC 5480 §2).
 const SPKI_P256: [u8; 26] = [
@@ -21,21 +21,20 @@ const SPKI_P256: [u8; 26] = [
     0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
 ];
 
-/// Why a key cannot be used or a token not be made.
+/// Why a key is invalid or signing failed.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// Not a PEM text with one PKCS#8 key.
+    /// The text is not a PEM document with one PKCS#8 key.
     #[error("not a private key in PEM: {0}")]
     Pem(String),
-    /// Not a key on P-256.
+    /// The key is not on P-256.
     #[error("not a P-256 key")]
     Key,
-    /// Signing failed.
     #[error("signing failed")]
     Sign,
 }
 
-/// The key that signs tokens and checks them.
+/// The key that signs and verifies tokens.
 pub struct SigningKey {
     pair: EcdsaKeyPair,
     id: String,
@@ -61,7 +60,7 @@ impl SigningKey {
         Ok(Self { pair, id, spki })
     }
 
-    /// The key's id: as upstream, the hash of its public key.
+    /// The key ID: the hash of the public key, as upstream.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
@@ -83,7 +82,7 @@ impl SigningKey {
     /// The public key as a JSON Web Key (RFC 7517).
     #[must_use]
     pub fn jwk(&self) -> Value {
-        // An uncompressed point: 4, then x and y of 32 bytes each.
+        // An uncompressed point: the byte 4, then x and y with 32 bytes each.
         let point = self.pair.public_key().as_ref();
         let (x, y) = (point.get(1..33).unwrap_or_default(), point.get(33..65).unwrap_or_default());
         json!({
@@ -101,7 +100,7 @@ impl SigningKey {
         Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
     }
 
-    /// The claims of a token that this key signed.
+    /// Returns the claims if this key signed the token.
     #[must_use]
     pub fn verify(&self, token: &str) -> Option<Value> {
         if token.len() > TOKEN_BYTES_MAX {

@@ -1,4 +1,4 @@
-//! What a certificate that this cluster's authority issued says of itself.
+//! Parses the fields of a certificate that this cluster's authority issued.
 
 use std::net::IpAddr;
 
@@ -6,7 +6,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use x509_parser::prelude::FromDer;
 
-/// What a certificate of ours says.
+/// The parsed fields.
 pub(super) struct Leaf {
     pub(super) names: Vec<String>,
     pub(super) subject: String,

@@ -1,16 +1,17 @@
-//! Who asks, and whether they may: PKI, TLS, authenticators, RBAC, the Node authorizer, impersonation, tokens, reviews.
+//! Authentication and authorization: PKI, TLS, authenticators, RBAC, the Node authorizer, impersonation, tokens,
+//! reviews.
 //!
-//! In the order of a request: [`tls::serve`] hands over the peer's certificate, [`authenticate::Authenticator`] makes a
-//! [`UserInfo`] of it or of a token, [`impersonate::impersonate`] may replace that one, [`authorize::Authorizer`]
-//! decides. [`escalation`] watches over writes of RBAC objects, [`tokens`] and [`reviews`] answer what is asked about all
-//! of this. Everything but the listener and the key files is a pure function over [`ObjectReader`](apiserver_resources::objects::Objects).
+//! In the order of a request: [`tls::serve`] supplies the peer's certificate, and [`authenticate::Authenticator`]
+//! derives a [`UserInfo`] from it or from a token. [`impersonate::Impersonator`] may replace the user, and
+//! [`authorize::Authorizer`] decides. [`escalation`] checks writes of RBAC objects; [`tokens`] and [`reviews`]
+//! implement the API for these subjects. Everything except the listener and the key files is a pure function over
+//! [`ObjectReader`](apiserver_resources::objects::Objects).
 
 pub mod attributes;
 pub mod authenticate;
 pub mod authorize;
 mod bootstrap_tokens;
 pub mod certificates;
-mod checked;
 pub mod escalation;
 #[cfg(test)]
 mod fuzz;
@@ -28,6 +29,7 @@ pub mod reviews;
 pub mod rules;
 pub mod signing;
 pub mod tls;
+mod token_cache;
 pub mod tokens;
 
 use std::collections::BTreeMap;
@@ -37,43 +39,42 @@ pub use authenticate::{AuthenticateToken, Authenticator, Credentials};
 pub use authorize::{Authorize, Authorizer};
 pub use impersonate::Impersonator;
 
-/// The group that may do everything; its members skip all checks.
+/// The group whose members bypass authorization.
 pub const MASTERS: &str = "system:masters";
 /// The group of every authenticated user.
 pub const AUTHENTICATED: &str = "system:authenticated";
 /// The group of every anonymous request.
 pub const UNAUTHENTICATED: &str = "system:unauthenticated";
-/// Who sent no credentials.
+/// The user of requests without credentials.
 pub const ANONYMOUS: &str = "system:anonymous";
 /// The group of kubelets.
 pub const NODES: &str = "system:nodes";
-/// Kubelets' names begin with it.
+/// The prefix of kubelets' user names.
 pub const NODE_PREFIX: &str = "system:node:";
-/// The group of all service accounts; with `:NAMESPACE` behind it, of one namespace's.
+/// The group of all service accounts; with the suffix `:NAMESPACE`, those of one namespace.
 pub const SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
-/// Service accounts' user names begin with it.
+/// The prefix of service accounts' user names.
 const SERVICE_ACCOUNT_PREFIX: &str = "system:serviceaccount:";
-/// Extra: which certificate or token it was.
+/// Extra key: the ID of the certificate or token.
 pub const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
-/// Extra: the pod that a token is bound to.
+/// Extra key: the pod that a token is bound to.
 pub const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
-/// Extra: see [`POD_NAME`].
+/// Extra key: the UID of that pod.
 pub const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
-/// Extra: the node that a token is bound to, or its pod runs on.
+/// Extra key: the node that a token is bound to, or that its pod runs on.
 pub const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
-/// Extra: see [`NODE_NAME`].
+/// Extra key: the UID of that node.
 pub const NODE_UID: &str = "authentication.kubernetes.io/node-uid";
-/// The RBAC kinds' API group.
+/// The API group of RBAC.
 pub const RBAC_GROUP: &str = "rbac.authorization.k8s.io";
 
 /// The authenticated identity of a request (`authentication.k8s.io` UserInfo).
 ///
-/// In-process components put one into the request's extensions; it never travels as a header.
+/// In-process components put it into the request's extensions; it is never a header.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct UserInfo {
-    /// The user's name.
     pub name: String,
-    /// The user's uid, where the authenticator knows one.
+    /// The user's UID, if the authenticator supplies one.
     pub uid: String,
     /// Groups, in the authenticator's order.
     pub groups: Vec<String>,
@@ -82,7 +83,7 @@ pub struct UserInfo {
 }
 
 impl UserInfo {
-    /// A user with one group, as the process's own components are.
+    /// A user of an in-process component, with at most one group of its own.
     #[must_use]
     pub fn component(name: impl Into<String>, group: Option<&str>) -> Self {
         let mut groups: Vec<String> = group.map(str::to_owned).into_iter().collect();
@@ -90,7 +91,7 @@ impl UserInfo {
         Self { name: name.into(), groups, ..Self::default() }
     }
 
-    /// A service account, as code of this process acts in its name.
+    /// The user of a service account, for in-process code that acts on its behalf.
     #[must_use]
     pub fn service_account(namespace: &str, name: &str) -> Self {
         let mut groups = service_account_groups(namespace);
@@ -98,13 +99,12 @@ impl UserInfo {
         Self { name: service_account_user(namespace, name), groups, ..Self::default() }
     }
 
-    /// Whether the user is in a group.
     #[must_use]
     pub fn is_in(&self, group: &str) -> bool {
         self.groups.iter().any(|g| g == group)
     }
 
-    /// The node that this user is the kubelet of: `Some("")` for a member of `system:nodes` with an unusable name.
+    /// The node of a kubelet. `Some("")` for a member of `system:nodes` with an invalid name.
     #[must_use]
     pub fn node(&self) -> Option<&str> {
         if self.is_in(NODES) { self.name.strip_prefix(NODE_PREFIX) } else { None }
@@ -117,7 +117,7 @@ pub fn service_account_user(namespace: &str, name: &str) -> String {
     format!("{SERVICE_ACCOUNT_PREFIX}{namespace}:{name}")
 }
 
-/// Namespace and name of a service account's user name.
+/// Parses namespace and name of a service account's user name.
 #[must_use]
 pub fn parse_service_account(user: &str) -> Option<(&str, &str)> {
     let (namespace, name) = user.strip_prefix(SERVICE_ACCOUNT_PREFIX)?.split_once(':')?;
@@ -131,7 +131,7 @@ pub fn parse_service_account(user: &str) -> Option<(&str, &str)> {
     (usable(namespace, false) && usable(name, true)).then_some((namespace, name))
 }
 
-/// The groups of a namespace's service accounts.
+/// The groups of service accounts in a namespace.
 #[must_use]
 pub fn service_account_groups(namespace: &str) -> Vec<String> {
     vec![SERVICE_ACCOUNTS.to_owned(), format!("{SERVICE_ACCOUNTS}:{namespace}")]

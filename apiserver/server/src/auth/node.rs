@@ -1,6 +1,7 @@
-//! The Node authorizer: a kubelet reaches its own Node and Lease, the pods bound to it, and what those pods name.
+//! The Node authorizer: allows a kubelet its own Node and Lease, the pods bound to it, and the objects that those pods
+//! reference.
 //!
-//! What it may write on them is narrowed by the admission plugin NodeRestriction.
+//! The admission plugin NodeRestriction restricts its writes further.
 
 use machinery_api::selector::go_quoted;
 
@@ -11,16 +12,16 @@ use super::{Attributes, Decision, UserInfo, node_own};
 use crate::default_objects::default_objects;
 use apiserver_resources::objects::ObjectReader;
 
-/// Where kubelets keep their leases.
+/// The namespace of node leases.
 pub const LEASE_NAMESPACE: &str = "kube-node-lease";
 
-/// The rules that every kubelet has for what isn't told apart by node: those of the default role `system:node`.
+/// The rules that do not depend on the node: those of the default role `system:node`.
 pub(crate) fn default_rules() -> Vec<Rule> {
     let role = default_objects().find(|o| o["kind"] == "ClusterRole" && o["metadata"]["name"] == "system:node");
     role.map(|role| Rule::parse_all(&role)).unwrap_or_default()
 }
 
-/// Decides for kubelets.
+/// The Node authorizer.
 #[derive(Debug)]
 pub struct NodeAuthorizer {
     rules: Vec<Rule>,
@@ -28,121 +29,128 @@ pub struct NodeAuthorizer {
 }
 
 impl NodeAuthorizer {
-    /// With the rules for what isn't told apart by node.
+    /// `rules` are those that do not depend on the node.
     #[must_use]
     pub fn new(rules: Vec<Rule>) -> Self {
         Self { rules, graph: NodeGraph::default() }
     }
 
-    /// Decides for a kubelet; no opinion (refused without a reason) for everyone else.
+    /// Decides for a kubelet. Returns no opinion for other users.
     #[must_use]
     pub fn authorize(&self, objects: &dyn ObjectReader, user: &UserInfo, request: &Attributes<'_>) -> Decision {
-        let Some(node) = user.node() else { return Decision::refuse("") };
+        let Some(node) = user.node() else { return Decision::no_opinion("") };
         if node.is_empty() {
-            return Decision::refuse(format!("unknown node for user {}", go_quoted(&user.name)));
+            return Decision::no_opinion(format!("unknown node for user {}", go_quoted(&user.name)));
         }
-        let ask = Ask { objects, graph: &self.graph, node, request };
+        let node_request = NodeRequest { objects, graph: &self.graph, node, request };
         if request.is_resource {
             match (request.group, request.resource) {
-                ("", "secrets") => return ask.reads(Kind::Secret),
-                ("", "configmaps") => return ask.reads(Kind::ConfigMap),
-                ("", "serviceaccounts") => return ask.service_account(),
-                ("", "persistentvolumeclaims") => return ask.claim(),
-                ("", "persistentvolumes") => return ask.volume(),
+                ("", "secrets") => return node_request.check_read(Kind::Secret),
+                ("", "configmaps") => return node_request.check_read(Kind::ConfigMap),
+                ("", "serviceaccounts") => return node_request.service_account(),
+                ("", "persistentvolumeclaims") => return node_request.claim(),
+                ("", "persistentvolumes") => return node_request.volume(),
                 ("", "nodes") => return own_node(node, request),
                 ("", "pods") => return pods(objects, node, request),
                 ("coordination.k8s.io", "leases") => return lease(node, request),
-                ("resource.k8s.io", "resourceclaims") => return ask.resource_claim(),
+                ("resource.k8s.io", "resourceclaims") => return node_request.resource_claim(),
                 ("resource.k8s.io", "resourceslices") => return node_own::resource_slice(objects, node, request),
                 ("storage.k8s.io", "csinodes") => return node_own::csi_node(node, request),
                 ("storage.k8s.io", "volumeattachments") => {
-                    return ask.gets().err().unwrap_or_else(|| node_own::attachment(objects, node, request));
+                    return node_request
+                        .check_get()
+                        .err()
+                        .unwrap_or_else(|| node_own::attachment(objects, node, request));
                 }
                 _ => {}
             }
         }
-        if self.rules.iter().any(|rule| rule.allows(request)) { Decision::allow("") } else { Decision::refuse("") }
+        if self.rules.iter().any(|rule| rule.allows(request)) { Decision::allow("") } else { Decision::no_opinion("") }
     }
 }
 
-struct Ask<'a> {
+struct NodeRequest<'a> {
     objects: &'a dyn ObjectReader,
     graph: &'a NodeGraph,
     node: &'a str,
     request: &'a Attributes<'a>,
 }
 
-impl Ask<'_> {
-    fn reads(&self, kind: Kind) -> Decision {
+impl NodeRequest<'_> {
+    fn check_read(&self, kind: Kind) -> Decision {
         let request = self.request;
         if !matches!(request.verb, "get" | "list" | "watch") {
-            return Decision::refuse("can only read resources of this type");
+            return Decision::no_opinion("can only read resources of this type");
         }
         if !request.subresource.is_empty() {
-            return Decision::refuse("cannot read subresource");
+            return Decision::no_opinion("cannot read subresource");
         }
         if request.namespace.is_empty() {
-            return Decision::refuse("can only read namespaced object of this type");
+            return Decision::no_opinion("can only read namespaced object of this type");
         }
-        self.named(kind)
+        self.check_named(kind)
     }
 
     fn service_account(&self) -> Decision {
         let request = self.request;
         if request.verb == "get" && request.subresource.is_empty() {
-            return self.reads(Kind::ServiceAccount);
+            return self.check_read(Kind::ServiceAccount);
         }
         if request.verb != "create" || request.name.is_empty() {
-            return Decision::refuse("can only create tokens for individual service accounts");
+            return Decision::no_opinion("can only create tokens for individual service accounts");
         }
         if request.subresource != "token" {
-            return Decision::refuse("can only create token subresource of serviceaccount");
+            return Decision::no_opinion("can only create token subresource of serviceaccount");
         }
-        self.related(Kind::ServiceAccount)
+        self.check_related(Kind::ServiceAccount)
     }
 
-    fn gets(&self) -> Result<(), Decision> {
+    fn check_get(&self) -> Result<(), Decision> {
         let request = self.request;
         if request.verb != "get" {
-            return Err(Decision::refuse("can only get individual resources of this type"));
+            return Err(Decision::no_opinion("can only get individual resources of this type"));
         }
-        if request.subresource.is_empty() { Ok(()) } else { Err(Decision::refuse("cannot get subresource")) }
+        if request.subresource.is_empty() { Ok(()) } else { Err(Decision::no_opinion("cannot get subresource")) }
     }
 
     fn claim(&self) -> Decision {
         match (self.request.verb, self.request.subresource) {
-            ("update" | "patch", "status") => self.related(Kind::Claim),
-            (_, "status") => Decision::refuse("can only get/update/patch this type"),
-            _ => self.gets().err().unwrap_or_else(|| self.related(Kind::Claim)),
+            ("update" | "patch", "status") => self.check_related(Kind::Claim),
+            (_, "status") => Decision::no_opinion("can only get/update/patch this type"),
+            _ => self.check_get().err().unwrap_or_else(|| self.check_related(Kind::Claim)),
         }
     }
 
     fn resource_claim(&self) -> Decision {
-        self.gets().err().unwrap_or_else(|| self.named(Kind::ResourceClaim))
+        self.check_get().err().unwrap_or_else(|| self.check_named(Kind::ResourceClaim))
     }
 
-    /// A volume is related by the claim that it is bound to.
+    /// A volume is related through the claim that it is bound to.
     fn volume(&self) -> Decision {
-        if let Err(refused) = self.gets() {
-            return refused;
+        if let Err(decision) = self.check_get() {
+            return decision;
         }
-        let volume = self.objects.read_once("", "persistentvolumes", "", self.request.name);
+        let volume = self.objects.get_uncached("", "persistentvolumes", "", self.request.name);
         match volume.and_then(|volume| claim_of_volume(&volume)) {
-            Some(claim) => self.names(Kind::Claim, &claim.namespace, &claim.name),
+            Some(claim) => self.check_referenced(Kind::Claim, &claim.namespace, &claim.name),
             None => unrelated(self.node),
         }
     }
 
-    fn named(&self, kind: Kind) -> Decision {
-        if self.request.name.is_empty() { Decision::refuse("No Object name found") } else { self.related(kind) }
+    fn check_named(&self, kind: Kind) -> Decision {
+        if self.request.name.is_empty() {
+            Decision::no_opinion("No Object name found")
+        } else {
+            self.check_related(kind)
+        }
     }
 
-    fn related(&self, kind: Kind) -> Decision {
-        self.names(kind, self.request.namespace, self.request.name)
+    fn check_related(&self, kind: Kind) -> Decision {
+        self.check_referenced(kind, self.request.namespace, self.request.name)
     }
 
-    fn names(&self, kind: Kind, namespace: &str, name: &str) -> Decision {
-        if self.graph.names(self.objects, self.node, &Reference::new(kind, namespace, name)) {
+    fn check_referenced(&self, kind: Kind, namespace: &str, name: &str) -> Decision {
+        if self.graph.references(self.objects, self.node, &Reference::new(kind, namespace, name)) {
             Decision::allow("")
         } else {
             unrelated(self.node)
@@ -152,13 +160,13 @@ impl Ask<'_> {
 
 fn lease(node: &str, request: &Attributes<'_>) -> Decision {
     if !matches!(request.verb, "get" | "create" | "update" | "patch" | "delete") {
-        return Decision::refuse("can only get, create, update, patch, or delete a node lease");
+        return Decision::no_opinion("can only get, create, update, patch, or delete a node lease");
     }
     if request.namespace != LEASE_NAMESPACE {
-        return Decision::refuse(format!("can only access leases in the {LEASE_NAMESPACE:?} system namespace"));
+        return Decision::no_opinion(format!("can only access leases in the {LEASE_NAMESPACE:?} system namespace"));
     }
     if request.verb != "create" && request.name != node {
-        return Decision::refuse("can only access node lease with the same name as the requesting node");
+        return Decision::no_opinion("can only access node lease with the same name as the requesting node");
     }
     Decision::allow("")
 }
@@ -168,17 +176,17 @@ fn own_node(node: &str, request: &Attributes<'_>) -> Decision {
         ("", "create" | "update" | "patch") | ("status", "update" | "patch") => Decision::allow(""),
         ("", "get" | "list" | "watch") => match request.name {
             name if name == node => Decision::allow(""),
-            "" => Decision::refuse(format!("node '{node}' cannot read all nodes, only its own Node object")),
-            name => Decision::refuse(format!("node '{node}' cannot read '{name}', only its own Node object")),
+            "" => Decision::no_opinion(format!("node '{node}' cannot read all nodes, only its own Node object")),
+            name => Decision::no_opinion(format!("node '{node}' cannot read '{name}', only its own Node object")),
         },
-        _ => Decision::refuse(""),
+        _ => Decision::no_opinion(""),
     }
 }
 
 fn pods(objects: &dyn ObjectReader, node: &str, request: &Attributes<'_>) -> Decision {
     let bound = || {
         if request.name.is_empty() {
-            return Decision::refuse("No Object name found");
+            return Decision::no_opinion("No Object name found");
         }
         let pod = objects.get("", "pods", request.namespace, request.name);
         if pod.is_some_and(|pod| is_on_node(&pod, node)) { Decision::allow("") } else { unrelated(node) }
@@ -190,17 +198,17 @@ fn pods(objects: &dyn ObjectReader, node: &str, request: &Attributes<'_>) -> Dec
                 return Decision::allow("");
             }
             if request.name.is_empty() {
-                return Decision::refuse("can only list/watch pods with spec.nodeName field selector");
+                return Decision::no_opinion("can only list/watch pods with spec.nodeName field selector");
             }
             bound()
         }
         ("", "create" | "delete") | ("status", "update" | "patch") | ("eviction", "create") => Decision::allow(""),
-        _ => Decision::refuse(""),
+        _ => Decision::no_opinion(""),
     }
 }
 
 pub(super) fn unrelated(node: &str) -> Decision {
-    Decision::refuse(format!("no relationship found between node '{node}' and this object"))
+    Decision::no_opinion(format!("no relationship found between node '{node}' and this object"))
 }
 
 #[cfg(test)]

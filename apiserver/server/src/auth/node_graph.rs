@@ -1,11 +1,11 @@
-//! Which objects the pods of each node name: the Node authorizer's memory.
+//! A cache of the objects that each node's pods reference, for the Node authorizer.
 //!
-//! A node's pods are followed by what changed of them since its last question, so that a question costs what changed, and
-//! an object that no pod names costs one look-up. An entry goes with its node's last pod; in all, entries hold at most as
-//! many pods as the largest cluster has, and the least recently used go first.
+//! A lookup first applies the changes of the node's pods since its last one, so that its cost is the number of changes.
+//! An object that no pod references costs one lookup. An entry is removed with the last pod of its node. All entries
+//! together hold at most as many pods as the largest cluster has; the least recently used are evicted first.
 //!
-//! Invariant: an answer holds for a state of the objects that is not older than the question. No node's pods are read while
-//! the lock of all nodes is held.
+//! Invariant: a result reflects a state at least as new as the call. No pods are read while the lock of all nodes is
+//! held.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,49 +15,50 @@ use machinery_api::ObjectKey;
 
 use super::node_references::{Kind, Reference, claim_of_volume, is_on_node, of_pod, secrets_of_volume};
 
-/// The pods that all entries hold at most: those of the largest cluster that upstream supports.
+/// The maximum number of pods in all entries: those of the largest cluster that upstream supports.
 const PODS_MAX: usize = 150_000;
-/// Entries whose nodes may be gone are searched for when there are this many, and then at twice as many as were left.
+/// The number of entries that triggers the first sweep for deleted nodes. The next one runs at twice the remaining
+/// number.
 const FIRST_SWEEP_NODES: usize = 64;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// See the module.
+/// The reference graph of all nodes.
 #[derive(Debug)]
 pub(super) struct NodeGraph {
-    /// Held for look-ups only.
+    /// Locked for lookups only.
     nodes: Mutex<Nodes>,
     volumes: Mutex<VolumeSecrets>,
 }
 
 impl Default for NodeGraph {
     fn default() -> Self {
-        Self::holding(PODS_MAX)
+        Self::with_pods_max(PODS_MAX)
     }
 }
 
 impl NodeGraph {
-    fn holding(pods_max: usize) -> Self {
+    fn with_pods_max(pods_max: usize) -> Self {
         Self { nodes: Mutex::new(Nodes::new(pods_max)), volumes: Mutex::default() }
     }
 
-    /// Whether a pod of the node names an object, as of now: directly, or a Secret by the volume of a claim.
-    pub(super) fn names(&self, objects: &dyn ObjectReader, node: &str, wanted: &Reference) -> bool {
+    /// Whether a pod of the node references an object now: directly, or a Secret through the volume of a claim.
+    pub(super) fn references(&self, objects: &dyn ObjectReader, node: &str, wanted: &Reference) -> bool {
         let entry = lock(&self.nodes).open(node);
         let mut pods = lock(&entry);
         let before = pods.len();
-        if pods.witness_names(objects, node, wanted) {
+        if pods.witness_references(objects, node, wanted) {
             return true;
         }
         pods.refresh(objects, node);
-        let named = pods.names(wanted) || self.is_secret_of_claim(objects, &pods, wanted);
+        let referenced = pods.references(wanted) || self.is_secret_of_claim(objects, &pods, wanted);
         if pods.len() != before || pods.len() == 0 {
-            // With the node's lock held, so that sizes arrive in their order.
+            // Under the node's lock, so that sizes are recorded in order.
             self.resize(objects, node, &entry, pods.len());
         }
-        named
+        referenced
     }
 
     fn is_secret_of_claim(&self, objects: &dyn ObjectReader, pods: &NodePods, wanted: &Reference) -> bool {
@@ -67,7 +68,7 @@ impl NodeGraph {
         let mut volumes = lock(&self.volumes);
         volumes.refresh(objects);
         let mut claims = volumes.claims.get(&wanted.object).into_iter().flatten();
-        claims.any(|claim| pods.names(&Reference { kind: Kind::Claim, object: claim.clone() }))
+        claims.any(|claim| pods.references(&Reference { kind: Kind::Claim, object: claim.clone() }))
     }
 
     fn resize(&self, objects: &dyn ObjectReader, node: &str, entry: &Entry, pods: usize) {
@@ -80,18 +81,18 @@ impl NodeGraph {
             objects.field_changes("", "pods", field, u64::MAX, &mut |_, _, _| {}) == ChangesRead::Empty
         };
         let gone = to_sweep.into_iter().filter(|node| is_empty(node)).collect::<Vec<_>>();
-        lock(&self.nodes).swept(&gone);
+        lock(&self.nodes).finish_sweep(&gone);
     }
 }
 
-/// A lock for each node.
+/// The pods of a node under a lock of their own.
 type Entry = Arc<Mutex<NodePods>>;
 
-/// The entries, by use.
+/// All entries, in the order of their use.
 #[derive(Debug)]
 struct Nodes {
-    entries: HashMap<Arc<str>, Held>,
-    /// When each was used last, the oldest first.
+    entries: HashMap<Arc<str>, NodeEntry>,
+    /// Nodes by time of last use, oldest first.
     uses: BTreeMap<u64, Arc<str>>,
     last_use: u64,
     pods: usize,
@@ -100,7 +101,7 @@ struct Nodes {
 }
 
 #[derive(Debug)]
-struct Held {
+struct NodeEntry {
     entry: Entry,
     used: u64,
     pods: usize,
@@ -112,38 +113,37 @@ impl Nodes {
         Self { entries, uses, last_use: 0, pods: 0, pods_max, sweep_nodes: FIRST_SWEEP_NODES }
     }
 
-    /// The entry of a node, which is the most recently used one now.
+    /// Returns the entry of a node and marks it as most recently used.
     fn open(&mut self, node: &str) -> Entry {
         self.last_use += 1;
         let used = self.last_use;
-        if let Some(held) = self.entries.get_mut(node) {
-            if let Some(name) = self.uses.remove(&held.used) {
+        if let Some(entry) = self.entries.get_mut(node) {
+            if let Some(name) = self.uses.remove(&entry.used) {
                 self.uses.insert(used, name);
             }
-            held.used = used;
-            return held.entry.clone();
+            entry.used = used;
+            return entry.entry.clone();
         }
         let (name, entry): (Arc<str>, Entry) = (node.into(), Arc::default());
         self.uses.insert(used, name.clone());
-        self.entries.insert(name, Held { entry: entry.clone(), used, pods: 0 });
+        self.entries.insert(name, NodeEntry { entry: entry.clone(), used, pods: 0 });
         entry
     }
 
     fn remove(&mut self, node: &str) {
-        if let Some(held) = self.entries.remove(node) {
-            self.uses.remove(&held.used);
-            self.pods -= held.pods;
+        if let Some(entry) = self.entries.remove(node) {
+            self.uses.remove(&entry.used);
+            self.pods -= entry.pods;
         }
     }
 
-    /// Takes in how many pods an entry has now, and evicts others. Returns the nodes whose entries may be useless, where it is
-    /// time to search for such.
+    /// Records an entry's number of pods and evicts others. Returns the nodes to check for deletion, if a sweep is due.
     fn resize(&mut self, node: &str, entry: &Entry, pods: usize) -> Vec<Arc<str>> {
-        // Evicted meanwhile: it is dropped with its last user.
-        let Some(held) = self.entries.get_mut(node).filter(|held| Arc::ptr_eq(&held.entry, entry)) else {
+        // The entry was evicted meanwhile. It is dropped with its last user.
+        let Some(current) = self.entries.get_mut(node).filter(|current| Arc::ptr_eq(&current.entry, entry)) else {
             return Vec::new();
         };
-        let before = std::mem::replace(&mut held.pods, pods);
+        let before = std::mem::replace(&mut current.pods, pods);
         self.pods = self.pods - before + pods;
         if pods == 0 {
             self.remove(node);
@@ -160,27 +160,27 @@ impl Nodes {
         self.entries.keys().cloned().collect()
     }
 
-    fn swept(&mut self, gone: &[Arc<str>]) {
+    fn finish_sweep(&mut self, gone: &[Arc<str>]) {
         gone.iter().for_each(|node| self.remove(node));
         self.sweep_nodes = (2 * self.entries.len()).max(FIRST_SWEEP_NODES);
     }
 }
 
-/// The pods of one node, and the objects that they name.
+/// The pods of one node and the objects that they reference.
 #[derive(Debug, Default)]
 struct NodePods {
-    /// All changes up to this revision are in.
+    /// The revision up to which changes are applied.
     revision: u64,
-    pods: HashMap<Arc<ObjectKey>, NamedByPod>,
-    /// The pods that name each object.
-    named: HashMap<Arc<Reference>, Vec<Arc<ObjectKey>>>,
-    /// How many of those objects are PersistentVolumeClaims.
+    pods: HashMap<Arc<ObjectKey>, PodReferences>,
+    /// The pods that reference each object.
+    pods_by_reference: HashMap<Arc<Reference>, Vec<Arc<ObjectKey>>>,
+    /// The number of PersistentVolumeClaims among those objects.
     claims: usize,
 }
 
-/// The objects that one pod names, at one resourceVersion.
+/// The objects that one pod references, at one resourceVersion.
 #[derive(Debug)]
-struct NamedByPod {
+struct PodReferences {
     version: u64,
     references: Vec<Arc<Reference>>,
 }
@@ -190,13 +190,15 @@ impl NodePods {
         self.pods.len()
     }
 
-    fn names(&self, wanted: &Reference) -> bool {
-        self.named.contains_key(wanted)
+    fn references(&self, wanted: &Reference) -> bool {
+        self.pods_by_reference.contains_key(wanted)
     }
 
-    /// Whether one of the pods that named the object at their last read still does: what is allowed reads no other pod.
-    fn witness_names(&mut self, objects: &dyn ObjectReader, node: &str, wanted: &Reference) -> bool {
-        let Some(witness) = self.named.get(wanted).and_then(|pods| pods.first()).cloned() else { return false };
+    /// Whether the first pod that referenced the object still does, without a read of other pods.
+    fn witness_references(&mut self, objects: &dyn ObjectReader, node: &str, wanted: &Reference) -> bool {
+        let Some(witness) = self.pods_by_reference.get(wanted).and_then(|pods| pods.first()).cloned() else {
+            return false;
+        };
         let version = objects.version("", "pods", &witness.namespace, &witness.name);
         if version.is_some() && self.pods.get(&witness).map(|pod| pod.version) == version {
             return true;
@@ -205,10 +207,10 @@ impl NodePods {
             Some(version) => self.read(objects, node, &witness, version),
             None => self.remove(&witness),
         }
-        self.named.get(wanted).is_some_and(|pods| pods.contains(&witness))
+        self.pods_by_reference.get(wanted).is_some_and(|pods| pods.contains(&witness))
     }
 
-    /// Reads what changed since the last time.
+    /// Applies the changes since the last call.
     fn refresh(&mut self, objects: &dyn ObjectReader, node: &str) {
         let of_node = ("spec.nodeName", node);
         let mut changes: Vec<(ObjectKey, Option<u64>)> = Vec::new();
@@ -217,12 +219,12 @@ impl NodePods {
             ChangesRead::Empty => return *self = Self::default(),
             ChangesRead::UpTo(revision) => self.revision = revision,
             ChangesRead::Lost(revision) => {
-                let mut there = HashSet::new();
+                let mut existing = HashSet::new();
                 objects.each("", "pods", None, Some(of_node), &mut |namespace, name, version| {
-                    there.insert(ObjectKey::new(namespace, name));
+                    existing.insert(ObjectKey::new(namespace, name));
                     changes.push((ObjectKey::new(namespace, name), Some(version)));
                 });
-                let gone = self.pods.keys().filter(|pod| !there.contains(&***pod)).cloned().collect::<Vec<_>>();
+                let gone = self.pods.keys().filter(|pod| !existing.contains(&***pod)).cloned().collect::<Vec<_>>();
                 gone.iter().for_each(|pod| self.remove(pod));
                 self.revision = revision;
             }
@@ -236,9 +238,10 @@ impl NodePods {
         }
     }
 
-    /// Reads a pod that has another resourceVersion now. It may be newer already when it is read: its change is seen then.
+    /// Reads a pod whose resourceVersion changed. A still newer version may be read; its change is then applied by the
+    /// next call.
     fn read(&mut self, objects: &dyn ObjectReader, node: &str, pod: &ObjectKey, version: u64) {
-        let object = objects.read_once("", "pods", &pod.namespace, &pod.name);
+        let object = objects.get_uncached("", "pods", &pod.namespace, &pod.name);
         let Some(object) = object.filter(|object| is_on_node(object, node)) else { return self.remove(pod) };
         let references = of_pod(&object);
         if let Some(known) = self.pods.get_mut(pod)
@@ -250,49 +253,49 @@ impl NodePods {
         self.remove(pod);
         let pod = Arc::new(pod.clone());
         let references = references.into_iter().map(|reference| self.add(reference, &pod)).collect();
-        self.pods.insert(pod, NamedByPod { version, references });
+        self.pods.insert(pod, PodReferences { version, references });
     }
 
     fn add(&mut self, reference: Reference, pod: &Arc<ObjectKey>) -> Arc<Reference> {
-        let known = self.named.get_key_value(&reference).map(|(known, _)| known.clone());
+        let known = self.pods_by_reference.get_key_value(&reference).map(|(known, _)| known.clone());
         let reference = known.unwrap_or_else(|| {
             self.claims += usize::from(reference.kind == Kind::Claim);
             Arc::new(reference)
         });
-        self.named.entry(reference.clone()).or_default().push(pod.clone());
+        self.pods_by_reference.entry(reference.clone()).or_default().push(pod.clone());
         reference
     }
 
     fn remove(&mut self, pod: &ObjectKey) {
         let Some(known) = self.pods.remove(pod) else { return };
         for reference in known.references {
-            let Some(pods) = self.named.get_mut(&reference) else { continue };
+            let Some(pods) = self.pods_by_reference.get_mut(&reference) else { continue };
             if let Some(at) = pods.iter().position(|other| **other == *pod) {
                 pods.swap_remove(at);
             }
             if pods.is_empty() {
                 self.claims -= usize::from(reference.kind == Kind::Claim);
-                self.named.remove(&reference);
+                self.pods_by_reference.remove(&reference);
             }
         }
     }
 }
 
-/// The Secrets that PersistentVolumes name, related to their claims. Read again as far as volumes changed, and only when any
-/// did; all nodes share that.
+/// The Secrets that PersistentVolumes reference, by claim. Changed volumes are read again when the revision changes.
+/// All nodes share the map.
 #[derive(Debug, Default)]
 struct VolumeSecrets {
-    /// `None`: nothing was read yet.
+    /// `None` before the first read.
     revision: Option<u64>,
     volumes: HashMap<String, Volume>,
-    /// The claims whose volumes name a Secret.
+    /// The claims whose volumes reference a Secret.
     claims: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
 }
 
 #[derive(Debug)]
 struct Volume {
     version: u64,
-    /// Its claim, and the Secrets that it names.
+    /// The claim of the volume and the Secrets that the volume references.
     secrets: Option<(ObjectKey, BTreeSet<ObjectKey>)>,
 }
 
@@ -309,7 +312,7 @@ impl VolumeSecrets {
             _ => changed.push((name.to_owned(), version)),
         });
         for (name, version) in changed {
-            let secrets = objects.read_once("", "persistentvolumes", "", &name).and_then(|volume| {
+            let secrets = objects.get_uncached("", "persistentvolumes", "", &name).and_then(|volume| {
                 let claim = claim_of_volume(&volume)?;
                 let secrets = secrets_of_volume(&volume, &claim);
                 (!secrets.is_empty()).then_some((claim, secrets))

@@ -1,5 +1,5 @@
-//! What a kubelet reaches because it says which node it is about: its CSINode, its ResourceSlices, and the attachments of
-//! volumes to it. Another node's tell what that one has, and writing them would tell the scheduler lies about it.
+//! The Node authorizer's checks for objects that name their node: CSINodes, ResourceSlices and VolumeAttachments. Those
+//! of another node reveal its equipment, and a write to them would mislead the scheduler.
 
 use serde_json::Value;
 
@@ -7,53 +7,53 @@ use super::node::unrelated;
 use super::{Attributes, Decision};
 use apiserver_resources::objects::ObjectReader;
 
-/// Its own CSINode, which has its name.
+/// Allows the CSINode with the node's name.
 pub(super) fn csi_node(node: &str, request: &Attributes<'_>) -> Decision {
     if !matches!(request.verb, "get" | "create" | "update" | "patch" | "delete") {
-        return Decision::refuse("can only get, create, update, patch, or delete a CSINode");
+        return Decision::no_opinion("can only get, create, update, patch, or delete a CSINode");
     }
     if !request.subresource.is_empty() {
-        return Decision::refuse("cannot authorize CSINode subresources");
+        return Decision::no_opinion("cannot authorize CSINode subresources");
     }
-    // What a create's object is called only admission sees.
+    // Admission checks the name of a created object.
     if request.verb != "create" && request.name != node {
-        return Decision::refuse("can only access CSINode with the same name as the requesting node");
+        return Decision::no_opinion("can only access CSINode with the same name as the requesting node");
     }
     Decision::allow("")
 }
 
-/// The slices of its own devices.
+/// Allows the slices of the node's own devices.
 pub(super) fn resource_slice(objects: &dyn ObjectReader, node: &str, request: &Attributes<'_>) -> Decision {
     if !request.subresource.is_empty() {
-        return Decision::refuse("cannot authorize ResourceSlice subresources");
+        return Decision::no_opinion("cannot authorize ResourceSlice subresources");
     }
     match request.verb {
-        // Whose it would be only admission sees.
+        // Admission checks the node of a created slice.
         "create" => Decision::allow(""),
         "get" | "update" | "patch" | "delete" => {
-            about(objects, ("resource.k8s.io", "resourceslices"), "nodeName", node, request)
+            check_node_field(objects, ("resource.k8s.io", "resourceslices"), "nodeName", node, request)
         }
         "list" | "watch" | "deletecollection" => {
             match request.fields.iter().any(|(field, value)| field == "spec.nodeName" && value == node) {
                 true => Decision::allow(""),
-                false => {
-                    Decision::refuse("can only list/watch/deletecollection resourceslices with nodeName field selector")
-                }
+                false => Decision::no_opinion(
+                    "can only list/watch/deletecollection resourceslices with nodeName field selector",
+                ),
             }
         }
-        _ => Decision::refuse(
+        _ => Decision::no_opinion(
             "only the following verbs are allowed for a ResourceSlice: get, watch, list, create, update, patch, delete, \
              deletecollection",
         ),
     }
 }
 
-/// An attachment to it; who asks for a single object has been seen to.
+/// Allows attachments to the node. Requests for a single object are handled by the caller.
 pub(super) fn attachment(objects: &dyn ObjectReader, node: &str, request: &Attributes<'_>) -> Decision {
-    about(objects, ("storage.k8s.io", "volumeattachments"), "nodeName", node, request)
+    check_node_field(objects, ("storage.k8s.io", "volumeattachments"), "nodeName", node, request)
 }
 
-fn about(
+fn check_node_field(
     objects: &dyn ObjectReader,
     (group, plural): (&str, &str),
     field: &str,
@@ -61,10 +61,10 @@ fn about(
     request: &Attributes<'_>,
 ) -> Decision {
     if request.name.is_empty() {
-        return Decision::refuse("No Object name found");
+        return Decision::no_opinion("No Object name found");
     }
     let is_own = |object: &Value| object["spec"][field].as_str() == Some(node);
-    match objects.read_once(group, plural, "", request.name).is_some_and(|object| is_own(&object)) {
+    match objects.get_uncached(group, plural, "", request.name).is_some_and(|object| is_own(&object)) {
         true => Decision::allow(""),
         false => unrelated(node),
     }

@@ -1,11 +1,11 @@
-//! The objects that a pod or a volume names: pure functions over one object, by upstream's rules.
+//! The objects that a pod or a volume references, by upstream's rules: pure functions over one object.
 
 use std::collections::BTreeSet;
 
 use machinery_api::ObjectKey;
 use serde_json::Value;
 
-/// The kinds that a pod can name in its namespace.
+/// The kinds that a pod can reference in its namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Kind {
     Secret,
@@ -15,7 +15,7 @@ pub(super) enum Kind {
     ResourceClaim,
 }
 
-/// An object that a pod names.
+/// An object that a pod references.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Reference {
     pub(super) kind: Kind,
@@ -28,7 +28,7 @@ impl Reference {
     }
 }
 
-/// The PersistentVolume sources with a `secretRef`; true: a reference without a namespace means that of the claim.
+/// The PersistentVolume sources with a `secretRef`. True: a reference without a namespace is in the claim's namespace.
 const VOLUME_SECRET_REFS: [(&str, bool); 7] = [
     ("cephfs", true),
     ("cinder", false),
@@ -38,7 +38,7 @@ const VOLUME_SECRET_REFS: [(&str, bool); 7] = [
     ("scaleIO", true),
     ("storageos", false),
 ];
-/// The Secrets of a CSI volume that kubelets read; those for publishing and expanding at the controller they don't.
+/// The Secrets of a CSI volume that kubelets read. Those of the controller (publish and expand) are not among them.
 const CSI_SECRET_REFS: [&str; 3] = ["nodePublishSecretRef", "nodeStageSecretRef", "nodeExpandSecretRef"];
 
 pub(super) fn is_on_node(pod: &Value, node: &str) -> bool {
@@ -49,7 +49,8 @@ fn items<'a>(value: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
     value[field].as_array().into_iter().flatten()
 }
 
-/// The objects that a pod names. A mirror pod names none: a node must not grant itself anything by creating a pod.
+/// The objects that a pod references. Mirror pods count for none, because a node could grant itself access by creating
+/// one.
 pub(super) fn of_pod(pod: &Value) -> BTreeSet<Reference> {
     let mut references = BTreeSet::new();
     if pod["metadata"]["annotations"].get("kubernetes.io/config.mirror").is_some() {
@@ -78,13 +79,13 @@ pub(super) fn of_pod(pod: &Value) -> BTreeSet<Reference> {
             add(Kind::Secret, &source["secret"]["name"]);
             add(Kind::ConfigMap, &source["configMap"]["name"]);
         }
-        // Drivers and storage plugins of a pod's volumes with a secret of their own.
+        // CSI drivers and in-tree storage plugins with a secret of their own.
         for source in volume.as_object().into_iter().flat_map(serde_json::Map::values) {
             add(Kind::Secret, &source["secretRef"]["name"]);
             add(Kind::Secret, &source["nodePublishSecretRef"]["name"]);
         }
     }
-    // The name of a claim that is created for the pod stands in the pod's status.
+    // The name of a claim that is created for the pod is in the pod's status.
     for claim in items(spec, "resourceClaims") {
         add(Kind::ResourceClaim, &claim["resourceClaimName"]);
     }
@@ -113,7 +114,7 @@ pub(super) fn claim_of_volume(volume: &Value) -> Option<ObjectKey> {
     Some(ObjectKey::new(claim["namespace"].as_str()?, claim["name"].as_str()?))
 }
 
-/// The Secrets that a PersistentVolume of a claim names for kubelets.
+/// The Secrets that kubelets need for a PersistentVolume of a claim.
 pub(super) fn secrets_of_volume(volume: &Value, claim: &ObjectKey) -> BTreeSet<ObjectKey> {
     let mut secrets = BTreeSet::new();
     let mut add = |namespace: &Value, name: &Value, of_claim: bool| {

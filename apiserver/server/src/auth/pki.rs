@@ -1,5 +1,5 @@
-//! The cluster's own certificate authority: serving and client certificates, and the key that signs service account
-//! tokens, kept in one folder and re-issued before they expire.
+//! The cluster's certificate authority: the serving and client certificates and the key for service account tokens. All
+//! are stored in one folder and renewed before they expire.
 
 use std::collections::HashSet;
 use std::fs;
@@ -22,46 +22,45 @@ use super::certificates::{self, Fingerprint};
 use super::jwt::SigningKey;
 use super::leaf::Leaf;
 
-/// How long the authority is valid: as long as kubeadm's.
+/// The lifetime of the authority, as kubeadm's.
 const CA_VALID: Duration = Duration::from_hours(10 * 365 * 24);
-/// How long an issued certificate is valid: as long as kubeadm's.
+/// The lifetime of issued certificates, as kubeadm's.
 const LEAF_VALID: Duration = Duration::from_hours(365 * 24);
-/// An issued certificate with less time left than this is issued again at the next start.
+/// Certificates with less remaining lifetime than this are renewed.
 const LEAF_RENEW: Duration = Duration::from_hours(90 * 24);
-/// Certificates begin this much in the past, for machines whose clocks are behind ours.
+/// `notBefore` is this much in the past, for machines whose clocks are behind.
 const BACKDATE: Duration = Duration::from_mins(5);
-/// The names under which clients reach the API server inside of a cluster.
+/// The API server's names inside the cluster.
 const SERVER_NAMES: [&str; 5] =
     ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost"];
 
-/// Why the keys and certificates could not be read or made.
+/// Why keys or certificates could not be read or created.
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
-    /// Reading or writing a file failed.
     #[error("{path}: {source}")]
     File {
-        /// Which file.
+        /// The file.
         path: String,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// A file doesn't hold what it should.
+    /// A file has invalid content.
     #[error("{path} is damaged: {why}; restore it, or remove the whole pki folder to make new keys")]
     Damaged {
-        /// Which file.
+        /// The file.
         path: String,
-        /// What is wrong.
+        /// The reason.
         why: String,
     },
-    /// The list of revoked certificates is none.
+    /// The list of revoked certificates is invalid.
     #[error("{}: {why}; mend the line, or remove the file to revoke nobody", path.display())]
     Revoked {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The reason.
         why: String,
     },
-    /// A certificate could not be made.
+    /// A certificate could not be issued.
     #[error("cannot issue a certificate: {0}")]
     Issue(String),
 }
@@ -72,10 +71,9 @@ impl From<rcgen::Error> for PkiError {
     }
 }
 
-/// A certificate (with PEM text) and its private key.
+/// A certificate (PEM) and its private key.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// The certificate in PEM.
     pub cert_pem: String,
     /// The private key in PEM (PKCS#8).
     pub key_pem: String,
@@ -88,7 +86,7 @@ impl std::fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// The certificates and the key as rustls takes them.
+    /// Converts the certificates and the key for rustls.
     pub fn der(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), PkiError> {
         let certs = CertificateDer::pem_slice_iter(self.cert_pem.as_bytes())
             .collect::<Result<Vec<_>, _>>()
@@ -98,12 +96,12 @@ impl Identity {
     }
 }
 
-/// What is issued again before it ends.
+/// The certificates that are renewed automatically.
 #[derive(Debug, Clone)]
-pub struct Leaves {
-    /// What the API server serves with.
+pub struct IssuedCertificates {
+    /// The API server's serving certificate.
     pub serving: Identity,
-    /// `kubernetes-admin` of `system:masters`.
+    /// The client certificate of `kubernetes-admin` in `system:masters`.
     pub admin: Identity,
 }
 
@@ -111,14 +109,14 @@ pub struct Leaves {
 pub struct Pki {
     env: Env,
     dir: PathBuf,
-    /// Under which names the API server is reached.
+    /// The names and addresses of the API server.
     names: Vec<String>,
     ca_pem: String,
     issuer: Issuer<'static, KeyPair>,
     serving: Identity,
     admin: Identity,
-    /// As the folder had them when it was looked at last.
-    seen: Mutex<Leaves>,
+    /// The certificates at the last read of the folder.
+    last_read: Mutex<IssuedCertificates>,
     service_account: Arc<SigningKey>,
 }
 
@@ -129,13 +127,13 @@ impl std::fmt::Debug for Pki {
 }
 
 impl Pki {
-    /// Opens the folder, making what is missing. `sans` are the names and addresses that the API server is reached
-    /// under beside the fixed ones: bind addresses and the `kubernetes` Service's address.
+    /// Opens the folder and creates missing files. `sans` are names and addresses of the API server other than the
+    /// fixed ones: bind addresses and the address of the `kubernetes` Service.
     ///
-    /// The serving and admin certificates are issued again when their names change or they are near their end; the
-    /// authority and the token key are made once and never replaced here.
+    /// The serving and admin certificates are reissued if the names change or expiry is near. The authority and the
+    /// token key are created once and never replaced.
     pub fn open_or_create(dir: &Path, env: &Env, sans: &[String]) -> Result<Self, PkiError> {
-        let files = Folder::open(dir)?;
+        let files = PkiFolder::open(dir)?;
         let (ca_pem, issuer) = match (files.read("ca.crt")?, files.read("ca.key")?) {
             (Some(cert), Some(key)) => {
                 let key = KeyPair::from_pem(&key).map_err(|e| files.damaged("ca.key", &e))?;
@@ -150,13 +148,13 @@ impl Pki {
                 let key = KeyPair::generate()?;
                 let params = authority_params(env)?;
                 let cert = params.self_signed(&key)?.pem();
-                // The key first: a certificate without its key could not be used any more.
+                // The key is written first: a certificate without its key would be unusable.
                 files.write("ca.key", &key.serialize_pem())?;
                 files.write("ca.crt", &cert)?;
                 let issuer = Issuer::from_ca_cert_pem(&cert, key)?;
                 (cert, issuer)
             }
-            // A start that was cut off between the two files: nothing was issued from that key yet.
+            // A start was interrupted between the two files. Nothing has been issued with that key yet.
             (None, Some(key)) => {
                 let key = KeyPair::from_pem(&key).map_err(|e| files.damaged("ca.key", &e))?;
                 let cert = authority_params(env)?.self_signed(&key)?.pem();
@@ -185,37 +183,37 @@ impl Pki {
                 names.push(san.clone());
             }
         }
-        let leaves = leaves(&files, env, &issuer, &names, None)?;
+        let certificates = load_certificates(&files, env, &issuer, &names, None)?;
         Ok(Self {
             env: env.clone(),
             dir: dir.to_owned(),
             names,
             ca_pem,
             issuer,
-            serving: leaves.serving.clone(),
-            admin: leaves.admin.clone(),
-            seen: Mutex::new(leaves),
+            serving: certificates.serving.clone(),
+            admin: certificates.admin.clone(),
+            last_read: Mutex::new(certificates),
             service_account: Arc::new(service_account),
         })
     }
 
-    /// The serving and admin certificates as they are in the folder now, issued anew where they are near their end. Reads and
-    /// writes files.
+    /// Reads the serving and admin certificates from the folder, and reissues them if expiry is near.
     ///
     /// # Errors
-    /// The folder can't be read or written.
-    pub fn renewed(&self) -> Result<Leaves, PkiError> {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        *seen = leaves(&Folder::open(&self.dir)?, &self.env, &self.issuer, &self.names, Some(&seen))?;
-        Ok(seen.clone())
+    /// Fails if the folder cannot be read or written.
+    pub fn renewed(&self) -> Result<IssuedCertificates, PkiError> {
+        let mut last_read = self.last_read.lock().unwrap_or_else(PoisonError::into_inner);
+        *last_read =
+            load_certificates(&PkiFolder::open(&self.dir)?, &self.env, &self.issuer, &self.names, Some(&last_read))?;
+        Ok(last_read.clone())
     }
 
-    /// The certificates of clients that don't count any more: the folder's file `revoked`.
+    /// The revoked client certificates, from the folder's file `revoked`.
     ///
     /// # Errors
-    /// It can't be read, or holds something else.
+    /// Fails if the file cannot be read or has invalid content.
     pub fn revoked(&self) -> Result<HashSet<Fingerprint>, PkiError> {
-        let files = Folder { dir: self.dir.clone() };
+        let files = PkiFolder { dir: self.dir.clone() };
         let text = files.read("revoked")?.unwrap_or_default();
         certificates::read_revoked(&text).map_err(|why| PkiError::Revoked { path: files.dir.join("revoked"), why })
     }
@@ -226,7 +224,7 @@ impl Pki {
         &self.ca_pem
     }
 
-    /// What the API server serves with.
+    /// The API server's serving certificate.
     #[must_use]
     pub fn serving(&self) -> &Identity {
         &self.serving
@@ -240,35 +238,36 @@ impl Pki {
         &self.env
     }
 
-    /// `kubernetes-admin` of `system:masters`.
+    /// The client certificate of `kubernetes-admin` in `system:masters`.
     #[must_use]
     pub fn admin(&self) -> &Identity {
         &self.admin
     }
 
-    /// What signs service account tokens.
+    /// The key that signs service account tokens.
     #[must_use]
     pub fn service_account(&self) -> &Arc<SigningKey> {
         &self.service_account
     }
 
-    /// A new client certificate: CN is the user, O its group (none where empty).
+    /// Issues a client certificate with the user as CN and the group as O (none if empty).
     pub fn issue_client(&self, user: &str, group: &str) -> Result<Identity, PkiError> {
-        issue(&self.env, &self.issuer, &Wanted { name: user, group, sans: &[], server: false, client: true })
+        issue(&self.env, &self.issuer, &CertificateSpec { name: user, group, sans: &[], server: false, client: true })
     }
 
-    /// A new serving certificate, such as a kubelet's (`system:node:NAME` of `system:nodes`, its names and addresses).
+    /// Issues a serving certificate, such as a kubelet's (`system:node:NAME` in `system:nodes`, with its names and
+    /// addresses).
     pub fn issue_serving(&self, name: &str, group: &str, sans: &[String]) -> Result<Identity, PkiError> {
-        issue(&self.env, &self.issuer, &Wanted { name, group, sans, server: true, client: false })
+        issue(&self.env, &self.issuer, &CertificateSpec { name, group, sans, server: true, client: false })
     }
 }
 
-/// A kubeconfig with everything in it, for the context `coracle`.
+/// A self-contained kubeconfig with the context `coracle`.
 #[must_use]
 pub fn kubeconfig(server: &str, ca_pem: &str, user: &str, identity: &Identity) -> String {
     use base64::Engine as _;
     let b64 = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
-    // JSON strings are YAML strings: nothing in them can break out.
+    // JSON strings are YAML strings, so that no value can break the structure.
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
     format!(
         "apiVersion: v1\nkind: Config\nclusters:\n- name: coracle\n  cluster:\n    server: {server}\n    \
@@ -283,7 +282,7 @@ pub fn kubeconfig(server: &str, ca_pem: &str, user: &str, identity: &Identity) -
     )
 }
 
-/// Writes a file that only its owner may read: whole or not at all.
+/// Writes a file atomically, readable only by its owner.
 pub fn write_private(path: &Path, text: &str) -> Result<(), PkiError> {
     let failed = |source| PkiError::File { path: path.display().to_string(), source };
     let mut partial = path.as_os_str().to_owned();
@@ -299,7 +298,7 @@ pub fn write_private(path: &Path, text: &str) -> Result<(), PkiError> {
     let mut file = options.open(&partial).map_err(failed)?;
     #[cfg(unix)]
     {
-        // The mode above only counts for a new file, not for one that an interrupted write left behind.
+        // The mode above applies only to new files, not to one left by an interrupted write.
         use std::os::unix::fs::PermissionsExt as _;
         file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(failed)?;
     }
@@ -313,12 +312,12 @@ pub fn write_private(path: &Path, text: &str) -> Result<(), PkiError> {
     Ok(())
 }
 
-/// The folder of keys.
-struct Folder {
+/// The folder of keys and certificates.
+struct PkiFolder {
     dir: PathBuf,
 }
 
-impl Folder {
+impl PkiFolder {
     fn open(dir: &Path) -> Result<Self, PkiError> {
         let failed = |source| PkiError::File { path: dir.display().to_string(), source };
         let mut builder = fs::DirBuilder::new();
@@ -357,8 +356,8 @@ impl Folder {
     }
 }
 
-/// What a certificate should say.
-struct Wanted<'a> {
+/// The contents of a certificate to issue.
+struct CertificateSpec<'a> {
     name: &'a str,
     group: &'a str,
     sans: &'a [String],
@@ -366,56 +365,57 @@ struct Wanted<'a> {
     client: bool,
 }
 
-fn leaves(
-    files: &Folder,
+fn load_certificates(
+    files: &PkiFolder,
     env: &Env,
     issuer: &Issuer<'static, KeyPair>,
     names: &[String],
-    seen: Option<&Leaves>,
-) -> Result<Leaves, PkiError> {
-    let wanted = Wanted { name: "kube-apiserver", group: "", sans: names, server: true, client: false };
-    let serving = kept_or_issued(files, "apiserver", env, issuer, &wanted, seen.map(|seen| &seen.serving))?;
-    let wanted = Wanted { name: "kubernetes-admin", group: super::MASTERS, sans: &[], server: false, client: true };
-    let admin = kept_or_issued(files, "admin", env, issuer, &wanted, seen.map(|seen| &seen.admin))?;
-    Ok(Leaves { serving, admin })
+    last_read: Option<&IssuedCertificates>,
+) -> Result<IssuedCertificates, PkiError> {
+    let spec = CertificateSpec { name: "kube-apiserver", group: "", sans: names, server: true, client: false };
+    let serving = load_or_issue(files, "apiserver", env, issuer, &spec, last_read.map(|last_read| &last_read.serving))?;
+    let spec =
+        CertificateSpec { name: "kubernetes-admin", group: super::MASTERS, sans: &[], server: false, client: true };
+    let admin = load_or_issue(files, "admin", env, issuer, &spec, last_read.map(|last_read| &last_read.admin))?;
+    Ok(IssuedCertificates { serving, admin })
 }
 
-/// Reads `<stem>.crt` and `<stem>.key`; issues anew what is missing, unreadable, of other names or near its end. Of files
-/// that are as they were seen last only the time is looked at: no key is made to compare with.
-fn kept_or_issued(
-    files: &Folder,
+/// Reads `<stem>.crt` and `<stem>.key`, and reissues them if they are missing, invalid, for other names, or near
+/// expiry. If both equal `seen`, only the expiry is checked, which avoids generating a key for the comparison.
+fn load_or_issue(
+    files: &PkiFolder,
     stem: &str,
     env: &Env,
     issuer: &Issuer<'static, KeyPair>,
-    wanted: &Wanted<'_>,
-    seen: Option<&Identity>,
+    spec: &CertificateSpec<'_>,
+    last_read: Option<&Identity>,
 ) -> Result<Identity, PkiError> {
     let (cert_file, key_file) = (format!("{stem}.crt"), format!("{stem}.key"));
     if let (Some(cert_pem), Some(key_pem)) = (files.read(&cert_file)?, files.read(&key_file)?)
         && let Some(leaf) = Leaf::parse(&cert_pem)
         && leaf.not_after > env.now().as_second().saturating_add(LEAF_RENEW.as_secs().cast_signed())
     {
-        let there = Identity { cert_pem, key_pem };
-        if seen == Some(&there) || is_as_wanted(&leaf, &there.key_pem, env, issuer, wanted)? {
-            return Ok(there);
+        let loaded = Identity { cert_pem, key_pem };
+        if last_read == Some(&loaded) || matches_spec(&leaf, &loaded.key_pem, env, issuer, spec)? {
+            return Ok(loaded);
         }
     }
-    let identity = issue(env, issuer, wanted)?;
+    let identity = issue(env, issuer, spec)?;
     files.write(&key_file, &identity.key_pem)?;
     files.write(&cert_file, &identity.cert_pem)?;
     Ok(identity)
 }
 
-/// Whether it says what one issued now would say, by this authority and of this key.
-fn is_as_wanted(
+/// Whether the certificate has the names, subject and issuer of one issued now, and belongs to the key.
+fn matches_spec(
     leaf: &Leaf,
     key_pem: &str,
     env: &Env,
     issuer: &Issuer<'static, KeyPair>,
-    wanted: &Wanted<'_>,
+    spec: &CertificateSpec<'_>,
 ) -> Result<bool, PkiError> {
     let Ok(key) = KeyPair::from_pem(key_pem) else { return Ok(false) };
-    let fresh = Leaf::parse(&issue(env, issuer, wanted)?.cert_pem);
+    let fresh = Leaf::parse(&issue(env, issuer, spec)?.cert_pem);
     let same = fresh.is_some_and(|fresh| {
         fresh.names == leaf.names && fresh.subject == leaf.subject && fresh.issuer_key == leaf.issuer_key
     });
@@ -425,7 +425,7 @@ fn is_as_wanted(
 fn authority_params(env: &Env) -> Result<CertificateParams, PkiError> {
     let mut params = CertificateParams::new(Vec::new())?;
     params.distinguished_name = DistinguishedName::new();
-    // The serial in the name tells two clusters' authorities apart for clients that keep several.
+    // All clusters' authorities have the same name.
     params.distinguished_name.push(DnType::CommonName, "coracle");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
@@ -433,25 +433,25 @@ fn authority_params(env: &Env) -> Result<CertificateParams, PkiError> {
     Ok(params)
 }
 
-fn issue(env: &Env, issuer: &Issuer<'static, KeyPair>, wanted: &Wanted<'_>) -> Result<Identity, PkiError> {
+fn issue(env: &Env, issuer: &Issuer<'static, KeyPair>, spec: &CertificateSpec<'_>) -> Result<Identity, PkiError> {
     let mut params = CertificateParams::new(Vec::new())?;
-    for san in wanted.sans {
+    for san in spec.sans {
         params.subject_alt_names.push(match san.parse::<IpAddr>() {
             Ok(ip) => SanType::IpAddress(ip),
             Err(_) => SanType::DnsName(san.clone().try_into()?),
         });
     }
     params.distinguished_name = DistinguishedName::new();
-    if !wanted.group.is_empty() {
-        params.distinguished_name.push(DnType::OrganizationName, wanted.group);
+    if !spec.group.is_empty() {
+        params.distinguished_name.push(DnType::OrganizationName, spec.group);
     }
-    params.distinguished_name.push(DnType::CommonName, wanted.name);
+    params.distinguished_name.push(DnType::CommonName, spec.name);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.use_authority_key_identifier_extension = true;
-    if wanted.server {
+    if spec.server {
         params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
     }
-    if wanted.client {
+    if spec.client {
         params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
     }
     validity(&mut params, env, LEAF_VALID)?;
@@ -524,7 +524,7 @@ mod tests {
         let renewed = pki.renewed().unwrap();
         assert_ne!((&renewed.serving, &renewed.admin), (pki.serving(), pki.admin()));
         assert_eq!(pki.renewed().unwrap().admin, renewed.admin, "once");
-        // An administrator's own pair is taken up where it is the authority's, and replaced where it isn't.
+        // A pair that an administrator placed is used if the authority issued it, and replaced otherwise.
         let another = pki.issue_client("kubernetes-admin", crate::auth::MASTERS).unwrap();
         fs::write(dir.path().join("admin.crt"), &another.cert_pem).unwrap();
         fs::write(dir.path().join("admin.key"), &another.key_pem).unwrap();
@@ -550,7 +550,7 @@ mod tests {
         assert!(error.contains("ca.key is damaged"), "{error}");
         fs::remove_file(dir.path().join("ca.key")).unwrap();
         assert!(Pki::open_or_create(dir.path(), &env, &[]).is_err());
-        // But a leaf that cannot be read is simply issued again.
+        // An unreadable leaf certificate is reissued.
         let dir = tempfile::tempdir().unwrap();
         Pki::open_or_create(dir.path(), &env, &[]).unwrap();
         fs::write(dir.path().join("apiserver.crt"), "nonsense").unwrap();

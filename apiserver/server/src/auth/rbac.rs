@@ -1,4 +1,4 @@
-//! RBAC: bindings and roles as an index that answers "which rules has this user here" without walking all of them.
+//! RBAC: indexes bindings and roles by user and group, so that a decision does not walk all of them.
 
 use machinery_api::selector::go_quoted;
 use std::collections::{BTreeSet, HashMap};
@@ -11,13 +11,13 @@ use super::rules::Rule;
 use super::{Attributes, Decision, RBAC_GROUP, UserInfo, service_account_user};
 use apiserver_resources::objects::ObjectReader;
 
-/// The kinds that the index is made of.
+/// The kinds that the index is built from.
 const KINDS: [&str; 4] = ["roles", "clusterroles", "rolebindings", "clusterrolebindings"];
 
-/// Grants by Roles and ClusterRoles; rebuilt when one of the four kinds changed.
+/// Decides by Roles and ClusterRoles. The index is rebuilt after a change of one of the four kinds.
 pub struct Rbac {
     index: ArcSwap<Index>,
-    read: Mutex<Read>,
+    parsed_objects: Mutex<ParsedObjects>,
 }
 
 impl std::fmt::Debug for Rbac {
@@ -28,20 +28,20 @@ impl std::fmt::Debug for Rbac {
 
 impl Default for Rbac {
     fn default() -> Self {
-        Self { index: ArcSwap::from_pointee(Index::default()), read: Mutex::default() }
+        Self { index: ArcSwap::from_pointee(Index::default()), parsed_objects: Mutex::default() }
     }
 }
 
-/// All rules of a user in a namespace (empty: cluster-wide only), and which roles could not be found.
+/// All rules of a user in a namespace (empty: cluster-wide only), and the missing roles.
 #[derive(Debug, Default)]
-pub struct Granted {
-    /// Cluster-wide ones first.
+pub struct ResolvedRules {
+    /// Cluster-wide rules first.
     pub rules: Vec<Rule>,
-    /// One sentence for each binding to a missing role.
+    /// One message for each binding to a missing role.
     pub errors: Vec<String>,
 }
 
-/// `[a, b]`, or `a` alone, each sentence once: how upstream shows several errors as one.
+/// Formats several errors as upstream does: `[a, b]`, or `a` alone, without duplicates.
 #[must_use]
 pub fn aggregate(errors: &[String]) -> String {
     let mut seen = BTreeSet::new();
@@ -53,10 +53,10 @@ pub fn aggregate(errors: &[String]) -> String {
 }
 
 impl Rbac {
-    /// Whether a rule allows the request; as upstream, the first that does names its binding.
+    /// Whether a rule allows the request. As upstream, the reason names the first binding with such a rule.
     #[must_use]
     pub fn authorize(&self, objects: &dyn ObjectReader, user: &UserInfo, request: &Attributes<'_>) -> Decision {
-        let index = self.current(objects);
+        let index = self.current_index(objects);
         let mut errors = Vec::new();
         for binding in index.bindings(user, request.namespace) {
             match &binding.rules {
@@ -67,14 +67,18 @@ impl Rbac {
                 Err(error) => errors.push(error.clone()),
             }
         }
-        if errors.is_empty() { Decision::refuse("") } else { Decision::refuse(format!("RBAC: {}", aggregate(&errors))) }
+        if errors.is_empty() {
+            Decision::no_opinion("")
+        } else {
+            Decision::no_opinion(format!("RBAC: {}", aggregate(&errors)))
+        }
     }
 
-    /// All that a user is granted.
+    /// All rules that a user has.
     #[must_use]
-    pub fn rules_for(&self, objects: &dyn ObjectReader, user: &UserInfo, namespace: &str) -> Granted {
-        let index = self.current(objects);
-        let mut granted = Granted::default();
+    pub fn rules_for(&self, objects: &dyn ObjectReader, user: &UserInfo, namespace: &str) -> ResolvedRules {
+        let index = self.current_index(objects);
+        let mut granted = ResolvedRules::default();
         for binding in index.bindings(user, namespace) {
             match &binding.rules {
                 Ok(rules) => granted.rules.extend(rules.iter().cloned()),
@@ -84,54 +88,54 @@ impl Rbac {
         granted
     }
 
-    fn current(&self, objects: &dyn ObjectReader) -> Arc<Index> {
+    fn current_index(&self, objects: &dyn ObjectReader) -> Arc<Index> {
         let revisions = KINDS.map(|plural| objects.revision(RBAC_GROUP, plural));
         let index = self.index.load_full();
         if index.revisions == Some(revisions) {
             return index;
         }
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        // Another request may have built it while this one waited.
+        let mut parsed_objects = self.parsed_objects.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another request may have built the index while this one waited for the lock.
         let index = self.index.load_full();
         if index.revisions == Some(revisions) {
             return index;
         }
-        // Revisions first: what changes while the lists are read moves them, and the next request builds again.
-        let index = Arc::new(Index::build(revisions, objects, &mut read));
+        // The revisions are read first. A change during the build moves them, so that the next request rebuilds.
+        let index = Arc::new(Index::build(revisions, objects, &mut parsed_objects));
         self.index.store(index.clone());
         index
     }
 }
 
-/// What was read out of each object at a resourceVersion: a change of one makes none of the others be read again.
+/// Parsed objects by resourceVersion, so that a change of one object does not reparse the others.
 #[derive(Default)]
-struct Read {
-    roles: Known<Arc<[Rule]>>,
-    bindings: Known<Arc<Bound>>,
+struct ParsedObjects {
+    roles: ParsedByKey<Arc<[Rule]>>,
+    bindings: ParsedByKey<Arc<ParsedBinding>>,
 }
 
-/// By plural, namespace and name.
-type Known<T> = HashMap<(&'static str, String, String), (u64, T)>;
+/// Keyed by plural, namespace and name.
+type ParsedByKey<T> = HashMap<(&'static str, String, String), (u64, T)>;
 
-/// Brings `known` up to the objects of a kind; visits them in key order.
+/// Updates `known` to the current objects of a kind, and visits them in key order.
 fn refresh<T: Clone>(
-    known: &mut Known<T>,
+    known: &mut ParsedByKey<T>,
     objects: &dyn ObjectReader,
     plural: &'static str,
     read: impl Fn(&Value) -> T,
     mut visit: impl FnMut(&str, &str, &T),
 ) {
-    let mut there = Vec::new();
+    let mut listed = Vec::new();
     objects.each(RBAC_GROUP, plural, None, None, &mut |namespace, name, version| {
-        there.push(((plural, namespace.to_owned(), name.to_owned()), version));
+        listed.push(((plural, namespace.to_owned(), name.to_owned()), version));
     });
-    let mut next = Known::with_capacity(there.len());
-    for (key, version) in there {
+    let mut next = ParsedByKey::with_capacity(listed.len());
+    for (key, version) in listed {
         let value = match known.remove(&key) {
             Some((known, value)) if known == version => value,
             _ => match objects.get(RBAC_GROUP, plural, &key.1, &key.2) {
                 Some(object) => read(&object),
-                // Deleted a moment ago: the revision has moved, and the next request builds again.
+                // The object was just deleted. The revision has moved, so that the next request rebuilds.
                 None => continue,
             },
         };
@@ -156,81 +160,87 @@ struct Bindings {
     groups: HashMap<String, Vec<usize>>,
 }
 
-/// What a binding says.
-struct Bound {
+/// A parsed binding.
+struct ParsedBinding {
     /// `RoleBinding "b/ns" of Role "r"`.
     title: String,
     subjects: Vec<Subject>,
     role: (String, String),
 }
 
-/// A binding with its role's rules, or the sentence that says which role is missing.
+/// A binding with its role's rules, or the message about a missing role.
 struct Binding {
-    bound: Arc<Bound>,
+    parsed: Arc<ParsedBinding>,
     rules: Result<Arc<[Rule]>, String>,
 }
 
 struct Subject {
     title: String,
-    is: Who,
+    matches: SubjectMatch,
 }
 
-enum Who {
+enum SubjectMatch {
     User(String),
     Group(String),
 }
 
 impl Binding {
     fn describe(&self, user: &UserInfo) -> String {
-        let subject = self.bound.subjects.iter().find(|subject| match &subject.is {
-            Who::User(name) => *name == user.name,
-            Who::Group(name) => user.is_in(name),
+        let subject = self.parsed.subjects.iter().find(|subject| match &subject.matches {
+            SubjectMatch::User(name) => *name == user.name,
+            SubjectMatch::Group(name) => user.is_in(name),
         });
-        format!("{} to {}", self.bound.title, subject.map(|s| s.title.as_str()).unwrap_or_default())
+        format!("{} to {}", self.parsed.title, subject.map(|s| s.title.as_str()).unwrap_or_default())
     }
 }
 
 impl Index {
-    fn build(revisions: [u64; 4], objects: &dyn ObjectReader, read: &mut Read) -> Self {
+    fn build(revisions: [u64; 4], objects: &dyn ObjectReader, parsed_objects: &mut ParsedObjects) -> Self {
         let mut roles: HashMap<(String, String), Arc<[Rule]>> = HashMap::new();
         for plural in ["clusterroles", "roles"] {
             let rules = |role: &Value| Rule::parse_all(role).into();
-            refresh(&mut read.roles, objects, plural, rules, |namespace, name, rules: &Arc<[Rule]>| {
+            refresh(&mut parsed_objects.roles, objects, plural, rules, |namespace, name, rules: &Arc<[Rule]>| {
                 roles.insert((namespace.to_owned(), name.to_owned()), rules.clone());
             });
         }
         let mut index = Self { revisions: Some(revisions), ..Self::default() };
         for plural in ["clusterrolebindings", "rolebindings"] {
-            let bound = |binding: &Value| Arc::new(read_binding(binding));
-            refresh(&mut read.bindings, objects, plural, bound, |namespace, _, bound: &Arc<Bound>| {
-                let (kind, name) = &bound.role;
-                let home = if kind == "Role" { namespace } else { "" };
-                let rules = roles.get(&(home.to_owned(), name.clone())).cloned();
-                let rules = rules.ok_or_else(|| missing_role(kind, name));
-                let binding = Binding { bound: bound.clone(), rules };
-                if namespace.is_empty() {
-                    index.cluster.add(binding);
-                } else {
-                    index.namespaces.entry(namespace.to_owned()).or_default().add(binding);
-                }
-            });
+            let parsed = |binding: &Value| Arc::new(read_binding(binding));
+            refresh(
+                &mut parsed_objects.bindings,
+                objects,
+                plural,
+                parsed,
+                |namespace, _, parsed: &Arc<ParsedBinding>| {
+                    let (kind, name) = &parsed.role;
+                    let home = if kind == "Role" { namespace } else { "" };
+                    let rules = roles.get(&(home.to_owned(), name.clone())).cloned();
+                    let rules = rules.ok_or_else(|| missing_role(kind, name));
+                    let binding = Binding { parsed: parsed.clone(), rules };
+                    if namespace.is_empty() {
+                        index.cluster.add(binding);
+                    } else {
+                        index.namespaces.entry(namespace.to_owned()).or_default().add(binding);
+                    }
+                },
+            );
         }
         index
     }
 
     fn bindings<'a>(&'a self, user: &'a UserInfo, namespace: &str) -> impl Iterator<Item = &'a Binding> {
         let local = if namespace.is_empty() { None } else { self.namespaces.get(namespace) };
-        self.cluster.of(user).chain(local.into_iter().flat_map(|bindings| bindings.of(user)))
+        self.cluster.of_subject(user).chain(local.into_iter().flat_map(|bindings| bindings.of_subject(user)))
     }
 }
 
 impl Bindings {
     fn add(&mut self, binding: Binding) {
         let at = self.list.len();
-        for subject in &binding.bound.subjects {
-            let (map, name) = match &subject.is {
-                Who::User(name) => (&mut self.users, name),
-                Who::Group(name) => (&mut self.groups, name),
+        for subject in &binding.parsed.subjects {
+            let (map, name) = match &subject.matches {
+                SubjectMatch::User(name) => (&mut self.users, name),
+                SubjectMatch::Group(name) => (&mut self.groups, name),
             };
             let list = map.entry(name.clone()).or_default();
             if list.last() != Some(&at) {
@@ -240,8 +250,8 @@ impl Bindings {
         self.list.push(binding);
     }
 
-    /// The bindings that name the user or one of its groups, in order, each once.
-    fn of(&self, user: &UserInfo) -> impl Iterator<Item = &Binding> {
+    /// The bindings of the user and its groups, in order, without duplicates.
+    fn of_subject(&self, user: &UserInfo) -> impl Iterator<Item = &Binding> {
         let mut found: Vec<usize> = self.users.get(&user.name).into_iter().flatten().copied().collect();
         for group in &user.groups {
             found.extend(self.groups.get(group).into_iter().flatten());
@@ -252,7 +262,7 @@ impl Bindings {
     }
 }
 
-fn read_binding(binding: &Value) -> Bound {
+fn read_binding(binding: &Value) -> ParsedBinding {
     let (namespace, name) = (text(&binding["metadata"]["namespace"]), text(&binding["metadata"]["name"]));
     let role = (text(&binding["roleRef"]["kind"]), text(&binding["roleRef"]["name"]));
     let (role_kind, role_name) = (&role.0, &role.1);
@@ -263,10 +273,10 @@ fn read_binding(binding: &Value) -> Bound {
     };
     let subjects = binding["subjects"].as_array().map(Vec::as_slice).unwrap_or_default();
     let subjects = subjects.iter().filter_map(|subject| read_subject(subject, &namespace)).collect();
-    Bound { title, subjects, role }
+    ParsedBinding { title, subjects, role }
 }
 
-/// How a binding to a role that isn't there shows in reasons.
+/// The message about a binding to a missing role.
 fn missing_role(kind: &str, name: &str) -> String {
     match kind {
         "Role" => format!("role.{RBAC_GROUP} {} not found", go_quoted(name)),
@@ -278,12 +288,13 @@ fn missing_role(kind: &str, name: &str) -> String {
 fn read_subject(subject: &Value, namespace: &str) -> Option<Subject> {
     let name = text(&subject["name"]);
     match subject["kind"].as_str()? {
-        "User" => Some(Subject { title: format!("User {}", go_quoted(&name)), is: Who::User(name) }),
-        "Group" => Some(Subject { title: format!("Group {}", go_quoted(&name)), is: Who::Group(name) }),
+        "User" => Some(Subject { title: format!("User {}", go_quoted(&name)), matches: SubjectMatch::User(name) }),
+        "Group" => Some(Subject { title: format!("Group {}", go_quoted(&name)), matches: SubjectMatch::Group(name) }),
         "ServiceAccount" => {
             let home = subject["namespace"].as_str().filter(|n| !n.is_empty()).unwrap_or(namespace);
             let title = format!("ServiceAccount {}", go_quoted(&format!("{name}/{home}")));
-            (!home.is_empty()).then(|| Subject { title, is: Who::User(service_account_user(home, &name)) })
+            (!home.is_empty())
+                .then(|| Subject { title, matches: SubjectMatch::User(service_account_user(home, &name)) })
         }
         _ => None,
     }
@@ -346,8 +357,8 @@ mod tests {
             ask(&rbac, &map, "jo", &[], "list", "ns"),
             Decision::allow(r#"RBAC: allowed by RoleBinding "b/ns" of Role "r" to User "jo""#)
         );
-        assert_eq!(ask(&rbac, &map, "jo", &[], "list", "other"), Decision::refuse(""));
-        assert_eq!(ask(&rbac, &map, "jo", &[], "list", ""), Decision::refuse(""));
+        assert_eq!(ask(&rbac, &map, "jo", &[], "list", "other"), Decision::no_opinion(""));
+        assert_eq!(ask(&rbac, &map, "jo", &[], "list", ""), Decision::no_opinion(""));
         assert_eq!(
             ask(&rbac, &map, "system:serviceaccount:ns:default", &[], "get", "any").reason,
             r#"RBAC: allowed by ClusterRoleBinding "cb" of ClusterRole "c" to ServiceAccount "default/ns""#
@@ -357,7 +368,7 @@ mod tests {
         map.remove(RBAC_GROUP, "roles", "ns", "r");
         assert_eq!(
             ask(&rbac, &map, "jo", &[], "list", "ns"),
-            Decision::refuse(r#"RBAC: role.rbac.authorization.k8s.io "r" not found"#)
+            Decision::no_opinion(r#"RBAC: role.rbac.authorization.k8s.io "r" not found"#)
         );
         map.put(RBAC_GROUP, "roles", role("ns", "r", "watch"));
         assert!(!ask(&rbac, &map, "jo", &[], "list", "ns").allowed);

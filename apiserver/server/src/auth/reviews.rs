@@ -1,10 +1,9 @@
-//! Questions about users and permissions: the kinds of `authentication.k8s.io` and `authorization.k8s.io` that are
-//! answered and never stored.
+//! The review kinds of `authentication.k8s.io` and `authorization.k8s.io`, which are evaluated and never stored.
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use machinery_api::error::{ApiError, ApiResult, Named};
+use machinery_api::error::{ApiError, ApiResult, GroupResource};
 use machinery_api::names::TOKEN_ISSUER;
 use machinery_api::selector::{FieldSelector, LabelSelector};
 use serde_json::{Map, Value, json};
@@ -16,28 +15,28 @@ use apiserver_resources::field::causes;
 use apiserver_resources::objects::ObjectReader;
 use apiserver_resources::{ResourceInfo, Review, rules};
 
-/// What the answers are made from.
+/// The inputs of a review.
 pub struct Context<'a> {
     /// Decides access reviews.
     pub authorizer: &'a Authorizer,
-    /// Checks reviewed tokens.
+    /// Authenticates reviewed tokens.
     pub authenticator: &'a Authenticator,
-    /// Everything else.
+    /// Reads all other objects.
     pub objects: &'a dyn ObjectReader,
-    /// Who asks.
+    /// The requesting user.
     pub user: &'a UserInfo,
     /// The request's namespace (LocalSubjectAccessReview).
     pub namespace: &'a str,
-    /// The request's time.
+    /// The time of the request.
     pub now: Timestamp,
 }
 
-/// Answers a review; the answer goes out with 201.
-pub async fn answer(context: &Context<'_>, row: &ResourceInfo, body: &Value) -> ApiResult<Value> {
+/// Evaluates a review. The result is sent with status 201.
+pub async fn evaluate(context: &Context<'_>, row: &ResourceInfo, body: &Value) -> ApiResult<Value> {
     match row.review {
         Some(Review::Token) => context.token(body).await,
-        Some(Review::SelfSubject) => Ok(context.me()),
-        Some(Review::SelfRules) => context.my_rules(body),
+        Some(Review::SelfSubject) => Ok(context.self_subject()),
+        Some(Review::SelfRules) => context.self_rules(body),
         Some(review) => context.access(row, review, body).await,
         None => Err(ApiError::NoSuchResource),
     }
@@ -53,7 +52,7 @@ impl Context<'_> {
         if audiences.is_empty() {
             audiences.push(TOKEN_ISSUER.to_owned());
         }
-        let known = self.authenticator.token(self.objects, self.now, token.trim(), &audiences).await;
+        let known = self.authenticator.authenticate_token(self.objects, self.now, token.trim(), &audiences).await;
         let status = match known {
             Ok(known) => json!({
                 "authenticated": true,
@@ -63,10 +62,10 @@ impl Context<'_> {
             Err(error) if error == "invalid bearer token" => json!({"user": {}, "error": error}),
             Err(error) => json!({"user": {}, "error": format!("[invalid bearer token, {error}]")}),
         };
-        Ok(reply(body, status))
+        Ok(with_status(body, status))
     }
 
-    fn me(&self) -> Value {
+    fn self_subject(&self) -> Value {
         let at = self.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         json!({
             "apiVersion": "authentication.k8s.io/v1",
@@ -76,7 +75,7 @@ impl Context<'_> {
         })
     }
 
-    fn my_rules(&self, body: &Value) -> ApiResult<Value> {
+    fn self_rules(&self, body: &Value) -> ApiResult<Value> {
         let namespace = body["spec"]["namespace"].as_str().unwrap_or_default();
         if namespace.is_empty() {
             return Err(ApiError::BadRequest("no namespace on request".into()));
@@ -121,28 +120,30 @@ impl Context<'_> {
         let context = apiserver_resources::Context::of_server(self.now);
         let errors = row.strategy.validate(&context, &body);
         if !errors.is_empty() {
-            // Upstream's kind is empty here: the object lost it when it was decoded.
-            return Err(ApiError::Invalid(Named::new(&*row.group, ""), String::new(), causes(errors)));
+            // Upstream's kind is empty here, because decoding removed it from the object.
+            return Err(ApiError::Invalid(GroupResource::new(&*row.group, ""), String::new(), causes(errors)));
         }
         let spec = &body["spec"];
-        let asked = (review != Review::SelfAccess).then(|| asked_user(spec));
+        let user = (review != Review::SelfAccess).then(|| reviewed_user(spec));
         let resource = &spec["resourceAttributes"];
         let fields = equal_fields(&resource["fieldSelector"]);
-        let request = asked_attributes(spec, &fields);
-        let decision = self.authorizer.authorize(self.objects, asked.as_ref().unwrap_or(self.user), &request).await;
+        let request = reviewed_attributes(spec, &fields);
+        let decision = self.authorizer.authorize(self.objects, user.as_ref().unwrap_or(self.user), &request).await;
         let mut status = Map::from_iter([("allowed".to_owned(), Value::from(decision.allowed))]);
         if !decision.reason.is_empty() {
             status.insert("reason".into(), decision.reason.into());
         }
-        let ignored: Vec<String> =
-            ["fieldSelector", "labelSelector"].iter().filter_map(|name| ignored(&resource[*name], name)).collect();
+        let ignored: Vec<String> = ["fieldSelector", "labelSelector"]
+            .iter()
+            .filter_map(|name| selector_error(&resource[*name], name))
+            .collect();
         if !ignored.is_empty() {
             status.insert("evaluationError".into(), ignored.join("; ").into());
         }
-        Ok(reply(&body, status.into()))
+        Ok(with_status(&body, status.into()))
     }
 
-    /// Writes the path's namespace into a body that names none, and refuses another one.
+    /// Sets the path's namespace in a body without one, and rejects a different one.
     fn settle_namespace(&self, body: &mut Value) -> ApiResult<()> {
         match body["metadata"]["namespace"].as_str().unwrap_or_default() {
             "" => {
@@ -160,8 +161,8 @@ impl Context<'_> {
     }
 }
 
-/// Whom a review asks about.
-fn asked_user(spec: &Value) -> UserInfo {
+/// The user in a review's spec.
+fn reviewed_user(spec: &Value) -> UserInfo {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let extra = spec["extra"].as_object().into_iter().flatten();
     UserInfo {
@@ -172,8 +173,8 @@ fn asked_user(spec: &Value) -> UserInfo {
     }
 }
 
-/// What a review asks about.
-fn asked_attributes<'a>(spec: &'a Value, fields: &'a [(String, String)]) -> Attributes<'a> {
+/// The attributes in a review's spec.
+fn reviewed_attributes<'a>(spec: &'a Value, fields: &'a [(String, String)]) -> Attributes<'a> {
     let resource = &spec["resourceAttributes"];
     if !resource.is_object() {
         let path = &spec["nonResourceAttributes"];
@@ -195,16 +196,16 @@ fn asked_attributes<'a>(spec: &'a Value, fields: &'a [(String, String)]) -> Attr
     }
 }
 
-/// The body with a status, and with metadata even where it has none.
-fn reply(body: &Value, status: Value) -> Value {
-    let mut answer = body.clone();
-    if let Some(map) = answer.as_object_mut() {
+/// The body with a status, and with metadata even if it had none.
+fn with_status(body: &Value, status: Value) -> Value {
+    let mut review = body.clone();
+    if let Some(map) = review.as_object_mut() {
         let mut metadata = map.get("metadata").and_then(Value::as_object).cloned().unwrap_or_default();
         metadata.retain(|_, value| !value.is_null());
         map.insert("metadata".into(), metadata.into());
         map.insert("status".into(), status);
     }
-    answer
+    review
 }
 
 fn user_info(user: &UserInfo) -> Value {
@@ -229,12 +230,12 @@ fn strings(list: &Value) -> Vec<String> {
     list.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
-/// What upstream tells of a selector that it couldn't read, or not wholly.
-fn ignored(asked: &Value, name: &str) -> Option<String> {
-    let raw = asked["rawSelector"].as_str().unwrap_or_default();
-    let requirements = asked["requirements"].as_array().map(Vec::as_slice).unwrap_or_default();
+/// Upstream's message about a selector that cannot be parsed, or only in part.
+fn selector_error(selector: &Value, name: &str) -> Option<String> {
+    let raw = selector["rawSelector"].as_str().unwrap_or_default();
+    let requirements = selector["requirements"].as_array().map(Vec::as_slice).unwrap_or_default();
     let labels = name == "labelSelector";
-    let reads = |requirement: &Value| {
+    let is_valid = |requirement: &Value| {
         let values = strings(&requirement["values"]);
         let operator = requirement["operator"].as_str().unwrap_or_default();
         let key = requirement["key"].as_str().unwrap_or_default();
@@ -248,21 +249,21 @@ fn ignored(asked: &Value, name: &str) -> Option<String> {
             _ => false,
         }
     };
-    let how = if requirements.is_empty() {
+    let extent = if requirements.is_empty() {
         let unread = if labels { LabelSelector::parse(raw).is_err() } else { FieldSelector::parse(raw).is_err() };
         unread.then_some("")?
     } else {
-        match requirements.iter().filter(|r| reads(r)).count() {
+        match requirements.iter().filter(|r| is_valid(r)).count() {
             n if n == requirements.len() => return None,
             0 => "",
             _ => "partially ",
         }
     };
-    Some(format!("spec.resourceAttributes.{name} {how}ignored due to parse error"))
+    Some(format!("spec.resourceAttributes.{name} {extent}ignored due to parse error"))
 }
 
-/// The requirements `field=value` of a review's field selector. What else it asks for narrows the question, so that
-/// leaving it out can only make the answer stricter.
+/// The requirements `field=value` of a review's field selector. Other requirements only narrow the request, so that
+/// ignoring them can only make the decision stricter.
 fn equal_fields(selector: &Value) -> Vec<(String, String)> {
     let raw = selector["rawSelector"].as_str().unwrap_or_default();
     let mut fields: Vec<(String, String)> = raw

@@ -1,4 +1,4 @@
-//! One RBAC rule: what it allows, and which rules another set of rules covers. Pure.
+//! A single RBAC rule: the requests it allows, and the rules that a set of rules covers. Pure functions.
 
 use std::collections::BTreeMap;
 
@@ -10,20 +10,20 @@ use super::Attributes;
 /// `rbac.authorization.k8s.io/v1 PolicyRule`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Rule {
-    /// What may be done.
+    /// The verbs.
     pub verbs: Vec<String>,
-    /// On which API groups.
+    /// The API groups.
     pub groups: Vec<String>,
-    /// On which resources (`pods`, `pods/log`, `*/scale`).
+    /// The resources (`pods`, `pods/log`, `*/scale`).
     pub resources: Vec<String>,
-    /// Only on objects of these names; empty: on all.
+    /// The object names; empty: all objects.
     pub names: Vec<String>,
-    /// On which paths that are no resource.
+    /// The non-resource paths.
     pub urls: Vec<String>,
 }
 
 impl Rule {
-    /// Reads one rule; what isn't a string in it is left out.
+    /// Parses a rule; values of the wrong type are ignored.
     #[must_use]
     pub fn parse(rule: &Value) -> Self {
         let list = |field: &str| {
@@ -39,13 +39,13 @@ impl Rule {
         }
     }
 
-    /// The rules of a Role or ClusterRole.
+    /// Parses the rules of a Role or ClusterRole.
     #[must_use]
     pub fn parse_all(role: &Value) -> Vec<Self> {
         role.get("rules").and_then(Value::as_array).into_iter().flatten().map(Self::parse).collect()
     }
 
-    /// As it stands in an object.
+    /// The serialized form in a role.
     #[must_use]
     pub fn to_value(&self) -> Value {
         let mut rule = serde_json::Map::new();
@@ -63,7 +63,7 @@ impl Rule {
         Value::Object(rule)
     }
 
-    /// Everything, everywhere: what an aggregation rule may gather.
+    /// All rights, which the author of an aggregation rule must hold.
     #[must_use]
     pub fn full_authority() -> Vec<Self> {
         let all = || vec!["*".to_owned()];
@@ -87,7 +87,7 @@ impl Rule {
             && (self.names.is_empty() || has(&self.names, request.name))
     }
 
-    /// Every single (group, resource, verb, name) and (path, verb) of this rule.
+    /// Splits the rule into single combinations of group, resource, verb and name, and of path and verb.
     fn broken_down(&self) -> Vec<Self> {
         let one = |s: &String| vec![s.clone()];
         let mut single = Vec::new();
@@ -110,7 +110,7 @@ impl Rule {
         single
     }
 
-    /// Whether this rule grants all that a single (broken down) one grants.
+    /// Whether this rule covers a single combination.
     fn covers(&self, single: &Self) -> bool {
         (has(&self.verbs, "*") || has_all(&self.verbs, &single.verbs))
             && (has(&self.groups, "*") || has_all(&self.groups, &single.groups))
@@ -122,7 +122,7 @@ impl Rule {
             && (self.names.is_empty() || (!single.names.is_empty() && has_all(&self.names, &single.names)))
     }
 
-    /// As refusals show it.
+    /// The format in error messages.
     fn describe(&self) -> String {
         let parts: Vec<String> = [
             ("APIGroups", &self.groups),
@@ -146,7 +146,7 @@ pub fn quoted_list(list: &[String]) -> String {
     format!("[{}]", quoted.join(" "))
 }
 
-/// What of `wanted` the `owned` rules don't grant, as single rules in order.
+/// The single combinations of `wanted` that `owned` does not cover, in order.
 #[must_use]
 pub fn missing_rules(owned: &[Rule], wanted: &[Rule]) -> Vec<Rule> {
     let mut missing: Vec<Rule> = wanted.iter().flat_map(Rule::broken_down).collect();
@@ -154,7 +154,7 @@ pub fn missing_rules(owned: &[Rule], wanted: &[Rule]) -> Vec<Rule> {
     missing
 }
 
-/// [`missing_rules`] described: compacted per resource and sorted.
+/// The result of [`missing_rules`] as text, compacted per resource and sorted.
 #[must_use]
 pub fn missing(owned: &[Rule], wanted: &[Rule]) -> Vec<String> {
     let mut simple: BTreeMap<(String, String, Option<String>), Rule> = BTreeMap::new();

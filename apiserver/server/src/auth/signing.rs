@@ -1,5 +1,5 @@
-//! Certificates that others asked for: the authority signs what a controller decided, with the subject and the key as they stand in
-//! the request. rcgen makes names of its own parts, of which each may stand once; a user of several groups has several.
+//! Signs CertificateSigningRequests with the authority's key. Subject and public key are copied in DER, because rcgen
+//! builds a subject with at most one value per attribute, and a user of several groups has several.
 
 use jiff::Timestamp;
 use machinery_api::certificate_request::CertificateRequest;
@@ -11,7 +11,7 @@ use yasna::{DERWriter, Tag};
 
 use super::pki::{Pki, PkiError};
 
-/// Bits of a key's usage, by the API's words.
+/// Key usage bits by the API's names.
 const KEY_USAGES: &[(&str, usize)] = &[
     ("signing", 0),
     ("digital signature", 0),
@@ -24,7 +24,7 @@ const KEY_USAGES: &[(&str, usize)] = &[
     ("encipher only", 7),
     ("decipher only", 8),
 ];
-/// Purposes, by the API's words.
+/// Extended key usages by the API's names.
 const PURPOSES: &[(&str, &[u64])] = &[
     ("any", &[2, 5, 29, 37, 0]),
     ("server auth", &[1, 3, 6, 1, 5, 5, 7, 3, 1]),
@@ -46,20 +46,19 @@ const BASIC_CONSTRAINTS: &[u64] = &[2, 5, 29, 19];
 const AUTHORITY_KEY: &[u64] = &[2, 5, 29, 35];
 const EXTENDED_KEY_USAGE: &[u64] = &[2, 5, 29, 37];
 
-/// A certificate to make.
+/// The contents of a certificate to sign.
 #[derive(Debug, Clone, Copy)]
 pub struct Order<'a> {
-    /// Whose, and with which key.
+    /// Subject and public key.
     pub request: &'a CertificateRequest,
-    /// What for, in the API's words.
+    /// Usages by the API's names.
     pub usages: &'a [String],
-    /// From when.
     pub not_before: Timestamp,
-    /// Until when, at most.
+    /// Capped at the authority's own expiry.
     pub not_after: Timestamp,
 }
 
-/// What an authority is known by in what it signs.
+/// The authority's fields that go into signed certificates.
 struct Authority {
     subject: Vec<u8>,
     key_id: Option<Vec<u8>>,
@@ -67,7 +66,7 @@ struct Authority {
 }
 
 impl Authority {
-    fn of(pem: &str) -> Option<Self> {
+    fn parse(pem: &str) -> Option<Self> {
         let der = pem::parse(pem).ok()?.into_contents();
         let (_, certificate) = X509Certificate::from_der(&der).ok()?;
         let key_id = certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
@@ -80,10 +79,11 @@ impl Authority {
 }
 
 impl Pki {
-    /// A certificate as ordered, in PEM: never longer than the authority's own, and never an authority.
+    /// Signs a certificate and returns it in PEM. It expires no later than the authority and is never an authority
+    /// itself.
     pub fn sign(&self, order: &Order<'_>) -> Result<String, PkiError> {
         let authority =
-            Authority::of(self.ca_pem()).ok_or_else(|| PkiError::Issue("the authority can't be read".into()))?;
+            Authority::parse(self.ca_pem()).ok_or_else(|| PkiError::Issue("the authority can't be read".into()))?;
         let key = self.issuer().key();
         let not_after = order.not_after.min(authority.not_after);
         if order.not_before >= not_after || self.env().now() >= not_after {
@@ -131,7 +131,7 @@ fn unix_lines() -> pem::EncodeConfig {
     pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF)
 }
 
-/// How a signature names what made it: its id, and whether an explicit nothing follows.
+/// An algorithm identifier: its OID, and whether an explicit NULL follows.
 type Algorithm = (&'static [u64], bool);
 
 fn algorithm(of: &rcgen::SignatureAlgorithm) -> Result<Algorithm, PkiError> {
@@ -142,7 +142,7 @@ fn algorithm(of: &rcgen::SignatureAlgorithm) -> Result<Algorithm, PkiError> {
         (&rcgen::PKCS_RSA_SHA256, (&[1, 2, 840, 113_549, 1, 1, 11], true)),
     ];
     let found = known.iter().find(|(known, _)| *known == of).map(|(_, algorithm)| *algorithm);
-    found.ok_or_else(|| PkiError::Issue("the authority's key is of a kind that can't sign requests".into()))
+    found.ok_or_else(|| PkiError::Issue("the authority's key is of an unsupported type".into()))
 }
 
 fn write_algorithm(writer: DERWriter<'_>, (id, explicit_null): Algorithm) {
@@ -154,7 +154,7 @@ fn write_algorithm(writer: DERWriter<'_>, (id, explicit_null): Algorithm) {
     });
 }
 
-/// Times before 2050 have two figures for the year (RFC 5280 §4.1.2.5).
+/// Years before 2050 are encoded with two digits (RFC 5280 §4.1.2.5).
 fn write_time(writer: DERWriter<'_>, at: Timestamp) {
     let at = time::OffsetDateTime::from_unix_timestamp(at.as_second()).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
     if (1950..2050).contains(&at.year()) {
@@ -174,9 +174,9 @@ fn write_extension(writer: DERWriter<'_>, id: &[u64], critical: bool, value: &[u
     });
 }
 
-/// In the order in which upstream's come.
+/// The extensions, in upstream's order.
 fn extensions(order: &Order<'_>, authority_key: Option<&[u8]>) -> Vec<(&'static [u64], bool, Vec<u8>)> {
-    let mut made = Vec::new();
+    let mut list = Vec::new();
     let wanted = |word: &str| order.usages.iter().any(|usage| usage == word);
     let bits: Vec<usize> = KEY_USAGES.iter().filter(|(word, _)| wanted(word)).map(|(_, bit)| *bit).collect();
     if let Some(last) = bits.iter().max() {
@@ -185,7 +185,7 @@ fn extensions(order: &Order<'_>, authority_key: Option<&[u8]>) -> Vec<(&'static 
             bytes[bit / 8] |= 0x80 >> (bit % 8);
         }
         let bytes = &bytes[..=last / 8];
-        made.push((KEY_USAGE, true, yasna::construct_der(|writer| writer.write_bitvec_bytes(bytes, last + 1))));
+        list.push((KEY_USAGE, true, yasna::construct_der(|writer| writer.write_bitvec_bytes(bytes, last + 1))));
     }
     let mut purposes: Vec<&[u64]> = PURPOSES.iter().filter(|(word, _)| wanted(word)).map(|(_, id)| *id).collect();
     purposes.dedup();
@@ -197,24 +197,24 @@ fn extensions(order: &Order<'_>, authority_key: Option<&[u8]>) -> Vec<(&'static 
                 }
             });
         });
-        made.push((EXTENDED_KEY_USAGE, false, value));
+        list.push((EXTENDED_KEY_USAGE, false, value));
     }
-    // No authority: nothing stands in it.
-    made.push((BASIC_CONSTRAINTS, true, yasna::construct_der(|writer| writer.write_sequence(|_| {}))));
+    // An empty sequence: no authority.
+    list.push((BASIC_CONSTRAINTS, true, yasna::construct_der(|writer| writer.write_sequence(|_| {}))));
     if let Some(id) = authority_key {
         let value = yasna::construct_der(|writer| {
             writer.write_sequence(|writer| {
                 writer.next().write_tagged_implicit(Tag::context(0), |writer| writer.write_bytes(id));
             });
         });
-        made.push((AUTHORITY_KEY, false, value));
+        list.push((AUTHORITY_KEY, false, value));
     }
     if let Some(value) = alternative_names(order.request) {
-        // A certificate of nobody is known by these alone.
+        // A certificate with an empty subject is identified by these names alone, so that they are critical.
         let nobody = order.request.common_name.is_empty() && order.request.organizations.is_empty();
-        made.push((ALTERNATIVE_NAME, nobody, value));
+        list.push((ALTERNATIVE_NAME, nobody, value));
     }
-    made
+    list
 }
 
 fn alternative_names(request: &CertificateRequest) -> Option<Vec<u8>> {
@@ -288,7 +288,7 @@ mod tests {
         let names = certificate.subject_alternative_name().unwrap().unwrap();
         assert_eq!((names.critical, names.value.general_names.len()), (false, 2));
 
-        // Never longer than the authority, and not after its end.
+        // The lifetime is capped by the authority's, and an order after its expiry is rejected.
         let long = Order { not_after: "2099-01-01T00:00:00Z".parse().unwrap(), ..order };
         let der = pem::parse(pki.sign(&long).unwrap()).unwrap();
         let (_, certificate) = X509Certificate::from_der(der.contents()).unwrap();

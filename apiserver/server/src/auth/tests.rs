@@ -1,4 +1,5 @@
-//! The chains of authenticators and authorizers over the whole server: links that wait are waited for, and hold up nobody else.
+//! Tests of the authenticator and authorizer chains over the whole server: waiting links are awaited and do not block
+//! other requests.
 
 use std::sync::Arc;
 
@@ -8,23 +9,27 @@ use machinery_env::Env;
 use tokio::sync::Semaphore;
 use tower::ServiceExt as _;
 
-use super::tokens::Known;
+use super::tokens::AuthenticatedToken;
 use super::{Attributes, AuthenticateToken, Authorize, Decision, UserInfo};
 use crate::server::{Apiserver, Chains, Config};
-use crate::step::Step;
+use crate::step::MaybeReady;
 use apiserver_resources::objects::ObjectReader;
 use apiserver_storage::store::memory::MemoryStore;
 
-/// Answers when it is let.
+/// Answers after a permit is added.
 struct Slow(Arc<Semaphore>);
 
 impl AuthenticateToken for Slow {
-    fn authenticate<'a>(&'a self, token: &'a str, audiences: &'a [String]) -> Step<'a, Result<Option<Known>, String>> {
-        Step::Wait(Box::pin(async move {
+    fn authenticate<'a>(
+        &'a self,
+        token: &'a str,
+        audiences: &'a [String],
+    ) -> MaybeReady<'a, Result<Option<AuthenticatedToken>, String>> {
+        MaybeReady::Pending(Box::pin(async move {
             self.0.acquire().await.unwrap().forget();
             let Some(name) = token.strip_prefix("slow-") else { return Ok(None) };
             let user = UserInfo { name: name.into(), ..UserInfo::default() };
-            Ok(Some(Known { user, audiences: audiences.to_vec() }))
+            Ok(Some(AuthenticatedToken { user, audiences: audiences.to_vec() }))
         }))
     }
 }
@@ -35,13 +40,13 @@ impl Authorize for Slow {
         _: &'a dyn ObjectReader,
         user: &'a UserInfo,
         request: &'a Attributes<'_>,
-    ) -> Step<'a, Decision> {
+    ) -> MaybeReady<'a, Decision> {
         if user.name != "jo" {
-            return Step::Done(Decision::refuse("not for me"));
+            return MaybeReady::Ready(Decision::no_opinion("not for me"));
         }
-        Step::Wait(Box::pin(async move {
+        MaybeReady::Pending(Box::pin(async move {
             self.0.acquire().await.unwrap().forget();
-            if request.verb == "list" { Decision::allow("") } else { Decision::refuse("jo only lists") }
+            if request.verb == "list" { Decision::allow("") } else { Decision::no_opinion("jo only lists") }
         }))
     }
 }
@@ -72,7 +77,7 @@ async fn links_that_wait_are_waited_for() {
         async move { code(&server, "LIST", "slow-jo").await }
     });
     tokio::task::yield_now().await;
-    // Who needs neither link is answered meanwhile.
+    // A request that needs neither link completes meanwhile.
     let mut request = Request::get("/api/v1/pods").body(Body::empty()).unwrap();
     request.extensions_mut().insert(UserInfo::component("admin", Some(super::MASTERS)));
     assert_eq!(server.service().oneshot(request).await.unwrap().status(), 200);

@@ -1,7 +1,9 @@
-//! The TLS listener: takes hostile clients' connections within limits, and hands each request the peer's identity.
+//! The TLS listener: accepts connections of untrusted clients within limits, and attaches the peer's identity to each
+//! request.
 //!
-//! As upstream, a client certificate is asked for and never demanded, and one that doesn't verify ends in 401 for the
-//! request, not in a broken handshake: so it is checked after the handshake, which only proves possession of its key.
+//! As upstream, a client certificate is requested but optional. An invalid one results in 401 for the request, not in a
+//! failed handshake. The handshake therefore only proves possession of the key, and the certificate is verified
+//! afterwards.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -33,40 +35,39 @@ use super::certificates::{Certificates, Fingerprint};
 use super::pki::PkiError;
 use super::{CREDENTIAL_ID, UserInfo};
 
-/// A client that hasn't finished its handshake by then is gone or hostile.
+/// The maximum duration of a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// After the stop signal, requests that still run have this long.
+/// The maximum time for running requests after the stop signal.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// Who is at the other end of a connection: in each request's extensions.
+/// The remote end of a connection, in each request's extensions.
 #[derive(Debug, Clone)]
 pub struct Peer {
-    /// Where from.
     pub address: SocketAddr,
-    /// What its certificate came to.
+    /// The state of its certificate.
     pub certificate: PeerCertificate,
     permit: Arc<ConnectionPermit>,
 }
 
 impl Peer {
-    /// A request on this connection showed who sent it: the connection no longer makes way for others.
+    /// Marks the connection as authenticated, so that it is no longer closed in favour of others.
     pub fn identify(&self) {
         self.permit.identify();
     }
 }
 
-/// What the peer's certificate came to.
+/// The state of the peer's certificate.
 #[derive(Debug, Clone)]
 pub enum PeerCertificate {
-    /// It sent none.
+    /// The peer sent none.
     Absent,
-    /// It verified: this user, until then.
+    /// The certificate is valid for this user until this time.
     Verified(Arc<UserInfo>, Timestamp),
-    /// It sent one that is expired, of another authority, or not for clients.
+    /// The certificate is expired, revoked, of another authority, or not for clients.
     Refused,
 }
 
-/// Everything that a listener needs to know.
+/// The configuration and dependencies of a listener.
 #[derive(Clone)]
 pub struct Acceptor {
     tls: TlsAcceptor,
@@ -83,7 +84,7 @@ impl std::fmt::Debug for Acceptor {
 }
 
 impl Acceptor {
-    /// Serves with its own of `certificates`, and knows clients by those of the authority `ca_pem`.
+    /// Serves with the certificate in `certificates`, and verifies clients against the authority `ca_pem`.
     pub fn new(env: &Env, certificates: Arc<Certificates>, ca_pem: &str) -> Result<Self, PkiError> {
         let failed = |why: &dyn std::fmt::Display| PkiError::Issue(why.to_string());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -100,14 +101,15 @@ impl Acceptor {
             .with_client_cert_verifier(Arc::new(AnyCertificate(verifier.clone())))
             .with_cert_resolver(certificates.clone());
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        // No resumption: a resumed session would bring back a certificate that was judged at another time.
+        // Session resumption is disabled: a resumed session would carry a certificate that was verified at an earlier
+        // time.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         let seats = Descriptors::process().api_seats().clone();
         Ok(Self { tls: TlsAcceptor::from(Arc::new(config)), certificates, verifier, env: env.clone(), seats })
     }
 
-    fn judge(&self, chain: Option<&[CertificateDer<'_>]>) -> PeerCertificate {
+    fn verify_peer(&self, chain: Option<&[CertificateDer<'_>]>) -> PeerCertificate {
         let Some((leaf, intermediates)) = chain.and_then(<[_]>::split_first) else { return PeerCertificate::Absent };
         if self.certificates.is_revoked(&fingerprint(leaf)) {
             return PeerCertificate::Refused;
@@ -124,7 +126,7 @@ fn fingerprint(leaf: &CertificateDer<'_>) -> Fingerprint {
     Sha256::digest(leaf).into()
 }
 
-/// The user that a certificate names, and when it ends.
+/// The user in a certificate, and its expiry.
 fn subject(leaf: &CertificateDer<'_>) -> Option<(UserInfo, Timestamp)> {
     let (_, cert) = x509_parser::certificate::X509Certificate::from_der(leaf).ok()?;
     let name = cert.subject().iter_common_name().next()?.as_str().ok()?.to_owned();
@@ -143,11 +145,11 @@ fn subject(leaf: &CertificateDer<'_>) -> Option<(UserInfo, Timestamp)> {
     Some((UserInfo { name, uid: String::new(), groups, extra }, until))
 }
 
-/// Serves until `stop`, then lets running requests end for a moment and returns.
+/// Serves until `stop`, then drains running requests for a limited time and returns.
 ///
-/// Each request carries its [`Peer`] in its extensions. `handle` is cloned per connection. Watches should end by
-/// themselves on `stop`: what still runs after the drain is cut off. Connections beyond the process's share wait in the
-/// system's queue; one that never showed an identity makes way for them.
+/// Each request has its [`Peer`] in its extensions. `handle` is cloned per connection. Watches should end on `stop`;
+/// requests still running after the drain are aborted. Connections above the process's limit wait in the system's
+/// backlog; unauthenticated ones are closed in their favour.
 pub async fn serve<H, F, B>(listener: TcpListener, acceptor: Acceptor, handle: H, stop: CancellationToken)
 where
     H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
@@ -180,14 +182,14 @@ async fn connection<H, F, B>(
         done = handshake => match done {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return tracing::debug!(%address, %error, "TLS handshake failed"),
-            Err(_) => return tracing::debug!(%address, "TLS handshake took too long"),
+            Err(_) => return tracing::debug!(%address, "TLS handshake timed out"),
         },
     };
     let chain = stream.get_ref().1.peer_certificates();
-    let peer = Peer { address, certificate: acceptor.judge(chain), permit };
-    let shown = chain.and_then(<[_]>::first).map(fingerprint);
-    let known = matches!(peer.certificate, PeerCertificate::Verified(..));
-    if known {
+    let peer = Peer { address, certificate: acceptor.verify_peer(chain), permit };
+    let leaf_fingerprint = chain.and_then(<[_]>::first).map(fingerprint);
+    let verified = matches!(peer.certificate, PeerCertificate::Verified(..));
+    if verified {
         peer.identify();
     }
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
@@ -196,21 +198,23 @@ async fn connection<H, F, B>(
         async move { Ok::<_, Infallible>(answer.await) }
     });
     let served = machinery_serve::connection::serve(stream, &acceptor.env, service, &stop);
-    let Some(shown) = shown.filter(|_| known) else { return ended(address, served.await) };
+    let Some(leaf_fingerprint) = leaf_fingerprint.filter(|_| verified) else { return log_end(address, served.await) };
     tokio::select! {
-        done = served => ended(address, done),
-        // With everything that still runs on it: a watch, a session.
-        () = acceptor.certificates.revoked(&shown) => tracing::info!(%address, "the client's certificate was revoked"),
+        done = served => log_end(address, done),
+        // Ends everything on the connection, also watches and sessions.
+        () = acceptor.certificates.revoked(&leaf_fingerprint) => {
+            tracing::info!(%address, "the client's certificate was revoked");
+        }
     }
 }
 
-fn ended<E: std::fmt::Display>(address: SocketAddr, done: Result<(), E>) {
+fn log_end<E: std::fmt::Display>(address: SocketAddr, done: Result<(), E>) {
     if let Err(error) = done {
         tracing::debug!(%address, %error, "connection ended");
     }
 }
 
-/// Lets rustls read our clock.
+/// Supplies the environment's clock to rustls.
 struct EnvTime(Env);
 
 impl std::fmt::Debug for EnvTime {
@@ -226,7 +230,7 @@ impl TimeProvider for EnvTime {
     }
 }
 
-/// Takes any certificate whose key the client holds; [`Acceptor::judge`] decides what it is worth.
+/// Accepts any certificate whose key the client holds; [`Acceptor::verify_peer`] verifies it afterwards.
 #[derive(Debug)]
 struct AnyCertificate(Arc<dyn ClientCertVerifier>);
 
@@ -271,7 +275,7 @@ impl ClientCertVerifier for AnyCertificate {
     }
 }
 
-/// The provider that every TLS configuration of ours names: no process-wide default is set or used.
+/// The crypto provider of every TLS configuration. No process-wide default is set or used.
 #[must_use]
 pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
@@ -340,7 +344,7 @@ mod tests {
         let certificates = Arc::new(Certificates::new(pki.serving()).unwrap());
         let (address, stop, serving) = start(&env, &pki, certificates).await;
 
-        // Garbage, and a client that never says anything, harm nobody else.
+        // Garbage and a silent client do not affect other connections.
         let mut garbage = TcpStream::connect(address).await.unwrap();
         garbage.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
         let silent = TcpStream::connect(address).await.unwrap();

@@ -1,11 +1,11 @@
-//! Service account tokens: `serviceaccounts/NAME/token` makes them, and every use checks against the live objects what
-//! they are bound to.
+//! Service account tokens: issues them for `serviceaccounts/NAME/token`, and verifies on every use that the bound
+//! objects still exist.
 
 use machinery_api::selector::go_quoted;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use machinery_api::error::{ApiError, ApiResult, Cause, Named};
+use machinery_api::error::{ApiError, ApiResult, Cause, GroupResource};
 use machinery_api::names::TOKEN_ISSUER;
 use machinery_env::Env;
 use serde_json::{Map, Value, json};
@@ -18,27 +18,28 @@ use super::{
 use apiserver_resources::objects::ObjectReader;
 use apiserver_resources::rules;
 
-/// What a request without `expirationSeconds` gets.
+/// The lifetime of tokens requested without `expirationSeconds`.
 const EXPIRATION_DEFAULT_SECONDS: i64 = 3600;
-/// The shortest that can be asked for.
+/// The minimum lifetime of a request.
 const EXPIRATION_MIN_SECONDS: i64 = 600;
-/// The longest that can be asked for.
+/// The maximum lifetime of a request.
 const EXPIRATION_MAX_SECONDS: i64 = 1 << 32;
-/// What the injected volume asks for: tokens of pods with exactly this lifetime live a year and only count as stale
-/// after it, for clients that read their token once.
+/// The lifetime that the injected volume requests. Pod tokens with exactly this lifetime are valid for a year, for
+/// clients that read their token once. After this time they only count as stale.
 const EXPIRATION_WARN_SECONDS: i64 = 3607;
 /// See [`EXPIRATION_WARN_SECONDS`].
 const EXPIRATION_EXTENDED_SECONDS: i64 = 365 * 24 * 3600;
-/// Clocks of clients and of a former run of ours may differ by this; deleted objects' tokens die this much later.
+/// The tolerated difference of clocks of clients and of an earlier server process. Tokens of deleted objects expire
+/// this much later.
 const LEEWAY: Duration = Duration::from_mins(1);
 /// The issuer in tokens of Secrets of type `kubernetes.io/service-account-token`.
 const LEGACY_ISSUER: &str = "kubernetes/serviceaccount";
 const LEGACY_CLAIM: &str = "kubernetes.io/serviceaccount/";
-/// A Secret with this label holds a token that doesn't count any more.
+/// The label of Secrets whose token is invalidated.
 const INVALID_SINCE: &str = "kubernetes.io/legacy-token-invalid-since";
 
-/// Answers a TokenRequest for a service account.
-pub fn request(
+/// Handles a TokenRequest for a service account.
+pub fn issue(
     key: &SigningKey,
     env: &Env,
     objects: &dyn ObjectReader,
@@ -46,23 +47,23 @@ pub fn request(
     name: &str,
     body: &Value,
 ) -> ApiResult<Value> {
-    matches_path(&body["metadata"], namespace, name)?;
+    check_path(&body["metadata"], namespace, name)?;
     let account_uid = account_uid(objects, namespace, name, text(&body["metadata"]["uid"]))?;
     let spec = &body["spec"];
-    let seconds = asked_lifetime(spec)?;
+    let seconds = requested_lifetime(spec)?;
     let audiences: Vec<&str> = spec["audiences"].as_array().into_iter().flatten().map(text).collect();
     let audiences = if audiences.is_empty() { vec![TOKEN_ISSUER] } else { audiences };
-    let bound = Bound::resolve(objects, namespace, name, &spec["boundObjectRef"])?;
+    let bound = BoundObject::resolve(objects, namespace, name, &spec["boundObjectRef"])?;
 
     let now = env.now().as_second();
-    let mut about = json!({
+    let mut private_claims = json!({
         "namespace": namespace,
         "serviceaccount": {"name": name, "uid": account_uid},
     });
-    bound.write(&mut about);
+    bound.write(&mut private_claims);
     let lifetime = lifetime(&bound, seconds, &audiences);
     if lifetime != seconds {
-        about["warnafter"] = (now + seconds).into();
+        private_claims["warnafter"] = (now + seconds).into();
     }
     let claims = json!({
         "aud": audiences,
@@ -70,7 +71,7 @@ pub fn request(
         "iat": now,
         "iss": TOKEN_ISSUER,
         "jti": env.uid(),
-        "kubernetes.io": about,
+        "kubernetes.io": private_claims,
         "nbf": now,
         "sub": service_account_user(namespace, name),
     });
@@ -102,42 +103,42 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-fn kind() -> Named {
-    Named::new("authentication.k8s.io", "TokenRequest")
+fn kind() -> GroupResource {
+    GroupResource::new("authentication.k8s.io", "TokenRequest")
 }
 
-/// Whether the body names the account that the path names, where it names one.
-fn matches_path(metadata: &Value, namespace: &str, name: &str) -> ApiResult<()> {
-    let said = text(&metadata["namespace"]);
-    if !said.is_empty() && said != namespace {
+/// Rejects a body with a namespace or name that differs from the path's.
+fn check_path(metadata: &Value, namespace: &str, name: &str) -> ApiResult<()> {
+    let given = text(&metadata["namespace"]);
+    if !given.is_empty() && given != namespace {
         return Err(ApiError::BadRequest(
             "the namespace of the provided object does not match the namespace sent on the request".into(),
         ));
     }
-    let said = text(&metadata["name"]);
-    if !said.is_empty() && said != name {
-        let message = format!("Invalid value: {}: must match the service account name if specified", go_quoted(said));
+    let given = text(&metadata["name"]);
+    if !given.is_empty() && given != name {
+        let message = format!("Invalid value: {}: must match the service account name if specified", go_quoted(given));
         return Err(ApiError::Invalid(kind(), name.into(), vec![cause("FieldValueInvalid", "metadata.name", message)]));
     }
     Ok(())
 }
 
-/// The account's uid, which is the one that the body says, where it says one.
-fn account_uid(objects: &dyn ObjectReader, namespace: &str, name: &str, said: &str) -> ApiResult<String> {
+/// Returns the account's UID, and rejects a request with a different one.
+fn account_uid(objects: &dyn ObjectReader, namespace: &str, name: &str, given: &str) -> ApiResult<String> {
     let account = objects
         .get("", "serviceaccounts", namespace, name)
-        .ok_or_else(|| ApiError::NotFound(Named::new("", "serviceaccounts"), name.into()))?;
+        .ok_or_else(|| ApiError::NotFound(GroupResource::new("", "serviceaccounts"), name.into()))?;
     let uid = text(&account["metadata"]["uid"]);
-    if !said.is_empty() && said != uid {
+    if !given.is_empty() && given != uid {
         let why =
-            format!("the UID in the token request ({said}) does not match the UID of the service account ({uid})");
+            format!("the UID in the token request ({given}) does not match the UID of the service account ({uid})");
         return Err(ApiError::Conflict(kind(), name.into(), why));
     }
     Ok(uid.to_owned())
 }
 
-/// How many seconds the token is asked to live.
-fn asked_lifetime(spec: &Value) -> ApiResult<i64> {
+/// The requested lifetime in seconds.
+fn requested_lifetime(spec: &Value) -> ApiResult<i64> {
     let seconds = spec["expirationSeconds"].as_i64().unwrap_or(EXPIRATION_DEFAULT_SECONDS);
     let why = match seconds {
         ..EXPIRATION_MIN_SECONDS => "may not specify a duration less than 10 minutes",
@@ -148,24 +149,24 @@ fn asked_lifetime(spec: &Value) -> ApiResult<i64> {
     Err(ApiError::Invalid(kind(), String::new(), vec![cause("FieldValueInvalid", "spec.expirationSeconds", message)]))
 }
 
-/// How many seconds the token lives: those of pods whose clients may read them only once live longer than they say.
-fn lifetime(bound: &Bound, seconds: i64, audiences: &[&str]) -> i64 {
-    let injected = matches!(bound, Bound::Pod(..))
+/// The actual lifetime in seconds. Tokens of the injected volume live longer than their nominal lifetime.
+fn lifetime(bound: &BoundObject, seconds: i64, audiences: &[&str]) -> i64 {
+    let injected = matches!(bound, BoundObject::Pod(..))
         && seconds == EXPIRATION_WARN_SECONDS
         && audiences.iter().all(|audience| *audience == TOKEN_ISSUER);
     if injected { EXPIRATION_EXTENDED_SECONDS } else { seconds }
 }
 
-/// What a token dies with.
-enum Bound {
+/// The object that a token is bound to.
+enum BoundObject {
     Nothing,
-    /// The pod, and its node's name and uid.
+    /// The pod, and its node's name and UID.
     Pod(Reference, Option<(String, String)>),
     Secret(Reference),
     Node(Reference),
 }
 
-/// A name and a uid.
+/// The name and UID of an object.
 struct Reference {
     name: String,
     uid: String,
@@ -182,7 +183,7 @@ impl Reference {
     }
 }
 
-impl Bound {
+impl BoundObject {
     fn resolve(objects: &dyn ObjectReader, namespace: &str, account: &str, reference: &Value) -> ApiResult<Self> {
         if !reference.is_object() {
             return Ok(Self::Nothing);
@@ -199,9 +200,9 @@ impl Bound {
                 return Err(ApiError::BadRequest("Name parameter required.".into()));
             }
             rules::check_segment(name)?;
-            // A pod's token is asked for once or a few times in its life.
-            let found = objects.read_once("", plural, namespace, name);
-            found.ok_or_else(|| ApiError::NotFound(Named::new("", plural), name.to_owned()))
+            // The token of a pod is requested only a few times in the pod's life, so the object is not cached.
+            let found = objects.get_uncached("", plural, namespace, name);
+            found.ok_or_else(|| ApiError::NotFound(GroupResource::new("", plural), name.to_owned()))
         };
         let (bound, found_uid) = match (group, kind) {
             ("", "Pod") => {
@@ -240,7 +241,7 @@ impl Bound {
         };
         if !uid.is_empty() && uid != found_uid {
             return Err(ApiError::Conflict(
-                Named::new(group, kind),
+                GroupResource::new(group, kind),
                 name.into(),
                 format!(
                     "the UID in the bound object reference ({uid}) does not match the UID in record. The object might \
@@ -251,43 +252,44 @@ impl Bound {
         Ok(bound)
     }
 
-    fn write(&self, about: &mut Value) {
+    fn write(&self, private_claims: &mut Value) {
         match self {
             Self::Nothing => {}
             Self::Pod(pod, node) => {
-                about["pod"] = pod.claim();
+                private_claims["pod"] = pod.claim();
                 if let Some((name, uid)) = node {
                     let mut claim = Map::from_iter([("name".to_owned(), json!(name))]);
                     if !uid.is_empty() {
                         claim.insert("uid".into(), json!(uid));
                     }
-                    about["node"] = claim.into();
+                    private_claims["node"] = claim.into();
                 }
             }
-            Self::Secret(secret) => about["secret"] = secret.claim(),
-            Self::Node(node) => about["node"] = node.claim(),
+            Self::Secret(secret) => private_claims["secret"] = secret.claim(),
+            Self::Node(node) => private_claims["node"] = node.claim(),
         }
     }
 }
 
-/// A token that holds.
+/// A valid token.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Known {
-    /// Whose it is, without `system:authenticated`.
+pub struct AuthenticatedToken {
+    /// The user, without `system:authenticated`.
     pub user: UserInfo,
-    /// Which of the audiences that were asked for it is meant for.
+    /// The requested audiences that the token is valid for.
     pub audiences: Vec<String>,
 }
 
-/// The service account of a token that is in time, for one of the audiences, and whose objects are still there; else why
-/// not. `claims` are the token's, whose signature was checked (`None`: it isn't ours).
+/// Returns the service account of a token that is valid now for one of the audiences and whose bound objects exist, or
+/// the reason of the rejection. `claims` are those of a verified signature; `None` means that the signature is not the
+/// server's.
 pub(super) fn authenticate(
     claims: Option<&Value>,
     objects: &dyn ObjectReader,
     now: Timestamp,
     token: &str,
     audiences: &[String],
-) -> Result<Known, String> {
+) -> Result<AuthenticatedToken, String> {
     let claims = claims.ok_or("invalid bearer token")?;
     let legacy = match claims["iss"].as_str() {
         Some(TOKEN_ISSUER) => false,
@@ -302,8 +304,8 @@ pub(super) fn authenticate(
     if token_audiences.is_empty() {
         token_audiences.push(TOKEN_ISSUER.to_owned());
     }
-    let meant: Vec<String> = audiences.iter().filter(|a| token_audiences.contains(a)).cloned().collect();
-    if meant.is_empty() {
+    let accepted: Vec<String> = audiences.iter().filter(|a| token_audiences.contains(a)).cloned().collect();
+    if accepted.is_empty() {
         return Err(format!(
             "token audiences {} is invalid for the target audiences {}",
             super::rules::quoted_list(&token_audiences),
@@ -311,13 +313,13 @@ pub(super) fn authenticate(
         ));
     }
     let user = if legacy { legacy_user(objects, token, claims)? } else { bound_user(objects, now, claims)? };
-    Ok(Known { user, audiences: meant })
+    Ok(AuthenticatedToken { user, audiences: accepted })
 }
 
 fn bound_user(objects: &dyn ObjectReader, now: Timestamp, claims: &Value) -> Result<UserInfo, String> {
     let leeway = LEEWAY.as_secs().cast_signed();
     let at = |claim: &str| claims[claim].as_i64();
-    // A token without an end is none of ours.
+    // The server issues no token without an expiry.
     if at("exp").is_none_or(|exp| now.as_second() - leeway > exp) {
         return Err("service account token has expired".into());
     }
@@ -327,10 +329,10 @@ fn bound_user(objects: &dyn ObjectReader, now: Timestamp, claims: &Value) -> Res
     if at("iat").is_some_and(|iat| now.as_second() + leeway < iat) {
         return Err("service account token is issued in the future".into());
     }
-    let about = &claims["kubernetes.io"];
+    let private_claims = &claims["kubernetes.io"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let namespace = text(&about["namespace"]);
-    let (name, uid) = (text(&about["serviceaccount"]["name"]), text(&about["serviceaccount"]["uid"]));
+    let namespace = text(&private_claims["namespace"]);
+    let (name, uid) = (text(&private_claims["serviceaccount"]["name"]), text(&private_claims["serviceaccount"]["uid"]));
     let account = objects
         .get("", "serviceaccounts", &namespace, &name)
         .ok_or_else(|| format!("serviceaccounts {} not found", go_quoted(&name)))?;
@@ -338,18 +340,18 @@ fn bound_user(objects: &dyn ObjectReader, now: Timestamp, claims: &Value) -> Res
     if found != uid {
         return Err(format!("service account UID ({found}) does not match claim ({uid})"));
     }
-    if deleted(&account, now) {
+    if is_deleted(&account, now) {
         return Err(format!("service account {namespace}/{name} has been deleted"));
     }
     let bound_to = |what: &str, plural: &str, namespace: &str| -> Result<(String, String), String> {
-        let (name, uid) = (text(&about[what]["name"]), text(&about[what]["uid"]));
+        let (name, uid) = (text(&private_claims[what]["name"]), text(&private_claims[what]["uid"]));
         let invalidated = || "service account token has been invalidated".to_owned();
         let object = objects.get("", plural, namespace, &name).ok_or_else(invalidated)?;
         let found = text(&object["metadata"]["uid"]);
         if found != uid {
             return Err(format!("{what} UID ({found}) does not match service account {what} ref claim ({uid})"));
         }
-        if deleted(&object, now) { Err(invalidated()) } else { Ok((name, uid)) }
+        if is_deleted(&object, now) { Err(invalidated()) } else { Ok((name, uid)) }
     };
     let mut user = UserInfo {
         name: service_account_user(&namespace, &name),
@@ -357,33 +359,33 @@ fn bound_user(objects: &dyn ObjectReader, now: Timestamp, claims: &Value) -> Res
         groups: service_account_groups(&namespace),
         ..UserInfo::default()
     };
-    let mut say = |key: &str, value: String| {
+    let mut add_extra = |key: &str, value: String| {
         if !value.is_empty() {
             user.extra.insert(key.to_owned(), vec![value]);
         }
     };
-    if about["secret"].is_object() {
+    if private_claims["secret"].is_object() {
         bound_to("secret", "secrets", &namespace)?;
     }
-    if about["pod"].is_object() {
+    if private_claims["pod"].is_object() {
         let (pod, uid) = bound_to("pod", "pods", &namespace)?;
-        say(POD_NAME, pod);
-        say(POD_UID, uid);
-        say(NODE_NAME, text(&about["node"]["name"]));
-        say(NODE_UID, text(&about["node"]["uid"]));
-    } else if about["node"].is_object() {
+        add_extra(POD_NAME, pod);
+        add_extra(POD_UID, uid);
+        add_extra(NODE_NAME, text(&private_claims["node"]["name"]));
+        add_extra(NODE_UID, text(&private_claims["node"]["uid"]));
+    } else if private_claims["node"].is_object() {
         let (node, uid) = bound_to("node", "nodes", "")?;
-        say(NODE_NAME, node);
-        say(NODE_UID, uid);
+        add_extra(NODE_NAME, node);
+        add_extra(NODE_UID, uid);
     }
     let id = text(&claims["jti"]);
     if !id.is_empty() {
-        say(CREDENTIAL_ID, format!("JTI={id}"));
+        add_extra(CREDENTIAL_ID, format!("JTI={id}"));
     }
     Ok(user)
 }
 
-/// A token that stands in a Secret.
+/// Authenticates a token that is stored in a Secret.
 fn legacy_user(objects: &dyn ObjectReader, token: &str, claims: &Value) -> Result<UserInfo, String> {
     use base64::Engine as _;
     let claim = |name: &str, called: &str| {
@@ -402,7 +404,7 @@ fn legacy_user(objects: &dyn ObjectReader, token: &str, claims: &Value) -> Resul
     let secret = secret.ok_or("Token has been invalidated")?;
     let stored = secret["data"]["token"].as_str().unwrap_or_default();
     let stored = base64::engine::general_purpose::STANDARD.decode(stored).unwrap_or_default();
-    // The signature was checked before, so how long this comparison takes tells nothing.
+    // The signature was verified before, so the duration of this comparison reveals nothing.
     if stored != token.as_bytes() {
         return Err("Token does not match server's copy".into());
     }
@@ -427,8 +429,8 @@ fn legacy_user(objects: &dyn ObjectReader, token: &str, claims: &Value) -> Resul
     })
 }
 
-/// Whether an object's deletion began longer ago than the leeway: until then its last requests may still come.
-fn deleted(object: &Value, now: Timestamp) -> bool {
+/// Whether an object's deletion started longer ago than the leeway. Its last requests may arrive until then.
+fn is_deleted(object: &Value, now: Timestamp) -> bool {
     let since = object["metadata"]["deletionTimestamp"].as_str().and_then(|at| at.parse::<Timestamp>().ok());
     since.is_some_and(|since| now.saturating_sub(LEEWAY).is_ok_and(|limit| since < limit))
 }
@@ -437,7 +439,7 @@ fn cause(reason: &str, field: &str, message: String) -> Cause {
     Cause { reason: reason.into(), message, field: field.into() }
 }
 
-/// Kubernetes' form of a time in seconds; out of range: the last that can be written.
+/// Formats a time in seconds as Kubernetes does; out of range: the maximum.
 fn rfc3339(second: i64) -> String {
     Timestamp::from_second(second).unwrap_or(Timestamp::MAX).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
@@ -474,14 +476,14 @@ mod tests {
 
     impl World {
         fn ask(&self, account: &str, body: &Value) -> ApiResult<Value> {
-            request(&self.key, &self.env, &self.map, "ns", account, body)
+            issue(&self.key, &self.env, &self.map, "ns", account, body)
         }
 
         fn token(&self, body: &Value) -> String {
             self.ask("default", body).unwrap()["status"]["token"].as_str().unwrap().to_owned()
         }
 
-        fn known(&self, token: &str, audience: &str) -> Result<Known, String> {
+        fn known(&self, token: &str, audience: &str) -> Result<AuthenticatedToken, String> {
             authenticate(self.key.verify(token).as_ref(), &self.map, self.env.now(), token, &[audience.to_owned()])
         }
     }

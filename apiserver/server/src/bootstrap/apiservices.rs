@@ -1,11 +1,11 @@
-//! APIServices of the groups that this server serves itself, as upstream's aggregator registers them at a start.
+//! APIServices of the built-in groups, as upstream's aggregator registers them at startup.
 
 use serde_json::json;
 
-use super::{Desired, Keep};
+use super::{Desired, ReconcilePolicy};
 use crate::catalog::Catalog;
 
-/// Groups and versions, with the priorities that decide their order in discovery.
+/// Group versions with the priorities that determine their order in discovery.
 const PRIORITIES: &[(&str, &str, u16, u16)] = &[
     ("", "v1", 18000, 1),
     ("admissionregistration.k8s.io", "v1", 16700, 15),
@@ -32,7 +32,7 @@ const PRIORITIES: &[(&str, &str, u16, u16)] = &[
     ("storage.k8s.io", "v1", 16800, 15),
 ];
 
-/// One for each group and version that is served.
+/// Returns one APIService for each served group version.
 pub(super) fn desired(catalog: &Catalog) -> impl Iterator<Item = Desired> {
     let served = PRIORITIES.iter().filter(|(group, version, ..)| catalog.has_version(group, version));
     served.map(|(group, version, group_priority, version_priority)| {
@@ -50,7 +50,12 @@ pub(super) fn desired(catalog: &Catalog) -> impl Iterator<Item = Desired> {
         if !group.is_empty() {
             object["spec"]["group"] = json!(group);
         }
-        Desired { group: "apiregistration.k8s.io", plural: "apiservices", object, keep: Keep::But(&["spec"]) }
+        Desired {
+            group: "apiregistration.k8s.io",
+            plural: "apiservices",
+            object,
+            policy: ReconcilePolicy::Overwrite(&["spec"]),
+        }
     })
 }
 
@@ -61,7 +66,7 @@ mod tests {
 
     #[test]
     fn each_version_of_a_built_in_group_has_one() {
-        // Upstream has none of APIServices' own group.
+        // Upstream has no APIService for the group of APIServices itself.
         let own = |group: &str| group == "apiregistration.k8s.io";
         for resource in built_in().resources().iter().filter(|resource| !own(&resource.group)) {
             let known = PRIORITIES

@@ -1,8 +1,9 @@
-//! What a fresh cluster holds, and how each start brings it back.
+//! The objects of a fresh cluster, reconciled on each start.
 //!
-//! `default-objects.jsonl` is data: upstream v1.36's namespaces, default roles and bindings and priority classes, taken
-//! from a cluster that nobody had used (one object a line, without what a server sets). [`desired`] adds what depends on
-//! this cluster; [`plan`] compares with what is there and says what to write. Writing is the caller's.
+//! `default-objects.jsonl` is data: the namespaces, default roles and bindings and priority classes of upstream v1.36,
+//! recorded from an unused cluster (one object per line, without server-set fields). [`desired`] adds the objects that
+//! depend on this cluster; [`plan`] compares them with the existing ones and returns the writes. The caller executes
+//! them.
 
 mod apiservices;
 pub mod moved;
@@ -19,103 +20,96 @@ use crate::default_objects::default_objects;
 use apiserver_resources::objects::ObjectReader;
 
 const FLOWCONTROL: &str = "flowcontrol.apiserver.k8s.io";
-/// `false` on a default role or binding keeps us from mending it.
+/// `false` on a default role or binding disables its reconciliation.
 const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 
-/// What the objects depend on.
+/// The parameters of the objects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cluster {
-    /// The address of the Service `kubernetes`: the service block's first.
+    /// The address of the Service `kubernetes`: the first of the service CIDR.
     pub service_ip: IpAddr,
-    /// The service block.
+    /// The service CIDR.
     pub services: Ipv4Net,
-    /// Where the API server is reached.
+    /// The API server's advertised address.
     pub advertise: IpAddr,
-    /// See [`advertise`](Self::advertise).
+    /// The API server's advertised port.
     pub port: u16,
-    /// The authority that signs clients' certificates, in PEM.
+    /// The authority of client certificates, in PEM.
     pub ca_pem: String,
 }
 
-/// One object that should be there.
+/// An object that should exist.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Desired {
-    /// Its API group.
     pub group: &'static str,
-    /// Its plural.
+    /// The plural name.
     pub plural: &'static str,
-    /// What it should be, with `apiVersion`, `kind` and no field that a server sets.
+    /// The object with `apiVersion` and `kind`, without server-set fields.
     pub object: Value,
-    keep: Keep,
+    policy: ReconcilePolicy,
 }
 
 impl Desired {
-    /// Whether a running cluster needs it back at once; the rest waits for the next start, as upstream.
+    /// Whether a running cluster needs the object recreated immediately. The others wait for the next start, as
+    /// upstream.
     #[must_use]
     pub fn is_vital(&self) -> bool {
         matches!(self.plural, "namespaces" | "services" | "endpoints" | "endpointslices" | "configmaps")
     }
 }
 
-/// How far an existing object is kept as it is.
+/// How an existing object is reconciled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Keep {
-    /// Only its absence is mended.
-    AsItIs,
-    /// These fields are ours.
-    But(&'static [&'static str]),
-    /// Missing rules and labels come back; more ones stay.
+enum ReconcilePolicy {
+    /// Created if missing, never changed.
+    CreateOnly,
+    /// These fields are overwritten.
+    Overwrite(&'static [&'static str]),
+    /// Missing rules and labels are added; additional ones are kept.
     Role,
-    /// Missing subjects and labels come back; another role means a new binding.
+    /// Missing subjects and labels are added; a different role recreates the binding.
     Binding,
 }
 
-/// What to write. These are the API server's own writes: without authorization, admission and object validation (the
-/// `kubernetes` endpoints may be on a loopback address; a Service's address may have to change with the cluster's block).
+/// A write of the API server itself, without authorization, admission and object validation. The `kubernetes` endpoints
+/// may have a loopback address, and a Service's address may have to change with the CIDR.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Write {
-    /// Create it; done by somebody else meanwhile is as good.
+    /// Creates the object; one created concurrently by another writer is accepted.
     Create {
-        /// Its API group.
         group: &'static str,
-        /// Its plural.
+        /// The plural name.
         plural: &'static str,
-        /// The object.
         object: Value,
     },
-    /// Replace it; the object carries the resourceVersion that this was decided on.
+    /// Replaces the object, which carries the resourceVersion of the compared state.
     Update {
-        /// Its API group.
         group: &'static str,
-        /// Its plural.
+        /// The plural name.
         plural: &'static str,
-        /// The object.
         object: Value,
     },
-    /// Delete it.
+    /// Deletes the object.
     Remove {
-        /// Its API group.
         group: &'static str,
-        /// Its plural.
+        /// The plural name.
         plural: &'static str,
-        /// The object, by its metadata.
+        /// The object, identified by its metadata.
         object: Value,
     },
-    /// Delete it, and create it as given.
+    /// Deletes the object and creates it as given.
     Recreate {
-        /// Its API group.
         group: &'static str,
-        /// Its plural.
+        /// The plural name.
         plural: &'static str,
-        /// The object.
         object: Value,
     },
 }
 
-/// Everything that should be there, in the order in which it must be written (namespaces first).
+/// Returns all objects that should exist, in the order in which they must be written (namespaces first).
 #[must_use]
 pub fn desired(cluster: &Cluster, catalog: &Catalog) -> Vec<Desired> {
-    let mut desired: Vec<Desired> = default_objects().filter_map(of_defaults).collect();
+    let mut desired: Vec<Desired> = default_objects().filter_map(from_default_object).collect();
     desired.extend(apiservices::desired(catalog));
     desired.push(Desired {
         group: "node.k8s.io",
@@ -123,19 +117,19 @@ pub fn desired(cluster: &Cluster, catalog: &Catalog) -> Vec<Desired> {
         object: json!({
             "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "wasm"}, "handler": "wasm",
         }),
-        keep: Keep::AsItIs,
+        policy: ReconcilePolicy::CreateOnly,
     });
-    let reads_namespaces = json!([{"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}]);
-    desired.extend(granted("coracle:node-namespaces", &reads_namespaces, "Group", NODES));
-    let wakes = json!([
+    let namespace_rules = json!([{"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}]);
+    desired.extend(role_and_binding("coracle:node-namespaces", &namespace_rules, "Group", NODES));
+    let scale_from_zero_rules = json!([
         {"apiGroups": ["autoscaling"], "resources": ["horizontalpodautoscalers"], "verbs": ["list", "watch"]},
         {"apiGroups": [""], "resources": ["services/status"], "verbs": ["patch"]},
     ]);
-    desired.extend(granted("coracle:scale-from-zero", &wakes, "User", "system:kube-proxy"));
-    let holds =
+    desired.extend(role_and_binding("coracle:scale-from-zero", &scale_from_zero_rules, "User", "system:kube-proxy"));
+    let address_pool_rules =
         json!([{"apiGroups": ["networking.k8s.io"], "resources": ["ipaddresses"], "verbs": ["create", "delete"]}]);
     let account = "system:serviceaccount:kube-system:service-controller";
-    desired.extend(granted("coracle:address-pool", &holds, "User", account));
+    desired.extend(role_and_binding("coracle:address-pool", &address_pool_rules, "User", account));
     desired.push(authentication(cluster));
     desired.push(service_cidr(cluster));
     desired.push(service(cluster));
@@ -144,10 +138,10 @@ pub fn desired(cluster: &Cluster, catalog: &Catalog) -> Vec<Desired> {
     desired
 }
 
-/// Beside upstream's roles: a node reads a namespace by its name, for the uid that tells it from an earlier one. What guests
-/// keep by `wasi:keyvalue` lasts as long as that (`docs/decisions/0057-keyvalue.md`). And a data plane tells that requests wait
-/// for a workload that was scaled to zero.
-fn granted(name: &str, rules: &serde_json::Value, kind: &str, whom: &str) -> [Desired; 2] {
+/// Roles in addition to upstream's. Nodes read a namespace by name for its UID, which distinguishes it from an earlier
+/// one: `wasi:keyvalue` data has the namespace's lifetime (`docs/decisions/0057-keyvalue.md`). The data plane reports
+/// requests that wait for a workload scaled to zero.
+fn role_and_binding(name: &str, rules: &serde_json::Value, kind: &str, subject: &str) -> [Desired; 2] {
     let meta = json!({"name": name, "annotations": {AUTOUPDATE: "true"}});
     let version = format!("{RBAC_GROUP}/v1");
     [
@@ -157,7 +151,7 @@ fn granted(name: &str, rules: &serde_json::Value, kind: &str, whom: &str) -> [De
             object: json!({
                 "apiVersion": version, "kind": "ClusterRole", "metadata": meta, "rules": rules,
             }),
-            keep: Keep::Role,
+            policy: ReconcilePolicy::Role,
         },
         Desired {
             group: RBAC_GROUP,
@@ -165,44 +159,44 @@ fn granted(name: &str, rules: &serde_json::Value, kind: &str, whom: &str) -> [De
             object: json!({
                 "apiVersion": version, "kind": "ClusterRoleBinding", "metadata": meta,
                 "roleRef": {"apiGroup": RBAC_GROUP, "kind": "ClusterRole", "name": name},
-                "subjects": [{"apiGroup": RBAC_GROUP, "kind": kind, "name": whom}],
+                "subjects": [{"apiGroup": RBAC_GROUP, "kind": kind, "name": subject}],
             }),
-            keep: Keep::Binding,
+            policy: ReconcilePolicy::Binding,
         },
     ]
 }
 
-/// What to write so that everything desired is there.
+/// Returns the writes that make every desired object exist.
 #[must_use]
 pub fn plan(objects: &dyn ObjectReader, desired: &[Desired]) -> Vec<Write> {
-    desired.iter().filter_map(|desired| plan_one(objects, desired)).collect()
+    desired.iter().filter_map(|desired| plan_object(objects, desired)).collect()
 }
 
-fn plan_one(objects: &dyn ObjectReader, desired: &Desired) -> Option<Write> {
+fn plan_object(objects: &dyn ObjectReader, desired: &Desired) -> Option<Write> {
     let (group, plural, wanted) = (desired.group, desired.plural, &desired.object);
     let part = |field: &str| wanted["metadata"][field].as_str().unwrap_or_default();
     let Some(existing) = objects.get(group, plural, part("namespace"), part("name")) else {
         return Some(Write::Create { group, plural, object: wanted.clone() });
     };
-    let rbac = matches!(desired.keep, Keep::Role | Keep::Binding);
+    let rbac = matches!(desired.policy, ReconcilePolicy::Role | ReconcilePolicy::Binding);
     let own = existing["metadata"]["annotations"][AUTOUPDATE].as_str() == Some("false");
-    let going = existing["metadata"]["deletionTimestamp"].is_string();
-    if going || (rbac && own) {
+    let terminating = existing["metadata"]["deletionTimestamp"].is_string();
+    if terminating || (rbac && own) {
         return None;
     }
     let mut object = Value::clone(&existing);
-    match desired.keep {
-        Keep::AsItIs => return None,
-        Keep::But(fields) => {
+    match desired.policy {
+        ReconcilePolicy::CreateOnly => return None,
+        ReconcilePolicy::Overwrite(fields) => {
             for field in fields {
                 overwrite(&mut object, wanted, field);
             }
         }
-        Keep::Role => {
+        ReconcilePolicy::Role => {
             add_labels(&mut object, wanted);
-            mend_role(&mut object, wanted);
+            reconcile_role(&mut object, wanted);
         }
-        Keep::Binding => {
+        ReconcilePolicy::Binding => {
             if existing["roleRef"] != wanted["roleRef"] {
                 return Some(Write::Recreate { group, plural, object: wanted.clone() });
             }
@@ -213,22 +207,22 @@ fn plan_one(objects: &dyn ObjectReader, desired: &Desired) -> Option<Write> {
     (object != *existing).then_some(Write::Update { group, plural, object })
 }
 
-fn of_defaults(object: Value) -> Option<Desired> {
-    let (group, plural, keep) = match object["kind"].as_str()? {
-        "Namespace" => ("", "namespaces", Keep::AsItIs),
-        "ClusterRole" => (RBAC_GROUP, "clusterroles", Keep::Role),
-        "ClusterRoleBinding" => (RBAC_GROUP, "clusterrolebindings", Keep::Binding),
-        "Role" => (RBAC_GROUP, "roles", Keep::Role),
-        "RoleBinding" => (RBAC_GROUP, "rolebindings", Keep::Binding),
-        "FlowSchema" => (FLOWCONTROL, "flowschemas", Keep::AsItIs),
-        "PriorityLevelConfiguration" => (FLOWCONTROL, "prioritylevelconfigurations", Keep::AsItIs),
-        "PriorityClass" => ("scheduling.k8s.io", "priorityclasses", Keep::AsItIs),
+fn from_default_object(object: Value) -> Option<Desired> {
+    let (group, plural, policy) = match object["kind"].as_str()? {
+        "Namespace" => ("", "namespaces", ReconcilePolicy::CreateOnly),
+        "ClusterRole" => (RBAC_GROUP, "clusterroles", ReconcilePolicy::Role),
+        "ClusterRoleBinding" => (RBAC_GROUP, "clusterrolebindings", ReconcilePolicy::Binding),
+        "Role" => (RBAC_GROUP, "roles", ReconcilePolicy::Role),
+        "RoleBinding" => (RBAC_GROUP, "rolebindings", ReconcilePolicy::Binding),
+        "FlowSchema" => (FLOWCONTROL, "flowschemas", ReconcilePolicy::CreateOnly),
+        "PriorityLevelConfiguration" => (FLOWCONTROL, "prioritylevelconfigurations", ReconcilePolicy::CreateOnly),
+        "PriorityClass" => ("scheduling.k8s.io", "priorityclasses", ReconcilePolicy::CreateOnly),
         _ => return None,
     };
-    Some(Desired { group, plural, object, keep })
+    Some(Desired { group, plural, object, policy })
 }
 
-/// Where extension API servers learn whose client certificates count.
+/// The ConfigMap from which extension API servers read the authority of client certificates.
 fn authentication(cluster: &Cluster) -> Desired {
     let object = json!({
         "apiVersion": "v1",
@@ -236,10 +230,10 @@ fn authentication(cluster: &Cluster) -> Desired {
         "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
         "data": {"client-ca-file": cluster.ca_pem},
     });
-    Desired { group: "", plural: "configmaps", object, keep: Keep::But(&["data"]) }
+    Desired { group: "", plural: "configmaps", object, policy: ReconcilePolicy::Overwrite(&["data"]) }
 }
 
-/// The block that Services get their addresses from, as upstream's API server and its controller make it.
+/// The CIDR of Service addresses, as created by upstream's API server and its controller.
 fn service_cidr(cluster: &Cluster) -> Desired {
     let object = json!({
         "apiVersion": "networking.k8s.io/v1",
@@ -250,7 +244,12 @@ fn service_cidr(cluster: &Cluster) -> Desired {
             "type": "Ready", "status": "True", "reason": "", "message": "Kubernetes Service CIDR is ready",
         }]},
     });
-    Desired { group: "networking.k8s.io", plural: "servicecidrs", object, keep: Keep::But(&["spec"]) }
+    Desired {
+        group: "networking.k8s.io",
+        plural: "servicecidrs",
+        object,
+        policy: ReconcilePolicy::Overwrite(&["spec"]),
+    }
 }
 
 fn service(cluster: &Cluster) -> Desired {
@@ -275,7 +274,7 @@ fn service(cluster: &Cluster) -> Desired {
         },
         "status": {"loadBalancer": {}},
     });
-    Desired { group: "", plural: "services", object, keep: Keep::But(&["spec"]) }
+    Desired { group: "", plural: "services", object, policy: ReconcilePolicy::Overwrite(&["spec"]) }
 }
 
 fn endpoints(cluster: &Cluster) -> Desired {
@@ -283,7 +282,7 @@ fn endpoints(cluster: &Cluster) -> Desired {
         "apiVersion": "v1",
         "kind": "Endpoints",
         "metadata": {
-            // The slice is made here, too.
+            // The EndpointSlice is also created here.
             "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}, "name": "kubernetes", "namespace": "default",
         },
         "subsets": [{
@@ -291,7 +290,7 @@ fn endpoints(cluster: &Cluster) -> Desired {
             "ports": [{"name": "https", "port": cluster.port, "protocol": "TCP"}],
         }],
     });
-    Desired { group: "", plural: "endpoints", object, keep: Keep::But(&["subsets"]) }
+    Desired { group: "", plural: "endpoints", object, policy: ReconcilePolicy::Overwrite(&["subsets"]) }
 }
 
 fn endpoint_slice(cluster: &Cluster) -> Desired {
@@ -306,8 +305,8 @@ fn endpoint_slice(cluster: &Cluster) -> Desired {
         "endpoints": [{"addresses": [cluster.advertise], "conditions": {"ready": true}}],
         "ports": [{"name": "https", "port": cluster.port, "protocol": "TCP"}],
     });
-    let keep = Keep::But(&["addressType", "endpoints", "ports"]);
-    Desired { group: "discovery.k8s.io", plural: "endpointslices", object, keep }
+    let policy = ReconcilePolicy::Overwrite(&["addressType", "endpoints", "ports"]);
+    Desired { group: "discovery.k8s.io", plural: "endpointslices", object, policy }
 }
 
 fn overwrite(object: &mut Value, wanted: &Value, field: &str) {
@@ -316,7 +315,7 @@ fn overwrite(object: &mut Value, wanted: &Value, field: &str) {
     }
 }
 
-/// Labels and annotations that are missing; those that are there keep their values.
+/// Adds missing labels and annotations; existing ones keep their values.
 fn add_labels(object: &mut Value, wanted: &Value) {
     for field in ["labels", "annotations"] {
         let Some(wanted) = wanted["metadata"][field].as_object() else { continue };
@@ -330,7 +329,7 @@ fn add_labels(object: &mut Value, wanted: &Value) {
     }
 }
 
-/// Entries of a list that aren't among an object's.
+/// Adds list entries that the object does not have.
 fn add_missing(object: &mut Value, wanted: &Value, field: &str) {
     let Some(wanted) = wanted[field].as_array() else { return };
     let Some(map) = object.as_object_mut() else { return };
@@ -350,7 +349,7 @@ fn add_missing(object: &mut Value, wanted: &Value, field: &str) {
     }
 }
 
-fn mend_role(object: &mut Value, wanted: &Value) {
+fn reconcile_role(object: &mut Value, wanted: &Value) {
     let missing = missing_rules(&Rule::parse_all(object), &Rule::parse_all(wanted));
     if !missing.is_empty() {
         let rules = json!({"rules": missing.iter().map(Rule::to_value).collect::<Vec<_>>()});
@@ -400,7 +399,7 @@ mod tests {
 
     #[test]
     fn every_line_is_an_object_that_is_served() {
-        assert_eq!(default_objects().filter_map(of_defaults).count(), default_objects().count());
+        assert_eq!(default_objects().filter_map(from_default_object).count(), default_objects().count());
         assert!(!crate::auth::node::default_rules().is_empty());
     }
 
@@ -456,7 +455,7 @@ mod tests {
                 ..Attributes::default()
             };
             let user = UserInfo::component(user, group);
-            authorizer.authorize(&objects, &user, &request).now_or_never().expect("waits for nobody").allowed
+            authorizer.authorize(&objects, &user, &request).now_or_never().expect("no link waits").allowed
         };
         for (controller, verb, api, resource) in [
             ("replicaset-controller", "create", "", "pods"),

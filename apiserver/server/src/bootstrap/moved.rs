@@ -1,5 +1,5 @@
-//! A cluster whose address block is taken by another one at a start moves to a free block: Services and nodes keep their
-//! places in it, so that nothing refers to addresses of the neighbour's.
+//! Migrates a cluster to free CIDRs when another cluster took its own before a start. Services and nodes keep their
+//! offsets in the CIDR, so that nothing refers to the other cluster's addresses.
 
 use std::net::Ipv4Addr;
 
@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use super::Write;
 use apiserver_resources::objects::ObjectReader;
 
-/// One block and where it went; both of the same size.
+/// A CIDR and its replacement of the same size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Move {
-    /// The block until now.
+    /// The previous CIDR.
     pub from: Ipv4Net,
-    /// The block from now on.
+    /// The new CIDR.
     pub to: Ipv4Net,
 }
 
@@ -26,7 +26,7 @@ impl Move {
         })
     }
 
-    /// An address, or an address block, as text.
+    /// Maps an address or CIDR in text form.
     fn text(&self, text: &str) -> Option<String> {
         match text.split_once('/') {
             Some((address, length)) => Some(format!("{}/{length}", self.address(address.parse().ok()?)?)),
@@ -35,7 +35,7 @@ impl Move {
     }
 }
 
-/// What to write so that Services' addresses and nodes' blocks are where the blocks went.
+/// Returns the writes that move Services' addresses and nodes' CIDRs.
 #[must_use]
 pub fn plan(objects: &dyn ObjectReader, moves: &[Move]) -> Vec<Write> {
     let kinds: [(&'static str, [&str; 2]); 2] =
@@ -46,7 +46,7 @@ pub fn plan(objects: &dyn ObjectReader, moves: &[Move]) -> Vec<Write> {
             let mut object = Value::clone(&found);
             for field in fields {
                 if let Some(value) = object["spec"].get_mut(field) {
-                    renew(value, moves);
+                    rewrite(value, moves);
                 }
             }
             if object != *found {
@@ -57,14 +57,14 @@ pub fn plan(objects: &dyn ObjectReader, moves: &[Move]) -> Vec<Write> {
     writes
 }
 
-fn renew(value: &mut Value, moves: &[Move]) {
+fn rewrite(value: &mut Value, moves: &[Move]) {
     match value {
         Value::String(text) => {
             if let Some(moved) = moves.iter().find_map(|one| one.text(text)) {
                 *value = json!(moved);
             }
         }
-        Value::Array(list) => list.iter_mut().for_each(|item| renew(item, moves)),
+        Value::Array(list) => list.iter_mut().for_each(|item| rewrite(item, moves)),
         _ => {}
     }
 }

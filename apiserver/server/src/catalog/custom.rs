@@ -1,5 +1,5 @@
-//! How a resource that brings a schema of its own is described: as its definition has it in OpenAPI v3, and in v2 with what
-//! kubectl's validation by that can't take left out, as upstream publishes it.
+//! OpenAPI schemas of custom resources: in v3 as the definition has them; in v2, as upstream, without the parts that
+//! kubectl's v2 validation cannot express.
 
 use serde_json::{Map, Value, json};
 
@@ -27,12 +27,12 @@ impl<'a> Custom<'a> {
         row.openapi.as_deref().map(|schema| Self { row, schema: schema.value() })
     }
 
-    /// Its kind and its list in v3.
-    pub(super) fn third(&self) -> [(String, Value); 2] {
+    /// The schemas of the kind and its list in v3.
+    pub(super) fn schemas_v3(&self) -> [(String, Value); 2] {
         let mut schema = self.schema.clone();
-        each(&mut schema, &mut |schema| {
-            unfold(schema);
-            embed(schema);
+        visit_schemas(&mut schema, &mut |schema| {
+            add_int_or_string(schema);
+            add_embedded_fields(schema);
         });
         if let Some(root) = schema.as_object_mut() {
             describe_meta(root, "ObjectMeta");
@@ -40,20 +40,20 @@ impl<'a> Custom<'a> {
         self.named(schema)
     }
 
-    /// The same in v2.
-    pub(super) fn second(&self) -> [(String, Value); 2] {
+    /// The schemas of the kind and its list in v2.
+    pub(super) fn schemas_v2(&self) -> [(String, Value); 2] {
         let mut schema = self.schema.clone();
         if schema[PRESERVES] == true {
-            // Not even metadata: kubectl takes what has fields for what has no others.
+            // Not even metadata is described: kubectl treats an object with some described fields as having no others.
             schema = json!({ "type": "object" });
             if let Some(fields) = self.schema.get(SELECTABLE) {
                 schema[SELECTABLE] = fields.clone();
             }
         } else {
-            each(&mut schema, &mut degrade);
-            each(&mut schema, &mut |schema| {
-                if !says(schema, PRESERVES) {
-                    embed(schema);
+            visit_schemas(&mut schema, &mut remove_unsupported);
+            visit_schemas(&mut schema, &mut |schema| {
+                if !is_true(schema, PRESERVES) {
+                    add_embedded_fields(schema);
                 }
             });
             if let Some(root) = schema.as_object_mut() {
@@ -87,27 +87,27 @@ impl<'a> Custom<'a> {
     }
 }
 
-/// Visits a schema and those below it that describe values, from the outside.
-fn each(schema: &mut Value, visit: &mut dyn FnMut(&mut Schema)) {
+/// Visits a schema and its nested value schemas, parents first.
+fn visit_schemas(schema: &mut Value, visit: &mut dyn FnMut(&mut Schema)) {
     let Some(map) = schema.as_object_mut() else { return };
     visit(map);
     for below in ["items", "additionalProperties"] {
         if let Some(below) = map.get_mut(below) {
-            each(below, visit);
+            visit_schemas(below, visit);
         }
     }
     for below in map.get_mut("properties").and_then(Value::as_object_mut).into_iter().flat_map(Map::values_mut) {
-        each(below, visit);
+        visit_schemas(below, visit);
     }
 }
 
-fn says(schema: &Schema, key: &str) -> bool {
+fn is_true(schema: &Schema, key: &str) -> bool {
     schema.get(key) == Some(&Value::Bool(true))
 }
 
-/// What is a number or a text says so twice.
-fn unfold(schema: &mut Schema) {
-    if !says(schema, INT_OR_STRING) || schema.contains_key("anyOf") {
+/// Adds the `anyOf` of integer and string that `x-kubernetes-int-or-string` implies.
+fn add_int_or_string(schema: &mut Schema) {
+    if !is_true(schema, INT_OR_STRING) || schema.contains_key("anyOf") {
         return;
     }
     let either = json!([{ "type": "integer" }, { "type": "string" }]);
@@ -118,9 +118,9 @@ fn unfold(schema: &mut Schema) {
     }
 }
 
-/// The fields of an object within an object.
-fn embed(schema: &mut Schema) {
-    if !says(schema, EMBEDDED) {
+/// Adds the fields of an embedded object.
+fn add_embedded_fields(schema: &mut Schema) {
+    if !is_true(schema, EMBEDDED) {
         return;
     }
     describe_meta(schema, "ObjectMeta");
@@ -134,7 +134,7 @@ fn embed(schema: &mut Schema) {
     }
 }
 
-/// What every object has.
+/// Adds the fields that every object has.
 fn describe_meta(schema: &mut Schema, metadata: &str) {
     let properties = schema.entry("properties").or_insert_with(|| json!({}));
     let metadata = json!([{ "$ref": format!("{REFERENCE}{META}{metadata}") }]);
@@ -146,15 +146,15 @@ fn describe_meta(schema: &mut Schema, metadata: &str) {
         json!({ "description": "Standard object's metadata, as every kind has it.", "allOf": metadata });
 }
 
-/// As upstream's: kubectl validates by the second version, and refuses what it can't express.
-fn degrade(schema: &mut Schema) {
+/// Removes what v2 cannot express, as upstream: kubectl validates against v2 and would reject valid objects.
+fn remove_unsupported(schema: &mut Schema) {
     for key in ["allOf", "oneOf", "anyOf", "not"] {
         schema.remove(key);
     }
     if schema.remove("nullable") == Some(Value::Bool(true)) {
         schema.retain(|key, _| !matches!(key.as_str(), "type" | "items" | "properties"));
     }
-    if says(schema, PRESERVES) {
+    if is_true(schema, PRESERVES) {
         schema.retain(|key, _| !matches!(key.as_str(), "items" | "properties"));
         if schema.get("type").is_some_and(|of| of == "object") {
             schema.remove("type");
@@ -188,15 +188,15 @@ mod tests {
     use super::*;
 
     fn degraded(mut schema: Value) -> Value {
-        each(&mut schema, &mut degrade);
+        visit_schemas(&mut schema, &mut remove_unsupported);
         openapi_v2::schema(&mut schema);
         schema
     }
 
-    /// As recorded from upstream.
+    /// Recorded from upstream.
     #[test]
     fn what_the_second_version_cannot_say_is_left_out() {
-        for (third, second) in [
+        for (v3, v2) in [
             (json!({ "type": "object", PRESERVES: true, "properties": { "a": {} } }), json!({ PRESERVES: true })),
             (json!({ "type": "object", "nullable": true, "properties": { "b": {} } }), json!({})),
             (
@@ -217,7 +217,7 @@ mod tests {
                 json!({ "type": "object", "additionalProperties": {} }),
             ),
         ] {
-            assert_eq!(degraded(third), second);
+            assert_eq!(degraded(v3), v2);
         }
     }
 
@@ -225,9 +225,9 @@ mod tests {
     fn what_is_either_and_what_is_embedded_says_so() {
         let mut schema =
             json!({ "properties": { "port": { INT_OR_STRING: true }, "t": { "type": "object", EMBEDDED: true } } });
-        each(&mut schema, &mut |schema| {
-            unfold(schema);
-            embed(schema);
+        visit_schemas(&mut schema, &mut |schema| {
+            add_int_or_string(schema);
+            add_embedded_fields(schema);
         });
         assert_eq!(schema["properties"]["port"]["anyOf"], json!([{ "type": "integer" }, { "type": "string" }]));
         assert_eq!(schema["properties"]["t"]["required"], json!(["kind", "apiVersion"]));

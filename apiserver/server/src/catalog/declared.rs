@@ -1,5 +1,5 @@
-//! What OpenAPI says of types and the table of types doesn't: the order in which Go declares required fields, where that
-//! isn't the alphabet's, defaults that are zero, and which fields exclude each other.
+//! OpenAPI details that the type table lacks: the order of required fields if Go's declaration is not alphabetical,
+//! zero-valued defaults, and unions.
 
 /// Types and their required fields, in order.
 pub(super) const REQUIRED: &[(&str, &str)] = &[
@@ -117,7 +117,7 @@ pub(super) const UNIONS: &[(&str, &str)] = &[
     ),
 ];
 
-/// Fields that may be left out and have Go's zero as their declared default.
+/// Optional fields whose declared default is Go's zero value.
 pub(super) const DEFAULTS: &[(&str, &str, &str)] = &[
     ("io.k8s.api.autoscaling.v1.ScaleSpec", "replicas", "0"),
     ("io.k8s.api.core.v1.ConfigMapEnvSource", "name", "\"\""),
@@ -132,7 +132,7 @@ pub(super) const DEFAULTS: &[(&str, &str, &str)] = &[
     ("io.k8s.api.core.v1.SecretProjection", "name", "\"\""),
 ];
 
-/// What else is said of fields, beside their types.
+/// Other attributes of fields.
 pub(super) const OTHERS: &[(&str, &str, &str)] = &[
     (
         "io.k8s.api.core.v1.PersistentVolumeClaimStatus",

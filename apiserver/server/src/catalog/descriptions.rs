@@ -1,26 +1,26 @@
-//! What OpenAPI says of types and fields: sentences of our own (`descriptions.txt`), by type, or by a field's name where it
-//! means the same everywhere.
+//! Descriptions of types and fields in OpenAPI, from this project's `descriptions.txt`: by type, or by field name if
+//! the meaning is the same everywhere.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use machinery_api::schema::{Field, Type};
 
-/// What the sentences are read from.
+/// The text of the file.
 pub(super) const SOURCE: &str = include_str!("descriptions.txt");
 
-/// How the file begins long names.
+/// Abbreviations of package prefixes in the file.
 const SHORT: [(&str, &str); 3] = [
     ("~", "io.k8s.api."),
     ("^", "io.k8s.apimachinery.pkg.apis.meta.v1."),
     ("%", "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1."),
 ];
 
-/// Where the sentences stand; they stay in the program's own text.
+/// The parsed file; all texts borrow from the binary.
 struct Descriptions {
-    /// Of fields of every type.
+    /// Descriptions of fields that are the same in every type.
     general: HashMap<&'static str, &'static str>,
-    /// By a type's short name: its sentence, and the lines of its fields.
+    /// By abbreviated type name: the type's description, and the lines of its fields.
     types: HashMap<&'static str, (&'static str, &'static str)>,
 }
 
@@ -36,7 +36,7 @@ static DESCRIPTIONS: LazyLock<Descriptions> = LazyLock::new(|| {
     Descriptions { general, types }
 });
 
-/// Names and their sentences.
+/// Names and their descriptions.
 fn rows(lines: &'static str) -> impl Iterator<Item = (&'static str, &'static str)> {
     lines.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('\t'))
 }
@@ -46,7 +46,7 @@ fn find(found: &Type) -> Option<(&'static str, &'static str)> {
     DESCRIPTIONS.types.get(short.as_deref().unwrap_or(&found.name)).copied()
 }
 
-/// What a type is.
+/// The description of a type.
 pub(super) fn of_type(found: &Type) -> String {
     if let Some(text) = &found.description {
         return text.to_string();
@@ -60,14 +60,14 @@ pub(super) fn of_type(found: &Type) -> String {
     }
 }
 
-/// What a field of a type is.
+/// The description of a field.
 pub(super) fn of_field<'a>(found: &Type, field: &'a Field) -> &'a str {
     if let Some(text) = &field.description {
         return text;
     }
     let own = find(found).and_then(|(_, fields)| rows(fields).find(|(name, _)| *name == field.name));
     let general = || DESCRIPTIONS.general.get(&*field.name).copied();
-    // What a resource brings says itself what it is, but for what every object has.
+    // Custom types describe their own fields, except for those that every object has.
     let is_known = || {
         find(found).is_some()
             || found.field("items").is_some()

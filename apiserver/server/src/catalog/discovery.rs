@@ -1,4 +1,4 @@
-//! Discovery: what is served, read from the catalog and nothing else. Made when it is first asked for.
+//! Discovery documents, derived from the catalog on first use.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256, Sha512};
 
 use apiserver_resources::{ResourceInfo, Subresource, Verb};
 
-/// One group's version with its rows, sorted by plural.
+/// One version of a group and its resources, sorted by plural.
 struct Version {
     version: Arc<str>,
     rows: Vec<Arc<ResourceInfo>>,
@@ -23,7 +23,7 @@ struct Group {
     versions: Vec<Version>,
 }
 
-/// All documents.
+/// All discovery documents.
 pub struct Discovery {
     groups: Vec<Group>,
     address: String,
@@ -35,16 +35,16 @@ pub struct Discovery {
 pub struct Aggregated {
     pub json: Bytes,
     pub protobuf: Bytes,
-    /// With its quotes.
+    /// The ETag, with quotes.
     pub tag: String,
 }
 
-/// The media type of aggregated discovery, echoed in the answer.
+/// The media type of aggregated discovery, echoed in the response.
 pub const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
-/// The same as protobuf.
+/// The media type of its protobuf form.
 pub const AGGREGATED_PROTOBUF: &str =
     "application/vnd.kubernetes.protobuf;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
-/// The same as YAML.
+/// The media type of its YAML form.
 pub const AGGREGATED_YAML: &str = "application/yaml;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
 fn verbs(list: &[Verb]) -> Value {
@@ -53,7 +53,8 @@ fn verbs(list: &[Verb]) -> Value {
     json!(names)
 }
 
-/// Verbs of a resource. Those of custom ones come in an order of their own (upstream's `customresource_discovery_controller.go`).
+/// The verbs of a resource. Custom resources have an order of their own (upstream's
+/// `customresource_discovery_controller.go`).
 fn verbs_of(row: &ResourceInfo) -> Value {
     const CUSTOM: [&str; 8] = ["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
     if row.custom.is_none() {
@@ -66,7 +67,8 @@ fn group_version(group: &str, version: &str) -> String {
     GroupVersion { group, version }.to_string()
 }
 
-/// Upstream's groups in the order of their priorities, core first. A client that finds a kind in several takes the first.
+/// Upstream's groups in the order of their priorities, core first. Clients that find a kind in several groups use the
+/// first.
 const ORDER: [&str; 21] = [
     "",
     "apiregistration.k8s.io",
@@ -91,8 +93,8 @@ const ORDER: [&str; 21] = [
     "flowcontrol.apiserver.k8s.io",
 ];
 
-/// Where a group stands: those that came while the server ran are last, by name.
-fn place(group: &str) -> (usize, &str) {
+/// The sort key of a group: groups not in [`ORDER`] are last, by name.
+fn group_rank(group: &str) -> (usize, &str) {
     match ORDER.iter().position(|known| *known == group) {
         Some(at) => (at, ""),
         None => (ORDER.len(), group),
@@ -100,7 +102,7 @@ fn place(group: &str) -> (usize, &str) {
 }
 
 impl Discovery {
-    /// Of all that is served; `address` is where clients reach the server (`host:port`).
+    /// Builds the documents of all resources. `address` is the server's address for clients (`host:port`).
     #[must_use]
     pub fn new(resources: &[Arc<ResourceInfo>], address: &str) -> Self {
         let mut groups: Vec<Group> = Vec::new();
@@ -116,7 +118,7 @@ impl Discovery {
             });
             versions[at].rows.push(row.clone());
         }
-        groups.sort_by(|a, b| place(&a.name).cmp(&place(&b.name)));
+        groups.sort_by(|a, b| group_rank(&a.name).cmp(&group_rank(&b.name)));
         for version in groups.iter_mut().flat_map(|g| &mut g.versions) {
             version.rows.sort_by(|a, b| a.plural.cmp(&b.plural));
         }
@@ -136,17 +138,17 @@ impl Discovery {
         Self { address: address.to_owned(), aggregated_core, aggregated_groups, groups }
     }
 
-    /// All groups but core, in order.
+    /// All groups except core, in order.
     pub fn group_names(&self) -> impl Iterator<Item = &str> {
         self.groups.iter().map(|g| &*g.name).filter(|g| !g.is_empty())
     }
 
-    /// `group/version` of everything served, in order.
+    /// Group and version of everything served, in order.
     pub fn group_versions(&self) -> impl Iterator<Item = (&str, &str)> {
         self.groups.iter().flat_map(|g| g.versions.iter().map(|v| (&*g.name, &*v.version)))
     }
 
-    /// The aggregated document of `/api` (`core`) or `/apis`, and its tag.
+    /// The aggregated document of `/api` (`core`) or `/apis`, with its ETag.
     #[must_use]
     pub fn aggregated(&self, core: bool) -> &Aggregated {
         if core { &self.aggregated_core } else { &self.aggregated_groups }
@@ -231,7 +233,7 @@ fn texts(list: &[Arc<str>]) -> Value {
     list.iter().map(|text| Value::from(&**text)).collect()
 }
 
-/// By their names; of a custom resource `status` comes before `scale`.
+/// The subresources by name. In custom resources `status` comes before `scale`.
 fn subresources(row: &ResourceInfo) -> Vec<&Subresource> {
     let mut sorted: Vec<&Subresource> = row.subresources.iter().collect();
     sorted.sort_by_key(|s| s.name);
@@ -269,7 +271,7 @@ fn aggregated_group(group: &Group) -> Value {
 
 fn aggregated_resource(row: &ResourceInfo) -> Value {
     let kind = |body: Option<(&str, &str, &str)>| {
-        // Upstream leaves out what equals the parent's.
+        // Upstream omits group and version that equal the parent's.
         let (group, version, kind) = body.unwrap_or(("", "", &*row.kind));
         if (group, version) == (&*row.group, &*row.version) {
             json!({"group": "", "version": "", "kind": kind})
@@ -320,10 +322,10 @@ pub fn version() -> Value {
     })
 }
 
-/// The Kubernetes version that is served.
+/// The served Kubernetes version.
 pub const VERSION: &str = "v1.36.0+coracle";
 
-/// The processor as Go names it.
+/// The processor architecture by Go's name.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",

@@ -1,10 +1,11 @@
-//! Aggregated discovery as protobuf, by the field numbers of `apidiscovery.k8s.io/v2`. What is no pointer in Go is always written.
+//! Encodes aggregated discovery as protobuf, by the field numbers of `apidiscovery.k8s.io/v2`. Fields that are not
+//! pointers in Go are always written.
 
 use serde_json::Value;
 
 use super::message::{Message, VARINT};
 
-/// An `APIGroupDiscoveryList` as an answer's body has it: `runtime.Unknown` with its type beside it.
+/// Encodes an `APIGroupDiscoveryList` as a response body: a `runtime.Unknown` with its type.
 pub(super) fn list(of: &Value) -> Vec<u8> {
     let mut list = Message::default();
     let mut metadata = Message::default();
@@ -73,7 +74,7 @@ fn resource(of: &Value) -> Message {
     out
 }
 
-/// `GroupVersionKind`, where there is one.
+/// Writes a `GroupVersionKind` if there is one.
 fn kind(out: &mut Message, number: u32, of: &Value) {
     if !of.is_object() {
         return;

@@ -1,5 +1,5 @@
-//! OpenAPI v2 as protobuf: gnostic's messages, by their field numbers, out of the JSON that is described. Only what our own
-//! documents hold: paths with query and path parameters and bodies, definitions, one kind of security.
+//! Encodes OpenAPI v2 JSON as gnostic's protobuf messages, by field number. Covers only what our documents contain:
+//! paths with query, path and body parameters, definitions, one kind of security.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::message::{Message, VARINT, entries};
 
-/// `Document`, of what stands around its parts and of the parts, encoded.
+/// `Document`, from the frame and the encoded parts.
 pub(super) fn document(
     frame: &Value,
     paths: &BTreeMap<String, Vec<u8>>,
@@ -167,7 +167,7 @@ fn parameters(out: &mut Message, number: u32, list: &Value) {
             body.bytes(5, &schema(&of["schema"]));
             parameter.message(1, body);
         } else {
-            // The messages of both differ in where `type` begins.
+            // In the two messages `type` has different field numbers.
             let (which, first, unique) = if of["in"] == "path" { (4, 5, 19) } else { (3, 6, 20) };
             let mut plain = Message::default();
             plain.bool(1, &of["required"]);

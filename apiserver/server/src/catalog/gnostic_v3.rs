@@ -1,4 +1,4 @@
-//! OpenAPI v3 as protobuf: gnostic's messages, by their field numbers, out of a document of ours. Only what those hold.
+//! Encodes OpenAPI v3 JSON as gnostic's protobuf messages, by field number. Covers only what our documents contain.
 
 use serde_json::Value;
 
@@ -121,7 +121,7 @@ fn schema(of: &Value) -> Message {
     out
 }
 
-/// `DefaultType`, which has no place for lists and objects.
+/// `DefaultType`, which has no field for lists and objects.
 fn default(of: &Value) -> Message {
     let mut out = Message::default();
     match of {
@@ -183,7 +183,7 @@ fn operation(of: &Value) -> Message {
     out
 }
 
-/// `MediaTypes`, where there are any.
+/// Writes `MediaTypes` if there are any.
 fn content(out: &mut Message, number: u32, of: &Value) {
     if !of.is_object() {
         return;

@@ -1,4 +1,4 @@
-//! Messages of protobuf, field by field.
+//! A minimal protobuf writer: appends fields to a message.
 
 use serde_json::Value;
 
@@ -65,7 +65,7 @@ impl Message {
         }
     }
 
-    /// Any: JSON is YAML, too.
+    /// Writes an `Any` with YAML; JSON is valid YAML.
     pub(super) fn any(&mut self, number: u32, value: &Value) {
         let mut any = Self::default();
         any.bytes(2, (value.to_string() + "\n").as_bytes());
@@ -79,7 +79,7 @@ impl Message {
         self.message(number, named);
     }
 
-    /// `x-…`
+    /// Writes the extensions (`x-…`).
     pub(super) fn extensions(&mut self, number: u32, of: &Value) {
         for (name, value) in entries(of).filter(|(name, _)| name.starts_with("x-")) {
             let mut named = Self::default();

@@ -1,5 +1,5 @@
-//! What is served, as one immutable value: a request loads it once and sees one state of the API from its route to its answer.
-//! Resources come and go by exchanging it whole; discovery and OpenAPI are derived from it when they are first asked for.
+//! All served resources as one immutable value. A request loads the catalog once and sees one state of the API from
+//! routing to response. Changes replace it as a whole; discovery and OpenAPI are derived on first use.
 
 mod custom;
 mod declared;
@@ -31,37 +31,37 @@ use apiserver_resources::ResourceInfo;
 use apiserver_resources::apiextensions::custom::{VersionOrder, version_order};
 use discovery::Discovery;
 
-/// Everything that is served.
+/// The set of served resources.
 pub struct Catalog {
     /// In discovery order.
     resources: Vec<Arc<ResourceInfo>>,
-    /// The same by group, version and plural.
+    /// Sorted by group, version and plural.
     by_name: Vec<Arc<ResourceInfo>>,
-    /// One of each group and plural: the version that its objects are stored in, where one of these is.
+    /// One resource per group and plural: the storage version if it is served.
     by_group: HashMap<Arc<str>, HashMap<Arc<str>, Arc<ResourceInfo>>>,
-    /// What is stored, by what its keys begin with.
+    /// Stored resources by key prefix.
     by_prefix: HashMap<StoragePrefix, Arc<ResourceInfo>>,
-    /// Where clients reach the server (`host:port`).
+    /// The server's address for clients (`host:port`).
     address: Arc<str>,
     discovery: OnceLock<Discovery>,
-    /// OpenAPI v2's hash, and the document packed: as JSON, as protobuf.
+    /// The hash of OpenAPI v2, and the gzipped document as JSON and as protobuf.
     openapi_hash: OnceLock<String>,
     openapi: [OnceLock<Bytes>; 2],
 }
 
-/// Why a resource can't be added.
+/// Why a resource cannot be added.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Taken {
-    /// Another one has its name.
-    #[error("{0} is served already")]
+pub enum ResourceConflict {
+    /// Another resource has the name.
+    #[error("{0} is already served")]
     Name(String),
-    /// Another one has its keys.
-    #[error("{0} are stored there already")]
+    /// Another resource has the key prefix.
+    #[error("the key prefix is used by {0}")]
     Prefix(String),
 }
 
 impl Catalog {
-    /// Of resources in discovery order; of two with one name or storage the first counts.
+    /// Builds a catalog from resources in discovery order. Of two with one name or prefix the first wins.
     #[must_use]
     pub fn new(resources: Vec<Arc<ResourceInfo>>, address: &str) -> Self {
         let mut by_name = resources.clone();
@@ -93,25 +93,25 @@ impl Catalog {
         }
     }
 
-    /// The built-in kinds by default feature gates.
+    /// The built-in kinds with default feature gates.
     #[must_use]
     pub fn built_in(address: &str) -> Self {
-        Self::under(&Features::default(), address)
+        Self::with_features(&Features::default(), address)
     }
 
-    /// The built-in kinds under feature gates.
+    /// The built-in kinds with these feature gates.
     #[must_use]
-    pub fn under(features: &Features, address: &str) -> Self {
+    pub fn with_features(features: &Features, address: &str) -> Self {
         Self::new(apiserver_resources::served(apiserver_resources::RESOURCES, features), address)
     }
 
-    /// Everything, in discovery order.
+    /// All resources in discovery order.
     #[must_use]
     pub fn resources(&self) -> &[Arc<ResourceInfo>] {
         &self.resources
     }
 
-    /// One resource.
+    /// Finds a resource by group, version and plural.
     #[must_use]
     pub fn get(&self, name: GroupVersionResource<'_>) -> Option<&Arc<ResourceInfo>> {
         let at = self.by_name.binary_search_by(|resource| resource.gvr().cmp(&name)).ok()?;
@@ -122,13 +122,13 @@ impl Catalog {
         self.by_group.get(group)?.get(plural)
     }
 
-    /// The resource of a group that its objects are stored as, whichever version that is.
+    /// The storage version of a group's resource.
     #[must_use]
     pub fn stored(&self, group: &str, plural: &str) -> Option<&Arc<ResourceInfo>> {
         self.any_version(group, plural).filter(|resource| resource.is_storage_version())
     }
 
-    /// Where a resource's objects are stored, whichever version serves them.
+    /// The key prefix of a resource, whichever version is served.
     #[must_use]
     pub fn prefix(&self, group: &str, plural: &str) -> Option<StoragePrefix> {
         self.any_version(group, plural)?.prefix.clone()
@@ -140,12 +140,12 @@ impl Catalog {
         StorageKey::prefixes(key).find_map(|prefix| self.by_prefix.get(prefix))
     }
 
-    /// All that is stored.
+    /// All resources that are storage versions.
     pub fn all_stored(&self) -> impl Iterator<Item = &Arc<ResourceInfo>> {
         self.resources.iter().filter(|resource| resource.is_storage_version())
     }
 
-    /// What discovery says.
+    /// The discovery documents.
     #[must_use]
     pub fn discovery(&self) -> &Discovery {
         self.discovery.get_or_init(|| Discovery::new(&self.resources, &self.address))
@@ -157,20 +157,21 @@ impl Catalog {
         self.openapi_hash.get_or_init(|| openapi::hash_of_all(self))
     }
 
-    /// OpenAPI v2, packed by gzip. Who asks first waits for tens of milliseconds: not for a thread that others wait for.
+    /// OpenAPI v2, gzipped. The first call takes tens of milliseconds, so it must not run on a thread that other work
+    /// waits for.
     #[must_use]
     pub fn openapi(&self, encoding: openapi_v2::Encoding) -> &Bytes {
-        // Writing into memory cannot fail.
-        self.openapi[encoding as usize].get_or_init(|| openapi_v2::packed(self, encoding).unwrap_or_default())
+        // Writes to memory cannot fail.
+        self.openapi[encoding as usize].get_or_init(|| openapi_v2::build_gzipped(self, encoding).unwrap_or_default())
     }
 
-    /// Whether a group is served; core is none.
+    /// Whether a group is served; false for core.
     #[must_use]
     pub fn has_group(&self, group: &str) -> bool {
         !group.is_empty() && self.by_name.binary_search_by(|resource| (*resource.group).cmp(group)).is_ok()
     }
 
-    /// Whether all resources of a group come of definitions.
+    /// Whether the group is served and has only custom resources.
     #[must_use]
     pub fn is_custom(&self, group: &str) -> bool {
         let from = self.by_name.partition_point(|resource| &*resource.group < group);
@@ -185,96 +186,103 @@ impl Catalog {
         self.by_name.binary_search_by(of).is_ok()
     }
 
-    /// Whether a resource's name and keys are nobody else's.
-    pub fn check_free(&self, resource: &ResourceInfo) -> Result<(), Taken> {
+    /// Checks that no other resource has the name or key prefix.
+    pub fn check_free(&self, resource: &ResourceInfo) -> Result<(), ResourceConflict> {
         if self.get(resource.gvr()).is_some() {
-            return Err(Taken::Name(resource.qualified()));
+            return Err(ResourceConflict::Name(resource.qualified()));
         }
         if resource.is_storage_version()
             && let Some(other) = resource.prefix.as_ref().and_then(|prefix| self.by_prefix.get(prefix))
         {
-            return Err(Taken::Prefix(other.qualified()));
+            return Err(ResourceConflict::Prefix(other.qualified()));
         }
         Ok(())
     }
 
-    fn with(&self, resource: Arc<ResourceInfo>) -> Result<Self, Taken> {
+    fn with_added(&self, resource: Arc<ResourceInfo>) -> Result<Self, ResourceConflict> {
         self.check_free(&resource)?;
         let mut resources = self.resources.clone();
         resources.push(resource);
         Ok(Self::new(resources, &self.address))
     }
 
-    /// Without some resources, and with others: customs come after the built-in ones, by group, version and name.
-    fn exchanged(&self, gone: &[Arc<ResourceInfo>], come: &[Arc<ResourceInfo>]) -> Result<Self, Taken> {
-        let stays = |resource: &&Arc<ResourceInfo>| !gone.iter().any(|gone| gone.gvr() == resource.gvr());
-        let mut resources: Vec<_> = self.resources.iter().filter(stays).cloned().collect();
-        for new in come {
+    /// Removes resources and adds others. Custom resources come after the built-in ones, by group, version and name.
+    fn with_replaced(
+        &self,
+        removed: &[Arc<ResourceInfo>],
+        added: &[Arc<ResourceInfo>],
+    ) -> Result<Self, ResourceConflict> {
+        let is_kept = |resource: &&Arc<ResourceInfo>| !removed.iter().any(|removed| removed.gvr() == resource.gvr());
+        let mut resources: Vec<_> = self.resources.iter().filter(is_kept).cloned().collect();
+        for new in added {
             let same = |other: &Arc<ResourceInfo>| {
                 let keys = new.is_storage_version() && other.is_storage_version() && other.prefix == new.prefix;
                 keys || other.gvr() == new.gvr()
             };
             if let Some(other) = resources.iter().find(|other| same(other)) {
-                return Err(Taken::Name(other.qualified()));
+                return Err(ResourceConflict::Name(other.qualified()));
             }
             resources.push(new.clone());
         }
-        resources.sort_by(|a, b| custom_place(a).cmp(&custom_place(b)));
+        resources.sort_by(|a, b| custom_sort_key(a).cmp(&custom_sort_key(b)));
         Ok(Self::new(resources, &self.address))
     }
 
-    fn without(&self, name: GroupVersionResource<'_>) -> Option<(Self, Arc<ResourceInfo>)> {
-        let gone = self.get(name)?.clone();
-        let left = self.resources.iter().filter(|resource| resource.gvr() != name).cloned().collect();
-        Some((Self::new(left, &self.address), gone))
+    fn with_removed(&self, name: GroupVersionResource<'_>) -> Option<(Self, Arc<ResourceInfo>)> {
+        let removed = self.get(name)?.clone();
+        let remaining = self.resources.iter().filter(|resource| resource.gvr() != name).cloned().collect();
+        Some((Self::new(remaining, &self.address), removed))
     }
 }
 
-/// Where a custom resource stands among its like; built-in ones, which have no place, come first and keep their order.
-fn custom_place(resource: &ResourceInfo) -> Option<(&str, VersionOrder<'_>, &str)> {
+/// The sort key of custom resources. Built-in ones have none, come first, and keep their order.
+fn custom_sort_key(resource: &ResourceInfo) -> Option<(&str, VersionOrder<'_>, &str)> {
     resource.custom.is_some().then(|| (&*resource.group, version_order(&resource.version), &*resource.plural))
 }
 
-/// The catalog of now.
-pub struct Served {
+/// The current catalog, replaced atomically.
+pub struct SharedCatalog {
     now: ArcSwap<Catalog>,
 }
 
-impl Served {
-    /// Begins with a catalog.
+impl SharedCatalog {
     #[must_use]
     pub fn new(catalog: Catalog) -> Self {
         Self { now: ArcSwap::from_pointee(catalog) }
     }
 
-    /// What is served now.
+    /// The current catalog.
     #[must_use]
     pub fn load(&self) -> Arc<Catalog> {
         self.now.load_full()
     }
 
-    /// Looks at what is served now, without holding it.
-    pub fn with<T>(&self, look: impl FnOnce(&Catalog) -> T) -> T {
-        look(&self.now.load())
+    /// Runs a function on the current catalog without cloning the `Arc`.
+    pub fn with<T>(&self, read: impl FnOnce(&Catalog) -> T) -> T {
+        read(&self.now.load())
     }
 
-    /// Serves one more resource; whoever calls it sees to it that it is in the watch cache before, and that one call at a time
-    /// changes what is served.
-    pub(crate) fn add(&self, resource: Arc<ResourceInfo>) -> Result<(), Taken> {
-        self.now.store(Arc::new(self.load().with(resource)?));
+    /// Adds a resource. The caller registers it with the watch cache before, and serializes calls that change the
+    /// catalog.
+    pub(crate) fn add(&self, resource: Arc<ResourceInfo>) -> Result<(), ResourceConflict> {
+        self.now.store(Arc::new(self.load().with_added(resource)?));
         Ok(())
     }
 
-    /// Serves some resources no more, and others instead, at once.
-    pub(crate) fn exchange(&self, gone: &[Arc<ResourceInfo>], come: &[Arc<ResourceInfo>]) -> Result<(), Taken> {
-        self.now.store(Arc::new(self.load().exchanged(gone, come)?));
+    /// Replaces resources atomically.
+    pub(crate) fn replace(
+        &self,
+        removed: &[Arc<ResourceInfo>],
+        added: &[Arc<ResourceInfo>],
+    ) -> Result<(), ResourceConflict> {
+        self.now.store(Arc::new(self.load().with_replaced(removed, added)?));
         Ok(())
     }
 
-    /// Serves a resource no more; `None`: it was not there.
+    /// Removes a resource; `None` if it is not served.
     pub(crate) fn remove(&self, name: GroupVersionResource<'_>) -> Option<Arc<ResourceInfo>> {
-        let (left, gone) = self.load().without(name)?;
-        self.now.store(Arc::new(left));
-        Some(gone)
+        let (remaining, removed) = self.load().with_removed(name)?;
+        self.now.store(Arc::new(remaining));
+        Some(removed)
     }
 }

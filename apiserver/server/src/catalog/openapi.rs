@@ -1,8 +1,8 @@
-//! OpenAPI v3 out of the two tables (types and resources): an index, and a document for each group and version and for each
-//! page of discovery, as kubectl needs them for apply, create, diff, edit and explain.
+//! OpenAPI v3, derived from the type and resource tables: an index, and a document for each group version and each
+//! discovery page. kubectl needs them for apply, create, diff, edit and explain.
 //!
-//! Documents are built when asked for and not kept: clients cache them by the hash in the index, and all of them at once
-//! would be some of the largest things in memory. Descriptions are sentences of our own (`descriptions.rs`).
+//! Documents are built per request and not cached: clients cache them by the hash in the index, and all together would
+//! take much memory. Descriptions are this project's own (`descriptions.rs`).
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock};
@@ -12,20 +12,20 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha512};
 
 use super::openapi_v2::Encoding;
-use super::schemas::{Documented, schemas};
+use super::schemas::{DocumentScope, schemas};
 use super::{Catalog, custom, descriptions, gnostic_v3, operations, roots};
 use apiserver_resources::ResourceInfo;
 use machinery_api::schema::{Types, built_in};
 
-/// What a document weighs, roughly: it takes milliseconds to make.
+/// The approximate size of a document, which takes milliseconds to build.
 pub const DOCUMENT_BYTES: usize = 512 * 1024;
-/// The media type of its protobuf, as it is answered.
+/// The media type of the protobuf form in responses.
 pub const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v3.v1.0+protobuf";
-/// The version of Kubernetes' API that is described.
+/// The Kubernetes API version of the documents.
 pub(super) const VERSION: &str = "1.36";
 pub(super) const REFERENCE: &str = "#/components/schemas/";
 
-/// `/openapi/v3`: every document's path and hash.
+/// `/openapi/v3`: the path and hash of every document.
 #[must_use]
 pub fn index(catalog: &Catalog) -> Bytes {
     let entry = |path: String, hash: &str| {
@@ -36,18 +36,18 @@ pub fn index(catalog: &Catalog) -> Bytes {
     let paths: Map<String, Value> = groups(catalog)
         .into_iter()
         .map(|(group, version)| entry(path_of(group, version), &hash_of(catalog, group, version)))
-        .chain(roots::all(catalog).map(|root| entry(root.document(), &of_roots)))
+        .chain(roots::pages(catalog).map(|root| entry(root.document(), &of_roots)))
         .collect();
     json!({ "paths": paths }).to_string().into()
 }
 
-/// `/openapi/v3/<path>`, for `api/v1`, `apis/apps/v1` and so on.
+/// `/openapi/v3/<path>`, for paths such as `api/v1` and `apis/apps/v1`.
 #[must_use]
 pub fn document(catalog: &Catalog, path: &str, encoding: Encoding) -> Option<Bytes> {
     let of_group = groups(catalog).into_iter().find(|(group, version)| path_of(group, version) == path);
     let built = match of_group {
         Some((group, version)) => build(catalog, group, version),
-        None => build_root(&roots::all(catalog).find(|root| root.document() == path)?),
+        None => build_root(&roots::pages(catalog).find(|root| root.document() == path)?),
     };
     match encoding {
         Encoding::Json => serde_json::to_vec(&built).ok().map(Bytes::from),
@@ -55,17 +55,17 @@ pub fn document(catalog: &Catalog, path: &str, encoding: Encoding) -> Option<Byt
     }
 }
 
-/// The hash of a document, without building it: the `hash` of its URL in the index, and its `ETag`.
+/// The hash of a document, computed without building it. It is the `hash` in the index's URL and the `ETag`.
 #[must_use]
 pub fn hash(catalog: &Catalog, path: &str) -> Option<String> {
     let found = groups(catalog).into_iter().find(|(g, v)| path_of(g, v) == path);
     match found {
         Some((group, version)) => Some(hash_of(catalog, group, version)),
-        None => roots::all(catalog).any(|root| root.document() == path).then(hash_of_roots),
+        None => roots::pages(catalog).any(|root| root.document() == path).then(hash_of_roots),
     }
 }
 
-/// The hash of everything that is described.
+/// The hash over all documents.
 #[must_use]
 pub fn hash_of_all(catalog: &Catalog) -> String {
     let mut digest = SOURCES.clone();
@@ -75,7 +75,7 @@ pub fn hash_of_all(catalog: &Catalog) -> String {
     hex::encode_upper(digest.finalize())
 }
 
-/// What all documents are made of, taken up once: half a megabyte.
+/// The digest state of all inputs common to the documents (500 kB), computed once.
 static SOURCES: LazyLock<Sha512> = LazyLock::new(|| {
     let mut digest = Sha512::new();
     digest.update(env!("CARGO_PKG_VERSION"));
@@ -98,7 +98,7 @@ static SOURCES: LazyLock<Sha512> = LazyLock::new(|| {
     digest
 });
 
-/// Of all that a document is made of.
+/// The hash of all inputs of a document.
 fn hash_of(catalog: &Catalog, group: &str, version: &str) -> String {
     let mut digest = SOURCES.clone();
     for row in rows(catalog, group, version) {
@@ -130,10 +130,10 @@ pub(super) fn rows<'a>(
     catalog.resources().iter().filter(move |row| &*row.group == group && &*row.version == version)
 }
 
-/// The sets that the types of a group and version are of, the built-in one first.
+/// The type sets of a group version, the built-in one first.
 pub(super) fn sets<'a>(catalog: &'a Catalog, group: &str, version: &str) -> impl Iterator<Item = &'a Types> {
     let mut seen = vec![&**built_in()];
-    for types in rows(catalog, group, version).filter_map(|row| row.schema.made()).map(|made| made.get().types) {
+    for types in rows(catalog, group, version).filter_map(|row| row.schema.made()).map(|loaded| loaded.get().types) {
         if !seen.iter().any(|other| std::ptr::eq(*other, types)) {
             seen.push(types);
         }
@@ -145,15 +145,15 @@ pub(super) fn path_of(group: &str, version: &str) -> String {
     if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
 }
 
-/// The paths of a group and version, and the names of the types that they need.
+/// The paths of a group version, and the names of the types that they reference.
 pub(super) fn paths(catalog: &Catalog, group: &str, version: &str) -> (Map<String, Value>, BTreeSet<String>) {
     let root = format!("/{}", path_of(group, version));
     let tag = format!("{}_{version}", operations::short_group(group));
     let mut paths = Map::new();
     let mut wanted: BTreeSet<String> = BTreeSet::new();
     let discovery = json!({ "tags": [tag], "description": "get available resources", "operationId": format!("get{}APIResources", operations::id(&tag)),
-        "responses": operations::discovery_answers() });
-    // As upstream has it: what definitions bring is described without its page of discovery.
+        "responses": operations::discovery_responses() });
+    // As upstream: groups of custom resources are described without their discovery page.
     if rows(catalog, group, version).any(|row| row.openapi.is_none()) {
         paths.insert(format!("{root}/"), json!({ "get": discovery }));
     }
@@ -161,14 +161,14 @@ pub(super) fn paths(catalog: &Catalog, group: &str, version: &str) -> (Map<Strin
         wanted.extend([row.schema.name().to_owned(), list_of(row)]);
         operations::describe_row(row, &root, &tag, &mut paths, &mut wanted);
     }
-    // Also what answers and bodies refer to that is of no row: Status, DeleteOptions …
+    // Includes referenced types that belong to no resource: Status, DeleteOptions …
     for item in paths.values() {
         references(item, &mut wanted);
     }
     (paths, wanted)
 }
 
-/// The types that a description refers to.
+/// Collects the types that a description references.
 pub(super) fn references(described: &Value, wanted: &mut BTreeSet<String>) {
     match described {
         Value::Object(map) => {
@@ -182,7 +182,7 @@ pub(super) fn references(described: &Value, wanted: &mut BTreeSet<String>) {
     }
 }
 
-/// Those that came with a schema of their own, by the names of their types.
+/// The custom resources of a group version.
 pub(super) fn customs<'a>(catalog: &'a Catalog, group: &str, version: &str) -> Vec<custom::Custom<'a>> {
     rows(catalog, group, version).filter_map(|row| custom::Custom::of(row)).collect()
 }
@@ -192,7 +192,7 @@ fn build(catalog: &Catalog, group: &str, version: &str) -> Value {
     let customs = customs(catalog, group, version);
     let mut own = Map::new();
     for custom in &customs {
-        for (name, schema) in custom.third() {
+        for (name, schema) in custom.schemas_v3() {
             references(&schema, &mut wanted);
             own.insert(name, schema);
         }
@@ -201,7 +201,7 @@ fn build(catalog: &Catalog, group: &str, version: &str) -> Value {
     let find = |name: &String| types.iter().find_map(|types| types.by_name(name));
     let found = wanted.iter().filter(|name| !own.contains_key(*name)).filter_map(find).collect();
     let mut described = Map::new();
-    schemas(found, Documented::Group(group, version), &mut |name, schema| {
+    schemas(found, DocumentScope::Group(group, version), &mut |name, schema| {
         described.insert(name.into(), schema);
     });
     described.append(&mut own);
@@ -211,8 +211,8 @@ fn build(catalog: &Catalog, group: &str, version: &str) -> Value {
 fn build_root(root: &roots::Root) -> Value {
     let (path, item) = root.item();
     let mut described = Map::new();
-    let found = root.answers.as_deref().and_then(|name| built_in().by_name(name)).into_iter().collect();
-    schemas(found, Documented::All, &mut |name, schema| {
+    let found = root.response_type.as_deref().and_then(|name| built_in().by_name(name)).into_iter().collect();
+    schemas(found, DocumentScope::All, &mut |name, schema| {
         described.insert(name.into(), schema);
     });
     document_of(json!({ path: item }), described.into())
@@ -278,7 +278,7 @@ mod tests {
                 .unwrap();
             assert!(of_kind.iter().any(|k| k["kind"] == *row.kind), "{}", row.kind);
             if row.verbs.contains(&Verb::Patch) {
-                // What kubectl looks for before it sends fieldValidation.
+                // kubectl checks for this before it sends `fieldValidation`.
                 let patches = document["paths"].as_object().unwrap().values().filter_map(|item| item.get("patch"));
                 let found = patches.filter(|p| p["x-kubernetes-group-version-kind"]["kind"] == *row.kind).any(|p| {
                     p["parameters"]

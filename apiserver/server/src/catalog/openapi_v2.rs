@@ -1,5 +1,6 @@
-//! OpenAPI v2 of all that is served, in one document: what kubectl's validation and discovery clients of every age read. It is
-//! made of the same descriptions as v3, part by part, and kept packed: as JSON and as gnostic's protobuf, each when first asked.
+//! OpenAPI v2 of all resources in one document, for kubectl's validation and for discovery clients of all versions. It
+//! is converted from the v3 descriptions part by part, gzipped, and cached as JSON and as gnostic's protobuf on first
+//! use.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write as _};
@@ -10,25 +11,24 @@ use flate2::write::GzEncoder;
 use serde_json::{Map, Value, json};
 
 use super::openapi::{self, REFERENCE, VERSION};
-use super::schemas::{Documented, schemas};
+use super::schemas::{DocumentScope, schemas};
 use super::{Catalog, gnostic, roots};
 use machinery_api::schema::Types;
 
-/// The media type of its protobuf, as it is answered.
+/// The media type of the protobuf form in responses.
 pub const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 const DEFINITIONS: &str = "#/definitions/";
 
-/// What a document is written as.
+/// The encoding of a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
-    /// JSON.
     Json,
     /// Gnostic's protobuf.
     Protobuf,
 }
 
-/// What stands around paths and definitions.
+/// The document without paths and definitions.
 pub(super) fn frame() -> Value {
     json!({
         "swagger": "2.0",
@@ -40,13 +40,13 @@ pub(super) fn frame() -> Value {
     })
 }
 
-/// The whole document, packed by gzip. It takes tens of milliseconds.
-pub fn packed(catalog: &Catalog, encoding: Encoding) -> io::Result<Bytes> {
+/// Builds and gzips the whole document, which takes tens of milliseconds.
+pub fn build_gzipped(catalog: &Catalog, encoding: Encoding) -> io::Result<Bytes> {
     let mut out = GzEncoder::new(Vec::new(), Compression::default());
     match encoding {
         Encoding::Json => {
-            let written = |value: &Value| value.to_string().into_bytes();
-            let parts = parts(catalog, written, written);
+            let encode = |value: &Value| value.to_string().into_bytes();
+            let parts = parts(catalog, encode, encode);
             let frame = frame();
             write!(out, "{{\"swagger\":{},\"info\":{}", frame["swagger"], frame["info"])?;
             for (name, part) in [("paths", parts.paths), ("definitions", parts.definitions)] {
@@ -69,7 +69,7 @@ pub fn packed(catalog: &Catalog, encoding: Encoding) -> io::Result<Bytes> {
     out.finish().map(Bytes::from)
 }
 
-/// Each path and definition, written.
+/// The encoded paths and definitions.
 struct Parts {
     paths: BTreeMap<String, Vec<u8>>,
     definitions: BTreeMap<String, Vec<u8>>,
@@ -78,10 +78,10 @@ struct Parts {
 fn parts(catalog: &Catalog, path: impl Fn(&Value) -> Vec<u8>, definition: impl Fn(&Value) -> Vec<u8>) -> Parts {
     let mut parts = Parts { paths: BTreeMap::new(), definitions: BTreeMap::new() };
     let mut wanted: BTreeSet<String> = BTreeSet::new();
-    for root in roots::all(catalog) {
+    for root in roots::pages(catalog) {
         let (at, item) = root.item();
         parts.paths.insert(at, path(&path_item(item)));
-        wanted.extend(root.answers);
+        wanted.extend(root.response_type);
     }
     let mut types: Vec<&Types> = Vec::new();
     for (group, version) in openapi::groups(catalog) {
@@ -91,7 +91,7 @@ fn parts(catalog: &Catalog, path: impl Fn(&Value) -> Vec<u8>, definition: impl F
             parts.paths.insert(at, path(&path_item(item)));
         }
         for custom in openapi::customs(catalog, group, version) {
-            for (name, schema) in custom.second() {
+            for (name, schema) in custom.schemas_v2() {
                 parts.definitions.insert(name, definition(&schema));
             }
         }
@@ -99,14 +99,14 @@ fn parts(catalog: &Catalog, path: impl Fn(&Value) -> Vec<u8>, definition: impl F
     }
     let find = |name: &String| types.iter().find_map(|types| types.by_name(name));
     let found = wanted.iter().filter(|name| !parts.definitions.contains_key(*name)).filter_map(find).collect();
-    schemas(found, Documented::All, &mut |name, mut described| {
+    schemas(found, DocumentScope::All, &mut |name, mut described| {
         schema(&mut described);
         parts.definitions.insert(name.into(), definition(&described));
     });
     parts
 }
 
-/// A schema of v3 as v2 has it: no defaults, no alternatives, references with what is said beside them.
+/// Converts a v3 schema to v2: removes defaults and alternatives, and keeps references beside their siblings.
 pub(super) fn schema(described: &mut Value) {
     let Some(map) = described.as_object_mut() else { return };
     map.remove("default");
@@ -135,14 +135,14 @@ pub(super) fn schema(described: &mut Value) {
     }
 }
 
-/// A path of v3 as v2 has it.
+/// Converts a v3 path to v2.
 fn path_item(item: Value) -> Value {
     let Value::Object(item) = item else { return item };
-    let made = item.into_iter().map(|(key, value)| {
+    let converted = item.into_iter().map(|(key, value)| {
         let value = if key == "parameters" { parameters(value) } else { operation(value) };
         (key, value)
     });
-    Value::Object(made.collect())
+    Value::Object(converted.collect())
 }
 
 fn parameters(list: Value) -> Value {
@@ -159,7 +159,7 @@ fn parameters(list: Value) -> Value {
         .collect()
 }
 
-/// The media types of a body or an answer, and its schema.
+/// Takes the media types and the schema from a request or response body.
 fn content(holder: &mut Value) -> (Vec<String>, Option<Value>) {
     let Some(Value::Object(content)) = holder.as_object_mut().and_then(|map| map.remove("content")) else {
         return (Vec::new(), None);
@@ -176,10 +176,10 @@ fn content(holder: &mut Value) -> (Vec<String>, Option<Value>) {
 fn operation(mut of: Value) -> Value {
     let Some(map) = of.as_object_mut() else { return of };
     let (mut produces, mut consumes) = (Vec::new(), Vec::new());
-    for (_, answer) in map.get_mut("responses").and_then(Value::as_object_mut).into_iter().flatten() {
-        let (media, schema) = content(answer);
+    for (_, response) in map.get_mut("responses").and_then(Value::as_object_mut).into_iter().flatten() {
+        let (media, schema) = content(response);
         if let Some(schema) = schema {
-            answer["schema"] = schema;
+            response["schema"] = schema;
             produces = media;
         }
     }
@@ -198,9 +198,9 @@ fn operation(mut of: Value) -> Value {
     if own.as_array().is_some_and(|own| !own.is_empty()) {
         map.insert("parameters".into(), own);
     }
-    // As upstream has it of what takes no body: discovery takes what it answers in, all else anything.
+    // As upstream, if there is no request body: discovery consumes its response types, other resources anything.
     let is_resource = map.contains_key("x-kubernetes-action");
-    let text = map.get("responses").is_some_and(|answers| answers["200"]["schema"]["type"] == "string");
+    let text = map.get("responses").is_some_and(|responses| responses["200"]["schema"]["type"] == "string");
     if consumes.is_empty() {
         consumes = if is_resource { vec!["*/*".into()] } else { produces.clone() };
     }
@@ -231,7 +231,7 @@ mod tests {
         serde_json::from_slice(&read(Encoding::Json)).unwrap()
     }
 
-    /// The fields of a message: number and content; numbers have none.
+    /// Decodes the fields of a message: number and content. Varints have empty content.
     fn fields(mut bytes: &[u8]) -> Vec<(u64, &[u8])> {
         fn varint(bytes: &mut &[u8]) -> u64 {
             let length = bytes.iter().position(|byte| byte & 0x80 == 0).unwrap() + 1;

@@ -1,5 +1,5 @@
-//! The operations of OpenAPI v3: which paths a row has, what each method takes and answers. As upstream writes them, so
-//! that generated clients get the same names.
+//! OpenAPI v3 operations: the paths of a resource, and the parameters and responses of each method. Names are
+//! upstream's, so that generated clients have the same names.
 
 use std::collections::BTreeSet;
 
@@ -19,7 +19,7 @@ const LIST: &[&str] = &[
     "application/yaml",
 ];
 const TEXT: &[&str] = &["application/json", "application/vnd.kubernetes.protobuf", "application/yaml", "text/plain"];
-/// Of a resource that brings its schema.
+/// Of a custom resource.
 const CUSTOM: &[&str] = &["application/json", "application/yaml"];
 const CUSTOM_PATCHES: &[&str] =
     &["application/apply-patch+yaml", "application/json-patch+json", "application/merge-patch+json"];
@@ -70,15 +70,15 @@ const LOG: Parameters = &[
     ("timestamps", "boolean"),
 ];
 
-/// What an operation does.
+/// The action of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Does {
+enum OperationKind {
     Verb(Verb),
     Log,
     Connect(Verb),
-    /// By a method, whether the path goes on.
+    /// Method, and whether a path follows.
     Proxy(&'static str, bool),
-    /// By one of the deprecated paths.
+    /// Deprecated watch paths.
     WatchOne,
     WatchList,
 }
@@ -90,7 +90,7 @@ struct Operation {
     parameters: Vec<Value>,
 }
 
-/// `apps`, `rbacAuthorization`; `core` where there is none.
+/// `apps`, `rbacAuthorization`; `core` for the empty group.
 pub(super) fn short_group(group: &str) -> String {
     if group.is_empty() {
         return "core".into();
@@ -100,7 +100,7 @@ pub(super) fn short_group(group: &str) -> String {
     parts.fold(first, |name, part| name + &capital(part))
 }
 
-/// `apps_v1` becomes `AppsV1`.
+/// Converts `apps_v1` to `AppsV1`.
 pub(super) fn id(tag: &str) -> String {
     tag.split('_').map(capital).collect()
 }
@@ -114,30 +114,30 @@ fn content(media: &[&str], schema: &Value) -> Value {
     media.iter().map(|media| ((*media).to_owned(), json!({ "schema": schema }))).collect::<Map<_, _>>().into()
 }
 
-/// The answers of some codes, all of one type.
-pub(super) fn answers(codes: &[(&str, &str)], media: &[&str], schema: &Value) -> Value {
+/// The responses for some codes, all of one type.
+pub(super) fn responses(codes: &[(&str, &str)], media: &[&str], schema: &Value) -> Value {
     let mut all: Map<String, Value> = codes
         .iter()
-        .map(|(code, said)| ((*code).to_owned(), json!({ "description": said, "content": content(media, schema) })))
+        .map(|(code, text)| ((*code).to_owned(), json!({ "description": text, "content": content(media, schema) })))
         .collect();
     all.insert("401".into(), json!({ "description": "Unauthorized" }));
     all.into()
 }
 
-/// Those of a discovery document.
-pub(super) fn discovery_answers() -> Value {
-    answers(&[("200", "OK")], OBJECT, &reference(&format!("{META}APIResourceList")))
+/// The responses of a discovery document.
+pub(super) fn discovery_responses() -> Value {
+    responses(&[("200", "OK")], OBJECT, &reference(&format!("{META}APIResourceList")))
 }
 
 fn query(name: &str, kind: &str) -> Value {
-    json!({ "name": name, "in": "query", "description": about(name), "schema": { "type": kind, "uniqueItems": true } })
+    json!({ "name": name, "in": "query", "description": parameter_description(name), "schema": { "type": kind, "uniqueItems": true } })
 }
 
-/// What a parameter does, in a sentence.
-fn about(name: &str) -> &'static str {
+/// The description of a parameter.
+fn parameter_description(name: &str) -> &'static str {
     match name {
         "allowWatchBookmarks" => {
-            "Asks for BOOKMARK events, which carry only the resourceVersion that the watch has reached."
+            "Requests BOOKMARK events, which carry only the resourceVersion that the watch has reached."
         }
         "command" => "The command and its arguments, one parameter each; no shell reads them.",
         "container" => "The container; may be left out where the pod has only one.",
@@ -145,26 +145,26 @@ fn about(name: &str) -> &'static str {
         "dryRun" => "`All` runs every stage of the request but writes nothing.",
         "fieldManager" => "The name under which the changed fields are recorded.",
         "fieldSelector" => "Restricts the objects to those whose fields match.",
-        "fieldValidation" => "What becomes of unknown and doubled fields: Ignore, Warn or Strict.",
-        "follow" => "Keeps the stream open for lines that are still to come.",
+        "fieldValidation" => "The handling of unknown and duplicate fields: Ignore, Warn or Strict.",
+        "follow" => "Keeps the stream open for new lines.",
         "force" => "Takes over fields that another manager owns, in an apply request.",
         "gracePeriodSeconds" => "Seconds until the object is deleted; 0 deletes at once.",
         "ignoreStoreReadErrorWithClusterBreakingPotential" => {
             "Deletes an object that can't be read from storage, without its finalizers."
         }
-        "insecureSkipTLSVerifyBackend" => "Does not verify the certificate of the kubelet that is asked.",
+        "insecureSkipTLSVerifyBackend" => "Does not verify the certificate of the kubelet.",
         "labelSelector" => "Restricts the objects to those whose labels match.",
-        "limit" => "The most objects that an answer holds; the rest follows with continue.",
-        "limitBytes" => "The most bytes of log that are sent.",
+        "limit" => "The maximum number of objects in a response; continue returns the rest.",
+        "limitBytes" => "The maximum number of bytes of log that are sent.",
         "orphanDependents" => "Deprecated in favor of propagationPolicy: whether dependents stay.",
-        "path" => "The path that the request is passed on to.",
+        "path" => "The path that the request is proxied to.",
         "ports" => "The ports that are forwarded.",
         "pretty" => "Whether JSON is indented.",
         "previous" => "Shows the log of the container's previous run.",
-        "propagationPolicy" => "What becomes of dependents: Orphan, Background or Foreground.",
+        "propagationPolicy" => "The handling of dependents: Orphan, Background or Foreground.",
         "resourceVersion" => "The state of the cluster that the answer must be from, by resourceVersionMatch.",
-        "resourceVersionMatch" => "How resourceVersion is meant: Exact or NotOlderThan.",
-        "sendInitialEvents" => "Begins a watch with the objects that are there and a bookmark after them.",
+        "resourceVersionMatch" => "The meaning of resourceVersion: Exact or NotOlderThan.",
+        "sendInitialEvents" => "Starts a watch with the existing objects, followed by a bookmark.",
         "shardSelector" => "Restricts the objects to ranges of the hash of a field.",
         "sinceSeconds" => "Shows lines that are at most this many seconds old.",
         "stderr" => "Whether the standard error stream is redirected.",
@@ -172,8 +172,8 @@ fn about(name: &str) -> &'static str {
         "stdout" => "Whether the standard output stream is redirected.",
         "stream" => "Which stream is shown: All, Stdout or Stderr.",
         "tailLines" => "Shows this many lines from the end of the log.",
-        "timeoutSeconds" => "The longest that a list or watch lasts.",
-        "timestamps" => "Begins each line with its time.",
+        "timeoutSeconds" => "The maximum duration of a list or watch.",
+        "timestamps" => "Prefixes each line with its time.",
         "tty" => "Whether a terminal is allocated.",
         "watch" => "Streams changes of the objects in place of a list.",
         _ => "",
@@ -183,7 +183,7 @@ fn about(name: &str) -> &'static str {
 fn in_path(name: &str, kind: &str) -> Value {
     let description = match name {
         "name" => format!("name of the {kind}"),
-        "path" => "the path that the request is passed on to".to_owned(),
+        "path" => "the path that the request is proxied to".to_owned(),
         _ => "the object's namespace".to_owned(),
     };
     json!({ "name": name, "in": "path", "required": true, "description": description, "schema": { "type": "string", "uniqueItems": true } })
@@ -191,7 +191,7 @@ fn in_path(name: &str, kind: &str) -> Value {
 
 const METHODS: [&str; 7] = ["get", "put", "post", "delete", "options", "head", "patch"];
 
-/// The paths of a row and of its subresources; the types that they need are added to `wanted`.
+/// Adds the paths of a resource and its subresources, and the required types to `wanted`.
 pub(super) fn describe_row(
     row: &ResourceInfo,
     root: &str,
@@ -201,45 +201,45 @@ pub(super) fn describe_row(
 ) {
     let space = if row.namespaced { "namespaces/{namespace}/" } else { "" };
     let within = format!("{root}/{space}{}", row.plural);
-    let on = |path: &str, does: &[Does], sub: Option<&Subresource>, paths: &mut Map<String, Value>| {
+    let on = |path: &str, does: &[OperationKind], sub: Option<&Subresource>, paths: &mut Map<String, Value>| {
         let operations: Vec<Operation> = does.iter().map(|does| operation(row, tag, path, *does, sub)).collect();
         if !operations.is_empty() {
             paths.insert(path.to_owned(), item(operations));
         }
     };
-    let of = |verbs: &[Verb]| -> Vec<Does> {
-        verbs.iter().filter(|verb| row.verbs.contains(verb)).map(|verb| Does::Verb(*verb)).collect()
+    let of = |verbs: &[Verb]| -> Vec<OperationKind> {
+        verbs.iter().filter(|verb| row.verbs.contains(verb)).map(|verb| OperationKind::Verb(*verb)).collect()
     };
     on(&within, &of(&[Verb::Create, Verb::List, Verb::DeleteCollection]), None, paths);
     on(&format!("{within}/{{name}}"), &of(&[Verb::Get, Verb::Update, Verb::Patch, Verb::Delete]), None, paths);
     if row.namespaced {
         on(&format!("{root}/{}", row.plural), &of(&[Verb::List]), None, paths);
     }
-    // What brings its schema is watched by lists' paths only.
+    // Custom resources have no deprecated watch paths.
     if row.verbs.contains(&Verb::Watch) && row.openapi.is_none() {
-        on(&format!("{root}/watch/{space}{}", row.plural), &[Does::WatchList], None, paths);
-        on(&format!("{root}/watch/{space}{}/{{name}}", row.plural), &[Does::WatchOne], None, paths);
+        on(&format!("{root}/watch/{space}{}", row.plural), &[OperationKind::WatchList], None, paths);
+        on(&format!("{root}/watch/{space}{}/{{name}}", row.plural), &[OperationKind::WatchOne], None, paths);
         if row.namespaced {
-            on(&format!("{root}/watch/{}", row.plural), &[Does::WatchList], None, paths);
+            on(&format!("{root}/watch/{}", row.plural), &[OperationKind::WatchList], None, paths);
         }
     }
     for sub in &row.subresources {
         wanted.insert(body_of(row, Some(sub)).into());
-        let does: Vec<Does> = match sub.what {
-            SubresourceKind::Log => vec![Does::Log],
-            SubresourceKind::Connect => sub.verbs.iter().map(|verb| Does::Connect(*verb)).collect(),
-            SubresourceKind::Proxy(_) => METHODS.map(|method| Does::Proxy(method, false)).into(),
-            _ => sub.verbs.iter().map(|verb| Does::Verb(*verb)).collect(),
+        let does: Vec<OperationKind> = match sub.what {
+            SubresourceKind::Log => vec![OperationKind::Log],
+            SubresourceKind::Connect => sub.verbs.iter().map(|verb| OperationKind::Connect(*verb)).collect(),
+            SubresourceKind::Proxy(_) => METHODS.map(|method| OperationKind::Proxy(method, false)).into(),
+            _ => sub.verbs.iter().map(|verb| OperationKind::Verb(*verb)).collect(),
         };
         on(&format!("{within}/{{name}}/{}", sub.name), &does, Some(sub), paths);
         if matches!(sub.what, SubresourceKind::Proxy(_)) {
-            let below = METHODS.map(|method| Does::Proxy(method, true));
+            let below = METHODS.map(|method| OperationKind::Proxy(method, true));
             on(&format!("{within}/{{name}}/{}/{{path}}", sub.name), &below, Some(sub), paths);
         }
     }
 }
 
-/// A path: what all its operations take stands there once.
+/// Builds a path item. Parameters common to all operations are moved to the path.
 fn item(operations: Vec<Operation>) -> Value {
     let common: Vec<Value> = match operations.split_first() {
         Some((first, rest)) => {
@@ -271,89 +271,93 @@ fn body_of<'a>(row: &'a ResourceInfo, sub: Option<&Subresource>) -> &'a str {
     types.of_kind(group, version, kind).map_or_else(|| row.schema.name(), |found| &found.of.name)
 }
 
-fn operation(row: &ResourceInfo, tag: &str, path: &str, does: Does, sub: Option<&Subresource>) -> Operation {
-    // Upstream names a resource's own kind for every subresource of what brings its schema.
+fn operation(row: &ResourceInfo, tag: &str, path: &str, does: OperationKind, sub: Option<&Subresource>) -> Operation {
+    // For custom resources, upstream uses the resource's own kind for every subresource.
     let of = kind_of(row, sub.filter(|_| row.openapi.is_none()));
     let own = reference(body_of(row, sub));
     let ok = ("200", "OK");
     let (created, accepted) = (("201", "Created"), ("202", "Accepted"));
     let (method, action, word) = match does {
-        Does::Verb(Verb::Create) => ("post", "post", "create"),
-        Does::Verb(Verb::Update) => ("put", "put", "replace"),
-        Does::Verb(Verb::Patch) => ("patch", "patch", "patch"),
-        Does::Verb(Verb::Delete) => ("delete", "delete", "delete"),
-        Does::Verb(Verb::DeleteCollection) => ("delete", "deletecollection", "delete"),
-        Does::Verb(Verb::List) => ("get", "list", "list"),
-        Does::Verb(Verb::Get | Verb::Watch) | Does::Log => ("get", "get", "read"),
-        Does::Connect(Verb::Create) => ("post", "connect", "connect"),
-        Does::Connect(_) => ("get", "connect", "connect"),
-        Does::Proxy(method, _) => (method, "connect", "connect"),
-        Does::WatchOne => ("get", "watch", "watch"),
-        Does::WatchList => ("get", "watchlist", "watch"),
+        OperationKind::Verb(Verb::Create) => ("post", "post", "create"),
+        OperationKind::Verb(Verb::Update) => ("put", "put", "replace"),
+        OperationKind::Verb(Verb::Patch) => ("patch", "patch", "patch"),
+        OperationKind::Verb(Verb::Delete) => ("delete", "delete", "delete"),
+        OperationKind::Verb(Verb::DeleteCollection) => ("delete", "deletecollection", "delete"),
+        OperationKind::Verb(Verb::List) => ("get", "list", "list"),
+        OperationKind::Verb(Verb::Get | Verb::Watch) | OperationKind::Log => ("get", "get", "read"),
+        OperationKind::Connect(Verb::Create) => ("post", "connect", "connect"),
+        OperationKind::Connect(_) => ("get", "connect", "connect"),
+        OperationKind::Proxy(method, _) => (method, "connect", "connect"),
+        OperationKind::WatchOne => ("get", "watch", "watch"),
+        OperationKind::WatchList => ("get", "watchlist", "watch"),
     };
     let status = || reference(&format!("{META}Status"));
     let custom = row.openapi.is_some();
     let (objects, lists) = if custom { (CUSTOM, CUSTOM) } else { (OBJECT, LIST) };
     let responses = match does {
-        Does::Verb(Verb::Create) => answers(&[ok, created, accepted], objects, &own),
-        Does::Verb(Verb::Patch) if custom => answers(&[ok], objects, &own),
-        Does::Verb(Verb::Update | Verb::Patch) => answers(&[ok, created], objects, &own),
-        Does::Verb(Verb::Delete) => {
+        OperationKind::Verb(Verb::Create) => responses(&[ok, created, accepted], objects, &own),
+        OperationKind::Verb(Verb::Patch) if custom => responses(&[ok], objects, &own),
+        OperationKind::Verb(Verb::Update | Verb::Patch) => responses(&[ok, created], objects, &own),
+        OperationKind::Verb(Verb::Delete) => {
             let answer = if row.strategy.delete_answers_object() { own.clone() } else { status() };
-            answers(&[ok, accepted], objects, &answer)
+            responses(&[ok, accepted], objects, &answer)
         }
-        Does::Verb(Verb::DeleteCollection) => answers(&[ok], objects, &status()),
-        Does::Verb(Verb::List) => answers(&[ok], lists, &reference(&list_of(row))),
-        Does::Verb(Verb::Get | Verb::Watch) => answers(&[ok], objects, &own),
-        Does::Log => answers(&[ok], TEXT, &json!({ "type": "string" })),
-        Does::Connect(_) | Does::Proxy(..) => answers(&[ok], &["*/*"], &json!({ "type": "string" })),
-        Does::WatchOne | Does::WatchList => answers(&[ok], lists, &reference(&format!("{META}WatchEvent"))),
+        OperationKind::Verb(Verb::DeleteCollection) => responses(&[ok], objects, &status()),
+        OperationKind::Verb(Verb::List) => responses(&[ok], lists, &reference(&list_of(row))),
+        OperationKind::Verb(Verb::Get | Verb::Watch) => responses(&[ok], objects, &own),
+        OperationKind::Log => responses(&[ok], TEXT, &json!({ "type": "string" })),
+        OperationKind::Connect(_) | OperationKind::Proxy(..) => {
+            responses(&[ok], &["*/*"], &json!({ "type": "string" }))
+        }
+        OperationKind::WatchOne | OperationKind::WatchList => {
+            responses(&[ok], lists, &reference(&format!("{META}WatchEvent")))
+        }
     };
     let everywhere = row.namespaced && !path.contains("{namespace}");
     let scope = if row.namespaced && !everywhere { "Namespaced" } else { "" };
     let how = match does {
-        Does::Verb(Verb::DeleteCollection) => "Collection".to_owned(),
-        Does::Connect(Verb::Create) => "Post".to_owned(),
-        Does::Connect(_) => "Get".to_owned(),
-        Does::Proxy(method, _) => capital(method),
+        OperationKind::Verb(Verb::DeleteCollection) => "Collection".to_owned(),
+        OperationKind::Connect(Verb::Create) => "Post".to_owned(),
+        OperationKind::Connect(_) => "Get".to_owned(),
+        OperationKind::Proxy(method, _) => capital(method),
         _ => String::new(),
     };
     let name = format!(
         "{word}{}{how}{scope}{}{}{}{}{}",
         id(tag),
         row.kind,
-        if does == Does::WatchList { "List" } else { "" },
+        if does == OperationKind::WatchList { "List" } else { "" },
         if everywhere { "ForAllNamespaces" } else { "" },
         sub.map_or_else(String::new, |sub| capital(sub.name)),
-        if matches!(does, Does::Proxy(_, true)) { "WithPath" } else { "" },
+        if matches!(does, OperationKind::Proxy(_, true)) { "WithPath" } else { "" },
     );
     let mut described = json!({
         "tags": [tag],
-        "description": said(does, action, &row.kind, sub),
+        "description": description(does, action, &row.kind, sub),
         "operationId": name,
         "responses": responses,
         "x-kubernetes-action": action,
         "x-kubernetes-group-version-kind": { "group": of.0, "version": of.1, "kind": of.2 },
     });
     let body = |media: &[&str], schema: &Value| json!({ "content": content(media, schema), "required": true });
-    let taken_as = if custom { CUSTOM } else { &["*/*"] };
+    let body_media = if custom { CUSTOM } else { &["*/*"] };
     match does {
-        Does::Verb(Verb::Create | Verb::Update) => described["requestBody"] = body(taken_as, &own),
-        Does::Verb(Verb::Patch) => {
+        OperationKind::Verb(Verb::Create | Verb::Update) => described["requestBody"] = body(body_media, &own),
+        OperationKind::Verb(Verb::Patch) => {
             let patches = if custom { CUSTOM_PATCHES } else { PATCHES };
             described["requestBody"] = body(patches, &reference(&format!("{META}Patch")));
         }
-        Does::Verb(Verb::DeleteCollection) if custom => {}
-        Does::Verb(Verb::Delete | Verb::DeleteCollection) => {
+        OperationKind::Verb(Verb::DeleteCollection) if custom => {}
+        OperationKind::Verb(Verb::Delete | Verb::DeleteCollection) => {
             let options = reference(&format!("{META}DeleteOptions"));
-            described["requestBody"] = json!({ "content": content(taken_as, &options) });
+            described["requestBody"] = json!({ "content": content(body_media, &options) });
         }
         _ => {}
     }
-    let taken = taken(does, custom, sub);
+    let queries = query_parameters(does, custom, sub);
     let mut parameters: Vec<Value> =
-        taken.iter().flat_map(|p| p.iter()).map(|(name, kind)| query(name, kind)).collect();
-    if !matches!(does, Does::Proxy(..) | Does::Connect(_)) {
+        queries.iter().flat_map(|p| p.iter()).map(|(name, kind)| query(name, kind)).collect();
+    if !matches!(does, OperationKind::Proxy(..) | OperationKind::Connect(_)) {
         parameters.push(query("pretty", "string"));
     }
     let named = ["name", "namespace", "path"].into_iter().filter(|name| path.contains(&format!("{{{name}}}")));
@@ -362,39 +366,39 @@ fn operation(row: &ResourceInfo, tag: &str, path: &str, does: Does, sub: Option<
     Operation { method, described, parameters }
 }
 
-/// What an operation takes in its query.
-fn taken(does: Does, custom: bool, sub: Option<&Subresource>) -> &'static [Parameters] {
+/// The query parameters of an operation.
+fn query_parameters(does: OperationKind, custom: bool, sub: Option<&Subresource>) -> &'static [Parameters] {
     match does {
-        Does::Verb(Verb::Patch) => &[WRITE, FORCE],
-        Does::Verb(Verb::Create | Verb::Update) => &[WRITE],
-        Does::Verb(Verb::Delete) => &[DELETE],
-        Does::Verb(Verb::DeleteCollection) if custom => &[SELECT, WATCH],
-        Does::Verb(Verb::DeleteCollection) => &[DELETE, SELECT],
-        Does::Verb(Verb::List) | Does::WatchOne | Does::WatchList => &[SELECT, WATCH],
-        Does::Log => &[LOG],
-        Does::Proxy(..) => &[PROXY],
-        Does::Connect(_) => match sub.map(|sub| sub.name) {
+        OperationKind::Verb(Verb::Patch) => &[WRITE, FORCE],
+        OperationKind::Verb(Verb::Create | Verb::Update) => &[WRITE],
+        OperationKind::Verb(Verb::Delete) => &[DELETE],
+        OperationKind::Verb(Verb::DeleteCollection) if custom => &[SELECT, WATCH],
+        OperationKind::Verb(Verb::DeleteCollection) => &[DELETE, SELECT],
+        OperationKind::Verb(Verb::List) | OperationKind::WatchOne | OperationKind::WatchList => &[SELECT, WATCH],
+        OperationKind::Log => &[LOG],
+        OperationKind::Proxy(..) => &[PROXY],
+        OperationKind::Connect(_) => match sub.map(|sub| sub.name) {
             Some("exec") => &[STREAMS, COMMAND],
             Some("attach") => &[STREAMS],
             _ => &[FORWARD],
         },
-        Does::Verb(Verb::Get) if custom => &[GET_CUSTOM],
-        Does::Verb(Verb::Get | Verb::Watch) => &[],
+        OperationKind::Verb(Verb::Get) if custom => &[GET_CUSTOM],
+        OperationKind::Verb(Verb::Get | Verb::Watch) => &[],
     }
 }
 
-/// What an operation does, for people.
-fn said(does: Does, action: &str, kind: &str, sub: Option<&Subresource>) -> String {
+/// The description of an operation.
+fn description(does: OperationKind, action: &str, kind: &str, sub: Option<&Subresource>) -> String {
     let part = sub.map_or_else(String::new, |sub| format!("{} of a ", sub.name));
     match does {
-        Does::WatchOne => format!("watch one {kind}; deprecated: watch a list with a field selector"),
-        Does::WatchList => format!("watch {kind} objects; deprecated: use the list's watch parameter"),
-        Does::Verb(Verb::List) => format!("list or watch {kind} objects"),
-        Does::Verb(Verb::DeleteCollection) => format!("delete the {kind} objects that are selected"),
-        Does::Verb(Verb::Create) if sub.is_none() => format!("create a {kind}"),
-        Does::Verb(Verb::Update) => format!("replace the {part}{kind}"),
-        Does::Verb(Verb::Get) | Does::Log => format!("read the {part}{kind}"),
-        Does::Connect(_) | Does::Proxy(..) => format!("connect to the {part}{kind}"),
+        OperationKind::WatchOne => format!("watch one {kind}; deprecated: watch a list with a field selector"),
+        OperationKind::WatchList => format!("watch {kind} objects; deprecated: use the list's watch parameter"),
+        OperationKind::Verb(Verb::List) => format!("list or watch {kind} objects"),
+        OperationKind::Verb(Verb::DeleteCollection) => format!("delete the {kind} objects that are selected"),
+        OperationKind::Verb(Verb::Create) if sub.is_none() => format!("create a {kind}"),
+        OperationKind::Verb(Verb::Update) => format!("replace the {part}{kind}"),
+        OperationKind::Verb(Verb::Get) | OperationKind::Log => format!("read the {part}{kind}"),
+        OperationKind::Connect(_) | OperationKind::Proxy(..) => format!("connect to the {part}{kind}"),
         _ => format!("{action} the {part}{kind}"),
     }
 }

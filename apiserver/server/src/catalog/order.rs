@@ -1,11 +1,11 @@
-//! The order of keys in discovery's JSON, and in that of other pages about the server. It means nothing to a reader of
-//! JSON, but upstream's is known to people and to scripts that search the text.
+//! Key order of discovery documents and other pages about the server. It has no meaning in JSON, but people and
+//! text-based scripts depend on upstream's order.
 
 use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-/// Of a document.
+/// Keys of the top level.
 const DOCUMENT: &[&str] = &[
     "kind",
     "apiVersion",
@@ -34,7 +34,7 @@ const DOCUMENT: &[&str] = &[
     "subject_types_supported",
     "id_token_signing_alg_values_supported",
 ];
-/// Of what is in it: each kind of entry has some of these, in this order. What isn't named comes last, by name.
+/// Keys of nested objects: each kind of entry has a subset, in this order. Other keys follow by name.
 const ENTRY: &[&str] = &[
     "resource",
     "subresource",
@@ -70,14 +70,14 @@ const ENTRY: &[&str] = &[
     "y",
 ];
 
-/// A document of discovery, written in upstream's order.
+/// Serializes a discovery document in upstream's order.
 pub struct InOrder<'a> {
     value: &'a Value,
     order: &'static [&'static str],
 }
 
 impl<'a> InOrder<'a> {
-    /// The whole document.
+    /// A whole document.
     #[must_use]
     pub fn of(value: &'a Value) -> Self {
         Self { value, order: DOCUMENT }
@@ -93,8 +93,8 @@ impl Serialize for InOrder<'_> {
         match self.value {
             Value::Object(fields) => {
                 let mut fields: Vec<(&String, &Value)> = fields.iter().collect();
-                let place = |key: &str| self.order.iter().position(|known| *known == key).unwrap_or(self.order.len());
-                fields.sort_by_key(|(key, _)| place(key));
+                let rank = |key: &str| self.order.iter().position(|known| *known == key).unwrap_or(self.order.len());
+                fields.sort_by_key(|(key, _)| rank(key));
                 let mut map = serializer.serialize_map(Some(fields.len()))?;
                 for (key, value) in fields {
                     map.serialize_entry(key, &InOrder::entry(value))?;
@@ -123,7 +123,7 @@ mod tests {
         serde_json::to_string(&InOrder::of(value)).unwrap()
     }
 
-    /// As kube-apiserver v1.36 writes them.
+    /// Recorded from kube-apiserver v1.36.
     #[test]
     fn documents_are_written_in_upstreams_order() {
         let entry = json!({"verbs": ["get"], "kind": "Scale", "version": "v1", "group": "autoscaling", "namespaced": true,
@@ -144,7 +144,7 @@ mod tests {
         assert_eq!(text(&versions), expected);
     }
 
-    /// As kube-apiserver v1.36 writes them.
+    /// Recorded from kube-apiserver v1.36.
     #[test]
     fn pages_about_the_server_are_written_in_upstreams_order() {
         let keys = |value: &Value| -> Vec<String> {

@@ -1,34 +1,34 @@
-//! The pages of discovery and of identity as OpenAPI describes them: each with a document of its own, as upstream has it.
+//! The discovery and identity pages in OpenAPI, each with a document of its own, as upstream.
 
 use serde_json::{Value, json};
 
-use super::operations::{OBJECT, answers, id, short_group};
+use super::operations::{OBJECT, id, responses, short_group};
 use super::schemas::META;
 use super::{Catalog, openapi};
 
-/// A page that is no resource.
+/// A non-resource page.
 pub(super) struct Root {
-    /// `/apis/apps/`
+    /// For example `/apis/apps/`.
     path: String,
     tag: String,
     operation: String,
     about: &'static str,
     media: &'static [&'static str],
-    /// The type that it answers; `None`: text.
-    pub(super) answers: Option<String>,
+    /// The response type; `None` means text.
+    pub(super) response_type: Option<String>,
 }
 
 const JSON: &[&str] = &["application/json"];
 
-/// All of them.
-pub(super) fn all(catalog: &Catalog) -> impl Iterator<Item = Root> + use<'_> {
-    let page = |path: &str, tag: &str, operation: &str, about, media, answers: Option<String>| Root {
+/// All pages.
+pub(super) fn pages(catalog: &Catalog) -> impl Iterator<Item = Root> + use<'_> {
+    let page = |path: &str, tag: &str, operation: &str, about, media, response_type: Option<String>| Root {
         path: path.to_owned(),
         tag: tag.to_owned(),
         operation: operation.to_owned(),
         about,
         media,
-        answers,
+        response_type,
     };
     let meta = |name: &str| Some(format!("{META}{name}"));
     let fixed = [
@@ -70,21 +70,21 @@ pub(super) fn all(catalog: &Catalog) -> impl Iterator<Item = Root> + use<'_> {
 }
 
 impl Root {
-    /// What its document is called: `apis/apps`.
+    /// The path of the page's document: `apis/apps`.
     pub(super) fn document(&self) -> String {
         let inner = self.path.strip_prefix('/').and_then(|path| path.strip_suffix('/'));
         inner.unwrap_or(&self.path).to_owned()
     }
 
-    /// Its path and what can be asked of it.
+    /// The page's path and path item.
     pub(super) fn item(&self) -> (String, Value) {
-        let schema = match &self.answers {
+        let schema = match &self.response_type {
             Some(name) => openapi::reference(name),
             None => json!({ "type": "string" }),
         };
         let read = json!({
             "tags": [self.tag], "description": self.about, "operationId": self.operation,
-            "responses": answers(&[("200", "OK")], self.media, &schema),
+            "responses": responses(&[("200", "OK")], self.media, &schema),
         });
         (self.path.clone(), json!({ "get": read }))
     }

@@ -1,4 +1,4 @@
-//! OpenAPI's schemas of types: what a document says of each type that its paths refer to.
+//! OpenAPI schemas of types, for each type that a document's paths reference.
 
 use std::collections::HashSet;
 
@@ -10,21 +10,21 @@ use machinery_api::schema::{Field, Kind, ListType, Type, TypeRef, Types};
 
 pub(super) const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
 
-/// What a document is about.
+/// The scope of a document.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Documented<'a> {
-    /// A group and version: types of every group are said to be of that one.
+pub(super) enum DocumentScope<'a> {
+    /// One group version, which restricts the kinds listed for types shared by several groups.
     Group(&'a str, &'a str),
-    /// All that is served.
+    /// Everything that is served.
     All,
 }
 
-/// The schemas of types and of all that they refer to, each once.
-pub(super) fn schemas(mut todo: Vec<TypeRef<'_>>, of: Documented<'_>, take: &mut dyn FnMut(&str, Value)) {
-    fn refer<'a>(types: &'a Types, kind: &Kind, wire: Option<&str>, todo: &mut Vec<TypeRef<'a>>) {
+/// Passes the schema of each type, and of the types it references, to `take` once.
+pub(super) fn schemas(mut pending: Vec<TypeRef<'_>>, of: DocumentScope<'_>, emit: &mut dyn FnMut(&str, Value)) {
+    fn refer<'a>(types: &'a Types, kind: &Kind, wire: Option<&str>, pending: &mut Vec<TypeRef<'a>>) {
         let named = match kind {
-            Kind::Object(id) => return todo.push(types.refer(*id)),
-            Kind::List(inner) | Kind::Map(inner) => return refer(types, inner, wire, todo),
+            Kind::Object(id) => return pending.push(types.refer(*id)),
+            Kind::List(inner) | Kind::Map(inner) => return refer(types, inner, wire, pending),
             Kind::Quantity | Kind::Amount => QUANTITY,
             Kind::Time => TIME,
             Kind::MicroTime => MICRO_TIME,
@@ -32,16 +32,16 @@ pub(super) fn schemas(mut todo: Vec<TypeRef<'_>>, of: Documented<'_>, take: &mut
             Kind::Any => any(types, wire),
             _ => return,
         };
-        todo.extend(types.by_name(named));
+        pending.extend(types.by_name(named));
     }
     let mut seen: HashSet<&str> = HashSet::new();
-    while let Some(found) = todo.pop() {
+    while let Some(found) = pending.pop() {
         if !seen.insert(&found.of.name) {
             continue;
         }
-        take(&found.of.name, schema(found, of));
+        emit(&found.of.name, schema(found, of));
         for field in &found.of.fields {
-            refer(found.types, &field.kind, field.wire.as_deref(), &mut todo);
+            refer(found.types, &field.kind, field.wire.as_deref(), &mut pending);
         }
     }
 }
@@ -52,7 +52,7 @@ const MICRO_TIME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime";
 const RAW: &str = "io.k8s.apimachinery.pkg.runtime.RawExtension";
 const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntOrString";
 
-fn schema(found: TypeRef<'_>, of: Documented<'_>) -> Value {
+fn schema(found: TypeRef<'_>, of: DocumentScope<'_>) -> Value {
     let (types, found) = (found.types, found.of);
     let mut out = match &*found.name {
         QUANTITY => {
@@ -95,11 +95,11 @@ fn schema(found: TypeRef<'_>, of: Documented<'_>) -> Value {
         .filter(|k| std::ptr::eq(types.get(k.id), found))
         .map(|k| json!({ "group": k.group, "version": k.version, "kind": k.kind }))
         .collect();
-    // Options and watch events are of every group; a document names its own.
+    // Options and watch events belong to every group; a document lists only its own.
     let several = kinds.len() > 1;
     let own = |k: &Value| match of {
-        Documented::All => true,
-        Documented::Group(group, version) => k["group"] == "" || (k["group"] == group && k["version"] == version),
+        DocumentScope::All => true,
+        DocumentScope::Group(group, version) => k["group"] == "" || (k["group"] == group && k["version"] == version),
     };
     let kinds: Vec<Value> = kinds.into_iter().filter(|k| !several || own(k)).collect();
     if !kinds.is_empty() {
@@ -129,7 +129,7 @@ fn properties(types: &Types, found: &Type) -> Value {
     properties.into()
 }
 
-/// The type of what may hold anything, by the message that it is on the wire.
+/// The type of a field that holds arbitrary values, by its protobuf message.
 fn any<'a>(types: &'a Types, wire: Option<&str>) -> &'a str {
     let bare = wire.map(|wire| wire.strip_prefix("map<string,").and_then(|w| w.strip_suffix('>')).unwrap_or(wire));
     let bare = bare.map(|wire| wire.strip_prefix("repeated ").unwrap_or(wire));
@@ -177,7 +177,7 @@ fn element(types: &Types, kind: &Kind, wire: Option<&str>) -> Value {
     out
 }
 
-/// Go's zero of what is no pointer and no struct.
+/// Go's zero value of types other than pointers and structs.
 fn zero(kind: &Kind) -> Option<Value> {
     match kind {
         Kind::String => Some("".into()),
@@ -189,7 +189,7 @@ fn zero(kind: &Kind) -> Option<Value> {
 
 fn property(types: &Types, field: &Field, about: &str) -> Value {
     let mut out = match (&field.kind, field.wire.as_deref()) {
-        // What holds anything has a message, but in types that come with a resource.
+        // Fields with arbitrary values have a message, except in custom types.
         (Kind::Any, None) if field.number == 0 => json!({ "x-kubernetes-preserve-unknown-fields": true }),
         (kind, wire) => shape(types, kind, wire, field.pointer),
     };

@@ -1,4 +1,4 @@
-//! Resources come and go on a running server: every document and path follows, and nothing has to be restarted.
+//! Tests that resources are added and removed on a running server, and that all documents and paths follow.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use machinery_env::Env;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
-use super::{Catalog, Taken};
+use super::{Catalog, ResourceConflict};
 use crate::auth::UserInfo;
 use crate::server::{Apiserver, Config};
 use apiserver_resources::cells::column;
@@ -28,7 +28,7 @@ pub(crate) fn built_in() -> &'static Catalog {
     &BUILT_IN
 }
 
-/// A built-in kind, as it is stored.
+/// The storage version of a built-in kind.
 pub(crate) fn resource(group: &str, plural: &str) -> &'static Arc<ResourceInfo> {
     built_in().stored(group, plural).unwrap()
 }
@@ -46,7 +46,7 @@ fn resources_are_found_by_name_by_key_and_by_group() {
     assert_eq!(of("/registry/services/specs/default/web"), Some("services"));
     assert_eq!(of("/registry/minions/n"), Some("nodes"));
     assert_eq!((of("/registry/services/"), of("/registry/ranges/servicenodeports/30000")), (None, None));
-    // Two groups share one storage; only one of them is its version.
+    // Two groups share a key prefix; only one of them is the storage version.
     let events =
         catalog.get(GroupVersionResource { group: "events.k8s.io", version: "v1", resource: "events" }).unwrap();
     assert_eq!(&*events.stored().group, "");
@@ -54,7 +54,7 @@ fn resources_are_found_by_name_by_key_and_by_group() {
     assert!(catalog.stored("events.k8s.io", "events").is_none() && catalog.stored("", "bindings").is_none());
 }
 
-/// What is particular about widgets.
+/// The strategy of widgets.
 struct Widgets;
 
 impl Strategy for Widgets {
@@ -116,7 +116,7 @@ impl Server {
         (code, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
     }
 
-    /// OpenAPI's document of the group: its address and what it says.
+    /// The group's OpenAPI document and its URL.
     async fn described(&self) -> (String, Value) {
         let (_, index) = self.get("/openapi/v3").await;
         let url = index["paths"]["apis/x.example.com/v1"]["serverRelativeURL"].as_str().unwrap().to_owned();
@@ -142,7 +142,7 @@ impl Server {
         response.into_body().into_data_stream()
     }
 
-    /// Aggregated discovery: its tag, and whether it has the widgets.
+    /// Aggregated discovery: its ETag, and whether it includes the widgets.
     async fn aggregated(&self) -> (String, bool) {
         let response = self.answer("GET", "/apis", AGGREGATED, Value::Null).await;
         let tag = response.headers()[http::header::ETAG].to_str().unwrap().to_owned();
@@ -155,7 +155,7 @@ impl Server {
         (tag, resource.is_some())
     }
 
-    /// What the documents say: group list, resource list, OpenAPI's index.
+    /// Whether group list, resource list and OpenAPI index include the group.
     async fn documents(&self) -> (bool, u16, bool) {
         let (_, groups) = self.get("/apis").await;
         let group = groups["groups"].as_array().unwrap().iter().any(|group| group["name"] == "x.example.com");
@@ -173,7 +173,7 @@ fn widget(name: &str, color: &str) -> Value {
     json!({"apiVersion": "x.example.com/v1", "kind": "Widget", "metadata": {"name": name}, "data": {"color": color}})
 }
 
-/// What is particular about gadgets, none of it known when the server was built.
+/// A strategy whose columns and labels are defined at runtime.
 struct Gadgets {
     columns: Vec<Column>,
     labels: Vec<Text>,
@@ -232,7 +232,7 @@ fn gadgets(part: &str) -> ResourceInfo {
 
 const GADGETS: &str = "/apis/x.example.com/v1/namespaces/default/gadgets";
 
-/// What OpenAPI says of the gadgets' types.
+/// Checks the OpenAPI schemas of the gadgets' types.
 fn check_gadgets(document: &Value) {
     let schemas = &document["components"]["schemas"];
     let gadget = &schemas["com.example.x.v1.Gadget"];
@@ -298,7 +298,7 @@ async fn a_resource_brings_types_of_its_own() {
     let (url, document) = server.described().await;
     check_gadgets(&document);
 
-    // The same resource comes again with another type: what was stored under the first is still there.
+    // The resource is added again with a different type; objects stored under the first type remain.
     assert!(server.0.remove_resource(gadgets("weight").gvr()).await);
     assert!(server.described().await.1["components"]["schemas"].get("com.example.x.v1.Gadget").is_none());
     server.0.add_resource(gadgets("height")).await.unwrap();
@@ -323,9 +323,9 @@ async fn a_resource_comes_and_goes_on_a_running_server() {
     assert_eq!(server.get(WIDGETS).await.0, 404);
 
     server.0.add_resource(widgets()).await.unwrap();
-    assert_eq!(server.0.add_resource(widgets()).await, Err(Taken::Name("widgets.x.example.com".into())));
+    assert_eq!(server.0.add_resource(widgets()).await, Err(ResourceConflict::Name("widgets.x.example.com".into())));
     let elsewhere = ResourceInfo { plural: "gadgets".into(), ..widgets() };
-    assert_eq!(server.0.add_resource(elsewhere).await, Err(Taken::Prefix("widgets.x.example.com".into())));
+    assert_eq!(server.0.add_resource(elsewhere).await, Err(ResourceConflict::Prefix("widgets.x.example.com".into())));
 
     let (tag, listed) = server.aggregated().await;
     assert!(listed && tag != tag_before);
@@ -356,7 +356,7 @@ async fn a_resource_comes_and_goes_on_a_running_server() {
     assert_eq!(server.get(&format!("{WIDGETS}?watch=true")).await.0, 404);
     assert_eq!(server.get(&url).await.0, 404);
 
-    // Other kinds' watches go on, and what was stored is there again with its kind.
+    // Watches of other kinds continue, and stored objects reappear with their kind.
     let map = json!({"metadata": {"name": "m"}});
     assert_eq!(server.ask("POST", "/api/v1/namespaces/default/configmaps", map).await.0, 201);
     assert_eq!(event(&mut maps).await.unwrap()["object"]["metadata"]["name"], "m");

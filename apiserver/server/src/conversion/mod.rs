@@ -1,6 +1,6 @@
-//! Conversion webhooks: a batch of objects is asked for in another version, and what comes back is held to what it may
-//! change: the order stays, and so do kind, name, namespace, uid; of the metadata only labels and annotations are the
-//! webhook's (upstream's `webhook_converter`).
+//! Conversion webhooks: converts a batch of custom objects to another version and validates the response. The order,
+//! kind, name, namespace and UID must not change; of the metadata only labels and annotations may (upstream's
+//! `webhook_converter`).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,29 +15,29 @@ use machinery_api::selector::go_quoted;
 use machinery_env::Env;
 use serde_json::{Map, Value, json};
 
-use crate::webhook::{Accounts, Ask, Caller, Client};
+use crate::webhook::{Accounts, Caller, Client, WebhookRequest};
 
-/// How long a webhook may take (upstream's default).
+/// The maximum duration of a call (upstream's default).
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// What it may answer, beside what it was given.
-const ANSWER_BYTES_MIN: usize = 4 << 20;
-/// How much larger than what it was given that may be.
-const ANSWER_TIMES: usize = 8;
-/// Webhooks whose connections are kept.
+/// The response limit in addition to that by request size.
+const RESPONSE_BYTES_MIN: usize = 4 << 20;
+/// The response limit as a multiple of the request size.
+const RESPONSE_FACTOR: usize = 8;
+/// The maximum number of cached clients.
 const CLIENTS_MAX: usize = 1000;
 
-/// A webhook by its `clientConfig`, and why it can't be asked.
-type Known = (Value, Result<Arc<Client>, String>);
+/// A webhook by its `clientConfig`, and its client or the reason why there is none.
+type CachedClient = (Value, Result<Arc<Client>, String>);
 
-/// Asks webhooks for objects in another version.
+/// Converts objects by webhook.
 pub(crate) struct Converter {
     caller: Caller,
     env: Env,
     /// By definition.
-    clients: Mutex<HashMap<Arc<str>, Known>>,
+    clients: Mutex<HashMap<Arc<str>, CachedClient>>,
 }
 
-/// Why a webhook's answer isn't taken: upstream's name of the failure for metrics, and what follows the webhook's name.
+/// A failed conversion: upstream's failure type for metrics, and the message after the webhook's name.
 #[derive(Debug, PartialEq)]
 struct Failure(&'static str, String);
 
@@ -65,21 +65,21 @@ impl Converter {
         Self { caller, env, clients: Mutex::default() }
     }
 
-    /// Objects in another version of the same definition.
-    pub(crate) async fn in_version(
+    /// Converts objects to another version of the same definition.
+    pub(crate) async fn convert(
         &self,
         definition: &Definition,
         api_version: &str,
         mut objects: Vec<Value>,
     ) -> Result<Vec<Value>, ApiError> {
-        let is_there = |object: &Value| object["apiVersion"].as_str() == Some(api_version);
-        if objects.iter().all(is_there) {
+        let is_converted = |object: &Value| object["apiVersion"].as_str() == Some(api_version);
+        if objects.iter().all(is_converted) {
             return Ok(objects);
         }
         match &definition.conversion {
             Conversion::None => objects.iter_mut().for_each(|object| object["apiVersion"] = api_version.into()),
             Conversion::Webhook(webhook) => {
-                objects = self.convert(definition, webhook, api_version, objects).await?;
+                objects = self.convert_by_webhook(definition, webhook, api_version, objects).await?;
             }
         }
         if let Some(version) = definition.version_of(api_version) {
@@ -88,8 +88,8 @@ impl Converter {
         Ok(objects)
     }
 
-    /// Objects in the version that is wanted; those that are in it already are not sent.
-    async fn convert(
+    /// Converts objects by webhook. Objects already in the version are not sent.
+    async fn convert_by_webhook(
         &self,
         definition: &Definition,
         webhook: &Value,
@@ -99,23 +99,23 @@ impl Converter {
         let sent: Vec<&Value> = objects.iter().filter(|object| object["apiVersion"] != *api_version).collect();
         let Some(first) = sent.first() else { return Ok(objects) };
         let from = first["apiVersion"].as_str().unwrap_or_default().to_owned();
-        let began = self.env.elapsed();
-        let done = match self.ask(definition, webhook, api_version, &sent).await {
-            Ok(converted) => in_place(objects, converted, api_version),
+        let started = self.env.elapsed();
+        let done = match self.send_review(definition, webhook, api_version, &sent).await {
+            Ok(converted) => replace_converted(objects, converted, api_version),
             Err(failure) => Err(failure),
         };
-        let took = self.env.elapsed().saturating_sub(began);
+        let duration = self.env.elapsed().saturating_sub(started);
         let version = |api_version: &str| api_version.rsplit('/').next().unwrap_or_default().to_owned();
         let of = (&definition.name, &*version(&from), &*version(api_version));
-        self.caller.metrics.conversion(of, done.as_ref().err().map(|failure| failure.0), took);
+        self.caller.metrics.conversion(of, done.as_ref().err().map(|failure| failure.0), duration);
         done.map_err(|Failure(_, why)| {
             let who = format!("conversion webhook for {from}, Kind={}", definition.kind);
             // Without a reason, as upstream.
-            ApiError::Said(Box::new(Status::failure(500, "", format!("{who} {why}"))))
+            ApiError::ForwardedStatus(Box::new(Status::failure(500, "", format!("{who} {why}"))))
         })
     }
 
-    async fn ask(
+    async fn send_review(
         &self,
         definition: &Definition,
         webhook: &Value,
@@ -131,12 +131,12 @@ impl Converter {
         });
         let body = Bytes::from(request.to_string());
         drop(request);
-        let answer_max = ANSWER_BYTES_MIN + body.len() * ANSWER_TIMES;
-        let ask = Ask { body, timeout: TIMEOUT, tells_timeout: false, answer_max };
-        let answer = client.post(&self.caller, ask).await.map_err(|no| Failure::call(&no.why))?;
-        let answer: Value = serde_json::from_slice(&answer.bytes)
+        let response_bytes_max = RESPONSE_BYTES_MIN + body.len() * RESPONSE_FACTOR;
+        let call = WebhookRequest { body, timeout: TIMEOUT, sends_timeout: false, response_bytes_max };
+        let response = client.post(&self.caller, call).await.map_err(|no| Failure::call(&no.why))?;
+        let response: Value = serde_json::from_slice(&response.bytes)
             .map_err(|error| Failure::call(&format!("couldn't get version/kind; json parse error: {error}")))?;
-        let converted = read(review, &uid, answer).map_err(|why| Failure::malformed(&why))?;
+        let converted = parse_response(review, &uid, response).map_err(|why| Failure::malformed(&why))?;
         match converted.len() == sent.len() {
             true => Ok(converted),
             false => Err(Failure::partial(converted.len(), sent.len())),
@@ -150,7 +150,7 @@ impl Converter {
         {
             return client.clone();
         }
-        // Nobody outside signs for what all objects go through.
+        // The public authorities are not trusted for conversion, because all objects of the definition pass through it.
         let client = match config["caBundle"].as_str().unwrap_or_default().is_empty() {
             true => Err("tls: failed to verify certificate: the webhook names no caBundle".to_owned()),
             false => Client::new(config, &Accounts::default()).map(Arc::new),
@@ -163,18 +163,18 @@ impl Converter {
     }
 }
 
-/// What was converted, where it was; as many as are of another version.
-fn in_place(mut objects: Vec<Value>, converted: Vec<Value>, api_version: &str) -> Result<Vec<Value>, Failure> {
+/// Puts converted objects in the places of those that had another version.
+fn replace_converted(mut objects: Vec<Value>, converted: Vec<Value>, api_version: &str) -> Result<Vec<Value>, Failure> {
     let is_single = objects.len() == 1;
     let others = objects.iter_mut().filter(|object| object["apiVersion"] != *api_version);
     for (at, (old, new)) in others.zip(converted).enumerate() {
         let at = if is_single { None } else { Some(at) };
-        *old = held(new, old, api_version, at).map_err(Failure::object)?;
+        *old = enforce_unchanged(new, old, api_version, at).map_err(Failure::object)?;
     }
     Ok(objects)
 }
 
-/// The first review version that both sides know.
+/// The first supported review version in the webhook's order of preference.
 fn review_version(webhook: &Value) -> Option<&'static str> {
     let known = webhook["conversionReviewVersions"].as_array().into_iter().flatten();
     known.into_iter().find_map(|version| match version.as_str() {
@@ -184,24 +184,24 @@ fn review_version(webhook: &Value) -> Option<&'static str> {
     })
 }
 
-/// What a review answers.
-fn read(version: &str, uid: &str, mut answer: Value) -> Result<Vec<Value>, String> {
-    let said = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+/// Parses the response to a review.
+fn parse_response(version: &str, uid: &str, mut response: Value) -> Result<Vec<Value>, String> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let expected = format!("apiextensions.k8s.io/{version}");
-    // Those of the first version were never asked what they are.
+    // As upstream, v1beta1 responses are not checked for their kind.
     let is_checked = version == "v1";
-    if is_checked && (answer["kind"] != "ConversionReview" || answer["apiVersion"] != *expected) {
-        let (got, kind) = (said(&answer["apiVersion"]), said(&answer["kind"]));
+    if is_checked && (response["kind"] != "ConversionReview" || response["apiVersion"] != *expected) {
+        let (got, kind) = (text(&response["apiVersion"]), text(&response["kind"]));
         return Err(format!("expected webhook response of {expected}, Kind=ConversionReview, got {got}, Kind={kind}"));
     }
-    let Some(response) = answer.get_mut("response").filter(|response| response.is_object()) else {
+    let Some(response) = response.get_mut("response").filter(|response| response.is_object()) else {
         return Err("no response provided".into());
     };
     if is_checked && response["uid"] != *uid {
-        let got = go_quoted(&said(&response["uid"]));
+        let got = go_quoted(&text(&response["uid"]));
         return Err(format!("expected response.uid={}, got {got}", go_quoted(uid)));
     }
-    let (status, message) = (said(&response["result"]["status"]), said(&response["result"]["message"]));
+    let (status, message) = (text(&response["result"]["status"]), text(&response["result"]["message"]));
     if status != "Success" {
         return Err(match message.is_empty() {
             true => format!("response.result.status was '{status}', not 'Success'"),
@@ -214,9 +214,9 @@ fn read(version: &str, uid: &str, mut answer: Value) -> Result<Vec<Value>, Strin
     }
 }
 
-/// A converted object with what a webhook may not change as it was. The error is what the webhook did; `at` names one of
-/// several objects.
-fn held(mut new: Value, old: &Value, api_version: &str, at: Option<usize>) -> Result<Value, String> {
+/// Restores the fields of a converted object that a webhook must not change. The error describes the webhook's
+/// violation; `at` is the index among several objects.
+fn enforce_unchanged(mut new: Value, old: &Value, api_version: &str, at: Option<usize>) -> Result<Value, String> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let of = |what: &str, single: &str, why: String| match at {
         Some(at) => format!("returned invalid {what} at index {at}: {why}"),
@@ -254,7 +254,7 @@ fn held(mut new: Value, old: &Value, api_version: &str, at: Option<usize>) -> Re
     Ok(new)
 }
 
-/// `labels` or `annotations` as a webhook gives them.
+/// Validates the `labels` or `annotations` of a webhook.
 fn texts(key: &str, new: &Value, old: &Value) -> Result<Option<Map<String, Value>>, String> {
     let map = match new {
         Value::Null => return Ok(None),
@@ -267,12 +267,12 @@ fn texts(key: &str, new: &Value, old: &Value) -> Result<Option<Map<String, Value
     }
     match new == old {
         true => None,
-        false => metadata::wrong_texts(key, new),
+        false => metadata::labels_or_annotations_error(key, new),
     }
     .map_or_else(|| Ok(Some(map.clone()).filter(|map| !map.is_empty())), Err)
 }
 
-/// How Go calls it.
+/// Go's name of the value's type.
 fn go_type(value: &Value) -> &'static str {
     match value {
         Value::Null => "<nil>",
@@ -299,13 +299,13 @@ mod tests {
         new["metadata"] =
             json!({"name": "a", "uid": "u", "labels": {"other": "x"}, "generation": 9, "finalizers": ["f"]});
         new["spec"] = json!({"a": 1});
-        let held_to = held(new.clone(), &object("g/v1"), "g/v2", None).unwrap();
+        let held_to = enforce_unchanged(new.clone(), &object("g/v1"), "g/v2", None).unwrap();
         assert_eq!(held_to["metadata"], json!({"name": "a", "uid": "u", "labels": {"other": "x"}, "generation": 3}));
         assert_eq!(held_to["spec"]["a"], 1);
         let wrong = |pointer: &str, value: Value, at| {
             let mut wrong = new.clone();
             *wrong.pointer_mut(pointer).unwrap() = value;
-            held(wrong, &object("g/v1"), "g/v2", at).unwrap_err()
+            enforce_unchanged(wrong, &object("g/v1"), "g/v2", at).unwrap_err()
         };
         let name = "must have the same name: a != b";
         let kind = "invalid kind (expected Thing, received Other)";
@@ -334,27 +334,30 @@ mod tests {
 
     #[test]
     fn answers_are_read_with_care() {
-        let answer = |response: Value| json!({"kind": "ConversionReview", "apiVersion": "apiextensions.k8s.io/v1", "response": response});
-        let good = answer(json!({"uid": "1", "result": {"status": "Success"}, "convertedObjects": [{}]}));
-        assert_eq!(read("v1", "1", good.clone()).unwrap().len(), 1);
-        assert_eq!(read("v1", "2", good.clone()).unwrap_err(), "expected response.uid=\"2\", got \"1\"");
-        assert_eq!(read("v1beta1", "2", good.clone()).unwrap().len(), 1, "which checked neither");
+        let response = |response: Value| json!({"kind": "ConversionReview", "apiVersion": "apiextensions.k8s.io/v1", "response": response});
+        let good = response(json!({"uid": "1", "result": {"status": "Success"}, "convertedObjects": [{}]}));
+        assert_eq!(parse_response("v1", "1", good.clone()).unwrap().len(), 1);
+        assert_eq!(parse_response("v1", "2", good.clone()).unwrap_err(), "expected response.uid=\"2\", got \"1\"");
+        assert_eq!(parse_response("v1beta1", "2", good.clone()).unwrap().len(), 1, "which checked neither");
         let other = json!({"kind": "Pod", "apiVersion": "v1"});
         let why = "expected webhook response of apiextensions.k8s.io/v1, Kind=ConversionReview, got v1, Kind=Pod";
-        assert_eq!(read("v1", "1", other).unwrap_err(), why);
-        let refused = answer(json!({"uid": "1", "result": {"status": "Failure", "message": "no"}}));
-        assert_eq!(read("v1", "1", refused).unwrap_err(), "no");
-        let silent = answer(json!({"uid": "1", "result": {"status": "Failure"}}));
-        assert_eq!(read("v1", "1", silent).unwrap_err(), "response.result.status was 'Failure', not 'Success'");
-        assert_eq!(read("v1", "1", answer(Value::Null)).unwrap_err(), "no response provided");
+        assert_eq!(parse_response("v1", "1", other).unwrap_err(), why);
+        let refused = response(json!({"uid": "1", "result": {"status": "Failure", "message": "no"}}));
+        assert_eq!(parse_response("v1", "1", refused).unwrap_err(), "no");
+        let silent = response(json!({"uid": "1", "result": {"status": "Failure"}}));
+        assert_eq!(
+            parse_response("v1", "1", silent).unwrap_err(),
+            "response.result.status was 'Failure', not 'Success'"
+        );
+        assert_eq!(parse_response("v1", "1", response(Value::Null)).unwrap_err(), "no response provided");
     }
 
     #[test]
     fn hostile_answers() {
         bolero::check!().with_type::<(Vec<u8>, bool)>().for_each(|(bytes, is_listed)| {
-            let Ok(answer) = serde_json::from_slice::<Value>(bytes) else { return };
-            let _ = held(answer.clone(), &object("g/v1"), "g/v2", is_listed.then_some(1));
-            let _ = read("v1", "1", answer);
+            let Ok(response) = serde_json::from_slice::<Value>(bytes) else { return };
+            let _ = enforce_unchanged(response.clone(), &object("g/v1"), "g/v2", is_listed.then_some(1));
+            let _ = parse_response("v1", "1", response);
         });
     }
 }

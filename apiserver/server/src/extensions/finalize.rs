@@ -1,4 +1,5 @@
-//! The end of a definition: its instances go first, in the order of their keys, each with its own finalizers; then it does.
+//! Finalizes deleted CustomResourceDefinitions: deletes the instances in key order, waits for their finalizers, then
+//! removes the definition's own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,26 +10,26 @@ use apiserver_storage::cache::Selectors;
 use machinery_api::ApiError;
 use serde_json::{Value, json};
 
-use super::{Extensions, locked};
+use super::{Extensions, lock};
 use crate::auth::{MASTERS, UserInfo};
 use crate::http::handle::RequestHandler;
-use crate::registry::{Elsewhere, Registry, RequestScope, object};
+use crate::registry::{ObjectConversions, Registry, RequestScope, object};
 use crate::request::options::DeleteOptions;
 
-/// How long instances may take before that is said.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// And before it is tried again.
-const AGAIN: Duration = Duration::from_secs(5);
+/// The time after which remaining instances are reported in the status.
+const DELETION_TIMEOUT: Duration = Duration::from_secs(60);
+/// The delay before a retry.
+const RETRY_DELAY: Duration = Duration::from_secs(5);
 
-/// Whether a definition waits for its instances to go.
-pub(super) fn is_due(definition: &Value) -> bool {
+/// Whether a definition is deleted and still has the finalizer for its instances.
+pub(super) fn needs_finalizing(definition: &Value) -> bool {
     object::is_deleting(definition) && object::finalizers(definition).contains(&FINALIZER)
 }
 
 impl Extensions {
-    /// Begins what is to be done, unless it is under way.
+    /// Starts finalizing unless it is already running.
     pub(super) fn start_finalizing(self: &Arc<Self>, handler: &Arc<RequestHandler>, name: &str) {
-        if !locked(&self.finalizing).insert(name.to_owned()) {
+        if !lock(&self.finalizing).insert(name.to_owned()) {
             return;
         }
         let (extensions, handler, name) = (self.clone(), Arc::downgrade(handler), name.to_owned());
@@ -41,20 +42,27 @@ impl Extensions {
                 drop(handler);
                 tokio::select! {
                     () = stop.cancelled() => break,
-                    () = tokio::time::sleep(AGAIN) => {}
+                    () = tokio::time::sleep(RETRY_DELAY) => {}
                 }
             }
-            locked(&extensions.finalizing).remove(&name);
+            lock(&extensions.finalizing).remove(&name);
         });
     }
 
-    /// True: nothing is left to do.
+    /// Returns true when no retry is needed.
     async fn finalize(&self, handler: &Arc<RequestHandler>, name: &str) -> bool {
         let registry = &handler.deps.registry;
-        let Some(definition) = self.get(registry, name).filter(|definition| is_due(definition)) else { return true };
-        let begun =
-            said(registry, &definition, "True", "InstanceDeletionInProgress", "CustomResource deletion is in progress");
-        if begun != *definition && !self.write_status(registry, begun).await {
+        let Some(definition) = self.get(registry, name).filter(|definition| needs_finalizing(definition)) else {
+            return true;
+        };
+        let started = with_terminating(
+            registry,
+            &definition,
+            "True",
+            "InstanceDeletionInProgress",
+            "CustomResource deletion is in progress",
+        );
+        if started != *definition && !self.write_status(registry, started).await {
             return false;
         }
         let ended = if !conditions::is_true(&definition, ESTABLISHED) {
@@ -69,16 +77,18 @@ impl Extensions {
                 )),
             }
         };
-        let Some(definition) = self.get(registry, name).filter(|definition| is_due(definition)) else { return true };
+        let Some(definition) = self.get(registry, name).filter(|definition| needs_finalizing(definition)) else {
+            return true;
+        };
         match ended {
             Ok((status, reason, message)) => {
-                let mut new = said(registry, &definition, status, reason, &message);
+                let mut new = with_terminating(registry, &definition, status, reason, &message);
                 let left: Vec<&str> = object::finalizers(&definition).into_iter().filter(|f| *f != FINALIZER).collect();
                 new["metadata"]["finalizers"] = json!(left);
                 self.write_status(registry, new).await
             }
             Err((reason, message)) => {
-                let new = said(registry, &definition, "True", reason, &message);
+                let new = with_terminating(registry, &definition, "True", reason, &message);
                 if new != *definition {
                     self.write_status(registry, new).await;
                 }
@@ -95,7 +105,7 @@ impl Extensions {
         let registry = &handler.deps.registry;
         let Some(prefix) = &row.prefix else { return Ok(completed()) };
         let scope = prefix.all();
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let deadline = tokio::time::Instant::now() + DELETION_TIMEOUT;
         loop {
             let page = registry.cache.list(scope.as_str(), None, None, 0, &Selectors::default());
             let page =
@@ -111,7 +121,7 @@ impl Extensions {
                     }
                 }
             }
-            // Until one of them changes.
+            // Waits for a change of an instance.
             let Ok(mut watch) = registry.cache.watch(scope.as_str(), Some(page.revision), Selectors::default()) else {
                 continue;
             };
@@ -131,7 +141,7 @@ fn completed() -> (&'static str, &'static str, String) {
     ("False", "InstanceDeletionCompleted", "removed all instances".into())
 }
 
-fn said(registry: &Registry, definition: &Value, status: &str, reason: &str, message: &str) -> Value {
+fn with_terminating(registry: &Registry, definition: &Value, status: &str, reason: &str, message: &str) -> Value {
     let mut new = definition.clone();
     conditions::set(&mut new, TERMINATING, status, reason, message, registry.env.now());
     new
@@ -150,7 +160,7 @@ async fn delete(registry: &Registry, row: &Arc<ResourceInfo>, namespace: &str, n
         user: &user,
         now,
         warnings: Vec::new(),
-        elsewhere: Elsewhere::default(),
+        conversions: ObjectConversions::default(),
     };
     registry.delete(&mut call, &DeleteOptions::default()).await.map(drop)
 }

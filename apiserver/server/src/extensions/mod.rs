@@ -1,8 +1,8 @@
-//! Keeps what is served in step with CustomResourceDefinitions, and their status with what is served.
+//! The controller of CustomResourceDefinitions: serves their resources and maintains their status.
 //!
-//! A definition's event is handled in this process as soon as it is in the watch cache: its names are judged, its versions
-//! are compiled and served, and then its status says so; whoever reads `Established` can use it. One that is deleted loses
-//! its instances first (`finalize`). What is decided is in `apiserver_resources`.
+//! A definition's event is handled in this process once it is in the watch cache: names are checked, versions are
+//! compiled and served, and then the status is updated. A client that reads `Established` can use the resource.
+//! Instances of a deleted definition are deleted first (`finalize`). The decisions are in `apiserver_resources`.
 
 mod finalize;
 mod names;
@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use apiserver_resources::ResourceInfo;
-use apiserver_resources::apiextensions::compiled::Compilations;
+use apiserver_resources::apiextensions::compiled::SchemaCache;
 use apiserver_resources::apiextensions::{conditions, custom};
 use apiserver_storage::cache::{Cached, Selectors};
 use futures::FutureExt as _;
@@ -26,44 +26,44 @@ use sha2::{Digest as _, Sha256};
 use crate::admission::Options;
 use crate::auth::{MASTERS, UserInfo};
 use crate::http::handle::RequestHandler;
-use crate::registry::{Elsewhere, Registry, RequestScope, cached, object};
+use crate::registry::{ObjectConversions, Registry, RequestScope, cached, object};
 use crate::request::options::WriteOptions;
 
 pub(crate) const GROUP: &str = "apiextensions.k8s.io";
 pub(crate) const PLURAL: &str = "customresourcedefinitions";
-/// After a failure everything is looked at again.
-const AGAIN: Duration = Duration::from_secs(1);
-/// What was made of a schema and is not used for so long, or up to twice that, goes.
-const REST: Duration = Duration::from_mins(5);
+/// The delay before everything is reconciled again after a failed watch.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// Compiled schemas that are unused for this long, or up to twice that, are dropped.
+const COMPILATION_TTL: Duration = Duration::from_mins(5);
 
-/// A definition that is served.
-struct Known {
-    /// Stands for all that its resources are made of.
+/// A served definition.
+struct ServedDefinition {
+    /// A digest of all inputs of its resources.
     tag: [u8; 32],
     uid: String,
     resources: Vec<Arc<ResourceInfo>>,
-    /// The version that is stored, also where it isn't served.
+    /// The storage version, even if it is not served.
     stored: Arc<ResourceInfo>,
 }
 
-/// See the module.
+/// The state of the controller.
 #[derive(Default)]
 pub(crate) struct Extensions {
-    known: Mutex<HashMap<String, Known>>,
+    definitions: Mutex<HashMap<String, ServedDefinition>>,
     finalizing: Mutex<HashSet<String>>,
-    /// What those are called that there are.
-    names: Mutex<names::Names>,
-    /// Whether what is served has its APIServices.
-    is_registered: AtomicBool,
-    /// Of which groups and versions there are APIServices.
-    registered: Mutex<Option<register::Served>>,
-    /// One change of what is served at a time.
+    /// The accepted names of all definitions.
+    names: Mutex<names::NameIndex>,
+    /// Whether the APIServices are up to date.
+    apiservices_current: AtomicBool,
+    /// The group versions that have APIServices.
+    registered_versions: Mutex<Option<register::GroupVersions>>,
+    /// Serializes changes of the served resources.
     changing: tokio::sync::Mutex<()>,
-    /// What is made of their schemas.
-    compilations: Arc<Compilations>,
+    /// Compiled schemas.
+    compilations: Arc<SchemaCache>,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -71,15 +71,15 @@ fn text<'a>(definition: &'a Value, pointer: &str) -> &'a str {
     definition.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// Stands for what a definition's resources are made of.
-fn tag(definition: &Value) -> [u8; 32] {
+/// The digest of the inputs of a definition's resources.
+fn inputs_digest(definition: &Value) -> [u8; 32] {
     let terminating = conditions::is_true(definition, conditions::TERMINATING);
     Sha256::digest(format!("{}\n{}\n{terminating}", definition["spec"], definition["status"]["acceptedNames"])).into()
 }
 
 impl Extensions {
-    /// All definitions, and the revision that they are of.
-    fn all(registry: &Registry) -> (Vec<Arc<Cached>>, u64) {
+    /// All definitions, and the revision of the list.
+    fn list_definitions(registry: &Registry) -> (Vec<Arc<Cached>>, u64) {
         let Some(prefix) = registry.served.with(|catalog| catalog.prefix(GROUP, PLURAL)) else {
             return (Vec::new(), registry.cache.revision());
         };
@@ -87,9 +87,9 @@ impl Extensions {
         page.map_or_else(|_| (Vec::new(), registry.cache.revision()), |page| (page.items, page.revision))
     }
 
-    /// Serves what was established before the server started.
+    /// Serves the definitions that were established before the server started.
     pub(crate) async fn load(&self, registry: &Registry) {
-        for cached in Self::all(registry).0 {
+        for cached in Self::list_definitions(registry).0 {
             let definition = cached.shared();
             if conditions::is_true(&definition, conditions::ESTABLISHED) {
                 self.serve(registry, &definition).await;
@@ -97,108 +97,113 @@ impl Extensions {
         }
     }
 
-    /// Follows definitions until the server stops.
-    pub(crate) async fn follow(self: Arc<Self>, front: Weak<RequestHandler>) {
-        let mut rest = tokio::time::interval(REST);
+    /// Runs the controller until the server stops.
+    pub(crate) async fn run(self: Arc<Self>, weak_handler: Weak<RequestHandler>) {
+        let mut sweep = tokio::time::interval(COMPILATION_TTL);
         loop {
-            let Some(handler) = front.upgrade() else { return };
+            let Some(handler) = weak_handler.upgrade() else { return };
             let stop = handler.stop.clone();
             let registry = &handler.deps.registry;
-            let (items, revision) = Self::all(registry);
+            let (items, revision) = Self::list_definitions(registry);
             let names: HashSet<String> = items.iter().map(|cached| cached.name().to_owned()).collect();
-            let gone: Vec<String> = locked(&self.known).keys().filter(|name| !names.contains(*name)).cloned().collect();
-            *locked(&self.names) = names::Names::default();
-            items.iter().for_each(|cached| locked(&self.names).put(&cached.shared()));
+            let gone: Vec<String> =
+                lock(&self.definitions).keys().filter(|name| !names.contains(*name)).cloned().collect();
+            *lock(&self.names) = names::NameIndex::default();
+            items.iter().for_each(|cached| lock(&self.names).insert_names(&cached.shared()));
             for name in names.iter().chain(&gone) {
-                self.sync_caught(&handler, name).await;
+                self.sync_catching_panics(&handler, name).await;
             }
             let Some(prefix) = registry.served.with(|catalog| catalog.prefix(GROUP, PLURAL)) else { return };
             let watch = registry.cache.watch(prefix.all().as_str(), Some(revision), Selectors::default());
             drop(handler);
             let Ok(mut watch) = watch else {
-                tokio::time::sleep(AGAIN).await;
+                tokio::time::sleep(RETRY_DELAY).await;
                 continue;
             };
             loop {
-                let seen = tokio::select! {
+                let event = tokio::select! {
                     biased;
                     () = stop.cancelled() => return,
-                    seen = watch.recv() => seen,
-                    _ = rest.tick() => {
+                    event = watch.recv() => event,
+                    _ = sweep.tick() => {
                         self.compilations.rest();
                         continue;
                     }
                 };
-                let Ok(seen) = seen else { break };
-                let Some(handler) = front.upgrade() else { return };
-                self.sync_caught(&handler, seen.object.name()).await;
+                let Ok(event) = event else { break };
+                let Some(handler) = weak_handler.upgrade() else { return };
+                self.sync_catching_panics(&handler, event.object.name()).await;
             }
         }
     }
 
-    /// The same as [`Self::sync`]: a panic on one definition must not end what follows all of them.
-    async fn sync_caught(self: &Arc<Self>, handler: &Arc<RequestHandler>, name: &str) {
+    /// Like [`Self::sync`], but catches panics, so that one definition cannot end the controller.
+    async fn sync_catching_panics(self: &Arc<Self>, handler: &Arc<RequestHandler>, name: &str) {
         if AssertUnwindSafe(self.sync(handler, name)).catch_unwind().await.is_err() {
-            tracing::error!(definition = name, "serving a definition panicked; it is tried again when it changes");
+            tracing::error!(
+                definition = name,
+                "reconciling a CustomResourceDefinition panicked; its next change retries"
+            );
         }
     }
 
-    /// Brings what is served of a definition, and its status, to what they should be.
+    /// Reconciles the served resources and the status of a definition.
     async fn sync(self: &Arc<Self>, handler: &Arc<RequestHandler>, name: &str) {
         let registry = &handler.deps.registry;
         let Some(definition) = self.get(registry, name) else {
             let group = name.split_once('.').map_or("", |(_, group)| group);
-            locked(&self.names).remove(group, name);
+            lock(&self.names).remove(group, name);
             self.unserve(registry, name).await;
-            self.register(registry).await;
-            return self.reconsider(registry, group, name).await;
+            self.reconcile_apiservices(registry).await;
+            return self.recheck_waiting(registry, group, name).await;
         };
         let group = text(&definition, "/spec/group");
         let now = registry.env.now();
-        let judged = conditions::judged(&definition, || locked(&self.names).accepted(group, name), now);
+        let judged = conditions::judged(&definition, || lock(&self.names).accepted(group, name), now);
         let mut new = judged.unwrap_or_else(|| (*definition).clone());
-        // The next one's names are compared with these before they are seen to be written; an event tells if they are not.
-        locked(&self.names).put(&new);
+        // Recorded before the write is in the cache, so that the next definition's names are checked against these. A
+        // failed write produces another event.
+        lock(&self.names).insert_names(&new);
         if conditions::is_true(&new, conditions::NAMES_ACCEPTED) || conditions::is_true(&new, conditions::ESTABLISHED) {
-            // Served before it says so.
+            // The resources are served before the status reports it.
             if self.serve(registry, &new).await
                 && let Some(established) = conditions::established(&new, now)
             {
                 new = established;
             }
         }
-        self.register(registry).await;
+        self.reconcile_apiservices(registry).await;
         if new != *definition {
             let released = new["status"]["acceptedNames"] != definition["status"]["acceptedNames"];
             self.write_status(registry, new).await;
             if released {
-                self.reconsider(registry, group, name).await;
+                self.recheck_waiting(registry, group, name).await;
             }
         }
-        if finalize::is_due(&definition) {
+        if finalize::needs_finalizing(&definition) {
             self.start_finalizing(handler, name);
         }
     }
 
-    /// Keeps APIServices of what is served.
-    async fn register(&self, registry: &Registry) {
-        if self.is_registered.swap(true, Ordering::AcqRel) {
+    /// Reconciles the APIServices of the served group versions.
+    async fn reconcile_apiservices(&self, registry: &Registry) {
+        if self.apiservices_current.swap(true, Ordering::AcqRel) {
             return;
         }
-        let served: register::Served = locked(&self.known)
+        let served: register::GroupVersions = lock(&self.definitions)
             .values()
-            .flat_map(|known| &known.resources)
+            .flat_map(|entry| &entry.resources)
             .map(|resource| (resource.group.to_string(), resource.version.to_string()))
             .collect();
-        if locked(&self.registered).as_ref() == Some(&served) {
+        if lock(&self.registered_versions).as_ref() == Some(&served) {
             return;
         }
         match registry.install(register::writes(&*registry.objects, &served)).await {
-            Ok(()) => *locked(&self.registered) = Some(served),
-            // The next event of a definition tries again.
+            Ok(()) => *lock(&self.registered_versions) = Some(served),
+            // The next event of a definition retries.
             Err(error) => {
-                self.is_registered.store(false, Ordering::Release);
-                tracing::warn!(%error, "APIServices of custom resources could not be written");
+                self.apiservices_current.store(false, Ordering::Release);
+                tracing::warn!(%error, "failed to write the APIServices of custom resources");
             }
         }
     }
@@ -208,78 +213,80 @@ impl Extensions {
         registry.objects.get(GROUP, PLURAL, "", name)
     }
 
-    /// Names that another definition had may be free now.
-    async fn reconsider(&self, registry: &Registry, group: &str, but: &str) {
-        let waiting = locked(&self.names).waiting(group, but);
+    /// Re-checks definitions that wait for names that may be free now.
+    async fn recheck_waiting(&self, registry: &Registry, group: &str, but: &str) {
+        let waiting = lock(&self.names).waiting(group, but);
         for name in waiting {
             let Some(definition) = self.get(registry, &name) else { continue };
-            let others = || locked(&self.names).accepted(group, &name);
+            let others = || lock(&self.names).accepted(group, &name);
             if let Some(new) = conditions::judged(&definition, others, registry.env.now()) {
-                locked(&self.names).put(&new);
-                // Its own event does the rest.
+                lock(&self.names).insert_names(&new);
+                // The update's own event continues.
                 self.write_status(registry, new).await;
             }
         }
     }
 
-    /// Serves a definition's versions as they are now; false: they can't be.
+    /// Serves the current versions of a definition; false if that fails.
     async fn serve(&self, registry: &Registry, definition: &Value) -> bool {
-        let _one = self.changing.lock().await;
-        let (name, uid, tag) = (text(definition, "/metadata/name"), text(definition, "/metadata/uid"), tag(definition));
-        if locked(&self.known).get(name).is_some_and(|known| known.tag == tag && known.uid == uid) {
+        let _guard = self.changing.lock().await;
+        let (name, uid, tag) =
+            (text(definition, "/metadata/name"), text(definition, "/metadata/uid"), inputs_digest(definition));
+        if lock(&self.definitions).get(name).is_some_and(|entry| entry.tag == tag && entry.uid == uid) {
             return true;
         }
         let terminating = conditions::is_true(definition, conditions::TERMINATING);
-        let made = match custom::resources(definition, terminating, &self.compilations) {
-            Ok(made) => made,
+        let compiled = match custom::resources(definition, terminating, &self.compilations) {
+            Ok(compiled) => compiled,
             Err(why) => {
                 tracing::warn!(definition = name, why, "a CustomResourceDefinition can't be served");
                 return false;
             }
         };
-        let mut made: Vec<Arc<ResourceInfo>> = made.into_iter().map(Arc::new).collect();
-        let Some(stored) = made.first().cloned() else { return false };
+        let mut compiled: Vec<Arc<ResourceInfo>> = compiled.into_iter().map(Arc::new).collect();
+        let Some(stored) = compiled.first().cloned() else { return false };
         if !custom::serves_storage_version(definition) {
-            made.remove(0);
+            compiled.remove(0);
         }
-        let old = locked(&self.known).remove(name);
+        let old = lock(&self.definitions).remove(name);
         let before = old.as_ref().map_or(&[][..], |old| &old.resources);
-        // A request that finds the resource can list it; who watches an older form of it begins anew.
+        // The cache is registered first, so that a request that finds the resource can list it. Watches of an older
+        // form are restarted.
         if let (Some(old), Some(prefix)) = (&old, &stored.prefix)
-            && !only_terminating(old, &stored, &made)
+            && !only_terminating(old, &stored, &compiled)
         {
             registry.cache.unregister(prefix.as_str()).await;
         }
         if let Some(resource) = cached(&stored) {
             registry.cache.register(resource).await;
         }
-        if let Err(taken) = registry.served.exchange(before, &made) {
-            tracing::warn!(definition = name, %taken, "a CustomResourceDefinition can't be served");
+        if let Err(conflict) = registry.served.replace(before, &compiled) {
+            tracing::warn!(definition = name, %conflict, "a CustomResourceDefinition can't be served");
             return false;
         }
-        self.is_registered.store(false, Ordering::Release);
-        let known = Known { tag, uid: uid.to_owned(), resources: made, stored };
-        locked(&self.known).insert(name.to_owned(), known);
+        self.apiservices_current.store(false, Ordering::Release);
+        let entry = ServedDefinition { tag, uid: uid.to_owned(), resources: compiled, stored };
+        lock(&self.definitions).insert(name.to_owned(), entry);
         true
     }
 
     async fn unserve(&self, registry: &Registry, name: &str) {
-        let _one = self.changing.lock().await;
-        let Some(known) = locked(&self.known).remove(name) else { return };
-        self.is_registered.store(false, Ordering::Release);
-        if registry.served.exchange(&known.resources, &[]).is_ok()
-            && let Some(prefix) = &known.stored.prefix
+        let _guard = self.changing.lock().await;
+        let Some(entry) = lock(&self.definitions).remove(name) else { return };
+        self.apiservices_current.store(false, Ordering::Release);
+        if registry.served.replace(&entry.resources, &[]).is_ok()
+            && let Some(prefix) = &entry.stored.prefix
         {
             registry.cache.unregister(prefix.as_str()).await;
         }
     }
 
-    /// The stored version of a definition that is served.
+    /// The storage version of a served definition.
     fn stored(&self, name: &str) -> Option<Arc<ResourceInfo>> {
-        locked(&self.known).get(name).map(|known| known.stored.clone())
+        lock(&self.definitions).get(name).map(|entry| entry.stored.clone())
     }
 
-    /// Writes a definition's status, and its finalizers with it. Somebody else's change comes back as an event.
+    /// Writes a definition's status and finalizers. After a conflict the other writer's change produces another event.
     async fn write_status(&self, registry: &Registry, definition: Value) -> bool {
         let catalog = registry.served.load();
         let named = GroupVersionResource { group: GROUP, version: "v1", resource: PLURAL };
@@ -295,27 +302,27 @@ impl Extensions {
             user: &user,
             now: registry.env.now(),
             warnings: Vec::new(),
-            elsewhere: Elsewhere::default(),
+            conversions: ObjectConversions::default(),
         };
         let options = WriteOptions::default();
         match registry.replace(&mut call, definition, Options::Write(&options)).await {
             Ok(_) => true,
             Err(ApiError::Conflict(..) | ApiError::NotFound(..)) => false,
             Err(error) => {
-                tracing::warn!(definition = name, %error, "a CustomResourceDefinition's status could not be written");
+                tracing::warn!(definition = name, %error, "failed to write the status of a CustomResourceDefinition");
                 false
             }
         }
     }
 }
 
-/// Whether nothing changed but that a definition is ending: its watches go on until it has.
-fn only_terminating(old: &Known, stored: &ResourceInfo, made: &[Arc<ResourceInfo>]) -> bool {
+/// Whether only termination started: watches then continue until the definition is deleted.
+fn only_terminating(old: &ServedDefinition, stored: &ResourceInfo, compiled: &[Arc<ResourceInfo>]) -> bool {
     let same = |a: &ResourceInfo, b: &ResourceInfo| match (&a.custom, &b.custom) {
         (Some(a), Some(b)) => a.open_api_tag == b.open_api_tag && a.definition.generation == b.definition.generation,
         _ => false,
     };
     same(&old.stored, stored)
-        && old.resources.len() == made.len()
-        && old.resources.iter().zip(made).all(|(a, b)| a.gvr() == b.gvr() && same(a, b))
+        && old.resources.len() == compiled.len()
+        && old.resources.iter().zip(compiled).all(|(a, b)| a.gvr() == b.gvr() && same(a, b))
 }

@@ -1,4 +1,4 @@
-//! The names that definitions have, by group: what a new one's are compared with, so that nobody reads all others for it.
+//! The accepted names of all definitions by group, so that a name check does not read the other definitions.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -8,29 +8,29 @@ use serde_json::Value;
 
 use super::text;
 
-/// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Names {
-    groups: HashMap<String, BTreeMap<String, Named>>,
+pub(super) struct NameIndex {
+    groups: HashMap<String, BTreeMap<String, DefinitionNames>>,
 }
 
 #[derive(Debug)]
-struct Named {
+struct DefinitionNames {
     accepted: Arc<Value>,
-    /// Whether it has all the names that it wants.
-    is_content: bool,
+    /// Whether all names that the definition requests are accepted.
+    all_accepted: bool,
 }
 
-impl Names {
-    /// A definition as it is now.
-    pub(super) fn put(&mut self, definition: &Value) {
+impl NameIndex {
+    /// Adds or updates a definition.
+    pub(super) fn insert_names(&mut self, definition: &Value) {
         let accepted = Arc::new(definition["status"]["acceptedNames"].clone());
-        let named = Named { accepted, is_content: conditions::is_true(definition, conditions::NAMES_ACCEPTED) };
+        let named =
+            DefinitionNames { accepted, all_accepted: conditions::is_true(definition, conditions::NAMES_ACCEPTED) };
         let group = self.groups.entry(text(definition, "/spec/group").to_owned()).or_default();
         group.insert(text(definition, "/metadata/name").to_owned(), named);
     }
 
-    /// A definition is gone.
+    /// Removes a definition.
     pub(super) fn remove(&mut self, group: &str, name: &str) {
         if let Some(definitions) = self.groups.get_mut(group) {
             definitions.remove(name);
@@ -40,18 +40,18 @@ impl Names {
         }
     }
 
-    fn others<'a>(&'a self, group: &str, but: &'a str) -> impl Iterator<Item = (&'a String, &'a Named)> {
+    fn others<'a>(&'a self, group: &str, but: &'a str) -> impl Iterator<Item = (&'a String, &'a DefinitionNames)> {
         self.groups.get(group).into_iter().flatten().filter(move |(name, _)| *name != but)
     }
 
-    /// What all others of a group are called.
+    /// The accepted names of the other definitions in a group.
     pub(super) fn accepted(&self, group: &str, but: &str) -> Vec<Arc<Value>> {
         self.others(group, but).map(|(_, named)| named.accepted.clone()).collect()
     }
 
-    /// Which others of a group wait for a name.
+    /// The other definitions in a group that wait for names.
     pub(super) fn waiting(&self, group: &str, but: &str) -> Vec<String> {
-        self.others(group, but).filter(|(_, named)| !named.is_content).map(|(name, _)| name.clone()).collect()
+        self.others(group, but).filter(|(_, named)| !named.all_accepted).map(|(name, _)| name.clone()).collect()
     }
 }
 
@@ -63,9 +63,9 @@ mod tests {
 
     #[test]
     fn those_who_wait_are_found_in_their_group() {
-        let mut names = Names::default();
+        let mut names = NameIndex::default();
         for (name, group, status) in [("a.g", "g", "True"), ("b.g", "g", "False"), ("c.h", "h", "False")] {
-            names.put(&json!({"metadata": {"name": name}, "spec": {"group": group}, "status": {
+            names.insert_names(&json!({"metadata": {"name": name}, "spec": {"group": group}, "status": {
                 "acceptedNames": {"plural": name}, "conditions": [{"type": "NamesAccepted", "status": status}]}}));
         }
         assert_eq!(names.waiting("g", "a.g"), ["b.g"]);

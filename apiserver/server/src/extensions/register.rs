@@ -1,4 +1,4 @@
-//! APIServices of the groups and versions that definitions serve, as upstream's aggregator keeps them.
+//! APIServices of the group versions that definitions serve, as upstream's aggregator maintains them.
 
 use std::collections::BTreeSet;
 
@@ -11,11 +11,11 @@ const GROUP: &str = "apiregistration.k8s.io";
 const PLURAL: &str = "apiservices";
 const AUTOMANAGED: &str = "kube-aggregator.kubernetes.io/automanaged";
 
-/// A group and a version.
-pub(super) type Served = BTreeSet<(String, String)>;
+/// Groups and versions.
+pub(super) type GroupVersions = BTreeSet<(String, String)>;
 
-/// What is to be written, so that each has one and nothing else does of those that are kept so.
-pub(super) fn writes(objects: &dyn ObjectReader, served: &Served) -> Vec<Write> {
+/// Returns the writes after which each group version has an APIService, and no other automanaged one exists.
+pub(super) fn writes(objects: &dyn ObjectReader, served: &GroupVersions) -> Vec<Write> {
     let name = |(group, version): &(String, String)| format!("{version}.{group}");
     let wanted: BTreeSet<String> = served.iter().map(name).collect();
     let gone = objects.list(GROUP, PLURAL, None).into_iter().filter(|service| {

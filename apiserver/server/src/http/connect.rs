@@ -1,8 +1,9 @@
-//! `pods/NAME/attach`, `exec` and `portforward`: a connection that becomes another protocol's, handed through to the node that runs the
-//! pod.
+//! `pods/NAME/attach`, `exec` and `portforward`: upgrades the client's connection and copies it to and from the kubelet
+//! of the pod's node.
 //!
-//! Who may do so is asked twice: for the request's own verb, and for `create`, as a WebSocket's GET opens a way into the pod
-//! (upstream's `AuthorizePodWebsocketUpgradeCreatePermission`). What goes through is the node's and the client's business.
+//! The request is authorized twice: for its own verb, and for `create`, because a WebSocket's GET opens a stream into
+//! the pod (upstream's `AuthorizePodWebsocketUpgradeCreatePermission`). The bytes of the session are not interpreted
+//! here.
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -11,29 +12,29 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, he
 use http_body_util::Empty;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use machinery_api::error::Named;
+use machinery_api::error::GroupResource;
 use machinery_api::{ApiError, GroupVersion, names};
 use machinery_streaming::websocket::{self, upgrade_of};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use super::gauge_guard::GaugeGuard;
 use super::handle::{RequestContext, RequestHandler, attributes, exact_fields};
 use super::kubelets;
 use super::logs;
 use super::proxy;
 use super::respond;
-use super::under_way::UnderWay;
 use crate::auth::Attributes;
 use crate::auth::tls::Peer;
 use crate::registry::RequestScope;
 use crate::request::query::Query;
 use apiserver_resources::SubresourceKind;
 
-/// Ports of one WebSocket with numbered channels, of which each takes two.
+/// The maximum number of ports of one WebSocket. Each port takes two of the numbered channels.
 const PORTS_MAX: usize = 100;
-/// The subprotocol by which browsers send a token: it is meant for this server.
+/// The subprotocol in which browsers send a bearer token. It is for this server and is not forwarded.
 const BEARER_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
-/// Headers of a handshake that pass from the client to the node, and back.
+/// The handshake headers that are forwarded in both directions.
 const HANDSHAKE: [HeaderName; 8] = [
     header::CONNECTION,
     header::UPGRADE,
@@ -45,8 +46,8 @@ const HANDSHAKE: [HeaderName; 8] = [
     HeaderName::from_static("x-accepted-stream-protocol-versions"),
 ];
 
-/// The options of a connection as admission sees them: an object of the kind that the subresource takes. `below`: what of the
-/// path is the proxied server's, where there is one.
+/// The connect options that admission sees: an object of the subresource's kind. `below` is the part of the path that
+/// belongs to the proxied server, if any.
 fn options(call: &RequestScope<'_>, query: &Query, below: Option<&str>) -> Value {
     let (group, version, kind) = call.subresource.and_then(|subresource| subresource.body).unwrap_or_default();
     let api_version = GroupVersion { group, version }.to_string();
@@ -73,38 +74,38 @@ fn options(call: &RequestScope<'_>, query: &Query, below: Option<&str>) -> Value
 }
 
 impl RequestHandler {
-    /// Asks admission whether the connection may be made.
+    /// Runs admission for the connection.
     pub(super) async fn admit_connect(
         &self,
-        asking: &mut RequestContext<'_>,
+        ctx: &mut RequestContext<'_>,
         call: &mut RequestScope<'_>,
     ) -> Result<(), ApiError> {
         let proxied = call.subresource.is_some_and(|sub| matches!(sub.what, SubresourceKind::Proxy(_)));
-        let below = proxied.then(|| proxy::location::below(asking.asked.uri.path(), call.row.namespaced));
-        let options = options(call, asking.asked.query, below.as_deref());
+        let below = proxied.then(|| proxy::location::below(ctx.head.uri.path(), call.row.namespaced));
+        let options = options(call, ctx.head.query, below.as_deref());
         let work = Box::pin(self.deps.registry.admit_connect(call, options));
-        let admitted = self.in_turn(None, asking, work).await;
-        asking.warnings.append(&mut call.warnings);
+        let admitted = self.run_fairly(None, ctx, work).await;
+        ctx.warnings.append(&mut call.warnings);
         admitted
     }
 }
 
-/// What an upgrade needs of the client's connection.
+/// The client's connection, as far as an upgrade needs it.
 #[derive(Debug, Default)]
 pub(super) struct ClientConnection {
-    /// Resolves to it once the 101 is sent; none where it can't become another protocol's.
+    /// Resolves to the connection after the 101 is sent. `None` when the connection cannot be upgraded.
     pub(super) upgrade: Option<OnUpgrade>,
-    pub(super) place: SessionPlace,
+    pub(super) session: SessionGuards,
 }
 
-/// What a session keeps until it ends: a place among the connections, and one among what is under way.
+/// Held until a session ends: its entry in the connection table, and its count in the gauge of long-running requests.
 #[derive(Debug, Default)]
-pub(super) struct SessionPlace {
+pub(super) struct SessionGuards {
     pub(super) peer: Option<Peer>,
-    pub(super) under_way: Option<UnderWay>,
+    pub(super) gauge_guard: Option<GaugeGuard>,
 }
 
-/// The `port` parameters for the node, of a client's `ports`.
+/// Converts the client's `ports` into the kubelet's `port` parameters.
 fn node_query(query: &Query) -> Result<String, ApiError> {
     let bad = |text: &str| {
         let message = format!("strconv.ParseInt: parsing {text:?}: invalid syntax");
@@ -120,14 +121,14 @@ fn node_query(query: &Query) -> Result<String, ApiError> {
     Ok(ports.iter().map(|port| format!("port={port}")).collect::<Vec<_>>().join("&"))
 }
 
-/// What a connection leads to.
+/// The kind of stream that a connection carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Connects {
+enum ConnectKind {
     Ports,
     Session,
 }
 
-impl Connects {
+impl ConnectKind {
     fn of(call: &RequestScope<'_>) -> Self {
         match call.subresource.map(|sub| sub.name) {
             Some("exec" | "attach") => Self::Session,
@@ -136,12 +137,12 @@ impl Connects {
     }
 }
 
-/// What the node is asked for.
+/// The request target on the kubelet.
 fn node_target(call: &RequestScope<'_>, pod: &Value, query: &Query) -> Result<String, ApiError> {
     let RequestScope { namespace, name, .. } = call;
-    Ok(match Connects::of(call) {
-        Connects::Ports => format!("/portForward/{namespace}/{name}?{}", node_query(query)?),
-        Connects::Session => {
+    Ok(match ConnectKind::of(call) {
+        ConnectKind::Ports => format!("/portForward/{namespace}/{name}?{}", node_query(query)?),
+        ConnectKind::Session => {
             let container = logs::container(pod, query.text("container"))?;
             let what = call.subresource.map_or("exec", |sub| sub.name);
             format!("/{what}/{namespace}/{name}/{container}?{}", session_query(query))
@@ -149,7 +150,7 @@ fn node_target(call: &RequestScope<'_>, pod: &Value, query: &Query) -> Result<St
     })
 }
 
-/// A session's parameters for the node, as upstream names them.
+/// The session parameters of the kubelet, as upstream names them.
 fn session_query(query: &Query) -> String {
     let flags = [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")];
     let flags = flags.iter().filter(|(from, _)| query.flag(from) == Some(true)).map(|(_, to)| format!("{to}=1"));
@@ -160,8 +161,8 @@ fn session_query(query: &Query) -> String {
     flags.chain(command).collect::<Vec<_>>().join("&")
 }
 
-/// Whether a container's annotation lets anybody in.
-fn check_sessions(of: Named, pod: &Value, container: &str) -> Result<(), ApiError> {
+/// Rejects the session if the pod's annotation denies exec and attach for the container.
+fn check_sessions(of: GroupResource, pod: &Value, container: &str) -> Result<(), ApiError> {
     let name = format!("{}{container}", names::EXEC);
     let value = pod["metadata"]["annotations"][&name].as_str().unwrap_or_default();
     if value.trim() != "deny" {
@@ -172,7 +173,7 @@ fn check_sessions(of: Named, pod: &Value, container: &str) -> Result<(), ApiErro
     Err(ApiError::Forbidden(of, pod.to_owned(), why))
 }
 
-/// The headers of a handshake. Of subprotocols, a token's stays here.
+/// The handshake headers, without the subprotocol that carries a token.
 fn handshake(from: &HeaderMap) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for name in HANDSHAKE {
@@ -180,12 +181,12 @@ fn handshake(from: &HeaderMap) -> HeaderMap {
             headers.append(name.clone(), value.clone());
         }
     }
-    pass_subprotocols(from, &mut headers);
+    forward_subprotocols(from, &mut headers);
     headers
 }
 
-/// The subprotocols that a client offers, but a token's, which is meant for this server.
-pub(super) fn pass_subprotocols(from: &HeaderMap, to: &mut HeaderMap) {
+/// Forwards the offered subprotocols, except the one that carries a token for this server.
+pub(super) fn forward_subprotocols(from: &HeaderMap, to: &mut HeaderMap) {
     to.remove(header::SEC_WEBSOCKET_PROTOCOL);
     let offered = from.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
     let kept: Vec<&str> = offered
@@ -198,42 +199,42 @@ pub(super) fn pass_subprotocols(from: &HeaderMap, to: &mut HeaderMap) {
 }
 
 impl RequestHandler {
-    /// Hands the client's connection through to the pod's node.
+    /// Upgrades the client's connection and proxies it to the pod's kubelet.
     pub(super) async fn connect(
         &self,
-        asking: &mut RequestContext<'_>,
+        ctx: &mut RequestContext<'_>,
         call: &RequestScope<'_>,
     ) -> Result<Response<Body>, ApiError> {
-        if asking.info.verb != "create" {
-            let fields = exact_fields(asking.info);
-            let create = Attributes { verb: "create", ..attributes(asking.info, &fields) };
-            self.deps.authorizer.check(&*self.deps.registry.objects, asking.user, &create).await?;
+        if ctx.info.verb != "create" {
+            let fields = exact_fields(ctx.info);
+            let create = Attributes { verb: "create", ..attributes(ctx.info, &fields) };
+            self.deps.authorizer.check(&*self.deps.registry.objects, ctx.user, &create).await?;
         }
         let pod = self.pod(call).await?;
-        if let Connects::Session = Connects::of(call) {
-            let container = logs::container(&pod, asking.asked.query.text("container"))?;
-            check_sessions(Named::new(&*call.row.group, &*call.row.plural), &pod, &container)?;
+        if let ConnectKind::Session = ConnectKind::of(call) {
+            let container = logs::container(&pod, ctx.head.query.text("container"))?;
+            check_sessions(GroupResource::new(&*call.row.group, &*call.row.plural), &pod, &container)?;
         }
         let Some((node_name, at)) = self.node_of(&pod)? else {
             return Err(ApiError::BadRequest(format!("pod {} does not have a host assigned", call.name)));
         };
-        let target = node_target(call, &pod, asking.asked.query)?;
-        if upgrade_of(asking.asked.headers).is_none() {
+        let target = node_target(call, &pod, ctx.head.query)?;
+        if upgrade_of(ctx.head.headers).is_none() {
             return Err(ApiError::BadRequest("Upgrade request required".into()));
         }
-        let by_websocket = upgrade_of(asking.asked.headers).is_some_and(|to| to.eq_ignore_ascii_case("websocket"));
+        let by_websocket = upgrade_of(ctx.head.headers).is_some_and(|to| to.eq_ignore_ascii_case("websocket"));
         if let (true, Some(subresource)) = (by_websocket, call.subresource) {
             self.deps.metrics.websocket(subresource.name);
         }
-        let Some(upgrade) = asking.connection.upgrade.take() else {
+        let Some(upgrade) = ctx.connection.upgrade.take() else {
             return Err(ApiError::BadRequest("this connection cannot be upgraded: use HTTP/1.1".into()));
         };
         let mut request = Request::post(&target).header(header::HOST, at.host());
-        if asking.info.verb == "get" {
+        if ctx.info.verb == "get" {
             request = request.method("GET");
         }
         if let Some(headers) = request.headers_mut() {
-            headers.extend(handshake(asking.asked.headers));
+            headers.extend(handshake(ctx.head.headers));
         }
         let request = request.body(Empty::<Bytes>::new()).map_err(|error| ApiError::BadRequest(error.to_string()))?;
         let mut answer =
@@ -245,15 +246,15 @@ impl RequestHandler {
         if status != StatusCode::SWITCHING_PROTOCOLS {
             let is_json = answer.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
             let kind = if is_json { "application/json" } else { "text/plain; charset=utf-8" };
-            let text = kubelets::refusal(answer.into_body()).await;
+            let text = kubelets::error_text(answer.into_body()).await;
             let mut response = respond::bytes(status.as_u16(), kind, Body::from(text));
             response.headers_mut().extend(headers);
             response.headers_mut().remove(header::CONNECTION);
             return Ok(response);
         }
         let node = hyper::upgrade::on(&mut answer);
-        let place = std::mem::take(&mut asking.connection.place);
-        tokio::spawn(hand_through(upgrade, node, place, self.stop.clone()));
+        let session = std::mem::take(&mut ctx.connection.session);
+        tokio::spawn(copy_streams(upgrade, node, session, self.stop.clone()));
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         response.headers_mut().extend(headers);
@@ -261,8 +262,8 @@ impl RequestHandler {
     }
 }
 
-/// Copies between the client and the node until one of them ends, or `stop`.
-pub(super) async fn hand_through(client: OnUpgrade, node: OnUpgrade, place: SessionPlace, stop: CancellationToken) {
+/// Copies between the client and the node until either side closes, or until `stop`.
+pub(super) async fn copy_streams(client: OnUpgrade, node: OnUpgrade, session: SessionGuards, stop: CancellationToken) {
     let copied = async {
         let (client, node) = tokio::try_join!(client, node).map_err(std::io::Error::other)?;
         tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(node)).await
@@ -275,22 +276,23 @@ pub(super) async fn hand_through(client: OnUpgrade, node: OnUpgrade, place: Sess
         }
         () = stop.cancelled() => {}
     }
-    drop(place);
+    drop(session);
 }
 
-/// Sends a body over a connection that becomes a WebSocket (`binary.k8s.io`), until one of them ends, or `stop`.
-pub(super) async fn send_body(client: OnUpgrade, body: Body, place: SessionPlace, stop: CancellationToken) {
+/// Sends a body over a connection that is upgraded to a WebSocket (`binary.k8s.io`), until either side closes, or until
+/// `stop`.
+pub(super) async fn send_body(client: OnUpgrade, body: Body, session: SessionGuards, stop: CancellationToken) {
     let pieces = body.into_data_stream().map_err(std::io::Error::other);
     let sent = async { websocket::send(TokioIo::new(client.await.map_err(std::io::Error::other)?), pieces).await };
     tokio::select! {
         done = sent => {
             if let Err(error) = done {
-                tracing::debug!(%error, "a body over a WebSocket broke off");
+                tracing::debug!(%error, "sending a body over a WebSocket failed");
             }
         }
         () = stop.cancelled() => {}
     }
-    drop(place);
+    drop(session);
 }
 
 #[cfg(test)]
@@ -319,7 +321,8 @@ mod tests {
     #[test]
     fn an_annotation_denies_sessions_of_its_container() {
         let pod = |value: &str| json!({"metadata": {"name": "p", "annotations": {"exec.coracle.dev/c": value}}});
-        let check = |value: &str, container: &str| check_sessions(Named::new("", "things"), &pod(value), container);
+        let check =
+            |value: &str, container: &str| check_sessions(GroupResource::new("", "things"), &pod(value), container);
         let status = check("deny", "c").unwrap_err().status();
         let says = "things \"p\" is forbidden: exec, cp and attach of container \"c\" are denied by the pod's annotation \
                     exec.coracle.dev/c";

@@ -1,4 +1,4 @@
-//! How long a request may take: a client's own `timeout`, in Go's way of writing durations, below the server's.
+//! The request timeout: the client's `timeout` parameter, as a Go duration, capped by the server's own limit.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use machinery_api::ApiError;
 use crate::request::query::Query;
 use apiserver_resources::field::quoted;
 
-/// What isn't a watch or a log has this long (upstream's default).
+/// The timeout of every request that is not long-running (upstream's default).
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The request's time.
+/// The timeout of a request.
 pub fn of(query: &Query) -> Result<Duration, ApiError> {
-    let Some(asked) = query.get("timeout").filter(|t| !t.is_empty()) else { return Ok(REQUEST_TIMEOUT) };
-    let seconds = parse(asked)
+    let Some(given) = query.get("timeout").filter(|t| !t.is_empty()) else { return Ok(REQUEST_TIMEOUT) };
+    let seconds = parse(given)
         .map_err(|e| ApiError::BadRequest(format!("invalid timeout specified in the request URL - time: {e}")))?;
-    // None, as 0 means, and too much are the server's own.
+    // A missing timeout, 0, and a timeout above the limit select the server's own.
     Ok(if seconds > 0.0 && seconds < REQUEST_TIMEOUT.as_secs_f64() {
         Duration::from_secs_f64(seconds)
     } else {
@@ -23,7 +23,7 @@ pub fn of(query: &Query) -> Result<Duration, ApiError> {
     })
 }
 
-/// As Go's `time.ParseDuration`, in seconds.
+/// Parses like Go's `time.ParseDuration`; the result is in seconds.
 fn parse(text: &str) -> Result<f64, String> {
     let invalid = || format!("invalid duration {}", quoted(text));
     let (sign, mut rest) = match text.as_bytes().first() {

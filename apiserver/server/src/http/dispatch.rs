@@ -1,4 +1,4 @@
-//! Requests about resources: bodies and options are read here, and the verb does the rest.
+//! Resource requests: reads body and options, runs the verb of the registry, encodes the response.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,50 +12,52 @@ use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use machinery_api::ApiError;
 
-use super::handle::{RequestContext, RequestHandler, Seat};
+use super::handle::{InFlightPermit, RequestContext, RequestHandler};
 use super::negotiate::{self, Produces, Transform};
 use super::respond;
 use super::route::Target;
 use super::table::{Include, Tables};
 use super::watch;
 use crate::auth::{reviews, tokens};
+use crate::fair_queue::{FairQueuePermit, SMALL_BYTES_MAX, budget};
 use crate::registry::body::{self as bodies, Body as RequestBody};
-use crate::registry::{Answer, Elsewhere, PatchType, Registry, RequestScope, ResponseObject, Wanted, eviction, object};
+use crate::registry::{
+    ObjectConversions, PatchType, Registry, RequestObject, RequestScope, ResponseObject, VerbResult, eviction, object,
+};
 use crate::request::deadline::timed_out;
 use crate::request::options::{DeleteOptions, ListOptions, WriteOptions};
-use crate::turns::{SMALL_BYTES_MAX, Turn, patience};
 use apiserver_resources::{SubresourceKind, Verb, rules};
 
 /// The largest request body (upstream's default).
 pub(crate) const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
-/// A request's body has this long to arrive; the request's own time begins to run before, and is longer.
+/// The maximum time to receive a request body. The request's own timeout starts earlier and is longer.
 const BODY_TIME_MAX: Duration = Duration::from_secs(30);
-/// A watch that names no time lasts between this and twice this (upstream's default).
+/// The minimum duration of a watch without `timeoutSeconds`; the maximum is twice this (upstream's default).
 const WATCH_SECONDS_MIN: u64 = 1800;
 
 impl RequestHandler {
-    /// Answers a request about a resource.
-    pub(super) async fn resource(
+    /// Handles a request for a resource.
+    pub(super) async fn serve_resource(
         self: &Arc<Self>,
-        asking: &mut RequestContext<'_>,
+        ctx: &mut RequestContext<'_>,
         target: Target,
         body: Body,
     ) -> Result<Response<Body>, ApiError> {
-        let headers = asking.asked.headers;
+        let headers = ctx.head.headers;
         let what = target.subresource.map(|s| s.what);
-        let passes = matches!(what, Some(SubresourceKind::Proxy(_)));
-        let patch = if target.verb == Verb::Patch && !passes { Some(patch_type(headers, &target)?) } else { None };
+        let is_proxied = matches!(what, Some(SubresourceKind::Proxy(_)));
+        let patch = if target.verb == Verb::Patch && !is_proxied { Some(patch_type(headers, &target)?) } else { None };
         let produces = match target.verb {
             Verb::List | Verb::Watch => Produces::Lists,
             _ if what.is_some_and(SubresourceKind::is_long_running) => Produces::Text,
             _ => Produces::Objects,
         };
-        if !passes {
-            negotiate::route_accepts(asking.asked.accept().as_deref(), produces)?;
+        if !is_proxied {
+            negotiate::route_accepts(ctx.head.accept().as_deref(), produces)?;
         }
-        let form = asking.asked.form(respond::offers(&target));
-        let catalog = asking.catalog.clone();
-        let info = asking.info;
+        let form = ctx.head.form(respond::offers(&target));
+        let catalog = ctx.catalog.clone();
+        let info = ctx.info;
         let name = if target.is_item { info.parts.get(1).map_or("", String::as_str) } else { "" };
         if target.row.namespaced
             && info.namespace.is_empty()
@@ -64,56 +66,56 @@ impl RequestHandler {
             return Err(ApiError::BadRequest("Namespace parameter required.".into()));
         }
         rules::check_segment(name)?;
-        asking.warnings.extend(target.row.deprecated.as_deref().map(str::to_owned));
+        ctx.warnings.extend(target.row.deprecated.as_deref().map(str::to_owned));
         let mut call = RequestScope {
             catalog: &catalog,
             row: &target.row,
             subresource: target.subresource,
             namespace: &info.namespace,
             name,
-            user: asking.user,
-            now: asking.asked.now,
+            user: ctx.user,
+            now: ctx.head.now,
             warnings: Vec::new(),
-            elsewhere: Elsewhere::default(),
+            conversions: ObjectConversions::default(),
         };
         match what {
-            Some(SubresourceKind::Log) => return Box::pin(self.logs(asking, &call)).await,
+            Some(SubresourceKind::Log) => return Box::pin(self.serve_logs(ctx, &call)).await,
             Some(SubresourceKind::Connect) => {
-                self.admit_connect(asking, &mut call).await?;
-                return Box::pin(self.connect(asking, &call)).await;
+                self.admit_connect(ctx, &mut call).await?;
+                return Box::pin(self.connect(ctx, &call)).await;
             }
             Some(SubresourceKind::Proxy(to)) => {
-                self.admit_connect(asking, &mut call).await?;
-                return Box::pin(self.proxy(asking, &call, to, body)).await;
+                self.admit_connect(ctx, &mut call).await?;
+                return Box::pin(self.proxy(ctx, &call, to, body)).await;
             }
             _ => {}
         }
         let form = form?;
         if what == Some(SubresourceKind::Metric) {
-            return metric(asking, &call, form).await;
+            return serve_metric(ctx, &call, form).await;
         }
         if let Some(warning) = target.row.custom.as_ref().and_then(|custom| custom.warning.as_deref()) {
-            asking.warnings.push(warning.to_owned());
+            ctx.warnings.push(warning.to_owned());
         }
         if target.verb == Verb::Watch {
-            return self.watch(asking, &call, form).await;
+            return self.watch(ctx, &call, form).await;
         }
-        let answer = self.verb(asking, &mut call, &target, patch, body).await;
-        asking.warnings.append(&mut call.warnings);
+        let answer = self.run_verb(ctx, &mut call, &target, patch, body).await;
+        ctx.warnings.append(&mut call.warnings);
         let scales = target.subresource.is_some_and(|s| s.what == SubresourceKind::Scale);
-        respond::answer(&asking.asked, form, call.row, scales, answer?)
+        respond::answer(&ctx.head, form, call.row, scales, answer?)
     }
 
-    async fn verb(
+    async fn run_verb(
         self: &Arc<Self>,
-        asking: &mut RequestContext<'_>,
+        ctx: &mut RequestContext<'_>,
         call: &mut RequestScope<'_>,
         target: &Target,
-        patch: Option<Patching>,
+        patch: Option<PatchRequest>,
         body: Body,
-    ) -> Result<Answer, ApiError> {
-        let query = asking.asked.query;
-        let headers = asking.asked.headers;
+    ) -> Result<VerbResult, ApiError> {
+        let query = ctx.head.query;
+        let headers = ctx.head.headers;
         let registry = &self.deps.registry;
         let what = target.subresource.map(|s| s.what);
         match target.verb {
@@ -129,15 +131,15 @@ impl RequestHandler {
             Verb::Watch => Err(ApiError::NoSuchResource),
             Verb::Create => {
                 let media = negotiate::body_type(content_type(headers))?;
-                let (bytes, turn) = self.read(asking, body, 0).await?;
-                let options = WriteOptions::read(query, "CreateOptions")?.of_agent(asking.asked.agent());
+                let (bytes, queue_permit) = self.read_body(ctx, body, 0).await?;
+                let options = WriteOptions::read(query, "CreateOptions")?.with_agent(ctx.head.agent());
                 let work = Box::pin(self.create(call, RequestBody { bytes: &bytes, media }, what, &options));
-                self.in_turn(turn, asking, work).await
+                self.run_fairly(queue_permit, ctx, work).await
             }
             Verb::Update => {
                 let media = negotiate::body_type(content_type(headers))?;
-                let (bytes, turn) = self.read(asking, body, registry.stored_bytes(call)).await?;
-                let options = WriteOptions::read(query, "UpdateOptions")?.of_agent(asking.asked.agent());
+                let (bytes, queue_permit) = self.read_body(ctx, body, registry.stored_bytes(call)).await?;
+                let options = WriteOptions::read(query, "UpdateOptions")?.with_agent(ctx.head.agent());
                 let body = RequestBody { bytes: &bytes, media };
                 let work = Box::pin(async {
                     if what == Some(SubresourceKind::Scale) {
@@ -146,49 +148,49 @@ impl RequestHandler {
                     let (row, validation) = (call.row, options.field_validation);
                     let object = bodies::object(row, body, validation, &mut call.warnings)?;
                     let again = || bodies::object(row, body, validation, &mut Vec::new());
-                    registry.update(call, Wanted::new(object, &again), &options).await
+                    registry.update(call, RequestObject::new(object, &again), &options).await
                 });
-                self.in_turn(turn, asking, work).await
+                self.run_fairly(queue_permit, ctx, work).await
             }
-            Verb::Patch => self.patch(asking, call, patch.unwrap_or(Patching::Apply), body).await,
+            Verb::Patch => self.patch(ctx, call, patch.unwrap_or(PatchRequest::Apply), body).await,
             Verb::Delete => {
-                let options = self.delete_options(asking, body).await?;
+                let options = self.delete_options(ctx, body).await?;
                 let work = Box::pin(registry.delete(call, &options));
-                self.in_turn(None, asking, work).await
+                self.run_fairly(None, ctx, work).await
             }
             Verb::DeleteCollection => {
                 let list = ListOptions::read(query)?;
                 Registry::selectors(call, &list)?;
-                let options = self.delete_options(asking, body).await?;
+                let options = self.delete_options(ctx, body).await?;
                 let work = Box::pin(registry.delete_collection(call, &list, &options));
-                self.in_turn(None, asking, work).await
+                self.run_fairly(None, ctx, work).await
             }
         }
     }
 
     async fn patch(
         self: &Arc<Self>,
-        asking: &mut RequestContext<'_>,
+        ctx: &mut RequestContext<'_>,
         call: &mut RequestScope<'_>,
-        patch: Patching,
+        patch: PatchRequest,
         body: Body,
-    ) -> Result<Answer, ApiError> {
+    ) -> Result<VerbResult, ApiError> {
         let registry = &self.deps.registry;
-        let query = asking.asked.query;
+        let query = ctx.head.query;
         let options = match patch {
-            Patching::Apply => WriteOptions::read_apply(query)?,
-            Patching::Change(_) => WriteOptions::read(query, "PatchOptions")?,
+            PatchRequest::Apply => WriteOptions::read_apply(query)?,
+            PatchRequest::Change(_) => WriteOptions::read(query, "PatchOptions")?,
         };
-        let options = options.of_agent(asking.asked.agent());
-        let (bytes, turn) = self.read(asking, body, registry.stored_bytes(call)).await?;
+        let options = options.with_agent(ctx.head.agent());
+        let (bytes, queue_permit) = self.read_body(ctx, body, registry.stored_bytes(call)).await?;
         let work = Box::pin(async {
-            let Patching::Change(kind) = patch else { return registry.apply(call, &bytes, &options).await };
+            let PatchRequest::Change(kind) = patch else { return registry.apply(call, &bytes, &options).await };
             if call.subresource.is_some_and(|s| s.what == SubresourceKind::Scale) {
                 return registry.patch_scale(call, kind, &bytes, &options).await;
             }
             registry.patch(call, kind, &bytes, &options).await
         });
-        self.in_turn(turn, asking, work).await
+        self.run_fairly(queue_permit, ctx, work).await
     }
 
     async fn create(
@@ -197,7 +199,7 @@ impl RequestHandler {
         body: RequestBody<'_>,
         what: Option<SubresourceKind>,
         options: &WriteOptions,
-    ) -> Result<Answer, ApiError> {
+    ) -> Result<VerbResult, ApiError> {
         let validation = options.field_validation;
         let registry = &self.deps.registry;
         let kind = call.subresource.and_then(|subresource| subresource.body).unwrap_or_default();
@@ -206,7 +208,7 @@ impl RequestHandler {
                 let binding = bodies::of_kind(call.catalog, kind, body, validation, &mut call.warnings)?;
                 let catalog = call.catalog;
                 let again = || bodies::of_kind(catalog, kind, body, validation, &mut Vec::new());
-                registry.bind(call, Wanted::new(binding, &again), options).await
+                registry.bind(call, RequestObject::new(binding, &again), options).await
             }
             Some(SubresourceKind::Eviction) => {
                 let wanted = eviction::read(body, options, &mut call.warnings)?;
@@ -218,8 +220,8 @@ impl RequestHandler {
                 object::match_namespace(&mut wanted, call.namespace)?;
                 registry.admit_virtual(call, &mut wanted, options).await?;
                 let (env, key) = (&self.deps.env, self.deps.authenticator.key());
-                let answer = tokens::request(key, env, &*registry.objects, call.namespace, call.name, &wanted)?;
-                Ok(Answer::Object(201, ResponseObject::Value(answer)))
+                let answer = tokens::issue(key, env, &*registry.objects, call.namespace, call.name, &wanted)?;
+                Ok(VerbResult::Object(201, ResponseObject::Value(answer)))
             }
             Some(_) => Err(ApiError::NoSuchResource),
             None if call.row.prefix.is_none() => {
@@ -228,13 +230,13 @@ impl RequestHandler {
                 if !call.row.namespaced {
                     object::match_namespace(&mut object, "")?;
                 }
-                if let Some((row, what)) = &call.row.stands_for {
+                if let Some((row, what)) = &call.row.forwards_to {
                     let name = object::text(&object, "name").to_owned();
                     let subresource = row.subresources.iter().find(|s| s.what == *what).copied();
-                    let mut bind = RequestScope { row, subresource, name: &name, ..call.again() };
+                    let mut bind = RequestScope { row, subresource, name: &name, ..call.fork() };
                     let of = call.row;
                     let again = || bodies::object(of, body, validation, &mut Vec::new());
-                    let answer = registry.bind(&mut bind, Wanted::new(object, &again), options).await;
+                    let answer = registry.bind(&mut bind, RequestObject::new(object, &again), options).await;
                     call.warnings.append(&mut bind.warnings);
                     return answer;
                 }
@@ -247,49 +249,53 @@ impl RequestHandler {
                     namespace: call.namespace,
                     now: call.now,
                 };
-                Ok(Answer::Object(201, ResponseObject::Value(reviews::answer(&context, call.row, &object).await?)))
+                Ok(VerbResult::Object(
+                    201,
+                    ResponseObject::Value(reviews::evaluate(&context, call.row, &object).await?),
+                ))
             }
             None => {
                 let row = call.row;
                 let object = bodies::object(row, body, validation, &mut call.warnings)?;
                 let again = || bodies::object(row, body, validation, &mut Vec::new());
-                registry.create(call, Wanted::new(object, &again), options).await
+                registry.create(call, RequestObject::new(object, &again), options).await
             }
         }
     }
 
-    async fn delete_options(&self, asking: &mut RequestContext<'_>, body: Body) -> Result<DeleteOptions, ApiError> {
-        let headers = asking.asked.headers;
-        let (bytes, turn) = self.read(asking, body, 0).await?;
+    async fn delete_options(&self, ctx: &mut RequestContext<'_>, body: Body) -> Result<DeleteOptions, ApiError> {
+        let headers = ctx.head.headers;
+        let (bytes, queue_permit) = self.read_body(ctx, body, 0).await?;
         if bytes.is_empty() {
-            return DeleteOptions::read(asking.asked.query);
+            return DeleteOptions::read(ctx.head.query);
         }
         let media = negotiate::body_type(content_type(headers))?;
         let work = Box::pin(async { bodies::delete_options(RequestBody { bytes: &bytes, media }) });
-        DeleteOptions::from_body(&self.in_turn(turn, asking, work).await?)
+        DeleteOptions::from_body(&self.run_fairly(queue_permit, ctx, work).await?)
     }
 
-    /// A whole body, within the limits; what follows has a seat, and a turn if it is large together with what is stored.
-    async fn read(
+    /// Reads a whole body within the size and time limits, then acquires the in-flight permit of a mutating request. If
+    /// body and stored object together are large, it also acquires a fair-queue permit.
+    async fn read_body(
         &self,
-        asking: &mut RequestContext<'_>,
+        ctx: &mut RequestContext<'_>,
         body: Body,
         stored_bytes: usize,
-    ) -> Result<(Bytes, Option<Turn>), ApiError> {
-        let headers = asking.asked.headers;
+    ) -> Result<(Bytes, Option<FairQueuePermit>), ApiError> {
+        let headers = ctx.head.headers;
         let announced = headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
         if announced.is_some_and(|length| length > BODY_BYTES_MAX) {
             return Err(too_large());
         }
-        let bounded = matches!(asking.seat, Seat::Later);
+        let bounded = matches!(ctx.permit, InFlightPermit::AfterBody);
         let refused = || ApiError::TooManyRequests("too many request bodies at once".into(), 1);
-        let mut arriving = match bounded && !body.is_end_stream() {
-            true => Some(self.seats.body(&asking.user.name).ok_or_else(refused)?),
+        let mut incoming = match bounded && !body.is_end_stream() {
+            true => Some(self.in_flight.begin_body(&ctx.user.name).ok_or_else(refused)?),
             false => None,
         };
         let collected = tokio::time::timeout(BODY_TIME_MAX, async {
             let mut body = Limited::new(body, BODY_BYTES_MAX);
-            let mut whole: Vec<Bytes> = Vec::new();
+            let mut body_bytes: Vec<Bytes> = Vec::new();
             while let Some(frame) = body.frame().await {
                 let frame = frame.map_err(|error| {
                     if error.is::<LengthLimitError>() {
@@ -298,64 +304,66 @@ impl RequestHandler {
                     ApiError::BadRequest(format!("the body could not be read: {error}"))
                 })?;
                 let Ok(data) = frame.into_data() else { continue };
-                if let Some(arriving) = &mut arriving
-                    && !arriving.grow(data.len())
+                if let Some(incoming) = &mut incoming
+                    && !incoming.grow(data.len())
                 {
                     return Err(refused());
                 }
-                whole.push(data);
+                body_bytes.push(data);
             }
-            Ok(match whole.len() {
-                1 => whole.remove(0),
-                _ => whole.concat().into(),
+            Ok(match body_bytes.len() {
+                1 => body_bytes.remove(0),
+                _ => body_bytes.concat().into(),
             })
         });
-        let whole = collected.await.unwrap_or_else(|_| {
-            // The client's failure, so none of the 5xx that a request gets which takes too long itself.
+        let body_bytes = collected.await.unwrap_or_else(|_| {
+            // This is the client's failure, so it is not one of the 5xx codes of a request that itself times out.
             let message = format!("the body did not arrive within {} s", BODY_TIME_MAX.as_secs());
             Err(ApiError::RequestTimeout(message))
         })?;
-        // Who waits for a turn counts as one whose body is on its way, and keeps no seat from others.
-        let turn = match whole.len() + stored_bytes > SMALL_BYTES_MAX {
-            true => self.turns.turn(&asking.user.name).await,
+        // A request that waits in the fair queue counts as one with an incoming body, and holds no in-flight permit
+        // meanwhile.
+        let queue_permit = match body_bytes.len() + stored_bytes > SMALL_BYTES_MAX {
+            true => self.fair_queue.acquire(&ctx.user.name).await,
             false => None,
         };
-        drop(arriving);
+        drop(incoming);
         if bounded {
-            asking.seat = self.seats.take(true).map_or(Seat::Refused, Seat::Taken);
-            if matches!(asking.seat, Seat::Refused) {
+            ctx.permit = self.in_flight.try_acquire(true).map_or(InFlightPermit::Rejected, InFlightPermit::Acquired);
+            if matches!(ctx.permit, InFlightPermit::Rejected) {
                 return Err(refused());
             }
         }
-        Ok((whole, turn))
+        Ok((body_bytes, queue_permit))
     }
 
-    /// Does it here as long as that is quick, or in its turn elsewhere. The work lies in a box: each function that takes a
-    /// future by value holds it twice, and every request would carry the sum from hand to hand.
-    pub(super) async fn in_turn<T>(
+    /// Runs small work inline within its evaluation budget, and large work on the blocking pool with its fair-queue
+    /// permit. The work is boxed: each function that takes a future by value holds it twice, and every request would
+    /// pay for the sum.
+    pub(super) async fn run_fairly<T>(
         &self,
-        turn: Option<Turn>,
-        asking: &RequestContext<'_>,
+        queue_permit: Option<FairQueuePermit>,
+        ctx: &RequestContext<'_>,
         work: Pin<Box<impl Future<Output = Result<T, ApiError>>>>,
     ) -> Result<T, ApiError> {
-        let time_max = self.time_left(asking.deadline);
-        match turn {
-            None => patience::small(&self.turns, &asking.user.name, time_max, work).await,
-            Some(turn) => turn.run(time_max, work).await.unwrap_or_else(|_| Err(timed_out())),
+        let time_max = self.time_left(ctx.deadline);
+        match queue_permit {
+            None => budget::scope(&self.fair_queue, &ctx.user.name, time_max, work).await,
+            Some(queue_permit) => queue_permit.run(time_max, work).await.unwrap_or_else(|_| Err(timed_out())),
         }
     }
 
     async fn watch(
         self: &Arc<Self>,
-        asking: &RequestContext<'_>,
+        ctx: &RequestContext<'_>,
         call: &RequestScope<'_>,
         form: negotiate::Form,
     ) -> Result<Response<Body>, ApiError> {
-        let options = ListOptions::read(asking.asked.query)?;
+        let options = ListOptions::read(ctx.head.query)?;
         let tables = match form.transform {
             Some(Transform::Table(version)) => {
-                let include = Include::read(asking.asked.query)?;
-                Some(Tables { row: call.row.clone(), version, include, now: asking.asked.now, scales: false })
+                let include = Include::read(ctx.head.query)?;
+                Some(Tables { row: call.row.clone(), version, include, now: ctx.head.now, scales: false })
             }
             _ => None,
         };
@@ -366,13 +374,13 @@ impl RequestHandler {
         };
         match self.deps.registry.watch(call, &options).await? {
             Ok(start) => {
-                let lens = watch::lens(call.row, form, tables, asking.asked.managed);
+                let watch_form = watch::watch_form(call.row, form, tables, ctx.head.managed);
                 let lasts = Duration::from_secs(seconds);
                 let (stop, env) = (self.stop.clone(), self.deps.env.clone());
                 let versions = self.deps.registry.versions.clone();
-                Ok(watch::stream(lens, start, options.bookmarks, lasts, stop, env, versions))
+                Ok(watch::stream(watch_form, start, options.bookmarks, lasts, stop, env, versions))
             }
-            Err(error) => Ok(watch::refused(form, &error)),
+            Err(error) => Ok(watch::error_stream(form, &error)),
         }
     }
 }
@@ -381,27 +389,27 @@ fn content_type(headers: &HeaderMap) -> Option<&str> {
     headers.get(CONTENT_TYPE).map(|v| std::str::from_utf8(v.as_bytes()).unwrap_or("?"))
 }
 
-/// What a PATCH asks for.
+/// What a PATCH does.
 #[derive(Debug, Clone, Copy)]
-enum Patching {
-    /// A change of what is there.
+enum PatchRequest {
+    /// Modifies the existing object.
     Change(PatchType),
-    /// A configuration to be applied.
+    /// Applies a configuration (server-side apply).
     Apply,
 }
 
-/// The patches of custom resources: no Go struct stands behind one, which says how its lists merge.
+/// The patch types of custom resources. They have no Go struct, which would define the merge strategy of their lists.
 const CUSTOM_PATCHES: [&str; 3] =
     ["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
 
-fn patch_type(headers: &HeaderMap, target: &Target) -> Result<Patching, ApiError> {
+fn patch_type(headers: &HeaderMap, target: &Target) -> Result<PatchRequest, ApiError> {
     let kind = content_type(headers).unwrap_or("").split(';').next().unwrap_or("");
     if target.row.custom.is_some() && !CUSTOM_PATCHES.contains(&kind) {
         return Err(ApiError::UnsupportedMediaType(CUSTOM_PATCHES.map(str::to_owned).into()));
     }
     match kind {
-        "application/apply-patch+yaml" => Ok(Patching::Apply),
-        kind => PatchType::of(kind).map(Patching::Change).ok_or(ApiError::UnsupportedPatchType),
+        "application/apply-patch+yaml" => Ok(PatchRequest::Apply),
+        kind => PatchType::of(kind).map(PatchRequest::Change).ok_or(ApiError::UnsupportedPatchType),
     }
 }
 
@@ -409,14 +417,14 @@ fn too_large() -> ApiError {
     ApiError::TooLarge(format!("Request entity too large: limit is {BODY_BYTES_MAX}"))
 }
 
-/// A metric, of what the path names.
-async fn metric(
-    asking: &RequestContext<'_>,
+/// Serves a metric of the object that the path names.
+async fn serve_metric(
+    ctx: &RequestContext<'_>,
     call: &RequestScope<'_>,
     form: negotiate::Form,
 ) -> Result<Response<Body>, ApiError> {
     let source = call.row.source.as_ref().ok_or(ApiError::NoSuchResource)?;
     let name = call.subresource.map_or("", |subresource| subresource.name);
-    let values = source.metric((call.namespace, call.name), name, asking.asked.query.text("labelSelector")).await?;
+    let values = source.metric((call.namespace, call.name), name, ctx.head.query.text("labelSelector")).await?;
     Ok(respond::value(200, form, &values))
 }

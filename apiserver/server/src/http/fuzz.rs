@@ -1,4 +1,4 @@
-//! Fuzz targets of what is read of a request before anybody knows who sent it: query, path, Accept, timeout.
+//! Fuzz targets for the request parts that are parsed before authentication: query, path, Accept, timeout.
 
 use bolero::{ValueGenerator, check, produce};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -8,7 +8,7 @@ use super::info::RequestInfo;
 use super::negotiate::{Media, Offers, Produces, negotiate, route_accepts};
 use crate::request::query::{Query, parse_integer};
 
-/// Texts out of pieces, so that more than the first check is reached.
+/// Generates texts from fragments, so that they pass the first check.
 fn pieces(of: &'static [&'static str]) -> impl ValueGenerator<Output = String> {
     produce::<Vec<u8>>().map_gen(move |bytes| bytes.iter().map(|byte| of[usize::from(*byte) % of.len()]).collect())
 }
@@ -37,7 +37,7 @@ fn any_query_is_read() {
     check!().with_generator(pieces(of)).for_each(|text| {
         let query = Query::parse(text);
         let _ = (query.flag("a"), query.integer("limit"));
-        // As the standard library, but for what Go says where that fails.
+        // The value equals the standard library's; only the error text is Go's.
         assert_eq!(parse_integer(text).ok(), text.parse().ok());
     });
 }
@@ -70,7 +70,7 @@ fn any_path_is_about_something() {
             assert!(info.resource.is_empty() && info.name.is_empty() && info.namespace.is_empty());
             return;
         }
-        // Nothing is made up: each part stands in the decoded path, but for the name that the selector gives.
+        // Each part occurs in the decoded path, except a name that the field selector gives.
         for part in [&info.group, &info.version, &info.namespace, &info.resource, &info.subresource] {
             assert!(part.is_empty() || info.path.split('/').any(|segment| segment == part), "{part} of {}", info.path);
         }

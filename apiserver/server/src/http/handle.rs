@@ -1,4 +1,5 @@
-//! A request's way: who asks, whether they may, what serves it, and what every answer carries.
+//! The request pipeline: authenticate, apply the in-flight limit, authorize, dispatch, and add the headers that every
+//! response carries.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,84 +15,82 @@ use machinery_env::Env;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
-use super::connect::{ClientConnection, SessionPlace};
+use super::connect::{ClientConnection, SessionGuards};
 use super::deadline;
 use super::health::{Check, Slis};
+use super::in_flight::InFlightLimits;
 use super::info::RequestInfo;
-use super::metrics::{Metrics, Of};
+use super::metrics::{Metrics, RequestLabels};
 use super::respond::{self, RequestHead};
 use super::route::{self, NoRoute, Route, Target};
-use super::seats::Seats;
 use super::warnings;
 use crate::auth::tls::Peer;
 use crate::auth::{ANONYMOUS, Attributes, Authenticator, Authorizer, Credentials, MASTERS, UserInfo, impersonate};
 use crate::catalog::Catalog;
+use crate::fair_queue::FairQueue;
 use crate::registry::Registry;
 use crate::request::deadline::{timed_out, within};
 use crate::request::query::Query;
-use crate::turns::Turns;
 
-/// What requests are answered with, made before the first comes.
+/// The dependencies of a [`RequestHandler`].
 pub struct HandlerDeps {
     /// Clock and ids.
     pub env: Env,
-    /// What requests about resources do.
+    /// Implements the verbs.
     pub registry: Registry,
-    /// Who asks.
+    /// Authenticates requests.
     pub authenticator: Arc<Authenticator>,
-    /// Whether they may.
+    /// Authorizes requests.
     pub authorizer: Arc<Authorizer>,
-    /// Counters.
+    /// Request metrics.
     pub metrics: Metrics,
-    /// Reaches nodes for logs.
+    /// The client for kubelets (logs, sessions, proxy).
     pub kubelets: super::kubelets::Kubelets,
-    /// Where clients reach the server (`host:port`).
+    /// The address of the server for clients (`host:port`).
     pub address: String,
 }
 
-/// All that answers requests.
+/// Handles all requests.
 pub struct RequestHandler {
-    /// What it was made of.
     pub deps: HandlerDeps,
-    /// Ends watches.
+    /// Ends long-running requests when cancelled.
     pub stop: CancellationToken,
-    /// The default objects are there.
+    /// Whether the default objects have been created.
     pub bootstrapped: AtomicBool,
     impersonator: impersonate::Impersonator,
-    pub(super) seats: Seats,
-    pub(super) turns: Arc<Turns>,
+    pub(super) in_flight: InFlightLimits,
+    pub(super) fair_queue: Arc<FairQueue>,
     pub(super) slis: Slis,
-    pub(super) passed: Arc<super::proxy::Shares>,
+    pub(super) proxied: Arc<super::proxy::ProxyLimits>,
 }
 
-/// One request on its way.
+/// The state of one request while it is handled.
 pub(super) struct RequestContext<'a> {
-    pub(super) asked: RequestHead<'a>,
+    pub(super) head: RequestHead<'a>,
     pub(super) info: &'a RequestInfo,
-    /// What is served, for as long as the request lasts.
+    /// The catalog that was served when the request arrived, kept for its whole duration.
     pub(super) catalog: &'a Arc<Catalog>,
     pub(super) user: &'a UserInfo,
     pub(super) warnings: Vec<String>,
     pub(super) connection: ClientConnection,
-    pub(super) seat: Seat,
-    /// By when it has to be done, on the scale of [`Env::elapsed`].
+    pub(super) permit: InFlightPermit,
+    /// When the request times out, on the scale of [`Env::elapsed`].
     pub(super) deadline: Duration,
 }
 
-/// How a request stands to the bound on those that run at once.
-pub(super) enum Seat {
-    /// It needs none.
+/// A request's permit under the in-flight limit (upstream's max-requests-inflight).
+pub(super) enum InFlightPermit {
+    /// The limit does not apply.
     Exempt,
-    /// It takes one when its body is there.
-    Later,
-    /// It has one.
-    Taken(#[expect(dead_code, reason = "held until the request is done")] OwnedSemaphorePermit),
-    /// There was none.
-    Refused,
+    /// The permit is acquired once the body has arrived.
+    AfterBody,
+    /// The permit is held.
+    Acquired(#[expect(dead_code, reason = "held until the request is done")] OwnedSemaphorePermit),
+    /// The limit was reached; the request is answered with 429.
+    Rejected,
 }
 
 impl RequestHandler {
-    /// One that has answered nothing yet.
     #[must_use]
     pub fn new(deps: HandlerDeps) -> Self {
         Self {
@@ -99,23 +98,23 @@ impl RequestHandler {
             stop: CancellationToken::new(),
             bootstrapped: AtomicBool::new(false),
             impersonator: impersonate::Impersonator::default(),
-            seats: Seats::new(),
-            turns: Arc::new(Turns::new()),
+            in_flight: InFlightLimits::new(),
+            fair_queue: Arc::new(FairQueue::new()),
             slis: Slis::default(),
-            passed: Arc::default(),
+            proxied: Arc::default(),
         }
     }
 
-    /// Answers a request; never fails, and never leaves one without upstream's headers.
+    /// Handles a request. Always returns a response, with upstream's headers.
     pub async fn handle(self: Arc<Self>, request: Request<Body>) -> Response<Body> {
-        let began = self.deps.env.elapsed();
+        let started = self.deps.env.elapsed();
         let now = self.deps.env.now();
         let (mut parts, body) = request.into_parts();
         let upgrade = parts.extensions.remove();
         let query = Query::parse(parts.uri.query().unwrap_or(""));
         let info = RequestInfo::read(parts.method.as_str(), parts.uri.path(), &query);
         let managed = parts.extensions.get::<UserInfo>().is_none();
-        let asked = RequestHead {
+        let head = RequestHead {
             method: &parts.method,
             uri: &parts.uri,
             headers: &parts.headers,
@@ -131,36 +130,36 @@ impl RequestHandler {
             .unwrap_or_else(|| HeaderValue::try_from(self.deps.env.uid()).unwrap_or(HeaderValue::from_static("")));
         let method = parts.method.as_str();
         let catalog = self.deps.registry.served.load();
-        let found = route::find(method, &info, &catalog);
-        let target = match &found {
+        let route = route::find(method, &info, &catalog);
+        let target = match &route {
             Ok(Route::Resource(target)) => Some(target.clone()),
             _ => None,
         };
-        let of = Of::new(&info, target.as_ref(), query.get("dryRun").is_some());
-        let long = is_long(&info, target.as_ref());
-        let under_way = long.then(|| self.deps.metrics.long_running(&of));
-        let place = SessionPlace { peer: parts.extensions.get().cloned(), under_way };
-        let (mut response, warned) = match in_time(self.identify(&parts, &info)).await {
-            Err(error) => (respond::error(&asked, &error), Vec::new()),
+        let labels = RequestLabels::new(&info, target.as_ref(), query.get("dryRun").is_some());
+        let long_running = is_long_running(&info, target.as_ref());
+        let gauge_guard = long_running.then(|| self.deps.metrics.long_running(&labels));
+        let session = SessionGuards { peer: parts.extensions.get().cloned(), gauge_guard };
+        let (mut response, warned) = match with_timeout(self.authenticate(&parts, &info)).await {
+            Err(error) => (respond::error(&head, &error), Vec::new()),
             Ok(user) => {
-                let mut asking = RequestContext {
-                    asked,
+                let mut ctx = RequestContext {
+                    head,
                     info: &info,
                     catalog: &catalog,
                     user: &user,
                     warnings: Vec::new(),
-                    connection: ClientConnection { upgrade, place },
-                    seat: Seat::Exempt,
-                    deadline: began + deadline::REQUEST_TIMEOUT,
+                    connection: ClientConnection { upgrade, session },
+                    permit: InFlightPermit::Exempt,
+                    deadline: started + deadline::REQUEST_TIMEOUT,
                 };
-                let response = self.limited(&mut asking, method, found, long, body).await;
-                // A session has it taken along.
-                let under_way = asking.connection.place.under_way.take();
-                let response = match under_way {
-                    Some(under_way) => response.map(|body| under_way.until_read(body)),
+                let response = self.with_max_in_flight(&mut ctx, method, route, long_running, body).await;
+                // A session has taken the gauge with it.
+                let gauge_guard = ctx.connection.session.gauge_guard.take();
+                let response = match gauge_guard {
+                    Some(gauge_guard) => response.map(|body| gauge_guard.hold_until_read(body)),
                     None => response,
                 };
-                (response, asking.warnings)
+                (response, ctx.warnings)
             }
         };
         let headers = response.headers_mut();
@@ -171,12 +170,12 @@ impl RequestHandler {
         for value in warnings::headers(&warned) {
             headers.append(WARNING, value);
         }
-        self.deps.metrics.done(&of, response.status().as_u16(), self.deps.env.elapsed().saturating_sub(began));
+        self.deps.metrics.observe(&labels, response.status().as_u16(), self.deps.env.elapsed().saturating_sub(started));
         response
     }
 
-    /// Who asks, after impersonation.
-    async fn identify(&self, parts: &http::request::Parts, info: &RequestInfo) -> Result<UserInfo, ApiError> {
+    /// Authenticates the request, then applies impersonation.
+    async fn authenticate(&self, parts: &http::request::Parts, info: &RequestInfo) -> Result<UserInfo, ApiError> {
         let objects = &*self.deps.registry.objects;
         let user =
             self.deps.authenticator.authenticate(objects, &Credentials::of(&parts.headers, &parts.extensions)).await?;
@@ -185,7 +184,7 @@ impl RequestHandler {
         {
             peer.identify();
         }
-        match impersonate::wanted(&parts.headers)? {
+        match impersonate::requested_user(&parts.headers)? {
             None => Ok(user),
             Some(wanted) => {
                 let fields = exact_fields(info);
@@ -196,80 +195,80 @@ impl RequestHandler {
         }
     }
 
-    async fn limited(
+    async fn with_max_in_flight(
         self: &Arc<Self>,
-        asking: &mut RequestContext<'_>,
+        ctx: &mut RequestContext<'_>,
         method: &str,
-        found: Result<Route, NoRoute>,
-        long: bool,
+        route: Result<Route, NoRoute>,
+        long_running: bool,
         body: Body,
     ) -> Response<Body> {
-        let mutating = !matches!(asking.info.verb.as_str(), "get" | "list" | "watch");
-        asking.seat = if long || asking.user.is_in(MASTERS) {
-            Seat::Exempt
+        let mutating = !matches!(ctx.info.verb.as_str(), "get" | "list" | "watch");
+        ctx.permit = if long_running || ctx.user.is_in(MASTERS) {
+            InFlightPermit::Exempt
         } else if mutating {
-            Seat::Later
+            InFlightPermit::AfterBody
         } else {
-            match self.seats.take(mutating) {
-                Some(seat) => Seat::Taken(seat),
-                None => return too_many(),
+            match self.in_flight.try_acquire(mutating) {
+                Some(permit) => InFlightPermit::Acquired(permit),
+                None => return too_many_requests(),
             }
         };
-        if let Err(error) = in_time(self.permit(asking)).await {
-            let mut response = respond::error(&asking.asked, &error);
+        if let Err(error) = with_timeout(self.authorize(ctx)).await {
+            let mut response = respond::error(&ctx.head, &error);
             response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
             return response;
         }
-        let timeout = match deadline::of(asking.asked.query) {
+        let timeout = match deadline::of(ctx.head.query) {
             Ok(timeout) => timeout,
-            Err(error) if !long => return respond::error(&asking.asked, &error),
+            Err(error) if !long_running => return respond::error(&ctx.head, &error),
             Err(_) => deadline::REQUEST_TIMEOUT,
         };
-        if long {
-            return Box::pin(self.answer(asking, method, found, body)).await;
+        if long_running {
+            return Box::pin(self.dispatch(ctx, method, route, body)).await;
         }
-        asking.deadline = self.deps.env.elapsed() + timeout;
-        let under_way = self.deps.metrics.running(mutating);
-        let done = within(timeout, Box::pin(self.answer(asking, method, found, body))).await;
-        drop(under_way);
-        if matches!(asking.seat, Seat::Refused) {
-            return too_many();
+        ctx.deadline = self.deps.env.elapsed() + timeout;
+        let gauge_guard = self.deps.metrics.in_flight(mutating);
+        let done = within(timeout, Box::pin(self.dispatch(ctx, method, route, body))).await;
+        drop(gauge_guard);
+        if matches!(ctx.permit, InFlightPermit::Rejected) {
+            return too_many_requests();
         }
-        asking.seat = Seat::Exempt;
-        done.unwrap_or_else(|_| respond::error(&asking.asked, &timed_out()))
+        ctx.permit = InFlightPermit::Exempt;
+        done.unwrap_or_else(|_| respond::error(&ctx.head, &timed_out()))
     }
 
-    /// What is left of a request's time. Work that waited for its turn has no more than that: where it runs, nobody else can
-    /// look at a clock.
+    /// The time until the deadline. Work that waited in the fair queue gets no more: it blocks its thread, so no other
+    /// timer of the request fires.
     pub(super) fn time_left(&self, deadline: Duration) -> Duration {
         deadline.saturating_sub(self.deps.env.elapsed())
     }
 
-    async fn permit(&self, asking: &RequestContext<'_>) -> Result<(), ApiError> {
-        let fields = exact_fields(asking.info);
-        self.deps.authorizer.check(&*self.deps.registry.objects, asking.user, &attributes(asking.info, &fields)).await
+    async fn authorize(&self, ctx: &RequestContext<'_>) -> Result<(), ApiError> {
+        let fields = exact_fields(ctx.info);
+        self.deps.authorizer.check(&*self.deps.registry.objects, ctx.user, &attributes(ctx.info, &fields)).await
     }
 
-    async fn answer(
+    async fn dispatch(
         self: &Arc<Self>,
-        asking: &mut RequestContext<'_>,
+        ctx: &mut RequestContext<'_>,
         method: &str,
-        found: Result<Route, NoRoute>,
+        route: Result<Route, NoRoute>,
         body: Body,
     ) -> Response<Body> {
-        let route = match found {
+        let route = match route {
             Ok(route) => route,
-            Err(NoRoute::Text) => return respond::page_not_found(),
-            Err(NoRoute::Error(error)) => return respond::error(&asking.asked, &error),
+            Err(NoRoute::PlainNotFound) => return respond::page_not_found(),
+            Err(NoRoute::Error(error)) => return respond::error(&ctx.head, &error),
         };
         let done = match route {
-            Route::Resource(target) => self.resource(asking, target, body).await,
-            page => self.page(asking, method, page),
+            Route::Resource(target) => self.serve_resource(ctx, target, body).await,
+            page => self.serve_page(ctx, method, page),
         };
-        done.unwrap_or_else(|error| respond::error(&asking.asked, &error))
+        done.unwrap_or_else(|error| respond::error(&ctx.head, &error))
     }
 
-    /// The checks of a health root.
+    /// The checks of a health endpoint.
     pub(super) fn checks(&self, root: &str) -> Vec<Check> {
         let mut checks = vec![
             ("ping", true),
@@ -285,25 +284,25 @@ impl RequestHandler {
     }
 }
 
-/// Whether a request lasts until its client goes: it has neither a seat nor a deadline.
-fn is_long(info: &RequestInfo, target: Option<&Target>) -> bool {
+/// Whether a request is long-running: it is exempt from the in-flight limit and has no deadline.
+fn is_long_running(info: &RequestInfo, target: Option<&Target>) -> bool {
     let subresource = target.and_then(|target| target.subresource);
     info.verb == "watch" || subresource.is_some_and(|sub| sub.what.is_long_running())
 }
 
-/// Who asks and whether they may is known within a request's time, too. What doesn't wait sets no timer. (No `async fn`, which
-/// would hold the answer twice: as its argument and as what it waits for.)
-fn in_time<T>(answer: impl Future<Output = Result<T, ApiError>>) -> impl Future<Output = Result<T, ApiError>> {
+/// Bounds authentication and authorization by the request timeout; a future that completes at once sets no timer. (Not
+/// an `async fn`, which would hold the future twice: as argument and as awaited value.)
+fn with_timeout<T>(answer: impl Future<Output = Result<T, ApiError>>) -> impl Future<Output = Result<T, ApiError>> {
     tokio::time::timeout(deadline::REQUEST_TIMEOUT, answer).map(|done| done.unwrap_or_else(|_| Err(timed_out())))
 }
 
-fn too_many() -> Response<Body> {
+fn too_many_requests() -> Response<Body> {
     let mut response = respond::text(429, "Too many requests, please try again later.\n".into());
     response.headers_mut().insert(http::header::RETRY_AFTER, HeaderValue::from_static("1"));
     response
 }
 
-/// What a request is about, for authorizers.
+/// The attributes for authorizers.
 pub(super) fn attributes<'a>(info: &'a RequestInfo, fields: &'a [(String, String)]) -> Attributes<'a> {
     Attributes {
         verb: &info.verb,

@@ -1,5 +1,5 @@
-//! `/livez`, `/readyz`, `/healthz`: named checks, each of which can be asked for alone, and `/metrics/slis`, which counts what
-//! they came to.
+//! `/livez`, `/readyz`, `/healthz` with named checks that can also be requested one by one, and `/metrics/slis`, which
+//! counts their results.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,13 +11,13 @@ use http::Response;
 use super::respond;
 use crate::request::query::Query;
 
-/// One check: its name and whether it holds.
+/// One check: its name and whether it passes.
 pub type Check = (&'static str, bool);
 
-/// The media type of `/metrics/slis`: upstream's, whatever is asked for.
+/// The media type of `/metrics/slis`: upstream's, independent of Accept.
 pub const SLIS_MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
 
-/// What the checks of a root came to, counted by check and root. Both are of fixed lists, so it stays small.
+/// The results of the checks, counted by check and endpoint. Both come from fixed lists, so the map is bounded.
 #[derive(Debug, Default)]
 pub struct Slis(Mutex<BTreeMap<(&'static str, String), Results>>);
 
@@ -29,7 +29,7 @@ struct Results {
 }
 
 impl Slis {
-    /// Counts the checks of one question to a root: those that were left out are not counted, as upstream has it.
+    /// Counts the checks of one request to an endpoint. Excluded checks are not counted, as upstream.
     pub fn count(&self, root: &str, checks: &[Check], query: &Query) {
         let excluded: Vec<&str> = query.all("exclude").collect();
         let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -44,7 +44,7 @@ impl Slis {
         }
     }
 
-    /// The text format.
+    /// The metrics in Prometheus' text format.
     #[must_use]
     pub fn text(&self) -> String {
         let counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -52,7 +52,7 @@ impl Slis {
             "# HELP kubernetes_healthcheck [STABLE] This metric records the result of a single healthcheck.\n\
              # TYPE kubernetes_healthcheck gauge\n",
         );
-        // Writing into a String does not fail.
+        // Writing into a String cannot fail.
         for ((name, kind), results) in &*counted {
             let holds = u8::from(results.holds);
             let _ = writeln!(text, "kubernetes_healthcheck{{name=\"{name}\",type=\"{kind}\"}} {holds}");
@@ -73,7 +73,7 @@ impl Slis {
     }
 }
 
-/// Answers one of the three roots, or one check of it.
+/// Responds for one of the three endpoints, or for one check of it.
 #[must_use]
 pub fn answer(root: &str, one: Option<&str>, checks: &[Check], query: &Query) -> Response<Body> {
     if let Some(one) = one {

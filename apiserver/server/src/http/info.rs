@@ -1,12 +1,12 @@
-//! What a request is about, read from its method and path exactly as upstream does (k8s.io/apiserver `RequestInfo`):
-//! the authorizer judges it before anyone looks whether such a path exists.
+//! The subject of a request, parsed from method and path exactly as upstream does (k8s.io/apiserver `RequestInfo`). The
+//! authorizer uses it before routing checks whether the path exists.
 
 use percent_encoding::percent_decode_str;
 
 use crate::request::query::Query;
 use machinery_api::selector::FieldSelector;
 
-/// The verb and what it is about.
+/// The verb and the resource or path of a request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RequestInfo {
     /// Whether the path names a resource of an API group.
@@ -101,7 +101,7 @@ impl RequestInfo {
         if matches!(info.verb.as_str(), "list" | "watch" | "deletecollection") {
             info.field_selector = query.text("fieldSelector").into();
             info.label_selector = query.text("labelSelector").into();
-            // A list of one name is judged as being about that name.
+            // A list of a single name is authorized for that name.
             if info.name.is_empty()
                 && info.verb != "deletecollection"
                 && let Some(name) = exact_name(&info.field_selector)
@@ -116,7 +116,7 @@ impl RequestInfo {
 fn exact_name(selector: &str) -> Option<String> {
     let fields = FieldSelector::parse(selector).ok()?;
     let name = fields.exact("metadata.name")?;
-    // Only what can stand in a path, as upstream asks.
+    // Only a valid path segment counts as a name, as upstream.
     (!name.is_empty() && name != "." && name != ".." && !name.contains(['/', '%'])).then(|| name.to_owned())
 }
 

@@ -1,4 +1,5 @@
-//! How nodes are reached: over TLS, with an identity of the server's own, at the address that their Node names.
+//! The client for kubelets: TLS with a client certificate of the server, at the address in the Node's status, over
+//! pooled connections.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use machinery_api::ApiError;
-use machinery_api::error::Named;
+use machinery_api::error::GroupResource;
 use machinery_serve::accept::keep_alive;
 use machinery_serve::descriptors::{Class, Descriptors};
 use rustls_pki_types::pem::PemObject;
@@ -25,51 +26,51 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::handle::RequestHandler;
-use super::node_pool::{KEPT_MAX, Pool};
+use super::node_pool::{IDLE_CONNECTIONS_MAX, Pool};
 use crate::auth::pki::{Identity, PkiError};
 use crate::auth::tls;
 use crate::registry::RequestScope;
 use apiserver_resources::objects::ObjectReader;
 
-/// A node that doesn't take a connection by then is gone.
+/// The connect timeout, after which a node counts as unreachable.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A node that doesn't begin to answer by then is stuck.
+/// The maximum time until a response's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Where kubelets listen if their node doesn't say.
+/// The default kubelet port, where the Node's status has none.
 const KUBELET_PORT: u64 = 10250;
 
-/// How much of a node's refusal is passed on.
-const REFUSAL_BYTES_MAX: usize = 4096;
+/// The maximum number of bytes of a kubelet's error response that is forwarded.
+const ERROR_BYTES_MAX: usize = 4096;
 
-/// A body on its way to a node.
-type Sent = UnsyncBoxBody<Bytes, BoxError>;
+/// The body of a request to a node.
+type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
-/// A connection to a node, of which no answer is under way.
-type Connection = SendRequest<Sent>;
+/// A connection to a node without a response in progress.
+type Connection = SendRequest<RequestBody>;
 
-/// How nodes are reached.
+/// The client for kubelets; clones share one pool.
 #[derive(Clone, Default)]
 pub struct Kubelets {
-    /// Trusts nodes' certificates and shows the server's own; `None`: nodes can't be reached.
+    /// Trusts the nodes' certificates and presents the server's own. `None` disables access to nodes.
     pub tls: Option<Arc<rustls::ClientConfig>>,
-    kept: Arc<Kept>,
+    idle: Arc<IdleConnections>,
 }
 
-/// Connections that wait for their next request.
-struct Kept {
+/// The idle connections, and the start of the pool's clock.
+struct IdleConnections {
     pool: Mutex<Pool<Connection>>,
     began: Instant,
 }
 
-impl Default for Kept {
+impl Default for IdleConnections {
     fn default() -> Self {
-        // Each has an end in the kubelet of this process, where there is one.
-        let max = KEPT_MAX.min(Descriptors::process().max(Class::Node) / 4);
+        // Each connection also takes a descriptor of the kubelet in this process, if there is one.
+        let max = IDLE_CONNECTIONS_MAX.min(Descriptors::process().max(Class::Node) / 4);
         Self { pool: Mutex::new(Pool::new(max)), began: Instant::now() }
     }
 }
 
-impl Kept {
+impl IdleConnections {
     fn pool(&self) -> MutexGuard<'_, Pool<Connection>> {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -82,22 +83,22 @@ impl Kept {
         self.pool().take(to, self.now(), Connection::is_ready)
     }
 
-    fn keep(&self, to: NodeAddress, connection: Connection, made: Duration) {
-        self.pool().keep(to, connection, made, self.now(), |idle| !idle.is_closed());
+    fn keep(&self, to: NodeAddress, connection: Connection, created_at: Duration) {
+        self.pool().keep(to, connection, created_at, self.now(), |connection| !connection.is_closed());
     }
 }
 
-/// Where a node's kubelet listens.
+/// The address of a node's kubelet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NodeAddress {
-    /// Of the Node: another one at the same place is another node.
+    /// The Node's uid: a new Node at the same address is another node.
     uid: String,
     address: String,
     port: u16,
 }
 
 impl NodeAddress {
-    /// As the Node says; none where it names no address.
+    /// From the Node's status; `None` without an InternalIP.
     pub(crate) fn of(node: &Value) -> Option<Self> {
         let addresses = node["status"]["addresses"].as_array()?;
         let address = addresses.iter().find(|a| a["type"] == "InternalIP")?["address"].as_str()?.to_owned();
@@ -106,17 +107,16 @@ impl NodeAddress {
         Some(Self { uid, address, port: u16::try_from(port.unwrap_or(KUBELET_PORT)).ok()? })
     }
 
-    /// Whether it is the place of `other`, whichever node that is.
-    pub(super) fn is_where(&self, other: &Self) -> bool {
+    /// Whether address and port are equal, whichever Node they belong to.
+    pub(super) fn has_address_of(&self, other: &Self) -> bool {
         (&self.address, self.port) == (&other.address, other.port)
     }
 
-    /// The port that the kubelet listens on.
     pub(super) const fn port(&self) -> u16 {
         self.port
     }
 
-    /// As in a URL.
+    /// The host part of a URL.
     pub(crate) fn host(&self) -> String {
         let Self { address, port, .. } = self;
         if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
@@ -124,7 +124,7 @@ impl NodeAddress {
 }
 
 impl Kubelets {
-    /// Trusts certificates of the authority `ca_pem`, and shows `identity`.
+    /// Trusts certificates of the authority `ca_pem`, and presents `identity`.
     pub fn new(ca_pem: &str, identity: &Identity) -> Result<Self, PkiError> {
         let failed = |why: &dyn std::fmt::Display| PkiError::Issue(why.to_string());
         let mut roots = rustls::RootCertStore::empty();
@@ -137,44 +137,48 @@ impl Kubelets {
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key)
             .map_err(|e| failed(&e))?;
-        Ok(Self { tls: Some(Arc::new(config)), kept: Arc::default() })
+        Ok(Self { tls: Some(Arc::new(config)), idle: Arc::default() })
     }
 
-    /// Sends a request, and waits for the head of its answer. A 101 can be upgraded (`hyper::upgrade::on`); any other's
-    /// connection is kept for the next request once its body was read.
+    /// Sends a request and waits for the response's head. A 101 can be upgraded (`hyper::upgrade::on`); other
+    /// connections return to the pool once the body has been read.
     pub(crate) async fn send<B>(&self, to: &NodeAddress, request: Request<B>) -> Result<Response<Incoming>, String>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let answer = tokio::time::timeout(HEAD_TIMEOUT, self.pass(to, request)).await;
+        let answer = tokio::time::timeout(HEAD_TIMEOUT, self.send_without_timeout(to, request)).await;
         answer.map_err(|_| "the node takes too long to answer".to_owned())?
     }
 
-    /// The same for somebody else's request: how long he waits is his affair.
-    pub(super) async fn pass<B>(&self, to: &NodeAddress, request: Request<B>) -> Result<Response<Incoming>, String>
+    /// The same for a proxied request: without a timeout for the response's head.
+    pub(super) async fn send_without_timeout<B>(
+        &self,
+        to: &NodeAddress,
+        request: Request<B>,
+    ) -> Result<Response<Incoming>, String>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
         let mut request = request.map(|body| body.map_err(Into::into).boxed_unsync());
-        // What comes with a body may leave some of it behind: such a connection meets no other request.
+        // A response may precede the end of the request's body, so a connection with a request body is not pooled.
         let keeps = request.body().is_end_stream();
-        while keeps && let Some((connection, made)) = self.kept.take(to) {
-            match self.ask(to, connection, Some(made), request).await {
+        while keeps && let Some((connection, created_at)) = self.idle.take(to) {
+            match self.send_over(to, connection, Some(created_at), request).await {
                 Ok(answer) => return Ok(answer),
-                // The node closed it before anything was sent.
+                // The node closed the connection before anything was sent.
                 Err((_, Some(back))) => request = back,
                 Err((why, None)) => return Err(why),
             }
         }
-        let made = self.kept.now();
+        let created_at = self.idle.now();
         let connection = handshake(self.connect(to).await?).await?;
-        self.ask(to, connection, keeps.then_some(made), request).await.map_err(|(why, _)| why)
+        self.send_over(to, connection, keeps.then_some(created_at), request).await.map_err(|(why, _)| why)
     }
 
     async fn connect(&self, to: &NodeAddress) -> Result<TlsStream<TcpStream>, String> {
-        let tls = self.tls.clone().ok_or("this server has no identity to show to nodes")?;
+        let tls = self.tls.clone().ok_or("this server has no client certificate for nodes")?;
         let server = ServerName::try_from(to.address.clone()).map_err(|e| e.to_string())?;
         let connect = async {
             let socket = TcpStream::connect((to.address.as_str(), to.port)).await.map_err(|e| e.to_string())?;
@@ -184,32 +188,32 @@ impl Kubelets {
         tokio::time::timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| "connecting took too long")?
     }
 
-    /// Sends a request over a connection; one that was `made` then is kept when the answer has been read. The request comes
-    /// back where nothing of it was sent.
-    async fn ask(
+    /// Sends a request over a connection. With `created_at`, its creation time, the connection returns to the pool once the
+    /// response has been read. The error holds the request if nothing of it was sent.
+    async fn send_over(
         &self,
         to: &NodeAddress,
         mut connection: Connection,
-        made: Option<Duration>,
-        request: Request<Sent>,
-    ) -> Result<Response<Incoming>, (String, Option<Request<Sent>>)> {
+        created_at: Option<Duration>,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, (String, Option<Request<RequestBody>>)> {
         let answer = connection.try_send_request(request).await.map_err(|mut error| {
             let back = error.take_message();
             (error.into_error().to_string(), back)
         })?;
-        if let Some(made) = made.filter(|_| answer.status() != StatusCode::SWITCHING_PROTOCOLS) {
-            let (kept, to) = (self.kept.clone(), to.clone());
+        if let Some(created_at) = created_at.filter(|_| answer.status() != StatusCode::SWITCHING_PROTOCOLS) {
+            let (idle, to) = (self.idle.clone(), to.clone());
             tokio::spawn(async move {
-                // Never where the connection ends with the answer, or the answer is given up.
+                // This fails if the connection ends with the response, or if the response is dropped.
                 if connection.ready().await.is_ok() {
-                    kept.keep(to, connection, made);
+                    idle.keep(to, connection, created_at);
                 }
             });
         }
         Ok(answer)
     }
 
-    /// A byte stream that the kubelet hands out at `path`; the error is what it says instead.
+    /// Opens a byte stream that the kubelet serves at `path`; the error is the kubelet's text.
     pub(crate) async fn stream(
         &self,
         to: &NodeAddress,
@@ -225,12 +229,12 @@ impl Kubelets {
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             return hyper::upgrade::on(&mut answer).await.map(TokioIo::new).map_err(|e| e.to_string());
         }
-        let said = refusal(answer.into_body()).await;
+        let said = error_text(answer.into_body()).await;
         Err(String::from_utf8_lossy(&said).trim_end().to_owned())
     }
 }
 
-/// HTTP/1.1 over a stream. The connection lasts as long as its sender, or the answer under way.
+/// HTTP/1.1 over a stream. The connection lives as long as its sender, or the response in progress.
 async fn handshake<B>(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<SendRequest<B>, String>
 where
     B: Body<Data = Bytes> + Send + 'static,
@@ -246,9 +250,9 @@ where
     Ok(sender)
 }
 
-/// Sends a request over a stream that is used for nothing else, and waits for the head of its answer. The stream ends with
-/// the answer's body: when the client goes, the body is dropped and so is the connection.
-pub(super) async fn pass_over<B>(
+/// Sends a request over a stream of its own, and waits for the response's head. The stream ends with the response's
+/// body: when the client disconnects, the body is dropped and so is the connection.
+pub(super) async fn send_over_stream<B>(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     request: Request<B>,
 ) -> Result<Response<Incoming>, String>
@@ -259,24 +263,24 @@ where
     handshake(stream).await?.send_request(request).await.map_err(|e| e.to_string())
 }
 
-/// What a node says where it doesn't do what it was asked; nothing where it says too much.
-pub(super) async fn refusal(body: Incoming) -> Bytes {
-    let said = Limited::new(body, REFUSAL_BYTES_MAX).collect().await;
+/// The text of a kubelet's error response; empty if it exceeds the limit.
+pub(super) async fn error_text(body: Incoming) -> Bytes {
+    let said = Limited::new(body, ERROR_BYTES_MAX).collect().await;
     said.map(|said| said.to_bytes()).unwrap_or_default()
 }
 
 impl RequestHandler {
-    /// The pod that a request is about.
+    /// The pod of a request.
     pub(super) async fn pod(&self, call: &RequestScope<'_>) -> Result<Arc<Value>, ApiError> {
-        self.deps.registry.newest().await?;
+        self.deps.registry.sync_cache().await?;
         self.deps.registry.objects.get("", "pods", call.namespace, call.name).ok_or_else(|| call.not_found())
     }
 
-    /// The name of the node that a pod is bound to, and where it listens; none before.
+    /// The name and the kubelet address of the pod's node; `None` before the pod is bound.
     pub(super) fn node_of(&self, pod: &Value) -> Result<Option<(String, NodeAddress)>, ApiError> {
         let Some(name) = pod["spec"]["nodeName"].as_str().filter(|name| !name.is_empty()) else { return Ok(None) };
         let node = self.deps.registry.objects.get("", "nodes", "", name);
-        let node = node.ok_or_else(|| ApiError::NotFound(Named::new("", "nodes"), name.to_owned()))?;
+        let node = node.ok_or_else(|| ApiError::NotFound(GroupResource::new("", "nodes"), name.to_owned()))?;
         let address = NodeAddress::of(&node)
             .ok_or_else(|| ApiError::ServiceUnavailable(format!("node {name} has no address to reach")))?;
         Ok(Some((name.to_owned(), address)))

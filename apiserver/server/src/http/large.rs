@@ -1,5 +1,5 @@
-//! Large answers are made and packed on threads of their own, a piece at a time and as fast as the client takes them: a
-//! list of a hundred thousand objects would hold one of the control plane's few workers for a second, and with it
+//! Large responses are serialized and compressed on the blocking pool, one piece at a time and as fast as the client
+//! reads. A list of 100,000 objects would block one of the control plane's few workers for a second, and with it
 //! heartbeats and leases.
 
 use std::io::{self, Write};
@@ -11,52 +11,53 @@ use flate2::write::GzEncoder;
 use futures::stream;
 use tokio::sync::Semaphore;
 
-/// What is made of less stored JSON is made where it was asked for: another thread would cost more than it saves.
+/// Responses from less stored JSON than this are serialized inline: another thread would cost more than it saves.
 pub(super) const LARGE_BYTES: usize = 128 * 1024;
-/// A piece, before packing: some 0.1 ms of copying or 3 ms of packing, and what an answer holds in memory.
+/// The size of a piece before compression: some 0.1 ms of copying or 3 ms of compression, and the memory that a
+/// response holds.
 pub(super) const PIECE_BYTES: usize = 256 * 1024;
-/// Pieces that are made at once: as many as leave a small machine a core for everybody else.
+/// The maximum number of pieces in progress: it leaves one core of a small machine to other work.
 const PIECES_AT_ONCE: usize = 2;
 
-static SEATS: Semaphore = Semaphore::const_new(PIECES_AT_ONCE);
+static PERMITS: Semaphore = Semaphore::const_new(PIECES_AT_ONCE);
 
-/// Appends the next piece of an answer; false: that was the last one.
+/// Appends the next piece of a response; returns false after the last one.
 pub(super) type Pieces = Box<dyn FnMut(&mut Vec<u8>) -> bool + Send>;
 
-struct Making {
+struct PieceStream {
     pieces: Pieces,
-    packer: Option<GzEncoder<Vec<u8>>>,
+    encoder: Option<GzEncoder<Vec<u8>>>,
     over: bool,
 }
 
-impl Making {
-    /// The next bytes; none: that was all.
+impl PieceStream {
+    /// The next bytes; empty at the end.
     fn next(&mut self) -> io::Result<Bytes> {
         let mut out = Vec::new();
         while out.is_empty() && !self.over {
             self.over = !(self.pieces)(&mut out);
-            let Some(packer) = &mut self.packer else { continue };
-            packer.write_all(&out)?;
+            let Some(encoder) = &mut self.encoder else { continue };
+            encoder.write_all(&out)?;
             if self.over {
-                packer.try_finish()?;
+                encoder.try_finish()?;
             }
-            out = std::mem::take(packer.get_mut());
+            out = std::mem::take(encoder.get_mut());
         }
         Ok(out.into())
     }
 }
 
-/// A body out of pieces, packed on the way where that is wanted.
-pub(super) fn body(pieces: Pieces, packs: bool) -> Body {
-    let packer = packs.then(|| GzEncoder::new(Vec::new(), Compression::fast()));
-    let making = Some(Making { pieces, packer, over: false });
-    Body::from_stream(stream::try_unfold(making, |making| async {
-        let Some(mut making) = making else { return Ok(None) };
-        // A seat for a piece, not for the whole answer: a slow client must not keep it.
-        let _seat = SEATS.acquire().await.map_err(io::Error::other)?;
-        let made = tokio::task::spawn_blocking(move || making.next().map(|piece| (piece, making))).await;
-        let (piece, making) = made.map_err(io::Error::other)??;
-        Ok::<_, io::Error>((!piece.is_empty()).then_some((piece, Some(making))))
+/// A body from pieces, optionally compressed.
+pub(super) fn body(pieces: Pieces, compresses: bool) -> Body {
+    let encoder = compresses.then(|| GzEncoder::new(Vec::new(), Compression::fast()));
+    let state = Some(PieceStream { pieces, encoder, over: false });
+    Body::from_stream(stream::try_unfold(state, |stream| async {
+        let Some(mut stream) = stream else { return Ok(None) };
+        // The permit is for a piece and not for the whole response: a slow client must not hold it.
+        let _permit = PERMITS.acquire().await.map_err(io::Error::other)?;
+        let made = tokio::task::spawn_blocking(move || stream.next().map(|piece| (piece, stream))).await;
+        let (piece, stream) = made.map_err(io::Error::other)??;
+        Ok::<_, io::Error>((!piece.is_empty()).then_some((piece, Some(stream))))
     }))
 }
 

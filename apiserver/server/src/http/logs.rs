@@ -1,31 +1,31 @@
-//! `pods/NAME/log`: streamed from the node that runs the pod, over TLS with an identity of the server's own.
+//! `pods/NAME/log`: streamed from the kubelet of the pod's node.
 
 use axum::body::Body;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Empty;
 use jiff::Timestamp;
-use machinery_api::error::Named;
+use machinery_api::error::GroupResource;
 use machinery_api::selector::go_quoted;
 use machinery_api::{ApiError, Cause};
 use machinery_streaming::websocket::{self, upgrade_of};
 use serde_json::Value;
 
-use super::connect::{pass_subprotocols, send_body};
+use super::connect::{forward_subprotocols, send_body};
 use super::handle::{RequestContext, RequestHandler};
 use super::kubelets;
 use super::respond;
 use crate::registry::RequestScope;
 use crate::request::query::Query;
 
-/// Subprotocols by which a log is sent over a WebSocket; a client may name none.
+/// The subprotocols for a log over a WebSocket; a client may offer none.
 const WEBSOCKET_PROTOCOLS: [&str; 2] = ["binary.k8s.io", ""];
 
 /// The parameters of a log request (`v1.PodLogOptions`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Options {
     container: String,
-    /// What is passed on to the node.
+    /// The query for the kubelet.
     query: String,
 }
 
@@ -64,7 +64,7 @@ impl Options {
             finding("FieldValueForbidden", "stream", "Forbidden: may not be specified".into());
         }
         if !causes.is_empty() {
-            return Err(ApiError::Invalid(Named::new("", "PodLogOptions"), pod.to_owned(), causes));
+            return Err(ApiError::Invalid(GroupResource::new("", "PodLogOptions"), pod.to_owned(), causes));
         }
         let mut passed = Vec::new();
         for flag in ["follow", "previous", "timestamps"] {
@@ -80,14 +80,14 @@ impl Options {
     }
 }
 
-/// The container that is meant, or upstream's refusal.
+/// The container of the request, or upstream's error.
 pub(super) fn container(pod: &Value, wanted: &str) -> Result<String, ApiError> {
     let name = pod["metadata"]["name"].as_str().unwrap_or("");
     let names = |field: &str| -> Vec<String> {
         let list = pod["spec"][field].as_array().map_or(&[] as &[Value], Vec::as_slice);
         list.iter().filter_map(|c| c["name"].as_str().map(Into::into)).collect()
     };
-    // In upstream's order.
+    // The order is upstream's.
     let all = ["initContainers", "containers", "ephemeralContainers"].map(names).concat();
     if !wanted.is_empty() {
         return if all.iter().any(|name| name == wanted) {
@@ -107,13 +107,13 @@ pub(super) fn container(pod: &Value, wanted: &str) -> Result<String, ApiError> {
 }
 
 impl RequestHandler {
-    /// Answers a log request.
-    pub(super) async fn logs(
+    /// Serves a log request.
+    pub(super) async fn serve_logs(
         &self,
-        asking: &mut RequestContext<'_>,
+        ctx: &mut RequestContext<'_>,
         call: &RequestScope<'_>,
     ) -> Result<Response<Body>, ApiError> {
-        let query = asking.asked.query;
+        let query = ctx.head.query;
         let options = Options::read(query, call.name)?;
         let pod = self.pod(call).await?;
         let container = container(&pod, &options.container)?;
@@ -131,17 +131,17 @@ impl RequestHandler {
             .map_err(|why| ApiError::ServiceUnavailable(format!("Get \"https://{}{target}\": {why}", at.host())))?;
         let status = answer.status().as_u16();
         if (200..300).contains(&status) {
-            if upgrade_of(asking.asked.headers).is_some_and(|to| to.eq_ignore_ascii_case("websocket")) {
-                return self.logs_by_websocket(asking, Body::new(answer.into_body()));
+            if upgrade_of(ctx.head.headers).is_some_and(|to| to.eq_ignore_ascii_case("websocket")) {
+                return self.logs_by_websocket(ctx, Body::new(answer.into_body()));
             }
             let mut response = respond::bytes(200, "text/plain", Body::new(answer.into_body()));
             if query.flag("follow") == Some(true) {
-                // Proxies between here and the reader must not wait for more.
+                // Reverse proxies must not buffer a followed log.
                 response.headers_mut().insert("x-accel-buffering", http::HeaderValue::from_static("no"));
             }
             return Ok(response);
         }
-        let text = kubelets::refusal(answer.into_body()).await;
+        let text = kubelets::error_text(answer.into_body()).await;
         let text = String::from_utf8_lossy(&text).trim().to_owned();
         Err(match status {
             400 => ApiError::BadRequest(text),
@@ -152,16 +152,16 @@ impl RequestHandler {
         })
     }
 
-    /// As upstream, for pages in browsers, which can't read an answer as it comes otherwise.
-    fn logs_by_websocket(&self, asking: &mut RequestContext<'_>, body: Body) -> Result<Response<Body>, ApiError> {
-        let mut offered = asking.asked.headers.clone();
-        pass_subprotocols(asking.asked.headers, &mut offered);
+    /// Serves a log over a WebSocket, as upstream: browsers cannot stream the body of a response otherwise.
+    fn logs_by_websocket(&self, ctx: &mut RequestContext<'_>, body: Body) -> Result<Response<Body>, ApiError> {
+        let mut offered = ctx.head.headers.clone();
+        forward_subprotocols(ctx.head.headers, &mut offered);
         let taken = websocket::handshake(&offered, &WEBSOCKET_PROTOCOLS);
         let taken = taken.map_err(|why| ApiError::BadRequest(why.to_string()))?;
-        let Some(upgrade) = asking.connection.upgrade.take() else {
+        let Some(upgrade) = ctx.connection.upgrade.take() else {
             return Err(ApiError::BadRequest("this connection cannot be upgraded: use HTTP/1.1".into()));
         };
-        tokio::spawn(send_body(upgrade, body, std::mem::take(&mut asking.connection.place), self.stop.clone()));
+        tokio::spawn(send_body(upgrade, body, std::mem::take(&mut ctx.connection.session), self.stop.clone()));
         let mut response = Response::new(Body::empty());
         *response.status_mut() = http::StatusCode::SWITCHING_PROTOCOLS;
         response.headers_mut().extend(taken.headers);

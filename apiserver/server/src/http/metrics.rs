@@ -11,22 +11,23 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use super::gauge_guard::GaugeGuard;
 use super::info::RequestInfo;
-use super::under_way::UnderWay;
 
 /// Upstream's buckets, in seconds.
 const BUCKETS: [f64; 23] = [
     0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0,
     45.0, 60.0,
 ];
-/// The media type of `/metrics`, unless a client asks for the other one.
+/// The default media type of `/metrics`.
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
-/// The media type of OpenMetrics, for clients that ask for it.
+/// The media type of OpenMetrics, for clients that accept it.
 pub const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What requests are counted by; every value comes from the resource table or a fixed list, so that no client makes more.
+/// The labels of a request. Every value comes from the resource table or a fixed list, so clients cannot increase the
+/// cardinality.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Of {
+pub struct RequestLabels {
     verb: &'static str,
     dry_run: &'static str,
     group: Arc<str>,
@@ -38,15 +39,15 @@ pub struct Of {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Coded {
+struct ResponseLabels {
     #[prometheus(flatten)]
-    of: Of,
+    request: RequestLabels,
     code: u16,
 }
 
-/// A request that lasts until its client goes.
+/// The labels of a long-running request.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Lasting {
+struct LongRunningLabels {
     verb: &'static str,
     group: Arc<str>,
     version: Arc<str>,
@@ -57,32 +58,31 @@ struct Lasting {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Manner {
+struct InFlightLabels {
     request_kind: &'static str,
 }
 
-/// Connections that become a WebSocket.
+/// The labels of connections that are upgraded to a WebSocket.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Streaming {
+struct WebSocketLabels {
     subresource: &'static str,
     proxy_type: &'static str,
 }
 
-/// All metrics.
 pub struct Metrics {
     registry: Arc<Mutex<Registry>>,
-    requests: Family<Coded, Counter>,
-    durations: Family<Of, Histogram, fn() -> Histogram>,
-    running: Family<Manner, Gauge>,
-    long_running: Family<Lasting, Gauge>,
-    websockets: Family<Streaming, Counter>,
+    requests: Family<ResponseLabels, Counter>,
+    durations: Family<RequestLabels, Histogram, fn() -> Histogram>,
+    in_flight: Family<InFlightLabels, Gauge>,
+    long_running: Family<LongRunningLabels, Gauge>,
+    websockets: Family<WebSocketLabels, Counter>,
 }
 
 fn histogram() -> Histogram {
     Histogram::new(BUCKETS)
 }
 
-impl Of {
+impl RequestLabels {
     /// The labels of a request; `row` and `subresource` where a resource serves it.
     #[must_use]
     pub fn new(info: &RequestInfo, target: Option<&super::route::Target>, dry_run: bool) -> Self {
@@ -126,7 +126,7 @@ impl Metrics {
             registry: registry.clone(),
             requests: Family::default(),
             durations: Family::new_with_constructor(histogram as fn() -> Histogram),
-            running: Family::default(),
+            in_flight: Family::default(),
             long_running: Family::default(),
             websockets: Family::default(),
         };
@@ -137,7 +137,7 @@ impl Metrics {
             "Time from a request's arrival to its answer's head",
             metrics.durations.clone(),
         );
-        registry.register("apiserver_current_inflight_requests", "Requests being answered", metrics.running.clone());
+        registry.register("apiserver_current_inflight_requests", "Requests being answered", metrics.in_flight.clone());
         registry.register(
             "apiserver_longrunning_requests",
             "Open watches, logs and sessions",
@@ -152,39 +152,39 @@ impl Metrics {
         metrics
     }
 
-    /// Counts a finished request.
-    pub fn done(&self, of: &Of, code: u16, took: Duration) {
-        self.requests.get_or_create(&Coded { of: of.clone(), code }).inc();
-        if of.verb != "WATCH" {
-            self.durations.get_or_create(of).observe(took.as_secs_f64());
+    /// Counts a finished request and observes its duration.
+    pub fn observe(&self, labels: &RequestLabels, code: u16, took: Duration) {
+        self.requests.get_or_create(&ResponseLabels { request: labels.clone(), code }).inc();
+        if labels.verb != "WATCH" {
+            self.durations.get_or_create(labels).observe(took.as_secs_f64());
         }
     }
 
-    /// Counts a request among those that are being answered, until what this returns is dropped.
-    pub(super) fn running(&self, mutating: bool) -> UnderWay {
+    /// Counts a request in the in-flight gauge until the guard is dropped.
+    pub(super) fn in_flight(&self, mutating: bool) -> GaugeGuard {
         let request_kind = if mutating { "mutating" } else { "readOnly" };
-        UnderWay::begin(self.running.get_or_create_owned(&Manner { request_kind }))
+        GaugeGuard::begin(self.in_flight.get_or_create_owned(&InFlightLabels { request_kind }))
     }
 
-    /// Counts a WebSocket of `pods/SUBRESOURCE` that is handed through to a node: none is translated here.
+    /// Counts a WebSocket of `pods/SUBRESOURCE` that is proxied to a kubelet; no WebSocket is translated here.
     pub fn websocket(&self, subresource: &'static str) {
-        self.websockets.get_or_create(&Streaming { subresource, proxy_type: "proxied_to_kubelet" }).inc();
+        self.websockets.get_or_create(&WebSocketLabels { subresource, proxy_type: "proxied_to_kubelet" }).inc();
     }
 
-    /// The same for a watch, a log or a session.
-    pub(super) fn long_running(&self, of: &Of) -> UnderWay {
-        let Of { verb, dry_run: _, group, version, resource, subresource, scope, component } = of.clone();
-        let lasting = Lasting { verb, group, version, resource, subresource, scope, component };
-        UnderWay::begin(self.long_running.get_or_create_owned(&lasting))
+    /// The same for long-running requests: watches, logs, sessions.
+    pub(super) fn long_running(&self, of: &RequestLabels) -> GaugeGuard {
+        let RequestLabels { verb, dry_run: _, group, version, resource, subresource, scope, component } = of.clone();
+        let labels = LongRunningLabels { verb, group, version, resource, subresource, scope, component };
+        GaugeGuard::begin(self.long_running.get_or_create_owned(&labels))
     }
 
-    /// What `/metrics` shows to a client, and its media type: OpenMetrics where the client accepts that, as upstream.
+    /// The content of `/metrics` and its media type: OpenMetrics if the client accepts that, as upstream.
     #[must_use]
     pub fn page(&self, accept: Option<&str>) -> (&'static str, String) {
         let mut media = accept.unwrap_or_default().split(',').filter_map(|clause| clause.split(';').next());
         match media.any(|media| media.trim() == "application/openmetrics-text") {
             true => (OPEN_METRICS, self.open_metrics()),
-            false => (TEXT, classic(&self.open_metrics())),
+            false => (TEXT, to_prometheus_text(&self.open_metrics())),
         }
     }
 
@@ -197,9 +197,9 @@ impl Metrics {
     }
 }
 
-/// OpenMetrics text in Prometheus' older format: a counter is described under the name that its samples have, units are
-/// part of names alone, and nothing marks the end.
-fn classic(open_metrics: &str) -> String {
+/// Converts OpenMetrics to Prometheus' older text format: a counter's description has the name of its samples, units
+/// occur only in names, and there is no end marker.
+fn to_prometheus_text(open_metrics: &str) -> String {
     let described = |line: &str| {
         line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ').map(|(name, _)| name.to_owned()))
     };
@@ -230,11 +230,11 @@ mod tests {
     #[test]
     fn the_page_is_text_unless_open_metrics_are_asked_for() {
         let metrics = Metrics::new(Arc::default());
-        let _changing = metrics.running(true);
+        let _changing = metrics.in_flight(true);
         let (group, version, resource) = Default::default();
         let (verb, dry_run, subresource, scope, component) = ("GET", "", "", "", "apiserver");
-        let of = Of { verb, dry_run, group, version, resource, subresource, scope, component };
-        metrics.done(&of, 200, Duration::ZERO);
+        let of = RequestLabels { verb, dry_run, group, version, resource, subresource, scope, component };
+        metrics.observe(&of, 200, Duration::ZERO);
         let open = metrics.long_running(&of);
         let (media, text) = metrics.page(Some("text/html, */*;q=0.1"));
         assert!(media.starts_with("text/plain; version=0.0.4"), "{media}");

@@ -1,12 +1,14 @@
-//! The only place with HTTP types: request info, negotiation, streaming, answers.
+//! The HTTP layer, and the only place with HTTP types: request info, negotiation, dispatch, streaming, responses.
 
 mod connect;
 pub mod deadline;
 pub(crate) mod dispatch;
 #[cfg(test)]
 mod fuzz;
+mod gauge_guard;
 pub mod handle;
 pub mod health;
+mod in_flight;
 pub mod info;
 pub mod kubelets;
 mod large;
@@ -20,9 +22,7 @@ mod protobuf;
 mod proxy;
 pub mod respond;
 pub mod route;
-mod seats;
 pub(crate) mod services;
 pub mod table;
-mod under_way;
 mod warnings;
 pub mod watch;

@@ -1,11 +1,11 @@
-//! Which form an answer takes: media type, pretty printing, and Table or PartialObjectMetadata in the object's stead.
+//! Content negotiation: media type, pretty printing, and Table or PartialObjectMetadata instead of the object.
 
 use machinery_api::ApiError;
 
 use crate::request::query::Query;
 use machinery_api::schema;
 
-/// The media types that resources are answered in, in the order of upstream's messages.
+/// The media types of resources, in the order of upstream's messages.
 const RESOURCE_TYPES: &[&str] = &[
     "application/json",
     "application/yaml",
@@ -13,26 +13,27 @@ const RESOURCE_TYPES: &[&str] = &[
     "application/json;stream=watch",
     "application/vnd.kubernetes.protobuf;stream=watch",
 ];
-/// What discovery and errors name.
+/// The media types of discovery and errors.
 const PLAIN_TYPES: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
 
-/// What logs name.
+/// The media types of logs.
 const TEXT_TYPES: &[&str] =
     &["text/plain", "application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
 
-/// How bytes look.
+/// A media type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Media {
     /// `application/json`
     Json,
     /// `application/yaml`
     Yaml,
-    /// `application/vnd.kubernetes.protobuf`: for who takes nothing else. What is stored is JSON, which is answered as it is.
+    /// `application/vnd.kubernetes.protobuf`: only for clients that accept nothing else. Stored objects are JSON, which
+    /// is sent without conversion.
     Protobuf,
 }
 
 impl Media {
-    /// As in `Content-Type`.
+    /// The `Content-Type`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -53,7 +54,7 @@ pub enum MetaVersion {
 }
 
 impl MetaVersion {
-    /// As `apiVersion`.
+    /// The `apiVersion`.
     #[must_use]
     pub fn api_version(self) -> &'static str {
         match self {
@@ -63,7 +64,7 @@ impl MetaVersion {
     }
 }
 
-/// What stands in the object's stead.
+/// What is sent instead of the object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transform {
     /// `as=Table`
@@ -74,21 +75,21 @@ pub enum Transform {
     MetadataList(MetaVersion),
 }
 
-/// The form of an answer.
+/// The negotiated form of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Form {
-    /// How bytes look.
+    /// The media type.
     pub media: Media,
     /// Whether JSON is indented.
     pub pretty: bool,
-    /// What stands in the object's stead.
+    /// What is sent instead of the object.
     pub transform: Option<Transform>,
 }
 
 impl Form {
     /// Compact JSON.
     pub const JSON: Self = Self { media: Media::Json, pretty: false, transform: None };
-    /// Indented JSON: what upstream answers where nothing could be agreed on.
+    /// Indented JSON: upstream's form when negotiation fails.
     pub const PRETTY: Self = Self { media: Media::Json, pretty: true, transform: None };
 }
 
@@ -106,7 +107,7 @@ impl Clause<'_> {
     }
 }
 
-/// Clauses by quality, and in their order where that is equal.
+/// The clauses by descending quality, in header order where it is equal.
 pub(super) fn clauses(accept: &str) -> Vec<Clause<'_>> {
     let mut found: Vec<Clause<'_>> = accept
         .split(',')
@@ -123,7 +124,7 @@ pub(super) fn clauses(accept: &str) -> Vec<Clause<'_>> {
     found
 }
 
-/// What a route says that it produces.
+/// The set of media types that a route produces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Produces {
     /// Objects, and discovery documents.
@@ -134,7 +135,7 @@ pub enum Produces {
     Text,
     /// JSON alone.
     Json,
-    /// The keys of tokens.
+    /// The JSON Web Key Set.
     KeySet,
 }
 
@@ -150,8 +151,8 @@ impl Produces {
     }
 }
 
-/// The routing layer's own look at Accept (go-restful): a clause must name a produced type or be `*/*`, without
-/// looking at parameters.
+/// The check of Accept in upstream's routing layer (go-restful): a clause must name a produced type or be `*/*`;
+/// parameters are ignored.
 pub fn route_accepts(accept: Option<&str>, produces: Produces) -> Result<(), ApiError> {
     let Some(accept) = accept.filter(|a| !a.trim().is_empty()) else { return Ok(()) };
     let types = produces.types();
@@ -165,14 +166,14 @@ pub fn route_accepts(accept: Option<&str>, produces: Produces) -> Result<(), Api
     Err(ApiError::NotAcceptableRoute(types.iter().map(|kind| (*kind).to_owned()).collect()))
 }
 
-/// What a handler is willing to answer.
+/// The forms that a handler offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Offers {
-    /// PartialObjectMetadata(List) in the object's stead.
+    /// PartialObjectMetadata(List) instead of the object.
     pub metadata: bool,
-    /// Tables in the object's stead.
+    /// Tables instead of the object.
     pub tables: bool,
-    /// A stream of events, which is never YAML.
+    /// A stream of watch events, which is never YAML.
     pub streams: bool,
     /// The object itself in protobuf.
     pub protobuf: bool,
@@ -181,19 +182,19 @@ pub struct Offers {
 impl Offers {
     /// Objects and lists.
     pub const OBJECTS: Self = Self { metadata: true, tables: true, streams: false, protobuf: true };
-    /// Objects that have no table: what is answered and never stored.
+    /// Virtual objects that have no table.
     pub const NO_TABLES: Self = Self { tables: false, ..Self::OBJECTS };
-    /// Errors and discovery: the thing itself.
+    /// Errors and discovery: no transformation.
     pub const PLAIN: Self = Self { metadata: false, tables: false, streams: false, protobuf: true };
     /// Watches.
     pub const WATCH: Self = Self { streams: true, ..Self::OBJECTS };
 }
 
-/// Agrees on a form.
+/// Negotiates a form.
 pub fn negotiate(accept: Option<&str>, query: &Query, agent: &str, offers: Offers) -> Result<Form, ApiError> {
     let accept = accept.map(str::trim).filter(|a| !a.is_empty()).unwrap_or("*/*");
     let mut yaml_refused = false;
-    // Protobuf is for who takes no JSON in the same form.
+    // Protobuf is used only if no clause accepts JSON in the same form.
     let mut last: Option<Form> = None;
     for clause in clauses(accept) {
         let media = match clause.kind {
@@ -212,7 +213,7 @@ pub fn negotiate(accept: Option<&str>, query: &Query, agent: &str, offers: Offer
         {
             continue;
         }
-        // A group or version alone asks for a form, too, and for none that there is.
+        // A group or version without `as` requests a form, too, and no such form exists.
         let transforms = ["as", "g", "v"].iter().any(|name| clause.param(name).is_some());
         let transform = match clause.param("as").or(transforms.then_some("")) {
             None => None,
@@ -233,8 +234,8 @@ pub fn negotiate(accept: Option<&str>, query: &Query, agent: &str, offers: Offer
             }
         };
         let pretty = match (query.flag("pretty"), clause.param("pretty")) {
-            (Some(asked), _) => asked,
-            (None, Some(asked)) => asked == "1",
+            (Some(given), _) => given,
+            (None, Some(given)) => given == "1",
             (None, None) => ["curl", "Wget", "Mozilla/5.0"].iter().any(|a| agent.starts_with(a)),
         };
         let form = Form { media, pretty: pretty && !offers.streams && media != Media::Protobuf, transform };
@@ -253,7 +254,7 @@ pub fn negotiate(accept: Option<&str>, query: &Query, agent: &str, offers: Offer
     Err(ApiError::NotAcceptable(types.iter().map(|t| (*t).to_owned()).collect()))
 }
 
-/// Reads the media type of a body (not of a patch).
+/// Parses the media type of a body (not of a patch).
 pub fn body_type(content_type: Option<&str>) -> Result<schema::Media, ApiError> {
     schema::Media::of(content_type.unwrap_or(""))
         .ok_or_else(|| ApiError::UnsupportedMediaType(PLAIN_TYPES.iter().map(|t| (*t).to_owned()).collect()))

@@ -1,41 +1,43 @@
-//! Connections to kubelets that wait for their next request: a handshake is made once, and not for each log, session or
-//! figure that somebody asks a node for. Which are kept is decided without a clock and without a socket.
+//! A pool of idle connections to kubelets, so that logs, sessions and metrics do not pay a TLS handshake each. The pool
+//! takes time and connection state as arguments: it has neither clock nor socket.
 
 use std::time::Duration;
 
 use super::kubelets::NodeAddress;
 
-/// Idle connections to one node: what a burst leaves behind need not all stay.
+/// The maximum number of idle connections to one node: a burst need not keep all of its connections.
 pub(super) const PER_NODE_MAX: usize = 4;
-/// Idle connections in all, where the process may have as many; the one that has waited longest makes room.
-pub(super) const KEPT_MAX: usize = 64;
-/// How long one waits: less than a kubelet lets it, so that none is closed as a request goes out on it.
+/// The maximum number of idle connections in all, if the process may have as many. Above it, the one idle for longest
+/// is evicted.
+pub(super) const IDLE_CONNECTIONS_MAX: usize = 64;
+/// The maximum idle time: shorter than the kubelet's, so that the kubelet does not close a connection while a request
+/// is sent.
 pub(super) const IDLE_MAX: Duration = Duration::from_secs(60);
-/// After so long a node shows its certificate anew, and has to show one that is good then.
+/// The maximum age of a connection, after which the node's certificate is verified again.
 pub(super) const AGE_MAX: Duration = Duration::from_secs(600);
 
-/// One that waits.
+/// An idle connection.
 struct Idle<C> {
     to: NodeAddress,
     connection: C,
-    made: Duration,
-    since: Duration,
+    created_at: Duration,
+    idle_since: Duration,
 }
 
-/// All that wait, those that were used last at the end.
+/// The idle connections, least recently used first.
 pub(super) struct Pool<C> {
     idle: Vec<Idle<C>>,
     max: usize,
 }
 
 impl<C> Pool<C> {
-    /// Keeps so many at most.
+    /// Creates a pool of at most `max` connections.
     pub(super) const fn new(max: usize) -> Self {
         Self { idle: Vec::new(), max }
     }
 
-    /// One to a node, with the time when it was made: the one that was used last, as it is the least likely to be closed.
-    /// Those that nobody may use any more are dropped: closed ones, old ones, and those to a node that is another one now.
+    /// Takes a connection to a node, with its creation time. The most recently used one comes first, as it is the least
+    /// likely to be closed. Closed and expired connections are dropped, and those to a former Node at the same address.
     pub(super) fn take(
         &mut self,
         to: &NodeAddress,
@@ -43,23 +45,23 @@ impl<C> Pool<C> {
         is_open: impl Fn(&C) -> bool,
     ) -> Option<(C, Duration)> {
         self.sweep(now, is_open);
-        self.idle.retain(|idle| idle.to == *to || !idle.to.is_where(to));
+        self.idle.retain(|idle| idle.to == *to || !idle.to.has_address_of(to));
         let at = self.idle.iter().rposition(|idle| idle.to == *to)?;
-        let Idle { connection, made, .. } = self.idle.remove(at);
-        Some((connection, made))
+        let Idle { connection, created_at, .. } = self.idle.remove(at);
+        Some((connection, created_at))
     }
 
-    /// Keeps one that was made then and is free now.
+    /// Returns a connection to the pool, with its creation time.
     pub(super) fn keep(
         &mut self,
         to: NodeAddress,
         connection: C,
-        made: Duration,
+        created_at: Duration,
         now: Duration,
         is_open: impl Fn(&C) -> bool,
     ) {
         self.sweep(now, is_open);
-        if self.max == 0 || now.saturating_sub(made) >= AGE_MAX {
+        if self.max == 0 || now.saturating_sub(created_at) >= AGE_MAX {
             return;
         }
         let of_node = self.idle.iter().filter(|idle| idle.to == to).count();
@@ -70,12 +72,13 @@ impl<C> Pool<C> {
         if let Some(at) = longest {
             self.idle.remove(at);
         }
-        self.idle.push(Idle { to, connection, made, since: now });
+        self.idle.push(Idle { to, connection, created_at, idle_since: now });
     }
 
     fn sweep(&mut self, now: Duration, is_open: impl Fn(&C) -> bool) {
-        let old =
-            |idle: &Idle<C>| now.saturating_sub(idle.since) >= IDLE_MAX || now.saturating_sub(idle.made) >= AGE_MAX;
+        let old = |idle: &Idle<C>| {
+            now.saturating_sub(idle.idle_since) >= IDLE_MAX || now.saturating_sub(idle.created_at) >= AGE_MAX
+        };
         self.idle.retain(|idle| !old(idle) && is_open(&idle.connection));
     }
 }
@@ -99,7 +102,7 @@ mod tests {
 
     #[test]
     fn the_last_one_used_is_taken_and_others_end_in_time() {
-        let (mut pool, open) = (Pool::new(KEPT_MAX), |_: &u32| true);
+        let (mut pool, open) = (Pool::new(IDLE_CONNECTIONS_MAX), |_: &u32| true);
         pool.keep(node("a", 1), 1, at(0), at(0), open);
         pool.keep(node("a", 1), 2, at(0), at(1), open);
         assert_eq!(pool.take(&node("a", 2), at(1), open), None, "another port");
@@ -114,15 +117,15 @@ mod tests {
 
     #[test]
     fn a_node_that_was_made_anew_gets_none_of_its_predecessors() {
-        let (mut pool, open) = (Pool::new(KEPT_MAX), |_: &u32| true);
+        let (mut pool, open) = (Pool::new(IDLE_CONNECTIONS_MAX), |_: &u32| true);
         pool.keep(node("a", 1), 1, at(0), at(0), open);
         assert_eq!(pool.take(&node("b", 1), at(1), open), None);
-        assert!(pool.idle.is_empty(), "and they are closed");
+        assert!(pool.idle.is_empty(), "the former node's connections are closed");
     }
 
     #[test]
     fn a_burst_leaves_few_and_no_node_takes_all_room() {
-        let (mut pool, open) = (Pool::new(KEPT_MAX), |_: &u32| true);
+        let (mut pool, open) = (Pool::new(IDLE_CONNECTIONS_MAX), |_: &u32| true);
         for n in 0..100 {
             pool.keep(node("a", 1), n, at(0), at(0), open);
         }
@@ -130,6 +133,9 @@ mod tests {
         for n in 0..100 {
             pool.keep(node(&format!("n{n}"), 2 + n), u32::from(n), at(0), at(1), open);
         }
-        assert_eq!((pool.idle.len(), pool.idle[0].connection), (KEPT_MAX, 100 - KEPT_MAX as u32));
+        assert_eq!(
+            (pool.idle.len(), pool.idle[0].connection),
+            (IDLE_CONNECTIONS_MAX, 100 - IDLE_CONNECTIONS_MAX as u32)
+        );
     }
 }

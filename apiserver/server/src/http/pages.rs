@@ -1,4 +1,4 @@
-//! What is no resource: discovery, versions, health, metrics, OpenAPI, the index.
+//! Responses that are no resources: discovery, versions, health, metrics, OpenAPI, the index.
 
 use std::sync::Arc;
 
@@ -18,35 +18,35 @@ use crate::catalog::discovery::{self, AGGREGATED, AGGREGATED_PROTOBUF, AGGREGATE
 use crate::catalog::order::InOrder;
 
 impl RequestHandler {
-    /// Answers what is no resource.
-    pub(super) fn page(
+    /// Serves a route that is no resource.
+    pub(super) fn serve_page(
         self: &Arc<Self>,
-        asking: &RequestContext<'_>,
+        ctx: &RequestContext<'_>,
         method: &str,
         page: Route,
     ) -> Result<Response<Body>, ApiError> {
-        let asked = &asking.asked;
+        let head = &ctx.head;
         let ordered = |form: Form, value: &Value| {
-            respond::bytes(200, form.media.as_str(), respond::written(form, &InOrder::of(value)))
+            respond::bytes(200, form.media.as_str(), respond::serialized(form, &InOrder::of(value)))
         };
         let document = |value: &Value| {
-            let form = asked.form(Offers::PLAIN)?;
+            let form = head.form(Offers::PLAIN)?;
             Ok(match form.media {
                 Media::Json => ordered(form, value),
-                // Upstream's YAML is sorted.
+                // Upstream sorts the keys of its YAML.
                 Media::Yaml | Media::Protobuf => respond::value(200, form, value),
             })
         };
-        let accept = asked.accept();
+        let accept = head.accept();
         let accepts = |produces: Produces| negotiate::route_accepts(accept.as_deref(), produces);
         let routed = |value: &Value| accepts(Produces::Objects).and_then(|()| document(value));
         match page {
             Route::Health(root, one) => {
                 let checks = self.checks(&root);
                 if one.is_none() {
-                    self.slis.count(&root, &checks, asked.query);
+                    self.slis.count(&root, &checks, head.query);
                 }
-                let mut response = health::answer(&root, one.as_deref(), &checks, asked.query);
+                let mut response = health::answer(&root, one.as_deref(), &checks, head.query);
                 if method == "HEAD" {
                     *response.body_mut() = Body::empty();
                 }
@@ -58,21 +58,21 @@ impl RequestHandler {
             }
             Route::Slis => Ok(respond::bytes(200, health::SLIS_MEDIA_TYPE, self.slis.text())),
             Route::Version => accepts(Produces::Json).map(|()| ordered(Form::PRETTY, &discovery::version())),
-            Route::Index => Ok(respond::value(200, Form::PRETTY, &json!({"paths": self.paths(asking.catalog)}))),
-            Route::Core => match self.aggregated(asking, true) {
+            Route::Index => Ok(respond::value(200, Form::PRETTY, &json!({"paths": self.paths(ctx.catalog)}))),
+            Route::Core => match self.aggregated(ctx, true) {
                 Some(response) => Ok(response),
-                None => routed(&asking.catalog.discovery().versions()),
+                None => routed(&ctx.catalog.discovery().versions()),
             },
-            Route::Groups => match self.aggregated(asking, false) {
+            Route::Groups => match self.aggregated(ctx, false) {
                 Some(response) => Ok(response),
-                None => document(&asking.catalog.discovery().groups()),
+                None => document(&ctx.catalog.discovery().groups()),
             },
-            Route::Group(group) => document(&asking.catalog.discovery().group(&group).ok_or(ApiError::NoSuchResource)?),
+            Route::Group(group) => document(&ctx.catalog.discovery().group(&group).ok_or(ApiError::NoSuchResource)?),
             Route::Resources(group, version) => {
-                routed(&asking.catalog.discovery().resources(&group, &version).ok_or(ApiError::NoSuchResource)?)
+                routed(&ctx.catalog.discovery().resources(&group, &version).ok_or(ApiError::NoSuchResource)?)
             }
-            Route::OpenApiV2 => Ok(self.open_api_v2(asking)),
-            Route::OpenApiIndex | Route::OpenApi(_) => Ok(self.open_api(asking, page)),
+            Route::OpenApiV2 => Ok(self.open_api_v2(ctx)),
+            Route::OpenApiIndex | Route::OpenApi(_) => Ok(self.open_api(ctx, page)),
             Route::Issuer => {
                 accepts(Produces::Json)?;
                 let mut response = ordered(Form::JSON, &jwks::configuration(&self.deps.address));
@@ -90,13 +90,13 @@ impl RequestHandler {
         }
     }
 
-    /// Aggregated discovery, where it is asked for; it wins wherever it stands in Accept.
-    fn aggregated(&self, asking: &RequestContext<'_>, core: bool) -> Option<Response<Body>> {
-        // Upstream has it under the name without a slash.
-        if asking.asked.uri.path() == "/apis/" {
+    /// Aggregated discovery, if the client accepts it; it takes precedence at any position in Accept.
+    fn aggregated(&self, ctx: &RequestContext<'_>, core: bool) -> Option<Response<Body>> {
+        // Upstream serves aggregated discovery only without the trailing slash.
+        if ctx.head.uri.path() == "/apis/" {
             return None;
         }
-        let accept = asking.asked.accept()?;
+        let accept = ctx.head.accept()?;
         let media = accept.split(',').find_map(|clause| {
             let mut pieces = clause.split(';').map(str::trim);
             let media = match pieces.next() {
@@ -110,10 +110,10 @@ impl RequestHandler {
                 ["g=apidiscovery.k8s.io", "v=v2", "as=APIGroupDiscoveryList"].iter().all(|p| params.contains(p));
             wanted.then_some(media)
         })?;
-        let found = asking.catalog.discovery().aggregated(core);
-        let known = asking.asked.headers.get(IF_NONE_MATCH).is_some_and(|t| t.as_bytes() == found.tag.as_bytes());
+        let found = ctx.catalog.discovery().aggregated(core);
+        let known = ctx.head.headers.get(IF_NONE_MATCH).is_some_and(|t| t.as_bytes() == found.tag.as_bytes());
         let mut response = match media {
-            _ if known => respond::nothing(304),
+            _ if known => respond::empty(304),
             Media::Json => respond::bytes(200, AGGREGATED, found.json.clone()),
             Media::Protobuf => respond::bytes(200, AGGREGATED_PROTOBUF, found.protobuf.clone()),
             Media::Yaml => {

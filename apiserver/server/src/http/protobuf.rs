@@ -1,4 +1,4 @@
-//! Answers in Kubernetes protobuf, for who takes nothing else: made of the JSON that is stored, by the types of the table.
+//! Responses in Kubernetes protobuf, encoded from the stored JSON by the types of the resource table.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use apiserver_storage::cache::Cached;
 use machinery_api::schema::TypeRef;
 use machinery_api::schema::encode;
 
-/// A document by what it says of itself; negotiation sees to it that it has a message.
+/// Encodes a document by its kind and apiVersion; negotiation guarantees that it has a message type.
 pub(super) fn document(value: &Value) -> Bytes {
     encode::type_of(value).map(|found| encode::enveloped(found, value)).unwrap_or_default().into()
 }
@@ -24,12 +24,12 @@ pub(super) fn event(kind: &str, object: &Value) -> Bytes {
     encode::type_of(object).map(|found| encode::watch_event(kind, found, object)).unwrap_or_default().into()
 }
 
-/// An object's metadata in its stead.
+/// Reduces an object to PartialObjectMetadata.
 pub(super) fn partial(api_version: &str, mut object: Value) -> Value {
     json!({ "kind": "PartialObjectMetadata", "apiVersion": api_version, "metadata": object["metadata"].take() })
 }
 
-/// What a list shows of an object.
+/// A list item in the requested form.
 fn shown(row: &ResourceInfo, transform: Option<Transform>, managed: bool, cached: &Arc<Cached>) -> Value {
     let value = value_of(row, &ResponseObject::Cached(cached.clone()), managed);
     match transform {
@@ -38,7 +38,8 @@ fn shown(row: &ResourceInfo, transform: Option<Transform>, managed: bool, cached
     }
 }
 
-/// A list, a piece at a time. Its length stands before it: each object is written twice, so that none is held.
+/// A list, one piece at a time. The length of each item precedes it, so each object is encoded twice and none is
+/// buffered.
 pub(super) fn list(
     row: &Arc<ResourceInfo>,
     transform: Option<Transform>,

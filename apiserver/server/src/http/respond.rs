@@ -1,4 +1,4 @@
-//! Answers in the form that was agreed on.
+//! Builds responses in the negotiated form.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -20,17 +20,17 @@ use super::negotiate::{Form, Media, MetaVersion, Offers, Transform, negotiate};
 use super::protobuf;
 use super::route::Target;
 use super::table::{Include, Tables, write_partial};
-use crate::registry::{Answer, List, ResponseObject, fields, object};
+use crate::registry::{List, ResponseObject, VerbResult, fields, object};
 use crate::request::query::Query;
 use apiserver_resources::cells::NAME_AND_AGE;
 use apiserver_resources::{ResourceInfo, SubresourceKind, Verb};
 use apiserver_storage::cache::{Cached, write_record};
 use machinery_api::schema::internal_group;
 
-/// Smaller answers are not worth packing (upstream's limit).
+/// The minimum size of a compressed response (upstream's limit).
 const GZIP_BYTES_MIN: usize = 128 * 1024;
 
-/// What an answer is made for.
+/// The parts of a request that shape its response.
 pub struct RequestHead<'a> {
     /// The request's method.
     pub method: &'a Method,
@@ -40,10 +40,10 @@ pub struct RequestHead<'a> {
     pub headers: &'a HeaderMap,
     /// The request's query.
     pub query: &'a Query,
-    /// The request's time.
+    /// The time of the request.
     pub now: Timestamp,
-    /// Whether objects are shown with who manages their fields: to everybody but this process's own components, which
-    /// have no use for it.
+    /// Whether responses show `managedFields`: to all clients except the components of this process, which don't use
+    /// them.
     pub managed: bool,
 }
 
@@ -62,13 +62,13 @@ impl RequestHead<'_> {
         self.headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or("")
     }
 
-    /// Agrees on a form.
+    /// Negotiates a form.
     pub fn form(&self, offers: Offers) -> Result<Form, ApiError> {
         negotiate(self.accept().as_deref(), self.query, self.agent(), offers)
     }
 }
 
-/// A body of a media type.
+/// A response with a body of a media type.
 #[must_use]
 pub fn bytes(code: u16, media: &'static str, body: impl Into<Body>) -> Response<Body> {
     let mut response = Response::new(body.into());
@@ -85,17 +85,17 @@ pub fn text(code: u16, text: String) -> Response<Body> {
     response
 }
 
-/// A code alone.
+/// A status code without a body.
 #[must_use]
-pub fn nothing(code: u16) -> Response<Body> {
+pub fn empty(code: u16) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response
 }
 
-/// 301, as Go's `http.Redirect` writes it where the media type is known already.
+/// 301, as Go's `http.Redirect` writes it when the media type is already set.
 #[must_use]
-pub fn moved(to: &str, media: &'static str) -> Response<Body> {
+pub fn redirect(to: &str, media: &'static str) -> Response<Body> {
     let mut response = bytes(301, media, Body::empty());
     if let Ok(to) = HeaderValue::from_str(to) {
         response.headers_mut().insert(LOCATION, to);
@@ -103,7 +103,7 @@ pub fn moved(to: &str, media: &'static str) -> Response<Body> {
     response
 }
 
-/// The text 404 of paths that belong to nobody.
+/// The text 404 for paths outside every API group.
 #[must_use]
 pub fn page_not_found() -> Response<Body> {
     text(404, "404 page not found\n".into())
@@ -116,11 +116,11 @@ fn yaml(value: &impl Serialize) -> Bytes {
 /// A value in a form without transformation.
 #[must_use]
 pub fn value(code: u16, form: Form, value: &Value) -> Response<Body> {
-    bytes(code, form.media.as_str(), written(form, value))
+    bytes(code, form.media.as_str(), serialized(form, value))
 }
 
-/// A document as it is written in a form without transformation.
-pub(super) fn written(form: Form, value: &impl Serialize) -> Bytes {
+/// Serializes a document in a form without transformation.
+pub(super) fn serialized(form: Form, value: &impl Serialize) -> Bytes {
     match (form.media, form.pretty) {
         (Media::Yaml, _) => yaml(value),
         (Media::Protobuf, _) => protobuf::document(&serde_json::to_value(value).unwrap_or_default()),
@@ -131,12 +131,12 @@ pub(super) fn written(form: Form, value: &impl Serialize) -> Bytes {
 
 /// An error.
 #[must_use]
-pub fn error(asked: &RequestHead<'_>, error: &ApiError) -> Response<Body> {
-    let form = asked.form(Offers::PLAIN).or_else(|_| asked.form(Offers::OBJECTS)).unwrap_or(Form::PRETTY);
+pub fn error(head: &RequestHead<'_>, error: &ApiError) -> Response<Body> {
+    let form = head.form(Offers::PLAIN).or_else(|_| head.form(Offers::OBJECTS)).unwrap_or(Form::PRETTY);
     status(form, &error.status())
 }
 
-/// A Status; its code is the answer's where it has one.
+/// A Status; its code becomes the HTTP status if it has one.
 #[must_use]
 pub fn status(form: Form, status: &Status) -> Response<Body> {
     let code = if status.code == 0 { 200 } else { status.code };
@@ -163,23 +163,23 @@ pub fn status(form: Form, status: &Status) -> Response<Body> {
     response
 }
 
-/// A verb's answer.
+/// The response of a verb.
 pub fn answer(
-    asked: &RequestHead<'_>,
+    head: &RequestHead<'_>,
     form: Form,
     row: &Arc<ResourceInfo>,
     scales: bool,
-    answer: Answer,
+    answer: VerbResult,
 ) -> Result<Response<Body>, ApiError> {
     match answer {
-        Answer::Object(code, shown) => object(asked, form, row, scales, code, shown),
-        Answer::List(list) => self::list(asked, form, row, list),
-        Answer::Status(code, status) => {
+        VerbResult::Object(code, shown) => object(head, form, row, scales, code, shown),
+        VerbResult::List(list) => self::list(head, form, row, list),
+        VerbResult::Status(code, status) => {
             let mut response = self::status(form, &status);
             *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::OK);
             Ok(response)
         }
-        Answer::Nothing => {
+        VerbResult::Nothing => {
             let mut response = Response::new(Body::empty());
             *response.status_mut() = StatusCode::NO_CONTENT;
             Ok(response)
@@ -187,10 +187,10 @@ pub fn answer(
     }
 }
 
-/// An object's JSON as a row of it shows it.
+/// An object's JSON in the version of the row.
 fn json_of(row: &ResourceInfo, shown: &ResponseObject, managed: bool) -> Bytes {
     match shown {
-        ResponseObject::Cached(cached) if row.shows_stored() => cached.bytes(managed),
+        ResponseObject::Cached(cached) if row.serves_cached_form() => cached.bytes(managed),
         ResponseObject::Stored(record, revision) => {
             let mut out = Vec::new();
             write_record(record, *revision, managed, &mut out);
@@ -205,10 +205,10 @@ fn ordered(value: &Value) -> Bytes {
     value.to_string().into()
 }
 
-/// An object's value as a row shows it.
+/// An object's value in the version of the row.
 pub(super) fn value_of(row: &ResourceInfo, shown: &ResponseObject, managed: bool) -> Value {
     let (value, managers) = match shown {
-        ResponseObject::Cached(cached) if row.shows_stored() => (cached.value(), cached.managers()),
+        ResponseObject::Cached(cached) if row.serves_cached_form() => (cached.value(), cached.managers()),
         ResponseObject::Cached(cached) => (row.strategy.read_storage_version(cached.value()), cached.managers()),
         ResponseObject::Stored(record, revision) => {
             let value = serde_json::from_slice(&record.body()).unwrap_or(Value::Null);
@@ -216,11 +216,11 @@ pub(super) fn value_of(row: &ResourceInfo, shown: &ResponseObject, managed: bool
         }
         ResponseObject::Value(value) => return value.clone(),
     };
-    if managed { fields::shown(value, managers) } else { value }
+    if managed { fields::with_managed_fields(value, managers) } else { value }
 }
 
-fn tables(asked: &RequestHead<'_>, row: &Arc<ResourceInfo>, version: MetaVersion) -> Result<Tables, ApiError> {
-    Ok(Tables { row: row.clone(), version, include: Include::read(asked.query)?, now: asked.now, scales: false })
+fn tables(head: &RequestHead<'_>, row: &Arc<ResourceInfo>, version: MetaVersion) -> Result<Tables, ApiError> {
+    Ok(Tables { row: row.clone(), version, include: Include::read(head.query)?, now: head.now, scales: false })
 }
 
 fn wrong_transform(hub: &str, kind: &str, wanted: &str, list: bool) -> ApiError {
@@ -230,7 +230,7 @@ fn wrong_transform(hub: &str, kind: &str, wanted: &str, list: bool) -> ApiError 
 }
 
 fn object(
-    asked: &RequestHead<'_>,
+    head: &RequestHead<'_>,
     form: Form,
     row: &Arc<ResourceInfo>,
     scales: bool,
@@ -241,20 +241,20 @@ fn object(
         None if form == Form::JSON => {
             let mut body = Vec::new();
             match &shown {
-                ResponseObject::Cached(cached) if row.shows_stored() => cached.write_to(asked.managed, &mut body),
-                ResponseObject::Stored(record, revision) => write_record(record, *revision, asked.managed, &mut body),
-                other => body.extend_from_slice(&json_of(row, other, asked.managed)),
+                ResponseObject::Cached(cached) if row.serves_cached_form() => cached.write_to(head.managed, &mut body),
+                ResponseObject::Stored(record, revision) => write_record(record, *revision, head.managed, &mut body),
+                other => body.extend_from_slice(&json_of(row, other, head.managed)),
             }
             body.push(b'\n');
-            Ok(packed(asked, code, Media::Json, body))
+            Ok(compressed(head, code, Media::Json, body))
         }
-        None => Ok(value(code, form, &value_of(row, &shown, asked.managed))),
+        None => Ok(value(code, form, &value_of(row, &shown, head.managed))),
         Some(Transform::Table(version)) => {
-            let tables = Tables { scales, ..tables(asked, row, version)? };
+            let tables = Tables { scales, ..tables(head, row, version)? };
             let object = value_of(row, &shown, false);
             let metadata = match object["metadata"]["resourceVersion"].as_str() {
                 Some(version) if !version.is_empty() => json!({"resourceVersion": version}),
-                _ => json!({}), // of a dry run
+                _ => json!({}), // A dry run has no resourceVersion.
             };
             let line = match &shown {
                 ResponseObject::Cached(cached) => tables.row_of(cached),
@@ -265,7 +265,7 @@ fn object(
         }
         Some(Transform::Metadata(version)) => {
             let mut body = Vec::new();
-            write_partial(version, &json_of(row, &shown, asked.managed), &mut body);
+            write_partial(version, &json_of(row, &shown, head.managed), &mut body);
             Ok(rewritten(form, code, body))
         }
         Some(Transform::MetadataList(_)) => {
@@ -275,7 +275,7 @@ fn object(
     }
 }
 
-/// Compact JSON as the form wants it.
+/// Converts compact JSON to the requested form.
 fn rewritten(form: Form, code: u16, mut body: Vec<u8>) -> Response<Body> {
     if form.media == Media::Json && !form.pretty {
         body.push(b'\n');
@@ -285,7 +285,7 @@ fn rewritten(form: Form, code: u16, mut body: Vec<u8>) -> Response<Body> {
     value(code, Form { transform: None, ..form }, &parsed)
 }
 
-/// `plain`: of a list that is no Go struct upstream, which leaves nothing out.
+/// `plain`: a list of custom resources, whose metadata omits no empty field (upstream has no Go struct for it).
 fn list_metadata(list: &List, plain: bool) -> Value {
     let mut metadata = json!({"resourceVersion": list.revision.to_string()});
     if let Some(token) = list.continue_token.as_deref().or(plain.then_some("")) {
@@ -297,14 +297,14 @@ fn list_metadata(list: &List, plain: bool) -> Value {
     metadata
 }
 
-/// A list, made at once where it is small, else piece by piece off this thread ([`large`]).
-fn list(asked: &RequestHead<'_>, form: Form, row: &Arc<ResourceInfo>, list: List) -> Result<Response<Body>, ApiError> {
+/// A list. Small ones are serialized at once, others piece by piece on the blocking pool ([`large`]).
+fn list(head: &RequestHead<'_>, form: Form, row: &Arc<ResourceInfo>, list: List) -> Result<Response<Body>, ApiError> {
     let metadata = list_metadata(&list, row.custom.is_some() && form.transform.is_none());
-    let managed = asked.managed;
+    let managed = head.managed;
     let weight = list.items.iter().map(|item| item.stored_len()).sum();
     if form.media == Media::Protobuf && !matches!(form.transform, Some(Transform::Metadata(_))) {
-        return Ok(pieced(
-            asked,
+        return Ok(from_pieces(
+            head,
             form.media,
             weight,
             protobuf::list(row, form.transform, managed, metadata, list.items),
@@ -315,12 +315,12 @@ fn list(asked: &RequestHead<'_>, form: Form, row: &Arc<ResourceInfo>, list: List
         None => {
             let kind = row.list_kind();
             let opening = format!("{}\"metadata\":{metadata},\"items\":[", object::head_of(&kind, &row.api_version));
-            let head = object::head(row);
+            let item_head = object::head(row);
             let row = row.clone();
-            items(opening, "]}", list.items, move |item, out| write_item(&row, &head, item, managed, out))
+            items(opening, "]}", list.items, move |item, out| write_item(&row, &item_head, item, managed, out))
         }
         Some(Transform::Table(version)) => {
-            let tables = tables(asked, row, version)?;
+            let tables = tables(head, row, version)?;
             Box::new(move |out| {
                 let rows = list.items.iter().map(|item| tables.row_of(item)).collect();
                 let table = tables.table(metadata.clone(), tables.columns(), rows);
@@ -330,10 +330,10 @@ fn list(asked: &RequestHead<'_>, form: Form, row: &Arc<ResourceInfo>, list: List
             })
         }
         Some(Transform::MetadataList(version)) => {
-            let head = object::head_of("PartialObjectMetadataList", version.api_version());
-            // An empty list of this form is nil upstream, which that of a kind is not.
+            let item_head = object::head_of("PartialObjectMetadataList", version.api_version());
+            // An empty list of this form is nil upstream; an empty list of a kind is not.
             let (opens, closes) = if list.items.is_empty() { ("null", "}") } else { ("[", "]}") };
-            let opening = format!("{head}\"metadata\":{metadata},\"items\":{opens}");
+            let opening = format!("{item_head}\"metadata\":{metadata},\"items\":{opens}");
             items(opening, closes, list.items, move |item, out| write_partial(version, &item.bytes(managed), out))
         }
         Some(Transform::Metadata(_)) => {
@@ -341,13 +341,13 @@ fn list(asked: &RequestHead<'_>, form: Form, row: &Arc<ResourceInfo>, list: List
         }
     };
     if plain {
-        return Ok(pieced(asked, Media::Json, weight, ended(pieces)));
+        return Ok(from_pieces(head, Media::Json, weight, with_newline(pieces)));
     }
     let form = Form { transform: None, ..form };
-    Ok(pieced(asked, form.media, weight, Box::new(whole(pieces, form))))
+    Ok(from_pieces(head, form.media, weight, Box::new(single_piece(pieces, form))))
 }
 
-/// A list's items between its opening and its end.
+/// A list's items between its opening and its closing text.
 fn items(
     opening: String,
     closes: &'static str,
@@ -374,18 +374,18 @@ fn items(
     })
 }
 
-/// A list's item as a row shows it: without kind and apiVersion.
+/// A list item in the version of the row, without kind and apiVersion.
 fn write_item(row: &ResourceInfo, head: &str, item: &Cached, managed: bool, out: &mut Vec<u8>) {
     if row.custom.is_some() {
-        // Upstream's lists of objects that no Go struct stands behind say what each is.
+        // Upstream's lists of custom resources have kind and apiVersion in each item.
         return item.write_to(managed, out);
     }
-    if row.shows_stored() {
+    if row.serves_cached_form() {
         return object::write_item(head, item, managed, out);
     }
     let mut value = row.strategy.read_storage_version(item.value());
     if managed {
-        value = fields::shown(value, item.managers());
+        value = fields::with_managed_fields(value, item.managers());
     }
     if let Some(map) = value.as_object_mut() {
         map.remove("kind");
@@ -395,8 +395,8 @@ fn write_item(row: &ResourceInfo, head: &str, item: &Cached, managed: bool, out:
     let _ = serde_json::to_writer(out, &value);
 }
 
-/// Compact JSON ends with a line's end.
-fn ended(mut pieces: Pieces) -> Pieces {
+/// Appends the newline of compact JSON.
+fn with_newline(mut pieces: Pieces) -> Pieces {
     Box::new(move |out| {
         let more = pieces(out);
         if !more {
@@ -406,36 +406,35 @@ fn ended(mut pieces: Pieces) -> Pieces {
     })
 }
 
-/// Compact JSON in another form, in one piece.
-fn whole(mut pieces: Pieces, form: Form) -> impl FnMut(&mut Vec<u8>) -> bool + Send {
+/// Converts compact JSON to another form, in one piece.
+fn single_piece(mut pieces: Pieces, form: Form) -> impl FnMut(&mut Vec<u8>) -> bool + Send {
     move |out| {
         let mut json = Vec::new();
         while pieces(&mut json) {}
         let value: Value = serde_json::from_slice(&json).unwrap_or(Value::Null);
-        out.extend_from_slice(&written(form, &value));
+        out.extend_from_slice(&serialized(form, &value));
         false
     }
 }
 
-/// An answer out of pieces that are made of `weight` bytes.
+/// A response from pieces that are made of `weight` bytes of stored JSON.
 #[must_use]
-pub(super) fn pieced(asked: &RequestHead<'_>, media: Media, weight: usize, mut pieces: Pieces) -> Response<Body> {
+pub(super) fn from_pieces(head: &RequestHead<'_>, media: Media, weight: usize, mut pieces: Pieces) -> Response<Body> {
     if weight < large::LARGE_BYTES {
         let mut body = Vec::with_capacity(weight + 256);
         while pieces(&mut body) {}
-        return packed(asked, 200, media, body);
+        return compressed(head, 200, media, body);
     }
-    let packs = takes_gzip(asked);
-    let mut response = bytes(200, media.as_str(), large::body(pieces, packs));
-    if packs {
-        say_packed(&mut response);
+    let compresses = accepts_gzip(head);
+    let mut response = bytes(200, media.as_str(), large::body(pieces, compresses));
+    if compresses {
+        set_gzip_headers(&mut response);
     }
     response
 }
 
-pub(super) fn takes_gzip(asked: &RequestHead<'_>) -> bool {
-    asked
-        .headers
+pub(super) fn accepts_gzip(head: &RequestHead<'_>) -> bool {
+    head.headers
         .get_all(http::header::ACCEPT_ENCODING)
         .iter()
         .filter_map(|v| v.to_str().ok())
@@ -443,15 +442,15 @@ pub(super) fn takes_gzip(asked: &RequestHead<'_>) -> bool {
         .any(|e| e.split(';').next().is_some_and(|e| e.trim() == "gzip"))
 }
 
-pub(super) fn say_packed(response: &mut Response<Body>) {
+pub(super) fn set_gzip_headers(response: &mut Response<Body>) {
     response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     response.headers_mut().append(VARY, HeaderValue::from_static("Accept-Encoding"));
 }
 
-/// A large answer is packed for who takes that.
+/// A response that is compressed if it is large and the client accepts gzip.
 #[must_use]
-pub fn packed(asked: &RequestHead<'_>, code: u16, media: Media, body: Vec<u8>) -> Response<Body> {
-    if body.len() < GZIP_BYTES_MIN || !takes_gzip(asked) {
+pub fn compressed(head: &RequestHead<'_>, code: u16, media: Media, body: Vec<u8>) -> Response<Body> {
+    if body.len() < GZIP_BYTES_MIN || !accepts_gzip(head) {
         return bytes(code, media.as_str(), body);
     }
     let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 4), Compression::fast());
@@ -459,23 +458,23 @@ pub fn packed(asked: &RequestHead<'_>, code: u16, media: Media, body: Vec<u8>) -
     match small {
         Ok(small) => {
             let mut response = bytes(code, media.as_str(), small);
-            say_packed(&mut response);
+            set_gzip_headers(&mut response);
             response
         }
         Err(_) => bytes(code, media.as_str(), body),
     }
 }
 
-/// What a target's answer may be transformed into.
+/// The transformations that a target offers.
 #[must_use]
 pub fn offers(target: &Target) -> Offers {
-    // What is made when it is asked for has a table where it has columns of its own.
+    // A virtual resource has a table only if it has columns of its own.
     let answered = (target.row.prefix.is_none() && target.row.strategy.columns().len() == NAME_AND_AGE.len())
         || target.subresource.is_some_and(|s| {
             matches!(s.what, SubresourceKind::Binding | SubresourceKind::Eviction | SubresourceKind::Token)
         });
     let tables = !answered || target.verb == Verb::Watch;
-    // What a subresource answers is built in, whatever its resource is.
+    // The message of a subresource's body is built in, also for a custom resource.
     let protobuf = target.subresource.is_some_and(|sub| sub.body.is_some())
         || target.row.schema.made().is_some_and(|made| !made.get().of.message.is_empty());
     Offers { tables, streams: target.verb == Verb::Watch, protobuf, ..Offers::OBJECTS }

@@ -1,7 +1,7 @@
-//! From a path to what serves it, and which of upstream's three ways of saying no where nothing does: plain text for
-//! paths of nobody, 404 for unknown resources of a known group, 405 for a method that a path doesn't take.
+//! Routes a path to its handler, and to upstream's three errors where there is none: plain text for paths outside every
+//! API group, 404 for unknown resources of a known group, 405 for a method that the path does not allow.
 
-use machinery_api::error::Named;
+use machinery_api::error::GroupResource;
 use machinery_api::{ApiError, GroupVersionResource};
 
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::catalog::Catalog;
 use apiserver_resources::field::quoted;
 use apiserver_resources::{ResourceInfo, Subresource, SubresourceKind, Verb};
 
-/// What serves a request.
+/// The handler of a request.
 pub enum Route {
     /// A resource.
     Resource(Target),
@@ -45,23 +45,23 @@ pub enum Route {
     Keys,
 }
 
-/// A resource, and what is done to it.
+/// A resource and the verb of a request.
 #[derive(Clone)]
 pub struct Target {
     /// The row.
     pub row: Arc<ResourceInfo>,
     /// The subresource.
     pub subresource: Option<Subresource>,
-    /// What is done.
+    /// The verb of the request.
     pub verb: Verb,
     /// Whether the path names an object (`false`: the collection).
     pub is_item: bool,
 }
 
-/// Why nothing serves a request.
+/// Why a request has no route.
 pub enum NoRoute {
-    /// Plain text.
-    Text,
+    /// 404 in plain text.
+    PlainNotFound,
     /// A Status.
     Error(ApiError),
 }
@@ -72,14 +72,14 @@ impl From<ApiError> for NoRoute {
     }
 }
 
-/// 405
+/// 405.
 #[must_use]
 pub fn method_not_allowed() -> ApiError {
     let message = "the server does not allow this method on the requested resource";
-    ApiError::MethodNotAllowed(Named::default(), message.into())
+    ApiError::MethodNotAllowed(GroupResource::default(), message.into())
 }
 
-/// Finds what serves a request.
+/// Finds the route of a request.
 pub fn find(method: &str, info: &RequestInfo, catalog: &Catalog) -> Result<Route, NoRoute> {
     let path = info.path.as_str();
     match path {
@@ -119,13 +119,13 @@ pub fn find(method: &str, info: &RequestInfo, catalog: &Catalog) -> Result<Route
             _ => resource(method, info, catalog),
         };
     }
-    // Upstream serves these two beside its router, which is what looks at methods.
+    // Upstream serves these two outside its router, which is the part that checks methods.
     if trimmed == "/apis" {
         return Ok(Route::Groups);
     }
     let group = path.strip_prefix("/apis/").and_then(|rest| rest.split('/').next()).unwrap_or("");
     if !catalog.has_group(group) {
-        return Err(NoRoute::Text);
+        return Err(NoRoute::PlainNotFound);
     }
     let rest = trimmed.strip_prefix("/apis/").unwrap_or("");
     match rest.split('/').collect::<Vec<_>>().as_slice() {
@@ -134,7 +134,7 @@ pub fn find(method: &str, info: &RequestInfo, catalog: &Catalog) -> Result<Route
             if catalog.has_version(group, version) {
                 get(method, Route::Resources((*group).into(), (*version).into()))
             } else if catalog.is_custom(group) {
-                Err(NoRoute::Text)
+                Err(NoRoute::PlainNotFound)
             } else {
                 Err(ApiError::NoSuchResource.into())
             }
@@ -148,17 +148,17 @@ fn get(method: &str, route: Route) -> Result<Route, NoRoute> {
     if method == "GET" { Ok(route) } else { Err(method_not_allowed().into()) }
 }
 
-/// Of a group that definitions made: what they don't serve is a path of nobody. Upstream serves these by the request's verb, not
-/// by a router of paths and methods: HEAD is a GET, a POST on a name is one on the collection, and a write needs a name.
+/// Routes for groups of CustomResourceDefinitions; an unserved path gets the plain-text 404. Upstream routes them by
+/// verb instead of path and method: HEAD is a GET, a POST to a name is one to the collection, and a write needs a name.
 fn custom(method: &str, info: &RequestInfo, catalog: &Catalog) -> Result<Route, NoRoute> {
     let plural = info.parts.first().map_or("", String::as_str);
     let name = GroupVersionResource { group: &info.group, version: &info.version, resource: plural };
-    let row = catalog.get(name).filter(|_| info.is_resource).ok_or(NoRoute::Text)?;
+    let row = catalog.get(name).filter(|_| info.is_resource).ok_or(NoRoute::PlainNotFound)?;
     let across = matches!(info.verb.as_str(), "list" | "watch");
     if row.namespaced == info.namespace.is_empty() && !(row.namespaced && across) {
-        return Err(NoRoute::Text);
+        return Err(NoRoute::PlainNotFound);
     }
-    let named = || Named::new(&*row.group, &*row.plural);
+    let named = || GroupResource::new(&*row.group, &*row.plural);
     if let Some(subresource) = info.parts.get(2)
         && (info.parts.len() > 3 || !row.subresources.iter().any(|known| known.name == subresource))
     {
@@ -190,7 +190,7 @@ fn resource(method: &str, info: &RequestInfo, catalog: &Catalog) -> Result<Route
     let name = GroupVersionResource { group: &info.group, version: &info.version, resource: plural };
     let row = catalog.get(name).ok_or_else(none)?;
     let in_namespace = info.parts.len() < path_segments(info);
-    // Namespaces are cluster-wide, and their paths look like those of something in a namespace.
+    // Namespaces are cluster-wide, and their paths look like those of a namespaced resource.
     let fits = match (row.namespaced, rest.is_empty()) {
         (true, true) => in_namespace || row.verbs.contains(&Verb::List),
         (true, false) => in_namespace,
@@ -238,7 +238,7 @@ fn resource(method: &str, info: &RequestInfo, catalog: &Catalog) -> Result<Route
                 _ => none(),
             })?;
             if matches!(subresource.what, SubresourceKind::Proxy(_)) {
-                return serve(row, Some(subresource), passed_verb(method)?, true);
+                return serve(row, Some(subresource), proxied_verb(method)?, true);
             }
             let verb = if method == "POST" { Verb::Create } else { item_verb(method)? };
             serve(row, Some(subresource), verb, true)
@@ -246,7 +246,7 @@ fn resource(method: &str, info: &RequestInfo, catalog: &Catalog) -> Result<Route
     }
 }
 
-/// How many segments of the path follow the version (and `watch`).
+/// The number of path segments after the version (and `watch`).
 fn path_segments(info: &RequestInfo) -> usize {
     let before = if info.prefix == "apis" { 3 } else { 2 } + usize::from(info.watch_path || info.verb == "proxy");
     info.path.trim_matches('/').split('/').count().saturating_sub(before)
@@ -262,8 +262,8 @@ fn item_verb(method: &str) -> Result<Verb, NoRoute> {
     }
 }
 
-/// What a request that is passed on counts as.
-fn passed_verb(method: &str) -> Result<Verb, NoRoute> {
+/// The verb of a proxied request.
+fn proxied_verb(method: &str) -> Result<Verb, NoRoute> {
     match method {
         "POST" => Ok(Verb::Create),
         "HEAD" | "OPTIONS" => Ok(Verb::Get),
@@ -290,7 +290,7 @@ mod tests {
     use super::*;
     use crate::request::query::Query;
 
-    fn say(method: &str, target: &str) -> String {
+    fn outcome(method: &str, target: &str) -> String {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let info = RequestInfo::read(method, path, &Query::parse(query));
         let catalog = Catalog::built_in("127.0.0.1:6443");
@@ -299,7 +299,7 @@ mod tests {
                 format!("{} {} {}", t.verb.as_str(), t.row.plural, t.subresource.map_or("", |s| s.name))
             }
             Ok(_) => "other".into(),
-            Err(NoRoute::Text) => "text".into(),
+            Err(NoRoute::PlainNotFound) => "text".into(),
             Err(NoRoute::Error(error)) => error.status().code.to_string(),
         }
     }
@@ -352,7 +352,7 @@ mod tests {
             ("DELETE", "/apis/apps", "other"),
             ("DELETE", "/apis/apps/v1", "405"),
         ] {
-            assert_eq!(say(method, target), wanted, "{method} {target}");
+            assert_eq!(outcome(method, target), wanted, "{method} {target}");
         }
     }
 }

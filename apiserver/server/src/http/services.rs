@@ -1,4 +1,5 @@
-//! The cluster's Services, as the server itself reaches them: one of their endpoints, through the node of its pod.
+//! Connects the server to the cluster's Services: picks a ready endpoint, and dials it through the kubelet of its pod's
+//! node.
 
 use std::sync::Arc;
 
@@ -9,11 +10,11 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 use super::kubelets::{Kubelets, NodeAddress};
-use crate::webhook::{Reach, Stream};
+use crate::webhook::{ServiceDialer, Stream};
 use apiserver_resources::objects::ObjectReader;
 use apiserver_storage::cache::Lookup;
 
-/// See the module.
+/// Dials Services for webhooks.
 pub(crate) struct Services {
     pub(crate) objects: Arc<Lookup>,
     pub(crate) kubelets: Kubelets,
@@ -25,11 +26,11 @@ pub(crate) struct Services {
 struct Endpoint {
     ip: String,
     port: u16,
-    /// The pod that it is, if it is one.
+    /// The name of its pod, if it is one.
     pod: Option<String>,
 }
 
-/// The endpoints that are ready, of a Service's port.
+/// The ready endpoints of a Service's port.
 fn endpoints<'a>(slices: impl Iterator<Item = &'a Value>, port_name: &str) -> Vec<Endpoint> {
     let mut found = Vec::new();
     for slice in slices {
@@ -49,21 +50,21 @@ fn endpoints<'a>(slices: impl Iterator<Item = &'a Value>, port_name: &str) -> Ve
     found
 }
 
-/// Where a Service leads.
-enum Target {
-    Outside(String, u16),
+/// The target of a Service.
+enum ServiceTarget {
+    External(String, u16),
     Port(String),
 }
 
-fn target(service: &Value, name: &str, port: u16) -> Result<Target, String> {
+fn target(service: &Value, name: &str, port: u16) -> Result<ServiceTarget, String> {
     let spec = &service["spec"];
     if spec["type"] == "ExternalName" {
-        return Ok(Target::Outside(spec["externalName"].as_str().unwrap_or_default().to_owned(), port));
+        return Ok(ServiceTarget::External(spec["externalName"].as_str().unwrap_or_default().to_owned(), port));
     }
     let mut ports = spec["ports"].as_array().into_iter().flatten();
     let found = ports.find(|one| one["port"].as_u64() == Some(u64::from(port)));
     let found = found.ok_or_else(|| format!("no service port {port} found for service {name:?}"))?;
-    Ok(Target::Port(found["name"].as_str().unwrap_or("").to_owned()))
+    Ok(ServiceTarget::Port(found["name"].as_str().unwrap_or("").to_owned()))
 }
 
 impl Services {
@@ -71,8 +72,8 @@ impl Services {
         let service = self.objects.get("", "services", namespace, name);
         let service = service.ok_or_else(|| format!("service {name:?} not found"))?;
         let port_name = match target(&service, name, port)? {
-            Target::Outside(host, port) => return dial(&host, port).await,
-            Target::Port(name) => name,
+            ServiceTarget::External(host, port) => return dial(&host, port).await,
+            ServiceTarget::Port(name) => name,
         };
         let slices = self.objects.list("discovery.k8s.io", "endpointslices", Some(namespace));
         let of_service =
@@ -110,8 +111,8 @@ async fn dial(host: &str, port: u16) -> Result<Box<dyn Stream>, String> {
     Ok(Box::new(socket))
 }
 
-impl Reach for Services {
-    fn service<'a>(
+impl ServiceDialer for Services {
+    fn dial<'a>(
         &'a self,
         namespace: &'a str,
         name: &'a str,
@@ -137,7 +138,7 @@ mod tests {
         assert_eq!(endpoints([&slice].into_iter(), "web"), [at("10.0.0.1", Some("a")), at("192.0.2.1", None)]);
         assert!(endpoints([&slice].into_iter(), "").is_empty());
         let service = json!({"spec": {"ports": [{"port": 443, "name": "web"}]}});
-        assert!(matches!(target(&service, "s", 443), Ok(Target::Port(name)) if name == "web"));
+        assert!(matches!(target(&service, "s", 443), Ok(ServiceTarget::Port(name)) if name == "web"));
         assert_eq!(target(&service, "s", 80).err().unwrap(), "no service port 80 found for service \"s\"");
     }
 }

@@ -1,4 +1,4 @@
-//! Tables and PartialObjectMetadata: what stands in an object's stead.
+//! Table and PartialObjectMetadata: transformations of an object (`kubectl get`).
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::request::query::Query;
 use apiserver_resources::{Column, ResourceInfo, Strategy, cells};
 use apiserver_storage::cache::Cached;
 
-/// What a table's rows carry beside their cells.
+/// What a table's rows carry besides their cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Include {
     /// Nothing.
@@ -25,7 +25,7 @@ pub enum Include {
 }
 
 impl Include {
-    /// Reads `includeObject`.
+    /// Parses `includeObject`.
     pub fn read(query: &Query) -> Result<Self, ApiError> {
         match query.text("includeObject") {
             "" | "Metadata" => Ok(Self::Metadata),
@@ -40,18 +40,18 @@ impl Include {
     }
 }
 
-/// How tables of a row are made.
+/// The settings of a table.
 #[derive(Clone)]
 pub struct Tables {
     /// The row.
     pub row: Arc<ResourceInfo>,
     /// `v1` or `v1beta1`
     pub version: MetaVersion,
-    /// What rows carry.
+    /// What rows carry besides their cells.
     pub include: Include,
-    /// The time that ages are measured to.
+    /// The reference time of ages.
     pub now: Timestamp,
-    /// Whether the objects are Scales of the row's.
+    /// Whether the objects are Scales of the row.
     pub scales: bool,
 }
 
@@ -82,11 +82,11 @@ impl Tables {
         self.row_by(object, &*self.row.strategy, object)
     }
 
-    /// A stored object's row: its cells are read from the stored version, which says the most.
+    /// A stored object's row: the cells come from the stored version, which has the most fields.
     #[must_use]
     pub fn row_of(&self, cached: &Cached) -> Value {
         let stored = cached.value();
-        if self.row.shows_stored() || self.scales {
+        if self.row.serves_cached_form() || self.scales {
             return self.row(&stored);
         }
         let object = self.row.strategy.read_storage_version(stored.clone());

@@ -1,16 +1,17 @@
-//! `Warning` headers, in a bound that clients accept: Go's HTTP client refuses an answer with a megabyte of headers, others
-//! with far fewer. Upstream's bound and way of cutting (`WithWarningRecorder`), and the number of those left out.
+//! `Warning` headers, bounded so that clients accept them: Go's HTTP client rejects a response with 1 MB of headers,
+//! others far less. Bound and truncation are upstream's (`WithWarningRecorder`); the number of omitted warnings is
+//! added.
 
 use std::collections::BTreeSet;
 
 use http::HeaderValue;
 
-/// Characters of all warnings together, after which each is cut.
+/// The maximum number of characters of all warnings, above which each is truncated.
 const CHARACTERS_MAX: usize = 4096;
-/// Characters of each warning, once all together are too many.
+/// The maximum number of characters of a truncated warning.
 const CUT_CHARACTERS_MAX: usize = 256;
 
-/// The headers' values. Equal warnings are given once.
+/// The header values, without duplicates.
 pub(super) fn headers(warnings: &[String]) -> Vec<HeaderValue> {
     let mut seen = BTreeSet::new();
     let new: Vec<&str> =
@@ -66,8 +67,8 @@ mod tests {
         assert_eq!(texts(&headers(&given)), ["299 - \"a \\\"b\\\" \\\\c \"", "299 - \"d\""]);
     }
 
-    /// As v1.36.3 answers a Pod with 500 equal ports (48 warnings of 86 characters and more), and 40 unknown fields with
-    /// names of 300 characters (16 cut ones).
+    /// v1.36.3's response to a Pod with 500 equal ports (48 warnings of 86 characters and more), and to 40 unknown
+    /// fields with names of 300 characters (16 truncated warnings).
     #[test]
     fn the_bound_is_upstreams_and_says_what_it_leaves_out() {
         let port = |a: usize, b: usize| {
@@ -81,7 +82,7 @@ mod tests {
         let long: Vec<String> = (0..40).map(|n| format!("unknown field \"{}{n}\"", "\u{fc}".repeat(300))).collect();
         let cut = headers(&long);
         assert_eq!((cut.len(), texts(&cut)[0].chars().count()), (16 + 1, CUT_CHARACTERS_MAX + "299 - \"\"".len() + 1));
-        // Few are shown whole, however long one is.
+        // A few warnings are not truncated, whatever their length.
         assert_eq!(headers(&["x".repeat(4096)])[0].len(), 4096 + 8);
     }
 }

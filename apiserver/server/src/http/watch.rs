@@ -1,4 +1,4 @@
-//! Watches as streams of frames: each event encoded once per form and shared by all who watch it.
+//! Watches as streams of frames. Each event is encoded once per form, and the frame is shared by all watchers.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -18,79 +18,79 @@ use super::negotiate::{self, Form, Transform};
 use super::protobuf;
 use super::respond;
 use super::table::{Tables, write_partial};
-use crate::registry::versions::Versions;
+use crate::registry::versions::CustomVersions;
 use crate::registry::{WatchStart, fields};
 use apiserver_resources::ResourceInfo;
 use apiserver_storage::cache::{Cached, Kind, Media, Shape, VersionError, WatchEncoding, WatchEvent};
 use machinery_api::schema;
 
-/// One piece of the stream; bounds what a slow client holds beside its ring.
+/// The size of one chunk of the stream; bounds what a slow client holds besides its ring.
 const CHUNK_BYTES: usize = 64 * 1024;
-/// Bookmarks come this often.
+/// The bookmark interval.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
-/// And this long before a watch's end.
+/// The time of the last bookmark before a watch's end.
 const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
 
-/// And again after this time where an event came in between.
+/// The retry delay of a bookmark when an event is pending.
 const BOOKMARK_AGAIN: Duration = Duration::from_millis(10);
 
-/// How events are shown.
+/// How events are encoded for one watch.
 #[derive(Clone)]
-pub struct Lens {
+pub struct WatchForm {
     /// The row.
     pub row: Arc<ResourceInfo>,
-    /// What stands in objects' stead.
+    /// The transformation of objects.
     pub transform: Option<Transform>,
-    /// For tables.
+    /// The table settings, if the watch sends tables.
     pub tables: Option<Tables>,
-    /// Whether objects are shown with who manages their fields.
+    /// Whether objects carry `managedFields`.
     pub managed: bool,
-    /// How frames are written.
+    /// The encoding of frames.
     pub media: Media,
 }
 
 struct Stream {
-    lens: Lens,
-    /// All that an event's frame depends on but the event.
+    watch_form: WatchForm,
+    /// Everything but the event that its frame depends on.
     encoding: WatchEncoding,
     initial: VecDeque<Arc<Cached>>,
     start: WatchStart,
-    /// The bookmark at the end of the initial state is still to come.
+    /// Whether the bookmark at the end of the initial state is still to be sent.
     initial_events_bookmark: bool,
     columns_sent: bool,
     bookmarks: bool,
-    /// Registered once for the whole watch: the token is every watch's, and so is its lock.
+    /// Registered once for the whole watch: all watches share the token and its lock.
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
-    stopped: CancellationToken,
+    stop_token: CancellationToken,
     end: Pin<Box<Sleep>>,
     bookmark: Pin<Box<Sleep>>,
     over: bool,
-    /// For the ages in tables.
+    /// The clock for ages in tables.
     env: Env,
-    /// Brings custom resources into the version that is watched.
-    versions: Option<Arc<Versions>>,
+    /// Converts custom resources into the version that is watched.
+    versions: Option<Arc<CustomVersions>>,
 }
 
-/// A watch's answer; it ends after `lasts`, on `stop`, or when the client is too slow.
+/// The response of a watch; it ends after `lasts`, on `stop`, or when the client is too slow.
 #[must_use]
 pub fn stream(
-    lens: Lens,
+    watch_form: WatchForm,
     mut start: WatchStart,
     bookmarks: bool,
     lasts: Duration,
     stop: CancellationToken,
     env: Env,
-    versions: Arc<Versions>,
+    versions: Arc<CustomVersions>,
 ) -> Response<Body> {
     let initial = std::mem::take(&mut start.initial).into();
     let initial_events_bookmark = start.initial_events_bookmark;
     let end = tokio::time::sleep(lasts);
     let bookmark = tokio::time::sleep_until(next_bookmark(end.deadline()));
-    let encoding = encoding(&lens);
-    let media = lens.media;
-    let versions = lens.row.custom.is_some().then_some(versions);
+    let encoding = encoding(&watch_form);
+    let media = watch_form.media;
+    let versions = watch_form.row.custom.is_some().then_some(versions);
     let stream = Stream {
-        lens,
+        watch_form,
         encoding,
         initial,
         start,
@@ -98,15 +98,15 @@ pub fn stream(
         columns_sent: false,
         bookmarks,
         stop: Box::pin(stop.clone().cancelled_owned()),
-        stopped: stop,
+        stop_token: stop,
         end: Box::pin(end),
         bookmark: Box::pin(bookmark),
-        // A negative timeoutSeconds is over before it begins, as upstream has it.
+        // A watch with a negative timeoutSeconds ends at once, as upstream.
         over: lasts.is_zero(),
         env,
         versions,
     };
-    // In a box: it is moved with every event.
+    // Boxed: it is moved with every event.
     let frames = futures::stream::unfold(Box::new(stream), |mut stream| async move {
         let chunk = stream.next().await?;
         Some((Ok::<_, std::convert::Infallible>(chunk), stream))
@@ -114,7 +114,7 @@ pub fn stream(
     respond::bytes(200, media_type(media), Body::from_stream(frames))
 }
 
-/// A minute from now, or shortly before the watch's end where that comes first.
+/// A minute from now, or shortly before the watch's end if that is earlier.
 fn next_bookmark(end: Instant) -> Instant {
     let now = Instant::now();
     let heartbeat = now + BOOKMARK_EVERY;
@@ -124,7 +124,7 @@ fn next_bookmark(end: Instant) -> Instant {
     }
 }
 
-/// As in `Content-Type`.
+/// The `Content-Type`.
 fn media_type(media: Media) -> &'static str {
     match media {
         Media::Json => "application/json",
@@ -136,9 +136,9 @@ fn media_of(form: Form) -> Media {
     if form.media == negotiate::Media::Protobuf { Media::Protobuf } else { Media::Json }
 }
 
-/// A watch that only says why it can't be.
+/// A watch that consists of one ERROR event.
 #[must_use]
-pub fn refused(form: Form, error: &ApiError) -> Response<Body> {
+pub fn error_stream(form: Form, error: &ApiError) -> Response<Body> {
     let media = media_of(form);
     respond::bytes(200, media_type(media), error_frame(media, error))
 }
@@ -147,7 +147,7 @@ fn error_frame(media: Media, error: &ApiError) -> Bytes {
     frame_of(media, "ERROR", &serde_json::to_value(error.status()).unwrap_or_default())
 }
 
-/// An event with an object of its own.
+/// An event with an object that is not stored.
 fn frame_of(media: Media, kind: &str, object: &Value) -> Bytes {
     match media {
         Media::Json => format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n").into(),
@@ -161,8 +161,8 @@ impl Stream {
             return None;
         }
         if !self.initial.is_empty() || self.initial_events_bookmark {
-            // Not asked with each event: the token's lock is that of every watch.
-            return (!self.stopped.is_cancelled()).then(|| self.state());
+            // Not checked with each event: all watches share the token's lock.
+            return (!self.stop_token.is_cancelled()).then(|| self.initial_state());
         }
         loop {
             tokio::select! {
@@ -172,14 +172,14 @@ impl Stream {
                 seen = self.start.watch.recv() => {
                     let events = match self.versions.clone() {
                         None => self.events(seen),
-                        Some(versions) => self.converted(seen, &versions).await,
+                        Some(versions) => self.converted_events(seen, &versions).await,
                     };
                     return (!events.is_empty()).then_some(events);
                 }
                 () = self.bookmark.as_mut(), if self.bookmarks => match self.start.watch.progress() {
                     Some(revision) => {
                         self.bookmark.set(tokio::time::sleep_until(next_bookmark(self.end.deadline())));
-                        return Some(self.mark(revision.max(self.start.revision), false));
+                        return Some(self.bookmark_frame(revision.max(self.start.revision), false));
                     }
                     None => self.bookmark.set(tokio::time::sleep(BOOKMARK_AGAIN)),
                 },
@@ -187,8 +187,8 @@ impl Stream {
         }
     }
 
-    /// A piece of the initial state, and the bookmark at its end.
-    fn state(&mut self) -> Bytes {
+    /// A chunk of the initial state, with the bookmark at its end.
+    fn initial_state(&mut self) -> Bytes {
         let mut out = BytesMut::new();
         while out.len() < CHUNK_BYTES {
             let Some(cached) = self.initial.pop_front() else { break };
@@ -196,13 +196,13 @@ impl Stream {
             out.extend_from_slice(&frame);
         }
         if self.initial.is_empty() && std::mem::take(&mut self.initial_events_bookmark) {
-            let mark = self.mark(self.start.revision, true);
+            let mark = self.bookmark_frame(self.start.revision, true);
             out.extend_from_slice(&mark);
         }
         out.freeze()
     }
 
-    /// One event, and those that are already there.
+    /// An event, and those that are pending behind it.
     fn events(&mut self, first: Result<WatchEvent, VersionError>) -> Bytes {
         let mut next = first;
         let mut out = BytesMut::new();
@@ -216,23 +216,23 @@ impl Stream {
                     }
                     if out.is_empty() { single = Some(frame) } else { out.extend_from_slice(&frame) }
                 }
-                // The kind is served no more: the stream ends.
+                // The kind is no longer served: the stream ends.
                 Err(VersionError::Unregistered) => {
                     self.over = true;
                     break;
                 }
                 Err(VersionError::Compacted(oldest) | VersionError::Future(oldest)) => {
                     self.over = true;
-                    let reached = self.start.watch.handed_out();
+                    let reached = self.start.watch.last_revision();
                     let error = ApiError::Expired(format!("too old resource version: {reached} ({oldest})"));
                     if let Some(only) = single.take() {
                         out.extend_from_slice(&only);
                     }
-                    out.extend_from_slice(&error_frame(self.lens.media, &error));
+                    out.extend_from_slice(&error_frame(self.watch_form.media, &error));
                     return out.freeze();
                 }
             }
-            // The next one of a custom resource may have to be converted.
+            // The next event of a custom resource may need conversion.
             if out.len() >= CHUNK_BYTES || self.versions.is_some() {
                 break;
             }
@@ -242,38 +242,39 @@ impl Stream {
                 Err(gone) => next = Err(gone),
             }
         }
-        // The usual case: one event, and its frame is shared as it is.
+        // The usual case: a single event, whose shared frame is sent without copying.
         single.unwrap_or_else(|| out.freeze())
     }
 
     /// One event of a custom resource, in the version that is watched.
-    async fn converted(&mut self, seen: Result<WatchEvent, VersionError>, versions: &Versions) -> Bytes {
+    async fn converted_events(&mut self, seen: Result<WatchEvent, VersionError>, versions: &CustomVersions) -> Bytes {
         let Ok(seen) = seen else { return self.events(seen) };
-        match versions.show_one(&self.lens.row, seen.object.clone()).await {
+        match versions.show_one(&self.watch_form.row, seen.object.clone()).await {
             Ok(object) if Arc::ptr_eq(&object, &seen.object) => self.events(Ok(seen)),
             Ok(object) => self.frame(seen.kind, &object),
             Err(error) => {
                 self.over = true;
-                error_frame(self.lens.media, &error)
+                error_frame(self.watch_form.media, &error)
             }
         }
     }
 
     fn shared_frame(&mut self, seen: &WatchEvent) -> Bytes {
-        if self.lens.tables.is_some() {
+        if self.watch_form.tables.is_some() {
             return self.frame(seen.kind, &seen.object);
         }
-        // What left a selector shows the state before the event, another object than the event's own.
+        // An object that left the selector is shown as before the event: another object than the event's own.
         let before = seen.kind == Kind::Deleted && seen.event.kind != Kind::Deleted;
         self.encoding.kind = seen.kind;
         self.encoding.before = before;
-        seen.event.frame(&self.encoding, || plain_frame(&self.lens, seen.kind, &seen.object))
+        seen.event.frame(&self.encoding, || plain_frame(&self.watch_form, seen.kind, &seen.object))
     }
 
     fn frame(&mut self, kind: Kind, cached: &Cached) -> Bytes {
-        let Some(tables) = self.lens.tables.clone() else { return plain_frame(&self.lens, kind, cached) };
-        let row = &self.lens.row;
-        let value = if row.shows_stored() { cached.value() } else { row.strategy.read_storage_version(cached.value()) };
+        let Some(tables) = self.watch_form.tables.clone() else { return plain_frame(&self.watch_form, kind, cached) };
+        let row = &self.watch_form.row;
+        let value =
+            if row.serves_cached_form() { cached.value() } else { row.strategy.read_storage_version(cached.value()) };
         let line = Tables { now: self.env.now(), ..tables.clone() }.row_of(cached);
         self.table_frame(&tables, type_of(kind), &value, line)
     }
@@ -285,31 +286,31 @@ impl Stream {
         format!("{{\"type\":\"{kind}\",\"object\":{table}}}\n").into()
     }
 
-    fn mark(&mut self, revision: u64, ends_state: bool) -> Bytes {
+    fn bookmark_frame(&mut self, revision: u64, ends_state: bool) -> Bytes {
         let mut metadata = json!({"resourceVersion": revision.to_string()});
         if ends_state {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
-        let row = self.lens.row.clone();
+        let row = self.watch_form.row.clone();
         let mut object = json!({"kind": &*row.kind, "apiVersion": &*row.api_version, "metadata": metadata});
-        if let Some(tables) = self.lens.tables.clone() {
+        if let Some(tables) = self.watch_form.tables.clone() {
             let line = Tables { now: self.env.now(), ..tables.clone() }.row(&object);
             return self.table_frame(&tables, "BOOKMARK", &object, line);
         }
-        let object = match self.lens.transform {
+        let object = match self.watch_form.transform {
             Some(Transform::Metadata(version) | Transform::MetadataList(version)) => json!({
                 "kind": "PartialObjectMetadata", "apiVersion": version.api_version(), "metadata": object["metadata"],
             }),
             _ => {
-                // An object of nothing, which upstream prints as any other.
+                // An empty object, which upstream encodes with its zero values.
                 let made = row.schema.made();
                 if made.is_some_and(|made| schema::normalise(made.get(), &mut object).is_ok()) {
-                    row.strategy.of_nothing(&mut object);
+                    row.strategy.fill_empty_object(&mut object);
                 }
                 object
             }
         };
-        frame_of(self.lens.media, "BOOKMARK", &object)
+        frame_of(self.watch_form.media, "BOOKMARK", &object)
     }
 }
 
@@ -321,33 +322,40 @@ fn type_of(kind: Kind) -> &'static str {
     }
 }
 
-/// What an event's frame depends on (tables are never shared: they hold ages).
-fn encoding(lens: &Lens) -> WatchEncoding {
-    let shape = match lens.transform {
+/// What an event's frame depends on (tables are never shared: they contain ages).
+fn encoding(watch_form: &WatchForm) -> WatchEncoding {
+    let shape = match watch_form.transform {
         Some(Transform::Metadata(version) | Transform::MetadataList(version)) => Shape::Metadata(version.api_version()),
         _ => Shape::Object,
     };
-    let api_version = lens.row.api_version.clone();
-    WatchEncoding { kind: Kind::Added, before: false, managed: lens.managed, api_version, shape, media: lens.media }
+    let api_version = watch_form.row.api_version.clone();
+    WatchEncoding {
+        kind: Kind::Added,
+        before: false,
+        managed: watch_form.managed,
+        api_version,
+        shape,
+        media: watch_form.media,
+    }
 }
 
-fn plain_frame(lens: &Lens, kind: Kind, cached: &Cached) -> Bytes {
-    if lens.media == Media::Protobuf {
-        return protobuf_frame(lens, kind, cached);
+fn plain_frame(watch_form: &WatchForm, kind: Kind, cached: &Cached) -> Bytes {
+    if watch_form.media == Media::Protobuf {
+        return protobuf_frame(watch_form, kind, cached);
     }
     let mut out = Vec::with_capacity(cached.stored_len() + 96);
     out.put_slice(b"{\"type\":\"");
     out.put_slice(type_of(kind).as_bytes());
     out.put_slice(b"\",\"object\":");
-    match lens.transform {
+    match watch_form.transform {
         Some(Transform::Metadata(version) | Transform::MetadataList(version)) => {
-            write_partial(version, &cached.bytes(lens.managed), &mut out);
+            write_partial(version, &cached.bytes(watch_form.managed), &mut out);
         }
-        _ if lens.row.shows_stored() => cached.write_to(lens.managed, &mut out),
+        _ if watch_form.row.serves_cached_form() => cached.write_to(watch_form.managed, &mut out),
         _ => {
-            let mut value = lens.row.strategy.read_storage_version(cached.value());
-            if lens.managed {
-                value = fields::shown(value, cached.managers());
+            let mut value = watch_form.row.strategy.read_storage_version(cached.value());
+            if watch_form.managed {
+                value = fields::with_managed_fields(value, cached.managers());
             }
             // Writing into memory cannot fail.
             let _ = serde_json::to_writer(&mut out, &value);
@@ -357,12 +365,12 @@ fn plain_frame(lens: &Lens, kind: Kind, cached: &Cached) -> Bytes {
     out.into()
 }
 
-fn protobuf_frame(lens: &Lens, kind: Kind, cached: &Cached) -> Bytes {
-    let row = &lens.row;
+fn protobuf_frame(watch_form: &WatchForm, kind: Kind, cached: &Cached) -> Bytes {
+    let row = &watch_form.row;
     let value = cached.value();
-    let value = if row.shows_stored() { value } else { row.strategy.read_storage_version(value) };
-    let value = if lens.managed { fields::shown(value, cached.managers()) } else { value };
-    let shown = match lens.transform {
+    let value = if row.serves_cached_form() { value } else { row.strategy.read_storage_version(value) };
+    let value = if watch_form.managed { fields::with_managed_fields(value, cached.managers()) } else { value };
+    let shown = match watch_form.transform {
         Some(Transform::Metadata(version) | Transform::MetadataList(version)) => {
             protobuf::partial(version.api_version(), value)
         }
@@ -371,8 +379,8 @@ fn protobuf_frame(lens: &Lens, kind: Kind, cached: &Cached) -> Bytes {
     protobuf::event(type_of(kind), &shown)
 }
 
-/// The lens of a form.
+/// The settings of a watch for a negotiated form.
 #[must_use]
-pub fn lens(row: &Arc<ResourceInfo>, form: Form, tables: Option<Tables>, managed: bool) -> Lens {
-    Lens { row: row.clone(), transform: form.transform, tables, managed, media: media_of(form) }
+pub fn watch_form(row: &Arc<ResourceInfo>, form: Form, tables: Option<Tables>, managed: bool) -> WatchForm {
+    WatchForm { row: row.clone(), transform: form.transform, tables, managed, media: media_of(form) }
 }

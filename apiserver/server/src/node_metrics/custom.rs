@@ -1,12 +1,13 @@
-//! `custom.metrics.k8s.io/v1beta2`: what Wasm pods serve, and what is asked of Services, for autoscalers. Of pods what their nodes
-//! measure; of a Service what its pods serve, with the requests that wait where it has none.
+//! `custom.metrics.k8s.io/v1beta2` for autoscalers: request and fuel rates of Wasm pods and of Services. A pod's value
+//! is measured by its node; a Service's value is the sum of its pods, plus the requests that wait in the activator
+//! while it has no pod.
 
 use std::sync::Arc;
 
 use apiserver_resources::objects::ObjectSource;
 use apiserver_resources::{ResourceInfo, Subresource, SubresourceKind, Verb};
 use futures::future::{BoxFuture, FutureExt as _};
-use machinery_api::error::Named;
+use machinery_api::error::GroupResource;
 use machinery_api::quantity::{Format, Quantity};
 use machinery_api::selector::LabelSelector;
 use machinery_api::{ApiError, GroupVersion, time, waiting};
@@ -21,7 +22,7 @@ const KIND: &str = "MetricValueList";
 const REQUESTS: &str = "http_requests_per_second";
 const FUEL: &str = "fuel_per_second";
 
-/// `pods` and `services`, each with its metrics below it.
+/// `pods` and `services`, with their metrics as subresources.
 pub(super) fn resources(metrics: &Arc<NodeMetrics>) -> [ResourceInfo; 2] {
     let of = |plural: &'static str, source: Arc<dyn ObjectSource>| {
         let item = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true, "description": "The value of one object."});
@@ -43,15 +44,15 @@ struct Pods(Arc<NodeMetrics>);
 #[derive(Debug)]
 struct Services(Arc<NodeMetrics>);
 
-fn nobody(plural: &str, name: &str) -> ApiError {
-    ApiError::NotFound(Named::new("", plural), name.to_owned())
+fn not_found(plural: &str, name: &str) -> ApiError {
+    ApiError::NotFound(GroupResource::new("", plural), name.to_owned())
 }
 
 fn selector(text: &str) -> Result<LabelSelector, ApiError> {
     LabelSelector::parse(text).map_err(|error| ApiError::BadRequest(error.to_string()))
 }
 
-/// One value. `kind` and `object`: whose.
+/// One MetricValue of the object `object` of kind `kind`.
 fn value(kind: &str, object: &Value, metric: &str, milli: i64, at: &Value, window_seconds: i64) -> Value {
     let metadata = &object["metadata"];
     json!({
@@ -74,14 +75,14 @@ impl Pods {
             let all = objects.list("", "pods", Some(namespace)).into_iter();
             all.filter(|pod| chosen.matches_object(pod)).collect()
         } else {
-            vec![objects.get("", "pods", namespace, name).ok_or_else(|| nobody("pods", name))?]
+            vec![objects.get("", "pods", namespace, name).ok_or_else(|| not_found("pods", name))?]
         };
-        let served = self.0.served(&pods, metric).await;
+        let served = self.0.custom_metric(&pods, metric).await;
         if served.is_empty() && name != "*" {
             let message = format!("the server could not find the metric {metric} for pods {name}");
             return Err(ApiError::NotFoundByNode(message));
         }
-        let of = |(pod, one): (Arc<Value>, super::figures::Served)| {
+        let of = |(pod, one): (Arc<Value>, super::summary::CustomMetric)| {
             value("Pod", &pod, metric, one.milli, &one.time, one.window_seconds)
         };
         Ok(list(served.into_iter().map(of).collect()))
@@ -91,7 +92,7 @@ impl Pods {
 impl Services {
     async fn values(&self, namespace: &str, name: &str, metric: &str) -> Result<Value, ApiError> {
         let objects = self.0.objects();
-        let service = objects.get("", "services", namespace, name).ok_or_else(|| nobody("services", name))?;
+        let service = objects.get("", "services", namespace, name).ok_or_else(|| not_found("services", name))?;
         let labels = service["spec"]["selector"].as_object().filter(|labels| !labels.is_empty());
         let pods = labels.map(|labels| {
             let pairs = labels.iter().map(|(key, value)| (key.as_str(), value.as_str().unwrap_or_default()));
@@ -99,9 +100,9 @@ impl Services {
             let all = objects.list("", "pods", Some(namespace)).into_iter();
             all.filter(|pod| chosen.matches_object(pod)).collect::<Vec<_>>()
         });
-        let served = self.0.served(&pods.unwrap_or_default(), metric).await;
+        let served = self.0.custom_metric(&pods.unwrap_or_default(), metric).await;
         let now = self.0.now();
-        // Who waits is asked for, though nobody serves it.
+        // Waiting requests count as demand, although no pod serves them.
         let waits = waiting::of_service(&service, now).filter(|_| metric == REQUESTS).unwrap_or(0);
         let waits = i64::try_from(waits).unwrap_or(i64::MAX).saturating_mul(1000);
         let sum = served.iter().fold(waits, |sum, (_, one)| sum.saturating_add(one.milli));

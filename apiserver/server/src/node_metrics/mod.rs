@@ -1,11 +1,11 @@
-//! `metrics.k8s.io/v1beta1`: what nodes and pods use, for `kubectl top` and for autoscalers
-//! (<https://kubernetes.io/docs/tasks/debug/debug-cluster/resource-metrics-pipeline/>). Nothing is stored and nothing is polled:
-//! who asks is answered from what kubelets measure, which is kept for some seconds.
+//! `metrics.k8s.io/v1beta1`: resource usage of nodes and pods, for `kubectl top` and autoscalers
+//! (<https://kubernetes.io/docs/tasks/debug/debug-cluster/resource-metrics-pipeline/>). Nothing is stored or polled: a
+//! request fetches the kubelets' summaries, which are cached for some seconds.
 
 mod custom;
-mod figures;
 mod resources;
 mod source;
+mod summary;
 
 pub use resources::resources;
 pub use source::NodeMetrics;

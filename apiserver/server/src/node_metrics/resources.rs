@@ -1,4 +1,4 @@
-//! The two resources, as metrics-server serves them.
+//! The resources of `metrics.k8s.io`, as metrics-server serves them.
 
 use std::sync::Arc;
 
@@ -15,25 +15,25 @@ use serde_json::{Value, json};
 
 use super::NodeMetrics;
 use super::custom;
-use super::figures::API_VERSION;
-use super::source::{OfNodes, OfPods};
+use super::source::{NodeMetricsSource, PodMetricsSource};
+use super::summary::API_VERSION;
 
-/// Nobody writes them.
-struct Figures;
+/// A read-only kind without columns of its own.
+struct ReadOnlyStrategy;
 
-impl Strategy for Figures {
+impl Strategy for ReadOnlyStrategy {
     fn validate(&self, _: &Context<'_>, _: &Value) -> Vec<FieldError> {
         Vec::new()
     }
 }
 
-/// The same, with metrics-server's columns.
-struct Use;
+/// The same with metrics-server's columns.
+struct UsageStrategy;
 
 const COLUMNS: &[Column] =
-    &[NAME, figure("cpu", "quantity"), figure("memory", "quantity"), figure("Window", "duration")];
+    &[NAME, column("cpu", "quantity"), column("memory", "quantity"), column("Window", "duration")];
 
-const fn figure(name: &'static str, format: &'static str) -> Column {
+const fn column(name: &'static str, format: &'static str) -> Column {
     Column {
         name: Text::Borrowed(name),
         kind: Text::Borrowed("string"),
@@ -43,7 +43,7 @@ const fn figure(name: &'static str, format: &'static str) -> Column {
     }
 }
 
-impl Strategy for Use {
+impl Strategy for UsageStrategy {
     fn validate(&self, _: &Context<'_>, _: &Value) -> Vec<FieldError> {
         Vec::new()
     }
@@ -63,7 +63,7 @@ impl Strategy for Use {
     }
 }
 
-/// Those of `metrics.k8s.io` and of `custom.metrics.k8s.io`, answered by `metrics`.
+/// The resources of `metrics.k8s.io` and `custom.metrics.k8s.io`, served from `metrics`.
 pub fn resources(metrics: &Arc<NodeMetrics>) -> impl Iterator<Item = ResourceInfo> {
     usage(metrics).into_iter().chain(custom::resources(metrics))
 }
@@ -88,20 +88,20 @@ fn usage(metrics: &Arc<NodeMetrics>) -> [ResourceInfo; 2] {
             ("pods", "PodMetrics"),
             true,
             &measured("What the containers of a pod use.", ("containers", containers)),
-            Arc::new(OfPods(metrics.clone())),
+            Arc::new(PodMetricsSource(metrics.clone())),
         ),
         resource(
             GroupVersion::parse(API_VERSION),
             ("nodes", "NodeMetrics"),
             false,
             &measured("What a node uses.", ("usage", usage.clone())),
-            Arc::new(OfNodes(metrics.clone())),
+            Arc::new(NodeMetricsSource(metrics.clone())),
         ),
     ];
-    all.map(|one| ResourceInfo { strategy: SharedStrategy::Owned(Arc::new(Use)), ..one })
+    all.map(|one| ResourceInfo { strategy: SharedStrategy::Owned(Arc::new(UsageStrategy)), ..one })
 }
 
-/// What is made and not stored. `plural` and `kind`: its names.
+/// A virtual resource: generated, not stored. `plural` and `kind` are its names.
 pub(super) fn resource(
     of: GroupVersion<'_>,
     (plural, kind): (&str, &str),
@@ -117,7 +117,7 @@ pub(super) fn resource(
         api_version: api_version.into(),
         kind: kind.into(),
         plural: plural.into(),
-        // metrics-server's discovery names none.
+        // metrics-server's discovery has no singular name.
         singular: "".into(),
         short_names: Vec::new(),
         categories: Vec::new(),
@@ -130,7 +130,7 @@ pub(super) fn resource(
         source: Some(source),
         stored_as: None,
         review: None,
-        stands_for: None,
+        forwards_to: None,
         indexed_fields: Arc::default(),
         indexes_labels: false,
         shows_empty: false,
@@ -138,7 +138,7 @@ pub(super) fn resource(
         ttl: None,
         deprecated: None,
         inert: None,
-        strategy: SharedStrategy::Owned(Arc::new(Figures)),
+        strategy: SharedStrategy::Owned(Arc::new(ReadOnlyStrategy)),
         custom: None,
     }
 }
@@ -152,8 +152,8 @@ mod tests {
         let usage = |cpu: &str, memory: &str| json!({"usage": {"cpu": cpu, "memory": memory}});
         let pod = json!({"metadata": {"name": "p"}, "window": "15s",
             "containers": [usage("1500n", "1Ki"), usage("0", "1Mi")]});
-        assert_eq!(json!(Use.cells(&pod, Timestamp::UNIX_EPOCH)), json!(["p", "1500n", "1025Ki", "15s"]));
+        assert_eq!(json!(UsageStrategy.cells(&pod, Timestamp::UNIX_EPOCH)), json!(["p", "1500n", "1025Ki", "15s"]));
         let node = json!({"metadata": {"name": "n"}, "window": "1m1s", "usage": {"cpu": "2", "memory": "3Mi"}});
-        assert_eq!(json!(Use.cells(&node, Timestamp::UNIX_EPOCH)), json!(["n", "2", "3Mi", "1m1s"]));
+        assert_eq!(json!(UsageStrategy.cells(&node, Timestamp::UNIX_EPOCH)), json!(["n", "2", "3Mi", "1m1s"]));
     }
 }

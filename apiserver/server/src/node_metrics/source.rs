@@ -1,4 +1,4 @@
-//! Asks kubelets, each once for all who want to know at a time.
+//! Fetches kubelets' summaries, once per node for all concurrent requests.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,81 +12,82 @@ use machinery_env::Env;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
-use super::figures::{Served, Summary};
+use super::summary::{CustomMetric, Summary};
 use crate::http::kubelets::{Kubelets, NodeAddress};
 use apiserver_resources::objects::{ObjectReader, ObjectSource};
 
-/// Kubelets measure every 15 seconds; what they said is shown again for so long.
-const KEPT: Duration = Duration::from_secs(5);
-/// A kubelet that doesn't say all of it by then has said nothing (metrics-server's).
+/// How long a summary is cached. Kubelets measure every 15 seconds.
+const CACHE_TTL: Duration = Duration::from_secs(5);
+/// The timeout of a fetch, after which the node has no metrics (metrics-server's).
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
-/// Kubelets that are asked at once.
-const AT_ONCE: usize = 32;
-/// More than a node with all the pods that it may have says.
+/// The maximum number of concurrent fetches.
+const CONCURRENT_MAX: usize = 32;
+/// The maximum size of a summary: more than a full node's.
 const SUMMARY_BYTES_MAX: usize = 16 << 20;
 
 type Fetched = Shared<BoxFuture<'static, Arc<Summary>>>;
 
-/// What nodes say of themselves.
+/// The cached summaries of all nodes.
 pub struct NodeMetrics {
     kubelets: Kubelets,
     objects: Arc<dyn ObjectReader>,
     env: Env,
-    turns: Arc<Semaphore>,
-    /// By node: until when it is good, and what it says.
-    kept: Mutex<HashMap<String, (Duration, Fetched)>>,
+    permits: Arc<Semaphore>,
+    /// By node name: the expiry, and the fetch.
+    cache: Mutex<HashMap<String, (Duration, Fetched)>>,
 }
 
 impl NodeMetrics {
-    /// Asks those of the nodes that `objects` names.
+    /// Serves the nodes in `objects`.
     #[must_use]
     pub fn new(kubelets: Kubelets, objects: Arc<dyn ObjectReader>, env: Env) -> Self {
-        Self { kubelets, objects, env, turns: Arc::new(Semaphore::new(AT_ONCE)), kept: Mutex::default() }
+        Self { kubelets, objects, env, permits: Arc::new(Semaphore::new(CONCURRENT_MAX)), cache: Mutex::default() }
     }
 
-    /// What the node of an object says.
+    /// The summary of a node.
     fn of(&self, node: &Value) -> Fetched {
         let name = node["metadata"]["name"].as_str().unwrap_or_default();
         let now = self.env.elapsed();
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.retain(|_, (until, _)| *until > now);
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.retain(|_, (until, _)| *until > now);
         let fetch = || {
-            let (kubelets, at, turns) = (self.kubelets.clone(), NodeAddress::of(node), self.turns.clone());
+            let (kubelets, at, permits) = (self.kubelets.clone(), NodeAddress::of(node), self.permits.clone());
             let fetched = async move {
                 let Some(at) = at else { return Arc::default() };
-                let _turn = turns.acquire().await;
+                let _permit = permits.acquire().await;
                 let fetched = tokio::time::timeout(FETCH_TIMEOUT, fetch(&kubelets, &at)).await;
-                let summary = fetched.unwrap_or_else(|_| Err("it takes too long".into()));
-                let summary = summary.inspect_err(|why| tracing::debug!(node = at.host(), why, "no figures of a node"));
+                let summary = fetched.unwrap_or_else(|_| Err("the fetch timed out".into()));
+                let summary =
+                    summary.inspect_err(|why| tracing::debug!(node = at.host(), why, "no metrics from a node"));
                 Arc::new(summary.map(|summary| Summary::read(&summary)).unwrap_or_default())
             };
-            (now + KEPT, fetched.boxed().shared())
+            (now + CACHE_TTL, fetched.boxed().shared())
         };
-        kept.entry(name.to_owned()).or_insert_with(fetch).1.clone()
+        cache.entry(name.to_owned()).or_insert_with(fetch).1.clone()
     }
 
-    /// What these nodes say, those that say nothing left out.
+    /// The summaries of these nodes, by node name; empty where the fetch failed.
     async fn summaries(&self, nodes: &[Arc<Value>]) -> HashMap<String, Arc<Summary>> {
         let names = nodes.iter().map(|node| node["metadata"]["name"].as_str().unwrap_or_default().to_owned());
-        let asked: Vec<Fetched> = nodes.iter().map(|node| self.of(node)).collect();
-        names.zip(join_all(asked).await).collect()
+        let fetches: Vec<Fetched> = nodes.iter().map(|node| self.of(node)).collect();
+        names.zip(join_all(fetches).await).collect()
     }
 
     async fn of_pods(&self, pods: Vec<Arc<Value>>) -> Vec<Value> {
         let names: BTreeSet<&str> = pods.iter().filter_map(|pod| pod["spec"]["nodeName"].as_str()).collect();
         let nodes: Vec<Arc<Value>> = names.iter().filter_map(|name| self.objects.get("", "nodes", "", name)).collect();
-        let said = self.summaries(&nodes).await;
-        let one = |pod: &Arc<Value>| said.get(pod["spec"]["nodeName"].as_str()?)?.pod(pod);
+        let summaries = self.summaries(&nodes).await;
+        let one = |pod: &Arc<Value>| summaries.get(pod["spec"]["nodeName"].as_str()?)?.pod(pod);
         pods.iter().filter_map(one).collect()
     }
 
-    /// What some pods measure of themselves, by a metric's name: of those of which it is known.
-    pub(super) async fn served(&self, pods: &[Arc<Value>], metric: &str) -> Vec<(Arc<Value>, Served)> {
+    /// The values of a custom metric for those of the pods that have one.
+    pub(super) async fn custom_metric(&self, pods: &[Arc<Value>], metric: &str) -> Vec<(Arc<Value>, CustomMetric)> {
         let names: BTreeSet<&str> = pods.iter().filter_map(|pod| pod["spec"]["nodeName"].as_str()).collect();
         let nodes: Vec<Arc<Value>> = names.iter().filter_map(|name| self.objects.get("", "nodes", "", name)).collect();
-        let said = self.summaries(&nodes).await;
+        let summaries = self.summaries(&nodes).await;
         let one = |pod: &Arc<Value>| {
-            let served = said.get(pod["spec"]["nodeName"].as_str()?)?.served(pod, metric)?;
+            let served = summaries.get(pod["spec"]["nodeName"].as_str()?)?.custom_metric(pod, metric)?;
             Some((pod.clone(), served))
         };
         pods.iter().filter_map(one).collect()
@@ -101,8 +102,8 @@ impl NodeMetrics {
     }
 
     async fn of_nodes(&self, nodes: Vec<Arc<Value>>) -> Vec<Value> {
-        let said = self.summaries(&nodes).await;
-        let one = |node: &Arc<Value>| said.get(node["metadata"]["name"].as_str()?)?.node(node);
+        let summaries = self.summaries(&nodes).await;
+        let one = |node: &Arc<Value>| summaries.get(node["metadata"]["name"].as_str()?)?.node(node);
         nodes.iter().filter_map(one).collect()
     }
 }
@@ -124,15 +125,15 @@ impl std::fmt::Debug for NodeMetrics {
     }
 }
 
-/// Metrics of pods.
+/// Serves PodMetrics.
 #[derive(Debug)]
-pub(super) struct OfPods(pub(super) Arc<NodeMetrics>);
+pub(super) struct PodMetricsSource(pub(super) Arc<NodeMetrics>);
 
-/// Metrics of nodes.
+/// Serves NodeMetrics.
 #[derive(Debug)]
-pub(super) struct OfNodes(pub(super) Arc<NodeMetrics>);
+pub(super) struct NodeMetricsSource(pub(super) Arc<NodeMetrics>);
 
-impl ObjectSource for OfPods {
+impl ObjectSource for PodMetricsSource {
     fn get<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Option<Value>> {
         let found = self.0.objects.get("", "pods", namespace, name).into_iter().collect();
         async move { self.0.of_pods(found).await.pop() }.boxed()
@@ -143,7 +144,7 @@ impl ObjectSource for OfPods {
     }
 }
 
-impl ObjectSource for OfNodes {
+impl ObjectSource for NodeMetricsSource {
     fn get<'a>(&'a self, _: &'a str, name: &'a str) -> BoxFuture<'a, Option<Value>> {
         let found = self.0.objects.get("", "nodes", "", name).into_iter().collect();
         async move { self.0.of_nodes(found).await.pop() }.boxed()

@@ -1,31 +1,32 @@
 //! Binding a Pod to a node: `pods/NAME/binding`, and the older `bindings`.
 
 use machinery_api::ApiError;
-use machinery_api::error::{Named, Status};
+use machinery_api::error::{GroupResource, Status};
 use machinery_api::selector::go_quoted;
 use serde_json::{Value, json};
 
-use super::intent::{Intent, Wanted};
+use super::intent::{Intent, RequestObject};
 use super::object::{self, metadata_mut};
 use super::write::{Change, Existing};
-use super::{Answer, Registry, RequestScope, check_uid};
+use super::{Registry, RequestScope, VerbResult, check_uid};
 use crate::admission::Options;
 use crate::request::options::WriteOptions;
 use apiserver_resources::rules;
 
 impl Registry {
-    /// Binds the pod that a decoded Binding names; `call` is about pods, and has the binding's name where the path has none.
+    /// Binds the pod that a decoded Binding names; `call` is about pods, with the Binding's name where the path has
+    /// none.
     pub async fn bind(
         &self,
         call: &mut RequestScope<'_>,
-        binding: Wanted<'_>,
+        binding: RequestObject<'_>,
         options: &WriteOptions,
-    ) -> Result<Answer, ApiError> {
+    ) -> Result<VerbResult, ApiError> {
         self.write(call, &mut Intent::Bind(binding), Options::Write(options)).await
     }
 }
 
-/// The bound pod.
+/// The pod after the binding.
 pub(super) fn bind(
     call: &RequestScope<'_>,
     binding: &Value,
@@ -51,7 +52,7 @@ pub(super) fn bind(
         [one] => return Err(ApiError::BadRequest(one.clone())),
         many => return Err(ApiError::BadRequest(format!("[{}]", many.join(", ")))),
     }
-    // A binding of the collection names its pod itself.
+    // A binding of the collection names its pod in its metadata.
     if name.is_empty() {
         return Err(ApiError::BadRequest("Name parameter required.".into()));
     }
@@ -69,18 +70,18 @@ pub(super) fn bind(
         );
         return Err(ApiError::Conflict(call.resource(), name.to_owned(), why));
     }
-    let new = bound(old, binding, node, &object::time(call.now))
-        .map_err(|why| ApiError::Conflict(Named::new("", "pods/binding"), name.to_owned(), why))?;
+    let new = bind_to_node(old, binding, node, &object::time(call.now))
+        .map_err(|why| ApiError::Conflict(GroupResource::new("", "pods/binding"), name.to_owned(), why))?;
     Ok(Change::Update(new))
 }
 
-/// What a binding is answered with.
-pub(super) fn done() -> Answer {
-    Answer::Status(201, Box::new(Status::success(201, None)))
+/// The response to a binding.
+pub(super) fn success() -> VerbResult {
+    VerbResult::Status(201, Box::new(Status::success(201, None)))
 }
 
-/// The pod on its node, or why it can't go there.
-fn bound(pod: &Value, binding: &Value, node: &str, now: &str) -> Result<Value, String> {
+/// The pod assigned to the node, or the reason why it can't be.
+fn bind_to_node(pod: &Value, binding: &Value, node: &str, now: &str) -> Result<Value, String> {
     let name = object::text(pod, "name");
     if object::is_deleting(pod) {
         return Err(format!("pod {name} is being deleted, cannot be assigned to a host"));
@@ -97,7 +98,7 @@ fn bound(pod: &Value, binding: &Value, node: &str, now: &str) -> Result<Value, S
     for field in ["annotations", "labels"] {
         for (key, value) in object::field(binding, field).and_then(Value::as_object).into_iter().flatten() {
             let map = metadata.entry(field).or_insert_with(|| json!({}));
-            // Labels that the pod has stay as they are; annotations are overwritten.
+            // Existing labels of the pod are kept; annotations are overwritten.
             if field == "annotations" || map.get(key).is_none() {
                 map[key.as_str()] = value.clone();
             }
@@ -133,10 +134,10 @@ mod tests {
     fn binds_once() {
         let pod = json!({"metadata": {"name": "p", "labels": {"a": "b"}}, "spec": {}, "status": {"phase": "Pending"}});
         let binding = json!({"metadata": {"name": "p", "labels": {"a": "c", "x": "y"}}});
-        let new = bound(&pod, &binding, "n", "now").unwrap();
+        let new = bind_to_node(&pod, &binding, "n", "now").unwrap();
         assert_eq!(new["spec"]["nodeName"], "n");
         assert_eq!(new["metadata"]["labels"], json!({"a": "b", "x": "y"}));
         assert_eq!(new["status"]["conditions"][0]["status"], "True");
-        assert_eq!(bound(&new, &binding, "m", "now").unwrap_err(), "pod p is already assigned to node \"n\"");
+        assert_eq!(bind_to_node(&new, &binding, "m", "now").unwrap_err(), "pod p is already assigned to node \"n\"");
     }
 }

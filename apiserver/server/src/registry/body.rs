@@ -1,4 +1,4 @@
-//! From a request's bytes to an object that the verbs work on: decoded, checked for its version and kind, defaulted.
+//! Decodes a request body into an object: parses it, checks its version and kind, applies defaults.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -18,7 +18,7 @@ use machinery_api::schema::{self, Decoded, FieldValidation, Media, Target, decod
 pub struct Body<'a> {
     /// Its bytes.
     pub bytes: &'a [u8],
-    /// What they are written in.
+    /// The encoding of the bytes.
     pub media: Media,
 }
 
@@ -33,27 +33,27 @@ fn defaulted(row: &ResourceInfo, decoded: Decoded, warnings: &mut Vec<String>) -
     object
 }
 
-/// Fills in what a client may leave out.
+/// Applies the kind's defaults.
 pub fn default(row: &ResourceInfo, object: &mut Value) {
     schema::default(row.schema.hold().get(), object);
     row.strategy.default(object);
 }
 
-/// The form that is stored and compared; call it again where fields were removed or added.
+/// Converts to the stored and compared form; call it again after fields were removed or added.
 pub fn normalise(row: &ResourceInfo, object: &mut Value) {
     if let Err(error) = schema::normalise(row.schema.hold().get(), object) {
-        tracing::warn!(kind = %row.kind, error, "an object of the server's own making doesn't fit its type");
+        tracing::warn!(kind = %row.kind, error, "an object made by the server doesn't match its schema");
     }
 }
 
-/// A list or map that a client gave empty: where, and which of the two.
+/// An empty list or map in a client's object: its path, and which of the two it is.
 pub struct Empty {
     pointer: String,
     value: Value,
 }
 
-/// Where a client gave empty lists and maps, which [`normalise`] takes for absent, in the kinds whose findings show the
-/// difference (`{}` or `null`).
+/// The paths of a client's empty lists and maps, which [`normalise`] drops, for the kinds whose validation errors
+/// depend on them (`{}` or `null`).
 pub fn explicit_empties(row: &ResourceInfo, object: &Value) -> Vec<Empty> {
     fn walk(value: &Value, path: &mut String, found: &mut Vec<Empty>) {
         let length = path.len();
@@ -96,13 +96,13 @@ pub fn explicit_empties(row: &ResourceInfo, object: &Value) -> Vec<Empty> {
     found
 }
 
-/// The object as it is validated: with what was empty and given.
+/// The object for validation: with the client's empty lists and maps restored.
 pub fn with_empties<'a>(object: &'a Value, explicit_empties: Vec<Empty>) -> Cow<'a, Value> {
     let mut shown = Cow::Borrowed(object);
     for Empty { pointer, value } in explicit_empties {
         let absent = object.pointer(&pointer).is_none_or(Value::is_null);
         let (parent, key) = pointer.rsplit_once('/').unwrap_or_default();
-        // A spec of nothing but empties is gone as a whole.
+        // A spec that contained only empty values was dropped as a whole.
         let gone = parent == "/spec" && object.get("spec").is_none_or(Value::is_null);
         if gone && let Some(map) = shown.to_mut().as_object_mut() {
             map.entry("spec").or_insert_with(|| Value::Object(Map::new()));
@@ -128,7 +128,7 @@ pub fn object(
     Ok(defaulted(row, decoded, warnings))
 }
 
-/// Decodes an object of any type of the schema, such as a Scale.
+/// Decodes an object of any type in the schema, such as a Scale.
 pub fn of_type(
     kind: (&'static str, &'static str, &'static str),
     body: Body<'_>,
@@ -143,7 +143,7 @@ pub fn of_type(
     Ok(object)
 }
 
-/// The same where the body is to be of `kind` and has the type of `like`: of another version with the same fields.
+/// The same for a body of `kind` with the type of `like`: another version with the same fields.
 pub fn of_type_as(
     kind: (&'static str, &'static str, &'static str),
     like: (&'static str, &'static str, &'static str),
@@ -159,7 +159,7 @@ pub fn of_type_as(
     Ok(object)
 }
 
-/// Decodes an object of the row of a kind, whatever the path is about (Binding).
+/// Decodes an object of a kind independent of the path's resource (Binding).
 pub fn of_kind(
     catalog: &Catalog,
     (group, version, kind): (&str, &str, &str),
@@ -172,12 +172,12 @@ pub fn of_kind(
     object(row, body, validation, warnings)
 }
 
-/// Decodes DeleteOptions: any apiVersion will do, another kind won't.
+/// Decodes DeleteOptions: any apiVersion is accepted, but no other kind.
 pub fn delete_options(body: Body<'_>) -> Result<Value, ApiError> {
     decode::options(body.bytes, body.media, "DeleteOptions", "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions")
 }
 
-/// Applies a patch to an object of a row, and reads the result as a body is read.
+/// Applies a patch to an object of a row, and decodes the result like a body.
 pub fn patched(
     row: &ResourceInfo,
     kind: PatchType,

@@ -1,5 +1,5 @@
-//! Reservations: keys that an object holds for itself alone ([`Strategy::claims`](apiserver_resources::Strategy::claims)), written
-//! and removed in the object's own transactions.
+//! Reservations: keys that an object claims exclusively ([`Strategy::claims`](apiserver_resources::Strategy::claims)),
+//! written and removed in the object's own transactions.
 
 use std::collections::BTreeMap;
 
@@ -14,23 +14,24 @@ use apiserver_resources::{Claim, ResourceInfo};
 use apiserver_storage::cache::Selectors;
 use apiserver_storage::store::{Compare, Op, Outcome, Record, Revision, Txn};
 
-/// Reservations that one transaction brings in line at a start: well within the store's limit.
-const AT_ONCE: usize = 64;
-/// Where it is written that a resource's reservations are in line, by its plural name. No resource is stored there.
-const IN_LINE_PREFIX: &str = "coracle/reserved";
-/// How often that is tried where somebody else writes at the same time.
+/// The maximum number of reservations in one repair transaction: well within the store's limit.
+const REPAIRS_PER_TXN_MAX: usize = 64;
+/// The key prefix of the markers for repaired resources, by plural name. No resource is stored there.
+const REPAIRED_PREFIX: &str = "coracle/reserved";
+/// The maximum number of attempts when other writers conflict.
 const TRIES_MAX: usize = 3;
 
-/// What reservations are read from and written with.
-pub(super) struct Claimed<'a> {
+/// The dependencies of reservations.
+pub(super) struct ClaimWriter<'a> {
     pub(super) objects: &'a dyn ObjectReader,
     pub(super) env: &'a Env,
     pub(super) now: Timestamp,
 }
 
-impl Claimed<'_> {
-    /// Adds to a transaction what an object holds from now on, on the condition that nobody holds it, and takes away what it
-    /// holds no longer. `strict`: what another one holds is left for the condition to refuse; else it is left to the other.
+impl ClaimWriter<'_> {
+    /// Adds an object's new claims to a transaction, on the condition that their keys are free, and removes those that
+    /// it gives up. `strict`: an existing claim of another object fails the condition; otherwise the other object keeps
+    /// it.
     pub(super) fn change(
         &self,
         row: &ResourceInfo,
@@ -46,7 +47,7 @@ impl Claimed<'_> {
                 continue;
             }
             if !strict && let Some((holder, _)) = self.objects.at(&claim.key) {
-                tracing::warn!(key = %claim.key, holder = %parent(&holder), "held by another object, which keeps it");
+                tracing::warn!(key = %claim.key, holder = %parent(&holder), "another object has this claim and keeps it");
                 continue;
             }
             txn.compares.push(Compare { key: claim.key.to_string(), modified: 0 });
@@ -56,7 +57,7 @@ impl Claimed<'_> {
             if wants.iter().any(|wanted| wanted.key == claim.key) {
                 continue;
             }
-            // Of data that an older version left, it may be another one's.
+            // In data of an older version, the reservation may belong to another object.
             if let Some((holder, modified)) = self.objects.at(&claim.key)
                 && parent(&holder) == parent(&claim.object)
             {
@@ -75,43 +76,42 @@ impl Claimed<'_> {
     }
 }
 
-/// Who holds a reservation.
+/// The object that holds a reservation.
 fn parent(claim: &Value) -> ObjectName<'_> {
     let parent = &claim["spec"]["parentRef"];
     ObjectName::new(parent["namespace"].as_str().unwrap_or(""), parent["name"].as_str().unwrap_or(""))
 }
 
-/// How bringing a resource's reservations in line went.
+/// The result of repairing a resource's reservations.
 #[derive(PartialEq)]
-enum Reserved {
-    /// Each object holds what it claims: its transactions keep it so.
-    InLine,
-    /// Some objects of an older version's data claim the same; one of them holds it.
-    Doubly,
-    /// Somebody else wrote meanwhile.
-    Overtaken,
+enum RepairOutcome {
+    /// Each object holds its claims; the objects' transactions keep it so.
+    Repaired,
+    /// Several objects of an older version's data have the same claim; one of them holds it.
+    Duplicates,
+    /// Another writer conflicted.
+    Conflict,
 }
 
 impl Registry {
-    /// Brings reservations in line with the objects that there are: those of a data folder that an older version wrote have
-    /// none. It is done once in a store's life, and written down, so that no later start parses an object for it.
-    /// Call it before anything is served.
-    pub async fn reserve(&self) -> Result<(), ApiError> {
+    /// Repairs the reservations of existing objects: a data folder of an older version has none. A marker records the
+    /// repair, so that it runs once in a store's life and later starts parse no objects for it. Call it before serving.
+    pub async fn repair_claims(&self) -> Result<(), ApiError> {
         let catalog = self.served.load();
         for row in catalog.all_stored().filter(|row| !row.strategy.claim_prefixes().is_empty()) {
-            let done = StorageKey::object(IN_LINE_PREFIX, ObjectName::new("", &row.qualified())).to_string();
+            let done = StorageKey::object(REPAIRED_PREFIX, ObjectName::new("", &row.qualified())).to_string();
             let found = self.cache.store().get(&done, None).await.map_err(|error| store_error(&error))?;
             if found.is_some() {
                 continue;
             }
             for _ in 0..TRIES_MAX {
-                let outcome = self.reserve_row(row).await?;
-                if outcome == Reserved::InLine {
+                let outcome = self.repair_row_claims(row).await?;
+                if outcome == RepairOutcome::Repaired {
                     let op = Op::Put { key: done.clone(), record: Record::plain(b"{}"), ttl: None };
                     let txn = Txn { compares: Vec::new(), ops: vec![op] };
                     self.cache.commit(txn).await.map_err(|error| store_error(&error))?;
                 }
-                if outcome != Reserved::Overtaken {
+                if outcome != RepairOutcome::Conflict {
                     break;
                 }
             }
@@ -119,32 +119,32 @@ impl Registry {
         Ok(())
     }
 
-    async fn reserve_row(&self, row: &ResourceInfo) -> Result<Reserved, ApiError> {
+    async fn repair_row_claims(&self, row: &ResourceInfo) -> Result<RepairOutcome, ApiError> {
         let failed = |error| store_error(&error);
         self.cache.sync().await.map_err(failed)?;
         let list = |prefix: &str| match self.cache.list(prefix, None, None, 0, &Selectors::default()) {
             Ok(page) => page.items,
             Err(_) => Vec::new(),
         };
-        let Some(prefix) = &row.prefix else { return Ok(Reserved::InLine) };
-        let mut outcome = Reserved::InLine;
+        let Some(prefix) = &row.prefix else { return Ok(RepairOutcome::Repaired) };
+        let mut outcome = RepairOutcome::Repaired;
         let mut holders = list(prefix.as_str());
-        // Who was there first keeps what two hold.
+        // The oldest object keeps a claim that several have.
         holders.sort_by_key(|holder| holder.created);
         let mut wanted: BTreeMap<StorageKey, Claim> = BTreeMap::new();
         for holder in holders {
             for claim in row.strategy.claims(&holder.shared()) {
                 if let Some(first) = wanted.get(&claim.key) {
                     let (key, first) = (&claim.key, parent(&first.object));
-                    tracing::warn!(%key, %first, second = %parent(&claim.object), "two objects hold the same; delete one of them");
-                    outcome = Reserved::Doubly;
+                    tracing::warn!(%key, %first, second = %parent(&claim.object), "two objects have the same claim; delete one of them");
+                    outcome = RepairOutcome::Duplicates;
                     continue;
                 }
                 wanted.insert(claim.key.clone(), claim);
             }
         }
         let mut txns: Vec<(Compare, Op)> = Vec::new();
-        let claimed = Claimed { objects: &*self.objects, env: &self.env, now: self.env.now() };
+        let claim_writer = ClaimWriter { objects: &*self.objects, env: &self.env, now: self.env.now() };
         for reserved in
             row.strategy.claim_prefixes().iter().flat_map(|prefix| list(StoragePrefix::new(prefix).as_str()))
         {
@@ -154,7 +154,7 @@ impl Registry {
             let compare = Compare { key: key.clone(), modified: reserved.modified };
             match claim {
                 Some(claim) if parent(&claim.object) == parent(&reserved.shared()) => {}
-                Some(claim) => txns.push((compare, Op::Put { key, record: claimed.encode(&claim), ttl: None })),
+                Some(claim) => txns.push((compare, Op::Put { key, record: claim_writer.encode(&claim), ttl: None })),
                 None => txns.push((compare, Op::Delete { key })),
             }
         }
@@ -162,13 +162,13 @@ impl Registry {
             let key = claim.key.to_string();
             (
                 Compare { key: key.clone(), modified: Revision::MIN },
-                Op::Put { key, record: claimed.encode(&claim), ttl: None },
+                Op::Put { key, record: claim_writer.encode(&claim), ttl: None },
             )
         }));
-        for some in txns.chunks(AT_ONCE) {
+        for some in txns.chunks(REPAIRS_PER_TXN_MAX) {
             let (compares, ops) = some.iter().cloned().unzip();
             if let Outcome::Conflict(_) = self.cache.commit(Txn { compares, ops }).await.map_err(failed)? {
-                return Ok(Reserved::Overtaken);
+                return Ok(RepairOutcome::Conflict);
             }
         }
         Ok(outcome)

@@ -1,4 +1,4 @@
-//! The transaction of a write, on the condition that everything is still as it was when it was decided.
+//! Commits a write in one transaction, on the condition that everything it was decided from is unchanged.
 
 use std::sync::Arc;
 
@@ -8,15 +8,15 @@ use machinery_api::ApiError;
 
 use super::{TRIES_MAX, object, store_error};
 
-/// Which condition failed.
+/// The conditions that failed.
 pub(super) struct Conflict {
-    /// The object's own record, if that was it.
+    /// The object's current record, if its own condition failed.
     pub(super) own: Option<Option<Entry>>,
-    /// Whether another one may have failed.
+    /// Whether the condition of another object may have failed.
     pub(super) others: bool,
 }
 
-/// One write of an object, if it is still as it was read and all other conditions hold.
+/// Writes one object, if it is unchanged since it was read and all other conditions hold.
 pub(super) async fn commit(
     cache: &WatchCache,
     was: Revision,
@@ -41,41 +41,42 @@ pub(super) async fn commit(
     }
 }
 
-/// What became of an object that was to be marked and to go at once.
-pub(super) enum Marked {
+/// The result of [`mark_and_remove`].
+pub(super) enum MarkOutcome {
     Removed(Revision),
     Conflict(Conflict),
-    /// Somebody gave it finalizers in between.
+    /// Another writer added finalizers in between.
     Held(Option<Entry>),
 }
 
-/// Marks an object and removes it whatever it has become in between. It runs to its end by itself: what began is finished.
+/// Marks an object as deleted and removes it, whatever other writers change in between. The caller spawns it, so that
+/// it is never cancelled halfway.
 pub(super) async fn mark_and_remove(
     cache: Arc<WatchCache>,
     key: String,
     was: Revision,
     mark: Op,
     extras: Txn,
-) -> Result<Marked, ApiError> {
+) -> Result<MarkOutcome, ApiError> {
     let Txn { compares, ops } = extras;
     let mut marked = match commit(&cache, was, mark, Txn { compares, ops: Vec::new() }).await? {
         Ok(revision) => revision,
-        Err(conflict) => return Ok(Marked::Conflict(conflict)),
+        Err(conflict) => return Ok(MarkOutcome::Conflict(conflict)),
     };
     for _ in 0..TRIES_MAX {
         let removal = Txn { compares: Vec::new(), ops: ops.clone() };
         match commit(&cache, marked, Op::Delete { key: key.clone() }, removal).await? {
-            Ok(revision) => return Ok(Marked::Removed(revision)),
+            Ok(revision) => return Ok(MarkOutcome::Removed(revision)),
             Err(Conflict { own: Some(Some(entry)), .. }) => {
-                let object = cache.parsed(&entry).shared();
+                let object = cache.cached_entry(&entry).shared();
                 if !object::is_deleting(&object) || !object::finalizers(&object).is_empty() {
-                    return Ok(Marked::Held(Some(entry)));
+                    return Ok(MarkOutcome::Held(Some(entry)));
                 }
                 marked = entry.modified;
             }
-            // Somebody else removed it.
-            Err(_) => return Ok(Marked::Removed(marked)),
+            // Another writer removed it.
+            Err(_) => return Ok(MarkOutcome::Removed(marked)),
         }
     }
-    Ok(Marked::Held(cache.store().get(&key, None).await.map_err(|error| store_error(&error))?))
+    Ok(MarkOutcome::Held(cache.store().get(&key, None).await.map_err(|error| store_error(&error))?))
 }

@@ -1,9 +1,9 @@
-//! What bodies cost that are made to cost much: the work is in proportion to their size, whatever they hold.
+//! Tests that adversarial bodies cost work in proportion to their size, whatever they contain.
 
 use std::collections::BTreeSet;
 
 use machinery_api::ApiError;
-use machinery_api::error::Named;
+use machinery_api::error::GroupResource;
 use serde_json::{Map, Value, json};
 
 use super::body::{self, Body};
@@ -12,7 +12,7 @@ use apiserver_resources::field::ERRORS_MAX;
 use apiserver_resources::{Context, RESOURCES, ResourceInfo, metadata};
 use machinery_api::schema::{FieldValidation, Kind, Media, TypeRef, Types};
 
-/// What came of a body: the answer's status and message, and how many warnings there are.
+/// The result of a body: status and message, and the number of warnings.
 #[derive(Debug)]
 struct Outcome {
     code: u16,
@@ -25,7 +25,7 @@ fn row(kind: &str) -> &'static ResourceInfo {
     stored.find(|row| &*row.kind == kind).unwrap()
 }
 
-/// A create as far as it is computed: decoded, defaulted, normalised, validated, and its answer made.
+/// A create without IO: decode, default, normalise, validate, build the response.
 fn create(row: &ResourceInfo, bytes: &[u8], media: Media) -> Outcome {
     let mut warnings = Vec::new();
     let done = (|| {
@@ -39,11 +39,11 @@ fn create(row: &ResourceInfo, bytes: &[u8], media: Media) -> Outcome {
         row.strategy.prepare_create(&context, &mut object);
         let explicit_empties = body::explicit_empties(row, &object);
         body::normalise(row, &mut object);
-        super::invalid(Named::default(), "", row.strategy.validate_first(&context, &object, None))?;
+        super::invalid(GroupResource::default(), "", row.strategy.validate_first(&context, &object, None))?;
         let mut errors = metadata::validate_create(metadata::Of::resource(row), &object);
         let checked = body::with_empties(&object, explicit_empties);
         errors.extend(row.strategy.validate(&context, &checked));
-        super::invalid(Named::new("", &*row.kind), "x", errors)?;
+        super::invalid(GroupResource::new("", &*row.kind), "x", errors)?;
         warnings.extend(row.strategy.warnings(&object, None));
         Ok(())
     })();
@@ -57,13 +57,13 @@ fn create(row: &ResourceInfo, bytes: &[u8], media: Media) -> Outcome {
     Outcome { code, message, warnings: warnings.len() }
 }
 
-/// Nanoseconds that this thread has been running: the clock of the wall counts what other programs do, too.
+/// The CPU time of this thread, in nanoseconds; wall-clock time would include other programs.
 fn running_ns() -> u64 {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux counts threads' time");
     text.split(' ').next().unwrap().parse().unwrap()
 }
 
-/// What one create takes, on average of as many as the clock's ticks need.
+/// The average cost of a create, over as many as the clock's resolution requires.
 fn cost_ns(row: &ResourceInfo, bytes: &[u8], media: Media) -> u64 {
     const MEASURED_NS: u64 = 60_000_000;
     let (before, mut runs) = (running_ns(), 0);
@@ -95,7 +95,7 @@ fn map(n: usize, item: impl Fn(usize) -> (String, Value)) -> Value {
 
 type Make = fn(usize) -> Value;
 
-/// Kinds with bodies of n parts, each of which was out of proportion once.
+/// Kinds with bodies of n parts; each was superlinear once.
 static CORPUS: &[(&str, &str, Make)] = &[
     (
         "bad finalizers",
@@ -167,9 +167,9 @@ fn work_is_in_proportion_to_the_body() {
         let row = row(kind);
         let body = |n| serde_json::to_vec(&make(n)).unwrap();
         let (small, large) = (body(N), body(4 * N));
-        create(row, &small, Media::Json); // what is made once
+        create(row, &small, Media::Json); // initialize lazy statics
         let (before, after) = (cost_ns(row, &small, Media::Json), cost_ns(row, &large, Media::Json));
-        // Four times as large: 4 if it is linear, 16 if it is quadratic.
+        // For four times the size, the ratio is 4 if linear, and 16 if quadratic.
         assert!(after < 9 * before, "{name}: {} and {} us", before / 1000, after / 1000);
     }
 }
@@ -201,7 +201,7 @@ fn message(number: u8, inner: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A Pod of so many empty containers, two bytes each.
+/// A Pod of this many empty containers, two bytes each.
 fn protobuf(containers: usize) -> Vec<u8> {
     let meta = [message(1, b"v1"), message(2, b"Pod")].concat();
     let pod = [message(1, &message(1, b"p")), message(2, &[0x12, 0].repeat(containers))].concat();
@@ -223,21 +223,21 @@ fn what_expands_out_of_proportion_is_refused_before_it_does() {
     assert_eq!(create(pods, text.as_bytes(), Media::Json).code, 413);
     let text = format!("spec:\n  containers:\n{}", "  - {}\n".repeat(200_000));
     assert_eq!(create(pods, text.as_bytes(), Media::Yaml).code, 413);
-    // Small ones may, and refusing costs less than they do.
+    // Small ones are accepted, and rejecting a large one is cheaper.
     assert_eq!(create(pods, &protobuf(5000), Media::Protobuf).code, 422);
     let (small, refused) =
         (cost_ns(pods, &protobuf(5000), Media::Protobuf), cost_ns(pods, &protobuf(700_000), Media::Protobuf));
     assert!(refused < 9 * small, "{} and {} us", small / 1000, refused / 1000);
-    // The densest objects that can be stored are not concerned.
+    // The limit doesn't affect the densest objects that can be stored.
     let rule = json!({"apiGroups": ["x"], "resources": ["y"], "verbs": ["get"]});
     let role = json!({"metadata": {"name": "r"}, "rules": list(25_000, |_| rule.clone())});
     assert_eq!(create(row("Role"), &serde_json::to_vec(&role).unwrap(), Media::Json).code, 201);
 }
 
-/// Where something stands: the fields on the way, and whether each is a list (then it is in the first item).
+/// A path: the field names, and whether each is a list (then its first item is meant).
 type Way<'a> = Vec<(&'a str, bool)>;
 
-/// The fields of a type that hold many, and what.
+/// The list and map fields of a type, with their element types.
 fn many<'a>(found: TypeRef<'a>, way: &mut Way<'a>, seen: &mut BTreeSet<String>, out: &mut Vec<(Way<'a>, &'a Kind)>) {
     for field in &found.of.fields {
         if !seen.insert(format!("{}.{}", found.of.name, field.name)) {
@@ -290,11 +290,11 @@ fn put(object: &mut Value, way: &[(&str, bool)], value: Value) {
     }
 }
 
-/// Bodies with thousands of parts in each list and map that any kind has.
+/// Tests bodies with thousands of parts in each list and map of every kind.
 #[test]
 fn every_list_and_map_is_in_proportion() {
     const N: usize = 5000;
-    /// Below, even the square of so many parts is no harm.
+    /// Below this, even a quadratic cost is harmless.
     const MEASURED_NS: u64 = 80_000_000;
     let mut seen = BTreeSet::new();
     for (row, declared) in built_in().resources().iter().zip(RESOURCES).filter(|(row, _)| row.prefix.is_some()) {

@@ -1,23 +1,23 @@
-//! Create: a new object under its own or a generated name.
+//! Create: a new object with its own or a generated name.
 
 use std::borrow::Cow;
 
 use machinery_api::ApiError;
 use serde_json::{Value, json};
 
-use super::intent::{Intent, Wanted};
+use super::intent::{Intent, RequestObject};
 use super::object::{self, metadata_mut};
 use super::write::Change;
-use super::{Answer, Registry, RequestScope, body, invalid};
+use super::{Registry, RequestScope, VerbResult, body, invalid};
 use crate::admission::Options;
 use crate::request::options::WriteOptions;
 use apiserver_resources::metadata;
 
-/// Upstream tries this often to find a free generated name.
+/// The maximum number of generated names per create (upstream's).
 pub(super) const NAME_TRIES_MAX: usize = 8;
-/// Random letters of a generated name.
+/// The number of random letters of a generated name.
 const NAME_SUFFIX_LETTERS: usize = 5;
-/// The longest prefix that a generated name keeps (upstream: a name of at most 63 letters).
+/// The maximum length of a prefix before truncation (upstream: a name of at most 63 letters).
 const GENERATED_PREFIX_BYTES_MAX: usize = 63 - NAME_SUFFIX_LETTERS;
 
 impl Registry {
@@ -25,13 +25,13 @@ impl Registry {
     pub async fn create(
         &self,
         call: &mut RequestScope<'_>,
-        object: Wanted<'_>,
+        object: RequestObject<'_>,
         options: &WriteOptions,
-    ) -> Result<Answer, ApiError> {
+    ) -> Result<VerbResult, ApiError> {
         self.write(call, &mut Intent::Create(object), Options::Write(options)).await
     }
 
-    /// A new object, ready to be stored, of what admission left of the client's; and as validation sees it, where that differs.
+    /// Builds the new object from the admitted document; also returns the object for validation, if that differs.
     pub(super) fn new_object(
         &self,
         call: &mut RequestScope<'_>,
@@ -56,7 +56,7 @@ impl Registry {
         let allocation = self.allocation(call.subresource_name(), dry_run);
         row.strategy.allocate(&allocation, &mut object, None)?;
         let mut errors = Vec::new();
-        if !row.strategy.orders_metadata() {
+        if !row.strategy.validates_metadata() {
             errors = metadata::validate_create(metadata::Of::resource(row), &object);
         }
         let checked = body::with_empties(&object, explicit_empties);
@@ -71,7 +71,7 @@ impl Registry {
         Ok((Change::Create { object, version: said, generated }, checked))
     }
 
-    /// Makes a name of `generateName` where there is none.
+    /// Generates a name from `generateName` if the object has none; returns whether it did.
     fn generate_name(&self, randomly: bool, object: &mut Value) -> bool {
         let prefix = object::text(object, "generateName");
         if prefix.is_empty() || !object::text(object, "name").is_empty() {
@@ -92,20 +92,20 @@ impl Registry {
     }
 }
 
-/// Takes away what a client never decides about a new object.
-pub(super) fn strip(object: &mut Value) {
+/// Removes the fields that a client cannot set on a new object.
+pub(super) fn strip_system_fields(object: &mut Value) {
     let metadata = metadata_mut(object);
     for field in SYSTEM_FIELDS {
         metadata.remove(*field);
     }
 }
 
-/// What a client never decides about a new object.
+/// The metadata fields that a client cannot set on a new object.
 const SYSTEM_FIELDS: &[&str] =
     &["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"];
 
-/// `generates`: the object asks for a generated name, whether or not it got one.
-pub(super) fn exists(call: &RequestScope<'_>, name: &str, deleting: bool, generates: bool) -> ApiError {
+/// 409 for an existing name. `generates`: the object has a `generateName`, whether or not its name was generated.
+pub(super) fn already_exists(call: &RequestScope<'_>, name: &str, deleting: bool, generates: bool) -> ApiError {
     let (of, name) = (call.resource(), name.to_owned());
     match deleting || generates {
         true => ApiError::AlreadyExistsNow { of, name, deleting, generated: generates },

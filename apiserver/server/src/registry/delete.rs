@@ -1,22 +1,22 @@
-//! Delete and deletecollection: preconditions, grace, finalizers; what is decided about one object is pure.
+//! Delete and deletecollection: preconditions, grace period, finalizers. The decision about one object is pure.
 
 use std::collections::BTreeSet;
 
 use jiff::{SignedDuration, Timestamp};
-use machinery_api::error::{Details, Named, Status};
+use machinery_api::error::{Details, GroupResource, Status};
 use machinery_api::{ApiError, Uid};
 use serde_json::{Value, json};
 
 use super::intent::Intent;
 use super::object::{self, FOREGROUND, ORPHAN, metadata_mut, versioned};
 use super::write::{Change, Existing};
-use super::{Answer, Registry, RequestScope, ResponseObject};
+use super::{Registry, RequestScope, ResponseObject, VerbResult};
 use crate::admission::Options;
 use crate::request::options::{DeleteOptions, ListOptions, Propagation};
 use apiserver_resources::{Deletion, ResourceInfo};
 use apiserver_storage::store::{Record, Revision};
 
-/// Decides about one object.
+/// Decides the change of one object.
 pub(super) fn decide(row: &ResourceInfo, old: &Value, options: &DeleteOptions, now: Timestamp) -> Change {
     let mut new = old.clone();
     let grace = match graceful(row, &mut new, options, now) {
@@ -63,25 +63,28 @@ fn graceful(row: &ResourceInfo, new: &mut Value, options: &DeleteOptions, now: T
             return Grace::None;
         };
         if left == 0 {
-            // It was marked to go at once: only finalizers hold it, which this request may exchange, or the server ended
-            // before it went.
+            // Marked for immediate removal: finalizers hold it, which this request may change, or the server stopped
+            // before the removal.
             return Grace::None;
         }
-        let Some(mut asked) = options.grace_seconds.filter(|asked| *asked < left) else { return Grace::Pending };
+        let Some(mut requested) = options.grace_seconds.filter(|requested| *requested < left) else {
+            return Grace::Pending;
+        };
         let until: Timestamp = object::text(new, "deletionTimestamp").parse().unwrap_or(now);
-        let mut until = until.saturating_add(SignedDuration::from_secs(asked - left)).unwrap_or(now);
+        let mut until = until.saturating_add(SignedDuration::from_secs(requested - left)).unwrap_or(now);
         if until < now {
-            // The time that is asked for has gone by already. Whoever asked for some has the kubelet end it, not the server.
+            // The requested time has passed already. With a grace period above 0, the kubelet ends the pod, not the
+            // server.
             until = now;
-            asked = asked.min(1);
+            requested = requested.min(1);
         }
         let metadata = metadata_mut(new);
         metadata.insert("deletionTimestamp".into(), json!(object::time(until)));
-        metadata.insert("deletionGracePeriodSeconds".into(), json!(asked));
-        return Grace::Marked(asked);
+        metadata.insert("deletionGracePeriodSeconds".into(), json!(requested));
+        return Grace::Marked(requested);
     }
     let seconds = match options.grace_seconds.unwrap_or(default) {
-        // Nothing runs that could use the time.
+        // No process runs that could use the time.
         _ if !row.strategy.grace_allowed(new) => 0,
         seconds if seconds < 0 => 1,
         seconds => seconds,
@@ -97,7 +100,7 @@ fn graceful(row: &ResourceInfo, new: &mut Value, options: &DeleteOptions, now: T
     Grace::Marked(seconds)
 }
 
-/// The finalizers that the garbage collector's policy wants.
+/// The finalizers according to the propagation policy.
 fn finalizers(row: &ResourceInfo, own: &[String], options: &DeleteOptions) -> Vec<String> {
     if row.deletion == Deletion::WithoutDependents {
         return own.to_vec();
@@ -122,7 +125,7 @@ fn finalizers(row: &ResourceInfo, own: &[String], options: &DeleteOptions) -> Ve
     wanted
 }
 
-/// Refuses an object that isn't the one that the client meant.
+/// Checks the preconditions of the options (uid, resourceVersion).
 fn preconditions(
     row: &ResourceInfo,
     name: &str,
@@ -132,7 +135,7 @@ fn preconditions(
 ) -> Result<(), ApiError> {
     let finalized = row.deletion == Deletion::Finalized;
     let conflict = |why: String| {
-        let named = Named::new(&*row.stored().group, &**if finalized { &row.plural } else { &row.kind });
+        let named = GroupResource::new(&*row.stored().group, &**if finalized { &row.plural } else { &row.kind });
         Err(ApiError::Conflict(named, name.to_owned(), why))
     };
     let (uid, wanted) = (object::uid(old), options.uid.as_deref().map(Uid));
@@ -162,18 +165,18 @@ fn preconditions(
     Ok(())
 }
 
-/// What a deletion makes of the object that is there.
+/// The change that a delete makes of an existing object.
 pub(super) fn change(
     call: &RequestScope<'_>,
     existing: &Existing,
     options: &DeleteOptions,
 ) -> Result<Change, ApiError> {
     let (row, old) = (call.row, &*existing.value);
-    if let Some(why) = row.strategy.refuses_delete(old) {
+    if let Some(why) = row.strategy.delete_denied_reason(old) {
         return Err(ApiError::Forbidden(call.resource(), call.name.to_owned(), why.into()));
     }
     preconditions(row, call.name, old, existing.modified(), options)?;
-    if let Some(marked) = row.strategy.begins_deletion(old, call.now) {
+    if let Some(marked) = row.strategy.start_deletion(old, call.now) {
         return Ok(Change::Update(marked));
     }
     Ok(match row.deletion {
@@ -182,12 +185,12 @@ pub(super) fn change(
     })
 }
 
-/// The code of an answer that shows a marked object.
+/// The status code of a response with a marked object.
 pub(super) fn marked_code(options: &DeleteOptions) -> u16 {
     if options.orphan_dependents == Some(false) { 202 } else { 200 }
 }
 
-/// What is answered to a deletion: at `version`, with what was stored where the object stays.
+/// The response to a delete: at `version`, with the stored record if the object remains.
 pub(super) fn answer(
     call: &RequestScope<'_>,
     options: &DeleteOptions,
@@ -195,26 +198,26 @@ pub(super) fn answer(
     existing: Option<&Existing>,
     version: Revision,
     stored: Option<&Record>,
-) -> Answer {
+) -> VerbResult {
     let row = call.row;
     let old = existing.map_or(&Value::Null, |existing| &*existing.value);
     let gone = |object: Value| {
         if row.strategy.delete_answers_object() {
-            Answer::Object(200, ResponseObject::Value(versioned(object, version)))
+            VerbResult::Object(200, ResponseObject::Value(versioned(object, version)))
         } else {
-            Answer::Status(200, Box::new(success(row, call.name, old)))
+            VerbResult::Status(200, Box::new(success(row, call.name, old)))
         }
     };
     match (change, stored) {
-        // These show themselves as long as they are held.
+        // These kinds return the object itself as long as finalizers hold it.
         (Change::Keep, _) if row.deletion == Deletion::Finalized => {
-            Answer::Object(200, ResponseObject::Value(versioned(old.clone(), version)))
+            VerbResult::Object(200, ResponseObject::Value(versioned(old.clone(), version)))
         }
         (Change::Update(new), Some(stored)) => {
-            Answer::Object(marked_code(options), Registry::stored_as(row, new, stored, version))
+            VerbResult::Object(marked_code(options), Registry::stored_as(row, new, stored, version))
         }
         (Change::Update(new), None) => {
-            Answer::Object(marked_code(options), ResponseObject::Value(versioned(new, version)))
+            VerbResult::Object(marked_code(options), ResponseObject::Value(versioned(new, version)))
         }
         (Change::MarkAndRemove(new) | Change::Create { object: new, .. }, _) => gone(new),
         (Change::Remove(_) | Change::Keep, _) => gone(old.clone()),
@@ -223,38 +226,38 @@ pub(super) fn answer(
 
 impl Registry {
     /// Deletes the object of the path.
-    pub async fn delete(&self, call: &mut RequestScope<'_>, options: &DeleteOptions) -> Result<Answer, ApiError> {
+    pub async fn delete(&self, call: &mut RequestScope<'_>, options: &DeleteOptions) -> Result<VerbResult, ApiError> {
         warn_of_orphans(call, options);
         self.write(call, &mut Intent::Delete(options.clone()), Options::Delete(options)).await
     }
 
-    /// Deletes what a list selects, and answers with that list.
+    /// Deletes the objects that a list selects, and returns that list.
     pub async fn delete_collection(
         &self,
         call: &mut RequestScope<'_>,
         list: &ListOptions,
         options: &DeleteOptions,
-    ) -> Result<Answer, ApiError> {
+    ) -> Result<VerbResult, ApiError> {
         warn_of_orphans(call, options);
-        let Answer::List(found) = self.list(call, list).await? else {
+        let VerbResult::List(found) = self.list(call, list).await? else {
             return Err(ApiError::Internal("a list is a list".into()));
         };
         for item in &found.items {
-            // Over all namespaces there is no deletecollection; the item's own namespace is the call's.
-            let mut one = RequestScope { name: item.name(), ..call.again() };
+            // A deletecollection is never across namespaces, so the item's namespace is the call's.
+            let mut one = RequestScope { name: item.name(), ..call.fork() };
             match self.write(&mut one, &mut Intent::Delete(options.clone()), Options::Delete(options)).await {
                 Ok(_) | Err(ApiError::NotFound(..)) => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(Answer::List(found))
+        Ok(VerbResult::List(found))
     }
 }
 
-/// Says what becomes of dependents where the kind's default surprises.
+/// Warns when the kind's default orphans dependents and the client sent no policy.
 fn warn_of_orphans(call: &mut RequestScope<'_>, options: &DeleteOptions) {
     let silent = options.propagation.is_none() && options.orphan_dependents.is_none();
-    if call.row.strategy.warns_of_orphans() && silent {
+    if call.row.strategy.warns_on_default_orphaning() && silent {
         let plural = call.row.plural.clone();
         call.warn(format!(
             "child pods are preserved by default when {plural} are deleted; set propagationPolicy=Background to remove them \
@@ -263,7 +266,7 @@ fn warn_of_orphans(call: &mut RequestScope<'_>, options: &DeleteOptions) {
     }
 }
 
-/// What is answered where the object isn't.
+/// The Status of a deletion that removed the object.
 fn success(row: &ResourceInfo, name: &str, old: &Value) -> Status {
     let details = Details {
         name: name.to_owned(),
@@ -331,8 +334,8 @@ mod tests {
         let pod = json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n", "terminationGracePeriodSeconds": 30}});
         let Change::Update(marked) = decide(row("pods"), &pod, &DeleteOptions::default(), now) else { panic!() };
         let later = now + SignedDuration::from_secs(20);
-        let ends = |asked: i64| {
-            let options = DeleteOptions { grace_seconds: Some(asked), ..Default::default() };
+        let ends = |requested: i64| {
+            let options = DeleteOptions { grace_seconds: Some(requested), ..Default::default() };
             match decide(row("pods"), &marked, &options, later) {
                 Change::Update(new) | Change::MarkAndRemove(new) => {
                     let grace = object::field(&new, "deletionGracePeriodSeconds").and_then(Value::as_i64);
@@ -342,7 +345,7 @@ mod tests {
             }
         };
         assert_eq!(ends(25), ("2026-01-01T00:00:25Z".into(), Some(25)));
-        // Of these nothing is left: the kubelet ends it now, and the server only where none is asked for.
+        // These times have passed: the kubelet ends the pod now, and the server only for a grace period of 0.
         assert_eq!(ends(10), ("2026-01-01T00:00:20Z".into(), Some(1)));
         assert_eq!(ends(0), ("2026-01-01T00:00:20Z".into(), Some(0)));
     }

@@ -1,15 +1,15 @@
-//! `pods/NAME/eviction`: a deletion that asks the pod's disruption budget first. What is decided is in
+//! `pods/NAME/eviction`: a delete that first checks the pod's disruption budget. The decision is in
 //! `apiserver/resources/src/policy/evictions.rs`.
 //!
-//! As upstream: the budget's status is counted down before the pod goes, so that who fails in between has used up a disruption, which
-//! the budget's controller gives back. Admission sees the eviction, not the writes that it leads to.
+//! As upstream, the budget's status is decremented before the pod is deleted. A failure in between has used up a
+//! disruption, which the disruption controller restores. Admission sees the eviction, not the writes that it causes.
 
-use machinery_api::error::{Named, Status};
+use machinery_api::error::{GroupResource, Status};
 use machinery_api::{ApiError, Cause};
 use serde_json::Value;
 
-use super::intent::{Intent, Wanted};
-use super::{Answer, Registry, RequestScope, ResponseObject, binding, body, object};
+use super::intent::{Intent, RequestObject};
+use super::{Registry, RequestScope, ResponseObject, VerbResult, binding, body, object};
 use crate::admission::Options;
 use crate::auth::{MASTERS, UserInfo};
 use crate::request::options::{DeleteOptions, WriteOptions};
@@ -17,22 +17,22 @@ use apiserver_resources::SubresourceKind;
 use apiserver_resources::evictions::{self, Guard};
 use apiserver_resources::objects::ObjectReader;
 
-/// How often it is tried again when the pod or its budget changes in between.
+/// The maximum number of attempts when the pod or its budget changes in between.
 const TRIES_MAX: usize = 20;
 
-/// What came of a try.
-enum Tried {
-    Done(Answer),
-    /// The pod is another one by now.
+/// The result of an attempt.
+enum EvictionAttempt {
+    Done(VerbResult),
+    /// The pod has changed since it was read.
     Changed(ApiError),
 }
 
-/// What is evicted, and how.
+/// An eviction in progress.
 struct Eviction<'a> {
-    /// About the pod itself.
+    /// The request scope of the pod itself.
     pods: RequestScope<'a>,
     options: DeleteOptions,
-    /// Whether the client names the pod's version.
+    /// Whether the client's options name a resourceVersion.
     versioned: bool,
 }
 
@@ -43,72 +43,72 @@ impl Registry {
         call: &mut RequestScope<'_>,
         mut eviction: Value,
         options: &WriteOptions,
-    ) -> Result<Answer, ApiError> {
+    ) -> Result<VerbResult, ApiError> {
         object::match_namespace(&mut eviction, call.namespace)?;
         if object::text(&eviction, "name") != call.name {
             return Err(ApiError::BadRequest("name in URL does not match name in Eviction object".into()));
         }
         let options = delete_options(call, &eviction, options)?;
-        let asked = WriteOptions { dry_run: options.dry_run, ..WriteOptions::default() };
-        self.admit_virtual(call, &mut eviction, &asked).await?;
-        let pods = RequestScope { subresource: None, ..call.again() };
+        let admission_options = WriteOptions { dry_run: options.dry_run, ..WriteOptions::default() };
+        self.admit_virtual(call, &mut eviction, &admission_options).await?;
+        let pods = RequestScope { subresource: None, ..call.fork() };
         let versioned = options.resource_version.is_some();
         let mut eviction = Eviction { pods, options, versioned };
         let mut last = call.modified();
         for _ in 0..TRIES_MAX {
             match self.try_evict(&mut eviction).await? {
-                Tried::Done(answer) => return Ok(answer),
-                Tried::Changed(error) => last = error,
+                EvictionAttempt::Done(answer) => return Ok(answer),
+                EvictionAttempt::Changed(error) => last = error,
             }
         }
         Err(last)
     }
 
-    async fn try_evict(&self, eviction: &mut Eviction<'_>) -> Result<Tried, ApiError> {
-        self.newest().await?;
+    async fn try_evict(&self, eviction: &mut Eviction<'_>) -> Result<EvictionAttempt, ApiError> {
+        self.sync_cache().await?;
         let call = &eviction.pods;
         let (pod, version) = self.objects.at(&call.key()).ok_or_else(|| call.not_found())?;
-        let as_asked = eviction.options.clone();
-        let as_seen = DeleteOptions { resource_version: Some(version.to_string()), ..as_asked.clone() };
+        let options = eviction.options.clone();
+        let options_at_version = DeleteOptions { resource_version: Some(version.to_string()), ..options.clone() };
         if evictions::ignores_budgets(&pod) {
-            if eviction.versioned || !evictions::must_be_as_seen(&pod) {
-                return self.disrupt(&mut eviction.pods, &as_asked).await.map(Tried::Done);
+            if eviction.versioned || !evictions::requires_unchanged(&pod) {
+                return self.disrupt(&mut eviction.pods, &options).await.map(EvictionAttempt::Done);
             }
-            return match self.disrupt(&mut eviction.pods, &as_seen).await {
-                Err(error @ ApiError::Conflict(..)) => Ok(Tried::Changed(error)),
-                other => other.map(Tried::Done),
+            return match self.disrupt(&mut eviction.pods, &options_at_version).await {
+                Err(error @ ApiError::Conflict(..)) => Ok(EvictionAttempt::Changed(error)),
+                other => other.map(EvictionAttempt::Done),
             };
         }
         let budgets = self.objects.list(evictions::BUDGETS.0, evictions::BUDGETS.1, Some(call.namespace));
         let mut about = budgets.iter().filter(|budget| evictions::covers(budget, &pod));
         let (Some(budget), second) = (about.next(), about.next()) else {
-            return self.disrupt(&mut eviction.pods, &as_asked).await.map(Tried::Done);
+            return self.disrupt(&mut eviction.pods, &options).await.map(EvictionAttempt::Done);
         };
         if second.is_some() {
             let message =
                 "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.";
-            return Ok(Tried::Done(Answer::Status(500, Box::new(Status::failure(500, "", message)))));
+            return Ok(EvictionAttempt::Done(VerbResult::Status(500, Box::new(Status::failure(500, "", message)))));
         }
         let name = object::text(budget, "name");
         if evictions::guard(budget, &pod) == Guard::Counts {
-            // What is counted is not tried again.
-            self.count(&eviction.pods, name, as_asked.dry_run).await?;
-            return self.disrupt(&mut eviction.pods, &as_asked).await.map(Tried::Done);
+            // After the budget is decremented, the delete is not retried.
+            self.decrement_budget(&eviction.pods, name, options.dry_run).await?;
+            return self.disrupt(&mut eviction.pods, &options).await.map(EvictionAttempt::Done);
         }
-        match self.disrupt(&mut eviction.pods, &as_seen).await {
-            // It may have become ready: the client comes again.
+        match self.disrupt(&mut eviction.pods, &options_at_version).await {
+            // The pod may have become ready: the client retries.
             Err(ApiError::Conflict(..)) if !eviction.versioned => Err(evictions::not_ready(name)),
-            other => other.map(Tried::Done),
+            other => other.map(EvictionAttempt::Done),
         }
     }
 
-    /// Takes one disruption from the budget.
-    async fn count(&self, call: &RequestScope<'_>, name: &str, dry_run: bool) -> Result<(), ApiError> {
+    /// Decrements the budget by one disruption.
+    async fn decrement_budget(&self, call: &RequestScope<'_>, name: &str, dry_run: bool) -> Result<(), ApiError> {
         let row = call.catalog.stored(evictions::BUDGETS.0, evictions::BUDGETS.1).ok_or(ApiError::NoSuchResource)?;
         let status = row.subresources.iter().find(|sub| sub.what == SubresourceKind::Status).copied();
         let user = UserInfo::component("system:apiserver", Some(MASTERS));
         for _ in 0..TRIES_MAX {
-            let mut budgets = RequestScope { row, subresource: status, name, user: &user, ..call.again() };
+            let mut budgets = RequestScope { row, subresource: status, name, user: &user, ..call.fork() };
             let Some((budget, _)) = self.objects.at(&budgets.key()) else { return Err(budgets.not_found()) };
             let counted = evictions::counted(&budget, call.name, call.now)?;
             if dry_run {
@@ -116,8 +116,8 @@ impl Registry {
             }
             let again = || Ok(counted.clone());
             let options = WriteOptions::default();
-            match self.update(&mut budgets, Wanted::new(counted.clone(), &again), &options).await {
-                Err(ApiError::Conflict(..)) => self.newest().await?,
+            match self.update(&mut budgets, RequestObject::new(counted.clone(), &again), &options).await {
+                Err(ApiError::Conflict(..)) => self.sync_cache().await?,
                 other => return other.map(|_| ()),
             }
         }
@@ -125,26 +125,26 @@ impl Registry {
         Err(ApiError::Timeout(message, 10, Vec::new()))
     }
 
-    /// Says in the pod why it goes, and deletes it.
-    async fn disrupt(&self, call: &mut RequestScope<'_>, options: &DeleteOptions) -> Result<Answer, ApiError> {
+    /// Sets the pod's disruption condition and deletes it.
+    async fn disrupt(&self, call: &mut RequestScope<'_>, options: &DeleteOptions) -> Result<VerbResult, ApiError> {
         let mut options = DeleteOptions { of_eviction: true, ..options.clone() };
         if !options.dry_run {
             let status = call.row.subresources.iter().find(|sub| sub.what == SubresourceKind::Status).copied();
-            let mut about = RequestScope { subresource: status, ..call.again() };
-            let mut intent = Intent::Disrupt(options.clone());
+            let mut about = RequestScope { subresource: status, ..call.fork() };
+            let mut intent = Intent::SetDisruption(options.clone());
             let answer = self.write(&mut about, &mut intent, Options::Delete(&options)).await?;
             if options.resource_version.is_some() {
                 options.resource_version = version_of(&answer).or(options.resource_version);
             }
         }
         self.write(call, &mut Intent::Delete(options.clone()), Options::Delete(&options)).await?;
-        Ok(binding::done())
+        Ok(binding::success())
     }
 }
 
-/// The version that an answer shows.
-fn version_of(answer: &Answer) -> Option<String> {
-    let Answer::Object(_, shown) = answer else { return None };
+/// The resourceVersion of a response.
+fn version_of(answer: &VerbResult) -> Option<String> {
+    let VerbResult::Object(_, shown) = answer else { return None };
     Some(match shown {
         ResponseObject::Cached(cached) => cached.modified.to_string(),
         ResponseObject::Stored(_, revision) => revision.to_string(),
@@ -152,7 +152,7 @@ fn version_of(answer: &Answer) -> Option<String> {
     })
 }
 
-/// How the pod is deleted: as the eviction says, and as a dry run where the request or the eviction says so.
+/// The options of the pod's delete: the eviction's, plus dryRun if the request or the eviction has it.
 fn delete_options(
     call: &RequestScope<'_>,
     eviction: &Value,
@@ -165,21 +165,21 @@ fn delete_options(
             message: "Invalid value: true: can not be set for pod eviction, try after removing the option".into(),
             field: "deleteOptions.ignoreStoreReadErrorWithClusterBreakingPotential".into(),
         };
-        return Err(ApiError::Invalid(Named::new("policy", "Eviction"), call.name.to_owned(), vec![cause]));
+        return Err(ApiError::Invalid(GroupResource::new("policy", "Eviction"), call.name.to_owned(), vec![cause]));
     }
     let mut wanted = DeleteOptions::from_body(given)?;
     wanted.dry_run |= options.dry_run;
     Ok(wanted)
 }
 
-/// What a pod becomes that is evicted, where it is still the one that was meant.
-pub(super) fn disrupted(
+/// The pod with its disruption condition, if the preconditions hold.
+pub(super) fn with_disruption(
     call: &RequestScope<'_>,
     pod: &Value,
     version: u64,
     options: &DeleteOptions,
 ) -> Result<Value, ApiError> {
-    let conflict = |why: String| Err(ApiError::Conflict(Named::new("", "Pod"), call.name.to_owned(), why));
+    let conflict = |why: String| Err(ApiError::Conflict(GroupResource::new("", "Pod"), call.name.to_owned(), why));
     let uid = object::text(pod, "uid");
     if let Some(wanted) = options.uid.as_deref().filter(|wanted| !wanted.is_empty() && *wanted != uid) {
         return conflict(format!(
@@ -197,7 +197,7 @@ pub(super) fn disrupted(
     Ok(evictions::disrupted(pod, call.now))
 }
 
-/// Reads an eviction of either version: the older one has outlived its group.
+/// Decodes an eviction of either version: clients still send the older one, whose group version is gone.
 pub fn read(request: body::Body<'_>, options: &WriteOptions, warnings: &mut Vec<String>) -> Result<Value, ApiError> {
     const VERSIONS: [(&str, &str, &str); 2] = [("policy", "v1", "Eviction"), ("policy", "v1beta1", "Eviction")];
     let validation = options.field_validation;

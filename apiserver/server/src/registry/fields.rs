@@ -1,5 +1,5 @@
-//! Who manages which fields, of every write: the glue between [`machinery_api::apply`], which decides, and rows, versions and
-//! subresources. Managers travel beside an object's value, never in it.
+//! Field management (`managedFields`) of every write: connects [`machinery_api::apply`], which decides, to rows,
+//! versions and subresources. Managers are kept next to an object's value, never in it.
 
 use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
@@ -9,40 +9,40 @@ use machinery_api::schema::{FieldValidation, SharedType, Target, TypeRef, built_
 use machinery_api::{ApiError, GroupVersion, GroupVersionKind};
 use serde_json::{Value, json};
 
-use super::elsewhere::Elsewhere;
+use super::conversions::ObjectConversions;
 use super::object::{self, metadata_mut};
 use super::write::Existing;
 use super::{PatchType, RequestScope, scale};
 use crate::admission::Options;
 use crate::catalog::Catalog;
 use apiserver_resources::apiextensions::custom::Conversion;
-use apiserver_resources::{ResourceInfo, SubresourceKind, Unwritten};
+use apiserver_resources::{ResetFields, ResourceInfo, SubresourceKind};
 
-/// As who the server writes what every cluster has.
+/// The field manager of the server's own writes.
 const SERVER: &str = "kube-apiserver";
 
 /// The versions of a row's kind, or of its Scale.
-struct Kinds<'a> {
+struct KindVersions<'a> {
     catalog: &'a Catalog,
     row: &'a ResourceInfo,
     subresource: &'a str,
     scales: bool,
-    held: Held<'a>,
-    elsewhere: &'a Elsewhere,
+    held: VersionTypes<'a>,
+    conversions: &'a ObjectConversions,
 }
 
-/// Types of versions, each held from when it is first asked for.
+/// The types of versions, each acquired at its first use.
 #[derive(Default)]
-struct Held<'a>(OnceLock<(&'a ResourceInfo, Cow<'a, SharedType>, Box<Held<'a>>)>);
+struct VersionTypes<'a>(OnceLock<(&'a ResourceInfo, Cow<'a, SharedType>, Box<VersionTypes<'a>>)>);
 
-impl<'a> Held<'a> {
+impl<'a> VersionTypes<'a> {
     fn of(&self, row: &'a ResourceInfo) -> TypeRef<'_> {
         let (held, types, others) = self.0.get_or_init(|| (row, row.schema.hold(), Box::default()));
         if std::ptr::eq(*held, row) { types.get() } else { others.of(row) }
     }
 }
 
-impl<'a> Kinds<'a> {
+impl<'a> KindVersions<'a> {
     fn of(call: &'a RequestScope<'_>) -> Self {
         let scales = is_scale(call);
         Self {
@@ -50,8 +50,8 @@ impl<'a> Kinds<'a> {
             row: call.row,
             subresource: call.subresource_name(),
             scales,
-            held: Held::default(),
-            elsewhere: &call.elsewhere,
+            held: VersionTypes::default(),
+            conversions: &call.conversions,
         }
     }
 
@@ -74,7 +74,7 @@ fn is_scale(call: &RequestScope<'_>) -> bool {
 
 const SCALE_VERSION: &str = "autoscaling/v1";
 
-impl Versions for Kinds<'_> {
+impl Versions for KindVersions<'_> {
     fn schema(&self, api_version: &str) -> Option<TypeRef<'_>> {
         if self.scales {
             let (group, version, kind) = scale::KIND;
@@ -85,10 +85,10 @@ impl Versions for Kinds<'_> {
 
     fn convert(&self, object: &Value, from: &str, to: &str) -> Option<Value> {
         let (from, to) = (self.row(from)?, self.row(to)?);
-        let mut shown = if is_by_webhook(to) {
-            self.elsewhere.get(object, &to.api_version)?
+        let mut shown = if converts_by_webhook(to) {
+            self.conversions.get(object, &to.api_version)?
         } else {
-            by_strategy(object, from, to)?
+            convert_by_strategy(object, from, to)?
         };
         drop(normalise(to.schema.hold().get(), &mut shown));
         Some(shown)
@@ -98,20 +98,20 @@ impl Versions for Kinds<'_> {
         if self.scales {
             return Ignored::Nothing;
         }
-        match self.row.strategy.unwritten(self.subresource) {
-            Unwritten::Below(paths) => Ignored::Below(Arc::new(Set::of(paths))),
-            Unwritten::AllBut(paths) => Ignored::AllBut(paths),
+        match self.row.strategy.reset_fields(self.subresource) {
+            ResetFields::Below(paths) => Ignored::Below(Arc::new(Set::of(paths))),
+            ResetFields::AllBut(paths) => Ignored::AllBut(paths),
         }
     }
 }
 
-/// Whether objects of a row come from other versions by asking somebody.
-fn is_by_webhook(row: &ResourceInfo) -> bool {
+/// Whether objects of a row are converted by a webhook.
+fn converts_by_webhook(row: &ResourceInfo) -> bool {
     row.custom.as_ref().is_some_and(|custom| matches!(custom.definition.conversion, Conversion::Webhook(_)))
 }
 
-/// An object in another version, as the kind's own rules have it.
-fn by_strategy(object: &Value, from: &ResourceInfo, to: &ResourceInfo) -> Option<Value> {
+/// Converts an object to another version by the kind's strategy.
+fn convert_by_strategy(object: &Value, from: &ResourceInfo, to: &ResourceInfo) -> Option<Value> {
     let stored = match from.stored_as {
         Some(_) => from.strategy.write_storage_version(object.clone()),
         None => object.clone(),
@@ -126,33 +126,33 @@ fn by_strategy(object: &Value, from: &ResourceInfo, to: &ResourceInfo) -> Option
     Some(shown)
 }
 
-/// Takes what a client sent of managers out of an object.
-pub(super) fn take(object: &mut Value) -> Option<Value> {
+/// Removes `managedFields` from a client's object and returns it.
+pub(super) fn take_managed_fields(object: &mut Value) -> Option<Value> {
     object.get_mut("metadata")?.as_object_mut()?.remove("managedFields")
 }
 
-/// Whether a patch may be about managers: then it must see them.
-pub(super) fn concerns(kind: PatchType, patch: &[u8]) -> bool {
+/// Whether a patch may touch `managedFields`, so that it must be applied to an object that includes them.
+pub(super) fn touches_managers(kind: PatchType, patch: &[u8]) -> bool {
     let has = |text: &[u8]| memchr::memmem::find(patch, text).is_some();
-    // A pointer to metadata, or to all, and names that are spelled with escapes.
+    // Also JSON pointers to metadata or to the whole object, and escaped names.
     has(b"managedFields") || has(b"\\u") || (kind == PatchType::Json && (has(b"/metadata\"") || has(b"\"\"")))
 }
 
-/// The object with its managers in it, for a patch that may be about them.
-pub(super) fn with_managers(existing: &Existing) -> Value {
-    shown((*existing.value).clone(), existing.cached.managers())
+/// The object with `managedFields`, for a patch that may touch them.
+pub(super) fn object_with_managers(existing: &Existing) -> Value {
+    with_managed_fields((*existing.value).clone(), existing.cached.managers())
 }
 
-/// An object as it is answered, with its managers.
+/// The object of a response, with `managedFields`.
 #[must_use]
-pub fn shown(mut object: Value, managers: &Managers) -> Value {
+pub fn with_managed_fields(mut object: Value, managers: &Managers) -> Value {
     if let Some(value) = managers.to_value() {
         metadata_mut(&mut object).insert("managedFields".into(), value);
     }
     object
 }
 
-fn writer<'a>(call: &'a RequestScope<'_>, manager: &'a str, versions: &'a Kinds<'_>) -> Writer<'a> {
+fn writer<'a>(call: &'a RequestScope<'_>, manager: &'a str, versions: &'a KindVersions<'_>) -> Writer<'a> {
     let api_version = if versions.scales { SCALE_VERSION } else { &*call.row.api_version };
     Writer { manager, api_version, subresource: call.subresource_name(), now: call.now.as_second(), versions }
 }
@@ -165,9 +165,9 @@ fn manager_of<'a>(options: &Options<'a>) -> &'a str {
     }
 }
 
-/// What to begin with: the managers that are there, or those that a client sent. Invalid ones count for nothing, and through a
-/// subresource all do.
-fn begun(call: &RequestScope<'_>, existing: Option<&Existing>, sent: Option<Value>) -> Managers {
+/// The managers before a write: the object's, or those that a client sent. Invalid ones are ignored, and through a
+/// subresource all are.
+fn managers_before(call: &RequestScope<'_>, existing: Option<&Existing>, sent: Option<Value>) -> Managers {
     let live = || existing.map_or_else(Managers::default, |existing| existing.cached.managers().clone());
     let Some(Value::Array(sent)) = sent.filter(|_| call.subresource.is_none()) else { return live() };
     let resets = match &*sent {
@@ -181,64 +181,69 @@ fn begun(call: &RequestScope<'_>, existing: Option<&Existing>, sent: Option<Valu
     Managers::of_value(&Value::Array(sent)).ok().filter(|managers| !managers.is_empty()).unwrap_or_else(live)
 }
 
-/// The managers after a write of an object, as admission is given it.
-pub(super) fn written(
+/// The managers after a write of an object, for admission.
+pub(super) fn managers_after_write(
     call: &RequestScope<'_>,
     options: &Options<'_>,
     existing: Option<&Existing>,
     object: &Value,
     sent: Option<Value>,
 ) -> Managers {
-    let versions = Kinds::of(call);
-    let managers = begun(call, existing, sent);
+    let versions = KindVersions::of(call);
+    let managers = managers_before(call, existing, sent);
     let old = existing.map(|existing| &*existing.value);
     let updated = apply::update(&managers, writer(call, manager_of(options), &versions), old, object, Form::Printed);
-    // As upstream: rather none than wrong ones.
-    if call.elsewhere.failure().is_some() { Managers::default() } else { updated }
+    // As upstream: no managers are better than wrong ones.
+    if call.conversions.failure().is_some() { Managers::default() } else { updated }
 }
 
-/// The managers of what the server itself writes.
-pub(super) fn installed(call: &RequestScope<'_>, existing: Option<&Existing>, object: &Value) -> Managers {
-    let versions = Kinds::of(call);
-    let managers = begun(call, existing, None);
+/// The managers after the server's own write.
+pub(super) fn managers_after_install(call: &RequestScope<'_>, existing: Option<&Existing>, object: &Value) -> Managers {
+    let versions = KindVersions::of(call);
+    let managers = managers_before(call, existing, None);
     let old = existing.map(|existing| &*existing.value);
     apply::update(&managers, writer(call, SERVER, &versions), old, object, Form::Printed)
 }
 
-/// The managers of a Scale after a write of it, as admission is given it.
-pub(super) fn scaled(call: &RequestScope<'_>, options: &Options<'_>, existing: &Existing, new: &Value) -> Managers {
-    let versions = Kinds::of(call);
-    let managers = of_scale(call, existing);
+/// The managers of a Scale after a write of it, for admission.
+pub(super) fn managers_after_scale(
+    call: &RequestScope<'_>,
+    options: &Options<'_>,
+    existing: &Existing,
+    new: &Value,
+) -> Managers {
+    let versions = KindVersions::of(call);
+    let managers = managers_of_scale(call, existing);
     let old = scale::of(call.row, &existing.value);
     apply::update(&managers, writer(call, manager_of(options), &versions), Some(&old), new, Form::Printed)
 }
 
-/// The managers of the Scale of what is there.
-pub(super) fn of_scale(call: &RequestScope<'_>, existing: &Existing) -> Managers {
+/// The managers of an existing object's Scale.
+pub(super) fn managers_of_scale(call: &RequestScope<'_>, existing: &Existing) -> Managers {
     to_scale(call, existing.cached.managers())
 }
 
-/// The managers of a workload with those of its Scale.
-pub(super) fn with_scale(call: &RequestScope<'_>, existing: &Existing, scale: &Managers) -> Managers {
+/// The managers of a workload, merged with those of its Scale.
+pub(super) fn merge_scale_managers(call: &RequestScope<'_>, existing: &Existing, scale: &Managers) -> Managers {
     to_parent(call, existing.cached.managers(), scale)
 }
 
-/// Where a Scale has its replicas.
+/// The path to a Scale's replicas.
 const REPLICAS: &[&str] = &["spec", "replicas"];
 
 fn path(fields: &[&str]) -> Vec<PathElement> {
     fields.iter().copied().map(PathElement::field).collect()
 }
 
-/// Where the versions of a kind have what their Scale shows.
-struct Parents<'a>(Kinds<'a>);
+/// The versions of a workload's kind, for the paths to the fields of its Scale.
+struct ScaleParents<'a>(KindVersions<'a>);
 
-impl<'a> Parents<'a> {
+impl<'a> ScaleParents<'a> {
     fn of(call: &'a RequestScope<'_>) -> Self {
-        Self(Kinds { scales: false, ..Kinds::of(call) })
+        Self(KindVersions { scales: false, ..KindVersions::of(call) })
     }
 
-    /// The path to the replicas in a version; none: it has no Scale. `None`: it isn't served.
+    /// The path to the replicas in a version; empty if it has no Scale, `None` if it isn't served.
     fn replicas(&self, api_version: &str) -> Option<Vec<&str>> {
         let row = self.0.row(api_version)?;
         Some(match &row.custom {
@@ -247,7 +252,7 @@ impl<'a> Parents<'a> {
         })
     }
 
-    /// The same, where that entry is about them.
+    /// The same, if that entry manages them.
     fn replicas_of(&self, entry: &Entry) -> Option<Vec<&str>> {
         let fields = self.replicas(&entry.who.api_version)?;
         (!fields.is_empty() && entry.fields.set().has(&path(&fields))).then_some(fields)
@@ -256,7 +261,7 @@ impl<'a> Parents<'a> {
 
 /// A Scale's managers: those of the workload that manage its replicas.
 fn to_scale(call: &RequestScope<'_>, parent: &Managers) -> Managers {
-    let parents = Parents::of(call);
+    let parents = ScaleParents::of(call);
     let fields = apply::pool::of_set(&Set::of(&[REPLICAS]));
     let entry = |entry: &Entry| {
         let who = &entry.who;
@@ -266,10 +271,10 @@ fn to_scale(call: &RequestScope<'_>, parent: &Managers) -> Managers {
     Managers::new(parent.entries().iter().filter(|of| parents.replicas_of(of).is_some()).map(entry).collect())
 }
 
-/// A workload's managers with what became of its Scale's. As upstream, what is new has no time, and managers of versions that
-/// are served no more go.
+/// A workload's managers after a write of its Scale. As upstream, new entries have no time, and those of versions that
+/// are no longer served are dropped.
 fn to_parent(call: &RequestScope<'_>, parent: &Managers, scale: &Managers) -> Managers {
-    let parents = Parents::of(call);
+    let parents = ScaleParents::of(call);
     let same = |a: &Identity, b: &Identity| {
         (&a.manager, a.operation, &a.subresource) == (&b.manager, b.operation, &b.subresource)
     };
@@ -296,14 +301,14 @@ fn to_parent(call: &RequestScope<'_>, parent: &Managers, scale: &Managers) -> Ma
     for scaled in left {
         let who = &scaled.who;
         let who = Identity::new(&who.manager, who.operation, &call.row.api_version, &who.subresource);
-        // An updater that had other fields of the workload through the same path has one entry.
+        // An updater of other fields of the workload through the same subresource has one entry.
         entries.push(Entry { who, at: None, fields: apply::pool::of_set(&Set::of(&[&fields])) });
     }
     Managers::new(entries)
 }
 
-/// What an apply patch makes of an object, or of its Scale, before it is defaulted; and the managers then.
-pub(super) fn applied(
+/// The result of an apply patch to an object or its Scale, before defaulting, and the managers after it.
+pub(super) fn apply_patch(
     call: &mut RequestScope<'_>,
     options: &Options<'_>,
     existing: Option<&Existing>,
@@ -333,11 +338,11 @@ pub(super) fn applied(
     };
     let parent = existing.map_or_else(Managers::default, |existing| existing.cached.managers().clone());
     let managers = if scales { to_scale(call, &parent) } else { parent };
-    let versions = Kinds::of(call);
+    let versions = KindVersions::of(call);
     let applied = {
         let writer = writer(call, manager_of(options), &versions);
         let applied = apply::apply(&managers, writer, &live, &config, force);
-        if let Some(why) = call.elsewhere.failure() {
+        if let Some(why) = call.conversions.failure() {
             return Err(why);
         }
         applied.map_err(apply::Failure::into_error)?
@@ -351,7 +356,7 @@ pub(super) fn applied(
     let object = match applied.object {
         None => Ok(live),
         Some(mut object) => {
-            drop(take(&mut object));
+            drop(take_managed_fields(&mut object));
             let schema = versions.schema(if scales { SCALE_VERSION } else { &call.row.api_version });
             let typed = schema.ok_or_else(|| ApiError::Internal(format!("no type for {kind}")));
             typed.and_then(|schema| body::object(object, &Target { group, version, kind, schema }))
@@ -363,7 +368,7 @@ pub(super) fn applied(
     Ok((object?, applied.managers))
 }
 
-/// 409 for an apply that means an object which isn't there.
+/// 409 for an apply with the uid of an object that doesn't exist.
 pub(super) fn check_new_uid(call: &RequestScope<'_>, object: &Value) -> Result<(), ApiError> {
     match object::text(object, "uid") {
         "" => Ok(()),

@@ -1,4 +1,4 @@
-//! Fuzz targets of what requests carry beside their object: continue tokens, selectors, options.
+//! Fuzz targets for request parts other than the object: continue tokens, selectors, options.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -41,7 +41,7 @@ fn any_selector_is_read_or_refused() {
     check!().with_generator(pieces(of)).for_each(|text| {
         let _ = LabelSelector::parse(text);
         let Ok(fields) = FieldSelector::parse(text) else { return };
-        // Written out with what must be escaped, they are the same; those that are read are sorted as written.
+        // Printed with escapes, they parse to the same requirements; parsed ones are sorted by their printed form.
         let again = FieldSelector::parse(&fields.to_string()).unwrap();
         let sorted = |fields: &FieldSelector| {
             let mut terms: Vec<String> =

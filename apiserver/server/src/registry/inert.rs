@@ -1,5 +1,5 @@
-//! Kinds that nothing acts on yet, and fields of pods and their templates that no node acts on: who makes or changes one is told
-//! so, where the client shows warnings to people (docs/decisions/0080-inert-kinds.md).
+//! Warnings for kinds that have no controller yet, and for fields of pods and pod templates that no node implements.
+//! They are returned on create and update if the client shows warnings to people (docs/decisions/0080-inert-kinds.md).
 
 use serde_json::Value;
 
@@ -8,7 +8,7 @@ use apiserver_resources::{ResourceInfo, Subresource, SubresourceKind};
 use machinery_api::schema::{Kind, TypeRef};
 use machinery_api::unsupported;
 
-/// The warnings about a new object, or one of which more changes than metadata and status.
+/// The warnings about a new object, or about one whose change goes beyond metadata and status.
 pub(super) fn warnings(
     row: &ResourceInfo,
     subresource: Option<Subresource>,
@@ -16,16 +16,17 @@ pub(super) fn warnings(
     old: Option<&Value>,
 ) -> Vec<String> {
     let what = subresource.map(|subresource| subresource.what);
-    let wished = match (change, old) {
+    let changes_desired = match (change, old) {
         (Change::Create { .. }, _) => true,
         (Change::Update(new), Some(old)) => {
-            matches!(what, None | Some(SubresourceKind::Scale | SubresourceKind::Part)) && wishes(new).ne(wishes(old))
+            matches!(what, None | Some(SubresourceKind::Scale | SubresourceKind::Part))
+                && desired_fields(new).ne(desired_fields(old))
         }
         _ => false,
     };
-    let Some(object) = change.object().filter(|_| wished) else { return Vec::new() };
+    let Some(object) = change.object().filter(|_| changes_desired) else { return Vec::new() };
     let part = what == Some(SubresourceKind::Part);
-    // No type that a definition brings refers to those of pods.
+    // Types of custom resources don't refer to those of pods.
     let of = row.schema.made();
     let unsupported =
         of.and_then(|of| pod_spec(of.get(), object, String::new(), LEVELS_MAX)).map(|(spec, at)| match part {
@@ -36,10 +37,10 @@ pub(super) fn warnings(
     row.inert.as_deref().map(str::to_owned).into_iter().chain(unsupported).collect()
 }
 
-/// How deep a template stands at most: `spec.jobTemplate.spec.template.spec` of a CronJob.
+/// The maximum depth of a pod spec: `spec.jobTemplate.spec.template.spec` of a CronJob.
 const LEVELS_MAX: usize = 5;
 
-/// The pod spec that an object of this type holds, its own or a template's, and where it stands.
+/// The pod spec in an object of this type, its own or a template's, and its path.
 fn pod_spec<'a>(of: TypeRef<'_>, object: &'a Value, at: String, levels: usize) -> Option<(&'a Value, String)> {
     if &*of.of.name == "io.k8s.api.core.v1.PodSpec" {
         return Some((object, at));
@@ -51,8 +52,8 @@ fn pod_spec<'a>(of: TypeRef<'_>, object: &'a Value, at: String, levels: usize) -
     })
 }
 
-/// What somebody is to act on.
-fn wishes(object: &Value) -> impl Iterator<Item = (&String, &Value)> {
+/// The fields that a controller would act on.
+fn desired_fields(object: &Value) -> impl Iterator<Item = (&String, &Value)> {
     object.as_object().into_iter().flatten().filter(|(key, _)| *key != "metadata" && *key != "status")
 }
 

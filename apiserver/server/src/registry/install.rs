@@ -1,4 +1,4 @@
-//! The API server's own writes of the objects that every cluster has: no user, no admission, no object validation.
+//! The API server's own writes of default objects: no user, no admission, no validation.
 
 use futures::StreamExt as _;
 use machinery_api::ApiError;
@@ -7,18 +7,19 @@ use serde_json::{Value, json};
 use super::intent::Intent;
 use super::object::{self, metadata_mut};
 use super::write::{Change, Existing};
-use super::{Elsewhere, Registry, RequestScope, body};
+use super::{ObjectConversions, Registry, RequestScope, body};
 use crate::admission::Options;
 use crate::auth::{MASTERS, UserInfo};
 use crate::bootstrap::Write;
 use crate::request::options::WriteOptions;
 use machinery_api::schema;
 
-/// Writes under way at once, so that they share the store's syncs.
+/// The maximum number of concurrent writes, so that they share the store's syncs.
 const AT_ONCE: usize = 64;
 
 impl Registry {
-    /// Does all writes. What somebody else changed meanwhile is left alone: plan again to see what is still missing.
+    /// Performs all writes. Objects that other writers changed meanwhile are left alone: plan again to find what is
+    /// still missing.
     pub async fn install(&self, writes: Vec<Write>) -> Result<(), ApiError> {
         let mut done = futures::stream::iter(writes).map(|write| self.install_one(write)).buffer_unordered(AT_ONCE);
         while let Some(result) = done.next().await {
@@ -28,7 +29,7 @@ impl Registry {
     }
 
     async fn install_one(&self, write: Write) -> Result<(), ApiError> {
-        let (evicts, installs) = match &write {
+        let (removes, installs) = match &write {
             Write::Create { .. } | Write::Update { .. } => (false, true),
             Write::Remove { .. } => (true, false),
             Write::Recreate { .. } => (true, true),
@@ -52,19 +53,19 @@ impl Registry {
             user: &user,
             now: self.env.now(),
             warnings: Vec::new(),
-            elsewhere: Elsewhere::default(),
+            conversions: ObjectConversions::default(),
         };
         let options = WriteOptions::default();
-        if evicts {
-            self.write(&mut call, &mut Intent::Evict, Options::Write(&options)).await?;
+        if removes {
+            self.write(&mut call, &mut Intent::RemoveDefault, Options::Write(&options)).await?;
         }
         if installs {
-            self.write(&mut call, &mut Intent::Install(&object), Options::Write(&options)).await?;
+            self.write(&mut call, &mut Intent::InstallDefault(&object), Options::Write(&options)).await?;
         }
         Ok(())
     }
 
-    /// What a default object makes of what is there: a new one of nothing, another one of the version that it was planned on.
+    /// The change for a default object: a create if none exists, an update if the version is still the planned one.
     pub(super) fn default_object(
         &self,
         call: &RequestScope<'_>,
@@ -91,7 +92,7 @@ impl Registry {
         let metadata = metadata_mut(&mut new);
         metadata.insert("creationTimestamp".into(), json!(object::time(call.now)));
         metadata.insert("uid".into(), json!(self.env.uid()));
-        // What it doesn't say is decided as for anybody's.
+        // Fields that the default object leaves out get the kind's usual values.
         let mut status = new.get("status").filter(|_| says_status).cloned();
         if let Some(conditions) = status.as_mut().and_then(|status| status.get_mut("conditions")?.as_array_mut()) {
             for condition in conditions.iter_mut().filter_map(Value::as_object_mut) {

@@ -1,7 +1,7 @@
-//! What a write wants, as data, and what each kind of write makes of the object that is there.
+//! The intent of a write as data, and the change that each kind of write makes of the existing object.
 //!
-//! [`Registry::draft`] makes the document that admission sees (the object, or the Scale or Binding that a subresource takes);
-//! [`Registry::resolve`] makes the change of it. Neither waits: what they decide is decided in one piece.
+//! [`Registry::draft`] builds the document for admission (the object, or the Scale or Binding of a subresource);
+//! [`Registry::resolve`] builds the change from it. Both are synchronous: each decides from one state.
 
 use std::sync::Arc;
 
@@ -17,82 +17,82 @@ use crate::request::options::DeleteOptions;
 use apiserver_resources::SubresourceKind;
 use machinery_api::schema::FieldValidation;
 
-/// The object of a request's body: decoded once, and once more for the rare attempt that comes after a conflict, instead of
-/// being copied for every request.
-pub struct Wanted<'a> {
+/// The object of a request body. It is decoded once, and again for an optimistic retry, which is rare, instead of being
+/// copied for every request.
+pub struct RequestObject<'a> {
     decoded: Option<Value>,
-    again: &'a (dyn Fn() -> Result<Value, ApiError> + Send + Sync),
+    decode_again: &'a (dyn Fn() -> Result<Value, ApiError> + Send + Sync),
 }
 
-impl<'a> Wanted<'a> {
-    /// The decoded object, and how to decode it again.
-    pub fn new(decoded: Value, again: &'a (dyn Fn() -> Result<Value, ApiError> + Send + Sync)) -> Self {
-        Self { decoded: Some(decoded), again }
+impl<'a> RequestObject<'a> {
+    /// Takes the decoded object, and how to decode it again.
+    pub fn new(decoded: Value, decode_again: &'a (dyn Fn() -> Result<Value, ApiError> + Send + Sync)) -> Self {
+        Self { decoded: Some(decoded), decode_again }
     }
 
     fn take(&mut self) -> Result<Value, ApiError> {
-        self.decoded.take().map_or_else(self.again, Ok)
+        self.decoded.take().map_or_else(self.decode_again, Ok)
     }
 }
 
-/// What a write wants.
+/// The intent of a write.
 pub(super) enum Intent<'a> {
-    /// A new object.
-    Create(Wanted<'a>),
-    /// The object to be this one (PUT), or a new one where the kind is made by PUT.
-    Replace(Wanted<'a>),
-    /// The object's Scale to be this one.
-    ReplaceScale(Wanted<'a>),
-    /// A patch of the object as it is at the moment of the write.
+    /// Creates an object.
+    Create(RequestObject<'a>),
+    /// Replaces the object (PUT), or creates it for kinds that allow create on update.
+    Replace(RequestObject<'a>),
+    /// Replaces the object's Scale.
+    ReplaceScale(RequestObject<'a>),
+    /// Patches the object in its current state.
     Patch {
-        /// Which kind of patch.
+        /// The kind of patch.
         kind: PatchType,
-        /// Its body.
+        /// The patch's body.
         patch: &'a [u8],
-        /// How unknown fields of the result are met.
+        /// The validation of unknown fields in the result.
         validation: FieldValidation,
     },
-    /// A configuration to be applied to the object, or to its Scale; the object is made where it isn't there.
+    /// Applies a configuration to the object or its Scale; creates the object if it doesn't exist.
     Apply {
         /// The patch's body.
         patch: &'a [u8],
-        /// Whether it takes fields from other managers.
+        /// Whether it takes over fields of other managers.
         force: bool,
-        /// How keys are met that stand in it twice.
+        /// The validation of duplicate keys.
         validation: FieldValidation,
     },
-    /// A patch of its Scale.
+    /// Patches the object's Scale.
     PatchScale {
-        /// Which kind of patch.
+        /// The kind of patch.
         kind: PatchType,
-        /// Its body.
+        /// The patch's body.
         patch: &'a [u8],
-        /// How unknown fields of the result are met.
+        /// The validation of unknown fields in the result.
         validation: FieldValidation,
     },
-    /// A pod to run on the node that a Binding names.
-    Bind(Wanted<'a>),
-    /// The object to go.
+    /// Assigns a pod to the node of a Binding.
+    Bind(RequestObject<'a>),
+    /// Deletes the object.
     Delete(DeleteOptions),
-    /// A pod to say that it is evicted, if it is the one that these options mean: the server's own write.
-    Disrupt(DeleteOptions),
-    /// A default object to be there, or to be this one where it carries a resourceVersion: the server's own write.
-    Install(&'a Value),
-    /// A default object to go, so that another can take its place: the server's own write.
-    Evict,
+    /// Sets the disruption condition of an evicted pod, if the preconditions hold: the server's own write.
+    SetDisruption(DeleteOptions),
+    /// Creates a default object, or replaces it if it has a resourceVersion: the server's own write.
+    InstallDefault(&'a Value),
+    /// Removes a default object, so that another can be created: the server's own write.
+    RemoveDefault,
 }
 
 impl Intent<'_> {
-    /// Whether admission and validation look at it: at everything but the server's own writes.
+    /// Whether admission and validation apply: to everything but the server's own writes.
     pub(super) fn is_admitted(&self) -> bool {
         match self {
-            Self::Install(_) | Self::Evict | Self::Disrupt(_) => false,
+            Self::InstallDefault(_) | Self::RemoveDefault | Self::SetDisruption(_) => false,
             Self::Delete(options) => !options.of_eviction,
             _ => true,
         }
     }
 
-    /// A deletion has begun: what is left of it is done whatever the object has become.
+    /// Drops the version precondition once the deletion has begun: the rest of it applies to any version.
     pub(super) fn forget_version(&mut self) {
         if let Self::Delete(options) = self {
             options.resource_version = None;
@@ -100,35 +100,35 @@ impl Intent<'_> {
     }
 }
 
-/// What admission sees first.
+/// The input of mutating admission.
 pub(super) struct Draft {
-    /// The object, or what a subresource takes instead of it.
+    /// The object, or the document of a subresource.
     pub(super) document: Value,
-    /// The same of what is there.
+    /// The existing object or document.
     pub(super) old: Option<Arc<Value>>,
-    /// What is done.
+    /// The admission operation.
     pub(super) operation: Operation,
-    /// The name of the path, or of the new object as far as it is known.
+    /// The name in the path, or of the new object if it is known.
     pub(super) name: String,
-    /// Whether a PUT or an apply makes a new object, which wants the right to create it.
+    /// Whether a PUT or an apply creates an object, which needs authorization for `create`.
     pub(super) creates_by_update: bool,
-    /// Who manages which fields of the document then; of the object, where a subresource takes something else than a Scale.
+    /// The managers of the document after the write; for a subresource other than Scale, those of the object.
     pub(super) managers: Managers,
 }
 
-/// What an attempt comes to.
+/// The result of [`Registry::resolve`].
 pub(super) struct Resolved {
     pub(super) change: Change,
-    /// What validating admission sees where that isn't the object.
+    /// The object for validating admission, if it isn't the stored one.
     pub(super) document: Option<Value>,
-    /// The object with what a client wrote empty, which is absent where it is stored: the server's own plugins see that.
+    /// The object with the client's empty values, which the stored form drops; built-in plugins see them.
     pub(super) given: Option<Value>,
-    /// The same of what is there.
+    /// The existing object or document.
     pub(super) old: Option<Arc<Value>>,
 }
 
-/// The managers that are there, for what changes none of them.
-fn kept(existing: Option<&Existing>) -> Managers {
+/// The existing managers, for writes that change none of them.
+fn existing_managers(existing: Option<&Existing>) -> Managers {
     existing.map_or_else(Managers::default, |existing| existing.cached.managers().clone())
 }
 
@@ -154,7 +154,7 @@ impl Draft {
 }
 
 impl Registry {
-    /// The document that is admitted.
+    /// Builds the document for admission.
     pub(super) fn draft(
         &self,
         call: &mut RequestScope<'_>,
@@ -164,20 +164,20 @@ impl Registry {
     ) -> Result<Draft, ApiError> {
         let dry_run = options.dry_run();
         match intent {
-            Intent::Create(wanted) => Self::draft_created(call, wanted, options),
-            Intent::Replace(wanted) => {
-                let mut object = wanted.take()?;
+            Intent::Create(requested) => Self::draft_created(call, requested, options),
+            Intent::Replace(requested) => {
+                let mut object = requested.take()?;
                 object::match_namespace(&mut object, call.object_namespace())?;
                 object::match_name(&object, call.name)?;
-                let sent = fields::take(&mut object);
+                let sent = fields::take_managed_fields(&mut object);
                 object::dedup_owners(&mut object, &mut call.warnings, false);
                 let Some(old) = existing else {
                     let draft = Self::draft_new(call, object, dry_run)?;
-                    let managers = fields::written(call, options, None, &draft.document, sent);
+                    let managers = fields::managers_after_write(call, options, None, &draft.document, sent);
                     return Ok(draft.managed(managers));
                 };
                 check_uid(call, &object, &old.value, dry_run)?;
-                let managers = fields::written(call, options, existing, &object, sent);
+                let managers = fields::managers_after_write(call, options, existing, &object, sent);
                 Ok(Draft::update(object, old, call).managed(managers))
             }
             Intent::Patch { kind, patch, validation } => {
@@ -186,63 +186,63 @@ impl Registry {
             Intent::Apply { patch, force, validation } => {
                 self.draft_applied(call, (patch, *force, *validation), existing, options)
             }
-            Intent::ReplaceScale(wanted) => {
-                let mut scale = wanted.take()?;
+            Intent::ReplaceScale(requested) => {
+                let mut scale = requested.take()?;
                 object::match_namespace(&mut scale, call.object_namespace())?;
                 object::match_name(&scale, call.name)?;
                 let old = existing.ok_or_else(|| call.not_found())?;
-                drop(fields::take(&mut scale));
-                let managers = fields::scaled(call, options, old, &scale);
+                drop(fields::take_managed_fields(&mut scale));
+                let managers = fields::managers_after_scale(call, options, old, &scale);
                 Ok(Draft::scale(scale, old, call).managed(managers))
             }
             Intent::PatchScale { kind, patch, validation } => {
                 let old = existing.ok_or_else(|| call.not_found())?;
                 let mut scale = scale::patched(call, &old.value, *kind, patch, *validation)?;
-                drop(fields::take(&mut scale));
-                let managers = fields::scaled(call, options, old, &scale);
+                drop(fields::take_managed_fields(&mut scale));
+                let managers = fields::managers_after_scale(call, options, old, &scale);
                 Ok(Draft::scale(scale, old, call).managed(managers))
             }
-            Intent::Bind(wanted) => {
-                let mut binding = wanted.take()?;
+            Intent::Bind(requested) => {
+                let mut binding = requested.take()?;
                 object::match_namespace(&mut binding, call.object_namespace())?;
-                Ok(Draft::create(binding, call.name.to_owned()).managed(kept(existing)))
+                Ok(Draft::create(binding, call.name.to_owned()).managed(existing_managers(existing)))
             }
             Intent::Delete(_) => {
-                // Nobody is asked whether what isn't there may go.
+                // Admission is not called for an object that doesn't exist.
                 let old = Some(existing.ok_or_else(|| call.not_found())?.value.clone());
                 let draft = Draft::create(Value::Null, call.name.to_owned());
-                Ok(Draft { old, operation: Operation::Delete, managers: kept(existing), ..draft })
+                Ok(Draft { old, operation: Operation::Delete, managers: existing_managers(existing), ..draft })
             }
-            Intent::Install(object) => {
-                let managers = fields::installed(call, existing, object);
+            Intent::InstallDefault(object) => {
+                let managers = fields::managers_after_install(call, existing, object);
                 Ok(Draft::create((*object).clone(), call.name.to_owned()).managed(managers))
             }
-            Intent::Disrupt(options) => {
+            Intent::SetDisruption(options) => {
                 let old = existing.ok_or_else(|| call.not_found())?;
-                let new = eviction::disrupted(call, &old.value, old.modified(), options)?;
-                Ok(Draft::update(new, old, call).managed(kept(existing)))
+                let new = eviction::with_disruption(call, &old.value, old.modified(), options)?;
+                Ok(Draft::update(new, old, call).managed(existing_managers(existing)))
             }
-            Intent::Evict => Ok(Draft::create(Value::Null, call.name.to_owned())),
+            Intent::RemoveDefault => Ok(Draft::create(Value::Null, call.name.to_owned())),
         }
     }
 
-    /// A new object as the client says it.
+    /// A new object from a create.
     fn draft_created(
         call: &mut RequestScope<'_>,
-        wanted: &mut Wanted<'_>,
+        requested: &mut RequestObject<'_>,
         options: &Options<'_>,
     ) -> Result<Draft, ApiError> {
-        let mut object = wanted.take()?;
-        let sent = fields::take(&mut object);
-        create::strip(&mut object);
+        let mut object = requested.take()?;
+        let sent = fields::take_managed_fields(&mut object);
+        create::strip_system_fields(&mut object);
         object::match_namespace(&mut object, call.object_namespace())?;
         object::dedup_owners(&mut object, &mut call.warnings, false);
         let name = object::text(&object, "name").to_owned();
-        let managers = fields::written(call, options, None, &object, sent);
+        let managers = fields::managers_after_write(call, options, None, &object, sent);
         Ok(Draft::create(object, name).managed(managers))
     }
 
-    /// What a patch makes of the object.
+    /// The result of a patch.
     fn draft_patched(
         call: &mut RequestScope<'_>,
         (kind, patch, validation): (PatchType, &[u8], FieldValidation),
@@ -250,18 +250,18 @@ impl Registry {
         options: &Options<'_>,
     ) -> Result<Draft, ApiError> {
         let old = existing.ok_or_else(|| call.not_found())?;
-        let managed = fields::concerns(kind, patch).then(|| fields::with_managers(old));
+        let managed = fields::touches_managers(kind, patch).then(|| fields::object_with_managers(old));
         let current = managed.as_ref().unwrap_or(&old.value);
         let mut new = body::patched(call.row, kind, patch, current, validation, &mut call.warnings)?;
-        let sent = fields::take(&mut new);
+        let sent = fields::take_managed_fields(&mut new);
         object::match_namespace(&mut new, call.object_namespace())?;
         object::match_name(&new, call.name)?;
-        let managers = fields::written(call, options, existing, &new, sent);
+        let managers = fields::managers_after_write(call, options, existing, &new, sent);
         object::dedup_owners(&mut new, &mut call.warnings, true);
         Ok(Draft::update(new, old, call).managed(managers))
     }
 
-    /// What an apply makes of the object or of its Scale, or a new object.
+    /// The result of an apply to the object or its Scale, or a new object.
     fn draft_applied(
         &self,
         call: &mut RequestScope<'_>,
@@ -273,7 +273,7 @@ impl Registry {
             return Err(call.not_found());
         }
         let scales = call.subresource.is_some_and(|s| s.what == SubresourceKind::Scale);
-        let (mut object, managers) = fields::applied(call, options, existing, patch)?;
+        let (mut object, managers) = fields::apply_patch(call, options, existing, patch)?;
         if existing.is_none() {
             fields::check_new_uid(call, &object)?;
         }
@@ -286,7 +286,7 @@ impl Registry {
         body::default(call.row, &mut object);
         object::dedup_owners(&mut object, &mut call.warnings, true);
         let Some(old) = existing else {
-            create::strip(&mut object);
+            create::strip_system_fields(&mut object);
             metadata_mut(&mut object).remove("resourceVersion");
             let draft = Draft::create(object, call.name.to_owned()).managed(managers);
             return Ok(Draft { creates_by_update: true, ..draft });
@@ -294,8 +294,8 @@ impl Registry {
         Ok(Draft::update(object, old, call).managed(managers))
     }
 
-    /// A PUT of an object that isn't there: a new one for the kinds that are made so. As upstream, also through a subresource;
-    /// the kind's strategy says what such an object is not given.
+    /// A new object from a PUT, for kinds that allow create on update. As upstream, this also works through a
+    /// subresource; the kind's strategy drops the fields that such an object cannot have.
     fn draft_new(call: &RequestScope<'_>, mut object: Value, dry_run: bool) -> Result<Draft, ApiError> {
         if !call.subresource.is_none_or(|s| s.what == SubresourceKind::Status) || !call.row.strategy.create_on_update()
         {
@@ -313,7 +313,7 @@ impl Registry {
         Ok(Draft { creates_by_update: true, ..Draft::create(object, call.name.to_owned()) })
     }
 
-    /// What becomes of the object.
+    /// Builds the change of the object.
     pub(super) fn resolve(
         &self,
         call: &mut RequestScope<'_>,
@@ -339,9 +339,10 @@ impl Registry {
                 let (change, given) = self.new_object(call, document, dry_run)?;
                 Resolved { given, ..of_object(change, None) }
             }
-            (Intent::Replace(_) | Intent::Patch { .. } | Intent::Apply { .. } | Intent::Disrupt(_), Some(existing)) => {
-                of_object(self.changed_object(call, document, existing, dry_run)?, old)
-            }
+            (
+                Intent::Replace(_) | Intent::Patch { .. } | Intent::Apply { .. } | Intent::SetDisruption(_),
+                Some(existing),
+            ) => of_object(self.changed_object(call, document, existing, dry_run)?, old),
             (Intent::Bind(_), existing) => {
                 let change = binding::bind(call, &document, existing, dry_run)?;
                 Resolved { document: Some(document), ..of_object(change, None) }
@@ -349,9 +350,9 @@ impl Registry {
             (Intent::Delete(options), Some(existing)) => {
                 Resolved { document: Some(Value::Null), ..of_object(delete::change(call, existing, options)?, old) }
             }
-            (Intent::Install(_), existing) => of_object(self.default_object(call, document, existing), None),
-            (Intent::Evict, Some(_)) => of_object(Change::Remove(None), None),
-            (Intent::Evict, None) => of_object(Change::Keep, None),
+            (Intent::InstallDefault(_), existing) => of_object(self.default_object(call, document, existing), None),
+            (Intent::RemoveDefault, Some(_)) => of_object(Change::Remove(None), None),
+            (Intent::RemoveDefault, None) => of_object(Change::Keep, None),
             _ => return Err(call.not_found()),
         })
     }

@@ -1,17 +1,18 @@
-//! create, get, list, watch, update, patch, delete: generic over a row.
+//! The verbs (create, get, list, watch, update, patch, delete), generic over a row of the resource table.
 //!
-//! Every write goes one way ([`write`]) and is one transaction that compares what was read, tried again when somebody else
-//! was first; nothing is answered that isn't durable. Typed inputs and outputs: HTTP is in [`crate::http`].
+//! Every write takes one path ([`write`]) and is one transaction that compares the versions that were read. A conflict
+//! causes an optimistic retry; every response reports durable state. Inputs and outputs are typed: HTTP is in
+//! [`crate::http`].
 
 pub mod binding;
 pub mod body;
 mod claims;
 mod commit;
+mod conversions;
 #[cfg(test)]
 mod cost;
 mod create;
 mod delete;
-mod elsewhere;
 pub mod eviction;
 pub mod fields;
 #[cfg(test)]
@@ -36,17 +37,17 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use machinery_api::ApiError;
 use machinery_api::apply::Managers;
-use machinery_api::error::{Named, Status};
+use machinery_api::error::{GroupResource, Status};
 use machinery_api::{GroupVersionKind, ObjectName, StorageKey, StorageScope};
 use machinery_env::Env;
 use serde_json::Value;
 
-use crate::admission::{Chain, Effects, Operation, Options, Request, Seen};
+use crate::admission::{Chain, Effects, Operation, Options, Request, ValidateInput};
 use crate::auth::{Attributes, Authorizer, UserInfo};
-use crate::catalog::{Catalog, Served};
+use crate::catalog::{Catalog, SharedCatalog};
+use crate::fair_queue::budget;
 use crate::request::deadline::timed_out;
 use crate::request::options::WriteOptions;
-use crate::turns::patience;
 use apiserver_resources::allocate::Allocator;
 use apiserver_resources::field::{FieldError, causes};
 use apiserver_resources::{Allocation, Context, Requester, ResourceInfo, Subresource};
@@ -54,39 +55,40 @@ use apiserver_storage::cache::{Cached, Fields, Lookup, Resource, WatchCache};
 use apiserver_storage::store::record::{Facts, fingerprint};
 use apiserver_storage::store::{Record, Revision, StoreError};
 
-pub use elsewhere::Elsewhere;
-pub use intent::Wanted;
+pub use conversions::ObjectConversions;
+pub use intent::RequestObject;
 pub use machinery_api::patch::PatchKind as PatchType;
 pub use read::{List, WatchStart};
 
-/// How often a write is tried again when others are faster; each failure means that another write succeeded.
+/// The maximum number of attempts of a write (optimistic retry, as upstream's `GuaranteedUpdate`); each conflict means
+/// that another write succeeded.
 const TRIES_MAX: usize = 64;
-/// Upstream's (etcd's) largest object.
+/// The maximum size of a stored object (etcd's).
 const OBJECT_BYTES_MAX: usize = 1536 * 1024;
 
-/// All that verbs need.
+/// The verbs and their dependencies.
 pub struct Registry {
-    /// What is served.
-    pub served: Arc<Served>,
+    /// The catalog of served resources.
+    pub served: Arc<SharedCatalog>,
     /// Clock and ids.
     pub env: Env,
-    /// Every object.
+    /// The watch cache: all objects in memory.
     pub cache: Arc<WatchCache>,
-    /// The same for look-ups.
+    /// Object lookups over the cache.
     pub objects: Arc<Lookup>,
-    /// Admission.
+    /// The admission chain.
     pub admission: Chain,
-    /// For what a write implies: creating by PUT.
+    /// Authorizes the `create` that a PUT implies.
     pub authorizer: Arc<Authorizer>,
-    /// Chooses Services' addresses and ports.
+    /// Allocates the addresses and ports of Services.
     pub allocator: Allocator,
-    /// Custom resources in the version that is asked for.
-    pub versions: Arc<versions::Versions>,
+    /// Converts custom resources into the requested version.
+    pub versions: Arc<versions::CustomVersions>,
 }
 
-/// One request about a row.
+/// One request for a resource.
 pub struct RequestScope<'a> {
-    /// What is served.
+    /// The catalog when the request arrived.
     pub catalog: &'a Catalog,
     /// The row.
     pub row: &'a Arc<ResourceInfo>,
@@ -96,30 +98,30 @@ pub struct RequestScope<'a> {
     pub namespace: &'a str,
     /// The name of the path, or empty.
     pub name: &'a str,
-    /// Who asks.
+    /// The authenticated user.
     pub user: &'a UserInfo,
-    /// The request's time.
+    /// The time of the request.
     pub now: Timestamp,
-    /// For `Warning` headers, in order.
+    /// The texts of `Warning` headers, in order.
     pub warnings: Vec<String>,
-    /// Its object in other versions, as far as somebody had to be asked.
-    pub elsewhere: Elsewhere,
+    /// Webhook conversions of the object into other versions.
+    pub conversions: ObjectConversions,
 }
 
-/// An object to show.
+/// An object in a response.
 #[derive(Debug)]
 pub enum ResponseObject {
-    /// As it is in the cache, in its stored version.
+    /// The cached object, in its stored version.
     Cached(Arc<Cached>),
-    /// As it was just stored, in its stored version, as of a revision.
+    /// The record that was just written at a revision, in its stored version.
     Stored(Record, Revision),
     /// A value.
     Value(Value),
 }
 
-/// What a verb answers.
+/// The result of a verb.
 #[derive(Debug)]
-pub enum Answer {
+pub enum VerbResult {
     /// An object, with 200, 201 or 202.
     Object(u16, ResponseObject),
     /// A list.
@@ -131,10 +133,10 @@ pub enum Answer {
 }
 
 impl<'a> RequestScope<'a> {
-    /// The same request, of which nothing is said yet: to be about something else.
+    /// The same request without warnings and conversions, to be changed to another object.
     #[must_use]
-    pub fn again(&self) -> RequestScope<'a> {
-        RequestScope { warnings: Vec::new(), elsewhere: Elsewhere::default(), ..*self }
+    pub fn fork(&self) -> RequestScope<'a> {
+        RequestScope { warnings: Vec::new(), conversions: ObjectConversions::default(), ..*self }
     }
 }
 
@@ -145,16 +147,16 @@ impl RequestScope<'_> {
         self.subresource.map_or("", |s| s.name)
     }
 
-    /// Group and plural, as most errors name the resource.
+    /// Group and plural, as in most errors.
     #[must_use]
-    pub fn resource(&self) -> Named {
-        Named::new(&*self.row.group, &*self.row.plural)
+    pub fn resource(&self) -> GroupResource {
+        GroupResource::new(&*self.row.group, &*self.row.plural)
     }
 
-    /// Group and kind, as validation names it: the stored version's, whichever was asked for.
+    /// Group and kind for validation errors: of the stored version, whichever was requested.
     #[must_use]
-    pub fn kind(&self) -> Named {
-        Named::new(&*self.row.stored().group, &*self.row.kind)
+    pub fn kind(&self) -> GroupResource {
+        GroupResource::new(&*self.row.stored().group, &*self.row.kind)
     }
 
     /// 404 for the object of the path.
@@ -170,7 +172,7 @@ impl RequestScope<'_> {
         ApiError::Conflict(self.resource(), self.name.to_owned(), why.into())
     }
 
-    /// The namespace that an object of this call is in: none for cluster-wide kinds (a Namespace's path holds one).
+    /// The namespace of the object: empty for cluster-wide kinds (the path of a Namespace contains one).
     #[must_use]
     pub fn object_namespace(&self) -> &str {
         if self.row.namespaced { self.namespace } else { "" }
@@ -182,7 +184,7 @@ impl RequestScope<'_> {
         key(self.row, self.object_namespace(), self.name)
     }
 
-    /// What the keys of the collection of the path begin with; nothing where none is stored.
+    /// The key range of the path's collection; empty for virtual resources.
     #[must_use]
     pub(crate) fn scope(&self) -> StorageScope {
         let Some(prefix) = &self.row.prefix else { return StorageScope::default() };
@@ -192,7 +194,7 @@ impl RequestScope<'_> {
         }
     }
 
-    /// What admission knows of this call.
+    /// The admission request.
     pub(crate) fn request<'b>(&'b self, operation: Operation, name: &'b str, options: Options<'b>) -> Request<'b> {
         let row = self.row;
         let body = self.subresource.and_then(|subresource| subresource.body);
@@ -218,13 +220,13 @@ impl RequestScope<'_> {
     }
 }
 
-/// What selectors may ask for of an object in its stored version, for its record's head.
+/// The values for field selectors of an object in its stored version, for its record's head.
 #[must_use]
 pub fn facts_of_fields(row: &ResourceInfo, object: &Value) -> (u64, Vec<String>) {
     (fingerprint(row.strategy.selectable_labels().iter().map(|label| &**label)), row.strategy.selectable(object))
 }
 
-/// What the cache must know of a resource.
+/// The watch cache's description of a resource; `None` if it is virtual.
 pub(crate) fn cached(resource: &Arc<ResourceInfo>) -> Option<Resource> {
     let strategy = resource.strategy.clone();
     let fields = (!strategy.selectable_labels().is_empty()).then(|| {
@@ -240,33 +242,33 @@ pub(crate) fn cached(resource: &Arc<ResourceInfo>) -> Option<Resource> {
     })
 }
 
-/// Where an object is stored: `/registry/pods/default/a`. What is never stored has no key; its name stands for one.
+/// The storage key of an object: `/registry/pods/default/a`. A virtual resource has none; its name is used.
 #[must_use]
 pub fn key(row: &ResourceInfo, namespace: &str, name: &str) -> StorageKey {
     let object = ObjectName::new(namespace, name);
     row.key(object).unwrap_or_else(|| StorageKey::object("", object))
 }
 
-/// 409 for an object that isn't the one that a body says it means.
+/// 409 if the body's uid isn't the object's.
 fn check_uid(call: &RequestScope<'_>, body: &Value, object: &Value, dry_run: bool) -> Result<(), ApiError> {
-    let Err(failed) = object::uid(object).meets(object::wanted_uid(body)) else { return Ok(()) };
+    let Err(failed) = object::uid(object).meets(object::uid_precondition(body)) else { return Ok(()) };
     let key = call.key();
-    // A dry run never comes as far as the store, which puts its own prefix before.
+    // A dry run never reaches the store, which adds its own prefix.
     let key = if dry_run { key.within_registry() } else { key.as_str() };
     let why =
         format!("StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: {failed}");
     Err(ApiError::Conflict(call.resource(), call.name.to_owned(), why))
 }
 
-/// 422 over findings, or nothing.
-fn invalid(kind: Named, name: &str, errors: Vec<FieldError>) -> Result<(), ApiError> {
+/// 422 with the errors, if there are any.
+fn invalid(kind: GroupResource, name: &str, errors: Vec<FieldError>) -> Result<(), ApiError> {
     if errors.is_empty() {
         return Ok(());
     }
     Err(ApiError::Invalid(kind, name.to_owned(), causes(errors)))
 }
 
-/// A store's refusal as an API error.
+/// Converts a store error into an API error.
 fn store_error(error: &StoreError) -> ApiError {
     match error {
         StoreError::TooLarge { .. } | StoreError::TooMany { .. } => {
@@ -274,7 +276,7 @@ fn store_error(error: &StoreError) -> ApiError {
         }
         StoreError::Compacted(_) => ApiError::Expired("The resourceVersion for the provided list is too old.".into()),
         StoreError::Future(revision) => read::too_large(*revision, *revision),
-        // As upstream answers when etcd has no space: 500 without a reason, the store's own words.
+        // As upstream when etcd has no space: 500 without a reason, with the store's own text.
         StoreError::Full { .. } => ApiError::StoreFull(error.to_string()),
         StoreError::Unavailable(_) | StoreError::InUse(_) | StoreError::Damaged(_) => {
             tracing::error!(%error, "the store failed");
@@ -284,7 +286,7 @@ fn store_error(error: &StoreError) -> ApiError {
 }
 
 impl Registry {
-    /// Admission of what is never stored: reviews, token requests.
+    /// Admission of virtual objects: reviews, token requests.
     pub async fn admit_virtual(
         &self,
         call: &mut RequestScope<'_>,
@@ -299,7 +301,7 @@ impl Registry {
         self.admit(call, Operation::Connect, &mut options, &WriteOptions::default()).await
     }
 
-    /// Here as far as others have patience, else in its user's turn, as a write is.
+    /// Runs admission within the evaluation budget, or on the blocking pool if that is exceeded, as a write does.
     async fn admit(
         &self,
         call: &mut RequestScope<'_>,
@@ -308,14 +310,14 @@ impl Registry {
         options: &WriteOptions,
     ) -> Result<(), ApiError> {
         let (warnings_before, given) = (call.warnings.len(), object.clone());
-        let (admitted, is_given_up) = patience::here(self.admit_once(call, operation, object, options)).await;
-        if !is_given_up {
+        let (admitted, exceeds_budget) = budget::run_inline(self.admit_once(call, operation, object, options)).await;
+        if !exceeds_budget {
             return admitted;
         }
         call.warnings.truncate(warnings_before);
         *object = given;
         let again = Box::pin(self.admit_once(call, operation, object, options));
-        patience::elsewhere(again).await.unwrap_or_else(|| Err(timed_out()))
+        budget::run_blocking(again).await.unwrap_or_else(|| Err(timed_out()))
     }
 
     async fn admit_once(
@@ -327,19 +329,19 @@ impl Registry {
     ) -> Result<(), ApiError> {
         let request = call.request(operation, call.name, Options::Write(options));
         let mut effects = Effects::default();
-        // No transaction checks what is decided from.
-        self.newest().await?;
+        // No transaction verifies what is read here.
+        self.sync_cache().await?;
         let mut admitted = self.admission.mutate(&request, &*self.objects, object, None, &mut effects).await;
         if admitted.is_ok() {
-            let seen = Seen { object, given: object, old: None };
-            admitted = self.admission.validate(&request, &*self.objects, seen, &mut effects).await;
+            let input = ValidateInput { object, given: object, old: None };
+            admitted = self.admission.validate(&request, &*self.objects, input, &mut effects).await;
         }
         call.warnings.append(&mut effects.warnings);
         admitted
     }
 
-    /// Whether the user may create the object of the path too (a PUT that creates).
-    async fn may_create(&self, call: &RequestScope<'_>) -> Result<(), ApiError> {
+    /// Authorizes the `create` that a PUT implies.
+    async fn authorize_create(&self, call: &RequestScope<'_>) -> Result<(), ApiError> {
         let attributes = Attributes {
             verb: "create",
             group: &call.row.group,
@@ -355,7 +357,7 @@ impl Registry {
         self.authorizer.check(&*self.objects, call.user, &attributes).await
     }
 
-    /// The size of the object that a request is about; none is 0.
+    /// The stored size of the request's object; 0 if it doesn't exist.
     pub(crate) fn stored_bytes(&self, call: &RequestScope<'_>) -> usize {
         self.cache.get(call.key().as_str()).map_or(0, |cached| cached.stored_len())
     }
@@ -368,7 +370,7 @@ impl Registry {
             subresource,
             loopback: self.allocator.loopback(),
             requester,
-            interrupt: patience::is_over,
+            interrupt: budget::is_exhausted,
         }
     }
 
@@ -376,13 +378,13 @@ impl Registry {
         Allocation { services: &self.allocator, objects: &*self.objects, dry_run, subresource }
     }
 
-    /// An object as the call's version shows it.
-    fn current(row: &ResourceInfo, cached: &Cached) -> Arc<Value> {
+    /// The object in the version of the row.
+    fn in_row_version(row: &ResourceInfo, cached: &Cached) -> Arc<Value> {
         let shared = cached.shared();
-        if row.shows_stored() { shared } else { Arc::new(row.strategy.read_storage_version((*shared).clone())) }
+        if row.serves_cached_form() { shared } else { Arc::new(row.strategy.read_storage_version((*shared).clone())) }
     }
 
-    /// The stored form of an object of this row.
+    /// Encodes the stored form of an object of this row.
     pub(crate) fn encode(row: &ResourceInfo, object: &Value, managers: &Managers) -> Result<Record, ApiError> {
         if row.stored_as.is_some() {
             return Self::encode(row.stored(), &row.strategy.write_storage_version(object.clone()), managers);
@@ -395,8 +397,8 @@ impl Registry {
         Ok(Self::record(row, &body, object, (generation, managers)))
     }
 
-    /// The stored form of an object, converted into the version that is stored where that takes asking somebody; then also
-    /// the object in that version.
+    /// Encodes the stored form, with webhook conversion into the stored version; if that was needed, also returns the
+    /// converted object.
     pub(crate) async fn encode_converted(
         &self,
         row: &ResourceInfo,
@@ -405,14 +407,14 @@ impl Registry {
     ) -> Result<(Record, Option<Value>), ApiError> {
         match &row.custom {
             Some(custom) if row.stored_as.is_some() => {
-                let converted = Box::pin(self.versions.to_be_stored(custom, object.clone())).await?;
+                let converted = Box::pin(self.versions.to_stored_version(custom, object.clone())).await?;
                 Ok((Self::encode(row.stored(), &converted, managers)?, Some(converted)))
             }
             _ => Ok((Self::encode(row, object, managers)?, None)),
         }
     }
 
-    /// A record of what [`object::encode`] made of an object.
+    /// A record of the bytes of [`object::encode`].
     pub(crate) fn record(
         row: &ResourceInfo,
         body: &[u8],
@@ -424,7 +426,7 @@ impl Registry {
             stamp_at,
             comma: body.get(stamp_at) != Some(&b'}'),
             fields: Some(facts_of_fields(row, object)),
-            // As upstream: an object is rather without them than not at all.
+            // As upstream: an oversized object is stored without managers instead of being rejected.
             managers: match body.len() + managers.written_len() > OBJECT_BYTES_MAX {
                 true => Managers::default(),
                 false => managers.clone(),
@@ -435,11 +437,11 @@ impl Registry {
         Record::new(body, &facts)
     }
 
-    /// What is shown of an object that was just stored.
+    /// The response for an object that was just stored.
     fn stored_as(row: &ResourceInfo, object: Value, stored: &Record, revision: Revision) -> ResponseObject {
         if row.stored_as.is_none() {
             return ResponseObject::Stored(stored.clone(), revision);
         }
-        ResponseObject::Value(fields::shown(object::versioned(object, revision), stored.managers()))
+        ResponseObject::Value(fields::with_managed_fields(object::versioned(object, revision), stored.managers()))
     }
 }

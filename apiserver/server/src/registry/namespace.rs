@@ -1,4 +1,4 @@
-//! What is particular about deleting a Namespace: it turns Terminating, and goes when its `spec.finalizers` are empty.
+//! Namespace deletion: the Namespace becomes Terminating, and is removed when its `spec.finalizers` are empty.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use super::write::Change;
 use crate::request::options::{DeleteOptions, Propagation};
 use apiserver_resources::ResourceInfo;
 
-/// Decides about one namespace.
+/// Decides the change of one Namespace.
 pub(super) fn decide(row: &ResourceInfo, old: &Value, options: &DeleteOptions, now: Timestamp) -> Change {
     if object::is_deleting(old) {
         let held = old["spec"]["finalizers"].as_array().is_some_and(|f| !f.is_empty());

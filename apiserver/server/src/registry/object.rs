@@ -1,7 +1,7 @@
-//! An object's generic part (metadata) as the verbs read and write it, and its stored form.
+//! Object metadata, as the verbs read and write it, and the stored form.
 //!
-//! Stored bytes begin with kind, apiVersion and metadata, in this order, so that lists cut the head off and stamp the
-//! resourceVersion in without parsing.
+//! Stored bytes begin with kind, apiVersion and metadata, in this order, so that lists strip the head and insert the
+//! resourceVersion without parsing.
 
 use std::collections::BTreeSet;
 
@@ -12,18 +12,18 @@ use serde_json::{Map, Value, json};
 use apiserver_resources::ResourceInfo;
 use apiserver_storage::cache::Cached;
 
-/// Finalizer of dependents that are to lose their owner.
+/// The finalizer for orphaning dependents.
 pub const ORPHAN: &str = "orphan";
-/// Finalizer of dependents that go first.
+/// The finalizer for deleting dependents first.
 pub const FOREGROUND: &str = "foregroundDeletion";
 
-/// As `creationTimestamp` is written.
+/// A time in the format of `creationTimestamp`.
 #[must_use]
 pub fn time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-/// The metadata, made where it is missing.
+/// The metadata, created if it is missing.
 pub fn metadata_mut(object: &mut Value) -> &mut Map<String, Value> {
     if !object.is_object() {
         *object = json!({});
@@ -35,7 +35,7 @@ pub fn metadata_mut(object: &mut Value) -> &mut Map<String, Value> {
     metadata.as_object_mut().expect("just made an object of it")
 }
 
-/// A text of the metadata; absent is empty.
+/// A string in the metadata; empty if absent.
 #[must_use]
 pub fn text<'a>(object: &'a Value, field: &str) -> &'a str {
     object.get("metadata").and_then(|m| m.get(field)).and_then(Value::as_str).unwrap_or("")
@@ -47,13 +47,13 @@ pub fn uid(object: &Value) -> Uid<'_> {
     Uid(text(object, "uid"))
 }
 
-/// The uid that a body says its object has, if it says one.
+/// The uid that a body gives for its object, if any.
 #[must_use]
-pub fn wanted_uid(body: &Value) -> Option<Uid<'_>> {
+pub fn uid_precondition(body: &Value) -> Option<Uid<'_>> {
     Some(uid(body)).filter(|uid| *uid != Uid::default())
 }
 
-/// A field of the metadata that is there and not null.
+/// A metadata field that is present and not null.
 #[must_use]
 pub fn field<'a>(object: &'a Value, field: &str) -> Option<&'a Value> {
     object.get("metadata").and_then(|m| m.get(field)).filter(|v| !v.is_null())
@@ -67,7 +67,7 @@ pub fn finalizers(object: &Value) -> Vec<&str> {
         .map_or_else(Vec::new, |list| list.iter().filter_map(Value::as_str).collect())
 }
 
-/// Sets the finalizers; none removes the field.
+/// Sets the finalizers; an empty list removes the field.
 pub fn set_finalizers(object: &mut Value, finalizers: &[String]) {
     let metadata = metadata_mut(object);
     if finalizers.is_empty() {
@@ -77,13 +77,13 @@ pub fn set_finalizers(object: &mut Value, finalizers: &[String]) {
     }
 }
 
-/// Whether deletion has begun.
+/// Whether the object has a deletion timestamp.
 #[must_use]
 pub fn is_deleting(object: &Value) -> bool {
     field(object, "deletionTimestamp").is_some()
 }
 
-/// The generation, 0 where there is none.
+/// The generation; 0 if absent.
 #[must_use]
 pub fn generation(object: &Value) -> i64 {
     field(object, "generation").and_then(Value::as_i64).unwrap_or(0)
@@ -99,14 +99,14 @@ pub fn set_generation(object: &mut Value, generation: i64) {
     }
 }
 
-/// The object under a version, for an answer.
+/// The object with a resourceVersion, for a response.
 #[must_use]
 pub fn versioned(mut object: Value, version: u64) -> Value {
     metadata_mut(&mut object).insert("resourceVersion".into(), json!(version.to_string()));
     object
 }
 
-/// The resourceVersion that a client wrote: 0 where there is none, an error where it is no number.
+/// The resourceVersion of a client's object: 0 if absent, an error if it is no number.
 pub fn client_version(object: &Value) -> Result<u64, ApiError> {
     match text(object, "resourceVersion") {
         "" => Ok(0),
@@ -114,12 +114,13 @@ pub fn client_version(object: &Value) -> Result<u64, ApiError> {
     }
 }
 
-/// As Go's `strconv.ParseUint`.
+/// Parses like Go's `strconv.ParseUint`.
 pub fn parse_version(text: &str) -> Result<u64, String> {
     ResourceVersion::parse(text).map(|version| version.0)
 }
 
-/// Puts the object into the request's namespace, or refuses another one. `namespace` is empty for cluster-wide kinds.
+/// Sets the object's namespace to the request's, or rejects a different one. `namespace` is empty for cluster-wide
+/// kinds.
 pub fn match_namespace(object: &mut Value, namespace: &str) -> Result<(), ApiError> {
     let own = text(object, "namespace");
     if own == namespace {
@@ -141,7 +142,7 @@ pub fn match_namespace(object: &mut Value, namespace: &str) -> Result<(), ApiErr
     ))
 }
 
-/// Drops owner references that are there twice, and warns of it; `patched`: as upstream words it for patches.
+/// Drops duplicate owner references with a warning; `patched` selects upstream's text for patches.
 pub fn dedup_owners(object: &mut Value, warnings: &mut Vec<String>, patched: bool) {
     let Some(owners) = object.pointer_mut("/metadata/ownerReferences").and_then(Value::as_array_mut) else { return };
     let (mut seen, mut twice): (BTreeSet<String>, Vec<String>) = (BTreeSet::new(), Vec::new());
@@ -162,7 +163,7 @@ pub fn dedup_owners(object: &mut Value, warnings: &mut Vec<String>, patched: boo
     }
 }
 
-/// Refuses an object that isn't named as the path says.
+/// Rejects an object whose name isn't the path's.
 pub fn match_name(object: &Value, name: &str) -> Result<(), ApiError> {
     match text(object, "name") {
         "" => Err(ApiError::BadRequest(format!(
@@ -181,7 +182,7 @@ pub fn head(row: &ResourceInfo) -> String {
     head_of(&row.kind, &row.api_version)
 }
 
-/// The head of any kind.
+/// The head for any kind.
 #[must_use]
 pub fn head_of(kind: &str, api_version: &str) -> String {
     format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",")
@@ -195,7 +196,7 @@ pub fn encode(row: &ResourceInfo, object: &Value) -> Vec<u8> {
     write(row, object, None)
 }
 
-/// The answered form under a resourceVersion (`None`: without one).
+/// The response form with a resourceVersion (`None`: without).
 #[must_use]
 pub fn write(row: &ResourceInfo, object: &Value, version: Option<u64>) -> Vec<u8> {
     let mut out = Vec::with_capacity(512);
@@ -235,13 +236,13 @@ pub fn write(row: &ResourceInfo, object: &Value, version: Option<u64>) -> Vec<u8
     out
 }
 
-/// Where in what [`encode`] made the resourceVersion goes.
+/// The byte offset of the resourceVersion in [`encode`]'s result.
 #[must_use]
 pub fn stamp_at(row: &ResourceInfo) -> usize {
     head(row).len() + METADATA.len()
 }
 
-/// Appends a list's item: the object without kind and apiVersion, and with its managers where they are wanted.
+/// Appends a list item: the object without kind and apiVersion, with `managedFields` if `managed`.
 pub fn write_item(head: &str, cached: &Cached, managed: bool, out: &mut Vec<u8>) {
     let stored = cached.stored();
     let rest = stored.strip_prefix(head.as_bytes()).and_then(|r| r.strip_prefix(METADATA.as_bytes()));

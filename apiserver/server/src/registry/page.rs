@@ -1,5 +1,5 @@
-//! Continue tokens: a page's end and the version of the list that it belongs to, in upstream's form
-//! (k8s.io/apiserver `storage/continue.go`).
+//! Continue tokens: the end of a page and the revision of its list, in upstream's format (k8s.io/apiserver
+//! `storage/continue.go`).
 
 use base64::Engine;
 use base64::alphabet::URL_SAFE;
@@ -9,17 +9,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 const VERSION: &str = "meta.k8s.io/v1";
-/// As Go decodes: what is left of the last bits doesn't matter.
+/// As Go's decoder, ignores trailing bits.
 const LENIENT: GeneralPurpose = GeneralPurpose::new(&URL_SAFE, NO_PAD.with_decode_allow_trailing_bits(true));
 
-/// Where a list goes on.
+/// The position of a paged list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Continue {
-    /// The version of the list; `None` is the newest (an "inconsistent" token, given with a 410).
+    /// The revision of the list; `None` is the newest (an "inconsistent" token, given with a 410).
     pub revision: Option<u64>,
-    /// The key from which on items are listed, relative to the list's prefix, without a leading slash.
+    /// The first key of the next page, relative to the list's prefix, without a leading slash.
     pub start: String,
-    /// How many items there are from there on, where that was counted.
+    /// The number of remaining items, if it was counted.
     pub left: Option<u64>,
 }
 
@@ -29,19 +29,19 @@ struct Wire {
     v: String,
     rv: i64,
     start: String,
-    /// Ours alone: clients hand a token back as it is.
+    /// An extension: clients return tokens unchanged.
     #[serde(skip_serializing_if = "Option::is_none")]
     left: Option<u64>,
 }
 
 impl Continue {
-    /// After a key: the next possible one.
+    /// The position after a key.
     #[must_use]
     pub fn after(key: &str, revision: Option<u64>) -> Self {
         Self { revision, start: format!("{key}\0"), left: None }
     }
 
-    /// As a client sees it.
+    /// The token for clients.
     #[must_use]
     pub fn encode(&self) -> String {
         let rv = self.revision.map_or(-1, |r| i64::try_from(r).unwrap_or(i64::MAX));
@@ -49,16 +49,16 @@ impl Continue {
         URL_SAFE_NO_PAD.encode(serde_json::to_vec(&wire).unwrap_or_default())
     }
 
-    /// Reads a client's token.
+    /// Parses a client's token.
     pub fn decode(token: &str) -> Result<Self, ApiError> {
         let bad =
             |why: String| ApiError::BadRequest(format!("invalid continue token: continue key is not valid: {why}"));
-        // Go's decoder looks over the ends of lines.
+        // Go's decoder skips line ends.
         let token = token.replace(['\r', '\n'], "");
         let bytes = LENIENT.decode(&token).map_err(|e| {
             let at = match e {
                 base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
-                // Go names where the last, incomplete group begins, and counts no padding.
+                // Go reports the start of the last, incomplete group, and counts no padding.
                 _ => token.find('=').unwrap_or(token.len() / 4 * 4),
             };
             bad(format!("illegal base64 data at input byte {at}"))
@@ -79,7 +79,7 @@ impl Continue {
             return Err(bad(format!("encoded start key empty (version {VERSION})")));
         }
         let start = wire.start.strip_prefix('/').unwrap_or(&wire.start).to_owned();
-        // As upstream: the key must be as a path is written, and so stays below the list's prefix.
+        // As upstream, the key must be a clean path, so that it stays below the list's prefix.
         let odd = |segment: &str| matches!(segment.trim_end_matches('\0'), "." | "..") || segment.is_empty();
         if !start.is_empty() && start.split('/').any(odd) {
             return Err(bad(wire.start));
@@ -88,7 +88,7 @@ impl Continue {
     }
 }
 
-/// What Go's decoder says of a token that doesn't read.
+/// The message of Go's decoder for an invalid token.
 fn go_json_error(bytes: &[u8]) -> String {
     let named = |value: &Value| match value {
         Value::Null => "null",
@@ -114,7 +114,7 @@ fn go_json_error(bytes: &[u8]) -> String {
     }
 }
 
-/// 410 for a token whose version is gone, with a token that goes on at the newest state.
+/// 410 for a token of a compacted revision, with a token that continues at the newest state.
 #[must_use]
 pub fn expired(start: &str) -> ApiError {
     let token = Continue { revision: None, start: start.to_owned(), left: None }.encode();

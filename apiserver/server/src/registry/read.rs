@@ -1,51 +1,51 @@
-//! Get, list, and where a watch begins.
+//! Get, list, and the start of a watch.
 
 use machinery_api::selector::{FieldRequirement, go_quoted};
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use machinery_api::error::Named;
+use machinery_api::error::GroupResource;
 use machinery_api::{ApiError, Cause};
 
 use super::object::parse_version;
 use super::page::{self, Continue};
-use super::{Answer, Registry, RequestScope, ResponseObject, store_error};
-use crate::request::options::{ListOptions, Match};
+use super::{Registry, RequestScope, ResponseObject, VerbResult, store_error};
+use crate::request::options::{ListOptions, VersionMatch};
 use apiserver_resources::ResourceInfo;
 use apiserver_resources::objects::ObjectSource;
 use apiserver_storage::cache::{Cached, Page, Selectors, VersionError, Watch};
 use apiserver_storage::store::Revision;
 
-/// How long a read waits for a version that hasn't been reached (upstream: 3 s).
+/// The maximum time that a read waits for a revision (upstream: 3 s).
 const VERSION_WAIT: Duration = Duration::from_secs(3);
 
-/// A list's answer.
+/// The result of a list.
 #[derive(Debug)]
 pub struct List {
     /// In key order.
     pub items: Vec<Arc<Cached>>,
-    /// The list's version.
+    /// The list's resourceVersion.
     pub revision: Revision,
-    /// Where the next page begins.
+    /// The token of the next page.
     pub continue_token: Option<String>,
-    /// How many items follow this page; not counted with selectors.
+    /// The number of items after this page; not counted with selectors.
     pub remaining: Option<u64>,
 }
 
-/// How a watch begins.
+/// The start of a watch.
 pub struct WatchStart {
-    /// What is there, in key order, to be shown as added.
+    /// The initial state in key order, sent as ADDED events.
     pub initial: Vec<Arc<Cached>>,
-    /// The version of the state that `initial` is.
+    /// The revision of `initial`.
     pub revision: Revision,
-    /// Whether a bookmark says that the initial state is over.
+    /// Whether a bookmark marks the end of the initial state.
     pub initial_events_bookmark: bool,
-    /// What follows.
+    /// The events after it.
     pub watch: Watch,
 }
 
-/// 504 for a version that isn't reached.
+/// 504 for a revision that isn't reached in time.
 pub(super) fn too_large(wanted: Revision, current: Revision) -> ApiError {
     let cause = Cause {
         reason: "ResourceVersionTooLarge".into(),
@@ -55,47 +55,47 @@ pub(super) fn too_large(wanted: Revision, current: Revision) -> ApiError {
     ApiError::Timeout(format!("Timeout: Too large resource version: {wanted}, current: {current}"), 1, vec![cause])
 }
 
-/// 410 for a watch that begins before history does.
+/// 410 for a watch that starts before the oldest event.
 fn too_old(wanted: Revision, oldest: Revision) -> ApiError {
     ApiError::Expired(format!("too old resource version: {wanted} ({oldest})"))
 }
 
 impl Registry {
-    /// Waits for a version; an error where it doesn't come.
-    async fn reach(&self, revision: Revision) -> Result<(), ApiError> {
-        if self.cache.until(revision, VERSION_WAIT).await {
+    /// Waits for a revision; an error if it isn't reached in time.
+    async fn wait_for_revision(&self, revision: Revision) -> Result<(), ApiError> {
+        if self.cache.wait_for_revision(revision, VERSION_WAIT).await {
             return Ok(());
         }
         Err(too_large(revision, self.cache.revision()))
     }
 
-    /// Waits until everything is here that was acknowledged to anybody.
-    pub(crate) async fn newest(&self) -> Result<(), ApiError> {
+    /// Waits until the watch cache has every acknowledged write (a consistent read).
+    pub(crate) async fn sync_cache(&self) -> Result<(), ApiError> {
         self.cache.sync().await.map_err(|error| store_error(&error))
     }
 
-    /// The object of the path.
-    pub async fn get(&self, call: &RequestScope<'_>, version: &str) -> Result<Answer, ApiError> {
+    /// Gets the object of the path.
+    pub async fn get(&self, call: &RequestScope<'_>, version: &str) -> Result<VerbResult, ApiError> {
         if !version.is_empty() {
             let wanted = parse_version(version).map_err(|e| bad_version("", version, &e))?;
-            self.reach(wanted).await?;
+            self.wait_for_revision(wanted).await?;
         } else {
-            self.newest().await?;
+            self.sync_cache().await?;
         }
         if let Some(source) = &call.row.source {
-            let missing = || match source.missing_as() {
-                Some(named) => ApiError::NotFound(Named::new(&*call.row.group, named), call.name.to_owned()),
+            let missing = || match source.not_found_name() {
+                Some(named) => ApiError::NotFound(GroupResource::new(&*call.row.group, named), call.name.to_owned()),
                 None => call.not_found(),
             };
             let made = source.get(call.object_namespace(), call.name).await.ok_or_else(missing)?;
-            return Ok(Answer::Object(200, ResponseObject::Value(made)));
+            return Ok(VerbResult::Object(200, ResponseObject::Value(made)));
         }
         let cached = self.cache.get(call.key().as_str()).ok_or_else(|| call.not_found())?;
         let cached = self.versions.show_one(call.row, cached).await?;
-        Ok(Answer::Object(200, ResponseObject::Cached(cached)))
+        Ok(VerbResult::Object(200, ResponseObject::Cached(cached)))
     }
 
-    /// What a list's selectors come to, with labels of the stored version, or upstream's refusal of a field.
+    /// The selectors of a list, with field labels of the stored version, or upstream's error for an unsupported field.
     pub fn selectors(call: &RequestScope<'_>, options: &ListOptions) -> Result<Selectors, ApiError> {
         let row = call.row;
         let mut selectors = options.selectors.clone();
@@ -125,52 +125,52 @@ impl Registry {
         Ok(selectors)
     }
 
-    /// A page of what is in the collection of the path.
-    pub async fn list(&self, call: &RequestScope<'_>, options: &ListOptions) -> Result<Answer, ApiError> {
+    /// Lists a page of the path's collection.
+    pub async fn list(&self, call: &RequestScope<'_>, options: &ListOptions) -> Result<VerbResult, ApiError> {
         let selectors = Self::selectors(call, options)?;
         if let Some(source) = &call.row.source {
-            return self.list_made(call, &**source, &selectors).await;
+            return self.list_virtual(call, &**source, &selectors).await;
         }
         let scope = call.scope();
-        let asked = &options.resource_version;
+        let requested = &options.resource_version;
         let token = match options.continue_token.as_str() {
             "" => None,
             text => Some(Continue::decode(text)?),
         };
-        if token.is_some() && !matches!(asked.as_str(), "" | "0") {
+        if token.is_some() && !matches!(requested.as_str(), "" | "0") {
             let message = "specifying resource version is not allowed when using continue";
             return Err(ApiError::BadRequest(message.into()));
         }
-        let wanted = match asked.as_str() {
+        let wanted = match requested.as_str() {
             "" => 0,
             text => parse_version(text).map_err(|e| bad_version("invalid resource version: ", text, &e))?,
         };
-        // As upstream's cache: a list of any version comes whole.
-        let limit = if asked == "0" { 0 } else { usize::try_from(options.limit).unwrap_or(0) };
+        // As upstream's watch cache: a list with resourceVersion 0 is never paged.
+        let limit = if requested == "0" { 0 } else { usize::try_from(options.limit).unwrap_or(0) };
         let (mut at, mut start, mut left) = (None, None, None);
         if let Some(token) = token {
             left = token.left;
             if let Some(revision) = token.revision {
-                self.reach(revision).await?;
+                self.wait_for_revision(revision).await?;
                 at = Some(revision);
             }
             start = Some(token.start);
         } else {
             let exact = match options.version_match {
-                Some(Match::Exact) => true,
-                Some(Match::NotOlderThan) => false,
+                Some(VersionMatch::Exact) => true,
+                Some(VersionMatch::NotOlderThan) => false,
                 None => limit > 0 && wanted > 0,
             };
             if wanted > 0 {
-                self.reach(wanted).await?;
-            } else if asked.is_empty() {
-                self.newest().await?;
+                self.wait_for_revision(wanted).await?;
+            } else if requested.is_empty() {
+                self.sync_cache().await?;
             }
             at = (exact && wanted > 0).then_some(wanted);
         }
-        // The token names the first key that may follow; the cache takes the last that came before.
+        // The token has the first possible key of the page; the cache takes the last key before it.
         let after = start.as_ref().map(|s| scope.key(s.strip_suffix('\0').unwrap_or(s)));
-        let page = match self.one_name(call, at, after.as_deref(), &selectors) {
+        let page = match self.list_single_name(call, at, after.as_deref(), &selectors) {
             Some(page) => Ok(page),
             None => self.cache.list(scope.as_str(), at, after.as_deref(), limit, &selectors),
         };
@@ -185,7 +185,7 @@ impl Registry {
         let next = page.next.as_deref().and_then(|key| scope.rest(key));
         let remaining = match &page.next {
             Some(last) if selectors.is_empty() => {
-                // What was counted with the first page, less what came since; else one by one for an old version.
+                // The first page's count less the items since; without it, an old revision's items are counted.
                 let left = left.map(|left| left.saturating_sub(page.items.len() as u64));
                 left.or(page.remaining).or_else(|| self.cache.count_after(scope.as_str(), last, page.revision).ok())
             }
@@ -194,32 +194,32 @@ impl Registry {
         let (items, revision) = (page.items, page.revision);
         let token = |key| Continue { left: remaining, ..Continue::after(key, Some(revision)) }.encode();
         let continue_token = next.map(token);
-        self.listed(call, List { items, revision, continue_token, remaining }).await
+        self.list_result(call, List { items, revision, continue_token, remaining }).await
     }
 
-    /// A list of what was found, as the version of the path shows it.
-    async fn listed(&self, call: &RequestScope<'_>, mut list: List) -> Result<Answer, ApiError> {
+    /// The list in the version of the path.
+    async fn list_result(&self, call: &RequestScope<'_>, mut list: List) -> Result<VerbResult, ApiError> {
         list.items = self.versions.show(call.row, list.items).await?;
-        Ok(Answer::List(list))
+        Ok(VerbResult::List(list))
     }
 
-    /// A list of objects that are made when they are asked for: always whole, and of now.
-    async fn list_made(
+    /// Lists a virtual resource: always whole and current.
+    async fn list_virtual(
         &self,
         call: &RequestScope<'_>,
         source: &dyn ObjectSource,
         selectors: &Selectors,
-    ) -> Result<Answer, ApiError> {
-        self.newest().await?;
+    ) -> Result<VerbResult, ApiError> {
+        self.sync_cache().await?;
         let namespace = Some(call.namespace).filter(|namespace| !namespace.is_empty());
         let made = source.list(namespace).await;
         let items = made.iter().map(|object| Arc::new(Cached::unstored(object)));
         let items = items.filter(|item| selectors.matches(item)).collect();
-        Ok(Answer::List(List { items, revision: self.cache.revision(), continue_token: None, remaining: None }))
+        Ok(VerbResult::List(List { items, revision: self.cache.revision(), continue_token: None, remaining: None }))
     }
 
-    /// A list of one name reads one key.
-    fn one_name(
+    /// A list with `metadata.name=…` reads one key.
+    fn list_single_name(
         &self,
         call: &RequestScope<'_>,
         at: Option<Revision>,
@@ -231,7 +231,7 @@ impl Registry {
         if !whole || at.is_some() || after.is_some() {
             return None;
         }
-        // The revision first: the object may only be newer than the list claims to be.
+        // The revision is read first: the object may only be newer than the list's revision.
         let revision = self.cache.revision();
         let key = super::key(call.row, call.object_namespace(), name);
         let found = self.cache.get(key.as_str()).filter(|c| selectors.matches(c));
@@ -240,7 +240,7 @@ impl Registry {
         Some(Page { items, revision, remaining: Some(0), next: None })
     }
 
-    /// Begins a watch of the collection of the path. Errors of a version are for the stream, as upstream sends them.
+    /// Starts a watch of the path's collection. Revision errors are returned for the stream, as upstream sends them.
     pub async fn watch(
         &self,
         call: &RequestScope<'_>,
@@ -254,7 +254,7 @@ impl Registry {
             text => parse_version(text).map_err(|e| bad_version("", text, &e))?,
         };
         if version.is_empty() {
-            self.newest().await?;
+            self.sync_cache().await?;
         }
         let shows_state = match options.send_initial_events {
             Some(shows) => shows,
@@ -274,7 +274,7 @@ impl Registry {
             });
         }
         if wanted > 0
-            && let Err(error) = self.reach(wanted).await
+            && let Err(error) = self.wait_for_revision(wanted).await
         {
             return Ok(Err(error));
         }
@@ -294,7 +294,7 @@ impl Registry {
                     return Ok(Ok(WatchStart { initial, revision, initial_events_bookmark, watch }));
                 }
                 Err(VersionError::Unregistered) => return Err(ApiError::NoSuchResource),
-                // Compacted between the two steps: list again.
+                // Compacted between list and watch: list again.
                 Err(VersionError::Compacted(_) | VersionError::Future(_)) => continue,
             }
         }
@@ -305,9 +305,9 @@ fn bad_version(what: &str, text: &str, error: &str) -> ApiError {
     ApiError::BadRequest(format!("{what}resourceVersion: Invalid value: {}: {error}", go_quoted(text)))
 }
 
-/// Refuses a field that the kind can't be selected by, in the words of the kind's own conversion upstream.
+/// Rejects a field that the kind doesn't support, with the message of upstream's conversion function.
 fn check_field(row: &ResourceInfo, label: &str) -> Result<(), ApiError> {
-    // Kinds with fields of their own upstream list each label, and cluster-wide ones leave the namespace out.
+    // Kinds with fields of their own list each label upstream, and cluster-wide ones omit the namespace.
     let generic = label == "metadata.name"
         || label == "metadata.namespace" && (row.namespaced || row.strategy.selectable_labels().is_empty());
     if generic || row.strategy.selectable_labels().iter().any(|known| known == label) {

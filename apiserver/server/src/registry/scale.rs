@@ -1,23 +1,23 @@
 //! The scale subresource: `autoscaling/v1 Scale` over a workload's replicas.
 
 use machinery_api::ApiError;
-use machinery_api::error::Named;
+use machinery_api::error::GroupResource;
 use serde_json::{Value, json};
 
 use super::body::{self, Body};
-use super::intent::{Intent, Wanted};
+use super::intent::{Intent, RequestObject};
 use super::object;
-use super::{Answer, PatchType, Registry, RequestScope, ResponseObject, invalid};
+use super::{PatchType, Registry, RequestScope, ResponseObject, VerbResult, invalid};
 use crate::admission::Options;
 use crate::request::options::WriteOptions;
 use apiserver_resources::field::{ErrorList, Path};
 use apiserver_resources::{ResourceInfo, metadata};
 use machinery_api::schema::FieldValidation;
 
-/// Its group, version and kind.
+/// The group, version and kind of a Scale.
 pub const KIND: (&str, &str, &str) = ("autoscaling", "v1", "Scale");
 
-/// The Scale of an object of a row.
+/// The Scale of a row's object.
 #[must_use]
 pub fn of(row: &ResourceInfo, object: &Value) -> Value {
     let mut metadata = json!({});
@@ -29,7 +29,7 @@ pub fn of(row: &ResourceInfo, object: &Value) -> Value {
     let own = row.custom.as_ref().and_then(|custom| custom.scale.as_ref());
     let count = |pointer: &str| object.pointer(pointer).and_then(Value::as_i64).unwrap_or(0);
     let replicas = count(own.map_or("/spec/replicas", |own| &own.spec));
-    // As upstream: no replicas are left out in the spec and shown in the status.
+    // As upstream, 0 replicas are omitted in the spec and shown in the status.
     let spec = if replicas == 0 { json!({}) } else { json!({"replicas": replicas}) };
     let mut status = json!({"replicas": count(own.map_or("/status/replicas", |own| &own.status))});
     let selector = match own {
@@ -43,14 +43,14 @@ pub fn of(row: &ResourceInfo, object: &Value) -> Value {
     json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": metadata, "spec": spec, "status": status})
 }
 
-/// The workload with a Scale's wish in it.
+/// The workload with a Scale's replicas.
 pub(super) fn scaled(row: &ResourceInfo, current: &Value, scale: &Value) -> Result<Value, ApiError> {
     let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
     let own = row.custom.as_ref().and_then(|custom| custom.scale.as_ref());
     let mut errors = ErrorList::from(metadata::validate_create(metadata::Of::resource(row), scale));
-    // Of a custom resource, its own validation says so.
+    // A custom resource's own validation checks this.
     errors.non_negative(&Path::root("spec").child("replicas"), Some(replicas).filter(|_| own.is_none()));
-    invalid(Named::new("autoscaling", "Scale"), object::text(scale, "name"), errors.list())?;
+    invalid(GroupResource::new("autoscaling", "Scale"), object::text(scale, "name"), errors.list())?;
     let mut new = current.clone();
     match own {
         Some(own) if own.set(&mut new, replicas) => {}
@@ -58,7 +58,7 @@ pub(super) fn scaled(row: &ResourceInfo, current: &Value, scale: &Value) -> Resu
         None => new["spec"]["replicas"] = json!(replicas),
     }
     let metadata = object::metadata_mut(&mut new);
-    // Of a custom resource, a Scale that names no version means the one that is there.
+    // For a custom resource, a Scale without a version applies to the current one.
     if own.is_none() {
         metadata.remove("resourceVersion");
     }
@@ -71,10 +71,10 @@ pub(super) fn scaled(row: &ResourceInfo, current: &Value, scale: &Value) -> Resu
     Ok(new)
 }
 
-/// The Scale of what an answer shows.
-pub(super) fn shown(row: &ResourceInfo, answer: Answer) -> Answer {
+/// Converts the object of a response into its Scale.
+pub(super) fn shown(row: &ResourceInfo, answer: VerbResult) -> VerbResult {
     match answer {
-        Answer::Object(code, shown) => {
+        VerbResult::Object(code, shown) => {
             let value = match shown {
                 ResponseObject::Cached(cached) => of(row, &cached.shared()),
                 ResponseObject::Stored(record, revision) => {
@@ -83,17 +83,17 @@ pub(super) fn shown(row: &ResourceInfo, answer: Answer) -> Answer {
                 }
                 ResponseObject::Value(value) => of(row, &value),
             };
-            Answer::Object(code, ResponseObject::Value(value))
+            VerbResult::Object(code, ResponseObject::Value(value))
         }
         other => other,
     }
 }
 
 impl Registry {
-    /// The Scale of the object of the path.
-    pub async fn get_scale(&self, call: &RequestScope<'_>, version: &str) -> Result<Answer, ApiError> {
+    /// Gets the Scale of the path's object.
+    pub async fn get_scale(&self, call: &RequestScope<'_>, version: &str) -> Result<VerbResult, ApiError> {
         let found = self.get(call, version).await?;
-        if let (Some(own), Answer::Object(_, object)) =
+        if let (Some(own), VerbResult::Object(_, object)) =
             (call.row.custom.as_ref().and_then(|custom| custom.scale.as_ref()), &found)
         {
             let is_set = match object {
@@ -109,34 +109,34 @@ impl Registry {
         Ok(shown(call.row, found))
     }
 
-    /// PUT of a Scale's body.
+    /// PUT of a Scale.
     pub async fn put_scale(
         &self,
         call: &mut RequestScope<'_>,
         body: Body<'_>,
         options: &WriteOptions,
-    ) -> Result<Answer, ApiError> {
+    ) -> Result<VerbResult, ApiError> {
         let validation = options.field_validation;
         let scale = body::of_type(KIND, body, validation, &mut call.warnings)?;
         let again = || body::of_type(KIND, body, validation, &mut Vec::new());
-        let mut intent = Intent::ReplaceScale(Wanted::new(scale, &again));
+        let mut intent = Intent::ReplaceScale(RequestObject::new(scale, &again));
         self.write(call, &mut intent, Options::Write(options)).await
     }
 
-    /// A patch of the Scale.
+    /// Patches the Scale.
     pub async fn patch_scale(
         &self,
         call: &mut RequestScope<'_>,
         kind: PatchType,
         patch: &[u8],
         options: &WriteOptions,
-    ) -> Result<Answer, ApiError> {
+    ) -> Result<VerbResult, ApiError> {
         let mut intent = Intent::PatchScale { kind, patch, validation: options.field_validation };
         self.write(call, &mut intent, Options::Write(options)).await
     }
 }
 
-/// The object's Scale with a patch on it. One that says nothing about the version means the one that it is applied to.
+/// The object's Scale after a patch. A patch without a version applies to the current one.
 pub(super) fn patched(
     call: &mut RequestScope<'_>,
     current: &Value,
@@ -147,8 +147,8 @@ pub(super) fn patched(
     let mut scale = body::patched_type(KIND, kind, patch, &of(call.row, current), validation, &mut call.warnings)?;
     object::match_namespace(&mut scale, call.object_namespace())?;
     object::match_name(&scale, call.name)?;
-    if let Err(why) = object::uid(current).meets(object::wanted_uid(&scale)) {
-        let named = Named::new(&*call.row.group, format!("{}/scale", call.row.plural));
+    if let Err(why) = object::uid(current).meets(object::uid_precondition(&scale)) {
+        let named = GroupResource::new(&*call.row.group, format!("{}/scale", call.row.plural));
         return Err(ApiError::Conflict(named, call.name.to_owned(), why));
     }
     Ok(scale)

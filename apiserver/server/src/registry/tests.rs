@@ -1,5 +1,5 @@
-//! The write path against a store that is elsewhere: its acknowledgements and its feed come late, others write to it, and
-//! clients go away at any await.
+//! Tests the write path against a remote store: acknowledgements and feed are delayed, other servers write, and clients
+//! cancel at any await.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -22,7 +22,7 @@ use apiserver_storage::store::late::LateStore;
 use apiserver_storage::store::memory::MemoryStore;
 use apiserver_storage::store::{Compare, Entry, Op, Outcome, Record, Revision, Store, StoreError, Txn, prefix_end};
 
-/// How often tasks that nobody waits for may run before the state counts as settled.
+/// The number of yields after which background tasks count as settled.
 const SETTLED_AFTER: usize = 64;
 /// More awaits than any write has.
 const POLLS_MAX: usize = 400;
@@ -103,7 +103,7 @@ impl Server {
         range.entries.into_iter().map(parse).collect()
     }
 
-    /// Nothing of a write that was dropped is there without the rest.
+    /// A cancelled write has left all of its parts or none.
     async fn check_halves(&self, name: &str, when: &str) {
         let key = format!("/registry/pods/default/{name}");
         if let Some(pod) = self.stored(&key).await.get(&key) {
@@ -119,7 +119,7 @@ impl Server {
         }
     }
 
-    /// What Services hold is what is reserved, and each of it is held once.
+    /// The Services' claims equal the reservations, and each is held once.
     async fn check_reservations(&self, when: &str) {
         let mut held = BTreeSet::new();
         for (name, service) in self.stored("/registry/services/specs/").await {
@@ -154,7 +154,7 @@ async fn nothing_is_decided_from_a_stale_cache() {
     let key = |name: &str| format!("/registry/configmaps/default/{name}");
     let one = |name: &str| format!("{MAPS}/{name}");
     let named = |name: &str, data: &str| json!({"metadata": {"name": name}, "data": {"k": data}});
-    // What others made is there.
+    // Objects that other servers created exist.
     server.other(&key("a"), Some(map("a", "1"))).await;
     assert_eq!(server.code("GET", &one("a"), Value::Null).await, 200);
     server.other(&key("b"), Some(map("b", "1"))).await;
@@ -168,7 +168,7 @@ async fn nothing_is_decided_from_a_stale_cache() {
     assert_eq!(server.code("PATCH", &one("e"), json!({"data": {"k": "2"}})).await, 200);
     server.other(&key("f"), Some(map("f", "1"))).await;
     assert_eq!(server.code("DELETE", &one("f"), Value::Null).await, 200);
-    // What others removed is not.
+    // Objects that other servers removed don't.
     server.other(&key("a"), None).await;
     assert_eq!(server.code("GET", &one("a"), Value::Null).await, 404);
     server.other(&key("b"), None).await;
@@ -177,7 +177,7 @@ async fn nothing_is_decided_from_a_stale_cache() {
     assert_eq!(server.code("DELETE", &one("c"), Value::Null).await, 404);
     server.other(&key("d"), None).await;
     assert_eq!(server.code("POST", MAPS, named("d", "3")).await, 201);
-    // What others changed is changed.
+    // Changes of other servers are seen.
     let version = server.other(&key("d"), Some(map("d", "4"))).await;
     let mut newest = named("d", "5");
     newest["metadata"]["resourceVersion"] = version.to_string().into();
@@ -202,7 +202,7 @@ async fn nobody_is_turned_away_because_this_server_learns_late() {
     server.other(key, Some(account.clone())).await;
     let (code, token) = server.ask("POST", &format!("{one}/token"), json!({"spec": {}})).await;
     assert_eq!(code, 201, "{token}");
-    // The account goes, and comes again as it was: another server made both.
+    // Another server deletes the account and creates it again.
     server.other(key, None).await;
     assert_eq!(server.code("GET", &one, Value::Null).await, 404);
     server.other(key, Some(account)).await;
@@ -290,14 +290,14 @@ async fn a_whole_range_is_given_out_once_by_many_at_once() {
     server.check_reservations("after the last").await;
 }
 
-/// Lets everything run that goes on by itself.
+/// Runs all background tasks.
 async fn settle() {
     for _ in 0..SETTLED_AFTER {
         tokio::task::yield_now().await;
     }
 }
 
-/// Polls a request `polls` times and drops it; true: it was answered.
+/// Polls a request `polls` times and drops it; returns whether it was answered.
 async fn cancelled_after(polls: usize, mut request: Pin<Box<dyn Future<Output = (u16, Value)> + Send>>) -> bool {
     for _ in 0..polls {
         let polled = std::future::poll_fn(|context| Poll::Ready(request.as_mut().poll(context))).await;
@@ -315,7 +315,7 @@ async fn cancelled_after(polls: usize, mut request: Pin<Box<dyn Future<Output = 
 /// A request: method, path and body.
 type Sent = (&'static str, String, Value);
 
-/// Writes that are cancelled: what each is, what comes before it, and the write.
+/// Cancelled writes: a description, the requests before it, and the write.
 fn cancelled_writes(name: &str) -> Vec<(&'static str, Vec<Sent>, Sent)> {
     let service = |name: &str| json!({"metadata": {"name": name}, "spec": {"type": "NodePort", "ports": [{"name": "a", "port": 80}, {"name": "b", "port": 81}]}});
     let pod = |name: &str| json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
@@ -371,7 +371,7 @@ async fn a_request_that_is_cancelled_at_any_await_leaves_nothing_half_done() {
             let when = format!("{what}, dropped after {polls} polls");
             server.check_reservations(&when).await;
             server.check_halves(&name, &when).await;
-            // The range is small: what leaks shows in the next rounds.
+            // The range is small, so that a leak shows in the next rounds.
             server.ask("DELETE", &format!("{SERVICES}/{name}"), Value::Null).await;
             server.ask("DELETE", &format!("{PODS}/{name}"), json!({"gracePeriodSeconds": 0})).await;
             if answered {
@@ -417,7 +417,7 @@ async fn services_of_an_older_data_folder_keep_what_they_have() {
         record: Record::read(object.to_string().as_bytes(), |_| None),
         ttl: None,
     };
-    // The last two were given the same address by the fault that reservations mend.
+    // The last two had been given the same address by the bug that reservations fix.
     for (name, ip, port) in [("a", "10.96.0.7", 30001), ("z", "10.96.0.8", 30002), ("b", "10.96.0.8", 30003)] {
         let ops = vec![put(format!("/registry/services/specs/default/{name}"), old(name, ip, port))];
         store.txn(Txn { compares: Vec::new(), ops }).await.unwrap();
@@ -441,10 +441,10 @@ async fn services_of_an_older_data_folder_keep_what_they_have() {
         ]
     );
     assert_eq!(server.stored("/registry/ranges/servicenodeports/").await.len(), 3);
-    // The one that came second goes without taking the first one's address along.
+    // Deleting the second one doesn't release the first one's address.
     assert_eq!(server.code("DELETE", &format!("{SERVICES}/b"), Value::Null).await, 200);
     server.check_reservations("after the second one is gone").await;
-    // While two held the same, each start looked again; now it is written down that there is nothing to look for.
+    // While there was a duplicate, each start checked again; now the marker says that the check is done.
     let marker = "/registry/coracle/reserved/services";
     assert!(server.stored(marker).await.is_empty(), "two held the same at the first start");
     drop(open(server.store.clone()).await);

@@ -1,24 +1,24 @@
-//! Update: what a PUT, a patch, or a write of a subresource makes of the object that is there.
+//! Update: the change that a PUT, a patch, or a write of a subresource makes of the existing object.
 
 use machinery_api::ApiError;
 use serde_json::{Value, json};
 
-use super::intent::{Intent, Wanted};
+use super::intent::{Intent, RequestObject};
 use super::object::{self, metadata_mut};
 use super::write::{Change, Existing};
-use super::{Answer, PatchType, Registry, RequestScope, body, invalid};
+use super::{PatchType, Registry, RequestScope, VerbResult, body, invalid};
 use crate::admission::Options;
 use crate::request::options::WriteOptions;
 use apiserver_resources::{Deletion, ResourceInfo, SubresourceKind, metadata};
 
 impl Registry {
-    /// PUT of a decoded and defaulted object.
+    /// Replaces the object of the path with a decoded and defaulted one.
     pub async fn update(
         &self,
         call: &mut RequestScope<'_>,
-        object: Wanted<'_>,
+        object: RequestObject<'_>,
         options: &WriteOptions,
-    ) -> Result<Answer, ApiError> {
+    ) -> Result<VerbResult, ApiError> {
         self.write(call, &mut Intent::Replace(object), Options::Write(options)).await
     }
 
@@ -28,35 +28,35 @@ impl Registry {
         call: &mut RequestScope<'_>,
         object: serde_json::Value,
         options: Options<'_>,
-    ) -> Result<Answer, ApiError> {
+    ) -> Result<VerbResult, ApiError> {
         let again = || Ok(object.clone());
-        self.write(call, &mut Intent::Replace(Wanted::new(object.clone(), &again)), options).await
+        self.write(call, &mut Intent::Replace(RequestObject::new(object.clone(), &again)), options).await
     }
 
-    /// Patches the object of the path as it is at the moment of the write.
+    /// Patches the object of the path in its current state.
     pub async fn patch(
         &self,
         call: &mut RequestScope<'_>,
         kind: PatchType,
         patch: &[u8],
         options: &WriteOptions,
-    ) -> Result<Answer, ApiError> {
+    ) -> Result<VerbResult, ApiError> {
         let mut intent = Intent::Patch { kind, patch, validation: options.field_validation };
         self.write(call, &mut intent, Options::Write(options)).await
     }
 
-    /// Applies a configuration to the object of the path, or makes it.
+    /// Applies a configuration to the object of the path, or creates it.
     pub async fn apply(
         &self,
         call: &mut RequestScope<'_>,
         patch: &[u8],
         options: &WriteOptions,
-    ) -> Result<Answer, ApiError> {
+    ) -> Result<VerbResult, ApiError> {
         let mut intent = Intent::Apply { patch, force: options.force, validation: options.field_validation };
         self.write(call, &mut intent, Options::Write(options)).await
     }
 
-    /// A changed object, ready to be stored, of what admission left of the client's.
+    /// Builds the changed object from the admitted document.
     pub(super) fn changed_object(
         &self,
         call: &mut RequestScope<'_>,
@@ -87,7 +87,7 @@ impl Registry {
         let checked = body::with_empties(&new, explicit_empties);
         let mut warnings = Vec::new();
         errors.extend(row.strategy.validate_update_with_warnings(&context, &checked, old, &mut warnings));
-        // Upstream tells them while it validates: whoever is refused for something else gets them, too.
+        // Upstream emits these during validation, so that a request rejected for another reason has them, too.
         call.warnings.extend(warnings);
         invalid(call.kind(), call.name, errors)?;
         if subresource != "status" {
@@ -97,7 +97,7 @@ impl Registry {
         Ok(if ends_deletion(row, &new, old) { Change::Remove(Some(new)) } else { Change::Update(new) })
     }
 
-    /// What an update may not decide about metadata, and the kind's own preparation.
+    /// Restores the metadata that an update cannot change, and runs the kind's own preparation.
     fn prepare(&self, call: &RequestScope<'_>, new: &mut Value, old: &Value) {
         let row = call.row;
         object::set_generation(new, object::generation(old));
@@ -107,7 +107,7 @@ impl Registry {
         body::normalise(row, new);
         let metadata = metadata_mut(new);
         metadata.remove("selfLink");
-        // An update that names no version means the one that is there.
+        // An update without a resourceVersion applies to the current one.
         metadata.insert("resourceVersion".into(), json!(object::text(old, "resourceVersion")));
         if metadata.get("uid").and_then(Value::as_str).unwrap_or("").is_empty() {
             metadata.insert("uid".into(), json!(object::text(old, "uid")));
@@ -129,7 +129,7 @@ impl Registry {
     }
 }
 
-/// The subresource as strategies know it: a scale is a change of the object itself.
+/// The subresource for strategies: a scale is a change of the object itself.
 fn effective_subresource(call: &RequestScope<'_>) -> &'static str {
     match call.subresource.map(|s| s.what) {
         None | Some(SubresourceKind::Scale) => "",
@@ -137,7 +137,7 @@ fn effective_subresource(call: &RequestScope<'_>) -> &'static str {
     }
 }
 
-/// Whether this change takes the last thing away that a begun deletion waited for.
+/// Whether this change removes the last thing that a deletion waited for.
 fn ends_deletion(row: &ResourceInfo, new: &Value, old: &Value) -> bool {
     object::finalizers(new).is_empty()
         && object::is_deleting(old)

@@ -1,7 +1,7 @@
-//! Objects of a custom resource in the version that is asked for, with the schema as it is now.
+//! Converts custom resources into the requested version, under the current schema.
 //!
-//! What is stored under another schema or in another version is read anew: unknown fields go, defaults come, and it is
-//! converted, by its apiVersion alone or by asking the definition's webhook. What is as it was stored costs a comparison.
+//! Objects stored under another schema or in another version are read again: pruned, defaulted, and converted, by
+//! changing the apiVersion or by the definition's webhook. Others cost one comparison.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,31 +14,31 @@ use machinery_api::ApiError;
 use machinery_api::apply::Managers;
 use serde_json::Value;
 
-use super::elsewhere::Elsewhere;
+use super::conversions::ObjectConversions;
 use super::{Registry, object};
 use crate::conversion::Converter;
 
-/// What views are kept for other readers.
-const KEPT_BYTES_MAX: usize = 16 << 20;
-/// After so many objects others have a turn, and a webhook is asked about no more at once.
+/// The maximum size of the cache of converted objects.
+const CACHE_BYTES_MAX: usize = 16 << 20;
+/// The number of objects after which the task yields, and the maximum of one webhook request.
 const SLICE: usize = 100;
-/// Nor about more bytes, beside a single object.
+/// The same in bytes; a single object may be larger.
 const SLICE_BYTES: usize = 2 << 20;
 
-/// See the module.
-pub struct Versions {
-    kept: Mutex<Kept>,
-    /// Asks webhooks.
+/// The converter of custom resources, with its cache.
+pub struct CustomVersions {
+    cache: Mutex<ViewCache>,
+    /// Calls webhooks.
     converter: Arc<Converter>,
 }
 
 #[derive(Default)]
-struct Kept {
+struct ViewCache {
     views: HashMap<ViewKey, Arc<Cached>>,
     bytes: usize,
 }
 
-/// An object at a revision, in a version, by a schema.
+/// An object at a revision, in a version, under a schema.
 #[derive(PartialEq, Eq, Hash, Clone)]
 struct ViewKey {
     key: Arc<str>,
@@ -47,18 +47,18 @@ struct ViewKey {
     views: u64,
 }
 
-/// Whether a record is as its resource shows it.
-pub(crate) fn is_as_shown(row: &ResourceInfo, custom: &CustomResource, generation: u32) -> bool {
+/// Whether a record needs no conversion for this row.
+pub(crate) fn needs_no_conversion(row: &ResourceInfo, custom: &CustomResource, generation: u32) -> bool {
     row.stored_as.is_none() && generation == custom.definition.generation
 }
 
-impl Versions {
-    /// Where webhooks are asked by this converter.
+impl CustomVersions {
+    /// Calls webhooks through `converter`.
     pub(crate) fn new(converter: Arc<Converter>) -> Self {
-        Self { kept: Mutex::default(), converter }
+        Self { cache: Mutex::default(), converter }
     }
 
-    /// Objects as a row shows them, in their order.
+    /// The objects in the version of a row, in their order.
     pub(crate) async fn show(
         &self,
         row: &Arc<ResourceInfo>,
@@ -78,10 +78,10 @@ impl Versions {
     ) -> Result<Vec<Arc<Cached>>, ApiError> {
         let mut other: Vec<usize> = Vec::new();
         for (at, item) in items.iter_mut().enumerate() {
-            if is_as_shown(row, custom, item.schema_generation()) {
+            if needs_no_conversion(row, custom, item.schema_generation()) {
                 continue;
             }
-            match self.kept(row, custom, item) {
+            match self.cached_view(row, custom, item) {
                 Some(view) => *item = view,
                 None => other.push(at),
             }
@@ -94,7 +94,7 @@ impl Versions {
             let converted = self.convert(custom, objects).await?;
             for (at, value) in slice.iter().zip(converted) {
                 let view = Arc::new(items[*at].shown_as(record(row, custom, &value, items[*at].managers())));
-                self.keep(row, custom, &view);
+                self.cache_view(row, custom, &view);
                 items[*at] = view;
             }
             if !rest.is_empty() {
@@ -104,10 +104,10 @@ impl Versions {
         Ok(items)
     }
 
-    /// One object as a row shows it.
+    /// One object in the version of a row.
     pub(crate) async fn show_one(&self, row: &Arc<ResourceInfo>, item: Arc<Cached>) -> Result<Arc<Cached>, ApiError> {
         match &row.custom {
-            Some(custom) if !is_as_shown(row, custom, item.schema_generation()) => {
+            Some(custom) if !needs_no_conversion(row, custom, item.schema_generation()) => {
                 let mut shown = self.show(row, vec![item]).await?;
                 shown.pop().ok_or_else(|| ApiError::Internal("a conversion lost an object".into()))
             }
@@ -115,27 +115,27 @@ impl Versions {
         }
     }
 
-    fn kept(&self, row: &ResourceInfo, custom: &CustomResource, item: &Cached) -> Option<Arc<Cached>> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.views.get(&view_key(row, custom, item)).cloned()
+    fn cached_view(&self, row: &ResourceInfo, custom: &CustomResource, item: &Cached) -> Option<Arc<Cached>> {
+        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.views.get(&view_key(row, custom, item)).cloned()
     }
 
-    fn keep(&self, row: &ResourceInfo, custom: &CustomResource, view: &Arc<Cached>) {
+    fn cache_view(&self, row: &ResourceInfo, custom: &CustomResource, view: &Arc<Cached>) {
         let bytes = view.stored_len() + view.key.len() + size_of::<Cached>();
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.bytes + bytes > KEPT_BYTES_MAX {
-            *kept = Kept::default();
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.bytes + bytes > CACHE_BYTES_MAX {
+            *cache = ViewCache::default();
         }
-        if bytes < KEPT_BYTES_MAX && kept.views.insert(view_key(row, custom, view), view.clone()).is_none() {
-            kept.bytes += bytes;
+        if bytes < CACHE_BYTES_MAX && cache.views.insert(view_key(row, custom, view), view.clone()).is_none() {
+            cache.bytes += bytes;
         }
     }
 
-    /// Stored objects, in whatever version, in the version of a resource.
+    /// Converts stored objects of any version into the version of a resource.
     async fn convert(&self, custom: &CustomResource, objects: Vec<Value>) -> Result<Vec<Value>, ApiError> {
         let definition = &custom.definition;
         let wanted = &definition.versions[custom.version];
-        let mut settled = Vec::with_capacity(objects.len());
+        let mut prepared = Vec::with_capacity(objects.len());
         for mut object in objects {
             let stored = object["apiVersion"].as_str().unwrap_or_default();
             let Some(version) = definition.version_of(stored) else {
@@ -145,37 +145,37 @@ impl Versions {
                 )));
             };
             version.settle(&mut object);
-            settled.push(object);
+            prepared.push(object);
         }
-        self.converter.in_version(definition, &wanted.api_version, settled).await
+        self.converter.convert(definition, &wanted.api_version, prepared).await
     }
 
-    /// Asks for the object of a write in those versions that it was found to be missing in. Returns whether there were some.
-    pub(super) async fn fill(&self, row: &ResourceInfo, elsewhere: &Elsewhere) -> bool {
+    /// Runs the missing conversions of a write. Returns whether there were any.
+    pub(super) async fn convert_missing(&self, row: &ResourceInfo, conversions: &ObjectConversions) -> bool {
         match &row.custom {
-            Some(custom) => Box::pin(elsewhere.fill(&self.converter, &custom.definition)).await,
+            Some(custom) => Box::pin(conversions.convert_missing(&self.converter, &custom.definition)).await,
             None => false,
         }
     }
 
-    /// An object in the version that is stored.
-    pub(crate) async fn to_be_stored(&self, custom: &CustomResource, object: Value) -> Result<Value, ApiError> {
+    /// Converts an object into the stored version.
+    pub(crate) async fn to_stored_version(&self, custom: &CustomResource, object: Value) -> Result<Value, ApiError> {
         let stored = custom.definition.stored();
-        let in_version = self.converter.in_version(&custom.definition, &stored.api_version, vec![object]);
+        let in_version = self.converter.convert(&custom.definition, &stored.api_version, vec![object]);
         let mut converted = in_version.await?.pop().unwrap_or_default();
-        // It may lack what objects of that version are created with.
+        // The webhook may have left out defaults of that version.
         stored.settle(&mut converted);
         Ok(converted)
     }
 
-    /// An object of the version that is stored in the resource's own.
-    pub(crate) async fn of_stored(&self, custom: &CustomResource, object: Value) -> Result<Value, ApiError> {
+    /// Converts an object of the stored version into the resource's own.
+    pub(crate) async fn from_stored_version(&self, custom: &CustomResource, object: Value) -> Result<Value, ApiError> {
         let wanted = &custom.definition.versions[custom.version].api_version;
-        Ok(self.converter.in_version(&custom.definition, wanted, vec![object]).await?.pop().unwrap_or_default())
+        Ok(self.converter.convert(&custom.definition, wanted, vec![object]).await?.pop().unwrap_or_default())
     }
 }
 
-/// How many of the next objects are one piece of work.
+/// The number of next objects that form one slice.
 fn slice_len(items: &[Arc<Cached>], next: &[usize]) -> usize {
     let mut bytes = 0;
     let fit = next.iter().take(SLICE).take_while(|at| {
@@ -194,7 +194,7 @@ fn view_key(row: &ResourceInfo, custom: &CustomResource, item: &Cached) -> ViewK
     }
 }
 
-/// A value of a row's version as it would be stored.
+/// The record of a value in a row's version.
 fn record(row: &ResourceInfo, custom: &CustomResource, value: &Value, managers: &Managers) -> Record {
     let body = object::encode(row, value);
     Registry::record(row, &body, value, (custom.definition.generation, managers))

@@ -1,13 +1,13 @@
-//! The one way of every write: load → build the new object → admit → prepare, normalise, allocate → validate → admit → one
-//! transaction → answer.
+//! The path of every write: load → build the new object → mutating admission → prepare, normalise, allocate → validate
+//! → validating admission → one transaction → response.
 //!
-//! What is wanted is data ([`Intent`]). An attempt decides from what it read, and writes on the condition that it is still
-//! so, together with what admission and the kind add to the transaction (the namespace is still there, an address is still
-//! free). Where a condition fails, the next attempt decides anew from the record that the store handed back. A request that
-//! is dropped at any await has written all or nothing.
+//! The goal of a write is data ([`Intent`]). An attempt decides from what it read, and commits on the condition that
+//! this is unchanged. The transaction includes the side writes and conditions of admission and of the kind (the
+//! namespace exists, an address is free). If a condition fails, the optimistic retry decides again from the record that
+//! the store returned. A request that is dropped at any await has written all or nothing.
 //!
-//! What is answered without a transaction (an error, a dry run, no change) is only answered from a watch cache that is known
-//! to be up to date ([`WatchCache::sync`](apiserver_storage::cache::WatchCache::sync)); beside the embedded store it always is.
+//! A result without a transaction (an error, a dry run, no change) is only returned from a watch cache that is known to
+//! be current ([`WatchCache::sync`](apiserver_storage::cache::WatchCache::sync)); with the embedded store it always is.
 
 use std::sync::Arc;
 
@@ -16,24 +16,24 @@ use machinery_api::{ApiError, StorageKey};
 use serde_json::Value;
 use tokio::sync::OwnedMutexGuard;
 
-use super::commit::{Conflict, Marked, commit, mark_and_remove};
+use super::commit::{Conflict, MarkOutcome, commit, mark_and_remove};
 use super::create::{self, NAME_TRIES_MAX};
 use super::intent::{Draft, Intent, Resolved};
 use super::{
-    Answer, Registry, RequestScope, ResponseObject, TRIES_MAX, claims, delete, fields, inert, object, scale,
+    Registry, RequestScope, ResponseObject, TRIES_MAX, VerbResult, claims, delete, fields, inert, object, scale,
     store_error,
 };
-use crate::admission::{Effects, Managed, Operation, Options, Seen, SideWrite};
+use crate::admission::{Effects, Managed, Operation, Options, SideWrite, ValidateInput};
+use crate::fair_queue::budget;
 use crate::request::deadline::timed_out;
-use crate::turns::patience;
 use apiserver_resources::{ResourceInfo, SubresourceKind};
 use apiserver_storage::cache::Cached;
 use apiserver_storage::store::{Compare, Entry, Op, Record, Revision, Txn};
 
-/// An object as it is stored, in the version of the request.
+/// The existing object, in the version of the request.
 pub(super) struct Existing {
     pub(super) cached: Arc<Cached>,
-    /// As it is shown in the version of the request.
+    /// The cached object in the version of the request.
     pub(super) shown: Arc<Cached>,
     pub(super) value: Arc<Value>,
 }
@@ -48,7 +48,7 @@ impl Existing {
             Some(_) => Box::pin(registry.versions.show_one(row, cached.clone())).await?,
             None => cached.clone(),
         };
-        Ok(Self { value: Registry::current(row, &shown), shown, cached })
+        Ok(Self { value: Registry::in_row_version(row, &shown), shown, cached })
     }
 
     pub(super) fn modified(&self) -> Revision {
@@ -60,30 +60,30 @@ impl Existing {
     }
 }
 
-/// What becomes of an object.
+/// The change of an object.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Change {
-    /// It is new.
+    /// Creates it.
     Create {
         /// The object.
         object: Value,
-        /// The resourceVersion that the client gave, which no new object has.
+        /// The client's resourceVersion, which a new object cannot have.
         version: Option<Value>,
-        /// Whether its name was made up.
+        /// Whether its name was generated.
         generated: bool,
     },
-    /// It is another.
+    /// Replaces it.
     Update(Value),
-    /// It goes; an update that ends a deletion shows what it made of the object.
+    /// Removes it; an update that completes a deletion also returns the updated object.
     Remove(Option<Value>),
-    /// It is marked, and then goes at once: watchers see both, as upstream shows them.
+    /// Marks it as deleted and removes it at once: watchers see both events, as upstream.
     MarkAndRemove(Value),
-    /// It stays as it is.
+    /// Changes nothing.
     Keep,
 }
 
 impl Change {
-    /// The object as it is stored then, or was last.
+    /// The new object, or its last state.
     pub(super) fn object(&self) -> Option<&Value> {
         match self {
             Self::Create { object, .. } | Self::Update(object) | Self::MarkAndRemove(object) => Some(object),
@@ -101,66 +101,66 @@ impl Change {
     }
 }
 
-/// A name that is taken.
-struct Taken {
+/// A name that exists already.
+struct NameConflict {
     name: String,
     deleting: bool,
-    /// Whether the object asks for a generated name, and got one.
-    asks: bool,
+    /// Whether the object has a `generateName`.
+    has_generate_name: bool,
     generated: bool,
 }
 
-/// How far an attempt comes without the store.
+/// The result of an attempt before its commit.
 enum Attempt {
-    /// To its end.
-    Answer(Answer),
-    /// To a name that is taken, as far as a dry run can see.
-    Taken(Taken),
-    /// To a transaction.
-    Commit(Ready),
+    /// No transaction is needed.
+    Answer(VerbResult),
+    /// The name exists, as a dry run found.
+    NameConflict(NameConflict),
+    /// A transaction to commit.
+    Commit(PreparedTxn),
 }
 
-/// A transaction that is ready, and what it is about.
-struct Ready {
+/// A transaction with its change.
+struct PreparedTxn {
     key: StorageKey,
     was: Revision,
     change: Change,
-    /// The stored form of what is new or changed.
+    /// The record of a new or changed object.
     stored: Option<Record>,
-    /// What admission and the kind add.
+    /// The conditions and side writes of admission and of the kind.
     extras: Txn,
-    /// What others wait for meanwhile.
-    turns: Vec<OwnedMutexGuard<()>>,
+    /// Locks that serialize concurrent writers until the commit.
+    locks: Vec<OwnedMutexGuard<()>>,
 }
 
-/// What a transaction came to.
-enum Done {
-    Answer(Answer),
-    Taken(Taken),
-    /// A condition failed. The object's own record, if it was that one.
-    Changed(Option<Option<Entry>>),
+/// The result of a commit.
+enum CommitOutcome {
+    Answer(VerbResult),
+    NameConflict(NameConflict),
+    /// A condition failed. Contains the object's current record if its own condition did.
+    Conflict(Option<Option<Entry>>),
 }
 
 impl Registry {
-    /// Does what `intent` says, again whenever another write came first.
+    /// Carries out `intent`, with an optimistic retry whenever another write came first.
     pub(super) async fn write(
         &self,
         call: &mut RequestScope<'_>,
         intent: &mut Intent<'_>,
         options: Options<'_>,
-    ) -> Result<Answer, ApiError> {
+    ) -> Result<VerbResult, ApiError> {
         let warnings_before = call.warnings.len();
         let mut is_current = self.cache.is_current();
         let mut names = NAME_TRIES_MAX;
         let mut existing = self.load(call).await?;
         for _ in 0..TRIES_MAX {
             call.warnings.truncate(warnings_before);
-            let here = patience::here(self.attempt(call, intent, options, existing.as_ref()));
-            let (mut attempt, is_given_up) = here.await;
-            if is_given_up {
+            let inline = budget::run_inline(self.attempt(call, intent, options, existing.as_ref()));
+            let (mut attempt, exceeds_budget) = inline.await;
+            if exceeds_budget {
                 call.warnings.truncate(warnings_before);
                 let again = Box::pin(self.attempt(call, intent, options, existing.as_ref()));
-                let again = patience::elsewhere(again).await;
+                let again = budget::run_blocking(again).await;
                 attempt = again.unwrap_or_else(|| Err(timed_out()));
             }
             if !is_current && !matches!(attempt, Ok(Attempt::Commit(_))) {
@@ -170,31 +170,32 @@ impl Registry {
                 continue;
             }
             let done = match attempt? {
-                Attempt::Answer(answer) => Done::Answer(answer),
-                Attempt::Taken(taken) => Done::Taken(taken),
-                Attempt::Commit(ready) => self.commit_change(call, intent, existing.as_ref(), ready).await?,
+                Attempt::Answer(answer) => CommitOutcome::Answer(answer),
+                Attempt::NameConflict(conflict) => CommitOutcome::NameConflict(conflict),
+                Attempt::Commit(prepared) => self.commit_change(call, intent, existing.as_ref(), prepared).await?,
             };
             match done {
-                Done::Answer(answer) => return Ok(answer),
-                Done::Taken(taken) => {
+                CommitOutcome::Answer(answer) => return Ok(answer),
+                CommitOutcome::NameConflict(conflict) => {
                     names -= 1;
-                    if !taken.generated || names == 0 {
-                        return Err(create::exists(call, &taken.name, taken.deleting, taken.asks));
+                    let NameConflict { name, deleting, has_generate_name, generated } = conflict;
+                    if !generated || names == 0 {
+                        return Err(create::already_exists(call, &name, deleting, has_generate_name));
                     }
                 }
-                Done::Changed(Some(record)) => {
+                CommitOutcome::Conflict(Some(record)) => {
                     existing = match record {
-                        Some(entry) => Some(Existing::new(self, call.row, self.cache.parsed(&entry)).await?),
+                        Some(entry) => Some(Existing::new(self, call.row, self.cache.cached_entry(&entry)).await?),
                         None => None,
                     };
                 }
-                Done::Changed(None) => {}
+                CommitOutcome::Conflict(None) => {}
             }
         }
         Err(call.modified())
     }
 
-    /// The object of the path, as far as the watch cache knows.
+    /// The object of the path in the watch cache.
     async fn load(&self, call: &RequestScope<'_>) -> Result<Option<Existing>, ApiError> {
         match self.cache.get(call.key().as_str()) {
             Some(cached) => Existing::new(self, call.row, cached).await.map(Some),
@@ -210,7 +211,7 @@ impl Registry {
         existing: Option<&Existing>,
     ) -> Result<Attempt, ApiError> {
         let mut effects = Effects::default();
-        let mut draft = self.drafted(call, intent, existing, &options).await?;
+        let mut draft = self.draft_with_conversions(call, intent, existing, &options).await?;
         let admitted = intent.is_admitted();
         let scaled = existing.filter(|_| call.subresource.is_some_and(|sub| sub.what == SubresourceKind::Scale));
         let is_managed = |what| {
@@ -219,13 +220,13 @@ impl Registry {
         };
         if call.subresource.is_none_or(|subresource| is_managed(subresource.what)) {
             let old = match scaled {
-                Some(existing) => fields::of_scale(call, existing),
+                Some(existing) => fields::managers_of_scale(call, existing),
                 None => existing.map_or_else(Managers::default, Existing::managers),
             };
             effects.managed = Managed { new: std::mem::take(&mut draft.managers), old };
         }
         if draft.creates_by_update {
-            self.may_create(call).await?;
+            self.authorize_create(call).await?;
         }
         if admitted {
             let request = call.request(draft.operation, &draft.name, options);
@@ -235,7 +236,7 @@ impl Registry {
             call.warnings.append(&mut effects.warnings);
             admitted?;
             if effects.reinvocation.is_due() {
-                Self::stays_itself(call, &mut draft)?;
+                Self::ensure_identity_unchanged(call, &mut draft)?;
             }
         }
         let (operation, name) = (draft.operation, std::mem::take(&mut draft.name));
@@ -244,7 +245,7 @@ impl Registry {
             false => effects.managed.new.clone(),
         };
         let managers = match scaled {
-            Some(existing) => fields::with_scale(call, existing, &managers),
+            Some(existing) => fields::merge_scale_managers(call, existing, &managers),
             None => managers,
         };
         let resolved = self.resolve(call, intent, draft, existing, options.dry_run())?;
@@ -260,8 +261,8 @@ impl Registry {
             };
             let request = call.request(operation, name, options);
             let shown = document.as_ref().or(change.object()).unwrap_or(&Value::Null);
-            let seen = Seen { object: shown, given: given.as_ref().unwrap_or(shown), old: old.as_deref() };
-            let admitted = self.admission.validate(&request, &*self.objects, seen, &mut effects).await;
+            let input = ValidateInput { object: shown, given: given.as_ref().unwrap_or(shown), old: old.as_deref() };
+            let admitted = self.admission.validate(&request, &*self.objects, input, &mut effects).await;
             call.warnings.append(&mut effects.warnings);
             admitted?;
         }
@@ -269,11 +270,11 @@ impl Registry {
             let old = existing.map(|existing| &*existing.value);
             call.warnings.extend(inert::warnings(call.row, call.subresource, &change, old));
         }
-        self.ready(call, intent, (change, managers), existing, effects, options.dry_run()).await
+        self.prepare_txn(call, intent, (change, managers), existing, effects, options.dry_run()).await
     }
 
-    /// The document that is admitted, once all is known that it takes.
-    async fn drafted(
+    /// The document for admission, after all webhook conversions that it needs.
+    async fn draft_with_conversions(
         &self,
         call: &mut RequestScope<'_>,
         intent: &mut Intent<'_>,
@@ -283,15 +284,15 @@ impl Registry {
         let warnings_before = call.warnings.len();
         loop {
             let draft = self.draft(call, intent, existing, options);
-            if !self.versions.fill(call.row, &call.elsewhere).await {
+            if !self.versions.convert_missing(call.row, &call.conversions).await {
                 return draft;
             }
             call.warnings.truncate(warnings_before);
         }
     }
 
-    /// What a webhook may not make of an object: another one.
-    fn stays_itself(call: &RequestScope<'_>, draft: &mut Draft) -> Result<(), ApiError> {
+    /// Rejects a webhook's change of the object's name or namespace.
+    fn ensure_identity_unchanged(call: &RequestScope<'_>, draft: &mut Draft) -> Result<(), ApiError> {
         if draft.document.is_object() {
             object::match_namespace(&mut draft.document, call.object_namespace())?;
             if draft.creates_by_update || draft.operation == Operation::Update {
@@ -301,8 +302,8 @@ impl Registry {
         Ok(())
     }
 
-    /// The transaction of a change, or what is answered without one.
-    async fn ready(
+    /// The transaction of a change, or the response that needs none.
+    async fn prepare_txn(
         &self,
         call: &RequestScope<'_>,
         intent: &Intent<'_>,
@@ -324,43 +325,54 @@ impl Registry {
         }
         if dry_run || change == Change::Keep {
             if let Change::Create { .. } = &change
-                && let Some(there) = self.cache.get(key.as_str())
+                && let Some(found) = self.cache.get(key.as_str())
             {
-                return Ok(Attempt::Taken(taken(&change, there.is_deleting())));
+                return Ok(Attempt::NameConflict(name_conflict(&change, found.is_deleting())));
             }
-            self.as_if_stored(row, &mut change, &managers).await?;
-            return Ok(Attempt::Answer(answer(call, intent, change, existing, Written::No(&managers))));
+            self.drop_unstored_fields(row, &mut change, &managers).await?;
+            return Ok(Attempt::Answer(change_result(
+                call,
+                intent,
+                change,
+                existing,
+                WriteStatus::NotWritten(&managers),
+            )));
         }
         let was = existing.filter(|_| !matches!(change, Change::Create { .. })).map_or(0, Existing::modified);
-        let (stored, converted) = self.stored(row, &change, &managers).await?;
+        let (stored, converted) = self.encode_change(row, &change, &managers).await?;
         if let (Change::Update(_), Some(existing), Some(stored)) = (&change, existing, &stored)
             && *stored.body() == *existing.cached.stored()
-            // A change of times alone is none.
+            // A change of timestamps alone is no change.
             && stored.managers().is_like(existing.cached.managers())
         {
-            return Ok(Attempt::Answer(present(call, intent, 200, ResponseObject::Cached(existing.shown.clone()))));
+            return Ok(Attempt::Answer(write_result(
+                call,
+                intent,
+                200,
+                ResponseObject::Cached(existing.shown.clone()),
+            )));
         }
-        // The answer shows what reads will show: no more than what the stored version keeps.
+        // The response equals later reads: it has only the fields that the stored version keeps.
         if let (Some(converted), Some(custom), Some(object)) = (converted, &row.custom, change.object_mut()) {
-            *object = Box::pin(self.versions.of_stored(custom, converted)).await?;
+            *object = Box::pin(self.versions.from_stored_version(custom, converted)).await?;
         }
         let goes = matches!(change, Change::Remove(_) | Change::MarkAndRemove(_));
         let new = change.object().filter(|_| !goes);
         let old = existing.filter(|_| was > 0).map(|existing| &*existing.value);
-        let claimed = claims::Claimed { objects: &*self.objects, env: &self.env, now: call.now };
-        let Effects { txn: mut extras, writes, turns, .. } = effects;
-        claimed.change(row, new, old, intent.is_admitted(), &mut extras);
+        let claim_writer = claims::ClaimWriter { objects: &*self.objects, env: &self.env, now: call.now };
+        let Effects { txn: mut extras, writes, quota_locks: locks, .. } = effects;
+        claim_writer.change(row, new, old, intent.is_admitted(), &mut extras);
         if let Change::Create { object, .. } = &change {
-            extras.compares.extend(self.definition_stays(call, object::text(object, "name"))?);
+            extras.compares.extend(self.ensure_definition_unchanged(call, object::text(object, "name"))?);
         }
         for write in &writes {
-            self.add(call, write, &mut extras)?;
+            self.add_side_write(call, write, &mut extras)?;
         }
-        Ok(Attempt::Commit(Ready { key, was, change, stored, extras, turns }))
+        Ok(Attempt::Commit(PreparedTxn { key, was, change, stored, extras, locks }))
     }
 
-    /// The stored form of what is new or changed; also as an object, where that is in another version.
-    async fn stored(
+    /// The record of a new or changed object; also the object in the stored version, if it was converted.
+    async fn encode_change(
         &self,
         row: &ResourceInfo,
         change: &Change,
@@ -375,32 +387,37 @@ impl Registry {
         }
     }
 
-    /// What a dry run shows of an object that would be stored in another version: no more than that keeps.
-    async fn as_if_stored(&self, row: &ResourceInfo, change: &mut Change, managers: &Managers) -> Result<(), ApiError> {
+    /// For a dry run, drops the fields that the stored version would not keep.
+    async fn drop_unstored_fields(
+        &self,
+        row: &ResourceInfo,
+        change: &mut Change,
+        managers: &Managers,
+    ) -> Result<(), ApiError> {
         if let (Some(custom), Some(_)) = (&row.custom, &row.stored_as)
-            && let (_, Some(converted)) = self.stored(row, change, managers).await?
+            && let (_, Some(converted)) = self.encode_change(row, change, managers).await?
             && let Some(object) = change.object_mut()
         {
-            *object = Box::pin(self.versions.of_stored(custom, converted)).await?;
+            *object = Box::pin(self.versions.from_stored_version(custom, converted)).await?;
         }
         Ok(())
     }
 
-    /// Adds the change of another object to a transaction.
-    fn add(&self, call: &RequestScope<'_>, write: &SideWrite, extras: &mut Txn) -> Result<(), ApiError> {
+    /// Adds a write of another object to the transaction.
+    fn add_side_write(&self, call: &RequestScope<'_>, write: &SideWrite, extras: &mut Txn) -> Result<(), ApiError> {
         let SideWrite { group, plural, object } = write;
         let Some(row) = call.catalog.stored(group, plural) else { return Ok(()) };
         let key = super::key(row, object::text(object, "namespace"), object::text(object, "name")).to_string();
         let modified = object::client_version(object)?;
         extras.compares.push(Compare { key: key.clone(), modified });
-        // The server's own: nobody comes to manage anything by it.
-        let managers = self.cache.get(&key).map_or_else(Managers::default, |there| there.managers().clone());
+        // The server's own write: it changes no managers.
+        let managers = self.cache.get(&key).map_or_else(Managers::default, |cached| cached.managers().clone());
         extras.ops.push(Op::Put { key, record: Self::encode(row, object, &managers)?, ttl: row.ttl });
         Ok(())
     }
 
-    /// A custom resource is only made while its definition is as it was seen, and not ending.
-    fn definition_stays(&self, call: &RequestScope<'_>, name: &str) -> Result<Option<Compare>, ApiError> {
+    /// The condition of a custom resource's create: its definition is unchanged and not terminating.
+    fn ensure_definition_unchanged(&self, call: &RequestScope<'_>, name: &str) -> Result<Option<Compare>, ApiError> {
         let Some(custom) = &call.row.custom else { return Ok(None) };
         let definition = &custom.definition;
         match self.cache.get(definition.key.as_str()) {
@@ -419,9 +436,9 @@ impl Registry {
         call: &RequestScope<'_>,
         intent: &mut Intent<'_>,
         existing: Option<&Existing>,
-        ready: Ready,
-    ) -> Result<Done, ApiError> {
-        let Ready { key, was, change, stored, extras, turns: _turns } = ready;
+        prepared: PreparedTxn,
+    ) -> Result<CommitOutcome, ApiError> {
+        let PreparedTxn { key, was, change, stored, extras, locks: _locks } = prepared;
         let key: String = key.into();
         let op = match &stored {
             Some(record) => Op::Put { key: key.clone(), record: record.clone(), ttl: call.row.ttl },
@@ -429,15 +446,15 @@ impl Registry {
         };
         let committed = match &change {
             Change::MarkAndRemove(_) => {
-                // Both or neither, also for a client that goes away in between.
+                // Spawned, so that a cancelled request performs both writes or neither.
                 let both = mark_and_remove(self.cache.clone(), key, was, op, extras);
                 let both = tokio::spawn(both).await.map_err(|error| ApiError::Internal(error.to_string()))?;
                 match both? {
-                    Marked::Removed(revision) => Ok(revision),
-                    Marked::Conflict(conflict) => Err(conflict),
-                    Marked::Held(entry) => {
+                    MarkOutcome::Removed(revision) => Ok(revision),
+                    MarkOutcome::Conflict(conflict) => Err(conflict),
+                    MarkOutcome::Held(entry) => {
                         intent.forget_version();
-                        return Ok(Done::Changed(Some(entry)));
+                        return Ok(CommitOutcome::Conflict(Some(entry)));
                     }
                 }
             }
@@ -445,53 +462,54 @@ impl Registry {
         };
         match committed {
             Ok(revision) => {
-                Ok(Done::Answer(answer(call, intent, change, existing, Written::At(revision, stored.as_ref()))))
+                let written = WriteStatus::At(revision, stored.as_ref());
+                Ok(CommitOutcome::Answer(change_result(call, intent, change, existing, written)))
             }
             Err(Conflict { own: Some(record), .. }) if was == 0 && matches!(intent, Intent::Create(_)) => {
                 let deleting = record.is_some_and(|entry| entry.record.is_deleting());
-                Ok(Done::Taken(taken(&change, deleting)))
+                Ok(CommitOutcome::NameConflict(name_conflict(&change, deleting)))
             }
             Err(Conflict { own, others }) => {
                 if others {
-                    // What was decided from other objects is decided from them as they are now.
+                    // The next attempt reads the other objects in their current state.
                     self.cache.sync().await.map_err(|error| store_error(&error))?;
                 }
-                Ok(Done::Changed(own))
+                Ok(CommitOutcome::Conflict(own))
             }
         }
     }
 }
 
-fn taken(change: &Change, deleting: bool) -> Taken {
+fn name_conflict(change: &Change, deleting: bool) -> NameConflict {
     let (object, generated) = match change {
         Change::Create { object, generated, .. } => (object, *generated),
         _ => (&Value::Null, false),
     };
-    let asks = !object::text(object, "generateName").is_empty();
-    Taken { name: object::text(object, "name").to_owned(), deleting, asks, generated }
+    let has_generate_name = !object::text(object, "generateName").is_empty();
+    NameConflict { name: object::text(object, "name").to_owned(), deleting, has_generate_name, generated }
 }
 
-/// How far a change came.
-enum Written<'a> {
-    /// It was not written, or takes the object away: who would manage its fields.
-    No(&'a Managers),
-    /// It was, as this where the object stays.
+/// Whether a change was written.
+enum WriteStatus<'a> {
+    /// Not written, or a removal: the managers for the response.
+    NotWritten(&'a Managers),
+    /// Written at a revision, with the record if the object remains.
     At(Revision, Option<&'a Record>),
 }
 
-/// What is answered to a change that was written, or would have been.
-fn answer(
+/// The response to a change that was written, or would have been.
+fn change_result(
     call: &RequestScope<'_>,
     intent: &Intent<'_>,
     change: Change,
     existing: Option<&Existing>,
-    written: Written<'_>,
-) -> Answer {
+    written: WriteStatus<'_>,
+) -> VerbResult {
     let row = call.row;
     let old_version = existing.map_or(0, Existing::modified);
     let (version, stored, managers) = match written {
-        Written::No(managers) => (old_version, None, managers.clone()),
-        Written::At(revision, stored) => {
+        WriteStatus::NotWritten(managers) => (old_version, None, managers.clone()),
+        WriteStatus::At(revision, stored) => {
             (revision, stored, existing.map_or_else(Managers::default, Existing::managers))
         }
     };
@@ -500,37 +518,37 @@ fn answer(
     }
     match (change, stored.map(|stored| (version, stored))) {
         (Change::Create { object, .. }, Some((revision, stored))) => {
-            present(call, intent, 201, Registry::stored_as(row, object, stored, revision))
+            write_result(call, intent, 201, Registry::stored_as(row, object, stored, revision))
         }
         (Change::Create { mut object, version, .. }, _) => {
-            // It comes back as it was said: only the store would mind.
-            if let Some(said) = version {
-                object::metadata_mut(&mut object).insert("resourceVersion".into(), said);
+            // A dry run returns the client's resourceVersion: only the store would reject it.
+            if let Some(given_version) = version {
+                object::metadata_mut(&mut object).insert("resourceVersion".into(), given_version);
             }
-            present(call, intent, 201, ResponseObject::Value(fields::shown(object, &managers)))
+            write_result(call, intent, 201, ResponseObject::Value(fields::with_managed_fields(object, &managers)))
         }
         (Change::Update(object) | Change::MarkAndRemove(object), Some((revision, stored))) => {
-            present(call, intent, 200, Registry::stored_as(row, object, stored, revision))
+            write_result(call, intent, 200, Registry::stored_as(row, object, stored, revision))
         }
         (Change::Update(object) | Change::MarkAndRemove(object) | Change::Remove(Some(object)), _) => {
-            let shown = fields::shown(object::versioned(object, old_version), &managers);
-            present(call, intent, 200, ResponseObject::Value(shown))
+            let shown = fields::with_managed_fields(object::versioned(object, old_version), &managers);
+            write_result(call, intent, 200, ResponseObject::Value(shown))
         }
         (Change::Remove(None) | Change::Keep, _) => match existing {
-            Some(existing) => present(call, intent, 200, ResponseObject::Cached(existing.shown.clone())),
-            None => Answer::Nothing,
+            Some(existing) => write_result(call, intent, 200, ResponseObject::Cached(existing.shown.clone())),
+            None => VerbResult::Nothing,
         },
     }
 }
 
-/// An object as this kind of write shows it.
-fn present(call: &RequestScope<'_>, intent: &Intent<'_>, code: u16, shown: ResponseObject) -> Answer {
+/// The response of this kind of write for an object.
+fn write_result(call: &RequestScope<'_>, intent: &Intent<'_>, code: u16, shown: ResponseObject) -> VerbResult {
     let scales = call.subresource.is_some_and(|s| s.what == SubresourceKind::Scale);
     match intent {
-        Intent::Bind(_) => super::binding::done(),
-        Intent::ReplaceScale(_) | Intent::PatchScale { .. } => scale::shown(call.row, Answer::Object(code, shown)),
-        Intent::Apply { .. } if scales => scale::shown(call.row, Answer::Object(code, shown)),
-        Intent::Delete(options) => Answer::Object(delete::marked_code(options), shown),
-        _ => Answer::Object(code, shown),
+        Intent::Bind(_) => super::binding::success(),
+        Intent::ReplaceScale(_) | Intent::PatchScale { .. } => scale::shown(call.row, VerbResult::Object(code, shown)),
+        Intent::Apply { .. } if scales => scale::shown(call.row, VerbResult::Object(code, shown)),
+        Intent::Delete(options) => VerbResult::Object(delete::marked_code(options), shown),
+        _ => VerbResult::Object(code, shown),
     }
 }

@@ -1,4 +1,4 @@
-//! Until when a request is to be answered, for those who ask others about it: they have no more time than the request has.
+//! The deadline of the current request, for calls to webhooks and other servers, which must end before it.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -11,21 +11,21 @@ tokio::task_local! {
     static END: Instant;
 }
 
-/// Does a request's work within its time. It lies in a box, as it is moved on from here several times.
+/// Runs a request's work within its timeout. The work is boxed, as it is moved several times.
 ///
 /// # Errors
-/// It took longer.
+/// The timeout elapsed.
 pub async fn within<T>(time: Duration, work: Pin<Box<impl Future<Output = T>>>) -> Result<T, Elapsed> {
     let end = Instant::now() + time;
     timeout_at(end, END.scope(end, work)).await
 }
 
-/// The answer to what took too long.
+/// 504 for a request that timed out.
 pub(crate) fn timed_out() -> ApiError {
     ApiError::Timeout("Timeout: request did not complete within the allotted timeout".into(), 0, Vec::new())
 }
 
-/// When the time of the request that is being answered ends; none: it has no end, or this is no request's work.
+/// The deadline of the current request; `None` if it has none, or outside a request.
 #[must_use]
 pub fn of_request() -> Option<Instant> {
     END.try_get().ok()

@@ -1,5 +1,4 @@
-//! What a request asks for beside its path and body: its query and its options, as types. Below everything that acts on
-//! them.
+//! A request's query and options as types. This module is below everything that uses them.
 
 pub mod deadline;
 pub mod options;

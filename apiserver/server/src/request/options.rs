@@ -1,7 +1,7 @@
-//! The options of each verb: read from the query (or a DeleteOptions body) and checked with upstream's findings
+//! The options of each verb: parsed from the query (or a DeleteOptions body) and validated with upstream's errors
 //! (k8s.io/apimachinery `meta/v1/validation`, `meta/internalversion/validation`).
 
-use machinery_api::error::Named;
+use machinery_api::error::GroupResource;
 use machinery_api::{ApiError, Cause};
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ use apiserver_storage::cache::Selectors;
 use machinery_api::schema::FieldValidation;
 use machinery_api::selector::{FieldSelector, LabelSelector};
 
-/// Upstream's longest `fieldManager`.
+/// The maximum length of `fieldManager` (upstream's).
 const FIELD_MANAGER_BYTES_MAX: usize = 128;
 
 fn cause(reason: &str, field: &str, message: String) -> Cause {
@@ -27,32 +27,32 @@ fn not_supported(field: &str, shown: &str, supported: &[&str]) -> Cause {
     cause("FieldValueNotSupported", field, format!("Unsupported value: {shown}: supported values: {}", list.join(", ")))
 }
 
-fn done(kind: &str, causes: Vec<Cause>) -> Result<(), ApiError> {
+fn into_result(kind: &str, causes: Vec<Cause>) -> Result<(), ApiError> {
     if causes.is_empty() {
         return Ok(());
     }
-    Err(ApiError::Invalid(Named::new("meta.k8s.io", kind), String::new(), causes))
+    Err(ApiError::Invalid(GroupResource::new("meta.k8s.io", kind), String::new(), causes))
 }
 
 /// Options of create, update and patch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WriteOptions {
-    /// Nothing is stored.
+    /// Whether nothing is stored.
     pub dry_run: bool,
-    /// How unknown fields are met.
+    /// The validation of unknown fields.
     pub field_validation: FieldValidation,
-    /// Who writes, as the client says; empty: it doesn't.
+    /// The client's `fieldManager`; may be empty.
     pub field_manager: String,
-    /// Whether the request names a field validation that warns: a client for people, which shows warnings.
+    /// Whether the request names a field validation that warns: the mark of a client that shows warnings to people.
     pub shows_warnings: bool,
-    /// Whether an apply takes fields from other managers.
+    /// Whether an apply takes over fields of other managers.
     pub force: bool,
-    /// Who writes where the client doesn't say it.
+    /// The field manager from the user agent, if the client names none.
     pub agent: String,
 }
 
 impl WriteOptions {
-    /// Reads and checks; `kind` is `CreateOptions`, `UpdateOptions` or `PatchOptions`.
+    /// Parses and validates; `kind` is `CreateOptions`, `UpdateOptions` or `PatchOptions`.
     pub fn read(query: &Query, kind: &str) -> Result<Self, ApiError> {
         let mut causes = Vec::new();
         if kind == "PatchOptions" && query.get("force").is_some() {
@@ -61,7 +61,7 @@ impl WriteOptions {
         Self::checked(query, kind, causes)
     }
 
-    /// The same of an apply patch.
+    /// The same for an apply patch.
     pub fn read_apply(query: &Query) -> Result<Self, ApiError> {
         let mut causes = Vec::new();
         if query.text("fieldManager").is_empty() {
@@ -72,9 +72,9 @@ impl WriteOptions {
         Ok(Self { force, ..Self::checked(query, "PatchOptions", causes)? })
     }
 
-    /// `fieldValidation`, as the client said it.
+    /// The client's `fieldValidation`.
     #[must_use]
-    pub fn said_validation(&self) -> Option<&'static str> {
+    pub fn requested_validation(&self) -> Option<&'static str> {
         match (self.field_validation, self.shows_warnings) {
             (FieldValidation::Ignore, _) => Some("Ignore"),
             (FieldValidation::Strict, _) => Some("Strict"),
@@ -83,10 +83,10 @@ impl WriteOptions {
         }
     }
 
-    /// With who writes where the client doesn't say it: what its user agent begins with.
+    /// Sets the default field manager: the first part of the user agent.
     #[must_use]
-    pub fn of_agent(self, agent: &str) -> Self {
-        let agent = if self.field_manager.is_empty() { manager_of_agent(agent) } else { String::new() };
+    pub fn with_agent(self, agent: &str) -> Self {
+        let agent = if self.field_manager.is_empty() { default_manager(agent) } else { String::new() };
         Self { agent, ..self }
     }
 
@@ -100,7 +100,7 @@ impl WriteOptions {
             causes.push(not_supported("fieldValidation", &quoted(validation), &["", "Ignore", "Strict", "Warn"]));
             FieldValidation::Warn
         });
-        done(kind, causes)?;
+        into_result(kind, causes)?;
         Ok(Self {
             dry_run: !dry_run.is_empty(),
             field_validation,
@@ -111,8 +111,8 @@ impl WriteOptions {
     }
 }
 
-/// The manager that a client is where it names none: its user agent up to the slash.
-fn manager_of_agent(agent: &str) -> String {
+/// The default field manager: the user agent up to the slash.
+fn default_manager(agent: &str) -> String {
     let mut manager = String::new();
     for c in agent.split('/').next().unwrap_or_default().chars().filter(|c| !c.is_control()) {
         if manager.len() + c.len_utf8() > FIELD_MANAGER_BYTES_MAX {
@@ -148,7 +148,7 @@ fn dry_run_cause(values: &[&str]) -> Option<Cause> {
 
 /// `resourceVersionMatch`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Match {
+pub enum VersionMatch {
     /// The state at exactly that version.
     Exact,
     /// That version or a newer one.
@@ -158,31 +158,31 @@ pub enum Match {
 /// Options of list, watch and deletecollection.
 #[derive(Debug, Clone, Default)]
 pub struct ListOptions {
-    /// Which objects.
+    /// The label and field selectors.
     pub selectors: Selectors,
-    /// Whether a watch is asked for.
+    /// Whether the request is a watch.
     pub watch: bool,
     /// Whether the watch may send bookmarks.
     pub bookmarks: bool,
-    /// As asked; empty is none.
+    /// The requested resourceVersion; may be empty.
     pub resource_version: String,
-    /// How that is meant.
-    pub version_match: Option<Match>,
-    /// Seconds that a watch lasts.
+    /// The meaning of that version.
+    pub version_match: Option<VersionMatch>,
+    /// The duration of a watch in seconds.
     pub timeout_seconds: Option<i64>,
-    /// Items of a page; 0 or less is no limit.
+    /// The maximum number of items of a page; 0 or less is no limit.
     pub limit: i64,
-    /// Where the last page ended.
+    /// The token of the next page.
     pub continue_token: String,
-    /// Whether a watch begins with the state; upstream's default where neither version nor match is given.
+    /// Whether a watch begins with the current state; `None` selects upstream's default by the version.
     pub send_initial_events: Option<bool>,
 }
 
 impl ListOptions {
-    /// Reads and checks.
+    /// Parses and validates.
     pub fn read(query: &Query) -> Result<Self, ApiError> {
         let bad = ApiError::BadRequest;
-        // Numbers are read before selectors.
+        // Numbers are parsed before selectors.
         let timeout_seconds = query.integer("timeoutSeconds").map_err(bad)?;
         let limit = query.integer("limit").map_err(bad)?.unwrap_or(0);
         let mut options = Self {
@@ -209,11 +209,14 @@ impl ListOptions {
             asked = "NotOlderThan";
         }
         options.version_match = match asked {
-            "Exact" => Some(Match::Exact),
-            "NotOlderThan" => Some(Match::NotOlderThan),
+            "Exact" => Some(VersionMatch::Exact),
+            "NotOlderThan" => Some(VersionMatch::NotOlderThan),
             _ => None,
         };
-        done("ListOptions", if options.watch { options.watch_causes(asked) } else { options.list_causes(asked) })?;
+        into_result(
+            "ListOptions",
+            if options.watch { options.watch_causes(asked) } else { options.list_causes(asked) },
+        )?;
         Ok(options)
     }
 
@@ -268,35 +271,35 @@ impl ListOptions {
 /// `propagationPolicy`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Propagation {
-    /// Dependents lose their owner and stay.
+    /// Dependents are kept without their owner reference.
     Orphan,
     /// The garbage collector deletes dependents afterwards.
     Background,
-    /// Dependents go first.
+    /// Dependents are deleted first.
     Foreground,
 }
 
 /// Options of delete and deletecollection.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeleteOptions {
-    /// Nothing is stored.
+    /// Whether nothing is stored.
     pub dry_run: bool,
-    /// Seconds; negative ones mean 1.
+    /// The grace period in seconds; negative values mean 1.
     pub grace_seconds: Option<i64>,
-    /// What becomes of dependents.
+    /// The handling of dependents.
     pub propagation: Option<Propagation>,
-    /// The older form of it.
+    /// The older form of the propagation policy.
     pub orphan_dependents: Option<bool>,
-    /// The uid that the object must have.
+    /// The uid precondition.
     pub uid: Option<String>,
-    /// The version that the object must have.
+    /// The resourceVersion precondition.
     pub resource_version: Option<String>,
-    /// Whether admission has seen it as an eviction.
+    /// Whether this is the delete of an admitted eviction.
     pub of_eviction: bool,
 }
 
 impl DeleteOptions {
-    /// Reads the query; used where there is no body.
+    /// Parses the query; used for a request without a body.
     pub fn read(query: &Query) -> Result<Self, ApiError> {
         let dry_run: Vec<&str> = query.all("dryRun").collect();
         let grace = query.integer("gracePeriodSeconds").map_err(ApiError::BadRequest)?;
@@ -305,7 +308,7 @@ impl DeleteOptions {
         Self::check(grace, orphan, policy, &dry_run, given("uid"), given("resourceVersion"))
     }
 
-    /// Reads a decoded DeleteOptions.
+    /// Parses a decoded DeleteOptions.
     pub fn from_body(body: &Value) -> Result<Self, ApiError> {
         let wrong = |field: &str, value: &Value, wanted: &str| {
             let found = match value {
@@ -387,7 +390,7 @@ impl DeleteOptions {
             }
         };
         causes.extend(dry_run_cause(dry_run));
-        done("DeleteOptions", causes)?;
+        into_result("DeleteOptions", causes)?;
         let grace_seconds = grace_seconds.map(|s| if s < 0 { 1 } else { s });
         let dry_run = !dry_run.is_empty();
         Ok(Self { dry_run, grace_seconds, propagation, orphan_dependents, uid, resource_version, of_eviction: false })
@@ -442,7 +445,7 @@ mod tests {
             "json: cannot unmarshal string into Go struct field DeleteOptions.gracePeriodSeconds of type int64"
         );
         assert!(message(DeleteOptions::read(&Query::parse("propagationPolicy=Nope"))).contains("\"nil\""));
-        // Go's named types are shown as JSON.
+        // Go's named types are printed as JSON.
         assert!(
             message(DeleteOptions::read(&Query::parse("propagationPolicy=a%3E1"))).contains(r#"value: "a\u003e1":"#)
         );

@@ -1,14 +1,14 @@
-//! The query of a request, read as Go's `net/url` reads it: pairs that don't parse are dropped, `+` is a blank.
+//! The query of a request, parsed like Go's `net/url`: invalid pairs are dropped, `+` is a blank.
 
 use machinery_api::selector::go_quoted;
 use percent_encoding::percent_decode_str;
 
-/// The pairs of a query in their order.
+/// The pairs of a query in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Query(Vec<(String, String)>);
 
 impl Query {
-    /// Reads `a=b&c`.
+    /// Parses `a=b&c`.
     #[must_use]
     pub fn parse(query: &str) -> Self {
         let pairs = query.split('&').filter(|pair| !pair.is_empty() && !pair.contains(';')).filter_map(|pair| {
@@ -29,25 +29,25 @@ impl Query {
         self.0.iter().filter(move |(k, _)| k == key).map(|(_, v)| v.as_str())
     }
 
-    /// The first value as text; absent is empty.
+    /// The first value as text; empty if absent.
     #[must_use]
     pub fn text(&self, key: &str) -> &str {
         self.get(key).unwrap_or("")
     }
 
-    /// As upstream converts a parameter to a truth value: only `false` and `0` are not.
+    /// Converts like upstream: every value but `false` and `0` is true.
     #[must_use]
     pub fn flag(&self, key: &str) -> Option<bool> {
         self.get(key).map(|v| !(v.eq_ignore_ascii_case("false") || v == "0"))
     }
 
-    /// A whole number, or upstream's sentence about it.
+    /// An integer, or upstream's error message.
     pub fn integer(&self, key: &str) -> Result<Option<i64>, String> {
         self.get(key).map(parse_integer).transpose()
     }
 }
 
-/// As Go's `strconv.ParseInt(text, 10, 64)`.
+/// Parses like Go's `strconv.ParseInt(text, 10, 64)`.
 pub fn parse_integer(text: &str) -> Result<i64, String> {
     let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {

@@ -1,4 +1,5 @@
-//! As whom webhooks are asked: the users of the kubeconfig that the admission configuration names, chosen by the hook's host.
+//! Credentials of webhook calls: the users of the kubeconfig in the admission configuration, selected by the webhook's
+//! host.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,16 +14,16 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::Value;
 use tokio::time::Instant;
 
-/// How long what a token file says is kept: tokens in files are exchanged now and then.
-const TOKEN_TIME: Duration = Duration::from_secs(60);
-/// What a token file has at most.
+/// The maximum age of a cached token file. Tokens in files are rotated.
+const TOKEN_AGE_MAX: Duration = Duration::from_secs(60);
+/// The maximum size of a token file.
 const TOKEN_BYTES_MAX: usize = 64 << 10;
 const HTTPS: &str = "443";
 
 /// Reads a file of the configuration.
-pub(crate) type Read<'a> = &'a dyn Fn(&Path) -> Result<Vec<u8>, String>;
+pub(crate) type ReadFile<'a> = &'a dyn Fn(&Path) -> Result<Vec<u8>, String>;
 
-/// One user.
+/// The credentials of one user.
 #[derive(Default)]
 pub(crate) struct Account {
     headers: Vec<(HeaderName, HeaderValue)>,
@@ -30,10 +31,10 @@ pub(crate) struct Account {
     certificate: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
 }
 
-/// A token that somebody else renews.
+/// A token file that an external process renews.
 struct TokenFile {
     path: PathBuf,
-    /// What was read last, and when.
+    /// The last token, and the time of the read.
     last: Mutex<Option<(HeaderValue, Instant)>>,
 }
 
@@ -41,29 +42,29 @@ struct TokenFile {
 #[derive(Clone, Default)]
 pub(crate) struct Accounts {
     users: BTreeMap<String, Arc<Account>>,
-    /// That of the current context.
+    /// The user of the current context.
     current: Option<Arc<Account>>,
 }
 
 impl std::fmt::Debug for Accounts {
-    /// Without secrets.
+    /// Omits secrets.
     fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         to.debug_set().entries(self.users.keys()).finish()
     }
 }
 
 impl Accounts {
-    /// Of a kubeconfig whose paths are meant from a folder.
+    /// Parses a kubeconfig; relative paths start at `folder`.
     ///
     /// # Errors
-    /// Which user is not understood, and why.
-    pub(crate) fn parse(kubeconfig: &Value, folder: &Path, read: Read<'_>) -> Result<Self, String> {
+    /// Returns the name of the invalid user and the reason.
+    pub(crate) fn parse(kubeconfig: &Value, folder: &Path, read: ReadFile<'_>) -> Result<Self, String> {
         let mut own = Self::default();
         for user in kubeconfig["users"].as_array().into_iter().flatten() {
             let name = user["name"].as_str().unwrap_or_default();
             let account = Account::parse(&user["user"], folder, read).map_err(|why| format!("user {name:?}: {why}"))?;
             if own.users.insert(name.to_owned(), Arc::new(account)).is_some() {
-                return Err(format!("user {name:?} is there twice"));
+                return Err(format!("user {name:?} is defined twice"));
             }
         }
         let current = kubeconfig["current-context"].as_str().unwrap_or_default();
@@ -74,9 +75,9 @@ impl Accounts {
         Ok(own)
     }
 
-    /// Who asks at a host and port: the user of that name, else of the closest `*.` name, the same without the usual port,
+    /// Selects the user for a host and port: by that name, else by the closest `*.` name, the same without port 443,
     /// else `*`, else the current context's.
-    pub(crate) fn of(&self, host: &str, port: u16) -> Option<&Arc<Account>> {
+    pub(crate) fn for_host(&self, host: &str, port: u16) -> Option<&Arc<Account>> {
         let with_port = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
         let without = (port.to_string() == HTTPS).then_some(host);
         let named = [Some(&*with_port), without].into_iter().flatten().find_map(|target| self.named(target));
@@ -90,7 +91,7 @@ impl Accounts {
 }
 
 impl Account {
-    fn parse(user: &Value, folder: &Path, read: Read<'_>) -> Result<Self, String> {
+    fn parse(user: &Value, folder: &Path, read: ReadFile<'_>) -> Result<Self, String> {
         for unsupported in ["exec", "auth-provider"] {
             if !user[unsupported].is_null() {
                 return Err(format!("{unsupported} is not supported"));
@@ -105,9 +106,9 @@ impl Account {
         }
         if !text("tokenFile").is_empty() {
             let path = folder.join(text("tokenFile"));
-            let said = text("token");
+            let inline = text("token");
             let of_file = read(&path).and_then(|bytes| bearer(&bytes));
-            let first = of_file.or_else(|why| if said.is_empty() { Err(why) } else { bearer(said.as_bytes()) })?;
+            let first = of_file.or_else(|why| if inline.is_empty() { Err(why) } else { bearer(inline.as_bytes()) })?;
             let last = Mutex::new(Some((first, Instant::now())));
             own.token = Some(TokenFile { path, last });
         } else if has_token {
@@ -125,10 +126,10 @@ impl Account {
         Ok(own)
     }
 
-    /// What a request says of who asks.
+    /// The headers with the user's credentials.
     ///
     /// # Errors
-    /// The token's file can't be read.
+    /// Fails if the token file cannot be read.
     pub(crate) async fn headers(&self) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
         let mut headers = self.headers.clone();
         if let Some(token) = &self.token {
@@ -137,17 +138,17 @@ impl Account {
         Ok(headers)
     }
 
-    /// The certificate that is shown, if there is one.
+    /// The client certificate, if there is one.
     pub(crate) fn certificate(&self) -> Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
         self.certificate.as_ref().map(|(chain, key)| (chain.clone(), key.clone_key()))
     }
 }
 
 impl TokenFile {
-    /// What the file says, or said last where it can't be read now.
+    /// Returns the token in the file, or the last one if the read fails.
     async fn current(&self) -> Result<HeaderValue, String> {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some((header, _)) = last.as_ref().filter(|(_, since)| since.elapsed() < TOKEN_TIME) {
+        if let Some((header, _)) = last.as_ref().filter(|(_, since)| since.elapsed() < TOKEN_AGE_MAX) {
             return Ok(header.clone());
         }
         let read = tokio::fs::read(&self.path).await.map_err(|error| error.to_string());
@@ -177,7 +178,7 @@ fn bearer(token: &[u8]) -> Result<HeaderValue, String> {
     }
 }
 
-/// `as`, `as-uid`, `as-groups` and `as-user-extra`.
+/// Parses `as`, `as-uid`, `as-groups` and `as-user-extra`.
 fn impersonation(user: &Value) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
     let name = user["as"].as_str().unwrap_or_default();
     if name.is_empty() {
@@ -200,8 +201,8 @@ fn impersonation(user: &Value) -> Result<Vec<(HeaderName, HeaderValue)>, String>
     all.into_iter().map(header).collect()
 }
 
-/// `NAME-data`, else what is in the file `NAME`.
-fn part(user: &Value, name: &str, folder: &Path, read: Read<'_>) -> Result<Option<Vec<u8>>, String> {
+/// The value of `NAME-data`, else the content of the file `NAME`.
+fn part(user: &Value, name: &str, folder: &Path, read: ReadFile<'_>) -> Result<Option<Vec<u8>>, String> {
     let data = user[format!("{name}-data")].as_str().unwrap_or_default();
     if !data.is_empty() {
         return STANDARD.decode(data).map(Some).map_err(|error| format!("{name}-data: {error}"));
@@ -236,7 +237,7 @@ mod tests {
     }
 
     async fn asks(accounts: &Accounts, host: &str, port: u16) -> Vec<String> {
-        let Some(account) = accounts.of(host, port) else { return vec!["nobody".into()] };
+        let Some(account) = accounts.for_host(host, port) else { return vec!["nobody".into()] };
         let headers = account.headers().await.unwrap();
         headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect()
     }

@@ -1,5 +1,5 @@
-//! How a webhook is asked: HTTPS with the authority that its configuration names, over connections that are kept for the
-//! next time. No redirect is followed.
+//! The HTTPS client of webhooks: verifies the CA of the webhook's configuration and reuses connections. Redirects are
+//! not followed.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -24,20 +24,20 @@ use tokio_rustls::TlsConnector;
 
 use super::Caller;
 use super::accounts::{Account, Accounts};
-use super::answers::Answer;
+use super::responses::WebhookResponse;
 use super::verifier::verifier;
 use crate::auth::tls;
 use crate::request::deadline;
 
-/// A byte stream to somebody.
+/// A bidirectional byte stream.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
-/// Reaches the Services of the cluster.
-pub trait Reach: Send + Sync {
-    /// A connection to one of the endpoints of a Service's port.
-    fn service<'a>(
+/// Connects to Services of the cluster.
+pub trait ServiceDialer: Send + Sync {
+    /// Connects to one of the endpoints of a Service's port.
+    fn dial<'a>(
         &'a self,
         namespace: &'a str,
         name: &'a str,
@@ -45,58 +45,58 @@ pub trait Reach: Send + Sync {
     ) -> BoxFuture<'a, Result<Box<dyn Stream>, String>>;
 }
 
-/// What of a refusal is told.
-const REFUSAL_BYTES_MAX: usize = 1024;
-/// What is left of a request's time when a hook has been waited for.
-const TELL_TIME: Duration = Duration::from_millis(50);
-/// Connections to one hook that wait for their next call, and for how long.
+/// The maximum length of an error response in a message.
+const ERROR_BYTES_MAX: usize = 1024;
+/// The part of the request's timeout reserved for the error response.
+const ERROR_RESERVE: Duration = Duration::from_millis(50);
+/// The maximum number of idle connections per webhook, and their maximum idle time.
 const IDLE_MAX: usize = 8;
 const IDLE_TIME_MAX: Duration = Duration::from_secs(60);
 
-/// Where a hook listens.
+/// The target of a webhook.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Place {
+enum WebhookTarget {
     Address { host: String, port: u16 },
     Service { namespace: String, name: String, port: u16 },
 }
 
-/// What is asked, and what it may cost.
-pub(crate) struct Ask {
+/// A call and its limits.
+pub(crate) struct WebhookRequest {
     pub(crate) body: Bytes,
-    /// How long it may take, below what is left of the request's own time.
+    /// The maximum duration, capped by the remaining time of the request.
     pub(crate) timeout: Duration,
-    /// Whether the hook is told how long (`?timeout=`).
-    pub(crate) tells_timeout: bool,
-    /// How many bytes it may answer.
-    pub(crate) answer_max: usize,
+    /// Whether the timeout is sent to the webhook (`?timeout=`).
+    pub(crate) sends_timeout: bool,
+    /// The maximum size of the response.
+    pub(crate) response_bytes_max: usize,
 }
 
-/// Why nothing was answered, and the code that stands for it.
+/// A failed call, with its status code for metrics.
 #[derive(Debug)]
-pub(crate) struct Unanswered {
+pub(crate) struct CallError {
     pub(crate) why: String,
     pub(crate) code: u16,
 }
 
-/// One hook's end.
+/// The client of one webhook.
 pub(crate) struct Client {
-    place: Place,
-    /// `https://hook.example.com/a`
+    target: WebhookTarget,
+    /// For example `https://hook.example.com/a`.
     url: String,
     /// Host and port, as in the URL.
     authority: String,
     path: String,
     server: ServerName<'static>,
     tls: Arc<rustls::ClientConfig>,
-    /// As whom it is asked; nobody where there is none.
+    /// The credentials; `None` for anonymous calls.
     account: Option<Arc<Account>>,
     idle: Mutex<Vec<(Connection, Instant)>>,
 }
 
 type Connection = SendRequest<Full<Bytes>>;
 
-/// Who is trusted by a bundle; the public authorities where there is none.
-fn trusted(bundle: &str) -> Result<Arc<dyn ServerCertVerifier>, String> {
+/// The verifier for a CA bundle; without one, the public authorities are trusted.
+fn ca_verifier(bundle: &str) -> Result<Arc<dyn ServerCertVerifier>, String> {
     let mut roots = rustls::RootCertStore::empty();
     if bundle.is_empty() {
         roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
@@ -104,88 +104,89 @@ fn trusted(bundle: &str) -> Result<Arc<dyn ServerCertVerifier>, String> {
     }
     let unreadable = || "unable to load root certificates: unable to parse bytes as PEM block".to_owned();
     let pem = STANDARD.decode(bundle).map_err(|_| unreadable())?;
-    let mut themselves = Vec::new();
+    let mut leaves = Vec::new();
     for certificate in CertificateDer::pem_slice_iter(&pem) {
         let certificate = certificate.map_err(|_| unreadable())?;
         roots.add(certificate.clone()).map_err(|error| error.to_string())?;
-        themselves.push(certificate);
+        leaves.push(certificate);
     }
-    if roots.is_empty() { Err(unreadable()) } else { verifier(roots, themselves) }
+    if roots.is_empty() { Err(unreadable()) } else { verifier(roots, leaves) }
 }
 
 impl Client {
-    /// Of a `clientConfig`, asked as one of some users.
+    /// Builds a client from a `clientConfig` and the credentials of its host.
     pub(crate) fn new(config: &Value, accounts: &Accounts) -> Result<Self, String> {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let service = &config["service"];
-        let (place, authority, path, host) = if service.is_object() {
+        let (target, authority, path, host) = if service.is_object() {
             let (namespace, name) = (text(&service["namespace"]), text(&service["name"]));
             let port = u16::try_from(service["port"].as_u64().unwrap_or(443)).map_err(|error| error.to_string())?;
             let host = format!("{name}.{namespace}.svc");
-            (Place::Service { namespace, name, port }, format!("{host}:{port}"), text(&service["path"]), host)
+            (WebhookTarget::Service { namespace, name, port }, format!("{host}:{port}"), text(&service["path"]), host)
         } else {
             let url: http::Uri = text(&config["url"]).parse().map_err(|error| format!("Unparsable URL: {error}"))?;
             let authority = url.authority().ok_or("webhook configuration must have either service or URL")?.clone();
             let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-            let place = Place::Address { host: host.clone(), port: authority.port_u16().unwrap_or(443) };
-            (place, authority.to_string(), url.path().to_owned(), host)
+            let target = WebhookTarget::Address { host: host.clone(), port: authority.port_u16().unwrap_or(443) };
+            (target, authority.to_string(), url.path().to_owned(), host)
         };
         let path = format!("/{}", path.trim_matches('/'));
-        let (Place::Address { port, .. } | Place::Service { port, .. }) = &place;
-        let account = accounts.of(&host, *port).cloned();
+        let (WebhookTarget::Address { port, .. } | WebhookTarget::Service { port, .. }) = &target;
+        let account = accounts.for_host(&host, *port).cloned();
         let config = rustls::ClientConfig::builder_with_provider(tls::provider())
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?
             .dangerous()
-            .with_custom_certificate_verifier(trusted(config["caBundle"].as_str().unwrap_or_default())?);
+            .with_custom_certificate_verifier(ca_verifier(config["caBundle"].as_str().unwrap_or_default())?);
         let config = match account.as_ref().and_then(|account| account.certificate()) {
             Some((chain, key)) => config.with_client_auth_cert(chain, key).map_err(|error| error.to_string())?,
             None => config.with_no_client_auth(),
         };
         let server = ServerName::try_from(host).map_err(|error| error.to_string())?;
         let url = format!("https://{authority}{path}");
-        Ok(Self { place, url, authority, path, server, tls: Arc::new(config), account, idle: Mutex::default() })
+        Ok(Self { target, url, authority, path, server, tls: Arc::new(config), account, idle: Mutex::default() })
     }
 
-    /// Sends a review, and waits for the answer.
+    /// Sends a review and waits for the response.
     ///
     /// # Errors
-    /// Why there is none, as Go's client tells it.
-    pub(crate) async fn post(&self, caller: &Caller, ask: Ask) -> Result<Answer, Unanswered> {
+    /// Returns the error in the form of Go's client.
+    pub(crate) async fn post(&self, caller: &Caller, request: WebhookRequest) -> Result<WebhookResponse, CallError> {
         let now = Instant::now();
-        let end = deadline::of_request().map_or(now + ask.timeout, |end| end.min(now + ask.timeout));
-        // That the hook was late is told within the request's time.
-        let until = end - TELL_TIME.min((end - now) / 10);
-        let query = match ask.tells_timeout {
-            // Not less than there is.
+        let end = deadline::of_request().map_or(now + request.timeout, |end| end.min(now + request.timeout));
+        // Leaves time to report a timeout within the request's own.
+        let until = end - ERROR_RESERVE.min((end - now) / 10);
+        let query = match request.sends_timeout {
+            // Rounded up.
             true => format!("?timeout={}s", (end - now).as_millis().div_ceil(1000)),
             false => String::new(),
         };
-        let post = |why: String| Unanswered { why: format!("Post \"{}{query}\": {why}", self.url), code: 503 };
-        let answered = tokio::time::timeout_at(until, self.ask(caller, ask.body, &query, ask.answer_max)).await;
-        let (status, said) = answered.map_err(|_| post("context deadline exceeded".into()))?.map_err(post)?;
+        let post = |why: String| CallError { why: format!("Post \"{}{query}\": {why}", self.url), code: 503 };
+        let sent =
+            tokio::time::timeout_at(until, self.send(caller, request.body, &query, request.response_bytes_max)).await;
+        let (status, response) = sent.map_err(|_| post("context deadline exceeded".into()))?.map_err(post)?;
         let why = match status.as_u16() {
-            200..=299 => return Ok(said),
+            200..=299 => return Ok(response),
             300..=399 => return Err(post(format!("the webhook redirects ({status}), which is not followed"))),
             404 => "the server could not find the requested resource".into(),
             500.. => {
-                let said = said.bytes.get(..said.bytes.len().min(REFUSAL_BYTES_MAX)).unwrap_or_default();
-                let said = String::from_utf8_lossy(said).trim().to_owned();
-                let said = machinery_api::selector::go_quoted(&said);
-                format!("an error on the server ({said}) has prevented the request from succeeding")
+                let response = response.bytes.get(..response.bytes.len().min(ERROR_BYTES_MAX)).unwrap_or_default();
+                let response = String::from_utf8_lossy(response).trim().to_owned();
+                let response = machinery_api::selector::go_quoted(&response);
+                format!("an error on the server ({response}) has prevented the request from succeeding")
             }
             _ => format!("the server rejected our request for an unknown reason ({status})"),
         };
-        Err(Unanswered { why, code: status.as_u16() })
+        Err(CallError { why, code: status.as_u16() })
     }
 
-    async fn ask(
+    async fn send(
         &self,
         caller: &Caller,
         body: Bytes,
         query: &str,
-        answer_max: usize,
-    ) -> Result<(StatusCode, Answer), String> {
+        response_bytes_max: usize,
+    ) -> Result<(StatusCode, WebhookResponse), String> {
         let mut request = Request::post(format!("{}{query}", self.path))
             .header(header::HOST, &self.authority)
             .header(header::CONTENT_TYPE, "application/json")
@@ -196,54 +197,55 @@ impl Client {
         if let Some(account) = &self.account {
             request.headers_mut().extend(account.headers().await?);
         }
-        while let Some(mut connection) = self.take() {
+        while let Some(mut connection) = self.take_idle() {
             match connection.try_send_request(request).await {
-                Ok(answer) => return self.read(caller, connection, answer, answer_max).await,
-                // The hook closed it before anything was sent.
+                Ok(response) => return self.read_response(caller, connection, response, response_bytes_max).await,
+                // The webhook closed the connection before the request was sent.
                 Err(mut error) => match error.take_message() {
                     Some(unsent) => request = unsent,
                     None => return Err(error.into_error().to_string()),
                 },
             }
         }
-        let mut connection = self.connect(&*caller.reach).await?;
-        let answer = connection.send_request(request).await.map_err(|error| error.to_string())?;
-        self.read(caller, connection, answer, answer_max).await
+        let mut connection = self.connect(&*caller.service_dialer).await?;
+        let response = connection.send_request(request).await.map_err(|error| error.to_string())?;
+        self.read_response(caller, connection, response, response_bytes_max).await
     }
 
-    async fn read(
+    async fn read_response(
         &self,
         caller: &Caller,
         connection: Connection,
-        answer: http::Response<hyper::body::Incoming>,
-        answer_max: usize,
-    ) -> Result<(StatusCode, Answer), String> {
-        let status = answer.status();
-        let said = caller.room.read(answer.into_body(), answer_max).await?;
-        self.keep(connection);
-        Ok((status, said))
+        response: http::Response<hyper::body::Incoming>,
+        response_bytes_max: usize,
+    ) -> Result<(StatusCode, WebhookResponse), String> {
+        let status = response.status();
+        let response = caller.budget.read(response.into_body(), response_bytes_max).await?;
+        self.put_idle(connection);
+        Ok((status, response))
     }
 
-    fn take(&self) -> Option<Connection> {
+    fn take_idle(&self) -> Option<Connection> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         idle.retain(|(connection, since)| since.elapsed() < IDLE_TIME_MAX && !connection.is_closed());
         let at = idle.iter().rposition(|(connection, _)| connection.is_ready())?;
         Some(idle.remove(at).0)
     }
 
-    fn keep(&self, connection: Connection) {
+    fn put_idle(&self, connection: Connection) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < IDLE_MAX && !connection.is_closed() {
             idle.push((connection, Instant::now()));
         }
     }
 
-    async fn connect(&self, reach: &dyn Reach) -> Result<Connection, String> {
-        let stream: Box<dyn Stream> = match &self.place {
-            Place::Service { namespace, name, port } => reach.service(namespace, name, *port).await?,
-            Place::Address { host, port } => {
+    async fn connect(&self, service_dialer: &dyn ServiceDialer) -> Result<Connection, String> {
+        let stream: Box<dyn Stream> = match &self.target {
+            WebhookTarget::Service { namespace, name, port } => service_dialer.dial(namespace, name, *port).await?,
+            WebhookTarget::Address { host, port } => {
                 let socket = TcpStream::connect((host.as_str(), *port)).await;
-                let socket = socket.map_err(|error| format!("dial tcp {host}:{port}: connect: {}", plain(&error)))?;
+                let socket =
+                    socket.map_err(|error| format!("dial tcp {host}:{port}: connect: {}", io_message(&error)))?;
                 keep_alive(&socket);
                 Box::new(socket)
             }
@@ -261,8 +263,8 @@ impl Client {
     }
 }
 
-/// As Go says it, without a number.
-fn plain(error: &std::io::Error) -> String {
+/// Go's message, without the error number.
+fn io_message(error: &std::io::Error) -> String {
     match error.kind() {
         std::io::ErrorKind::ConnectionRefused => "connection refused".into(),
         std::io::ErrorKind::ConnectionReset => "connection reset by peer".into(),
@@ -286,7 +288,7 @@ fn tls_error(error: &std::io::Error) -> String {
         }
         Some(rustls::Error::InvalidCertificate(why)) => format!("x509: {why}"),
         Some(other) => return format!("tls: {other}"),
-        None => return plain(error),
+        None => return io_message(error),
     };
     format!("tls: failed to verify certificate: {why}")
 }
@@ -298,9 +300,9 @@ mod tests {
 
     #[test]
     fn hooks_are_named_by_url_or_service() {
-        let url = |config: Value| Client::new(&config, &Accounts::default()).map(|client| (client.url, client.place));
-        let service = |port| Place::Service { namespace: "n".into(), name: "s".into(), port };
-        let address = |host: &str, port| Place::Address { host: host.into(), port };
+        let url = |config: Value| Client::new(&config, &Accounts::default()).map(|client| (client.url, client.target));
+        let service = |port| WebhookTarget::Service { namespace: "n".into(), name: "s".into(), port };
+        let address = |host: &str, port| WebhookTarget::Address { host: host.into(), port };
         assert_eq!(
             url(json!({"service": {"namespace": "n", "name": "s", "port": 443}})),
             Ok(("https://s.n.svc:443/".into(), service(443)))

@@ -1,4 +1,4 @@
-//! What webhooks cost and answer, under upstream's names.
+//! Metrics of webhook calls, under upstream's names.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -9,24 +9,24 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-/// Upstream's buckets in seconds, of admission.
+/// Upstream's buckets of admission, in seconds.
 const ADMISSION_BUCKETS: [f64; 8] = [0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 10.0, 25.0];
-/// Of a conversion's requests.
+/// Upstream's buckets of conversion, in seconds.
 const CONVERSION_BUCKETS: [f64; 15] =
     [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0];
-/// A hook may say any code; all larger ones count as this one.
+/// Webhooks may return any code; larger ones are counted as this one.
 const CODE_MAX: u16 = 600;
-/// Names that are counted apart; those of more hooks than this count as one, for they come from clients.
+/// The maximum number of distinct name labels. Names come from clients, so further ones are counted together.
 const NAMES_MAX: usize = 1000;
 
-/// Which half of admission.
+/// The phase of admission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Step {
+pub(crate) enum AdmissionPhase {
     Admit,
     Validating,
 }
 
-impl Step {
+impl AdmissionPhase {
     fn name(self) -> &'static str {
         match self {
             Self::Admit => "admit",
@@ -35,23 +35,23 @@ impl Step {
     }
 }
 
-/// How a webhook of admission was asked, and what came of it.
+/// The outcome of an admission webhook call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Asked {
-    /// It let the request pass.
-    Passed,
-    /// It refused with this code.
-    Refused(u16),
-    /// It could not be asked, which this code stands for, and the request goes on.
+pub(crate) enum CallOutcome {
+    /// The webhook allowed the request.
+    Allowed,
+    /// The webhook rejected the request with this code.
+    Rejected(u16),
+    /// The call failed with this code, and the failure was ignored.
     FailedOpen(u16),
-    /// It could not be asked, and the request ends.
+    /// The call failed with this code, and the request failed.
     Failed(u16),
-    /// The server itself could not go on with what it said.
-    OwnError,
+    /// The server could not process the webhook's response.
+    ServerError,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Admission {
+struct AdmissionLabels {
     name: Arc<str>,
     r#type: &'static str,
     operation: &'static str,
@@ -59,7 +59,7 @@ struct Admission {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Coded {
+struct RequestLabels {
     name: Arc<str>,
     r#type: &'static str,
     operation: &'static str,
@@ -68,7 +68,7 @@ struct Coded {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Rejection {
+struct RejectionLabels {
     name: Arc<str>,
     r#type: &'static str,
     operation: &'static str,
@@ -77,19 +77,19 @@ struct Rejection {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct FailOpen {
+struct FailOpenLabels {
     name: Arc<str>,
     r#type: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Conversion {
+struct ConversionLabels {
     result: &'static str,
     failure_type: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfDefinition {
+struct DefinitionLabels {
     crd_name: Arc<str>,
     from_version: Arc<str>,
     to_version: Arc<str>,
@@ -102,13 +102,13 @@ type Durations<Labels> = Family<Labels, Histogram, fn() -> Histogram>;
 #[derive(Clone)]
 pub(crate) struct Metrics {
     names: Arc<Mutex<std::collections::BTreeSet<Arc<str>>>>,
-    admission: Durations<Admission>,
-    requests: Family<Coded, Counter>,
-    rejections: Family<Rejection, Counter>,
-    fail_open: Family<FailOpen, Counter>,
-    conversions: Family<Conversion, Counter>,
-    conversion: Durations<Conversion>,
-    definitions: Durations<OfDefinition>,
+    admission: Durations<AdmissionLabels>,
+    requests: Family<RequestLabels, Counter>,
+    rejections: Family<RejectionLabels, Counter>,
+    fail_open: Family<FailOpenLabels, Counter>,
+    conversions: Family<ConversionLabels, Counter>,
+    conversion: Durations<ConversionLabels>,
+    definitions: Durations<DefinitionLabels>,
 }
 
 impl Metrics {
@@ -127,27 +127,31 @@ impl Metrics {
         };
         let mut registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
         let admission = registry.sub_registry_with_prefix("apiserver_admission_webhook");
-        admission.register("admission_duration_seconds", "Time to ask a webhook", metrics.admission.clone());
+        admission.register("admission_duration_seconds", "Duration of webhook calls", metrics.admission.clone());
         admission.register("request", "Requests to webhooks", metrics.requests.clone());
-        admission.register("rejection_count", "Requests that webhooks did not let pass", metrics.rejections.clone());
-        admission.register("fail_open_count", "Webhooks that failed and need not pass", metrics.fail_open.clone());
+        admission.register(
+            "rejection_count",
+            "Requests rejected by webhooks or by their failures",
+            metrics.rejections.clone(),
+        );
+        admission.register("fail_open_count", "Webhook failures that were ignored", metrics.fail_open.clone());
         let conversions = metrics.conversions.clone();
         registry.register("apiserver_conversion_webhook_request", "Requests to conversion webhooks", conversions);
         registry.register(
             "apiserver_conversion_webhook_duration_seconds",
-            "Time to ask a conversion webhook",
+            "Duration of conversion webhook calls",
             metrics.conversion.clone(),
         );
         registry.register(
             "apiserver_crd_conversion_webhook_duration_seconds",
-            "Time to ask a definition's conversion webhook",
+            "Duration of conversion webhook calls by definition",
             metrics.definitions.clone(),
         );
         drop(registry);
         metrics
     }
 
-    /// The name as it is counted.
+    /// The name label, limited in number.
     fn name(&self, name: &str) -> Arc<str> {
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = names.get(name) {
@@ -158,45 +162,52 @@ impl Metrics {
         name
     }
 
-    /// A webhook of admission was asked.
-    pub(crate) fn admission(&self, name: &str, step: Step, operation: &'static str, asked: Asked, took: Duration) {
-        let (name, r#type) = (self.name(name), step.name());
-        let (code, error_type, is_rejected) = match asked {
-            Asked::Passed => (200, "", false),
-            Asked::Refused(code) => (code, "no_error", true),
-            Asked::FailedOpen(code) => (code, "", false),
-            Asked::Failed(code) => (code, "calling_webhook_error", true),
-            Asked::OwnError => (0, "apiserver_internal_error", true),
+    /// Records a call of an admission webhook.
+    pub(crate) fn admission(
+        &self,
+        name: &str,
+        phase: AdmissionPhase,
+        operation: &'static str,
+        outcome: CallOutcome,
+        duration: Duration,
+    ) {
+        let (name, r#type) = (self.name(name), phase.name());
+        let (code, error_type, is_rejected) = match outcome {
+            CallOutcome::Allowed => (200, "", false),
+            CallOutcome::Rejected(code) => (code, "no_error", true),
+            CallOutcome::FailedOpen(code) => (code, "", false),
+            CallOutcome::Failed(code) => (code, "calling_webhook_error", true),
+            CallOutcome::ServerError => (0, "apiserver_internal_error", true),
         };
         let (code, rejected) = (code.min(CODE_MAX), if is_rejected { "true" } else { "false" });
-        let labels = Admission { name: name.clone(), r#type, operation, rejected };
-        self.admission.get_or_create(&labels).observe(took.as_secs_f64());
-        self.requests.get_or_create(&Coded { name: name.clone(), r#type, operation, code, rejected }).inc();
+        let labels = AdmissionLabels { name: name.clone(), r#type, operation, rejected };
+        self.admission.get_or_create(&labels).observe(duration.as_secs_f64());
+        self.requests.get_or_create(&RequestLabels { name: name.clone(), r#type, operation, code, rejected }).inc();
         if is_rejected {
-            let rejection = Rejection { name, r#type, operation, error_type, rejection_code: code };
+            let rejection = RejectionLabels { name, r#type, operation, error_type, rejection_code: code };
             self.rejections.get_or_create(&rejection).inc();
-        } else if matches!(asked, Asked::FailedOpen(_)) {
-            self.fail_open.get_or_create(&FailOpen { name, r#type }).inc();
+        } else if matches!(outcome, CallOutcome::FailedOpen(_)) {
+            self.fail_open.get_or_create(&FailOpenLabels { name, r#type }).inc();
         }
     }
 
-    /// A conversion webhook was asked; `failure` is upstream's name for what went wrong.
+    /// Records a call of a conversion webhook; `failure` is upstream's failure type.
     pub(crate) fn conversion(
         &self,
         (crd_name, from, to): (&Arc<str>, &str, &str),
         failure: Option<&'static str>,
-        took: Duration,
+        duration: Duration,
     ) {
         let result = if failure.is_none() { "success" } else { "failure" };
-        let labels = Conversion { result, failure_type: failure.unwrap_or_default() };
+        let labels = ConversionLabels { result, failure_type: failure.unwrap_or_default() };
         self.conversions.get_or_create(&labels).inc();
-        self.conversion.get_or_create(&labels).observe(took.as_secs_f64());
-        let labels = OfDefinition {
+        self.conversion.get_or_create(&labels).observe(duration.as_secs_f64());
+        let labels = DefinitionLabels {
             crd_name: self.name(crd_name),
             from_version: from.into(),
             to_version: to.into(),
             succeeded: if failure.is_none() { "true" } else { "false" },
         };
-        self.definitions.get_or_create(&labels).observe(took.as_secs_f64());
+        self.definitions.get_or_create(&labels).observe(duration.as_secs_f64());
     }
 }

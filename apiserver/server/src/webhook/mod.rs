@@ -1,30 +1,30 @@
-//! Webhooks: others who are asked about an object over HTTPS, by admission and by conversion alike. What answers badly costs
-//! its own caller a bounded time, and all together a bounded piece of memory.
+//! Calls of admission and conversion webhooks over HTTPS. A bad webhook delays only its own callers, for a bounded
+//! time. All webhooks together use bounded memory.
 
 mod accounts;
-mod answers;
 mod client;
 mod metrics;
+mod responses;
 mod verifier;
 
 use std::sync::Arc;
 
-pub(crate) use self::accounts::{Accounts, Read};
-use self::answers::Room;
-pub(crate) use self::client::{Ask, Client};
-pub use self::client::{Reach, Stream};
-pub(crate) use self::metrics::{Asked, Metrics, Step};
+pub(crate) use self::accounts::{Accounts, ReadFile};
+pub(crate) use self::client::{Client, WebhookRequest};
+pub use self::client::{ServiceDialer, Stream};
+pub(crate) use self::metrics::{AdmissionPhase, CallOutcome, Metrics};
+use self::responses::ResponseBudget;
 
-/// What all who ask webhooks share.
+/// State shared by all webhook calls.
 #[derive(Clone)]
 pub(crate) struct Caller {
-    pub(crate) reach: Arc<dyn Reach>,
+    pub(crate) service_dialer: Arc<dyn ServiceDialer>,
     pub(crate) metrics: Metrics,
-    room: Room,
+    budget: ResponseBudget,
 }
 
 impl Caller {
-    pub(crate) fn new(reach: Arc<dyn Reach>, metrics: Metrics) -> Self {
-        Self { reach, metrics, room: Room::default() }
+    pub(crate) fn new(service_dialer: Arc<dyn ServiceDialer>, metrics: Metrics) -> Self {
+        Self { service_dialer, metrics, budget: ResponseBudget::default() }
     }
 }

@@ -1,5 +1,5 @@
-//! Whose certificate a webhook may show: one that an authority of its `caBundle` has signed, or one that stands in the bundle
-//! itself, as Go's `x509.Certificate.Verify` takes a root that is also the leaf. `openssl req -x509` makes such ones.
+//! Verifies a webhook's certificate: it is signed by an authority of the `caBundle`, or is itself in the bundle. Go's
+//! `x509.Certificate.Verify` also accepts a root as the leaf, and `openssl req -x509` creates such certificates.
 
 use std::sync::Arc;
 
@@ -14,14 +14,14 @@ use crate::auth::tls;
 #[derive(Debug)]
 struct Verifier {
     signed: Arc<WebPkiServerVerifier>,
-    /// Of the bundle.
+    /// The certificates of the bundle.
     trusted: Vec<CertificateDer<'static>>,
 }
 
-/// Takes what these authorities signed, and these certificates.
+/// Accepts certificates signed by the roots, and the trusted certificates themselves.
 ///
 /// # Errors
-/// If there is no authority.
+/// Fails if there is no root.
 pub(super) fn verifier(
     roots: RootCertStore,
     trusted: Vec<CertificateDer<'static>>,
@@ -91,7 +91,7 @@ mod tests {
 
     use super::*;
 
-    /// As `openssl req -x509 -addext subjectAltName=DNS:hook.example` makes it, of the years 2020 to 2029.
+    /// Like `openssl req -x509 -addext subjectAltName=DNS:hook.example`, valid from 2020 to 2029.
     fn own() -> CertificateDer<'static> {
         let mut params = CertificateParams::new(vec!["hook.example".to_owned()]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

@@ -1,14 +1,14 @@
-//! What a plugin is told of a request: upstream's attributes, of subresources with bodies of their own, too.
+//! The request attributes that admission plugins get: upstream's, also for subresources with bodies of their own.
 
 use std::sync::{Arc, Mutex};
 
-use apiserver::admission::{Context, Effects, Plugin, Step};
+use apiserver::admission::{Context, Effects, MaybeReady, Plugin};
 use apiserver::server::Chains;
 use serde_json::{Value, json};
 
 use super::server_with;
 
-/// Writes down what validating admission is asked.
+/// Records the requests of validating admission.
 #[derive(Default)]
 struct Recorder {
     asked: Mutex<Vec<String>>,
@@ -19,7 +19,7 @@ impl Plugin for Recorder {
         "Recorder"
     }
 
-    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, _: &'a mut Effects) -> Step<'a> {
+    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, _: &'a mut Effects) -> MaybeReady<'a> {
         let asked = context.request;
         let kind = |object: &Value| match object["kind"].as_str() {
             Some(kind) => format!("{} {kind}", object["apiVersion"].as_str().unwrap_or_default()),
@@ -40,14 +40,14 @@ impl Plugin for Recorder {
             of.version,
             of.kind,
         ));
-        Step::Done(Ok(()))
+        MaybeReady::Ready(Ok(()))
     }
 }
 
-/// A request, and what a plugin is asked about it.
-type Asked = (&'static str, String, Value, &'static str);
+/// A request, and the attributes that a plugin gets.
+type AdmissionCase = (&'static str, String, Value, &'static str);
 
-fn requests() -> Vec<Asked> {
+fn requests() -> Vec<AdmissionCase> {
     let template = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
     let deployment = json!({"metadata": {"name": "d"},
         "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": template}});

@@ -1,6 +1,6 @@
-//! What upstream v1.36.3 answered to odd requests, asked again here: `answers.jsonl` beside this file. A line is a request
-//! and what counts of its answer: the code, of a failure reason, message and causes, warnings where there are any, and
-//! what the object `shows` at some places.
+//! Upstream v1.36.3's responses to unusual requests, replayed here: `answers.jsonl` beside this file. A line is a
+//! request and the relevant parts of its response: the code, for a failure reason, message and causes, the warnings if
+//! any, and what the object `shows` at some paths.
 
 use axum::body::Body;
 use base64::Engine as _;
@@ -21,7 +21,7 @@ struct Line {
     headers: Vec<(String, String)>,
     #[serde(default)]
     body: String,
-    /// The body where it is no text.
+    /// The body if it is no text.
     #[serde(default)]
     base64: String,
     code: u16,
@@ -33,7 +33,7 @@ struct Line {
     causes: Vec<Value>,
     #[serde(default)]
     warnings: Vec<String>,
-    /// JSON pointers and what stands there; null: nothing.
+    /// JSON pointers and their values; null: absent.
     #[serde(default)]
     shows: Map<String, Value>,
 }

@@ -1,4 +1,4 @@
-//! Managed fields as clients from outside see them, and apply patches: who takes what from whom.
+//! Managed fields as external clients see them, and apply patches: conflicts and transfers between managers.
 
 use axum::body::Body;
 use http::Request;
@@ -84,7 +84,7 @@ async fn managers_are_shown_everywhere_but_to_components() {
     assert_eq!(list["items"][0]["metadata"]["resourceVersion"], made["metadata"]["resourceVersion"]);
     let (_, inside) = outside.server.ask("GET", ONE, &Value::Null).await;
     assert_eq!((inside["data"]["k"].as_str(), inside["metadata"].get("managedFields")), (Some("v"), None));
-    // What a component writes back without them keeps them.
+    // A component's update without managedFields keeps them.
     let (_, put) = outside.server.ask("PUT", ONE, &inside).await;
     assert_eq!(put["metadata"]["resourceVersion"], made["metadata"]["resourceVersion"], "no change is no write");
     let (_, dry) = outside
@@ -109,7 +109,7 @@ async fn appliers_share_conflict_and_take() {
     let (code, taken) = outside.apply("b&force=true", json!({"k": "w"})).await;
     assert_eq!((code, &taken["data"]), (200, &json!({"k": "w"})), "and l, which b alone had, is gone");
     assert_eq!(managers(&taken), [r#"b Apply {"f:data":{"f:k":{}}}"#]);
-    // As kubectl migrates from client-side apply.
+    // As in kubectl's migration from client-side apply.
     let moved = json!([{"manager": "c", "operation": "Apply", "apiVersion": "v1", "fieldsType": "FieldsV1",
         "fieldsV1": {"f:data": {"f:k": {}}}}]);
     let version = &taken["metadata"]["resourceVersion"];
@@ -118,7 +118,7 @@ async fn appliers_share_conflict_and_take() {
     let (code, migrated) = outside.ask("PATCH", ONE, "application/json-patch+json", &patch).await;
     assert_eq!((code, managers(&migrated)), (200, vec![r#"c Apply {"f:data":{"f:k":{}}}"#.to_owned()]), "{migrated}");
     assert_eq!(outside.ask("PATCH", ONE, "application/json-patch+json", &patch).await.0, 409);
-    // And another patch leaves them.
+    // And another patch keeps them.
     let (_, patched) = outside.ask("PATCH", ONE, "application/merge-patch+json", &json!({"data": {"m": "v"}})).await;
     assert_eq!(managers(&patched).len(), 2);
 }
@@ -186,7 +186,7 @@ async fn a_custom_scale_is_managed_where_its_path_leads_and_a_status_is_nothing_
     let list = outside.get("/apis/example.com/v1/things").await;
     assert_eq!(list["metadata"]["continue"], "", "as upstream prints what is no struct: {list}");
     let version = outside.get(one).await["metadata"]["resourceVersion"].clone();
-    // As kubectl migrates from client-side apply: who is sent manages, of custom objects, too.
+    // As in kubectl's migration from client-side apply: an empty entry resets the managers, also of custom objects.
     let patch = json!([{"op": "replace", "path": "/metadata/managedFields", "value": [{}]}]);
     let (code, said) = outside.ask("PATCH", one, "application/json-patch+json", &patch).await;
     assert_eq!((code, managers(&said)), (200, vec![]), "{said}");
@@ -194,7 +194,7 @@ async fn a_custom_scale_is_managed_where_its_path_leads_and_a_status_is_nothing_
     let (code, said) = outside.ask("PATCH", &format!("{one}?fieldManager=a"), APPLY, &body).await;
     let conflict =
         "Apply failed with 1 conflict: conflict with \"before-first-apply\" using example.com/v1: .spec.size.count";
-    assert_eq!((code, said["message"].as_str()), (409, Some(conflict)), "nobody is known that is in the way: {said}");
+    assert_eq!((code, said["message"].as_str()), (409, Some(conflict)), "the conflict names no manager: {said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

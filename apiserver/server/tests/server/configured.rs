@@ -1,4 +1,4 @@
-//! Admission plugins that a file configures: as whom webhooks are asked, and what a quota has to cover.
+//! Admission plugins with a configuration file: the identity for webhooks, and the resources that a quota must cover.
 
 use std::path::Path;
 

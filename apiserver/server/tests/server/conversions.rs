@@ -1,5 +1,5 @@
-//! Conversion webhooks that answer well and badly: reads, writes, lists and watches of a custom resource in a version that is
-//! not the stored one.
+//! Conversion webhooks with good and bad responses: reads, writes, lists and watches of a custom resource in a version
+//! that is not the stored one.
 
 use super::webhooks::{Hooks, hooks};
 use super::*;
@@ -13,7 +13,7 @@ const V2: &str = "/apis/example.com/v2/namespaces/default/things";
 fn converted(old: &Value, api_version: &Value) -> Value {
     let mut new = old.clone();
     new["apiVersion"] = api_version.clone();
-    // What is pruned on the way to a merge may have none.
+    // An object that is pruned before a merge may have no spec.
     let Some(spec) = new["spec"].as_object_mut() else { return new };
     if let Some(size) = spec.remove("size") {
         spec.insert("sizes".into(), json!([size]));
@@ -23,7 +23,7 @@ fn converted(old: &Value, api_version: &Value) -> Value {
     new
 }
 
-/// What the hook at a path answers to a review.
+/// The response of the hook at a path to a review.
 pub(super) fn answered(path: &str, review: &Value) -> Value {
     let request = &review["request"];
     let objects = request["objects"].as_array().unwrap();
@@ -69,7 +69,7 @@ fn definition(hooks: &Hooks, path: &str, bundle: &str) -> Value {
                 "webhook": {"conversionReviewVersions": ["v1"], "clientConfig": client}}}})
 }
 
-/// Of v2 where its spec is.
+/// A thing in v2, with an empty spec.
 fn thing(name: &str, spec: Value) -> Value {
     let version = if spec["sizes"].is_null() { "v1" } else { "v2" };
     json!({"apiVersion": format!("example.com/{version}"), "kind": "Thing", "metadata": {"name": name, "labels": {"k": "v"}}, "spec": spec})
@@ -86,7 +86,7 @@ impl Server {
             self.ask("PUT", DEFINITION, &wanted).await
         };
         assert!(code < 300, "{answer}");
-        // Its short name tells that it counts.
+        // The short name shows that the definition is served.
         let deadline = tokio::time::Instant::now() + WAIT;
         loop {
             let served = self.ask("GET", "/apis/example.com/v2", &Value::Null).await.1;
@@ -99,7 +99,7 @@ impl Server {
     }
 }
 
-/// Paths of what the hook was asked for, and of how many objects.
+/// The paths of the hook's requests, and their numbers of objects.
 fn asked(hooks: &Hooks) -> Vec<(String, usize)> {
     let reviews = std::mem::take(&mut *hooks.reviews.lock().unwrap());
     let count = |review: &Value| review["request"]["objects"].as_array().unwrap().len();
@@ -135,7 +135,7 @@ async fn hooks_and_policies_of_another_version_see_objects_converted() {
     let why = refused["message"].as_str().unwrap_or_default();
     assert!(code == 422 && why.contains("failed expression: object.spec.sizes[0] < 7"), "{refused}");
     assert_eq!(server.ask("POST", V1, &thing("c", json!({"size": 6}))).await.0, 201);
-    // Who can't be shown an object isn't passed by.
+    // An object whose conversion fails is not skipped.
     server.defined(&hooks, "/failure", &hooks.ca).await;
     let (code, refused) = server.ask("POST", V1, &thing("d", json!({"size": 6}))).await;
     let why = refused["message"].as_str().unwrap_or_default();
@@ -147,7 +147,7 @@ async fn objects_are_shown_and_taken_in_every_version() {
     let (server, hooks) = (server().await, hooks().await);
     server.defined(&hooks, "/good", &hooks.ca).await;
     assert_eq!(server.ask("POST", V1, &thing("a", json!({"size": 1}))).await.0, 201);
-    assert_eq!(asked(&hooks), [], "what is stored as it comes asks nobody");
+    assert_eq!(asked(&hooks), [], "an object in the stored version needs no conversion");
     let (code, made) = server.ask("POST", V2, &thing("b", json!({"sizes": [2]}))).await;
     assert_eq!((code, &made["spec"]), (201, &json!({"sizes": [2]})), "{made}");
     let (_, shown) = server.ask("GET", &format!("{V1}/b"), &Value::Null).await;
@@ -164,14 +164,14 @@ async fn objects_are_shown_and_taken_in_every_version() {
         assert_eq!(server.ask("POST", V1, &thing(&format!("c{at}"), json!({"size": at}))).await.0, 201);
         assert_eq!(watch.next().await.unwrap().1, format!("c{at}"));
     }
-    // Each event was converted once for the watch, and that is what a list has.
+    // Each event was converted once for the watch, and the list uses the same results.
     assert_eq!(asked(&hooks).iter().map(|(_, count)| count).sum::<usize>(), 251, "with b");
     let (code, list) = server.ask("GET", V2, &Value::Null).await;
     let items = list["items"].as_array().unwrap();
     assert_eq!((code, items.len()), (200, 252));
     assert!(items.iter().all(|item| item["spec"]["sizes"].is_array()), "{list}");
     assert_eq!(asked(&hooks), []);
-    // Another definition: all are asked for anew, a hundred at once.
+    // Another definition: all objects are converted again, a hundred per request.
     server.defined(&hooks, "/again", &hooks.ca).await;
     assert_eq!(server.ask("GET", V2, &Value::Null).await.0, 200);
     let counts: Vec<usize> = asked(&hooks).into_iter().map(|(_, count)| count).collect();
@@ -183,7 +183,7 @@ async fn objects_are_shown_and_taken_in_every_version() {
     assert_eq!(server.ask("DELETE", &format!("{V2}/a"), &Value::Null).await.0, 200);
 }
 
-/// Who manages which fields of the spec, in which version.
+/// The managers of the spec's fields, with their versions.
 fn managers(object: &Value) -> Vec<(String, String, Vec<String>)> {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let entries = object["metadata"]["managedFields"].as_array().unwrap().iter();
@@ -203,13 +203,13 @@ async fn who_applies_in_another_version_keeps_what_is_his_and_takes_what_is_not(
         outside.ask("PATCH", &path, "application/apply-patch+yaml", &thing("a", spec)).await
     };
     assert_eq!(apply(V1, "one", json!({"size": 1, "unit": "k"}), "").await.0, 201);
-    // The same manager, in another version: what it says now is there, and what it says no more is not.
+    // The same manager, in another version: its new fields are set, and those that it no longer applies are removed.
     let (code, applied) = apply(V2, "one", json!({"sizes": [2], "lost": "y"}), "").await;
     assert_eq!((code, &applied["spec"]["sizes"]), (200, &json!([2])), "{applied}");
     assert_eq!(managers(&applied), [("one".into(), "v2".into(), vec!["f:lost".into(), "f:sizes".into()])]);
     let (_, shown) = outside.ask("GET", &format!("{V1}/a"), "", &Value::Null).await;
     assert_eq!(shown["spec"]["size"], 2, "{shown}");
-    // Another one sees that it would take it away, in whatever version it speaks.
+    // Another manager gets a conflict, whatever version it uses.
     let (code, refused) = apply(V1, "two", json!({"size": 3}), "").await;
     let why = refused["message"].as_str().unwrap();
     assert!(code == 409 && why.contains("conflict with \"one\": .spec.sizes"), "{code} {refused}");
@@ -229,7 +229,7 @@ async fn who_applies_in_another_version_keeps_what_is_his_and_takes_what_is_not(
         !owned.iter().any(|(manager, _, fields)| manager == "two" && fields.contains(&"f:size".into())),
         "{owned:?}"
     );
-    // A webhook that can't tell: nobody's fields are guessed.
+    // The webhook fails: no manager's fields are guessed.
     outside.server.defined(&hooks, "/failure", &hooks.ca).await;
     let (code, refused) = apply(V1, "two", json!({"size": 5}), "&force=true").await;
     assert!(code == 500 && refused["message"].as_str().unwrap().contains("not today"), "{refused}");
@@ -279,7 +279,7 @@ async fn hooks_that_fail_are_named_and_harm_nobody() {
     ];
     for (path, why) in rows {
         server.defined(&hooks, path, &hooks.ca).await;
-        // All but one answer at once, however slowly here.
+        // All but one respond at once, however slow this machine is.
         let patience = if path == "/never" { "1s" } else { "30s" };
         let asking = {
             let server = server.clone();
@@ -291,7 +291,7 @@ async fn hooks_that_fail_are_named_and_harm_nobody() {
         let message = refused["message"].as_str().unwrap();
         let who = "conversion webhook for example.com/v1, Kind=Thing ";
         let is_named = message.starts_with(who) && message.contains(why);
-        // On a machine that is slow enough, the request's own end comes first.
+        // On a slow machine, the request times out first.
         let is_late = code == 504 && path == "/never";
         assert!(is_late || (code == 500 && is_named), "{path}: {code} {message}");
         let (code, refused) = server.ask("GET", &format!("{V2}?timeout={patience}"), &Value::Null).await;
@@ -305,11 +305,11 @@ async fn hooks_that_fail_are_named_and_harm_nobody() {
     let mut watch = server.watch(&format!("{V2}?watch=1&resourceVersion={now}")).await;
     assert_eq!(server.ask("POST", V1, &thing("c", json!({"size": 1}))).await.0, 201);
     assert_eq!(watch.next().await.unwrap().0, "ERROR");
-    assert_eq!(watch.next().await, None, "what it can't show ends it");
+    assert_eq!(watch.next().await, None, "a failed conversion ends the watch");
     server.defined(&hooks, "/good", "").await;
     let (code, refused) = server.ask("GET", &format!("{V2}/a"), &Value::Null).await;
     assert!(code == 500 && refused["message"].as_str().unwrap().contains("names no caBundle"), "{refused}");
-    // Another path, and so another short name: what it is known to be served by.
+    // Another path has another short name, by which it is recognized once it is served.
     server.defined(&hooks, "/well", &hooks.ca).await;
     assert_eq!(
         server.ask("GET", &format!("{V2}/a"), &Value::Null).await.0,

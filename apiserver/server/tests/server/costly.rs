@@ -1,4 +1,4 @@
-//! Rules that cost as much as they may, and a neighbour who has nothing to do with them.
+//! Rules at the cost limit, and another user's requests beside them.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use super::*;
 const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 const HEAVIES: &str = "/apis/example.com/v1/namespaces/default/heavies";
 
-/// Each rule loops within a loop until its cost is as high as one may get.
+/// Each rule is a nested loop whose cost is just below the limit.
 fn definition() -> Value {
     let list = json!({"type": "array", "items": {"type": "integer"}, "maxItems": 1000});
     let rule = |n: usize| json!({"rule": format!("self.all(x, self.all(y, x + y >= -{n}))"), "message": "never"});
@@ -25,7 +25,7 @@ fn definition() -> Value {
                 "schema": {"openAPIV3Schema": {"type": "object", "properties": lists}}}]}})
 }
 
-/// One thread serves everybody. Without turns of their own the rules would hold it until they are through.
+/// One worker serves all requests. Without the fair queue, the rules would block it until they end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_neighbour_is_answered_while_rules_are_costly() {
     let server = Arc::new(server().await);
@@ -53,7 +53,7 @@ async fn a_neighbour_is_answered_while_rules_are_costly() {
             costly.is_finished()
         }
     });
-    assert!(!neighbour.await.unwrap(), "answered while the rules are at it");
+    assert!(!neighbour.await.unwrap(), "answered while the rules run");
     let (code, made) = costly.await.unwrap();
     assert_eq!(code, 201, "{made}");
 }
@@ -61,14 +61,14 @@ async fn a_neighbour_is_answered_while_rules_are_costly() {
 const POLICIES: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
 const BINDINGS: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings";
 
-/// What is deleted has policies, too, and so has what is never stored.
+/// Deletes and virtual objects are checked by policies, too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_neighbour_is_answered_while_policies_of_deletes_and_tokens_are_costly() {
     let server = Arc::new(server().await);
     let map =
         json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": {"k": "x".repeat(400)}});
     assert_eq!(server.ask("POST", "/api/v1/namespaces/default/configmaps", &map).await.0, 201);
-    // As many turns as its cost allows, of what is there.
+    // As many iterations over the existing object as the cost limit allows.
     let digits = "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]";
     let slow = format!(
         "{digits}.all(a, {digits}.all(b, {digits}.all(c, {digits}.all(d, {digits}.all(e, a + b + c + d + e >= 0)))))"
@@ -103,7 +103,7 @@ async fn a_neighbour_is_answered_while_policies_of_deletes_and_tokens_are_costly
                 costly.is_finished()
             }
         });
-        assert!(!neighbour.await.unwrap(), "answered while {verb} is at it");
+        assert!(!neighbour.await.unwrap(), "answered while {verb} runs");
         let (code, answer) = costly.await.unwrap();
         assert_eq!(code, wanted, "{answer}");
     }

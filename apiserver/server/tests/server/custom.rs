@@ -1,4 +1,4 @@
-//! Custom resources and their definitions: answers that were found to differ from upstream's.
+//! Custom resources and their definitions: responses that were found to differ from upstream's.
 
 use super::*;
 
@@ -19,7 +19,7 @@ fn thing(spec: &Value) -> Value {
 }
 
 impl Server {
-    /// The code, the warnings' texts, and the answer.
+    /// The code, the texts of the warnings, and the response.
     async fn warned(&self, method: &str, path: &str, body: &Value) -> (u16, Vec<String>, Value) {
         let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
         let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
@@ -32,7 +32,7 @@ impl Server {
         (code, warnings, serde_json::from_slice(&bytes).unwrap_or_default())
     }
 
-    /// Serves things with such a spec.
+    /// Serves things with this spec.
     async fn serve_things(&self, spec: &Value) {
         let (code, answer) = self.ask("POST", DEFINITIONS, &definition(spec)).await;
         assert_eq!(code, 201, "{answer}");
@@ -68,7 +68,7 @@ async fn a_rule_that_an_unchanged_part_breaks_warns() {
     let path = format!("{DEFINITIONS}/things.c.example.com");
     let (code, answer) = server.ask("PATCH", &path, &json!({"spec": {"versions": versions}})).await;
     assert_eq!(code, 200, "{answer}");
-    // The new schema counts once it refuses.
+    // The new schema is in use once it rejects.
     let change = |spec: Value| json!({"spec": spec});
     let later = tokio::time::timeout(WAIT, async {
         while server.ask("PATCH", &format!("{one}?dryRun=All"), &change(json!({"n": 8}))).await.0 != 422 {
@@ -82,14 +82,14 @@ async fn a_rule_that_an_unchanged_part_breaks_warns() {
     };
     let small = "299 - \"spec.n: Invalid value: 9: n is small\"";
     let item = "299 - \"spec.list[0]: Invalid value: 7: items are small\"";
-    // What is not let pass: a rule about the change, one that can't be evaluated, and a part with what no schema knows.
+    // Rejected: a transition rule, a rule that can't be evaluated, and a part with a field outside the schema.
     let (code, warnings, answer) = server.warned("PATCH", &one, &change(json!({"free": "b"}))).await;
     assert_eq!((code, causes(&answer)), (422, ["spec.broken", "spec.once", "spec.open"].map(str::to_owned).into()));
     assert_eq!(warnings, [item, small]);
     let (code, warnings, answer) =
         server.warned("PATCH", &one, &change(json!({"free": "b", "once": "y", "broken": 1, "open": null}))).await;
     assert_eq!((code, warnings), (200, vec![item.to_owned(), small.to_owned()]), "{answer}");
-    // The items of a list without keys are as they were while the whole list is.
+    // The items of a list without keys are unchanged only if the whole list is.
     let (code, warnings, answer) = server.warned("PATCH", &one, &change(json!({"once": "z", "list": [7]}))).await;
     assert_eq!((code, causes(&answer)), (422, vec!["spec.list[0]".to_owned()]), "{answer}");
     assert_eq!(warnings, [small]);
@@ -126,7 +126,7 @@ async fn methods_of_custom_resources_are_refused_as_their_handler_refuses() {
             assert_eq!((&details["group"], &details["kind"]), (&json!("c.example.com"), &json!("things")));
         }
     }
-    // By the verb, this is a create.
+    // By its verb, this is a create.
     let mut other = thing(&json!({}));
     other["metadata"]["name"] = json!("b");
     let (code, answer) = server.ask("POST", &format!("{ALL}/c"), &other).await;
@@ -148,7 +148,7 @@ async fn a_definition_shows_the_list_of_versions_that_it_was_given() {
     }
 }
 
-/// Upstream answers a first delete with the definition as it is marked, and so each one until it goes.
+/// Upstream responds to each delete with the marked definition until it is removed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_definition_that_waits_for_its_finalizer_is_what_a_delete_answers() {
     let server = server().await;
@@ -163,7 +163,7 @@ async fn a_definition_that_waits_for_its_finalizer_is_what_a_delete_answers() {
     }
 }
 
-/// Upstream answers 500 where the version is no number; what a client wrote wrong is 400 here (docs/compatibility.md).
+/// Upstream responds with 500 to a version that is no number; here a client's mistake is 400 (docs/compatibility.md).
 #[tokio::test(flavor = "multi_thread")]
 async fn an_update_whose_version_is_no_number_is_a_bad_request() {
     let server = server().await;

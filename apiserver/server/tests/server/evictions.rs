@@ -1,4 +1,4 @@
-//! Evictions: what a budget allows goes, what it doesn't stays, and each is counted once.
+//! Evictions: allowed ones delete the pod, denied ones don't, and each is counted once.
 
 use serde_json::{Value, json};
 
@@ -87,7 +87,7 @@ async fn budgets_that_are_not_looked_at_yet_or_are_two_let_nothing_go() {
     let second = json!({"metadata": {"name": "c"}, "spec": {"selector": {}}});
     assert_eq!(server.ask("POST", BUDGETS, &second).await.0, 201);
     let (code, failed) = server.evict("p", "", json!({})).await;
-    // As upstream: clients that evict stop there, as time won't mend it.
+    // As upstream: clients that evict stop here, as a retry doesn't help.
     assert_eq!((code, &failed["code"], &failed["status"]), (500, &json!(500), &json!("Failure")));
     assert_eq!(server.get(&format!("{PODS}/p")).await["metadata"].get("deletionTimestamp"), None);
 }

@@ -1,4 +1,4 @@
-//! What the API server takes by its feature gates.
+//! The effect of feature gates on the API server.
 
 use super::*;
 

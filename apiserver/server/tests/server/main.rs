@@ -1,4 +1,4 @@
-//! The assembled server, asked in process: what only shows when all stages stand together.
+//! Tests of the assembled server in process: behaviour that spans its stages.
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
@@ -122,7 +122,7 @@ struct Watch {
 }
 
 impl Watch {
-    /// The next event's type, name and version; `None`: the watch has ended.
+    /// The type, name and version of the next event; `None` at the end of the watch.
     async fn next(&mut self) -> Option<(String, String, String)> {
         loop {
             if let Some(end) = self.rest.iter().position(|b| *b == b'\n') {
@@ -184,7 +184,7 @@ async fn pages_are_of_one_moment() {
         let (code, page) = server.ask("GET", &path, &Value::Null).await;
         assert_eq!(code, 200);
         names.extend(page["items"].as_array().unwrap().iter().map(|i| i["metadata"]["name"].clone()));
-        // What happens between pages doesn't show.
+        // Changes between pages don't show.
         server.ask("DELETE", &format!("{MAPS}/m{:02}", 24 - names.len() / 7), &Value::Null).await;
         server.ask("POST", MAPS, &json!({"metadata": {"generateName": "n"}})).await;
         match page["metadata"]["continue"].as_str() {
@@ -195,7 +195,7 @@ async fn pages_are_of_one_moment() {
     assert_eq!(names, (0..25).map(|i| json!(format!("m{i:02}"))).collect::<Vec<_>>());
 }
 
-/// Lists that are made piece by piece say the same as small ones, in every form.
+/// Lists that are serialized piece by piece equal small ones, in every form.
 #[tokio::test(flavor = "multi_thread")]
 async fn large_lists_are_whole_in_every_form() {
     let server = server().await;
@@ -258,7 +258,7 @@ async fn what_history_has_forgotten_is_gone_and_says_how_to_go_on() {
     cache.store().compact(cache.revision()).await.unwrap();
     let (code, gone) = server.ask("GET", &format!("{MAPS}?limit=2&continue={token}"), &Value::Null).await;
     assert_eq!((code, gone["reason"].as_str()), (410, Some("Expired")));
-    // The new token goes on at what is there now.
+    // The new token continues at the current state.
     let token = gone["metadata"]["continue"].as_str().unwrap();
     let (code, rest) = server.ask("GET", &format!("{MAPS}?limit=9&continue={token}"), &Value::Null).await;
     let names: Vec<&str> =
@@ -302,7 +302,7 @@ async fn no_name_hides_from_lists_and_ends_of_namespaces() {
         let mut expected = names;
         expected.sort_unstable();
         assert_eq!(listed(path).await, expected);
-        // Page by page, over the name that nothing comes after.
+        // Page by page, past the last possible name.
         let mut paged = Vec::new();
         let mut token = String::new();
         loop {
@@ -317,7 +317,7 @@ async fn no_name_hides_from_lists_and_ends_of_namespaces() {
             }
         }
         assert_eq!(paged, expected);
-        // What ends a namespace: everything is deleted, and nothing is left.
+        // Deleting all objects, as at the end of a namespace, leaves nothing.
         assert_eq!(server.ask("DELETE", path, &Value::Null).await.0, 200);
         assert_eq!(listed(path).await, [""; 0]);
     }
@@ -357,7 +357,7 @@ async fn nobody_overwrites_anybody() {
         let (server, path) = (server.clone(), path.clone());
         tokio::spawn(async move {
             for round in 0..ROUNDS {
-                // A patch of its own key always goes through; a count needs a version and is tried again.
+                // A patch of its own key always succeeds; a counter needs a version and is retried.
                 let own = json!({"data": {format!("w{w}"): round.to_string()}});
                 assert_eq!(server.ask("PATCH", &path, &own).await.0, 200);
                 loop {
@@ -491,12 +491,12 @@ async fn slow_bodies_of_one_user_keep_no_seats_from_others() {
         sender.unbounded_send(Ok("{\"metadata\":".into())).unwrap();
         slow.push((n, sender, post("slow", Body::from_stream(receiver))));
     }
-    // More of them than there are seats: their beginnings are read before anybody else asks.
+    // More than the in-flight limit: the beginnings of their bodies have arrived before other requests start.
     for n in 0..20 {
         let body = json!({"metadata": {"name": format!("quick-{n}")}}).to_string();
         assert_eq!(post("quick", Body::from(body)).await.unwrap(), 201);
     }
-    // They all come to their end, a part of them at once.
+    // All of them complete, some at once.
     for (n, sender, answer) in slow {
         sender.unbounded_send(Ok(format!("{{\"name\":\"slow-{n}\"}}}}").into())).unwrap();
         drop(sender);
@@ -556,7 +556,7 @@ proptest! {
         request.extensions_mut().insert(admin());
         let response = runtime.block_on(server.send(request));
         let code = response.status().as_u16();
-        // 504 is for a version that isn't reached.
+        // 504 is for a revision that isn't reached.
         prop_assert!(code < 500 || code == 504, "{method} {path}?{query} {body}: {code}");
     }
 }

@@ -1,4 +1,4 @@
-//! Pages that clients keep: who has the newest one already is told so, and gets nothing.
+//! Cacheable documents: a client that has the current one gets 304 without a body.
 
 use axum::body::Body;
 use http::Request;
@@ -9,7 +9,7 @@ use super::{Server, admin, server};
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
 impl Server {
-    /// The code, the tag and the body's length of a page, for who has the one with this tag.
+    /// The code, the ETag and the body's length, for a client that has the document with this ETag.
     async fn page(&self, path: &str, tag: Option<&str>) -> (u16, String, usize) {
         let accept = if path.starts_with("/openapi") { "application/json" } else { AGGREGATED };
         let mut request = Request::get(path).header("accept", accept);

@@ -85,7 +85,7 @@ async fn policies_see_who_manages_what_they_ask_for() {
     let map = json!({"metadata": {"name": "a"}, "data": {"a": "a"}});
     let (code, answer) = server.ask("POST", &format!("{MAPS}?fieldManager=me"), &map).await;
     assert_eq!(code, 201, "{answer}");
-    // Of what is there it is known, too.
+    // It also sees existing objects.
     assert_eq!(server.ask("PATCH", &format!("{MAPS}/a"), &json!({"data": {"a": "b"}})).await.0, 200);
 }
 
@@ -102,7 +102,7 @@ async fn what_does_not_fit_the_schema_is_refused_by_its_path() {
 #[tokio::test(flavor = "multi_thread")]
 async fn policies_change_what_others_then_see() {
     let server = server().await;
-    // The first one sees what the second one adds, as it wants to be asked again.
+    // The first policy sees the second one's change, as it requests reinvocation.
     let label =
         "Object{metadata: Object.metadata{labels: {'first': has(object.metadata.annotations) ? 'seen' : 'unseen'}}}";
     let spec = json!({"reinvocationPolicy": "IfNeeded", "mutations": [apply(label)]});
@@ -224,7 +224,7 @@ async fn no_policy_is_asked_about_reviews_and_all_about_webhooks() {
     let mut other = policy.clone();
     other["metadata"]["name"] = json!("other");
     let (code, answer) = server.ask("POST", &format!("{GROUP}/validatingadmissionpolicies"), &other).await;
-    assert_eq!(code, 201, "who is locked out by a policy can mend it: {answer}");
+    assert_eq!(code, 201, "a locked-out user can repair the policy: {answer}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,4 @@
-//! Quotas hold while many write at once.
+//! Quotas hold under concurrent writes.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What users may not reach by a way round: through policies, through roles.
+//! Privilege escalation: users must not gain access indirectly, through policies or roles.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -101,7 +101,7 @@ async fn the_right_to_escalate_by_name_is_of_what_the_path_names() {
     let user = server.grant("user", rules).await;
     let all = json!([{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]);
     let role = |name: &str| json!({"metadata": {"name": name}, "rules": all});
-    // As with every other verb, a create in a collection is of no name.
+    // As for every other verb, a create in a collection has no name.
     assert_eq!(server.ask_as(user.clone(), "POST", &format!("{RBAC}/clusterroles"), &role("mine")).await.0, 403);
     let (code, answer) = server.ask_as(user.clone(), "PUT", &format!("{RBAC}/clusterroles/mine"), &role("mine")).await;
     assert_eq!(code, 201, "{answer}");

@@ -1,4 +1,4 @@
-//! Webhooks that answer well and badly: a server of their own, with an authority of its own.
+//! Webhooks with good and bad responses: a server of their own, with a certificate authority of its own.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use futures::stream;
 
 use super::*;
 
-/// What hooks were asked.
+/// The reviews that the hooks received.
 pub(super) type Reviews = Arc<Mutex<Vec<Value>>>;
 
 pub(super) struct Hooks {
@@ -31,7 +31,7 @@ fn patch(operations: &Value) -> Value {
     json!({"allowed": true, "patchType": "JSONPatch", "patch": STANDARD.encode(operations.to_string())})
 }
 
-/// What the hook at a path says to a review.
+/// The response of the hook at a path to a review.
 fn said(path: &str, request: &Value) -> Value {
     let labels = |add: Value| patch(&json!([{"op": "add", "path": "/metadata/labels", "value": add}]));
     match path {
@@ -182,7 +182,7 @@ async fn deletes_ask_about_what_is_there() {
     assert_eq!(server.ask("POST", CONFIGS, &named("c")).await.0, 201);
     server.hooked("Mutating", "m", vec![hooks.hook("/deny", "configmaps")]).await;
     assert_eq!(server.ask("DELETE", &format!("{CONFIGS}/missing"), &Value::Null).await.0, 404);
-    assert_eq!(hooks.asked(), [], "nobody is asked whether what isn't there may go");
+    assert_eq!(hooks.asked(), [], "deleting an absent object calls no webhook");
     assert_eq!(server.ask("DELETE", &format!("{CONFIGS}/c"), &Value::Null).await.0, 403);
     assert_eq!(hooks.asked(), [("/deny".to_owned(), "DELETE".to_owned())]);
 }

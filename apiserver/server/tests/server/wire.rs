@@ -1,4 +1,4 @@
-//! Answers in protobuf: the same as in JSON, for who takes nothing else.
+//! Responses in protobuf: equal to those in JSON, for clients that accept nothing else.
 
 use axum::body::Body;
 use futures::StreamExt as _;
@@ -51,7 +51,7 @@ async fn protobuf_says_what_json_says() {
     }
     server.check_same(maps, PARTIAL).await;
     server.check_same(&one, &PARTIAL.replace("List", "")).await;
-    // Failures, too; what has no message is another form's or refused.
+    // Failures, too; a type without a message is sent in another form or rejected.
     server.check_same("/api/v1/namespaces/none", "").await;
     let (code, media, _) = server.get_as("/version", PROTOBUF).await;
     assert_eq!((code, media.as_str()), (406, PROTOBUF));

@@ -1,4 +1,4 @@
-//! Writes whose answers were found to differ from a running upstream's.
+//! Writes whose responses were found to differ from a running upstream's.
 
 use super::*;
 
@@ -60,7 +60,7 @@ async fn the_status_of_a_policy_is_conditions_and_no_metadata() {
         (422, &json!("status.conditions[0].type")),
         "{answer}"
     );
-    // What is wrong with metadata is told once, and all of it is looked at.
+    // All errors in metadata are found, and each is reported once.
     let (code, answer) = server.ask("PATCH", &one, &json!({"metadata": {"uid": "x"}})).await;
     assert_eq!((code, answer["details"]["causes"].as_array().unwrap().len()), (422, 1), "{answer}");
     let (code, answer) = server.ask("PATCH", &one, &json!({"metadata": {"generateName": "Bad_"}})).await;

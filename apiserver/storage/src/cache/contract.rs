@@ -1,5 +1,5 @@
-//! The store's contract, kept by what the server really reads: a store behind the watch cache, fed before it acknowledges or
-//! after. Reads ask whether the cache is current, as the registry does before it decides from what is not there.
+//! Runs the store's contract on the reads of the server: a store behind the watch cache, which is fed before or after
+//! the acknowledgement. Reads sync the cache first, as the registry does before it relies on an absent object.
 
 use std::sync::{Arc, Mutex};
 
@@ -15,10 +15,10 @@ use crate::store::{
     Change, Current, Entry, History, Outcome, Range, Record, Revision, Sink, Store, StoreError, Txn, Watch, prefix_end,
 };
 
-/// A watch cache as a store.
-struct Behind(Arc<WatchCache>);
+/// A watch cache as a [`Store`].
+struct CacheStore(Arc<WatchCache>);
 
-impl Behind {
+impl CacheStore {
     async fn open(store: Arc<dyn Store>) -> Arc<dyn Store> {
         let resources = WATCHED.map(|prefix| Resource::plain(StoragePrefix::new(prefix)));
         Arc::new(Self(WatchCache::open(store, resources.into()).await.unwrap()))
@@ -43,10 +43,10 @@ fn failed(error: VersionError) -> StoreError {
     }
 }
 
-/// One open watch of the cache.
-struct Following(Mutex<CacheWatch>);
+/// An open watch of the cache.
+struct CacheStoreWatch(Mutex<CacheWatch>);
 
-impl History for Following {
+impl History for CacheStoreWatch {
     fn since(&self, _: &str, after: Revision, most: usize) -> Result<(Vec<Change>, Revision), StoreError> {
         let mut watch = self.0.lock().unwrap();
         let mut changes = Vec::new();
@@ -64,7 +64,7 @@ impl History for Following {
 }
 
 #[async_trait]
-impl Store for Behind {
+impl Store for CacheStore {
     fn revision(&self) -> Revision {
         self.0.revision()
     }
@@ -109,7 +109,7 @@ impl Store for Behind {
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
         let watch = self.0.watch(prefix, Some(from), Selectors::default()).map_err(failed)?;
-        Ok(Watch::new(Arc::new(Following(Mutex::new(watch))), self.0.moved.subscribe(), prefix, from))
+        Ok(Watch::new(Arc::new(CacheStoreWatch(Mutex::new(watch))), self.0.published.subscribe(), prefix, from))
     }
 
     async fn feed(&self, _: Arc<dyn Sink>) -> Result<(), StoreError> {
@@ -127,11 +127,11 @@ impl Store for Behind {
 
 #[tokio::test]
 async fn a_cache_that_is_fed_first_keeps_the_contract() {
-    contract::read_and_written(&|env| Box::pin(Behind::open(Arc::new(MemoryStore::new(env))))).await;
+    contract::read_and_written(&|env| Box::pin(CacheStore::open(Arc::new(MemoryStore::new(env))))).await;
 }
 
 #[tokio::test]
 async fn a_cache_that_hears_later_keeps_the_contract() {
     let late = |env| Arc::new(LateStore::new(Arc::new(MemoryStore::new(env))));
-    contract::read_and_written(&|env| Box::pin(Behind::open(late(env)))).await;
+    contract::read_and_written(&|env| Box::pin(CacheStore::open(late(env)))).await;
 }

@@ -1,4 +1,4 @@
-//! How many objects a resource has now, in all and by namespace: a page says how many follow it without walking them.
+//! The number of objects of a resource, in all and by namespace, so that `remainingItemCount` needs no iteration.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ pub(super) struct Counts {
     namespaces: HashMap<Box<str>, u64>,
 }
 
-/// The namespace of a key, where it has one.
+/// The namespace of a key; `None` for a cluster-wide resource.
 fn namespace<'a>(resource: &Resource, key: &'a str) -> Option<&'a str> {
     Some(resource.prefix.name_of(key)?.namespace).filter(|namespace| !namespace.is_empty())
 }
@@ -37,7 +37,7 @@ impl Counts {
         }
     }
 
-    /// Objects below the resource's prefix, or one with a namespace; `None`: another prefix.
+    /// The number of objects below the resource's prefix, or below a namespace's; `None` for another prefix.
     pub(super) fn below(&self, resource: &Resource, prefix: &str) -> Option<u64> {
         match resource.prefix.namespace_of(prefix)? {
             "" => Some(self.all),

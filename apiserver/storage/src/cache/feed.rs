@@ -1,63 +1,64 @@
-//! The cache's end of the store's feed. Called by the store's writer: what is read out of objects is read before the cache's
-//! lock is taken, which everybody's reads wait for.
+//! The watch cache's [`Sink`], called by the store's writer. Values are extracted from objects before the cache's lock
+//! is taken, which all reads share.
 
 use std::sync::{Arc, Weak};
 
 use machinery_api::{StorageKey, StoragePrefix};
 
 use super::object::Cached;
-use super::{Inner, ResourceCache, Versions, WatchCache};
+use super::{CacheState, ResourceCache, Versions, WatchCache};
 use crate::store::{Change, Entry, Revision, Sink};
 
-/// See the module.
+/// Feeds a watch cache.
 pub(super) struct Feed(Weak<WatchCache>);
 
 impl Feed {
-    /// Weak: the store must not keep the cache alive, which keeps the store.
+    /// Weak: the cache holds the store, so the store must not hold the cache.
     pub(super) fn of(cache: &Arc<WatchCache>) -> Self {
         Self(Arc::downgrade(cache))
     }
 }
 
-/// What a key's entry becomes in the cache, made before its lock is taken.
-struct Made {
-    /// The resource that it belonged to then.
-    home: Option<StoragePrefix>,
+/// The cached form of a key's entry, built before the lock is taken.
+struct PreparedEntry {
+    /// The key's resource when it was built.
+    prefix_hint: Option<StoragePrefix>,
     object: Option<Arc<Cached>>,
 }
 
-impl Made {
+impl PreparedEntry {
     fn of(cache: &WatchCache, key: &str, entry: Option<&Entry>) -> Self {
-        let (home, fields) = cache.home(key).map_or((None, None), |(home, fields)| (Some(home), fields));
-        Self { home, object: entry.map(|entry| Arc::new(Cached::new(entry, fields))) }
+        let (prefix_hint, fields) =
+            cache.resource_of(key).map_or((None, None), |(prefix, fields)| (Some(prefix), fields));
+        Self { prefix_hint, object: entry.map(|entry| Arc::new(Cached::new(entry, fields))) }
     }
 }
 
-impl Inner {
-    fn apply(&mut self, change: &Change, made: Made) {
-        let Made { home, object: mut new } = made;
-        let known = home.as_ref().map(|home| home.as_str()).filter(|home| self.shelves.contains_key(*home));
-        let search = || StorageKey::prefixes(&change.key).find(|prefix| self.shelves.contains_key(*prefix));
+impl CacheState {
+    fn apply(&mut self, change: &Change, prepared: PreparedEntry) {
+        let PreparedEntry { prefix_hint, object: mut new } = prepared;
+        let known = prefix_hint.as_ref().map(|hint| hint.as_str()).filter(|hint| self.resources.contains_key(*hint));
+        let search = || StorageKey::prefixes(&change.key).find(|prefix| self.resources.contains_key(*prefix));
         let prefix = known.or_else(search);
-        let mut shelf = prefix.and_then(|prefix| self.shelves.get_mut(prefix));
-        if let (Some(shelf), Some(made)) = (&shelf, &new)
-            && !made.is_extracted_by(&shelf.resource)
+        let mut entry = prefix.and_then(|prefix| self.resources.get_mut(prefix));
+        if let (Some(entry), Some(prepared)) = (&entry, &new)
+            && !prepared.is_extracted_by(&entry.resource)
         {
-            // Its resource came or changed just now.
-            new = Some(Arc::new(made.extracted_by(shelf.resource.fields.clone())));
+            // The resource was registered or changed in between.
+            new = Some(Arc::new(prepared.extracted_by(entry.resource.fields.clone())));
         }
         let old = self.versions.apply(change.revision, &change.key, new.clone()).map(|(_, cached)| cached);
-        if let Some(shelf) = shelf.as_mut() {
-            // What lies beyond is counted when it is taken in.
-            let counted = shelf.filled.has(&change.key);
+        if let Some(entry) = entry.as_mut() {
+            // Keys beyond the filled range are counted when they are filled.
+            let counted = entry.filled.has(&change.key);
             match (&old, &new) {
                 _ if !counted => {}
-                (None, Some(_)) => shelf.counts.add(&shelf.resource, &change.key),
-                (Some(_), None) => shelf.counts.remove(&shelf.resource, &change.key),
+                (None, Some(_)) => entry.counts.add(&entry.resource, &change.key),
+                (Some(_), None) => entry.counts.remove(&entry.resource, &change.key),
                 _ => {}
             }
-            shelf.index.change(&shelf.resource, (old.as_deref(), new.as_deref()), change.revision);
-            shelf.record(change.revision, new, old);
+            entry.index.change(&entry.resource, (old.as_deref(), new.as_deref()), change.revision);
+            entry.record(change.revision, new, old);
         }
     }
 }
@@ -65,45 +66,46 @@ impl Inner {
 impl Sink for Feed {
     fn start(&self, state: Vec<Entry>, revision: Revision) {
         let Some(cache) = self.0.upgrade() else { return };
-        let state: Vec<Made> = state.iter().map(|entry| Made::of(&cache, &entry.key, Some(entry))).collect();
-        let mut inner = cache.write();
-        let Inner { versions, shelves } = &mut *inner;
-        for shelf in shelves.values_mut() {
-            *shelf = ResourceCache { changed: 0, ..ResourceCache::new(shelf.resource.clone(), revision) };
+        let entries: Vec<PreparedEntry> =
+            state.iter().map(|entry| PreparedEntry::of(&cache, &entry.key, Some(entry))).collect();
+        let mut state = cache.write();
+        let CacheState { versions, resources } = &mut *state;
+        for entry in resources.values_mut() {
+            *entry = ResourceCache { changed: 0, ..ResourceCache::new(entry.resource.clone(), revision) };
         }
-        let state = state.into_iter().filter_map(|Made { home, object }| {
+        let objects = entries.into_iter().filter_map(|PreparedEntry { prefix_hint, object }| {
             let cached = object?;
-            // It is fed once, before anybody can add a resource.
-            if let Some(shelf) = home.and_then(|home| shelves.get_mut(&home)) {
-                shelf.index.add(&shelf.resource, &cached, revision);
-                shelf.counts.add(&shelf.resource, &cached.key);
-                shelf.changed = shelf.changed.max(cached.modified);
+            // The start is fed once, before any resource can be added.
+            if let Some(entry) = prefix_hint.and_then(|prefix| resources.get_mut(&prefix)) {
+                entry.index.add(&entry.resource, &cached, revision);
+                entry.counts.add(&entry.resource, &cached.key);
+                entry.changed = entry.changed.max(cached.modified);
             }
             Some((cached.key.clone(), cached.modified, cached))
         });
-        *versions = Versions::filled(revision, state);
-        drop(inner);
+        *versions = Versions::filled(revision, objects);
+        drop(state);
         cache.publish(revision);
     }
 
     fn commit(&self, changes: &[Change]) {
         let (Some(cache), Some(last)) = (self.0.upgrade(), changes.last()) else { return };
-        let made: Vec<Made> =
-            changes.iter().map(|change| Made::of(&cache, &change.key, change.entry.as_ref())).collect();
-        let mut inner = cache.write();
-        for (change, made) in changes.iter().zip(made) {
-            inner.apply(change, made);
+        let prepared: Vec<PreparedEntry> =
+            changes.iter().map(|change| PreparedEntry::of(&cache, &change.key, change.entry.as_ref())).collect();
+        let mut state = cache.write();
+        for (change, prepared) in changes.iter().zip(prepared) {
+            state.apply(change, prepared);
         }
-        drop(inner);
+        drop(state);
         cache.publish(last.revision);
     }
 
     fn compact(&self, revision: Revision) {
         let Some(cache) = self.0.upgrade() else { return };
-        let mut inner = cache.write();
-        inner.versions.compact(revision);
-        for shelf in inner.shelves.values_mut() {
-            shelf.rings.forget(revision);
+        let mut state = cache.write();
+        state.versions.compact(revision);
+        for entry in state.resources.values_mut() {
+            entry.rings.forget(revision);
         }
     }
 }

@@ -1,6 +1,6 @@
-//! Which of a resource's current objects have a label or an indexed field of some value: a list by `spec.nodeName` or
-//! `app=web` costs what it finds. A field's values also keep the newest changes of their objects, for readers that follow
-//! one value ([`ObjectReader::field_changes`](apiserver_resources::objects::ObjectReader::field_changes)).
+//! Indexes of a resource's current objects by label and by indexed field: a list by `spec.nodeName` or `app=web` costs
+//! only its result. A field's values also keep the newest changes of their objects, for readers that follow one value
+//! ([`ObjectReader::field_changes`](apiserver_resources::objects::ObjectReader::field_changes)).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -11,18 +11,19 @@ use super::object::{Cached, Resource};
 use super::select::Selectors;
 use crate::store::Revision;
 
-/// The changes that a value keeps at most. It keeps no more than it has objects either, as a walk over those costs the same.
+/// The maximum number of changes that a value keeps. The number of its objects is a limit, too, as iterating over those
+/// costs the same.
 const CHANGES_MAX: usize = 256;
-/// The changes that a value with fewer objects keeps.
+/// The minimum limit for a value with few objects.
 const CHANGES_MIN: usize = 8;
 
-/// The objects that have one value of an indexed field.
+/// The objects with one value of an indexed field.
 #[derive(Debug)]
 pub(super) struct FieldValue {
     keys: BTreeSet<Arc<str>>,
-    /// The newest changes, the oldest first: objects that were written with this value, got it or lost it.
+    /// The newest changes, oldest first: objects that were written with this value, gained it or lost it.
     changes: VecDeque<(Revision, Arc<str>)>,
-    /// Every change after this revision is in `changes`.
+    /// `changes` is complete after this revision.
     floor: Revision,
 }
 
@@ -40,34 +41,34 @@ impl FieldValue {
         self.changes.push_back((revision, key.clone()));
     }
 
-    /// Whether an object has the value now.
+    /// Whether an object currently has the value.
     pub(super) fn has(&self, key: &str) -> bool {
         self.keys.contains(key)
     }
 
-    /// The keys of the objects that changed after a revision, in that order; a key may come more than once. `None`: the
-    /// changes don't reach back that far.
+    /// The keys of the objects that changed after a revision, in order, possibly repeated. `None` if the changes don't
+    /// reach back that far.
     pub(super) fn since(&self, revision: Revision) -> Option<impl Iterator<Item = &Arc<str>>> {
         let from = self.changes.partition_point(|(at, _)| *at <= revision);
         (revision >= self.floor).then(|| self.changes.range(from..).map(|(_, key)| key))
     }
 }
 
-/// A label's name and value.
+/// The name and value of a label.
 type Label = (Box<str>, Box<str>);
 
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    /// By value, for each of the resource's indexed fields in its order.
+    /// One map by value for each indexed field of the resource, in its order.
     fields: Vec<HashMap<Box<str>, FieldValue>>,
-    /// By name and value.
+    /// The keys by label name and value.
     labels: BTreeMap<Label, BTreeSet<Arc<str>>>,
 }
 
 static NOTHING: BTreeSet<Arc<str>> = BTreeSet::new();
 
 impl Index {
-    /// Adds an object that was there before the resource; `now` is the newest revision that has been applied.
+    /// Adds an object that existed before the resource; `now` is the newest applied revision.
     pub(super) fn add(&mut self, resource: &Resource, object: &Cached, now: Revision) {
         self.fields.resize_with(resource.indexed_fields.len(), HashMap::new);
         for (values, label) in self.fields.iter_mut().zip(&*resource.indexed_fields) {
@@ -89,7 +90,7 @@ impl Index {
         for (values, label) in self.fields.iter_mut().zip(&*resource.indexed_fields) {
             let (before, after) = (old.and_then(|old| old.field(label)), new.and_then(|new| new.field(label)));
             if before == after {
-                // Most changes: the object is where it was.
+                // The usual case: the value is unchanged.
                 if let Some(value) = after.and_then(|value| values.get_mut(value)) {
                     value.record(revision, key);
                 }
@@ -134,13 +135,14 @@ impl Index {
         }
     }
 
-    /// The objects that have a value of an indexed field. `None`: the field is not indexed; `Some(None)`: there are none.
+    /// The objects with a value of an indexed field. `None`: the field is not indexed; `Some(None)`: there are no such
+    /// objects.
     pub(super) fn field_value(&self, resource: &Resource, field: &str, value: &str) -> Option<Option<&FieldValue>> {
         let at = resource.indexed_fields.iter().position(|label| **label == *field)?;
         Some(self.fields.get(at).and_then(|values| values.get(value)))
     }
 
-    /// The smallest indexed set that holds everything the filter selects; `None`: no index helps.
+    /// The smallest indexed set that contains the filter's result; `None` if no index applies.
     pub(super) fn narrow(&self, resource: &Resource, filter: &Selectors) -> Option<&BTreeSet<Arc<str>>> {
         let fields = filter.fields.requirements.iter().filter(|r| r.equal);
         let fields = fields.filter_map(|r| self.field_value(resource, &r.field, &r.value));
@@ -158,7 +160,7 @@ impl Index {
     }
 }
 
-/// The objects of a value; where there were none, changes are kept from a revision on.
+/// The objects of a value; a new entry keeps its changes from `floor` on.
 fn at<'a>(values: &'a mut HashMap<Box<str>, FieldValue>, value: &str, floor: Revision) -> &'a mut FieldValue {
     if !values.contains_key(value) {
         values.insert(value.into(), FieldValue::new(floor));
@@ -177,7 +179,7 @@ mod tests {
     use super::super::{FieldChanges, WatchCache};
     use super::*;
 
-    /// What a reader of changes believes of one node's pods.
+    /// A reader's view of one node's pods.
     #[derive(Default)]
     struct Follower {
         revision: Revision,

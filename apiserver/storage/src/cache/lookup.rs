@@ -1,4 +1,5 @@
-//! [`ObjectReader`] over the cache: how authorizers, admission and allocators read other objects.
+//! [`ObjectReader`] over the watch cache (a lister): authorizers, admission and allocators read other objects through
+//! it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,35 +12,36 @@ use serde_json::Value;
 use super::{Cached, FieldChanges, Selectors, WatchCache};
 use apiserver_resources::objects::{ChangesRead, ObjectReader};
 
-/// Stored bytes of the objects whose parsed form is kept for the next look-up; parsed they weigh about five times that.
-const KEPT_BYTES_MAX: usize = 1024 * 1024;
+/// The stored size of the objects whose parsed form is cached for later lookups; the parsed form is about five times as
+/// large.
+const PARSED_BYTES_MAX: usize = 1024 * 1024;
 
 type Prefix = dyn Fn(&str, &str) -> Option<StoragePrefix> + Send + Sync;
 
-/// See the module.
+/// Looks up objects in the watch cache.
 pub struct Lookup {
     cache: Arc<WatchCache>,
-    /// Group and plural to where objects are stored.
+    /// The storage prefix of a group and plural.
     prefix: Box<Prefix>,
-    kept: Mutex<Kept>,
+    parsed: Mutex<ParsedObjects>,
 }
 
 #[derive(Default)]
-struct Kept {
+struct ParsedObjects {
     values: VecDeque<(usize, Arc<Value>)>,
     bytes: usize,
 }
 
 impl Lookup {
-    /// Over a cache, with what knows where the objects of a group and plural are stored.
+    /// Looks up objects in `cache`; `prefix` gives the storage prefix of a group and plural.
     pub fn new(
         cache: Arc<WatchCache>,
         prefix: impl Fn(&str, &str) -> Option<StoragePrefix> + Send + Sync + 'static,
     ) -> Self {
-        Self { cache, prefix: Box::new(prefix), kept: Mutex::default() }
+        Self { cache, prefix: Box::new(prefix), parsed: Mutex::default() }
     }
 
-    /// A resource's objects, or those in one namespace.
+    /// The key range of a resource, or of one namespace.
     fn scope(&self, group: &str, plural: &str, namespace: Option<&str>) -> Option<StorageScope> {
         let prefix = (self.prefix)(group, plural)?;
         Some(namespace.map_or_else(|| prefix.all(), |namespace| prefix.namespace(namespace)))
@@ -47,14 +49,14 @@ impl Lookup {
 
     fn parsed(&self, object: &Cached) -> Arc<Value> {
         let value = object.shared();
-        // Held by more than this call: already kept by somebody.
+        // A value that others hold is cached already.
         if Arc::strong_count(&value) == 1 {
-            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-            kept.bytes += object.stored_len();
-            kept.values.push_back((object.stored_len(), value.clone()));
-            while kept.bytes > KEPT_BYTES_MAX {
-                let Some((bytes, _)) = kept.values.pop_front() else { break };
-                kept.bytes -= bytes;
+            let mut parsed = self.parsed.lock().unwrap_or_else(PoisonError::into_inner);
+            parsed.bytes += object.stored_len();
+            parsed.values.push_back((object.stored_len(), value.clone()));
+            while parsed.bytes > PARSED_BYTES_MAX {
+                let Some((bytes, _)) = parsed.values.pop_front() else { break };
+                parsed.bytes -= bytes;
             }
         }
         value
@@ -67,7 +69,7 @@ impl ObjectReader for Lookup {
         self.cache.get(key.as_str()).map(|object| self.parsed(&object))
     }
 
-    fn read_once(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
+    fn get_uncached(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
         let key = self.key(group, plural, namespace, name)?;
         self.cache.get(key.as_str()).map(|object| object.shared())
     }
@@ -79,7 +81,7 @@ impl ObjectReader for Lookup {
 
     fn list(&self, group: &str, plural: &str, namespace: Option<&str>) -> Vec<Arc<Value>> {
         let Some(scope) = self.scope(group, plural, namespace) else { return Vec::new() };
-        // The newest revision is always within reach.
+        // The newest revision can always be read.
         let page = self.cache.list(scope.as_str(), None, None, 0, &Selectors::default());
         page.map(|page| page.items.iter().map(|object| self.parsed(object)).collect()).unwrap_or_default()
     }

@@ -1,5 +1,5 @@
-//! One cached object: its record and when it was written. What lists, watches and selectors ask for is in the record's
-//! head; nothing is parsed here, but for fields that the record's writer did not know.
+//! A cached object: its record and its revisions. Lists, watches and selectors use the record's head. Objects are not
+//! parsed here, except for fields that the record's writer did not extract.
 
 use std::borrow::Cow;
 use std::io::Write as _;
@@ -18,25 +18,25 @@ const STAMP_BYTES_MAX: usize = 48;
 
 type ReadFields = dyn Fn(&Value) -> Vec<String> + Send + Sync;
 
-/// What field selectors may name of a resource's objects, beside `metadata.name` and `metadata.namespace`.
+/// The field selectors of a resource's objects, besides `metadata.name` and `metadata.namespace`.
 pub struct Fields {
-    /// The labels.
+    /// The field labels.
     names: Vec<Cow<'static, str>>,
-    /// Their values in an object, in the labels' order.
+    /// Reads their values from an object, in the labels' order.
     read: Box<ReadFields>,
-    /// What records say whose writer knew the same labels.
+    /// The fingerprint of the labels, which records contain.
     named: u64,
 }
 
 impl Fields {
-    /// Labels, and what reads their values out of an object.
+    /// Takes the labels, and the function that reads their values from an object.
     #[must_use]
     pub fn new(names: Vec<Cow<'static, str>>, read: impl Fn(&Value) -> Vec<String> + Send + Sync + 'static) -> Self {
         let named = fingerprint(names.iter().map(|name| &**name));
         Self { names, read: Box::new(read), named }
     }
 
-    /// For a record's head.
+    /// The fingerprint and the values for a record's head.
     #[must_use]
     pub fn of(&self, object: &Value) -> (u64, Vec<String>) {
         (self.named, (self.read)(object))
@@ -49,41 +49,41 @@ impl std::fmt::Debug for Fields {
     }
 }
 
-/// What the cache must know of a resource.
+/// The watch cache's description of a resource.
 #[derive(Clone)]
 pub struct Resource {
-    /// Where they are stored.
+    /// The storage prefix.
     pub prefix: StoragePrefix,
-    /// `None`: there are no fields of its own.
+    /// The selectable fields; `None` if it has none of its own.
     pub fields: Option<Arc<Fields>>,
-    /// Fields whose equality is indexed for lists and watches (`spec.nodeName` of pods).
+    /// The fields with an equality index for lists and watches (`spec.nodeName` of pods).
     pub indexed_fields: Arc<[Arc<str>]>,
-    /// Whether lists by label equality use an index.
+    /// Whether label equality is indexed.
     pub indexes_labels: bool,
 }
 
 impl Resource {
-    /// One with neither fields nor indexes.
+    /// A resource with neither fields nor indexes.
     #[must_use]
     pub fn plain(prefix: StoragePrefix) -> Self {
         Self { prefix, fields: None, indexed_fields: Arc::default(), indexes_labels: false }
     }
 }
 
-/// An object at one revision. Cheap to hold, and shared by lists, watches and history.
+/// An object at one revision: cheap to hold, shared by lists, watches and history.
 pub struct Cached {
     /// The key in the store.
     pub key: Arc<str>,
-    /// When the object was created.
+    /// The revision of the object's creation.
     pub created: Revision,
     /// Its resourceVersion.
     pub modified: Revision,
     record: Record,
-    /// What the fields are called.
+    /// The field labels.
     fields: Option<Arc<Fields>>,
-    /// Their values, where the record's writer did not know them.
+    /// The field values, if the record has none for these labels.
     read: Option<Box<[String]>>,
-    /// The parsed form while somebody holds it.
+    /// The parsed form, as long as a reader holds it.
     parsed: Mutex<Weak<Value>>,
 }
 
@@ -93,14 +93,14 @@ impl std::fmt::Debug for Cached {
     }
 }
 
-/// What a record doesn't say of its object's fields: that of a program or a schema that knew others is read, this once.
+/// The field values if the record lacks them: its writer (another program version or schema) had other labels.
 fn unread(record: &Record, fields: Option<&Fields>) -> Option<Box<[String]>> {
     let fields = fields.filter(|fields| fields.named != record.fields_named())?;
     let value = serde_json::from_slice(&record.body()).unwrap_or(Value::Null);
     Some((fields.read)(&value).into_boxed_slice())
 }
 
-/// Appends a record's object as of a revision, and who manages its fields where that is wanted.
+/// Appends a record's JSON with a resourceVersion, and `managedFields` if `managed`.
 pub fn write_record(record: &Record, revision: Revision, managed: bool, out: &mut Vec<u8>) {
     let Some((at, comma)) = record.stamp() else {
         record.write_body(out, (0, &[]));
@@ -110,7 +110,7 @@ pub fn write_record(record: &Record, revision: Revision, managed: bool, out: &mu
     let mut rest = &mut stamp[..];
     let managers = record.managers();
     let managed = managed && !managers.is_empty();
-    // There is room for the largest of revisions.
+    // The buffer fits the largest revision.
     let _ = write!(rest, "\"resourceVersion\":\"{revision}\"{}", if comma || managed { "," } else { "" });
     let left = rest.len();
     let stamp = &stamp[..STAMP_BYTES_MAX - left];
@@ -127,7 +127,7 @@ pub fn write_record(record: &Record, revision: Revision, managed: bool, out: &mu
 }
 
 impl Cached {
-    /// `fields`: of its resource.
+    /// `fields` are the resource's.
     pub(super) fn new(entry: &Entry, fields: Option<Arc<Fields>>) -> Self {
         Self {
             key: entry.key.clone(),
@@ -140,7 +140,7 @@ impl Cached {
         }
     }
 
-    /// An object that is stored nowhere, for lists of such: it has no resourceVersion.
+    /// A virtual object for lists: without a resourceVersion.
     #[must_use]
     pub fn unstored(object: &Value) -> Self {
         let facts = Facts::of(object);
@@ -162,34 +162,34 @@ impl Cached {
         }
     }
 
-    /// The same state in another form: what a converted object is shown as.
+    /// The same state in another form, for a converted object.
     #[must_use]
     pub fn shown_as(&self, record: Record) -> Self {
         let read = self.read.clone().or_else(|| {
-            // Selectors go on to compare what is stored.
+            // Selectors continue to compare the stored values.
             let same = self.record.fields_named() == record.fields_named() && self.record.fields().eq(record.fields());
             (!same).then(|| self.record.fields().map(Into::into).collect())
         });
         Self { record, read, ..self.copy() }
     }
 
-    /// Under which generation of its schema it was stored.
+    /// The generation of the schema that it was stored under.
     #[must_use]
     pub fn schema_generation(&self) -> u32 {
         self.record.schema_generation()
     }
 
-    /// The same state under another resourceVersion: how watches show an object that has gone.
+    /// The same state with another resourceVersion, for a deletion event.
     pub(super) fn stamped(&self, revision: Revision) -> Self {
         Self { modified: revision, ..self.copy() }
     }
 
-    /// The same state with the fields that its resource has now.
+    /// The same state with the resource's current fields.
     pub(super) fn extracted_by(&self, fields: Option<Arc<Fields>>) -> Self {
         Self { read: unread(&self.record, fields.as_deref()), fields, ..self.copy() }
     }
 
-    /// Whether its fields are those that its resource has now.
+    /// Whether its fields are the resource's current ones.
     pub(super) fn is_extracted_by(&self, resource: &Resource) -> bool {
         match (&self.fields, &resource.fields) {
             (Some(own), Some(fields)) => Arc::ptr_eq(own, fields),
@@ -226,12 +226,12 @@ impl Cached {
         self.record.labels()
     }
 
-    /// Whether the labels are those of another state.
+    /// Whether the labels equal those of another state.
     pub(super) fn has_labels_of(&self, other: &Self) -> bool {
         self.record.has_labels_of(&other.record)
     }
 
-    /// A field label's value, as field selectors compare it; `None`: no such label.
+    /// The value of a field label, for field selectors; `None` if there is no such label.
     #[must_use]
     pub fn field(&self, label: &str) -> Option<&str> {
         match label {
@@ -247,35 +247,35 @@ impl Cached {
         }
     }
 
-    /// Whether its deletion has begun.
+    /// Whether it has a deletion timestamp.
     #[must_use]
     pub fn is_deleting(&self) -> bool {
         self.record.is_deleting()
     }
 
-    /// What is stored: JSON without resourceVersion.
+    /// The stored JSON, without resourceVersion.
     #[must_use]
     pub fn stored(&self) -> Body {
         self.record.body()
     }
 
-    /// Its length.
+    /// The length of the stored JSON.
     #[must_use]
     pub fn stored_len(&self) -> usize {
         self.record.body_len()
     }
 
-    /// For packing it.
+    /// The record, for compression.
     pub(super) fn record(&self) -> &Record {
         &self.record
     }
 
-    /// Appends the object's JSON with its resourceVersion, and who manages its fields where that is wanted.
+    /// Appends the object's JSON with its resourceVersion, and `managedFields` if `managed`.
     pub fn write_to(&self, managed: bool, out: &mut Vec<u8>) {
         write_record(&self.record, self.modified, managed, out);
     }
 
-    /// The object's JSON with its resourceVersion, as a copy of its own.
+    /// A copy of the object's JSON with its resourceVersion.
     #[must_use]
     pub fn bytes(&self, managed: bool) -> Bytes {
         let mut out = Vec::new();
@@ -283,13 +283,13 @@ impl Cached {
         out.into()
     }
 
-    /// Who manages the object's fields.
+    /// The managers of the object's fields.
     #[must_use]
     pub fn managers(&self) -> &Managers {
         self.record.managers()
     }
 
-    /// The parsed object with its resourceVersion and no managers, for changing it.
+    /// The parsed object with its resourceVersion and without managers, as an own copy.
     #[must_use]
     pub fn value(&self) -> Value {
         let mut value: Value = serde_json::from_slice(&self.stored()).unwrap_or(Value::Null);
@@ -301,7 +301,7 @@ impl Cached {
         value
     }
 
-    /// The same for reading: parsed once while anybody holds it.
+    /// The parsed object, shared: parsed once while a reader holds it.
     #[must_use]
     pub fn shared(&self) -> Arc<Value> {
         let mut parsed = self.parsed.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,87 +1,87 @@
-//! Resources come and go while the cache is used: what is there already is taken in a slice at a time, so that adding a
-//! kind with many objects holds up no write; a resource that goes ends its watches.
+//! Adds and removes resources at run time. Existing objects are indexed one slice at a time, so that a kind with many
+//! objects blocks no write; removing a resource ends its watches.
 
 use std::collections::HashMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
 use super::object::{Cached, Resource};
-use super::{Filled, ResourceCache, SLICE_OBJECTS, WatchCache};
+use super::{FillProgress, ResourceCache, SLICE_OBJECTS, WatchCache};
 use crate::store::{Revision, prefix_end};
 
 impl WatchCache {
-    /// Adds a resource, or changes what is extracted of its objects; returns when all that is stored below its prefix can be
-    /// listed by index and counted. Events reach back to this call only; watches on a resource that was there before go on.
+    /// Adds a resource, or changes its extracted fields; returns when all objects below its prefix are indexed and
+    /// counted. Events are available from this call on; watches of an existing resource continue.
     pub async fn register(&self, resource: Resource) {
-        // One at a time: two of the same prefix would fill one shelf from two ends.
-        let _only = self.registering.lock().await;
+        // Serialized: two calls for one prefix would fill the same index.
+        let _guard = self.registering.lock().await;
         let prefix = resource.prefix.clone();
-        self.put_up(resource);
-        while self.fill(prefix.as_str()) {
+        self.start_recording(resource);
+        while self.fill_slice(prefix.as_str()) {
             tokio::task::yield_now().await;
         }
     }
 
-    /// Removes a resource: its watches end when they have shown what happened before. What is stored stays.
+    /// Removes a resource: its watches end after the pending events. Stored objects are kept.
     pub async fn unregister(&self, prefix: &str) {
-        let _only = self.registering.lock().await;
-        let shelf = self.write().shelves.remove(prefix);
-        // Outside the lock: an index of many objects takes a while to free.
-        if let Some(shelf) = shelf {
-            shelf.rings.close();
+        let _guard = self.registering.lock().await;
+        let entry = self.write().resources.remove(prefix);
+        // Outside the lock: dropping a large index takes some time.
+        if let Some(entry) = entry {
+            entry.rings.close();
         }
     }
 
-    /// From now on, changes are recorded.
-    fn put_up(&self, resource: Resource) {
-        let mut inner = self.write();
-        let mut shelf = ResourceCache::new(resource, inner.versions.revision());
-        shelf.filled = Filled::UpTo(None);
-        let old = inner.shelves.remove(&shelf.resource.prefix);
+    /// Starts to record changes.
+    fn start_recording(&self, resource: Resource) {
+        let mut state = self.write();
+        let mut entry = ResourceCache::new(resource, state.versions.revision());
+        entry.filled = FillProgress::UpTo(None);
+        let old = state.resources.remove(&entry.resource.prefix);
         if let Some(old) = old {
-            shelf.rings = old.rings;
-            shelf.changed = old.changed;
+            entry.rings = old.rings;
+            entry.changed = old.changed;
         }
-        inner.shelves.insert(shelf.resource.prefix.clone(), shelf);
+        state.resources.insert(entry.resource.prefix.clone(), entry);
     }
 
-    /// Takes in one more slice of what is there; false: that was the last.
-    fn fill(&self, prefix: &str) -> bool {
+    /// Fills one more slice of existing objects; returns false after the last.
+    fn fill_slice(&self, prefix: &str) -> bool {
         let end = prefix_end(prefix);
         let (resource, from, slice) = {
-            let inner = self.read();
-            let Some(shelf) = inner.shelves.get(prefix) else { return false };
-            let Filled::UpTo(from) = &shelf.filled else { return false };
+            let state = self.read();
+            let Some(entry) = state.resources.get(prefix) else { return false };
+            let FillProgress::UpTo(from) = &entry.filled else { return false };
             let begin = from.as_deref().map_or(Bound::Included(prefix), Bound::Excluded);
-            let range = inner.versions.range(begin, Bound::Excluded(&end), inner.versions.revision());
+            let range = state.versions.range(begin, Bound::Excluded(&end), state.versions.revision());
             let slice: Vec<Arc<Cached>> = range.take(SLICE_OBJECTS).map(|(_, _, cached)| cached.clone()).collect();
-            (shelf.resource.clone(), from.clone(), slice)
+            (entry.resource.clone(), from.clone(), slice)
         };
-        // Objects may have to be parsed for that: not under the lock.
-        let ready: HashMap<(&str, Revision), Arc<Cached>> = slice
+        // Objects may have to be parsed, so not under the lock.
+        let extracted_objects: HashMap<(&str, Revision), Arc<Cached>> = slice
             .iter()
             .map(|old| ((&*old.key, old.modified), Arc::new(old.extracted_by(resource.fields.clone()))))
             .collect();
         let last = slice.last().filter(|_| slice.len() == SLICE_OBJECTS).map(|cached| cached.key.clone());
 
-        let mut inner = self.write();
-        let super::Inner { versions, shelves } = &mut *inner;
-        let Some(shelf) = shelves.get_mut(prefix) else { return false };
+        let mut state = self.write();
+        let super::CacheState { versions, resources } = &mut *state;
+        let Some(entry) = resources.get_mut(prefix) else { return false };
         let begin = from.as_deref().map_or(Bound::Included(prefix), Bound::Excluded);
         let to = last.as_deref().map_or(Bound::Excluded(&*end), Bound::Included);
-        // As it is now: some of it may have changed since it was read.
+        // The current state: objects may have changed since the slice was read.
         let now: Vec<Arc<Cached>> =
             versions.range(begin, to, versions.revision()).map(|(_, _, cached)| cached.clone()).collect();
         let revision = versions.revision();
         for cached in now {
-            // What changed since was applied with the resource as it is.
-            let extracted = ready.get(&(&*cached.key, cached.modified)).cloned().unwrap_or(cached);
-            shelf.index.add(&shelf.resource, &extracted, revision);
-            shelf.counts.add(&shelf.resource, &extracted.key);
+            // A changed object was extracted when the change was applied.
+            let extracted = extracted_objects.get(&(&*cached.key, cached.modified)).cloned().unwrap_or(cached);
+            entry.index.add(&entry.resource, &extracted, revision);
+            entry.counts.add(&entry.resource, &extracted.key);
             versions.replace_latest(&extracted.key.clone(), extracted);
         }
         let more = last.is_some();
-        shelf.filled = last.map_or(Filled::Whole, |last| Filled::UpTo(Some(last)));
+        entry.filled = last.map_or(FillProgress::Done, |last| FillProgress::UpTo(Some(last)));
         more
     }
 }

@@ -1,5 +1,6 @@
-//! Events of a resource in order, each shared by all its watchers, in bounded rings: one of everything, and one per
-//! topic (namespace, object, node) that somebody watches, so that a quiet topic wakes nobody and is never too slow.
+//! The watch cache's event buffers. A resource has bounded rings of events in order, shared by its watchers: one for
+//! all events, and one per watched topic (namespace, object, node), so that a quiet topic causes no wake-ups and is
+//! never too slow.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -11,78 +12,79 @@ use super::object::{Cached, Resource};
 use super::select::Selectors;
 use crate::store::Revision;
 
-/// Events that a ring reaches back at most: about 3 MiB, and seconds of the busiest cluster; compaction cuts it shorter.
+/// The maximum number of events in a ring: about 3 MiB, and seconds of the busiest cluster; compaction trims it
+/// further.
 const RING_EVENTS_MAX: usize = 32 * 1024;
-/// Encoded frames are kept on the newest events only: enough for all watchers that keep up.
+/// Encoded frames are kept only for this many newest events: enough for all watchers that keep up.
 const FRAMED_EVENTS_MAX: usize = 256;
-/// Different encodings kept per event; further ones are made but not kept.
+/// The maximum number of frames kept per event, one per encoding; others are not kept.
 const FRAMES_PER_EVENT_MAX: usize = 16;
 
-/// What happened to an object.
+/// The type of a watch event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    /// It is new (to the selector).
+    /// The object is new (for the selector).
     Added,
-    /// It changed.
+    /// The object changed.
     Modified,
-    /// It is gone (from the selector).
+    /// The object is gone (for the selector).
     Deleted,
 }
 
 /// One change of one object.
 #[derive(Debug)]
 pub struct Event {
-    /// When.
+    /// The revision of the change.
     pub revision: Revision,
-    /// To a watcher that selects everything.
+    /// The type for a watcher without a selector.
     pub kind: Kind,
-    /// The object after the change; for a deletion its last state, under the deletion's revision.
+    /// The object after the change; for a deletion its last state, with the deletion's revision.
     pub object: Arc<Cached>,
     /// The object before the change.
     pub previous: Option<Arc<Cached>>,
     frames: Mutex<Frames>,
 }
 
-/// An event's encodings.
+/// The encoded frames of an event.
 #[derive(Debug, Default)]
 struct Frames {
-    kept: Vec<(WatchEncoding, Bytes)>,
-    /// The event is no longer among the newest: what is encoded now is for a latecomer alone.
+    encoded: Vec<(WatchEncoding, Bytes)>,
+    /// Whether the event is no longer among the newest, so that new frames are not kept.
     cold: bool,
 }
 
-/// All that an event's encoding depends on beside the event: watchers that ask for the same share the bytes.
+/// What an event's frame depends on besides the event: watchers with equal encodings share the bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WatchEncoding {
-    /// As what the watcher sees the event.
+    /// The event type for the watcher.
     pub kind: Kind,
-    /// It shows the object before the event: what has left a selector.
+    /// Whether the frame has the object before the event, which left the selector.
     pub before: bool,
-    /// Objects are shown with who manages their fields.
+    /// Whether objects include `managedFields`.
     pub managed: bool,
-    /// The group and version that objects are shown in (`apps/v1`).
+    /// The apiVersion of the objects (`apps/v1`).
     pub api_version: Arc<str>,
-    /// Whole objects, or what stands in their stead.
+    /// Whole objects or their metadata.
     pub shape: Shape,
-    /// How they are written.
+    /// The encoding of frames.
     pub media: Media,
 }
 
-/// How much of an object a watch shows.
+/// The part of an object that a watch shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
-    /// All of it.
+    /// The whole object.
     Object,
     /// Its metadata, as a PartialObjectMetadata of this version.
     Metadata(&'static str),
 }
 
-/// What a watch's stream is written in.
+/// The encoding of a watch's stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Media {
-    /// JSON, a line for each event.
+    /// JSON, one event per line.
     Json,
-    /// Kubernetes protobuf, each event after its length.
+    /// Kubernetes protobuf, length-delimited.
     Protobuf,
 }
 
@@ -97,10 +99,10 @@ impl Event {
         Some(Self { revision, kind, object, previous: old, frames: Mutex::default() })
     }
 
-    /// What a watcher with this filter sees: an object that comes into the selection is added, one that leaves it is
-    /// deleted, with the state that was selected under the change's revision.
+    /// The event through a filter: an object that enters the selection is added; one that leaves it is deleted, with
+    /// its selected state under the change's revision.
     #[must_use]
-    pub fn seen_through(&self, filter: &Selectors) -> Option<(Kind, Arc<Cached>)> {
+    pub fn through_filter(&self, filter: &Selectors) -> Option<(Kind, Arc<Cached>)> {
         let now = self.kind != Kind::Deleted && filter.matches(&self.object);
         let before = self.previous.as_ref().filter(|previous| filter.matches(previous));
         match (now, before) {
@@ -112,10 +114,10 @@ impl Event {
         }
     }
 
-    /// The event in an encoding, made once for all watchers that keep up.
+    /// The event's frame in an encoding, built once for all watchers that keep up.
     pub fn frame(&self, encoding: &WatchEncoding, make: impl FnOnce() -> Bytes) -> Bytes {
         let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, frame)) = frames.kept.iter().find(|(kept, _)| kept == encoding) {
+        if let Some((_, frame)) = frames.encoded.iter().find(|(other, _)| other == encoding) {
             return frame.clone();
         }
         if frames.cold {
@@ -123,19 +125,19 @@ impl Event {
             return make();
         }
         let frame = make();
-        if frames.kept.len() < FRAMES_PER_EVENT_MAX {
-            frames.kept.push((encoding.clone(), frame.clone()));
+        if frames.encoded.len() < FRAMES_PER_EVENT_MAX {
+            frames.encoded.push((encoding.clone(), frame.clone()));
         }
         frame
     }
 
-    /// Lets go of the encodings for good.
+    /// Drops the frames and keeps no further ones.
     fn drop_frames(&self) {
-        *self.frames.lock().unwrap_or_else(PoisonError::into_inner) = Frames { kept: Vec::new(), cold: true };
+        *self.frames.lock().unwrap_or_else(PoisonError::into_inner) = Frames { encoded: Vec::new(), cold: true };
     }
 }
 
-/// What a watch is about, where that is less than its whole resource.
+/// The subset of a resource's events that a watch needs.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Topic {
     All,
@@ -175,25 +177,25 @@ impl Topic {
 #[derive(Debug)]
 struct Events {
     queue: VecDeque<Arc<Event>>,
-    /// The number of the first event in `queue`.
+    /// The sequence number of the first event in `queue`.
     first: u64,
-    /// All events after this revision were put in.
+    /// The queue is complete after this revision.
     floor: Revision,
-    /// No more will come.
+    /// Whether no further events follow.
     closed: bool,
 }
 
 #[derive(Debug)]
 pub(super) struct Ring {
     events: Mutex<Events>,
-    /// The number of the next event to come.
-    pub(super) moved: watch::Sender<u64>,
+    /// The sequence number of the next event.
+    pub(super) next_number: watch::Sender<u64>,
 }
 
 impl Ring {
     fn new(queue: VecDeque<Arc<Event>>, floor: Revision) -> Self {
-        let moved = watch::Sender::new(queue.len() as u64);
-        Self { events: Mutex::new(Events { queue, first: 0, floor, closed: false }), moved }
+        let next_number = watch::Sender::new(queue.len() as u64);
+        Self { events: Mutex::new(Events { queue, first: 0, floor, closed: false }), next_number }
     }
 
     fn lock(&self) -> MutexGuard<'_, Events> {
@@ -208,16 +210,16 @@ impl Ring {
         events.queue.push_back(event);
         let next = events.first + events.queue.len() as u64;
         drop(events);
-        self.moved.send_replace(next);
+        self.next_number.send_replace(next);
     }
 
-    /// Wakes all who wait: there is nothing more to come.
+    /// Wakes all watchers: no further events follow.
     fn close(&self) {
         self.lock().closed = true;
-        self.moved.send_modify(|_| {});
+        self.next_number.send_modify(|_| {});
     }
 
-    /// Whether all is over after event number `next`.
+    /// Whether the ring is closed and has no event from number `next` on.
     pub(super) fn is_over(&self, next: u64) -> bool {
         let events = self.lock();
         events.closed && next >= events.first + events.queue.len() as u64
@@ -231,7 +233,7 @@ impl Ring {
         events.floor = events.floor.max(revision);
     }
 
-    /// The number of the first event after `revision`; the floor where that is lost.
+    /// The number of the first event after `revision`; the floor as error if that was dropped.
     pub(super) fn position(&self, revision: Revision) -> Result<u64, Revision> {
         let events = self.lock();
         if revision < events.floor {
@@ -240,7 +242,7 @@ impl Ring {
         Ok(events.first + events.queue.partition_point(|event| event.revision <= revision) as u64)
     }
 
-    /// Up to `most` events from number `next` on; the floor where they are lost.
+    /// Up to `most` events from number `next` on; the floor as error if they were dropped.
     pub(super) fn take(&self, next: u64, most: usize) -> Result<VecDeque<Arc<Event>>, Revision> {
         let events = self.lock();
         let skip = next.checked_sub(events.first).ok_or(events.floor)?;
@@ -248,7 +250,7 @@ impl Ring {
         Ok(events.queue.range(skip..).take(most).cloned().collect())
     }
 
-    /// The revision of event number `number`, `None` where it is still to come; the floor where it is lost.
+    /// The revision of event number `number`, `None` if it is in the future; the floor as error if it was dropped.
     pub(super) fn revision_at(&self, number: u64) -> Result<Option<Revision>, Revision> {
         let events = self.lock();
         let index = number.checked_sub(events.first).ok_or(events.floor)?;
@@ -266,7 +268,7 @@ impl Events {
     }
 }
 
-/// All rings of a resource.
+/// The rings of a resource.
 pub(super) struct Rings {
     all: Arc<Ring>,
     topics: HashMap<Topic, Weak<Ring>>,
@@ -307,7 +309,7 @@ impl Rings {
         self.all.push(event);
     }
 
-    /// The ring of a topic, made from what the ring of everything holds where nobody watches it yet.
+    /// The ring of a topic; a new one is filled from the ring of all events.
     pub(super) fn open(&mut self, topic: Topic) -> Arc<Ring> {
         if topic == Topic::All {
             return self.all.clone();
@@ -315,7 +317,7 @@ impl Rings {
         if let Some(ring) = self.topics.get(&topic).and_then(Weak::upgrade) {
             return ring;
         }
-        // Rings that nobody watches any more and no event has hit since.
+        // Drops the dead rings of quiet topics: `push` drops only those that an event reaches.
         if self.topics.len() >= 2 * self.topics.values().filter(|ring| ring.strong_count() > 0).count().max(8) {
             self.topics.retain(|_, ring| ring.strong_count() > 0);
         }

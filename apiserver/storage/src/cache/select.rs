@@ -1,15 +1,15 @@
-//! What a list or watch selects, matched against an object's facts without decoding it.
+//! The selectors of a list or watch, matched against an object's facts without decoding it.
 
 use machinery_api::selector::{FieldSelector, LabelSelector, Labels};
 
 use super::object::Cached;
 
-/// All requirements of a list or watch; empty selects everything.
+/// Label and field selectors; empty ones select everything.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Selectors {
-    /// On labels.
+    /// The label selector.
     pub labels: LabelSelector,
-    /// On fields. A label that an object's resource doesn't extract counts as empty.
+    /// The field selector. A field that the object's resource doesn't extract counts as empty.
     pub fields: FieldSelector,
 }
 
@@ -32,7 +32,7 @@ impl Selectors {
         self.labels.matches(object) && self.fields.matches(|field| object.field(field).unwrap_or(""))
     }
 
-    /// The value that a field must be equal to, where there is one.
+    /// The value that a field must equal, if any.
     #[must_use]
     pub fn field_equals(&self, label: &str) -> Option<&str> {
         self.fields.exact(label)

@@ -1,4 +1,5 @@
-//! The cache over the memory store: order, gaps, slow watchers, pages at a fixed revision, selection, stamping.
+//! Tests the watch cache over the memory store: order, gaps, slow watchers, pages at a fixed revision, selection,
+//! stamping.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ fn whole() -> WatchEncoding {
     }
 }
 
-/// Read from the object, as what an older program stored: with labels, without fields.
+/// The record of an older program: read from the object, with labels, without fields.
 fn record(stored: &str) -> Record {
     Record::read(stored.as_bytes(), |_| None)
 }
@@ -114,7 +115,7 @@ async fn stamps_the_resource_version_without_parsing() {
         assert_eq!(object.namespace(), expected["metadata"]["namespace"].as_str().unwrap_or(""));
     }
     assert_eq!(cache.get(&key).unwrap().label("a\n"), Some("é"));
-    // Hostile bytes are kept as they are.
+    // Invalid bytes are kept unchanged.
     let op = Op::Put { key: key.clone(), record: record("\u{1}{["), ttl: None };
     done(cache.commit(Txn { compares: vec![], ops: vec![op] }).await);
     assert_eq!(&cache.get(&key).unwrap().bytes(true)[..], b"\x01{[");
@@ -173,7 +174,7 @@ async fn pages_at_a_fixed_revision_while_writes_go_on() {
     }
     assert_eq!(seen, (0..100).map(|n| format!("p{n:03}")).collect::<Vec<_>>());
     let at = at.unwrap();
-    // A page is full where it is full: what follows is counted without a filter only, and may match nothing.
+    // The page ends at its limit: the remaining objects are only counted without a filter, and may match nothing.
     let all = cache.list(PODS, Some(at), None, 7, &Selectors::default()).unwrap();
     assert_eq!((all.remaining, cache.count_after(PODS, all.next.as_deref().unwrap(), at)), (None, Ok(93)));
     let none_left = cache.list(PODS, Some(at), Some("/registry/pods/a/p098"), 1, &labelled("v1")).unwrap();
@@ -187,7 +188,7 @@ async fn pages_at_a_fixed_revision_while_writes_go_on() {
     assert_eq!(cache.list(PODS, Some(now + 1), None, 1, &Selectors::default()).unwrap_err(), VersionError::Future(now));
 }
 
-/// Pages of a large list cost what they show, whatever comes after them, and say how many that is.
+/// Pages of a large list cost only their own items, independent of what follows, and report how many follow.
 #[tokio::test]
 async fn a_page_looks_at_no_more_than_it_shows() {
     let cache = open().await;
@@ -225,7 +226,7 @@ async fn a_page_looks_at_no_more_than_it_shows() {
         }
     }
     assert_eq!(seen, 2000);
-    // A list that is longer than a slice, over writes in between.
+    // A list longer than a slice, with writes in between.
     assert_eq!(cache.list(PODS, None, None, 0, &Selectors::default()).unwrap().items.len(), 6000);
     delete(&cache, "/registry/pods/a/p00000").await;
     delete(&cache, "/registry/pods/a/p00000").await;
@@ -262,7 +263,7 @@ async fn a_filtered_watch_sees_objects_come_and_go() {
     }
     assert_eq!(namespace.progress(), Some(gone - 2), "up to the event that it has not taken up yet");
     assert_eq!(shown(&namespace.recv().await.unwrap()), (Kind::Added, "z", gone - 1));
-    // What others do moves a quiet watch's progress.
+    // Other writes advance the progress of a quiet watch.
     namespace.recv().await.unwrap();
     let last = put(&cache, pod("a", "y", "n3", "web")).await;
     assert_eq!(namespace.progress(), Some(last));
@@ -276,10 +277,10 @@ async fn a_bookmark_is_never_behind_what_was_handed_out() {
     assert_eq!(watch.progress(), Some(start));
     let first = put(&cache, pod("a", "y", "", "web")).await;
     assert_eq!(shown(&watch.recv().await.unwrap()), (Kind::Added, "y", first));
-    // An event that comes between the last look at the ring and the bookmark.
+    // An event between the last check of the ring and the bookmark.
     let second = put(&cache, pod("a", "z", "", "web")).await;
     assert_eq!(watch.progress(), Some(first));
-    // Two changes at one revision, of which one is still to be handed out: no bookmark can say that.
+    // Two changes at one revision, one of them still pending: no bookmark can express that.
     let both = ["v", "w"].map(|name| {
         let (key, value) = pod("a", name, "", "web");
         Op::Put { key, record: record(&value.to_string()), ttl: None }
@@ -288,10 +289,10 @@ async fn a_bookmark_is_never_behind_what_was_handed_out() {
     assert_eq!(shown(&watch.recv().await.unwrap()), (Kind::Added, "z", second));
     assert_eq!(watch.progress(), Some(second));
     assert_eq!(shown(&watch.recv().await.unwrap()), (Kind::Added, "v", third));
-    assert_eq!((watch.progress(), watch.handed_out()), (None, third));
+    assert_eq!((watch.progress(), watch.last_revision()), (None, third));
     assert_eq!(shown(&watch.recv().await.unwrap()), (Kind::Added, "w", third));
     assert_eq!(watch.progress(), Some(third));
-    // What was lost is not behind the watch.
+    // A lost event is not behind the watch.
     put(&cache, pod("a", "u", "", "web")).await;
     cache.store().compact(cache.revision()).await.unwrap();
     put(&cache, pod("a", "u", "", "db")).await;
@@ -327,7 +328,7 @@ async fn only_the_newest_events_keep_their_frames() {
         put(&cache, pod("a", &format!("p{n}"), "", "web")).await;
     }
     assert!(made(&seen.event, &whole()) && made(&seen.event, &whole()), "an old event keeps nothing again");
-    // A latecomer reads the same event.
+    // A late watcher reads the same event.
     let mut late = cache.watch(PODS, Some(start), Selectors::default()).unwrap();
     let again = late.recv().await.unwrap();
     assert_eq!(again.event.revision, first);
@@ -350,7 +351,7 @@ async fn no_name_hides_from_lists() {
     assert_eq!(page.remaining, Some(2));
     let rest = cache.list("/registry/pods/team/", None, page.next.as_deref(), 0, &Selectors::default()).unwrap();
     assert_eq!(self::names(&rest), names[3..]);
-    // And not from an index that is filled when the resource is registered.
+    // And not from an index that is filled on registration.
     cache.register(pods()).await;
     assert_eq!(cache.list("/registry/pods/team/", None, None, 0, &labelled("web")).unwrap().items.len(), names.len());
 }
@@ -416,7 +417,7 @@ async fn a_slow_watcher_is_cut_off_and_a_quiet_one_is_not() {
     let last = put(&cache, pod("a", "q", "n9", "web")).await;
     assert_eq!(shown(&quiet.recv().await.unwrap()), (Kind::Added, "q", last));
     assert_eq!(cache.watch(PODS, Some(now - 1), Selectors::default()).err(), Some(VersionError::Compacted(now)));
-    // A watch from the future waits for it.
+    // A watch from a future revision waits for it.
     let mut future = cache.watch(PODS, Some(last + 1), Selectors::default()).unwrap();
     put(&cache, pod("a", "r", "n1", "web")).await;
     put(&cache, pod("a", "s", "n1", "web")).await;
@@ -475,7 +476,7 @@ async fn a_resource_that_goes_ends_its_watches_and_no_others() {
     assert_eq!(cache.watch(PODS, None, Selectors::default()).err(), Some(VersionError::Unregistered));
     put(&cache, ("/registry/configmaps/a/c".into(), json!({"metadata": {"name": "c"}}))).await;
     assert_eq!(other.recv().await.unwrap().object.name(), "c");
-    // What is stored stays, and is there again with its resource.
+    // Stored objects are kept, and are available again with their resource.
     put(&cache, pod("a", "y", "n1", "web")).await;
     cache.register(pods()).await;
     assert_eq!(names(&cache.list(PODS, None, None, 0, &on_node("n1")).unwrap()), ["y"]);
@@ -494,7 +495,7 @@ async fn a_resource_with_many_objects_is_taken_in_while_they_change() {
     let changing = {
         let cache = cache.clone();
         async move {
-            // Before, within and behind what is being taken in.
+            // Before, within and after the slice being filled.
             for n in (0..MANY).step_by(7) {
                 match n % 3 {
                     0 => delete(&cache, &format!("{PODS}a/{}", name(n))).await,
@@ -517,10 +518,10 @@ async fn a_resource_with_many_objects_is_taken_in_while_they_change() {
 #[tokio::test]
 async fn waits_until_a_revision_is_visible() {
     let cache = open().await;
-    assert!(!cache.until(1, Duration::from_millis(1)).await);
+    assert!(!cache.wait_for_revision(1, Duration::from_millis(1)).await);
     let waiting = tokio::spawn({
         let cache = cache.clone();
-        async move { cache.until(1, Duration::from_secs(60)).await }
+        async move { cache.wait_for_revision(1, Duration::from_secs(60)).await }
     });
     put(&cache, pod("a", "x", "", "")).await;
     assert!(waiting.await.unwrap());
@@ -533,12 +534,12 @@ async fn waits_until_a_revision_is_visible() {
 async fn objects_are_read_under_no_lock() {
     let (env, _) = Env::seeded(1, Timestamp::UNIX_EPOCH);
     let cache = WatchCache::open(Arc::new(MemoryStore::new(env)), Vec::new()).await.unwrap();
-    // What another program stored: its records don't say what this one's selectors ask for.
+    // Objects of another program: their records lack the values of this one's selectors.
     put(&cache, pod("a", "before", "n1", "web")).await;
     let (reads, slot) = (Arc::new(AtomicU64::new(0)), Arc::downgrade(&cache));
     let counted = reads.clone();
     let fields = Fields::new(vec![Cow::Borrowed("spec.nodeName")], move |pod: &Value| {
-        assert!(slot.upgrade().unwrap().inner.try_write().is_ok(), "nobody waits meanwhile");
+        assert!(slot.upgrade().unwrap().state.try_write().is_ok(), "no lock is held meanwhile");
         counted.fetch_add(1, Ordering::Relaxed);
         vec![pod["spec"]["nodeName"].as_str().unwrap_or("").to_owned()]
     });

@@ -1,4 +1,4 @@
-//! A watcher's end: takes events out of a ring at its own pace, so that a slow one holds up nobody and ends with `VersionError`.
+//! A watcher takes events from a ring at its own pace: a slow one blocks nothing, and ends with `VersionError`.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,17 +11,17 @@ use super::select::Selectors;
 use super::{VersionError, WatchCache};
 use crate::store::Revision;
 
-/// Events taken out of a ring at once: what a watcher may hold beside the ring.
+/// The number of events taken at once: the maximum that a watcher holds besides the ring.
 const BATCH_EVENTS: usize = 64;
 
-/// An event as a watcher's filter shows it.
+/// An event through a watcher's filter.
 #[derive(Debug, Clone)]
 pub struct WatchEvent {
-    /// Added, modified or deleted, to this watcher.
+    /// The event type for this watcher.
     pub kind: Kind,
-    /// The object that is shown.
+    /// The object for this watcher.
     pub object: Arc<Cached>,
-    /// The event behind, whose encoded frames are shared.
+    /// The underlying event, whose encoded frames are shared.
     pub event: Arc<Event>,
 }
 
@@ -29,16 +29,16 @@ pub struct WatchEvent {
 pub struct Watch {
     cache: Arc<WatchCache>,
     ring: Arc<Ring>,
-    moved: watch::Receiver<u64>,
+    next_number: watch::Receiver<u64>,
     prefix: Box<str>,
     filter: Selectors,
     /// The number of the next event to take.
     next: u64,
     taken: VecDeque<Arc<Event>>,
-    /// Where the watch began: older events are none of its own.
+    /// The start of the watch: earlier events are skipped.
     from: Revision,
-    /// The newest event that was taken up, shown or not; more of its revision may follow.
-    handed_out: Revision,
+    /// The revision of the newest event that was taken, shown or not; more events of it may follow.
+    last_revision: Revision,
 }
 
 impl Watch {
@@ -54,17 +54,17 @@ impl Watch {
             return Err(VersionError::Compacted(compacted));
         }
         let next = ring.position(after).map_err(VersionError::Compacted)?;
-        let moved = ring.moved.subscribe();
+        let next_number = ring.next_number.subscribe();
         Ok(Self {
             cache,
             ring,
-            moved,
+            next_number,
             prefix: prefix.into(),
             filter,
             next,
             taken: VecDeque::new(),
             from: after,
-            handed_out: after,
+            last_revision: after,
         })
     }
 
@@ -78,28 +78,28 @@ impl Watch {
                 return Err(VersionError::Unregistered);
             }
             // The sender lives in `self.ring`.
-            let _ = self.moved.changed().await;
+            let _ = self.next_number.changed().await;
         }
     }
 
-    /// The next event that is already there.
+    /// The next event without waiting.
     pub fn try_recv(&mut self) -> Result<Option<WatchEvent>, VersionError> {
         loop {
             while let Some(event) = self.taken.pop_front() {
                 if event.revision <= self.from {
-                    // Of a time before the watch (one that began in the future).
+                    // Before the start of the watch (which was in the future).
                     continue;
                 }
-                self.handed_out = event.revision;
+                self.last_revision = event.revision;
                 if !event.object.key.starts_with(&*self.prefix) {
                     continue;
                 }
-                if let Some((kind, object)) = event.seen_through(&self.filter) {
+                if let Some((kind, object)) = event.through_filter(&self.filter) {
                     return Ok(Some(WatchEvent { kind, object, event }));
                 }
             }
-            // The usual case, without the ring's lock: nothing was pushed since.
-            if *self.moved.borrow_and_update() <= self.next {
+            // The usual case, without the ring's lock: no event was pushed since.
+            if *self.next_number.borrow_and_update() <= self.next {
                 return Ok(None);
             }
             self.taken = self.ring.take(self.next, BATCH_EVENTS).map_err(VersionError::Compacted)?;
@@ -110,23 +110,23 @@ impl Watch {
         }
     }
 
-    /// Everything that this watch shows up to the returned revision was handed out: what a bookmark may say. Never
-    /// below an event that was handed out. `None`: more of that event's revision is still to come, or events are lost.
+    /// The revision up to which all events of this watch were returned, for a bookmark; never below a returned event.
+    /// `None` if more events of that revision are pending, or if events were lost.
     #[must_use]
     pub fn progress(&self) -> Option<Revision> {
-        // Read before the ring: its events up to this revision are in the ring then.
+        // Read before the ring: then the ring has all events up to this revision.
         let visible = self.cache.revision();
         let next = match self.taken.front() {
             Some(event) => Some(event.revision),
             None => self.ring.revision_at(self.next).ok()?,
         };
         let complete = next.map_or(visible.max(self.from), |next| next.saturating_sub(1));
-        (complete >= self.handed_out).then_some(complete)
+        (complete >= self.last_revision).then_some(complete)
     }
 
-    /// The revision of the newest event that was handed out, or where the watch began.
+    /// The revision of the newest event that was returned, or of the start of the watch.
     #[must_use]
-    pub fn handed_out(&self) -> Revision {
-        self.handed_out
+    pub fn last_revision(&self) -> Revision {
+        self.last_revision
     }
 }

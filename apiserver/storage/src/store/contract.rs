@@ -1,4 +1,4 @@
-//! The suite that every store must pass: etcd's semantics, one promise per function.
+//! The contract suite for stores: etcd's semantics, one promise per function.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use machinery_env::{Env, ManualClock};
 
 use super::*;
 
-/// Makes an empty store.
+/// Creates an empty store.
 pub(crate) type Make<'a> = &'a dyn Fn(Env) -> BoxFuture<'static, Arc<dyn Store>>;
 
-/// One that is there at once.
+/// A store that needs no asynchronous setup.
 pub(crate) fn ready(store: Arc<dyn Store>) -> BoxFuture<'static, Arc<dyn Store>> {
     Box::pin(std::future::ready(store))
 }
@@ -44,7 +44,7 @@ pub(crate) async fn all(make: Make<'_>) {
     feeds(make).await;
 }
 
-/// All that a copy of a store keeps, too, which is fed and feeds nobody.
+/// The part that also holds for a fed copy of a store.
 pub(crate) async fn read_and_written(make: Make<'_>) {
     compares(make).await;
     reads_at_revisions(make).await;
@@ -54,7 +54,7 @@ pub(crate) async fn read_and_written(make: Make<'_>) {
     expires_and_compacts(make).await;
 }
 
-/// The first parts of keys that are watched.
+/// The first path segments of watched keys.
 pub(crate) const WATCHED: [&str; 5] = ["p", "w", "x", "n", "e"];
 
 async fn compares(make: Make<'_>) {
@@ -69,7 +69,7 @@ async fn compares(make: Make<'_>) {
     );
     let second = write(&*store, when("/a", created, put("/a", "2"))).await;
     assert_eq!(second, created + 1);
-    // All or nothing, at one revision; the last write to a key counts.
+    // All or nothing, at one revision; the last write to a key wins.
     let txn = Txn {
         compares: vec![Compare { key: "/a".into(), modified: second }, Compare { key: "/b".into(), modified: 0 }],
         ops: vec![put("/b", "0"), Op::Delete { key: "/a".into() }, put("/b", "1")],
@@ -78,14 +78,14 @@ async fn compares(make: Make<'_>) {
     assert_eq!(store.get("/a", None).await.unwrap(), None);
     let b = store.get("/b", None).await.unwrap().unwrap();
     assert_eq!((&*b.record.body(), b.created, b.modified), (&b"1"[..], third, third));
-    // What changes nothing takes no revision.
+    // A transaction without a change takes no revision.
     assert_eq!(write(&*store, just(Op::Delete { key: "/a".into() })).await, third);
     assert_eq!(store.revision(), third);
     let Outcome::Conflict(seen) = store.txn(when("/a", second, put("/a", "x"))).await.unwrap() else { panic!() };
     assert_eq!(seen, vec![None]);
     let huge = Op::Put { key: "/h".into(), record: Record::plain(&vec![0; VALUE_BYTES_MAX + 1]), ttl: None };
     assert!(matches!(store.txn(just(huge)).await, Err(StoreError::TooLarge { .. })));
-    // Created again: a new life.
+    // Created again: with a new creation revision.
     let again = write(&*store, just(put("/a", "3"))).await;
     assert_eq!(store.get("/a", None).await.unwrap().unwrap().created, again);
 }
@@ -120,7 +120,7 @@ async fn reads_at_revisions(make: Make<'_>) {
     assert!(matches!(store.watch("/registry/p/", old).await, Err(StoreError::Compacted(_))));
 }
 
-/// No name hides above the end of its prefix, or below another's.
+/// Ranges end neither before the last name of their prefix nor after it.
 async fn reaches_every_name(make: Make<'_>) {
     let (env, clock) = env();
     let store = make(env).await;
@@ -174,7 +174,7 @@ async fn watches(make: Make<'_>) {
         assert_eq!(*gone.previous.unwrap().record.body(), *b"2");
         assert_eq!(&*watch.next().await.unwrap().key, "/registry/w/b");
     }
-    // A slow watch is told when history has gone on without it.
+    // A slow watch ends with an error once its history is compacted.
     write(&*store, just(put("/registry/w/c", "1"))).await;
     store.compact(store.revision()).await.unwrap();
     assert!(matches!(live.next().await, Err(StoreError::Compacted(_))));
@@ -229,7 +229,7 @@ async fn expires_and_compacts(make: Make<'_>) {
     store.tick().await.unwrap();
     assert_eq!(store.get("/registry/e/1", None).await.unwrap(), None);
     assert_eq!(watch.next().await.unwrap().entry, None);
-    // Compacts to where it stood five minutes before.
+    // Compacts to the revision of five minutes ago.
     assert_eq!(store.compacted(), 0);
     clock.advance(COMPACT_EVERY);
     store.tick().await.unwrap();
@@ -242,8 +242,8 @@ async fn expires_and_compacts(make: Make<'_>) {
 
 async fn feeds(make: Make<'_>) {
     #[derive(Default)]
-    struct Seen(std::sync::Mutex<Vec<String>>);
-    impl Sink for Seen {
+    struct RecordingSink(std::sync::Mutex<Vec<String>>);
+    impl Sink for RecordingSink {
         fn start(&self, state: Vec<Entry>, revision: Revision) {
             self.0.lock().unwrap().push(format!("start {} at {revision}", state.len()));
         }
@@ -260,7 +260,7 @@ async fn feeds(make: Make<'_>) {
     write(&*store, just(put("/a", "1"))).await;
     store.compact(1).await.unwrap();
     write(&*store, just(put("/b", "1"))).await;
-    let seen = Arc::new(Seen::default());
+    let seen = Arc::new(RecordingSink::default());
     store.feed(seen.clone()).await.unwrap();
     assert_eq!(*seen.0.lock().unwrap(), ["start 1 at 1", "/b 2"]);
     write(&*store, just(put("/c", "1"))).await;

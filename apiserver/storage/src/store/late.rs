@@ -1,4 +1,4 @@
-//! A store that acknowledges before it feeds, as one in another process does: for tests of what lies over it.
+//! A store that acknowledges before it feeds, like one in another process: for tests of the layers above it.
 
 use std::sync::{Arc, Mutex};
 
@@ -8,31 +8,31 @@ use tokio::sync::oneshot;
 use super::memory::MemoryStore;
 use super::{Change, Current, Entry, Outcome, Range, Revision, Sink, Store, StoreError, Txn, Watch};
 
-/// Over a store that others may write to. Its feed stands still until a transaction of its own is acknowledged, or somebody
-/// asks which revision is the newest.
+/// Wraps a store with other writers. Its feed is delayed until one of its own transactions is acknowledged, or until
+/// the newest revision is requested.
 pub struct LateStore {
     inner: Arc<MemoryStore>,
-    unheard: Arc<Unheard>,
+    delayed: Arc<DelayedFeed>,
 }
 
 impl LateStore {
-    /// Over `inner`, which others may write to directly.
+    /// Wraps `inner`, to which others may write directly.
     #[must_use]
     pub fn new(inner: Arc<MemoryStore>) -> Self {
-        Self { inner, unheard: Arc::default() }
+        Self { inner, delayed: Arc::default() }
     }
 }
 
-/// What the feed's reader has not heard of yet.
+/// The changes that were not fed yet.
 #[derive(Default)]
-struct Unheard {
+struct DelayedFeed {
     sink: Mutex<Option<Arc<dyn Sink>>>,
     changes: Mutex<Vec<Change>>,
 }
 
-impl Unheard {
-    fn hear(&self) {
-        // One at a time, so that the reader hears changes in their order.
+impl DelayedFeed {
+    fn flush(&self) {
+        // Serialized, so that the sink gets the changes in order.
         let sink = self.sink.lock().expect("no panic while it was held");
         let changes = std::mem::take(&mut *self.changes.lock().expect("no panic while it was held"));
         if let (Some(sink), false) = (&*sink, changes.is_empty()) {
@@ -40,16 +40,16 @@ impl Unheard {
         }
     }
 
-    fn told(&self, tell: impl FnOnce(&dyn Sink)) {
+    fn with_sink(&self, call: impl FnOnce(&dyn Sink)) {
         if let Some(sink) = &*self.sink.lock().expect("no panic while it was held") {
-            tell(&**sink);
+            call(&**sink);
         }
     }
 }
 
-impl Sink for Unheard {
+impl Sink for DelayedFeed {
     fn start(&self, state: Vec<Entry>, revision: Revision) {
-        self.told(|sink| sink.start(state, revision));
+        self.with_sink(|sink| sink.start(state, revision));
     }
 
     fn commit(&self, changes: &[Change]) {
@@ -57,8 +57,8 @@ impl Sink for Unheard {
     }
 
     fn compact(&self, revision: Revision) {
-        self.hear();
-        self.told(|sink| sink.compact(revision));
+        self.flush();
+        self.with_sink(|sink| sink.compact(revision));
     }
 }
 
@@ -72,7 +72,7 @@ impl Store for LateStore {
         Current::Ask(Box::pin(async {
             tokio::task::yield_now().await;
             let newest = self.inner.revision();
-            self.unheard.hear();
+            self.delayed.flush();
             Ok(newest)
         }))
     }
@@ -90,9 +90,9 @@ impl Store for LateStore {
     }
 
     async fn txn(&self, txn: Txn) -> Result<Outcome, StoreError> {
-        let (inner, unheard) = (self.inner.clone(), self.unheard.clone());
+        let (inner, delayed) = (self.inner.clone(), self.delayed.clone());
         let (acknowledge, acknowledged) = oneshot::channel();
-        // Once it is sent it is done, whether or not anybody waits for the answer.
+        // Spawned: a transaction that was sent completes, whether or not the caller waits for it.
         tokio::spawn(async move {
             tokio::task::yield_now().await;
             let outcome = inner.txn(txn).await;
@@ -101,7 +101,7 @@ impl Store for LateStore {
             let _ = acknowledge.send(outcome);
             tokio::task::yield_now().await;
             if committed {
-                unheard.hear();
+                delayed.flush();
             }
         });
         acknowledged.await.map_err(|_| StoreError::Unavailable("the store's task is gone".into()))?
@@ -112,9 +112,9 @@ impl Store for LateStore {
     }
 
     async fn feed(&self, sink: Arc<dyn Sink>) -> Result<(), StoreError> {
-        *self.unheard.sink.lock().expect("no panic while it was held") = Some(sink);
-        self.inner.feed(self.unheard.clone()).await?;
-        self.unheard.hear();
+        *self.delayed.sink.lock().expect("no panic while it was held") = Some(sink);
+        self.inner.feed(self.delayed.clone()).await?;
+        self.delayed.flush();
         Ok(())
     }
 

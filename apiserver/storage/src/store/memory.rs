@@ -1,4 +1,4 @@
-//! The store without a disk: for tests and simulation, and the reference that the contract suite was written on.
+//! The in-memory store: for tests and simulation, and the reference implementation of the contract suite.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -6,32 +6,32 @@ use async_trait::async_trait;
 use machinery_env::Env;
 use tokio::sync::watch;
 
-use super::plan::{Pending, State, check};
+use super::plan::{PendingWrites, StoreState, check};
 use super::{Change, Current, Entry, History, Outcome, Range, Revision, Sink, Store, StoreError, Txn, Watch};
 
-struct Inner {
-    state: State,
+struct MemoryState {
+    state: StoreState,
     sink: Option<Arc<dyn Sink>>,
 }
 
-/// See the module.
+/// A store in memory.
 pub struct MemoryStore {
-    shared: Arc<Shared>,
+    shared: Arc<MemoryShared>,
     env: Env,
 }
 
-struct Shared {
-    inner: Mutex<Inner>,
+struct MemoryShared {
+    inner: Mutex<MemoryState>,
     moved: watch::Sender<Revision>,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+impl MemoryShared {
+    fn lock(&self) -> MutexGuard<'_, MemoryState> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl History for Shared {
+impl History for MemoryShared {
     fn since(&self, prefix: &str, after: Revision, most: usize) -> Result<(Vec<Change>, Revision), StoreError> {
         self.lock().state.since(prefix, after, most)
     }
@@ -41,16 +41,16 @@ impl MemoryStore {
     /// An empty store.
     #[must_use]
     pub fn new(env: Env) -> Self {
-        let inner = Inner { state: State::new(0), sink: None };
-        Self { shared: Arc::new(Shared { inner: Mutex::new(inner), moved: watch::Sender::new(0) }), env }
+        let inner = MemoryState { state: StoreState::new(0), sink: None };
+        Self { shared: Arc::new(MemoryShared { inner: Mutex::new(inner), moved: watch::Sender::new(0) }), env }
     }
 
     fn now_ms(&self) -> u64 {
         u64::try_from(self.env.now().as_millisecond()).unwrap_or(0)
     }
 
-    fn write(&self, inner: &mut Inner, txn: Txn) -> Outcome {
-        let mut pending = Pending::default();
+    fn write(&self, inner: &mut MemoryState, txn: Txn) -> Outcome {
+        let mut pending = PendingWrites::default();
         let outcome = inner.state.plan(&mut pending, txn, self.now_ms());
         if !pending.writes.is_empty() {
             let changes = inner.state.apply(pending.writes);
@@ -62,7 +62,7 @@ impl MemoryStore {
         outcome
     }
 
-    fn forget(inner: &mut Inner, revision: Revision) -> Result<(), StoreError> {
+    fn forget(inner: &mut MemoryState, revision: Revision) -> Result<(), StoreError> {
         inner.state.compact(revision)?;
         if let Some(sink) = &inner.sink {
             sink.compact(revision);

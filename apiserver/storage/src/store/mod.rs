@@ -1,8 +1,8 @@
 //! The store: etcd's semantics and nothing else. Implementations: `memory` (tests, simulation) and the embedded one
 //! (commit log + sled); one contract suite runs on all.
 //!
-//! A revision is taken by every transaction that changes something. What is visible is durable: a transaction is synced,
-//! then visible to readers and the [`Sink`], then acknowledged.
+//! Every transaction that changes something takes a revision. Visible state is durable: a transaction is synced, then
+//! visible to readers and the [`Sink`], then acknowledged.
 
 pub mod embedded;
 pub mod late;
@@ -22,18 +22,18 @@ use futures::future::BoxFuture;
 
 pub use record::Record;
 
-/// A point in the store's history; every committed transaction that changes something takes the next one.
+/// A point in the store's history; every transaction that changes something takes the next one.
 pub type Revision = u64;
 
-/// Upstream's limit of a request to etcd (1.5 MiB): what clients are built for.
+/// The maximum size of a value: etcd's request limit (1.5 MiB), which clients expect.
 pub const VALUE_BYTES_MAX: usize = 3 * 512 * 1024;
-/// Writes in one transaction, as etcd's default `max-txn-ops`.
+/// The maximum number of writes in a transaction: etcd's default `max-txn-ops`.
 pub const TXN_OPS_MAX: usize = 128;
-/// History is compacted in this rhythm, as upstream's apiserver does, to where it stood one such time before.
+/// The compaction interval, as upstream's apiserver: history is compacted to the revision of one interval ago.
 pub const COMPACT_EVERY: Duration = Duration::from_secs(5 * 60);
-/// What history may weigh before it is compacted early: bounds memory under a storm of updates.
+/// The size of history at which it is compacted early: bounds memory under a storm of updates.
 pub const HISTORY_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// What a change weighs in history beside its superseded value, in the store and in the cache (measured roughly).
+/// The size of a change in history besides its superseded value, in the store and in the cache (a rough measurement).
 const HISTORY_RECORD_BYTES: usize = 768;
 
 /// One stored key.
@@ -41,15 +41,15 @@ const HISTORY_RECORD_BYTES: usize = 768;
 pub struct Entry {
     /// The key, such as `/registry/pods/default/web-1`.
     pub key: Arc<str>,
-    /// What is stored.
+    /// The stored record.
     pub record: Record,
-    /// When the key was created.
+    /// The revision of the key's creation.
     pub created: Revision,
-    /// When the key was last written.
+    /// The revision of the key's last write.
     pub modified: Revision,
 }
 
-/// A condition on one key: its `modified` revision, 0 for "absent".
+/// A condition on one key: its `modified` revision, 0 for an absent key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Compare {
     /// The key.
@@ -61,11 +61,11 @@ pub struct Compare {
 /// One write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
-    /// Sets a key, for a time where `ttl` is given (Events).
+    /// Sets a key, with an optional time to live (Events).
     Put {
         /// The key.
         key: String,
-        /// What is stored.
+        /// The record to store.
         record: Record,
         /// Time to live.
         ttl: Option<Duration>,
@@ -78,7 +78,7 @@ pub enum Op {
 }
 
 impl Op {
-    /// The key that is written.
+    /// The key of the write.
     #[must_use]
     pub fn key(&self) -> &str {
         match self {
@@ -87,21 +87,21 @@ impl Op {
     }
 }
 
-/// Compares, and writes all or nothing.
+/// Compares and writes, all or nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Txn {
-    /// All must hold.
+    /// The conditions; all must hold.
     pub compares: Vec<Compare>,
-    /// Done at one revision; of several writes to one key the last one counts.
+    /// The writes, all at one revision; of several writes to one key the last one wins.
     pub ops: Vec<Op>,
 }
 
-/// What a transaction came to.
+/// The result of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// Durable and visible at this revision (the current one where nothing changed).
+    /// Durable and visible at this revision (the current one if nothing changed).
     Committed(Revision),
-    /// A compare failed; the current entries of the compared keys, in order.
+    /// A compare failed; contains the current entries of the compared keys, in order.
     Conflict(Vec<Option<Entry>>),
 }
 
@@ -110,26 +110,26 @@ pub enum Outcome {
 pub struct Range {
     /// In key order.
     pub entries: Vec<Entry>,
-    /// The revision that was read.
+    /// The revision of the read.
     pub revision: Revision,
-    /// How many keys of the range are not in this page.
+    /// The number of keys in the range after this page.
     pub remaining: u64,
 }
 
-/// One key's change.
+/// A change of one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// When.
+    /// The revision of the change.
     pub revision: Revision,
     /// The key.
     pub key: Arc<str>,
-    /// What it is now; `None`: deleted.
+    /// The new entry; `None` if deleted.
     pub entry: Option<Entry>,
-    /// What it was.
+    /// The entry before the change.
     pub previous: Option<Entry>,
 }
 
-/// Why the store refused or failed.
+/// Why the store rejected a request or failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// The revision is below the compacted one.
@@ -138,30 +138,30 @@ pub enum StoreError {
     /// The revision is in the future.
     #[error("revision {0} has not been reached")]
     Future(Revision),
-    /// The value is over the store's limit.
+    /// The value exceeds the store's limit.
     #[error("value of {bytes} bytes is over the limit of {limit}")]
     TooLarge {
-        /// Its size.
+        /// Its size in bytes.
         bytes: usize,
-        /// The limit.
+        /// The limit in bytes.
         limit: usize,
     },
-    /// More writes than one transaction may have.
+    /// The transaction has too many writes.
     #[error("{ops} writes in one transaction are over the limit of {limit}")]
     TooMany {
-        /// How many.
+        /// The number of writes.
         ops: usize,
         /// The limit.
         limit: usize,
     },
-    /// The disk is full: nothing was written, and reads go on.
+    /// The disk is full: nothing was written, and reads continue.
     #[error("{}", full(path, *wanted, *free))]
     Full {
         /// The store's folder.
         path: String,
-        /// What was to be written, in bytes.
+        /// The size of the write in bytes.
         wanted: u64,
-        /// What is left on the disk, in bytes, where the system says so.
+        /// The free bytes on the disk, if the system reports them.
         free: Option<u64>,
     },
     /// The store is closed or its disk failed.
@@ -170,12 +170,12 @@ pub enum StoreError {
     /// Another process uses the folder.
     #[error("{0}")]
     InUse(String),
-    /// The files are damaged or of a newer version; names the file and the way back.
+    /// The files are damaged or of a newer version; contains the file and the remedy.
     #[error("{0}")]
     Damaged(String),
 }
 
-/// What is full, how much is left, how much is wanted, and what to do.
+/// The message for a full disk: the folder, the free and the wanted bytes, and the remedy.
 fn full(path: &str, wanted: u64, free: Option<u64>) -> String {
     let free = free.map_or_else(|| "an unknown number of".to_owned(), |free| free.to_string());
     format!(
@@ -184,22 +184,22 @@ fn full(path: &str, wanted: u64, free: Option<u64>) -> String {
     )
 }
 
-/// What is fed by the committer itself: all changes in revision order, after they are durable and before they are
+/// A consumer that the committer feeds: all changes in revision order, after they are durable and before they are
 /// acknowledged. Called from the writer: must not block or call the store.
 pub trait Sink: Send + Sync {
-    /// The state at `revision`, once, before anything else.
+    /// The state at `revision`; called once, first.
     fn start(&self, state: Vec<Entry>, revision: Revision);
     /// The changes of one or more whole transactions, which become visible together.
     fn commit(&self, changes: &[Change]);
-    /// History up to `revision` is gone.
+    /// History up to `revision` was compacted.
     fn compact(&self, revision: Revision);
 }
 
-/// What a reader of a fed copy of the store ([`Sink`]) does to be up to date with every write that was acknowledged.
+/// How a reader of a fed copy of the store ([`Sink`]) gets current with every acknowledged write.
 pub enum Current<'a> {
-    /// Nothing: what is acknowledged was fed before.
+    /// It always is: acknowledged writes were fed before.
     Fed,
-    /// It waits until this revision has been fed, which only the store knows: others may have written.
+    /// It must wait for this revision, which the store determines: there may be other writers.
     Ask(BoxFuture<'a, Result<Revision, StoreError>>),
 }
 
@@ -209,44 +209,44 @@ pub trait Store: Send + Sync {
     /// The newest visible revision.
     fn revision(&self) -> Revision;
 
-    /// The newest revision that anybody was acknowledged, for readers of a fed copy.
+    /// The newest acknowledged revision, for readers of a fed copy.
     fn current(&self) -> Current<'_>;
 
-    /// The oldest revision that can still be read.
+    /// The oldest readable revision.
     fn compacted(&self) -> Revision;
 
-    /// One key, now or at a revision.
+    /// Reads one key, now or at a revision.
     async fn get(&self, key: &str, at: Option<Revision>) -> Result<Option<Entry>, StoreError>;
 
-    /// Keys in `from..to`, now or at a revision, at most `limit` (0: all).
+    /// Reads the keys in `from..to`, now or at a revision, at most `limit` (0: all).
     async fn range(&self, from: &str, to: &str, at: Option<Revision>, limit: usize) -> Result<Range, StoreError>;
 
     /// Compares and writes; returns when the writes are durable and visible.
     async fn txn(&self, txn: Txn) -> Result<Outcome, StoreError>;
 
-    /// Changes below `prefix` after `from`, in order.
+    /// Watches the changes below `prefix` after `from`, in order.
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError>;
 
-    /// Feeds `sink` from now on: the state as of the compacted revision, the history since, and all that follows.
+    /// Feeds `sink` from now on: the state at the compacted revision, the history since, and all further changes.
     async fn feed(&self, sink: Arc<dyn Sink>) -> Result<(), StoreError>;
 
-    /// Forgets history up to and with `revision`.
+    /// Drops history up to and including `revision`.
     async fn compact(&self, revision: Revision) -> Result<(), StoreError>;
 
-    /// Removes what has outlived its time and compacts when it is time; to be called about every second.
+    /// Expires keys, and compacts when due; call it about every second.
     async fn tick(&self) -> Result<(), StoreError>;
 }
 
-/// The end of all keys: they begin with a slash, and this is the next text after everything that does.
+/// The end of all keys: keys begin with a slash, and this is the next string after those.
 const KEYS_END: &str = "0";
 
-/// The first text after all texts that begin with `prefix`, as etcd's clients form a range's end: the last character is
-/// raised by one. Appending a highest character instead would leave out names that begin with it.
+/// The first string after all strings that begin with `prefix`, as etcd's clients build a range end: the last character
+/// is incremented. Appending a maximum character instead would exclude names that begin with it.
 #[must_use]
 pub fn prefix_end(prefix: &str) -> String {
     let mut end = prefix.to_owned();
     while let Some(last) = end.pop() {
-        // Over the gap of the surrogates, which are no characters.
+        // Skips the surrogates, which are no characters.
         if let Some(next) = (u32::from(last) + 1..=u32::from(char::MAX)).find_map(char::from_u32) {
             end.push(next);
             return end;
@@ -255,14 +255,14 @@ pub fn prefix_end(prefix: &str) -> String {
     KEYS_END.to_owned()
 }
 
-/// Where a [`Watch`] takes its changes from.
+/// The history that a [`Watch`] reads.
 pub(crate) trait History: Send + Sync {
-    /// Up to `most` changes after `after` below `prefix`, and up to which revision that covers everything.
+    /// Up to `most` changes after `after` below `prefix`, and the revision up to which they are complete.
     fn since(&self, prefix: &str, after: Revision, most: usize) -> Result<(Vec<Change>, Revision), StoreError>;
 }
 
-/// Changes handed out at a watch's own pace out of the store's history: a slow one costs nothing and holds up nobody,
-/// and ends with [`StoreError::Compacted`] when history no longer reaches back to it.
+/// A watch that reads the store's history at its own pace: a slow one costs and blocks nothing, and ends with
+/// [`StoreError::Compacted`] when its position is compacted.
 pub struct Watch {
     history: Arc<dyn History>,
     moved: tokio::sync::watch::Receiver<Revision>,
@@ -272,7 +272,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Changes taken out of history at once.
+    /// The number of changes read from history at once.
     const BATCH: usize = 64;
 
     pub(crate) fn new(

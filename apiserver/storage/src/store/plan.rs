@@ -1,5 +1,5 @@
-//! What a transaction does, decided without IO: compares against the visible state and what is about to be, times to
-//! live, compaction. Both local stores are this with a different way to make it durable.
+//! Plans transactions without IO: compares against the visible and the pending state, times to live, compaction. Both
+//! local stores use it, and differ in how they make a plan durable.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
@@ -12,17 +12,17 @@ use super::{
     StoreError, TXN_OPS_MAX, Txn, VALUE_BYTES_MAX,
 };
 
-/// One key's stored form; the versions and the history of a key share it.
+/// The stored form of a key, shared by its versions and its history.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Stored {
+pub(super) struct StoredValue {
     pub(super) record: Record,
     pub(super) created: Revision,
-    /// Milliseconds since the epoch; 0: lives until deleted.
+    /// The expiry in milliseconds since the epoch; 0 for none.
     pub(super) expires_ms: u64,
 }
 
-impl Stored {
-    /// What it weighs.
+impl StoredValue {
+    /// The size of the record in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.record.bytes_len()
     }
@@ -33,12 +33,12 @@ impl Stored {
 pub(super) struct Write {
     pub(super) revision: Revision,
     pub(super) key: Arc<str>,
-    pub(super) stored: Option<Arc<Stored>>,
+    pub(super) stored: Option<Arc<StoredValue>>,
 }
 
-/// What is planned and not visible yet: later transactions of the same group must see it.
+/// Planned writes that are not visible yet: later transactions of the group must see them.
 #[derive(Debug, Default)]
-pub(super) struct Pending {
+pub(super) struct PendingWrites {
     pub(super) writes: Vec<Write>,
     newest: HashMap<Arc<str>, usize>,
     revision: Option<Revision>,
@@ -46,13 +46,13 @@ pub(super) struct Pending {
 
 /// The visible state of a local store.
 #[derive(Debug)]
-pub(super) struct State {
-    pub(super) versions: Versions<Arc<Stored>>,
+pub(super) struct StoreState {
+    pub(super) versions: Versions<Arc<StoredValue>>,
     expiry: BTreeSet<(u64, Arc<str>)>,
     history_bytes: usize,
-    /// What the newest values weigh.
+    /// The size of the newest values in bytes.
     live_bytes: usize,
-    /// The revision to compact to next, and when (monotonic).
+    /// The next revision to compact to, and when (monotonic).
     next_compaction: Option<(Duration, Revision)>,
 }
 
@@ -65,11 +65,11 @@ impl From<OutOfReach> for StoreError {
     }
 }
 
-fn entry(key: &Arc<str>, modified: Revision, stored: &Stored) -> Entry {
+fn entry(key: &Arc<str>, modified: Revision, stored: &StoredValue) -> Entry {
     Entry { key: key.clone(), record: stored.record.clone(), created: stored.created, modified }
 }
 
-fn change(HistoryRecord { revision, key, value, previous }: HistoryRecord<Arc<Stored>>) -> Change {
+fn change(HistoryRecord { revision, key, value, previous }: HistoryRecord<Arc<StoredValue>>) -> Change {
     Change {
         revision,
         entry: value.map(|stored| entry(&key, revision, &stored)),
@@ -78,7 +78,7 @@ fn change(HistoryRecord { revision, key, value, previous }: HistoryRecord<Arc<St
     }
 }
 
-/// Refuses what no store takes, before it is queued.
+/// Rejects a transaction that exceeds the limits of all stores, before it is queued.
 pub(super) fn check(txn: &Txn) -> Result<(), StoreError> {
     if txn.ops.len() > TXN_OPS_MAX {
         return Err(StoreError::TooMany { ops: txn.ops.len(), limit: TXN_OPS_MAX });
@@ -93,7 +93,7 @@ pub(super) fn check(txn: &Txn) -> Result<(), StoreError> {
     Ok(())
 }
 
-impl State {
+impl StoreState {
     pub(super) fn new(revision: Revision) -> Self {
         Self {
             versions: Versions::new(revision),
@@ -104,7 +104,7 @@ impl State {
         }
     }
 
-    /// With an initial state.
+    /// A state with initial content.
     pub(super) fn filled(revision: Revision, rows: &[Write]) -> Self {
         let stored = || rows.iter().filter_map(|row| Some((&row.key, row.revision, row.stored.as_ref()?)));
         let mortal = stored().filter(|(.., stored)| stored.expires_ms > 0);
@@ -116,12 +116,12 @@ impl State {
         }
     }
 
-    /// What the newest values weigh together.
+    /// The size of the newest values in bytes.
     pub(super) fn live_bytes(&self) -> usize {
         self.live_bytes
     }
 
-    fn newest<'a>(&'a self, pending: &'a Pending, key: &str) -> Option<(Arc<str>, Revision, &'a Stored)> {
+    fn newest<'a>(&'a self, pending: &'a PendingWrites, key: &str) -> Option<(Arc<str>, Revision, &'a StoredValue)> {
         if let Some((key, index)) = pending.newest.get_key_value(key) {
             let write = &pending.writes[*index];
             return Some((key.clone(), write.revision, write.stored.as_deref()?));
@@ -130,8 +130,8 @@ impl State {
         Some((self.versions.shared_key(key)?, modified, stored))
     }
 
-    /// Decides one transaction on top of `pending`, which takes its writes.
-    pub(super) fn plan(&self, pending: &mut Pending, txn: Txn, now_ms: u64) -> Outcome {
+    /// Plans one transaction on top of `pending`, and adds its writes to it.
+    pub(super) fn plan(&self, pending: &mut PendingWrites, txn: Txn, now_ms: u64) -> Outcome {
         let current = pending.revision.unwrap_or(self.versions.revision());
         let holds = txn
             .compares
@@ -160,7 +160,11 @@ impl State {
                     let (key, created) = found.unwrap_or_else(|| (key.into(), revision));
                     let expires_ms =
                         ttl.map_or(0, |ttl| now_ms.saturating_add(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)));
-                    writes.push(Write { revision, key, stored: Some(Stored { record, created, expires_ms }.into()) });
+                    writes.push(Write {
+                        revision,
+                        key,
+                        stored: Some(StoredValue { record, created, expires_ms }.into()),
+                    });
                 }
                 Op::Delete { .. } => {
                     if let Some((key, _)) = found {
@@ -210,15 +214,15 @@ impl State {
         }
     }
 
-    /// Deletes of what has outlived its time, at most as many as one transaction takes; each holds only while the key
-    /// was not written again.
+    /// A transaction that deletes expired keys, at most as many as allowed; it requires that the keys were not written
+    /// again.
     pub(super) fn expired(&self, now_ms: u64) -> Option<Txn> {
         let due = self.expiry.range(..(now_ms.saturating_add(1), Arc::from(""))).take(TXN_OPS_MAX);
         let ops: Vec<Op> = due.map(|(_, key)| Op::Delete { key: key.to_string() }).collect();
         (!ops.is_empty()).then(|| Txn { compares: Vec::new(), ops })
     }
 
-    /// The revision to compact to, if it is time or history weighs too much.
+    /// The revision to compact to, if the interval has passed or history is too large.
     pub(super) fn compaction_due(&mut self, elapsed: Duration) -> Option<Revision> {
         if self.history_bytes > HISTORY_BYTES_MAX {
             return Some(self.versions.middle());
@@ -232,8 +236,8 @@ impl State {
         }
     }
 
-    /// Returns what is history no longer, oldest first.
-    pub(super) fn compact(&mut self, revision: Revision) -> Result<Vec<HistoryRecord<Arc<Stored>>>, StoreError> {
+    /// Compacts, and returns the dropped history, oldest first.
+    pub(super) fn compact(&mut self, revision: Revision) -> Result<Vec<HistoryRecord<Arc<StoredValue>>>, StoreError> {
         self.versions.check(revision)?;
         let forgotten = self.versions.compact(revision);
         for record in &forgotten {
@@ -259,7 +263,7 @@ impl State {
         Ok(Range { entries, revision, remaining: keys.count() as u64 })
     }
 
-    /// Everything with its write's revision and stored form, as of the compacted revision.
+    /// All entries at the compacted revision.
     pub(super) fn base(&self) -> Vec<Entry> {
         let at = self.versions.compacted();
         self.versions
@@ -275,7 +279,7 @@ impl State {
         most: usize,
     ) -> Result<(Vec<Change>, Revision), StoreError> {
         let mut changes = Vec::new();
-        // A watch from the future waits for it.
+        // A watch from a future revision waits for it.
         let mut covered = self.versions.revision().max(after);
         for record in self.versions.since(after)? {
             // Never ends between two changes of one revision.
@@ -301,11 +305,11 @@ mod tests {
 
     #[test]
     fn heavy_history_is_compacted_before_its_time() {
-        let mut state = State::new(0);
+        let mut state = StoreState::new(0);
         let record = Record::plain(&vec![0; 1024 * 1024]);
         assert_eq!(state.compaction_due(Duration::ZERO), None);
         for revision in 1..=70 {
-            let stored = Some(Stored { record: record.clone(), created: 1, expires_ms: 0 }.into());
+            let stored = Some(StoredValue { record: record.clone(), created: 1, expires_ms: 0 }.into());
             state.apply_one(Write { revision, key: "/a".into(), stored });
         }
         let due = state.compaction_due(Duration::ZERO);

@@ -1,14 +1,13 @@
-//! What is stored of an object: a small head of facts (labels, selectable fields, whether it is being deleted) before its
-//! JSON. The head is made once, in the request that writes, where the object's value is at hand;
-//! transactions, the log, snapshots and the cache carry it on, and nobody parses an object under a lock or at a start.
-//! A record that rests holds its JSON packed, for all who share it.
+//! The stored form of an object: a small head of facts (labels, selectable fields, whether it is being deleted) before
+//! its JSON. The head is built once, in the writing request, which has the parsed object. Transactions, the log,
+//! snapshots and the cache pass it on, so that no object is parsed under a lock or at a start. A cold record's JSON is
+//! compressed, for all holders of the record.
 //!
-//! The head, little endian: version, flags, length of the namespace (2 bytes), where the resourceVersion goes (4), the
-//! schema's generation (4), the fingerprint of the fields' names (8), bytes of labels, of fields and of managers (4 each);
-//! then labels and fields as texts behind their lengths, and who manages which fields of the object. Version 1 has none of
-//! these. In memory managers are entries that share what many objects have in common.
+//! The head, little endian: version, flags, length of the namespace (2 bytes), offset of the resourceVersion (4), the
+//! schema's generation (4), the fingerprint of the fields' names (8), bytes of labels, of fields and of managers (4
+//! each); then labels and fields as length-prefixed texts, and the managers of the object's fields. Version 1 has no
+//! managers. In memory, managers are entries that share the parts that many objects have in common.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -21,17 +20,17 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 const VERSION: u8 = 2;
-/// A head without managers, as it was before.
+/// The version of heads without managers.
 const VERSION_UNMANAGED: u8 = 1;
 const FIXED_BYTES: usize = 32;
 const COMMA: u8 = 1;
 const DELETING: u8 = 2;
 
-/// See the module. Cheap to clone.
+/// A stored object. Cheap to clone.
 #[derive(Clone)]
-pub struct Record(Arc<Shared>);
+pub struct Record(Arc<RecordData>);
 
-struct Shared {
+struct RecordData {
     head: Box<[u8]>,
     managers: Managers,
     body_len: u32,
@@ -43,14 +42,14 @@ enum Form {
     Packed(Packed),
 }
 
-/// A record's JSON, while somebody reads it.
+/// A record's JSON, for the duration of a read.
 #[derive(Debug, Clone)]
-pub struct Body(Held);
+pub struct Body(BodyBytes);
 
 #[derive(Debug, Clone)]
-enum Held {
+enum BodyBytes {
     Shared(Arc<[u8]>),
-    Read(Vec<u8>),
+    Owned(Vec<u8>),
 }
 
 impl Deref for Body {
@@ -58,8 +57,8 @@ impl Deref for Body {
 
     fn deref(&self) -> &[u8] {
         match &self.0 {
-            Held::Shared(bytes) => bytes,
-            Held::Read(bytes) => bytes,
+            BodyBytes::Shared(bytes) => bytes,
+            BodyBytes::Owned(bytes) => bytes,
         }
     }
 }
@@ -76,29 +75,29 @@ impl PartialEq for Record {
 
 impl Eq for Record {}
 
-/// What is known of an object when it is stored.
+/// The facts about an object when it is stored.
 #[derive(Debug, Default)]
 pub struct Facts<'a> {
-    /// Where in the body the resourceVersion goes, just behind metadata's brace; 0: nowhere.
+    /// The offset in the body for the resourceVersion, right after metadata's brace; 0: none.
     pub stamp_at: usize,
     /// Whether metadata has other fields, so that a comma follows.
     pub comma: bool,
-    /// Whether its deletion has begun.
+    /// Whether it has a deletion timestamp.
     pub deleting: bool,
     /// The namespace, or empty.
     pub namespace: &'a str,
-    /// Under which generation of its schema it was stored; 0 for kinds whose schema is the program's own.
+    /// The generation of the schema that it was stored under; 0 for built-in kinds.
     pub schema_generation: u32,
     /// Labels in order of their keys.
     pub labels: Vec<(&'a str, &'a str)>,
-    /// The fingerprint of the selectable fields' names, and their values in the names' order; `None`: not known.
+    /// The fingerprint of the selectable fields' names, and their values in the names' order; `None`: unknown.
     pub fields: Option<(u64, Vec<String>)>,
-    /// Who manages which fields.
+    /// The managers of the object's fields.
     pub managers: Managers,
 }
 
 impl<'a> Facts<'a> {
-    /// What the object itself says; `stamp_at` and the fields are the caller's to know.
+    /// The facts that the object contains; the caller adds `stamp_at` and the fields.
     #[must_use]
     pub fn of(object: &'a Value) -> Self {
         let metadata = &object["metadata"];
@@ -112,9 +111,9 @@ impl<'a> Facts<'a> {
     }
 }
 
-/// Stands for a list of field names: two lists have the same one only if they are the same. Never 0.
+/// A hash of a list of field names, equal only for equal lists. Never 0.
 pub fn fingerprint<'a>(names: impl IntoIterator<Item = &'a str>) -> u64 {
-    // FNV-1a over the names and an end that no name holds.
+    // FNV-1a over the names, each with a terminator that no name contains.
     let bytes = names.into_iter().flat_map(|name| name.bytes().chain([0xFF]));
     let hash =
         bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
@@ -136,12 +135,12 @@ fn put_texts<'a>(out: &mut Vec<u8>, texts: impl Iterator<Item = &'a str>) -> u32
     length(out.len() - begin)
 }
 
-/// Values and heads are bounded far below 4 GiB by the store's limit.
+/// The store's limit keeps values and heads far below 4 GiB.
 fn length(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
-/// Texts behind their lengths.
+/// Length-prefixed texts.
 struct Texts<'a>(&'a [u8]);
 
 impl<'a> Iterator for Texts<'a> {
@@ -156,7 +155,7 @@ impl<'a> Iterator for Texts<'a> {
 }
 
 impl Texts<'_> {
-    /// How many there are, if they are all that is there.
+    /// The number of texts, if they fill the slice exactly.
     fn count_whole(mut self) -> Option<usize> {
         let mut count = 0;
         while !self.0.is_empty() {
@@ -168,7 +167,7 @@ impl Texts<'_> {
 }
 
 impl Record {
-    /// Of a body and what is known of it.
+    /// From a body and its facts.
     #[must_use]
     pub fn new(body: &[u8], facts: &Facts<'_>) -> Self {
         let labels = facts.labels.iter().map(|(key, value)| key.len() + value.len() + 8).sum::<usize>();
@@ -187,21 +186,21 @@ impl Record {
         out[20..24].copy_from_slice(&labels.to_le_bytes());
         out[24..28].copy_from_slice(&fields.to_le_bytes());
         out[28..32].copy_from_slice(&length(facts.managers.written_len()).to_le_bytes());
-        Self::made(out.into(), facts.managers.clone(), body)
+        Self::build(out.into(), facts.managers.clone(), body)
     }
 
-    fn made(head: Box<[u8]>, managers: Managers, body: &[u8]) -> Self {
+    fn build(head: Box<[u8]>, managers: Managers, body: &[u8]) -> Self {
         let body_len = length(body.len());
-        Self(Arc::new(Shared { head, managers, body_len, body: RwLock::new(Form::Plain(body.into())) }))
+        Self(Arc::new(RecordData { head, managers, body_len, body: RwLock::new(Form::Plain(body.into())) }))
     }
 
-    /// Of a body that nothing is known of.
+    /// From a body without facts.
     #[must_use]
     pub fn plain(body: &[u8]) -> Self {
         Self::new(body, &Facts::default())
     }
 
-    /// Of an object in hand, of whose fields selectors name none.
+    /// From a parsed object without selectable fields.
     #[must_use]
     pub fn of(object: &Value) -> Self {
         let body = object.to_string();
@@ -211,12 +210,12 @@ impl Record {
         }
     }
 
-    /// Of an object's JSON, reading what it says: for what was stored without a head. `fields` gives what selectors may
-    /// ask for of the parsed object.
+    /// From an object's JSON, for one that was stored without a head. `fields` extracts the selectable fields of the
+    /// parsed object.
     #[must_use]
     pub fn read(body: &[u8], fields: impl FnOnce(&Value) -> Option<(u64, Vec<String>)>) -> Self {
         let Some(stamp) = Stamp::find(body) else {
-            // Stored with a resourceVersion, which nobody should do: taken out once, here.
+            // Stored with a resourceVersion, which should not happen: it is removed once, here.
             let Ok(mut value) = serde_json::from_slice::<Value>(body) else { return Self::plain(body) };
             if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
                 metadata.remove("resourceVersion");
@@ -239,13 +238,13 @@ impl Record {
     ) -> Self {
         let mut facts = Facts { fields: fields(value), ..Facts::of(value) };
         (facts.stamp_at, facts.comma) = (stamp.at, stamp.comma);
-        // In the order in which they are written, which is that of the keys.
+        // In the stored order, which is the order of the keys.
         let labels: BTreeMap<&str, &str> = facts.labels.into_iter().collect();
         facts.labels = labels.into_iter().collect();
         Self::new(body, &facts)
     }
 
-    /// What [`write_to`](Self::write_to) wrote; `None`: these are no record's bytes, or of a newer version.
+    /// Decodes the bytes of [`write_to`](Self::write_to); `None`: they are no record, or one of a newer version.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let fixed = bytes.first_chunk::<FIXED_BYTES>()?;
@@ -265,20 +264,20 @@ impl Record {
         Texts(fields).count_whole()?;
         let sound = Texts(labels).count_whole()? % 2 == 0 && number(4) <= body.len();
         let managers = Managers::decode(managed).filter(|managers| managers.is_empty() != is_managed)?;
-        sound.then(|| Self::made(bytes[..bytes.len() - rest.len()].into(), managers, body))
+        sound.then(|| Self::build(bytes[..bytes.len() - rest.len()].into(), managers, body))
     }
 
-    /// Appends head and body, as logs and snapshots hold them.
+    /// Appends head and body, as in logs and snapshots.
     pub fn write_to(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(self.head());
         self.0.managers.write_to(out);
         self.write_body(out, (0, &[]));
     }
 
-    /// Appends the object's JSON, with `piece` put in before its byte `at`.
+    /// Appends the object's JSON, with `piece` inserted at offset `at`.
     ///
     /// # Panics
-    /// It has no such byte.
+    /// The offset is out of range.
     pub fn write_body(&self, out: &mut Vec<u8>, (at, piece): (usize, &[u8])) {
         match &*self.0.body.read().unwrap_or_else(PoisonError::into_inner) {
             Form::Plain(bytes) => {
@@ -290,19 +289,19 @@ impl Record {
         }
     }
 
-    /// The length of what [`write_to`](Self::write_to) appends, however it is held.
+    /// The number of bytes that [`write_to`](Self::write_to) appends, whether the body is compressed or not.
     #[must_use]
     pub fn bytes_len(&self) -> usize {
         self.0.head.len() + self.number(28) as usize + self.body_len()
     }
 
-    /// The object's JSON. Who asks several times keeps it meanwhile: where it rests it is read anew.
+    /// The object's JSON. Callers with several reads should keep it: a compressed body is decompressed each time.
     #[must_use]
     pub fn body(&self) -> Body {
         let form = self.0.body.read().unwrap_or_else(PoisonError::into_inner);
         Body(match &*form {
-            Form::Plain(bytes) => Held::Shared(bytes.clone()),
-            Form::Packed(packed) => Held::Read(packed.text()),
+            Form::Plain(bytes) => BodyBytes::Shared(bytes.clone()),
+            Form::Packed(packed) => BodyBytes::Owned(packed.text()),
         })
     }
 
@@ -312,13 +311,14 @@ impl Record {
         self.0.body_len as usize
     }
 
-    /// Whether it may be worth packing: it is not packed.
+    /// Whether the body is uncompressed.
     #[must_use]
     pub fn is_plain(&self) -> bool {
         matches!(&*self.0.body.read().unwrap_or_else(PoisonError::into_inner), Form::Plain(_))
     }
 
-    /// Packs the body, for all who share the record, where that gains anything (false: it doesn't), and its managers' fields.
+    /// Compresses the body and the field sets of the managers, for all holders of the record; returns false if that
+    /// saves nothing.
     pub fn pack(&self, packer: &mut Packer, fields: &mut Packer) -> bool {
         self.0.managers.pack(fields);
         let packed = match &*self.0.body.read().unwrap_or_else(PoisonError::into_inner) {
@@ -339,20 +339,20 @@ impl Record {
         bytes.map_or(0, u32::from_le_bytes)
     }
 
-    /// Who manages which fields of the object.
+    /// The managers of the object's fields.
     #[must_use]
     pub fn managers(&self) -> &Managers {
         &self.0.managers
     }
 
-    /// Where in the body the resourceVersion goes, and whether a comma follows it; `None`: nowhere.
+    /// The offset in the body for the resourceVersion, and whether a comma follows it; `None`: none.
     #[must_use]
     pub fn stamp(&self) -> Option<(usize, bool)> {
         let at = self.number(4) as usize;
         (at > 0).then_some((at, self.head()[1] & COMMA != 0))
     }
 
-    /// Whether the object's deletion has begun.
+    /// Whether the object has a deletion timestamp.
     #[must_use]
     pub fn is_deleting(&self) -> bool {
         self.head()[1] & DELETING != 0
@@ -364,7 +364,7 @@ impl Record {
         usize::from(u16::from_le_bytes([self.head()[2], self.head()[3]]))
     }
 
-    /// Under which generation of its schema the object was stored.
+    /// The generation of the schema that the object was stored under.
     #[must_use]
     pub fn schema_generation(&self) -> u32 {
         self.number(8)
@@ -386,7 +386,7 @@ impl Record {
         std::iter::from_fn(move || Some((texts.next()?, texts.next()?)))
     }
 
-    /// The fingerprint of the names of [`fields`](Self::fields); 0: they are not known.
+    /// The fingerprint of the names of [`fields`](Self::fields); 0: unknown.
     #[must_use]
     pub fn fields_named(&self) -> u64 {
         u64::from(self.number(12)) | u64::from(self.number(16)) << 32
@@ -411,7 +411,7 @@ struct Meta {
     resource_version: Option<IgnoredAny>,
 }
 
-/// Where a resourceVersion goes.
+/// The offset for a resourceVersion.
 #[derive(Default)]
 struct Stamp {
     at: usize,
@@ -419,7 +419,7 @@ struct Stamp {
 }
 
 impl Stamp {
-    /// `None`: the body holds a resourceVersion.
+    /// `None` if the body contains a resourceVersion.
     fn find(body: &[u8]) -> Option<Self> {
         let nowhere = Some(Self::default());
         let Ok(text) = std::str::from_utf8(body) else { return nowhere };
@@ -432,9 +432,6 @@ impl Stamp {
         Some(Self { at, comma: !raw.get()[1..].trim_start().starts_with('}') })
     }
 }
-
-/// Selectable fields of an object, names and values.
-pub type Named = Vec<(Cow<'static, str>, String)>;
 
 #[cfg(test)]
 mod tests;

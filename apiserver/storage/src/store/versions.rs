@@ -1,4 +1,4 @@
-//! A multi-version map with its history: what is read now, at a revision, and what changed since one.
+//! A multi-version map with its history: reads of the current state and of past revisions, and the changes since one.
 //!
 //! Pure. The stores keep entries in it, the cache objects; values are cheap to clone (shared bytes, `Arc`).
 
@@ -11,9 +11,9 @@ use super::Revision;
 /// Why a revision can't be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutOfReach {
-    /// Below the compacted revision, which is given.
+    /// Below the compacted revision, which is contained.
     Compacted(Revision),
-    /// Above the current revision, which is given.
+    /// Above the current revision, which is contained.
     Future(Revision),
 }
 
@@ -23,7 +23,7 @@ struct Version<V> {
     value: Option<V>,
 }
 
-/// Most keys have one version: no allocation for older ones then.
+/// Most keys have one version, so older versions are allocated only when needed.
 #[derive(Debug, Clone)]
 struct Chain<V> {
     latest: Version<V>,
@@ -45,41 +45,41 @@ impl<V> Chain<V> {
 /// One change in history.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HistoryRecord<V> {
-    /// When.
+    /// The revision of the change.
     pub revision: Revision,
     /// The key.
     pub key: Arc<str>,
-    /// What it became; `None`: deleted.
+    /// The new value; `None` if deleted.
     pub value: Option<V>,
-    /// What it was, and since when.
+    /// The value before, and its revision.
     pub previous: Option<(Revision, V)>,
 }
 
-/// That a key was written at a revision, at most once: the key's versions say what.
+/// A write of a key at a revision, at most one each; the value is in the key's versions.
 #[derive(Debug)]
-struct Written {
+struct HistoryEntry {
     revision: Revision,
     key: Arc<str>,
 }
 
-/// See the module.
+/// A multi-version map.
 #[derive(Debug)]
 pub struct Versions<V> {
     keys: BTreeMap<Arc<str>, Chain<V>>,
-    history: VecDeque<Written>,
+    history: VecDeque<HistoryEntry>,
     revision: Revision,
     compacted: Revision,
 }
 
 impl<V: Clone> Versions<V> {
-    /// Empty at a revision.
+    /// An empty map at a revision.
     #[must_use]
     pub fn new(revision: Revision) -> Self {
         Self { keys: BTreeMap::new(), history: VecDeque::new(), revision, compacted: revision }
     }
 
-    /// With an initial state at a revision, with no trace in history. In key order it is built whole, which takes half the
-    /// time and memory of inserting.
+    /// A map with an initial state at a revision and no history. A state in key order is built in bulk, which takes
+    /// half the time and memory of inserting.
     #[must_use]
     pub fn filled(revision: Revision, state: impl Iterator<Item = (Arc<str>, Revision, V)>) -> Self {
         let chain = |(key, at, value)| (key, Chain { latest: Version { at, value: Some(value) }, older: Vec::new() });
@@ -98,14 +98,14 @@ impl<V: Clone> Versions<V> {
         self.compacted
     }
 
-    /// The key as of now, with the revision of its last write.
+    /// The current value of a key, with the revision of its last write.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<(Revision, &V)> {
         let chain = self.keys.get(key)?;
         Some((chain.latest.at, chain.latest.value.as_ref()?))
     }
 
-    /// The key as the map holds it, for sharing.
+    /// The map's own copy of the key, for sharing.
     #[must_use]
     pub fn shared_key(&self, key: &str) -> Option<Arc<str>> {
         self.keys.get_key_value(key).map(|(key, _)| key.clone())
@@ -122,13 +122,13 @@ impl<V: Clone> Versions<V> {
         }
     }
 
-    /// The key at a revision.
+    /// The value of a key at a revision.
     pub fn get_at(&self, key: &str, at: Revision) -> Result<Option<(Revision, &V)>, OutOfReach> {
         self.check(at)?;
         Ok(self.keys.get(key).and_then(|chain| chain.at(at)))
     }
 
-    /// Keys between two bounds at a revision that was checked, in order.
+    /// The keys between two bounds at a checked revision, in order.
     pub fn range<'a>(
         &'a self,
         from: Bound<&'a str>,
@@ -146,7 +146,7 @@ impl<V: Clone> Versions<V> {
         })
     }
 
-    /// The values of keys after one (all: none), each with all that can be read of it.
+    /// The keys after one (`None`: all), each with all of its readable values.
     pub fn after<'a>(
         &'a self,
         key: Option<&'a str>,
@@ -157,7 +157,7 @@ impl<V: Clone> Versions<V> {
         })
     }
 
-    /// Sets or deletes a key at `revision`, which is the newest or the next one. Returns what was there.
+    /// Sets or deletes a key at `revision`, which is the newest or the next one. Returns the value before.
     pub fn apply(&mut self, revision: Revision, key: &Arc<str>, value: Option<V>) -> Option<(Revision, V)> {
         debug_assert!(revision >= self.revision, "revisions only rise");
         self.revision = revision;
@@ -176,11 +176,11 @@ impl<V: Clone> Versions<V> {
                 previous
             }
         };
-        self.history.push_back(Written { revision, key: shared });
+        self.history.push_back(HistoryEntry { revision, key: shared });
         previous
     }
 
-    /// Exchanges the newest value of a key for an equivalent one: no change, nothing in history.
+    /// Replaces the newest value of a key with an equivalent one: no change, and nothing in history.
     pub fn replace_latest(&mut self, key: &str, value: V) {
         if let Some(chain) = self.keys.get_mut(key)
             && chain.latest.value.is_some()
@@ -195,11 +195,11 @@ impl<V: Clone> Versions<V> {
             return Err(OutOfReach::Compacted(self.compacted));
         }
         let first = self.history.partition_point(|record| record.revision <= revision);
-        Ok(self.history.range(first..).map(|written| self.told(written)))
+        Ok(self.history.range(first..).map(|written| self.history_record(written)))
     }
 
-    /// What a write of history, that is not compacted, did.
-    fn told(&self, Written { revision, key }: &Written) -> HistoryRecord<V> {
+    /// The history record of a write that is not compacted.
+    fn history_record(&self, HistoryEntry { revision, key }: &HistoryEntry) -> HistoryRecord<V> {
         let versions = self.keys.get(key);
         let at = |revision| versions.and_then(|versions| versions.at(revision));
         let value = at(*revision).map(|(_, value)| value.clone());
@@ -207,7 +207,7 @@ impl<V: Clone> Versions<V> {
         HistoryRecord { revision: *revision, key: key.clone(), value, previous }
     }
 
-    /// How many changes history holds.
+    /// The number of changes in history.
     #[must_use]
     pub fn history_len(&self) -> usize {
         self.history.len()
@@ -219,7 +219,7 @@ impl<V: Clone> Versions<V> {
         self.history.get(self.history.len() / 2).map_or(self.revision, |record| record.revision)
     }
 
-    /// Forgets history up to and with `revision`; returns the forgotten records, oldest first.
+    /// Drops history up to and including `revision`; returns the dropped records, oldest first.
     pub fn compact(&mut self, revision: Revision) -> Vec<HistoryRecord<V>> {
         let revision = revision.min(self.revision);
         let mut gone = Vec::new();
@@ -228,7 +228,7 @@ impl<V: Clone> Versions<V> {
         }
         self.compacted = revision;
         while let Some(written) = self.history.front().filter(|written| written.revision <= revision) {
-            let record = self.told(written);
+            let record = self.history_record(written);
             self.history.pop_front();
             if let Some(chain) = self.keys.get_mut(&record.key) {
                 chain.older.retain(|version| version.at >= record.revision);
@@ -241,7 +241,7 @@ impl<V: Clone> Versions<V> {
             }
             gone.push(record);
         }
-        // What a busy hour has filled is not kept for a quiet one.
+        // The capacity of a busy hour is not kept.
         if self.history.capacity() > 4 * self.history.len() {
             self.history.shrink_to(2 * self.history.len());
         }

@@ -1,4 +1,4 @@
-//! The body of an apply patch, and the object that comes of one.
+//! Parses the body of an apply patch, and decodes the applied object.
 
 use serde_json::Value;
 
@@ -7,15 +7,15 @@ use crate::schema::budget::Budget;
 use crate::schema::raw::Raw;
 use crate::schema::{FieldValidation, Target, decode, yaml};
 
-/// A configuration as it is said, nothing filled in, and the keys that stand in it twice (a sentence each).
+/// An apply configuration as written, without defaults, and its duplicate keys (a sentence each).
 pub struct Config {
     /// The configuration.
     pub object: Value,
-    /// For `Warning` headers, or a refusal.
+    /// Texts for `Warning` headers, or for a rejection.
     pub doubled: Vec<String>,
 }
 
-/// Reads the body of an apply patch.
+/// Parses the body of an apply patch.
 pub fn config(bytes: &[u8]) -> ApiResult<Config> {
     let wrong = |why: &str| ApiError::BadRequest(format!("error decoding YAML: {why}"));
     let mut budget = Budget::of_body(bytes.len());
@@ -40,7 +40,7 @@ pub fn config(bytes: &[u8]) -> ApiResult<Config> {
     Ok(Config { object, doubled: document.doubled })
 }
 
-/// What an apply comes to, as an object of its kind (sparse, as from a body).
+/// Decodes the result of an apply as an object of its kind (sparse, as from a body).
 pub fn object(applied: Value, target: &Target<'_>) -> ApiResult<Value> {
     let mut budget = Budget::unlimited();
     let decoded = decode::value(applied, target, FieldValidation::Ignore, true, &mut budget);

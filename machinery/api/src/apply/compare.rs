@@ -1,4 +1,4 @@
-//! What differs between two values of a type, as sets of fields.
+//! Compares two values of a type; returns sets of fields.
 
 use std::collections::BTreeMap;
 
@@ -9,62 +9,62 @@ use super::set::Set;
 use super::shape::{EMPTY, Of, Shape, printed};
 use crate::schema::{TypeRef, normalise as normalise_whole, normalise_kind};
 
-/// Fields that one value has and the other hasn't, or has otherwise.
+/// The differences of two values.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Comparison {
-    /// Only in the old one.
+    /// Fields of the old value only.
     pub removed: Set,
-    /// In both, and different.
+    /// Fields of both with different values.
     pub modified: Set,
-    /// Only in the new one.
+    /// Fields of the new value only.
     pub added: Set,
 }
 
 impl Comparison {
-    /// Whether nothing differs.
+    /// Whether the values are equal.
     #[must_use]
     pub fn is_same(&self) -> bool {
         self.removed.is_empty() && self.modified.is_empty() && self.added.is_empty()
     }
 
-    /// Each set with something done to it.
+    /// Maps each set.
     #[must_use]
     pub fn map(self, change: impl Fn(Set) -> Set) -> Self {
         Self { removed: change(self.removed), modified: change(self.modified), added: change(self.added) }
     }
 }
 
-/// How values are read.
+/// The interpretation of values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    /// As they are.
+    /// Values as they are.
     Whole,
-    /// As they will be printed: fields that are printed always are there, and empty ones aren't.
+    /// Values in printed form: fields without omitempty are present, empty ones with it are absent.
     Printed,
 }
 
-/// Compares two objects; without an old one, the new one with what an object of nothing prints. An error: a list's item has no
-/// key.
+/// Compares two objects; without an old one, the new one with the printed form of an empty object. The error names a
+/// list item without a key.
 pub fn compare(found: TypeRef<'_>, old: Option<&Value>, new: &Value, form: Form) -> Result<Comparison, String> {
-    let mut walk = Walk { form, path: Vec::new(), out: Comparison::default() };
+    let mut walk = Comparer { form, path: Vec::new(), out: Comparison::default() };
     walk.values(Shape::root(found), Some(old.unwrap_or(&EMPTY)), Some(new))?;
     Ok(walk.out)
 }
 
-struct Walk {
+struct Comparer {
     form: Form,
     path: Vec<PathElement>,
     out: Comparison,
 }
 
-type Found<'a> = Option<&'a Value>;
+type MaybeValue<'a> = Option<&'a Value>;
 
-fn map_of(value: Found<'_>) -> Option<&Map<String, Value>> {
+fn map_of(value: MaybeValue<'_>) -> Option<&Map<String, Value>> {
     value.and_then(Value::as_object)
 }
 
-impl Walk {
-    fn values(&mut self, shape: Shape<'_>, old: Found<'_>, new: Found<'_>) -> Result<(), String> {
+impl Comparer {
+    fn values(&mut self, shape: Shape<'_>, old: MaybeValue<'_>, new: MaybeValue<'_>) -> Result<(), String> {
         if old.is_some() && old == new {
             return Ok(());
         }
@@ -81,7 +81,8 @@ impl Walk {
                     self.leaf(shape, old, new);
                     return Ok(());
                 }
-                let other = |value: Found<'_>, is_map: bool| value.is_some_and(|value| !value.is_null()) && !is_map;
+                let other =
+                    |value: MaybeValue<'_>, is_map: bool| value.is_some_and(|value| !value.is_null()) && !is_map;
                 if other(old, was_map) || other(new, is_map) {
                     self.leaf(shape, old, new);
                 }
@@ -97,24 +98,30 @@ impl Walk {
         Ok(())
     }
 
-    fn leaf(&mut self, shape: Shape<'_>, old: Found<'_>, new: Found<'_>) {
+    fn leaf(&mut self, shape: Shape<'_>, old: MaybeValue<'_>, new: MaybeValue<'_>) {
         match (old, new) {
             (None, _) => self.out.added.insert(&self.path),
             (_, None) => self.out.removed.insert(&self.path),
             (Some(old), Some(new)) if same(old, new) => {}
-            (Some(old), Some(new)) if self.form == Form::Printed && is_filled_like(shape, old, new) => {}
+            (Some(old), Some(new)) if self.form == Form::Printed && equal_when_stored(shape, old, new) => {}
             _ => self.out.modified.insert(&self.path),
         }
     }
 
-    fn below(&mut self, element: PathElement, shape: Shape<'_>, old: Found<'_>, new: Found<'_>) -> Result<(), String> {
+    fn below(
+        &mut self,
+        element: PathElement,
+        shape: Shape<'_>,
+        old: MaybeValue<'_>,
+        new: MaybeValue<'_>,
+    ) -> Result<(), String> {
         self.path.push(element);
         let done = self.values(shape, old, new);
         self.path.pop();
         done
     }
 
-    fn members(&mut self, shape: Shape<'_>, old: Found<'_>, new: Found<'_>) -> Result<(), String> {
+    fn members(&mut self, shape: Shape<'_>, old: MaybeValue<'_>, new: MaybeValue<'_>) -> Result<(), String> {
         let (was, is) = (map_of(old), map_of(new));
         if let (Of::Struct(of), Form::Printed) = (shape.of, self.form) {
             for field in &of.fields {
@@ -141,7 +148,7 @@ impl Walk {
         Ok(())
     }
 
-    fn items(&mut self, shape: Shape<'_>, old: Found<'_>, new: Found<'_>) -> Result<(), String> {
+    fn items(&mut self, shape: Shape<'_>, old: MaybeValue<'_>, new: MaybeValue<'_>) -> Result<(), String> {
         let Of::List(kind, _) = shape.of else { return Ok(()) };
         let mut all: BTreeMap<PathElement, [Vec<&Value>; 2]> = BTreeMap::new();
         for (side, list) in [old, new].into_iter().enumerate() {
@@ -154,7 +161,7 @@ impl Walk {
             match (&*was, &*is) {
                 ([] | [_], [] | [_]) => self.below(element, inner, was.first().copied(), is.first().copied())?,
                 ([_, _, ..], [_, _, ..]) => {
-                    if was.len() != is.len() || was.iter().zip(&is).any(|(a, b)| !same(a, &filled(inner, b))) {
+                    if was.len() != is.len() || was.iter().zip(&is).any(|(a, b)| !same(a, &stored_form(inner, b))) {
                         self.here(element, |out| &mut out.modified);
                     }
                 }
@@ -182,13 +189,13 @@ impl Walk {
     }
 }
 
-/// Whether two values are the same in the form that is stored.
-pub(super) fn is_filled_like(shape: Shape<'_>, old: &Value, new: &Value) -> bool {
-    !matches!(shape.of, Of::Untyped | Of::Deduced) && same(&filled(shape, old), &filled(shape, new))
+/// Whether two values are equal in their stored form.
+pub(super) fn equal_when_stored(shape: Shape<'_>, old: &Value, new: &Value) -> bool {
+    !matches!(shape.of, Of::Untyped | Of::Deduced) && same(&stored_form(shape, old), &stored_form(shape, new))
 }
 
-/// A value in the form that is stored.
-pub(super) fn filled(shape: Shape<'_>, value: &Value) -> Value {
+/// A value in its stored form.
+pub(super) fn stored_form(shape: Shape<'_>, value: &Value) -> Value {
     let mut value = value.clone();
     match shape.of {
         Of::Scalar(kind) => normalise_kind(shape.types, kind, &mut value),

@@ -1,4 +1,4 @@
-//! What an apply configuration says: whether it fits its type, and which fields it names.
+//! Checks an apply configuration against its type, and lists the fields that it sets.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -10,15 +10,16 @@ use super::set::Set;
 use super::shape::{Items, Of, Shape};
 use crate::schema::{Kind, TypeRef};
 
-/// Mistakes that are told of one configuration.
+/// Maximum reported errors of one configuration.
 const ERRORS_MAX: usize = 64;
 
-/// Checks an object against its type: upstream's errors, one a line. `doubled`: whether lists may have two items of one key.
+/// Checks an object against its type; the error has upstream's messages, one a line. `doubled`: whether list items may
+/// have duplicate keys.
 ///
 /// # Errors
-/// What does not fit.
+/// If the object doesn't conform.
 pub fn check(found: TypeRef<'_>, object: &Value, doubled: bool) -> Result<(), String> {
-    let mut check = Check { doubled, path: String::new(), errors: Vec::new() };
+    let mut check = ConfigChecker { doubled, path: String::new(), errors: Vec::new() };
     check.value(Shape::root(found), object);
     match &*check.errors {
         [] => Ok(()),
@@ -30,13 +31,13 @@ pub fn check(found: TypeRef<'_>, object: &Value, doubled: bool) -> Result<(), St
     }
 }
 
-struct Check {
+struct ConfigChecker {
     doubled: bool,
     path: String,
     errors: Vec<String>,
 }
 
-/// A value as Go prints it in an error.
+/// A value's kind as Go prints it in an error.
 fn go_kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "<nil>",
@@ -49,7 +50,7 @@ fn go_kind(value: &Value) -> &'static str {
     }
 }
 
-impl Check {
+impl ConfigChecker {
     fn wrong(&mut self, what: &str) {
         if self.errors.len() < ERRORS_MAX {
             let separator = if self.path.is_empty() { "" } else { ": " };
@@ -79,7 +80,7 @@ impl Check {
                             let _ = write!(self.path, ".{name}");
                             self.wrong("field not declared in schema");
                             self.path.truncate(length);
-                            // Upstream looks no further.
+                            // Upstream stops here too.
                             return;
                         }
                     }
@@ -134,7 +135,7 @@ impl Check {
     }
 }
 
-/// Every field and item that an object names.
+/// All fields and items of an object.
 #[must_use]
 pub(super) fn fields_of(found: TypeRef<'_>, object: &Value) -> Set {
     let mut set = Set::default();
@@ -168,7 +169,7 @@ fn walk(shape: Shape<'_>, value: &Value, path: &mut Vec<PathElement>, set: &mut 
                 .flatten()
                 .filter_map(|item| Some((shape.item(item).ok()?, item)))
                 .collect();
-            // In order, so that each is put in at the set's end.
+            // Sorted, so that each is appended at the set's end.
             items.sort_by(|a, b| a.0.cmp(&b.0));
             for (element, _) in &items {
                 if !seen.insert(element.clone()) {

@@ -1,16 +1,17 @@
-//! The fields that a new object sets, written as FieldsV1 in one walk: most creates find that text in the pool, and make no set.
-//! It comes to what [`compare`](super::compare::compare) says was added and modified, which a property holds it to.
+//! The fields set by a new object, written as FieldsV1 in one walk: most creates find that text in the pool and build
+//! no set. Invariant (a property test): the result equals the added and modified fields of
+//! [`compare`](super::compare::compare).
 
 use serde_json::{Map, Value};
 
-use super::compare::is_filled_like;
+use super::compare::equal_when_stored;
 use super::fields::{write_element, write_field};
 use super::path::{PathElement, same};
 use super::set::Set;
 use super::shape::{EMPTY, Of, Shape, printed};
 use crate::schema::TypeRef;
 
-/// The text of what a new object sets, without what is dropped; `{}`: nothing. An error: a list's item has no key.
+/// The fields set by a new object as text, without `dropped`; `{}` for none. The error names a list item without a key.
 pub(super) fn created(found: TypeRef<'_>, new: &Value, dropped: &Set) -> Result<String, String> {
     let mut out = String::with_capacity(1024);
     out.push('{');
@@ -19,17 +20,17 @@ pub(super) fn created(found: TypeRef<'_>, new: &Value, dropped: &Set) -> Result<
     Ok(out)
 }
 
-type Found<'a> = Option<&'a Value>;
+type MaybeValue<'a> = Option<&'a Value>;
 
-fn map_of(value: Found<'_>) -> Option<&Map<String, Value>> {
+fn map_of(value: MaybeValue<'_>) -> Option<&Map<String, Value>> {
     value.and_then(Value::as_object)
 }
 
-/// Writes `"f:x":{…}`, or nothing where nothing of it is new. `old` is what an object of nothing prints.
+/// Writes `"f:x":{…}`, or nothing if no part is new. `old` is the printed form of an empty object.
 fn member(
     element: &dyn Fn(&mut String),
     shape: Shape<'_>,
-    old: Found<'_>,
+    old: MaybeValue<'_>,
     new: &Value,
     dropped: Option<&Set>,
     out: &mut String,
@@ -45,7 +46,7 @@ fn member(
     let leaf = shape.is_leaf() || deduced_leaf || (shape.is_empty(old, true) && shape.is_empty(Some(new), true));
     let is_new = match old {
         None => true,
-        Some(old) => leaf && !same(old, new) && !is_filled_like(shape, old, new),
+        Some(old) => leaf && !same(old, new) && !equal_when_stored(shape, old, new),
     };
     if !leaf {
         if is_new {
@@ -56,7 +57,7 @@ fn member(
             _ => members(shape, old, Some(new), dropped, out)?,
         }
         if out.len() == inner + 6 && is_new {
-            // Itself alone.
+            // Only the field itself.
             out.truncate(inner);
         }
     }
@@ -70,17 +71,17 @@ fn member(
 
 fn members(
     shape: Shape<'_>,
-    old: Found<'_>,
-    new: Found<'_>,
+    old: MaybeValue<'_>,
+    new: MaybeValue<'_>,
     dropped: Option<&Set>,
     out: &mut String,
 ) -> Result<(), String> {
     let (was, is) = (map_of(old), map_of(new));
-    // What an object of nothing prints holds nothing that isn't declared.
+    // The printed form of an empty object has declared fields only.
     let Of::Struct(of) = shape.of else {
         for (name, value) in is.into_iter().flatten() {
             if let Some((inner, _)) = shape.member(name)
-                && let Some(rest) = left(dropped, name)
+                && let Some(rest) = dropped_below(dropped, name)
             {
                 member(&|out| write_field(name, out), inner, None, value, rest, out)?;
             }
@@ -91,7 +92,7 @@ fn members(
         for field in &of.fields {
             let given = is.and_then(|map| map.get(&*field.name));
             let Some(value) = printed(field, given) else { continue };
-            let Some(rest) = left(dropped, &field.name) else { continue };
+            let Some(rest) = dropped_below(dropped, &field.name) else { continue };
             let before = old.and_then(|_| printed(field, was.and_then(|map| map.get(&*field.name))));
             if given.is_none() && before == Some(value) {
                 continue;
@@ -111,15 +112,15 @@ fn members(
             Some(field) => (old.and_then(|_| printed(field, None)), printed(field, given)),
             None => (None, given),
         };
-        if let (Some(value), Some(rest)) = (value, left(dropped, name)) {
+        if let (Some(value), Some(rest)) = (value, dropped_below(dropped, name)) {
             member(&|out| write_field(name, out), inner, before, value, rest, out)?;
         }
     }
     Ok(())
 }
 
-/// What of the dropped ones is below a field; `None`: the field itself is dropped.
-fn left<'a>(dropped: Option<&'a Set>, name: &str) -> Option<Option<&'a Set>> {
+/// The dropped fields below a field; `None` if the field itself is dropped.
+fn dropped_below<'a>(dropped: Option<&'a Set>, name: &str) -> Option<Option<&'a Set>> {
     let Some(dropped) = dropped else { return Some(None) };
     let Some(node) = dropped.nodes.iter().find(|node| matches!(&node.element, PathElement::Field(n) if **n == *name))
     else {

@@ -1,4 +1,4 @@
-//! FieldsV1: a set of fields as JSON, `{"f:spec":{"f:ports":{".":{},"k:{\"port\":80}":{}}}}`.
+//! FieldsV1: the JSON form of a field set, `{"f:spec":{"f:ports":{".":{},"k:{\"port\":80}":{}}}}`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,10 +9,10 @@ use serde_json::{Map, Value};
 use super::path::PathElement;
 use super::set::{Node, Set};
 
-/// How deep a set may nest: as deep as JSON is read.
+/// Maximum depth of a set: that of JSON parsing.
 const DEPTH_MAX: usize = 120;
 
-/// A text inside a key is JSON within JSON, which upstream writes with HTML's characters escaped.
+/// The JSON of a value inside a key, with HTML characters escaped as upstream does.
 fn inner_json(value: &Value) -> String {
     let mut out = value.to_string();
     if out.contains(['<', '>', '&', '\u{2028}', '\u{2029}']) {
@@ -25,8 +25,8 @@ fn inner_json(value: &Value) -> String {
     out
 }
 
-/// `f:name` and the like, not quoted.
-fn written(element: &PathElement) -> String {
+/// An element's text such as `f:name`, unquoted.
+fn element_text(element: &PathElement) -> String {
     match element {
         PathElement::Field(name) => format!("f:{name}"),
         PathElement::Key(keys) => {
@@ -47,8 +47,8 @@ fn written(element: &PathElement) -> String {
     }
 }
 
-/// Appends a text as JSON.
-fn quoted(text: &str, out: &mut String) {
+/// Appends a JSON string.
+fn write_quoted(text: &str, out: &mut String) {
     out.push('"');
     if text.bytes().all(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\') {
         out.push_str(text);
@@ -59,26 +59,26 @@ fn quoted(text: &str, out: &mut String) {
     out.push_str(&Value::from(text).to_string());
 }
 
-/// Appends an element as the key of an object.
+/// Appends an element as an object's key.
 pub(super) fn write_element(element: &PathElement, out: &mut String) {
     match element {
         PathElement::Field(name) => write_field(name, out),
-        other => quoted(&written(other), out),
+        other => write_quoted(&element_text(other), out),
     }
 }
 
-/// The same of a field.
+/// Appends a field's name as an object's key.
 pub(super) fn write_field(name: &str, out: &mut String) {
     if name.bytes().all(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\') {
         out.push_str("\"f:");
         out.push_str(name);
         out.push('"');
     } else {
-        quoted(&format!("f:{name}"), out);
+        write_quoted(&format!("f:{name}"), out);
     }
 }
 
-/// A set's text; every set has one.
+/// Encodes a set.
 #[must_use]
 pub fn encode(set: &Set) -> String {
     fn write(set: &Set, itself: bool, out: &mut String) {
@@ -109,19 +109,19 @@ pub fn encode(set: &Set) -> String {
     out
 }
 
-/// Reads a set's text; the error says what is wrong with it.
+/// Parses a set; the error describes the fault.
 pub fn decode(text: &str) -> Result<Set, String> {
     let mut reader = serde_json::Deserializer::from_str(text);
     let read = Level { depth: 0 }.deserialize(&mut reader).and_then(|read| reader.end().map(|()| read));
     read.map(|(set, _)| set).map_err(|error| error.to_string())
 }
 
-/// The same of a value.
+/// Parses a set from a JSON value.
 pub fn decode_value(value: &Value) -> Result<Set, String> {
     Level { depth: 0 }.deserialize(value).map(|(set, _)| set).map_err(|error| error.to_string())
 }
 
-/// Reads one level: the set, and whether what it belongs to is a member.
+/// Deserializes one level: the set, and whether its owner is a member.
 struct Level {
     depth: usize,
 }
@@ -157,7 +157,7 @@ impl<'de> Visitor<'de> for Level {
                 itself = true;
                 continue;
             }
-            // What a future version means by an element of another kind is nobody's to keep.
+            // Elements of an unknown kind (of a future version) are dropped.
             let Some(element) = element(&key).map_err(A::Error::custom)? else {
                 map.next_value::<IgnoredAny>()?;
                 continue;
@@ -174,7 +174,7 @@ impl<'de> Visitor<'de> for Level {
     }
 }
 
-/// Reads `f:name` and the like; `None`: of a kind that nobody knows.
+/// Parses an element such as `f:name`; `None` for an unknown kind.
 fn element(text: &str) -> Result<Option<PathElement>, String> {
     let bytes = text.as_bytes();
     if bytes.len() < 2 {
@@ -197,7 +197,7 @@ fn element(text: &str) -> Result<Option<PathElement>, String> {
     })
 }
 
-/// The first value of a text: upstream looks no further, and takes none for null.
+/// The first value of a text: upstream ignores the rest, and reads an empty text as null.
 fn first_value(text: &str) -> Result<Value, String> {
     match serde_json::Deserializer::from_str(text).into_iter::<Value>().next() {
         None => Ok(Value::Null),

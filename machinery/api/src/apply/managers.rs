@@ -1,4 +1,4 @@
-//! Who manages which fields: entries of `metadata.managedFields`, as they are held, stored, written and read.
+//! Field managers: the entries of `metadata.managedFields` in memory, in storage and on the wire.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -10,17 +10,17 @@ use super::fields;
 use super::pool::{self, FieldSet};
 use crate::packed::Packer;
 
-/// How a manager came to its fields.
+/// The operation of a manager's writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Operation {
-    /// By an apply patch.
+    /// An apply patch.
     Apply,
-    /// By any other write.
+    /// Any other write.
     Update,
 }
 
 impl Operation {
-    /// As it is written.
+    /// The wire form.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -30,21 +30,21 @@ impl Operation {
     }
 }
 
-/// Who an entry is of.
+/// Identity of an entry.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Identity {
-    /// The manager.
+    /// The manager's name.
     pub manager: Box<str>,
-    /// How.
+    /// The operation.
     pub operation: Operation,
-    /// In which version the fields are named.
+    /// The version of the fields' names.
     pub api_version: Box<str>,
-    /// Through which subresource; empty: the object itself.
+    /// The subresource; empty for the object itself.
     pub subresource: Box<str>,
 }
 
 impl Identity {
-    /// A manager without a name is `unknown`.
+    /// Normalizes an empty manager's name to `unknown`.
     #[must_use]
     pub fn new(manager: &str, operation: Operation, api_version: &str, subresource: &str) -> Arc<Self> {
         let manager = if manager.is_empty() { "unknown" } else { manager };
@@ -56,7 +56,7 @@ impl Identity {
         })
     }
 
-    /// Whether both are one manager's one entry: appliers have one whatever the version.
+    /// Whether both identify the same entry: the version doesn't distinguish appliers.
     #[must_use]
     pub fn is_entry_of(&self, other: &Self) -> bool {
         self.manager == other.manager
@@ -65,7 +65,7 @@ impl Identity {
             && (self.operation == Operation::Apply || self.api_version == other.api_version)
     }
 
-    /// The text by which upstream keeps and sorts managers.
+    /// Upstream's sort key of managers.
     pub(super) fn sort_key(&self) -> String {
         let mut out = format!("{{\"manager\":{},\"operation\":\"{}\"", json!(self.manager), self.operation.as_str());
         if self.operation == Operation::Update {
@@ -78,19 +78,19 @@ impl Identity {
     }
 }
 
-/// One manager's fields.
+/// The entry of one manager.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// Who.
+    /// The identity.
     pub who: Arc<Identity>,
-    /// When it last changed anything, in seconds.
+    /// The time of the last change, in seconds.
     pub at: Option<i64>,
-    /// Which.
+    /// The fields.
     pub fields: Arc<FieldSet>,
 }
 
 impl Entry {
-    /// Whether both say the same but for their times.
+    /// Whether both are equal except for their times.
     fn is_like(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.fields, &other.fields) && self.who == other.who
     }
@@ -108,12 +108,12 @@ impl Eq for Entry {}
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Managers(Option<Arc<Vec<Entry>>>);
 
-fn place(entry: &Entry) -> (&str, i64, [&str; 3]) {
+fn sort_order(entry: &Entry) -> (&str, i64, [&str; 3]) {
     let who = &entry.who;
     (who.operation.as_str(), entry.at.unwrap_or(0), [&who.manager, &who.api_version, &who.subresource])
 }
 
-/// A number of bytes behind its length.
+/// Appends a length-prefixed text.
 fn put(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes());
     out.extend_from_slice(text.as_bytes());
@@ -127,13 +127,13 @@ fn take<'a>(bytes: &mut &'a [u8]) -> Option<&'a str> {
 }
 
 impl Managers {
-    /// Of entries in any order.
+    /// Sorts entries.
     #[must_use]
     pub fn new(mut entries: Vec<Entry>) -> Self {
         if entries.is_empty() {
             return Self::default();
         }
-        entries.sort_by(|a, b| place(a).cmp(&place(b)));
+        entries.sort_by(|a, b| sort_order(a).cmp(&sort_order(b)));
         entries.shrink_to_fit();
         Self(Some(Arc::new(entries)))
     }
@@ -144,25 +144,25 @@ impl Managers {
         self.0.as_ref().map_or(&[], |entries| entries)
     }
 
-    /// Whether nobody's fields are known.
+    /// Whether there are no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_none()
     }
 
-    /// Whether both say the same but for times.
+    /// Whether both are equal except for times.
     #[must_use]
     pub fn is_like(&self, other: &Self) -> bool {
         let (ours, theirs) = (self.entries(), other.entries());
         ours.len() == theirs.len() && ours.iter().all(|entry| theirs.iter().any(|other| entry.is_like(other)))
     }
 
-    /// Packs what the object holds alone: [`crate::packed`].
+    /// Compresses the sets that this object alone holds: [`crate::packed`].
     pub fn pack(&self, packer: &mut Packer) {
         self.entries().iter().for_each(|entry| entry.fields.pack(packer));
     }
 
-    /// Appends `"managedFields":[…]`; nothing where there are none.
+    /// Appends `"managedFields":[…]`; nothing if empty.
     pub fn write_json(&self, out: &mut Vec<u8>) {
         for (i, entry) in self.entries().iter().enumerate() {
             out.extend_from_slice(if i == 0 { b"\"managedFields\":[" } else { b"," });
@@ -197,7 +197,7 @@ impl Managers {
         }
     }
 
-    /// As a value, for what is shown of an object that isn't stored so; `None`: there are none.
+    /// As a JSON value, for responses that differ from the stored form; `None` if empty.
     #[must_use]
     pub fn to_value(&self) -> Option<Value> {
         let mut text = b"{".to_vec();
@@ -206,19 +206,19 @@ impl Managers {
         serde_json::from_slice::<Value>(&text).ok()?.get_mut("managedFields").map(Value::take)
     }
 
-    /// Reads what a client sent, with all or nothing taken; the error is upstream's.
+    /// Parses a client's value, completely or not at all; the error is upstream's.
     pub fn of_value(value: &Value) -> Result<Self, String> {
         let mut entries: Vec<Entry> = Vec::new();
         for (i, entry) in value.as_array().into_iter().flatten().enumerate() {
             let entry = read(i, entry)?;
-            // A later entry of the same manager takes the place of an earlier one.
+            // A later entry of the same manager replaces an earlier one.
             entries.retain(|before| !before.who.is_entry_of(&entry.who));
             entries.push(entry);
         }
         Ok(Self::new(entries))
     }
 
-    /// Appends them as records hold them.
+    /// Appends the stored form.
     pub fn write_to(&self, out: &mut Vec<u8>) {
         for entry in self.entries() {
             out.push(u8::from(entry.who.operation == Operation::Apply) | u8::from(entry.at.is_some()) << 1);
@@ -230,14 +230,14 @@ impl Managers {
         }
     }
 
-    /// How much [`write_to`](Self::write_to) appends.
+    /// The length of [`write_to`](Self::write_to)'s output.
     #[must_use]
     pub fn written_len(&self) -> usize {
         let texts = |e: &Entry| e.who.manager.len() + e.who.api_version.len() + e.who.subresource.len();
         self.entries().iter().map(|e| 25 + texts(e) + e.fields.text_len()).sum()
     }
 
-    /// What [`write_to`](Self::write_to) wrote; `None`: it is damaged.
+    /// Reads [`write_to`](Self::write_to)'s output; `None` if it is damaged.
     #[must_use]
     pub fn decode(mut bytes: &[u8]) -> Option<Self> {
         let mut entries = Vec::new();
@@ -262,7 +262,7 @@ impl Managers {
     }
 }
 
-/// A time of a second, as it is written.
+/// The wire form of a time in seconds.
 fn time(at: i64) -> String {
     Timestamp::from_second(at).unwrap_or_default().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }

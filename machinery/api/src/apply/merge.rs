@@ -1,5 +1,5 @@
-//! Lays a configuration over an object: what it names is as it says, everything else stays; lists keep the object's order where
-//! the configuration has none of its own.
+//! Merges an apply configuration into an object: fields of the configuration win, others stay; list items keep the
+//! object's order unless the configuration orders them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -9,16 +9,16 @@ use super::path::PathElement;
 use super::shape::{Of, Shape};
 use crate::schema::TypeRef;
 
-/// The object with a configuration of the same type on it. An error: a list's item has no key.
+/// Merges a configuration of the same type into an object. The error names a list item without a key.
 pub(super) fn merge(found: TypeRef<'_>, object: &Value, config: &Value) -> Result<Value, String> {
     Ok(values(Shape::root(found), Some(object), Some(config))?.unwrap_or_else(|| Value::Object(Map::new())))
 }
 
-type Found<'a> = Option<&'a Value>;
+type MaybeValue<'a> = Option<&'a Value>;
 
-/// `None`: nothing.
-fn values(shape: Shape<'_>, old: Found<'_>, new: Found<'_>) -> Result<Option<Value>, String> {
-    let empty = |value: Found<'_>| match value {
+/// `None` for no value.
+fn values(shape: Shape<'_>, old: MaybeValue<'_>, new: MaybeValue<'_>) -> Result<Option<Value>, String> {
+    let empty = |value: MaybeValue<'_>| match value {
         None | Some(Value::Null) => true,
         Some(Value::Array(items)) => items.is_empty(),
         Some(Value::Object(map)) => map.is_empty(),
@@ -30,7 +30,7 @@ fn values(shape: Shape<'_>, old: Found<'_>, new: Found<'_>) -> Result<Option<Val
     match shape.of {
         Of::Struct(_) | Of::Map(_) => members(shape, old, new),
         Of::Deduced => match (old, new) {
-            // What isn't said takes the other's form.
+            // A missing value adopts the other's form.
             (_, Some(Value::Object(_))) | (Some(Value::Object(_)), None | Some(Value::Null)) => {
                 members(shape, old, new)
             }
@@ -41,8 +41,8 @@ fn values(shape: Shape<'_>, old: Found<'_>, new: Found<'_>) -> Result<Option<Val
     }
 }
 
-fn members(shape: Shape<'_>, old: Found<'_>, new: Found<'_>) -> Result<Option<Value>, String> {
-    let map_of = |value: Found<'_>| value.and_then(Value::as_object).cloned();
+fn members(shape: Shape<'_>, old: MaybeValue<'_>, new: MaybeValue<'_>) -> Result<Option<Value>, String> {
+    let map_of = |value: MaybeValue<'_>| value.and_then(Value::as_object).cloned();
     let (was, is) = (old.and_then(Value::as_object), new.and_then(Value::as_object));
     let Some(is) = is else { return Ok(map_of(old).map(Value::Object)) };
     let mut out = Map::new();
@@ -67,8 +67,8 @@ fn members(shape: Shape<'_>, old: Found<'_>, new: Found<'_>) -> Result<Option<Va
 type Items<'a> = Vec<(PathElement, &'a Value)>;
 type ByElement<'a> = BTreeMap<PathElement, Option<&'a Value>>;
 
-/// A list by its items' elements. What has one twice stands for none: it can't be merged.
-fn indexed<'a>(shape: Shape<'_>, list: Found<'a>, doubled: bool) -> Result<(Items<'a>, ByElement<'a>), String> {
+/// Indexes a list by its items' elements. A duplicate maps to `None`: it can't be merged.
+fn indexed<'a>(shape: Shape<'_>, list: MaybeValue<'a>, doubled: bool) -> Result<(Items<'a>, ByElement<'a>), String> {
     let mut all = Vec::new();
     let mut by = BTreeMap::new();
     for (i, item) in list.and_then(Value::as_array).into_iter().flatten().enumerate() {
@@ -86,12 +86,12 @@ fn indexed<'a>(shape: Shape<'_>, list: Found<'a>, doubled: bool) -> Result<(Item
     Ok((all, by))
 }
 
-fn items(shape: Shape<'_>, old: Found<'_>, new: Found<'_>) -> Result<Option<Value>, String> {
+fn items(shape: Shape<'_>, old: MaybeValue<'_>, new: MaybeValue<'_>) -> Result<Option<Value>, String> {
     let Of::List(kind, _) = shape.of else { return Ok(new.cloned()) };
     let inner = shape.of_kind(kind);
     let (wanted, is) = indexed(shape, new, false)?;
     let (there, was) = indexed(shape, old, true)?;
-    // What both have comes in the configuration's order.
+    // Common items are in the configuration's order.
     let mut shared: VecDeque<&PathElement> =
         wanted.iter().map(|(element, _)| element).filter(|element| was.contains_key(element)).collect();
     let mut next = shared.pop_front();
@@ -113,7 +113,7 @@ fn items(shape: Shape<'_>, old: Found<'_>, new: Found<'_>) -> Result<Option<Valu
                 continue;
             }
             if is.contains_key(left) && next.is_some_and(|next| next != left) {
-                // Shared, but not the one whose turn it is.
+                // A common item, but not the next one.
                 l += 1;
                 continue;
             }

@@ -1,11 +1,11 @@
-//! Managed fields and server-side apply, over any type of [`schema`](crate::schema): who set which fields of an object, who loses
-//! them, and how a configuration is laid over an object. The model and the words are those of structured-merge-diff.
+//! Managed fields and server-side apply, over any type of [`schema`](crate::schema): ownership of fields, conflicts,
+//! and the merge of a configuration into an object. Model and terms are those of structured-merge-diff.
 //!
-//! - [`path`], [`set`], [`fields`]: elements of paths, sets of fields, their text.
-//! - [`pool`]: each set and each manager's identity held once, whoever shares it.
-//! - `shape`: how values of a type merge. [`mod@compare`], `created`, `config`, `mod@merge`, `remove`: the walks over them.
-//! - [`body`]: what a client sends.
-//! - [`managers`]: the entries of `metadata.managedFields`. `rules`: what a write makes of them; `patch`: what an apply does.
+//! - [`path`], [`set`], [`fields`]: path elements, field sets, and their text form.
+//! - [`pool`]: interns field sets and managers' identities.
+//! - `shape`: merge behaviour of types. [`mod@compare`], `created`, `config`, `mod@merge`, `remove`: walks over values.
+//! - [`body`]: request bodies.
+//! - [`managers`]: the entries of `metadata.managedFields`. `rules`: their update by a write; `patch`: an apply.
 
 pub mod body;
 pub mod compare;

@@ -1,5 +1,5 @@
-//! An apply patch: lays a configuration over the object, takes out what its manager applied before and doesn't any more, and
-//! finds who else manages what it changes.
+//! Performs an apply patch: merges the configuration into the object, removes fields that its manager applied before
+//! and no longer does, and detects conflicts with other managers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,50 +11,50 @@ use super::config::{check, fields_of};
 use super::managers::{Identity, Managers, Operation};
 use super::merge::merge;
 use super::path::{PathElement, printed, same};
-use super::remove::{remove, with_named_fields};
-use super::rules::{Changes, Fields, Ignored, Owned, Writer, first, managers_of, owners, reconcile, strip};
+use super::remove::{remove, with_declared_ancestors};
+use super::rules::{Changes, Fields, Ignored, ManagerFields, Writer, first, managers_of, owners, reconcile, strip};
 use super::set::Set;
 use crate::error::{ApiError, Cause};
 use crate::key::GroupVersion;
 use crate::selector::go_quoted;
 
-/// Who manages what was there before the first apply.
+/// The manager of fields that were set before the first apply.
 const BEFORE_FIRST_APPLY: &str = "before-first-apply";
-/// What kubectl's client-side apply keeps its last configuration in.
+/// The annotation with the last configuration of kubectl's client-side apply.
 pub const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
-/// The one manager that takes over from client-side apply.
+/// The only manager that takes over from client-side apply.
 const KUBECTL: &str = "kubectl";
-/// Upstream's bound on all annotations of an object.
+/// Upstream's maximum total size of an object's annotations.
 const ANNOTATION_BYTES_MAX: usize = 256 * 1024;
-/// Conflicts that an answer tells.
+/// Maximum reported conflicts.
 const CONFLICTS_MAX: usize = 10_000;
 
-/// A field that another manager has otherwise.
+/// A field that another manager owns with another value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conflict {
     who: Arc<Identity>,
     path: Vec<PathElement>,
 }
 
-/// Why an apply can't be.
+/// Why an apply fails.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// Others manage what it changes.
+    /// Conflicts with other managers.
     Conflicts(Vec<Conflict>),
-    /// The configuration, or the object, isn't of its type.
+    /// The configuration or the object doesn't conform to its type.
     Typed(String),
 }
 
-/// What an apply comes to.
+/// The result of an apply.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Applied {
-    /// The object; `None`: it stays as it is.
+    /// The object; `None` if it is unchanged.
     pub object: Option<Value>,
     /// The managers.
     pub managers: Managers,
 }
 
-/// Applies a configuration. `live` is the object as it is printed, or one of nothing.
+/// Applies a configuration. `live` is the object in printed form, or an empty one.
 pub fn apply(
     managers: &Managers,
     writer: Writer<'_>,
@@ -64,7 +64,9 @@ pub fn apply(
 ) -> Result<Applied, Failure> {
     let mut applied = match attempt(managers, writer, live, config, force) {
         Err(Failure::Conflicts(conflicts)) if writer.manager == KUBECTL => {
-            let Some(allowed) = taken_over(writer, live) else { return Err(Failure::Conflicts(conflicts)) };
+            let Some(allowed) = client_side_applied_fields(writer, live) else {
+                return Err(Failure::Conflicts(conflicts));
+            };
             let others: Vec<Conflict> = conflicts.into_iter().filter(|conflict| !allowed.has(&conflict.path)).collect();
             if !others.is_empty() {
                 return Err(Failure::Conflicts(others));
@@ -114,15 +116,15 @@ fn attempt(
         Ignored::AllBut(patterns) => fields_of(found, config).matching(patterns),
     };
     let at = last.as_ref().and_then(|last| last.at);
-    let mut own = Owned { who, at, fields: Fields::Made(Arc::new(set)) };
+    let mut own = ManagerFields { who, at, fields: Fields::Made(Arc::new(set)) };
     let object = prune(writer, merged, &owners, &own, last.as_ref());
-    let mut owners = taken(writer, live, &object, owners, force)?;
+    let mut owners = remaining_or_conflicts(writer, live, &object, owners, force)?;
     let object = (!same(live, &object)).then_some(object);
     if object.is_some() {
         own.at = Some(writer.now);
     }
     own.give(strip(&own.set()));
-    // The same set as before is the one that is held.
+    // An unchanged set keeps its interned copy.
     if let Some(last) = last
         && last.set() == own.set()
     {
@@ -133,14 +135,14 @@ fn attempt(
     Ok(Applied { object, managers: managers_of(owners) })
 }
 
-/// What the other managers have left, or what of theirs is in the way.
-fn taken(
+/// The remaining fields of the other managers, or the conflicts with them.
+fn remaining_or_conflicts(
     writer: Writer<'_>,
     live: &Value,
     object: &Value,
-    owners: Vec<Owned>,
+    owners: Vec<ManagerFields>,
     force: bool,
-) -> Result<Vec<Owned>, Failure> {
+) -> Result<Vec<ManagerFields>, Failure> {
     let mut changes = Changes::new(writer, Some(live), object, Form::Whole);
     let mut kept = Vec::with_capacity(owners.len() + 1);
     let mut conflicts: Vec<(String, Arc<Identity>, Set)> = Vec::new();
@@ -174,8 +176,14 @@ fn taken(
     Err(Failure::Conflicts(all))
 }
 
-/// Takes out what the manager applied last and doesn't now, where nobody else manages it.
-fn prune(writer: Writer<'_>, merged: Value, owners: &[Owned], own: &Owned, last: Option<&Owned>) -> Value {
+/// Removes fields that the manager applied last and doesn't now, unless another manager owns them.
+fn prune(
+    writer: Writer<'_>,
+    merged: Value,
+    owners: &[ManagerFields],
+    own: &ManagerFields,
+    last: Option<&ManagerFields>,
+) -> Value {
     let Some(last) = last else { return merged };
     let versions = writer.versions;
     let (version, then) = (writer.api_version, &*last.who.api_version);
@@ -191,14 +199,14 @@ fn prune(writer: Writer<'_>, merged: Value, owners: &[Owned], own: &Owned, last:
     let (Some(found), Some(merged_then)) = (versions.schema(then), convert(&merged, version, then)) else {
         return merged;
     };
-    let last_named = with_named_fields(found, &last_set);
+    let last_named = with_declared_ancestors(found, &last_set);
     let pruned = remove(found, &merged_then, &last_named);
     let mut managed: BTreeMap<&str, Set> = BTreeMap::new();
     for owned in owners.iter().chain([own]) {
         let set = managed.entry(&owned.who.api_version).or_default();
         *set = set.union(&owned.set());
     }
-    // The pruned version first: what a conversion needs may have been pruned.
+    // The pruned version first: a conversion may need fields that were pruned.
     let first = managed.remove_entry(then);
     let (mut at, mut whole, mut left) = (then.to_owned(), merged_then.clone(), pruned);
     for (version, set) in first.into_iter().chain(managed) {
@@ -207,21 +215,21 @@ fn prune(writer: Writer<'_>, merged: Value, owners: &[Owned], own: &Owned, last:
         else {
             continue;
         };
-        let named = |set: &Set| with_named_fields(found, set);
+        let named = |set: &Set| with_declared_ancestors(found, set);
         let keeps = named(&fields_of(found, &rest)).union(&named(&set));
         left = remove(found, &all, &named(&fields_of(found, &all)).difference(&keeps));
         (at, whole) = (version.to_owned(), all);
     }
-    // What the manager did not have before stays, managed or not.
+    // Fields that the manager didn't own before stay, managed or not.
     let Some(left) = convert(&left, &at, then) else { return merged };
-    let named = |object: &Value| with_named_fields(found, &fields_of(found, object));
+    let named = |object: &Value| with_declared_ancestors(found, &fields_of(found, object));
     let gone = named(&merged_then).difference(&named(&left)).intersection(&last_named);
     let pruned = remove(found, &merged_then, &gone);
     convert(&pruned, then, version).unwrap_or(merged)
 }
 
-/// The fields that client-side apply has put as they are: `None`: it was never used here.
-fn taken_over(writer: Writer<'_>, live: &Value) -> Option<Set> {
+/// The fields set by client-side apply; `None` if it was never used on this object.
+fn client_side_applied_fields(writer: Writer<'_>, live: &Value) -> Option<Set> {
     let text = live["metadata"]["annotations"][LAST_APPLIED].as_str().filter(|text| !text.is_empty())?;
     let found = writer.schema().ok()?;
     let last: Value = serde_json::from_str(text).ok()?;
@@ -235,7 +243,7 @@ fn taken_over(writer: Writer<'_>, live: &Value) -> Option<Set> {
     Some(fields.difference(&change.modified).difference(&change.added).difference(&change.removed))
 }
 
-/// Where client-side apply was used, its annotation says what was applied now.
+/// Updates the annotation of client-side apply, if it was used.
 fn refresh_last_applied(applied: &mut Applied, live: &Value, config: &Value) {
     let object = applied.object.as_ref().unwrap_or(live);
     if object["metadata"]["annotations"][LAST_APPLIED].as_str().is_none_or(str::is_empty) {
@@ -263,7 +271,7 @@ fn refresh_last_applied(applied: &mut Applied, live: &Value, config: &Value) {
 }
 
 impl Identity {
-    /// As conflicts name it.
+    /// The format of conflict messages.
     fn printed(&self) -> String {
         let mut out = go_quoted(&self.manager);
         if !self.subresource.is_empty() {
@@ -277,7 +285,7 @@ impl Identity {
 }
 
 impl Failure {
-    /// As it is answered.
+    /// Converts it to an API error.
     #[must_use]
     pub fn into_error(self) -> ApiError {
         let conflicts = match self {

@@ -1,5 +1,5 @@
-//! Elements of a field's path: a field's name, the keys of a list's item, the value of a set's item, an index; in the order in
-//! which upstream sorts and prints them.
+//! Elements of a field path (field name, keys of a list item, value of a set item, index), in upstream's order and
+//! format.
 
 use std::cmp::Ordering;
 use std::fmt::{self, Write as _};
@@ -7,19 +7,19 @@ use std::sync::Arc;
 
 use serde_json::{Number, Value};
 
-/// The keys of a list's item and their values, by name.
+/// The key fields of a list item with their values, by name.
 pub type Keys = [(Arc<str>, Value)];
 
-/// One step from a value to what it holds.
+/// One step of a path.
 #[derive(Debug, Clone)]
 pub enum PathElement {
     /// A field of an object, or a key of a map.
     Field(Arc<str>),
-    /// The item of a list that has these keys.
+    /// The list item with these keys.
     Key(Arc<Keys>),
-    /// That item of a set.
+    /// The set item with this value.
     Value(Arc<Value>),
-    /// An item of a list by its place.
+    /// The list item at this index.
     Index(i64),
 }
 
@@ -30,7 +30,7 @@ impl PathElement {
         Self::Field(name.into())
     }
 
-    /// The item with these keys.
+    /// The list item with these keys.
     #[must_use]
     pub fn key(mut keys: Vec<(Arc<str>, Value)>) -> Self {
         keys.sort_by(|a, b| a.0.cmp(&b.0));
@@ -83,7 +83,7 @@ fn compare_keys(a: &Keys, b: &Keys) -> Ordering {
     a.len().cmp(&b.len())
 }
 
-/// Upstream's order of any two values: numbers, texts, booleans, lists, maps, null.
+/// Upstream's order of arbitrary values: numbers, strings, booleans, lists, maps, null.
 #[must_use]
 pub fn compare_values(a: &Value, b: &Value) -> Ordering {
     fn rank(value: &Value) -> u8 {
@@ -115,9 +115,9 @@ pub fn compare_values(a: &Value, b: &Value) -> Ordering {
     }
 }
 
-/// By their exact values: rounding whole numbers to floats would make two of them equal to a third and not to each other.
+/// Compares exact values: rounding integers to floats would make two of them equal to a third and not to each other.
 fn compare_numbers(a: &Number, b: &Number) -> Ordering {
-    // Adding zero makes one zero of both.
+    // Adding zero maps -0 to 0.
     let float = |number: &Number| number.as_f64().unwrap_or_default() + 0.0;
     match (a.as_i64(), b.as_i64()) {
         (Some(a), Some(b)) => a.cmp(&b),
@@ -142,13 +142,13 @@ fn compare_with_float(whole: i64, float: f64) -> Ordering {
     whole.cmp(&below).then(false.cmp(&has_fraction))
 }
 
-/// Whether two values are the same to upstream, to which `1` and `1.0` are.
+/// Whether two values are equal by upstream's rules, in which `1` equals `1.0`.
 #[must_use]
 pub fn same(a: &Value, b: &Value) -> bool {
     a == b || compare_values(a, b).is_eq()
 }
 
-/// A value as paths show it.
+/// A value in a path's format.
 fn shown(value: &Value, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     match value {
         Value::String(text) => f.write_str(&crate::selector::go_quoted(text)),
@@ -182,7 +182,7 @@ impl fmt::Display for PathElement {
     }
 }
 
-/// A path as messages show it.
+/// A path in messages' format.
 #[must_use]
 pub fn printed(path: &[PathElement]) -> String {
     path.iter().fold(String::new(), |mut out, element| {

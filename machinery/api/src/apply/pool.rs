@@ -1,5 +1,5 @@
-//! Sets and managers' identities that many objects share are held once: replicas of a template are written by the same
-//! managers and set the same fields. What nobody holds any more goes.
+//! Interns field sets and managers' identities: replicas of a template have the same managers and fields. Unused values
+//! are dropped.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -10,21 +10,21 @@ use super::fields;
 use super::set::Set;
 use crate::packed::{Packed, Packer};
 
-/// Pieces of a pool, so that writers seldom wait for one another.
+/// Shards of a pool, to reduce lock contention.
 const SHARDS: usize = 16;
-/// Holders from which on a set is kept parsed.
+/// Number of holders from which on a set is kept parsed.
 const PARSED_FROM_HOLDERS: usize = 4;
-/// Sets that a thread parsed last and keeps for its next request: of objects that rest, nobody else holds them.
+/// Maximum recently parsed sets cached by a thread: sets of compressed objects have no other holder.
 const RECENT_MAX: usize = 16;
-/// The longest of them, in bytes of text.
+/// Maximum text size of a cached set, in bytes.
 const RECENT_BYTES_MAX: usize = 4096;
 
 thread_local! {
     static RECENT: RefCell<VecDeque<(Arc<FieldSet>, Arc<Set>)>> = const { RefCell::new(VecDeque::new()) };
 }
 
-/// A set of fields as its text, and parsed while many hold it. That of one object that rests is packed: the fields of a pod's
-/// status differ from those of its siblings by its addresses.
+/// A field set as text, and parsed while it has many holders. The set of a single compressed object is compressed: the
+/// fields of a pod's status differ from its siblings' by addresses.
 #[derive(Debug)]
 pub struct FieldSet {
     text: RwLock<Form>,
@@ -44,11 +44,11 @@ impl FieldSet {
         Self { text: RwLock::new(Form::Plain(text.into())), text_len, set: OnceLock::new() }
     }
 
-    /// What reads FieldsV1 gets the text.
+    /// Calls `of` with the FieldsV1 text.
     pub fn read<T>(&self, of: impl FnOnce(&str) -> T) -> T {
         match &*self.text.read().unwrap_or_else(PoisonError::into_inner) {
             Form::Plain(text) => of(text),
-            // What was packed was a text.
+            // A compressed set was valid UTF-8.
             Form::Packed(packed) => of(std::str::from_utf8(&packed.text()).unwrap_or_default()),
         }
     }
@@ -65,7 +65,7 @@ impl FieldSet {
         self.text_len() == "{}".len()
     }
 
-    /// Packs the text, unless many hold it.
+    /// Compresses the text, unless it has many holders.
     pub(super) fn pack(self: &Arc<Self>, packer: &mut Packer) {
         if Arc::strong_count(self) >= PARSED_FROM_HOLDERS {
             return;
@@ -79,7 +79,7 @@ impl FieldSet {
         }
     }
 
-    /// The set.
+    /// The parsed set.
     #[must_use]
     pub fn set(self: &Arc<Self>) -> Arc<Set> {
         if let Some(set) = self.set.get() {
@@ -89,7 +89,7 @@ impl FieldSet {
         if let Some((_, set)) = recent {
             return set;
         }
-        // The text was made of a set.
+        // The text was encoded from a set.
         let set = Arc::new(self.read(fields::decode).unwrap_or_default());
         if Arc::strong_count(self) >= PARSED_FROM_HOLDERS {
             drop(self.set.set(set.clone()));
@@ -103,7 +103,7 @@ impl FieldSet {
     }
 }
 
-/// Values by their text, as long as somebody holds them.
+/// Weakly held values by their text.
 struct Pool<T> {
     hasher: RandomState,
     shards: [Mutex<Shard<T>>; SHARDS],
@@ -111,7 +111,7 @@ struct Pool<T> {
 
 struct Shard<T> {
     values: HashMap<u64, Vec<Weak<T>>>,
-    /// When to look for what is gone.
+    /// Size at which dropped values are swept.
     sweep_at: usize,
 }
 
@@ -149,19 +149,19 @@ impl<T> Pool<T> {
 static SETS: LazyLock<Pool<FieldSet>> = LazyLock::new(Pool::new);
 static IDENTITIES: LazyLock<Pool<super::managers::Identity>> = LazyLock::new(Pool::new);
 
-/// The one set of a text that [`fields::encode`] made.
+/// Interns the text of [`fields::encode`].
 #[must_use]
 pub fn of_text(text: &str) -> Arc<FieldSet> {
     SETS.get(text, |held| held.read(|held| held == text), || FieldSet::new(text))
 }
 
-/// The one set like this.
+/// Interns a set.
 #[must_use]
 pub fn of_set(set: &Set) -> Arc<FieldSet> {
     of_text(&fields::encode(set))
 }
 
-/// The one identity like this.
+/// Interns an identity.
 #[must_use]
 pub(super) fn identity(who: super::managers::Identity) -> Arc<super::managers::Identity> {
     let key = (&*who.manager, who.operation, &*who.api_version, &*who.subresource);

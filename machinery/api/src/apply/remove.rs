@@ -1,4 +1,4 @@
-//! Takes fields out of an object, and what their type says of sets.
+//! Removes fields from an object, and reconciles field sets with their type.
 
 use serde_json::{Map, Value};
 
@@ -9,7 +9,7 @@ use super::set::{Node, Set};
 use super::shape::{Of, Shape};
 use crate::schema::TypeRef;
 
-/// The object without these fields and items. What becomes empty by it is null, as upstream has it.
+/// Removes fields and items from an object. Containers that become empty are null, as upstream's.
 #[must_use]
 pub(super) fn remove(found: TypeRef<'_>, object: &Value, fields: &Set) -> Value {
     value(Shape::root(found), object, fields)
@@ -55,13 +55,13 @@ fn value(shape: Shape<'_>, from: &Value, fields: &Set) -> Value {
     }
 }
 
-/// The set with the declared fields that its members are below: an object that is owned in part counts as owned.
+/// Adds the declared ancestors of a set's members: a partly owned object counts as owned.
 #[must_use]
-pub(super) fn with_named_fields(found: TypeRef<'_>, set: &Set) -> Set {
-    named(Some(Shape::root(found)), set)
+pub(super) fn with_declared_ancestors(found: TypeRef<'_>, set: &Set) -> Set {
+    add_declared_ancestors(Some(Shape::root(found)), set)
 }
 
-fn named(shape: Option<Shape<'_>>, set: &Set) -> Set {
+fn add_declared_ancestors(shape: Option<Shape<'_>>, set: &Set) -> Set {
     let nodes = set.nodes.iter().map(|node| {
         let (inner, declared) = match (&node.element, shape) {
             (PathElement::Field(name), Some(shape)) => match shape.member(name) {
@@ -73,21 +73,21 @@ fn named(shape: Option<Shape<'_>>, set: &Set) -> Set {
             }
             _ => (None, false),
         };
-        let below = node.below.as_ref().map(|below| Arc::new(named(inner, below)));
+        let below = node.below.as_ref().map(|below| Arc::new(add_declared_ancestors(inner, below)));
         Node { element: node.element.clone(), member: node.member || (declared && below.is_some()), below }
     });
     Set { nodes: nodes.collect() }
 }
 
-/// The set as the type has it now: what has become one field is owned as one; `None`: as it was.
+/// Adapts a set to the present type: a field that became atomic is owned as a whole; `None` if unchanged.
 #[must_use]
 pub(super) fn reconciled(found: TypeRef<'_>, set: &Set) -> Option<Set> {
     let mut changed = false;
-    let set = settled(Shape::root(found), set, &mut changed);
+    let set = reconcile_level(Shape::root(found), set, &mut changed);
     changed.then_some(set)
 }
 
-fn settled(shape: Shape<'_>, set: &Set, changed: &mut bool) -> Set {
+fn reconcile_level(shape: Shape<'_>, set: &Set, changed: &mut bool) -> Set {
     let nodes = set.nodes.iter().map(|node| {
         let inner = match (&node.element, shape.of) {
             (PathElement::Field(name), Of::Struct(_) | Of::Map(_)) => shape.member(name).map(|(inner, _)| inner),
@@ -100,7 +100,7 @@ fn settled(shape: Shape<'_>, set: &Set, changed: &mut bool) -> Set {
             *changed = true;
             return Node { element: node.element.clone(), member: true, below: None };
         }
-        Node { below: Some(Arc::new(settled(inner, below, changed))), ..node.clone() }
+        Node { below: Some(Arc::new(reconcile_level(inner, below, changed))), ..node.clone() }
     });
     Set { nodes: nodes.collect() }
 }

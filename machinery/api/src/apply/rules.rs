@@ -1,4 +1,4 @@
-//! What a write makes of the managers: who loses fields, who gets them, how many are kept apart.
+//! Updates managed fields on a write: which managers lose and gain fields, and the cap on update managers.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
@@ -13,15 +13,15 @@ use super::remove::reconciled;
 use super::set::Set;
 use crate::schema::{TypeRef, built_in};
 
-/// Managers of updates that are kept apart; the oldest of more become one.
+/// Maximum separate managers of updates; the oldest are merged beyond that.
 const UPDATE_MANAGERS_MAX: usize = 10;
 const ANCIENT: &str = "ancient-changes";
 
-/// Fields that nobody manages.
-static NOBODYS: LazyLock<Set> = LazyLock::new(|| UNSET.union(&Set::of(&[&["metadata"]])));
+/// Fields without a manager.
+static UNMANAGED_FIELDS: LazyLock<Set> = LazyLock::new(|| UNMANAGED_SUBTREES.union(&Set::of(&[&["metadata"]])));
 
-/// The same with all that is below them.
-static UNSET: LazyLock<Set> = LazyLock::new(|| {
+/// Fields without a manager, with all descendants.
+static UNMANAGED_SUBTREES: LazyLock<Set> = LazyLock::new(|| {
     let metadata = |field: &'static str| ["metadata", field];
     let below = [
         "name",
@@ -40,14 +40,14 @@ static UNSET: LazyLock<Set> = LazyLock::new(|| {
     Set::of(&paths)
 });
 
-/// Fields that a way of writing doesn't write.
+/// Fields that a kind of write ignores.
 #[derive(Debug, Clone)]
 pub enum Ignored {
-    /// It writes all.
+    /// None are ignored.
     Nothing,
-    /// These, with all that is below them.
+    /// These, with all descendants.
     Below(Arc<Set>),
-    /// All but what these patterns lead to (`None`: any element).
+    /// All but the matches of these patterns (`None`: any element).
     AllBut(&'static [&'static [Option<&'static str>]]),
 }
 
@@ -61,28 +61,28 @@ impl Ignored {
     }
 }
 
-/// The versions that a kind is served in.
+/// The served versions of a kind.
 pub trait Versions {
-    /// The type of a version's objects; `None`: it isn't served.
+    /// The type of a version's objects; `None` if it isn't served.
     fn schema(&self, api_version: &str) -> Option<TypeRef<'_>>;
-    /// An object of a served version as another one has it; `None`: that isn't served.
+    /// Converts an object between served versions; `None` if one isn't served.
     fn convert(&self, object: &Value, from: &str, to: &str) -> Option<Value>;
-    /// What the way of writing doesn't write, in a version's fields.
+    /// The fields that the write ignores, in a version's terms.
     fn ignored(&self, api_version: &str) -> Ignored;
 }
 
-/// Who writes, how, and when.
+/// The identity, version and time of a write.
 #[derive(Clone, Copy)]
 pub struct Writer<'a> {
-    /// The manager's name; empty: not known.
+    /// The manager's name; empty if unknown.
     pub manager: &'a str,
-    /// In which version.
+    /// The version of the request.
     pub api_version: &'a str,
-    /// Through which subresource; empty: the object itself.
+    /// The subresource; empty for the object itself.
     pub subresource: &'a str,
-    /// Seconds.
+    /// The time in seconds.
     pub now: i64,
-    /// What the kind is served in.
+    /// The kind's versions.
     pub versions: &'a dyn Versions,
 }
 
@@ -96,9 +96,9 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// A manager's fields at work.
+/// A manager's fields during a write.
 #[derive(Clone)]
-pub(super) struct Owned {
+pub(super) struct ManagerFields {
     pub(super) who: Arc<Identity>,
     pub(super) at: Option<i64>,
     pub(super) fields: Fields,
@@ -110,7 +110,7 @@ pub(super) enum Fields {
     Made(Arc<Set>),
 }
 
-impl Owned {
+impl ManagerFields {
     pub(super) fn set(&self) -> Arc<Set> {
         match &self.fields {
             Fields::Held(held) => held.set(),
@@ -125,13 +125,13 @@ impl Owned {
     }
 }
 
-pub(super) fn owners(managers: &Managers) -> Vec<Owned> {
-    let owned = |e: &Entry| Owned { who: e.who.clone(), at: e.at, fields: Fields::Held(e.fields.clone()) };
+pub(super) fn owners(managers: &Managers) -> Vec<ManagerFields> {
+    let owned = |e: &Entry| ManagerFields { who: e.who.clone(), at: e.at, fields: Fields::Held(e.fields.clone()) };
     managers.entries().iter().map(owned).collect()
 }
 
-pub(super) fn managers_of(owners: Vec<Owned>) -> Managers {
-    let entry = |owned: Owned| {
+pub(super) fn managers_of(owners: Vec<ManagerFields>) -> Managers {
+    let entry = |owned: ManagerFields| {
         let fields = match owned.fields {
             Fields::Held(held) => held,
             Fields::Made(set) => pool::of_set(&set),
@@ -142,11 +142,11 @@ pub(super) fn managers_of(owners: Vec<Owned>) -> Managers {
 }
 
 pub(super) fn strip(set: &Set) -> Set {
-    set.difference(&NOBODYS)
+    set.difference(&UNMANAGED_FIELDS)
 }
 
-/// Sets as their types have them now.
-pub(super) fn reconcile(owners: &mut [Owned], versions: &dyn Versions) {
+/// Adapts sets to their present types.
+pub(super) fn reconcile(owners: &mut [ManagerFields], versions: &dyn Versions) {
     for owned in owners {
         if let Some(found) = versions.schema(&owned.who.api_version)
             && let Some(set) = reconciled(found, &owned.set())
@@ -156,7 +156,7 @@ pub(super) fn reconcile(owners: &mut [Owned], versions: &dyn Versions) {
     }
 }
 
-/// What a write changes, in each version that a manager names its fields in.
+/// The changes of a write, in each version of a manager's fields.
 pub(super) struct Changes<'a> {
     writer: Writer<'a>,
     old: Option<&'a Value>,
@@ -170,7 +170,7 @@ impl<'a> Changes<'a> {
         Self { writer, old, new, form, by_version: BTreeMap::new() }
     }
 
-    /// `None`: the version isn't served.
+    /// The changes in a version; `None` if it isn't served.
     pub(super) fn of(&mut self, version: &str) -> Result<Option<&Comparison>, String> {
         if !self.by_version.contains_key(version) {
             let made = self.make(version)?;
@@ -206,8 +206,8 @@ impl Comparison {
     }
 }
 
-/// The managers after a write that is no apply. Without an old object it is new. An object whose managers nobody knows stays
-/// so: what was written before can't be told from what is written now.
+/// The managers after a write other than apply; without an old object it is a create. An object without managers stays
+/// so: its earlier writes are indistinguishable from this one.
 #[must_use]
 pub fn update(managers: &Managers, writer: Writer<'_>, old: Option<&Value>, new: &Value, form: Form) -> Managers {
     if managers.is_empty() && old.is_some() {
@@ -217,11 +217,11 @@ pub fn update(managers: &Managers, writer: Writer<'_>, old: Option<&Value>, new:
         None if managers.is_empty() && form == Form::Printed => first(writer, Operation::Update, Some(writer.now), new),
         _ => changed(managers, writer, old, new, form),
     };
-    // As upstream: rather none than wrong ones.
+    // As upstream: no managers rather than wrong ones.
     updated.unwrap_or_default()
 }
 
-/// The one manager of a new object.
+/// The only manager of a new object.
 pub(super) fn first(
     writer: Writer<'_>,
     operation: Operation,
@@ -230,8 +230,8 @@ pub(super) fn first(
 ) -> Result<Managers, String> {
     let found = writer.schema()?;
     let fields = match writer.versions.ignored(writer.api_version) {
-        Ignored::Nothing => created(found, new, &UNSET)?,
-        Ignored::Below(fields) => created(found, new, &UNSET.union(&fields))?,
+        Ignored::Nothing => created(found, new, &UNMANAGED_SUBTREES)?,
+        Ignored::Below(fields) => created(found, new, &UNMANAGED_SUBTREES.union(&fields))?,
         ignored => {
             let changes = compare(found, None, new, Form::Printed)?;
             super::fields::encode(&strip(&ignored.filter(changes.given())))
@@ -277,26 +277,26 @@ pub(super) fn changed(
         match kept.iter().position(|owned| owned.who.is_entry_of(&who)) {
             Some(own) => {
                 let set = kept[own].set().union(&given);
-                let mut entry = Owned { who, at, ..kept.swap_remove(own) };
+                let mut entry = ManagerFields { who, at, ..kept.swap_remove(own) };
                 entry.give(set);
-                // One that was held keeps its place in the pool where nothing changes in the end.
+                // An unchanged entry keeps its interned set.
                 kept.push(match managers.entries().iter().find(|e| e.who.is_entry_of(&entry.who)) {
                     Some(before) if *before.fields.set() == *entry.set() => {
-                        Owned { fields: Fields::Held(before.fields.clone()), ..entry }
+                        ManagerFields { fields: Fields::Held(before.fields.clone()), ..entry }
                     }
                     _ => entry,
                 });
             }
-            None => kept.push(Owned { who, at, fields: Fields::Made(Arc::new(given)) }),
+            None => kept.push(ManagerFields { who, at, fields: Fields::Made(Arc::new(given)) }),
         }
     }
     kept.retain(|owned| !owned.set().is_empty());
     Ok(managers_of(cap(kept)))
 }
 
-/// Makes one of the oldest managers of updates where there are too many.
-fn cap(mut owners: Vec<Owned>) -> Vec<Owned> {
-    let is_update = |owned: &Owned| owned.who.operation == Operation::Update;
+/// Merges the oldest managers of updates if there are too many.
+fn cap(mut owners: Vec<ManagerFields>) -> Vec<ManagerFields> {
+    let is_update = |owned: &ManagerFields| owned.who.operation == Operation::Update;
     let mut left = owners.iter().filter(|owned| is_update(owned)).count();
     if left <= UPDATE_MANAGERS_MAX {
         return owners;
@@ -327,7 +327,7 @@ fn cap(mut owners: Vec<Owned>) -> Vec<Owned> {
         let merged = owners.remove(at);
         if let Some(bucket) = owners.iter_mut().find(|owned| owned.who == bucket) {
             bucket.give(merged.set().union(&bucket.set()));
-            // That of the later one.
+            // The later one's time.
             bucket.at = merged.at;
         }
         left -= 1;

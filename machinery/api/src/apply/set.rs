@@ -1,5 +1,5 @@
-//! Sets of fields as tries: which paths are members. A path below a member is a member of its own or none; parts that two sets
-//! have in common are shared.
+//! Field sets as tries of member paths. A path below a member is a member only if it was added itself; common subtrees
+//! are shared.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ pub struct Set {
     pub(super) nodes: Vec<Node>,
 }
 
-/// What a set says of one element: whether it is a member, and what below it is.
+/// An element of a set: whether it is a member, and the set below it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Node {
     pub(super) element: PathElement,
@@ -27,13 +27,13 @@ fn some(set: Set) -> Option<Arc<Set>> {
 }
 
 impl Set {
-    /// Whether nothing is a member.
+    /// Whether the set has no members.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
     }
 
-    /// Of nodes in any order; of two of one element the later says what is below.
+    /// Builds a set from unordered nodes; of duplicates the last one's subtree counts.
     pub(super) fn of_nodes(mut nodes: Vec<Node>) -> Self {
         if !nodes.is_sorted_by(|a, b| a.element < b.element) {
             nodes.sort_by(|a, b| a.element.cmp(&b.element));
@@ -49,7 +49,7 @@ impl Set {
         Self { nodes }
     }
 
-    /// Of paths of fields' names.
+    /// Builds a set from paths of field names.
     #[must_use]
     pub fn of(paths: &[&[&str]]) -> Self {
         let mut set = Self::default();
@@ -59,7 +59,7 @@ impl Set {
         set
     }
 
-    /// How many members there are.
+    /// The number of members.
     #[must_use]
     pub fn len(&self) -> usize {
         let below = |node: &Node| node.below.as_deref().map_or(0, Self::len);
@@ -70,10 +70,10 @@ impl Set {
         self.nodes.binary_search_by(|node| node.element.cmp(element)).ok().map(|at| &self.nodes[at])
     }
 
-    /// The node of an element, made where there is none; the caller makes it mean something.
+    /// The node of an element, inserted if missing; the caller must make it a member or give it a subtree.
     pub(super) fn node(&mut self, element: &PathElement) -> &mut Node {
         let at = match self.nodes.last() {
-            // What is walked in order is put in at the end.
+            // Sorted input is appended at the end.
             Some(last) if last.element < *element => Err(self.nodes.len()),
             _ => self.nodes.binary_search_by(|node| node.element.cmp(element)),
         };
@@ -84,7 +84,7 @@ impl Set {
         &mut self.nodes[at]
     }
 
-    /// Makes a path a member. The empty path, which is the whole object, never is.
+    /// Adds a path. The empty path, which is the whole object, is never a member.
     pub fn insert(&mut self, path: &[PathElement]) {
         match path {
             [] => {}
@@ -106,7 +106,7 @@ impl Set {
         }
     }
 
-    /// What is below an element.
+    /// The subtree below an element.
     #[must_use]
     pub fn below(&self, element: &PathElement) -> Option<&Self> {
         self.find(element)?.below.as_deref()
@@ -128,7 +128,7 @@ impl Set {
         })
     }
 
-    /// What is in either.
+    /// The union.
     #[must_use]
     pub fn union(&self, other: &Self) -> Self {
         if other.is_empty() {
@@ -152,7 +152,7 @@ impl Set {
         Self { nodes: nodes.filter(|node| node.member || node.below.is_some()).collect() }
     }
 
-    /// What is in both.
+    /// The intersection.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
         Self::kept(self.zip(other).filter_map(|pair| {
@@ -165,7 +165,7 @@ impl Set {
         }))
     }
 
-    /// What is in this one and not in the other: a member goes without what is below it.
+    /// The difference: a member is removed without its descendants.
     #[must_use]
     pub fn difference(&self, other: &Self) -> Self {
         if other.is_empty() {
@@ -183,7 +183,7 @@ impl Set {
         }))
     }
 
-    /// The same, but a member goes with all that is below it.
+    /// The difference with descendants: a member is removed with its subtree.
     #[must_use]
     pub fn without(&self, other: &Self) -> Self {
         if other.is_empty() {
@@ -202,7 +202,7 @@ impl Set {
         }))
     }
 
-    /// What one of the patterns leads to: `None` in a pattern is any element; what is below its end is in.
+    /// The subset that matches one of the patterns, with all descendants; `None` in a pattern matches any element.
     #[must_use]
     pub fn matching(&self, patterns: &[&[Option<&str>]]) -> Self {
         let fits = |wanted: Option<&str>, element: &PathElement| match (wanted, element) {
@@ -224,7 +224,7 @@ impl Set {
         }))
     }
 
-    /// All members in upstream's order: those of a level before what is below it.
+    /// Visits all members in upstream's order: those of a level before their descendants.
     pub fn each(&self, mut visit: impl FnMut(&[PathElement])) {
         fn walk(set: &Set, path: &mut Vec<PathElement>, visit: &mut dyn FnMut(&[PathElement])) {
             for node in set.nodes.iter().filter(|node| node.member) {
@@ -243,7 +243,7 @@ impl Set {
         walk(self, &mut Vec::new(), &mut visit);
     }
 
-    /// All members, printed.
+    /// All members in print format.
     #[must_use]
     pub fn printed(&self) -> Vec<String> {
         let mut all = Vec::new();

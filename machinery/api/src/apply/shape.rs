@@ -1,5 +1,4 @@
-//! How a value merges, from its type: what is one field whatever it holds, whose fields and items are owned one by one, and by
-//! what items are told apart.
+//! Merge behaviour of a value by its type: atomic or granular, and the identity of list items.
 
 use std::sync::{Arc, LazyLock};
 
@@ -9,31 +8,31 @@ use super::path::PathElement;
 use crate::schema::types::Text;
 use crate::schema::{Field, Kind, ListType, Type, TypeRef, Types};
 
-/// A type with how its values merge.
+/// A type's merge behaviour.
 #[derive(Clone, Copy)]
 pub(super) struct Shape<'a> {
     pub(super) types: &'a Types,
     pub(super) of: Of<'a>,
-    /// Whether an object is one field.
+    /// Whether an object is atomic.
     pub(super) atomic: bool,
-    /// Whether objects keep what they don't declare, as one above them said.
+    /// Whether objects keep undeclared fields, as inherited from an ancestor.
     loose: bool,
 }
 
-/// What a value is.
+/// The kind of a value.
 #[derive(Clone, Copy)]
 pub(super) enum Of<'a> {
     Scalar(&'a Kind),
     Struct(&'a Type),
     Map(&'a Kind),
     List(&'a Kind, Items<'a>),
-    /// As the value itself is: objects are granular, lists are one field.
+    /// By the value itself: objects are granular, lists are atomic.
     Deduced,
-    /// Anything, and one field.
+    /// Anything, and atomic.
     Untyped,
 }
 
-/// How a list's items are told apart.
+/// The identity of list items.
 #[derive(Clone, Copy)]
 pub(super) enum Items<'a> {
     Atomic,
@@ -48,7 +47,7 @@ static ZERO: LazyLock<Value> = LazyLock::new(|| 0.into());
 static NO_QUANTITY: LazyLock<Value> = LazyLock::new(|| "0".into());
 pub(super) static EMPTY: LazyLock<Value> = LazyLock::new(|| Value::Object(Map::new()));
 
-/// Go's zero of a kind as it is printed.
+/// Go's printed zero value of a kind.
 fn zero(kind: &Kind) -> &'static Value {
     match kind {
         Kind::String => &NO_TEXT,
@@ -60,7 +59,7 @@ fn zero(kind: &Kind) -> &'static Value {
     }
 }
 
-/// A field as it is printed, whether it is filled in already or not.
+/// A field in printed form, whether or not its value was filled in.
 pub(super) fn printed<'v>(field: &Field, value: Option<&'v Value>) -> Option<&'v Value> {
     let Some(value) = value.filter(|value| !value.is_null()) else {
         let always = matches!(
@@ -92,7 +91,7 @@ pub(super) fn printed<'v>(field: &Field, value: Option<&'v Value>) -> Option<&'v
 }
 
 impl<'a> Shape<'a> {
-    /// Of whole objects.
+    /// The shape of whole objects.
     pub(super) fn root(found: TypeRef<'a>) -> Self {
         let shape = Self { types: found.types, of: Of::Deduced, atomic: false, loose: false };
         shape.of_type(found.of)
@@ -113,7 +112,7 @@ impl<'a> Shape<'a> {
         }
     }
 
-    /// Of a list's items and a map's values.
+    /// The shape of a list's items or a map's values.
     pub(super) fn of_kind(self, kind: &'a Kind) -> Self {
         match kind {
             Kind::Object(id) => self.of_type(self.types.get(*id)),
@@ -124,7 +123,7 @@ impl<'a> Shape<'a> {
         }
     }
 
-    /// Of a declared field.
+    /// The shape of a declared field.
     pub(super) fn of_field(self, field: &'a Field) -> Self {
         let shape = match &field.kind {
             Kind::List(inner) => self.with(Of::List(inner, items(field))),
@@ -134,12 +133,12 @@ impl<'a> Shape<'a> {
         Self { atomic: !field.granular && (shape.atomic || field.atomic), ..shape }
     }
 
-    /// The shape of an object's member and whether it is a declared field; `None`: it may not be there.
+    /// The shape of an object's member and its declared field; `None` if it isn't allowed.
     pub(super) fn member(self, name: &str) -> Option<(Self, Option<&'a Field>)> {
         match self.of {
             Of::Struct(of) => match of.field(name) {
                 Some(field) => Some((self.of_field(field), Some(field))),
-                // An object that declares nothing is free.
+                // An object without declared fields accepts any.
                 None => (self.loose || of.fields.is_empty()).then(|| (self.with(Of::Deduced), None)),
             },
             Of::Map(kind) => Some((self.of_kind(kind), None)),
@@ -148,12 +147,12 @@ impl<'a> Shape<'a> {
         }
     }
 
-    /// Whether objects may have what isn't declared.
+    /// Whether objects may have undeclared fields.
     pub(super) fn is_loose(self) -> bool {
         matches!(self.of, Of::Struct(of) if self.loose || of.fields.is_empty())
     }
 
-    /// Whether a value of it is one field, whatever it holds; a value of no known type may still be.
+    /// Whether a value is atomic; a value of unknown type may be.
     pub(super) fn is_leaf(self) -> bool {
         match self.of {
             Of::Scalar(_) | Of::Untyped | Of::List(_, Items::Atomic) => true,
@@ -162,7 +161,7 @@ impl<'a> Shape<'a> {
         }
     }
 
-    /// Whether a value holds nothing: neither members nor items, nor fields that are printed always.
+    /// Whether a value is empty: no members or items, and no fields that are always printed.
     pub(super) fn is_empty(self, value: Option<&Value>, prints: bool) -> bool {
         match value {
             None | Some(Value::Null) => true,
@@ -175,7 +174,7 @@ impl<'a> Shape<'a> {
         }
     }
 
-    /// The path element of a list's item.
+    /// The path element of a list item.
     pub(super) fn item(self, item: &Value) -> Result<PathElement, String> {
         let Of::List(kind, items) = self.of else { return Err("invalid indexing of non-associative list".into()) };
         match items {
@@ -222,7 +221,7 @@ impl<'a> Shape<'a> {
     }
 }
 
-/// How a list's items merge: as its type says, or else as strategic merge has it.
+/// The merge behaviour of a list: by its list type, else by strategic merge.
 fn items(field: &Field) -> Items<'_> {
     match &field.list {
         ListType::Atomic => Items::Atomic,

@@ -1,4 +1,4 @@
-//! Typed keys: parse at the edge, never split strings inside.
+//! Typed keys: text is parsed once at the edge and never split inside.
 
 mod storage;
 
@@ -17,7 +17,7 @@ impl fmt::Display for ResourceVersion {
 }
 
 impl ResourceVersion {
-    /// Parses as Go's `strconv.ParseUint` does, with its words for what isn't one.
+    /// Parses as Go's `strconv.ParseUint`, with its error messages.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
             return Err(format!("strconv.ParseUint: parsing {text:?}: invalid syntax"));
@@ -26,7 +26,7 @@ impl ResourceVersion {
     }
 }
 
-/// An object's uid: the same for as long as it exists, and never again. Empty where none is said.
+/// An object's uid, unique for all time. Empty if none is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Uid<'a>(pub &'a str);
 
@@ -37,7 +37,7 @@ impl fmt::Display for Uid<'_> {
 }
 
 impl<'a> Uid<'a> {
-    /// Whether an object with this uid is the one that is wanted, if one is; else the store's sentence.
+    /// Checks an object's uid against a precondition, if there is one; the error is the store's message.
     pub fn meets(self, wanted: Option<Self>) -> Result<(), String> {
         match wanted.filter(|wanted| *wanted != self) {
             None => Ok(()),
@@ -48,7 +48,7 @@ impl<'a> Uid<'a> {
     }
 }
 
-/// A version of a group, as `apiVersion` writes it: `apps/v1`, or `v1` of core, whose name is empty.
+/// A group version as in `apiVersion`: `apps/v1`, or `v1` of the core group, whose name is empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct GroupVersion<'a> {
     /// The API group.
@@ -58,14 +58,14 @@ pub struct GroupVersion<'a> {
 }
 
 impl<'a> GroupVersion<'a> {
-    /// Reads an `apiVersion`; whether it is well formed is the caller's business.
+    /// Parses an `apiVersion` without validating it.
     #[must_use]
     pub fn parse(text: &'a str) -> Self {
         let (group, version) = text.split_once('/').unwrap_or(("", text));
         Self { group, version }
     }
 
-    /// A kind of it.
+    /// A kind of this group version.
     #[must_use]
     pub fn kind(self, kind: &'a str) -> GroupVersionKind<'a> {
         GroupVersionKind { group: self.group, version: self.version, kind }
@@ -73,7 +73,7 @@ impl<'a> GroupVersion<'a> {
 }
 
 impl fmt::Display for GroupVersionKind<'_> {
-    /// As upstream prints it.
+    /// In upstream's format.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}, Kind={}", self.group, self.version, self.kind)
     }

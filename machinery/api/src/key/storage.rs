@@ -1,5 +1,5 @@
-//! Where objects are stored: `/registry/PREFIX/[NAMESPACE/]NAME`, as upstream lays out etcd. Stores, and what lies over them,
-//! hold keys as text; what stands where in it is known here alone.
+//! Storage keys: `/registry/PREFIX/[NAMESPACE/]NAME`, as upstream's layout of etcd. Stores and the layers above hold
+//! keys as text; only this module knows their structure.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -14,7 +14,7 @@ pub struct StorageKey(String);
 impl StorageKey {
     const ROOT: &'static str = "/registry/";
 
-    /// The object of a resource whose storage prefix (`pods`, `services/specs`) this is.
+    /// The key of an object with the resource's storage prefix (`pods`, `services/specs`).
     #[must_use]
     pub fn object(prefix: &str, object: ObjectName<'_>) -> Self {
         StoragePrefix::new(prefix).object(object)
@@ -26,19 +26,19 @@ impl StorageKey {
         &self.0
     }
 
-    /// As upstream's generic registry writes it, before its storage puts `/registry` in front.
+    /// The key without `/registry`, as upstream's generic registry logs it.
     #[must_use]
     pub fn within_registry(&self) -> &str {
         self.0.get(Self::ROOT.len() - 1..).unwrap_or(&self.0)
     }
 
-    /// What a key, or a scope, may begin with, longest first: of `/registry/pods/default/web` those that end with `default/`,
-    /// `pods/` and so on.
+    /// The prefixes of a key or scope up to each slash, longest first: for `/registry/pods/default/web` those ending in
+    /// `default/`, `pods/` and so on.
     pub fn prefixes(key: &str) -> impl Iterator<Item = &str> {
         key.rmatch_indices('/').map(|(at, _)| &key[..=at])
     }
 
-    /// The object that a key names, whose namespace is so many bytes long; 0: it has none.
+    /// The object of a key whose namespace has this many bytes; 0 for none.
     #[must_use]
     pub fn name_at_end(key: &str, namespace_len: usize) -> ObjectName<'_> {
         let Some((before, name)) = key.rsplit_once('/') else { return ObjectName::new("", key) };
@@ -59,12 +59,12 @@ impl From<StorageKey> for String {
     }
 }
 
-/// What the keys of a resource's objects begin with: `/registry/pods/`. Cheap to clone.
+/// The prefix of a resource's keys: `/registry/pods/`. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StoragePrefix(Arc<str>);
 
 impl StoragePrefix {
-    /// Of a storage prefix as upstream names it: `pods`, `services/specs`.
+    /// The prefix of a storage prefix as upstream names it: `pods`, `services/specs`.
     #[must_use]
     pub fn new(prefix: &str) -> Self {
         Self(format!("{}{prefix}/", StorageKey::ROOT).into())
@@ -90,7 +90,7 @@ impl StoragePrefix {
         StorageKey(key)
     }
 
-    /// The object that a key of this resource names; `None`: it is another one's.
+    /// The object of a key of this resource; `None` for another resource's key.
     #[must_use]
     pub fn name_of<'a>(&self, key: &'a str) -> Option<ObjectName<'a>> {
         let rest = key.strip_prefix(&*self.0)?;
@@ -98,19 +98,19 @@ impl StoragePrefix {
         Some(ObjectName::new(namespace, name))
     }
 
-    /// All of its objects.
+    /// The scope of all objects.
     #[must_use]
     pub fn all(&self) -> StorageScope {
         StorageScope(self.0.clone())
     }
 
-    /// Those of one namespace.
+    /// The scope of one namespace.
     #[must_use]
     pub fn namespace(&self, namespace: &str) -> StorageScope {
         StorageScope(format!("{}{namespace}/", self.0).into())
     }
 
-    /// Which namespace a scope's text means, empty for all objects; `None`: it is no scope of this resource.
+    /// The namespace of a scope's text, empty for all objects; `None` if the scope isn't of this resource.
     #[must_use]
     pub fn namespace_of<'a>(&self, scope: &'a str) -> Option<&'a str> {
         match scope.strip_prefix(&*self.0)? {
@@ -126,30 +126,30 @@ impl Borrow<str> for StoragePrefix {
     }
 }
 
-/// What the keys of a list's objects begin with: a resource's, or those of one of its namespaces. Cheap to clone.
+/// The prefix of a list's keys: of a resource, or of one of its namespaces. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct StorageScope(Arc<str>);
 
 impl StorageScope {
-    /// The text, with its last slash; empty where nothing is stored.
+    /// The text, with its last slash; empty if nothing is stored.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The key of what `rest` names within the scope.
+    /// The key of `rest` within the scope.
     #[must_use]
     pub fn key(&self, rest: &str) -> String {
         Self::key_below(&self.0, rest)
     }
 
-    /// The same for a scope's text.
+    /// As [`key`](Self::key), for a scope's text.
     #[must_use]
     pub fn key_below(scope: &str, rest: &str) -> String {
         [scope, rest].concat()
     }
 
-    /// What a key names within the scope; `None`: it lies elsewhere.
+    /// The rest of a key within the scope; `None` for a key outside.
     #[must_use]
     pub fn rest<'a>(&self, key: &'a str) -> Option<&'a str> {
         key.strip_prefix(&*self.0)

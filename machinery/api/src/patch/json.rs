@@ -1,5 +1,5 @@
-//! RFC 6902 as upstream's library does it: `replace` of a missing key adds it, `test` of one against null passes, `copy`
-//! of one yields null, list indexes may be negative, and a path's first segment before `/` is not looked at.
+//! RFC 6902 with the deviations of upstream's library: `replace` of a missing key adds it, `test` of one against null
+//! passes, `copy` of one yields null, list indexes may be negative, and a path's first segment before `/` is ignored.
 
 use std::collections::BTreeSet;
 use std::num::{IntErrorKind, ParseIntError};
@@ -11,12 +11,12 @@ use crate::schema::raw::Raw;
 use crate::schema::typed::doubled_keys;
 use crate::selector::go_quoted;
 
-/// Operations in one patch.
+/// Maximum operations of a patch.
 pub(super) const OPERATIONS_MAX: usize = 10_000;
-/// What `copy` operations may add to a document, in bytes of JSON: as large as a body may be.
+/// Maximum growth by `copy` operations, in bytes of JSON: the maximum size of a body.
 const COPIED_BYTES_MAX: usize = 3 * 1024 * 1024;
 
-/// One operation; `value` is `None` where it is missing.
+/// One operation; `value` is `None` if it is missing.
 #[derive(Debug, Default)]
 pub(super) struct Operation {
     op: String,
@@ -25,26 +25,26 @@ pub(super) struct Operation {
     value: Option<Value>,
 }
 
-/// List elements that may be moved along by insertions and removals: each moves all that stand behind it.
+/// Maximum list elements moved by insertions and removals: each moves all elements behind it.
 const ELEMENTS_MOVED_MAX: usize = 50_000_000;
 
 /// Why a patch doesn't apply.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Refused {
-    /// A `test` operation doesn't hold, in the words of upstream's library.
+pub(super) enum JsonPatchError {
+    /// A `test` operation failed, with the library's message.
     Test(String),
-    /// An operation can't be done, in the words of upstream's library.
+    /// An operation failed, with the library's message.
     Operation(String),
 }
 
-type Step<T> = Result<T, Refused>;
+type PatchResult<T> = Result<T, JsonPatchError>;
 
-/// An operation can't be done.
-fn refused<T>(why: String) -> Step<T> {
-    Err(Refused::Operation(why))
+/// Fails an operation.
+fn fail<T>(why: String) -> PatchResult<T> {
+    Err(JsonPatchError::Operation(why))
 }
 
-/// The operations, and the strict findings. The error is Go's sentence.
+/// Parses the operations; returns them with strict findings. The error is Go's message.
 pub(super) fn read(raw: Raw, budget: &mut Budget) -> Result<(Vec<Operation>, Vec<String>), String> {
     const FIELDS: [&str; 4] = ["op", "path", "from", "value"];
     let items = match raw {
@@ -107,28 +107,33 @@ pub(super) fn read(raw: Raw, budget: &mut Budget) -> Result<(Vec<Operation>, Vec
 }
 
 /// Applies operations in order.
-pub(super) fn apply(document: &mut Value, operations: Vec<Operation>) -> Step<()> {
+pub(super) fn apply(document: &mut Value, operations: Vec<Operation>) -> PatchResult<()> {
     let (mut copied_bytes, mut moved) = (0, 0);
     for operation in operations {
-        one(document, operation, &mut copied_bytes, &mut moved)?;
+        apply_operation(document, operation, &mut copied_bytes, &mut moved)?;
     }
     Ok(())
 }
 
-fn one(document: &mut Value, operation: Operation, copied_bytes: &mut usize, moved: &mut usize) -> Step<()> {
+fn apply_operation(
+    document: &mut Value,
+    operation: Operation,
+    copied_bytes: &mut usize,
+    moved: &mut usize,
+) -> PatchResult<()> {
     let Operation { op, path, from, value } = operation;
     let op = op.as_str();
     let path = || match &path {
         Some(path) => Ok(path.as_str()),
-        // Upstream names the field in some of its operations.
+        // Upstream names the field in some operations only.
         None if matches!(op, "add" | "remove" | "copy") => {
-            refused(format!("{op} operation failed to decode path: {MISSING}"))
+            fail(format!("{op} operation failed to decode path: {MISSING}"))
         }
-        None => refused(format!("{op} operation failed to decode path: operation missing path field: {MISSING}")),
+        None => fail(format!("{op} operation failed to decode path: operation missing path field: {MISSING}")),
     };
     let from = || match &from {
         Some(from) => Ok(from.as_str()),
-        None => refused(format!("{op} operation failed to decode from: operation, missing from field: {MISSING}")),
+        None => fail(format!("{op} operation failed to decode from: operation, missing from field: {MISSING}")),
     };
     match op {
         "add" => {
@@ -137,7 +142,7 @@ fn one(document: &mut Value, operation: Operation, copied_bytes: &mut usize, mov
                 format!("add operation does not apply: doc is missing path: \"{path}\": {MISSING}")
             })?;
             let added = add(container, key, value.unwrap_or(Value::Null), moved);
-            added.or_else(|why| refused(format!("error in add for path: '{path}': {why}")))
+            added.or_else(|why| fail(format!("error in add for path: '{path}': {why}")))
         }
         "remove" => {
             let path = path()?;
@@ -146,71 +151,71 @@ fn one(document: &mut Value, operation: Operation, copied_bytes: &mut usize, mov
             })?;
             match remove(container, &key, moved) {
                 Ok(_) => Ok(()),
-                Err(why) => refused(format!("error in remove for path: '{path}': {why}")),
+                Err(why) => fail(format!("error in remove for path: '{path}': {why}")),
             }
         }
         "replace" => replace(document, path()?, value),
         "move" => {
-            let value = taken(document, from()?, moved)?;
+            let value = take_source(document, from()?, moved)?;
             let path = path()?;
             let (container, key) = destination(document, op, path)?;
             let added = add(container, key, value, moved);
-            added.or_else(|why| refused(format!("error in move for path: '{path}': {why}")))
+            added.or_else(|why| fail(format!("error in move for path: '{path}': {why}")))
         }
         "test" => test(document, path()?, value.as_ref()),
         "copy" => {
-            let value = copied(document, from()?)?;
+            let value = copy_source(document, from()?)?;
             let (container, key) = destination(document, op, path()?)?;
             *copied_bytes += serde_json::to_string(&value).map_or(0, |text| text.len());
             if *copied_bytes > COPIED_BYTES_MAX {
-                return refused(format!(
+                return fail(format!(
                     "Unable to complete the copy, the accumulated size increase of copy is {copied_bytes}, exceeding the \
                      limit {COPIED_BYTES_MAX}"
                 ));
             }
             let added = add(container, key, value, moved);
-            added.or_else(|why| refused(format!("error while adding value during copy: {why}")))
+            added.or_else(|why| fail(format!("error while adding value during copy: {why}")))
         }
-        other => refused(format!("Unexpected kind: {other}")),
+        other => fail(format!("Unexpected kind: {other}")),
     }
 }
 
-/// The container that a path ends in, and the key in it; or else why not.
-fn target<'a>(document: &'a mut Value, path: &str, why: impl Fn() -> String) -> Step<(&'a mut Value, String)> {
-    find(document, path).ok_or_else(|| Refused::Operation(why()))
+/// The container that holds a path's last key, and the key; else an error.
+fn target<'a>(document: &'a mut Value, path: &str, why: impl Fn() -> String) -> PatchResult<(&'a mut Value, String)> {
+    find(document, path).ok_or_else(|| JsonPatchError::Operation(why()))
 }
 
-/// Where a `move` or `copy` goes.
-fn destination<'a>(document: &'a mut Value, op: &str, path: &str) -> Step<(&'a mut Value, String)> {
+/// The destination of a `move` or `copy`.
+fn destination<'a>(document: &'a mut Value, op: &str, path: &str) -> PatchResult<(&'a mut Value, String)> {
     target(document, path, || {
         format!("{op} operation does not apply: doc is missing destination path: {path}: {MISSING}")
     })
 }
 
-/// The value that a `move` removes.
-fn taken(document: &mut Value, from: &str, moved: &mut usize) -> Step<Value> {
+/// Removes the source value of a `move`.
+fn take_source(document: &mut Value, from: &str, moved: &mut usize) -> PatchResult<Value> {
     let (container, key) = target(document, from, || {
         format!("move operation does not apply: doc is missing from path: {from}: {MISSING}")
     })?;
     let value = remove(container, &key, moved);
-    value.or_else(|why| refused(format!("error in move for path: '{key}': {why}")))
+    value.or_else(|why| fail(format!("error in move for path: '{key}': {why}")))
 }
 
-/// The value that a `copy` copies.
-fn copied(document: &mut Value, from: &str) -> Step<Value> {
+/// Reads the source value of a `copy`.
+fn copy_source(document: &mut Value, from: &str) -> PatchResult<Value> {
     let (container, key) = target(document, from, || {
         format!("copy operation does not apply: doc is missing from path: {from}: {MISSING}")
     })?;
     match get(container, &key) {
         Ok(value) => Ok(value.cloned().unwrap_or(Value::Null)),
-        Err(why) => refused(format!("error in copy for from: '{from}': {why}")),
+        Err(why) => fail(format!("error in copy for from: '{from}': {why}")),
     }
 }
 
-/// The library's word for what isn't there.
+/// The library's message for a missing value.
 const MISSING: &str = "missing value";
 
-/// The container that a path ends in, and the key in it; `None`: there is none.
+/// The container that holds a path's last key, and the key; `None` if it is missing.
 fn find<'a>(document: &'a mut Value, path: &str) -> Option<(&'a mut Value, String)> {
     let mut segments: Vec<&str> = path.split('/').skip(1).collect();
     let last = segments.pop()?;
@@ -246,7 +251,7 @@ fn decoded(segment: &str) -> String {
     out
 }
 
-/// A number as Go's `strconv.Atoi` reads it.
+/// Parses an integer as Go's `strconv.Atoi`.
 fn number(key: &str) -> Result<i64, String> {
     key.parse().map_err(|error: ParseIntError| {
         let why = match error.kind() {
@@ -257,7 +262,7 @@ fn number(key: &str) -> Result<i64, String> {
     })
 }
 
-/// The place of an existing element; a negative number counts from the end.
+/// The index of an existing element; a negative number counts from the end.
 fn index(key: &str, length: usize) -> Result<usize, String> {
     let (given, length) = (number(key)?, length as i64);
     let at = if given < 0 { given.saturating_add(length) } else { given };
@@ -293,7 +298,7 @@ fn add(container: &mut Value, key: String, value: Value, moved: &mut usize) -> R
             items.insert(at, value);
         }
         Value::Object(map) => drop(map.insert(key, value)),
-        // `find` returns containers.
+        // `find` returns containers only.
         _ => {}
     }
     Ok(())
@@ -313,23 +318,23 @@ fn remove(container: &mut Value, key: &str, moved: &mut usize) -> Result<Value, 
     }
 }
 
-fn replace(document: &mut Value, path: &str, value: Option<Value>) -> Step<()> {
+fn replace(document: &mut Value, path: &str, value: Option<Value>) -> PatchResult<()> {
     if path.is_empty() {
         let Some(value) = value.filter(|v| v.is_object() || v.is_array()) else {
-            // The library formats an error that is none.
-            return refused("replace operation value must be object or array: %!w(<nil>)".into());
+            // The library formats a nil error.
+            return fail("replace operation value must be object or array: %!w(<nil>)".into());
         };
         *document = value;
         return Ok(());
     }
     let value = value.unwrap_or(Value::Null);
     let Some((container, key)) = find(document, path) else {
-        return refused(format!("replace operation does not apply: doc is missing path: {path}: {MISSING}"));
+        return fail(format!("replace operation does not apply: doc is missing path: {path}: {MISSING}"));
     };
     match container {
         Value::Array(items) => {
             let Ok(at) = index(&key, items.len()) else {
-                return refused(format!("replace operation does not apply: doc is missing key: {path}: {MISSING}"));
+                return fail(format!("replace operation does not apply: doc is missing key: {path}: {MISSING}"));
             };
             items[at] = value;
         }
@@ -338,18 +343,18 @@ fn replace(document: &mut Value, path: &str, value: Option<Value>) -> Step<()> {
     Ok(())
 }
 
-fn test(document: &mut Value, path: &str, value: Option<&Value>) -> Step<()> {
+fn test(document: &mut Value, path: &str, value: Option<&Value>) -> PatchResult<()> {
     let equal = if path.is_empty() {
         Some(&*document) == value
     } else {
         let Some((container, key)) = find(document, path) else {
-            return refused(format!("test operation does not apply: is missing path: {path}: {MISSING}"));
+            return fail(format!("test operation does not apply: is missing path: {path}: {MISSING}"));
         };
         let found = get(container, &key);
-        match found.or_else(|why| refused(format!("error in test for path: '{path}': {why}")))? {
+        match found.or_else(|why| fail(format!("error in test for path: '{path}': {why}")))? {
             None | Some(Value::Null) => value.is_none_or(Value::is_null),
             found => found == value,
         }
     };
-    if equal { Ok(()) } else { Err(Refused::Test(format!("testing value {path} failed: test failed"))) }
+    if equal { Ok(()) } else { Err(JsonPatchError::Test(format!("testing value {path} failed: test failed"))) }
 }

@@ -1,4 +1,4 @@
-//! RFC 7386 as upstream's library does it: nulls are pruned from what is new, but not inside values that replace.
+//! RFC 7386 with the deviation of upstream's library: nulls are pruned from new values, but not inside replaced ones.
 
 use serde_json::{Map, Value};
 

@@ -1,12 +1,13 @@
-//! JSON, merge and strategic merge patches over structured values and a schema, with upstream's deviations and messages.
+//! JSON, merge and strategic merge patches over structured values and a schema, with upstream's deviations and
+//! messages.
 //!
-//! [`apply`] yields a decoded object (sparse, as from a body): default it and [`crate::schema::normalise`] it.
+//! [`apply`] returns a decoded object (sparse, as from a body): default it and [`crate::schema::normalise`] it.
 
 mod json;
 mod merge;
 mod strategic;
 
-use crate::error::{ApiError, ApiResult, Cause, Named};
+use crate::error::{ApiError, ApiResult, Cause, GroupResource};
 use crate::key::GroupVersion;
 use crate::selector::go_quoted;
 use serde_json::Value;
@@ -23,12 +24,12 @@ pub enum PatchKind {
     Json,
     /// RFC 7386.
     Merge,
-    /// Kubernetes' own, by merge keys.
+    /// Kubernetes' strategic merge, by merge keys.
     Strategic,
 }
 
 impl PatchKind {
-    /// From a `Content-Type` header, whose case counts here. `None`: 415.
+    /// From a `Content-Type` header, case-sensitive. `None`: 415.
     #[must_use]
     pub fn of(content_type: &str) -> Option<Self> {
         match content_type.split(';').next().unwrap_or_default() {
@@ -40,7 +41,7 @@ impl PatchKind {
     }
 }
 
-/// Applies a patch to the object as the client sees it (in the row's version, normalised).
+/// Applies a patch to the object as the client reads it (in the row's version, normalised).
 pub fn apply(
     kind: PatchKind,
     patch: &[u8],
@@ -57,38 +58,40 @@ pub fn apply(
         findings.clear();
     }
     let mut budget = Budget::of_body(patch.len() + CURRENT_BYTES_MAX);
-    let shown = || shown(kind, patch, current, checked);
+    let shown = || format_rejected(kind, patch, current, checked);
     let decoded = decode_patched(kind, &shown, patched, findings, target, validation, &mut budget);
     budget.check()?;
     decoded
 }
 
-/// Why a JSON patch doesn't apply to an object, with the sentence of upstream's library.
+/// Why a JSON patch doesn't apply to an object, with the library's message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JsonPatchRefusal {
-    /// One of its `test` operations doesn't hold.
+    /// A `test` operation failed.
     Test(String),
-    /// An operation can't be done.
+    /// An operation failed.
     Operation(String),
 }
 
-/// Why a JSON patch doesn't apply; `None`: it does, or can't be read. It applies the patch once more: for patches that [`apply`] refused.
+/// Why a JSON patch doesn't apply; `None` if it applies or can't be parsed. It repeats the patch: call it only after
+/// [`apply`] failed.
 #[must_use]
 pub fn json_refusal(patch: &[u8], current: &Value) -> Option<JsonPatchRefusal> {
     let raw = raw::parse(patch).ok()?;
     let (operations, _) = json::read(raw, &mut Budget::of_body(patch.len())).ok()?;
     Some(match json::apply(&mut current.clone(), operations).err()? {
-        json::Refused::Test(why) => JsonPatchRefusal::Test(why),
-        json::Refused::Operation(why) => JsonPatchRefusal::Operation(why),
+        json::JsonPatchError::Test(why) => JsonPatchRefusal::Test(why),
+        json::JsonPatchError::Operation(why) => JsonPatchRefusal::Operation(why),
     })
 }
 
-/// What a refusal shows: upstream shows the result, or a strategic patch. It is made anew, as nearly no patch is refused.
-fn shown(kind: PatchKind, patch: &[u8], current: &Value, checked: bool) -> String {
+/// The patch or result in an error message: upstream prints the result, or a strategic patch. It is recomputed, since
+/// rejected patches are rare.
+fn format_rejected(kind: PatchKind, patch: &[u8], current: &Value, checked: bool) -> String {
     match kind {
         PatchKind::Strategic => {
             let patch = raw::parse(patch).ok().and_then(|raw| raw.into_value(&mut Budget::of_body(patch.len())));
-            patch.map(|patch| strategic::shown(&patch, current)).unwrap_or_default()
+            patch.map(|patch| strategic::go_format(&patch, current)).unwrap_or_default()
         }
         PatchKind::Json | PatchKind::Merge => {
             patched(kind, patch, current, checked).map(|(_, patched)| text(&patched)).unwrap_or_default()
@@ -100,7 +103,7 @@ fn text(patched: &Value) -> String {
     serde_json::to_string(patched).unwrap_or_default()
 }
 
-/// What a strategic patch makes, and what is odd about it.
+/// The result of a strategic patch, with its findings.
 fn strategically(patch: &[u8], current: &Value, target: &Target<'_>) -> ApiResult<(Vec<String>, Value)> {
     let mut budget = Budget::of_body(patch.len());
     let raw = raw::parse(patch).map_err(ApiError::BadRequest)?;
@@ -116,7 +119,7 @@ fn strategically(patch: &[u8], current: &Value, target: &Target<'_>) -> ApiResul
     Ok((findings, patched))
 }
 
-/// What a JSON or merge patch makes, and what is odd about it.
+/// The result of a JSON or merge patch, with its findings.
 fn patched(kind: PatchKind, patch: &[u8], current: &Value, checked: bool) -> ApiResult<(Vec<String>, Value)> {
     let mut budget = Budget::of_body(patch.len());
     if matches!(kind, PatchKind::Json) {
@@ -151,18 +154,18 @@ fn patched(kind: PatchKind, patch: &[u8], current: &Value, checked: bool) -> Api
     Ok((findings, merge::apply(current.clone(), patch)))
 }
 
-/// What is stored is no larger (`etcd`'s bound on a request, which the verbs keep).
+/// Maximum size of a stored object (`etcd`'s limit on a request, which the verbs enforce).
 const CURRENT_BYTES_MAX: usize = 1536 << 10;
 
-/// A patch in memory; `None`: too deep.
+/// Converts a patch to a value; `None` if it is too deep.
 fn whole(raw: Raw, budget: &mut Budget) -> ApiResult<Option<Value>> {
     let value = raw.into_value(budget);
     budget.check()?;
     Ok(value)
 }
 
-/// A custom resource says what it is, and a patch can't make it say anything else.
-fn not_another(patched: &Value, target: &Target<'_>) -> ApiResult<()> {
+/// Rejects a patch that changes a custom resource's kind or version.
+fn check_identity_unchanged(patched: &Value, target: &Target<'_>) -> ApiResult<()> {
     let text = |key: &str| patched.get(key).and_then(Value::as_str).unwrap_or_default();
     let (kind, version, expected) = (text("kind"), text("apiVersion"), target.group_version().to_string());
     let wrong = [("kind", kind, target.kind), ("apiVersion", version, &expected)].into_iter();
@@ -178,10 +181,10 @@ fn not_another(patched: &Value, target: &Target<'_>) -> ApiResult<()> {
         return Ok(());
     }
     let name = patched["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-    Err(ApiError::Invalid(Named::new(GroupVersion::parse(version).group, kind), name, causes))
+    Err(ApiError::Invalid(GroupResource::new(GroupVersion::parse(version).group, kind), name, causes))
 }
 
-/// The result must still be an object of the kind.
+/// Decodes the result, which must still be an object of the kind.
 fn decode_patched(
     kind: PatchKind,
     shown: &dyn Fn() -> String,
@@ -194,7 +197,7 @@ fn decode_patched(
     let strategic = matches!(kind, PatchKind::Strategic);
     let mut emptied = false;
     if strategic {
-        // Upstream converts into the Go type, whatever the patch calls it.
+        // Upstream converts into the Go type, whatever kind the patch sets.
         if let Some(map) = patched.as_object_mut() {
             for key in ["kind", "apiVersion"] {
                 if map.get(key).is_some_and(Value::is_string) {
@@ -205,11 +208,11 @@ fn decode_patched(
     } else if let Some(error) = no_kind(&patched) {
         return Err(invalid(&text(&patched), &error));
     } else if target.schema.of.unstructured.is_some() {
-        not_another(&patched, target)?;
+        check_identity_unchanged(&patched, target)?;
     } else if let Some(error) = other_kind(&patched, target) {
         return Err(invalid(&text(&patched), &error));
     } else if patched.get("apiVersion").and_then(Value::as_str).is_none_or(str::is_empty) {
-        // Upstream reads it as its internal type then, which has none of these fields.
+        // Upstream then decodes into its internal type, which has none of these fields.
         let keys = patched.as_object().into_iter().flat_map(|map| map.keys()).filter(|key| *key != "kind");
         let unknown = keys.filter(|key| *key != "apiVersion").map(|key| format!("unknown field {}", go_quoted(key)));
         if validation != FieldValidation::Ignore {
@@ -219,7 +222,7 @@ fn decode_patched(
         emptied = true;
     }
     let refused = |error: &str| invalid(&if emptied { "{}".into() } else { shown() }, error);
-    // Findings of the patch itself and of its result count together.
+    // Findings of the patch and of its result are reported together.
     let told = if validation == FieldValidation::Strict { FieldValidation::Warn } else { validation };
     let mut decoded = decode::value(patched, target, told, strategic, budget).map_err(|error| refused(&error))?;
     findings.append(&mut decoded.warnings);
@@ -229,7 +232,7 @@ fn decode_patched(
     Ok(Decoded { object: decoded.object, warnings: findings })
 }
 
-/// Kind and version are read first, by themselves.
+/// Checked first: an object without kind or version.
 fn no_kind(patched: &Value) -> Option<String> {
     let wrong = |key: &str| {
         patched.get(key).filter(|value| !value.is_null() && !value.is_string()).map(|v| (key.to_owned(), v))
@@ -281,7 +284,7 @@ fn invalid(patched: &str, error: &str) -> ApiError {
         message: format!("Invalid value: {}: {error}", go_quoted(patched)),
         field: "patch".into(),
     };
-    ApiError::Invalid(Named::default(), String::new(), vec![cause])
+    ApiError::Invalid(GroupResource::default(), String::new(), vec![cause])
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! Strategic merge: objects merge, lists merge by the key that their type declares, and `$patch`, `$retainKeys`,
-//! `$setElementOrder/…` and `$deleteFromPrimitiveList/…` direct it. The order of a merged list is, in this precedence:
-//! what `$setElementOrder` says, the patch's order, the object's.
+//! Strategic merge: objects merge, lists merge by the key of their type, directed by `$patch`, `$retainKeys`,
+//! `$setElementOrder/…` and `$deleteFromPrimitiveList/…`. A merged list is ordered by `$setElementOrder`, then by the
+//! patch, then by the object.
 
 use std::collections::{HashMap, HashSet};
 
@@ -16,40 +16,40 @@ const ELEMENT_ORDER: &str = "$setElementOrder";
 /// Why a patch doesn't apply.
 #[derive(Debug, PartialEq)]
 pub(super) enum Error {
-    /// 400 with this sentence.
+    /// 400 with this message.
     Bad(String),
-    /// 422 with upstream's general sentence.
+    /// 422 with upstream's general message.
     Unprocessable,
 }
 
-/// List elements that one patch may have looked at: elements of one key merge one after the other, each time with all
-/// that the object holds there.
+/// Maximum list elements visited by one patch: duplicates of a key merge one after the other, each with all of the
+/// object's elements.
 const ELEMENTS_MAX: usize = 1_000_000;
 
-/// List elements looked at.
-struct Work(usize);
+/// Number of list elements visited.
+struct WorkBudget(usize);
 
-impl Work {
-    fn spend(&mut self, elements: usize) -> Merged<()> {
+impl WorkBudget {
+    fn spend(&mut self, elements: usize) -> MergeResult<()> {
         self.0 += elements;
         if self.0 > ELEMENTS_MAX { bad("the patch merges too many list elements") } else { Ok(()) }
     }
 }
 
-type Merged<T> = Result<T, Error>;
+type MergeResult<T> = Result<T, Error>;
 type Object = Map<String, Value>;
 
-fn bad<T>(message: impl Into<String>) -> Merged<T> {
+fn bad<T>(message: impl Into<String>) -> MergeResult<T> {
     Err(Error::Bad(message.into()))
 }
 
-/// What the merged thing is.
+/// The type of the merged value.
 #[derive(Clone, Copy)]
 enum Meta<'a> {
     Type(TypeRef<'a>),
-    /// A map, or anything else that declares nothing.
+    /// A map, or another value without declared fields.
     Plain(&'static str),
-    /// What a type keeps that it doesn't declare.
+    /// An undeclared value that a type preserves.
     Undeclared,
 }
 
@@ -71,8 +71,8 @@ impl<'a> Meta<'a> {
         }
     }
 
-    /// A declared field with the set of its type; `None`: one that is kept undeclared.
-    fn declared(self, name: &str) -> Merged<Option<(&'a Types, &'a Field)>> {
+    /// A declared field with its set of types; `None` for a preserved undeclared one.
+    fn declared(self, name: &str) -> MergeResult<Option<(&'a Types, &'a Field)>> {
         match self {
             Self::Type(found) => match found.of.field(name) {
                 Some(field) => Ok(Some((found.types, field))),
@@ -88,14 +88,14 @@ impl<'a> Meta<'a> {
         }
     }
 
-    /// An object field: what it is, and whether it is replaced whole.
-    fn object(self, name: &str) -> Merged<(Self, bool)> {
+    /// An object field: its type, and whether it is replaced.
+    fn object(self, name: &str) -> MergeResult<(Self, bool)> {
         let declared = self.declared(name)?;
         Ok(declared.map_or((Self::Undeclared, false), |(types, field)| (Self::of(types, &field.kind), field.replaces)))
     }
 
-    /// A list field: its element, its merge key, whether it merges.
-    fn list(self, name: &str) -> Merged<(Self, Option<&'a str>, bool)> {
+    /// A list field: its element type, its merge key, whether it merges.
+    fn list(self, name: &str) -> MergeResult<(Self, Option<&'a str>, bool)> {
         let Some((types, field)) = self.declared(name)? else { return Ok((Self::Undeclared, None, false)) };
         match &field.kind {
             Kind::List(inner) => Ok((Self::of(types, inner), field.merge_key.as_deref(), field.merges)),
@@ -108,15 +108,15 @@ impl<'a> Meta<'a> {
 }
 
 /// Applies a patch to an object of the type.
-pub(super) fn apply(found: TypeRef<'_>, current: Value, patch: Value) -> Merged<Value> {
+pub(super) fn apply(found: TypeRef<'_>, current: Value, patch: Value) -> MergeResult<Value> {
     let (Value::Object(current), patch) = (current, patch) else { return bad("invalid JSON document") };
     match patch {
-        Value::Object(patch) => merge_map(current, patch, Meta::Type(found), &mut Work(0)).map(Value::Object),
+        Value::Object(patch) => merge_map(current, patch, Meta::Type(found), &mut WorkBudget(0)).map(Value::Object),
         _ => Ok(Value::Object(current)),
     }
 }
 
-fn merge_map(mut original: Object, mut patch: Object, meta: Meta<'_>, work: &mut Work) -> Merged<Object> {
+fn merge_map(mut original: Object, mut patch: Object, meta: Meta<'_>, work: &mut WorkBudget) -> MergeResult<Object> {
     match patch.remove(DIRECTIVE) {
         None => {}
         Some(Value::String(text)) if text == "replace" => return Ok(patch),
@@ -173,7 +173,7 @@ fn unknown_directive(directive: &Value, patch: &Object) -> String {
     format!("unknown patch type: {shown} in map: {}", go_map(patch))
 }
 
-/// A map as Go's `%v` prints it.
+/// A map in the format of Go's `%v`.
 fn go_map(map: &Object) -> String {
     fn shown(value: &Value) -> String {
         match value {
@@ -187,7 +187,7 @@ fn go_map(map: &Object) -> String {
     format!("map[{}]", map.iter().map(|(k, v)| format!("{k}:{}", shown(v))).collect::<Vec<_>>().join(" "))
 }
 
-fn retain_keys(original: &mut Object, patch: &mut Object) -> Merged<()> {
+fn retain_keys(original: &mut Object, patch: &mut Object) -> MergeResult<()> {
     const FORMAT: &str = "invalid patch format of retainKeys";
     let Some(retained) = patch.remove(RETAIN_KEYS) else { return Ok(()) };
     let Value::Array(retained) = retained else { return bad(FORMAT) };
@@ -203,8 +203,8 @@ fn retain_keys(original: &mut Object, patch: &mut Object) -> Merged<()> {
     Ok(())
 }
 
-/// Merges the lists whose order the patch dictates, and takes them out of the patch.
-fn ordered_lists(original: &mut Object, patch: &mut Object, meta: Meta<'_>, work: &mut Work) -> Merged<()> {
+/// Merges the lists ordered by the patch, and removes them from the patch.
+fn ordered_lists(original: &mut Object, patch: &mut Object, meta: Meta<'_>, work: &mut WorkBudget) -> MergeResult<()> {
     const FORMAT: &str = "invalid patch format of setElementOrder list";
     let directed: Vec<String> = patch.keys().filter(|k| k.starts_with(ELEMENT_ORDER)).cloned().collect();
     for directive in directed {
@@ -217,7 +217,7 @@ fn ordered_lists(original: &mut Object, patch: &mut Object, meta: Meta<'_>, work
             Some(Value::Array(items)) => Ok(Some(items)),
             Some(_) => bad("expected a []interface {}, but received another type"),
         };
-        // `key: null` beside an order removes the list, as without one.
+        // `key: null` beside an order removes the list, as without an order.
         if patch.get(key).is_some_and(Value::is_null) {
             continue;
         }
@@ -243,8 +243,8 @@ fn ordered_lists(original: &mut Object, patch: &mut Object, meta: Meta<'_>, work
     Ok(())
 }
 
-/// The object's list as upstream's ordering sees it: it deletes in place, so new elements have taken the places of deleted
-/// ones there, and come after what stood before those.
+/// The object's list as upstream's ordering reads it: upstream deletes in place, so new elements occupy the slots of
+/// deleted ones, after the elements before those.
 fn reused(before: Vec<Value>, after: &[Value], merge_key: Option<&str>) -> Vec<Value> {
     let Some(key) = merge_key else { return before };
     let length = before.len();
@@ -261,8 +261,8 @@ fn reused(before: Vec<Value>, after: &[Value], merge_key: Option<&str>) -> Vec<V
     out
 }
 
-/// The patch's elements must stand in the dictated order and be among it.
-fn check_order(patch: &[Value], order: &[Value], merge_key: Option<&str>) -> Merged<()> {
+/// Checks that the patch's elements occur in the given order.
+fn check_order(patch: &[Value], order: &[Value], merge_key: Option<&str>) -> MergeResult<()> {
     if patch.is_empty() || order.is_empty() {
         return Ok(());
     }
@@ -289,13 +289,13 @@ fn check_order(patch: &[Value], order: &[Value], merge_key: Option<&str>) -> Mer
     Ok(())
 }
 
-/// A patch as Go prints it.
-pub(super) fn shown(patch: &Value, current: &Value) -> String {
+/// A patch in Go's format.
+pub(super) fn go_format(patch: &Value, current: &Value) -> String {
     let patch = without_nulls(patch, current);
     patch.as_object().map_or_else(|| "map[]".into(), go_map)
 }
 
-/// What merging leaves of a patch: nothing is deleted below what isn't a map, so that nulls go there.
+/// The rest of a patch after merging: nothing is deleted below non-maps, so nulls are dropped there.
 fn without_nulls(patch: &Value, current: &Value) -> Value {
     fn discard(value: &Value) -> Value {
         match value {
@@ -327,8 +327,8 @@ fn shown_list(items: &[Value]) -> String {
     format!("[{}]", items.iter().map(text).collect::<Vec<_>>().join(" "))
 }
 
-/// What makes an element the same as another: its merge key's value, or itself.
-fn identity<'a>(item: &'a Value, merge_key: Option<&str>) -> Merged<&'a Value> {
+/// An element's identity: its merge key's value, or the element itself.
+fn identity<'a>(item: &'a Value, merge_key: Option<&str>) -> MergeResult<&'a Value> {
     let Some(key) = merge_key else { return Ok(item) };
     match item {
         Value::Object(map) => match map.get(key) {
@@ -339,8 +339,8 @@ fn identity<'a>(item: &'a Value, merge_key: Option<&str>) -> Merged<&'a Value> {
     }
 }
 
-/// All elements must be objects, or all scalars of one type; true for objects.
-fn one_kind<'a>(items: impl Iterator<Item = &'a Value>) -> Merged<bool> {
+/// Checks that all elements are objects, or all scalars of one type; returns true for objects.
+fn one_kind<'a>(items: impl Iterator<Item = &'a Value>) -> MergeResult<bool> {
     let mut first: Option<&Value> = None;
     for item in items {
         if item.is_array() {
@@ -364,8 +364,8 @@ fn merge_list(
     element: Meta<'_>,
     merge_key: Option<&str>,
     deletes: bool,
-    work: &mut Work,
-) -> Merged<Vec<Value>> {
+    work: &mut WorkBudget,
+) -> MergeResult<Vec<Value>> {
     if before.is_empty() && after.is_empty() {
         return Ok(before);
     }
@@ -407,7 +407,7 @@ fn merge_list(
     arrange(merged, &after, &before, Some(key))
 }
 
-/// Where each merge key's value stands first.
+/// The first index of each merge key's value.
 fn places(list: &[Value], key: &str) -> HashMap<String, usize> {
     let mut out = HashMap::with_capacity(list.len());
     for (at, item) in list.iter().enumerate() {
@@ -418,8 +418,8 @@ fn places(list: &[Value], key: &str) -> HashMap<String, usize> {
     out
 }
 
-/// Carries out `$patch` in elements; what is left of the object's list and of the patch's.
-fn special_elements(mut before: Vec<Value>, after: Vec<Value>, key: &str) -> Merged<(Vec<Value>, Vec<Value>)> {
+/// Executes `$patch` in elements; returns the rest of the object's list and of the patch's.
+fn special_elements(mut before: Vec<Value>, after: Vec<Value>, key: &str) -> MergeResult<(Vec<Value>, Vec<Value>)> {
     let (mut plain, mut replaces, mut gone) = (Vec::new(), false, HashSet::new());
     for item in after {
         match item.get(DIRECTIVE) {
@@ -442,10 +442,10 @@ fn special_elements(mut before: Vec<Value>, after: Vec<Value>, key: &str) -> Mer
     Ok(if replaces { (plain, Vec::new()) } else { (before, plain) })
 }
 
-/// Orders a merged list: elements that `order` names by it, the others by the object's order, interleaved so that an
-/// element of the object comes before the first that stood behind it there.
-fn arrange(merged: Vec<Value>, order: &[Value], before: &[Value], merge_key: Option<&str>) -> Merged<Vec<Value>> {
-    let index = |list: &[Value]| -> Merged<HashMap<String, usize>> {
+/// Orders a merged list: elements of `order` by it, the others by the object's order, merged such that an element of
+/// the object precedes the first element that followed it there.
+fn arrange(merged: Vec<Value>, order: &[Value], before: &[Value], merge_key: Option<&str>) -> MergeResult<Vec<Value>> {
+    let index = |list: &[Value]| -> MergeResult<HashMap<String, usize>> {
         let mut out = HashMap::with_capacity(list.len());
         for (at, item) in list.iter().enumerate() {
             out.entry(identity(item, merge_key)?.to_string()).or_insert(at);
@@ -490,7 +490,7 @@ fn discard_nulls(value: &mut Value) {
     }
 }
 
-/// A new value without the objects that are directives.
+/// A new value without directives.
 fn without_directives(value: Value) -> Option<Value> {
     match value {
         Value::Object(map) if map.contains_key(DIRECTIVE) => None,

@@ -1,4 +1,4 @@
-//! Requests and answers recorded from upstream, and properties.
+//! Requests and responses recorded from upstream, and properties.
 
 use std::sync::LazyLock;
 
@@ -70,7 +70,7 @@ fn json_patches() {
     assert_eq!(decoded.unwrap().warnings, [r#"json patch unknown field "[1].extra""#, r#"unknown field "nope""#]);
 }
 
-/// Operations on [`refusing_document`], each with the sentence of gopkg.in/evanphx/json-patch.v4.
+/// Operations on [`refusing_document`], each with the message of gopkg.in/evanphx/json-patch.v4.
 const REFUSED_OPERATIONS: &str = r#"{"op":"add","value":1} => add operation failed to decode path: missing value
 {"op":"add","path":"","value":1} => add operation does not apply: doc is missing path: "": missing value
 {"op":"add","path":"/x/y","value":1} => add operation does not apply: doc is missing path: "/x/y": missing value
@@ -272,7 +272,7 @@ fn refusals_are_in_upstreams_words() {
     ] {
         assert_eq!(cause(PatchKind::Merge, &patch, &config_map(), &MAP), wanted, "{patch}");
     }
-    // Without a version nothing is left of an object, not even its name.
+    // Without a version the object is empty, without even a name.
     let patch = json!({"apiVersion": null}).to_string();
     let nothing = apply(PatchKind::Merge, patch.as_bytes(), &config_map(), &MAP, FieldValidation::Warn).unwrap();
     assert_eq!(nothing.warnings, ["unknown field \"data\"", "unknown field \"metadata\""]);

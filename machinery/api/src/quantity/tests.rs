@@ -1,4 +1,4 @@
-//! Upstream's forms, reasons and roundings of quantities.
+//! Quantities: upstream's canonical forms, errors and roundings.
 
 use super::*;
 use proptest::prelude::*;
@@ -109,7 +109,7 @@ fn whole_numbers_are_told_as_upstream_tells_them() {
         ("1500u", false),
         ("0.5Ki", true),
         ("0.3Gi", false),
-        // Thousandths past 64 bits.
+        // Thousandths beyond 64 bits.
         ("9000000000000000", true),
         ("10000000000000000", false),
         ("100P", true),

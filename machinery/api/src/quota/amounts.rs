@@ -1,4 +1,4 @@
-//! Amounts by the names of resources.
+//! Amounts by resource name, with their arithmetic.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +6,10 @@ use serde_json::Value;
 
 use crate::quantity::Quantity;
 
-/// How much of each resource.
+/// Amounts by resource name.
 pub type Amounts = BTreeMap<String, Quantity>;
 
-/// Of a map in an object; what is no quantity is none.
+/// Reads the amounts of an object's map; invalid quantities are skipped.
 pub(super) fn read(list: &Value) -> Amounts {
     let amount = |value: &Value| match value {
         Value::String(text) => Quantity::parse(text).ok(),
@@ -19,7 +19,7 @@ pub(super) fn read(list: &Value) -> Amounts {
     list.as_object().into_iter().flatten().filter_map(|(name, value)| Some((name.clone(), amount(value)?))).collect()
 }
 
-/// Adds to a sum.
+/// Adds amounts to a sum.
 pub fn add(sum: &mut Amounts, more: &Amounts) {
     for (name, amount) in more {
         let now = sum.get(name).map_or_else(|| amount.clone(), |held| held.add(amount));
@@ -27,7 +27,7 @@ pub fn add(sum: &mut Amounts, more: &Amounts) {
     }
 }
 
-/// The larger of each.
+/// Raises each amount to the larger one.
 pub(super) fn raise(top: &mut Amounts, other: &Amounts) {
     for (name, amount) in other {
         if top.get(name).is_none_or(|held| held < amount) {
@@ -36,7 +36,7 @@ pub(super) fn raise(top: &mut Amounts, other: &Amounts) {
     }
 }
 
-/// What is more in the first than in the second.
+/// The amounts by which the first exceeds the second.
 pub(super) fn more(new: &Amounts, old: &Amounts) -> Amounts {
     let difference = |(name, amount): (&String, &Quantity)| {
         let more = old.get(name).map_or_else(|| amount.clone(), |held| amount.sub(held));

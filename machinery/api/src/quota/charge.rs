@@ -1,25 +1,25 @@
-//! Whether a write fits into the quotas of its namespace, and what it is charged.
+//! Checks a write against the quotas of its namespace, and computes its charges.
 
 use jiff::Timestamp;
 use serde_json::Value;
 
 use super::amounts::{Amounts, add, more, pretty, read};
-use super::limited::{Cover, LimitedResource};
+use super::limited::{Coverage, LimitedResource};
 use super::{Evaluator, Write};
 
-/// What a write adds to one quota.
+/// The charge of one quota.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Charge {
-    /// Which of the quotas.
+    /// The quota's index.
     pub at: usize,
-    /// All that is used then: `status.used`.
+    /// The total usage after the write: `status.used`.
     pub used: Amounts,
 }
 
-/// Why a write is refused.
+/// Why a write is rejected.
 pub type Refusal = String;
 
-/// A quota as it is charged: its hard limits are those that its controller has seen.
+/// A quota during admission, with the hard limits that its controller has observed.
 struct Quota<'a> {
     at: usize,
     name: &'a str,
@@ -28,22 +28,22 @@ struct Quota<'a> {
     whole: &'a Value,
 }
 
-/// What is asked of the quotas of a namespace.
+/// A write to check.
 #[derive(Debug, Clone, Copy)]
-pub struct Asked<'a> {
-    /// What is done.
+pub struct QuotaCheck<'a> {
+    /// The operation.
     pub write: Write,
-    /// The group and plural of what is written.
+    /// The object's group and plural.
     pub resource: (&'a str, &'a str),
-    /// Through which subresource, or empty.
+    /// The subresource, or empty.
     pub subresource: &'a str,
-    /// The object as it would be stored.
+    /// The object to be stored.
     pub new: &'a Value,
-    /// As it is stored.
+    /// The stored object.
     pub old: Option<&'a Value>,
-    /// When.
+    /// The time of the write.
     pub now: Timestamp,
-    /// What may only be used where a quota covers it.
+    /// Resources that require a covering quota.
     pub limited: &'a [LimitedResource],
 }
 
@@ -54,17 +54,17 @@ fn of<'a>(evaluator: &Evaluator, (at, quota): (usize, &'a Value), object: &Value
     concerned.then(|| Quota { at, name, hard, used: read(&quota["status"]["used"]), whole: quota })
 }
 
-/// What a write is charged, quota by quota, or why it may not be.
+/// The charges of a write by quota, or its rejection.
 ///
 /// # Errors
-/// Upstream's sentence of what is missing or exceeded.
+/// Upstream's message about missing or exceeded quota.
 pub fn charge<'a>(
     evaluator: &Evaluator,
     quotas: impl IntoIterator<Item = &'a Value>,
-    asked: Asked<'_>,
+    asked: QuotaCheck<'_>,
 ) -> Result<Vec<Charge>, Refusal> {
     let mut concerned = Vec::new();
-    let mut cover = Cover::new(asked.limited, asked.resource);
+    let mut cover = Coverage::new(asked.limited, asked.resource);
     for quota in quotas.into_iter().enumerate() {
         cover.add_scopes(evaluator, quota.1, asked.new);
         let Some(quota) = of(evaluator, quota, asked.new) else { continue };
@@ -87,7 +87,7 @@ pub fn charge<'a>(
         return Err(format!("quota usage is negative for resource(s): {}", negative.join(",")));
     }
     let grown = asked.old.map(|old| more(&usage, &evaluator.usage(old, asked.now)));
-    // What was in none of a quota's scopes before is wholly new to it.
+    // An object that was in no scope of a quota counts fully.
     let delta = |quota: &Quota<'_>| {
         let was_in = asked.old.is_some_and(|old| of(evaluator, (quota.at, quota.whole), old).is_some());
         grown.as_ref().filter(|_| was_in).unwrap_or(&usage)
@@ -99,19 +99,19 @@ pub fn charge<'a>(
     };
     if cover.is_needed()
         && uses_more
-        && let Some(why) = cover.lacks(evaluator, asked.new, &usage)
+        && let Some(why) = cover.uncovered(evaluator, asked.new, &usage)
     {
         return Err(why);
     }
     let mut charges = Vec::new();
     for quota in concerned {
         let delta = delta(&quota);
-        charges.extend(one(quota, delta, asked.subresource)?);
+        charges.extend(charge_quota(quota, delta, asked.subresource)?);
     }
     Ok(charges)
 }
 
-fn one(quota: Quota<'_>, delta: &Amounts, subresource: &str) -> Result<Option<Charge>, Refusal> {
+fn charge_quota(quota: Quota<'_>, delta: &Amounts, subresource: &str) -> Result<Option<Charge>, Refusal> {
     let requested = |name: &str| quota.hard.contains_key(name);
     let requested: Amounts =
         delta.iter().filter(|(name, v)| !v.is_zero() && requested(name)).map(|(n, v)| (n.clone(), v.clone())).collect();
@@ -120,7 +120,7 @@ fn one(quota: Quota<'_>, delta: &Amounts, subresource: &str) -> Result<Option<Ch
     }
     let mut used = quota.used.clone();
     add(&mut used, &requested);
-    // What is told by a status has happened already.
+    // A status reports usage that exists already.
     let exceeded: Vec<&String> = requested.keys().filter(|name| used.get(*name) > quota.hard.get(*name)).collect();
     if !exceeded.is_empty() && subresource != "status" {
         let only = |amounts: &Amounts| {

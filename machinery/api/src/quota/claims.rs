@@ -1,4 +1,4 @@
-//! Claims of storage and of devices.
+//! Quota usage of volume claims and of device claims.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ const CLASS: &str = ".storageclass.storage.k8s.io/";
 const NAMES: [&str; 2] = ["persistentvolumeclaims", "requests.storage"];
 const DEVICES: &str = ".deviceclass.resource.k8s.io/devices";
 const DEVICE_COUNT: &str = "count/resourceclaims.resource.k8s.io";
-/// What a claim of all devices counts as: as many as one may get.
+/// The count of a claim for all devices: the maximum that one claim may get.
 const ALL_DEVICES: i64 = 32;
 
 pub(super) fn counts(name: &str) -> bool {
@@ -21,13 +21,13 @@ pub(super) fn counts(name: &str) -> bool {
     name == COUNT || NAMES.contains(&name) || NAMES.iter().any(by_class)
 }
 
-/// The class that it asks for, or nothing.
+/// The requested class, or empty.
 fn class(claim: &Value) -> &str {
     let annotation = claim["metadata"]["annotations"]["volume.beta.kubernetes.io/storage-class"].as_str();
     annotation.or_else(|| claim["spec"]["storageClassName"].as_str()).unwrap_or_default()
 }
 
-/// A whole number of bytes.
+/// Rounds to a whole number of bytes.
 fn rounded(amount: &Quantity) -> Quantity {
     if amount.is_whole() { amount.clone() } else { Quantity::from_int(amount.value(), Format::DecimalSi) }
 }
@@ -73,7 +73,7 @@ pub(super) fn in_scope(scope: Scope<'_>, claim: &Value) -> bool {
     if classes.is_empty() { scope.selects(None) } else { classes.iter().any(|class| scope.selects(Some(class))) }
 }
 
-/// Whether a new status makes it use more or less.
+/// Whether a new status changes its usage.
 pub(super) fn replenishes(new: &Value, old: &Value) -> bool {
     let allocated = |claim: &Value| claim["status"]["allocatedResources"]["storage"].clone();
     allocated(new) != allocated(old) || attribute_classes(new) != attribute_classes(old)

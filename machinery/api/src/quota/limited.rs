@@ -1,4 +1,4 @@
-//! What may only be used where a quota covers it: `limitedResources` of the plugin's configuration.
+//! Resources that require a covering quota: `limitedResources` of the plugin's configuration.
 
 use std::collections::BTreeSet;
 
@@ -10,25 +10,25 @@ use super::{Evaluator, Scope, scopes};
 /// One entry of `limitedResources`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LimitedResource {
-    /// The API group of what uses it.
+    /// The API group of the limited resource.
     pub group: String,
     /// Its plural.
     pub resource: String,
-    /// Names of quotas' resources that contain one of these need a quota that names them.
+    /// Resource names of quotas that contain one of these require a quota that names them.
     pub match_contains: Vec<String>,
-    /// Requirements (`scopeName`, `operator`, `values`) that need a quota with the scope.
+    /// Requirements (`scopeName`, `operator`, `values`) that require a quota with the scope.
     pub match_scopes: Vec<Value>,
 }
 
-/// What of an object has to be covered, and what quotas cover of it.
-pub(super) struct Cover<'a> {
+/// The required and the actual coverage of an object.
+pub(super) struct Coverage<'a> {
     all: &'a [LimitedResource],
     resource: (&'a str, &'a str),
     names: BTreeSet<String>,
     scopes: BTreeSet<String>,
 }
 
-impl<'a> Cover<'a> {
+impl<'a> Coverage<'a> {
     pub(super) fn new(all: &'a [LimitedResource], resource: (&'a str, &'a str)) -> Self {
         Self { all, resource, names: BTreeSet::new(), scopes: BTreeSet::new() }
     }
@@ -37,7 +37,7 @@ impl<'a> Cover<'a> {
         !self.all.is_empty()
     }
 
-    /// Takes note of the scopes of a quota that an object is in, each for itself.
+    /// Records each matching scope of a quota.
     pub(super) fn add_scopes(&mut self, evaluator: &Evaluator, quota: &Value, object: &Value) {
         if self.is_needed() {
             let within = scopes(quota).filter(|scope| evaluator.in_scope(*scope, object));
@@ -45,15 +45,15 @@ impl<'a> Cover<'a> {
         }
     }
 
-    /// Takes note of what a quota that concerns an object limits.
+    /// Records the resources limited by a matching quota.
     pub(super) fn add_names(&mut self, limited: &[&str]) {
         if self.is_needed() {
             self.names.extend(limited.iter().map(|name| (*name).to_owned()));
         }
     }
 
-    /// What no quota covers, as upstream says it.
-    pub(super) fn lacks(&self, evaluator: &Evaluator, object: &Value, usage: &Amounts) -> Option<String> {
+    /// Upstream's message about uncovered resources.
+    pub(super) fn uncovered(&self, evaluator: &Evaluator, object: &Value, usage: &Amounts) -> Option<String> {
         let own = self.all.iter().filter(|limited| (&*limited.group, &*limited.resource) == self.resource);
         let patterns: Vec<&String> = own.flat_map(|limited| &limited.match_contains).collect();
         let used = usage.iter().filter(|(_, amount)| amount.sign() > 0).map(|(name, _)| name);
@@ -74,10 +74,10 @@ impl<'a> Cover<'a> {
 mod tests {
     use serde_json::json;
 
-    use super::super::{Asked, Write, charge};
+    use super::super::{QuotaCheck, Write, charge};
     use super::*;
 
-    /// Of a line of upstream's table: `{limited, quotas, kind, new, old, why}`.
+    /// The result of a case of upstream's table: `{limited, quotas, kind, new, old, why}`.
     fn said(case: &Value) -> Option<String> {
         let texts = |list: &Value| -> Vec<String> { serde_json::from_value(list.clone()).unwrap_or_default() };
         let limited = |value: &Value| LimitedResource {
@@ -92,7 +92,7 @@ mod tests {
         let write = if old.is_some() { Write::Update } else { Write::Create };
         let now = "2026-01-01T00:00:00Z".parse().unwrap();
         let asked =
-            Asked { write, resource: ("", resource), subresource: "", new: &case["new"], old, now, limited: &all };
+            QuotaCheck { write, resource: ("", resource), subresource: "", new: &case["new"], old, now, limited: &all };
         charge(&Evaluator::of("", resource).unwrap(), case["quotas"].as_array().unwrap(), asked).err()
     }
 

@@ -1,5 +1,5 @@
-//! What objects use of a ResourceQuota: which quotas concern an object, what it counts as, and what is charged or refused.
-//! Pure: admission charges by it, the controller recalculates by it.
+//! ResourceQuota evaluation: which quotas match an object, its usage, and the charge or rejection of a write. Pure:
+//! shared by admission (charging) and the controller (recalculation).
 
 mod amounts;
 mod charge;
@@ -11,37 +11,37 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 pub use amounts::{Amounts, add, pretty};
-pub use charge::{Asked, Charge, Refusal, charge};
+pub use charge::{Charge, QuotaCheck, Refusal, charge};
 pub use limited::LimitedResource;
 pub use pods::{limits, requests};
 
 use crate::quantity::{Format, Quantity};
 
-/// What an object is to quotas.
+/// The usage rules of a kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Evaluator {
-    /// Counts, and what its containers ask for.
+    /// Object count, and the containers' requests and limits.
     Pods,
-    /// Counts, node ports and load balancers.
+    /// Object count, node ports and load balancers.
     Services,
-    /// Counts and storage, by class too.
+    /// Object count and storage, also by class.
     PersistentVolumeClaims,
-    /// Counts and devices by class.
+    /// Object count and devices by class.
     ResourceClaims,
-    /// Each is one, by these names.
+    /// Object count only, under these names.
     Count(Vec<String>),
 }
 
-/// What is done to an object, as far as quotas care.
+/// The operations that affect quotas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Write {
-    /// It is new.
+    /// A create.
     Create,
-    /// It changes.
+    /// An update.
     Update,
 }
 
-/// The resources that no quota counts.
+/// Resources that are never counted.
 const IGNORED: &[(&str, &str)] = &[
     ("", "bindings"),
     ("", "componentstatuses"),
@@ -54,7 +54,7 @@ const IGNORED: &[(&str, &str)] = &[
     ("authorization.k8s.io", "subjectaccessreviews"),
     ("events.k8s.io", "events"),
 ];
-/// Those that are counted by their bare name, too.
+/// Resources that are also counted by their plain name.
 const ALIASES: &[&str] = &["configmaps", "replicationcontrollers", "resourcequotas", "secrets"];
 const SERVICE_NAMES: &[&str] = &["count/services", "services", "services.nodeports", "services.loadbalancers"];
 
@@ -64,7 +64,7 @@ fn count_name(group: &str, resource: &str) -> String {
 }
 
 impl Evaluator {
-    /// Of a resource; `None`: it is never counted.
+    /// The rules of a resource; `None` if it is never counted.
     #[must_use]
     pub fn of(group: &str, resource: &str) -> Option<Self> {
         Some(match (group, resource) {
@@ -83,7 +83,7 @@ impl Evaluator {
         })
     }
 
-    /// Whether a write may change what is used.
+    /// Whether a write may change usage.
     #[must_use]
     pub fn handles(&self, write: Write, subresource: &str, new: &Value, old: Option<&Value>) -> bool {
         match (self, subresource, write) {
@@ -99,7 +99,7 @@ impl Evaluator {
         }
     }
 
-    /// Whether it counts as a resource that a quota names.
+    /// Whether it counts a quota's resource name.
     #[must_use]
     pub fn counts(&self, name: &str) -> bool {
         match self {
@@ -111,7 +111,7 @@ impl Evaluator {
         }
     }
 
-    /// Whether an object is in all scopes of a quota.
+    /// Whether an object matches all scopes of a quota.
     #[must_use]
     pub fn in_scopes(&self, quota: &Value, object: &Value) -> bool {
         scopes(quota).all(|scope| self.in_scope(scope, object))
@@ -125,7 +125,7 @@ impl Evaluator {
         }
     }
 
-    /// What an object uses. A pod that has ended is only counted as an object.
+    /// An object's usage. A terminated pod counts as an object only.
     #[must_use]
     pub fn usage(&self, object: &Value, now: Timestamp) -> Amounts {
         match self {
@@ -137,7 +137,7 @@ impl Evaluator {
         }
     }
 
-    /// What an object must say where a quota limits these resources.
+    /// The fields that an object must set because a quota limits these resources.
     fn missing(&self, limited: &[&str], object: &Value) -> Option<String> {
         if *self == Self::Pods { pods::missing(limited, object) } else { None }
     }
@@ -162,7 +162,7 @@ impl<'a> Scope<'a> {
         Self { name: text("scopeName"), operator: text("operator"), values }
     }
 
-    /// Whether a value of what the scope names is selected; `None`: there is none.
+    /// Whether the scope's operator selects a value; `None` for a missing one.
     fn selects(&self, value: Option<&str>) -> bool {
         let listed = || self.values.iter().any(|listed| listed.as_str() == value);
         match self.operator {
@@ -176,7 +176,7 @@ impl<'a> Scope<'a> {
 }
 
 impl std::fmt::Display for Scope<'_> {
-    /// As Go prints a requirement.
+    /// In Go's format of a requirement.
     fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let values: Vec<&str> = self.values.iter().filter_map(Value::as_str).collect();
         write!(to, "{{{} {} [{}]}}", self.name, self.operator, values.join(" "))

@@ -1,4 +1,4 @@
-//! Pods: what their containers ask for, and the scopes that they are in.
+//! Quota usage of pods: requests and limits of containers, and scopes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use super::amounts::{Amounts, add, raise, read};
 use super::{Scope, whole};
 
 const COUNT: &str = "count/pods";
-/// What a quota may count of pods beside huge pages and extended resources.
+/// Countable resources of pods beside huge pages and extended resources.
 const NAMES: &[&str] = &[
     COUNT,
     "cpu",
@@ -23,7 +23,7 @@ const NAMES: &[&str] = &[
     "limits.ephemeral-storage",
     "pods",
 ];
-/// What every container must say where a quota limits it.
+/// Resources that every container must set if a quota limits them.
 const REQUIRED: &[&str] = &["cpu", "memory", "requests.cpu", "requests.memory", "limits.cpu", "limits.memory"];
 const HUGE_PAGES: &str = "hugepages-";
 const DEVICE_CLASS: &str = "deviceclass.resource.kubernetes.io/";
@@ -32,7 +32,7 @@ fn is_native(name: &str) -> bool {
     !name.contains('/') || name.contains("kubernetes.io/")
 }
 
-/// `example.com/gpu`, which requests may name.
+/// `example.com/gpu`: allowed in requests.
 fn is_extended(name: &str) -> bool {
     name.starts_with(DEVICE_CLASS) || (!is_native(name) && !name.starts_with("requests."))
 }
@@ -45,7 +45,7 @@ pub(super) fn counts(name: &str) -> bool {
         || (requested.is_some() && !is_native(name))
 }
 
-/// Whether it has a deadline.
+/// Whether the pod has a deadline.
 pub(super) fn is_terminating(pod: &Value) -> bool {
     pod["spec"]["activeDeadlineSeconds"].as_i64().is_some_and(|seconds| seconds >= 0)
 }
@@ -58,7 +58,7 @@ fn is_pod_level(name: &str) -> bool {
     matches!(name, "cpu" | "memory") || name.starts_with(HUGE_PAGES)
 }
 
-/// Whether it says what it asks for as a whole.
+/// Whether the pod has pod-level resources.
 fn has_pod_level(pod: &Value) -> bool {
     let resources = &pod["spec"]["resources"];
     let names = |list: &str| resources[list].as_object().into_iter().flatten().map(|(name, _)| name.as_str());
@@ -82,7 +82,7 @@ fn is_best_effort(pod: &Value) -> bool {
     !all.into_iter().any(|container| asks(&container["resources"]))
 }
 
-/// Whether it looks for pods of other namespaces.
+/// Whether its affinity terms select other namespaces.
 fn looks_into_other_namespaces(pod: &Value) -> bool {
     let term = |term: &Value| {
         term["namespaces"].as_array().is_some_and(|list| !list.is_empty()) || term["namespaceSelector"].is_object()
@@ -137,14 +137,14 @@ fn status_of<'a>(pod: &'a Value, container: &Value) -> Option<&'a Value> {
     all.find(|status| status["name"] == *name && !name.is_null())
 }
 
-/// Whether its node has said that it will never have room for what a resize asks for.
+/// Whether its node reported the requested resize as infeasible.
 fn is_infeasible(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
     let pending = conditions.iter().find(|condition| condition["type"] == "PodResizePending");
     pending.is_some_and(|condition| condition["reason"] == "Infeasible")
 }
 
-/// What a container asks for, and has until a resize is done.
+/// A container's requests or limits, including its allocation until a resize completes.
 fn effective(pod: &Value, container: &Value, list: &str, held: bool) -> Amounts {
     let wanted = read(&container["resources"][list]);
     let Some(status) = status_of(pod, container).filter(|status| held && status["resources"].is_object()) else {
@@ -168,19 +168,19 @@ fn total(pod: &Value, list: &str, with_status: bool) -> Amounts {
     sum
 }
 
-/// What a pod's containers request together, by its spec.
+/// The pod's total requests, by its spec.
 #[must_use]
 pub fn requests(pod: &Value) -> Amounts {
     total(pod, "requests", false)
 }
 
-/// What they are limited to together, by its spec.
+/// The pod's total limits, by its spec.
 #[must_use]
 pub fn limits(pod: &Value) -> Amounts {
     total(pod, "limits", false)
 }
 
-/// Whether it still uses anything.
+/// Whether it still uses resources.
 fn is_alive(pod: &Value, now: Timestamp) -> bool {
     if matches!(pod["status"]["phase"].as_str(), Some("Failed" | "Succeeded")) {
         return false;
@@ -191,7 +191,7 @@ fn is_alive(pod: &Value, now: Timestamp) -> bool {
     ends.saturating_add(SignedDuration::from_secs(grace)).is_ok_and(|late| now <= late)
 }
 
-/// By the names that quotas know.
+/// Usage under the quotas' resource names.
 fn named(requests: &Amounts, limits: &Amounts) -> Amounts {
     let mut named = Amounts::from([("pods".to_owned(), whole(1))]);
     for (name, amount) in requests {

@@ -1,4 +1,4 @@
-//! Quotas, as upstream charges them.
+//! Charges of quotas, as upstream's.
 
 use serde_json::json;
 
@@ -12,9 +12,9 @@ fn quota(hard: Value, used: Value) -> Value {
     json!({"metadata": {"name": "q"}, "spec": {"hard": hard}, "status": {"hard": hard, "used": used}})
 }
 
-fn asked<'a>(new: &'a Value, old: Option<&'a Value>) -> Asked<'a> {
+fn asked<'a>(new: &'a Value, old: Option<&'a Value>) -> QuotaCheck<'a> {
     let write = if old.is_some() { Write::Update } else { Write::Create };
-    Asked { write, resource: ("", "pods"), subresource: "", new, old, now: now(), limited: &[] }
+    QuotaCheck { write, resource: ("", "pods"), subresource: "", new, old, now: now(), limited: &[] }
 }
 
 fn charged(evaluator: &Evaluator, quota: &Value, new: &Value, old: Option<&Value>) -> Result<String, String> {

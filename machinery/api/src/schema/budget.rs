@@ -1,21 +1,21 @@
-//! How much memory a request's body may become. Two bytes of protobuf, or three of JSON, are an empty object in a list, and
-//! that is a thousand bytes once it has its defaults: without a bound, the largest body takes gigabytes. What is made of a
-//! body is counted while it is made, and refused before it is there.
+//! Memory budget of decoding a request's body. Two bytes of protobuf, or three of JSON, are an empty object in a list,
+//! which takes a thousand bytes with its defaults: unbounded, the largest body would take gigabytes. Allocations are
+//! counted before they are made, and rejected over the budget.
 
 use crate::ApiError;
 
-/// An object in memory: the first node of its map, and the defaults that it gets.
+/// Size of an object in memory: the first node of its map, and its defaults.
 pub(crate) const OBJECT_BYTES: usize = 1024;
-/// An entry of a map or a field of an object: the key's and the value's own parts.
+/// Size of an entry of a map or a field of an object: the key and the value's fixed part.
 pub(crate) const ENTRY_BYTES: usize = 64;
-/// An item of a list.
+/// Size of a list item.
 pub(crate) const ITEM_BYTES: usize = 32;
-/// What any body may become: small ones that expand much (an EndpointSlice of a thousand endpoints: 5 MiB) are no harm.
+/// Budget of every body: small ones may expand much (an EndpointSlice of a thousand endpoints: 5 MiB).
 const SMALL_BYTES: usize = 8 << 20;
-/// What a body may become beyond that, per byte: the densest objects that are stored (25,000 rules of a role in 1.5 MiB).
+/// Additional budget per byte of a body: the densest stored objects (25,000 rules of a role in 1.5 MiB).
 const TIMES_BODY: usize = 20;
 
-/// What is left of one body's part.
+/// The remaining budget of one body.
 #[derive(Debug)]
 pub(crate) struct Budget {
     left: usize,
@@ -24,12 +24,12 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// For a body of so many bytes.
+    /// The budget for a body of this many bytes.
     pub(crate) fn of_body(bytes: usize) -> Self {
         Self::new(bytes.saturating_mul(TIMES_BODY).saturating_add(SMALL_BYTES))
     }
 
-    /// For what the server made itself, or has bounded before.
+    /// For values made by the server itself, or bounded before.
     pub(crate) fn unlimited() -> Self {
         Self::new(usize::MAX)
     }
@@ -38,7 +38,7 @@ impl Budget {
         Self { left: whole, whole, exceeded: false }
     }
 
-    /// Counts what is about to be made; false: don't.
+    /// Counts an allocation; false if it must not be made.
     #[must_use]
     pub(crate) fn take(&mut self, bytes: usize) -> bool {
         match self.left.checked_sub(bytes) {
@@ -48,12 +48,12 @@ impl Budget {
         !self.exceeded
     }
 
-    /// Whether it was too much; what has been made then is incomplete.
+    /// Whether the budget was exceeded; the decoded value is incomplete then.
     pub(crate) fn exceeded(&self) -> bool {
         self.exceeded
     }
 
-    /// The answer to a body that was too much.
+    /// The error for an exceeded budget.
     pub(crate) fn check(&self) -> Result<(), ApiError> {
         if !self.exceeded {
             return Ok(());

@@ -1,5 +1,5 @@
-//! Request bodies: media type, kind and version, field validation, upstream's messages. What patches yield is checked
-//! by the same code ([`value`]).
+//! Decodes request bodies: media type, kind and version, field validation, upstream's messages. Results of patches are
+//! checked by the same code ([`value`]).
 
 use crate::error::{ApiError, ApiResult};
 use crate::key::GroupVersion;
@@ -18,12 +18,12 @@ use super::{protobuf, unstructured, yaml};
 /// The `fieldValidation` parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FieldValidation {
-    /// Unknown and doubled fields are dropped.
+    /// Unknown and duplicate fields are dropped.
     Ignore,
-    /// … and told in `Warning` headers.
+    /// … and reported in `Warning` headers.
     #[default]
     Warn,
-    /// … and refused.
+    /// … and rejected.
     Strict,
 }
 
@@ -40,7 +40,7 @@ impl FieldValidation {
     }
 }
 
-/// What a body should be.
+/// The expected type of a body.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Target<'a> {
     /// Empty for core.
@@ -71,13 +71,13 @@ impl<'a> Target<'a> {
     }
 }
 
-/// A decoded object: sparse (what was given, and `{}` for objects that are no pointers; [`super::normalise`] fills in
-/// the rest after defaulting), with apiVersion and kind set. managedFields are as they were sent: who decodes takes them out.
+/// A decoded object: sparse (the given fields, and `{}` for non-pointer objects; [`super::normalise`] fills in the rest
+/// after defaulting), with apiVersion and kind set. managedFields are as sent: callers remove them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decoded {
     /// The object.
     pub object: Value,
-    /// For `Warning` headers.
+    /// Texts for `Warning` headers.
     pub warnings: Vec<String>,
 }
 
@@ -94,7 +94,7 @@ pub fn body(bytes: &[u8], media: Media, target: &Target<'_>, validation: FieldVa
         return Err(no_message());
     }
     let mut budget = Budget::of_body(bytes.len());
-    let opened = open(bytes, media, &mut budget).map_err(|e| unrecognized(&e));
+    let opened = parse_envelope(bytes, media, &mut budget).map_err(|e| unrecognized(&e));
     budget.check()?;
     let opened = opened?;
     if let (Some(schema), Content::Raw(_)) = (&target.schema.of.unstructured, &opened.content) {
@@ -113,7 +113,7 @@ pub fn body(bytes: &[u8], media: Media, target: &Target<'_>, validation: FieldVa
         return Err(unrecognized(&format!("unexpected GroupVersion string: {version}")));
     }
     if kind != target.kind || version != target.api_version() {
-        return Err(another_kind(kind, &version, opened.content, bytes.len(), target, refused));
+        return Err(kind_mismatch_error(kind, &version, opened.content, bytes.len(), target, refused));
     }
     let binary = matches!(opened.content, Content::Protobuf(_));
     let raw = match opened.content {
@@ -124,7 +124,7 @@ pub fn body(bytes: &[u8], media: Media, target: &Target<'_>, validation: FieldVa
             parsed?
         }
     };
-    // What was read goes as what is made of it comes: each has the whole budget.
+    // The input shrinks as the output grows: each has the whole budget.
     let mut budget = Budget::of_body(bytes.len());
     let converted = typed::convert(target.schema, raw, Form::Sparse, &mut budget).map_err(|e| refused(&e));
     budget.check()?;
@@ -137,15 +137,15 @@ pub fn body(bytes: &[u8], media: Media, target: &Target<'_>, validation: FieldVa
         findings = vec![format!("yaml: unmarshal errors:\n  {}", findings.join("\n  "))];
     }
     findings.extend(converted.findings);
-    let warnings = settle(findings, validation)
+    let warnings = report_findings(findings, validation)
         .map_err(|findings| refused(&format!("strict decoding error: {}", findings.join(", "))))?;
     Ok(Decoded { object: finish(converted.object, target), warnings })
 }
 
-/// A body of a kind that no Go struct stands behind: it must say what it is.
+/// Decodes a body of a kind without a Go struct: it must have kind and version.
 fn free_body(
     bytes: &[u8],
-    opened: Opened<'_>,
+    opened: ParsedEnvelope<'_>,
     schema: &dyn unstructured::Unstructured,
     target: &Target<'_>,
     validation: FieldValidation,
@@ -164,7 +164,7 @@ fn free_body(
     let names = (opened.kind.as_str(), opened.api_version.as_str());
     let mut budget = Budget::of_body(bytes.len());
     let (object, findings) = unstructured::body(raw, opened.doubled, names, schema, target, &mut budget)?;
-    let warnings = settle(findings, validation).map_err(|findings| {
+    let warnings = report_findings(findings, validation).map_err(|findings| {
         ApiError::BadRequest(format!(
             "{kind} in version {} cannot be handled as a {kind}: strict decoding error: {}",
             go_quoted(target.version),
@@ -175,11 +175,11 @@ fn free_body(
     Ok(Decoded { object, warnings })
 }
 
-/// How much of a body is shown that doesn't say what it is.
+/// Maximum bytes of a body without kind and version in the error.
 const MISSING_SHOWN: usize = 1024;
 
-/// Why a body that is well-formed and of another kind or version than its path is not taken: what upstream finds first.
-fn another_kind(
+/// The error for a well-formed body of another kind or version than its path, in upstream's order of checks.
+fn kind_mismatch_error(
     kind: &str,
     version: &str,
     content: Content<'_>,
@@ -192,7 +192,7 @@ fn another_kind(
     if !registered(types, group, plain, kind) {
         return refused(&not_registered(kind, version));
     }
-    // Upstream reads the body as what it says it is first.
+    // Upstream first decodes the body as the kind that it names.
     let same = |k: &&KindFact| k.kind == kind && (k.group == group || group == "extensions");
     let found = types.of_kind(group, plain, kind);
     let found = found.or_else(|| types.kinds().find(same).map(|fact| types.refer(fact.id)));
@@ -211,12 +211,12 @@ fn another_kind(
     ))
 }
 
-/// Decodes options (`DeleteOptions` and the like) whose apiVersion doesn't matter; a wrong kind is refused.
+/// Decodes options (`DeleteOptions` and the like) of any apiVersion; a wrong kind is rejected.
 pub fn options(bytes: &[u8], media: Media, kind: &str, type_name: &str) -> ApiResult<Value> {
     let refused = |error: String| ApiError::BadRequest(error);
     let found = built_in().by_name(type_name).ok_or_else(|| ApiError::Internal(format!("no type {type_name}")))?;
     let mut budget = Budget::of_body(bytes.len());
-    let opened = open(bytes, media, &mut budget).map_err(refused);
+    let opened = parse_envelope(bytes, media, &mut budget).map_err(refused);
     budget.check()?;
     let opened = opened?;
     let version = pick(&opened.api_version, "meta.k8s.io/v1");
@@ -243,8 +243,8 @@ pub fn options(bytes: &[u8], media: Media, kind: &str, type_name: &str) -> ApiRe
     converted
 }
 
-/// Decodes what a patch yields; `Err` is Go's sentence, for the patch's own error. `of_map`: of a strategic patch. What
-/// exceeds the budget is left out, which the caller checks.
+/// Decodes the result of a patch; `Err` is Go's message, for the patch's own error. `of_map`: of a strategic patch.
+/// Values over the budget are omitted; the caller must check the budget.
 pub(crate) fn value(
     object: Value,
     target: &Target<'_>,
@@ -257,12 +257,12 @@ pub(crate) fn value(
     }
     let convert = if of_map { typed::convert_map } else { typed::convert };
     let converted = convert(target.schema, Raw::from(object), Form::Sparse, budget)?;
-    let warnings = settle(converted.findings, validation)
+    let warnings = report_findings(converted.findings, validation)
         .map_err(|findings| format!("strict decoding error: {}", findings.join(", ")))?;
     Ok(Decoded { object: finish(converted.object, target), warnings })
 }
 
-/// Upstream's sentence for a kind that its scheme doesn't know.
+/// Upstream's message for a kind that its scheme doesn't have.
 pub(crate) fn not_registered(kind: &str, version: &str) -> String {
     format!(
         "no kind {} is registered for version {} in scheme \"pkg/runtime/scheme.go:111\"",
@@ -271,8 +271,8 @@ pub(crate) fn not_registered(kind: &str, version: &str) -> String {
     )
 }
 
-/// What comes of findings: warnings, or refusal.
-fn settle(findings: Vec<String>, validation: FieldValidation) -> Result<Vec<String>, Vec<String>> {
+/// Converts findings to warnings or to a rejection.
+fn report_findings(findings: Vec<String>, validation: FieldValidation) -> Result<Vec<String>, Vec<String>> {
     match validation {
         FieldValidation::Ignore => Ok(Vec::new()),
         FieldValidation::Warn => Ok(findings),
@@ -281,7 +281,7 @@ fn settle(findings: Vec<String>, validation: FieldValidation) -> Result<Vec<Stri
     }
 }
 
-/// 415: upstream takes no protobuf of types that have no message.
+/// 415: upstream accepts no protobuf of types without a message.
 fn no_message() -> ApiError {
     let taken = [Media::Json, Media::Yaml].map(|media| MEDIA_TYPES[media as usize].to_owned());
     ApiError::UnsupportedMediaType(taken.into())
@@ -300,20 +300,25 @@ enum Content<'a> {
     Protobuf(&'a [u8]),
 }
 
-struct Opened<'a> {
+struct ParsedEnvelope<'a> {
     api_version: String,
     kind: String,
     content: Content<'a>,
     doubled: Vec<String>,
 }
 
-/// Reads far enough to know what the body says it is.
-fn open<'a>(bytes: &'a [u8], media: Media, budget: &mut Budget) -> Result<Opened<'a>, String> {
+/// Reads the body's kind and version.
+fn parse_envelope<'a>(bytes: &'a [u8], media: Media, budget: &mut Budget) -> Result<ParsedEnvelope<'a>, String> {
     let (raw, doubled) = match media {
         Media::Protobuf => {
             let envelope = protobuf::envelope(bytes)?;
             let content = Content::Protobuf(envelope.raw);
-            return Ok(Opened { api_version: envelope.api_version, kind: envelope.kind, content, doubled: Vec::new() });
+            return Ok(ParsedEnvelope {
+                api_version: envelope.api_version,
+                kind: envelope.kind,
+                content,
+                doubled: Vec::new(),
+            });
         }
         Media::Json => {
             (raw::parse(bytes).map_err(|e| format!("couldn't get version/kind; json parse error: {e}"))?, Vec::new())
@@ -338,14 +343,14 @@ fn open<'a>(bytes: &'a [u8], media: Media, budget: &mut Budget) -> Result<Opened
             raw.go_name()
         ));
     }
-    Ok(Opened { api_version: text("apiVersion")?, kind: text("kind")?, content: Content::Raw(raw), doubled })
+    Ok(ParsedEnvelope { api_version: text("apiVersion")?, kind: text("kind")?, content: Content::Raw(raw), doubled })
 }
 
 fn pick<'a>(given: &'a str, otherwise: &'a str) -> &'a str {
     if given.is_empty() { otherwise } else { given }
 }
 
-fn defaulted_version(opened: &Opened<'_>, target: &Target<'_>) -> String {
+fn defaulted_version(opened: &ParsedEnvelope<'_>, target: &Target<'_>) -> String {
     if opened.api_version.is_empty() || opened.api_version == "/" {
         target.api_version()
     } else {
@@ -353,14 +358,14 @@ fn defaulted_version(opened: &Opened<'_>, target: &Target<'_>) -> String {
     }
 }
 
-/// Whether upstream's scheme knows the kind, also in versions that are no longer served.
+/// Whether upstream's scheme has the kind, also in versions that are no longer served.
 fn registered(types: &Types, group: &str, version: &str, kind: &str) -> bool {
     types.of_kind(group, version, kind).is_some()
         || (group, version, kind) == ("", "v1", "List")
         || NO_LONGER_SERVED.iter().any(|(g, v, kinds)| *g == group && *v == version && kinds.contains(&kind))
 }
 
-/// Kinds in versions that upstream's scheme still knows.
+/// Kinds in unserved versions of upstream's scheme.
 const NO_LONGER_SERVED: &[(&str, &str, &[&str])] = &[
     ("apps", "v1beta1", &["ControllerRevision", "Deployment", "DeploymentRollback", "Scale", "StatefulSet"]),
     ("apps", "v1beta2", &["ControllerRevision", "DaemonSet", "Deployment", "ReplicaSet", "Scale", "StatefulSet"]),
@@ -387,7 +392,7 @@ const EXTENSIONS: &[&str] =
     &["DaemonSet", "Deployment", "DeploymentRollback", "Ingress", "NetworkPolicy", "ReplicaSet", "Scale"];
 const RBAC: &[&str] = &["ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"];
 
-/// The head of a body as upstream shows it.
+/// The head of a body as upstream prints it.
 fn summary(bytes: &[u8]) -> String {
     const SHOWN: usize = 30;
     let head = &bytes[..bytes.len().min(SHOWN)];
@@ -399,7 +404,7 @@ fn summary(bytes: &[u8]) -> String {
     if bytes.len() > SHOWN { format!("{shown} ...") } else { shown }
 }
 
-/// A JSON object with nothing in it.
+/// An empty JSON object.
 #[must_use]
 pub fn empty() -> Value {
     Value::Object(Map::new())
@@ -459,7 +464,8 @@ mod tests {
 
     #[test]
     fn kubectls_protobuf_is_read() {
-        // metadata {name: "web", labels {app: web}}, spec {replicas: 2, selector, template with one container and a port}
+        // metadata {name: "web", labels {app: web}}, spec {replicas: 2, selector, template with one container and a
+        // port}
         fn varint(mut n: usize) -> Vec<u8> {
             let mut out = Vec::new();
             while n > 127 {

@@ -1,10 +1,10 @@
-//! The defaults that types declare themselves; what a kind defaults by its own rules is in `resources`.
+//! Defaults declared in types; defaults by a kind's own rules are in `resources`.
 
 use serde_json::{Map, Value};
 
 use super::types::{Kind, Type, TypeRef, Types};
 
-/// Fills in declared defaults, in the whole object. Idempotent.
+/// Sets declared defaults in the whole object. Idempotent.
 pub fn default(found: TypeRef<'_>, object: &mut Value) {
     if let Some(unstructured) = &found.of.unstructured {
         return unstructured.default(object);

@@ -1,5 +1,5 @@
-//! Objects as Kubernetes protobuf, by the field numbers in the table: the reverse of `protobuf`, byte for byte what upstream's
-//! generated code writes. A message is written from its end to its beginning, so that each length is known when it is due.
+//! Encodes objects as Kubernetes protobuf by the table's field numbers, byte for byte as upstream's generated code. A
+//! message is written from its end to its beginning, so that each length is known when it is written.
 
 use std::sync::{Arc, LazyLock};
 
@@ -7,7 +7,7 @@ use base64::Engine;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-use super::protobuf::{Holds, MAGIC};
+use super::protobuf::{AnyJsonMessage, MAGIC};
 use super::table::built_in;
 use super::types::{Field, Kind, KindFact, SharedType, Text, Type, TypeId, TypeRef, Types};
 use crate::key::GroupVersion;
@@ -17,21 +17,21 @@ const VARINT: u32 = 0;
 const FIXED64: u32 = 1;
 const BYTES: u32 = 2;
 
-/// The type of an object by what it says of itself: a built-in one's, or that of a PartialObjectMetadata; `None`: one that
-/// has no protobuf.
+/// The type of an object by its kind and version: a built-in one, or PartialObjectMetadata; `None` for one without
+/// protobuf.
 #[must_use]
 pub fn type_of(object: &Value) -> Option<TypeRef<'static>> {
     let (api_version, kind) = (text(object, "apiVersion"), text(object, "kind"));
     let GroupVersion { group, version } = GroupVersion::parse(api_version);
     let found = match group {
         "meta.k8s.io" => PARTIAL.iter().find(|shared| shared.get().of.short() == kind).map(SharedType::get),
-        // Documents of discovery may name no version.
+        // Discovery documents may have no version.
         _ => built_in().of_kind(group, if version.is_empty() { "v1" } else { version }, kind),
     };
     found.filter(|found| !found.of.message.is_empty())
 }
 
-/// An object as an answer's body has it: `runtime.Unknown` with its type beside it.
+/// An object as a response's body: `runtime.Unknown` with its type.
 #[must_use]
 pub fn enveloped(found: TypeRef<'_>, object: &Value) -> Vec<u8> {
     let mut out = Backwards::default();
@@ -39,7 +39,7 @@ pub fn enveloped(found: TypeRef<'_>, object: &Value) -> Vec<u8> {
     out.forwards()
 }
 
-/// One event of a watch: its length in four bytes, and `WatchEvent`.
+/// A watch event: its length in four bytes, and `WatchEvent`.
 #[must_use]
 pub fn watch_event(kind: &str, found: TypeRef<'_>, object: &Value) -> Vec<u8> {
     let mut out = Backwards::default();
@@ -53,11 +53,11 @@ pub fn watch_event(kind: &str, found: TypeRef<'_>, object: &Value) -> Vec<u8> {
     out.forwards()
 }
 
-/// What stands after a list's last item: that it is not encoded further, and of no other type.
+/// The end of a list's envelope after the last item: empty content encoding and content type.
 pub const LIST_END: &[u8] = b"\x1a\0\x22\0";
 
-/// What stands before a list's items when it is written a piece at a time: `list`, all but its items; `items`, how long they
-/// all are as [`item`] writes them.
+/// The beginning of a list that is written in pieces: `list` without its items, and the total size `items` of its items
+/// as encoded by [`item`].
 #[must_use]
 pub fn list_head(found: TypeRef<'_>, list: &Value, items: usize) -> Vec<u8> {
     let mut out = Backwards::default();
@@ -69,7 +69,7 @@ pub fn list_head(found: TypeRef<'_>, list: &Value, items: usize) -> Vec<u8> {
     out.forwards()
 }
 
-/// One of a list's items.
+/// Encodes one list item.
 pub fn item(found: TypeRef<'_>, object: &Value, out: &mut Vec<u8>) {
     let mut item = Backwards::default();
     object_of(found, object, &mut item);
@@ -103,7 +103,7 @@ fn object_of(found: TypeRef<'_>, object: &Value, out: &mut Backwards) {
     Writing { types: found.types, out }.message(found.of, object.as_object().unwrap_or(&NOTHING));
 }
 
-/// Bytes from the end to the beginning.
+/// A buffer filled from the end to the beginning.
 #[derive(Default)]
 struct Backwards(Vec<u8>);
 
@@ -131,7 +131,7 @@ impl Backwards {
         self.varint(u64::from(number << 3 | wire));
     }
 
-    /// What was written since `start` becomes a field.
+    /// Wraps the bytes written since `start` as a field.
     fn close(&mut self, number: u32, start: usize) {
         self.varint((self.0.len() - start) as u64);
         self.tag(number, BYTES);
@@ -172,7 +172,7 @@ impl Writing<'_> {
         self.inlined(found, object, 0..above);
     }
 
-    /// Messages whose fields stand in the object itself: those with numbers of a range.
+    /// Messages whose fields are inlined in the object: field numbers of a range.
     fn inlined(&mut self, found: &Type, object: &Object, numbers: std::ops::Range<u32>) {
         for (number, name) in found.inline.iter().rev().filter(|(number, _)| numbers.contains(number)) {
             let start = self.out.0.len();
@@ -217,7 +217,7 @@ impl Writing<'_> {
         }
     }
 
-    /// A value; null is Go's zero.
+    /// Encodes a value; null is Go's zero.
     fn value(&mut self, number: u32, kind: &Kind, wire: Option<&str>, value: &Value) {
         let start = self.out.0.len();
         match kind {
@@ -261,7 +261,7 @@ impl Writing<'_> {
                 }
                 self.out.close(number, start);
             }
-            // `items` of a wrapping message.
+            // The field `items` of a wrapping message.
             Kind::List(inner) => {
                 for value in value.as_array().into_iter().flatten().rev() {
                     self.value(1, inner, None, value);
@@ -275,41 +275,43 @@ impl Writing<'_> {
     fn time(&mut self, at: Timestamp, precision: Precision) {
         let (mut seconds, mut nanos) = (at.as_second(), at.subsec_nanosecond());
         if nanos < 0 {
-            // Before 1970: the fraction counts forward, as Go's does.
+            // Before 1970: the fraction counts forward, as in Go.
             (seconds, nanos) = (seconds - 1, nanos + 1_000_000_000);
         }
         self.out.int(2, if precision == Precision::Seconds { 0 } else { i64::from(nanos) });
         self.out.int(1, seconds);
     }
 
-    /// What may hold anything, by the message that it is.
+    /// Encodes a value of any JSON, by its message type.
     fn any(&mut self, wire: Option<&str>, value: &Value) {
         let schema = |writing: &mut Self, number, value: &Value| {
             let start = writing.out.0.len();
             let types = writing.types;
-            if let (Some(found), Some(object)) = (types.by_message(Holds::SCHEMA), value.as_object()) {
+            if let (Some(found), Some(object)) = (types.by_message(AnyJsonMessage::SCHEMA), value.as_object()) {
                 writing.message(found, object);
                 writing.out.close(number, start);
             }
         };
-        match (Holds::of(wire), value) {
-            (_, Value::Null) | (Holds::Nothing, _) => {}
-            (Holds::Json, _) => self.out.text(1, &value.to_string()),
-            (Holds::SchemaOrBool, Value::Bool(allows)) => self.out.int(1, i64::from(*allows)),
-            (Holds::SchemaOrBool, _) => {
+        match (AnyJsonMessage::of(wire), value) {
+            (_, Value::Null) | (AnyJsonMessage::Nothing, _) => {}
+            (AnyJsonMessage::Json, _) => self.out.text(1, &value.to_string()),
+            (AnyJsonMessage::SchemaOrBool, Value::Bool(allows)) => self.out.int(1, i64::from(*allows)),
+            (AnyJsonMessage::SchemaOrBool, _) => {
                 schema(self, 2, value);
                 self.out.int(1, 1);
             }
-            (Holds::SchemaOrSchemas, Value::Array(list)) => list.iter().rev().for_each(|value| schema(self, 2, value)),
-            (Holds::SchemaOrTexts, Value::Array(list)) => {
+            (AnyJsonMessage::SchemaOrSchemas, Value::Array(list)) => {
+                list.iter().rev().for_each(|value| schema(self, 2, value))
+            }
+            (AnyJsonMessage::SchemaOrTexts, Value::Array(list)) => {
                 list.iter().rev().for_each(|value| self.value(2, &Kind::String, None, value));
             }
-            (Holds::SchemaOrSchemas | Holds::SchemaOrTexts, _) => schema(self, 1, value),
+            (AnyJsonMessage::SchemaOrSchemas | AnyJsonMessage::SchemaOrTexts, _) => schema(self, 1, value),
         }
     }
 }
 
-/// PartialObjectMetadata and its list, of both versions: they are in no published schema.
+/// PartialObjectMetadata and its list in both versions: no published schema has them.
 static PARTIAL: LazyLock<Vec<SharedType>> = LazyLock::new(|| {
     let of = |name: &str| built_in().id(&format!("io.k8s.apimachinery.pkg.apis.meta.v1.{name}"));
     let (Some(object), Some(list)) = (of("ObjectMeta"), of("ListMeta")) else { return Vec::new() };
@@ -344,7 +346,8 @@ mod tests {
     use super::super::normalise;
     use super::*;
 
-    /// Upstream's fixtures: each stable kind with every field set, and as older releases have it (`golden` makes them).
+    /// Upstream's fixtures: each stable kind with every field set, also in the form of older releases (made by
+    /// `golden`).
     fn golden() -> Vec<(Value, Vec<u8>)> {
         let mut text = String::new();
         GzDecoder::new(&include_bytes!("golden.jsonl.gz")[..]).read_to_string(&mut text).unwrap();

@@ -1,4 +1,4 @@
-//! Fuzz targets of request bodies: protobuf that is well formed on the wire, JSON against YAML, and JSON by schemas of any form.
+//! Fuzz targets of request bodies: well-formed protobuf, JSON against YAML, and JSON by arbitrary schemas.
 
 use std::sync::LazyLock;
 
@@ -11,7 +11,7 @@ use super::{built_in, default, encode, normalise, structural};
 use crate::key::GroupVersionKind;
 use crate::patch::{self, PatchKind};
 
-/// Kinds with all that types have: maps, quantities, times, lists by key, embedded JSON.
+/// Kinds that together cover all type features: maps, quantities, times, keyed lists, embedded JSON.
 static KINDS: LazyLock<[Target<'static>; 7]> = LazyLock::new(|| {
     [
         ("", "Pod"),
@@ -25,7 +25,7 @@ static KINDS: LazyLock<[Target<'static>; 7]> = LazyLock::new(|| {
     .map(|(group, kind)| Target::kind(group, "v1", kind).expect("a kind of the table"))
 });
 
-/// Messages within messages: what is wrong with them is their sense, not their form.
+/// Nested messages: well-formed, with arbitrary meaning.
 struct Message;
 
 const NUMBERS: u32 = 24;
@@ -80,7 +80,7 @@ impl ValueGenerator for Message {
     }
 }
 
-/// JSON values with the names that objects have.
+/// JSON values with field names of real objects.
 struct Json;
 
 const NAMES: [&str; 12] = [
@@ -103,7 +103,7 @@ fn value<D: Driver>(driver: &mut D, depth: usize) -> Option<Value> {
         0 => Value::Null,
         1 => json!(produce::<bool>().generate(driver)?),
         2 => json!(produce::<i64>().generate(driver)?),
-        // Letters that YAML takes as they stand, too.
+        // Letters that are plain in YAML too.
         3 => {
             let letters = produce::<Vec<u8>>().generate(driver)?;
             json!(letters.iter().map(|letter| char::from(b' ' + letter % 95)).collect::<String>())
@@ -180,7 +180,7 @@ impl ValueGenerator for Schemas {
     }
 }
 
-/// What is decoded is JSON, and settles when it is made whole.
+/// A decoded object must be JSON, and stable under normalisation.
 fn settles(target: &Target<'_>, object: &Value) {
     let text = object.to_string();
     assert_eq!(serde_json::from_str::<Value>(&text).ok().as_ref(), Some(object), "{text}");
@@ -193,7 +193,7 @@ fn settles(target: &Target<'_>, object: &Value) {
     }
 }
 
-/// What is written in protobuf is read back, and written again as it was.
+/// An encoded object must decode to itself, and encode to the same bytes.
 fn survives_protobuf(target: &Target<'_>, object: &Value) {
     if target.schema.of.message.is_empty() {
         return;

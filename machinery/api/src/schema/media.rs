@@ -1,6 +1,6 @@
-//! The media type of a body, read as Go's `mime.ParseMediaType` reads it.
+//! The media type of a body, parsed as Go's `mime.ParseMediaType`.
 
-/// How a body is written.
+/// The encoding of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Media {
     /// `application/json`
@@ -11,7 +11,7 @@ pub enum Media {
     Protobuf,
 }
 
-/// The media types of bodies, in upstream's order, for a 415.
+/// Supported media types of bodies, in upstream's order, for a 415.
 pub const MEDIA_TYPES: [&str; 3] = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
 
 impl Media {
@@ -32,13 +32,13 @@ impl Media {
     }
 }
 
-/// Whether all that follows a media type is parameters; a semicolon with nothing behind it may end them.
+/// Whether the rest after a media type consists of parameters; a trailing semicolon is allowed.
 fn are_parameters(text: &str) -> bool {
     let mut rest = text.trim_start();
     let mut seen: Vec<(String, String)> = Vec::new();
     while !rest.is_empty() {
         let Some((name, value, more)) = parameter(rest) else { return rest.trim() == ";" };
-        // One name twice is one parameter only where both say the same.
+        // A repeated name is allowed only with the same value.
         if seen.iter().any(|(n, v)| *n == name && *v != value) {
             return false;
         }
@@ -48,7 +48,7 @@ fn are_parameters(text: &str) -> bool {
     true
 }
 
-/// `;name=value` at the beginning of `text`, and what follows it.
+/// Splits `;name=value` off the beginning of `text`.
 fn parameter(text: &str) -> Option<(String, String, &str)> {
     let (name, rest) = token(text.strip_prefix(';')?.trim_start())?;
     let rest = rest.trim_start().strip_prefix('=')?.trim_start();
@@ -65,7 +65,7 @@ fn token(text: &str) -> Option<(&str, &str)> {
     (!token.is_empty()).then_some((token, rest))
 }
 
-/// What stands before the closing quote, and what behind it. A backslash escapes only what has to be escaped.
+/// Splits a quoted string at its closing quote. A backslash escapes only characters that need it.
 fn quoted(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut chars = text.char_indices().peekable();
@@ -79,7 +79,7 @@ fn quoted(text: &str) -> Option<(String, &str)> {
     None
 }
 
-/// What a token has none of (RFC 2045's `tspecials`).
+/// Characters that are not allowed in a token (RFC 2045's `tspecials`).
 fn is_special(c: char) -> bool {
     r#"()<>@,;:\"/[]?="#.contains(c)
 }
@@ -88,7 +88,7 @@ fn is_special(c: char) -> bool {
 mod tests {
     use super::*;
 
-    /// Each as `mime.ParseMediaType` of Go 1.26 answers it.
+    /// With the results of `mime.ParseMediaType` of Go 1.26.
     #[test]
     fn parameters_are_parameters() {
         for taken in [

@@ -1,16 +1,16 @@
-//! What every served type looks like, as data: decoding, strictness, defaults, protobuf, OpenAPI.
+//! The schemas of all served types as data, with decoding, strictness, defaults, protobuf and OpenAPI.
 //!
-//! - [`types`]: what a type is; sets of types, of which a resource holds its own.
-//! - [`table`]: the built-in ones (`types.txt`, made by `make` from upstream's published schema), parsed once.
-//! - `structural`: those of a resource that brings an OpenAPI schema; `unstructured`: how objects of such are read.
-//! - [`raw`]: JSON as it was written (order, doubled keys, literal numbers); [`yaml`] and [`protobuf`] yield the same form.
-//! - [`typed`]: from that form to the object as upstream would store and print it; strict findings on the way.
-//! - `normal`: the same form made of an object in place.
-//! - [`budget`]: what a body may become in memory.
+//! - [`types`]: type definitions; sets of types, of which a custom resource owns one.
+//! - [`table`]: the built-in types (`types.txt`, made by `make` from upstream's published schema), parsed once.
+//! - `structural`: types of a resource's own OpenAPI schema; `unstructured`: decoding of their objects.
+//! - [`raw`]: JSON as written (order, duplicate keys, literals); [`yaml`] and [`protobuf`] produce the same form.
+//! - [`typed`]: from that form to the object as upstream would store and print it, with strict findings.
+//! - `normal`: normalises an object in place.
+//! - [`budget`]: the memory budget of decoding.
 //! - [`media`]: the media type of a body.
 //! - [`decode`]: bodies: kind and version checks, field validation, upstream's messages.
-//! - [`encode`]: objects as protobuf; `golden` beside it makes what that is held to.
-//! - [`defaults`]: the defaults that the types themselves declare.
+//! - [`encode`]: objects as protobuf; `golden` beside it makes its test fixtures.
+//! - [`defaults`]: defaults declared in types.
 
 pub(crate) mod budget;
 pub mod decode;
@@ -39,13 +39,13 @@ pub use table::built_in;
 pub use types::{Field, Kind, KindFact, ListType, SharedType, Type, TypeRef, Types};
 pub use unstructured::{Unstructured, metadata_in_place};
 
-/// What Go's decoder says of bytes that are no JSON; none where it takes them.
+/// The message of Go's decoder for invalid JSON; `None` for valid JSON.
 #[must_use]
 pub fn json_fault(bytes: &[u8]) -> Option<String> {
     raw::parse(bytes).err()
 }
 
-/// The Go package of a group's internal types, which upstream's messages name.
+/// The Go package of a group's internal types, for upstream's messages.
 #[must_use]
 pub fn internal_group(group: &str) -> &str {
     match group {

@@ -1,47 +1,48 @@
-//! The form that is stored and printed, made in place: one pass that touches what differs and copies nothing else.
+//! Normalises an object in place to the stored and printed form: one pass that changes what differs and copies nothing
+//! else.
 //!
-//! It comes to what [`convert`](super::typed::convert) makes of the same value in [`Form::Full`], which a property holds it to.
+//! Invariant (a property test): the result equals that of [`convert`](super::typed::convert) in [`Form::Full`].
 
 use serde_json::{Map, Value};
 
 use super::budget::Budget;
 use super::raw::Raw;
-use super::typed::{Form, Walk, prints_absent};
+use super::typed::{Converter, Form, prints_absent};
 use super::types::{Kind, Type, TypeRef, Types};
 
-/// Brings an object into the form that upstream stores and prints: call it after defaulting, and again before storing
-/// where fields were removed or added since. Idempotent. An error is the first value of a wrong type; such values are left
-/// as they are.
+/// Normalises an object to the form that upstream stores and prints. Call it after defaulting, and again before storing
+/// if fields were removed or added since. Idempotent. The error names the first value of a wrong type; such values are
+/// left unchanged.
 pub fn normalise(found: TypeRef<'_>, object: &mut Value) -> Result<(), String> {
     if let Some(schema) = &found.of.unstructured {
         return super::unstructured::normalise(schema, object);
     }
     let mut budget = Budget::unlimited();
-    let mut walk = Walk::new(found.types, Form::Full, false, &mut budget);
+    let mut walk = Converter::new(found.types, Form::Full, false, &mut budget);
     if !walk.object_in_place(found.of, object) {
         *object = Value::Object(Map::new());
     }
     walk.failed().map_or(Ok(()), Err)
 }
 
-/// The same of a value of a kind. What doesn't fit is left as it is.
+/// Normalises a value of a kind. A value of another type is left unchanged.
 pub(crate) fn normalise_kind(types: &Types, kind: &Kind, value: &mut Value) {
     let mut budget = Budget::unlimited();
-    let mut walk = Walk::new(types, Form::Full, false, &mut budget);
+    let mut walk = Converter::new(types, Form::Full, false, &mut budget);
     if !walk.in_place(kind, value) && !walk.has_failed() {
         *value = walk.zero(kind, true);
     }
 }
 
-impl<'a> Walk<'a> {
-    /// A part that is a struct, in an object that is none.
+impl<'a> Converter<'a> {
+    /// Normalises an embedded struct of an unstructured object.
     pub(super) fn typed_in_place(&mut self, found: &'a Type, value: &mut Value) {
         if !self.object_in_place(found, value) {
             *value = Value::Object(Map::new());
         }
     }
 
-    /// False: it is nil or zero, which Go doesn't tell apart here.
+    /// Returns false for nil or zero, which Go doesn't distinguish here.
     fn object_in_place(&mut self, found: &'a Type, value: &mut Value) -> bool {
         if let Some(kind) = &found.scalar {
             return self.in_place(kind, value);
@@ -62,7 +63,7 @@ impl<'a> Walk<'a> {
         true
     }
 
-    /// What should be a struct and is none.
+    /// A value of another type where a struct is expected.
     fn leaf_in_place(&mut self, type_name: &str, value: &Value) -> bool {
         if value.is_null() {
             return false;
@@ -92,7 +93,7 @@ impl<'a> Walk<'a> {
                 }
                 true
             }
-            // These are as they should be.
+            // Already normal.
             (Kind::Any, _)
             | (Kind::String | Kind::IntOrString, Value::String(_))
             | (Kind::Bool, Value::Bool(_))
@@ -134,7 +135,7 @@ mod tests {
         built_in().by_name(type_name).unwrap()
     }
 
-    /// By way of [`convert`].
+    /// Normalises through [`convert`].
     fn converted(type_name: &str, value: Value) -> Result<Value, String> {
         convert(named(type_name), Raw::from(value), Form::Full, &mut Budget::unlimited())
             .map(|converted| converted.object)

@@ -1,4 +1,4 @@
-//! Kubernetes protobuf bodies, read by the field numbers in the table into JSON as written; nothing is per kind.
+//! Decodes Kubernetes protobuf bodies by the table's field numbers into JSON as written; no code is per kind.
 
 use crate::time;
 use jiff::Timestamp;
@@ -7,9 +7,9 @@ use super::budget::{Budget, ENTRY_BYTES, ITEM_BYTES, OBJECT_BYTES};
 use super::raw::{self, Raw};
 use super::types::{Kind, Type, TypeRef, Types};
 
-/// What every body begins with.
+/// The prefix of every body.
 pub(super) const MAGIC: &[u8] = b"k8s\0";
-/// How deep messages may nest.
+/// Maximum nesting of messages.
 const DEPTH_MAX: usize = 100;
 
 /// `runtime.Unknown`: the envelope.
@@ -20,7 +20,7 @@ pub(crate) struct Envelope<'a> {
     pub(crate) raw: &'a [u8],
 }
 
-/// Opens the envelope.
+/// Parses the envelope.
 pub(crate) fn envelope(bytes: &[u8]) -> Result<Envelope<'_>, String> {
     if bytes.is_empty() {
         return Err("empty data".into());
@@ -46,19 +46,19 @@ pub(crate) fn envelope(bytes: &[u8]) -> Result<Envelope<'_>, String> {
                 }
             }
             2 => out.raw = payload.bytes(number)?,
-            // Upstream takes no notice of encoding and content type either.
+            // Upstream ignores encoding and content type too.
             _ => {}
         }
     }
     Ok(out)
 }
 
-/// Reads a message of a known type, as far as the budget goes; the caller checks it.
+/// Decodes a message of a known type within the budget, which the caller must check.
 pub(crate) fn parse(found: TypeRef<'_>, bytes: &[u8], budget: &mut Budget) -> Result<Raw, String> {
     message(found.of, bytes, 0, &mut Reading { types: found.types, budget }).map(Raw::Map)
 }
 
-/// What all of a body's messages are read with.
+/// Common state of decoding a body's messages.
 struct Reading<'a> {
     types: &'a Types,
     budget: &'a mut Budget,
@@ -161,7 +161,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// An error about a field with the field's name in Go, as upstream has it.
+/// Adds a field's Go name to an error, as upstream.
 fn with_name(error: String, number: u32, name: &str) -> String {
     let Some(head) = error.strip_suffix(&format!("for field {number}")) else { return error };
     let (first, rest) = name.split_at(name.len().min(1));
@@ -179,7 +179,7 @@ fn message(found: &Type, bytes: &[u8], depth: usize, reading: &mut Reading<'_>) 
     Ok(out)
 }
 
-/// Reads a message on top of what came before in the same place, as upstream's generated code reads it into the same struct.
+/// Decodes a message over an earlier occurrence, as upstream's generated code decodes into the same struct.
 fn merge(out: &mut Entries, found: &Type, bytes: &[u8], depth: usize, reading: &mut Reading<'_>) -> Result<(), String> {
     if depth > DEPTH_MAX {
         return Err("proto: exceeded max depth".into());
@@ -209,7 +209,7 @@ fn merge(out: &mut Entries, found: &Type, bytes: &[u8], depth: usize, reading: &
     Ok(())
 }
 
-/// A message with no type of its own, whose fields stand in `found`'s JSON.
+/// A message without a type of its own, whose fields are inlined in `found`'s JSON.
 fn inlined(
     out: &mut Entries,
     found: &Type,
@@ -268,7 +268,7 @@ fn put(
         Kind::Map(inner) => {
             let (key, found) = map_entry(inner, wire, (number, payload), depth, reading)?;
             match at.map(|at| &mut out[at].1) {
-                // A key that comes again counts last, as it does in what reads this.
+                // The last of duplicate keys wins, in the reader of this list.
                 Some(Raw::Map(map)) => map.push((key, found)),
                 _ => out.push((name.into(), Raw::Map(vec![(key, found)]))),
             }
@@ -284,7 +284,7 @@ fn put(
     Ok(())
 }
 
-/// A list's field has one item, or several numbers packed together.
+/// A list field holds one item, or several packed numbers.
 fn items(
     inner: &Kind,
     wire: Option<&str>,
@@ -308,7 +308,7 @@ fn items(
     }
 }
 
-/// A map's entry is a message of its own: the key is field 1, the value field 2.
+/// A map entry is a message: the key is field 1, the value field 2.
 fn map_entry(
     inner: &Kind,
     wire: Option<&str>,
@@ -379,7 +379,7 @@ fn value(
         Kind::Any => any(wire, payload.bytes(number)?, depth, reading)?,
         Kind::Object(id) => Raw::Map(message(reading.types.get(*id), payload.bytes(number)?, depth + 1, reading)?),
         Kind::List(inner) => {
-            // `items` of a wrapping message.
+            // The field `items` of a wrapping message.
             let mut items = Vec::new();
             let mut reader = Reader { bytes: payload.bytes(number)?, of: "" };
             while let Some((number, payload)) = reader.field()? {
@@ -395,23 +395,23 @@ fn value(
     })
 }
 
-/// What a message holds that may be anything in JSON.
+/// The content of a message that stands for arbitrary JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Holds {
-    /// JSON as it was written: RawExtension, FieldsV1 and the like.
+pub(super) enum AnyJsonMessage {
+    /// JSON as written: RawExtension, FieldsV1 and the like.
     Json,
-    /// Nothing: that it is there says it all.
+    /// Nothing: only its presence matters.
     Nothing,
-    /// A schema, or true or false.
+    /// A schema, or a boolean.
     SchemaOrBool,
-    /// A schema or several.
+    /// A schema, or several.
     SchemaOrSchemas,
-    /// A schema or names.
+    /// A schema, or names.
     SchemaOrTexts,
 }
 
-impl Holds {
-    /// The message of a schema.
+impl AnyJsonMessage {
+    /// The message name of a schema.
     pub(super) const SCHEMA: &str = "k8s.io.apiextensions_apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
 
     /// By the message's name.
@@ -427,54 +427,54 @@ impl Holds {
 }
 
 fn any(wire: Option<&str>, bytes: &[u8], depth: usize, reading: &mut Reading<'_>) -> Result<Raw, String> {
-    let holds = Holds::of(wire);
+    let holds = AnyJsonMessage::of(wire);
     match holds {
-        Holds::Json => {
+        AnyJsonMessage::Json => {
             return match first(bytes, 1)? {
                 Some(Payload::Bytes(text)) if !text.is_empty() => raw::parse(text),
                 _ => Ok(Raw::Null),
             };
         }
-        Holds::Nothing => return Ok(Raw::Map(Vec::new())),
+        AnyJsonMessage::Nothing => return Ok(Raw::Map(Vec::new())),
         _ => {}
     }
     let types = reading.types;
-    let Some(schema) = types.by_message(Holds::SCHEMA) else { return Ok(Raw::Null) };
+    let Some(schema) = types.by_message(AnyJsonMessage::SCHEMA) else { return Ok(Raw::Null) };
     let (mut one, mut several, mut allows) = (None, None::<Vec<Raw>>, false);
     let mut reader = Reader { bytes, of: "JSONSchemaProps" };
     while let Some((number, payload)) = reader.field()? {
         match (holds, number) {
-            (Holds::SchemaOrBool, 1) => allows = payload.varint(number)? != 0,
-            (Holds::SchemaOrBool, 2) | (_, 1) => {
+            (AnyJsonMessage::SchemaOrBool, 1) => allows = payload.varint(number)? != 0,
+            (AnyJsonMessage::SchemaOrBool, 2) | (_, 1) => {
                 one = Some(schema_of(schema, payload.bytes(number)?, depth, reading)?);
             }
-            (Holds::SchemaOrSchemas, 2) => {
+            (AnyJsonMessage::SchemaOrSchemas, 2) => {
                 let found = schema_of(schema, payload.bytes(number)?, depth, reading)?;
                 several.get_or_insert_default().push(found);
             }
-            (Holds::SchemaOrTexts, 2) if reading.budget.take(ITEM_BYTES) => {
+            (AnyJsonMessage::SchemaOrTexts, 2) if reading.budget.take(ITEM_BYTES) => {
                 several.get_or_insert_default().push(Raw::String(payload.text(number)?));
             }
             _ => {}
         }
     }
     Ok(match (several, one) {
-        // As upstream prints them again: what is several goes before what is one.
+        // In upstream's order of printing: several take precedence over one.
         (Some(several), _) => Raw::List(several),
         (None, Some(one)) => one,
-        (None, None) if holds == Holds::SchemaOrBool => Raw::Bool(allows),
+        (None, None) if holds == AnyJsonMessage::SchemaOrBool => Raw::Bool(allows),
         (None, None) => Raw::Null,
     })
 }
 
-/// A schema where JSON may have something else, too: nobody will look at its type again.
+/// A schema in a field of arbitrary JSON: it isn't type-checked later.
 fn schema_of(found: &Type, bytes: &[u8], depth: usize, reading: &mut Reading<'_>) -> Result<Raw, String> {
     let mut entries = message(found, bytes, depth + 1, reading)?;
     leave_out_empty(reading.types, found, &mut entries);
     Ok(Raw::Map(entries))
 }
 
-/// What upstream's structs would not print.
+/// Removes fields that upstream's structs would not print.
 fn leave_out_empty(types: &Types, found: &Type, entries: &mut Entries) {
     fn below(types: &Types, kind: &Kind, value: &mut Raw) {
         match (kind, value) {
@@ -525,8 +525,8 @@ mod tests {
         body(&envelope, Media::Protobuf, target, FieldValidation::Strict).unwrap().object
     }
 
-    /// As upstream's generated `Unmarshal` has it: `m.X.Unmarshal`, not `m.X = X{}`, for what is embedded once; a list's
-    /// items and a map's values are new ones each.
+    /// As upstream's generated `Unmarshal`: an embedded message is decoded in place (`m.X.Unmarshal`, not `m.X = X{}`);
+    /// list items and map values are new ones each.
     #[test]
     fn a_message_that_comes_twice_is_one() {
         let pod = Target::kind("", "v1", "Pod").unwrap();

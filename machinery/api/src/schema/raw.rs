@@ -1,15 +1,15 @@
-//! JSON as it was written: order, doubled keys and literal numbers kept, and Go's messages for what isn't JSON.
+//! JSON as written: with order, duplicate keys and literal numbers, and Go's messages for invalid JSON.
 //!
-//! Objects in memory are ordered maps; what strict field validation must tell (which key came twice, which came first)
-//! and what quantities need (`1e3` is not `1000`) is only known here.
+//! Objects in memory are ordered maps. Only this form has what strict field validation (which key is a duplicate, which
+//! came first) and quantities (`1e3` is not `1000`) need.
 
 use serde_json::{Map, Number, Value};
 
 use super::budget::{Budget, ENTRY_BYTES, ITEM_BYTES, OBJECT_BYTES};
 
-/// How deep values are built; deeper ones are read over and may only stand where nothing is kept.
+/// Maximum depth of built values; deeper ones are skipped and are allowed only where nothing is stored.
 pub(crate) const DEPTH_MAX: usize = 256;
-/// How deep a text may nest at all, as upstream has it.
+/// Maximum nesting of a text, as upstream.
 const DEPTH_READ_MAX: usize = 10_000;
 
 /// One JSON value as written.
@@ -28,7 +28,7 @@ pub(crate) enum Raw {
 }
 
 impl Raw {
-    /// What Go's messages call a value.
+    /// A value's kind in Go's messages.
     pub(crate) fn kind_of(value: &Value) -> &'static str {
         match value {
             Value::Null => "null",
@@ -40,7 +40,7 @@ impl Raw {
         }
     }
 
-    /// What Go's messages call it.
+    /// The kind in Go's messages.
     pub(crate) fn go_name(&self) -> &'static str {
         match self {
             Self::Null => "null",
@@ -52,8 +52,8 @@ impl Raw {
         }
     }
 
-    /// As an ordered map would hold it: the last of doubled keys wins. `None` if too deep. What exceeds the budget is left
-    /// out, which the caller checks.
+    /// Converts to a value: the last of duplicate keys wins. `None` if too deep. Values over the budget are omitted;
+    /// the caller must check the budget.
     pub(crate) fn into_value(self, budget: &mut Budget) -> Option<Value> {
         Some(match self {
             Self::Null => Value::Null,
@@ -87,7 +87,7 @@ impl Raw {
         })
     }
 
-    /// The entry of that key that counts (the last).
+    /// The effective (last) entry of a key.
     pub(crate) fn get(&self, key: &str) -> Option<&Self> {
         match self {
             Self::Map(entries) => entries.iter().rev().find(|(k, _)| k == key).map(|(_, v)| v),
@@ -109,7 +109,7 @@ impl From<Value> for Raw {
     }
 }
 
-/// A literal number as it is kept where any JSON may stand.
+/// The value of a literal number where any JSON is allowed.
 pub(crate) fn number(text: &str) -> Value {
     if let Ok(n) = text.parse::<i64>() {
         return n.into();
@@ -120,7 +120,7 @@ pub(crate) fn number(text: &str) -> Value {
     text.parse::<f64>().ok().and_then(Number::from_f64).map_or(Value::Null, Value::Number)
 }
 
-/// Reads one JSON text. Errors are Go's sentences.
+/// Parses a JSON text. Errors are Go's messages.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Raw, String> {
     let mut reader = Reader { bytes, at: 0 };
     let value = reader.value(0)?;
@@ -160,7 +160,7 @@ impl Reader<'_> {
         format!("invalid character {shown} {place}")
     }
 
-    /// The same within a word or a number, where Go takes the text's end for a blank.
+    /// Within a word or a number, where Go treats the end of the text as a blank.
     fn unfinished(&self, place: &str) -> String {
         if self.peek().is_none() { format!("invalid character ' ' {place}") } else { self.unexpected(place) }
     }
@@ -247,7 +247,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Reads over a list or an object without recursion.
+    /// Skips a list or an object without recursion.
     fn skip(&mut self, depth: usize) -> Result<(), String> {
         let mut open: Vec<u8> = Vec::new();
         loop {
@@ -346,7 +346,7 @@ impl Reader<'_> {
             match self.peek() {
                 Some(b'"') => {
                     self.at += 1;
-                    // Go replaces what is not UTF-8.
+                    // Go replaces invalid UTF-8.
                     return Ok(String::from_utf8(out).unwrap_or_else(|e| replace_invalid(e.as_bytes())));
                 }
                 Some(b'\\') => {
@@ -408,7 +408,7 @@ impl Reader<'_> {
     }
 }
 
-/// Go puts one U+FFFD for each wrong byte, where Rust puts one for a run.
+/// Go writes one U+FFFD for each invalid byte, where Rust writes one for a run.
 fn replace_invalid(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {

@@ -1,5 +1,5 @@
-//! The types of a resource that brings an OpenAPI schema of its own (structural, as a CustomResourceDefinition has it): a set
-//! over the built-in ones. What a value may be beyond its type (patterns, bounds, required fields) is not a type's business.
+//! Builds the types of a resource from its structural OpenAPI schema (of a CustomResourceDefinition): a set over the
+//! built-in one. Validation beyond types (patterns, bounds, required fields) is not part of a type.
 
 use std::sync::Arc;
 
@@ -9,21 +9,21 @@ use super::types::{Field, Kind, KindFact, ListType, SharedType, Text, Type, Type
 use super::unstructured::Unstructured;
 use crate::key::GroupVersionKind;
 
-/// How deep a schema may nest: far more than one that people read does.
+/// Maximum nesting of a schema, far beyond readable ones.
 const DEPTH_MAX: usize = 64;
-/// How many fields a schema may declare in all: the largest ones in use have some thousands.
+/// Maximum declared fields of a schema: the largest ones in use have some thousands.
 const FIELDS_MAX: usize = 20_000;
 
 const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
 
-/// Makes the types of a kind, and of its list, out of its OpenAPI schema, over a set that has the metadata's. The error says
-/// what is wrong with the schema, and where.
+/// Builds the types of a kind and of its list from its OpenAPI schema, over a set with the metadata types. The error
+/// has the fault and its location.
 pub fn structural(base: &Arc<Types>, of: GroupVersionKind<'_>, schema: &Value) -> Result<SharedType, String> {
     custom(base, of, &format!("{}List", of.kind), schema, None)
 }
 
-/// As upstream names the type of such a kind: the group's domain reversed.
+/// Upstream's type name of such a kind: with the group's domain reversed.
 #[must_use]
 pub fn custom_name(of: GroupVersionKind<'_>) -> String {
     format!("{}{}.{}", domain(of.group), of.version, of.kind)
@@ -33,8 +33,8 @@ fn domain(group: &str) -> String {
     group.rsplit('.').filter(|part| !part.is_empty()).fold(String::new(), |all, part| all + part + ".")
 }
 
-/// The same for a kind whose objects are read by `unstructured`, and whose lists have a kind of their own naming. What is only
-/// shown, and by the schema itself (descriptions, enumerations), its types don't have.
+/// As [`structural`], for a kind decoded by `unstructured`, whose list kind has a name of its own. Its types omit
+/// documentation (descriptions, enumerations), which readers take from the schema itself.
 pub fn custom(
     base: &Arc<Types>,
     of: GroupVersionKind<'_>,
@@ -42,7 +42,7 @@ pub fn custom(
     schema: &Value,
     unstructured: Option<Arc<dyn Unstructured>>,
 ) -> Result<SharedType, String> {
-    let mut maker = Maker {
+    let mut maker = StructuralSchemaCompiler {
         shows: unstructured.is_none(),
         types: Types { base: Some(base.clone()), first: base.first + count(base), ..Types::default() },
         path: of.kind.to_owned(),
@@ -83,16 +83,16 @@ fn says(schema: &Map<String, Value>, key: &str) -> bool {
     schema.get(key) == Some(&Value::Bool(true))
 }
 
-struct Maker {
+struct StructuralSchemaCompiler {
     types: Types,
-    /// Whether the types are all that anybody sees of the schema.
+    /// Whether the types carry the documentation, because the schema isn't available otherwise.
     shows: bool,
-    /// Where in the schema, for errors.
+    /// The location in the schema, for errors.
     path: String,
     fields: usize,
 }
 
-impl Maker {
+impl StructuralSchemaCompiler {
     fn wrong<T>(&self, what: &str) -> Result<T, String> {
         Err(format!("{}: {what}", self.path))
     }
@@ -101,7 +101,7 @@ impl Maker {
         text(schema, "description").filter(|_| self.shows).map(Into::into)
     }
 
-    /// Keeps a type under its name.
+    /// Adds a type under its name.
     fn add(&mut self, name: &str, made: Type) -> Result<TypeId, String> {
         if self.types.id(name).is_some() {
             return self.wrong("two types have one name");
@@ -112,7 +112,7 @@ impl Maker {
         Ok(id)
     }
 
-    /// What every object has that stands for itself.
+    /// The fields of every top-level object.
     fn of_every_kind(&self, metadata: &str) -> Result<Vec<Field>, String> {
         let Some(metadata) = self.types.id(metadata) else { return self.wrong("there is no type of its metadata") };
         let plain = |name: &'static str, kind| Field { omit_empty: true, ..Field::new(name.into(), kind) };
@@ -123,7 +123,7 @@ impl Maker {
         ])
     }
 
-    /// The type of an object with declared fields; `whole`: one with a kind and metadata of its own.
+    /// The type of an object with declared fields; `whole`: a top-level one with kind and metadata.
     fn of_object(
         &mut self,
         schema: &Map<String, Value>,
@@ -176,7 +176,7 @@ impl Maker {
         let allowed = schema.get("enum").and_then(Value::as_array).filter(|_| self.shows);
         let does = |strategy: &str| strategies.split(',').any(|one| one == strategy);
         Ok(Field {
-            // Absent, empty and zero differ, as no struct stands behind.
+            // Absent, empty and zero differ, since there is no Go struct.
             pointer: true,
             omit_empty: true,
             default: schema.get("default").cloned(),
@@ -332,7 +332,7 @@ mod tests {
         assert!(found.types.of_kind("x.example.com", "v1", "Widget") == Some(found));
         assert!(found.types.of_kind("x.example.com", "v1", "WidgetList").is_some());
         assert!(found.types.of_kind("", "v1", "Pod").is_some() && built_in().by_name(types.name()).is_none());
-        // A set over a set: ids go on where those beneath end.
+        // A set over a set: its ids continue those below.
         let set = Arc::new(Types { base: Some(built_in().clone()), first: count(built_in()), ..Types::default() });
         let above = structural(&set, WIDGET, &schema()).unwrap();
         assert_eq!(read(&above, &json!({"metadata": {"name": "w"}}), FieldValidation::Strict).unwrap().1, [""; 0]);

@@ -1,4 +1,4 @@
-//! The built-in types: facts (`types.txt`, explained by `make` beside it), parsed once at first use.
+//! The built-in types: the table `types.txt` (format explained by `make` beside it), parsed at first use.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock};
 
 use super::types::{Field, Kind, KindFact, ListType, Message, Text, Type, TypeId, Types};
 
-/// What the table is made of.
+/// The table's source.
 pub const SOURCE: &str = include_str!("types.txt");
 
 /// Upstream's types.
@@ -15,7 +15,7 @@ pub fn built_in() -> &'static Arc<Types> {
     &BUILT_IN
 }
 
-/// Names are shortened in the file.
+/// Expands a shortened name.
 fn long(name: &str, message: bool) -> String {
     let root = if message { "k8s.io" } else { "io.k8s" };
     name.replace('~', &format!("{root}.api.")).replace('^', &format!("{root}.apimachinery.pkg.apis.meta.v1."))

@@ -1,8 +1,8 @@
-//! From JSON as written to the object as upstream would hold and print it.
+//! Converts JSON as written to the object as upstream would store and print it.
 //!
-//! Upstream decodes into Go structs, stores protobuf and prints structs again; what that does to an object is visible on
-//! the wire (nulls, empty lists, zero numbers, `resources: {}`, canonical quantities) and so are its findings in order.
-//! Here the table says which field is a pointer and which is left out when empty, and one walk does the same.
+//! Upstream decodes into Go structs, stores protobuf and prints structs again. The effects on an object are visible on
+//! the wire (nulls, empty lists, zero numbers, `resources: {}`, canonical quantities), as are its ordered findings.
+//! Here the table marks pointers and omitempty fields, and one walk has the same effects.
 
 use std::collections::BTreeSet;
 
@@ -17,45 +17,45 @@ use super::budget::{Budget, ENTRY_BYTES, ITEM_BYTES, OBJECT_BYTES};
 use super::raw::Raw;
 use super::types::{Field, Kind, Type, TypeRef, Types};
 
-/// Strict findings kept, as upstream bounds them.
+/// Maximum strict findings, as upstream.
 pub(crate) const FINDINGS_MAX: usize = 100;
 
-/// Room made for a list's items at once; a longer one grows as it is counted.
+/// Maximum initial capacity for a list's items; a longer one grows as it is counted.
 const LIST_FIRST: usize = 1024;
 
-/// Whether what a struct always prints is filled in.
+/// Whether fields that a struct always prints are filled in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// What isn't set stays absent, but for objects that are no pointers (`spec: {}`): the form for defaulting.
+    /// Unset fields stay absent, except non-pointer objects (`spec: {}`): the form for defaulting.
     Sparse,
     /// As stored and printed: `status: {}`, `name: ""`, `rules: null`.
     Full,
 }
 
-/// An object with what strictness has against it (`unknown field "spec.x"`).
+/// An object with its strict findings (`unknown field "spec.x"`).
 pub(crate) struct Converted {
     pub(crate) object: Value,
     pub(crate) findings: Vec<String>,
 }
 
-/// Converts a value of a known type; the error is Go's sentence.
+/// Converts a value of a known type; the error is Go's message.
 pub(crate) fn convert(found: TypeRef<'_>, raw: Raw, form: Form, budget: &mut Budget) -> Result<Converted, String> {
     run(found, raw, form, false, budget)
 }
 
-/// As upstream reads what a strategic patch yields: from maps instead of from JSON, with other sentences.
+/// As upstream converts the result of a strategic patch: from maps instead of JSON, with other messages.
 pub(crate) fn convert_map(found: TypeRef<'_>, raw: Raw, form: Form, budget: &mut Budget) -> Result<Converted, String> {
     run(found, raw, form, true, budget)
 }
 
 fn run(found: TypeRef<'_>, raw: Raw, form: Form, of_map: bool, budget: &mut Budget) -> Result<Converted, String> {
-    let mut walk = Walk::new(found.types, form, of_map, budget);
+    let mut walk = Converter::new(found.types, form, of_map, budget);
     let object = walk.object(found.of, raw).unwrap_or_else(|| Value::Object(Map::new()));
     let findings = std::mem::take(&mut walk.findings);
     walk.failed().map_or(Ok(Converted { object, findings }), Err)
 }
 
-/// The strict findings in JSON of no type (patches): doubled keys only.
+/// Strict findings in untyped JSON (patches): duplicate keys only.
 pub(crate) fn doubled_keys(raw: &Raw) -> Vec<String> {
     fn walk(raw: &Raw, path: &mut String, findings: &mut Vec<String>) {
         let length = path.len();
@@ -92,7 +92,7 @@ pub(crate) fn doubled_keys(raw: &Raw) -> Vec<String> {
     findings
 }
 
-/// Whether Go's encoder prints a field that is not there: few of a type are.
+/// Whether Go's encoder prints an absent field: few of a type are.
 pub(super) fn prints_absent(field: &Field, form: Form) -> bool {
     if form != Form::Full {
         return !field.pointer && !field.omit_zero && matches!(field.kind, Kind::Object(_));
@@ -109,16 +109,16 @@ pub(super) fn prints_absent(field: &Field, form: Form) -> bool {
     }
 }
 
-pub(super) struct Walk<'a> {
+pub(super) struct Converter<'a> {
     pub(super) types: &'a Types,
     form: Form,
     path: String,
     findings: Vec<String>,
     seen: BTreeSet<String>,
     error: Option<String>,
-    /// What Go gives up at, where it reads on after other errors.
+    /// The error at which Go stops; it continues after other errors.
     fatal: Option<String>,
-    /// The fields entered, and the type of the innermost: Go's context of an error.
+    /// The entered fields, and the type of the innermost: the context in Go's errors.
     go: Vec<&'a str>,
     go_struct: &'a str,
     /// Whether errors are those of Go's reflection.
@@ -126,7 +126,7 @@ pub(super) struct Walk<'a> {
     budget: &'a mut Budget,
 }
 
-impl<'a> Walk<'a> {
+impl<'a> Converter<'a> {
     pub(super) fn new(types: &'a Types, form: Form, of_map: bool, budget: &'a mut Budget) -> Self {
         Self {
             types,
@@ -143,7 +143,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// What was wrong: what Go gave up at, or the first value that doesn't fit.
+    /// The error at which Go stops, or the first type mismatch.
     pub(super) fn failed(self) -> Option<String> {
         self.fatal.or(self.error)
     }
@@ -187,7 +187,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// A value of a wrong type, in the words of reflection where it was read by that.
+    /// A type mismatch, with reflection's message in that mode.
     fn misfit(&mut self, raw: &Raw, wanted: &str, go_type: &str) {
         if !self.of_map {
             return self.mismatch(raw.go_name(), go_type);
@@ -217,7 +217,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// `None`: nil or zero, which Go doesn't tell apart here.
+    /// `None` for nil or zero, which Go doesn't distinguish here.
     fn object(&mut self, found: &'a Type, raw: Raw) -> Option<Value> {
         if let Some(kind) = &found.scalar {
             return self.value(kind, None, raw);
@@ -281,7 +281,7 @@ impl<'a> Walk<'a> {
         Some(Value::Object(out))
     }
 
-    /// What a type doesn't declare: kept as it is, or found.
+    /// An undeclared field: preserved, or reported as a finding.
     fn undeclared(&mut self, found: &Type, key: String, raw: Raw, out: &mut Map<String, Value>) {
         if !found.preserves_unknown {
             return self.find("unknown", &key);
@@ -295,7 +295,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Prints or leaves out a field as Go's encoder does.
+    /// Prints or omits a field as Go's encoder.
     fn settle(&mut self, field: &Field, out: &mut Map<String, Value>) {
         match out.get_mut(&*field.name) {
             Some(value) => {
@@ -307,7 +307,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// The same of a field that is there: whether it stays.
+    /// For a present field: whether it stays.
     pub(super) fn settle_there(&self, field: &Field, value: &mut Value) -> bool {
         if field.pointer {
             return true;
@@ -321,7 +321,7 @@ impl<'a> Walk<'a> {
             (Kind::Map(_), Value::Object(map)) => map.is_empty(),
             _ => false,
         };
-        // An empty list or map is not an absent one until it is stored: defaults and findings tell them apart.
+        // Before storing, an empty list or map differs from an absent one: for defaults and findings.
         let kept = !fill && matches!(field.kind, Kind::List(_) | Kind::Map(_));
         if empty && field.omit_empty && !kept {
             return false;
@@ -332,7 +332,7 @@ impl<'a> Walk<'a> {
         true
     }
 
-    /// The same of one that is not there.
+    /// For an absent field.
     pub(super) fn settle_absent(&mut self, field: &Field, out: &mut Map<String, Value>) {
         if prints_absent(field, self.form) {
             let zero = if field.pointer { Value::Null } else { self.zero(&field.kind, false) };
@@ -340,7 +340,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Go's zero of a kind as printed; `element`: of a list or a map, where protobuf leaves no nil.
+    /// Go's printed zero of a kind; `element`: of a list or a map, where protobuf leaves no nil.
     pub(super) fn zero(&mut self, kind: &Kind, element: bool) -> Value {
         match kind {
             Kind::String => "".into(),
@@ -380,7 +380,7 @@ impl<'a> Walk<'a> {
                 entries,
             ))),
             (Kind::String, Raw::String(text)) => {
-                // What has been made already is never refused here, only what comes after it.
+                // Only the values that follow can be rejected, not this one.
                 let _ = self.budget.take(text.len());
                 Some(Value::String(text))
             }
@@ -488,10 +488,10 @@ impl<'a> Walk<'a> {
                 let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=');
                 let at = joined.find(|c| !known(c)).unwrap_or(match error {
                     base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
-                    // Go names where the last, incomplete group begins.
+                    // Go reports where the last, incomplete group begins.
                     _ => joined.len() / 4 * 4,
                 });
-                // Go lets stray bits in the last symbol pass; they are dropped on the way out.
+                // Go accepts stray bits in the last symbol; encoding drops them.
                 if let Ok(bytes) = LOOSE.decode(&joined) {
                     return Some(Value::String(STANDARD.encode(bytes)));
                 }
@@ -501,7 +501,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Go reads bytes from a list of numbers too.
+    /// Go also decodes bytes from a list of numbers.
     fn byte_list(&mut self, items: &[Raw]) -> Option<Value> {
         let mut bytes = Vec::with_capacity(items.len());
         for item in items {
@@ -548,7 +548,7 @@ const LOOSE: base64::engine::GeneralPurpose = base64::engine::GeneralPurpose::ne
     base64::engine::GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
 );
 
-/// Amounts in a list of resources are rounded up to thousandths.
+/// Amounts in a resource list are rounded up to thousandths.
 fn whole_thousandths(amount: Value) -> Value {
     // Only these canonical forms can be finer.
     let finer = |text: &str| text.ends_with(['n', 'u']) || text.contains("e-");
@@ -558,7 +558,7 @@ fn whole_thousandths(amount: Value) -> Value {
     }
 }
 
-/// A field that came twice: Go decodes the second into what the first left.
+/// A duplicate field: Go decodes the second over the first's result.
 fn join(before: &mut Value, value: Value) {
     match (before, value) {
         (Value::Object(before), Value::Object(value)) => {

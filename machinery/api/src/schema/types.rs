@@ -1,6 +1,5 @@
-//! What types are: fields, lists and how they merge, maps, defaults, protobuf numbers. One immutable set holds the built-in
-//! ones; a resource that comes while the server runs brings a set of its own, which refers to those beneath it and goes with
-//! the resource.
+//! Type definitions: fields, lists and their merge behaviour, maps, defaults, protobuf numbers. One immutable set has
+//! the built-in types; a custom resource has a set of its own over it, with the resource's lifetime.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -11,14 +10,14 @@ use serde_json::Value;
 
 use super::unstructured::Unstructured;
 
-/// Text of a type: the built-in table's, or a type's own.
+/// Text of a type: static for the built-in table, else owned.
 pub type Text = Cow<'static, str>;
 
-/// Names a type within a set and the sets above it.
+/// Identifies a type within a set and the sets above it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TypeId(pub(super) u32);
 
-/// What a field, an element or a map's value is.
+/// The kind of a field, of an element or of a map's value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     /// Text.
@@ -35,7 +34,7 @@ pub enum Kind {
     Bytes,
     /// `100m`.
     Quantity,
-    /// A quantity of a resource list that upstream rounds up to thousandths as it defaults.
+    /// A quantity of a resource list, which upstream's defaulting rounds up to thousandths.
     Amount,
     /// `metav1.Time`.
     Time,
@@ -56,27 +55,27 @@ pub enum Kind {
 /// How a list merges (`x-kubernetes-list-type`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum ListType {
-    /// Not said.
+    /// Not declared.
     #[default]
     Unsaid,
-    /// Replaced whole.
+    /// Replaced as a whole.
     Atomic,
-    /// Of distinct scalars.
+    /// A set of distinct scalars.
     Set,
-    /// Of objects, by the fields that tell them apart.
+    /// Objects identified by these key fields.
     Map(Box<[Text]>),
 }
 
 /// One field of a type.
 #[derive(Debug)]
 pub struct Field {
-    /// In JSON.
+    /// The JSON name.
     pub name: Text,
-    /// What it holds.
+    /// The value's kind.
     pub kind: Kind,
-    /// In protobuf; 0 if none.
+    /// The protobuf field number; 0 for none.
     pub number: u32,
-    /// The protobuf type where [`kind`](Self::kind) doesn't say it.
+    /// The protobuf type, where [`kind`](Self::kind) doesn't determine it.
     pub wire: Option<Box<str>>,
     /// Left out of JSON when empty.
     pub omit_empty: bool,
@@ -84,17 +83,17 @@ pub struct Field {
     pub omit_zero: bool,
     /// A pointer: unset and zero differ.
     pub pointer: bool,
-    /// Listed as required.
+    /// Whether it is listed as required.
     pub required: bool,
-    /// Filled in where unset.
+    /// The default value.
     pub default: Option<Value>,
-    /// How a list merges in server-side apply.
+    /// The merge behaviour of a list in server-side apply.
     pub list: ListType,
-    /// An object that is replaced whole.
+    /// An object that is replaced as a whole.
     pub atomic: bool,
-    /// An object that is merged member by member, although others of its type are replaced whole.
+    /// An object that is merged by member although its type is atomic.
     pub granular: bool,
-    /// The key by which strategic merge joins list elements.
+    /// The merge key of list elements in strategic merge.
     pub merge_key: Option<Text>,
     /// Strategic merge: elements are merged, not replaced.
     pub merges: bool,
@@ -104,16 +103,16 @@ pub struct Field {
     pub retains_keys: bool,
     /// The allowed values.
     pub enumeration: Vec<Value>,
-    /// For a person, where its type says so.
+    /// The documentation, if its type has one.
     pub description: Option<Box<str>>,
-    /// The Go structs that it is embedded in, which Go's decoding errors name.
+    /// The embedded Go structs of the field, for Go's decoding errors.
     pub embedded: Option<&'static str>,
-    /// Go's name of its type where it can't be derived.
+    /// The Go name of its type, where it can't be derived.
     pub(crate) go: Option<&'static str>,
 }
 
 impl Field {
-    /// One that holds a kind, and of which nothing else is said.
+    /// A field of a kind, with all other properties at their defaults.
     #[must_use]
     pub fn new(name: Text, kind: Kind) -> Self {
         Self {
@@ -146,21 +145,21 @@ impl Field {
 pub struct Type {
     /// As OpenAPI names it: `io.k8s.api.core.v1.Pod`.
     pub name: Box<str>,
-    /// Not an object in JSON: what it is instead.
+    /// The kind of a type that isn't a JSON object.
     pub scalar: Option<Kind>,
-    /// The protobuf message's full name; empty if none.
+    /// The protobuf message's full name; empty for none.
     pub message: Box<str>,
-    /// Replaced whole wherever it stands.
+    /// Whether it is replaced as a whole in every field.
     pub atomic: bool,
-    /// Whether fields that it doesn't declare are kept as they are.
+    /// Whether undeclared fields are preserved.
     pub preserves_unknown: bool,
-    /// What reads its objects, where no Go struct stands behind them.
+    /// The decoder of objects without a Go struct.
     pub unstructured: Option<Arc<dyn Unstructured>>,
-    /// For a person, where its maker says so.
+    /// The documentation, if any.
     pub description: Option<Box<str>>,
-    /// By name.
+    /// Sorted by name.
     pub fields: Vec<Field>,
-    /// Messages whose fields stand in this object's JSON: number and message.
+    /// Messages whose fields are inlined in this object's JSON: number and message.
     pub inline: Vec<(u32, Box<str>)>,
     pub(super) by_number: Vec<(u32, u16)>,
 }
@@ -190,7 +189,7 @@ impl Type {
         self.position(name).map(|at| &self.fields[at])
     }
 
-    /// Where the field of that name stands.
+    /// The index of the field of that name.
     pub(super) fn position(&self, name: &str) -> Option<usize> {
         self.fields.binary_search_by(|field| (*field.name).cmp(name)).ok()
     }
@@ -211,14 +210,14 @@ impl Type {
     }
 }
 
-/// A protobuf message with no type of its own in JSON.
+/// A protobuf message without a JSON type of its own.
 #[derive(Debug)]
 pub struct Message {
     /// Name, number, protobuf type.
     pub fields: Vec<(&'static str, u32, Box<str>)>,
 }
 
-/// A kind that a type is of.
+/// A type's group, version and kind.
 #[derive(Debug)]
 pub struct KindFact {
     /// Empty for core.
@@ -231,11 +230,11 @@ pub struct KindFact {
     pub id: TypeId,
 }
 
-/// A set of types, over another one that its types may refer to.
+/// A set of types over a base set that its types may refer to.
 #[derive(Debug, Default)]
 pub struct Types {
     pub(super) base: Option<Arc<Types>>,
-    /// How many types are below.
+    /// The number of types in the sets below.
     pub(super) first: u32,
     pub(super) own: Vec<Type>,
     pub(super) by_name: HashMap<Box<str>, TypeId>,
@@ -272,7 +271,7 @@ impl Types {
         TypeRef { types: self, of: self.get(id) }
     }
 
-    /// The type that a protobuf message is.
+    /// The type of a protobuf message.
     #[must_use]
     pub fn by_message(&self, message: &str) -> Option<&Type> {
         match self.by_message.get(message) {
@@ -281,7 +280,7 @@ impl Types {
         }
     }
 
-    /// A message with no type of its own.
+    /// A message without a JSON type of its own.
     #[must_use]
     pub fn message(&self, name: &str) -> Option<&Message> {
         self.messages.get(name).or_else(|| self.base.as_ref()?.message(name))
@@ -300,13 +299,13 @@ impl Types {
         std::iter::successors(Some(self), |types| types.base.as_deref()).flat_map(|types| &types.kinds)
     }
 
-    /// The types that are not of the set beneath.
+    /// The types of this set without those of its base.
     #[must_use]
     pub fn own(&self) -> &[Type] {
         &self.own
     }
 
-    /// Go's name of a kind, as its decoding errors print it.
+    /// A kind's Go name in decoding errors.
     #[must_use]
     pub fn go_name(&self, kind: &Kind) -> String {
         match kind {
@@ -332,7 +331,7 @@ impl Types {
     }
 }
 
-/// A type and the set that its fields refer to.
+/// A type with the set of its references.
 #[derive(Clone, Copy)]
 pub struct TypeRef<'a> {
     /// The set.
@@ -348,13 +347,13 @@ impl fmt::Debug for TypeRef<'_> {
 }
 
 impl PartialEq for TypeRef<'_> {
-    /// Whether both are one type of one set.
+    /// Whether both are the same type of the same set.
     fn eq(&self, other: &Self) -> bool {
         std::ptr::eq(self.types, other.types) && std::ptr::eq(self.of, other.of)
     }
 }
 
-/// A type that is held: by a resource for as long as it is served. Cheap to clone.
+/// A type with shared ownership of its set. Cheap to clone.
 #[derive(Clone)]
 pub struct SharedType {
     types: Arc<Types>,
@@ -374,13 +373,13 @@ impl SharedType {
         self.types.refer(self.id)
     }
 
-    /// Its name, as OpenAPI has it.
+    /// Its OpenAPI name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.types.get(self.id).name
     }
 
-    /// What its set takes in memory, by its own account, without the sets beneath.
+    /// Estimated memory of its set, without base sets.
     #[must_use]
     pub fn own_bytes(&self) -> usize {
         let field = |field: &Field| {
@@ -392,7 +391,7 @@ impl SharedType {
             size_of::<Field>() + field.name.len() + list + described + size_of::<Kind>()
         };
         let own = self.types.own.iter().map(|of| {
-            // Its name stands in the table of names, too.
+            // The name is also a key of the index by name.
             let names = 2 * of.name.len() + size_of::<(Box<str>, TypeId)>();
             size_of::<Type>() + names + of.fields.iter().map(field).sum::<usize>()
         });

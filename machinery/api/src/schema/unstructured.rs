@@ -1,6 +1,6 @@
-//! Objects behind which no Go struct stands: of a kind whose schema came while the server runs. They are JSON as it was
-//! given, but for their metadata; what their schema doesn't know is taken away, and told to who asked for that.
-//! Wrong types are no matter of decoding here: validation finds them.
+//! Decodes objects without a Go struct, of a kind whose schema was added at run time. They are JSON as given, except
+//! for their metadata. Fields that the schema doesn't have are pruned and reported on request. Type errors are found
+//! later, by validation.
 
 use std::fmt;
 use std::sync::{Arc, LazyLock};
@@ -11,23 +11,23 @@ use super::budget::Budget;
 use super::built_in;
 use super::decode::{Decoded, FieldValidation, Target};
 use super::raw::Raw;
-use super::typed::{self, FINDINGS_MAX, Form, Walk};
+use super::typed::{self, Converter, FINDINGS_MAX, Form};
 use super::types::{Field, Kind, Type, TypeRef, Types};
-use crate::error::{ApiError, ApiResult, Cause, Named};
+use crate::error::{ApiError, ApiResult, Cause, GroupResource};
 use crate::selector::go_quoted;
 
 const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
-/// What a kind's own schema makes of its objects.
+/// Operations of a kind's own schema on its objects.
 pub trait Unstructured: Send + Sync + fmt::Debug {
-    /// Takes away what the schema doesn't know, and nulls that it doesn't allow. The paths of what it took, in order; an
-    /// error names metadata of an embedded object that is none.
+    /// Prunes fields that the schema doesn't have, and nulls that it doesn't allow. Returns the pruned paths in order;
+    /// the error names invalid metadata of an embedded object.
     fn coerce(&self, object: &mut Value) -> Result<Vec<String>, String>;
-    /// Fills in the schema's defaults.
+    /// Sets the schema's defaults.
     fn default(&self, object: &mut Value);
 }
 
-/// Types with a single one: an object with a kind and metadata, and anything else.
+/// A type set with one type: an object with kind, metadata and arbitrary fields.
 static FREE: LazyLock<Types> = LazyLock::new(|| {
     let base = built_in().clone();
     let metadata = base.id(OBJECT_META).expect("a built-in type");
@@ -44,14 +44,14 @@ fn free() -> TypeRef<'static> {
     TypeRef { types: &FREE, of: &FREE.own[0] }
 }
 
-/// What came of reading: the object, and what strictness has against it.
-struct Read {
+/// A decoded object with its strict findings.
+struct DecodedUnstructured {
     object: Value,
     findings: Vec<String>,
 }
 
-/// Reads an object: its metadata by its type, the rest by `schema`; the error is Go's sentence.
-fn read(raw: Raw, schema: &dyn Unstructured, budget: &mut Budget) -> Result<Read, String> {
+/// Decodes an object: its metadata by its type, the rest by `schema`; the error is Go's message.
+fn read(raw: Raw, schema: &dyn Unstructured, budget: &mut Budget) -> Result<DecodedUnstructured, String> {
     let mut findings = typed::doubled_keys(&raw);
     let converted = typed::convert(free(), raw, Form::Sparse, budget)?;
     let mut object = converted.object;
@@ -61,10 +61,10 @@ fn read(raw: Raw, schema: &dyn Unstructured, budget: &mut Budget) -> Result<Read
     let taken = schema.coerce(&mut object)?;
     findings.extend(taken.iter().map(|path| unknown(path)));
     findings.truncate(FINDINGS_MAX);
-    Ok(Read { object, findings })
+    Ok(DecodedUnstructured { object, findings })
 }
 
-/// Whole numbers that were written with a point are printed without one, as Go prints them.
+/// Prints whole numbers that were written with a decimal point without one, as Go does.
 fn whole_numbers(value: &mut Value) {
     const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
     match value {
@@ -81,7 +81,7 @@ fn whole_numbers(value: &mut Value) {
     }
 }
 
-/// A request's body that was opened: what it says it is has been read already.
+/// Decodes a request's body whose kind and version were read already.
 pub(super) fn body(
     raw: Raw,
     doubled: Vec<String>,
@@ -106,14 +106,14 @@ pub(super) fn body(
             field: "kind".into(),
         };
         let name = read.object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        return Err(ApiError::Invalid(Named::new(target.group, kind), name, vec![cause]));
+        return Err(ApiError::Invalid(GroupResource::new(target.group, kind), name, vec![cause]));
     }
     let mut findings = doubled;
     findings.extend(read.findings);
     Ok((read.object, findings))
 }
 
-/// What a patch made of an object.
+/// Decodes the result of a patch.
 pub(super) fn value(
     object: Value,
     schema: &dyn Unstructured,
@@ -142,7 +142,7 @@ pub(super) fn value(
     Ok(Decoded { object: read.object, warnings })
 }
 
-/// The form that is stored and compared: what admission may have added and the schema doesn't know is taken away.
+/// Normalises to the stored form: prunes fields that admission added and the schema doesn't have.
 pub(super) fn normalise(schema: &Arc<dyn Unstructured>, object: &mut Value) -> Result<(), String> {
     if !object.is_object() {
         *object = Value::Object(Map::new());
@@ -150,15 +150,15 @@ pub(super) fn normalise(schema: &Arc<dyn Unstructured>, object: &mut Value) -> R
     schema.coerce(object)?;
     let metadata = built_in().by_name(OBJECT_META).expect("a built-in type");
     let mut budget = Budget::unlimited();
-    let mut walk = Walk::new(metadata.types, Form::Full, false, &mut budget);
+    let mut walk = Converter::new(metadata.types, Form::Full, false, &mut budget);
     if let Some(found) = object.get_mut("metadata") {
         walk.typed_in_place(metadata.of, found);
     }
     walk.failed().map_or(Ok(()), Err)
 }
 
-/// Brings the metadata of an object within an object into its form. The paths of what it doesn't know, below `path`.
-/// `drop`: fields of a wrong type go (of what was stored before they were looked at), else they are an error.
+/// Normalises the metadata of an embedded object. Returns the paths of unknown fields, below `path`. `drop`: fields of
+/// a wrong type are removed (from objects stored before the check existed), else they are an error.
 pub fn metadata_in_place(value: &mut Value, path: &str, drop: bool) -> Result<Vec<String>, String> {
     let of_meta = built_in().by_name(OBJECT_META).expect("a built-in type");
     let convert = |value: Value| {

@@ -1,5 +1,5 @@
-//! YAML bodies: composed from parser events with YAML 1.1's plain scalars (`yes`, `0o7`, `1_000`), as upstream's library
-//! has them, into JSON as written. Only the first document counts. Aliases are bounded by what they expand to.
+//! Decodes YAML bodies into JSON as written: from parser events, with YAML 1.1's plain scalars (`yes`, `0o7`, `1_000`)
+//! as upstream's library. Only the first document counts. The expansion of aliases is bounded.
 
 use std::collections::BTreeMap;
 
@@ -11,21 +11,21 @@ use super::budget::{Budget, ENTRY_BYTES, OBJECT_BYTES};
 use super::raw::{DEPTH_MAX, Raw};
 use super::typed::FINDINGS_MAX;
 
-/// Nodes that one document may expand to: far more than an object within the body limit has, far less than a bomb.
+/// Maximum expanded nodes of a document: far more than a valid object has, far less than a bomb.
 const NODES_MAX: usize = 300_000;
-/// Bytes of text that one document may expand to.
+/// Maximum expanded text bytes of a document.
 const TEXT_BYTES_MAX: usize = 12 * 1024 * 1024;
 
-/// What the caller says better, by the budget.
+/// Replaced by the caller's budget error.
 const TOO_LARGE: &str = "yaml: too large";
 
-/// A document and the keys that came twice (a sentence each, as upstream's).
+/// A document with its duplicate keys (a sentence each, as upstream's).
 pub(crate) struct Document {
     pub(crate) raw: Raw,
     pub(crate) doubled: Vec<String>,
 }
 
-/// Reads the first document, as far as the budget goes, which the caller checks first; errors begin with `yaml: `.
+/// Parses the first document within the budget, which the caller must check first; errors begin with `yaml: `.
 pub(crate) fn parse(bytes: &[u8], budget: &mut Budget) -> Result<Document, String> {
     let text = std::str::from_utf8(bytes).map_err(|_| "yaml: invalid leading UTF-8 octet".to_owned())?;
     let mut composer = Composer {
@@ -95,7 +95,7 @@ impl<'a> Composer<'a> {
         let anchor = event.anchor_id();
         let raw = match event {
             Event::Alias(id) => {
-                // The parser knows it, and its node has not ended yet.
+                // The anchor is known and its node has not ended yet.
                 let itself = || format!("yaml: anchor '{}' value contains itself", self.alias(span.start.index()));
                 let raw = self.anchors.get(&id).cloned().ok_or_else(itself)?;
                 let (nodes, text_bytes) = size(&raw);
@@ -138,7 +138,7 @@ impl<'a> Composer<'a> {
             }
         };
         if let Some(id) = anchor.filter(|id| *id > 0) {
-            // What is kept for aliases counts as much as what they expand to.
+            // A value stored for aliases counts like an expansion.
             let (nodes, text_bytes) = size(&raw);
             self.count(nodes, text_bytes)?;
             self.anchors.insert(id, raw.clone());
@@ -199,7 +199,7 @@ impl<'a> Composer<'a> {
     }
 }
 
-/// Nodes and bytes of text.
+/// The numbers of nodes and of text bytes.
 fn size(raw: &Raw) -> (usize, usize) {
     match raw {
         Raw::String(text) => (1, text.len()),
@@ -211,7 +211,7 @@ fn size(raw: &Raw) -> (usize, usize) {
     }
 }
 
-/// A scalar with a tag: of the core schema's, or a text.
+/// A tagged scalar: of the core schema, else a string.
 fn tagged(tag: &str, text: &str) -> Result<Raw, String> {
     let tag = tag.strip_prefix("tag:yaml.org,2002:").unwrap_or_default();
     match tag {
@@ -239,7 +239,7 @@ fn tagged(tag: &str, text: &str) -> Result<Raw, String> {
     Err(format!("yaml: cannot decode !!{found} `{text}` as a !!{tag}"))
 }
 
-/// A scalar with no quotes, by YAML 1.1.
+/// A plain scalar, by YAML 1.1.
 fn plain(text: &str) -> Result<Raw, String> {
     Ok(match text {
         "" | "~" | "null" | "Null" | "NULL" => Raw::Null,
@@ -278,7 +278,7 @@ fn numeric(text: &str) -> Raw {
         && joined.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'+' | b'-' | b'.' | b'e' | b'E'))
         && joined.bytes().any(|b| b.is_ascii_digit());
     match joined.parse::<f64>() {
-        // As Go prints a float in JSON.
+        // In Go's JSON format of a float.
         Ok(n) if float_like && n.is_finite() => {
             let size = n.abs();
             let text = if size != 0.0 && !(1e-6..1e21).contains(&size) { format!("{n:e}") } else { format!("{n}") };

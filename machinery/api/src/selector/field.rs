@@ -1,4 +1,4 @@
-//! Field selectors.
+//! Field selectors: parser, format and matching.
 
 use std::fmt;
 
@@ -9,9 +9,9 @@ use super::{SelectorError, refuse};
 pub struct FieldRequirement {
     /// Such as `metadata.name`.
     pub field: String,
-    /// Equal, or not.
+    /// True for equal, false for not equal.
     pub equal: bool,
-    /// Without escapes.
+    /// Unescaped.
     pub value: String,
 }
 
@@ -36,7 +36,7 @@ impl From<FieldRequirement> for FieldSelector {
 }
 
 impl FieldSelector {
-    /// Reads `a=b,c!=d`; `\`, `,` and `=` in values are escaped by a backslash.
+    /// Parses `a=b,c!=d`; `\`, `,` and `=` in values are escaped by a backslash.
     pub fn parse(text: &str) -> Result<Self, SelectorError> {
         let mut requirements = Vec::new();
         for term in terms(text) {
@@ -50,7 +50,7 @@ impl FieldSelector {
                 _ => (true, &rest[1..]),
             };
             let value = unescape(value)?;
-            // A term of nothing but its sign selects everything.
+            // A term with only an operator matches everything.
             if !(field.is_empty() && value.is_empty()) {
                 requirements.push(FieldRequirement { field: field.into(), equal, value });
             }
@@ -69,7 +69,7 @@ impl FieldSelector {
         self.requirements.iter().all(|r| (value_of(&r.field) == r.value) == r.equal)
     }
 
-    /// The value that the selector pins a field to.
+    /// The value to which the selector restricts a field.
     #[must_use]
     pub fn exact(&self, field: &str) -> Option<&str> {
         self.requirements.iter().find(|r| r.equal && r.field == field).map(|r| r.value.as_str())
@@ -115,7 +115,7 @@ fn unescape(value: &str) -> Result<String, SelectorError> {
                 Some(c) => return refuse(format!("invalid field selector: invalid escape sequence: \\{c}")),
                 None => return refuse("invalid field selector: invalid escape sequence: \\"),
             },
-            // Upstream prints the character's number.
+            // Upstream prints the character's code.
             ',' | '=' => {
                 return refuse(format!("invalid field selector: unescaped character in value: {}", c as u32));
             }

@@ -1,4 +1,4 @@
-//! The grammar of label selectors, message for message as upstream's parser.
+//! The parser of label selectors, with the messages of upstream's parser.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -49,7 +49,7 @@ fn scan(text: &str) -> Vec<Token<'_>> {
         while at < bytes.len() && blank(bytes[at]) {
             at += 1;
         }
-        // A NUL ends the text, as upstream's scanner has it.
+        // A NUL ends the text, as in upstream's scanner.
         if at >= bytes.len() || bytes[at] == 0 {
             tokens.push((Kind::End, "".into()));
             return tokens;
@@ -98,7 +98,7 @@ impl<'a> Parser<'a> {
         Self { tokens: scan(text), at: 0 }
     }
 
-    /// The token here, keywords read as words (which they are anywhere but in an operator's place).
+    /// The current token, with keywords as words (which they are except as operators).
     fn peek(&self) -> Token<'a> {
         let (kind, text) = self.tokens.get(self.at).cloned().unwrap_or((Kind::End, "".into()));
         (if matches!(kind, Kind::In | Kind::NotIn) { Kind::Word } else { kind }, text)

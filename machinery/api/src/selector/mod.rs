@@ -10,7 +10,7 @@ mod rules;
 pub use field::{FieldRequirement, FieldSelector};
 pub use rules::{go_quoted, is_printable, label_key_problems, label_value_problems, subdomain_problems};
 
-/// Why a selector is refused; the sentence is upstream's.
+/// Why a selector is rejected; the message is upstream's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct SelectorError(pub String);
@@ -19,7 +19,7 @@ fn refuse<T>(message: impl Into<String>) -> Result<T, SelectorError> {
     Err(SelectorError(message.into()))
 }
 
-/// How a requirement relates its key and its values.
+/// The operator of a requirement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Operator {
     /// `key in (a,b)`
@@ -49,7 +49,7 @@ pub struct Requirement {
     pub key: String,
     /// The relation.
     pub operator: Operator,
-    /// Sorted, without doubles.
+    /// Sorted and unique.
     pub values: Vec<String>,
 }
 
@@ -57,13 +57,13 @@ pub struct Requirement {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct LabelSelector {
     requirements: Vec<Requirement>,
-    /// Matches no object at all (an absent `metav1.LabelSelector`).
+    /// Matches no object (an absent `metav1.LabelSelector`).
     nothing: bool,
 }
 
-/// Anything that has labels to look up.
+/// A source of labels.
 pub trait Labels {
-    /// The label's value.
+    /// The label's value; `None` if it is missing.
     fn label(&self, key: &str) -> Option<&str>;
 }
 
@@ -80,14 +80,14 @@ impl Labels for serde_json::Map<String, serde_json::Value> {
 }
 
 impl Labels for serde_json::Value {
-    /// Of an object's `metadata.labels`.
+    /// Reads an object's `metadata.labels`.
     fn label(&self, key: &str) -> Option<&str> {
         self.get(key).and_then(Self::as_str)
     }
 }
 
 impl Requirement {
-    /// Checks what upstream checks; the message names `key` and `values` as it does.
+    /// Validates as upstream does; errors name `key` and `values` as upstream's.
     pub fn new(key: &str, operator: Operator, values: Vec<String>) -> Result<Self, SelectorError> {
         let mut problems = Vec::new();
         let key_problems = label_key_problems(key);
@@ -195,7 +195,7 @@ impl LabelSelector {
         Self { requirements: Vec::new(), nothing: true }
     }
 
-    /// Reads `a=b,c in (d,e),!f`.
+    /// Parses `a=b,c in (d,e),!f`.
     pub fn parse(text: &str) -> Result<Self, SelectorError> {
         let mut requirements = grammar::Parser::new(text).parse()?;
         requirements.sort_by(|a, b| a.key.cmp(&b.key));
@@ -227,7 +227,7 @@ impl LabelSelector {
         Ok(Self { requirements, nothing: false })
     }
 
-    /// From `{key: value}` (a Service's selector); no check of the labels, as upstream.
+    /// From `{key: value}` (a Service's selector), without validation, as upstream.
     pub fn from_labels<K: Into<String>, V: Into<String>>(labels: impl IntoIterator<Item = (K, V)>) -> Self {
         let mut requirements: Vec<Requirement> = labels
             .into_iter()

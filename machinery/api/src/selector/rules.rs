@@ -1,8 +1,8 @@
-//! What label keys, label values and DNS subdomains may be, in upstream's words, and Go's quoting.
+//! Validation of label keys, label values and DNS subdomains with upstream's messages, and Go's quoting.
 
-/// Longest name of a label key and longest label value, in bytes.
+/// Maximum bytes of a label key's name and of a label value.
 const LABEL_BYTES_MAX: usize = 63;
-/// Longest DNS subdomain, in bytes.
+/// Maximum bytes of a DNS subdomain.
 const SUBDOMAIN_BYTES_MAX: usize = 253;
 
 fn is_label_name(text: &str) -> bool {
@@ -19,7 +19,7 @@ fn is_dns_label(text: &str) -> bool {
     bytes.first().is_some_and(inner) && bytes.last().is_some_and(inner) && bytes.iter().all(|b| inner(b) || *b == b'-')
 }
 
-/// What is wrong with a DNS subdomain (RFC 1123), in upstream's words; empty if nothing.
+/// The errors of a DNS subdomain (RFC 1123), with upstream's messages.
 #[must_use]
 pub fn subdomain_problems(text: &str) -> Vec<String> {
     let mut problems = Vec::new();
@@ -37,7 +37,7 @@ pub fn subdomain_problems(text: &str) -> Vec<String> {
     problems
 }
 
-/// What is wrong with a label's key (a qualified name), in upstream's words; empty if nothing.
+/// The errors of a label key (a qualified name), with upstream's messages.
 #[must_use]
 pub fn label_key_problems(key: &str) -> Vec<String> {
     const CHARACTERS: &str = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an \
@@ -71,7 +71,7 @@ pub fn label_key_problems(key: &str) -> Vec<String> {
     problems
 }
 
-/// What is wrong with a label's value, in upstream's words; empty if nothing.
+/// The errors of a label value, with upstream's messages.
 #[must_use]
 pub fn label_value_problems(value: &str) -> Vec<String> {
     let mut problems = Vec::new();
@@ -115,10 +115,10 @@ pub fn go_quoted(text: &str) -> String {
     out
 }
 
-/// Whether Go prints a character as it is: letters, marks, digits, punctuation, symbols, and of spaces only the ASCII one.
+/// Whether Go prints a character unescaped: letters, marks, digits, punctuation, symbols, and the ASCII space only.
 #[must_use]
 pub fn is_printable(c: char) -> bool {
-    // Rust escapes the same, and at a text's beginning marks, too.
+    // Rust escapes the same characters, and also marks at a text's beginning.
     let mut text = [b'a', 0, 0, 0, 0];
     let end = 1 + c.encode_utf8(&mut text[1..]).len();
     matches!(c, ' '..='~') || std::str::from_utf8(&text[..end]).is_ok_and(|text| text.escape_debug().count() == 2)

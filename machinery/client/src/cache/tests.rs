@@ -1,4 +1,4 @@
-//! The view by example: indexes follow the objects, and old states are dropped.
+//! Examples of the cache: indexes follow the objects, and stale states are dropped.
 
 use super::*;
 use crate::object::decode;

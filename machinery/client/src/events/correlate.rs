@@ -1,5 +1,5 @@
-//! What to write for a note, as client-go's `EventCorrelator` decides: equal ones are counted on one event, similar ones
-//! are combined, and floods from one object are cut. Pure.
+//! Maps a recorded event to a write, as client-go's `EventCorrelator`: equal events are counted on one object, similar
+//! ones are aggregated, and floods from one object are dropped. Pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
@@ -15,23 +15,23 @@ use crate::plan::EventRecord;
 use machinery_api::ObjectKey;
 use machinery_api::time::micros;
 
-/// Entries of each memory (client-go's `maxLruCacheEntries`).
+/// Entries of each LRU cache (client-go's `maxLruCacheEntries`).
 const REMEMBERED_MAX: usize = 4096;
-/// Events about one object at once, and how fast this is filled up again (client-go: 25, one per 300 s).
+/// Burst and refill interval of the token bucket of one object (client-go: 25, one per 300 s).
 const BURST: f64 = 25.0;
 const REFILL_SECONDS: f64 = 300.0;
-/// From this many different messages of one reason within this time on they are combined (client-go: 10 in 600 s).
+/// This many different messages of one reason within this time are aggregated (client-go: 10 in 600 s).
 const SIMILAR_MAX: usize = 10;
 const SIMILAR_WITHIN: Duration = Duration::from_secs(600);
 const COMBINED_PREFIX: &str = "(combined from similar events): ";
-/// How long the same again belongs to one series (client-go's `finishTime`).
+/// Maximum gap within one series (client-go's `finishTime`).
 const SERIES_GAP: Duration = Duration::from_secs(6 * 60);
-/// How often a series is written: its count is current enough then.
+/// Interval of a series' writes.
 const SERIES_WRITE_EVERY: Duration = Duration::from_secs(30);
-/// Bytes of a message (upstream's limit of `events.k8s.io/v1` notes).
+/// Maximum bytes of a message (upstream's limit of `events.k8s.io/v1` notes).
 const MESSAGE_BYTES_MAX: usize = 1024;
 
-/// Which API events are written through, and with it how repeated ones are counted.
+/// The API of an event, which determines how repetitions are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum EventApi {
     /// `v1`: a count.
@@ -40,32 +40,32 @@ pub(super) enum EventApi {
     Series,
 }
 
-/// In whose name events are written.
+/// The reporting component.
 #[derive(Debug, Clone)]
 pub(super) struct Source {
     pub(super) api: EventApi,
     pub(super) component: String,
-    /// The host of a component of one node, or the instance of a controller.
+    /// The host of a node's component, or the instance of a controller.
     pub(super) instance: String,
 }
 
-/// What an event is about: equal ones are one event.
+/// Identity of an event: recorded events of one key are one object.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct EventKey {
     uid: String,
     name: String,
-    /// The part of the object, such as a container; none where several messages are combined, of whatever part (as upstream).
+    /// The part of the object, such as a container; `None` for aggregated messages, of whatever part (as upstream).
     field_path: Option<String>,
     component: String,
     reason: &'static str,
     warning: bool,
-    /// None where several messages are combined.
+    /// `None` for aggregated messages.
     message: Option<String>,
 }
 
 /// An event that was written before.
 #[derive(Debug, Clone)]
-struct Known {
+struct WrittenEvent {
     name: String,
     first: Timestamp,
     count: u32,
@@ -73,38 +73,38 @@ struct Known {
     written: Timestamp,
 }
 
-/// The different messages of one reason, lately.
+/// Recent distinct messages of one reason.
 #[derive(Debug)]
-struct Similar {
+struct SimilarMessages {
     messages: BTreeSet<String>,
     last: Timestamp,
 }
 
-/// How many events an object may still cause.
+/// The token bucket of one object.
 #[derive(Debug)]
-struct Budget {
+struct TokenBucket {
     left: f64,
     at: Timestamp,
 }
 
-/// See the module.
+/// The correlator of one recorder.
 #[derive(Debug)]
 pub(super) struct Correlator {
     source: Source,
-    known: Recent<EventKey, Known>,
-    similar: Recent<EventKey, Similar>,
-    budgets: Recent<String, Budget>,
-    /// Names carry the time of the first event; two of one instant differ all the same.
+    known: LruMap<EventKey, WrittenEvent>,
+    similar: LruMap<EventKey, SimilarMessages>,
+    budgets: LruMap<String, TokenBucket>,
+    /// The last number used in a name. Names carry the time of the first event; two of one instant still differ.
     named: i128,
 }
 
 impl Correlator {
     pub(super) fn new(source: Source) -> Self {
-        let (known, similar, budgets) = (Recent::default(), Recent::default(), Recent::default());
+        let (known, similar, budgets) = (LruMap::default(), LruMap::default(), LruMap::default());
         Self { source, known, similar, budgets, named: 0 }
     }
 
-    /// What to write for a note that was recorded at `at`, if anything.
+    /// The write for an event recorded at `at`, if any.
     pub(super) fn correlate(&mut self, note: &EventRecord, action: &'static str, at: Timestamp) -> Option<EventWrite> {
         match self.source.api {
             EventApi::Core => self.counted(note, at),
@@ -128,10 +128,10 @@ impl Correlator {
     }
 
     fn counted(&mut self, note: &EventRecord, at: Timestamp) -> Option<EventWrite> {
-        let (key, message) = self.combined(self.key(note), at);
-        let known = self.known(&key, at, |known| known.count = known.count.saturating_add(1));
-        // Counted first, as upstream: what is cut now is in the count of the next that isn't.
-        if !self.within_budget(&key, at) {
+        let (key, message) = self.aggregate(self.key(note), at);
+        let known = self.upsert(&key, at, |known| known.count = known.count.saturating_add(1));
+        // Counted first, as upstream: a dropped event is in the count of the next one written.
+        if !self.take_token(&key, at) {
             return None;
         }
         let namespace = namespace_of(note);
@@ -162,7 +162,7 @@ impl Correlator {
             self.known.remove(&key);
         }
         let mut write = true;
-        let known = self.known(&key, at, |known| {
+        let known = self.upsert(&key, at, |known| {
             known.count = known.count.saturating_add(1);
             write = known.count <= 2 || at.duration_since(known.written).unsigned_abs() >= SERIES_WRITE_EVERY;
             if write {
@@ -190,11 +190,12 @@ impl Correlator {
         Some(EventWrite { key: ObjectKey::new(namespace, known.name), event, patch, tries: 0 })
     }
 
-    /// The key and message of an event, or of the one that it is combined with where there are many like it.
-    fn combined(&mut self, key: EventKey, at: Timestamp) -> (EventKey, String) {
+    /// The key and message of an event, or of its aggregate if there are many like it.
+    fn aggregate(&mut self, key: EventKey, at: Timestamp) -> (EventKey, String) {
         let message = key.message.clone().unwrap_or_default();
         let group = EventKey { message: None, field_path: None, ..key.clone() };
-        let similar = self.similar.get_or_insert_with(&group, || Similar { messages: BTreeSet::new(), last: at });
+        let similar =
+            self.similar.get_or_insert_with(&group, || SimilarMessages { messages: BTreeSet::new(), last: at });
         if at.duration_since(similar.last).unsigned_abs() > SIMILAR_WITHIN {
             similar.messages.clear();
         }
@@ -207,8 +208,8 @@ impl Correlator {
         (group, format!("{COMBINED_PREFIX}{message}"))
     }
 
-    /// The event of this key: changed where it is known, else a new one.
-    fn known(&mut self, key: &EventKey, at: Timestamp, change: impl FnOnce(&mut Known)) -> Known {
+    /// The event of this key: changed if it is known, else a new one.
+    fn upsert(&mut self, key: &EventKey, at: Timestamp, change: impl FnOnce(&mut WrittenEvent)) -> WrittenEvent {
         if let Some(known) = self.known.get(key) {
             change(known);
             known.last = at;
@@ -216,13 +217,13 @@ impl Correlator {
         }
         self.named = at.as_nanosecond().max(self.named + 1);
         let name = format!("{}.{:x}", key.name, self.named);
-        let new = Known { name, first: at, count: 1, last: at, written: at };
+        let new = WrittenEvent { name, first: at, count: 1, last: at, written: at };
         self.known.get_or_insert_with(key, || new).clone()
     }
 
-    fn within_budget(&mut self, key: &EventKey, at: Timestamp) -> bool {
+    fn take_token(&mut self, key: &EventKey, at: Timestamp) -> bool {
         let spender = format!("{} {}", key.component, key.uid);
-        let budget = self.budgets.get_or_insert_with(&spender, || Budget { left: BURST, at });
+        let budget = self.budgets.get_or_insert_with(&spender, || TokenBucket { left: BURST, at });
         let passed = at.duration_since(budget.at).as_secs_f64().max(0.0);
         budget.left = (budget.left + passed / REFILL_SECONDS).min(BURST);
         budget.at = at;
@@ -251,22 +252,22 @@ fn shortened(message: &str) -> String {
     format!("{}{suffix}", &message[..end])
 }
 
-/// A map that forgets what was longest not asked for.
+/// An LRU map.
 #[derive(Debug)]
-struct Recent<K, V> {
-    /// Each key is held once.
+struct LruMap<K, V> {
+    /// Keys are shared with the order of use.
     entries: HashMap<Arc<K>, (u64, V)>,
     order: BTreeMap<u64, Arc<K>>,
     clock: u64,
 }
 
-impl<K, V> Default for Recent<K, V> {
+impl<K, V> Default for LruMap<K, V> {
     fn default() -> Self {
         Self { entries: HashMap::new(), order: BTreeMap::new(), clock: 0 }
     }
 }
 
-impl<K: Clone + Eq + Hash, V> Recent<K, V> {
+impl<K: Clone + Eq + Hash, V> LruMap<K, V> {
     fn get(&mut self, key: &K) -> Option<&mut V> {
         let (used, value) = self.entries.get_mut(key)?;
         self.clock += 1;

@@ -1,8 +1,8 @@
 //! One event recorder for every component, with client-go's correlation and retries.
 //!
-//! [`Recorder::record`] never waits: a note is correlated at once ([`correlate`]), and what is to be written for it waits
-//! in a bounded queue ([`queue`]) in which namespaces take turns and writes to one event are merged. One task writes
-//! several events at a time; what the server could not take now is tried again.
+//! [`Recorder::record`] never waits: an event is correlated at once ([`correlate`]), and the resulting write is queued
+//! in a bounded queue ([`queue`]) that is fair over namespaces and merges writes of one event. One task sends several
+//! writes at a time and retries writes that the server couldn't take.
 
 mod correlate;
 mod queue;
@@ -28,27 +28,27 @@ use crate::request::{ApiClient, BackOff, PatchType, may_succeed_later, status_co
 use machinery_api::ObjectKey;
 use machinery_env::Env;
 
-/// Events written at once by one recorder: hides the server's latency, and leaves it free for others.
+/// Concurrent writes of one recorder: hides the server's latency and leaves capacity to others.
 const WRITES_MAX: usize = 8;
-/// How often a write is tried (client-go's `maxTriesPerEvent`).
+/// Maximum tries of a write (client-go's `maxTriesPerEvent`).
 const TRIES_MAX: u32 = 12;
-/// Waits after a failure: all writes wait, as what keeps one from being written keeps all (client-go: 10 s).
+/// Back-off after a failure. It applies to all writes, since the cause of one failure affects all (client-go: 10 s).
 const BACK_OFF_FIRST: Duration = Duration::from_millis(500);
 const BACK_OFF_MAX: Duration = Duration::from_secs(10);
 
-/// Records events in the name of one component. Clones record into the same queue; when the last is dropped, what waits
-/// is still written.
+/// Records events of one component. Clones share a queue; after the last clone is dropped, queued events are still
+/// written.
 #[derive(Debug, Clone)]
 pub struct Recorder {
-    handle: Arc<Handle>,
+    handle: Arc<WriterHandle>,
     env: Env,
 }
 
-/// Ends the writer with the last recorder.
+/// Stops the writer with the last recorder.
 #[derive(Debug)]
-struct Handle(Arc<Shared>);
+struct WriterHandle(Arc<RecorderShared>);
 
-impl Drop for Handle {
+impl Drop for WriterHandle {
     fn drop(&mut self) {
         self.0.state().closed = true;
         self.0.wake.notify_one();
@@ -56,40 +56,40 @@ impl Drop for Handle {
 }
 
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
+struct RecorderShared {
+    state: Mutex<RecorderState>,
     wake: Notify,
 }
 
 #[derive(Debug)]
-struct State {
+struct RecorderState {
     correlator: Correlator,
     queue: EventQueue,
     closed: bool,
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl RecorderShared {
+    fn state(&self) -> MutexGuard<'_, RecorderState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Recorder {
-    /// Starts writing `v1` events with `client`, until `stop`.
+    /// Starts a writer of `v1` events with `client`, until `stop`.
     #[must_use]
     pub fn start(client: Client, env: Env, component: &str, stop: &CancellationToken) -> Self {
         Self::start_on(client, env, component, String::new(), stop)
     }
 
-    /// The same for a component of one node, which its events name as their host.
+    /// As [`Recorder::start`], for a component of one node, which is the host in its events.
     #[must_use]
     pub fn start_on(client: Client, env: Env, component: &str, host: String, stop: &CancellationToken) -> Self {
         let source = Source { api: EventApi::Core, component: component.to_owned(), instance: host };
         Self::start_from(client, env, source, stop)
     }
 
-    /// Starts writing `events.k8s.io/v1` events, as upstream's scheduler does: with an action and a reporting instance,
-    /// and repeated ones as a series.
+    /// Starts a writer of `events.k8s.io/v1` events, as upstream's scheduler: with an action and a reporting instance,
+    /// and repeated events as a series.
     #[must_use]
     pub fn start_series(client: Client, env: Env, controller: &str, instance: &str, stop: &CancellationToken) -> Self {
         let source = Source { api: EventApi::Series, component: controller.to_owned(), instance: instance.to_owned() };
@@ -102,8 +102,8 @@ impl Recorder {
             EventApi::Core => Kind::of::<core::v1::Event>(),
             EventApi::Series => Kind::of::<events::v1::Event>(),
         };
-        let state = State { correlator: Correlator::new(source), queue: EventQueue::default(), closed: false };
-        let shared = Arc::new(Shared { state: Mutex::new(state), wake: Notify::new() });
+        let state = RecorderState { correlator: Correlator::new(source), queue: EventQueue::default(), closed: false };
+        let shared = Arc::new(RecorderShared { state: Mutex::new(state), wake: Notify::new() });
         let writer = Writer { shared: shared.clone(), client: client.into(), kind, env: env.clone(), component };
         let stop = stop.clone();
         tokio::spawn(async move {
@@ -113,7 +113,7 @@ impl Recorder {
                 () = writer.run() => {}
             }
         });
-        Self { handle: Arc::new(Handle(shared)), env }
+        Self { handle: Arc::new(WriterHandle(shared)), env }
     }
 
     /// Records an event; never waits.
@@ -121,7 +121,7 @@ impl Recorder {
         self.record_action(note, "");
     }
 
-    /// Records an event that names what was tried, where its API has room for that.
+    /// Records an event with its action, if the event's API has that field.
     pub fn record_action(&self, note: EventRecord, action: &'static str) {
         let shared = &self.handle.0;
         let mut state = shared.state();
@@ -135,7 +135,7 @@ impl Recorder {
 }
 
 struct Writer {
-    shared: Arc<Shared>,
+    shared: Arc<RecorderShared>,
     client: ApiClient,
     kind: Kind,
     env: Env,
@@ -149,7 +149,7 @@ impl Writer {
         let mut pause: Option<std::pin::Pin<Box<tokio::time::Sleep>>> = None;
         loop {
             while pause.is_none() && in_flight.len() < WRITES_MAX {
-                let Some(write) = self.shared.state().queue.take() else { break };
+                let Some(write) = self.shared.state().queue.pop() else { break };
                 in_flight.push(self.write(write));
             }
             if in_flight.is_empty() && pause.is_none() && self.shared.state().closed {
@@ -158,7 +158,7 @@ impl Writer {
             tokio::select! {
                 biased;
                 Some((write, result)) = in_flight.next(), if !in_flight.is_empty() => {
-                    let again = self.judge(write, result);
+                    let again = self.handle_result(write, result);
                     if again && pause.is_none() {
                         pause = Some(Box::pin(tokio::time::sleep(back_off.next(&self.env))));
                     } else if !again {
@@ -173,7 +173,7 @@ impl Writer {
         }
     }
 
-    /// One try. A known event that is gone meanwhile is made anew.
+    /// One try. A known event that has expired is created again.
     async fn write(&self, write: EventWrite) -> (EventWrite, Result<(), kube::Error>) {
         let ObjectKey { namespace, .. } = &write.key;
         let result = match &write.patch {
@@ -191,8 +191,8 @@ impl Writer {
         (write, result.map(drop))
     }
 
-    /// Takes a try's result into the queue; says whether the write waits for another one.
-    fn judge(&self, mut write: EventWrite, result: Result<(), kube::Error>) -> bool {
+    /// Applies a try's result to the queue; returns whether the write waits for a retry.
+    fn handle_result(&self, mut write: EventWrite, result: Result<(), kube::Error>) -> bool {
         write.tries += 1;
         let mut state = self.shared.state();
         let Err(error) = result else {
@@ -202,12 +202,12 @@ impl Writer {
         let again = may_succeed_later(&error) && write.tries < TRIES_MAX;
         let (component, key, tries) = (&self.component, write.key.clone(), write.tries);
         if again {
-            tracing::debug!(%component, %key, tries, %error, "an event could not be written and is tried again");
+            tracing::debug!(%component, %key, tries, %error, "an event could not be written, retrying");
             state.queue.retry(write);
             return true;
         }
         state.queue.finish(&key);
-        // 409: a try whose answer was lost had succeeded.
+        // 409: an earlier try whose response was lost had succeeded.
         if status_code(&error) != 409 {
             tracing::info!(%component, %key, tries, %error, "an event is lost: it could not be written");
         }

@@ -1,5 +1,4 @@
-//! Events that wait to be written: bounded, merged where they are about one event, with a fair share for each namespace.
-//! Pure.
+//! Queue of event writes: bounded, merged by event, fair over namespaces. Pure.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Bound;
@@ -8,8 +7,8 @@ use serde_json::Value;
 
 use machinery_api::ObjectKey;
 
-/// Events that wait in one recorder (some 1 kB each): 1,000 pods that start at once cause 4,000. Of more, the newest of
-/// the namespace that has the most are dropped: they tell nothing that the objects' status doesn't.
+/// Maximum queued events of one recorder (some 1 kB each); 1,000 pods that start at once cause 4,000. Beyond it the
+/// newest of the namespace with the most are dropped: the objects' status carries the same information.
 const WAITING_MAX: usize = 8192;
 
 /// One write of one event.
@@ -19,34 +18,35 @@ pub(super) struct EventWrite {
     pub(super) key: ObjectKey,
     /// The whole event as it is now.
     pub(super) event: Value,
-    /// What changed since it was made; none where it is new.
+    /// The change since its creation; `None` for a new event.
     pub(super) patch: Option<Value>,
-    /// How often it was tried.
+    /// The number of tries.
     pub(super) tries: u32,
 }
 
-/// See the module.
+/// The queue of one recorder.
 #[derive(Debug, Default)]
 pub(super) struct EventQueue {
     waiting: HashMap<ObjectKey, EventWrite>,
-    /// Names in order of arrival, by namespace: none of them empty.
+    /// Names in order of arrival, by namespace; no entry is empty.
     by_namespace: BTreeMap<String, VecDeque<String>>,
-    /// Whose turn it is: the last namespace that was served.
-    served: String,
-    /// Of one event no two writes are under way at once: they could overtake each other.
+    /// The last served namespace, for round-robin.
+    last_served: String,
+    /// Events with a write in flight: two concurrent writes of one event could overtake each other.
     in_flight: HashSet<ObjectKey>,
 }
 
 impl EventQueue {
-    /// Adds a write. Answers what was dropped for it.
+    /// Adds a write. Returns the write dropped for it.
     pub(super) fn push(&mut self, write: EventWrite) -> Option<EventWrite> {
         if let Some(waiting) = self.waiting.get_mut(&write.key) {
-            // What is new stays new: the event as it is now is what is to be made.
+            // A new event stays a create, with its present content.
             waiting.patch = waiting.patch.take().and(write.patch);
             waiting.event = write.event;
             return None;
         }
-        let dropped = if self.waiting.len() >= WAITING_MAX { self.make_room(&write.key.namespace) } else { None };
+        let dropped =
+            if self.waiting.len() >= WAITING_MAX { self.drop_newest_of_longest(&write.key.namespace) } else { None };
         if self.waiting.len() >= WAITING_MAX {
             return Some(write);
         }
@@ -55,8 +55,8 @@ impl EventQueue {
         dropped
     }
 
-    /// Drops the newest of the longest queue, unless that is the newcomer's own.
-    fn make_room(&mut self, newcomer: &str) -> Option<EventWrite> {
+    /// Drops the newest write of the longest queue, unless that is the newcomer's own.
+    fn drop_newest_of_longest(&mut self, newcomer: &str) -> Option<EventWrite> {
         let own = self.by_namespace.get(newcomer).map_or(0, VecDeque::len);
         let (longest, names) = self.by_namespace.iter_mut().max_by_key(|(_, names)| names.len())?;
         if names.len() <= own + 1 {
@@ -66,11 +66,11 @@ impl EventQueue {
         self.waiting.remove(&ObjectKey::new(longest.clone(), name))
     }
 
-    /// The next write: of the namespace whose turn it is, the oldest that isn't under way already.
-    pub(super) fn take(&mut self) -> Option<EventWrite> {
-        let served = self.served.as_str();
-        let after = self.by_namespace.range::<str, _>((Bound::Excluded(served), Bound::Unbounded));
-        let turns = after.chain(self.by_namespace.range::<str, _>((Bound::Unbounded, Bound::Included(served))));
+    /// The next write in round-robin order: a namespace's oldest that isn't in flight.
+    pub(super) fn pop(&mut self) -> Option<EventWrite> {
+        let last_served = self.last_served.as_str();
+        let after = self.by_namespace.range::<str, _>((Bound::Excluded(last_served), Bound::Unbounded));
+        let turns = after.chain(self.by_namespace.range::<str, _>((Bound::Unbounded, Bound::Included(last_served))));
         let free = |namespace: &str, name: &String| !self.in_flight.contains(&ObjectKey::new(namespace, name.clone()));
         let (namespace, at) = turns
             .filter_map(|(namespace, names)| Some((namespace.clone(), names.iter().position(|n| free(namespace, n))?)))
@@ -80,18 +80,18 @@ impl EventQueue {
         if names.is_empty() {
             self.by_namespace.remove(&namespace);
         }
-        self.served.clone_from(&namespace);
+        self.last_served.clone_from(&namespace);
         let key = ObjectKey::new(namespace, name);
         self.in_flight.insert(key.clone());
         self.waiting.remove(&key)
     }
 
-    /// A write has ended.
+    /// Marks a write as finished.
     pub(super) fn finish(&mut self, key: &ObjectKey) {
         self.in_flight.remove(key);
     }
 
-    /// A write failed and is to be tried again, with what came meanwhile.
+    /// Requeues a failed write, merged with newer changes.
     pub(super) fn retry(&mut self, mut write: EventWrite) {
         self.finish(&write.key);
         if let Some(newer) = self.waiting.get_mut(&write.key) {
@@ -117,7 +117,7 @@ mod tests {
     }
 
     fn names(queue: &mut EventQueue) -> Vec<String> {
-        std::iter::from_fn(|| queue.take()).map(|write| write.key.name).collect()
+        std::iter::from_fn(|| queue.pop()).map(|write| write.key.name).collect()
     }
 
     #[test]
@@ -146,15 +146,15 @@ mod tests {
         let mut queue = EventQueue::default();
         queue.push(write("a", "e", 1));
         queue.push(write("a", "e", 2));
-        let first = queue.take().unwrap();
+        let first = queue.pop().unwrap();
         assert_eq!((first.patch.is_none(), &first.event), (true, &json!({"count": 2})), "still to be made");
         queue.push(write("a", "e", 3));
-        assert_eq!(queue.take(), None, "the first is under way");
+        assert_eq!(queue.pop(), None, "the first is under way");
         queue.retry(first);
-        let again = queue.take().unwrap();
+        let again = queue.pop().unwrap();
         assert_eq!((again.patch.is_none(), &again.event), (true, &json!({"count": 3})));
         queue.finish(&again.key);
         queue.push(write("a", "e", 4));
-        assert_eq!(queue.take().unwrap().patch, Some(json!({"count": 4})));
+        assert_eq!(queue.pop().unwrap().patch, Some(json!({"count": 4})));
     }
 }

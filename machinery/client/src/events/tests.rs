@@ -1,4 +1,4 @@
-//! The recorder against servers that are slow, absent for a while, or forget.
+//! The recorder against servers that are slow, temporarily unreachable, or expire events.
 
 use std::convert::Infallible;
 
@@ -11,11 +11,11 @@ use serde_json::json;
 use super::*;
 use machinery_env::TokioClock;
 
-/// Events as a server holds them, and what it is asked.
+/// A server's events and requests.
 #[derive(Clone, Default)]
 struct Server {
     events: Arc<Mutex<Vec<Value>>>,
-    /// Answers to the first requests; after them all is well.
+    /// Status codes of the first requests; later ones succeed.
     failures: Arc<Mutex<Vec<u16>>>,
     asked: Arc<Mutex<usize>>,
 }

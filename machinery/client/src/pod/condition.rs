@@ -1,4 +1,5 @@
-//! A pod's conditions as views hold them: most pods say the same of themselves, and differ only in when.
+//! A pod's conditions for caches: most pods have equal conditions that differ only in their times, so the rest is
+//! interned.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -10,38 +11,38 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Pod;
 
-static SAID: Pool<Said> = Pool::new();
+static CONTENTS: Pool<ConditionContent> = Pool::new();
 
-/// A condition; its fields but its times are those of [`Said`].
+/// A condition; its fields other than times are those of [`ConditionContent`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Condition {
-    said: Arc<Said>,
-    /// When it became so.
+    content: Arc<ConditionContent>,
+    /// The time of the last transition.
     pub last_transition_time: Option<Time>,
 }
 
-/// What a condition says, shared by all that say the same.
+/// A condition's interned fields.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Said {
-    /// What it is about.
+pub struct ConditionContent {
+    /// The condition's type.
     pub type_: String,
     /// `True`, `False` or `Unknown`.
     pub status: String,
-    /// Why, in a word.
+    /// A CamelCase reason.
     pub reason: Option<String>,
-    /// Why, in a sentence.
+    /// A message for humans.
     pub message: Option<String>,
-    /// Of which generation of the pod.
+    /// The observed generation of the pod.
     pub observed_generation: Option<i64>,
-    /// Nobody writes it any more but as null.
+    /// Obsolete: written as null only.
     pub last_probe_time: Option<jiff::Timestamp>,
 }
 
 impl Deref for Condition {
-    type Target = Said;
+    type Target = ConditionContent;
 
-    fn deref(&self) -> &Said {
-        &self.said
+    fn deref(&self) -> &ConditionContent {
+        &self.content
     }
 }
 
@@ -62,14 +63,15 @@ impl From<PodCondition> for Condition {
         let PodCondition { last_probe_time, last_transition_time, message, observed_generation, reason, status, type_ } =
             condition;
         let last_probe_time = last_probe_time.map(|time| time.0);
-        let said = Said { type_, status, reason, message, observed_generation, last_probe_time };
-        Self { said: SAID.share(said), last_transition_time }
+        let content = ConditionContent { type_, status, reason, message, observed_generation, last_probe_time };
+        Self { content: CONTENTS.share(content), last_transition_time }
     }
 }
 
 impl From<&Condition> for PodCondition {
     fn from(condition: &Condition) -> Self {
-        let Said { type_, status, reason, message, observed_generation, last_probe_time } = Said::clone(condition);
+        let ConditionContent { type_, status, reason, message, observed_generation, last_probe_time } =
+            ConditionContent::clone(condition);
         let last_transition_time = condition.last_transition_time.clone();
         let last_probe_time = last_probe_time.map(Time);
         Self { last_probe_time, last_transition_time, message, observed_generation, reason, status, type_ }
@@ -77,7 +79,7 @@ impl From<&Condition> for PodCondition {
 }
 
 impl Pod {
-    /// All conditions, for who changes one: a patch takes the list as a whole.
+    /// All conditions, for a patch, which replaces the whole list.
     #[must_use]
     pub fn conditions(&self) -> Vec<PodCondition> {
         let held = self.status.iter().flat_map(|status| status.conditions.iter().flatten());
@@ -100,7 +102,7 @@ mod tests {
         let read = |at| serde_json::from_value::<Condition>(whole(at)).unwrap();
         let (one, other) = (read("2026-01-02T00:00:00Z"), read("2026-01-03T00:00:00Z"));
         assert_eq!(serde_json::to_value(&one).unwrap(), whole("2026-01-02T00:00:00Z"));
-        assert!(Arc::ptr_eq(&one.said, &other.said));
+        assert!(Arc::ptr_eq(&one.content, &other.content));
         assert_ne!(one, other);
         assert_eq!((one.type_.as_str(), one.reason.as_deref()), ("Ready", Some("R")));
     }

@@ -1,5 +1,6 @@
-//! What a pod holds while it is resized (KEP-1287): the most of what it wishes for, what its node has given it and what its
-//! containers have. Read into the requests of its spec, so that whoever counts them counts right. Pure.
+//! Effective requests of a pod during a resize (KEP-1287): the maximum of the spec's requests, the node's allocation
+//! and the containers' actual resources. The result replaces the spec's requests, so that every reader counts the same.
+//! Pure.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -10,7 +11,7 @@ use super::{Container, PodShape, PodStatus, Resources};
 
 type Amounts = BTreeMap<String, Text>;
 
-/// Raises the requests, and takes out of the status what that was read from.
+/// Raises the requests, and removes the inputs from the status.
 pub(super) fn raise(shape: &mut PodShape, status: &mut PodStatus) {
     let mut conditions = status.conditions.iter().flatten();
     let refused = conditions.any(|of| of.type_ == "PodResizePending" && of.reason.as_deref() == Some("Infeasible"));

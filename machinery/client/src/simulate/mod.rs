@@ -1,7 +1,6 @@
-//! Plays a plan into a view as a server would: for tests and simulation of controllers without any server.
+//! Applies plans to a cache as a server would: for tests and simulation of controllers without a server.
 //!
-//! It knows what controllers rely on: generated names, uids, versions, generations, finalizers, status separation. It
-//! checks nothing else.
+//! It models generated names, uids, versions, generations, finalizers and status separation. It validates nothing.
 
 mod patch;
 
@@ -13,27 +12,27 @@ use serde_json::{Value, json};
 use crate::cache::ObjectCache;
 use crate::driver::{Context, Controller, Input};
 use crate::object::{Decode, Kind, decode_metadata, key_of};
-use crate::pass::{Memories, Pass};
+use crate::pass::{Pass, ReconcilerCache};
 use crate::plan::{Action, Plan, Propagation};
 use machinery_api::{GroupVersion, ObjectKey};
 
-/// A view with a server's part played by us.
+/// A cache with a simulated server.
 #[derive(Debug, Clone)]
 pub struct Simulation {
-    /// What the controllers see.
+    /// The controllers' cache.
     pub view: ObjectCache,
-    /// The time that is stamped on what is written.
+    /// The time stamp of writes.
     pub now: Timestamp,
     start: Timestamp,
     version: u64,
     held: Vec<(Kind, Decode)>,
-    /// What was asked, and answered: a test's own answers.
+    /// Results of effects, supplied by the test.
     pub pass: Pass,
-    /// What the controller at hand remembers.
-    pub memories: Memories,
+    /// The cached state of the controller under test.
+    pub reconciler_cache: ReconcilerCache,
 }
 
-/// What the view of these controllers holds whole.
+/// The typed inputs of these controllers.
 #[must_use]
 pub fn held_by<S>(controllers: &[Controller<S>]) -> Vec<(Kind, Decode)> {
     let mut held: Vec<(Kind, Decode)> = controllers.iter().flat_map(|row| row.inputs).filter_map(Input::held).collect();
@@ -43,15 +42,15 @@ pub fn held_by<S>(controllers: &[Controller<S>]) -> Vec<(Kind, Decode)> {
 }
 
 impl Simulation {
-    /// An empty cluster in which these kinds are watched whole: see [`held_by`].
+    /// An empty cluster in which these kinds are cached whole: see [`held_by`].
     #[must_use]
     pub fn new(held: Vec<(Kind, Decode)>, now: Timestamp) -> Self {
         let mut view = ObjectCache::default();
         held.iter().for_each(|(kind, _)| {
             view.replace(kind, Vec::new(), 0);
         });
-        let (pass, memories) = Default::default();
-        Self { view, now, start: now, version: 0, held, pass, memories }
+        let (pass, reconciler_cache) = Default::default();
+        Self { view, now, start: now, version: 0, held, pass, reconciler_cache }
     }
 
     /// Monotonic time since the simulation's start.
@@ -60,12 +59,18 @@ impl Simulation {
         Duration::try_from(self.now.duration_since(self.start)).unwrap_or_default()
     }
 
-    /// What a decision at this moment knows beside the view.
+    /// The context of a decision at the present time.
     pub fn context<'a, S>(&'a self, settings: &'a S) -> Context<'a, S> {
-        Context { now: self.now, elapsed: self.elapsed(), settings, pass: &self.pass, memories: &self.memories }
+        Context {
+            now: self.now,
+            elapsed: self.elapsed(),
+            settings,
+            pass: &self.pass,
+            reconciler_cache: &self.reconciler_cache,
+        }
     }
 
-    /// A cluster that holds these objects (in their wire form; uid and version are given where absent).
+    /// A cluster with these objects (in wire form; missing uids and versions are generated).
     #[must_use]
     pub fn of(held: Vec<(Kind, Decode)>, now: Timestamp, objects: impl IntoIterator<Item = Value>) -> Self {
         let mut simulation = Self::new(held, now);
@@ -76,12 +81,12 @@ impl Simulation {
         simulation
     }
 
-    /// Plays a plan. Answers what could not be played: actions on objects that aren't there, or written at another version.
+    /// Applies a plan. Returns its failed actions: those on missing objects, or at another version.
     pub fn apply(&mut self, plan: Plan) -> Vec<String> {
-        plan.actions.into_iter().flat_map(|action| self.act(action)).collect()
+        plan.actions.into_iter().flat_map(|action| self.apply_action(action)).collect()
     }
 
-    fn act(&mut self, action: Action) -> Vec<String> {
+    fn apply_action(&mut self, action: Action) -> Vec<String> {
         match action {
             Action::Create { kind, object, .. } => {
                 self.create(&kind, object);
@@ -96,14 +101,14 @@ impl Simulation {
                     return vec![format!("{} {key} conflicts", kind.resource())];
                 }
                 let merged = match subresource {
-                    // As upstream: annotations come along, labels and spec don't.
+                    // As upstream: annotations are written too, labels and spec aren't.
                     Some("status") => {
                         let mut merged = with(old, "status", object["status"].clone());
                         let annotations = object["metadata"]["annotations"].clone();
                         merged["metadata"] = with(merged["metadata"].take(), "annotations", annotations);
                         merged
                     }
-                    // Of a request for a certificate.
+                    // For a CertificateSigningRequest.
                     Some("approval") => with(old, "status", object["status"].clone()),
                     _ => with(object, "status", old["status"].clone()),
                 };
@@ -133,15 +138,15 @@ impl Simulation {
                 }
             }
             Action::Concurrent(actions) | Action::SlowStart(actions) => {
-                return actions.into_iter().flat_map(|action| self.act(action)).collect();
+                return actions.into_iter().flat_map(|action| self.apply_action(action)).collect();
             }
-            // Nothing that is played fails as a server's answer would.
-            Action::Reporting { tried, .. } => return self.act(*tried),
-            // Whoever asks may.
+            // No simulated action fails with a server's error.
+            Action::Reporting { tried, .. } => return self.apply_action(*tried),
+            // Everything is allowed.
             Action::FirstAllowed(attempts) => {
-                return attempts.into_iter().next().map_or_else(Vec::new, |(_, action)| self.act(action));
+                return attempts.into_iter().next().map_or_else(Vec::new, |(_, action)| self.apply_action(action));
             }
-            // The simulated view is never behind.
+            // The simulated cache is never stale.
             Action::ExpectNone { .. } => {}
             Action::RequireFreshCache { .. }
             | Action::RequireDependents { .. }
@@ -151,10 +156,10 @@ impl Simulation {
         Vec::new()
     }
 
-    /// The kind that an object says it is of.
+    /// The kind of an object by its `apiVersion` and `kind`.
     ///
     /// # Panics
-    /// When it says none.
+    /// If one of them is missing.
     #[must_use]
     pub fn kind_of(&self, object: &Value) -> Kind {
         let api_version = object["apiVersion"].as_str().expect("a simulated object has an apiVersion").to_owned();

@@ -1,13 +1,13 @@
-//! The three kinds of patches, as far as controllers send them.
+//! Applies the three types of patches, as far as controllers send them.
 
 use serde_json::{Map, Value};
 
 use crate::request::PatchType;
 
-/// The keys by which strategic patches merge the lists that controllers patch; every other list is replaced.
+/// Merge keys of the lists that controllers patch strategically; every other list is replaced.
 const MERGE_KEYS: &[(&str, &str)] = &[("conditions", "type"), ("ownerReferences", "uid"), ("addresses", "type")];
 
-/// Applies a patch, or says why it can't be.
+/// Applies a patch.
 pub(super) fn apply(object: &mut Value, patch_type: PatchType, patch: &Value) -> Result<(), String> {
     match patch_type {
         PatchType::Merge => merge(object, patch, false),
@@ -21,7 +21,7 @@ pub(super) fn apply(object: &mut Value, patch_type: PatchType, patch: &Value) ->
     Ok(())
 }
 
-/// RFC 7386; strategic: with lists of objects merged by their keys.
+/// A merge patch (RFC 7386); if strategic, lists of objects are merged by their keys.
 fn merge(target: &mut Value, patch: &Value, strategic: bool) {
     let Value::Object(patch) = patch else {
         *target = patch.clone();

@@ -1,9 +1,9 @@
-//! What a gateway must refuse, remove and rewrite of a message's head before it goes on to another connection
-//! (RFC 9110 §7, RFC 9112 §3 and §6, RFC 9113 §8). Pure.
+//! What a gateway must reject, remove and rewrite in a message's head before it forwards it to another connection (RFC
+//! 9110 §7, RFC 9112 §3 and §6, RFC 9113 §8). Pure.
 //!
-//! The parser below this (hyper) finds the end of each message; this decides what of the head means the same to
-//! everybody who reads it. What could mean two things is refused, never mended: two readers that disagree about where a
-//! request ends, or whom it is for, are how requests are smuggled.
+//! The parser below (hyper) finds the end of each message; this module checks that every reader interprets the head
+//! alike. An ambiguous head is rejected, never repaired: request smuggling exploits two readers that disagree about a
+//! request's end or host.
 
 use http::header::{
     CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
@@ -11,8 +11,8 @@ use http::header::{
 };
 use http::{Method, StatusCode, Uri, Version, request, response};
 
-/// Fields that concern one connection only, whether or not `Connection` names them (RFC 9110 §7.6.1), and those by which a client and the
-/// proxy before it know each other (RFC 9110 §11.7): no pod and no client behind this gateway is meant by them.
+/// Connection-specific fields, whether or not `Connection` names them (RFC 9110 §7.6.1), and fields between a client
+/// and its proxy (RFC 9110 §11.7): none of them is meant for a pod or a client behind this gateway.
 static HOP_BY_HOP: [HeaderName; 8] = [
     CONNECTION,
     TRANSFER_ENCODING,
@@ -24,10 +24,10 @@ static HOP_BY_HOP: [HeaderName; 8] = [
     PROXY_AUTHORIZATION,
 ];
 
-/// Why a request's head is refused.
+/// Why a request's head is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// HTTP/1.1 wants exactly one `Host`.
+    /// HTTP/1.1 requires exactly one `Host`.
     #[error("a request of HTTP/1.1 has exactly one Host field")]
     Hosts,
     /// The value is no `host[:port]`.
@@ -36,22 +36,22 @@ pub enum Refusal {
     /// `:authority` and `Host` name different hosts.
     #[error("the request's authority and its Host field differ")]
     Authority,
-    /// A target of a form or scheme that the method doesn't have.
+    /// The target's form or scheme is invalid for the method.
     #[error("the request's target has a form or scheme that its method doesn't have")]
     Target,
-    /// This is no tunnel.
+    /// CONNECT: tunnels aren't served.
     #[error("CONNECT is not served here: call the Service's address itself")]
     Connect,
-    /// Values of `Content-Length` that differ, or are no number.
+    /// Values of `Content-Length` that differ or are no number.
     #[error("the request's Content-Length is not one number")]
     Length,
-    /// A transfer coding besides `chunked`.
+    /// A transfer coding other than `chunked`.
     #[error("no transfer coding but chunked is understood")]
     Coding,
 }
 
 impl Refusal {
-    /// The status that says so.
+    /// The response's status.
     #[must_use]
     pub fn status(self) -> StatusCode {
         match self {
@@ -62,12 +62,12 @@ impl Refusal {
     }
 }
 
-/// The protocol that a request of HTTP/1.1 wants to go on with on its connection: an extension of its head.
+/// The protocol to which a request of HTTP/1.1 wants to upgrade: an extension of its head.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WantsUpgrade(pub HeaderValue);
 
-/// Makes a head that came over a connection fit for any other: origin form (or `*`), one `Host`, no field of its own
-/// connection. `local` is the host of an HTTP/1.0 request that names none.
+/// Normalizes a received head for any other connection: origin form (or `*`), one `Host`, no hop-by-hop fields. `local`
+/// is the host of an HTTP/1.0 request without one.
 ///
 /// # Errors
 /// See [`Refusal`].
@@ -98,10 +98,10 @@ pub fn request(head: &mut request::Parts, local: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// The same for an answer to a request of `method`; `upgrading` where the request asked for another protocol.
+/// Normalizes the head of a response; `upgrading` if the request asked for an upgrade.
 ///
 /// # Errors
-/// The answer's end, or what follows it, cannot be known.
+/// If the end of the response, or what follows it, is ambiguous.
 pub fn response(head: &mut response::Parts, upgrading: bool) -> Result<(), &'static str> {
     if head.status.is_informational() && !(upgrading && head.status == StatusCode::SWITCHING_PROTOCOLS) {
         return Err("an answer that switches protocols, unasked");
@@ -115,9 +115,9 @@ pub fn response(head: &mut response::Parts, upgrading: bool) -> Result<(), &'sta
     Ok(())
 }
 
-/// Removes what concerns one connection only: the known fields, and those that `Connection` names.
+/// Removes hop-by-hop fields: the known ones, and those named by `Connection`.
 ///
-/// `TE: trailers` stays, as a wish for the whole way; `Host` and `Content-Length` are never one connection's own.
+/// `TE: trailers` stays, as an end-to-end request; `Host` and `Content-Length` are never hop-by-hop.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> = tokens(headers, &CONNECTION)
@@ -138,10 +138,10 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes the known fields of a connection from what a guest said. It has no connection, so that what its `Connection`
-/// names are fields like others.
+/// Removes the known hop-by-hop fields from a guest's head. A guest has no connection, so the fields named by
+/// `Connection` are ordinary fields.
 pub fn strip_framing(headers: &mut HeaderMap) {
-    // Few heads have one of them: to look at the names that are there is less than to look for each of these.
+    // Few heads have such a field: iterating the existing names is cheaper than looking up each known one.
     if headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
         for name in &HOP_BY_HOP {
             headers.remove(name);
@@ -190,7 +190,7 @@ fn is_reg_name(mut text: &[u8]) -> bool {
     true
 }
 
-/// Whom a request is for: the target's own authority before `Host` (RFC 9112 §3.2.2).
+/// The host of a request: the target's authority before `Host` (RFC 9112 §3.2.2).
 fn authority(head: &request::Parts, local: &str) -> Result<HeaderValue, Refusal> {
     let mut hosts = head.headers.get_all(HOST).iter();
     let (host, more) = (hosts.next(), hosts.next().is_some());
@@ -207,7 +207,7 @@ fn authority(head: &request::Parts, local: &str) -> Result<HeaderValue, Refusal>
             None => Err(Refusal::Hosts),
         };
     };
-    // An authority alone is CONNECT's form of target.
+    // A bare authority is CONNECT's form of target.
     if !matches!(head.uri.scheme_str(), Some("http" | "https")) {
         return Err(Refusal::Target);
     }
@@ -222,7 +222,7 @@ fn authority(head: &request::Parts, local: &str) -> Result<HeaderValue, Refusal>
     HeaderValue::try_from(authority.as_str()).map_err(|_| Refusal::Host)
 }
 
-/// One `Content-Length` is left where all say the same.
+/// Reduces equal `Content-Length` values to one.
 fn lengths(headers: &mut HeaderMap) -> Result<(), ()> {
     let mut all = headers.get_all(CONTENT_LENGTH).iter();
     let Some(first) = all.next() else { return Ok(()) };
@@ -244,7 +244,7 @@ fn lengths(headers: &mut HeaderMap) -> Result<(), ()> {
     Ok(())
 }
 
-/// The parser undoes one `chunked`, and nothing else.
+/// Accepts one `chunked`, which the parser decodes, and nothing else.
 fn codings(headers: &HeaderMap) -> Result<(), ()> {
     if !headers.contains_key(TRANSFER_ENCODING) {
         return Ok(());
@@ -254,7 +254,7 @@ fn codings(headers: &HeaderMap) -> Result<(), ()> {
     if chunked && all.next().is_none() { Ok(()) } else { Err(()) }
 }
 
-/// HTTP/2 may cut cookies into lines; HTTP/1.1 has one (RFC 9113 §8.2.3).
+/// Joins cookie lines: HTTP/2 may split them, HTTP/1.1 has one (RFC 9113 §8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
     let mut all = headers.get_all(COOKIE).iter();
     let (Some(first), Some(second)) = (all.next(), all.next()) else { return };
@@ -268,7 +268,7 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// What `Connection: upgrade` asks for. Offers that a server may leave be (h2c, TLS) are left be.
+/// The protocol of `Connection: upgrade`. Optional offers (h2c, TLS) are ignored.
 fn wanted_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     if !headers.contains_key(UPGRADE)
         || !tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"))

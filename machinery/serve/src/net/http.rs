@@ -1,5 +1,5 @@
-//! HTTP/1.1 and HTTP/2 (prior knowledge) over a stream, for whatever answers requests: one place that bounds, frames
-//! and refuses, for all listeners of the pod network.
+//! HTTP/1.1 and HTTP/2 (prior knowledge) over a stream: limits, framing and rejections for all listeners of the pod
+//! network.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -14,28 +14,28 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 
-use super::reset::Broken;
-use super::{Body, Origin, Refused, Serve, Stream, framing};
+use super::reset::ResetOnBrokenBody;
+use super::{Body, CallRejected, Origin, Serve, Stream, framing};
 use machinery_api::names::REASON_HEADER;
 
-/// How long a client may take to send a request's head: slow ones must not hold connections.
+/// Timeout of a request's head: slow clients must not occupy connections.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-/// A request's head, and what is read of a body ahead of its reader. hyper's own default is 400 KiB a connection.
+/// Maximum buffer for a request's head and for read-ahead of a body. hyper's default is 400 KiB a connection.
 const BUFFER_BYTES_MAX: usize = 64 << 10;
-/// Requests at once on one HTTP/2 connection (hyper's own default has no bound that fits one machine).
+/// Concurrent requests of one HTTP/2 connection (hyper's default has no bound that suits one machine).
 const HTTP2_STREAMS_MAX: u32 = 256;
-/// HTTP/2 connections are pinged so often, so that one whose peer vanished doesn't hold its place for ever.
+/// Interval of pings on HTTP/2 connections, so that a vanished peer doesn't occupy its permit for ever.
 const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(30);
-/// And closed where the answer takes longer than this.
+/// Timeout of a ping's answer, after which the connection is closed.
 const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Serves `stream` until its end, or gracefully until its open requests' end once `stop` is over.
+/// Serves `stream` until its end; after `stop` its open requests are completed first.
 ///
-/// `answer` gets requests that [`framing::request`] has let through: one `Host`, nothing of the client's connection.
-/// `local` is the address that was called.
+/// `answer` receives requests that [`framing::request`] has accepted: one `Host`, no hop-by-hop fields. `local` is the
+/// called address.
 ///
 /// # Errors
-/// The connection broke off.
+/// If the connection breaks.
 pub async fn serve<F, R>(
     stream: Stream,
     local: SocketAddr,
@@ -46,10 +46,10 @@ where
     F: Fn(Request<Body>) -> R + Clone + Send + 'static,
     R: Future<Output = Response<Body>> + Send + 'static,
 {
-    // Of a pipe, whoever gave it away drops this future when the other end is gone: an end of what it says is no more than
-    // that, and its request is answered. A socket's says that nobody waits.
+    // A pipe's owner drops this future when the other end is gone, so a half-close of a pipe means only the end of the
+    // request, which is answered. A half-close of a socket means that the client is gone.
     let half_closes = matches!(stream, Stream::Pipe(_));
-    let broken = Broken::default();
+    let broken = ResetOnBrokenBody::default();
     let connection = broken.connection(stream);
     let local: Arc<str> = local.to_string().into();
     let service = service_fn(move |request: Request<Incoming>| {
@@ -63,7 +63,7 @@ where
                 Err(refusal) => {
                     let mut response = plain(refusal.status(), "framing", &refusal.to_string());
                     if !multiplexed {
-                        // What follows on the connection cannot be trusted to be a request.
+                        // The following bytes on the connection can't be trusted to be a request.
                         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                     }
                     response
@@ -94,7 +94,7 @@ where
     connection.await
 }
 
-/// What is empty takes no room.
+/// Boxes a body; an empty one needs no allocation.
 fn boxed(body: Incoming) -> Body {
     if body.is_end_stream() {
         return Empty::new().map_err(|never| match never {}).boxed_unsync();
@@ -102,7 +102,7 @@ fn boxed(body: Incoming) -> Body {
     body.map_err(Into::into).boxed_unsync()
 }
 
-/// Serves a stream to a pod's own [`Serve::http`].
+/// Serves HTTP on a stream by a pod's [`Serve::http`].
 pub(super) async fn serve_stream<S: Serve + ?Sized>(serve: Arc<S>, from: Origin, stream: Stream) {
     let local = from.local;
     let answer = move |request| {
@@ -114,19 +114,19 @@ pub(super) async fn serve_stream<S: Serve + ?Sized>(serve: Arc<S>, from: Origin,
     }
 }
 
-/// What a client of HTTP gets where its request was not taken and there is nobody else to take it.
+/// The HTTP response for a request that no server accepted.
 #[must_use]
-pub fn refusal<T>(refused: &Refused<T>) -> Response<Body> {
+pub fn refusal<T>(refused: &CallRejected<T>) -> Response<Body> {
     match refused {
-        Refused::Gone(_) | Refused::Closed => {
+        CallRejected::Gone(_) | CallRejected::Closed => {
             plain(StatusCode::SERVICE_UNAVAILABLE, "stopped", "the server is stopping")
         }
-        Refused::Busy(_) => plain(StatusCode::SERVICE_UNAVAILABLE, "overload", "too many requests wait already"),
-        Refused::Denied(policy) => plain(StatusCode::FORBIDDEN, "denied", &format!("denied by policy {policy}")),
+        CallRejected::Busy(_) => plain(StatusCode::SERVICE_UNAVAILABLE, "overload", "too many requests wait already"),
+        CallRejected::Denied(policy) => plain(StatusCode::FORBIDDEN, "denied", &format!("denied by policy {policy}")),
     }
 }
 
-/// An answer that no guest gave: `reason` for programs, `text` for people.
+/// A response that is not a guest's: `reason` for programs, `text` for people.
 #[must_use]
 pub fn plain(status: StatusCode, reason: &'static str, text: &str) -> Response<Body> {
     let body = Full::from(format!("{text}\n")).map_err(|never| match never {}).boxed_unsync();

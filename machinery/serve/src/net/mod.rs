@@ -1,12 +1,12 @@
-//! `Dial` and `Serve`: the seam between guests' calls, the data plane and pods.
+//! `Dial` and `Serve`: the interface between guests' calls, the data plane and pods.
 //!
-//! The data plane (`proxy`) implements [`Dial`]; a pod's sandbox (`wasm-node`) implements [`Serve`]; both meet in
-//! [`PodNetwork`], so that neither names the other. A request between two pods of one process crosses no socket:
-//! it is handed to `Serve` as it was parsed. Each side knows who the other is ([`Caller`], [`Origin`]).
+//! The data plane (`proxy`) implements [`Dial`]; a pod's sandbox (`wasm-node`) implements [`Serve`]; [`PodNetwork`]
+//! connects them, so that neither depends on the other. A request between two pods of one process crosses no socket:
+//! the parsed request is passed to `Serve`. Each side knows the other's identity ([`Caller`], [`Origin`]).
 //!
-//! - [`framing`]: what of a message's head may go from one connection to another. Pure.
-//! - [`http`]: HTTP over a byte stream, for whatever answers requests.
-//! - [`unverified`]: TLS to a server whose certificate nobody can check.
+//! - [`framing`]: rules for forwarding a message's head. Pure.
+//! - [`http`]: HTTP over a byte stream, for any server of requests.
+//! - [`unverified`]: TLS to a server whose certificate can't be verified.
 
 pub mod framing;
 pub mod http;
@@ -28,34 +28,34 @@ pub use names::{NamePolicy, PodNames};
 pub use pods::{AddrInUse, Attached, Listen, PodNetwork, RemotePods, Scope};
 pub use stream::{DATAGRAMS_WAITING_MAX, DatagramPipe, Io, PIPE_BYTES, Stream};
 
-/// Why a body or an exchange broke off.
+/// Why a body or an exchange broke.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A streamed request or response body.
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 
-/// Who calls: decides policy, names without a namespace, and node-local choices.
+/// The caller's identity: determines policy, names without a namespace, and node-local choices.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Caller {
     /// The node on which the call is made.
     pub node: Arc<str>,
-    /// The calling pod's namespace: where short names are looked up.
+    /// The calling pod's namespace: completes short names.
     pub namespace: Arc<str>,
     /// The calling pod's name; empty for a process of the host.
     pub pod: Arc<str>,
-    /// The calling pod's IP, where it has one.
+    /// The calling pod's IP, if any.
     pub ip: Option<IpAddr>,
-    /// By what the names are resolved that it calls.
+    /// DNS settings of the caller.
     pub names: Arc<PodNames>,
 }
 
-/// Why a call got no response. The data plane never invents a response of its own for a guest's call.
+/// Why a call got no response. The data plane never makes up a response to a guest's call.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    /// The name doesn't exist in cluster DNS, and is not one of the outside.
+    /// The name exists neither in cluster DNS nor outside.
     #[error("no such host: {0}")]
     NameNotFound(String),
-    /// The Service or pod has no endpoint that could answer.
+    /// The Service or pod has no ready endpoint.
     #[error("no endpoint is ready for {0}")]
     NoEndpoint(String),
     /// Policy forbids the call (also: the host's loopback and link-local addresses).
@@ -64,17 +64,17 @@ pub enum DialError {
     /// The peer refused or broke the connection.
     #[error("connection to {address} failed: {source}")]
     Connection {
-        /// Where to.
+        /// The peer's address.
         address: String,
-        /// What broke.
+        /// The cause.
         source: BoxError,
     },
-    /// The deadline passed first.
+    /// The deadline passed.
     #[error("{0} did not answer in time")]
     Timeout(String),
 }
 
-/// A transport protocol of a port. Ports of the two have nothing to do with each other.
+/// Transport protocol of a port. TCP and UDP ports are independent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
     /// Streams of bytes, HTTP included.
@@ -92,73 +92,73 @@ pub struct ServicePort {
     pub port: u16,
 }
 
-/// Who is at the calling end.
+/// The calling side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Peer {
     /// A pod.
     Pod(Caller),
-    /// A process that is not of the cluster, with its socket's address.
+    /// A process outside the cluster, with its socket's address.
     Host(SocketAddr),
-    /// The agent of the callee's own node: probes and hooks.
+    /// The kubelet of the callee's node: probes and hooks.
     Node,
 }
 
-/// What a callee may know of a call: who makes it, on which of its addresses, through what.
+/// A call's metadata for the callee: the caller, the called address, and the Service.
 #[derive(Debug, Clone)]
 pub struct Origin {
-    /// Who calls.
+    /// The caller.
     pub peer: Peer,
-    /// The callee's address that was chosen.
+    /// The chosen address of the callee.
     pub local: SocketAddr,
-    /// The Service that the caller named, where it didn't name the pod itself.
+    /// The Service, unless the caller named the pod itself.
     pub via: Option<Arc<ServicePort>>,
 }
 
-/// A call that was not taken. `T` is what was offered; it comes back where nothing of it was seen, so that it can be
-/// offered to another endpoint.
+/// A rejected call. `T` is the offered request or stream; it is returned unread, so that it can be offered to another
+/// endpoint.
 #[derive(Debug)]
-pub enum Refused<T> {
-    /// The callee is stopping, or gone.
+pub enum CallRejected<T> {
+    /// The callee is terminating or gone.
     Gone(Box<T>),
-    /// The callee has as much to do as it may.
+    /// The callee is at its concurrency limit.
     Busy(Box<T>),
-    /// A policy of this name forbids it.
+    /// A policy of this name denies it.
     Denied(Arc<str>),
-    /// Nothing of this kind is served on the address.
+    /// Nothing of this kind listens on the address.
     Closed,
 }
 
-impl<T> Refused<T> {
-    /// The callee is stopping, or gone: `offered` was not looked at.
+impl<T> CallRejected<T> {
+    /// The callee is terminating or gone: `offered` is returned unread.
     pub fn gone(offered: T) -> Self {
         Self::Gone(Box::new(offered))
     }
 
-    /// The callee has as much to do as it may: `offered` was not looked at.
+    /// The callee is at its concurrency limit: `offered` is returned unread.
     pub fn busy(offered: T) -> Self {
         Self::Busy(Box::new(offered))
     }
 }
 
-/// Where a stream or datagrams go.
+/// The destination of a stream or of datagrams.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// A name or an address, as a pod would write it.
+    /// A name or an address, as written by a pod.
     pub host: String,
     /// The port.
     pub port: u16,
 }
 
-/// What a look-up found.
+/// The result of a look-up.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
-    /// The name with its domain, where the caller's search path had one that was meant; without a dot at its end.
+pub struct ResolvedName {
+    /// The fully qualified name, completed by the caller's search path; without a trailing dot.
     pub name: String,
-    /// In the order in which they should be tried; none where an address was looked up and has this name.
+    /// The addresses in order of preference; empty for a reverse look-up.
     pub addresses: Vec<IpAddr>,
 }
 
-/// Reaches names and addresses on behalf of a caller. All of it is subject to the same rules.
+/// Reaches names and addresses for a caller. The same rules apply to all methods.
 #[async_trait::async_trait]
 pub trait Dial: Send + Sync {
     /// Sends one HTTP request (absolute URI) and returns the response's head with its streamed body.
@@ -169,45 +169,45 @@ pub trait Dial: Send + Sync {
         Err(DialError::Denied(format!("{}:{}", to.host, to.port)))
     }
 
-    /// Opens a way for datagrams.
+    /// Opens a datagram pipe.
     async fn datagrams(&self, _: &Caller, to: &Target) -> Result<DatagramPipe, DialError> {
         Err(DialError::Denied(format!("{}:{}", to.host, to.port)))
     }
 
-    /// The addresses that a name has for the caller, or the name that an address has.
-    async fn resolve(&self, _: &Caller, name: &str) -> Result<Found, DialError> {
+    /// The addresses of a name for the caller, or the name of an address.
+    async fn resolve(&self, _: &Caller, name: &str) -> Result<ResolvedName, DialError> {
         Err(DialError::NameNotFound(name.to_owned()))
     }
 
-    /// Who is asked first for names of the caller, where anybody is.
+    /// The caller's first name server, if any.
     fn name_server(&self, _: &Caller) -> Option<IpAddr> {
         None
     }
 }
 
-/// What answers on an address of a pod.
+/// A server on an address of a pod.
 #[async_trait::async_trait]
 pub trait Serve: Send + Sync + 'static {
-    /// Answers one HTTP request. Failures of the guest are responses (502, 503, 504 with `coracle-reason`).
+    /// Serves one HTTP request. Failures of the guest are responses (502, 503, 504 with `coracle-reason`).
     ///
     /// # Errors
-    /// The request was not taken.
-    async fn http(&self, from: &Origin, request: Request<Body>) -> Result<Response<Body>, Refused<Request<Body>>>;
+    /// If the request was rejected.
+    async fn http(&self, from: &Origin, request: Request<Body>) -> Result<Response<Body>, CallRejected<Request<Body>>>;
 
-    /// Takes a stream of bytes to its end: HTTP, where nothing else is served.
+    /// Serves a stream of bytes to its end: as HTTP by default.
     ///
     /// # Errors
-    /// The stream was not taken.
-    async fn stream(self: Arc<Self>, from: Origin, stream: Stream) -> Result<(), Refused<Stream>> {
+    /// If the stream was rejected.
+    async fn stream(self: Arc<Self>, from: Origin, stream: Stream) -> Result<(), CallRejected<Stream>> {
         http::serve_stream(self, from, stream).await;
         Ok(())
     }
 
-    /// Takes datagrams of one caller.
+    /// Serves one caller's datagrams.
     ///
     /// # Errors
-    /// They were not taken.
-    fn datagrams(&self, _: &Origin) -> Result<DatagramPipe, Refused<()>> {
-        Err(Refused::Closed)
+    /// If they were rejected.
+    fn datagrams(&self, _: &Origin) -> Result<DatagramPipe, CallRejected<()>> {
+        Err(CallRejected::Closed)
     }
 }

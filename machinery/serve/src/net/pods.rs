@@ -1,4 +1,4 @@
-//! Who answers on which address: the pods of this process, and the place of those that are elsewhere.
+//! Registry of listening pod addresses: the pods of this process, and a look-up of pods elsewhere.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -9,77 +9,77 @@ use tokio::sync::watch;
 
 use super::{Protocol, Serve};
 
-/// From where an address of a pod is reached: what a socket's bind address says.
+/// The scope of a pod's listener, as given by a socket's bind address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {
-    /// From everywhere (0.0.0.0).
+    /// All addresses (0.0.0.0).
     Any,
-    /// By the pod's address only.
+    /// The pod's address only.
     Pod,
-    /// From within the pod only (127.0.0.1).
+    /// The pod's loopback only (127.0.0.1).
     Loopback,
 }
 
 /// An address that a pod listens on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Listen {
-    /// The pod's address, also of its loopback.
+    /// The pod's address, also for its loopback.
     pub ip: IpAddr,
-    /// From where it is reached.
+    /// The scope.
     pub scope: Scope,
-    /// TCP and UDP have ports of their own.
+    /// TCP and UDP ports are independent.
     pub protocol: Protocol,
     /// The port.
     pub port: u16,
 }
 
 impl Listen {
-    /// A TCP port that is reached from everywhere.
+    /// A TCP port on all addresses.
     #[must_use]
     pub const fn tcp(ip: IpAddr, port: u16) -> Self {
         Self { ip, scope: Scope::Any, protocol: Protocol::Tcp, port }
     }
 
-    const fn place(&self) -> Place {
+    const fn key(&self) -> ListenKey {
         (self.ip, self.protocol, self.port)
     }
 }
 
-/// The address is taken.
+/// The address is in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("bind: address already in use: {}:{}", .0.ip, .0.port)]
 pub struct AddrInUse(pub Listen);
 
-/// Pods that run in another process, on this node or another: what a tunnel to their node implements.
+/// Pods of other processes, on this node or another: implemented by a tunnel to their node.
 pub trait RemotePods: Send + Sync {
-    /// What answers on an address that is none of this process.
+    /// The server on an address of another process.
     fn find(&self, ip: IpAddr, protocol: Protocol, port: u16) -> Option<Arc<dyn Serve>>;
 }
 
-type Place = (IpAddr, Protocol, u16);
+type ListenKey = (IpAddr, Protocol, u16);
 
-struct Entry {
+struct ListenerEntry {
     scope: Scope,
-    /// Tells it from what stood or will stand at the same address.
+    /// Distinguishes the entry from others at the same address.
     id: u64,
     serve: Arc<dyn Serve>,
 }
 
-/// At most two at a place: one of the pod's address, one of its loopback.
-type Pods = HashMap<Place, Vec<Entry>>;
+/// At most two a key: the pod's address and its loopback.
+type ListenersByKey = HashMap<ListenKey, Vec<ListenerEntry>>;
 
 #[derive(Default)]
-struct Inner {
-    pods: RwLock<Pods>,
+struct PodNetworkState {
+    pods: RwLock<ListenersByKey>,
     next: AtomicU64,
     remote: OnceLock<Arc<dyn RemotePods>>,
     routed: watch::Sender<HashSet<IpAddr>>,
 }
 
-/// Pods by address, and which of them a routing table of this process still names.
+/// Servers of pods by address, and the pod IPs in this process's routing table.
 #[derive(Clone, Default)]
 pub struct PodNetwork {
-    inner: Arc<Inner>,
+    inner: Arc<PodNetworkState>,
 }
 
 impl std::fmt::Debug for PodNetwork {
@@ -88,7 +88,7 @@ impl std::fmt::Debug for PodNetwork {
     }
 }
 
-/// An address that is taken as long as this lives. Dropping it frees this one and never a successor's.
+/// A registered address. Dropping it frees this registration and never a successor's.
 #[must_use = "dropping it frees the address"]
 pub struct Attached {
     network: PodNetwork,
@@ -105,64 +105,65 @@ impl std::fmt::Debug for Attached {
 impl Drop for Attached {
     fn drop(&mut self) {
         let mut pods = self.network.inner.pods.write().unwrap_or_else(PoisonError::into_inner);
-        let place = self.at.place();
-        if let Some(entries) = pods.get_mut(&place) {
+        let key = self.at.key();
+        if let Some(entries) = pods.get_mut(&key) {
             entries.retain(|entry| entry.id != self.id);
             if entries.is_empty() {
-                pods.remove(&place);
+                pods.remove(&key);
             }
         }
     }
 }
 
 impl PodNetwork {
-    /// Makes `serve` answer on `at` until the guard is dropped.
+    /// Registers `serve` for `at` until the guard is dropped.
     ///
     /// # Errors
-    /// Another one answers there.
+    /// If the address is in use.
     pub fn attach(&self, at: Listen, serve: Arc<dyn Serve>) -> Result<Attached, AddrInUse> {
         let mut pods = self.inner.pods.write().unwrap_or_else(PoisonError::into_inner);
-        let entries = pods.entry(at.place()).or_default();
-        let clashes = |other: &Entry| other.scope == at.scope || other.scope == Scope::Any || at.scope == Scope::Any;
+        let entries = pods.entry(at.key()).or_default();
+        let clashes =
+            |other: &ListenerEntry| other.scope == at.scope || other.scope == Scope::Any || at.scope == Scope::Any;
         if entries.iter().any(clashes) {
             return Err(AddrInUse(at));
         }
         let id = self.inner.next.fetch_add(1, Ordering::Relaxed);
-        // Nearly always the only one.
+        // Nearly always the only entry.
         entries.reserve_exact(1);
-        entries.push(Entry { scope: at.scope, id, serve });
+        entries.push(ListenerEntry { scope: at.scope, id, serve });
         Ok(Attached { network: self.clone(), at, id })
     }
 
-    /// What answers to others on an address of a pod: one of this process, else one that is elsewhere.
+    /// The server on a pod's address for other callers: of this process, else of another.
     #[must_use]
     pub fn find(&self, ip: IpAddr, protocol: Protocol, port: u16) -> Option<Arc<dyn Serve>> {
         self.local((ip, protocol, port), Scope::Pod)
             .or_else(|| self.inner.remote.get().and_then(|remote| remote.find(ip, protocol, port)))
     }
 
-    /// What answers to the pod itself on its loopback.
+    /// The server on a pod's loopback for the pod itself.
     #[must_use]
     pub fn loopback(&self, pod_ip: IpAddr, protocol: Protocol, port: u16) -> Option<Arc<dyn Serve>> {
         self.local((pod_ip, protocol, port), Scope::Loopback)
     }
 
-    fn local(&self, place: Place, scope: Scope) -> Option<Arc<dyn Serve>> {
+    fn local(&self, key: ListenKey, scope: Scope) -> Option<Arc<dyn Serve>> {
         let pods = self.inner.pods.read().unwrap_or_else(PoisonError::into_inner);
-        let entries = pods.get(&place)?;
+        let entries = pods.get(&key)?;
         let entry = entries.iter().find(|entry| entry.scope == scope || entry.scope == Scope::Any)?;
         Some(entry.serve.clone())
     }
 
-    /// Where pods are looked for that are not of this process. Set once, before the first call.
+    /// Sets the look-up of other processes' pods. Set once, before the first call.
     ///
     /// # Errors
-    /// It is set already.
+    /// If it is set already.
     pub fn set_remote(&self, remote: Arc<dyn RemotePods>) -> Result<(), Arc<dyn RemotePods>> {
         self.inner.remote.set(remote)
     }
 
-    /// The data plane publishes which pod IPs its routing table has begun and ceased to name, after each change.
+    /// Publishes the pod IPs that the data plane has added to and removed from its routing table, after each change.
     pub fn publish_routes(&self, begun: &[IpAddr], ceased: &[IpAddr]) {
         self.inner.routed.send_if_modified(|ips| {
             let mut changed = false;
@@ -176,8 +177,8 @@ impl PodNetwork {
         });
     }
 
-    /// Waits until no routing table of this process names `ip` (at once where there is no data plane).
-    pub async fn until_unrouted(&self, ip: IpAddr) {
+    /// Waits until no routing table of this process has `ip` (returns at once without a data plane).
+    pub async fn wait_unrouted(&self, ip: IpAddr) {
         let mut routed = self.inner.routed.subscribe();
         // The sender lives in `self`, so waiting cannot fail.
         let _ = routed.wait_for(|ips| !ips.contains(&ip)).await;
@@ -187,15 +188,19 @@ impl PodNetwork {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::{Body, Origin, Refused};
+    use crate::net::{Body, CallRejected, Origin};
     use http::{Request, Response};
 
     struct Silent;
 
     #[async_trait::async_trait]
     impl Serve for Silent {
-        async fn http(&self, _: &Origin, request: Request<Body>) -> Result<Response<Body>, Refused<Request<Body>>> {
-            Err(Refused::gone(request))
+        async fn http(
+            &self,
+            _: &Origin,
+            request: Request<Body>,
+        ) -> Result<Response<Body>, CallRejected<Request<Body>>> {
+            Err(CallRejected::gone(request))
         }
     }
 
@@ -251,9 +256,9 @@ mod tests {
     #[tokio::test]
     async fn waiting_for_routes_follows_what_is_published() {
         let network = PodNetwork::default();
-        network.until_unrouted(ip()).await;
+        network.wait_unrouted(ip()).await;
         network.publish_routes(&[ip()], &[]);
-        let waiting = network.until_unrouted(ip());
+        let waiting = network.wait_unrouted(ip());
         network.publish_routes(&[], &[ip()]);
         waiting.await;
     }

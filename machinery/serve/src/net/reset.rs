@@ -1,5 +1,5 @@
-//! A connection that ends in a reset where a body on it broke off. HTTP/1.1 has a last chunk to miss; for a client of
-//! HTTP/1.0 any other end of the connection is the body's own.
+//! Resets a connection on which a body broke. HTTP/1.1 clients detect a missing last chunk; an HTTP/1.0 client would
+//! take any other end of the connection for the body's.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,28 +13,28 @@ use http_body_util::BodyExt as _;
 use super::{Body, BoxError, Stream};
 use crate::hooked::{Hook, Hooked};
 
-/// Whether a body on a connection broke off.
+/// Whether a body on a connection broke.
 #[derive(Clone, Default)]
-pub(super) struct Broken(Arc<AtomicBool>);
+pub(super) struct ResetOnBrokenBody(Arc<AtomicBool>);
 
-impl Broken {
-    /// `body`, whose breaking off is noticed.
+impl ResetOnBrokenBody {
+    /// Wraps `body` to detect that it breaks.
     pub(super) fn watch(self, body: Body) -> Body {
-        Watched { body, broken: self }.boxed_unsync()
+        WatchedBody { body, broken: self }.boxed_unsync()
     }
 
-    /// The connection's stream; a socket is reset at its end if one did.
+    /// Wraps the connection's stream: a socket is reset at its end if a body broke.
     pub(super) fn connection(&self, stream: Stream) -> Hooked<Stream, Self> {
         Hooked::new(stream, self.clone())
     }
 }
 
-struct Watched {
+struct WatchedBody {
     body: Body,
-    broken: Broken,
+    broken: ResetOnBrokenBody,
 }
 
-impl http_body::Body for Watched {
+impl http_body::Body for WatchedBody {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -55,12 +55,12 @@ impl http_body::Body for Watched {
     }
 }
 
-impl Hook<Stream> for Broken {
-    fn ends(&mut self, stream: &Stream) {
+impl Hook<Stream> for ResetOnBrokenBody {
+    fn on_end(&mut self, stream: &Stream) {
         if self.0.load(Ordering::Relaxed)
             && let Stream::Tcp(stream) = stream
         {
-            // Where that fails the connection is gone already.
+            // On failure the connection is gone already.
             let _ = stream.set_zero_linger();
         }
     }

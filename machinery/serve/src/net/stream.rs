@@ -1,4 +1,4 @@
-//! Raw streams and datagrams between two ends of the pod network, whatever carries them.
+//! Byte streams and datagrams between two ends of the pod network, over sockets, in-process pipes or tunnels.
 
 use std::io;
 use std::pin::Pin;
@@ -11,14 +11,14 @@ use tokio::sync::mpsc;
 
 use crate::hooked::{Hook, Hooked};
 
-/// What waits in each direction of a pipe within the process: as much as a socket's usual window.
+/// Buffer of each direction of an in-process pipe: a socket's usual window.
 pub const PIPE_BYTES: usize = 64 << 10;
-/// Pieces that are no more than this together go to a socket as one: copying them is less than telling the kernel of each.
+/// Buffers of at most this total size are joined for a socket: copying costs less than a vectored write.
 const JOINED_BYTES_MAX: usize = 1 << 10;
-/// Datagrams that wait in each direction; later ones are dropped, as a full socket does.
+/// Queued datagrams of each direction; further ones are dropped, as by a full socket.
 pub const DATAGRAMS_WAITING_MAX: usize = 64;
 
-/// Both directions of some other stream.
+/// Any other bidirectional stream.
 pub trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
@@ -28,7 +28,7 @@ pub enum Stream {
     Tcp(TcpStream),
     /// A pipe to a pod of this process.
     Pipe(DuplexStream),
-    /// Whatever else: TLS, a tunnel to another node.
+    /// Any other transport: TLS, a tunnel to another node.
     Tunnel(Box<dyn Io>),
 }
 
@@ -50,10 +50,10 @@ impl Stream {
         (Self::Pipe(a), Self::Pipe(b))
     }
 
-    /// The same stream, with something that it keeps as long as it lives.
+    /// The same stream, which owns `held` until it is dropped.
     #[must_use]
     pub fn holding(self, held: impl Send + Unpin + 'static) -> Self {
-        Self::Tunnel(Box::new(Hooked::new(self, Holding(held))))
+        Self::Tunnel(Box::new(Hooked::new(self, DropWithStream(held))))
     }
 
     fn io(&mut self) -> Pin<&mut dyn Io> {
@@ -65,11 +65,11 @@ impl Stream {
     }
 }
 
-/// Keeps something as long as a stream lives.
-struct Holding<T>(T);
+/// Keeps a value until its stream is dropped.
+struct DropWithStream<T>(T);
 
-impl<T: Unpin> Hook<Stream> for Holding<T> {
-    fn ends(&mut self, _: &Stream) {
+impl<T: Unpin> Hook<Stream> for DropWithStream<T> {
+    fn on_end(&mut self, _: &Stream) {
         let Self(_held) = self;
     }
 }
@@ -120,7 +120,7 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// One caller's datagrams in both directions, both bounded. Dropping it closes them.
+/// One caller's datagrams in both directions, both bounded. Dropping it closes both.
 #[derive(Debug)]
 pub struct DatagramPipe {
     /// To the other end. A datagram that doesn't fit is dropped (`try_send`).

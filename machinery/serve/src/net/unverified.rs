@@ -1,6 +1,5 @@
-//! TLS to a server whose certificate nobody can check, as upstream asks pods by `https` (`InsecureSkipVerify`): probes, hooks and
-//! `https:` in the name of a `proxy` request. It hides nothing from whoever runs the server; it lets one be asked that speaks
-//! nothing else.
+//! TLS to a server whose certificate can't be verified, as upstream's `InsecureSkipVerify` for pods by `https`: probes,
+//! hooks and `https:` names of `proxy` requests. It authenticates nothing; it only reaches servers that require TLS.
 
 use std::io;
 use std::sync::{Arc, LazyLock};
@@ -13,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// Takes any certificate; its holder has to have its key all the same.
+/// Accepts any certificate; its holder must still own the key.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 
@@ -64,10 +63,10 @@ static TLS: LazyLock<Result<TlsConnector, rustls::Error>> = LazyLock::new(|| {
     Ok(TlsConnector::from(Arc::new(config)))
 });
 
-/// TLS within `stream`, which leads to `host`, a name or an address.
+/// Starts TLS on `stream`, which leads to `host`, a name or an address.
 ///
 /// # Errors
-/// Where `host` is neither, or the handshake fails: with a [`rustls::Error`] within where that is why.
+/// If `host` is neither, or the handshake fails: with a [`rustls::Error`] inside if that is the cause.
 pub async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(host: &str, stream: S) -> io::Result<TlsStream<S>> {
     let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
     TLS.as_ref().map_err(|error| io::Error::other(error.clone()))?.connect(name, stream).await

@@ -1,15 +1,16 @@
-//! Frames from bytes and bytes from frames. Pure: a peer's bytes cost no more than the bounds below, whatever they say.
+//! Encodes and decodes frames. Pure. Invariant: a peer's bytes cost no more than the bounds below, whatever they
+//! contain.
 
 use bytes::{Buf, BufMut as _, Bytes, BytesMut};
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
 use super::dictionary::DICTIONARY;
 
-/// The largest payload of a data frame that is taken: kubectl sends 32 KiB at once.
+/// Maximum payload of a received data frame: kubectl sends 32 KiB at once.
 pub const DATA_BYTES_MAX: usize = 1 << 20;
-/// The largest header block, compressed or not: Kubernetes' streams have three headers.
+/// Maximum size of a header block, compressed or not: Kubernetes' streams have three headers.
 pub const HEADERS_BYTES_MAX: usize = 16 << 10;
-/// The largest payload of a control frame.
+/// Maximum payload of a control frame.
 const CONTROL_BYTES_MAX: usize = HEADERS_BYTES_MAX + 16;
 
 const HEAD_BYTES: usize = 8;
@@ -27,47 +28,47 @@ const HEADERS: u16 = 8;
 
 /// Why a stream is reset (§2.6.3).
 pub mod status {
-    /// The frame makes no sense.
+    /// The frame is invalid.
     pub const PROTOCOL_ERROR: u32 = 1;
-    /// Nobody knows the stream.
+    /// The stream is unknown.
     pub const INVALID_STREAM: u32 = 2;
-    /// The stream is refused, and nothing of it was looked at.
+    /// The stream is rejected unread.
     pub const REFUSED_STREAM: u32 = 3;
-    /// The one who opened it doesn't want it any more.
+    /// The opener cancels the stream.
     pub const CANCEL: u32 = 5;
 }
 
-/// Names, in lower case as they are on the wire, and values.
+/// Header names, in lower case as on the wire, with values.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Headers(pub Vec<(String, String)>);
 
 impl Headers {
-    /// The first value of a name, however the name is written.
+    /// The first value of a name, case-insensitive.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 }
 
-/// What peers say to each other.
+/// A frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Frame {
     /// Opens a stream.
     SynStream {
         /// Its number: odd for a client's.
         id: u32,
-        /// Nothing will follow from the one who opens it.
+        /// No data will follow from the opener.
         fin: bool,
-        /// What it is for.
+        /// The opener's headers.
         headers: Headers,
     },
-    /// Takes a stream that the other has opened.
+    /// Accepts a stream of the peer.
     SynReply {
         /// Its number.
         id: u32,
-        /// Nothing will follow from the one who replies.
+        /// No data will follow from the acceptor.
         fin: bool,
-        /// About it.
+        /// The acceptor's headers.
         headers: Headers,
     },
     /// More headers of a stream.
@@ -76,7 +77,7 @@ pub enum Frame {
         id: u32,
         /// Nothing will follow.
         fin: bool,
-        /// More of them.
+        /// The additional headers.
         headers: Headers,
     },
     /// Ends a stream in both directions.
@@ -86,46 +87,46 @@ pub enum Frame {
         /// See [`status`].
         status: u32,
     },
-    /// Wants the same back.
+    /// Requests a ping with the same id.
     Ping(u32),
-    /// No stream after `last` is taken any more.
+    /// Streams after `last` are rejected.
     GoAway {
-        /// The last that was.
+        /// The last accepted stream.
         last: u32,
-        /// 0 = all is well.
+        /// 0 for no error.
         status: u32,
     },
     /// Bytes of a stream.
     Data {
         /// Its number.
         id: u32,
-        /// They are the last.
+        /// Whether they are the last.
         fin: bool,
         /// The bytes.
         bytes: Bytes,
     },
-    /// A frame that means nothing here: settings, windows, types of later versions.
+    /// A frame without meaning here: settings, windows, types of later versions.
     Ignored,
 }
 
-/// Why what a peer has sent can't be followed. The connection is of no use after it.
+/// A protocol error of the peer. The connection must be closed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpdyError {
     /// Another protocol, or another version.
     #[error("a frame of SPDY version {0}, where 3 is spoken")]
     Version(u16),
-    /// More than anybody needs.
+    /// The frame is over the size limit.
     #[error("a frame of {0} bytes is longer than what is taken")]
     TooLong(usize),
-    /// A payload that is shorter than its type's, or longer.
+    /// The payload's length is wrong for its type.
     #[error("a frame of type {0} has a payload of the wrong length")]
     Length(u16),
-    /// A header block that is none, or that is a bomb.
+    /// The header block is invalid or expands beyond its limit.
     #[error("a header block can't be read: {0}")]
     HeaderBlock(&'static str),
 }
 
-/// Reads frames. Header blocks of a connection are one compressed stream: one decoder for each connection.
+/// Decodes frames. The header blocks of a connection are one compressed stream: use one decoder a connection.
 #[derive(Debug)]
 pub struct Decoder {
     inflate: Decompress,
@@ -138,10 +139,10 @@ impl Default for Decoder {
 }
 
 impl Decoder {
-    /// Takes the next frame off `buffer`; none until all of it is there.
+    /// Takes the next frame off `buffer`; `None` while it is incomplete.
     ///
     /// # Errors
-    /// The peer doesn't speak SPDY, or more of it than is taken.
+    /// If the peer violates the protocol or a limit.
     pub fn decode(&mut self, buffer: &mut BytesMut) -> Result<Option<Frame>, SpdyError> {
         let Some(head) = buffer.first_chunk::<HEAD_BYTES>().copied() else { return Ok(None) };
         let first = u16::from_be_bytes([head[0], head[1]]);
@@ -208,7 +209,7 @@ impl Decoder {
         parse(&self.inflate(block)?)
     }
 
-    /// A block ends at a flush, not at the end of the stream: all of it is read, and what it says is bounded.
+    /// A block ends at a flush, not at the end of the compressed stream: all of it is read, and its output is bounded.
     fn inflate(&mut self, block: &[u8]) -> Result<Vec<u8>, SpdyError> {
         let bad = |why| SpdyError::HeaderBlock(why);
         let mut rest = block;
@@ -244,7 +245,7 @@ impl Decoder {
     }
 }
 
-/// A block's names and values.
+/// Parses a block's names and values.
 fn parse(mut block: &[u8]) -> Result<Headers, SpdyError> {
     const SHORT: SpdyError = SpdyError::HeaderBlock("cut off");
     let number = |block: &mut &[u8]| block.try_get_u32().map_err(|_| SHORT);
@@ -256,14 +257,14 @@ fn parse(mut block: &[u8]) -> Result<Headers, SpdyError> {
     };
     let count = number(&mut block)?;
     let mut headers = Vec::new();
-    // Each takes eight bytes at least: a false count ends at once.
+    // Each takes eight bytes at least: a false count fails early.
     for _ in 0..count {
         headers.push((text(&mut block)?, text(&mut block)?));
     }
     if block.is_empty() { Ok(Headers(headers)) } else { Err(SpdyError::HeaderBlock("bytes after its end")) }
 }
 
-/// Writes frames: one for each connection, as for [`Decoder`].
+/// Encodes frames: one encoder a connection, as for [`Decoder`].
 #[derive(Debug)]
 pub struct Encoder {
     deflate: Compress,
@@ -280,7 +281,7 @@ impl Encoder {
     /// Appends a frame to `out`.
     ///
     /// # Errors
-    /// Headers or data over the bounds: nothing was written.
+    /// If headers or data are over the limits; then nothing was written.
     pub fn encode(&mut self, frame: &Frame, out: &mut BytesMut) -> Result<(), SpdyError> {
         match frame {
             Frame::SynStream { id, fin, headers } => {
@@ -341,7 +342,7 @@ impl Encoder {
         if !std::mem::replace(&mut self.begun, true) {
             self.deflate.set_dictionary(&DICTIONARY).map_err(|_| SpdyError::HeaderBlock("no dictionary"))?;
         }
-        // Room for what doesn't compress, and for the flush.
+        // Capacity for incompressible data and the flush.
         let mut block = Vec::with_capacity(plain.len() * 2 + 64);
         let before = self.deflate.total_in();
         let done = self.deflate.compress_vec(&plain, &mut block, FlushCompress::Sync);

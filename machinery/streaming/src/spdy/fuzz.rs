@@ -1,4 +1,4 @@
-//! No bytes of a peer make the decoder panic, spin, or keep more than its bounds.
+//! No input makes the decoder panic, spin, or allocate more than its bounds.
 
 use bytes::BytesMut;
 
@@ -17,7 +17,7 @@ fn frames() {
     });
 }
 
-/// The same with a head that passes the first checks, so that payloads are reached.
+/// With a head that passes the first checks, so that payloads are reached.
 #[test]
 fn control_frames() {
     bolero::check!().with_type::<(u8, Vec<u8>)>().for_each(|(kind, payload): &(u8, Vec<u8>)| {

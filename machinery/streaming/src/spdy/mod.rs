@@ -1,7 +1,7 @@
-//! SPDY/3.1 (draft-mbelshe-httpbis-spdy-00), the server's side, as far as Kubernetes' clients use it.
+//! SPDY/3.1 (draft-mbelshe-httpbis-spdy-00), server side, as far as Kubernetes' clients use it.
 //!
-//! Absent, as in their own implementation: flow control by windows (the connection's back-pressure holds all streams up),
-//! streams that the server opens, priorities.
+//! Absent, as in Kubernetes' own implementation: flow control by windows (the connection's back-pressure stops all
+//! streams), streams opened by the server, priorities.
 
 mod dictionary;
 mod frame;

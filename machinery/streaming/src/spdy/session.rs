@@ -1,4 +1,5 @@
-//! A connection's streams: one task reads frames and hands bytes to their streams, another writes what the streams send.
+//! A connection's streams: one task reads frames and dispatches bytes to their streams, another writes the streams'
+//! frames.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,31 +14,31 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::frame::{Decoder, Encoder, Frame, Headers, SpdyError, status};
 
-/// Streams that live at once on a connection: a browser's page over a forwarded port takes a dozen.
+/// Maximum concurrent streams of a connection: a browser's page over a forwarded port needs a dozen.
 pub const STREAMS_MAX: usize = 256;
-/// Pieces of a stream that wait to be read. Then the connection's other streams wait, too, as in Kubernetes' own.
+/// Buffered pieces of a stream. When it is full, the connection's other streams wait too, as in Kubernetes' own.
 const PIECES_WAITING_MAX: usize = 16;
-/// Frames of all streams that wait to be written.
+/// Queued outgoing frames of all streams.
 const FRAMES_WAITING_MAX: usize = 32;
-/// What is read at once.
+/// Size of one read.
 const READ_BYTES: usize = 32 << 10;
-/// Frames are gathered up to this for one write.
+/// Maximum bytes of frames joined into one write.
 const WRITE_BYTES: usize = 64 << 10;
 
-/// A stream that the client has opened.
+/// A stream opened by the client.
 #[derive(Debug)]
 pub struct SpdyStream {
-    /// Its number on the connection.
+    /// Its id on the connection.
     pub id: u32,
-    /// What the client says it is for.
+    /// The client's headers.
     pub headers: Headers,
-    /// What the client sends; ends when it has no more, has reset the stream, or is gone.
+    /// The client's data; ends when the client finishes or resets the stream, or is gone.
     pub incoming: mpsc::Receiver<Bytes>,
-    /// The way to the client.
+    /// The writer to the client.
     pub outgoing: SpdyWriter,
 }
 
-/// What is sent on a stream. Dropped before its end, it resets the stream.
+/// Writes to a stream. Dropped before `finish`, it resets the stream.
 #[derive(Debug)]
 pub struct SpdyWriter {
     id: u32,
@@ -47,10 +48,10 @@ pub struct SpdyWriter {
 }
 
 impl SpdyWriter {
-    /// Sends bytes; waits while the connection is slow.
+    /// Sends bytes; waits while the connection is congested.
     ///
     /// # Errors
-    /// The connection is gone, or the stream was finished.
+    /// If the connection is gone, or the stream was finished.
     pub async fn send(&self, bytes: Bytes) -> io::Result<()> {
         if self.finished {
             return Err(io::ErrorKind::BrokenPipe.into());
@@ -58,10 +59,10 @@ impl SpdyWriter {
         self.write(Frame::Data { id: self.id, fin: false, bytes }).await
     }
 
-    /// Nothing more will be sent.
+    /// Half-closes the stream.
     ///
     /// # Errors
-    /// The connection is gone.
+    /// If the connection is gone.
     pub async fn finish(&mut self) -> io::Result<()> {
         if std::mem::replace(&mut self.finished, true) {
             return Ok(());
@@ -69,19 +70,19 @@ impl SpdyWriter {
         self.write(Frame::Data { id: self.id, fin: true, bytes: Bytes::new() }).await
     }
 
-    /// Ends the stream in both directions.
+    /// Resets the stream in both directions.
     ///
     /// # Errors
-    /// The connection is gone.
+    /// If the connection is gone.
     pub async fn reset(mut self) -> io::Result<()> {
         self.finished = true;
         self.write(Frame::Reset { id: self.id, status: status::CANCEL }).await
     }
 
-    /// Waits until all that was sent on the connection so far is on its way.
+    /// Waits until all data sent on the connection so far has been written.
     ///
     /// # Errors
-    /// The connection is gone.
+    /// If the connection is gone.
     pub async fn drained(&self) -> io::Result<()> {
         let all = self.frames.reserve_many(self.frames.max_capacity()).await;
         all.map(drop).map_err(|_| io::ErrorKind::BrokenPipe.into())
@@ -95,17 +96,17 @@ impl SpdyWriter {
 impl Drop for SpdyWriter {
     fn drop(&mut self) {
         if !self.finished {
-            // Best effort: whoever drops a stream unfinished has no time to wait.
+            // Best effort: a drop can't wait.
             let _ = self.frames.try_send(Frame::Reset { id: self.id, status: status::CANCEL });
         }
     }
 }
 
-/// Serves a client's connection until it ends, breaks, or has been silent for `idle`. Streams that `accept` lets in are
-/// sent to `opened`; others are reset.
+/// Serves a client's connection until it ends, breaks, or is silent for `idle`. Streams accepted by `accept` are sent
+/// to `opened`; others are reset.
 ///
 /// # Errors
-/// The connection broke, or the client doesn't speak SPDY.
+/// If the connection breaks, or the client violates the protocol.
 pub async fn serve<S>(
     io: S,
     idle: Duration,
@@ -158,7 +159,7 @@ impl Session<'_> {
                 Ok(Ok(0)) => return Ok(()),
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => return Err(error),
-                // What is being sent keeps a connection alive, too.
+                // Outgoing data keeps a connection alive too.
                 Err(_) if self.activity.load(Ordering::Relaxed) != seen => {}
                 Err(_) => return Err(io::ErrorKind::TimedOut.into()),
             }
@@ -171,7 +172,7 @@ impl Session<'_> {
             Frame::Data { id, fin, bytes } => {
                 if let Some(stream) = self.streams.get(&id) {
                     if !bytes.is_empty() {
-                        // Where nobody reads any more, its bytes go nowhere.
+                        // Without a reader the bytes are dropped.
                         let sent = tokio::time::timeout(self.idle, stream.send(bytes)).await;
                         sent.map(drop).map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
                     }
@@ -191,8 +192,8 @@ impl Session<'_> {
                 }
                 Ok(())
             }
-            // Numbers of the client are odd; an even one answers a ping of ours, and there is none.
-            Frame::Ping(id) if id % 2 == 1 => self.answer(Frame::Ping(id)).await,
+            // Clients' ids are odd; an even id answers a ping of ours, and we send none.
+            Frame::Ping(id) if id % 2 == 1 => self.send_frame(Frame::Ping(id)).await,
             Frame::Ping(_) | Frame::SynReply { .. } | Frame::GoAway { .. } | Frame::Ignored => Ok(()),
         }
     }
@@ -205,16 +206,16 @@ impl Session<'_> {
         accept: impl Fn(&Headers) -> bool,
     ) -> io::Result<()> {
         if id.is_multiple_of(2) || id <= self.newest {
-            return self.answer(Frame::Reset { id, status: status::PROTOCOL_ERROR }).await;
+            return self.send_frame(Frame::Reset { id, status: status::PROTOCOL_ERROR }).await;
         }
         self.newest = id;
-        // The streams of which nobody reads any more make room.
+        // Closed streams don't count.
         self.streams.retain(|_, stream| !stream.is_closed());
         let seat = self.seats.clone().try_acquire_owned();
         let (Ok(seat), true) = (seat, accept(&headers)) else {
-            return self.answer(Frame::Reset { id, status: status::REFUSED_STREAM }).await;
+            return self.send_frame(Frame::Reset { id, status: status::REFUSED_STREAM }).await;
         };
-        self.answer(Frame::SynReply { id, fin: false, headers: Headers::default() }).await?;
+        self.send_frame(Frame::SynReply { id, fin: false, headers: Headers::default() }).await?;
         let (bytes, incoming) = mpsc::channel(PIECES_WAITING_MAX);
         if !fin {
             self.streams.insert(id, bytes);
@@ -226,7 +227,7 @@ impl Session<'_> {
             .map_err(|_| io::ErrorKind::ConnectionAborted.into())
     }
 
-    async fn answer(&self, frame: Frame) -> io::Result<()> {
+    async fn send_frame(&self, frame: Frame) -> io::Result<()> {
         self.outgoing.send(frame).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
@@ -264,7 +265,7 @@ mod tests {
 
     const IDLE: Duration = Duration::from_secs(60);
 
-    /// A client at the frames' level.
+    /// A client that sends and receives frames.
     struct Client {
         io: DuplexStream,
         encoder: Encoder,

@@ -1,13 +1,13 @@
-//! Which of several nodes is taken, by upstream's five questions.
+//! Choice among the candidate nodes of a preemption, by upstream's criteria.
 
 use super::Candidate;
 
-/// Made to all priorities before they are summed, so that none is negative: of two nodes with victims of the same negative
-/// priority the one with fewer is better.
+/// Added to each priority before summing, so that no summand is negative: among victims of the same negative priority,
+/// fewer victims are better.
 const PRIORITY_OFFSET: i64 = 1 << 31;
 
-/// The fewest violated budgets, then the least important victim at the top, then the smallest sum of priorities, then the
-/// fewest victims, then the one whose most important victims have run for the shortest time; of equals the first.
+/// In order: fewest violated budgets, lowest priority of the most important victim, smallest sum of priorities, fewest
+/// victims, latest start of the most important victims. Ties go to the first.
 pub(crate) fn choose<'a>(candidates: impl IntoIterator<Item = &'a Candidate>) -> Option<&'a Candidate> {
     candidates.into_iter().min_by_key(|candidate| {
         let Candidate { victims, violations, .. } = candidate;

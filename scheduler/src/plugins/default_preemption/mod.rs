@@ -1,4 +1,4 @@
-//! DefaultPreemption: finds out of a pod that fits nowhere on which node pods of lower priority could go for it.
+//! DefaultPreemption: finds nodes where a pod would fit if pods of lower priority were deleted.
 
 mod choice;
 mod victims;
@@ -18,17 +18,17 @@ use crate::pod::PodInfo;
 
 pub(super) const PLUGIN: Plugin = Plugin { post_filter: Some(post_filter), ..plugin("DefaultPreemption") };
 
-/// `DefaultPreemptionArgs`: on how many nodes it is tried who would have to go.
+/// `DefaultPreemptionArgs`: the number of candidate nodes to examine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PreemptionArgs {
-    /// At least this part of the nodes on which going may help, in hundredths.
+    /// The minimum percentage of the nodes where preemption might help.
     pub min_candidate_nodes_percentage: i64,
-    /// At least this many.
+    /// The minimum number of nodes.
     pub min_candidate_nodes_absolute: i64,
 }
 
 impl Default for PreemptionArgs {
-    /// Upstream's.
+    /// Upstream's defaults.
     fn default() -> Self {
         Self { min_candidate_nodes_percentage: 10, min_candidate_nodes_absolute: 100 }
     }
@@ -42,59 +42,61 @@ impl PreemptionArgs {
     }
 }
 
-/// A node that could take the pod if some went.
+/// A node that can take the pod after a preemption.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
-    /// Its name.
     pub node: String,
-    /// Who would have to go, the most important first.
+    /// The victims, the most important first.
     pub victims: Vec<Arc<PodInfo>>,
-    /// How many of them would go against a disruption budget.
+    /// The number of victims whose deletion violates a disruption budget.
     pub violations: usize,
-    /// Others of lower priority, of whom a plugin that runs elsewhere may want some to go besides: who is let stay first comes first.
-    pub spare: Vec<Spare>,
+    /// Other pods of lower priority, which a WebAssembly plugin may need as victims too; the first is reprieved first.
+    pub spare: Vec<SparePod>,
 }
 
-/// Who need not go for what is decided here.
+/// A pod of lower priority that the filters here don't need as a victim.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Spare {
-    /// The pod.
+pub struct SparePod {
     pub pod: Arc<PodInfo>,
-    /// It would go against a disruption budget.
+    /// Whether its deletion violates a disruption budget.
     pub violates: bool,
 }
 
-/// Nobody has left any of the nodes on which it would help.
+/// Upstream's message if no candidate is left.
 pub(crate) const NO_CANDIDATE: &str = "preemption: no candidate node for preemption";
 
-/// What was found out about preempting others for a pod.
+/// The result of the search for candidates.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Found {
-    /// It isn't done for this pod, now.
+pub enum PreemptionSearch {
+    /// The pod may not preempt now, for this reason.
     NotEligible(&'static str),
-    /// These nodes would do, or would as far as it is known here: one at least.
+    /// At least one candidate; WebAssembly plugins may still reject it.
     Candidates(Vec<Candidate>),
-    /// It helps nowhere; upstream's sentence.
+    /// Preemption helps nowhere, with upstream's message.
     None(String),
 }
 
 fn post_filter<'a>(cycle: Cycle<'a>, filters: &mut Filters<'a>, diagnosis: &Diagnosis) -> PostFilterResult {
-    match find(cycle, filters, diagnosis) {
-        Found::NotEligible(why) => PostFilterResult::Unschedulable(format!("preemption: {why}")),
-        Found::None(why) => PostFilterResult::Hopeless(format!("preemption: {why}")),
-        Found::Candidates(candidates) => {
+    match find_candidates(cycle, filters, diagnosis) {
+        PreemptionSearch::NotEligible(why) => PostFilterResult::Unschedulable(format!("preemption: {why}")),
+        PreemptionSearch::None(why) => PostFilterResult::NotHelpful(format!("preemption: {why}")),
+        PreemptionSearch::Candidates(candidates) => {
             match choose(candidates.iter().filter(|candidate| !candidate.victims.is_empty())).cloned() {
                 Some(Candidate { node, victims, .. }) => PostFilterResult::Nominated { node, victims, candidates },
-                None => PostFilterResult::Asks(candidates),
+                None => PostFilterResult::Candidates(candidates),
             }
         }
     }
 }
 
-/// Looks for nodes on which pods of lower priority could go for this one.
-pub(crate) fn find<'a>(cycle: Cycle<'a>, filters: &mut Filters<'a>, diagnosis: &Diagnosis) -> Found {
+/// Searches nodes where the pod would fit without pods of lower priority.
+pub(crate) fn find_candidates<'a>(
+    cycle: Cycle<'a>,
+    filters: &mut Filters<'a>,
+    diagnosis: &Diagnosis,
+) -> PreemptionSearch {
     if let Some(why) = not_eligible(cycle, diagnosis) {
-        return Found::NotEligible(why);
+        return PreemptionSearch::NotEligible(why);
     }
     let nodes = &diagnosis.resolvable;
     let wanted = cycle.args.preemption.candidates(nodes.len());
@@ -119,20 +121,20 @@ pub(crate) fn find<'a>(cycle: Cycle<'a>, filters: &mut Filters<'a>, diagnosis: &
     keeping.append(&mut violating);
     keeping.append(&mut elsewhere);
     if !keeping.is_empty() {
-        return Found::Candidates(keeping);
+        return PreemptionSearch::Candidates(keeping);
     }
     let all = cycle.snapshot.node_count();
-    Found::None(refused.message_with(all, "Preemption is not helpful for scheduling"))
+    PreemptionSearch::None(refused.message_with(all, "Preemption is not helpful for scheduling"))
 }
 
-/// Why nobody goes for this pod now, in upstream's words.
+/// Why the pod may not preempt now, with upstream's text.
 fn not_eligible(cycle: Cycle<'_>, diagnosis: &Diagnosis) -> Option<&'static str> {
     let Cycle { pod, snapshot, .. } = cycle;
-    if pod.wants.never_preempts {
+    if pod.requirements.never_preempts {
         return Some("not eligible due to preemptionPolicy=Never.");
     }
     let node: &NodeInfo = snapshot.node(cycle.nominated()?)?;
-    // Where the pod can't go any more whoever goes, it is looked for another node.
+    // If preemption can't help on the nominated node any more, the pod may preempt on another node.
     let helpless = |id: NodeId| !diagnosis.resolvable.contains(&id);
     let going = || node.pods.values().any(|other| other.priority < pod.priority && other.is_preempted());
     (!helpless(node.id) && going()).then_some("not eligible due to a terminating pod on the nominated node.")

@@ -1,5 +1,4 @@
-//! Rows of upstream's tables as facts (who would go from which node, which node is chosen), and what must hold whatever
-//! is there.
+//! Rows of upstream's test tables (victims by node, chosen node), and properties of any preemption.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,7 +8,7 @@ use machinery_api::ObjectKey;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{Candidate, Found, PreemptionArgs, choose, find};
+use super::{Candidate, PreemptionArgs, PreemptionSearch, choose, find_candidates};
 use crate::budget::Budget;
 use crate::decide::{Decision, Nomination, decide};
 use crate::diagnosis::Diagnosis;
@@ -46,7 +45,7 @@ fn size(text: &str) -> &'static str {
     }
 }
 
-/// `NAME PRIORITY SIZE [START] [LABEL]…`, where a label is `KEY=VALUE`.
+/// Parses `NAME PRIORITY SIZE [START] [LABEL]…`, where a label is `KEY=VALUE`.
 fn parsed(text: &str) -> PodInfo {
     let mut words = text.split(' ');
     let mut next = || words.next().unwrap();
@@ -66,7 +65,7 @@ fn parsed(text: &str) -> PodInfo {
     )
 }
 
-/// Of nodes of 500m, by name; pods as `NODE/POD, NODE/POD`.
+/// Nodes of 500m, by name; pods as `NODE/POD, NODE/POD`.
 fn cluster(nodes: &str, pods: &str) -> Snapshot {
     let mut snapshot = Snapshot::default();
     for name in nodes.split(' ').filter(|name| !name.is_empty()) {
@@ -90,7 +89,7 @@ fn budget(allowed: i32, disrupted: &[&str]) -> Budget {
     Budget::of(&budget).unwrap()
 }
 
-fn found(snapshot: &Snapshot, pod: &PodInfo, preemption: PreemptionArgs, seed: u64) -> Found {
+fn found(snapshot: &Snapshot, pod: &PodInfo, preemption: PreemptionArgs, seed: u64) -> PreemptionSearch {
     let profile = Profile { args: Arc::new(Args { preemption, ..Args::default() }), ..Profile::default() };
     let cycle = Cycle { pod, snapshot, args: &profile.args, seed };
     let mut filters = Filters::of(cycle, &profile).unwrap();
@@ -100,16 +99,16 @@ fn found(snapshot: &Snapshot, pod: &PodInfo, preemption: PreemptionArgs, seed: u
             diagnosis.count(node.id, plugin, refusal);
         }
     }
-    let found = find(cycle, &mut filters, &diagnosis);
+    let found = find_candidates(cycle, &mut filters, &diagnosis);
     for node in snapshot.nodes() {
         assert_eq!(filters.fits(node).is_err(), diagnosis.resolvable.contains(&node.id), "all are back");
     }
     found
 }
 
-/// `NODE: VICTIM VICTIM [violations]`.
-fn told(found: Found) -> Vec<String> {
-    let Found::Candidates(candidates) = found else { return Vec::new() };
+/// Formats candidates as `NODE: VICTIM VICTIM [violations]`.
+fn told(found: PreemptionSearch) -> Vec<String> {
+    let PreemptionSearch::Candidates(candidates) = found else { return Vec::new() };
     let text = |candidate: Candidate| {
         let names: Vec<&str> = candidate.victims.iter().map(|pod| pod.key.name.as_str()).collect();
         format!("{}: {} [{}]", candidate.node, names.join(" "), candidate.violations)
@@ -119,7 +118,7 @@ fn told(found: Found) -> Vec<String> {
     all
 }
 
-/// A pod, nodes, pods that are there, a budget, and who would go.
+/// A pod, nodes, existing pods, a budget, and the expected victims.
 type Row = (&'static str, &'static str, &'static str, Option<(i32, &'static [&'static str])>, &'static [&'static str]);
 
 const FOO: &str = "n1/p1.1 mid medium app=foo, n1/p1.2 mid medium app=foo";
@@ -148,7 +147,7 @@ fn who_would_go_from_which_node() {
         ("p high verylarge", "n1", FOO, Some((1, &["p2"])), &["n1: p1.1 p1.2 [1]"]),
         ("p high verylarge", "n1", FOO, Some((1, &["p1.2"])), &["n1: p1.1 p1.2 [0]"]),
         ("p high verylarge", "n1", FOO_THRICE, Some((1, &["p1.3"])), &["n1: p1.1 p1.2 p1.3 [1]"]),
-        // The one that a budget holds is let stay first.
+        // The pod with a budget is reprieved first.
         ("p high large", "n1", FOO_AND_OTHER, Some((1, &[])), &["n1: p1.1 p1.3 [0]"]),
     ];
     for (preemptor, nodes, pods, held, expected) in rows {
@@ -160,7 +159,7 @@ fn who_would_go_from_which_node() {
     }
 }
 
-/// The same table's rows about how many nodes are looked at, from a node on.
+/// The same table's rows about the number of candidates, from an offset on.
 #[test]
 fn how_many_candidates_are_looked_for() {
     let args = |absolute| PreemptionArgs { min_candidate_nodes_percentage: 40, min_candidate_nodes_absolute: absolute };
@@ -176,13 +175,13 @@ fn how_many_candidates_are_looked_for() {
     assert_eq!(of(all, 1, 3), ["n4: p4 [0]", "n5: p5 [0]"]);
     let some = "n1/p1 mid large, n2/p2 very large, n3/p3 mid large, n4/p4 mid large, n5/p5 very large";
     assert_eq!(of(some, 1, 4), ["n1: p1 [0]", "n3: p3 [0]"]);
-    // Past the number that is looked for until one goes against no budget.
+    // The search goes beyond the number until a candidate violates no budget.
     let held = "n1/p1 mid large app=foo, n2/p2 mid large app=foo, n3/p3 mid large, n4/p4 mid large, \
         n5/p5 mid large app=foo";
     assert_eq!(of(held, 2, 4), ["n1: p1 [1]", "n3: p3 [0]", "n5: p5 [1]"]);
 }
 
-/// `TestSelectBestCandidate`: a pod, those that are there, and the node.
+/// `TestSelectBestCandidate`: a pod, existing pods, and the chosen node.
 const CHOICES: &[(&str, &str, &str)] = &[
     (
         "p high verylarge",
@@ -236,7 +235,7 @@ fn which_node_is_chosen() {
         let snapshot = cluster(&names.into_iter().collect::<Vec<_>>().join(" "), pods);
         for seed in 0..5 {
             let found = found(&snapshot, &parsed(preemptor), PreemptionArgs::default(), seed);
-            let Found::Candidates(candidates) = found else { panic!("{pods}") };
+            let PreemptionSearch::Candidates(candidates) = found else { panic!("{pods}") };
             assert_eq!(choose(&candidates).unwrap().node, *expected, "{pods}");
         }
     }
@@ -245,7 +244,7 @@ fn which_node_is_chosen() {
 fn decided(snapshot: &Snapshot, pod: &PodInfo) -> (String, Nomination, Vec<String>) {
     match decide(snapshot, pod, &Profile::default(), 0, 0) {
         Decision::Node { name, .. } => (format!("goes to {name}"), Nomination::Keep, Vec::new()),
-        Decision::Nowhere { message, nomination, victims, .. } => {
+        Decision::Unschedulable { message, nomination, victims, .. } => {
             (message, nomination, victims.iter().map(|pod| pod.key.name.clone()).collect())
         }
     }
@@ -311,13 +310,13 @@ fn a_pod_waits_for_those_that_are_going_for_it() {
     let (message, nomination, victims) = case(going("PreemptionByScheduler"), false, Some("n1"));
     assert!(message.ends_with("preemption: not eligible due to a terminating pod on the nominated node."), "{message}");
     assert_eq!((nomination, victims.len()), (Nomination::Keep, 0));
-    // It goes for another reason; nobody goes for this pod; or the pod can't go there any more.
+    // Terminating for another reason; no preemption for this pod; or preemption no longer helps on the node.
     assert_eq!(case(going("DeletionByTaintManager"), false, Some("n1")).2.len(), 1);
     assert_eq!(case(going("PreemptionByScheduler"), false, None).2.len(), 1);
     assert_eq!(case(going("PreemptionByScheduler"), true, Some("n1")).2, ["p2"]);
 }
 
-/// Others leave a nominated pod its place, unless they are more important; it goes there itself.
+/// Only pods of higher priority take the place of a nominated pod; the pod itself is scheduled there.
 #[test]
 fn nominated_pods_count() {
     let mut snapshot = cluster("n1", "");
@@ -328,12 +327,12 @@ fn nominated_pods_count() {
     assert_eq!(decided(&snapshot, &parsed("p low medium")).0, "goes to n1");
     assert_eq!(decided(&snapshot, &parsed("p high large")).0, "goes to n1");
     assert_eq!(decided(&snapshot, &waiting).0, "goes to n1");
-    // Where room was made is tried first, though others are emptier.
+    // The nominated node comes first, though others are emptier.
     for name in ["n0", "n2"] {
         snapshot.set_node(node(name, json!({})));
     }
     assert_eq!(decided(&snapshot, &waiting).0, "goes to n1");
-    // Room that is being made for one is no room for another: it would take a victim more.
+    // Resources for one nominated pod are not available to another: that one needs one more victim.
     let mut snapshot = cluster("n1", "n1/a low medium, n1/b low medium");
     snapshot.nominated.set(Arc::new(parsed("first mid medium")), "n1");
     assert_eq!(decided(&snapshot, &parsed("second mid medium")).2, ["a", "b"]);
@@ -342,8 +341,8 @@ fn nominated_pods_count() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
-    /// With the victims gone the pod fits where it was nominated; with any of them back it doesn't; all are less important;
-    /// and the same cluster gives the same victims.
+    /// Without the victims the pod fits the nominated node, and with any of them it doesn't. All victims have a lower
+    /// priority. The same cluster gives the same victims.
     #[test]
     fn victims_are_enough_and_none_is_too_many(
         pods in proptest::collection::vec((0u8..4, 0i32..4, 1u8..5, 0u8..9, any::<bool>()), 0..24),
@@ -360,7 +359,7 @@ proptest! {
             let made = json!({"metadata": {"labels": labels}, "spec": {"priority": rank, "containers": asking(*cpu)},
                 "status": {"startTime": format!("2026-01-01T00:00:0{start}Z")}});
             let name = names[usize::from(*on)];
-            if snapshot.node(name).unwrap().room().cpu_milli >= i64::from(*cpu) * 1000 {
+            if snapshot.node(name).unwrap().free().cpu_milli >= i64::from(*cpu) * 1000 {
                 snapshot.put_pod(Arc::new(pod(&format!("p{nth}"), made)), name, false);
             }
         }
@@ -368,21 +367,21 @@ proptest! {
         let new = pod("new", json!({"spec": {"priority": rank, "containers": asking(cpu)}}));
         let decision = decide(&snapshot, &new, &Profile::default(), 0, seed);
         prop_assert_eq!(&decision, &decide(&snapshot, &new, &Profile::default(), 0, seed));
-        let Decision::Nowhere { nomination, victims, .. } = decision else { return Ok(()) };
+        let Decision::Unschedulable { nomination, victims, .. } = decision else { return Ok(()) };
         let Nomination::Node(node) = nomination else {
-            // Then no node has enough of less important pods.
+            // No node has enough pods of lower priority.
             for node in snapshot.nodes() {
-                let lower = node.pods.values().filter(|pod| pod.priority < rank).map(|p| p.wants.requests.cpu_milli);
-                prop_assert!(node.room().cpu_milli + lower.sum::<i64>() < i64::from(cpu) * 1000);
+                let lower = node.pods.values().filter(|pod| pod.priority < rank).map(|p| p.requirements.requests.cpu_milli);
+                prop_assert!(node.free().cpu_milli + lower.sum::<i64>() < i64::from(cpu) * 1000);
             }
             return Ok(());
         };
-        let room = snapshot.node(&node).unwrap().room().cpu_milli;
-        let freed: i64 = victims.iter().map(|pod| pod.wants.requests.cpu_milli).sum();
+        let room = snapshot.node(&node).unwrap().free().cpu_milli;
+        let freed: i64 = victims.iter().map(|pod| pod.requirements.requests.cpu_milli).sum();
         prop_assert!(room + freed >= i64::from(cpu) * 1000);
         for victim in &victims {
             prop_assert!(victim.priority < rank);
-            prop_assert!(room + freed - victim.wants.requests.cpu_milli < i64::from(cpu) * 1000);
+            prop_assert!(room + freed - victim.requirements.requests.cpu_milli < i64::from(cpu) * 1000);
         }
     }
 }

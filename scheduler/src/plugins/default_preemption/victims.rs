@@ -1,17 +1,17 @@
-//! Who would have to go from one node: as few and as unimportant as can be, tried on a copy of it.
+//! Selects the victims on one node: as few and as unimportant as possible, tried on a copy of the node.
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::sync::Arc;
 
-use super::{Candidate, Cycle, Filters, PLUGIN, Spare};
+use super::{Candidate, Cycle, Filters, PLUGIN, SparePod};
 use crate::budget::Violations;
 use crate::diagnosis::Diagnosis;
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 use crate::refusal::{Reasons, Refusal};
 
-/// Tries it out. The filters are in the end as they were.
+/// Runs the selection. The filters are restored at the end.
 pub(super) fn select<'a>(
     cycle: Cycle<'a>,
     filters: &mut Filters<'a>,
@@ -25,10 +25,10 @@ pub(super) fn select<'a>(
     }
     let mut lower: Vec<Arc<PodInfo>> =
         node.pods.values().filter(|other| other.priority < pod.priority).cloned().collect();
-    // The most important first: they are let stay before others.
+    // The most important first: they are reprieved first.
     lower.sort_by_key(importance);
     let violating = violations.of(&lower);
-    let mut trial = Trial { filters, node: node.clone(), gone: Vec::new() };
+    let mut trial = NodeTrial { filters, node: node.clone(), gone: Vec::new() };
     lower.iter().for_each(|pod| trial.take(pod));
     let fits = trial.fits();
     let mut violated = 0;
@@ -46,14 +46,14 @@ pub(super) fn select<'a>(
     let mut victims = trial.end();
     fits?;
     let mut spare = Vec::new();
-    if diagnosis.asks_elsewhere {
+    if diagnosis.has_wasm_filters {
         let of = |against| lower.iter().zip(&violating).filter(move |(_, violates)| **violates == against);
         let all = [true, false].into_iter().flat_map(of);
         let stay = all.filter(|(pod, _)| !victims.iter().any(|victim| victim.key == pod.key));
-        spare.extend(stay.map(|(pod, violates)| Spare { pod: pod.clone(), violates: *violates }));
+        spare.extend(stay.map(|(pod, violates)| SparePod { pod: pod.clone(), violates: *violates }));
     }
-    if victims.is_empty() && !diagnosis.refused_elsewhere.contains(&node.id) {
-        // It is not for want of room that the node was refused: an extender did it.
+    if victims.is_empty() && !diagnosis.rejected_by_wasm.contains(&node.id) {
+        // The node was rejected by an extender, and not for lack of resources.
         let why = format!("expected at least one victim pod on node {:?}", node.name());
         let reasons = Reasons::Many(vec![Cow::Owned(why)]);
         return Err((PLUGIN.name, Refusal { reasons, unresolvable: true }));
@@ -62,24 +62,24 @@ pub(super) fn select<'a>(
     Ok(Candidate { node: node.name().to_owned(), victims, violations: violated, spare })
 }
 
-/// The most important first.
+/// Sorts by importance, the most important first.
 pub(crate) fn sort(victims: &mut [Arc<PodInfo>]) {
     victims.sort_by(|a, b| (importance(a), &a.key).cmp(&(importance(b), &b.key)));
 }
 
-/// The most important is the smallest: the highest priority, then the longest run.
+/// The sort key: higher priority first, then earlier start.
 fn importance(pod: &Arc<PodInfo>) -> (Reverse<i32>, i64) {
     (Reverse(pod.priority), pod.started())
 }
 
-/// A copy of a node, and the filters brought up to date with it.
-struct Trial<'t, 'a> {
+/// A copy of a node, with filters updated to match it.
+struct NodeTrial<'t, 'a> {
     filters: &'t mut Filters<'a>,
     node: NodeInfo,
     gone: Vec<Arc<PodInfo>>,
 }
 
-impl Trial<'_, '_> {
+impl NodeTrial<'_, '_> {
     fn take(&mut self, pod: &Arc<PodInfo>) {
         self.node.take(&pod.key);
         self.filters.remove_pod(pod, &self.node);
@@ -96,7 +96,7 @@ impl Trial<'_, '_> {
         self.filters.fits_with_nominated(&mut self.node)
     }
 
-    /// Makes the filters what they were, and returns who is gone.
+    /// Restores the filters, and returns the removed pods.
     fn end(mut self) -> Vec<Arc<PodInfo>> {
         for pod in std::mem::take(&mut self.gone) {
             self.node.put(pod.clone());

@@ -1,12 +1,13 @@
-//! VolumeBinding: pods go where their volumes are, and volumes that wait for a pod are chosen or made where the pod goes.
+//! VolumeBinding: schedules pods to nodes that can reach their volumes, and selects or provisions volumes for claims
+//! that wait for a consumer.
 //!
-//! The decision says which; it is written before the binding, and the pod is bound once the claims are.
+//! The decision selects the volumes. They are written before the binding, and the pod is bound after the claims are.
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use machinery_api::ObjectKey;
 use machinery_client::claims::{
-    self, BOUND_BY_CONTROLLER, NO_PROVISIONER, NodePlace, SELECTED_NODE, annotation, class_of_claim, is_fully_bound,
+    self, BOUND_BY_CONTROLLER, NO_PROVISIONER, NodeTopology, SELECTED_NODE, annotation, class_of_claim, is_fully_bound,
 };
 use machinery_client::request::PatchType;
 use machinery_client::{Kind, ObjectCache, key_of, reference_to, value_of};
@@ -44,12 +45,12 @@ fn pre_filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
         return PreFilterResult::Unschedulable(why);
     }
     match sorted(volumes, pod) {
-        Some(sorted) => PreFilterResult::Filter(Box::new(Binding { volumes, sorted })),
+        Some(sorted) => PreFilterResult::Filter(Box::new(BindingFilter { volumes, sorted })),
         None => PreFilterResult::Unschedulable("pod has unbound immediate PersistentVolumeClaims".into()),
     }
 }
 
-/// Whether the pod may have its claims at all.
+/// Whether the pod's claims are usable at all.
 fn check_claims(volumes: &Volumes, pod: &PodInfo) -> Result<(), String> {
     for (key, claim) in claims_of(pod) {
         let name = &key.name;
@@ -76,15 +77,15 @@ fn check_claims(volumes: &Volumes, pod: &PodInfo) -> Result<(), String> {
     Ok(())
 }
 
-/// The pod's claims, by what is left to do for them.
-struct Sorted<'a> {
+/// The pod's claims by state.
+struct SortedClaims<'a> {
     bound: Vec<&'a PersistentVolumeClaim>,
     waiting: Vec<&'a PersistentVolumeClaim>,
 }
 
-/// None where one is bound without regard to pods, and isn't yet.
-fn sorted<'a>(volumes: &'a Volumes, pod: &PodInfo) -> Option<Sorted<'a>> {
-    let mut sorted = Sorted { bound: Vec::new(), waiting: Vec::new() };
+/// None if a claim with immediate binding is not bound yet.
+fn sorted<'a>(volumes: &'a Volumes, pod: &PodInfo) -> Option<SortedClaims<'a>> {
+    let mut sorted = SortedClaims { bound: Vec::new(), waiting: Vec::new() };
     for claim in claims_of(pod).filter_map(|(key, _)| volumes.claim(&key)) {
         if is_fully_bound(claim) {
             sorted.bound.push(claim);
@@ -94,7 +95,7 @@ fn sorted<'a>(volumes: &'a Volumes, pod: &PodInfo) -> Option<Sorted<'a>> {
             return None;
         }
     }
-    // What asks for least is given first, so that it doesn't take what only a larger volume leaves.
+    // The smallest request first, so that it doesn't take a volume that only the larger request needs.
     sorted.waiting.sort_by_key(|claim| claims::requested(claim));
     Some(sorted)
 }
@@ -103,12 +104,12 @@ fn class<'a>(volumes: &'a Volumes, claim: &PersistentVolumeClaim) -> Option<&'a 
     volumes.class(class_of_claim(claim))
 }
 
-struct Binding<'a> {
+struct BindingFilter<'a> {
     volumes: &'a Volumes,
-    sorted: Sorted<'a>,
+    sorted: SortedClaims<'a>,
 }
 
-impl Filter for Binding<'_> {
+impl Filter for BindingFilter<'_> {
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
         let place = place(&node.facts);
         let (mut reasons, mut missing) = (Vec::new(), false);
@@ -135,22 +136,26 @@ impl Filter for Binding<'_> {
     }
 }
 
-fn place(facts: &NodeFacts) -> NodePlace<'_> {
-    NodePlace { name: &facts.name, labels: &facts.labels }
+fn place(facts: &NodeFacts) -> NodeTopology<'_> {
+    NodeTopology { name: &facts.name, labels: &facts.labels }
 }
 
-/// What becomes of claims on a node.
+/// The volumes of claims on one node.
 #[derive(Default)]
-struct Choice<'a> {
-    /// They are given a volume that is there.
+struct VolumeChoice<'a> {
+    /// Claims that bind an existing volume.
     given: Vec<(&'a PersistentVolumeClaim, &'a PersistentVolume)>,
-    /// One is made for them.
+    /// Claims whose volume is provisioned.
     made: Vec<&'a PersistentVolumeClaim>,
 }
 
-/// None where a claim can have none there.
-fn choose<'a>(volumes: &'a Volumes, waiting: &[&'a PersistentVolumeClaim], facts: &NodeFacts) -> Option<Choice<'a>> {
-    let mut choice = Choice::default();
+/// None if a claim can get no volume on the node.
+fn choose<'a>(
+    volumes: &'a Volumes,
+    waiting: &[&'a PersistentVolumeClaim],
+    facts: &NodeFacts,
+) -> Option<VolumeChoice<'a>> {
+    let mut choice = VolumeChoice::default();
     for claim in waiting {
         if let Some(node) = annotation(&claim.metadata, SELECTED_NODE) {
             if node != facts.name {
@@ -175,7 +180,7 @@ fn choose<'a>(volumes: &'a Volumes, waiting: &[&'a PersistentVolumeClaim], facts
     choice.made.iter().all(can_be_made).then_some(choice)
 }
 
-/// Whether a class has volumes made for a node.
+/// Whether a class provisions volumes for a node.
 fn is_allowed(class: &StorageClass, facts: &NodeFacts) -> bool {
     let terms = class.allowed_topologies.as_deref().unwrap_or_default();
     terms.is_empty()
@@ -208,7 +213,7 @@ fn reserve(snapshot: &mut Snapshot, pod: &PodInfo, node: &str) -> Result<(), Str
 fn unreserve(snapshot: &mut Snapshot, pod: &PodInfo, _: &str) {
     if pod.claims.is_some() {
         let own: Vec<ObjectKey> = claims_of(pod).map(|(key, _)| key).collect();
-        snapshot.volumes.give_back(|claim| own.contains(claim));
+        snapshot.volumes.drop_assumptions(|claim| own.contains(claim));
     }
 }
 
@@ -246,10 +251,10 @@ fn pre_bind(snapshot: &Snapshot, pod: &PodInfo, node: &str) -> Vec<PreBindPatch>
     given.chain(made).collect()
 }
 
-/// Whether all claims of a pod are bound, once what comes before its binding was written; an error where they won't be.
+/// Whether all claims of a pod are bound, after the `PreBind` patches were written; an error if they can't be.
 ///
 /// # Errors
-/// A claim or the pod is gone, or the volume is to be made elsewhere.
+/// A claim or the pod is gone, or the volume is provisioned for another node.
 pub fn are_bound(view: &ObjectCache, pod: &PodInfo, node: &str) -> Result<bool, String> {
     let there = view.metadata(&Kind::of::<machinery_client::Pod>(), &pod.key);
     if there.and_then(|metadata| metadata.uid.as_deref()) != Some(&*pod.uid) {

@@ -1,4 +1,4 @@
-//! NodeVolumeLimits: how many volumes of a driver a node takes, as the driver has it said in the node's CSINode.
+//! NodeVolumeLimits: the maximum number of volumes of a driver on a node, from the node's CSINode.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,7 +24,7 @@ pub(in super::super) const PLUGIN: Plugin = Plugin {
     ..plugin("NodeVolumeLimits")
 };
 
-/// The volumes of a pod by their driver, each by what it is known by.
+/// The identifiers of a pod's volumes, by driver.
 type ByDriver = BTreeMap<String, BTreeSet<String>>;
 
 struct Limits<'a> {
@@ -52,7 +52,7 @@ fn by_driver(volumes: &Volumes, pod: &PodInfo) -> ByDriver {
     all
 }
 
-/// The driver of a claim's volume, be it made or not, and what the volume is known by.
+/// The driver of a claim's volume, provisioned or not, and the volume's identifier.
 fn driver_of(volumes: &Volumes, claim: &PersistentVolumeClaim) -> Option<(String, String)> {
     if let Some(volume) = volumes.volume(claims::volume_name(claim)) {
         let csi = volume.spec.as_ref()?.csi.as_ref()?;

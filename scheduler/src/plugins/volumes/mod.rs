@@ -1,4 +1,4 @@
-//! Plugins that look at pods' volumes: where they can be reached from, which are to be made there, how many a node takes.
+//! Plugins for volumes: reachability, binding and provisioning, and limits per node.
 
 mod binding;
 mod limits;
@@ -16,7 +16,7 @@ pub(super) use self::zone::PLUGIN as ZONE;
 use super::Event;
 use crate::pod::{PodClaim, PodInfo};
 
-/// Whether a change of claims and volumes concerns a pod.
+/// Whether a change of claims and volumes affects a pod.
 fn concerns(event: &Event<'_>, pod: &PodInfo) -> bool {
     let Some(claims) = &pod.claims else { return false };
     match event {

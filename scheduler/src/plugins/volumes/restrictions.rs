@@ -1,5 +1,5 @@
-//! VolumeRestrictions: a claim of `ReadWriteOncePod` is one pod's. (Disks of clouds that one node at a time may have are no volumes
-//! of this program's nodes.)
+//! VolumeRestrictions: one pod at a time may use a `ReadWriteOncePod` claim. (Cloud disks that attach to one node at a
+//! time are no volumes of this program's nodes.)
 
 use machinery_api::ObjectKey;
 
@@ -21,15 +21,15 @@ pub(in super::super) const PLUGIN: Plugin = Plugin {
     ..plugin("VolumeRestrictions")
 };
 
-/// The pod's claims that one pod alone may use, and how often others use one of them.
-struct Alone {
+/// The pod's `ReadWriteOncePod` claims, and the number of other uses of them.
+struct ReadWriteOncePod {
     claims: Vec<ObjectKey>,
     users: usize,
 }
 
 fn pre_filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
     let volumes = &cycle.snapshot.volumes;
-    let mut alone = Alone { claims: Vec::new(), users: 0 };
+    let mut alone = ReadWriteOncePod { claims: Vec::new(), users: 0 };
     for (key, _) in claims_of(cycle.pod).filter(|(_, claim)| !claim.ephemeral) {
         let Some(claim) = volumes.claim(&key) else {
             return PreFilterResult::Unschedulable(format!("persistentvolumeclaim {:?} not found", key.name));
@@ -47,13 +47,13 @@ fn pre_filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
     }
 }
 
-impl Alone {
+impl ReadWriteOncePod {
     fn used_by(&self, pod: &PodInfo) -> usize {
         claims_of(pod).filter(|(key, _)| self.claims.contains(key)).count()
     }
 }
 
-impl Filter for Alone {
+impl Filter for ReadWriteOncePod {
     fn check(&self, _: &NodeInfo) -> Result<(), Refusal> {
         if self.users == 0 { Ok(()) } else { Err(Refusal::new(CONFLICT, false)) }
     }

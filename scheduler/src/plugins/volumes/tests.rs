@@ -1,4 +1,4 @@
-//! Pods with claims as data: where they go, and what is written for them.
+//! Pods with claims as data: their nodes, and the patches for their claims.
 
 use std::sync::Arc;
 
@@ -70,7 +70,7 @@ fn with_claims(name: &str, claims: &[&str]) -> PodInfo {
 fn goes(snapshot: &Snapshot, pod: &PodInfo) -> String {
     match decide(snapshot, pod, &Profile::default(), 0, 0) {
         Decision::Node { name, .. } => name,
-        Decision::Nowhere { message, .. } => message,
+        Decision::Unschedulable { message, .. } => message,
     }
 }
 
@@ -150,13 +150,13 @@ fn what_waits_for_a_pod_is_chosen_with_its_node() {
     assert_eq!(given.patch["metadata"]["resourceVersion"], "9");
     let selected = &made.patch["metadata"]["annotations"]["volume.kubernetes.io/selected-node"];
     assert_eq!((made.key.name.as_str(), selected), ("made", &json!("m2")));
-    // What was set aside is nobody else's until it is given back.
+    // A reserved volume is not available to others until it is unreserved.
     claim(&mut snapshot, "other", |claim| claim["spec"]["storageClassName"] = "static".into());
     let other = with_claims("q", &["other"]);
     assert!(goes(&snapshot, &other).contains("available persistent volumes to bind"));
     (binding.reserve.unwrap().unreserve)(&mut snapshot, &pod, "m2");
     assert_eq!(goes(&snapshot, &other), "m2");
-    // What was selected before holds.
+    // The selected node of an earlier decision stays.
     claim(&mut snapshot, "made", |claim| {
         claim["metadata"]["annotations"] = json!({"volume.kubernetes.io/selected-node": "m1"});
     });

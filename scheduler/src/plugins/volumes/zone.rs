@@ -1,4 +1,4 @@
-//! VolumeZone: volumes that carry a zone or a region among their labels are used there.
+//! VolumeZone: a volume with a zone or region label is used in that zone or region.
 
 use machinery_client::claims;
 
@@ -8,14 +8,14 @@ use crate::node::NodeInfo;
 use crate::volumes::claims_of;
 
 const CONFLICT: &str = "node(s) had no available volume zone";
-/// The labels, and what they are called now.
+/// The beta labels, and their current names.
 const LABELS: [(&str, &str); 4] = [
     ("failure-domain.beta.kubernetes.io/zone", "topology.kubernetes.io/zone"),
     ("failure-domain.beta.kubernetes.io/region", "topology.kubernetes.io/region"),
     ("topology.kubernetes.io/zone", "topology.kubernetes.io/zone"),
     ("topology.kubernetes.io/region", "topology.kubernetes.io/region"),
 ];
-/// Stands between the values of a volume that is in several.
+/// Separates the values of a volume in several zones.
 const SEPARATOR: &str = "__";
 
 pub(in super::super) const PLUGIN: Plugin = Plugin {
@@ -27,7 +27,7 @@ pub(in super::super) const PLUGIN: Plugin = Plugin {
     ..plugin("VolumeZone")
 };
 
-/// A label's two names and the values that will do.
+/// The two names of a label, and the accepted values.
 struct Zones<'a>(Vec<(&'static str, &'static str, Vec<&'a str>)>);
 
 fn pre_filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
@@ -47,7 +47,7 @@ impl Filter for Zones<'_> {
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
         let labels = &node.facts.labels;
         if !LABELS.iter().any(|(label, _)| labels.contains_key(*label)) {
-            // A node that is nowhere is everywhere.
+            // A node without zone labels is accepted.
             return Ok(());
         }
         let fits = self.0.iter().all(|(label, now, values)| {

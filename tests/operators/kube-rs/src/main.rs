@@ -99,7 +99,7 @@ fn answered(review: &Value, allowed: bool, also: Value) -> String {
     json!({"apiVersion": review["apiVersion"], "kind": review["kind"], "response": response}).to_string()
 }
 
-/// What was asked; null stands for what can't be read, and is refused by whoever asked.
+/// The request of a review; null for an unreadable one, which the caller rejects.
 fn asked(body: &[u8]) -> Value {
     serde_json::from_slice(body).unwrap_or_default()
 }
@@ -130,7 +130,7 @@ async fn webhooks(certificates: &Path, port: u16) -> anyhow::Result<()> {
         let (stream, _) = listener.accept().await?;
         let (acceptor, service) = (acceptor.clone(), TowerToHyperService::new(router.clone()));
         tokio::spawn(async move {
-            // A client that breaks off concerns nobody else.
+            // A client that disconnects affects no other client.
             if let Ok(stream) = acceptor.accept(stream).await {
                 let http = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
                 let _ = http.serve_connection(TokioIo::new(stream), service).await;

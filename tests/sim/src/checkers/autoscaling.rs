@@ -1,5 +1,5 @@
-//! An autoscaler asks for no size beyond its bounds, and for a smaller one only when nothing that it was told within its stabilization
-//! window wants more. Held to what it was told in this life of its: whoever starts anew knows only the size that it finds.
+//! An autoscaler sets no size beyond its bounds, and scales down only if no metric within its stabilization window requires
+//! more. Only metrics of its present life count: a restarted autoscaler has only the current size.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,31 +11,31 @@ use tokio::time::Instant;
 use crate::history::History;
 use crate::network::Link;
 
-/// For how long a smaller size waits, and how much each pod is to have of what is measured.
+/// The stabilization window, and the target value per pod.
 pub(crate) const WINDOW: Duration = Duration::from_secs(30);
 pub(crate) const EACH: i64 = 10;
-/// Between the moment of a request and that of an answer.
+/// Tolerance between a request's time and its response's.
 const SLACK: Duration = Duration::from_secs(1);
 
-/// An autoscaler was told something.
-struct Told {
+/// A metric that an autoscaler has received.
+struct MetricSample {
     by: Arc<Link>,
     at: Instant,
     load: i64,
 }
 
 #[derive(Default)]
-struct State {
-    /// What is measured of a Deployment now.
+struct AutoscalingState {
+    /// The current metric of each Deployment.
     loads: BTreeMap<String, i64>,
-    told: BTreeMap<String, Vec<Told>>,
-    /// When the clock was set last.
+    told: BTreeMap<String, Vec<MetricSample>>,
+    /// Time of the last clock step.
     jumped: Option<Instant>,
 }
 
-/// See the module.
+/// Checks autoscalers.
 #[derive(Default)]
-pub(crate) struct Autoscaling(Mutex<State>);
+pub(crate) struct Autoscaling(Mutex<AutoscalingState>);
 
 /// The autoscaler of a Deployment, if there is one.
 pub(crate) fn autoscaler(history: &History, namespace: &str, name: &str) -> Option<Value> {
@@ -44,18 +44,18 @@ pub(crate) fn autoscaler(history: &History, namespace: &str, name: &str) -> Opti
     found.map(|(_, hpa)| hpa.value().clone())
 }
 
-/// The least and the most pods.
+/// The minimum and maximum of pods.
 pub(crate) fn bounds(hpa: &Value) -> (i64, i64) {
     (hpa["spec"]["minReplicas"].as_i64().unwrap_or(1), hpa["spec"]["maxReplicas"].as_i64().unwrap_or(1))
 }
 
-/// So many pods at least are wanted for a load, whatever there is now: a tenth more or less is no reason.
+/// The minimum number of pods for a load, within the tolerance of a tenth.
 fn wanted(load: i64) -> i64 {
     (10 * load + 11 * EACH - 1) / (11 * EACH)
 }
 
 impl Autoscaling {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, AutoscalingState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -67,12 +67,12 @@ impl Autoscaling {
         self.state().loads.get(deployment).copied().unwrap_or(EACH)
     }
 
-    pub(crate) fn jumped(&self) {
+    pub(crate) fn clock_stepped(&self) {
         self.state().jumped = Some(Instant::now());
     }
 
-    /// Deployments that don't have the size that their load asks for, at rest.
-    pub(crate) fn unfinished(&self, history: &History) -> Vec<String> {
+    /// Deployments whose size doesn't match their load after convergence.
+    pub(crate) fn unmet(&self, history: &History) -> Vec<String> {
         let mut problems = Vec::new();
         for (key, hpa) in history.now("/registry/horizontalpodautoscalers/") {
             let (hpa, (least, most)) = (hpa.value(), bounds(hpa.value()));
@@ -82,7 +82,7 @@ impl Autoscaling {
             let (size, load) = (deployment.value()["spec"]["replicas"].as_i64().unwrap_or(0), self.load(&of));
             let wanted = ((load + EACH - 1) / EACH).clamp(least, most);
             let near = 10 * (load - EACH * size).abs() <= EACH * size && (least..=most).contains(&size);
-            // No autoscaler acts on what somebody has set to nothing.
+            // An autoscaler ignores a workload that was scaled to zero.
             if size != wanted && !near && size != 0 {
                 problems.push(format!("{key} has {size} pods for {load}, and is to have {wanted}"));
             }
@@ -90,14 +90,14 @@ impl Autoscaling {
         problems
     }
 
-    /// An answer arrives.
-    pub(crate) fn told(&self, by: &Arc<Link>, deployment: &str, load: i64) {
-        let told = Told { by: by.clone(), at: Instant::now(), load };
+    /// Records a metrics response.
+    pub(crate) fn record_metric(&self, by: &Arc<Link>, deployment: &str, load: i64) {
+        let told = MetricSample { by: by.clone(), at: Instant::now(), load };
         self.state().told.entry(deployment.to_owned()).or_default().push(told);
     }
 
-    /// A size is asked for, by an autoscaler. Answers what is wrong with it.
-    pub(crate) fn sized(&self, history: &History, by: &Arc<Link>, of: (&str, &str), size: i64) -> Option<String> {
+    /// Checks a size set by an autoscaler. Returns the violation.
+    pub(crate) fn check_size(&self, history: &History, by: &Arc<Link>, of: (&str, &str), size: i64) -> Option<String> {
         let (namespace, name) = of;
         let (least, most) = bounds(&autoscaler(history, namespace, name)?);
         if size < least || size > most {

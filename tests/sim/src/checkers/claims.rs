@@ -1,9 +1,9 @@
-//! Claims and volumes: whom a volume is given to has it for as long as it wants, nobody else beside it, and what is to be kept is kept.
+//! Claims and volumes: a volume belongs to one claim as long as that needs it, and retained volumes are kept.
 
 use serde_json::Value;
 
 use super::invariants::ended;
-use crate::history::{History, Step};
+use crate::history::{History, KeyChange};
 
 const CLAIMS: &str = "/registry/persistentvolumeclaims/";
 const VOLUMES: &str = "/registry/persistentvolumes/";
@@ -12,7 +12,7 @@ fn text<'a>(object: &'a Value, path: &str) -> &'a str {
     object.pointer(path).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// The volume that a claim is bound to, as it says itself.
+/// The volume that a claim's own status is bound to.
 pub(crate) fn bound_to(claim: &Value) -> Option<&str> {
     let done = claim["metadata"]["annotations"]["pv.kubernetes.io/bind-completed"].is_string();
     claim["spec"]["volumeName"].as_str().filter(|name| done && !name.is_empty())
@@ -22,12 +22,12 @@ fn is_going(object: &Value) -> bool {
     !object["metadata"]["deletionTimestamp"].is_null()
 }
 
-/// The uid of the claim that a volume is for; empty where it is nobody's.
+/// The uid of a volume's claim; empty if it has none.
 pub(crate) fn owner(volume: &Value) -> &str {
     text(volume, "/spec/claimRef/uid")
 }
 
-/// The names of the claims of a pod.
+/// The names of a pod's claims.
 pub(crate) fn claims_of(pod: &Value) -> impl Iterator<Item = String> {
     let volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
     volumes.filter_map(|volume| match volume["persistentVolumeClaim"]["claimName"].as_str() {
@@ -39,8 +39,8 @@ pub(crate) fn claims_of(pod: &Value) -> impl Iterator<Item = String> {
     })
 }
 
-/// What is wrong with one step.
-pub(crate) fn step(history: &History, step: &Step) -> Vec<String> {
+/// The violations of one change.
+pub(crate) fn step(history: &History, step: &KeyChange) -> Vec<String> {
     let mut problems = Vec::new();
     let (old, new) = (step.old.as_deref().map(|old| old.value()), step.new.as_deref().map(|new| new.value()));
     if step.key.starts_with(CLAIMS) {
@@ -75,7 +75,7 @@ fn claim(history: &History, old: Option<&Value>, new: Option<&Value>, problems: 
     }
 }
 
-/// A claim goes when no pod that has its place uses it any more.
+/// A claim is removed only after its last pod.
 fn used(history: &History, claim: &Value) -> Option<String> {
     let (namespace, name) = (text(claim, "/metadata/namespace"), text(claim, "/metadata/name"));
     let pods = history.now(&format!("/registry/pods/{namespace}/"));

@@ -1,5 +1,4 @@
-//! What a cluster comes to when it is left alone: everything is as its objects ask for, nothing is left that nobody wants,
-//! and every cache shows what is stored.
+//! Convergence: every object matches its spec, no garbage is left, and every cache equals the store.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,7 +9,7 @@ use serde_json::Value;
 use super::invariants::ended;
 use crate::history::{History, Version};
 
-/// The objects of one kind as they are now, with their keys.
+/// The current objects of one kind, with their keys.
 pub(crate) struct Objects(Vec<(Arc<str>, Arc<Version>)>);
 
 impl Objects {
@@ -23,8 +22,8 @@ impl Objects {
     }
 }
 
-/// What is not as it shall be; empty: the cluster has come to rest.
-pub(crate) fn unfinished(history: &History) -> Vec<String> {
+/// Unmet expectations; empty: the cluster has converged.
+pub(crate) fn unmet(history: &History) -> Vec<String> {
     let of = |prefix: &str| Objects::of(history, prefix);
     let (pods, nodes, sets) = (of("pods"), of("minions"), of("replicasets"));
     let mut problems = Vec::new();
@@ -39,9 +38,9 @@ pub(crate) fn unfinished(history: &History) -> Vec<String> {
     services(&of("services/specs"), &of("endpointslices"), &pods, &mut problems);
     placed(&pods, &nodes, &mut problems);
     owners(history, &mut problems);
-    super::kept::unfinished(history, &mut problems);
-    super::terms::unfinished(history, &mut problems);
-    super::grants::unfinished(history, &mut problems);
+    super::storage::unmet(history, &mut problems);
+    super::terms::unmet(history, &mut problems);
+    super::grants::unmet(history, &mut problems);
     for (key, namespace) in of("namespaces").iter() {
         if !namespace["metadata"]["deletionTimestamp"].is_null() {
             problems.push(format!("{key} is not gone"));
@@ -139,7 +138,7 @@ fn replication_controllers(sets: &Objects, pods: &Objects, problems: &mut Vec<St
     }
 }
 
-/// Endpoints that somebody made are shown as they are where traffic is led by.
+/// Manual Endpoints are mirrored to EndpointSlices.
 fn mirrored(endpoints: &Objects, services: &Objects, slices: &Objects, problems: &mut Vec<String>) {
     for (key, named) in endpoints.iter() {
         let of = |object: &Value| object["metadata"]["namespace"] == named["metadata"]["namespace"];
@@ -168,7 +167,7 @@ fn mirrored(endpoints: &Objects, services: &Objects, slices: &Objects, problems:
     }
 }
 
-/// One ready pod on each node, which all are well at rest.
+/// One ready pod on each node, all of which are healthy after convergence.
 fn daemon_sets(sets: &Objects, nodes: &Objects, pods: &Objects, problems: &mut Vec<String>) {
     for (key, set) in sets.iter() {
         let uid = set["metadata"]["uid"].as_str().unwrap_or_default();
@@ -188,7 +187,7 @@ fn daemon_sets(sets: &Objects, nodes: &Objects, pods: &Objects, problems: &mut V
     }
 }
 
-/// Suspended at rest: nothing runs, and no more is kept than shall be.
+/// Suspended after convergence: nothing runs, and history limits are met.
 fn cron_jobs(crons: &Objects, jobs: &Objects, problems: &mut Vec<String>) {
     for (key, cron) in crons.iter() {
         let uid = cron["metadata"]["uid"].as_str().unwrap_or_default();
@@ -293,7 +292,7 @@ fn placed(pods: &Objects, nodes: &Objects, problems: &mut Vec<String>) {
     }
 }
 
-/// Whoever has owners has one that is there.
+/// Every object with owners has an existing one.
 fn owners(history: &History, problems: &mut Vec<String>) {
     let all = history.now("/registry/");
     let uids: BTreeSet<&str> =
@@ -308,7 +307,7 @@ fn owners(history: &History, problems: &mut Vec<String>) {
     }
 }
 
-/// What a cache shows otherwise than it is stored. `settled`: what changed later may still be on its way.
+/// Differences between a cache and the store. `settled`: later changes may still be in transit.
 pub(crate) fn stale(
     history: &History,
     name: &str,

@@ -1,34 +1,34 @@
-//! A Job counts each pod that ended once: it names the pod in its status, then the pod loses its finalizer, then the number
-//! grows, by as many as are named no more. Whoever dies in between has lost nothing and counts nothing twice.
+//! A Job counts each finished pod once: its status lists the pod, then the pod loses its finalizer, then the number grows by
+//! the pods no longer listed. A controller that dies in between loses nothing and counts nothing twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use crate::history::Step;
+use crate::history::KeyChange;
 
 const JOBS: &str = "/registry/jobs/";
 const PODS: &str = "/registry/pods/";
-/// What holds a pod until it is counted.
+/// The finalizer of an uncounted pod.
 const TRACKED: &str = "batch.kubernetes.io/job-tracking";
 
-/// What is known of a Job.
+/// State of a Job.
 #[derive(Default)]
-struct Known {
-    /// Pods that its status named at any time.
+struct JobState {
+    /// Pods that its status has ever listed.
     named: BTreeSet<String>,
-    /// What it is now.
+    /// The current status.
     status: Value,
     indexed: bool,
     going: bool,
 }
 
-/// What is remembered of the past.
+/// State derived from earlier changes.
 #[derive(Default)]
 pub(crate) struct Counts {
     /// By uid.
-    jobs: BTreeMap<String, Known>,
-    /// Those that Jobs control, and whether something holds them.
+    jobs: BTreeMap<String, JobState>,
+    /// Pods that Jobs control, with whether the finalizer holds them.
     jobs_pods: BTreeMap<String, bool>,
 }
 
@@ -45,7 +45,7 @@ fn uncounted(status: &Value, field: &str) -> BTreeSet<String> {
     uids.filter_map(|uid| uid.as_str().map(str::to_owned)).collect()
 }
 
-/// The indexes that `1,3-5,7` is about.
+/// The indexes of `1,3-5,7`.
 fn indexes(text: &str) -> BTreeSet<i64> {
     let parts = text.split(',').filter(|part| !part.is_empty());
     let range = |part: &str| {
@@ -71,8 +71,8 @@ fn has_condition(status: &Value, kind: &str) -> bool {
 }
 
 impl Counts {
-    /// What is wrong with one step.
-    pub(crate) fn step(&mut self, step: &Step) -> Vec<String> {
+    /// The violations of one change.
+    pub(crate) fn step(&mut self, step: &KeyChange) -> Vec<String> {
         let mut problems = Vec::new();
         let (old, new) = (step.old.as_deref(), step.new.as_deref());
         if step.key.starts_with(JOBS) {
@@ -144,7 +144,7 @@ impl Counts {
             None => drop(self.jobs_pods.remove(uid)),
         }
         let lost = old.is_some_and(is_tracked) && !tracked;
-        // Whoever is nobody's any more is counted by nobody.
+        // A pod without a controller is not counted.
         let job = if new.is_some() { new.and_then(job_of) } else { old.and_then(job_of) };
         let Some(job) = job.and_then(|job| self.jobs.get(job)).filter(|job| lost && !job.going) else { return };
         if !job.counts(pod, uid) {
@@ -153,12 +153,12 @@ impl Counts {
     }
 }
 
-impl Known {
-    /// Whether the status knows of a pod that has ended.
+impl JobState {
+    /// Whether the status accounts for a finished pod.
     fn counts(&self, pod: &Value, uid: &str) -> bool {
         let phase = pod["status"]["phase"].as_str().unwrap_or_default();
         let ended = matches!(phase, "Succeeded" | "Failed");
-        // One too many is let go first, then deleted: it counts as nothing.
+        // A surplus pod loses its finalizer first, then is deleted: it isn't counted.
         if !ended && pod["metadata"]["deletionTimestamp"].is_null() {
             return true;
         }
@@ -167,7 +167,7 @@ impl Known {
         uncounted(&self.status, "succeeded").contains(uid)
             || uncounted(&self.status, "failed").contains(uid)
             || (self.indexed && phase == "Succeeded" && index.is_ok_and(|index| done.contains(&index)))
-            // What is stopped because the Job has succeeded hasn't failed.
+            // A pod stopped after the Job's success hasn't failed.
             || (!ended && has_condition(&self.status, "SuccessCriteriaMet"))
     }
 }

@@ -1,4 +1,4 @@
-//! What is asked for and granted: nobody has a certificate that was not approved, and at rest everything is granted, looked over or gone.
+//! Requests and grants: no certificate without approval, and after convergence every request is granted, processed or gone.
 
 use std::collections::BTreeSet;
 
@@ -13,15 +13,15 @@ fn is(request: &Value, what: &str) -> bool {
     conditions.into_iter().any(|condition| condition["type"] == what)
 }
 
-/// A certificate is for what was approved.
+/// A certificate requires an approval.
 pub(super) fn certificates(request: &Value, problems: &mut Vec<String>) {
     if !request["status"]["certificate"].is_null() && !is(request, "Approved") {
         problems.push("it has a certificate, and nobody approved".to_owned());
     }
 }
 
-/// What is not as it shall be, at rest.
-pub(super) fn unfinished(history: &History, problems: &mut Vec<String>) {
+/// Unmet expectations after convergence.
+pub(super) fn unmet(history: &History, problems: &mut Vec<String>) {
     let of = |prefix: &str| Objects::of(history, prefix);
     for (key, request) in of("certificatesigningrequests").iter() {
         if is(request, "Approved") && request["status"]["certificate"].is_null() {
@@ -59,7 +59,7 @@ pub(super) fn unfinished(history: &History, problems: &mut Vec<String>) {
     }
 }
 
-/// The role that is made of others has their rules, and no more.
+/// An aggregated role has its parts' rules, and no more.
 fn roles(roles: &Objects, problems: &mut Vec<String>) {
     let Some((key, sum)) = roles.iter().find(|(_, role)| role["metadata"]["name"] == SUM) else { return };
     let rules = |role: &Value| -> BTreeSet<String> {
@@ -72,7 +72,7 @@ fn roles(roles: &Objects, problems: &mut Vec<String>) {
     }
 }
 
-/// A token is there for as long as its account is.
+/// A token exists as long as its account.
 fn tokens(secrets: &Objects, accounts: &Objects, problems: &mut Vec<String>) {
     for (key, secret) in secrets.iter().filter(|(_, of)| of["type"] == "kubernetes.io/service-account-token") {
         let metadata = &secret["metadata"];

@@ -1,5 +1,5 @@
-//! No two pods of one identity of a StatefulSet run at once, whatever the API shows: what runs is known here as it is, also
-//! on nodes that nobody hears of.
+//! No two pods of one StatefulSet identity run at once, whatever the API shows: this checker sees the processes themselves,
+//! also those on disconnected nodes.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,34 +7,34 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use machinery_api::ObjectKey;
 use machinery_client::{Pod, controller_of};
 
-/// Where a pod runs.
-struct Running {
+/// Location of a running pod.
+struct RunningPod {
     uid: String,
     node: String,
 }
 
-/// What runs now, by identity.
+/// Running pods by identity.
 #[derive(Default)]
-pub(crate) struct Identities(Mutex<BTreeMap<ObjectKey, Running>>);
+pub(crate) struct Identities(Mutex<BTreeMap<ObjectKey, RunningPod>>);
 
-/// Whether a pod is one of a StatefulSet.
+/// Whether a pod belongs to a StatefulSet.
 pub(crate) fn has_one(pod: &Pod) -> bool {
     controller_of(&pod.metadata).is_some_and(|owner| owner.kind == "StatefulSet")
 }
 
 impl Identities {
-    fn running(&self) -> MutexGuard<'_, BTreeMap<ObjectKey, Running>> {
+    fn running(&self) -> MutexGuard<'_, BTreeMap<ObjectKey, RunningPod>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A pod begins to run. Answers what is wrong with that.
+    /// Records a pod's start. Returns the violation.
     pub(crate) fn started(&self, key: &ObjectKey, uid: &str, node: &str) -> Option<String> {
-        let before = self.running().insert(key.clone(), Running { uid: uid.to_owned(), node: node.to_owned() });
+        let before = self.running().insert(key.clone(), RunningPod { uid: uid.to_owned(), node: node.to_owned() });
         let other = before.filter(|before| before.uid != uid)?;
         Some(format!("{key} runs on {node} as {uid} while it runs on {} as {}", other.node, other.uid))
     }
 
-    /// A pod's processes have ended.
+    /// Records the end of a pod's processes.
     pub(crate) fn ended(&self, key: &ObjectKey, uid: &str) {
         let mut running = self.running();
         if running.get(key).is_some_and(|there| there.uid == uid) {
@@ -42,7 +42,7 @@ impl Identities {
         }
     }
 
-    /// A machine has ended, with all that ran there.
+    /// Records a machine's end with all of its pods.
     pub(crate) fn node_ended(&self, node: &str) {
         self.running().retain(|_, there| there.node != node);
     }

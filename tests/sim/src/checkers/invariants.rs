@@ -1,11 +1,11 @@
-//! What holds at every revision, looked at as it is committed.
+//! Invariants of every revision, checked at each commit.
 
 use std::collections::BTreeMap;
 
 use machinery_api::quantity::Quantity;
 use serde_json::Value;
 
-use crate::history::{History, Step};
+use crate::history::{History, KeyChange};
 
 const PODS: &str = "/registry/pods/";
 const NODES: &str = "/registry/minions/";
@@ -14,16 +14,16 @@ const BUDGETS: &str = "/registry/poddisruptionbudgets/";
 const SERVICES: &str = "/registry/services/specs/";
 const REQUESTS: &str = "/registry/certificatesigningrequests/";
 
-/// What is remembered of the past.
+/// State derived from earlier changes.
 #[derive(Default)]
 pub(crate) struct Invariants {
-    /// Each uid with the key that it was given to.
+    /// Each uid with its key.
     uids: BTreeMap<String, String>,
-    /// What each node bears: its pods that haven't ended, by key, and what they ask for.
+    /// Unfinished pods of each node by key, with their requests.
     borne: BTreeMap<String, BTreeMap<String, i64>>,
 }
 
-/// What a pod asks for, in thousandths of a core.
+/// A pod's requests in thousandths of a core.
 pub(crate) fn requested_millis(pod: &Value) -> i64 {
     let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
     containers.map(|container| millis(&container["resources"]["requests"]["cpu"])).sum()
@@ -33,18 +33,18 @@ fn millis(quantity: &Value) -> i64 {
     quantity.as_str().and_then(|text| Quantity::parse(text).ok()).map_or(0, |quantity| quantity.milli())
 }
 
-/// Whether a pod has ended.
+/// Whether a pod has finished.
 pub(crate) fn ended(pod: &Value) -> bool {
     matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))
 }
 
 impl Invariants {
-    /// What is wrong with one step.
-    pub(crate) fn step(&mut self, history: &History, step: &Step) -> Vec<String> {
+    /// The violations of one change.
+    pub(crate) fn step(&mut self, history: &History, step: &KeyChange) -> Vec<String> {
         let mut problems = Vec::new();
         let key = &*step.key;
         if key.starts_with(PODS) {
-            self.bears(step);
+            self.update_pod_node(step);
         }
         let Some(new) = step.new.as_deref().map(|version| version.value()) else {
             if let Some(name) = key.strip_prefix(NAMESPACES) {
@@ -75,7 +75,7 @@ impl Invariants {
         problems.into_iter().map(|problem| format!("{key} at {}: {problem}", step.revision)).collect()
     }
 
-    /// An object is itself for as long as it exists, and nobody else ever.
+    /// An object's uid never changes, and no other object ever has it.
     fn identity(&mut self, key: &str, new: &Value, old: Option<&Value>, problems: &mut Vec<String>) {
         let Some(uid) = new["metadata"]["uid"].as_str() else { return };
         if let Some(old) = old {
@@ -87,8 +87,8 @@ impl Invariants {
         }
     }
 
-    /// Takes in where a pod is now.
-    fn bears(&mut self, step: &Step) {
+    /// Updates a pod's node.
+    fn update_pod_node(&mut self, step: &KeyChange) {
         for (version, is_now) in [(&step.old, false), (&step.new, true)] {
             let Some(pod) = version.as_deref().map(|version| version.value()) else { continue };
             let Some(node) = pod["spec"]["nodeName"].as_str() else { continue };
@@ -117,7 +117,7 @@ impl Invariants {
         }
     }
 
-    /// A node has no more than it can hold, when a pod comes to it.
+    /// A pod that comes to a node never exceeds its capacity.
     fn overcommitted(&self, history: &History, node: &str, problems: &mut Vec<String>) {
         let Some(found) = history.at(&format!("{NODES}{node}"), u64::MAX) else { return };
         let allocatable = &found.value()["status"]["allocatable"];
@@ -129,7 +129,7 @@ impl Invariants {
     }
 }
 
-/// What never goes back.
+/// Values that never decrease.
 fn monotone(new: &Value, old: &Value, problems: &mut Vec<String>) {
     let number = |object: &Value, path: &str| object.pointer(path).and_then(Value::as_i64);
     for path in ["/metadata/generation", "/status/observedGeneration"] {
@@ -144,7 +144,7 @@ fn monotone(new: &Value, old: &Value, problems: &mut Vec<String>) {
     }
     for path in ["/metadata/creationTimestamp", "/metadata/deletionTimestamp", "/status/completionTime"] {
         let before = old.pointer(path).filter(|value| !value.is_null());
-        // A deletion that is asked for with less grace ends sooner, or now where that time has gone by.
+        // A deletion with a shorter grace period ends sooner, or now if that has passed.
         let grace = |object: &Value| number(object, "/metadata/deletionGracePeriodSeconds");
         let hastened = path.ends_with("deletionTimestamp") && grace(new) < grace(old);
         let gone = new.pointer(path).is_none_or(Value::is_null);
@@ -154,7 +154,7 @@ fn monotone(new: &Value, old: &Value, problems: &mut Vec<String>) {
     }
 }
 
-/// No quota that has counted its namespace is overrun by a pod that is made.
+/// A created pod never exceeds a quota with a computed status.
 fn quotas(history: &History, pod: &Value, problems: &mut Vec<String>) {
     let namespace = pod["metadata"]["namespace"].as_str().unwrap_or_default();
     let quotas = history.now(&format!("/registry/resourcequotas/{namespace}/"));
@@ -162,7 +162,7 @@ fn quotas(history: &History, pod: &Value, problems: &mut Vec<String>) {
         return;
     }
     let there = history.now(&format!("{PODS}{namespace}/"));
-    // One that should be gone by now, on a node that nobody hears of, is charged no more.
+    // A pod past its deletion on a disconnected node is no longer charged.
     let charged = |pod: &Value| !ended(pod) && pod["metadata"]["deletionTimestamp"].is_null();
     let count = there.iter().filter(|(_, pod)| charged(pod.value())).count();
     for (key, quota) in quotas {
@@ -174,7 +174,7 @@ fn quotas(history: &History, pod: &Value, problems: &mut Vec<String>) {
     }
 }
 
-/// Each pod that is evicted is taken off what may be.
+/// Each eviction is deducted from the budget.
 fn budget(new: &Value, old: Option<&Value>, problems: &mut Vec<String>) {
     let allowed = |budget: &Value| budget["status"]["disruptionsAllowed"].as_i64().unwrap_or(0);
     let named = |budget: &Value| budget["status"]["disruptedPods"].as_object().cloned().unwrap_or_default();
@@ -190,7 +190,7 @@ fn budget(new: &Value, old: Option<&Value>, problems: &mut Vec<String>) {
     }
 }
 
-/// No two objects have the same of it.
+/// No two objects share a value of the field.
 fn unique(history: &History, prefix: &str, key: &str, new: &Value, field: &str, problems: &mut Vec<String>) {
     let Some(own) = new["spec"][field].as_str().filter(|own| !own.is_empty() && *own != "None") else { return };
     for (other, version) in history.now(prefix) {
@@ -200,7 +200,7 @@ fn unique(history: &History, prefix: &str, key: &str, new: &Value, field: &str, 
     }
 }
 
-/// A namespace that goes leaves nothing behind.
+/// A deleted namespace leaves nothing behind.
 fn empty(history: &History, namespace: &str, problems: &mut Vec<String>) {
     for (key, version) in history.now("/registry/") {
         if version.value()["metadata"]["namespace"] == namespace {

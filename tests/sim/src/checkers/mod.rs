@@ -1,5 +1,5 @@
-//! What must hold, apart from what happens: checkers look at the store's history, at what goes over the network and at the
-//! components' caches, and know nothing of workloads and faults.
+//! Checkers of rules, independent of workloads and faults: they use the store's history, the network's messages and the
+//! components' caches.
 
 pub(crate) mod autoscaling;
 pub(crate) mod claims;
@@ -8,10 +8,10 @@ pub(crate) mod counts;
 mod grants;
 pub(crate) mod identities;
 pub(crate) mod invariants;
-mod kept;
 pub(crate) mod mounts;
 pub(crate) mod orphans;
 pub(crate) mod reads;
+mod storage;
 mod terms;
 pub(crate) mod waits;
 pub(crate) mod watches;

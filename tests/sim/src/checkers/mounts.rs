@@ -1,4 +1,4 @@
-//! What nodes have of volumes, as it is: which pods use one, and whose data lies in it.
+//! The nodes' actual volumes: the pods that use one, and the claim whose data it holds.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,34 +8,34 @@ use serde_json::Value;
 use super::claims::{bound_to, claims_of, owner};
 use crate::history::History;
 
-/// A pod's volume, with whom it is for.
+/// A pod's volume and its claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mount {
     volume: String,
     claim: String,
-    /// The node that keeps it; none: any.
+    /// The node that stores it; `None`: any.
     node: Option<String>,
 }
 
 #[derive(Default)]
-struct State {
-    /// Volumes in which somebody has written, by uid: whose claim that was.
+struct MountsState {
+    /// Volumes with data, by uid: the claim of the data.
     data: BTreeMap<String, String>,
-    /// Pods that run, by uid: where, and with which volumes.
+    /// Running pods by uid: node and volumes.
     running: BTreeMap<String, (String, Vec<Mount>)>,
 }
 
-/// See the module.
+/// Checks mounts.
 #[derive(Default)]
-pub(crate) struct Mounts(Mutex<State>);
+pub(crate) struct Mounts(Mutex<MountsState>);
 
-/// The node of a volume that is a folder there.
+/// The node of a node-local volume.
 pub(crate) fn node_of(volume: &Value) -> Option<&str> {
     let terms = &volume["spec"]["nodeAffinity"]["required"]["nodeSelectorTerms"];
     terms.pointer("/0/matchExpressions/0/values/0")?.as_str()
 }
 
-/// The volumes that a pod wants; none: they aren't all bound yet.
+/// The volumes of a pod; `None` until all are bound.
 pub(crate) fn of(history: &History, pod: &Value) -> Option<Vec<Mount>> {
     let namespace = pod["metadata"]["namespace"].as_str().unwrap_or_default();
     let one = |name: String| {
@@ -50,11 +50,11 @@ pub(crate) fn of(history: &History, pod: &Value) -> Option<Vec<Mount>> {
 }
 
 impl Mounts {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, MountsState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A pod begins to run. Answers what is wrong with that.
+    /// Records a pod's start. Returns the violations.
     pub(crate) fn started(&self, pod: &str, node: &str, mounts: Vec<Mount>) -> Vec<String> {
         let (mut state, mut problems) = (self.state(), Vec::new());
         for Mount { volume, claim, node: place } in &mounts {
@@ -80,12 +80,12 @@ impl Mounts {
         self.state().running.remove(pod);
     }
 
-    /// A machine has ended, with all that ran there.
+    /// Records a machine's end with all of its pods.
     pub(crate) fn node_ended(&self, node: &str) {
         self.state().running.retain(|_, (there, _)| there != node);
     }
 
-    /// What lies in a volume is removed. Answers what is wrong with that.
+    /// Records the removal of a volume's data. Returns the violation.
     pub(crate) fn emptied(&self, volume: &str) -> Option<String> {
         let mut state = self.state();
         state.data.remove(volume);

@@ -1,15 +1,15 @@
-//! What an owner leaves behind stays: when it goes, nothing that was there when its deletion was asked for names it any more.
+//! Orphaned dependents stay: once the owner is gone, no object that existed at its deletion request refers to it.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::history::{History, Step};
+use crate::history::{History, KeyChange};
 
-/// What is remembered of the past.
+/// State derived from earlier changes.
 #[derive(Default)]
 pub(crate) struct Orphans {
-    /// Owners that are going and leave theirs behind, by uid: the revision at which that was asked for.
+    /// Owners in an orphaning deletion, by uid: the revision of the request.
     leaving: BTreeMap<String, u64>,
 }
 
@@ -24,8 +24,8 @@ fn owned_by(object: &Value, uid: &str) -> bool {
 }
 
 impl Orphans {
-    /// What is wrong with one step.
-    pub(crate) fn step(&mut self, history: &History, step: &Step) -> Vec<String> {
+    /// The violations of one change.
+    pub(crate) fn step(&mut self, history: &History, step: &KeyChange) -> Vec<String> {
         let uid = |object: &Value| object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
         if let Some(new) = step.new.as_deref().map(|new| new.value()).filter(|new| leaves_behind(new)) {
             self.leaving.entry(uid(new)).or_insert(step.revision);
@@ -33,8 +33,8 @@ impl Orphans {
         let Some(old) = step.old.as_deref().map(|old| uid(old.value())).filter(|_| step.new.is_none()) else {
             return Vec::new();
         };
-        let Some(asked) = self.leaving.remove(&old) else { return Vec::new() };
-        let there = history.below("/registry/", asked);
+        let Some(requested_at) = self.leaving.remove(&old) else { return Vec::new() };
+        let there = history.below("/registry/", requested_at);
         let left = there.iter().filter(|(_, object)| owned_by(object.value(), &old)).filter(|(key, before)| {
             let now = history.at(key, step.revision);
             now.is_some_and(|now| uid(now.value()) == uid(before.value()) && owned_by(now.value(), &old))

@@ -1,4 +1,4 @@
-//! What is given for a while or is scarce: no address of the pool is two Services', and what has had its time goes.
+//! Limited resources: no two Services have the same address of the pool, and expired objects are removed.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +11,13 @@ use crate::workload::POOL_SIZE;
 
 const SERVICES: &str = "/registry/services/specs/";
 
-/// The addresses that a Service's status shows.
+/// The addresses of a Service's status.
 fn shown(service: &Value) -> impl Iterator<Item = &str> {
     let ingress = service["status"]["loadBalancer"]["ingress"].as_array().into_iter().flatten();
     ingress.into_iter().filter_map(|one| one["ip"].as_str())
 }
 
-/// No two Services show the same address.
+/// No two Services have the same address.
 pub(super) fn addresses(history: &History, key: &str, service: &Value, problems: &mut Vec<String>) {
     for ip in shown(service) {
         for (other, version) in history.now(SERVICES) {
@@ -28,8 +28,8 @@ pub(super) fn addresses(history: &History, key: &str, service: &Value, problems:
     }
 }
 
-/// What is not as it shall be, at rest.
-pub(super) fn unfinished(history: &History, problems: &mut Vec<String>) {
+/// Unmet expectations after convergence.
+pub(super) fn unmet(history: &History, problems: &mut Vec<String>) {
     let of = |prefix: &str| Objects::of(history, prefix);
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let name = |object: &Value| (text(&object["metadata"]["namespace"]), text(&object["metadata"]["name"]));

@@ -1,7 +1,7 @@
-//! Whatever waits for a time is done soon after it, however often others write of it meanwhile: pods that tolerate a taint for
-//! some seconds, Jobs with a deadline or a time to live, pods that are being deleted.
+//! Timed waits end soon after their time, however often other writers change the object: pods that tolerate a taint for some
+//! seconds, Jobs with a deadline or a time to live, pods in deletion.
 //!
-//! A wait begins when the store shows first what it waits for; how late it is counts from when faults ended.
+//! A wait starts when the store first contains its cause; its delay counts from the end of faults.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,29 +10,29 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::invariants::ended;
-use crate::history::{History, Step, Version};
+use crate::history::{History, KeyChange, Version};
 
 const PODS: &str = "/registry/pods/";
 const NODES: &str = "/registry/minions/";
 const JOBS: &str = "/registry/jobs/";
-/// How long after its time something may still wait where nothing goes wrong: a pod that no longer tolerates its node, and
-/// what waits for pods to end, which may be on a node that is gone and have a quarantine.
+/// Maximum delays without faults: of a pod that no longer tolerates its node, and of waits for pods to end, which may be on a
+/// removed node and be quarantined.
 const LATE: Duration = Duration::from_secs(30);
 const LATE_ENDING: Duration = Duration::from_secs(120);
 
 /// The taint that users set.
 pub(crate) const TAINT: &str = "example.com/trouble";
 
-/// What an object waits for.
-type What = &'static str;
-const TOLERATION: What = "the end of its toleration";
+/// The event that an object waits for.
+type WaitKind = &'static str;
+const TOLERATION: WaitKind = "the end of its toleration";
 
-/// See the module.
+/// Checks waits.
 #[derive(Default)]
 pub(crate) struct Waits {
-    /// By uid and what is waited for: the object's key, and when its time is over.
-    due: BTreeMap<(String, What), (String, Instant)>,
-    /// Since when nothing goes wrong.
+    /// By uid and event: the object's key, and the end of its time.
+    due: BTreeMap<(String, WaitKind), (String, Instant)>,
+    /// Start of the time without faults.
     calm: Option<Instant>,
 }
 
@@ -47,7 +47,7 @@ fn has_ended(job: &Value) -> bool {
     })
 }
 
-/// For how long a pod tolerates what users do to its node; none: for ever, or there is nothing to tolerate.
+/// The time that a pod tolerates users' taint of its node; `None`: for ever, or without the taint.
 fn tolerated(pod: &Value, node: &Value) -> Option<Duration> {
     let taints = node["spec"]["taints"].as_array().into_iter().flatten();
     let tainted = taints.into_iter().any(|taint| taint["key"] == TAINT && taint["effect"] == "NoExecute");
@@ -65,14 +65,14 @@ fn tolerated(pod: &Value, node: &Value) -> Option<Duration> {
     matching.iter().filter_map(|one| seconds(&one["tolerationSeconds"])).min()
 }
 
-/// Whether somebody ends the pods of a node.
+/// Whether a node ends its pods.
 fn is_well(node: Option<&Value>) -> bool {
     let conditions = node.and_then(|node| node["status"]["conditions"].as_array()).into_iter().flatten();
     conditions.into_iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
 }
 
-/// What an object waits for now, and for how long at most.
-fn waits(history: &History, key: &str, object: &Value) -> Vec<(What, Duration)> {
+/// An object's current waits, with their maximum time.
+fn waits(history: &History, key: &str, object: &Value) -> Vec<(WaitKind, Duration)> {
     let mut all = Vec::new();
     let metadata = &object["metadata"];
     let going = !metadata["deletionTimestamp"].is_null();
@@ -99,19 +99,19 @@ fn waits(history: &History, key: &str, object: &Value) -> Vec<(What, Duration)> 
 }
 
 impl Waits {
-    /// From now on nothing goes wrong.
+    /// Marks the end of faults.
     pub(crate) fn calm(&mut self, now: Instant) {
         self.calm = Some(now);
     }
 
-    /// Everybody's clock was set: what is counted by it comes later where it was set back.
-    pub(crate) fn jumped(&mut self, seconds: i64) {
+    /// Adjusts for a step of all clocks: a step back delays their deadlines.
+    pub(crate) fn clock_stepped(&mut self, seconds: i64) {
         let back = Duration::from_secs(u64::try_from(-seconds).unwrap_or(0));
         self.due.values_mut().for_each(|(_, due)| *due += back);
     }
 
-    /// Takes one step in; answers what has waited for too long.
-    pub(crate) fn step(&mut self, history: &History, step: &Step, now: Instant) -> Vec<String> {
+    /// Records one change; returns overdue waits.
+    pub(crate) fn step(&mut self, history: &History, step: &KeyChange, now: Instant) -> Vec<String> {
         let touched: Vec<(String, Value)> = if let Some(node) = step.key.strip_prefix(NODES) {
             let pods = history.now(PODS);
             let on_it = pods.iter().filter(|(_, pod)| pod.value()["spec"]["nodeName"] == *node);
@@ -129,29 +129,29 @@ impl Waits {
             Vec::new()
         };
         for (key, object) in touched {
-            self.see(history, &key, &object, now);
+            self.update_deadlines(history, &key, &object, now);
         }
         self.overdue(now)
     }
 
-    fn see(&mut self, history: &History, key: &str, object: &Value, now: Instant) {
+    fn update_deadlines(&mut self, history: &History, key: &str, object: &Value, now: Instant) {
         let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
         let waits = waits(history, key, object);
         self.due.retain(|(known, what), _| known != uid || waits.iter().any(|(other, _)| other == what));
         for (what, time) in waits {
             let due = (key.to_owned(), now + time);
             let known = self.due.entry((uid.to_owned(), what)).or_insert_with(|| due.clone());
-            // A time may be shortened, not lengthened.
+            // A deadline may be shortened, not extended.
             if due.1 < known.1 {
                 *known = due;
             }
         }
     }
 
-    /// What has waited for too long, each told once.
+    /// Overdue waits, each reported once.
     fn overdue(&mut self, now: Instant) -> Vec<String> {
         let Some(calm) = self.calm else { return Vec::new() };
-        let allowed = |what: What| if what == TOLERATION { LATE } else { LATE_ENDING };
+        let allowed = |what: WaitKind| if what == TOLERATION { LATE } else { LATE_ENDING };
         let mut found = Vec::new();
         self.due.retain(|(_, what), (key, due)| {
             let late = now > (*due).max(calm) + allowed(*what);
@@ -163,7 +163,7 @@ impl Waits {
         found
     }
 
-    /// Whether something waits for the end of a toleration.
+    /// Whether a pod waits for the end of a toleration.
     pub(crate) fn tolerates(&self) -> bool {
         self.due.keys().any(|(_, what)| *what == TOLERATION)
     }

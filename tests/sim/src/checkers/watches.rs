@@ -1,26 +1,26 @@
-//! A watch is a replay of the list: from the state that it began with, each change that its selector shows comes once, in
-//! order, and what follows from them is the list at each bookmark.
+//! A watch is a replay of the list: from its initial state, each change that matches its selector arrives once, in
+//! order, and their result equals the list at each bookmark.
 
 use std::collections::BTreeMap;
 
 use apiserver_storage::store::Revision;
 use serde::Deserialize;
 
-use crate::asked::Asked;
-use crate::history::{Step, Version};
+use crate::history::{KeyChange, Version};
+use crate::parsed_request::ParsedRequest;
 use crate::world::World;
 
-/// The annotation of the bookmark that ends a streamed first state (KEP-3157).
+/// The annotation of the bookmark that ends a streamed initial list (KEP-3157).
 const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
 #[derive(Deserialize)]
-struct Line {
+struct EventLine {
     r#type: String,
-    object: Shown,
+    object: WatchedObject,
 }
 
 #[derive(Deserialize)]
-struct Shown {
+struct WatchedObject {
     #[serde(default)]
     metadata: Metadata,
 }
@@ -34,22 +34,22 @@ struct Metadata {
     annotations: BTreeMap<String, String>,
 }
 
-/// What a field selector wants, of those that components use.
+/// A field selector, of those that components use.
 #[derive(Debug, Clone, PartialEq)]
 enum Filter {
     All,
     Node(String),
     Name(String),
-    /// One that this checker doesn't know: only order is checked.
+    /// An unsupported selector: only the order is checked.
     Unknown,
 }
 
 impl Filter {
-    fn of(asked: &Asked) -> Self {
-        if !asked.query("labelSelector").is_empty() {
+    fn of(parsed: &ParsedRequest) -> Self {
+        if !parsed.query("labelSelector").is_empty() {
             return Self::Unknown;
         }
-        match asked.query("fieldSelector") {
+        match parsed.query("fieldSelector") {
             "" => Self::All,
             field => match field.split_once('=') {
                 Some(("spec.nodeName", node)) => Self::Node(node.into()),
@@ -69,36 +69,36 @@ impl Filter {
         }
     }
 
-    fn shows_step(&self, step: &Step) -> bool {
+    fn shows_step(&self, step: &KeyChange) -> bool {
         step.old.iter().chain(&step.new).any(|version| self.shows(version))
     }
 }
 
-/// What one watch has shown so far.
+/// The replayed state of one watch.
 pub(crate) struct Replay {
     prefix: String,
     below: String,
     filter: Filter,
-    /// Where the request reached the server: a streamed first state may not be older.
+    /// The revision when the request reached the server: a streamed initial list may not be older.
     begun: Revision,
-    /// None: the first state is still coming, or it isn't known where the watch began.
+    /// `None` during the initial list, or if the watch's start is unknown.
     at: Option<Revision>,
     state: BTreeMap<String, Revision>,
-    /// Begins with a streamed first state.
+    /// Whether it starts with a streamed initial list.
     initial: bool,
     started: bool,
-    /// The rest of a line.
+    /// The beginning of an incomplete line.
     rest: Vec<u8>,
 }
 
 impl Replay {
-    pub(crate) fn new(asked: &Asked, begun: Revision) -> Self {
-        let initial = asked.query("sendInitialEvents") == "true";
-        let from = asked.query("resourceVersion").parse().ok().filter(|from| *from > 0 && !initial);
+    pub(crate) fn new(parsed: &ParsedRequest, begun: Revision) -> Self {
+        let initial = parsed.query("sendInitialEvents") == "true";
+        let from = parsed.query("resourceVersion").parse().ok().filter(|from| *from > 0 && !initial);
         Self {
-            prefix: asked.prefix.clone().unwrap_or_default(),
-            below: asked.below().unwrap_or_default(),
-            filter: Filter::of(asked),
+            prefix: parsed.prefix.clone().unwrap_or_default(),
+            below: parsed.below().unwrap_or_default(),
+            filter: Filter::of(parsed),
             begun,
             at: from,
             state: BTreeMap::new(),
@@ -108,12 +108,12 @@ impl Replay {
         }
     }
 
-    /// What the keys of its objects begin with.
+    /// Key prefix of its objects.
     pub(crate) fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// Holds a piece of the stream to the history; answers a summary for the log.
+    /// Checks a piece of the stream against the history; returns a summary for the log.
     pub(crate) fn piece(&mut self, world: &World, id: u64, link: &str, piece: &[u8]) -> String {
         if !std::mem::replace(&mut self.started, true)
             && let Some(from) = self.at
@@ -126,19 +126,19 @@ impl Replay {
         let whole = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         self.rest = rest.split_off(whole);
         for line in rest.split_inclusive(|byte| *byte == b'\n') {
-            match serde_json::from_slice::<Line>(line) {
+            match serde_json::from_slice::<EventLine>(line) {
                 Ok(line) => {
                     let Metadata { namespace, name, resource_version, .. } = &line.object.metadata;
                     summary.push(format!("{} {namespace}/{name}@{resource_version}", line.r#type));
                     if let Err(problem) = self.line(world, &line) {
                         let about = format!("watch #{id} of {link} below {}", self.below);
-                        world.violated(format!(
+                        world.record_violation(format!(
                             "{about}: {} {namespace}/{name}@{resource_version}: {problem}",
                             line.r#type
                         ));
                     }
                 }
-                Err(error) => world.violated(format!("watch #{id} of {link} cannot be read: {error}")),
+                Err(error) => world.record_violation(format!("watch #{id} of {link} cannot be read: {error}")),
             }
         }
         summary.join(", ")
@@ -150,7 +150,7 @@ impl Replay {
         shown.map(|(key, version)| (key.to_string(), version.revision)).collect()
     }
 
-    fn line(&mut self, world: &World, line: &Line) -> Result<(), String> {
+    fn line(&mut self, world: &World, line: &EventLine) -> Result<(), String> {
         if line.r#type == "ERROR" {
             self.at = None;
             self.initial = false;
@@ -194,7 +194,7 @@ impl Replay {
         Ok(())
     }
 
-    fn initial_line(&mut self, world: &World, line: &Line, key: String, revision: Revision) -> Result<(), String> {
+    fn initial_line(&mut self, world: &World, line: &EventLine, key: String, revision: Revision) -> Result<(), String> {
         match line.r#type.as_str() {
             "ADDED" => {
                 if self.state.insert(key, revision).is_some() {

@@ -1,5 +1,5 @@
-//! What users ask for and a controller grants, looks over or lets go: certificates, tokens of accounts, roles made of others, policies,
-//! ranges of addresses and classes of volumes.
+//! Users' actions on objects that controllers grant, process or release: certificates, service account tokens, aggregated
+//! roles, policies, address ranges and volume classes.
 
 use std::sync::OnceLock;
 
@@ -15,14 +15,14 @@ use serde_json::{Value, json};
 
 use super::User;
 
-/// The role that is made of others.
+/// The aggregated role.
 pub(crate) const SUM: &str = "sum";
-/// What roles have that it is made of.
+/// Label of its parts.
 pub(crate) const PART: &str = "example.com/part";
-/// Where the ranges of addresses lie that users make: the number is the last byte but one.
+/// Prefix of users' address ranges: the number is the last byte but one.
 const RANGES: &str = "10.111";
 
-/// A request's key and the certificate for it, one of each for all runs: a log tells of neither.
+/// A request's key and its certificate, one of each for all runs: the log contains neither.
 fn key_pair() -> &'static (String, String) {
     static MADE: OnceLock<(String, String)> = OnceLock::new();
     MADE.get_or_init(|| {
@@ -35,7 +35,7 @@ fn key_pair() -> &'static (String, String) {
     })
 }
 
-/// The certificate that everybody gets.
+/// The certificate of every request.
 pub(crate) fn certificate() -> String {
     key_pair().1.clone()
 }
@@ -72,7 +72,7 @@ impl User {
         self.create(Kind::of::<CertificateSigningRequest>(), "", request).await;
     }
 
-    /// Approves one, or denies it, or takes it back.
+    /// Approves or denies a request, or deletes it.
     async fn decide_request(&mut self) {
         let open = |request: &Value| request["status"]["conditions"].is_null();
         let Some((key, mut request)) = self.any_of("certificatesigningrequests", open) else { return };
@@ -85,7 +85,7 @@ impl User {
         let _ = self.api.update::<Value>(&kind, &key, Some("approval"), &request).await;
     }
 
-    /// An account with a token for good, or a token for one that is there.
+    /// Creates an account with a permanent token, or a token for an existing account.
     async fn create_account_token(&mut self) {
         let (name, namespace) = (self.name("robot"), self.namespace());
         let account =
@@ -119,7 +119,7 @@ impl User {
         self.create(kind, "", role(&name, json!({PART: "yes"}), rules)).await;
     }
 
-    /// A part says something else, is none any more, or goes.
+    /// Changes, unlabels or deletes a part.
     async fn change_part(&mut self) {
         let part = |role: &Value| role["metadata"]["name"].as_str().is_some_and(|name| name.starts_with("part-"));
         let Some((key, _)) = self.any_of("clusterroles", part) else { return };
@@ -159,7 +159,7 @@ impl User {
         self.create(Kind::of::<ServiceCIDR>(), "", range).await;
     }
 
-    /// A Service with an address of a range that users have made.
+    /// Creates a Service with an address of a users' range.
     async fn service_in_range(&mut self) {
         let own = |range: &Value| range["metadata"]["name"].as_str().is_some_and(|name| name.starts_with("range-"));
         let Some((_, range)) = self.any_of("servicecidrs", own) else { return };

@@ -1,5 +1,4 @@
-//! What users ask for beside Deployments and plain Jobs: StatefulSets, DaemonSets, CronJobs, budgets of disruptions with
-//! evictions, and quotas.
+//! Users' actions on StatefulSets, DaemonSets, CronJobs, disruption budgets with evictions, and quotas.
 
 use k8s_openapi::api::apps::v1::{DaemonSet, StatefulSet};
 use k8s_openapi::api::batch::v1::CronJob;
@@ -11,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{User, template};
 
-/// DaemonSets that are there at once at most: each takes room on all nodes.
+/// Maximum concurrent DaemonSets: each takes capacity on all nodes.
 const DAEMONS_MAX: usize = 1;
 
 impl User {
@@ -32,7 +31,7 @@ impl User {
             15 => self.evict().await,
             18 => self.create_replication_controller().await,
             19 => self.scale(Kind::of::<ReplicationController>(), "controllers", 4).await,
-            20 | 21 => self.name_endpoints().await,
+            20 | 21 => self.create_endpoints().await,
             _ => self.create_quota().await,
         }
     }
@@ -52,7 +51,7 @@ impl User {
 
     async fn create_stateful_set(&mut self) {
         let (replicas, cpu) = (self.random.between(1, 3) as i64, 100 * self.random.between(1, 2) as i64);
-        if !self.room(replicas, cpu) {
+        if !self.fits_capacity(replicas, cpu) {
             return;
         }
         let (name, namespace) = (self.name("db"), self.namespace());
@@ -67,7 +66,7 @@ impl User {
 
     async fn create_replication_controller(&mut self) {
         let (replicas, cpu) = (self.random.between(1, 3) as i64, 100);
-        if !self.room(replicas, cpu) {
+        if !self.fits_capacity(replicas, cpu) {
             return;
         }
         let (name, namespace) = (self.name("former"), self.namespace());
@@ -78,8 +77,8 @@ impl User {
         self.create(Kind::of::<ReplicationController>(), namespace, set).await;
     }
 
-    /// Endpoints of somebody's own, for a Service that chooses no pods; or other ones.
-    async fn name_endpoints(&mut self) {
+    /// Creates or changes manual Endpoints of a Service without a selector.
+    async fn create_endpoints(&mut self) {
         let address = format!("192.0.2.{}", self.random.between(1, 200));
         let subsets = json!([{"addresses": [{"ip": address}], "ports": [{"port": 80}]}]);
         let theirs =
@@ -98,7 +97,7 @@ impl User {
 
     async fn create_daemon_set(&mut self) {
         let there = self.cluster.world.history.now("/registry/daemonsets/").len();
-        if there >= DAEMONS_MAX || !self.room(i64::try_from(super::NODES_MIN).unwrap_or(1), 50) {
+        if there >= DAEMONS_MAX || !self.fits_capacity(i64::try_from(super::NODES_MIN).unwrap_or(1), 50) {
             return;
         }
         let (name, namespace) = (self.name("agent"), self.namespace());
@@ -112,7 +111,7 @@ impl User {
     }
 
     async fn create_cron_job(&mut self) {
-        if !self.room(2, 100) {
+        if !self.fits_capacity(2, 100) {
             return;
         }
         let (name, namespace) = (self.name("tick"), self.namespace());
@@ -134,7 +133,7 @@ impl User {
                     && budget["spec"]["selector"]["matchLabels"]["app"] == *name
             })
         };
-        // Of a pod that two budgets count nothing is evicted at all.
+        // Two budgets on one pod prevent every eviction.
         let two = self.random.chance(100);
         let Some((key, _)) = self.any_of("deployments", |object| two || !has(object)) else { return };
         let bound = if self.random.chance(500) { json!({"minAvailable": 1}) } else { json!({"maxUnavailable": 1}) };
@@ -149,14 +148,14 @@ impl User {
         self.create(Kind::of::<PodDisruptionBudget>(), &key.namespace, budget).await;
     }
 
-    /// As `kubectl drain` does it, of a few pods at once.
+    /// Evicts a few pods at once, like `kubectl drain`.
     pub(super) async fn evict(&mut self) {
         let app = self
             .any("poddisruptionbudgets")
             .map(|(_, budget)| budget["spec"]["selector"]["matchLabels"]["app"].clone());
         let theirs = |pod: &Value| app.as_ref().is_some_and(|app| pod["metadata"]["labels"]["app"] == *app);
         for _ in 0..self.random.between(1, 3) {
-            // One that a budget counts, if there is one.
+            // A pod with a budget, if there is one.
             let Some((key, _)) = self.any_of("pods", theirs).or_else(|| self.any("pods")) else { return };
             let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction",
                 "metadata": {"name": key.name, "namespace": key.namespace}});
@@ -174,7 +173,7 @@ impl User {
     }
 }
 
-/// What would keep the cluster from coming to rest goes: quotas, and what starts anew each minute. Answers how much was left.
+/// Deletes quotas and suspends CronJobs, which prevent convergence. Returns the number of leftovers.
 pub(super) async fn settle(cluster: &crate::cluster::Cluster, api: &machinery_client::request::ApiClient) -> usize {
     let key = |object: &Value| {
         let part = |name: &str| object["metadata"][name].as_str().unwrap_or_default().to_owned();

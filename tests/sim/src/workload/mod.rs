@@ -1,5 +1,5 @@
-//! What users do meanwhile: deployments, jobs, services, pods and namespaces come, change and go, nodes are cordoned, added
-//! and taken away. It asks for no more than there is room for, so that all of it can come true in the end.
+//! Users' actions: creates, changes and deletes workloads, services, pods and namespaces; cordons, adds and removes nodes.
+//! Requests stay within the cluster's capacity, so that it can converge.
 
 mod grants;
 mod kinds;
@@ -26,7 +26,7 @@ use crate::checkers::waits::TAINT;
 use crate::cluster::Cluster;
 use crate::log::log;
 use crate::network::Link;
-use crate::node::Room;
+use crate::node::NodeCapacity;
 use crate::random::Random;
 use crate::sabotage::Sabotage;
 
@@ -34,10 +34,10 @@ pub(crate) use grants::{PART, SUM, certificate};
 pub(crate) use terms::{POOL, POOL_SIZE};
 
 const NAMESPACES: [&str; 3] = ["default", "red", "blue"];
-/// Nodes that are there in the end at least, and in between.
+/// Minimum nodes at the end, and maximum in between.
 pub(crate) const NODES_MIN: u64 = 3;
 const NODES_MAX: u64 = 5;
-/// How long pods that tolerate a taint are waited for when faults have ended: somewhat longer than they may take.
+/// Maximum wait for pods that tolerate a taint after faults have ended: somewhat longer than they may take.
 const LEAVING_MAX: Duration = Duration::from_secs(40);
 
 /// A user with `kubectl`.
@@ -51,7 +51,7 @@ struct User {
     theme: Theme,
 }
 
-/// What a run is about more than about the rest.
+/// The main topic of a run.
 #[derive(Clone, Copy, PartialEq)]
 enum Theme {
     Any,
@@ -62,7 +62,7 @@ enum Theme {
     Names,
 }
 
-/// Does so many things.
+/// Performs this number of actions.
 pub(crate) async fn run(cluster: Arc<Cluster>, seed: u64, steps: u64) {
     let link = Link::new("user");
     let user = UserInfo::component("kubernetes-admin", Some("system:masters"));
@@ -83,17 +83,17 @@ pub(crate) async fn run(cluster: Arc<Cluster>, seed: u64, steps: u64) {
     }
 }
 
-/// Lets all be placed that was asked for: to be called when faults have ended, until it succeeds.
+/// Makes everything placeable: to be called after faults, until it succeeds.
 pub(crate) async fn settle(cluster: Arc<Cluster>, seed: u64) {
     let link = Link::new("user");
     let user = UserInfo::component("kubernetes-admin", Some("system:masters"));
     let api: ApiClient = cluster.network.client(&link, user).into();
     let random = Random::new(seed, "settle");
-    // More than all requests add up to: pods of different sizes leave room on each node that fits none of them.
+    // More than the sum of requests: pods of different sizes leave unusable capacity on each node.
     while (cluster.nodes().len() as u64) < NODES_MAX {
         cluster.add_node(&format!("node-{}", 100 + cluster.nodes().len()));
     }
-    // Pods that tolerate what was done to their node leave it by themselves.
+    // Pods that tolerate their node's taint leave it on their own.
     let leaving = Instant::now() + LEAVING_MAX;
     while cluster.world.tolerates() && Instant::now() < leaving && cluster.world.violations().is_empty() {
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -145,7 +145,7 @@ impl User {
         self.random.pick(&NAMESPACES).copied().unwrap_or("default")
     }
 
-    /// One object of a kind that is there, as the store knows it.
+    /// A stored object of a kind.
     fn any(&self, prefix: &str) -> Option<(ObjectKey, Value)> {
         self.any_of(prefix, |_| true)
     }
@@ -168,9 +168,9 @@ impl User {
         Some((ObjectKey::new(part("namespace"), part("name")), object.value().clone()))
     }
 
-    /// Whether so much more can be asked for: all that is asked for fits on the fewest nodes, with some to spare for
-    /// rollouts and for what doesn't fit by its size.
-    fn room(&self, pods: i64, millis: i64) -> bool {
+    /// Whether this much more fits: all requests must fit on the minimum of nodes, with a reserve for rollouts and for
+    /// fragmentation.
+    fn fits_capacity(&self, pods: i64, millis: i64) -> bool {
         let now = |prefix: &str| self.cluster.world.history.now(&format!("/registry/{prefix}/"));
         let (mut all_pods, mut all_millis) = (pods, pods * millis);
         let mut add = |count: i64, template: &Value| {
@@ -212,7 +212,7 @@ impl User {
             }
         }
         let nodes = i64::try_from(NODES_MIN).unwrap_or(1);
-        let Room { cpu_millis, pods } = Room::SMALL;
+        let NodeCapacity { cpu_millis, pods } = NodeCapacity::SMALL;
         let pods_max = i64::try_from(pods).unwrap_or(1);
         all_pods <= nodes * pods_max * 8 / 10 && all_millis <= nodes * cpu_millis * 8 / 10
     }
@@ -290,7 +290,7 @@ impl User {
 
     async fn create_deployment(&mut self) {
         let (replicas, cpu) = (self.random.between(1, 4) as i64, 100 * self.random.between(1, 4) as i64);
-        if !self.room(replicas + 1, cpu) {
+        if !self.fits_capacity(replicas + 1, cpu) {
             return;
         }
         let (name, namespace) = (self.name("web"), self.namespace());
@@ -308,12 +308,12 @@ impl User {
             self.service_for(namespace, &name).await;
         }
         if self.random.chance(300) {
-            self.dependent(namespace, &name).await;
+            self.create_dependent(namespace, &name).await;
         }
     }
 
-    /// A config map that goes with a deployment.
-    async fn dependent(&mut self, namespace: &str, deployment: &str) {
+    /// A config map owned by a deployment.
+    async fn create_dependent(&mut self, namespace: &str, deployment: &str) {
         let there = self.cluster.world.history.at(&format!("/registry/deployments/{namespace}/{deployment}"), u64::MAX);
         let Some(there) = there else { return };
         let uid = &there.value()["metadata"]["uid"];
@@ -324,12 +324,12 @@ impl User {
         self.create(Kind::of::<ConfigMap>(), namespace, map).await;
     }
 
-    /// Another size below `end` for any of a kind, as far as there is room for it.
+    /// Scales a random object of a kind to below `end`, within the capacity.
     pub(super) async fn scale(&mut self, kind: Kind, resource: &str, end: u64) {
         let Some((key, set)) = self.any(resource) else { return };
         let replicas = self.random.below(end) as i64;
         let more = replicas - set["spec"]["replicas"].as_i64().unwrap_or(0);
-        if more > 0 && !self.room(more, requested_millis(&set["spec"]["template"])) {
+        if more > 0 && !self.fits_capacity(more, requested_millis(&set["spec"]["template"])) {
             return;
         }
         self.merge(kind, &key, json!({"spec": {"replicas": replicas}})).await;
@@ -350,7 +350,7 @@ impl User {
 
     async fn create_job(&mut self) {
         let (parallelism, cpu) = (self.random.between(1, 3) as i64, 100 * self.random.between(1, 3) as i64);
-        if !self.room(parallelism, cpu) {
+        if !self.fits_capacity(parallelism, cpu) {
             return;
         }
         let (name, namespace) = (self.name("job"), self.namespace());
@@ -380,7 +380,7 @@ impl User {
 
     async fn create_pod(&mut self) {
         let cpu = 100 * self.random.between(1, 3) as i64;
-        if !self.room(1, cpu) {
+        if !self.fits_capacity(1, cpu) {
             return;
         }
         let (name, namespace) = (self.name("pod"), self.namespace());
@@ -395,7 +395,7 @@ impl User {
         let forces = self.cluster.world.sabotage == Sabotage::UserForces;
         let of_set = |pod: &Value| pod["metadata"]["ownerReferences"][0]["kind"] == "StatefulSet";
         let Some((key, pod)) = self.any_of("pods", |pod| !forces || of_set(pod)) else { return };
-        // Who takes a pod of a StatefulSet away by force says that it has ended: nobody here knows that.
+        // Force-deleting a StatefulSet's pod asserts that it has ended, which no user here can verify.
         let one_of_a_kind = !forces && of_set(&pod);
         let options =
             if !one_of_a_kind && self.random.chance(500) { json!({"gracePeriodSeconds": 0}) } else { json!({}) };

@@ -1,5 +1,5 @@
-//! What is given for a while or is scarce: addresses of a pool that is too small, jobs and tokens that go by themselves, and volumes
-//! that go with their pods.
+//! Users' actions on limited resources: addresses of a pool that is too small, jobs and tokens that expire, and ephemeral
+//! volumes.
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Secret, Service};
@@ -8,23 +8,23 @@ use serde_json::json;
 
 use super::{User, template};
 
-/// Addresses for Services of type LoadBalancer: fewer than are asked for at times.
+/// Addresses for Services of type LoadBalancer: at times fewer than needed.
 pub(crate) const POOL: &str = "192.0.2.240-192.0.2.242";
 pub(crate) const POOL_SIZE: usize = 3;
 
 impl User {
     pub(super) async fn change_terms(&mut self) {
         match self.random.below(8) {
-            0..=2 => self.balance().await,
-            3 => self.unbalance().await,
+            0..=2 => self.create_load_balancer().await,
+            3 => self.release_address().await,
             4 => self.create_short_job().await,
             5 => self.create_token().await,
             _ => self.create_scratching_pod().await,
         }
     }
 
-    /// A Service of type LoadBalancer, or one that becomes such.
-    async fn balance(&mut self) {
+    /// Creates a Service of type LoadBalancer, or changes one to it.
+    async fn create_load_balancer(&mut self) {
         let there = self.any_of("services/specs", |service| service["spec"]["type"] != "LoadBalancer");
         if let Some((key, _)) = there.filter(|_| self.random.chance(300)) {
             return self.merge(Kind::of::<Service>(), &key, json!({"spec": {"type": "LoadBalancer"}})).await;
@@ -37,8 +37,8 @@ impl User {
         self.create(Kind::of::<Service>(), namespace, service).await;
     }
 
-    /// One gives its address up, or goes.
-    async fn unbalance(&mut self) {
+    /// Releases the address of one, or deletes it.
+    async fn release_address(&mut self) {
         let Some((key, _)) = self.any_of("services/specs", |service| service["spec"]["type"] == "LoadBalancer") else {
             return;
         };
@@ -49,7 +49,7 @@ impl User {
     }
 
     async fn create_short_job(&mut self) {
-        if !self.room(1, 100) {
+        if !self.fits_capacity(1, 100) {
             return;
         }
         let (name, namespace) = (self.name("short"), self.namespace());
@@ -60,7 +60,7 @@ impl User {
         self.create(Kind::of::<Job>(), namespace, job).await;
     }
 
-    /// A bootstrap token that is good for a few seconds.
+    /// Creates a bootstrap token that is valid for a few seconds.
     async fn create_token(&mut self) {
         self.made += 1;
         let id = format!("{:06}", self.made);
@@ -73,7 +73,7 @@ impl User {
         self.create(Kind::of::<Secret>(), "kube-system", secret).await;
     }
 
-    /// A pod with a volume that is made for it and goes with it; at times its claim is there before, and somebody's.
+    /// Creates a pod with an ephemeral volume, or deletes one.
     async fn create_scratching_pod(&mut self) {
         if let Some((key, _)) = self
             .any_of("pods", |pod| pod["spec"]["volumes"][0]["ephemeral"].is_object())
@@ -81,7 +81,7 @@ impl User {
         {
             return self.delete(Kind::of::<Pod>(), &key, json!({})).await;
         }
-        if !self.claims_fit(1) || !self.room(1, 100) {
+        if !self.claims_fit(1) || !self.fits_capacity(1, 100) {
             return;
         }
         let (name, namespace, class) = (self.name("scratch"), self.namespace(), self.class().await);
@@ -89,8 +89,8 @@ impl User {
         pod["apiVersion"] = json!("v1");
         pod["kind"] = json!("Pod");
         pod["metadata"]["name"] = json!(name);
-        pod["spec"]["volumes"] =
-            json!([{"name": "data", "ephemeral": {"volumeClaimTemplate": {"spec": super::volumes::wants(class)}}}]);
+        let claim = super::volumes::claim_spec(class);
+        pod["spec"]["volumes"] = json!([{"name": "data", "ephemeral": {"volumeClaimTemplate": {"spec": claim}}}]);
         pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
         self.create(Kind::of::<Pod>(), namespace, pod).await;
     }

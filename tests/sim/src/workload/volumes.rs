@@ -1,5 +1,5 @@
-//! What users keep: StatefulSets and pods with claims of several classes, claims that contend for volumes that somebody made, and
-//! autoscalers of what they run.
+//! Users' actions on storage: StatefulSets and pods with claims of several classes, claims that compete for pre-made volumes,
+//! and autoscalers.
 
 use std::collections::BTreeSet;
 
@@ -21,30 +21,30 @@ use crate::cluster::Cluster;
 use crate::history::History;
 use crate::sabotage::Sabotage;
 
-/// Claims that are there at once at most: each holds its pod on one node.
+/// Maximum concurrent claims: each binds its pod to one node.
 const CLAIMS_MAX: usize = 8;
-/// Classes, when they bind, and what becomes of their volumes.
+/// Classes with binding mode and reclaim policy.
 const CLASSES: [(&str, &str, &str); 3] = [
     ("soon", "Immediate", "Delete"),
     ("later", "WaitForFirstConsumer", "Delete"),
     ("kept", "WaitForFirstConsumer", "Retain"),
 ];
-/// Of volumes that nobody makes for claims.
+/// The class of pre-made volumes.
 const MADE: &str = "made";
 
-/// What can run on one node only comes before what can run anywhere.
+/// Pods bound to one node precede those that fit any node.
 pub(super) fn first(mut template: Value) -> Value {
     template["spec"]["priorityClassName"] = json!("system-cluster-critical");
     template
 }
 
-/// Nodes that keep volumes.
+/// Nodes with local volumes.
 pub(super) fn nodes(history: &History) -> BTreeSet<String> {
     let all = history.now("/registry/persistentvolumes/");
     all.iter().filter_map(|(_, volume)| node_of(volume.value()).map(str::to_owned)).collect()
 }
 
-pub(super) fn wants(class: &str) -> Value {
+pub(super) fn claim_spec(class: &str) -> Value {
     json!({"accessModes": ["ReadWriteOnce"], "storageClassName": class, "resources": {"requests": {"storage": "1Gi"}}})
 }
 
@@ -53,7 +53,7 @@ impl User {
         match self.random.below(9) {
             0..=2 => self.create_keeping_set().await,
             3 => self.create_keeping_pod().await,
-            4 => self.contend().await,
+            4 => self.create_competing_claims().await,
             5 => self.delete_claim().await,
             6 => self.scale(Kind::of::<StatefulSet>(), "statefulsets", 4).await,
             7 => self.delete_any(Kind::of::<StatefulSet>(), "statefulsets").await,
@@ -73,7 +73,7 @@ impl User {
         }
     }
 
-    /// One of the classes, which is there by then if all goes well.
+    /// One of the classes, which is created first.
     pub(super) async fn class(&self) -> &'static str {
         let (name, mode, policy) = self.random.pick(&CLASSES).copied().unwrap_or(CLASSES[0]);
         self.create(Kind::of::<StorageClass>(), "", class(name, mode, policy)).await;
@@ -86,7 +86,7 @@ impl User {
 
     async fn create_keeping_set(&mut self) {
         let replicas = self.random.between(1, 2);
-        if !self.claims_fit(usize::try_from(replicas).unwrap_or(1)) || !self.room(replicas as i64, 100) {
+        if !self.claims_fit(usize::try_from(replicas).unwrap_or(1)) || !self.fits_capacity(replicas as i64, 100) {
             return;
         }
         let (name, namespace, class) = (self.name("keep"), self.namespace(), self.class().await);
@@ -97,18 +97,18 @@ impl User {
             "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": name, "namespace": namespace},
             "spec": {"replicas": replicas, "serviceName": name, "selector": {"matchLabels": {"app": name}}, "template": template,
                 "persistentVolumeClaimRetentionPolicy": {"whenDeleted": after(&self.random), "whenScaled": after(&self.random)},
-                "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": wants(class)}]},
+                "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": claim_spec(class)}]},
         });
         self.create(Kind::of::<StatefulSet>(), namespace, set).await;
     }
 
     fn claim(&self, name: &str, namespace: &str, class: &str) -> Value {
         json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name, "namespace": namespace},
-            "spec": wants(class)})
+            "spec": claim_spec(class)})
     }
 
     async fn create_keeping_pod(&mut self) {
-        if !self.claims_fit(1) || !self.room(1, 100) {
+        if !self.claims_fit(1) || !self.fits_capacity(1, 100) {
             return;
         }
         let (name, namespace, class) = (self.name("own"), self.namespace(), self.class().await);
@@ -123,8 +123,8 @@ impl User {
         self.create(Kind::of::<Pod>(), namespace, pod).await;
     }
 
-    /// More claims than volumes, or fewer.
-    async fn contend(&mut self) {
+    /// Creates more claims than volumes, or fewer.
+    async fn create_competing_claims(&mut self) {
         for _ in 0..self.random.between(1, 2) {
             let (name, namespace) = (self.name("share"), self.namespace());
             if self.claims_fit(1) {
@@ -151,7 +151,7 @@ impl User {
         let replicas = deployment["spec"]["replicas"].as_i64().unwrap_or(0);
         let more = (most - replicas).max(0);
         if autoscaler(&self.cluster.world.history, &key.namespace, &key.name).is_some()
-            || !self.room(more, requested_millis(&deployment["spec"]["template"]))
+            || !self.fits_capacity(more, requested_millis(&deployment["spec"]["template"]))
         {
             return;
         }
@@ -181,8 +181,8 @@ fn class(name: &str, mode: &str, policy: &str) -> Value {
         "provisioner": "local.coracle.dev", "volumeBindingMode": mode, "reclaimPolicy": policy})
 }
 
-/// Classes that are asked for are there, and what lay on nodes that are gone is given up, with the pods that wait for it. Answers how
-/// much was left.
+/// Recreates missing classes, and gives up volumes of removed nodes with the pods that wait for them. Returns the number of
+/// leftovers.
 pub(super) async fn settle(cluster: &Cluster, api: &ApiClient) -> usize {
     let (history, mut left) = (&cluster.world.history, 0);
     for (name, mode, policy) in CLASSES {
@@ -197,7 +197,7 @@ pub(super) async fn settle(cluster: &Cluster, api: &ApiClient) -> usize {
         let claim = |name: &str| history.at(&format!("/registry/persistentvolumeclaims/{namespace}/{name}"), u64::MAX);
         let names = pod["spec"]["volumes"][0]["persistentVolumeClaim"].is_object();
         let waits = names && pod["spec"]["nodeName"].is_null() && pod["metadata"]["ownerReferences"].is_null();
-        // Nobody makes a claim that a request was lost for, or that is gone, once more.
+        // No controller recreates a claim after a lost request or a deletion.
         if waits && claims_of(pod).any(|name| claim(&name).is_none()) {
             left += 1;
             let key = ObjectKey::new(namespace, key.rsplit('/').next().unwrap_or_default());

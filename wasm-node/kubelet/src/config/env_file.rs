@@ -1,5 +1,5 @@
-//! `fileKeyRef`: variables from a file of a volume (KEP-3721). The file's form is upstream's: `NAME='value'`, a value in single
-//! quotes of one or many lines, comments and blank lines between.
+//! `fileKeyRef`: variables from a file of a volume (KEP-3721). In upstream's syntax: `NAME='value'` with a
+//! single-quoted value of one or more lines, comments and blank lines.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,20 +10,20 @@ use k8s_openapi::api::core::v1::{Container, FileKeySelector};
 
 use super::environment::ConfigError;
 
-/// What a file of variables may hold, and one line of it (upstream's bound of a line).
+/// The bounds of a file, and of one line (upstream's).
 const FILE_BYTES_MAX: u64 = 1 << 20;
 const LINE_BYTES_MAX: usize = 64 << 10;
 
-/// What a container's variables are in files; none = there is no such variable.
+/// The values of a container's variables in files; `None` if the key is absent.
 pub type FileValues = BTreeMap<(String, String, String), Option<String>>;
 
-/// What one variable names: volume, path and key.
+/// The volume, path and key of a variable.
 #[must_use]
 pub fn key_of(of: &FileKeySelector) -> (String, String, String) {
     (of.volume_name.clone(), of.path.clone(), of.key.clone())
 }
 
-/// Reads what the container's variables name; `folder` says where one of the pod's `volumes` lies. Never leaves a volume.
+/// Reads the values of the container's variables; `folder` is the folder of one of the pod's `volumes`. Never leaves a volume.
 pub fn read(
     folder: &dyn Fn(&str) -> PathBuf,
     volumes: &[&str],
@@ -56,7 +56,7 @@ pub fn read(
     Ok(values)
 }
 
-/// All that upstream says of it.
+/// Upstream's message, which contains no detail.
 fn parse_failed() -> ConfigError {
     ConfigError::Bad("couldn't parse env file".into())
 }
@@ -64,7 +64,7 @@ fn parse_failed() -> ConfigError {
 fn open(volume: &Path, path: &str) -> io::Result<String> {
     use cap_primitives::fs::{FollowSymlinks, OpenOptions, open, stat};
     let (root, path) = (File::open(volume)?, Path::new(path));
-    // What is no file could keep whoever opens it waiting.
+    // Opening another kind of file, such as a pipe, could block.
     if !stat(&root, path, FollowSymlinks::Yes)?.is_file() {
         return Err(io::Error::other("it is no file"));
     }
@@ -77,7 +77,7 @@ fn open(volume: &Path, path: &str) -> io::Result<String> {
     Ok(text)
 }
 
-/// The value of `key`; empty where there is none. Errors are upstream's.
+/// The value of `key`; empty if it is absent. Errors are upstream's.
 fn parse(text: &str, key: &str) -> Result<String, String> {
     let blank = [' ', '\t'];
     let bad = |number: usize, why: &str| Err(format!("invalid environment variable format at line {number}: {why}"));
@@ -96,7 +96,7 @@ fn parse(text: &str, key: &str) -> Result<String, String> {
             return bad(number, "whitespace before '=' is not allowed");
         }
         if value.starts_with(blank) {
-            // As a shell has it: the value is empty.
+            // As in a shell: the value is empty.
             if name == key {
                 return Ok(String::new());
             }
@@ -131,7 +131,7 @@ fn parse(text: &str, key: &str) -> Result<String, String> {
     Ok(String::new())
 }
 
-/// A line without its end.
+/// A line without its terminator.
 fn end_of_line(line: &str) -> Result<&str, String> {
     let line = line.strip_suffix('\n').map_or(line, |line| line.strip_suffix('\r').unwrap_or(line));
     if line.len() > LINE_BYTES_MAX { Err("token too long".into()) } else { Ok(line) }

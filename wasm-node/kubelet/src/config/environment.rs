@@ -13,35 +13,35 @@ use super::env_file::{FileValues, key_of};
 use super::sources::{Content, SourceKind};
 use crate::spec::containers;
 
-/// Why a container can't be configured; shown in its status.
+/// The configuration error of a container, shown in its status.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// An object isn't there.
+    /// An object doesn't exist.
     #[error("{kind} {name:?} not found")]
     NotFound {
         /// `configmap`, `secret`.
         kind: &'static str,
-        /// Its name.
+        /// The object's name.
         name: String,
     },
-    /// A key isn't there.
+    /// An object has no such key.
     #[error("couldn't find key {key} in {kind} {namespace}/{name}")]
     NoKey {
         /// The key.
         key: String,
         /// `ConfigMap`, `Secret`.
         kind: &'static str,
-        /// Where.
+        /// The object's namespace.
         namespace: String,
-        /// In which.
+        /// The object's name.
         name: String,
     },
-    /// A value can't be given to a guest.
+    /// A value is invalid.
     #[error("{0}")]
     Bad(String),
 }
 
-/// What the values are taken from.
+/// The sources of the values.
 pub struct EnvContext<'a> {
     /// The pod.
     pub pod: &'a Pod,
@@ -49,17 +49,17 @@ pub struct EnvContext<'a> {
     pub host_ip: IpAddr,
     /// The pod's address.
     pub pod_ip: Option<IpAddr>,
-    /// What the node has, where a container has no limit.
+    /// The node's allocatable resources, as the default of limits.
     pub allocatable: &'a BTreeMap<String, Wire>,
-    /// The Services of the pod's namespace, and the API server's own.
+    /// The Services of the pod's namespace, and the API server's Service.
     pub services: &'a [Arc<Service>],
-    /// Looks up what the pod names; none = it doesn't exist.
+    /// Looks up a referenced object; `None` if it doesn't exist.
     pub lookup: &'a (dyn Fn(SourceKind, &str) -> Option<Arc<Content>> + Sync),
-    /// What the container's variables are in files of its volumes.
+    /// The values of variables in files of volumes.
     pub files: &'a FileValues,
 }
 
-/// The environment in upstream's order of precedence.
+/// The environment, in upstream's order of precedence.
 pub fn environment(given: &EnvContext<'_>, container: &Container) -> Result<BTreeMap<String, String>, ConfigError> {
     let mut all = BTreeMap::new();
     let services = service_variables(given);
@@ -79,7 +79,7 @@ pub fn environment(given: &EnvContext<'_>, container: &Container) -> Result<BTre
         let prefix = from.prefix.as_deref().unwrap_or_default();
         for (key, value) in &content.data {
             let variable = format!("{prefix}{key}");
-            // As upstream: what can't be a variable's name is left out.
+            // As upstream: keys that are no valid variable names are skipped.
             if !variable.is_empty() && !variable.contains(['=', '\0']) {
                 all.insert(variable, text(value, key)?);
             }
@@ -146,7 +146,7 @@ fn from_source(
     }
 }
 
-/// A field of the pod for a variable or a file.
+/// A field of the pod, for a variable or a file.
 pub fn field(given: &EnvContext<'_>, of: &ObjectFieldSelector) -> Result<String, ConfigError> {
     let metadata = &given.pod.metadata;
     let spec = given.pod.spec.as_ref();
@@ -178,19 +178,19 @@ fn unknown_field(path: &str) -> ConfigError {
     ConfigError::Bad(format!("unsupported fieldPath: {path}"))
 }
 
-/// `metadata.labels['a']` in its parts.
+/// Splits `metadata.labels['a']` into the map and the key.
 fn subscript(path: &str) -> Option<(&str, &str)> {
     let (map, rest) = path.strip_suffix("']")?.split_once("['")?;
     Some((map, rest))
 }
 
-/// `key="value"` lines, as the downward API writes maps.
+/// Formats `key="value"` lines, as the downward API does.
 fn lines(map: Option<&BTreeMap<String, String>>) -> String {
     let each = map.into_iter().flatten().map(|(key, value)| format!("{key}={}", go_quoted(value)));
     each.collect::<Vec<_>>().join("\n")
 }
 
-/// A resource of a container, in units of the divisor, rounded up.
+/// A container's resource in units of the divisor, rounded up.
 pub fn resource(
     given: &EnvContext<'_>,
     own: Option<&Container>,
@@ -226,12 +226,12 @@ pub fn resource(
     Ok((amount / unit + i64::from(amount % unit > 0)).to_string())
 }
 
-/// Puts variables in place of `$(NAME)`; `$$` is a dollar sign, and what isn't known stays as it is.
+/// Replaces `$(NAME)` by variables; `$$` is a dollar sign, and unknown names remain.
 #[must_use]
 pub fn expand(text: &str, known: &dyn Fn(&str) -> Option<String>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
-    // Behind the last bracket no reference ends: who opens a million of them is not searched a million times.
+    // No reference ends after the last bracket: this avoids a quadratic search over many open brackets.
     let last = text.rfind(')');
     while let Some(at) = rest.find('$') {
         out.push_str(&rest[..at]);
@@ -280,7 +280,7 @@ fn service_variables(given: &EnvContext<'_>) -> BTreeMap<String, String> {
         let Some(first) = ports.first() else { continue };
         let prefix = variable(name);
         let mut set = |name: String, value: String| {
-            // A service of the pod's own namespace wins over the API server's.
+            // A Service of the pod's namespace overrides the API server's.
             if namespace == own || !all.contains_key(&name) {
                 all.insert(name, value);
             }

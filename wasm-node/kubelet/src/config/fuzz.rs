@@ -1,10 +1,10 @@
-//! Fuzz targets of what pods say to their node.
+//! Fuzz targets of inputs from pods.
 
 use bolero::{ValueGenerator, check, produce};
 
 use super::environment::expand;
 
-/// As upstream's documentation has it, letter by letter.
+/// A literal implementation of upstream's documentation, character by character.
 fn expand_simply(text: &str, known: &dyn Fn(&str) -> Option<String>) -> String {
     let letters: Vec<char> = text.chars().collect();
     let (mut out, mut at) = (String::new(), 0);

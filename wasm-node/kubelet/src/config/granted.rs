@@ -1,4 +1,4 @@
-//! What a guest reads by `wasi:config/store`: the ConfigMaps that its container's `envFrom` names, as they are now.
+//! The values of `wasi:config/store`: the current ConfigMaps in the container's `envFrom`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,13 +6,13 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Container;
 use runtime_api::{ConfigValues, Grants};
 
-use super::sources::{ConfigSourceManager, Content, Known, Source, SourceKind};
+use super::sources::{ConfigSourceManager, Content, Source, SourceKind, SourceState};
 
-/// The sources in their order, each with its prefix; watched for as long as this is held.
+/// The sources in their order, each with its prefix; they are watched while this is held.
 pub struct GrantedConfig(Vec<(String, Arc<Source>)>);
 
 impl GrantedConfig {
-    /// Of a container. That a ConfigMap is missing is the environment's to say.
+    /// The sources of a container. The environment reports missing ConfigMaps.
     #[must_use]
     pub fn of(sources: &ConfigSourceManager, namespace: &str, container: &Container) -> Self {
         let maps = container.env_from.iter().flatten().filter_map(|from| {
@@ -23,7 +23,7 @@ impl GrantedConfig {
         Self(maps.collect())
     }
 
-    /// Of a container that is granted it.
+    /// The values of a container, if it is granted the interface.
     #[must_use]
     pub fn granted(
         grants: &Grants,
@@ -36,8 +36,8 @@ impl GrantedConfig {
 
     fn present(&self) -> Vec<(&str, Arc<Content>)> {
         let present = self.0.iter().filter_map(|(prefix, source)| match &*source.known.borrow() {
-            Known::Present(content) => Some((prefix.as_str(), content.clone())),
-            Known::Unknown | Known::Failed(_) | Known::Missing => None,
+            SourceState::Present(content) => Some((prefix.as_str(), content.clone())),
+            SourceState::Unknown | SourceState::Failed(_) | SourceState::Missing => None,
         });
         present.collect()
     }
@@ -53,7 +53,7 @@ impl ConfigValues for GrantedConfig {
     }
 }
 
-/// The value of the last source that has one, as in an environment. What is no text is none.
+/// The value of the last source with that key, as in an environment. Values that aren't UTF-8 are skipped.
 fn get(sources: &[(&str, Arc<Content>)], key: &str) -> Option<String> {
     let found = sources.iter().rev().find_map(|(prefix, content)| content.data.get(key.strip_prefix(prefix)?))?;
     String::from_utf8(found.clone()).ok()

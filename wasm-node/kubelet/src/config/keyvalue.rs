@@ -1,4 +1,4 @@
-//! Whose `wasi:keyvalue` a container has: its namespace's, by the uid; and the end of it, when the namespace is gone.
+//! The owner of a container's `wasi:keyvalue` store: its namespace, by uid. The store is removed after the namespace is gone.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,14 +10,14 @@ use runtime_api::{Grants, KeyvalueOwner, Runtime};
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
-/// How often it is asked whether the namespaces of what is kept are still there: one small request for each of them.
+/// The interval of the checks for deleted namespaces: one small request per stored namespace.
 const INTERVAL: Duration = Duration::from_secs(20);
 
-/// Whose a container has, where that is granted: its namespace's, which is the same for as long as a pod is in it. `known` is what
-/// its pod was told before.
+/// The owner of a container's store, if it is granted the interface: its namespace, which doesn't change for a pod.
+/// `known` is the pod's cached owner.
 ///
 /// # Errors
-/// The API doesn't say, or knows none.
+/// The API request fails, or the namespace doesn't exist.
 pub async fn granted(
     grants: &Grants,
     client: &Client,
@@ -31,32 +31,32 @@ pub async fn granted(
 }
 
 async fn owner(client: &Client, namespace: &str) -> Result<KeyvalueOwner, String> {
-    let asked = Api::<Namespace>::all(client.clone()).get(namespace).await;
-    let uid = asked.map_err(|error| format!("the namespace of keyvalue cannot be read: {error}"))?.metadata.uid;
+    let found = Api::<Namespace>::all(client.clone()).get(namespace).await;
+    let uid = found.map_err(|error| format!("the namespace of keyvalue cannot be read: {error}"))?.metadata.uid;
     let uid = uid.ok_or("the namespace of keyvalue has no uid")?;
     Ok(KeyvalueOwner { namespace: namespace.to_owned(), uid })
 }
 
-/// What the API says of a name.
-enum Answer {
-    /// It has this uid.
-    Is(Option<String>),
-    /// There is none.
+/// The API's response for a namespace.
+enum NamespaceLookup {
+    /// The namespace has this uid.
+    Found(Option<String>),
+    /// The namespace doesn't exist.
     Missing,
-    /// Nothing that anything could be removed for.
+    /// Unknown: nothing may be removed.
     Unknown,
 }
 
-/// Whether this owner is gone for good: a uid never comes back.
-fn is_gone(owner: &KeyvalueOwner, answer: &Answer) -> bool {
+/// Whether this owner is deleted: uids are never reused.
+fn is_gone(owner: &KeyvalueOwner, answer: &NamespaceLookup) -> bool {
     match answer {
-        Answer::Is(uid) => uid.as_deref().is_some_and(|uid| uid != owner.uid),
-        Answer::Missing => true,
-        Answer::Unknown => false,
+        NamespaceLookup::Found(uid) => uid.as_deref().is_some_and(|uid| uid != owner.uid),
+        NamespaceLookup::Missing => true,
+        NamespaceLookup::Unknown => false,
     }
 }
 
-/// Removes what namespaces kept that are gone, until `stop`: one for all node agents of a process, as they share it.
+/// Removes the stores of deleted namespaces until `stop`: once per process, as its node agents share the stores.
 pub async fn collect(runtime: Arc<dyn Runtime>, client: Client, stop: CancellationToken) {
     let namespaces = Api::<Namespace>::all(client);
     loop {
@@ -68,18 +68,18 @@ pub async fn collect(runtime: Arc<dyn Runtime>, client: Client, stop: Cancellati
         let owners = match tokio::task::spawn_blocking(move || of.keyvalue_owners()).await {
             Ok(Ok(owners)) => owners,
             Ok(Err(error)) => {
-                tracing::warn!(%error, "what guests keep by wasi:keyvalue cannot be listed");
+                tracing::warn!(%error, "the wasi:keyvalue stores cannot be listed");
                 continue;
             }
             Err(_) => continue,
         };
         for owner in owners {
             let answer = match namespaces.get_opt(&owner.namespace).await {
-                Ok(Some(namespace)) => Answer::Is(namespace.metadata.uid),
-                Ok(None) => Answer::Missing,
+                Ok(Some(namespace)) => NamespaceLookup::Found(namespace.metadata.uid),
+                Ok(None) => NamespaceLookup::Missing,
                 Err(error) => {
                     tracing::debug!(%error, namespace = owner.namespace, "a namespace cannot be read");
-                    Answer::Unknown
+                    NamespaceLookup::Unknown
                 }
             };
             if is_gone(&owner, &answer) {
@@ -92,8 +92,12 @@ pub async fn collect(runtime: Arc<dyn Runtime>, client: Client, stop: Cancellati
 async fn remove(runtime: &Arc<dyn Runtime>, owner: KeyvalueOwner) {
     let (of, named) = (runtime.clone(), owner.clone());
     match tokio::task::spawn_blocking(move || of.remove_keyvalue(&named)).await {
-        Ok(Ok(())) => tracing::info!(namespace = owner.namespace, "what a deleted namespace kept was removed"),
-        Ok(Err(error)) => tracing::warn!(%error, namespace = owner.namespace, "what a namespace kept is still there"),
+        Ok(Ok(())) => {
+            tracing::info!(namespace = owner.namespace, "the wasi:keyvalue store of a deleted namespace was removed")
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(%error, namespace = owner.namespace, "the wasi:keyvalue store of a deleted namespace cannot be removed")
+        }
         Err(_) => {}
     }
 }
@@ -105,8 +109,9 @@ mod tests {
     #[test]
     fn only_another_uid_or_none_is_gone() {
         let owner = KeyvalueOwner { namespace: "shop".into(), uid: "a".into() };
-        let is = |uid: &str| Answer::Is(Some(uid.into()));
-        let gone = [is("a"), is("b"), Answer::Is(None), Answer::Missing, Answer::Unknown].map(|a| is_gone(&owner, &a));
+        let is = |uid: &str| NamespaceLookup::Found(Some(uid.into()));
+        let gone = [is("a"), is("b"), NamespaceLookup::Found(None), NamespaceLookup::Missing, NamespaceLookup::Unknown]
+            .map(|a| is_gone(&owner, &a));
         assert_eq!(gone, [false, true, false, true, false]);
     }
 }

@@ -1,5 +1,5 @@
-//! What the API tells a container of itself and for itself: ConfigMaps and Secrets ([`sources`]), variables and fields
-//! ([`environment`], [`env_file`]). Volumes and the environment of containers are made of it.
+//! Configuration of containers from the API: ConfigMaps and Secrets ([`sources`]), variables and fields
+//! ([`environment`], [`env_file`]). Volumes and environments are built from it.
 
 pub mod env_file;
 pub mod environment;

@@ -1,29 +1,29 @@
-//! A pod's pull secrets, read: what its images can be pulled with.
+//! Reads the pull secrets of a pod into a keyring.
 
 use k8s_openapi::api::core::v1::Pod;
 
-use super::sources::{ConfigSourceManager, Content, Known, SourceKind};
+use super::sources::{ConfigSourceManager, Content, SourceKind, SourceState};
 use crate::image::{ImageError, Keyring, PULL_SECRET_TYPES as TYPES, SecretIdentity};
 
-/// What a pod's secrets say.
+/// The pull secrets of a pod.
 #[derive(Debug, Default)]
 pub(crate) struct PullSecrets {
-    /// All of them together.
+    /// The credentials of all secrets.
     pub(crate) keyring: Keyring,
-    /// Those that can't be read; a pull may do without.
+    /// The unreadable secrets; a pull may succeed without them.
     pub(crate) missing: Vec<String>,
 }
 
-/// The Secrets that the pod names.
+/// The Secrets that the pod references.
 pub(crate) fn named(pod: &Pod) -> impl Iterator<Item = (SourceKind, String)> {
     let named = pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
     named.filter(|named| !named.name.is_empty()).map(|named| (SourceKind::Secret, named.name.clone()))
 }
 
-/// Reads what the pod's `imagePullSecrets` name. Admission has put its ServiceAccount's there where it had none.
+/// Reads the pod's `imagePullSecrets`. Admission has added those of its ServiceAccount if the pod had none.
 pub(crate) async fn of(sources: &ConfigSourceManager, pod: &Pod) -> Result<PullSecrets, ImageError> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    // All at once: each is watched from here on, as long as one of them is held.
+    // All at once: each is watched as long as its source is held.
     let held: Vec<_> = named(pod)
         .map(|(kind, name)| {
             let source = sources.get(kind, namespace, &name);
@@ -33,14 +33,14 @@ pub(crate) async fn of(sources: &ConfigSourceManager, pod: &Pod) -> Result<PullS
     let mut found = PullSecrets::default();
     for (name, source) in held {
         match source.read().await {
-            Known::Present(content) => add(&mut found.keyring, namespace, &name, &content)?,
+            SourceState::Present(content) => add(&mut found.keyring, namespace, &name, &content)?,
             _ => found.missing.push(name),
         }
     }
     Ok(found)
 }
 
-/// A Secret of another type has nothing for registries.
+/// Adds a Secret's credentials; Secrets of other types have none.
 fn add(keyring: &mut Keyring, namespace: &str, name: &str, content: &Content) -> Result<(), ImageError> {
     let of_type =
         TYPES.iter().find(|(wanted, key, _)| content.secret_type == *wanted && content.data.contains_key(*key));

@@ -1,8 +1,8 @@
-//! The ConfigMaps and Secrets that pods name: each watched once per node, by its name alone, while a pod needs it.
+//! The ConfigMaps and Secrets that pods reference: each is watched by name, once per node, while a pod needs it.
 //!
-//! By name, as the Node authorizer lets a node read no more than what its pods name. The content of an immutable object never
-//! changes for its holders. The watch goes on only to notice the object's deletion: later callers get a new source, with the object that has the
-//! name then.
+//! The Node authorizer only allows reads of objects that the node's pods reference, so watches are by name. An
+//! immutable object never changes for its holders; its watch only detects the deletion. Later callers then get a new
+//! source for the same name.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -14,9 +14,9 @@ use machinery_env::Env;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::latest::Bell;
+use crate::latest::Wake;
 
-/// What kind of object.
+/// The kind of the object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SourceKind {
     /// A ConfigMap.
@@ -26,7 +26,7 @@ pub enum SourceKind {
 }
 
 impl SourceKind {
-    /// As in "not found".
+    /// The lower-case word in "not found" messages.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -45,12 +45,12 @@ impl SourceKind {
     }
 }
 
-/// What such an object holds.
+/// The content of a ConfigMap or Secret.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Content {
-    /// By key.
+    /// The data by key.
     pub data: BTreeMap<String, Vec<u8>>,
-    /// It never changes.
+    /// The object is immutable.
     pub immutable: bool,
     /// The object's uid.
     pub uid: String,
@@ -58,43 +58,43 @@ pub struct Content {
     pub secret_type: String,
 }
 
-/// What is known of one.
+/// The state of a source.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Known {
-    /// Nothing yet.
+pub enum SourceState {
+    /// Not read yet.
     Unknown,
-    /// It can't be read.
+    /// The object can't be read.
     Failed(String),
-    /// There is none.
+    /// The object doesn't exist.
     Missing,
-    /// This.
+    /// The object's content.
     Present(Arc<Content>),
 }
 
-/// Who is told of changes and waits for something else: a pod's worker has no task for each object that its pod names.
+/// Wakers of workers: a worker needs no task per referenced object.
 #[derive(Default)]
-struct Bells(Mutex<Vec<Weak<dyn Bell>>>);
+struct Wakers(Mutex<Vec<Weak<dyn Wake>>>);
 
-impl Bells {
-    fn add(&self, bell: Weak<dyn Bell>) {
-        let mut bells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if bells.len() == bells.capacity() {
-            bells.retain(|bell| bell.strong_count() > 0);
+impl Wakers {
+    fn add(&self, waker: Weak<dyn Wake>) {
+        let mut wakers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if wakers.len() == wakers.capacity() {
+            wakers.retain(|waker| waker.strong_count() > 0);
         }
-        bells.push(bell);
+        wakers.push(waker);
     }
 
-    fn ring(&self) {
-        let bells = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        bells.iter().filter_map(Weak::upgrade).for_each(|bell| bell.ring());
+    fn wake(&self) {
+        let wakers = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        wakers.iter().filter_map(Weak::upgrade).for_each(|waker| waker.wake());
     }
 }
 
-/// One object that is watched for as long as this is held.
+/// An object that is watched while this is held.
 pub struct Source {
-    /// What is known of it.
-    pub known: watch::Receiver<Known>,
-    bells: Arc<Bells>,
+    /// The current state.
+    pub known: watch::Receiver<SourceState>,
+    wakers: Arc<Wakers>,
     _stop: DropGuard,
 }
 
@@ -105,31 +105,31 @@ impl std::fmt::Debug for Source {
 }
 
 impl Source {
-    pub(crate) fn of(known: watch::Receiver<Known>, stop: CancellationToken) -> Self {
-        Self { known, bells: Arc::default(), _stop: stop.drop_guard() }
+    pub(crate) fn of(known: watch::Receiver<SourceState>, stop: CancellationToken) -> Self {
+        Self { known, wakers: Arc::default(), _stop: stop.drop_guard() }
     }
 
-    /// Rings it at each change.
-    pub(crate) fn rings(&self, bell: Weak<dyn Bell>) {
-        self.bells.add(bell);
+    /// Rings the bell at each change.
+    pub(crate) fn wake_on_change(&self, waker: Weak<dyn Wake>) {
+        self.wakers.add(waker);
     }
 
-    /// What it is, once that is known.
-    pub async fn read(&self) -> Known {
+    /// Waits for the first known state.
+    pub async fn read(&self) -> SourceState {
         let mut known = self.known.clone();
-        match known.wait_for(|known| *known != Known::Unknown).await {
+        match known.wait_for(|known| *known != SourceState::Unknown).await {
             Ok(known) => known.clone(),
-            Err(_) => Known::Failed("the node is being stopped".into()),
+            Err(_) => SourceState::Failed("the node is being stopped".into()),
         }
     }
 }
 
 type Key = (SourceKind, String, String);
-type All = Arc<Mutex<HashMap<Key, Weak<Source>>>>;
+type SourceTable = Arc<Mutex<HashMap<Key, Weak<Source>>>>;
 
 /// The entry of a source in the manager's table.
 struct TableEntry {
-    all: All,
+    all: SourceTable,
     key: Key,
     source: Weak<Source>,
 }
@@ -144,11 +144,11 @@ impl TableEntry {
     }
 }
 
-/// All that pods of this node name.
+/// The sources of all pods of this node.
 pub struct ConfigSourceManager {
     client: Client,
     env: Env,
-    all: All,
+    all: SourceTable,
     stop: CancellationToken,
 }
 
@@ -159,13 +159,13 @@ impl std::fmt::Debug for ConfigSourceManager {
 }
 
 impl ConfigSourceManager {
-    /// Watches nothing yet.
+    /// A manager without any watch.
     #[must_use]
     pub fn new(client: Client, env: Env, stop: CancellationToken) -> Self {
-        Self { client, env, all: All::default(), stop }
+        Self { client, env, all: SourceTable::default(), stop }
     }
 
-    /// Watches that object, or joins who does.
+    /// Returns the source of that object, and starts its watch if there is none.
     pub fn get(&self, kind: SourceKind, namespace: &str, name: &str) -> Arc<Source> {
         let key = (kind, namespace.to_owned(), name.to_owned());
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
@@ -173,10 +173,10 @@ impl ConfigSourceManager {
             return source;
         }
         all.retain(|_, source| source.strong_count() > 0);
-        let (known, receiver) = watch::channel(Known::Unknown);
+        let (known, receiver) = watch::channel(SourceState::Unknown);
         let stop = self.stop.child_token();
         let source = Arc::new(Source::of(receiver, stop.clone()));
-        let known = (known, source.bells.clone());
+        let known = (known, source.wakers.clone());
         let entry = TableEntry { all: self.all.clone(), key: key.clone(), source: Arc::downgrade(&source) };
         let only = |reflector: Reflector| reflector.within(namespace).selecting(format!("metadata.name={name}"));
         match kind {
@@ -194,7 +194,7 @@ impl ConfigSourceManager {
                     uid: map.metadata.uid.unwrap_or_default(),
                     secret_type: String::new(),
                 };
-                tokio::spawn(follow(reflector, known, read, entry, stop.clone()));
+                tokio::spawn(watch_source(reflector, known, read, entry, stop.clone()));
             }
             SourceKind::Secret => {
                 let reflector = only(Reflector::of::<Secret>(self.client.clone(), self.env.clone()));
@@ -204,7 +204,7 @@ impl ConfigSourceManager {
                     uid: secret.metadata.uid.unwrap_or_default(),
                     secret_type: secret.type_.unwrap_or_default(),
                 };
-                tokio::spawn(follow(reflector, known, read, entry, stop.clone()));
+                tokio::spawn(watch_source(reflector, known, read, entry, stop.clone()));
             }
         }
         all.insert(key, Arc::downgrade(&source));
@@ -212,16 +212,16 @@ impl ConfigSourceManager {
     }
 }
 
-async fn follow<K: Typed>(
+async fn watch_source<K: Typed>(
     reflector: Reflector,
-    (known, bells): (watch::Sender<Known>, Arc<Bells>),
+    (known, wakers): (watch::Sender<SourceState>, Arc<Wakers>),
     read: impl Fn(K) -> Content + Send,
     entry: TableEntry,
     stop: CancellationToken,
 ) {
     let mut events = reflector.events();
     // The uid of an immutable object, once it is read.
-    let mut settled: Option<String> = None;
+    let mut immutable_uid: Option<String> = None;
     loop {
         let event = tokio::select! {
             () = stop.cancelled() => return,
@@ -234,19 +234,19 @@ async fn follow<K: Typed>(
             ReflectorEvent::Progress(_) => continue,
             ReflectorEvent::Interrupted(error) => {
                 let failed = known.send_if_modified(|known| {
-                    let unknown = matches!(known, Known::Unknown | Known::Failed(_));
+                    let unknown = matches!(known, SourceState::Unknown | SourceState::Failed(_));
                     if unknown {
-                        *known = Known::Failed(error);
+                        *known = SourceState::Failed(error);
                     }
                     unknown
                 });
                 if failed {
-                    bells.ring();
+                    wakers.wake();
                 }
                 continue;
             }
         };
-        if let Some(uid) = &settled {
+        if let Some(uid) = &immutable_uid {
             if object.is_some_and(|object| object.metadata().uid.as_ref() == Some(uid)) {
                 continue;
             }
@@ -256,9 +256,9 @@ async fn follow<K: Typed>(
             return;
         }
         let content = object.and_then(|object| typed::<K>(&*object).cloned()).map(&read);
-        let is = content.map_or(Known::Missing, |content| Known::Present(Arc::new(content)));
-        if let Known::Present(content) = &is {
-            settled = content.immutable.then(|| content.uid.clone());
+        let is = content.map_or(SourceState::Missing, |content| SourceState::Present(Arc::new(content)));
+        if let SourceState::Present(content) = &is {
+            immutable_uid = content.immutable.then(|| content.uid.clone());
         }
         let changed = known.send_if_modified(|known| {
             let changed = *known != is;
@@ -266,12 +266,12 @@ async fn follow<K: Typed>(
             changed
         });
         if changed {
-            bells.ring();
+            wakers.wake();
         }
     }
 }
 
-/// Every ConfigMap and Secret that volumes name, in order.
+/// All ConfigMaps and Secrets that volumes reference, in order.
 #[must_use]
 pub fn named_by_volumes(volumes: &[Volume]) -> Vec<(SourceKind, String)> {
     let mut names = BTreeSet::new();
@@ -294,7 +294,7 @@ pub fn named_by_volumes(volumes: &[Volume]) -> Vec<(SourceKind, String)> {
     names.into_iter().collect()
 }
 
-/// Every ConfigMap and Secret that a container's environment names, in order.
+/// All ConfigMaps and Secrets that a container's environment references, in order.
 #[must_use]
 pub fn named_by_environment(container: &Container) -> Vec<(SourceKind, String)> {
     let mut names = BTreeSet::new();

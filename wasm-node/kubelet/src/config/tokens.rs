@@ -1,4 +1,4 @@
-//! Tokens of pods' ServiceAccounts: asked for by TokenRequest, bound to the pod, and had anew in time.
+//! Tokens of pods' ServiceAccounts: requested by TokenRequest, bound to the pod, and refreshed in time.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,15 +15,15 @@ use serde_json::{Value, json};
 
 use crate::image::{Account, AccountIdentity, PodAccount};
 
-/// A token is asked for anew after this part of its life, and at latest after a day (upstream's).
+/// A token is refreshed after this percentage of its lifetime, and at the latest after a day (upstream's).
 const LIFE_PERCENT: u64 = 80;
 const AGE_MAX: Duration = Duration::from_secs(24 * 3600);
-/// The life of a token whose end isn't told (the API server's own default).
+/// The lifetime of a token without an expiration (the API server's default).
 const LIFE_DEFAULT: Duration = Duration::from_secs(3600);
-/// Tokens for credential providers that a node keeps; each is of one pod.
-const KEPT_MAX: usize = 1000;
+/// The maximum number of cached tokens for credential providers; each belongs to one pod.
+const CACHED_MAX: usize = 1000;
 
-/// A token, and until when it is used.
+/// A token and its refresh time.
 #[derive(Clone)]
 pub(crate) struct Token {
     pub(crate) value: String,
@@ -36,32 +36,32 @@ impl Token {
     }
 }
 
-/// What is asked for.
+/// The parameters of a token request.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Wanted<'a> {
-    /// Empty = the API server's own.
+pub(crate) struct TokenParams<'a> {
+    /// The audience; empty = the API server's default.
     pub(crate) audience: &'a str,
-    /// None = as the API server has it.
+    /// The requested lifetime in seconds; `None` = the API server's default.
     pub(crate) seconds: Option<i64>,
-    /// Of this ServiceAccount, and none that was made anew under its name.
+    /// The expected uid of the ServiceAccount, so that a recreated one of the same name is rejected.
     pub(crate) account_uid: Option<&'a str>,
 }
 
-/// The pod's ServiceAccount; none where it has none.
+/// The name of the pod's ServiceAccount, if it has one.
 fn account_of(pod: &Pod) -> Option<&str> {
     let name = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref());
     name.filter(|name| !name.is_empty())
 }
 
-/// Asks for a token of the pod's ServiceAccount that is bound to the pod.
+/// Requests a token of the pod's ServiceAccount that is bound to the pod.
 pub(crate) async fn request(
     requests: &ApiClient,
     pod: &Pod,
-    wanted: Wanted<'_>,
+    params: TokenParams<'_>,
     now: Timestamp,
 ) -> Result<Token, String> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let audiences: Vec<&str> = Some(wanted.audience).filter(|audience| !audience.is_empty()).into_iter().collect();
+    let audiences: Vec<&str> = Some(params.audience).filter(|audience| !audience.is_empty()).into_iter().collect();
     let mut body = json!({
         "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
         "spec": {
@@ -71,64 +71,64 @@ pub(crate) async fn request(
             },
         },
     });
-    if let Some(seconds) = wanted.seconds {
+    if let Some(seconds) = params.seconds {
         body["spec"]["expirationSeconds"] = json!(seconds);
     }
-    if let Some(uid) = wanted.account_uid {
+    if let Some(uid) = params.account_uid {
         body["metadata"] = json!({"uid": uid});
     }
     let key = ObjectKey::new(namespace, account_of(pod).unwrap_or("default"));
     let answer: Result<Value, _> = requests.post(&Kind::of::<ServiceAccount>(), &key, "token", &body).await;
-    let answer = answer.map_err(said)?;
+    let answer = answer.map_err(api_message)?;
     let value = answer["status"]["token"].as_str().ok_or("the answer holds no token")?.to_owned();
     let ends: Option<Timestamp> = answer["status"]["expirationTimestamp"].as_str().and_then(|at| at.parse().ok());
     Ok(Token { value, refresh_at: refresh_at(now, ends) })
 }
 
-/// The API server's own words, where it has answered.
-fn said(error: kube::Error) -> String {
+/// The API server's message, if it has responded.
+fn api_message(error: kube::Error) -> String {
     match error {
         kube::Error::Api(status) => status.message.clone(),
         other => other.to_string(),
     }
 }
 
-/// When a token that was issued now, and ends then, is to be asked for anew.
+/// The refresh time of a token that was issued now and expires at `ends`.
 fn refresh_at(now: Timestamp, ends: Option<Timestamp>) -> Timestamp {
-    // An end that has passed is of a clock that differs: no reason to ask without a pause.
+    // An expiration in the past comes from a different clock; it must not cause requests without a pause.
     let life = ends.and_then(|ends| Duration::try_from(ends.duration_since(now)).ok()).filter(|life| !life.is_zero());
     let life = life.unwrap_or(LIFE_DEFAULT).mul_f64(LIFE_PERCENT as f64 / 100.0).min(AGE_MAX);
     now.saturating_add(life).unwrap_or(Timestamp::MAX)
 }
 
-/// By pod, audience, and the ServiceAccount's uid.
+/// The pod's uid, the audience, and the ServiceAccount's uid.
 type TokenKey = (String, String, String);
 
-/// The tokens that a node's pods have for credential providers.
+/// The cached tokens of a node's pods for credential providers.
 #[derive(Default)]
 pub(crate) struct AccountTokens {
-    kept: Mutex<BTreeMap<TokenKey, Token>>,
+    cached: Mutex<BTreeMap<TokenKey, Token>>,
 }
 
 impl AccountTokens {
     fn get(&self, key: &TokenKey, now: Timestamp) -> Option<String> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.get(key).filter(|token| !token.is_due(now)).map(|token| token.value.clone())
+        let cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        cached.get(key).filter(|token| !token.is_due(now)).map(|token| token.value.clone())
     }
 
     fn put(&self, key: TokenKey, token: Token, now: Timestamp) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.retain(|_, token| !token.is_due(now));
-        if kept.len() >= KEPT_MAX {
-            let first = kept.iter().min_by_key(|(_, token)| token.refresh_at).map(|(key, _)| key.clone());
-            first.and_then(|first| kept.remove(&first));
+        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        cached.retain(|_, token| !token.is_due(now));
+        if cached.len() >= CACHED_MAX {
+            let first = cached.iter().min_by_key(|(_, token)| token.refresh_at).map(|(key, _)| key.clone());
+            first.and_then(|first| cached.remove(&first));
         }
-        kept.insert(key, token);
+        cached.insert(key, token);
     }
 }
 
-/// A pod's ServiceAccount, asked of the API server.
-pub(crate) struct AccountOfPod {
+/// A pod's ServiceAccount, read from the API server.
+pub(crate) struct PodServiceAccount {
     requests: ApiClient,
     env: Env,
     tokens: Arc<AccountTokens>,
@@ -136,8 +136,8 @@ pub(crate) struct AccountOfPod {
     name: String,
 }
 
-impl AccountOfPod {
-    /// None where the pod has none, as static pods.
+impl PodServiceAccount {
+    /// `None` if the pod has no ServiceAccount, as static pods.
     pub(crate) fn new((requests, env): (ApiClient, Env), tokens: Arc<AccountTokens>, pod: Arc<Pod>) -> Option<Self> {
         let name = account_of(&pod)?.to_owned();
         Some(Self { requests, env, tokens, pod, name })
@@ -145,12 +145,12 @@ impl AccountOfPod {
 }
 
 #[async_trait]
-impl PodAccount for AccountOfPod {
+impl PodAccount for PodServiceAccount {
     async fn account(&self) -> Result<Account, String> {
         let namespace = self.pod.metadata.namespace.clone().unwrap_or_default();
         let key = ObjectKey::new(&namespace, &self.name);
         let found: Result<ServiceAccount, _> = self.requests.get(&Kind::of::<ServiceAccount>(), &key).await;
-        let metadata = found.map_err(said)?.metadata;
+        let metadata = found.map_err(api_message)?.metadata;
         let (name, uid) = (self.name.clone(), metadata.uid.unwrap_or_default());
         let annotations = metadata.annotations.unwrap_or_default();
         Ok(Account { identity: AccountIdentity { namespace, name, uid }, annotations })
@@ -159,12 +159,12 @@ impl PodAccount for AccountOfPod {
     async fn token(&self, audience: &str, account: &AccountIdentity) -> Result<String, String> {
         let pod = self.pod.metadata.uid.clone().unwrap_or_default();
         let key = (pod, audience.to_owned(), account.uid.clone());
-        if let Some(kept) = self.tokens.get(&key, self.env.now()) {
-            return Ok(kept);
+        if let Some(cached) = self.tokens.get(&key, self.env.now()) {
+            return Ok(cached);
         }
         let now = self.env.now();
-        let wanted = Wanted { audience, seconds: None, account_uid: Some(&account.uid) };
-        let token = request(&self.requests, &self.pod, wanted, now).await?;
+        let params = TokenParams { audience, seconds: None, account_uid: Some(&account.uid) };
+        let token = request(&self.requests, &self.pod, params, now).await?;
         let value = token.value.clone();
         self.tokens.put(key, token, now);
         Ok(value)
@@ -179,8 +179,8 @@ mod tests {
     fn a_token_is_renewed_at_four_fifths_of_its_life() {
         let (env, clock) = Env::seeded(1, Timestamp::from_second(1_000_000).unwrap());
         let in_seconds = |seconds: i64| Some(Timestamp::from_second(env.now().as_second() + seconds).unwrap());
-        // (life, when it is asked for anew): the shortest life that the API grants, the usual one, more than a day, none told,
-        // one of another clock.
+        // (lifetime, refresh time): the shortest lifetime that the API grants, the usual one, more than a day, none,
+        // one of a different clock.
         let lives = [(Some(600), 480), (Some(3607), 2885), (Some(7 * 86_400), 86_400), (None, 2880), (Some(-5), 2880)];
         for (life, after) in lives {
             let at = refresh_at(env.now(), life.and_then(in_seconds));
@@ -203,12 +203,12 @@ mod tests {
         for (other, now) in [(key(2, "a"), 0), (key(1, "b"), 0), (key(1, "a"), 100)] {
             assert_eq!(tokens.get(&other, at(now)), None, "{other:?} {now}");
         }
-        for pod in 0..3 * KEPT_MAX {
+        for pod in 0..3 * CACHED_MAX {
             tokens.put(key(pod, "a"), token("more", 200 + pod as i64), at(50));
         }
-        assert_eq!(tokens.kept.lock().unwrap().len(), KEPT_MAX);
-        assert!(tokens.get(&key(3 * KEPT_MAX - 1, "a"), at(50)).is_some(), "the newest is kept");
+        assert_eq!(tokens.cached.lock().unwrap().len(), CACHED_MAX);
+        assert!(tokens.get(&key(3 * CACHED_MAX - 1, "a"), at(50)).is_some(), "the newest is kept");
         tokens.put(key(0, "b"), token("last", 100_000), at(50_000));
-        assert_eq!(tokens.kept.lock().unwrap().len(), 1, "what is due goes");
+        assert_eq!(tokens.cached.lock().unwrap().len(), 1, "what is due goes");
     }
 }

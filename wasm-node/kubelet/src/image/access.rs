@@ -1,5 +1,6 @@
-//! Who may use an image that is on the node (KEP-2535, `imagePullCredentialsVerificationPolicy:
-//! NeverVerifyPreloadedImages`): a pod that could have pulled it, as far as can be said without asking the registry. Pure.
+//! Access to images that are already on the node (KEP-2535, `imagePullCredentialsVerificationPolicy:
+//! NeverVerifyPreloadedImages`). A pod gets an image if its credentials could have pulled it, as far as can be decided
+//! without a request to the registry. Pure.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,42 +8,43 @@ use super::account::AccountIdentity;
 use super::keyring::{SecretIdentity, TrackedCredential};
 use super::signatures::Rule;
 
-/// Secrets, and ServiceAccounts, that are remembered of one image; upstream's bound of what is written while it only looks.
+/// Maximum Secrets, and maximum ServiceAccounts, recorded for one image. Upstream has the same bound for records
+/// written while its feature only observes.
 const SECRETS_MAX: usize = 100;
 
-/// Who was let in by the registry.
+/// The credentials that the registry accepted for an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Access {
-    /// Whoever runs on this node: nobody was asked who they are, or the node is.
+pub(super) struct PullAccess {
+    /// Every pod of this node: the registry required no credential, or accepted the node's own.
     #[serde(default)]
     everybody: bool,
-    /// Whoever has one of these.
+    /// Pods that have one of these Secrets.
     #[serde(default)]
-    secrets: Vec<Granted>,
-    /// Whoever is one of these.
+    secrets: Vec<GrantedSecret>,
+    /// Pods that run as one of these ServiceAccounts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     accounts: Vec<AccountIdentity>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Granted {
+struct GrantedSecret {
     secret: SecretIdentity,
     hash: String,
 }
 
-/// Why an image may be used.
+/// The grounds on which pods may use an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Trust {
-    /// By whom. Older records are of images that were free to all.
-    #[serde(default = "Access::of_everybody")]
-    access: Access,
-    /// The rule of the signature policy that it was last found to meet.
+    /// The accepted credentials. Records of older versions have none; their images are open to every pod.
+    #[serde(default = "PullAccess::open_to_all")]
+    access: PullAccess,
+    /// The id of the signature policy rule that the image met last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     verified: Option<String>,
 }
 
 impl Trust {
-    pub(super) fn new(access: Access, rule: Option<&Rule>) -> Self {
+    pub(super) fn new(access: PullAccess, rule: Option<&Rule>) -> Self {
         Self { access, verified: rule.map(|rule| rule.id().to_owned()) }
     }
 
@@ -51,39 +53,42 @@ impl Trust {
         self.access.admits(credentials, account)
     }
 
-    /// Whether it is known to meet a rule.
+    /// Returns whether the image is recorded as meeting `rule`.
     pub(super) fn meets(&self, rule: &Rule) -> bool {
         self.verified.as_deref() == Some(rule.id())
     }
 
-    /// With what was found of the same image now. What was verified stays so: a signature holds for ever.
-    pub(super) fn with(self, other: Self) -> Self {
-        Self { access: self.access.with(other.access), verified: other.verified.or(self.verified) }
+    /// Merges the result of a newer pull of the same image. A verified rule stays, because a signature doesn't expire.
+    pub(super) fn merge(self, other: Self) -> Self {
+        Self { access: self.access.merge(other.access), verified: other.verified.or(self.verified) }
     }
 }
 
-impl Access {
-    /// For every pod.
-    pub(super) fn of_everybody() -> Self {
+impl PullAccess {
+    /// Access for every pod.
+    pub(super) fn open_to_all() -> Self {
         Self { everybody: true, ..Self::default() }
     }
 
-    /// By that credential; none = the registry asked for none.
-    pub(super) fn by(credential: Option<&TrackedCredential>) -> Self {
-        let Some(tracked) = credential else { return Self::of_everybody() };
+    /// Access by `credential`; `None` = the registry required none.
+    pub(super) fn granted_by(credential: Option<&TrackedCredential>) -> Self {
+        let Some(tracked) = credential else { return Self::open_to_all() };
         match (tracked.secret.clone(), tracked.account.clone()) {
-            (Some(secret), _) => Self { secrets: vec![Granted { secret, hash: tracked.hash() }], ..Self::default() },
+            (Some(secret), _) => {
+                Self { secrets: vec![GrantedSecret { secret, hash: tracked.hash() }], ..Self::default() }
+            }
             (None, Some(account)) => Self { accounts: vec![account], ..Self::default() },
-            (None, None) => Self::of_everybody(),
+            (None, None) => Self::open_to_all(),
         }
     }
 
-    /// Whether a pod with these credentials and that ServiceAccount may use the image: one of them is the same as was let in, or of
-    /// the same Secret, whose owner may have changed it.
+    /// Returns whether a pod with these credentials and this ServiceAccount may use the image. A credential matches by
+    /// its hash, or by its Secret: the content of a Secret may have changed.
     pub(super) fn admits(&self, credentials: &[TrackedCredential], account: Option<&AccountIdentity>) -> bool {
         let known = |tracked: &TrackedCredential| {
             let hash = tracked.hash();
-            let same = |granted: &Granted| Some(&granted.secret) == tracked.secret.as_ref() || granted.hash == hash;
+            let same =
+                |granted: &GrantedSecret| Some(&granted.secret) == tracked.secret.as_ref() || granted.hash == hash;
             tracked.secret.is_some() && self.secrets.iter().any(same)
         };
         self.everybody
@@ -91,10 +96,10 @@ impl Access {
             || account.is_some_and(|account| self.accounts.iter().any(|known| known == account))
     }
 
-    /// With who was let in for the same image now.
-    pub(super) fn with(mut self, other: Self) -> Self {
+    /// Adds the credentials accepted by a newer pull of the same image.
+    pub(super) fn merge(mut self, other: Self) -> Self {
         if self.everybody || other.everybody {
-            return Self::of_everybody();
+            return Self::open_to_all();
         }
         for granted in other.secrets {
             self.secrets.retain(|known| known.secret != granted.secret);
@@ -125,7 +130,7 @@ mod tests {
 
     #[test]
     fn who_could_pull_may_use_it() {
-        let granted = Access::by(Some(&tracked("a", "1", "p")));
+        let granted = PullAccess::granted_by(Some(&tracked("a", "1", "p")));
         assert!(granted.admits(&[tracked("a", "1", "p")], None));
         assert!(granted.admits(&[tracked("a", "1", "changed")], None), "the same Secret");
         assert!(granted.admits(&[tracked("b", "2", "p")], None), "the same credential");
@@ -133,11 +138,11 @@ mod tests {
         assert!(!granted.admits(&[tracked("a", "2", "other")], None), "a Secret made anew");
         assert!(!granted.admits(&[tracked("b", "1", "other")], None));
         let node = TrackedCredential { secret: None, ..tracked("a", "1", "p") };
-        assert!(Access::by(Some(&node)).admits(&[], None), "the node's own account");
-        assert!(Access::by(None).admits(&[], None), "a public image");
-        let both = granted.clone().with(Access::by(Some(&tracked("b", "2", "q"))));
+        assert!(PullAccess::granted_by(Some(&node)).admits(&[], None), "the node's own account");
+        assert!(PullAccess::granted_by(None).admits(&[], None), "a public image");
+        let both = granted.clone().merge(PullAccess::granted_by(Some(&tracked("b", "2", "q"))));
         assert!(both.admits(&[tracked("a", "1", "p")], None) && both.admits(&[tracked("b", "2", "q")], None));
-        assert!(granted.with(Access::by(None)).admits(&[], None));
+        assert!(granted.merge(PullAccess::granted_by(None)).admits(&[], None));
     }
 
     #[test]
@@ -148,23 +153,24 @@ mod tests {
         };
         let of = |account: AccountIdentity| {
             let tracked = TrackedCredential { secret: None, account: Some(account), ..tracked("a", "1", "p") };
-            Access::by(Some(&tracked))
+            PullAccess::granted_by(Some(&tracked))
         };
         let granted = of(identity("robot", "1"));
         assert!(granted.admits(&[], Some(&identity("robot", "1"))));
         for other in [None, Some(identity("robot", "2")), Some(identity("default", "1"))] {
             assert!(!granted.admits(&[tracked("a", "1", "p")], other.as_ref()), "{other:?}");
         }
-        let both = granted.with(of(identity("default", "3")));
+        let both = granted.merge(of(identity("default", "3")));
         assert!(both.admits(&[], Some(&identity("robot", "1"))) && both.admits(&[], Some(&identity("default", "3"))));
         let written = serde_json::to_string(&both).unwrap();
-        assert_eq!(serde_json::from_str::<Access>(&written).unwrap(), both);
+        assert_eq!(serde_json::from_str::<PullAccess>(&written).unwrap(), both);
     }
 
     #[test]
     fn what_is_remembered_is_bounded_and_tells_no_password() {
-        let all = (0..1000).map(|n| Access::by(Some(&tracked("a", &n.to_string(), &format!("secret-{n}")))));
-        let all = all.reduce(Access::with).unwrap();
+        let all =
+            (0..1000).map(|n| PullAccess::granted_by(Some(&tracked("a", &n.to_string(), &format!("secret-{n}")))));
+        let all = all.reduce(PullAccess::merge).unwrap();
         assert_eq!(all.secrets.len(), SECRETS_MAX);
         assert!(all.admits(&[tracked("a", "999", "x")], None));
         assert!(!serde_json::to_string(&all).unwrap().contains("secret-"));

@@ -1,4 +1,4 @@
-//! The ServiceAccount of the pod that an image is for: what credential providers may be told of it (KEP-4412).
+//! The ServiceAccount of the pod that pulls an image, as credential providers receive it (KEP-4412).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::fmt;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-/// A ServiceAccount, as one is told from another: one that is made anew under the name is another.
+/// The identity of a ServiceAccount. One that is deleted and recreated under the same name has another uid.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct AccountIdentity {
     /// Its namespace.
@@ -17,22 +17,22 @@ pub struct AccountIdentity {
     pub uid: String,
 }
 
-/// A ServiceAccount as it is now.
+/// The current state of a ServiceAccount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
-    /// Which.
+    /// Namespace, name and uid.
     pub identity: AccountIdentity,
     /// All of its annotations.
     pub annotations: BTreeMap<String, String>,
 }
 
-/// How the ServiceAccount of a pod is looked at.
+/// Access to the ServiceAccount of a pod.
 #[async_trait]
 pub trait PodAccount: Send + Sync {
-    /// As it is now.
+    /// Returns the current ServiceAccount.
     async fn account(&self) -> Result<Account, String>;
 
-    /// A token of it for an audience, bound to the pod.
+    /// Returns a token of the ServiceAccount for `audience`, bound to the pod.
     async fn token(&self, audience: &str, account: &AccountIdentity) -> Result<String, String>;
 }
 

@@ -1,17 +1,17 @@
-//! Which addresses a name in an image, a redirect or a token's realm may lead to. Pure.
+//! The addresses that an image name, a redirect or a token realm must not lead to. Pure.
 //!
-//! Who writes a pod names its registry, and a registry says where its blobs and tokens are: neither may have the node call
-//! what answers to this machine alone, or to whoever calls from it (clouds' metadata services).
+//! A pod's author chooses the registry, and a registry chooses the hosts of its blobs and tokens. Neither may make the
+//! node call services that trust the node's own address: services on this machine, and clouds' metadata services.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Metadata and host services of clouds outside of the link-local block: Alibaba, Oracle, Azure.
+/// Metadata and host services of clouds outside the link-local block: Alibaba, Oracle, Azure.
 const METADATA_V4: [Ipv4Addr; 3] =
     [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(192, 0, 0, 192), Ipv4Addr::new(168, 63, 129, 16)];
-/// AWS.
+/// The metadata service of AWS.
 const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 
-/// Whether only a host that the node's own configuration names may have this address.
+/// Returns whether only hosts that the node's own configuration names may have this address.
 pub(crate) fn is_reserved(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => is_reserved_v4(v4),
@@ -32,7 +32,7 @@ fn is_reserved_v4(v4: Ipv4Addr) -> bool {
         || METADATA_V4.contains(&v4)
 }
 
-/// The address of IPv4 that one of IPv6 leads to: mapped and compatible ones, NAT64 (RFC 6052), 6to4 (RFC 3056).
+/// Returns the IPv4 address embedded in an IPv6 address: mapped and compatible ones, NAT64 (RFC 6052), 6to4 (RFC 3056).
 fn embedded(v6: Ipv6Addr) -> Option<Ipv4Addr> {
     let segments = v6.segments();
     let pair = |high: u16, low: u16| {

@@ -1,5 +1,6 @@
-//! Images as archives: an OCI layout in a tar (what skopeo, podman, crane and docker write), or docker's own older form. Reading one is
-//! reading a hostile file: everything in it is bounded, and each blob is what its name says. Blocks on the disk.
+//! Images as archives: an OCI layout in a tar (as written by skopeo, podman, crane and docker), or docker's older form.
+//! An archive is untrusted: everything in it is bounded, and each blob is checked against the digest in its name.
+//! Blocks on the disk.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,32 +15,33 @@ use super::tar_layer::{check_extended, parts, unreadable};
 use oci_registry::blobs::{BLOB_BYTES_MAX, BlobError, BlobStore, Pins, digest};
 use oci_registry::reference::is_sha256;
 
-/// Entries of an archive: blobs of a few images.
+/// Maximum entries of an archive: the blobs of a few images.
 const ENTRIES_MAX: usize = 10_000;
-/// Images of an archive.
+/// Maximum images of an archive.
 pub(super) const IMAGES_MAX: usize = 64;
-/// Small documents of an archive together: manifests, configs, indexes. They are held while it is read.
+/// Maximum bytes of an archive's small documents together (manifests, configs, indexes). They are held in memory during
+/// the read.
 const DOCUMENTS_BYTES_MAX: u64 = 32 << 20;
-/// Where tools write what an image is called: containerd's whole name, and OCI's, which may be a tag alone.
+/// Annotations with an image's name: containerd's full name, and OCI's, which may be a tag alone.
 const NAME_ANNOTATIONS: [&str; 2] = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
 
-/// Why an archive can't be read.
+/// An error while an archive is read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ArchiveError {
-    /// It is at fault.
+    /// The archive is invalid.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The disk is, or a blob is not what it is called.
+    /// The disk failed, or a blob doesn't match its digest.
     #[error(transparent)]
     Blob(#[from] BlobError),
 }
 
-/// What an archive holds; its blobs are in the store by now.
+/// The content of an archive, whose blobs are in the store.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
-    /// Names, where it says some, and manifests or indexes.
+    /// Names, where the archive has them, with manifests or indexes.
     pub(super) images: Vec<(Option<String>, String)>,
-    /// Small blobs by digest: manifests are among them.
+    /// Small blobs by digest, manifests among them.
     pub(super) documents: BTreeMap<String, Vec<u8>>,
 }
 
@@ -52,7 +54,7 @@ struct Index {
 /// An image in docker's older form.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Saved {
+struct DockerImage {
     config: String,
     #[serde(default)]
     repo_tags: Option<Vec<String>>,
@@ -60,39 +62,39 @@ struct Saved {
     layers: Vec<String>,
 }
 
-fn refused(why: impl Into<String>) -> ArchiveError {
+fn refusal(why: impl Into<String>) -> ArchiveError {
     Refusal::Malformed(why.into()).into()
 }
 
-/// Reads an archive whole.
+/// Reads the whole archive and stores its blobs.
 pub(super) fn read(archive: &mut File, store: &BlobStore, pins: &Pins) -> Result<Contents, ArchiveError> {
     rewind(archive)?;
     check_extended(&mut tar::Archive::new(BufReader::new(&mut *archive)))?;
     let (mut index, mut saved, mut contents, mut left) = (None, None, Contents::default(), DOCUMENTS_BYTES_MAX);
-    each(archive, &mut |name, entry, size| {
+    for_each_file(archive, &mut |name, entry, size| {
         match name {
-            "index.json" => index = Some(document(entry, &mut left)?),
-            "manifest.json" => saved = Some(document(entry, &mut left)?),
+            "index.json" => index = Some(read_document(entry, &mut left)?),
+            "manifest.json" => saved = Some(read_document(entry, &mut left)?),
             name => {
                 let hex = name.strip_prefix("blobs/sha256/").map(|hex| format!("sha256:{hex}"));
                 let Some(digest) = hex.filter(|digest| is_sha256(digest)) else { return Ok(()) };
                 if size <= MANIFEST_BYTES_MAX && size <= left {
-                    contents.documents.insert(digest.clone(), document(entry, &mut left)?);
+                    contents.documents.insert(digest.clone(), read_document(entry, &mut left)?);
                 }
-                // What was read as a document is kept as a blob, too: it may be a config.
+                // A document is stored as a blob, too: it may be a config.
                 match contents.documents.get(&digest) {
-                    Some(bytes) => keep(&mut bytes.as_slice(), Some(digest), store, pins)?,
-                    None => keep(entry, Some(digest), store, pins)?,
+                    Some(bytes) => store_blob(&mut bytes.as_slice(), Some(digest), store, pins)?,
+                    None => store_blob(entry, Some(digest), store, pins)?,
                 };
             }
         }
         Ok(())
     })?;
     match (index, saved) {
-        (Some(index), _) => contents.images = of_index(&index)?,
-        (None, Some(saved)) => of_docker(&saved, archive, store, pins, &mut contents)?,
+        (Some(index), _) => contents.images = parse_index(&index)?,
+        (None, Some(saved)) => docker_images(&saved, archive, store, pins, &mut contents)?,
         (None, None) => {
-            return Err(refused("the archive has neither index.json (OCI) nor manifest.json (docker save)"));
+            return Err(refusal("the archive has neither index.json (OCI) nor manifest.json (docker save)"));
         }
     }
     if contents.images.len() > IMAGES_MAX {
@@ -105,11 +107,11 @@ fn rewind(archive: &mut File) -> Result<(), ArchiveError> {
     archive.rewind().map_err(|error| BlobError::Io(error).into())
 }
 
-/// What is done with a file of an archive: its name, what it holds, and how much that is.
-type Take<'a> = &'a mut dyn FnMut(&str, &mut dyn Read, u64) -> Result<(), ArchiveError>;
+/// A callback for a file of an archive: name, content, size in bytes.
+type FileVisitor<'a> = &'a mut dyn FnMut(&str, &mut dyn Read, u64) -> Result<(), ArchiveError>;
 
-/// Every file of the archive by its name.
-fn each(archive: &mut File, take: Take<'_>) -> Result<(), ArchiveError> {
+/// Calls `visit` for every file of the archive.
+fn for_each_file(archive: &mut File, visit: FileVisitor<'_>) -> Result<(), ArchiveError> {
     rewind(archive)?;
     let mut tar = tar::Archive::new(BufReader::new(archive));
     for (number, entry) in tar.entries().map_err(|error| unreadable(&error))?.enumerate() {
@@ -120,13 +122,13 @@ fn each(archive: &mut File, take: Take<'_>) -> Result<(), ArchiveError> {
         let path = entry.path().map_err(|error| unreadable(&error))?.into_owned();
         if let Some(name) = parts(&path).filter(|_| entry.header().entry_type().is_file()) {
             let size = entry.size();
-            take(&name.join("/"), &mut entry, size)?;
+            visit(&name.join("/"), &mut entry, size)?;
         }
     }
     Ok(())
 }
 
-fn document(entry: &mut dyn Read, left: &mut u64) -> Result<Vec<u8>, ArchiveError> {
+fn read_document(entry: &mut dyn Read, left: &mut u64) -> Result<Vec<u8>, ArchiveError> {
     let max = MANIFEST_BYTES_MAX.min(*left);
     let mut bytes = Vec::new();
     entry.take(max + 1).read_to_end(&mut bytes).map_err(|error| unreadable(&error))?;
@@ -137,7 +139,12 @@ fn document(entry: &mut dyn Read, left: &mut u64) -> Result<Vec<u8>, ArchiveErro
     Ok(bytes)
 }
 
-fn keep(entry: &mut dyn Read, wanted: Option<String>, store: &BlobStore, pins: &Pins) -> Result<String, ArchiveError> {
+fn store_blob(
+    entry: &mut dyn Read,
+    wanted: Option<String>,
+    store: &BlobStore,
+    pins: &Pins,
+) -> Result<String, ArchiveError> {
     let mut writer = store.writer(BLOB_BYTES_MAX)?;
     let mut buffer = vec![0; 64 << 10];
     loop {
@@ -152,43 +159,43 @@ fn keep(entry: &mut dyn Read, wanted: Option<String>, store: &BlobStore, pins: &
     Ok(wanted)
 }
 
-fn of_index(bytes: &[u8]) -> Result<Vec<(Option<String>, String)>, ArchiveError> {
-    let index: Index = serde_json::from_slice(bytes).map_err(|error| refused(format!("index.json: {error}")))?;
+fn parse_index(bytes: &[u8]) -> Result<Vec<(Option<String>, String)>, ArchiveError> {
+    let index: Index = serde_json::from_slice(bytes).map_err(|error| refusal(format!("index.json: {error}")))?;
     let named = index.manifests.into_iter().map(|child| {
         let name = NAME_ANNOTATIONS.iter().find_map(|name| child.annotations.get(*name));
-        // A tag alone names nothing.
+        // A tag alone is no image name.
         (name.filter(|name| name.contains(['/', ':'])).cloned(), child.digest)
     });
     Ok(named.collect())
 }
 
-/// Docker's older form has no manifest: one is made of what there is.
-fn of_docker(
+/// Builds a manifest for docker's older form, which has none.
+fn docker_images(
     bytes: &[u8],
     archive: &mut File,
     store: &BlobStore,
     pins: &Pins,
     contents: &mut Contents,
 ) -> Result<(), ArchiveError> {
-    let images: Vec<Saved> =
-        serde_json::from_slice(bytes).map_err(|error| refused(format!("manifest.json: {error}")))?;
+    let images: Vec<DockerImage> =
+        serde_json::from_slice(bytes).map_err(|error| refusal(format!("manifest.json: {error}")))?;
     let mut blobs: BTreeMap<String, Option<(String, bool)>> = BTreeMap::new();
     blobs.extend(
         images.iter().flat_map(|image| image.layers.iter().chain([&image.config])).map(|name| (name.clone(), None)),
     );
-    each(archive, &mut |name, entry, _| {
+    for_each_file(archive, &mut |name, entry, _| {
         if let Some(found) = blobs.get_mut(name) {
             let mut head = Vec::new();
             (&mut *entry).take(2).read_to_end(&mut head).map_err(|error| unreadable(&error))?;
             let is_gzip = head == [0x1f, 0x8b];
             let mut whole = head.as_slice().chain(entry);
-            *found = Some((keep(&mut whole, None, store, pins)?, is_gzip));
+            *found = Some((store_blob(&mut whole, None, store, pins)?, is_gzip));
         }
         Ok(())
     })?;
     let described = |name: &String, kinds: [&str; 2]| {
         let found = blobs.get(name).and_then(Option::as_ref);
-        let (digest, is_gzip) = found.ok_or_else(|| refused(format!("{name:?} is not in the archive")))?;
+        let (digest, is_gzip) = found.ok_or_else(|| refusal(format!("{name:?} is not in the archive")))?;
         let size = store.size(digest).unwrap_or_default();
         Ok::<_, ArchiveError>(json!({"mediaType": kinds[usize::from(*is_gzip)], "digest": digest, "size": size}))
     };
@@ -210,11 +217,11 @@ fn of_docker(
     Ok(())
 }
 
-/// Writes an image of which the store has the manifest as an OCI layout, under its name.
+/// Writes an image, whose manifest is in the store, as an OCI layout under `name`.
 pub(super) fn write(name: &str, manifest: &str, store: &BlobStore, to: &mut dyn Write) -> Result<(), ArchiveError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
-    struct Named {
+    struct ManifestEntry {
         #[serde(default)]
         media_type: Option<String>,
         config: Descriptor,
@@ -222,7 +229,7 @@ pub(super) fn write(name: &str, manifest: &str, store: &BlobStore, to: &mut dyn 
         layers: Vec<Descriptor>,
     }
     let bytes = store.read(manifest, MANIFEST_BYTES_MAX)?;
-    let named: Named = serde_json::from_slice(&bytes).map_err(|error| refused(error.to_string()))?;
+    let named: ManifestEntry = serde_json::from_slice(&bytes).map_err(|error| refusal(error.to_string()))?;
     let media_type = named.media_type.unwrap_or_else(|| OCI_MANIFEST.to_owned());
     let annotations: BTreeMap<&str, &str> = NAME_ANNOTATIONS.map(|key| (key, name)).into();
     let index = json!({
@@ -274,7 +281,7 @@ mod tests {
         builder.into_inner().unwrap()
     }
 
-    fn taken(files: &[(&str, &[u8])]) -> Result<Contents, String> {
+    fn read_archive(files: &[(&str, &[u8])]) -> Result<Contents, String> {
         let (_dir, store) = store();
         read(&mut archive(files), &store, &store.pins()).map_err(|error| error.to_string())
     }
@@ -305,7 +312,7 @@ mod tests {
             br#"[{"Config": "c.json", "RepoTags": ["b:v1", "b:v2"], "Layers": ["1/layer.tar", "2/layer.tar"]}]"#;
         let files: [(&str, &[u8]); 4] =
             [("manifest.json", saved), ("c.json", b"{}"), ("1/layer.tar", b"t"), ("2/layer.tar", b"\x1f\x8bz")];
-        let contents = taken(&files).unwrap();
+        let contents = read_archive(&files).unwrap();
         let names: Vec<_> = contents.images.iter().map(|(name, _)| name.as_deref().unwrap()).collect();
         assert_eq!(names, ["b:v1", "b:v2"]);
         let manifest: serde_json::Value = serde_json::from_slice(&contents.documents[&contents.images[0].1]).unwrap();
@@ -313,7 +320,7 @@ mod tests {
         let kinds: Vec<_> =
             manifest["layers"].as_array().unwrap().iter().map(|layer| layer["mediaType"].as_str().unwrap()).collect();
         assert!(kinds[0].ends_with(".tar") && kinds[1].ends_with(".tar.gzip"), "{kinds:?}");
-        assert!(taken(&files[..3]).unwrap_err().contains("\"2/layer.tar\" is not in the archive"));
+        assert!(read_archive(&files[..3]).unwrap_err().contains("\"2/layer.tar\" is not in the archive"));
     }
 
     #[test]
@@ -325,14 +332,14 @@ mod tests {
             (&[("manifest.json", b"[{}]")], "manifest.json: "),
             (&[("index.json", b"{}"), (&blob, b"another")], "digest"),
         ] {
-            let error = taken(files).unwrap_err();
+            let error = read_archive(files).unwrap_err();
             assert!(error.contains(says), "{says}: {error}");
         }
         let large = vec![b' '; MANIFEST_BYTES_MAX as usize + 1];
-        assert!(taken(&[("index.json", &large)]).unwrap_err().contains("too large"));
+        assert!(read_archive(&[("index.json", &large)]).unwrap_err().contains("too large"));
         let tag =
             br#"{"manifests": [{"digest": "d", "annotations": {"org.opencontainers.image.ref.name": "latest"}}]}"#;
-        assert_eq!(taken(&[("index.json", tag)]).unwrap().images, [(None, "d".to_owned())]);
+        assert_eq!(read_archive(&[("index.json", tag)]).unwrap().images, [(None, "d".to_owned())]);
     }
 
     proptest! {
@@ -342,8 +349,8 @@ mod tests {
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(&bytes).unwrap();
             let _ = read(&mut file, &store, &store.pins());
-            let _ = taken(&[("index.json", index.as_bytes())]);
-            let _ = taken(&[("manifest.json", index.as_bytes())]);
+            let _ = read_archive(&[("index.json", index.as_bytes())]);
+            let _ = read_archive(&[("manifest.json", index.as_bytes())]);
         }
     }
 }

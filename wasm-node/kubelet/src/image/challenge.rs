@@ -1,29 +1,29 @@
-//! What a registry asks for when it says 401: `WWW-Authenticate` (RFC 9110 §11.6.1), by the distribution project's token
-//! protocol or as a plain password. Pure.
+//! The challenge of a registry's 401 response: `WWW-Authenticate` (RFC 9110 §11.6.1), for the distribution project's
+//! token protocol or a plain password. Pure.
 
 use http::HeaderMap;
 use http::header::WWW_AUTHENTICATE;
 use http_auth::parser::ChallengeParser;
 
-/// Longest header that is read.
+/// Maximum length of a header.
 const HEADER_BYTES_MAX: usize = 16 << 10;
 
-/// What is asked for; tokens are preferred where both are.
+/// The requested authentication. A token is preferred if both are offered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Challenge {
-    /// A token from there.
+    /// A token from `realm`.
     Bearer { realm: String, service: Option<String>, scope: Option<String> },
     /// User and password.
     Basic,
 }
 
-/// Reads what the answer asks for; none where it is nothing that we can do.
+/// Parses the challenge; `None` if no supported scheme is offered.
 pub(crate) fn challenge(headers: &HeaderMap) -> Option<Challenge> {
     let mut found = None;
     for value in headers.get_all(WWW_AUTHENTICATE) {
         let Some(text) = value.to_str().ok().filter(|text| text.len() <= HEADER_BYTES_MAX) else { continue };
         for challenge in ChallengeParser::new(text) {
-            // A header that breaks off is read as far as it goes.
+            // The part of a truncated header before the defect counts.
             let Ok(challenge) = challenge else { break };
             let parameter = |wanted: &str| {
                 let pair = challenge.params.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted));

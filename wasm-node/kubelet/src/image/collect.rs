@@ -1,17 +1,17 @@
-//! Which images of a node go, and when: upstream's rules for unused images by age and by the disk's use. Pure.
+//! Image garbage collection: upstream's rules for unused images, by age and by disk usage. Pure.
 
 use std::time::Duration;
 
-/// When unused images go. The defaults are upstream's.
+/// When unused images are removed. The defaults are upstream's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CollectPolicy {
-    /// Nothing that came more recently goes to make room.
+    /// Images detected more recently are not removed to free disk space.
     pub age_min: Duration,
-    /// What nobody used for longer goes in any case; none = age alone is no reason.
+    /// Images unused for longer are always removed; none = no limit by age.
     pub age_max: Option<Duration>,
-    /// From this share of the disk on room is made; 100 = never.
+    /// Disk usage in percent from which images are removed; 100 = never.
     pub high_percent: u8,
-    /// Down to this share.
+    /// Disk usage in percent down to which images are removed.
     pub low_percent: u8,
 }
 
@@ -21,39 +21,40 @@ impl Default for CollectPolicy {
     }
 }
 
-/// The disk that images lie on.
+/// The disk that holds the images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Disk {
     /// Its size.
     pub total_bytes: u64,
-    /// What is free for us.
+    /// Bytes available to this process.
     pub available_bytes: u64,
 }
 
-/// An image as the decision sees it. Times are those of a monotonic clock.
+/// An image as input of [`decide`]. Times are those of a monotonic clock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Candidate {
     pub(super) name: String,
-    /// What its removal gives back: nothing where the registry holds its blobs and it was never compiled. What several
-    /// images share counts for each of them, as upstream's layers do.
+    /// Bytes that its removal frees: 0 if the registry holds its blobs and it was never compiled. A blob shared by
+    /// several images counts for each of them, like upstream's layers.
     pub(super) frees_bytes: u64,
     pub(super) detected_at: Duration,
     pub(super) used_at: Duration,
-    /// A pod has it, or is about to.
+    /// Whether a pod has the image or is about to get it.
     pub(super) in_use: bool,
 }
 
-/// What to do.
+/// The result of [`decide`].
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Decision {
     /// Names of the images to remove.
     pub(super) forget: Vec<String>,
-    /// What has to come free, and what of it the unused images can give.
+    /// Bytes to free, and the part of them that unused images can free.
     pub(super) wanted_bytes: u64,
     pub(super) found_bytes: u64,
 }
 
-/// Decides: first by age, then, where the disk is too full, the longest unused ones until enough would be free.
+/// Selects images first by age. If the disk is too full, it then selects the longest unused ones until enough bytes
+/// would be free.
 pub(super) fn decide(policy: &CollectPolicy, images: &[Candidate], disk: Option<Disk>, now: Duration) -> Decision {
     let idle = |image: &Candidate| now.saturating_sub(image.used_at.max(image.detected_at));
     let mut unused: Vec<&Candidate> = images.iter().filter(|image| !image.in_use).collect();
@@ -76,7 +77,7 @@ pub(super) fn decide(policy: &CollectPolicy, images: &[Candidate], disk: Option<
         if decision.found_bytes >= decision.wanted_bytes {
             break;
         }
-        // What gives nothing back would only have to be compiled again.
+        // Removing an image that frees nothing only costs a new compilation.
         if image.frees_bytes == 0 || now.saturating_sub(image.detected_at) < policy.age_min {
             continue;
         }
@@ -118,19 +119,19 @@ mod tests {
         let aged = CollectPolicy { age_max: Some(minutes(30)), ..plain };
         let never = CollectPolicy { high_percent: 100, ..plain };
         for (policy, disk, forget, wanted, found) in [
-            // Below the high threshold nothing goes, however long it is unused.
+            // Below the high threshold no image is removed, however long it is unused.
             (plain, disk(151), &[][..], 0, 0),
             (plain, None, &[], 0, 0),
             (plain, Some(Disk { total_bytes: 0, available_bytes: 0 }), &[], 0, 0),
-            // At it: down to the low one, longest unused first, no more than needed.
+            // At the threshold: down to the low one, longest unused first, no more than needed.
             (plain, disk(150), &["older", "old"], 50, 60),
             (plain, disk(111), &["older", "old", "recent"], 89, 90),
-            // What is in use, too young, or gives nothing back stays even when it is not enough.
+            // Images that are in use, too young, or free nothing stay even if the target is missed.
             (plain, disk(0), &["older", "old", "recent"], 200, 90),
             (never, disk(0), &[], 0, 0),
-            // Age alone, whether it gives something back or not.
+            // Age alone removes an image, whether it frees something or not.
             (aged, disk(900), &["in-the-registry", "older", "old"], 0, 0),
-            // What age gives back counts.
+            // Bytes freed by age count.
             (aged, disk(100), &["in-the-registry", "older", "old"], 0, 0),
             (aged, disk(80), &["in-the-registry", "older", "old", "recent"], 60, 30),
         ] {

@@ -1,5 +1,5 @@
-//! What an image's module imports, before anybody pulls it: from the module itself where its bytes are here already, else as the
-//! artifact says. Only the node that runs it knows for sure, and looks again.
+//! The imports of an image's module, before any node pulls the image. They are read from the module if its bytes are
+//! local, else from the artifact's metadata. The latter may be wrong: the node that runs the module checks again.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,60 +15,61 @@ use super::keyring::{ConfigForm, Keyring, PULL_SECRET_TYPES, SecretIdentity};
 use super::manifest::{Descriptor, Manifest, Plan, plan};
 use super::pull::{Images, RegistryAccess};
 use super::registries::Registries;
-use super::remote::Remote;
+use super::remote::RegistryClients;
 use super::session::{RemoteError, Session};
-use super::source::{Way, ways};
+use super::source::{PullTarget, pull_targets};
 use super::spin;
 use oci_registry::BlobStore;
 use oci_registry::reference::{BUILT_IN_REGISTRY, Reference};
 use runtime_api::flights::Flights;
 use runtime_api::{LoadError, MODULE_BYTES_MAX};
 
-/// Indexes within indexes.
+/// Maximum nesting of indexes.
 const INDEX_DEPTH_MAX: usize = 4;
-/// A config, or a locked application.
+/// Maximum bytes of a config, or of a locked application.
 const DOCUMENT_BYTES_MAX: u64 = 1 << 20;
-/// Answers that are kept; then all are forgotten.
-const KEPT_MAX: usize = 1024;
-/// How long what another registry said of a tag is taken for true: each pod of a large Deployment would ask else.
-const FRESH: Duration = Duration::from_secs(60);
+/// Maximum entries of a cache; a full cache is cleared.
+const CACHE_ENTRIES_MAX: usize = 1024;
+/// How long the answer of an external registry for a tag is cached: without it, each pod of a large Deployment causes a
+/// request.
+const TAG_CACHE_TTL: Duration = Duration::from_secs(60);
 
 /// Names of imports, in the module's order.
 type Imports = Arc<[String]>;
 
-/// Whom images are asked of.
-enum Whom {
-    /// The registries of this process's nodes, as their file has them now.
+/// The source of registry clients.
+enum RegistrySource {
+    /// The registries of this process's nodes, with the current configuration of their file.
     Nodes(Arc<Images>),
-    /// Without nodes.
-    Registries(Arc<Remote>),
+    /// The registries of a process without nodes.
+    Registries(Arc<RegistryClients>),
 }
 
-/// See the module.
-pub struct Describer {
-    whom: Whom,
+/// Determines the imports of images. See the module.
+pub struct ImportInspector {
+    source: RegistrySource,
     blobs: Arc<BlobStore>,
-    /// What a module imports, see the runtime.
+    /// Reads the imports of a module's bytes; see the runtime.
     imports: fn(&[u8]) -> Result<Vec<String>, LoadError>,
     env: Env,
-    /// By the digest of the manifest.
-    known: Mutex<HashMap<String, Imports>>,
-    /// By the name and the credentials it was asked with.
-    fresh: Mutex<HashMap<String, (Duration, Imports)>>,
+    /// Imports by manifest digest.
+    by_manifest: Mutex<HashMap<String, Imports>>,
+    /// Imports by image name and credentials, with the time of the request.
+    by_name: Mutex<HashMap<String, (Duration, Imports)>>,
     flights: Flights<String>,
 }
 
-impl std::fmt::Debug for Describer {
+impl std::fmt::Debug for ImportInspector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Describer").finish_non_exhaustive()
+        f.debug_struct("ImportInspector").finish_non_exhaustive()
     }
 }
 
-/// The CNCF layout's config, as far as it counts here.
+/// The part of the CNCF layout's config that this module reads.
 #[derive(Deserialize)]
 struct WasmConfig {
     component: Option<Component>,
-    /// A container image's, whose labels stand for annotations.
+    /// The config of a container image, whose labels replace annotations.
     config: Option<ImageRun>,
 }
 
@@ -83,15 +84,15 @@ struct ImageRun {
     labels: Option<BTreeMap<String, String>>,
 }
 
-impl Describer {
-    /// Of a process with nodes: asks as they do.
+impl ImportInspector {
+    /// For a process with nodes: uses the nodes' registries and credentials.
     #[must_use]
     pub fn of_nodes(images: Arc<Images>, imports: fn(&[u8]) -> Result<Vec<String>, LoadError>) -> Self {
         let (blobs, env) = (images.blobs.clone(), images.env.clone());
-        Self::with(Whom::Nodes(images), blobs, imports, env)
+        Self::with(RegistrySource::Nodes(images), blobs, imports, env)
     }
 
-    /// Of one without: asks the cluster's own registry, and others without an account.
+    /// For a process without nodes: uses the cluster's own registry, and others without an account.
     #[must_use]
     pub fn of_registries(
         registries: Registries,
@@ -100,140 +101,159 @@ impl Describer {
         imports: fn(&[u8]) -> Result<Vec<String>, LoadError>,
         env: Env,
     ) -> Self {
-        Self::with(Whom::Registries(Arc::new(Remote::new(registries, Some(built_in)))), blobs, imports, env)
+        Self::with(
+            RegistrySource::Registries(Arc::new(RegistryClients::new(registries, Some(built_in)))),
+            blobs,
+            imports,
+            env,
+        )
     }
 
-    fn with(whom: Whom, blobs: Arc<BlobStore>, imports: fn(&[u8]) -> Result<Vec<String>, LoadError>, env: Env) -> Self {
-        let (known, fresh, flights) = (Mutex::default(), Mutex::default(), Flights::default());
-        Self { whom, blobs, imports, env, known, fresh, flights }
+    fn with(
+        source: RegistrySource,
+        blobs: Arc<BlobStore>,
+        imports: fn(&[u8]) -> Result<Vec<String>, LoadError>,
+        env: Env,
+    ) -> Self {
+        let (by_manifest, by_name, flights) = (Mutex::default(), Mutex::default(), Flights::default());
+        Self { source, blobs, imports, env, by_manifest, by_name, flights }
     }
 
-    /// What the module of an image imports, asked with these pull secrets. Bound its time: registries may be slow.
+    /// Returns the imports of an image's module, requested with these pull secrets. The caller bounds the time:
+    /// registries may be slow.
     ///
     /// # Errors
-    /// Why that is not known, in words.
+    /// Returns the reason as text if the imports are unknown.
     pub async fn imports(&self, image: &str, secrets: &[Arc<Value>]) -> Result<Imports, String> {
         if image.starts_with("file://") {
-            return Err("a file of the node has no manifest that says it".into());
+            return Err("a file of the node has no manifest with its imports".into());
         }
         let reference = Reference::parse(image).map_err(|error| error.to_string())?;
-        let asked: Vec<String> = secrets.iter().map(|secret| version_of(secret)).collect();
-        let key = format!("{reference} {}", asked.join(" "));
-        // Who waits for the same finds it then.
+        let versions: Vec<String> = secrets.iter().map(|secret| version_of(secret)).collect();
+        let key = format!("{reference} {}", versions.join(" "));
+        // Concurrent requests for the same image wait here, then read the cache.
         let flight = self.flights.of(&key);
         let _alone = flight.lock().await;
-        // The cluster's own registry is at hand: what was pushed counts at once.
+        // The cluster's own registry isn't cached: a pushed image counts at once.
         let is_own = reference.registry == BUILT_IN_REGISTRY;
-        if !is_own && let Some(found) = self.recent(&key) {
+        if !is_own && let Some(found) = self.cached(&key) {
             return Ok(found);
         }
-        let found = self.asked(&reference, &keyring(secrets)?).await?;
+        let found = self.fetch_imports(&reference, &keyring(secrets)?).await?;
         if !is_own {
-            keep(&self.fresh, key, (self.env.elapsed(), found.clone()));
+            cache_bounded(&self.by_name, key, (self.env.elapsed(), found.clone()));
         }
         Ok(found)
     }
 
-    fn recent(&self, key: &str) -> Option<Imports> {
-        let fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+    fn cached(&self, key: &str) -> Option<Imports> {
+        let fresh = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
         let (since, found) = fresh.get(key)?;
-        (self.env.elapsed().saturating_sub(*since) < FRESH).then(|| found.clone())
+        (self.env.elapsed().saturating_sub(*since) < TAG_CACHE_TTL).then(|| found.clone())
     }
 
-    async fn asked(&self, reference: &Reference, keyring: &Keyring) -> Result<Imports, String> {
-        let remote = match &self.whom {
-            Whom::Nodes(images) => images.source.remote(),
-            Whom::Registries(remote) => remote.clone(),
+    async fn fetch_imports(&self, reference: &Reference, keyring: &Keyring) -> Result<Imports, String> {
+        let remote = match &self.source {
+            RegistrySource::Nodes(images) => images.source.remote(),
+            RegistrySource::Registries(remote) => remote.clone(),
         };
         let mut refused = String::from("no registry is configured for it");
-        for Way { endpoint, credentials } in ways(&remote, reference, keyring).map_err(|error| error.to_string())? {
+        for PullTarget { endpoint, credentials } in
+            pull_targets(&remote, reference, keyring).map_err(|error| error.to_string())?
+        {
             for credential in credentials {
                 let names = (reference.registry.as_str(), reference.repository.as_str());
                 let session = Session::new(&remote, &endpoint, names, credential.map(|tracked| tracked.credential));
                 let found = match session {
-                    Ok(session) => self.of_session(&session, reference).await,
-                    Err(error) => Err(Unknown::Remote(error)),
+                    Ok(session) => self.fetch_from(&session, reference).await,
+                    Err(error) => Err(DescribeError::Remote(error)),
                 };
                 match found {
                     Ok(found) => return Ok(found),
-                    Err(Unknown::Remote(error)) => refused = format!("{}: {error}", reference.registry),
-                    Err(Unknown::Final(why)) => return Err(why),
+                    Err(DescribeError::Remote(error)) => refused = format!("{}: {error}", reference.registry),
+                    Err(DescribeError::Final(why)) => return Err(why),
                 }
             }
         }
         Err(refused)
     }
 
-    async fn of_session(&self, session: &Session, reference: &Reference) -> Result<Imports, Unknown> {
+    async fn fetch_from(&self, session: &Session, reference: &Reference) -> Result<Imports, DescribeError> {
         let (mut bytes, digest) = session.manifest(reference.manifest()).await?;
-        if let Some(found) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&digest) {
+        if let Some(found) = self.by_manifest.lock().unwrap_or_else(PoisonError::into_inner).get(&digest) {
             return Ok(found.clone());
         }
         for _ in 0..=INDEX_DEPTH_MAX {
-            match plan(&bytes).map_err(|refusal| Unknown::Final(refusal.to_string()))? {
+            match plan(&bytes).map_err(|refusal| DescribeError::Final(refusal.to_string()))? {
                 Plan::Child(child) => bytes = session.manifest(&child.digest).await?.0,
                 plan => {
-                    let found: Imports = self.planned(session, plan, &bytes).await?.into();
-                    keep(&self.known, digest, found.clone());
+                    let found: Imports = self.imports_of_plan(session, plan, &bytes).await?.into();
+                    cache_bounded(&self.by_manifest, digest, found.clone());
                     return Ok(found);
                 }
             }
         }
-        Err(Unknown::Final("indexes lie in indexes too deep".into()))
+        Err(DescribeError::Final("its indexes are nested too deeply".into()))
     }
 
-    async fn planned(&self, session: &Session, plan: Plan, manifest: &[u8]) -> Result<Vec<String>, Unknown> {
+    async fn imports_of_plan(
+        &self,
+        session: &Session,
+        plan: Plan,
+        manifest: &[u8],
+    ) -> Result<Vec<String>, DescribeError> {
         let (config, module) = match plan {
             Plan::Module { config, layer, .. } => (config, Some(layer)),
             Plan::Image { config, .. } => (config, None),
             Plan::Spin { application, layers } => {
                 let document = self.document(session, &application).await?;
                 let component = spin::component(&document, &layers);
-                let component = component.map_err(|refusal| Unknown::Final(refusal.to_string()))?;
+                let component = component.map_err(|refusal| DescribeError::Final(refusal.to_string()))?;
                 (application, Some(component.module))
             }
-            Plan::Child(_) => return Err(Unknown::Final("an index where an image is wanted".into())),
+            Plan::Child(_) => return Err(DescribeError::Final("an index instead of an image".into())),
         };
-        if let Some(found) = self.of_module(module).await {
+        if let Some(found) = self.imports_of_local_module(module).await {
             return Ok(found);
         }
-        if let Some(said) = annotated(manifest) {
-            return Ok(said);
+        if let Some(found) = imports_from_annotation(manifest) {
+            return Ok(found);
         }
         let config = self.document(session, &config).await?;
-        said(&config).ok_or_else(|| Unknown::Final("its manifest and its config don't say".into()))
+        imports_from_config(&config)
+            .ok_or_else(|| DescribeError::Final("neither its manifest nor its config lists them".into()))
     }
 
-    /// From the module itself, where it has been pushed or pulled.
-    async fn of_module(&self, layer: Option<Descriptor>) -> Option<Vec<String>> {
+    /// Reads the imports of the module itself, if it has been pushed or pulled.
+    async fn imports_of_local_module(&self, layer: Option<Descriptor>) -> Option<Vec<String>> {
         let digest = layer.map(|layer| layer.digest).filter(|digest| self.blobs.size(digest).is_some())?;
         let (blobs, imports) = (self.blobs.clone(), self.imports);
         let read = move || imports(&blobs.read(&digest, MODULE_BYTES_MAX).ok()?).ok();
         tokio::task::spawn_blocking(read).await.ok().flatten()
     }
 
-    async fn document(&self, session: &Session, descriptor: &Descriptor) -> Result<Vec<u8>, Unknown> {
+    async fn document(&self, session: &Session, descriptor: &Descriptor) -> Result<Vec<u8>, DescribeError> {
         Ok(session.small_blob(&descriptor.digest, DOCUMENT_BYTES_MAX, "its config").await?)
     }
 }
 
-/// Why it is not known.
-enum Unknown {
-    /// Another endpoint or another credential may tell.
+/// Why the imports are unknown.
+enum DescribeError {
+    /// Another endpoint or another credential may succeed.
     Remote(RemoteError),
-    /// Nobody would.
+    /// No other endpoint or credential can succeed.
     Final(String),
 }
 
-impl From<RemoteError> for Unknown {
+impl From<RemoteError> for DescribeError {
     fn from(error: RemoteError) -> Self {
         Self::Remote(error)
     }
 }
 
-fn keep<T>(all: &Mutex<HashMap<String, T>>, key: String, value: T) {
+fn cache_bounded<T>(all: &Mutex<HashMap<String, T>>, key: String, value: T) {
     let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
-    if all.len() >= KEPT_MAX {
+    if all.len() >= CACHE_ENTRIES_MAX {
         all.clear();
     }
     all.insert(key, value);
@@ -263,21 +283,21 @@ fn keyring(secrets: &[Arc<Value>]) -> Result<Keyring, String> {
     Ok(keyring)
 }
 
-fn listed(text: &str) -> Vec<String> {
+fn split_list(text: &str) -> Vec<String> {
     text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
-/// As the manifest's annotation says.
-fn annotated(manifest: &[u8]) -> Option<Vec<String>> {
+/// Reads the imports from the manifest's annotation.
+fn imports_from_annotation(manifest: &[u8]) -> Option<Vec<String>> {
     let manifest: Manifest = serde_json::from_slice(manifest).ok()?;
-    manifest.annotations?.get(IMPORTS_OF_IMAGE).map(|text| listed(text))
+    manifest.annotations?.get(IMPORTS_OF_IMAGE).map(|text| split_list(text))
 }
 
-/// As the config says: of the CNCF layout, or by the label of a container image.
-fn said(config: &[u8]) -> Option<Vec<String>> {
+/// Reads the imports from the config: of the CNCF layout, or from the label of a container image.
+fn imports_from_config(config: &[u8]) -> Option<Vec<String>> {
     let config: WasmConfig = serde_json::from_slice(config).ok()?;
     let of_component = config.component.and_then(|component| component.imports);
-    of_component.or_else(|| config.config?.labels?.get(IMPORTS_OF_IMAGE).map(|text| listed(text)))
+    of_component.or_else(|| config.config?.labels?.get(IMPORTS_OF_IMAGE).map(|text| split_list(text)))
 }
 
 #[cfg(test)]
@@ -287,22 +307,22 @@ mod tests {
     #[test]
     fn manifests_and_configs_say_it_in_three_ways() {
         let wasm = br#"{"os": "wasip2", "component": {"imports": ["wasi:cli/stdout@0.2.0"], "exports": []}}"#;
-        assert_eq!(said(wasm).unwrap(), ["wasi:cli/stdout@0.2.0"]);
+        assert_eq!(imports_from_config(wasm).unwrap(), ["wasi:cli/stdout@0.2.0"]);
         let image = br#"{"config": {"Labels": {"dev.coracle.imports": " a:b/c@1 ,, d"}}}"#;
-        assert_eq!(said(image).unwrap(), ["a:b/c@1", "d"]);
+        assert_eq!(imports_from_config(image).unwrap(), ["a:b/c@1", "d"]);
         let empty = br#"{"component": {"imports": []}}"#;
-        assert_eq!(said(empty).unwrap(), [""; 0]);
+        assert_eq!(imports_from_config(empty).unwrap(), [""; 0]);
         for silent in [&b"{}"[..], br#"{"component": {}}"#, br#"{"config": {"Labels": {}}}"#, b"[]", b"\xff"] {
-            assert_eq!(said(silent), None);
+            assert_eq!(imports_from_config(silent), None);
         }
-        assert_eq!(annotated(br#"{"annotations": {"dev.coracle.imports": ""}}"#).unwrap(), [""; 0]);
-        assert_eq!(annotated(br#"{"annotations": {"other": "x"}}"#), None);
+        assert_eq!(imports_from_annotation(br#"{"annotations": {"dev.coracle.imports": ""}}"#).unwrap(), [""; 0]);
+        assert_eq!(imports_from_annotation(br#"{"annotations": {"other": "x"}}"#), None);
     }
 
     #[test]
     fn no_document_makes_it_panic() {
         bolero::check!().with_type().for_each(|bytes: &Vec<u8>| {
-            let _ = (said(bytes), annotated(bytes));
+            let _ = (imports_from_config(bytes), imports_from_annotation(bytes));
         });
     }
 }

@@ -1,4 +1,4 @@
-//! From a manifest to the blobs of an image and the modules in them, at one endpoint.
+//! Fetches an image from one endpoint: its manifest, then its blobs and the modules in them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use super::error::ImageError;
 use super::image_config::{ImageConfig, image_config, module_image_config};
-use super::known::Image;
-use super::layers::{self, ExtractError, Keep, Modules};
+use super::index::Image;
+use super::layers::{self, ExtractError, ModuleSink, Modules};
 use super::manifest::{Descriptor, Layer, Plan, Refusal, plan};
 use super::pull::{basename, on_disk};
 use super::session::{MANIFEST_BYTES_MAX, RemoteError, Session};
-use super::signatures::{self, Rule, Unproven};
+use super::signatures::{self, Rule, SignatureError};
 use super::spin::{self, Asset};
 use super::volume_manifest::{self, Content, VolumeLayer, VolumePlan, own_architecture};
 use machinery_env::Env;
@@ -19,21 +19,22 @@ use oci_registry::blobs::{BLOB_BYTES_MAX, BlobError, BlobStore, BlobWriter, Pins
 use oci_registry::reference::{Reference, is_sha256};
 use runtime_api::MODULE_BYTES_MAX;
 
-/// Indexes within indexes.
+/// Maximum nesting of indexes.
 const INDEX_DEPTH_MAX: usize = 4;
-/// How often a blob is begun, where its connection breaks.
+/// How often the download of a blob is started if its connection breaks.
 const BLOB_TRIES: usize = 3;
-/// A transfer that is slower for longer than the grace keeps others from their turn: a module of 10 MB takes 20 minutes then.
+/// Minimum transfer rate in bytes per second. A transfer that is slower for longer than the grace period blocks other
+/// pulls: at this rate a module of 10 MB takes 20 minutes.
 const RATE_MIN_BYTES: u64 = 8 << 10;
 const RATE_GRACE: Duration = Duration::from_secs(30);
 
-/// Why an endpoint gave no image.
+/// Why an endpoint returned no image.
 pub(super) enum FetchError {
-    /// Another endpoint or another credential may.
+    /// Another endpoint or another credential may succeed.
     Remote(RemoteError),
-    /// Another endpoint may have its signatures, too.
+    /// The image has no valid signature there; another endpoint may have it.
     Unsigned(String),
-    /// Nobody else would.
+    /// No other endpoint can succeed.
     Final(ImageError),
 }
 
@@ -43,7 +44,7 @@ impl From<RemoteError> for FetchError {
     }
 }
 
-/// Who is asked.
+/// The source of manifests and blobs.
 #[derive(Clone, Copy)]
 pub(super) enum Origin<'a> {
     /// An endpoint of a registry.
@@ -52,13 +53,13 @@ pub(super) enum Origin<'a> {
     Archive {
         /// The image's manifest, or index.
         root: &'a str,
-        /// Manifests, by their digest, which was checked.
+        /// Manifests by their verified digest.
         documents: &'a BTreeMap<String, Vec<u8>>,
     },
 }
 
 impl Origin<'_> {
-    /// A manifest and its digest.
+    /// Returns a manifest and its digest.
     async fn manifest(&self, name: &str) -> Result<(Vec<u8>, String), RemoteError> {
         match self {
             Self::Registry(session) => session.manifest(name).await,
@@ -70,7 +71,7 @@ impl Origin<'_> {
         }
     }
 
-    /// A blob that is not in the store.
+    /// Requests a blob that is not in the store.
     async fn blob(&self, digest: &str) -> Result<reqwest::Response, RemoteError> {
         match self {
             Self::Registry(session) => session.blob(digest).await,
@@ -83,7 +84,7 @@ fn missing(digest: &str) -> RemoteError {
     RemoteError::Failed(format!("{digest} is not there"))
 }
 
-/// One image from one origin.
+/// One image from one source.
 pub(super) struct Fetch<'a> {
     pub(super) blobs: &'a Arc<BlobStore>,
     pub(super) pins: &'a Arc<Pins>,
@@ -92,86 +93,86 @@ pub(super) struct Fetch<'a> {
     pub(super) reference: &'a Reference,
     /// The normalized name.
     pub(super) key: &'a str,
-    /// What its signatures have to meet.
+    /// The rule that the image's signatures have to meet.
     pub(super) rule: Option<&'a Rule>,
 }
 
 impl Fetch<'_> {
-    fn refused(&self, refusal: Refusal) -> FetchError {
+    fn refusal_error(&self, refusal: Refusal) -> FetchError {
         FetchError::Final(ImageError::Refused { image: self.key.to_owned(), refusal })
     }
 
-    fn unkept(&self, source: BlobError) -> FetchError {
+    fn store_error(&self, source: BlobError) -> FetchError {
         FetchError::Final(ImageError::Blob { image: self.key.to_owned(), source })
     }
 
-    /// What the reference names.
-    async fn first_manifest(&self) -> Result<(Vec<u8>, String), FetchError> {
+    /// Returns the manifest that the reference names.
+    async fn root_manifest(&self) -> Result<(Vec<u8>, String), FetchError> {
         let name = self.reference.manifest();
         if name.contains(':') && !is_sha256(name) {
-            return Err(self.unkept(BlobError::BadDigest(name.chars().take(100).collect())));
+            return Err(self.store_error(BlobError::BadDigest(name.chars().take(100).collect())));
         }
         Ok(self.origin.manifest(name).await?)
     }
 
-    /// Fetches everything that the image is made of.
+    /// Fetches an image that is run, with all its blobs.
     pub(super) async fn image(&self) -> Result<Image, FetchError> {
-        let (mut bytes, manifest_digest) = self.first_manifest().await?;
+        let (mut bytes, manifest_digest) = self.root_manifest().await?;
         let mut chain = vec![manifest_digest.clone()];
         for _ in 0..=INDEX_DEPTH_MAX {
-            match plan(&bytes).map_err(|refusal| self.refused(refusal))? {
-                Plan::Child(child) => bytes = self.child(&child, &mut chain).await?,
+            match plan(&bytes).map_err(|refusal| self.refusal_error(refusal))? {
+                Plan::Child(child) => bytes = self.fetch_child(&child, &mut chain).await?,
                 plan => {
-                    self.verify(&chain).await?;
-                    let image = self.planned(plan, &manifest_digest).await?;
+                    self.verify_signatures(&chain).await?;
+                    let image = self.fetch_plan(plan, &manifest_digest).await?;
                     return self.with_manifest(image, bytes).await;
                 }
             }
         }
-        Err(self.refused(Refusal::Malformed("indexes lie in indexes too deep".into())))
+        Err(self.refusal_error(Refusal::Malformed("its indexes are nested too deeply".into())))
     }
 
-    /// A manifest that an index names, whose digest goes to the end of `chain`.
-    async fn child(&self, child: &Descriptor, chain: &mut Vec<String>) -> Result<Vec<u8>, FetchError> {
+    /// Returns a manifest that an index names, and appends its digest to `chain`.
+    async fn fetch_child(&self, child: &Descriptor, chain: &mut Vec<String>) -> Result<Vec<u8>, FetchError> {
         self.check(child, MANIFEST_BYTES_MAX)?;
         let (bytes, digest) = self.origin.manifest(&child.digest).await?;
         chain.push(digest);
         Ok(bytes)
     }
 
-    /// Before anything that its manifest names is fetched. What a person brings in has no signatures: the rule is asked when
-    /// a pod wants it.
-    async fn verify(&self, chain: &[String]) -> Result<(), FetchError> {
+    /// Verifies signatures before anything that the manifest names is fetched. Images imported from an archive have no
+    /// signatures: their rule is checked when a pod uses them.
+    async fn verify_signatures(&self, chain: &[String]) -> Result<(), FetchError> {
         let (Some(rule), Origin::Registry(session)) = (self.rule, self.origin) else { return Ok(()) };
         let verified = signatures::verify(session, rule, self.reference, chain).await;
         verified.map_err(|unproven| match unproven {
-            Unproven::Unavailable(error) => FetchError::Remote(error),
-            Unproven::Refused(why) => FetchError::Unsigned(why),
+            SignatureError::Unavailable(error) => FetchError::Remote(error),
+            SignatureError::Refused(why) => FetchError::Unsigned(why),
         })
     }
 
-    async fn planned(&self, plan: Plan, manifest_digest: &str) -> Result<Image, FetchError> {
+    async fn fetch_plan(&self, plan: Plan, manifest_digest: &str) -> Result<Image, FetchError> {
         match plan {
-            Plan::Child(_) => Err(self.refused(Refusal::Malformed("an index where an image is wanted".into()))),
+            Plan::Child(_) => Err(self.refusal_error(Refusal::Malformed("an index instead of an image".into()))),
             Plan::Module { config, layer, is_image } => {
                 let run = self.module_run(&config, is_image).await?;
                 self.blob(&layer, MODULE_BYTES_MAX).await?;
                 let blobs = vec![config.digest, layer.digest.clone()];
-                Ok(self.put_together(manifest_digest, Modules::only(layer.digest), blobs, run))
+                Ok(self.assemble_image(manifest_digest, Modules::only(layer.digest), blobs, run))
             }
             Plan::Spin { application, layers } => {
                 let document = self.document(&application).await?;
-                let found = spin::component(&document, &layers).map_err(|refusal| self.refused(refusal))?;
+                let found = spin::component(&document, &layers).map_err(|refusal| self.refusal_error(refusal))?;
                 let spin::Component { module, assets, run } = found;
                 self.blob(&module, MODULE_BYTES_MAX).await?;
                 let files = self.assets(assets).await?;
                 let blobs = files.iter().map(|file| file.digest.clone());
                 let blobs = blobs.chain([application.digest, module.digest.clone()]).collect();
-                Ok(Image { files, ..self.put_together(manifest_digest, Modules::only(module.digest), blobs, run) })
+                Ok(Image { files, ..self.assemble_image(manifest_digest, Modules::only(module.digest), blobs, run) })
             }
             Plan::Image { config, layers } => {
                 let document = self.document(&config).await?;
-                let run = image_config(&document).map_err(|refusal| self.refused(refusal))?;
+                let run = image_config(&document).map_err(|refusal| self.refusal_error(refusal))?;
                 let mut blobs = vec![config.digest];
                 for layer in &layers {
                     self.blob(&layer.descriptor, BLOB_BYTES_MAX).await?;
@@ -183,13 +184,13 @@ impl Fetch<'_> {
                 };
                 let files = layers.iter().map(packed).collect();
                 let modules = self.extract(layers, &run.module).await?;
-                let files = if modules.beside_files { files } else { Vec::new() };
-                Ok(Image { files, ..self.put_together(manifest_digest, modules, blobs, run) })
+                let files = if modules.has_other_files { files } else { Vec::new() };
+                Ok(Image { files, ..self.assemble_image(manifest_digest, modules, blobs, run) })
             }
         }
     }
 
-    /// Has the blobs of an application's files.
+    /// Fetches the blobs of an application's files.
     async fn assets(&self, assets: Vec<Asset>) -> Result<Vec<VolumeLayer>, FetchError> {
         let mut files = Vec::new();
         for asset in assets {
@@ -204,15 +205,15 @@ impl Fetch<'_> {
         Ok(files)
     }
 
-    /// Keeps what came within a document; its digest.
+    /// Stores bytes that were embedded in a document, and returns their digest.
     async fn put(&self, bytes: Vec<u8>) -> Result<String, FetchError> {
         let (store, digest) = (self.blobs.clone(), digest(&bytes));
         self.pins.add(&digest);
-        on_disk(move || store.put(&bytes)).await.map_err(|error| self.unkept(error))?;
+        on_disk(move || store.put(&bytes)).await.map_err(|error| self.store_error(error))?;
         Ok(digest)
     }
 
-    /// Keeps the manifest with its image, which can be taken out again by it.
+    /// Stores the manifest with its image: an export needs it.
     async fn with_manifest(&self, mut image: Image, manifest: Vec<u8>) -> Result<Image, FetchError> {
         let digest = self.put(manifest).await?;
         image.blobs.push(digest.clone());
@@ -220,15 +221,15 @@ impl Fetch<'_> {
         Ok(image)
     }
 
-    /// Fetches everything that a volume of it is made of.
+    /// Fetches an image that is mounted, with all its blobs.
     pub(super) async fn volume(&self) -> Result<Image, FetchError> {
-        let (mut bytes, manifest_digest) = self.first_manifest().await?;
+        let (mut bytes, manifest_digest) = self.root_manifest().await?;
         let mut chain = vec![manifest_digest.clone()];
         for _ in 0..=INDEX_DEPTH_MAX {
-            match volume_manifest::plan(&bytes, own_architecture()).map_err(|refusal| self.refused(refusal))? {
-                VolumePlan::Child(child) => bytes = self.child(&child, &mut chain).await?,
+            match volume_manifest::plan(&bytes, own_architecture()).map_err(|refusal| self.refusal_error(refusal))? {
+                VolumePlan::Child(child) => bytes = self.fetch_child(&child, &mut chain).await?,
                 VolumePlan::Layers { config, layers: planned } => {
-                    self.verify(&chain).await?;
+                    self.verify_signatures(&chain).await?;
                     self.blob(&config, MANIFEST_BYTES_MAX).await?;
                     let mut layers = Vec::new();
                     for (descriptor, layer) in planned {
@@ -237,24 +238,24 @@ impl Fetch<'_> {
                     }
                     let blobs = layers.iter().map(|layer| layer.digest.clone()).chain([config.digest]).collect();
                     let modules = Modules::only(String::new());
-                    let image = self.put_together(&manifest_digest, modules, blobs, ImageConfig::default());
+                    let image = self.assemble_image(&manifest_digest, modules, blobs, ImageConfig::default());
                     return self.with_manifest(Image { volume: Some(layers), ..image }, bytes).await;
                 }
             }
         }
-        Err(self.refused(Refusal::Malformed("indexes lie in indexes too deep".into())))
+        Err(self.refusal_error(Refusal::Malformed("its indexes are nested too deeply".into())))
     }
 
     async fn module_run(&self, config: &Descriptor, is_image: bool) -> Result<ImageConfig, FetchError> {
         let name = basename(&self.reference.repository);
         let document = self.document(config).await?;
         if is_image {
-            return module_image_config(&document, &name).map_err(|refusal| self.refused(refusal));
+            return module_image_config(&document, &name).map_err(|refusal| self.refusal_error(refusal));
         }
         Ok(ImageConfig { argv: vec![name], ..ImageConfig::default() })
     }
 
-    fn put_together(&self, manifest_digest: &str, modules: Modules, blobs: Vec<String>, run: ImageConfig) -> Image {
+    fn assemble_image(&self, manifest_digest: &str, modules: Modules, blobs: Vec<String>, run: ImageConfig) -> Image {
         let mut blobs: Vec<String> = blobs
             .into_iter()
             .chain(modules.by_path.values().cloned())
@@ -279,11 +280,11 @@ impl Fetch<'_> {
         }
     }
 
-    /// A small blob, fetched and read.
+    /// Fetches and reads a small blob.
     async fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, FetchError> {
         self.blob(descriptor, MANIFEST_BYTES_MAX).await?;
         let (store, digest) = (self.blobs.clone(), descriptor.digest.clone());
-        on_disk(move || store.read(&digest, MANIFEST_BYTES_MAX)).await.map_err(|error| self.unkept(error))
+        on_disk(move || store.read(&digest, MANIFEST_BYTES_MAX)).await.map_err(|error| self.store_error(error))
     }
 
     async fn extract(&self, layers: Vec<Layer>, entrypoint: &str) -> Result<Modules, FetchError> {
@@ -294,35 +295,35 @@ impl Fetch<'_> {
                 let path = store.path(&layers[index].descriptor.digest).map_err(std::io::Error::other)?;
                 std::fs::File::open(path).map(std::io::BufReader::new)
             };
-            let mut keep = Kept { store: &store, pins: &pins };
-            match layers::extract(&compressions, &mut open, &entrypoint, &mut keep) {
+            let mut sink = BlobModuleSink { store: &store, pins: &pins };
+            match layers::extract(&compressions, &mut open, &entrypoint, &mut sink) {
                 Ok(modules) => Ok(Ok(modules)),
                 Err(ExtractError::Refused(refusal)) => Ok(Err(refusal)),
                 Err(ExtractError::Blob(error)) => Err(error),
             }
         });
-        extracted.await.map_err(|error| self.unkept(error))?.map_err(|refusal| self.refused(refusal))
+        extracted.await.map_err(|error| self.store_error(error))?.map_err(|refusal| self.refusal_error(refusal))
     }
 
     fn check(&self, descriptor: &Descriptor, max_bytes: u64) -> Result<(), FetchError> {
         if !is_sha256(&descriptor.digest) {
-            return Err(self.unkept(BlobError::BadDigest(descriptor.digest.chars().take(100).collect())));
+            return Err(self.store_error(BlobError::BadDigest(descriptor.digest.chars().take(100).collect())));
         }
         if descriptor.size > max_bytes {
-            let text = format!("a blob of {} bytes, at most {max_bytes} are taken", descriptor.size);
-            return Err(self.refused(Refusal::TooLarge(text)));
+            let text = format!("a blob of {} bytes, at most {max_bytes} are accepted", descriptor.size);
+            return Err(self.refusal_error(Refusal::TooLarge(text)));
         }
         Ok(())
     }
 
-    /// Fetches a blob, unless it is there.
+    /// Fetches a blob unless it is in the store.
     async fn blob(&self, descriptor: &Descriptor, max_bytes: u64) -> Result<(), FetchError> {
         self.check(descriptor, max_bytes)?;
         self.pins.add(&descriptor.digest);
         if self.blobs.size(&descriptor.digest).is_some() {
             return Ok(());
         }
-        // What is announced is the bound: a registry that sends more is cut off.
+        // The announced size is the bound: a response that is longer is cut off.
         let limit = if descriptor.size == 0 { max_bytes } else { descriptor.size };
         let mut tries = 1;
         loop {
@@ -335,7 +336,7 @@ impl Fetch<'_> {
 
     async fn transfer(&self, digest: &str, limit: u64) -> Result<(), FetchError> {
         let mut response = self.origin.blob(digest).await?;
-        let mut writer = self.blobs.writer(limit).map_err(|error| self.unkept(error))?;
+        let mut writer = self.blobs.writer(limit).map_err(|error| self.store_error(error))?;
         let began = self.env.elapsed();
         let mut bytes = 0u64;
         while let Some(chunk) = response.chunk().await.map_err(|error| RemoteError::of(&error))? {
@@ -348,21 +349,22 @@ impl Fetch<'_> {
                 let result = writer.write(&chunk);
                 (writer, result)
             });
-            let (back, result) = written.await.map_err(|error| self.unkept(std::io::Error::other(error).into()))?;
-            result.map_err(|error| self.of_blob(error))?;
+            let (back, result) =
+                written.await.map_err(|error| self.store_error(std::io::Error::other(error).into()))?;
+            result.map_err(|error| self.download_error(error))?;
             writer = back;
         }
         let (store, wanted) = (self.blobs.clone(), digest.to_owned());
-        on_disk(move || writer.commit(&store, &wanted)).await.map_err(|error| self.of_blob(error))
+        on_disk(move || writer.commit(&store, &wanted)).await.map_err(|error| self.download_error(error))
     }
 
-    /// What is wrong with a blob that came may be right at another endpoint.
-    fn of_blob(&self, error: BlobError) -> FetchError {
+    /// Another endpoint may have the correct blob if this one is wrong.
+    fn download_error(&self, error: BlobError) -> FetchError {
         match error {
             BlobError::Digest { .. } | BlobError::TooLarge { .. } => {
                 RemoteError::Failed(format!("it sent another blob than its manifest names: {error}")).into()
             }
-            error => self.unkept(error),
+            error => self.store_error(error),
         }
     }
 }
@@ -371,26 +373,26 @@ fn is_too_slow(bytes: u64, took: Duration) -> bool {
     bytes < RATE_MIN_BYTES.saturating_mul(took.saturating_sub(RATE_GRACE).as_secs())
 }
 
-/// Modules become blobs of the store.
-struct Kept<'a> {
+/// Stores modules as blobs.
+struct BlobModuleSink<'a> {
     store: &'a Arc<BlobStore>,
     pins: &'a Arc<Pins>,
 }
 
-impl Keep for Kept<'_> {
+impl ModuleSink for BlobModuleSink<'_> {
     fn begin(&mut self) -> Result<BlobWriter, BlobError> {
         self.store.writer(MODULE_BYTES_MAX)
     }
 
-    fn keep(&mut self, writer: BlobWriter) -> Result<String, BlobError> {
+    fn store(&mut self, writer: BlobWriter) -> Result<String, BlobError> {
         writer.commit_any(self.store, self.pins)
     }
 }
 
 impl Modules {
-    /// Of an artifact that is one module.
+    /// The modules of an artifact that is one module.
     pub(super) fn only(digest: String) -> Self {
-        Self { entrypoint: digest, by_path: BTreeMap::new(), beside_files: false }
+        Self { entrypoint: digest, by_path: BTreeMap::new(), has_other_files: false }
     }
 }
 

@@ -1,26 +1,26 @@
-//! Files of whoever runs the node, read as far as such a file can be large.
+//! Reads files of the node's operator, up to a maximum size.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// A configuration, or a key, that is larger is none.
+/// Maximum size: a larger file is neither a configuration nor a key.
 const BYTES_MAX: u64 = 1 << 20;
 
-/// Why a file of whoever runs the node can't be used.
+/// Why a file of the node's operator can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// It, or one that it names, can't be read.
+    /// The file, or one that it names, can't be read.
     #[error("{}: {why}", path.display())]
     Read {
-        /// Which.
+        /// The file's path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         why: io::Error,
     },
-    /// It says what can't be.
+    /// The file's content is invalid.
     #[error("{}: {why}", path.display())]
     Form {
-        /// Which.
+        /// The file's path.
         path: PathBuf,
         /// Where and why.
         why: String,
@@ -33,17 +33,17 @@ impl FileError {
     }
 }
 
-/// Reads a file whole, as [`open`] does.
+/// Reads a whole file, like [`open`].
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, FileError> {
     open(path).map_err(|why| FileError::Read { path: path.to_owned(), why })
 }
 
-/// Reads a file of text.
+/// Reads a text file.
 pub(super) fn read_text(path: &Path) -> Result<String, FileError> {
     String::from_utf8(read(path)?).map_err(|error| FileError::form(path, error))
 }
 
-/// Reads a file whole. A pipe or a folder is none: a node that reads it anew would wait for it.
+/// Reads a whole file. A pipe or a folder is rejected: a node that rereads a pipe would block.
 pub(super) fn open(path: &Path) -> io::Result<Vec<u8>> {
     if !std::fs::metadata(path)?.is_file() {
         return Err(io::Error::other("not a regular file"));

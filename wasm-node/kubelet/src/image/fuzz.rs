@@ -1,4 +1,4 @@
-//! Fuzz targets of the node's file of registries, what a hand or a tool has broken, and of Spin's applications.
+//! Fuzz targets for parsers of untrusted or damaged input: the node's registries file, and Spin's applications.
 
 use bolero::check;
 
@@ -7,7 +7,7 @@ use super::registries::Registries;
 use super::spin::{Asset, component};
 use super::volume_manifest::Content;
 
-/// Lines of a file, and what breaks one.
+/// Fragments of registries files, valid and invalid.
 const PIECES: [&str; 24] = [
     "mirrors:\n",
     "configs:\n",
@@ -63,7 +63,7 @@ fn any_text_is_taken_or_refused() {
     });
 }
 
-/// Of an application, and what breaks one.
+/// Fragments of applications, valid and invalid.
 const SPIN: [&str; 16] = [
     r#""components":[{"#,
     r#""id":"web","#,

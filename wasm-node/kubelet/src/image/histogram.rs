@@ -1,11 +1,11 @@
-//! Durations, counted as a scrape wants them.
+//! A histogram of durations for the metrics endpoint.
 
 use std::time::Duration;
 
-/// Upper bounds in seconds that upstream's metrics have where nothing else is said.
+/// Upper bounds in seconds of upstream's metrics, where a metric sets none.
 pub(crate) const DEFAULT_SECONDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// How many took how long.
+/// Counts of durations by bucket.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Histogram {
     bounds: &'static [f64],
@@ -27,7 +27,7 @@ impl Histogram {
         self.sum_seconds += seconds;
     }
 
-    /// Each bound, and how many took no longer.
+    /// Yields each upper bound with the number of durations up to it.
     pub(crate) fn within(&self) -> impl Iterator<Item = (f64, u64)> + '_ {
         self.bounds.iter().copied().zip(self.within.iter().copied())
     }

@@ -1,11 +1,10 @@
-//! What a container image's config says of running it: which file is the module, with which arguments, environment and
-//! folder. Pure.
+//! Parses a container image's config: the module's file, its arguments, environment and working directory. Pure.
 
 use serde::Deserialize;
 
 use super::manifest::{Refusal, is_wasm, short};
 
-/// How an image is run.
+/// The parameters for running an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ImageConfig {
     /// The module's path in the layers, no leading slash.
@@ -54,7 +53,8 @@ fn raw(bytes: &[u8]) -> Result<RawConfig, Refusal> {
     serde_json::from_slice(bytes).map_err(|error| Refusal::Malformed(format!("its config: {error}")))
 }
 
-/// Reads the config of an image whose layers are archives: a module where its argv[0] is one, else what it is built for.
+/// Parses the config of an image whose layers are archives. Returns the module if argv[0] is one; else the error names
+/// the platform that the image is built for.
 pub(crate) fn image_config(bytes: &[u8]) -> Result<ImageConfig, Refusal> {
     let raw = raw(bytes)?;
     let run = raw.config.unwrap_or_default();
@@ -67,7 +67,7 @@ pub(crate) fn image_config(bytes: &[u8]) -> Result<ImageConfig, Refusal> {
     if !is_module {
         return Err(Refusal::Entrypoint { found: format!("{:?}", short(first)) });
     }
-    // A relative argv[0] is looked up where the image starts.
+    // A relative argv[0] is resolved in the image's working directory.
     let module = match (run.working_dir.as_deref().filter(|dir| !dir.is_empty()), first.starts_with('/')) {
         (Some(dir), false) => format!("{}/{first}", dir.trim_matches('/')),
         _ => first.clone(),
@@ -75,7 +75,7 @@ pub(crate) fn image_config(bytes: &[u8]) -> Result<ImageConfig, Refusal> {
     Ok(run.into_config(module, argv))
 }
 
-/// Reads the config of an image whose only layer is the module: argv[0] needs to name nothing.
+/// Parses the config of an image whose only layer is the module: argv[0] may name anything.
 pub(crate) fn module_image_config(bytes: &[u8], name: &str) -> Result<ImageConfig, Refusal> {
     let run = raw(bytes)?.config.unwrap_or_default();
     let mut argv = run.argv();

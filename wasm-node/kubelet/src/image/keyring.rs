@@ -1,5 +1,6 @@
-//! Which credentials a pod has for an image: docker configs of pull secrets, matched to a repository by upstream's rules
-//! (`pkg/credentialprovider`): host by labels with wildcards, port and path as they are. Pure; what is secret is never shown.
+//! A pod's credentials for an image: docker configs of pull secrets, matched to a repository by upstream's rules
+//! (`pkg/credentialprovider`): host by labels with wildcards, port and path literally. Pure; passwords never appear in
+//! output.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,17 +13,17 @@ use sha2::{Digest, Sha256};
 
 use super::account::{AccountIdentity, PodAccount};
 
-/// Docker Hub, as docker configs have called it from the start.
+/// Docker Hub's name in docker configs.
 const DEFAULT_REGISTRY_KEY: &str = "index.docker.io";
-/// Entries of all configs of a pod together: a Secret holds at most 1 MiB.
+/// Maximum entries of all configs of a pod together: a Secret holds at most 1 MiB.
 const ENTRIES_MAX: usize = 10_000;
 
 /// A user of a registry.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credential {
-    /// Its name.
+    /// The user's name.
     pub username: String,
-    /// What it proves itself with.
+    /// The password.
     pub password: String,
 }
 
@@ -32,34 +33,35 @@ impl fmt::Debug for Credential {
     }
 }
 
-/// A Secret, as KEP-2535 tells one from another.
+/// The identity of a Secret by KEP-2535.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SecretIdentity {
     /// Its namespace.
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Its uid: one that is made anew under the name is another.
+    /// Its uid: a Secret that is recreated under the same name has another uid.
     pub uid: String,
 }
 
-/// A credential and where it is from.
+/// A credential and its origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrackedCredential {
-    /// Who.
+    /// Name and password.
     pub credential: Credential,
-    /// The Secret.
+    /// The Secret that contains it.
     pub secret: Option<SecretIdentity>,
-    /// The ServiceAccount that a provider was asked for. Neither = the node's own, which every pod of the node may use.
+    /// The ServiceAccount for which a provider returned it. Neither = the node's own credential, which every pod of the
+    /// node may use.
     pub account: Option<AccountIdentity>,
 }
 
 impl TrackedCredential {
-    /// What tells one credential from another without showing it.
+    /// Returns a hash that identifies the credential without revealing it.
     pub(crate) fn hash(&self) -> String {
         let Credential { username, password } = &self.credential;
         let mut hasher = Sha256::new();
-        // Lengths first, so that no two pairs read alike.
+        // Lengths first, so that no two pairs hash the same bytes.
         hasher.update((username.len() as u64).to_le_bytes());
         hasher.update(username);
         hasher.update(password);
@@ -67,7 +69,7 @@ impl TrackedCredential {
     }
 }
 
-/// How a docker config is written.
+/// The format of a docker config.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConfigForm {
     /// `kubernetes.io/dockerconfigjson`: the entries under `auths`.
@@ -76,16 +78,16 @@ pub enum ConfigForm {
     Legacy,
 }
 
-/// The types of Secret that hold credentials of registries, the key that each has them under, and in which form.
+/// The Secret types with registry credentials, the data key of each, and its format.
 pub(crate) const PULL_SECRET_TYPES: [(&str, &str, ConfigForm); 2] = [
     ("kubernetes.io/dockerconfigjson", ".dockerconfigjson", ConfigForm::Json),
     ("kubernetes.io/dockercfg", ".dockercfg", ConfigForm::Legacy),
 ];
 
-/// A docker config that can't be read. Says nothing of what it holds.
+/// A docker config that can't be parsed. The error contains nothing of its content.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyringError {
-    /// Not JSON of that form.
+    /// Not JSON of that format.
     #[error("error occurred while trying to unmarshal json")]
     Json,
     /// An `auth` that isn't base64 of `user:password`.
@@ -117,7 +119,7 @@ impl Entry {
         let given =
             Credential { username: self.username.unwrap_or_default(), password: self.password.unwrap_or_default() };
         let Some(auth) = self.auth.filter(|auth| !auth.is_empty()) else { return Ok(given) };
-        // Line breaks are skipped, as Go's decoder does.
+        // Line breaks are skipped, like in Go's decoder.
         let text: String = auth.chars().filter(|c| !matches!(c, '\n' | '\r')).collect();
         let padded = text.trim().ends_with('=');
         let decoded = if padded { STANDARD.decode(&text) } else { STANDARD_NO_PAD.decode(&text) };
@@ -131,10 +133,10 @@ impl Entry {
 /// The credentials that a pod may use.
 #[derive(Debug, Clone, Default)]
 pub struct Keyring {
-    /// By registry and path, without a scheme.
+    /// Credentials by registry and path, without a scheme.
     by_location: BTreeMap<String, Vec<TrackedCredential>>,
     entries: usize,
-    /// What the node's providers gave, for the image that is pulled.
+    /// Credentials from the node's providers, for the image that is pulled.
     provided: Vec<TrackedCredential>,
     account: Option<Arc<dyn PodAccount>>,
     identity: Option<AccountIdentity>,
@@ -163,27 +165,27 @@ impl Keyring {
         Ok(())
     }
 
-    /// Adds what a provider gave: for a ServiceAccount, or for the node.
+    /// Adds a provider's credential: for a ServiceAccount, or for the node.
     pub(super) fn add_provided(&mut self, location: &str, credential: Credential, account: Option<AccountIdentity>) {
         let Some(key) = location_key(location) else { return };
         self.by_location.entry(key).or_default().push(TrackedCredential { credential, secret: None, account });
     }
 
-    /// With the ServiceAccount of the pod, which providers may ask for.
+    /// Sets the ServiceAccount of the pod, whose tokens providers may need.
     #[must_use]
     pub fn with_account(self, account: Arc<dyn PodAccount>) -> Self {
         Self { account: Some(account), ..self }
     }
 
-    /// The ServiceAccount of the pod.
+    /// Returns the ServiceAccount of the pod.
     #[must_use]
     pub fn account(&self) -> Option<&dyn PodAccount> {
         self.account.as_deref()
     }
 
-    /// Where it is known whose ServiceAccount it is: what came for that one may be used.
+    /// Sets the identity of the ServiceAccount: credentials that providers returned for it may be used.
     #[must_use]
-    pub fn known_as(&self, identity: AccountIdentity) -> Self {
+    pub fn with_identity(&self, identity: AccountIdentity) -> Self {
         Self { identity: Some(identity), ..self.clone() }
     }
 
@@ -191,17 +193,17 @@ impl Keyring {
         self.identity.as_ref()
     }
 
-    /// With what the node's providers gave for the image that is pulled.
-    pub(super) fn beside(&self, provided: Vec<TrackedCredential>) -> Self {
+    /// Returns the keyring with the providers' credentials for the image that is pulled.
+    pub(super) fn with_provided(&self, provided: Vec<TrackedCredential>) -> Self {
         Self { provided, ..self.clone() }
     }
 
-    /// What the node's providers gave.
+    /// Returns the providers' credentials.
     pub(super) fn provided(&self) -> &[TrackedCredential] {
         &self.provided
     }
 
-    /// The credentials for a repository (`docker.io/library/nginx`), the most specific ones first.
+    /// Returns the credentials for a repository (`docker.io/library/nginx`), the most specific ones first.
     #[must_use]
     pub fn lookup(&self, repository: &str) -> Vec<TrackedCredential> {
         let matching = self.by_location.iter().rev().filter(|(key, _)| matches(key, repository));
@@ -213,7 +215,7 @@ impl Keyring {
     }
 }
 
-/// A config's location as it is matched: no scheme, and `/v1/` and `/v2/` mean the whole registry.
+/// Normalizes a config's location for matching: no scheme; `/v1/` and `/v2/` stand for the whole registry.
 fn location_key(location: &str) -> Option<String> {
     let rest = location.strip_prefix("https://").or_else(|| location.strip_prefix("http://")).unwrap_or(location);
     let end = rest.find(['?', '#']).unwrap_or(rest.len());
@@ -232,13 +234,13 @@ pub(super) fn split_path(text: &str) -> (&str, &str) {
 
 fn split_port(host: &str) -> (&str, &str) {
     match host.rsplit_once(':') {
-        // An address of IPv6 without brackets has no port.
+        // An IPv6 address without brackets has no port.
         Some((name, port)) if !name.contains(':') || name.ends_with(']') => (name, port),
         _ => (host, ""),
     }
 }
 
-/// Whether a location's credentials are for a repository.
+/// Returns whether a location's credentials are for a repository.
 pub(super) fn matches(key: &str, repository: &str) -> bool {
     let ((key_host, key_path), (host, path)) = (split_path(key), split_path(repository));
     let ((key_name, key_port), (name, port)) = (split_port(key_host), split_port(host));
@@ -249,9 +251,10 @@ pub(super) fn matches(key: &str, repository: &str) -> bool {
         && key_labels.zip(labels).all(|(pattern, label)| glob(pattern.as_bytes(), label.as_bytes()))
 }
 
-/// `*`, `?`, `[…]` and `\`, as Go's `filepath.Match` has them. A pattern that is broken matches nothing.
+/// Matches `*`, `?`, `[…]` and `\` like Go's `filepath.Match`. A malformed pattern matches nothing.
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
-    // Where to go on after the last star: each star takes as little as it can, so that this never looks back further.
+    // The position to resume at after the last star. Each star takes as little as it can, so no earlier star is
+    // retried.
     let (mut at, mut in_text, mut star) = (0, 0, None);
     loop {
         let step = match pattern.get(at) {
@@ -279,7 +282,7 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
     }
 }
 
-/// How many bytes of the pattern match one byte of the text.
+/// Returns how many bytes of the pattern match one byte of the text.
 fn one(pattern: &[u8], byte: u8) -> Option<usize> {
     match pattern.first()? {
         b'?' => Some(1),
@@ -312,7 +315,7 @@ fn one(pattern: &[u8], byte: u8) -> Option<usize> {
     }
 }
 
-/// Whether an image is of Docker Hub.
+/// Returns whether an image is of Docker Hub.
 fn is_default_registry(image: &str) -> bool {
     match image.split_once('/') {
         None => !image.is_empty(),
@@ -345,7 +348,7 @@ mod tests {
         keyring.lookup(repository).into_iter().map(|tracked| tracked.credential.username).collect()
     }
 
-    /// The cases of upstream's `TestURLsMatch` and `TestDockerKeyring…`, by their meaning.
+    /// The cases of upstream's `TestURLsMatch` and `TestDockerKeyring…`.
     #[test]
     fn locations_match_as_upstreams() {
         for (location, repository, matches) in [
@@ -376,7 +379,7 @@ mod tests {
             ("index.docker.io", "quay.io/team/x", false),
         ] {
             let found = found(&keyring(&[location]), repository);
-            // A bracketed host is a class of one byte to the matcher, upstream too.
+            // The matcher reads a bracketed host as a class of one byte, like upstream.
             assert_eq!(!found.is_empty(), matches, "{location} {repository}");
         }
     }

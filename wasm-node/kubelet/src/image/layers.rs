@@ -1,30 +1,31 @@
-//! The layers of a `FROM scratch` image: which file the entrypoint names once all layers are applied, and every module of
-//! the image by its path. Nothing is unpacked: a first pass builds the tree in memory (names and links only), a second
-//! copies the modules.
+//! Finds the modules in the layers of a `FROM scratch` image: the file that the entrypoint names once all layers are
+//! applied, and every other module by its path. Nothing is unpacked: a first pass builds the tree in memory (names and
+//! links only), a second copies the modules.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 use std::path::Path;
 
 use super::manifest::{Compression, Refusal};
-use super::tar_layer::{Parts, Size, check_extended, check_names, decompress, parts, unreadable};
+use super::tar_layer::{LayerSize, Parts, check_extended, check_names, decompress, parts, unreadable};
 use oci_registry::blobs::{BlobError, BlobWriter};
 
-/// Uncompressed bytes of all layers together.
+/// Maximum uncompressed bytes of all layers together.
 const UNPACKED_BYTES_MAX: u64 = 512 << 20;
-/// Links followed from a name.
+/// Maximum links followed from a name.
 const LINKS_MAX: u32 = 40;
-/// Parts of names looked at, all links together: each step compares as many parts as the path has by then.
+/// Maximum path parts compared while links are followed, all links together: each step compares as many parts as the
+/// path has by then.
 const LINK_STEPS_MAX: usize = 16 << 20;
-/// Modules of an image: each is kept as a file of its own.
+/// Maximum modules of an image: each is stored as a file of its own.
 const MODULES_MAX: usize = 64;
-/// Names of modules; many links lead to one where it looks at its argv[0].
+/// Maximum names of modules: many links lead to one module if the program selects its function by argv[0].
 const MODULE_NAMES_MAX: usize = 1024;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Node {
     Dir,
-    /// Entry number of a layer.
+    /// The layer and the entry number in it.
     File {
         layer: usize,
         entry: u64,
@@ -32,12 +33,12 @@ enum Node {
     Symlink(String),
 }
 
-/// Where modules go.
-pub(crate) trait Keep {
-    /// Begins one.
+/// A destination for extracted modules.
+pub(crate) trait ModuleSink {
+    /// Begins a module.
     fn begin(&mut self) -> Result<BlobWriter, BlobError>;
-    /// Keeps it; its digest.
-    fn keep(&mut self, writer: BlobWriter) -> Result<String, BlobError>;
+    /// Stores the module and returns its digest.
+    fn store(&mut self, writer: BlobWriter) -> Result<String, BlobError>;
 }
 
 /// The modules of an image.
@@ -45,40 +46,40 @@ pub(crate) trait Keep {
 pub(crate) struct Modules {
     /// The entrypoint's digest.
     pub(crate) entrypoint: String,
-    /// Digests by absolute path: files called `.wasm`, and links to them of any name.
+    /// Digests by absolute path: files called `.wasm`, and links to them under any name.
     pub(crate) by_path: BTreeMap<String, String>,
-    /// Whether there are other files.
-    pub(crate) beside_files: bool,
+    /// Whether the image has other files.
+    pub(crate) has_other_files: bool,
 }
 
-/// Why there are none.
+/// Why no modules were extracted.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ExtractError {
-    /// The layers are at fault.
+    /// The layers are invalid.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The disk is.
+    /// The disk failed.
     #[error(transparent)]
     Blob(#[from] BlobError),
 }
 
-/// An entry of a layer: the layer's number, and the entry's in it.
-type At = (usize, u64);
+/// An entry of a layer: the layer's number, and the entry's number in the layer.
+type EntryId = (usize, u64);
 
-/// Keeps the modules of the layers (each opened anew by `open`): the file `entrypoint` and every other one.
+/// Stores the modules of the layers (`open` reopens each of them): the file `entrypoint` and every other one.
 pub(crate) fn extract<R: Read + 'static>(
     compressions: &[Compression],
     open: &mut dyn FnMut(usize) -> io::Result<R>,
     entrypoint: &str,
-    keep: &mut dyn Keep,
+    sink: &mut dyn ModuleSink,
 ) -> Result<Modules, ExtractError> {
     let tree = read_tree(compressions, open)?;
     let mut steps = 0;
     let main = find(&tree, entrypoint, &mut steps)?;
     let names = module_names(&tree, main, &mut steps)?;
-    let wanted: BTreeSet<At> = names.values().copied().chain([main]).collect();
+    let wanted: BTreeSet<EntryId> = names.values().copied().chain([main]).collect();
     if wanted.len() > MODULES_MAX {
-        let text = format!("it has {} modules, at most {MODULES_MAX} are taken", wanted.len());
+        let text = format!("it has {} modules, at most {MODULES_MAX} are accepted", wanted.len());
         return Err(Refusal::TooLarge(text).into());
     }
     let mut digests = BTreeMap::new();
@@ -91,28 +92,28 @@ pub(crate) fn extract<R: Read + 'static>(
             let mut entry = entry.map_err(|error| unreadable(&error))?;
             let at = (layer, number as u64);
             if wanted.contains(&at) {
-                digests.insert(at, copy(&mut entry, keep)?);
+                digests.insert(at, copy(&mut entry, sink)?);
             }
             if number as u64 >= last {
                 break;
             }
         }
     }
-    let digest = |at: &At| {
+    let digest = |at: &EntryId| {
         let changed = || Refusal::Layers("a layer changed while it was read".into());
         digests.get(at).cloned().ok_or_else(changed)
     };
     let by_path = names.iter().map(|(name, at)| Ok((name.clone(), digest(at)?))).collect::<Result<_, Refusal>>()?;
     let is_other = |node: &Node| matches!(node, Node::File { layer, entry } if !wanted.contains(&(*layer, *entry)));
-    Ok(Modules { entrypoint: digest(&main)?, by_path, beside_files: tree.values().any(is_other) })
+    Ok(Modules { entrypoint: digest(&main)?, by_path, has_other_files: tree.values().any(is_other) })
 }
 
-fn copy(entry: &mut dyn Read, keep: &mut dyn Keep) -> Result<String, ExtractError> {
-    let mut out = keep.begin()?;
+fn copy(entry: &mut dyn Read, sink: &mut dyn ModuleSink) -> Result<String, ExtractError> {
+    let mut out = sink.begin()?;
     let mut buffer = vec![0; 64 << 10];
     loop {
         match entry.read(&mut buffer).map_err(|error| unreadable(&error))? {
-            0 => return Ok(keep.keep(out)?),
+            0 => return Ok(sink.store(out)?),
             read => match out.write(&buffer[..read]) {
                 Ok(()) => {}
                 Err(BlobError::TooLarge { max_bytes }) => {
@@ -124,14 +125,14 @@ fn copy(entry: &mut dyn Read, keep: &mut dyn Keep) -> Result<String, ExtractErro
     }
 }
 
-/// All layers applied: names and links, no contents.
+/// Applies all layers: names and links, no contents.
 fn read_tree<R: Read + 'static>(
     compressions: &[Compression],
     open: &mut dyn FnMut(usize) -> io::Result<R>,
 ) -> Result<BTreeMap<Parts, Node>, Refusal> {
     let mut tree: BTreeMap<Parts, Node> = BTreeMap::new();
     let mut left = UNPACKED_BYTES_MAX;
-    let mut size = Size::default();
+    let mut size = LayerSize::default();
     for (layer, &compression) in compressions.iter().enumerate() {
         let reader = open(layer).map_err(|error| unreadable(&error))?;
         check_extended(&mut tar::Archive::new(decompress(reader, compression, left)?))?;
@@ -143,15 +144,19 @@ fn read_tree<R: Read + 'static>(
     Ok(tree)
 }
 
-/// Names by which a module of the image can be called. `main` is one whatever it is called.
-fn module_names(tree: &BTreeMap<Parts, Node>, main: At, steps: &mut usize) -> Result<BTreeMap<String, At>, Refusal> {
+/// Returns the names by which a module of the image can be called. `main` is a module under any name.
+fn module_names(
+    tree: &BTreeMap<Parts, Node>,
+    main: EntryId,
+    steps: &mut usize,
+) -> Result<BTreeMap<String, EntryId>, Refusal> {
     let is_wasm = |path: &Parts| path.last().is_some_and(|name| name.ends_with(".wasm"));
     let file = |node: &Node| match node {
         Node::File { layer, entry } => Some((*layer, *entry)),
         _ => None,
     };
     let files = tree.iter().filter(|(path, _)| is_wasm(path)).filter_map(|(_, node)| file(node));
-    let modules: BTreeSet<At> = files.chain([main]).collect();
+    let modules: BTreeSet<EntryId> = files.chain([main]).collect();
     let mut names = BTreeMap::new();
     for (path, node) in tree {
         let text = || format!("/{}", path.join("/"));
@@ -160,7 +165,7 @@ fn module_names(tree: &BTreeMap<Parts, Node>, main: At, steps: &mut usize) -> Re
             Node::File { .. } => file(node),
             Node::Symlink(_) => match find(tree, &text(), steps) {
                 Err(refusal @ Refusal::TooLarge(_)) => return Err(refusal),
-                // A link that leads nowhere is nobody's fault.
+                // A dangling link is ignored.
                 found => found.ok(),
             },
         };
@@ -174,7 +179,7 @@ fn module_names(tree: &BTreeMap<Parts, Node>, main: At, steps: &mut usize) -> Re
     Ok(names)
 }
 
-/// Removes what lies below `path`; a subtree is one range of the ordered tree.
+/// Removes everything below `path`; a subtree is one range of the ordered tree.
 fn remove_below(tree: &mut BTreeMap<Parts, Node>, path: &[String]) {
     let below: Vec<Parts> = tree
         .range::<[String], _>((std::ops::Bound::Included(path), std::ops::Bound::Unbounded))
@@ -191,7 +196,7 @@ fn remove_below(tree: &mut BTreeMap<Parts, Node>, path: &[String]) {
 fn apply<R: Read>(
     archive: &mut tar::Archive<R>,
     layer: usize,
-    size: &mut Size,
+    size: &mut LayerSize,
     tree: &mut BTreeMap<Parts, Node>,
 ) -> Result<(), Refusal> {
     let mut added: BTreeMap<Parts, Node> = BTreeMap::new();
@@ -204,16 +209,16 @@ fn apply<R: Read>(
             return Err(Refusal::Layers(format!("the name {:?} leads out of the image", path.display().to_string())));
         };
         let Some((name, parent)) = path.split_last() else { continue };
-        // Whiteouts speak of the layers below, not of this one.
+        // Whiteouts apply to the layers below, not to this one.
         if name == ".wh..wh..opq" {
             remove_below(tree, parent);
             continue;
         }
         if let Some(hidden) = name.strip_prefix(".wh.") {
-            let mut gone = parent.to_vec();
-            gone.push(hidden.to_owned());
-            remove_below(tree, &gone);
-            tree.remove(&gone);
+            let mut hidden_path = parent.to_vec();
+            hidden_path.push(hidden.to_owned());
+            remove_below(tree, &hidden_path);
+            tree.remove(&hidden_path);
             continue;
         }
         let kind = entry.header().entry_type();
@@ -234,14 +239,14 @@ fn apply<R: Read>(
         } else if kind.is_file() {
             Node::File { layer, entry: number as u64 }
         } else {
-            // Devices and pipes mean nothing here.
+            // Devices and pipes are ignored.
             continue;
         };
         added.insert(path, node);
     }
     for (path, node) in added {
         if node != Node::Dir {
-            // A file in place of a folder hides what the folder held.
+            // A file in place of a folder hides the folder's content.
             remove_below(tree, &path);
         }
         tree.insert(path, node);
@@ -250,7 +255,7 @@ fn apply<R: Read>(
 }
 
 /// Follows links from `module` to a file, never out of the image.
-fn find(tree: &BTreeMap<Parts, Node>, module: &str, steps: &mut usize) -> Result<At, Refusal> {
+fn find(tree: &BTreeMap<Parts, Node>, module: &str, steps: &mut usize) -> Result<EntryId, Refusal> {
     let missing = || Refusal::Entrypoint { found: format!("{:?}", module.chars().take(120).collect::<String>()) };
     let mut todo: Vec<String> = module.split('/').rev().map(str::to_owned).collect();
     let mut at = Parts::new();
@@ -311,7 +316,7 @@ mod tests {
             let name = match item {
                 Item::File(name, _) | Item::Link(name, _) | Item::Hard(name, _) => name,
             };
-            // Past the builder's own check of names: these tests are about hostile ones.
+            // Bypasses the builder's check of names: these tests use hostile ones.
             header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
             match item {
                 Item::File(_, data) => {
@@ -334,12 +339,12 @@ mod tests {
 
     struct Store(std::sync::Arc<BlobStore>, oci_registry::blobs::Pins);
 
-    impl Keep for Store {
+    impl ModuleSink for Store {
         fn begin(&mut self) -> Result<BlobWriter, BlobError> {
             self.0.writer(1 << 30)
         }
 
-        fn keep(&mut self, writer: BlobWriter) -> Result<String, BlobError> {
+        fn store(&mut self, writer: BlobWriter) -> Result<String, BlobError> {
             writer.commit_any(&self.0, &self.1)
         }
     }
@@ -442,7 +447,7 @@ mod tests {
     fn zstd_is_read_frame_by_frame_within_a_window() {
         let tar = layer(&[Item::File("app.wasm", b"m")]);
         let (head, tail) = tar.split_at(700);
-        // As zstd:chunked writes them: several frames, and one to be skipped.
+        // Several frames and a skippable one, as zstd:chunked writes them.
         let mut frames = zstd::bulk::compress(head, 3).unwrap();
         frames.extend(zstd::bulk::compress(tail, 3).unwrap());
         frames.extend([0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4]);

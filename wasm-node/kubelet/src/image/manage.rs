@@ -1,5 +1,5 @@
-//! What a person does with the images of a node that runs (`coracle image`): look, remove, bring in and take out. The same locks and
-//! pins as pulls hold, so that nothing goes that a pod has.
+//! The operations of `coracle image` on a running node: list, remove, import and export. They hold the same locks and
+//! pins as pulls, so they never remove an image that a pod has.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -9,11 +9,11 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::access::{Access, Trust};
+use super::access::{PullAccess, Trust};
 use super::archive::{self, ArchiveError};
 use super::error::ImageError;
 use super::fetch::{Fetch, FetchError, Origin};
-use super::known::{Image, Purpose, key};
+use super::index::{Image, Purpose, key};
 use super::manifest::Refusal;
 use super::pull::{Images, on_disk};
 use oci_registry::blobs::{BlobError, Pins};
@@ -26,7 +26,7 @@ mod serve;
 pub use client::{ImageClient, ManageError};
 pub use serve::router;
 
-/// An image as it is listed.
+/// An image in a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ListedImage {
@@ -39,62 +39,62 @@ pub struct ListedImage {
     pub size_bytes: u64,
     /// `module` or `volume`.
     pub kind: ImageKind,
-    /// It is compiled, or unpacked.
+    /// Whether it is compiled or unpacked.
     pub prepared: bool,
-    /// A pod has it.
+    /// Whether a pod has it.
     pub in_use: bool,
-    /// Since when it is on the node.
+    /// When it came to the node.
     pub created_at: Option<Timestamp>,
-    /// When a pod had it last, as far as this process knows.
+    /// When a pod last had it, as far as this process knows.
     pub last_used_at: Option<Timestamp>,
 }
 
-/// What an image is for.
+/// How an image is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ImageKind {
-    /// To be run.
+    /// The image is run.
     Module,
-    /// To be mounted.
+    /// The image is mounted.
     Volume,
 }
 
-/// An image that is gone.
+/// The result of a removal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Removed {
-    /// Its whole name.
+    /// The full name.
     pub name: String,
-    /// What came free.
+    /// The bytes freed.
     pub freed_bytes: u64,
 }
 
-/// Why an image isn't removed or taken out.
+/// Why an image isn't removed, imported or exported.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unmanaged {
-    /// Nobody has pulled it.
+pub(super) enum ImageRequestError {
+    /// The image is not on the node.
     #[error("{0} is not on this node: `coracle image ls` shows what is")]
     NotFound(String),
-    /// A pod has it, or it is being pulled.
+    /// A pod has the image, or a pull is in progress.
     #[error(
         "{0} is in use: remove the pods that have it first (`kubectl get pods -A` shows them), or wait for its pull"
     )]
     InUse(String),
-    /// The archive, or the name, is at fault.
+    /// The archive or the name is invalid.
     #[error("{0}")]
     Bad(String),
-    /// The disk.
+    /// The disk failed.
     #[error("the node's disk: {0}")]
     Disk(String),
 }
 
-impl From<BlobError> for Unmanaged {
+impl From<BlobError> for ImageRequestError {
     fn from(error: BlobError) -> Self {
         Self::Disk(error.to_string())
     }
 }
 
-impl From<ImageError> for Unmanaged {
+impl From<ImageError> for ImageRequestError {
     fn from(error: ImageError) -> Self {
         match error {
             ImageError::Blob { source, .. } => Self::Disk(source.to_string()),
@@ -103,23 +103,23 @@ impl From<ImageError> for Unmanaged {
     }
 }
 
-fn normal(name: &str) -> Result<Reference, Unmanaged> {
-    Reference::parse(name).map_err(|error| Unmanaged::Bad(format!("{name:?}: {error}")))
+fn normalize(name: &str) -> Result<Reference, ImageRequestError> {
+    Reference::parse(name).map_err(|error| ImageRequestError::Bad(format!("{name:?}: {error}")))
 }
 
 const PURPOSES: [Purpose; 2] = [Purpose::Module, Purpose::Volume];
 
 impl Images {
-    /// Every image, by name. Reads the disk.
-    pub(super) fn listed(&self) -> std::io::Result<Vec<ListedImage>> {
+    /// Lists every image by name. Reads the disk.
+    pub(super) fn list_images(&self) -> std::io::Result<Vec<ListedImage>> {
         let compiled = self.runtime.compiled()?;
         let (now, elapsed) = (self.env.now(), self.env.elapsed());
         let mut all = Vec::new();
-        for (key, known) in &self.known().by_name {
-            let image = &known.image;
+        for (key, entry) in &self.index().by_name {
+            let image = &entry.image;
             let in_use = Arc::strong_count(image) > 1;
-            let ago = if in_use { std::time::Duration::ZERO } else { elapsed.saturating_sub(known.used_at) };
-            let created = std::fs::metadata(self.record(key)).and_then(|record| record.modified()).ok();
+            let ago = if in_use { std::time::Duration::ZERO } else { elapsed.saturating_sub(entry.used_at) };
+            let created = std::fs::metadata(self.record_path(key)).and_then(|record| record.modified()).ok();
             all.push(ListedImage {
                 name: image.name.clone(),
                 image_id: image.image_id.clone(),
@@ -134,79 +134,80 @@ impl Images {
         Ok(all)
     }
 
-    /// Removes an image by its name, and what nothing else needs. Blocks on the disk.
-    pub(super) fn remove(&self, name: &str) -> Result<Removed, Unmanaged> {
+    /// Removes an image by its name, and the blobs that nothing else refers to. Blocks on the disk.
+    pub(super) fn remove(&self, name: &str) -> Result<Removed, ImageRequestError> {
         let name = match name.strip_prefix("file://") {
             Some(_) => name.to_owned(),
-            None => normal(name)?.to_string(),
+            None => normalize(name)?.to_string(),
         };
-        let known: Vec<String> = {
-            let known = self.known();
+        let keys: Vec<String> = {
+            let index = self.index();
             let keys = PURPOSES.map(|purpose| key(&name, purpose)).into_iter();
-            keys.filter(|key| known.by_name.contains_key(key)).collect()
+            keys.filter(|key| index.by_name.contains_key(key)).collect()
         };
-        if known.is_empty() {
-            return Err(Unmanaged::NotFound(name));
+        if keys.is_empty() {
+            return Err(ImageRequestError::NotFound(name));
         }
-        if known.iter().map(|key| self.forget(key)).filter(|forgotten| !forgotten).count() > 0 {
-            return Err(Unmanaged::InUse(name));
+        if keys.iter().map(|key| self.forget(key)).filter(|forgotten| !forgotten).count() > 0 {
+            return Err(ImageRequestError::InUse(name));
         }
-        let freed_bytes = self.sweep().map_err(Unmanaged::from)?;
+        let freed_bytes = self.sweep().map_err(ImageRequestError::from)?;
         Ok(Removed { name, freed_bytes })
     }
 
-    /// Brings in the images of an archive, under their own names or `name`. What is no module can only be mounted.
-    pub(super) async fn bring_in(
+    /// Imports the images of an archive under their own names or `name`. An image that is no module can only be
+    /// mounted.
+    pub(super) async fn import_archive(
         &self,
         mut archive: File,
         name: Option<String>,
-    ) -> Result<Vec<ListedImage>, Unmanaged> {
+    ) -> Result<Vec<ListedImage>, ImageRequestError> {
         let pins = Arc::new(self.blobs.pins());
         let (store, own) = (self.blobs.clone(), pins.clone());
         let read = on_disk(move || match archive::read(&mut archive, &store, &own) {
             Ok(contents) => Ok(Ok(contents)),
             Err(ArchiveError::Refused(refusal)) => Ok(Err(refusal)),
-            // A blob that is not what it is called is the archive's fault.
+            // A blob that doesn't match its digest is the archive's defect.
             Err(ArchiveError::Blob(BlobError::Digest { expected, actual })) => {
                 Ok(Err(Refusal::Malformed(format!("the blob {expected} has the digest {actual}"))))
             }
             Err(ArchiveError::Blob(error)) => Err(error),
         });
-        let contents = read.await?.map_err(|refusal| Unmanaged::Bad(refusal.to_string()))?;
+        let contents = read.await?.map_err(|refusal| ImageRequestError::Bad(refusal.to_string()))?;
         if name.is_some() && contents.images.len() != 1 {
             let count = contents.images.len();
-            return Err(Unmanaged::Bad(format!(
+            return Err(ImageRequestError::Bad(format!(
                 "the archive has {count} images: leave --reference out, or give it one"
             )));
         }
         let mut kept = Vec::new();
         for (own, digest) in contents.images {
             let named = name.clone().or(own).ok_or_else(|| {
-                Unmanaged::Bad(
+                ImageRequestError::Bad(
                     "the archive doesn't say what its image is called: give it one with --reference REF".into(),
                 )
             })?;
-            let image = self.bring_in_one(&normal(&named)?, (&digest, &contents.documents), &pins).await?;
+            let image = self.import_image(&normalize(&named)?, (&digest, &contents.documents), &pins).await?;
             kept.push(image.key());
         }
-        let listed = self.listed().map_err(|error| Unmanaged::Disk(error.to_string()))?;
+        let listed = self.list_images().map_err(|error| ImageRequestError::Disk(error.to_string()))?;
         Ok(listed.into_iter().filter(|image| kept.contains(&key(&image.name, image.kind.into()))).collect())
     }
 
-    async fn bring_in_one(
+    async fn import_image(
         &self,
         reference: &Reference,
         (digest, documents): (&str, &BTreeMap<String, Vec<u8>>),
         pins: &Arc<Pins>,
-    ) -> Result<Arc<Image>, Unmanaged> {
+    ) -> Result<Arc<Image>, ImageRequestError> {
         let name = reference.to_string();
         let origin = Origin::Archive { root: digest, documents };
         let (blobs, env) = (&self.blobs, &self.env);
         let fetch = Fetch { blobs, pins, env, origin, reference, key: &name, rule: None };
         let failed = |error: FetchError| match error {
-            FetchError::Final(error) => Unmanaged::from(error),
-            FetchError::Remote(error) => Unmanaged::Bad(format!("{name}: in the archive: {error}")),
-            FetchError::Unsigned(why) => Unmanaged::Bad(why),
+            FetchError::Final(error) => ImageRequestError::from(error),
+            FetchError::Remote(error) => ImageRequestError::Bad(format!("{name}: in the archive: {error}")),
+            FetchError::Unsigned(why) => ImageRequestError::Bad(why),
         };
         let (image, purpose) = match fetch.image().await {
             Ok(image) => (image, Purpose::Module),
@@ -220,28 +221,28 @@ impl Images {
         if purpose == Purpose::Module {
             let path = self.blobs.path(&image.module)?;
             let compiled = self.runtime.compile(&image.module, &path, Metering::Epochs, "").await;
-            compiled.map_err(|error| Unmanaged::Bad(format!("{name}: {error}")))?;
+            compiled.map_err(|error| ImageRequestError::Bad(format!("{name}: {error}")))?;
         }
-        self.remember(image, Trust::new(Access::of_everybody(), None))
-            .map_err(|error| Unmanaged::Disk(error.to_string()))
+        self.record_image(image, Trust::new(PullAccess::open_to_all(), None))
+            .map_err(|error| ImageRequestError::Disk(error.to_string()))
     }
 
-    /// What is to be taken out: it stays as long as it is held.
-    pub(super) fn to_take_out(&self, name: &str) -> Result<(Arc<Image>, String), Unmanaged> {
-        let name = normal(name)?.to_string();
-        let known = self.known();
-        let found = PURPOSES.iter().find_map(|purpose| known.by_name.get(&key(&name, *purpose)));
-        let image = found.ok_or_else(|| Unmanaged::NotFound(name.clone()))?.image.clone();
+    /// Returns the image to export and its manifest. The caller's reference keeps both.
+    pub(super) fn find_export(&self, name: &str) -> Result<(Arc<Image>, String), ImageRequestError> {
+        let name = normalize(name)?.to_string();
+        let index = self.index();
+        let found = PURPOSES.iter().find_map(|purpose| index.by_name.get(&key(&name, *purpose)));
+        let image = found.ok_or_else(|| ImageRequestError::NotFound(name.clone()))?.image.clone();
         let manifest = image.manifest.clone().ok_or_else(|| {
-            Unmanaged::Bad(format!(
+            ImageRequestError::Bad(format!(
                 "{name} was pulled by a version that kept no manifests: remove it, and pull it again"
             ))
         })?;
         Ok((image, manifest))
     }
 
-    /// Writes an image as an OCI layout. Blocks on the disk, and on who reads.
-    pub(super) fn take_out(&self, image: &Image, manifest: &str, to: &mut dyn Write) -> Result<(), BlobError> {
+    /// Writes an image as an OCI layout. Blocks on the disk and on the writer.
+    pub(super) fn export_archive(&self, image: &Image, manifest: &str, to: &mut dyn Write) -> Result<(), BlobError> {
         archive::write(&image.name, manifest, &self.blobs, to).map_err(|error| match error {
             ArchiveError::Blob(error) => error,
             ArchiveError::Refused(refusal) => BlobError::Io(std::io::Error::other(refusal)),

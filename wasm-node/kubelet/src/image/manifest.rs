@@ -1,4 +1,5 @@
-//! What a manifest is, and what of it this node runs. Pure: bytes in, a plan or the reason against it out.
+//! Parses manifests, and selects the parts that this node runs. Pure: bytes in; a plan, or the reason for rejection,
+//! out.
 
 use std::collections::BTreeMap;
 
@@ -15,29 +16,29 @@ const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
-/// A Spin application: the locked application is the artifact's config, or since Spin 2 a layer of an image.
+/// A Spin application: the locked application is the artifact's config or, since Spin 2, a layer of an image.
 const SPIN_APPLICATION: &str = "application/vnd.fermyon.spin.application.v1+config";
-/// Layers that are a module as it is: the CNCF layout's, and those of tools that are older than it (Spin and wasm-to-oci,
-/// wash, runwasi).
+/// Layer types that are a module: the CNCF layout's, and those of older tools (Spin and wasm-to-oci, wash, runwasi).
 const MODULE_LAYERS: [&str; 4] = [
     WASM_LAYER,
     "application/vnd.wasm.content.layer.v1+wasm",
     "application/vnd.module.wasm.content.layer.v1+wasm",
     "application/vnd.bytecodealliance.wasm.component.layer.v0+wasm",
 ];
-/// Config types of artifacts that are one module, beside the CNCF layout's: wasm-to-oci's and wash's.
+/// Config types of artifacts that are one module, besides the CNCF layout's: wasm-to-oci's and wash's.
 const OLDER_MODULE_CONFIGS: [&str; 2] =
     ["application/vnd.wasm.config.v1+json", "application/vnd.wasmcloud.actor.archive.config"];
-/// Everything that a pull says it accepts.
+/// The manifest types of a pull's `Accept` header.
 pub(crate) const ACCEPTED: [&str; 4] = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_INDEX];
-/// Layers of an image: Spin gives each file of an application its own, up to 500 (what the smallest of registries take).
+/// Maximum layers of an image: Spin gives each file of an application its own, up to 500 (the limit of the smallest
+/// registries).
 pub(super) const LAYERS_MAX: usize = 512;
-/// All of them together, as the manifest announces them.
+/// Maximum bytes of all layers together, by the sizes in the manifest.
 const LAYERS_BYTES_MAX: u64 = 2 << 30;
-/// Platforms that an error lists.
+/// Maximum platforms that an error lists.
 pub(super) const LISTED_MAX: usize = 8;
 
-/// Points at a blob.
+/// A reference to a blob.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Descriptor {
@@ -81,16 +82,16 @@ pub(super) struct Manifest {
     pub(super) annotations: Option<BTreeMap<String, String>>,
 }
 
-/// What to do with a manifest.
+/// How a manifest is processed.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Plan {
-    /// This layer is the module; the config is a container image's where `is_image`.
+    /// This layer is the module; `is_image` = the config is a container image's.
     Module { config: Descriptor, layer: Descriptor, is_image: bool },
-    /// A Spin application, which says what these layers are.
+    /// A Spin application, whose document describes these layers.
     Spin { application: Descriptor, layers: Vec<Descriptor> },
-    /// A container image: its config decides.
+    /// A container image, whose config selects the module.
     Image { config: Descriptor, layers: Vec<Layer> },
-    /// An index: go on with this child.
+    /// An index: continue with this child.
     Child(Descriptor),
 }
 
@@ -101,11 +102,11 @@ pub(crate) struct Layer {
     pub(crate) compression: Compression,
 }
 
-/// How a layer's tar is packed.
+/// The compression of a layer's tar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Compression {
-    /// As it is.
+    /// No compression.
     None,
     /// RFC 1952.
     Gzip,
@@ -114,7 +115,7 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// Of a layer that is a tar; none where it is something else.
+    /// Returns the compression of a layer that is a tar; `None` for other layers.
     pub(super) fn of_tar(media_type: &str) -> Option<Self> {
         let oci = media_type.strip_prefix("application/vnd.oci.image.layer.");
         let oci = oci.map(|rest| rest.strip_prefix("nondistributable.").unwrap_or(rest));
@@ -127,13 +128,13 @@ impl Compression {
     }
 }
 
-/// Why an image isn't run: what was found instead.
+/// Why an image isn't run, with what was found instead.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// Not a manifest.
     #[error("not an image manifest: {0}")]
     Malformed(String),
-    /// A Linux image, or one of another system.
+    /// An image for Linux or another system.
     #[error(
         "the image is built for {found}, not for WebAssembly, so it can't run here (README, \"deploy your own module\", \
          shows how to build and push one)"
@@ -142,14 +143,14 @@ pub enum Refusal {
         /// `linux/amd64` and the like.
         found: String,
     },
-    /// Media types of no layout that is read.
+    /// The media types are of no supported layout.
     #[error(
         "{what}: found config {config:?} with layers {layers}; taken are {WASM_CONFIG:?} with one {WASM_LAYER:?} layer, \
          FROM scratch images whose entrypoint is a .wasm file, and Spin applications of one component (README, \"deploy \
          your own module\")"
     )]
     Layout {
-        /// In a few words.
+        /// A short description.
         what: &'static str,
         /// The config's type.
         config: String,
@@ -162,27 +163,27 @@ pub enum Refusal {
         /// The entrypoint, or what is wrong with it.
         found: String,
     },
-    /// A layer that can't be read, or a hostile one.
+    /// A layer that can't be read, or exceeds a bound.
     #[error("the image's layers can't be read: {0}")]
     Layers(String),
-    /// An index of other machines' images, where a volume is wanted.
+    /// A volume's index has images for other platforms only.
     #[error("its index has no image for wasi/wasm nor for {wanted}: {found}")]
     NoPlatform {
-        /// This machine's.
+        /// This machine's platform.
         wanted: String,
-        /// What it has.
+        /// The platforms in the index.
         found: String,
     },
-    /// A Spin application that asks for more than one component that answers HTTP.
+    /// A Spin application that needs more than one HTTP component.
     #[error("the Spin application can't run here: {0}")]
     Spin(String),
-    /// Over a bound.
+    /// A size above its bound.
     #[error("the image is too large: {0}")]
     TooLarge(String),
 }
 
 impl Refusal {
-    /// Whether it may be an image all the same, only none that is run.
+    /// Returns whether the image may be valid although it can't be run.
     pub(super) fn is_no_module(&self) -> bool {
         matches!(self, Self::Platform { .. } | Self::Layout { .. } | Self::Entrypoint { .. })
     }
@@ -193,7 +194,7 @@ pub(super) fn is_wasm(os: &str, architecture: &str) -> bool {
     os.starts_with("wasi") && matches!(architecture.as_str(), "wasm" | "wasm32")
 }
 
-/// Reads a manifest.
+/// Parses a manifest.
 pub(crate) fn plan(bytes: &[u8]) -> Result<Plan, Refusal> {
     let manifest: Manifest = serde_json::from_slice(bytes).map_err(|error| Refusal::Malformed(error.to_string()))?;
     if let Some(children) = manifest.manifests {
@@ -231,20 +232,20 @@ pub(crate) fn plan(bytes: &[u8]) -> Result<Plan, Refusal> {
     }
 }
 
-/// Whether layers are no more and no larger than an image's may be.
+/// Checks the number and size of layers against an image's bounds.
 pub(super) fn check_layers(layers: &[Descriptor]) -> Result<(), Refusal> {
     if layers.len() > LAYERS_MAX {
-        return Err(Refusal::TooLarge(format!("{} layers, at most {LAYERS_MAX} are taken", layers.len())));
+        return Err(Refusal::TooLarge(format!("{} layers, at most {LAYERS_MAX} are accepted", layers.len())));
     }
     let announced = layers.iter().fold(0u64, |sum, layer| sum.saturating_add(layer.size));
     if announced > LAYERS_BYTES_MAX {
-        let text = format!("its layers have {announced} bytes, at most {LAYERS_BYTES_MAX} are taken");
+        let text = format!("its layers have {announced} bytes, at most {LAYERS_BYTES_MAX} are accepted");
         return Err(Refusal::TooLarge(text));
     }
     Ok(())
 }
 
-/// The layers of a container image, as what they are packed with.
+/// Returns the layers of a container image with their compression.
 fn image(layers: &[Descriptor], layout: &dyn Fn(&'static str) -> Refusal) -> Result<Vec<Layer>, Refusal> {
     let read = |layer: &Descriptor| match Compression::of_tar(&layer.media_type) {
         Some(compression) => Ok(Layer { descriptor: layer.clone(), compression }),
@@ -279,8 +280,8 @@ pub(super) fn short(text: &str) -> String {
     text.chars().take(120).collect()
 }
 
-/// Of an index the child for WebAssembly; where it names none, one whose config may still say that it is a module: a
-/// scratch image that was built without a platform is called one of the builder's.
+/// Selects an index's child for WebAssembly. If there is none, it selects one whose config may still name a module: a
+/// scratch image built without a platform is labelled with the builder's.
 fn choose(children: Vec<Descriptor>) -> Result<Descriptor, Refusal> {
     let mut found = Vec::new();
     let (mut plain, mut linux) = (None, None);
@@ -295,7 +296,7 @@ fn choose(children: Vec<Descriptor>) -> Result<Descriptor, Refusal> {
                     linux = linux.or(Some(child));
                 }
             }
-            // An artifact or a nested index says nothing of platforms.
+            // An artifact or a nested index has no platform.
             None => plain = plain.or(Some(child)),
         }
     }
@@ -303,7 +304,7 @@ fn choose(children: Vec<Descriptor>) -> Result<Descriptor, Refusal> {
     found.dedup();
     match (plain, linux) {
         (Some(child), _) if found.is_empty() => Ok(child),
-        // Several systems and no WebAssembly: no scratch image of a module is built like that.
+        // An index of several systems without WebAssembly is never a scratch image of a module.
         (_, Some(child)) if found.len() == 1 => Ok(child),
         _ => {
             found.truncate(LISTED_MAX);
@@ -396,7 +397,7 @@ mod tests {
         let linux = json!({"manifests": [child("linux", "arm64", 1), child("linux", "amd64", 1), child("unknown", "unknown", 2)]});
         let error = check(&linux).unwrap_err();
         assert!(error.contains("linux/amd64, linux/arm64") && error.contains("deploy your own module"), "{error}");
-        // Built without a platform: its config says whether it is a module.
+        // Built without a platform: its config decides whether it is a module.
         let builders = json!({"manifests": [child("linux", "amd64", 7), child("unknown", "unknown", 2)]});
         assert!(matches!(check(&builders), Ok(Plan::Child(chosen)) if chosen.size == 7));
     }

@@ -1,4 +1,5 @@
-//! The images of a node: from a name in a pod's spec to a module that is verified, kept and compiled, and who may use it.
+//! The images of a node: resolves an image name of a pod's spec to a module that is verified, stored and compiled, and
+//! checks access to it.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -8,19 +9,19 @@ use std::time::Duration;
 
 use tokio::sync::OwnedMutexGuard;
 
-use super::access::{Access, Trust};
-use super::compiling::{Told, told};
+use super::access::{PullAccess, Trust};
+use super::compiling::{CompileProgress, report_compilation};
 use super::error::ImageError;
+use super::index::{Image, ImageIndex, IndexEntry, Purpose, Record, key};
 use super::keyring::Keyring;
-use super::known::{AllKnown, Image, Known, Purpose, Record, key};
-use super::providers::{CredentialProviders, ProviderFigures, Providers};
+use super::providers::{CredentialProviders, ProviderMetrics, Providers};
+use super::pull_limiter::{PARALLEL_PULLS_DEFAULT, PullLimiter, PullPermit};
 use super::registries::Registries;
-use super::remote::Remote;
+use super::remote::RegistryClients;
 use super::signatures::{Rule, SignaturePolicy};
-use super::source::{Source, repository};
+use super::source::{ImageSource, repository};
 use super::toolbox::Toolbox;
-use super::turns::{PARALLEL_PULLS_DEFAULT, Turn, Turns};
-use super::volume::Trees;
+use super::volume::UnpackedTrees;
 use machinery_env::Env;
 use oci_registry::Credentials;
 use oci_registry::blobs::{BlobError, BlobStore, Pins, digest, write_durably};
@@ -28,15 +29,15 @@ use oci_registry::reference::{BUILT_IN_REGISTRY, ImageName, Reference};
 use runtime_api::flights::Flights;
 use runtime_api::{LoadError, MODULE_BYTES_MAX, Metering, Module, Runtime};
 
-/// Wall clock of one pull without its compilation.
+/// Maximum time of a pull without its compilation.
 const PULL_TIME_MAX: Duration = Duration::from_secs(900);
 
-/// When to pull.
+/// When an image is pulled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PullPolicy {
-    /// Ask the registry each time.
+    /// At each start of a container.
     Always,
-    /// Only what isn't there.
+    /// If the image is absent.
     IfNotPresent,
     /// Never.
     Never,
@@ -53,19 +54,19 @@ pub struct RegistryAccess {
     pub ca_pem: Option<Vec<u8>>,
 }
 
-/// What the images of a node are made with.
+/// The configuration of [`Images`].
 pub struct ImagesConfig {
-    /// How the cluster's own registry is reached.
+    /// Access to the cluster's own registry.
     pub built_in: Option<RegistryAccess>,
-    /// How the others are.
+    /// Access to the other registries.
     pub registries: Registries,
     /// Folders of `--allow-file-images`.
     pub file_dirs: Vec<PathBuf>,
-    /// Pulls at once.
+    /// Maximum concurrent pulls.
     pub parallel_pulls: usize,
-    /// Who is asked for credentials of the node.
+    /// The providers of the node's credentials.
     pub credential_providers: CredentialProviders,
-    /// Which images have to be signed.
+    /// The images that must be signed.
     pub signature_policy: SignaturePolicy,
 }
 
@@ -88,20 +89,20 @@ impl Default for ImagesConfig {
 pub struct Pulled {
     /// The image.
     pub image: Arc<Image>,
-    /// How long it took, without what it waited for other pulls.
+    /// The time of the pull, without waiting for other pulls.
     pub took: Duration,
 }
 
-/// Leave to pull an image, which nobody else pulls meanwhile.
-pub(super) struct Place {
+/// The exclusive right to pull an image.
+pub(super) struct PullLock {
     own: OwnedMutexGuard<()>,
-    _turn: Turn,
+    _permit: PullPermit,
     _alone: OwnedMutexGuard<()>,
 }
 
-impl Place {
-    /// Others may pull it; those of the same namespace wait until what is left is dropped.
-    pub(super) fn leave(self) -> OwnedMutexGuard<()> {
+impl PullLock {
+    /// Lets other namespaces pull the image. Pulls of the same namespace wait until the returned guard is dropped.
+    pub(super) fn unlock_image(self) -> OwnedMutexGuard<()> {
         self.own
     }
 }
@@ -111,15 +112,15 @@ pub struct Images {
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) env: Env,
     pub(super) blobs: Arc<BlobStore>,
-    pub(super) source: Source,
+    pub(super) source: ImageSource,
     providers: Providers,
     file_dirs: Vec<PathBuf>,
     records: PathBuf,
-    known: Mutex<AllKnown>,
+    index: Mutex<ImageIndex>,
     flights: Flights<String>,
     pub(super) toolbox: Toolbox,
-    pub(super) turns: Turns,
-    pub(super) trees: Arc<Trees>,
+    pub(super) pull_limiter: PullLimiter,
+    pub(super) trees: Arc<UnpackedTrees>,
 }
 
 impl std::fmt::Debug for Images {
@@ -129,10 +130,10 @@ impl std::fmt::Debug for Images {
 }
 
 impl Images {
-    /// Opens the images in a blob store.
+    /// Opens the images of a blob store.
     ///
     /// # Errors
-    /// The disk.
+    /// The disk failed.
     pub fn open(
         runtime: Arc<dyn Runtime>,
         env: Env,
@@ -141,57 +142,71 @@ impl Images {
     ) -> Result<Self, ImageError> {
         let io = |source: std::io::Error| ImageError::Blob { image: "images".into(), source: source.into() };
         let records = blobs.folder("images").map_err(io)?;
-        let (mut known, now) = (AllKnown::default(), env.elapsed());
+        let (mut index, now) = (ImageIndex::default(), env.elapsed());
         for entry in std::fs::read_dir(&records).map_err(io)? {
             let path = entry.map_err(io)?.path();
             let record = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
             match record {
                 Some(Record { image, trust }) if image.is_whole(&blobs) => {
                     let (key, image) = (image.key(), Arc::new(image));
-                    known.by_name.insert(key, Known { image, trust, detected_at: now, used_at: now });
+                    index.by_name.insert(key, IndexEntry { image, trust, detected_at: now, used_at: now });
                 }
-                // A record without its module, or of another form: pulled again when it is wanted.
+                // A record without its module, or of another format: the image is pulled again on demand.
                 _ => {
                     let _ = std::fs::remove_file(&path);
                 }
             }
         }
         let file_dirs = config.file_dirs.iter().filter_map(|dir| dir.canonicalize().ok()).collect();
-        let remote = Remote::new(config.registries, config.built_in);
+        let remote = RegistryClients::new(config.registries, config.built_in);
         let providers = Providers::new(config.credential_providers, &env);
-        let source = Source::new(remote, config.signature_policy, blobs.clone(), env.clone());
-        let (known, flights, turns) = (Mutex::new(known), Flights::default(), Turns::new(config.parallel_pulls));
-        let trees = Arc::new(Trees::open(blobs.folder("trees").map_err(io)?).map_err(io)?);
+        let source = ImageSource::new(remote, config.signature_policy, blobs.clone(), env.clone());
+        let (index, flights, pull_limiter) =
+            (Mutex::new(index), Flights::default(), PullLimiter::new(config.parallel_pulls));
+        let trees = Arc::new(UnpackedTrees::open(blobs.folder("trees").map_err(io)?).map_err(io)?);
         let toolbox = Toolbox::default();
-        Ok(Self { runtime, env, blobs, source, providers, file_dirs, records, known, flights, toolbox, turns, trees })
+        Ok(Self {
+            runtime,
+            env,
+            blobs,
+            source,
+            providers,
+            file_dirs,
+            records,
+            index,
+            flights,
+            toolbox,
+            pull_limiter,
+            trees,
+        })
     }
 
-    /// Pulls that begin from here on ask these registries.
+    /// Sets the registries for pulls that begin later.
     pub fn configure(&self, registries: Registries) {
         self.source.configure(registries);
     }
 
-    /// The registries that are asked.
+    /// Returns the current registries.
     #[must_use]
     pub fn registries(&self) -> Registries {
         self.source.remote().registries.clone()
     }
 
-    /// Pods that begin from here on get images by this policy.
+    /// Sets the signature policy for pods that begin later.
     pub fn configure_signatures(&self, policy: SignaturePolicy) {
         *self.source.policy() = policy;
     }
 
-    /// The policy that images are taken by.
+    /// Returns the current signature policy.
     #[must_use]
     pub fn signature_policy(&self) -> SignaturePolicy {
         self.source.policy().clone()
     }
 
-    /// What an image has to meet, where that can be met at all.
+    /// Returns the rule that an image has to meet; an error if no image of that name can meet it.
     fn rule(&self, image: &str, name: &ImageName) -> Result<Option<Arc<Rule>>, ImageError> {
         let rule = self.source.policy().rule(name);
-        let refused = rule.as_ref().and_then(|rule| rule.refuses(name));
+        let refused = rule.as_ref().and_then(|rule| rule.rejection(name));
         match refused {
             Some(why) => Err(ImageError::Signature { image: image.to_owned(), why }),
             None => Ok(rule),
@@ -202,8 +217,8 @@ impl Images {
         ImageName::parse(image).map_err(|error| ImageError::InvalidName { image: image.to_owned(), error })
     }
 
-    /// The image, where it is on the node already and a pod with these credentials may use it.
-    pub(super) fn present(
+    /// Returns the image if it is on the node and a pod with these credentials may use it.
+    pub(super) fn find_usable(
         &self,
         image: &str,
         purpose: Purpose,
@@ -215,25 +230,25 @@ impl Images {
             ImageName::File(_) => return Ok(None),
         };
         let credentials = keyring.lookup(&repository(&reference));
-        let mut known = self.known();
-        let known = known.by_name.get_mut(&key(&reference.to_string(), purpose));
-        let known = known.filter(|known| known.trust.admits(&credentials, keyring.identity()));
-        Ok(known.map(|known| {
-            known.used_at = self.env.elapsed();
-            known.image.clone()
+        let mut index = self.index();
+        let entry = index.by_name.get_mut(&key(&reference.to_string(), purpose));
+        let entry = entry.filter(|entry| entry.trust.admits(&credentials, keyring.identity()));
+        Ok(entry.map(|entry| {
+            entry.used_at = self.env.elapsed();
+            entry.image.clone()
         }))
     }
 
-    /// Whether an image that is there is known to meet a rule.
+    /// Returns whether a local image is recorded as meeting a rule.
     fn meets(&self, image: &Image, rule: &Rule) -> bool {
-        self.known().by_name.get(&image.key()).is_some_and(|known| *known.image == *image && known.trust.meets(rule))
+        self.index().by_name.get(&image.key()).is_some_and(|entry| *entry.image == *image && entry.trust.meets(rule))
     }
 
-    /// What `policy` makes of a name: the image that is there and may be used with these credentials (KEP-2535), or none
-    /// where it has to be pulled.
+    /// Applies `policy` to a name. Returns a local image that may be used with these credentials (KEP-2535), or `None`
+    /// if it must be pulled.
     ///
     /// # Errors
-    /// A bad name, or one that must not be pulled.
+    /// The name is invalid, or the image must not be pulled.
     pub fn decide(
         &self,
         (image, purpose): (&str, Purpose),
@@ -241,12 +256,12 @@ impl Images {
         keyring: &Keyring,
     ) -> Result<Option<Arc<Image>>, ImageError> {
         let rule = self.rule(image, &Self::parse(image)?)?;
-        let present = self.present(image, purpose, keyring)?;
-        // What came before the policy was as it is now, or from an archive, is pulled again: then its signatures are looked at.
+        let present = self.find_usable(image, purpose, keyring)?;
+        // An image from an archive, or pulled under an older policy, is pulled again to check its signatures.
         let unmet = present.as_ref().zip(rule).filter(|(image, rule)| !self.meets(image, rule));
         let present = match (policy, unmet) {
             (PullPolicy::Never, Some((found, rule))) => {
-                let why = rule.unverified(&found.image_id);
+                let why = rule.unverified_message(&found.image_id);
                 return Err(ImageError::Signature { image: image.to_owned(), why });
             }
             (_, Some(_)) => None,
@@ -255,13 +270,15 @@ impl Images {
         match (policy, present) {
             (PullPolicy::Always, _) | (PullPolicy::IfNotPresent, None) => Ok(None),
             (_, Some(image)) => Ok(Some(image)),
-            // The same whether it isn't there or isn't this pod's: who may not use it does not learn of it.
+            // The error is the same for an absent image and one that the pod may not use: it reveals nothing about
+            // other pods' images.
             (PullPolicy::Never, None) => Err(ImageError::NeverPull { image: image.to_owned() }),
         }
     }
 
-    /// Pulls an image and compiles its module for `metering`, on the share of the pod's `namespace`; `tell` hears how long that takes.
-    /// Several pulls of one name become one after another, and blobs that are there are not fetched again.
+    /// Pulls an image and compiles its module for `metering`, on the share of the pod's `namespace`; `on_progress`
+    /// receives the compilation's progress. Pulls of the same name run one after another. Blobs in the store are not
+    /// fetched again.
     ///
     /// # Errors
     /// See [`ImageError`].
@@ -271,7 +288,7 @@ impl Images {
         keyring: &Keyring,
         metering: Metering,
         namespace: &str,
-        tell: Told<'_>,
+        on_progress: CompileProgress<'_>,
     ) -> Result<Pulled, ImageError> {
         let name = Self::parse(image)?;
         self.rule(image, &name)?;
@@ -280,30 +297,32 @@ impl Images {
             ImageName::File(path) => format!("file://{}", path.display()),
         };
         let keyring = match &name {
-            ImageName::Registry(reference) => &*self.provided(reference, keyring, namespace).await,
+            ImageName::Registry(reference) => &*self.with_provider_credentials(reference, keyring, namespace).await,
             ImageName::File(_) => keyring,
         };
-        let place = self.place(&key, namespace).await;
+        let pull_lock = self.lock_pull(&key, namespace).await;
         let began = self.env.elapsed();
-        // Until a record refers to them.
+        // Pins keep the blobs until a record refers to them.
         let pins = Arc::new(self.blobs.pins());
         let (pulled, trust) = match &name {
             ImageName::Registry(reference) => {
                 self.fetch((image, &key, Purpose::Module), reference, keyring, &pins).await?
             }
-            ImageName::File(path) => (self.import(&key, path, &pins).await?, Trust::new(Access::of_everybody(), None)),
+            ImageName::File(path) => {
+                (self.import(&key, path, &pins).await?, Trust::new(PullAccess::open_to_all(), None))
+            }
         };
-        // Compiling has bounds of its own: a module that takes long keeps nobody from pulling what is compiled already, and the
-        // line of one namespace's modules keeps no other that wants the same.
-        let own = place.leave();
+        // Compilation has its own limits: a long one must not block pulls of compiled images. One namespace's compile
+        // queue must not block another namespace that pulls the same image.
+        let own = pull_lock.unlock_image();
         let module = |source| ImageError::Module { image: key.clone(), source };
         let path = self.blobs.path(&pulled.module).map_err(|source| ImageError::Blob { image: key.clone(), source })?;
         let compiling = self.runtime.compile(&pulled.module, &path, metering, namespace);
-        told(&self.env, tell, compiling).await.map_err(module)?;
+        report_compilation(&self.env, on_progress, compiling).await.map_err(module)?;
         let flight = self.flight(&key);
         let kept = {
             let _alone = flight.lock().await;
-            self.remember(pulled, trust)
+            self.record_image(pulled, trust)
         };
         drop(own);
         let took = self.env.elapsed().saturating_sub(began);
@@ -311,39 +330,40 @@ impl Images {
         Ok(Pulled { image, took })
     }
 
-    /// Waits until a namespace may pull what is known by `key`, and nobody else does. Nobody waits in the line of a namespace with the
-    /// name held, which others may want that have no line, nor holds a turn while another one pulls it.
-    pub(super) async fn place(&self, key: &str, namespace: &str) -> Place {
-        // Of a namespace one asks for a turn: its others wait for that one.
+    /// Waits for the right of `namespace` to pull the image `key`. A pull that waits in its namespace's queue doesn't
+    /// hold the image's lock, which other namespaces may need. A pull that waits for the image's lock holds no permit.
+    pub(super) async fn lock_pull(&self, key: &str, namespace: &str) -> PullLock {
+        // One pull of each namespace waits for a permit; the others of the namespace wait for that pull.
         let own = self.flight(&format!("{key} of {namespace}")).lock_owned().await;
         let flight = self.flight(key);
         loop {
-            let turn = self.turns.take(namespace).await;
+            let permit = self.pull_limiter.acquire(namespace).await;
             if let Ok(alone) = flight.clone().try_lock_owned() {
-                return Place { own, _turn: turn, _alone: alone };
+                return PullLock { own, _permit: permit, _alone: alone };
             }
-            drop(turn);
+            drop(permit);
             drop(flight.lock().await);
         }
     }
 
-    pub(crate) fn provider_figures(&self) -> ProviderFigures {
-        self.providers.figures()
+    pub(crate) fn provider_metrics(&self) -> ProviderMetrics {
+        self.providers.metrics()
     }
 
-    /// Whether a provider is told of the ServiceAccount of a pod with that image: then what came for one is for that one.
+    /// Returns whether a provider receives the pod's ServiceAccount for this image. If so, credentials are valid for
+    /// that ServiceAccount only.
     #[must_use]
-    pub fn asks_accounts(&self, image: &str) -> bool {
+    pub fn uses_service_account(&self, image: &str) -> bool {
         match Self::parse(image) {
             Ok(ImageName::Registry(reference)) if reference.registry != BUILT_IN_REGISTRY => {
-                self.providers.asks_accounts(&repository(&reference))
+                self.providers.uses_service_account(&repository(&reference))
             }
             _ => false,
         }
     }
 
-    /// With what the node's providers give. They are asked before anything is held that others wait for.
-    pub(super) async fn provided<'a>(
+    /// Adds the providers' credentials. They are requested before any lock is held.
+    pub(super) async fn with_provider_credentials<'a>(
         &self,
         reference: &Reference,
         keyring: &'a Keyring,
@@ -354,11 +374,11 @@ impl Images {
         }
         match self.providers.credentials(&repository(reference), namespace, keyring.account()).await {
             none if none.is_empty() => Cow::Borrowed(keyring),
-            given => Cow::Owned(keyring.beside(given)),
+            given => Cow::Owned(keyring.with_provided(given)),
         }
     }
 
-    /// Fetches what is named, in bounded time.
+    /// Fetches an image in bounded time.
     pub(super) async fn fetch(
         &self,
         (image, key, purpose): (&str, &str, Purpose),
@@ -373,7 +393,7 @@ impl Images {
         })
     }
 
-    /// Loads an image's module as a command, whatever else it is; none where it is none.
+    /// Loads an image's module as a command, independent of its own kind; `None` if it is no command.
     pub async fn load_command(
         &self,
         image: &Image,
@@ -383,7 +403,7 @@ impl Images {
         self.load_other(&image.module, metering, namespace).await
     }
 
-    /// The same of any module of an image.
+    /// Like [`Self::load_command`], for any module of an image.
     pub async fn load_other(
         &self,
         module: &str,
@@ -394,49 +414,49 @@ impl Images {
         self.runtime.load_command(module, &path, metering, namespace).await
     }
 
-    /// Loads an image's module: shared with every container of it, from the cache of compiled modules.
+    /// Loads an image's module from the cache of compiled modules; all its containers share it.
     pub async fn load(&self, image: &Image, metering: Metering, namespace: &str) -> Result<Arc<dyn Module>, LoadError> {
         let path = self.blobs.path(&image.module).map_err(|error| LoadError::NotWasm(error.to_string()))?;
         self.runtime.load(&image.module, &path, metering, namespace).await
     }
 
-    /// Every image on the node, for `status.images`. Copies: who looks at an image does not use it.
+    /// Lists every image on the node, for `status.images`. Returns copies: a reference would mark the image as in use.
     #[must_use]
     pub fn list(&self) -> Vec<Image> {
-        self.known().by_name.values().map(|known| (*known.image).clone()).collect()
+        self.index().by_name.values().map(|entry| (*entry.image).clone()).collect()
     }
 
-    pub(super) fn known(&self) -> std::sync::MutexGuard<'_, AllKnown> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn index(&self) -> std::sync::MutexGuard<'_, ImageIndex> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn flight(&self, key: &str) -> Arc<tokio::sync::Mutex<()>> {
         self.flights.of(&key.to_owned())
     }
 
-    pub(super) fn record(&self, name: &str) -> PathBuf {
+    pub(super) fn record_path(&self, name: &str) -> PathBuf {
         self.records.join(format!("{}.json", &digest(name.as_bytes())["sha256:".len()..]))
     }
 
-    /// Keeps a pulled image under its name. Who calls has the name's flight.
-    pub(super) fn remember(&self, image: Image, trust: Trust) -> std::io::Result<Arc<Image>> {
+    /// Records a pulled image under its name. The caller holds the name's lock.
+    pub(super) fn record_image(&self, image: Image, trust: Trust) -> std::io::Result<Arc<Image>> {
         let now = self.env.elapsed();
         let before = {
-            let mut known = self.known();
-            let before = known.by_name.get_mut(&image.key()).filter(|known| *known.image == image);
-            before.map(|known| {
-                known.used_at = now;
-                (known.image.clone(), known.trust.clone())
+            let mut index = self.index();
+            let before = index.by_name.get_mut(&image.key()).filter(|entry| *entry.image == image);
+            before.map(|entry| {
+                entry.used_at = now;
+                (entry.image.clone(), entry.trust.clone())
             })
         };
-        let record = self.record(&image.key());
+        let record = self.record_path(&image.key());
         if let Some((kept, before)) = before {
-            // The same image again: whoever could use it still can.
-            let trust = before.clone().with(trust);
+            // The same image again: earlier accepted credentials stay valid.
+            let trust = before.clone().merge(trust);
             if trust != before {
                 write_durably(&record, &serde_json::to_vec(&Record { image, trust: trust.clone() })?)?;
-                if let Some(known) = self.known().by_name.get_mut(&kept.key()) {
-                    known.trust = trust;
+                if let Some(entry) = self.index().by_name.get_mut(&kept.key()) {
+                    entry.trust = trust;
                 }
             }
             return Ok(kept);
@@ -445,10 +465,10 @@ impl Images {
         write_durably(&record, &serde_json::to_vec(&written)?)?;
         let Record { image, trust } = written;
         let image = Arc::new(image);
-        let mut known = self.known();
-        let fresh = Known { image: image.clone(), trust, detected_at: now, used_at: now };
-        if let Some(before) = known.by_name.insert(image.key(), fresh) {
-            known.replaced.push(Arc::downgrade(&before.image));
+        let mut index = self.index();
+        let fresh = IndexEntry { image: image.clone(), trust, detected_at: now, used_at: now };
+        if let Some(before) = index.by_name.insert(image.key(), fresh) {
+            index.replaced.push(Arc::downgrade(&before.image));
         }
         Ok(image)
     }

@@ -1,4 +1,4 @@
-//! Pushing a module as an artifact of the CNCF layout: what `coracle push` and `coracle run` do.
+//! Pushes a module as an artifact of the CNCF layout, for `coracle push` and `coracle run`.
 
 mod blob;
 mod client;
@@ -21,7 +21,8 @@ use oci_registry::blobs::digest;
 use oci_registry::reference::{BUILT_IN_REGISTRY, Reference, ReferenceError};
 use runtime_api::{Inspection, LoadError, MODULE_BYTES_MAX};
 
-/// The layout wants a date; one of the clock would make another digest of each push of the same bytes, and pinning useless.
+/// The layout requires a date. The current time would change the digest with each push of the same bytes, and make
+/// pinning useless.
 const CREATED: &str = "1970-01-01T00:00:00Z";
 
 /// Why a push failed.
@@ -30,37 +31,37 @@ pub enum PushError {
     /// The name can't be parsed.
     #[error("{image:?}: {error}")]
     Reference {
-        /// As given.
+        /// The name as given.
         image: String,
-        /// What is wrong.
+        /// The parse error.
         error: ReferenceError,
     },
-    /// Another registry, or a digest in place of a tag.
+    /// The target is another registry, or a digest instead of a tag.
     #[error("{0}")]
     Target(String),
     /// Not a module.
     #[error(transparent)]
     Module(#[from] LoadError),
-    /// The registry refused or can't be reached.
+    /// The registry rejected the push or is unreachable.
     #[error("pushing to {registry}: {why}")]
     Registry {
-        /// Its address.
+        /// The registry's address.
         registry: String,
-        /// What happened.
+        /// The cause.
         why: String,
     },
 }
 
-/// How the runtime looks into a module.
+/// The runtime's functions that inspect a module.
 #[derive(Debug, Clone, Copy)]
 pub struct Inspect {
-    /// What it is.
+    /// Returns the module's kind, imports and exports.
     pub all: fn(&[u8]) -> Result<Inspection, LoadError>,
-    /// What it imports, by names that policies judge.
+    /// Returns its imports under the names that policies use.
     pub imports: fn(&[u8]) -> Result<Vec<String>, LoadError>,
 }
 
-/// What was pushed.
+/// The result of a push.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pushed {
     /// The normalized name: `registry.local/NAME:TAG`.
@@ -73,11 +74,11 @@ pub struct Pushed {
     pub inspection: Inspection,
 }
 
-/// Pushes `module` as `image` (`registry.local/NAME:TAG`) to the registry of `access`. The same bytes make the same digest.
-/// `inspect` looks into the module as the runtime does, which is not the registry's business.
+/// Pushes `module` as `image` (`registry.local/NAME:TAG`) to the registry of `access`. The same bytes have the same
+/// digest. `inspect` inspects the module like the runtime; the registry doesn't.
 ///
 /// # Errors
-/// A bad name, a file that is no module, or a registry that refuses or can't be reached.
+/// The name is invalid, the file is no module, or the registry rejects the push or is unreachable.
 pub async fn push(
     module: Vec<u8>,
     inspect: Inspect,
@@ -114,8 +115,8 @@ pub async fn push(
     Ok(Pushed { name, digest, size_bytes, inspection })
 }
 
-/// Config and manifest of a module. Pure. The layout has a place for a component's imports; those of a core module are in an
-/// annotation.
+/// Builds config and manifest of a module. Pure. The layout has a field for a component's imports; those of a core
+/// module are in an annotation.
 fn documents(module: &[u8], inspection: &Inspection, imports: &[String]) -> (Vec<u8>, Vec<u8>) {
     let layer = digest(module);
     let mut config = json!({
@@ -140,10 +141,10 @@ fn documents(module: &[u8], inspection: &Inspection, imports: &[String]) -> (Vec
     (config, manifest.to_string().into_bytes())
 }
 
-/// Takes back what was pushed: the manifest goes, and its blobs with the next collection unless another one names them.
+/// Deletes a pushed manifest. The next collection removes its blobs unless another manifest names them.
 ///
 /// # Errors
-/// The registry refuses or can't be reached.
-pub async fn take_back(repository: &str, digest: &str, access: &RegistryAccess) -> Result<(), PushError> {
+/// The registry rejects the request or is unreachable.
+pub async fn delete_pushed(repository: &str, digest: &str, access: &RegistryAccess) -> Result<(), PushError> {
     PushClient::new(access, repository)?.delete_manifest(digest).await
 }

@@ -1,5 +1,6 @@
-//! How this node reaches registries: mirrors, plain HTTP, private CAs and the node's own accounts, from one file in the
-//! form of k3s's `registries.yaml` (docs/decisions/0050-pulls.md). Pure but for reading the files that it names.
+//! The registry configuration of a node: mirrors, plain HTTP, private CAs and the node's own accounts, from one file in
+//! the format of k3s's `registries.yaml` (docs/decisions/0050-pulls.md). Pure except for reading the files that it
+//! names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -10,12 +11,12 @@ use super::file::{self, FileError};
 use super::keyring::Credential;
 use oci_registry::reference::BUILT_IN_REGISTRY;
 
-/// Where images of `docker.io` are.
+/// The host that serves images of `docker.io`.
 const DOCKER_HUB: &str = "registry-1.docker.io";
-/// What registries are asked under (OCI distribution specification).
+/// The path prefix of a registry's API (OCI distribution specification).
 const API: &str = "/v2";
-/// The mirrors' entry for every registry that has none of its own.
-const EVERY: &str = "*";
+/// The `mirrors` key for every registry without its own entry.
+const WILDCARD: &str = "*";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -62,41 +63,41 @@ struct Tls {
     insecure_skip_verify: bool,
 }
 
-/// What is known of a host that the file names.
+/// The configuration of a host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Host {
     pub(crate) account: Option<Credential>,
     pub(crate) ca_pem: Option<Vec<u8>>,
-    /// Certificate and key, one after the other.
+    /// Certificate and key, concatenated.
     pub(crate) identity_pem: Option<Vec<u8>>,
     pub(crate) skip_verify: bool,
 }
 
-/// Where to ask for a registry's images.
+/// An endpoint for a registry's images.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Endpoint {
     pub(crate) https: bool,
-    /// Name or address, and port where it is given.
+    /// Name or address, with the port if given.
     pub(crate) authority: String,
-    /// Before the repository: `/v2`, or what the file says, with no slash at its end.
+    /// The prefix before the repository, without a trailing slash: `/v2`, or the path of the file.
     pub(crate) path: String,
-    /// Another host than the image names: it is told for whom it stands.
+    /// Whether its host differs from the image's registry. A mirror receives the registry's name.
     pub(crate) is_mirror: bool,
 }
 
-/// The node's registries.
+/// The registries of a node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Registries {
     mirrors: BTreeMap<String, Vec<Endpoint>>,
     hosts: BTreeMap<String, Host>,
-    /// Hosts and ports that somebody who runs this node has named: they may be on this machine.
+    /// Hosts and ports named by the node's operator: they may be on this machine.
     named: BTreeSet<(String, u16)>,
-    /// Hosts of the proxies that this process's environment names.
+    /// Hosts of the proxies in this process's environment.
     pub(crate) proxies: Vec<String>,
 }
 
 impl Registries {
-    /// Reads the file and those that it names.
+    /// Reads the file and the files that it names.
     ///
     /// # Errors
     /// See [`FileError`].
@@ -105,20 +106,20 @@ impl Registries {
         unread.with_files(path)
     }
 
-    /// What the file says, without the files that it names.
-    pub(super) fn parse(text: &str) -> Result<Unread, String> {
+    /// Parses the file without the files that it names.
+    pub(super) fn parse(text: &str) -> Result<ParsedRegistries, String> {
         // An empty file is YAML's null.
         let file: Option<File> = machinery_api::yaml::read(text)?;
-        file.map_or_else(|| Ok(Unread::default()), Self::of)
+        file.map_or_else(|| Ok(ParsedRegistries::default()), Self::of)
     }
 
-    fn of(file: File) -> Result<Unread, String> {
+    fn of(file: File) -> Result<ParsedRegistries, String> {
         let mut found = Self::default();
         for (registry, mirror) in file.mirrors {
             if registry == BUILT_IN_REGISTRY {
                 return Err(format!("mirrors.{registry}: this name always means the cluster's own registry"));
             }
-            if registry != EVERY && name_and_port(&registry).is_none() {
+            if registry != WILDCARD && name_and_port(&registry).is_none() {
                 return Err(format!(
                     "mirrors.{}: HOST or HOST:PORT as images name it, no URL",
                     without_account(&registry)
@@ -149,19 +150,19 @@ impl Registries {
                 tls.insert(host, config);
             }
         }
-        Ok(Unread { found, tls })
+        Ok(ParsedRegistries { found, tls })
     }
 
-    /// With the hosts of the proxies that the environment names (`HTTPS_PROXY` …): they may be on this machine.
+    /// Adds the hosts of the environment's proxies (`HTTPS_PROXY` …): they may be on this machine.
     #[must_use]
-    pub fn beside_proxies(mut self, hosts: Vec<String>) -> Self {
+    pub fn with_proxies(mut self, hosts: Vec<String>) -> Self {
         self.proxies = hosts;
         self
     }
 
-    /// Where to ask for images of `registry`, in order: its mirrors, then itself.
+    /// Returns the endpoints for images of `registry`, in order: its mirrors, then the registry.
     pub(crate) fn endpoints(&self, registry: &str) -> Vec<Endpoint> {
-        let mut all = self.mirrors.get(registry).or_else(|| self.mirrors.get(EVERY)).cloned().unwrap_or_default();
+        let mut all = self.mirrors.get(registry).or_else(|| self.mirrors.get(WILDCARD)).cloned().unwrap_or_default();
         let own = if registry == "docker.io" { DOCKER_HUB } else { registry };
         if !all.iter().any(|endpoint| endpoint.authority == own) {
             all.push(Endpoint { https: true, authority: own.to_owned(), path: API.into(), is_mirror: false });
@@ -169,42 +170,42 @@ impl Registries {
         all
     }
 
-    /// What the file says of a host.
+    /// Returns the configuration of a host.
     pub(crate) fn host(&self, authority: &str) -> Option<&Host> {
         self.hosts.get(authority)
     }
 
-    /// The node's account for a registry, under the name that images or its endpoint have.
+    /// Returns the node's account for a registry, by the registry's name or its endpoint's.
     pub(crate) fn account(&self, registry: &str, endpoint: &Endpoint) -> Option<&Credential> {
         let own = self.hosts.get(&endpoint.authority).and_then(|host| host.account.as_ref());
         own.or_else(|| self.hosts.get(registry).filter(|_| !endpoint.is_mirror)?.account.as_ref())
     }
 
-    /// Whether the file names a host and port.
-    pub(crate) fn names(&self, host: &str, port: u16) -> bool {
+    /// Returns whether the file names a host and port.
+    pub(crate) fn is_named(&self, host: &str, port: u16) -> bool {
         self.named.contains(&(host.to_ascii_lowercase(), port))
     }
 }
 
-/// A file whose certificates are not read yet.
+/// A parsed file whose certificates are not read yet.
 #[derive(Default)]
-pub(super) struct Unread {
+pub(super) struct ParsedRegistries {
     pub(super) found: Registries,
     tls: BTreeMap<String, Tls>,
 }
 
-impl Unread {
-    /// Reads certificates; relative names are relative to the file's own folder.
+impl ParsedRegistries {
+    /// Reads certificates; relative paths are relative to the file's own folder.
     fn with_files(mut self, path: &Path) -> Result<Registries, FileError> {
-        let beside = path.parent().unwrap_or(Path::new(""));
-        let load = |file: &Option<PathBuf>| file.as_ref().map(|file| file::read(&beside.join(file))).transpose();
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let load = |file: &Option<PathBuf>| file.as_ref().map(|file| file::read(&folder.join(file))).transpose();
         for (name, tls) in self.tls {
             let host = self.found.hosts.entry(name).or_default();
             host.ca_pem = load(&tls.ca_file)?;
             if let (Some(pem), Some(file)) = (&host.ca_pem, &tls.ca_file)
                 && !reqwest::Certificate::from_pem_bundle(pem).is_ok_and(|found| !found.is_empty())
             {
-                return Err(FileError::form(&beside.join(file), "there is no certificate in it"));
+                return Err(FileError::form(&folder.join(file), "there is no certificate in it"));
             }
             host.identity_pem = match (load(&tls.cert_file)?, load(&tls.key_file)?) {
                 (Some(mut certificate), Some(key)) => {
@@ -221,7 +222,7 @@ impl Unread {
 }
 
 impl Endpoint {
-    /// The cluster's own registry.
+    /// Returns the endpoint of the cluster's own registry.
     pub(crate) fn built_in(authority: String, https: bool) -> Self {
         Self { https, authority, path: API.into(), is_mirror: false }
     }
@@ -253,12 +254,12 @@ fn endpoint(text: &str, registry: &str) -> Result<Endpoint, String> {
     Ok(Endpoint { https, authority: authority.to_owned(), path, is_mirror: authority != own })
 }
 
-/// A URL as messages show it: what stands before an `@` may be a password.
+/// Removes the userinfo from a URL for messages: it may contain a password.
 fn without_account(url: &str) -> String {
     url.rsplit_once('@').map_or_else(|| url.to_owned(), |(_, rest)| format!("…@{rest}"))
 }
 
-/// `HOST` or `HOST:PORT`; an address of IPv6 in brackets, which its name keeps.
+/// Parses `HOST` or `HOST:PORT`; an IPv6 address keeps its brackets.
 fn name_and_port(authority: &str) -> Option<(String, Option<u16>)> {
     let (name, port) = match authority.rsplit_once(':') {
         Some((name, port)) if !authority.ends_with(']') => (name, Some(port.parse().ok()?)),
@@ -293,22 +294,22 @@ mod tests {
             "mirrors:\n  docker.io:\n    endpoint: [\"http://mirror:5000/v2/hub/\", \"http://mirror:5000/\"]\n  reg.test:5000:\n    endpoint: [\"http://reg.test:5000\"]\n  \"*\":\n    endpoint: [\"https://all.test\"]\n",
         )
         .unwrap();
-        let told = |registry: &str| -> Vec<String> {
-            let told = |endpoint: Endpoint| {
+        let endpoints = |registry: &str| -> Vec<String> {
+            let text = |endpoint: Endpoint| {
                 let scheme = if endpoint.https { "https" } else { "http" };
                 format!("{scheme}://{}{} {}", endpoint.authority, endpoint.path, endpoint.is_mirror)
             };
-            registries.endpoints(registry).into_iter().map(told).collect()
+            registries.endpoints(registry).into_iter().map(text).collect()
         };
         assert_eq!(
-            told("docker.io"),
+            endpoints("docker.io"),
             ["http://mirror:5000/v2/hub true", "http://mirror:5000/v2 true", "https://registry-1.docker.io/v2 false"]
         );
-        // One that names itself is only asked the way that is written.
-        assert_eq!(told("reg.test:5000"), ["http://reg.test:5000/v2 false"]);
-        assert_eq!(told("quay.io"), ["https://all.test/v2 true", "https://quay.io/v2 false"]);
-        assert!(registries.names("mirror", 5000) && registries.names("all.test", 443));
-        assert!(!registries.names("mirror", 80) && !registries.names("quay.io", 443));
+        // A registry with an entry for itself is reached only in the configured way.
+        assert_eq!(endpoints("reg.test:5000"), ["http://reg.test:5000/v2 false"]);
+        assert_eq!(endpoints("quay.io"), ["https://all.test/v2 true", "https://quay.io/v2 false"]);
+        assert!(registries.is_named("mirror", 5000) && registries.is_named("all.test", 443));
+        assert!(!registries.is_named("mirror", 80) && !registries.is_named("quay.io", 443));
         assert!(Registries::default().endpoints("quay.io")[0].https);
     }
 

@@ -1,5 +1,5 @@
-//! The HTTP clients by which registries are reached: which one may call which host, by the node's configuration and
-//! `address`. Redirects are never followed here.
+//! The HTTP clients for registries. The node's configuration and `address` determine which client may call which host.
+//! They never follow redirects.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -13,61 +13,63 @@ use super::address::is_reserved;
 use super::pull::RegistryAccess;
 use super::registries::{Host, Registries};
 
-/// A connection with its TLS handshake.
+/// Maximum time of a connection with its TLS handshake.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
-/// Between two reads of an answer to a pull.
+/// Maximum time between two reads of a response to a pull.
 const READ_TIME_MAX: Duration = Duration::from_secs(30);
-/// How long a connection waits for the next request, and how many wait: a pull makes a handful of requests.
+/// Idle connections: their lifetime, and their number per host. A pull sends a handful of requests.
 const IDLE_TIME_MAX: Duration = Duration::from_secs(30);
 const IDLE_PER_HOST_MAX: usize = 2;
-/// What is asked for by name.
+/// The `User-Agent` header.
 const USER_AGENT: &str = concat!("coracle/", env!("CARGO_PKG_VERSION"));
 /// Why a host isn't called.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum HostError {
-    /// Its address is this machine's own, of its links, or a cloud's metadata service.
+    /// Its address is loopback, link-local, or a cloud's metadata service.
     #[error(
         "addresses of this machine, link-local ones and metadata services are only called where the file of --registries \
          names the host and port"
     )]
     Reserved,
-    /// Neither http nor https, or with a user in it.
+    /// The scheme is neither http nor https, or the URL contains a user.
     #[error("not an address that a registry may have")]
     Form,
-    /// No client can be made for it.
+    /// No client can be built for it.
     #[error("{0}")]
     Client(String),
 }
 
-/// Clients by whom they may call.
-pub(crate) struct Remote {
-    /// Between two reads of an answer, counted from the beginning of the request. An upload has its own deadline on progress.
+/// Clients by the hosts that they may call.
+pub(crate) struct RegistryClients {
+    /// Maximum time between two reads of a response, from the beginning of the request. None for uploads, whose
+    /// deadline depends on progress.
     read_time_max: Option<Duration>,
     pub(crate) registries: Registries,
     pub(crate) built_in: Option<RegistryAccess>,
-    /// For every host that nobody has named.
+    /// The client for every host that the configuration doesn't name.
     general: OnceLock<Result<Client, String>>,
-    /// For hosts that the node's configuration names, each with its own certificates.
+    /// Clients for hosts that the node's configuration names, each with its own certificates.
     named: Mutex<BTreeMap<String, Client>>,
 }
 
-impl Remote {
+impl RegistryClients {
     pub(crate) fn new(registries: Registries, built_in: Option<RegistryAccess>) -> Self {
         Self::with(registries, built_in, Some(READ_TIME_MAX))
     }
 
-    /// Clients for requests whose bodies may take longer than an answer may: the caller has a deadline for each request.
+    /// Creates clients for uploads, whose bodies may take longer than a response. The caller sets a deadline for each
+    /// request.
     pub(crate) fn for_uploads(registries: Registries, built_in: Option<RegistryAccess>) -> Self {
         Self::with(registries, built_in, None)
     }
 
     fn with(registries: Registries, built_in: Option<RegistryAccess>, read_time_max: Option<Duration>) -> Self {
-        // reqwest takes its TLS from the process; a second call finds the first one's provider, which is the same.
+        // reqwest uses the process's TLS provider. A second call fails harmlessly: the provider is the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Self { read_time_max, registries, built_in, general: OnceLock::new(), named: Mutex::default() }
     }
 
-    /// The client that may call this address.
+    /// Returns the client that may call this URL.
     pub(crate) fn client_for(&self, url: &Url) -> Result<Client, HostError> {
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
             return Err(HostError::Form);
@@ -78,20 +80,20 @@ impl Remote {
         if self.built_in.as_ref().is_some_and(|access| access.address == format!("{host}:{port}")) {
             return self.named_client(&format!("{host}:{port}"), host);
         }
-        if self.registries.names(host, port) {
+        if self.registries.is_named(host, port) {
             let authority = match url.port() {
                 Some(port) => format!("{host}:{port}"),
                 None => host.to_owned(),
             };
             return self.named_client(&authority, host);
         }
-        // An address that is written out is never looked up, so the resolver doesn't see it.
-        if literal(host).is_some_and(is_reserved) {
+        // A literal address is never resolved, so the resolver can't reject it.
+        if literal_address(host).is_some_and(is_reserved) {
             return Err(HostError::Reserved);
         }
         let general = || {
             let resolver = Resolver { filtered: true, proxies: self.registries.proxies.clone() };
-            base(self.read_time_max).dns_resolver(Arc::new(resolver)).build().map_err(|error| told(&error))
+            base(self.read_time_max).dns_resolver(Arc::new(resolver)).build().map_err(|error| describe_error(&error))
         };
         self.general.get_or_init(general).clone().map_err(HostError::Client)
     }
@@ -109,11 +111,15 @@ impl Remote {
             }
             None => {
                 let settings = self.registries.host(authority).cloned().unwrap_or_default();
-                // As Go has it: what is on this machine is not behind a proxy.
-                build(&settings, host == "localhost" || literal(host).is_some_and(is_reserved), self.read_time_max)
+                // Like in Go, hosts on this machine are reached without a proxy.
+                build(
+                    &settings,
+                    host == "localhost" || literal_address(host).is_some_and(is_reserved),
+                    self.read_time_max,
+                )
             }
         };
-        let client = client.map_err(|error| HostError::Client(told(&error)))?;
+        let client = client.map_err(|error| HostError::Client(describe_error(&error)))?;
         named.insert(authority.to_owned(), client.clone());
         Ok(client)
     }
@@ -136,7 +142,7 @@ fn base(read_time_max: Option<Duration>) -> ClientBuilder {
 fn build(host: &Host, is_near: bool, read_time_max: Option<Duration>) -> reqwest::Result<Client> {
     let mut builder = base(read_time_max).dns_resolver(Arc::new(Resolver { filtered: false, proxies: Vec::new() }));
     if let Some(pem) = &host.ca_pem {
-        // Instead of the system's: who names a CA means that one.
+        // Instead of the system's CAs: a configured CA is the only trusted one.
         builder = builder.tls_certs_only(Certificate::from_pem_bundle(pem)?);
     }
     if let Some(pem) = &host.identity_pem {
@@ -151,27 +157,27 @@ fn build(host: &Host, is_near: bool, read_time_max: Option<Duration>) -> reqwest
     builder.build()
 }
 
-/// An address that is written out.
-fn literal(host: &str) -> Option<IpAddr> {
+/// Returns the address if the host is a literal one.
+fn literal_address(host: &str) -> Option<IpAddr> {
     host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host).parse().ok()
 }
 
-/// An error with its causes, and without the address that was called: a redirect may have been made of what is secret.
-pub(crate) fn told(error: &reqwest::Error) -> String {
+/// Formats an error with its causes, without the URL called: a redirect's URL may contain secrets.
+pub(crate) fn describe_error(error: &reqwest::Error) -> String {
     let mut causes = Vec::new();
     let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {
         causes.push(inner.to_string());
         cause = inner.source();
     }
-    // The innermost one says what happened; reqwest's own names its address.
+    // The innermost cause has the reason; reqwest's own error contains the URL.
     causes.pop().unwrap_or_else(|| "the connection failed".to_owned())
 }
 
-/// The system's names, without addresses that a registry may not have.
+/// The system's resolver, which rejects addresses that a registry may not have.
 struct Resolver {
     filtered: bool,
-    /// Who runs the node has named these.
+    /// Hosts named by the node's operator.
     proxies: Vec<String>,
 }
 
@@ -194,14 +200,14 @@ mod tests {
     use super::*;
     use oci_registry::Credentials;
 
-    fn remote() -> Remote {
+    fn remote() -> RegistryClients {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("r.yaml");
         std::fs::write(&file, "mirrors: {a.io: {endpoint: [\"http://127.0.0.1:5000\", \"http://[::1]:5000\"]}}")
             .unwrap();
         let credentials = Credentials { user: "u".into(), password: "p".into() };
         let access = RegistryAccess { address: "127.0.0.1:6000".into(), credentials, ca_pem: None };
-        Remote::new(Registries::read(&file).unwrap(), Some(access))
+        RegistryClients::new(Registries::read(&file).unwrap(), Some(access))
     }
 
     #[test]
@@ -232,6 +238,6 @@ mod tests {
         let remote = remote();
         let url = Url::parse("http://localhost:1/").unwrap();
         let error = remote.client_for(&url).unwrap().get(url).send().await.unwrap_err();
-        assert!(told(&error).contains("--registries"), "{}", told(&error));
+        assert!(describe_error(&error).contains("--registries"), "{}", describe_error(&error));
     }
 }

@@ -1,6 +1,6 @@
-//! One pull's or push's session with one endpoint of a registry (OCI distribution specification): authentication, redirects,
-//! manifests, blobs. Answers are bounded in size and time, and an error of a pull never holds what a registry was told in
-//! confidence. What a push sends is in `push/client.rs`.
+//! A session of one pull or push with one endpoint of a registry (OCI distribution specification): authentication,
+//! redirects, manifests, blobs. Responses are bounded in size and time, and errors of a pull never contain secrets sent
+//! to the registry. Uploads are in `push/client.rs`.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,54 +15,54 @@ use super::keyring::Credential;
 use super::manifest::{ACCEPTED, OCI_INDEX};
 use super::push::{Part, Progress};
 use super::registries::Endpoint;
-use super::remote::{HostError, Remote, told};
+use super::remote::{HostError, RegistryClients, describe_error};
 use oci_registry::blobs::digest;
 
-/// A manifest or config.
+/// Maximum bytes of a manifest or config.
 pub(super) const MANIFEST_BYTES_MAX: u64 = 4 << 20;
-/// A token with what surrounds it.
+/// Maximum bytes of a token response.
 const TOKEN_BYTES_MAX: u64 = 1 << 20;
-/// What is read of an error.
+/// Maximum bytes read of an error response.
 pub(super) const ERROR_BYTES_MAX: u64 = 16 << 10;
-/// What is shown of it.
+/// Maximum characters shown of an error response.
 const ERROR_CHARS_MAX: usize = 256;
-/// A shorter password is a part of any text.
+/// Shorter passwords are not searched for: they occur in any text.
 const SECRET_BYTES_MIN: usize = 4;
-/// Blob stores are one or two away from their registry.
+/// Maximum redirects. Blob stores are one or two away from their registry.
 const REDIRECTS_MAX: usize = 5;
-/// A request's answer, without its body.
+/// Maximum time until a response's headers.
 pub(super) const HEAD_TIME_MAX: Duration = Duration::from_secs(30);
-/// A small body.
+/// Maximum time of a small body.
 const BODY_TIME_MAX: Duration = Duration::from_secs(30);
-/// Before a request is tried again that failed for no fault of ours.
+/// Waits before the repetitions of a request that failed transiently.
 pub(super) const RETRY_WAITS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
 
-/// Why an endpoint gave nothing.
+/// Why a request to an endpoint failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum RemoteError {
-    /// It doesn't know it.
+    /// The repository or blob is unknown there.
     #[error("not found")]
     NotFound,
-    /// We may not.
+    /// Authorization failed.
     #[error("pull access denied, the repository does not exist or may require authorization: {0}")]
     Denied(String),
-    /// It doesn't answer, or says that it can't.
+    /// The endpoint is unreachable or temporarily failing.
     #[error("{0}")]
     Unavailable(String),
-    /// It breaks its protocol, or leads to where we don't go.
+    /// The endpoint violates the protocol, or redirects to a forbidden host.
     #[error("{0}")]
     Failed(String),
 }
 
 impl RemoteError {
-    /// Whether another try may end otherwise.
+    /// Returns whether a retry may succeed.
     fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_))
     }
 
     pub(super) fn of(error: &reqwest::Error) -> Self {
-        let text = told(error);
-        // What was refused before a connection was made comes back as the connection's error.
+        let text = describe_error(error);
+        // An address rejected before the connection appears as a connection error.
         if text == HostError::Reserved.to_string() { Self::Failed(text) } else { Self::Unavailable(text) }
     }
 }
@@ -73,32 +73,32 @@ impl From<HostError> for RemoteError {
     }
 }
 
-/// A request that can be sent again, after a challenge or to where it is redirected.
-pub(super) struct Call<'c> {
+/// A repeatable request: it is sent again after a challenge or a redirect.
+pub(super) struct RegistryRequest<'c> {
     pub(super) method: Method,
     pub(super) url: Url,
     pub(super) headers: HeaderMap,
-    /// What it sends.
+    /// The request's body.
     pub(super) body: Option<Part<'c>>,
-    /// The deadline of the answer, from the last progress of the body on.
-    pub(super) patience: Duration,
+    /// The deadline of the response, from the last progress of the body on.
+    pub(super) timeout: Duration,
 }
 
-/// What a session may do with its repository.
+/// The access that a session requests to its repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Access {
+enum AccessScope {
     Pull,
     Push,
 }
 
 /// One repository at one endpoint, as one user.
 pub(crate) struct Session {
-    remote: Arc<Remote>,
+    remote: Arc<RegistryClients>,
     base: Url,
-    /// Whom a mirror stands for.
+    /// The registry that a mirror stands for.
     stands_for: Option<String>,
     repository: String,
-    access: Access,
+    access: AccessScope,
     credential: Option<Credential>,
     authorization: Mutex<Option<HeaderValue>>,
 }
@@ -113,7 +113,7 @@ struct Token {
 
 impl Session {
     pub(crate) fn new(
-        remote: &Arc<Remote>,
+        remote: &Arc<RegistryClients>,
         endpoint: &Endpoint,
         (registry, repository): (&str, &str),
         credential: Option<Credential>,
@@ -123,29 +123,29 @@ impl Session {
         let base = Url::parse(&base).map_err(|_| HostError::Form)?;
         let stands_for = endpoint.is_mirror.then(|| registry.to_owned());
         let (remote, repository, authorization) = (remote.clone(), repository.to_owned(), Mutex::default());
-        Ok(Self { remote, base, stands_for, repository, access: Access::Pull, credential, authorization })
+        Ok(Self { remote, base, stands_for, repository, access: AccessScope::Pull, credential, authorization })
     }
 
-    /// The same, asking for tokens that may push, too.
-    pub(super) fn that_pushes(self) -> Self {
-        Self { access: Access::Push, ..self }
+    /// Returns the session with push access in its token requests.
+    pub(super) fn with_push_scope(self) -> Self {
+        Self { access: AccessScope::Push, ..self }
     }
 
-    /// Whether it was asked who we are, and took the credential.
+    /// Returns whether the registry required authentication and accepted the credential.
     pub(crate) fn used_credential(&self) -> bool {
         self.credential.is_some() && self.authorization().is_some()
     }
 
-    /// Whether a text holds what the registry was told in confidence.
-    pub(super) fn reveals(&self, text: &str) -> bool {
+    /// Returns whether a text contains a secret that was sent to the registry.
+    pub(super) fn contains_secret(&self, text: &str) -> bool {
         let holds = |secret: &str| secret.len() >= SECRET_BYTES_MIN && text.contains(secret);
         let value = self.authorization().clone();
-        let told = value.as_ref().and_then(|value| value.to_str().ok()?.split_once(' '));
-        told.is_some_and(|(_, secret)| holds(secret))
+        let parts = value.as_ref().and_then(|value| value.to_str().ok()?.split_once(' '));
+        parts.is_some_and(|(_, secret)| holds(secret))
             || self.credential.as_ref().is_some_and(|credential| holds(&credential.password))
     }
 
-    /// A manifest and its digest, which is checked where `name` is one.
+    /// Returns a manifest and its digest, which is verified if `name` is a digest.
     pub(crate) async fn manifest(&self, name: &str) -> Result<(Vec<u8>, String), RemoteError> {
         let url = self.url("manifests", name)?;
         let response = self.get(url, &ACCEPTED.join(", ")).await?;
@@ -161,20 +161,20 @@ impl Session {
         }
     }
 
-    /// A blob, from its beginning.
+    /// Requests a blob from its beginning.
     pub(crate) async fn blob(&self, digest: &str) -> Result<Response, RemoteError> {
         let url = self.url("blobs", digest)?;
         self.get(url, "*/*").await
     }
 
-    /// The index of what refers to a manifest, of one type (OCI distribution specification 1.1).
+    /// Returns the index of a manifest's referrers of one type (OCI distribution specification 1.1).
     pub(crate) async fn referrers(&self, digest: &str, artifact_type: &str) -> Result<Vec<u8>, RemoteError> {
         let mut url = self.url("referrers", digest)?;
         url.query_pairs_mut().append_pair("artifactType", artifact_type);
         body(self.get(url, OCI_INDEX).await?, MANIFEST_BYTES_MAX, "its list of referrers").await
     }
 
-    /// A small blob, whole and as its digest has it.
+    /// Returns a whole small blob, verified against its digest.
     pub(crate) async fn small_blob(&self, name: &str, max_bytes: u64, what: &str) -> Result<Vec<u8>, RemoteError> {
         let bytes = body(self.blob(name).await?, max_bytes, what).await?;
         if digest(&bytes) != name {
@@ -183,7 +183,7 @@ impl Session {
         Ok(bytes)
     }
 
-    /// The address of a manifest, a blob or the uploads.
+    /// Returns the URL of a manifest, a blob or the uploads.
     pub(super) fn url(&self, what: &str, name: &str) -> Result<Url, RemoteError> {
         let mut url = self.base.join(&format!("{what}/{name}")).map_err(|_| HostError::Form)?;
         if let Some(registry) = &self.stands_for {
@@ -196,7 +196,7 @@ impl Session {
         self.authorization.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks, and again where that may help.
+    /// Sends a GET request, with retries after transient errors.
     async fn get(&self, url: Url, accept: &str) -> Result<Response, RemoteError> {
         for wait in RETRY_WAITS {
             match self.get_once(url.clone(), accept).await {
@@ -210,14 +210,14 @@ impl Session {
     async fn get_once(&self, url: Url, accept: &str) -> Result<Response, RemoteError> {
         let accept = HeaderValue::from_str(accept).map_err(|_| HostError::Form)?;
         let headers = HeaderMap::from_iter([(ACCEPT, accept)]);
-        let call = Call { method: Method::GET, url, headers, body: None, patience: HEAD_TIME_MAX };
+        let call = RegistryRequest { method: Method::GET, url, headers, body: None, timeout: HEAD_TIME_MAX };
         let response = self.exchange(&call).await?;
-        if response.status() == StatusCode::OK { Ok(response) } else { Err(self.refusal(response).await) }
+        if response.status() == StatusCode::OK { Ok(response) } else { Err(self.response_error(response).await) }
     }
 
-    /// Sends a call, with the authorization that the registry asks for, to where it is redirected; returns any other answer.
-    pub(super) async fn exchange(&self, call: &Call<'_>) -> Result<Response, RemoteError> {
-        let (mut url, mut redirects, mut asked) = (call.url.clone(), 0, false);
+    /// Sends a request, authenticates as the registry requires, and follows redirects. Returns any other response.
+    pub(super) async fn exchange(&self, call: &RegistryRequest<'_>) -> Result<Response, RemoteError> {
+        let (mut url, mut redirects, mut is_authorized) = (call.url.clone(), 0, false);
         loop {
             let own = is_same_origin(&url, &self.base);
             let request = self.remote.client_for(&url)?.request(call.method.clone(), url.clone());
@@ -225,23 +225,23 @@ impl Session {
             if let Some(value) = self.authorization().clone().filter(|_| own) {
                 request = request.header(AUTHORIZATION, value);
             }
-            let response = send(request, call.body.as_ref(), call.patience).await?;
+            let response = send(request, call.body.as_ref(), call.timeout).await?;
             let status = response.status();
-            if status == StatusCode::UNAUTHORIZED && own && !asked {
-                asked = true;
+            if status == StatusCode::UNAUTHORIZED && own && !is_authorized {
+                is_authorized = true;
                 let challenge = challenge(response.headers());
                 self.authorize(challenge).await?;
             } else if is_redirect(&call.method, status) && redirects < REDIRECTS_MAX {
                 redirects += 1;
-                url = self.led(&url, response.headers(), "it redirects")?;
+                url = self.resolve_location(&url, response.headers(), "it redirects")?;
             } else {
                 return Ok(response);
             }
         }
     }
 
-    /// Where an answer's `Location` leads: never from TLS to none. `it` is the beginning of an error's sentence.
-    pub(super) fn led(&self, from: &Url, headers: &HeaderMap, it: &str) -> Result<Url, RemoteError> {
+    /// Resolves a response's `Location`; a change from https to http is an error. `it` begins the error's sentence.
+    pub(super) fn resolve_location(&self, from: &Url, headers: &HeaderMap, it: &str) -> Result<Url, RemoteError> {
         let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
         let to = location.and_then(|location| from.join(location).ok());
         let mut to = to.ok_or_else(|| RemoteError::Failed(format!("{it} to nowhere")))?;
@@ -253,7 +253,7 @@ impl Session {
         Ok(to)
     }
 
-    /// Does what the registry asks for, to be let in.
+    /// Authenticates as the challenge requires.
     async fn authorize(&self, challenge: Option<Challenge>) -> Result<(), RemoteError> {
         let denied = |why: &str| RemoteError::Denied(why.to_owned());
         let value = match (challenge, &self.credential) {
@@ -280,11 +280,11 @@ impl Session {
         Ok(value)
     }
 
-    /// A token of the registry's realm. That may be any host on the outside, as Docker Hub's is: a registry could ask for the
-    /// password itself, so that it learns nothing new by naming who else shall have it.
+    /// Requests a token from the registry's realm, which may be any external host, as with Docker Hub. This gives a
+    /// registry nothing new: it could request the password itself.
     async fn token(&self, realm: &str, service: Option<&str>, scope: Option<&str>) -> Result<HeaderValue, RemoteError> {
         let failed = |why: &str| RemoteError::Failed(format!("its token realm {why}"));
-        let mut url = Url::parse(realm).map_err(|_| failed("is no address"))?;
+        let mut url = Url::parse(realm).map_err(|_| failed("is not a URL"))?;
         if self.base.scheme() == "https" && url.scheme() != "https" {
             return Err(failed("has no TLS"));
         }
@@ -298,10 +298,10 @@ impl Session {
         }
         let response = send(request, None, HEAD_TIME_MAX).await?;
         if response.status() != StatusCode::OK {
-            return Err(self.refusal(response).await);
+            return Err(self.response_error(response).await);
         }
         let bytes = body(response, TOKEN_BYTES_MAX, "its token").await?;
-        // What the error says may hold the token.
+        // The parser's error may contain the token.
         let token: Token = serde_json::from_slice(&bytes).map_err(|_| failed("sent no token"))?;
         let token = token.token.filter(|token| !token.is_empty()).or(token.access_token);
         let token = token.ok_or_else(|| failed("sent no token"))?;
@@ -310,16 +310,16 @@ impl Session {
         Ok(value)
     }
 
-    /// What an answer that isn't the wanted one means.
-    async fn refusal(&self, response: Response) -> RemoteError {
+    /// Maps an unexpected response to an error.
+    async fn response_error(&self, response: Response) -> RemoteError {
         let status = response.status();
         let mut text = status.to_string();
-        // Who was told a password could say it again, for all to read.
+        // A registry that received a password could repeat it in a public message.
         if self.credential.is_none()
             && let Ok(bytes) = body(response, ERROR_BYTES_MAX, "an error").await
-            && let Some(said) = said(&bytes)
+            && let Some(message) = registry_message(&bytes)
         {
-            text = format!("{text}: {said}");
+            text = format!("{text}: {message}");
         }
         match status {
             StatusCode::NOT_FOUND => RemoteError::NotFound,
@@ -338,20 +338,22 @@ fn is_same_origin(one: &Url, other: &Url) -> bool {
     one.origin() == other.origin()
 }
 
-/// Whether an answer sends the same request elsewhere: what changes something is repeated only where the method has to stay.
+/// Returns whether a response redirects the request. A request with side effects is repeated only if the status
+/// preserves the method.
 fn is_redirect(method: &Method, status: StatusCode) -> bool {
     let keeps_method = matches!(status, StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT);
     status.is_redirection() && (method.is_safe() || keeps_method)
 }
 
-/// The scopes that a token is asked for. A push names its own in each, so that a token that it got for a look at a blob uploads it, too.
-fn scopes(access: Access, repository: &str, asked: Option<&str>) -> Vec<String> {
+/// Returns the scopes of a token request. A push adds its own scope to each, so that a token obtained for reading a
+/// blob can upload it, too.
+fn scopes(access: AccessScope, repository: &str, requested: Option<&str>) -> Vec<String> {
     match access {
-        Access::Pull => vec![asked.map_or_else(|| format!("repository:{repository}:pull"), str::to_owned)],
-        Access::Push => {
+        AccessScope::Pull => vec![requested.map_or_else(|| format!("repository:{repository}:pull"), str::to_owned)],
+        AccessScope::Push => {
             let own = format!("repository:{repository}:pull,push");
             let narrower = [format!("repository:{repository}:pull"), format!("repository:{repository}:push,pull")];
-            let others = asked.into_iter().flat_map(str::split_ascii_whitespace);
+            let others = requested.into_iter().flat_map(str::split_ascii_whitespace);
             let others: Vec<String> = others
                 .filter(|scope| *scope != own && !narrower.iter().any(|known| known == scope))
                 .map(str::to_owned)
@@ -361,26 +363,27 @@ fn scopes(access: Access, repository: &str, asked: Option<&str>) -> Vec<String> 
     }
 }
 
-/// Sends a request; none of its answer's body is read yet. The deadline counts from the last progress of what is sent.
+/// Sends a request without reading the response's body. The deadline counts from the last progress of the request's
+/// body.
 async fn send(
     mut request: reqwest::RequestBuilder,
     body: Option<&Part<'_>>,
-    patience: Duration,
+    timeout: Duration,
 ) -> Result<Response, RemoteError> {
     let progress = Arc::new(Progress::default());
     if let Some(part) = body {
         request = request.body(part.body(&progress));
     }
-    let done = progress.within(patience, request.send()).await;
+    let done = progress.within(timeout, request.send()).await;
     match (done, progress.failure()) {
         (Some(Ok(response)), _) => Ok(response),
         (_, Some(why)) => Err(RemoteError::Failed(why)),
         (Some(Err(error)), None) => Err(RemoteError::of(&error)),
-        (None, None) => Err(RemoteError::Unavailable(format!("no answer within {} s", patience.as_secs()))),
+        (None, None) => Err(RemoteError::Unavailable(format!("no answer within {} s", timeout.as_secs()))),
     }
 }
 
-/// A small body, whole.
+/// Reads a whole small body.
 pub(super) async fn body(mut response: Response, max_bytes: u64, what: &str) -> Result<Vec<u8>, RemoteError> {
     let read = async {
         let mut bytes = Vec::new();
@@ -396,8 +399,8 @@ pub(super) async fn body(mut response: Response, max_bytes: u64, what: &str) -> 
     tokio::time::timeout(BODY_TIME_MAX, read).await.unwrap_or_else(|_| Err(late()))
 }
 
-/// The registry's own words, where it sent some in the specification's form.
-fn said(bytes: &[u8]) -> Option<String> {
+/// Returns the registry's own error message, if it has the specification's format.
+fn registry_message(bytes: &[u8]) -> Option<String> {
     let envelope: serde_json::Value = serde_json::from_slice(bytes).ok()?;
     let message = envelope["errors"][0]["message"].as_str().filter(|message| !message.is_empty())?;
     Some(message.chars().filter(|c| !c.is_control()).take(ERROR_CHARS_MAX).collect())
@@ -409,7 +412,7 @@ mod tests {
     use crate::image::registries::Registries;
 
     fn session(https: bool) -> Session {
-        let remote = Arc::new(Remote::new(Registries::default(), None));
+        let remote = Arc::new(RegistryClients::new(Registries::default(), None));
         let endpoint = Endpoint::built_in("a.test:5000".into(), https);
         let credential = Credential { username: "u".into(), password: "hush-hush".into() };
         Session::new(&remote, &endpoint, ("a.test:5000", "app"), Some(credential)).unwrap()
@@ -421,7 +424,7 @@ mod tests {
             let headers = HeaderMap::from_iter([(LOCATION, HeaderValue::from_str(location).unwrap())]);
             let session = session(https);
             session
-                .led(&session.base, &headers, "it leads")
+                .resolve_location(&session.base, &headers, "it leads")
                 .map(|url| url.to_string())
                 .map_err(|error| error.to_string())
         };
@@ -435,8 +438,8 @@ mod tests {
 
     #[test]
     fn a_push_asks_for_its_own_scope_and_the_registrys() {
-        let pull = |asked| scopes(Access::Pull, "app", asked);
-        let push = |asked| scopes(Access::Push, "app", asked);
+        let pull = |asked| scopes(AccessScope::Pull, "app", asked);
+        let push = |asked| scopes(AccessScope::Push, "app", asked);
         assert_eq!(pull(None), ["repository:app:pull"]);
         assert_eq!(pull(Some("any thing")), ["any thing"]);
         for asked in [None, Some("repository:app:pull"), Some("repository:app:push,pull repository:app:pull,push")] {
@@ -449,8 +452,8 @@ mod tests {
     #[test]
     fn what_was_told_in_confidence_is_recognized() {
         let session = session(true);
-        assert!(session.reveals("u:hush-hush") && !session.reveals("dTpodXNoLWh1c2g="));
+        assert!(session.contains_secret("u:hush-hush") && !session.contains_secret("dTpodXNoLWh1c2g="));
         *session.authorization() = Some(session.basic().unwrap());
-        assert!(session.reveals("you said dTpodXNoLWh1c2g=") && !session.reveals("Basic"));
+        assert!(session.contains_secret("you said dTpodXNoLWh1c2g=") && !session.contains_secret("Basic"));
     }
 }

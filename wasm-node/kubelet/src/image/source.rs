@@ -1,16 +1,17 @@
-//! Where an image comes from: one endpoint of its registry after the other, as one user after the other.
+//! The source of images: tries one endpoint of a registry after the other, and each with one credential after the
+//! other.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::access::{Access, Trust};
+use super::access::{PullAccess, Trust};
 use super::error::ImageError;
 use super::fetch::{Fetch, FetchError, Origin};
+use super::index::{Image, Purpose};
 use super::keyring::{Credential, Keyring, TrackedCredential};
-use super::known::{Image, Purpose};
 use super::pull::RegistryAccess;
 use super::registries::{Endpoint, Registries};
-use super::remote::Remote;
+use super::remote::RegistryClients;
 use super::session::{RemoteError, Session};
 use super::signatures::SignaturePolicy;
 use machinery_env::Env;
@@ -18,26 +19,26 @@ use oci_registry::Credentials;
 use oci_registry::blobs::{BlobStore, Pins};
 use oci_registry::reference::{BUILT_IN_REGISTRY, ImageName, Reference};
 
-/// The registries of this node, and where what comes from them is kept.
-pub(super) struct Source {
-    /// As the node's file has it now; a pull goes on with what it began with.
-    remote: Mutex<Arc<Remote>>,
-    /// The same of the file that says which images have to be signed.
+/// The node's registries, and the store for blobs.
+pub(super) struct ImageSource {
+    /// The current registry configuration. A running pull continues with its own.
+    remote: Mutex<Arc<RegistryClients>>,
+    /// The current signature policy. A running pull continues with its own.
     policy: Mutex<SignaturePolicy>,
     pub(super) blobs: Arc<BlobStore>,
     pub(super) env: Env,
 }
 
-/// An image that was fetched for a person.
+/// An image that was downloaded for a person.
 #[derive(Debug)]
 pub struct Downloaded {
-    /// What it is made of.
+    /// The image's content.
     pub image: Image,
-    /// Where its module is.
+    /// The path of its module.
     pub module: PathBuf,
 }
 
-/// Fetches an image into `folder`, as a pod's is fetched, without compiling it.
+/// Fetches an image into `folder` like a pod's, without compiling it.
 ///
 /// # Errors
 /// See [`ImageError`].
@@ -52,15 +53,15 @@ pub async fn download(
     let reference = Reference::parse(image).map_err(invalid)?;
     let unkept = |source| ImageError::Blob { image: image.to_owned(), source };
     let blobs = Arc::new(BlobStore::open(folder).map_err(|error| unkept(error.into()))?);
-    let source = Source::new(Remote::new(registries, built_in), policy, blobs.clone(), env);
+    let source = ImageSource::new(RegistryClients::new(registries, built_in), policy, blobs.clone(), env);
     let pins = Arc::new(blobs.pins());
     let (found, _) = source.fetch((image, &reference.to_string(), Purpose::Module), &reference, keyring, &pins).await?;
     let module = blobs.path(&found.module).map_err(unkept)?;
     Ok(Downloaded { image: found, module })
 }
 
-impl Source {
-    pub(super) fn new(remote: Remote, policy: SignaturePolicy, blobs: Arc<BlobStore>, env: Env) -> Self {
+impl ImageSource {
+    pub(super) fn new(remote: RegistryClients, policy: SignaturePolicy, blobs: Arc<BlobStore>, env: Env) -> Self {
         Self { remote: Mutex::new(Arc::new(remote)), policy: Mutex::new(policy), blobs, env }
     }
 
@@ -68,17 +69,17 @@ impl Source {
         self.policy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn remote(&self) -> Arc<Remote> {
+    pub(super) fn remote(&self) -> Arc<RegistryClients> {
         self.remote.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Pulls that begin from here on ask these registries.
+    /// Sets the registries for pulls that begin later.
     pub(super) fn configure(&self, registries: Registries) {
         let mut remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
-        *remote = Arc::new(Remote::new(registries, remote.built_in.clone()));
+        *remote = Arc::new(RegistryClients::new(registries, remote.built_in.clone()));
     }
 
-    /// Asks one endpoint after the other, as one user after the other, until there is an image.
+    /// Tries each endpoint with each credential until one returns the image.
     pub(super) async fn fetch(
         &self,
         (image, key, purpose): (&str, &str, Purpose),
@@ -89,8 +90,8 @@ impl Source {
         let (mut refused, mut mirrors) = (Vec::new(), Vec::new());
         let remote = self.remote();
         let rule = self.policy().rule(&ImageName::Registry(reference.clone()));
-        for Way { endpoint, credentials } in ways(&remote, reference, keyring)? {
-            // What a mirror says counts as long as nobody after it says anything.
+        for PullTarget { endpoint, credentials } in pull_targets(&remote, reference, keyring)? {
+            // A mirror's error counts only if no later endpoint returns one.
             refused.clear();
             for credential in credentials {
                 let names = (reference.registry.as_str(), reference.repository.as_str());
@@ -111,10 +112,10 @@ impl Source {
                 match fetched {
                     Ok(found) => {
                         let used = session.is_ok_and(|session| session.used_credential());
-                        let access = Access::by(credential.as_ref().filter(|_| used));
+                        let access = PullAccess::granted_by(credential.as_ref().filter(|_| used));
                         return Ok((found, Trust::new(access, rule.as_deref())));
                     }
-                    // What is no image there may be one elsewhere: a mirror may answer with somebody's page to log in.
+                    // An invalid image at a mirror may be valid elsewhere: a mirror may answer with a login page.
                     Err(FetchError::Final(error @ ImageError::Refused { .. })) if endpoint.is_mirror => {
                         mirrors.push(format!("{}: {error}", endpoint.authority));
                         refused = vec![error];
@@ -122,12 +123,12 @@ impl Source {
                     }
                     Err(FetchError::Final(error)) => return Err(error),
                     Err(FetchError::Unsigned(why)) => {
-                        // Another account would see the same.
+                        // Another account would see the same image.
                         refused = vec![ImageError::Signature { image: image.to_owned(), why }];
                         break;
                     }
                     Err(FetchError::Remote(error)) => {
-                        tracing::debug!(image = key, endpoint = endpoint.authority, %error, "not pulled from there");
+                        tracing::debug!(image = key, endpoint = endpoint.authority, %error, "the pull failed");
                         if endpoint.is_mirror {
                             mirrors.push(format!("{}: {error}", endpoint.authority));
                         }
@@ -136,20 +137,25 @@ impl Source {
                 }
             }
         }
-        refused.iter_mut().for_each(|error| error.beside(&mirrors));
+        refused.iter_mut().for_each(|error| error.append_mirror_errors(&mirrors));
         Err(if refused.len() == 1 { refused.remove(0) } else { ImageError::Several(refused) })
     }
 }
 
-/// Where and as whom to ask. What a pod knows of a registry is for that registry: a mirror of it has the node's account.
-pub(super) fn ways(remote: &Remote, reference: &Reference, keyring: &Keyring) -> Result<Vec<Way>, ImageError> {
+/// Returns the endpoints with their credentials. A pod's credentials for a registry are sent to that registry only: its
+/// mirrors get the node's account.
+pub(super) fn pull_targets(
+    remote: &RegistryClients,
+    reference: &Reference,
+    keyring: &Keyring,
+) -> Result<Vec<PullTarget>, ImageError> {
     let node = |account: Credential| TrackedCredential { credential: account, secret: None, account: None };
     if reference.registry == BUILT_IN_REGISTRY {
         let access = remote.built_in.as_ref().ok_or(ImageError::NoBuiltIn)?;
         let Credentials { user, password } = access.credentials.clone();
         let endpoint = Endpoint::built_in(access.address.clone(), access.ca_pem.is_some());
         let credentials = vec![Some(node(Credential { username: user, password }))];
-        return Ok(vec![Way { endpoint, credentials }]);
+        return Ok(vec![PullTarget { endpoint, credentials }]);
     }
     let registries = &remote.registries;
     let of = |endpoint: Endpoint| {
@@ -159,18 +165,18 @@ pub(super) fn ways(remote: &Remote, reference: &Reference, keyring: &Keyring) ->
         let all = own.into_iter().chain(account).chain(provided.iter().cloned());
         let all: Vec<Option<TrackedCredential>> = all.map(Some).collect();
         let credentials = if all.is_empty() { vec![None] } else { all };
-        Way { endpoint, credentials }
+        PullTarget { endpoint, credentials }
     };
     Ok(registries.endpoints(&reference.registry).into_iter().map(of).collect())
 }
 
-/// Where to ask, and as whom: none = without an account.
-pub(super) struct Way {
+/// An endpoint with its credentials; `None` = without an account.
+pub(super) struct PullTarget {
     pub(super) endpoint: Endpoint,
     pub(super) credentials: Vec<Option<TrackedCredential>>,
 }
 
-/// A repository, as credentials are matched to it.
+/// Returns a repository in the form that credentials are matched to.
 pub(super) fn repository(reference: &Reference) -> String {
     format!("{}/{}", reference.registry, reference.repository)
 }

@@ -1,5 +1,6 @@
-//! Spin applications: what of a locked application (Spin's `spin_locked_app`) runs here. One component that answers HTTP
-//! and is a layer of the artifact, with its files; what more an application asks for is named and refused. Pure.
+//! Spin applications: selects the part of a locked application (Spin's `spin_locked_app`) that runs here. That is one
+//! HTTP component that is a layer of the artifact, with its files. Other requirements of an application are named and
+//! rejected. Pure.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,17 +15,18 @@ use super::manifest::{Compression, Descriptor, Refusal, short};
 use super::tar_layer::parts;
 use super::volume_manifest::Content;
 
-/// A layer with all files of an application, which Spin writes where they are too many for layers of their own.
+/// The layer type of an archive with all files of an application. Spin writes it if they are too many for layers of
+/// their own.
 const ARCHIVE: &str = "application/vnd.wasm.content.bundle.v1.tar+gzip";
-/// Files of an application that are not in an archive.
+/// Maximum files of an application that are not in an archive.
 const FILES_MAX: usize = 1024;
 
-/// What of an application is run.
+/// The part of an application that is run.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Component {
-    /// The layer that is its module.
+    /// The layer of its module.
     pub(crate) module: Descriptor,
-    /// What its root folder is made of.
+    /// The content of its root folder.
     pub(crate) assets: Vec<Asset>,
     pub(crate) run: ImageConfig,
 }
@@ -32,9 +34,9 @@ pub(crate) struct Component {
 /// Files of an application.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Asset {
-    /// They are a layer of the artifact.
+    /// A layer of the artifact.
     Layer(Descriptor, Content),
-    /// Small ones stand in the application itself.
+    /// Small files are embedded in the application itself.
     Inline(Vec<u8>, Content),
 }
 
@@ -43,7 +45,7 @@ struct Application<'a> {
     #[serde(default)]
     triggers: Vec<Trigger>,
     #[serde(default, borrow)]
-    components: Vec<Locked<'a>>,
+    components: Vec<LockedComponent<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -54,15 +56,15 @@ struct Trigger {
 
 /// Spin's `LockedComponent`.
 #[derive(Deserialize)]
-struct Locked<'a> {
+struct LockedComponent<'a> {
     #[serde(default)]
     id: String,
-    source: Source,
+    source: ComponentSource,
     #[serde(default)]
     env: BTreeMap<String, String>,
     #[serde(default)]
     files: Vec<ContentPath>,
-    /// Whatever these hold: what counts is that there is something.
+    /// Only presence counts, not the values.
     #[serde(default, borrow)]
     config: BTreeMap<String, &'a RawValue>,
     #[serde(default, borrow)]
@@ -70,7 +72,7 @@ struct Locked<'a> {
 }
 
 #[derive(Deserialize)]
-struct Source {
+struct ComponentSource {
     #[serde(default)]
     digest: Option<String>,
 }
@@ -87,7 +89,7 @@ struct ContentPath {
     path: String,
 }
 
-/// What of an application is run, of the layers of its artifact.
+/// Selects the component to run, and its layers of the artifact.
 pub(crate) fn component(bytes: &[u8], layers: &[Descriptor]) -> Result<Component, Refusal> {
     let application: Application<'_> = serde_json::from_slice(bytes)
         .map_err(|error| Refusal::Malformed(format!("its locked Spin application: {error}")))?;
@@ -114,7 +116,7 @@ pub(crate) fn component(bytes: &[u8], layers: &[Descriptor]) -> Result<Component
     Ok(Component { module: module.clone(), assets, run: ImageConfig { argv, env, ..ImageConfig::default() } })
 }
 
-/// Where a component's files are: packed together, or one by one.
+/// Returns a component's files: packed together, or one by one.
 fn assets(files: &[ContentPath], layers: &[Descriptor]) -> Result<Vec<Asset>, Refusal> {
     if files.is_empty() {
         return Ok(Vec::new());
@@ -126,7 +128,7 @@ fn assets(files: &[ContentPath], layers: &[Descriptor]) -> Result<Vec<Asset>, Re
         return Ok(archives);
     }
     if files.len() > FILES_MAX {
-        return Err(Refusal::TooLarge(format!("{} files, at most {FILES_MAX} are taken", files.len())));
+        return Err(Refusal::TooLarge(format!("{} files, at most {FILES_MAX} are accepted", files.len())));
     }
     files.iter().map(|file| asset(file, layers)).collect()
 }

@@ -1,33 +1,33 @@
-//! What all readers of a layer share: its decompression, its names, and the bounds of both. A layer is hostile.
+//! Shared parts of all layer readers: decompression, name parsing, and the bounds of both. A layer is untrusted.
 
 use std::io::{self, BufReader, Read};
 use std::path::{Component, Path};
 
 use super::manifest::{Compression, Refusal};
 
-/// Entries of all layers together.
+/// Maximum entries of all layers together.
 pub(super) const ENTRIES_MAX: u64 = 100_000;
-/// Length of a name.
+/// Maximum bytes of a name.
 const NAME_BYTES_MAX: usize = 4096;
-/// Bytes of all names and link targets together: they lie in memory.
+/// Maximum bytes of all names and link targets together: they are held in memory.
 const NAMES_BYTES_MAX: usize = 16 << 20;
-/// An extended header (a long name, pax attributes): read into memory whole by the tar reader.
+/// Maximum bytes of an extended header (a long name, pax attributes): the tar reader reads it into memory as a whole.
 const EXTENDED_BYTES_MAX: u64 = 1 << 20;
-/// What a zstd frame may look back to, which is held in memory: 8 MiB, the least that RFC 8878 asks of every decoder. The tools that
-/// build images stay below it; `zstd --ultra` and `--long` do not.
+/// Maximum window of a zstd frame, which is held in memory: 8 MiB, the minimum that RFC 8878 requires of every decoder.
+/// Image builders stay below it; `zstd --ultra` and `--long` do not.
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 
-/// A path in the image, as its parts.
+/// A path in the image, split into its parts.
 pub(super) type Parts = Vec<String>;
 
-/// Reads at most so much, and says so when there is more.
-pub(super) struct Bounded<R> {
+/// A reader that fails after a maximum number of bytes.
+pub(super) struct BoundedReader<R> {
     reader: R,
     pub(super) left: u64,
     max: u64,
 }
 
-impl<R: Read> Read for Bounded<R> {
+impl<R: Read> Read for BoundedReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.reader.read(buffer)?;
         match self.left.checked_sub(read as u64) {
@@ -35,13 +35,13 @@ impl<R: Read> Read for Bounded<R> {
                 self.left = left;
                 Ok(read)
             }
-            None => Err(too_much(self.max)),
+            None => Err(size_error(self.max)),
         }
     }
 }
 
-/// That layers unpack to more than that.
-pub(super) fn too_much(max_bytes: u64) -> io::Error {
+/// The error for layers that unpack to more than `max_bytes`.
+pub(super) fn size_error(max_bytes: u64) -> io::Error {
     io::Error::new(io::ErrorKind::FileTooLarge, format!("its layers unpack to more than {max_bytes} bytes"))
 }
 
@@ -52,12 +52,12 @@ pub(super) fn unreadable(error: &io::Error) -> Refusal {
     Refusal::Layers(error.to_string())
 }
 
-/// Unpacks what it reads, at most `left` bytes of it.
+/// Decompresses a layer, at most `left` bytes of it.
 pub(super) fn decompress(
     reader: impl Read + 'static,
     compression: Compression,
     left: u64,
-) -> Result<Bounded<Box<dyn Read>>, Refusal> {
+) -> Result<BoundedReader<Box<dyn Read>>, Refusal> {
     let reader: Box<dyn Read> = match compression {
         Compression::None => Box::new(reader),
         Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(reader)),
@@ -68,10 +68,10 @@ pub(super) fn decompress(
             Box::new(decoder)
         }
     };
-    Ok(Bounded { reader, left, max: left })
+    Ok(BoundedReader { reader, left, max: left })
 }
 
-/// A name inside the image; none where it leads out or is no text.
+/// Splits a name inside the image; `None` if it leads out or is not UTF-8.
 pub(super) fn parts(path: &Path) -> Option<Parts> {
     let mut parts = Parts::new();
     for component in path.components() {
@@ -84,14 +84,14 @@ pub(super) fn parts(path: &Path) -> Option<Parts> {
     Some(parts)
 }
 
-/// What the layers have grown to.
+/// The accumulated size of the layers.
 #[derive(Default)]
-pub(super) struct Size {
+pub(super) struct LayerSize {
     entries: u64,
     names_bytes: usize,
 }
 
-impl Size {
+impl LayerSize {
     fn add(&mut self, name_bytes: usize) -> Result<(), Refusal> {
         self.entries += 1;
         self.names_bytes += name_bytes;
@@ -106,7 +106,7 @@ impl Size {
 }
 
 /// Counts an entry with its names.
-pub(super) fn check_names<R: Read>(entry: &tar::Entry<'_, R>, size: &mut Size) -> Result<(), Refusal> {
+pub(super) fn check_names<R: Read>(entry: &tar::Entry<'_, R>, size: &mut LayerSize) -> Result<(), Refusal> {
     let name_bytes = entry.path_bytes().len();
     let link_bytes = entry.link_name_bytes().map_or(0, |link| link.len());
     if name_bytes.max(link_bytes) > NAME_BYTES_MAX {
@@ -115,7 +115,7 @@ pub(super) fn check_names<R: Read>(entry: &tar::Entry<'_, R>, size: &mut Size) -
     size.add(name_bytes + link_bytes)
 }
 
-/// Refuses a layer whose extended headers would fill memory, before anything reads them.
+/// Rejects a layer whose extended headers would fill memory, before anything reads them.
 pub(super) fn check_extended<R: Read>(archive: &mut tar::Archive<R>) -> Result<(), Refusal> {
     for (number, entry) in archive.entries().map_err(|error| unreadable(&error))?.raw(true).enumerate() {
         let entry = entry.map_err(|error| unreadable(&error))?;

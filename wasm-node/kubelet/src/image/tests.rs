@@ -38,7 +38,7 @@ impl Bench {
         Self::with_stores("served", "pulled", Registries::default()).await
     }
 
-    /// Registry and pulls over one store, as in `up`.
+    /// Registry and pulls share one store, as in `up`.
     async fn shared() -> Self {
         Self::with_stores("both", "both", Registries::default()).await
     }
@@ -47,7 +47,7 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         let served = Arc::new(BlobStore::open(dir.path().join(served)).unwrap());
         let credentials = Credentials { user: "coracle".into(), password: "p".into() };
-        // The wall clock is the machine's, as files have its times.
+        // The wall clock is the machine's: files have its timestamps.
         let (env, clock) = Env::seeded(1, Env::real().now());
         let router = oci_registry::distribution::router(served.clone(), &credentials, env.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -87,7 +87,7 @@ impl Bench {
         (error.reason().to_owned(), error.to_string())
     }
 
-    /// Pushes blobs and a manifest as some other client would.
+    /// Pushes blobs and a manifest like another client.
     async fn push_raw(&self, name: &str, blobs: &[&[u8]], manifest: &serde_json::Value) {
         let client = PushClient::new(&self.access, name).unwrap();
         for blob in blobs {
@@ -129,21 +129,21 @@ async fn what_is_pushed_can_be_pulled() {
         Some(pulled.clone())
     );
     assert_eq!(bench.images.load(&pulled, Metering::Epochs, "default").await.unwrap().kind(), Kind::Command);
-    // By digest: the same; another digest: not there.
+    // By digest: the same image. Another digest: absent.
     let by_digest = format!("registry.local/team/app@{}", pushed.digest);
     assert_eq!(bench.pull(&by_digest).await.unwrap().module, pulled.module);
     let other = format!("registry.local/team/app@{}", digest(b"other"));
     assert!(bench.error(&other).await.1.contains("not found"));
-    // A tag that moves is seen by a pull, not before.
+    // A moved tag is seen by a pull, not before.
     let moved = wat::parse_str("(module (func (export \"_start\") (nop)))").unwrap();
     push(moved.clone(), INSPECT, image, &bench.access).await.unwrap();
-    assert_eq!(bench.images.present(image, Purpose::Module, &Keyring::default()).unwrap(), Some(pulled));
+    assert_eq!(bench.images.find_usable(image, Purpose::Module, &Keyring::default()).unwrap(), Some(pulled));
     assert_eq!(bench.pull(image).await.unwrap().module, digest(&moved));
-    // Taken back, it is there for nobody who hasn't pulled it.
-    take_back("team/app", &pushed.digest, &bench.access).await.unwrap();
-    take_back("team/app", &pushed.digest, &bench.access).await.unwrap();
+    // After its deletion, nodes that haven't pulled it can't.
+    delete_pushed("team/app", &pushed.digest, &bench.access).await.unwrap();
+    delete_pushed("team/app", &pushed.digest, &bench.access).await.unwrap();
     assert!(bench.error(&by_digest).await.1.contains("not found"));
-    // Records survive.
+    // Records survive a restart.
     assert_eq!(bench.images.list().len(), 2);
     let blobs = Arc::new(BlobStore::open(bench.dir.path().join("pulled")).unwrap());
     let config = EngineConfig {
@@ -156,7 +156,7 @@ async fn what_is_pushed_can_be_pulled() {
     };
     let again =
         Images::open(Arc::new(engine(config, Env::real())), Env::real(), blobs, ImagesConfig::default()).unwrap();
-    assert_eq!(again.present(image, Purpose::Module, &Keyring::default()).unwrap().unwrap().module, digest(&moved));
+    assert_eq!(again.find_usable(image, Purpose::Module, &Keyring::default()).unwrap().unwrap().module, digest(&moved));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -180,20 +180,24 @@ async fn several_pulls_are_one() {
 async fn the_line_of_one_namespace_holds_up_no_other_that_wants_the_same() {
     let bench = Bench::new().await;
     let images = &bench.images;
-    let busy = [images.turns.take("slow").await, images.turns.take("slow").await, images.turns.take("slow").await];
-    let mut waits = std::pin::pin!(images.place("popular", "slow"));
+    let busy = [
+        images.pull_limiter.acquire("slow").await,
+        images.pull_limiter.acquire("slow").await,
+        images.pull_limiter.acquire("slow").await,
+    ];
+    let mut waits = std::pin::pin!(images.lock_pull("popular", "slow"));
     assert!(futures::poll!(&mut waits).is_pending());
-    let mut behind = std::pin::pin!(images.place("popular", "slow"));
+    let mut behind = std::pin::pin!(images.lock_pull("popular", "slow"));
     assert!(futures::poll!(&mut behind).is_pending());
-    let theirs = images.place("popular", "other").now_or_never().expect("it waits for nobody");
+    let theirs = images.lock_pull("popular", "other").now_or_never().expect("another namespace need not wait");
     drop(busy);
     assert!(futures::poll!(&mut waits).is_pending(), "it is pulled already");
-    assert_eq!(images.turns.free(), 3, "who waits for that has no turn");
+    assert_eq!(images.pull_limiter.free(), 3, "a pull that waits for the image holds no permit");
     drop(theirs);
     let first = waits.await;
     assert!(futures::poll!(&mut behind).is_pending());
-    let own = first.leave();
-    assert!(images.place("popular", "other").now_or_never().is_some(), "what is left is the namespace's own");
+    let own = first.unlock_image();
+    assert!(images.lock_pull("popular", "other").now_or_never().is_some(), "only the namespace's own lock is left");
     assert!(futures::poll!(&mut behind).is_pending());
     drop(own);
     behind.await;
@@ -303,7 +307,7 @@ async fn files_have_rules_by_where_they_are() {
     }
 }
 
-/// A module that differs from those of other numbers.
+/// Returns a module that differs from those of other numbers.
 fn numbered(number: usize) -> Vec<u8> {
     wat::parse_str(format!("(module (func (export \"_start\") (drop (i32.const {number}))))")).unwrap()
 }
@@ -331,7 +335,7 @@ async fn a_full_disk_takes_what_no_pod_has_and_leaves_the_registry() {
     let running = bench.pull(&name(0)).await.unwrap();
     let moved = bench.pull(&name(1)).await.unwrap();
     drop(bench.pull(&name(2)).await.unwrap());
-    // The tag of one that a pod has means another module now, and its manifest is deleted.
+    // The tag of an image that a pod has now refers to another module, and its manifest is deleted.
     push(numbered(3), INSPECT, &name(1), &bench.access).await.unwrap();
     drop(bench.pull(&name(1)).await.unwrap());
     let manifest = moved.image_id.split('@').nth(1).unwrap();
@@ -351,21 +355,21 @@ async fn a_full_disk_takes_what_no_pod_has_and_leaves_the_registry() {
     assert_eq!((collected.images, collected.found_bytes < collected.wanted_bytes), (2, true));
     assert!(collected.freed_bytes >= collected.found_bytes, "{collected:?}");
     assert_eq!((bench.names(), bench.compiled()), (vec![name(0)], 2));
-    // What pods have can still be started, also by its old meaning, which nothing names any more.
+    // Pods' images can still be started, including the one without any tag.
     assert!(bench.images.load(&running, Metering::Epochs, "default").await.is_ok());
     assert!(bench.images.load(&moved, Metering::Epochs, "default").await.is_ok());
-    // What the registry holds was kept, though no image named it.
+    // The registry's blobs were kept, although no image refers to them.
     for number in [1, 2] {
         let pulled = bench.pull(&name(number)).await.unwrap();
         assert_eq!(pulled.module, digest(&numbered(if number == 1 { 3 } else { number })));
     }
-    // With its pod the last reference to the deleted one goes: its blob too.
+    // The last reference to the deleted image goes with its pod: its blob, too.
     let blob = bench.dir.path().join("both/blobs/sha256").join(&moved.module["sha256:".len()..]);
     assert!(blob.exists());
     drop(moved);
     bench.images.collect(&policy, None).unwrap();
     assert!(!blob.exists());
-    // By age, on an empty disk; what is used stays however old.
+    // By age, on an empty disk; images in use stay at any age.
     bench.clock.advance(std::time::Duration::from_secs(7200));
     let aged = CollectPolicy { age_max: Some(std::time::Duration::from_secs(3600)), ..policy };
     assert_eq!(bench.images.collect(&aged, roomy).unwrap().images, 2);
@@ -387,7 +391,7 @@ async fn pulls_and_pushes_beside_collections_find_their_blobs() {
             collected
         })
     };
-    // The same few modules, so that a blob goes and comes again under whoever looks for it.
+    // Few modules, so that blobs are removed and fetched again under concurrent readers.
     let work = (0..4usize).map(|worker| {
         let bench = bench.clone();
         async move {

@@ -1,4 +1,5 @@
-//! The toolbox that sessions find in every container: a component that the program brings, compiled when it is first wanted.
+//! The toolbox: a component, embedded in this program, that exec sessions find in every container. It is compiled on
+//! first use.
 
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
@@ -13,27 +14,27 @@ use runtime_api::{LoadError, Metering, Module};
 /// `sample-workloads/toolbox`, built.
 static MODULE: &[u8] = include_bytes!("../../../../sample-workloads/bin/toolbox.wasm");
 
-/// Its digest, as an image's module has one.
+/// Returns its digest, like that of an image's module.
 pub(super) fn digest() -> &'static str {
     static DIGEST: LazyLock<String> = LazyLock::new(|| blobs::digest(MODULE));
     &DIGEST
 }
 
-/// What was loaded of it: it stays, as the next session is likely.
+/// The loaded toolbox for each metering. It stays loaded, as another session is likely.
 #[derive(Default)]
 pub(super) struct Toolbox(Mutex<Vec<(Metering, Arc<dyn Module>)>>);
 
 impl Images {
-    /// Whether a module is the toolbox itself.
+    /// Returns whether a module is the toolbox.
     pub fn is_toolbox(&self, module: &str) -> bool {
         module == digest()
     }
 
-    /// Compiles the toolbox as commonly wanted when the node has nothing else to compile, so that the first session finds it
-    /// done. It is kept on the disk, not in memory.
+    /// Compiles the toolbox with the usual settings when the node has nothing else to compile, so that the first
+    /// session need not wait. It is cached on the disk, not in memory.
     ///
     /// # Errors
-    /// It can't be kept.
+    /// The toolbox can't be stored.
     pub async fn prepare_toolbox(&self) -> Result<(), LoadError> {
         let file = self.toolbox_file().await?;
         self.runtime.compile_when_idle(digest(), &file, Metering::Epochs).await
@@ -49,13 +50,13 @@ impl Images {
         Ok(file)
     }
 
-    /// Loads the toolbox; compiles it the first time, for `namespace`.
+    /// Loads the toolbox; the first call compiles it for `namespace`.
     pub async fn load_toolbox(
         &self,
         metering: Metering,
         namespace: &str,
     ) -> Result<Option<Arc<dyn Module>>, LoadError> {
-        // One at a time: whoever is second has what the first one has compiled.
+        // One load at a time: a concurrent caller waits and uses the compiled module.
         let mut loaded = self.toolbox.0.lock().await;
         if let Some((_, module)) = loaded.iter().find(|(of, _)| *of == metering) {
             return Ok(Some(module.clone()));

@@ -1,5 +1,6 @@
-//! Unpacks an image into a folder, layer over layer, for volumes. Names and links are hostile: every step goes through the folder's own
-//! descriptor and can't leave it (`cap-primitives`), whatever links an earlier entry has made.
+//! Unpacks an image into a folder, layer over layer, for volumes. Names and links are untrusted: every step goes
+//! through the folder's own descriptor and can't leave it (`cap-primitives`), whatever links earlier entries have
+//! created.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -12,50 +13,50 @@ use cap_primitives::fs::{
 };
 
 use super::manifest::Refusal;
-use super::tar_layer::{Parts, Size, check_extended, check_names, decompress, parts, too_much, unreadable};
+use super::tar_layer::{LayerSize, Parts, check_extended, check_names, decompress, parts, size_error, unreadable};
 use super::volume_manifest::Content;
 
-/// Bytes of all files together.
+/// Maximum bytes of all files together.
 const UNPACKED_BYTES_MAX: u64 = 2 << 30;
-/// Folders within folders, as deep as a pod's volumes are ever walked.
+/// Maximum nesting of folders, equal to the depth at which a pod's volumes are walked.
 const DEPTH_MAX: usize = 64;
-/// Looks at a part of a name, all entries together: where there are links, each name may lead through forty of them.
+/// Maximum lookups of path parts, all entries together: each name may lead through forty links.
 const STEPS_MAX: u64 = 64 << 20;
 const LINKS_FOLLOWED: u64 = 40;
-/// How often the disk's free space is looked at.
+/// Bytes written between two checks of the disk's free space.
 const SPACE_CHECK_BYTES: u64 = 16 << 20;
 
-/// Why there is no folder.
+/// Why an image isn't unpacked.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum UnpackError {
-    /// The layers are at fault.
+    /// The layers are invalid.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The disk is.
+    /// The disk failed.
     #[error(transparent)]
     Disk(io::Error),
 }
 
-/// Whether there is room for more.
-pub(super) type Space<'a> = &'a dyn Fn() -> io::Result<()>;
+/// A check for sufficient free disk space.
+pub(super) type SpaceCheck<'a> = &'a dyn Fn() -> io::Result<()>;
 
-/// Unpacks the layers (each opened anew by `layer`) into an empty folder; how many bytes its files have.
+/// Unpacks the layers (`layer` reopens each of them) into an empty folder, and returns the bytes of its files.
 pub(super) fn unpack<R: Read + 'static>(
     contents: &[Content],
     layer: &mut dyn FnMut(usize) -> io::Result<R>,
     into: &Path,
-    space: Space<'_>,
+    space: SpaceCheck<'_>,
 ) -> Result<u64, UnpackError> {
     let root = File::open(into).map_err(UnpackError::Disk)?;
     let mut tree = Tree { root, space, bytes: 0, checked: 0, links: 0, steps: 0, added: BTreeSet::new() };
-    let (mut size, mut left) = (Size::default(), UNPACKED_BYTES_MAX);
+    let (mut size, mut left) = (LayerSize::default(), UNPACKED_BYTES_MAX);
     for (index, content) in contents.iter().enumerate() {
         let mut open = || layer(index).map_err(UnpackError::Disk);
         match content {
             Content::File(name) => {
                 let name = parts(Path::new(name)).filter(|name| !name.is_empty());
                 let name = name.ok_or_else(|| Refusal::Layers("a title leads out of the volume".into()))?;
-                tree.look(&name)?;
+                tree.count_lookups(&name)?;
                 tree.file(&name, &mut open()?)?;
             }
             Content::Tar(compression) => {
@@ -76,17 +77,17 @@ pub(super) fn unpack<R: Read + 'static>(
 
 struct Tree<'a> {
     root: File,
-    space: Space<'a>,
+    space: SpaceCheck<'a>,
     bytes: u64,
     checked: u64,
     links: u64,
     steps: u64,
-    /// What this layer has brought: whiteouts speak of the layers below.
+    /// The names that this layer has added: whiteouts apply to the layers below.
     added: BTreeSet<Parts>,
 }
 
-/// What the disk or the names are at fault for: a link that leads out is refused by the path's own walk.
-fn at_fault(name: &[String], error: io::Error) -> UnpackError {
+/// Classifies an error as the disk's or the image's: the path resolution rejects a link that leads out.
+fn classify_error(name: &[String], error: io::Error) -> UnpackError {
     use io::ErrorKind as Kind;
     match error.kind() {
         Kind::StorageFull | Kind::QuotaExceeded | Kind::ReadOnlyFilesystem | Kind::Interrupted => {
@@ -104,8 +105,8 @@ fn path(parts: &[String]) -> PathBuf {
 }
 
 impl Tree<'_> {
-    /// Counts what a name costs.
-    fn look(&mut self, name: &[String]) -> Result<(), Refusal> {
+    /// Counts the lookups of a name.
+    fn count_lookups(&mut self, name: &[String]) -> Result<(), Refusal> {
         if name.len() > DEPTH_MAX {
             return Err(Refusal::TooLarge(format!("a name in its layers has more than {DEPTH_MAX} parts")));
         }
@@ -124,36 +125,36 @@ impl Tree<'_> {
             let text = format!("the name {:?} leads out of the image", full.display().to_string());
             return Err(Refusal::Layers(text).into());
         };
-        self.look(&name)?;
+        self.count_lookups(&name)?;
         let Some((last, parent)) = name.split_last() else { return Ok(()) };
         if last == ".wh..wh..opq" {
-            return self.hide_below(parent).map_err(|error| at_fault(&name, error));
+            return self.apply_opaque(parent).map_err(|error| classify_error(&name, error));
         }
         if let Some(hidden) = last.strip_prefix(".wh.") {
-            let gone = [parent, &[hidden.to_owned()]].concat();
-            return self.remove(&gone).map_err(|error| at_fault(&name, error));
+            let hidden_path = [parent, &[hidden.to_owned()]].concat();
+            return self.remove(&hidden_path).map_err(|error| classify_error(&name, error));
         }
         let kind = entry.header().entry_type();
         if kind.is_dir() {
-            self.folder(&name).map_err(|error| at_fault(&name, error))?;
+            self.folder(&name).map_err(|error| classify_error(&name, error))?;
         } else if kind.is_symlink() {
             let target = entry.link_name().map_err(|error| unreadable(&error))?.unwrap_or_default().into_owned();
             self.links += 1;
-            let linked = self.make_way(&name).and_then(|()| symlink(&target, &self.root, &path(&name)));
-            linked.map_err(|error| at_fault(&name, error))?;
+            let linked = self.clear_path(&name).and_then(|()| symlink(&target, &self.root, &path(&name)));
+            linked.map_err(|error| classify_error(&name, error))?;
         } else if kind.is_hard_link() {
             let target = entry.link_name().map_err(|error| unreadable(&error))?;
             let target = target.as_deref().and_then(parts).filter(|target| !target.is_empty());
             let target = target.ok_or_else(|| Refusal::Layers("a hard link to a file that isn't there".into()))?;
-            self.look(&target)?;
+            self.count_lookups(&target)?;
             if target != name {
-                let made = self.make_way(&name).and_then(|()| self.link(&target, &name));
-                made.map_err(|error| at_fault(&name, error))?;
+                let made = self.clear_path(&name).and_then(|()| self.link(&target, &name));
+                made.map_err(|error| classify_error(&name, error))?;
             }
         } else if kind.is_file() || kind.is_gnu_sparse() {
             self.file(&name, entry)?;
         } else {
-            // Devices and pipes mean nothing here.
+            // Devices and pipes are ignored.
             return Ok(());
         }
         self.added.insert(name);
@@ -176,8 +177,8 @@ impl Tree<'_> {
         }
     }
 
-    /// Nothing of that name, in a folder that is there.
-    fn make_way(&mut self, name: &[String]) -> io::Result<()> {
+    /// Removes anything of that name, and creates its parent folder.
+    fn clear_path(&mut self, name: &[String]) -> io::Result<()> {
         self.remove(name)?;
         let parent = &name[..name.len().saturating_sub(1)];
         if parent.is_empty() || stat(&self.root, &path(parent), FollowSymlinks::Yes).is_ok_and(|found| found.is_dir()) {
@@ -196,7 +197,7 @@ impl Tree<'_> {
         if self.kind(name)? == Some(true) {
             return Ok(());
         }
-        self.make_way(name)?;
+        self.clear_path(name)?;
         create_dir(&self.root, &path(name), &DirOptions::new())
     }
 
@@ -205,11 +206,11 @@ impl Tree<'_> {
     }
 
     fn file(&mut self, name: &[String], from: &mut dyn Read) -> Result<(), UnpackError> {
-        let made = self.make_way(name).and_then(|()| {
+        let made = self.clear_path(name).and_then(|()| {
             let mut options = OpenOptions::new();
             open(&self.root, &path(name), options.write(true).create_new(true))
         });
-        let mut to = made.map_err(|error| at_fault(name, error))?;
+        let mut to = made.map_err(|error| classify_error(name, error))?;
         let mut buffer = vec![0; 64 << 10];
         loop {
             let read = from.read(&mut buffer).map_err(|error| unreadable(&error))?;
@@ -219,7 +220,7 @@ impl Tree<'_> {
             self.bytes += read as u64;
             // A sparse file is short in its layer.
             if self.bytes > UNPACKED_BYTES_MAX {
-                return Err(unreadable(&too_much(UNPACKED_BYTES_MAX)).into());
+                return Err(unreadable(&size_error(UNPACKED_BYTES_MAX)).into());
             }
             if self.bytes - self.checked > SPACE_CHECK_BYTES {
                 self.checked = self.bytes;
@@ -229,8 +230,8 @@ impl Tree<'_> {
         }
     }
 
-    /// An opaque folder: what the layers below have put there is not seen.
-    fn hide_below(&mut self, folder: &[String]) -> io::Result<()> {
+    /// Applies an opaque whiteout: removes what the layers below have put into the folder.
+    fn apply_opaque(&mut self, folder: &[String]) -> io::Result<()> {
         if self.kind(folder)? != Some(true) && !folder.is_empty() {
             return Ok(());
         }
@@ -246,7 +247,7 @@ impl Tree<'_> {
             if !own {
                 self.remove(&child)?;
             } else if self.kind(&child)? == Some(true) {
-                self.hide_below(&child)?;
+                self.apply_opaque(&child)?;
             }
         }
         Ok(())
@@ -255,7 +256,7 @@ impl Tree<'_> {
 
 #[cfg(unix)]
 fn symlink(target: &Path, root: &File, at: &Path) -> io::Result<()> {
-    // Absolute ones too: who opens the volume decides where they lead, and a guest's lead nowhere out of it.
+    // Absolute targets are allowed, too: the reader of the volume resolves them, and a guest can't leave it.
     cap_primitives::fs::symlink_contents(target, root, at)
 }
 

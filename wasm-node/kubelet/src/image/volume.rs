@@ -1,5 +1,6 @@
-//! Files of images: those that are mounted (KEP-4639), fetched as those that are run, and those that are run and hold more than modules.
-//! Each is unpacked into a folder that all who have the same image share, read-only. The folders are a cache: made from blobs when they are wanted, gone with the process.
+//! Unpacked images: those that are mounted (KEP-4639) and those that are run and contain more than modules. Each is
+//! unpacked into a read-only folder that all users of the image share. The folders are a cache: they are created from
+//! blobs on demand, and removed at the next start.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,8 +8,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::error::ImageError;
+use super::index::{Image, Purpose, key};
 use super::keyring::Keyring;
-use super::known::{Image, Purpose, key};
 use super::manifest::Refusal;
 use super::pull::{Images, Pulled, on_disk};
 use super::unpack::{UnpackError, unpack};
@@ -16,19 +17,20 @@ use super::volume_manifest::Content;
 use oci_registry::blobs::BlobError;
 use oci_registry::reference::ImageName;
 
-/// What folders are called that are about to be removed.
+/// Prefix of folders that are about to be removed.
 const ASIDE: &str = ".old-";
 
-/// The folders of images that are unpacked.
-pub(super) struct Trees {
+/// The folders of unpacked images.
+pub(super) struct UnpackedTrees {
     dir: PathBuf,
-    /// Bytes that were written, by [`Image::tree`].
+    /// Bytes written, by [`Image::tree`].
     unpacked: Mutex<BTreeMap<String, u64>>,
 }
 
-impl Trees {
-    /// An empty folder of folders. What an earlier process has left is put aside at once and removed by a thread: a large tree takes
-    /// a while, and a start doesn't wait for it. What a process that ends meanwhile leaves, the next one finds.
+impl UnpackedTrees {
+    /// Opens an empty cache. Folders of an earlier process are renamed at once and removed by a thread: a large tree
+    /// takes a while, and the start doesn't wait for it. If this process ends before that, the next one removes the
+    /// rest.
     pub(super) fn open(dir: PathBuf) -> std::io::Result<Self> {
         let aside = tempfile::Builder::new().prefix(ASIDE).tempdir_in(&dir)?;
         let mut left = Vec::new();
@@ -46,7 +48,7 @@ impl Trees {
         } else {
             let remove = move || {
                 if let Err(error) = aside.close() {
-                    tracing::warn!(%error, "what was unpacked before cannot be removed");
+                    tracing::warn!(%error, "the unpacked images of an earlier process cannot be removed");
                 }
             };
             std::thread::Builder::new().name("old-trees".into()).spawn(remove)?;
@@ -62,15 +64,15 @@ impl Trees {
         self.dir.join(tree.trim_start_matches("sha256:"))
     }
 
-    /// What the folder of an image takes.
+    /// Returns the bytes of an image's folder.
     pub(super) fn bytes(&self, image: &Image) -> u64 {
         image.tree().and_then(|tree| self.unpacked().get(&tree).copied()).unwrap_or_default()
     }
 
-    /// Removes the folders of images that are not among what `held` finds; how many bytes they had. Who has an image before it looks
-    /// for its folder finds one that stays.
+    /// Removes the folders of images that `held` doesn't return, and returns their bytes. A caller that holds an image
+    /// before it looks up the folder gets one that stays.
     pub(super) fn sweep(&self, held: impl FnOnce() -> Vec<Arc<Image>>) -> std::io::Result<u64> {
-        let (mut freed_bytes, mut gone) = (0, Vec::new());
+        let (mut freed_bytes, mut removed) = (0, Vec::new());
         {
             let mut unpacked = self.unpacked();
             let held = held();
@@ -80,15 +82,15 @@ impl Trees {
                 let aside = tempfile::tempdir_in(&self.dir)?;
                 std::fs::rename(self.path(&tree), aside.path().join("tree"))?;
                 freed_bytes += unpacked.remove(&tree).unwrap_or_default();
-                gone.push(aside);
+                removed.push(aside);
             }
         }
-        gone.into_iter().try_for_each(tempfile::TempDir::close)?;
+        removed.into_iter().try_for_each(tempfile::TempDir::close)?;
         Ok(freed_bytes)
     }
 
-    /// Has the folder of an image, where nobody was quicker.
-    fn put(&self, tree: String, partial: tempfile::TempDir, bytes: u64) -> std::io::Result<()> {
+    /// Moves a folder to its place, unless a concurrent caller was first.
+    fn publish(&self, tree: String, partial: tempfile::TempDir, bytes: u64) -> std::io::Result<()> {
         let path = self.path(&tree);
         if let Entry::Vacant(vacant) = self.unpacked().entry(tree) {
             std::fs::rename(partial.keep(), path)?;
@@ -99,8 +101,8 @@ impl Trees {
 }
 
 impl Image {
-    /// What its folder is called: an image that is run has other files in it than one that is mounted (another child of its index,
-    /// another form of artifact). `None`: it has none.
+    /// Returns the name of the image's folder; `None` = it has none. An image that is run has other files than one that
+    /// is mounted (another child of its index, another form of artifact).
     fn tree(&self) -> Option<String> {
         let digest = self.image_id.rsplit_once('@').map_or("", |(_, digest)| digest);
         match self.volume {
@@ -125,24 +127,24 @@ impl Images {
             }
         };
         let name = reference.to_string();
-        let keyring = &*self.provided(&reference, keyring, namespace).await;
-        let place = self.place(&key(&name, Purpose::Volume), namespace).await;
+        let keyring = &*self.with_provider_credentials(&reference, keyring, namespace).await;
+        let pull_lock = self.lock_pull(&key(&name, Purpose::Volume), namespace).await;
         let began = self.env.elapsed();
         let pins = Arc::new(self.blobs.pins());
         let (pulled, trust) = self.fetch((image, &name, Purpose::Volume), &reference, keyring, &pins).await?;
-        let kept = self.remember(pulled, trust);
+        let kept = self.record_image(pulled, trust);
         let image = kept.map_err(|source| ImageError::Blob { image: name, source: source.into() })?;
         self.tree(&image).await?;
-        drop(place);
+        drop(pull_lock);
         let took = self.env.elapsed().saturating_sub(began);
         Ok(Pulled { image, took })
     }
 
-    /// The folder of an image, unpacked where it isn't yet; none where nothing of it is seen as files. It stays as long as somebody has
-    /// the image.
+    /// Returns the folder of an image, and unpacks it if necessary; `None` if the image has no files. It stays as long
+    /// as the image is referenced.
     ///
     /// # Errors
-    /// The layers, or the disk.
+    /// The layers are invalid, or the disk failed.
     pub async fn tree(&self, image: &Arc<Image>) -> Result<Option<PathBuf>, ImageError> {
         let Some(name) = image.tree() else { return Ok(None) };
         let path = self.trees.path(&name);
@@ -163,7 +165,7 @@ impl Images {
             };
             let space = || blobs.check_space().map_err(std::io::Error::other);
             match unpack(&contents, &mut open, partial.path(), &space) {
-                Ok(bytes) => trees.put(name, partial, bytes).map(Ok).map_err(BlobError::Io),
+                Ok(bytes) => trees.publish(name, partial, bytes).map(Ok).map_err(BlobError::Io),
                 Err(UnpackError::Refused(refusal)) => Ok(Err(refusal)),
                 Err(UnpackError::Disk(error)) => Err(BlobError::Io(error)),
             }

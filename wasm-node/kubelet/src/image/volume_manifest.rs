@@ -1,21 +1,21 @@
-//! What of a manifest a volume holds: layers of a container image, one over the other, or the blobs of an artifact as files
-//! (KEP-4639). Pure.
+//! Parses a manifest for a volume: the layers of a container image, one over the other, or the blobs of an artifact as
+//! files (KEP-4639). Pure.
 
 use serde::{Deserialize, Serialize};
 
 use super::manifest::{Compression, Descriptor, LISTED_MAX, Manifest, Refusal, check_layers, short};
 use super::tar_layer::parts;
 
-/// What an artifact's blob is called (OCI image specification, annotations).
+/// The annotation with the name of an artifact's blob (OCI image specification).
 const TITLE: &str = "org.opencontainers.image.title";
 
-/// What a layer is to a volume.
+/// The content that a layer adds to a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Content {
-    /// Files, packed.
+    /// Packed files.
     Tar(Compression),
-    /// The file of that name.
+    /// A file of that name.
     File(String),
 }
 
@@ -24,20 +24,20 @@ pub enum Content {
 pub struct VolumeLayer {
     /// Its blob.
     pub digest: String,
-    /// What it is.
+    /// The blob's content.
     pub content: Content,
 }
 
-/// What to do with a manifest.
+/// How a manifest is processed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum VolumePlan {
-    /// A volume of these.
+    /// A volume of these layers.
     Layers { config: Descriptor, layers: Vec<(Descriptor, VolumeLayer)> },
-    /// An index: go on with this child.
+    /// An index: continue with this child.
     Child(Descriptor),
 }
 
-/// Reads a manifest for a machine of that architecture, in Go's words.
+/// Parses a manifest for a machine of that architecture, in Go's words.
 pub(super) fn plan(bytes: &[u8], architecture: &str) -> Result<VolumePlan, Refusal> {
     let manifest: Manifest = serde_json::from_slice(bytes).map_err(|error| Refusal::Malformed(error.to_string()))?;
     if let Some(children) = manifest.manifests {
@@ -58,7 +58,7 @@ pub(super) fn plan(bytes: &[u8], architecture: &str) -> Result<VolumePlan, Refus
     Ok(VolumePlan::Layers { config, layers: layers.collect::<Result<_, _>>()? })
 }
 
-/// Its title, or its digest where it has none.
+/// Returns the blob's title, or its digest if it has none.
 fn file_name(layer: &Descriptor) -> Result<String, Refusal> {
     let Some(title) = layer.annotations.get(TITLE).filter(|title| !title.is_empty()) else {
         return Ok(layer.digest.replace(':', "-"));
@@ -69,7 +69,7 @@ fn file_name(layer: &Descriptor) -> Result<String, Refusal> {
     }
 }
 
-/// WebAssembly's child first, then this machine's, then one that is for none.
+/// Prefers WebAssembly's child, then this machine's, then one without a platform.
 fn choose(children: Vec<Descriptor>, architecture: &str) -> Result<Descriptor, Refusal> {
     let (mut own, mut plain, mut found) = (None, None, Vec::new());
     for child in children {
@@ -93,7 +93,7 @@ fn choose(children: Vec<Descriptor>, architecture: &str) -> Result<Descriptor, R
     })
 }
 
-/// This machine's architecture in Go's words, which indexes use.
+/// Returns this machine's architecture in Go's words, as used in indexes.
 pub(super) fn own_architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",

@@ -1,4 +1,4 @@
-//! Fuzz targets of stored logs: files that others may have damaged.
+//! Fuzz targets of log files, which may be damaged.
 
 use std::io::{Cursor, Seek as _};
 
@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::read::{Options, seek_back, show};
 
-/// Pieces of a log, and what breaks one.
+/// Fragments of a log, valid and invalid.
 const PIECES: [&[u8]; 12] = [
     b"2026-01-01T00:00:00.000000001Z stdout F hello\n",
     b"1970-01-01T00:00:00Z stderr P half of a line\n",

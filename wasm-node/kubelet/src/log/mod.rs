@@ -1,7 +1,7 @@
-//! Containers' logs: files of timestamped lines, written by one thread per node, so that no guest waits for a disk.
+//! Containers' logs: files of timestamped lines, written by one thread per node, so that no guest blocks on a disk.
 //!
-//! A line in a file is `TIME STREAM TAG BYTES`, as container runtimes write it (CRI): tag `F` ends a line, `P` leaves it
-//! open. The bytes stay as the guest wrote them.
+//! A line of a file is `TIME STREAM TAG BYTES`, the format of container runtimes (CRI): tag `F` ends a line, `P`
+//! continues it. The bytes are the guest's, unchanged.
 
 mod budget;
 #[cfg(test)]
@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 pub use budget::Budget;
-use budget::Kept;
+use budget::LogUsage;
 use jiff::Timestamp;
 use machinery_env::Env;
 use tokio::sync::watch;
@@ -26,50 +26,50 @@ use tokio::sync::watch;
 use runtime_api::disk::advice;
 use runtime_api::{LogSink, StdStream};
 
-/// Size at which a file is set aside, and how many there are with the current one (upstream's defaults).
+/// The size at which a file is rotated, and the number of files including the current one (upstream's defaults).
 pub const FILE_BYTES_MAX: u64 = 10 << 20;
 /// See above.
 pub const FILES_MAX: usize = 5;
-/// Bytes per second that a container may log over time, and at once. More than a person or a collector reads, and less
-/// than what would keep a disk busy: a flood of one container costs its node at most this.
+/// Bytes per second that a container may log on average, and its burst. This is more than a person or a collector
+/// reads, and less than the throughput of a disk: it is the maximum cost of one container's flood.
 pub const RATE_BYTES_PER_SECOND: u64 = 1 << 20;
 /// See above.
 pub const BURST_BYTES: u64 = 4 << 20;
-/// What has to be earned again before lines are taken after some were dropped: a second's worth, so that a flood gives
-/// whole stretches and one notice a second, not a line and a notice by turns.
+/// Bytes of the rate to accumulate before a container that was cut off may log again: one second's worth. A flood is
+/// logged as contiguous parts with one notice a second, not as alternating lines and notices.
 const RESUME_BYTES: u64 = RATE_BYTES_PER_SECOND;
-/// A longer line is written in pieces (containerd's size).
+/// Longer lines are written in pieces of this size (containerd's).
 const PIECE_BYTES_MAX: usize = 16 << 10;
-/// What may wait for the thread, per container: the burst and its framing.
+/// Maximum bytes of a container that wait for the writer: the burst and its framing.
 const WAITING_BYTES_MAX: usize = 8 << 20;
-/// How long lines gather before they are written: unseen by a reader, and well within what may wait. Waking the thread
-/// for each line cost a sixth of a small request.
-const GATHER: std::time::Duration = std::time::Duration::from_millis(5);
-/// Containers that may wait for the thread.
+/// How long lines are collected before they are written: unnoticeable to readers, and well within the queue's size.
+/// Waking the thread for each line cost a sixth of a small request.
+const COLLECT_TIME: std::time::Duration = std::time::Duration::from_millis(5);
+/// Maximum containers that wait for the writer.
 const DIRTY_MAX: usize = 16 << 10;
 
-/// Which lines were dropped since the last notice.
+/// The lines dropped since the last notice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Dropped {
+struct DropCount {
     lines: u64,
     bytes: u64,
 }
 
-/// Cuts what a guest writes into timestamped lines within the rate. Pure.
+/// Splits a guest's output into timestamped lines, and enforces the rate. Pure.
 #[derive(Debug)]
 struct Framer {
-    /// Bytes that may be logged, at that time.
+    /// The bytes that may be logged now.
     budget: u64,
     budget_at: Duration,
-    /// The beginning of a line of each stream.
+    /// The unfinished line of each stream.
     open: [Vec<u8>; 2],
-    /// Everything is dropped until enough is earned again.
-    shut: bool,
-    /// The rest of the line is dropped, as its beginning was.
+    /// Whether all lines are dropped until the rate allows [`RESUME_BYTES`].
+    cut_off: bool,
+    /// Whether the rest of the line is dropped, because its beginning was.
     dropping: [bool; 2],
-    dropped: Dropped,
-    /// All that was ever dropped.
-    dropped_total: Dropped,
+    dropped: DropCount,
+    /// All lines dropped since the start.
+    dropped_total: DropCount,
 }
 
 impl Framer {
@@ -78,10 +78,10 @@ impl Framer {
             budget: BURST_BYTES,
             budget_at: now,
             open: [Vec::new(), Vec::new()],
-            shut: false,
+            cut_off: false,
             dropping: [false; 2],
-            dropped: Dropped::default(),
-            dropped_total: Dropped::default(),
+            dropped: DropCount::default(),
+            dropped_total: DropCount::default(),
         }
     }
 
@@ -101,8 +101,8 @@ impl Framer {
             let ends = piece.last() == Some(&b'\n');
             let text = if ends { &piece[..piece.len() - 1] } else { piece };
             let size = piece.len() as u64;
-            self.shut = if self.shut { self.budget < RESUME_BYTES } else { size > self.budget };
-            if self.dropping[index] || self.shut || size > self.budget || out.len() + piece.len() > room {
+            self.cut_off = if self.cut_off { self.budget < RESUME_BYTES } else { size > self.budget };
+            if self.dropping[index] || self.cut_off || size > self.budget || out.len() + piece.len() > room {
                 if !self.open[index].is_empty() {
                     let open = std::mem::take(&mut self.open[index]);
                     line(out, at, stream, "F", &open);
@@ -115,7 +115,7 @@ impl Framer {
                 continue;
             }
             self.budget -= size;
-            self.tell_dropped(at, out);
+            self.write_drop_notice(at, out);
             if ends && self.open[index].is_empty() && text.len() <= PIECE_BYTES_MAX {
                 line(out, at, stream, "F", text);
                 continue;
@@ -135,7 +135,7 @@ impl Framer {
         }
     }
 
-    fn tell_dropped(&mut self, at: Timestamp, out: &mut Vec<u8>) {
+    fn write_drop_notice(&mut self, at: Timestamp, out: &mut Vec<u8>) {
         let dropped = std::mem::take(&mut self.dropped);
         if dropped.bytes > 0 {
             let text = format!(
@@ -146,7 +146,7 @@ impl Framer {
         }
     }
 
-    /// The end: what is still open is a line without an end.
+    /// Ends the log: an unfinished line is written without an end.
     fn finish(&mut self, at: Timestamp, out: &mut Vec<u8>) {
         for stream in [StdStream::Stdout, StdStream::Stderr] {
             let open = std::mem::take(&mut self.open[stream as usize]);
@@ -154,7 +154,7 @@ impl Framer {
                 line(out, at, stream, "P", &open);
             }
         }
-        self.tell_dropped(at, out);
+        self.write_drop_notice(at, out);
     }
 }
 
@@ -171,131 +171,131 @@ fn line(out: &mut Vec<u8>, at: Timestamp, stream: StdStream, tag: &str, bytes: &
     out.push(b'\n');
 }
 
-/// How far a log has come: readers wait for a change.
+/// The progress of a log, for waiting readers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Files that were set aside so far.
+    /// The number of rotations.
     pub rotations: u64,
-    /// Grows with every write.
+    /// Incremented by every write.
     pub writes: u64,
-    /// Nothing comes any more.
+    /// Whether the log is complete.
     pub closed: bool,
 }
 
-/// A log's progress, and who reads it: most logs are read by nobody, and a channel is large.
+/// A log's progress channel, created for the first reader: most logs have none, and a channel is large.
 #[derive(Debug, Default)]
-struct Told {
+struct LazyProgress {
     now: Progress,
     readers: Option<watch::Sender<Progress>>,
 }
 
 #[derive(Debug)]
-struct Pending {
+struct LogBuffer {
     framer: Framer,
     lines: Vec<u8>,
     queued: bool,
 }
 
-/// The file that is being written.
+/// The current file.
 #[derive(Debug, Default)]
-struct Current {
+struct CurrentFile {
     bytes: u64,
-    /// What the disk didn't take since it last took something, and why.
-    lost: Option<Lost>,
+    /// The lines that could not be written since the last successful write, and the error.
+    lost: Option<LostLines>,
 }
 
 #[derive(Debug)]
-struct Lost {
+struct LostLines {
     lines: u64,
     why: String,
 }
 
-/// One run of one container.
+/// The log of one run of a container.
 #[derive(Debug)]
 pub struct ContainerLog {
     path: PathBuf,
     env: Env,
-    pending: Mutex<Pending>,
-    /// Held while writing.
-    current: Mutex<Current>,
-    progress: Mutex<Told>,
-    /// All bytes that were written.
+    buffer: Mutex<LogBuffer>,
+    /// Locked while writing.
+    current: Mutex<CurrentFile>,
+    progress: Mutex<LazyProgress>,
+    /// All bytes written.
     written: AtomicU64,
-    kept: Arc<Kept>,
+    usage: Arc<LogUsage>,
     writer: SyncSender<Arc<ContainerLog>>,
     this: std::sync::Weak<ContainerLog>,
 }
 
 impl ContainerLog {
-    /// How far it has come.
+    /// Returns a receiver of the log's progress.
     #[must_use]
     pub fn progress(&self) -> watch::Receiver<Progress> {
-        let mut told = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = told.now;
-        told.readers.get_or_insert_with(|| watch::Sender::new(now)).subscribe()
+        let mut progress_channel = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = progress_channel.now;
+        progress_channel.readers.get_or_insert_with(|| watch::Sender::new(now)).subscribe()
     }
 
-    fn tell(&self, change: impl FnOnce(&mut Progress)) {
-        let mut told = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut told.now);
-        if let Some(readers) = &told.readers {
-            readers.send_replace(told.now);
+    fn update_progress(&self, change: impl FnOnce(&mut Progress)) {
+        let mut progress_channel = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut progress_channel.now);
+        if let Some(readers) = &progress_channel.readers {
+            readers.send_replace(progress_channel.now);
         }
     }
 
-    /// Where it lies.
+    /// Returns the path of the current file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Grows with everything that is written.
+    /// Returns the bytes written so far.
     #[must_use]
     pub fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
     }
 
-    /// Removes a file of this log while nothing is written to it; `current`: the one that is being written.
-    fn cut(&self, current: bool, remove: impl FnOnce()) {
+    /// Removes a file of this log while no write is in progress; `current` = it is the current file.
+    fn remove_file_between_writes(&self, current: bool, remove: impl FnOnce()) {
         let mut writing = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         remove();
         if current {
             writing.bytes = 0;
             drop(writing);
-            self.tell(|progress| progress.rotations += 1);
+            self.update_progress(|progress| progress.rotations += 1);
         }
     }
 
-    /// Lines and bytes that were dropped, for the rate or as the disk took no more.
+    /// Returns lines and bytes dropped because of the rate or a disk error.
     #[must_use]
     pub fn dropped(&self) -> (u64, u64) {
-        let dropped = self.pending.lock().unwrap_or_else(PoisonError::into_inner).framer.dropped_total;
+        let dropped = self.buffer.lock().unwrap_or_else(PoisonError::into_inner).framer.dropped_total;
         (dropped.lines, dropped.bytes)
     }
 
-    /// Ends the log: everything is in the file afterwards. Writes, so it may take as long as the disk does.
+    /// Ends the log: everything is in the file afterwards. Blocks on the disk.
     pub fn close(&self) {
         {
-            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
             let at = self.env.now();
-            let Pending { framer, lines, .. } = &mut *pending;
+            let LogBuffer { framer, lines, .. } = &mut *buffer;
             let before = lines.len();
             framer.finish(at, lines);
-            self.kept.waits(lines.len() - before);
+            self.usage.add_queued(lines.len() - before);
         }
         self.flush();
-        self.tell(|progress| progress.closed = true);
+        self.update_progress(|progress| progress.closed = true);
     }
 
-    /// Writes what waits.
+    /// Writes the queued lines.
     pub fn flush(&self) {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let mut lines = {
-            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-            pending.queued = false;
-            std::mem::take(&mut pending.lines)
+            let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
+            buffer.queued = false;
+            std::mem::take(&mut buffer.lines)
         };
-        self.kept.waits_no_more(lines.len());
+        self.usage.remove_queued(lines.len());
         if lines.is_empty() && current.lost.is_none() {
             return;
         }
@@ -306,7 +306,7 @@ impl ContainerLog {
         let mut rotated = 0;
         if current.bytes > 0 && current.bytes + lines.len() as u64 > FILE_BYTES_MAX {
             rotate(&self.path);
-            self.kept.rotated(&self.path);
+            self.usage.record_rotation(&self.path);
             rotated = 1;
             current.bytes = 0;
         }
@@ -314,34 +314,34 @@ impl ContainerLog {
             Ok(()) => {
                 current.lost = None;
                 current.bytes += lines.len() as u64;
-                self.kept.wrote(&self.path, lines.len() as u64);
+                self.usage.record_write(&self.path, lines.len() as u64);
                 self.written.fetch_add(lines.len() as u64, Ordering::Relaxed);
             }
-            Err(error) => self.lose(&mut current, &lines[lines.len() - own..], &error),
+            Err(error) => self.record_lost(&mut current, &lines[lines.len() - own..], &error),
         }
         drop(current);
-        self.kept.trim();
-        self.tell(|progress| {
+        self.usage.trim();
+        self.update_progress(|progress| {
             progress.rotations += rotated;
             progress.writes += 1;
         });
     }
 
-    /// These lines are gone: the next ones that the disk takes come behind a notice of it.
-    fn lose(&self, current: &mut Current, own: &[u8], error: &io::Error) {
+    /// Counts lines as lost. A notice precedes the next lines that can be written.
+    fn record_lost(&self, current: &mut CurrentFile, own: &[u8], error: &io::Error) {
         let lines = own.iter().filter(|byte| **byte == b'\n').count() as u64;
         if current.lost.is_none() {
             tracing::warn!(path = %self.path.display(), %error, "a container's log cannot be written{}", advice(error));
         }
-        let lost = current.lost.get_or_insert_with(|| Lost { lines: 0, why: error.to_string() });
+        let lost = current.lost.get_or_insert_with(|| LostLines { lines: 0, why: error.to_string() });
         lost.lines += lines;
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        pending.framer.dropped_total.lines += lines;
-        pending.framer.dropped_total.bytes += own.len() as u64;
+        let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
+        buffer.framer.dropped_total.lines += lines;
+        buffer.framer.dropped_total.bytes += own.len() as u64;
     }
 }
 
-impl Lost {
+impl LostLines {
     fn notice(&self, at: Timestamp) -> Vec<u8> {
         let mut out = Vec::new();
         let text = format!("[coracle] {} lines were lost, as they could not be written: {}", self.lines, self.why);
@@ -353,19 +353,19 @@ impl Lost {
 impl LogSink for ContainerLog {
     fn write(&self, stream: StdStream, bytes: &[u8]) {
         let wake = {
-            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-            let Pending { framer, lines, queued } = &mut *pending;
-            let (before, room) = (lines.len(), self.kept.room(WAITING_BYTES_MAX));
+            let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
+            let LogBuffer { framer, lines, queued } = &mut *buffer;
+            let (before, room) = (lines.len(), self.usage.queue_limit(WAITING_BYTES_MAX));
             framer.take(stream, bytes, self.env.now(), self.env.elapsed(), room, lines);
-            self.kept.waits(lines.len() - before);
+            self.usage.add_queued(lines.len() - before);
             !lines.is_empty() && !std::mem::replace(queued, true)
         };
         if wake
             && let Some(this) = self.this.upgrade()
             && self.writer.try_send(this).is_err()
         {
-            // The thread has its hands full; the next write tries again.
-            self.pending.lock().unwrap_or_else(PoisonError::into_inner).queued = false;
+            // The writer's queue is full; the next write tries again.
+            self.buffer.lock().unwrap_or_else(PoisonError::into_inner).queued = false;
         }
     }
 }
@@ -377,9 +377,9 @@ fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file: File = options.open(path)?;
     let before = file.metadata()?.len();
     file.write_all(bytes).inspect_err(|_| {
-        // Where the disk took a part, the next line would begin within this one.
+        // After a partial write, the next line would begin within this one.
         if let Err(error) = file.set_len(before) {
-            tracing::warn!(path = %path.display(), %error, "a line of a container's log stays half written");
+            tracing::warn!(path = %path.display(), %error, "a partially written line of a container's log cannot be removed");
         }
     })
 }
@@ -393,9 +393,9 @@ fn private(options: &mut OpenOptions) {
 #[cfg(windows)]
 fn private(_options: &mut OpenOptions) {}
 
-/// The `index`-th file before the current one (0 is the current one).
+/// Returns the path of the `index`-th file before the current one (0 is the current one).
 #[must_use]
-pub fn older(path: &Path, index: usize) -> PathBuf {
+pub fn rotated_path(path: &Path, index: usize) -> PathBuf {
     if index == 0 {
         return path.to_owned();
     }
@@ -405,9 +405,9 @@ pub fn older(path: &Path, index: usize) -> PathBuf {
 }
 
 fn rotate(path: &Path) {
-    let _ = std::fs::remove_file(older(path, FILES_MAX - 1));
+    let _ = std::fs::remove_file(rotated_path(path, FILES_MAX - 1));
     for index in (0..FILES_MAX - 1).rev() {
-        let _ = std::fs::rename(older(path, index), older(path, index + 1));
+        let _ = std::fs::rename(rotated_path(path, index), rotated_path(path, index + 1));
     }
 }
 
@@ -415,28 +415,28 @@ fn rotate(path: &Path) {
 #[derive(Debug, Clone)]
 pub struct Writer {
     dirty: SyncSender<Arc<ContainerLog>>,
-    kept: Arc<Kept>,
+    usage: Arc<LogUsage>,
     env: Env,
 }
 
 impl Writer {
-    /// Starts the thread; it ends when the last log and writer is gone. `dir`: where the node's logs lie.
+    /// Starts the thread; it ends when the last log and writer is dropped. `dir` is the folder of the node's logs.
     pub fn start(env: Env, budget: Budget, dir: &Path) -> io::Result<Self> {
         let (dirty, waiting): (_, Receiver<Arc<ContainerLog>>) = sync_channel(DIRTY_MAX);
         std::thread::Builder::new().name("coracle-logs".into()).spawn(move || {
             while let Ok(log) = waiting.recv() {
-                // Lines gather meanwhile: under load one wake-up, one open and one write serve many requests.
-                std::thread::sleep(GATHER);
+                // Lines are collected meanwhile: under load one wake-up, one open and one write serve many requests.
+                std::thread::sleep(COLLECT_TIME);
                 log.flush();
                 while let Ok(log) = waiting.try_recv() {
                     log.flush();
                 }
             }
         })?;
-        Ok(Self { dirty, kept: Arc::new(Kept::new(budget, dir)), env })
+        Ok(Self { dirty, usage: Arc::new(LogUsage::new(budget, dir)), env })
     }
 
-    /// Begins a log at `path` (its folder is made), after what is there already.
+    /// Opens a log at `path`, creates its folder, and appends to an existing file.
     pub fn open(&self, path: PathBuf) -> io::Result<Arc<ContainerLog>> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;
@@ -445,29 +445,29 @@ impl Writer {
         let log = Arc::new_cyclic(|this| ContainerLog {
             path,
             written: AtomicU64::new(0),
-            kept: self.kept.clone(),
-            pending: Mutex::new(Pending { framer: Framer::new(self.env.elapsed()), lines: Vec::new(), queued: false }),
+            usage: self.usage.clone(),
+            buffer: Mutex::new(LogBuffer { framer: Framer::new(self.env.elapsed()), lines: Vec::new(), queued: false }),
             env: self.env.clone(),
-            current: Mutex::new(Current { bytes: size, lost: None }),
+            current: Mutex::new(CurrentFile { bytes: size, lost: None }),
             progress: Mutex::default(),
             writer: self.dirty.clone(),
             this: this.clone(),
         });
-        self.kept.opened(log.path(), Arc::downgrade(&log));
+        self.usage.add_open(log.path(), Arc::downgrade(&log));
         Ok(log)
     }
 
     /// Removes a log's files. Blocks on the disk.
     pub fn remove(&self, path: &Path) {
         for index in 0..FILES_MAX {
-            let _ = std::fs::remove_file(older(path, index));
+            let _ = std::fs::remove_file(rotated_path(path, index));
         }
-        self.kept.forget(path);
+        self.usage.forget(path);
     }
 
-    /// The logs below that folder were removed.
+    /// Forgets the logs below a removed folder.
     pub fn forget(&self, dir: &Path) {
-        self.kept.forget(dir);
+        self.usage.forget(dir);
     }
 }
 
@@ -519,12 +519,12 @@ mod tests {
         for _ in 0..10_000 {
             framer.take(StdStream::Stdout, &flood, Timestamp::UNIX_EPOCH, Duration::ZERO, usize::MAX, &mut out);
         }
-        let kept = texts(&out).len() as u64;
-        assert_eq!(kept, BURST_BYTES / 1025);
+        let logged = texts(&out).len() as u64;
+        assert_eq!(logged, BURST_BYTES / 1025);
         out.clear();
         framer.take(StdStream::Stdout, b"later\n", Timestamp::UNIX_EPOCH, Duration::from_secs(2), usize::MAX, &mut out);
         let after = texts(&out);
-        assert!(after[0].1.starts_with(format!("[coracle] {} lines", 10_000 - kept).as_bytes()), "{after:?}");
+        assert!(after[0].1.starts_with(format!("[coracle] {} lines", 10_000 - logged).as_bytes()), "{after:?}");
         assert_eq!(after[1], ("stdout F".to_owned(), b"later".to_vec()));
     }
 
@@ -541,7 +541,8 @@ mod tests {
             log.flush();
         }
         log.close();
-        let sizes: Vec<u64> = (0..6).map(|i| std::fs::metadata(older(log.path(), i)).map_or(0, |m| m.len())).collect();
+        let sizes: Vec<u64> =
+            (0..6).map(|i| std::fs::metadata(rotated_path(log.path(), i)).map_or(0, |m| m.len())).collect();
         assert!(sizes[..5].iter().all(|size| *size > 0 && *size <= FILE_BYTES_MAX), "{sizes:?}");
         assert_eq!(sizes[5], 0);
         assert!(log.progress().borrow().closed);
@@ -584,11 +585,11 @@ mod tests {
             loud.write(StdStream::Stdout, &line);
             loud.flush();
         }
-        assert!(writer.kept.held().0 <= budget.disk_bytes_max, "{:?}", writer.kept.held());
+        assert!(writer.usage.totals().0 <= budget.disk_bytes_max, "{:?}", writer.usage.totals());
         let there = std::fs::read_to_string(quiet.path()).unwrap();
         assert!(there.ends_with("once\n"), "the flood costs nobody else: {there}");
         quiet.close();
         loud.close();
-        assert_eq!(writer.kept.held().1, 0, "nothing waits any more");
+        assert_eq!(writer.usage.totals().1, 0, "nothing waits any more");
     }
 }

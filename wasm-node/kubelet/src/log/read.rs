@@ -1,4 +1,4 @@
-//! Reading a container's log for `kubectl logs`: the lines asked for, and those that follow.
+//! Reads a container's log for `kubectl logs`: the requested lines, and the lines that follow.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -7,37 +7,38 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use machinery_serve::descriptors::{Class, Descriptors, Held};
+use machinery_serve::descriptors::{Class, DescriptorPermit, Descriptors};
 use tokio::sync::mpsc;
 
-use super::{ContainerLog, FILES_MAX, Progress, older};
+use super::{ContainerLog, FILES_MAX, Progress, rotated_path};
 
-/// What is read at once.
+/// Bytes read at once.
 const CHUNK_BYTES: usize = 64 << 10;
-/// A line of a file can't be longer: pieces are 16 KiB and the framing is short. More is damage, and is cut.
+/// Maximum bytes of a line in a file: pieces are 16 KiB and the framing is short. Longer lines are damaged and
+/// truncated.
 const LINE_BYTES_MAX: usize = 128 << 10;
 
-/// What to read (PodLogOptions).
+/// The options of a read (PodLogOptions).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Go on with what comes.
+    /// Whether later lines are sent, too.
     pub follow: bool,
-    /// Put the time before each line.
+    /// Whether each line begins with its time.
     pub timestamps: bool,
-    /// No lines before that.
+    /// Only lines from this time on.
     pub since: Option<Timestamp>,
-    /// The last so many lines of what is there.
+    /// Only this number of last lines.
     pub tail: Option<u64>,
-    /// No more bytes than that.
+    /// Maximum bytes to send.
     pub limit_bytes: Option<u64>,
     /// `Stdout` or `Stderr` only.
     pub stream: Option<&'static str>,
 }
 
-/// A file of a log, counted: whoever reads logs must not take descriptors from what writes them.
+/// An open log file, counted against a limit: readers must not exhaust the descriptors of writers.
 struct LogFile {
     file: File,
-    _held: Held,
+    _held: DescriptorPermit,
 }
 
 impl LogFile {
@@ -47,13 +48,13 @@ impl LogFile {
     }
 }
 
-/// Whether one more log can be read now.
-pub fn is_possible() -> bool {
+/// Returns whether another log can be opened now.
+pub fn can_open() -> bool {
     Descriptors::process().take(Class::Logs).is_ok()
 }
 
-/// Sends the log's text to `out` until its end, the limit, or until nobody reads any more. `log` is there while the
-/// container's run is known to this agent: only then it can be followed.
+/// Sends the log's text to `out` until its end, the limit, or the reader's end. `log` is set while this agent manages
+/// the container's run: only then the log can be followed.
 pub async fn send(path: &Path, log: Option<Arc<ContainerLog>>, options: Options, out: mpsc::Sender<Bytes>) {
     let mut progress = log.as_ref().map(|log| log.progress());
     let mut seen = progress.as_mut().map(|progress| *progress.borrow_and_update()).unwrap_or_default();
@@ -69,7 +70,7 @@ pub async fn send(path: &Path, log: Option<Arc<ContainerLog>>, options: Options,
     let opened = tokio::task::spawn_blocking(move || open(&path, begin.tail)).await;
     let Ok(Ok(mut files)) = opened else { return };
     let mut unfinished = Vec::new();
-    // Oldest first; the last one is the current file, which may go on growing.
+    // Oldest first; the last one is the current file, which may grow.
     let mut current = files.pop();
     for file in files {
         if !drain(file, &mut unfinished, &options, &mut left, &out).await.is_some_and(|(_, more)| more) {
@@ -101,7 +102,7 @@ pub async fn send(path: &Path, log: Option<Arc<ContainerLog>>, options: Options,
         }
         let turned = now.rotations.saturating_sub(seen.rotations);
         seen = now;
-        // The rest of the file that was current, then each newer one.
+        // The rest of the previously current file, then each newer one.
         if turned > 0 {
             if let Some(file) = current.take()
                 && !drain(file, &mut unfinished, &options, &mut left, &out).await.is_some_and(|(_, more)| more)
@@ -110,7 +111,7 @@ pub async fn send(path: &Path, log: Option<Arc<ContainerLog>>, options: Options,
             }
             let newest_first = usize::try_from(turned).unwrap_or(usize::MAX).min(FILES_MAX);
             for index in (0..newest_first).rev() {
-                let Ok(file) = LogFile::open(older(log.path(), index)) else { continue };
+                let Ok(file) = LogFile::open(rotated_path(log.path(), index)) else { continue };
                 if index == 0 {
                     current = Some(file);
                 } else if !drain(file, &mut unfinished, &options, &mut left, &out).await.is_some_and(|(_, more)| more) {
@@ -123,12 +124,12 @@ pub async fn send(path: &Path, log: Option<Arc<ContainerLog>>, options: Options,
     }
 }
 
-/// The files with the lines asked for, oldest first, each at the place where they begin.
+/// Opens the files with the requested lines, oldest first, each positioned at its first line.
 fn open(path: &Path, tail: Option<u64>) -> io::Result<Vec<LogFile>> {
     let mut files = Vec::new();
     let mut wanted = tail;
     for index in 0..FILES_MAX {
-        let mut file = match LogFile::open(older(path, index)) {
+        let mut file = match LogFile::open(rotated_path(path, index)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound && index == 0 => continue,
             Err(error) if error.kind() == io::ErrorKind::NotFound => break,
@@ -147,7 +148,7 @@ fn open(path: &Path, tail: Option<u64>) -> io::Result<Vec<LogFile>> {
     Ok(files)
 }
 
-/// Puts the file at its last `lines` lines; answers how many there are, at most that.
+/// Positions the file at its last `lines` lines; returns their number, which is smaller if the file has fewer.
 pub(super) fn seek_back(file: &mut (impl Read + Seek), lines: u64) -> io::Result<u64> {
     let size = file.seek(SeekFrom::End(0))?;
     if lines == 0 || size == 0 {
@@ -162,7 +163,7 @@ pub(super) fn seek_back(file: &mut (impl Read + Seek), lines: u64) -> io::Result
         file.seek(SeekFrom::Start(start))?;
         file.read_exact(&mut chunk[..length])?;
         for index in (0..length).rev() {
-            // The newline that ends the last line begins no other one.
+            // The newline at the end of the last line begins no other line.
             if chunk[index] == b'\n' && start + index as u64 + 1 < size {
                 found += 1;
                 if found == lines {
@@ -177,7 +178,7 @@ pub(super) fn seek_back(file: &mut (impl Read + Seek), lines: u64) -> io::Result
     Ok(found + 1)
 }
 
-/// Sends the rest of a file. None: it can't be read; false: nothing more is wanted.
+/// Sends the rest of a file. `None` = it can't be read; `false` = no more lines are needed.
 async fn drain(
     mut file: LogFile,
     unfinished: &mut Vec<u8>,
@@ -204,7 +205,7 @@ async fn drain(
     }
 }
 
-/// What is shown of the next bytes of a file, after those of a line that was `unfinished`: no more than is `left`.
+/// Formats the next bytes of a file, which continue an `unfinished` line: at most `left` bytes.
 pub(super) fn show(chunk: &[u8], unfinished: &mut Vec<u8>, options: &Options, left: &mut u64) -> Vec<u8> {
     unfinished.extend_from_slice(chunk);
     let mut text = Vec::new();
@@ -221,7 +222,7 @@ pub(super) fn show(chunk: &[u8], unfinished: &mut Vec<u8>, options: &Options, le
     text
 }
 
-/// One line of a file as it is shown.
+/// Formats one line of a file.
 fn format(line: &[u8], options: &Options, text: &mut Vec<u8>) {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     let mut parts = line.splitn(4, |byte| *byte == b' ');

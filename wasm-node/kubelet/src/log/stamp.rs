@@ -1,9 +1,10 @@
-//! The time before each line of a log.
+//! Formats the time at the beginning of each log line.
 
 use jiff::Timestamp;
 use jiff::tz::Offset;
 
-/// The time before a line, to the nanosecond: as `%Y-%m-%dT%H:%M:%S.%9fZ `, whose interpreter took longer than the rest.
+/// Formats a time to the nanosecond like `%Y-%m-%dT%H:%M:%S.%9fZ `. Interpreting that pattern took longer than all
+/// other work of a line.
 pub(super) fn stamp(at: Timestamp) -> [u8; 31] {
     let at = Offset::UTC.to_datetime(at);
     let mut text = *b"0000-00-00T00:00:00.000000000Z ";

@@ -1,5 +1,5 @@
-//! Evicts pods where the node runs short of memory, disk, inodes or descriptors, one at an observation, in upstream's order: what uses more than
-//! it requests, then what has the lower priority, then what uses most beyond its request.
+//! The eviction manager: under pressure on memory, disk, inodes or descriptors it evicts one pod per observation. In
+//! upstream's order: pods above their requests first, then by lower priority, then by usage above the request.
 
 use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
@@ -11,43 +11,43 @@ use machinery_client::EventRecord;
 use tokio::sync::watch;
 
 use super::pressure::{Shortage, Signal};
-use crate::pod::shared::{PodViews, Shared};
-use crate::pod::worker::Seen;
+use crate::pod::shared::{NodeContext, PodViews};
+use crate::pod::worker::PodSnapshot;
 use crate::spec::containers;
 use crate::spec::requests::requested;
 use crate::volume::paths::plain;
 use crate::volume::usage::measure;
 
-/// From this priority on a pod is critical, and never evicted (upstream's `system-cluster-critical`).
+/// The lowest priority of critical pods, which are never evicted (upstream's `system-cluster-critical`).
 pub(super) const CRITICAL_PRIORITY: i32 = 2_000_000_000;
 
-/// What a container uses and requests, in the unit of the resource.
+/// The usage and the request of a container, in the resource's unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Share {
+struct ContainerUsage {
     container: String,
     used: u64,
     requested: u64,
 }
 
-/// One pod that runs.
+/// A running pod that may be evicted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Candidate {
     uid: String,
     priority: i32,
     used: u64,
     requested: u64,
-    /// Those that upstream's message tells of.
-    containers: Vec<Share>,
+    /// The containers in upstream's message.
+    containers: Vec<ContainerUsage>,
 }
 
-/// The pod that goes first.
-fn first(candidates: Vec<Candidate>) -> Option<Candidate> {
+/// The pod to evict first.
+fn select(candidates: Vec<Candidate>) -> Option<Candidate> {
     let over = |one: &Candidate| i128::from(one.used) - i128::from(one.requested);
-    let mortal = candidates.into_iter().filter(|one| one.priority < CRITICAL_PRIORITY);
-    mortal.max_by_key(|one| (over(one) > 0, Reverse(one.priority), over(one), Reverse(one.uid.clone())))
+    let evictable = candidates.into_iter().filter(|one| one.priority < CRITICAL_PRIORITY);
+    evictable.max_by_key(|one| (over(one) > 0, Reverse(one.priority), over(one), Reverse(one.uid.clone())))
 }
 
-/// Upstream's words.
+/// The eviction message (upstream's).
 fn message(short: Shortage, of: &Candidate) -> String {
     let Shortage { signal, threshold, available } = short;
     let resource = signal.resource();
@@ -67,31 +67,34 @@ fn message(short: Shortage, of: &Candidate) -> String {
     message
 }
 
-/// Bytes of memory that the guests of a node hold.
+/// The memory of all guests of a node, in bytes.
 pub(super) fn memory_used(pods: &PodViews) -> u64 {
-    pods.all().iter().map(|view| view.look().memory_bytes()).sum()
+    pods.all().iter().map(|view| view.snapshot().memory_bytes()).sum()
 }
 
-/// The pods that run; `used`: what a pod uses, and each of its containers that are told of.
+/// The running pods; `used` returns the usage of a pod and of its reported containers.
 fn candidates(
     pods: &PodViews,
     resource: &str,
-    used: impl Fn(&str, &Seen) -> (u64, Vec<(String, u64)>),
+    used: impl Fn(&str, &PodSnapshot) -> (u64, Vec<(String, u64)>),
 ) -> Vec<Candidate> {
     let all = pods.all();
     let running = all.iter().filter_map(|view| {
-        let seen = view.look();
-        let pod = seen.runs().then(|| seen.pod.get())?;
+        let snapshot = view.snapshot();
+        let pod = snapshot.runs().then(|| snapshot.pod.get())?;
         let spec = pod.spec.as_ref()?;
         let uid = pod.metadata.uid.clone().filter(|_| pod.metadata.deletion_timestamp.is_none())?;
-        let (used, each) = used(&uid, &seen);
+        let (used, each) = used(&uid, &snapshot);
         let requests = |name: &str| {
             let (_, container) = containers::each(spec).find(|(_, container)| container.name == name)?;
             let amount = Quantity::parse(&container.resources.as_ref()?.requests.as_ref()?.get(resource)?.0).ok()?;
             u64::try_from(amount.value()).ok()
         };
-        let share =
-            |(container, used): (String, u64)| Share { requested: requests(&container).unwrap_or(0), container, used };
+        let share = |(container, used): (String, u64)| ContainerUsage {
+            requested: requests(&container).unwrap_or(0),
+            container,
+            used,
+        };
         Some(Candidate {
             priority: spec.priority.unwrap_or(0),
             used,
@@ -103,40 +106,40 @@ fn candidates(
     running.collect()
 }
 
-/// Bytes of memory of a pod's containers.
-fn memory_of(_: &str, seen: &Seen) -> (u64, Vec<(String, u64)>) {
-    let running = seen.containers.iter().filter_map(|of| Some((of.name.to_string(), of.running.as_ref()?)));
+/// The memory of a pod and of its containers, in bytes.
+fn memory_of(_: &str, snapshot: &PodSnapshot) -> (u64, Vec<(String, u64)>) {
+    let running = snapshot.containers.iter().filter_map(|of| Some((of.name.to_string(), of.running.as_ref()?)));
     let each: Vec<_> = running.map(|(name, (container, _))| (name, container.stats().memory_bytes)).collect();
-    // Its volumes in memory are no container's.
-    (seen.memory_bytes(), each)
+    // In-memory volumes belong to no container.
+    (snapshot.memory_bytes(), each)
 }
 
-/// What a pod's volumes and logs take on the disk, and the logs of each container. Walks them.
-fn disk_of(data_dir: &Path, uid: &str, seen: &Seen) -> (u64, Vec<(String, u64)>) {
+/// The disk usage of a pod's volumes and logs, and of each container's logs. Walks the folders.
+fn disk_of(data_dir: &Path, uid: &str, snapshot: &PodSnapshot) -> (u64, Vec<(String, u64)>) {
     let logs = folders(data_dir, uid)[1].clone();
     let log_of = |name: &str| measure(&logs.join(plain(name))).bytes;
-    let each = seen.containers.iter().map(|of| (of.name.to_string(), log_of(&of.name))).collect();
+    let each = snapshot.containers.iter().map(|of| (of.name.to_string(), log_of(&of.name))).collect();
     (folders(data_dir, uid).iter().map(|folder| measure(folder).bytes).sum(), each)
 }
 
-/// Files and folders of a pod's volumes and logs. Walks them.
+/// The number of files and folders in a pod's volumes and logs. Walks the folders.
 fn inodes_of(data_dir: &Path, uid: &str) -> (u64, Vec<(String, u64)>) {
     (folders(data_dir, uid).iter().map(|folder| measure(folder).entries).sum(), Vec::new())
 }
 
-/// Where a pod's volumes lie, and its logs.
+/// The folders of a pod's volumes and of its logs.
 fn folders(data_dir: &Path, uid: &str) -> [PathBuf; 2] {
     ["pods", "logs"].map(|folder| data_dir.join(folder).join(plain(uid)))
 }
 
-/// What a pod's guests have open.
-fn descriptors_of(_: &str, seen: &Seen) -> (u64, Vec<(String, u64)>) {
-    let running = seen.containers.iter().filter_map(|of| of.running.as_ref());
+/// The open descriptors of a pod's guests.
+fn descriptors_of(_: &str, snapshot: &PodSnapshot) -> (u64, Vec<(String, u64)>) {
+    let running = snapshot.containers.iter().filter_map(|of| of.running.as_ref());
     (running.map(|(container, _)| container.stats().descriptors).sum(), Vec::new())
 }
 
-/// Evicts what is to go, each time that `shortages` is told anew.
-pub(super) async fn run(node: Arc<Shared>, mut shortages: watch::Receiver<Vec<Shortage>>) {
+/// Evicts a pod for each change of `shortages`.
+pub(super) async fn run(node: Arc<NodeContext>, mut shortages: watch::Receiver<Vec<Shortage>>) {
     loop {
         tokio::select! {
             () = node.stop.cancelled() => return,
@@ -144,55 +147,65 @@ pub(super) async fn run(node: Arc<Shared>, mut shortages: watch::Receiver<Vec<Sh
                 return;
             },
         }
-        // As upstream: the first of what is short, and one pod at a time.
+        // As upstream: only the first shortage, and one pod at a time.
         let Some(short) = shortages.borrow_and_update().first().copied() else { continue };
         let resource = short.signal.resource();
-        tracing::warn!(node = node.identity.name, resource, ?short, "the node is short: a pod may be evicted");
+        tracing::warn!(node = node.identity.name, resource, ?short, "the node is under pressure: a pod may be evicted");
         node.recorder.record(EventRecord {
-            about: about(&node),
+            about: node_reference(&node),
             warning: true,
             reason: "EvictionThresholdMet",
             message: format!("Attempting to reclaim {resource}"),
             source: None,
         });
-        match look_for(&node, short.signal).await {
-            Ok(Some(going)) => {
-                let view = node.pods.get(&going.uid);
-                if !view.is_some_and(|view| view.evict(message(short, &going))) {
-                    tracing::warn!(node = node.identity.name, uid = going.uid, "a pod to be evicted does not listen");
+        match select_candidate(&node, short.signal).await {
+            Ok(Some(candidate)) => {
+                let view = node.pods.get(&candidate.uid);
+                if !view.is_some_and(|view| view.evict(message(short, &candidate))) {
+                    tracing::warn!(
+                        node = node.identity.name,
+                        uid = candidate.uid,
+                        "an eviction could not be delivered to its pod"
+                    );
                 }
             }
             Ok(None) => {
-                tracing::warn!(node = node.identity.name, resource, "the node is short, and has no pod to evict")
+                tracing::warn!(
+                    node = node.identity.name,
+                    resource,
+                    "the node is under pressure, and no pod can be evicted"
+                )
             }
-            Err(Ended) => tracing::error!(node = node.identity.name, "the thread that measures volumes has ended"),
+            Err(MeasurerStopped) => {
+                tracing::error!(node = node.identity.name, "the thread that measures volumes has ended")
+            }
         }
     }
 }
 
-/// The thread that measures volumes has ended.
-struct Ended;
+/// The measuring thread has ended.
+struct MeasurerStopped;
 
-/// The pod that is to go for what `signal` tells of. Volumes are walked where nobody else waits.
-async fn look_for(node: &Arc<Shared>, signal: Signal) -> Result<Option<Candidate>, Ended> {
+/// The pod to evict for a signal. Folders are walked by the measuring thread.
+async fn select_candidate(node: &Arc<NodeContext>, signal: Signal) -> Result<Option<Candidate>, MeasurerStopped> {
     let resource = signal.resource();
     let (pods, data_dir) = (node.pods.clone(), node.identity.data_dir.clone());
     match signal {
-        Signal::Memory => Ok(first(candidates(&pods, resource, memory_of))),
-        Signal::Descriptors => Ok(first(candidates(&pods, resource, descriptors_of))),
+        Signal::Memory => Ok(select(candidates(&pods, resource, memory_of))),
+        Signal::Descriptors => Ok(select(candidates(&pods, resource, descriptors_of))),
         Signal::Disk => {
-            let walk = move || first(candidates(&pods, resource, |uid, seen| disk_of(&data_dir, uid, seen)));
-            node.measurer.run(walk).await.ok_or(Ended)
+            let walk = move || select(candidates(&pods, resource, |uid, snapshot| disk_of(&data_dir, uid, snapshot)));
+            node.measurer.run(walk).await.ok_or(MeasurerStopped)
         }
         Signal::Inodes => {
-            let walk = move || first(candidates(&pods, resource, |uid, _| inodes_of(&data_dir, uid)));
-            node.measurer.run(walk).await.ok_or(Ended)
+            let walk = move || select(candidates(&pods, resource, |uid, _| inodes_of(&data_dir, uid)));
+            node.measurer.run(walk).await.ok_or(MeasurerStopped)
         }
     }
 }
 
-/// The Node as upstream's kubelet refers to it in its events.
-pub(super) fn about(node: &Shared) -> ObjectReference {
+/// The Node reference in events of upstream's kubelet.
+pub(super) fn node_reference(node: &NodeContext) -> ObjectReference {
     let name = Some(node.identity.name.clone());
     ObjectReference { kind: Some("Node".into()), uid: name.clone(), name, ..ObjectReference::default() }
 }
@@ -202,7 +215,7 @@ mod tests {
     use super::*;
 
     fn pod(uid: &str, priority: i32, used: u64, requested: u64) -> Candidate {
-        let containers = vec![Share { container: "c".into(), used, requested }];
+        let containers = vec![ContainerUsage { container: "c".into(), used, requested }];
         Candidate { uid: uid.into(), priority, used, requested, containers }
     }
 
@@ -216,9 +229,9 @@ mod tests {
             pod("critical", CRITICAL_PRIORITY, 9000, 0),
         ];
         let mut order = Vec::new();
-        while let Some(going) = first(all.clone()) {
-            all.retain(|one| one.uid != going.uid);
-            order.push(going.uid);
+        while let Some(candidate) = select(all.clone()) {
+            all.retain(|one| one.uid != candidate.uid);
+            order.push(candidate.uid);
         }
         assert_eq!(order, ["far over", "little over", "important", "within"]);
     }

@@ -1,5 +1,5 @@
-//! Registers a Node and keeps its status: what the API shows of the Node is compared with what holds, so that whatever
-//! others write into it (that the node is silent, that it is gone) is mended. Goes on through outages of the API.
+//! Registers a Node and keeps its status. The status in the API is compared with the actual one, so that foreign writes
+//! (such as NotReady by the node controller) and deletions are repaired. Continues through API outages.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,27 +20,27 @@ use super::register::{self, Capacity, Health, Observation, labels, node, status}
 use super::{NodeConfig, NodeReady};
 use crate::pod::node_facts::NodeFacts;
 
-/// Before a failed request is tried again.
+/// The delay before a failed request is retried.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often the machine is observed (upstream's), and how often at most a status is mended that others write over.
+/// The interval of machine observations (upstream's), and the minimum interval between repairs of an overwritten status.
 const OBSERVE_INTERVAL: Duration = Duration::from_secs(10);
-/// How long that may take before the node goes on with what it knew: a disk that doesn't answer holds up no heartbeat.
+/// The timeout of an observation; the previous one stays valid, so that an unresponsive disk delays no heartbeat.
 const OBSERVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a report may take (upstream's).
+/// The timeout of a status report (upstream's).
 const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Observes the machine. May block.
 pub(super) type Observe = dyn Fn() -> Observation + Send + Sync;
 
-/// What was reported last.
-struct Reported {
+/// The last report.
+struct LastReport {
     health: Health,
-    /// What the API then showed of it.
-    shown: Option<NodeStatus>,
+    /// The Node's own part in the API after that report.
+    status: Option<NodeStatus>,
     at: Duration,
 }
 
-async fn in_time<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
+async fn with_timeout<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
     tokio::time::timeout(REPORT_TIMEOUT, request).await.unwrap_or_else(|_| {
         let late = format!("no answer within {} s", REPORT_TIMEOUT.as_secs());
         Err(kube::Error::Service(late.into()))
@@ -53,31 +53,31 @@ pub(super) struct NodeStatusManager {
     env: Env,
     port: u16,
     observe: Arc<Observe>,
-    /// An observation that has not come back yet.
+    /// The observation in progress.
     observing: Option<JoinHandle<Observation>>,
-    /// What there is too little of, told at each observation.
+    /// The shortages of each observation.
     shortages: watch::Sender<Vec<Shortage>>,
     pressures: Pressures,
     networked: bool,
     health: Health,
-    /// The Node's newest state that is known; none where there is none.
+    /// The newest known state of the Node; `None` if it doesn't exist.
     known: Option<Node>,
     /// The uid of the Node, for its Lease.
     uid: watch::Sender<Option<String>>,
-    /// What of the Node decides on pods.
+    /// The Node's admission facts.
     facts: watch::Sender<NodeFacts>,
-    /// The block of addresses that its pods have.
+    /// The pod CIDR.
     cidr: Option<String>,
-    reported: Option<Reported>,
-    /// When what others have written is mended at the earliest.
-    mends_from: Duration,
+    reported: Option<LastReport>,
+    /// The earliest time of the next repair.
+    repair_from: Duration,
     events: ReflectorEvents,
 }
 
 const NODE: Kind = Kind::of::<Node>();
 
 impl NodeStatusManager {
-    /// `uid` is told which Node is this agent's, as soon as there is one; `shortages` what each observation finds.
+    /// `uid` receives the uid of this agent's Node once it exists; `shortages` the result of each observation.
     pub(super) fn new(
         config: &NodeConfig,
         client: kube::Client,
@@ -105,7 +105,7 @@ impl NodeStatusManager {
             facts: watch::Sender::new(register::facts(config)),
             cidr: None,
             reported: None,
-            mends_from: Duration::ZERO,
+            repair_from: Duration::ZERO,
             events,
         }
     }
@@ -114,12 +114,12 @@ impl NodeStatusManager {
         ObjectKey::new("", self.config.name.clone())
     }
 
-    /// What pods see of the Node, as it is now.
+    /// The Node's admission facts.
     pub(super) fn facts(&self) -> watch::Receiver<NodeFacts> {
         self.facts.subscribe()
     }
 
-    fn learn(&mut self, node: Option<Node>) {
+    fn set_known(&mut self, node: Option<Node>) {
         if let Some(facts) = node.as_ref().map(NodeFacts::of) {
             self.facts.send_if_modified(|known| {
                 let new = *known != facts;
@@ -138,24 +138,24 @@ impl NodeStatusManager {
         self.known = node;
     }
 
-    /// Takes in what the watch shows. An answer to a request of our own may be ahead of it.
-    fn take(&mut self, event: ReflectorEvent) {
+    /// Handles a watch event, which may be older than the response to an own request.
+    fn handle_event(&mut self, event: ReflectorEvent) {
         let version = |node: Option<&Node>| node.map_or(0, |node| version_of(&node.metadata));
         let node = |object: &Arc<dyn Object>| typed::<Node>(&**object).cloned();
         match event {
-            // What was made since the list was read is made once more: that changes nothing.
-            ReflectorEvent::Replaced(objects, _) if objects.is_empty() => self.learn(None),
+            // A Node that was created after the list was read is registered again, which has no effect.
+            ReflectorEvent::Replaced(objects, _) if objects.is_empty() => self.set_known(None),
             ReflectorEvent::Replaced(objects, _) => {
-                objects.into_iter().for_each(|object| self.take(ReflectorEvent::Applied(object)));
+                objects.into_iter().for_each(|object| self.handle_event(ReflectorEvent::Applied(object)));
             }
             ReflectorEvent::Applied(object) => {
                 if let Some(node) = node(&object).filter(|node| version(Some(node)) >= version(self.known.as_ref())) {
-                    self.learn(Some(node));
+                    self.set_known(Some(node));
                 }
             }
             ReflectorEvent::Deleted(object) => {
                 if self.known.as_ref().is_some_and(|known| known.metadata.uid == object.metadata().uid) {
-                    self.learn(None);
+                    self.set_known(None);
                 }
             }
             ReflectorEvent::Progress(_) => {}
@@ -165,53 +165,53 @@ impl NodeStatusManager {
         }
     }
 
-    /// Makes the Node be there with its labels, and with the addresses that its pods have where it was there before.
+    /// Creates the Node with its labels, or updates the labels; a recreated Node keeps its pod CIDR.
     async fn try_register(&mut self) -> Result<(), kube::Error> {
         let wanted = node(&self.config, self.cidr.as_deref());
-        let made: Result<Node, _> = self.requests.create(&NODE, "", &wanted).await;
-        let node = match made {
+        let created: Result<Node, _> = self.requests.create(&NODE, "", &wanted).await;
+        let node = match created {
             Err(error) if status_code(&error) == 409 => {
                 let patch = json!({"metadata": {"labels": labels(&self.config)}});
                 self.requests.patch(&NODE, &self.key(), None, PatchType::Merge, &patch).await?
             }
-            made => made?,
+            created => created?,
         };
-        self.learn(Some(node));
+        self.set_known(Some(node));
         self.reported = None;
         Ok(())
     }
 
-    fn assigned(&self) -> Option<String> {
+    fn assigned_cidr(&self) -> Option<String> {
         let spec = self.known.as_ref().and_then(|node| node.spec.as_ref());
         let assigned = spec.and_then(|spec| spec.pod_cidr.clone()).filter(|cidr| !cidr.is_empty());
         assigned.or_else(|| self.config.pod_cidr.clone())
     }
 
-    /// Registers, and waits for a block of addresses.
+    /// Registers the Node, and waits for its pod CIDR.
     pub(super) async fn register(&mut self) -> String {
         self.observe().await;
         loop {
             if self.known.is_none()
-                && let Err(error) = in_time(self.try_register()).await
+                && let Err(error) = with_timeout(self.try_register()).await
             {
                 tracing::warn!(node = self.config.name, %error, "the node cannot be registered yet, trying again");
             }
-            if let Some(cidr) = self.known.is_some().then(|| self.assigned()).flatten() {
+            if let Some(cidr) = self.known.is_some().then(|| self.assigned_cidr()).flatten() {
                 self.cidr = Some(cidr.clone());
                 return cidr;
             }
-            if let Err(error) = self.beat().await {
+            if let Err(error) = self.sync().await {
                 tracing::debug!(node = self.config.name, %error, "the status cannot be reported, trying again");
             }
             tokio::select! {
-                event = self.events.next() => self.take(event),
+                event = self.events.next() => self.handle_event(event),
                 () = tokio::time::sleep(RETRY) => {}
             }
         }
     }
 
-    /// From now on pods can be run.
-    pub(super) fn beat_ready(&mut self, capacity: Capacity) {
+    /// Marks the network as ready: pods can run from now on.
+    pub(super) fn set_network_ready(&mut self, capacity: Capacity) {
         self.config.capacity = capacity;
         self.networked = true;
     }
@@ -220,11 +220,11 @@ impl NodeStatusManager {
     pub(super) async fn run(self, ready: oneshot::Sender<NodeReady>, kubelet: SocketAddr, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => {}
-            () = self.keep(ready, kubelet) => {}
+            () = self.keep_status(ready, kubelet) => {}
         }
     }
 
-    async fn keep(mut self, ready: oneshot::Sender<NodeReady>, kubelet: SocketAddr) {
+    async fn keep_status(mut self, ready: oneshot::Sender<NodeReady>, kubelet: SocketAddr) {
         let mut ready = Some(ready);
         let (shutdown, mut shutting_down) = (self.config.shutdown.clone(), false);
         let (mut observe_at, mut retry_at) = (Duration::ZERO, Duration::ZERO);
@@ -234,10 +234,10 @@ impl NodeStatusManager {
                 observe_at = self.env.elapsed() + OBSERVE_INTERVAL;
             }
             if self.env.elapsed() >= retry_at {
-                match self.beat().await {
+                match self.sync().await {
                     Ok(()) => {
                         if let Some(ready) = ready.take() {
-                            // Whoever waited may have gone.
+                            // The receiver may be gone.
                             let _ = ready.send(NodeReady { kubelet });
                         }
                     }
@@ -248,27 +248,27 @@ impl NodeStatusManager {
                 }
             }
             let now = self.env.elapsed();
-            let wakes = [Some(observe_at), Some(retry_at), Some(self.mends_from).filter(|_| self.differs())];
+            let wakes = [Some(observe_at), Some(retry_at), Some(self.repair_from).filter(|_| self.is_overwritten())];
             let next = wakes.into_iter().flatten().filter(|at| *at > now).min().unwrap_or(observe_at);
             tokio::select! {
-                event = self.events.next() => self.take(event),
-                () = shutdown.begun(), if !shutting_down => shutting_down = true,
+                event = self.events.next() => self.handle_event(event),
+                () = shutdown.started(), if !shutting_down => shutting_down = true,
                 () = tokio::time::sleep(next.saturating_sub(now)) => {}
             }
         }
     }
 
-    /// Registers and reports where that is due.
-    async fn beat(&mut self) -> Result<(), kube::Error> {
+    /// Registers and reports, if that is due.
+    async fn sync(&mut self) -> Result<(), kube::Error> {
         if self.known.is_none() {
-            in_time(self.try_register()).await?;
+            with_timeout(self.try_register()).await?;
         }
-        if !self.due() {
+        if !self.is_report_due() {
             return Ok(());
         }
-        let reported = in_time(self.report()).await;
+        let reported = with_timeout(self.report()).await;
         if reported.as_ref().is_err_and(|error| status_code(error) == 404) {
-            self.learn(None);
+            self.set_known(None);
         }
         reported
     }
@@ -284,30 +284,30 @@ impl NodeStatusManager {
                 match observed {
                     Ok(Observation { images, shortages }) => {
                         let now = self.env.elapsed();
-                        self.pressures.observed(&shortages, now);
+                        self.pressures.observe(&shortages, now);
                         self.health = Health {
                             networked: self.networked,
                             shutting_down: self.config.shutdown.has_begun(),
-                            short: self.pressures.held(now),
+                            pressures: self.pressures.active(now),
                             images,
                         };
                         self.shortages.send_replace(shortages);
                     }
-                    Err(error) => tracing::error!(%error, "observing the machine broke a promise of its own"),
+                    Err(error) => tracing::error!(%error, "the observation of the machine failed"),
                 }
             }
             Err(_) => tracing::warn!(
                 node = self.config.name,
                 folder = %self.config.data_dir.display(),
-                "the disk of the node's folder does not answer: its status is as it was",
+                "the disk of the node's folder does not respond: the node's status is unchanged",
             ),
         }
     }
 
-    /// The API shows another status than the one that it took from us.
-    fn differs(&self) -> bool {
+    /// Whether the API's status differs from the last accepted one.
+    fn is_overwritten(&self) -> bool {
         let reported = self.reported.as_ref();
-        reported.is_some_and(|reported| register::own(self.known.as_ref()) != reported.shown)
+        reported.is_some_and(|reported| register::own(self.known.as_ref()) != reported.status)
     }
 
     fn health_now(&self) -> Health {
@@ -315,26 +315,26 @@ impl NodeStatusManager {
         Health { networked: self.networked, shutting_down, ..self.health.clone() }
     }
 
-    fn due(&self) -> bool {
+    fn is_report_due(&self) -> bool {
         let Some(reported) = &self.reported else { return true };
         let now = self.env.elapsed();
         self.health_now() != reported.health
             || now.saturating_sub(reported.at) >= self.config.status_interval
-            || (self.differs() && now >= self.mends_from)
+            || (self.is_overwritten() && now >= self.repair_from)
     }
 
     async fn report(&mut self) -> Result<(), kube::Error> {
-        let (now, mends) = (self.env.elapsed(), self.differs());
+        let (now, repairs) = (self.env.elapsed(), self.is_overwritten());
         let health = self.health_now();
         let patch = status(&self.config, self.port, &health, self.known.as_ref(), self.env.now());
         let (key, how) = (self.key(), PatchType::Strategic);
         let node: Node = self.requests.patch(&NODE, &key, Some("status"), how, &patch).await?;
-        self.reported = Some(Reported { health, shown: register::own(Some(&node)), at: now });
-        if mends {
-            // With a short lease a node that was late is soon well again.
-            self.mends_from = now + OBSERVE_INTERVAL.min(self.config.lease_duration / 2);
+        self.reported = Some(LastReport { health, status: register::own(Some(&node)), at: now });
+        if repairs {
+            // With a short lease, a late node becomes Ready again soon.
+            self.repair_from = now + OBSERVE_INTERVAL.min(self.config.lease_duration / 2);
         }
-        self.learn(Some(node));
+        self.set_known(Some(node));
         Ok(())
     }
 }

@@ -1,9 +1,9 @@
-//! Hooks and probes that run commands, on a node whose container runtime is simulated.
+//! Hooks and probes that run commands, on a node with the simulated runtime.
 
 use machinery_env::Env;
 use serde_json::{Value, json};
 
-use super::life::{Node, is_ready};
+use super::lifecycle::{Node, is_ready};
 
 fn spec(node: &Node, name: &str, more: Value) -> Value {
     let mut container = json!({"name": "c", "image": node.image(name, "command")});
@@ -11,7 +11,7 @@ fn spec(node: &Node, name: &str, more: Value) -> Value {
     json!({"containers": [container], "terminationGracePeriodSeconds": 10})
 }
 
-/// A tool of the simulated toolbox, whose arguments are its script.
+/// A tool of the simulated toolbox; its arguments are its script.
 fn exec(words: &[&str]) -> Value {
     let command = [&["true"], words].concat();
     json!({"exec": {"command": command}})
@@ -47,7 +47,7 @@ async fn a_container_runs_once_its_hook_has_ended() {
     node.until("bad", "started again", again).await;
     let status = node.until("endless", "waiting for its hook", waits).await;
     assert_eq!(status["containerStatuses"][0]["started"], false, "{status}");
-    // A hook that never ends holds up no deletion.
+    // An endless hook doesn't delay a deletion.
     node.delete("endless").await;
     let events = node.api.until("told", |cluster| {
         let failed = cluster.events.iter().filter(|reason| *reason == "FailedPostStartHook").count();
@@ -76,7 +76,7 @@ async fn a_probe_runs_a_command() {
     node.until("slow", "killed by its probe", restarted).await;
     let unready = |status: &Value| state(status)["running"].is_object() && !is_ready(status);
     node.until("ill", "not ready", unready).await;
-    // What cannot be run says nothing of the container.
+    // A failed exec isn't a failure of the container.
     let now = node.until("missing", "running", |status| state(status)["running"].is_object()).await;
     assert_eq!(now["containerStatuses"][0]["restartCount"], 0, "{now}");
 }

@@ -1,4 +1,4 @@
-//! Keeps a node's Lease, in a loop of its own: nothing that the node reports or looks at can delay its heartbeat.
+//! Renews a node's Lease in its own loop, so that neither reports nor observations delay the heartbeat.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::NodeConfig;
 
-/// Before a failed renewal is tried again.
+/// The delay before a failed renewal is retried.
 const RETRY: Duration = Duration::from_secs(1);
 
 const LEASES: Kind = Kind::of::<Lease>();
-/// Where nodes' leases are.
+/// The namespace of node leases.
 const NAMESPACE: &str = "kube-node-lease";
 
-/// Renews the Lease until `stop`. `node` is the uid of the Node that it belongs to, once there is one.
+/// Renews the Lease until `stop`. `node` is the uid of its Node, once that exists.
 pub(super) async fn keep(
     requests: ApiClient,
     config: NodeConfig,
@@ -28,7 +28,7 @@ pub(super) async fn keep(
     mut node: watch::Receiver<Option<String>>,
     stop: CancellationToken,
 ) {
-    // The Node that the Lease names as its owner: the garbage collector removes a Lease whose owner is gone.
+    // The uid in the Lease's owner reference: the garbage collector removes a Lease without an owner.
     let mut owner: Option<String> = None;
     loop {
         let uid = node.borrow_and_update().clone();
@@ -37,7 +37,7 @@ pub(super) async fn keep(
             None => None,
             Some(uid) => {
                 let renewal = renew(&requests, &config, &env, uid, owner.as_ref() == Some(uid));
-                // An attempt has no longer than what lies between two: the next one may get through.
+                // An attempt is limited to the renewal interval: the next one may succeed.
                 let renewed = tokio::select! {
                     () = stop.cancelled() => return,
                     renewed = tokio::time::timeout(config.lease_interval, renewal) => renewed,
@@ -61,7 +61,7 @@ pub(super) async fn keep(
         };
         tokio::select! {
             () = stop.cancelled() => return,
-            // A Node that was made anew gets its Lease at once.
+            // A recreated Node gets its Lease at once.
             changed = node.changed() => if changed.is_err() {
                 return;
             },
@@ -99,6 +99,6 @@ async fn renew(
         "metadata": {"name": name, "namespace": NAMESPACE, "ownerReferences": owners},
         "spec": spec,
     });
-    let made: Result<Value, _> = requests.create(&LEASES, NAMESPACE, &lease).await;
-    made.map(drop)
+    let created: Result<Value, _> = requests.create(&LEASES, NAMESPACE, &lease).await;
+    created.map(drop)
 }

@@ -1,31 +1,31 @@
-//! The node agent: registers its Node, keeps its lease, and runs the pods that are bound to it.
+//! The node agent: registers its Node, renews its Lease, and runs the pods that are bound to it.
 //!
-//! [`run`] is the whole of it. Several agents live in one process and share its [`NodeParts`]; each has its own
-//! identity, folder and podCIDR, as on machines of its own.
+//! The entry point is [`run`]. Agents of one process share its [`SharedNodeParts`]; each has its own identity, folder and
+//! podCIDR, as on separate machines.
 
 #[cfg(test)]
-mod away;
-mod collect;
-#[cfg(test)]
-mod evicted;
+mod api_outage;
+mod config_files;
 mod eviction;
-mod followed;
+#[cfg(test)]
+mod eviction_tests;
+#[cfg(test)]
+mod fake_api;
 mod heartbeat;
 #[cfg(test)]
 mod hooks;
+mod image_gc;
 mod lease;
 #[cfg(test)]
-mod life;
+mod lifecycle;
 #[cfg(test)]
-mod made_again;
-#[cfg(test)]
-mod played;
+mod multi_container;
+mod pack;
 mod pods;
 mod pressure;
-mod register;
-mod rest;
 #[cfg(test)]
-mod several;
+mod recreated_objects;
+mod register;
 mod shutdown;
 #[cfg(test)]
 mod tests;
@@ -46,78 +46,78 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use self::pressure::Room;
+use self::pressure::ResourceAmount;
 use crate::config::sources::ConfigSourceManager;
 use crate::log;
 use crate::pod::addresses::{Addresses, BadCidr};
 use crate::pod::node_facts::NodeFacts;
-use crate::pod::shared::{NodeIdentity, PodViews, Shared};
+use crate::pod::shared::{NodeContext, NodeIdentity, PodViews};
 use crate::server::{self, Requests, ServerError, ServingTls};
 use crate::volume::local::LocalVolumes;
 use crate::volume::manager::VolumeManager;
 use crate::volume::measure::Measurer;
 use crate::volume::memory::MemoryFolder;
 
-pub use crate::pod::shared::{NodeParts, Notice};
+pub use crate::pod::shared::{Notice, SharedNodeParts};
 pub use crate::pod::shutdown::{Shutdown, ShutdownGrace};
-pub use collect::collect;
-pub use followed::{follow_registries, follow_signature_policy};
+pub use config_files::{reload_registries, reload_signature_policy};
+pub use image_gc::collect;
 pub use register::{Capacity, KUBELET_VERSION, MAX_PODS_DEFAULT};
 pub use thresholds::{BadThresholds, EvictionThresholds};
 
-/// What is one node's own.
+/// The configuration of one node.
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
-    /// `coracle-1`.
+    /// The name, such as `coracle-1`.
     pub name: String,
-    /// Where its pods' volumes and logs lie.
+    /// The folder of its pods' volumes and logs.
     pub data_dir: PathBuf,
-    /// InternalIP.
+    /// The InternalIP address.
     pub internal_ip: IpAddr,
-    /// Where the kubelet API listens.
+    /// The listen address of the kubelet API.
     pub bind: IpAddr,
-    /// Its port; 0 = a free one, published in `status.daemonEndpoints`.
+    /// The port of the kubelet API; 0 = a free one, published in `status.daemonEndpoints`.
     pub kubelet_port: u16,
-    /// Its certificate, and the CA of those who may ask.
+    /// The serving certificate, and the CA of clients.
     pub tls: ServingTls,
-    /// Used where the cluster assigns none.
+    /// The podCIDR if the cluster assigns none.
     pub pod_cidr: Option<String>,
-    /// What the node has.
+    /// The node's capacity.
     pub capacity: Capacity,
-    /// Labels beside those of contract.md §3.
+    /// Labels in addition to those of contract.md §3.
     pub labels: BTreeMap<String, String>,
-    /// Taints that it registers with: key, value, effect.
+    /// Taints at registration: key, value, effect.
     pub taints: Vec<(String, String, String)>,
-    /// Somebody else knows of its machine: it registers with the taint that waits for that, and tells which address it goes by.
+    /// Registers with the taint of an external cloud provider, and annotates the address.
     pub external_provider: bool,
-    /// Pod addresses listen on the host too.
+    /// Pod addresses are reachable on the host too.
     pub host_pod_listeners: bool,
-    /// How long a session of exec, attach or port-forward may stand still.
+    /// The idle timeout of exec, attach and port-forward sessions.
     pub streaming_idle: Duration,
-    /// Folders of which pods may have what lies below, as `hostPath`.
+    /// Folders that pods may mount by `hostPath`, with their contents.
     pub host_paths: Vec<PathBuf>,
-    /// From when on the node is short, and evicts pods.
+    /// The thresholds of pressure and eviction.
     pub eviction: EvictionThresholds,
-    /// The end of the node.
+    /// The shutdown of the node.
     pub shutdown: Shutdown,
-    /// Manifests of static pods: a folder, or one file.
+    /// The manifests of static pods: a folder or a file.
     pub static_pods: Option<PathBuf>,
-    /// A file system in memory, for volumes of `medium: Memory`.
+    /// A file system in memory, for volumes with `medium: Memory`.
     pub memory_dir: Option<PathBuf>,
-    /// Its volumes that outlive pods; none = of its own, below its data folder.
+    /// The volumes that outlive pods; `None` = own ones, below its data folder.
     pub volumes: Option<Arc<LocalVolumes>>,
-    /// How often the lease is renewed (upstream: 10 s), and how long it holds (40 s).
+    /// The renewal interval of the Lease (upstream: 10 s).
     pub lease_interval: Duration,
-    /// See above.
+    /// The duration of the Lease (upstream: 40 s).
     pub lease_duration: Duration,
-    /// How often an unchanged status is reported (upstream: 5 min).
+    /// The report interval of an unchanged status (upstream: 5 min).
     pub status_interval: Duration,
-    /// `containerRuntimeVersion`: [`run`] asks the runtime.
+    /// `containerRuntimeVersion`; [`run`] sets it from the runtime.
     pub runtime_version: String,
 }
 
 impl NodeConfig {
-    /// A configuration with upstream's times.
+    /// A configuration with upstream's intervals.
     #[must_use]
     pub fn new(name: String, data_dir: PathBuf, internal_ip: IpAddr, tls: ServingTls, capacity: Capacity) -> Self {
         Self {
@@ -148,14 +148,14 @@ impl NodeConfig {
     }
 }
 
-/// A node that was reported Ready by this run.
+/// A node whose Ready status was reported by this run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NodeReady {
-    /// Where its kubelet API listens.
+    /// The address of its kubelet API.
     pub kubelet: SocketAddr,
 }
 
-/// Why an agent ended.
+/// The reason why an agent stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
     /// The kubelet API can't be served.
@@ -163,30 +163,30 @@ pub enum NodeError {
     Server {
         /// The node.
         name: String,
-        /// Why.
+        /// The cause.
         source: ServerError,
     },
-    /// Its folder can't be used.
+    /// The node's folder can't be used.
     #[error("node {name}: {what}: {source}")]
     Io {
         /// The node.
         name: String,
-        /// What was being done.
+        /// The failed operation.
         what: &'static str,
         /// The system's error.
         source: std::io::Error,
     },
-    /// Its podCIDR can't be used.
+    /// The node's podCIDR can't be used.
     #[error("node {name}: {source}")]
     Cidr {
         /// The node.
         name: String,
-        /// Why.
+        /// The cause.
         source: BadCidr,
     },
 }
 
-/// A folder that only this user reads: Secrets lie in it for as long as their pods live.
+/// Creates a folder that only this user can read: it holds Secrets while their pods exist.
 fn private_dir(path: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(path)?;
     #[cfg(unix)]
@@ -197,14 +197,14 @@ fn private_dir(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// What an agent has on its machine.
+/// The local threads of an agent.
 struct Local {
     logs: log::Writer,
     measurer: Measurer,
 }
 
 impl Local {
-    /// Makes its folders and starts its threads.
+    /// Creates the folders and starts the threads.
     fn start(config: &NodeConfig, env: &Env) -> Result<Self, NodeError> {
         let failed = |what| move |source| NodeError::Io { name: config.name.clone(), what, source };
         for folder in ["pods", "logs"] {
@@ -218,10 +218,10 @@ impl Local {
     }
 }
 
-/// Serves the kubelet API until `stop`; answers where.
+/// Serves the kubelet API until `stop`. Returns its address.
 async fn serve(
     config: &NodeConfig,
-    parts: &NodeParts,
+    parts: &SharedNodeParts,
     client: &Client,
     pods: &Arc<PodViews>,
     stop: &CancellationToken,
@@ -251,7 +251,7 @@ async fn serve(
     Ok((address, tokio::spawn(server)))
 }
 
-/// Ends with a task. Its panic goes on here: a node that only stopped to renew its Lease would be taken for dead.
+/// Waits for a task and propagates its panic: a node that only stopped renewing its Lease would be considered dead.
 async fn panic_of(task: &mut JoinHandle<()>) {
     if let Err(ended) = task.await
         && ended.is_panic()
@@ -260,15 +260,15 @@ async fn panic_of(task: &mut JoinHandle<()>) {
     }
 }
 
-/// What the pods of the node share, once it has a block of addresses.
+/// The state that the node's pods share; needs the pod CIDR.
 fn share(
     config: &NodeConfig,
-    parts: NodeParts,
+    parts: SharedNodeParts,
     client: Client,
     (local, addresses, pods): (Local, Addresses, Arc<PodViews>),
     facts: watch::Receiver<NodeFacts>,
     stop: &CancellationToken,
-) -> Shared {
+) -> NodeContext {
     let services = Informer::new(client.clone(), parts.env.clone(), stop);
     services.watch::<Service>();
     let sources = Arc::new(ConfigSourceManager::new(client.clone(), parts.env.clone(), stop.child_token()));
@@ -293,7 +293,7 @@ fn share(
             None => Err("this node has no file system in memory".into()),
         },
     };
-    Shared {
+    NodeContext {
         recorder: Recorder::start_on(client.clone(), parts.env.clone(), "kubelet", config.name.clone(), stop),
         sources,
         volumes: Arc::new(volumes),
@@ -322,10 +322,10 @@ fn share(
     }
 }
 
-/// Runs a node agent until `stop`. `ready` hears when the API has taken a Ready status from this run.
+/// Runs a node agent until `stop`. `ready` is notified once the API has accepted a Ready status of this run.
 pub async fn run(
     mut config: NodeConfig,
-    parts: NodeParts,
+    parts: SharedNodeParts,
     client: Client,
     ready: oneshot::Sender<NodeReady>,
     stop: CancellationToken,
@@ -342,28 +342,28 @@ pub async fn run(
     let (ledger, thresholds) = (parts.runtime.ledger().clone(), config.eviction);
     let observe = Arc::new(move || {
         let left = guest_memory.saturating_sub(eviction::memory_used(&of_guests));
-        register::observe(&images, &folder, Room { total: guest_memory, free: left }, &ledger, &thresholds)
+        register::observe(&images, &folder, ResourceAmount { total: guest_memory, free: left }, &ledger, &thresholds)
     });
     let (shortages, short) = watch::channel(Vec::new());
-    let mut heart =
+    let mut status_manager =
         heartbeat::NodeStatusManager::new(&config, client.clone(), &parts.env, kubelet.port(), observe, uid, shortages);
     let requests = client.clone().into();
     let mut lease = tokio::spawn(lease::keep(requests, config.clone(), parts.env.clone(), node_uid, stop.clone()));
-    // Registered, and with a block of addresses: pods can be run from here on.
+    // After registration and with a pod CIDR, pods can run.
     let cidr = tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        cidr = heart.register() => cidr,
+        cidr = status_manager.register() => cidr,
     };
     let addresses = Addresses::new(&cidr).map_err(|source| NodeError::Cidr { name: config.name.clone(), source })?;
     config.capacity.pods = config.capacity.pods.min(addresses.count());
-    heart.beat_ready(config.capacity);
-    let shared = Arc::new(share(&config, parts, client, (local, addresses, pods), heart.facts(), &stop));
+    status_manager.set_network_ready(config.capacity);
+    let shared = Arc::new(share(&config, parts, client, (local, addresses, pods), status_manager.facts(), &stop));
     tokio::join!(
-        heart.run(ready, kubelet, stop.clone()),
+        status_manager.run(ready, kubelet, stop.clone()),
         eviction::run(shared.clone(), short),
         shutdown::run(shared.clone()),
-        collect::tell(shared.clone()),
-        rest::run(shared.clone()),
+        image_gc::record_notices(shared.clone()),
+        pack::run(shared.clone()),
         pods::run(shared),
         panic_of(&mut lease)
     );

@@ -1,4 +1,4 @@
-//! The pods bound to this node: a worker for each, from the watch that names them.
+//! The pods bound to this node: one worker per pod, driven by the pod watch.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -14,38 +14,38 @@ use tokio::task::JoinSet;
 
 use crate::latest::{Sender, latest};
 use crate::pod::admit::{Claim, Rejection};
-use crate::pod::shared::Shared;
-use crate::pod::worker::{Input, PodView, Shown, Worker};
+use crate::pod::shared::NodeContext;
+use crate::pod::worker::{PodInput, PodView, PodWorker, StatusTarget};
 use crate::pod::{admit, resize};
 use crate::spec::requests::requested;
 
-/// Before a worker that broke a promise of its own is started anew.
+/// The delay before a panicked worker is restarted.
 const WORKER_RETRY: Duration = Duration::from_secs(10);
 
 mod statics;
 
-use statics::{Manifests, Statics, is_mirror};
+use statics::{Manifests, StaticPods, is_mirror};
 
-struct Pods {
-    node: Arc<Shared>,
+struct PodManager {
+    node: Arc<NodeContext>,
     /// By uid.
-    workers: BTreeMap<String, Sender<Input>>,
+    workers: BTreeMap<String, Sender<PodInput>>,
     running: JoinSet<String>,
-    /// Those that wish for other amounts than they have, and the order in which they said so.
-    wishes: BTreeMap<String, (u64, Arc<Pod>)>,
-    wished: u64,
-    statics: Statics,
+    /// Resizes that are not granted, with their order of arrival.
+    pending_resizes: BTreeMap<String, (u64, Arc<Pod>)>,
+    resize_count: u64,
+    statics: StaticPods,
 }
 
 /// Runs the node's pods until it stops.
-pub(super) async fn run(node: Arc<Shared>) {
+pub(super) async fn run(node: Arc<NodeContext>) {
     let reflector = Reflector::of::<Pod>(node.client.clone(), node.parts.env.clone());
     let mut events = reflector.selecting(format!("spec.nodeName={}", node.identity.name)).events();
     let stop = node.stop.clone();
     let mut manifests = statics::watch(&node);
-    let statics = Statics::start(&node, &manifests);
-    let (workers, running, wishes) = (BTreeMap::new(), JoinSet::new(), BTreeMap::new());
-    let mut pods = Pods { node, workers, running, wishes, wished: 0, statics };
+    let statics = StaticPods::start(&node, &manifests);
+    let (workers, running, pending_resizes) = (BTreeMap::new(), JoinSet::new(), BTreeMap::new());
+    let mut pods = PodManager { node, workers, running, pending_resizes, resize_count: 0, statics };
     let mut first = true;
     let pod = |object: Arc<dyn Object>| shared::<Pod>(object);
     loop {
@@ -54,16 +54,16 @@ pub(super) async fn run(node: Arc<Shared>) {
             Some(ended) = pods.running.join_next() => {
                 if let Ok(uid) = ended {
                     pods.workers.remove(&uid);
-                    pods.wishes.remove(&uid);
-                    pods.grant();
-                    pods.begin_statics();
+                    pods.pending_resizes.remove(&uid);
+                    pods.retry_resizes();
+                    pods.sync_static_pods();
                     pods.node.pods.remove(&uid);
                 }
                 continue;
             }
             Ok(()) = manifests.changed() => {
                 pods.statics.wanted = manifests.borrow_and_update().clone();
-                pods.begin_statics();
+                pods.sync_static_pods();
                 continue;
             }
             event = events.next() => event,
@@ -75,8 +75,8 @@ pub(super) async fn run(node: Arc<Shared>) {
                 pods.replace_mirrors(mirrors);
             }
             ReflectorEvent::Applied(object) => pod(object).into_iter().for_each(|pod| match is_mirror(&pod) {
-                true => pods.put_mirror(pod),
-                false => pods.put(pod, None),
+                true => pods.apply_mirror(pod),
+                false => pods.apply(pod, None),
             }),
             ReflectorEvent::Deleted(object) => pod(object).into_iter().for_each(|pod| match is_mirror(&pod) {
                 true => pods.remove_mirror(&pod),
@@ -92,37 +92,37 @@ pub(super) async fn run(node: Arc<Shared>) {
             }
         }
     }
-    // Guests end with their workers; the API hears nothing of it, so that they are taken up again at the next start.
+    // Guests end with their workers. The API isn't notified, so that the next start resumes them.
     pods.running.shutdown().await;
-    for container in pods.node.pods.all().iter().flat_map(|view| view.look().containers) {
+    for container in pods.node.pods.all().iter().flat_map(|view| view.snapshot().containers) {
         container.log.close();
     }
 }
 
-impl Pods {
-    /// Takes in the complete list.
+impl PodManager {
+    /// Handles a complete list.
     fn replace(&mut self, listed: Vec<Arc<Pod>>, first: bool, manifests: &Manifests) {
         if first {
             let statics = manifests.borrow().keys().cloned().collect();
-            self.sweep(&listed, statics);
+            self.remove_orphans(&listed, statics);
         }
-        let there = |uid: &str| listed.iter().any(|pod| uid_of(pod) == uid) || self.statics.runs(uid);
-        let gone: Vec<String> = self.workers.keys().filter(|uid| !there(uid)).cloned().collect();
+        let exists = |uid: &str| listed.iter().any(|pod| uid_of(pod) == uid) || self.statics.runs(uid);
+        let gone: Vec<String> = self.workers.keys().filter(|uid| !exists(uid)).cloned().collect();
         for uid in gone {
             if let Some(worker) = self.workers.get(&uid) {
                 worker.set(|input| input.removed = true);
             }
         }
-        // Each keeps its address before any new one is given out.
-        let kept: Vec<Option<IpAddr>> = listed.iter().map(|pod| self.keep_address(pod)).collect();
-        for (pod, ip) in listed.into_iter().zip(kept) {
-            self.put(pod, ip);
+        // All known addresses are reserved before a new one is allocated.
+        let reserved: Vec<Option<IpAddr>> = listed.iter().map(|pod| self.reserve_address(pod)).collect();
+        for (pod, ip) in listed.into_iter().zip(reserved) {
+            self.apply(pod, ip);
         }
-        self.grant();
+        self.retry_resizes();
     }
 
-    /// The address that a pod had in an earlier run.
-    fn keep_address(&self, pod: &Pod) -> Option<IpAddr> {
+    /// The address of the pod in an earlier run.
+    fn reserve_address(&self, pod: &Pod) -> Option<IpAddr> {
         if self.workers.contains_key(&uid_of(pod)) {
             return None;
         }
@@ -134,44 +134,44 @@ impl Pods {
         self.node.addresses.reserve(ip).then_some(ip)
     }
 
-    fn put(&mut self, pod: Arc<Pod>, ip: Option<IpAddr>) {
+    fn apply(&mut self, pod: Arc<Pod>, ip: Option<IpAddr>) {
         let uid = uid_of(&pod);
         if self.workers.contains_key(&uid) {
             self.update(&uid, pod);
             return;
         }
-        let rejected = self.reject(&pod);
-        let pod = self.recall(&uid, pod);
-        self.take_up(Input::new(pod, Shown::Itself), ip, rejected);
+        let rejected = self.admission_failure(&pod);
+        let pod = self.restore_allocation(&uid, pod);
+        self.start_worker(PodInput::new(pod, StatusTarget::Pod), ip, rejected);
     }
 
-    /// A pod gets a worker.
-    fn take_up(&mut self, input: Input, ip: Option<IpAddr>, rejected: Option<Rejection>) {
+    /// Starts a worker for a pod.
+    fn start_worker(&mut self, input: PodInput, ip: Option<IpAddr>, rejected: Option<Rejection>) {
         let (pod, uid) = (input.pod.clone(), uid_of(&input.pod.get()));
         let (sender, receiver) = latest(input);
         let view = Arc::new(PodView::new(pod));
         self.node.pods.insert(&uid, view.clone());
         self.workers.insert(uid.clone(), sender);
         let node = self.node.clone();
-        // Not within: what a task takes along it would hold twice.
+        // Moved out of the task, which would otherwise hold them twice.
         let (mut ip, mut rejected) = (ip, rejected);
         self.running.spawn(async move {
             loop {
-                // On the heap once: a task is as large as the largest of its states.
+                // On the heap: the size of a task is that of its largest state.
                 let (node, view, receiver) = (node.clone(), view.clone(), receiver.clone());
-                let worker = Box::new(Worker::new(node, view, receiver, ip.take(), rejected.take()));
+                let worker = Box::new(PodWorker::new(node, view, receiver, ip.take(), rejected.take()));
                 if AssertUnwindSafe(worker.run()).catch_unwind().await.is_ok() {
                     return uid;
                 }
-                // One pod's failure never ends the node: it is taken up anew, as after a restart of the node.
-                tracing::error!(uid, "a pod's worker broke a promise of its own");
+                // A pod's failure never ends the node: the pod is adopted again, as after a restart of the node.
+                tracing::error!(uid, "a pod's worker panicked; it is restarted");
                 tokio::time::sleep(WORKER_RETRY).await;
             }
         });
     }
 
-    /// Why a pod that was not taken up before has no room, if so.
-    fn reject(&self, pod: &Pod) -> Option<Rejection> {
+    /// The rejection of a new pod that isn't admitted.
+    fn admission_failure(&self, pod: &Pod) -> Option<Rejection> {
         if pod.status.as_ref().is_some_and(|status| status.start_time.is_some()) {
             return None;
         }
@@ -180,71 +180,76 @@ impl Pods {
             return Some(Rejection { reason: "NodeShutdown", message, by_labels: false });
         }
         let facts = self.node.facts.borrow();
-        admit::refuse(&self.node.allocatable, &facts, &claims(self.workers.values()), pod)
+        admit::reject(&self.node.allocatable, &facts, &claims(self.workers.values()), pod)
     }
 
-    /// A new state of a pod that has a worker.
+    /// Updates a pod that has a worker.
     fn update(&mut self, uid: &str, pod: Arc<Pod>) {
         let Some(worker) = self.workers.get(uid) else { return };
-        let had = worker.read(|input| input.pod.clone()).get();
-        let ended = admit::ended(&pod) && !worker.read(|input| input.claim.ended);
-        if resize::same_pod(&pod, &had) {
-            let wished = self.wishes.remove(uid).is_some();
+        let current = worker.read(|input| input.pod.clone()).get();
+        let ended = admit::has_ended(&pod) && !worker.read(|input| input.claim.ended);
+        if resize::same_pod(&pod, &current) {
+            let was_pending = self.pending_resizes.remove(uid).is_some();
             worker.set(|input| {
-                input.is_now(pod);
-                input.pending = None;
+                input.update(pod);
+                input.pending_resize = None;
             });
-            if ended || wished {
-                self.grant();
+            if ended || was_pending {
+                self.retry_resizes();
             }
             return;
         }
-        let order = match self.wishes.get(uid) {
-            // The same wish keeps its place.
+        let order = match self.pending_resizes.get(uid) {
+            // An unchanged resize keeps its position.
             Some((order, before)) if resize::same_pod(before, &pod) => *order,
             _ => {
-                self.wished += 1;
-                self.wished
+                self.resize_count += 1;
+                self.resize_count
             }
         };
-        self.wishes.insert(uid.to_owned(), (order, pod));
-        self.decide(uid);
-        self.grant();
+        self.pending_resizes.insert(uid.to_owned(), (order, pod));
+        self.try_resize(uid);
+        self.retry_resizes();
     }
 
-    /// A pod that an earlier run of the agent had given other amounts than it wishes for now.
-    fn recall(&mut self, uid: &str, pod: Arc<Pod>) -> Arc<Pod> {
-        let Some(given) = resize::recall(&pod).filter(|given| !resize::same_pod(given, &pod)) else { return pod };
-        self.wished += 1;
-        self.wishes.insert(uid.to_owned(), (self.wished, pod));
-        Arc::new(given)
+    /// Restores the allocated amounts of a pod that an earlier run of the agent ran, if its resize isn't granted yet.
+    fn restore_allocation(&mut self, uid: &str, pod: Arc<Pod>) -> Arc<Pod> {
+        let Some(allocated) = resize::allocated(&pod).filter(|allocated| !resize::same_pod(allocated, &pod)) else {
+            return pod;
+        };
+        self.resize_count += 1;
+        self.pending_resizes.insert(uid.to_owned(), (self.resize_count, pod));
+        Arc::new(allocated)
     }
 
-    /// Gives a pod what it wishes for, where that fits beside the others; answers whether it does.
-    fn decide(&mut self, uid: &str) -> bool {
-        let (Some(worker), Some((_, wished))) = (self.workers.get(uid), self.wishes.get(uid)) else { return false };
-        let wished = wished.clone();
+    /// Grants a pod's resize if it fits beside the other pods. Returns whether it does.
+    fn try_resize(&mut self, uid: &str) -> bool {
+        let (Some(worker), Some((_, requested_pod))) = (self.workers.get(uid), self.pending_resizes.get(uid)) else {
+            return false;
+        };
+        let requested_pod = requested_pod.clone();
         let others = self.workers.iter().filter(|(other, _)| *other != uid).map(|(_, other)| other);
-        let fits = resize::fits(&self.node.allocatable, &claims(others), &wished);
-        let had = worker.read(|input| input.pod.clone()).get();
+        let fits = resize::fits(&self.node.allocatable, &claims(others), &requested_pod);
+        let current = worker.read(|input| input.pod.clone()).get();
         match fits {
             Ok(()) => {
                 worker.set(|input| {
-                    input.is_now(wished);
-                    input.pending = None;
+                    input.update(requested_pod);
+                    input.pending_resize = None;
                 });
-                self.wishes.remove(uid);
+                self.pending_resizes.remove(uid);
                 true
             }
             Err(message) => {
-                let pod = Arc::new(resize::given(&wished, &had));
-                let pending = resize::Pending { wished: resize::summary(&wished, Some(&message)), message };
+                let pod = Arc::new(resize::with_allocation(&requested_pod, &current));
+                let pending =
+                    resize::PendingResize { requested: resize::summary(&requested_pod, Some(&message)), message };
                 worker.set(|input| {
-                    // What was told of a wish stays, as amounts of others change all the time.
-                    let same = input.pending.as_ref().is_some_and(|was| was.message == pending.message);
-                    input.is_now(pod);
+                    // The reported message stays, as the amounts of other pods change often.
+                    let same = input.pending_resize.as_ref().is_some_and(|was| was.message == pending.message);
+                    input.update(pod);
                     if !same {
-                        input.pending = Some(pending);
+                        input.pending_resize = Some(pending);
                     }
                 });
                 false
@@ -252,50 +257,52 @@ impl Pods {
         }
     }
 
-    /// Something may have come free: grants what waits, in upstream's order.
-    fn grant(&mut self) {
+    /// Retries the pending resizes in upstream's order, as resources may be free.
+    fn retry_resizes(&mut self) {
         let mut order: Vec<_> = self
-            .wishes
+            .pending_resizes
             .iter()
-            .filter_map(|(uid, (order, wished))| {
-                let had = self.workers.get(uid)?.read(|input| input.pod.clone()).get();
-                let grows = ["cpu", "memory"].into_iter().any(|name| requested(wished, name) > requested(&had, name));
-                let spec = wished.spec.as_ref();
+            .filter_map(|(uid, (order, requested_pod))| {
+                let current = self.workers.get(uid)?.read(|input| input.pod.clone()).get();
+                let grows = ["cpu", "memory"]
+                    .into_iter()
+                    .any(|name| requested(requested_pod, name) > requested(&current, name));
+                let spec = requested_pod.spec.as_ref();
                 let priority = spec.and_then(|spec| spec.priority).unwrap_or(0);
-                let class = wished.status.as_ref().and_then(|status| status.qos_class.as_deref());
+                let class = requested_pod.status.as_ref().and_then(|status| status.qos_class.as_deref());
                 let class = ["Guaranteed", "Burstable"].iter().position(|known| Some(*known) == class).unwrap_or(2);
                 Some(((grows, Reverse(priority), class, *order), uid.clone()))
             })
             .collect();
         order.sort();
         for (_, uid) in order {
-            self.decide(&uid);
+            self.try_resize(&uid);
         }
     }
 
     fn remove(&mut self, pod: Arc<Pod>) {
         if let Some(worker) = self.workers.get(&uid_of(&pod)) {
             worker.set(|input| {
-                input.is_now(pod);
-                (input.removed, input.pending) = (true, None);
+                input.update(pod);
+                (input.removed, input.pending_resize) = (true, None);
             });
         }
-        self.grant();
+        self.retry_resizes();
     }
 
-    /// Removes what pods that are no more have left on the disk.
-    fn sweep(&self, listed: &[Arc<Pod>], statics: Vec<String>) {
+    /// Removes the folders of pods that don't exist any more.
+    fn remove_orphans(&self, listed: &[Arc<Pod>], statics: Vec<String>) {
         let known: Vec<String> = listed.iter().map(|pod| uid_of(pod)).chain(statics).collect();
-        let mut left = Vec::new();
-        // Looked for before any new pod makes its folder.
+        let mut orphans = Vec::new();
+        // Listed before any new pod creates its folder.
         for folder in ["pods", "logs"] {
             let Ok(entries) = std::fs::read_dir(self.node.identity.data_dir.join(folder)) else { continue };
             let unknown = |entry: &std::fs::DirEntry| known.iter().all(|uid| entry.file_name() != uid.as_str());
-            left.extend(entries.flatten().filter(unknown).map(|entry| entry.path()));
+            orphans.extend(entries.flatten().filter(unknown).map(|entry| entry.path()));
         }
         let logs = self.node.logs.clone();
         tokio::task::spawn_blocking(move || {
-            for path in left {
+            for path in orphans {
                 let _ = std::fs::remove_dir_all(&path);
                 logs.forget(&path);
             }
@@ -303,10 +310,10 @@ impl Pods {
     }
 }
 
-/// What pods hold of the node. One that the API has removed (a forced deletion) holds nothing, though its folder may
-/// still be there: its guests ended when the node heard of it, and its replacement may have been bound already.
-fn claims<'a>(workers: impl Iterator<Item = &'a Sender<Input>>) -> Vec<Claim> {
-    let claim = |worker: &Sender<Input>| worker.read(|input| (!input.removed).then(|| input.claim.clone()));
+/// The claims of the pods on the node. A pod that was removed from the API (forced deletion) has none, even while its
+/// folder exists: its guests have ended, and its replacement may already be bound.
+fn claims<'a>(workers: impl Iterator<Item = &'a Sender<PodInput>>) -> Vec<Claim> {
+    let claim = |worker: &Sender<PodInput>| worker.read(|input| (!input.removed).then(|| input.claim.clone()));
     workers.filter_map(claim).collect()
 }
 
@@ -324,10 +331,10 @@ mod tests {
         let pod = |cpu: &str, removed: bool| {
             let spec = json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]});
             let pod: Pod = serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap();
-            latest(Input { removed, ..Input::new(Arc::new(pod), Shown::Itself) }).0
+            latest(PodInput { removed, ..PodInput::new(Arc::new(pod), StatusTarget::Pod) }).0
         };
-        let (gone, there) = (pod("1", true), pod("2", false));
-        let claim = there.read(|input| input.claim.clone());
-        assert_eq!(claims([&gone, &there].into_iter()), [claim]);
+        let (gone, exists) = (pod("1", true), pod("2", false));
+        let claim = exists.read(|input| input.claim.clone());
+        assert_eq!(claims([&gone, &exists].into_iter()), [claim]);
     }
 }

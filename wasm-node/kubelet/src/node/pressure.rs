@@ -1,6 +1,6 @@
-//! What a node is short of: memory, disk, inodes, or descriptors for its guests. Pure: from what was read of the machine to what is told.
-//! The signals are those of <https://kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction/>; guests have no processes, so
-//! that `PIDPressure` tells of what they have in their stead, descriptors of this process.
+//! Node pressure on memory, disk, inodes or descriptors. Pure: from a reading of the machine to shortages and conditions. The signals
+//! are those of <https://kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction/>. Guests have no processes, so
+//! `PIDPressure` stands for descriptors of this process.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use machinery_api::quantity::{Format, Quantity};
 use super::thresholds::EvictionThresholds;
 use crate::volume::usage::quantity;
 
-/// How long a condition of pressure stays after its reason has gone, so that pods don't come and go with it (upstream's).
+/// How long a pressure condition lasts after its last shortage, to avoid oscillation (upstream's).
 const TRANSITION: Duration = Duration::from_secs(300);
-/// The part of what a node's guests may hold that is enough in any case: a small share of a small machine is not short for being small.
+/// The maximum threshold as a fraction (1/20) of the guests' memory, so that a node with a small memory bound is not always short.
 const GUESTS_PART: u64 = 20;
-/// Descriptors with which another container can begin, where 5% are fewer (by default).
+/// The default minimum of free descriptors if 5% are fewer: enough to start another container.
 const DESCRIPTORS_LOW: u64 = 8;
 
-/// What there can be too little of.
+/// An eviction signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Signal {
     /// Upstream's `memory.available`.
@@ -25,7 +25,7 @@ pub(super) enum Signal {
     Disk,
     /// Upstream's `nodefs.inodesFree`.
     Inodes,
-    /// In the place of upstream's `pid.available`.
+    /// The counterpart of upstream's `pid.available`.
     Descriptors,
 }
 
@@ -33,7 +33,7 @@ impl Signal {
     /// In upstream's order: memory before all other resources.
     pub(super) const ALL: [Self; 4] = [Self::Memory, Self::Disk, Self::Inodes, Self::Descriptors];
 
-    /// As upstream's flags name it.
+    /// The name in upstream's flags.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Memory => "memory.available",
@@ -43,7 +43,7 @@ impl Signal {
         }
     }
 
-    /// The resource as events and messages name it.
+    /// The resource's name in events and messages.
     pub(super) fn resource(self) -> &'static str {
         match self {
             Self::Memory => "memory",
@@ -61,7 +61,7 @@ impl Signal {
         }
     }
 
-    /// An amount of it as upstream writes it.
+    /// Formats an amount as upstream does.
     pub(super) fn amount(self, of: u64) -> String {
         match self {
             Self::Memory | Self::Disk => quantity(of),
@@ -72,7 +72,7 @@ impl Signal {
     }
 }
 
-/// The conditions of a Node that tell of it.
+/// The pressure conditions of a Node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pressure {
     Memory,
@@ -81,7 +81,7 @@ pub(super) enum Pressure {
 }
 
 impl Pressure {
-    /// Its type, its reason and its message, as upstream has them.
+    /// The condition's type, status, reason and message (upstream's).
     pub(super) fn condition(self, holds: bool) -> (&'static str, bool, &'static str, &'static str) {
         let (kind, [so, not]) = match self {
             Self::Memory => (
@@ -111,7 +111,7 @@ impl Pressure {
     }
 }
 
-/// How much less than needed there is of something.
+/// A signal whose available amount is below its threshold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shortage {
     pub(super) signal: Signal,
@@ -119,29 +119,29 @@ pub(super) struct Shortage {
     pub(super) available: u64,
 }
 
-/// What there is of something, and how much of it is free.
+/// The total and the free amount of a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Room {
+pub(super) struct ResourceAmount {
     pub(super) total: u64,
     pub(super) free: u64,
 }
 
-/// What was read of the machine; none where it can't be told, or has no bound.
+/// A reading of the machine; `None` if an amount is unknown or unbounded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Reading {
-    pub(super) memory_bytes: Option<Room>,
-    /// Of what this node's guests may hold.
-    pub(super) guest_memory_bytes: Option<Room>,
-    pub(super) disk_bytes: Option<Room>,
-    pub(super) inodes: Option<Room>,
-    /// Of what all guests of the process may have open.
-    pub(super) descriptors: Option<Room>,
+pub(super) struct MachineReading {
+    pub(super) memory_bytes: Option<ResourceAmount>,
+    /// The memory of this node's guests.
+    pub(super) guest_memory_bytes: Option<ResourceAmount>,
+    pub(super) disk_bytes: Option<ResourceAmount>,
+    pub(super) inodes: Option<ResourceAmount>,
+    /// The descriptors of all guests of the process.
+    pub(super) descriptors: Option<ResourceAmount>,
 }
 
-impl Reading {
-    /// What there is too little of by `thresholds`, in upstream's order.
+impl MachineReading {
+    /// The shortages by `thresholds`, in upstream's order.
     pub(super) fn shortages(&self, thresholds: &EvictionThresholds) -> Vec<Shortage> {
-        let low = |signal: Signal, room: Option<Room>, bound: &dyn Fn(u64, u64) -> u64| {
+        let low = |signal: Signal, room: Option<ResourceAmount>, bound: &dyn Fn(u64, u64) -> u64| {
             let room = room?;
             let threshold = bound(thresholds.get(signal)?.of(room.total), room.total);
             (room.free < threshold).then_some(Shortage { signal, threshold, available: room.free })
@@ -150,7 +150,7 @@ impl Reading {
         let whole = |threshold: u64, _: u64| threshold;
         let guests = |threshold: u64, total: u64| threshold.min(total / GUESTS_PART);
         let descriptors = |threshold: u64, _: u64| if by_default { threshold.max(DESCRIPTORS_LOW) } else { threshold };
-        // A file system that counts no inodes has a total of none.
+        // The total is 0 on a file system without an inode count.
         let inodes = self.inodes.filter(|room| room.total > 0);
         let all = [
             low(Signal::Memory, self.memory_bytes, &whole)
@@ -163,31 +163,31 @@ impl Reading {
     }
 }
 
-/// Which conditions hold: while there is a shortage, and for a while after the last one.
+/// The pressure conditions: active during a shortage, and for a transition period after it.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Pressures {
     short_at: [Option<Duration>; 3],
 }
 
 impl Pressures {
-    /// What a new observation makes of them.
-    pub(super) fn observed(&mut self, shortages: &[Shortage], now: Duration) {
+    /// Records the shortages of an observation.
+    pub(super) fn observe(&mut self, shortages: &[Shortage], now: Duration) {
         for shortage in shortages {
             self.short_at[shortage.signal.pressure() as usize] = Some(now);
         }
     }
 
-    /// Those that hold `now`.
-    pub(super) fn held(&self, now: Duration) -> Held {
-        Held(self.short_at.map(|last| last.is_some_and(|last| now.saturating_sub(last) < TRANSITION)))
+    /// The conditions that are active at `now`.
+    pub(super) fn active(&self, now: Duration) -> ActivePressures {
+        ActivePressures(self.short_at.map(|last| last.is_some_and(|last| now.saturating_sub(last) < TRANSITION)))
     }
 }
 
-/// The conditions of pressure that hold at a time.
+/// The active pressure conditions at one time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Held([bool; 3]);
+pub(super) struct ActivePressures([bool; 3]);
 
-impl Held {
+impl ActivePressures {
     pub(super) fn has(self, pressure: Pressure) -> bool {
         self.0[pressure as usize]
     }
@@ -198,17 +198,17 @@ mod tests {
     use super::super::thresholds::{DISK_BYTES_DEFAULT, MEMORY_BYTES_DEFAULT};
     use super::*;
 
-    fn room(total: u64, free: u64) -> Option<Room> {
-        Some(Room { total, free })
+    fn room(total: u64, free: u64) -> Option<ResourceAmount> {
+        Some(ResourceAmount { total, free })
     }
 
-    fn shortages(of: Reading) -> Vec<Shortage> {
+    fn shortages(of: MachineReading) -> Vec<Shortage> {
         of.shortages(&EvictionThresholds::default())
     }
 
     #[test]
     fn what_is_short_is_told_in_order() {
-        let enough = Reading {
+        let enough = MachineReading {
             memory_bytes: room(8 << 30, MEMORY_BYTES_DEFAULT),
             guest_memory_bytes: room(100, 5),
             disk_bytes: room(1 << 40, DISK_BYTES_DEFAULT),
@@ -216,10 +216,10 @@ mod tests {
             descriptors: room(200, 10),
         };
         assert_eq!(shortages(enough), []);
-        assert_eq!(shortages(Reading::default()), []);
-        // A file system that counts no inodes.
-        assert_eq!(shortages(Reading { inodes: room(0, 0), ..enough }), []);
-        let none = Reading {
+        assert_eq!(shortages(MachineReading::default()), []);
+        // A file system without an inode count.
+        assert_eq!(shortages(MachineReading { inodes: room(0, 0), ..enough }), []);
+        let none = MachineReading {
             memory_bytes: room(8 << 30, 1),
             guest_memory_bytes: room(100, 0),
             disk_bytes: room(1 << 40, 2),
@@ -236,13 +236,15 @@ mod tests {
                 ("descriptors", 8, 7)
             ]
         );
-        let guests = shortages(Reading { memory_bytes: None, ..none });
+        let guests = shortages(MachineReading { memory_bytes: None, ..none });
         assert_eq!((guests[0].signal, guests[0].threshold), (Signal::Memory, 5));
     }
 
     #[test]
     fn a_small_disk_is_short_by_its_own_size() {
-        let disk = |total: u64, free: u64| shortages(Reading { disk_bytes: room(total, free), ..Reading::default() });
+        let disk = |total: u64, free: u64| {
+            shortages(MachineReading { disk_bytes: room(total, free), ..MachineReading::default() })
+        };
         assert_eq!(disk(700 << 20, 600 << 20), []);
         assert_eq!(disk(700 << 20, 70 << 20), []);
         let [short] = disk(700 << 20, (70 << 20) - 1)[..] else { panic!("not short") };
@@ -251,25 +253,25 @@ mod tests {
 
     #[test]
     fn thresholds_that_were_given_replace_all_others() {
-        let nothing = Reading {
+        let nothing = MachineReading {
             memory_bytes: room(1000, 0),
             guest_memory_bytes: room(1000, 0),
             disk_bytes: room(1000, 0),
             inodes: room(1000, 0),
             descriptors: room(1000, 0),
         };
-        let of = |text: &str, reading: Reading| -> Vec<_> {
+        let of = |text: &str, reading: MachineReading| -> Vec<_> {
             let all = reading.shortages(&text.parse().unwrap());
             all.into_iter().map(|short| (short.signal, short.threshold)).collect()
         };
         assert_eq!(of("", nothing), []);
         assert_eq!(of("nodefs.available<30%", nothing), [(Signal::Disk, 300)]);
-        assert_eq!(of("nodefs.available<30%", Reading { disk_bytes: room(1000, 300), ..nothing }), []);
+        assert_eq!(of("nodefs.available<30%", MachineReading { disk_bytes: room(1000, 300), ..nothing }), []);
         assert_eq!(
             of("pid.available<2,nodefs.inodesFree<1%", nothing),
             [(Signal::Inodes, 10), (Signal::Descriptors, 2)]
         );
-        let of_guests = Reading { memory_bytes: room(1000, 900), ..nothing };
+        let of_guests = MachineReading { memory_bytes: room(1000, 900), ..nothing };
         assert_eq!(of("memory.available<200", of_guests), [(Signal::Memory, 50)]);
         assert_eq!(of("memory.available<1%", of_guests), [(Signal::Memory, 10)]);
     }
@@ -278,11 +280,15 @@ mod tests {
     fn pressure_lasts_a_while() {
         let (mut pressures, second) = (Pressures::default(), Duration::from_secs);
         let inodes = Shortage { signal: Signal::Inodes, threshold: 2, available: 1 };
-        pressures.observed(&[], second(1));
-        assert_eq!(pressures.held(second(1)), Held::default());
-        pressures.observed(&[inodes], second(10));
-        assert!(pressures.held(second(309)).has(Pressure::Disk) && !pressures.held(second(310)).has(Pressure::Disk));
-        assert!(!pressures.held(second(10)).has(Pressure::Memory) && !pressures.held(second(10)).has(Pressure::Pid));
+        pressures.observe(&[], second(1));
+        assert_eq!(pressures.active(second(1)), ActivePressures::default());
+        pressures.observe(&[inodes], second(10));
+        assert!(
+            pressures.active(second(309)).has(Pressure::Disk) && !pressures.active(second(310)).has(Pressure::Disk)
+        );
+        assert!(
+            !pressures.active(second(10)).has(Pressure::Memory) && !pressures.active(second(10)).has(Pressure::Pid)
+        );
     }
 
     #[test]

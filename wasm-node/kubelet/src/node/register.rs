@@ -1,4 +1,4 @@
-//! What a Node says of itself. Pure, but for observing the machine once.
+//! The Node object of an agent. Pure, except for the observation of the machine.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -12,40 +12,40 @@ use runtime_api::ledger::{Ledger, Resource};
 use serde_json::{Value, json};
 
 use super::NodeConfig;
-use super::pressure::{Held, Pressure, Reading, Room, Shortage};
+use super::pressure::{ActivePressures, MachineReading, Pressure, ResourceAmount, Shortage};
 use super::thresholds::EvictionThresholds;
 use crate::image::Images;
 use crate::pod::node_facts::NodeFacts;
 
-/// What the nodes say they are.
+/// The version that the nodes report.
 pub const KUBELET_VERSION: &str = "v1.36.0+coracle";
-/// Pods of one node where nothing else is said, if its block has addresses for as many. Upstream's default is 110; an idle pod here costs no
-/// process and under 100 KiB, so that what is bound first is the memory of those that work.
+/// The default maximum number of pods, if the pod CIDR has as many addresses. Upstream's default is 110. An idle pod
+/// needs no process and less than 100 KiB here, so that memory of busy pods is the first limit.
 pub const MAX_PODS_DEFAULT: u32 = 2000;
-/// Names in `status.images` (upstream's bound).
+/// The maximum number of entries in `status.images` (upstream's).
 const IMAGES_MAX: usize = 50;
 /// The conditions that an agent reports.
 const CONDITIONS: [&str; 4] = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
-/// The resources that it counts.
+/// The resources that an agent reports.
 const RESOURCES: [&str; 4] = ["cpu", "memory", "ephemeral-storage", "pods"];
 
-/// What a node has.
+/// The resources of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacity {
-    /// In thousandths of a core.
+    /// CPU, in thousandths of a core.
     pub cpu_millis: u64,
-    /// Memory.
+    /// Memory, in bytes.
     pub memory_bytes: u64,
-    /// Memory that guests may hold: what requests can be promised of.
+    /// The guests' memory in bytes, which requests are allocated from.
     pub guest_memory_bytes: u64,
-    /// Disk for volumes and logs.
+    /// The disk for volumes and logs, in bytes.
     pub ephemeral_bytes: u64,
-    /// Pods.
+    /// The maximum number of pods.
     pub pods: u32,
 }
 
 impl Capacity {
-    /// The machine's resources divided by `nodes`; `guest_memory_bytes` is what all guests may hold together.
+    /// The machine's resources divided by `nodes`; `guest_memory_bytes` is the bound of all guests.
     #[must_use]
     pub fn of_machine(nodes: u32, data_dir: &Path, guest_memory_bytes: u64) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
@@ -76,28 +76,28 @@ impl Capacity {
         .collect()
     }
 
-    /// What pods may have of it.
+    /// The amounts that pods can request.
     #[must_use]
     pub fn allocatable(self) -> BTreeMap<String, Wire> {
         Self { memory_bytes: self.guest_memory_bytes.min(self.memory_bytes), ..self }.resources()
     }
 }
 
-/// Total and free bytes of memory.
+/// The total and the free memory, in bytes.
 fn memory() -> Option<(u64, u64)> {
     let mut system = sysinfo::System::new().ok()?;
     system.refresh_memory();
     Some((system.total_memory(), system.available_memory()))
 }
 
-/// Total and free bytes of the disk that a folder lies on. Asks no other disk: one of a network that is away would hang.
+/// The total and free bytes of the disk of a folder. Queries no other disk: an unreachable network disk would block.
 #[cfg(unix)]
 pub(super) fn disk(folder: &Path) -> Option<(u64, u64)> {
     let stat = rustix::fs::statvfs(folder).ok()?;
     Some((stat.f_blocks.saturating_mul(stat.f_frsize), stat.f_bavail.saturating_mul(stat.f_frsize)))
 }
 
-/// Total and free bytes of the disk that a folder lies on.
+/// The total and free bytes of the disk of a folder.
 #[cfg(not(unix))]
 pub(super) fn disk(folder: &Path) -> Option<(u64, u64)> {
     let folder = folder.canonicalize().ok()?;
@@ -107,16 +107,16 @@ pub(super) fn disk(folder: &Path) -> Option<(u64, u64)> {
     Some((disk.total_space(), disk.available_space()))
 }
 
-/// Inodes of the file system that a folder lies on; none of one that has no bound of them.
+/// The inodes of a folder's file system; `None` if they are unbounded.
 #[cfg(unix)]
-fn inodes(folder: &Path) -> Option<Room> {
+fn inodes(folder: &Path) -> Option<ResourceAmount> {
     let stat = rustix::fs::statvfs(folder).ok()?;
-    Some(Room { total: stat.f_files, free: stat.f_favail })
+    Some(ResourceAmount { total: stat.f_files, free: stat.f_favail })
 }
 
-/// Inodes of the file system that a folder lies on: this system tells none.
+/// The inodes of a folder's file system, which are unknown on this system.
 #[cfg(not(unix))]
-fn inodes(_: &Path) -> Option<Room> {
+fn inodes(_: &Path) -> Option<ResourceAmount> {
     None
 }
 
@@ -128,11 +128,11 @@ fn arch() -> &'static str {
     }
 }
 
-/// The labels of contract.md §3, and those that were configured.
+/// The labels of contract.md §3, and the configured ones.
 pub(super) fn labels(config: &NodeConfig) -> BTreeMap<String, String> {
     let mut labels = config.labels.clone();
     for (name, value) in [
-        // What charts select: a module runs on any host.
+        // Charts select this label; a module runs on any host.
         ("kubernetes.io/os", "linux"),
         ("kubernetes.io/arch", arch()),
         ("beta.kubernetes.io/os", "linux"),
@@ -146,7 +146,7 @@ pub(super) fn labels(config: &NodeConfig) -> BTreeMap<String, String> {
     labels
 }
 
-/// What pods see of a node before the API has told.
+/// The Node's admission facts before the first response of the API.
 pub(super) fn facts(config: &NodeConfig) -> NodeFacts {
     let taint = |(key, value, effect): &(String, String, String)| Taint {
         key: key.clone(),
@@ -157,7 +157,7 @@ pub(super) fn facts(config: &NodeConfig) -> NodeFacts {
     NodeFacts { name: config.name.clone(), labels: labels(config), taints: config.taints.iter().map(taint).collect() }
 }
 
-/// The object that a node registers with; `cidr` is the block of addresses that its pods have already.
+/// The Node object at registration; `cidr` is the pod CIDR of an earlier registration.
 pub(super) fn node(config: &NodeConfig, cidr: Option<&str>) -> Value {
     let taint = |key: &str, value: &str, effect: &str| json!({"key": key, "value": value, "effect": effect});
     let own = config.taints.iter().map(|(key, value, effect)| taint(key, value, effect));
@@ -181,7 +181,7 @@ pub(super) fn node(config: &NodeConfig, cidr: Option<&str>) -> Value {
     node
 }
 
-/// What of a Node's status is the agent's own, but for times: of the conditions and resources those that it reports.
+/// The agent's own part of a Node's status, without times: the conditions and resources that it reports.
 pub(super) fn own(node: Option<&Node>) -> Option<NodeStatus> {
     let status = node?.status.clone()?;
     let mut conditions: Vec<NodeCondition> = status
@@ -208,19 +208,19 @@ pub(super) fn own(node: Option<&Node>) -> Option<NodeStatus> {
     })
 }
 
-/// What changes while a node runs.
+/// The changing part of a node's status.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Health {
-    /// It has addresses for pods.
+    /// The node has a pod CIDR.
     pub(super) networked: bool,
-    /// Its pods end, as it will.
+    /// The node is shutting down.
     pub(super) shutting_down: bool,
-    pub(super) short: Held,
-    /// Names and sizes.
+    pub(super) pressures: ActivePressures,
+    /// Names and sizes of images.
     pub(super) images: Vec<(Vec<String>, u64)>,
 }
 
-/// What an observation of the machine finds.
+/// The result of an observation.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Observation {
     /// Names and sizes of images.
@@ -228,32 +228,32 @@ pub(super) struct Observation {
     pub(super) shortages: Vec<Shortage>,
 }
 
-/// Observes the machine. `guest_memory` is what this node's guests may hold, `ledger` that of all of the process. May block.
+/// Observes the machine. `guest_memory` is that of this node's guests, `ledger` counts all guests of the process. May block.
 pub(super) fn observe(
     images: &Images,
     data_dir: &Path,
-    guest_memory: Room,
+    guest_memory: ResourceAmount,
     ledger: &Ledger,
     thresholds: &EvictionThresholds,
 ) -> Observation {
-    let room = |(total, free): (u64, u64)| Room { total, free };
+    let room = |(total, free): (u64, u64)| ResourceAmount { total, free };
     let mut images: Vec<(Vec<String>, u64)> =
         images.list().iter().map(|i| (vec![i.image_id.clone(), i.name.clone()], i.size_bytes)).collect();
     images.sort();
     images.sort_by_key(|(_, bytes)| Reverse(*bytes));
     images.truncate(IMAGES_MAX);
     let (open, most) = (ledger.used(Resource::Descriptors), ledger.limit(Resource::Descriptors));
-    let reading = Reading {
+    let reading = MachineReading {
         memory_bytes: memory().map(room),
         guest_memory_bytes: Some(guest_memory),
         disk_bytes: disk(data_dir).map(room),
         inodes: inodes(data_dir),
-        descriptors: Some(Room { total: most, free: most.saturating_sub(open) }),
+        descriptors: Some(ResourceAmount { total: most, free: most.saturating_sub(open) }),
     };
     Observation { images, shortages: reading.shortages(thresholds) }
 }
 
-/// The conditions by type: status, reason, message.
+/// The conditions: type, status, reason, message.
 pub(super) fn conditions(health: &Health) -> [(&'static str, bool, &'static str, &'static str); 4] {
     let ready = if health.shutting_down {
         ("Ready", false, "KubeletNotReady", "node is shutting down")
@@ -269,11 +269,11 @@ pub(super) fn conditions(health: &Health) -> [(&'static str, bool, &'static str,
         )
     };
     let [memory, disk, pid] = [Pressure::Memory, Pressure::Disk, Pressure::Pid]
-        .map(|pressure| pressure.condition(health.short.has(pressure)));
+        .map(|pressure| pressure.condition(health.pressures.has(pressure)));
     [memory, disk, pid, ready]
 }
 
-/// The status as a strategic merge patch. `known` is the node as it was read last, for the times of its conditions.
+/// The status as a strategic merge patch. `known` is the last known Node, for its transition times.
 pub(super) fn status(config: &NodeConfig, port: u16, health: &Health, known: Option<&Node>, now: Timestamp) -> Value {
     let known = known.and_then(|node| node.status.as_ref()?.conditions.as_deref()).unwrap_or_default();
     let stamp = time::seconds(now);
@@ -316,7 +316,7 @@ fn info(config: &NodeConfig) -> Value {
         "kernelVersion": sysinfo::System::kernel_version().unwrap_or_default(),
         "kubeProxyVersion": "",
         "kubeletVersion": KUBELET_VERSION,
-        // Several nodes of one machine must not be taken for one.
+        // Several nodes of one machine need different ids.
         "machineID": format!("{machine}-{}", config.name).trim_start_matches('-'),
         "operatingSystem": "linux",
         "osImage": sysinfo::System::long_os_version().unwrap_or_default(),

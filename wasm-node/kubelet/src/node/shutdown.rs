@@ -1,5 +1,5 @@
-//! Graceful shutdown of a node (KEP-2000): its pods end in order of their importance, each with its grace and its hooks, before
-//! the process does. Off where no time is given for it, as upstream: then guests end with the process, and the next start takes them up.
+//! Graceful node shutdown (KEP-2000): pods end in order of priority, each with its grace period and hooks. Without a
+//! period it is off, as upstream: guests end with the process, and the next start resumes their pods.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,55 +8,56 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::eviction::CRITICAL_PRIORITY;
 use crate::pod::admit;
-use crate::pod::shared::Shared;
+use crate::pod::shared::NodeContext;
 use crate::pod::worker::PodView;
 
-/// How often is looked whether all have ended.
-const LOOK: Duration = Duration::from_millis(50);
-/// What the API may take to hear of the last of a group, beyond their time.
-const TOLD: Duration = Duration::from_secs(2);
+/// The poll interval for ended pods.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// The time for the final status writes of a group, beyond its grace period.
+const STATUS_WRITE_MAX: Duration = Duration::from_secs(2);
 
 fn is_critical(pod: &Pod) -> bool {
     pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or(0) >= CRITICAL_PRIORITY
 }
 
-/// What a pod gets of its group's time, where it needs less itself (upstream's rule).
+/// A pod's grace period within its group's period (upstream's rule).
 fn grace_of(pod: &Pod, period: Duration) -> Duration {
     let own = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
     own.and_then(|seconds| u64::try_from(seconds).ok()).map_or(period, |own| period.min(Duration::from_secs(own)))
 }
 
-/// Waits for the end of the node, and ends its pods then.
-pub(super) async fn run(node: Arc<Shared>) {
+/// Waits for the node's shutdown, and ends its pods.
+pub(super) async fn run(node: Arc<NodeContext>) {
     let shutdown = node.shutdown.clone();
     tokio::select! {
         () = node.stop.cancelled() => return,
-        () = shutdown.begun() => {}
+        () = shutdown.started() => {}
     }
     tracing::info!(node = node.identity.name, "the node shuts down: its pods end");
     for (critical, period) in shutdown.grace.groups() {
         let pods: Vec<Arc<PodView>> = node.pods.all();
-        let pods = pods.into_iter().filter(|view| is_critical(&view.look().pod.get()) == critical && !told(view));
+        let pods =
+            pods.into_iter().filter(|view| is_critical(&view.snapshot().pod.get()) == critical && !has_ended(view));
         let mut pods: Vec<_> = pods.collect();
         for view in &pods {
-            view.shut_down(grace_of(&view.look().pod.get(), period));
+            view.shut_down(grace_of(&view.snapshot().pod.get(), period));
         }
-        let until = node.parts.env.elapsed() + period + TOLD;
+        let until = node.parts.env.elapsed() + period + STATUS_WRITE_MAX;
         loop {
-            // Who has ended is not looked at again: a pod that rests is read at each look.
-            pods.retain(|view| !told(view));
+            // Ended pods are removed, as each check of a compressed pod decompresses it.
+            pods.retain(|view| !has_ended(view));
             if pods.is_empty() || node.parts.env.elapsed() >= until {
                 break;
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
     shutdown.end();
 }
 
-/// Whether the API shows that a pod has ended.
-fn told(view: &Arc<PodView>) -> bool {
-    admit::ended(&view.look().pod.get())
+/// Whether a pod has ended according to the API.
+fn has_ended(view: &Arc<PodView>) -> bool {
+    admit::has_ended(&view.snapshot().pod.get())
 }
 
 #[cfg(test)]

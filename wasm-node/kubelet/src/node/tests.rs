@@ -1,4 +1,4 @@
-//! A node's heartbeat against an API server that is played by the test: one Node, one Lease, one watch.
+//! A node's heartbeat against a fake API server: one Node, one Lease, one watch.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::fake_api::{FakeCluster, Watch, not_found, send_event};
 use super::heartbeat::NodeStatusManager;
-use super::played::{Played, Watch, missing, show};
 use super::register::Observation;
 use super::{Capacity, NodeConfig, lease};
 use crate::server::ServingTls;
@@ -24,7 +24,7 @@ struct Cluster {
     lease: Option<Value>,
     renewals: u32,
     reports: u32,
-    /// Reports get no answer.
+    /// Reports get no response.
     hangs: bool,
     watches: Vec<Watch>,
 }
@@ -38,7 +38,7 @@ impl Cluster {
         }
         let kind = if self.node.is_some() { "MODIFIED" } else { "ADDED" };
         self.node = Some(node.clone());
-        show(&mut self.watches, kind, &node);
+        send_event(&mut self.watches, kind, &node);
         node
     }
 
@@ -46,24 +46,24 @@ impl Cluster {
         self.version += 1;
         let mut node = self.node.take().unwrap();
         node["metadata"]["resourceVersion"] = json!(self.version.to_string());
-        show(&mut self.watches, "DELETED", &node);
+        send_event(&mut self.watches, "DELETED", &node);
     }
 }
 
-impl Played for Cluster {
-    fn begin(&self, _: &str) -> (&'static str, Vec<Value>, u64) {
+impl FakeCluster for Cluster {
+    fn initial_events(&self, _: &str) -> (&'static str, Vec<Value>, u64) {
         ("Node", self.node.iter().cloned().collect(), self.version)
     }
 
-    fn watched(&mut self, _: &str, watch: Watch) {
+    fn add_watch(&mut self, _: &str, watch: Watch) {
         self.watches.push(watch);
     }
 
-    fn tell(&self) -> String {
+    fn describe(&self) -> String {
         format!("{:#?}", self.node)
     }
 
-    fn answer(&mut self, method: &Method, path: &str, body: &Value) -> Option<(u16, Value)> {
+    fn respond(&mut self, method: &Method, path: &str, body: &Value) -> Option<(u16, Value)> {
         let is = |wanted: &Method, end: &str| method == wanted && path.ends_with(end);
         Some(if is(&Method::POST, "/nodes") {
             match &self.node {
@@ -75,7 +75,7 @@ impl Played for Cluster {
             if self.hangs {
                 return None;
             }
-            let Some(mut node) = self.node.clone() else { return Some(missing()) };
+            let Some(mut node) = self.node.clone() else { return Some(not_found()) };
             merge(&mut node["status"], &body["status"]);
             (200, self.put_node(node))
         } else if is(&Method::PATCH, "/nodes/n") {
@@ -83,7 +83,7 @@ impl Played for Cluster {
         } else if is(&Method::PATCH, "/leases/n") {
             self.renewals += 1;
             match &mut self.lease {
-                None => missing(),
+                None => not_found(),
                 Some(lease) => {
                     merge(lease, body);
                     (200, lease.clone())
@@ -111,7 +111,7 @@ fn merge(target: &mut Value, patch: &Value) {
     }
 }
 
-type Api = super::played::Api<Cluster>;
+type FakeApi = super::fake_api::FakeApi<Cluster>;
 
 fn ready(cluster: &Cluster) -> Option<String> {
     let conditions = cluster.node.as_ref()?["status"]["conditions"].as_array()?.clone();
@@ -126,8 +126,8 @@ fn node_uid(cluster: &Cluster) -> Option<String> {
     Some(cluster.node.as_ref()?["metadata"]["uid"].as_str()?.to_owned())
 }
 
-/// The node agent's heartbeat, until `stop`.
-async fn beat(api: &Api, stop: &CancellationToken) {
+/// Runs the node agent's heartbeat until `stop`.
+async fn beat(api: &FakeApi, stop: &CancellationToken) {
     let tls = ServingTls { certificate: Vec::new(), key: Vec::new(), client_ca: Vec::new() };
     let capacity = Capacity {
         cpu_millis: 1000,
@@ -142,18 +142,18 @@ async fn beat(api: &Api, stop: &CancellationToken) {
     let (uid, node_uid) = watch::channel(None);
     let env = Env::real();
     let (observe, shortages) = (Arc::new(Observation::default), watch::Sender::new(Vec::new()));
-    let mut heart = NodeStatusManager::new(&config, api.client(), &env, 1, observe, uid, shortages);
+    let mut status_manager = NodeStatusManager::new(&config, api.client(), &env, 1, observe, uid, shortages);
     tokio::spawn(lease::keep(api.client().into(), config, env, node_uid, stop.clone()));
-    assert_eq!(heart.register().await, "10.0.0.0/24");
-    heart.beat_ready(capacity);
-    let (told, heard) = oneshot::channel();
-    tokio::spawn(heart.run(told, ([127, 0, 0, 1], 1).into(), stop.clone()));
-    heard.await.unwrap();
+    assert_eq!(status_manager.register().await, "10.0.0.0/24");
+    status_manager.set_network_ready(capacity);
+    let (ready_sender, ready) = oneshot::channel();
+    tokio::spawn(status_manager.run(ready_sender, ([127, 0, 0, 1], 1).into(), stop.clone()));
+    ready.await.unwrap();
 }
 
 #[tokio::test]
 async fn a_node_that_others_call_silent_says_at_once_that_it_is_not() {
-    let (api, stop) = (Api::default(), CancellationToken::new());
+    let (api, stop) = (FakeApi::default(), CancellationToken::new());
     beat(&api, &stop).await;
     api.until("watched", |cluster| (!cluster.watches.is_empty()).then_some(())).await;
     api.with(|cluster| {
@@ -169,7 +169,7 @@ async fn a_node_that_others_call_silent_says_at_once_that_it_is_not() {
 
 #[tokio::test]
 async fn a_deleted_node_is_made_anew_with_its_addresses_and_its_lease_follows() {
-    let (api, stop) = (Api::default(), CancellationToken::new());
+    let (api, stop) = (FakeApi::default(), CancellationToken::new());
     beat(&api, &stop).await;
     let owner = |cluster: &Cluster| {
         let lease = cluster.lease.as_ref()?;
@@ -189,7 +189,7 @@ async fn a_deleted_node_is_made_anew_with_its_addresses_and_its_lease_follows() 
 
 #[tokio::test]
 async fn a_report_that_gets_no_answer_holds_no_heartbeat_up() {
-    let (api, stop) = (Api::default(), CancellationToken::new());
+    let (api, stop) = (FakeApi::default(), CancellationToken::new());
     beat(&api, &stop).await;
     api.with(|cluster| {
         cluster.hangs = true;

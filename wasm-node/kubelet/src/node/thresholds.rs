@@ -1,5 +1,5 @@
-//! Thresholds of eviction, as upstream's `--eviction-hard` writes them: `memory.available<100Mi,nodefs.available<10%`. Pure: from a text to
-//! thresholds, and from a threshold and a total to an amount. A signal without a threshold is never short.
+//! Eviction thresholds in the syntax of upstream's `--eviction-hard`: `memory.available<100Mi,nodefs.available<10%`.
+//! Pure: parses a text, and applies a threshold to a total. A signal without a threshold is never short.
 
 use std::str::FromStr;
 
@@ -7,18 +7,18 @@ use machinery_api::quantity::Quantity;
 
 use super::pressure::Signal;
 
-/// Parts of a whole in which percentages are kept, so that `0.5%` is one.
+/// The resolution of percentages, so that `0.5%` is exact.
 const WHOLE: u32 = 1_000_000;
-/// Free memory below which a node is short of it (upstream's threshold).
+/// The default threshold of free memory (upstream's).
 pub(super) const MEMORY_BYTES_DEFAULT: u64 = 100 << 20;
-/// Free disk below which a large disk is short: the default bound of one emptyDir. 10% of a large disk would be more than pods need.
+/// The default threshold of a large disk: the default bound of one emptyDir. 10% of a large disk would exceed the need.
 pub(super) const DISK_BYTES_DEFAULT: u64 = 1 << 30;
-/// The part of a disk below which a small one is short (upstream's threshold): a small disk is not short for being small.
+/// The default threshold of a small disk (upstream's), which might always be below the absolute one.
 const DISK_PART_DEFAULT: Part = Part::percent(10);
-/// The part of all inodes (upstream's threshold), and of all descriptors, below which those that are free are too few.
+/// The default threshold of free inodes (upstream's) and of free descriptors.
 const COUNTED_PART_DEFAULT: Part = Part::percent(5);
 
-/// A part of a total.
+/// A fraction of a total.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Part(u32);
 
@@ -33,7 +33,7 @@ impl Part {
     }
 }
 
-/// The amount below which what is free is too little.
+/// The minimum free amount of a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Threshold {
     quantity: Option<u64>,
@@ -49,7 +49,7 @@ impl Threshold {
         Self { quantity: None, part: Some(part) }
     }
 
-    /// The amount where there is so much in total: the smaller where the threshold has both forms.
+    /// The amount for a total: the smaller one if the threshold has both forms.
     pub(super) fn of(self, total: u64) -> u64 {
         let part = self.part.map(|part| part.of(total));
         self.quantity.into_iter().chain(part).min().unwrap_or(0)
@@ -72,35 +72,35 @@ impl Default for EvictionThresholds {
 }
 
 impl EvictionThresholds {
-    /// The threshold of a signal; none where it is not watched.
+    /// The threshold of a signal; `None` if it isn't monitored.
     pub(super) fn get(&self, signal: Signal) -> Option<Threshold> {
         self.0[signal as usize]
     }
 }
 
-/// Why a text is no list of thresholds.
+/// The error of an invalid list of thresholds.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadThresholds {
-    /// A part of the list has another form.
+    /// A statement has no valid syntax.
     #[error("{0:?} is not SIGNAL<AMOUNT, such as memory.available<100Mi or nodefs.available<10%")]
     Form(String),
-    /// No such signal.
+    /// The signal is unknown.
     #[error("{signal:?} is not a signal of a node: {}{}", names(), hint(.signal))]
     Signal {
-        /// As it was written.
+        /// The text in the list.
         signal: String,
     },
     /// A signal has two thresholds.
     #[error("{0} has more than one threshold")]
     Twice(&'static str),
-    /// The amount of a signal can't be used.
+    /// The amount of a signal is invalid.
     #[error("{signal}<{amount}: {why}")]
     Amount {
-        /// Which.
+        /// The signal.
         signal: &'static str,
-        /// As it was written.
+        /// The text in the list.
         amount: String,
-        /// What is wrong with it.
+        /// The error in the amount.
         why: &'static str,
     },
 }
@@ -110,12 +110,12 @@ fn names() -> String {
     format!("those are {} and {last}", first.join(", "))
 }
 
-/// What to write in the place of a signal that upstream has and this node doesn't.
+/// A hint for signals of upstream that this node doesn't have.
 fn hint(signal: &str) -> &'static str {
     if ["imagefs.", "containerfs."].iter().any(|one| signal.starts_with(one)) {
         "; images lie on the disk of volumes and logs here, which is nodefs"
     } else if signal == "allocatableMemory.available" {
-        "; memory.available looks at what guests may hold, too"
+        "; memory.available also covers the memory of guests"
     } else {
         ""
     }
@@ -124,7 +124,7 @@ fn hint(signal: &str) -> &'static str {
 impl FromStr for EvictionThresholds {
     type Err = BadThresholds;
 
-    /// As upstream: a list replaces all defaults, so that a signal which it doesn't name has no threshold; `0%` and `100%` are none.
+    /// As upstream: a list replaces all defaults, so that unnamed signals have no threshold. `0%` and `100%` disable one.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut named = [false; Signal::ALL.len()];
         let mut thresholds = [None; Signal::ALL.len()];
@@ -147,7 +147,7 @@ impl FromStr for EvictionThresholds {
     }
 }
 
-/// One threshold; none of an amount that upstream takes for none.
+/// Parses one threshold; `None` for amounts that disable it upstream.
 fn threshold(amount: &str) -> Result<Option<Threshold>, &'static str> {
     if let Some(percent) = amount.strip_suffix('%') {
         let plain = !percent.is_empty() && percent.chars().all(|letter| letter.is_ascii_digit() || letter == '.');
@@ -155,7 +155,7 @@ fn threshold(amount: &str) -> Result<Option<Threshold>, &'static str> {
         if percent > 100.0 {
             return Err("a percentage is from 0% to 100%");
         }
-        // Exact for up to four decimals, as `WHOLE` has them.
+        // Exact for up to four decimals, the resolution of `WHOLE`.
         let part = (percent * f64::from(WHOLE / 100)).round() as u32;
         return Ok((1..WHOLE).contains(&part).then(|| Threshold::part(Part(part))));
     }
@@ -185,7 +185,7 @@ mod tests {
         let all =
             read("memory.available<100Mi, nodefs.available < 10% ,nodefs.inodesFree<0.1%,pid.available<5").unwrap();
         assert_eq!(amounts(all), [Some(100 << 20), Some(100), Some(1), Some(5)]);
-        // What a list doesn't name has no threshold, and neither have these amounts.
+        // Signals that aren't in the list have no threshold, nor have these amounts.
         assert_eq!(amounts(read("nodefs.available<1").unwrap()), [None, Some(1), None, None]);
         assert_eq!(amounts(read("nodefs.available<0%,memory.available<100%").unwrap()), [None; 4]);
         assert_eq!(amounts(read("").unwrap()), [None; 4]);
@@ -271,7 +271,7 @@ mod tests {
         ) {
             let text = pieces.concat();
             if let Ok(thresholds) = read(&text) {
-                // A threshold that is there names something.
+                // An existing threshold is positive.
                 prop_assert!(Signal::ALL.iter().all(|one| thresholds.get(*one).is_none_or(|found| found.of(u64::MAX) > 0)));
             }
         }

@@ -1,19 +1,19 @@
-//! The addresses of a node's podCIDR and who has them. In memory only: a pod's status tells which one it had.
+//! Allocation of the node's podCIDR. In memory only: after a restart, pods reserve the addresses of their statuses.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Mutex, PoisonError};
 
-/// A block of addresses, given out in order, so that one that was given back is used again as late as possible.
+/// A block of addresses, allocated in order, so that a freed address is reused as late as possible.
 #[derive(Debug)]
 pub struct Addresses {
-    /// First and last address of the block.
+    /// The first and last address of the block.
     bounds: (u32, u32),
-    inner: Mutex<Inner>,
+    allocation: Mutex<Allocation>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct Allocation {
     taken: BTreeSet<u32>,
     next: u32,
 }
@@ -24,7 +24,7 @@ struct Inner {
 pub struct BadCidr(pub String);
 
 impl Addresses {
-    /// The addresses of a block such as `10.244.1.0/24`, but for its first and last one.
+    /// Parses a block such as `10.244.1.0/24`. Its first and last addresses are never allocated.
     pub fn new(cidr: &str) -> Result<Self, BadCidr> {
         let bad = || BadCidr(cidr.to_owned());
         let (ip, prefix) = cidr.split_once('/').ok_or_else(bad)?;
@@ -33,36 +33,36 @@ impl Addresses {
         let mask = if prefix == 0 { 0 } else { u32::MAX << (32 - prefix) };
         let first = u32::from(ip) & mask;
         let bounds = (first + 1, (first | !mask) - 1);
-        Ok(Self { bounds, inner: Mutex::new(Inner { taken: BTreeSet::new(), next: bounds.0 }) })
+        Ok(Self { bounds, allocation: Mutex::new(Allocation { taken: BTreeSet::new(), next: bounds.0 }) })
     }
 
-    /// How many addresses there are.
+    /// The number of allocatable addresses.
     #[must_use]
     pub fn count(&self) -> u32 {
         self.bounds.1 - self.bounds.0 + 1
     }
 
-    /// Takes an address that a pod had before, if it is of this block and free.
+    /// Reserves the previous address of a pod, if it is in this block and free.
     pub fn reserve(&self, ip: IpAddr) -> bool {
         let IpAddr::V4(ip) = ip else { return false };
         let number = u32::from(ip);
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = (self.bounds.0..=self.bounds.1).contains(&number) && inner.taken.insert(number);
-        if free && number >= inner.next {
-            inner.next = self.after(number);
+        let mut allocation = self.allocation.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = (self.bounds.0..=self.bounds.1).contains(&number) && allocation.taken.insert(number);
+        if free && number >= allocation.next {
+            allocation.next = self.after(number);
         }
         free
     }
 
-    /// Takes the next free address; none where all are taken.
+    /// Allocates the next free address; `None` if all are allocated.
     pub fn take(&self) -> Option<IpAddr> {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut number = inner.next;
+        let mut allocation = self.allocation.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut number = allocation.next;
         for _ in self.bounds.0..=self.bounds.1 {
-            let free = inner.taken.insert(number);
+            let free = allocation.taken.insert(number);
             let next = self.after(number);
             if free {
-                inner.next = next;
+                allocation.next = next;
                 return Some(IpAddr::V4(number.into()));
             }
             number = next;
@@ -70,16 +70,16 @@ impl Addresses {
         None
     }
 
-    /// Whether one could be taken now.
+    /// Whether any address is free.
     pub fn any_free(&self) -> bool {
-        let taken = self.inner.lock().unwrap_or_else(PoisonError::into_inner).taken.len();
+        let taken = self.allocation.lock().unwrap_or_else(PoisonError::into_inner).taken.len();
         u32::try_from(taken).is_ok_and(|taken| taken < self.count())
     }
 
-    /// Gives an address back.
+    /// Frees an address.
     pub fn free(&self, ip: IpAddr) {
         if let IpAddr::V4(ip) = ip {
-            self.inner.lock().unwrap_or_else(PoisonError::into_inner).taken.remove(&u32::from(ip));
+            self.allocation.lock().unwrap_or_else(PoisonError::into_inner).taken.remove(&u32::from(ip));
         }
     }
 

@@ -1,4 +1,4 @@
-//! Whether a node has room for one more pod. Pure: the scheduler has checked it too, but a pod may name its node itself.
+//! Admission of a pod by its node. Pure. The scheduler has checked the same, but a pod may set `nodeName` itself.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::host_ports::{self, HostPort};
 use super::node_facts::NodeFacts;
 use crate::spec::requests::{amount_of, requested};
 
-/// The resources that are counted, and the reason for which a pod fails that doesn't fit (upstream's, in its order).
+/// The counted resources, and the failure reason of a pod that doesn't fit (upstream's reasons, in upstream's order).
 const COUNTED: [(&str, &str); 4] = [
     ("pods", "OutOfpods"),
     ("cpu", "OutOfcpu"),
@@ -17,36 +17,36 @@ const COUNTED: [(&str, &str); 4] = [
     ("ephemeral-storage", "OutOfephemeral-storage"),
 ];
 
-/// What a pod holds of its node.
+/// The node's resources and ports that a pod occupies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Claim {
-    /// Of the resources that are counted, in their order.
+    /// The amounts of the counted resources, in their order.
     amounts: [i64; COUNTED.len()],
     ports: Box<[HostPort]>,
-    /// It holds nothing any more.
+    /// The pod has ended and occupies nothing.
     pub(crate) ended: bool,
 }
 
 impl Claim {
     pub(crate) fn of(pod: &Pod) -> Self {
         let amounts = COUNTED.map(|(name, _)| requested(pod, name));
-        Self { amounts, ports: host_ports::of(pod).collect(), ended: ended(pod) }
+        Self { amounts, ports: host_ports::of(pod).collect(), ended: has_ended(pod) }
     }
 }
 
-/// Why a pod is turned away.
+/// The reason why a node rejects a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejection {
     /// `status.reason`.
     pub reason: &'static str,
     /// `status.message`.
     pub message: String,
-    /// Nothing but the node's labels is against it.
+    /// Only the node's labels cause the rejection.
     pub by_labels: bool,
 }
 
 impl Rejection {
-    /// For that reason; upstream's words are before all messages.
+    /// A rejection with that reason; upstream's prefix precedes the message.
     #[must_use]
     pub fn new(reason: &'static str, why: &str) -> Self {
         Self { reason, message: format!("Pod was rejected: {why}"), by_labels: false }
@@ -57,18 +57,18 @@ impl Rejection {
     }
 }
 
-/// Why the pod is not for this node, or has no room beside the others, if so: the first reason of upstream's order.
-pub(crate) fn refuse(
+/// The first rejection in upstream's order, if the pod doesn't fit this node or its free resources.
+pub(crate) fn reject(
     allocatable: &BTreeMap<String, Wire>,
     node: &NodeFacts,
     others: &[Claim],
     pod: &Pod,
 ) -> Option<Rejection> {
-    if let Some((reason, why)) = os(pod) {
+    if let Some((reason, why)) = os_mismatch(pod) {
         return Some(Rejection::new(reason, why));
     }
     let claim = Claim::of(pod);
-    if let Some((reason, message)) = lacking(allocatable, others, &claim) {
+    if let Some((reason, message)) = insufficient_resource(allocatable, others, &claim) {
         return Some(Rejection { reason, message, by_labels: false });
     }
     let clash = || {
@@ -76,22 +76,22 @@ pub(crate) fn refuse(
         let why = "node(s) didn't have free ports for the requested pod ports";
         clash.then(|| Rejection::predicate("NodePorts", why))
     };
-    let repelled = || {
+    let tainted = || {
         let why = "node(s) had taints that the pod didn't tolerate";
-        node.repel(pod).then(|| Rejection::predicate("TaintToleration", why))
+        node.repels(pod).then(|| Rejection::predicate("TaintToleration", why))
     };
-    let more = clash().or_else(repelled);
-    if node.are_selected_by(pod) {
+    let more = clash().or_else(tainted);
+    if node.selected_by(pod) {
         return more;
     }
     let labels = Rejection::predicate("NodeAffinity", "node(s) didn't match Pod's node affinity/selector");
     Some(Rejection { by_labels: more.is_none(), ..labels })
 }
 
-/// What a pod says of its system; nodes say that they are `linux`, so that charts fit.
-fn os(pod: &Pod) -> Option<(&'static str, &'static str)> {
-    let said = pod.metadata.labels.as_ref().and_then(|labels| labels.get("kubernetes.io/os"));
-    if said.is_some_and(|os| os != "linux") {
+/// Checks the pod's OS against `linux`, the OS label of every node; charts select that value.
+fn os_mismatch(pod: &Pod) -> Option<(&'static str, &'static str)> {
+    let label = pod.metadata.labels.as_ref().and_then(|labels| labels.get("kubernetes.io/os"));
+    if label.is_some_and(|os| os != "linux") {
         let why = "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label";
         return Some(("PodOSSelectorNodeLabelDoesNotMatch", why));
     }
@@ -99,23 +99,23 @@ fn os(pod: &Pod) -> Option<(&'static str, &'static str)> {
     other.then_some(("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS"))
 }
 
-/// Which resource the pod has no room of beside the others, if so.
-pub(crate) fn lacking(
+/// The first resource that is insufficient for the pod beside the others.
+pub(crate) fn insufficient_resource(
     allocatable: &BTreeMap<String, Wire>,
     others: &[Claim],
     claim: &Claim,
 ) -> Option<(&'static str, String)> {
     COUNTED.into_iter().enumerate().find_map(|(index, (name, reason))| {
-        let asked = claim.amounts[index];
-        if asked == 0 {
+        let requested = claim.amounts[index];
+        if requested == 0 {
             return None;
         }
         let holding = others.iter().filter(|other| !other.ended);
         let used = holding.fold(0_i64, |used, other| used.saturating_add(other.amounts[index]));
         let capacity = allocatable.get(name).map_or(0, |amount| amount_of(amount, name));
-        (used.saturating_add(asked) > capacity).then(|| {
+        (used.saturating_add(requested) > capacity).then(|| {
             let message = format!(
-                "Pod was rejected: Node didn't have enough resource: {name}, requested: {asked}, used: {used}, \
+                "Pod was rejected: Node didn't have enough resource: {name}, requested: {requested}, used: {used}, \
                  capacity: {capacity}"
             );
             (reason, message)
@@ -123,9 +123,9 @@ pub(crate) fn lacking(
     })
 }
 
-/// Whether a pod holds nothing any more.
+/// Whether a pod has ended, and so occupies nothing.
 #[must_use]
-pub fn ended(pod: &Pod) -> bool {
+pub fn has_ended(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
 }
@@ -142,7 +142,7 @@ mod tests {
         let gone = json!({"metadata": {"name": "n"}, "spec": {"taints": [{"key": "gone", "effect": "NoExecute"}]}});
         let gone = NodeFacts::of(&serde_json::from_value(gone).unwrap());
         let refused = |node: &NodeFacts, others: &[Pod], pod: &Pod| {
-            refuse(&room, node, &others.iter().map(Claim::of).collect::<Vec<_>>(), pod)
+            reject(&room, node, &others.iter().map(Claim::of).collect::<Vec<_>>(), pod)
         };
         let reason = |pod: &Pod| refused(&NodeFacts::default(), &[], pod).map(|refusal| refusal.reason);
         assert_eq!(reason(&pod(json!({"containers": [], "os": {"name": "windows"}}))), Some("PodOSNotSupported"));
@@ -171,7 +171,7 @@ mod tests {
         assert_eq!(refusal.message, want);
         assert!(!refused(&gone, &[], &elsewhere).unwrap().by_labels);
         let full = BTreeMap::from([("pods".to_owned(), Wire("0".into()))]);
-        assert_eq!(refuse(&full, &gone, &[], &elsewhere).unwrap().reason, "OutOfpods", "room comes first");
+        assert_eq!(reject(&full, &gone, &[], &elsewhere).unwrap().reason, "OutOfpods", "room comes first");
     }
 
     #[test]
@@ -186,14 +186,15 @@ mod tests {
         let allocatable =
             [("cpu", "1"), ("pods", "3"), ("memory", "1Gi")].map(|(n, q)| (n.to_owned(), Wire(q.to_owned()))).into();
         let others = [pod("600m", "Running"), pod("600m", "Succeeded")].map(|pod| Claim::of(&pod));
-        assert_eq!(lacking(&allocatable, &others, &Claim::of(&pod("400m", "Pending"))), None);
-        let (reason, message) = lacking(&allocatable, &others, &Claim::of(&pod("500m", "Pending"))).unwrap();
+        assert_eq!(insufficient_resource(&allocatable, &others, &Claim::of(&pod("400m", "Pending"))), None);
+        let (reason, message) =
+            insufficient_resource(&allocatable, &others, &Claim::of(&pod("500m", "Pending"))).unwrap();
         assert_eq!(reason, "OutOfcpu");
         let want = "Pod was rejected: Node didn't have enough resource: cpu, requested: 500, used: 600, capacity: 1000";
         assert_eq!(message, want);
         let full = ["Running", "Running", "Pending"].map(|phase| Claim::of(&pod("0", phase)));
         assert_eq!(
-            lacking(&allocatable, &full, &Claim::of(&pod("0", "Pending"))).map(|(reason, _)| reason),
+            insufficient_resource(&allocatable, &full, &Claim::of(&pod("0", "Pending"))).map(|(reason, _)| reason),
             Some("OutOfpods")
         );
     }

@@ -1,6 +1,6 @@
-//! What a container writes, for those who are attached to it beside its log.
+//! A container's output for attached clients, beside its log.
 //!
-//! A container waits for nobody who watches: who reads too slowly misses something, and is told how much, as in the log.
+//! The container never waits for a client. A slow client misses output, and gets a notice with the number of bytes, as in the log.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,7 +8,7 @@ use bytes::Bytes;
 use runtime_api::pipe::{PipeError, PipeReader, PipeWriter, pipe};
 use runtime_api::{LogSink, StdStream};
 
-/// Who watches one container at once.
+/// The maximum number of clients attached to one container.
 const WATCHERS_MAX: usize = 16;
 
 struct Watcher {
@@ -18,7 +18,7 @@ struct Watcher {
 }
 
 impl Watcher {
-    /// Takes what was written; false where nobody reads any more.
+    /// Forwards output; false if the client has closed the stream.
     fn take(&mut self, stream: StdStream, bytes: &[u8]) -> bool {
         let to = match stream {
             StdStream::Stdout => &self.stdout,
@@ -42,10 +42,10 @@ impl Watcher {
     }
 }
 
-/// See the module.
+/// A log sink that copies a container's output to attached clients.
 pub(crate) struct Attached {
     log: Arc<dyn LogSink>,
-    /// None once the container has ended.
+    /// `None` once the container has ended.
     watchers: Mutex<Option<Vec<Watcher>>>,
 }
 
@@ -58,7 +58,7 @@ impl Attached {
         act(&mut self.watchers.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// What is written from now on, to the container's end; none where too many watch, or it has ended.
+    /// The output from now on to the container's end. `None` if too many clients are attached, or it has ended.
     pub(crate) fn watch(&self, stdout: bool, stderr: bool) -> Option<(Option<PipeReader>, Option<PipeReader>)> {
         let when = |wanted: bool| if wanted { Some(pipe()).unzip() } else { (None, None) };
         let ((stdout, out), (stderr, err)) = (when(stdout), when(stderr));
@@ -76,7 +76,7 @@ impl Attached {
         })
     }
 
-    /// The container has ended: nothing more comes.
+    /// Closes all streams: the container has ended.
     pub(crate) fn end(&self) {
         drop(self.with(Option::take));
     }

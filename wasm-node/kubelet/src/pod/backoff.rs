@@ -1,24 +1,24 @@
-//! The kubelet's back-off: none at first, then 10 s, doubled up to 5 min, forgotten after a good while. Pure.
+//! The kubelet's back-off: none at first, then 10 s, doubled up to 5 min, reset after 10 min without a failure. Pure.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-/// The first wait, and the longest (upstream's).
+/// The first and the maximum delay (upstream's).
 const FIRST: Duration = Duration::from_secs(10);
 const LONGEST: Duration = Duration::from_secs(300);
-/// What has gone well for so long begins anew (upstream: twice the longest wait).
+/// The reset period (upstream: twice the maximum delay).
 const FORGET: Duration = Duration::from_secs(600);
 
-/// One thing that is tried again and again.
+/// The back-off of one operation.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct BackOff {
-    /// How long to wait, and when that was decided.
+    /// The current delay, and the time of that decision.
     entry: Option<(Duration, Timestamp)>,
 }
 
 impl BackOff {
-    /// Until when to wait after a failure at `failed`, and how long that is; none = no longer, or not at all.
+    /// The end and length of the delay after a failure at `failed`; `None` if it has passed, or there is none.
     #[must_use]
     pub fn until(&self, failed: Timestamp, now: Timestamp) -> Option<(Timestamp, Duration)> {
         let (wait, decided) = self.entry?;

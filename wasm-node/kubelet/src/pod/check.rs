@@ -1,4 +1,4 @@
-//! What a container is asked for by its probes and hooks. Pure: the fields of its spec, read once.
+//! The probes and hooks of a container. Pure: parses the fields of its spec once.
 
 use std::time::Duration;
 
@@ -9,87 +9,87 @@ use super::settings::count;
 use super::state::ProbeKind;
 use crate::config::environment::expand;
 
-/// One probe's doing.
+/// A container's probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProbeSpec {
-    /// From the container's start.
+    /// The delay from the container's start.
     pub initial_delay: Duration,
-    /// From one to the next.
+    /// The period between two probes.
     pub period: Duration,
-    /// How long one may take.
+    /// The timeout of one probe.
     pub timeout: Duration,
-    /// What is asked for.
+    /// The check.
     pub check: Check,
 }
 
-/// What a probe asks for.
+/// The check that a probe performs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Check {
-    /// A good answer.
-    Http(Get),
-    /// That a connection is taken.
+    /// An HTTP request with a successful response.
+    Http(HttpGet),
+    /// A TCP connection.
     Tcp {
-        /// Where to, if not to the pod.
+        /// The target, if it isn't the pod.
         host: Option<String>,
         /// The port.
         port: Port,
     },
-    /// That `grpc.health.v1.Health` says `SERVING`.
+    /// A `SERVING` status of `grpc.health.v1.Health`.
     Grpc {
         /// The port.
         port: u16,
-        /// Of which service.
+        /// The name of the service.
         service: String,
     },
-    /// That a command ends well.
+    /// A command with exit code 0.
     Exec(Vec<String>),
 }
 
-/// A port as the spec names it.
+/// A port in a spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Port {
-    /// Its number; none where the name is no port's.
+    /// The port's number; `None` if the name is unknown.
     pub number: Option<u16>,
-    /// As it is written.
+    /// The text in the spec.
     pub text: String,
 }
 
 /// An HTTP request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Get {
-    /// Where to, if not to the pod.
+pub struct HttpGet {
+    /// The target, if it isn't the pod.
     pub host: Option<String>,
-    /// By TLS.
+    /// Uses TLS.
     pub https: bool,
     /// The port.
     pub port: Port,
-    /// As it is written: path and query.
+    /// Path and query as in the spec.
     pub path: String,
-    /// More headers.
+    /// Additional headers.
     pub headers: Vec<(String, String)>,
 }
 
-/// What a hook does.
+/// The action of a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HookSpec {
-    /// Waits.
+    /// Sleeps.
     Sleep(Duration),
-    /// Asks, whatever is answered.
-    Http(Get),
+    /// Sends a request; any response is a success.
+    Http(HttpGet),
     /// Runs a command.
     Exec(Vec<String>),
-    /// What the API takes and no kubelet can do: `tcpSocket`.
+    /// A handler that the API accepts and no kubelet supports: `tcpSocket`.
     Invalid,
 }
 
 impl HookSpec {
-    /// What comes after a container's start.
+    /// The container's `postStart` hook.
     #[must_use]
     pub fn post_start(container: &Container) -> Option<Self> {
         Some(Self::of(container, container.lifecycle.as_ref()?.post_start.as_ref()?))
     }
 
-    /// What comes before its stop.
+    /// The container's `preStop` hook.
     #[must_use]
     pub fn pre_stop(container: &Container) -> Option<Self> {
         Some(Self::of(container, container.lifecycle.as_ref()?.pre_stop.as_ref()?))
@@ -109,7 +109,7 @@ fn host(host: Option<&String>) -> Option<String> {
     host.filter(|host| !host.is_empty()).cloned()
 }
 
-/// The probe of that kind.
+/// The container's probe of that kind.
 #[must_use]
 pub fn probe(container: &Container, kind: ProbeKind) -> Option<ProbeSpec> {
     let probe = match kind {
@@ -142,8 +142,8 @@ fn check(container: &Container, probe: &Probe) -> Option<Check> {
     })
 }
 
-/// As upstream for a probe's command: `$(NAME)` stands for what the spec itself says of the variable, and for nothing that
-/// comes from elsewhere.
+/// As upstream for a probe's command: `$(NAME)` is expanded by literal variables of the spec only, not by values from
+/// other sources.
 fn expand_static(container: &Container, word: &str) -> String {
     let mut known: Vec<(&str, String)> = Vec::new();
     for variable in container.env.iter().flatten().filter(|variable| variable.value_from.is_none()) {
@@ -154,9 +154,9 @@ fn expand_static(container: &Container, word: &str) -> String {
     expand(word, &|name| known.iter().rfind(|(of, _)| *of == name).map(|(_, value)| value.clone()))
 }
 
-fn get(container: &Container, action: &HTTPGetAction) -> Get {
+fn get(container: &Container, action: &HTTPGetAction) -> HttpGet {
     let headers = action.http_headers.iter().flatten().map(|header| (header.name.clone(), header.value.clone()));
-    Get {
+    HttpGet {
         host: host(action.host.as_ref()),
         https: action.scheme.as_deref() == Some("HTTPS"),
         port: port(container, &action.port),
@@ -200,7 +200,7 @@ mod tests {
         );
         assert_eq!(
             check(json!({"httpGet": {"port": "web", "host": "h", "scheme": "HTTPS", "path": "x"}})),
-            Some(Check::Http(Get {
+            Some(Check::Http(HttpGet {
                 host: Some("h".into()),
                 https: true,
                 port: port(Some(8080)),

@@ -1,14 +1,14 @@
-//! Tells a pod that its module is being compiled, where that takes long.
+//! Records events while a pod's module is compiled for a long time.
 
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use machinery_client::{EventRecord, reference_to};
 
-use super::shared::Shared;
+use super::shared::NodeContext;
 use crate::spec::containers;
 
-/// Upstream has no word for it, as it compiles nothing.
+/// Not a reason of upstream, which compiles nothing.
 const REASON: &str = "Compiling";
 
 fn message(image: &str, so_far: Duration, may: Option<Duration>) -> String {
@@ -17,14 +17,14 @@ fn message(image: &str, so_far: Duration, may: Option<Duration>) -> String {
     format!("Compiling module of image {image:?}: {so_far} s so far{}", bound.unwrap_or_default())
 }
 
-/// Who writes that as events about a pod's container.
-pub(super) fn teller<'a>(
-    node: &'a Shared,
+/// Returns a function that records this event about a pod's container.
+pub(super) fn compile_reporter<'a>(
+    node: &'a NodeContext,
     pod: &'a Pod,
     container: &'a str,
     image: &'a str,
 ) -> impl Fn(Duration) + Send + Sync + 'a {
-    // Most pods are told nothing: what it takes is looked for when it is wanted.
+    // Most pods record nothing, so the field path is resolved on demand.
     move |so_far| {
         let spec = containers::spec(pod);
         let own = containers::each(&spec).find(|(_, of)| of.name == container);

@@ -1,29 +1,29 @@
-//! What decides about a pod, what can happen to it, and what is to be done then: the words of [`super::state`]. Pure.
+//! The policies of a pod, its events, and its actions: the vocabulary of [`super::state`]. Pure.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use crate::spec::containers::Class;
 
-/// `restartPolicy`.
+/// `restartPolicy` of a pod or a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Restart {
-    /// Whatever it ended with.
+pub enum RestartPolicy {
+    /// Restarts after every exit.
     Always,
-    /// Where it failed.
+    /// Restarts after a failure.
     OnFailure,
-    /// Never.
+    /// Never restarts.
     Never,
 }
 
-/// Which probe.
+/// The kind of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ProbeKind {
-    /// Holds the others back until it succeeds.
+    /// Delays the other probes until it succeeds.
     Startup,
     /// Decides whether the pod is Ready.
     Readiness,
-    /// Decides whether the container goes on.
+    /// Restarts the container when it fails.
     Liveness,
 }
 
@@ -37,7 +37,7 @@ impl ProbeKind {
     }
 }
 
-/// How many results in a row decide.
+/// The numbers of consecutive results that change a probe's state.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Thresholds {
     /// `successThreshold`.
@@ -48,14 +48,14 @@ pub struct Thresholds {
     pub grace: Option<Duration>,
 }
 
-/// What happens to a container that has ended, where `exit_codes` say so (`restartPolicyRules`, KEP-5307).
+/// A restart rule of a container by its exit code (`restartPolicyRules`, KEP-5307).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RestartRule {
-    /// The codes that it is about.
+    /// The exit codes that match.
     pub exit_codes: Vec<i32>,
-    /// It is about all others (`NotIn`).
+    /// All other exit codes match (`NotIn`).
     pub others: bool,
-    /// All containers of the pod are started anew, and not only this one (`RestartAllContainers`, KEP-5532).
+    /// Restarts all containers of the pod instead of only this one (`RestartAllContainers`, KEP-5532).
     pub all: bool,
 }
 
@@ -65,61 +65,61 @@ impl RestartRule {
     }
 }
 
-/// What a container's `postStart` hook is.
+/// The kind of a container's `postStart` hook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PostStart {
-    /// It waits, whatever becomes of the container meanwhile.
+    /// Sleeps, even if the container exits meanwhile.
     Sleep,
-    /// It calls the container, and fails where that has ended.
+    /// Calls the container, and fails if that has exited.
     Call,
 }
 
-/// What a probe has found out.
+/// The result of a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProbeResult {
-    /// All is well.
+    /// Success.
     Passed,
-    /// It is, and there is something to say.
+    /// Success with a warning.
     Warned(String),
-    /// It isn't: what is wrong.
+    /// Failure, with its cause.
     Failed(String),
-    /// The probe could not be made, for no reason of the container's: it counts neither way.
+    /// The probe could not run for a reason outside of the container; it counts as neither success nor failure.
     Errored(String),
 }
 
-/// What of a container's spec decides about its life.
+/// The part of a container's spec that governs its lifecycle.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ContainerPolicy {
-    /// Its name.
+    /// The container's name.
     pub name: String,
-    /// What it is to the pod.
+    /// The container's class.
     pub class: Class,
-    /// Whether it is started again: its own policy, else the pod's.
-    pub restart: Restart,
-    /// What comes before that.
+    /// The container's own restart policy, or the pod's.
+    pub restart: RestartPolicy,
+    /// The rules that take precedence over the policy.
     pub restart_rules: Vec<RestartRule>,
-    /// The image, as the spec has it.
+    /// The image reference in the spec.
     pub image: String,
-    /// The probes that there are.
+    /// The thresholds of the startup probe, if there is one.
     pub startup: Option<Thresholds>,
-    /// See above.
+    /// The thresholds of the readiness probe, if there is one.
     pub readiness: Option<Thresholds>,
-    /// See above.
+    /// The thresholds of the liveness probe, if there is one.
     pub liveness: Option<Thresholds>,
-    /// What must have ended before it counts as running.
+    /// The hook that delays the container's running state.
     pub post_start: Option<PostStart>,
 }
 
-/// What of a pod's spec decides about its life.
+/// The part of a pod's spec that governs its lifecycle.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LifecyclePolicy {
-    /// Its containers, in the order of [`crate::spec::containers`]: an index into them is how events and actions name one.
-    /// Pods of one template share them.
+    /// Its containers, in the order of [`crate::spec::containers`]: events and actions refer to them by index. Pods of
+    /// the same template share this list.
     pub containers: Arc<Vec<ContainerPolicy>>,
-    /// `name_namespace(uid)`, as upstream's messages call a pod.
+    /// The pod in upstream's messages: `name_namespace(uid)`.
     pub pod: String,
     /// `restartPolicy`.
-    pub restart: Restart,
+    pub restart: RestartPolicy,
     /// `activeDeadlineSeconds`.
     pub deadline: Option<Duration>,
     /// `terminationGracePeriodSeconds`.
@@ -134,18 +134,18 @@ impl LifecyclePolicy {
 }
 
 impl ContainerPolicy {
-    /// Whether it is started again after an end with `code`.
+    /// Whether the container restarts after an exit with `code`.
     pub(super) fn restarts(&self, code: i32) -> bool {
         let by_rule = self.restart_rules.iter().any(|rule| rule.is_about(code));
         by_rule
             || match self.restart {
-                Restart::Always => true,
-                Restart::OnFailure => code != 0,
-                Restart::Never => false,
+                RestartPolicy::Always => true,
+                RestartPolicy::OnFailure => code != 0,
+                RestartPolicy::Never => false,
             }
     }
 
-    /// Whether an end with `code` starts the whole pod anew: the first rule that is about it says so.
+    /// Whether an exit with `code` restarts the whole pod: the first matching rule decides.
     pub(super) fn restarts_all(&self, code: i32) -> bool {
         let rule = self.restart_rules.iter().find(|rule| rule.is_about(code));
         self.class != Class::Ephemeral && rule.is_some_and(|rule| rule.all)
@@ -160,126 +160,126 @@ impl ContainerPolicy {
     }
 }
 
-/// What happened to a pod.
+/// An event of a pod.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// It was to be looked at about now.
+    /// A deadline of the state may have passed.
     Tick,
-    /// The API wants it gone within this grace.
+    /// The API requests deletion with this grace period.
     Deleted(Duration),
-    /// The object is gone: nothing is to be waited for.
+    /// The object was removed from the API: the pod ends without a grace period.
     Removed,
     /// The volumes are filled.
     Mounted,
-    /// A volume can't be filled yet; it goes on being tried.
+    /// A volume can't be filled yet; the fill is retried.
     MountFailed(String),
-    /// Its node shuts down, and gives it so long.
+    /// The node shuts down, with this grace period.
     ShutDown(Duration),
-    /// The pod uses more than it may.
+    /// The pod exceeds a limit, or the node is under pressure; with the message.
     Evicted(String),
-    /// Everything is removed.
+    /// All resources of the pod on the node are removed.
     Cleaned,
-    /// Something happened to the container of that index.
-    Container(usize, CellEvent),
+    /// An event of the container with that index.
+    Container(usize, ContainerEvent),
 }
 
-/// An image that a container needs.
+/// The owner of an image.
 #[derive(Debug, Clone, PartialEq)]
-pub enum ImageOf {
-    /// Its own.
+pub enum ImageOwner {
+    /// The container itself.
     Container,
-    /// A volume's that it mounts, by its reference.
+    /// A mounted image volume, by its reference.
     Volume(String),
 }
 
-/// What happened to a container.
+/// An event of a container.
 #[derive(Debug, Clone, PartialEq)]
-pub enum CellEvent {
-    /// A pull begins.
+pub enum ContainerEvent {
+    /// A pull has begun.
     PullBegan {
-        /// Of what.
-        of: ImageOf,
+        /// The image's owner.
+        of: ImageOwner,
     },
-    /// The image of a volume that it mounts is there.
+    /// The image of a mounted volume was pulled.
     VolumePulled {
-        /// What to say.
+        /// The event's message.
         message: String,
     },
-    /// The image is there.
+    /// The container's image was pulled.
     Pulled {
         /// The number of the pull. A result with an older number is dropped.
         preparation: u32,
-        /// Its digest.
+        /// The image's digest.
         image_id: String,
-        /// What to say.
+        /// The event's message.
         message: String,
     },
-    /// It isn't.
+    /// The pull failed.
     PullFailed {
         /// The number of the pull.
         preparation: u32,
-        /// Of what.
-        of: ImageOf,
+        /// The image's owner.
+        of: ImageOwner,
         /// `ErrImagePull`, `ErrImageNeverPull`, `InvalidImageName`.
         reason: &'static str,
-        /// Why.
+        /// The cause.
         message: String,
     },
-    /// The container was made and runs.
+    /// The container was created and started.
     Started {
-        /// Its id.
+        /// The container's id.
         container_id: String,
     },
-    /// It can't be made.
+    /// The container can't be created.
     StartFailed {
         /// The number of the start.
         preparation: u32,
         /// `CreateContainerConfigError`, `CreateContainerError`, `RunContainerError`.
         reason: &'static str,
-        /// Why.
+        /// The cause.
         message: String,
     },
-    /// An object that the pod names has changed.
+    /// A referenced ConfigMap or Secret has changed.
     SourcesChanged,
-    /// What was to be done before stopping failed.
+    /// The `preStop` hook failed.
     HookFailed,
-    /// A server that is being stopped takes no more requests.
-    Closed,
-    /// The pod names another image.
+    /// A stopping server accepts no more requests.
+    StoppedListening,
+    /// The spec names another image.
     ImageChanged,
-    /// It has other amounts of CPU or memory, which it is to be started anew for.
+    /// CPU or memory changed, and the resize policy requires a restart.
     Resized,
-    /// Whether instances can be made.
-    Tried {
-        /// Of which start.
+    /// The result of a trial instantiation.
+    InstantiationTried {
+        /// The number of the start.
         attempt: u32,
-        /// An error where they can't.
+        /// The error, if no instance can be created.
         broken: Option<String>,
     },
     /// A probe has a result.
     Probed {
-        /// Of which start.
+        /// The number of the start.
         attempt: u32,
-        /// Which.
+        /// The probe's kind.
         kind: ProbeKind,
-        /// What it says.
+        /// The probe's result.
         result: ProbeResult,
     },
-    /// The hook after the container's start has ended.
-    Hooked {
-        /// Of which start.
+    /// The `postStart` hook has ended.
+    HookEnded {
+        /// The number of the start.
         attempt: u32,
-        /// What is wrong where it failed.
+        /// The error, if it failed.
         failure: Option<String>,
     },
-    /// A hook that asked by HTTPS was answered by HTTP, which is what it made do with.
+    /// A hook by HTTPS fell back to HTTP.
     HookFellBack {
-        /// Whom it asked.
+        /// The host that was called.
         host: String,
     },
-    /// The container has ended.
+    /// The container has exited.
     Exited {
-        /// Of which start.
+        /// The number of the start.
         attempt: u32,
         /// Exit code.
         code: i32,
@@ -290,10 +290,10 @@ pub enum CellEvent {
     },
 }
 
-/// What to do.
+/// An action for the worker.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    /// Write an event.
+    /// Record an event.
     EventRecord {
         /// Warning.
         warning: bool,
@@ -301,35 +301,35 @@ pub enum Action {
         reason: &'static str,
         /// Message.
         message: String,
-        /// About that container, or about the whole pod.
+        /// The container that it concerns, or `None` for the pod.
         container: Option<usize>,
     },
-    /// Take an address and fill the volumes.
+    /// Allocate an address and fill the volumes.
     Mount,
-    /// Have a container's image.
+    /// Pull a container's images.
     Pull(usize),
-    /// Make and start a container.
+    /// Create and start a container.
     Start {
-        /// Which.
+        /// The container's index.
         container: usize,
-        /// The how many-th start of it, from 0.
+        /// The number of the start, from 0.
         attempt: u32,
     },
-    /// Begin to probe a container.
+    /// Start a probe of a container.
     Probe(usize, ProbeKind),
-    /// Call the hook after a container's start.
+    /// Run a container's `postStart` hook.
     Hook(usize),
-    /// Stop a container in order, within the grace period; said again, only the period changes.
+    /// Stop a container gracefully; a repetition only changes the grace period.
     Stop {
-        /// Which.
+        /// The container's index.
         container: usize,
-        /// How long it may take.
+        /// The grace period.
         grace: Duration,
     },
-    /// Stop whatever of a container runs or is being prepared, now.
+    /// End a container's run or preparation at once.
     Kill(usize),
-    /// Remove volumes, give the address back.
+    /// Remove the volumes and free the address.
     Clean,
-    /// Tell the API that nothing is left.
+    /// Delete the pod from the API.
     Delete,
 }

@@ -1,5 +1,5 @@
-//! `hostPort`: ports of a pod that answer at the node's own address, from its beginning until nothing is left of it. Here and in
-//! `hostNetwork`, whose ports the API server makes host ports, the pod keeps its own address beside.
+//! `hostPort`: listeners at the node's address, from the pod's start to its removal. The pod keeps its own address,
+//! also with `hostNetwork`, whose ports the API server defaults to host ports.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -12,13 +12,13 @@ use tokio::sync::Semaphore;
 use super::listen::{self, CONNECTIONS_MAX};
 use super::worker::Task;
 
-/// A port that a pod wants of its node.
+/// A host port of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct HostPort {
-    /// None = wherever the node listens.
+    /// The `hostIP`; `None` for the node's listen address.
     ip: Option<IpAddr>,
     port: u16,
-    /// Where it leads in the pod.
+    /// The target port in the pod.
     container_port: u16,
 }
 
@@ -27,7 +27,7 @@ impl HostPort {
         self.port == other.port && (self.ip.is_none() || other.ip.is_none() || self.ip == other.ip)
     }
 
-    /// Where it listens. The machine's loopback has the addresses of all pods and Services, which are not a pod's to take.
+    /// The listen address. Other loopback addresses are refused: they are the addresses of pods and Services.
     fn address(&self, node: IpAddr) -> Result<SocketAddr, String> {
         let usual = [IpAddr::from([127, 0, 0, 1]), IpAddr::from(std::net::Ipv6Addr::LOCALHOST), node];
         match self.ip {
@@ -39,7 +39,7 @@ impl HostPort {
     }
 }
 
-/// The ports that a pod wants of its node.
+/// The host ports of a pod.
 pub(super) fn of(pod: &Pod) -> impl Iterator<Item = HostPort> {
     let sidecar = |container: &&Container| container.restart_policy.as_deref() == Some("Always");
     let spec = pod.spec.iter();
@@ -53,15 +53,15 @@ pub(super) fn of(pod: &Pod) -> impl Iterator<Item = HostPort> {
     })
 }
 
-/// Whether one has a port that the other wants.
+/// Whether a port of the one clashes with a port of the other.
 pub(super) fn clash(has: &[HostPort], wants: &[HostPort]) -> bool {
     has.iter().any(|port| wants.iter().any(|wanted| wanted.clashes(port)))
 }
 
-/// Opens all ports of a pod that has this address, for as long as the tasks live. `node`: where the node listens.
+/// Opens all host ports of a pod with the address `ip` for the lifetime of the tasks. `node`: the node's listen address.
 ///
 /// # Errors
-/// One of them can't be opened: none is, then.
+/// One of them can't be opened; then none is.
 pub(crate) fn open(pod: &Pod, ip: IpAddr, node: IpAddr, network: &PodNetwork) -> Result<Vec<Task>, String> {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let bound = of(pod).map(|port| {

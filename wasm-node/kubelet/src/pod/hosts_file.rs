@@ -1,5 +1,5 @@
-//! `/etc/hosts` of a pod with `hostAliases`, as upstream's kubelet writes it, for programs that read it themselves. What guests call goes by
-//! [`super::names`]. Pure.
+//! `/etc/hosts` of a pod with `hostAliases`, in the format of upstream's kubelet, for programs that read the file.
+//! Outgoing calls of guests resolve names by [`super::names`]. Pure.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::names;
 
-/// What stands in every file.
+/// The constant head of the file.
 const LOCAL: &str = "127.0.0.1\tlocalhost
 ::1\tlocalhost ip6-localhost ip6-loopback
 fe00::0\tip6-localnet
@@ -17,14 +17,14 @@ fe00::1\tip6-allnodes
 fe00::2\tip6-allrouters
 ";
 
-/// The file's text; none where the pod has no aliases.
+/// The file's text; `None` if the pod has no aliases.
 pub(crate) fn text(pod: &Pod, ip: IpAddr) -> Option<String> {
     let spec = pod.spec.as_ref()?;
     let aliases = spec.host_aliases.as_ref().filter(|aliases| !aliases.is_empty())?;
     let of = if spec.host_network == Some(true) { " (host network)" } else { "" };
     let mut text = format!("# Kubernetes-managed hosts file{of}.\n{LOCAL}");
     let (name, domain) = names::host(pod);
-    // Writing to a text never fails.
+    // A write to a `String` never fails.
     let _ = match domain {
         Some(domain) => writeln!(text, "{ip}\t{name}.{domain}\t{name}"),
         None => writeln!(text, "{ip}\t{name}"),

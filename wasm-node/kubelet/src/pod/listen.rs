@@ -1,4 +1,4 @@
-//! `--host-pod-listeners`: a pod's address answers to processes of the host too.
+//! `--host-pod-listeners`: makes pod addresses reachable for processes of the host.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use machinery_serve::net::{Origin, Peer, Serve, Stream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-/// Connections of one pod at once, within what all clients of the process have.
+/// The connection limit of one pod, within the process's limit for all clients.
 pub(super) const CONNECTIONS_MAX: usize = 1024;
 
-/// Listens until it is dropped.
+/// Accepts connections until the future is dropped.
 pub(crate) async fn listen(ip: IpAddr, port: u16, pod: Arc<dyn Serve>, recorder: Recorder, about: ObjectReference) {
     let address = SocketAddr::new(ip, port);
     let listener = match Listener::bind(address) {
@@ -29,7 +29,7 @@ pub(crate) async fn listen(ip: IpAddr, port: u16, pod: Arc<dyn Serve>, recorder:
     serve((listener, address), Arc::new(Semaphore::new(CONNECTIONS_MAX)), || Some(pod.clone())).await;
 }
 
-/// Hands connections to whatever answers for the pod when they come; where nothing does, they are closed.
+/// Passes each connection to the pod's current handler; without one, the connection is closed.
 pub(super) async fn serve(
     (listener, address): (Listener, SocketAddr),
     connections: Arc<Semaphore>,
@@ -42,7 +42,7 @@ pub(super) async fn serve(
         async move {
             let _permit = permit;
             let origin = Origin { peer: Peer::Host(peer), local: address, via: None };
-            // Where it is refused, the connection closes.
+            // A refused connection is closed.
             if let Some(serve) = serve {
                 let _ = serve.stream(origin, Stream::Tcp(stream)).await;
             }

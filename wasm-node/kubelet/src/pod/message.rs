@@ -1,4 +1,4 @@
-//! Termination messages: what a container left in its file, or at the end of its log.
+//! Termination messages, read from a container's file or from the end of its log.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
@@ -6,21 +6,21 @@ use std::path::{Path, PathBuf};
 
 use runtime_api::Preopen;
 
-/// Upstream's bounds: of the file, and of the log's end.
+/// Upstream's bounds of the file and of the log's tail.
 const MESSAGE_BYTES_MAX: usize = 4096;
 const LOG_BYTES_MAX: usize = 2048;
 const LOG_LINES_MAX: usize = 80;
 
-/// Where a container leaves its message: a file that guests made, in a folder that guests write.
+/// The file of a termination message. Guests create it, in a folder that guests can write.
 #[derive(Debug, Clone)]
 pub(crate) struct MessageFile {
     pub(crate) folder: Preopen,
-    /// Below the folder.
+    /// The path below the folder.
     pub(crate) name: PathBuf,
 }
 
 impl MessageFile {
-    /// Links that guests made lead nowhere else, whether they are the file or lie on the way to it.
+    /// Opens the file. Symlinks of guests can't escape the folder, neither as the file nor on the path to it.
     fn open(&self) -> io::Result<File> {
         use cap_primitives::fs::{FollowSymlinks, OpenOptions, open, stat};
         let folder = self.folder.open()?;
@@ -31,16 +31,16 @@ impl MessageFile {
     }
 }
 
-/// The message of a container that has ended. `failed`: its exit code isn't 0.
+/// The message of an ended container. `failed`: its exit code isn't 0.
 pub(crate) fn read(file: Option<&MessageFile>, log: &Path, from_log: bool, failed: bool) -> Option<String> {
-    let message = file.and_then(last_words).filter(|message| !message.is_empty());
+    let message = file.and_then(read_file).filter(|message| !message.is_empty());
     if message.is_none() && from_log && failed {
         return log_end(log);
     }
     message
 }
 
-fn last_words(file: &MessageFile) -> Option<String> {
+fn read_file(file: &MessageFile) -> Option<String> {
     let mut file = file.open().ok()?;
     let size = file.metadata().ok()?.len();
     file.seek(SeekFrom::Start(size.saturating_sub(MESSAGE_BYTES_MAX as u64))).ok()?;
@@ -52,7 +52,7 @@ fn last_words(file: &MessageFile) -> Option<String> {
 fn log_end(path: &Path) -> Option<String> {
     let mut file = File::open(path).ok()?;
     let size = file.metadata().ok()?.len();
-    // Framing is about fifty bytes a line.
+    // The framing takes about 50 bytes per line.
     let window = (LOG_BYTES_MAX + LOG_LINES_MAX * 64) as u64;
     file.seek(SeekFrom::Start(size.saturating_sub(window))).ok()?;
     let mut bytes = Vec::new();

@@ -1,15 +1,15 @@
-//! Pods: what is decided about one ([`state`], [`status`], [`unsupported`], [`settings`]: pure), the
-//! worker that does it ([`worker`] and what it calls), and what the pods of one node share ([`shared`]).
+//! Pods: the pure decisions ([`state`], [`status`], [`unsupported`], [`settings`]), the worker that performs
+//! them ([`worker`] and its helpers), and the state that the pods of one node share ([`shared`]).
 
 pub mod addresses;
 pub mod admit;
-mod ask;
 pub(crate) mod attached;
 pub mod backoff;
-pub mod cell;
 pub mod check;
 mod compiling;
+pub mod container;
 pub mod event;
+mod handler;
 mod host_ports;
 mod hosts_file;
 mod listen;

@@ -1,5 +1,5 @@
-//! What a pod is called, and by what it resolves names: `hostname` and its neighbours, `hostAliases`, `dnsPolicy`,
-//! `dnsConfig`. Pure.
+//! A pod's host name and its name resolution, from `hostname`, `subdomain`, `hostAliases`, `dnsPolicy` and `dnsConfig`.
+//! Pure.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -8,15 +8,15 @@ use k8s_openapi::api::core::v1::{Pod, PodDNSConfig, PodSpec};
 use machinery_api::names::CLUSTER_DOMAIN;
 use machinery_serve::net::{NamePolicy, PodNames};
 
-/// Longest name of a host, and of one with its domain (Linux').
+/// The maximum length of a host name and of an FQDN (Linux).
 const HOST_NAME_CHARS_MAX: usize = 63;
 const FQDN_CHARS_MAX: usize = 64;
-/// What a C library takes of these options.
+/// A C library's bounds of these options.
 const NDOTS_MAX: usize = 15;
 const TIMEOUT_S_MAX: u64 = 30;
 const ATTEMPTS_MAX: usize = 5;
 
-/// The name that a pod's host has, and its domain.
+/// The pod's host name and its domain.
 pub(super) fn host(pod: &Pod) -> (String, Option<String>) {
     let short = |name: &str| {
         let label: String = name.chars().take(HOST_NAME_CHARS_MAX).collect();
@@ -34,10 +34,10 @@ pub(super) fn host(pod: &Pod) -> (String, Option<String>) {
     (short(&name), domain)
 }
 
-/// What the pod's host says of itself (`HOSTNAME`).
+/// The value of the pod's `HOSTNAME`.
 ///
 /// # Errors
-/// It is to be its whole name, and that is too long for one: in upstream's words.
+/// The FQDN is requested and too long; the error is upstream's text.
 pub(crate) fn host_name(pod: &Pod) -> Result<String, String> {
     let (name, domain) = host(pod);
     let as_fqdn = pod.spec.as_ref().and_then(|spec| spec.set_hostname_as_fqdn) == Some(true);
@@ -53,12 +53,12 @@ pub(crate) fn host_name(pod: &Pod) -> Result<String, String> {
     Ok(fqdn)
 }
 
-/// By what the data plane resolves the names that the pod calls.
+/// The pod's name resolution in the data plane.
 pub(crate) fn of(pod: &Pod, ip: IpAddr) -> PodNames {
     let default = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&default);
     let (name, domain) = host(pod);
-    // As upstream's hosts file: the pod itself, then its aliases.
+    // In the order of upstream's hosts file: the pod itself, then its aliases.
     let own = domain.map(|domain| format!("{name}.{domain}")).into_iter().chain([name]);
     let mut hosts: Vec<(Box<str>, IpAddr)> = own.map(|name| (name.to_ascii_lowercase().into(), ip)).collect();
     for alias in spec.host_aliases.iter().flatten() {
@@ -70,7 +70,7 @@ pub(crate) fn of(pod: &Pod, ip: IpAddr) -> PodNames {
     let policy = match spec.dns_policy.as_deref() {
         Some("Default") => NamePolicy::Host,
         Some("None") => NamePolicy::Own,
-        // As upstream: `ClusterFirstWithHostNet` is what asks for the cluster's there.
+        // As upstream: only `ClusterFirstWithHostNet` selects the cluster's DNS there.
         Some("ClusterFirst") | None if spec.host_network == Some(true) => NamePolicy::Host,
         _ => NamePolicy::Cluster,
     };

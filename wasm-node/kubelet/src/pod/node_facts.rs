@@ -1,29 +1,29 @@
-//! What of its Node decides whether a pod may be there: labels and taints. Pure. The scheduler asks the same, but a pod may name its
-//! node itself.
+//! The labels and taints of a Node that admission checks. Pure. The scheduler checks the same, but a pod may set
+//! `nodeName` itself.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration};
-use machinery_api::placement::{self, requirement_holds, tolerates};
+use machinery_api::placement::{self, requirement_matches, tolerates};
 
 use crate::static_pods::SOURCE;
 
-/// The one field that terms may name.
+/// The only field that `matchFields` supports.
 const NAME_FIELD: &str = "metadata.name";
 
-/// A node as pods select it.
+/// A node's properties that pods select by.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct NodeFacts {
-    /// Its name.
+    /// The node's name.
     pub name: String,
-    /// Its labels.
+    /// The node's labels.
     pub labels: BTreeMap<String, String>,
-    /// Its taints.
+    /// The node's taints.
     pub taints: Vec<Taint>,
 }
 
 impl NodeFacts {
-    /// Of the Node as the API has it.
+    /// The facts of a Node object.
     #[must_use]
     pub fn of(node: &Node) -> Self {
         Self {
@@ -35,19 +35,19 @@ impl NodeFacts {
 
     /// Whether the pod's node selector and its required node affinity admit the node.
     #[must_use]
-    pub fn are_selected_by(&self, pod: &Pod) -> bool {
+    pub fn selected_by(&self, pod: &Pod) -> bool {
         let Some(spec) = &pod.spec else { return true };
         let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
         let required = affinity.and_then(|of| of.required_during_scheduling_ignored_during_execution.as_ref());
         spec.node_selector.iter().flatten().all(|(key, value)| self.labels.get(key) == Some(value))
-            && required.is_none_or(|selector| selector.node_selector_terms.iter().any(|term| self.meet(term)))
+            && required.is_none_or(|selector| selector.node_selector_terms.iter().any(|term| self.matches(term)))
     }
 
-    /// An empty term selects nothing.
-    fn meet(&self, term: &NodeSelectorTerm) -> bool {
+    /// An empty term matches nothing.
+    fn matches(&self, term: &NodeSelectorTerm) -> bool {
         let (labels, fields) = (term.match_expressions.iter().flatten(), term.match_fields.iter().flatten());
         let holds = |of: &NodeSelectorRequirement, value: Option<&str>| {
-            requirement_holds(&of.operator, of.values.as_deref().unwrap_or_default(), value)
+            requirement_matches(&of.operator, of.values.as_deref().unwrap_or_default(), value)
         };
         let mut all = labels
             .map(|of| holds(of, self.labels.get(&of.key).map(String::as_str)))
@@ -56,10 +56,10 @@ impl NodeFacts {
         all.peek().is_some() && all.all(|holds| holds)
     }
 
-    /// Whether a taint drives the pod away that it doesn't tolerate. Of taints `NoExecute` is a node's own business, and of pods
-    /// those that it has from the API.
+    /// Whether the pod lacks a toleration for a `NoExecute` taint. The kubelet checks no other effect, and no static
+    /// pods.
     #[must_use]
-    pub fn repel(&self, pod: &Pod) -> bool {
+    pub fn repels(&self, pod: &Pod) -> bool {
         let sources = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(SOURCE));
         if sources.is_some_and(|source| source != "api") {
             return false;
@@ -105,7 +105,7 @@ mod tests {
             let affinity = terms.map(|terms| {
                 json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}})
             });
-            facts().are_selected_by(&pod(json!({"containers": [], "nodeSelector": selector, "affinity": affinity})))
+            facts().selected_by(&pod(json!({"containers": [], "nodeSelector": selector, "affinity": affinity})))
         };
         assert!(selected(json!({}), None) && selected(json!({"disk": "ssd"}), None));
         assert!(!selected(json!({"disk": "hdd"}), None) && !selected(json!({"disk": "ssd", "more": ""}), None));
@@ -123,12 +123,12 @@ mod tests {
 
     #[test]
     fn a_taint_that_drives_away_is_to_be_tolerated() {
-        let repelled = |tolerations: Value| facts().repel(&pod(json!({"containers": [], "tolerations": tolerations})));
+        let repelled = |tolerations: Value| facts().repels(&pod(json!({"containers": [], "tolerations": tolerations})));
         assert!(repelled(json!([])) && repelled(json!([{"key": "gone", "value": "no"}])));
         assert!(!repelled(json!([{"key": "gone", "value": "yes", "tolerationSeconds": 5}])));
         assert!(!repelled(json!([{"operator": "Exists"}])));
         let mut own = pod(json!({"containers": []}));
         own.metadata.annotations = Some([(SOURCE.to_owned(), "file".to_owned())].into());
-        assert!(!facts().repel(&own), "a static pod is the node's own");
+        assert!(!facts().repels(&own), "a static pod is the node's own");
     }
 }

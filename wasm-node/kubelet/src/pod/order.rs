@@ -1,47 +1,57 @@
-//! Whose turn it is: which containers of a pod begin, and which end. Functions of where all of them stand, asked anew after
-//! each event and never stored. Pure.
+//! The order in which a pod's containers start and stop. Pure functions of all containers' stages, evaluated after each
+//! event and never stored.
 
-use super::cell::{Cell, CellStage};
+use super::container::{ContainerMachine, ContainerStage};
 use super::event::{Class, ContainerPolicy, LifecyclePolicy};
 
-/// Whether all have passed that the pod's own containers wait for.
+/// Whether all init containers and sidecars have passed, so that the main containers may start.
 #[must_use]
-pub fn initialized(cells: &[Cell]) -> bool {
-    cells.iter().filter(|cell| matches!(cell.class, Class::Init | Class::Sidecar)).all(|cell| cell.passed)
+pub fn initialized(machines: &[ContainerMachine]) -> bool {
+    machines
+        .iter()
+        .filter(|machine| matches!(machine.class, Class::Init | Class::Sidecar))
+        .all(|machine| machine.passed)
 }
 
-/// Those whose turn to begin has come: the first init container that those behind it wait for, else the pod's own; ephemeral
-/// ones at any time. As upstream, where one of the pod's own has a hook after its start, those behind it wait for that.
-pub(super) fn begin(cells: &[Cell], rules: &LifecyclePolicy) -> Vec<usize> {
-    let waits = |cell: &Cell| matches!(cell.class, Class::Init | Class::Sidecar) && !cell.passed;
-    let first = cells.iter().position(waits);
-    let holds_back = |(cell, own): (&Cell, &ContainerPolicy)| {
-        let comes = matches!(cell.stage, CellStage::Idle | CellStage::Pulling | CellStage::Starting);
-        cell.class == Class::Main && own.post_start.is_some() && (comes || cell.hooking())
+/// The idle containers that may start now: the first init container that hasn't passed, else the main ones; ephemeral
+/// ones always. As upstream, a main container's `postStart` hook delays the main containers after it.
+pub(super) fn begin(machines: &[ContainerMachine], rules: &LifecyclePolicy) -> Vec<usize> {
+    let waits = |machine: &ContainerMachine| matches!(machine.class, Class::Init | Class::Sidecar) && !machine.passed;
+    let first = machines.iter().position(waits);
+    let holds_back = |(machine, own): (&ContainerMachine, &ContainerPolicy)| {
+        let comes = matches!(machine.stage, ContainerStage::Idle | ContainerStage::Pulling | ContainerStage::Starting);
+        machine.class == Class::Main && own.post_start.is_some() && (comes || machine.hook_pending())
     };
-    let held = cells.iter().zip(rules.containers.iter()).position(holds_back);
-    let has_turn = |(index, cell): &(usize, &Cell)| match cell.class {
+    let held = machines.iter().zip(rules.containers.iter()).position(holds_back);
+    let has_turn = |(index, machine): &(usize, &ContainerMachine)| match machine.class {
         Class::Init | Class::Sidecar => Some(*index) == first,
         Class::Main => first.is_none() && held.is_none_or(|held| *index <= held),
         Class::Ephemeral => true,
     };
-    let idle = cells.iter().enumerate().filter(|(_, cell)| cell.stage == CellStage::Idle);
+    let idle = machines.iter().enumerate().filter(|(_, machine)| machine.stage == ContainerStage::Idle);
     idle.filter(has_turn).map(|(index, _)| index).collect()
 }
 
-/// Whether the pod has nothing left to do: its own containers are done for good, or an init container has failed for good.
-pub(super) fn is_over(cells: &[Cell]) -> bool {
-    let done = |cell: &Cell| cell.stage == CellStage::Done;
-    cells.iter().filter(|cell| cell.class == Class::Main).all(done)
-        || cells.iter().any(|cell| cell.class == Class::Init && done(cell) && !cell.passed)
+/// Whether the pod has ended: its main containers are done, or an init container has failed for good.
+pub(super) fn is_over(machines: &[ContainerMachine]) -> bool {
+    let done = |machine: &ContainerMachine| machine.stage == ContainerStage::Done;
+    machines.iter().filter(|machine| machine.class == Class::Main).all(done)
+        || machines.iter().any(|machine| machine.class == Class::Init && done(machine) && !machine.passed)
 }
 
-/// Of a pod that closes, those that run and whose turn to end has come: all at once, but for sidecars, which end one by one
-/// after the pod's own containers, the last first. `late`: no time is left to wait for a turn.
-pub(super) fn end(cells: &[Cell], late: bool) -> Vec<usize> {
-    let busy = cells.iter().any(|cell| cell.class == Class::Main && cell.is_live());
-    let last = cells.iter().rposition(|cell| cell.class == Class::Sidecar && cell.is_live());
-    let has_turn =
-        |(index, cell): &(usize, &Cell)| cell.class != Class::Sidecar || late || !busy && Some(*index) == last;
-    cells.iter().enumerate().filter(|(_, cell)| cell.is_live()).filter(has_turn).map(|(index, _)| index).collect()
+/// The live containers of a closing pod to be stopped now: all at once, except sidecars, which stop in reverse order
+/// after the main containers. `late`: no time remains for this order.
+pub(super) fn end(machines: &[ContainerMachine], late: bool) -> Vec<usize> {
+    let busy = machines.iter().any(|machine| machine.class == Class::Main && machine.is_live());
+    let last = machines.iter().rposition(|machine| machine.class == Class::Sidecar && machine.is_live());
+    let has_turn = |(index, machine): &(usize, &ContainerMachine)| {
+        machine.class != Class::Sidecar || late || !busy && Some(*index) == last
+    };
+    machines
+        .iter()
+        .enumerate()
+        .filter(|(_, machine)| machine.is_live())
+        .filter(has_turn)
+        .map(|(index, _)| index)
+        .collect()
 }

@@ -1,31 +1,37 @@
-//! Runs one probe of a container, first after its delay and then once a period.
+//! Runs one probe of a container: first after its initial delay, then once per period.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 use machinery_env::Env;
 
-use super::ask::{Asked, Asker};
 use super::check::ProbeSpec;
-use super::state::{CellEvent, ProbeKind, ProbeResult};
-use super::worker::{Message, happened};
+use super::handler::{HandlerRunner, ProbeOutcome};
+use super::state::{ContainerEvent, ProbeKind, ProbeResult};
+use super::worker::{Message, container_message};
 use crate::mailbox::Sender;
 
-/// Whose probe it is.
-pub(crate) struct Probed {
+/// The target of a probe.
+pub(crate) struct ProbeTarget {
     pub(crate) container: usize,
     pub(crate) attempt: u32,
     pub(crate) kind: ProbeKind,
-    /// When that start was.
+    /// The time of that start.
     pub(crate) since: Timestamp,
 }
 
-/// Probes until it is dropped; a startup probe ends with its success.
-pub(crate) async fn run(env: Env, asker: Asker, spec: ProbeSpec, of: Probed, messages: Sender<Message>) {
-    let Probed { container, attempt, kind, since } = of;
+/// Probes until the future is dropped; a startup probe ends with its success.
+pub(crate) async fn run(
+    env: Env,
+    handlers: HandlerRunner,
+    spec: ProbeSpec,
+    of: ProbeTarget,
+    messages: Sender<Message>,
+) {
+    let ProbeTarget { container, attempt, kind, since } = of;
     let run_for = Duration::try_from(env.now().duration_since(since)).unwrap_or_default();
     let delay = spec.initial_delay.saturating_sub(run_for);
-    // A timer of no time ends with the next millisecond or the one after: a pod would become ready that much later.
+    // A zero-length timer fires up to 2 ms late, which would delay the pod's readiness.
     if !delay.is_zero() {
         tokio::time::sleep(delay).await;
     }
@@ -36,17 +42,17 @@ pub(crate) async fn run(env: Env, asker: Asker, spec: ProbeSpec, of: Probed, mes
         if !std::mem::take(&mut first) {
             ticks.tick().await;
         }
-        let result = match asker.probe(&spec.check, spec.timeout).await {
-            Asked::Result(result) => result,
-            // As upstream where a probe cannot be made: it counts neither way.
-            Asked::NoRoom => {
+        let result = match handlers.probe(&spec.check, spec.timeout).await {
+            ProbeOutcome::Result(result) => result,
+            // As upstream if a probe can't run: it counts as neither success nor failure.
+            ProbeOutcome::NoRoom => {
                 tracing::debug!(container, ?kind, "a probe found no memory beside the live instances");
                 continue;
             }
         };
         started = started || matches!(result, ProbeResult::Passed | ProbeResult::Warned(_));
-        let probed = CellEvent::Probed { attempt, kind, result };
-        if messages.send(happened(container, probed)).await.is_err() || kind == ProbeKind::Startup && started {
+        let probed = ContainerEvent::Probed { attempt, kind, result };
+        if messages.send(container_message(container, probed)).await.is_err() || kind == ProbeKind::Startup && started {
             return;
         }
     }

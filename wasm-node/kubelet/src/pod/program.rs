@@ -1,24 +1,24 @@
-//! Which program a session runs: argv[0], resolved like a PATH. Pure.
+//! Resolves argv[0] of a session to a program, as by PATH. Pure.
 
 use std::collections::BTreeMap;
 
-/// Where programs of a Linux image lie; scripts name them so.
+/// The PATH of a Linux image, which scripts use as prefixes.
 const FOLDERS: [&str; 6] = ["/bin/", "/usr/bin/", "/usr/local/bin/", "/sbin/", "/usr/sbin/", "/usr/local/sbin/"];
 
-/// What a session runs.
+/// The program of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Program {
     /// The container's own module.
     Own,
-    /// Another module of its image: its digest.
+    /// Another module of its image, by digest.
     Other(String),
     /// A tool of the node's toolbox.
     Toolbox,
-    /// There is none of that name.
+    /// No such program.
     NotFound,
 }
 
-/// The tools of `sample-workloads/toolbox` (a test holds the two together).
+/// The tools of `sample-workloads/toolbox` (a test compares both lists).
 const TOOLS: [&str; 49] = [
     "[", "[[", "awk", "basename", "cat", "cp", "cut", "date", "dirname", "du", "echo", "env", "expr", "false", "find",
     "grep", "head", "hexdump", "hostname", "id", "ln", "ls", "mkdir", "mv", "nc", "nslookup", "printenv", "printf",
@@ -26,8 +26,8 @@ const TOOLS: [&str; 49] = [
     "touch", "tr", "true", "uniq", "wc", "wget", "whoami",
 ];
 
-/// Finds it. `own` is the image's argv[0], `others` are its modules by their paths; `has_toolbox`: the container's sessions
-/// may use it.
+/// Resolves a program. `own` is the image's argv[0], `others` are its modules by path; `has_toolbox`: the toolbox is
+/// available to the session.
 pub(crate) fn resolve(
     wanted: &str,
     own: Option<&str>,
@@ -37,7 +37,7 @@ pub(crate) fn resolve(
     if own.is_some_and(|own| is_named(wanted, own)) {
         return Program::Own;
     }
-    // A path names one module, a name the first one in a folder of programs, else the first of all.
+    // A path selects one module; a name selects the first match in a PATH folder, else the first match.
     let in_path = |path: &str| FOLDERS.iter().any(|folder| path.starts_with(folder));
     let named = || others.iter().filter(|(path, _)| !wanted.contains('/') && is_named(wanted, path));
     let other = others.get_key_value(wanted).or_else(|| named().find(|(path, _)| in_path(path)));
@@ -50,12 +50,12 @@ pub(crate) fn resolve(
     Program::NotFound
 }
 
-/// A name without the folder of programs that it may be said with.
+/// The name without a PATH folder as its prefix.
 fn plain(wanted: &str) -> &str {
     FOLDERS.iter().find_map(|folder| wanted.strip_prefix(folder)).unwrap_or(wanted)
 }
 
-/// Whether somebody who says `wanted` means the file `own`: by its path, its name, or its name without the extension.
+/// Whether `wanted` matches the file `own`: by path, name, or name without the extension.
 fn is_named(wanted: &str, own: &str) -> bool {
     let name = own.rsplit('/').next().unwrap_or(own);
     let stem = name.strip_suffix(".wasm").unwrap_or(name);
@@ -63,7 +63,7 @@ fn is_named(wanted: &str, own: &str) -> bool {
     !stem.is_empty() && (wanted == own || plain == name || plain == stem)
 }
 
-/// What a shell or a container runtime says of a program that isn't there, and its exit code.
+/// The exit code of shells and container runtimes for a missing program.
 pub(crate) const NOT_FOUND_CODE: i32 = 127;
 
 /// See [`NOT_FOUND_CODE`].
@@ -97,7 +97,7 @@ mod tests {
             assert_eq!(resolve(wanted, own, true), Program::Toolbox, "{wanted}");
             assert_eq!(resolve(wanted, own, false), Program::NotFound, "{wanted}");
         }
-        // What an image brings goes before the node's own.
+        // The image takes precedence over the toolbox.
         assert_eq!(resolve("cat", Some("cat.wasm"), true), Program::Own);
     }
 
@@ -111,7 +111,7 @@ mod tests {
             other => format!("{other:?}"),
         };
         assert_eq!(["count", "/app/count.wasm", "/usr/bin/count", "late"].map(of), ["d3", "d1", "d3", "d4"]);
-        // What the image brings goes before the toolbox; a path is no other path.
+        // The image takes precedence over the toolbox; a path matches no other path.
         assert_eq!(
             ["sh", "main", "/bin/sh", "/app/count", "nope"].map(of),
             ["d2", "Own", "Toolbox", "NotFound", "NotFound"]

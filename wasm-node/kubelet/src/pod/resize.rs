@@ -1,5 +1,5 @@
-//! In-place resize (KEP-1287): what of a pod's CPU and memory the node has given it, and what is to come of a wish for other amounts.
-//! Pure. A worker sees the pod with what it was given; the node decides whether more fits beside the others.
+//! In-place resize (KEP-1287): compares the requested with the allocated CPU and memory of a pod. Pure. A worker's pod
+//! has the allocated amounts; the node decides whether the requested ones fit beside the other pods.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,29 +12,29 @@ use serde_json::json;
 
 use super::admit::{self, Claim};
 
-/// The resources that may change.
+/// The resources that can be resized.
 const RESIZABLE: [&str; 2] = ["cpu", "memory"];
-/// The conditions that tell of it.
+/// The condition types of a resize.
 pub(crate) const PENDING: &str = "PodResizePending";
 pub(crate) const IN_PROGRESS: &str = "PodResizeInProgress";
 
 type Amounts = BTreeMap<String, Wire>;
 
-/// A wish that can't be granted now.
+/// A resize that can't be granted now.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Pending {
-    /// Why.
+pub(crate) struct PendingResize {
+    /// The cause.
     pub(crate) message: String,
-    /// What is wished for, as an event shows it.
-    pub(crate) wished: String,
+    /// The requested resources, as in an event.
+    pub(crate) requested: String,
 }
 
-/// Amounts that were given and are not yet in use everywhere.
+/// A granted resize that isn't applied to all containers yet.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Progress {
-    /// The pod's generation that brought them.
+pub(crate) struct ResizeProgress {
+    /// The pod's generation with that resize.
     pub(crate) generation: Option<i64>,
-    /// Why they can't be used yet.
+    /// The error that delays it.
     pub(crate) error: Option<String>,
 }
 
@@ -47,17 +47,17 @@ fn each(pod: &Pod) -> impl Iterator<Item = &Container> {
     pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers))
 }
 
-/// Puts in the amounts of `given` that may change.
-fn overlay(resources: &mut Option<ResourceRequirements>, given: Option<&ResourceRequirements>) {
+/// Overlays the resizable amounts of `allocated`.
+fn overlay(resources: &mut Option<ResourceRequirements>, allocated: Option<&ResourceRequirements>) {
     let none = ResourceRequirements::default();
-    let given = given.unwrap_or(&none);
-    if resources.is_none() && *given == none {
+    let allocated = allocated.unwrap_or(&none);
+    if resources.is_none() && *allocated == none {
         return;
     }
     let own = resources.get_or_insert_default();
-    for (amounts, given) in [(&mut own.requests, &given.requests), (&mut own.limits, &given.limits)] {
+    for (amounts, allocated) in [(&mut own.requests, &allocated.requests), (&mut own.limits, &allocated.limits)] {
         for name in RESIZABLE {
-            match given.as_ref().and_then(|given| given.get(name)) {
+            match allocated.as_ref().and_then(|allocated| allocated.get(name)) {
                 Some(amount) => {
                     amounts.get_or_insert_default().insert(name.to_owned(), amount.clone());
                 }
@@ -72,19 +72,19 @@ fn overlay(resources: &mut Option<ResourceRequirements>, given: Option<&Resource
     }
 }
 
-/// The pod with the CPU and memory that it was given. Both are states of one pod: its containers don't change their order.
-pub(crate) fn given(wished: &Pod, given: &Pod) -> Pod {
-    let mut pod = wished.clone();
-    for (container, before) in resizable(&mut pod).zip(each(given)) {
+/// The pod `requested` with the CPU and memory of `allocated`. Both are states of one pod, with the same order of containers.
+pub(crate) fn with_allocation(requested: &Pod, allocated: &Pod) -> Pod {
+    let mut pod = requested.clone();
+    for (container, before) in resizable(&mut pod).zip(each(allocated)) {
         overlay(&mut container.resources, before.resources.as_ref());
     }
     if let Some(spec) = &mut pod.spec {
-        overlay(&mut spec.resources, given.spec.as_ref().and_then(|spec| spec.resources.as_ref()));
+        overlay(&mut spec.resources, allocated.spec.as_ref().and_then(|spec| spec.resources.as_ref()));
     }
     pod
 }
 
-/// Whether two say the same of one resource, however it is spelled.
+/// Whether both have equal amounts of one resource, whatever their notation.
 fn same_amount(a: Option<&ResourceRequirements>, b: Option<&ResourceRequirements>, name: &str) -> bool {
     fn equal(a: Option<&Amounts>, b: Option<&Amounts>, name: &str) -> bool {
         let (a, b) = (a.and_then(|a| a.get(name)), b.and_then(|b| b.get(name)));
@@ -95,47 +95,48 @@ fn same_amount(a: Option<&ResourceRequirements>, b: Option<&ResourceRequirements
         && equal(a.and_then(|a| a.limits.as_ref()), b.and_then(|b| b.limits.as_ref()), name)
 }
 
-/// Whether two say the same of CPU and memory.
+/// Whether both have equal amounts of CPU and memory.
 pub(crate) fn same(a: Option<&ResourceRequirements>, b: Option<&ResourceRequirements>) -> bool {
     RESIZABLE.iter().all(|name| same_amount(a, b, name))
 }
 
-/// Whether two states of a pod say the same of CPU and memory.
+/// Whether two states of a pod have equal amounts of CPU and memory.
 pub(crate) fn same_pod(a: &Pod, b: &Pod) -> bool {
     let [whole, other] = [a, b].map(|pod| pod.spec.as_ref().and_then(|spec| spec.resources.as_ref()));
     same(whole, other) && each(a).zip(each(b)).all(|(a, b)| same(a.resources.as_ref(), b.resources.as_ref()))
 }
 
-/// The pod with what an earlier run of the agent had given it, as its status tells; none where none had begun it.
-pub(crate) fn recall(pod: &Pod) -> Option<Pod> {
+/// The pod with its allocated amounts from its status; `None` if no earlier run of the agent had started it.
+pub(crate) fn allocated(pod: &Pod) -> Option<Pod> {
     let status = pod.status.as_ref().filter(|status| status.start_time.is_some())?;
-    let told = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
-    let told: HashMap<&str, &ContainerStatus> = told.map(|told| (told.name.as_str(), told)).collect();
-    let mut recalled = pod.clone();
-    for container in resizable(&mut recalled) {
-        let Some(told) = told.get(container.name.as_str()) else { continue };
-        if let (Some(resources), requests) = (&told.resources, &told.allocated_resources) {
+    let reported = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    let reported: HashMap<&str, &ContainerStatus> =
+        reported.map(|reported| (reported.name.as_str(), reported)).collect();
+    let mut restored = pod.clone();
+    for container in resizable(&mut restored) {
+        let Some(reported) = reported.get(container.name.as_str()) else { continue };
+        if let (Some(resources), requests) = (&reported.resources, &reported.allocated_resources) {
             let requests = requests.clone().or_else(|| resources.requests.clone());
             overlay(&mut container.resources, Some(&ResourceRequirements { requests, ..resources.clone() }));
         }
     }
-    if let (Some(spec), Some(told)) = (&mut recalled.spec, &status.resources)
+    if let (Some(spec), Some(reported)) = (&mut restored.spec, &status.resources)
         && spec.resources.is_some()
     {
-        overlay(&mut spec.resources, Some(told));
+        overlay(&mut spec.resources, Some(reported));
     }
-    Some(recalled)
+    Some(restored)
 }
 
-/// Whether the wish fits beside the other pods of the node; the error says why not.
-pub(crate) fn fits(allocatable: &BTreeMap<String, Wire>, others: &[Claim], wished: &Pod) -> Result<(), String> {
-    match admit::lacking(allocatable, others, &Claim::of(wished)) {
+/// Whether the requested amounts fit beside the other pods of the node; the error is the cause.
+pub(crate) fn fits(allocatable: &BTreeMap<String, Wire>, others: &[Claim], requested: &Pod) -> Result<(), String> {
+    match admit::insufficient_resource(allocatable, others, &Claim::of(requested)) {
         Some((_, message)) => Err(message.strip_prefix("Pod was rejected: ").unwrap_or(&message).to_owned()),
         None => Ok(()),
     }
 }
 
-/// Whether a container is to be started again for its new amounts.
+/// Whether the new amounts require a restart of the container.
 pub(crate) fn restarts(container: &Container, before: Option<&ResourceRequirements>) -> bool {
     let policies = container.resize_policy.iter().flatten();
     let named =
@@ -144,7 +145,7 @@ pub(crate) fn restarts(container: &Container, before: Option<&ResourceRequiremen
     named.into_iter().any(|name| !same_amount(now, before, name))
 }
 
-/// What an event shows of a resize (upstream's form).
+/// The resize in an event (upstream's format).
 pub(crate) fn summary(pod: &Pod, error: Option<&str>) -> String {
     let list = |containers: &[Container]| -> Vec<serde_json::Value> {
         let one = |container: &Container| json!({"name": container.name, "resources": container.resources.clone().unwrap_or_default()});
@@ -162,10 +163,10 @@ pub(crate) fn summary(pod: &Pod, error: Option<&str>) -> String {
     format!("{{{}}}", fields.join(","))
 }
 
-/// The conditions of a resize; `known` are those that the pod has, for their times.
+/// The conditions of a resize; `known` are the pod's current ones, for their transition times.
 pub(crate) fn conditions(
-    pending: Option<&Pending>,
-    progress: Option<&Progress>,
+    pending: Option<&PendingResize>,
+    progress: Option<&ResizeProgress>,
     generation: Option<i64>,
     known: &[PodCondition],
     now: Timestamp,
@@ -191,16 +192,16 @@ pub(crate) fn conditions(
     pending.into_iter().chain(progress).collect()
 }
 
-/// Why memory limits can't be lowered, from what each would be below; none where nothing stands in the way. Words are upstream's.
-pub(crate) fn lowered(each: &[(Option<&str>, u64, u64)]) -> Option<String> {
+/// The error if memory limits can't be lowered below the current usage, in upstream's words; `None` if there are none.
+pub(crate) fn lower_error(each: &[(Option<&str>, u64, u64)]) -> Option<String> {
     let one = |(name, limit, used): &(Option<&str>, u64, u64)| match name {
         None => format!("attempting to set pod memory limit ({limit}) below current usage ({used})"),
         Some(name) => {
             format!("attempting to set container {name:?} memory limit ({limit}) below current usage ({used})")
         }
     };
-    let told: Vec<String> = each.iter().map(one).collect();
-    match &told[..] {
+    let reported: Vec<String> = each.iter().map(one).collect();
+    match &reported[..] {
         [] => None,
         [one] => Some(format!("cannot decrease memory limits: {one}")),
         several => Some(format!("cannot decrease memory limits: [{}]", several.join(", "))),
@@ -223,25 +224,28 @@ mod tests {
 
     #[test]
     fn a_worker_sees_what_it_was_given() {
-        let wished = pod(json!({"requests": {"cpu": "2", "memory": "1Gi", "ephemeral-storage": "1Gi"}}));
+        let requested = pod(json!({"requests": {"cpu": "2", "memory": "1Gi", "ephemeral-storage": "1Gi"}}));
         let before = pod(json!({"requests": {"cpu": "1", "ephemeral-storage": "5Gi"}, "limits": {"memory": "2Gi"}}));
-        let seen = given(&wished, &before);
+        let seen = with_allocation(&requested, &before);
         let want = json!({"requests": {"cpu": "1", "ephemeral-storage": "1Gi"}, "limits": {"memory": "2Gi"}});
         assert_eq!(seen, pod(want), "what may not change is the pod's own");
-        assert!(same_pod(&seen, &before) && !same_pod(&seen, &wished));
+        assert!(same_pod(&seen, &before) && !same_pod(&seen, &requested));
         assert!(same_pod(&pod(json!({"limits": {"cpu": "1"}})), &pod(json!({"limits": {"cpu": "1000m"}}))));
-        assert!(same_pod(&given(&pod(json!({})), &pod(json!({}))), &pod(json!({}))));
+        assert!(same_pod(&with_allocation(&pod(json!({})), &pod(json!({}))), &pod(json!({}))));
     }
 
     #[test]
     fn an_earlier_run_tells_what_it_had_given() {
         let mut resized = pod(json!({"requests": {"cpu": "2"}, "limits": {"cpu": "4"}}));
-        assert_eq!(recall(&resized), None);
+        assert_eq!(allocated(&resized), None);
         resized.status = serde_json::from_value(json!({"startTime": "2026-01-01T00:00:00Z", "containerStatuses": [{
             "name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 0,
             "allocatedResources": {"cpu": "1"}, "resources": {"requests": {"cpu": "3"}, "limits": {"cpu": "3"}}}]}))
         .unwrap();
-        assert!(same_pod(&recall(&resized).unwrap(), &pod(json!({"requests": {"cpu": "1"}, "limits": {"cpu": "3"}}))));
+        assert!(same_pod(
+            &allocated(&resized).unwrap(),
+            &pod(json!({"requests": {"cpu": "1"}, "limits": {"cpu": "3"}}))
+        ));
     }
 
     #[test]
@@ -263,20 +267,23 @@ mod tests {
             r#"{"containers":[{"name":"c","resources":{"limits":{"cpu":"2"}}}],"generation":2}"#
         );
         assert!(summary(&pod, Some("a \"b\"")).ends_with(r#","generation":2,"error":"a \"b\""}"#));
-        assert_eq!(lowered(&[]), None);
+        assert_eq!(lower_error(&[]), None);
         assert_eq!(
-            lowered(&[(Some("c"), 1, 2)]).unwrap(),
+            lower_error(&[(Some("c"), 1, 2)]).unwrap(),
             "cannot decrease memory limits: attempting to set container \"c\" memory limit (1) below current usage (2)"
         );
-        assert!(lowered(&[(None, 1, 2), (Some("c"), 1, 2)]).unwrap().contains("limits: [attempting to set pod memory"));
+        assert!(
+            lower_error(&[(None, 1, 2), (Some("c"), 1, 2)]).unwrap().contains("limits: [attempting to set pod memory")
+        );
         let known: Vec<PodCondition> = serde_json::from_value(
             json!([{"type": PENDING, "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]),
         )
         .unwrap();
-        let pending = Pending { message: "why".into(), wished: String::new() };
-        let now = conditions(Some(&pending), Some(&Progress::default()), Some(3), &known, Timestamp::UNIX_EPOCH);
-        let told: Vec<_> = now.iter().map(|c| (c.type_.as_str(), c.reason.as_deref(), c.observed_generation)).collect();
-        assert_eq!(told, [(PENDING, Some("Deferred"), Some(3)), (IN_PROGRESS, None, None)]);
+        let pending = PendingResize { message: "why".into(), requested: String::new() };
+        let now = conditions(Some(&pending), Some(&ResizeProgress::default()), Some(3), &known, Timestamp::UNIX_EPOCH);
+        let reported: Vec<_> =
+            now.iter().map(|c| (c.type_.as_str(), c.reason.as_deref(), c.observed_generation)).collect();
+        assert_eq!(reported, [(PENDING, Some("Deferred"), Some(3)), (IN_PROGRESS, None, None)]);
         assert_eq!(now[0].last_transition_time, known[0].last_transition_time);
     }
 }

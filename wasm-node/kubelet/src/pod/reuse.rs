@@ -1,4 +1,4 @@
-//! `reuse.coracle.dev/<container>`: how a server's instances are used again (contract.md §4). Pure.
+//! Parses `reuse.coracle.dev/<container>`: the reuse of a server's instances (contract.md §4). Pure.
 
 use std::time::Duration;
 
@@ -6,12 +6,12 @@ use runtime_api::{REUSE_COUNT_DEFAULT, REUSE_IDLE_DEFAULT, Reuse};
 
 use crate::spec::duration::duration;
 
-/// More requests by one instance than this would be for ever.
+/// The maximum number of requests per instance.
 const COUNT_MAX: u32 = 1_000_000;
-/// Longest time that an instance may wait for its next request.
+/// The maximum idle time of an instance between two requests.
 const IDLE_MAX: Duration = Duration::from_secs(3600);
 
-/// Reads `count=128,idle=1s`, in any order; what is left out is as there.
+/// Parses `count=128,idle=1s` in any order; omitted parts have these defaults.
 pub(super) fn parse(text: &str) -> Result<Reuse, String> {
     let (mut count, mut idle) = (None, None);
     for part in text.split(',').map(str::trim) {
@@ -27,7 +27,7 @@ pub(super) fn parse(text: &str) -> Result<Reuse, String> {
             _ => return Err(format!("{part:?} is neither count=NUMBER nor idle=DURATION, as in count=128,idle=1s")),
         };
         if said_before {
-            return Err(format!("{text:?} says the same twice"));
+            return Err(format!("{text:?} sets the same key twice"));
         }
     }
     Ok(Reuse { count: count.unwrap_or(REUSE_COUNT_DEFAULT), idle: idle.unwrap_or(REUSE_IDLE_DEFAULT) })

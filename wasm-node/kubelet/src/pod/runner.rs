@@ -1,4 +1,4 @@
-//! The ways to run a container, one file and one row of [`CLASSES`] each: what its module exports decides which.
+//! The runners: one file and one row of [`CLASSES`] per kind of module. The module's exports decide the kind.
 
 mod command;
 mod plugin;
@@ -13,66 +13,66 @@ use runtime_api::Kind;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::ask::Asker;
+use super::handler::HandlerRunner;
 use super::message;
-use super::shared::Shared;
-use super::start::{Made, Refused};
+use super::shared::NodeContext;
+use super::start::{CreatedContainer, StartError};
 use super::state::Class;
 use super::worker::{Message, PodView, Task};
 use crate::mailbox::Sender;
-use crate::spec::resting::Resting;
+use crate::spec::compressed::Compressed;
 
-/// Starts a container that was made.
-type Start = fn(Context, &mut Made) -> Result<Box<dyn Runner>, Refused>;
+/// Starts a created container.
+type Start = fn(RunContext, &mut CreatedContainer) -> Result<Box<dyn Runner>, StartError>;
 
-/// One way.
+/// A runner class.
 pub(crate) struct RunnerClass {
     kind: Kind,
-    /// It must be let in before it counts as running, as it holds what it takes for as long as it lives.
+    /// The container must be admitted before it runs, as it holds its resources for its whole life.
     pub(crate) is_admitted: bool,
-    /// Its guest finds the file of its termination message also where the pod names none.
+    /// The guest gets the file of its termination message even if the pod names none.
     pub(crate) leaves_message: bool,
-    /// Starts it.
+    /// Starts the container.
     pub(crate) start: Start,
 }
 
-/// Every way that there is.
+/// All runner classes.
 static CLASSES: [RunnerClass; 3] = [command::CLASS, server::CLASS, plugin::CLASS];
 
-/// The way of a kind of module.
+/// The runner class of a kind of module.
 pub(crate) fn runner_class(kind: Kind) -> &'static RunnerClass {
     CLASSES.iter().find(|runner_class| runner_class.kind == kind).unwrap_or(&CLASSES[0])
 }
 
-/// A container that runs. Dropping it ends it.
+/// A running container. Dropping it ends the run.
 pub(crate) trait Runner: Send {
-    /// Stops it in order until `ends`, which may move; its end is told to the worker. `restart`: it is to run again, so its
-    /// end is none of its own. None where it is being stopped already.
+    /// Stops the container gracefully by `ends`, which may change, and reports the exit to the worker. `restart`: the
+    /// exit code is that of a killed process. `None` if a stop is in progress.
     fn stop(&mut self, restart: bool, ends: watch::Receiver<Instant>) -> Option<Task>;
 
-    /// Ends it now.
+    /// Ends the run at once.
     fn kill(&mut self);
 }
 
-/// Where and for whom a container runs.
+/// The environment of a container's run.
 #[derive(Clone)]
-pub(crate) struct Context {
-    pub(crate) node: Arc<Shared>,
+pub(crate) struct RunContext {
+    pub(crate) node: Arc<NodeContext>,
     pub(crate) view: Arc<PodView>,
-    /// What the container is to the pod.
+    /// The container's class.
     pub(crate) class: Class,
-    pub(crate) container: Arc<Resting<Container>>,
-    /// Its pod as events name it, and what it is there.
+    pub(crate) container: Arc<Compressed<Container>>,
+    /// The pod's reference for events, and the container's field path.
     pub(crate) about: (Arc<ObjectReference>, Arc<str>),
     pub(crate) ip: Option<IpAddr>,
-    /// Which container of the pod it is.
+    /// The container's index in the pod.
     pub(crate) index: usize,
     pub(crate) attempt: u32,
     pub(crate) messages: Sender<Message>,
 }
 
-impl Context {
-    /// The container, as events name it.
+impl RunContext {
+    /// The container's reference for events.
     fn about(&self) -> ObjectReference {
         let (pod, field_path) = &self.about;
         ObjectReference { field_path: Some(field_path.to_string()), ..ObjectReference::clone(pod) }
@@ -82,14 +82,14 @@ impl Context {
         self.node.recorder.record(EventRecord { about: self.about(), warning: true, reason, message, source: None });
     }
 
-    /// Asks the container, where its pod has an address.
-    pub(crate) fn asker(&self) -> Option<Asker> {
-        Some(Asker::new(&self.node, &self.view.look().pod.get(), &self.container.get().name, self.ip?))
+    /// The handler for the container's probes and hooks, if the pod has an address.
+    pub(crate) fn handlers(&self) -> Option<HandlerRunner> {
+        Some(HandlerRunner::new(&self.node, &self.view.snapshot().pod.get(), &self.container.get().name, self.ip?))
     }
 
-    /// Reads what the container leaves when it has ended; told whether it failed. Reads files.
-    fn last_words(&self, made: &Made) -> LastWords {
-        let (log, file) = (made.log.clone(), made.termination.clone());
+    /// Returns a function that reads the termination message after the exit (blocking); its argument is whether the run failed.
+    fn read_message(&self, created: &CreatedContainer) -> MessageReader {
+        let (log, file) = (created.log.clone(), created.termination.clone());
         let from_log = self.container.get().termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
         Box::new(move |failed| {
             log.close();
@@ -99,7 +99,7 @@ impl Context {
 }
 
 /// Reads a termination message.
-type LastWords = Box<dyn FnOnce(bool) -> Option<String> + Send>;
+type MessageReader = Box<dyn FnOnce(bool) -> Option<String> + Send>;
 
 #[cfg(test)]
 mod tests {

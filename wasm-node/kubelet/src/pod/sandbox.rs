@@ -1,4 +1,4 @@
-//! What a running container lends to sessions beside it (`kubectl exec`), and where these find it.
+//! The sandboxes of running containers: the resources for sessions (`kubectl exec`), and a registry to find them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,11 +14,11 @@ use super::session_tmp::SessionTmp;
 use super::settings::ExecAccess;
 use crate::image::{Image, Images};
 
-/// Sessions of one container at once: for some people and their scripts, and few enough that they leave the node's places
-/// to others.
+/// The maximum number of sessions of one container: enough for some users and their scripts, and a fraction of the
+/// node's places.
 pub(crate) const SESSIONS_MAX: usize = 16;
 
-/// See the module.
+/// A running container's resources for sessions.
 pub(crate) struct Sandbox {
     pub(crate) container: Arc<dyn Container>,
     pub(crate) image: Arc<Image>,
@@ -26,22 +26,22 @@ pub(crate) struct Sandbox {
     pub(crate) metering: Metering,
     pub(crate) namespace: String,
     pub(crate) access: ExecAccess,
-    /// The container is no more.
+    /// Cancelled when the container ends.
     pub(crate) gone: CancellationToken,
-    /// Shows what it writes.
+    /// Its output for attached clients.
     pub(crate) attached: Arc<Attached>,
-    /// Where a command reads that has `stdin: true`, until the first client of one with `stdinOnce` has gone.
+    /// The input of a command with `stdin: true`; with `stdinOnce`, until its first client disconnects.
     pub(crate) stdin: Mutex<Option<PipeWriter>>,
     pub(crate) stdin_once: bool,
     pub(crate) tty: bool,
     /// `/tmp` of its sessions, unless the container mounts one.
     pub(crate) tmp: Option<SessionTmp>,
-    /// Places of its sessions.
+    /// The session places.
     pub(crate) places: Arc<Semaphore>,
 }
 
 impl Sandbox {
-    /// The program that a session names: the container's own where that is a command, else the node's where it may have that.
+    /// The program of a session: the container's own command or another module of its image, else the toolbox if it is allowed.
     pub(crate) async fn program(
         &self,
         wanted: &str,
@@ -58,7 +58,7 @@ impl Sandbox {
         Ok(module.map(|module| (program, module)))
     }
 
-    /// The folders that a session opens besides the container's mounts.
+    /// The folders of a session in addition to the container's mounts.
     pub(crate) async fn session_folders(&self) -> Vec<Preopen> {
         match &self.tmp {
             Some(tmp) => tmp.folders().await,
@@ -66,7 +66,7 @@ impl Sandbox {
         }
     }
 
-    /// Whether a program is the node's own toolbox, by its bytes.
+    /// Whether a program is the node's toolbox, by its digest.
     pub(crate) fn is_toolbox(&self, program: &Program) -> bool {
         match program {
             Program::Toolbox => true,
@@ -90,15 +90,15 @@ impl std::fmt::Debug for Sandboxes {
     }
 }
 
-/// A sandbox can be found until this is dropped; then its sessions end.
-pub(crate) struct Lent {
+/// Keeps a sandbox registered until it is dropped; then its sessions end.
+pub(crate) struct SandboxLease {
     all: Arc<Sandboxes>,
     key: Key,
     sandbox: Arc<Sandbox>,
     _ends: DropGuard,
 }
 
-impl Drop for Lent {
+impl Drop for SandboxLease {
     fn drop(&mut self) {
         self.sandbox.attached.end();
         let mut all = self.all.lock();
@@ -117,10 +117,10 @@ impl Sandboxes {
         self.lock().get(&(uid.to_owned(), container.to_owned())).cloned()
     }
 
-    pub(crate) fn lend(self: &Arc<Self>, uid: &str, container: &str, sandbox: Sandbox) -> Lent {
+    pub(crate) fn register(self: &Arc<Self>, uid: &str, container: &str, sandbox: Sandbox) -> SandboxLease {
         let key = (uid.to_owned(), container.to_owned());
         let sandbox = Arc::new(sandbox);
         self.lock().insert(key.clone(), sandbox.clone());
-        Lent { all: self.clone(), key, _ends: sandbox.gone.clone().drop_guard(), sandbox }
+        SandboxLease { all: self.clone(), key, _ends: sandbox.gone.clone().drop_guard(), sandbox }
     }
 }

@@ -1,4 +1,4 @@
-//! The pod's end of the data plane's requests: hands them to the engine, and notices when no instance can be made.
+//! The pod's end of data plane requests: passes them to the engine, and detects when no instance can be created.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use machinery_api::names::REASON_HEADER;
-use machinery_serve::net::{Attached, Body, Origin, Refused, Serve};
+use machinery_serve::net::{Attached, Body, CallRejected, Origin, Serve};
 
-use super::state::CellEvent;
-use super::worker::{Message, happened};
+use super::state::ContainerEvent;
+use super::worker::{Message, container_message};
 use crate::mailbox::Sender;
 use runtime_api::{Container, Server, Trial};
 
-/// How often a server that can't be instantiated is tried again.
+/// The interval between trial instantiations of a broken server.
 const TRY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The address of a server: held by what runs, closed by what stops it, whichever comes first.
+/// The address of a server, shared by its runner and its drain task; the first close releases it.
 #[derive(Clone)]
 pub(crate) struct AttachedAddress(Arc<Mutex<Option<Attached>>>);
 
@@ -25,20 +25,20 @@ impl AttachedAddress {
         Self(Arc::new(Mutex::new(Some(attached))))
     }
 
-    /// Nobody is sent to the server any more; the address is free.
+    /// Detaches the server: it gets no more requests, and its address is free.
     pub(crate) fn close(&self) {
         drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 
-/// A server with an eye on it.
+/// A server that monitors whether it can be instantiated.
 pub(crate) struct ServerHandle {
     server: Arc<dyn Server>,
     container: Arc<dyn Container>,
-    /// Which container of the pod, and which start.
+    /// The container's index, and the number of the start.
     of: (usize, u32),
     messages: Sender<Message>,
-    looking: AtomicBool,
+    checking: AtomicBool,
     this: std::sync::Weak<ServerHandle>,
 }
 
@@ -49,37 +49,37 @@ impl ServerHandle {
         of: (usize, u32),
         messages: Sender<Message>,
     ) -> Arc<Self> {
-        let looking = AtomicBool::new(false);
-        Arc::new_cyclic(|this| Self { server, container, of, messages, looking, this: this.clone() })
+        let checking = AtomicBool::new(false);
+        Arc::new_cyclic(|this| Self { server, container, of, messages, checking, this: this.clone() })
     }
 
-    /// Tries whether an instance can be made, until one can; tells the worker.
-    pub(crate) fn look(&self) {
-        if self.looking.swap(true, Ordering::AcqRel) {
+    /// Tries to create an instance until this succeeds, and reports each result to the worker.
+    pub(crate) fn check_instances(&self) {
+        if self.checking.swap(true, Ordering::AcqRel) {
             return;
         }
         let this = self.this.clone();
         tokio::spawn(async move {
             loop {
-                // A gate that nobody holds any more is a server that was stopped.
-                let Some(gate) = this.upgrade() else { return };
-                let broken = match gate.container.try_instantiate().await {
+                // A dropped handle means that the server was stopped.
+                let Some(handle) = this.upgrade() else { return };
+                let broken = match handle.container.try_instantiate().await {
                     Trial::Sound => None,
                     Trial::Broken(why) => Some(why),
-                    // It has waited as long as a request may; nothing is known, so nothing is said.
+                    // The trial has waited as long as a request may. The result is unknown, so nothing is reported.
                     Trial::NoRoom => continue,
                 };
                 let again = broken.is_some();
-                let (index, attempt) = gate.of;
-                let tried = CellEvent::Tried { attempt, broken };
-                if gate.messages.send(happened(index, tried)).await.is_err() {
+                let (index, attempt) = handle.of;
+                let tried = ContainerEvent::InstantiationTried { attempt, broken };
+                if handle.messages.send(container_message(index, tried)).await.is_err() {
                     return;
                 }
                 if !again {
-                    gate.looking.store(false, Ordering::Release);
+                    handle.checking.store(false, Ordering::Release);
                     return;
                 }
-                drop(gate);
+                drop(handle);
                 tokio::time::sleep(TRY_INTERVAL).await;
             }
         });
@@ -88,13 +88,13 @@ impl ServerHandle {
 
 #[async_trait::async_trait]
 impl Serve for ServerHandle {
-    async fn http(&self, from: &Origin, request: Request<Body>) -> Result<Response<Body>, Refused<Request<Body>>> {
+    async fn http(&self, from: &Origin, request: Request<Body>) -> Result<Response<Body>, CallRejected<Request<Body>>> {
         let response = self.server.http(from, request).await?;
         if response.status().is_server_error()
             && response.headers().contains_key(REASON_HEADER)
             && self.container.broken().is_some()
         {
-            self.look();
+            self.check_instances();
         }
         Ok(response)
     }

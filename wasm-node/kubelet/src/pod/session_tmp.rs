@@ -1,6 +1,6 @@
-//! A writable `/tmp` for the sessions of a container (`kubectl exec` and `cp`, commands of probes and hooks), unless the container mounts one.
-//! All sessions of a container share one folder. It is made for the first session, is removed with the container, and counts as ephemeral
-//! storage. The container itself has no access to it.
+//! A writable `/tmp` for sessions of a container (`kubectl exec` and `cp`, commands of probes and hooks), unless it
+//! mounts one. All sessions of a container share one folder. It is created for the first session, removed with the
+//! container, and counted as ephemeral storage. The container itself can't access it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,28 +9,28 @@ use std::sync::{Arc, Weak};
 use runtime_api::Preopen;
 use tokio::sync::OnceCell;
 
-use super::shared::Shared;
-use crate::volume::measure::{Subject, Watched};
+use super::shared::NodeContext;
+use crate::volume::measure::{MeasureGuard, MeasuredPod};
 use crate::volume::paths::{plain, session_folder};
 use crate::volume::usage;
 
-/// Where sessions find it.
+/// The mount path in sessions.
 const PATH: &str = "/tmp";
 
-/// See the module.
+/// The `/tmp` folder of a container's sessions.
 pub(crate) struct SessionTmp {
-    node: Weak<Shared>,
+    node: Weak<NodeContext>,
     uid: String,
-    /// Each start of the container has a folder of its own.
+    /// The folder; each start of the container has its own.
     folder: PathBuf,
-    /// Set when the folder exists: measures it until this is dropped.
-    made: OnceCell<Option<Watched>>,
+    /// Set when the folder exists; measures it until this is dropped.
+    made: OnceCell<Option<MeasureGuard>>,
 }
 
 impl SessionTmp {
-    /// For one start of a container with these mounts; none if they have a `/tmp`.
+    /// For one start of a container with these mounts; `None` if they include a `/tmp`.
     pub(crate) fn new(
-        node: &Arc<Shared>,
+        node: &Arc<NodeContext>,
         uid: &str,
         (container, attempt): (&str, u32),
         mounted: &[Preopen],
@@ -40,7 +40,7 @@ impl SessionTmp {
         (!has_own(mounted)).then(|| Self { node: Arc::downgrade(node), uid: uid.to_owned(), folder, made })
     }
 
-    /// The folder for a session; empty if the folder can't be made.
+    /// The folder for a session; empty if it can't be created.
     pub(crate) async fn folders(&self) -> Vec<Preopen> {
         match self.made.get_or_try_init(|| self.make()).await {
             Ok(_) => vec![preopen(&self.folder)],
@@ -51,23 +51,23 @@ impl SessionTmp {
         }
     }
 
-    async fn make(&self) -> io::Result<Option<Watched>> {
+    async fn make(&self) -> io::Result<Option<MeasureGuard>> {
         let folder = self.folder.clone();
         tokio::task::spawn_blocking(move || make(&folder)).await.map_err(io::Error::other)??;
         Ok(self.watched())
     }
 
-    /// Measures the pod, also if none of its containers has anything else to measure.
-    fn watched(&self) -> Option<Watched> {
+    /// Measures the pod, even if no container of it is measured otherwise.
+    fn watched(&self) -> Option<MeasureGuard> {
         let node = self.node.upgrade()?;
         let view = node.pods.get(&self.uid)?;
-        let bounds = usage::bounds(&view.look().pod.get(), false);
+        let bounds = usage::limits(&view.snapshot().pod.get(), false);
         let evicted = view.clone();
-        Some(node.measurer.watch(Subject {
+        Some(node.measurer.watch(MeasuredPod {
             pod_dir: node.pod_dir(&self.uid),
             log_dir: node.log_dir(&self.uid),
             bounds,
-            changes: Box::new(move || view.writes()),
+            changes: Box::new(move || view.change_count()),
             settle: Box::new(|| ()),
             exceeded: Box::new(move |message| evicted.evict(message)),
         }))
@@ -76,7 +76,7 @@ impl SessionTmp {
 
 impl Drop for SessionTmp {
     fn drop(&mut self) {
-        // At the end of the process the folder stays: the container's next start or the pod's end removes it.
+        // At the end of the process the folder remains; the container's next start or the pod's end removes it.
         let (true, Ok(runtime)) = (self.made.initialized(), tokio::runtime::Handle::try_current()) else { return };
         let folder = std::mem::take(&mut self.folder);
         runtime.spawn_blocking(move || {
@@ -89,7 +89,7 @@ impl Drop for SessionTmp {
     }
 }
 
-/// Whether a mount is `/tmp`, or holds it and is writable.
+/// Whether a mount is `/tmp`, or contains it and is writable.
 fn has_own(mounted: &[Preopen]) -> bool {
     let is_own = |preopen: &Preopen| {
         let guest = Path::new(&preopen.guest);
@@ -102,7 +102,7 @@ fn preopen(folder: &Path) -> Preopen {
     Preopen { host: folder.to_owned(), sub_paths: Vec::new(), guest: PATH.into(), writable: true }
 }
 
-/// Makes the folder, empty, and removes those of earlier starts.
+/// Creates the empty folder, and removes those of earlier starts.
 fn make(folder: &Path) -> io::Result<()> {
     if let Some(all) = folder.parent() {
         match std::fs::remove_dir_all(all) {

@@ -1,4 +1,4 @@
-//! What a container is run with: limits, annotations, ports, probes, stopping. Pure: the pod's fields, read once.
+//! Parses a container's run settings: limits, annotations, ports, probes, grace periods. Pure: reads the pod's fields once.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,22 +12,22 @@ use machinery_api::shared::Pool;
 
 use super::check::HookSpec;
 use super::reuse;
-use super::state::{Class, ContainerPolicy, LifecyclePolicy, PostStart, Restart, RestartRule, Thresholds};
+use super::state::{Class, ContainerPolicy, LifecyclePolicy, PostStart, RestartPolicy, RestartRule, Thresholds};
 use super::status::pod_text;
 use crate::spec::duration::duration;
 use crate::spec::{containers, requests};
 use runtime_api::{CONCURRENCY_DEFAULT, Grants, Kind, Limits, REQUEST_TIMEOUT_DEFAULT, cpu_shares};
 
-/// The port of a server whose container names none.
+/// The port of a server whose container declares none.
 const PORT_DEFAULT: u16 = 80;
-/// More requests at once than this are no limit at all.
+/// The maximum concurrency; a larger value would be no limit.
 const CONCURRENCY_MAX: usize = 1_000_000;
-/// Longest request timeout that an annotation may ask for: a day.
+/// The maximum request timeout by annotation: a day.
 const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 
 static POLICIES: Pool<Vec<ContainerPolicy>> = Pool::new();
 
-/// Every annotation of a container that there is.
+/// All container annotations.
 const KNOWN: [&str; 9] = [
     names::FUEL,
     names::TIMEOUT,
@@ -40,12 +40,12 @@ const KNOWN: [&str; 9] = [
     names::KIND,
 ];
 
-/// What decides about the pod's life.
+/// The pod's lifecycle policy.
 #[must_use]
 pub fn rules(pod: &Pod) -> LifecyclePolicy {
     let spec = containers::spec(pod);
     let seconds = |seconds: i64| Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
-    let restart = restart(spec.restart_policy.as_deref()).unwrap_or(Restart::Always);
+    let restart = restart(spec.restart_policy.as_deref()).unwrap_or(RestartPolicy::Always);
     let containers = containers::each(&spec).map(|(class, own)| container_rules(class, &own, restart)).collect();
     LifecyclePolicy {
         containers: POLICIES.share(containers),
@@ -56,28 +56,28 @@ pub fn rules(pod: &Pod) -> LifecyclePolicy {
     }
 }
 
-/// The grace with which the API wants the pod gone.
+/// The grace period of a requested deletion.
 pub(super) fn grace(pod: &Pod) -> Option<Duration> {
     pod.metadata.deletion_timestamp.as_ref()?;
     let seconds = pod.metadata.deletion_grace_period_seconds.unwrap_or(30);
     Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
 }
 
-fn restart(policy: Option<&str>) -> Option<Restart> {
+fn restart(policy: Option<&str>) -> Option<RestartPolicy> {
     match policy {
-        Some("Always") => Some(Restart::Always),
-        Some("OnFailure") => Some(Restart::OnFailure),
-        Some("Never") => Some(Restart::Never),
+        Some("Always") => Some(RestartPolicy::Always),
+        Some("OnFailure") => Some(RestartPolicy::OnFailure),
+        Some("Never") => Some(RestartPolicy::Never),
         _ => None,
     }
 }
 
-fn container_rules(class: Class, container: &Container, pod: Restart) -> ContainerPolicy {
+fn container_rules(class: Class, container: &Container, pod: RestartPolicy) -> ContainerPolicy {
     let own = restart(container.restart_policy.as_deref());
     let restart = match (class, own.unwrap_or(pod)) {
-        // It runs until it has succeeded once.
-        (Class::Init, Restart::Always) => Restart::OnFailure,
-        (Class::Ephemeral, _) => Restart::Never,
+        // An init container runs until its first success.
+        (Class::Init, RestartPolicy::Always) => RestartPolicy::OnFailure,
+        (Class::Ephemeral, _) => RestartPolicy::Never,
         (_, restart) => restart,
     };
     let rules = container.restart_policy_rules.iter().flatten().filter(|_| own.is_some());
@@ -120,44 +120,44 @@ fn thresholds(probe: &Probe) -> Thresholds {
     }
 }
 
-/// The port that a server listens on: the first of its ports that is TCP.
+/// The port of a server: the container's first TCP port.
 #[must_use]
 pub fn server_port(container: &Container) -> u16 {
     let first = container.ports.iter().flatten().find(|port| port.protocol.as_deref().is_none_or(|of| of == "TCP"));
     first.and_then(|port| u16::try_from(port.container_port).ok()).unwrap_or(PORT_DEFAULT)
 }
 
-/// What the annotations and the resources of a container say.
+/// A container's settings from its annotations and resources.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// For the engine.
+    /// The limits for the engine.
     pub limits: Limits,
-    /// Optional host interfaces.
+    /// The granted optional host interfaces.
     pub grants: Grants,
-    /// The only imports that its module may have, where that is bounded.
+    /// The only imports that the module may have, if they are restricted.
     pub imports: Option<Arc<ImportRules>>,
-    /// A command runs on until the grace period ends.
+    /// A command keeps running until the grace period ends.
     pub stop_at_grace: bool,
-    /// Which sessions it may have.
+    /// The allowed sessions.
     pub exec: ExecAccess,
-    /// It runs to its end, though its module could serve.
+    /// Runs the module as a command, even if it can serve.
     pub as_command: bool,
 }
 
-/// Which sessions a container may have.
+/// The sessions that a container allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ExecAccess {
-    /// Any.
+    /// Any session.
     #[default]
     Allowed,
-    /// Only of what its image brings.
+    /// Only programs of its image.
     Image,
-    /// None: neither exec nor attach.
+    /// Neither exec nor attach.
     Denied,
 }
 
 impl Settings {
-    /// The kind, where what its annotations ask for is there for such a container.
+    /// Checks that the annotations apply to a module of this kind, and returns the kind.
     pub(super) fn suit(&self, container: &str, kind: Kind) -> Result<Kind, BadAnnotation> {
         if self.limits.reuse.is_none() || kind == Kind::HttpServer {
             return Ok(kind);
@@ -166,24 +166,24 @@ impl Settings {
         Err(BadAnnotation { name: format!("{}{container}", names::REUSE), why: why.to_owned() })
     }
 
-    /// What to say of a module that is to be a command and can't.
+    /// The error if a module can't run as a command.
     pub(super) fn no_command(container: &str) -> BadAnnotation {
         let why = "the module exports neither wasi:cli/run nor _start, so it cannot be a command".to_owned();
         BadAnnotation { name: format!("{}{container}", names::KIND), why }
     }
 }
 
-/// An annotation with a value that can't be acted on.
+/// An annotation with an invalid value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("annotation {name}: {why}")]
 pub struct BadAnnotation {
-    /// Its name.
+    /// The annotation's name.
     pub name: String,
-    /// What is wrong with the value.
+    /// The error in its value.
     pub why: String,
 }
 
-/// Reads them. `optional`: the host interfaces that can be granted.
+/// Parses the settings. `optional`: the host interfaces that can be granted.
 pub fn settings(pod: &Pod, container: &Container, optional: &[&str]) -> Result<Settings, BadAnnotation> {
     let annotations = pod.metadata.annotations.as_ref();
     let find = |prefix: &str| {
@@ -198,12 +198,12 @@ pub fn settings(pod: &Pod, container: &Container, optional: &[&str]) -> Result<S
         Quantity::parse(text).ok()
     };
     let own = limit("memory").and_then(|memory| u64::try_from(memory.value()).ok());
-    // One that has no limit of its own ends at the pod's at once, where nobody else holds anything.
+    // A container without a limit has the pod's limit at once, as if no other container held memory.
     limits.memory_bytes = own.into_iter().chain(requests::pod_limit(pod, "memory")).min();
     limits.cpu_millis = limit("cpu").and_then(|cpu| u64::try_from(cpu.milli()).ok()).filter(|millis| *millis > 0);
     let request = container.resources.as_ref().and_then(|resources| resources.requests.as_ref()?.get("cpu"));
     let request = request.and_then(|text| u64::try_from(Quantity::parse(&text.0).ok()?.milli()).ok());
-    limits.cpu_shares = cpu_shares(request.unwrap_or_else(|| requests::left_cpu(pod)));
+    limits.cpu_shares = cpu_shares(request.unwrap_or_else(|| requests::default_cpu_request(pod)));
     if let Some((name, value)) = find(names::FUEL) {
         match value.parse::<u64>() {
             Ok(fuel) if fuel > 0 => limits.fuel = Some(fuel),
@@ -249,7 +249,7 @@ pub fn settings(pod: &Pod, container: &Container, optional: &[&str]) -> Result<S
     Ok(Settings { limits, grants, imports, stop_at_grace, exec, as_command })
 }
 
-/// Whether an annotation is there, which can only have one value.
+/// Whether an annotation with a single allowed value is present.
 fn is_word(found: Option<(String, String)>, word: &str) -> Result<bool, BadAnnotation> {
     match found {
         Some((_, value)) if value == word => Ok(true),
@@ -260,7 +260,7 @@ fn is_word(found: Option<(String, String)>, word: &str) -> Result<bool, BadAnnot
     }
 }
 
-/// Whether each annotation below our domain is one that there is, of a container that there is.
+/// Checks that each annotation in our domain is known, and names an existing container.
 fn check_names(pod: &Pod, container: &Container) -> Result<(), BadAnnotation> {
     let bad = |name: String, why: String| Err(BadAnnotation { name, why });
     let spec = containers::spec(pod);
@@ -281,12 +281,12 @@ fn check_names(pod: &Pod, container: &Container) -> Result<(), BadAnnotation> {
     Ok(())
 }
 
-/// Whether a Job waits for the pod to end.
+/// Whether the pod is controlled by a Job.
 pub(crate) fn of_job(pod: &Pod) -> bool {
     pod.metadata.owner_references.iter().flatten().any(|owner| owner.controller == Some(true) && owner.kind == "Job")
 }
 
-/// What to tell whoever runs a server in a Job.
+/// The warning for a server in a Job.
 pub(crate) fn server_in_job(container: &str) -> String {
     format!(
         "The module of container {container} is an HTTP server, which does not end by itself: the Job will not \

@@ -1,4 +1,4 @@
-//! What the pods of one node share, and what is known of them outside of their workers.
+//! The state that all pods of a node share, and the views of its pods for readers outside of their workers.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -29,20 +29,20 @@ use crate::volume::measure::Measurer;
 use crate::volume::paths::plain;
 use runtime_api::Runtime;
 
-/// What the node agents of a process share.
+/// The parts that the node agents of a process share.
 #[derive(Clone)]
-pub struct NodeParts {
-    /// Runs guests.
+pub struct SharedNodeParts {
+    /// The runtime of guests.
     pub runtime: Arc<dyn Runtime>,
-    /// The images of this machine.
+    /// The image store of this machine.
     pub images: Arc<Images>,
-    /// Where pods answer.
+    /// The network in which pods listen.
     pub network: PodNetwork,
-    /// How guests call out.
+    /// The dialer for outgoing calls of guests.
     pub dial: Arc<dyn Dial>,
-    /// Clock and randomness.
+    /// The clock and the random source.
     pub env: Env,
-    /// What each node tells of what they share.
+    /// Warnings about shared parts, for every node.
     pub notices: broadcast::Sender<Notice>,
 }
 
@@ -55,25 +55,25 @@ pub struct Notice {
     pub message: String,
 }
 
-/// Which node pods are on.
+/// The identity of the pods' node.
 #[derive(Debug, Clone)]
 pub(crate) struct NodeIdentity {
     pub(crate) name: String,
-    /// Where its pods' volumes and logs lie.
+    /// The folder of its pods' volumes and logs.
     pub(crate) data_dir: PathBuf,
     pub(crate) internal_ip: IpAddr,
-    /// Where it listens, also for `hostPort`.
+    /// Its listen address, also for `hostPort`.
     pub(crate) bind: IpAddr,
-    /// Pod addresses listen on the host too.
+    /// Pod addresses are reachable on the host too.
     pub(crate) host_pod_listeners: bool,
-    /// Manifests of static pods.
+    /// The manifest folder of static pods.
     pub(crate) static_pods: Option<PathBuf>,
 }
 
-/// What all pods of one node share.
-pub(crate) struct Shared {
+/// The state that all pods of one node share.
+pub(crate) struct NodeContext {
     pub(crate) identity: NodeIdentity,
-    pub(crate) parts: NodeParts,
+    pub(crate) parts: SharedNodeParts,
     pub(crate) client: Client,
     pub(crate) recorder: Recorder,
     pub(crate) sources: Arc<ConfigSourceManager>,
@@ -82,21 +82,21 @@ pub(crate) struct Shared {
     pub(crate) services: Arc<Informer>,
     pub(crate) addresses: Addresses,
     pub(crate) addresses_freed: Notify,
-    /// What of the Node decides on pods, as the API showed it last.
+    /// The Node's admission facts, from the last watch event.
     pub(crate) facts: watch::Receiver<NodeFacts>,
     pub(crate) logs: log::Writer,
     pub(crate) measurer: Measurer,
-    /// The end of the node.
+    /// The shutdown of the node.
     pub(crate) shutdown: Shutdown,
-    /// What the node's guests may hold.
+    /// The memory bound of the node's guests, in bytes.
     pub(crate) guest_memory_bytes: u64,
     pub(crate) allocatable: Arc<BTreeMap<String, Wire>>,
     pub(crate) stop: CancellationToken,
     pub(crate) pods: Arc<PodViews>,
 }
 
-impl Shared {
-    /// What a pod has on the disk, but for its logs.
+impl NodeContext {
+    /// A pod's folder, which doesn't contain its logs.
     pub(crate) fn pod_dir(&self, uid: &str) -> PathBuf {
         self.identity.data_dir.join("pods").join(plain(uid))
     }
@@ -105,7 +105,7 @@ impl Shared {
         self.identity.data_dir.join("logs").join(plain(uid))
     }
 
-    /// Gives an address back, and says so to the pods that wait for one.
+    /// Frees an address, and wakes the pods that wait for one.
     pub(crate) fn free_address(&self, ip: IpAddr) {
         self.addresses.free(ip);
         self.addresses_freed.notify_waiters();
@@ -116,19 +116,19 @@ impl Shared {
     }
 }
 
-/// Where the log of one run of a container lies.
+/// The log file of one run of a container.
 pub(crate) fn log_path(data_dir: &Path, uid: &str, container: &str, attempt: u32) -> PathBuf {
     data_dir.join("logs").join(plain(uid)).join(plain(container)).join(format!("{attempt}.log"))
 }
 
-/// The pods of a node, for whoever looks at them from outside of their workers.
+/// The pods of a node, for readers outside of their workers.
 #[derive(Debug, Default)]
 pub(crate) struct PodViews {
-    /// By uid.
+    /// The views by uid.
     pods: Mutex<BTreeMap<String, Arc<PodView>>>,
-    /// Of the containers that run.
+    /// The sandboxes of the running containers.
     pub(crate) sandboxes: Arc<Sandboxes>,
-    /// What outlives them.
+    /// Counters that outlive the pods.
     pub(crate) totals: Totals,
 }
 

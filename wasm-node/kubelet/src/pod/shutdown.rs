@@ -1,66 +1,66 @@
-//! The end of a node, as a word between its agent, its pods and whoever asks for it.
+//! The shutdown of a node: connects its agent, its pods, and the caller that requests it.
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-/// What an agent may take beyond its pods' time: the API hears of each of them.
+/// The agent's time beyond its pods' grace periods, for the final status writes.
 const AGENT_MAX: Duration = Duration::from_secs(6);
 
-/// How long pods may take to end with their node.
+/// The grace periods of a node shutdown.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ShutdownGrace {
-    /// All of them (`--shutdown-grace-period`); zero = they don't end.
+    /// The whole period (`--shutdown-grace-period`); zero disables the shutdown of pods.
     pub whole: Duration,
-    /// The last part of it, for critical pods (`--shutdown-grace-period-critical-pods`).
+    /// Its last part, for critical pods (`--shutdown-grace-period-critical-pods`).
     pub critical: Duration,
 }
 
 impl ShutdownGrace {
-    /// The groups in their order: whether its pods are critical, and their time.
+    /// The groups in their order: whether they are critical pods, and their grace period.
     pub(crate) fn groups(self) -> [(bool, Duration); 2] {
         [(false, self.whole.saturating_sub(self.critical)), (true, self.critical)]
     }
 }
 
-/// The end of a node, for whoever asks for it and waits.
+/// A handle to request a node's shutdown and to wait for its end.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
     pub(crate) grace: ShutdownGrace,
-    begun: CancellationToken,
+    started: CancellationToken,
     done: CancellationToken,
 }
 
 impl Shutdown {
-    /// One that gives pods that long.
+    /// A shutdown with these grace periods.
     #[must_use]
     pub fn new(grace: ShutdownGrace) -> Self {
         Self { grace, ..Self::default() }
     }
 
-    /// Ends the node's pods; at once where they have no time.
+    /// Ends the node's pods; returns at once if the grace period is zero.
     pub async fn run(&self) {
         if self.grace.whole.is_zero() {
             return;
         }
-        self.begun.cancel();
-        // An agent that has ended already answers nothing.
+        self.started.cancel();
+        // An agent that has already stopped never completes the shutdown.
         let _ = tokio::time::timeout(self.grace.whole + AGENT_MAX, self.done.cancelled()).await;
     }
 
-    /// Resolves when the node is shutting down.
-    pub(crate) async fn begun(&self) {
-        self.begun.cancelled().await;
+    /// Resolves when the shutdown begins.
+    pub(crate) async fn started(&self) {
+        self.started.cancelled().await;
     }
 
-    /// Its pods have ended.
+    /// Marks the shutdown as complete: the pods have ended.
     pub(crate) fn end(&self) {
         self.done.cancel();
     }
 
-    /// Whether it is.
+    /// Whether the shutdown has begun.
     pub(crate) fn has_begun(&self) -> bool {
-        self.begun.is_cancelled()
+        self.started.is_cancelled()
     }
 }
 
@@ -83,7 +83,7 @@ mod tests {
         let on = Shutdown::new(ShutdownGrace { whole: Duration::from_secs(1), critical: Duration::ZERO });
         let asked = on.clone();
         let agent = async {
-            on.begun().await;
+            on.started().await;
             on.end();
         };
         tokio::join!(asked.run(), agent);

@@ -1,12 +1,12 @@
-//! Where a container stands: the words of [`super::cell`]. Pure.
+//! The stages of a container: the vocabulary of [`super::container`]. Pure.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::event::ImageOf;
+use super::event::ImageOwner;
 
-/// How a container ended.
+/// The exit of a container.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Exit {
     /// Exit code.
@@ -15,123 +15,123 @@ pub struct Exit {
     pub reason: String,
     /// Termination message.
     pub message: Option<String>,
-    /// When it was started.
+    /// The start time.
     pub started: Option<Timestamp>,
-    /// When it ended.
+    /// The exit time.
     pub finished: Timestamp,
-    /// Its id.
+    /// The container's id.
     pub container_id: Option<String>,
 }
 
-/// A container that runs.
+/// A running container.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Running {
-    /// Since when.
+pub struct ContainerRun {
+    /// The start time.
     pub since: Timestamp,
-    /// Its id.
+    /// The container's id.
     pub container_id: String,
-    /// The hook after its start goes on, or has failed: until that has ended it doesn't count as running.
-    pub hooking: bool,
-    /// The startup probe, where there is one, has succeeded.
+    /// The `postStart` hook is running or has failed: until it succeeds, the container doesn't count as running.
+    pub hook_pending: bool,
+    /// The startup probe has succeeded, or there is none.
     pub started: bool,
-    /// The readiness probe, where there is one, says so.
+    /// The readiness probe has succeeded, or there is none.
     pub ready: bool,
-    /// An instance can be made.
+    /// An instance can be created.
     pub instantiable: bool,
-    /// The first result of the probe that decides is still to come.
-    pub unprobed: bool,
-    /// Results in a row per probe: (good, how many).
-    pub(super) rows: [(bool, u32); 3],
+    /// The first result of the deciding probe is outstanding.
+    pub first_probe_pending: bool,
+    /// Consecutive results per probe: (success, count).
+    pub(super) streaks: [(bool, u32); 3],
 }
 
-impl Running {
+impl ContainerRun {
     pub(super) fn serves(&self) -> bool {
-        self.ready && self.instantiable && self.started && !self.hooking
+        self.ready && self.instantiable && self.started && !self.hook_pending
     }
 }
 
-/// Why a running container is being stopped.
+/// The reason of a running container's stop.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StopReason {
     /// The pod ends.
     Pod,
-    /// A probe has failed too often: it is started again.
+    /// A probe reached its failure threshold: the container restarts.
     Probe,
-    /// The hook after its start has failed: it is started again where its policy says so.
+    /// The `postStart` hook failed: the container restarts if its policy allows.
     Hook {
-        /// What was wrong.
+        /// The error.
         message: String,
     },
-    /// Its image is another one: it is started again, whatever its restart policy.
+    /// Its image or resources changed: the container restarts, whatever its restart policy.
     Changed {
-        /// When that was seen.
+        /// The time of the change.
         since: Timestamp,
     },
-    /// The whole pod is started anew.
-    Anew,
+    /// The whole pod restarts.
+    RestartAll,
 }
 
-/// Why a container waits before its next try.
+/// The reason of a container's wait before the next try.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Wait {
-    /// The image can't be had; the reason and message are shown, then its back-off.
+pub enum WaitReason {
+    /// The pull failed; reason and message are shown before the back-off.
     Pull {
-        /// Of what.
-        of: ImageOf,
+        /// The image's owner.
+        of: ImageOwner,
         /// `ErrImagePull`, `ErrImageNeverPull`, `InvalidImageName`.
         reason: &'static str,
-        /// Why.
+        /// The cause.
         message: String,
     },
-    /// Waiting to pull again.
+    /// The back-off after a failed pull.
     PullBackOff {
-        /// Why the last pull failed.
+        /// The error of the last pull.
         message: String,
     },
-    /// It can't be configured, created or started.
+    /// The configuration, creation or start failed.
     Config {
         /// `CreateContainerConfigError`, `CreateContainerError`, `RunContainerError`.
         reason: &'static str,
-        /// Why.
+        /// The cause.
         message: String,
     },
-    /// The hook after its start has failed.
+    /// The `postStart` hook failed.
     Hook {
-        /// What was wrong.
+        /// The error.
         message: String,
     },
-    /// It has ended too often.
+    /// The back-off after an exit (`CrashLoopBackOff`).
     Crash {
-        /// For how long.
+        /// The length of the back-off.
         wait: Duration,
     },
 }
 
-/// Where a container stands.
+/// The stage of a container.
 #[derive(Debug, Clone, PartialEq)]
-pub enum CellStage {
-    /// It waits for the pod's volumes, and for those that come before it.
+pub enum ContainerStage {
+    /// Waits for the pod's volumes and for preceding containers.
     Idle,
-    /// The image is being had.
+    /// The images are being pulled.
     Pulling,
-    /// Until the next try.
+    /// Waits for the next try.
     Waiting {
-        /// Why.
-        wait: Wait,
-        /// Until when.
+        /// The reason.
+        wait: WaitReason,
+        /// The time of the next try.
         until: Timestamp,
     },
-    /// The container is being made.
+    /// The container is being created.
     Starting,
     /// The container runs.
-    Running(Running),
+    Running(ContainerRun),
     /// The container is being stopped.
     Stopping {
-        /// What it is.
-        running: Running,
-        /// Why.
+        /// The container's run.
+        running: ContainerRun,
+        /// The reason.
         why: StopReason,
     },
-    /// It runs no more, and never will.
+    /// The container has ended for good.
     Done,
 }

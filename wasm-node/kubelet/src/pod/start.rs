@@ -1,4 +1,4 @@
-//! Having a pod's image and making its container: what takes time, apart from what decides.
+//! Pulls a pod's images and creates its containers: the slow operations, separate from the decisions.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -17,25 +17,25 @@ use tokio::sync::{OnceCell, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::attached::Attached;
-use super::compiling::teller;
+use super::compiling::compile_reporter;
 use super::message::MessageFile;
 use super::runner::runner_class;
-use super::sandbox::{Lent, SESSIONS_MAX, Sandbox};
+use super::sandbox::{SESSIONS_MAX, Sandbox, SandboxLease};
 use super::session_tmp::SessionTmp;
 use super::settings::{Settings, settings};
-use super::shared::Shared;
-use super::state::{CellEvent, ImageOf};
+use super::shared::NodeContext;
+use super::state::{ContainerEvent, ImageOwner};
 use super::totals::ImageVolumes;
-use super::worker::{Message, happened};
+use super::worker::{Message, container_message};
 use super::{hosts_file, names};
 use crate::config::env_file::{self, FileValues};
 use crate::config::environment::{EnvContext, environment, expand};
 use crate::config::granted::GrantedConfig;
 use crate::config::keyvalue;
 use crate::config::pull_secrets;
-use crate::config::sources::{Known, SourceKind, named_by_environment};
-use crate::config::tokens::AccountOfPod;
-use crate::image::compiling::told;
+use crate::config::sources::{SourceKind, SourceState, named_by_environment};
+use crate::config::tokens::PodServiceAccount;
+use crate::image::compiling::report_compilation;
 use crate::image::{Image, ImageError, Keyring, PullPolicy, Pulled, Purpose};
 use crate::log::ContainerLog;
 use crate::mailbox::Sender;
@@ -52,82 +52,82 @@ use runtime_api::{
 /// Upstream's default for `terminationMessagePath`.
 const TERMINATION_PATH: &str = "/dev/termination-log";
 
-/// A container that was made and not started.
-pub(crate) struct Made {
+/// A created container that is not started.
+pub(crate) struct CreatedContainer {
     pub(crate) container: Arc<dyn Container>,
-    /// A command's leave to run.
+    /// A command's admission.
     pub(crate) admitted: Option<Admitted>,
     pub(crate) log: Arc<ContainerLog>,
     pub(crate) id: String,
     pub(crate) settings: Settings,
-    /// What it has of CPU and memory.
+    /// Its CPU and memory resources.
     pub(crate) resources: Option<ResourceRequirements>,
-    /// Where the guest may leave its last words.
+    /// The file of the guest's termination message.
     pub(crate) termination: Option<MessageFile>,
-    /// For sessions beside it, for as long as it lives.
-    pub(crate) _lent: Lent,
+    /// Keeps the sandbox registered for sessions.
+    pub(crate) _lease: SandboxLease,
 }
 
 /// Variables by name.
 type Variables = BTreeMap<String, String>;
 
-/// Why there is no container: reason and message.
-pub(crate) type Refused = (&'static str, String);
+/// The reason and message of a failed creation.
+pub(crate) type StartError = (&'static str, String);
 
-fn metering(node: &Shared, pod: &Pod, container: &ContainerSpecWire) -> Metering {
+fn metering(node: &NodeContext, pod: &Pod, container: &ContainerSpecWire) -> Metering {
     match settings(pod, container, &node.parts.runtime.optional_interfaces()) {
         Ok(settings) if settings.limits.fuel.is_some() => Metering::Fuel,
         _ => Metering::Epochs,
     }
 }
 
-/// What a container is made of that registries have.
+/// The pulled images of a container.
 #[derive(Debug, Clone)]
-pub(crate) struct Pulls {
-    /// Its own image.
+pub(crate) struct PulledImages {
+    /// The container's own image.
     pub(crate) image: Arc<Image>,
-    /// Where its image's own files lie, where it has others than modules.
+    /// The folder of the image's files, if it has files besides modules.
     pub(crate) root: Option<PathBuf>,
-    /// The images that it mounts, by their volume: where they lie, for as long as they are held.
+    /// The mounted images: the volume's name, its folder, and the image, which holds the folder.
     pub(crate) volumes: Vec<(String, PathBuf, Arc<Image>)>,
 }
 
-/// Where the images lie that a container mounts, by their volume.
-fn trees(volumes: &[(String, PathBuf, Arc<Image>)]) -> BTreeMap<String, PathBuf> {
+/// The folders of mounted images, by volume.
+fn image_folders(volumes: &[(String, PathBuf, Arc<Image>)]) -> BTreeMap<String, PathBuf> {
     volumes.iter().map(|(name, tree, _)| (name.clone(), tree.clone())).collect()
 }
 
-/// Why there is none: whose image, and what is the matter with it.
-pub(crate) type Unpulled = (ImageOf, ImageError);
+/// A failed pull: the image's owner and the error.
+pub(crate) type PullError = (ImageOwner, ImageError);
 
-/// Has the images of a container: they are there, or are pulled. `tell` hears when a pull begins.
+/// Pulls the images of a container that are not present. `messages` receives an event when a pull begins.
 pub(crate) async fn pull(
-    node: &Shared,
+    node: &NodeContext,
     pod: &Arc<Pod>,
     (index, container): (usize, &ContainerSpecWire),
-    tell: &Sender<Message>,
-) -> Result<(Pulls, String), Unpulled> {
-    let own = |error| (ImageOf::Container, error);
+    messages: &Sender<Message>,
+) -> Result<(PulledImages, String), PullError> {
+    let own = |error| (ImageOwner::Container, error);
     let keyring = keyring(node, pod).await.map_err(own)?;
-    let pulling = Pulling { node, pod, keyring, tell, index, container: &container.name };
+    let pulling = Pulling { node, pod, keyring, messages, index, container: &container.name };
     let mut volumes = Vec::new();
     for (name, source) in mounted_images(pod, container) {
         let reference = source.reference.clone().unwrap_or_default();
-        let of = |error| (ImageOf::Volume(reference.clone()), error);
-        let (image, message) = pulling.have(&reference, source.pull_policy.as_deref(), None).await.map_err(of)?;
+        let of = |error| (ImageOwner::Volume(reference.clone()), error);
+        let (image, message) = pulling.ensure(&reference, source.pull_policy.as_deref(), None).await.map_err(of)?;
         let tree = node.parts.images.tree(&image).await.map_err(of)?;
-        let _ = tell.send(happened(index, CellEvent::VolumePulled { message })).await;
+        let _ = messages.send(container_message(index, ContainerEvent::VolumePulled { message })).await;
         volumes.extend(tree.map(|tree| (name.to_owned(), tree, image)));
     }
     let name = container.image.clone().unwrap_or_default();
     let metering = metering(node, pod, container);
-    let had = pulling.have(&name, container.image_pull_policy.as_deref(), Some(metering)).await;
-    let (image, message) = had.map_err(own)?;
+    let ensured = pulling.ensure(&name, container.image_pull_policy.as_deref(), Some(metering)).await;
+    let (image, message) = ensured.map_err(own)?;
     let root = node.parts.images.tree(&image).await.map_err(own)?;
-    Ok((Pulls { image, root, volumes }, message))
+    Ok((PulledImages { image, root, volumes }, message))
 }
 
-/// The images that a container mounts, each once.
+/// The images that a container mounts, without duplicates.
 fn mounted_images<'a>(pod: &'a Pod, container: &ContainerSpecWire) -> Vec<(&'a str, &'a ImageVolumeSource)> {
     let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
     let mounts = |name: &str| container.volume_mounts.iter().flatten().any(|mount| mount.name == name);
@@ -135,8 +135,8 @@ fn mounted_images<'a>(pod: &'a Pod, container: &ContainerSpecWire) -> Vec<(&'a s
     images.filter(|(name, _)| mounts(name)).collect()
 }
 
-/// The pod's credentials; those that can't be had are told.
-async fn keyring(node: &Shared, pod: &Arc<Pod>) -> Result<Keyring, ImageError> {
+/// The pod's pull credentials. Secrets that can't be read are reported by an event.
+async fn keyring(node: &NodeContext, pod: &Arc<Pod>) -> Result<Keyring, ImageError> {
     let secrets = pull_secrets::of(&node.sources, pod).await?;
     if !secrets.missing.is_empty() {
         let message = format!(
@@ -147,30 +147,30 @@ async fn keyring(node: &Shared, pod: &Arc<Pod>) -> Result<Keyring, ImageError> {
         node.recorder.record(EventRecord { about, warning: true, reason, message, source: None });
     }
     let (client, env) = (&node.volumes.requests, &node.parts.env);
-    let account = AccountOfPod::new((client.clone(), env.clone()), node.account_tokens.clone(), pod.clone());
+    let account = PodServiceAccount::new((client.clone(), env.clone()), node.account_tokens.clone(), pod.clone());
     Ok(match account {
         Some(account) => secrets.keyring.with_account(Arc::new(account)),
         None => secrets.keyring,
     })
 }
 
-/// Who pulls for which container.
+/// The pull of one container's images.
 struct Pulling<'a> {
-    node: &'a Shared,
+    node: &'a NodeContext,
     pod: &'a Pod,
     keyring: Keyring,
-    tell: &'a Sender<Message>,
+    messages: &'a Sender<Message>,
     index: usize,
     container: &'a str,
 }
 
 impl Pulling<'_> {
-    /// The pod's credentials, and whose ServiceAccount it is where providers are told of it: what came for one is for that one.
-    async fn known(&self, name: &str) -> Cow<'_, Keyring> {
-        let account = self.keyring.account().filter(|_| self.node.parts.images.asks_accounts(name));
+    /// The keyring for this image. If a credential provider uses ServiceAccounts, cached credentials are bound to the pod's account.
+    async fn keyring_for(&self, name: &str) -> Cow<'_, Keyring> {
+        let account = self.keyring.account().filter(|_| self.node.parts.images.uses_service_account(name));
         let Some(account) = account else { return Cow::Borrowed(&self.keyring) };
         match account.account().await {
-            Ok(account) => Cow::Owned(self.keyring.known_as(account.identity)),
+            Ok(account) => Cow::Owned(self.keyring.with_identity(account.identity)),
             Err(error) => {
                 tracing::warn!(image = name, %error, "failed to get the service account of a pod");
                 Cow::Borrowed(&self.keyring)
@@ -178,8 +178,8 @@ impl Pulling<'_> {
         }
     }
 
-    /// Has an image, to be run with that metering or, without one, to be mounted; and what to say of it.
-    async fn have(
+    /// Pulls an image unless it is present: a module for `metering`, or without one an image volume. Returns the event's message too.
+    async fn ensure(
         &self,
         name: &str,
         policy: Option<&str>,
@@ -192,22 +192,22 @@ impl Pulling<'_> {
             _ => PullPolicy::IfNotPresent,
         };
         let (purpose, of) = match metering {
-            Some(_) => (Purpose::Module, ImageOf::Container),
-            None => (Purpose::Volume, ImageOf::Volume(name.to_owned())),
+            Some(_) => (Purpose::Module, ImageOwner::Container),
+            None => (Purpose::Volume, ImageOwner::Volume(name.to_owned())),
         };
-        let keyring = self.known(name).await;
+        let keyring = self.keyring_for(name).await;
         if let Some(image) = images.decide((name, purpose), policy, &keyring)? {
             let message = format!("Container image {name:?} already present on machine and can be accessed by the pod");
             return Ok((image, message));
         }
-        let _ = self.tell.send(happened(self.index, CellEvent::PullBegan { of })).await;
+        let _ = self.messages.send(container_message(self.index, ContainerEvent::PullBegan { of })).await;
         let env = &self.node.parts.env;
         let began = env.elapsed();
         let namespace = self.pod.metadata.namespace.as_deref().unwrap_or_default();
         let Pulled { image, took } = match metering {
             Some(metering) => {
-                let tell = teller(self.node, self.pod, self.container, name);
-                images.pull(name, &self.keyring, metering, namespace, &tell).await?
+                let report = compile_reporter(self.node, self.pod, self.container, name);
+                images.pull(name, &self.keyring, metering, namespace, &report).await?
             }
             None => images.pull_volume(name, &self.keyring, namespace).await?,
         };
@@ -222,124 +222,124 @@ impl Pulling<'_> {
     }
 }
 
-/// The pod that a container is made for.
-pub(crate) struct Home {
+/// The pod-level inputs of a container's creation.
+pub(crate) struct PodContext {
     pub(crate) pod: Arc<Pod>,
     pub(crate) ip: IpAddr,
-    /// What its containers hold of the host together.
+    /// The host resources that its containers hold together.
     pub(crate) ledger: Arc<Ledger>,
-    /// What its containers may use of the CPU together.
+    /// The CPU quota of its containers.
     pub(crate) cpu: Arc<CpuQuota>,
-    /// The account of its volumes in memory.
+    /// The memory account of its in-memory volumes.
     pub(crate) memory_files: Option<Arc<MemoryFiles>>,
-    /// Whose keyvalue store its containers have.
+    /// The owner of its containers' keyvalue store.
     pub(crate) keyvalue: Arc<OnceCell<KeyvalueOwner>>,
 }
 
-impl Home {
-    /// Whose keyvalue store a container has that is granted that.
+impl PodContext {
+    /// The owner of the keyvalue store, if the container is granted it.
     async fn keyvalue_of(
         &self,
-        node: &Shared,
+        node: &NodeContext,
         grants: &Grants,
         namespace: &str,
-    ) -> Result<Option<KeyvalueOwner>, Refused> {
-        keyvalue::granted(grants, &node.client, namespace, &self.keyvalue).await.map_err(config)
+    ) -> Result<Option<KeyvalueOwner>, StartError> {
+        keyvalue::granted(grants, &node.client, namespace, &self.keyvalue).await.map_err(config_error)
     }
 }
 
-/// Makes the container.
-pub(crate) async fn make(
-    node: &Arc<Shared>,
-    home: &Home,
+/// Creates a container, and counts its image volumes.
+pub(crate) async fn create(
+    node: &Arc<NodeContext>,
+    context: &PodContext,
     wire: &ContainerSpecWire,
-    pulls: &Pulls,
+    pulls: &PulledImages,
     attempt: u32,
-) -> Result<Made, Refused> {
-    let made = made(node, home, wire, pulls, attempt).await;
+) -> Result<CreatedContainer, StartError> {
+    let created = assemble(node, context, wire, pulls, attempt).await;
     if !pulls.volumes.is_empty() {
         let is_image = |name: &str| pulls.volumes.iter().any(|(volume, ..)| volume == name);
         let mounts = wire.volume_mounts.iter().flatten().filter(|mount| is_image(&mount.name)).count() as u64;
-        let is_unmounted = |(_, message): &Refused| message.starts_with(mounts::IMAGE_VOLUME_MOUNT_FAILED);
-        let failed = made.as_ref().err().is_some_and(is_unmounted);
+        let is_unmounted = |(_, message): &StartError| message.starts_with(mounts::IMAGE_VOLUME_MOUNT_FAILED);
+        let failed = created.as_ref().err().is_some_and(is_unmounted);
         let (mounted, failed) = if failed { (0, mounts) } else { (mounts, 0) };
         let requested = pulls.volumes.len() as u64;
         node.pods.totals.image_volumes(ImageVolumes { requested, mounted, failed });
     }
-    made
+    created
 }
 
-/// The image's module, as what the container's annotations say that it is. It is compiled already, unless another version of the program
-/// or another metering wants it.
-async fn loaded(
-    node: &Shared,
+/// Loads the image's module, as a command if the annotations say so. It is already compiled, unless by another version
+/// of the program or for another metering.
+async fn load_module(
+    node: &NodeContext,
     image: &Image,
     (settings, container): (&Settings, &ContainerSpecWire),
     metering: Metering,
     pod: &Pod,
-) -> Result<Arc<dyn Module>, Refused> {
+) -> Result<Arc<dyn Module>, StartError> {
     let (images, env) = (&node.parts.images, &node.parts.env);
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let tell = teller(node, pod, &container.name, container.image.as_deref().unwrap_or_default());
+    let report = compile_reporter(node, pod, &container.name, container.image.as_deref().unwrap_or_default());
     if !settings.as_command {
         let loading = images.load(image, metering, namespace);
-        return told(env, &tell, loading).await.map_err(|error| refused(&error));
+        return report_compilation(env, &report, loading).await.map_err(|error| load_error(&error));
     }
     let loading = images.load_command(image, metering, namespace);
-    let command = told(env, &tell, loading).await.map_err(|error| refused(&error))?;
-    command.ok_or_else(|| config(Settings::no_command(&container.name)))
+    let command = report_compilation(env, &report, loading).await.map_err(|error| load_error(&error))?;
+    command.ok_or_else(|| config_error(Settings::no_command(&container.name)))
 }
 
-async fn made(
-    node: &Arc<Shared>,
-    home: &Home,
+async fn assemble(
+    node: &Arc<NodeContext>,
+    context: &PodContext,
     wire: &ContainerSpecWire,
-    Pulls { image, root, volumes }: &Pulls,
+    PulledImages { image, root, volumes }: &PulledImages,
     attempt: u32,
-) -> Result<Made, Refused> {
-    let (pod, ip) = (&home.pod, home.ip);
+) -> Result<CreatedContainer, StartError> {
+    let (pod, ip) = (&context.pod, context.ip);
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
     let pod_name = pod.metadata.name.clone().unwrap_or_default();
-    let settings = settings(pod, wire, &node.parts.runtime.optional_interfaces()).map_err(config)?;
+    let settings = settings(pod, wire, &node.parts.runtime.optional_interfaces()).map_err(config_error)?;
     let variables = variables(node, pod, wire, ip).await?;
     let metering = if settings.limits.fuel.is_some() { Metering::Fuel } else { Metering::Epochs };
-    let loaded = loaded(node, image, (&settings, wire), metering, pod).await?;
+    let loaded = load_module(node, image, (&settings, wire), metering, pod).await?;
     let uid = pod.metadata.uid.clone().unwrap_or_default();
     let dir = node.pod_dir(&uid);
-    let mut preopens = mounted(node, home, wire, (&dir, attempt), (volumes, &variables))?;
-    let runner_class = runner_class(settings.suit(&wire.name, loaded.kind()).map_err(config)?);
-    let termination = termination(&dir, wire, attempt, runner_class.leaves_message, &mut preopens).map_err(config)?;
+    let mut preopens = volume_preopens(node, context, wire, (&dir, attempt), (volumes, &variables))?;
+    let class = runner_class(settings.suit(&wire.name, loaded.kind()).map_err(config_error)?);
+    let termination = termination(&dir, wire, attempt, class.leaves_message, &mut preopens).map_err(config_error)?;
     preopens.extend(image_root(root.as_deref(), &preopens));
     let tmp = SessionTmp::new(node, &uid, (&wire.name, attempt), &preopens);
-    let log = log_of(node, &uid, (&wire.name, attempt))?;
+    let log = open_log(node, &uid, (&wire.name, attempt))?;
     let attached = Arc::new(Attached::new(log.clone()));
-    // A server makes an instance for each request, and these read nothing.
+    // A server creates an instance per request, and those read no input.
     let reads = wire.stdin == Some(true) && loaded.kind() == Kind::Command;
     let (to_stdin, stdin) = if reads { Some(pipe()).unzip() } else { (None, None) };
     let spec = ContainerSpec {
         name: format!("{namespace}/{pod_name}/{}", wire.name),
         argv: argv(wire, image, &variables),
-        env: env(names::host_name(pod).map_err(config)?, image, variables),
+        env: env(names::host_name(pod).map_err(config_error)?, image, variables),
         cwd: wire.working_dir.clone().filter(|dir| !dir.is_empty()).or_else(|| image.working_dir.clone()),
         preopens,
         limits: settings.limits.clone(),
         config: GrantedConfig::granted(&settings.grants, &node.sources, &namespace, wire),
-        keyvalue: home.keyvalue_of(node, &settings.grants, &namespace).await?,
+        keyvalue: context.keyvalue_of(node, &settings.grants, &namespace).await?,
         grants: settings.grants.clone().toolbox(node.parts.images.is_toolbox(&image.module)),
         imports: settings.imports.clone(),
         log: attached.clone(),
         stdin,
         terminal: wire.tty == Some(true),
-        pod: home.ledger.clone(),
-        pod_cpu: Some(home.cpu.clone()),
-        memory_files: home.memory_files.clone(),
+        pod: context.ledger.clone(),
+        pod_cpu: Some(context.cpu.clone()),
+        memory_files: context.memory_files.clone(),
         quotas: node.volumes.local.quotas(&uid),
         caller: caller(node, pod, ip),
         dial: Some(node.parts.dial.clone()),
     };
-    let container = loaded.container(spec).map_err(|error| refused(&error))?;
-    // A command that waits for this is not running yet.
-    let admitted = if runner_class.is_admitted { Some(container.admit().await) } else { None };
+    let container = loaded.container(spec).map_err(|error| load_error(&error))?;
+    // A command that waits for admission is not running yet.
+    let admitted = if class.is_admitted { Some(container.admit().await) } else { None };
     let id = container_id(node);
     let sandbox = Sandbox {
         container: container.clone(),
@@ -356,18 +356,19 @@ async fn made(
         tmp,
         places: Arc::new(Semaphore::new(SESSIONS_MAX)),
     };
-    let lent = node.pods.sandboxes.lend(&uid, &wire.name, sandbox);
-    Ok(Made { container, admitted, log, id, settings, resources: wire.resources.clone(), termination, _lent: lent })
+    let lease = node.pods.sandboxes.register(&uid, &wire.name, sandbox);
+    let resources = wire.resources.clone();
+    Ok(CreatedContainer { container, admitted, log, id, settings, resources, termination, _lease: lease })
 }
 
-/// The log of a start.
-fn log_of(node: &Shared, uid: &str, (container, attempt): (&str, u32)) -> Result<Arc<ContainerLog>, Refused> {
+/// Opens the log of a start.
+fn open_log(node: &NodeContext, uid: &str, (container, attempt): (&str, u32)) -> Result<Arc<ContainerLog>, StartError> {
     let opened = node.logs.open(node.log_path(uid, container, attempt));
     opened.map_err(|error| ("CreateContainerError", format!("the log cannot be written: {error}{}", advice(&error))))
 }
 
-/// Who calls when the container calls out.
-pub(super) fn caller(node: &Shared, pod: &Pod, ip: IpAddr) -> Caller {
+/// The identity of the container's outgoing calls.
+pub(super) fn caller(node: &NodeContext, pod: &Pod, ip: IpAddr) -> Caller {
     let text = |text: &Option<String>| Arc::from(text.as_deref().unwrap_or_default());
     Caller {
         node: node.identity.name.as_str().into(),
@@ -378,7 +379,7 @@ pub(super) fn caller(node: &Shared, pod: &Pod, ip: IpAddr) -> Caller {
     }
 }
 
-/// A duration as upstream's events have it: whole milliseconds in Go's form (`1m2.3s`, `45ms`).
+/// A duration in upstream's event format: whole milliseconds in Go's form (`1m2.3s`, `45ms`).
 fn go_duration(duration: Duration) -> String {
     let millis = duration.as_millis();
     if millis < 1000 {
@@ -396,36 +397,36 @@ fn go_duration(duration: Duration) -> String {
     }
 }
 
-fn config(error: impl std::fmt::Display) -> Refused {
+fn config_error(error: impl std::fmt::Display) -> StartError {
     ("CreateContainerConfigError", error.to_string())
 }
 
-/// Images that are volumes: the volume's name, its folder and the image.
-type OfImages = [(String, PathBuf, Arc<Image>)];
+/// Image volumes: the volume's name, its folder and the image.
+type ImageVolumeList = [(String, PathBuf, Arc<Image>)];
 
-/// What the container finds open of the pod's volumes.
-fn mounted(
-    node: &Shared,
-    Home { pod, ip, .. }: &Home,
+/// The container's preopens of the pod's volumes.
+fn volume_preopens(
+    node: &NodeContext,
+    PodContext { pod, ip, .. }: &PodContext,
     wire: &ContainerSpecWire,
     run: (&Path, u32),
-    (images, variables): (&OfImages, &Variables),
-) -> Result<Vec<Preopen>, Refused> {
-    let (images, volumes) = (trees(images), &node.volumes);
+    (images, variables): (&ImageVolumeList, &Variables),
+) -> Result<Vec<Preopen>, StartError> {
+    let (images, volumes) = (image_folders(images), &node.volumes);
     let (allowed, local, hosts) = (&volumes.host_paths, &volumes.local, hosts_file::text(pod, *ip));
-    let elsewhere = mounts::Elsewhere { images: &images, allowed, local, hosts: hosts.as_deref() };
+    let external = mounts::ExternalVolumes { images: &images, allowed, local, hosts: hosts.as_deref() };
     let variable = |name: &str| variables.get(name).cloned();
-    mounts::preopens(pod, wire, run, &elsewhere, &variable).map_err(unmounted)
+    mounts::preopens(pod, wire, run, &external, &variable).map_err(mount_error)
 }
 
-/// The files of the container's own image, unless a volume takes their place.
+/// The root preopen of the image's files, unless a volume is mounted there.
 fn image_root(tree: Option<&Path>, mounted: &[Preopen]) -> Option<Preopen> {
     let is_taken = mounted.iter().any(|preopen| preopen.guest == "/");
     let host = tree.filter(|_| !is_taken)?.to_owned();
     Some(Preopen { host, sub_paths: Vec::new(), guest: "/".into(), writable: false })
 }
 
-fn unmounted(error: MountError) -> Refused {
+fn mount_error(error: MountError) -> StartError {
     let reason = match error {
         MountError::Config(_) => "CreateContainerConfigError",
         MountError::Image(_) => "CreateContainerError",
@@ -433,23 +434,30 @@ fn unmounted(error: MountError) -> Refused {
     (reason, error.to_string())
 }
 
-fn container_id(node: &Shared) -> String {
+fn container_id(node: &NodeContext) -> String {
     let mut id = [0u8; 32];
     node.parts.env.fill(&mut id);
     format!("{}://{}", node.parts.runtime.version().0, hex::encode(id))
 }
 
-/// The variables that the pod gives the container, from its spec, its sources and the Services of its namespace.
-async fn variables(node: &Shared, pod: &Arc<Pod>, wire: &ContainerSpecWire, ip: IpAddr) -> Result<Variables, Refused> {
+/// The container's variables, from its spec, its sources, and the Services of its namespace.
+async fn variables(
+    node: &NodeContext,
+    pod: &Arc<Pod>,
+    wire: &ContainerSpecWire,
+    ip: IpAddr,
+) -> Result<Variables, StartError> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let mut known = BTreeMap::new();
     for (kind, name) in named_by_environment(wire) {
         match node.sources.get(kind, namespace, &name).read().await {
-            Known::Present(content) => {
+            SourceState::Present(content) => {
                 known.insert((kind, name), content);
             }
-            Known::Failed(error) => return Err(config(format!("failed to sync {} cache: {error}", kind.word()))),
-            Known::Missing | Known::Unknown => {}
+            SourceState::Failed(error) => {
+                return Err(config_error(format!("failed to sync {} cache: {error}", kind.word())));
+            }
+            SourceState::Missing | SourceState::Unknown => {}
         }
     }
     node.services.synced().await;
@@ -471,11 +479,11 @@ async fn variables(node: &Shared, pod: &Arc<Pod>, wire: &ContainerSpecWire, ip: 
         lookup: &lookup,
         files: &files,
     };
-    environment(&given, wire).map_err(config)
+    environment(&given, wire).map_err(config_error)
 }
 
-/// What its variables are in files.
-async fn file_values(node: &Shared, pod: &Arc<Pod>, wire: &ContainerSpecWire) -> Result<FileValues, Refused> {
+/// The values of variables that are read from files.
+async fn file_values(node: &NodeContext, pod: &Arc<Pod>, wire: &ContainerSpecWire) -> Result<FileValues, StartError> {
     if !wire.env.iter().flatten().any(|of| of.value_from.as_ref().is_some_and(|from| from.file_key_ref.is_some())) {
         return Ok(FileValues::new());
     }
@@ -486,12 +494,12 @@ async fn file_values(node: &Shared, pod: &Arc<Pod>, wire: &ContainerSpecWire) ->
         let volumes: Vec<&str> = volumes.map(|volume| volume.name.as_str()).collect();
         env_file::read(&|name| folder(&dir, name), &volumes, &wire)
     });
-    read.await.map_err(config)?.map_err(config)
+    read.await.map_err(config_error)?.map_err(config_error)
 }
 
-/// The container's whole environment.
+/// The container's complete environment.
 fn env(host_name: String, image: &Image, variables: Variables) -> Vec<(String, String)> {
-    // As a container runtime does: the host's name comes first, so that the image and the pod may say otherwise.
+    // As in container runtimes, HOSTNAME comes first, so that the image and the pod can override it.
     let mut env: Vec<(String, String)> = vec![("HOSTNAME".into(), host_name)];
     env.extend(image.env.clone());
     env.retain(|(name, _)| !variables.contains_key(name));
@@ -499,7 +507,7 @@ fn env(host_name: String, image: &Image, variables: Variables) -> Vec<(String, S
     env
 }
 
-/// `command` and `args`, or the image's.
+/// `command` and `args`, with the image's as defaults.
 fn argv(wire: &ContainerSpecWire, image: &Image, variables: &Variables) -> Vec<String> {
     let expanded = |text: &String| expand(text, &|name| variables.get(name).cloned());
     let given_command = wire.command.as_deref().unwrap_or_default();
@@ -516,15 +524,15 @@ fn argv(wire: &ContainerSpecWire, image: &Image, variables: &Variables) -> Vec<S
     argv
 }
 
-fn refused(error: &LoadError) -> Refused {
+fn load_error(error: &LoadError) -> StartError {
     match error {
         LoadError::Io { .. } | LoadError::Engine(_) => ("CreateContainerError", error.to_string()),
         _ => ("RunContainerError", error.to_string()),
     }
 }
 
-/// Where the guest finds the file of its termination message, and where that lies on the host. `by_default`: also where the
-/// pod names none.
+/// The file of the termination message on the host, with its preopen for the guest. `by_default`: also if the pod names
+/// none.
 fn termination(
     dir: &Path,
     container: &ContainerSpecWire,
@@ -541,7 +549,7 @@ fn termination(
     let (Some(parent), Some(name)) = (guest.parent().and_then(|parent| parent.to_str()), guest.file_name()) else {
         return Ok(None);
     };
-    // A volume that is mounted there already takes the file.
+    // A volume that is mounted there contains the file.
     let within = preopens.iter().filter(|preopen| guest.starts_with(&preopen.guest));
     if let Some(preopen) = within.max_by_key(|preopen| preopen.guest.len()) {
         let named = preopen.rest(guest).map(ToOwned::to_owned);
@@ -549,7 +557,7 @@ fn termination(
     }
     let host = message_folder(dir).join(&container.name).join(attempt.to_string());
     std::fs::create_dir_all(&host)?;
-    // There from the start, as upstream's, for guests that only append.
+    // The file exists from the start, as upstream's, for guests that only append.
     std::fs::write(host.join(name), b"")?;
     let folder = Preopen { host, sub_paths: Vec::new(), guest: parent.to_owned(), writable: true };
     preopens.push(folder.clone());

@@ -1,95 +1,95 @@
-//! A pod's life: where it stands, its containers, and one step. Pure: what the worker does and what the status says follow
-//! from here.
+//! The lifecycle of a pod: its stage, its containers, and the step function. Pure. The worker performs the returned
+//! actions and projects the status from this state.
 
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-pub use super::cell::{Cell, CellStage, Exit, Running, StopReason, Wait};
-use super::cell::{CellContext, after};
+use super::container::{ContainerContext, after};
+pub use super::container::{ContainerMachine, ContainerRun, ContainerStage, Exit, StopReason, WaitReason};
 pub use super::event::{
-    Action, CellEvent, Class, ContainerPolicy, Event, ImageOf, LifecyclePolicy, PostStart, ProbeKind, ProbeResult,
-    Restart, RestartRule, Thresholds,
+    Action, Class, ContainerEvent, ContainerPolicy, Event, ImageOwner, LifecyclePolicy, PostStart, ProbeKind,
+    ProbeResult, RestartPolicy, RestartRule, Thresholds,
 };
 use super::order;
 
-/// While a pod's beginning goes on, and while a first probe runs, the status that would be overtaken at once is held
-/// back so long: it saves the API server half of the writes of a quick start.
+/// How long a transient status is held back while a pod starts and during its first probe. This halves the API writes
+/// of a quick start.
 const HOLD_PREPARING: Duration = Duration::from_millis(100);
 const HOLD_FIRST_PROBE: Duration = Duration::from_millis(20);
-/// While a container is started again at once, as upstream's kubelet shows nothing of what lies between: it looks at its
-/// containers each second. What takes longer is shown.
+/// The same during an immediate restart: upstream's kubelet observes its containers once per second, so a quick restart
+/// stays invisible. A longer one is shown.
 const HOLD_RESTARTING: Duration = Duration::from_millis(500);
-/// None is held back longer, wherever the clock is set to meanwhile.
+/// The upper bound of each hold, even if the clock is set back.
 pub(super) const HOLD_MAX: Duration = HOLD_RESTARTING;
-/// Why a pod ends with its node (upstream's words).
+/// The message of a pod that ends with its node (upstream's).
 const SHUT_DOWN: &str = "Pod was terminated in response to imminent node shutdown.";
-/// What a sidecar gets to end in, also where those before it have used up the grace period (upstream's).
+/// The minimum grace period of a sidecar, even if the main containers have used up the period (upstream's).
 const TURN_MIN: Duration = Duration::from_secs(2);
 
-/// Where a pod stands.
+/// The stage of a pod.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Stage {
-    /// It asks for what this node doesn't act on: nothing runs, until it is deleted or its deadline has passed.
+    /// The spec uses fields that this node doesn't support. Nothing runs until the pod's deletion or its deadline.
     Refused {
-        /// The paths of those fields, in a sentence.
+        /// The fields' paths, as a sentence.
         message: String,
     },
     /// Volumes are being filled.
     Mounting,
-    /// Its containers have their turn.
+    /// Containers start and run.
     Active,
-    /// Nothing runs any more; what it has on the node is being removed.
+    /// All containers have ended; the pod's resources on the node are being removed.
     Cleaning,
-    /// Nothing is left of it but its status and logs.
+    /// Only the status and the logs remain.
     Ended,
 }
 
-/// A pod that ends for a reason of its own.
+/// The reason for which a pod ends, besides its containers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TerminalReason {
     /// `status.reason`.
     pub reason: Option<&'static str>,
     /// `status.message`.
     pub message: Option<String>,
-    /// It was never taken up.
+    /// The pod was rejected at admission.
     pub rejected: bool,
 }
 
-/// How long a pod may take to close.
+/// The deadline of a closing pod.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Closing {
     until: Timestamp,
-    /// No time at all was given.
+    /// The grace period is zero.
     at_once: bool,
 }
 
-/// All that is remembered of a pod.
+/// The state of a pod.
 #[derive(Debug, Clone, PartialEq)]
-pub struct State {
-    /// Where it stands.
+pub struct PodState {
+    /// The stage.
     pub stage: Stage,
     /// Its containers, in the order of [`crate::spec::containers`].
-    pub cells: Vec<Cell>,
+    pub machines: Vec<ContainerMachine>,
     /// `status.startTime`.
     pub began: Timestamp,
-    /// When this agent took it up.
-    taken_up: Timestamp,
-    /// Its volumes are filled and it has an address.
+    /// The time of adoption by this agent.
+    adopted_at: Timestamp,
+    /// The volumes are filled and the pod has an address.
     pub sandbox: bool,
-    /// Set where the pod fails whatever its containers did.
+    /// Set if the pod fails regardless of its containers.
     pub terminal_reason: Option<TerminalReason>,
-    /// The phase that it ended with: `true` = succeeded.
+    /// The final phase: `true` is Succeeded.
     pub succeeded: Option<bool>,
-    /// It is being deleted, with that grace.
+    /// The grace period, if the pod is being deleted.
     pub deleted: Option<Duration>,
-    /// The object is gone.
+    /// The object was removed from the API.
     pub removed: bool,
-    /// Taken up from an earlier run of the agent: its status in the API is of containers that are no more.
+    /// Resumed after a restart of the agent: the containers in the pod's status don't exist any more.
     pub resumed: bool,
-    /// Its containers are being stopped, to begin anew together.
-    pub anew: bool,
-    /// Set once nothing of it begins any more.
+    /// All containers are being stopped, to restart together.
+    pub restarting_all: bool,
+    /// Set once no container starts any more.
     closes: Option<Closing>,
 }
 
@@ -97,41 +97,41 @@ fn pod_warning(reason: &'static str, message: impl Into<String>) -> Action {
     Action::EventRecord { warning: true, reason, message: message.into(), container: None }
 }
 
-impl State {
-    /// A pod that was never run.
+impl PodState {
+    /// The state of a pod that never ran.
     #[must_use]
     pub fn new(now: Timestamp, rules: &LifecyclePolicy) -> Self {
         Self {
             stage: Stage::Mounting,
-            cells: rules.containers.iter().map(|container| Cell::new(container.class)).collect(),
+            machines: rules.containers.iter().map(|container| ContainerMachine::new(container.class)).collect(),
             began: now,
-            taken_up: now,
+            adopted_at: now,
             sandbox: false,
             terminal_reason: None,
             succeeded: None,
             deleted: None,
             removed: false,
             resumed: false,
-            anew: false,
+            restarting_all: false,
             closes: None,
         }
     }
 
-    /// A pod that an earlier run of the agent had taken up, and none of whose containers was ever started.
+    /// The state of a pod that an earlier run of the agent had adopted, without any started container.
     #[must_use]
-    pub fn begun(now: Timestamp, began: Timestamp, rules: &LifecyclePolicy) -> Self {
+    pub fn adopted(now: Timestamp, began: Timestamp, rules: &LifecyclePolicy) -> Self {
         Self { began, ..Self::new(now, rules) }
     }
 
-    /// A container that an earlier run of the agent had started: it is no more, and ended like `exit`.
+    /// Records a container that an earlier run of the agent had started, and that ended with `exit`.
     pub fn resume(&mut self, container: usize, attempt: u32, exit: Exit, image_id: String) {
-        if let Some(cell) = self.cells.get_mut(container) {
-            *cell = Cell::resume(cell.class, attempt, exit, image_id);
+        if let Some(machine) = self.machines.get_mut(container) {
+            *machine = ContainerMachine::resume(machine.class, attempt, exit, image_id);
             self.resumed = true;
         }
     }
 
-    /// What to do first.
+    /// The first step: returns the initial actions.
     #[must_use]
     pub fn begin(
         mut self,
@@ -152,7 +152,7 @@ impl State {
             self.stage = Stage::Refused { message };
         } else {
             self.stage = Stage::Mounting;
-            self.each(rules, now, |cell, around| cell.recall(around));
+            self.for_each_container(rules, now, |machine, cx| machine.resume_or_finish(cx));
             self.advance(rules, now, &mut actions);
             if self.stage == Stage::Mounting {
                 actions.push(Action::Mount);
@@ -161,38 +161,44 @@ impl State {
         (self, actions)
     }
 
-    /// Has each container take part.
-    fn each(&mut self, rules: &LifecyclePolicy, now: Timestamp, mut act: impl FnMut(&mut Cell, &CellContext<'_>)) {
-        (0..self.cells.len()).for_each(|index| self.one(rules, now, index, &mut act));
+    /// Calls `act` for each container.
+    fn for_each_container(
+        &mut self,
+        rules: &LifecyclePolicy,
+        now: Timestamp,
+        mut act: impl FnMut(&mut ContainerMachine, &ContainerContext<'_>),
+    ) {
+        (0..self.machines.len()).for_each(|index| self.with_container(rules, now, index, &mut act));
     }
 
-    /// Has a container take part.
-    fn one(
+    /// Calls `act` for one container.
+    fn with_container(
         &mut self,
         rules: &LifecyclePolicy,
         now: Timestamp,
         index: usize,
-        act: impl FnOnce(&mut Cell, &CellContext<'_>),
+        act: impl FnOnce(&mut ContainerMachine, &ContainerContext<'_>),
     ) {
         let (closing, sandbox) = (self.closing(), self.sandbox);
-        if let (Some(cell), Some(own)) = (self.cells.get_mut(index), rules.containers.get(index)) {
-            act(cell, &CellContext { rules, own, index, now, closing, sandbox });
+        if let (Some(machine), Some(own)) = (self.machines.get_mut(index), rules.containers.get(index)) {
+            act(machine, &ContainerContext { rules, own, index, now, closing, sandbox });
         }
     }
 
     /// Whether the pod counts as ready, as far as its containers decide.
     #[must_use]
     pub fn ready(&self) -> bool {
-        let mut count = self.cells.iter().filter(|cell| matches!(cell.class, Class::Main | Class::Sidecar)).peekable();
-        count.peek().is_some() && count.all(|cell| cell.ready(self.deleted.is_some()))
+        let mut count =
+            self.machines.iter().filter(|machine| matches!(machine.class, Class::Main | Class::Sidecar)).peekable();
+        count.peek().is_some() && count.all(|machine| machine.ready(self.deleted.is_some()))
     }
 
-    /// Whether nothing of the pod begins any more.
+    /// Whether no container of the pod starts any more.
     fn closing(&self) -> bool {
         self.ending() || self.closes.is_some() || self.succeeded.is_some()
     }
 
-    /// Whether an end of the pod is decided.
+    /// Whether the pod's end is decided.
     #[must_use]
     pub fn ending(&self) -> bool {
         self.deleted.is_some() || self.removed || self.terminal_reason.is_some()
@@ -201,26 +207,28 @@ impl State {
     /// Whether any container was ever started.
     #[must_use]
     pub fn ran(&self) -> bool {
-        self.cells.iter().any(|cell| cell.exit.is_some() || cell.attempt.is_some())
+        self.machines.iter().any(|machine| machine.exit.is_some() || machine.attempt.is_some())
     }
 
-    /// When to say [`Event::Tick`].
+    /// The time of the next [`Event::Tick`].
     #[must_use]
     pub fn wake_at(&self, rules: &LifecyclePolicy) -> Option<Timestamp> {
         let deadline = rules.deadline.filter(|_| !self.closing()).map(|deadline| after(self.began, deadline));
-        let waits_for_turn = |cell: &Cell| cell.class == Class::Sidecar && matches!(cell.stage, CellStage::Running(_));
-        let late = self.closes.filter(|_| self.cells.iter().any(waits_for_turn)).map(|closes| closes.until);
-        let waits = self.cells.iter().filter_map(|cell| match &cell.stage {
-            CellStage::Waiting { until, .. } => Some(*until),
+        let waits_for_turn = |machine: &ContainerMachine| {
+            machine.class == Class::Sidecar && matches!(machine.stage, ContainerStage::Running(_))
+        };
+        let late = self.closes.filter(|_| self.machines.iter().any(waits_for_turn)).map(|closes| closes.until);
+        let waits = self.machines.iter().filter_map(|machine| match &machine.stage {
+            ContainerStage::Waiting { until, .. } => Some(*until),
             _ => None,
         });
         deadline.into_iter().chain(late).chain(waits).min()
     }
 
-    /// The wall clock was set, by so much: what waits waits as long as before.
-    pub fn clock_was_set(&mut self, by: SignedDuration) {
-        for cell in &mut self.cells {
-            if let CellStage::Waiting { until, .. } = &mut cell.stage {
+    /// Shifts all deadlines after a step of the wall clock, so that waits keep their length.
+    pub fn shift_deadlines(&mut self, by: SignedDuration) {
+        for machine in &mut self.machines {
+            if let ContainerStage::Waiting { until, .. } = &mut machine.stage {
                 *until = until.saturating_add(by).unwrap_or(*until);
             }
         }
@@ -229,54 +237,57 @@ impl State {
         }
     }
 
-    /// Until when the status need not be written, as it is about to change.
+    /// Until when a status write can be delayed, as the status is about to change.
     #[must_use]
     pub fn settles_at(&self) -> Option<Timestamp> {
         if self.ending() || self.resumed || !matches!(self.stage, Stage::Mounting | Stage::Active) {
             return None;
         }
-        let settles = self.cells.iter().filter_map(|cell| match &cell.stage {
-            CellStage::Idle | CellStage::Pulling | CellStage::Starting => match &cell.exit {
+        let settles = self.machines.iter().filter_map(|machine| match &machine.stage {
+            ContainerStage::Idle | ContainerStage::Pulling | ContainerStage::Starting => match &machine.exit {
                 Some(exit) => Some(after(exit.finished, HOLD_RESTARTING)),
-                None => Some(after(self.taken_up, HOLD_PREPARING)).filter(|_| cell.attempt.is_none_or(|n| n == 0)),
+                None => Some(after(self.adopted_at, HOLD_PREPARING)).filter(|_| machine.attempt.is_none_or(|n| n == 0)),
             },
-            CellStage::Stopping { why: StopReason::Changed { since }, .. } => Some(after(*since, HOLD_RESTARTING)),
-            CellStage::Running(running) if running.unprobed => Some(after(running.since, HOLD_FIRST_PROBE)),
+            ContainerStage::Stopping { why: StopReason::Changed { since }, .. } => Some(after(*since, HOLD_RESTARTING)),
+            ContainerStage::Running(running) if running.first_probe_pending => {
+                Some(after(running.since, HOLD_FIRST_PROBE))
+            }
             _ => None,
         });
         settles.max()
     }
 
-    /// Whether the pod or one of its containers stands elsewhere.
+    /// Whether the stage of the pod or of a container differs.
     #[must_use]
-    pub fn moved_from(&self, before: &Self) -> bool {
-        self.stage != before.stage || self.cells.iter().zip(&before.cells).any(|(now, was)| now.stage != was.stage)
+    pub fn stage_differs_from(&self, before: &Self) -> bool {
+        self.stage != before.stage
+            || self.machines.iter().zip(&before.machines).any(|(now, was)| now.stage != was.stage)
     }
 
-    /// One step.
+    /// Applies an event: returns the new state and the actions.
     #[must_use]
     pub fn step(mut self, rules: &LifecyclePolicy, event: Event, now: Timestamp) -> (Self, Vec<Action>) {
-        let actions = self.happen(rules, event, now);
+        let actions = self.apply(rules, event, now);
         (self, actions)
     }
 
-    /// The same in place: the state of a pod of thousands of containers is not copied for each event.
-    pub fn happen(&mut self, rules: &LifecyclePolicy, event: Event, now: Timestamp) -> Vec<Action> {
+    /// The same in place, so that the state of a pod with thousands of containers isn't copied per event.
+    pub fn apply(&mut self, rules: &LifecyclePolicy, event: Event, now: Timestamp) -> Vec<Action> {
         let mut actions = Vec::new();
-        self.join(rules);
-        self.take(rules, event, now, &mut actions);
+        self.add_containers(rules);
+        self.handle_event(rules, event, now, &mut actions);
         self.advance(rules, now, &mut actions);
         actions
     }
 
-    /// Takes in the containers that were added to the pod.
-    fn join(&mut self, rules: &LifecyclePolicy) {
-        for own in rules.containers.iter().skip(self.cells.len()) {
-            let mut cell = Cell::new(own.class);
+    /// Adds new containers to the state.
+    fn add_containers(&mut self, rules: &LifecyclePolicy) {
+        for own in rules.containers.iter().skip(self.machines.len()) {
+            let mut machine = ContainerMachine::new(own.class);
             if self.is_over() {
-                cell.stage = CellStage::Done;
+                machine.stage = ContainerStage::Done;
             }
-            self.cells.push(cell);
+            self.machines.push(machine);
         }
     }
 
@@ -284,7 +295,7 @@ impl State {
         matches!(self.stage, Stage::Cleaning | Stage::Ended)
     }
 
-    fn take(&mut self, rules: &LifecyclePolicy, event: Event, now: Timestamp, actions: &mut Vec<Action>) {
+    fn handle_event(&mut self, rules: &LifecyclePolicy, event: Event, now: Timestamp, actions: &mut Vec<Action>) {
         match event {
             Event::Tick => self.tick(rules, now, actions),
             Event::Deleted(grace) => {
@@ -297,9 +308,9 @@ impl State {
             }
             Event::Removed => {
                 self.removed = true;
-                for (index, cell) in self.cells.iter_mut().enumerate() {
+                for (index, machine) in self.machines.iter_mut().enumerate() {
                     actions.push(Action::Kill(index));
-                    cell.stage = CellStage::Done;
+                    machine.stage = ContainerStage::Done;
                 }
                 self.stage = Stage::Cleaning;
                 actions.push(Action::Clean);
@@ -316,7 +327,7 @@ impl State {
                     actions.push(pod_warning("Evicted", message.clone()));
                     self.terminal_reason =
                         Some(TerminalReason { reason: Some("Evicted"), message: Some(message), rejected: false });
-                    // As upstream: what fills the disk gets no grace.
+                    // As upstream: an evicted pod gets no grace period.
                     self.end(rules, Duration::ZERO, now, actions);
                 }
             }
@@ -338,42 +349,42 @@ impl State {
                 }
             }
             Event::Container(index, event) => {
-                // What comes of a container after the pod's end, or of one that isn't there, changes nothing.
+                // Events of a container after the pod's end, or of an unknown container, have no effect.
                 if matches!(self.stage, Stage::Mounting | Stage::Active) {
-                    self.take_of(rules, index, event, now, actions);
+                    self.handle_container_event(rules, index, event, now, actions);
                 }
             }
         }
     }
 
-    fn take_of(
+    fn handle_container_event(
         &mut self,
         rules: &LifecyclePolicy,
         index: usize,
-        event: CellEvent,
+        event: ContainerEvent,
         now: Timestamp,
         actions: &mut Vec<Action>,
     ) {
-        let (Some(cell), Some(own)) = (self.cells.get(index), rules.containers.get(index)) else { return };
+        let (Some(machine), Some(own)) = (self.machines.get(index), rules.containers.get(index)) else { return };
         let (was_live, code) =
-            (cell.is_live(), if let CellEvent::Exited { code, .. } = &event { Some(*code) } else { None });
-        let anew = code.is_some_and(|code| own.restarts_all(code));
-        self.one(rules, now, index, |cell, around| cell.take(around, event, actions));
-        let is_live = self.cells.get(index).is_some_and(Cell::is_live);
+            (machine.is_live(), if let ContainerEvent::Exited { code, .. } = &event { Some(*code) } else { None });
+        let restarts_all = code.is_some_and(|code| own.restarts_all(code));
+        self.with_container(rules, now, index, |machine, cx| machine.handle_event(cx, event, actions));
+        let is_live = self.machines.get(index).is_some_and(ContainerMachine::is_live);
         self.resumed &= !is_live;
-        if was_live && !is_live && anew && !self.closing() {
-            self.begin_anew(rules, now, actions);
+        if was_live && !is_live && restarts_all && !self.closing() {
+            self.restart_all(rules, now, actions);
         }
     }
 
-    /// Stops all containers but ephemeral ones, to start them again together.
-    fn begin_anew(&mut self, rules: &LifecyclePolicy, now: Timestamp, actions: &mut Vec<Action>) {
-        self.anew = true;
-        self.each(rules, now, |cell, around| {
-            if cell.class != Class::Ephemeral {
-                // As upstream: without grace.
-                cell.stop(around, &StopReason::Anew, Duration::ZERO, false, actions);
-                cell.give_up(around, true, actions);
+    /// Stops all containers except ephemeral ones, to restart them together.
+    fn restart_all(&mut self, rules: &LifecyclePolicy, now: Timestamp, actions: &mut Vec<Action>) {
+        self.restarting_all = true;
+        self.for_each_container(rules, now, |machine, cx| {
+            if machine.class != Class::Ephemeral {
+                // As upstream, without a grace period.
+                machine.stop(cx, &StopReason::RestartAll, Duration::ZERO, false, actions);
+                machine.abandon(cx, true, actions);
             }
         });
     }
@@ -399,73 +410,76 @@ impl State {
             return;
         }
         if matches!(self.stage, Stage::Mounting | Stage::Active) {
-            self.each(rules, now, |cell, around| cell.tick(around, actions));
+            self.for_each_container(rules, now, |machine, cx| machine.tick(cx, actions));
         }
     }
 
-    /// Decides that the pod ends within that time. Those that are stopped already have no more than that.
+    /// Decides the pod's end within that time, and shortens stops in progress.
     fn end(&mut self, rules: &LifecyclePolicy, grace: Duration, now: Timestamp, actions: &mut Vec<Action>) {
         let until = after(now, grace);
         if self.closes.is_some_and(|closes| closes.until <= until) {
             return;
         }
         self.closes = Some(Closing { until, at_once: grace.is_zero() });
-        self.each(rules, now, |cell, around| {
-            if matches!(cell.stage, CellStage::Stopping { .. }) {
-                cell.stop(around, &StopReason::Pod, grace, true, actions);
+        self.for_each_container(rules, now, |machine, cx| {
+            if matches!(machine.stage, ContainerStage::Stopping { .. }) {
+                machine.stop(cx, &StopReason::Pod, grace, true, actions);
             }
         });
     }
 
-    /// What follows from where the containers stand now: those begin and end whose turn has come.
+    /// Starts and stops the containers whose turn it is.
     fn advance(&mut self, rules: &LifecyclePolicy, now: Timestamp, actions: &mut Vec<Action>) {
         if self.is_over() {
             return;
         }
-        if !self.closing() && order::is_over(&self.cells) {
+        if !self.closing() && order::is_over(&self.machines) {
             self.end(rules, rules.grace, now, actions);
         }
         if self.closing() {
             self.close(rules, now, actions);
             return;
         }
-        let live = |cell: &Cell| cell.class != Class::Ephemeral && cell.is_live();
-        if self.anew && !self.cells.iter().any(live) {
-            self.anew = false;
-            self.cells.iter_mut().filter(|cell| cell.class != Class::Ephemeral).for_each(Cell::reset);
+        let live = |machine: &ContainerMachine| machine.class != Class::Ephemeral && machine.is_live();
+        if self.restarting_all && !self.machines.iter().any(live) {
+            self.restarting_all = false;
+            self.machines
+                .iter_mut()
+                .filter(|machine| machine.class != Class::Ephemeral)
+                .for_each(ContainerMachine::reset);
         }
-        if self.stage == Stage::Active && !self.anew {
-            for index in order::begin(&self.cells, rules) {
-                self.one(rules, now, index, |cell, around| cell.begin(around, actions));
+        if self.stage == Stage::Active && !self.restarting_all {
+            for index in order::begin(&self.machines, rules) {
+                self.with_container(rules, now, index, |machine, cx| machine.begin(cx, actions));
             }
         }
     }
 
-    /// Ends those whose turn has come, and the pod after the last of them.
+    /// Stops the containers in their order, and finishes the pod after the last one.
     fn close(&mut self, rules: &LifecyclePolicy, now: Timestamp, actions: &mut Vec<Action>) {
-        self.each(rules, now, |cell, around| cell.give_up(around, false, actions));
+        self.for_each_container(rules, now, |machine, cx| machine.abandon(cx, false, actions));
         let closes = self.closes.unwrap_or(Closing { until: now, at_once: true });
         let left = Duration::try_from(closes.until.duration_since(now)).unwrap_or_default();
-        for index in order::end(&self.cells, left.is_zero()) {
-            self.one(rules, now, index, |cell, around| {
-                let waited = cell.class == Class::Sidecar && !closes.at_once;
+        for index in order::end(&self.machines, left.is_zero()) {
+            self.with_container(rules, now, index, |machine, cx| {
+                let waited = machine.class == Class::Sidecar && !closes.at_once;
                 let left = if waited { left.max(TURN_MIN) } else { left };
-                cell.stop(around, &StopReason::Pod, left, false, actions);
+                machine.stop(cx, &StopReason::Pod, left, false, actions);
             });
         }
-        if self.cells.iter().all(|cell| cell.stage == CellStage::Done) {
+        if self.machines.iter().all(|machine| machine.stage == ContainerStage::Done) {
             self.finish(actions);
         }
     }
 
     fn finish(&mut self, actions: &mut Vec<Action>) {
         if self.succeeded.is_none() {
-            let mut own = self.cells.iter().filter(|cell| cell.class == Class::Main);
-            let clean = own.all(|cell| cell.exit.as_ref().is_some_and(|exit| exit.code == 0));
+            let mut own = self.machines.iter().filter(|machine| machine.class == Class::Main);
+            let clean = own.all(|machine| machine.exit.as_ref().is_some_and(|exit| exit.code == 0));
             self.succeeded = Some(clean && self.terminal_reason.is_none());
         }
-        for cell in &mut self.cells {
-            cell.stage = CellStage::Done;
+        for machine in &mut self.machines {
+            machine.stage = ContainerStage::Done;
         }
         self.resumed = false;
         self.stage = Stage::Cleaning;

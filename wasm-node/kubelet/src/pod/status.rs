@@ -1,4 +1,4 @@
-//! A pod's status as a projection of its [`State`], and the state that an earlier run's status tells of. Pure.
+//! Projects a [`PodState`] to a pod's status, and recalls a state from the status of an earlier run. Pure.
 
 use std::net::IpAddr;
 
@@ -10,11 +10,14 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Map, Value, json};
 
-use super::state::{Cell, CellStage, Class, Exit, LifecyclePolicy, Running, Stage, State, TerminalReason, Wait};
+use super::state::{
+    Class, ContainerMachine, ContainerRun, ContainerStage, Exit, LifecyclePolicy, PodState, Stage, TerminalReason,
+    WaitReason,
+};
 use crate::spec::containers;
 use crate::volume::is_read_only;
 
-/// Conditions that are there for a while.
+/// The conditions of a resize, which are removed at its end.
 const RESIZES: [&str; 2] = [super::resize::PENDING, super::resize::IN_PROGRESS];
 
 mod conditions;
@@ -22,7 +25,7 @@ mod recall;
 
 pub use recall::recall;
 
-/// What the node adds.
+/// The node's part of a status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
     /// The node's address.
@@ -31,17 +34,17 @@ pub struct Facts {
     pub pod_ip: Option<IpAddr>,
 }
 
-/// The whole status. `known` are the conditions that the pod has, for their times and for those of others.
+/// Projects the whole status. `known` are the pod's current conditions: they supply transition times and readiness gates.
 #[must_use]
 pub fn project(
-    state: &State,
+    state: &PodState,
     pod: &Pod,
     rules: &LifecyclePolicy,
     facts: &Facts,
     known: &[PodCondition],
     now: Timestamp,
 ) -> PodStatus {
-    // As upstream: reason and message come with the final phase, not while containers may still run.
+    // As upstream: reason and message appear with the final phase, not while containers may still run.
     let terminal_reason = state
         .terminal_reason
         .clone()
@@ -57,21 +60,22 @@ pub fn project(
             Class::Ephemeral => ephemeral.push(status),
         }
     }
-    let begun = |cell: &Cell| {
-        let ran = cell.attempt.is_some() && (!cell.hooking() || cell.exit.is_some());
-        cell.class == Class::Main && cell.stage != CellStage::Idle && ran
+    let begun = |machine: &ContainerMachine| {
+        let ran = machine.attempt.is_some() && (!machine.hook_pending() || machine.exit.is_some());
+        machine.class == Class::Main && machine.stage != ContainerStage::Idle && ran
     };
     let phase = match state.succeeded {
         Some(true) => "Succeeded",
         Some(false) => "Failed",
         None => {
-            let begun = state.cells.iter().any(begun);
-            // Those that run again, after a start of the node: one that has ended before is no less to come than one that never ran.
-            let initializing = !begun && state.cells.iter().any(|cell| cell.class == Class::Init && !cell.passed);
+            let begun = state.machines.iter().any(begun);
+            // Containers that run again after a node restart: an earlier exit doesn't count as initialized.
+            let initializing =
+                !begun && state.machines.iter().any(|machine| machine.class == Class::Init && !machine.passed);
             if initializing { "Pending" } else { conditions::phase(&init, &own, begun) }
         }
     };
-    // As upstream, whose clients find them in one order.
+    // As upstream, for a stable order.
     [&mut own, &mut ephemeral].into_iter().for_each(|list| list.sort_by(|a, b| a.name.cmp(&b.name)));
     let listed = |list: Vec<ContainerStatus>| Some(list).filter(|list| !terminal_reason.rejected && !list.is_empty());
     PodStatus {
@@ -100,7 +104,7 @@ fn time(at: Timestamp) -> Option<Time> {
     Some(Time(whole_seconds(at)))
 }
 
-/// The patch that makes the API's status this one: strategic, so that the conditions of others stay.
+/// The patch that sets this status: a strategic merge, so that conditions of other writers remain.
 #[must_use]
 pub fn patch(pod: &Pod, status: &PodStatus) -> Value {
     let mut value = serde_json::to_value(status).unwrap_or_else(|_| json!({}));
@@ -110,7 +114,7 @@ pub fn patch(pod: &Pod, status: &PodStatus) -> Value {
         }
         for condition in fields.get_mut("conditions").and_then(Value::as_array_mut).into_iter().flatten() {
             if let Some(condition) = condition.as_object_mut() {
-                // Merged by type: what isn't said stays.
+                // Conditions merge by type: an absent field would remain.
                 for absent in ["reason", "message"] {
                     condition.entry(absent).or_insert(Value::Null);
                 }
@@ -123,8 +127,8 @@ pub fn patch(pod: &Pod, status: &PodStatus) -> Value {
     json!({"metadata": {"uid": pod.metadata.uid}, "status": value})
 }
 
-/// Whether the API shows what the node wants: of the conditions those that are the node's own, of the other fields those
-/// that it writes at all.
+/// Whether the API has the wanted status: compares the node's own conditions, and the other fields that the node
+/// writes.
 #[must_use]
 pub fn shows(api: &PodStatus, wanted: &PodStatus) -> bool {
     let same = |own: &PodCondition, there: &PodCondition| {
@@ -156,7 +160,7 @@ pub fn shows(api: &PodStatus, wanted: &PodStatus) -> bool {
         && own(api) == own(wanted)
 }
 
-/// Whether a status tells of no container that it goes on: another may have ended the pod while the node was away.
+/// Whether no container of a status runs: another writer may have failed the pod while the node was down.
 #[must_use]
 pub fn tells_the_end(status: &PodStatus) -> bool {
     let lists = [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
@@ -164,7 +168,7 @@ pub fn tells_the_end(status: &PodStatus) -> bool {
     !lists.into_iter().flatten().flatten().any(goes_on)
 }
 
-/// Without the empty objects that a server may drop.
+/// Removes empty objects, which a server may drop.
 fn plain(statuses: &Option<Vec<ContainerStatus>>) -> Option<Vec<ContainerStatus>> {
     let one = |status: ContainerStatus| ContainerStatus {
         state: status.state.clone().filter(|state| *state != ContainerState::default()),
@@ -175,7 +179,7 @@ fn plain(statuses: &Option<Vec<ContainerStatus>>) -> Option<Vec<ContainerStatus>
     statuses.clone().filter(|statuses| !statuses.is_empty()).map(|all| all.into_iter().map(one).collect())
 }
 
-/// Conditions of a resize that is over are removed: merged by type they would stay.
+/// Removes the conditions of a finished resize: a merge by type would keep them.
 fn remove_conditions(fields: &mut Map<String, Value>, pod: &Pod) {
     let there = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
     let Some(Value::Array(wanted)) = fields.get_mut("conditions") else { return };
@@ -187,7 +191,7 @@ fn remove_conditions(fields: &mut Map<String, Value>, pod: &Pod) {
     }
 }
 
-/// Both lists merge by address, so a changed address would be one more.
+/// Both lists merge by address, so that a changed address would be added.
 fn replace_list(fields: &mut Map<String, Value>, name: &str) {
     if let Some(Value::Array(list)) = fields.get_mut(name) {
         list.insert(0, json!({"$patch": "replace"}));
@@ -201,41 +205,43 @@ fn waiting(reason: &str, message: Option<String>) -> ContainerState {
     }
 }
 
-/// The state of a container, and the last one that this one implies.
+/// The current state of a container, and the last state that it implies.
 fn current(
-    state: &State,
+    state: &PodState,
     pod: &Pod,
     index: usize,
-    cell: &Cell,
+    machine: &ContainerMachine,
     name: &str,
 ) -> (ContainerState, Option<ContainerState>) {
-    let running = |running: &Running| ContainerState {
+    let running = |running: &ContainerRun| ContainerState {
         running: Some(ContainerStateRunning { started_at: time(running.since) }),
         ..ContainerState::default()
     };
-    let exit = || cell.exit.as_ref().map(terminated);
+    let exit = || machine.exit.as_ref().map(terminated);
     if let Stage::Refused { message } = &state.stage {
         return (waiting("CreateContainerConfigError", Some(message.clone())), None);
     }
-    match &cell.stage {
-        CellStage::Running(run) | CellStage::Stopping { running: run, .. } if !run.hooking => (running(run), None),
-        CellStage::Waiting { wait, .. } => {
+    match &machine.stage {
+        ContainerStage::Running(run) | ContainerStage::Stopping { running: run, .. } if !run.hook_pending => {
+            (running(run), None)
+        }
+        ContainerStage::Waiting { wait, .. } => {
             let current = match wait {
-                Wait::Pull { reason, message, .. } => waiting(reason, Some(message.clone())),
-                Wait::PullBackOff { message } => waiting("ImagePullBackOff", Some(message.clone())),
-                Wait::Config { reason, message } => waiting(reason, Some(message.clone())),
-                Wait::Hook { message } => waiting("PostStartHookError", Some(message.clone())),
-                Wait::Crash { wait } => waiting("CrashLoopBackOff", Some(crash_message(*wait, pod, name))),
+                WaitReason::Pull { reason, message, .. } => waiting(reason, Some(message.clone())),
+                WaitReason::PullBackOff { message } => waiting("ImagePullBackOff", Some(message.clone())),
+                WaitReason::Config { reason, message } => waiting(reason, Some(message.clone())),
+                WaitReason::Hook { message } => waiting("PostStartHookError", Some(message.clone())),
+                WaitReason::Crash { wait } => waiting("CrashLoopBackOff", Some(crash_message(*wait, pod, name))),
             };
             (current, exit())
         }
-        CellStage::Idle if state.anew && cell.class != Class::Ephemeral && cell.exit.is_some() => {
+        ContainerStage::Idle if state.restarting_all && machine.class != Class::Ephemeral && machine.exit.is_some() => {
             let message = "The container is removed because RestartAllContainers in place".to_owned();
             (waiting("RestartingAllContainers", Some(message)), exit())
         }
         _ => match exit() {
             Some(exit) => (exit, None),
-            None if state.succeeded.is_some() && is_lost(&state.cells, index) => (lost(), None),
+            None if state.succeeded.is_some() && is_lost(&state.machines, index) => (lost(), None),
             None => {
                 let first = containers::spec(pod).init_containers.as_ref().is_none_or(Vec::is_empty);
                 (waiting(if first { "ContainerCreating" } else { "PodInitializing" }, None), None)
@@ -244,7 +250,7 @@ fn current(
     }
 }
 
-/// As upstream for a pod that ends with a container that never began.
+/// As upstream for a container that never started before the pod ended.
 fn lost() -> ContainerState {
     ContainerState {
         terminated: Some(ContainerStateTerminated {
@@ -257,37 +263,38 @@ fn lost() -> ContainerState {
     }
 }
 
-/// Whether a container of a pod that has ended counts as one that may have run: of the pod's own all or none, of init
-/// containers those before one that ran, the first of all in any case (upstream's `TerminatePod`).
-fn is_lost(cells: &[Cell], index: usize) -> bool {
-    let ran = |cell: &Cell| cell.attempt.is_some() || cell.exit.is_some();
-    let is_init = |cell: &Cell| matches!(cell.class, Class::Init | Class::Sidecar);
-    match cells.get(index).map(|cell| cell.class) {
+/// Whether a container of an ended pod counts as possibly run (upstream's `TerminatePod`): all main containers or none;
+/// init containers before one that ran, and always the first.
+fn is_lost(machines: &[ContainerMachine], index: usize) -> bool {
+    let ran = |machine: &ContainerMachine| machine.attempt.is_some() || machine.exit.is_some();
+    let is_init = |machine: &ContainerMachine| matches!(machine.class, Class::Init | Class::Sidecar);
+    match machines.get(index).map(|machine| machine.class) {
         Some(Class::Init | Class::Sidecar) => {
-            index <= cells.iter().rposition(|cell| is_init(cell) && ran(cell)).unwrap_or(0)
+            index <= machines.iter().rposition(|machine| is_init(machine) && ran(machine)).unwrap_or(0)
         }
         Some(Class::Main) => {
-            cells.iter().any(|cell| cell.class == Class::Main && ran(cell))
-                || cells.iter().rfind(|cell| is_init(cell)).is_none_or(|last| last.passed)
+            machines.iter().any(|machine| machine.class == Class::Main && ran(machine))
+                || machines.iter().rfind(|machine| is_init(machine)).is_none_or(|last| last.passed)
         }
         Some(Class::Ephemeral) | None => false,
     }
 }
 
-fn container_status(state: &State, pod: &Pod, index: usize, container: &Container) -> ContainerStatus {
-    let never = Cell::new(Class::Main);
-    let cell = state.cells.get(index).unwrap_or(&never);
-    let (current, last) = current(state, pod, index, cell, &container.name);
-    let run = match &cell.stage {
-        CellStage::Running(run) | CellStage::Stopping { running: run, .. } if !run.hooking => Some(run),
+fn container_status(state: &PodState, pod: &Pod, index: usize, container: &Container) -> ContainerStatus {
+    let never = ContainerMachine::new(Class::Main);
+    let machine = state.machines.get(index).unwrap_or(&never);
+    let (current, last) = current(state, pod, index, machine, &container.name);
+    let run = match &machine.stage {
+        ContainerStage::Running(run) | ContainerStage::Stopping { running: run, .. } if !run.hook_pending => Some(run),
         _ => None,
     };
-    // Until the hook after its start has ended, it is said what was before.
-    let starts = cell.attempt.unwrap_or(0).saturating_sub(u32::from(cell.hooking() && cell.exit.is_some()));
+    // Until its `postStart` hook has ended, the status shows the previous run.
+    let starts =
+        machine.attempt.unwrap_or(0).saturating_sub(u32::from(machine.hook_pending() && machine.exit.is_some()));
     let ended_well = current.terminated.as_ref().is_some_and(|ended| ended.exit_code == 0);
-    let ready = match cell.class {
+    let ready = match machine.class {
         Class::Init => ended_well,
-        Class::Main | Class::Sidecar => cell.ready(state.deleted.is_some()),
+        Class::Main | Class::Sidecar => machine.ready(state.deleted.is_some()),
         Class::Ephemeral => false,
     };
     let container_id = run.map(|run| run.container_id.clone());
@@ -296,13 +303,13 @@ fn container_status(state: &State, pod: &Pod, index: usize, container: &Containe
     ContainerStatus {
         name: container.name.clone(),
         state: Some(current),
-        last_state: Some(last.or_else(|| cell.last.as_ref().map(terminated)).unwrap_or_default()),
+        last_state: Some(last.or_else(|| machine.last.as_ref().map(terminated)).unwrap_or_default()),
         ready,
-        started: (cell.class != Class::Ephemeral).then(|| run.is_some_and(|run| run.started)),
+        started: (machine.class != Class::Ephemeral).then(|| run.is_some_and(|run| run.started)),
         restart_count: i32::try_from(starts).unwrap_or(i32::MAX),
         image: container.image.clone().unwrap_or_default(),
-        image_id: cell.image_id.clone(),
-        container_id: container_id.or_else(|| cell.exit.as_ref().and_then(|exit| exit.container_id.clone())),
+        image_id: machine.image_id.clone(),
+        container_id: container_id.or_else(|| machine.exit.as_ref().and_then(|exit| exit.container_id.clone())),
         allocated_resources: resources.requests.clone().filter(|requests| runs && !requests.is_empty()),
         resources: runs.then_some(ResourceRequirements { claims: None, ..resources }),
         volume_mounts: mounts(pod, container),
@@ -338,13 +345,13 @@ fn crash_message(wait: std::time::Duration, pod: &Pod, name: &str) -> String {
     format!("back-off {} restarting failed container={name} pod={}", go_duration(wait), pod_text(pod))
 }
 
-/// `10s`, `1m20s`, `5m0s`.
+/// Formats `10s`, `1m20s`, `5m0s`.
 fn go_duration(wait: std::time::Duration) -> String {
     let seconds = wait.as_secs();
     if seconds < 60 { format!("{seconds}s") } else { format!("{}m{}s", seconds / 60, seconds % 60) }
 }
 
-/// `name_namespace(uid)`.
+/// The pod in upstream's messages: `name_namespace(uid)`.
 #[must_use]
 pub fn pod_text(pod: &Pod) -> String {
     let metadata = &pod.metadata;

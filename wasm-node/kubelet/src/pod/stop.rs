@@ -1,46 +1,46 @@
-//! What comes before a container's stop, and the end of its grace period (contract.md §4).
+//! The `preStop` hook of a container, and the end of its grace period (contract.md §4).
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::check::HookSpec;
-use super::runner::Context;
-use super::state::CellEvent;
-use super::worker::happened;
+use super::runner::RunContext;
+use super::state::ContainerEvent;
+use super::worker::container_message;
 
-/// Calls the container's `preStop` hook, where it has one and there is any time for it, no longer than to `ends`. Whether there was one.
-pub(crate) async fn pre_stop(context: &Context, ends: &watch::Receiver<Instant>) -> bool {
-    let (Some(hook), Some(asker)) = (HookSpec::pre_stop(&context.container.get()), context.asker()) else {
+/// Runs the container's `preStop` hook, if it has one and time remains, at most until `ends`. Returns whether it has one.
+pub(crate) async fn pre_stop(context: &RunContext, ends: &watch::Receiver<Instant>) -> bool {
+    let (Some(hook), Some(handlers)) = (HookSpec::pre_stop(&context.container.get()), context.handlers()) else {
         return false;
     };
     if *ends.borrow() <= Instant::now() {
         return true;
     }
-    let tell = async |event| {
-        let _ = context.messages.send(happened(context.index, event)).await;
+    let send = async |event| {
+        let _ = context.messages.send(container_message(context.index, event)).await;
     };
     tokio::select! {
-        hooked = asker.hook(&hook) => {
-            if let Some(host) = hooked.fell_back {
-                tell(CellEvent::HookFellBack { host }).await;
+        outcome = handlers.hook(&hook) => {
+            if let Some(host) = outcome.fell_back {
+                send(ContainerEvent::HookFellBack { host }).await;
             }
-            if let Some(error) = hooked.failure {
+            if let Some(error) = outcome.failure {
                 tracing::debug!(%error, "a preStop hook failed");
-                tell(CellEvent::HookFailed).await;
+                send(ContainerEvent::HookFailed).await;
             }
         }
-        () = over(ends.clone()) => {
-            // As upstream, whose hook fails when the container is killed, unless it only waits.
+        () = grace_period_end(ends.clone()) => {
+            // As upstream, where a hook fails when the container is killed, unless it only sleeps.
             if !matches!(hook, HookSpec::Sleep(_)) {
-                tell(CellEvent::HookFailed).await;
+                send(ContainerEvent::HookFailed).await;
             }
         }
     }
     true
 }
 
-/// Resolves at the end of the grace period, also where that is moved.
-pub(crate) async fn over(mut ends: watch::Receiver<Instant>) {
+/// Resolves at the end of the grace period, which may change.
+pub(crate) async fn grace_period_end(mut ends: watch::Receiver<Instant>) {
     loop {
         let end = *ends.borrow_and_update();
         tokio::select! {

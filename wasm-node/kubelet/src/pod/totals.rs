@@ -1,4 +1,4 @@
-//! What a node counts over all pods that it ever ran: a counter never falls because a pod went.
+//! Counters of a node over all its pods; they outlive the pods, so that no counter decreases.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use crate::image::histogram::Histogram;
 
-/// Upper bounds of the histogram of a pod's start, in seconds (upstream's, and finer ones below: our pods are quick).
+/// The buckets of the pod start histogram, in seconds (upstream's, and finer ones for fast starts).
 pub(crate) const START_SECONDS: [f64; 13] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0, 300.0];
 
-/// Upper bounds of the histogram of pulls, in seconds (upstream's).
+/// The buckets of the pull histograms, in seconds (upstream's).
 const PULL_SECONDS: [f64; 18] = [
     1.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 180.0, 240.0, 300.0, 360.0, 480.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0,
     3600.0,
 ];
-/// Sizes that pulls are told apart by, each from a number of bytes on (upstream's, as far as images here can be).
+/// The size classes of pulls with their lower bounds in bytes (upstream's, up to the maximum size here).
 const PULL_SIZES: [(u64, &str); 5] = [
     (1 << 30, "1GB-5GB"),
     (500 << 20, "500MB-1GB"),
@@ -24,69 +24,69 @@ const PULL_SIZES: [(u64, &str); 5] = [
     (0, "0-10MB"),
 ];
 
-/// Image volumes of containers that were begun, as upstream counts them.
+/// Image volumes of created containers, as upstream counts them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct ImageVolumes {
-    /// Of their pods.
+    /// Image volumes of the containers.
     pub(crate) requested: u64,
     pub(crate) mounted: u64,
     pub(crate) failed: u64,
 }
 
 #[derive(Debug)]
-struct Inner {
-    /// CPU time of containers that have ended.
+struct Counters {
+    /// The CPU time of ended containers.
     ended: Duration,
-    /// The largest sum that was ever shown.
+    /// The largest sum that was reported.
     shown: Duration,
     starts: Histogram,
     image_volumes: ImageVolumes,
-    /// By the size of the image.
+    /// Pull histograms by size class.
     pulls: BTreeMap<&'static str, Histogram>,
 }
 
-impl Default for Inner {
+impl Default for Counters {
     fn default() -> Self {
         let (ended, shown, image_volumes) = Default::default();
         Self { ended, shown, starts: Histogram::new(&START_SECONDS), image_volumes, pulls: BTreeMap::new() }
     }
 }
 
-/// The sums of one node.
+/// The counters of one node.
 #[derive(Debug, Default)]
-pub(crate) struct Totals(Mutex<Inner>);
+pub(crate) struct Totals(Mutex<Counters>);
 
 impl Totals {
-    fn with<T>(&self, act: impl FnOnce(&mut Inner) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut Counters) -> T) -> T {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A container has ended that had used so much.
+    /// Adds the CPU time of an ended container.
     pub(crate) fn ended(&self, cpu: Duration) {
-        self.with(|inner| inner.ended += cpu);
+        self.with(|counters| counters.ended += cpu);
     }
 
-    /// The CPU time of all containers, where those that run have used `live`.
+    /// The CPU time of all containers; `live` is that of the running ones.
     pub(crate) fn cpu(&self, live: Duration) -> Duration {
-        self.with(|inner| {
-            // Between its end and its being counted here a container is in neither sum.
-            inner.shown = inner.shown.max(inner.ended + live);
-            inner.shown
+        self.with(|counters| {
+            // Between its end and this count, a container is in neither sum.
+            counters.shown = counters.shown.max(counters.ended + live);
+            counters.shown
         })
     }
 
-    /// A pod was ready so long after the node had seen it.
+    /// Records a pod's start latency: from its adoption to its readiness.
     pub(crate) fn started(&self, after: Duration) {
-        self.with(|inner| inner.starts.observe(after));
+        self.with(|counters| counters.starts.observe(after));
     }
 
     pub(crate) fn starts(&self) -> Histogram {
-        self.with(|inner| inner.starts.clone())
+        self.with(|counters| counters.starts.clone())
     }
 
-    /// A container was begun, or could not be, with that many of each.
+    /// Adds the image volumes of a creation, successful or not.
     pub(crate) fn image_volumes(&self, more: ImageVolumes) {
-        self.with(|Inner { image_volumes, .. }| {
+        self.with(|Counters { image_volumes, .. }| {
             image_volumes.requested += more.requested;
             image_volumes.mounted += more.mounted;
             image_volumes.failed += more.failed;
@@ -94,19 +94,19 @@ impl Totals {
     }
 
     pub(crate) fn all_image_volumes(&self) -> ImageVolumes {
-        self.with(|inner| inner.image_volumes)
+        self.with(|counters| counters.image_volumes)
     }
 
-    /// An image of that size was pulled, with what it waited for others.
+    /// Records a pull of an image of that size, including its wait in the queue.
     pub(crate) fn pulled(&self, size_bytes: u64, took: Duration) {
         let size = PULL_SIZES.iter().find(|(from, _)| size_bytes > *from).map_or("N/A", |(_, size)| size);
-        self.with(|inner| {
-            inner.pulls.entry(size).or_insert_with(|| Histogram::new(&PULL_SECONDS)).observe(took);
+        self.with(|counters| {
+            counters.pulls.entry(size).or_insert_with(|| Histogram::new(&PULL_SECONDS)).observe(took);
         });
     }
 
     pub(crate) fn pulls(&self) -> BTreeMap<&'static str, Histogram> {
-        self.with(|inner| inner.pulls.clone())
+        self.with(|counters| counters.pulls.clone())
     }
 }
 

@@ -1,4 +1,4 @@
-//! Which fields of a Pod this node doesn't act on ([`machinery_api::unsupported`]): a pod that sets one stays Pending and is told so.
+//! The fields of a Pod that this node doesn't support ([`machinery_api::unsupported`]): a pod with one stays Pending, with an event.
 
 use k8s_openapi::api::core::v1::Pod;
 pub use machinery_api::unsupported::{Unsupported, sentence};
@@ -6,13 +6,13 @@ use serde_json::Value;
 
 use crate::spec::containers;
 
-/// Every such field of a pod, in order.
+/// All unsupported fields of a pod, in order.
 #[must_use]
 pub fn fields(pod: &Pod) -> Vec<Unsupported> {
     machinery_api::unsupported::fields(&serde_json::to_value(&pod.spec).unwrap_or(Value::Null), "spec")
 }
 
-/// The same of one of its ephemeral containers: those come when the pod runs, and it runs on.
+/// The unsupported fields of an ephemeral container: the pod may already be running, and it continues.
 #[must_use]
 pub fn ephemeral_fields(pod: &Pod, name: &str) -> Vec<Unsupported> {
     let spec = serde_json::to_value(containers::spec(pod)).unwrap_or(Value::Null);

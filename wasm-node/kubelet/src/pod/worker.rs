@@ -1,4 +1,4 @@
-//! One pod's worker: says what happens to [`State`], does what it answers, and writes the status that follows.
+//! The worker of one pod: passes events to [`PodState`], performs the returned actions, and writes the resulting status.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -18,100 +18,100 @@ use tokio::task::JoinHandle;
 use super::admit::{Claim, Rejection};
 use super::node_facts::NodeFacts;
 use super::settings::{self, grace, rules};
-use super::shared::Shared;
-use super::start::{self, Made};
+use super::shared::NodeContext;
+use super::start::{self, CreatedContainer};
 use super::state::{
-    Action, Cell, CellEvent, CellStage, Class, Event, LifecyclePolicy, ProbeKind, Stage, State, StopReason,
-    TerminalReason,
+    Action, Class, ContainerEvent, ContainerMachine, ContainerStage, Event, LifecyclePolicy, PodState, ProbeKind,
+    Stage, StopReason, TerminalReason,
 };
 use super::{probe, resize, status, unsupported};
 use crate::config::sources::{Source, SourceKind};
 use crate::latest::Receiver;
 use crate::mailbox::{self, Sender, mailbox};
-use crate::spec::resting::{Resting, Turn};
+use crate::spec::compressed::{Compressed, Decompressed};
 use crate::spec::{containers, requests};
-use crate::volume::measure::{Subject, Watched};
-use crate::volume::usage::{self, Bounds};
-use filled::Volumes;
+use crate::volume::measure::{MeasureGuard, MeasuredPod};
+use crate::volume::usage::{self, VolumeLimits};
 use runtime_api::ledger::{Ledger, Resource};
 use runtime_api::{CpuQuota, KeyvalueOwner, MemoryFiles};
-use slot::{Live, Slot};
+use slot::{ContainerSlot, LiveContainer};
+use volumes::PodVolumes;
 
-mod filled;
-mod heard;
+mod message;
 mod perform;
 mod report;
 mod resized;
 mod slot;
 mod view;
+mod volumes;
 
-pub(crate) use heard::{Message, happened};
-pub(crate) use view::{Packers, PodView, Seen, SeenContainer};
+pub(crate) use message::{Message, container_message};
+pub(crate) use view::{ContainerSnapshot, Packers, PodSnapshot, PodView};
 
-/// Messages that wait for a worker: its tasks send few, and wait where it is slow.
+/// The capacity of a worker's mailbox. Its tasks send few messages, and wait when the mailbox is full.
 const MESSAGES_MAX: usize = 32;
-/// Before a write to the API is tried again: doubled up to the longest.
+/// The first delay before a failed write to the API is retried; it doubles up to the maximum.
 const WRITE_RETRY_FIRST: Duration = Duration::from_millis(200);
 const WRITE_RETRY_MAX: Duration = Duration::from_secs(15);
-/// The handler of RuntimeClasses that this node has.
+/// The RuntimeClass handler that this node supports.
 const HANDLER: &str = "wasm";
-/// How long a node is waited for that the API is asked for.
-const NODE_ASKED_MAX: Duration = Duration::from_secs(10);
-/// How long a resumed pod waits for the API to take that its Ready is False: clients see a restart go through False. An
-/// API that takes longer is away, and a pod that this node knows runs without it.
+/// The timeout of the Node request before a rejection by labels.
+const NODE_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// The maximum time that a resumed pod waits for the API to accept Ready=False, so that clients observe the restart. A
+/// slower API counts as unavailable; a pod that this node already ran starts without it.
 const RESUME_HELD_MAX: Duration = Duration::from_secs(5);
-/// How often a status is mended at most that others write over and over (upstream's period of reconciling).
-const MEND_INTERVAL: Duration = Duration::from_secs(10);
-/// How long others have to act on what somebody wrote into the status, before it is mended for the first time.
-const MEND_FIRST: Duration = Duration::from_secs(5);
-/// A wall clock that is off by more was set; less is what two readings one after the other differ by, or its slewing.
+/// The minimum interval between two repairs of a status that others keep overwriting (upstream's reconcile period).
+const REPAIR_INTERVAL: Duration = Duration::from_secs(10);
+/// The delay of the first repair after a foreign status write, so that controllers can react to that write.
+const REPAIR_FIRST: Duration = Duration::from_secs(5);
+/// A larger offset of the wall clock is a clock step; a smaller one is slewing, or the time between two readings.
 const CLOCK_STEP_MIN: SignedDuration = SignedDuration::from_secs(1);
 
-/// What the API says of the pod.
+/// The pod as the API holds it.
 #[derive(Debug, Clone)]
-pub(crate) struct Input {
-    /// Its newest state.
-    pub(crate) pod: Arc<Resting<Pod>>,
-    /// What it holds of the node.
+pub(crate) struct PodInput {
+    /// The newest state.
+    pub(crate) pod: Arc<Compressed<Pod>>,
+    /// The node's resources and ports that the pod occupies.
     pub(crate) claim: Claim,
-    /// It is gone.
+    /// The pod was removed from the API.
     pub(crate) removed: bool,
-    /// It wishes for other amounts of CPU and memory than those that `pod` shows, which were given to it.
-    pub(crate) pending: Option<resize::Pending>,
-    /// Whose status is written.
-    pub(crate) shown: Shown,
+    /// The requested CPU and memory amounts, if they differ from the allocated amounts in `pod`.
+    pub(crate) pending_resize: Option<resize::PendingResize>,
+    /// The API object that receives the status.
+    pub(crate) status_target: StatusTarget,
 }
 
-/// What shows a pod in the API.
+/// The API object that receives a pod's status.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) enum Shown {
-    /// It is the API's.
+pub(crate) enum StatusTarget {
+    /// The pod itself.
     #[default]
-    Itself,
-    /// A static pod: its mirror, of that uid, while there is one.
+    Pod,
+    /// The mirror of a static pod, by uid; `None` while there is no mirror.
     Mirror(Option<String>),
 }
 
-impl AsRef<Arc<Resting<Pod>>> for Input {
-    fn as_ref(&self) -> &Arc<Resting<Pod>> {
+impl AsRef<Arc<Compressed<Pod>>> for PodInput {
+    fn as_ref(&self) -> &Arc<Compressed<Pod>> {
         &self.pod
     }
 }
 
-impl Input {
-    pub(crate) fn new(pod: Arc<Pod>, shown: Shown) -> Self {
+impl PodInput {
+    pub(crate) fn new(pod: Arc<Pod>, status_target: StatusTarget) -> Self {
         let claim = Claim::of(&pod);
-        Self { pod: Arc::new(pod.into()), claim, removed: false, pending: None, shown }
+        Self { pod: Arc::new(pod.into()), claim, removed: false, pending_resize: None, status_target }
     }
 
-    /// A newer state of it.
-    pub(crate) fn is_now(&mut self, pod: Arc<Pod>) {
+    /// Replaces the pod by a newer state.
+    pub(crate) fn update(&mut self, pod: Arc<Pod>) {
         self.claim = Claim::of(&pod);
         self.pod = Arc::new(pod.into());
     }
 }
 
-/// A task that ends with its owner.
+/// A task that is aborted when this is dropped.
 pub(crate) struct Task(pub(crate) JoinHandle<()>);
 
 impl Drop for Task {
@@ -120,95 +120,95 @@ impl Drop for Task {
     }
 }
 
-pub(crate) struct Worker {
-    node: Arc<Shared>,
+pub(crate) struct PodWorker {
+    node: Arc<NodeContext>,
     view: Arc<PodView>,
-    input: Receiver<Input>,
-    pod: Arc<Resting<Pod>>,
-    turn: Turn<Pod>,
+    input: Receiver<PodInput>,
+    pod: Arc<Compressed<Pod>>,
+    decompressed: Decompressed<Pod>,
     about: Arc<ObjectReference>,
     rules: LifecyclePolicy,
-    state: State,
+    state: PodState,
     ip: Option<IpAddr>,
     host_ports: Vec<Task>,
     sender: Sender<Message>,
     messages: mailbox::Receiver<Message>,
-    /// Its containers, as the state has them.
-    slots: Vec<Slot>,
-    /// What they hold of the host together.
+    /// The containers, in the order of the state's list.
+    slots: Vec<ContainerSlot>,
+    /// The host resources that the containers hold together.
     ledger: Arc<Ledger>,
-    /// What its containers may use of the CPU together.
+    /// The CPU quota that the containers share.
     cpu: Arc<CpuQuota>,
-    /// A wish for other amounts, and what is not in use yet of what was given.
-    pending: Option<resize::Pending>,
-    /// Whose status is written.
-    shown: Shown,
-    progress: Option<resize::Progress>,
-    /// Tries again to use it.
-    resizing: Option<Task>,
-    /// The account of its volumes in memory, while it has any.
+    /// A resize that can't be granted now, and the progress of a granted one.
+    pending_resize: Option<resize::PendingResize>,
+    /// The API object that receives the status.
+    status_target: StatusTarget,
+    resize_progress: Option<resize::ResizeProgress>,
+    /// Retries the rest of a resize.
+    resize_retry: Option<Task>,
+    /// The memory account of the pod's in-memory volumes, if it has any.
     memory_files: Option<Arc<MemoryFiles>>,
-    /// The ConfigMaps and Secrets that its containers are made of: held from the first start on, so that they are started again also
-    /// while the API is away.
+    /// The ConfigMaps and Secrets of the containers. They are held from the first start on, so that restarts work while
+    /// the API is unavailable.
     sources: BTreeMap<(SourceKind, String), Arc<Source>>,
-    /// Whose keyvalue store it has, once that was asked for.
+    /// The owner of the pod's keyvalue store, once it was resolved.
     keyvalue: Arc<OnceCell<KeyvalueOwner>>,
-    volumes: Option<Volumes>,
-    /// Waits for an address, or a host port.
-    waiting: Option<Task>,
-    /// Which of them it was told last that it lacks.
-    lacked: Option<String>,
-    measure: Option<(Bounds, Watched)>,
-    /// The conditions that it was taken up with, until a status is projected, for their times.
+    volumes: Option<PodVolumes>,
+    /// Waits for an address or a host port.
+    mount_retry: Option<Task>,
+    /// The missing resource of the last event.
+    last_mount_error: Option<String>,
+    measure: Option<(VolumeLimits, MeasureGuard)>,
+    /// The conditions at adoption, for their transition times, until the first status is projected.
     first_conditions: Option<Vec<PodCondition>>,
-    wanted: Arc<Resting<PodStatus>>,
-    /// The state has moved on since `wanted` was projected, which is done anew from then on, by the monotonic clock.
+    desired_status: Arc<Compressed<PodStatus>>,
+    /// The state has changed since `desired_status` was projected. The next projection is due at `next_projection_at`.
     stale: bool,
-    projects_from: Option<Duration>,
-    api: report::Api,
-    /// Whether the API is to be told, where that is known.
+    next_projection_at: Option<Duration>,
+    reported: report::ReportedStatus,
+    /// Whether the status has to be written; `None` until this is computed.
     dirty: Option<bool>,
-    /// What the pod begins with, held back until the API has the status of a pod that is resumed.
-    held: Option<Held>,
-    delete: bool,
-    /// Writes that failed in a row.
+    /// The first actions of a resumed pod, held back until the API has its status.
+    held_actions: Option<HeldActions>,
+    delete_pending: bool,
+    /// The number of consecutive failed writes.
     failures: u32,
-    /// It has been told that its status is too large for the API.
+    /// The event for a status above the API's size limit was recorded.
     too_large: bool,
-    taken_up: Duration,
-    /// It was ready once: how long that took is counted.
+    adopted_at: Duration,
+    /// The pod was ready once, so its start latency is recorded.
     was_ready: bool,
-    /// Of the wall clock from the monotonic one, as it was minded last.
+    /// The offset between the wall clock and the monotonic clock at the last check.
     clock_offset: SignedDuration,
-    /// What an earlier run of the agent told of its end.
-    told_before: Option<Resting<PodStatus>>,
-    /// It was turned away for the node's labels as they are known here.
+    /// The final status that an earlier run of the agent wrote.
+    final_status_before_restart: Option<Compressed<PodStatus>>,
+    /// The pod was rejected because of the node's labels in the local cache.
     by_labels: bool,
 }
 
-/// A write to the API: the status that it wrote, none for the delete; and the pod's version after it.
-type Write = BoxFuture<'static, (Option<Arc<Resting<PodStatus>>>, Result<u64, kube::Error>)>;
+/// A write to the API. Yields the written status (`None` for a delete) and the pod's version after the write.
+type Write = BoxFuture<'static, (Option<Arc<Compressed<PodStatus>>>, Result<u64, kube::Error>)>;
 
-/// Actions that wait for a write.
-struct Held {
+/// Actions that wait for a status write.
+struct HeldActions {
     actions: Vec<Action>,
-    /// No longer than until then, by the monotonic clock.
+    /// The deadline, by the monotonic clock.
     until: Duration,
 }
 
-impl Worker {
-    /// A worker for a pod of this node; `ip` is the address that it keeps from before, `rejected` why it has no room.
+impl PodWorker {
+    /// A worker for a pod of this node. `ip` is the address of an earlier run; `rejected` is the admission failure.
     pub(crate) fn new(
-        node: Arc<Shared>,
+        node: Arc<NodeContext>,
         view: Arc<PodView>,
-        mut input: Receiver<Input>,
+        mut input: Receiver<PodInput>,
         ip: Option<IpAddr>,
         rejected: Option<Rejection>,
     ) -> Self {
-        let (resting, shown) = input.read(|input| (input.pod.clone(), input.shown.clone()));
-        let pod = resting.get();
+        let (compressed, status_target) = input.read(|input| (input.pod.clone(), input.status_target.clone()));
+        let pod = compressed.get();
         let (sender, messages) = mailbox(MESSAGES_MAX);
-        view.listen(sender.clone());
+        view.set_worker(sender.clone());
         let now = node.parts.env.now();
         let clock_offset = offset(&node.parts.env);
         let rules = rules(&pod);
@@ -225,43 +225,43 @@ impl Worker {
             about: Arc::new(reference_to(&*pod)),
             rules,
             state,
-            slots: Slot::all(&pod),
+            slots: ContainerSlot::all(&pod),
             ledger,
             cpu,
-            pending: None,
-            shown,
-            progress: None,
-            resizing: None,
+            pending_resize: None,
+            status_target,
+            resize_progress: None,
+            resize_retry: None,
             memory_files: None,
             sources: BTreeMap::new(),
             keyvalue: Arc::default(),
             first_conditions: pod.status.as_ref().and_then(|status| status.conditions.clone()),
-            wanted: Arc::default(),
+            desired_status: Arc::default(),
             stale: false,
-            projects_from: None,
-            api: report::Api::default(),
+            next_projection_at: None,
+            reported: report::ReportedStatus::default(),
             dirty: None,
-            held: None,
-            taken_up: node.parts.env.elapsed(),
+            held_actions: None,
+            adopted_at: node.parts.env.elapsed(),
             node,
             view,
             input,
-            pod: resting,
-            turn: Turn::default(),
+            pod: compressed,
+            decompressed: Decompressed::default(),
             ip,
             host_ports: Vec::new(),
             sender,
             messages,
             volumes: None,
-            waiting: None,
-            lacked: None,
+            mount_retry: None,
+            last_mount_error: None,
             measure: None,
-            delete: false,
+            delete_pending: false,
             failures: 0,
             too_large: false,
             was_ready: false,
             clock_offset,
-            told_before: None,
+            final_status_before_restart: None,
             by_labels,
         }
     }
@@ -270,17 +270,17 @@ impl Worker {
         self.node.parts.env.now()
     }
 
-    /// Runs the pod until nothing is left of it. A node that stops drops it.
+    /// Runs the pod until it is removed. A stopping node drops the future.
     pub(crate) async fn run(mut self: Box<Self>) {
         let now = self.now();
         if let Some(grace) = grace(self.pod()) {
             self.state.deleted = Some(grace);
         }
         let refused = unsupported::fields(self.pod());
-        // On the heap while it lasts: a pod's task is as large as the largest of its states.
+        // On the heap for its duration: the size of a pod's task is that of its largest state.
         Box::pin(async {
-            self.reconsider().await;
-            self.until_runnable().await;
+            self.recheck_rejection().await;
+            self.await_runtime_class().await;
         })
         .await;
         let refused = (!refused.is_empty()).then(|| {
@@ -291,122 +291,124 @@ impl Worker {
         let (state, actions) = self.state.clone().begin(&self.rules, refused, now);
         self.state = state;
         if ended_before {
-            // Its status tells all there is, and this run knows less of it than the one that wrote it.
-            self.told_before = self.pod().status.clone().filter(status::tells_the_end).map(Resting::from);
+            // The written status is complete, and this run has less information than the one that wrote it.
+            self.final_status_before_restart =
+                self.pod().status.clone().filter(status::tells_the_end).map(Compressed::from);
         }
         self.project();
         if ended_before && self.state.deleted.is_none() {
-            self.api.leave(self.wanted.clone());
+            self.reported.suppress_writes(self.desired_status.clone());
             self.dirty = None;
         }
         if self.state.resumed {
-            // Its Ready goes through False before anything runs again: the API must have seen that.
-            self.held = Some(Held { actions, until: self.node.parts.env.elapsed() + RESUME_HELD_MAX });
+            // Ready goes through False before anything runs again, and the API must have observed it.
+            self.held_actions = Some(HeldActions { actions, until: self.node.parts.env.elapsed() + RESUME_HELD_MAX });
         } else {
             self.perform(actions);
         }
         let mut writing: Option<Write> = None;
-        // No write before then, by the monotonic clock, as the last one failed.
+        // The earliest monotonic time of the next write after a failed one.
         let mut retry_at: Option<Duration> = None;
         loop {
             if self.state.removed && self.state.stage == Stage::Ended {
                 return;
             }
-            self.mind_the_clock();
+            self.detect_clock_step();
             let elapsed = self.node.parts.env.elapsed();
             retry_at = retry_at.filter(|at| elapsed < *at);
-            if self.held.as_ref().is_some_and(|held| held.until <= elapsed) {
-                self.release();
+            if self.held_actions.as_ref().is_some_and(|held| held.until <= elapsed) {
+                self.perform_held();
             }
             let dirty = self.dirty();
-            if !dirty && self.held.is_some() {
-                // The API shows already what was to be written first.
-                self.release();
+            if !dirty && self.held_actions.is_some() {
+                // The API already has the status that was to be written first.
+                self.perform_held();
             }
-            let settles = self.settles_in();
+            let settles = self.settle_delay();
             if writing.is_none() && retry_at.is_none() && !self.state.removed {
                 if dirty && settles.is_none() {
                     writing = Some(self.write_status());
-                } else if !dirty && !self.stale && self.delete {
+                } else if !dirty && !self.stale && self.delete_pending {
                     writing = Some(self.write_delete());
                 }
             }
             let prepares = self.slots.iter().any(|slot| slot.preparing.is_some());
-            if writing.is_none() && retry_at.is_none() && self.held.is_none() && !dirty && !prepares {
-                self.rest();
+            if writing.is_none() && retry_at.is_none() && self.held_actions.is_none() && !dirty && !prepares {
+                self.compress();
             }
-            let held = self.held.as_ref().map(|held| held.until.saturating_sub(elapsed));
-            let projects = self.projects_from.filter(|_| self.stale).map(|from| from.saturating_sub(elapsed));
+            let held = self.held_actions.as_ref().map(|held| held.until.saturating_sub(elapsed));
+            let projects = self.next_projection_at.filter(|_| self.stale).map(|from| from.saturating_sub(elapsed));
             let settles = settles.filter(|_| dirty && writing.is_none());
-            let ticks = [self.ticks_in(), settles, held, projects, self.refills_in()].into_iter().flatten().min();
-            // One timer for all: a pod's task is as large as all that it may wait for.
+            let ticks =
+                [self.next_tick_in(), settles, held, projects, self.next_refill_in()].into_iter().flatten().min();
+            // One timer for all deadlines: each further timer would enlarge every pod's task.
             let wake = ticks.into_iter().chain(retry_at.map(|at| at.saturating_sub(elapsed))).min();
             tokio::select! {
                 changed = self.input.changed() => {
                     if changed.is_err() {
                         return;
                     }
-                    self.take_input();
+                    self.handle_input();
                 }
-                message = self.messages.recv() => self.take(message),
+                message = self.messages.recv() => self.handle_message(message),
                 (status, result) = async { writing.as_mut().expect("guarded").await }, if writing.is_some() => {
                     writing = None;
-                    let wait = self.took(status, result);
+                    let wait = self.handle_write_result(status, result);
                     retry_at = wait.map(|wait| self.node.parts.env.elapsed() + wait);
                 }
                 () = async { tokio::time::sleep(wake.unwrap_or_default()).await }, if wake.is_some() => {
                     if wake == ticks {
                         self.apply(Event::Tick);
-                        self.mind_volumes(false);
+                        self.refresh_volumes(false);
                     }
                 }
             }
         }
     }
 
-    /// Sees whether the wall clock was set, against the monotonic one.
-    fn mind_the_clock(&mut self) {
+    /// Detects a step of the wall clock by comparison with the monotonic clock.
+    fn detect_clock_step(&mut self) {
         let offset = offset(&self.node.parts.env);
         let by = offset - self.clock_offset;
         if by.abs() > CLOCK_STEP_MIN {
             self.clock_offset = offset;
-            self.state.clock_was_set(by);
+            self.state.shift_deadlines(by);
         }
     }
 
-    /// How long until the state wants a [`Event::Tick`].
-    fn ticks_in(&self) -> Option<Duration> {
+    /// The time until the state's next [`Event::Tick`].
+    fn next_tick_in(&self) -> Option<Duration> {
         let at = self.state.wake_at(&self.rules)?;
         Some(Duration::try_from(at.duration_since(self.now())).unwrap_or_default())
     }
 
-    /// Labels may have changed a moment before a pod was bound for them: as upstream, the API is asked before a pod is turned away for
-    /// what the node knows of them.
-    async fn reconsider(&mut self) {
+    /// Labels may have changed just before the pod was bound. As upstream, the kubelet fetches the Node before it
+    /// rejects a pod for the labels in its cache.
+    async fn recheck_rejection(&mut self) {
         if !self.by_labels {
             return;
         }
         let (requests, key) = (self.requests(), ObjectKey::new("", self.node.identity.name.clone()));
-        let node = tokio::time::timeout(NODE_ASKED_MAX, requests.get::<Node>(&Kind::of::<Node>(), &key)).await;
+        let node = tokio::time::timeout(NODE_REQUEST_TIMEOUT, requests.get::<Node>(&Kind::of::<Node>(), &key)).await;
         if let Ok(Ok(node)) = node
-            && NodeFacts::of(&node).are_selected_by(self.pod())
+            && NodeFacts::of(&node).selected_by(self.pod())
         {
             self.state.terminal_reason = None;
         }
     }
 
-    /// Waits until the pod's RuntimeClass names a handler that this node has, or the pod is to end.
-    async fn until_runnable(&mut self) {
+    /// Waits until the pod's RuntimeClass names the handler of this node, or the pod is being deleted.
+    async fn await_runtime_class(&mut self) {
         let spec = self.pod().spec.as_ref();
         let Some(name) = spec.and_then(|spec| spec.runtime_class_name.clone()).filter(|name| name != HANDLER) else {
             return;
         };
         let classes: machinery_client::Api<RuntimeClass> = machinery_client::Api::all(self.node.client.clone());
-        let (mut wait, mut told) = (WRITE_RETRY_FIRST, String::new());
+        let (mut wait, mut last_reported) = (WRITE_RETRY_FIRST, String::new());
         loop {
             let answer = tokio::select! {
                 answer = classes.get_opt(&name) => answer,
-                () = self.until_ending() => return,
+                () = self.await_deletion() => return,
             };
             let why = match answer {
                 Ok(Some(class)) if class.handler == HANDLER => return,
@@ -419,94 +421,97 @@ impl Worker {
                 Ok(None) => format!("runtimeclass.node.k8s.io {name:?} not found"),
                 Err(error) => format!("RuntimeClass {name:?} cannot be read, trying again: {error}"),
             };
-            if why != told {
+            if why != last_reported {
                 let message = format!("Failed to create pod sandbox: {why}");
-                self.note(true, "FailedCreatePodSandBox", message, None);
-                told = why;
+                self.record_event(true, "FailedCreatePodSandBox", message, None);
+                last_reported = why;
             }
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = self.until_ending() => return,
+                () = self.await_deletion() => return,
             }
             wait = (wait * 2).min(WRITE_RETRY_MAX);
         }
     }
 
-    /// Takes in what the API says of a pod that has not begun, until it says that the pod is to end.
-    async fn until_ending(&mut self) {
+    /// Applies API updates to a pod that has not started, until its deletion is requested.
+    async fn await_deletion(&mut self) {
         while !self.state.ending() {
             if self.input.changed().await.is_err() {
                 return std::future::pending().await;
             }
-            let Input { pod, removed, shown, .. } = self.input.read(Input::clone);
-            self.shown = shown;
+            let PodInput { pod, removed, status_target, .. } = self.input.read(PodInput::clone);
+            self.status_target = status_target;
             self.state.deleted = grace(&pod.get());
             self.state.removed = removed;
-            self.look_at(pod);
+            self.set_pod(pod);
         }
     }
 
-    fn look_at(&mut self, pod: Arc<Resting<Pod>>) {
-        let pod = containers::in_known_order(self.pod(), &pod.get()).map_or(pod, |ordered| Arc::new(ordered.into()));
-        self.view.change(|seen| seen.pod = pod.clone());
-        self.turn.end();
+    fn set_pod(&mut self, pod: Arc<Compressed<Pod>>) {
+        let pod = containers::in_stable_order(self.pod(), &pod.get()).map_or(pod, |ordered| Arc::new(ordered.into()));
+        self.view.update(|snapshot| snapshot.pod = pod.clone());
+        self.decompressed.clear();
         self.pod = pod;
     }
 
-    /// Its newest state.
+    /// The newest state of the pod.
     fn pod(&self) -> &Arc<Pod> {
-        self.turn.of(&self.pod)
+        self.decompressed.get(&self.pod)
     }
 
-    /// Nothing of it goes on that looks at it.
-    fn rest(&mut self) {
-        if self.turn.end() {
-            self.pod.rest();
-            [Some(&*self.wanted), self.told_before.as_ref()].into_iter().flatten().for_each(Resting::rest);
-            self.slots.iter().for_each(|slot| slot.container.rest());
+    /// Drops the decompressed forms once no step needs them.
+    fn compress(&mut self) {
+        if self.decompressed.clear() {
+            self.pod.compress();
+            [Some(&*self.desired_status), self.final_status_before_restart.as_ref()]
+                .into_iter()
+                .flatten()
+                .for_each(Compressed::compress);
+            self.slots.iter().for_each(|slot| slot.container.compress());
         }
     }
 
-    /// A container, as the state knows it.
-    fn cell(&self, container: usize) -> Option<&Cell> {
-        self.state.cells.get(container)
+    /// The state of a container.
+    fn machine(&self, container: usize) -> Option<&ContainerMachine> {
+        self.state.machines.get(container)
     }
 
-    /// Whether the pull or start of that number is the container's newest: the result of an older one is dropped.
+    /// Whether `preparation` is the number of the container's newest pull or start. Results of older ones are dropped.
     fn awaits(&self, container: usize, preparation: u32) -> bool {
-        self.cell(container).is_some_and(|cell| cell.awaits(preparation))
+        self.machine(container).is_some_and(|machine| machine.awaits(preparation))
     }
 
-    // --- what happens ------------------------------------------------------------------------------------------------
+    // --- inputs -------------------------------------------------------------------------------------------------------
 
-    fn take_input(&mut self) {
-        let Input { pod, removed, pending, shown, .. } = self.input.read(Input::clone);
-        if shown != self.shown {
-            // Another object, of which nothing is known.
-            self.api = report::Api::default();
-            self.shown = shown;
+    fn handle_input(&mut self) {
+        let PodInput { pod, removed, pending_resize, status_target, .. } = self.input.read(PodInput::clone);
+        if status_target != self.status_target {
+            // Another object, whose contents are unknown.
+            self.reported = report::ReportedStatus::default();
+            self.status_target = status_target;
         }
         let had = self.pod().clone();
         let before = grace(&had);
-        self.look_at(pod);
+        self.set_pod(pod);
         self.dirty = None;
-        self.api.saw(version_of(&self.pod().metadata));
+        self.reported.observe(version_of(&self.pod().metadata));
         if removed {
             if !self.state.removed {
                 self.apply(Event::Removed);
             }
             return;
         }
-        self.mind_volumes(true);
-        // `activeDeadlineSeconds` may be set and shortened, and the image changed.
+        self.refresh_volumes(true);
+        // `activeDeadlineSeconds` may have been set or shortened, and images changed.
         let pod = self.pod().clone();
         self.rules = rules(&pod);
-        self.take_resize(&had, pending);
-        for container in Slot::update(&mut self.slots, &pod) {
-            self.apply(Event::Container(container, CellEvent::ImageChanged));
+        self.handle_resize(&had, pending_resize);
+        for container in ContainerSlot::update(&mut self.slots, &pod) {
+            self.apply(Event::Container(container, ContainerEvent::ImageChanged));
         }
-        if self.slots.len() > self.state.cells.len() {
-            // It has ephemeral containers more, which join it in the next step.
+        if self.slots.len() > self.state.machines.len() {
+            // New ephemeral containers join the state in the next step.
             self.apply(Event::Tick);
         }
         match grace(&pod) {
@@ -515,13 +520,13 @@ impl Worker {
         }
     }
 
-    fn take(&mut self, message: Message) {
+    fn handle_message(&mut self, message: Message) {
         match message {
             Message::Event(event) => self.apply(*event),
-            // It may have been taken by another meanwhile, and the pod may have ended.
+            // Another pod may have taken the resource meanwhile, and this pod may have ended.
             Message::Mount if self.state.stage == Stage::Mounting && self.volumes.is_none() => self.mount(),
             Message::Mount => {}
-            Message::Filled(filled) => self.filled(filled),
+            Message::Filled(filled) => self.handle_filled(filled),
             Message::Pulled(pulled) => {
                 let ((container, preparation), pulls, message) = *pulled;
                 if !self.awaits(container, preparation) {
@@ -530,19 +535,19 @@ impl Worker {
                 let image_id = pulls.image.image_id.clone();
                 if let Some(slot) = self.slots.get_mut(container) {
                     slot.pulls = Some(pulls);
-                    // What has ended is held as long as it could be waited for.
+                    // A finished task stays allocated while its handle is held.
                     slot.preparing = None;
                 }
-                self.apply(Event::Container(container, CellEvent::Pulled { preparation, image_id, message }));
+                self.apply(Event::Container(container, ContainerEvent::Pulled { preparation, image_id, message }));
             }
             Message::Actuate => {
                 self.actuate();
                 self.project();
             }
-            Message::Made(made) => {
-                let ((container, preparation), made) = *made;
+            Message::Created(created) => {
+                let ((container, preparation), created) = *created;
                 if self.awaits(container, preparation) {
-                    self.started(container, made);
+                    self.handle_created(container, created);
                 }
             }
         }
@@ -550,27 +555,27 @@ impl Worker {
 
     fn apply(&mut self, event: Event) {
         let now = self.now();
-        // Probes that say the same again come all the time.
-        let steady = matches!(event, Event::Container(_, CellEvent::Probed { .. })) && !self.stale;
-        let before = (steady || self.held.is_some()).then(|| self.state.clone());
-        let actions = self.state.happen(&self.rules, event, now);
+        // Repeated probe results without a change are frequent.
+        let steady = matches!(event, Event::Container(_, ContainerEvent::Probed { .. })) && !self.stale;
+        let before = (steady || self.held_actions.is_some()).then(|| self.state.clone());
+        let actions = self.state.apply(&self.rules, event, now);
         if steady && actions.is_empty() && before.as_ref() == Some(&self.state) {
             return;
         }
-        if before.is_some_and(|before| self.state.moved_from(&before))
-            && let Some(held) = &mut self.held
+        if before.is_some_and(|before| self.state.stage_differs_from(&before))
+            && let Some(held) = &mut self.held_actions
         {
-            // What the pod was to begin with is overtaken; what was to be said of it is still true.
+            // The held actions are obsolete, but their events are still true.
             held.actions.retain(|action| matches!(action, Action::EventRecord { .. }));
-            self.release();
+            self.perform_held();
         }
         self.perform(actions);
         self.project();
     }
 
-    /// Begins what was held back.
-    fn release(&mut self) {
-        if let Some(held) = self.held.take() {
+    /// Performs the held actions.
+    fn perform_held(&mut self) {
+        if let Some(held) = self.held_actions.take() {
             self.perform(held.actions);
         }
     }

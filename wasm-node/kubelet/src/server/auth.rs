@@ -1,4 +1,4 @@
-//! Who asks a node, and whether the API server lets them: reviews of tokens and of access, kept for a while.
+//! Authentication and authorization of requests to a node: TokenReviews and SubjectAccessReviews, with a cache.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -13,12 +13,12 @@ use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-/// How long an answer holds (upstream's): a token's user, an allowed and a refused access.
+/// How long results are cached (upstream's): a token's user, an allowed and a denied access.
 const TOKEN_TTL: Duration = Duration::from_secs(120);
 const ALLOWED_TTL: Duration = Duration::from_secs(300);
-const REFUSED_TTL: Duration = Duration::from_secs(30);
-/// Answers that are kept; over it they are forgotten and asked for again.
-const KEPT_MAX: usize = 1024;
+const DENIED_TTL: Duration = Duration::from_secs(30);
+/// Maximum entries of a cache; a full cache is cleared.
+const CACHE_ENTRIES_MAX: usize = 1024;
 
 /// A user, from a certificate of the cluster's CA or a token.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -28,7 +28,7 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// The subject of a certificate that was verified.
+    /// Returns the subject of a verified certificate.
     pub(crate) fn of_certificate(certificate: &CertificateDer<'_>) -> Option<Self> {
         let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
         let subject = certificate.subject();
@@ -39,22 +39,22 @@ impl Identity {
     }
 }
 
-/// Answers, and until when they hold.
-type Kept<K, V> = Mutex<HashMap<K, (V, Duration)>>;
+/// Cached results with their expiry.
+type ReviewCache<K, V> = Mutex<HashMap<K, (V, Duration)>>;
 
-type Access = (Identity, &'static str, &'static str);
+type AccessKey = (Identity, &'static str, &'static str);
 
-/// Asks the API server.
+/// Sends reviews to the API server.
 pub(crate) struct Authority {
     client: Client,
     env: Env,
     node: String,
-    /// By the token's digest; none = it is no token.
-    tokens: Kept<[u8; 32], Option<Identity>>,
-    accesses: Kept<Access, bool>,
+    /// Users by the token's digest; none = the token is invalid.
+    tokens: ReviewCache<[u8; 32], Option<Identity>>,
+    accesses: ReviewCache<AccessKey, bool>,
 }
 
-/// What a request is about, as upstream's kubelet maps it: the subresources of `nodes` of which one must be allowed.
+/// Maps a path like upstream's kubelet: access to one of these subresources of `nodes` is required.
 fn subresources(path: &str) -> &'static [&'static str] {
     let under = |root: &str| path == root || path.strip_prefix(root).is_some_and(|rest| rest.starts_with('/'));
     if under("/stats") {
@@ -87,7 +87,7 @@ impl Authority {
         Self { client, env, node, tokens: Mutex::default(), accesses: Mutex::default() }
     }
 
-    /// Whether the request may be answered.
+    /// Authenticates and authorizes a request.
     pub(crate) async fn check(
         &self,
         certificate: Option<Identity>,
@@ -97,13 +97,13 @@ impl Authority {
     ) -> Result<(), (StatusCode, String)> {
         let identity = match (certificate, token) {
             (Some(identity), _) => Some(identity),
-            (None, Some(token)) => self.of_token(&token).await?,
+            (None, Some(token)) => self.token_user(&token).await?,
             (None, None) => None,
         };
         let Some(identity) = identity else { return Err((StatusCode::UNAUTHORIZED, "Unauthorized".into())) };
         let (verb, wanted) = (verb(method), subresources(path));
         for subresource in wanted {
-            if self.may(&identity, verb, subresource).await? {
+            if self.is_allowed(&identity, verb, subresource).await? {
                 return Ok(());
             }
         }
@@ -114,8 +114,8 @@ impl Authority {
 
     async fn review(&self, path: &str, body: &Value) -> Result<Value, (StatusCode, String)> {
         let unreachable = |error: &dyn std::fmt::Display| {
-            tracing::debug!(path, %error, "the API server cannot be asked");
-            (StatusCode::SERVICE_UNAVAILABLE, "the API server cannot be asked whether this is allowed\n".to_owned())
+            tracing::debug!(path, %error, "a review by the API server failed");
+            (StatusCode::SERVICE_UNAVAILABLE, "the API server cannot be reached to authorize the request\n".to_owned())
         };
         let request = Request::post(path)
             .header(CONTENT_TYPE, "application/json")
@@ -124,7 +124,7 @@ impl Authority {
         self.client.request(request).await.map_err(|error| unreachable(&error))
     }
 
-    async fn of_token(&self, token: &str) -> Result<Option<Identity>, (StatusCode, String)> {
+    async fn token_user(&self, token: &str) -> Result<Option<Identity>, (StatusCode, String)> {
         let key: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         let now = self.env.elapsed();
         if let Some((known, until)) = self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(&key)
@@ -140,20 +140,20 @@ impl Authority {
             groups: strings(&status["user"]["groups"]),
         });
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        if tokens.len() >= KEPT_MAX {
+        if tokens.len() >= CACHE_ENTRIES_MAX {
             tokens.clear();
         }
         tokens.insert(key, (identity.clone(), now + TOKEN_TTL));
         Ok(identity)
     }
 
-    async fn may(
+    async fn is_allowed(
         &self,
         identity: &Identity,
         verb: &'static str,
         subresource: &'static str,
     ) -> Result<bool, (StatusCode, String)> {
-        let key: Access = (identity.clone(), verb, subresource);
+        let key: AccessKey = (identity.clone(), verb, subresource);
         let now = self.env.elapsed();
         if let Some((known, until)) = self.accesses.lock().unwrap_or_else(PoisonError::into_inner).get(&key)
             && *until > now
@@ -171,9 +171,9 @@ impl Authority {
         });
         let answer = self.review("/apis/authorization.k8s.io/v1/subjectaccessreviews", &body).await?;
         let allowed = answer["status"]["allowed"] == true;
-        let until = now + if allowed { ALLOWED_TTL } else { REFUSED_TTL };
+        let until = now + if allowed { ALLOWED_TTL } else { DENIED_TTL };
         let mut accesses = self.accesses.lock().unwrap_or_else(PoisonError::into_inner);
-        if accesses.len() >= KEPT_MAX {
+        if accesses.len() >= CACHE_ENTRIES_MAX {
             accesses.clear();
         }
         accesses.insert(key, (allowed, until));

@@ -1,4 +1,4 @@
-//! `/containerLogs/NAMESPACE/POD/CONTAINER`: what `kubectl logs` shows.
+//! `/containerLogs/NAMESPACE/POD/CONTAINER`: the endpoint of `kubectl logs`.
 
 use std::collections::HashMap;
 
@@ -12,14 +12,14 @@ use percent_encoding::percent_decode_str;
 use tokio::sync::mpsc;
 
 use super::Kubelet;
-use crate::log::read::{Options, is_possible, send};
+use crate::log::read::{Options, can_open, send};
 use crate::spec::containers;
 
-/// Pieces of a log that wait for a slow reader: then reading waits.
+/// Maximum queued chunks of a log for a slow client: a full queue stops reading.
 const PIECES_MAX: usize = 4;
 
-/// The pairs of a query string; of a name given twice the first counts.
-fn pairs(query: &str) -> HashMap<String, String> {
+/// Parses a query string; the first value of a repeated name counts.
+fn query_pairs(query: &str) -> HashMap<String, String> {
     let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
     let mut pairs = HashMap::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -29,11 +29,11 @@ fn pairs(query: &str) -> HashMap<String, String> {
     pairs
 }
 
-fn refuse(status: StatusCode, message: impl Into<String>) -> Response {
+fn error_response(status: StatusCode, message: impl Into<String>) -> Response {
     (status, message.into()).into_response()
 }
 
-/// Reads the options; a message where one is wrong.
+/// Parses the options; the error is a message for the client.
 fn options(query: &HashMap<String, String>, now: Timestamp) -> Result<(Options, bool), String> {
     let flag = |name: &str| match query.get(name).map(String::as_str) {
         None | Some("" | "false" | "0" | "f" | "F" | "FALSE" | "False") => Ok(false),
@@ -72,8 +72,8 @@ fn options(query: &HashMap<String, String>, now: Timestamp) -> Result<(Options, 
     Ok((options, flag("previous")?))
 }
 
-/// Whether there is a log to show, in upstream's words where there isn't.
-fn check(status: Option<&ContainerStatus>, pod: &str, container: &str, previous: bool) -> Result<(), String> {
+/// Checks that the container has a log; the error has upstream's words.
+fn check_has_log(status: Option<&ContainerStatus>, pod: &str, container: &str, previous: bool) -> Result<(), String> {
     let status = status.ok_or_else(|| format!("container {container:?} in pod {pod:?} is not available"))?;
     let state = status.state.clone().unwrap_or_default();
     let last = status.last_state.as_ref().and_then(|last| last.terminated.as_ref());
@@ -108,26 +108,26 @@ pub(super) async fn get(
     Path((namespace, pod, container)): Path<(String, String, String)>,
     RawQuery(query): RawQuery,
 ) -> Response {
-    let (options, previous) = match options(&pairs(&query.unwrap_or_default()), kubelet.env.now()) {
+    let (options, previous) = match options(&query_pairs(&query.unwrap_or_default()), kubelet.env.now()) {
         Ok(options) => options,
-        Err(message) => return refuse(StatusCode::BAD_REQUEST, message),
+        Err(message) => return error_response(StatusCode::BAD_REQUEST, message),
     };
     let Some(seen) = kubelet.pod(&namespace, &pod) else {
-        return refuse(StatusCode::NOT_FOUND, format!("pod {pod:?} does not exist\n"));
+        return error_response(StatusCode::NOT_FOUND, format!("pod {pod:?} does not exist\n"));
     };
     let (whole, status) = (seen.pod.get(), seen.status.get());
     let named = whole.spec.as_ref().is_some_and(|spec| containers::names(spec).any(|own| own == container));
     if !named {
-        return refuse(StatusCode::NOT_FOUND, format!("container {container:?} not found in pod {pod:?}\n"));
+        return error_response(StatusCode::NOT_FOUND, format!("container {container:?} not found in pod {pod:?}\n"));
     }
     let lists = [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
     let status = lists.into_iter().flatten().flatten().find(|status| status.name == container);
-    if let Err(message) = check(status, &pod, &container, previous) {
-        return refuse(StatusCode::BAD_REQUEST, message);
+    if let Err(message) = check_has_log(status, &pod, &container, previous) {
+        return error_response(StatusCode::BAD_REQUEST, message);
     }
-    if !is_possible() {
+    if !can_open() {
         let message = "too many logs are being read at once: try again when other readers are done\n";
-        return refuse(StatusCode::SERVICE_UNAVAILABLE, message);
+        return error_response(StatusCode::SERVICE_UNAVAILABLE, message);
     }
     let own = seen.container(&container);
     let newest = own.map(|own| own.attempt).unwrap_or_else(|| {
@@ -157,7 +157,7 @@ mod tests {
             let mut whole = json!({"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 0});
             whole.as_object_mut().unwrap().extend(status.as_object().unwrap().clone());
             let status: ContainerStatus = serde_json::from_value(whole).unwrap();
-            check(Some(&status), "p", "c", previous).err().unwrap_or_default()
+            check_has_log(Some(&status), "p", "c", previous).err().unwrap_or_default()
         };
         let waiting = |reason: &str| json!({"state": {"waiting": {"reason": reason}}});
         assert_eq!(

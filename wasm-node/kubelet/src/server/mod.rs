@@ -1,8 +1,8 @@
-//! The kubelet API: logs, pods, figures and health of a node, over TLS, for whom the API server allows it.
+//! The kubelet API of a node: logs, pods, metrics and health, over TLS, with authorization by the API server.
 
 mod auth;
-mod figures;
 mod logs;
+mod metrics;
 mod output;
 mod pod_stream;
 mod port_forward;
@@ -41,27 +41,27 @@ use tokio_util::sync::CancellationToken;
 
 use crate::image::Images;
 use crate::pod::shared::PodViews;
-use crate::pod::worker::Seen;
+use crate::pod::worker::PodSnapshot;
 use auth::{Authority, Identity};
 pub(crate) use rates::Rates;
 pub(crate) use requests::Requests;
 use runtime_api::Runtime;
 
-/// How long a handshake and a request's head may take.
+/// Maximum time of a handshake, and of a request's headers.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A session on which nothing moves this long ends (upstream's `streamingConnectionIdleTimeout`).
+/// Default idle timeout of a session (upstream's `streamingConnectionIdleTimeout`).
 pub const STREAMING_IDLE_DEFAULT: Duration = Duration::from_secs(4 * 3600);
-/// After the stop, answers under way have this long; a log that is followed has no end of its own.
+/// How long running responses may continue after the stop; a followed log has no end of its own.
 const DRAIN: Duration = Duration::from_millis(500);
 
-/// The certificate that a node serves with, and the CA of those who may ask it. All PEM.
+/// The certificate that a node serves with, and the CA of its clients. All PEM.
 #[derive(Clone)]
 pub struct ServingTls {
-    /// Its certificate, with the chain.
+    /// The certificate with its chain.
     pub certificate: Vec<u8>,
-    /// Its key.
+    /// The private key.
     pub key: Vec<u8>,
-    /// The cluster's CA of client certificates.
+    /// The CA of client certificates.
     pub client_ca: Vec<u8>,
 }
 
@@ -74,20 +74,20 @@ impl std::fmt::Debug for ServingTls {
 /// Why the kubelet API can't be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// Its address can't be had.
+    /// The address can't be bound.
     #[error("the kubelet API cannot listen on {address}: {source}")]
     Bind {
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// Why not.
+        /// The cause.
         source: std::io::Error,
     },
-    /// A certificate or key can't be used.
+    /// A certificate or key is invalid.
     #[error("the kubelet API's certificates cannot be used: {0}")]
     Tls(String),
 }
 
-/// What the handlers see of a node.
+/// The state of a node that the handlers use.
 #[derive(Clone)]
 pub(crate) struct Kubelet {
     pub(crate) node: String,
@@ -98,20 +98,20 @@ pub(crate) struct Kubelet {
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) images: Arc<Images>,
     pub(crate) network: PodNetwork,
-    /// How long a session may stand still.
+    /// Idle timeout of sessions.
     pub(crate) streaming_idle: Duration,
-    /// CPU as a rate.
+    /// CPU rates.
     pub(crate) rates: Arc<Rates>,
-    /// What this API is asked for.
+    /// Metrics of this API's requests.
     pub(crate) requests: Requests,
-    /// Ends what lasts as long as its client likes.
+    /// Cancels sessions and followed logs.
     pub(crate) stop: CancellationToken,
 }
 
 impl Kubelet {
-    /// The pod of a name: of one that is going and one that has come, the newer.
-    fn pod(&self, namespace: &str, name: &str) -> Option<Seen> {
-        let all = self.pods.all().into_iter().map(|view| view.look());
+    /// Returns the pod of a name: the newer one if a terminating pod has a successor.
+    fn pod(&self, namespace: &str, name: &str) -> Option<PodSnapshot> {
+        let all = self.pods.all().into_iter().map(|view| view.snapshot());
         let named = all.filter(|seen| seen.id.namespace == namespace && seen.id.name == name);
         named.max_by_key(|seen| seen.id.created)
     }
@@ -158,9 +158,9 @@ pub(crate) fn serve(
     let router = Router::new()
         .route("/healthz", get(async || "ok"))
         .route("/pods", get(pods))
-        .route("/metrics", get(figures::metrics))
-        .route("/metrics/resource", get(figures::resource))
-        .route("/stats/summary", get(figures::summary))
+        .route("/metrics", get(metrics::metrics))
+        .route("/metrics/resource", get(metrics::resource))
+        .route("/stats/summary", get(metrics::summary))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::get))
         .route("/attach/{namespace}/{pod}/{container}", get(remote::attach).post(remote::attach))
         .route("/exec/{namespace}/{pod}/{container}", get(remote::exec).post(remote::exec))
@@ -171,7 +171,7 @@ pub(crate) fn serve(
         .layer(from_fn_with_state(kubelet.requests.clone(), count))
         .with_state(kubelet);
     Ok(async move {
-        let sampled = figures::sample(&measured, &stop);
+        let sampled = metrics::sample(&measured, &stop);
         let limit = Limit::Seats(Descriptors::process().node_seats().clone());
         let each =
             |stream, _, permit| connection(stream, permit, acceptor.clone(), router.clone(), env.clone(), stop.clone());
@@ -199,7 +199,7 @@ async fn connection(
     }
 }
 
-/// A session holds on to its request until it ends, an answer until its body was sent.
+/// A session keeps its request alive until it ends, a response until its body is sent.
 async fn count(State(requests): State<Requests>, mut request: Request, next: Next) -> Response {
     let by_websocket = upgrade_of(request.headers()).is_some_and(|to| to.eq_ignore_ascii_case("websocket"));
     let under_way = Arc::new(requests.begin(request.method(), request.uri(), by_websocket));
@@ -241,7 +241,7 @@ async fn pods(State(kubelet): State<Kubelet>) -> Response {
         .all()
         .iter()
         .map(|view| {
-            let seen = view.look();
+            let seen = view.snapshot();
             let mut pod = serde_json::to_value(&*seen.pod.get()).unwrap_or_default();
             pod["status"] = serde_json::to_value(&*seen.status.get()).unwrap_or_default();
             pod

@@ -1,4 +1,4 @@
-//! The way to a client for one direction of a stream, over either wire.
+//! The client's end of one direction of a stream, over SPDY or WebSocket channels.
 
 use std::io;
 
@@ -14,7 +14,7 @@ pub(super) enum Output {
 }
 
 impl Output {
-    /// Sends bytes; waits while the client is slow.
+    /// Sends bytes, and waits for a slow client.
     pub(super) async fn send(&self, bytes: Bytes) -> io::Result<()> {
         match self {
             Self::Spdy(writer) => writer.send(bytes).await,
@@ -24,7 +24,7 @@ impl Output {
         }
     }
 
-    /// A numbered channel has no end of its own.
+    /// Ends the stream. A numbered channel has no end of its own.
     pub(super) async fn finish(&mut self) -> io::Result<()> {
         match self {
             Self::Spdy(writer) => writer.finish().await,

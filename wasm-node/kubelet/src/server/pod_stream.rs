@@ -1,7 +1,7 @@
-//! `/podStream/NAMESPACE/POD/PORT`: one byte stream to a port of a pod, for the API server's `proxy` subresources. The request
-//! is an upgrade to `tcp`; what follows its 101 is the stream.
+//! `/podStream/NAMESPACE/POD/PORT`: one byte stream to a port of a pod, for the API server's `proxy` subresources. The
+//! request upgrades to `tcp`; the stream follows the 101 response.
 //!
-//! As with port-forward, a stream ends at what the pod serves, through a pipe: no other address can be reached.
+//! As in port-forward, a stream ends at the pod's listener, through a pipe: no other address can be reached.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -18,17 +18,17 @@ use machinery_serve::net::{Origin, Peer, Protocol, Stream};
 use machinery_streaming::websocket::upgrade_of;
 
 use super::Kubelet;
-use super::requests::UnderWay;
+use super::requests::InFlightRequest;
 
-/// What the upgrade is to.
+/// The upgrade's protocol.
 const UPGRADE: &str = "tcp";
 
-/// Takes the upgrade, or says why not.
+/// Accepts the upgrade, or returns the error response.
 pub(super) async fn upgrade(
     State(kubelet): State<Kubelet>,
     Path((namespace, name, port)): Path<(String, String, u16)>,
     Extension(permit): Extension<Arc<ConnectionPermit>>,
-    Extension(counted): Extension<Arc<UnderWay>>,
+    Extension(counted): Extension<Arc<InFlightRequest>>,
     mut request: Request,
 ) -> Response {
     if upgrade_of(request.headers()).is_none_or(|upgrade| !upgrade.eq_ignore_ascii_case(UPGRADE)) {

@@ -1,8 +1,8 @@
-//! `/portForward/NAMESPACE/POD`: byte streams to ports of a pod, as `kubectl port-forward` and clients of the older WebSocket
-//! protocol ask for them.
+//! `/portForward/NAMESPACE/POD`: byte streams to ports of a pod, for `kubectl port-forward` and clients of the older
+//! WebSocket protocol.
 //!
-//! A stream ends at what the pod serves on its loopback, through a pipe: no socket of the host is opened, and no other address
-//! can be reached.
+//! A stream ends at the pod's listener on its loopback, through a pipe: no socket of the host is opened, and no other
+//! address can be reached.
 
 use std::collections::HashMap;
 use std::io;
@@ -28,33 +28,33 @@ use tokio::task::JoinSet;
 
 use super::Kubelet;
 use super::output::Output;
-use super::requests::UnderWay;
+use super::requests::InFlightRequest;
 use super::upgrade::{self, Upgrade};
 
-/// From one stream of a pair to the other (upstream's).
+/// Maximum time between the two streams of a pair (upstream's).
 const PAIR_TIMEOUT: Duration = Duration::from_secs(30);
-/// When all has been said, a client has this long to take it.
-const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(10);
-/// Streams that wait for their pair or to be served.
-const OPENED_WAITING_MAX: usize = 8;
-/// What is read of a pod at once.
+/// Maximum time for the client to read the last bytes after the session's end.
+const FINAL_READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum opened streams that wait for their pair or for a worker.
+const OPENED_QUEUED_MAX: usize = 8;
+/// Bytes read from a pod at once.
 const READ_BYTES: usize = 32 << 10;
-/// Pieces of one numbered channel that wait for the pod.
-const PIECES_WAITING_MAX: usize = 16;
+/// Maximum queued messages of one numbered channel for the pod.
+const CHUNKS_QUEUED_MAX: usize = 16;
 
-/// SPDY's protocol, and its name in a WebSocket that carries it.
+/// SPDY's protocol, and its name over a WebSocket.
 const PROTOCOL: &str = "portforward.k8s.io";
 const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
 /// Numbered channels of binary messages.
 const CHANNELS: &str = "v4.channel.k8s.io";
 
-/// Takes the upgrade, or says why not in upstream's words.
+/// Accepts the upgrade, or returns the error response with upstream's words.
 pub(super) async fn upgrade(
     State(kubelet): State<Kubelet>,
     Path((namespace, name)): Path<(String, String)>,
     RawQuery(query): RawQuery,
     Extension(permit): Extension<Arc<ConnectionPermit>>,
-    Extension(counted): Extension<Arc<UnderWay>>,
+    Extension(counted): Extension<Arc<InFlightRequest>>,
     mut request: Request,
 ) -> Response {
     let Some(seen) = kubelet.pod(&namespace, &name) else {
@@ -92,7 +92,7 @@ pub(super) async fn upgrade(
     response
 }
 
-/// How the streams come.
+/// The transport of the streams.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Wire {
     Spdy,
@@ -101,18 +101,18 @@ enum Wire {
     Channels(Vec<u16>),
 }
 
-/// What both sides speak, and the headers that say so.
+/// Negotiates the protocol; returns it with the response's headers.
 fn choose(headers: &HeaderMap, query: &str) -> Result<(HeaderMap, Wire), Box<Response>> {
     let (answer, upgrade) = upgrade::negotiate(headers, &[TUNNEL, CHANNELS, ""], &[PROTOCOL])?;
     let wire = match upgrade {
         Upgrade::Spdy(_) => Wire::Spdy,
         Upgrade::WebSocket(TUNNEL) => Wire::Tunnel,
-        Upgrade::WebSocket(_) => Wire::Channels(ports(query).map_err(upgrade::bad)?),
+        Upgrade::WebSocket(_) => Wire::Channels(ports(query).map_err(upgrade::bad_request)?),
     };
     Ok((answer, wire))
 }
 
-/// The ports of a WebSocket with numbered channels.
+/// Parses the ports of a WebSocket with numbered channels.
 fn ports(query: &str) -> Result<Vec<u16>, String> {
     /// Each takes two of 256 channels.
     const PORTS_MAX: usize = 100;
@@ -135,7 +135,7 @@ fn port(text: &str) -> Result<u16, String> {
     }
 }
 
-/// A stream's part in a pair, by its headers; none where they make no sense.
+/// Returns a stream's port, and whether it is the data stream; `None` if its headers are invalid.
 fn part(headers: &Headers) -> Option<(u16, bool)> {
     let port = port(headers.get("port")?).ok()?;
     match headers.get("streamtype")? {
@@ -145,7 +145,8 @@ fn part(headers: &Headers) -> Option<(u16, bool)> {
     }
 }
 
-/// Which pair a stream is of. Old clients number no pairs: there the error stream comes first, and its data's is the next.
+/// Returns the key of a stream's pair. Old clients number no pairs: the error stream comes first, and the next one is
+/// its data stream.
 fn pair_of(stream: &SpdyStream, is_data: bool) -> String {
     match stream.headers.get("requestid") {
         Some(id) if !id.is_empty() => id.to_owned(),
@@ -154,29 +155,29 @@ fn pair_of(stream: &SpdyStream, is_data: bool) -> String {
     }
 }
 
-/// A pod whose ports are asked for.
+/// A pod whose ports are forwarded.
 #[derive(Debug, Clone)]
 struct ForwardedPod {
     network: PodNetwork,
     name: String,
     uid: String,
     ip: Option<IpAddr>,
-    /// How long a session may stand still.
+    /// Idle timeout of the session.
     idle: Duration,
 }
 
 impl ForwardedPod {
     async fn serve(self, io: TokioIo<Upgraded>, wire: Wire) -> io::Result<()> {
         match wire {
-            Wire::Spdy => self.pairs(io).await,
-            Wire::Tunnel => self.pairs(websocket::tunnel(io).await).await,
-            Wire::Channels(ports) => self.channels(io, &ports).await,
+            Wire::Spdy => self.serve_pairs(io).await,
+            Wire::Tunnel => self.serve_pairs(websocket::tunnel(io).await).await,
+            Wire::Channels(ports) => self.serve_channels(io, &ports).await,
         }
     }
 
-    /// Serves pairs of streams, as many at once as the session takes.
-    async fn pairs(self, io: impl tokio::io::AsyncRead + tokio::io::AsyncWrite) -> io::Result<()> {
-        let (opened, mut streams) = mpsc::channel(OPENED_WAITING_MAX);
+    /// Serves pairs of streams, as many concurrently as the session allows.
+    async fn serve_pairs(self, io: impl tokio::io::AsyncRead + tokio::io::AsyncWrite) -> io::Result<()> {
+        let (opened, mut streams) = mpsc::channel(OPENED_QUEUED_MAX);
         let session = spdy::serve(io, self.idle, |headers| part(headers).is_some(), opened);
         let pairs = async move {
             let mut waiting: HashMap<String, (SpdyStream, bool, tokio::time::Instant)> = HashMap::new();
@@ -189,7 +190,7 @@ impl ForwardedPod {
                         None => std::future::pending().await,
                     },
                     Some(_) = served.join_next(), if !served.is_empty() => continue,
-                    () = until(oldest) => {
+                    () = wait_until(oldest) => {
                         let now = tokio::time::Instant::now();
                         for (id, (stream, is_data, _)) in waiting.extract_if(|_, (_, _, due)| *due <= now) {
                             if !is_data {
@@ -216,7 +217,7 @@ impl ForwardedPod {
                         let (data, error) = if is_data { (stream, first) } else { (first, stream) };
                         let (to, errors) = (Output::Spdy(data.outgoing), Output::Spdy(error.outgoing));
                         let pod = self.clone();
-                        served.spawn(async move { pod.pair(port, to, errors, data.incoming).await });
+                        served.spawn(async move { pod.serve_pair(port, to, errors, data.incoming).await });
                     }
                 }
             }
@@ -227,8 +228,8 @@ impl ForwardedPod {
         }
     }
 
-    /// One connection to a port, whose errors have a stream of their own.
-    async fn pair(&self, port: u16, mut data: Output, mut errors: Output, incoming: mpsc::Receiver<Bytes>) {
+    /// Serves one connection to a port, whose errors have a separate stream.
+    async fn serve_pair(&self, port: u16, mut data: Output, mut errors: Output, incoming: mpsc::Receiver<Bytes>) {
         let done = match self.connect(port) {
             Err(why) => errors.send(why.into()).await,
             Ok(serve) => {
@@ -240,21 +241,21 @@ impl ForwardedPod {
                 tokio::select! {
                     done = &mut copying => done,
                     served = serving => match served {
-                        // What it has said may still be in the pipe.
+                        // Its last output may still be in the pipe.
                         Ok(()) => copying.await,
                         Err(_) => errors.send(self.refused(port).into()).await,
                     },
                 }
             }
         };
-        // Where the client is gone there is nobody to tell.
+        // Without a client the error has no reader.
         if done.is_ok() {
             let _ = data.finish().await;
             let _ = errors.finish().await;
         }
     }
 
-    /// What listens on a port, as a process of the pod itself would find it.
+    /// Returns the listener on a port, as a process of the pod itself would find it.
     fn connect(&self, port: u16) -> Result<Arc<dyn Serve>, String> {
         let refused = || self.refused(port);
         let ip = self.ip.ok_or_else(refused)?;
@@ -269,8 +270,8 @@ impl ForwardedPod {
         )
     }
 
-    /// Serves two numbered channels for each port; on both the port comes first, in two bytes, the lower one first.
-    async fn channels(self, io: TokioIo<Upgraded>, ports: &[u16]) -> io::Result<()> {
+    /// Serves two numbered channels for each port. Both begin with the port as two bytes in little-endian order.
+    async fn serve_channels(self, io: TokioIo<Upgraded>, ports: &[u16]) -> io::Result<()> {
         let (Channels { mut incoming, outgoing }, session) = websocket::channels(io, self.idle);
         let serves = async {
             let mut pieces = Vec::new();
@@ -280,10 +281,10 @@ impl ForwardedPod {
                 for output in [&data, &errors] {
                     output.send(Bytes::copy_from_slice(&port.to_le_bytes())).await?;
                 }
-                let (to, bytes) = mpsc::channel(PIECES_WAITING_MAX);
+                let (to, bytes) = mpsc::channel(CHUNKS_QUEUED_MAX);
                 pieces.push(to);
                 let pod = self.clone();
-                served.spawn(async move { pod.pair(port, data, errors, bytes).await });
+                served.spawn(async move { pod.serve_pair(port, data, errors, bytes).await });
             }
             drop(outgoing);
             loop {
@@ -297,7 +298,8 @@ impl ForwardedPod {
                 let Some((channel, bytes)) = message else { return Ok(()) };
                 let to = pieces.get(usize::from(channel / 2)).filter(|_| channel % 2 == 0);
                 if let Some(to) = to {
-                    // A pod that has ended its side ends its own pair only; one that stands still ends the session in time.
+                    // A pod that has closed its side ends its own pair only; a stalled one ends the session by the idle
+                    // timeout.
                     let _ = to.send(bytes).await;
                 }
             }
@@ -308,12 +310,12 @@ impl ForwardedPod {
             done = serves => done?,
         }
         drop(incoming);
-        // What was said last is still on its way.
-        tokio::time::timeout(LAST_WORDS_TIMEOUT, session).await.unwrap_or(Ok(()))
+        // The last bytes may not have been sent yet.
+        tokio::time::timeout(FINAL_READ_TIMEOUT, session).await.unwrap_or(Ok(()))
     }
 }
 
-/// Copies in both directions. The pod's end is the end: a client that has sent all it has still gets its answer.
+/// Copies in both directions until the pod's end: a client that has sent everything still receives the response.
 async fn copy(to: Stream, mut incoming: mpsc::Receiver<Bytes>, output: &Output) -> io::Result<()> {
     let (mut read, mut write) = tokio::io::split(to);
     let up = async {
@@ -335,12 +337,12 @@ async fn copy(to: Stream, mut incoming: mpsc::Receiver<Bytes>, output: &Output) 
     tokio::pin!(up, down);
     tokio::select! {
         done = &mut down => done,
-        // What the pod doesn't read any more doesn't end what it has to say.
+        // A pod that stops reading may still write.
         _ = &mut up => down.await,
     }
 }
 
-async fn until(due: Option<tokio::time::Instant>) {
+async fn wait_until(due: Option<tokio::time::Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due).await,
         None => std::future::pending().await,
@@ -352,13 +354,13 @@ mod tests {
     use axum::http::HeaderValue;
     use http::Response;
     use http_body_util::{BodyExt as _, Full};
-    use machinery_serve::net::{self, Listen, Refused};
+    use machinery_serve::net::{self, CallRejected, Listen};
     use machinery_streaming::spdy::{Decoder, Encoder, Frame};
     use tokio::io::DuplexStream;
 
     use super::*;
 
-    /// Answers `hello PATH` to whoever is of the node.
+    /// Answers `hello PATH` to requests from the node.
     struct Hello;
 
     #[async_trait::async_trait]
@@ -367,7 +369,7 @@ mod tests {
             &self,
             from: &Origin,
             request: http::Request<net::Body>,
-        ) -> Result<Response<net::Body>, Refused<http::Request<net::Body>>> {
+        ) -> Result<Response<net::Body>, CallRejected<http::Request<net::Body>>> {
             assert_eq!(from.peer, Peer::Node);
             let body = Full::from(format!("hello {}", request.uri().path())).map_err(|never| match never {});
             Ok(Response::new(body.boxed_unsync()))
@@ -382,12 +384,12 @@ mod tests {
             &self,
             _: &Origin,
             request: http::Request<net::Body>,
-        ) -> Result<Response<net::Body>, Refused<http::Request<net::Body>>> {
-            Err(Refused::gone(request))
+        ) -> Result<Response<net::Body>, CallRejected<http::Request<net::Body>>> {
+            Err(CallRejected::gone(request))
         }
 
-        async fn stream(self: Arc<Self>, _: Origin, stream: Stream) -> Result<(), Refused<Stream>> {
-            Err(Refused::gone(stream))
+        async fn stream(self: Arc<Self>, _: Origin, stream: Stream) -> Result<(), CallRejected<Stream>> {
+            Err(CallRejected::gone(stream))
         }
     }
 
@@ -396,7 +398,7 @@ mod tests {
         encoder: Encoder,
         decoder: Decoder,
         buffer: BytesMut,
-        /// By stream: the text, and once it has ended whether by a reset.
+        /// The text of each stream; after its end, also whether it was reset.
         received: HashMap<u32, (String, Option<bool>)>,
     }
 
@@ -413,7 +415,7 @@ mod tests {
             self.send(Frame::SynStream { id, fin: false, headers }).await;
         }
 
-        /// What comes on a stream until its end, and whether that was a reset. What comes on others meanwhile is kept.
+        /// Reads a stream until its end, and returns whether that was a reset. Data of other streams is stored.
         async fn all_of(&mut self, wanted: u32) -> (String, bool) {
             loop {
                 while let Some(frame) = self.decoder.decode(&mut self.buffer).unwrap() {
@@ -435,7 +437,7 @@ mod tests {
         }
     }
 
-    /// A client of a pod that serves on ports 80 and 81, as long as the guards live.
+    /// Starts a client of a pod that serves on ports 80 and 81, as long as the guards live.
     fn start() -> (Client, [net::Attached; 2]) {
         let network = PodNetwork::default();
         let ip: IpAddr = "127.66.0.9".parse().unwrap();
@@ -449,7 +451,7 @@ mod tests {
         let ports = [(80, Arc::new(Hello) as Arc<dyn Serve>), (81, Arc::new(Gone))];
         let attached = ports.map(|(port, serve)| network.attach(Listen::tcp(ip, port), serve).unwrap());
         let (own, other) = tokio::io::duplex(1 << 16);
-        tokio::spawn(pod.pairs(other));
+        tokio::spawn(pod.serve_pairs(other));
         let client = Client {
             io: own,
             encoder: Encoder::default(),

@@ -1,28 +1,29 @@
-//! CPU as a rate: over the time since one of the last two samples, which are taken every 15 seconds. Pure.
+//! CPU rates, measured since one of the last two samples, which are taken every 15 seconds. Pure.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// Between two samples (metrics-server's default resolution).
+/// The sampling period (metrics-server's default resolution).
 pub(crate) const PERIOD: Duration = Duration::from_secs(15);
-/// Over a shorter time a rate says nothing.
+/// The minimum window of a meaningful rate.
 const WINDOW_MIN: Duration = Duration::from_secs(1);
 
-/// CPU time that had been used at a time.
+/// The CPU time used up to a point in time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Sample {
     at: Duration,
     cpu: Duration,
 }
 
-/// A rate, and the time over which it was measured.
+/// A rate and its measuring window.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Rate {
     pub(crate) nano_cores: u64,
     pub(crate) window: Duration,
 }
 
-/// The last two samples of each counter, by its name, in order: one for each container of a node, so no room is left between them.
+/// The last two samples of each counter, sorted by name. A node has one for each container, so the slice has no spare
+/// capacity.
 #[derive(Debug, Default)]
 pub(crate) struct Rates(Mutex<Box<[Counter]>>);
 
@@ -38,7 +39,7 @@ fn of_name<'a>(counters: &'a [Counter], name: &str) -> Option<&'a Counter> {
 }
 
 impl Rates {
-    /// Takes a sample of each counter; one that isn't there any more is forgotten.
+    /// Takes a sample of each counter, and forgets counters that are absent.
     pub(crate) fn sample(&self, at: Duration, counters: impl IntoIterator<Item = (String, Duration)>) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut counters: Vec<Counter> = counters
@@ -53,11 +54,11 @@ impl Rates {
         *kept = counters.into();
     }
 
-    /// The rate of a counter that stands at `cpu`, and began at nothing `age` ago; none for one that has just begun.
+    /// Returns the rate of a counter that is at `cpu` and started from zero `age` ago; `None` if it has just started.
     pub(crate) fn rate(&self, name: &str, at: Duration, cpu: Duration, age: Duration) -> Option<Rate> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let sampled = of_name(&kept, name).map(|counter| counter.earlier);
-        // One that stands lower than before has begun anew.
+        // A lower value means that the counter was reset.
         let from = sampled.filter(|from| from.cpu <= cpu);
         let from = from.filter(|from| (WINDOW_MIN..age).contains(&at.saturating_sub(from.at)));
         let (used, window) = match from {

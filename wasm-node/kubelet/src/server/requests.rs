@@ -1,4 +1,4 @@
-//! What the kubelet API is asked for, counted under upstream's names and labels: a session counts as under way until it ends.
+//! Metrics of the kubelet API's requests, with upstream's names and labels: a session is in flight until it ends.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,26 +8,26 @@ use std::time::Duration;
 use axum::http::{Method, Uri};
 use machinery_env::Env;
 
-/// The buckets of the durations, in seconds (upstream's, which are Prometheus' own).
+/// The upper bounds of the duration buckets in seconds (upstream's, which are Prometheus' defaults).
 const BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-/// What is served, as the label has it; all else is `other`.
+/// The values of the path label; any other path is `other`.
 const PATHS: [&str; 9] =
     ["attach", "containerLogs", "exec", "healthz", "metrics", "metrics/resource", "podStream", "pods", "portForward"];
 const METHODS: [&str; 2] = ["GET", "POST"];
 const OTHER: &str = "other";
-/// What lasts as long as its client likes.
+/// Requests whose duration the client determines.
 const LONG_RUNNING: [&str; 4] = ["attach", "exec", "podStream", "portForward"];
-/// Those that may come over a WebSocket, by the subresource that leads to them.
+/// Requests that may come over a WebSocket, with their subresource.
 const SUBRESOURCES: [(&str, &str); 3] = [("attach", "attach"), ("exec", "exec"), ("portForward", "portforward")];
 
-/// What a request is counted by; every value is of a fixed list, so that no client makes more.
+/// The labels of a request. All values are of fixed lists, so that clients can't create more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Of {
+struct RequestLabels {
     method: &'static str,
     path: &'static str,
 }
 
-impl Of {
+impl RequestLabels {
     fn new(method: &Method, uri: &Uri) -> Self {
         let mut parts = uri.path().trim_start_matches('/').split('/');
         let root = parts.next().unwrap_or_default();
@@ -50,7 +50,7 @@ impl Of {
 }
 
 #[derive(Debug, Default)]
-struct Counted {
+struct RequestCounters {
     total: u64,
     inflight: u64,
     within: [u64; BUCKETS.len()],
@@ -59,35 +59,35 @@ struct Counted {
 }
 
 #[derive(Debug, Default)]
-struct Counts {
-    requests: BTreeMap<Of, Counted>,
+struct Counters {
+    requests: BTreeMap<RequestLabels, RequestCounters>,
     websockets: [u64; SUBRESOURCES.len()],
 }
 
-/// The counts of a node.
+/// The request metrics of a node.
 #[derive(Debug, Clone)]
 pub(crate) struct Requests {
     env: Env,
-    counts: Arc<Mutex<Counts>>,
+    counts: Arc<Mutex<Counters>>,
 }
 
-/// A request that is under way, until it is dropped.
+/// A request in flight, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct UnderWay {
-    of: Of,
+pub(crate) struct InFlightRequest {
+    labels: RequestLabels,
     since: Duration,
     requests: Requests,
 }
 
-impl Drop for UnderWay {
+impl Drop for InFlightRequest {
     fn drop(&mut self) {
         let seconds = self.requests.env.elapsed().saturating_sub(self.since).as_secs_f64();
         self.requests.count(|counts| {
-            let counted = counts.requests.entry(self.of).or_default();
-            counted.inflight -= 1;
-            counted.ended += 1;
-            counted.seconds += seconds;
-            for (bound, within) in BUCKETS.iter().zip(&mut counted.within) {
+            let counters = counts.requests.entry(self.labels).or_default();
+            counters.inflight -= 1;
+            counters.ended += 1;
+            counters.seconds += seconds;
+            for (bound, within) in BUCKETS.iter().zip(&mut counters.within) {
                 *within += u64::from(seconds <= *bound);
             }
         });
@@ -99,64 +99,64 @@ impl Requests {
         Self { env: env.clone(), counts: Arc::default() }
     }
 
-    fn count<T>(&self, count: impl FnOnce(&mut Counts) -> T) -> T {
+    fn count<T>(&self, count: impl FnOnce(&mut Counters) -> T) -> T {
         count(&mut self.counts.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A request has come.
-    pub(super) fn begin(&self, method: &Method, uri: &Uri, by_websocket: bool) -> UnderWay {
-        let of = Of::new(method, uri);
+    /// Counts the begin of a request.
+    pub(super) fn begin(&self, method: &Method, uri: &Uri, by_websocket: bool) -> InFlightRequest {
+        let labels = RequestLabels::new(method, uri);
         self.count(|counts| {
-            let counted = counts.requests.entry(of).or_default();
-            counted.total += 1;
-            counted.inflight += 1;
-            let subresource = SUBRESOURCES.iter().position(|(path, _)| *path == of.path);
+            let counters = counts.requests.entry(labels).or_default();
+            counters.total += 1;
+            counters.inflight += 1;
+            let subresource = SUBRESOURCES.iter().position(|(path, _)| *path == labels.path);
             if let (Some(at), true) = (subresource, by_websocket) {
                 counts.websockets[at] += 1;
             }
         });
-        UnderWay { of, since: self.env.elapsed(), requests: self.clone() }
+        InFlightRequest { labels, since: self.env.elapsed(), requests: self.clone() }
     }
 
-    /// In the text format.
+    /// Returns the metrics in the text format.
     pub(super) fn text(&self) -> String {
         self.count(|counts| text(counts))
     }
 }
 
-fn text(counts: &Counts) -> String {
+fn text(counts: &Counters) -> String {
     let mut text = String::new();
     let mut head = |name: &str, kind: &str, help: &str, samples: &dyn Fn(&mut String)| {
-        // Writing into a string does not fail.
+        // Writing to a string can't fail.
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
         samples(&mut text);
     };
-    let each = |text: &mut String, line: &dyn Fn(&mut String, &str, &Counted)| {
-        for (of, counted) in &counts.requests {
-            line(text, &of.labels(), counted);
+    let each = |text: &mut String, line: &dyn Fn(&mut String, &str, &RequestCounters)| {
+        for (of, counters) in &counts.requests {
+            line(text, &of.labels(), counters);
         }
     };
     let name = "kubelet_http_inflight_requests";
     head(name, "gauge", "Number of the inflight http requests", &|text| {
-        each(text, &|text, labels, counted| {
-            let _ = writeln!(text, "{name}{{{labels}}} {}", counted.inflight);
+        each(text, &|text, labels, counters| {
+            let _ = writeln!(text, "{name}{{{labels}}} {}", counters.inflight);
         });
     });
     let name = "kubelet_http_requests_duration_seconds";
     head(name, "histogram", "Duration in seconds to serve http requests", &|text| {
-        each(text, &|text, labels, counted| {
-            for (bound, within) in BUCKETS.iter().zip(counted.within) {
+        each(text, &|text, labels, counters| {
+            for (bound, within) in BUCKETS.iter().zip(counters.within) {
                 let _ = writeln!(text, "{name}_bucket{{{labels},le=\"{bound}\"}} {within}");
             }
-            let _ = writeln!(text, "{name}_bucket{{{labels},le=\"+Inf\"}} {}", counted.ended);
-            let _ = writeln!(text, "{name}_sum{{{labels}}} {}", counted.seconds);
-            let _ = writeln!(text, "{name}_count{{{labels}}} {}", counted.ended);
+            let _ = writeln!(text, "{name}_bucket{{{labels},le=\"+Inf\"}} {}", counters.ended);
+            let _ = writeln!(text, "{name}_sum{{{labels}}} {}", counters.seconds);
+            let _ = writeln!(text, "{name}_count{{{labels}}} {}", counters.ended);
         });
     });
     let name = "kubelet_http_requests_total";
     head(name, "counter", "Number of the http requests received since the server started", &|text| {
-        each(text, &|text, labels, counted| {
-            let _ = writeln!(text, "{name}{{{labels}}} {}", counted.total);
+        each(text, &|text, labels, counters| {
+            let _ = writeln!(text, "{name}{{{labels}}} {}", counters.total);
         });
     });
     let name = "kubelet_websocket_streaming_requests_total";

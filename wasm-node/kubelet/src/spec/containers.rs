@@ -1,25 +1,25 @@
-//! A pod's containers as one list: init containers, the pod's own, ephemeral ones. The last come only ever behind
-//! ([`in_known_order`]), so an index into the list names the same container for as long as the pod lives. Pure.
+//! A pod's containers as one list: init containers, main ones, ephemeral ones. Ephemeral ones are only appended
+//! ([`in_stable_order`]), so an index refers to the same container for the pod's lifetime. Pure.
 
 use std::borrow::Cow;
 
 use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec};
 
-/// What a container is to its pod, which decides when it begins and ends.
+/// The class of a container, which determines when it starts and stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
-    /// `initContainers`: runs to its end before what comes after it begins.
+    /// `initContainers`: runs to completion before the next container starts.
     Init,
-    /// `initContainers` with `restartPolicy: Always`: what comes after it begins once it has started; ends after the
-    /// pod's own containers.
+    /// `initContainers` with `restartPolicy: Always`: the next container starts after it has started; it stops after
+    /// the main containers.
     Sidecar,
-    /// `containers`: the pod is about these.
+    /// `containers`: the main containers.
     Main,
-    /// `ephemeralContainers`: begins when it is asked for, once.
+    /// `ephemeralContainers`: starts on request, once.
     Ephemeral,
 }
 
-/// The containers, with what each is to the pod.
+/// The containers with their classes.
 pub fn each(spec: &PodSpec) -> impl Iterator<Item = (Class, Cow<'_, Container>)> {
     let init = spec.init_containers.iter().flatten().map(|container| (init_class(container), Cow::Borrowed(container)));
     let own = spec.containers.iter().map(|container| (Class::Main, Cow::Borrowed(container)));
@@ -27,15 +27,15 @@ pub fn each(spec: &PodSpec) -> impl Iterator<Item = (Class, Cow<'_, Container>)>
     init.chain(own).chain(ephemeral.map(|of| (Class::Ephemeral, Cow::Owned(plain(spec, of)))))
 }
 
-/// Their names, in that order.
+/// The containers' names, in the same order.
 pub fn names(spec: &PodSpec) -> impl Iterator<Item = &str> {
     let init = spec.init_containers.iter().flatten().chain(&spec.containers).map(|container| container.name.as_str());
     init.chain(spec.ephemeral_containers.iter().flatten().map(|container| container.name.as_str()))
 }
 
-/// The pod with those of its ephemeral containers first that it `had` before, as they stood; none where they stand so. The API takes
-/// them in any order: a strategic patch of a client that knows no other has its own in front.
-pub(crate) fn in_known_order(had: &Pod, pod: &Pod) -> Option<Pod> {
+/// The pod with its ephemeral containers in the order of `had`, and new ones last; `None` if they are in that order.
+/// The API accepts any order: a strategic merge patch puts a new one first.
+pub(crate) fn in_stable_order(had: &Pod, pod: &Pod) -> Option<Pod> {
     fn listed(pod: &Pod) -> &[EphemeralContainer] {
         pod.spec.as_ref().and_then(|spec| spec.ephemeral_containers.as_deref()).unwrap_or_default()
     }
@@ -61,7 +61,7 @@ fn init_class(container: &Container) -> Class {
     if container.restart_policy.as_deref() == Some("Always") { Class::Sidecar } else { Class::Init }
 }
 
-/// Where the spec lists a class, as events name it.
+/// The spec's field of a class, as events name it.
 #[must_use]
 pub fn field(class: Class) -> &'static str {
     match class {
@@ -71,8 +71,7 @@ pub fn field(class: Class) -> &'static str {
     }
 }
 
-/// An ephemeral container as a container: with the mounts and the environment of the one that it is to look into, and
-/// its own, which come later and so win.
+/// An ephemeral container as a container: with the mounts and environment of its target, overridden by its own.
 fn plain(spec: &PodSpec, of: &EphemeralContainer) -> Container {
     let others = spec.init_containers.iter().flatten().chain(&spec.containers);
     let target = of.target_container_name.as_deref().filter(|name| !name.is_empty());
@@ -138,14 +137,14 @@ mod tests {
                 .unwrap()
         };
         let ordered = |had: &[&str], now: &[&str]| {
-            let ordered = in_known_order(&pod(had), &pod(now))?;
+            let ordered = in_stable_order(&pod(had), &pod(now))?;
             Some(super::names(&spec(&ordered)).map(str::to_owned).collect::<Vec<_>>().join(" "))
         };
         assert_eq!(ordered(&["e", "f"], &["h", "f", "g", "e"]).as_deref(), Some("m e f h g"));
         for now in [&["e", "f"][..], &["e", "f", "b", "a"], &["f"], &[]] {
             assert_eq!(ordered(&["e", "f"], now), None, "{now:?}");
         }
-        assert_eq!(in_known_order(&Pod::default(), &Pod::default()), None);
+        assert_eq!(in_stable_order(&Pod::default(), &Pod::default()), None);
     }
 
     #[test]

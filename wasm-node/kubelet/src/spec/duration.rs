@@ -1,8 +1,8 @@
-//! Durations as text. Pure.
+//! Parses Go's duration syntax. Pure.
 
 use std::time::Duration;
 
-/// A duration as Go writes it: numbers with units, `1m30s`.
+/// Parses a duration in Go's syntax: numbers with units, such as `1m30s`.
 #[must_use]
 pub(crate) fn duration(text: &str) -> Option<Duration> {
     if text == "0" {

@@ -1,7 +1,7 @@
-//! What a pod's spec says of its containers together: their list, and the sums of their resources; durations; and objects as they are kept
-//! ([`resting`]). Below all that runs pods.
+//! Functions of a pod's spec: the list of its containers, the sums of their resources, durations; and compressed
+//! objects ([`compressed`]). No module of this crate is below this one.
 
+pub(crate) mod compressed;
 pub mod containers;
 pub(crate) mod duration;
 pub mod requests;
-pub(crate) mod resting;

@@ -1,4 +1,4 @@
-//! What a pod requests and what its limits allow, by the rule that the scheduler counts by, too. Pure.
+//! A pod's requests and limits, by the same rule as the scheduler's. Pure.
 
 use std::collections::BTreeMap;
 
@@ -7,13 +7,13 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
 use machinery_api::quantity::Quantity;
 use machinery_api::requests::{Share, pod_total};
 
-/// In thousandths of cores, else in whole units.
+/// An amount in thousandths of cores for `cpu`, else in whole units.
 #[must_use]
 pub fn amount_of(amount: &Wire, name: &str) -> i64 {
     Quantity::parse(&amount.0).map_or(0, |quantity| if name == "cpu" { quantity.milli() } else { quantity.value() })
 }
 
-/// What a pod requests of a resource, in thousandths of cores or whole units.
+/// A pod's request of a resource, in thousandths of cores or whole units.
 #[must_use]
 pub fn requested(pod: &Pod, name: &str) -> i64 {
     if name == "pods" {
@@ -24,7 +24,7 @@ pub fn requested(pod: &Pod, name: &str) -> i64 {
     asked.saturating_add(overhead.map_or(0, |amount| amount_of(amount, name)))
 }
 
-/// What the containers of a pod may use of a resource at most; none where none of them says.
+/// The limit of a resource for all containers of a pod; `None` if no limit is set.
 #[must_use]
 pub fn limit(pod: &Pod, name: &str) -> Option<i64> {
     total(pod, name, |resources| resources.limits.as_ref())
@@ -37,10 +37,10 @@ pub fn pod_limit(pod: &Pod, name: &str) -> Option<u64> {
     u64::try_from(amount_of(amount, name)).ok().filter(|amount| *amount > 0)
 }
 
-/// What a container that requests no CPU counts as, in thousandths of a core: its part of what the pod as a whole requests
-/// beyond its containers.
+/// The CPU request of a container without one, in thousandths of a core: its share of the pod-level request beyond the
+/// other containers' requests.
 #[must_use]
-pub fn left_cpu(pod: &Pod) -> u64 {
+pub fn default_cpu_request(pod: &Pod) -> u64 {
     let Some(spec) = &pod.spec else { return 0 };
     let amount = |resources: &Option<ResourceRequirements>| {
         Some(amount_of(resources.as_ref()?.requests.as_ref()?.get("cpu")?, "cpu"))
@@ -52,8 +52,8 @@ pub fn left_cpu(pod: &Pod) -> u64 {
     u64::try_from(whole.saturating_sub(named) / silent).unwrap_or(0)
 }
 
-/// The memory that a pod's containers may hold together; none where one of them has no limit, nor has the pod (upstream's rule
-/// for a pod's cgroup).
+/// The memory limit of all containers of a pod; `None` if the pod and one of its containers have no limit (upstream's
+/// rule for a pod's cgroup).
 #[must_use]
 pub fn memory_bound(pod: &Pod) -> Option<u64> {
     let spec = pod.spec.as_ref()?;
@@ -74,7 +74,7 @@ type Amounts = BTreeMap<String, Wire>;
 fn total(pod: &Pod, name: &str, of: impl Fn(&ResourceRequirements) -> Option<&Amounts>) -> Option<i64> {
     let spec = pod.spec.as_ref()?;
     let amount = |resources: &Option<ResourceRequirements>| Some(amount_of(of(resources.as_ref()?)?.get(name)?, name));
-    // As upstream: of these alone a pod may name its own.
+    // As upstream: pod-level amounts exist for these only.
     if matches!(name, "cpu" | "memory")
         && let Some(pod) = amount(&spec.resources)
     {
@@ -120,10 +120,10 @@ mod tests {
         let containers =
             json!([{"name": "a", "resources": {"requests": {"cpu": "400m"}}}, {"name": "b"}, {"name": "c"}]);
         let named = pod(whole, containers.clone());
-        assert_eq!((requested(&named, "cpu"), left_cpu(&named)), (1000, 300));
+        assert_eq!((requested(&named, "cpu"), default_cpu_request(&named)), (1000, 300));
         assert_eq!((pod_limit(&named, "cpu"), memory_bound(&named)), (Some(2000), Some(1 << 20)));
         let silent = pod(json!(null), containers);
-        assert_eq!((left_cpu(&silent), pod_limit(&silent, "cpu"), memory_bound(&silent)), (0, None, None));
+        assert_eq!((default_cpu_request(&silent), pod_limit(&silent, "cpu"), memory_bound(&silent)), (0, None, None));
         let limited = json!([{"name": "a", "resources": {"limits": {"memory": "2Mi"}}}]);
         assert_eq!(memory_bound(&pod(json!(null), limited)), Some(2 << 20));
     }

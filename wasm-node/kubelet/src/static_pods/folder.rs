@@ -1,4 +1,4 @@
-//! The manifests in a folder (or one file): read anew where they have changed, and each problem told once.
+//! Reads a folder of manifests, or one file. Reparses changed files, and reports each problem once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,19 +14,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::manifest::parse;
 
-/// How often the folder is looked at.
+/// The interval between two reads of the folder.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// A walk takes no more than one part of so many of the time.
+/// A read takes at most this fraction (1/20) of the time.
 const PART: u32 = 20;
-/// Of more files than a node can have pods the rest is left.
+/// The maximum number of files, as a node's maximum number of pods; further files are ignored.
 const FILES_MAX: usize = 2000;
-/// Larger is no manifest (the API takes none that is larger).
+/// The maximum size of a manifest (the API's bound of an object).
 const FILE_BYTES_MAX: u64 = 3 << 20;
 
-/// What of a file says whether it has changed.
+/// The modification time and size of a file, to detect changes.
 type Stamp = (Option<SystemTime>, u64);
 
-struct Known {
+struct ManifestEntry {
     stamp: Stamp,
     pod: Option<Arc<Pod>>,
 }
@@ -35,22 +35,22 @@ struct Known {
 pub(crate) struct Folder {
     path: PathBuf,
     node: String,
-    known: BTreeMap<PathBuf, Known>,
+    entries: BTreeMap<PathBuf, ManifestEntry>,
     too_many: bool,
 }
 
 impl Folder {
     pub(crate) fn new(path: PathBuf, node: String) -> Self {
-        Self { path, node, known: BTreeMap::new(), too_many: false }
+        Self { path, node, entries: BTreeMap::new(), too_many: false }
     }
 
-    /// The pods of the manifests that are there now, by uid. What can't be read keeps nothing running.
+    /// The pods of the current manifests, by uid. An unreadable file ends its pod.
     pub(crate) fn read(&mut self, env: &Env) -> BTreeMap<String, Arc<Pod>> {
         let files = self.files();
         let there: BTreeSet<&PathBuf> = files.iter().map(|(path, _)| path).collect();
-        self.known.retain(|path, _| there.contains(path));
+        self.entries.retain(|path, _| there.contains(path));
         for (path, stamp) in &files {
-            if self.known.get(path).is_some_and(|known| known.stamp == *stamp) {
+            if self.entries.get(path).is_some_and(|entry| entry.stamp == *stamp) {
                 continue;
             }
             let now = env.now().to_string();
@@ -58,18 +58,18 @@ impl Folder {
             if let Err(why) = &pod {
                 tracing::warn!(file = %path.display(), why, "a manifest of a static pod cannot be used");
             }
-            // When it was seen first is no change.
-            let before = self.known.get(path).and_then(|known| known.pod.clone());
+            // The time in the annotation is no change.
+            let before = self.entries.get(path).and_then(|entry| entry.pod.clone());
             let pod = pod.ok().map(Arc::new);
             let same = |a: &Arc<Pod>, b: &Arc<Pod>| a.metadata.uid == b.metadata.uid;
             let pod = match (pod, before) {
                 (Some(pod), Some(before)) if same(&pod, &before) => Some(before),
                 (pod, _) => pod,
             };
-            self.known.insert(path.clone(), Known { stamp: *stamp, pod });
+            self.entries.insert(path.clone(), ManifestEntry { stamp: *stamp, pod });
         }
         let (mut pods, mut names) = (BTreeMap::new(), BTreeSet::new());
-        for (path, Known { pod, .. }) in &self.known {
+        for (path, ManifestEntry { pod, .. }) in &self.entries {
             let Some(pod) = pod else { continue };
             let name = (pod.metadata.namespace.clone(), pod.metadata.name.clone());
             if names.insert(name.clone()) {
@@ -81,7 +81,7 @@ impl Folder {
         pods
     }
 
-    /// Files in the order of their names, without hidden ones.
+    /// The visible files in the order of their names.
     fn files(&mut self) -> Vec<(PathBuf, Stamp)> {
         let stamp = |path: &Path| {
             let metadata = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
@@ -104,7 +104,7 @@ impl Folder {
     }
 }
 
-/// What was a file a moment ago may be a pipe by now, whose writer would be waited for.
+/// Opens without blocking: the file may have become a pipe, whose open would wait for a writer.
 fn open(path: &Path) -> std::io::Result<fs::File> {
     let mut options = fs::OpenOptions::new();
     options.read(true);
@@ -126,7 +126,7 @@ fn read(path: &Path) -> Result<String, String> {
     if text.len() as u64 > FILE_BYTES_MAX { Err("it is larger than 3 MiB".into()) } else { Ok(text) }
 }
 
-/// Tells of the folder's pods until `stop`.
+/// Publishes the folder's pods until `stop`.
 pub(crate) async fn watch(
     mut folder: Folder,
     env: Env,
@@ -141,9 +141,9 @@ pub(crate) async fn watch(
         });
         let Ok((back, now)) = read.await else { return };
         folder = back;
-        pods.send_if_modified(|known| {
-            let changed = known.keys().ne(now.keys());
-            *known = now;
+        pods.send_if_modified(|pods| {
+            let changed = pods.keys().ne(now.keys());
+            *pods = now;
             changed
         });
         let wait = INTERVAL.max((env.elapsed() - began) * PART);
@@ -220,6 +220,6 @@ mod tests {
         fs::write(root.path().join("00000.yaml"), manifest("first", "i")).unwrap();
         let mut folder = Folder::new(root.path().to_owned(), "n".into());
         assert_eq!(names(&folder.read(&env)), ["first-n"]);
-        assert_eq!(folder.known.len(), FILES_MAX);
+        assert_eq!(folder.entries.len(), FILES_MAX);
     }
 }

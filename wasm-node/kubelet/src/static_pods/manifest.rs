@@ -1,4 +1,4 @@
-//! A static pod from its manifest: YAML or JSON, with upstream's defaults, names and refusals. Pure.
+//! Parses a static pod's manifest: YAML or JSON, with upstream's defaults, names and errors. Pure.
 
 use std::collections::BTreeSet;
 
@@ -8,10 +8,10 @@ use sha2::{Digest as _, Sha256};
 
 use super::{HASH, SEEN, SOURCE};
 
-/// Bytes of the hash that a pod's uid is.
+/// The length of the hash that is a pod's uid.
 const UID_BYTES: usize = 16;
 
-/// The pod of a manifest of that node; `file` names where it was read. The error is for the node's log.
+/// The pod of a manifest on that node; `file` is the manifest's path. The error is for the node's log.
 pub(crate) fn parse(text: &str, node: &str, file: &str, now: &str) -> Result<Pod, String> {
     let value: Value = machinery_api::yaml::read(text).map_err(|error| format!("no YAML or JSON: {error}"))?;
     if value["kind"] != "Pod" || value["apiVersion"] != "v1" {
@@ -21,7 +21,7 @@ pub(crate) fn parse(text: &str, node: &str, file: &str, now: &str) -> Result<Pod
     let name = pod.metadata.name.clone().filter(|name| !name.is_empty());
     let name = name.ok_or("invalid pod: name is needed for the pod")?;
     pod.status = None;
-    // Also where it names one: that may be another pod's, and of a manifest that changes it would be two pods'.
+    // Replaces a uid in the manifest too: it may be that of another pod, and a changed manifest has to be a new pod.
     let uid = hash(&pod, node, file);
     let metadata = &mut pod.metadata;
     metadata.name = Some(format!("{name}-{}", node.to_lowercase()));
@@ -45,7 +45,7 @@ fn hash(pod: &Pod, node: &str, file: &str) -> String {
     hex::encode(&hasher.finalize()[..UID_BYTES])
 }
 
-/// What the API server would have filled in, of what this node reads.
+/// Sets the API server's defaults of the fields that this node reads.
 fn default(spec: &mut PodSpec) {
     spec.restart_policy.get_or_insert_with(|| "Always".into());
     spec.dns_policy.get_or_insert_with(|| "ClusterFirst".into());
@@ -65,7 +65,7 @@ fn default(spec: &mut PodSpec) {
     }
 }
 
-/// Requests that aren't named are the limits.
+/// Requests default to the limits.
 fn default_requests(container: &mut Container) {
     let Some(resources) = &mut container.resources else { return };
     for (name, amount) in resources.limits.clone().unwrap_or_default() {
@@ -73,7 +73,7 @@ fn default_requests(container: &mut Container) {
     }
 }
 
-/// What no node could run. The API server's whole validation comes with the mirror, whose refusal is told.
+/// Rejects pods that no node can run. The API server validates the rest with the mirror, whose rejection is logged.
 fn check(name: &str, spec: &PodSpec) -> Result<(), String> {
     let label = |part: &str| {
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
@@ -110,7 +110,7 @@ fn check(name: &str, spec: &PodSpec) -> Result<(), String> {
     }
 }
 
-/// The first kind of the API that a pod names, as there may be no API when it runs.
+/// The first API resource that a pod references: static pods run without the API.
 fn referenced(spec: &PodSpec) -> Option<&'static str> {
     let named = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
     if named(&spec.service_account_name) || named(&spec.service_account) {
@@ -250,7 +250,7 @@ mod tests {
             let error = read(&text).unwrap_err();
             assert!(error.contains(why), "{text}: {error}");
         }
-        // A few bytes that stand for very many.
+        // A few bytes that expand to very many.
         let mut bomb = String::from("a: &a [x, x, x, x, x, x, x, x, x]\n");
         for (of, to) in "abcdefgh".chars().zip("bcdefghi".chars()) {
             bomb.push_str(&format!("{to}: &{to} [{}]\n", vec![format!("*{of}"); 9].join(", ")));

@@ -1,5 +1,4 @@
-//! Mirrors of static pods in the API: made, removed where nothing is behind them, and made again where somebody removed one.
-//! [`plan`] is pure.
+//! Keeps the mirrors of static pods in the API: creates missing ones, and deletes stale ones. [`plan`] is pure.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,21 +17,21 @@ use super::{HASH, MIRROR, mirrored};
 
 const POD: Kind = Kind::of::<Pod>();
 const NODE: Kind = Kind::of::<Node>();
-/// Before what the API didn't take is tried again, and before what it did is looked at.
+/// The delay of a retry after a failed request, and of the check after a successful one.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(15);
 
-/// A mirror that there is.
+/// A mirror in the API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mirror {
     pub(crate) uid: String,
     pub(crate) hash: String,
-    /// Somebody has asked for its end.
+    /// The mirror is being deleted.
     pub(crate) deleting: bool,
 }
 
 impl Mirror {
-    /// A pod that is one.
+    /// The mirror, if the pod is one.
     pub(crate) fn of(pod: &Pod) -> Option<Self> {
         Some(Self {
             uid: pod.metadata.uid.clone().unwrap_or_default(),
@@ -42,18 +41,18 @@ impl Mirror {
     }
 }
 
-/// By namespace and name.
+/// The mirrors by namespace and name.
 pub(crate) type Mirrors = BTreeMap<ObjectKey, Mirror>;
 
-/// What is to be done to one.
+/// An action on a mirror.
 #[derive(Debug, Clone, PartialEq)]
-enum Step {
+enum MirrorAction {
     Create(Arc<Pod>),
     Delete(ObjectKey, String),
 }
 
-/// What mirrors there should be, and there are: what is to be done.
-fn plan(pods: &BTreeMap<String, Arc<Pod>>, mirrors: &Mirrors) -> Vec<Step> {
+/// Compares the wanted with the existing mirrors. Returns the necessary actions.
+fn plan(pods: &BTreeMap<String, Arc<Pod>>, mirrors: &Mirrors) -> Vec<MirrorAction> {
     let key = |pod: &Pod| {
         let text = |text: &Option<String>| text.clone().unwrap_or_default();
         ObjectKey::new(text(&pod.metadata.namespace), text(&pod.metadata.name))
@@ -64,13 +63,15 @@ fn plan(pods: &BTreeMap<String, Arc<Pod>>, mirrors: &Mirrors) -> Vec<Step> {
         mirror.deleting || wanted.get(key).is_none_or(|(uid, _)| **uid != mirror.hash)
     };
     let removed = mirrors.iter().filter(|(key, mirror)| stale(key, mirror));
-    let removed = removed.map(|(key, mirror)| Step::Delete(key.clone(), mirror.uid.clone()));
-    let made =
-        wanted.iter().filter(|(key, _)| !mirrors.contains_key(*key)).map(|(_, (_, pod))| Step::Create((*pod).clone()));
-    removed.chain(made).collect()
+    let removed = removed.map(|(key, mirror)| MirrorAction::Delete(key.clone(), mirror.uid.clone()));
+    let created = wanted
+        .iter()
+        .filter(|(key, _)| !mirrors.contains_key(*key))
+        .map(|(_, (_, pod))| MirrorAction::Create((*pod).clone()));
+    removed.chain(created).collect()
 }
 
-/// A static pod as the API is to have it.
+/// The mirror object of a static pod.
 fn mirror_of(pod: &Pod, node: &str, node_uid: &str) -> Pod {
     let mut mirror = pod.clone();
     let annotations = mirror.metadata.annotations.get_or_insert_default();
@@ -98,19 +99,19 @@ pub(crate) async fn keep(
 ) {
     let mut wait = RETRY_FIRST;
     loop {
-        let (wanted, seen) = (pods.borrow_and_update().clone(), mirrors.borrow_and_update().clone());
-        // Before the API has told which there are nothing is known.
-        let steps = seen.map(|seen| plan(&wanted, &seen)).unwrap_or_default();
+        let (wanted, existing) = (pods.borrow_and_update().clone(), mirrors.borrow_and_update().clone());
+        // Nothing is done before the first list of mirrors.
+        let actions = existing.map(|existing| plan(&wanted, &existing)).unwrap_or_default();
         let mut failed = false;
-        for step in &steps {
-            if let Err(error) = perform(&requests, &node, step).await {
+        for action in &actions {
+            if let Err(error) = perform(&requests, &node, action).await {
                 tracing::warn!(node, %error, "the mirror of a static pod cannot be written");
                 failed = true;
             }
         }
         wait = if failed { (wait * 2).min(RETRY_MAX) } else { RETRY_FIRST };
-        // What was done is seen a moment later.
-        let again = (!steps.is_empty()).then_some(wait);
+        // The effect of an action shows up in the watch later.
+        let again = (!actions.is_empty()).then_some(wait);
         tokio::select! {
             () = stop.cancelled() => return,
             changed = pods.changed() => if changed.is_err() {
@@ -124,15 +125,15 @@ pub(crate) async fn keep(
     }
 }
 
-async fn perform(requests: &ApiClient, node: &str, step: &Step) -> Result<(), kube::Error> {
-    let answer = match step {
-        Step::Create(pod) => {
+async fn perform(requests: &ApiClient, node: &str, action: &MirrorAction) -> Result<(), kube::Error> {
+    let answer = match action {
+        MirrorAction::Create(pod) => {
             let own: Node = requests.get(&NODE, &ObjectKey::new("", node)).await?;
             let mirror = mirror_of(pod, node, own.metadata.uid.as_deref().unwrap_or_default());
             let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
             requests.create(&POD, namespace, &mirror).await.map(|_: IgnoredAny| ())
         }
-        Step::Delete(key, uid) => {
+        MirrorAction::Delete(key, uid) => {
             let options = serde_json::json!({
                 "apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0, "preconditions": {"uid": uid},
             });
@@ -140,9 +141,12 @@ async fn perform(requests: &ApiClient, node: &str, step: &Step) -> Result<(), ku
         }
     };
     match answer {
-        // It is there already, or gone: the watch says so.
+        // The mirror already exists, or is gone: a watch event follows.
         Err(kube::Error::Api(answer))
-            if matches!((step, answer.code), (Step::Create(_), 409) | (Step::Delete(..), 404 | 409)) =>
+            if matches!(
+                (action, answer.code),
+                (MirrorAction::Create(_), 409) | (MirrorAction::Delete(..), 404 | 409)
+            ) =>
         {
             Ok(())
         }
@@ -166,12 +170,15 @@ mod tests {
         let mirror = |hash: &str, deleting| Mirror { uid: "m".into(), hash: hash.into(), deleting };
         let key = |name: &str| ObjectKey::new("default", name);
         let with = |name: &str, mirror: Mirror| plan(&pods, &[(key(name), mirror)].into());
-        assert_eq!(plan(&pods, &Mirrors::new()), [Step::Create(pod("a"))]);
+        assert_eq!(plan(&pods, &Mirrors::new()), [MirrorAction::Create(pod("a"))]);
         assert_eq!(with("a", mirror("h", false)), []);
         for stale in [mirror("h", true), mirror("other", false)] {
-            assert_eq!(with("a", stale), [Step::Delete(key("a"), "m".into())], "made anew once it is gone");
+            assert_eq!(with("a", stale), [MirrorAction::Delete(key("a"), "m".into())], "made anew once it is gone");
         }
-        assert_eq!(with("b", mirror("h", false)), [Step::Delete(key("b"), "m".into()), Step::Create(pod("a"))]);
+        assert_eq!(
+            with("b", mirror("h", false)),
+            [MirrorAction::Delete(key("b"), "m".into()), MirrorAction::Create(pod("a"))]
+        );
     }
 
     #[test]

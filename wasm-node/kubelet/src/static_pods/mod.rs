@@ -1,7 +1,7 @@
-//! Static pods: a node runs what manifests in a folder say, whatever the API server does, and shows each in the API by a mirror
-//! (<https://kubernetes.io/docs/tasks/configure-pod-container/static-pod/>).
+//! Static pods: the node runs the pods of a manifest folder independently of the API server, and publishes a mirror of
+//! each (<https://kubernetes.io/docs/tasks/configure-pod-container/static-pod/>).
 //!
-//! [`folder`] reads the manifests, [`manifest`] makes a pod of one, [`mirror`] keeps their mirrors in the API.
+//! [`folder`] reads the manifests, [`manifest`] parses one, [`mirror`] keeps their mirrors in the API.
 
 pub(crate) mod folder;
 pub(crate) mod manifest;
@@ -9,16 +9,16 @@ pub(crate) mod mirror;
 
 use k8s_openapi::api::core::v1::Pod;
 
-/// On a mirror: the hash of the manifest that it mirrors.
+/// The annotation of a mirror: the hash of its manifest.
 pub(crate) const MIRROR: &str = "kubernetes.io/config.mirror";
-/// The hash of a manifest, which is its pod's uid.
+/// The annotation of a manifest's hash, which is its pod's uid.
 pub(crate) const HASH: &str = "kubernetes.io/config.hash";
-/// Where a pod comes from.
+/// The annotation of a pod's source.
 pub(crate) const SOURCE: &str = "kubernetes.io/config.source";
-/// When its manifest was first seen.
+/// The annotation of the time when the manifest was first read.
 pub(crate) const SEEN: &str = "kubernetes.io/config.seen";
 
-/// The hash that a mirror names; none of a pod that is no mirror.
+/// The manifest hash of a mirror; `None` if the pod is no mirror.
 pub(crate) fn mirrored(pod: &Pod) -> Option<&str> {
     pod.metadata.annotations.as_ref()?.get(MIRROR).map(String::as_str)
 }

@@ -1,7 +1,7 @@
-//! Writes a volume's files so that a reader sees all of the old ones or all of the new ones.
+//! Writes a volume's files atomically: a reader sees all of the old ones or all of the new ones.
 //!
-//! Upstream's shape, which guests may rely on: the files lie in a folder of their own, `..data` links to it, and each
-//! top-level name is a link through `..data`. Swapping that one link changes all of them at once.
+//! Guests may rely on upstream's layout: the files are in a folder of their own, `..data` links to it, and each
+//! top-level name is a link through `..data`. Replacing that one link changes all of them at once.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write as _};
@@ -12,8 +12,8 @@ use super::files::{File, Files};
 const DATA: &str = "..data";
 const DATA_NEXT: &str = "..data_tmp";
 
-/// Makes `dir` hold exactly `files`. `stamp` names the new folder: different at each change. Answers whether anything
-/// changed.
+/// Makes `dir` contain exactly `files`. `stamp` names the new folder and must differ at each change. Returns whether
+/// anything changed.
 pub fn write(dir: &Path, files: &Files, stamp: &str) -> io::Result<bool> {
     for path in files.keys() {
         check(path)?;
@@ -21,7 +21,7 @@ pub fn write(dir: &Path, files: &Files, stamp: &str) -> io::Result<bool> {
     let is_new = make(dir)?;
     let before = if is_new { None } else { std::fs::read_link(dir.join(DATA)).ok() };
     if let Some(before) = before.filter(|before| same(&dir.join(before), files)) {
-        // Whoever wrote them may have been killed before it was done.
+        // An earlier write may have been interrupted before its end.
         complete(dir, &before, files)?;
         return Ok(false);
     }
@@ -30,16 +30,16 @@ pub fn write(dir: &Path, files: &Files, stamp: &str) -> io::Result<bool> {
     std::fs::create_dir(&fresh)?;
     let shown = || if is_new { link(&name, &dir.join(DATA)) } else { swap(dir, &name) };
     if let Err(error) = fill(&fresh, files).and_then(|()| shown()) {
-        // What is half written would take the room that the next try needs.
+        // A partial version would occupy the space that the next try needs.
         for left in [std::fs::remove_dir_all(&fresh), std::fs::remove_file(dir.join(DATA_NEXT))] {
             if let Err(left) = left.or_else(absent) {
-                tracing::warn!(folder = %fresh.display(), error = %left, "a half-written version of a volume stays");
+                tracing::warn!(folder = %fresh.display(), error = %left, "a partial version of a volume cannot be removed");
             }
         }
         return Err(error);
     }
     if is_new {
-        // Nothing else is there.
+        // The folder is new: no other names exist.
         tops(files).iter().try_for_each(|top| link(&Path::new(DATA).join(top), &dir.join(top)))?;
     } else {
         complete(dir, &name, files)?;
@@ -47,7 +47,8 @@ pub fn write(dir: &Path, files: &Files, stamp: &str) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Has the folder; says whether it was not there. Its parent is there in most cases, as a pod's volumes lie beside each other.
+/// Creates the folder, and returns whether it was missing. Its parent usually exists, as a pod's volumes are in one
+/// folder.
 fn make(dir: &Path) -> io::Result<bool> {
     let made = match (std::fs::create_dir(dir), dir.parent()) {
         (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound => {
@@ -88,7 +89,7 @@ fn fill(fresh: &Path, files: &Files) -> io::Result<()> {
     Ok(())
 }
 
-/// From now on that folder is what a reader sees.
+/// Switches readers to that folder.
 fn swap(dir: &Path, name: &Path) -> io::Result<()> {
     let next = dir.join(DATA_NEXT);
     std::fs::remove_file(&next).or_else(absent)?;
@@ -96,7 +97,8 @@ fn swap(dir: &Path, name: &Path) -> io::Result<()> {
     std::fs::rename(&next, dir.join(DATA))
 }
 
-/// The files of that folder, to which `..data` leads, and none but these, are seen by their names; nothing else is left.
+/// Links the names of the files in the current folder, to which `..data` leads, and removes all other names and
+/// folders.
 fn complete(dir: &Path, name: &Path, files: &Files) -> io::Result<()> {
     let tops = tops(files);
     for top in &tops {
@@ -120,7 +122,8 @@ fn complete(dir: &Path, name: &Path, files: &Files) -> io::Result<()> {
     Ok(())
 }
 
-/// A path stays inside the volume and away from what the writer itself makes (the API has checked it too).
+/// Checks that a path stays inside the volume, and differs from the writer's own names. The API server has checked
+/// this, too.
 fn check(path: &str) -> io::Result<()> {
     let plain = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
     if plain && !path.is_empty() && !path.starts_with("..") {
@@ -164,7 +167,7 @@ fn link(to: &Path, at: &Path) -> io::Result<()> {
     std::os::windows::fs::symlink_dir(to, at)
 }
 
-/// A file is never open to more than its mode says, also while it is written.
+/// Restricts a file to its mode from its creation on, also while it is written.
 #[cfg(unix)]
 fn with_mode(options: &mut std::fs::OpenOptions, mode: u32) -> &std::fs::OpenOptions {
     use std::os::unix::fs::OpenOptionsExt as _;
@@ -176,7 +179,7 @@ fn with_mode(options: &mut std::fs::OpenOptions, _mode: u32) -> &std::fs::OpenOp
     options
 }
 
-/// The process' mask may have taken something from it.
+/// The process's umask may have removed bits.
 #[cfg(unix)]
 fn set_mode(file: &std::fs::File, mode: u32) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
@@ -234,7 +237,7 @@ mod tests {
         assert_eq!(modes.map(|(path, _)| mode_of(&dir.join(path)).unwrap()), modes.map(|(_, mode)| mode));
     }
 
-    /// A first version that was cut off before anything showed it.
+    /// A first version that was interrupted before it became visible.
     #[test]
     fn a_folder_that_is_there_without_a_version_is_filled() {
         let root = tempfile::tempdir().unwrap();
@@ -247,7 +250,7 @@ mod tests {
         assert!(write(&root.path().join("file"), &files(&[("a", "1")]), "one").is_err(), "no folder");
     }
 
-    /// What a node leaves that is killed while it writes.
+    /// The state left by a node that was killed during a write.
     #[test]
     fn what_was_left_half_written_is_completed() {
         let root = tempfile::tempdir().unwrap();
@@ -271,7 +274,7 @@ mod tests {
         assert_eq!(std::fs::read_to_string(dir.join("c")).unwrap(), "4");
     }
 
-    /// A name too long for the file system stands for a disk that is full amidst the files.
+    /// A name too long for the file system simulates a disk that becomes full during a write.
     #[test]
     fn a_version_that_cannot_be_written_leaves_nothing_and_the_old_one_stays() {
         let root = tempfile::tempdir().unwrap();

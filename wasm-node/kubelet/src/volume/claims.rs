@@ -1,34 +1,34 @@
-//! What the claims of a pod's volumes stand for: asked of the API when the pod begins, as the Node authorizer lets a node read no
-//! more than what its pods name. What is found is decided without IO.
+//! Resolves the claims of a pod's volumes. They are read from the API when the pod begins, as the Node authorizer
+//! restricts a node to the objects that its pods name. The decision on the objects is free of IO.
 
 use std::path::Path;
 
 use k8s_openapi::api::core::v1::{HostPathVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod, Volume};
 use machinery_api::ObjectKey;
-use machinery_client::claims::{self, LOCAL_DRIVER, NodePlace};
+use machinery_client::claims::{self, LOCAL_DRIVER, NodeTopology};
 use machinery_client::request::{ApiClient, status_code};
 use machinery_client::{Kind, Typed, key_of};
 
 use super::host_path;
 use super::local::LocalVolumes;
 
-/// What a claim stands for on this node.
+/// The volume that a claim is bound to, on this node.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Found {
-    /// A volume that the node keeps.
+pub enum BoundVolume {
+    /// A volume stored by the node.
     Local {
         /// The volume's uid.
         uid: String,
-        /// Bytes that it may hold.
+        /// Maximum bytes of its content.
         capacity: u64,
-        /// One pod alone may use it.
+        /// Whether only one pod may use it at a time.
         alone: bool,
     },
     /// A folder of the machine.
     Host(HostPathVolumeSource),
 }
 
-/// The name of the claim of a pod's volume.
+/// Returns the name of the claim of a pod's volume.
 #[must_use]
 pub fn claim_name(pod: &Pod, volume: &Volume) -> Option<String> {
     match (&volume.persistent_volume_claim, &volume.ephemeral) {
@@ -38,22 +38,22 @@ pub fn claim_name(pod: &Pod, volume: &Volume) -> Option<String> {
     }
 }
 
-/// Asks what a volume's claim stands for.
+/// Resolves a volume's claim.
 ///
 /// # Errors
-/// Why there is nothing yet, in upstream's words.
-pub(crate) async fn find(
+/// Why the volume is not available yet, in upstream's words.
+pub(crate) async fn resolve(
     api: &ApiClient,
     pod: &Pod,
     volume: &Volume,
-    node: NodePlace<'_>,
-) -> Result<Option<Found>, String> {
+    node: NodeTopology<'_>,
+) -> Result<Option<BoundVolume>, String> {
     let Some(name) = claim_name(pod, volume) else { return Ok(None) };
     let key = ObjectKey::new(pod.metadata.namespace.clone().unwrap_or_default(), name);
     let failed = |why: String| format!("error processing PVC {key}: {why}");
     let claim: PersistentVolumeClaim =
         get(api, &key).await.map_err(|why| failed(format!("failed to fetch PVC from API server: {why}")))?;
-    let name = bound(pod, volume, &claim).map_err(failed)?;
+    let name = bound_volume_name(pod, volume, &claim).map_err(failed)?;
     let key = ObjectKey::cluster(name);
     let persistent: PersistentVolume =
         get(api, &key).await.map_err(|why| failed(format!("failed to fetch PV {key} from API server: {why}")))?;
@@ -67,8 +67,8 @@ async fn get<K: Typed>(api: &ApiClient, key: &ObjectKey) -> Result<K, String> {
     })
 }
 
-/// The volume that a claim is bound to.
-fn bound<'a>(pod: &Pod, volume: &Volume, claim: &'a PersistentVolumeClaim) -> Result<&'a str, String> {
+/// Returns the volume that a claim is bound to.
+fn bound_volume_name<'a>(pod: &Pod, volume: &Volume, claim: &'a PersistentVolumeClaim) -> Result<&'a str, String> {
     if volume.ephemeral.is_some()
         && let Some(why) = claims::is_not_of_pod(&pod.metadata, claim)
     {
@@ -88,9 +88,13 @@ fn bound<'a>(pod: &Pod, volume: &Volume, claim: &'a PersistentVolumeClaim) -> Re
     Ok(name)
 }
 
-/// What a volume is on this node. Of what its maker wrote no path is taken but those that the node's operator allows
-/// ([`host_path`]).
-fn source(claim: &PersistentVolumeClaim, volume: &PersistentVolume, node: NodePlace<'_>) -> Result<Found, String> {
+/// Returns a volume's source on this node. The paths in a PersistentVolume are used only if the node's operator allows
+/// them ([`host_path`]).
+fn source(
+    claim: &PersistentVolumeClaim,
+    volume: &PersistentVolume,
+    node: NodeTopology<'_>,
+) -> Result<BoundVolume, String> {
     let name = volume.metadata.name.as_deref().unwrap_or_default();
     let uid = claims::claim_ref(volume).and_then(|r| r.uid.as_deref());
     if uid.is_none() || uid != claim.metadata.uid.as_deref() || !claims::is_for(volume, claim) {
@@ -108,7 +112,7 @@ fn source(claim: &PersistentVolumeClaim, volume: &PersistentVolume, node: NodePl
             return Err(format!("driver name {} not found in the list of registered CSI drivers", csi.driver));
         }
         let modes = spec.and_then(|spec| spec.access_modes.as_deref()).unwrap_or_default();
-        return Ok(Found::Local {
+        return Ok(BoundVolume::Local {
             uid: volume.metadata.uid.clone().unwrap_or_default(),
             capacity: u64::try_from(claims::capacity(volume).value()).unwrap_or_default(),
             alone: modes.iter().any(|mode| mode == "ReadWriteOncePod"),
@@ -120,29 +124,29 @@ fn source(claim: &PersistentVolumeClaim, volume: &PersistentVolume, node: NodePl
         Some(HostPathVolumeSource { path: local.path.clone(), type_: Some("Directory".into()) })
     };
     match of_host.or_else(of_local) {
-        Some(host) if matches!(host.type_.as_deref(), Some("DirectoryOrCreate")) => Ok(Found::Host(host)),
-        // A guest is given folders.
+        Some(host) if matches!(host.type_.as_deref(), Some("DirectoryOrCreate")) => Ok(BoundVolume::Host(host)),
+        // Guests can only open folders.
         Some(host) if matches!(host.type_.as_deref(), None | Some("" | "Directory")) => {
-            Ok(Found::Host(HostPathVolumeSource { type_: Some("Directory".into()), ..host }))
+            Ok(BoundVolume::Host(HostPathVolumeSource { type_: Some("Directory".into()), ..host }))
         }
         Some(host) => Err(format!("hostPath type {} is no folder", host.type_.unwrap_or_default())),
         None => Err("no volume plugin matched".into()),
     }
 }
 
-/// Puts what was found at `folder`. Reads and writes files.
-pub(crate) fn put(
-    found: &Found,
+/// Creates the volume at `folder`. Reads and writes files.
+pub(crate) fn create(
+    found: &BoundVolume,
     folder: &Path,
     pod: &str,
     (local, allowed): (&LocalVolumes, &[std::path::PathBuf]),
 ) -> Result<(), String> {
     match found {
-        Found::Local { uid, capacity, alone } => {
-            let data = local.hold(pod, uid, *capacity, *alone)?;
-            host_path::point(folder, &data).map_err(|error| error.to_string())
+        BoundVolume::Local { uid, capacity, alone } => {
+            let data = local.acquire(pod, uid, *capacity, *alone)?;
+            host_path::link_to(folder, &data).map_err(|error| error.to_string())
         }
-        Found::Host(source) => host_path::link(folder, source, allowed),
+        BoundVolume::Host(source) => host_path::link(folder, source, allowed),
     }
 }
 
@@ -177,27 +181,27 @@ mod tests {
     fn only_a_bound_claim_of_the_pods_own_counts() {
         let (pod, of) = pod_volume(json!({"name": "v", "persistentVolumeClaim": {"claimName": "c"}}));
         assert_eq!(claim_name(&pod, &of).as_deref(), Some("c"));
-        assert_eq!(bound(&pod, &of, &claim(|_| ())), Ok("v"));
+        assert_eq!(bound_volume_name(&pod, &of, &claim(|_| ())), Ok("v"));
         let pending = claim(|claim| claim["status"]["phase"] = "Pending".into());
-        assert_eq!(bound(&pod, &of, &pending), Err("PVC is not bound".into()));
+        assert_eq!(bound_volume_name(&pod, &of, &pending), Err("PVC is not bound".into()));
         let going = claim(|claim| claim["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into());
-        assert_eq!(bound(&pod, &of, &going), Err("PVC is being deleted".into()));
+        assert_eq!(bound_volume_name(&pod, &of, &going), Err("PVC is being deleted".into()));
         let block = claim(|claim| claim["spec"]["volumeMode"] = "Block".into());
-        assert!(bound(&pod, &of, &block).unwrap_err().contains("volumeMode Block"));
+        assert!(bound_volume_name(&pod, &of, &block).unwrap_err().contains("volumeMode Block"));
         let (pod, own) = pod_volume(json!({"name": "v", "ephemeral": {"volumeClaimTemplate": {"spec": {}}}}));
         assert_eq!(claim_name(&pod, &own).as_deref(), Some("p-v"));
         let why = "PVC a/c was not created for pod a/p (pod is not owner)";
-        assert_eq!(bound(&pod, &own, &claim(|_| ())), Err(why.into()));
+        assert_eq!(bound_volume_name(&pod, &own, &claim(|_| ())), Err(why.into()));
     }
 
     #[test]
     fn no_field_of_a_volume_names_another_ones_data() {
         let labels = BTreeMap::from([("kubernetes.io/hostname".to_owned(), "n".to_owned())]);
-        let node = NodePlace { name: "n", labels: &labels };
+        let node = NodeTopology { name: "n", labels: &labels };
         let of = |spec: Value| source(&claim(|_| ()), &volume(spec), node);
         let local =
             json!({"driver": "local.coracle.dev", "volumeHandle": "../../other", "volumeAttributes": {"path": "/etc"}});
-        let found = Found::Local { uid: "v-uid".into(), capacity: 1 << 20, alone: false };
+        let found = BoundVolume::Local { uid: "v-uid".into(), capacity: 1 << 20, alone: false };
         assert_eq!(of(json!({"csi": local})), Ok(found));
         let other = json!({"driver": "ebs.csi.aws.com", "volumeHandle": "x"});
         assert!(of(json!({"csi": other})).unwrap_err().contains("not found in the list of registered CSI drivers"));
@@ -205,7 +209,7 @@ mod tests {
         for (kind, is_folder) in [("", true), ("Directory", true), ("DirectoryOrCreate", true), ("File", false)] {
             assert_eq!(of(host(kind)).is_ok(), is_folder, "{kind}");
         }
-        assert!(matches!(of(json!({"local": {"path": "/x"}})), Ok(Found::Host(_))));
+        assert!(matches!(of(json!({"local": {"path": "/x"}})), Ok(BoundVolume::Host(_))));
         assert_eq!(of(json!({"nfs": {"server": "s", "path": "/"}})), Err("no volume plugin matched".into()));
         let elsewhere = json!([{"key": "kubernetes.io/hostname", "operator": "In", "values": ["m"]}]);
         let affinity = json!({"required": {"nodeSelectorTerms": [{"matchExpressions": elsewhere}]}});

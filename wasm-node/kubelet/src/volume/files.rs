@@ -1,4 +1,4 @@
-//! Which files a volume holds, given what its sources hold. Pure.
+//! Computes the files of a volume from its sources. Pure.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,28 +8,28 @@ use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, ServiceAccoun
 use crate::config::environment::{ConfigError, EnvContext, field, resource};
 use crate::config::sources::{Content, SourceKind};
 
-/// Mode of files where nothing else is said (upstream's).
+/// Default mode of files (upstream's).
 const MODE_DEFAULT: u32 = 0o644;
 
 /// One file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct File {
-    /// What it holds.
+    /// Its content.
     pub bytes: Vec<u8>,
     /// Its mode.
     pub mode: u32,
 }
 
-/// By path within the volume.
+/// Files by path within the volume.
 pub type Files = BTreeMap<String, File>;
 
 /// Why a volume can't be filled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FilesError {
-    /// An object or a field isn't there.
+    /// An object or a field is missing.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A key isn't there.
+    /// A key is missing.
     #[error("{kind} references non-existent {what} key: {key}")]
     NoKey {
         /// `configmap`, `secret`.
@@ -39,15 +39,15 @@ pub enum FilesError {
         /// The key.
         key: String,
     },
-    /// A token is still to come.
+    /// A token is not available yet.
     #[error("{0}")]
     Token(String),
 }
 
-/// The tokens of a pod's projected volumes: by audience and lifetime.
+/// The tokens of a pod's projected volumes by audience and lifetime in seconds.
 pub type Tokens = BTreeMap<(String, i64), String>;
 
-/// Files of a configMap, secret, downwardAPI or projected volume.
+/// Returns the files of a configMap, secret, downwardAPI or projected volume.
 pub fn files(given: &EnvContext<'_>, volume: &Volume, tokens: &Tokens) -> Result<Files, FilesError> {
     let mut files = Files::new();
     let optional = |optional: &Option<bool>| *optional == Some(true);
@@ -145,13 +145,13 @@ fn add_downward(
     Ok(())
 }
 
-/// By what a token is known: audience and lifetime in seconds.
+/// Returns a token's key: audience and lifetime in seconds.
 #[must_use]
 pub fn token_key(token: &ServiceAccountTokenProjection) -> (String, i64) {
     (token.audience.clone().unwrap_or_default(), token.expiration_seconds.unwrap_or(3600))
 }
 
-/// What volumes project of tokens.
+/// Yields the token projections of volumes.
 pub fn projections(volumes: &[Volume]) -> impl Iterator<Item = (&Volume, &ServiceAccountTokenProjection)> {
     volumes.iter().flat_map(|volume| {
         let sources = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
@@ -159,7 +159,7 @@ pub fn projections(volumes: &[Volume]) -> impl Iterator<Item = (&Volume, &Servic
     })
 }
 
-/// The tokens that a pod's volumes ask for: audience and lifetime in seconds.
+/// Returns audience and lifetime in seconds of the tokens that a pod's volumes need.
 #[must_use]
 pub fn wanted_tokens(volumes: &[Volume]) -> Vec<(String, i64)> {
     let mut wanted: Vec<(String, i64)> = projections(volumes).map(|(_, token)| token_key(token)).collect();

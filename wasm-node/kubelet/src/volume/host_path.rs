@@ -1,5 +1,5 @@
-//! `hostPath` volumes: folders and files of the machine, where the node's operator allows them (`--allow-host-path`). A pod that names
-//! another one is told so, and stays as it is until it is allowed or gone
+//! `hostPath` volumes: folders and files of the machine that the node's operator allows (`--allow-host-path`). A pod
+//! with another path gets an event and waits until the path is allowed or the pod is deleted
 //! (<https://kubernetes.io/docs/concepts/storage/volumes/#hostpath>).
 
 use std::fs;
@@ -11,12 +11,12 @@ use k8s_openapi::api::core::v1::HostPathVolumeSource;
 /// The name of a volume's only file.
 pub(super) const FILE: &str = "file";
 
-/// Puts the volume at `folder`: a link to what it names, once that is known to lie where this node allows. Reads and writes
-/// files. The error is the event's message.
+/// Creates the volume at `folder`: a link to its path after a check that the path is allowed on this node. Reads and
+/// writes files. The error is the event's message.
 pub(crate) fn link(folder: &Path, source: &HostPathVolumeSource, allowed: &[PathBuf]) -> Result<(), String> {
     match resolve(Path::new(&source.path), source.type_.as_deref().unwrap_or_default(), allowed)? {
-        Found::Folder(real) => point(folder, &real).map_err(|error| error.to_string()),
-        Found::File { below, rest } => share(folder, &below, &rest).map_err(|error| match error.kind() {
+        ResolvedPath::Folder(real) => link_to(folder, &real).map_err(|error| error.to_string()),
+        ResolvedPath::File { below, rest } => share(folder, &below, &rest).map_err(|error| match error.kind() {
             io::ErrorKind::CrossesDevices => {
                 format!(
                     "hostPath {} lies on another file system than the node's data folder: mount its folder",
@@ -28,18 +28,22 @@ pub(crate) fn link(folder: &Path, source: &HostPathVolumeSource, allowed: &[Path
     }
 }
 
-/// Where the volume at `folder` lies, once it was put there: a folder that is allowed, and the way below it, on which guests may
-/// have put links since. Whoever opens it goes that way without leaving what is allowed.
-pub(super) fn below(folder: &Path, source: &Path, allowed: &[PathBuf]) -> Result<(PathBuf, Vec<PathBuf>), String> {
+/// Returns where the volume at `folder` is: an allowed folder and the remaining path below it, on which guests may have
+/// created links since. The caller resolves that path without leaving the allowed folder.
+pub(super) fn split_allowed(
+    folder: &Path,
+    source: &Path,
+    allowed: &[PathBuf],
+) -> Result<(PathBuf, Vec<PathBuf>), String> {
     let real = fs::read_link(folder).map_err(|error| error.to_string())?;
-    let root = allowed_of(&real, allowed).ok_or_else(|| refused(source))?;
+    let root = allowed_folder(&real, allowed).ok_or_else(|| refused(source))?;
     let rest = real.strip_prefix(&root).map_err(|error| error.to_string())?;
     let rest = (!rest.as_os_str().is_empty()).then(|| rest.to_owned());
     Ok((root, rest.into_iter().collect()))
 }
 
-/// The folder that is allowed and holds it.
-fn allowed_of(real: &Path, allowed: &[PathBuf]) -> Option<PathBuf> {
+/// Returns the allowed folder that contains the path.
+fn allowed_folder(real: &Path, allowed: &[PathBuf]) -> Option<PathBuf> {
     allowed.iter().filter_map(|dir| dir.canonicalize().ok()).find(|dir| real.starts_with(dir))
 }
 
@@ -48,20 +52,20 @@ fn refused(path: &Path) -> String {
     format!("hostPath {path} is not below a folder that this node allows: start it with --allow-host-path DIR")
 }
 
-/// Whether a volume of that folder is a single file, [`FILE`].
+/// Returns whether the volume of that folder is a single file, [`FILE`].
 pub(super) fn is_file(folder: &Path) -> bool {
     folder.symlink_metadata().is_ok_and(|metadata| metadata.is_dir())
 }
 
-/// Gives a file a second name in `folder`: what is written by either is the same. As with a file that is mounted upstream, one that
-/// is put in its place later is another one.
+/// Creates a hard link to a file in `folder`: both names have the same content. Like a file mounted upstream, it does
+/// not follow a later replacement of the original.
 fn share(folder: &Path, below: &Path, rest: &Path) -> io::Result<()> {
     use cap_primitives::fs::{FollowSymlinks, hard_link, stat};
     if folder.symlink_metadata().is_ok_and(|metadata| !metadata.is_dir()) {
         fs::remove_file(folder)?;
     }
     fs::create_dir_all(folder)?;
-    // Guests may write below the folder that is allowed, and swap what lies on the way: nothing leads out of it.
+    // Guests may write below the allowed folder and replace parts of the path: resolution must not leave the folder.
     let (root, own) = (fs::File::open(below)?, fs::File::open(folder)?);
     if folder.join(FILE).symlink_metadata().is_ok() {
         return Ok(());
@@ -69,13 +73,13 @@ fn share(folder: &Path, below: &Path, rest: &Path) -> io::Result<()> {
     hard_link(&root, rest, &own, Path::new(FILE))?;
     if !stat(&own, Path::new(FILE), FollowSymlinks::No)?.is_file() {
         fs::remove_file(folder.join(FILE))?;
-        return Err(io::Error::other("it is no file any more"));
+        return Err(io::Error::other("it is no longer a file"));
     }
     Ok(())
 }
 
-/// Makes `folder` a link to `to`, and leaves it where it is that already.
-pub(super) fn point(folder: &Path, to: &Path) -> io::Result<()> {
+/// Makes `folder` a link to `to`, unless it already is.
+pub(super) fn link_to(folder: &Path, to: &Path) -> io::Result<()> {
     if fs::read_link(folder).is_ok_and(|there| there == to) {
         return Ok(());
     }
@@ -98,23 +102,23 @@ fn symlink(to: &Path, at: &Path) -> io::Result<()> {
     std::os::windows::fs::symlink_dir(to, at)
 }
 
-/// What a path leads to.
-enum Found {
+/// The target of a path.
+enum ResolvedPath {
     Folder(PathBuf),
-    /// A file, by its path below a folder that is allowed.
+    /// A file, by its path below an allowed folder.
     File {
         below: PathBuf,
         rest: PathBuf,
     },
 }
 
-/// What is meant, without links on the way to it.
-fn resolve(path: &Path, kind: &str, allowed: &[PathBuf]) -> Result<Found, String> {
+/// Resolves a path without links.
+fn resolve(path: &Path, kind: &str, allowed: &[PathBuf]) -> Result<ResolvedPath, String> {
     let refused = || refused(path);
-    // What is there of it must be inside before anything is looked at or made.
+    // The existing part must be inside before anything is inspected or created.
     let there = path.ancestors().find_map(|part| Some((part.canonicalize().ok()?, path.strip_prefix(part).ok()?)));
     let (there, missing) = there.ok_or_else(refused)?;
-    let root = allowed_of(&there, allowed).ok_or_else(refused)?;
+    let root = allowed_folder(&there, allowed).ok_or_else(refused)?;
     if path.components().any(|part| matches!(part, std::path::Component::ParentDir)) {
         return Err(refused());
     }
@@ -126,20 +130,20 @@ fn resolve(path: &Path, kind: &str, allowed: &[PathBuf]) -> Result<Found, String
         make_file(path, &root).map_err(|error| error.to_string())?;
     }
     let wants_file = matches!(kind, "File" | "FileOrCreate");
-    let real = path.canonicalize().map_err(|_| not_a(if wants_file { "file" } else { "directory" }, path))?;
-    let below = allowed_of(&real, allowed).ok_or_else(refused)?;
+    let real = path.canonicalize().map_err(|_| wrong_type(if wants_file { "file" } else { "directory" }, path))?;
+    let below = allowed_folder(&real, allowed).ok_or_else(refused)?;
     match real.is_file() {
         true if wants_file || kind.is_empty() => {
             let rest = real.strip_prefix(&below).map_err(|_| refused())?.to_owned();
-            Ok(Found::File { below, rest })
+            Ok(ResolvedPath::File { below, rest })
         }
-        false if wants_file => Err(not_a("file", path)),
-        false if real.is_dir() => Ok(Found::Folder(real)),
-        _ => Err(not_a("directory", path)),
+        false if wants_file => Err(wrong_type("file", path)),
+        false if real.is_dir() => Ok(ResolvedPath::Folder(real)),
+        _ => Err(wrong_type("directory", path)),
     }
 }
 
-/// Makes what is `missing` below `there`, which lies below the folder that is allowed.
+/// Creates the `missing` folders below `there`, which is inside the allowed folder.
 fn make_folders(root: &Path, there: &Path, missing: &Path) -> io::Result<()> {
     use cap_primitives::fs::{DirOptions, create_dir};
     let (root, mut made) = (fs::File::open(root)?, there.to_owned());
@@ -153,7 +157,7 @@ fn make_folders(root: &Path, there: &Path, missing: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// As upstream: an empty file, in a folder that is there.
+/// Like upstream: creates an empty file in an existing folder.
 fn make_file(path: &Path, below: &Path) -> io::Result<()> {
     use cap_primitives::fs::{OpenOptions, open};
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
@@ -164,8 +168,8 @@ fn make_file(path: &Path, below: &Path) -> io::Result<()> {
     open(&fs::File::open(below)?, &rest, OpenOptions::new().write(true).create(true)).map(drop)
 }
 
-/// Upstream's words.
-fn not_a(kind: &str, path: &Path) -> String {
+/// The error text is upstream's.
+fn wrong_type(kind: &str, path: &Path) -> String {
     format!("hostPath type check failed: {} is not a {kind}", path.display())
 }
 
@@ -218,7 +222,7 @@ mod tests {
         fs::write(other.join("secret"), b"secret").unwrap();
         symlink(&other.join("secret"), &allowed.join("data/leak")).unwrap();
         assert!(of_file("data/leak", "File").unwrap_err().contains("--allow-host-path"));
-        // Swapped after it was looked at.
+        // Replaced after the check.
         let _ = fs::remove_dir_all(&volume);
         assert!(share(&volume, &allowed, Path::new("data/leak")).is_err());
         assert!(share(&volume, &allowed, Path::new("out/secret")).is_err());
@@ -244,17 +248,17 @@ mod tests {
         let path = allowed.join("a/data");
         let source = HostPathVolumeSource { path: path.display().to_string(), type_: Some("Directory".into()) };
         link(&volume, &source, std::slice::from_ref(&allowed)).unwrap();
-        let (host, sub_paths) = below(&volume, &path, std::slice::from_ref(&allowed)).unwrap();
+        let (host, sub_paths) = split_allowed(&volume, &path, std::slice::from_ref(&allowed)).unwrap();
         assert_eq!((&host, &sub_paths[..]), (&allowed, &[PathBuf::from("a/data")][..]));
         let of = runtime_api::Preopen { host, sub_paths, guest: "/v".into(), writable: true };
         assert!(of.open().is_ok());
         fs::rename(allowed.join("a"), allowed.join("b")).unwrap();
         symlink(Path::new("../other"), &allowed.join("a")).unwrap();
         assert!(of.open().is_err(), "a link out of what is allowed");
-        // Nothing is made there, either.
+        // Nothing is created there, either.
         assert!(make_folders(&allowed, Path::new("a"), Path::new("new/deep")).is_err());
         assert!(!other.join("new").exists());
-        // What is not allowed any more is refused.
-        assert!(below(&volume, &path, &[other]).unwrap_err().contains("--allow-host-path"));
+        // A path that is no longer allowed is rejected.
+        assert!(split_allowed(&volume, &path, &[other]).unwrap_err().contains("--allow-host-path"));
     }
 }

@@ -1,6 +1,6 @@
-//! Does on the disk what the control plane decides of the volumes that nodes keep: removes what a volume holds that is being deleted,
-//! before the volume goes, and gives a volume its new size. One for all nodes of a process; not in the nodes' names, which may
-//! change no volume.
+//! Applies the control plane's decisions on local volumes to the disk: removes the content of a volume that is being
+//! deleted, before its object is removed, and resizes volumes. One task serves all nodes of a process. It does not act
+//! as a node, as nodes may not change volumes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use machinery_api::ObjectKey;
-use machinery_client::claims::{self, DELETION_PROTECTION, LOCAL_DRIVER, NodePlace};
+use machinery_client::claims::{self, DELETION_PROTECTION, LOCAL_DRIVER, NodeTopology};
 use machinery_client::informer::Listener;
 use machinery_client::request::ApiClient;
 use machinery_client::{Change, Informer, Kind, ObjectCache, key_of};
@@ -18,15 +18,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::local::LocalVolumes;
 
-/// What could not be done is tried again after that long: a pod may still end.
+/// How long a failed operation waits for its retry: a pod may still end.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// What is to be done for a volume.
+/// The next operation for a volume.
 #[derive(Debug, Clone, PartialEq)]
-enum Step {
-    /// It may hold so much; its claim's status is to say so.
-    Grow { node: String, uid: String, capacity: u64, told: Option<Box<PersistentVolumeClaim>> },
-    /// Its data goes, then what holds the volume.
+enum VolumeOperation {
+    /// Sets the volume's capacity, and updates its claim's status.
+    Grow { node: String, uid: String, capacity: u64, expanded: Option<Box<PersistentVolumeClaim>> },
+    /// Removes the data, then the volume's finalizer.
     Remove { node: String, uid: String, left: Box<PersistentVolume> },
 }
 
@@ -34,24 +34,24 @@ enum Step {
 pub type Nodes = BTreeMap<String, Arc<LocalVolumes>>;
 
 #[derive(Default)]
-struct Marks {
+struct DirtyVolumes {
     keys: Mutex<BTreeSet<ObjectKey>>,
     changed: Notify,
 }
 
-impl Marks {
+impl DirtyVolumes {
     fn add(&self, name: &str) {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner).insert(ObjectKey::cluster(name));
         self.changed.notify_one();
     }
 }
 
-/// Keeps these nodes' volumes as the cluster has them, until `stop`.
+/// Reconciles these nodes' volumes with the cluster's objects until `stop`.
 pub async fn run(informer: Arc<Informer>, client: ApiClient, nodes: Nodes, stop: CancellationToken) {
     informer.watch::<PersistentVolume>();
     informer.watch::<PersistentVolumeClaim>();
     informer.watch::<Node>();
-    let marks = Arc::new(Marks::default());
+    let marks = Arc::new(DirtyVolumes::default());
     let listener: Arc<Listener> = {
         let (marks, names) = (marks.clone(), nodes.keys().cloned().collect());
         Arc::new(move |view: &ObjectCache, change: &Change| {
@@ -68,11 +68,11 @@ pub async fn run(informer: Arc<Informer>, client: ApiClient, nodes: Nodes, stop:
             keys
         };
         for key in keys {
-            let step = informer.read(|view| step(view, &key, &nodes));
+            let step = informer.read(|view| next_operation(view, &key, &nodes));
             if let Some(step) = step
                 && let Err(why) = perform(&client, &key, &nodes, step).await
             {
-                tracing::debug!(volume = %key, why, "trying again");
+                tracing::debug!(volume = %key, why, "a volume operation failed, retrying");
                 again.insert(key);
             }
         }
@@ -84,8 +84,8 @@ pub async fn run(informer: Arc<Informer>, client: ApiClient, nodes: Nodes, stop:
     }
 }
 
-/// The volumes that a change says something of. Those of a node are known by its labels, and lists of volumes and of nodes come in any
-/// order: a volume heard of before its node is looked at again with it.
+/// Returns the volumes affected by a change. A node's volumes are identified by its labels. Lists of volumes and of
+/// nodes arrive in any order: a node's arrival requeues volumes that came first.
 fn volumes_of<'a>(view: &'a ObjectCache, change: &'a Change, nodes: &BTreeSet<String>) -> Vec<&'a str> {
     if change.kind == Kind::of::<PersistentVolume>() {
         return vec![&change.key.name];
@@ -101,8 +101,8 @@ fn volumes_of<'a>(view: &'a ObjectCache, change: &'a Change, nodes: &BTreeSet<St
     view.all::<PersistentVolume>().filter_map(|volume| volume.metadata.name.as_deref()).collect()
 }
 
-/// What is to be done for a volume now. Pure.
-fn step(view: &ObjectCache, key: &ObjectKey, nodes: &Nodes) -> Option<Step> {
+/// Returns the next operation for a volume. Pure.
+fn next_operation(view: &ObjectCache, key: &ObjectKey, nodes: &Nodes) -> Option<VolumeOperation> {
     let volume = view.get::<PersistentVolume>(key)?;
     let spec = volume.spec.as_ref()?;
     if spec.csi.as_ref()?.driver != LOCAL_DRIVER {
@@ -111,7 +111,7 @@ fn step(view: &ObjectCache, key: &ObjectKey, nodes: &Nodes) -> Option<Step> {
     let empty = BTreeMap::new();
     let is_there = |name: &&String| {
         let labels = view.get::<Node>(&ObjectKey::cluster(&***name)).map(|node| node.metadata.labels.as_ref());
-        let place = |labels| NodePlace { name, labels };
+        let place = |labels| NodeTopology { name, labels };
         labels.is_some_and(|labels| claims::is_reachable(volume, place(labels.unwrap_or(&empty))))
     };
     let node = nodes.keys().find(is_there)?.clone();
@@ -124,18 +124,20 @@ fn step(view: &ObjectCache, key: &ObjectKey, nodes: &Nodes) -> Option<Step> {
         let before = held.len();
         held.retain(|name| name != DELETION_PROTECTION);
         let over = held.len() < before && phase != Some("Bound") && policy.as_deref() == Some("Delete");
-        return over.then_some(Step::Remove { node, uid, left });
+        return over.then_some(VolumeOperation::Remove { node, uid, left });
     }
     let bytes = claims::capacity(volume);
     let claim = claims::claim_ref(volume)
         .map(|r| ObjectKey::new(r.namespace.clone().unwrap_or_default(), r.name.clone().unwrap_or_default()));
     let claim = claim.and_then(|key| view.get::<PersistentVolumeClaim>(&key));
-    let told = claim.filter(|claim| claims::is_for(volume, claim)).and_then(|claim| grown(claim, volume).map(Box::new));
-    Some(Step::Grow { node, uid, capacity: u64::try_from(bytes.value()).unwrap_or_default(), told })
+    let expanded = claim
+        .filter(|claim| claims::is_for(volume, claim))
+        .and_then(|claim| expanded_claim(claim, volume).map(Box::new));
+    Some(VolumeOperation::Grow { node, uid, capacity: u64::try_from(bytes.value()).unwrap_or_default(), expanded })
 }
 
-/// The claim whose volume has its new size; none where it waits for none.
-fn grown(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Option<PersistentVolumeClaim> {
+/// Returns the claim with the status of the finished expansion; `None` if the claim expects none.
+fn expanded_claim(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Option<PersistentVolumeClaim> {
     let mut claim = claim.clone();
     let status = claim.status.as_mut()?;
     let steps = status.allocated_resource_statuses.as_mut()?;
@@ -149,24 +151,24 @@ fn grown(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Option<Per
     Some(claim)
 }
 
-async fn perform(client: &ApiClient, key: &ObjectKey, nodes: &Nodes, step: Step) -> Result<(), String> {
+async fn perform(client: &ApiClient, key: &ObjectKey, nodes: &Nodes, step: VolumeOperation) -> Result<(), String> {
     match step {
-        Step::Grow { node, uid, capacity, told } => {
+        VolumeOperation::Grow { node, uid, capacity, expanded } => {
             if let Some(volumes) = nodes.get(&node) {
                 volumes.grow(&uid, capacity);
             }
-            let Some(claim) = told else { return Ok(()) };
+            let Some(claim) = expanded else { return Ok(()) };
             let (kind, key) = (Kind::of::<PersistentVolumeClaim>(), key_of(&claim.metadata));
-            let told = client.update::<IgnoredAny>(&kind, &key, Some("status"), &*claim).await;
-            told.map(drop).map_err(|error| error.to_string())
+            let expanded = client.update::<IgnoredAny>(&kind, &key, Some("status"), &*claim).await;
+            expanded.map(drop).map_err(|error| error.to_string())
         }
-        Step::Remove { node, uid, left } => {
+        VolumeOperation::Remove { node, uid, left } => {
             let Some(volumes) = nodes.get(&node).cloned() else { return Ok(()) };
             let of = uid.clone();
             let removed = tokio::task::spawn_blocking(move || volumes.remove(&of)).await;
             removed.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
-            let gone = client.update::<IgnoredAny>(&Kind::of::<PersistentVolume>(), key, None, &*left).await;
-            gone.map(drop).map_err(|error| error.to_string())
+            let updated = client.update::<IgnoredAny>(&Kind::of::<PersistentVolume>(), key, None, &*left).await;
+            updated.map(drop).map_err(|error| error.to_string())
         }
     }
 }
@@ -200,12 +202,12 @@ mod tests {
         volume
     }
 
-    fn decided(volume: Value, claim: Value) -> Option<Step> {
+    fn decide(volume: Value, claim: Value) -> Option<VolumeOperation> {
         let nodes = Nodes::from([(
             "n".to_owned(),
             Arc::new(LocalVolumes::new("/nowhere".as_ref(), machinery_env::Env::real())),
         )]);
-        step(&view(volume, claim), &ObjectKey::cluster("v"), &nodes)
+        next_operation(&view(volume, claim), &ObjectKey::cluster("v"), &nodes)
     }
 
     fn claim(statuses: Value) -> Value {
@@ -223,17 +225,17 @@ mod tests {
                 volume["spec"]["persistentVolumeReclaimPolicy"] = policy.into();
             }
         };
-        let Some(Step::Remove { node, uid, left }) =
-            decided(volume("n", going("Released", "Delete")), claim(Value::Null))
+        let Some(VolumeOperation::Remove { node, uid, left }) =
+            decide(volume("n", going("Released", "Delete")), claim(Value::Null))
         else {
             panic!("it stays")
         };
         assert_eq!((&*node, &*uid, left.metadata.finalizers), ("n", "u", Some(vec!["a/b".to_owned()])));
-        assert_eq!(decided(volume("m", going("Released", "Delete")), claim(Value::Null)), None, "another node's");
-        assert_eq!(decided(volume("n", going("Bound", "Delete")), claim(Value::Null)), None);
-        assert_eq!(decided(volume("n", going("Released", "Retain")), claim(Value::Null)), None);
+        assert_eq!(decide(volume("m", going("Released", "Delete")), claim(Value::Null)), None, "another node's");
+        assert_eq!(decide(volume("n", going("Bound", "Delete")), claim(Value::Null)), None);
+        assert_eq!(decide(volume("n", going("Released", "Retain")), claim(Value::Null)), None);
         let other = volume("n", |volume| volume["spec"]["csi"]["driver"] = "d".into());
-        assert_eq!(decided(other, claim(Value::Null)), None);
+        assert_eq!(decide(other, claim(Value::Null)), None);
     }
 
     #[test]
@@ -255,17 +257,17 @@ mod tests {
 
     #[test]
     fn a_claim_hears_that_it_has_grown() {
-        let Some(Step::Grow { capacity: 2048, told: Some(told), .. }) =
-            decided(volume("n", |_| ()), claim(json!({"storage": "NodeResizePending"})))
+        let Some(VolumeOperation::Grow { capacity: 2048, expanded: Some(expanded), .. }) =
+            decide(volume("n", |_| ()), claim(json!({"storage": "NodeResizePending"})))
         else {
             panic!("nothing is told")
         };
-        let status = told.status.unwrap();
+        let status = expanded.status.unwrap();
         assert_eq!(
             (json!(status.capacity), json!(status.conditions), json!(status.allocated_resource_statuses)),
             (json!({"storage": "2Ki"}), json!([]), json!({}))
         );
-        let Some(Step::Grow { told: None, .. }) = decided(volume("n", |_| ()), claim(Value::Null)) else {
+        let Some(VolumeOperation::Grow { expanded: None, .. }) = decide(volume("n", |_| ()), claim(Value::Null)) else {
             panic!("it waits for nothing")
         };
     }

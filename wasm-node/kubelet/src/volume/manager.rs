@@ -1,4 +1,4 @@
-//! Fills a pod's volumes, and says when they are to be filled again to stay in step with the API.
+//! Fills a pod's volumes, and determines when they have to be filled again to follow changes of the API.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hasher as _};
@@ -10,7 +10,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, Volume};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
-use machinery_client::claims::NodePlace;
+use machinery_client::claims::NodeTopology;
 use machinery_client::request::ApiClient;
 use machinery_env::Env;
 use tokio::sync::watch;
@@ -22,100 +22,103 @@ use super::memory::{MemoryFolder, is_in_memory};
 use super::{claims, host_path, is_empty_dir, is_from_api, is_of_claim};
 use crate::config::env_file::FileValues;
 use crate::config::environment::EnvContext;
-use crate::config::sources::{ConfigSourceManager, Known, Source, SourceKind, named_by_volumes};
-use crate::config::tokens::{self as token_requests, Wanted};
-use crate::latest::{Bell, Receiver};
+use crate::config::sources::{ConfigSourceManager, Source, SourceKind, SourceState, named_by_volumes};
+use crate::config::tokens::{self as token_requests, TokenParams};
+use crate::latest::{Receiver, Wake};
 use crate::mailbox::Sender;
-use crate::spec::resting::Resting;
+use crate::spec::compressed::Compressed;
 
-/// Between tries to fill a volume: doubled, as upstream's.
+/// Retry backoff for filling a volume: doubled from the first to the maximum, as upstream's.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(122);
 
-/// A token is not had anew sooner.
+/// The minimum token refresh interval.
 const REFRESH_MIN: SignedDuration = SignedDuration::from_secs(1);
 
-/// What the volumes of a node's pods are filled with.
+/// The sources of the volumes of a node's pods.
 pub(crate) struct VolumeManager {
     pub(crate) requests: ApiClient,
     pub(crate) env: Env,
     pub(crate) sources: Arc<ConfigSourceManager>,
     pub(crate) host_ip: IpAddr,
     pub(crate) allocatable: Arc<BTreeMap<String, Wire>>,
-    /// Folders of which pods may have what lies below.
+    /// Folders that hostPath volumes may refer to.
     pub(crate) host_paths: Arc<[PathBuf]>,
     /// Volumes that outlive pods.
     pub(crate) local: Arc<LocalVolumes>,
-    /// The node's name and labels, as volumes are near it.
+    /// Returns the node's name and labels, for the node affinity of volumes.
     pub(crate) place: Box<dyn Fn() -> (String, BTreeMap<String, String>) + Send + Sync>,
-    /// Where volumes in memory lie, or why there are none.
+    /// The folder of volumes in memory, or why there is none.
     pub(crate) memory: Result<Arc<MemoryFolder>, String>,
 }
 
-/// What a pod's volumes name, each with what was known of it when they were filled.
-type Watched = Box<[((SourceKind, String), Arc<Source>, watch::Receiver<Known>)]>;
+/// The objects that a pod's volumes refer to, with the versions used for filling.
+type WatchedSources = Box<[((SourceKind, String), Arc<Source>, watch::Receiver<SourceState>)]>;
 
 /// A token of the pod.
-struct HeldToken {
+struct PodToken {
     /// Audience and lifetime.
     wanted: (String, i64),
     refresh_at: Timestamp,
-    /// Until it lies in the pod's files: it is a kilobyte of each pod.
+    /// The token until it is written to the pod's files: keeping it would cost a kilobyte for each pod.
     value: Option<String>,
 }
 
-/// The volumes of claims that are in their places.
-type Claimed = BTreeSet<String>;
+/// The names of the claims whose volumes are created.
+type PlacedClaims = BTreeSet<String>;
 
-/// What is said of a pod's volumes.
+/// The result of filling a pod's volumes.
 pub(crate) enum MountEvent {
-    /// All are filled: what they are filled with, until they have to be filled again; none where nothing of them changes.
+    /// All are filled. The value is kept for the next change; `None` if no volume can change.
     Filled(Option<Box<Filled>>),
-    /// One can't be filled now: why.
+    /// A volume can't be filled now, for this reason.
     Failed(String),
 }
 
-/// What a pod's volumes are filled with. It is all that there is of them while nothing changes: no task waits.
+/// The inputs of a pod's filled volumes. Nothing else exists for them while nothing changes: no task waits.
 pub(crate) struct Filled {
-    watched: Watched,
-    tokens: Vec<HeldToken>,
-    claimed: Claimed,
-    /// See [`basis`].
-    basis: u64,
+    watched: WatchedSources,
+    tokens: Vec<PodToken>,
+    claimed: PlacedClaims,
+    /// See [`input_hash`].
+    input_hash: u64,
 }
 
 impl Filled {
-    /// What is to be filled; `bell` is rung where an object changes that they name.
-    fn nothing(node: &VolumeManager, pod: &Pod, bell: &Weak<dyn Bell>) -> Self {
+    /// Creates the inputs before the first fill. `waker` is notified when an object changes that the volumes refer to.
+    fn unfilled(node: &VolumeManager, pod: &Pod, waker: &Weak<dyn Wake>) -> Self {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let named = named_by_volumes(volumes_of(pod)).into_iter();
         let watched = named.map(|(kind, name)| {
             let source = node.sources.get(kind, namespace, &name);
-            source.rings(bell.clone());
+            source.wake_on_change(waker.clone());
             let known = source.known.clone();
             ((kind, name), source, known)
         });
-        Self { watched: watched.collect(), tokens: Vec::new(), claimed: Claimed::new(), basis: 0 }
+        Self { watched: watched.collect(), tokens: Vec::new(), claimed: PlacedClaims::new(), input_hash: 0 }
     }
 
-    /// Whether they are to be filled again, whatever the pod is: an object of theirs is another one, or a token's time has come.
+    /// Returns whether the volumes have to be filled again independently of the pod: an object has changed, or a token
+    /// has to be refreshed.
     pub(crate) fn is_due(&self, now: Timestamp) -> bool {
         let changed = self.watched.iter().any(|(_, _, known)| known.has_changed().unwrap_or_default());
         changed || self.refresh_at().is_some_and(|at| at <= now)
     }
 
-    /// Whether they are what this pod's volumes are filled with. Statuses change more often.
+    /// Returns whether the volumes are filled for this version of the pod. Status updates, which are more frequent,
+    /// don't count.
     pub(crate) fn is_of(&self, pod: &Pod) -> bool {
-        self.basis == basis(pod)
+        self.input_hash == input_hash(pod)
     }
 
-    /// When a token is to be had anew.
+    /// Returns when a token has to be refreshed.
     pub(crate) fn refresh_at(&self) -> Option<Timestamp> {
         self.tokens.iter().map(|token| token.refresh_at).min()
     }
 }
 
-/// Fills all volumes of the pod that `input` tells of, below `dir`, until that is done; `before` is what they are filled with already.
+/// Fills all volumes of the pod in `input` below `dir`, with retries until success; `before` has the inputs of the last
+/// fill.
 pub(crate) async fn fill<I, M>(
     node: Arc<VolumeManager>,
     mut input: Receiver<I>,
@@ -123,22 +126,23 @@ pub(crate) async fn fill<I, M>(
     before: Option<Box<Filled>>,
     events: Sender<M>,
 ) where
-    I: AsRef<Arc<Resting<Pod>>> + Send + 'static,
+    I: AsRef<Arc<Compressed<Pod>>> + Send + 'static,
     M: From<MountEvent>,
 {
-    let bell = input.bell();
-    let mut filled = before.unwrap_or_else(|| Box::new(Filled::nothing(&node, &resting(&mut input).get(), &bell)));
-    let (mut wait, mut told) = (RETRY_FIRST, String::new());
+    let waker = input.waker();
+    let mut filled =
+        before.unwrap_or_else(|| Box::new(Filled::unfilled(&node, &current_pod(&mut input).get(), &waker)));
+    let (mut wait, mut last_message) = (RETRY_FIRST, String::new());
     loop {
-        let message = match round(&node, &resting(&mut input), &mut filled, &dir, ip).await {
+        let message = match fill_once(&node, &current_pod(&mut input), &mut filled, &dir, ip).await {
             Ok(changes) => {
                 let _ = events.send(MountEvent::Filled(changes.then_some(filled)).into()).await;
                 return;
             }
             Err(message) => message,
         };
-        if message != told {
-            told.clone_from(&message);
+        if message != last_message {
+            last_message.clone_from(&message);
             if events.send(MountEvent::Failed(message).into()).await.is_err() {
                 return;
             }
@@ -153,10 +157,10 @@ pub(crate) async fn fill<I, M>(
     }
 }
 
-/// Fills a pod's volumes once; says whether any of them changes with the API.
-async fn round(
+/// Fills a pod's volumes once; returns whether the API can change any of them.
+async fn fill_once(
     node: &VolumeManager,
-    resting: &Resting<Pod>,
+    resting: &Compressed<Pod>,
     filled: &mut Filled,
     dir: &Path,
     ip: IpAddr,
@@ -165,11 +169,11 @@ async fn round(
     for (_, _, known) in &mut filled.watched {
         known.mark_unchanged();
     }
-    let done = match claim(node, &pod, &mut filled.claimed, dir).await {
+    let done = match create_claim_volumes(node, &pod, &mut filled.claimed, dir).await {
         Ok(()) => write(node, &pod, &filled.watched, &mut filled.tokens, dir, ip).await,
         Err(why) => Err(why),
     };
-    filled.basis = basis(&pod);
+    filled.input_hash = input_hash(&pod);
     if done.is_ok() {
         filled.tokens.iter_mut().for_each(|token| token.value = None);
     }
@@ -179,13 +183,13 @@ async fn round(
     done.map(|()| changes)
 }
 
-/// The pod as it is now.
-fn resting<I: AsRef<Arc<Resting<Pod>>>>(input: &mut Receiver<I>) -> Arc<Resting<Pod>> {
+/// Returns the current pod.
+fn current_pod<I: AsRef<Arc<Compressed<Pod>>>>(input: &mut Receiver<I>) -> Arc<Compressed<Pod>> {
     input.read(|input| input.as_ref().clone())
 }
 
-/// What a pod's files are made of, of the pod itself: its spec, and the metadata that it may show itself in a volume.
-fn basis(pod: &Pod) -> u64 {
+/// Hashes the parts of a pod that determine its files: its spec, and the metadata that downwardAPI volumes may use.
+fn input_hash(pod: &Pod) -> u64 {
     struct Hashed(DefaultHasher);
     impl std::io::Write for Hashed {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -198,7 +202,7 @@ fn basis(pod: &Pod) -> u64 {
     }
     let mut hashed = Hashed(DefaultHasher::new());
     let of = (&pod.metadata.labels, &pod.metadata.annotations, &pod.spec);
-    // Writing into a hash does not fail, and the API's types have keys of text.
+    // Writing into a hash can't fail, and the API's types have string keys.
     let _ = serde_json::to_writer(&mut hashed, &of);
     hashed.0.finish()
 }
@@ -207,21 +211,26 @@ fn volumes_of(pod: &Pod) -> &[Volume] {
     pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default()
 }
 
-/// Puts the volumes of claims in their places: once, as what a claim stands for doesn't change.
-async fn claim(node: &VolumeManager, pod: &Arc<Pod>, claimed: &mut Claimed, dir: &Path) -> Result<(), String> {
+/// Creates the volumes of claims, once: a claim's volume doesn't change.
+async fn create_claim_volumes(
+    node: &VolumeManager,
+    pod: &Arc<Pod>,
+    claimed: &mut PlacedClaims,
+    dir: &Path,
+) -> Result<(), String> {
     for volume in volumes_of(pod).iter().filter(|volume| is_of_claim(volume)) {
         if claimed.contains(&volume.name) {
             continue;
         }
         let (node_name, labels) = (node.place)();
-        let (place, name) = (NodePlace { name: &node_name, labels: &labels }, &volume.name);
-        let found = claims::find(&node.requests, pod, volume, place).await.map_err(|why| {
+        let (place, name) = (NodeTopology { name: &node_name, labels: &labels }, &volume.name);
+        let found = claims::resolve(&node.requests, pod, volume, place).await.map_err(|why| {
             format!("Unable to attach or mount volumes: unmounted volumes=[{name}], unattached volumes=[], failed to process volumes=[{name}]: {why}")
         })?;
         let (folder, uid) = (super::paths::folder(dir, name), pod.metadata.uid.clone().unwrap_or_default());
         let (local, allowed) = (node.local.clone(), node.host_paths.clone());
         let put = tokio::task::spawn_blocking(move || match found {
-            Some(found) => claims::put(&found, &folder, &uid, (&local, &allowed)),
+            Some(found) => claims::create(&found, &folder, &uid, (&local, &allowed)),
             None => Ok(()),
         });
         put.await.unwrap_or_else(|error| Err(error.to_string())).map_err(|why| failed(name, &why))?;
@@ -233,8 +242,8 @@ async fn claim(node: &VolumeManager, pod: &Arc<Pod>, claimed: &mut Claimed, dir:
 async fn write(
     node: &VolumeManager,
     pod: &Arc<Pod>,
-    watched: &Watched,
-    tokens: &mut Vec<HeldToken>,
+    watched: &WatchedSources,
+    tokens: &mut Vec<PodToken>,
     dir: &Path,
     ip: IpAddr,
 ) -> Result<(), String> {
@@ -243,14 +252,14 @@ async fn write(
     let mut known = BTreeMap::new();
     for (key, source, _) in watched {
         match source.read().await {
-            Known::Present(content) => {
+            SourceState::Present(content) => {
                 known.insert(key.clone(), content);
             }
-            Known::Failed(error) => {
+            SourceState::Failed(error) => {
                 let first = volume_of(from_api(), key).unwrap_or_default();
                 return Err(failed(first, &format!("failed to sync {} cache: {error}", key.0.word())));
             }
-            Known::Missing | Known::Unknown => {}
+            SourceState::Missing | SourceState::Unknown => {}
         }
     }
     let values = current_tokens(node, pod, tokens, dir).await?;
@@ -280,8 +289,8 @@ async fn write(
         for (name, in_memory) in plain {
             let folder = super::paths::folder(&dir, &name);
             let made = match &memory {
-                _ if !in_memory => make_empty_dir(&folder).map_err(|error| told(&error)),
-                Ok(memory) => memory.link(&folder, &uid, &name).map_err(|error| told(&error)),
+                _ if !in_memory => make_empty_dir(&folder).map_err(|error| describe_error(&error)),
+                Ok(memory) => memory.link(&folder, &uid, &name).map_err(|error| describe_error(&error)),
                 Err(why) => Err(why.clone()),
             };
             made.map_err(|error| failed(&name, &error))?;
@@ -292,18 +301,18 @@ async fn write(
         }
         for (name, files) in writes {
             let folder = super::paths::folder(&dir, &name);
-            atomic::write(&folder, &files, &stamp).map_err(|error| failed(&name, &told(&error)))?;
+            atomic::write(&folder, &files, &stamp).map_err(|error| failed(&name, &describe_error(&error)))?;
         }
         Ok(())
     });
     written.await.unwrap_or_else(|error| Err(error.to_string()))
 }
 
-/// The tokens that the pod's volumes show: those in its files, and new ones for those that are due.
+/// Returns the tokens of the pod's volumes: those in its files, and new ones for those that are due.
 async fn current_tokens(
     node: &VolumeManager,
     pod: &Arc<Pod>,
-    held: &mut Vec<HeldToken>,
+    held: &mut Vec<PodToken>,
     dir: &Path,
 ) -> Result<Tokens, String> {
     let volumes = volumes_of(pod);
@@ -312,7 +321,7 @@ async fn current_tokens(
         let now = node.env.now();
         let had = held.iter().position(|token| token.wanted == wanted);
         let current = match had.map(|at| &held[at]) {
-            Some(HeldToken { value: Some(value), .. }) => Some(value.clone()),
+            Some(PodToken { value: Some(value), .. }) => Some(value.clone()),
             Some(_) => written_token(volumes, &wanted, dir).await,
             None => None,
         };
@@ -321,13 +330,13 @@ async fn current_tokens(
             values.insert(wanted, current);
             continue;
         }
-        let asked = Wanted { audience: &wanted.0, seconds: Some(wanted.1), account_uid: None };
-        match (token_requests::request(&node.requests, pod, asked, now).await, had, current) {
+        let params = TokenParams { audience: &wanted.0, seconds: Some(wanted.1), account_uid: None };
+        match (token_requests::request(&node.requests, pod, params, now).await, had, current) {
             (Ok(token), had, _) => {
-                // A server whose clock is behind is not asked without end.
+                // Bounds the request rate if the server's clock is behind.
                 let refresh_at = token.refresh_at.max(now + REFRESH_MIN);
                 let value = Some(token.value.clone());
-                let token_held = HeldToken { wanted: wanted.clone(), refresh_at, value };
+                let token_held = PodToken { wanted: wanted.clone(), refresh_at, value };
                 match had {
                     Some(at) => held[at] = token_held,
                     None => {
@@ -337,9 +346,9 @@ async fn current_tokens(
                 }
                 values.insert(wanted, token.value);
             }
-            // An old one does until its end.
+            // An old one is valid until it expires.
             (Err(error), Some(at), Some(current)) => {
-                tracing::warn!(%error, "a service account token cannot be had anew");
+                tracing::warn!(%error, "a service account token cannot be refreshed");
                 held[at].refresh_at = now.saturating_add(RETRY_MAX).unwrap_or(Timestamp::MAX);
                 values.insert(wanted, current);
             }
@@ -352,15 +361,15 @@ async fn current_tokens(
     Ok(values)
 }
 
-/// A token as the volume that shows it has it; none where its files are not as they were filled.
+/// Reads a token from the volume that contains it; `None` if the volume's files have changed.
 async fn written_token(volumes: &[Volume], wanted: &(String, i64), dir: &Path) -> Option<String> {
     let (volume, token) = projections(volumes).find(|(_, token)| token_key(token) == *wanted)?;
     let file = super::paths::folder(dir, &volume.name).join(&token.path);
     tokio::fs::read_to_string(file).await.ok().filter(|token| !token.is_empty())
 }
 
-/// With what to do about it.
-fn told(error: &std::io::Error) -> String {
+/// Formats an error with advice.
+fn describe_error(error: &std::io::Error) -> String {
     format!("{error}{}", runtime_api::disk::advice(error))
 }
 
@@ -373,7 +382,7 @@ fn volume_of<'a>(mut volumes: impl Iterator<Item = &'a Volume>, key: &(SourceKin
     volumes.find(names).map(|volume| volume.name.as_str())
 }
 
-/// Different at each call, and in order.
+/// Returns a name that differs at each call; names are ordered.
 fn stamp(node: &VolumeManager) -> String {
     let random = node.env.below(1 << 32);
     format!("{}.{random}", node.env.now().strftime("%Y_%m_%d_%H_%M_%S"))
@@ -404,23 +413,27 @@ mod tests {
 
     #[test]
     fn a_pods_files_are_made_of_its_spec_and_what_it_may_show_of_its_metadata() {
-        let before = basis(&pod(|_| ()));
-        assert_eq!(basis(&pod(running)), before);
+        let before = input_hash(&pod(|_| ()));
+        assert_eq!(input_hash(&pod(running)), before);
         for path in ["/metadata/labels/a", "/metadata/annotations/b", "/spec/containers/0/resources/limits/memory"] {
             let changed = pod(|pod| *pod.pointer_mut(path).unwrap() = "3".into());
-            assert_ne!(basis(&changed), before, "{path}");
+            assert_ne!(input_hash(&changed), before, "{path}");
         }
     }
 
     #[test]
     fn volumes_that_are_filled_are_not_looked_at_for_a_status() {
-        let (source, known) = watch::channel(Known::Unknown);
-        let mut filled =
-            Filled { watched: Box::default(), tokens: Vec::new(), claimed: Claimed::new(), basis: basis(&pod(|_| ())) };
+        let (source, known) = watch::channel(SourceState::Unknown);
+        let mut filled = Filled {
+            watched: Box::default(),
+            tokens: Vec::new(),
+            claimed: PlacedClaims::new(),
+            input_hash: input_hash(&pod(|_| ())),
+        };
         let at = |second| Timestamp::from_second(second).unwrap();
         assert!(filled.is_of(&pod(running)) && !filled.is_due(at(0)));
         assert!(!filled.is_of(&pod(|pod| pod["metadata"]["labels"]["a"] = "3".into())));
-        let due = |second| HeldToken { wanted: (String::new(), 0), refresh_at: at(second), value: None };
+        let due = |second| PodToken { wanted: (String::new(), 0), refresh_at: at(second), value: None };
         filled.tokens = vec![due(9), due(5)];
         assert_eq!((filled.refresh_at(), filled.is_due(at(4))), (Some(at(5)), false));
         assert!(filled.is_due(at(5)));
@@ -429,7 +442,7 @@ mod tests {
         filled =
             Filled { watched: [((SourceKind::Secret, "s".into()), of, known)].into(), tokens: Vec::new(), ..filled };
         assert!(!filled.is_due(at(9)));
-        source.send_replace(Known::Missing);
+        source.send_replace(SourceState::Missing);
         assert!(filled.is_due(at(9)));
         drop(source);
         assert!(!filled.is_due(at(9)), "a node that is being stopped fills nothing");

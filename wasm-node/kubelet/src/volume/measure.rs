@@ -1,8 +1,8 @@
-//! When volumes are measured, and the one thread of a node that does it, at the lowest priority.
+//! Schedules the measurement of volumes, on one thread per node with the lowest priority.
 //!
-//! A pod is measured while it changes something, no more often than its last walk was cheap; all walks together leave the
-//! thread idle for most of the time. A pod that only waits costs nothing, however much it has written before. What else
-//! walks through volumes does so on the same thread ([`Measurer::run`]): nobody waits behind it.
+//! A pod is measured while it changes something. The cost of its last walk determines the interval, and all walks
+//! together leave the thread idle for most of the time. An unchanged pod costs nothing, however much it has written
+//! before. Other walks through volumes run on the same thread ([`Measurer::run`]): no async thread blocks on them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -13,49 +13,49 @@ use std::time::Duration;
 use machinery_env::Env;
 use tokio::sync::oneshot;
 
-use super::usage::Bounds;
+use super::usage::VolumeLimits;
 
-/// Between two measurements of a pod, at least.
+/// The minimum interval of a pod's measurements.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// A pod is walked for no more than one part of so many of its time.
+/// A pod's walks take at most 1/[`POD_PART`] of its time.
 const POD_PART: u32 = 20;
-/// All pods of a node for no more than one part of so many of a core.
+/// All walks of a node take at most 1/[`NODE_PART`] of a core.
 const NODE_PART: u32 = 5;
-/// The lowest priority that a thread can have.
+/// The lowest priority of a thread.
 const NICE: i32 = 19;
 
-/// What is known of one pod.
+/// The schedule of one pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Entry {
-    /// Changes that the last measurement has seen; none before the first.
+struct PodSchedule {
+    /// The change counter at the last measurement; none before the first.
     seen: Option<u64>,
     due: Duration,
 }
 
-/// Who is measured next. Pure.
+/// Selects the next pod to measure. Pure.
 #[derive(Debug)]
 struct Schedule<K> {
-    entries: BTreeMap<K, Entry>,
-    /// The thread rests until then.
-    rests_until: Duration,
+    entries: BTreeMap<K, PodSchedule>,
+    /// The time until which the thread is idle.
+    idle_until: Duration,
 }
 
 impl<K: Ord + Clone> Schedule<K> {
     fn new() -> Self {
-        Self { entries: BTreeMap::new(), rests_until: Duration::ZERO }
+        Self { entries: BTreeMap::new(), idle_until: Duration::ZERO }
     }
 
     fn add(&mut self, key: K, now: Duration) {
-        self.entries.insert(key, Entry { seen: None, due: now + INTERVAL });
+        self.entries.insert(key, PodSchedule { seen: None, due: now + INTERVAL });
     }
 
     fn remove(&mut self, key: &K) {
         self.entries.remove(key);
     }
 
-    /// The pod that has waited longest, of those that are due and have changed.
+    /// Returns the pod with the earliest due time, of those that are due and have changed.
     fn next(&self, now: Duration, changes: impl Fn(&K) -> u64) -> Option<K> {
-        if now < self.rests_until {
+        if now < self.idle_until {
             return None;
         }
         let due = self.entries.iter().filter(|(_, entry)| entry.due <= now);
@@ -63,70 +63,70 @@ impl<K: Ord + Clone> Schedule<K> {
         changed.min_by_key(|(_, entry)| entry.due).map(|(key, _)| key.clone())
     }
 
-    /// A walk that began when there were so many `changes` took from `began` to `ended`.
+    /// Records a walk from `began` to `ended`; `changes` is the change counter at its begin.
     fn walked(&mut self, key: &K, changes: u64, began: Duration, ended: Duration) {
         let cost = ended.saturating_sub(began);
         if let Some(entry) = self.entries.get_mut(key) {
-            *entry = Entry { seen: Some(changes), due: ended + INTERVAL.max(cost * POD_PART) };
+            *entry = PodSchedule { seen: Some(changes), due: ended + INTERVAL.max(cost * POD_PART) };
         }
-        self.rests_until = ended + cost * (NODE_PART - 1);
+        self.idle_until = ended + cost * (NODE_PART - 1);
     }
 }
 
-/// One pod to be measured.
-pub(crate) struct Subject {
+/// A pod to measure.
+pub(crate) struct MeasuredPod {
     /// Its folder.
     pub(crate) pod_dir: PathBuf,
     /// Its logs' folder.
     pub(crate) log_dir: PathBuf,
-    /// What it may hold.
-    pub(crate) bounds: Bounds,
-    /// Grows with everything that it writes.
+    /// Its limits.
+    pub(crate) bounds: VolumeLimits,
+    /// Returns a counter that each of its writes increments.
     pub(crate) changes: Box<dyn Fn() -> u64 + Send + Sync>,
-    /// Is done before each measurement.
+    /// Called before each measurement.
     pub(crate) settle: Box<dyn Fn() + Send + Sync>,
-    /// Hears what is exceeded; false where nobody hears it now.
+    /// Receives the exceeded limit; returns false if no receiver is ready now.
     pub(crate) exceeded: Box<dyn Fn(String) -> bool + Send + Sync>,
 }
 
-struct State {
+struct MeasurerState {
     schedule: Schedule<u64>,
-    subjects: BTreeMap<u64, Arc<Subject>>,
+    subjects: BTreeMap<u64, Arc<MeasuredPod>>,
     next_key: u64,
-    /// Walks that somebody waits for.
+    /// Walks requested through [`Measurer::run`].
     wanted: VecDeque<Box<dyn FnOnce() + Send>>,
-    /// Nobody is left who would add any.
+    /// Whether the measurer was dropped.
     ended: bool,
 }
 
-struct Inner {
-    state: Mutex<State>,
+struct MeasurerShared {
+    state: Mutex<MeasurerState>,
     changed: Condvar,
 }
 
-impl Inner {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl MeasurerShared {
+    fn state(&self) -> MutexGuard<'_, MeasurerState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Measures a node's pods until it is dropped.
 pub(crate) struct Measurer {
-    inner: Arc<Inner>,
+    inner: Arc<MeasurerShared>,
     env: Env,
 }
 
 impl Measurer {
     /// Starts the thread.
     pub(crate) fn start(env: Env) -> io::Result<Self> {
-        let state = State {
+        let state = MeasurerState {
             schedule: Schedule::new(),
             subjects: BTreeMap::new(),
             next_key: 0,
             wanted: VecDeque::new(),
             ended: false,
         };
-        let inner = Arc::new(Inner { state: Mutex::new(state), changed: Condvar::new() });
+        let inner = Arc::new(MeasurerShared { state: Mutex::new(state), changed: Condvar::new() });
         let (own, clock) = (inner.clone(), env.clone());
         std::thread::Builder::new().name("measure".into()).spawn(move || {
             lower_priority();
@@ -135,8 +135,8 @@ impl Measurer {
         Ok(Self { inner, env })
     }
 
-    /// Measures a pod until the answer is dropped.
-    pub(crate) fn watch(&self, subject: Subject) -> Watched {
+    /// Measures a pod until the returned guard is dropped.
+    pub(crate) fn watch(&self, subject: MeasuredPod) -> MeasureGuard {
         let mut state = self.inner.state();
         let key = state.next_key;
         state.next_key += 1;
@@ -144,14 +144,14 @@ impl Measurer {
         state.schedule.add(key, self.env.elapsed());
         drop(state);
         self.inner.changed.notify_one();
-        Watched { inner: self.inner.clone(), key }
+        MeasureGuard { inner: self.inner.clone(), key }
     }
 
-    /// Does it on the measuring thread, before any pod's turn; none where the thread has ended.
+    /// Runs `walk` on the measuring thread, before any pod; `None` if the thread has ended.
     pub(crate) async fn run<T: Send + 'static>(&self, walk: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         let (sender, walked) = oneshot::channel();
         self.inner.state().wanted.push_back(Box::new(move || {
-            // Whoever wanted it may be gone.
+            // The caller may have been dropped.
             let _ = sender.send(walk());
         }));
         self.inner.changed.notify_one();
@@ -166,13 +166,13 @@ impl Drop for Measurer {
     }
 }
 
-/// A pod that is measured.
-pub(crate) struct Watched {
-    inner: Arc<Inner>,
+/// The guard of a measured pod.
+pub(crate) struct MeasureGuard {
+    inner: Arc<MeasurerShared>,
     key: u64,
 }
 
-impl Drop for Watched {
+impl Drop for MeasureGuard {
     fn drop(&mut self) {
         let mut state = self.inner.state();
         state.schedule.remove(&self.key);
@@ -180,8 +180,8 @@ impl Drop for Watched {
     }
 }
 
-/// The thread.
-fn measure(inner: &Inner, env: &Env) {
+/// The thread's loop.
+fn measure(inner: &MeasurerShared, env: &Env) {
     let mut state = inner.state();
     while !state.ended {
         if let Some(walk) = state.wanted.pop_front() {
@@ -193,7 +193,7 @@ fn measure(inner: &Inner, env: &Env) {
         let found = state.schedule.next(env.elapsed(), |key| state.subjects.get(key).map_or(0, |of| (of.changes)()));
         let subject = found.and_then(|key| Some((key, state.subjects.get(&key)?.clone())));
         let Some((key, subject)) = subject else {
-            // With nobody to measure there is nothing to wake for.
+            // Without pods the thread sleeps without a timeout.
             state = if state.subjects.is_empty() {
                 inner.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
             } else {
@@ -207,7 +207,7 @@ fn measure(inner: &Inner, env: &Env) {
         if let Some(message) = subject.bounds.exceeded(&subject.pod_dir, &subject.log_dir)
             && !(subject.exceeded)(message)
         {
-            // To be said again, though nothing else may change.
+            // To be reported again, even without further changes.
             changes = changes.wrapping_sub(1);
         }
         state = inner.state();
@@ -215,9 +215,10 @@ fn measure(inner: &Inner, env: &Env) {
     }
 }
 
-/// Where the system refuses, the thread runs at the normal priority, and rests all the same.
+/// Lowers the thread's priority. If the system refuses, the thread keeps the normal one and is idle between walks all
+/// the same.
 fn lower_priority() {
-    // On Linux this is the calling thread's priority alone. Elsewhere it would be the process's.
+    // On Linux this sets the priority of the calling thread only; elsewhere it would be the process's.
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::process::setpriority_process(None, NICE) {
         tracing::debug!(%error, "the measuring thread runs at normal priority");
@@ -232,7 +233,7 @@ mod tests {
 
     const MILLI: Duration = Duration::from_millis(1);
 
-    /// Plays `seconds` of a node in steps of 1 ms: walks of each pod, and the time that all took.
+    /// Simulates `seconds` of a node in steps of 1 ms; returns the walks of each pod and their total time.
     fn play(
         cost: &BTreeMap<u8, Duration>,
         changes: impl Fn(u8, Duration) -> u64,
@@ -297,12 +298,12 @@ mod tests {
         let pod: k8s_openapi::api::core::v1::Pod = serde_json::from_value(serde_json::json!({"spec": {
             "volumes": [{"name": "v", "emptyDir": {"sizeLimit": "1"}}], "containers": [{"name": "c"}]}}))
         .unwrap();
-        let bounds = crate::volume::usage::bounds(&pod, false);
+        let bounds = crate::volume::usage::limits(&pod, false);
         let folder = crate::volume::paths::folder(root.path(), "v");
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("f"), [1; 10_000]).unwrap();
         let heard = std::sync::atomic::AtomicU32::new(0);
-        let _watched = measurer.watch(Subject {
+        let _watched = measurer.watch(MeasuredPod {
             pod_dir: root.path().to_owned(),
             log_dir: root.path().join("logs"),
             bounds,

@@ -1,7 +1,7 @@
-//! `emptyDir.medium: Memory`: folders on a file system of the machine that lies in memory, and the account of what guests write
+//! `emptyDir.medium: Memory`: folders on an in-memory file system of the machine, and the account of the guests' writes
 //! there (`docs/decisions/0060-volumes-in-memory.md`).
 //!
-//! The folder is this process's: it is gone with the process, and what one leaves that was killed is removed by the next.
+//! The folder belongs to this process and is removed at its end. The next process removes the folders of killed ones.
 
 use std::fs::{self, File};
 use std::io;
@@ -18,24 +18,24 @@ use super::paths::plain;
 use super::usage::measure;
 use crate::spec::{containers, requests};
 
-/// Begins the names of what nodes make there.
+/// Prefix of the names that nodes create there.
 const PREFIX: &str = "coracle-";
-/// Ends the name of the file that a process holds locked while its folder is in use.
+/// Suffix of the file that a process locks while its folder is in use.
 const LOCK: &str = ".lock";
-/// Volumes that are full are measured again after that long at least, and no more than one part of so many of the time.
+/// Full volumes are measured again no earlier than this, and measuring takes at most 1/[`MEASURE_PART`] of the time.
 const MEASURE_AFTER: Duration = Duration::from_millis(20);
 const MEASURE_PART: u32 = 10;
-/// What `statfs` says of a tmpfs (Linux, `linux/magic.h`).
+/// The type of a tmpfs in `statfs` (Linux, `linux/magic.h`).
 #[cfg(target_os = "linux")]
 const TMPFS_MAGIC: u32 = 0x0102_1994;
 
-/// Whether a volume lies in memory.
+/// Returns whether a volume is in memory.
 #[must_use]
 pub(crate) fn is_in_memory(volume: &Volume) -> bool {
     volume.empty_dir.as_ref().is_some_and(|empty| empty.medium.as_deref() == Some("Memory"))
 }
 
-/// Where a node's volumes in memory lie.
+/// The folder of a node's volumes in memory.
 #[derive(Debug)]
 pub(crate) struct MemoryFolder {
     path: PathBuf,
@@ -45,7 +45,7 @@ pub(crate) struct MemoryFolder {
 }
 
 impl MemoryFolder {
-    /// Makes the folder below `root`, and removes those of processes that are no more. The error is an event's.
+    /// Creates the folder below `root`, and removes those of ended processes. The error is an event's message.
     pub(crate) fn open(root: &Path, env: &Env) -> Result<Self, String> {
         if !is_memory(root) {
             return Err(format!("this node has no file system in memory: {} is no tmpfs", root.display()));
@@ -75,14 +75,14 @@ impl MemoryFolder {
         self.path.join(plain(uid))
     }
 
-    /// Puts a pod's volume at `folder`: a link to its folder in memory.
+    /// Creates a pod's volume at `folder`: a link to its folder in memory.
     pub(crate) fn link(&self, folder: &Path, uid: &str, volume: &str) -> io::Result<()> {
         let to = self.pod(uid).join(plain(volume));
         fs::create_dir_all(&to)?;
-        super::host_path::point(folder, &to)
+        super::host_path::link_to(folder, &to)
     }
 
-    /// What a pod has there is removed.
+    /// Removes a pod's volumes in memory.
     pub(crate) fn remove(&self, uid: &str) -> io::Result<()> {
         match fs::remove_dir_all(self.pod(uid)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -90,7 +90,8 @@ impl MemoryFolder {
         }
     }
 
-    /// The account of a pod's volumes; none where it has none in memory. `node_bytes`: what the node's guests may hold.
+    /// Returns the account of a pod's volumes; `None` if none is in memory. `node_bytes`: the memory of the node for
+    /// guests.
     pub(crate) fn account(
         &self,
         pod: &Pod,
@@ -115,7 +116,7 @@ impl MemoryFolder {
         Some(Arc::new(MemoryFiles::new(self.device, limit, ledger.clone(), Box::new(walk))))
     }
 
-    /// What a pod's volumes hold there.
+    /// Returns the bytes of a pod's volumes in memory.
     pub(crate) fn measured(&self, uid: &str) -> u64 {
         measure(&self.pod(uid)).bytes
     }
@@ -128,8 +129,8 @@ impl Drop for MemoryFolder {
     }
 }
 
-/// What the volumes of a pod in memory may hold together: each its `sizeLimit`, and all of them no more than the pod's memory
-/// limit and the node's memory (upstream's rule for the size of such a volume). Pure.
+/// Returns the limit of a pod's volumes in memory together: the sum of each volume's `sizeLimit`, at most the pod's
+/// memory limit and the node's memory (upstream's rule for the size of such a volume). Pure.
 fn limit_bytes(pod: &Pod, node_bytes: u64) -> Option<u64> {
     let spec = containers::spec(pod);
     let most = requests::memory_bound(pod).filter(|bytes| *bytes > 0).map_or(node_bytes, |bytes| bytes.min(node_bytes));
@@ -142,7 +143,7 @@ fn limit_bytes(pod: &Pod, node_bytes: u64) -> Option<u64> {
     (!each.is_empty()).then(|| each.into_iter().fold(0, u64::saturating_add).min(most))
 }
 
-/// Removes the folders of processes that are no more.
+/// Removes the folders of ended processes.
 fn sweep(root: &Path) {
     for entry in fs::read_dir(root).into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -151,11 +152,11 @@ fn sweep(root: &Path) {
         else {
             continue;
         };
-        // Everybody may write there: what is no file could keep whoever opens it waiting.
+        // Any user may write there: opening something other than a file could block.
         if !entry.file_type().is_ok_and(|kind| kind.is_file()) {
             continue;
         }
-        // Others' are none of this user's, and cannot be opened for writing.
+        // Lock files of other users can't be opened for writing.
         let Ok(lock) = File::options().write(true).open(entry.path()) else { continue };
         if lock.try_lock().is_ok() && is_at(&lock, &entry.path()) {
             let _ = fs::remove_dir_all(root.join(folder));
@@ -177,7 +178,7 @@ fn is_memory(_: &Path) -> bool {
 #[cfg(unix)]
 fn private_folder(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
-    // Where others may write, too: what is there already is not taken for ours.
+    // Other users may write there, too: an existing folder is not used.
     fs::DirBuilder::new().mode(0o700).create(path)
 }
 
@@ -196,7 +197,7 @@ fn device_of(_: &Path) -> io::Result<u64> {
     Ok(0)
 }
 
-/// Whether the path still leads to that file.
+/// Returns whether the path still refers to that file.
 #[cfg(unix)]
 fn is_at(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt as _;
@@ -243,7 +244,7 @@ mod tests {
         own.link(&link, "u", "v").unwrap();
         fs::write(link.join("f"), vec![1u8; 8192]).unwrap();
         assert!(own.measured("u") >= 8192);
-        // One that was killed: its lock is free.
+        // A killed process: its lock is free.
         fs::create_dir(root.path().join("coracle-dead")).unwrap();
         fs::write(root.path().join("coracle-dead.lock"), "").unwrap();
         fs::create_dir(root.path().join("coracle-else")).unwrap();

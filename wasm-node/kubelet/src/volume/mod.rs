@@ -1,7 +1,8 @@
-//! A pod's volumes: folders of the host that its guest finds open.
+//! A pod's volumes: folders of the host that are preopened for its guest.
 //!
-//! [`files`] decides what they hold, [`atomic`] writes it, [`manager`] keeps it in step with the API for as long as the
-//! pod lives, [`claims`] finds what a claim stands for, [`local`] keeps what outlives pods, [`usage`] says what guests have written, [`measure`] when to look.
+//! [`files`] computes their content, [`atomic`] writes it, [`manager`] follows changes of the API while the pod lives,
+//! [`claims`] resolves claims, [`local`] stores volumes that outlive pods, [`usage`] measures the guests' data,
+//! [`measure`] schedules the measurements.
 
 pub mod atomic;
 pub mod claims;
@@ -18,26 +19,26 @@ pub mod usage;
 
 use k8s_openapi::api::core::v1::Volume;
 
-/// Whether a volume is an emptyDir: one with no source is, too (upstream's default).
+/// Returns whether a volume is an emptyDir; a volume without a source is one (upstream's default).
 #[must_use]
 pub fn is_empty_dir(volume: &Volume) -> bool {
     !is_read_only(volume) && volume.host_path.is_none() && !is_of_claim(volume)
 }
 
-/// Whether a volume is a claim's.
+/// Returns whether a volume is a claim's.
 #[must_use]
 pub fn is_of_claim(volume: &Volume) -> bool {
     volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some()
 }
 
-/// Whether a guest may never write to a volume.
+/// Returns whether a guest may never write to a volume.
 #[must_use]
 pub fn is_read_only(volume: &Volume) -> bool {
     let of_claim = volume.persistent_volume_claim.as_ref();
     is_from_api(volume) || volume.image.is_some() || of_claim.is_some_and(|claim| claim.read_only == Some(true))
 }
 
-/// Whether a volume's content is the API's.
+/// Returns whether a volume's content is from the API.
 #[must_use]
 pub fn is_from_api(volume: &Volume) -> bool {
     volume.config_map.is_some()

@@ -1,8 +1,9 @@
-//! What a container finds open, by its mounts: whole volumes, folders within them, and single files
+//! Prepares the preopened folders of a container from its mounts: whole volumes, folders within them, and single files
 //! (<https://kubernetes.io/docs/concepts/storage/volumes/#using-subpath>).
 //!
-//! A guest is given folders. So a single file gets a folder of its own, which holds nothing else: a copy where the volume is the
-//! API's (upstream doesn't renew a file that is mounted by `subPath` either), the very file where guests write it.
+//! Only folders can be preopened. A single file therefore gets a folder of its own, which contains nothing else. It is
+//! a copy if the volume is the API's (upstream doesn't update a file mounted by `subPath` either), and the same file if
+//! guests may write it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -17,16 +18,16 @@ use super::paths::{file_folder, folder};
 use super::{host_path, is_of_claim, is_read_only};
 use crate::config::environment::expand;
 
-/// What the message of a mount that an image doesn't allow begins with.
+/// Prefix of the message for a mount that an image doesn't allow.
 pub(crate) const IMAGE_VOLUME_MOUNT_FAILED: &str = "ImageVolumeMountFailed";
 
-/// Why a container's mounts can't be had, as the event's message.
+/// Why a container's mounts can't be prepared; the text is the event's message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum MountError {
-    /// The pod, or what it names, is at fault.
+    /// The pod, or an object that it refers to, is invalid.
     #[error("{0}")]
     Config(String),
-    /// An image has no such thing; the word before it is the container runtime's interface's.
+    /// The image has no such file or folder. The prefix is from the container runtime interface.
     #[error("{IMAGE_VOLUME_MOUNT_FAILED}: {0}")]
     Image(String),
 }
@@ -37,28 +38,28 @@ impl From<String> for MountError {
     }
 }
 
-/// The guest's file of names.
+/// The guest's hosts file.
 const HOSTS: &str = "/etc/hosts";
 
-/// Where volumes lie that are not in the pod's own folder.
-pub(crate) struct Elsewhere<'a> {
-    /// Those that are images, by their names.
+/// Volumes outside the pod's own folder.
+pub(crate) struct ExternalVolumes<'a> {
+    /// Unpacked images by volume name.
     pub(crate) images: &'a BTreeMap<String, PathBuf>,
     /// Folders that `hostPath` may lead to.
     pub(crate) allowed: &'a [PathBuf],
-    /// Those that outlive pods.
+    /// Volumes that outlive pods.
     pub(crate) local: &'a LocalVolumes,
-    /// What `/etc/hosts` says, where the pod has that file.
+    /// The content of `/etc/hosts`, if the pod has that file.
     pub(crate) hosts: Option<&'a str>,
 }
 
-/// The container's mounts, for its run number `attempt`; `variable` gives its environment. What `subPath` names is made where it
-/// isn't there, but in an image. Reads and writes files.
+/// Returns the preopened folders for the container's run number `attempt`; `variable` resolves its environment. Creates
+/// the missing target of a `subPath`, except in an image. Reads and writes files.
 pub(crate) fn preopens(
     pod: &Pod,
     container: &Container,
     (dir, attempt): (&Path, u32),
-    elsewhere: &Elsewhere<'_>,
+    external: &ExternalVolumes<'_>,
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Vec<Preopen>, MountError> {
     let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
@@ -66,7 +67,7 @@ pub(crate) fn preopens(
     for mount in container.volume_mounts.iter().flatten() {
         let volume = volumes.iter().find(|volume| volume.name == mount.name);
         let volume = volume.ok_or_else(|| format!("volume {:?} is not in the pod", mount.name))?;
-        let image = volume.image.as_ref().and(elsewhere.images.get(&volume.name));
+        let image = volume.image.as_ref().and(external.images.get(&volume.name));
         let host = image.cloned().unwrap_or_else(|| folder(dir, &volume.name));
         let writable = mount.read_only != Some(true) && !is_read_only(volume);
         let alone = volume.host_path.is_some() && host_path::is_file(&host);
@@ -76,13 +77,13 @@ pub(crate) fn preopens(
                 files.entry(parent).or_default().push(file);
                 continue;
             }
-            open.push(whole(volume, host, mount, (writable, elsewhere))?);
+            open.push(whole(volume, host, mount, (writable, external))?);
             continue;
         };
         if alone {
-            return Err(unprepared((mount, container), &io::ErrorKind::NotADirectory.into()).into());
+            return Err(sub_path_error((mount, container), &io::ErrorKind::NotADirectory.into()).into());
         }
-        let mut of = whole(volume, host, mount, (writable, elsewhere))?;
+        let mut of = whole(volume, host, mount, (writable, external))?;
         let root = of.open();
         let (root, sub_path, prepared) = match image {
             Some(_) => in_image(root, sub_path, mount)?,
@@ -90,32 +91,34 @@ pub(crate) fn preopens(
         };
         let guest = Path::new(&mount.mount_path);
         match (prepared, guest.parent(), guest.file_name()) {
-            (Prepared::Folder, ..) => {
+            (SubPathTarget::Folder, ..) => {
                 of.sub_paths.push(sub_path);
                 open.push(of);
             }
-            (Prepared::File(_), ..) if writable && elsewhere.local.has(&of.host) => {
+            (SubPathTarget::File(_), ..) if writable && external.local.has(&of.host) => {
                 return Err(format!(
                     "{} is a single file of a claim's volume: mount it read-only, or the folder that it lies in, as what is written to it alone could not be counted",
                     mount.mount_path
                 )
                 .into());
             }
-            (Prepared::File(source), Some(parent), Some(name)) => {
+            (SubPathTarget::File(source), Some(parent), Some(name)) => {
                 let copied = !writable && volume.host_path.is_none() && !is_of_claim(volume) && image.is_none();
                 let file = MountedFile { volume: root, sub_path, source, name: name.into(), writable, copied };
                 files.entry(parent.to_owned()).or_default().push(file);
             }
-            (Prepared::File(_), ..) => return Err(format!("a file cannot be mounted at {:?}", mount.mount_path).into()),
+            (SubPathTarget::File(_), ..) => {
+                return Err(format!("a file cannot be mounted at {:?}", mount.mount_path).into());
+            }
         }
     }
     let folder = file_folder(dir).join(&container.name);
     let mut alone = folders_of_files(&open, files, &folder, attempt)?;
-    // What is mounted there or above is the volume's.
+    // A mount there or above is the volume's.
     let is_mounted =
         container.volume_mounts.iter().flatten().any(|mount| Path::new(HOSTS).starts_with(&mount.mount_path));
-    if let Some(hosts) = elsewhere.hosts.filter(|_| !is_mounted) {
-        let put = put_hosts(hosts, &mut alone, folder.join(format!("{attempt}.etc")));
+    if let Some(hosts) = external.hosts.filter(|_| !is_mounted) {
+        let put = write_hosts_file(hosts, &mut alone, folder.join(format!("{attempt}.etc")));
         put.map_err(|error| format!("failed to prepare {HOSTS}: {error}"))?;
     }
     open.extend(alone);
@@ -123,7 +126,7 @@ pub(crate) fn preopens(
     Ok(open)
 }
 
-/// Folders for files that are mounted alone, by the folder of the guest that they are to be seen in; made below `dir`.
+/// Creates folders below `dir` for files that are mounted alone, by the guest's folder in which they appear.
 fn folders_of_files(
     open: &[Preopen],
     files: BTreeMap<PathBuf, Vec<MountedFile>>,
@@ -153,8 +156,8 @@ fn folders_of_files(
     Ok(made_of)
 }
 
-/// Writes `/etc/hosts` beside the files that are mounted in `/etc` alone, else into a folder of its own.
-fn put_hosts(hosts: &str, alone: &mut Vec<Preopen>, own: PathBuf) -> io::Result<()> {
+/// Writes `/etc/hosts` beside the files that are mounted alone in `/etc`, else into a folder of its own.
+fn write_hosts_file(hosts: &str, alone: &mut Vec<Preopen>, own: PathBuf) -> io::Result<()> {
     let host = match alone.iter().find(|folder| folder.guest == "/etc") {
         Some(folder) => folder.host.clone(),
         None => {
@@ -165,27 +168,27 @@ fn put_hosts(hosts: &str, alone: &mut Vec<Preopen>, own: PathBuf) -> io::Result<
         }
     };
     let file = host.join("hosts");
-    // Of an earlier try, and maybe a link by now: guests write to some of these folders.
+    // A file of an earlier try, which may be a link by now: guests write to some of these folders.
     if file.symlink_metadata().is_ok() {
         fs::remove_file(&file)?;
     }
     io::Write::write_all(&mut File::create_new(file)?, hosts.as_bytes())
 }
 
-/// A whole volume: it lies in a folder whose place no guest can give to another.
+/// Returns the preopen of a whole volume: no guest can replace the volume's parent folder.
 fn whole(
     volume: &Volume,
     host: PathBuf,
     mount: &VolumeMount,
-    (writable, elsewhere): (bool, &Elsewhere<'_>),
+    (writable, external): (bool, &ExternalVolumes<'_>),
 ) -> Result<Preopen, String> {
     let (host, sub_paths) = match &volume.host_path {
-        Some(source) => host_path::below(&host, Path::new(&source.path), elsewhere.allowed)?,
+        Some(source) => host_path::split_allowed(&host, Path::new(&source.path), external.allowed)?,
         None if is_of_claim(volume) => {
             let real = fs::read_link(&host).map_err(|error| error.to_string())?;
-            match elsewhere.local.has(&real) {
+            match external.local.has(&real) {
                 true => (real, Vec::new()),
-                false => host_path::below(&host, &real, elsewhere.allowed)?,
+                false => host_path::split_allowed(&host, &real, external.allowed)?,
             }
         }
         None => (host, Vec::new()),
@@ -200,12 +203,12 @@ struct MountedFile {
     source: File,
     name: PathBuf,
     writable: bool,
-    /// The guest sees it as it was when the container was made.
+    /// Whether the guest sees a copy from the container's creation.
     copied: bool,
 }
 
 impl MountedFile {
-    /// A volume that is a single file, and the folder of the guest that it is to be seen in.
+    /// Returns the guest's folder and the file of a volume that is a single file.
     fn of_host(volume: &Path, mount: &VolumeMount, writable: bool) -> Result<(PathBuf, Self), String> {
         let guest = Path::new(&mount.mount_path);
         let (Some(parent), Some(name)) = (guest.parent(), guest.file_name()) else {
@@ -230,7 +233,7 @@ impl MountedFile {
     }
 }
 
-/// `subPath`, or `subPathExpr` with its variables; none where the whole volume is meant. Words are upstream's.
+/// Returns `subPath`, or the expanded `subPathExpr`; `None` for the whole volume. Error texts are upstream's.
 fn sub_path(mount: &VolumeMount, variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<PathBuf>, String> {
     let named = |text: &Option<String>| text.as_deref().filter(|text| !text.is_empty()).map(ToOwned::to_owned);
     let text = match (named(&mount.sub_path), named(&mount.sub_path_expr)) {
@@ -263,19 +266,19 @@ fn sub_path(mount: &VolumeMount, variable: &dyn Fn(&str) -> Option<String>) -> R
     Ok(Some(path))
 }
 
-/// What a sub path is.
-enum Prepared {
+/// The type of a sub path's target.
+enum SubPathTarget {
     Folder,
     File(File),
 }
 
-/// Looks at what a sub path names, and makes a folder of it where it names nothing. Never leaves the volume.
-fn prepare(root: &File, sub_path: &Path) -> io::Result<Prepared> {
+/// Inspects the target of a sub path, and creates a folder if it is missing. Never leaves the volume.
+fn prepare(root: &File, sub_path: &Path) -> io::Result<SubPathTarget> {
     use cap_primitives::fs::{DirOptions, FollowSymlinks, OpenOptions, create_dir, open, open_dir, stat};
     match stat(root, sub_path, FollowSymlinks::Yes) {
-        Ok(found) if found.is_dir() => return open_dir(root, sub_path).map(|_| Prepared::Folder),
+        Ok(found) if found.is_dir() => return open_dir(root, sub_path).map(|_| SubPathTarget::Folder),
         Ok(found) if found.is_file() => {
-            return open(root, sub_path, OpenOptions::new().read(true)).map(Prepared::File);
+            return open(root, sub_path, OpenOptions::new().read(true)).map(SubPathTarget::File);
         }
         Ok(_) => return Err(io::Error::other("it is neither a folder nor a file")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -289,14 +292,14 @@ fn prepare(root: &File, sub_path: &Path) -> io::Result<Prepared> {
             _ => {}
         }
     }
-    open_dir(root, sub_path).map(|_| Prepared::Folder)
+    open_dir(root, sub_path).map(|_| SubPathTarget::Folder)
 }
 
-/// A volume's folder, what a sub path names in it without the links on the way, and what that is.
-type Found = (File, PathBuf, Prepared);
+/// A volume's folder, the target of a sub path in it without links, and the target's type.
+type SubPath = (File, PathBuf, SubPathTarget);
 
-/// Looks at what a sub path names in an image, without the links on the way to it. Nothing is made there.
-fn in_image(root: io::Result<File>, sub_path: PathBuf, mount: &VolumeMount) -> Result<Found, MountError> {
+/// Inspects the target of a sub path in an image, without links on the way to it. Creates nothing.
+fn in_image(root: io::Result<File>, sub_path: PathBuf, mount: &VolumeMount) -> Result<SubPath, MountError> {
     let found = root.and_then(|root| {
         let real = cap_primitives::fs::canonicalize(&root, &sub_path)?;
         let prepared = prepare(&root, &real)?;
@@ -305,17 +308,17 @@ fn in_image(root: io::Result<File>, sub_path: PathBuf, mount: &VolumeMount) -> R
     found.map_err(|error| MountError::Image(format!("subPath {sub_path:?} of volume {:?}: {error}", mount.name)))
 }
 
-/// The same in a volume of the pod's own, where it is made.
-fn prepare_in(root: io::Result<File>, sub_path: PathBuf, of: (&VolumeMount, &Container)) -> Result<Found, String> {
+/// Like [`in_image`], for a volume of the pod: creates a missing target.
+fn prepare_in(root: io::Result<File>, sub_path: PathBuf, of: (&VolumeMount, &Container)) -> Result<SubPath, String> {
     let prepared = root.and_then(|root| {
         let prepared = prepare(&root, &sub_path)?;
         Ok((root, prepared))
     });
-    let (root, prepared) = prepared.map_err(|error| unprepared(of, &error))?;
+    let (root, prepared) = prepared.map_err(|error| sub_path_error(of, &error))?;
     Ok((root, sub_path, prepared))
 }
 
-fn unprepared((mount, container): (&VolumeMount, &Container), why: &io::Error) -> String {
+fn sub_path_error((mount, container): (&VolumeMount, &Container), why: &io::Error) -> String {
     let (name, container) = (&mount.name, &container.name);
     format!("failed to prepare subPath for volumeMount {name:?} of container {container:?}: {why}")
 }
@@ -346,7 +349,7 @@ mod tests {
             folder(self.dir.path(), name)
         }
 
-        /// Where the volumes of claims lie.
+        /// The folder of claims' volumes.
         fn claims(&self) -> PathBuf {
             self.dir.path().join("node/volumes")
         }
@@ -361,8 +364,8 @@ mod tests {
             let images = BTreeMap::from([("pack".to_owned(), self.volume("tree"))]);
             let pod = serde_json::from_value(pod).unwrap();
             let local = LocalVolumes::new(&self.dir.path().join("node"), machinery_env::Env::real());
-            let elsewhere = Elsewhere { images: &images, allowed: &[], local: &local, hosts: self.hosts };
-            let opened = preopens(&pod, &parse(container), (self.dir.path(), 0), &elsewhere, &variable);
+            let external = ExternalVolumes { images: &images, allowed: &[], local: &local, hosts: self.hosts };
+            let opened = preopens(&pod, &parse(container), (self.dir.path(), 0), &external, &variable);
             opened.map_err(|error| error.to_string())
         }
     }
@@ -430,7 +433,7 @@ mod tests {
         assert_eq!(fs::read(bench.volume("own").join("state")).unwrap(), b"2");
     }
 
-    /// It is seen at another place than its volume's, where nobody counts what a claim may hold.
+    /// The file appears outside its volume, where the claim's quota would not be enforced.
     #[cfg(unix)]
     #[test]
     fn a_single_file_of_a_claim_is_read_and_not_written() {

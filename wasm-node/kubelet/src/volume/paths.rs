@@ -1,32 +1,32 @@
-//! Where what a pod has on the disk lies below its folder.
+//! The layout of a pod's folder on the disk.
 
 use std::path::{Path, PathBuf};
 
-/// Where a volume of a pod lies.
+/// Returns the folder of a pod's volume.
 #[must_use]
 pub fn folder(pod_dir: &Path, volume: &str) -> PathBuf {
     pod_dir.join("volumes").join(volume)
 }
 
-/// Where the termination messages of a pod's containers lie.
+/// Returns the folder of the termination messages of a pod's containers.
 #[must_use]
 pub fn message_folder(pod_dir: &Path) -> PathBuf {
     pod_dir.join("termination")
 }
 
-/// Where `/tmp` of the sessions of a pod's containers lies.
+/// Returns the folder of `/tmp` of exec sessions in a pod's containers.
 #[must_use]
 pub fn session_folder(pod_dir: &Path) -> PathBuf {
     pod_dir.join("tmp")
 }
 
-/// The API has checked these names; a path is made of nothing else all the same.
+/// Removes other characters from a name. The API server validates names, too.
 pub(crate) fn plain(name: &str) -> String {
     let plain: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')).collect();
     if plain.is_empty() { "none".to_owned() } else { plain }
 }
 
-/// Where the folders of files lie that containers mount alone.
+/// Returns the folder of files that containers mount alone.
 #[must_use]
 pub fn file_folder(pod_dir: &Path) -> PathBuf {
     pod_dir.join("files")

@@ -1,5 +1,5 @@
-//! How much a guest has written, measured, as no call of a guest's can be refused for a quota: over its bound the pod
-//! is evicted.
+//! Measures the data that a guest has written. A quota can't reject a guest's calls, so a pod above its limit is
+//! evicted.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,23 +12,22 @@ use super::memory::is_in_memory;
 use super::paths::{file_folder, folder, message_folder, plain, session_folder};
 use crate::spec::{containers, requests};
 
-/// What an emptyDir without `sizeLimit` may hold. Enough for scratch files; a node with 110 such pods needs no more
-/// than a common disk.
+/// Limit of an emptyDir without `sizeLimit`. Enough for scratch files; 110 such pods fit on a common disk.
 pub const EMPTY_DIR_BYTES_DEFAULT: u64 = 1 << 30;
-/// Files and folders of one emptyDir: what a walk gets through in well under a second.
+/// Maximum files and folders of one emptyDir: a walk through them takes well under a second.
 pub const EMPTY_DIR_ENTRIES_MAX: u64 = 100_000;
-/// What a guest may put beside files that are mounted alone: copies of a ConfigMap's are at most 1 MiB, and a guest that renews a
-/// file writes it beside the old one.
+/// Maximum bytes beside files that are mounted alone: copies of a ConfigMap's are at most 1 MiB, and a guest that
+/// replaces a file writes the new one beside it.
 const BESIDE_FILES_BYTES_MAX: u64 = 64 << 20;
-/// What a guest may put beside its termination message, of which 4 KiB are read.
+/// Limits of the folder of a termination message, of which 4 KiB are read.
 const MESSAGE_BYTES_MAX: u64 = 1 << 20;
 const MESSAGE_ENTRIES_MAX: u64 = 1000;
-/// What one write may bring a volume in memory over its bound, where there is room in the account of all of them.
+/// Bytes by which one write may exceed the limit of a volume in memory, if the account of all of them allows it.
 const MEMORY_OVER_BYTES_MAX: u64 = 1 << 20;
-/// Folders within folders that are followed: more is a way to harm whoever walks.
+/// Maximum depth of folders that are walked, which bounds the cost of a hostile tree.
 const DEPTH_MAX: usize = 64;
 
-/// What a folder holds.
+/// The usage of a folder.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Bytes on the disk.
@@ -37,7 +36,7 @@ pub struct Usage {
     pub entries: u64,
 }
 
-/// Walks a folder, following no link, and no further than the bound on entries.
+/// Walks a folder without following links, and stops at the maximum number of entries.
 #[must_use]
 pub fn measure(dir: &Path) -> Usage {
     walk(dir, on_disk)
@@ -54,8 +53,8 @@ fn walk(dir: &Path, bytes: fn(&std::fs::Metadata) -> u64) -> Usage {
                 return Usage { entries: EMPTY_DIR_ENTRIES_MAX + 1, ..usage };
             }
             let Ok(metadata) = entry.path().symlink_metadata() else { continue };
-            // A file of several names is there once.
-            if several_names(&metadata).is_none_or(|file| linked.insert(file)) {
+            // A file with several names is counted once.
+            if hard_link_id(&metadata).is_none_or(|file| linked.insert(file)) {
                 usage.bytes = usage.bytes.saturating_add(bytes(&metadata));
             }
             if metadata.is_dir() {
@@ -66,34 +65,34 @@ fn walk(dir: &Path, bytes: fn(&std::fs::Metadata) -> u64) -> Usage {
     usage
 }
 
-/// Which file it is, where it has other names.
+/// Returns the file's identity if it has several names.
 #[cfg(unix)]
-fn several_names(metadata: &std::fs::Metadata) -> Option<(u64, u64)> {
+fn hard_link_id(metadata: &std::fs::Metadata) -> Option<(u64, u64)> {
     use std::os::unix::fs::MetadataExt as _;
     (metadata.is_file() && metadata.nlink() > 1).then(|| (metadata.dev(), metadata.ino()))
 }
 
 #[cfg(windows)]
-fn several_names(_: &std::fs::Metadata) -> Option<(u64, u64)> {
+fn hard_link_id(_: &std::fs::Metadata) -> Option<(u64, u64)> {
     None
 }
 
 #[cfg(unix)]
 fn on_disk(metadata: &std::fs::Metadata) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
-    // Blocks of 512 bytes, whatever the file system's own are (POSIX stat).
+    // Blocks of 512 bytes, independent of the file system's block size (POSIX stat).
     metadata.blocks().saturating_mul(512)
 }
 
-/// What a file holds that has no other name: those that have are counted with their volume.
+/// Returns the bytes of a file with a single name: files with several names are counted in their volume.
 #[cfg(unix)]
-fn on_disk_alone(metadata: &std::fs::Metadata) -> u64 {
+fn unshared_bytes(metadata: &std::fs::Metadata) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
     if metadata.is_file() && metadata.nlink() > 1 { 0 } else { on_disk(metadata) }
 }
 
 #[cfg(windows)]
-fn on_disk_alone(metadata: &std::fs::Metadata) -> u64 {
+fn unshared_bytes(metadata: &std::fs::Metadata) -> u64 {
     on_disk(metadata)
 }
 
@@ -102,24 +101,24 @@ fn on_disk(metadata: &std::fs::Metadata) -> u64 {
     metadata.len()
 }
 
-/// What the volumes of a pod may hold.
+/// The limits of a pod's volumes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Bounds {
-    /// Volume, bytes, and the bound as the pod's spec has it (none = the default one).
+pub struct VolumeLimits {
+    /// Volume, bytes, and the limit as written in the pod's spec (none = the default).
     volumes: Vec<(String, u64, Option<String>)>,
-    /// Those of them that lie in memory, and count as that.
+    /// The volumes in memory: they count as memory, not towards `total`.
     in_memory: BTreeSet<String>,
-    /// `limits.ephemeral-storage`: of all of them and the logs together.
+    /// `limits.ephemeral-storage` for all volumes and logs together.
     total: Option<(u64, String)>,
-    /// The same of each container, for its own logs: where the pod has several.
+    /// The limit of each container for its own logs, if the pod has several containers.
     containers: Vec<(String, u64, String)>,
-    /// There are folders of termination messages, which guests find open too.
+    /// Whether there are folders of termination messages, to which guests can write, too.
     pub(crate) messages: bool,
 }
 
-/// The bounds of a pod. `messages`: a container has a folder for its termination message.
+/// Returns the limits of a pod. `messages`: a container has a folder for its termination message.
 #[must_use]
-pub fn bounds(pod: &Pod, messages: bool) -> Bounds {
+pub fn limits(pod: &Pod, messages: bool) -> VolumeLimits {
     let bytes = |text: &str| Quantity::parse(text).ok().and_then(|quantity| u64::try_from(quantity.value()).ok());
     let spec = containers::spec(pod);
     let volumes = spec.volumes.iter().flatten();
@@ -130,7 +129,7 @@ pub fn bounds(pod: &Pod, messages: bool) -> Bounds {
             let own = limit.and_then(|limit| Some((bytes(&limit.0).filter(|bytes| *bytes > 0)?, limit.0.clone())));
             match own {
                 Some((bytes, text)) => (volume.name.clone(), bytes, Some(text)),
-                // The account of those in memory ends elsewhere.
+                // The account of volumes in memory limits it.
                 None if is_in_memory(volume) => (volume.name.clone(), u64::MAX, None),
                 None => (volume.name.clone(), EMPTY_DIR_BYTES_DEFAULT, None),
             }
@@ -142,17 +141,17 @@ pub fn bounds(pod: &Pod, messages: bool) -> Bounds {
     };
     let containers: Vec<_> = containers::each(&spec).filter_map(|(_, container)| own(&container)).collect();
     let sum = requests::limit(pod, "ephemeral-storage").and_then(|sum| u64::try_from(sum).ok());
-    // One limit is said as it was written.
+    // A single limit is reported as written.
     let total = sum.map(|sum| match containers.iter().find(|(_, bytes, _)| *bytes == sum) {
         Some((_, _, text)) => (sum, text.clone()),
         None => (sum, quantity(sum)),
     });
     let in_memory = spec.volumes.iter().flatten().filter(|volume| is_in_memory(volume));
     let in_memory = in_memory.map(|volume| volume.name.clone()).collect();
-    Bounds { volumes, in_memory, total, containers, messages }
+    VolumeLimits { volumes, in_memory, total, containers, messages }
 }
 
-/// Bytes as upstream writes them: in the largest binary unit of which they are a whole number.
+/// Formats bytes like upstream: in the largest binary unit that divides them.
 #[must_use]
 pub fn quantity(bytes: u64) -> String {
     let mut units = ["Ei", "Pi", "Ti", "Gi", "Mi", "Ki"].into_iter().zip((1..=6).rev());
@@ -160,15 +159,15 @@ pub fn quantity(bytes: u64) -> String {
     unit.map_or_else(|| bytes.to_string(), |(unit, power)| format!("{}{unit}", bytes >> (10 * power)))
 }
 
-impl Bounds {
-    /// Nothing can be written.
+impl VolumeLimits {
+    /// Returns whether there is nothing to measure.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.volumes.is_empty() && !self.messages && self.total.is_none()
     }
 
-    /// Measures the volumes of the pod whose folder that is, and its logs in `log_dir`, which count into
-    /// `limits.ephemeral-storage` as upstream's do; says what is exceeded, in upstream's words.
+    /// Measures the volumes of the pod with that folder, and its logs in `log_dir`, which count towards
+    /// `limits.ephemeral-storage` as upstream's do. Returns the exceeded limit in upstream's words.
     #[must_use]
     pub fn exceeded(&self, pod_dir: &Path, log_dir: &Path) -> Option<String> {
         let mut total: u64 = 0;
@@ -177,7 +176,7 @@ impl Bounds {
             if !self.in_memory.contains(name) {
                 total = total.saturating_add(usage.bytes);
             }
-            // A write to memory that began below the bound may end above it.
+            // A write to memory that began below the limit may end above it.
             let over = if self.in_memory.contains(name) { MEMORY_OVER_BYTES_MAX } else { 0 };
             if usage.bytes > bytes_max.saturating_add(over) {
                 let limit = text.clone().unwrap_or_else(|| bytes_max.to_string());
@@ -187,8 +186,8 @@ impl Bounds {
                 return Some(format!("EmptyDir volume {name:?} holds more than {EMPTY_DIR_ENTRIES_MAX} files. "));
             }
         }
-        // Guests find these open too, beside the file that they are for.
-        let files = walk(&file_folder(pod_dir), on_disk_alone);
+        // Guests can write to these folders, too, beside the mounted file.
+        let files = walk(&file_folder(pod_dir), unshared_bytes);
         total = total.saturating_add(files.bytes);
         if files.bytes > BESIDE_FILES_BYTES_MAX || files.entries > EMPTY_DIR_ENTRIES_MAX {
             return Some(format!("The folders of single files hold more than {BESIDE_FILES_BYTES_MAX} bytes. "));
@@ -204,7 +203,7 @@ impl Bounds {
             }
             messages.bytes = messages.bytes.saturating_add(of.bytes);
         }
-        let sessions = match of_sessions(pod_dir) {
+        let sessions = match session_bytes(pod_dir) {
             Ok(bytes) => bytes,
             Err(exceeded) => return Some(exceeded),
         };
@@ -222,8 +221,8 @@ impl Bounds {
     }
 }
 
-/// The bytes of `/tmp` of all containers' sessions; an error names a container over the bound, which is that of an emptyDir.
-fn of_sessions(pod_dir: &Path) -> Result<u64, String> {
+/// Returns the bytes of `/tmp` of all containers' sessions; the error names a container above the limit of an emptyDir.
+fn session_bytes(pod_dir: &Path) -> Result<u64, String> {
     let folders = std::fs::read_dir(session_folder(pod_dir)).into_iter().flatten().flatten();
     folders.map(|folder| (folder.file_name(), measure(&folder.path()))).try_fold(0u64, |sum, (name, of)| {
         if of.bytes > EMPTY_DIR_BYTES_DEFAULT || of.entries > EMPTY_DIR_ENTRIES_MAX {
@@ -245,7 +244,7 @@ mod tests {
             {"name": "a", "resources": {"limits": {"ephemeral-storage": "50k"}}},
             {"name": "b", "resources": {"limits": {"ephemeral-storage": "100k"}}}]}}))
         .unwrap();
-        let bounds = bounds(&pod, false);
+        let bounds = limits(&pod, false);
         let root = tempfile::tempdir().unwrap();
         let (pod_dir, log_dir) = (root.path().join("pod"), root.path().join("logs"));
         let write = |container: &str, bytes: usize| {
@@ -264,7 +263,7 @@ mod tests {
     #[test]
     fn what_lies_beside_a_single_file_is_bounded() {
         let root = tempfile::tempdir().unwrap();
-        let bounds = Bounds { volumes: vec![("v".into(), 1 << 20, None)], ..Bounds::default() };
+        let bounds = VolumeLimits { volumes: vec![("v".into(), 1 << 20, None)], ..VolumeLimits::default() };
         let beside = file_folder(root.path()).join("c/0.0");
         std::fs::create_dir_all(&beside).unwrap();
         assert_eq!(bounds.exceeded(root.path(), root.path()), None);
@@ -293,7 +292,7 @@ mod tests {
         let pod: Pod = serde_json::from_value(serde_json::json!({"spec": {"containers": [{"name": "c",
             "resources": {"limits": {"ephemeral-storage": "50k"}}}]}}))
         .unwrap();
-        let bounds = bounds(&pod, false);
+        let bounds = limits(&pod, false);
         let root = tempfile::tempdir().unwrap();
         let (pod_dir, log_dir) = (root.path().join("pod"), root.path().join("logs"));
         std::fs::create_dir_all(log_dir.join("c")).unwrap();

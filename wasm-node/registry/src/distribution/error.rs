@@ -1,4 +1,4 @@
-//! The registry's errors, and their codes and statuses on the wire.
+//! The registry's errors, with their codes and HTTP statuses.
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -6,7 +6,7 @@ use http::{HeaderValue, StatusCode, header};
 
 use crate::blobs::BlobError;
 
-/// One error, as the distribution specification names it.
+/// An error with the distribution specification's name.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RegistryError {
     #[error("authentication required")]

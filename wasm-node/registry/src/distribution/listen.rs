@@ -1,4 +1,4 @@
-//! The registry's connections.
+//! Serves the registry's connections.
 
 use axum::{Extension, Router};
 use hyper_util::service::TowerToHyperService;
@@ -7,7 +7,7 @@ use machinery_serve::plain;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-/// Serves `router` until `stop`, then lets requests end. Requests carry their connection's
+/// Serves `router` until `stop`, then drains requests. Requests carry their connection's
 /// [`machinery_serve::accept::ConnectionPermit`].
 pub async fn serve(listener: TcpListener, router: Router, env: Env, stop: CancellationToken) {
     let service = |permit| TowerToHyperService::new(router.clone().layer(Extension(permit)));

@@ -1,4 +1,4 @@
-//! Manifests: what names blobs and other manifests, and is named by digests and tags.
+//! Manifests: they refer to blobs and other manifests; digests and tags refer to them.
 
 use std::sync::Arc;
 
@@ -9,19 +9,19 @@ use serde_json::{Value, json};
 
 use super::error::RegistryError;
 use super::names::Repository;
-use super::{Answer, Registry, blocking, with};
+use super::{ApiResult, Registry, blocking, respond};
 use crate::blobs::{BlobStore, digest};
 use crate::reference::{is_sha256, is_tag};
 
-/// Size of a manifest: the specification wants at least 4 MB taken.
+/// Maximum bytes of a manifest: the specification requires at least 4 MB.
 pub(super) const MANIFEST_BYTES_MAX: usize = 4 << 20;
-/// Length of a manifest's media type.
+/// Maximum length of a manifest's media type.
 const MEDIA_TYPE_BYTES_MAX: usize = 255;
 pub(super) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(super) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 impl Registry {
-    pub(super) async fn get_manifest(&self, name: &str, reference: String, head: bool) -> Answer {
+    pub(super) async fn get_manifest(&self, name: &str, reference: String, head: bool) -> ApiResult {
         let (store, repository) = (self.store.clone(), Repository::new(&self.store, name));
         let (digest, media_type, bytes) = blocking(move || {
             if !repository.exists() {
@@ -37,7 +37,7 @@ impl Registry {
             ("content-length", bytes.len().to_string()),
             ("docker-content-digest", digest),
         ];
-        with(StatusCode::OK, &headers, if head { Body::empty() } else { Body::from(bytes) })
+        respond(StatusCode::OK, &headers, if head { Body::empty() } else { Body::from(bytes) })
     }
 
     pub(super) async fn put_manifest(
@@ -47,7 +47,7 @@ impl Registry {
         media_type: Option<&str>,
         headers: &HeaderMap,
         body: Body,
-    ) -> Answer {
+    ) -> ApiResult {
         let is_digest = reference.contains(':');
         if is_digest && !is_sha256(&reference) {
             return Err(RegistryError::DigestInvalid(reference.chars().take(150).collect()));
@@ -75,10 +75,10 @@ impl Registry {
         if let Some(subject) = subject {
             headers.push(("oci-subject", subject));
         }
-        with(StatusCode::CREATED, &headers, Body::empty())
+        respond(StatusCode::CREATED, &headers, Body::empty())
     }
 
-    pub(super) async fn delete_manifest(&self, name: &str, reference: String) -> Answer {
+    pub(super) async fn delete_manifest(&self, name: &str, reference: String) -> ApiResult {
         let (store, repository) = (self.store.clone(), Repository::new(&self.store, name));
         let deleted = blocking(move || {
             if !repository.exists() {
@@ -97,7 +97,7 @@ impl Registry {
             Ok(repository.delete_manifest(&digest, subject.as_deref())?)
         })
         .await?;
-        if deleted { with(StatusCode::ACCEPTED, &[], Body::empty()) } else { Err(RegistryError::ManifestUnknown) }
+        if deleted { respond(StatusCode::ACCEPTED, &[], Body::empty()) } else { Err(RegistryError::ManifestUnknown) }
     }
 }
 
@@ -118,7 +118,8 @@ async fn read_manifest(headers: &HeaderMap, body: Body) -> Result<Vec<u8>, Regis
     Ok(bytes)
 }
 
-/// Stores a manifest whose blobs and manifests are all there, then what names it: a tag never names one that isn't there.
+/// Stores a manifest after checking that all its blobs and manifests exist, then its tag: a tag never refers to an
+/// absent manifest.
 fn store_manifest(
     store: &Arc<BlobStore>,
     repository: &Repository,
@@ -172,7 +173,7 @@ fn resolve(repository: &Repository, reference: &str) -> Result<String, RegistryE
     repository.tag(reference)?.ok_or(RegistryError::ManifestUnknown)
 }
 
-/// What of a manifest the registry needs to know.
+/// The parts of a manifest that the registry needs.
 struct Manifest {
     media_type: String,
     artifact_type: Option<String>,

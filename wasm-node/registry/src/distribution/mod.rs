@@ -1,5 +1,5 @@
-//! The built-in registry: OCI's distribution API over the blob store that images are pulled into. Manifests come and go
-//! as the bytes that were pushed; every path wants basic authentication.
+//! The built-in registry: OCI's distribution API over the blob store of image pulls. Manifests are stored and returned
+//! as the pushed bytes; every path requires basic authentication.
 
 mod error;
 mod listen;
@@ -36,7 +36,7 @@ use names::Repository;
 use route::{Route, RouteError, byte_range, chunk_range, parameter, route};
 use uploads::Uploads;
 
-/// What a list answers at most at once.
+/// Maximum entries of one page of a list.
 const PAGE_MAX: usize = 1000;
 
 /// The registry's one account.
@@ -58,24 +58,24 @@ struct Registry {
     store: Arc<BlobStore>,
     env: Env,
     uploads: Uploads,
-    /// Digest of `user:password`: comparing digests of equal length leaks nothing about either.
+    /// The digest of `user:password`: comparing digests of equal length reveals nothing about either.
     account: [u8; 32],
 }
 
-type Answer = Result<Response, RegistryError>;
+type ApiResult = Result<Response, RegistryError>;
 
-/// A client that was refused while it still sends reads why only when it has sent all: what a manifest of any sane client
-/// has, and no large blob.
+/// A client receives an early error only after it has sent its whole body, so the body is read up to this limit: enough
+/// for any manifest, but not for a large blob.
 const UNREAD: UnreadBounds = UnreadBounds { bytes: 64 << 20, time: Duration::from_secs(5) };
 
-/// The registry's service; serve it on any listener.
+/// Returns the registry's service, for any listener.
 pub fn router(store: Arc<BlobStore>, credentials: &Credentials, env: Env) -> Router {
     let account = account(credentials);
     let registry = Arc::new(Registry { store, env: env.clone(), uploads: Uploads::new(env), account });
     Router::new().fallback(handle).with_state(registry)
 }
 
-/// Has who calls `router` show the registry's account, too.
+/// Adds authentication with the registry's account to `router`.
 pub fn authenticated(router: Router, credentials: &Credentials) -> Router {
     let wanted = account(credentials);
     router.layer(axum::middleware::from_fn(move |request: Request, next: axum::middleware::Next| async move {
@@ -110,7 +110,7 @@ fn authenticate(wanted: &[u8; 32], request: &Request) -> Result<(), RegistryErro
 async fn handle(State(registry): State<Arc<Registry>>, request: Request) -> Response {
     let head = request.method() == Method::HEAD;
     let request = request.map(|body| Body::new(UnreadBody::new(body, UNREAD)));
-    let mut response = match registry.answer(request).await {
+    let mut response = match registry.dispatch(request).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
     };
@@ -122,7 +122,7 @@ async fn handle(State(registry): State<Arc<Registry>>, request: Request) -> Resp
     response
 }
 
-fn with(status: StatusCode, headers: &[(&str, String)], body: impl Into<Body>) -> Answer {
+fn respond(status: StatusCode, headers: &[(&str, String)], body: impl Into<Body>) -> ApiResult {
     let mut response = Response::new(body.into());
     *response.status_mut() = status;
     for (name, value) in headers {
@@ -139,7 +139,7 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|error| RegistryError::Io(std::io::Error::other(error)))?
 }
 
-/// The range of an upload as clients read it: `0-END`, and `0-0` for an empty one.
+/// Formats the range of an upload for clients: `0-END`, and `0-0` for an empty one.
 fn upload_range(bytes: u64) -> String {
     format!("0-{}", bytes.saturating_sub(1))
 }
@@ -149,12 +149,12 @@ fn location(name: &str, id: &str) -> String {
 }
 
 impl Registry {
-    async fn answer(self: &Arc<Self>, request: Request) -> Answer {
+    async fn dispatch(self: &Arc<Self>, request: Request) -> ApiResult {
         authenticate(&self.account, &request)?;
         let (parts, body) = request.into_parts();
         let path = parts.uri.path();
         if path == "/v2" {
-            return with(StatusCode::MOVED_PERMANENTLY, &[("location", "/v2/".into())], Body::empty());
+            return respond(StatusCode::MOVED_PERMANENTLY, &[("location", "/v2/".into())], Body::empty());
         }
         let found = route(path).map_err(|error| match error {
             RouteError::NotFound => RegistryError::NotFound,
@@ -163,7 +163,7 @@ impl Registry {
         let query = parts.uri.query();
         let read = parts.method == Method::GET || parts.method == Method::HEAD;
         match (found, &parts.method) {
-            (Route::Base, _) if read => with(
+            (Route::Base, _) if read => respond(
                 StatusCode::OK,
                 &[("content-type", "application/json".into()), ("content-length", "2".into())],
                 "{}",
@@ -194,13 +194,13 @@ impl Registry {
                 let upload = self.uploads.find(name, id)?;
                 self.uploads.end(id);
                 upload.lock().await.take();
-                with(StatusCode::NO_CONTENT, &[], Body::empty())
+                respond(StatusCode::NO_CONTENT, &[], Body::empty())
             }
             _ => Err(RegistryError::Unsupported("the method is not served here")),
         }
     }
 
-    /// A page of `all` by `n` and `last`, with the query of the next one.
+    /// Returns a page of `all` by `n` and `last`, with the query of the next page.
     fn page(all: impl IntoIterator<Item = String>, query: Option<&str>) -> (Vec<String>, Option<String>) {
         let n = parameter(query, "n").and_then(|n| n.parse::<usize>().ok());
         let limit = n.unwrap_or(PAGE_MAX).min(PAGE_MAX);
@@ -212,14 +212,14 @@ impl Registry {
         (page, next)
     }
 
-    async fn catalog(&self, query: Option<&str>) -> Answer {
+    async fn catalog(&self, query: Option<&str>) -> ApiResult {
         let store = self.store.clone();
         let all = blocking(move || Ok(names::catalog(&store)?)).await?;
         let (page, next) = Self::page(all, query);
-        Self::listed(json!({"repositories": page}), "/v2/_catalog", next)
+        Self::page_response(json!({"repositories": page}), "/v2/_catalog", next)
     }
 
-    async fn tags(&self, name: &str, query: Option<&str>) -> Answer {
+    async fn tags(&self, name: &str, query: Option<&str>) -> ApiResult {
         let repository = Repository::new(&self.store, name);
         let all = blocking(
             move || {
@@ -228,18 +228,18 @@ impl Registry {
         )
         .await?;
         let (page, next) = Self::page(all, query);
-        Self::listed(json!({"name": name, "tags": page}), &format!("/v2/{name}/tags/list"), next)
+        Self::page_response(json!({"name": name, "tags": page}), &format!("/v2/{name}/tags/list"), next)
     }
 
-    fn listed(body: Value, path: &str, next: Option<String>) -> Answer {
+    fn page_response(body: Value, path: &str, next: Option<String>) -> ApiResult {
         let mut headers = vec![("content-type", "application/json".to_owned())];
         if let Some(next) = next {
             headers.push(("link", format!("<{path}?{next}>; rel=\"next\"")));
         }
-        with(StatusCode::OK, &headers, body.to_string())
+        respond(StatusCode::OK, &headers, body.to_string())
     }
 
-    async fn referrers(&self, name: &str, subject: String, query: Option<&str>) -> Answer {
+    async fn referrers(&self, name: &str, subject: String, query: Option<&str>) -> ApiResult {
         if !is_sha256(&subject) {
             return Err(RegistryError::DigestInvalid(subject.chars().take(100).collect()));
         }
@@ -251,16 +251,16 @@ impl Registry {
             headers.push(("oci-filters-applied", "artifactType".to_owned()));
         }
         let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests});
-        with(StatusCode::OK, &headers, index.to_string())
+        respond(StatusCode::OK, &headers, index.to_string())
     }
 
-    async fn get_blob(&self, name: &str, digest: String, range: Option<&str>, head: bool) -> Answer {
+    async fn get_blob(&self, name: &str, digest: String, range: Option<&str>, head: bool) -> ApiResult {
         let path = self.store.path(&digest)?;
         let (store, repository) = (self.store.clone(), Repository::new(&self.store, name));
         let (wanted, now) = (digest.clone(), self.env.now());
         let there = blocking(move || {
             let _linking = store.linking();
-            // A push asks by HEAD, and counts on the answer.
+            // A push checks by HEAD, and relies on the result later.
             Ok(if head { repository.offer_blob(&wanted, now)? } else { repository.has_blob(&wanted) })
         });
         if !there.await? {
@@ -288,24 +288,24 @@ impl Registry {
         }
         let status = if range.is_some() { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
         if head {
-            return with(status, &headers, Body::empty());
+            return respond(status, &headers, Body::empty());
         }
         file.seek(std::io::SeekFrom::Start(start)).await?;
-        with(status, &headers, Body::from_stream(tokio_util::io::ReaderStream::new(file.take(length))))
+        respond(status, &headers, Body::from_stream(tokio_util::io::ReaderStream::new(file.take(length))))
     }
 
-    async fn delete_blob(&self, name: &str, digest: String) -> Answer {
+    async fn delete_blob(&self, name: &str, digest: String) -> ApiResult {
         self.store.path(&digest)?;
         let repository = Repository::new(&self.store, name);
-        // The bytes go with the next collection, if no other repository or image refers to them.
+        // The next collection removes the bytes if no other repository or image refers to them.
         if blocking(move || Ok(repository.unlink_blob(&digest)?)).await? {
-            with(StatusCode::ACCEPTED, &[], Body::empty())
+            respond(StatusCode::ACCEPTED, &[], Body::empty())
         } else {
             Err(RegistryError::BlobUnknown)
         }
     }
 
-    async fn begin_upload(&self, name: &str, query: Option<&str>, body: Body) -> Answer {
+    async fn begin_upload(&self, name: &str, query: Option<&str>, body: Body) -> ApiResult {
         if let (Some(digest), from) = (parameter(query, "mount"), parameter(query, "from")) {
             let (store, target) = (self.store.clone(), Repository::new(&self.store, name));
             let (wanted, now) = (digest.clone(), self.env.now());
@@ -313,8 +313,8 @@ impl Registry {
                 let _linking = store.linking();
                 let pins = store.pins();
                 pins.add(&wanted);
-                // Without `from` any repository would do, but one must be named, so that a mount proves nothing about
-                // repositories that the client does not know.
+                // Without `from` the blob could be mounted from any repository. A `from` is required, so that a mount
+                // reveals nothing about repositories unknown to the client.
                 let source = from.filter(|from| crate::reference::is_repository(from) && from.len() <= 255);
                 let source = source.map(|from| Repository::new(&store, &from));
                 let there = is_sha256(&wanted)
@@ -328,7 +328,7 @@ impl Registry {
             .await?;
             if mounted {
                 let headers = [("location", format!("/v2/{name}/blobs/{digest}")), ("docker-content-digest", digest)];
-                return with(StatusCode::CREATED, &headers, Body::empty());
+                return respond(StatusCode::CREATED, &headers, Body::empty());
             }
         }
         let id = self.uploads.begin(&self.store, name)?;
@@ -341,19 +341,19 @@ impl Registry {
             ("docker-upload-uuid", id),
             ("content-length", "0".to_owned()),
         ];
-        with(StatusCode::ACCEPTED, &headers, Body::empty())
+        respond(StatusCode::ACCEPTED, &headers, Body::empty())
     }
 
-    async fn upload_status(&self, name: &str, id: &str) -> Answer {
+    async fn upload_status(&self, name: &str, id: &str) -> ApiResult {
         let upload = self.uploads.find(name, id)?;
         let upload = upload.lock().await;
         let bytes = upload.as_ref().ok_or(RegistryError::UploadUnknown)?.writer.len();
         let headers =
             [("location", location(name, id)), ("range", upload_range(bytes)), ("docker-upload-uuid", id.to_owned())];
-        with(StatusCode::NO_CONTENT, &headers, Body::empty())
+        respond(StatusCode::NO_CONTENT, &headers, Body::empty())
     }
 
-    /// Appends a request's body; what came before a broken connection stays.
+    /// Appends a request's body; the bytes before a broken connection are kept.
     async fn append(
         &self,
         upload: &mut Option<uploads::Upload>,
@@ -397,7 +397,7 @@ impl Registry {
         Ok(())
     }
 
-    async fn patch_upload(&self, name: &str, id: &str, headers: &HeaderMap, body: Body) -> Answer {
+    async fn patch_upload(&self, name: &str, id: &str, headers: &HeaderMap, body: Body) -> ApiResult {
         let session = self.uploads.find(name, id)?;
         let mut upload = session.lock().await;
         self.append(&mut upload, (name, id), headers, body).await?;
@@ -408,7 +408,7 @@ impl Registry {
             ("docker-upload-uuid", id.to_owned()),
             ("content-length", "0".to_owned()),
         ];
-        with(StatusCode::ACCEPTED, &headers, Body::empty())
+        respond(StatusCode::ACCEPTED, &headers, Body::empty())
     }
 
     async fn finish_upload(
@@ -418,14 +418,14 @@ impl Registry {
         query: Option<&str>,
         headers: &HeaderMap,
         body: Body,
-    ) -> Answer {
+    ) -> ApiResult {
         let digest = parameter(query, "digest").filter(|digest| is_sha256(digest));
         let session = self.uploads.find(name, id)?;
         let mut upload = session.lock().await;
         let digest = digest.ok_or_else(|| RegistryError::DigestInvalid("the digest parameter".into()))?;
         self.append(&mut upload, (name, id), headers, body).await?;
         let writer = upload.take().ok_or(RegistryError::UploadUnknown)?.writer;
-        // From here the session is over, whether the digest fits or not: its bytes can't be taken back.
+        // The session ends here even if the digest doesn't match: its bytes can't be removed.
         self.uploads.end(id);
         let (store, repository, wanted) = (self.store.clone(), Repository::new(&self.store, name), digest.clone());
         let now = self.env.now();
@@ -442,6 +442,6 @@ impl Registry {
             ("docker-content-digest", digest),
             ("content-length", "0".to_owned()),
         ];
-        with(StatusCode::CREATED, &headers, Body::empty())
+        respond(StatusCode::CREATED, &headers, Body::empty())
     }
 }

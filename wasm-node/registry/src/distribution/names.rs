@@ -1,5 +1,5 @@
-//! What the registry's names refer to, on disk: per repository its manifests, tags, linked blobs and referrers. Each
-//! is one small file, written durably; nothing is kept in memory, so a restart changes nothing.
+//! The registry's names on disk: the manifests, tags, linked blobs and referrers of each repository. Each is one small
+//! file, written durably. Nothing is cached in memory, so a restart changes nothing.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -18,11 +18,11 @@ const TAGS: &str = "_tags";
 const BLOBS: &str = "_blobs";
 const REFERRERS: &str = "_referrers";
 
-/// How old a link may be when a push is told that its blob is there: it then counts from anew, so that a collection
-/// leaves the push the time to come to its manifest.
+/// The maximum age of a link when a push finds its blob present. An older link is renewed, so that a collection leaves
+/// the push enough time to send its manifest.
 const LINK_FRESH_MAX: Duration = Duration::from_secs(600);
 
-/// One repository. Its name was checked; methods block on the disk.
+/// One repository, whose name has been validated. Methods block on the disk.
 pub(super) struct Repository {
     dir: PathBuf,
 }
@@ -61,18 +61,18 @@ impl Repository {
         Self { dir: store.repositories().join(name) }
     }
 
-    /// Whether anything was ever pushed here.
+    /// Returns whether anything was ever pushed here.
     pub(super) fn exists(&self) -> bool {
         self.dir.join(MANIFESTS).is_dir() || self.dir.join(BLOBS).is_dir()
     }
 
-    /// Links a blob, or makes its link young again.
+    /// Links a blob, or renews its link.
     pub(super) fn link_blob(&self, digest: &str, now: Timestamp) -> io::Result<()> {
         let path = self.dir.join(BLOBS).join(encoded(digest));
         if age(&path, now).is_some_and(|age| age < LINK_FRESH_MAX) { Ok(()) } else { write_durably(&path, b"") }
     }
 
-    /// Whether a push may count on this blob from now on.
+    /// Returns whether a push may rely on this blob from now on.
     pub(super) fn offer_blob(&self, digest: &str, now: Timestamp) -> io::Result<bool> {
         if self.dir.join(BLOBS).join(encoded(digest)).exists() {
             return self.link_blob(digest, now).map(|()| true);
@@ -88,7 +88,7 @@ impl Repository {
         remove_durably(&self.dir.join(BLOBS).join(encoded(digest)))
     }
 
-    /// A tag's digest.
+    /// Returns a tag's digest.
     pub(super) fn tag(&self, tag: &str) -> io::Result<Option<String>> {
         read(&self.dir.join(TAGS).join(tag))
     }
@@ -105,7 +105,7 @@ impl Repository {
         remove_durably(&self.dir.join(TAGS).join(tag))
     }
 
-    /// A manifest's media type, where it belongs to this repository.
+    /// Returns a manifest's media type if it belongs to this repository.
     pub(super) fn manifest(&self, digest: &str) -> io::Result<Option<String>> {
         read(&self.dir.join(MANIFESTS).join(encoded(digest)))
     }
@@ -114,7 +114,7 @@ impl Repository {
         write_durably(&self.dir.join(MANIFESTS).join(encoded(digest)), media_type.as_bytes())
     }
 
-    /// Removes a manifest, the tags that name it, and its entry among its subject's referrers.
+    /// Removes a manifest, its tags, and its entry among its subject's referrers.
     pub(super) fn delete_manifest(&self, digest: &str, subject: Option<&str>) -> io::Result<bool> {
         for tag in self.tags()? {
             if self.tag(&tag)?.as_deref() == Some(digest) {
@@ -132,7 +132,7 @@ impl Repository {
         write_durably(&path, descriptor.to_string().as_bytes())
     }
 
-    /// Descriptors of the manifests whose subject is `subject`.
+    /// Returns the descriptors of the manifests whose subject is `subject`.
     pub(super) fn referrers(&self, subject: &str) -> io::Result<Vec<Value>> {
         let dir = self.dir.join(REFERRERS).join(encoded(subject));
         let mut all = Vec::new();
@@ -147,7 +147,7 @@ impl Repository {
     }
 }
 
-/// Every repository that has a manifest, in order.
+/// Returns every repository that has a manifest, in order.
 pub(super) fn catalog(store: &BlobStore) -> io::Result<BTreeSet<String>> {
     let mut all = BTreeSet::new();
     walk(&store.repositories(), String::new(), &mut |name, dir| {
@@ -159,7 +159,7 @@ pub(super) fn catalog(store: &BlobStore) -> io::Result<BTreeSet<String>> {
     Ok(all)
 }
 
-/// Digests of all blobs and manifests that some repository refers to.
+/// Returns the digests of all blobs and manifests that a repository refers to.
 pub fn referenced(store: &BlobStore) -> io::Result<BTreeSet<String>> {
     let mut all = BTreeSet::new();
     walk(&store.repositories(), String::new(), &mut |_, dir| {
@@ -171,21 +171,21 @@ pub fn referenced(store: &BlobStore) -> io::Result<BTreeSet<String>> {
     Ok(all)
 }
 
-/// Drops links to blobs that no manifest of their repository names, and that are older than `age_max`: what a deleted
-/// manifest leaves, and pushes that were given up.
+/// Drops links older than `age_max` to blobs that no manifest of their repository names: they are of deleted manifests
+/// and abandoned pushes.
 pub fn unlink_unreferenced(store: &BlobStore, now: Timestamp, age_max: Duration) -> Result<(), BlobError> {
     walk(&store.repositories(), String::new(), &mut |_, dir| {
         let links = list(&dir.join(BLOBS))?;
         if links.is_empty() {
             return Ok(());
         }
-        // No manifest comes meanwhile that counts on a link.
+        // Prevents new manifests from relying on a link meanwhile.
         let _alone = store.unlinking();
         let mut named = BTreeSet::new();
         for manifest in list(&dir.join(MANIFESTS))? {
             let bytes = store.read(&format!("sha256:{manifest}"), super::manifests::MANIFEST_BYTES_MAX as u64);
             let Some(manifest) = bytes.ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok()) else {
-                // What can't be read may name anything.
+                // An unreadable manifest may name any blob.
                 tracing::warn!(repository = %dir.display(), manifest, "the manifest cannot be read: its repository is not collected");
                 return Ok(());
             };
@@ -202,7 +202,7 @@ pub fn unlink_unreferenced(store: &BlobStore, now: Timestamp, age_max: Duration)
     Ok(())
 }
 
-/// Every digest in a manifest, wherever it stands.
+/// Collects every digest in a manifest, at any position.
 fn digests(value: &Value, found: &mut BTreeSet<String>) {
     match value {
         Value::String(text) if is_sha256(text) => {
@@ -214,7 +214,7 @@ fn digests(value: &Value, found: &mut BTreeSet<String>) {
     }
 }
 
-/// How long ago a file was written; none where it isn't there.
+/// Returns the age of a file; `None` if it is absent.
 fn age(path: &Path, now: Timestamp) -> Option<Duration> {
     let written = Timestamp::try_from(path.metadata().ok()?.modified().ok()?).ok()?;
     Some(Duration::try_from(now.duration_since(written)).unwrap_or_default())
@@ -226,7 +226,7 @@ fn walk(dir: &Path, name: String, visit: &mut dyn FnMut(&str, &Path) -> io::Resu
     }
     for part in list(dir)? {
         let path = dir.join(&part);
-        // A name has at most 255 bytes, so the depth is bounded by what the router admits.
+        // A name has at most 255 bytes, so the router's check bounds the depth.
         if !part.starts_with('_') && path.is_dir() {
             walk(&path, if name.is_empty() { part } else { format!("{name}/{part}") }, visit)?;
         }

@@ -1,10 +1,10 @@
-//! Which endpoint a path names. Pure: repository names contain slashes, so paths are read from their end.
+//! Maps a path to its endpoint. Pure: repository names contain slashes, so paths are parsed from their end.
 
 use percent_encoding::percent_decode_str;
 
 use crate::reference::is_repository;
 
-/// Host and name together have at most 255 bytes with clients; the name alone never more.
+/// Clients limit host and name together to 255 bytes; the name alone is never longer.
 const NAME_BYTES_MAX: usize = 255;
 
 #[derive(Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub(super) enum Route<'a> {
     },
 }
 
-/// Why a path names no endpoint.
+/// Why a path has no endpoint.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum RouteError {
     NotFound,
@@ -77,7 +77,7 @@ pub(super) fn route(path: &str) -> Result<Route<'_>, RouteError> {
     Ok(route)
 }
 
-/// A parameter of a query, decoded.
+/// Returns a decoded parameter of a query.
 pub(super) fn parameter(query: Option<&str>, name: &str) -> Option<String> {
     query?.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -85,10 +85,10 @@ pub(super) fn parameter(query: Option<&str>, name: &str) -> Option<String> {
     })
 }
 
-/// A `Range` header: the one range of bytes it wants, inclusive. None where it wants what can't be served so.
+/// Parses a `Range` header with one range of bytes, inclusive; `None` if the whole content is to be served instead.
 pub(super) fn byte_range(value: &str, size: u64) -> Result<Option<(u64, u64)>, ()> {
     let Some(range) = value.strip_prefix("bytes=") else { return Ok(None) };
-    // Several ranges would need a multipart answer: serving the whole instead is allowed.
+    // Several ranges would need a multipart response: serving the whole content instead is allowed.
     let Some((start, end)) = range.split_once('-').filter(|_| !range.contains(',')) else { return Ok(None) };
     let number = |text: &str| text.trim().parse::<u64>().ok();
     match (start.trim(), end.trim()) {
@@ -111,7 +111,7 @@ pub(super) fn byte_range(value: &str, size: u64) -> Result<Option<(u64, u64)>, (
     }
 }
 
-/// A chunk's `Content-Range`: `START-END`, inclusive (some clients write `bytes START-END/TOTAL`).
+/// Parses a chunk's `Content-Range`: `START-END`, inclusive (some clients write `bytes START-END/TOTAL`).
 pub(super) fn chunk_range(value: &str) -> Option<(u64, u64)> {
     let value = value.trim().strip_prefix("bytes ").unwrap_or(value.trim());
     let (start, end) = value.split('/').next()?.split_once('-')?;

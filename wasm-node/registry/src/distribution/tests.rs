@@ -1,4 +1,4 @@
-//! The registry's wire behaviour, asked as clients ask it.
+//! The registry's wire behaviour, tested with clients' requests.
 
 use std::sync::Arc;
 
@@ -151,7 +151,7 @@ async fn blobs_come_in_every_way() {
     assert_eq!(bytes(part).await, b"el");
     let beyond = bench.ask(Method::GET, &blob, &[("range", "bytes=9-")], Body::empty()).await;
     assert_eq!((beyond.status().as_u16(), header(&beyond, "content-range")), (416, "bytes */5"));
-    // A repository shows its own blobs only; a mount shares one, and deleting there leaves the other.
+    // A repository shows its own blobs only; a mount shares one, and deleting it there doesn't affect the other.
     let other = format!("/v2/other/blobs/{wanted}");
     assert_eq!(code(bench.ask(Method::GET, &other, &[], Body::empty()).await).await, (404, "BLOB_UNKNOWN".into()));
     let mount = |from: &str| format!("/v2/other/blobs/uploads/?mount={wanted}&from={from}");
@@ -196,7 +196,7 @@ async fn manifests_tags_and_referrers() {
     let catalog = bytes(bench.ask(Method::GET, "/v2/_catalog", &[], Body::empty()).await).await;
     assert_eq!(serde_json::from_slice::<Value>(&catalog).unwrap(), json!({"repositories": ["app"]}));
 
-    // A subject, also one that isn't there.
+    // A subject, present or absent.
     let mut attached = image(&config, &layer);
     attached["subject"] = json!({"mediaType": OCI_MANIFEST, "digest": name, "size": 1});
     attached["artifactType"] = json!("application/sbom");
@@ -212,7 +212,7 @@ async fn manifests_tags_and_referrers() {
     let bad = bench.ask(Method::GET, "/v2/app/referrers/sha256:0", &[], Body::empty()).await;
     assert_eq!(bad.status(), 400);
 
-    // One tag goes alone; a digest takes its tags along.
+    // Deleting a tag keeps other tags; deleting a digest removes its tags.
     assert_eq!(bench.ask(Method::DELETE, "/v2/app/manifests/v1", &[], Body::empty()).await.status(), 202);
     assert_eq!(bench.ask(Method::GET, "/v2/app/manifests/v1", &[], Body::empty()).await.status(), 404);
     assert_eq!(bench.ask(Method::GET, "/v2/app/manifests/v2", &[], Body::empty()).await.status(), 200);
@@ -262,7 +262,7 @@ async fn bad_input_has_its_codes() {
         let path = &path[..path.len().min(60)];
         assert_eq!(code(response).await, (expected.0, expected.1.to_owned()), "{path}");
     }
-    // Another repository's session is not this one's.
+    // A session of another repository is not found.
     let response = bench.ask(Method::POST, "/v2/app/blobs/uploads/", &[], Body::empty()).await;
     let elsewhere = header(&response, "location").replace("/app/", "/other/");
     assert_eq!(bench.ask(Method::PATCH, &elsewhere, &[], "x").await.status(), 404);
@@ -278,7 +278,7 @@ async fn what_no_manifest_names_is_given_up_in_time() {
     let hour = std::time::Duration::from_secs(3600);
     let links = store.repositories().join("app/_blobs");
     let count = || std::fs::read_dir(&links).unwrap().count();
-    // A push under way has an hour from when it was last told that its blob is there.
+    // A push has an hour from the last check that its blob is present.
     names::unlink_unreferenced(&store, Env::real().now(), hour).unwrap();
     assert_eq!(count(), 4);
     for blob in [&left, &asked_for, &layer] {
@@ -290,11 +290,11 @@ async fn what_no_manifest_names_is_given_up_in_time() {
     assert_eq!(count(), 3);
     assert_eq!(bench.ask(Method::HEAD, &format!("/v2/app/blobs/{left}"), &[], Body::empty()).await.status(), 404);
     assert_eq!(bench.ask(Method::HEAD, &format!("/v2/app/blobs/{layer}"), &[], Body::empty()).await.status(), 200);
-    // A pushed blob that is swept meanwhile has to come again.
+    // A pushed blob that was swept has to be pushed again.
     assert_eq!(store.sweep(|| names::referenced(&store)).unwrap(), 4);
     assert_eq!(bench.push_blob("app", b"left").await, left);
     assert_eq!(bench.ask(Method::HEAD, &format!("/v2/app/blobs/{left}"), &[], Body::empty()).await.status(), 200);
-    // A manifest that can't be read may name anything.
+    // An unreadable manifest may name any blob.
     let manifest = std::fs::read_dir(store.repositories().join("app/_manifests")).unwrap().next().unwrap().unwrap();
     let digest = format!("sha256:{}", manifest.file_name().to_string_lossy());
     std::fs::write(store.path(&digest).unwrap(), b"damaged").unwrap();
@@ -302,7 +302,7 @@ async fn what_no_manifest_names_is_given_up_in_time() {
     assert_eq!(count(), 4);
 }
 
-/// Writes all of a manifest before it reads, as most clients do: an answer that comes with a closed connection is lost to it.
+/// Writes a whole manifest before reading, like most clients: a response followed by a closed connection would be lost.
 #[tokio::test]
 async fn who_still_sends_a_manifest_over_the_limit_reads_why_it_is_refused() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

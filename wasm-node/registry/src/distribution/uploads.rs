@@ -1,5 +1,5 @@
-//! Upload sessions: bounded in number, forgotten when nothing comes for a while. What arrived before a connection broke
-//! stays, so that a client can go on from there.
+//! Upload sessions: bounded in number, removed after an idle time. The bytes before a broken connection are kept, so
+//! that a client can resume.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,17 +10,17 @@ use machinery_env::Env;
 use super::error::RegistryError;
 use crate::blobs::{BLOB_BYTES_MAX, BlobStore, BlobWriter};
 
-/// Uploads at once: each holds an open file, and clients push a handful of blobs side by side.
+/// Maximum concurrent uploads: each holds an open file, and clients push a handful of blobs concurrently.
 const UPLOADS_MAX: usize = 256;
-/// How long an upload waits for its next request.
+/// Maximum time between two requests of an upload.
 const IDLE_MAX: Duration = Duration::from_secs(15 * 60);
 
-/// One upload. Its writer is away while a request appends to it.
+/// An upload. Its writer is taken while a request appends to it.
 pub(super) struct Upload {
     pub(super) writer: BlobWriter,
 }
 
-struct Session {
+struct UploadSession {
     repository: String,
     upload: Arc<tokio::sync::Mutex<Option<Upload>>>,
     touched_at: Duration,
@@ -28,7 +28,7 @@ struct Session {
 
 pub(super) struct Uploads {
     env: Env,
-    sessions: Mutex<BTreeMap<String, Session>>,
+    sessions: Mutex<BTreeMap<String, UploadSession>>,
 }
 
 impl Uploads {
@@ -46,7 +46,7 @@ impl Uploads {
         }
         let upload = Upload { writer: store.writer(BLOB_BYTES_MAX)? };
         let id = self.env.uid();
-        let session = Session {
+        let session = UploadSession {
             repository: repository.to_owned(),
             upload: Arc::new(tokio::sync::Mutex::new(Some(upload))),
             touched_at: now,
@@ -55,7 +55,7 @@ impl Uploads {
         Ok(id)
     }
 
-    /// The upload of this id in this repository.
+    /// Returns the upload with this id in this repository.
     pub(super) fn find(
         &self,
         repository: &str,

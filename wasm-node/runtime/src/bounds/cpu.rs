@@ -1,6 +1,6 @@
-//! CPU time of a container: measured on the thread around each poll of its guests, charged to a token bucket, and
-//! held back where `limits.cpu` is used up. Throttled, never killed, as a cgroup would. Where all guests together want more
-//! than there is, `requests.cpu` decides who goes first ([`Turns`](super::shares::Turns)).
+//! CPU accounting of a container: measures CPU time on the thread around each poll of its guests and charges it to a token
+//! bucket. An empty bucket (`limits.cpu`) delays the next poll: guests are throttled as by a cgroup, never killed. Under
+//! contention, `requests.cpu` decides the order ([`CpuScheduler`](super::shares::CpuScheduler)).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,12 +22,12 @@ pub(crate) struct CpuMeter {
     used_nanos: AtomicU64,
     throttled_nanos: AtomicU64,
     quota: CpuQuota,
-    /// That of its pod's containers together.
+    /// The quota of its pod's containers together.
     pod: Option<Arc<CpuQuota>>,
 }
 
 impl CpuMeter {
-    /// `weight`: its share where CPU is short, against the others'; `pod`: what all containers of its pod may use together.
+    /// `weight`: its share of CPU under contention; `pod`: the quota of all containers of its pod.
     pub(crate) fn new(
         env: Env,
         namespace: Arc<str>,
@@ -41,7 +41,7 @@ impl CpuMeter {
         Self { id, weight, namespace, env, used_nanos, throttled_nanos, quota, pod }
     }
 
-    /// Its limit and its weight are others from now on.
+    /// Sets a new limit and weight.
     pub(crate) fn resize(&self, limit_millis: Option<u64>, weight: u64) {
         self.quota.set(limit_millis, self.env.elapsed());
         self.weight.store(weight, Ordering::Relaxed);
@@ -49,9 +49,9 @@ impl CpuMeter {
 
     pub(crate) fn container(&self) -> Container {
         let weight = self.weight.load(Ordering::Relaxed);
-        // It asks for nothing, or for too little to be told from nothing.
-        let shares_with = (weight <= CPU_SHARES_MIN).then(|| self.namespace.clone());
-        Container { id: self.id, weight, used: self.used(), shares_with }
+        // It requests no CPU, or an amount below the smallest weight.
+        let weight_group = (weight <= CPU_SHARES_MIN).then(|| self.namespace.clone());
+        Container { id: self.id, weight, used: self.used(), weight_group }
     }
 
     pub(crate) fn now(&self) -> Duration {
@@ -66,7 +66,7 @@ impl CpuMeter {
         Duration::from_nanos(self.throttled_nanos.load(Ordering::Relaxed))
     }
 
-    /// Its guests have used so much.
+    /// Charges CPU time of its guests.
     pub(crate) fn charge(&self, used: Duration) {
         self.used_nanos.fetch_add(used.as_nanos() as u64, Ordering::Relaxed);
         if self.is_limited() {
@@ -84,8 +84,8 @@ impl CpuMeter {
         self.limits().any(CpuQuota::is_limited)
     }
 
-    /// How long its next guest is held back from now on.
-    pub(crate) fn hold_back(&self) -> Option<Duration> {
+    /// The delay before its next poll, while the quota is used up.
+    pub(crate) fn throttle_delay(&self) -> Option<Duration> {
         let delay = self.delay()?;
         self.throttled_nanos.fetch_add(delay.as_nanos() as u64, Ordering::Relaxed);
         Some(delay)

@@ -1,5 +1,5 @@
-//! The ticker: raises the engines' epochs while guests run, so that a busy guest yields its thread, and parks when
-//! none runs, so that an idle node costs nothing.
+//! The epoch ticker: raises the engines' epochs while guests run, so that a busy guest yields its thread. Parks without
+//! running guests, so that an idle node costs nothing.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -9,35 +9,35 @@ use std::time::Duration;
 
 use wasmtime::EngineWeak;
 
-use super::shares::Turns;
+use super::shares::CpuScheduler;
 
-/// How long a guest may hold its thread: short against a request's latency budget, long against the cost of a tick.
+/// Time slice of a guest on its thread: short against a request's latency budget, long against the cost of a tick.
 const TICK: Duration = Duration::from_millis(2);
-/// The same where guests want more CPU than there is: who waits for a thread, most of all a request of a quiet pod, waits for the end of
-/// somebody's turn, and again for each of its own steps.
-const CROWDED_TICK: Duration = Duration::from_micros(500);
-/// How many of those are a usual one.
-pub(crate) const CROWDED_TICKS_OF_A_TICK: u32 = 4;
-/// Ticks without a guest before the ticker parks: waking it costs a system call, so it stays up under steady traffic.
+/// Time slice under CPU contention: a waiting guest, above all a quiet pod's request, waits for the end of another's slice at
+/// each of its own steps.
+const CONTENDED_TICK: Duration = Duration::from_micros(500);
+/// Contended ticks per normal tick.
+pub(crate) const CONTENDED_TICKS_PER_TICK: u32 = 4;
+/// Ticks without a guest before the ticker parks: waking it costs a system call, so steady traffic keeps it awake.
 const IDLE_TICKS_MAX: u32 = 50;
 
 thread_local! {
-    /// The guest that is polled on this thread gave it up in the middle of its work.
+    /// Whether the guest polled on this thread was interrupted by its epoch.
     static INTERRUPTED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A guest gives its thread up, as its epoch is over.
+/// Records that the current guest yields at the end of its epoch.
 pub(crate) fn interrupt() {
     INTERRUPTED.set(true);
 }
 
-/// Whether one did since the last call.
+/// Whether a guest was interrupted since the last call.
 pub(crate) fn take_interrupted() -> bool {
     INTERRUPTED.replace(false)
 }
 
-struct Shared {
-    turns: Arc<Turns>,
+struct TickerState {
+    scheduler: Arc<CpuScheduler>,
     running: AtomicUsize,
     entered: AtomicU64,
     parked: AtomicBool,
@@ -46,42 +46,42 @@ struct Shared {
     thread: OnceLock<Thread>,
 }
 
-/// Owns the thread; it ends with the last clone of the engine.
+/// Owns the ticker thread, which ends with the last clone of the engine.
 pub(crate) struct Ticker {
-    shared: Arc<Shared>,
+    shared: Arc<TickerState>,
 }
 
-/// While one of these lives, epochs advance.
-pub(crate) struct Running<'a>(&'a Shared);
+/// Guard of a polled guest: epochs advance while one exists.
+pub(crate) struct PollGuard<'a>(&'a TickerState);
 
-/// The count of guests that are being polled.
+/// The number of guests being polled.
 #[derive(Clone)]
-pub(crate) struct Polled(Arc<Shared>);
+pub(crate) struct PolledCount(Arc<TickerState>);
 
-impl Polled {
+impl PolledCount {
     pub(crate) fn count(&self) -> usize {
         self.0.running.load(Ordering::SeqCst)
     }
 
-    /// The guest that is polled on this thread does something that takes no core from others, until the answer is dropped.
-    pub(crate) fn stand_aside(&self) -> impl Drop + use<> {
-        struct Aside(Arc<Shared>);
-        impl Drop for Aside {
+    /// Excludes the guest polled on this thread from the count until the guard is dropped: its work takes no core from others.
+    pub(crate) fn exclude_current(&self) -> impl Drop + use<> {
+        struct ExclusionGuard(Arc<TickerState>);
+        impl Drop for ExclusionGuard {
             fn drop(&mut self) {
                 self.0.running.fetch_add(1, Ordering::SeqCst);
             }
         }
         self.0.running.fetch_sub(1, Ordering::SeqCst);
-        self.0.turns.stood_aside();
-        Aside(self.0.clone())
+        self.0.scheduler.yielded();
+        ExclusionGuard(self.0.clone())
     }
 }
 
 impl Ticker {
-    /// `turns` hear at each tick how many guests run.
-    pub(crate) fn start(turns: Arc<Turns>) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared {
-            turns,
+    /// Starts the thread; each tick reports the number of running guests to `scheduler`.
+    pub(crate) fn start(scheduler: Arc<CpuScheduler>) -> std::io::Result<Self> {
+        let shared = Arc::new(TickerState {
+            scheduler,
             running: AtomicUsize::new(0),
             entered: AtomicU64::new(0),
             parked: AtomicBool::new(false),
@@ -91,7 +91,7 @@ impl Ticker {
         });
         let theirs = shared.clone();
         let handle = std::thread::Builder::new().name("guest-ticker".into()).spawn(move || theirs.run())?;
-        // Set before anyone can see the ticker, so `enter` always finds it.
+        // Set before the ticker is visible, so that `enter` always finds it.
         let _ = shared.thread.set(handle.thread().clone());
         Ok(Self { shared })
     }
@@ -100,8 +100,8 @@ impl Ticker {
         self.shared.engines.lock().unwrap_or_else(PoisonError::into_inner).push(engine);
     }
 
-    /// A guest is about to be polled.
-    pub(crate) fn enter(&self) -> Running<'_> {
+    /// Marks the start of a guest's poll.
+    pub(crate) fn enter(&self) -> PollGuard<'_> {
         let shared = &*self.shared;
         shared.running.fetch_add(1, Ordering::SeqCst);
         shared.entered.fetch_add(1, Ordering::Relaxed);
@@ -111,12 +111,12 @@ impl Ticker {
         {
             thread.unpark();
         }
-        Running(shared)
+        PollGuard(shared)
     }
 
-    /// How many guests are being polled.
-    pub(crate) fn polled(&self) -> Polled {
-        Polled(self.shared.clone())
+    /// A handle to the number of guests being polled.
+    pub(crate) fn polled(&self) -> PolledCount {
+        PolledCount(self.shared.clone())
     }
 
     #[cfg(test)]
@@ -134,20 +134,20 @@ impl Drop for Ticker {
     }
 }
 
-impl Drop for Running<'_> {
+impl Drop for PollGuard<'_> {
     fn drop(&mut self) {
         self.0.running.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-impl Shared {
+impl TickerState {
     fn run(&self) {
         let (mut idle_ticks, mut seen, mut full_ticks) = (0, 0, 0);
         while !self.stop.load(Ordering::SeqCst) {
-            std::thread::sleep(if self.turns.crowded() { CROWDED_TICK } else { TICK });
+            std::thread::sleep(if self.scheduler.contended() { CONTENDED_TICK } else { TICK });
             let entered = self.entered.load(Ordering::Relaxed);
             let running = self.running.load(Ordering::SeqCst);
-            self.turns.tick(running, &mut full_ticks);
+            self.scheduler.tick(running, &mut full_ticks);
             if running > 0 || entered != seen {
                 (idle_ticks, seen) = (0, entered);
                 for engine in self.engines.lock().unwrap_or_else(PoisonError::into_inner).iter() {
@@ -161,7 +161,7 @@ impl Shared {
             if idle_ticks > IDLE_TICKS_MAX {
                 idle_ticks = 0;
                 self.parked.store(true, Ordering::SeqCst);
-                // A guest that entered before the store above was visible is seen here; one after it unparks.
+                // A guest that entered before the store above is counted here; a later one unparks the thread.
                 while self.parked.load(Ordering::SeqCst)
                     && self.running.load(Ordering::SeqCst) == 0
                     && !self.stop.load(Ordering::SeqCst)

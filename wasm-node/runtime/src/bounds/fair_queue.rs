@@ -1,29 +1,29 @@
-//! Whose turn it is where a few seats are shared by namespaces: that one's which has had the least time of them, however many
-//! of another wait. Pure.
+//! Fair queue of namespaces for a few seats: the namespace with the least served time goes first, however many entries another
+//! namespace has queued. Pure.
 //!
 //! Start-time fair queueing: https://doi.org/10.1145/248156.248171 (Goyal, Vin, Cheng: SIGCOMM 1996).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-/// Who waits, by namespace, and how much each namespace has had. Pure.
+/// Queued entries by namespace, and the time served to each namespace. Pure.
 pub(crate) struct FairQueue<W> {
     seats: usize,
     free: usize,
     usual: Duration,
-    /// What the namespace served last had had then: who comes new or comes back starts here, without credit for the past.
+    /// Served time of the last popped namespace at its pop: new and returning namespaces start here, without credit.
     clock: Duration,
     served: BTreeMap<String, Duration>,
     waiting: BTreeMap<String, VecDeque<W>>,
 }
 
 impl<W> FairQueue<W> {
-    /// `usual` is what a turn is charged with while it lasts; at its end it is the time that it took.
+    /// `usual` is the provisional charge of an entry that is being served; its release replaces it by the actual time.
     pub(crate) fn new(seats: usize, usual: Duration) -> Self {
         Self { seats, free: seats, usual, clock: Duration::ZERO, served: BTreeMap::new(), waiting: BTreeMap::new() }
     }
 
-    /// Lets somebody wait.
+    /// Queues an entry.
     pub(crate) fn push(&mut self, namespace: &str, who: W) {
         if !self.waiting.contains_key(namespace) {
             let served = self.served.entry(namespace.to_owned()).or_default();
@@ -32,7 +32,7 @@ impl<W> FairQueue<W> {
         self.waiting.entry(namespace.to_owned()).or_default().push_back(who);
     }
 
-    /// The next, where a seat is free: the longest waiting of the namespace that has had least.
+    /// Pops the next entry if a seat is free: the oldest of the namespace with the least served time.
     pub(crate) fn pop(&mut self) -> Option<(String, W)> {
         if self.free == 0 {
             return None;
@@ -51,18 +51,18 @@ impl<W> FairQueue<W> {
         Some((namespace, who))
     }
 
-    /// Nobody has a turn, and nobody waits for one.
+    /// Whether no entry is queued or being served.
     pub(crate) fn is_idle(&self) -> bool {
         self.free == self.seats && self.waiting.is_empty()
     }
 
-    /// A turn is over, and took so long.
+    /// Frees a seat and charges the time that it was held.
     pub(crate) fn release(&mut self, namespace: &str, held: Duration) {
         self.free += 1;
         if let Some(served) = self.served.get_mut(namespace) {
             *served = (*served + held).saturating_sub(self.usual);
         }
-        // Nothing is owed in an idle lane, and nothing is kept of namespaces that are gone.
+        // An idle queue keeps no debts and no state of deleted namespaces.
         if self.is_idle() {
             self.served.clear();
             self.clock = Duration::ZERO;
@@ -95,7 +95,7 @@ mod tests {
         }
         queue.push("one", 100);
         queue.push("other", 200);
-        // After the first of `many` the others are next, however many wait before them.
+        // After the first entry of `many` the others come next, however many are queued before them.
         assert_eq!(order(&mut queue, |_| 10), [0, 100, 200, 1, 2, 3]);
     }
 
@@ -108,7 +108,7 @@ mod tests {
         queue.push("b", 3);
         queue.push("b", 4);
         queue.release(&a, Duration::from_secs(100));
-        // `b` may take as much as `a` has had, and no more than that.
+        // `b` may get as much as `a` has had, and no more.
         assert_eq!(order(&mut queue, |_| 60), [3, 4, 2]);
     }
 
@@ -123,7 +123,7 @@ mod tests {
     }
 
     proptest! {
-        /// Between two turns of a namespace that always waits, no other gets more than one turn beyond its own time.
+        /// Between two entries of a namespace that always waits, no other gets more than one entry beyond its own time.
         #[test]
         fn nobody_is_starved(busy in 1usize..40, held in 1u64..50) {
             let mut queue = FairQueue::new(1, USUAL);

@@ -1,12 +1,12 @@
-//! Growth of running guests: charged to the ledger, and waiting where others hold what it needs.
+//! Memory growth of running guests: charges it to the ledger, and waits while other guests hold the needed memory.
 //!
-//! Over its container's own limit a guest traps; it never sees a refused `memory.grow`. Where the pod's or the node's limit
-//! stands in the way, others hold the memory and may give it back soon: the growth waits, no longer than its request may
-//! take. While it waits nobody new is let in before it ([`Growth::wanted`]). Where all that is held is held by those who
-//! wait, nobody would ever give anything back, so one of them fails.
+//! Growth over the container's own limit traps; a guest never sees a failed `memory.grow`. At the pod's or node's limit other
+//! guests hold the memory and may free it soon: the growth waits, at most until its request's deadline. New instances are not
+//! admitted before a waiting growth ([`Growth::wanted`]). If waiting guests hold all used memory, none of it would ever be
+//! freed, so one of them fails.
 //!
-//! What the host holds for a guest is known only afterwards. Where others hold what it would need, it is counted over the
-//! limit, and the guest goes on when they have given it back ([`StoreLimiter::debt`]), within the same time.
+//! Host memory of a guest is known only after its allocation. If other guests hold the needed memory, it is charged over the
+//! limit, and the guest is suspended until they have freed it ([`StoreLimiter::debt`]), within the same deadline.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,29 +18,28 @@ use tokio::time::Instant;
 use wasmtime::ResourceLimiterAsync;
 
 use super::limits::{CORE_INSTANCES_MAX, MEMORIES_MAX, TABLE_ELEMENTS_MAX, TABLES_MAX};
-use super::parked::Parked;
+use super::parked::IdleRegistry;
 
-/// How long a command waits for memory that others hold: it has no deadline of its own, and what it holds meanwhile is
-/// missing elsewhere.
+/// Maximum wait of a command for memory that others hold: a command has no deadline, and other guests lack the memory
+/// that it holds meanwhile.
 pub(crate) const COMMAND_GROWTH_WAIT_MAX: Duration = Duration::from_secs(10);
-/// What one element of a table costs.
+/// Bytes of a table element.
 const TABLE_ELEMENT_BYTES: u64 = size_of::<usize>() as u64;
-/// What counts as wanted where the system itself has no more: more than there is, so that nobody waits for others to give it
-/// back.
-const WANTED_OF_SYSTEM: u64 = u64::MAX;
+/// Wanted bytes where the system is out of memory: more than any limit, so that no growth waits for others.
+const WANTED_WITHOUT_LIMIT: u64 = u64::MAX;
 
-/// All growth of the process that waits.
+/// All waiting growth of the process.
 #[derive(Debug, Default)]
 pub(crate) struct Growth {
     waiters: Mutex<Waiters>,
-    parked: Parked,
+    parked: IdleRegistry,
 }
 
 #[derive(Debug, Default)]
 struct Waiters {
-    /// What they hold already.
+    /// Bytes that the waiting guests hold.
     held: u64,
-    /// What they want beside it.
+    /// Bytes that the waiting guests want in addition.
     wanted: u64,
 }
 
@@ -49,8 +48,8 @@ impl Growth {
         self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Instances that are given up before anything waits or fails.
-    pub(crate) fn parked(&self) -> &Parked {
+    /// Idle instances, evicted before any growth waits or fails.
+    pub(crate) fn parked(&self) -> &IdleRegistry {
         &self.parked
     }
 
@@ -59,25 +58,25 @@ impl Growth {
         self.waiters().wanted
     }
 
-    fn wait(self: &Arc<Self>, held: u64, wanted: u64) -> Wait {
+    fn wait(self: &Arc<Self>, held: u64, wanted: u64) -> GrowthWait {
         let mut waiters = self.waiters();
         waiters.held += held;
         waiters.wanted += wanted;
-        Wait { growth: self.clone(), held, wanted, counted: true }
+        GrowthWait { growth: self.clone(), held, wanted, counted: true }
     }
 }
 
-/// One growth that waits.
-struct Wait {
+/// A waiting growth, counted in `Waiters`.
+struct GrowthWait {
     growth: Arc<Growth>,
     held: u64,
     wanted: u64,
     counted: bool,
 }
 
-impl Wait {
-    /// Whether all of the `used` bytes are held by those who wait. Only one is told so: it fails, and gives back.
-    fn is_hopeless(&mut self, used: u64) -> bool {
+impl GrowthWait {
+    /// Whether waiting guests hold all of the `used` bytes. Only one of them gets `true`: it fails.
+    fn is_deadlocked(&mut self, used: u64) -> bool {
         let mut waiters = self.growth.waiters();
         let hopeless = self.counted && waiters.held >= used;
         if hopeless {
@@ -89,7 +88,7 @@ impl Wait {
     }
 }
 
-impl Drop for Wait {
+impl Drop for GrowthWait {
     fn drop(&mut self) {
         if self.counted {
             let mut waiters = self.growth.waiters();
@@ -99,7 +98,7 @@ impl Drop for Wait {
     }
 }
 
-/// Charges one store's growth to its container's budget and gives everything back when the store is dropped.
+/// Charges one store's growth to its container's budget and releases it when the store is dropped.
 #[derive(Debug)]
 pub(crate) struct StoreLimiter {
     ledger: Arc<Ledger>,
@@ -107,22 +106,22 @@ pub(crate) struct StoreLimiter {
     wait_max: Duration,
     guest_bytes: u64,
     host_bytes: u64,
-    owed: Option<Debt>,
+    debt: Option<Debt>,
     exceeded: Option<Exceeded>,
-    /// What was refused is one table's growth over the bound that all tables have, whatever the limits are.
+    /// Whether the rejected growth exceeded the fixed bound of all tables, independent of limits.
     table_too_large: bool,
 }
 
-/// What the host holds for a guest over the limit of its pod or of the node.
+/// Host memory of a guest over the limit of its pod or of the node.
 #[derive(Debug)]
 struct Debt {
     bytes: u64,
-    /// When others must have given it back.
+    /// Deadline for other guests to free it.
     due: Instant,
 }
 
 impl StoreLimiter {
-    /// `wait_max`: how long a growth waits for others.
+    /// `wait_max`: maximum wait of a growth for other guests.
     pub(crate) fn new(ledger: Arc<Ledger>, growth: Arc<Growth>, wait_max: Duration) -> Self {
         Self {
             ledger,
@@ -130,18 +129,18 @@ impl StoreLimiter {
             wait_max,
             guest_bytes: 0,
             host_bytes: 0,
-            owed: None,
+            debt: None,
             exceeded: None,
             table_too_large: false,
         }
     }
 
-    /// What this store was refused, if anything: decides `OOMKilled` whatever error the guest ended with.
+    /// The limit that this store exceeded, if any: decides `OOMKilled` whatever error the guest ended with.
     pub(crate) fn exceeded(&self) -> Option<&Exceeded> {
         self.exceeded.as_ref()
     }
 
-    /// What raises the limit that this store was at when it was refused something, if anything does.
+    /// How to raise the exceeded limit, where a setting exists.
     pub(crate) fn advice(&self) -> Option<String> {
         let exceeded = self.exceeded.as_ref()?;
         if self.table_too_large {
@@ -150,7 +149,7 @@ impl StoreLimiter {
                 "a table may have {max} elements, which nothing raises: an optimized build has fewer"
             ));
         }
-        if exceeded.wanted == WANTED_OF_SYSTEM {
+        if exceeded.wanted == WANTED_WITHOUT_LIMIT {
             return None;
         }
         let words = match exceeded.level {
@@ -165,13 +164,13 @@ impl StoreLimiter {
         Some(words.to_owned())
     }
 
-    /// What this store holds.
+    /// Bytes charged to this store.
     pub(crate) fn held_bytes(&self) -> u64 {
         self.guest_bytes + self.host_bytes
     }
 
-    /// Sets what the host holds for this guest (handles, fields, buffered bodies); false when that is more than it may
-    /// ever have. Where only others stand in the way it is owed.
+    /// Sets the guest's host memory (handles, fields, buffered bodies); returns false if that exceeds what it may ever
+    /// have. Memory held by other guests is recorded as debt instead.
     pub(crate) fn set_host_bytes(&mut self, bytes: u64) -> bool {
         if bytes > self.host_bytes {
             let more = bytes - self.host_bytes;
@@ -182,7 +181,7 @@ impl StoreLimiter {
                 }
                 self.ledger.overdraw(Resource::Memory, more);
                 let due = Instant::now() + self.wait_max;
-                self.owed.get_or_insert(Debt { bytes: 0, due }).bytes += more;
+                self.debt.get_or_insert(Debt { bytes: 0, due }).bytes += more;
             }
         } else {
             self.ledger.give(Resource::Memory, self.host_bytes - bytes);
@@ -191,35 +190,35 @@ impl StoreLimiter {
         true
     }
 
-    /// Whether the host holds more for this guest than there is room for.
-    pub(crate) fn owes(&self) -> bool {
-        self.owed.is_some()
+    /// Whether the guest's host memory exceeds a limit.
+    pub(crate) fn has_debt(&self) -> bool {
+        self.debt.is_some()
     }
 
-    /// What a guest has to wait for before it goes on.
+    /// The future that a guest has to await before it continues.
     ///
     /// # Errors
-    /// Others have not given back in time what it owes, or never could.
+    /// The debt was not covered in time, or never could be.
     pub(crate) fn debt(&mut self) -> wasmtime::Result<Option<BoxFuture<'static, ()>>> {
-        let Some(owed) = &self.owed else { return Ok(None) };
+        let Some(debt) = &self.debt else { return Ok(None) };
         let over = |at: &Ledger| at.used(Resource::Memory) > at.limit(Resource::Memory);
         let Some(level) = [Level::Node, Level::Pod].into_iter().find(|level| over(self.ledger.at(*level))) else {
-            self.owed = None;
+            self.debt = None;
             return Ok(None);
         };
-        let (due, at) = (owed.due, self.ledger.at(level));
+        let (due, at) = (debt.due, self.ledger.at(level));
         let mut wait = self.growth.wait(self.held_bytes(), 0);
-        if Instant::now() >= due || wait.is_hopeless(self.ledger.at(Level::Node).used(Resource::Memory)) {
-            let used = at.used(Resource::Memory).saturating_sub(owed.bytes);
+        if Instant::now() >= due || wait.is_deadlocked(self.ledger.at(Level::Node).used(Resource::Memory)) {
+            let used = at.used(Resource::Memory).saturating_sub(debt.bytes);
             let limit = at.limit(Resource::Memory);
-            let exceeded = Exceeded { resource: Resource::Memory, level, wanted: owed.bytes, used, limit };
+            let exceeded = Exceeded { resource: Resource::Memory, level, wanted: debt.bytes, used, limit };
             self.exceeded = Some(exceeded.clone());
             return Err(wasmtime::Error::new(exceeded));
         }
         let (ledger, growth) = (self.ledger.clone(), self.growth.clone());
         Ok(Some(Box::pin(async move {
             let enough = |at: &Ledger| {
-                growth.parked.for_memory(&ledger, level);
+                growth.parked.evict_for_memory(&ledger, level);
                 !over(at)
             };
             let given = ledger.changed(Resource::Memory, level, enough);
@@ -245,7 +244,7 @@ impl StoreLimiter {
             taken = self.wait(exceeded.clone()).await;
         }
         match taken {
-            // Within the budget but over the module's own maximum: -1 is the answer wasm defines for that.
+            // Within the budget but over the module's own maximum: wasm defines -1 for that.
             Ok(()) if over_its_own => {
                 self.ledger.give(Resource::Memory, bytes);
                 Ok(false)
@@ -261,26 +260,26 @@ impl StoreLimiter {
         }
     }
 
-    /// Takes bytes of the budget; parked instances that stand in the way are given up for it.
+    /// Charges bytes to the budget; evicts idle instances that are in the way.
     fn take(&self, bytes: u64) -> Result<(), Exceeded> {
         loop {
             let exceeded = match self.ledger.take(Resource::Memory, bytes) {
                 Ok(()) => return Ok(()),
                 Err(exceeded) => exceeded,
             };
-            if !self.growth.parked.for_memory(&self.ledger, exceeded.level) {
+            if !self.growth.parked.evict_for_memory(&self.ledger, exceeded.level) {
                 return Err(exceeded);
             }
         }
     }
 
-    /// Whether others could give back enough.
+    /// Whether other guests could free enough.
     fn others_hold(&self, exceeded: &Exceeded) -> bool {
         let alone = self.held_bytes().saturating_add(exceeded.wanted);
         exceeded.level != Level::Container && alone <= exceeded.limit
     }
 
-    /// Takes what was refused once others have given enough back.
+    /// Charges a rejected growth once others have freed enough.
     async fn wait(&self, first: Exceeded) -> Result<(), Exceeded> {
         let bytes = first.wanted;
         let node = self.ledger.at(Level::Node);
@@ -290,11 +289,11 @@ impl StoreLimiter {
             loop {
                 let level = refused.level;
                 let fits = |at: &Ledger| {
-                    self.growth.parked.for_memory(&self.ledger, level);
+                    self.growth.parked.evict_for_memory(&self.ledger, level);
                     let used = at.used(Resource::Memory);
                     used.checked_add(bytes).is_some_and(|after| after <= at.limit(Resource::Memory))
                 };
-                if wait.is_hopeless(node.used(Resource::Memory)) {
+                if wait.is_deadlocked(node.used(Resource::Memory)) {
                     return false;
                 }
                 self.ledger.changed(Resource::Memory, level, fits).await;
@@ -309,7 +308,7 @@ impl StoreLimiter {
         };
         let granted = tokio::time::timeout(self.wait_max, granted).await.unwrap_or(false);
         drop(wait);
-        // Whoever waits to be let in looks anew: this growth stands before nobody any more.
+        // Waiting admissions check again: this growth no longer precedes them.
         node.wake(Resource::Memory);
         if granted { Ok(()) } else { Err(refused) }
     }
@@ -334,12 +333,12 @@ impl ResourceLimiterAsync for StoreLimiter {
 
     fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
         // The growth was charged and then failed in the system: a trap, never -1. A growth over the module's own
-        // maximum was refused above and comes here uncharged.
+        // maximum was rejected above and arrives here uncharged.
         if self.exceeded.is_none() && error.downcast_ref::<std::io::Error>().is_some() {
             self.exceeded = Some(Exceeded {
                 resource: Resource::Memory,
                 level: Level::Container,
-                wanted: WANTED_OF_SYSTEM,
+                wanted: WANTED_WITHOUT_LIMIT,
                 used: self.ledger.used(Resource::Memory),
                 limit: self.ledger.limit(Resource::Memory),
             });
@@ -355,7 +354,7 @@ impl ResourceLimiterAsync for StoreLimiter {
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
         if desired > TABLE_ELEMENTS_MAX && maximum.is_none_or(|maximum| maximum >= TABLE_ELEMENTS_MAX) {
-            // The node's own bound, not the module's: a trap, as for memory. A pool gives it as the table's maximum.
+            // The node's own bound, not the module's: a trap, as for memory. A pool reports it as the table's maximum.
             let exceeded = Exceeded {
                 resource: Resource::Memory,
                 level: Level::Container,
@@ -466,16 +465,16 @@ mod tests {
         let node = Node::new(10 * MIB);
         let (mut neighbour, mut other) = (node.store(&node.container(u64::MAX)), node.store(&node.container(u64::MAX)));
         grow(&mut neighbour, 8 * MIB).await.unwrap();
-        assert!(other.set_host_bytes(2 * MIB as u64) && !other.owes());
+        assert!(other.set_host_bytes(2 * MIB as u64) && !other.has_debt());
         assert!(other.debt().unwrap().is_none());
-        assert!(other.set_host_bytes(3 * MIB as u64) && other.owes(), "it is there: others hold what it takes");
+        assert!(other.set_host_bytes(3 * MIB as u64) && other.has_debt(), "it is there: others hold what it takes");
         assert_eq!(node.used(), 11 * MIB as u64);
         let mut debt = other.debt().unwrap().unwrap();
         assert!(futures::poll!(&mut debt).is_pending());
         grow(&mut neighbour, 9 * MIB).await.unwrap_err();
         drop(neighbour);
         debt.await;
-        assert!(other.debt().unwrap().is_none() && !other.owes());
+        assert!(other.debt().unwrap().is_none() && !other.has_debt());
         assert!(!other.set_host_bytes(11 * MIB as u64), "more than there is");
         assert_eq!(other.exceeded().unwrap().level, Level::Node);
     }
@@ -493,7 +492,7 @@ mod tests {
         let exceeded = other.exceeded().unwrap();
         assert_eq!((exceeded.wanted, exceeded.used, exceeded.limit), (3 << 20, 8 << 20, 10 << 20));
         drop(other);
-        // Where all who hold anything wait, one fails at once.
+        // If all holders of memory wait, one of them fails at once.
         let mut other = node.store(&node.container(u64::MAX));
         assert!(other.set_host_bytes(3 * MIB as u64) && neighbour.set_host_bytes(MIB as u64));
         let waits = neighbour.debt().unwrap().unwrap();
@@ -515,7 +514,7 @@ mod tests {
         assert!(grow(&mut c, 5 * MIB).await.is_err());
         assert_eq!(before.elapsed(), Duration::from_secs(5), "the others run, and may end at any time");
         let (mut b, mut a) = (stores.pop().unwrap(), stores.pop().unwrap());
-        // Each wants what only the others could give: the last one fails, which is enough for the others.
+        // Each wants memory that only the others could free: the last one fails, which is enough for the others.
         let mut rest = [Box::pin(grow(&mut a, 5 * MIB)), Box::pin(grow(&mut b, 5 * MIB))];
         for one in &mut rest {
             assert!(futures::poll!(one).is_pending());

@@ -1,5 +1,5 @@
-//! Bounds of an instance that a node can be told to raise. Their defaults are enough for nearly every guest and too little
-//! for some honest ones, so who is stopped by one is told which it was and what raises it.
+//! Per-instance bounds with a flag. Their defaults suffice for nearly every guest, so the error of a guest that hits one names
+//! the bound and its flag.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -9,20 +9,20 @@ use wasmtime::component::ResourceTableError;
 
 use super::limits::{RESOURCE_TABLE_ENTRIES_MAX, WASM_STACK_BYTES};
 
-/// Bytes of a guest's stack: less is not enough for a language's own start, more would have the pool's stacks take address
-/// space by the ten gigabytes.
+/// Bytes of a guest's stack: less doesn't suffice for a language's own start, more would make the pool's stacks take tens of
+/// gigabytes of address space.
 pub const STACK_BYTES: RangeInclusive<usize> = 64 << 10..=8 << 20;
-/// Handles: a request needs some ten, and the host looks at all of them now and then.
+/// Handles: a request needs some ten, and the host scans all of them now and then.
 pub const HANDLES: RangeInclusive<usize> = 64..=1 << 16;
 
-/// What each instance may take.
+/// Bounds of each instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GuestBounds {
-    /// Bytes of its stack: deeper recursion traps. Address space at first, memory beside the container's limit once it was
-    /// used. Within [`STACK_BYTES`].
+    /// Bytes of its stack: deeper recursion traps. Address space at first, memory beside the container's limit once used.
+    /// Within [`STACK_BYTES`].
     pub stack_bytes: usize,
-    /// WASI handles (resources) that it holds at once: one more traps. Each counts as 256 bytes and its content in the
-    /// container's memory. Within [`HANDLES`].
+    /// Maximum WASI handles (resources): one more traps. Each counts as 256 bytes plus its content in the container's
+    /// memory. Within [`HANDLES`].
     pub handles: usize,
 }
 
@@ -33,7 +33,7 @@ impl Default for GuestBounds {
 }
 
 impl GuestBounds {
-    /// Which of them a guest was at that ended with this error, and what raises it; none where it was something else.
+    /// The flag of the bound that a guest hit, if this error is due to one.
     pub(crate) fn advice(&self, error: &wasmtime::Error) -> Option<String> {
         if matches!(cause(error), Some(Trap::StackOverflow)) {
             let bound = Size(self.stack_bytes);
@@ -51,12 +51,12 @@ impl GuestBounds {
     }
 }
 
-/// What an error is, or what it comes from: a host interface may have put its own words around it.
+/// Finds an error of a type in the chain: a host interface may have wrapped it.
 fn cause<T: std::error::Error + Send + Sync + 'static>(error: &wasmtime::Error) -> Option<&T> {
     error.downcast_ref().or_else(|| error.chain().find_map(|cause| cause.downcast_ref()))
 }
 
-/// Bytes as flags take them.
+/// Bytes in the notation of flags.
 struct Size(usize);
 
 impl fmt::Display for Size {

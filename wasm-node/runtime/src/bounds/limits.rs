@@ -1,20 +1,20 @@
-//! What one container or one instance may use, whatever its spec says.
+//! Fixed limits of a container or an instance, independent of its spec.
 
-/// Requests that may wait for a permit of one pod: enough for any burst that could be served within a minute, few
-/// enough that a flood of clients holds little memory.
+/// Requests that may queue for a permit of one pod: enough for any burst that can be served within a minute, few enough
+/// that a flood of clients holds little memory.
 pub(crate) const QUEUED_REQUESTS_MAX: usize = 4096;
 
-/// Bytes of a guest's stack where the node says nothing else: what wasmtime has by default.
+/// Default bytes of a guest's stack: wasmtime's own default.
 pub(crate) const WASM_STACK_BYTES: usize = 512 << 10;
-/// Handles (wasi resources) one instance may hold where the node says nothing else. A request needs some ten; a command that
-/// walks a tree some hundred.
+/// Default maximum of handles (WASI resources) of an instance. A request needs some ten; a command that walks a tree some
+/// hundred.
 pub(crate) const RESOURCE_TABLE_ENTRIES_MAX: usize = 1024;
 /// Open files and folders of one instance: each is a descriptor of the whole process.
 pub(crate) const OPEN_FILES_MAX: usize = 256;
-/// Bytes one host call may copy out of a guest (wasmtime's default is 128 MiB). Larger writes come in pieces.
+/// Bytes that one host call may copy out of a guest (wasmtime's default is 128 MiB). Larger writes arrive in pieces.
 pub(crate) const HOSTCALL_BYTES_MAX: usize = 2 << 20;
-/// The same for preview 1, where more fails as a whole instead of coming in pieces: a write to the log, random bytes. Reads
-/// and writes of files copy nothing, and have no such bound.
+/// The same for preview 1, where a larger write to the log or request for random bytes fails as a whole. Reads and writes of
+/// files copy nothing and have no such bound.
 pub(crate) const PREVIEW1_HOSTCALL_BYTES_MAX: usize = 32 << 20;
 /// In-memory size of one set of HTTP fields: twice what common servers take on the wire.
 pub(crate) const HTTP_FIELDS_BYTES_MAX: usize = 32 << 10;
@@ -22,7 +22,7 @@ pub(crate) const HTTP_FIELDS_BYTES_MAX: usize = 32 << 10;
 pub(crate) const RANDOM_BYTES_MAX: u64 = 1 << 20;
 /// One chunk of an outgoing body: with the one buffered beside it, 128 KiB per body in flight.
 pub(crate) const BODY_CHUNK_BYTES: usize = 64 << 10;
-/// Outgoing requests of one container at once.
+/// Concurrent outgoing requests of one container.
 pub(crate) const OUTGOING_REQUESTS_MAX: u64 = 128;
 /// Core instances of one store: a component of components needs tens, a bomb thousands.
 pub(crate) const CORE_INSTANCES_MAX: usize = 64;
@@ -34,18 +34,17 @@ pub(crate) const TABLES_MAX: usize = 32;
 pub(crate) const TABLE_ELEMENTS_MAX: usize = 20_000;
 /// The body of one call of a plugin as JSON.
 pub(crate) const CALL_BODY_BYTES_MAX: usize = 4 << 20;
-/// The same as WAVE, whose reader keeps some fifty bytes for each value before it is one.
+/// The same as WAVE, whose reader keeps some 50 bytes per value while parsing.
 pub(crate) const CALL_WAVE_BYTES_MAX: usize = 1 << 20;
-/// What the arguments of one call may take as values: forty bytes for each, so some 800,000 of them.
+/// Bytes of one call's arguments as values: 40 bytes each, so some 800,000 values.
 pub(crate) const CALL_VALUES_BYTES_MAX: usize = 32 << 20;
 /// The same for a result, before it is copied out of the guest.
 pub(crate) const RESULT_VALUES_BYTES_MAX: usize = 16 << 20;
-/// The same for a result with flags in it: each flag that is set is a text that wasmtime counts by its letters alone, which
-/// may be one of some thirty bytes.
+/// The same for a result with flags: wasmtime counts a set flag by its name's length alone, which may be 1 of some 30 bytes.
 pub(crate) const RESULT_FLAGS_BYTES_MAX: usize = 1 << 20;
-/// A result as text.
+/// Bytes of a result as text.
 pub(crate) const RESULT_TEXT_BYTES_MAX: usize = 8 << 20;
-/// Sessions of one plugin at once: each holds an instance between calls.
+/// Concurrent sessions of one plugin: each holds an instance between calls.
 pub(crate) const SESSIONS_MAX: usize = 64;
-/// Resources of one session at once.
+/// Concurrent resources of one session.
 pub(crate) const SESSION_RESOURCES_MAX: usize = 1024;

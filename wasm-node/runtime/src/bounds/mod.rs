@@ -1,5 +1,5 @@
-//! What guests may take, and whose turn it is: memory ([`growth`]), CPU ([`cpu`], [`shares`], [`epoch`], [`priority`]), instances ([`slots`], [`parked`]),
-//! seats ([`fair_queue`]), the fixed [`limits`], and what a node can be told to raise ([`guest`]). Host interfaces and the engine both stand on it.
+//! Resource bounds and scheduling of guests: memory ([`growth`]), CPU ([`cpu`], [`shares`], [`epoch`], [`priority`]),
+//! instances ([`slots`], [`parked`]), seats ([`fair_queue`]), fixed [`limits`] and bounds with a flag ([`guest`]).
 
 pub(crate) mod cpu;
 pub(crate) mod epoch;

@@ -1,10 +1,8 @@
-//! The priority of a guests' thread. Guests that compute for long make way for the control plane, and for everybody else on
-//! the host: their thread goes at a lower priority, as long as they do. One whose guests answer at once has the usual one: at
-//! a lower one each answer would have its own client, on the same host, interrupt the thread that writes it, at the price of
-//! a tenth of a small request.
+//! Nice value of guest threads. A thread whose guests compute for long runs at a lower priority, behind the control plane and
+//! other processes of the host. A thread with short polls keeps the usual one: at a lower one, each client on the same host
+//! would preempt the thread that writes its response, which costs a tenth of a small request.
 //!
-//! To come back from a lower priority a process needs leave (`CAP_SYS_NICE`, or `RLIMIT_NICE`). Where it has none its
-//! threads stay at the lower one.
+//! Raising a priority again needs a permission (`CAP_SYS_NICE`, or `RLIMIT_NICE`). Without it, threads stay at the lower one.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,31 +10,31 @@ use std::time::Duration;
 
 use super::thread_clock::wall;
 
-/// How far below the usual: the threads at the usual one win whenever both want to run.
+/// Nice levels below the usual one: threads at the usual one win whenever both are runnable.
 const LOWERED_BY: i32 = 5;
-/// A poll of a guest that takes so long is no small request's. Half of what a guest may take at once.
+/// A poll that takes this long is no small request's. Half of a guest's time slice.
 const LONG: Duration = Duration::from_millis(1);
-/// How long a thread stays at the lower priority after it has seen the last long one.
+/// How long a thread stays at the lower priority after its last long poll.
 const LOWERED_FOR: Duration = Duration::from_millis(50);
 
 thread_local! {
     static PRIORITY: Cell<Option<Priority>> = const { Cell::new(None) };
 }
 
-/// Whether this process may come back from a lower priority, as far as is known.
+/// Whether this process may raise a lowered priority, as far as is known.
 static MAY_RAISE: AtomicBool = AtomicBool::new(true);
 
-/// Where a thread stands.
+/// Priority of a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Priority {
-    /// The one that it was started with.
+    /// The nice value at its start.
     usual: i32,
-    /// Until when at least it goes at the lower one, where it does.
+    /// End of the minimum time at the lower priority, while it is lowered.
     lowered: Option<Duration>,
 }
 
 impl Priority {
-    /// A guest was polled, and kept the thread `busy`. Answers where the thread stands then.
+    /// The priority after a poll of a guest that kept the thread `busy`.
     fn after(self, busy: bool, now: impl FnOnce() -> Duration) -> Self {
         let lowered = match (self.lowered, busy) {
             (None, false) => None,
@@ -51,20 +49,20 @@ impl Priority {
     }
 }
 
-/// The calling thread is one of guests. It begins at the lower priority: some of them only do their file work.
+/// Marks the calling thread as one of guests. It starts at the lower priority: some threads only do file work.
 pub(crate) fn begin() {
     let priority = Priority { usual: nice(), lowered: Some(Duration::ZERO) };
     set_nice(priority.nice());
     PRIORITY.set(Some(priority));
 }
 
-/// The calling thread has polled a guest that took so much of it; `crowded`: guests want more CPU than there is.
-pub(crate) fn polled(took: Duration, crowded: bool) {
+/// Updates the calling thread's priority after a poll. `contended`: guests want more CPU than there is.
+pub(crate) fn polled(took: Duration, contended: bool) {
     let Some(before) = PRIORITY.get() else { return };
     if before.lowered.is_some() && !MAY_RAISE.load(Ordering::Relaxed) {
         return;
     }
-    let after = before.after(crowded || took >= LONG, wall);
+    let after = before.after(contended || took >= LONG, wall);
     if after == before {
         return;
     }
@@ -80,11 +78,11 @@ pub(crate) fn polled(took: Duration, crowded: bool) {
 #[cfg(target_os = "linux")]
 #[expect(unsafe_code, reason = "std has no thread priorities")]
 fn nice() -> i32 {
-    // SAFETY: it touches no memory of ours. Linux takes 0 for the calling thread. An error reads like the value -1.
+    // SAFETY: the call touches no memory of ours. Linux takes 0 for the calling thread. An error looks like -1.
     unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
 }
 
-/// Sets the calling thread's nice value; whether the system lets it.
+/// Sets the calling thread's nice value; returns whether the system permits it.
 #[cfg(target_os = "linux")]
 #[expect(unsafe_code, reason = "std has no thread priorities")]
 pub(crate) fn set_nice(nice: i32) -> bool {
@@ -92,7 +90,7 @@ pub(crate) fn set_nice(nice: i32) -> bool {
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) == 0 }
 }
 
-/// Elsewhere priorities belong to processes: guests share the node's.
+/// Other systems have priorities of processes only: guests share the node's.
 #[cfg(not(target_os = "linux"))]
 fn nice() -> i32 {
     0

@@ -1,13 +1,13 @@
-//! Slots: how many instances may live at once, weighed by what each takes of the engine's pool, and shared fairly.
+//! Slots: concurrency limit of live instances, weighted by their part of the engine's pool, with fair sharing.
 //!
-//! Slots are held for as long as a guest runs, perhaps for hours, and are never taken away. So a share is a bound on what
-//! one tenant may hold beside what is left: it may grow while much is free, and always leaves something for the next
-//! one. A container may hold some 44 % of all slots where nobody else wants any, its namespace 58 %; each further one
-//! that wants as much makes the shares smaller. The last eighth is for the first instances of namespaces that hold few.
+//! A slot is held for as long as its guest runs, perhaps for hours, and is never revoked. So a share bounds a tenant's
+//! slots relative to the free ones: it may grow while much is free, and always leaves something for the next tenant. A
+//! container alone may hold some 44 % of all slots, its namespace 58 %; each further tenant with the same demand
+//! shrinks the shares. The last eighth is reserved for the first instances of namespaces that hold few.
 //!
-//! Who doesn't get a slot waits, first come first served among those whose share allows it, and is woken by whoever
-//! gives one back. There is one [`Slots`] for each class of work: requests, the node's own calls (probes, hooks), so
-//! that these never wait for requests, and commands, which hold theirs for life.
+//! Waiters are served in FIFO order among those whose share permits it, at each release of a slot. There is one
+//! [`Slots`] per class of work: requests, the node's own calls (probes, hooks), which thus never wait for requests, and
+//! commands, which hold theirs for life.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,15 +15,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::oneshot;
 
-/// How many times what is left free a tenant may hold.
+/// A tenant may hold this many times the free slots.
 const SHARE_OF_FREE: u64 = 2;
-/// One part of so many is kept for namespaces that hold few: however many tenants came before and took their share, the
-/// next one begins at once.
-const KEPT_PART: u32 = 8;
-/// So few are they: a request each for some callers at once.
+/// One part in this many is reserved for namespaces that hold few: the next one starts at once, however many tenants
+/// have taken their share.
+const RESERVED_PART: u32 = 8;
+/// Maximum instances of such a namespace: a request each for a few concurrent callers.
 const FEW_INSTANCES: u32 = 4;
 
-/// What an instance takes, or a pool has.
+/// Pool usage of an instance, or capacity of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Weight {
     /// Instances: each has a stack.
@@ -68,7 +68,7 @@ fn admits(capacity: Weight, free: Weight, namespace: Weight, own: Weight, wanted
     if namespace.instances < FEW_INSTANCES {
         return true;
     }
-    let kept = capacity.map(capacity, |all, _| all / KEPT_PART);
+    let kept = capacity.map(capacity, |all, _| all / RESERVED_PART);
     let left = free.minus(wanted).minus(kept).parts();
     let (namespace_after, own_after) = (namespace.plus(wanted).parts(), own.plus(wanted).parts());
     (0..left.len()).filter(|part| wanted.parts()[*part] > 0).all(|part| {
@@ -80,11 +80,11 @@ fn admits(capacity: Weight, free: Weight, namespace: Weight, own: Weight, wanted
     })
 }
 
-/// What one tenant holds; changed under the lock of its [`Slots`] only.
+/// Slots held by one tenant; changed under the lock of its [`Slots`] only.
 #[derive(Debug, Default)]
-struct Account([AtomicU32; 3]);
+struct SlotAccount([AtomicU32; 3]);
 
-impl Account {
+impl SlotAccount {
     fn held(&self) -> Weight {
         let [instances, memories, tables] = [0, 1, 2].map(|part: usize| self.0[part].load(Ordering::Relaxed));
         Weight { instances, memories, tables }
@@ -103,31 +103,31 @@ struct Waiter {
     granted: oneshot::Sender<Slot>,
 }
 
-struct State {
+struct SlotsState {
     capacity: Weight,
     free: Weight,
     waiting: VecDeque<Waiter>,
-    namespaces: HashMap<Arc<str>, Weak<Account>>,
+    namespaces: HashMap<Arc<str>, Weak<SlotAccount>>,
 }
 
 /// The slots of one class of work.
 pub(crate) struct Slots {
     capacity: Weight,
-    state: Mutex<State>,
+    state: Mutex<SlotsState>,
     released: tokio::sync::Notify,
 }
 
 impl Slots {
     pub(crate) fn new(capacity: Weight) -> Arc<Self> {
-        let state = State { capacity, free: capacity, waiting: VecDeque::new(), namespaces: HashMap::new() };
+        let state = SlotsState { capacity, free: capacity, waiting: VecDeque::new(), namespaces: HashMap::new() };
         Arc::new(Self { capacity, state: Mutex::new(state), released: tokio::sync::Notify::new() })
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, SlotsState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All that there is.
+    /// The total capacity.
     pub(crate) fn capacity(&self) -> Weight {
         self.capacity
     }
@@ -137,33 +137,33 @@ impl Slots {
         self.lock().free
     }
 
-    /// A container's share of these.
+    /// A container's share of these slots.
     pub(crate) fn share(self: &Arc<Self>, namespace: &Arc<str>) -> Arc<Share> {
         let mut state = self.lock();
         let account = match state.namespaces.get(namespace).and_then(Weak::upgrade) {
             Some(account) => account,
             None => {
-                let account = Arc::new(Account::default());
+                let account = Arc::new(SlotAccount::default());
                 state.namespaces.retain(|_, account| account.strong_count() > 0);
                 state.namespaces.insert(namespace.clone(), Arc::downgrade(&account));
                 account
             }
         };
-        Arc::new(Share { slots: self.clone(), namespace: account, own: Account::default() })
+        Arc::new(Share { slots: self.clone(), namespace: account, own: SlotAccount::default() })
     }
 
-    /// Whether anybody waits for one.
-    pub(crate) fn are_waited_for(&self) -> bool {
+    /// Whether any waiter is queued.
+    pub(crate) fn has_waiters(&self) -> bool {
         !self.lock().waiting.is_empty()
     }
 
-    /// Resolves when somebody gives a slot back.
+    /// Resolves when a slot is released.
     pub(crate) async fn released(&self) {
         self.released.notified().await;
     }
 }
 
-impl State {
+impl SlotsState {
     fn take(&mut self, share: &Arc<Share>, weight: Weight) -> Option<Slot> {
         let (namespace, own) = (share.namespace.held(), share.own.held());
         if !admits(self.capacity, self.free, namespace, own, weight) {
@@ -175,7 +175,7 @@ impl State {
         Some(Slot { share: share.clone(), weight })
     }
 
-    /// Serves who waits, as far as there is room. Answers slots whose takers are gone: to be dropped without the lock.
+    /// Serves waiters while slots suffice. Returns slots of cancelled waiters, to be dropped without the lock.
     fn serve(&mut self) -> Vec<Slot> {
         let mut unwanted = Vec::new();
         let mut index = 0;
@@ -201,24 +201,24 @@ impl State {
 /// One container's share of a class of slots.
 pub(crate) struct Share {
     slots: Arc<Slots>,
-    namespace: Arc<Account>,
-    own: Account,
+    namespace: Arc<SlotAccount>,
+    own: SlotAccount,
 }
 
 impl Share {
-    /// A slot that is free for this container now.
+    /// Takes a slot if one is free for this container.
     pub(crate) fn try_take(self: &Arc<Self>, weight: Weight) -> Option<Slot> {
         self.slots.lock().take(self, weight)
     }
 
-    /// Waits for a slot. A weight over the capacity waits for ever: whoever loads a module refuses such a one.
+    /// Waits for a slot. A weight over the capacity waits for ever: loading rejects such a module.
     pub(crate) async fn take(self: &Arc<Self>, weight: Weight) -> Slot {
         let receiver = {
             let mut state = self.slots.lock();
             if let Some(slot) = state.take(self, weight) {
                 return slot;
             }
-            // Those who left while nothing was given back, looked for as often as the queue doubles.
+            // Removes cancelled waiters, each time that the queue has doubled.
             if state.waiting.len().is_power_of_two() {
                 state.waiting.retain(|waiter| !waiter.granted.is_closed());
             }
@@ -226,31 +226,31 @@ impl Share {
             state.waiting.push_back(Waiter { share: self.clone(), weight, granted });
             receiver
         };
-        receiver.await.expect("a waiter is dropped only when its receiver is gone")
+        receiver.await.expect("a waiter is dropped only after its receiver")
     }
 
-    /// Whether there is too little left for this weight, whoever wants it.
-    pub(crate) fn none_is_free(&self, weight: Weight) -> bool {
+    /// Whether too little is free for this weight, for any tenant.
+    pub(crate) fn is_exhausted_for(&self, weight: Weight) -> bool {
         !weight.fits(self.slots.lock().free)
     }
 
-    /// Whether it is another share of the same class.
+    /// Whether the other share is of the same class.
     pub(crate) fn is_of_class(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.slots, &other.slots)
     }
 
-    /// Whether it is of the same class and namespace.
-    pub(crate) fn is_beside(&self, other: &Self) -> bool {
+    /// Whether the other share is of the same class and namespace.
+    pub(crate) fn is_same_namespace(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.namespace, &other.namespace)
     }
 
-    /// The class that this is a share of.
+    /// The class of this share.
     pub(crate) fn slots(&self) -> &Arc<Slots> {
         &self.slots
     }
 }
 
-/// A slot, until it is dropped.
+/// A slot, released on drop.
 pub(crate) struct Slot {
     share: Arc<Share>,
     weight: Weight,
@@ -308,7 +308,7 @@ mod tests {
         let hog = slots.share(&"a".into());
         let held = fill(&hog, weight(1, 1, 32));
         assert!(held.len() <= 4000 / 32 / 2 && held.len() > 40, "{}", held.len());
-        // As many hogs as a namespace may have pods never take all tables, nor all memories.
+        // As many hogs as a namespace may have pods never take all tables or all memories.
         let hogs: Vec<_> = (0..50).map(|_| slots.share(&"a".into())).collect();
         let _all: Vec<_> = hogs.iter().flat_map(|hog| fill(hog, weight(1, 16, 32))).collect();
         let free = slots.lock().free;
@@ -322,7 +322,7 @@ mod tests {
         let hogs: Vec<_> = (0..20).map(|n| slots.share(&format!("n{n}").into())).collect();
         let _all: Vec<_> = hogs.iter().flat_map(|hog| fill(hog, ONE)).collect();
         assert!(fill(&slots.share(&"victim".into()), ONE).len() >= FEW_INSTANCES as usize);
-        // One heavier than any share still runs alone.
+        // A weight above any share still runs alone.
         let small = Slots::new(weight(10, 16, 32));
         assert!(small.share(&"a".into()).try_take(weight(1, 16, 32)).is_some());
     }
@@ -341,7 +341,7 @@ mod tests {
         held.truncate(5);
         let got = first.await;
         assert!(futures::poll!(&mut second).is_pending());
-        // One that left doesn't keep what it was to get.
+        // A cancelled waiter doesn't keep its slot.
         let third = Box::pin(a.take(ONE));
         drop(second);
         drop(got);
@@ -352,7 +352,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Whatever is taken and given back: nothing is lost, and nothing is given twice.
+        /// Any sequence of takes and releases conserves the sum.
         #[test]
         fn sums_hold(steps in proptest::collection::vec((0usize..6, 1u32..4, 0u32..5, proptest::bool::ANY), 1..200)) {
             let slots = Slots::new(weight(20, 24, 40));

@@ -1,56 +1,56 @@
-//! What a poll of a guest took of the CPU. The thread's own clock is a system call, which costs more than many a poll: so
-//! short polls are charged the wall time that passed, which is cheap to read, and long ones what the thread's clock says.
+//! CPU time of a guest's poll. Reading the thread's clock is a system call that costs more than many a poll. Short
+//! polls are charged their wall time, which is cheap to read; long ones the thread's CPU time.
 
 use std::cell::Cell;
 use std::time::Duration;
 
-/// A poll that took less is charged by the wall: it was hardly interrupted by another thread.
+/// A shorter poll is charged its wall time: another thread hardly interrupted it.
 const SHORT: Duration = Duration::from_micros(100);
-/// How old the last reading of the thread's clock may be when a poll begins: what others of its thread did since is charged
-/// to the poll where it is long and was interrupted, and no more than that.
-const MARK_AGE_MAX: Duration = Duration::from_millis(1);
+/// Maximum age of the last thread clock reading at the start of a poll: other work on the thread since then is charged to a
+/// long, interrupted poll, and no more than that.
+const READING_AGE_MAX: Duration = Duration::from_millis(1);
 
 thread_local! {
-    static MARK: Cell<Option<Mark>> = const { Cell::new(None) };
+    static LAST_READING: Cell<Option<ClockReading>> = const { Cell::new(None) };
 }
 
-/// The thread's clock, as it was read at some time.
+/// A reading of the thread's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Mark {
+struct ClockReading {
     wall: Duration,
     cpu: Duration,
 }
 
-/// A poll that began.
-struct Began {
+/// A poll in progress.
+struct MeasuredPoll {
     wall: Duration,
-    mark: Mark,
+    mark: ClockReading,
 }
 
-impl Began {
-    fn at(wall: Duration, mark: Option<Mark>, cpu: impl FnOnce() -> Duration) -> Self {
-        let fresh = mark.filter(|mark| wall.saturating_sub(mark.wall) < MARK_AGE_MAX);
-        Self { wall, mark: fresh.unwrap_or_else(|| Mark { wall, cpu: cpu() }) }
+impl MeasuredPoll {
+    fn at(wall: Duration, mark: Option<ClockReading>, cpu: impl FnOnce() -> Duration) -> Self {
+        let fresh = mark.filter(|mark| wall.saturating_sub(mark.wall) < READING_AGE_MAX);
+        Self { wall, mark: fresh.unwrap_or_else(|| ClockReading { wall, cpu: cpu() }) }
     }
 
-    /// What it took, and the last reading from now on.
-    fn ended(self, wall: Duration, cpu: impl FnOnce() -> Duration) -> (Duration, Mark) {
+    /// Its CPU time, and the latest reading.
+    fn ended(self, wall: Duration, cpu: impl FnOnce() -> Duration) -> (Duration, ClockReading) {
         let took = wall.saturating_sub(self.wall);
         if took < SHORT {
             return (took, self.mark);
         }
-        let mark = Mark { wall, cpu: cpu() };
+        let mark = ClockReading { wall, cpu: cpu() };
         (took.min(mark.cpu.saturating_sub(self.mark.cpu)), mark)
     }
 }
 
-/// Calls `poll` and tells what it took of the CPU.
+/// Calls `poll` and returns its CPU time.
 pub(crate) fn measured<T>(poll: impl FnOnce() -> T) -> (T, Duration) {
-    let began = Began::at(wall(), MARK.get(), thread_cpu);
-    MARK.set(Some(began.mark));
+    let began = MeasuredPoll::at(wall(), LAST_READING.get(), thread_cpu);
+    LAST_READING.set(Some(began.mark));
     let polled = poll();
     let (took, mark) = began.ended(wall(), thread_cpu);
-    MARK.set(Some(mark));
+    LAST_READING.set(Some(mark));
     (polled, took)
 }
 
@@ -67,7 +67,7 @@ fn thread_cpu() -> Duration {
     cpu(libc::CLOCK_THREAD_CPUTIME_ID)
 }
 
-/// CPU time of this process, all its threads together.
+/// CPU time of this process, all threads together.
 #[cfg(unix)]
 pub(crate) fn process_cpu() -> Duration {
     cpu(libc::CLOCK_PROCESS_CPUTIME_ID)
@@ -82,13 +82,13 @@ fn cpu(clock: libc::clockid_t) -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Where the system has no thread CPU clock wall time stands in: a guest is polled without interruption by others.
+/// Without a thread CPU clock, wall time is used: an uninterrupted poll has the same.
 #[cfg(not(unix))]
 fn thread_cpu() -> Duration {
     wall()
 }
 
-/// There, too: what has a process to itself runs without interruption.
+/// The same for the process.
 #[cfg(not(unix))]
 pub(crate) fn process_cpu() -> Duration {
     wall()
@@ -108,26 +108,26 @@ mod tests {
 
     #[test]
     fn a_short_poll_reads_no_clock_of_the_thread() {
-        let mark = Mark { wall: micros(100), cpu: micros(70) };
-        let began = Began::at(micros(1000), Some(mark), never);
+        let mark = ClockReading { wall: micros(100), cpu: micros(70) };
+        let began = MeasuredPoll::at(micros(1000), Some(mark), never);
         assert_eq!(began.ended(micros(1099), never), (micros(99), mark));
     }
 
     #[test]
     fn a_long_poll_is_charged_what_its_thread_ran() {
-        let began = Began::at(micros(5000), None, || micros(300));
+        let began = MeasuredPoll::at(micros(5000), None, || micros(300));
         // Another thread had the core for most of it.
         let (took, mark) = began.ended(micros(9000), || micros(800));
-        assert_eq!((took, mark), (micros(500), Mark { wall: micros(9000), cpu: micros(800) }));
-        // The next begins with what this one read.
-        let began = Began::at(micros(9010), Some(mark), never);
+        assert_eq!((took, mark), (micros(500), ClockReading { wall: micros(9000), cpu: micros(800) }));
+        // The next poll starts from this reading.
+        let began = MeasuredPoll::at(micros(9010), Some(mark), never);
         assert_eq!(began.ended(micros(11_010), || micros(2810)).0, micros(2000), "never more than passed");
     }
 
     #[test]
     fn an_old_reading_is_not_used() {
-        let mark = Mark { wall: Duration::ZERO, cpu: Duration::ZERO };
-        let began = Began::at(micros(1000), Some(mark), || micros(900));
+        let mark = ClockReading { wall: Duration::ZERO, cpu: Duration::ZERO };
+        let began = MeasuredPoll::at(micros(1000), Some(mark), || micros(900));
         assert_eq!(began.ended(micros(3000), || micros(1500)).0, micros(600));
     }
 

@@ -1,45 +1,45 @@
-//! Whether an instance may begin: there must be memory for it beside the live ones of its container, its pod and the
-//! node, and a slot. Who finds none waits, first come first served, until somebody ends; nobody asks again and again.
+//! Admission of instances: an instance needs memory within the limits of its container, its pod and the node, and a
+//! slot. Without them it waits in FIFO order until another one ends; there is no polling.
 //!
-//! An instance grows while it runs, so it is let in by what the ones before it took: at least what a start takes, and
-//! what requests lately ended with. That is a promise, not a charge: the ledger counts what is really held, and a growth
-//! over a limit fails however it was let in.
+//! An instance grows while it runs, so admission reserves what earlier ones used: at least a start's memory, and the
+//! recent requests' final memory. That is a reservation, not a charge: the ledger counts memory actually held, and a
+//! growth over a limit fails regardless of admission.
 
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
 
-use super::container::Shared;
+use super::container::ContainerState;
 use crate::bounds::growth::StoreLimiter;
 use crate::bounds::slots::{Share, Slot, Weight};
 use runtime_api::NodeCall;
 use runtime_api::ledger::{Ledger, Level, Resource, Waiting};
 
-/// What requests usually take follows them down by one part of so many each: after one large request some ten small ones
-/// bring it back.
-const USUAL_DECAY: u64 = 4;
-/// Until a request has ended nobody knows what they take: so many times a start, and something for the first buffers.
-/// Too much makes the first burst of a container wait for its first answer, too little makes some of it fail.
+/// Decay of the estimate: one part in this many per request, so that some ten small requests bring it back after a
+/// large one.
+const RECENT_DECAY: u64 = 4;
+/// Estimate before the first request has ended: this many starts, plus something for the first buffers. Too much makes
+/// a container's first burst wait for its first response, too little makes some of it fail.
 const UNKNOWN_STARTS: u64 = 2;
 const UNKNOWN_BYTES: u64 = 2 << 20;
 
-/// One container's way in.
+/// Admission state of one container.
 pub(crate) struct AdmissionQueue {
     /// Its share of the slots for requests, or for commands.
     pub(crate) share: Arc<Share>,
     node_calls: Arc<Share>,
-    /// What those who were let in may take, by what was known then.
-    promised: AtomicU64,
-    /// What a start takes.
+    /// Sum of the reservations of admitted instances.
+    reserved: AtomicU64,
+    /// Memory of a start.
     start: AtomicU64,
-    /// What requests ended with, lately; 0 until one has.
-    usual: AtomicU64,
+    /// Recent final memory of requests; 0 until one has ended.
+    recent: AtomicU64,
     /// Requests that wait for memory.
     queued: AtomicUsize,
-    /// The node's own calls that do: they go first.
+    /// The node's own calls that wait for memory: they go first.
     node_calls_queued: AtomicUsize,
-    turn: tokio::sync::Mutex<()>,
+    fifo: tokio::sync::Mutex<()>,
 }
 
 impl AdmissionQueue {
@@ -47,96 +47,96 @@ impl AdmissionQueue {
         Self {
             share,
             node_calls,
-            promised: AtomicU64::new(0),
+            reserved: AtomicU64::new(0),
             start: AtomicU64::new(start_bytes),
-            usual: AtomicU64::new(0),
+            recent: AtomicU64::new(0),
             queued: AtomicUsize::new(0),
             node_calls_queued: AtomicUsize::new(0),
-            turn: tokio::sync::Mutex::new(()),
+            fifo: tokio::sync::Mutex::new(()),
         }
     }
 
-    /// An instance's start took this much.
+    /// Records the memory of an instance's start.
     pub(crate) fn started(&self, bytes: u64) {
         self.start.fetch_max(bytes, Ordering::Relaxed);
     }
 
-    /// A request ended with this much.
+    /// Records the final memory of a request.
     pub(crate) fn ended(&self, bytes: u64) {
-        let usual = self.usual.load(Ordering::Relaxed);
-        let next = if bytes >= usual { bytes } else { usual - (usual - bytes).div_ceil(USUAL_DECAY) };
-        if next != usual {
-            self.usual.store(next, Ordering::Relaxed);
+        let recent = self.recent.load(Ordering::Relaxed);
+        let next = if bytes >= recent { bytes } else { recent - (recent - bytes).div_ceil(RECENT_DECAY) };
+        if next != recent {
+            self.recent.store(next, Ordering::Relaxed);
         }
     }
 
     fn need(&self) -> u64 {
         let start = self.start.load(Ordering::Relaxed);
-        match self.usual.load(Ordering::Relaxed) {
+        match self.recent.load(Ordering::Relaxed) {
             0 => start.saturating_mul(UNKNOWN_STARTS).saturating_add(UNKNOWN_BYTES),
-            usual => usual.max(start),
+            recent => recent.max(start),
         }
     }
 }
 
-/// Leave for one instance to live, until it is dropped.
+/// Permission for one instance to live, released on drop.
 pub(crate) struct Admission {
-    shared: Arc<Shared>,
-    promised: u64,
+    shared: Arc<ContainerState>,
+    reserved: u64,
     _slot: Slot,
 }
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        give_back(&self.shared, self.promised);
+        release_reservation(&self.shared, self.reserved);
     }
 }
 
-fn give_back(shared: &Shared, promised: u64) {
-    if promised > 0 {
-        shared.door.promised.fetch_sub(promised, Ordering::SeqCst);
+fn release_reservation(shared: &ContainerState, reserved: u64) {
+    if reserved > 0 {
+        shared.admission.reserved.fetch_sub(reserved, Ordering::SeqCst);
         shared.ledger.wake(Resource::Memory);
     }
 }
 
-/// A promise on its way to an [`Admission`].
-struct Promise<'a>(&'a Shared, u64);
+/// A reservation before it becomes an [`Admission`].
+struct Reservation<'a>(&'a ContainerState, u64);
 
-impl Promise<'_> {
-    fn keep(mut self) -> u64 {
+impl Reservation<'_> {
+    fn commit(mut self) -> u64 {
         std::mem::take(&mut self.1)
     }
 }
 
-impl Drop for Promise<'_> {
+impl Drop for Reservation<'_> {
     fn drop(&mut self) {
-        give_back(self.0, self.1);
+        release_reservation(self.0, self.1);
     }
 }
 
-impl Shared {
-    /// Waits until an instance may begin that takes `at_least` so much. Whoever waits decides how long.
+impl ContainerState {
+    /// Waits until an instance that takes `at_least` this much may start. The caller bounds the wait.
     pub(crate) async fn admit(self: &Arc<Self>, call: Option<&NodeCall>, at_least: u64) -> Admission {
-        let door = &self.door;
-        let share = if call.is_some() { &door.node_calls } else { &door.share };
+        let admission = &self.admission;
+        let share = if call.is_some() { &admission.node_calls } else { &admission.share };
         let weight = self.loaded.weight;
-        if (call.is_some() || door.queued.load(Ordering::Acquire) == 0)
-            && let Ok(promised) = self.promise(call.is_some(), at_least)
+        if (call.is_some() || admission.queued.load(Ordering::Acquire) == 0)
+            && let Ok(reserved) = self.reserve(call.is_some(), at_least)
         {
-            let promise = Promise(self, promised);
+            let reservation = Reservation(self, reserved);
             if let Some(slot) = share.try_take(weight) {
-                return Admission { shared: self.clone(), promised: promise.keep(), _slot: slot };
+                return Admission { shared: self.clone(), reserved: reservation.commit(), _slot: slot };
             }
         }
         if let Some(call) = call {
             call.set_waits(true);
         }
-        let promise = Promise(self, self.wait_for_memory(call.is_some(), at_least).await);
+        let reservation = Reservation(self, self.wait_for_memory(call.is_some(), at_least).await);
         let slot = self.wait_for_slot(share, weight).await;
         if let Some(call) = call {
             call.set_waits(false);
         }
-        Admission { shared: self.clone(), promised: promise.keep(), _slot: slot }
+        Admission { shared: self.clone(), reserved: reservation.commit(), _slot: slot }
     }
 
     async fn wait_for_slot(&self, share: &Arc<Share>, weight: Weight) -> Slot {
@@ -144,48 +144,49 @@ impl Shared {
         if let Poll::Ready(slot) = futures::poll!(&mut slot) {
             return slot;
         }
-        // From here on it is seen to wait, so that none is parked behind its back.
-        self.engine.growth().parked().for_slot(share, share.none_is_free(weight));
+        // Queued from here on, so that no idle instance is kept unnoticed.
+        self.engine.growth().parked().evict_for_slot(share, share.is_exhausted_for(weight));
         slot.await
     }
 
     async fn wait_for_memory(&self, node_call: bool, at_least: u64) -> u64 {
-        let door = &self.door;
-        let _first = node_call.then(|| First(Waiting::new(&door.node_calls_queued), self));
-        let _queued = (!node_call).then(|| Waiting::new(&door.queued));
-        let _turn = if node_call { None } else { Some(door.turn.lock().await) };
+        let admission = &self.admission;
+        let _first = node_call.then(|| NodeCallWaiter(Waiting::new(&admission.node_calls_queued), self));
+        let _queued = (!node_call).then(|| Waiting::new(&admission.queued));
+        let _fifo = if node_call { None } else { Some(admission.fifo.lock().await) };
         loop {
-            let level = match self.promise(node_call, at_least) {
-                Ok(promised) => return promised,
+            let level = match self.reserve(node_call, at_least) {
+                Ok(reserved) => return reserved,
                 Err(level) => level,
             };
-            let mut promised = None;
+            let mut reserved = None;
             let look = |_: &Ledger| {
-                self.engine.growth().parked().for_memory(&self.ledger, level);
-                promised = self.promise(node_call, at_least).ok();
-                promised.is_some()
+                self.engine.growth().parked().evict_for_memory(&self.ledger, level);
+                reserved = self.reserve(node_call, at_least).ok();
+                reserved.is_some()
             };
             self.ledger.changed(Resource::Memory, level, look).await;
-            if let Some(promised) = promised {
-                return promised;
+            if let Some(reserved) = reserved {
+                return reserved;
             }
         }
     }
 
-    /// Promises memory for an instance, or says whose limit stands in the way. One that would be alone is let in whatever
-    /// it may need: whether it fits is seen when it grows. What is held for calls that wait to be let in is no instance's.
-    fn promise(&self, node_call: bool, at_least: u64) -> Result<u64, Level> {
-        let door = &self.door;
-        if !node_call && door.node_calls_queued.load(Ordering::SeqCst) > 0 {
+    /// Reserves memory for an instance, or returns the exhausted level. An instance that would be alone is always admitted: its
+    /// growth decides. Memory held for calls waiting for admission belongs to no instance.
+    fn reserve(&self, node_call: bool, at_least: u64) -> Result<u64, Level> {
+        let admission = &self.admission;
+        if !node_call && admission.node_calls_queued.load(Ordering::SeqCst) > 0 {
             return Err(Level::Container);
         }
-        let need = door.need().max(at_least);
-        let waiting = if door.promised.load(Ordering::SeqCst) == 0 { self.ledger.used(Resource::Memory) } else { 0 };
+        let need = admission.need().max(at_least);
+        let waiting =
+            if admission.reserved.load(Ordering::SeqCst) == 0 { self.ledger.used(Resource::Memory) } else { 0 };
         for level in [Level::Node, Level::Pod] {
             let at = self.ledger.at(level);
             let (mut used, limit) = (at.used(Resource::Memory), at.limit(Resource::Memory));
             if level == Level::Node {
-                // Guests that live and wait for more go first.
+                // Live guests that wait for growth go first.
                 used = used.saturating_add(self.engine.growth().wanted());
             }
             if used.saturating_add(need.min(limit)) > limit && used > waiting {
@@ -197,19 +198,19 @@ impl Shared {
             return Ok(0);
         }
         let (used, need) = (self.ledger.used(Resource::Memory), need.min(limit));
-        let fits = |promised: u64| promised == 0 || promised.max(used).saturating_add(need) <= limit;
-        let add = |promised: u64| fits(promised).then(|| promised + need);
-        match door.promised.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add) {
+        let fits = |reserved: u64| reserved == 0 || reserved.max(used).saturating_add(need) <= limit;
+        let add = |reserved: u64| fits(reserved).then(|| reserved + need);
+        match admission.reserved.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add) {
             Ok(_) => Ok(need),
             Err(_) => Err(Level::Container),
         }
     }
 }
 
-/// A call of the node that waits before all requests; when it waits no more they look again.
-struct First<'a>(Waiting<'a>, &'a Shared);
+/// A node call, which precedes all requests; on drop, the requests check again.
+struct NodeCallWaiter<'a>(Waiting<'a>, &'a ContainerState);
 
-impl Drop for First<'_> {
+impl Drop for NodeCallWaiter<'_> {
     fn drop(&mut self) {
         let Self(waiting, shared) = self;
         waiting.end();
@@ -217,8 +218,8 @@ impl Drop for First<'_> {
     }
 }
 
-/// What an instance needs at least that was refused memory, where others held it: alone it may well fit.
-pub(crate) fn fits_alone(limiter: &StoreLimiter, shared: &Shared) -> Option<u64> {
+/// Minimum memory of an instance whose growth failed because of other guests: alone it may well fit.
+pub(crate) fn fits_alone(limiter: &StoreLimiter, shared: &ContainerState) -> Option<u64> {
     let exceeded = limiter.exceeded()?;
     let own = limiter.held_bytes();
     let need = own.checked_add(exceeded.wanted)?;

@@ -1,5 +1,5 @@
-//! Compiled modules on disk, keyed by the module's digest and the engine's settings. Only what this node wrote is
-//! loaded: the folder is its own (0700), and each artifact has a checksum beside it, since a damaged one is code.
+//! Cache of compiled modules on disk, keyed by the module's digest and the engine's settings. Only artifacts of this
+//! node are loaded: the folder has mode 0700, and each artifact has a checksum file, since a damaged one is code.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -15,7 +15,7 @@ use super::compile::Compiled;
 use super::load::{Code, CodeKind};
 use crate::plugin::types::Description;
 
-/// No compilation takes this long, so a scratch file this old belongs to a process that is gone.
+/// No compilation takes this long: an older scratch file is an orphan.
 const SCRATCH_AGE_MAX: Duration = Duration::from_secs(3600);
 
 pub(crate) struct Cache {
@@ -26,7 +26,7 @@ impl Cache {
     pub(crate) fn open(dir: PathBuf) -> std::io::Result<Self> {
         std::fs::create_dir_all(&dir)?;
         restrict(&dir, 0o700)?;
-        // What a compiler left unfinished long ago.
+        // Removes orphaned scratch files.
         for entry in std::fs::read_dir(&dir)? {
             let entry = entry?;
             let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
@@ -38,7 +38,7 @@ impl Cache {
         Ok(Self { dir })
     }
 
-    /// What the compiler found that a plugin offers, or why it can't be one; none where that is missing or damaged.
+    /// The compiler's description of a plugin, or why the module can't be one; `None` if missing or damaged.
     pub(crate) fn description(&self, digest: &str, fingerprint: &str) -> Option<Result<Description, String>> {
         let text = std::fs::read(description_path(&self.path(digest, fingerprint))).ok()?;
         let written: Result<Box<RawValue>, String> = serde_json::from_slice(&text).ok()?;
@@ -48,7 +48,7 @@ impl Cache {
         }
     }
 
-    /// Removes an artifact, so that it is made anew. Who has mapped it keeps it.
+    /// Removes an artifact for recompilation. Existing mappings stay valid.
     pub(crate) fn forget(&self, digest: &str, fingerprint: &str) {
         let _ = std::fs::remove_file(self.path(digest, fingerprint));
     }
@@ -63,21 +63,21 @@ impl Cache {
         path.exists() && sum_path(&path).exists()
     }
 
-    /// Refuses where an artifact would take what the cluster's store needs.
+    /// Fails if the disk space reserved for the cluster's store would be used.
     pub(crate) fn check_space(&self) -> std::io::Result<()> {
         free_bytes(&self.dir).map_or(Ok(()), runtime_api::disk::check_space)
     }
 
-    /// Where a compiler process writes its result before [`Cache::adopt`].
+    /// A temporary file for a compiler process, before [`Cache::adopt`].
     pub(crate) fn scratch(&self) -> std::io::Result<tempfile::NamedTempFile> {
         tempfile::Builder::new().prefix("compile-").suffix(".tmp").tempfile_in(&self.dir)
     }
 
-    /// Gives a finished artifact its name. Nothing is synced: what a crash of the machine leaves of it, or of its checksum,
-    /// does not fit the other, and is compiled again as anything that is damaged.
+    /// Moves a finished artifact to its name. Nothing is synced: after a crash of the machine, an artifact that doesn't fit its
+    /// checksum is recompiled like a damaged one.
     pub(crate) fn adopt(&self, digest: &str, fingerprint: &str, file: tempfile::NamedTempFile) -> std::io::Result<()> {
         let path = self.path(digest, fingerprint);
-        // The checksum goes first: an artifact without one is never loaded, one with a stale sum is compiled again.
+        // The checksum goes first: an artifact without one is never loaded, one with a stale sum is recompiled.
         std::fs::rename(sum_path(file.path()), sum_path(&path))?;
         match std::fs::rename(description_path(file.path()), description_path(&path)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
@@ -88,12 +88,12 @@ impl Cache {
 
     pub(crate) fn store(&self, digest: &str, fingerprint: &str, code: &Compiled) -> std::io::Result<()> {
         let file = self.scratch()?;
-        let _beside = Beside::of(file.path());
+        let _companions = CompanionFiles::of(file.path());
         code.write(file.path())?;
         self.adopt(digest, fingerprint, file)
     }
 
-    /// Maps an artifact; none where there is none. A damaged one is removed, and the error says what is wrong.
+    /// Maps an artifact; `None` if there is none. Removes a damaged one and returns its error.
     pub(crate) fn load(
         &self,
         engine: &wasmtime::Engine,
@@ -104,20 +104,20 @@ impl Cache {
         let path = self.path(digest, fingerprint);
         let Ok(expected) = std::fs::read_to_string(sum_path(&path)) else { return Ok(None) };
         let loaded = match std::fs::File::open(&path).and_then(checksum) {
-            // The cause alone: what is around it names the file, and a pod's status is no place for the node's paths.
+            // The root cause alone: its context contains paths of the node, which must not be in a pod's status.
             Ok(sum) if sum == expected => map(engine, &path, kind).map_err(|error| error.root_cause().to_string()),
             Ok(_) => Err("the compiled module's checksum is wrong".to_owned()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => Err(error.to_string()),
         };
         if let Err(why) = &loaded {
-            tracing::warn!(path = %path.display(), "compiled module set aside: {why}");
+            tracing::warn!(path = %path.display(), "compiled module removed: {why}");
             let _ = std::fs::remove_file(&path);
         }
         loaded.map(Some)
     }
 
-    /// Bytes of compiled modules by the digest of what they were compiled from.
+    /// Bytes of compiled modules by the source module's digest.
     pub(crate) fn sizes(&self) -> std::io::Result<BTreeMap<String, u64>> {
         let mut sizes = BTreeMap::new();
         for entry in std::fs::read_dir(&self.dir)? {
@@ -134,7 +134,7 @@ impl Cache {
         let mut freed = 0;
         for entry in std::fs::read_dir(&self.dir)? {
             let entry = entry?;
-            // What is being compiled just now has no digest in its name.
+            // Scratch files have no digest in their name.
             let Some((digest, fingerprint)) = parts(&entry.file_name().to_string_lossy()) else { continue };
             if fingerprints.contains(&fingerprint) && in_use(&digest) {
                 continue;
@@ -142,15 +142,17 @@ impl Cache {
             let bytes = entry.metadata().map_or(0, |metadata| metadata.len());
             match std::fs::remove_file(entry.path()) {
                 Ok(()) => freed += bytes,
-                // Where a mapped file can't be removed, the next sweep finds it unmapped.
-                Err(error) => tracing::debug!(path = %entry.path().display(), %error, "a compiled module stays"),
+                // A mapped file may be undeletable; the next sweep retries.
+                Err(error) => {
+                    tracing::debug!(path = %entry.path().display(), %error, "cannot remove a compiled module")
+                }
             }
         }
         Ok(freed)
     }
 }
 
-/// Digest and fingerprint of an artifact or what lies beside it, by the file's name.
+/// Digest and fingerprint in the name of an artifact or of its companion files.
 fn parts(name: &str) -> Option<(String, String)> {
     let stem =
         name.strip_suffix(".sum").or_else(|| name.strip_suffix(".plugin")).unwrap_or(name).strip_suffix(".cwasm")?;
@@ -164,8 +166,8 @@ fn parts(name: &str) -> Option<(String, String)> {
 )]
 fn map(engine: &wasmtime::Engine, path: &Path, kind: CodeKind) -> wasmtime::Result<Code> {
     // SAFETY: the file was written by this node's compiler into a folder of mode 0700, its checksum was just compared,
-    // and files there are only ever replaced by rename, never written in place. wasmtime itself checks its version
-    // and settings in the artifact's header.
+    // and files there are only ever replaced by rename, never written in place. wasmtime itself checks its version and
+    // settings in the artifact's header.
     unsafe {
         match kind {
             CodeKind::Component => Ok(Code::Component(Component::deserialize_file(engine, path)?)),
@@ -174,34 +176,34 @@ fn map(engine: &wasmtime::Engine, path: &Path, kind: CodeKind) -> wasmtime::Resu
     }
 }
 
-/// Where what a plugin offers lies, beside its code.
+/// Path of a plugin's description beside its artifact.
 pub(crate) fn description_path(artifact: &Path) -> PathBuf {
-    beside(artifact, ".plugin")
+    companion_path(artifact, ".plugin")
 }
 
-/// Where an artifact's checksum lies, beside it.
+/// Path of an artifact's checksum beside it.
 pub(crate) fn sum_path(artifact: &Path) -> PathBuf {
-    beside(artifact, ".sum")
+    companion_path(artifact, ".sum")
 }
 
-fn beside(artifact: &Path, suffix: &str) -> PathBuf {
+fn companion_path(artifact: &Path, suffix: &str) -> PathBuf {
     let mut path = artifact.as_os_str().to_owned();
     path.push(suffix);
     path.into()
 }
 
-/// Removes what lies beside an artifact that was not adopted, whole or in part.
-pub(crate) struct Beside(PathBuf);
+/// Removes companion files of an artifact that was not adopted.
+pub(crate) struct CompanionFiles(PathBuf);
 
-impl Beside {
+impl CompanionFiles {
     pub(crate) fn of(artifact: &Path) -> Self {
         Self(artifact.to_owned())
     }
 }
 
-impl Drop for Beside {
+impl Drop for CompanionFiles {
     fn drop(&mut self) {
-        // What is beside an adopted one lies elsewhere.
+        // An adopted artifact's companions have been renamed.
         let _ = std::fs::remove_file(description_path(&self.0));
         let _ = std::fs::remove_file(sum_path(&self.0));
     }

@@ -1,4 +1,4 @@
-//! The engine as a kubelet knows it: [`runtime_api::Runtime`] and what it makes.
+//! Implements [`runtime_api::Runtime`] and its types for the engine.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use runtime_api::{
 
 use super::{Container, Engine, HttpServer, Loaded, PluginServer, WASMTIME_VERSION};
 
-/// A loaded module, with the engine that makes containers of it.
+/// A loaded module, with the engine that creates its containers.
 struct LoadedModule {
     engine: Engine,
     loaded: Arc<Loaded>,

@@ -1,5 +1,5 @@
-//! A response body on its way out: what the guest wrote, ended only by the guest's own finish. A guest that traps,
-//! runs out of time or returns without finishing cuts its body, and the client sees it cut, never as a clean end.
+//! A guest's response body. Only the guest's own finish ends it cleanly: a guest that traps, times out or returns
+//! without finishing breaks its body off, and the client sees an error.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,37 +12,37 @@ use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
 use crate::host::exchange::Exchange;
 
-/// Why a body broke off.
+/// Error of a body that was broken off.
 #[derive(Debug, thiserror::Error)]
 #[error("the guest's response was cut short")]
-pub(crate) struct Cut;
+pub(crate) struct BodyCut;
 
 /// A body that is still being written, or that must end in an error.
 pub(crate) struct GuestBody {
     body: HyperOutgoingBody,
     exchange: Arc<Exchange>,
-    /// What the guest's content-length leaves, where it set one.
+    /// Bytes left of the guest's content-length, where it set one.
     remaining: Option<u64>,
     over: bool,
-    /// It is to break off.
+    /// Whether it is being broken off.
     cutting: bool,
-    /// Its reader was given a moment to send on what came before.
+    /// Whether its reader had a chance to send the earlier frames.
     warned: bool,
 }
 
 impl GuestBody {
     pub(crate) fn new(body: HyperOutgoingBody, exchange: Arc<Exchange>, length: Option<u64>) -> Self {
-        exchange.step();
+        exchange.record_frame();
         Self { body, exchange, remaining: length, over: false, cutting: false, warned: false }
     }
 
-    /// So far it was only looked at: nothing is sent between such polls.
-    pub(crate) fn only_looked_at(&mut self) {
+    /// Resets `warned` after a poll that only inspects the body: nothing is sent between such polls.
+    pub(crate) fn reset_warning(&mut self) {
         self.warned = false;
     }
 
-    /// Breaks the body off, at the second call: a connection drops what it has not sent yet when its body fails, and a
-    /// client must see the head, or it takes the request for one that never began. Between two polls it sends.
+    /// Breaks the body off, at the second call. A connection drops unsent data when its body fails, and a client must
+    /// see the head, or it treats the request as never started. Between two polls the connection sends.
     fn cut(&mut self, cx: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         self.cutting = true;
         self.exchange.abandoned.notify_one();
@@ -51,7 +51,7 @@ impl GuestBody {
             return Poll::Pending;
         }
         self.over = true;
-        Poll::Ready(Some(Err(Box::new(Cut))))
+        Poll::Ready(Some(Err(Box::new(BodyCut))))
     }
 }
 
@@ -69,7 +69,7 @@ impl Body for GuestBody {
         }
         match std::task::ready!(Pin::new(&mut this.body).poll_frame(cx)) {
             Some(Ok(frame)) => {
-                this.exchange.step();
+                this.exchange.record_frame();
                 if let Some(data) = frame.data_ref()
                     && let Some(remaining) = &mut this.remaining
                 {
@@ -82,7 +82,7 @@ impl Body for GuestBody {
             }
             Some(Err(_)) => this.cut(cx),
             None if this.exchange.complete() && this.remaining.unwrap_or(0) == 0 => {
-                this.exchange.step();
+                this.exchange.record_frame();
                 this.over = true;
                 Poll::Ready(None)
             }
@@ -115,7 +115,7 @@ fn strip_trailers(trailers: &mut http::HeaderMap) {
 
 impl Drop for GuestBody {
     fn drop(&mut self) {
-        // The client is gone: what the guest would still write has no reader.
+        // The client is gone: further output has no reader.
         if !self.over {
             self.exchange.abandoned.notify_one();
         }

@@ -1,4 +1,4 @@
-//! Running a command to its end, and what its end means in a pod's status.
+//! Runs a command to its end and maps the end to an [`Outcome`] for the pod's status.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -6,9 +6,9 @@ use std::sync::atomic::Ordering;
 use wasmtime::{Store, Trap};
 use wasmtime_wasi::I32Exit;
 
-use super::container::{Container, Live, Shared, advised};
+use super::container::{Container, ContainerState, LiveInstance, with_advice};
 use super::load::Pre;
-use super::metered::Metered;
+use super::metered::MeteredFuture;
 use crate::bounds::growth::StoreLimiter;
 use crate::host::state::{ComponentState, CoreState};
 use runtime_api::{Admitted, Metering, Outcome, OutcomeReason, StopSignal};
@@ -19,13 +19,13 @@ impl Container {
         self.run_admitted(self.admit().await, stop).await
     }
 
-    /// Waits until the command may run: commands take what they take for as long as they live, so they have a number.
+    /// Waits until the command may run: commands hold their resources for life, so their number is limited.
     pub async fn admit(&self) -> Admitted {
         let shared = &self.shared;
-        Admitted::new(shared.door.share.take(shared.loaded.weight).await)
+        Admitted::new(shared.admission.share.take(shared.loaded.weight).await)
     }
 
-    /// As [`Container::run`], with the slot that was waited for.
+    /// As [`Container::run`], with an acquired admission.
     pub async fn run_admitted(
         &self,
         admitted: Admitted,
@@ -33,7 +33,7 @@ impl Container {
     ) -> Outcome {
         let shared = self.shared.clone();
         let engine = shared.engine.clone();
-        let guest = Metered::new(run(shared.clone(), admitted), shared.clone());
+        let guest = MeteredFuture::new(run(shared.clone(), admitted), shared.clone());
         let task = engine.guest_runtime().spawn(async move {
             tokio::select! {
                 outcome = guest => outcome,
@@ -48,8 +48,8 @@ impl Container {
     }
 }
 
-async fn run(shared: Arc<Shared>, _admitted: Admitted) -> Outcome {
-    let _live = Live::new(&shared);
+async fn run(shared: Arc<ContainerState>, _admitted: Admitted) -> Outcome {
+    let _live = LiveInstance::new(&shared);
     match &*shared.pre {
         Pre::Core(pre) => {
             let mut store = match CoreState::store(&shared.guest) {
@@ -84,12 +84,12 @@ async fn run(shared: Arc<Shared>, _admitted: Admitted) -> Outcome {
     }
 }
 
-fn refused(shared: &Shared, error: &wasmtime::Error) -> Outcome {
+fn refused(shared: &ContainerState, error: &wasmtime::Error) -> Outcome {
     shared.log_error(error);
     Outcome::ended(134, OutcomeReason::Error, format!("{error:#}"))
 }
 
-pub(crate) fn count_fuel<T: 'static>(shared: &Shared, store: &Store<T>) {
+pub(crate) fn count_fuel<T: 'static>(shared: &ContainerState, store: &Store<T>) {
     if shared.loaded.metering == Metering::Fuel
         && let Ok(left) = store.get_fuel()
     {
@@ -98,7 +98,7 @@ pub(crate) fn count_fuel<T: 'static>(shared: &Shared, store: &Store<T>) {
     }
 }
 
-fn settle(shared: &Shared, result: wasmtime::Result<i32>, limiter: &StoreLimiter) -> Outcome {
+fn settle(shared: &ContainerState, result: wasmtime::Result<i32>, limiter: &StoreLimiter) -> Outcome {
     let error = match result {
         Ok(code) => return Outcome::exit(code),
         Err(error) => error,
@@ -110,7 +110,7 @@ fn settle(shared: &Shared, result: wasmtime::Result<i32>, limiter: &StoreLimiter
     let advice = shared.log_end(&error, limiter);
     if let Some(exceeded) = limiter.exceeded() {
         counters.memory.fetch_add(1, Ordering::Relaxed);
-        return Outcome::ended(137, OutcomeReason::OomKilled, advised(exceeded.to_string(), advice));
+        return Outcome::ended(137, OutcomeReason::OomKilled, with_advice(exceeded.to_string(), advice));
     }
     if matches!(error.downcast_ref::<Trap>(), Some(Trap::OutOfFuel)) {
         counters.fuel.fetch_add(1, Ordering::Relaxed);
@@ -118,5 +118,5 @@ fn settle(shared: &Shared, result: wasmtime::Result<i32>, limiter: &StoreLimiter
         return Outcome::ended(137, OutcomeReason::FuelExhausted, format!("all {fuel} units of fuel are used up"));
     }
     counters.trap.fetch_add(1, Ordering::Relaxed);
-    Outcome::ended(134, OutcomeReason::Error, advised(error.root_cause().to_string(), advice))
+    Outcome::ended(134, OutcomeReason::Error, with_advice(error.root_cause().to_string(), advice))
 }

@@ -35,15 +35,15 @@ pub(crate) struct Counters {
     pub(crate) no_response: AtomicU64,
 }
 
-/// What all live instances of a container share.
-pub(crate) struct Shared {
+/// State shared by all live instances of a container.
+pub(crate) struct ContainerState {
     pub(crate) engine: Engine,
     pub(crate) loaded: Arc<Loaded>,
     pub(crate) pre: Arc<Pre>,
-    pub(crate) door: AdmissionQueue,
-    /// Its share of the places for sessions.
+    pub(crate) admission: AdmissionQueue,
+    /// Its share of the slots for sessions.
     pub(crate) sessions: Arc<Share>,
-    /// The same of those that the node begins.
+    /// The same for sessions of the node.
     pub(crate) node_sessions: Arc<Share>,
     pub(crate) name: String,
     pub(crate) guest: Arc<Guest>,
@@ -51,19 +51,19 @@ pub(crate) struct Shared {
     pub(crate) grants: Grants,
     pub(crate) imports: Option<Arc<ImportRules>>,
     pub(crate) log: Arc<dyn LogSink>,
-    /// What its instances hold together.
+    /// Resources held by its instances together.
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) cpu: Arc<CpuMeter>,
     pub(crate) counters: Counters,
-    /// Instantiations that failed since the last one that worked, with the last one's error.
+    /// Consecutive failed instantiations, with the last error.
     pub(super) broken: Mutex<(u32, String)>,
 }
 
 /// A container, cheap to clone. Dropping all clones ends nothing that runs: see [`Container::run`] and
-/// [`Container::serve`] for what does.
+/// [`Container::serve`].
 #[derive(Clone)]
 pub struct Container {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<ContainerState>,
 }
 
 impl std::fmt::Debug for Container {
@@ -72,12 +72,12 @@ impl std::fmt::Debug for Container {
     }
 }
 
-/// Instantiations in a row that must fail before a server counts as broken. Those that fail because others hold the memory
-/// don't count: they say nothing about the module.
+/// Consecutive failed instantiations before a server counts as broken. Failures due to memory held by others don't count: they
+/// don't depend on the module.
 const BROKEN_AFTER: u32 = 3;
 
 impl Container {
-    /// Other limits of memory and CPU from now on. Guests that hold more than a lower limit go on, and get no more.
+    /// Sets new limits of memory and CPU. Guests above a lowered limit continue, and get no more.
     pub fn resize(&self, limits: &Limits) {
         self.shared.ledger.set_limit(Resource::Memory, limits.memory_bytes.unwrap_or(u64::MAX));
         self.shared.cpu.resize(limits.cpu_millis, limits.cpu_shares);
@@ -85,7 +85,7 @@ impl Container {
 }
 
 impl Engine {
-    /// Makes a container. Opens nothing, starts nothing: a volume is opened when a guest asks for it.
+    /// Creates a container. Opens and starts nothing: a volume is opened on a guest's first use.
     pub fn container(&self, loaded: Arc<Loaded>, spec: ContainerSpec) -> Result<Container, LoadError> {
         if spec.limits.fuel.is_some() && loaded.metering != Metering::Fuel {
             return Err(LoadError::Engine("a fuel limit needs the module loaded with Metering::Fuel".into()));
@@ -96,17 +96,15 @@ impl Engine {
         let cwd_dir = spec.cwd.as_deref().and_then(|cwd| working_folder(&spec.preopens, cwd));
         let env = last_values(spec.env);
         let container = spec.name.rsplit('/').next().unwrap_or_default();
-        loaded.confined(container, spec.imports.as_deref())?;
+        loaded.check_imports(container, spec.imports.as_deref())?;
         let pre = loaded.prepare(container, &spec.grants)?;
-        let (node_calls, share) = (
-            &loaded.engine.node_calls,
-            match loaded.kind() {
-                Kind::HttpServer | Kind::Plugin => &loaded.engine.requests,
-                Kind::Command => self.commands(),
-            },
-        );
+        let node_calls = &loaded.engine.node_calls;
+        let share = match loaded.kind() {
+            Kind::HttpServer | Kind::Plugin => &loaded.engine.requests,
+            Kind::Command => self.commands(),
+        };
         let namespace = spec.caller.namespace.clone();
-        let door = AdmissionQueue::new(share.share(&namespace), node_calls.share(&namespace), loaded.start_bytes);
+        let admission = AdmissionQueue::new(share.share(&namespace), node_calls.share(&namespace), loaded.start_bytes);
         let ledger = Ledger::container(&spec.pod);
         ledger.set_limit(Resource::Memory, spec.limits.memory_bytes.unwrap_or(u64::MAX));
         ledger.set_limit(Resource::Connections, OUTGOING_REQUESTS_MAX);
@@ -115,12 +113,13 @@ impl Engine {
             env: env.into(),
             cwd: spec.cwd,
             disk: Arc::new(
-                Disk::new(self.disk(), &ledger, &namespace, spec.preopens).beside(spec.memory_files, spec.quotas),
+                Disk::new(self.disk(), &ledger, &namespace, spec.preopens)
+                    .with_accounts(spec.memory_files, spec.quotas),
             ),
             cwd_dir,
             log: spec.log.clone(),
             config: spec.config,
-            keyvalue: self.kept_by(spec.keyvalue.as_ref())?,
+            keyvalue: self.open_keyvalue(spec.keyvalue.as_ref())?,
             stdin: spec.stdin,
             terminal: spec.terminal,
             outputs: None,
@@ -136,14 +135,14 @@ impl Engine {
             fuel: (loaded.metering == Metering::Fuel).then(|| spec.limits.fuel.unwrap_or(u64::MAX)),
             engine: loaded.linked().wasmtime.clone(),
         };
-        let shared = Shared {
+        let shared = ContainerState {
             guest: Arc::new(guest),
             ledger,
             cpu: self.meter(&namespace, &spec.limits, spec.pod_cpu),
             engine: self.clone(),
             loaded,
             pre,
-            door,
+            admission,
             sessions: self.sessions().share(&namespace),
             node_sessions: self.node_sessions().share(&namespace),
             name: spec.name,
@@ -162,7 +161,7 @@ impl Engine {
         Arc::new(CpuMeter::new(env, namespace.clone(), limits.cpu_millis, limits.cpu_shares, pod))
     }
 
-    fn kept_by(&self, owner: Option<&KeyvalueOwner>) -> Result<Option<Arc<Namespace>>, LoadError> {
+    fn open_keyvalue(&self, owner: Option<&KeyvalueOwner>) -> Result<Option<Arc<Namespace>>, LoadError> {
         let kept = owner.map(|owner| self.keyvalue().of(owner)).transpose();
         kept.map_err(LoadError::io("looking for the namespace's keyvalue store"))
     }
@@ -175,7 +174,7 @@ impl Container {
         self.shared.loaded.kind()
     }
 
-    /// The container's figures.
+    /// The container's statistics.
     #[must_use]
     pub fn stats(&self) -> Stats {
         let shared = &self.shared;
@@ -203,7 +202,7 @@ impl Container {
         }
     }
 
-    /// Why no instance can be made any more, where that is so: such a server is not Ready.
+    /// Error that prevents every instance, if any: such a server is not Ready.
     #[must_use]
     pub fn broken(&self) -> Option<String> {
         let broken = self.shared.broken.lock().unwrap_or_else(PoisonError::into_inner);
@@ -211,37 +210,37 @@ impl Container {
     }
 }
 
-impl Shared {
-    /// Whether its guests hold more than half of the memory that they may.
+impl ContainerState {
+    /// Whether its guests hold more than half of their memory limit.
     pub(crate) fn is_half_full(&self) -> bool {
         self.ledger.used(Resource::Memory) > self.ledger.limit(Resource::Memory) / 2
     }
 
-    pub(crate) fn instantiated(&self) {
+    pub(crate) fn record_instantiation(&self) {
         let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
         if broken.0 > 0 {
             *broken = (0, String::new());
         }
     }
 
-    /// No instance could be made; tells why.
-    pub(crate) fn not_instantiated(&self, error: &wasmtime::Error, limiter: &StoreLimiter) -> String {
-        let why = advised(format!("{error:#}"), self.advice(error, limiter));
+    /// Records a failed instantiation; returns the message.
+    pub(crate) fn record_instantiation_failure(&self, error: &wasmtime::Error, limiter: &StoreLimiter) -> String {
+        let why = with_advice(format!("{error:#}"), self.advice(error, limiter));
         let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
         *broken = (broken.0.saturating_add(1), why.clone());
         why
     }
 
-    /// Which bound a guest was at that failed, and what raises it; none where it was none that can be raised.
+    /// The bound with a flag that a failed guest hit, and how to raise it.
     fn advice(&self, error: &wasmtime::Error, limiter: &StoreLimiter) -> Option<String> {
         match limiter.exceeded() {
-            // Whatever the error says: a guest over its memory gets no further handle, too.
+            // Regardless of the error: a guest over its memory limit gets no further handle either.
             Some(_) => limiter.advice(),
             None => self.guest.bounds.advice(error),
         }
     }
 
-    /// Writes why a guest ended into the container's log; answers the bound that it was at, as [`advised`] takes it.
+    /// Logs a guest's end into the container's log; returns the bound that it hit, for [`with_advice`].
     pub(crate) fn log_end(&self, error: &wasmtime::Error, limiter: &StoreLimiter) -> Option<String> {
         self.log_error(error);
         let advice = self.advice(error, limiter);
@@ -251,8 +250,8 @@ impl Shared {
         advice
     }
 
-    /// Writes why a guest failed into the container's log: the error, its causes and the guest's own backtrace. The
-    /// host's backtrace, which the error has as well where `RUST_BACKTRACE` asks for it, is none of the guest's.
+    /// Logs a guest's error with its causes and the guest's own backtrace. The host's backtrace, which `RUST_BACKTRACE`
+    /// adds to the error, is left out.
     pub(crate) fn log_error(&self, error: &wasmtime::Error) {
         self.log_system(&error.to_string());
         for cause in error.chain().skip(1) {
@@ -268,32 +267,32 @@ impl Shared {
     }
 }
 
-/// Why a guest ended, with the bound that it was at.
-pub(crate) fn advised(why: String, advice: Option<String>) -> String {
+/// Appends the bound that a guest hit to the reason of its end.
+pub(crate) fn with_advice(why: String, advice: Option<String>) -> String {
     match advice {
         Some(advice) => format!("{why}: {advice}"),
         None => why,
     }
 }
 
-/// Counts a live instance from its making to its end, however that comes.
-pub(crate) struct Live(Arc<Shared>);
+/// Counts a live instance until its end.
+pub(crate) struct LiveInstance(Arc<ContainerState>);
 
-impl Live {
-    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
+impl LiveInstance {
+    pub(crate) fn new(shared: &Arc<ContainerState>) -> Self {
         shared.counters.instances_started.fetch_add(1, Ordering::Relaxed);
         shared.counters.instances_live.fetch_add(1, Ordering::Relaxed);
         Self(shared.clone())
     }
 }
 
-impl Drop for Live {
+impl Drop for LiveInstance {
     fn drop(&mut self) {
         self.0.counters.instances_live.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Variables, of which one that is given twice keeps its last value.
+/// Removes duplicate variables; the last value wins.
 fn last_values(given: Vec<(String, String)>) -> Vec<(String, String)> {
     let mut env: Vec<(String, String)> = Vec::with_capacity(given.len());
     for (name, value) in given {
@@ -305,8 +304,8 @@ fn last_values(given: Vec<(String, String)>) -> Vec<(String, String)> {
     env
 }
 
-/// The folder that a guest starts in, by the longest mount path that holds it; none where there is none, or a link within the
-/// volume leads out of it.
+/// The working folder of a guest: within the longest mount path that contains `cwd`; `None` if there is none, or if a link
+/// within the volume leads out of it.
 pub(super) fn working_folder(preopens: &[Preopen], cwd: &str) -> Option<Preopen> {
     let cwd = Path::new(cwd);
     let inside = |preopen: &&Preopen| cwd.starts_with(&preopen.guest);

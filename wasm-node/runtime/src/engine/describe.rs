@@ -1,4 +1,4 @@
-//! What a module says of itself, for a person: what it needs and what made it. Parsed, never compiled.
+//! Human-readable description of a module: its needs and its toolchain. Parses, never compiles.
 
 use std::collections::BTreeMap;
 
@@ -8,24 +8,24 @@ use super::inspect::inspect;
 use super::world::{World, declared, printable, world};
 use runtime_api::{Inspection, LoadError};
 
-/// Names in `producers` sections that are kept: honest ones have a handful.
+/// Maximum recorded names of `producers` sections: honest modules have a handful.
 const PRODUCERS_MAX: usize = 64;
 
-/// See the module.
+/// Description of a module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Description {
-    /// What it imports and exports.
+    /// Its imports and exports.
     pub inspection: Inspection,
-    /// Bytes of memory that its core modules have from the start, together.
+    /// Initial bytes of memory of its core modules together.
     pub memory_bytes: u64,
-    /// What made it, by the fields of `producers` sections (tool conventions): `language`, `processed-by`, `sdk`; names with their
+    /// Its toolchain, by the fields of `producers` sections (tool conventions): `language`, `processed-by`, `sdk`; names with
     /// versions.
     pub producers: BTreeMap<String, Vec<String>>,
-    /// Which world it fits.
+    /// The world that it fits.
     pub world: World,
 }
 
-/// Reads a module. Linear in its size.
+/// Describes a module. Linear in its size.
 ///
 /// # Errors
 /// Not a module, or not a valid one.
@@ -58,7 +58,7 @@ fn invalid(error: wasmparser::BinaryReaderError) -> LoadError {
     LoadError::Invalid(error.to_string())
 }
 
-/// What is kept of all `producers` sections: those of a component's modules count, each name once.
+/// All `producers` sections merged, those of a component's modules included; each name once.
 #[derive(Debug, Default)]
 struct Producers {
     by_field: BTreeMap<String, Vec<String>>,
@@ -66,7 +66,7 @@ struct Producers {
 }
 
 impl Producers {
-    /// What is broken in a section of notes breaks nothing else.
+    /// A malformed section of notes affects nothing else.
     fn add(&mut self, section: ProducersSectionReader<'_>) {
         for field in section.into_iter().map_while(Result::ok) {
             for value in field.values.into_iter().map_while(Result::ok) {
@@ -96,12 +96,12 @@ mod tests {
         assert!(hello.world.to_string().starts_with("wasi:http/proxy@0.2."), "{hello:?}");
     }
 
-    /// A string as a section has it.
+    /// An encoded string of a section.
     fn name(text: &str) -> Vec<u8> {
         [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat()
     }
 
-    /// A custom section of `producers`, its fields each with one value.
+    /// A custom section `producers` with one value per field.
     fn section(fields: &[(&str, &str, &str)]) -> Vec<u8> {
         let mut body = [name("producers"), vec![u8::try_from(fields.len()).unwrap()]].concat();
         for (field, value, version) in fields {
@@ -110,7 +110,7 @@ mod tests {
         [vec![0, u8::try_from(body.len()).unwrap()], body].concat()
     }
 
-    /// A core module within a component; what is behind it is the component's.
+    /// A core module within a component; `behind` belongs to the component.
     fn within(module: &[u8], behind: &[u8]) -> Vec<u8> {
         let length = u8::try_from(module.len()).unwrap();
         assert!(length < 0x80, "one byte of a number");
@@ -126,7 +126,7 @@ mod tests {
         let found = describe(&within(&module, &own)).unwrap().producers;
         assert_eq!(found["language"], ["Rust", "C11 11"]);
         assert_eq!(found["processed-by"], ["rustc 1.90.0", "wit-component 0.2"]);
-        // Values that say something a person may not be shown, and nothing.
+        // Values with control characters, and empty ones.
         let odd = section(&[("sdk", "a\nb", ""), ("language", "\r", "")]);
         let found = describe(&[b"\0asm\x01\0\0\0", &odd[..]].concat()).unwrap().producers;
         assert_eq!(found, BTreeMap::from([("sdk".to_owned(), vec!["ab".to_owned()])]));

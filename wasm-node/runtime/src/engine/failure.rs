@@ -1,4 +1,4 @@
-//! Why a request got no answer of the guest's own, and what its client gets instead (contract.md §4).
+//! Reasons of a request without a response of the guest's own, and the responses in their place (contract.md §4).
 
 use std::sync::atomic::Ordering;
 
@@ -8,9 +8,9 @@ use http_body_util::{BodyExt, Full};
 use machinery_api::names::REASON_HEADER;
 use machinery_serve::net::Body;
 
-use super::container::Shared;
+use super::container::ContainerState;
 
-/// Why the guest gave no response, or none to the end.
+/// Reason why the guest gave no response, or an incomplete one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Failure {
     Trap,
@@ -18,11 +18,11 @@ pub(crate) enum Failure {
     Fuel,
     Timeout,
     NoResponse,
-    /// A plugin's result is larger than what is taken.
+    /// A plugin's result is over the limit.
     ResultTooLarge,
-    /// As many sessions live as may, or as are this client's share.
+    /// All sessions, or this client's share of them, are in use.
     Sessions,
-    /// More requests wait than can be kept.
+    /// The queue of requests is full.
     Overload,
     /// The container is being stopped.
     Stopped,
@@ -43,7 +43,7 @@ impl Failure {
         }
     }
 
-    pub(crate) fn count(self, shared: &Shared) {
+    pub(crate) fn count(self, shared: &ContainerState) {
         let counters = &shared.counters;
         let counter = match self {
             Self::Trap => &counters.trap,
@@ -56,7 +56,7 @@ impl Failure {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn response(self, shared: &Shared) -> Response<Body> {
+    pub(crate) fn response(self, shared: &ContainerState) -> Response<Body> {
         self.count(shared);
         let (status, reason) = self.parts();
         let text = format!("{} ({reason})\n", status.canonical_reason().unwrap_or_default());
@@ -69,7 +69,7 @@ impl Failure {
     }
 }
 
-/// A body that is there.
+/// A complete body.
 pub(crate) fn full(bytes: Bytes) -> Body {
     Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }

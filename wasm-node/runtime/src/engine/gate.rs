@@ -1,5 +1,5 @@
-//! How requests come to a container that serves: so many at once, the rest queued to their deadline; and how they end, by
-//! themselves when it drains, or cut off when it is shut.
+//! Request gate of a serving container: a concurrency limit with a queue up to each request's deadline. Requests end on
+//! their own during a drain, and are cut off by a shutdown.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,11 +8,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
-use super::container::Shared;
+use super::container::ContainerState;
 use super::failure::Failure;
 use crate::bounds::limits::QUEUED_REQUESTS_MAX;
 
-/// Calls of the node's own at once: a probe of each kind, a hook, and a trial, which all wait for their answer.
+/// Maximum concurrent calls of the node: a probe of each kind, a hook, and a trial, which all wait for their result.
 const NODE_CALLS_MAX: usize = 8;
 
 /// One container's gate.
@@ -20,28 +20,28 @@ pub(crate) struct Gate {
     permits: Arc<Semaphore>,
     node_permits: Arc<Semaphore>,
     queued: AtomicUsize,
-    in_flight: Arc<InFlight>,
+    in_flight: Arc<InFlightRequests>,
     shut: CancellationToken,
 }
 
-/// Requests whose guest still runs, so that a drain can wait for them.
+/// Requests whose guest still runs, for a drain to wait for.
 #[derive(Default)]
-struct InFlight {
+struct InFlightRequests {
     count: AtomicUsize,
     changed: tokio::sync::Notify,
 }
 
-/// One request that is there, waiting or running.
-struct Flight(Arc<InFlight>);
+/// One request, queued or running.
+struct InFlightRequest(Arc<InFlightRequests>);
 
-impl Flight {
-    fn new(all: &Arc<InFlight>) -> Self {
+impl InFlightRequest {
+    fn new(all: &Arc<InFlightRequests>) -> Self {
         all.count.fetch_add(1, Ordering::AcqRel);
         Self(all.clone())
     }
 }
 
-impl Drop for Flight {
+impl Drop for InFlightRequest {
     fn drop(&mut self) {
         if self.0.count.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.0.changed.notify_waiters();
@@ -49,16 +49,16 @@ impl Drop for Flight {
     }
 }
 
-/// A request's place, until its guest ends.
-pub(crate) struct Place {
+/// A request's permit, held until its guest ends.
+pub(crate) struct GatePermit {
     _permit: OwnedSemaphorePermit,
-    _flight: Flight,
+    _flight: InFlightRequest,
 }
 
 impl Gate {
-    pub(crate) fn new(shared: &Shared) -> Self {
+    pub(crate) fn new(shared: &ContainerState) -> Self {
         // More than there are slots would only wait for one.
-        let most = shared.door.share.slots().capacity().instances as usize;
+        let most = shared.admission.share.slots().capacity().instances as usize;
         Self {
             permits: Arc::new(Semaphore::new(shared.limits.concurrency.clamp(1, most))),
             node_permits: Arc::new(Semaphore::new(NODE_CALLS_MAX)),
@@ -68,19 +68,19 @@ impl Gate {
         }
     }
 
-    /// A place for a request, or for a call of the node's own, as soon as there is one.
-    pub(crate) async fn place(&self, node_call: bool, deadline: Instant) -> Result<Place, Failure> {
-        let flight = Flight::new(&self.in_flight);
+    /// Waits for a permit of a request, or of a call of the node.
+    pub(crate) async fn acquire(&self, node_call: bool, deadline: Instant) -> Result<GatePermit, Failure> {
+        let flight = InFlightRequest::new(&self.in_flight);
         let permits = if node_call { &self.node_permits } else { &self.permits };
-        Ok(Place { _permit: self.permit(permits, deadline).await?, _flight: flight })
+        Ok(GatePermit { _permit: self.permit(permits, deadline).await?, _flight: flight })
     }
 
-    /// Requests whose guest runs or that wait for one.
+    /// Number of running and queued requests.
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.count.load(Ordering::Acquire)
     }
 
-    /// Waits until no request is left, also none whose guest goes on after its response.
+    /// Waits until no request is left, including those whose guest continues after its response.
     pub(crate) async fn drained(&self) {
         loop {
             let changed = self.in_flight.changed.notified();
@@ -93,7 +93,7 @@ impl Gate {
         }
     }
 
-    /// Cuts off what still runs; later requests are not taken.
+    /// Cuts off running requests and rejects later ones.
     pub(crate) fn shut(&self) {
         self.shut.cancel();
     }

@@ -1,5 +1,5 @@
-//! What a module imports and exports, read from its binary: parsed and validated, never compiled, so that looking at an
-//! untrusted file costs no more than reading it.
+//! Reads a module's imports and exports from its binary. Parses and validates, never compiles: inspecting an untrusted
+//! file costs no more than reading it.
 
 use wasmparser::{Encoding, Parser, Payload, Validator, WasmFeatures};
 
@@ -12,21 +12,21 @@ use runtime_api::{Inspection, Kind, LoadError};
 /// Not a module, or not a valid one.
 pub fn inspect(bytes: &[u8]) -> Result<Inspection, LoadError> {
     CodeKind::of(bytes)?;
-    // Every feature: whether a node offers one is for the node to say.
+    // All features: each node decides which of them it supports.
     Validator::new_with_features(WasmFeatures::all()).validate_all(bytes).map_err(invalid)?;
     inspect_valid(bytes)
 }
 
-/// A core module's import as policies name it: `wasi_snapshot_preview1/fd_write`.
+/// A core module's import in the notation of policies: `wasi_snapshot_preview1/fd_write`.
 pub(crate) fn of_module(module: &str, name: &str) -> String {
     format!("{module}/{name}")
 }
 
-/// What a module imports, by names that policies judge: those of a component, and of a core module each function. What is
-/// invalid is read as far as it goes, as it never runs: nothing is validated, so that looking costs little.
+/// A module's imports in the notation of policies: those of a component, and each function of a core module. Reads an
+/// invalid module as far as possible, as it never runs; validates nothing, so that the check costs little.
 ///
 /// # Errors
-/// Not a module, or one that can't be read.
+/// Not a module, or an unreadable one.
 pub fn imports(bytes: &[u8]) -> Result<Vec<String>, LoadError> {
     if CodeKind::of(bytes)? == CodeKind::Component {
         return Ok(inspect_valid(bytes)?.imports);
@@ -47,7 +47,7 @@ fn invalid(error: wasmparser::BinaryReaderError) -> LoadError {
     LoadError::Invalid(error.to_string())
 }
 
-/// The same of what is known to be valid: no function is looked into.
+/// The same for a valid module; skips function bodies.
 pub(super) fn inspect_valid(bytes: &[u8]) -> Result<Inspection, LoadError> {
     let component = CodeKind::of(bytes)? == CodeKind::Component;
     let mut found = Inspection { component, kind: None, imports: Vec::new(), exports: Vec::new() };
@@ -59,7 +59,7 @@ pub(super) fn inspect_valid(bytes: &[u8]) -> Result<Inspection, LoadError> {
                 depth += 1;
             }
             Payload::End(_) => depth = depth.saturating_sub(1),
-            // Of the outermost alone: what lies within is its own affair.
+            // Only the outermost component counts.
             _ if depth != 1 => {}
             Payload::ImportSection(section) => {
                 for import in section.into_imports() {
@@ -74,7 +74,7 @@ pub(super) fn inspect_valid(bytes: &[u8]) -> Result<Inspection, LoadError> {
             Payload::ComponentImportSection(section) => {
                 for import in section {
                     let import = import.map_err(invalid)?;
-                    // Types are satisfied by the instances that bring them.
+                    // Types come with the instances that export them.
                     if !matches!(import.ty, wasmparser::ComponentTypeRef::Type(_)) {
                         found.imports.push(import.name.name.to_owned());
                     }
@@ -159,7 +159,7 @@ mod tests {
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200), at in 0usize..60_000) {
             let _ = inspect(&[b"\0asm\x0d\0\x01\0", &bytes[..]].concat());
             let _ = inspect(&[b"\0asm\x01\0\0\0", &bytes[..]].concat());
-            // A real one with bytes changed in its middle.
+            // A real module with bytes changed in its middle.
             let mut changed = sample("hello");
             let at = at.min(changed.len());
             let end = (at + bytes.len()).min(changed.len());

@@ -1,4 +1,4 @@
-//! A module in memory: what it is, what it wants, and its pre-instantiated form, shared by all pods of a digest.
+//! A loaded module: its kind, its requirements, and its pre-instantiated form, shared by all pods of a digest.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,29 +11,29 @@ use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
 use super::inspect::of_module;
 use super::plugin::Plugin;
-use super::{Engine, Linked, Metered, compile};
+use super::{Engine, LinkedEngine, MeteredEngines, compile};
 use crate::bounds::limits::{MEMORIES_MAX, TABLES_MAX};
 use crate::bounds::slots::Weight;
-use crate::host::Granted;
+use crate::host::GrantCondition;
 use crate::host::state::{ComponentState, CoreState};
 use machinery_api::imports::ImportRules;
 use runtime_api::{Grants, Kind, LoadError, Metering};
 
-/// What is wanted of a module that may be several things.
+/// Requested use of a module that may have several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Wanted {
-    /// What a container of it is.
+pub(crate) enum ModuleUse {
+    /// The kind that a container of it has.
     Any,
     /// A command.
     Command,
 }
 
-/// What a module is known by: its digest, its engine, and what it was wanted for.
-pub(crate) type Key = (String, Metering, Wanted);
+/// Identity of a loaded module: digest, engine, and requested use.
+pub(crate) type ModuleKey = (String, Metering, ModuleUse);
 
-/// What a command exports.
+/// A command's export.
 const RUN: &str = "wasi:cli/run@0.2.";
-/// A page of linear memory.
+/// Bytes of a page of linear memory.
 const WASM_PAGE_BYTES: u64 = 64 << 10;
 
 /// A component or a core module.
@@ -44,7 +44,7 @@ pub(crate) enum CodeKind {
 }
 
 impl CodeKind {
-    /// By the preamble: magic, version, layer.
+    /// Detects the kind by the preamble: magic, version, layer.
     pub(crate) fn of(bytes: &[u8]) -> Result<Self, LoadError> {
         match bytes {
             [0, b'a', b's', b'm', 1, 0, 0, 0, ..] => Ok(Self::Module),
@@ -75,15 +75,15 @@ pub struct Loaded {
     digest: String,
     kind: Kind,
     pub(crate) metering: Metering,
-    pub(crate) engine: Arc<Metered>,
+    pub(crate) engine: Arc<MeteredEngines>,
     code: Code,
-    /// What it offers, where it is a plugin.
+    /// Its functions, if it is a plugin.
     pub(crate) plugin: Option<Arc<Plugin>>,
     /// By grants: few ever differ.
     prepared: Mutex<Vec<(Grants, Arc<Pre>)>>,
-    /// What an instance takes of the pool.
+    /// Pool usage of an instance.
     pub(crate) weight: Weight,
-    /// Bytes that an instance begins with, at least.
+    /// Minimum initial bytes of an instance.
     pub(crate) start_bytes: u64,
 }
 
@@ -100,8 +100,8 @@ impl Loaded {
         self.kind
     }
 
-    /// The engine that instances are made in.
-    pub(crate) fn linked(&self) -> &Arc<Linked> {
+    /// The engine of its instances.
+    pub(crate) fn linked(&self) -> &Arc<LinkedEngine> {
         match self.kind {
             Kind::HttpServer | Kind::Plugin => &self.engine.pooled,
             Kind::Command => &self.engine.on_demand,
@@ -123,11 +123,11 @@ impl Loaded {
         Ok(pre)
     }
 
-    /// Whether the module imports only what a container of it may.
+    /// Checks a module's imports against a container's rules.
     ///
     /// # Errors
-    /// The first import that it may not have.
-    pub(crate) fn confined(&self, container: &str, allowed: Option<&ImportRules>) -> Result<(), LoadError> {
+    /// The first import that is not permitted.
+    pub(crate) fn check_imports(&self, container: &str, allowed: Option<&ImportRules>) -> Result<(), LoadError> {
         let Some(allowed) = allowed else { return Ok(()) };
         let imports = match &self.code {
             Code::Component(component) => names(&self.linked().wasmtime, component).0,
@@ -147,11 +147,11 @@ impl Loaded {
 }
 
 impl Engine {
-    /// Loads a module: from memory when a container of it lives, else from the cache, else it is compiled first, for
-    /// `namespace` as [`Engine::compile`] says.
+    /// Loads a module: from memory while a container of it lives, else from the cache, else by compiling it for
+    /// `namespace` as in [`Engine::compile`].
     ///
     /// # Errors
-    /// The module doesn't compile, or is nothing that a container can be.
+    /// The module doesn't compile, or has no kind that a container can run.
     pub async fn load(
         &self,
         digest: &str,
@@ -159,11 +159,11 @@ impl Engine {
         metering: Metering,
         namespace: &str,
     ) -> Result<Arc<Loaded>, LoadError> {
-        self.load_as(digest, file, metering, namespace, Wanted::Any).await
+        self.load_as(digest, file, metering, namespace, ModuleUse::Any).await
     }
 
-    /// As [`Engine::load`], for [`Container::exec`](super::Container::exec): a server that exports `run`, too, is a command
-    /// there. None where it exports none.
+    /// As [`Engine::load`], for [`Container::exec`](super::Container::exec): a server that also exports `run` is loaded as a
+    /// command. `None` if it exports none.
     ///
     /// # Errors
     /// As above.
@@ -174,7 +174,7 @@ impl Engine {
         metering: Metering,
         namespace: &str,
     ) -> Result<Option<Arc<Loaded>>, LoadError> {
-        match self.load_as(digest, file, metering, namespace, Wanted::Command).await {
+        match self.load_as(digest, file, metering, namespace, ModuleUse::Command).await {
             Ok(loaded) => Ok((loaded.kind == Kind::Command).then_some(loaded)),
             Err(LoadError::Unsupported(_)) => Ok(None),
             Err(error) => Err(error),
@@ -187,19 +187,19 @@ impl Engine {
         file: &Path,
         metering: Metering,
         namespace: &str,
-        wanted: Wanted,
+        module_use: ModuleUse,
     ) -> Result<Arc<Loaded>, LoadError> {
-        let key = (digest.to_owned(), metering, wanted);
+        let key = (digest.to_owned(), metering, module_use);
         if let Some(loaded) = self.shared(&key) {
             return Ok(loaded);
         }
         let kind = compile::code_kind(file).await?;
         self.compile(digest, file, metering, namespace).await?;
         let engine = self.metered(metering)?.clone();
-        // The pool's engine takes only what fits its bounds, so it is asked about commands too.
+        // The pool's engine maps only what fits its bounds, so it is used for commands too.
         let code = match self.map_artifact(&engine, &engine.pooled, digest, kind).await {
             Ok(Some(code)) => code,
-            // A damaged artifact was set aside: once more from the module itself.
+            // A damaged artifact was removed: recompile the module.
             Ok(None) | Err(_) => {
                 self.compile(digest, file, metering, namespace).await?;
                 let gone = || "the compiled module is gone again".to_owned();
@@ -207,7 +207,7 @@ impl Engine {
                 mapped.and_then(|code| code.ok_or_else(gone)).map_err(LoadError::Unfit)?
             }
         };
-        let kind_of_container = examine(&engine.pooled, &code, wanted)?;
+        let kind_of_container = determine_kind(&engine.pooled, &code, module_use)?;
         let code = match kind_of_container {
             Kind::HttpServer | Kind::Plugin => code,
             Kind::Command => {
@@ -221,7 +221,7 @@ impl Engine {
             }
             _ => None,
         };
-        let (weight, start_bytes) = needs(&code);
+        let (weight, start_bytes) = resource_needs(&code);
         let loaded = Arc::new(Loaded {
             digest: digest.to_owned(),
             kind: kind_of_container,
@@ -237,11 +237,11 @@ impl Engine {
         Ok(loaded)
     }
 
-    /// What a plugin offers, as the compiler found it; where that is not there any more it is compiled once more.
+    /// The compiler's description of a plugin; recompiles if it is missing.
     async fn plugin(
         &self,
         (digest, file): (&str, &Path),
-        engine: &Metered,
+        engine: &MeteredEngines,
         namespace: &str,
         component: &Component,
     ) -> Result<Arc<Plugin>, LoadError> {
@@ -266,8 +266,8 @@ impl Engine {
 
     async fn map_artifact(
         &self,
-        engine: &Arc<Metered>,
-        linked: &Arc<Linked>,
+        engine: &Arc<MeteredEngines>,
+        linked: &Arc<LinkedEngine>,
         digest: &str,
         kind: CodeKind,
     ) -> Result<Option<Code>, String> {
@@ -277,12 +277,12 @@ impl Engine {
     }
 }
 
-/// What a container of this code is; an error where none can be, whatever it is granted.
-fn examine(linked: &Linked, code: &Code, wanted: Wanted) -> Result<Kind, LoadError> {
+/// The kind of a container of this code; an error if it has none under any grants.
+fn determine_kind(linked: &LinkedEngine, code: &Code, module_use: ModuleUse) -> Result<Kind, LoadError> {
     match code {
         Code::Component(component) => {
             let (imports, exports) = names(&linked.wasmtime, component);
-            let runs = wanted == Wanted::Command && exports.iter().any(|export| export.starts_with(RUN));
+            let runs = module_use == ModuleUse::Command && exports.iter().any(|export| export.starts_with(RUN));
             let kind = if runs { Kind::Command } else { component_kind(&exports)? };
             match imports.into_iter().find(|import| crate::host::offered(import).is_none()) {
                 Some(import) => Err(LoadError::MissingImport { import }),
@@ -303,8 +303,8 @@ fn examine(linked: &Linked, code: &Code, wanted: Wanted) -> Result<Kind, LoadErr
     }
 }
 
-/// What an instance takes of the pool, and the bytes that it begins with at least.
-fn needs(code: &Code) -> (Weight, u64) {
+/// Pool usage of an instance, and its minimum initial bytes.
+fn resource_needs(code: &Code) -> (Weight, u64) {
     let most = || wasmtime::ResourcesRequired {
         num_memories: MEMORIES_MAX as u32,
         max_initial_memory_size: None,
@@ -319,7 +319,7 @@ fn needs(code: &Code) -> (Weight, u64) {
     (weight, resources.max_initial_memory_size.unwrap_or(0).saturating_mul(WASM_PAGE_BYTES))
 }
 
-fn prepare_module(linked: &Linked, module: &Module) -> Result<wasmtime::InstancePre<CoreState>, LoadError> {
+fn prepare_module(linked: &LinkedEngine, module: &Module) -> Result<wasmtime::InstancePre<CoreState>, LoadError> {
     for import in module.imports() {
         if import.module() != crate::host::preview1::MODULE {
             return Err(LoadError::MissingImport { import: format!("{}::{}", import.module(), import.name()) });
@@ -334,7 +334,7 @@ fn prepare_module(linked: &Linked, module: &Module) -> Result<wasmtime::Instance
 }
 
 fn prepare_component(
-    linked: &Linked,
+    linked: &LinkedEngine,
     component: &Component,
     kind: Kind,
     container: &str,
@@ -344,8 +344,8 @@ fn prepare_component(
     for import in imports {
         match crate::host::offered(&import) {
             None => return Err(LoadError::MissingImport { import }),
-            // To others there is no such thing.
-            Some(row) if row.granted == Granted::ToToolbox && !grants.is_toolbox() => {
+            // Not visible to other guests.
+            Some(row) if row.granted == GrantCondition::ToToolbox && !grants.is_toolbox() => {
                 return Err(LoadError::MissingImport { import });
             }
             Some(row) if !crate::host::allows(grants, row) => {
@@ -370,7 +370,7 @@ fn prepare_component(
     })
 }
 
-/// Server before command, as the contract says where a component exports both; what is neither is a plugin.
+/// Server before command, as the contract says for a component with both exports; with neither it is a plugin.
 pub(crate) fn component_kind(exports: &[String]) -> Result<Kind, LoadError> {
     let has = |prefix: &str| exports.iter().any(|export| export.starts_with(prefix));
     if has("wasi:http/incoming-handler@0.2.") {
@@ -402,7 +402,7 @@ fn names(engine: &wasmtime::Engine, component: &Component) -> (Vec<String>, Vec<
     let ty = component.component_type();
     let imports = ty
         .imports(engine)
-        // Types are satisfied by the instances that bring them.
+        // Types come with the instances that export them.
         .filter(|(_, item)| !matches!(item.ty, ComponentItem::Type(_)))
         .map(|(name, _)| name.to_owned())
         .collect();

@@ -1,78 +1,86 @@
-//! A guest as its container's CPU account sees it: measured, charged and held back at each poll.
+//! CPU metering of a guest: measures, charges and throttles each poll.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::container::Shared;
-use super::runtime::TURNS_BETWEEN_EVENTS;
+use super::container::ContainerState;
+use super::runtime::EVENT_INTERVAL;
 use crate::bounds::epoch::take_interrupted;
 use crate::bounds::priority;
-use crate::bounds::shares::Turn;
+use crate::bounds::shares::CpuTicket;
 use crate::bounds::thread_clock::measured;
 
-/// A guest's future: each poll is measured and charged, held back while the bucket is empty, and waits for its turn while
-/// CPU is short.
-pub(crate) struct Metered<F> {
+/// A guest's future: each poll is measured and charged, delayed while the bucket is empty, and waits for its turn under
+/// CPU contention.
+pub(crate) struct MeteredFuture<F> {
     guest: Pin<Box<F>>,
-    container: Arc<Shared>,
+    container: Arc<ContainerState>,
     held: Option<Pin<Box<tokio::time::Sleep>>>,
-    turn: Option<Turn>,
-    /// It was interrupted, and others wait for it to come again.
-    comes_again: bool,
-    /// How often it steps aside before it asks for its next turn.
-    steps_aside: u32,
-    goes_first: bool,
+    ticket: Option<CpuTicket>,
+    /// Interrupted, with other guests waiting for its return.
+    expected_back: bool,
+    /// Yields left before its next CPU request.
+    yields_left: u32,
+    bypasses_queue: bool,
 }
 
-impl<F: Future> Metered<F> {
-    pub(crate) fn new(guest: F, container: Arc<Shared>) -> Self {
-        let (held, turn) = (None, None);
-        Self { guest: Box::pin(guest), container, held, turn, comes_again: false, steps_aside: 0, goes_first: false }
+impl<F: Future> MeteredFuture<F> {
+    pub(crate) fn new(guest: F, container: Arc<ContainerState>) -> Self {
+        let (held, ticket) = (None, None);
+        Self {
+            guest: Box::pin(guest),
+            container,
+            held,
+            ticket,
+            expected_back: false,
+            yields_left: 0,
+            bypasses_queue: false,
+        }
     }
 
-    /// It is a call of the node's own, and waits for no other guest.
-    pub(crate) fn going_first(mut self, goes_first: bool) -> Self {
-        self.goes_first = goes_first;
+    /// Lets a call of the node run without waiting for other guests.
+    pub(crate) fn bypassing_queue(mut self, bypasses_queue: bool) -> Self {
+        self.bypasses_queue = bypasses_queue;
         self
     }
 
-    /// Whether it has to wait for its turn.
-    fn waits(&mut self, cx: &Context<'_>) -> bool {
-        match &self.turn {
-            Some(turn) if !turn.has_come(cx.waker()) => return true,
-            Some(_) => self.turn = None,
-            None if self.comes_again || (self.container.engine.turns().crowded() && !self.goes_first) => {
-                let again = std::mem::take(&mut self.comes_again);
-                self.turn = self.container.engine.turns().ask(&self.container.cpu, again, cx.waker());
+    /// Whether it has to wait for CPU.
+    fn must_wait(&mut self, cx: &Context<'_>) -> bool {
+        match &self.ticket {
+            Some(ticket) if !ticket.is_granted(cx.waker()) => return true,
+            Some(_) => self.ticket = None,
+            None if self.expected_back || (self.container.engine.scheduler().contended() && !self.bypasses_queue) => {
+                let again = std::mem::take(&mut self.expected_back);
+                self.ticket = self.container.engine.scheduler().request(&self.container.cpu, again, cx.waker());
             }
             None => {}
         }
-        self.turn.is_some()
+        self.ticket.is_some()
     }
 }
 
-impl<F> Metered<F> {
-    fn leave(&mut self) {
-        if std::mem::take(&mut self.comes_again) {
-            self.container.engine.turns().leave(&self.container.cpu);
+impl<F> MeteredFuture<F> {
+    fn cancel_return(&mut self) {
+        if std::mem::take(&mut self.expected_back) {
+            self.container.engine.scheduler().cancel_return(&self.container.cpu);
         }
     }
 }
 
-impl<F> Drop for Metered<F> {
+impl<F> Drop for MeteredFuture<F> {
     fn drop(&mut self) {
-        self.leave();
+        self.cancel_return();
     }
 }
 
-impl<F: Future> Future for Metered<F> {
+impl<F: Future> Future for MeteredFuture<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = &mut *self;
-        if this.steps_aside > 0 {
-            this.steps_aside -= 1;
+        if this.yields_left > 0 {
+            this.yields_left -= 1;
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -81,23 +89,23 @@ impl<F: Future> Future for Metered<F> {
                 std::task::ready!(held.as_mut().poll(cx));
                 this.held = None;
             }
-            let Some(delay) = this.container.cpu.hold_back() else { break };
-            this.leave();
+            let Some(delay) = this.container.cpu.throttle_delay() else { break };
+            this.cancel_return();
             this.held = Some(Box::pin(tokio::time::sleep(delay)));
         }
-        if this.waits(cx) {
+        if this.must_wait(cx) {
             return Poll::Pending;
         }
         let running = this.container.engine.ticker().enter();
         let (polled, took) = measured(|| this.guest.as_mut().poll(cx));
         this.container.cpu.charge(took);
         drop(running);
-        priority::polled(took, this.container.engine.turns().crowded());
-        let interrupted = take_interrupted() && polled.is_pending() && !this.goes_first;
-        this.comes_again = this.container.engine.turns().ran(&this.container.cpu, interrupted);
-        if this.comes_again {
-            // Its thread has not looked at sockets for the length of a turn: each step counts as a turn, until it does.
-            this.steps_aside = TURNS_BETWEEN_EVENTS - 1;
+        priority::polled(took, this.container.engine.scheduler().contended());
+        let interrupted = take_interrupted() && polled.is_pending() && !this.bypasses_queue;
+        this.expected_back = this.container.engine.scheduler().charge_run(&this.container.cpu, interrupted);
+        if this.expected_back {
+            // The thread has polled no sockets for a whole slice: each yield counts as a scheduler tick, until it does.
+            this.yields_left = EVENT_INTERVAL - 1;
         }
         polled
     }

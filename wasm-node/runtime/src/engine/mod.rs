@@ -1,11 +1,10 @@
-//! Everything that names wasmtime: engines, compilation, pre-instantiation, limits, running.
+//! The wasmtime engine: engines, compilation, pre-instantiation, limits, running.
 //!
-//! [`Engine`] is one per process. It compiles modules at pull ([`Engine::compile`]), loads each once per digest and
-//! metering ([`Engine::load`]), and makes [`Container`]s of them, which share code and differ in limits and context, and
-//! in what they may import by the grants of their pods.
-//! A container either runs to its end ([`Container::run`]) or serves HTTP ([`Container::serve`], [`Container::serve_plugin`]);
-//! between requests a server has no instance. Guests run on threads of their own ([`Engine::guest_runtime`]); the data plane should run
-//! there too, as a request is then handed over without changing threads.
+//! [`Engine`] is one per process. It compiles modules at pull ([`Engine::compile`]) and loads each once per digest and metering
+//! ([`Engine::load`]). Its [`Container`]s share code; they differ in limits, context, and permitted imports (the grants of
+//! their pods). A container either runs to its end ([`Container::run`]) or serves HTTP ([`Container::serve`],
+//! [`Container::serve_plugin`]); between requests a server has no instance. Guests run on their own threads
+//! ([`Engine::guest_runtime`]). The data plane should run there too: a request is then handed over without changing threads.
 
 mod admission;
 mod aot;
@@ -53,7 +52,7 @@ pub use world::World;
 use crate::bounds::epoch::Ticker;
 use crate::bounds::growth::Growth;
 pub use crate::bounds::guest::{GuestBounds, HANDLES, STACK_BYTES};
-use crate::bounds::shares::Turns;
+use crate::bounds::shares::CpuScheduler;
 use crate::bounds::slots::Slots;
 use runtime_api::ledger::{Ledger, Resource};
 use runtime_api::{Grants, LoadError, Metering};
@@ -62,37 +61,37 @@ use crate::host::disk::NodeDisk;
 use crate::host::state::{ComponentState, CoreState};
 use crate::keyvalue::{self, Stores};
 
-/// The runtime that is built in (a test holds it against Cargo.lock).
+/// The linked wasmtime version (a test compares it with Cargo.lock).
 pub const WASMTIME_VERSION: &str = "48.0.8";
 
-/// What an [`Engine`] is made from.
+/// Configuration of an [`Engine`].
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
-    /// Where compiled modules are kept (made with mode 0700, trusted by later starts of this node).
+    /// Folder of compiled modules (created with mode 0700, trusted by later starts of this node).
     pub cache_dir: PathBuf,
-    /// All memory that guests of this process may hold together; over it the growing container is OOM-killed.
+    /// Maximum memory of all guests of this process together; beyond it the growing container is OOM-killed.
     pub memory_max_bytes: u64,
-    /// How to start the compiler process ([`compile_worker`]); none = compile on threads of this process, where a
-    /// module that compiles for minutes can be given up but not stopped.
+    /// Command of the compiler process ([`compile_worker`]); `None` compiles on threads of this process, where a
+    /// compilation of minutes can be abandoned but not stopped.
     pub compile_process: Option<CompileProcess>,
-    /// What each compilation may take.
+    /// Bounds of each compilation.
     pub compile_bounds: CompileBounds,
-    /// What each instance may take, whatever its container says.
+    /// Bounds of each instance, whatever its container's limits.
     pub guest_bounds: GuestBounds,
-    /// What guests keep by `wasi:keyvalue`; made with mode 0700 when the first one does.
+    /// Folder of `wasi:keyvalue` stores; created with mode 0700 at the first use.
     pub keyvalue_dir: PathBuf,
 }
 
-/// Why an engine could not be made.
+/// Error of creating an engine.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// wasmtime refused the settings.
+    /// wasmtime rejected the settings.
     #[error("wasmtime: {0}")]
     Wasmtime(String),
-    /// The cache folder could not be made.
+    /// The cache folder could not be created.
     #[error("{what}: {source}")]
     Io {
-        /// What was being made.
+        /// The object being created.
         what: &'static str,
         /// The system's error.
         source: std::io::Error,
@@ -102,43 +101,43 @@ pub enum EngineError {
 /// The engine of a process, cheap to clone.
 #[derive(Clone)]
 pub struct Engine {
-    inner: Arc<Inner>,
+    inner: Arc<EngineInner>,
 }
 
-/// A wasmtime engine with what its guests may import.
-pub(crate) struct Linked {
+/// A wasmtime engine with its linkers.
+pub(crate) struct LinkedEngine {
     pub(crate) wasmtime: wasmtime::Engine,
     pub(crate) core_linker: wasmtime::Linker<CoreState>,
-    /// By grants: a guest finds what its pod was granted, and nothing else. Few ever differ.
+    /// By grants: a guest finds its pod's granted interfaces only. Few ever differ.
     component_linkers: Mutex<Vec<(Grants, Arc<ComponentLinker>)>>,
 }
 
 type ComponentLinker = wasmtime::component::Linker<ComponentState>;
 
-/// The engines of one metering. Their compiled code is the same.
-pub(crate) struct Metered {
+/// The engines of one metering. They share compiled code.
+pub(crate) struct MeteredEngines {
     pub(crate) metering: Metering,
-    /// For servers: an instance for each request, from a pool.
-    pub(crate) pooled: Arc<Linked>,
-    /// For commands: each holds what it takes for as long as it runs, so none of it is the pool's.
-    pub(crate) on_demand: Arc<Linked>,
+    /// For servers: an instance per request, from a pool.
+    pub(crate) pooled: Arc<LinkedEngine>,
+    /// For commands: each holds its resources as long as it runs, so it takes none from the pool.
+    pub(crate) on_demand: Arc<LinkedEngine>,
     pub(crate) fingerprint: String,
-    /// What requests may take of the pool.
+    /// Slots of the pool for requests.
     pub(crate) requests: Arc<Slots>,
-    /// The rest of it: for the node's own calls.
+    /// Slots of the pool for the node's own calls.
     pub(crate) node_calls: Arc<Slots>,
 }
 
-struct Inner {
+struct EngineInner {
     env: Env,
-    epochs: Arc<Metered>,
-    fuel: OnceLock<Result<Arc<Metered>, String>>,
+    epochs: Arc<MeteredEngines>,
+    fuel: OnceLock<Result<Arc<MeteredEngines>, String>>,
     threads: GuestThreads,
-    /// Commands of all engines: what they take is the process's.
+    /// Slots for commands of all engines.
     commands: Arc<Slots>,
-    /// Sessions beside them, so that one can begin when commands have all of theirs.
+    /// Slots for sessions, so that one can start while commands hold all of theirs.
     sessions: Arc<Slots>,
-    /// The same for the node's own, of probes and hooks.
+    /// Slots for the node's own sessions, of probes and hooks.
     node_sessions: Arc<Slots>,
     ledger: Arc<Ledger>,
     growth: Arc<Growth>,
@@ -147,7 +146,7 @@ struct Inner {
     keyvalue: Arc<Stores>,
     compiler: compile::Compiler,
     cache: aot::Cache,
-    loaded: Mutex<HashMap<load::Key, Weak<Loaded>>>,
+    loaded: Mutex<HashMap<load::ModuleKey, Weak<Loaded>>>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -157,16 +156,17 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// Makes the engine and its cache folder. Guests run on `threads`; nothing is started here.
+    /// Creates the engine and its cache folder. Guests run on `threads`; starts nothing.
     pub fn new(config: EngineConfig, threads: GuestThreads, env: Env) -> Result<Self, EngineError> {
         let wrong = |error: wasmtime::Error| EngineError::Wasmtime(format!("{error:#}"));
-        let (epochs, live) = Metered::new(Metering::Epochs, config.guest_bounds, &threads.ticker).map_err(wrong)?;
+        let (epochs, live) =
+            MeteredEngines::new(Metering::Epochs, config.guest_bounds, &threads.ticker).map_err(wrong)?;
         let cache = aot::Cache::open(config.cache_dir)
             .map_err(|source| EngineError::Io { what: "making the folder of compiled modules", source })?;
         let ledger = Ledger::node();
         ledger.set_limit(Resource::Memory, config.memory_max_bytes);
         ledger.set_limit(Resource::Descriptors, Descriptors::process().max(Class::Guests) as u64);
-        let inner = Inner {
+        let inner = EngineInner {
             keyvalue: Stores::new(config.keyvalue_dir, keyvalue::QUOTA, &ledger),
             disk: NodeDisk::new(&env, &ledger, Some(threads.ticker.polled())),
             guest_bounds: config.guest_bounds,
@@ -186,19 +186,19 @@ impl Engine {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// The threads that guests run on. Run the data plane here too.
+    /// The runtime of guests' threads. Run the data plane here too.
     #[must_use]
     pub fn guest_runtime(&self) -> &Handle {
         self.inner.threads.runtime.handle()
     }
 
-    /// Bytes that all guests of this process hold now.
+    /// Bytes that all guests of this process hold.
     #[must_use]
     pub fn memory_used_bytes(&self) -> u64 {
         self.inner.ledger.used(Resource::Memory)
     }
 
-    /// What all guests of this process hold. Its limits may be changed while they run.
+    /// Ledger of all guests of this process. Its limits may be changed at run time.
     #[must_use]
     pub fn ledger(&self) -> &Arc<Ledger> {
         &self.inner.ledger
@@ -218,8 +218,8 @@ impl Engine {
         &self.inner.threads.ticker
     }
 
-    pub(crate) fn turns(&self) -> &Arc<Turns> {
-        &self.inner.threads.turns
+    pub(crate) fn scheduler(&self) -> &Arc<CpuScheduler> {
+        &self.inner.threads.scheduler
     }
 
     pub fn env(&self) -> &Env {
@@ -254,14 +254,14 @@ impl Engine {
         &self.inner.keyvalue
     }
 
-    pub(crate) fn metered(&self, metering: Metering) -> Result<&Arc<Metered>, LoadError> {
+    pub(crate) fn metered(&self, metering: Metering) -> Result<&Arc<MeteredEngines>, LoadError> {
         match metering {
             Metering::Epochs => Ok(&self.inner.epochs),
             Metering::Fuel => self
                 .inner
                 .fuel
                 .get_or_init(|| {
-                    let made = Metered::new(Metering::Fuel, self.guest_bounds(), &self.inner.threads.ticker);
+                    let made = MeteredEngines::new(Metering::Fuel, self.guest_bounds(), &self.inner.threads.ticker);
                     made.map(|(engine, _)| Arc::new(engine)).map_err(|error| format!("{error:#}"))
                 })
                 .as_ref()
@@ -270,25 +270,25 @@ impl Engine {
     }
 
     /// A loaded module that is still in use.
-    fn shared(&self, key: &load::Key) -> Option<Arc<Loaded>> {
+    fn shared(&self, key: &load::ModuleKey) -> Option<Arc<Loaded>> {
         self.inner.loaded.lock().unwrap_or_else(PoisonError::into_inner).get(key)?.upgrade()
     }
 
-    /// Whether some container lives of this module.
+    /// Whether a container of this module exists.
     fn has_loaded(&self, digest: &str) -> bool {
         let all = self.inner.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         all.iter().any(|((known, ..), loaded)| known == digest && loaded.strong_count() > 0)
     }
 
-    fn share(&self, key: load::Key, loaded: &Arc<Loaded>) {
+    fn share(&self, key: load::ModuleKey, loaded: &Arc<Loaded>) {
         let mut all = self.inner.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, loaded| loaded.strong_count() > 0);
         all.insert(key, Arc::downgrade(loaded));
     }
 }
 
-impl Metered {
-    /// The engines, and how many instances the pool has.
+impl MeteredEngines {
+    /// Creates the engines; also returns the number of instances of the pool.
     fn new(metering: Metering, bounds: GuestBounds, ticker: &Ticker) -> wasmtime::Result<(Self, u32)> {
         let (pooled, live) = settings::engine(metering, bounds)?;
         let on_demand = settings::on_demand(metering, bounds)?;
@@ -298,8 +298,8 @@ impl Metered {
         let metered = Self {
             metering,
             fingerprint: settings::fingerprint(&pooled),
-            pooled: Arc::new(Linked::new(pooled)?),
-            on_demand: Arc::new(Linked::new(on_demand)?),
+            pooled: Arc::new(LinkedEngine::new(pooled)?),
+            on_demand: Arc::new(LinkedEngine::new(on_demand)?),
             requests: Slots::new(requests),
             node_calls: Slots::new(node_calls),
         };
@@ -307,13 +307,13 @@ impl Metered {
     }
 }
 
-impl Linked {
+impl LinkedEngine {
     fn new(wasmtime: wasmtime::Engine) -> wasmtime::Result<Self> {
         let core_linker = crate::host::core_linker(&wasmtime)?;
         Ok(Self { wasmtime, core_linker, component_linkers: Mutex::default() })
     }
 
-    /// What a component with these grants may import.
+    /// The linker of components with these grants.
     pub(crate) fn component_linker(&self, grants: &Grants) -> wasmtime::Result<Arc<ComponentLinker>> {
         let mut known = self.component_linkers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, linker)) = known.iter().find(|(of, _)| of == grants) {

@@ -1,7 +1,6 @@
-//! A plugin's calls: the node is its HTTP handler. A call is a request, so all that holds for a server's requests holds for
-//! it: concurrency, time, memory, fuel, CPU, and the answers where the guest gives none (contract.md §4). Functions, types
-//! and texts are looked up and made when a module is loaded; a call reads its arguments, makes an instance, and writes the
-//! result.
+//! HTTP handler for calls of a plugin's functions. A call is a request: concurrency, time, memory, fuel, CPU and error
+//! responses are a server's (contract.md §4). Functions, types and documents are prepared when a module is loaded; a call
+//! parses its arguments, creates an instance, and writes the result.
 
 mod sessions;
 
@@ -15,18 +14,18 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use machinery_api::names::SESSION_HEADER;
-use machinery_serve::net::{Body, Origin, Peer, Refused, Serve};
+use machinery_serve::net::{Body, CallRejected, Origin, Peer, Serve};
 use percent_encoding::percent_decode_str;
 use tokio::time::Instant;
 use wasmtime::component::{Component, ComponentExportIndex, Instance, InstancePre, Val};
 
 use super::admission::fits_alone;
 use super::command::count_fuel;
-use super::container::{Container, Shared};
+use super::container::{Container, ContainerState};
 use super::failure::{Failure, full};
-use super::gate::{Gate, Place};
+use super::gate::{Gate, GatePermit};
 use super::load::Pre;
-use super::metered::Metered;
+use super::metered::MeteredFuture;
 use super::request::{self, instantiate, settle};
 use crate::bounds::limits::{
     CALL_BODY_BYTES_MAX, CALL_VALUES_BYTES_MAX, CALL_WAVE_BYTES_MAX, HOSTCALL_BYTES_MAX, RESULT_FLAGS_BYTES_MAX,
@@ -37,18 +36,18 @@ use crate::plugin::budget::Budget;
 use crate::plugin::names::Names;
 use crate::plugin::types::{Description, Function};
 use crate::plugin::{json, resources, schema, wave};
-use runtime_api::ledger::{Held, Ledger, Resource};
+use runtime_api::ledger::{Ledger, Resource, ResourceGuard};
 use runtime_api::{Kind, LoadError, NodeCall};
-use sessions::{Live, Resources, Session, Sessions, State, Visit, is_name};
+use sessions::{LiveSession, Resources, Session, SessionState, Sessions, Visit, is_name};
 
-/// Arguments of more bytes are read where other tasks of the thread need not wait.
+/// Larger arguments are parsed where other tasks of the thread need not wait.
 const LARGE_BODY_BYTES: usize = 64 << 10;
-/// What wasmtime says of a list that is copied out of a guest over the bound; it has no type for that.
+/// wasmtime's message for a list over the copy bound; it has no error type for that.
 const TOO_MUCH_COPIED: &str = "fuel allocated for hostcalls has been exhausted";
 const JSON: &str = "application/json";
 const WAVE: &str = "application/x-wave";
 
-/// What a plugin offers, made ready when it is loaded; shared by all its containers.
+/// A plugin's functions, prepared at load; shared by all its containers.
 pub(crate) struct Plugin {
     description: Description,
     names: Names,
@@ -86,49 +85,49 @@ impl Plugin {
     }
 }
 
-/// Answers calls for one container; cheap to clone.
+/// Serves calls of one container; cheap to clone.
 #[derive(Clone)]
 pub struct PluginServer {
-    inner: Arc<Inner>,
+    inner: Arc<PluginServerInner>,
 }
 
-struct Inner {
-    shared: Arc<Shared>,
+struct PluginServerInner {
+    shared: Arc<ContainerState>,
     plugin: Arc<Plugin>,
     gate: Gate,
     sessions: Sessions,
 }
 
 impl Container {
-    /// Makes a server of a plugin's container. Nothing runs until a call comes.
+    /// Creates a server of a plugin's container. Nothing runs before the first call.
     pub fn serve_plugin(&self) -> Result<PluginServer, LoadError> {
         let shared = self.shared.clone();
         let plugin = shared.loaded.plugin.clone().filter(|_| self.kind() == Kind::Plugin);
         let plugin = plugin.ok_or_else(|| LoadError::Unsupported("the module is not a plugin".into()))?;
-        let inner = Inner { gate: Gate::new(&shared), sessions: Sessions::default(), plugin, shared };
+        let inner = PluginServerInner { gate: Gate::new(&shared), sessions: Sessions::default(), plugin, shared };
         Ok(PluginServer { inner: Arc::new(inner) })
     }
 }
 
 impl PluginServer {
-    /// Calls that run or that wait for their turn.
+    /// Number of running and queued calls.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.inner.gate.in_flight()
     }
 
-    /// The container that answers.
+    /// The container that serves.
     #[must_use]
     pub fn container(&self) -> Container {
         Container { shared: self.inner.shared.clone() }
     }
 
-    /// Waits until no call is left. Sessions between calls are none.
+    /// Waits until no call is left. A session between calls doesn't count.
     pub async fn drained(&self) {
         self.inner.gate.drained().await;
     }
 
-    /// Cuts off what still runs, and ends all sessions; later calls are not taken.
+    /// Cuts off running calls, ends all sessions and rejects later calls.
     pub fn shut(&self) {
         self.inner.gate.shut();
         self.inner.sessions.clear();
@@ -137,18 +136,18 @@ impl PluginServer {
 
 #[async_trait::async_trait]
 impl Serve for PluginServer {
-    async fn http(&self, from: &Origin, request: Request<Body>) -> Result<Response<Body>, Refused<Request<Body>>> {
+    async fn http(&self, from: &Origin, request: Request<Body>) -> Result<Response<Body>, CallRejected<Request<Body>>> {
         let shared = &self.inner.shared;
         if self.inner.gate.is_shut() {
-            return Err(Refused::gone(request));
+            return Err(CallRejected::gone(request));
         }
         shared.counters.requests.fetch_add(1, Ordering::Relaxed);
         if matches!(from.peer, Peer::Node) {
             shared.counters.probes.fetch_add(1, Ordering::Relaxed);
         }
         let function = match self.inner.plugin.find(&request) {
-            Found::Function(function) => function,
-            Found::Answer(answer) => return Ok(*answer),
+            Route::Function(function) => function,
+            Route::Answer(answer) => return Ok(*answer),
         };
         let answer = self.inner.clone().answer(function, client(from), request);
         if shared.engine.on_guest_thread() {
@@ -164,7 +163,7 @@ impl Serve for PluginServer {
     }
 }
 
-/// Who shares sessions: a pod, or the processes of a host.
+/// The owner of sessions: a pod, or the processes of a host.
 fn client(from: &Origin) -> String {
     match &from.peer {
         Peer::Pod(caller) => format!("{}/{}", caller.namespace, caller.pod),
@@ -173,22 +172,22 @@ fn client(from: &Origin) -> String {
     }
 }
 
-/// What a request is for.
-enum Found {
+/// Route of a request.
+enum Route {
     Function(usize),
-    /// No call: what it gets instead.
+    /// No call: the response.
     Answer(Box<Response<Body>>),
 }
 
-impl From<Response<Body>> for Found {
+impl From<Response<Body>> for Route {
     fn from(answer: Response<Body>) -> Self {
         Self::Answer(Box::new(answer))
     }
 }
 
 impl Plugin {
-    /// What a request is for, by its path.
-    fn find(&self, request: &Request<Body>) -> Found {
+    /// Routes a request by its path.
+    fn find(&self, request: &Request<Body>) -> Route {
         let path = request.uri().path().trim_start_matches('/');
         let text = match path {
             "" => Some((&self.functions, JSON)),
@@ -202,15 +201,15 @@ impl Plugin {
         }
         let name = percent_decode_str(path).decode_utf8_lossy();
         match (self.names.find(&name), text) {
-            (Some(function), _) if request.method() == Method::POST => Found::Function(function),
+            (Some(function), _) if request.method() == Method::POST => Route::Function(function),
             (None, None) => {
                 let why =
-                    format!("no function {:?}; GET / lists what there is", crate::plugin::place::shortened(&name));
-                wrong(StatusCode::NOT_FOUND, &why).into()
+                    format!("no function {:?}; GET / lists what there is", crate::plugin::error_path::shortened(&name));
+                error_response(StatusCode::NOT_FOUND, &why).into()
             }
             (function, _) => {
                 let allowed = if function.is_some() { "POST" } else { "GET, HEAD" };
-                let mut refused = wrong(StatusCode::METHOD_NOT_ALLOWED, &format!("wanted {allowed}"));
+                let mut refused = error_response(StatusCode::METHOD_NOT_ALLOWED, &format!("wanted {allowed}"));
                 refused.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
                 refused.into()
             }
@@ -225,30 +224,30 @@ fn answer(status: StatusCode, kind: &'static str, text: Bytes) -> Response<Body>
     response
 }
 
-/// A call that was not made.
-fn wrong(status: StatusCode, why: &str) -> Response<Body> {
+/// The response to an invalid call.
+fn error_response(status: StatusCode, why: &str) -> Response<Body> {
     answer(status, JSON, serde_json::json!({"error": why}).to_string().into())
 }
 
-/// Why a call has no result: the guest's doing, or the client's.
-enum NoResult {
+/// Reason of a call without a result: the guest's failure, or the client's error.
+enum CallError {
     Failed(Failure),
     Wrong(StatusCode, String),
 }
 
-impl From<Failure> for NoResult {
+impl From<Failure> for CallError {
     fn from(failure: Failure) -> Self {
         Self::Failed(failure)
     }
 }
 
-impl NoResult {
+impl CallError {
     fn argument(why: String) -> Self {
         Self::Wrong(StatusCode::BAD_REQUEST, why)
     }
 }
 
-/// What bodies are written in.
+/// Body format.
 #[derive(Clone, Copy)]
 enum Format {
     Json,
@@ -256,7 +255,7 @@ enum Format {
 }
 
 impl Format {
-    /// WAVE where the client says so; whatever else it says, what comes is read as JSON.
+    /// WAVE where the client declares it; any other body is parsed as JSON.
     fn of(headers: &HeaderMap) -> Self {
         let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
         let kind = kind.split(';').next().unwrap_or_default().trim();
@@ -278,19 +277,19 @@ impl Format {
     }
 }
 
-/// One call: whom, by whom, and how it is answered.
+/// One call: function, caller, and response format.
 struct Call {
     function: usize,
     format: Format,
-    /// The session that its client named.
+    /// The session named by the client.
     session: Option<String>,
     client: String,
     node: Option<NodeCall>,
 }
 
-/// Memory that the node holds for a call, charged to its container.
+/// Host memory of a call, charged to its container.
 #[derive(Default)]
-struct Charge(Vec<Held>, u64);
+struct Charge(Vec<ResourceGuard>, u64);
 
 impl Charge {
     fn grow_to(&mut self, ledger: &Arc<Ledger>, bytes: usize) -> Result<(), Failure> {
@@ -303,38 +302,38 @@ impl Charge {
     }
 }
 
-impl Inner {
+impl PluginServerInner {
     async fn answer(
         self: Arc<Self>,
         function: usize,
         client: String,
         mut request: Request<Body>,
-    ) -> Result<Response<Body>, Refused<Request<Body>>> {
+    ) -> Result<Response<Body>, CallRejected<Request<Body>>> {
         let deadline = Instant::now() + self.shared.limits.timeout;
         let node = request.extensions_mut().remove::<NodeCall>();
-        let place = match self.gate.place(node.is_some(), deadline).await {
-            Ok(place) => place,
-            // Nothing of the request was seen: another pod can have it.
-            Err(Failure::Stopped) => return Err(Refused::gone(request)),
-            Err(Failure::Overload) => return Err(Refused::busy(request)),
+        let permit = match self.gate.acquire(node.is_some(), deadline).await {
+            Ok(permit) => permit,
+            // No byte of the request was read: another pod can take it.
+            Err(Failure::Stopped) => return Err(CallRejected::gone(request)),
+            Err(Failure::Overload) => return Err(CallRejected::busy(request)),
             Err(failure) => return Ok(failure.response(&self.shared)),
         };
         let session = match request.headers().get(SESSION_HEADER) {
             Some(name) if !is_name(name.as_bytes()) => {
                 let why = "coracle-session: wanted at most 128 visible characters of ASCII";
-                return Ok(wrong(StatusCode::BAD_REQUEST, why));
+                return Ok(error_response(StatusCode::BAD_REQUEST, why));
             }
             name => name.and_then(|name| name.to_str().ok()).map(str::to_owned),
         };
         let call = Call { function, format: Format::of(request.headers()), session, client, node };
-        Ok(self.taken(call, request.into_body(), deadline, place).await)
+        Ok(self.serve(call, request.into_body(), deadline, permit).await)
     }
 
-    /// Answers a call that has its place, by its deadline.
-    async fn taken(self: Arc<Self>, call: Call, body: Body, deadline: Instant, place: Place) -> Response<Body> {
-        let goes_first = call.node.is_some();
-        let guest = Metered::new(self.clone().call(call, body), self.shared.clone());
-        let mut guest = guest.going_first(goes_first);
+    /// Serves an admitted call until its deadline.
+    async fn serve(self: Arc<Self>, call: Call, body: Body, deadline: Instant, permit: GatePermit) -> Response<Body> {
+        let bypasses_queue = call.node.is_some();
+        let guest = MeteredFuture::new(self.clone().call(call, body), self.shared.clone());
+        let mut guest = guest.bypassing_queue(bypasses_queue);
         let mut sleep = None;
         let mut cut = std::pin::pin!(self.gate.cut());
         let end = poll_fn(|cx| {
@@ -344,16 +343,16 @@ impl Inner {
             if cut.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(Failure::Stopped.into()));
             }
-            // A timer is registered only for calls that do not end at once.
+            // A timer is registered only for calls that don't end at once.
             let sleep = sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
             sleep.as_mut().poll(cx).map(|()| Err(Failure::Timeout.into()))
         })
         .await;
-        drop((guest, place));
+        drop((guest, permit));
         match end {
             Ok(response) => response,
-            Err(NoResult::Wrong(status, why)) => wrong(status, &why),
-            Err(NoResult::Failed(failure)) => {
+            Err(CallError::Wrong(status, why)) => error_response(status, &why),
+            Err(CallError::Failed(failure)) => {
                 if failure == Failure::Timeout {
                     self.shared.log_system(&format!("no result within {:?}", self.shared.limits.timeout));
                 }
@@ -362,7 +361,7 @@ impl Inner {
         }
     }
 
-    async fn call(self: Arc<Self>, call: Call, body: Body) -> Result<Response<Body>, NoResult> {
+    async fn call(self: Arc<Self>, call: Call, body: Body) -> Result<Response<Body>, CallError> {
         let plugin = self.plugin.clone();
         let function = &plugin.description.functions[call.function];
         let mut charge = Charge::default();
@@ -382,15 +381,15 @@ impl Inner {
         self.respond(call.format, function, result, None, charge)
     }
 
-    /// Reads a call's body, charged as it comes.
-    async fn read(&self, mut body: Body, max: usize, charge: &mut Charge) -> Result<Vec<u8>, NoResult> {
+    /// Reads a call's body and charges it as it arrives.
+    async fn read(&self, mut body: Body, max: usize, charge: &mut Charge) -> Result<Vec<u8>, CallError> {
         let mut read = Vec::new();
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| NoResult::argument("the body broke off".into()))?;
+            let frame = frame.map_err(|_| CallError::argument("the body broke off".into()))?;
             let Ok(data) = frame.into_data() else { continue };
             if read.len() + data.len() > max {
                 let why = format!("the body has more than {max} bytes");
-                return Err(NoResult::Wrong(StatusCode::PAYLOAD_TOO_LARGE, why));
+                return Err(CallError::Wrong(StatusCode::PAYLOAD_TOO_LARGE, why));
             }
             charge.grow_to(&self.shared.ledger, read.len() + data.len())?;
             read.extend_from_slice(&data);
@@ -404,7 +403,7 @@ impl Inner {
         format: Format,
         body: &[u8],
         charge: &mut Charge,
-    ) -> Result<Vec<Val>, NoResult> {
+    ) -> Result<Vec<Val>, CallError> {
         let description = &self.plugin.description;
         let budget = Budget::new(CALL_VALUES_BYTES_MAX);
         let read = || match format {
@@ -412,7 +411,7 @@ impl Inner {
             Format::Wave => wave::arguments(description, function, body, &budget),
         };
         let read = if body.len() > LARGE_BODY_BYTES { tokio::task::block_in_place(read) } else { read() };
-        let arguments = read.map_err(NoResult::argument)?;
+        let arguments = read.map_err(CallError::argument)?;
         charge.grow_to(&self.shared.ledger, body.len() + budget.used())?;
         Ok(arguments)
     }
@@ -425,7 +424,7 @@ impl Inner {
         instantiate(&self.shared, pre, node).await.map_err(|error| error.failure)
     }
 
-    /// Calls the function of an instance.
+    /// Calls a function of an instance.
     async fn run(
         &self,
         instance: &mut request::Instance<Instance>,
@@ -448,7 +447,7 @@ impl Inner {
         let ran = called.call_async(&mut *store, arguments, &mut results).await;
         count_fuel(shared, store);
         let limiter = &store.data().limiter;
-        shared.door.ended(fits_alone(limiter, shared).unwrap_or_else(|| limiter.held_bytes()));
+        shared.admission.ended(fits_alone(limiter, shared).unwrap_or_else(|| limiter.held_bytes()));
         let too_large = ran.as_ref().is_err_and(|error| error.root_cause().to_string().ends_with(TOO_MUCH_COPIED));
         let exited = ran.as_ref().is_err_and(|error| error.is::<wasmtime_wasi::I32Exit>());
         match settle(shared, ran, limiter) {
@@ -466,7 +465,7 @@ impl Inner {
         result: Option<Val>,
         session: Option<&Session>,
         mut charge: Charge,
-    ) -> Result<Response<Body>, NoResult> {
+    ) -> Result<Response<Body>, CallError> {
         let max = RESULT_TEXT_BYTES_MAX;
         let text = match format {
             Format::Json => json::result(&self.plugin.description, function.result, result.as_ref(), max),
@@ -485,7 +484,7 @@ impl Inner {
         if let Some(name) = session.and_then(|session| HeaderValue::from_str(&session.name).ok()) {
             response.headers_mut().insert(HeaderName::from_static(SESSION_HEADER), name);
         }
-        // A large text is charged until its reader has it.
+        // A large text is charged until it has been sent.
         Ok(if large { response.map(|body| held(body, charge)) } else { response })
     }
 
@@ -505,48 +504,48 @@ fn held(body: Body, charge: Charge) -> Body {
 }
 
 /// Calls within a session.
-impl Inner {
+impl PluginServerInner {
     async fn in_session(
         self: &Arc<Self>,
         call: &Call,
         name: &str,
         arguments: Vec<Val>,
         charge: Charge,
-    ) -> Result<Response<Body>, NoResult> {
+    ) -> Result<Response<Body>, CallError> {
         loop {
             let of = (&*call.client, self.shared.is_half_full());
-            let find = if call.session.is_some() { Sessions::enter } else { Sessions::begin };
+            let find = if call.session.is_some() { Sessions::find_or_create } else { Sessions::create };
             let (session, unwatched) = find(&self.sessions, name, of, Instant::now()).map_err(|_| Failure::Sessions)?;
             if unwatched {
                 self.watch_sessions();
             }
-            // A call at a time; this one waits no longer than its deadline.
+            // One call at a time; this one waits at most until its deadline.
             let mut state = session.state.lock().await;
-            if !matches!(*state, State::Ended) {
-                return self.visit(call, &session, &mut state, arguments, charge).await;
+            if !matches!(*state, SessionState::Ended) {
+                return self.call_session(call, &session, &mut state, arguments, charge).await;
             }
             drop(state);
             self.sessions.end(&session);
         }
     }
 
-    async fn visit(
+    async fn call_session(
         &self,
         call: &Call,
         session: &Arc<Session>,
-        state: &mut State,
+        state: &mut SessionState,
         mut arguments: Vec<Val>,
         charge: Charge,
-    ) -> Result<Response<Body>, NoResult> {
+    ) -> Result<Response<Body>, CallError> {
         let (description, Pre::Plugin(pre)) = (&self.plugin.description, &*self.shared.pre) else {
             return Err(Failure::Trap.into());
         };
         let function = &description.functions[call.function];
         let mut visit = Visit::new(&self.sessions, session.clone());
-        // Whatever ends this call early leaves the session ended.
-        let (instance, mut known) = match std::mem::replace(state, State::Ended) {
-            State::Live(live) => (Some(live.instance), live.resources),
-            State::New | State::Ended => (None, Resources::default()),
+        // An early return leaves the session ended.
+        let (instance, mut known) = match std::mem::replace(state, SessionState::Ended) {
+            SessionState::Live(live) => (Some(live.instance), live.resources),
+            SessionState::New | SessionState::Ended => (None, Resources::default()),
         };
         let mut taken = Vec::new();
         let put = resources::in_arguments(description, function, &mut arguments, &mut |shape, value| {
@@ -555,10 +554,10 @@ impl Inner {
         if let Err(why) = put {
             if let Some(instance) = instance {
                 known.put_back(taken);
-                *state = State::Live(Box::new(Live { instance, resources: known }));
-                visit.stays();
+                *state = SessionState::Live(Box::new(LiveSession { instance, resources: known }));
+                visit.keep_session();
             }
-            return Err(NoResult::argument(why));
+            return Err(CallError::argument(why));
         }
         let mut instance = match instance {
             Some(mut instance) => {
@@ -578,16 +577,16 @@ impl Inner {
                 },
             )?;
         }
-        // A session that nobody asked for, and that holds nothing.
+        // A session that the client didn't name and that holds no resources.
         if call.session.is_none() && known.is_empty() {
             return self.respond(call.format, function, result, None, charge);
         }
-        *state = State::Live(Box::new(Live { instance, resources: known }));
-        visit.stays();
+        *state = SessionState::Live(Box::new(LiveSession { instance, resources: known }));
+        visit.keep_session();
         self.respond(call.format, function, result, Some(session), charge)
     }
 
-    /// Ends idle sessions for as long as there are any.
+    /// Ends idle sessions while there are any.
     fn watch_sessions(self: &Arc<Self>) {
         let this = Arc::downgrade(self);
         self.shared.engine.guest_runtime().spawn(async move {

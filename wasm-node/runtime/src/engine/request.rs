@@ -1,4 +1,4 @@
-//! One request's guest: its instance, its handler, and how that ended.
+//! One request's guest: creates its instance, calls its handler, maps its end.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -17,50 +17,50 @@ use wasmtime_wasi_http::p2::body::{HostOutgoingBody, HyperOutgoingBody};
 
 use super::admission::{Admission, fits_alone};
 use super::command::count_fuel;
-use super::container::{Live, Shared};
+use super::container::{ContainerState, LiveInstance};
 use super::failure::Failure;
 use super::load::Pre;
-use super::warm::{Used, Warm};
+use super::warm::{WarmInstance, WarmPool};
 use crate::bounds::growth::StoreLimiter;
 use crate::host::exchange::Exchange;
 use crate::host::http::incoming;
 use crate::host::state::ComponentState;
 use runtime_api::NodeCall;
 
-/// How a guest ended.
-pub(crate) type End = Result<(), Failure>;
-/// What it answers with.
-pub(crate) type Head = Result<Response<HyperOutgoingBody>, ErrorCode>;
+/// Result of a guest's run.
+pub(crate) type GuestResult = Result<(), Failure>;
+/// A guest's response head.
+pub(crate) type ResponseHead = Result<Response<HyperOutgoingBody>, ErrorCode>;
 
-/// One request's guest, from its instance to its end.
+/// Runs one request's guest, from its instance to its end.
 pub(crate) async fn guest(
-    shared: Arc<Shared>,
+    shared: Arc<ContainerState>,
     (request, call): (Request<Body>, Option<NodeCall>),
     exchange: Arc<Exchange>,
-    head: oneshot::Sender<Head>,
-    (warm, held): (Option<Arc<Warm>>, impl Send),
-) -> End {
+    head: oneshot::Sender<ResponseHead>,
+    (warm, held): (Option<Arc<WarmPool>>, impl Send),
+) -> GuestResult {
     let Pre::Server(pre) = &*shared.pre else { return Err(Failure::NoResponse) };
     let warm = warm.filter(|_| call.is_none());
     let used = match warm.as_ref().and_then(|warm| warm.take()) {
-        Some(used) => used.again(&shared),
+        Some(used) => used.reset_for_reuse(&shared),
         None => {
             let made = instantiate(&shared, pre, call.as_ref()).await;
-            made.map(|instance| Used { instance, requests: 0 })
+            made.map(|instance| WarmInstance { instance, requests: 0 })
         }
     };
     let end = match used {
-        Ok(Used { mut instance, requests }) => {
+        Ok(WarmInstance { mut instance, requests }) => {
             let result = handle(&mut instance.store, &instance.bound, request, head).await;
             count_fuel(&shared, &instance.store);
             let limiter = &instance.store.data().limiter;
-            shared.door.ended(fits_alone(limiter, &shared).unwrap_or_else(|| limiter.held_bytes()));
+            shared.admission.ended(fits_alone(limiter, &shared).unwrap_or_else(|| limiter.held_bytes()));
             let returned = result.is_ok();
             let end = settle(&shared, result, limiter);
-            // Before the store goes: see `Exchange::end`.
+            // Before the store is dropped: see `Exchange::end`.
             exchange.end(end.is_err());
             match warm.filter(|_| returned) {
-                Some(warm) => warm.park(Used { instance, requests: requests + 1 }, &shared),
+                Some(warm) => warm.park(WarmInstance { instance, requests: requests + 1 }, &shared),
                 None => drop(instance),
             }
             end
@@ -85,30 +85,30 @@ impl std::fmt::Display for InstantiateError {
     }
 }
 
-/// A live instance. What it takes is given back after it is gone: fields are dropped in their order.
+/// A live instance. Resources are released after it: fields drop in their order.
 pub(crate) struct Instance<B> {
     pub(crate) store: Store<ComponentState>,
     pub(crate) bound: B,
-    _live: Live,
+    _live: LiveInstance,
     _admission: Admission,
 }
 
 impl Instance<Proxy> {
-    /// Whether it can wait for another request: it has no body under way, at most so many handles, and was refused nothing.
-    pub(crate) fn rests(&mut self, handles_max: usize) -> bool {
+    /// Whether it can be reused: no body in progress, at most this many handles, and no rejected growth.
+    pub(crate) fn is_reusable(&mut self, handles_max: usize) -> bool {
         let state = self.store.data_mut();
         state.account_now();
-        let refused = state.limiter.exceeded().is_some() || state.limiter.owes();
+        let refused = state.limiter.exceeded().is_some() || state.limiter.has_debt();
         let writes = |entry: &dyn Any| entry.is::<HostOutgoingBody>();
         let handles = state.table.iter_mut().map(|entry| !writes(&*entry));
-        let rest = handles.take(handles_max + 1).try_fold(0, |count, rests| rests.then_some(count + 1));
+        let rest = handles.take(handles_max + 1).try_fold(0, |count, reusable| reusable.then_some(count + 1));
         !refused && rest.is_some_and(|count| count <= handles_max)
     }
 }
 
-impl Used {
-    /// Gives it its next request's budget.
-    fn again(mut self, shared: &Shared) -> Result<Self, InstantiateError> {
+impl WarmInstance {
+    /// Resets the budgets for the next request.
+    fn reset_for_reuse(mut self, shared: &ContainerState) -> Result<Self, InstantiateError> {
         let store = &mut self.instance.store;
         store.set_epoch_deadline(1);
         if let Some(fuel) = shared.guest.fuel {
@@ -118,9 +118,9 @@ impl Used {
     }
 }
 
-/// What instances are made from.
+/// Pre-instantiated forms.
 pub(crate) trait Prepared: Send + Sync {
-    /// An instance with what is called of it.
+    /// An instance with its callable exports.
     type Bound: Send;
 
     fn instantiate(
@@ -145,8 +145,8 @@ impl Prepared for InstancePre<ComponentState> {
     }
 }
 
-/// Makes one instance, as soon as there is room: whether the module's start works under its container's limits.
-pub(crate) async fn attempt(shared: &Arc<Shared>, call: &NodeCall) -> Result<(), InstantiateError> {
+/// Creates one instance as a trial: whether the module's start works under its container's limits.
+pub(crate) async fn attempt(shared: &Arc<ContainerState>, call: &NodeCall) -> Result<(), InstantiateError> {
     match &*shared.pre {
         Pre::Server(pre) => instantiate(shared, pre, Some(call)).await.map(drop),
         Pre::Plugin(pre) => instantiate(shared, pre, Some(call)).await.map(drop),
@@ -157,7 +157,7 @@ pub(crate) async fn attempt(shared: &Arc<Shared>, call: &NodeCall) -> Result<(),
 }
 
 pub(crate) async fn instantiate<P: Prepared>(
-    shared: &Arc<Shared>,
+    shared: &Arc<ContainerState>,
     pre: &P,
     call: Option<&NodeCall>,
 ) -> Result<Instance<P::Bound>, InstantiateError> {
@@ -165,35 +165,35 @@ pub(crate) async fn instantiate<P: Prepared>(
     let mut need = 0;
     loop {
         let admission = shared.admit(call, need).await;
-        let live = Live::new(shared);
+        let live = LiveInstance::new(shared);
         let mut store = ComponentState::store(&shared.guest).map_err(trap)?;
         let error = match pre.instantiate(&mut store).await {
             Ok(bound) => {
-                shared.door.started(store.data().limiter.held_bytes());
-                shared.instantiated();
+                shared.admission.started(store.data().limiter.held_bytes());
+                shared.record_instantiation();
                 return Ok(Instance { store, bound, _live: live, _admission: admission });
             }
             Err(error) => error,
         };
-        // Slots are counted so that this doesn't happen; if it does, it is no failure of the guest.
+        // Slots are counted to prevent this; if it happens, it is no failure of the guest.
         if error.is::<PoolConcurrencyLimitError>() {
-            tracing::warn!(container = shared.name, "the pool of instances is full before its slots are: {error:#}");
-            let slots = shared.door.share.slots().clone();
+            tracing::warn!(container = shared.name, "instance pool exhausted before its slots: {error:#}");
+            let slots = shared.admission.share.slots().clone();
             drop(store);
             drop((live, admission));
             slots.released().await;
             continue;
         }
-        // The others that live took the memory meanwhile: that says nothing about the module. Once more, when there is
-        // as much as this start is known to take.
+        // Other live instances took the memory meanwhile, which doesn't depend on the module. Retry once this start's
+        // known need is free.
         if let Some(least) = fits_alone(&store.data().limiter, shared) {
             need = least;
-            shared.door.started(least);
+            shared.admission.started(least);
             drop(store);
             continue;
         }
         let limiter = &store.data().limiter;
-        let why = shared.not_instantiated(&error, limiter);
+        let why = shared.record_instantiation_failure(&error, limiter);
         let end = settle(shared, Err(error), limiter);
         let error = wasmtime::Error::msg(why);
         return Err(InstantiateError { failure: end.err().unwrap_or(Failure::Trap), error });
@@ -204,12 +204,12 @@ async fn handle(
     store: &mut Store<ComponentState>,
     proxy: &Proxy,
     request: Request<Body>,
-    head: oneshot::Sender<Head>,
+    head: oneshot::Sender<ResponseHead>,
 ) -> wasmtime::Result<()> {
     let (mut parts, body) = request.into_parts();
     strip_hop_by_hop(&mut parts.headers);
     let https = parts.uri.scheme() == Some(&http::uri::Scheme::HTTPS);
-    // A request without an authority, or with one that is no text, still is a request.
+    // A request without an authority, or with a non-text one, is still valid.
     let readable = parts.headers.get(header::HOST).is_some_and(|host| host.to_str().is_ok());
     if parts.uri.authority().is_none() && !readable {
         parts.headers.insert(header::HOST, HeaderValue::from_static("localhost"));
@@ -221,7 +221,7 @@ async fn handle(
     proxy.wasi_http_incoming_handler().call_handle(store, request, out).await
 }
 
-pub(crate) fn settle(shared: &Shared, result: wasmtime::Result<()>, limiter: &StoreLimiter) -> End {
+pub(crate) fn settle(shared: &ContainerState, result: wasmtime::Result<()>, limiter: &StoreLimiter) -> GuestResult {
     let Err(error) = result else { return Ok(()) };
     if matches!(error.downcast_ref::<I32Exit>(), Some(I32Exit(0))) {
         return Ok(());

@@ -1,4 +1,4 @@
-//! A guest's response as its client gets it: without what a guest must not say, with a length where that is known.
+//! A guest's response as sent to the client: without reserved headers, with a length where it is known.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,15 +13,15 @@ use machinery_serve::net::framing::strip_framing;
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
 use super::body::GuestBody;
-use super::container::Shared;
+use super::container::ContainerState;
 use super::failure::{Failure, full};
-use super::request::End;
+use super::request::GuestResult;
 use crate::host::exchange::Exchange;
 
-/// Body frames of a finished guest that are gathered before the head is sent: what its channel can hold, and trailers.
+/// Maximum body frames of a finished guest gathered before the head is sent: its channel's capacity, and trailers.
 const GATHERED_FRAMES_MAX: usize = 4;
 
-/// Removes what a guest must not say: the node's own headers, and those that frame a message.
+/// Removes headers that a guest must not set: the node's own, and those that frame a message.
 pub(crate) fn strip(headers: &mut HeaderMap) {
     strip_framing(headers);
     headers.remove(header::TE);
@@ -32,12 +32,12 @@ pub(crate) fn strip(headers: &mut HeaderMap) {
     }
 }
 
-/// Makes it of what the guest answered; `end`: the guest has ended so.
+/// Builds the response from the guest's head; `end`: the result of a guest that has ended.
 pub(crate) fn respond(
-    shared: &Shared,
+    shared: &ContainerState,
     response: Response<HyperOutgoingBody>,
     exchange: Arc<Exchange>,
-    end: Option<End>,
+    end: Option<GuestResult>,
     head_only: bool,
 ) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
@@ -49,7 +49,7 @@ pub(crate) fn respond(
     strip(&mut parts.headers);
     let length = parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
     if body.is_end_stream() || head_only {
-        // No body was made: only an answer to HEAD may speak of the length of another.
+        // No body: only a response to HEAD may have the length of another.
         if !head_only || length.is_none() {
             parts.headers.remove(header::CONTENT_LENGTH);
         }
@@ -59,7 +59,7 @@ pub(crate) fn respond(
         return Response::from_parts(parts, Empty::new().map_err(|never| match never {}).boxed_unsync());
     }
     if matches!(end, Some(Ok(()))) {
-        // The guest is done: what it wrote lies in the channel, and its length is known.
+        // The guest has ended: its output is in the channel, and its length is known.
         let mut first: Option<Bytes> = None;
         let mut more: Vec<u8> = Vec::new();
         let mut cx = Context::from_waker(Waker::noop());
@@ -83,7 +83,7 @@ pub(crate) fn respond(
                 Poll::Pending => break,
             }
         }
-        whole.only_looked_at();
+        whole.reset_warning();
         return Response::from_parts(parts, put_back(first, more, None, whole));
     }
     if length.is_none() {
@@ -100,7 +100,7 @@ fn join(first: Option<Bytes>, more: Vec<u8>) -> Bytes {
     }
 }
 
-/// A body of what was gathered, then `then`, then the rest.
+/// A body of the gathered bytes, then `then`, then the rest.
 fn put_back(
     first: Option<Bytes>,
     more: Vec<u8>,

@@ -1,5 +1,5 @@
-//! The threads that guests run on: a tokio runtime of their own, at lower priority while guests are busy, so that none starves
-//! the control plane of its process.
+//! The guests' threads: a tokio runtime of their own, at lower priority while guests are busy, so that none starves the control
+//! plane of its process.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -10,30 +10,30 @@ use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::bounds::epoch::Ticker;
 use crate::bounds::priority;
-use crate::bounds::shares::{self, Turns};
+use crate::bounds::shares::{self, CpuScheduler};
 use crate::host::disk_threads::THREADS_MAX;
 
-/// Threads beside those that guests' file work may hold up: for the guests that go on meanwhile, and for loading modules.
+/// Threads beside those that guests' file work may block: for other guests meanwhile, and for loading modules.
 const SPARE_THREADS: usize = 32;
-/// Turns between two looks at sockets and timers while there is always a guest to run. A turn may last a whole tick of
-/// [`epoch`](super::epoch): with tokio's 61, a request to a quiet pod lay unread for 60 ms and more beside busy neighbours. With 1, small
-/// requests take an eighth more of the CPU; who is interrupted after a whole tick steps aside for so many turns instead
-/// ([`Metered`](super::metered)).
-pub(crate) const TURNS_BETWEEN_EVENTS: u32 = 4;
+/// Scheduler ticks between two polls of sockets and timers under constant load. A tick may last a whole epoch of
+/// [`epoch`](super::epoch): with tokio's 61, a request to a quiet pod waited unread for 60 ms and more beside busy neighbours.
+/// With 1, small requests take an eighth more CPU; a guest interrupted after a whole epoch yields that many times instead
+/// ([`MeteredFuture`](super::metered)).
+pub(crate) const EVENT_INTERVAL: u32 = 4;
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 thread_local! {
-    /// Which guest runtime this thread belongs to; 0 = none.
+    /// Id of this thread's guest runtime; 0 = none.
     static GUEST_RUNTIME: Cell<u64> = const { Cell::new(0) };
 }
 
-/// The threads of all guests of a process: they run from [`GuestThreads::start`] until this is dropped.
+/// The threads of all guests of a process, from [`GuestThreads::start`] until this is dropped.
 pub struct GuestThreads {
     pub(crate) runtime: GuestRuntime,
     pub(crate) ticker: Ticker,
-    /// Whose turn it is where CPU is short.
-    pub(crate) turns: Arc<Turns>,
+    /// The CPU scheduler under contention.
+    pub(crate) scheduler: Arc<CpuScheduler>,
 }
 
 impl std::fmt::Debug for GuestThreads {
@@ -43,18 +43,18 @@ impl std::fmt::Debug for GuestThreads {
 }
 
 impl GuestThreads {
-    /// Starts as many as `count`, usually the number of cores, and at least two; and the one that interrupts guests.
+    /// Starts `count` threads (usually the number of cores, at least two), and the epoch ticker.
     ///
     /// # Errors
-    /// The system gives no threads.
+    /// The system can't create threads.
     pub fn start(count: usize, env: &Env) -> std::io::Result<Self> {
         let count = count.max(2);
-        let turns = Turns::new(count);
-        let ticker = Ticker::start(turns.clone())?;
+        let scheduler = CpuScheduler::new(count);
+        let ticker = Ticker::start(scheduler.clone())?;
         let runtime = GuestRuntime::start(count)?;
         let polled = ticker.polled();
-        runtime.handle().spawn(shares::dispatch(turns.clone(), env.clone(), move || polled.count()));
-        Ok(Self { runtime, ticker, turns })
+        runtime.handle().spawn(shares::dispatch(scheduler.clone(), env.clone(), move || polled.count()));
+        Ok(Self { runtime, ticker, scheduler })
     }
 }
 
@@ -69,7 +69,7 @@ impl GuestRuntime {
         let runtime = Builder::new_multi_thread()
             .worker_threads(threads)
             .max_blocking_threads(THREADS_MAX as usize + threads + SPARE_THREADS)
-            .event_interval(TURNS_BETWEEN_EVENTS)
+            .event_interval(EVENT_INTERVAL)
             .thread_name("guest")
             .enable_all()
             .on_thread_start(move || {
@@ -84,7 +84,7 @@ impl GuestRuntime {
         self.runtime.as_ref().expect("taken only by drop").handle()
     }
 
-    /// Whether the caller already runs on one of these threads.
+    /// Whether the caller runs on one of these threads.
     pub(crate) fn is_current(&self) -> bool {
         GUEST_RUNTIME.get() == self.id
     }
@@ -92,7 +92,7 @@ impl GuestRuntime {
 
 impl Drop for GuestRuntime {
     fn drop(&mut self) {
-        // The last engine may be dropped by a task of a runtime, where waiting for threads would panic.
+        // A task of a runtime may drop the last engine, where waiting for threads would panic.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }

@@ -1,5 +1,5 @@
-//! An HTTP server's requests: an instance for each, within the container's concurrency, time and memory, and exactly
-//! the answers of contract.md §4 where the guest gives none.
+//! HTTP server of a container: an instance per request, within the container's concurrency, time and memory. Without a
+//! guest's response it sends exactly those of contract.md §4.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -8,53 +8,53 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use http::{Method, Request, Response};
-use machinery_serve::net::{Body, Origin, Peer, Refused, Serve};
+use machinery_serve::net::{Body, CallRejected, Origin, Peer, Serve};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::container::{Container, Shared};
+use super::container::{Container, ContainerState};
 use super::failure::Failure;
-use super::gate::{Gate, Place};
-use super::metered::Metered;
-use super::request::{End, attempt, guest};
+use super::gate::{Gate, GatePermit};
+use super::metered::MeteredFuture;
+use super::request::{GuestResult, attempt, guest};
 use super::response::respond;
-use super::warm::Warm;
+use super::warm::WarmPool;
 use crate::host::exchange::Exchange;
 use runtime_api::{Kind, LoadError, NodeCall, Trial};
 
-/// Answers requests for one container; cheap to clone. [`HttpServer::shut`] ends its requests.
+/// Serves requests of one container; cheap to clone. [`HttpServer::shut`] ends its requests.
 #[derive(Clone)]
 pub struct HttpServer {
-    inner: Arc<Inner>,
+    inner: Arc<HttpServerInner>,
 }
 
-struct Inner {
-    shared: Arc<Shared>,
+struct HttpServerInner {
+    shared: Arc<ContainerState>,
     gate: Gate,
-    /// Where instances are used again.
-    warm: Option<Arc<Warm>>,
+    /// Idle instances, where they are reused.
+    warm: Option<Arc<WarmPool>>,
 }
 
 impl Container {
-    /// Makes a server of the container. Nothing runs until a request comes.
+    /// Creates a server of the container. Nothing runs before the first request.
     pub fn serve(&self) -> Result<HttpServer, LoadError> {
         if self.kind() != Kind::HttpServer {
             return Err(LoadError::Unsupported("the module is not an HTTP server".into()));
         }
         let shared = self.shared.clone();
-        let inner = Inner { gate: Gate::new(&shared), warm: Warm::new(&shared), shared };
+        let inner = HttpServerInner { gate: Gate::new(&shared), warm: WarmPool::new(&shared), shared };
         Ok(HttpServer { inner: Arc::new(inner) })
     }
 
-    /// Makes one instance and drops it: whether the module's start works under this container's limits.
+    /// Creates one instance and drops it: whether the module's start works under this container's limits.
     pub async fn try_instantiate(&self) -> Trial {
         let shared = self.shared.clone();
         let timeout = shared.limits.timeout;
         let call = NodeCall::default();
         let own = call.clone();
         let attempt = async move { attempt(&shared, &own).await.map_err(|error| format!("{error:#}")) };
-        let metered = Metered::new(attempt, self.shared.clone()).going_first(true);
+        let metered = MeteredFuture::new(attempt, self.shared.clone()).bypassing_queue(true);
         let bounded = async move { tokio::time::timeout(timeout, metered).await };
         match AbortOnDrop(self.shared.engine.guest_runtime().spawn(bounded)).await {
             Ok(Ok(Ok(()))) => Trial::Sound,
@@ -67,18 +67,18 @@ impl Container {
 }
 
 impl HttpServer {
-    /// Requests whose guest runs or that wait for one.
+    /// Number of running and queued requests.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.inner.gate.in_flight()
     }
 
-    /// Waits until no request is left, also none whose guest goes on after its response.
+    /// Waits until no request is left, including those whose guest continues after its response.
     pub async fn drained(&self) {
         self.inner.gate.drained().await;
     }
 
-    /// Cuts off what still runs; later requests get 503.
+    /// Cuts off running requests; later ones get 503.
     pub fn shut(&self) {
         self.inner.gate.shut();
         if let Some(warm) = &self.inner.warm {
@@ -86,7 +86,7 @@ impl HttpServer {
         }
     }
 
-    /// The container that answers.
+    /// The container that serves.
     #[must_use]
     pub fn container(&self) -> Container {
         Container { shared: self.inner.shared.clone() }
@@ -95,7 +95,7 @@ impl HttpServer {
 
 #[cfg(test)]
 impl HttpServer {
-    /// As the pod network asks, with what a client of HTTP would get where the request is not taken.
+    /// Serves like the pod network, with the HTTP response for a rejected request.
     pub(crate) async fn http(&self, request: Request<Body>) -> Response<Body> {
         let local = std::net::SocketAddr::from(([127, 66, 0, 2], 80));
         let origin = Origin { peer: machinery_serve::net::Peer::Node, local, via: None };
@@ -106,7 +106,7 @@ impl HttpServer {
 
 #[async_trait::async_trait]
 impl Serve for HttpServer {
-    async fn http(&self, from: &Origin, request: Request<Body>) -> Result<Response<Body>, Refused<Request<Body>>> {
+    async fn http(&self, from: &Origin, request: Request<Body>) -> Result<Response<Body>, CallRejected<Request<Body>>> {
         let shared = &self.inner.shared;
         shared.counters.requests.fetch_add(1, Ordering::Relaxed);
         if matches!(from.peer, Peer::Node) {
@@ -126,37 +126,40 @@ impl Serve for HttpServer {
     }
 }
 
-impl Inner {
-    async fn answer(self: Arc<Self>, mut request: Request<Body>) -> Result<Response<Body>, Refused<Request<Body>>> {
+impl HttpServerInner {
+    async fn answer(
+        self: Arc<Self>,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, CallRejected<Request<Body>>> {
         let began = Instant::now();
         let deadline = began + self.shared.limits.timeout;
         let call = request.extensions_mut().remove::<NodeCall>();
-        let place = match self.gate.place(call.is_some(), deadline).await {
-            Ok(place) => place,
-            // Nothing of the request was seen: another pod can have it.
-            Err(Failure::Stopped) => return Err(Refused::gone(request)),
-            Err(Failure::Overload) => return Err(Refused::busy(request)),
+        let permit = match self.gate.acquire(call.is_some(), deadline).await {
+            Ok(permit) => permit,
+            // No byte of the request was read: another pod can take it.
+            Err(Failure::Stopped) => return Err(CallRejected::gone(request)),
+            Err(Failure::Overload) => return Err(CallRejected::busy(request)),
             Err(failure) => return Ok(failure.response(&self.shared)),
         };
-        Ok(self.taken((request, call), (began, deadline), place).await)
+        Ok(self.serve_admitted((request, call), (began, deadline), permit).await)
     }
 
-    /// Answers a request that has its place.
-    async fn taken(
+    /// Serves an admitted request.
+    async fn serve_admitted(
         self: Arc<Self>,
         request: (Request<Body>, Option<NodeCall>),
         (began, deadline): (Instant, Instant),
-        place: Place,
+        permit: GatePermit,
     ) -> Response<Body> {
         let head_only = request.0.method() == Method::HEAD;
         let exchange = Arc::new(Exchange::new(began));
-        let goes_first = request.1.is_some();
+        let bypasses_queue = request.1.is_some();
         let (sender, mut receiver) = oneshot::channel();
-        let guest = guest(self.shared.clone(), request, exchange.clone(), sender, (self.warm.clone(), place));
-        let guest = Metered::new(guest, self.shared.clone());
-        let mut guest = guest.going_first(goes_first);
+        let guest = guest(self.shared.clone(), request, exchange.clone(), sender, (self.warm.clone(), permit));
+        let guest = MeteredFuture::new(guest, self.shared.clone());
+        let mut guest = guest.bypassing_queue(bypasses_queue);
 
-        let mut end: Option<End> = None;
+        let mut end: Option<GuestResult> = None;
         let mut sleep = None;
         let mut shut = std::pin::pin!(self.gate.cut());
         let head = poll_fn(|cx| {
@@ -165,7 +168,7 @@ impl Inner {
             {
                 end = Some(result);
             }
-            // A guest's own response comes before anything that happened in the same poll.
+            // A guest's own response precedes anything else of the same poll.
             match Pin::new(&mut receiver).poll(cx) {
                 Poll::Ready(Ok(head)) => return Poll::Ready(Ok(head)),
                 Poll::Ready(Err(_)) if end.is_some() => {}
@@ -174,7 +177,7 @@ impl Inner {
                     if shut.as_mut().poll(cx).is_ready() {
                         return Poll::Ready(Err(Failure::Stopped));
                     }
-                    // A timer is registered only for guests that do not answer at once.
+                    // A timer is registered only for guests that don't respond at once.
                     let sleep = sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
                     return sleep.as_mut().poll(cx).map(|()| Err(Failure::Timeout));
                 }
@@ -208,8 +211,12 @@ impl Inner {
     }
 }
 
-/// Lets a guest go on after its head: until it returns, its reader goes away, or nothing moves for the timeout.
-async fn drive_to_end<G: Future<Output = End>>(inner: Arc<Inner>, mut guest: Metered<G>, exchange: Arc<Exchange>) {
+/// Drives a guest after its head: until it returns, its reader disconnects, or it makes no progress for the timeout.
+async fn drive_to_end<G: Future<Output = GuestResult>>(
+    inner: Arc<HttpServerInner>,
+    mut guest: MeteredFuture<G>,
+    exchange: Arc<Exchange>,
+) {
     let timeout = inner.shared.limits.timeout;
     let mut shut = std::pin::pin!(inner.gate.cut());
     loop {
@@ -233,11 +240,11 @@ async fn drive_to_end<G: Future<Output = End>>(inner: Arc<Inner>, mut guest: Met
             }
         }
     }
-    // Before the guest is dropped below: its body's channel closes then, and must not look like an end.
+    // Before the guest is dropped below: that closes its body's channel, which must not look like a clean end.
     exchange.end(true);
 }
 
-/// A task that ends with whoever waits for it.
+/// A task that is aborted with its waiter.
 pub(crate) struct AbortOnDrop<T>(pub(crate) JoinHandle<T>);
 
 impl<T> Future for AbortOnDrop<T> {

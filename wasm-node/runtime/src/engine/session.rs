@@ -1,5 +1,5 @@
-//! Sessions: one more command in a container's sandbox. It shares the container's volumes, environment, network identity,
-//! grants, and its budgets of memory and CPU, and sees nothing of the memory of what runs there.
+//! Sessions: an additional command in a container's sandbox. It shares the container's volumes, environment, network
+//! identity, grants, and budgets of memory and CPU, and has no access to the memory of other instances.
 
 use std::sync::{Arc, Mutex};
 
@@ -8,33 +8,33 @@ use futures::future::BoxFuture;
 use runtime_api::{Admitted, ExecError, ExecSpec, Kind, NodeCall, Outcome, Session as ApiSession, StopSignal};
 
 use super::admission::AdmissionQueue;
-use super::container::{Container, Counters, Shared, working_folder};
+use super::container::{Container, ContainerState, Counters, working_folder};
 use super::load::Loaded;
 use crate::bounds::growth::COMMAND_GROWTH_WAIT_MAX;
 use crate::bounds::slots::Slot;
 use crate::host::guest::{Guest, Outputs};
 use runtime_api::{LoadError, Metering};
 
-/// One that was let in, or that waits to be as one of the node's own.
+/// A session that has its slot, or that waits for one of the node's.
 pub struct Session {
     container: Container,
-    place: Place,
+    slot_source: SessionSlot,
 }
 
-/// Where a session has its place from.
-enum Place {
-    /// It has it: whoever asks for it is waiting.
-    Taken(Slot),
-    /// It takes one of those of the node's own, when it is run, and memory beside what lives.
-    Waits(NodeCall),
+/// How a session gets its slot.
+enum SessionSlot {
+    /// Acquired at once: the caller is waiting.
+    Acquired(Slot),
+    /// Acquired when it runs, from the node's own slots, with memory beside the live instances.
+    Pending(NodeCall),
 }
 
 impl Container {
-    /// One more command in this container's sandbox. It has a place at once or is refused: whoever asks is waiting. One of
-    /// the node's own waits for one of other places.
+    /// An additional command in this container's sandbox. It gets a slot at once or fails: the caller is waiting. A node's
+    /// session waits for one of the node's slots.
     ///
     /// # Errors
-    /// As many sessions live as may, or `command` is none.
+    /// All session slots are in use, or `command` is no command.
     pub fn exec(&self, command: Arc<Loaded>, spec: ExecSpec) -> Result<Session, ExecError> {
         let of = &self.shared;
         if command.kind() != Kind::Command {
@@ -42,14 +42,14 @@ impl Container {
         }
         let name = of.name.rsplit('/').next().unwrap_or_default();
         let grants = of.grants.clone().toolbox(spec.is_toolbox);
-        command.confined(name, of.imports.as_deref())?;
+        command.check_imports(name, of.imports.as_deref())?;
         let pre = command.prepare(name, &grants)?;
-        let (share, place) = match spec.node_call {
-            Some(call) => (of.node_sessions.clone(), Place::Waits(call)),
+        let (share, slot_source) = match spec.node_call {
+            Some(call) => (of.node_sessions.clone(), SessionSlot::Pending(call)),
             None => {
                 let share = of.sessions.clone();
                 let slot = share.try_take(command.weight).ok_or(ExecError::Busy)?;
-                (share, Place::Taken(slot))
+                (share, SessionSlot::Acquired(slot))
             }
         };
         let mut env = of.guest.env.to_vec();
@@ -74,11 +74,11 @@ impl Container {
             engine: command.linked().wasmtime.clone(),
             ..Guest::clone(&of.guest)
         };
-        let shared = Shared {
+        let shared = ContainerState {
             engine: of.engine.clone(),
             pre,
-            // It makes no more instances.
-            door: AdmissionQueue::new(share.clone(), share, command.start_bytes),
+            // It creates no more instances.
+            admission: AdmissionQueue::new(share.clone(), share, command.start_bytes),
             sessions: of.sessions.clone(),
             node_sessions: of.node_sessions.clone(),
             loaded: command,
@@ -93,18 +93,18 @@ impl Container {
             counters: Counters::default(),
             broken: Mutex::default(),
         };
-        Ok(Session { container: Container { shared: Arc::new(shared) }, place })
+        Ok(Session { container: Container { shared: Arc::new(shared) }, slot_source })
     }
 }
 
 impl Session {
     /// Runs it to its end, or until `stop` resolves.
     pub async fn run(self, stop: impl Future<Output = StopSignal> + Send + 'static) -> Outcome {
-        let Self { container, place } = self;
+        let Self { container, slot_source } = self;
         let mut stop = Box::pin(stop);
-        let admitted = match place {
-            Place::Taken(slot) => Admitted::new(slot),
-            Place::Waits(call) => tokio::select! {
+        let admitted = match slot_source {
+            SessionSlot::Acquired(slot) => Admitted::new(slot),
+            SessionSlot::Pending(call) => tokio::select! {
                 admission = container.shared.admit(Some(&call), 0) => Admitted::new(admission),
                 signal = &mut stop => return Outcome::stopped(signal),
             },

@@ -1,6 +1,6 @@
-//! wasmtime's configuration: one set of settings, with and without fuel, with and without the pool, and what of a pool
-//! is for whom. What decides the
-//! compiled code is the same in all of them, so that an artifact made by the compiler process fits the node's engines.
+//! wasmtime's configuration: one set of settings, with and without fuel, with and without the pool, and the pool's
+//! partition. Settings that affect compiled code are the same in all of them, so that the compiler process' artifacts
+//! fit the node's engines.
 
 use std::hash::{Hash, Hasher};
 
@@ -13,30 +13,30 @@ use crate::bounds::guest::GuestBounds;
 use crate::bounds::limits::{CORE_INSTANCES_MAX, MEMORIES_MAX, TABLE_ELEMENTS_MAX, TABLES_MAX};
 use crate::bounds::slots::Weight;
 
-/// Instances that may be live at once in one engine; more requests queue. Each takes a stack and some mappings, and
-/// the kernel allows a process 65,530 mappings.
+/// Maximum live instances of one engine; more requests queue. Each takes a stack and some mappings, and the kernel
+/// allows a process 65,530 mappings.
 pub(crate) const LIVE_INSTANCES_MAX: u32 = 1000;
-/// The same where the address space or the kernel's limit of mappings is small.
+/// The same with a small address space or a low limit of mappings.
 const LIVE_INSTANCES_SMALL: u32 = 100;
-/// Mappings that one live instance may need: two for its stack, two for its memory, two for its table, and spare.
+/// Mappings of one live instance: two for its stack, two for its memory, two for its table, and spare.
 const MAPPINGS_PER_INSTANCE: u32 = 12;
-/// Linear memories and tables per live instance that the pool has on average; most components have one memory and two
-/// tables. They cost address space. Core instances cost the pool nothing, so there are as many as can be.
+/// Linear memories and tables per live instance of the pool, on average; most components have one memory and two
+/// tables. They cost address space. Core instances cost the pool nothing, so their number is the maximum.
 const MEMORIES_PER_LIVE: u32 = 2;
 const TABLES_PER_LIVE: u32 = 4;
-/// One part of so many of the pool is for the node's own calls: probes and hooks, which never wait for requests.
+/// One part in this many of the pool is for the node's own calls: probes and hooks, which never wait for requests.
 const NODE_CALLS_PART: u32 = 10;
-/// Commands that may be live at once for each [`LIVE_INSTANCES_MAX`]: they take no part of the pool, but each has some
-/// seven mappings of the process. As many as a node has pods.
+/// Maximum live commands per [`LIVE_INSTANCES_MAX`]: they take no part of the pool, but each has some seven mappings of
+/// the process. As many as a node has pods.
 const COMMANDS_PER_LIVE: u32 = 2;
-/// Sessions that may be live at once: one for each so many of [`LIVE_INSTANCES_MAX`]. They are for people and their scripts.
+/// Maximum live sessions: one per this many of [`LIVE_INSTANCES_MAX`]. They are for people and their scripts.
 const SESSIONS_PART: u32 = 8;
-/// What the host's calls have above a guest's stack, however large that is.
+/// Stack bytes of host calls above a guest's stack, whatever its size.
 const HOST_STACK_BYTES: usize = 512 << 10;
 /// Slots that stay bound to their module after use: their next instance is cheap, and they hold memory while idle.
 const WARM_SLOTS_MAX: u32 = 32;
-/// Bytes of a freed memory, table or stack that are cleared rather than given back: saves page faults per request,
-/// costs at most this much per warm slot while idle.
+/// Bytes of a freed memory, table or stack that are cleared instead of unmapped: saves page faults per request, costs
+/// at most this much per warm slot while idle.
 const MEMORY_KEEP_BYTES: usize = 64 << 10;
 const TABLE_KEEP_BYTES: usize = 8 << 10;
 const STACK_KEEP_BYTES: usize = 32 << 10;
@@ -48,14 +48,14 @@ fn base(metering: Metering, bounds: GuestBounds) -> Config {
         .consume_fuel(metering == Metering::Fuel)
         .max_wasm_stack(bounds.stack_bytes)
         .async_stack_size(bounds.stack_bytes + HOST_STACK_BYTES)
-        // Stacks pass between tenants.
+        // Tenants reuse stacks.
         .async_stack_zeroing(true)
-        // Names and offsets are enough for a log; parsing a hostile module's debug sections at each trap is not.
+        // Names and offsets suffice for a log; no trap parses a hostile module's debug sections.
         .wasm_backtrace_details(WasmBacktraceDetails::Disable)
-        // Nothing but wasmtime unwinds these frames.
+        // Only wasmtime unwinds these frames.
         .native_unwind_info(false)
         .memory_init_cow(true)
-        // A type of WIT as any other.
+        // WIT's `map` type.
         .wasm_component_model_map(true)
         .parallel_compilation(true);
     config
@@ -83,7 +83,7 @@ fn pooled(metering: Metering, bounds: GuestBounds, live: u32) -> Config {
     config
 }
 
-/// An engine that runs guests: pooled where the system allows it. Returns it with the instances it may hold at once.
+/// An engine that runs guests: pooled where the system allows it. Also returns its maximum of live instances.
 pub(crate) fn engine(metering: Metering, bounds: GuestBounds) -> wasmtime::Result<(Wasmtime, u32)> {
     let mappings = max_map_count();
     for live in [LIVE_INSTANCES_MAX, LIVE_INSTANCES_SMALL] {
@@ -92,13 +92,13 @@ pub(crate) fn engine(metering: Metering, bounds: GuestBounds) -> wasmtime::Resul
         }
         match Wasmtime::new(&pooled(metering, bounds, live)) {
             Ok(engine) => return Ok((engine, live)),
-            Err(error) => tracing::warn!(live, "no pool of instances: {error:#}"),
+            Err(error) => tracing::warn!(live, "cannot create an instance pool: {error:#}"),
         }
     }
     Ok((Wasmtime::new(&base(metering, bounds))?, LIVE_INSTANCES_SMALL))
 }
 
-/// What a pool of so many instances has for the node's own calls, and for requests.
+/// The pool's partition: for the node's own calls, and for requests.
 pub(crate) fn shares(live: u32) -> (Weight, Weight) {
     let all =
         |live: u32| Weight { instances: live, memories: live * MEMORIES_PER_LIVE, tables: live * TABLES_PER_LIVE };
@@ -106,26 +106,26 @@ pub(crate) fn shares(live: u32) -> (Weight, Weight) {
     (all(own), all(live - own))
 }
 
-/// What commands may take together.
+/// Capacity of commands.
 pub(crate) fn commands(live: u32) -> Weight {
     let commands = live * COMMANDS_PER_LIVE;
     let tables = commands * TABLES_MAX as u32;
     Weight { instances: commands, memories: commands * MEMORIES_PER_LIVE, tables }
 }
 
-/// What sessions (`kubectl exec`) may take together, beside commands.
+/// Capacity of sessions (`kubectl exec`), beside commands.
 pub(crate) fn sessions(live: u32) -> Weight {
     let sessions = (live / SESSIONS_PART).max(1);
     Weight { instances: sessions, memories: sessions * MEMORIES_PER_LIVE, tables: sessions * TABLES_MAX as u32 }
 }
 
-/// An engine without a pool: it compiles, and runs what lives long. Reserves nothing, and its artifacts fit [`engine`]'s.
+/// An engine without a pool, for compiling and for long-lived instances. Its artifacts fit [`engine`]'s.
 pub(crate) fn on_demand(metering: Metering, bounds: GuestBounds) -> wasmtime::Result<Wasmtime> {
     Wasmtime::new(&base(metering, bounds))
 }
 
-/// Names the settings that a compiled artifact depends on (wasmtime's version, features, tunables, target). How large stacks
-/// are is none of them: the compiler process need not know.
+/// Identifies the settings of a compiled artifact (wasmtime's version, features, tunables, target). The stack size is not
+/// included: the compiler process need not know it.
 pub(crate) fn fingerprint(engine: &Wasmtime) -> String {
     // Fixed keys: the same in every run of the same build.
     #[expect(deprecated, reason = "the one hasher of std whose keys are fixed")]
@@ -152,7 +152,7 @@ mod tests {
         let default = made(GuestBounds::default().stack_bytes);
         assert_eq!(made(*STACK_BYTES.start()), default);
         assert_eq!(made(*STACK_BYTES.end()), default);
-        // The fingerprint does tell what it shall.
+        // The fingerprint does depend on metering.
         assert_ne!(fingerprint(&on_demand(Metering::Fuel, GuestBounds::default()).unwrap()), default);
     }
 

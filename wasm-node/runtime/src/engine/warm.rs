@@ -1,8 +1,8 @@
-//! Warm reuse (`reuse.coracle.dev/<container>`, contract.md §4): an instance that has answered a request without fault is
-//! parked, and answers the next one. One request at a time has it; after so many, or when nobody wanted it for its idle
-//! time, it ends. What it holds stays charged to its container while it is parked, and goes the moment others lack it
-//! ([`crate::bounds::parked`]). Calls of the node's own always get an instance of their own, so that a probe says whether
-//! one can still be made.
+//! Warm reuse (`reuse.coracle.dev/<container>`, contract.md §4): an instance that has served a request without fault is
+//! parked for the next one. It serves one request at a time and ends after a number of requests or an idle time. A
+//! parked instance stays charged to its container and is evicted when others lack its resources
+//! ([`crate::bounds::parked`]). The node's own calls always get a new instance, so that a probe tests whether one can
+//! be created.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -11,54 +11,52 @@ use runtime_api::ledger::{Ledger, Level, Resource};
 use tokio::time::Instant;
 use wasmtime_wasi_http::p2::bindings::Proxy;
 
-use super::container::Shared;
+use super::container::ContainerState;
 use super::request::Instance;
 use crate::bounds::growth::Growth;
-use crate::bounds::parked::Park;
+use crate::bounds::parked::IdleInstances;
 use crate::bounds::slots::Share;
 
-/// Handles that an instance may keep between requests: its standard streams, its folders, a few of its own. One that
-/// leaves more behind has leaked them.
+/// Maximum handles of a parked instance: standard streams, folders, a few of its own. More indicates a leak.
 const HANDLES_MAX: usize = 64;
 
-/// An instance, and how many requests it has answered.
-pub(crate) struct Used {
+/// An instance with its number of served requests.
+pub(crate) struct WarmInstance {
     pub(crate) instance: Instance<Proxy>,
     pub(crate) requests: u32,
 }
 
-struct Resting {
-    used: Used,
+struct ParkedInstance {
+    used: WarmInstance,
     since: Instant,
 }
 
 #[derive(Default)]
-struct State {
-    /// The one that was parked last is taken first: what it touches is in the caches, and the others come to their idle
-    /// time.
-    resting: Vec<Resting>,
-    /// Somebody looks for idle ones.
+struct WarmState {
+    /// The last parked instance is taken first: its memory is in the caches, and the others reach their idle time.
+    parked: Vec<ParkedInstance>,
+    /// Whether a task expires idle instances.
     watched: bool,
     closed: bool,
 }
 
 /// One server's parked instances.
-pub(crate) struct Warm {
+pub(crate) struct WarmPool {
     reuse: Reuse,
     ledger: Arc<Ledger>,
     share: Arc<Share>,
     growth: Arc<Growth>,
-    state: Mutex<State>,
+    state: Mutex<WarmState>,
 }
 
-impl Warm {
-    /// None where the container's instances answer one request each.
-    pub(crate) fn new(shared: &Shared) -> Option<Arc<Self>> {
+impl WarmPool {
+    /// `None` if the container's instances serve one request each.
+    pub(crate) fn new(shared: &ContainerState) -> Option<Arc<Self>> {
         let reuse = shared.limits.reuse.filter(|reuse| reuse.count > 1)?;
         let warm = Arc::new(Self {
             reuse,
             ledger: shared.ledger.clone(),
-            share: shared.door.share.clone(),
+            share: shared.admission.share.clone(),
             growth: shared.engine.growth().clone(),
             state: Mutex::default(),
         });
@@ -67,18 +65,18 @@ impl Warm {
         Some(warm)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, WarmState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One that rests, if there is one.
-    pub(crate) fn take(&self) -> Option<Used> {
-        Some(self.state().resting.pop()?.used)
+    /// Takes a parked instance, if any.
+    pub(crate) fn take(&self) -> Option<WarmInstance> {
+        Some(self.state().parked.pop()?.used)
     }
 
-    /// Parks an instance that has answered a request without fault, or drops it.
-    pub(crate) fn park(self: &Arc<Self>, mut used: Used, shared: &Shared) {
-        if used.requests >= self.reuse.count || !used.instance.rests(HANDLES_MAX) || self.is_short() {
+    /// Parks an instance that has served a request without fault, or drops it.
+    pub(crate) fn park(self: &Arc<Self>, mut used: WarmInstance, shared: &ContainerState) {
+        if used.requests >= self.reuse.count || !used.instance.is_reusable(HANDLES_MAX) || self.is_short() {
             return;
         }
         let now = Instant::now();
@@ -87,32 +85,32 @@ impl Warm {
             if state.closed {
                 return;
             }
-            state.resting.push(Resting { used, since: now });
+            state.parked.push(ParkedInstance { used, since: now });
             !std::mem::replace(&mut state.watched, true)
         };
-        // Who began to wait before it was parked has not seen it.
+        // A waiter that came before the parking has not evicted it.
         if self.is_short() {
-            self.give_up();
+            self.evict();
         }
         if watch {
             shared.engine.guest_runtime().spawn(watch_idle(Arc::downgrade(self), now + self.reuse.idle));
         }
     }
 
-    /// Whether somebody lacks what a parked instance holds.
+    /// Whether another guest lacks resources of a parked instance.
     fn is_short(&self) -> bool {
         let node = self.ledger.at(Level::Node);
         let (open, most) = (node.used(Resource::Descriptors), node.limit(Resource::Descriptors));
-        self.ledger.is_waited_for(Resource::Memory) || self.share.slots().are_waited_for() || open > most / 2
+        self.ledger.is_waited_for(Resource::Memory) || self.share.slots().has_waiters() || open > most / 2
     }
 
-    /// Ends those that nobody has wanted for the idle time; when to look again.
+    /// Ends instances over the idle time; returns the time of the next check.
     fn expire(&self, now: Instant) -> Option<Instant> {
         let (ended, next) = {
             let mut state = self.state();
-            let fresh = state.resting.partition_point(|resting| resting.since + self.reuse.idle <= now);
-            let ended: Vec<Resting> = state.resting.drain(..fresh).collect();
-            let next = state.resting.first().map(|resting| resting.since + self.reuse.idle);
+            let fresh = state.parked.partition_point(|parked| parked.since + self.reuse.idle <= now);
+            let ended: Vec<ParkedInstance> = state.parked.drain(..fresh).collect();
+            let next = state.parked.first().map(|parked| parked.since + self.reuse.idle);
             state.watched = next.is_some();
             (ended, next)
         };
@@ -120,14 +118,14 @@ impl Warm {
         next
     }
 
-    /// Ends all, and parks none any more.
+    /// Ends all parked instances and parks none any more.
     pub(crate) fn close(&self) {
         self.state().closed = true;
-        self.give_up();
+        self.evict();
     }
 }
 
-impl Park for Warm {
+impl IdleInstances for WarmPool {
     fn ledger(&self) -> &Arc<Ledger> {
         &self.ledger
     }
@@ -136,13 +134,13 @@ impl Park for Warm {
         &self.share
     }
 
-    fn give_up(&self) -> bool {
-        let all = std::mem::take(&mut self.state().resting);
+    fn evict(&self) -> bool {
+        let all = std::mem::take(&mut self.state().parked);
         !all.is_empty()
     }
 }
 
-async fn watch_idle(warm: Weak<Warm>, first: Instant) {
+async fn watch_idle(warm: Weak<WarmPool>, first: Instant) {
     let mut next = first;
     loop {
         tokio::time::sleep_until(next).await;

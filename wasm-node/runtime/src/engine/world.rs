@@ -1,5 +1,5 @@
-//! Which world a module fits: one of WASI's that everybody knows, or one of its own, for a person. By names alone: what they
-//! have within is the linker's to judge.
+//! Determines the world that a module fits, one of WASI's or one of its own, for display. By names alone: the linker checks
+//! types.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use runtime_api::Inspection;
 /// Packages of which a command may import everything (`wasi:cli/command`).
 const COMMAND: [&str; 6] =
     ["wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:io/", "wasi:random/", "wasi:sockets/"];
-/// What a server may import (`wasi:http/proxy`).
+/// Imports of a server (`wasi:http/proxy`).
 const PROXY: [&str; 11] = [
     "wasi:cli/stderr",
     "wasi:cli/stdin",
@@ -22,33 +22,33 @@ const PROXY: [&str; 11] = [
     "wasi:io/streams",
     "wasi:random/random",
 ];
-/// Custom sections by which toolchains tell the world of a core module that is to become a component.
+/// Prefix of custom sections with the world of a core module that is to become a component.
 const COMPONENT_TYPE: &str = "component-type:";
-/// Names that are told of one module: honest ones have a handful.
+/// Maximum names shown of one module: honest ones have a handful.
 const NAMES_MAX: usize = 64;
-/// The longest name of a package or world that is told.
+/// Maximum shown characters of a package or world name.
 const NAME_CHARS_MAX: usize = 120;
 
-/// A world, as a module's names tell it.
+/// A world, derived from a module's names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum World {
     /// One of WASI's.
     Known {
-        /// With the version of what is exported: `wasi:cli/command@0.2.3`.
+        /// With the version of its export: `wasi:cli/command@0.2.3`.
         name: String,
-        /// What it imports and that world doesn't have.
+        /// Its imports beyond that world.
         beyond: Vec<String>,
     },
-    /// A component's that exports what is its own.
+    /// A component with exports of its own.
     Plugin {
-        /// The packages of what it exports, with their versions; empty: plain functions.
+        /// The packages of its exports, with versions; empty: plain functions.
         packages: Vec<String>,
     },
     /// A core module's with `_start`.
     Preview1,
     /// A core module that is to become a component of that world.
     Unfinished(String),
-    /// None that is known.
+    /// No known world.
     Unknown,
 }
 
@@ -66,15 +66,15 @@ impl fmt::Display for World {
     }
 }
 
-/// A name of the module's as it may be printed.
+/// A module's name without control characters, truncated.
 pub(super) fn printable(name: &str) -> String {
     name.chars().filter(|c| !c.is_control()).take(NAME_CHARS_MAX).collect()
 }
 
-/// The world that a custom section of that name tells of.
+/// The world declared by a custom section's name.
 pub(super) fn declared(section: &str) -> Option<String> {
     let rest = section.strip_prefix(COMPONENT_TYPE)?;
-    // wit-bindgen's: its own name and version before, and what is encoded behind.
+    // wit-bindgen's form: its own name and version first, the encoding last.
     let rest = rest.strip_prefix("wit-bindgen:").and_then(|rest| Some(rest.split_once(':')?.1)).unwrap_or(rest);
     let rest = rest.strip_suffix(":encoded world").unwrap_or(rest);
     let world = match rest.rsplit_once(':') {
@@ -87,7 +87,7 @@ pub(super) fn declared(section: &str) -> Option<String> {
     Some(printable(&world)).filter(|world| !world.is_empty())
 }
 
-/// Which world it is. `declared`: what a custom section says.
+/// Determines the world. `declared`: the world of a custom section.
 pub(super) fn world(found: &Inspection, declared: Option<String>) -> World {
     if !found.component {
         let starts = found.exports.iter().any(|name| name == "_start");
@@ -98,7 +98,7 @@ pub(super) fn world(found: &Inspection, declared: Option<String>) -> World {
         };
     }
     let version = |of: &str| found.exports.iter().find_map(|name| name.strip_prefix(of));
-    // A server before a command, as it is run.
+    // A server before a command, the same as when it is run.
     if let Some(version) = version("wasi:http/incoming-handler@") {
         return known("wasi:http/proxy", version, &found.imports, |name| PROXY.contains(&name));
     }
@@ -129,7 +129,7 @@ fn known(name: &str, version: &str, imports: &[String], has: impl Fn(&str) -> bo
     World::Known { name: printable(&format!("{name}@{version}")), beyond }
 }
 
-/// What must be the same of two versions for them to fit: `0.2` of `0.2.3`.
+/// The compatible part of a version: `0.2` of `0.2.3`.
 fn line(version: &str) -> &str {
     version.rsplit_once('.').map_or(version, |(line, _)| line)
 }

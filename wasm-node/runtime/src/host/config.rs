@@ -1,6 +1,6 @@
-//! `wasi:config/store`, where the pod's annotation grants `config`: what the ConfigMaps that the container's `envFrom` names
-//! hold at the moment of the call (`docs/decisions/0053-config-store.md`). The version is the one that wasmtime's own
-//! host has; it is a draft, so no other one fits.
+//! `wasi:config/store`, where the pod's annotation grants `config`: the current content of the ConfigMaps in the container's
+//! `envFrom` (`docs/decisions/0053-config-store.md`). The version is the one of wasmtime's own host; it is a draft, so no other
+//! one matches.
 
 use wasmtime::StoreContextMut;
 use wasmtime::component::{ComponentType, Lift, Linker, Lower};
@@ -8,10 +8,10 @@ use wasmtime::component::{ComponentType, Lift, Linker, Lower};
 use super::state::ComponentState;
 
 pub(super) const VERSION: &str = "0.2.0-rc.1";
-/// What one `get-all` hands over: the values of some large ConfigMaps (1 MiB each).
+/// Maximum bytes of one `get-all`: the values of some large ConfigMaps (1 MiB each).
 const ALL_BYTES_MAX: usize = 4 << 20;
 
-/// `error` of the interface.
+/// The interface's `error`.
 #[derive(Debug, Clone, ComponentType, Lift, Lower)]
 #[component(variant)]
 enum Error {

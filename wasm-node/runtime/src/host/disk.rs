@@ -1,9 +1,9 @@
-//! What guests' file work may take of the node: descriptors, threads that wait for a disk, and the disk's own time.
+//! Limits of guests' file work: descriptors, threads blocked on a disk, and the disk's own time.
 //!
-//! File operations run where the guest is polled, so their CPU time is the container's as any other
-//! ([`Metered`](crate::engine) measures the thread). As they may wait for a disk, the runtime hands the thread's other
-//! tasks to another thread meanwhile; [`Threads`] bounds how many threads a container, a namespace and all guests may hold
-//! up so. Flushing to the disk competes with the store's commit log, so it is paced by the time that it takes.
+//! File operations run where the guest is polled, so their CPU time is the container's like any other
+//! ([`MeteredFuture`](crate::engine) measures the thread). They may block on a disk, so the runtime moves the thread's
+//! other tasks to another thread meanwhile; [`DiskThreads`] limits the blocked threads of a container, a namespace and
+//! all guests. Flushing competes with the store's commit log, so it is paced by the time that it takes.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -18,32 +18,32 @@ use tokio::sync::Semaphore;
 use wasmtime_wasi::filesystem::Dir;
 use wasmtime_wasi::{FsPerms, OpenMode};
 
-use super::disk_threads::{LATE_AFTER, Late, OwnThreads, Threads};
+use super::disk_threads::{ContainerThreads, DiskBusy, DiskThreads, LATE_AFTER};
 use super::flushes::Flushes;
-use crate::bounds::epoch::Polled;
-use runtime_api::ledger::{Held, Ledger, Level, Resource};
+use crate::bounds::epoch::PolledCount;
+use runtime_api::ledger::{Ledger, Level, Resource, ResourceGuard};
 use runtime_api::{FileAccount, MemoryFiles, Preopen, TokenBucket, VolumeQuota};
 
-/// Of each second, the milliseconds that one container may spend in flushing to the disk.
+/// Milliseconds per second that one container may spend flushing to the disk.
 const CONTAINER_SYNC_MILLIS: u64 = 250;
-/// The same for all guests together, who flush one after the other, namespaces in turns: the store's commit log finds the disk
-/// free for half of the time, and behind one other flush at most.
+/// The same for all guests together, which flush one at a time, by namespace: the store's commit log finds the disk free
+/// for half of the time, and behind one other flush at most.
 const SYNC_MILLIS: u64 = 500;
-/// A flush that takes longer doesn't keep the others' waiting any more.
+/// A longer flush no longer blocks the others.
 const FLUSH_STALLED_AFTER: Duration = Duration::from_secs(5);
-/// Of all guests' descriptors, the part that one container may hold.
+/// One part in this many of all guests' descriptors may be held by one container.
 const CONTAINER_FILES_PART: u64 = 4;
-/// And what it may hold in any case and at most: each of its instances is bounded by `OPEN_FILES_MAX` besides.
+/// Guaranteed and maximum descriptors of a container: each of its instances is also limited by `OPEN_FILES_MAX`.
 const CONTAINER_FILES: std::ops::RangeInclusive<u64> = 8..=4096;
-/// Of all guests' descriptors, the part that keeps folders of idle containers open, so that their next request need not
-/// open them.
+/// One part in this many of all guests' descriptors keeps folders of idle containers open, so that their next request
+/// doesn't open them.
 const WARM_FOLDERS_PART: u64 = 8;
-/// No more containers than that have folders kept open: they are looked for one by one.
+/// Maximum containers with folders kept open: they are searched linearly.
 const WARM_CONTAINERS_MAX: usize = 64;
 
 static NEXT_CONTAINER: AtomicU64 = AtomicU64::new(1);
 
-/// Waits until a bucket has something left.
+/// Waits until a bucket has tokens.
 async fn wait(bucket: &Mutex<TokenBucket>, env: &Env) {
     loop {
         let delay = bucket.lock().unwrap_or_else(PoisonError::into_inner).delay(env.elapsed());
@@ -58,12 +58,12 @@ fn charge(bucket: &Mutex<TokenBucket>, used: Duration, env: &Env) {
     bucket.lock().unwrap_or_else(PoisonError::into_inner).charge(used, env.elapsed());
 }
 
-/// All guests' share.
+/// Disk state shared by all guests.
 pub(crate) struct NodeDisk {
     env: Env,
-    /// Guests that are being polled; none in tests of this file.
-    polled: Option<Polled>,
-    threads: Arc<Threads>,
+    /// Guests being polled; `None` in tests of this file.
+    polled: Option<PolledCount>,
+    threads: Arc<DiskThreads>,
     flushes: Arc<Flushes>,
     ledger: Arc<Ledger>,
     warm: Mutex<VecDeque<(u64, Arc<Folders>)>>,
@@ -71,11 +71,11 @@ pub(crate) struct NodeDisk {
 
 impl NodeDisk {
     /// `ledger`: the node's, with a limit of descriptors.
-    pub(crate) fn new(env: &Env, ledger: &Arc<Ledger>, polled: Option<Polled>) -> Arc<Self> {
+    pub(crate) fn new(env: &Env, ledger: &Arc<Ledger>, polled: Option<PolledCount>) -> Arc<Self> {
         Arc::new(Self {
             env: env.clone(),
             polled,
-            threads: Threads::new(),
+            threads: DiskThreads::new(),
             flushes: Flushes::new(SYNC_MILLIS, FLUSH_STALLED_AFTER, env),
             ledger: ledger.clone(),
             warm: Mutex::default(),
@@ -87,17 +87,17 @@ impl NodeDisk {
         self.threads.held()
     }
 
-    /// Does what may wait for a disk on this thread, while the thread's other tasks go on elsewhere.
+    /// Runs blocking work on this thread; the thread's other tasks move to another one.
     fn in_place<T>(&self, work: impl FnOnce() -> T) -> T {
         tokio::task::block_in_place(|| {
-            let _aside = self.polled.as_ref().map(Polled::stand_aside);
+            let _excluded = self.polled.as_ref().map(PolledCount::exclude_current);
             work()
         })
     }
 
     fn keep_warm(&self, container: u64, folders: &Arc<Folders>) {
         let (open, most) = (self.ledger.used(Resource::Descriptors), self.ledger.limit(Resource::Descriptors));
-        // What is kept must not make the node look short of them.
+        // Cached folders must not make the node look short of descriptors.
         let descriptors_max = if open > most / 2 { 0 } else { most / WARM_FOLDERS_PART };
         let mut warm = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
         warm.retain(|(known, _)| *known != container);
@@ -116,8 +116,8 @@ impl NodeDisk {
         warm.iter().find(|(known, _)| *known == container).map(|(_, folders)| folders.clone())
     }
 
-    /// Closes folders that no instance uses; answers whether there were any.
-    fn cool(&self) -> bool {
+    /// Closes folders that no instance uses; returns whether there were any.
+    fn close_idle_folders(&self) -> bool {
         let mut warm = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
         let before = warm.len();
         warm.retain(|(_, folders)| Arc::strong_count(folders) > 1);
@@ -125,9 +125,9 @@ impl NodeDisk {
     }
 }
 
-/// A container's folders, open.
+/// A container's open folders.
 pub(crate) struct Folders {
-    open: Vec<(Dir, String, Held)>,
+    open: Vec<(Dir, String, ResourceGuard)>,
 }
 
 impl Folders {
@@ -136,13 +136,13 @@ impl Folders {
     }
 }
 
-/// One container's share.
+/// Disk state of one container.
 pub(crate) struct Disk {
-    /// The key of its warm folders; none for a session, which ends with its command.
+    /// The key of its warm folders; `None` for a session, which ends with its command.
     id: Option<u64>,
     node: Arc<NodeDisk>,
     namespace: Arc<str>,
-    threads: Arc<OwnThreads>,
+    threads: Arc<ContainerThreads>,
     sync: Arc<Semaphore>,
     sync_time: Arc<Mutex<TokenBucket>>,
     ledger: Arc<Ledger>,
@@ -173,12 +173,12 @@ impl Disk {
         }
     }
 
-    /// Some of its volumes lie in memory, some are claims'.
-    pub(crate) fn beside(self, memory: Option<Arc<MemoryFiles>>, quotas: Vec<Arc<VolumeQuota>>) -> Self {
+    /// Sets the accounts of volumes in memory and of claims' volumes.
+    pub(crate) fn with_accounts(self, memory: Option<Arc<MemoryFiles>>, quotas: Vec<Arc<VolumeQuota>>) -> Self {
         Self { memory, quotas, ..self }
     }
 
-    /// The container's share for a session, with more folders.
+    /// Disk state of a session: the container's, with more folders.
     pub(crate) fn with_folders(&self, more: Vec<Preopen>) -> Self {
         Self {
             id: None,
@@ -195,12 +195,12 @@ impl Disk {
         }
     }
 
-    /// The account of the volumes in memory, where a file on `device` lies in one of them.
+    /// The account of the volumes in memory, if a file on `device` is in one of them.
     fn memory_on(&self, device: u64) -> Option<FileAccount> {
         self.memory.as_ref().filter(|memory| memory.is_on(device)).cloned().map(FileAccount::Memory)
     }
 
-    /// Who counts what is written below a folder.
+    /// The account of writes below a folder.
     pub(crate) fn account_of(&self, folder: &Path) -> Option<FileAccount> {
         if self.memory.is_none() && self.quotas.is_empty() {
             return None;
@@ -212,13 +212,13 @@ impl Disk {
         self.quotas.iter().find(|quota| quota.holds(path)).cloned().map(FileAccount::Volume)
     }
 
-    /// Who counts what is written to a file.
+    /// The account of writes to a file.
     fn account(&self, file: &File, device: u64) -> Option<FileAccount> {
         self.memory_on(device).or_else(|| self.claim_of(file))
     }
 
-    /// What is to be held while so many bytes are written to a file, at its end or at a place of it: where what lies there has an
-    /// account, what the file grows by is counted.
+    /// Reserves room for a write of `bytes` at the file's end or at an offset, and counts the file's growth when dropped.
+    /// `None` without an account.
     ///
     /// # Errors
     /// There is no room.
@@ -231,16 +231,16 @@ impl Disk {
         Growth::begin(account, file, extent, (bytes, at)).map(Some)
     }
 
-    /// The account of the claim's volume that a file or a folder lies in.
+    /// The account of the claim's volume that contains a file or folder.
     pub(crate) fn claim_of(&self, file: &File) -> Option<FileAccount> {
         if self.quotas.is_empty() { None } else { self.quota_of(&place(file)?) }
     }
 
-    /// Before a file is made in a folder: who counts it.
+    /// The account of a new file in a folder; checked before the file is created.
     ///
     /// # Errors
     /// There is no room for one more.
-    pub(crate) fn makes(&self, folder: &File, takes_block: bool) -> io::Result<Option<FileAccount>> {
+    pub(crate) fn check_new_file(&self, folder: &File, takes_block: bool) -> io::Result<Option<FileAccount>> {
         let account = self.claim_of(folder);
         match account.as_ref().is_none_or(|account| account.takes_file(takes_block)) {
             true => Ok(account),
@@ -248,46 +248,46 @@ impl Disk {
         }
     }
 
-    /// Whether files may go from one folder to the other: not into a claim's volume or out of it, which are file systems of their own.
+    /// Whether files may move between two folders: not into or out of a claim's volume, which is its own file system.
     pub(crate) fn is_one_volume(&self, from: &File, to: &File) -> bool {
         let of = |folder| place(folder).and_then(|place| self.quotas.iter().position(|quota| quota.holds(&place)));
         self.quotas.is_empty() || of(from) == of(to)
     }
 
-    /// Takes a descriptor.
+    /// Acquires a descriptor.
     ///
     /// # Errors
-    /// The container, or all guests together, have no more.
-    pub(crate) fn descriptor(&self) -> io::Result<Held> {
+    /// The container, or all guests together, have none left.
+    pub(crate) fn descriptor(&self) -> io::Result<ResourceGuard> {
         loop {
             match self.ledger.hold(Resource::Descriptors, 1) {
                 Ok(held) => return Ok(held),
-                // What only spares an idle container some work goes before anybody is refused.
-                Err(exceeded) if exceeded.level == Level::Node && self.node.cool() => {}
+                // Cached folders are closed before a request for a descriptor fails.
+                Err(exceeded) if exceeded.level == Level::Node && self.node.close_idle_folders() => {}
                 Err(_) => return Err(exhausted()),
             }
         }
     }
 
-    /// Something on a writable volume has changed, or may have.
+    /// Records a possible change on a writable volume.
     pub(crate) fn changed(&self) {
         self.changes.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Grows with every change: while it stands still there is nothing to measure.
+    /// Change counter: an unchanged value means that there is nothing to measure.
     pub(crate) fn changes(&self) -> u64 {
         self.changes.load(Ordering::Relaxed)
     }
 
-    /// The volumes, as the guest knows them.
+    /// The volumes, as mounted in the guest.
     pub(crate) fn preopens(&self) -> &[Preopen] {
         &self.folders
     }
 
-    /// The volumes' folders: shared by the live instances, and open for a while after the last one.
+    /// The volumes' folders: shared by the live instances, and kept open for a while after the last one.
     ///
     /// # Errors
-    /// A folder is gone, or the container has no descriptors for them.
+    /// A folder is missing, or the container has no descriptors for them.
     pub(crate) fn folders(&self) -> io::Result<Arc<Folders>> {
         if let Some(folders) = self.id.and_then(|id| self.node.warm(id)) {
             return Ok(folders);
@@ -309,40 +309,40 @@ impl Disk {
         Ok(folders)
     }
 
-    /// Does what may wait for a disk.
+    /// Runs work that may block on a disk.
     ///
     /// # Errors
-    /// Others held all that this container may use for too long.
-    pub(crate) async fn work<T>(&self, work: impl Future<Output = T>) -> Result<T, Late> {
+    /// No thread of this container's share became free in time.
+    pub(crate) async fn work<T>(&self, work: impl Future<Output = T>) -> Result<T, DiskBusy> {
         let _thread = self.threads.acquire().await?;
         let mut work = std::pin::pin!(work);
         Ok(std::future::poll_fn(|context| self.node.in_place(|| work.as_mut().poll(context))).await)
     }
 
-    /// Does it where that needs no waiting for others.
+    /// Runs the work if a thread is free.
     pub(crate) fn try_work<T>(&self, work: impl FnOnce() -> T) -> Option<T> {
         let _thread = self.threads.try_acquire()?;
         Some(self.node.in_place(work))
     }
 
-    /// Resolves when [`Disk::try_work`] may go on, or to an error when it could not for too long.
-    pub(crate) async fn ready(&self) -> Result<(), Late> {
+    /// Resolves when [`Disk::try_work`] may be retried, or to an error after too long a wait.
+    pub(crate) async fn ready(&self) -> Result<(), DiskBusy> {
         self.threads.acquire().await.map(drop)
     }
 
-    /// Flushes to the disk, when it is this container's turn.
+    /// Flushes to the disk, at this container's turn.
     ///
     /// # Errors
     /// As for [`Disk::work`].
-    pub(crate) async fn sync<T>(&self, work: impl Future<Output = T>) -> Result<T, Late> {
+    pub(crate) async fn sync<T>(&self, work: impl Future<Output = T>) -> Result<T, DiskBusy> {
         let env = &self.node.env;
         let own = async {
             let own = self.sync.acquire().await.expect("never closed");
             wait(&self.sync_time, env).await;
             own
         };
-        let _own = tokio::time::timeout(LATE_AFTER, own).await.map_err(|_| Late)?;
-        let _turn = self.node.flushes.turn(&self.namespace).await?;
+        let _own = tokio::time::timeout(LATE_AFTER, own).await.map_err(|_| DiskBusy)?;
+        let _flush = self.node.flushes.acquire(&self.namespace).await?;
         let before = env.elapsed();
         let done = self.work(work).await;
         charge(&self.sync_time, env.elapsed().saturating_sub(before), env);
@@ -350,12 +350,12 @@ impl Disk {
     }
 }
 
-/// A file that is being written to, whose growth is counted.
+/// A file with a pending write, whose growth is counted.
 pub(crate) struct Growth {
     account: FileAccount,
     file: Arc<File>,
     before: u64,
-    /// Room that is kept for it.
+    /// Bytes reserved for it.
     reserved: u64,
 }
 
@@ -370,7 +370,7 @@ impl Growth {
         Ok(Self { account, file: file.clone(), before: extent.taken, reserved })
     }
 
-    /// As [`Disk::growth`], where it is known who counts.
+    /// As [`Disk::growth`], with a known account.
     ///
     /// # Errors
     /// There is no room.
@@ -393,33 +393,33 @@ pub(crate) fn made_file(account: Option<FileAccount>, takes_block: bool) {
     }
 }
 
-/// Something was removed, or may have been.
+/// Records a possible removal.
 pub(crate) fn removed(account: Option<FileAccount>) {
     if let Some(account) = account {
         account.removed();
     }
 }
 
-/// What a file takes, and where.
+/// A file's size and location.
 #[derive(Debug, Clone, Copy)]
 struct Extent {
-    /// The file system that it lies on.
+    /// Its file system.
     device: u64,
-    /// Bytes that it takes there.
+    /// Allocated bytes.
     taken: u64,
-    /// Bytes that it is long.
+    /// Length in bytes.
     size: u64,
 }
 
 impl Extent {
-    /// What it grows by at most where so many bytes are written to a place, or to its end.
+    /// The maximum growth by a write of this many bytes at an offset, or at its end.
     fn grows_by(&self, bytes: u64, at: Option<u64>) -> u64 {
-        // One with holes may grow anywhere.
+        // A sparse file may grow anywhere.
         if self.taken < self.size {
             return bytes;
         }
         let end = at.unwrap_or(self.size).saturating_add(bytes);
-        // What is written behind a hole takes room for itself.
+        // A write behind a hole allocates only its own bytes.
         end.saturating_sub(self.taken).min(bytes)
     }
 }
@@ -432,20 +432,20 @@ fn extent(file: &File) -> io::Result<Extent> {
     Ok(Extent { device: metadata.dev(), taken, size: metadata.len() })
 }
 
-/// Where a file lies.
+/// The path of an open file.
 #[cfg(target_os = "linux")]
 fn place(file: &File) -> Option<PathBuf> {
     use std::os::fd::AsRawFd as _;
     std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()
 }
 
-/// Only this system says it of a file that is open.
+/// Only Linux reports it for an open file.
 #[cfg(not(target_os = "linux"))]
 fn place(_: &File) -> Option<PathBuf> {
     None
 }
 
-/// No volume lies in memory there.
+/// Volumes in memory exist on Unix only.
 #[cfg(not(unix))]
 fn extent(_: &File) -> io::Result<Extent> {
     Ok(Extent { device: 0, taken: 0, size: u64::MAX })
@@ -463,12 +463,12 @@ fn device(_: &Path) -> Option<u64> {
     None
 }
 
-/// As the system says it.
+/// The system's error for a full disk.
 pub(crate) fn no_room() -> io::Error {
     io::ErrorKind::StorageFull.into()
 }
 
-/// As the system says it.
+/// The system's error without free descriptors.
 pub(crate) fn exhausted() -> io::Error {
     #[cfg(unix)]
     return rustix::io::Errno::MFILE.into();
@@ -536,9 +536,9 @@ mod tests {
         let (idle, greedy) = (disk(8), disk(0));
         drop(idle.folders().unwrap());
         assert_eq!(used(&node), 8, "kept for the next request");
-        let held: Vec<Held> = (0..).map_while(|_| greedy.descriptor().ok()).collect();
+        let held: Vec<ResourceGuard> = (0..).map_while(|_| greedy.descriptor().ok()).collect();
         assert_eq!(held.len(), 16, "a quarter of all");
-        let others: Vec<(Disk, Vec<Held>)> = (0..4)
+        let others: Vec<(Disk, Vec<ResourceGuard>)> = (0..4)
             .map(|_| {
                 let other = disk(0);
                 let held = (0..16).map_while(|_| other.descriptor().ok()).collect();
@@ -559,7 +559,7 @@ mod tests {
         for _ in 0..10 {
             disk.sync(async { std::thread::sleep(Duration::from_millis(20)) }).await.unwrap();
         }
-        // 200 ms of flushing at 250 ms a second, less the first burst of 25 ms and the last flush.
+        // 200 ms of flushing at 250 ms per second, less the first burst of 25 ms and the last flush.
         let took = env.elapsed() - before;
         assert!(took >= Duration::from_millis(580), "{took:?}");
     }

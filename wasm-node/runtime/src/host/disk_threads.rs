@@ -1,8 +1,8 @@
-//! Who may hold up a thread for a disk, so that work which stalls holds up nobody but whoever asked for it.
+//! Limits threads blocked on a disk, so that stalled work delays its own container only.
 //!
-//! What has begun can't be taken back: a thread that waits for a disk waits until that answers. So a container has two
-//! threads, a namespace a share of all that beside what is left ([`Slots`]), and what has not moved for a second no longer
-//! keeps others from beginning. Who finds no room waits, and is late in the end: an error of whoever asked.
+//! A started operation can't be cancelled: its thread blocks until the disk responds. So a container has two threads, a
+//! namespace a share of all threads relative to the free ones ([`Slots`]), and an operation that has stalled for 1 s no longer
+//! keeps others from starting. A waiter without a thread eventually fails as late.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,52 +13,52 @@ use tokio::time::Instant;
 
 use crate::bounds::slots::{Share, Slot, Slots, Weight};
 
-/// Threads that one container's file work may hold up: one that waits for a disk, and one that works meanwhile.
+/// Maximum blocked threads of one container's file work: one that waits for a disk, and one that works meanwhile.
 const CONTAINER_THREADS_MAX: usize = 2;
-/// Threads that work on files at once, for all guests: more would take the cores from guests that compute.
-const MOVING_MAX: usize = 24;
-/// What takes longer is waiting for a disk, and takes no core from anybody.
+/// Maximum threads that work on files concurrently, for all guests: more would take the cores from computing guests.
+const ACTIVE_MAX: usize = 24;
+/// A longer operation is waiting for a disk and uses no core.
 const STALLED_AFTER: Duration = Duration::from_secs(1);
-/// Threads that all guests' file work may hold up, most of them standing still: each has a stack.
+/// Maximum blocked threads of all guests' file work, most of them stalled: each has a stack.
 pub(crate) const THREADS_MAX: u32 = 256;
-/// How long an operation waits to begin.
+/// Timeout of the start of an operation.
 pub(crate) const LATE_AFTER: Duration = Duration::from_secs(30);
 
-/// An operation that could not begin in time, as others of its container, its namespace or the node did not end.
+/// An operation that could not start in time, because others of its container, its namespace or the node didn't end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Late;
+pub(crate) struct DiskBusy;
 
-/// All guests' threads for file work.
-pub(crate) struct Threads {
+/// Thread limits of all guests' file work.
+pub(crate) struct DiskThreads {
     all: Arc<Slots>,
-    moving: Line,
+    active_limit: StallLimit,
 }
 
-/// One container's.
-pub(crate) struct OwnThreads {
-    node: Arc<Threads>,
+/// Thread limits of one container.
+pub(crate) struct ContainerThreads {
+    node: Arc<DiskThreads>,
     own: Semaphore,
     share: Arc<Share>,
 }
 
-/// Leave to hold up a thread, until it is dropped.
-pub(crate) struct Thread<'a> {
-    _moving: Turn<'a>,
+/// Permission to block a thread, released on drop.
+pub(crate) struct ThreadPermit<'a> {
+    _active: StallPermit<'a>,
     _slot: Slot,
     _own: SemaphorePermit<'a>,
 }
 
 const ONE: Weight = Weight { instances: 1, memories: 0, tables: 0 };
 
-impl Threads {
+impl DiskThreads {
     pub(crate) fn new() -> Arc<Self> {
         let all = Slots::new(Weight { instances: THREADS_MAX, memories: 0, tables: 0 });
-        Arc::new(Self { all, moving: Line::new(MOVING_MAX, STALLED_AFTER) })
+        Arc::new(Self { all, active_limit: StallLimit::new(ACTIVE_MAX, STALLED_AFTER) })
     }
 
-    pub(crate) fn of_container(self: &Arc<Self>, namespace: &Arc<str>) -> OwnThreads {
+    pub(crate) fn of_container(self: &Arc<Self>, namespace: &Arc<str>) -> ContainerThreads {
         let share = self.all.share(namespace);
-        OwnThreads { node: self.clone(), own: Semaphore::new(CONTAINER_THREADS_MAX), share }
+        ContainerThreads { node: self.clone(), own: Semaphore::new(CONTAINER_THREADS_MAX), share }
     }
 
     #[cfg(test)]
@@ -67,78 +67,78 @@ impl Threads {
     }
 }
 
-impl OwnThreads {
-    pub(crate) async fn acquire(&self) -> Result<Thread<'_>, Late> {
+impl ContainerThreads {
+    pub(crate) async fn acquire(&self) -> Result<ThreadPermit<'_>, DiskBusy> {
         if let Some(thread) = self.try_acquire() {
             return Ok(thread);
         }
         let acquired = async {
             let own = self.own.acquire().await.expect("never closed");
             let slot = self.share.take(ONE).await;
-            Thread { _moving: self.node.moving.acquire().await, _slot: slot, _own: own }
+            ThreadPermit { _active: self.node.active_limit.acquire().await, _slot: slot, _own: own }
         };
-        tokio::time::timeout(LATE_AFTER, acquired).await.map_err(|_| Late)
+        tokio::time::timeout(LATE_AFTER, acquired).await.map_err(|_| DiskBusy)
     }
 
-    pub(crate) fn try_acquire(&self) -> Option<Thread<'_>> {
+    pub(crate) fn try_acquire(&self) -> Option<ThreadPermit<'_>> {
         let own = self.own.try_acquire().ok()?;
         let slot = self.share.try_take(ONE)?;
-        Some(Thread { _moving: self.node.moving.try_acquire()?, _slot: slot, _own: own })
+        Some(ThreadPermit { _active: self.node.active_limit.try_acquire()?, _slot: slot, _own: own })
     }
 }
 
-/// A line before so many places, which whoever stays too long no longer takes from others.
-struct Line {
+/// A limit of concurrent permits, which stalled holders no longer count against.
+struct StallLimit {
     free: Semaphore,
     stalled_after: Duration,
-    taken: Mutex<Taken>,
+    active: Mutex<ActivePermits>,
 }
 
 #[derive(Default)]
-struct Taken {
+struct ActivePermits {
     next: u64,
-    /// Since when, of those whose place is not free for others yet. In the order in which they came.
+    /// Start times of the permits that have not stalled, in order of their start.
     since: BTreeMap<u64, Instant>,
 }
 
-/// A place, until it is dropped.
-struct Turn<'a> {
-    line: &'a Line,
+/// A permit, released on drop.
+struct StallPermit<'a> {
+    line: &'a StallLimit,
     number: u64,
 }
 
-impl Drop for Turn<'_> {
+impl Drop for StallPermit<'_> {
     fn drop(&mut self) {
-        // Gone already where it stalled: its place is somebody else's by now.
-        if self.line.taken().since.remove(&self.number).is_some() {
+        // Absent if it stalled: its permit has been passed on.
+        if self.line.active().since.remove(&self.number).is_some() {
             self.line.free.add_permits(1);
         }
     }
 }
 
-impl Line {
+impl StallLimit {
     fn new(places: usize, stalled_after: Duration) -> Self {
-        Self { free: Semaphore::new(places), stalled_after, taken: Mutex::default() }
+        Self { free: Semaphore::new(places), stalled_after, active: Mutex::default() }
     }
 
-    fn taken(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    fn active(&self) -> MutexGuard<'_, ActivePermits> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin(&self, place: SemaphorePermit<'_>) -> Turn<'_> {
+    fn begin(&self, place: SemaphorePermit<'_>) -> StallPermit<'_> {
         place.forget();
-        let mut taken = self.taken();
-        let number = taken.next;
-        taken.next += 1;
-        taken.since.insert(number, Instant::now());
-        Turn { line: self, number }
+        let mut active = self.active();
+        let number = active.next;
+        active.next += 1;
+        active.since.insert(number, Instant::now());
+        StallPermit { line: self, number }
     }
 
-    fn try_acquire(&self) -> Option<Turn<'_>> {
+    fn try_acquire(&self) -> Option<StallPermit<'_>> {
         Some(self.begin(self.free.try_acquire().ok()?))
     }
 
-    async fn acquire(&self) -> Turn<'_> {
+    async fn acquire(&self) -> StallPermit<'_> {
         let mut place = std::pin::pin!(self.free.acquire());
         loop {
             let stalls_at = self.pass_stalled(Instant::now());
@@ -151,15 +151,15 @@ impl Line {
         }
     }
 
-    /// Gives places of those that stalled to others; answers when the next one does.
+    /// Passes on permits of stalled holders; returns when the next one will stall.
     fn pass_stalled(&self, now: Instant) -> Option<Instant> {
-        let mut taken = self.taken();
-        while let Some((number, since)) = taken.since.first_key_value().map(|(number, since)| (*number, *since)) {
+        let mut active = self.active();
+        while let Some((number, since)) = active.since.first_key_value().map(|(number, since)| (*number, *since)) {
             let stalls_at = since + self.stalled_after;
             if now < stalls_at {
                 return Some(stalls_at);
             }
-            taken.since.remove(&number);
+            active.since.remove(&number);
             self.free.add_permits(1);
         }
         None
@@ -170,14 +170,14 @@ impl Line {
 mod tests {
     use super::*;
 
-    fn others(threads: &Arc<Threads>, namespace: &str, count: usize) -> Vec<OwnThreads> {
+    fn others(threads: &Arc<DiskThreads>, namespace: &str, count: usize) -> Vec<ContainerThreads> {
         (0..count).map(|_| threads.of_container(&namespace.into())).collect()
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_stalls_keeps_others_waiting_for_a_second() {
-        let threads = Threads::new();
-        let stalled = others(&threads, "stalled", MOVING_MAX / CONTAINER_THREADS_MAX);
+        let threads = DiskThreads::new();
+        let stalled = others(&threads, "stalled", ACTIVE_MAX / CONTAINER_THREADS_MAX);
         let mut held = Vec::new();
         for container in &stalled {
             held.extend([container.try_acquire().unwrap(), container.try_acquire().unwrap()]);
@@ -188,21 +188,21 @@ mod tests {
         drop(victim.acquire().await.unwrap());
         assert_eq!(before.elapsed(), STALLED_AFTER);
         assert!(victim.try_acquire().is_some(), "they are waited for once");
-        // A place that was given on is not given back a second time.
+        // A permit that was passed on is not released a second time.
         drop(held);
-        let all = others(&threads, "other", MOVING_MAX);
-        let moving: Vec<_> = all.iter().map_while(|container| container.try_acquire()).collect();
-        assert_eq!(moving.len(), MOVING_MAX);
+        let all = others(&threads, "other", ACTIVE_MAX);
+        let active: Vec<_> = all.iter().map_while(|container| container.try_acquire()).collect();
+        assert_eq!(active.len(), ACTIVE_MAX);
         assert!(victim.try_acquire().is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_container_that_stalls_is_late_itself_and_leaves_the_rest_to_others() {
-        let threads = Threads::new();
+        let threads = DiskThreads::new();
         let container = threads.of_container(&"a".into());
         let held = (container.acquire().await.unwrap(), container.acquire().await.unwrap());
         let before = Instant::now();
-        assert_eq!(container.acquire().await.err(), Some(Late));
+        assert_eq!(container.acquire().await.err(), Some(DiskBusy));
         assert_eq!(before.elapsed(), LATE_AFTER);
         drop(held);
         assert!(container.acquire().await.is_ok());
@@ -210,16 +210,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_namespace_that_stalls_leaves_threads_to_others() {
-        let threads = Threads::new();
+        let threads = DiskThreads::new();
         let stalled = others(&threads, "stalled", THREADS_MAX as usize);
         let mut held = Vec::new();
         for container in &stalled {
             match container.acquire().await {
                 Ok(thread) => held.push(thread),
-                Err(Late) => break,
+                Err(DiskBusy) => break,
             }
         }
-        assert!(held.len() > MOVING_MAX && held.len() < THREADS_MAX as usize * 3 / 4, "{}", held.len());
+        assert!(held.len() > ACTIVE_MAX && held.len() < THREADS_MAX as usize * 3 / 4, "{}", held.len());
         let victim = threads.of_container(&"victim".into());
         let before = Instant::now();
         assert!(victim.acquire().await.is_ok());

@@ -1,6 +1,5 @@
-//! `wasi:cli/environment` and `exit`: arguments and environment, shared by a container's instances. They are written into a
-//! guest that asks straight from there: a pod's service links alone are dozens of variables, and some guests ask at each
-//! request.
+//! `wasi:cli/environment` and `exit`: arguments and environment, shared by a container's instances and written directly into a
+//! calling guest. A pod's service links alone are dozens of variables, and some guests read them at each request.
 
 use std::sync::Arc;
 
@@ -12,7 +11,7 @@ use wasmtime_wasi::p2::bindings::cli::exit;
 use super::guest::Guest;
 use super::state::ComponentState;
 
-/// As wasmtime's bindings would register it, which would copy each value first.
+/// Registered like wasmtime's bindings, which would copy each value first.
 const ENVIRONMENT: &str = "wasi:cli/environment@0.2.12";
 
 pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> {

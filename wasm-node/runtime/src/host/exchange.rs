@@ -1,4 +1,4 @@
-//! What a guest and its response's body tell each other.
+//! Shared state of a guest and its response body.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,10 +10,10 @@ const RUNNING: u8 = 0;
 const RETURNED: u8 = 1;
 const FAILED: u8 = 2;
 
-/// One request and its answer.
+/// One request and its response.
 pub(crate) struct Exchange {
     guest: AtomicU8,
-    /// The body's reader is gone before its end.
+    /// Notified when the body's reader disconnects before the end.
     pub(crate) abandoned: Notify,
     started: Instant,
     progress_ms: AtomicU64,
@@ -24,26 +24,26 @@ impl Exchange {
         Self { guest: AtomicU8::new(RUNNING), abandoned: Notify::new(), started, progress_ms: AtomicU64::new(0) }
     }
 
-    /// The guest ended. Set before its store is dropped, so that a body whose channel closes finds it.
+    /// Records the guest's end. Set before its store is dropped, so that a body reads it when its channel closes.
     pub(crate) fn end(&self, failed: bool) {
-        // A failure stays one.
+        // A failure is final.
         let _ = self.guest.fetch_max(if failed { FAILED } else { RETURNED }, Ordering::AcqRel);
     }
 
-    /// The guest has not failed: what it finished is whole.
+    /// Whether the guest has not failed: its finished output is complete.
     pub(crate) fn complete(&self) -> bool {
         self.guest.load(Ordering::Acquire) != FAILED
     }
 
-    /// A frame went out. Nobody asks once the guest has ended.
-    pub(crate) fn step(&self) {
+    /// Records a sent frame. Ignored once the guest has ended.
+    pub(crate) fn record_frame(&self) {
         if self.guest.load(Ordering::Relaxed) != RUNNING {
             return;
         }
         self.progress_ms.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 
-    /// When the last frame went out (or the exchange began).
+    /// Time of the last sent frame (or of the start).
     pub(crate) fn progress_at(&self) -> Instant {
         self.started + Duration::from_millis(self.progress_ms.load(Ordering::Relaxed))
     }

@@ -1,5 +1,5 @@
-//! Streams of files. They hold no bytes but those of one write that waits for its turn: reading and writing happen where
-//! the guest asks, within its container's share of threads.
+//! Streams of files. They buffer nothing but one write that waits for a thread: reads and writes run in the guest's
+//! call, within its container's share of threads.
 
 use std::fs::File;
 use std::io;
@@ -10,21 +10,21 @@ use bytes::Bytes;
 use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
 
 use super::disk::Disk;
-use super::disk_threads::Late;
-use runtime_api::ledger::Held;
+use super::disk_threads::DiskBusy;
+use runtime_api::ledger::ResourceGuard;
 
-/// Bytes that one call reads or writes at most.
+/// Maximum bytes that one call reads or writes.
 pub(crate) const FILE_CHUNK_BYTES: usize = 64 << 10;
 
-/// A file, and whose share work on it is done in; none for the node's own small files.
-pub(crate) struct Place {
+/// A file with the disk state of its container; `None` for the node's own small files.
+pub(crate) struct FileAccess {
     pub(crate) file: Arc<File>,
     pub(crate) disk: Option<Arc<Disk>>,
-    pub(crate) _held: Option<Arc<Held>>,
+    pub(crate) _held: Option<Arc<ResourceGuard>>,
 }
 
-impl Place {
-    /// Does it now; none where others of the container have to end first.
+impl FileAccess {
+    /// Runs the work; `None` if no thread of the container is free.
     fn now<T>(&self, work: impl FnOnce(&File) -> T) -> Option<T> {
         match &self.disk {
             Some(disk) => disk.try_work(|| work(&self.file)),
@@ -42,27 +42,27 @@ impl Place {
 
     async fn when_free<T>(&self, work: impl FnOnce(&File) -> io::Result<T>) -> io::Result<T> {
         match &self.disk {
-            Some(disk) => disk.work(async { work(&self.file) }).await.unwrap_or_else(|Late| Err(late())),
+            Some(disk) => disk.work(async { work(&self.file) }).await.unwrap_or_else(|DiskBusy| Err(late())),
             None => work(&self.file),
         }
     }
 }
 
-/// What the guest learns where its container's file work has stalled.
+/// The guest's error when its container's file work has stalled.
 fn late() -> io::Error {
     io::ErrorKind::TimedOut.into()
 }
 
-/// Reads a file from a place on.
+/// Reads a file from an offset.
 pub(crate) struct FileInput {
-    place: Place,
+    place: FileAccess,
     position: u64,
-    /// It could not be read for too long, which the next read says.
+    /// A read timed out; the next read returns the error.
     late: bool,
 }
 
 impl FileInput {
-    pub(crate) fn new(place: Place, position: u64) -> Self {
+    pub(crate) fn new(place: FileAccess, position: u64) -> Self {
         Self { place, position, late: false }
     }
 
@@ -126,7 +126,7 @@ impl Pollable for FileInput {
     }
 }
 
-enum State {
+enum WriteState {
     Ready,
     /// Written when the container's share allows it.
     Waiting(Bytes),
@@ -134,17 +134,17 @@ enum State {
     Closed,
 }
 
-/// Writes a file from a place on, or at its end.
+/// Writes a file from an offset, or at its end.
 pub(crate) struct FileOutput {
-    place: Place,
-    /// None: at the end.
+    place: FileAccess,
+    /// `None`: at the end.
     position: Option<u64>,
-    state: State,
+    state: WriteState,
 }
 
 impl FileOutput {
-    pub(crate) fn new(place: Place, position: Option<u64>) -> Self {
-        Self { place, position, state: State::Ready }
+    pub(crate) fn new(place: FileAccess, position: Option<u64>) -> Self {
+        Self { place, position, state: WriteState::Ready }
     }
 
     fn done(&mut self, bytes: usize, wrote: io::Result<()>) {
@@ -154,17 +154,17 @@ impl FileOutput {
         self.state = match wrote {
             Ok(()) => {
                 self.position = self.position.map(|position| position + bytes as u64);
-                State::Ready
+                WriteState::Ready
             }
-            Err(error) => State::Failed(error),
+            Err(error) => WriteState::Failed(error),
         };
     }
 
-    /// What the last write came to: an error is told once, and nothing is written after it.
+    /// The result of the last write: an error is returned once, and later writes fail as closed.
     fn settled(&mut self) -> StreamResult<()> {
-        match std::mem::replace(&mut self.state, State::Closed) {
-            State::Failed(error) => Err(StreamError::LastOperationFailed(error.into())),
-            State::Closed => Err(StreamError::Closed),
+        match std::mem::replace(&mut self.state, WriteState::Closed) {
+            WriteState::Failed(error) => Err(StreamError::LastOperationFailed(error.into())),
+            WriteState::Closed => Err(StreamError::Closed),
             state => {
                 self.state = state;
                 Ok(())
@@ -172,9 +172,9 @@ impl FileOutput {
         }
     }
 
-    /// Writes what waits, where it can be done at once.
+    /// Performs the waiting write if a thread is free.
     fn try_waiting(&mut self) {
-        if let State::Waiting(bytes) = &self.state {
+        if let WriteState::Waiting(bytes) = &self.state {
             let (bytes, position) = (bytes.clone(), self.position);
             if let Some(wrote) = self.place.now(|file| self.place.write(file, position, &bytes)) {
                 self.done(bytes.len(), wrote);
@@ -183,7 +183,7 @@ impl FileOutput {
     }
 
     async fn finish_waiting(&mut self) {
-        if let State::Waiting(bytes) = &self.state {
+        if let WriteState::Waiting(bytes) = &self.state {
             let (bytes, position) = (bytes.clone(), self.position);
             let wrote = self.place.when_free(|file| self.place.write(file, position, &bytes)).await;
             self.done(bytes.len(), wrote);
@@ -198,7 +198,7 @@ fn write(file: &File, position: Option<u64>, bytes: &[u8]) -> io::Result<()> {
     }
 }
 
-/// At the end, wherever others have put that meanwhile. The handle's own offset means nothing to anybody.
+/// Appends at the current end, also after writes by others. The handle's own offset is unused.
 #[cfg(target_os = "linux")]
 fn append(file: &File, mut bytes: &[u8]) -> io::Result<()> {
     use rustix::io::{ReadWriteFlags, pwritev2};
@@ -213,7 +213,7 @@ fn append(file: &File, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// At what is the end now: where the system cannot append at once, another writer may come between.
+/// Writes at the current end: without atomic append, another writer may interleave.
 #[cfg(not(target_os = "linux"))]
 fn append(file: &File, bytes: &[u8]) -> io::Result<()> {
     file.write_all_at(bytes, file.metadata()?.len())
@@ -223,9 +223,9 @@ fn append(file: &File, bytes: &[u8]) -> io::Result<()> {
 impl OutputStream for FileOutput {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
         match self.state {
-            State::Ready => {}
-            State::Closed => return Err(StreamError::Closed),
-            State::Waiting(_) | State::Failed(_) => {
+            WriteState::Ready => {}
+            WriteState::Closed => return Err(StreamError::Closed),
+            WriteState::Waiting(_) | WriteState::Failed(_) => {
                 let message = "write not permitted: check_write not called first";
                 return Err(StreamError::Trap(wasmtime::Error::msg(message)));
             }
@@ -234,7 +234,7 @@ impl OutputStream for FileOutput {
             let message = "write not permitted: more than check_write allows";
             return Err(StreamError::Trap(wasmtime::Error::msg(message)));
         }
-        self.state = State::Waiting(bytes);
+        self.state = WriteState::Waiting(bytes);
         self.try_waiting();
         Ok(())
     }
@@ -242,7 +242,7 @@ impl OutputStream for FileOutput {
     async fn blocking_write_and_flush(&mut self, bytes: Bytes) -> StreamResult<()> {
         self.finish_waiting().await;
         self.settled()?;
-        self.state = State::Waiting(bytes);
+        self.state = WriteState::Waiting(bytes);
         self.finish_waiting().await;
         self.settled()
     }
@@ -255,13 +255,13 @@ impl OutputStream for FileOutput {
     fn check_write(&mut self) -> StreamResult<usize> {
         self.try_waiting();
         self.settled()?;
-        Ok(if matches!(self.state, State::Ready) { FILE_CHUNK_BYTES } else { 0 })
+        Ok(if matches!(self.state, WriteState::Ready) { FILE_CHUNK_BYTES } else { 0 })
     }
 
     async fn cancel(&mut self) {
-        // What was taken is written, as a file's bytes are after a close.
+        // An accepted write is completed, like a file's bytes after a close.
         self.finish_waiting().await;
-        self.state = State::Closed;
+        self.state = WriteState::Closed;
     }
 }
 
@@ -276,8 +276,8 @@ impl Pollable for FileOutput {
 mod tests {
     use super::*;
 
-    fn place(file: File) -> Place {
-        Place { file: Arc::new(file), disk: None, _held: None }
+    fn place(file: File) -> FileAccess {
+        FileAccess { file: Arc::new(file), disk: None, _held: None }
     }
 
     #[tokio::test]

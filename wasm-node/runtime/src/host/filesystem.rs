@@ -1,8 +1,7 @@
-//! `wasi:filesystem`: a container's volumes, opened when a guest asks and shared by its instances.
+//! `wasi:filesystem`: a container's volumes, opened on a guest's first use and shared by its instances.
 //!
-//! wasmtime-wasi does the operations; what is here decides when and for whom they are done: each descriptor is counted
-//! ([`Disk::descriptor`]), work is done within the container's share of threads and time, and folders are listed a page
-//! at a time.
+//! wasmtime-wasi performs the operations; this module adds limits: each descriptor is counted ([`Disk::descriptor`]),
+//! work runs within the container's share of threads and time, and folders are listed a page at a time.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -16,26 +15,26 @@ use wasmtime_wasi::p2::bindings::filesystem::{preopens, types};
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, FsError, FsResult, ReaddirIterator};
 
 use super::disk::{Disk, Folders, made_file, removed};
-use super::disk_threads::Late;
-use super::file_stream::{FileInput, FileOutput, Place};
+use super::disk_threads::DiskBusy;
+use super::file_stream::{FileAccess, FileInput, FileOutput};
 use super::first_bytes::FirstBytes;
 use super::guest::Guest;
 use super::listing::{LISTING_BYTES, Listing, NextEntry};
 use super::state::{ComponentState, InterfaceState};
 use crate::bounds::limits::OPEN_FILES_MAX;
 use runtime_api::FileAccount;
-use runtime_api::ledger::Held;
+use runtime_api::ledger::ResourceGuard;
 
-/// The version that wasmtime's bindings register, as the shadowing below must name it exactly.
+/// The version that wasmtime's bindings register; the overrides below must use exactly it.
 const TYPES: &str = "wasi:filesystem/types@0.2.12";
 
-/// What one instance has open.
+/// Open files of one instance.
 #[derive(Default)]
 pub(crate) struct OpenFiles {
     /// The volumes' folders, while this instance lives.
     folders: Option<Arc<Folders>>,
-    /// What each descriptor's handle holds. Streams hold it too: they outlive the handle.
-    held: HashMap<u32, Arc<Held>>,
+    /// Descriptors by handle. Streams hold them too: they outlive the handle.
+    held: HashMap<u32, Arc<ResourceGuard>>,
 }
 
 impl InterfaceState for OpenFiles {
@@ -44,7 +43,7 @@ impl InterfaceState for OpenFiles {
     }
 }
 
-/// What the host holds for a guest with this entry of its table.
+/// Host memory of an entry of the guest's table.
 pub(crate) fn held_bytes(entry: &(dyn Any + Send)) -> Option<u64> {
     entry.is::<Listing>().then_some(LISTING_BYTES)
 }
@@ -57,12 +56,12 @@ impl HasData for Files {
 
 pub(crate) struct FilesView<'a>(&'a mut ComponentState);
 
-/// What the guest learns where descriptors are used up: the nearest that `wasi:filesystem` has to `EMFILE`.
+/// The guest's error without free descriptors: `wasi:filesystem` has nothing closer to `EMFILE`.
 fn used_up() -> FsError {
     types::ErrorCode::Quota.into()
 }
 
-/// Does an operation: within the share of `disk` where it may wait for one.
+/// Runs an operation: within the share of `disk` if it may block.
 async fn on<T>(disk: Option<Arc<Disk>>, operation: impl Future<Output = FsResult<T>>) -> FsResult<T> {
     match disk {
         Some(disk) => disk.work(operation).await.unwrap_or_else(late),
@@ -70,8 +69,8 @@ async fn on<T>(disk: Option<Arc<Disk>>, operation: impl Future<Output = FsResult
     }
 }
 
-/// What the guest learns where its container's file work has stalled: as where a disk fails.
-fn late<T>(_: Late) -> FsResult<T> {
+/// The guest's error when its container's file work has stalled: the same as for a disk failure.
+fn late<T>(_: DiskBusy) -> FsResult<T> {
     Err(types::ErrorCode::Io.into())
 }
 
@@ -80,15 +79,15 @@ impl FilesView<'_> {
         self.0.filesystem()
     }
 
-    /// Whose share an operation on `fd` is done in: the container's own, also on volumes that are only read, as their disk
-    /// may stall as well.
+    /// The disk state for an operation on `fd`: the container's own, also on read-only volumes, as their disk may stall as
+    /// well.
     fn disk(&mut self, fd: &Resource<Descriptor>) -> Option<Arc<Disk>> {
-        // The operation itself says what is wrong with a handle.
+        // The operation itself reports an invalid handle.
         self.0.table.get(fd).ok().map(|_| self.0.guest.disk.clone())
     }
 
-    /// The same, of an operation that changes something.
-    fn changing(&mut self, fd: &Resource<Descriptor>) -> Option<Arc<Disk>> {
+    /// The same for an operation that changes files.
+    fn disk_for_change(&mut self, fd: &Resource<Descriptor>) -> Option<Arc<Disk>> {
         let disk = self.disk(fd);
         if let Some(disk) = &disk {
             disk.changed();
@@ -103,7 +102,7 @@ impl FilesView<'_> {
         }
     }
 
-    /// The account of the claim's volume that a file or folder lies in.
+    /// The account of the claim's volume that contains a file or folder.
     fn claim(&self, fd: &Resource<Descriptor>) -> Option<FileAccount> {
         match self.0.table.get(fd) {
             Ok(Descriptor::Dir(dir)) => self.0.guest.disk.claim_of(&dir.dir),
@@ -112,13 +111,13 @@ impl FilesView<'_> {
         }
     }
 
-    /// Who counts a file that is made in a folder.
-    fn makes(&self, fd: &Resource<Descriptor>, takes_block: bool) -> FsResult<Option<FileAccount>> {
+    /// The account of a new file in a folder.
+    fn check_new_file(&self, fd: &Resource<Descriptor>, takes_block: bool) -> FsResult<Option<FileAccount>> {
         let Some(folder) = self.folder(fd) else { return Ok(None) };
-        self.0.guest.disk.makes(&folder, takes_block).map_err(|_| types::ErrorCode::InsufficientSpace.into())
+        self.0.guest.disk.check_new_file(&folder, takes_block).map_err(|_| types::ErrorCode::InsufficientSpace.into())
     }
 
-    fn within_one(&self, from: &Resource<Descriptor>, to: &Resource<Descriptor>) -> FsResult<()> {
+    fn check_same_volume(&self, from: &Resource<Descriptor>, to: &Resource<Descriptor>) -> FsResult<()> {
         match (self.folder(from), self.folder(to)) {
             (Some(from), Some(to)) if !self.0.guest.disk.is_one_volume(&from, &to) => {
                 Err(types::ErrorCode::CrossDevice.into())
@@ -127,23 +126,23 @@ impl FilesView<'_> {
         }
     }
 
-    fn count(&mut self) -> FsResult<Held> {
+    fn count(&mut self) -> FsResult<ResourceGuard> {
         if self.0.of::<OpenFiles>().held.len() >= OPEN_FILES_MAX {
             return Err(used_up());
         }
         self.0.guest.disk.descriptor().map_err(|_| used_up())
     }
 
-    fn file(&mut self, fd: &Resource<Descriptor>) -> FsResult<Place> {
+    fn file(&mut self, fd: &Resource<Descriptor>) -> FsResult<FileAccess> {
         let file = match self.0.table.get(fd)? {
             Descriptor::File(file) => file.clone(),
             Descriptor::Dir(_) => return Err(types::ErrorCode::IsDirectory.into()),
         };
         let held = self.0.of::<OpenFiles>().held.get(&fd.rep()).cloned();
-        Ok(Place { file: file.file, disk: Some(self.0.guest.disk.clone()), _held: held })
+        Ok(FileAccess { file: file.file, disk: Some(self.0.guest.disk.clone()), _held: held })
     }
 
-    fn writable(&mut self, fd: &Resource<Descriptor>) -> FsResult<Place> {
+    fn writable(&mut self, fd: &Resource<Descriptor>) -> FsResult<FileAccess> {
         match self.0.table.get(fd)? {
             Descriptor::Dir(_) => Err(types::ErrorCode::BadDescriptor.into()),
             Descriptor::File(file) if file.perms.write_not_permitted() => Err(types::ErrorCode::NotPermitted.into()),
@@ -188,7 +187,7 @@ impl types::Host for FilesView<'_> {
     }
 }
 
-/// Operations that differ from wasmtime-wasi's only in when they are done.
+/// Operations that differ from wasmtime-wasi's only in their scheduling.
 macro_rules! delegate {
     ($($changes:ident $name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
         $(async fn $name(&mut self, fd: Resource<Descriptor>, $($argument: $type),*) -> $answer {
@@ -234,17 +233,17 @@ impl types::HostDescriptor for FilesView<'_> {
     }
 
     async fn create_directory_at(&mut self, fd: Resource<Descriptor>, path: String) -> FsResult<()> {
-        let made = self.makes(&fd, true)?;
-        let disk = self.changing(&fd);
+        let made = self.check_new_file(&fd, true)?;
+        let disk = self.disk_for_change(&fd);
         on(disk, self.wasi().create_directory_at(fd, path)).await?;
         made_file(made, true);
         Ok(())
     }
 
     async fn symlink_at(&mut self, fd: Resource<Descriptor>, from: String, to: String) -> FsResult<()> {
-        // What it says may take a block.
-        let made = self.makes(&fd, true)?;
-        let disk = self.changing(&fd);
+        // A link's target may take a block.
+        let made = self.check_new_file(&fd, true)?;
+        let disk = self.disk_for_change(&fd);
         on(disk, self.wasi().symlink_at(fd, from, to)).await?;
         made_file(made, true);
         Ok(())
@@ -258,10 +257,10 @@ impl types::HostDescriptor for FilesView<'_> {
         to_fd: Resource<Descriptor>,
         to: String,
     ) -> FsResult<()> {
-        self.within_one(&fd, &to_fd)?;
-        let made = self.makes(&to_fd, false)?;
+        self.check_same_volume(&fd, &to_fd)?;
+        let made = self.check_new_file(&to_fd, false)?;
         let _moving = made.as_ref().and_then(FileAccount::moving);
-        let disk = self.changing(&fd);
+        let disk = self.disk_for_change(&fd);
         on(disk, self.wasi().link_at(fd, flags, from, to_fd, to)).await?;
         made_file(made, false);
         Ok(())
@@ -274,15 +273,15 @@ impl types::HostDescriptor for FilesView<'_> {
         to_fd: Resource<Descriptor>,
         to: String,
     ) -> FsResult<()> {
-        self.within_one(&fd, &to_fd)?;
+        self.check_same_volume(&fd, &to_fd)?;
         let _moving = self.claim(&to_fd).as_ref().and_then(FileAccount::moving);
-        let disk = self.changing(&fd);
+        let disk = self.disk_for_change(&fd);
         on(disk, self.wasi().rename_at(fd, from, to_fd, to)).await
     }
 
     async fn write(&mut self, fd: Resource<Descriptor>, bytes: Vec<u8>, offset: u64) -> FsResult<u64> {
         let disk = self.disk(&fd);
-        // The operation itself says what is wrong with a handle.
+        // The operation itself reports an invalid handle.
         let file = self.writable(&fd).ok().map(|place| place.file);
         if let Some(disk) = &disk {
             disk.changed();
@@ -342,7 +341,7 @@ impl types::HostDescriptor for FilesView<'_> {
             disk.changed();
         }
         let creates = open_flags.contains(types::OpenFlags::CREATE);
-        let made = if creates { self.makes(&fd, false)? } else { None };
+        let made = if creates { self.check_new_file(&fd, false)? } else { None };
         let opened = on(disk, self.wasi().open_at(fd, path_flags, path, open_flags, flags)).await?;
         made_file(made, false);
         if let Ok(Descriptor::File(file)) = self.0.table.get(&opened)
@@ -373,9 +372,9 @@ impl types::HostDescriptor for FilesView<'_> {
         let disk = self.disk(&fd);
         let listing = on(disk.clone(), async { Ok(Listing::open(&dir.dir, held)?) }).await?;
         let listing = self.0.table.push(listing.of(disk))?;
-        // Counted at once: a thousand of them hold far more than what may pass between two counts.
+        // Accounted at once: a thousand of them hold far more than what may pass between two accountings.
         self.0.account_now();
-        if self.0.limiter.owes() {
+        if self.0.limiter.has_debt() {
             self.0.table.delete(listing)?;
             return Err(types::ErrorCode::InsufficientMemory.into());
         }
@@ -424,7 +423,7 @@ impl types::HostDirectoryEntryStream for FilesView<'_> {
     }
 }
 
-/// What the system says of an open file; nothing where that fails. An error is a handle that there is not.
+/// The metadata of an open file; `None` if the call fails. An invalid handle is an error.
 pub(super) async fn metadata(
     state: &mut ComponentState,
     fd: &Resource<Descriptor>,
@@ -440,7 +439,7 @@ pub(super) async fn metadata(
 pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> {
     types::add_to_linker::<_, Files>(linker, |state| FilesView(state))?;
     preopens::add_to_linker::<_, Files>(linker, |state| FilesView(state))?;
-    // As the generated one, but a list that is longer than one call takes is written in part, and doesn't end the guest.
+    // As generated, except that a list over the per-call maximum is a short write and not a trap.
     let mut instance = linker.instance(TYPES)?;
     instance.func_wrap_async(
         "[method]descriptor.write",

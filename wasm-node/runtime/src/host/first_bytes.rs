@@ -1,20 +1,20 @@
-//! The beginning of a `list<u8>` that a guest hands over: as much as one call takes. The rest is never copied, so a long
-//! list is no more than a short write, where wasmtime's own lists end the guest at the bound on copied bytes.
+//! The prefix of a guest's `list<u8>`, up to a maximum per call. The rest is never copied, so a long list is a short
+//! write, where wasmtime's own lists trap at the bound on copied bytes.
 
 use wasmtime::component::__internal::{CanonicalAbiInfo, InstanceType, InterfaceType, LiftContext};
 use wasmtime::component::{ComponentType, Lift};
 use wasmtime::{Result, ValRaw};
 
-/// Bytes that one call takes at most: half of what a call may copy, so that its other arguments have room.
+/// Maximum bytes per call: half of a call's copy bound, which leaves room for its other arguments.
 pub(crate) const FIRST_BYTES_MAX: usize = 1 << 20;
 
-/// See the module.
+/// The prefix of a list.
 pub(crate) struct FirstBytes(pub(crate) Vec<u8>);
 
 impl FirstBytes {
     fn copy(cx: &mut LiftContext<'_>, pointer: u32, length: u32) -> Result<Self> {
         let (pointer, length) = (pointer as usize, length as usize);
-        // The whole list must lie in the guest's memory, also what is not looked at.
+        // The whole list must be in the guest's memory, including the skipped part.
         let list = pointer.checked_add(length).and_then(|end| cx.memory().get(pointer..end));
         let list = list.ok_or_else(|| wasmtime::Error::msg("list pointer/length out of bounds of memory"))?;
         let first = &list[..length.min(FIRST_BYTES_MAX)];
@@ -36,8 +36,8 @@ unsafe impl ComponentType for FirstBytes {
 }
 
 #[expect(unsafe_code, reason = "as above")]
-// SAFETY: reads the pointer and the length of a list as the canonical ABI of 32-bit memories lays them out, and nothing else
-// of `src`; the memory they point to is read through slices that check their bounds.
+// SAFETY: reads the pointer and the length of a list as the canonical ABI of 32-bit memories lays them out, and nothing else of
+// `src`; the memory they point to is read through slices that check their bounds.
 unsafe impl Lift for FirstBytes {
     fn linear_lift_from_flat(cx: &mut LiftContext<'_>, _: InterfaceType, src: &[ValRaw; 2]) -> Result<Self> {
         Self::copy(cx, src[0].get_u32(), src[1].get_u32())

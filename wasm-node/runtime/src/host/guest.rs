@@ -1,4 +1,4 @@
-//! What the host interfaces know of a container: what all of its instances have in common.
+//! A container's configuration for the host interfaces, shared by all of its instances.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,43 +13,43 @@ use crate::bounds::growth::{Growth, StoreLimiter};
 use crate::bounds::guest::GuestBounds;
 use crate::keyvalue::Namespace;
 
-/// Stdout and stderr of a session; none = taken, and kept nowhere.
+/// Stdout and stderr of a session; `None`: discarded.
 #[derive(Clone)]
 pub(crate) struct Outputs(pub(crate) Option<PipeWriter>, pub(crate) Option<PipeWriter>);
 
-/// See the module.
+/// Configuration shared by a container's instances.
 #[derive(Clone)]
 pub(crate) struct Guest {
     pub(crate) argv: Arc<[String]>,
     pub(crate) env: Arc<[(String, String)]>,
     pub(crate) cwd: Option<String>,
-    /// Its volumes, and its share of what file work takes.
+    /// Its volumes and its limits of file work.
     pub(crate) disk: Arc<Disk>,
-    /// The working directory, where it lies in a volume.
+    /// The working directory, if it is in a volume.
     pub(crate) cwd_dir: Option<Preopen>,
     pub(crate) log: Arc<dyn LogSink>,
-    /// What `wasi:config/store` has for it.
+    /// Values of `wasi:config/store`.
     pub(crate) config: Option<Arc<dyn ConfigValues>>,
-    /// What `wasi:keyvalue` keeps for it.
+    /// Store of `wasi:keyvalue`.
     pub(crate) keyvalue: Option<Arc<Namespace>>,
-    /// What it reads; none = an empty input.
+    /// Its stdin; `None`: an empty input.
     pub(crate) stdin: Option<PipeReader>,
-    /// Whether it is told that it has a terminal.
+    /// Whether its standard streams report a terminal.
     pub(crate) terminal: bool,
-    /// Where a session's outputs go; none = into the log.
+    /// Outputs of a session; `None`: the log.
     pub(crate) outputs: Option<Outputs>,
-    /// What each of its instances may take.
+    /// Bounds of each instance.
     pub(crate) bounds: GuestBounds,
     pub(crate) caller: Caller,
     pub(crate) dial: Option<Arc<dyn Dial>>,
-    /// What its instances hold together.
+    /// Resources held by its instances together.
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) growth: Arc<Growth>,
-    /// How long a growth waits for others.
+    /// Maximum wait of a growth for other guests.
     pub(crate) growth_wait_max: Duration,
-    /// Of each instance, where it is metered.
+    /// Fuel of each instance, if metered.
     pub(crate) fuel: Option<u64>,
-    /// The engine that its instances are made in.
+    /// The engine of its instances.
     pub(crate) engine: wasmtime::Engine,
 }
 

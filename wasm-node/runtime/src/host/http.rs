@@ -1,5 +1,5 @@
-//! `wasi:http`: types, and outgoing requests through the data plane's [`Dial`](machinery_serve::net::Dial), bounded in
-//! number and time. The data plane decides where a name leads and what policy allows; nothing here touches a socket.
+//! `wasi:http`: types, and outgoing requests through the data plane's [`Dial`](machinery_serve::net::Dial), limited in
+//! number and time. The data plane resolves names and applies policy; this module opens no socket.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -22,36 +22,36 @@ use wasmtime_wasi_http::{
 };
 
 use super::guest::Guest;
-use super::outgoing_body::{OpenBodies, Whole};
+use super::outgoing_body::{CheckedBody, OpenBodies};
 use super::state::{ComponentState, InterfaceState};
 use crate::bounds::limits::{BODY_CHUNK_BYTES, HTTP_FIELDS_BYTES_MAX};
 use runtime_api::ledger;
 
-/// The version that wasmtime's bindings register, as the shadowing below must name it exactly.
+/// The version that wasmtime's bindings register; the overrides below must use exactly it.
 const TYPES: &str = "wasi:http/types@0.2.12";
-/// Wall clock of an outgoing request to its head, where the guest asks for no shorter one.
+/// Wall clock of an outgoing request to its head, unless the guest sets a shorter one.
 pub(super) const OUTGOING_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 
-/// What a guest is refused to say, and never sees: its words are the authority of a request, and a proxy's own.
+/// Headers that a guest can neither set nor read: a request's authority, and a proxy's own.
 const REFUSED: [HeaderName; 3] = [header::HOST, header::PROXY_AUTHENTICATE, header::PROXY_AUTHORIZATION];
 
-/// What one header costs besides its bytes.
+/// Bytes of one header besides its content.
 const HEADER_BYTES: u64 = 64;
-/// Buffered bytes that an incoming body may hold: one read of the connection.
+/// Buffered bytes of an incoming body: one read of the connection.
 const INCOMING_BODY_BYTES: u64 = 16 << 10;
-/// An outgoing body: one chunk under way and one buffered.
+/// Buffered bytes of an outgoing body: one chunk in flight and one buffered.
 const OUTGOING_BODY_BYTES: u64 = 2 * BODY_CHUNK_BYTES as u64;
 
-/// One instance's way out.
+/// Outgoing requests of one instance.
 struct Outgoing {
     guest: Arc<Guest>,
 }
 
-/// What is kept of one instance.
+/// State of one instance.
 pub(crate) struct Http {
     context: WasiHttpCtx,
     outgoing: Outgoing,
-    /// Bodies that it writes.
+    /// Bodies that the guest writes.
     open: OpenBodies,
 }
 
@@ -71,7 +71,7 @@ impl WasiHttpView for ComponentState {
     }
 }
 
-/// What the host holds for a guest with this entry of its table.
+/// Host memory of an entry of the guest's table.
 pub(crate) fn held_bytes(entry: &(dyn Any + Send)) -> Option<u64> {
     if let Some(fields) = entry.downcast_ref::<FieldMap>() {
         Some(fields_bytes(fields))
@@ -93,7 +93,7 @@ fn fields_bytes(fields: &FieldMap) -> u64 {
     fields.iter().map(|(name, value)| name.as_str().len() as u64 + value.len() as u64 + HEADER_BYTES).sum()
 }
 
-/// A body of the seam, as wasi:http wants it.
+/// Converts a pod network body to wasi:http's.
 pub(crate) fn incoming(body: machinery_serve::net::Body) -> WasiBody {
     if body.is_end_stream() {
         return Empty::new().map_err(|never| match never {}).boxed_unsync();
@@ -156,11 +156,11 @@ async fn send(guest: Arc<Guest>, request: Request<WasiBody>, options: RequestOpt
     Ok((response, Box::new(std::future::ready(Ok(())))))
 }
 
-/// What a guest is told when its call got no response.
+/// The guest's error code for a call without a response.
 fn code(error: DialError) -> Error {
     match error {
         DialError::NameNotFound(_) => Error::DnsError { rcode: Some("NXDOMAIN".into()), info_code: None },
-        // As a Service without endpoints refuses connections.
+        // A Service without endpoints refuses connections.
         DialError::NoEndpoint(_) => Error::ConnectionRefused,
         DialError::Denied(_) => Error::DestinationIpProhibited,
         DialError::Connection { source, .. } => match is_refusal(&*source) {
@@ -171,7 +171,7 @@ fn code(error: DialError) -> Error {
     }
 }
 
-/// Whether nobody listens there.
+/// Whether the connection was refused.
 pub(super) fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -185,8 +185,8 @@ pub(super) fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
 
 pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> {
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
-    // The same functions, told on: a body whose channel closes without its own finish was cut, which the bindings can't
-    // tell apart from an end when a store is dropped.
+    // Wraps the same functions: a body whose channel closes without its own finish was cut off, which the bindings
+    // can't distinguish from an end when a store is dropped.
     let mut types = linker.instance(TYPES)?;
     types.func_wrap(
         "[method]outgoing-response.body",
@@ -196,7 +196,7 @@ pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> 
             if let Ok(body) = &made {
                 let slot = &mut state.table.get_mut(&Resource::<HostOutgoingResponse>::new_borrow(rep))?.body;
                 let Http { open, .. } = state.states.get(&state.guest);
-                *slot = slot.take().map(|made| Whole::of(made, open, body.rep()));
+                *slot = slot.take().map(|made| CheckedBody::of(made, open, body.rep()));
             }
             Ok((made,))
         },
@@ -209,7 +209,7 @@ pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> 
             if let Ok(body) = &made {
                 let slot = &mut state.table.get_mut(&Resource::<HostOutgoingRequest>::new_borrow(rep))?.body;
                 let Http { open, .. } = state.states.get(&state.guest);
-                *slot = slot.take().map(|made| Whole::of(made, open, body.rep()));
+                *slot = slot.take().map(|made| CheckedBody::of(made, open, body.rep()));
             }
             Ok((made,))
         },
@@ -219,7 +219,7 @@ pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> 
         |mut store: StoreContextMut<'_, ComponentState>,
          (body, trailers): (Resource<HostOutgoingBody>, Option<Resource<FieldMap>>)| {
             let state = store.data_mut();
-            // Told before, as the body may be read on another thread: where finishing fails, it sends an abort.
+            // Recorded before, as the body may be read on another thread: a failed finish sends an abort.
             state.of::<Http>().open.finish(body.rep());
             match types::HostOutgoingBody::finish(&mut state.http(), body, trailers) {
                 Ok(()) => Ok((Ok::<(), ErrorCode>(()),)),

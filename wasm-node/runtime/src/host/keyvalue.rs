@@ -1,6 +1,6 @@
-//! `wasi:keyvalue`, where the pod's annotation grants `keyvalue`: what the pods of a namespace keep together on this node
-//! (`docs/decisions/0057-keyvalue.md`). What reads or writes goes where file work goes, by the container's and the
-//! namespace's shares of it; a write is answered when it is on the disk.
+//! `wasi:keyvalue`, where the pod's annotation grants `keyvalue`: a store shared by a namespace's pods on this node
+//! (`docs/decisions/0057-keyvalue.md`). Reads and writes run as file work, within the shares of container and
+//! namespace; a write returns when it is on the disk.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -52,12 +52,12 @@ enum CasError {
     CasFailed(Resource<Cas>),
 }
 
-/// A bucket that a guest has open: its name alone, what is in it is read when it is asked for.
+/// An open bucket: its name alone; content is read on each call.
 struct Bucket {
     name: String,
 }
 
-/// What a guest has seen under a key, and means to replace.
+/// A compare-and-swap handle: the value that was read, to be replaced.
 struct Cas {
     bucket: String,
     key: String,
@@ -73,18 +73,18 @@ pub(super) fn held_bytes(entry: &(dyn Any + Send)) -> Option<u64> {
     Some((cas.bucket.len() + cas.key.len() + value) as u64)
 }
 
-/// A guest's namespace, and its share of what the disk takes.
-struct Kept {
+/// A guest's namespace and its disk share.
+struct GuestStore {
     namespace: Arc<Namespace>,
     guest: Arc<Guest>,
 }
 
 type Guests<'a> = StoreContextMut<'a, ComponentState>;
-/// What a function of the interface answers; the outer error ends the guest.
-type Answer<T> = wasmtime::Result<(Result<T, Error>,)>;
+/// Result of a function of the interface; the outer error traps the guest.
+type CallResult<T> = wasmtime::Result<(Result<T, Error>,)>;
 
-impl Kept {
-    /// None where the runtime's caller named no namespace for it.
+impl GuestStore {
+    /// Fails if the container has no namespace.
     fn of(store: &mut Guests<'_>) -> Result<Self, Error> {
         store.data_mut().account();
         let guest = store.data().guest.clone();
@@ -98,10 +98,10 @@ impl Kept {
 
     async fn read<T>(&self, read: impl FnOnce(&Arc<Namespace>) -> Result<T, StoreError>) -> Result<T, Error> {
         let read = self.disk().work(async { read(&self.namespace) }).await;
-        Ok(read.unwrap_or(Err(StoreError::Late))?)
+        Ok(read.unwrap_or(Err(StoreError::DiskBusy))?)
     }
 
-    /// Waits until it is on the disk: brought there by this call, or by another's of the namespace that came before.
+    /// Waits until the write is on the disk, by this call's commit or an earlier one of the namespace.
     async fn write(&self, write: Write) -> Result<Written, Error> {
         let held = self.guest.ledger.hold(LedgerResource::Memory, write.bytes() as u64);
         let _held = held.map_err(|_| StoreError::Memory)?;
@@ -110,7 +110,7 @@ impl Kept {
             tokio::select! {
                 biased;
                 answer = &mut answer => return Ok(answer.unwrap_or(Err(StoreError::Removed))?),
-                turn = self.disk().sync(async { self.namespace.commit() }) => turn.map_err(|_| StoreError::Late)?,
+                turn = self.disk().sync(async { self.namespace.commit() }) => turn.map_err(|_| StoreError::DiskBusy)?,
             }
         }
     }
@@ -120,7 +120,7 @@ fn named(store: &Guests<'_>, of: &Resource<Bucket>) -> wasmtime::Result<String> 
     Ok(store.data().table.get(of)?.name.clone())
 }
 
-/// A value, copied out of the guest where it is not too large.
+/// A value, copied out of the guest unless it is too large.
 fn value(store: &Guests<'_>, list: &WasmList<u8>) -> Result<Vec<u8>, Error> {
     match list.len() {
         length if length > VALUE_BYTES_MAX => Err(StoreError::ValueTooLarge(length).into()),
@@ -140,7 +140,7 @@ fn link_store(store: &mut LinkerInstance<'_, ComponentState>) -> wasmtime::Resul
         Ok(())
     })?;
     store.func_wrap("open", |mut store: Guests<'_>, (identifier,): (String,)| {
-        if let Err(error) = Kept::of(&mut store) {
+        if let Err(error) = GuestStore::of(&mut store) {
             return Ok((Err(error),));
         }
         let Some(name) = bucket(&identifier) else { return Ok((Err(Error::NoSuchStore),)) };
@@ -155,7 +155,7 @@ fn link_store(store: &mut LinkerInstance<'_, ComponentState>) -> wasmtime::Resul
         |mut store: Guests<'_>, (of, key): (Resource<Bucket>, String)| {
             Box::new(async move {
                 let bucket = named(&store, &of)?;
-                let read = async { Kept::of(&mut store)?.read(|kept| kept.exists(&bucket, &key)).await };
+                let read = async { GuestStore::of(&mut store)?.read(|kept| kept.exists(&bucket, &key)).await };
                 Ok((read.await,))
             })
         },
@@ -187,22 +187,23 @@ fn link_store(store: &mut LinkerInstance<'_, ComponentState>) -> wasmtime::Resul
         |mut store: Guests<'_>, (of, cursor): (Resource<Bucket>, Option<String>)| {
             Box::new(async move {
                 let bucket = named(&store, &of)?;
-                let read = async { Kept::of(&mut store)?.read(|kept| kept.list(&bucket, cursor.as_deref())).await };
+                let read =
+                    async { GuestStore::of(&mut store)?.read(|kept| kept.list(&bucket, cursor.as_deref())).await };
                 Ok((read.await.map(|page| KeyResponse { keys: page.keys, cursor: page.cursor }),))
             })
         },
     )
 }
 
-async fn get(store: &mut Guests<'_>, of: &Resource<Bucket>, key: &str) -> Answer<Option<Vec<u8>>> {
+async fn get(store: &mut Guests<'_>, of: &Resource<Bucket>, key: &str) -> CallResult<Option<Vec<u8>>> {
     let bucket = named(store, of)?;
-    let read = async { Kept::of(store)?.read(|kept| kept.get(&bucket, key)).await };
+    let read = async { GuestStore::of(store)?.read(|kept| kept.get(&bucket, key)).await };
     Ok((read.await.map(|found| found.map(|value| value.bytes)),))
 }
 
-/// A write of which nothing comes but that it was done.
-async fn done(store: &mut Guests<'_>, write: Write) -> Answer<()> {
-    let written = async { Kept::of(store)?.write(write).await };
+/// A write without a result value.
+async fn done(store: &mut Guests<'_>, write: Write) -> CallResult<()> {
+    let written = async { GuestStore::of(store)?.write(write).await };
     Ok((written.await.map(|_| ()),))
 }
 
@@ -214,7 +215,7 @@ fn link_atomics(atomics: &mut LinkerInstance<'_, ComponentState>) -> wasmtime::R
     atomics.func_wrap_async("[static]cas.new", |mut store: Guests<'_>, (of, key): (Resource<Bucket>, String)| {
         Box::new(async move {
             let bucket = named(&store, &of)?;
-            let read = async { Kept::of(&mut store)?.read(|kept| kept.get(&bucket, &key)).await };
+            let read = async { GuestStore::of(&mut store)?.read(|kept| kept.get(&bucket, &key)).await };
             Ok((match read.await {
                 Ok(seen) => Ok(push_cas(&mut store, Cas { bucket, key, seen })?),
                 Err(error) => Err(error),
@@ -231,7 +232,7 @@ fn link_atomics(atomics: &mut LinkerInstance<'_, ComponentState>) -> wasmtime::R
             Box::new(async move {
                 let bucket = named(&store, &of)?;
                 let write = Write::Increment { bucket, key, delta };
-                let written = async { Kept::of(&mut store)?.write(write).await };
+                let written = async { GuestStore::of(&mut store)?.write(write).await };
                 Ok((match written.await {
                     Ok(Written::Number(number)) => Ok(number),
                     Ok(Written::Done | Written::Stale(_)) => Err(Error::Other("an increment without a number".into())),
@@ -245,7 +246,7 @@ fn link_atomics(atomics: &mut LinkerInstance<'_, ComponentState>) -> wasmtime::R
     })
 }
 
-/// What a handle has seen may be as large as a value, so it is counted at once.
+/// The value in a handle may be large, so it is accounted at once.
 fn push_cas(store: &mut Guests<'_>, cas: Cas) -> wasmtime::Result<Resource<Cas>> {
     let pushed = store.data_mut().table.push(cas)?;
     store.data_mut().account_now();
@@ -264,7 +265,7 @@ async fn swap(
     };
     let seen = seen.map(|value| value.revision);
     let write = Write::Swap { bucket: bucket.clone(), key: key.clone(), seen, value };
-    let written = async { Kept::of(store)?.write(write).await };
+    let written = async { GuestStore::of(store)?.write(write).await };
     match written.await {
         Ok(Written::Stale(now)) => {
             let again = push_cas(store, Cas { bucket, key, seen: now })?;
@@ -279,7 +280,7 @@ fn link_batch(batch: &mut LinkerInstance<'_, ComponentState>) -> wasmtime::Resul
     batch.func_wrap_async("get-many", |mut store: Guests<'_>, (of, keys): (Resource<Bucket>, Vec<String>)| {
         Box::new(async move {
             let bucket = named(&store, &of)?;
-            let read = async { Kept::of(&mut store)?.read(|kept| kept.get_many(&bucket, &keys)).await };
+            let read = async { GuestStore::of(&mut store)?.read(|kept| kept.get_many(&bucket, &keys)).await };
             let found = read.await;
             let pairs = |found: Vec<Option<Vec<u8>>>| {
                 let pairs = keys.into_iter().zip(found);

@@ -1,5 +1,4 @@
-//! Listing a folder a page at a time: a guest may list any folder that it can fill, and what the host holds for it
-//! meanwhile is one page.
+//! Lists a folder a page at a time: a guest may list any folder that it can fill, and the host holds one page of it.
 
 use std::collections::VecDeque;
 use std::ffi::CStr;
@@ -11,41 +10,41 @@ use rustix::fs::{AtFlags, Dir, FileType, Stat};
 use wasmtime_wasi::p2::bindings::filesystem::types::{DescriptorType, DirectoryEntry, ErrorCode};
 
 use super::disk::Disk;
-use runtime_api::ledger::Held;
+use runtime_api::ledger::ResourceGuard;
 
-/// Names that are read at once.
+/// Names read at once.
 const PAGE_ENTRIES: usize = 64;
-/// What a listing holds at most: a page of the longest names (255 bytes each) with their records, and the buffer that
-/// the system fills (some 32 KiB).
+/// Maximum bytes of a listing: a page of the longest names (255 bytes each) with their records, and the system's buffer
+/// (some 32 KiB).
 pub(crate) const LISTING_BYTES: u64 = 64 << 10;
 
-/// A name, or why it can't be said.
-type Entry = Result<DirectoryEntry, ErrorCode>;
+/// A name, or the error of reading it.
+type ListedEntry = Result<DirectoryEntry, ErrorCode>;
 
 /// A folder that is being listed.
 pub(crate) struct Listing {
     /// Closed at the end.
-    folder: Option<(Dir, Held)>,
-    page: VecDeque<Entry>,
+    folder: Option<(Dir, ResourceGuard)>,
+    page: VecDeque<ListedEntry>,
     disk: Option<Arc<Disk>>,
 }
 
-/// What comes next.
+/// Result of [`Listing::next`].
 pub(crate) enum NextEntry {
     /// A name, or the end.
     Entry(Result<Option<DirectoryEntry>, ErrorCode>),
-    /// Nothing before [`Listing::read_more`].
+    /// The page is empty: call [`Listing::read_more`].
     ReadMore,
 }
 
 impl Listing {
-    /// Opens the folder anew, so that each listing has a place of its own.
-    pub(crate) fn open(dir: &File, held: Held) -> io::Result<Self> {
+    /// Reopens the folder, so that each listing has its own position.
+    pub(crate) fn open(dir: &File, held: ResourceGuard) -> io::Result<Self> {
         let dir = Dir::read_from(dir)?;
         Ok(Self { folder: Some((dir, held)), page: VecDeque::new(), disk: None })
     }
 
-    /// Whose share reading on is done in.
+    /// Sets the disk state for further reads.
     pub(crate) fn of(mut self, disk: Option<Arc<Disk>>) -> Self {
         self.disk = disk;
         self
@@ -63,12 +62,12 @@ impl Listing {
         }
     }
 
-    /// The next name is this one again.
+    /// Makes an entry the next one again.
     pub(crate) fn put_back(&mut self, entry: DirectoryEntry) {
         self.page.push_front(Ok(entry));
     }
 
-    /// Reads a page, and to the end where it is shorter.
+    /// Reads a page, or to the end if that is sooner.
     pub(crate) fn read_more(&mut self) -> Result<(), ErrorCode> {
         while let Some((dir, _)) = &mut self.folder
             && self.page.len() < PAGE_ENTRIES
@@ -82,7 +81,7 @@ impl Listing {
                 continue;
             }
             let kind = match entry.file_type() {
-                // Some file systems leave it to the caller to ask; a name that is gone meanwhile is no entry any more.
+                // Some file systems don't report the type; a name removed meanwhile is skipped.
                 FileType::Unknown => match statat(dir, name) {
                     Ok(stat) => FileType::from_raw_mode(stat.st_mode),
                     Err(error) if error.kind() == io::ErrorKind::NotFound => continue,

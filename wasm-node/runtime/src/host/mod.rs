@@ -1,6 +1,6 @@
-//! The one table of host interfaces: what a guest may import, and whether it always may or only where its pod's
-//! annotation `host.coracle.dev/<container>` grants it. To add one: a file here and a row in [`HOST_INTERFACES`]; what
-//! it keeps of an instance ([`state::InterfaceState`]) is in its file, too.
+//! The table of host interfaces: what a guest may import, always or only by a grant of its pod's annotation
+//! `host.coracle.dev/<container>`. To add an interface, add a file here and a row in [`HOST_INTERFACES`]; its state of
+//! an instance ([`state::InterfaceState`]) is in its file, too.
 
 pub(crate) mod clocks;
 pub(crate) mod config;
@@ -35,14 +35,14 @@ use wasmtime::component::Linker;
 
 use state::{ComponentState, CoreState};
 
-/// How a guest comes to an interface.
+/// Condition for an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Granted {
-    /// Every guest has it.
+pub enum GrantCondition {
+    /// Available to every guest.
     Always,
-    /// Only where the annotation names it.
+    /// GrantCondition by the annotation.
     ByAnnotation,
-    /// The node's own toolbox.
+    /// For the node's own toolbox.
     ToToolbox,
 }
 
@@ -52,25 +52,24 @@ pub struct HostInterface {
     pub name: &'static str,
     /// The WIT package, `namespace:name`.
     pub package: &'static str,
-    /// Interfaces of the package that are offered; empty = all of the package's world.
+    /// The implemented interfaces of the package; empty: all of the package's world.
     pub interfaces: &'static [&'static str],
-    /// The version: guests of the same major and minor fit; of a draft the same alone.
+    /// The version: matches guests of the same major and minor, or of exactly the same draft.
     pub version: &'static str,
-    /// Who has it.
-    pub granted: Granted,
+    /// Who may import it.
+    pub granted: GrantCondition,
     /// Adds it to a linker.
     pub(crate) link: fn(&mut Linker<ComponentState>) -> wasmtime::Result<()>,
-    /// What the host holds for a guest with an entry of its table, where the entry is of this interface and holds more
-    /// than a handle.
+    /// Host memory of an entry of the guest's table, if the entry is of this interface and holds more than a handle.
     pub(crate) held_bytes: fn(&(dyn Any + Send)) -> Option<u64>,
 }
 
-/// An interface whose handles hold nothing besides.
+/// For an interface whose handles hold no further memory.
 fn handles_only(_: &(dyn Any + Send)) -> Option<u64> {
     None
 }
 
-/// What the host holds for a guest with this entry of its table, besides the handle.
+/// Host memory of an entry of the guest's table, besides the handle.
 pub(crate) fn held_bytes(entry: &(dyn Any + Send)) -> u64 {
     rows().find_map(|row| (row.held_bytes)(entry)).unwrap_or(0)
 }
@@ -82,7 +81,7 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
         package: "wasi:io",
         interfaces: &["error", "poll", "streams"],
         version: "0.2",
-        granted: Granted::Always,
+        granted: GrantCondition::Always,
         link: io::link,
         held_bytes: handles_only,
     },
@@ -91,7 +90,7 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
         package: "wasi:cli",
         interfaces: &["environment", "exit"],
         version: "0.2",
-        granted: Granted::Always,
+        granted: GrantCondition::Always,
         link: environment::link,
         held_bytes: handles_only,
     },
@@ -109,7 +108,7 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
             "terminal-stderr",
         ],
         version: "0.2",
-        granted: Granted::Always,
+        granted: GrantCondition::Always,
         link: stdio::link,
         held_bytes: handles_only,
     },
@@ -118,7 +117,7 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
         package: "wasi:clocks",
         interfaces: &["monotonic-clock", "wall-clock"],
         version: "0.2",
-        granted: Granted::Always,
+        granted: GrantCondition::Always,
         link: clocks::link,
         held_bytes: handles_only,
     },
@@ -127,7 +126,7 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
         package: "wasi:random",
         interfaces: &["random", "insecure", "insecure-seed"],
         version: "0.2",
-        granted: Granted::Always,
+        granted: GrantCondition::Always,
         link: random::link,
         held_bytes: handles_only,
     },
@@ -136,7 +135,7 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
         package: "wasi:filesystem",
         interfaces: &["types", "preopens"],
         version: "0.2",
-        granted: Granted::Always,
+        granted: GrantCondition::Always,
         link: filesystem::link,
         held_bytes: filesystem::held_bytes,
     },
@@ -145,7 +144,7 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
         package: "coracle:host",
         interfaces: &["stat"],
         version: "0.1",
-        granted: Granted::Always,
+        granted: GrantCondition::Always,
         link: stat::link,
         held_bytes: handles_only,
     },
@@ -154,7 +153,7 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
         package: "coracle:host",
         interfaces: &["net"],
         version: "0.1",
-        granted: Granted::ToToolbox,
+        granted: GrantCondition::ToToolbox,
         link: net::link,
         held_bytes: handles_only,
     },
@@ -171,7 +170,7 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
             "ip-name-lookup",
         ],
         version: "0.2",
-        granted: Granted::Always,
+        granted: GrantCondition::Always,
         link: sockets::link,
         held_bytes: handles_only,
     },
@@ -180,7 +179,7 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
         package: "wasi:http",
         interfaces: &["types", "outgoing-handler"],
         version: "0.2",
-        granted: Granted::Always,
+        granted: GrantCondition::Always,
         link: http::link,
         held_bytes: http::held_bytes,
     },
@@ -189,7 +188,7 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
         package: "wasi:config",
         interfaces: &["store"],
         version: config::VERSION,
-        granted: Granted::ByAnnotation,
+        granted: GrantCondition::ByAnnotation,
         link: config::link,
         held_bytes: handles_only,
     },
@@ -198,7 +197,7 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
         package: "wasi:keyvalue",
         interfaces: &["store", "atomics", "batch"],
         version: keyvalue::VERSION,
-        granted: Granted::ByAnnotation,
+        granted: GrantCondition::ByAnnotation,
         link: keyvalue::link,
         held_bytes: keyvalue::held_bytes,
     },
@@ -211,7 +210,7 @@ fn rows() -> impl Iterator<Item = &'static HostInterface> {
     rows
 }
 
-/// Everything that a component with these grants may import.
+/// The linker of components with these grants.
 pub(crate) fn component_linker(engine: &wasmtime::Engine, grants: &Grants) -> wasmtime::Result<Linker<ComponentState>> {
     let mut linker = Linker::new(engine);
     linker.allow_shadowing(true);
@@ -221,7 +220,7 @@ pub(crate) fn component_linker(engine: &wasmtime::Engine, grants: &Grants) -> wa
     Ok(linker)
 }
 
-/// Everything that a core module may import: preview 1.
+/// The linker of core modules: preview 1.
 pub(crate) fn core_linker(engine: &wasmtime::Engine) -> wasmtime::Result<wasmtime::Linker<CoreState>> {
     let mut linker = wasmtime::Linker::new(engine);
     preview1::link(&mut linker)?;
@@ -232,7 +231,7 @@ pub(crate) fn core_linker(engine: &wasmtime::Engine) -> wasmtime::Result<wasmtim
 pub(crate) fn offered(import: &str) -> Option<&'static HostInterface> {
     let (package, rest) = import.split_once('/')?;
     let (interface, version) = rest.split_once('@')?;
-    // A draft (0.2.0-rc.1) fits nothing but itself.
+    // A draft (0.2.0-rc.1) matches only itself.
     let fits = |row: &HostInterface| match version.contains('-') || row.version.contains('-') {
         true => version == row.version,
         false => version.strip_prefix(row.version).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')),
@@ -240,31 +239,31 @@ pub(crate) fn offered(import: &str) -> Option<&'static HostInterface> {
     rows().find(|row| row.package == package && row.interfaces.contains(&interface) && fits(row))
 }
 
-/// Whether a guest with these grants has this interface.
+/// Whether a guest with these grants may import this interface.
 pub(crate) fn allows(grants: &Grants, row: &HostInterface) -> bool {
     match row.granted {
-        Granted::Always => true,
-        Granted::ByAnnotation => grants.contains(row.name),
-        Granted::ToToolbox => grants.is_toolbox(),
+        GrantCondition::Always => true,
+        GrantCondition::ByAnnotation => grants.contains(row.name),
+        GrantCondition::ToToolbox => grants.is_toolbox(),
     }
 }
 
-/// Names of those that have to be granted.
+/// Names of the interfaces that need a grant.
 pub(crate) fn optional() -> Vec<&'static str> {
-    rows().filter(|row| row.granted == Granted::ByAnnotation).map(|row| row.name).collect()
+    rows().filter(|row| row.granted == GrantCondition::ByAnnotation).map(|row| row.name).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A row that only tests have.
+    /// A row for tests only.
     pub(super) static GRANTED_IN_TESTS: &[HostInterface] = &[HostInterface {
         name: "answer",
         package: "test:granted",
         interfaces: &["answer"],
         version: "0.1",
-        granted: Granted::ByAnnotation,
+        granted: GrantCondition::ByAnnotation,
         link: |linker| {
             let mut instance = linker.instance("test:granted/answer@0.1.0")?;
             instance.func_wrap("answer", |_, (): ()| Ok((42_u32,)))

@@ -1,6 +1,6 @@
-//! `coracle:host/net`: names and streams of bytes of the pod's network, for the node's own toolbox and no other guest
-//! (`docs/decisions/0071-tools-with-a-network.md`). What may be reached is the data plane's to say, as for `wasi:http`;
-//! what is under way counts as a connection of the container, and has a deadline.
+//! `coracle:host/net`: names and byte streams of the pod's network, for the node's own toolbox and no other guest
+//! (`docs/decisions/0071-tools-with-a-network.md`). The data plane decides which destinations are reachable, as for
+//! `wasi:http`. Operations count as connections of the container, with a deadline.
 
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -9,8 +9,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use machinery_api::names::CLUSTER_DOMAIN;
-use machinery_serve::net::{Caller, Dial, DialError, Found, NamePolicy, Stream, Target};
-use runtime_api::ledger::{self, Held};
+use machinery_serve::net::{Caller, Dial, DialError, NamePolicy, ResolvedName, Stream, Target};
+use runtime_api::ledger::{self, ResourceGuard};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf, ReadHalf, WriteHalf};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
@@ -24,16 +24,16 @@ use super::http::{OUTGOING_TIMEOUT_MAX, is_refusal};
 use super::state::ComponentState;
 
 const NAME: &str = "coracle:host/net@0.1.0";
-/// What waits to be sent, besides what the stream itself holds.
+/// Bytes queued for sending, besides the stream's own buffer.
 const WRITE_BYTES: usize = 64 << 10;
-/// The longest name that DNS knows, with its dot.
+/// Maximum length of a DNS name, with its dot.
 const NAME_CHARS_MAX: usize = 254;
-/// As `dnsPolicy: ClusterFirst` has it.
+/// Default `ndots` of `dnsPolicy: ClusterFirst`.
 const NDOTS_CLUSTER: usize = 5;
-/// How long the other end may take to hear that no more comes.
+/// Timeout of signalling the end of output to the peer.
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(5);
 
-/// Why there is no answer.
+/// Error of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ComponentType, Lift, Lower)]
 #[component(enum)]
 #[repr(u8)]
@@ -56,7 +56,7 @@ impl From<DialError> for Problem {
     fn from(error: DialError) -> Self {
         match error {
             DialError::NameNotFound(_) => Self::NotFound,
-            // As a Service without endpoints refuses connections.
+            // A Service without endpoints refuses connections.
             DialError::NoEndpoint(_) => Self::Refused,
             DialError::Denied(_) => Self::Denied,
             DialError::Connection { source, .. } if is_refusal(&*source) => Self::Refused,
@@ -73,41 +73,41 @@ struct Names {
     addresses: Vec<String>,
 }
 
-impl From<Found> for Names {
-    fn from(found: Found) -> Self {
+impl From<ResolvedName> for Names {
+    fn from(found: ResolvedName) -> Self {
         Self { name: found.name, addresses: found.addresses.iter().map(IpAddr::to_string).collect() }
     }
 }
 
-/// What is under way, given once. Dropping it ends it.
-struct Pending<T> {
-    waits: Option<oneshot::Receiver<Result<T, Problem>>>,
-    came: Option<Result<T, Problem>>,
+/// An operation in progress; its result is returned once. Dropping it cancels the operation.
+struct Operation<T> {
+    receiver: Option<oneshot::Receiver<Result<T, Problem>>>,
+    result: Option<Result<T, Problem>>,
     task: AbortHandle,
 }
 
-impl<T> Drop for Pending<T> {
+impl<T> Drop for Operation<T> {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
 #[async_trait::async_trait]
-impl<T: Send + 'static> Pollable for Pending<T> {
+impl<T: Send + 'static> Pollable for Operation<T> {
     async fn ready(&mut self) {
-        let Some(waits) = &mut self.waits else { return };
-        self.came = Some(waits.await.unwrap_or(Err(Problem::Broken)));
-        self.waits = None;
+        let Some(receiver) = &mut self.receiver else { return };
+        self.result = Some(receiver.await.unwrap_or(Err(Problem::Broken)));
+        self.receiver = None;
     }
 }
 
-impl<T: Send + 'static> Pending<T> {
-    /// Begins it, within the container's connections and the time that an exchange has.
-    fn begin<F>(guest: &Guest, work: impl FnOnce(Arc<dyn Dial>, Caller, Arc<Held>) -> F) -> Self
+impl<T: Send + 'static> Operation<T> {
+    /// Starts an operation, within the container's connections and an exchange's timeout.
+    fn begin<F>(guest: &Guest, work: impl FnOnce(Arc<dyn Dial>, Caller, Arc<ResourceGuard>) -> F) -> Self
     where
         F: Future<Output = Result<T, DialError>> + Send + 'static,
     {
-        let (gives, waits) = oneshot::channel();
+        let (gives, receiver) = oneshot::channel();
         let held = guest.ledger.hold(ledger::Resource::Connections, 1).map_err(|_| Problem::Limit);
         let work = match (guest.dial.clone(), held) {
             (None, _) => Err(Problem::Denied),
@@ -115,48 +115,48 @@ impl<T: Send + 'static> Pending<T> {
             (Some(dial), Ok(held)) => Ok(work(dial, guest.caller.clone(), Arc::new(held))),
         };
         let task = tokio::spawn(async move {
-            let came = match work {
+            let result = match work {
                 Ok(work) => match tokio::time::timeout(OUTGOING_TIMEOUT_MAX, work).await {
-                    Ok(came) => came.map_err(Problem::from),
+                    Ok(result) => result.map_err(Problem::from),
                     Err(_) => Err(Problem::Timeout),
                 },
                 Err(problem) => Err(problem),
             };
-            let _ = gives.send(came);
+            let _ = gives.send(result);
         });
-        Self { waits: Some(waits), came: None, task: task.abort_handle() }
+        Self { receiver: Some(receiver), result: None, task: task.abort_handle() }
     }
 
     fn take(&mut self) -> Option<Result<T, Problem>> {
-        if let Some(waits) = &mut self.waits
-            && let Ok(came) = waits.try_recv()
+        if let Some(receiver) = &mut self.receiver
+            && let Ok(result) = receiver.try_recv()
         {
-            (self.waits, self.came) = (None, Some(came));
+            (self.receiver, self.result) = (None, Some(result));
         }
-        self.came.take()
+        self.result.take()
     }
 }
 
-/// The half that is read; it counts as the connection as long as either is there.
-struct Reads(ReadHalf<Stream>, #[expect(dead_code, reason = "held")] Arc<Held>);
+/// The read half; the connection counts while either half exists.
+struct ReadStream(ReadHalf<Stream>, #[expect(dead_code, reason = "held")] Arc<ResourceGuard>);
 
-impl AsyncRead for Reads {
+impl AsyncRead for ReadStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.0).poll_read(cx, into)
     }
 }
 
-/// The half that is written: where it is dropped, the other end is told that no more comes.
-struct Writes(Option<(WriteHalf<Stream>, Arc<Held>)>);
+/// The write half: dropping it signals the end of output to the peer.
+struct WriteStream(Option<(WriteHalf<Stream>, Arc<ResourceGuard>)>);
 
-impl Writes {
+impl WriteStream {
     fn half(&mut self) -> std::io::Result<Pin<&mut WriteHalf<Stream>>> {
         let half = self.0.as_mut().map(|(half, _)| Pin::new(half));
         half.ok_or_else(|| std::io::ErrorKind::BrokenPipe.into())
     }
 }
 
-impl AsyncWrite for Writes {
+impl AsyncWrite for WriteStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
         self.half()?.poll_write(cx, bytes)
     }
@@ -170,10 +170,10 @@ impl AsyncWrite for Writes {
     }
 }
 
-impl Drop for Writes {
+impl Drop for WriteStream {
     fn drop(&mut self) {
         let Some((mut half, held)) = self.0.take() else { return };
-        // Where the process ends there is nobody to tell.
+        // Without a runtime, the process is ending.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(async move {
             let _ = tokio::time::timeout(SHUTDOWN_WAIT, half.shutdown()).await;
@@ -182,13 +182,13 @@ impl Drop for Writes {
     }
 }
 
-type Answer = Pending<Names>;
-type Attempt = Pending<(Stream, Arc<Held>)>;
+type Lookup = Operation<Names>;
+type Connecting = Operation<(Stream, Arc<ResourceGuard>)>;
 type Guests<'a> = StoreContextMut<'a, ComponentState>;
 type Streams = (Resource<DynInputStream>, Resource<DynOutputStream>);
 
-/// As the pod's requests are resolved; with a server, by a query of that server alone: with the pod's search path, and
-/// without hosts files.
+/// The caller for a resolution: the pod's own settings, or with a server a query of that server alone, with the pod's
+/// search path and without hosts files.
 fn by(dial: &dyn Dial, mut caller: Caller, server: Option<IpAddr>) -> Caller {
     let Some(server) = server else { return caller };
     let asked_first = dial.name_server(&caller);
@@ -205,8 +205,8 @@ fn by(dial: &dyn Dial, mut caller: Caller, server: Option<IpAddr>) -> Caller {
     caller
 }
 
-fn look_up(guest: &Guest, name: String, server: Option<String>) -> Answer {
-    Pending::begin(guest, move |dial, caller, held| async move {
+fn look_up(guest: &Guest, name: String, server: Option<String>) -> Lookup {
+    Operation::begin(guest, move |dial, caller, held| async move {
         let _held = held;
         let unknown = |name: &str| DialError::NameNotFound(name.to_owned());
         if name.len() > NAME_CHARS_MAX {
@@ -218,8 +218,8 @@ fn look_up(guest: &Guest, name: String, server: Option<String>) -> Answer {
     })
 }
 
-fn connect(guest: &Guest, host: String, port: u16) -> Attempt {
-    Pending::begin(guest, move |dial, caller, held| async move {
+fn connect(guest: &Guest, host: String, port: u16) -> Connecting {
+    Operation::begin(guest, move |dial, caller, held| async move {
         if host.len() > NAME_CHARS_MAX {
             return Err(DialError::NameNotFound(String::new()));
         }
@@ -227,21 +227,21 @@ fn connect(guest: &Guest, host: String, port: u16) -> Attempt {
     })
 }
 
-fn streams(store: &mut Guests<'_>, (stream, held): (Stream, Arc<Held>)) -> wasmtime::Result<Streams> {
+fn streams(store: &mut Guests<'_>, (stream, held): (Stream, Arc<ResourceGuard>)) -> wasmtime::Result<Streams> {
     let (reads, writes) = tokio::io::split(stream);
-    let input: DynInputStream = Box::new(AsyncReadStream::new(Reads(reads, held.clone())));
-    let output: DynOutputStream = Box::new(AsyncWriteStream::new(WRITE_BYTES, Writes(Some((writes, held)))));
+    let input: DynInputStream = Box::new(AsyncReadStream::new(ReadStream(reads, held.clone())));
+    let output: DynOutputStream = Box::new(AsyncWriteStream::new(WRITE_BYTES, WriteStream(Some((writes, held)))));
     let table = &mut store.data_mut().table;
     Ok((table.push(input)?, table.push(output)?))
 }
 
-/// What both kinds of resources have.
+/// Functions common to both kinds of resources.
 fn pending<T: Send + 'static>(net: &mut LinkerInstance<'_, ComponentState>, name: &str) -> wasmtime::Result<()> {
-    net.resource(name, ResourceType::host::<Pending<T>>(), |mut store, rep| {
-        store.data_mut().table.delete(Resource::<Pending<T>>::new_own(rep))?;
+    net.resource(name, ResourceType::host::<Operation<T>>(), |mut store, rep| {
+        store.data_mut().table.delete(Resource::<Operation<T>>::new_own(rep))?;
         Ok(())
     })?;
-    let subscribes = |mut store: Guests<'_>, (of,): (Resource<Pending<T>>,)| {
+    let subscribes = |mut store: Guests<'_>, (of,): (Resource<Operation<T>>,)| {
         store.data_mut().account();
         let pollable: Resource<DynPollable> = subscribe(&mut store.data_mut().table, of)?;
         Ok((pollable,))
@@ -252,7 +252,7 @@ fn pending<T: Send + 'static>(net: &mut LinkerInstance<'_, ComponentState>, name
 pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> {
     let mut net = linker.instance(NAME)?;
     pending::<Names>(&mut net, "answer")?;
-    pending::<(Stream, Arc<Held>)>(&mut net, "attempt")?;
+    pending::<(Stream, Arc<ResourceGuard>)>(&mut net, "attempt")?;
     net.func_wrap("name-server", |store: Guests<'_>, (): ()| {
         let guest = &store.data().guest;
         let server = guest.dial.as_ref().and_then(|dial| dial.name_server(&guest.caller));
@@ -270,10 +270,10 @@ pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> 
         let attempt = connect(&state.guest, host, port);
         Ok((state.table.push(attempt)?,))
     })?;
-    net.func_wrap("[method]answer.get", |mut store: Guests<'_>, (of,): (Resource<Answer>,)| {
+    net.func_wrap("[method]answer.get", |mut store: Guests<'_>, (of,): (Resource<Lookup>,)| {
         Ok((store.data_mut().table.get_mut(&of)?.take(),))
     })?;
-    net.func_wrap("[method]attempt.get", |mut store: Guests<'_>, (of,): (Resource<Attempt>,)| {
+    net.func_wrap("[method]attempt.get", |mut store: Guests<'_>, (of,): (Resource<Connecting>,)| {
         Ok((match store.data_mut().table.get_mut(&of)?.take() {
             Some(Ok(connected)) => Some(Ok(streams(&mut store, connected)?)),
             Some(Err(problem)) => Some(Err(problem)),
@@ -298,7 +298,7 @@ mod tests {
         assert_eq!(Problem::from(DialError::Timeout("a".into())), Problem::Timeout);
     }
 
-    /// A data plane whose cluster DNS has an address.
+    /// A data plane with an address of cluster DNS.
     struct Plane;
 
     #[async_trait::async_trait]
@@ -335,7 +335,7 @@ mod tests {
         let held = Arc::new(node.hold(ledger::Resource::Connections, 1).unwrap());
         let (near, mut far) = Stream::pipe();
         let (reads, writes) = tokio::io::split(near);
-        let (mut reads, mut writes) = (Reads(reads, held.clone()), Writes(Some((writes, held))));
+        let (mut reads, mut writes) = (ReadStream(reads, held.clone()), WriteStream(Some((writes, held))));
         writes.write_all(b"ask").await.unwrap();
         drop(writes);
         let mut asked = String::new();

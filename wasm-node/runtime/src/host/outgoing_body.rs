@@ -1,5 +1,5 @@
-//! Bodies that a guest writes, of its response and of its own requests: each ends by its own `finish` and by nothing else.
-//! Where the guest traps, runs out of time or forgets it, whoever reads sees a body that broke off.
+//! Bodies written by a guest, of its response and of its own requests: only its own `finish` ends one cleanly. If the guest
+//! traps, times out or drops it, the reader gets an error.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use http_body_util::BodyExt as _;
 use wasmtime_wasi_http::Error;
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
-/// An instance's bodies by their handles' numbers. A number is used again, by another body then; there are no more of them than
-/// handles of an instance.
+/// An instance's bodies by handle number. A new body reuses a free number, so there are at most as many as handles of an
+/// instance.
 #[derive(Default)]
 pub(super) struct OpenBodies(Vec<(u32, Arc<AtomicBool>)>);
 
@@ -34,19 +34,19 @@ impl OpenBodies {
     }
 }
 
-/// A body whose end is an error where the guest has not finished it.
-pub(super) struct Whole {
+/// A body whose end is an error unless the guest has finished it.
+pub(super) struct CheckedBody {
     body: HyperOutgoingBody,
     finished: Arc<AtomicBool>,
 }
 
-impl Whole {
+impl CheckedBody {
     pub(super) fn of(body: HyperOutgoingBody, open: &mut OpenBodies, number: u32) -> HyperOutgoingBody {
         Self { body, finished: open.begin(number) }.boxed_unsync()
     }
 }
 
-impl Body for Whole {
+impl Body for CheckedBody {
     type Data = Bytes;
     type Error = Error;
 
@@ -77,11 +77,11 @@ mod tests {
         let mut open = OpenBodies::default();
         let mut made = |number| {
             let (host, body) = HostOutgoingBody::new(StreamContext::Request, None, 1, 1024);
-            (host, Whole::of(body, &mut open, number))
+            (host, CheckedBody::of(body, &mut open, number))
         };
         let (first, forgotten) = made(1);
         let (second, finished) = made(2);
-        // The guest let go of the first, and another has its number.
+        // The guest dropped the first, and another one reuses its number.
         drop(first);
         let (third, again) = made(1);
         for (number, host) in [(1, third), (2, second)] {

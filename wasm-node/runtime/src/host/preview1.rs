@@ -1,5 +1,5 @@
-//! Preview 1 (`wasi_snapshot_preview1`) for core modules: wasmtime-wasi's, with descriptors counted, work on
-//! volumes done within the container's share, and folders listed a page at a time.
+//! Preview 1 (`wasi_snapshot_preview1`) for core modules: wasmtime-wasi's, with counted descriptors, volume work within
+//! the container's share, and folders listed a page at a time.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -14,81 +14,81 @@ use wasmtime_wasi::{FsPerms, OpenMode, ResourceTable, WasiView as _};
 use wiggle::{GuestMemory, GuestPtr};
 
 use super::disk::{Disk, Growth, made_file, removed};
-use super::disk_threads::Late;
+use super::disk_threads::DiskBusy;
 use super::listing::{LISTING_BYTES, Listing, NextEntry};
 use super::preview1_names::{DOTS, Out, Walk, address, dirent, errno, filetype};
 use super::state::CoreState;
 use super::volumes::Anchored;
 use crate::bounds::limits::OPEN_FILES_MAX;
 use runtime_api::FileAccount;
-use runtime_api::ledger::Held;
+use runtime_api::ledger::ResourceGuard;
 
-/// The module that preview 1 imports come from.
+/// The module name of preview 1 imports.
 pub(crate) const MODULE: &str = "wasi_snapshot_preview1";
-/// Folders that an instance may be listing without starting over: as deep as a walk through a tree mostly goes.
+/// Maximum listings in progress per instance without a restart: as deep as most tree walks.
 const LISTINGS_MAX: usize = 8;
 /// The first descriptor of a volume: 0 to 2 are the standard streams.
 const FIRST_VOLUME: u32 = 3;
 type Result<T, E = types::Error> = std::result::Result<T, E>;
 
-/// What a number of the guest's leads to.
-struct Open {
-    /// None for a volume that has not been listed yet.
+/// State of one of the guest's descriptors.
+struct OpenFd {
+    /// `None` for a volume that has not been listed yet.
     dir: Option<Dir>,
-    /// Where a volume lies.
+    /// Path of a volume.
     volume: Option<Anchored>,
-    /// The account that counts what is written there.
+    /// The account of writes below it.
     account: Option<FileAccount>,
-    /// A file that has an account.
+    /// A file with an account.
     file: Option<Arc<std::fs::File>>,
-    /// It is written to at its end only.
+    /// Whether it is opened for appending.
     appends: bool,
-    _held: Vec<Held>,
+    _held: Vec<ResourceGuard>,
 }
 
-/// A write, on whose behalf it is done, and what counts it.
+/// A write with its disk state and growth.
 struct Write {
     disk: Option<Arc<Disk>>,
     _growth: Option<Growth>,
 }
 
-/// One instance's preview 1.
+/// Preview 1 of one instance.
 pub(crate) struct Preview1 {
     wasi: WasiP1Ctx,
     disk: Arc<Disk>,
-    open: HashMap<u32, Open>,
+    open: HashMap<u32, OpenFd>,
     walks: Vec<Walk>,
-    /// The volumes have their places in the table.
-    begun: bool,
+    /// Whether the volumes are in the table.
+    volumes_inserted: bool,
 }
 
 impl Preview1 {
-    /// `volumes`: where each lies, in the order of the context.
-    pub(crate) fn new(wasi: WasiP1Ctx, disk: Arc<Disk>, volumes: Vec<(Anchored, Held)>) -> Self {
+    /// `volumes`: the path of each, in the order of the context.
+    pub(crate) fn new(wasi: WasiP1Ctx, disk: Arc<Disk>, volumes: Vec<(Anchored, ResourceGuard)>) -> Self {
         let open = (FIRST_VOLUME..).zip(volumes).map(|(fd, (volume, held))| {
             let account = disk.account_of(&volume.path);
-            (fd, Open { dir: None, volume: Some(volume), account, file: None, appends: false, _held: vec![held] })
+            (fd, OpenFd { dir: None, volume: Some(volume), account, file: None, appends: false, _held: vec![held] })
         });
         let open = open.collect();
-        Self { wasi, disk, open, walks: Vec::new(), begun: false }
+        Self { wasi, disk, open, walks: Vec::new(), volumes_inserted: false }
     }
 
     pub(crate) fn table(&mut self) -> &mut ResourceTable {
         self.wasi.ctx().table
     }
 
-    /// What folders that are being listed hold.
+    /// Host memory of listings in progress.
     pub(crate) fn listing_bytes(&self) -> u64 {
         self.walks.len() as u64 * LISTING_BYTES
     }
 
-    /// Whose share an operation on `fd` is done in.
+    /// The disk state for an operation on `fd`.
     fn disk(&self, fd: types::Fd) -> Option<Arc<Disk>> {
         self.open.contains_key(&u32::from(fd)).then(|| self.disk.clone())
     }
 
-    /// The same, of an operation that changes something.
-    fn changing(&self, fd: types::Fd) -> Option<Arc<Disk>> {
+    /// The same for an operation that changes files.
+    fn disk_for_change(&self, fd: types::Fd) -> Option<Arc<Disk>> {
         let disk = self.disk(fd);
         if let Some(disk) = &disk {
             disk.changed();
@@ -96,13 +96,13 @@ impl Preview1 {
         disk
     }
 
-    /// The account of the volume that `fd` lies in, where it has one.
+    /// The account of the volume that contains `fd`, if any.
     fn account(&self, fd: types::Fd) -> Option<FileAccount> {
         self.open.get(&u32::from(fd)).and_then(|open| open.account.clone())
     }
 
-    /// Begins a write, at a place or where the file stands: on whose behalf, and what counts it.
-    fn writes(
+    /// Starts a write at an offset or at the current position: its disk state and growth.
+    fn start_write(
         &mut self,
         memory: &mut GuestMemory<'_>,
         fd: types::Fd,
@@ -125,7 +125,7 @@ impl Preview1 {
             };
             growth = Some(Growth::of(account, &file, bytes, at).map_err(|_| types::Errno::Nospc)?);
         }
-        // Bytes go between the guest's memory and the file with no copy in between, so no call is too long.
+        // The bytes move between guest memory and file without a copy, so no call is too long.
         self.unbounded(fd);
         if let Some(disk) = &disk {
             disk.changed();
@@ -133,7 +133,7 @@ impl Preview1 {
         Ok(Write { disk, _growth: growth })
     }
 
-    /// Lets a call on a file move as much as the guest asks for.
+    /// Removes the per-call maximum for a file operation.
     fn unbounded(&mut self, fd: types::Fd) {
         if self.open.contains_key(&u32::from(fd)) {
             self.wasi.set_hostcall_fuel(usize::MAX);
@@ -154,16 +154,16 @@ impl Preview1 {
         self.table().iter_mut().filter_map(known).collect()
     }
 
-    /// Before a file is made in a folder: who counts it.
-    fn makes(&self, fd: types::Fd, takes_block: bool) -> Result<Option<FileAccount>> {
+    /// The account of a new file in a folder; checked before the file is created.
+    fn check_new_file(&self, fd: types::Fd, takes_block: bool) -> Result<Option<FileAccount>> {
         match self.account(fd) {
             Some(account) if !account.takes_file(takes_block) => Err(types::Errno::Nospc.into()),
             account => Ok(account),
         }
     }
 
-    /// Files don't go from a claim's volume into another, or out of it: these are file systems of their own.
-    fn within_one(&self, from: types::Fd, to: types::Fd) -> Result<()> {
+    /// Files don't move into or out of a claim's volume: it is its own file system.
+    fn check_same_volume(&self, from: types::Fd, to: types::Fd) -> Result<()> {
         let of = |fd| match self.account(fd) {
             Some(FileAccount::Volume(quota)) => Some(Arc::as_ptr(&quota)),
             _ => None,
@@ -171,7 +171,7 @@ impl Preview1 {
         if of(from) == of(to) { Ok(()) } else { Err(types::Errno::Xdev.into()) }
     }
 
-    /// The folder behind a number; none where it is none.
+    /// The folder of a descriptor; `None` if it is no folder.
     fn dir(&mut self, fd: u32) -> Result<Option<Dir>> {
         let Some(open) = self.open.get_mut(&fd) else { return Ok(None) };
         if let (None, Some(Anchored { path, .. })) = (&open.dir, &open.volume) {
@@ -183,7 +183,7 @@ impl Preview1 {
         Ok(open.dir.clone())
     }
 
-    /// The names of `fd` from `cookie` on.
+    /// The listing of `fd` from `cookie` on.
     fn walk(&mut self, fd: u32, dir: &Dir, cookie: u64) -> Result<Walk> {
         let known = self.walks.iter().position(|walk| walk.fd == fd).map(|at| self.walks.remove(at));
         if let Some(walk) = known
@@ -197,7 +197,7 @@ impl Preview1 {
         Ok(Walk { fd, next: DOTS.len() as u64, listing })
     }
 
-    /// The number that a file of `dir` has as its inode in every answer.
+    /// The inode number of a file of `dir`, the same in every call.
     async fn inode(&mut self, dir: &Dir, name: Option<&str>) -> Result<u64> {
         let mut view = self.wasi.filesystem();
         let fd = view.table.push(Descriptor::Dir(dir.clone())).map_err(|error| types::Error::trap(error.into()))?;
@@ -210,8 +210,8 @@ impl Preview1 {
         Ok(hash.map_err(types::Error::from)?.lower)
     }
 
-    /// Names from `walk`'s place on as the guest reads them, up to a page and to `room`. The last answer: whether the
-    /// folder is at its end.
+    /// Encodes names from `walk`'s position on, up to a page and to `room`. The second value: whether the folder has
+    /// ended.
     async fn page(&mut self, dir: &Dir, walk: &mut Walk, room: usize) -> Result<(Vec<u8>, bool)> {
         walk.listing.read_more().map_err(errno)?;
         let mut bytes = Vec::new();
@@ -223,12 +223,12 @@ impl Preview1 {
             let Some(entry) = entry else { return Ok((bytes, true)) };
             match self.inode(dir, Some(&entry.name)).await {
                 Ok(inode) => dirent(&mut bytes, walk.next, inode, filetype(entry.type_), &entry.name),
-                // Gone since it was read: no entry any more.
+                // Removed since it was read.
                 Err(error) if matches!(error.downcast_ref(), Some(types::Errno::Noent)) => {}
                 Err(error) => return Err(error),
             }
             if bytes.len() > room {
-                // The guest sees that it is cut, and asks for it again.
+                // The guest detects the truncation and reads it again.
                 walk.listing.put_back(entry);
                 bytes.truncate(room);
                 return Ok((bytes, false));
@@ -241,7 +241,7 @@ impl Preview1 {
     }
 }
 
-/// Does an operation: within the share of `disk` where it may wait for one.
+/// Runs an operation: within the share of `disk` if it may block.
 async fn on<T>(disk: Option<Arc<Disk>>, operation: impl Future<Output = Result<T>>) -> Result<T> {
     match disk {
         Some(disk) => disk.work(operation).await.unwrap_or_else(late),
@@ -249,8 +249,8 @@ async fn on<T>(disk: Option<Arc<Disk>>, operation: impl Future<Output = Result<T
     }
 }
 
-/// What the guest learns where its container's file work has stalled: as where a disk fails.
-fn late<T>(_: Late) -> Result<T> {
+/// The guest's error when its container's file work has stalled: the same as for a disk failure.
+fn late<T>(_: DiskBusy) -> Result<T> {
     Err(types::Errno::Io.into())
 }
 
@@ -266,7 +266,7 @@ macro_rules! plain {
     };
 }
 
-/// Operations that may wait for a disk: on whose behalf is decided by their first descriptor.
+/// Operations that may block on a disk: the first descriptor determines the disk state.
 macro_rules! on_disk {
     ($($changes:ident $name:ident($($argument:ident: $type:ty),*) of $fd:ident -> $answer:ty;)*) => {
         $(async fn $name(&mut self, memory: &mut GuestMemory<'_>, $($argument: $type),*) -> $answer {
@@ -278,7 +278,7 @@ macro_rules! on_disk {
         })*
     };
     (@reads $self:ident $disk:ident $fd:ident) => {};
-    // Bytes go between the guest's memory and the file with no copy in between, so no call is too long.
+    // The bytes move between guest memory and file without a copy, so no call is too long.
     (@moves $self:ident $disk:ident $fd:ident) => {
         $self.unbounded($fd);
     };
@@ -351,7 +351,7 @@ impl WasiSnapshotPreview1 for Preview1 {
         fd: types::Fd,
         ciovs: types::CiovecArray,
     ) -> Result<types::Size> {
-        let Write { disk, _growth } = self.writes(memory, fd, ciovs, None)?;
+        let Write { disk, _growth } = self.start_write(memory, fd, ciovs, None)?;
         on(disk, self.wasi.fd_write(memory, fd, ciovs)).await
     }
 
@@ -362,7 +362,7 @@ impl WasiSnapshotPreview1 for Preview1 {
         ciovs: types::CiovecArray,
         offset: types::Filesize,
     ) -> Result<types::Size> {
-        let Write { disk, _growth } = self.writes(memory, fd, ciovs, Some(offset))?;
+        let Write { disk, _growth } = self.start_write(memory, fd, ciovs, Some(offset))?;
         on(disk, self.wasi.fd_pwrite(memory, fd, ciovs, offset)).await
     }
 
@@ -385,7 +385,7 @@ impl WasiSnapshotPreview1 for Preview1 {
         fd: types::Fd,
         path: GuestPtr<str>,
     ) -> Result<()> {
-        let (made, disk) = (self.makes(fd, true)?, self.changing(fd));
+        let (made, disk) = (self.check_new_file(fd, true)?, self.disk_for_change(fd));
         on(disk, self.wasi.path_create_directory(memory, fd, path)).await?;
         made_file(made, true);
         Ok(())
@@ -398,8 +398,8 @@ impl WasiSnapshotPreview1 for Preview1 {
         fd: types::Fd,
         to: GuestPtr<str>,
     ) -> Result<()> {
-        // What it says may take a block.
-        let (made, disk) = (self.makes(fd, true)?, self.changing(fd));
+        // A link's target may take a block.
+        let (made, disk) = (self.check_new_file(fd, true)?, self.disk_for_change(fd));
         on(disk, self.wasi.path_symlink(memory, from, fd, to)).await?;
         made_file(made, true);
         Ok(())
@@ -414,8 +414,8 @@ impl WasiSnapshotPreview1 for Preview1 {
         to_fd: types::Fd,
         to: GuestPtr<str>,
     ) -> Result<()> {
-        self.within_one(fd, to_fd)?;
-        let (made, disk) = (self.makes(to_fd, false)?, self.changing(fd));
+        self.check_same_volume(fd, to_fd)?;
+        let (made, disk) = (self.check_new_file(to_fd, false)?, self.disk_for_change(fd));
         let _moving = made.as_ref().and_then(FileAccount::moving);
         on(disk, self.wasi.path_link(memory, fd, flags, from, to_fd, to)).await?;
         made_file(made, false);
@@ -430,15 +430,15 @@ impl WasiSnapshotPreview1 for Preview1 {
         to_fd: types::Fd,
         to: GuestPtr<str>,
     ) -> Result<()> {
-        self.within_one(fd, to_fd)?;
+        self.check_same_volume(fd, to_fd)?;
         let _moving = self.account(to_fd).as_ref().and_then(FileAccount::moving);
-        let disk = self.changing(fd);
+        let disk = self.disk_for_change(fd);
         on(disk, self.wasi.path_rename(memory, fd, from, to_fd, to)).await
     }
 
     fn sock_shutdown(&mut self, memory: &mut GuestMemory<'_>, fd: types::Fd, how: types::Sdflags) -> Result<()> {
-        // The node opens a folder for a command's termination message, and mounts. Where the guest asked for no folder
-        // it expects no descriptor there (WASI's own tests do), so for sockets there is none.
+        // The node opens a folder for a command's termination message, and mounts. A guest that requested no folder
+        // expects no descriptor there (WASI's own tests do), so socket calls find none.
         if self.open.get(&u32::from(fd)).is_some_and(|open| open.volume.is_some()) {
             return Err(types::Errno::Badf.into());
         }
@@ -457,8 +457,8 @@ impl WasiSnapshotPreview1 for Preview1 {
             if let types::SubscriptionU::Clock(clock) = only.u
                 && !clock.flags.contains(types::Subclockflags::SUBSCRIPTION_CLOCK_ABSTIME)
             {
-                // wasmtime-wasi would sleep on the thread here, as file work may block it: two guests that sleep would
-                // then hold every other's.
+                // wasmtime-wasi would sleep on the thread here, as file work may block it: two sleeping guests would
+                // then block all others.
                 tokio::time::sleep(std::time::Duration::from_nanos(clock.timeout)).await;
                 let fd_readwrite = types::EventFdReadwrite { nbytes: 1, flags: types::Eventrwflags::empty() };
                 let event = types::Event {
@@ -521,9 +521,9 @@ impl WasiSnapshotPreview1 for Preview1 {
             return Err(types::Errno::Mfile.into());
         }
         let held = self.disk.descriptor().map_err(|_| types::Errno::Mfile)?;
-        if !std::mem::replace(&mut self.begun, true) {
-            // Puts the volumes into the table, so that what is new there afterwards is what was opened. Whether there
-            // is a volume doesn't matter.
+        if !std::mem::replace(&mut self.volumes_inserted, true) {
+            // Inserts the volumes into the table, so that a new entry afterwards is the opened file. Works with and
+            // without a volume.
             let _ = self.wasi.fd_prestat_get(memory, types::Fd::from(FIRST_VOLUME));
         }
         let known: HashSet<usize> = self.descriptors().iter().map(address).collect();
@@ -531,7 +531,7 @@ impl WasiSnapshotPreview1 for Preview1 {
         if let Some(disk) = disk.as_ref().filter(|_| !open.is_empty()) {
             disk.changed();
         }
-        let made = if open.contains(types::Oflags::CREAT) { self.makes(fd, false)? } else { None };
+        let made = if open.contains(types::Oflags::CREAT) { self.check_new_file(fd, false)? } else { None };
         let opened = on(disk, self.wasi.path_open(memory, fd, lookup, path, open, rights, inheriting, flags)).await?;
         made_file(made, false);
         let account = self.account(fd);
@@ -547,7 +547,7 @@ impl WasiSnapshotPreview1 for Preview1 {
             }
         }
         let appends = flags.contains(types::Fdflags::APPEND);
-        self.open.insert(opened.into(), Open { dir, volume: None, account, file, appends, _held: vec![held] });
+        self.open.insert(opened.into(), OpenFd { dir, volume: None, account, file, appends, _held: vec![held] });
         Ok(opened)
     }
 
@@ -561,7 +561,7 @@ impl WasiSnapshotPreview1 for Preview1 {
     ) -> Result<types::Size> {
         let number = u32::from(fd);
         let Some(dir) = self.dir(number)? else {
-            // No folder: the answer is the same as ever.
+            // Not a folder: wasmtime-wasi's result.
             return self.wasi.fd_readdir(memory, fd, buf, buf_len, cookie).await;
         };
         let disk = self.disk(fd);
@@ -575,14 +575,14 @@ impl WasiSnapshotPreview1 for Preview1 {
         let mut ended = false;
         while out.room > 0 && !ended {
             if walk.next < cookie {
-                // Another place than where the last call ended.
+                // Not the position where the last call ended.
                 ended = on(disk.clone(), async { walk.skip(cookie) }).await?;
             } else {
                 let page = on(disk.clone(), self.page(&dir, &mut walk, out.room as usize)).await?;
                 out.put(memory, &page.0)?;
                 ended = page.1;
             }
-            // Between pages others have their turn, and the bill is due.
+            // Yields between pages, which also settles the CPU account.
             tokio::task::yield_now().await;
         }
         let filled = out.filled;

@@ -1,4 +1,4 @@
-//! Names of folders, as preview 1 writes them into a guest's memory.
+//! Encodes folder entries for preview 1.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use wiggle::{GuestMemory, GuestPtr, GuestType as _};
 
 use super::listing::{Listing, NextEntry};
 
-/// The names that every folder has, before those in it.
+/// Entries of every folder, before its own.
 pub(super) const DOTS: [&str; 2] = [".", ".."];
 
 type Result<T, E = types::Error> = std::result::Result<T, E>;
@@ -17,13 +17,13 @@ type Result<T, E = types::Error> = std::result::Result<T, E>;
 /// A folder that is being listed by `fd_readdir`.
 pub(super) struct Walk {
     pub(super) fd: u32,
-    /// The place of the next name.
+    /// Position of the next name.
     pub(super) next: u64,
     pub(super) listing: Listing,
 }
 
 impl Walk {
-    /// Passes over names before `cookie`, a page at most; answers whether the folder is at its end.
+    /// Skips names before `cookie`, a page at most; returns whether the folder has ended.
     pub(super) fn skip(&mut self, cookie: u64) -> Result<bool> {
         self.listing.read_more().map_err(errno)?;
         while self.next < cookie {
@@ -37,7 +37,7 @@ impl Walk {
     }
 }
 
-/// Where the guest wants names.
+/// The guest's buffer for names.
 pub(super) struct Out {
     pub(super) buf: GuestPtr<u8>,
     pub(super) room: u32,
@@ -80,7 +80,7 @@ pub(super) fn filetype(kind: p2::DescriptorType) -> types::Filetype {
     }
 }
 
-/// Which descriptor it is.
+/// Identity of a descriptor.
 pub(crate) fn address(descriptor: &Descriptor) -> usize {
     match descriptor {
         Descriptor::Dir(dir) => Arc::as_ptr(&dir.dir).addr(),

@@ -1,5 +1,5 @@
-//! `wasi:sockets`: there, since standard libraries import it, but every socket and look-up is refused. wasmtime's own
-//! sockets are the host's and can't be redirected; the virtual network's come in a later version.
+//! `wasi:sockets`: linked, since standard libraries import it, but every socket and lookup is denied. wasmtime's own
+//! sockets are the host's and can't be redirected; those of the virtual network are not implemented yet.
 
 use wasmtime::component::Linker;
 use wasmtime_wasi::p2::bindings::sockets;

@@ -1,5 +1,5 @@
-//! `coracle:host/stat`: what `wasi:filesystem` doesn't say of an open file. Every guest has it, as it tells of nothing but
-//! what the guest could open (`docs/decisions/0075-file-modes.md`).
+//! `coracle:host/stat`: attributes of an open file that `wasi:filesystem` lacks. Available to every guest, as it covers only
+//! files that the guest could open (`docs/decisions/0075-file-modes.md`).
 
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, Resource};
@@ -9,7 +9,7 @@ use super::filesystem;
 use super::state::ComponentState;
 
 const NAME: &str = "coracle:host/stat@0.1.0";
-/// What of a mode is permission: the type stands in `descriptor-stat`.
+/// Permission bits of a mode: the type is in `descriptor-stat`.
 #[cfg(unix)]
 const PERMISSION_BITS: u32 = 0o7777;
 

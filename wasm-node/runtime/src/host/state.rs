@@ -1,5 +1,4 @@
-//! What a store carries: the WASI context of one instance, its handles, what interfaces keep of it, and the account of what
-//! the host holds for it.
+//! State of a store: the WASI context of one instance, its handles, per-interface state, and the account of its host memory.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -17,12 +16,12 @@ use crate::bounds::epoch;
 use crate::bounds::growth::StoreLimiter;
 use crate::bounds::limits::{HOSTCALL_BYTES_MAX, PREVIEW1_HOSTCALL_BYTES_MAX, RANDOM_BYTES_MAX};
 
-/// Host calls between two counts of what the host holds. A call adds at most one set of fields or two body chunks, so
-/// what escapes the budget for a moment is some 8 MiB at the very most.
+/// Host calls between two accountings of host memory. A call adds at most one set of fields or two body chunks, so at
+/// most some 8 MiB temporarily escape the budget.
 const CALLS_PER_ACCOUNT: u32 = 64;
-/// What a handle costs besides its content: the boxed entry, its table slot and its children's set.
+/// Bytes of a handle besides its content: the boxed entry, its table slot and its children's set.
 const HANDLE_BYTES: u64 = 256;
-/// What an interface keeps of one instance: made when it is asked for first, in the interface's own file.
+/// An interface's state of one instance, created on first use.
 pub(crate) trait InterfaceState: Any + Send {
     fn of(guest: &Arc<Guest>) -> Self;
 }
@@ -38,7 +37,7 @@ impl States {
             self.0.push(Box::new(S::of(guest)));
             self.0.len() - 1
         });
-        (*self.0[at]).downcast_mut().expect("of this type, as was just seen or made")
+        (*self.0[at]).downcast_mut().expect("the entry at this index has this type")
     }
 }
 
@@ -77,13 +76,13 @@ impl ComponentState {
         Ok(store)
     }
 
-    /// What an interface keeps of this instance.
+    /// An interface's state of this instance.
     pub(crate) fn of<S: InterfaceState>(&mut self) -> &mut S {
         self.states.get(&self.guest)
     }
 
-    /// Called at every host call: now and then counts what the host holds for this guest. Over what it may ever have no
-    /// further handle can be made, which traps the guest, and the limiter remembers why.
+    /// Called at every host call: periodically accounts the guest's host memory. Beyond the maximum no further handle
+    /// can be created, which traps the guest, and the limiter records the reason.
     pub(crate) fn account(&mut self) {
         self.calls += 1;
         if self.calls < CALLS_PER_ACCOUNT {
@@ -92,7 +91,7 @@ impl ComponentState {
         self.account_now();
     }
 
-    /// Counts it at once, where much may have been added.
+    /// Accounts it at once, where much may have been added.
     pub(crate) fn account_now(&mut self) {
         self.calls = 0;
         if !account(&mut self.table, 0, &mut self.limiter) {
@@ -127,7 +126,7 @@ impl CoreState {
         Ok(store)
     }
 
-    /// The preview 1 context, counted as [`ComponentState::account`] does.
+    /// The preview 1 context; counts calls like [`ComponentState::account`].
     pub(crate) fn preview1(&mut self) -> &mut Preview1 {
         self.calls += 1;
         if self.calls >= CALLS_PER_ACCOUNT {
@@ -146,7 +145,7 @@ pub(crate) fn perms(writable: bool) -> FsPerms {
     if writable { FsPerms::ReadWrite } else { FsPerms::ReadOnly }
 }
 
-/// What every guest gets: what it reads and writes, clocks, randomness. Sockets stay denied.
+/// The context of every guest: standard streams, clocks, randomness. Sockets are denied.
 fn context(guest: &Guest) -> WasiCtxBuilder {
     let mut context = WasiCtxBuilder::new();
     context

@@ -1,5 +1,5 @@
-//! `wasi:cli/stdin`, `stdout`, `stderr` and the terminal interfaces: an empty input and outputs into the container's log,
-//! or a session's pipes. A guest that writes into a full pipe waits; what goes into a log is never waited for.
+//! `wasi:cli/stdin`, `stdout`, `stderr` and the terminal interfaces: an empty input and outputs into the container's
+//! log, or a session's pipes. A guest blocks on a full pipe, but never on a log.
 
 use std::io;
 use std::pin::Pin;
@@ -18,10 +18,10 @@ use super::state::ComponentState;
 use runtime_api::pipe::{PipeError, PipeReader, PipeWriter};
 use runtime_api::{LogSink, StdStream};
 
-/// What a guest may write at once: a log keeps whole lines longer than this in pieces.
+/// Maximum bytes per write: a log stores longer lines in pieces.
 const WRITE_BYTES_MAX: usize = 64 << 10;
 
-/// A guest's input.
+/// A guest's stdin.
 #[derive(Clone)]
 pub(crate) struct Input {
     from: Option<PipeReader>,
@@ -42,7 +42,7 @@ impl IsTerminal for Input {
 
 impl StdinStream for Input {
     fn async_stream(&self) -> Box<dyn AsyncRead + Send + Sync> {
-        // Asked for by WASI 0.3 only, which this node doesn't run.
+        // Used by WASI 0.3 only, which this node doesn't run.
         Box::new(NoInput)
     }
 
@@ -76,7 +76,7 @@ impl InputStream for Input {
 }
 
 #[derive(Clone)]
-enum To {
+enum OutputTarget {
     Log(Arc<dyn LogSink>, StdStream),
     Pipe(PipeWriter),
     Nowhere,
@@ -85,20 +85,23 @@ enum To {
 /// One of a guest's outputs.
 #[derive(Clone)]
 pub(crate) struct Output {
-    to: To,
+    to: OutputTarget,
     is_terminal: bool,
 }
 
 impl Output {
     pub(crate) fn of(guest: &Guest, stream: StdStream) -> Self {
         let Some(Outputs(stdout, stderr)) = &guest.outputs else {
-            return Self { to: To::Log(guest.log.clone(), stream), is_terminal: guest.terminal };
+            return Self { to: OutputTarget::Log(guest.log.clone(), stream), is_terminal: guest.terminal };
         };
         let pipe = match stream {
             StdStream::Stdout => stdout,
             StdStream::Stderr => stderr,
         };
-        Self { to: pipe.clone().map_or(To::Nowhere, To::Pipe), is_terminal: guest.terminal && pipe.is_some() }
+        Self {
+            to: pipe.clone().map_or(OutputTarget::Nowhere, OutputTarget::Pipe),
+            is_terminal: guest.terminal && pipe.is_some(),
+        }
     }
 }
 
@@ -121,7 +124,7 @@ impl StdoutStream for Output {
 impl AsyncWrite for Output {
     fn poll_write(self: Pin<&mut Self>, _cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let taken = &bytes[..bytes.len().min(WRITE_BYTES_MAX)];
-        if let To::Log(log, stream) = &self.to {
+        if let OutputTarget::Log(log, stream) = &self.to {
             log.write(*stream, taken);
         }
         Poll::Ready(Ok(taken.len()))
@@ -139,7 +142,7 @@ impl AsyncWrite for Output {
 #[async_trait::async_trait]
 impl Pollable for Output {
     async fn ready(&mut self) {
-        if let To::Pipe(pipe) = &self.to {
+        if let OutputTarget::Pipe(pipe) = &self.to {
             pipe.writable().await;
         }
     }
@@ -149,17 +152,17 @@ impl Pollable for Output {
 impl OutputStream for Output {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
         match &self.to {
-            To::Log(log, stream) => {
+            OutputTarget::Log(log, stream) => {
                 for piece in bytes.chunks(WRITE_BYTES_MAX) {
                     log.write(*stream, piece);
                 }
                 Ok(())
             }
-            To::Pipe(pipe) => pipe.write(bytes).map_err(|error| match error {
+            OutputTarget::Pipe(pipe) => pipe.write(bytes).map_err(|error| match error {
                 PipeError::Closed => StreamError::Closed,
                 PipeError::Full => StreamError::trap("more was written than `check-write` allows"),
             }),
-            To::Nowhere => Ok(()),
+            OutputTarget::Nowhere => Ok(()),
         }
     }
 
@@ -169,11 +172,11 @@ impl OutputStream for Output {
 
     fn check_write(&mut self) -> StreamResult<usize> {
         match &self.to {
-            To::Pipe(pipe) => {
+            OutputTarget::Pipe(pipe) => {
                 let has_room = pipe.has_room().map_err(|_| StreamError::Closed)?;
                 Ok(if has_room { WRITE_BYTES_MAX } else { 0 })
             }
-            To::Log(..) | To::Nowhere => Ok(WRITE_BYTES_MAX),
+            OutputTarget::Log(..) | OutputTarget::Nowhere => Ok(WRITE_BYTES_MAX),
         }
     }
 }

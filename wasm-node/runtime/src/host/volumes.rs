@@ -1,4 +1,4 @@
-//! Volumes for those who open folders by their paths only.
+//! Volumes for libraries that open folders by path only.
 
 use std::fs::File;
 use std::io;
@@ -6,9 +6,9 @@ use std::path::PathBuf;
 
 use runtime_api::Preopen;
 
-/// A volume for those who open it by its path.
+/// A volume's path, pinned by an open folder.
 pub(crate) struct Anchored {
-    /// Leads to the folder for as long as this lives, whatever becomes of what lies on the way.
+    /// Leads to the folder as long as this lives, whatever happens to its parents.
     pub(crate) path: PathBuf,
     _dir: Option<File>,
 }
@@ -22,7 +22,7 @@ impl Anchored {
         let dir = folder.open()?;
         #[cfg(target_os = "linux")]
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&dir)).into();
-        // There is no path to an open folder elsewhere: what it leads to now.
+        // Other systems have no path to an open folder: uses the current path.
         #[cfg(not(target_os = "linux"))]
         let path = {
             let below = folder.sub_paths.iter().fold(folder.host.clone(), |path, sub| path.join(sub));

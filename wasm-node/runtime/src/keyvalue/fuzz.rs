@@ -1,4 +1,4 @@
-//! Fuzz targets of what guests say to their store, against a map that does the same.
+//! Fuzz targets: guests' key-value operations against a map as model.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use runtime_api::ledger::{Ledger, Resource};
 use super::{Namespace, Quota, StoreError, Stores, Write, Written};
 
 #[derive(Debug, Clone, TypeGenerator)]
-enum Step {
+enum StoreOperation {
     Set(u8, u8, u16),
     Delete(u8, u8),
     Add(u8, u8, i64),
@@ -30,19 +30,19 @@ fn write(store: &Arc<Namespace>, write: Write) -> Result<Written, StoreError> {
     answer.try_recv().expect("committed")
 }
 
-fn step(store: &Arc<Namespace>, model: &mut BTreeMap<(String, String), Vec<u8>>, step: &Step) {
+fn step(store: &Arc<Namespace>, model: &mut BTreeMap<(String, String), Vec<u8>>, step: &StoreOperation) {
     match *step {
-        Step::Set(bucket, key, length) => {
+        StoreOperation::Set(bucket, key, length) => {
             let ((bucket, key), value) = (names(bucket, key), vec![b'7'; usize::from(length % 40)]);
             write(store, Write::Set { bucket: bucket.clone(), pairs: vec![(key.clone(), value.clone())] }).unwrap();
             model.insert((bucket, key), value);
         }
-        Step::Delete(bucket, key) => {
+        StoreOperation::Delete(bucket, key) => {
             let (bucket, key) = names(bucket, key);
             write(store, Write::Delete { bucket: bucket.clone(), keys: vec![key.clone()] }).unwrap();
             model.remove(&(bucket, key));
         }
-        Step::Add(bucket, key, delta) => {
+        StoreOperation::Add(bucket, key, delta) => {
             let at = names(bucket, key);
             let known = model.get(&at).map(|kept| String::from_utf8_lossy(kept).parse::<i64>());
             let wanted = match known {
@@ -56,7 +56,7 @@ fn step(store: &Arc<Namespace>, model: &mut BTreeMap<(String, String), Vec<u8>>,
                 model.insert(at, number.to_string().into_bytes());
             }
         }
-        Step::Swap(bucket, key, fresh) => {
+        StoreOperation::Swap(bucket, key, fresh) => {
             let at = names(bucket, key);
             let now = store.get(&at.0, &at.1).unwrap();
             assert_eq!(now.as_ref().map(|value| &value.bytes), model.get(&at));
@@ -67,7 +67,7 @@ fn step(store: &Arc<Namespace>, model: &mut BTreeMap<(String, String), Vec<u8>>,
                 model.insert(at, b"1".to_vec());
             }
         }
-        Step::List(bucket) => {
+        StoreOperation::List(bucket) => {
             let (bucket, _) = names(bucket, 0);
             let wanted: Vec<_> = model.keys().filter(|(of, _)| *of == bucket).map(|(_, key)| key.clone()).collect();
             assert_eq!(store.list(&bucket, None).unwrap().keys, wanted);
@@ -82,7 +82,7 @@ fn a_store_is_a_map_whatever_is_done_to_it() {
     ledger.set_limit(Resource::Descriptors, 10);
     let stores = Stores::new(dir.path().join("keyvalue"), Quota { bytes: 1 << 20, keys: 100 }, &ledger);
     let owner = KeyvalueOwner { namespace: "a".into(), uid: "1".into() };
-    check!().with_type::<Vec<Step>>().for_each(|steps| {
+    check!().with_type::<Vec<StoreOperation>>().for_each(|steps| {
         stores.remove(&owner).unwrap();
         let store = stores.of(&owner).unwrap();
         let mut model = BTreeMap::new();

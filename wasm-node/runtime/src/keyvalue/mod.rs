@@ -1,8 +1,8 @@
-//! What guests keep by `wasi:keyvalue`: one file for each namespace, shared by all of its pods that run here
+//! Stores of `wasi:keyvalue`: one file per namespace, shared by all of its pods on this node
 //! (`docs/decisions/0057-keyvalue.md`).
 //!
-//! A namespace is known by its uid, so that one which is made anew under the name finds nothing of the old one. What is
-//! in here waits for the disk: [`host::keyvalue`](crate::host) calls it where guests' file work may.
+//! A namespace is identified by its uid, so that a recreated one finds no data of its predecessor. Functions here block
+//! on the disk: [`host::keyvalue`](crate::host) calls them on threads for guests' file work.
 
 #[cfg(test)]
 mod fuzz;
@@ -22,28 +22,28 @@ use runtime_api::ledger::Ledger;
 pub(crate) use namespace::{Namespace, Value};
 pub(crate) use write::{Write, Written};
 
-/// A key: what etcd's and Redis' users have fits many times.
+/// Maximum bytes of a key: many times what etcd's and Redis' users need.
 pub(crate) const KEY_BYTES_MAX: usize = 512;
-/// A value. One host call copies 2 MiB out of a guest at most, so two of these fit one batch.
+/// Maximum bytes of a value. One host call copies at most 2 MiB out of a guest, so two of these fit one batch.
 pub(crate) const VALUE_BYTES_MAX: usize = 1 << 20;
-/// A bucket's name.
+/// Maximum bytes of a bucket's name.
 pub(crate) const BUCKET_BYTES_MAX: usize = 64;
-/// Keys of one batch.
+/// Maximum keys of one batch.
 pub(crate) const BATCH_KEYS_MAX: usize = 1000;
-/// Values that one batch hands over.
+/// Maximum bytes of values that one batch returns.
 pub(crate) const BATCH_BYTES_MAX: usize = 2 << 20;
-/// Keys of one page of a list.
+/// Maximum keys of one page of a list.
 pub(crate) const PAGE_KEYS_MAX: usize = 1000;
 
-/// Files that are open at once: each has a descriptor and a cache of [`CACHE_BYTES`].
+/// Maximum open files: each has a descriptor and a cache of [`CACHE_BYTES`].
 const OPEN_MAX: usize = 64;
-/// What a file's cache holds: the system caches the rest.
+/// Cache bytes of a file: the system caches the rest.
 const CACHE_BYTES: usize = 512 << 10;
-/// Of the disk, the part in percent that has to be free for a store to grow: pods are evicted at ten. What is free where tests run
-/// is none of their business.
+/// Minimum free percentage of the disk for a store to grow: pods are evicted at 10 %. Tests don't depend on the free space of
+/// their machine.
 const DISK_FREE_PERCENT_MIN: u64 = if cfg!(test) { 0 } else { 12 };
 
-/// What one namespace may keep.
+/// Limits of one namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Quota {
     /// Bytes of names, keys and values, and [`KEY_COST_BYTES`] for each key.
@@ -52,12 +52,12 @@ pub(crate) struct Quota {
     pub(crate) keys: u64,
 }
 
-/// What a key takes beside its letters.
+/// Accounted bytes of a key beside its characters.
 pub(crate) const KEY_COST_BYTES: u64 = 64;
-/// See [`Quota`].
+/// The default [`Quota`].
 pub(crate) const QUOTA: Quota = Quota { bytes: 64 << 20, keys: 100_000 };
 
-/// Why something is not kept or not found.
+/// Error of a key-value operation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum StoreError {
     #[error("a key has {0} bytes: at most {KEY_BYTES_MAX}")]
@@ -81,7 +81,7 @@ pub(crate) enum StoreError {
     #[error("the namespace was deleted")]
     Removed,
     #[error("others of the namespace or the node held the disk for too long")]
-    Late,
+    DiskBusy,
     #[error("no memory is left of the container's limit")]
     Memory,
     #[error("the node has no descriptor left")]
@@ -96,13 +96,13 @@ impl StoreError {
     }
 }
 
-/// All namespaces' stores.
+/// The stores of all namespaces.
 pub(crate) struct Stores {
     dir: PathBuf,
     quota: Quota,
     ledger: Arc<Ledger>,
     known: Mutex<HashMap<KeyvalueOwner, Arc<Namespace>>>,
-    /// Those whose file is open, the one that was opened last at the end.
+    /// Namespaces with an open file, the last opened one at the end.
     open: Mutex<VecDeque<Arc<Namespace>>>,
 }
 
@@ -111,15 +111,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Stores {
-    /// `ledger`: the node's, of which open files take descriptors.
+    /// `ledger`: the node's, which accounts descriptors of open files.
     pub(crate) fn new(dir: PathBuf, quota: Quota, ledger: &Arc<Ledger>) -> Arc<Self> {
         Arc::new(Self { dir, quota, ledger: ledger.clone(), known: Mutex::default(), open: Mutex::default() })
     }
 
-    /// A namespace's store. Nothing is opened before it is used, no file made before something is written.
+    /// A namespace's store. Opens no file before its use, creates none before a write.
     ///
     /// # Errors
-    /// The owner is none that a file could be named after.
+    /// The owner yields no valid file name.
     pub(crate) fn of(self: &Arc<Self>, owner: &KeyvalueOwner) -> io::Result<Arc<Namespace>> {
         let name = file_name(owner).ok_or_else(|| io::Error::other(format!("{owner:?} names no namespace")))?;
         let mut known = lock(&self.known);
@@ -127,7 +127,7 @@ impl Stores {
         Ok(namespace.clone())
     }
 
-    /// Whose stores there are on the disk.
+    /// The owners of the stores on the disk.
     ///
     /// # Errors
     /// The folder cannot be read.
@@ -143,14 +143,14 @@ impl Stores {
         Ok(owners)
     }
 
-    /// Removes a namespace's store; pods that still have it find it gone.
+    /// Removes a namespace's store; further operations on it return `Removed`.
     ///
     /// # Errors
     /// The file cannot be removed.
     pub(crate) fn remove(&self, owner: &KeyvalueOwner) -> io::Result<()> {
         let Some(name) = file_name(owner) else { return Ok(()) };
         if let Some(namespace) = lock(&self.known).remove(owner) {
-            namespace.shut();
+            namespace.mark_removed();
             lock(&self.open).retain(|open| !Arc::ptr_eq(open, &namespace));
         }
         match std::fs::remove_file(self.dir.join(name)) {
@@ -159,8 +159,8 @@ impl Stores {
         }
     }
 
-    /// Remembers that this one's file is open, and closes one that nobody uses where there are too many.
-    fn opened(&self, namespace: &Arc<Namespace>) {
+    /// Records an open file, and closes an unused one where there are too many.
+    fn record_open(&self, namespace: &Arc<Namespace>) {
         let mut open = lock(&self.open);
         open.retain(|known| !Arc::ptr_eq(known, namespace));
         let over = (open.len() + 1).saturating_sub(OPEN_MAX);
@@ -175,13 +175,13 @@ impl Stores {
         open.push_back(namespace.clone());
     }
 
-    /// Whether a store may grow.
+    /// Whether the disk has room for a store to grow.
     fn has_room(&self) -> bool {
         rustix::fs::statvfs(&self.dir).is_ok_and(|disk| disk.f_bavail >= disk.f_blocks / 100 * DISK_FREE_PERCENT_MIN)
     }
 }
 
-/// `NAMESPACE.UID.redb`: both are names that hold no dot.
+/// `NAMESPACE.UID.redb`: neither name contains a dot.
 fn file_name(owner: &KeyvalueOwner) -> Option<String> {
     let plain = |name: &str| {
         let letters = name.bytes().all(|letter| matches!(letter, b'a'..=b'z' | b'0'..=b'9' | b'-'));
@@ -196,7 +196,7 @@ fn owner(file_name: &str) -> Option<KeyvalueOwner> {
     self::file_name(&owner).map(|_| owner)
 }
 
-/// The bucket of an identifier: nothing is the default one; none where it is no name of a bucket.
+/// The bucket of an identifier: empty is the default one; `None` for an invalid name.
 pub(crate) fn bucket(identifier: &str) -> Option<&str> {
     let name = if identifier.is_empty() { "default" } else { identifier };
     let plain = name.bytes().all(|letter| letter.is_ascii_alphanumeric() || matches!(letter, b'-' | b'_' | b'.'));
@@ -207,7 +207,7 @@ fn check_key(key: &str) -> Result<(), StoreError> {
     if key.len() > KEY_BYTES_MAX { Err(StoreError::KeyTooLong(key.len())) } else { Ok(()) }
 }
 
-/// Makes the folder, readable by this user alone.
+/// Creates the folder, readable by this user alone.
 fn make_dir(dir: &Path) -> io::Result<()> {
     std::fs::create_dir_all(dir)?;
     #[cfg(unix)]

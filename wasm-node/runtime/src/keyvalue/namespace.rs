@@ -1,11 +1,11 @@
-//! One namespace's store: a file, and the writes that wait to go into it together.
+//! One namespace's store: a file, and the queue of writes for group commit.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Weak};
 
 use redb::{Database, ReadTransaction, ReadableDatabase as _, TableDefinition, TableError};
-use runtime_api::ledger::{Held, Resource};
+use runtime_api::ledger::{Resource, ResourceGuard};
 use tokio::sync::oneshot;
 
 use super::write::{Tables, Write, Written};
@@ -13,20 +13,20 @@ use super::{
     BATCH_BYTES_MAX, BATCH_KEYS_MAX, CACHE_BYTES, PAGE_KEYS_MAX, StoreError, Stores, check_key, lock, make_dir,
 };
 
-/// By bucket and key: eight bytes of revision, then the value.
+/// By bucket and key: 8 bytes of revision, then the value.
 pub(super) const PAIRS: TableDefinition<'static, (&str, &str), &[u8]> = TableDefinition::new("pairs");
-/// What all of it takes, and the last revision.
+/// Total usage, and the last revision.
 pub(super) const USAGE: TableDefinition<'static, &str, u64> = TableDefinition::new("usage");
 
-/// Writes that one commit takes: they share its two flushes.
+/// Maximum writes per commit: they share its two flushes.
 const COMMIT_WRITES_MAX: usize = 256;
-/// And their bytes: short flushes, as the next namespace waits for this one.
+/// Maximum bytes per commit: keeps flushes short, as the next namespace waits for this one.
 const COMMIT_BYTES_MAX: usize = 1 << 20;
 
-/// What is kept under a key.
+/// A stored value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Value {
-    /// Of its last write; no two writes of a namespace have the same.
+    /// Revision of its last write, unique within the namespace.
     pub(crate) revision: u64,
     pub(crate) bytes: Vec<u8>,
 }
@@ -38,64 +38,69 @@ impl Value {
     }
 }
 
-/// Keys, and the one after which to go on where there are more.
+/// A page of keys, and the cursor of the next page, if any.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Page {
     pub(crate) keys: Vec<String>,
     pub(crate) cursor: Option<String>,
 }
 
-type Answer = Result<Written, StoreError>;
+type WriteResult = Result<Written, StoreError>;
 
-/// A write that waits. Whoever asked may be gone by now, which undoes nothing and is not waited for.
-struct Pending {
+/// A queued write. Its caller may have been cancelled, which cancels nothing here.
+struct QueuedWrite {
     write: Write,
-    answer: oneshot::Sender<Answer>,
+    answer: oneshot::Sender<WriteResult>,
 }
 
-enum File {
+enum StoreFile {
     Closed,
-    Open(Arc<Database>, #[expect(dead_code, reason = "held while the file is open")] Held),
+    Open(Arc<Database>, #[expect(dead_code, reason = "held while the file is open")] ResourceGuard),
     Removed,
 }
 
-/// See the module.
+/// One namespace's store.
 pub(crate) struct Namespace {
     stores: Weak<Stores>,
     path: PathBuf,
-    file: Mutex<File>,
-    queue: Mutex<VecDeque<Pending>>,
+    file: Mutex<StoreFile>,
+    queue: Mutex<VecDeque<QueuedWrite>>,
 }
 
 impl Namespace {
     pub(super) fn new(stores: &Arc<Stores>, path: PathBuf) -> Arc<Self> {
-        Arc::new(Self { stores: Arc::downgrade(stores), path, file: Mutex::new(File::Closed), queue: Mutex::default() })
+        Arc::new(Self {
+            stores: Arc::downgrade(stores),
+            path,
+            file: Mutex::new(StoreFile::Closed),
+            queue: Mutex::default(),
+        })
     }
 
-    /// Closes the file where nobody uses it.
+    /// Closes the file if it is unused.
     pub(super) fn close(&self) -> bool {
         let mut file = lock(&self.file);
-        if matches!(&*file, File::Open(database, _) if Arc::strong_count(database) > 1) {
+        if matches!(&*file, StoreFile::Open(database, _) if Arc::strong_count(database) > 1) {
             return false;
         }
-        if matches!(*file, File::Open(..)) {
-            *file = File::Closed;
+        if matches!(*file, StoreFile::Open(..)) {
+            *file = StoreFile::Closed;
         }
         true
     }
 
-    pub(super) fn shut(&self) {
-        *lock(&self.file) = File::Removed;
+    pub(super) fn mark_removed(&self) {
+        *lock(&self.file) = StoreFile::Removed;
     }
 
-    /// The open file; none where there is none yet and nothing is to be written.
+    /// The open file; `None` if there is none yet and `make` is false.
     fn database(self: &Arc<Self>, make: bool) -> Result<Option<Arc<Database>>, StoreError> {
         let stores = self.stores.upgrade().ok_or(StoreError::Removed)?;
         let mut file = lock(&self.file);
         match &*file {
-            File::Open(database, _) => return Ok(Some(database.clone())),
-            File::Removed => return Err(StoreError::Removed),
-            File::Closed => {}
+            StoreFile::Open(database, _) => return Ok(Some(database.clone())),
+            StoreFile::Removed => return Err(StoreError::Removed),
+            StoreFile::Closed => {}
         }
         if !make && !self.path.exists() {
             return Ok(None);
@@ -103,22 +108,22 @@ impl Namespace {
         make_dir(&stores.dir).map_err(StoreError::io)?;
         let held = stores.ledger.hold(Resource::Descriptors, 1).map_err(|_| StoreError::Descriptors)?;
         let database = Database::builder().set_cache_size(CACHE_BYTES).create(&self.path).map_err(|error| {
-            tracing::error!(file = %self.path.display(), %error, "a namespace's keyvalue store cannot be opened");
+            tracing::error!(file = %self.path.display(), %error, "cannot open a namespace's keyvalue store");
             StoreError::io(error)
         })?;
         let database = Arc::new(database);
-        *file = File::Open(database.clone(), held);
+        *file = StoreFile::Open(database.clone(), held);
         drop(file);
-        stores.opened(self);
+        stores.record_open(self);
         Ok(Some(database))
     }
 
-    /// After an error of the disk the file is opened anew: what was committed is there, and nothing else.
+    /// Reopens the file after a disk error: it contains the committed writes and nothing else.
     fn failed(&self, error: impl std::fmt::Display) -> StoreError {
-        tracing::warn!(file = %self.path.display(), %error, "a namespace's keyvalue store");
+        tracing::warn!(file = %self.path.display(), %error, "a namespace's keyvalue store failed");
         let mut file = lock(&self.file);
-        if matches!(*file, File::Open(..)) {
-            *file = File::Closed;
+        if matches!(*file, StoreFile::Open(..)) {
+            *file = StoreFile::Closed;
         }
         StoreError::io(error)
     }
@@ -149,7 +154,7 @@ impl Namespace {
         self.read(|pairs| Ok(pairs.get((bucket, key))?.is_some()))
     }
 
-    /// The values of these keys, in their order, all of one moment.
+    /// The values of these keys, in their order, from one snapshot.
     pub(crate) fn get_many(
         self: &Arc<Self>,
         bucket: &str,
@@ -177,7 +182,7 @@ impl Namespace {
         }
     }
 
-    /// The keys of a bucket in their order, from the one after `cursor` on.
+    /// A page of a bucket's keys in order, starting after `cursor`.
     pub(crate) fn list(self: &Arc<Self>, bucket: &str, cursor: Option<&str>) -> Result<Page, StoreError> {
         let mut keys = self.read(|pairs| {
             let mut keys = Vec::new();
@@ -199,15 +204,15 @@ impl Namespace {
         Ok(Page { keys, cursor })
     }
 
-    /// Lets a write wait. It goes with the next [`commit`](Self::commit), whoever calls that.
-    pub(crate) fn submit(&self, write: Write) -> Result<oneshot::Receiver<Answer>, StoreError> {
+    /// Queues a write for the next [`commit`](Self::commit) by any caller.
+    pub(crate) fn submit(&self, write: Write) -> Result<oneshot::Receiver<WriteResult>, StoreError> {
         write.check()?;
         let (answer, answered) = oneshot::channel();
-        lock(&self.queue).push_back(Pending { write, answer });
+        lock(&self.queue).push_back(QueuedWrite { write, answer });
         Ok(answered)
     }
 
-    /// Writes what waits, and tells those who wait for it once it is on the disk.
+    /// Commits the queued writes and sends their results once they are on disk.
     pub(crate) fn commit(self: &Arc<Self>) {
         let pending = self.take();
         if pending.is_empty() {
@@ -219,12 +224,12 @@ impl Namespace {
             Err(error) => answers.iter().map(|_| Err(error.clone())).collect(),
         };
         for (answer, result) in answers.into_iter().zip(results) {
-            // Who asked may have been cut off: it is written all the same.
+            // The caller may have been cancelled: the write is done all the same.
             let _ = answer.send(result);
         }
     }
 
-    fn take(&self) -> Vec<Pending> {
+    fn take(&self) -> Vec<QueuedWrite> {
         let mut queue = lock(&self.queue);
         let (mut taken, mut bytes) = (Vec::new(), 0);
         while taken.len() < COMMIT_WRITES_MAX && bytes < COMMIT_BYTES_MAX {
@@ -237,14 +242,14 @@ impl Namespace {
         taken
     }
 
-    fn write(self: &Arc<Self>, writes: Vec<Write>) -> Result<Vec<Answer>, StoreError> {
+    fn write(self: &Arc<Self>, writes: Vec<Write>) -> Result<Vec<WriteResult>, StoreError> {
         let Some(database) = self.database(true)? else { return Err(StoreError::Removed) };
         let stores = self.stores.upgrade().ok_or(StoreError::Removed)?;
         let may_grow = stores.has_room();
         let writing = || {
             let mut transaction = database.begin_write()?;
-            // Guests decide what is written: a commit's validity must not hang on checksums that they could aim at, and
-            // after a crash nobody waits until all of a file was read.
+            // Guests choose the content: a commit's validity must not depend on checksums that they could target, and
+            // recovery after a crash must not read the whole file.
             transaction.set_two_phase_commit(true);
             transaction.set_quick_repair(true);
             let mut tables = Tables::open(&transaction, stores.quota, may_grow)?;

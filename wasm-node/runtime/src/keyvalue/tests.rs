@@ -1,4 +1,4 @@
-//! The stores: what they keep, what they refuse, and what is left of it after a crash.
+//! Stores: content, limits, and state after a crash.
 
 use super::namespace::Page;
 use super::*;
@@ -55,7 +55,7 @@ fn buckets_and_namespaces_are_apart_and_all_of_it_is_there_after_a_crash() {
     assert_eq!(seen(&ours), [Some("1".into()), Some("2".into()), None]);
     assert_eq!(seen(&theirs), [Some("3".into()), None, None], "a namespace of the same name with another uid");
     assert!(ours.exists("other", "k").unwrap() && !ours.exists("other", "j").unwrap());
-    // What a crash leaves: the files as they are while this process still has them open.
+    // State after a crash: copies of the files while this process still has them open.
     let crashed = Bench::new();
     let (from, to) = (bench.dir.path().join("keyvalue"), crashed.dir.path().join("keyvalue"));
     std::fs::create_dir(&to).unwrap();
@@ -70,7 +70,7 @@ fn buckets_and_namespaces_are_apart_and_all_of_it_is_there_after_a_crash() {
     assert_eq!(seen(&again.of(&owners[0]).unwrap()), seen(&ours));
     assert_eq!(seen(&again.of(&owners[1]).unwrap()), seen(&theirs));
     assert_eq!(increment(&again.of(&owners[0]).unwrap(), "k", 1), Ok(Written::Number(2)), "and it goes on");
-    // A deleted namespace leaves nothing, also to those who still have it.
+    // A removed namespace's data is gone, also for its open handles.
     stores.remove(&owned("a", "1")).unwrap();
     assert_eq!(stores.owners().unwrap(), [owned("a", "2")]);
     assert_eq!(ours.get("default", "k"), Err(StoreError::Removed));
@@ -125,7 +125,7 @@ fn a_quota_ends_growth_and_nothing_else() {
     };
     assert_eq!(write(&ours, many(21, "default")), Err(StoreError::KeysUsedUp(20)));
     assert!(!ours.exists("default", "k0").unwrap(), "a batch is done as a whole or not at all");
-    // Buckets are names before keys: any number of them has the keys of one.
+    // Buckets are prefixes of keys: any number of them shares one count of keys.
     for n in 0..20 {
         set(&ours, &format!("b{n}"), "k", b"v").unwrap();
     }
@@ -136,9 +136,9 @@ fn a_quota_ends_growth_and_nothing_else() {
     assert_eq!(increment(&ours, "n", 1), Err(StoreError::KeysUsedUp(20)));
     write(&ours, Write::Delete { bucket: "b0".into(), keys: vec!["k".into(), "none".into()] }).unwrap();
     assert_eq!(increment(&ours, "n", 1), Ok(Written::Number(1)));
-    // Another namespace has a quota of its own.
+    // Another namespace has its own quota.
     set(&stores.of(&owned("b", "1")).unwrap(), "default", "k", &[0; 9_000]).unwrap();
-    // And no size gets as far as that.
+    // Size limits are checked before the quota.
     let long = "k".repeat(KEY_BYTES_MAX + 1);
     assert_eq!(set(&ours, "default", &long, b"v"), Err(StoreError::KeyTooLong(513)));
     assert_eq!(ours.get("default", &long), Err(StoreError::KeyTooLong(513)));
@@ -162,7 +162,7 @@ fn a_full_quota_of_large_values_fits_its_file_three_times() {
     let bench = Bench::new();
     let stores = bench.stores(Quota { bytes: 8 << 20, keys: 100 });
     let ours = stores.of(&owned("a", "1")).unwrap();
-    // Each key is written again and again, with sizes that leave holes.
+    // Each key is rewritten with sizes that leave holes.
     for n in 0..60_usize {
         let value = vec![0; 300_000 + n * 7919 % 500_000];
         let _ = set(&ours, "default", &format!("k{}", n % 12), &value);

@@ -1,4 +1,4 @@
-//! What one write does to a store: it is looked at first and done as a whole, or not at all.
+//! Applies one write to a store: checked first, then done as a whole or not at all.
 
 use std::collections::BTreeMap;
 
@@ -16,18 +16,18 @@ pub(crate) enum Write {
     Swap { bucket: String, key: String, seen: Option<u64>, value: Vec<u8> },
 }
 
-/// What came of it.
+/// Result of a write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Written {
     Done,
     /// An increment's result.
     Number(i64),
-    /// A swap that came too late, and what is there now.
+    /// A compare-and-swap that came too late, with the current value.
     Stale(Option<Value>),
 }
 
 impl Write {
-    /// Whether it has the size of a write at all.
+    /// Whether sizes are within limits.
     pub(super) fn check(&self) -> Result<(), StoreError> {
         let value = |value: &Vec<u8>| match value.len() {
             length if length > VALUE_BYTES_MAX => Err(StoreError::ValueTooLarge(length)),
@@ -47,7 +47,7 @@ impl Write {
         }
     }
 
-    /// What it holds while it waits.
+    /// Bytes that it holds while queued.
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::Set { pairs, .. } => pairs.iter().map(|(key, value)| key.len() + value.len()).sum(),
@@ -58,7 +58,7 @@ impl Write {
     }
 }
 
-/// What keys become; nothing = they go.
+/// New values of keys; `None` deletes.
 type Changes<'a> = BTreeMap<&'a str, Option<Vec<u8>>>;
 
 /// The tables of one transaction.
@@ -82,7 +82,7 @@ impl<'t> Tables<'t> {
         Ok(Self { pairs, usage, quota, may_grow, bytes, keys, revision, changed: false })
     }
 
-    /// Writes down what all of it takes now; whether anything has changed.
+    /// Stores the new usage; returns whether anything changed.
     pub(super) fn close(mut self) -> Result<bool, redb::Error> {
         if self.changed {
             for (name, now) in [("bytes", self.bytes), ("keys", self.keys), ("revision", self.revision)] {
@@ -142,7 +142,7 @@ impl<'t> Tables<'t> {
                 keys += 1;
             }
         }
-        // Whoever is over a quota can still make room.
+        // A namespace over its quota can still shrink.
         if bytes > self.quota.bytes && bytes > self.bytes {
             return Ok(Err(StoreError::BytesUsedUp(self.quota.bytes)));
         }
@@ -168,7 +168,7 @@ impl<'t> Tables<'t> {
     }
 }
 
-/// A number is kept as its decimal digits, so that a guest reads it as it would read one of its own.
+/// A number is stored as decimal digits, which a guest reads like any value.
 fn add(kept: &[u8], delta: i64) -> Result<i64, StoreError> {
     let number =
         std::str::from_utf8(kept).ok().and_then(|text| text.parse::<i64>().ok()).ok_or(StoreError::NoNumber)?;

@@ -1,22 +1,22 @@
-//! What the values of one call may take, asked before each of them is made.
+//! Memory budget for the values of one call, charged before each value is created.
 
 use std::cell::Cell;
 
 use wasmtime::component::Val;
 
-/// Bytes that one value takes by itself.
+/// Bytes of one value without its content.
 pub(crate) const VALUE_BYTES: usize = size_of::<Val>();
-/// What each allocation costs besides its content.
+/// Bytes of each allocation besides its content.
 const ALLOCATION_BYTES: usize = 16;
 
-/// More than a call's values may take.
+/// The values exceed the budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the arguments take more than {max} bytes as values ({VALUE_BYTES} for each, besides their text)")]
 pub(crate) struct TooMuch {
     max: usize,
 }
 
-/// See the module.
+/// The budget of one call.
 #[derive(Debug)]
 pub(crate) struct Budget {
     max: usize,
@@ -37,17 +37,17 @@ impl Budget {
         Ok(())
     }
 
-    /// So many values are about to be made.
+    /// Charges this many values.
     pub(crate) fn values(&self, count: usize) -> Result<(), TooMuch> {
         self.take(count.saturating_mul(VALUE_BYTES))
     }
 
-    /// A text is about to be kept.
+    /// Charges a text.
     pub(crate) fn text(&self, text: &str) -> Result<(), TooMuch> {
         self.take(text.len().saturating_add(ALLOCATION_BYTES))
     }
 
-    /// Bytes that were taken.
+    /// Charged bytes.
     pub(crate) fn used(&self) -> usize {
         self.used.get()
     }

@@ -1,5 +1,5 @@
-//! A plugin's functions and types, read from its component's binary. It takes apart what others wrote, so it is done where
-//! modules are compiled: in a process of its own.
+//! Reads a plugin's functions and types from its component's binary. The input is untrusted, so this runs where modules are
+//! compiled: in a separate process.
 
 use std::collections::HashMap;
 
@@ -9,15 +9,15 @@ use wit_parser::{self as wit, Resolve, TypeDefKind, TypeOwner, World, WorldItem}
 
 use super::types::{Description, Function, Shape, TYPE_DEPTH_MAX, Type, TypeId};
 
-/// A world's text, beyond any that a person wrote.
+/// Maximum bytes of a world's text, beyond any hand-written one.
 const WIT_BYTES_MAX: usize = 4 << 20;
-/// Functions that one plugin may export.
+/// Maximum exported functions of a plugin.
 const FUNCTIONS_MAX: usize = 10_000;
 
 /// Describes a component.
 ///
 /// # Errors
-/// It exports no function, or one whose types can't be had.
+/// It exports no function, or one with unsupported types.
 pub(crate) fn describe(component: &[u8]) -> Result<Description, String> {
     let decoded = decode(component).map_err(|error| format!("its interface can't be read: {error:#}"))?;
     let DecodedWasm::Component(resolve, world) = decoded else {
@@ -45,7 +45,7 @@ struct Reader<'a> {
     resolve: &'a Resolve,
     types: Vec<Type>,
     known: HashMap<wit::TypeId, TypeId>,
-    /// Those without a definition of their own.
+    /// Types without a definition of their own.
     plain: HashMap<String, TypeId>,
 }
 
@@ -175,7 +175,7 @@ impl Reader<'_> {
         ty.map(|ty| self.ty(ty, depth)).transpose()
     }
 
-    /// A resource's full name, by whatever names lead to it.
+    /// A resource's full name, with aliases resolved.
     fn resource(&self, mut id: wit::TypeId) -> String {
         while let TypeDefKind::Type(wit::Type::Id(of)) = &self.resolve.types[id].kind {
             id = *of;

@@ -1,4 +1,4 @@
-//! Fuzz targets of what callers send: any bytes as JSON or WAVE for a function that takes a bit of everything.
+//! Fuzz targets of callers' input: any bytes as JSON or WAVE for a function with parameters of all kinds.
 
 use bolero::check;
 
@@ -44,7 +44,7 @@ fn description() -> Description {
     Description::new(String::new(), vec![function], types).unwrap()
 }
 
-/// Pieces that a call is made of, so that chance gets further than the first letter.
+/// Tokens of a call, so that random input passes the first character.
 const PIECES: [&str; 44] = [
     "{",
     "}",

@@ -1,11 +1,11 @@
-//! Maps of WIT, `map<K, V>`: lists of pairs for the guest, whose keys a client gives once.
+//! WIT maps, `map<K, V>`: lists of pairs for the guest, with unique keys.
 
 use std::cmp::Ordering;
 
 use wasmtime::component::Val;
 
-/// The first key that is there twice, if any. Takes a number for each pair, and no copy of a key.
-pub(crate) fn twice(pairs: &[(Val, Val)]) -> Option<&Val> {
+/// The first duplicate key, if any. Takes an integer per pair, and no copy of a key.
+pub(crate) fn first_duplicate(pairs: &[(Val, Val)]) -> Option<&Val> {
     let mut order: Vec<u32> = (0..pairs.len() as u32).collect();
     order.sort_unstable_by(|a, b| compare(&pairs[*a as usize].0, &pairs[*b as usize].0));
     let both = order.windows(2).find(|both| {
@@ -15,7 +15,7 @@ pub(crate) fn twice(pairs: &[(Val, Val)]) -> Option<&Val> {
     Some(&pairs[both[0] as usize].0)
 }
 
-/// Of two keys of one type.
+/// Compares two keys of one type.
 fn compare(a: &Val, b: &Val) -> Ordering {
     match (a, b) {
         (Val::String(a), Val::String(b)) => a.cmp(b),
@@ -39,8 +39,8 @@ fn number(key: &Val) -> i128 {
     }
 }
 
-/// A key in a message.
-pub(crate) fn shown(key: &Val) -> String {
+/// A key as shown in a message.
+pub(crate) fn display_key(key: &Val) -> String {
     match key {
         Val::String(key) => key.clone(),
         Val::Char(key) => key.to_string(),
@@ -70,10 +70,10 @@ mod tests {
     fn a_key_that_is_there_twice_is_found() {
         let map = |keys: Vec<Val>| keys.into_iter().map(|key| (key, Val::Bool(true))).collect::<Vec<_>>();
         let texts = |texts: &[&str]| map(texts.iter().map(|text| Val::String((*text).into())).collect());
-        assert_eq!(twice(&texts(&["b", "a", "", "c"])), None);
-        assert_eq!(twice(&texts(&["b", "a", "c", "a"])), Some(&Val::String("a".into())));
-        assert_eq!(twice(&map([-1, 5, i64::MIN, 5].map(Val::S64).to_vec())), Some(&Val::S64(5)));
-        assert_eq!(twice(&map(vec![Val::Bool(true), Val::Bool(false)])), None);
-        assert_eq!(twice(&[]), None);
+        assert_eq!(first_duplicate(&texts(&["b", "a", "", "c"])), None);
+        assert_eq!(first_duplicate(&texts(&["b", "a", "c", "a"])), Some(&Val::String("a".into())));
+        assert_eq!(first_duplicate(&map([-1, 5, i64::MIN, 5].map(Val::S64).to_vec())), Some(&Val::S64(5)));
+        assert_eq!(first_duplicate(&map(vec![Val::Bool(true), Val::Bool(false)])), None);
+        assert_eq!(first_duplicate(&[]), None);
     }
 }

@@ -1,16 +1,16 @@
-//! Which function a name means: the full name, without the version where one is exported, without the brackets of a
-//! resource's functions where nothing else is called so.
+//! Resolves function names: the full name, without the version if only one is exported, without the brackets of a
+//! resource's functions if the rest is unambiguous.
 
 use std::collections::HashMap;
 
 use super::types::Function;
 
-/// Finds functions by name.
+/// Function names and their short forms.
 #[derive(Debug, Default)]
 pub(crate) struct Names(HashMap<String, Option<usize>>);
 
 impl Names {
-    /// Of these functions; a shorter name that several of them could have means none of them.
+    /// Index of these functions; an ambiguous short name resolves to none.
     pub(crate) fn new(functions: &[Function]) -> Self {
         let mut names: HashMap<String, Option<usize>> = HashMap::new();
         let full: HashMap<String, usize> =
@@ -29,7 +29,7 @@ impl Names {
     }
 }
 
-/// What it may be called besides its full name.
+/// Short forms of a function's name.
 fn short(function: &Function) -> Vec<String> {
     let plain = function.name.strip_prefix('[').and_then(|rest| rest.split_once(']')).map(|(_, name)| name);
     let names: Vec<&str> = [Some(function.name.as_str()), plain].into_iter().flatten().collect();

@@ -1,46 +1,46 @@
-//! The resources within a value: what is a string in every text, and a resource for the guest.
+//! Visits the resources within a value: strings in text, resources for the guest.
 
 use wasmtime::component::Val;
 
+use super::error_path::{ErrorPath, PathSegment};
 use super::maps;
-use super::place::{Place, Step};
 use super::types::{Description, Function, Shape, TypeId};
 
-/// What becomes of one resource of a value.
+/// Callback that replaces one resource of a value.
 pub(crate) type Exchange<'a> = dyn FnMut(&Shape, &mut Val) -> Result<(), String> + 'a;
 
-/// Exchanges each resource of a call's arguments.
+/// Replaces each resource of a call's arguments.
 ///
 /// # Errors
-/// What `exchange` says, after the argument's name and the place within it.
+/// The error of `exchange`, after the argument's name and the path within it.
 pub(crate) fn in_arguments(
     description: &Description,
     function: &Function,
     arguments: &mut [Val],
     exchange: &mut Exchange<'_>,
 ) -> Result<(), String> {
-    let place = Place::default();
+    let place = ErrorPath::default();
     let names = function.parameters.names();
     for ((name, ty), value) in names.iter().zip(&function.parameter_types).zip(arguments) {
         in_value(description, *ty, value, exchange, &place).map_err(|why| {
-            place.within(Step::Argument(name.clone()));
+            place.within(PathSegment::Argument(name.clone()));
             place.message(&why)
         })?;
     }
     Ok(())
 }
 
-/// Exchanges each resource of a result.
+/// Replaces each resource of a result.
 ///
 /// # Errors
-/// What `exchange` says.
+/// The error of `exchange`.
 pub(crate) fn in_result(
     description: &Description,
     ty: TypeId,
     value: &mut Val,
     exchange: &mut Exchange<'_>,
 ) -> Result<(), String> {
-    in_value(description, ty, value, exchange, &Place::default())
+    in_value(description, ty, value, exchange, &ErrorPath::default())
 }
 
 fn in_value(
@@ -48,30 +48,30 @@ fn in_value(
     ty: TypeId,
     value: &mut Val,
     exchange: &mut Exchange<'_>,
-    place: &Place,
+    place: &ErrorPath,
 ) -> Result<(), String> {
     if !description.has_resources(ty) {
         return Ok(());
     }
-    let mut of = |ty: TypeId, value: &mut Val, step: &dyn Fn() -> Step| {
+    let mut of = |ty: TypeId, value: &mut Val, step: &dyn Fn() -> PathSegment| {
         in_value(description, ty, value, exchange, place).inspect_err(|_| place.within(step()))
     };
-    let label = |name: &str| Step::Label(name.to_owned());
+    let label = |name: &str| PathSegment::Label(name.to_owned());
     match (description.shape(ty), value) {
         (shape @ (Shape::Own(_) | Shape::Borrow(_)), value) => return exchange(shape, value),
         (Shape::List(ty), Val::List(values)) => {
             for (at, value) in values.iter_mut().enumerate() {
-                of(*ty, value, &|| Step::Index(at))?;
+                of(*ty, value, &|| PathSegment::Index(at))?;
             }
         }
         (Shape::Map(_, ty), Val::Map(pairs)) => {
             for (key, value) in pairs {
-                of(*ty, value, &|| Step::Key(maps::shown(key)))?;
+                of(*ty, value, &|| PathSegment::Key(maps::display_key(key)))?;
             }
         }
         (Shape::Tuple(types), Val::Tuple(values)) => {
             for (at, (ty, value)) in types.iter().zip(values).enumerate() {
-                of(*ty, value, &|| Step::Index(at))?;
+                of(*ty, value, &|| PathSegment::Index(at))?;
             }
         }
         (Shape::Record(_, types), Val::Record(fields)) => {

@@ -1,5 +1,5 @@
-//! What a plugin says of itself over HTTP: JSON Schema (draft 2020-12) of each function's arguments and result, and OpenAPI
-//! 3.1, which uses the same. The forms are those that `json` reads and writes.
+//! A plugin's self-description over HTTP: JSON Schema (draft 2020-12) of each function's arguments and result, and OpenAPI 3.1,
+//! which uses the same. The forms are those of `json`.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,12 +7,12 @@ use serde_json::{Map, Value, json};
 
 use super::types::{Description, Function, Labels, Shape, TypeId, resource_word};
 
-/// A schema of more types than this refers to those with a name instead of repeating them.
+/// A schema of more types than this refers to named ones instead of repeating them.
 const INLINE_TYPES_MAX: usize = 200;
-/// Both texts together: a plugin of thousands of functions has some megabytes.
+/// Maximum bytes of both documents: a plugin of thousands of functions has some megabytes.
 const TEXT_BYTES_MAX: usize = 16 << 20;
 
-/// The texts of `GET /` and `GET /openapi.json`.
+/// The documents of `GET /` and `GET /openapi.json`.
 pub(crate) struct Texts {
     pub(crate) functions: Vec<u8>,
     pub(crate) openapi: Vec<u8>,
@@ -21,7 +21,7 @@ pub(crate) struct Texts {
 /// Describes all functions. `title` names the plugin.
 ///
 /// # Errors
-/// The texts would be too long.
+/// The documents would be too long.
 pub(crate) fn texts(description: &Description, title: &str) -> Result<Texts, String> {
     let too_long = || format!("the schemas of its functions take more than {TEXT_BYTES_MAX} bytes");
     let mut left = TEXT_BYTES_MAX;
@@ -53,7 +53,7 @@ fn listed(description: &Description, function: &Function) -> Value {
     })
 }
 
-/// How many types a schema would have, each written as often as it is used; counted no further than it matters.
+/// Number of types in a schema without references; counts up to the threshold only.
 fn size(description: &Description, types: &[TypeId]) -> usize {
     let mut open: Vec<TypeId> = types.to_vec();
     let mut count = 0;
@@ -124,7 +124,7 @@ fn openapi(description: &Description, title: &str) -> Value {
     })
 }
 
-/// A function's name as a path: what a path can't have as it is (RFC 3986 §3.3) is percent-encoded.
+/// A function's name as a path: percent-encodes characters that a path can't contain (RFC 3986 §3.3).
 fn path(name: &str) -> String {
     name.replace('[', "%5B").replace(']', "%5D")
 }
@@ -133,7 +133,7 @@ fn path(name: &str) -> String {
 struct Schemas<'a> {
     description: &'a Description,
     prefix: &'static str,
-    /// Types with a name are defined once and referred to.
+    /// Defines named types once and refers to them.
     by_name: bool,
     names: HashMap<TypeId, String>,
     defined: BTreeMap<String, Value>,
@@ -166,14 +166,14 @@ impl<'a> Schemas<'a> {
         json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false})
     }
 
-    /// `null` where there is no type.
+    /// `null` without a type.
     fn maybe(&mut self, ty: Option<TypeId>) -> Value {
         ty.map_or_else(|| json!({"type": "null"}), |ty| self.of(ty))
     }
 
     fn of(&mut self, id: TypeId) -> Value {
         let ty = self.description.ty(id);
-        // What has no name may still be used a thousand times: a list of lists of lists.
+        // An unnamed type may still be used a thousand times: a list of lists of lists.
         let referred = self.by_name && (ty.name.is_some() || !ty.shape.parts().is_empty());
         if !referred {
             return self.shape(id);
@@ -191,7 +191,7 @@ impl<'a> Schemas<'a> {
         json!({"$ref": format!("{}{name}", self.prefix)})
     }
 
-    /// A name for a type that no other has, of the characters that OpenAPI allows.
+    /// A unique name for a type, of the characters that OpenAPI allows.
     fn fresh(&self, id: TypeId) -> String {
         let ty = self.description.ty(id);
         let Some(own) = &ty.name else { return format!("{}-{}", ty.shape.word(), id.0) };
@@ -206,7 +206,7 @@ impl<'a> Schemas<'a> {
         json!({"type": "integer", "minimum": minimum, "maximum": maximum})
     }
 
-    /// Both forms are taken; beyond 2^53 it is a string.
+    /// Both forms are accepted; beyond 2^53 it is a string.
     fn long(minimum: i64, maximum: u64) -> Value {
         let pattern = if minimum < 0 { "^-?[0-9]+$" } else { "^[0-9]+$" };
         json!({"type": ["integer", "string"], "minimum": minimum, "maximum": maximum, "pattern": pattern})

@@ -1,4 +1,4 @@
-//! Values of every type go through JSON and WAVE and come back the same; what isn't a value is refused with its place.
+//! Values of every type survive JSON and WAVE unchanged; invalid input is rejected with its path.
 
 use proptest::prelude::*;
 use wasmtime::component::Val;
@@ -10,7 +10,7 @@ use super::{json, schema, wave};
 
 const PLENTY: usize = 64 << 20;
 
-/// Every plain type, then types made of them: each of `shapes` may refer to any before it.
+/// Every plain type, then types composed of them: each of `shapes` may refer to any before it.
 fn description(shapes: Vec<Shape>) -> Description {
     let plain = [
         Shape::Bool,
@@ -46,7 +46,7 @@ const U64: TypeId = TypeId(8);
 const F64: TypeId = TypeId(10);
 const STRING: TypeId = TypeId(12);
 const FIRST: u32 = 13;
-/// What a map may have as keys.
+/// Key types of maps.
 const KEYS: [TypeId; 5] = [TypeId(0), TypeId(3), U64, TypeId(11), STRING];
 
 fn labels(count: usize) -> Labels {
@@ -56,7 +56,7 @@ fn labels(count: usize) -> Labels {
         .into()
 }
 
-/// Types that refer to those before them; the last one refers to the one before it, so that depth is tried.
+/// Types that refer to earlier ones; the last one refers to its predecessor, so that depth is tested.
 fn shapes() -> impl Strategy<Value = Vec<Shape>> {
     let seeds =
         proptest::collection::vec((0u8..10, proptest::collection::vec(any::<u32>(), 1..5), any::<bool>()), 1..9);
@@ -87,7 +87,7 @@ fn shapes() -> impl Strategy<Value = Vec<Shape>> {
     })
 }
 
-/// A value of the type, by a stream of numbers.
+/// A value of the type, from a stream of numbers.
 fn value(description: &Description, ty: TypeId, next: &mut dyn FnMut() -> u64) -> Val {
     let pick = next();
     let float = |bits: u64| match bits % 7 {
@@ -125,7 +125,7 @@ fn value(description: &Description, ty: TypeId, next: &mut dyn FnMut() -> u64) -
         Shape::Map(key, id) => {
             let pairs = (0..pick % 4).map(|_| (of(key, next), of(id, next))).collect::<Vec<_>>();
             let mut known = std::collections::BTreeSet::new();
-            Val::Map(pairs.into_iter().filter(|(key, _)| known.insert(super::maps::shown(key))).collect())
+            Val::Map(pairs.into_iter().filter(|(key, _)| known.insert(super::maps::display_key(key))).collect())
         }
         Shape::Tuple(types) => Val::Tuple(types.iter().map(|id| of(id, next)).collect()),
         Shape::Variant(labels, types) => {
@@ -143,7 +143,7 @@ fn value(description: &Description, ty: TypeId, next: &mut dyn FnMut() -> u64) -
     }
 }
 
-/// Reads what was written as the only argument.
+/// Parses the written value as the only argument.
 fn through_json(description: &Description, value: &Val) -> Result<Val, String> {
     let ty = description.functions[0].result;
     let text = json::result(description, ty, Some(value), PLENTY).expect("short enough");
@@ -160,7 +160,7 @@ fn through_wave(description: &Description, value: &Val) -> Result<Val, String> {
     Ok(read.remove(0))
 }
 
-/// As `==`, with the signs of zeros, which JSON and WAVE keep.
+/// As `==`, including the signs of zeros, which JSON and WAVE preserve.
 fn same(a: &Val, b: &Val) -> bool {
     a == b && format!("{a:?}") == format!("{b:?}")
 }
@@ -185,7 +185,7 @@ proptest! {
         prop_assert!(same(&read, &value), "{read:?} is not {value:?}");
         let read = through_wave(&description, &value).unwrap();
         prop_assert!(same(&read, &value), "{read:?} is not {value:?}");
-        // What is written down and read again is the same plugin.
+        // A serialized and parsed description is the same plugin.
         prop_assert_eq!(&Description::read(&serde_json::to_vec(&description).unwrap()).unwrap(), &description);
         schema::texts(&description, "p").unwrap_or_else(|why| panic!("{why}"));
     }
@@ -198,13 +198,13 @@ proptest! {
             let (first, second) = (Budget::new(PLENTY), Budget::new(PLENTY));
             let _ = json::arguments(&description, function, text, &first);
             let _ = wave::arguments(&description, function, text, &second);
-            // What was made is in proportion to what was sent: labels of a record are the type's, once for each object.
+            // Memory is proportional to the input: labels of a record are the type's, once per object.
             prop_assert!(first.used() <= (text.len() + 1) * 1200 && second.used() <= (text.len() + 1) * 1200);
         }
     }
 }
 
-fn wrong(shapes: Vec<Shape>, body: &str) -> String {
+fn error_of(shapes: Vec<Shape>, body: &str) -> String {
     let description = description(shapes);
     json::arguments(&description, &description.functions[0], body.as_bytes(), &Budget::new(PLENTY)).unwrap_err()
 }
@@ -242,7 +242,7 @@ fn errors_name_the_argument_and_the_type_wanted() {
         ),
         (point(), "{\"value\":[]} x", "the body is not JSON: trailing characters at line 1 column 14"),
     ] {
-        assert_eq!(wrong(shapes, body), expected, "{body}");
+        assert_eq!(error_of(shapes, body), expected, "{body}");
     }
 }
 
@@ -307,7 +307,7 @@ fn errors_name_what_a_type_without_fields_wants() {
         ),
         (vec![Shape::Option(U64)], r#"{"value":"+1"}"#, r#"argument "value": wanted u64, found the string "+1""#),
     ] {
-        assert_eq!(wrong(shapes, body), expected, "{body}");
+        assert_eq!(error_of(shapes, body), expected, "{body}");
     }
 }
 
@@ -333,7 +333,7 @@ fn errors_name_the_key_of_a_map() {
         ),
         (vec![Shape::Map(U8, U8)], r#"{"value":[[1,2],[1,3]]}"#, r#"argument "value": the key "1" is given twice"#),
     ] {
-        assert_eq!(wrong(shapes, body), expected, "{body}");
+        assert_eq!(error_of(shapes, body), expected, "{body}");
     }
 }
 
@@ -384,7 +384,7 @@ fn both_forms_are_taken_where_the_contract_has_two() {
     assert_eq!(read(vec![Shape::List(U64)], "[1.0, 1e3]"), Val::List(vec![Val::U64(1), Val::U64(1000)]));
     let shape = || Shape::Variant(labels(2), vec![Some(U8), None]);
     assert_eq!(read(vec![shape()], "\"ok\""), read(vec![shape()], "{\"ok\": null}"));
-    // What may be absent may be left out of a record.
+    // Optional fields may be left out of a record.
     let record = Shape::Record(labels(1), vec![TypeId(FIRST)]);
     assert_eq!(
         read(vec![Shape::Option(U8), record.clone()], "{}"),
@@ -448,7 +448,7 @@ fn values_are_bounded_before_they_are_made() {
     }
 }
 
-/// Two plain types for each, all used twice by the next: written out it would be larger than any machine.
+/// Two plain types for each, all used twice by the next: written out it would exceed any machine's memory.
 #[test]
 fn schemas_of_types_that_are_used_often_stay_small() {
     let mut shapes = Vec::new();

@@ -1,17 +1,16 @@
-//! Functions and types of a plugin as data. A component's types refer to each other, never in a circle, so they stand in one
-//! list, each after those that it is made of: reading, checking and describing them costs what their text costs, however
-//! often one of them is used.
+//! Functions and types of a plugin as data. A component's types refer to each other without cycles, so they form one list, each
+//! after its parts: parsing, checking and describing them costs as much as their text, however often one of them is used.
 
 use serde::{Deserialize, Serialize};
 
-/// Types nested deeper than this are refused: values of them are read and written by recursion.
+/// Types nested deeper than this are rejected: values of them are read and written by recursion.
 pub(crate) const TYPE_DEPTH_MAX: u32 = 64;
 
-/// A type's place in [`Description::types`].
+/// A type's index in [`Description::types`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct TypeId(pub(crate) u32);
 
-/// Labels of a type in their order, found by name without walking all of them.
+/// Labels of a type in their order, with an index by name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Vec<String>", into = "Vec<String>")]
 pub(crate) struct Labels {
@@ -52,7 +51,7 @@ impl Labels {
     }
 }
 
-/// What a type is made of.
+/// Structure of a type.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Shape {
     Bool,
@@ -78,18 +77,18 @@ pub(crate) enum Shape {
     Option(TypeId),
     Result(Option<TypeId>, Option<TypeId>),
     Flags(Labels),
-    /// A resource that passes to who gets it: `acme:toolbox/shapes@1.2.0#cart`.
+    /// A resource whose ownership passes to the receiver: `acme:toolbox/shapes@1.2.0#cart`.
     Own(String),
-    /// A resource that is lent for the call.
+    /// A resource that is borrowed for the call.
     Borrow(String),
 }
 
-/// A type, with its name where it has one.
+/// A type, with its name if it has one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Type {
     /// `point`.
     pub(crate) name: Option<String>,
-    /// Where it is defined: `acme:toolbox/shapes@1.2.0`; empty at the world's root.
+    /// The defining interface: `acme:toolbox/shapes@1.2.0`; empty at the world's root.
     pub(crate) interface: String,
     pub(crate) shape: Shape,
 }
@@ -97,7 +96,7 @@ pub(crate) struct Type {
 /// An exported function.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Function {
-    /// The exported interface, none for a function of the world itself.
+    /// The exported interface; `None` for a function of the world itself.
     pub(crate) interface: Option<String>,
     /// Its name there: `area`, `[method]cart.add`.
     pub(crate) name: String,
@@ -107,7 +106,7 @@ pub(crate) struct Function {
 }
 
 impl Function {
-    /// As it is called: `acme:toolbox/shapes@1.2.0/area`.
+    /// The name for calls: `acme:toolbox/shapes@1.2.0/area`.
     pub(crate) fn full_name(&self) -> String {
         match &self.interface {
             Some(interface) => format!("{interface}/{}", self.name),
@@ -116,14 +115,14 @@ impl Function {
     }
 }
 
-/// All of a plugin.
+/// A plugin's functions and types.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Description {
     /// Its world as WIT text.
     pub(crate) wit: String,
     pub(crate) functions: Vec<Function>,
     types: Vec<Type>,
-    /// By type: whether a value of it may hold flags, or a resource.
+    /// By type: whether a value of it may contain flags, or a resource.
     #[serde(skip)]
     facts: Vec<Facts>,
 }
@@ -136,10 +135,10 @@ struct Facts {
 }
 
 impl Description {
-    /// Puts it together.
+    /// Creates a description.
     ///
     /// # Errors
-    /// A type refers to one that doesn't stand before it, or types are nested too deeply.
+    /// A type refers to one that doesn't precede it, or types are nested too deeply.
     pub(crate) fn new(wit: String, functions: Vec<Function>, types: Vec<Type>) -> Result<Self, String> {
         let facts = facts(&types)?;
         let known = |id: &TypeId| (id.0 as usize) < types.len();
@@ -150,7 +149,7 @@ impl Description {
         if whole { Ok(Self { wit, functions, types, facts }) } else { Err("a function's types are missing".into()) }
     }
 
-    /// Reads one that was kept.
+    /// Parses a stored description.
     pub(crate) fn read(bytes: &[u8]) -> Result<Self, String> {
         let read: Self = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
         Self::new(read.wit, read.functions, read.types)
@@ -172,7 +171,7 @@ impl Description {
         self.facts[id.0 as usize].resources
     }
 
-    /// What the type is called in a message: its own name, else its shape in WIT as far as a line takes.
+    /// The type's name in a message: its own name, else its shape in WIT within a line's length.
     pub(crate) fn name(&self, id: TypeId) -> String {
         let ty = self.ty(id);
         if let Some(name) = &ty.name {
@@ -215,7 +214,7 @@ pub(crate) fn resource_word(resource: &str) -> &str {
 }
 
 impl Shape {
-    /// Its word in WIT.
+    /// Its keyword in WIT.
     pub(crate) fn word(&self) -> &str {
         match self {
             Self::Bool => "bool",
@@ -244,7 +243,7 @@ impl Shape {
         }
     }
 
-    /// What it is made of.
+    /// Its component types.
     pub(crate) fn parts(&self) -> Vec<TypeId> {
         match self {
             Self::List(of) | Self::Option(of) => vec![*of],

@@ -1,7 +1,7 @@
-//! Whether a value is what its schema says, in upstream's order and words (kube-openapi's `validate`). What an update left
-//! as it was is let pass.
+//! Validates a value against a schema, in upstream's order and words (kube-openapi's `validate`). Unchanged values of
+//! an update are exempt.
 //!
-//! The work is bounded: a schema of many alternatives over a large object would take minutes.
+//! The work is bounded: a schema with many alternatives over a large object would take minutes.
 
 use std::fmt::Write as _;
 
@@ -12,15 +12,15 @@ use super::compile::{Additional, Checks, Schema, Type};
 use crate::apiextensions::correlate::Correlated;
 use crate::field::{ErrorList, FieldError, Path};
 
-/// How many schemas are compared with values, for one object.
+/// Maximum number of comparisons of a schema with a value, for one object.
 const STEPS_MAX: u64 = 4_000_000;
 
-/// One thing that is wrong.
+/// A validation error.
 #[derive(Debug, Clone)]
-enum Wrong {
-    /// Of a value at a path.
+enum SchemaViolation {
+    /// An error of the value at a path.
     At(String, Kind),
-    /// Of no path: the sentence.
+    /// An error without a path, as a sentence.
     Sentence(String),
 }
 
@@ -34,15 +34,15 @@ enum Kind {
     Invalid(Value, String),
 }
 
-/// What came of a comparison.
+/// The result of a comparison.
 #[derive(Debug, Default)]
-struct Outcome {
-    wrong: Vec<Wrong>,
-    /// How much fitted: alternatives are chosen by it.
+struct CheckOutcome {
+    wrong: Vec<SchemaViolation>,
+    /// The number of matching keywords, by which the best alternative is chosen.
     matches: u64,
 }
 
-impl Outcome {
+impl CheckOutcome {
     fn is_valid(&self) -> bool {
         self.wrong.is_empty()
     }
@@ -53,11 +53,11 @@ impl Outcome {
     }
 
     fn at(&mut self, path: &str, kind: Kind) {
-        self.wrong.push(Wrong::At(path.to_owned(), kind));
+        self.wrong.push(SchemaViolation::At(path.to_owned(), kind));
     }
 
-    fn say(&mut self, sentence: String) {
-        self.wrong.push(Wrong::Sentence(sentence));
+    fn add_sentence(&mut self, sentence: String) {
+        self.wrong.push(SchemaViolation::Sentence(sentence));
     }
 }
 
@@ -66,7 +66,7 @@ struct Checker {
     steps: u64,
 }
 
-/// What is wrong with a value. `under`: where it stands in the object (`status`, or empty for the whole). `old`: what it was.
+/// Validates the value at the path `under` (`status`, or empty for the whole object); `old` is its previous value.
 pub(crate) fn check(value: &Value, schema: &Schema, under: &str, old: Option<&Correlated<'_>>) -> ErrorList {
     let mut checker = Checker { path: String::new(), steps: STEPS_MAX };
     let outcome = checker.schema(value, schema, old);
@@ -83,10 +83,10 @@ pub(crate) fn check(value: &Value, schema: &Schema, under: &str, old: Option<&Co
     errors
 }
 
-fn error(wrong: Wrong, under: &str) -> FieldError {
+fn error(wrong: SchemaViolation, under: &str) -> FieldError {
     let (path, kind) = match wrong {
-        Wrong::At(path, kind) => (path, kind),
-        Wrong::Sentence(sentence) => {
+        SchemaViolation::At(path, kind) => (path, kind),
+        SchemaViolation::Sentence(sentence) => {
             let at = if under.is_empty() { "<nil>" } else { under };
             return FieldError::invalid(&Path::root(at), "", &sentence);
         }
@@ -111,8 +111,8 @@ fn error(wrong: Wrong, under: &str) -> FieldError {
     }
 }
 
-/// What Go's validation calls a value, and the format of its numbers.
-fn named(value: &Value) -> (&'static str, &'static str) {
+/// The type of a value in Go's validation, and its number format.
+fn go_type(value: &Value) -> (&'static str, &'static str) {
     match value {
         Value::Null => ("null", ""),
         Value::Bool(_) => ("boolean", ""),
@@ -124,13 +124,13 @@ fn named(value: &Value) -> (&'static str, &'static str) {
     }
 }
 
-/// Whether a number with a point is a whole one (Go's swag, with its epsilon).
+/// Whether a float is integral (Go's swag, with its epsilon).
 fn is_whole(n: f64) -> bool {
     const MAX: f64 = 9_007_199_254_740_991.0;
     n.is_finite() && n.abs() <= MAX && (n.fract() == 0.0 || (n - n.round()).abs() / (n.abs() * 2.0) < 1e-9)
 }
 
-/// A number as Go's `%v` prints it.
+/// A number in Go's `%v` format.
 pub(crate) fn go_float(n: f64) -> String {
     let exponent = if n == 0.0 { 0 } else { n.abs().log10().floor() as i32 };
     if (-4..21).contains(&exponent) {
@@ -146,25 +146,25 @@ pub(crate) fn go_float(n: f64) -> String {
 }
 
 impl Checker {
-    /// Counts a step; false: there were too many.
-    fn goes_on(&mut self) -> bool {
+    /// Counts a step; false if the bound is exceeded.
+    fn count_step(&mut self) -> bool {
         self.steps = self.steps.saturating_sub(1);
         self.steps > 0
     }
 
-    fn schema(&mut self, value: &Value, schema: &Schema, old: Option<&Correlated<'_>>) -> Outcome {
-        let mut outcome = Outcome::default();
-        if !self.goes_on() {
+    fn schema(&mut self, value: &Value, schema: &Schema, old: Option<&Correlated<'_>>) -> CheckOutcome {
+        let mut outcome = CheckOutcome::default();
+        if !self.count_step() {
             return outcome;
         }
         self.compare(value, schema, old, &mut outcome);
         if !outcome.is_valid() && old.is_some_and(Correlated::is_unchanged) {
-            return Outcome { wrong: Vec::new(), matches: outcome.matches };
+            return CheckOutcome { wrong: Vec::new(), matches: outcome.matches };
         }
         outcome
     }
 
-    fn compare(&mut self, value: &Value, schema: &Schema, old: Option<&Correlated<'_>>, outcome: &mut Outcome) {
+    fn compare(&mut self, value: &Value, schema: &Schema, old: Option<&Correlated<'_>>, outcome: &mut CheckOutcome) {
         let checks = schema.checks();
         if value.is_null() {
             if schema.kind != Type::Any && !schema.nullable {
@@ -199,8 +199,8 @@ impl Checker {
         format!("{} in body must be of type {kind}: {}", self.path, go_quoted(is))
     }
 
-    fn kind(&self, value: &Value, schema: &Schema, outcome: &mut Outcome) {
-        let (name, number_format) = named(value);
+    fn kind(&self, value: &Value, schema: &Schema, outcome: &mut CheckOutcome) {
+        let (name, number_format) = go_type(value);
         let fits = match schema.kind {
             Type::Any => false,
             Type::IntOrString => matches!(name, "integer" | "string") || whole(value),
@@ -230,23 +230,29 @@ impl Checker {
     }
 
     /// anyOf, oneOf, allOf, not.
-    fn combinations(&mut self, value: &Value, checks: &Checks, old: Option<&Correlated<'_>>, outcome: &mut Outcome) {
+    fn combinations(
+        &mut self,
+        value: &Value,
+        checks: &Checks,
+        old: Option<&Correlated<'_>>,
+        outcome: &mut CheckOutcome,
+    ) {
         let quoted = |checker: &Self| go_quoted(&checker.path);
         if !checks.any_of.is_empty() {
-            let (fitting, best) = self.best(value, &checks.any_of, old, true);
+            let (fitting, best) = self.best_alternative(value, &checks.any_of, old, true);
             if fitting == 0 {
-                outcome.say(format!("{} must validate at least one schema (anyOf)", quoted(self)));
+                outcome.add_sentence(format!("{} must validate at least one schema (anyOf)", quoted(self)));
             }
             outcome.merge(best);
         }
         if !checks.one_of.is_empty() {
-            let (fitting, best) = self.best(value, &checks.one_of, old, false);
+            let (fitting, best) = self.best_alternative(value, &checks.one_of, old, false);
             if fitting != 1 {
                 let how = match fitting {
                     0 => "Found none valid".to_owned(),
                     several => format!("Found {several} valid alternatives"),
                 };
-                outcome.say(format!("{} must validate one and only one schema (oneOf). {how}", quoted(self)));
+                outcome.add_sentence(format!("{} must validate one and only one schema (oneOf). {how}", quoted(self)));
             }
             if fitting < 2 {
                 outcome.merge(best);
@@ -255,43 +261,43 @@ impl Checker {
         if !checks.all_of.is_empty() {
             let mut fitting = 0;
             for schema in &checks.all_of {
-                let one = self.plain(value, schema, old);
+                let one = self.alternative(value, schema, old);
                 fitting += usize::from(one.is_valid());
                 outcome.merge(one);
             }
             if fitting != checks.all_of.len() {
                 let none = if fitting == 0 { ". None validated" } else { "" };
-                outcome.say(format!("{} must validate all the schemas (allOf){none}", quoted(self)));
+                outcome.add_sentence(format!("{} must validate all the schemas (allOf){none}", quoted(self)));
             }
         }
         if let Some(not) = &checks.not
-            && self.plain(value, not, old).is_valid()
+            && self.alternative(value, not, old).is_valid()
         {
-            outcome.say(format!("{} must not validate the schema (not)", quoted(self)));
+            outcome.add_sentence(format!("{} must not validate the schema (not)", quoted(self)));
         }
         outcome.matches += 1;
     }
 
-    /// An alternative: what is unchanged is let pass below it, not itself.
-    fn plain(&mut self, value: &Value, schema: &Schema, old: Option<&Correlated<'_>>) -> Outcome {
-        let mut outcome = Outcome::default();
-        if self.goes_on() {
+    /// Checks an alternative. Ratcheting applies to the parts below it, not to the value itself.
+    fn alternative(&mut self, value: &Value, schema: &Schema, old: Option<&Correlated<'_>>) -> CheckOutcome {
+        let mut outcome = CheckOutcome::default();
+        if self.count_step() {
             self.compare(value, schema, old, &mut outcome);
         }
         outcome
     }
 
-    /// How many alternatives fit, and the first of them or the one that comes closest.
-    fn best(
+    /// The number of matching alternatives, and the result of the first match or of the closest one.
+    fn best_alternative(
         &mut self,
         value: &Value,
         schemas: &[Schema],
         old: Option<&Correlated<'_>>,
         one_is_enough: bool,
-    ) -> (usize, Outcome) {
-        let (mut fitting, mut first, mut failed) = (0, None, None::<Outcome>);
+    ) -> (usize, CheckOutcome) {
+        let (mut fitting, mut first, mut failed) = (0, None, None::<CheckOutcome>);
         for schema in schemas {
-            let one = self.plain(value, schema, old);
+            let one = self.alternative(value, schema, old);
             if one.is_valid() {
                 fitting += 1;
                 first.get_or_insert(one);
@@ -305,7 +311,7 @@ impl Checker {
         (fitting, first.or(failed).unwrap_or_default())
     }
 
-    fn text(&self, text: &str, checks: &Checks, outcome: &mut Outcome) {
+    fn text(&self, text: &str, checks: &Checks, outcome: &mut CheckOutcome) {
         let path = &self.path;
         let letters = || i64::try_from(text.chars().count()).unwrap_or(i64::MAX);
         if let Some(most) = checks.max_length.filter(|most| letters() > *most) {
@@ -319,8 +325,8 @@ impl Checker {
         } else {
             outcome.matches += 1;
         }
-        if let Some(format) = checks.format.filter(|format| format.is_of_texts()) {
-            if format.takes_text(text) {
+        if let Some(format) = checks.format.filter(|format| format.is_text_format()) {
+            if format.accepts_text(text) {
                 outcome.matches += 1;
             } else {
                 outcome.at(path, Kind::Type(text.into(), self.must_be(format.name, text)));
@@ -328,7 +334,7 @@ impl Checker {
         }
     }
 
-    fn number(&self, number: &serde_json::Number, schema: &Schema, outcome: &mut Outcome) {
+    fn number(&self, number: &serde_json::Number, schema: &Schema, outcome: &mut CheckOutcome) {
         let (path, checks) = (&self.path, schema.checks());
         let shown = || Value::Number(number.clone());
         let float = number.as_f64().unwrap_or(f64::NAN);
@@ -347,20 +353,20 @@ impl Checker {
             format => format!("{what} value must be of type {} with format {format} in {path}", schema.kind.as_str()),
         };
         if !in_range(float, number.as_i64()) {
-            outcome.say(out_of_range("Checked"));
+            outcome.add_sentence(out_of_range("Checked"));
         }
         let whole = number.as_i64();
         let bound =
             |limit: f64| if whole.is_some() && is_whole(limit) { format!("{limit:.0}") } else { go_float(limit) };
         if let Some(factor) = checks.multiple_of {
             if !in_range(factor, None) {
-                outcome.say(out_of_range("MultipleOf"));
+                outcome.add_sentence(out_of_range("MultipleOf"));
             }
             self.multiple(number, factor, outcome);
         }
         if let Some(limit) = checks.minimum {
             if !in_range(limit, None) {
-                outcome.say(out_of_range("Minimum boundary"));
+                outcome.add_sentence(out_of_range("Minimum boundary"));
             }
             let below = if checks.exclusive_minimum { float <= limit } else { float < limit };
             if below {
@@ -371,7 +377,7 @@ impl Checker {
         }
         if let Some(limit) = checks.maximum {
             if !in_range(limit, None) {
-                outcome.say(out_of_range("Maximum boundary"));
+                outcome.add_sentence(out_of_range("Maximum boundary"));
             }
             let above = if checks.exclusive_maximum { float >= limit } else { float > limit };
             if above {
@@ -382,9 +388,9 @@ impl Checker {
         }
     }
 
-    fn multiple(&self, number: &serde_json::Number, factor: f64, outcome: &mut Outcome) {
+    fn multiple(&self, number: &serde_json::Number, factor: f64, outcome: &mut CheckOutcome) {
         let path = &self.path;
-        // Whole numbers are compared as such, and the factor loses its fraction.
+        // Integers are compared as such, with the factor truncated.
         let (positive, fits) = match number.as_i64() {
             Some(whole) => {
                 let factor = factor as i64;
@@ -405,12 +411,12 @@ impl Checker {
         }
     }
 
-    fn list(&mut self, items: &[Value], schema: &Schema, old: Option<&Correlated<'_>>, outcome: &mut Outcome) {
+    fn list(&mut self, items: &[Value], schema: &Schema, old: Option<&Correlated<'_>>, outcome: &mut CheckOutcome) {
         let length = self.path.len();
         if let Some(of_items) = &schema.items {
             for (at, item) in items.iter().enumerate() {
                 let below = old.and_then(|old| old.index(at, item));
-                // Writing into a String cannot fail.
+                // Writing to a String is infallible.
                 let _ = write!(self.path, "[{at}]");
                 outcome.merge(self.schema(item, of_items, below.as_ref()));
                 self.path.truncate(length);
@@ -430,7 +436,7 @@ impl Checker {
         outcome.matches += 1;
     }
 
-    fn enumeration(&self, value: &Value, checks: &Checks, outcome: &mut Outcome) {
+    fn enumeration(&self, value: &Value, checks: &Checks, outcome: &mut CheckOutcome) {
         if checks.enumeration.is_empty() {
             return;
         }
@@ -453,7 +459,7 @@ impl Checker {
         map: &Map<String, Value>,
         schema: &Schema,
         old: Option<&Correlated<'_>>,
-        outcome: &mut Outcome,
+        outcome: &mut CheckOutcome,
     ) {
         let checks = schema.checks();
         let count = i64::try_from(map.len()).unwrap_or(i64::MAX);
@@ -484,11 +490,11 @@ impl Checker {
                     }
                 }
             }
-            Additional::Unsaid | Additional::Allowed(true) => {}
+            Additional::Unspecified | Additional::Allowed(true) => {}
         }
         for (name, property) in schema.properties.iter() {
             let Some(value) = map.get(name) else { continue };
-            // The version is never the same as it was: both were converted.
+            // `apiVersion` and `kind` never count as unchanged: both objects were converted.
             let named = length == 0 && matches!(name, "kind" | "apiVersion");
             let below = old.filter(|_| !named).and_then(|old| old.key(name, value));
             if length > 0 {

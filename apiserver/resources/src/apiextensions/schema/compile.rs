@@ -1,4 +1,4 @@
-//! Out of JSON (a `JSONSchemaProps`, normalised) into the form that objects are read and checked by.
+//! Compiles a normalised JSON `JSONSchemaProps` into the form that reads and checks objects.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
@@ -10,7 +10,7 @@ use super::pattern::{self, Pattern};
 use super::rules::{self, Rules};
 use super::{DEPTH_MAX, NODES_MAX, PATTERNS_BYTES_MAX};
 
-/// What a value is.
+/// The type of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Type {
     Any,
@@ -24,7 +24,7 @@ pub(crate) enum Type {
 }
 
 impl Type {
-    /// As upstream's sentences list it.
+    /// The name in upstream's messages.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Any => "",
@@ -39,20 +39,20 @@ impl Type {
     }
 }
 
-/// How a list merges.
+/// The merge strategy of a list.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) enum Listed {
+pub(crate) enum ListType {
     #[default]
     Atomic,
     Set,
     Map(Box<[Box<str>]>),
 }
 
-/// What an object may hold beside its properties.
+/// `additionalProperties`.
 #[derive(Debug, Default)]
 pub(crate) enum Additional {
     #[default]
-    Unsaid,
+    Unspecified,
     Allowed(bool),
     Schema(Box<Schema>),
 }
@@ -66,16 +66,16 @@ impl Additional {
     }
 }
 
-/// What stands somewhere at or below a schema, so that walks that look for it need not go there.
+/// Flags of a schema and everything below it, with which walks skip whole subtrees.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Has {
+pub(crate) struct SchemaFlags {
     pub(crate) defaults: bool,
     pub(crate) unique_lists: bool,
     pub(crate) embedded: bool,
     pub(crate) rules: bool,
 }
 
-/// One schema, compiled.
+/// A compiled schema.
 #[derive(Debug)]
 pub(crate) struct Schema {
     pub(crate) kind: Type,
@@ -83,25 +83,25 @@ pub(crate) struct Schema {
     pub(crate) embedded: bool,
     pub(crate) nullable: bool,
     pub(crate) default: Option<Box<Value>>,
-    pub(crate) listed: Listed,
+    pub(crate) listed: ListType,
     pub(crate) rules: Option<Box<Rules>>,
     pub(crate) items: Option<Box<Schema>>,
     pub(crate) properties: Properties,
     pub(crate) additional: Additional,
-    /// `None`: its type is all that a value must be of, as most are.
+    /// `None` if the type is the only constraint, which is most common.
     pub(super) checks: Option<Box<Checks>>,
-    pub(crate) has: Has,
+    pub(crate) has: SchemaFlags,
 }
 
 impl Schema {
-    /// What a value must be beside its type.
+    /// The constraints beside the type.
     pub(crate) fn checks(&self) -> &Checks {
         static NONE: LazyLock<Checks> = LazyLock::new(Checks::default);
         self.checks.as_deref().unwrap_or(&NONE)
     }
 }
 
-/// What an object may hold by name. Most have few: one allocation is all that they take.
+/// Properties by name in a single allocation, since most objects have few.
 #[derive(Debug, Default)]
 pub(crate) struct Properties(Box<[(Box<str>, Schema)]>);
 
@@ -124,7 +124,7 @@ impl Properties {
     }
 }
 
-/// What a value must be beside its type.
+/// The constraints beside the type.
 #[derive(Debug, Default)]
 pub(crate) struct Checks {
     pub(crate) format: Option<Format>,
@@ -148,20 +148,20 @@ pub(crate) struct Checks {
     pub(crate) not: Option<Box<Schema>>,
 }
 
-/// Why a schema is not compiled.
+/// Why a schema doesn't compile.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Problem {
-    /// It nests deeper than [`DEPTH_MAX`].
+pub(crate) enum SchemaCompileError {
+    /// Deeper than [`DEPTH_MAX`].
     TooDeep,
-    /// It holds more than [`NODES_MAX`].
+    /// More schemas than [`NODES_MAX`].
     TooLarge,
-    /// Its patterns take more than [`PATTERNS_BYTES_MAX`].
+    /// Patterns above [`PATTERNS_BYTES_MAX`].
     Patterns,
-    /// A pattern is none: which, and why.
+    /// An invalid pattern, and the reason.
     Pattern(String, String),
 }
 
-impl std::fmt::Display for Problem {
+impl std::fmt::Display for SchemaCompileError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::TooDeep => write!(f, "must not nest deeper than {DEPTH_MAX} schemas"),
@@ -200,12 +200,11 @@ const CHECKED: &[&str] = &[
 struct Compiler {
     nodes: usize,
     pattern_bytes: usize,
-    /// Schemas say the same of many fields: each pattern is one program.
+    /// Many fields repeat a pattern; each is compiled once.
     patterns: HashMap<Box<str>, Arc<Pattern>>,
 }
 
-/// Compiles a schema.
-pub(crate) fn compile(schema: &Value) -> Result<Schema, Problem> {
+pub(crate) fn compile(schema: &Value) -> Result<Schema, SchemaCompileError> {
     Compiler { nodes: 0, pattern_bytes: 0, patterns: HashMap::new() }.schema(schema, 0)
 }
 
@@ -222,13 +221,13 @@ fn list<'a>(map: &'a Map<String, Value>, key: &str) -> &'a [Value] {
 }
 
 impl Compiler {
-    fn schema(&mut self, schema: &Value, depth: usize) -> Result<Schema, Problem> {
+    fn schema(&mut self, schema: &Value, depth: usize) -> Result<Schema, SchemaCompileError> {
         self.nodes += 1;
         if depth > DEPTH_MAX {
-            return Err(Problem::TooDeep);
+            return Err(SchemaCompileError::TooDeep);
         }
         if self.nodes > NODES_MAX {
-            return Err(Problem::TooLarge);
+            return Err(SchemaCompileError::TooLarge);
         }
         let empty = Map::new();
         let map = schema.as_object().unwrap_or(&empty);
@@ -244,9 +243,9 @@ impl Compiler {
         };
         let keys = list(map, "x-kubernetes-list-map-keys").iter().filter_map(Value::as_str).map(Into::into);
         let listed = match text(map, "x-kubernetes-list-type") {
-            "set" => Listed::Set,
-            "map" => Listed::Map(keys.collect()),
-            _ => Listed::Atomic,
+            "set" => ListType::Set,
+            "map" => ListType::Map(keys.collect()),
+            _ => ListType::Atomic,
         };
         let mut made = Schema {
             kind,
@@ -258,12 +257,12 @@ impl Compiler {
             rules: rules::compile(schema, depth == 0).map(Box::new),
             items: None,
             properties: Properties::default(),
-            additional: Additional::Unsaid,
+            additional: Additional::Unspecified,
             checks: match map.keys().any(|key| CHECKED.contains(&key.as_str())) {
                 true => Some(Box::new(self.checks(map, kind, depth)?)),
                 false => None,
             },
-            has: Has::default(),
+            has: SchemaFlags::default(),
         };
         if let Some(items) = map.get("items").filter(|items| items.is_object()) {
             made.items = Some(Box::new(self.schema(items, depth + 1)?));
@@ -271,40 +270,40 @@ impl Compiler {
         let properties = map.get("properties").and_then(Value::as_object).into_iter().flatten();
         let mut properties = properties
             .map(|(name, property)| Ok((Box::from(name.as_str()), self.schema(property, depth + 1)?)))
-            .collect::<Result<Vec<(Box<str>, Schema)>, Problem>>()?;
+            .collect::<Result<Vec<(Box<str>, Schema)>, SchemaCompileError>>()?;
         properties.sort_by(|(a, _), (b, _)| a.cmp(b));
         made.properties = Properties(properties.into());
         made.additional = match map.get("additionalProperties") {
             Some(Value::Bool(allowed)) => Additional::Allowed(*allowed),
             Some(schema @ Value::Object(_)) => Additional::Schema(Box::new(self.schema(schema, depth + 1)?)),
-            _ => Additional::Unsaid,
+            _ => Additional::Unspecified,
         };
         made.has = has(&made, !list(map, "x-kubernetes-validations").is_empty());
         Ok(made)
     }
 
-    fn pattern(&mut self, given: &str) -> Result<Arc<Pattern>, Problem> {
+    fn pattern(&mut self, given: &str) -> Result<Arc<Pattern>, SchemaCompileError> {
         if let Some(known) = self.patterns.get(given) {
             return Ok(known.clone());
         }
-        let made = pattern::compile(given).map_err(|why| Problem::Pattern(given.to_owned(), why))?;
+        let made = pattern::compile(given).map_err(|why| SchemaCompileError::Pattern(given.to_owned(), why))?;
         self.pattern_bytes += made.bytes();
         if self.pattern_bytes > PATTERNS_BYTES_MAX {
-            return Err(Problem::Patterns);
+            return Err(SchemaCompileError::Patterns);
         }
         let made = Arc::new(made);
         self.patterns.insert(given.into(), made.clone());
         Ok(made)
     }
 
-    fn checks(&mut self, map: &Map<String, Value>, kind: Type, depth: usize) -> Result<Checks, Problem> {
+    fn checks(&mut self, map: &Map<String, Value>, kind: Type, depth: usize) -> Result<Checks, SchemaCompileError> {
         let number = |key: &str| map.get(key).and_then(Value::as_f64);
         let whole = |key: &str| map.get(key).and_then(Value::as_i64);
         let pattern = match text(map, "pattern") {
             "" => None,
             given => Some(self.pattern(given)?),
         };
-        let mut several = |key: &str| -> Result<Vec<Schema>, Problem> {
+        let mut several = |key: &str| -> Result<Vec<Schema>, SchemaCompileError> {
             list(map, key).iter().map(|schema| self.schema(schema, depth + 1)).collect()
         };
         let (all_of, any_of, one_of) = (several("allOf")?, several("anyOf")?, several("oneOf")?);
@@ -336,15 +335,15 @@ impl Compiler {
     }
 }
 
-fn has(schema: &Schema, rules: bool) -> Has {
+fn has(schema: &Schema, rules: bool) -> SchemaFlags {
     let below = schema.items.as_deref().into_iter().chain(schema.properties.values()).chain(schema.additional.schema());
-    let own = Has {
+    let own = SchemaFlags {
         defaults: schema.default.is_some(),
-        unique_lists: schema.listed != Listed::Atomic,
+        unique_lists: schema.listed != ListType::Atomic,
         embedded: schema.embedded,
         rules,
     };
-    below.fold(own, |all, below| Has {
+    below.fold(own, |all, below| SchemaFlags {
         defaults: all.defaults || below.has.defaults,
         unique_lists: all.unique_lists || below.has.unique_lists,
         embedded: all.embedded || below.has.embedded,

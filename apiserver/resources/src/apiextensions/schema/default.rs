@@ -1,10 +1,10 @@
-//! Fills in a schema's defaults, and takes away nulls that it doesn't allow.
+//! Sets a schema's defaults, and drops nulls that the schema doesn't allow.
 
 use serde_json::Value;
 
 use super::compile::Schema;
 
-/// Takes away nulls that may not be and have no default; those that have one get it from [`fill`].
+/// Drops nulls that are not allowed and have no default; [`fill`] replaces those with a default.
 pub(crate) fn drop_nulls(value: &mut Value, schema: Option<&Schema>) {
     match value {
         Value::Object(map) => map.retain(|key, value| {
@@ -31,7 +31,7 @@ fn is_null_by_mistake(value: &Value, schema: &Schema) -> bool {
     value.is_null() && !schema.nullable
 }
 
-/// Fills in defaults.
+/// Sets missing fields to their defaults.
 pub(crate) fn fill(value: &mut Value, schema: &Schema) {
     if !schema.has.defaults {
         return;

@@ -1,4 +1,4 @@
-//! Objects within objects: their kind, version and metadata are checked as those of any object are.
+//! Embedded resources: their kind, version and metadata are validated as those of any object.
 
 use machinery_api::schema::metadata_in_place;
 use serde_json::{Map, Value};
@@ -7,7 +7,7 @@ use super::compile::Schema;
 use crate::field::{ErrorList, FieldError, Path};
 use crate::{metadata, rules};
 
-/// What can't be part of an embedded object: where, what, and why.
+/// A malformed part of an embedded object: path, value, reason.
 #[derive(Debug)]
 pub(crate) struct Malformed {
     path: String,
@@ -22,7 +22,7 @@ impl std::fmt::Display for Malformed {
 }
 
 impl Malformed {
-    /// The error of an object that stands at a path itself.
+    /// The error, with its path below that of the object.
     pub(crate) fn below(self, at: &Path<'_>) -> FieldError {
         let dot = if self.path.is_empty() || self.path.starts_with('[') { "" } else { "." };
         let whole = format!("{at}{dot}{}", self.path);
@@ -30,8 +30,8 @@ impl Malformed {
     }
 }
 
-/// Why a value is no metadata, as Go's decoder says it.
-fn no_metadata(value: &Value) -> String {
+/// The error of Go's decoder for a value that is no metadata.
+fn metadata_type_error(value: &Value) -> String {
     let is = match value {
         Value::Bool(_) => "bool",
         Value::Number(_) => "number",
@@ -41,15 +41,15 @@ fn no_metadata(value: &Value) -> String {
     format!("json: cannot unmarshal {is} into Go value of type v1.ObjectMeta")
 }
 
-/// Brings the metadata of embedded objects into its form; the paths of what it doesn't know. `drop`: what is malformed
-/// is taken away (of objects that were stored before it was checked), else it is an error.
+/// Normalises the metadata of embedded objects and returns the paths of unknown fields. `drop` removes malformed
+/// parts, which objects stored before the check may have; otherwise they are errors.
 pub(crate) fn coerce(object: &mut Value, schema: &Schema, drop: bool) -> Result<Vec<String>, Malformed> {
-    let mut taken = Vec::new();
+    let mut unknown_fields = Vec::new();
     if schema.has.embedded {
-        walk(object, schema, &mut String::new(), drop, &mut taken)?;
-        taken.sort();
+        walk(object, schema, &mut String::new(), drop, &mut unknown_fields)?;
+        unknown_fields.sort();
     }
-    Ok(taken)
+    Ok(unknown_fields)
 }
 
 fn walk(
@@ -57,7 +57,7 @@ fn walk(
     schema: &Schema,
     path: &mut String,
     drop: bool,
-    taken: &mut Vec<String>,
+    unknown_fields: &mut Vec<String>,
 ) -> Result<(), Malformed> {
     if !schema.has.embedded {
         return Ok(());
@@ -76,15 +76,15 @@ fn walk(
                 path.push_str(key);
                 if schema.embedded && key == "metadata" && value.is_object() {
                     match metadata_in_place(value, path, drop) {
-                        Ok(unknown) => taken.extend(unknown),
+                        Ok(unknown) => unknown_fields.extend(unknown),
                         Err(why) => return Err(Malformed { path: path.clone(), value: value.clone(), why }),
                     }
                 } else if schema.embedded && key == "metadata" && !drop {
-                    let why = no_metadata(value);
+                    let why = metadata_type_error(value);
                     return Err(Malformed { path: path.clone(), value: value.clone(), why });
                 }
                 if let Some(below) = below {
-                    walk(value, below, path, drop, taken)?;
+                    walk(value, below, path, drop, unknown_fields)?;
                 }
                 path.truncate(length);
             }
@@ -93,7 +93,7 @@ fn walk(
             let Some(of_items) = schema.items.as_deref() else { return Ok(()) };
             for (at, item) in items.iter_mut().enumerate() {
                 path.push_str(&format!("[{at}]"));
-                walk(item, of_items, path, drop, taken)?;
+                walk(item, of_items, path, drop, unknown_fields)?;
                 path.truncate(length);
             }
         }
@@ -114,7 +114,7 @@ fn type_meta(map: &mut Map<String, Value>, path: &str, drop: bool) -> Result<(),
     Ok(())
 }
 
-/// What is wrong with embedded objects.
+/// Validates embedded objects.
 pub(crate) fn validate(object: &Value, schema: &Schema, at: Option<&Path<'_>>, errors: &mut ErrorList) {
     if !schema.has.embedded {
         return;
@@ -122,7 +122,7 @@ pub(crate) fn validate(object: &Value, schema: &Schema, at: Option<&Path<'_>>, e
     match object {
         Value::Object(map) => {
             if let (true, Some(at)) = (schema.embedded, at) {
-                one(map, at, errors);
+                validate_object(map, at, errors);
             }
             for (key, value) in map {
                 let (below, keyed) = match (schema.properties.get(key.as_str()), schema.additional.schema()) {
@@ -148,15 +148,15 @@ pub(crate) fn validate(object: &Value, schema: &Schema, at: Option<&Path<'_>>, e
     }
 }
 
-/// What is wrong with one object, which has nothing around it.
+/// Validates an object on its own.
 pub(crate) fn validate_one(object: &Value, errors: &mut ErrorList) {
     if let Value::Object(map) = object {
         let whole = Path::root("default");
-        one(map, &whole, errors);
+        validate_object(map, &whole, errors);
         let Some(metadata) = map.get("metadata") else { return };
         let why = match metadata.is_object() {
             true => metadata_in_place(&mut metadata.clone(), "", false).err(),
-            false => Some(no_metadata(metadata)),
+            false => Some(metadata_type_error(metadata)),
         };
         if let Some(why) = why {
             errors.add(|| FieldError::invalid(&whole.child("metadata"), metadata.clone(), &why));
@@ -164,7 +164,7 @@ pub(crate) fn validate_one(object: &Value, errors: &mut ErrorList) {
     }
 }
 
-fn one(map: &Map<String, Value>, at: &Path<'_>, errors: &mut ErrorList) {
+fn validate_object(map: &Map<String, Value>, at: &Path<'_>, errors: &mut ErrorList) {
     let (version_at, kind_at) = (at.child("apiVersion"), at.child("kind"));
     for (key, at) in [("apiVersion", &version_at), ("kind", &kind_at)] {
         match map.get(key) {

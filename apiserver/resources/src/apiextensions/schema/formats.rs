@@ -1,4 +1,4 @@
-//! The formats of texts and numbers that upstream checks, as its libraries understand them.
+//! The formats of texts and numbers that upstream checks, with the behaviour of its libraries.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::LazyLock;
@@ -11,7 +11,7 @@ use crate::rules;
 /// A format that is checked.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Format {
-    /// As the schema spells it, which sentences show.
+    /// The schema's spelling, which messages show.
     pub(crate) name: &'static str,
     check: Check,
 }
@@ -25,7 +25,7 @@ enum Check {
     Double,
 }
 
-/// A spelling, and what checks a text.
+/// A spelling, and the check of a text.
 type OfText = (&'static str, fn(&str) -> bool);
 
 const TEXTS: &[OfText] = &[
@@ -33,9 +33,9 @@ const TEXTS: &[OfText] = &[
     ("uri", is_uri),
     ("email", is_email),
     ("hostname", is_hostname),
-    ("ipv4", |text| text.contains('.') && rules::ip_leniently(text).is_some()),
+    ("ipv4", |text| text.contains('.') && rules::parse_ip_leniently(text).is_some()),
     ("ipv6", |text| text.contains(':') && is_ip(text)),
-    ("cidr", |text| rules::cidr_leniently(text).is_some()),
+    ("cidr", |text| rules::parse_cidr_leniently(text).is_some()),
     ("mac", is_mac),
     ("uuid", |text| UUID.is_match(text)),
     ("uuid3", |text| UUID3.is_match(text)),
@@ -97,11 +97,11 @@ pattern!(CLOCK, "^([0-9]{2}):([0-9]{2}):([0-9]{2})(.[0-9]+)?(z|([+-][0-9]{2}:[0-
 pattern!(AMOUNTS, "([0-9]+)[\\t\\n\\x0C\\r ]*([A-Za-zµ]+)");
 
 impl Format {
-    /// The format of a schema of a type; `None`: it has none, or one that isn't checked there.
+    /// The format of a schema of a type; `None` if it has none, or an unchecked one.
     pub(crate) fn of(kind: Type, name: &str) -> Option<Self> {
         let (name, check) = match kind {
             Type::Any | Type::String => {
-                let (name, check) = known(name)?;
+                let (name, check) = text_format(name)?;
                 (name, Check::Text(check))
             }
             Type::Integer => match name {
@@ -119,30 +119,30 @@ impl Format {
         Some(Self { name, check })
     }
 
-    /// Whether a text has it; numbers' formats say nothing of texts.
-    pub(crate) fn takes_text(self, text: &str) -> bool {
+    /// Whether a text matches; number formats accept every text.
+    pub(crate) fn accepts_text(self, text: &str) -> bool {
         match self.check {
             Check::Text(check) => check(text),
             _ => true,
         }
     }
 
-    /// Whether it is one of texts.
-    pub(crate) fn is_of_texts(self) -> bool {
+    /// Whether it is a text format.
+    pub(crate) fn is_text_format(self) -> bool {
         matches!(self.check, Check::Text(_))
     }
 }
 
-fn known(name: &str) -> Option<OfText> {
+fn text_format(name: &str) -> Option<OfText> {
     let find = |name: &str| TEXTS.iter().find(|(known, _)| *known == name).map(|(known, check)| (*known, *check));
-    // Dashes don't count, wherever they stand.
+    // Dashes are ignored.
     find(name).or_else(|| find(&name.replace('-', "")))
 }
 
-/// Whether a format is checked at a type, as upstream's warnings ask.
+/// Whether a format is known for a type, for upstream's warnings.
 pub(crate) fn is_known(kind: &str, format: &str) -> bool {
     match kind {
-        "" | "string" => known(format).is_some(),
+        "" | "string" => text_format(format).is_some(),
         "integer" => matches!(format, "int32" | "int64"),
         "number" => matches!(format, "float" | "double"),
         _ => false,
@@ -171,7 +171,7 @@ fn is_uri(text: &str) -> bool {
     };
     let rest = rest.split('?').next().unwrap_or_default();
     if !rest.starts_with('/') {
-        // Opaque with a scheme; without one it is nothing.
+        // With a scheme the rest is opaque; without one the URI is invalid.
         return !scheme.is_empty() && !rest.is_empty();
     }
     let Some(authority) = rest.strip_prefix("//").filter(|_| !scheme.is_empty() || !rest.starts_with("///")) else {
@@ -200,7 +200,7 @@ fn is_escaped(path: &str) -> bool {
         .all(|(at, _)| bytes.get(at + 1..at + 3).is_some_and(|two| two.iter().all(u8::is_ascii_hexdigit)))
 }
 
-/// An address, alone or behind a name.
+/// An address, optionally with a display name.
 fn is_email(text: &str) -> bool {
     let text = text.trim();
     let address = match text.strip_suffix('>').and_then(|text| text.rsplit_once('<')) {

@@ -1,5 +1,5 @@
-//! Whatever schema a definition has, and whatever object is read by it: both are answered, what is taken away and filled in
-//! settles, and nothing panics.
+//! Properties: for any schema and any object there is an answer without a panic, and pruning and defaulting are
+//! idempotent.
 
 use bolero::{Driver, ValueGenerator, check};
 use jiff::Timestamp;
@@ -23,7 +23,7 @@ fn one<D: Driver, T: Copy>(of: &[T], driver: &mut D) -> Option<T> {
     of.get((0..of.len()).generate(driver)?).copied()
 }
 
-/// Any value, of a type that often fits.
+/// A random value, whose type often fits.
 fn value<D: Driver>(driver: &mut D, depth: usize) -> Option<Value> {
     let kinds = if depth == 0 { 6 } else { 9 };
     Some(match (0..kinds).generate(driver)? {
@@ -47,7 +47,7 @@ fn value<D: Driver>(driver: &mut D, depth: usize) -> Option<Value> {
     })
 }
 
-/// A schema that is often structural, with a keyword now and then that isn't.
+/// A random schema, mostly structural, with an occasional keyword that isn't.
 fn schema<D: Driver>(driver: &mut D, depth: usize) -> Option<Value> {
     let kind = one(&TYPES, driver)?;
     let mut map = Map::new();
@@ -142,13 +142,13 @@ fn any_schema_and_any_object_are_answered() {
                 *object = json!({"a": object.take()});
             }
             prune(object, &compiled);
-            assert!(prune(object, &compiled).is_empty(), "what is unknown goes at once: {schema} {object}");
+            assert!(prune(object, &compiled).is_empty(), "pruning is idempotent: {schema} {object}");
             drop_nulls(object, Some(&compiled));
             let _ = embedded::coerce(object, &compiled, true);
             fill(object, &compiled);
             let once = object.clone();
             fill(object, &compiled);
-            // A default that isn't what its own schema wants is refused with the definition.
+            // A default that violates its own schema is rejected with the definition.
             assert!(refused || *object == once, "defaults settle: {schema} {once} {object}");
         }
         let [new, old] = &objects;
@@ -160,6 +160,6 @@ fn any_schema_and_any_object_are_answered() {
             let _ = rules::check(new, &compiled, Some(old), || false, &mut Vec::new()).list();
         }
         let unchanged = crate::apiextensions::correlate::Correlated::new(old, old, &compiled);
-        assert!(values::check(old, &compiled, "", Some(&unchanged)).list().is_empty(), "what stays is let pass");
+        assert!(values::check(old, &compiled, "", Some(&unchanged)).list().is_empty(), "unchanged values are exempt");
     });
 }

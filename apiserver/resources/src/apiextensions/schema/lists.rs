@@ -1,13 +1,13 @@
-//! Lists of type set and map that hold an item twice.
+//! Finds duplicate items in lists of type set and map.
 
 use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 
-use super::compile::{Listed, Schema};
+use super::compile::{ListType, Schema};
 use crate::field::{ErrorList, FieldError, Path};
 
-/// What stands twice, in a whole object.
+/// The duplicates in a whole object.
 pub(crate) fn duplicates(object: &Value, schema: &Schema) -> ErrorList {
     let mut errors = ErrorList::new();
     if let Value::Object(map) = object {
@@ -40,13 +40,13 @@ fn node(value: &Value, schema: &Schema, at: &Path<'_>, errors: &mut ErrorList) {
         Value::Object(map) => within(map, schema, Some(at), errors),
         Value::Array(items) => {
             match &schema.listed {
-                Listed::Atomic => {}
-                Listed::Set => {
-                    for i in twice(items.iter().map(Value::to_string)) {
+                ListType::Atomic => {}
+                ListType::Set => {
+                    for i in second_occurrences(items.iter().map(Value::to_string)) {
                         errors.duplicate(&at.index(i), items[i].clone());
                     }
                 }
-                Listed::Map(keys) => keyed(items, keys, at, errors),
+                ListType::Map(keys) => keyed(items, keys, at, errors),
             }
             if let Some(of_items) = &schema.items {
                 for (i, item) in items.iter().enumerate() {
@@ -66,13 +66,13 @@ fn keyed(items: &[Value], keys: &[Box<str>], at: &Path<'_>, errors: &mut ErrorLi
     let key_of = |item: &Value| -> Map<String, Value> {
         keys.iter().filter_map(|key| Some((key.to_string(), item.get(&**key)?.clone()))).collect()
     };
-    for i in twice(items.iter().map(|item| Value::Object(key_of(item)).to_string())) {
+    for i in second_occurrences(items.iter().map(|item| Value::Object(key_of(item)).to_string())) {
         errors.duplicate(&at.index(i), key_of(&items[i]));
     }
 }
 
-/// Where something stands for the second time: the third and later ones are not told.
-fn twice(items: impl Iterator<Item = String>) -> Vec<usize> {
+/// The indexes of second occurrences: third and later ones aren't reported.
+fn second_occurrences(items: impl Iterator<Item = String>) -> Vec<usize> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     let mut found = Vec::new();
     for (i, item) in items.enumerate() {

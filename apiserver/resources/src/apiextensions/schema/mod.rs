@@ -1,11 +1,11 @@
-//! Schemas of custom resources, compiled once and pure: what an object may hold, what is taken away, what is filled in.
+//! Compiled schemas of custom resources: pruning, defaulting, validation. Pure.
 //!
-//! - `compile`: out of an `openAPIV3Schema`, within bounds.
-//! - `prune`: what the schema doesn't know; `default`: what it fills in; `embedded`: objects within objects.
-//! - `check`: values (types, bounds, formats, patterns), with upstream's sentences and unchanged values let pass.
-//! - `rules`: what expressions say of an object, and of what it was.
-//! - `lists`: sets and maps that hold an item twice. `path`: the JSON paths of columns and fields.
-//! - `weight`: what one takes in memory.
+//! - `compile`: from an `openAPIV3Schema`, within bounds.
+//! - `prune`: drops unknown fields; `default`: sets defaults; `embedded`: objects within objects.
+//! - `check`: validates values (types, bounds, formats, patterns) with upstream's messages and ratcheting.
+//! - `rules`: evaluates CEL rules over an object and its previous state.
+//! - `lists`: duplicates in sets and maps. `path`: the JSON paths of columns and fields.
+//! - `weight`: the memory of a compiled schema.
 
 pub(crate) mod check;
 mod compile;
@@ -23,15 +23,15 @@ pub(crate) mod rules;
 mod tests;
 pub(crate) mod weight;
 
-pub(crate) use compile::{Listed, Schema, compile};
+pub(crate) use compile::{ListType, Schema, compile};
 pub(crate) use default::{drop_nulls, fill};
 pub(crate) use formats::is_known as is_known_format;
 pub(crate) use pattern::compile as compile_pattern;
 pub(crate) use prune::prune;
 
-/// How deep a schema may nest: far more than one that people read does.
+/// Maximum depth of a schema, far above that of hand-written ones.
 pub(crate) const DEPTH_MAX: usize = 64;
-/// How many schemas one may hold in all: the largest in use have some thousands.
+/// Maximum number of schemas in one: the largest in use have some thousands.
 pub(crate) const NODES_MAX: usize = 20_000;
-/// What all patterns of a schema may take as programs.
+/// Bound on the compiled size of all patterns of a schema, in bytes.
 pub(crate) const PATTERNS_BYTES_MAX: usize = 8 << 20;

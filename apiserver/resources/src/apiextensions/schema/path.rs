@@ -1,13 +1,13 @@
-//! JSON paths, as far as columns and fields use them: names behind dots or in brackets, positions in lists, `*`, and filters
-//! that compare a path with a text. Parsed once; what is looked for is bounded by the object.
+//! JSON paths of columns and fields: names after dots or in brackets, list indexes, `*`, and filters that compare a
+//! path with a text. A path is parsed once; a search is bounded by the object.
 
 use std::borrow::Cow;
 
 use serde_json::Value;
 
-/// How many parts a path may have.
+/// Maximum number of parts of a path.
 const PARTS_MAX: usize = 64;
-/// How many values a path may find.
+/// Maximum number of values that a path returns.
 const FOUND_MAX: usize = 10_000;
 
 /// A parsed path.
@@ -36,13 +36,13 @@ enum Compare {
 }
 
 impl JsonPath {
-    /// Reads `.spec.x[0]['y']`; `None`: it is none that is understood.
+    /// Parses `.spec.x[0]['y']`; `None` if the syntax isn't supported.
     pub(crate) fn parse(text: &str) -> Option<Self> {
-        let parts = Reader { rest: text }.parts()?;
+        let parts = PathParser { rest: text }.parts()?;
         Some(Self(parts)).filter(|path| path.0.len() <= PARTS_MAX)
     }
 
-    /// What it finds in an object.
+    /// The matching values in an object.
     pub(crate) fn find<'a>(&self, object: &'a Value) -> Vec<&'a Value> {
         find(&self.0, object)
     }
@@ -121,11 +121,11 @@ fn holds(path: &[Part], compare: Compare, wanted: Option<&Value>, item: &Value) 
     }
 }
 
-struct Reader<'a> {
+struct PathParser<'a> {
     rest: &'a str,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> PathParser<'a> {
     fn take(&mut self, text: &str) -> bool {
         let taken = self.rest.strip_prefix(text);
         self.rest = taken.unwrap_or(self.rest);
@@ -158,7 +158,7 @@ impl<'a> Reader<'a> {
         Some(parts)
     }
 
-    /// Until the bracket that closes, which may stand in quotes or brackets before.
+    /// The text up to the closing bracket, past nested brackets and quotes.
     fn bracketed(&mut self) -> Option<&'a str> {
         let (mut depth, mut quote) = (1, None);
         for (at, c) in self.rest.char_indices() {
@@ -190,7 +190,7 @@ impl<'a> Reader<'a> {
                     end = at;
                     break;
                 }
-                // What ends a path within a template.
+                // These end a path within a template.
                 '{' | '}' | ' ' | '|' | '\n' | '\r' => return None,
                 c => name.push(c),
             }
@@ -242,17 +242,17 @@ fn condition(text: &str) -> Option<Part> {
         .filter_map(|(sign, compare)| Some((text.find(sign)?, *sign, *compare)))
         .min_by_key(|(at, sign, _)| (*at, std::cmp::Reverse(sign.len())));
     let Some((at, sign, compare)) = found else {
-        return Some(Part::Filter(Reader { rest: text }.parts()?, Compare::Exists, None));
+        return Some(Part::Filter(PathParser { rest: text }.parts()?, Compare::Exists, None));
     };
     let (path, value) = (text[..at].trim(), text[at + sign.len()..].trim());
     let value = match quoted(value) {
         Some(text) => Value::String(text.into_owned()),
         None => serde_json::from_str(value).ok()?,
     };
-    Some(Part::Filter(Reader { rest: path }.parts()?, compare, Some(value)))
+    Some(Part::Filter(PathParser { rest: path }.parts()?, compare, Some(value)))
 }
 
-/// A value in a column of texts, as Go prints it there.
+/// A value in a text column, in Go's format.
 pub(crate) fn printed(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),

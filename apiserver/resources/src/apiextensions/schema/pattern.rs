@@ -1,20 +1,20 @@
-//! Patterns as Go's `regexp` reads them: its classes are ASCII's, and a bracket within a class is a bracket.
-//! Matching takes time linear in text and pattern; a pattern that takes much memory is refused.
+//! Patterns with the syntax of Go's `regexp`: classes are ASCII, and a bracket within a class is literal. Matching
+//! takes time linear in text and pattern; a pattern with a large program is rejected.
 
 use regex::{Regex, RegexBuilder};
 
-/// What one pattern's program may take.
+/// Bound on one pattern's compiled size, in bytes.
 const PROGRAM_BYTES_MAX: usize = 1 << 20;
-/// What a program takes at least, with what it remembers of the texts that it has seen.
+/// Minimum size of a program, including its cache of matching states.
 const PROGRAM_BYTES_MIN: usize = 4 << 10;
-/// What a program may remember of the texts that it has seen, for each thread that matches; beyond it, it forgets and goes on.
+/// Bound on the cache of matching states, in bytes per matching thread; the cache is cleared when full.
 const STATES_BYTES_MAX: usize = 256 << 10;
-/// The longest pattern.
+/// Bound on a pattern's length, in bytes.
 const PATTERN_BYTES_MAX: usize = 64 << 10;
-/// How deep groups may nest (as Go's).
+/// Maximum nesting of groups, as in Go.
 const NEST_MAX: u32 = 250;
 
-/// The most often that a repetition may say (as Go's).
+/// Maximum repetition count, as in Go.
 const REPEAT_MAX: u32 = 1000;
 
 /// A compiled pattern, and its text.
@@ -25,7 +25,7 @@ pub(crate) struct Pattern {
 }
 
 impl Pattern {
-    /// What its program takes, roughly: a step for each byte and for each repetition, and what any program takes.
+    /// Estimated size of its program: a step for each byte and each repetition, plus the minimum.
     pub(crate) fn bytes(&self) -> usize {
         PROGRAM_BYTES_MIN.max(self.text.len() * 64)
     }
@@ -35,7 +35,7 @@ impl Pattern {
     }
 }
 
-/// Compiles a pattern. The error is Go's sentence, as far as it goes.
+/// Compiles a pattern. The error is Go's message, as far as it can be reproduced.
 pub(crate) fn compile(pattern: &str) -> Result<Pattern, String> {
     if pattern.len() > PATTERN_BYTES_MAX {
         return Err("error parsing regexp: expression too large".into());
@@ -53,7 +53,7 @@ pub(crate) fn compile(pattern: &str) -> Result<Pattern, String> {
     Ok(Pattern { text: pattern.into(), regex })
 }
 
-/// A repetition of more than Go allows, or of more at least than at most.
+/// A repetition above Go's maximum, or with a minimum above its maximum.
 fn too_often(pattern: &str) -> Option<&str> {
     let (mut class, mut escaped) = (false, false);
     for (i, c) in pattern.char_indices() {
@@ -78,7 +78,7 @@ fn too_often(pattern: &str) -> Option<&str> {
     None
 }
 
-/// What Go's names as the part that it doesn't know: a group's head up to the letter that is none of its.
+/// The part that Go names in its error: a group's head up to the first invalid letter.
 fn unknown_group(pattern: &str) -> &str {
     pattern.find("(?").map_or(pattern, |at| {
         let rest = &pattern[at..];
@@ -139,7 +139,7 @@ fn translate(pattern: &str) -> String {
                 if rest.peek() == Some(&'^') {
                     out.extend(rest.next());
                 }
-                // A bracket that comes first is one.
+                // A leading bracket is literal.
                 if rest.peek() == Some(&']') {
                     rest.next();
                     out.push_str("\\]");
@@ -149,7 +149,7 @@ fn translate(pattern: &str) -> String {
                 class = false;
                 out.push(']');
             }
-            // Operators between classes, which Go doesn't have.
+            // Class set operators, which Go doesn't have.
             '&' | '~' if class => {
                 out.push('\\');
                 out.push(c);

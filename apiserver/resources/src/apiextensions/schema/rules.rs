@@ -1,5 +1,5 @@
-//! Rules of a schema (`x-kubernetes-validations`): compiled once with the schema, and evaluated over an object within the
-//! budget of one object. Transition rules see what was there, where it can be told which part that was.
+//! CEL rules of a schema (`x-kubernetes-validations`): compiled once, and evaluated over an object within one cost
+//! budget. Transition rules get the old value where it can be correlated.
 
 use std::collections::HashMap;
 
@@ -7,12 +7,12 @@ use apiserver_cel::types::{DeclType, Declared, Type, from_schema};
 use apiserver_cel::{Activation, Budget, Env, ErrorKind, Program};
 use serde_json::Value;
 
-use super::compile::{Listed, Schema};
+use super::compile::{ListType, Schema};
 use crate::apiextensions::correlate::{Correlated, same_item};
 use crate::field::{ERRORS_MAX, ErrorList, FieldError, Path};
 use crate::read::{flag, items, text};
 
-/// One rule.
+/// A compiled rule.
 pub(crate) struct Rule {
     text: Box<str>,
     message: Box<str>,
@@ -21,7 +21,7 @@ pub(crate) struct Rule {
     optional_old: bool,
     pub(crate) uses_old: bool,
     pub(crate) program: Result<Program, String>,
-    pub(crate) of_message: Option<Result<Program, String>>,
+    pub(crate) message_program: Option<Result<Program, String>>,
 }
 
 impl std::fmt::Debug for Rule {
@@ -31,41 +31,41 @@ impl std::fmt::Debug for Rule {
 }
 
 impl Rule {
-    /// How much was written.
+    /// The length of its texts, in bytes.
     pub(super) fn text_len(&self) -> usize {
-        self.text.len() + if self.of_message.is_some() { self.message.len() + MESSAGE_EXPRESSION_BYTES } else { 0 }
+        self.text.len() + if self.message_program.is_some() { self.message.len() + MESSAGE_EXPRESSION_BYTES } else { 0 }
     }
 }
 
-/// What a message's expression is taken for: it is a sentence with a value or two.
+/// Assumed length of a message expression, in bytes: a sentence with one or two values.
 const MESSAGE_EXPRESSION_BYTES: usize = 100;
 
 impl Rules {
-    /// The type that they see.
+    /// The type of `self`.
     pub(super) fn declared(&self) -> &DeclType {
         &self.declared.decl
     }
 }
 
-/// The rules of a schema, with the type that they see.
+/// The rules of a schema, with the type of `self`.
 #[derive(Debug)]
 pub(crate) struct Rules {
     declared: Declared,
     pub(crate) rules: Vec<Rule>,
 }
 
-/// Compiles the rules of one schema; `None`: it has none, or is of no type that rules see.
+/// Compiles the rules of one schema; `None` if it has none, or its type isn't exposed to rules.
 pub(crate) fn compile(schema: &Value, root: bool) -> Option<Rules> {
     let given = items(schema, "x-kubernetes-validations");
     if given.is_empty() {
         return None;
     }
     let declared = from_schema(schema, root || flag(schema, "x-kubernetes-embedded-resource"))?;
-    let rules = given.iter().map(|rule| one(rule, &declared)).collect();
+    let rules = given.iter().map(|rule| compile_rule(rule, &declared)).collect();
     Some(Rules { declared, rules })
 }
 
-fn one(rule: &Value, declared: &Declared) -> Rule {
+fn compile_rule(rule: &Value, declared: &Declared) -> Rule {
     let optional_old = flag(rule, "optionalOldSelf");
     let env = Env::new().schema("self", declared);
     let env = if optional_old {
@@ -81,8 +81,8 @@ fn one(rule: &Value, declared: &Declared) -> Rule {
     };
     let expression = text(rule, "rule");
     let program = made(expression, &Type::Bool, "");
-    let of_message = match text(rule, "messageExpression") {
-        // Upstream looks no further than at the rule, if that is wrong.
+    let message_program = match text(rule, "messageExpression") {
+        // Upstream skips the message expression of an invalid rule.
         blank if blank.trim().is_empty() || program.is_err() => None,
         expression => Some(made(expression, &Type::String, "messageExpression ")),
     };
@@ -94,18 +94,18 @@ fn one(rule: &Value, declared: &Declared) -> Rule {
         optional_old,
         uses_old: program.as_ref().is_ok_and(|program| program.uses("oldSelf")),
         program,
-        of_message,
+        message_program,
     }
 }
 
-/// The smallest that a value of a type is in JSON.
+/// The minimum size of the type's values in JSON, in bytes.
 pub(crate) fn min_size(rules: &Rules) -> u64 {
     let decl: &DeclType = &rules.declared.decl;
     u64::try_from(decl.min_size).unwrap_or(0)
 }
 
-/// What rules say against a whole object. `old`: what was there; `interrupt`: whether they are to end; `warnings`: gets what is
-/// said of parts that were so before, which are let pass.
+/// Evaluates the rules over a whole object. `old`: the previous object; `interrupt`: cancels the evaluation;
+/// `warnings`: receives the failures of unchanged parts, which are ratcheted.
 pub(crate) fn check(
     object: &Value,
     schema: &Schema,
@@ -123,8 +123,7 @@ pub(crate) fn check(
     errors
 }
 
-/// What they say against a default, as one that is new, and as one that was there before. All defaults of a schema have one
-/// budget.
+/// Evaluates the rules over a default, as an update and as a creation. All defaults of a schema share one budget.
 pub(crate) fn check_default(
     default: &Value,
     schema: &Schema,
@@ -140,12 +139,12 @@ pub(crate) fn check_default(
     errors
 }
 
-/// What was there before a part of an object, by which its findings are let pass.
+/// The old counterparts of a part, by which ratcheting decides.
 #[derive(Clone, Copy, Default)]
 struct Ratchet<'v> {
-    /// Of the part itself; `None`: nothing can be told to be it.
+    /// The counterpart of the part itself; `None` if it can't be correlated.
     at: Option<Correlated<'v>>,
-    /// Of the nearest part around it that has something.
+    /// The counterpart of the nearest correlated ancestor.
     above: Option<Correlated<'v>>,
 }
 
@@ -153,7 +152,7 @@ impl<'v> Ratchet<'v> {
     fn key(self, key: &str, value: &'v Value) -> Self {
         match self.at {
             None => self,
-            // Both objects are shown in one version, whatever they were written in.
+            // Both objects have the request's version, whatever version they were written in.
             Some(_) if self.above.is_none() && matches!(key, "apiVersion" | "kind") => Self::default(),
             Some(at) => Self { at: at.key(key, value), above: Some(at) },
         }
@@ -167,16 +166,16 @@ impl<'v> Ratchet<'v> {
     }
 }
 
-/// Warnings of one object; what else is let pass isn't told.
+/// Maximum number of warnings of one object; further ratcheted failures are dropped.
 const WARNINGS_MAX: usize = ERRORS_MAX;
 
 struct Walk<'e, 'i> {
     budget: &'e mut Budget<'i>,
     errors: &'e mut ErrorList,
-    /// `None`: nothing is let pass.
+    /// `None` disables ratcheting.
     warnings: Option<&'e mut Vec<String>>,
     over: bool,
-    /// Which parts are as they were, by the address of the new one: the items of a list may all refer to the list.
+    /// Results of `is_same` by the new part's address: all items of a list may fall back to the list.
     same: HashMap<usize, bool>,
 }
 
@@ -225,7 +224,7 @@ impl<'e, 'i> Walk<'e, 'i> {
                 let (Some(of_items), Some(at)) = (&schema.items, at) else { return };
                 for (i, item) in list.iter().enumerate() {
                     let old = match (&schema.listed, old.and_then(Value::as_array)) {
-                        (Listed::Map(keys), Some(old)) => same_item(old, item, keys),
+                        (ListType::Map(keys), Some(old)) => same_item(old, item, keys),
                         _ => None,
                     };
                     self.node(item, of_items, old, Some(&at.index(i)), ratchet.index(i, item));
@@ -266,17 +265,18 @@ impl<'e, 'i> Walk<'e, 'i> {
         match verdict {
             Ok(verdict) if verdict.as_bool() == Some(true) => {}
             Ok(_) => {
-                let said = rule.of_message.as_ref().and_then(|program| {
-                    let said = program.as_ref().ok()?.eval(&activation, self.budget).ok()?;
-                    let said = said.as_str()?.trim().to_owned();
-                    (!said.is_empty() && !said.contains(['\n', '\r']) && said.len() <= 5 * 1024).then_some(said)
+                let message = rule.message_program.as_ref().and_then(|program| {
+                    let message = program.as_ref().ok()?.eval(&activation, self.budget).ok()?;
+                    let message = message.as_str()?.trim().to_owned();
+                    (!message.is_empty() && !message.contains(['\n', '\r']) && message.len() <= 5 * 1024)
+                        .then_some(message)
                 });
-                let said = said.unwrap_or_else(|| match &*rule.message {
+                let message = message.unwrap_or_else(|| match &*rule.message {
                     "" => format!("failed rule: {}", rule.text),
                     message => message.to_owned(),
                 });
                 let passes = !rule.uses_old && self.is_same(ratchet);
-                self.failed(rule, value, at, &said, passes);
+                self.failed(rule, value, at, &message, passes);
             }
             Err(error) if error.kind == ErrorKind::Interrupted => {
                 self.over = true;
@@ -298,28 +298,28 @@ impl<'e, 'i> Walk<'e, 'i> {
         }
     }
 
-    /// Whether the part, or else what is around it, is as it was.
+    /// Whether the part, or else its nearest correlated ancestor, is unchanged.
     fn is_same(&mut self, ratchet: Ratchet<'_>) -> bool {
         let Some(part) = ratchet.at.or(ratchet.above).filter(|_| self.warnings.is_some()) else { return false };
         *self.same.entry(part.address()).or_insert_with(|| part.is_same())
     }
 
-    fn failed(&mut self, rule: &Rule, value: &Value, at: &Path<'_>, said: &str, passes: bool) {
+    fn failed(&mut self, rule: &Rule, value: &Value, at: &Path<'_>, message: &str, passes: bool) {
         let place = match (&*rule.field_path, at.to_string()) {
             ("", at) => at,
             (path, at) if at == "<nil>" => path.trim_start_matches('.').to_owned(),
             (path, at) => format!("{at}{path}"),
         };
         let place = Path::root(&place);
-        // Objects and lists are not shown: they may be large.
+        // Objects and lists are omitted from messages: they may be large.
         let scalar = !matches!(value, Value::Object(_) | Value::Array(_)) && rule.field_path.is_empty();
         let error = || match &*rule.reason {
-            "FieldValueRequired" => FieldError::required(&place, said),
-            "FieldValueForbidden" => FieldError::forbidden(&place, said),
+            "FieldValueRequired" => FieldError::required(&place, message),
+            "FieldValueForbidden" => FieldError::forbidden(&place, message),
             "FieldValueDuplicate" if scalar => FieldError::duplicate(&place, value.clone()),
             "FieldValueDuplicate" => FieldError::new("FieldValueDuplicate", &place, "Duplicate value".into()),
-            _ if scalar => FieldError::invalid(&place, value.clone(), said),
-            _ => FieldError::new("FieldValueInvalid", &place, format!("Invalid value: {said}")),
+            _ if scalar => FieldError::invalid(&place, value.clone(), message),
+            _ => FieldError::new("FieldValueInvalid", &place, format!("Invalid value: {message}")),
         };
         match &mut self.warnings {
             Some(warnings) if passes => {

@@ -1,4 +1,4 @@
-//! What schemas do to objects, beside what the recorded answers show.
+//! Effects of schemas on objects, in addition to the recorded answers of upstream.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -206,11 +206,14 @@ fn schemas_are_bounded() {
     for _ in 0..DEPTH_MAX + 1 {
         deep = json!({"type": "array", "items": deep});
     }
-    assert_eq!(compile(&deep).err(), Some(compile::Problem::TooDeep));
+    assert_eq!(compile(&deep).err(), Some(compile::SchemaCompileError::TooDeep));
     let many: Value =
         (0..=NODES_MAX).map(|i| (format!("f{i}"), json!({"type": "string"}))).collect::<serde_json::Map<_, _>>().into();
-    assert_eq!(compile(&json!({"type": "object", "properties": many})).err(), Some(compile::Problem::TooLarge));
-    // Alternatives over many items come to an end.
+    assert_eq!(
+        compile(&json!({"type": "object", "properties": many})).err(),
+        Some(compile::SchemaCompileError::TooLarge)
+    );
+    // Alternatives over many items end at the bound.
     let alternatives: Vec<Value> = (0..5_000).map(|i| json!({"enum": [i]})).collect();
     let schema = made(json!({"l": {"type": "array", "items": {"type": "integer", "anyOf": alternatives}}}));
     let object = json!({"l": vec![-1; 50_000]});
@@ -262,10 +265,10 @@ proptest! {
         drop_nulls(&mut settled, Some(&schema));
         fill(&mut settled, &schema);
         let mut again = settled.clone();
-        prop_assert!(prune(&mut again, &schema).is_empty() || again != settled, "what is told has gone");
+        prop_assert!(prune(&mut again, &schema).is_empty() || again != settled, "reported fields are dropped");
         let _ = check::check(&settled, &schema, "", None).list();
         let unchanged = Correlated::new(&settled, &settled, &schema);
-        prop_assert!(check::check(&settled, &schema, "", Some(&unchanged)).is_empty(), "what did not change passes");
+        prop_assert!(check::check(&settled, &schema, "", Some(&unchanged)).is_empty(), "unchanged values are exempt");
         let _ = check::check(&settled, &schema, "", Some(&Correlated::new(&settled, &old, &schema))).list();
         let _ = lists::duplicates(&settled, &schema).list();
     }

@@ -1,5 +1,5 @@
-//! What a compiled schema takes in memory, by its own account: what a bound on many of them is kept by. Allocations are
-//! counted by what is asked for; what has no figure of its own (programs of rules) by what was measured.
+//! Estimated memory of a compiled schema, for the cache's bound. Allocations count with their requested size;
+//! programs of rules count with a measured factor.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -7,35 +7,35 @@ use std::sync::Arc;
 use apiserver_cel::types::{DeclType, Shape};
 use serde_json::Value;
 
-use super::compile::{Checks, Listed, Schema};
+use super::compile::{Checks, ListType, Schema};
 use super::pattern::Pattern;
 use super::rules::Rules;
 
-/// Of an entry in a map, beside its key and value.
+/// Overhead of a map entry, in bytes.
 const ENTRY_BYTES: usize = 16;
-/// Of a program, for each character of its expression; and with any.
+/// Size of a compiled program, per character of its expression and as a constant.
 const PROGRAM_BYTES_A_CHARACTER: usize = 64;
 const PROGRAM_BYTES: usize = 1024;
 
-/// A schema with all below it.
+/// The size of a schema and everything below it, in bytes.
 pub(crate) fn of(schema: &Schema) -> usize {
-    let mut weigher = Weigher::default();
-    size_of::<Schema>() + weigher.below(schema)
+    let mut estimator = SizeEstimator::default();
+    size_of::<Schema>() + estimator.below(schema)
 }
 
-/// Patterns that were counted: fields share them.
+/// Patterns already counted, since fields share them.
 #[derive(Default)]
-struct Weigher(HashSet<*const Pattern>);
+struct SizeEstimator(HashSet<*const Pattern>);
 
-impl Weigher {
+impl SizeEstimator {
     fn all<'s>(&mut self, schemas: impl IntoIterator<Item = &'s Schema>) -> usize {
         schemas.into_iter().map(|schema| size_of::<Schema>() + self.below(schema)).sum()
     }
 
     fn below(&mut self, schema: &Schema) -> usize {
         let listed = match &schema.listed {
-            Listed::Map(keys) => keys.iter().map(|key| size_of::<Box<str>>() + key.len()).sum(),
-            Listed::Atomic | Listed::Set => 0,
+            ListType::Map(keys) => keys.iter().map(|key| size_of::<Box<str>>() + key.len()).sum(),
+            ListType::Atomic | ListType::Set => 0,
         };
         let names = schema.properties.iter().map(|(name, _)| size_of::<Box<str>>() + name.len()).sum::<usize>();
         listed

@@ -1,4 +1,4 @@
-//! Whether a schema's defaults are values that the schema takes.
+//! Validates a schema's defaults against the schema itself.
 
 use apiserver_cel::Budget;
 use serde_json::{Value, json};
@@ -6,16 +6,16 @@ use serde_json::{Value, json};
 use crate::apiextensions::schema::{Schema, check, compile, embedded, prune, rules};
 use crate::field::{ErrorList, FieldError, Path};
 
-/// What is wrong with the defaults of a structural schema.
+/// Validates the defaults of a structural schema.
 pub(super) fn validate(schema: &Value, at: &Path<'_>, must_be_pruned: bool) -> ErrorList {
     let mut errors = ErrorList::new();
-    // The whole is an object with a kind and metadata, too, which its own default has to be.
+    // A default of the root must be an object with a kind and metadata.
     let whole = (!schema["default"].is_null()).then(|| {
         let mut whole = schema.clone();
         whole["x-kubernetes-embedded-resource"] = json!(true);
         whole
     });
-    // A pattern that is none has been found before.
+    // Invalid patterns have been reported before.
     if let Ok(compiled) = compile(whole.as_ref().unwrap_or(schema)) {
         let mut all = All { errors: &mut errors, must_be_pruned, budget: Budget::default() };
         all.walk(&compiled, at, true, None);
@@ -23,7 +23,7 @@ pub(super) fn validate(schema: &Value, at: &Path<'_>, must_be_pruned: bool) -> E
     errors
 }
 
-/// Whether all defaults have only known fields, as those that were stored before need not.
+/// Whether no default has unknown fields; those of stored definitions may have some.
 pub(super) fn are_pruned(schema: &Value) -> bool {
     fn walk(schema: &Schema, root: bool) -> bool {
         if !schema.has.defaults {
@@ -38,7 +38,7 @@ pub(super) fn are_pruned(schema: &Value) -> bool {
 
 fn unknown(default: &Value, schema: &Schema, root: bool) -> Vec<String> {
     let mut pruned = default.clone();
-    // The root's and an embedded object's own kind and metadata are known.
+    // The kind and metadata of the root and of embedded objects are known.
     let mut paths = prune(&mut pruned, schema);
     if !root && !schema.embedded {
         let own = ["apiVersion", "kind", "metadata"].into_iter().filter(|key| default.get(key).is_some());
@@ -50,12 +50,12 @@ fn unknown(default: &Value, schema: &Schema, root: bool) -> Vec<String> {
 struct All<'e> {
     errors: &'e mut ErrorList,
     must_be_pruned: bool,
-    /// For the rules of all defaults.
+    /// Shared by the rules of all defaults.
     budget: Budget<'static>,
 }
 
 impl All<'_> {
-    /// `meta`: within the kind, version or metadata of an object, by these names.
+    /// `meta`: the path within an object's kind, version or metadata.
     fn walk(&mut self, schema: &Schema, at: &Path<'_>, root: bool, meta: Option<&[&str]>) {
         if !schema.has.defaults || self.budget.exhausted() {
             return;
@@ -63,7 +63,7 @@ impl All<'_> {
         let is_resource = root || schema.embedded;
         let meta = if is_resource { None } else { meta };
         if let Some(default) = &schema.default {
-            self.one(schema, default, &at.child("default"), root, meta);
+            self.validate_default(schema, default, &at.child("default"), root, meta);
         }
         if let Some(items) = &schema.items {
             self.walk(items, &at.child("items"), false, meta);
@@ -77,14 +77,14 @@ impl All<'_> {
         }
     }
 
-    fn one(&mut self, schema: &Schema, default: &Value, at: &Path<'_>, root: bool, meta: Option<&[&str]>) {
+    fn validate_default(&mut self, schema: &Schema, default: &Value, at: &Path<'_>, root: bool, meta: Option<&[&str]>) {
         if let Some(names) = meta {
             if let Some(why) = in_metadata(default, names) {
                 return self.errors.add(|| FieldError::invalid(at, default.clone(), &why));
             }
         } else {
             let is_unknown = self.must_be_pruned && !unknown(default, schema, root).is_empty();
-            // What metadata doesn't know goes before anything is said, so that errors don't show it.
+            // Unknown metadata fields are dropped first, so that errors don't show them.
             let mut coerced = default.clone();
             let malformed = embedded::coerce(&mut coerced, schema, false).err();
             if is_unknown {
@@ -112,7 +112,7 @@ impl All<'_> {
     }
 }
 
-/// Why a default within the kind, version or metadata of an object can't stand there: as part of one that has nothing else.
+/// Why a default within an object's kind, version or metadata is invalid, tested in an object that has nothing else.
 fn in_metadata(default: &Value, names: &[&str]) -> Option<String> {
     let mut object = names.iter().rev().fold(default.clone(), |inner, name| json!({*name: inner}));
     for (key, value) in [("apiVersion", "validation/v1"), ("kind", "Validation")] {
@@ -146,7 +146,7 @@ mod tests {
         let none: [&str; 0] = [];
         assert_eq!(wrong(json!(5), "self > 3"), none);
         assert_eq!(wrong(json!(2), "self > 3"), ["s.properties[a].default: Invalid value: 2: failed rule: self > 3"]);
-        // As one that was there before, too.
+        // Also evaluated as an update.
         let twice = "s.properties[a].default: Invalid value: 5: failed rule: self > oldSelf";
         assert_eq!(wrong(json!(5), "self > oldSelf"), [twice]);
         assert_eq!(wrong(json!(5), "self >= oldSelf"), none);

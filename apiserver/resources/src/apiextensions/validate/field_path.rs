@@ -1,10 +1,10 @@
-//! Paths of fields in a schema, as rules and selectable fields name them.
+//! Paths of fields in a schema, in the syntax of rules and selectable fields.
 
 use serde_json::Value;
 
 use crate::read::get;
 
-/// A text in quotes, as Go reads one; `None`: an escape is none.
+/// A quoted text in Go's syntax; `None` if an escape is invalid.
 fn unescaped(text: &str) -> Option<String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text.chars();
@@ -42,7 +42,7 @@ fn unescaped(text: &str) -> Option<String> {
     Some(out)
 }
 
-/// The names that a path goes by (`.spec.a['b c']`), and the schema where it ends.
+/// The names of a path (`.spec.a['b c']`), and the schema at its end.
 pub(super) fn parse<'a>(path: &str, schema: &'a Value, brackets: bool) -> Result<(Vec<String>, &'a Value), String> {
     let (mut rest, mut found, mut names) = (path, schema, Vec::new());
     while !rest.is_empty() {

@@ -1,13 +1,13 @@
-//! What is wrong with a definition, in upstream's order and words. Upstream looks at it in its internal form, where what all
-//! versions have alike stands once for all of them: paths say so (`spec.validation`).
+//! Validation of definitions, in upstream's order and words. Upstream validates its internal form, in which values
+//! that all versions share appear once at the top: paths reflect that (`spec.validation`).
 
 mod defaults;
 mod field_path;
+mod go_format;
 mod options;
 mod parts;
 mod rules;
 mod schema;
-mod shown;
 mod structural;
 
 use machinery_api::selector::is_printable;
@@ -29,12 +29,12 @@ pub(crate) fn schema_of(version: &Value) -> &Value {
     get(get(version, "schema"), "openAPIV3Schema")
 }
 
-/// A bundle of certificates, in base64 as it is stored.
+/// Whether the text is a base64-encoded bundle of certificates.
 pub(crate) fn is_ca_bundle(bundle: &str) -> bool {
     parts::ca_bundle(bundle).is_none()
 }
 
-/// What is wrong with a new one, beside its metadata.
+/// Validates a new definition, except its metadata.
 pub(super) fn created(object: &Value) -> Vec<FieldError> {
     let mut errors = ErrorList::new();
     let spec = get(object, "spec");
@@ -52,7 +52,7 @@ pub(super) fn created(object: &Value) -> Vec<FieldError> {
     errors.list()
 }
 
-/// What is wrong with a changed one.
+/// Validates an update.
 pub(super) fn updated(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = ErrorList::new();
     let (spec, old_spec) = (get(new, "spec"), get(old, "spec"));
@@ -75,14 +75,14 @@ pub(super) fn updated(new: &Value, old: &Value) -> Vec<FieldError> {
     errors.list()
 }
 
-/// What is wrong with a changed status.
+/// Validates a status update.
 pub(super) fn status(new: &Value) -> Vec<FieldError> {
     let mut errors = ErrorList::new();
     names(&mut errors, get(get(new, "status"), "acceptedNames"), &STATUS.child("acceptedNames"));
     errors.list()
 }
 
-/// Why a definition's schemas are not structural, for its condition.
+/// The message of the condition `NonStructuralSchema`; `None` if all schemas are structural.
 pub(super) fn structural_message(definition: &Value) -> Option<String> {
     let spec = get(definition, "spec");
     let mut all = Vec::new();
@@ -106,14 +106,14 @@ pub(super) fn structural_message(definition: &Value) -> Option<String> {
     }
 }
 
-/// What all versions have alike stands at the top of the internal form.
-fn alike<'a>(versions: &'a [Value], key: &str) -> Option<&'a Value> {
+/// A value that all versions share, which is at the top of the internal form.
+fn shared_value<'a>(versions: &'a [Value], key: &str) -> Option<&'a Value> {
     let first = get(versions.first()?, key);
     versions.iter().all(|version| get(version, key) == first).then_some(first)
 }
 
-/// What the whole definition asks for, beside what the update is held to.
-fn with_structure(errors: &mut ErrorList, spec: &Value, options: &Options) -> Options {
+/// The checks that the whole definition requires, in addition to those of the update.
+fn whole_definition(errors: &mut ErrorList, spec: &Value, options: &Options) -> Options {
     let preserves = flag(spec, "preserveUnknownFields");
     let all = items(spec, "versions");
     let at = SPEC.child("versions");
@@ -148,7 +148,7 @@ fn spec(errors: &mut ErrorList, spec: &Value, options: &Options) {
     }
     one_of(errors, &SPEC.child("scope"), text(spec, "scope"), &["Cluster", "Namespaced"]);
     let all = items(spec, "versions");
-    let options = &with_structure(errors, spec, options);
+    let options = &whole_definition(errors, spec, options);
     versions(errors, spec, options);
     let name = |key: &str| text(get(spec, "names"), key);
     let names_at = SPEC.child("names");
@@ -159,21 +159,21 @@ fn spec(errors: &mut ErrorList, spec: &Value, options: &Options) {
     }
     names(errors, get(spec, "names"), &names_at);
     let has_status = all.iter().any(|version| !get(get(version, "subresources"), "status").is_null());
-    if let Some(validation) = alike(all, "schema").filter(|schema| schema.is_object()) {
+    if let Some(validation) = shared_value(all, "schema").filter(|schema| schema.is_object()) {
         let options = options.of_version(all.first().map_or("", |version| text(version, "name")));
         schema::validation(errors, validation, has_status, &options, &SPEC.child("validation"));
     }
-    if let Some(subresources) = alike(all, "subresources") {
+    if let Some(subresources) = shared_value(all, "subresources") {
         parts::subresources(errors, subresources, &SPEC.child("subresources"));
     }
-    if let Some(columns) = alike(all, "additionalPrinterColumns") {
+    if let Some(columns) = shared_value(all, "additionalPrinterColumns") {
         parts::columns(errors, columns, &SPEC.child("additionalPrinterColumns"));
     }
     if let Some(fields) =
-        alike(all, "selectableFields").filter(|fields| fields.as_array().is_some_and(|f| !f.is_empty()))
+        shared_value(all, "selectableFields").filter(|fields| fields.as_array().is_some_and(|f| !f.is_empty()))
     {
         let fields_at = SPEC.child("selectableFields");
-        match alike(all, "schema").filter(|schema| schema.is_object()) {
+        match shared_value(all, "schema").filter(|schema| schema.is_object()) {
             None => errors.invalid(&fields_at, "", "may only be set when validations.schema is included"),
             Some(schema) => {
                 let schema = get(schema, "openAPIV3Schema");
@@ -192,7 +192,7 @@ fn spec(errors: &mut ErrorList, spec: &Value, options: &Options) {
 fn versions(errors: &mut ErrorList, spec: &Value, options: &Options) {
     let all = items(spec, "versions");
     let at = SPEC.child("versions");
-    let own = |key: &str| alike(all, key).is_none();
+    let own = |key: &str| shared_value(all, key).is_none();
     let (schemas, subresources, columns, fields) =
         (own("schema"), own("subresources"), own("additionalPrinterColumns"), own("selectableFields"));
     for (i, version) in all.iter().enumerate() {
@@ -224,7 +224,7 @@ fn versions(errors: &mut ErrorList, spec: &Value, options: &Options) {
             let (allowed, at, schema) =
                 (options.allows_many_fields(name), at.child("selectableFields"), schema_of(version));
             match schema.is_object() && schemas {
-                // What is said of all versions is not said of one, and upstream's sentence has it the wrong way round.
+                // Shared schemas are not checked per version; upstream's message is inverted.
                 true => parts::selectable(errors, fields, schema, &at, allowed),
                 false => {
                     errors.invalid(&at, "", "may only be set when `version.schema.openAPIV3Schema` is not included")
@@ -235,13 +235,13 @@ fn versions(errors: &mut ErrorList, spec: &Value, options: &Options) {
     let mut seen: Vec<&str> = all.iter().map(|version| text(version, "name")).collect();
     seen.sort_unstable();
     if seen.windows(2).any(|two| two[0] == two[1]) {
-        errors.add(|| FieldError::invalid_shown(&at, &shown::versions(spec), "must contain unique version names"));
+        errors.add(|| FieldError::invalid_shown(&at, &go_format::versions(spec), "must contain unique version names"));
     }
     if all.iter().filter(|version| flag(version, "storage")).count() != 1 {
         errors.add(|| {
             FieldError::invalid_shown(
                 &at,
-                &shown::versions(spec),
+                &go_format::versions(spec),
                 "must have exactly one version marked as storage version",
             )
         });
@@ -264,19 +264,19 @@ fn one_of(errors: &mut ErrorList, at: &Path<'_>, value: &str, accepted: &[&str])
 
 fn deprecation(errors: &mut ErrorList, version: &Value, at: &Path<'_>) {
     let warning = get(version, "deprecationWarning");
-    let Some(said) = warning.as_str() else { return };
-    // Upstream has it by a pointer, and shows those as JSON.
+    let Some(warning_text) = warning.as_str() else { return };
+    // Upstream's value is a pointer, which it prints as JSON.
     let mut invalid = |why: &str| errors.add(|| FieldError::invalid_shown(at, &go_json(warning), why));
     if !flag(version, "deprecated") {
         return invalid("can only be set for deprecated versions");
     }
-    if said.len() > 256 {
+    if warning_text.len() > 256 {
         invalid("must be <= 256 characters long");
     }
-    if said.is_empty() {
+    if warning_text.is_empty() {
         invalid("must not be an empty string");
     }
-    if let Some((i, _)) = said.char_indices().find(|(_, c)| !is_printable(*c)) {
+    if let Some((i, _)) = warning_text.char_indices().find(|(_, c)| !is_printable(*c)) {
         let why = format!("must only contain printable UTF-8 characters; non-printable character found at index {i}");
         invalid(&why);
     }
@@ -327,7 +327,7 @@ fn stored_versions(errors: &mut ErrorList, object: &Value) {
     for version in versions {
         let name = text(version, "name");
         let before = left.len();
-        // A name that stands twice has been stored but once.
+        // Duplicate names are stored once.
         left.retain(|stored| *stored != name);
         if flag(version, "storage") && left.len() == before {
             errors.add(|| FieldError::invalid(&at, shown(), &format!("must have the storage version {name}")));
@@ -349,14 +349,14 @@ fn approval(errors: &mut ErrorList, new: &Value, old: Option<&Value>) {
     if !conditions::is_protected(text(get(new, "spec"), "group")) {
         return;
     }
-    let said = conditions::approval(new);
+    let approval = conditions::approval(new);
     let before = old.map(conditions::approval);
-    if before.is_some_and(|before| std::mem::discriminant(&before) == std::mem::discriminant(&said)) {
+    if before.is_some_and(|before| std::mem::discriminant(&before) == std::mem::discriminant(&approval)) {
         return;
     }
     let annotations = Path::root("metadata.annotations");
     let at = annotations.key(APPROVAL);
-    match said {
+    match approval {
         Approval::Missing => errors.required(&at, MISSING_APPROVAL),
         Approval::Invalid(why) => errors.invalid(&at, text(get(get(new, "metadata"), "annotations"), APPROVAL), &why),
         Approval::Bypassed(_) | Approval::Approved(_) => {}
@@ -371,7 +371,7 @@ fn preserves_unknown(errors: &mut ErrorList, spec: &Value, old: Option<&Value>) 
     }
 }
 
-/// Formats that nobody checks, which an update doesn't have already.
+/// Unrecognized formats that the old definition doesn't have.
 pub(super) fn format_warnings(new: &Value, old: Option<&Value>) -> Vec<String> {
     let before = old.map(unknown_formats).unwrap_or_default();
     let new = unknown_formats(new).into_iter().filter(|format| !before.contains(format));
@@ -388,7 +388,7 @@ fn unknown_formats(object: &Value) -> Vec<String> {
         }
         false
     };
-    match alike(versions, "schema") {
+    match shared_value(versions, "schema") {
         Some(schema) => {
             schema::any(get(schema, "openAPIV3Schema"), &mut look);
         }

@@ -1,39 +1,39 @@
-//! What a changed definition need not keep to, as what was stored before didn't.
+//! Checks that an update need not satisfy, since the stored definition didn't.
 
 use serde_json::Value;
 
 use super::parts::SELECTABLE_MAX;
 use super::schema::{any, is_type, list_keys, unsupported_field};
-use super::{alike, defaults, structural};
+use super::{defaults, shared_value, structural};
 use crate::field::{ErrorList, Path};
 use crate::read::{get, items, text, texts};
 
 const FIELDS: &str = "selectableFields";
 
-/// See the module.
+/// The checks of one update; see the module.
 #[derive(Debug, Clone)]
 pub(super) struct Options {
-    /// All versions have a schema.
+    /// All versions must have a schema.
     pub(super) requires_schema: bool,
-    /// Schemas are structural.
+    /// Schemas must be structural.
     pub(super) requires_structure: bool,
-    /// Types are those of OpenAPI.
+    /// Types must be those of OpenAPI.
     pub(super) requires_types: bool,
-    /// Defaults have no unknown fields.
+    /// Defaults must not have unknown fields.
     pub(super) requires_pruned: bool,
-    /// Items of sets are atomic.
+    /// Items of sets must be atomic.
     pub(super) requires_atomic_sets: bool,
-    /// Keys of list maps are required or have a default.
+    /// Keys of list maps must be required or have a default.
     pub(super) requires_list_keys: bool,
-    /// One review version is known.
+    /// At least one review version must be known.
     pub(super) requires_review_version: bool,
-    /// Certificates of a webhook are not looked at.
+    /// Skips the check of the webhook's CA bundle.
     pub(super) lenient_bundle: bool,
-    /// Versions whose schema is what it was: a rule of theirs may cost what it costs.
+    /// Versions with an unchanged schema, whose rules are exempt from the cost limit.
     pub(super) unchanged: Vec<String>,
-    /// A rule may cost what it costs.
+    /// Exempts rules from the cost limit.
     pub(super) ignores_cost: bool,
-    /// Versions that have more selectable fields than are allowed, and had them before (empty: all alike).
+    /// Versions that exceed the limit of selectable fields and did so before (empty name: shared by all versions).
     pub(super) many_fields: Vec<String>,
 }
 
@@ -71,8 +71,8 @@ impl Options {
                 items(new, "versions").iter().filter(|version| old_of(version).is_some_and(|o| keep(version, o)));
             kept.map(|version| text(version, "name").to_owned()).collect()
         };
-        // What all old versions have alike, new ones have had, too.
-        let unchanged: Vec<String> = match alike(versions, "schema") {
+        // A schema that all old versions share counts as the old one for new versions too.
+        let unchanged: Vec<String> = match shared_value(versions, "schema") {
             Some(old) => {
                 let same = items(new, "versions").iter().filter(|version| get(version, "schema") == old);
                 same.map(|version| text(version, "name").to_owned()).collect()
@@ -112,7 +112,7 @@ impl Options {
         }
     }
 
-    /// Those of one version's schema.
+    /// The options for one version's schema.
     pub(super) fn of_version(&self, version: &str) -> Self {
         Self { ignores_cost: self.unchanged.iter().any(|name| name == version), ..self.clone() }
     }
@@ -122,10 +122,10 @@ impl Options {
     }
 }
 
-/// Versions whose selectable fields are too many, as they were.
+/// Versions with unchanged selectable fields above the limit.
 fn many_fields(new: &[Value], old: &[Value]) -> Vec<String> {
     let are_many = |fields: &Value| fields.as_array().is_some_and(|fields| fields.len() > SELECTABLE_MAX);
-    match (alike(new, FIELDS), alike(old, FIELDS)) {
+    match (shared_value(new, FIELDS), shared_value(old, FIELDS)) {
         (Some(new), Some(old)) if are_many(old) && new == old => vec![String::new()],
         (None, None) => {
             let stays = |version: &&Value| {

@@ -1,4 +1,4 @@
-//! Subresources, columns, selectable fields, conversion.
+//! Validates subresources, columns, selectable fields and conversion of a definition.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,7 +13,7 @@ use crate::webhook_client::validate_client;
 
 const COLUMN_TYPES: &str = "boolean,date,integer,number,string";
 const COLUMN_FORMATS: &str = "byte,date,date-time,double,float,int32,int64,password";
-/// Fields that can be selected by.
+/// Maximum number of selectable fields.
 pub(super) const SELECTABLE_MAX: usize = 8;
 
 fn simple_path(errors: &mut ErrorList, path: &str, at: &Path<'_>) -> bool {
@@ -160,7 +160,7 @@ fn review_versions(errors: &mut ErrorList, webhook: &Value, options: &Options, a
     }
 }
 
-/// Why a bundle (in base64) is none.
+/// Why a base64-encoded CA bundle is invalid.
 pub(super) fn ca_bundle(bundle: &str) -> Option<String> {
     const NONE: &str = "unable to load root certificates: unable to parse bytes as PEM block";
     let Ok(bytes) = STANDARD.decode(bundle) else { return Some(NONE.into()) };

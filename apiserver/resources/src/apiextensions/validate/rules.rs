@@ -1,57 +1,57 @@
-//! Rules of a definition's schemas: they compile, they are cheap enough, and what was there before can be found for them.
+//! Validates the rules of a definition's schemas: they compile, cost within limits, and can correlate `oldSelf`.
 
 use apiserver_cel::limits;
 use serde_json::Value;
 
+use super::go_format;
 use super::options::Options;
-use super::shown;
 use crate::apiextensions::schema::rules::{self, Rule};
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{flag, get, items, text};
 
-/// How many of the most expensive rules are named.
+/// Maximum number of expensive rules that an error lists.
 const NAMED_MAX: usize = 4;
 
-/// What is known on the way to a schema.
+/// Context from the schemas above.
 #[derive(Clone, Copy)]
-struct Above<'a> {
-    /// How often the value is there at most; `None`: nobody says.
+struct AncestorContext<'a> {
+    /// Maximum number of occurrences of the value; `None` if unbounded.
     count: Option<u64>,
-    /// Below which schema it can't be told what was there before.
-    apart: Option<&'a str>,
+    /// The uncorrelatable schema above, if any.
+    uncorrelatable: Option<&'a str>,
 }
 
-/// What is the same, or nearly, for all schemas of one.
+/// Context that all schemas of a version share.
 #[derive(Clone, Copy)]
-struct Of<'a> {
+struct SharedContext<'a> {
     root: bool,
     options: &'a Options,
     wrong: &'a [String],
 }
 
-/// What all rules of a schema come to.
-struct Total {
+/// Accumulated cost of all rules of a schema.
+struct CostTotal {
     cost: u64,
     expensive: Vec<(String, u64)>,
 }
 
-/// What is wrong with the rules of a structural schema. `wrong`: where schemas are that something is wrong with; at these and above them no rule is
-/// looked at, for it could not be told what it is about.
+/// Validates the rules of a structural schema. `wrong`: paths of invalid schemas. Rules of these and of their
+/// ancestors are skipped, since their type is unknown.
 pub(super) fn validate(errors: &mut ErrorList, schema: &Value, (options, wrong): (&Options, &[String]), at: &Path<'_>) {
-    let mut total = Total { cost: 0, expensive: Vec::new() };
-    let of = Of { root: true, options, wrong };
-    walk(errors, schema, of, Above { count: Some(1), apart: None }, at, &mut total);
+    let mut total = CostTotal { cost: 0, expensive: Vec::new() };
+    let of = SharedContext { root: true, options, wrong };
+    walk(errors, schema, of, AncestorContext { count: Some(1), uncorrelatable: None }, at, &mut total);
     if total.cost > limits::STATIC_CRD {
         let why = "contributed to estimated rule cost total exceeding cost limit for entire OpenAPIv3 schema";
         for (place, _) in &total.expensive {
             errors.forbidden(&Path::root(place), why);
         }
         let what = "x-kubernetes-validations estimated rule cost total for entire OpenAPIv3 schema";
-        errors.forbidden(at, &too_much(what, total.cost, limits::STATIC_CRD));
+        errors.forbidden(at, &budget_exceeded(what, total.cost, limits::STATIC_CRD));
     }
 }
 
-/// How many elements a schema's value holds at most.
+/// Maximum number of elements of a schema's value.
 fn elements(schema: &Value) -> Option<u64> {
     let most = |key: &str| get(schema, key).as_i64().map(|most| u64::try_from(most).unwrap_or(0));
     match text(schema, "type") {
@@ -62,24 +62,34 @@ fn elements(schema: &Value) -> Option<u64> {
     }
 }
 
-fn walk(errors: &mut ErrorList, schema: &Value, of: Of<'_>, above: Above<'_>, at: &Path<'_>, total: &mut Total) {
+fn walk(
+    errors: &mut ErrorList,
+    schema: &Value,
+    of: SharedContext<'_>,
+    above: AncestorContext<'_>,
+    at: &Path<'_>,
+    total: &mut CostTotal,
+) {
     let count = above.count.and_then(|count| Some(count.saturating_mul(elements(schema)?)));
     let own = at.to_string();
-    let below = |apart: bool| Above { count, apart: above.apart.or_else(|| apart.then_some(own.as_str())) };
-    let inner = Of { root: false, ..of };
+    let below = |uncorrelatable: bool| AncestorContext {
+        count,
+        uncorrelatable: above.uncorrelatable.or_else(|| uncorrelatable.then_some(own.as_str())),
+    };
+    let inner = SharedContext { root: false, ..of };
     if get(schema, "additionalProperties").is_object() {
         let of_values = get(schema, "additionalProperties");
         walk(errors, of_values, inner, below(false), &at.child("additionalProperties"), total);
     }
     let properties_at = at.child("properties");
-    // A kind of map that nobody knows.
-    let apart = !matches!(text(schema, "x-kubernetes-map-type"), "" | "granular" | "atomic");
+    // An unknown map type.
+    let uncorrelatable = !matches!(text(schema, "x-kubernetes-map-type"), "" | "granular" | "atomic");
     for (name, property) in get(schema, "properties").as_object().into_iter().flatten() {
-        walk(errors, property, inner, below(apart), &properties_at.key(name), total);
+        walk(errors, property, inner, below(uncorrelatable), &properties_at.key(name), total);
     }
     if get(schema, "items").is_object() {
-        let apart = text(schema, "x-kubernetes-list-type") != "map";
-        walk(errors, get(schema, "items"), inner, below(apart), &at.child("items"), total);
+        let uncorrelatable = text(schema, "x-kubernetes-list-type") != "map";
+        walk(errors, get(schema, "items"), inner, below(uncorrelatable), &at.child("items"), total);
     }
     let is_within = |field: &String| {
         field.strip_prefix(own.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
@@ -92,17 +102,17 @@ fn walk(errors: &mut ErrorList, schema: &Value, of: Of<'_>, above: Above<'_>, at
     let rules_at = at.child("x-kubernetes-validations");
     for (i, rule) in compiled.rules.iter().enumerate() {
         let given = &items(schema, "x-kubernetes-validations")[i];
-        one(errors, (rule, given), (often, of.options), above.apart, &rules_at.index(i), total);
+        validate_rule(errors, (rule, given), (often, of.options), above.uncorrelatable, &rules_at.index(i), total);
     }
 }
 
-fn one(
+fn validate_rule(
     errors: &mut ErrorList,
     (rule, given): (&Rule, &Value),
     (often, options): (u64, &Options),
-    apart: Option<&str>,
+    uncorrelatable: Option<&str>,
     at: &Path<'_>,
-    total: &mut Total,
+    total: &mut CostTotal,
 ) {
     let rule_at = at.child("rule");
     match &rule.program {
@@ -110,20 +120,21 @@ fn one(
             let cost = program.estimate().max.saturating_mul(often);
             total.observe(errors, ("estimated rule cost", cost), options, &rule_at);
         }
-        Err(why) => errors.add(|| FieldError::invalid_shown(&rule_at, &shown::rule(given), why)),
+        Err(why) => errors.add(|| FieldError::invalid_shown(&rule_at, &go_format::rule(given), why)),
     }
     let message_at = at.child("messageExpression");
-    match &rule.of_message {
+    match &rule.message_program {
         None => {}
         Some(Ok(program)) => {
             let cost = program.estimate().max;
             total.observe(errors, ("estimated messageExpression cost", cost), options, &message_at);
         }
-        Some(Err(why)) => errors.add(|| FieldError::invalid_shown(&message_at, &shown::rule(given), why)),
+        Some(Err(why)) => errors.add(|| FieldError::invalid_shown(&message_at, &go_format::rule(given), why)),
     }
     if rule.uses_old {
-        if let Some(apart) = apart {
-            let why = format!("oldSelf cannot be used on the uncorrelatable portion of the schema within {apart}");
+        if let Some(uncorrelatable) = uncorrelatable {
+            let why =
+                format!("oldSelf cannot be used on the uncorrelatable portion of the schema within {uncorrelatable}");
             errors.invalid(&rule_at, text(given, "rule"), &why);
         }
     } else if !get(given, "optionalOldSelf").is_null() {
@@ -132,10 +143,10 @@ fn one(
     }
 }
 
-impl Total {
+impl CostTotal {
     fn observe(&mut self, errors: &mut ErrorList, (what, cost): (&str, u64), options: &Options, at: &Path<'_>) {
         if cost > limits::STATIC_RULE && !options.ignores_cost {
-            errors.forbidden(at, &too_much(what, cost, limits::STATIC_RULE));
+            errors.forbidden(at, &budget_exceeded(what, cost, limits::STATIC_RULE));
         }
         self.cost = self.cost.saturating_add(cost);
         if cost >= limits::STATIC_CRD / 100 {
@@ -146,7 +157,7 @@ impl Total {
     }
 }
 
-fn too_much(what: &str, cost: u64, limit: u64) -> String {
+fn budget_exceeded(what: &str, cost: u64, limit: u64) -> String {
     let times = cost as f64 / limit as f64;
     let factor = match times {
         times if times > 100.0 => "more than 100x".to_owned(),

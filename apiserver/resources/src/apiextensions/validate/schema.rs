@@ -1,4 +1,4 @@
-//! The rules of an OpenAPI schema in a definition, those of its structure and its defaults, and then of its parts.
+//! Validates an OpenAPI schema of a definition: keywords, structure, defaults, and the schemas below.
 
 use std::cell::RefCell;
 
@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::options::Options;
 use super::rules;
-use super::{defaults, field_path, shown, structural};
+use super::{defaults, field_path, go_format, structural};
 use crate::apiextensions::schema::{DEPTH_MAX, NODES_MAX, compile};
 use crate::field::{ERRORS_MAX, ErrorList, FieldError, Path};
 use crate::read::{flag, get, items, text, texts};
@@ -17,7 +17,7 @@ pub(super) fn is_type(kind: &str) -> bool {
     kind.is_empty() || TYPES.contains(&kind)
 }
 
-/// What JSON a keyword of schemas holds.
+/// The JSON type of a schema keyword's value.
 fn keyword(key: &str) -> Option<&'static str> {
     Some(match key {
         "$ref"
@@ -52,7 +52,7 @@ fn keyword(key: &str) -> Option<&'static str> {
     })
 }
 
-/// Whether a key is one of schemas.
+/// Whether a key is a schema keyword.
 pub(crate) fn is_keyword(key: &str) -> bool {
     keyword(key).is_some()
 }
@@ -66,12 +66,12 @@ fn below(schema: &Value) -> impl Iterator<Item = &Value> {
     several.chain(one.filter(|schema| schema.is_object())).chain(named).chain(items(schema, "items"))
 }
 
-/// Whether a schema, or one below it, is what is asked for.
+/// Whether a schema, or one below it, satisfies a predicate.
 pub(super) fn any(schema: &Value, pred: &mut dyn FnMut(&Value) -> bool) -> bool {
     schema.is_object() && (pred(schema) || below(schema).any(|schema| any(schema, &mut *pred)))
 }
 
-/// Whether a schema has, by itself, an extension of Kubernetes' that only structural schemas have.
+/// Whether a schema itself has an extension that only structural schemas may have.
 pub(super) fn has_extensions(schema: &Value) -> bool {
     let has = |key: &str| !get(schema, &format!("x-kubernetes-{key}")).is_null();
     let is = |key: &str| flag(schema, &format!("x-kubernetes-{key}"));
@@ -84,7 +84,7 @@ pub(super) fn has_extensions(schema: &Value) -> bool {
         || any("validations")
 }
 
-/// How deep a schema nests, and how many it holds, up to one more than is allowed.
+/// Counts the schemas, up to one more than allowed, and checks the depth.
 fn measure(schema: &Value, depth: usize, nodes: &mut usize) -> usize {
     *nodes += 1;
     if depth > DEPTH_MAX || *nodes > NODES_MAX {
@@ -115,7 +115,7 @@ pub(super) fn validation(
         return errors.invalid(&schema_at, "", &format!("must not hold more than {NODES_MAX} schemas"));
     }
     if has_status {
-        root_of_status(errors, schema, at);
+        status_root(errors, schema, at);
     }
     if flag(schema, "nullable") {
         errors.forbidden(&at.child("openAPIV3Schema.nullable"), "nullable cannot be true at the root");
@@ -154,8 +154,8 @@ pub(super) fn validation(
     }
 }
 
-/// With a status subresource, the status' own schema is taken out of the whole: only some keywords may stand beside it.
-fn root_of_status(errors: &mut ErrorList, schema: &Value, at: &Path<'_>) {
+/// With a status subresource, the root schema may have only certain keywords beside the properties.
+fn status_root(errors: &mut ErrorList, schema: &Value, at: &Path<'_>) {
     const ALLOWED: &[&str] = &[
         "description",
         "type",
@@ -184,7 +184,7 @@ fn root_of_status(errors: &mut ErrorList, schema: &Value, at: &Path<'_>) {
         Pattern MaxItems MinItems UniqueItems MultipleOf Required Items Properties ExternalDocs Example \
         XPreserveUnknownFields XValidations]";
     let kind = text(schema, "type");
-    // Upstream stops at the first that is wrong, in the order of its fields.
+    // Upstream stops at the first error, in the order of its fields.
     let is_first = ["id", "$schema", "$ref"].into_iter().all(|key| get(schema, key).is_null());
     if is_first && !kind.is_empty() && kind != "object" {
         let why =
@@ -194,11 +194,11 @@ fn root_of_status(errors: &mut ErrorList, schema: &Value, at: &Path<'_>) {
     if schema.as_object().into_iter().flatten().any(|(key, _)| !ALLOWED.contains(&key.as_str())) {
         let why =
             format!("only {NAMES} fields are allowed at the root of the schema if the status subresource is enabled");
-        errors.add(|| FieldError::invalid_shown(&at.child("openAPIV3Schema"), &shown::schema(schema), &why));
+        errors.add(|| FieldError::invalid_shown(&at.child("openAPIV3Schema"), &go_format::schema(schema), &why));
     }
 }
 
-/// What no structural schema can have.
+/// A keyword that structural schemas can't have.
 pub(super) fn unsupported_field(schema: &Value) -> Option<String> {
     let mut found = None;
     any(schema, &mut |schema| {
@@ -226,11 +226,11 @@ pub(super) fn unsupported_field(schema: &Value) -> Option<String> {
 struct Walk<'a> {
     options: &'a Options,
     allows_defaults: bool,
-    /// Why there may be no defaults.
+    /// Why defaults are forbidden.
     reason: &'a str,
-    /// Within a kind, a version or metadata.
+    /// Whether the schema is within a kind, a version or metadata.
     in_meta: bool,
-    /// Where schemas are that something is wrong with; one more than are told, if there are more.
+    /// The paths of invalid schemas, up to one more than are reported.
     wrong: &'a RefCell<Vec<String>>,
 }
 
@@ -242,7 +242,7 @@ impl<'a> Walk<'a> {
     fn schema(self, errors: &mut ErrorList, schema: &Value, is_root: bool, at: &Path<'_>) {
         let Value::Object(map) = schema else { return };
         let before = errors.count();
-        let fits = shapes(errors, map, at);
+        let fits = keyword_types(errors, map, at);
         if fits {
             self.keywords(errors, schema, at);
         }
@@ -250,7 +250,7 @@ impl<'a> Walk<'a> {
         if fits {
             self.below(errors, schema, is_root, at);
             let before = errors.count();
-            kubernetes(errors, schema, self.options, at);
+            structural_extensions(errors, schema, self.options, at);
             rule_texts(errors, schema, at);
             if errors.count() == before && of_keywords == 0 {
                 return;
@@ -356,8 +356,8 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Whether every keyword holds JSON of its kind; where schemas may be of several kinds, decoding doesn't look.
-fn shapes(errors: &mut ErrorList, map: &Map<String, Value>, at: &Path<'_>) -> bool {
+/// Whether every keyword's value has its JSON type. Keywords of several types are not checked, as in Go's decoding.
+fn keyword_types(errors: &mut ErrorList, map: &Map<String, Value>, at: &Path<'_>) -> bool {
     let before = errors.count();
     for (key, value) in map {
         let Some(wanted) = keyword(key) else { continue };
@@ -378,8 +378,8 @@ fn shapes(errors: &mut ErrorList, map: &Map<String, Value>, at: &Path<'_>) -> bo
     errors.count() == before
 }
 
-/// `x-kubernetes-…` of structure.
-fn kubernetes(errors: &mut ErrorList, schema: &Value, options: &Options, at: &Path<'_>) {
+/// The structural `x-kubernetes-…` extensions.
+fn structural_extensions(errors: &mut ErrorList, schema: &Value, options: &Options, at: &Path<'_>) {
     let kind = text(schema, "type");
     let key = "x-kubernetes-preserve-unknown-fields";
     if get(schema, key) == &Value::Bool(false) {
@@ -450,7 +450,7 @@ fn list_map(errors: &mut ErrorList, schema: &Value, keys: &[&str], at: &Path<'_>
     }
     if !of_items.is_object() {
         let why = "must only have a single schema if x-kubernetes-list-type is map";
-        return errors.add(|| FieldError::invalid_shown(&items_at, &shown::of_items(schema), why));
+        return errors.add(|| FieldError::invalid_shown(&items_at, &go_format::of_items(schema), why));
     }
     let kind = text(of_items, "type");
     if kind != "object" {
@@ -472,7 +472,7 @@ fn list_map(errors: &mut ErrorList, schema: &Value, keys: &[&str], at: &Path<'_>
     }
 }
 
-/// Keys of list maps are there, and no item is null.
+/// Keys of list maps must be present, and items must not be nullable.
 pub(super) fn list_keys(errors: &mut ErrorList, schema: &Value, at: &Path<'_>) {
     let (listed, of_items) = (text(schema, "x-kubernetes-list-type"), get(schema, "items"));
     if !of_items.is_object() || !matches!(listed, "set" | "map") {
@@ -505,7 +505,7 @@ pub(super) fn list_keys(errors: &mut ErrorList, schema: &Value, at: &Path<'_>) {
     }
 }
 
-/// What rules say beside their expressions.
+/// The texts of rules, without their expressions.
 fn rule_texts(errors: &mut ErrorList, schema: &Value, at: &Path<'_>) {
     const REASONS: &[&str] = &["FieldValueDuplicate", "FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired"];
     let rules_at = at.child("x-kubernetes-validations");
@@ -537,7 +537,7 @@ fn rule_texts(errors: &mut ErrorList, schema: &Value, at: &Path<'_>) {
         if broken(path) {
             errors.invalid(&path_at, path, "must not contain line breaks");
         }
-        // Of a schema that isn't structural nobody can tell.
+        // The path can't be checked in a schema that isn't structural.
         let is_wrong = !path.is_empty() && field_path::parse(path, schema, true).is_err();
         if is_wrong && unsupported_field(schema).is_none() {
             errors.invalid(&path_at, path, "must be a valid path");

@@ -1,4 +1,4 @@
-//! Whether a schema is structural: every field has a type outside of alternatives, and those say nothing of structure.
+//! Whether a schema is structural: every field has a type outside of alternatives, which don't specify structure.
 
 use serde_json::{Map, Value, json};
 
@@ -13,7 +13,7 @@ enum Level {
     Field,
 }
 
-/// What keeps a schema from being structural, sorted.
+/// The violations of structure, sorted.
 pub(super) fn validate(schema: &Value, at: &Path<'_>) -> Vec<FieldError> {
     let mut errors = ErrorList::new();
     invariants(&mut errors, schema, Level::Root, at);
@@ -133,7 +133,7 @@ fn meta(errors: &mut ErrorList, schema: &Value, level: Level, at: &Path<'_>) {
     }
 }
 
-/// Whether a schema of metadata restricts nothing but the names.
+/// Whether a schema of metadata restricts only `name` and `generateName`.
 fn only_names(metadata: &Value) -> bool {
     let names = properties(metadata).all(|(name, _)| name == "name" || name == "generateName");
     let others = metadata.as_object().into_iter().flatten();
@@ -206,7 +206,7 @@ fn nested(errors: &mut ErrorList, schema: &Value, skips_any_of: bool, level: Lev
     }
 }
 
-/// Every field that alternatives at the root name is also specified outside of them (upstream looks no deeper).
+/// Checks that fields in alternatives of the root are also specified outside of them (upstream checks only the root).
 fn completeness(errors: &mut ErrorList, validation: &Value, structure: Option<&Value>, at: &Path<'_>) {
     for key in ["allOf", "anyOf", "oneOf"] {
         let below = at.child(key);
@@ -219,7 +219,7 @@ fn completeness(errors: &mut ErrorList, validation: &Value, structure: Option<&V
     }
 }
 
-/// `outside`: where the structure stands, which lacks what is named within.
+/// `outside`: the path of the structure that lacks the fields.
 fn nested_completeness(
     errors: &mut ErrorList,
     nested: &Value,

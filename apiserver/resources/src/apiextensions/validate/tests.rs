@@ -1,6 +1,6 @@
-//! What upstream's validation says of definitions: those of its own tests (k8s.io/apiextensions-apiserver,
-//! `validation_test.go`) and random changes of them, through its own conversion from v1 as a client's go. Each row has a definition, what it was before if
-//! it is changed, and each error's field, reason and sentence; their order is that of Go's maps.
+//! Replays upstream's validation of definitions: those of its own tests (k8s.io/apiextensions-apiserver,
+//! `validation_test.go`) and random mutations, through its own conversion from v1. Each row has a definition, its
+//! previous state if it is an update, and the field, reason and message of each error, in the order of Go's maps.
 
 use std::fmt::Write as _;
 use std::io::Read as _;
@@ -13,7 +13,7 @@ use crate::apiextensions::definitions::ROW;
 
 const ROWS: &[u8] = include_bytes!("../../testdata/definitions.jsonl.gz");
 
-/// Where the parser of rules stops at a word that stands for a field, upstream's goes on and says what else it stumbled upon.
+/// Upstream's parser continues after a reserved word in a rule and reports further errors; this one stops there.
 const WAIVED: &[&str] = &["Invalid value: {\"Rule\":\"self.in \\u003e 0\""];
 
 #[test]

@@ -1,11 +1,11 @@
-//! Jobs: the selector and the labels of the template are made from the uid that the object has just been given, unless `manualSelector`
-//! says that the client brings its own; a deletion leaves the pods by default, as upstream does for old clients.
+//! Jobs: selector and template labels are generated from the object's new uid unless the client sets
+//! `manualSelector`. A deletion orphans the pods by default, as upstream does for old clients.
 
 use jiff::Timestamp;
 use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
-use crate::cells::{AGE, NAME, age, column, containers_and_images, human, name, selector, wide};
+use crate::cells::{AGE, NAME, age, column, containers_and_images, human_duration, name, selector, wide};
 use crate::core::pods::warnings;
 use crate::core::workloads::{self, SPEC};
 use crate::field::{ErrorList, FieldError, Path};
@@ -17,7 +17,6 @@ mod policies;
 mod status;
 pub(super) mod validate;
 
-/// Jobs.
 pub(crate) static ROW: Row = Row {
     group: "batch",
     kind: "Job",
@@ -59,7 +58,7 @@ const UID_LABELS: [&str; 2] = ["controller-uid", "batch.kubernetes.io/controller
 const COMPLETIONS_MANY: i64 = 100_000;
 const PARALLELISM_MANY: i64 = 10_000;
 
-/// Fills in the template and the policies, also of a Job that is to be made.
+/// Defaults of the template and the policies, which a CronJob's Job template shares.
 pub(super) fn default_parts(spec: &mut Value) {
     workloads::default_template(spec);
     if let Some(policy) = spec.get_mut("podFailurePolicy") {
@@ -71,7 +70,7 @@ pub(super) fn default_parts(spec: &mut Value) {
     }
 }
 
-/// Whether a condition is there with status `True`.
+/// Whether a condition is `True`.
 fn is_true(job: &Value, kind: &str) -> bool {
     let conditions = items(get(job, "status"), "conditions");
     conditions.iter().any(|c| text(c, "type") == kind && text(c, "status") == "True")
@@ -81,7 +80,7 @@ fn is_finished(job: &Value) -> bool {
     is_true(job, "Complete") || is_true(job, "Failed")
 }
 
-/// Warnings about a Job's spec, also of one that is to be made.
+/// Warnings about a Job's spec, or that of a CronJob's Job template.
 pub(super) fn spec_warnings(found: &mut Vec<String>, spec: &Value, path: &Path<'_>) {
     let many = int(spec, "completions").unwrap_or(0) > COMPLETIONS_MANY
         && int(spec, "parallelism").unwrap_or(0) > PARALLELISM_MANY;
@@ -91,7 +90,7 @@ pub(super) fn spec_warnings(found: &mut Vec<String>, spec: &Value, path: &Path<'
     warnings::template(found, get(spec, "template"), &path.child("template"));
 }
 
-/// Labels the template and selects it, by the name and uid that the object has by now.
+/// Generates the template's labels and the selector from the object's name and uid.
 fn generate_selector(object: &mut Value) {
     let meta = get(object, "metadata");
     let (name, uid) = (text(meta, "name").to_owned(), text(meta, "uid").to_owned());
@@ -106,7 +105,7 @@ fn generate_selector(object: &mut Value) {
     default_to(object_mut(object_mut(spec, "selector"), "matchLabels"), UID_LABELS[1], uid);
 }
 
-/// A Job without labels has its template's.
+/// Copies the template's labels to a Job without labels.
 fn copy_labels(object: &mut Value) {
     let labels = get(get(get(get(object, "spec"), "template"), "metadata"), "labels").clone();
     let meta = object_mut(object, "metadata");
@@ -136,14 +135,14 @@ impl Strategy for Job {
     }
 
     fn prepare_create(&self, _: &Context<'_>, object: &mut Value) {
-        // A Job without labels shares one map with its template: what is generated below reaches both.
+        // In upstream a Job without labels shares its map with the template, so generated labels appear in both.
         let template = get(get(get(get(object, "spec"), "template"), "metadata"), "labels");
         let shared = is_zero(get(get(object, "metadata"), "labels")) && !is_zero(template);
         if get(get(object, "spec"), "manualSelector") != &json!(true) {
             generate_selector(object);
         }
-        // Upstream's defaults run again when the stored object is read back: after validation, which refuses names that
-        // are too long for the template's labels, and then says so for the template alone.
+        // Upstream sets defaults again when it reads the stored object. That is after validation, which for a name
+        // too long for a label then reports only the template.
         if shared || rules::label_value(text(get(object, "metadata"), "name")).is_empty() {
             copy_labels(object);
         }
@@ -179,7 +178,7 @@ impl Strategy for Job {
             let labels = get(get(get(get(old, "spec"), "template"), "metadata"), "labels");
             let prefixed = has(labels, NAME_LABELS[1]) && has(labels, UID_LABELS[1]);
             validate::job(&mut errors, new, prefixed);
-            crate::metadata::checked_change(&mut errors, &ROW, new, old);
+            crate::metadata::validate_unchanged(&mut errors, &ROW, new, old);
             validate::update(&mut errors, new, old);
         }
         errors.list()
@@ -201,7 +200,7 @@ impl Strategy for Job {
         true
     }
 
-    fn warns_of_orphans(&self) -> bool {
+    fn warns_on_default_orphaning(&self) -> bool {
         true
     }
 
@@ -220,7 +219,7 @@ impl Strategy for Job {
             },
         };
         let duration = time(status, "startTime").map_or_else(String::new, |start| {
-            human(time(status, "completionTime").unwrap_or(now).duration_since(start))
+            human_duration(time(status, "completionTime").unwrap_or(now).duration_since(start))
         });
         let word = if is_true(object, "Complete") {
             "Complete"

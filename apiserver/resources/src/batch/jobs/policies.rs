@@ -1,10 +1,10 @@
-//! When a Job counts as failed or as done before all its pods are: the policies of failures and of success.
+//! Pod failure policy and success policy of a Job: conditions under which it ends before all its pods do.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::validate::bare;
+use super::validate::error_without_value;
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{get, has, int, items, text};
 use crate::rules;
@@ -48,10 +48,10 @@ pub(super) fn failure_policy(errors: &mut ErrorList, spec: &Value, path: &Path<'
         }
         pod_conditions(errors, conditions, &at.child("onPodConditions"));
         if !codes.is_null() && !conditions.is_empty() {
-            errors.add(|| bare(&at, "specifying both OnExitCodes and OnPodConditions is not supported"));
+            errors.add(|| error_without_value(&at, "specifying both OnExitCodes and OnPodConditions is not supported"));
         }
         if codes.is_null() && conditions.is_empty() {
-            errors.add(|| bare(&at, "specifying one of OnExitCodes and OnPodConditions is required"));
+            errors.add(|| error_without_value(&at, "specifying one of OnExitCodes and OnPodConditions is required"));
         }
     }
 }
@@ -106,36 +106,36 @@ fn exit_codes(errors: &mut ErrorList, codes: &Value, names: &BTreeSet<&str>, pat
     }
 }
 
-/// A list as Go shows it: nil is null.
-fn shown_list(list: &Value, one: impl Fn(&Value) -> String) -> String {
+/// A list in Go's format: nil is null.
+fn go_list(list: &Value, one: impl Fn(&Value) -> String) -> String {
     match list.as_array() {
         Some(list) => format!("[{}]", list.iter().map(one).collect::<Vec<_>>().join(",")),
         None => "null".into(),
     }
 }
 
-pub(super) fn shown_policy(policy: &Value, rule: impl Fn(&Value) -> String) -> String {
+pub(super) fn go_policy(policy: &Value, rule: impl Fn(&Value) -> String) -> String {
     if policy.is_null() {
         return "null".into();
     }
-    format!("{{\"Rules\":{}}}", shown_list(get(policy, "rules"), rule))
+    format!("{{\"Rules\":{}}}", go_list(get(policy, "rules"), rule))
 }
 
-pub(super) fn shown_success_rule(rule: &Value) -> String {
+pub(super) fn go_success_rule(rule: &Value) -> String {
     let (indexes, count) = (get(rule, "succeededIndexes"), get(rule, "succeededCount"));
     format!("{{\"SucceededIndexes\":{indexes},\"SucceededCount\":{count}}}")
 }
 
-pub(super) fn shown_failure_rule(rule: &Value) -> String {
+pub(super) fn go_failure_rule(rule: &Value) -> String {
     let word = |of: &Value, key: &str| Value::from(text(of, key)).to_string();
     let codes = get(rule, "onExitCodes");
     let codes = if codes.is_null() {
         "null".into()
     } else {
-        let (container, values) = (get(codes, "containerName"), shown_list(get(codes, "values"), Value::to_string));
+        let (container, values) = (get(codes, "containerName"), go_list(get(codes, "values"), Value::to_string));
         format!("{{\"ContainerName\":{container},\"Operator\":{},\"Values\":{values}}}", word(codes, "operator"))
     };
-    let conditions = shown_list(get(rule, "onPodConditions"), |pattern| {
+    let conditions = go_list(get(rule, "onPodConditions"), |pattern| {
         format!("{{\"Type\":{},\"Status\":{}}}", word(pattern, "type"), word(pattern, "status"))
     });
     format!("{{\"Action\":{},\"OnExitCodes\":{codes},\"OnPodConditions\":{conditions}}}", word(rule, "action"))
@@ -145,7 +145,7 @@ pub(super) fn success_policy(errors: &mut ErrorList, spec: &Value, path: &Path<'
     let at = path.child("successPolicy");
     let rules = items(get(spec, "successPolicy"), "rules");
     if text(spec, "completionMode") != "Indexed" {
-        let shown = shown_policy(get(spec, "successPolicy"), shown_success_rule);
+        let shown = go_policy(get(spec, "successPolicy"), go_success_rule);
         errors.add(|| FieldError::invalid_shown(&at, &shown, "requires indexed completion mode"));
         return;
     }
@@ -192,7 +192,7 @@ pub(super) fn success_policy(errors: &mut ErrorList, spec: &Value, path: &Path<'
     }
 }
 
-/// Reads `1,3-5,7`: rising, below `completions`.
+/// Parses `1,3-5,7`: ascending, below `completions`.
 pub(super) fn intervals(indexes: &str, completions: i64) -> Result<Vec<(i64, i64)>, String> {
     let mut found: Vec<(i64, i64)> = Vec::new();
     if indexes.is_empty() {

@@ -1,17 +1,17 @@
-//! What a Job's status may say, and how it may go on from what it said before.
+//! Validation of a Job's status, and of its transitions.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 
 use super::policies::intervals;
-use super::validate::bare;
+use super::validate::error_without_value;
 use super::{is_finished, is_true};
 use crate::core::workloads::{STATUS, not_negative};
 use crate::field::{ErrorList, FieldError};
 use crate::read::{get, has, int, is_zero, items, text, time};
 
-/// An update of the status.
+/// Validates an update of the status.
 pub(super) fn update(errors: &mut ErrorList, new: &Value, old: &Value) {
     let (spec, status, was) = (get(new, "spec"), get(new, "status"), get(old, "status"));
     let changed = |key: &str| get(status, key) != get(was, key);
@@ -67,9 +67,9 @@ fn uncounted(errors: &mut ErrorList, status: &Value) {
 
 fn conditions(errors: &mut ErrorList, job: &Value, turned: &dyn Fn(&str) -> bool) {
     let at = STATUS.child("conditions");
-    let mut both = |one: &str, other: &str, asked: bool, why: &str| {
-        if asked && is_true(job, one) && is_true(job, other) {
-            errors.add(|| bare(&at, why));
+    let mut both = |one: &str, other: &str, checked: bool, why: &str| {
+        if checked && is_true(job, one) && is_true(job, other) {
+            errors.add(|| error_without_value(&at, why));
         }
     };
     let why = "cannot set Complete=True and Failed=true conditions";
@@ -102,11 +102,11 @@ fn times(errors: &mut ErrorList, job: &Value, changed: &dyn Fn(&str) -> bool, tu
     let failed_indexes = changed("failedIndexes");
     if (turned("Failed") || failed_indexes) && is_true(job, "Failed") && !is_true(job, "FailureTarget") {
         let why = "cannot set Failed=True condition without the FailureTarget=true condition";
-        errors.add(|| bare(&at, why));
+        errors.add(|| error_without_value(&at, why));
     }
     if (turned("Complete") || turned("SuccessCriteriaMet")) && complete && !is_true(job, "SuccessCriteriaMet") {
         let why = "cannot set Complete=True condition without the SuccessCriteriaMet=true condition";
-        errors.add(|| bare(&at, why));
+        errors.add(|| error_without_value(&at, why));
     }
 }
 
@@ -150,7 +150,7 @@ fn indexes(errors: &mut ErrorList, job: &Value, changed: &dyn Fn(&str) -> bool) 
     }
 }
 
-/// The first index that two ascending lists of intervals have in common.
+/// The first index that two ascending lists of intervals share.
 fn first_common(done: &[(i64, i64)], lost: &[(i64, i64)]) -> Option<i64> {
     let mut lost = lost.iter().peekable();
     done.iter().find_map(|(a, b)| {
@@ -163,14 +163,14 @@ fn criteria(errors: &mut ErrorList, job: &Value) {
     let at = STATUS.child("conditions");
     let met = is_true(job, "SuccessCriteriaMet");
     if met && is_true(job, "Failed") {
-        errors.add(|| bare(&at, "cannot set SuccessCriteriaMet=True and Failed=true conditions"));
+        errors.add(|| error_without_value(&at, "cannot set SuccessCriteriaMet=True and Failed=true conditions"));
     }
     if met && is_true(job, "FailureTarget") {
-        errors.add(|| bare(&at, "cannot set SuccessCriteriaMet=True and FailureTarget=true conditions"));
+        errors.add(|| error_without_value(&at, "cannot set SuccessCriteriaMet=True and FailureTarget=true conditions"));
     }
     if has(get(job, "spec"), "successPolicy") && !met && is_true(job, "Complete") {
         let why = "cannot set Complete=True for Job with SuccessPolicy unless SuccessCriteriaMet=True";
-        errors.add(|| bare(&at, why));
+        errors.add(|| error_without_value(&at, why));
     }
 }
 
@@ -179,7 +179,7 @@ fn going_on(errors: &mut ErrorList, new: &Value, old: &Value) {
     let at = STATUS.child("conditions");
     for kind in ["Failed", "Complete", "FailureTarget"] {
         if is_true(old, kind) && !is_true(new, kind) {
-            errors.add(|| bare(&at, &format!("cannot disable the terminal {kind}=True condition")));
+            errors.add(|| error_without_value(&at, &format!("cannot disable the terminal {kind}=True condition")));
         }
     }
     let count = |of: &Value, key: &str| int(of, key).unwrap_or(0);
@@ -205,10 +205,10 @@ fn going_on(errors: &mut ErrorList, new: &Value, old: &Value) {
     }
     let (met, was_met) = (is_true(new, "SuccessCriteriaMet"), is_true(old, "SuccessCriteriaMet"));
     if was_met && !met {
-        errors.add(|| bare(&at, "cannot disable the SuccessCriteriaMet=True condition"));
+        errors.add(|| error_without_value(&at, "cannot disable the SuccessCriteriaMet=True condition"));
     }
     if is_true(old, "Complete") && !was_met && met {
         let why = "cannot set SuccessCriteriaMet=True for Job already has Complete=true conditions";
-        errors.add(|| bare(&at, why));
+        errors.add(|| error_without_value(&at, why));
     }
 }

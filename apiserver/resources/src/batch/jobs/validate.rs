@@ -1,13 +1,13 @@
-//! A Job's spec: its counts, and what of it may change.
+//! Validation of a Job's spec, and of its updates.
 
 use serde_json::{Value, json};
 
-use super::policies::{failure_policy, shown_failure_rule, shown_policy, shown_success_rule, success_policy};
+use super::policies::{failure_policy, go_failure_rule, go_policy, go_success_rule, success_policy};
 use super::{NAME_LABELS, UID_LABELS, is_true};
-use crate::core::pods::{spec, update::inner_spec, update::same};
-use crate::core::workloads::{self, SPEC, matches, not_negative, shown_selector};
+use crate::core::pods::{spec, update::inner_spec, update::semantically_equal};
+use crate::core::workloads::{self, SPEC, go_selector, matches, not_negative};
 use crate::field::{ErrorList, FieldError, IMMUTABLE, Path};
-use crate::inner;
+use crate::go_structs;
 use crate::read::{get, has, int, is_zero, items, items_mut, object_mut, put, text};
 use crate::rules;
 
@@ -18,12 +18,12 @@ const PARALLELISM_OF_MANY_MAX: i64 = 10_000;
 const FAILED_INDEXES_OF_MANY_MAX: i64 = 10_000;
 const MANAGED_BY_BYTES_MAX: usize = 63;
 
-/// A finding that shows no value.
-pub(super) fn bare(path: &Path<'_>, why: &str) -> FieldError {
+/// An error that omits the value.
+pub(super) fn error_without_value(path: &Path<'_>, why: &str) -> FieldError {
     FieldError::new("FieldValueInvalid", path, format!("Invalid value: {why}"))
 }
 
-/// Everything that a Job must satisfy.
+/// Validates a Job.
 pub(super) fn job(errors: &mut ErrorList, job: &Value, prefixed_labels: bool) {
     generated_selector(errors, job, prefixed_labels);
     selected_spec(errors, get(job, "spec"));
@@ -70,11 +70,11 @@ fn generated_selector(errors: &mut ErrorList, job: &Value, prefixed: bool) {
         && !matches(&parsed, &Value::Object(expected))
     {
         let why = "`selector` not auto-generated";
-        errors.add(|| FieldError::invalid_shown(&SPEC.child("selector"), &shown_selector(selector), why));
+        errors.add(|| FieldError::invalid_shown(&SPEC.child("selector"), &go_selector(selector), why));
     }
 }
 
-/// A Job's spec, also of one that is to be made.
+/// Validates a Job's spec, or that of a CronJob's Job template.
 pub(in crate::batch) fn job_spec(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     counts(errors, spec, path);
     if has(spec, "podFailurePolicy") {
@@ -106,11 +106,11 @@ pub(in crate::batch) fn job_spec(errors: &mut ErrorList, spec: &Value, path: &Pa
     }
 }
 
-/// The same with its selector, which a Job that is to be made doesn't have.
+/// Validates a Job's spec with its selector, which a Job template lacks.
 fn selected_spec(errors: &mut ErrorList, spec: &Value) {
     job_spec(errors, spec, &SPEC);
     if let Some(selector) = workloads::selector(errors, spec, None, &SPEC) {
-        workloads::selected(errors, &selector, get(spec, "template"), &SPEC.child("template"));
+        workloads::template_matches(errors, &selector, get(spec, "template"), &SPEC.child("template"));
     }
 }
 
@@ -199,44 +199,44 @@ fn managed_by(errors: &mut ErrorList, name: &str, path: &Path<'_>) {
     }
 }
 
-/// What of a Job may change.
+/// Validates an update of a Job.
 pub(super) fn update(errors: &mut ErrorList, new: &Value, old_job: &Value) {
     let (spec, old) = (get(new, "spec"), get(old_job, "spec"));
     selected_spec(errors, spec);
     let completions_at = SPEC.child("completions");
     let (now, was) = (int(spec, "completions"), int(old, "completions"));
     if text(spec, "completionMode") != "Indexed" {
-        stays(errors, spec, old, "completions");
+        field_is_immutable(errors, spec, old, "completions");
     } else if now != was
         && let Some(now) = now
         && Some(now) != int(spec, "parallelism")
     {
         errors.invalid(&completions_at, now, "can only be modified in tandem with spec.parallelism");
     }
-    workloads::selector_stays(errors, new, old_job);
+    workloads::selector_is_immutable(errors, new, old_job);
     template(errors, spec, old_job);
     for key in ["completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy", "successPolicy"] {
-        stays(errors, spec, old, key);
+        field_is_immutable(errors, spec, old, key);
     }
 }
 
-fn stays(errors: &mut ErrorList, new: &Value, old: &Value, key: &str) {
-    if !same(get(new, key), get(old, key)) {
+fn field_is_immutable(errors: &mut ErrorList, new: &Value, old: &Value, key: &str) {
+    if !semantically_equal(get(new, key), get(old, key)) {
         let at = SPEC.child(key);
         let now = get(new, key);
         match key {
             "podFailurePolicy" => {
-                errors.add(|| FieldError::invalid_shown(&at, &shown_policy(now, shown_failure_rule), IMMUTABLE));
+                errors.add(|| FieldError::invalid_shown(&at, &go_policy(now, go_failure_rule), IMMUTABLE));
             }
             "successPolicy" => {
-                errors.add(|| FieldError::invalid_shown(&at, &shown_policy(now, shown_success_rule), IMMUTABLE));
+                errors.add(|| FieldError::invalid_shown(&at, &go_policy(now, go_success_rule), IMMUTABLE));
             }
             _ => errors.invalid(&at, now.clone(), IMMUTABLE),
         }
     }
 }
 
-/// The template stays, but where a suspended Job may still be placed otherwise or be given other resources.
+/// The template is immutable, except for placement and resources of a suspended Job.
 fn template(errors: &mut ErrorList, spec: &Value, old_job: &Value) {
     let old_spec = get(old_job, "spec");
     let (new, mut old) = (get(spec, "template"), get(old_spec, "template").clone());
@@ -253,7 +253,7 @@ fn template(errors: &mut ErrorList, spec: &Value, old_job: &Value) {
                 affinity = json!({});
             }
             put(&mut affinity, "nodeAffinity", get(now, "nodeAffinity").clone());
-            // An empty struct that is there is not an absent one.
+            // A present empty struct differs from an absent one.
             let gone = now.is_null() && is_zero(&affinity);
             put(pod, "affinity", if gone { Value::Null } else { affinity });
         }
@@ -278,12 +278,12 @@ fn template(errors: &mut ErrorList, spec: &Value, old_job: &Value) {
                 }
             }
         }
-        if !same(new_pod, pod) {
-            inner::invalid(errors, &SPEC.child("template.spec"), &inner_spec(new_pod), "PodSpec", IMMUTABLE);
+        if !semantically_equal(new_pod, pod) {
+            go_structs::invalid(errors, &SPEC.child("template.spec"), &inner_spec(new_pod), "PodSpec", IMMUTABLE);
         }
-    } else if !same(new, &old) {
+    } else if !semantically_equal(new, &old) {
         let mut shown = new.clone();
         put(&mut shown, "spec", inner_spec(get(new, "spec")));
-        inner::invalid(errors, &SPEC.child("template"), &shown, "PodTemplateSpec", IMMUTABLE);
+        go_structs::invalid(errors, &SPEC.child("template"), &shown, "PodTemplateSpec", IMMUTABLE);
     }
 }

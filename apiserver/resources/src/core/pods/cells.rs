@@ -1,4 +1,4 @@
-//! A pod's row in a table: above all the one word that says how it is.
+//! A pod's table row, including its displayed status.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -35,12 +35,12 @@ impl Restarts {
 /// The cells of [`COLUMNS`].
 pub(super) fn cells(pod: &Value, now: Timestamp) -> Vec<Value> {
     let (spec, status) = (get(pod, "spec"), get(pod, "status"));
-    let word = Word::of(pod, spec, status);
-    let restarts = match word.restarts.last {
-        Some(_) if word.restarts.count != 0 => {
-            format!("{} ({} ago)", word.restarts.count, since(word.restarts.last, now))
+    let status_cells = PodStatusCells::of(pod, spec, status);
+    let restarts = match status_cells.restarts.last {
+        Some(_) if status_cells.restarts.count != 0 => {
+            format!("{} ({} ago)", status_cells.restarts.count, since(status_cells.restarts.last, now))
         }
-        _ => word.restarts.count.to_string(),
+        _ => status_cells.restarts.count.to_string(),
     };
     let or_none = |text: &str| json!(if text.is_empty() { "<none>" } else { text });
     let gates = items(spec, "readinessGates");
@@ -55,8 +55,8 @@ pub(super) fn cells(pod: &Value, now: Timestamp) -> Vec<Value> {
     let ip = items(status, "podIPs").first().map_or("", |ip| text(ip, "ip"));
     vec![
         name(pod),
-        json!(format!("{}/{}", word.ready, word.containers)),
-        json!(word.reason),
+        json!(format!("{}/{}", status_cells.ready, status_cells.containers)),
+        json!(status_cells.reason),
         json!(restarts),
         age(pod, now),
         or_none(ip),
@@ -66,14 +66,14 @@ pub(super) fn cells(pod: &Value, now: Timestamp) -> Vec<Value> {
     ]
 }
 
-struct Word {
+struct PodStatusCells {
     reason: String,
     ready: usize,
     containers: usize,
     restarts: Restarts,
 }
 
-fn ended(state: &Value, prefix: &str) -> String {
+fn termination_reason(state: &Value, prefix: &str) -> String {
     let reason = text(state, "reason");
     match int(state, "signal").unwrap_or(0) {
         _ if !reason.is_empty() => format!("{prefix}{reason}"),
@@ -82,45 +82,45 @@ fn ended(state: &Value, prefix: &str) -> String {
     }
 }
 
-impl Word {
+impl PodStatusCells {
     fn of(pod: &Value, spec: &Value, status: &Value) -> Self {
         let phase = text(status, "phase");
         let own = text(status, "reason");
         let condition =
             |kind: &'static str| items(status, "conditions").iter().filter(move |c| text(c, "type") == kind);
-        let mut word = Self {
+        let mut status_cells = Self {
             reason: if own.is_empty() { phase } else { own }.to_owned(),
             ready: 0,
             containers: items(spec, "containers").len(),
             restarts: Restarts::default(),
         };
         if condition("PodScheduled").any(|c| text(c, "reason") == "SchedulingGated") {
-            word.reason = "SchedulingGated".into();
+            status_cells.reason = "SchedulingGated".into();
         }
         let sidecar = |name: &str| {
             items(spec, "initContainers")
                 .iter()
                 .any(|c| text(c, "name") == name && text(c, "restartPolicy") == "Always")
         };
-        word.containers +=
+        status_cells.containers +=
             items(spec, "initContainers").iter().filter(|c| text(c, "restartPolicy") == "Always").count();
-        let (initializing, of_sidecars) = word.init(spec, status, &sidecar);
+        let (initializing, of_sidecars) = status_cells.init(spec, status, &sidecar);
         if !initializing || condition("Initialized").any(|c| text(c, "status") == "True") {
-            word.restarts = of_sidecars;
+            status_cells.restarts = of_sidecars;
             let ready = condition("Ready").any(|c| text(c, "status") == "True");
-            word.running(status, ready);
+            status_cells.running(status, ready);
         }
         if has(get(pod, "metadata"), "deletionTimestamp") {
             if own == "NodeLost" {
-                word.reason = "Unknown".into();
+                status_cells.reason = "Unknown".into();
             } else if phase != "Failed" && phase != "Succeeded" {
-                word.reason = "Terminating".into();
+                status_cells.reason = "Terminating".into();
             }
         }
-        word
+        status_cells
     }
 
-    /// Whether an init container holds the pod up, and the sidecars' restarts.
+    /// Computes the status from init containers; returns whether one is pending, and the sidecars' restarts.
     fn init(&mut self, spec: &Value, status: &Value, sidecar: &dyn Fn(&str) -> bool) -> (bool, Restarts) {
         let mut of_sidecars = Restarts::default();
         for (i, container) in items(status, "initContainerStatuses").iter().enumerate() {
@@ -140,7 +140,7 @@ impl Word {
             }
             let why = text(waiting, "reason");
             self.reason = if !terminated.is_null() {
-                ended(terminated, "Init:")
+                termination_reason(terminated, "Init:")
             } else if !why.is_empty() && why != "PodInitializing" {
                 format!("Init:{why}")
             } else {
@@ -160,7 +160,7 @@ impl Word {
             if !why.is_empty() {
                 self.reason = why.into();
             } else if !terminated.is_null() {
-                self.reason = ended(terminated, "");
+                self.reason = termination_reason(terminated, "");
                 if int(terminated, "exitCode").unwrap_or(0) != 0 {
                     failure.clone_from(&self.reason);
                 }

@@ -1,4 +1,4 @@
-//! What a claim of a volume asks for: shared by PersistentVolumeClaims, the ephemeral volumes of pods and the templates of StatefulSets.
+//! The spec of a volume claim, shared by PersistentVolumeClaims, ephemeral volumes and StatefulSet templates.
 
 use serde_json::{Value, json};
 
@@ -11,7 +11,7 @@ use crate::rules;
 
 const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
 
-/// How a volume may be mounted, by a claim or a volume that must say so.
+/// Access modes, at least one of which is required.
 pub(crate) fn access_modes(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     let modes_at = path.child("accessModes");
     for mode in texts(spec, "accessModes") {
@@ -25,7 +25,7 @@ pub(crate) fn access_modes(errors: &mut ErrorList, spec: &Value, path: &Path<'_>
     }
 }
 
-/// `volumeMode`, where it is given.
+/// `volumeMode`, if set.
 pub(crate) fn volume_mode(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     let mode = text(spec, "volumeMode");
     if has(spec, "volumeMode") && !["Block", "Filesystem"].contains(&mode) {
@@ -33,7 +33,7 @@ pub(crate) fn volume_mode(errors: &mut ErrorList, spec: &Value, path: &Path<'_>)
     }
 }
 
-/// The spec of a claim.
+/// Validates the spec of a claim.
 pub(crate) fn spec(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     if texts(spec, "accessModes").next().is_none() {
         errors.required(&path.child("accessModes"), "at least 1 access mode is required");

@@ -12,7 +12,7 @@ use crate::rules;
 const RESTART_RULES_MAX: usize = 20;
 const EXIT_CODES_MAX: usize = 255;
 
-/// What the rules for one container need to know of the pod around it.
+/// Properties of the pod that the rules of its containers need.
 pub(super) struct PodValidationContext<'a> {
     pub(super) volumes: BTreeMap<&'a str, &'a Value>,
     pub(super) claims: BTreeSet<&'a str>,
@@ -22,7 +22,7 @@ pub(super) struct PodValidationContext<'a> {
     pub(super) os: Option<&'a str>,
 }
 
-/// The pod's own containers.
+/// Regular containers.
 pub(super) fn containers(errors: &mut ErrorList, list: &[Value], around: &PodValidationContext<'_>, path: &Path<'_>) {
     if list.is_empty() {
         errors.required(path, "");
@@ -43,7 +43,7 @@ pub(super) fn containers(errors: &mut ErrorList, list: &[Value], around: &PodVal
     host_ports(errors, list, path);
 }
 
-/// Init containers; those that restart always are sidecars.
+/// Init containers; those with restart policy `Always` are sidecars.
 pub(super) fn init_containers(
     errors: &mut ErrorList,
     list: &[Value],
@@ -89,7 +89,6 @@ pub(super) fn init_containers(
     }
 }
 
-/// Ephemeral containers.
 pub(super) fn ephemeral_containers(
     errors: &mut ErrorList,
     spec: &Value,
@@ -137,7 +136,7 @@ pub(super) fn ephemeral_containers(
     }
 }
 
-/// Images with blanks around them, which only pods refuse.
+/// Rejects whitespace around images, a rule of pods only.
 pub(super) fn image_padding(errors: &mut ErrorList, container: &Value, path: &Path<'_>) {
     let image = text(container, "image");
     if image.trim().len() != image.len() {
@@ -172,7 +171,6 @@ fn common(errors: &mut ErrorList, container: &Value, around: &PodValidationConte
     security::container(errors, get(container, "securityContext"), around.host_users, &path.child("securityContext"));
 }
 
-/// When an image is pulled.
 pub(super) fn pull_policy(errors: &mut ErrorList, policy: &str, path: &Path<'_>) {
     match policy {
         "Always" | "IfNotPresent" | "Never" => {}
@@ -414,7 +412,7 @@ fn restart_policy(errors: &mut ErrorList, container: &Value, path: &Path<'_>) {
     }
 }
 
-/// Claims on devices that the pod names.
+/// Device claims, which must be among the pod's.
 pub(super) fn resource_claims(errors: &mut ErrorList, claims: &[Value], path: &Path<'_>) {
     const ORDER: &[&str] = &["Name", "ResourceClaimName", "ResourceClaimTemplateName"];
     let mut names = BTreeSet::new();

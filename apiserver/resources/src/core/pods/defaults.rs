@@ -1,10 +1,10 @@
-//! What the API server fills into pods and pod templates.
+//! Defaults of pods and pod templates.
 
 use serde_json::{Value, json};
 
 use crate::read::{default_to, default_zero_to, flag, get, has, int, is_zero, items, items_mut, object_mut, put, text};
 
-/// Volume sources of a pod, as they stand beside a volume's name.
+/// Fields of a volume that are sources.
 const VOLUME_SOURCES: &[&str] = &[
     "awsElasticBlockStore",
     "azureDisk",
@@ -44,7 +44,7 @@ const REPOSITORY_BYTES_MAX: usize = 255;
 const TOKEN_SECONDS: i64 = 3600;
 const GRACE_SECONDS: i64 = 30;
 
-/// Fills a Pod.
+/// Sets a Pod's defaults.
 pub(crate) fn pod(object: &mut Value) {
     old_annotations(object);
     super::update::normalize_ips(object);
@@ -71,7 +71,7 @@ pub(crate) fn pod(object: &mut Value) {
     default_to(spec, "enableServiceLinks", true);
 }
 
-/// Annotations that once stood for init containers are dropped.
+/// Drops annotations of init containers from early releases.
 pub(crate) fn old_annotations(object: &mut Value) {
     const OLD: [&str; 4] = [
         "pod.beta.kubernetes.io/init-containers",
@@ -97,7 +97,7 @@ fn requests_from_limits(container: &mut Value) {
     }
 }
 
-/// Fills the spec of a Pod or of a template.
+/// Sets the defaults of a Pod's or a template's spec.
 pub(crate) fn pod_spec(spec: &mut Value) {
     if !spec.is_object() {
         return;
@@ -177,7 +177,7 @@ fn field_ref(source: &mut Value) {
     }
 }
 
-/// Go's encoder writes a divisor always: an absent one is the quantity 0.
+/// Go's encoder always writes a divisor: an absent one is the quantity 0.
 fn divisor(source: &mut Value) {
     if let Some(reference) = source.get_mut("resourceFieldRef").filter(|r| r.is_object()) {
         default_to(reference, "divisor", "0");
@@ -192,8 +192,8 @@ fn pull_policy(image: &str) -> &'static str {
     }
 }
 
-/// The tag of an image reference: `latest` where it names neither tag nor digest, `None` where it doesn't parse or has
-/// a digest only.
+/// The tag of an image reference: `latest` without tag and digest, `None` with a digest only or if the reference
+/// doesn't parse.
 fn image_tag(image: &str) -> Option<&str> {
     let (name, digest) = match image.split_once('@') {
         Some((name, digest)) => (name, Some(digest)),
@@ -227,7 +227,7 @@ fn image_tag(image: &str) -> Option<&str> {
 
 /// Whether a reference's repository parses (distribution/reference): a domain, then lower-case path components.
 fn is_repository(name: &str) -> bool {
-    // What could be an image's own digest is not taken for a name.
+    // A text with the form of an image ID is no name.
     if name.len() == 64 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
         return false;
     }
@@ -248,7 +248,7 @@ fn is_repository(name: &str) -> bool {
         }
         parts.remove(0);
     }
-    // Images of one word are in `library/` of the default registry.
+    // Single-component names are below `library/` in the default registry.
     let library = if !domain && parts.len() == 1 { "library/".len() } else { 0 };
     if library + parts.join("/").len() > REPOSITORY_BYTES_MAX {
         return false;
@@ -256,7 +256,7 @@ fn is_repository(name: &str) -> bool {
     parts.iter().all(|part| is_path_component(part))
 }
 
-/// Lower-case letters and digits, with a dot, one or two underscores, or any dashes between them.
+/// Lower-case letters and digits, separated by a dot, one or two underscores, or dashes.
 fn is_path_component(part: &str) -> bool {
     let is_word = |b: char| b.is_ascii_lowercase() || b.is_ascii_digit();
     let separators = part.split(is_word).filter(|between| !between.is_empty());
@@ -304,7 +304,7 @@ fn volume_source(volume: &mut Value) {
     }
 }
 
-/// The same of sources that persistent volumes have, too.
+/// Defaults of sources that persistent volumes share.
 pub(crate) fn disk(volume: &mut Value) {
     if let Some(path) = volume.get_mut("hostPath").filter(|p| p.is_object()) {
         default_to(path, "type", "");
@@ -336,7 +336,7 @@ fn downward_items(api: &mut Value) {
     }
 }
 
-/// Fields of features that upstream v1.36 has switched off: taken out of a spec unless the old one has them.
+/// Drops fields of features that upstream v1.36 disables, unless the old spec has them.
 pub(crate) fn drop_disabled(spec: &mut Value, old: Option<&Value>) {
     if !spec.is_object() {
         return;

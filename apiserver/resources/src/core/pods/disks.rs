@@ -1,4 +1,4 @@
-//! Volume sources of storage systems, most of them long gone: the API still checks what they name.
+//! Volume sources of storage systems. Most have no driver any more; the API still validates them.
 
 use std::sync::LazyLock;
 
@@ -17,7 +17,7 @@ static IS_IQN: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(r"iqn\.\d{4}-\d{2}\.([[:alnum:].-]+)(:[^,;*&$|\s]+)$").expect("the pattern is a constant")
 });
 
-/// One source by the name of its field.
+/// Validates one source by the name of its field.
 pub(crate) fn source(errors: &mut ErrorList, key: &str, source: &Value, path: &Path<'_>) {
     match key {
         "gitRepo" => {
@@ -241,7 +241,7 @@ fn csi(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
     }
 }
 
-/// Whether Go's struct would have it, an empty list included.
+/// Whether a Go struct field is set; an empty list counts as set.
 pub(crate) fn is_set(value: &Value) -> bool {
     value.is_array() || value.is_object() || !is_zero(value)
 }

@@ -29,7 +29,7 @@ const RESOURCE_FIELDS: &[&str] = &[
 ];
 const BYTE_DIVISORS: &[&str] = &["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
 
-/// Variables one by one.
+/// Validates each variable.
 pub(super) fn variables(errors: &mut ErrorList, variables: &[Value], path: &Path<'_>) {
     for (i, variable) in variables.iter().enumerate() {
         let at = path.index(i);
@@ -104,7 +104,7 @@ fn subscript(field_path: &str) -> Option<(&str, &str)> {
     (!path.is_empty()).then_some((path, rest))
 }
 
-/// A field of the pod, as an environment variable or a file may show it.
+/// A pod field in an environment variable or a file.
 pub(super) fn field_ref(errors: &mut ErrorList, reference: &Value, allowed: &[&str], path: &Path<'_>) {
     let (version, field) = (text(reference, "apiVersion"), text(reference, "fieldPath"));
     if version.is_empty() {
@@ -159,7 +159,7 @@ pub(super) fn field_ref(errors: &mut ErrorList, reference: &Value, allowed: &[&s
     }
 }
 
-/// A container's resource, as an environment variable or a file (`volume`) may show it.
+/// A container's resource in an environment variable or a file (`volume`).
 pub(super) fn resource_field_ref(errors: &mut ErrorList, reference: &Value, path: &Path<'_>, volume: bool) {
     let resource = text(reference, "resource");
     let huge = resource.starts_with("requests.hugepages-") || resource.starts_with("limits.hugepages-");
@@ -187,7 +187,7 @@ pub(super) fn resource_field_ref(errors: &mut ErrorList, reference: &Value, path
     }
 }
 
-/// Whole config maps and secrets.
+/// `envFrom`: whole config maps and secrets.
 pub(super) fn sources(errors: &mut ErrorList, sources: &[Value], path: &Path<'_>) {
     for (i, source) in sources.iter().enumerate() {
         let at = path.index(i);
@@ -217,7 +217,7 @@ pub(super) fn sources(errors: &mut ErrorList, sources: &[Value], path: &Path<'_>
     }
 }
 
-/// Variables read from files must name an emptyDir of the pod.
+/// Variables from files must refer to an emptyDir of the pod.
 pub(super) fn file_keys(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     for list in ["initContainers", "containers", "ephemeralContainers"] {
         let list_at = path.child(list);

@@ -1,6 +1,6 @@
-//! Pods: the one kind with a hundred rules, by subject; templates of workloads share them.
+//! Pods: the kind with the most rules, one file per subject; templates of workloads share them.
 
-use crate::Unwritten;
+use crate::ResetFields;
 use std::collections::{BTreeMap, VecDeque};
 
 use jiff::Timestamp;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{get, has, int, items, items_mut, put, text};
 use crate::{
-    Column, Context, MetadataChecks, Proxied, Row, STATUS, Storage, Strategy, Subresource, SubresourceKind, Verb,
+    Column, Context, MetadataChecks, ProxyBackend, Row, STATUS, Storage, Strategy, Subresource, SubresourceKind, Verb,
     prepare_update_by_default, proxy,
 };
 
@@ -33,7 +33,6 @@ pub(crate) mod warnings;
 
 pub(crate) use probes::port;
 
-/// Pods.
 pub(crate) static ROW: Row = Row {
     kind: "Pod",
     plural: "pods",
@@ -84,12 +83,12 @@ pub(crate) static ROW: Row = Row {
             body: Some(("", "v1", "PodPortForwardOptions")),
             verbs: &[Verb::Create, Verb::Get],
         },
-        proxy(Proxied::Pod, "PodProxyOptions"),
+        proxy(ProxyBackend::Pod, "PodProxyOptions"),
         Subresource { name: "log", what: SubresourceKind::Log, body: None, verbs: &[Verb::Get] },
         STATUS,
     ],
     storage: Storage::Stored("pods"),
-    // What nodes, and controllers by their selectors, ask for.
+    // Nodes list by it, and so do controllers with a selector.
     indexed_fields: &["spec.nodeName"],
     indexes_labels: true,
     shows_empty: true,
@@ -133,19 +132,19 @@ fn each_container<'a>(spec: &'a Value, path: &Path<'_>, mut visit: impl FnMut(&'
 }
 
 impl Strategy for Pod {
-    fn unwritten(&self, subresource: &str) -> Unwritten {
+    fn reset_fields(&self, subresource: &str) -> ResetFields {
         match subresource {
             "status" => {
-                Unwritten::Below(&[&["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"], &["spec"]])
+                ResetFields::Below(&[&["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"], &["spec"]])
             }
-            "ephemeralcontainers" => Unwritten::AllBut(&[&[Some("spec"), Some("ephemeralContainers")]]),
-            "resize" => Unwritten::AllBut(&[
+            "ephemeralcontainers" => ResetFields::AllBut(&[&[Some("spec"), Some("ephemeralContainers")]]),
+            "resize" => ResetFields::AllBut(&[
                 &[Some("spec"), Some("containers"), None, Some("resources")],
                 &[Some("spec"), Some("containers"), None, Some("resizePolicy")],
                 &[Some("spec"), Some("initContainers"), None, Some("resources")],
                 &[Some("spec"), Some("initContainers"), None, Some("resizePolicy")],
             ]),
-            _ => Unwritten::Below(&[&["status"]]),
+            _ => ResetFields::Below(&[&["status"]]),
         }
     }
 
@@ -177,9 +176,9 @@ impl Strategy for Pod {
         if context.subresource == "status" {
             prepare_status(new, old);
         } else if context.subresource == update::EPHEMERAL_CONTAINERS {
-            update::only_ephemeral_containers(new, old);
+            update::restore_except_ephemeral_containers(new, old);
         } else if context.subresource == resize::RESIZE {
-            resize::only_resources(new, old);
+            resize::restore_except_resources(new, old);
         } else if let Some(spec) = new.get_mut("spec") {
             defaults::drop_disabled(spec, Some(get(old, "spec")));
         }
@@ -233,7 +232,7 @@ impl Strategy for Pod {
 
     fn grace_seconds(&self, object: &Value) -> Option<i64> {
         let spec = get(object, "spec");
-        if !may_linger(object) {
+        if !deletes_gracefully(object) {
             return Some(0);
         }
         let seconds = int(spec, "terminationGracePeriodSeconds").unwrap_or(0);
@@ -241,7 +240,7 @@ impl Strategy for Pod {
     }
 
     fn grace_allowed(&self, object: &Value) -> bool {
-        may_linger(object)
+        deletes_gracefully(object)
     }
 
     fn columns(&self) -> &'static [Column] {
@@ -276,24 +275,22 @@ impl Strategy for Pod {
     }
 }
 
-/// A pod that runs nowhere, or has ended, goes at once, whatever grace the client names.
-fn may_linger(pod: &Value) -> bool {
+/// Whether graceful deletion applies: an unscheduled or ended pod is deleted at once.
+fn deletes_gracefully(pod: &Value) -> bool {
     let phase = text(get(pod, "status"), "phase");
     !text(get(pod, "spec"), "nodeName").is_empty() && phase != "Failed" && phase != "Succeeded"
 }
 
-/// A status keeps what a writer doesn't know of: quality of service and observed generations. Whose the pod is and when it goes
-/// is not its writer's to say.
-/// Takes fields of upstream's disabled features away, unless they are there already.
+/// Drops fields of upstream's disabled features unless the old status has them.
 fn drop_disabled(status: &mut Value, old: &Value) {
     const CLAIMS: &str = "nodeAllocatableResourceClaimStatuses";
     const LISTS: [&str; 3] = ["containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"];
     if !has(old, CLAIMS) {
         put(status, CLAIMS, Value::Null);
     }
-    let tells = |mount: &Value| has(mount, "volumeStatus");
+    let has_status = |mount: &Value| has(mount, "volumeStatus");
     let mounts = LISTS.iter().flat_map(|list| items(old, list)).flat_map(|one| items(one, "volumeMounts"));
-    if mounts.into_iter().any(tells) {
+    if mounts.into_iter().any(has_status) {
         return;
     }
     for list in LISTS {
@@ -303,6 +300,7 @@ fn drop_disabled(status: &mut Value, old: &Value) {
     }
 }
 
+/// Keeps what a status writer can't change or doesn't know: owner, deletion, quality of service, observed generations.
 fn prepare_status(new: &mut Value, old: &Value) {
     if let Some(meta) = new.get_mut("metadata") {
         for key in ["ownerReferences", "deletionTimestamp"] {

@@ -1,4 +1,4 @@
-//! Where a pod may run: node selectors, affinities, tolerations, topology spread, gates.
+//! Scheduling constraints: node selectors, affinities, tolerations, topology spread, gates.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use crate::rules;
 const EFFECTS: &[&str] = &["NoSchedule", "PreferNoSchedule", "NoExecute"];
 const POSITIVE: &str = "must be greater than zero";
 
-/// Node, pod and anti-affinity.
+/// Node affinity, pod affinity and anti-affinity.
 pub(super) fn affinity(errors: &mut ErrorList, affinity: &Value, path: &Path<'_>) {
     node_affinity(errors, get(affinity, "nodeAffinity"), &path.child("nodeAffinity"));
     for key in ["podAffinity", "podAntiAffinity"] {
@@ -51,7 +51,7 @@ fn node_affinity(errors: &mut ErrorList, affinity: &Value, path: &Path<'_>) {
     }
 }
 
-/// A node selector: terms of which one must match.
+/// A node selector: its terms are ORed.
 pub(crate) fn node_selector(errors: &mut ErrorList, selector: &Value, path: &Path<'_>) {
     let at = path.child("nodeSelectorTerms");
     let terms = items(selector, "nodeSelectorTerms");
@@ -175,7 +175,7 @@ fn match_label_keys(errors: &mut ErrorList, term: &Value, path: &Path<'_>) {
     }
 }
 
-/// Adds what `matchLabelKeys` and `mismatchLabelKeys` stand for to the label selectors of a new pod.
+/// Adds the requirements of `matchLabelKeys` and `mismatchLabelKeys` to the label selectors of a new pod.
 pub(super) fn apply_label_keys(pod: &mut Value) {
     let labels = get(get(pod, "metadata"), "labels").clone();
     let Some(spec) = pod.get_mut("spec") else { return };
@@ -211,7 +211,6 @@ fn extend_selector(term: &mut Value, labels: &Value) {
     }
 }
 
-/// A taint's effect.
 pub(crate) fn taint_effect(errors: &mut ErrorList, effect: &str, path: &Path<'_>) {
     if effect.is_empty() {
         errors.required(path, "");
@@ -257,9 +256,8 @@ pub(crate) fn tolerations(errors: &mut ErrorList, tolerations: &[Value], path: &
     }
 }
 
-/// Topology spread constraints.
 pub(super) fn spread(errors: &mut ErrorList, constraints: &[Value], path: &Path<'_>) {
-    // Where each pair stands last: it is told of all that stand before.
+    // The last occurrence of each pair reports all earlier ones.
     let pair = |constraint| (text(constraint, "topologyKey"), text(constraint, "whenUnsatisfiable"));
     let last: BTreeMap<_, _> = constraints.iter().enumerate().map(|(i, constraint)| (pair(constraint), i)).collect();
     for (i, constraint) in constraints.iter().enumerate() {
@@ -298,7 +296,6 @@ pub(super) fn spread(errors: &mut ErrorList, constraints: &[Value], path: &Path<
     }
 }
 
-/// Scheduling gates.
 pub(super) fn gates(errors: &mut ErrorList, gates: &[Value], path: &Path<'_>) {
     let mut seen = BTreeSet::new();
     for (i, gate) in gates.iter().enumerate() {

@@ -9,7 +9,7 @@ use crate::rules;
 
 const ONE_HANDLER: &str = "may not specify more than 1 handler type";
 
-/// A container's three probes.
+/// Liveness, readiness and startup probe of a container.
 pub(super) fn probes(errors: &mut ErrorList, container: &Value, around: &PodValidationContext<'_>, path: &Path<'_>) {
     for key in ["livenessProbe", "readinessProbe", "startupProbe"] {
         let probe = get(container, key);
@@ -40,7 +40,7 @@ pub(super) fn probes(errors: &mut ErrorList, container: &Value, around: &PodVali
     }
 }
 
-/// A container's hooks.
+/// Lifecycle hooks of a container.
 pub(super) fn lifecycle(errors: &mut ErrorList, container: &Value, around: &PodValidationContext<'_>, path: &Path<'_>) {
     let lifecycle = get(container, "lifecycle");
     if lifecycle.is_null() {

@@ -1,29 +1,28 @@
-//! The subresource `resize` of a Pod (KEP-1287, KEP-5419): CPU and memory of its containers and of the whole pod change while
-//! it runs. Rules and words are upstream's `ValidatePodResize`.
+//! The subresource `resize` of a Pod (KEP-1287, KEP-5419): in-place changes of CPU and memory, per container and for
+//! the pod. Rules and messages are those of upstream's `ValidatePodResize`.
 
 use serde_json::Value;
 
 use super::resources::qos_class;
 use super::spec;
-use super::update::{MIRROR, annotation_changes, keep_all_else, same};
+use super::update::{MIRROR, annotation_changes, restore_except, semantically_equal};
 use crate::field::{ErrorList, Path};
 use crate::read::{get, items, items_mut, put, text};
 
-/// Its name.
 pub(super) const RESIZE: &str = "resize";
 const SPEC: Path<'static> = Path::root("spec");
 const LISTS: [&str; 2] = ["containers", "initContainers"];
 const RESIZABLE: [&str; 2] = ["cpu", "memory"];
 
-/// Keeps all else of a pod that is resized. Where containers were added, removed or renamed it is left as it is, and refused.
-pub(super) fn only_resources(new: &mut Value, old: &Value) {
+/// Restores all other fields of a resized pod, unless containers were added, removed or renamed: validation then fails.
+pub(super) fn restore_except_resources(new: &mut Value, old: &Value) {
     let names = |pod: &Value, list: &str| -> Vec<String> {
         items(get(pod, "spec"), list).iter().map(|container| text(container, "name").to_owned()).collect()
     };
     if LISTS.iter().any(|list| names(new, list) != names(old, list)) {
         return;
     }
-    keep_all_else(new, old, |spec, given| {
+    restore_except(new, old, |spec, given| {
         for list in LISTS {
             for (container, given) in items_mut(spec, list).iter_mut().zip(items(given, list)) {
                 for key in ["resources", "resizePolicy"] {
@@ -35,7 +34,7 @@ pub(super) fn only_resources(new: &mut Value, old: &Value) {
     });
 }
 
-/// A resize.
+/// Validates a resize.
 pub(super) fn resize(errors: &mut ErrorList, new: &Value, old: &Value) {
     if get(get(get(old, "metadata"), "annotations"), MIRROR).is_string() {
         return errors.forbidden(&Path::root(""), "static pods cannot be resized");
@@ -62,14 +61,14 @@ pub(super) fn resize(errors: &mut ErrorList, new: &Value, old: &Value) {
     if pod_level {
         whole_pod(errors, now, was);
     }
-    if !order(errors, spec, old_spec) {
+    if !same_containers(errors, spec, old_spec) {
         return;
     }
     let before = errors.is_empty();
     for list in ["initContainers", "containers"] {
         containers(errors, list, items(spec, list), items(old_spec, list));
     }
-    if before && errors.is_empty() && !same(&masked(spec, old_spec, pod_level), old_spec) {
+    if before && errors.is_empty() && !semantically_equal(&spec_with_old_amounts(spec, old_spec, pod_level), old_spec) {
         errors.forbidden(&SPEC, "only cpu and memory resources are mutable");
     }
 }
@@ -78,14 +77,14 @@ fn is_empty(amounts: &Value) -> bool {
     amounts.as_object().is_none_or(serde_json::Map::is_empty)
 }
 
-/// Whether the pod's node tells what its containers have, as those do that resize.
+/// Whether the node reports the containers' resources, as nodes that support resize do.
 fn is_supported(status: &Value) -> bool {
     let mut all = items(status, "containerStatuses").iter();
     let running = all.find(|container| get(get(container, "state"), "running").is_object());
     running.is_none_or(|container| get(container, "resources").is_object())
 }
 
-/// Resources of the whole pod.
+/// Pod-level resources.
 fn whole_pod(errors: &mut ErrorList, now: &Value, was: &Value) {
     let at = SPEC.child("resources");
     if was.is_object() && !now.is_object() {
@@ -93,23 +92,23 @@ fn whole_pod(errors: &mut ErrorList, now: &Value, was: &Value) {
     }
     if was.is_object() {
         for key in ["requests", "limits"] {
-            if removed(get(now, key), get(was, key)) {
+            if has_removed_amount(get(now, key), get(was, key)) {
                 errors.forbidden(&at.child(key), &format!("pod-level resource {key} cannot be removed"));
             }
         }
     }
-    if !same(&as_before(now, was), was) {
+    if !semantically_equal(&with_old_amounts(now, was), was) {
         errors.forbidden(&SPEC, "only cpu and memory resources are mutable at pod-level");
     }
 }
 
 /// Whether an amount was removed.
-fn removed(now: &Value, was: &Value) -> bool {
+fn has_removed_amount(now: &Value, was: &Value) -> bool {
     was.as_object().into_iter().flatten().any(|(name, _)| now.get(name).is_none())
 }
 
-/// Whether both have the same containers; says so where they don't.
-fn order(errors: &mut ErrorList, spec: &Value, old: &Value) -> bool {
+/// Checks that both have the same containers in the same order.
+fn same_containers(errors: &mut ErrorList, spec: &Value, old: &Value) -> bool {
     let mut same = true;
     for list in LISTS {
         let (at, now, was) = (SPEC.child(list), items(spec, list), items(old, list));
@@ -136,21 +135,21 @@ fn containers(errors: &mut ErrorList, list: &str, now: &[Value], was: &[Value]) 
         let (resources, old) = (get(now, "resources"), get(was, "resources"));
         let resources_at = one.child("resources");
         for key in ["requests", "limits"] {
-            if removed(get(resources, key), get(old, key)) {
+            if has_removed_amount(get(resources, key), get(old, key)) {
                 errors.forbidden(&resources_at.child(key), &format!("resource {key} cannot be removed"));
             }
         }
         let mut masked = now.clone();
-        put(&mut masked, "resources", as_before(resources, old));
+        put(&mut masked, "resources", with_old_amounts(resources, old));
         let is_init = list == "initContainers";
-        if !same(&masked, was) {
+        if !semantically_equal(&masked, was) {
             if is_init {
                 errors.forbidden(&one, "only cpu and memory resources for init or sidecar containers are mutable");
             } else {
                 errors.forbidden(&SPEC, "only cpu and memory resources are mutable");
             }
         }
-        if is_init && text(now, "restartPolicy") != "Always" && !same(now, was) {
+        if is_init && text(now, "restartPolicy") != "Always" && !semantically_equal(now, was) {
             for policy in items(now, "resizePolicy") {
                 if text(policy, "restartPolicy") == "RestartContainer" {
                     let why = "non-sidecar init containers with a resize policy of RestartContainer cannot be resized";
@@ -161,8 +160,8 @@ fn containers(errors: &mut ErrorList, list: &str, now: &[Value], was: &[Value]) 
     }
 }
 
-/// Requirements with the amounts of before of what may change.
-fn as_before(now: &Value, was: &Value) -> Value {
+/// The requirements with the old CPU and memory amounts.
+fn with_old_amounts(now: &Value, was: &Value) -> Value {
     if now.is_null() {
         return Value::Null;
     }
@@ -184,17 +183,17 @@ fn as_before(now: &Value, was: &Value) -> Value {
     masked
 }
 
-/// The spec with what may change as it was.
-fn masked(spec: &Value, old: &Value, pod_level: bool) -> Value {
+/// The spec with the old CPU and memory amounts.
+fn spec_with_old_amounts(spec: &Value, old: &Value, pod_level: bool) -> Value {
     let mut masked = spec.clone();
     for list in LISTS {
         for (container, was) in items_mut(&mut masked, list).iter_mut().zip(items(old, list)) {
-            let resources = as_before(get(container, "resources"), get(was, "resources"));
+            let resources = with_old_amounts(get(container, "resources"), get(was, "resources"));
             put(container, "resources", resources);
         }
     }
     if pod_level {
-        let resources = as_before(get(spec, "resources"), get(old, "resources"));
+        let resources = with_old_amounts(get(spec, "resources"), get(old, "resources"));
         put(&mut masked, "resources", resources);
     }
     masked
@@ -220,8 +219,8 @@ mod tests {
         })
     }
 
-    fn said(mut new: Value, old: &Value) -> Vec<String> {
-        only_resources(&mut new, old);
+    fn errors_of(mut new: Value, old: &Value) -> Vec<String> {
+        restore_except_resources(&mut new, old);
         let mut errors = ErrorList::new();
         resize(&mut errors, &new, old);
         errors.list().into_iter().map(|error| error.message).collect()
@@ -233,13 +232,13 @@ mod tests {
         let mut new = pod(json!({"requests": {"cpu": "200m", "memory": "1Mi", "ephemeral-storage": "1Gi"}}));
         new["spec"]["containers"][0]["image"] = json!("other");
         new["metadata"]["labels"] = json!({"a": "b"});
-        assert_eq!(said(new.clone(), &old), Vec::<String>::new());
-        only_resources(&mut new, &old);
+        assert_eq!(errors_of(new.clone(), &old), Vec::<String>::new());
+        restore_except_resources(&mut new, &old);
         assert_eq!((&new["spec"]["containers"][0]["image"], &new["metadata"]["labels"]), (&json!("i"), &Value::Null));
         assert_eq!(new["spec"]["containers"][0]["resources"]["requests"]["cpu"], "200m");
         let is = |resources: Value, why: &str| {
-            let said = said(pod(resources), &old);
-            assert!(said.iter().any(|said| said.contains(why)), "{why}: {said:?}");
+            let message = errors_of(pod(resources), &old);
+            assert!(message.iter().any(|message| message.contains(why)), "{why}: {message:?}");
         };
         is(json!({"requests": {"ephemeral-storage": "1Gi"}}), "resource requests cannot be removed");
         is(json!({"requests": {"cpu": "1", "ephemeral-storage": "2Gi"}}), "only cpu and memory resources are mutable");
@@ -253,7 +252,7 @@ mod tests {
         );
         let mut policy = pod(json!({"requests": {"cpu": "1", "ephemeral-storage": "1Gi"}}));
         policy["spec"]["containers"][0]["resizePolicy"][0]["restartPolicy"] = json!("RestartContainer");
-        assert!(said(policy, &old).contains(&"Forbidden: only cpu and memory resources are mutable".to_owned()));
+        assert!(errors_of(policy, &old).contains(&"Forbidden: only cpu and memory resources are mutable".to_owned()));
     }
 
     #[test]
@@ -262,11 +261,17 @@ mod tests {
         let mut more = old.clone();
         let two = json!({"name": "d", "image": "i"});
         more["spec"]["containers"].as_array_mut().unwrap().push(two);
-        assert!(said(more, &old).iter().any(|said| said.contains("containers may not be added or removed on resize")));
+        assert!(
+            errors_of(more, &old)
+                .iter()
+                .any(|message| message.contains("containers may not be added or removed on resize"))
+        );
         let mut other = old.clone();
         other["spec"]["containers"][0]["name"] = json!("d");
         assert!(
-            said(other, &old).iter().any(|said| said.contains("containers may not be renamed or reordered on resize"))
+            errors_of(other, &old)
+                .iter()
+                .any(|message| message.contains("containers may not be renamed or reordered on resize"))
         );
     }
 
@@ -277,7 +282,7 @@ mod tests {
         let with = |key: &str, value: Value| {
             let mut old = old.clone();
             old[key] = value;
-            said(new.clone(), &old)
+            errors_of(new.clone(), &old)
         };
         let mirror = json!({"name": "p", "namespace": "default", "annotations": {MIRROR: "x"}});
         assert_eq!(with("metadata", mirror), ["Forbidden: static pods cannot be resized"]);
@@ -293,8 +298,11 @@ mod tests {
             pod
         };
         let old = with(json!({"requests": {"cpu": "1"}, "limits": {"cpu": "2"}}));
-        assert_eq!(said(with(json!({"requests": {"cpu": "2"}, "limits": {"cpu": "2"}})), &old), Vec::<String>::new());
-        let said_of = |resources: Value| said(with(resources), &old).join("\n");
+        assert_eq!(
+            errors_of(with(json!({"requests": {"cpu": "2"}, "limits": {"cpu": "2"}})), &old),
+            Vec::<String>::new()
+        );
+        let said_of = |resources: Value| errors_of(with(resources), &old).join("\n");
         assert!(said_of(Value::Null).contains("pod-level resources cannot be removed"));
         assert!(said_of(json!({"requests": {"cpu": "1"}})).contains("pod-level resource limits cannot be removed"));
         let huge =

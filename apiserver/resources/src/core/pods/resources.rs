@@ -57,7 +57,7 @@ pub(crate) fn is_extended(name: &str) -> bool {
     !is_native(name) && !name.starts_with("requests.") && rules::label_key(&format!("requests.{name}")).is_empty()
 }
 
-/// Whether pods may ask for less of it than they may use.
+/// Whether requests may be lower than limits.
 pub(crate) fn may_overcommit(name: &str) -> bool {
     is_native(name) && !is_huge_page(name)
 }
@@ -66,7 +66,7 @@ fn is_standard(name: &str) -> bool {
     STANDARD.contains(&name) || is_huge_page(name) || name.starts_with("requests.hugepages-")
 }
 
-/// What is wrong with an amount: negative, or a fraction of what is counted in whole numbers.
+/// Validates an amount: not negative, and an integer for countable resources.
 pub(crate) fn amount(errors: &mut ErrorList, name: &str, value: &Value, path: &Path<'_>) {
     let Some(amount) = quantity(value) else { return };
     if amount.sign() < 0 {
@@ -77,7 +77,7 @@ pub(crate) fn amount(errors: &mut ErrorList, name: &str, value: &Value, path: &P
     }
 }
 
-/// What is wrong with a name of a resource; false: something is.
+/// Validates a resource's name; false if it is invalid.
 pub(crate) fn resource_name(errors: &mut ErrorList, name: &str, path: &Path<'_>) -> bool {
     let wrong = rules::label_key(name);
     if !wrong.is_empty() {
@@ -91,7 +91,7 @@ pub(crate) fn resource_name(errors: &mut ErrorList, name: &str, path: &Path<'_>)
     true
 }
 
-/// The same of what a container can ask for.
+/// Validates a resource's name in a container.
 pub(crate) fn container_resource_name(errors: &mut ErrorList, name: &str, path: &Path<'_>) {
     resource_name(errors, name, path);
     if name.split('/').count() == 1 {
@@ -173,7 +173,7 @@ fn huge_page_amount(errors: &mut ErrorList, name: &str, value: &Value, path: &Pa
 
 fn claim_names(errors: &mut ErrorList, claims: &[Value], known: &BTreeSet<&str>, path: &Path<'_>) {
     let mut names: BTreeSet<String> = BTreeSet::new();
-    // How many requests of a claim have been named so far.
+    // Number of requests per claim so far.
     let mut requests: BTreeMap<String, usize> = BTreeMap::new();
     for (i, claim) in claims.iter().enumerate() {
         let at = path.index(i);
@@ -240,7 +240,7 @@ fn raise(top: &mut Amounts, other: &Amounts) {
     }
 }
 
-/// What a pod's containers ask for together: sidecars run beside all, other init containers one after another.
+/// The sum of the containers' amounts: sidecars run beside all others, other init containers one after another.
 fn aggregate(spec: &Value, key: &str) -> Amounts {
     let mut sum = Amounts::new();
     for container in items(spec, "containers") {
@@ -262,7 +262,7 @@ fn aggregate(spec: &Value, key: &str) -> Amounts {
     sum
 }
 
-/// Requests of the pod as a whole follow from its containers' and from its limits.
+/// Defaults pod-level requests from the containers' requests and the pod-level limits.
 pub(super) fn default_pod_level(spec: &mut Value) {
     if !has(spec, "resources") {
         return;
@@ -290,7 +290,7 @@ pub(super) fn default_pod_level(spec: &mut Value) {
     }
 }
 
-/// Requests and limits of the pod as a whole.
+/// Pod-level requests and limits.
 pub(super) fn pod_level(errors: &mut ErrorList, spec: &Value, claims: &BTreeSet<&str>, path: &Path<'_>) {
     let resources = get(spec, "resources");
     if resources.is_null() {
@@ -335,7 +335,7 @@ pub(super) fn pod_level(errors: &mut ErrorList, spec: &Value, claims: &BTreeSet<
     }
 }
 
-/// The pod's class of quality of service.
+/// The pod's quality of service class.
 pub(crate) fn qos_class(spec: &Value) -> &'static str {
     let (mut requests, mut limits) = (Amounts::new(), Amounts::new());
     let mut guaranteed = true;

@@ -1,4 +1,4 @@
-//! Security contexts of pods and containers, and the annotations that came before them.
+//! Security contexts of pods and containers, and the annotations that preceded them.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
@@ -64,7 +64,7 @@ pub(super) fn container(errors: &mut ErrorList, context: &Value, host_users: boo
     app_armor(errors, get(context, "appArmorProfile"), &path.child("appArmorProfile"));
 }
 
-/// Upstream shows a security context as its inner struct, whose fields have no JSON names.
+/// Upstream shows a security context as its internal struct, whose fields have no JSON names.
 fn inner_context(context: &Value) -> String {
     const FIELDS: &[(&str, &str)] = &[
         ("Capabilities", "capabilities"),
@@ -218,7 +218,7 @@ fn sysctls(errors: &mut ErrorList, spec: &Value, list: &[Value], path: &Path<'_>
         } else if names.contains(name) {
             errors.duplicate(&at, name);
         }
-        // The first separator decides whether slashes or dots part the segments.
+        // The first separator decides whether slashes or dots separate the segments.
         let dotted = match name.find(['.', '/']) {
             Some(i) if name.as_bytes()[i] == b'/' => name.replace('/', "."),
             _ => name.to_owned(),
@@ -234,7 +234,7 @@ fn sysctls(errors: &mut ErrorList, spec: &Value, list: &[Value], path: &Path<'_>
     }
 }
 
-/// A pod in a user namespace of its own shares nothing of the host's.
+/// A pod with a user namespace must not use host namespaces.
 pub(super) fn host_users(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     if get(spec, "hostUsers") != &json!(false) {
         return;
@@ -252,7 +252,7 @@ pub(super) fn host_users(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) 
     });
 }
 
-/// Annotations of older releases that still are checked.
+/// Annotations of earlier releases that upstream still validates.
 pub(super) fn annotations(errors: &mut ErrorList, annotations: &Value, spec: &Value, path: &Path<'_>) {
     for (key, value) in annotations.as_object().into_iter().flatten() {
         let value = value.as_str().unwrap_or("");
@@ -275,7 +275,7 @@ pub(super) fn annotations(errors: &mut ErrorList, annotations: &Value, spec: &Va
     }
 }
 
-/// The profile that an AppArmor annotation stands for.
+/// The profile that an AppArmor annotation specifies.
 fn profile_of(annotation: &str) -> Option<Value> {
     match annotation {
         "unconfined" => Some(json!({"type": "Unconfined"})),
@@ -287,7 +287,7 @@ fn profile_of(annotation: &str) -> Option<Value> {
     }
 }
 
-/// Gives the containers of a new pod the AppArmor profiles that its annotations name.
+/// Sets the containers' AppArmor profiles from the annotations of a new pod.
 pub(super) fn apply_old_annotations(pod: &mut Value) {
     let notes = get(get(pod, "metadata"), "annotations").clone();
     let Some(spec) = pod.get_mut("spec").filter(|spec| text(get(spec, "os"), "name") != "windows") else { return };
@@ -313,7 +313,7 @@ fn seccomp_annotation(errors: &mut ErrorList, value: &str, path: &Path<'_>) {
     }
 }
 
-/// Annotations and fields that say the same must agree.
+/// Annotations must agree with the corresponding fields.
 pub(super) fn annotations_agree(errors: &mut ErrorList, annotations: &Value, spec: &Value, path: &Path<'_>) {
     let context = get(spec, "securityContext");
     let given = |key: &str| annotations.get(key).and_then(Value::as_str);

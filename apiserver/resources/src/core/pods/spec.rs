@@ -1,4 +1,4 @@
-//! A pod's spec as a whole: shared by Pods and the templates of workloads.
+//! The spec of Pods and of workload templates.
 
 use serde_json::{Value, json};
 
@@ -150,7 +150,7 @@ fn host_name(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     errors.invalid_each(&at, name, rules::dns_subdomain(name));
 }
 
-/// What the spec refers to by name, and its other small fields.
+/// Names of other objects, and small fields.
 fn names(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     for key in ["serviceAccountName", "nodeName"] {
         let name = text(spec, key);
@@ -194,7 +194,7 @@ fn names(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     overhead(errors, get(spec, "overhead"), &path.child("overhead"));
 }
 
-/// A pod's overhead: checked as if it were a container's limits.
+/// A pod's overhead, validated like a container's limits.
 pub(crate) fn overhead(errors: &mut ErrorList, overhead: &Value, path: &Path<'_>) {
     if !overhead.is_null() {
         let limits = json!({"limits": overhead});
@@ -202,7 +202,7 @@ pub(crate) fn overhead(errors: &mut ErrorList, overhead: &Value, path: &Path<'_>
     }
 }
 
-/// A pod template as workloads hold it; `path` is that of the template.
+/// A pod template of a workload; `path` is that of the template.
 pub(crate) fn template(errors: &mut ErrorList, template: &Value, path: &Path<'_>) {
     let (meta, spec) = (get(template, "metadata"), get(template, "spec"));
     labels(errors, get(meta, "labels"), &path.child("labels"));
@@ -218,7 +218,7 @@ pub(crate) fn template(errors: &mut ErrorList, template: &Value, path: &Path<'_>
     }
 }
 
-/// Annotations that mean something on pods.
+/// Annotations with a meaning on pods.
 pub(crate) fn pod_annotations(errors: &mut ErrorList, notes: &Value, spec: &Value, path: &Path<'_>) {
     if let Some(value) = notes.get(MIRROR).and_then(Value::as_str)
         && text(spec, "nodeName").is_empty()
@@ -226,7 +226,7 @@ pub(crate) fn pod_annotations(errors: &mut ErrorList, notes: &Value, spec: &Valu
         errors.invalid(&path.key(MIRROR), value, "must set spec.nodeName if mirror pod annotation is set");
     }
     if let Some(cost) = notes.get(DELETION_COST).and_then(Value::as_str) {
-        // Neither a plus sign nor leading zeros, which Go's parser would take.
+        // Neither a plus sign nor leading zeros, which Go's parser would accept.
         let plain = !cost.starts_with('+') && (cost.len() < 2 || !cost.starts_with('0'));
         if !plain || cost.parse::<i32>().is_err() {
             errors.invalid(&path.key(DELETION_COST), cost, "must be a 32bit integer");
@@ -235,7 +235,7 @@ pub(crate) fn pod_annotations(errors: &mut ErrorList, notes: &Value, spec: &Valu
     security::annotations(errors, notes, spec, path);
 }
 
-/// All that a new Pod must satisfy beside its metadata.
+/// Validates a new Pod, except its metadata.
 pub(super) fn pod(errors: &mut ErrorList, pod: &Value) {
     const SPEC: Path<'static> = Path::root("spec");
     let (meta, spec) = (get(pod, "metadata"), get(pod, "spec"));
@@ -262,7 +262,7 @@ pub(super) fn pod(errors: &mut ErrorList, pod: &Value) {
     }
 }
 
-/// Upstream's `Warning` headers for a pod (`path` empty) or a template.
+/// Warnings about memory and ephemeral storage with fractional bytes.
 pub(super) fn fractional_bytes(warnings: &mut Vec<String>, amounts: &Value, path: &Path<'_>) {
     for key in ["memory", "ephemeral-storage"] {
         if let Some(amount) = quantity(get(amounts, key)).filter(|a| !a.is_whole_at_milli()) {

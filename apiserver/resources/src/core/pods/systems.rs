@@ -1,5 +1,5 @@
-//! What a pod may say for the operating system that it names: Windows' options and users, its host processes, and what each
-//! system does not take.
+//! Rules for the pod's operating system: Windows options and users, host process containers, and fields that each
+//! system doesn't support.
 
 use std::sync::LazyLock;
 
@@ -76,7 +76,7 @@ fn windows_user(errors: &mut ErrorList, name: &str, path: &Path<'_>) {
     }
 }
 
-/// Windows' host processes: all containers or none.
+/// Windows host process containers: all or none.
 pub(super) fn host_process(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     let of = |context: &Value| get(get(context, "windowsOptions"), "hostProcess").as_bool();
     let pod = of(get(spec, "securityContext"));
@@ -105,7 +105,7 @@ pub(super) fn host_process(errors: &mut ErrorList, spec: &Value, path: &Path<'_>
     }
 }
 
-/// What `spec.os` rules out.
+/// Fields that `spec.os` rules out.
 pub(super) fn os(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     let os = get(spec, "os");
     if os.is_null() {

@@ -1,4 +1,4 @@
-//! What of a Pod may change, and what its status may say.
+//! Validation of Pod updates, and of status updates.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::spec;
 use crate::field::{ErrorList, IMMUTABLE, Path};
-use crate::inner;
+use crate::go_structs;
 use crate::metadata::quantity;
 use crate::read::{NULL, entries, get, has, int, is_zero, items, items_mut, object_mut, put, text};
 use crate::rules;
@@ -17,7 +17,7 @@ const MAY_CHANGE: &str = "pod updates may not change fields other than `spec.con
 const APPARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
 pub(super) const MIRROR: &str = "kubernetes.io/config.mirror";
 
-/// `podIP` and `podIPs` say the same; where they differ, the older field decides.
+/// Aligns `podIP` and `podIPs`; the older field wins.
 pub(super) fn normalize_ips(pod: &mut Value) {
     let Some(status) = pod.get_mut("status").filter(|s| s.is_object()) else { return };
     let ip = text(status, "podIP").to_owned();
@@ -29,16 +29,16 @@ pub(super) fn normalize_ips(pod: &mut Value) {
     }
 }
 
-/// The subresource by which they are added.
+/// Subresource that adds ephemeral containers.
 pub(super) const EPHEMERAL_CONTAINERS: &str = "ephemeralcontainers";
 
-/// Keeps all else of a pod whose ephemeral containers are written.
-pub(super) fn only_ephemeral_containers(new: &mut Value, old: &Value) {
-    keep_all_else(new, old, |spec, given| put(spec, "ephemeralContainers", get(given, "ephemeralContainers").clone()));
+/// Restores all other fields of a pod in a write of ephemeral containers.
+pub(super) fn restore_except_ephemeral_containers(new: &mut Value, old: &Value) {
+    restore_except(new, old, |spec, given| put(spec, "ephemeralContainers", get(given, "ephemeralContainers").clone()));
 }
 
-/// A write of a subresource keeps the pod as it was, but for what `change` brings into the spec from the given one.
-pub(super) fn keep_all_else(new: &mut Value, old: &Value, change: impl FnOnce(&mut Value, &Value)) {
+/// Restores the old pod in a write of a subresource, except for what `change` copies from the given spec.
+pub(super) fn restore_except(new: &mut Value, old: &Value, change: impl FnOnce(&mut Value, &Value)) {
     let given = get(new, "spec").clone();
     for key in ["spec", "status"] {
         put(new, key, get(old, key).clone());
@@ -54,7 +54,7 @@ pub(super) fn keep_all_else(new: &mut Value, old: &Value, change: impl FnOnce(&m
     }
 }
 
-/// An update of a pod's ephemeral containers: those that are there stay as they are.
+/// Validates an update of ephemeral containers: existing ones are immutable.
 pub(super) fn ephemeral_containers(errors: &mut ErrorList, new: &Value, old: &Value) {
     if get(get(get(old, "metadata"), "annotations"), MIRROR).is_string() {
         return errors.forbidden(&Path::root(""), "static pods do not support ephemeral containers");
@@ -68,10 +68,10 @@ pub(super) fn ephemeral_containers(errors: &mut ErrorList, new: &Value, old: &Va
         let name = text(was, "name");
         match by_name.get(name) {
             None => errors.forbidden(&at, &format!("existing ephemeral containers {name:?} may not be removed\n")),
-            Some(now) if !same(now, was) => {
+            Some(now) if !semantically_equal(now, was) => {
                 let why = format!(
                     "existing ephemeral containers {name:?} may not be changed\n{}",
-                    inner::difference(was, now, "EphemeralContainer")
+                    go_structs::difference(was, now, "EphemeralContainer")
                 );
                 errors.forbidden(&at, &why);
             }
@@ -80,7 +80,7 @@ pub(super) fn ephemeral_containers(errors: &mut ErrorList, new: &Value, old: &Va
     }
 }
 
-/// An update of the pod itself.
+/// Validates an update of the pod itself.
 pub(super) fn pod(errors: &mut ErrorList, new: &Value, old: &Value) {
     spec::pod(errors, new);
     annotation_changes(errors, new, old);
@@ -122,7 +122,7 @@ pub(super) fn pod(errors: &mut ErrorList, new: &Value, old: &Value) {
     }
     tolerations(errors, spec, old_spec);
     gates(errors, spec, old_spec);
-    rest(errors, spec, old_spec);
+    immutable_fields(errors, spec, old_spec);
 }
 
 pub(super) fn annotation_changes(errors: &mut ErrorList, new: &Value, old: &Value) {
@@ -184,9 +184,9 @@ fn gates(errors: &mut ErrorList, spec: &Value, old: &Value) {
     }
 }
 
-/// All other fields must stay; a gated pod may narrow where it runs.
-fn rest(errors: &mut ErrorList, new: &Value, old: &Value) {
-    if same(new, old) {
+/// All other fields are immutable; scheduling constraints of a gated pod may become narrower.
+fn immutable_fields(errors: &mut ErrorList, new: &Value, old: &Value) {
+    if semantically_equal(new, old) {
         return;
     }
     let mut munged = new.clone();
@@ -207,10 +207,10 @@ fn rest(errors: &mut ErrorList, new: &Value, old: &Value) {
         node_selector(errors, &mut munged, old);
         node_affinity(errors, &mut munged, old);
     }
-    if !same(&munged, old) {
+    if !semantically_equal(&munged, old) {
         errors.forbidden(
             &SPEC,
-            &format!("{MAY_CHANGE}\n{}", inner::difference(&inner_spec(old), &inner_spec(&munged), "PodSpec")),
+            &format!("{MAY_CHANGE}\n{}", go_structs::difference(&inner_spec(old), &inner_spec(&munged), "PodSpec")),
         );
     }
 }
@@ -261,7 +261,7 @@ fn node_affinity(errors: &mut ErrorList, munged: &mut Value, old: &Value) {
     put(munged, "affinity", whole);
 }
 
-/// Terms as upstream's inner types show them.
+/// Terms in the form of upstream's internal types.
 fn inner_terms(terms: &[Value]) -> Value {
     let inner = |list: &[Value]| -> Value {
         if list.is_empty() {
@@ -286,7 +286,7 @@ fn inner_terms(terms: &[Value]) -> Value {
 fn only_added(new: &Value, old: &Value) -> bool {
     let empty = |t: &Value| items(t, "matchExpressions").is_empty() && items(t, "matchFields").is_empty();
     if empty(old) {
-        // An empty term matches nothing: adding to it would widen.
+        // An empty term matches nothing: adding requirements would widen it.
         return empty(new);
     }
     ["matchExpressions", "matchFields"].iter().all(|key| {
@@ -295,7 +295,7 @@ fn only_added(new: &Value, old: &Value) -> bool {
     })
 }
 
-/// Fields of specs that are maps: empty ones say what absent ones say. A struct that is there is there, with nothing in it, too.
+/// Fields of specs that are maps, for which empty equals absent. An empty struct differs from an absent one.
 const MAPS: &[&str] = &[
     "annotations",
     "attributes",
@@ -309,8 +309,8 @@ const MAPS: &[&str] = &[
     "volumeAttributes",
 ];
 
-/// Whether two values say the same: quantities by amount, empty lists and maps as absent.
-pub(crate) fn same(a: &Value, b: &Value) -> bool {
+/// Whether two values are semantically equal: quantities by amount, empty lists and maps as absent.
+pub(crate) fn semantically_equal(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Object(a), Value::Object(b)) => {
             let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
@@ -321,14 +321,16 @@ pub(crate) fn same(a: &Value, b: &Value) -> bool {
                         || v.as_array().is_some_and(Vec::is_empty)
                         || matches!(v, Value::Object(m) if m.is_empty() && MAPS.contains(&key.as_str()))
                 };
-                // Lists are called so, too: of devices, and of what bounds a namespace.
+                // Lists of devices and of LimitRanges have these names too.
                 if ["limits", "requests", "overhead"].contains(&key.as_str()) && !a.is_array() && !b.is_array() {
                     return amounts_equal(a, b);
                 }
-                (void(a) && void(b)) || same(a, b)
+                (void(a) && void(b)) || semantically_equal(a, b)
             })
         }
-        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
+        (Value::Array(a), Value::Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| semantically_equal(a, b))
+        }
         _ => a == b,
     }
 }
@@ -340,7 +342,7 @@ fn amounts_equal(a: &Value, b: &Value) -> bool {
     of(a) == of(b)
 }
 
-/// A spec in the places where upstream's inner type has its fields.
+/// A spec with its fields at their places in upstream's internal type.
 pub(crate) fn inner_spec(spec: &Value) -> Value {
     let mut spec = spec.clone();
     for key in ["hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace", "hostUsers"] {
@@ -350,7 +352,7 @@ pub(crate) fn inner_spec(spec: &Value) -> Value {
     spec
 }
 
-/// An update of the pod's status.
+/// Validates an update of the pod's status.
 pub(super) fn status(errors: &mut ErrorList, new: &Value, old: &Value) {
     annotation_changes(errors, new, old);
     let (status, old_status) = (get(new, "status"), get(old, "status"));
@@ -415,7 +417,7 @@ fn claim_statuses(errors: &mut ErrorList, status: &Value, spec: &Value) {
     }
 }
 
-/// The claim that was made for resources that containers ask for by amount.
+/// The claim that the scheduler created for extended resources.
 fn extended_claim_status(errors: &mut ErrorList, status: &Value, spec: &Value) {
     let at = STATUS.child("extendedResourceClaimStatus");
     let mappings_at = at.child("requestMappings");
@@ -466,7 +468,7 @@ fn observed(errors: &mut ErrorList, of: &Value, path: &Path<'_>) {
     }
 }
 
-/// A container that has ended stays so, unless its policy starts it again.
+/// A terminated container must stay so, unless its policy restarts it.
 fn restarts(errors: &mut ErrorList, new: &Value, old: &Value, list: &str, containers: &[Value], spec: &Value) {
     let at = STATUS.child(list);
     if !spec.is_null() && all_could_restart(spec) {
@@ -528,7 +530,7 @@ fn addresses(errors: &mut ErrorList, status: &Value, old: &Value, list: &str) {
         }
     }
     if given.len() > 1 {
-        let v4 = given.iter().filter(|ip| rules::ip_leniently(ip).is_some_and(|ip| ip.is_ipv4())).count();
+        let v4 = given.iter().filter(|ip| rules::parse_ip_leniently(ip).is_some_and(|ip| ip.is_ipv4())).count();
         if given.len() > 2 || v4 != 1 {
             let why = "may specify no more than one IP for each IP family";
             let shown: Value = given.iter().map(|ip| json!({"IP": ip})).collect();

@@ -1,4 +1,4 @@
-//! Volumes of a pod: one source each, and what each source must name.
+//! Volumes of a pod: exactly one source each, and the fields of each source.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,7 +19,7 @@ const TOKEN_SECONDS_MAX: i64 = 1 << 32;
 const FILE_FIELDS: &[&str] =
     &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
 
-/// Sources in upstream's order: the field, how upstream's "more than one" names it, and how the findings inside do.
+/// Sources in upstream's order: the field, its name in upstream's "more than one", and its name in errors below it.
 const SOURCES: &[(&str, &str, &str)] = &[
     ("emptyDir", "emptyDir", "emptyDir"),
     ("hostPath", "hostPath", "hostPath"),
@@ -53,7 +53,7 @@ const SOURCES: &[(&str, &str, &str)] = &[
     ("image", "image", "image"),
 ];
 
-/// Checks all volumes; the valid ones by name.
+/// Validates all volumes and returns the valid ones by name.
 pub(super) fn volumes<'a>(
     errors: &mut ErrorList,
     volumes: &'a [Value],
@@ -165,7 +165,7 @@ fn one_source(errors: &mut ErrorList, key: &str, source: &Value, path: &Path<'_>
     }
 }
 
-/// Texts that must be given.
+/// Required text fields.
 pub(crate) fn required(errors: &mut ErrorList, source: &Value, keys: &[&str], path: &Path<'_>) {
     for key in keys {
         if text(source, key).is_empty() {
@@ -180,7 +180,7 @@ fn mode(errors: &mut ErrorList, source: &Value, key: &str, path: &Path<'_>) {
     }
 }
 
-/// A path of the host.
+/// A path on the host.
 pub(crate) fn host_path(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
     const TYPES: &[&str] =
         &["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];

@@ -1,4 +1,4 @@
-//! What upstream warns of in pods and pod templates: valid, but hardly meant so.
+//! Upstream's warnings for pods and pod templates: valid, but probably unintended.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,14 +6,14 @@ use serde_json::Value;
 
 use super::each_container;
 use super::spec::fractional_bytes;
-use crate::core::addresses::odd_ip;
+use crate::core::addresses::canonical_ip_warning;
 use crate::field::{Path, quoted};
 use crate::read::{entries, get, has, int, is_zero, items, text, texts};
 use crate::rules;
 
-/// Warnings of a kind that comes of pairs, which can be far more than the body has bytes: many times what is shown.
+/// Bound on warnings about pairs, whose number is quadratic: many times what a response shows.
 const WARNINGS_MAX: usize = 1000;
-/// Folders above a file that are compared with others: real paths have a tenth of it.
+/// Maximum number of parent folders of a file that are compared: real paths have a tenth of it.
 const PATH_PARTS_MAX: usize = 256;
 const APPARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
 const SECCOMP: &str = "container.seccomp.security.alpha.kubernetes.io/";
@@ -51,7 +51,7 @@ const OLD_VOLUMES: &[(&str, &str, &str)] = &[
     ("rbd", "rbd", "deprecated in v1.28, non-functional in v1.31+"),
 ];
 
-/// What to say of a node label that has been renamed.
+/// The warning for a renamed node label.
 pub(crate) fn old_node_label(key: &str) -> Option<&'static str> {
     OLD_NODE_LABELS.iter().find(|(old, _)| *old == key).map(|(_, message)| *message)
 }
@@ -107,16 +107,16 @@ fn of(warnings: &mut Vec<String>, meta: &Value, spec: &Value, meta_at: &Path<'_>
             warnings.push(format!("{}: {message}", notes_at.key(&key)));
         }
         let key = format!("{APPARMOR}{name}");
-        // On a Pod the field has been filled from the annotation by now; a template keeps the annotation alone.
+        // On a Pod the field has been set from the annotation; a template has only the annotation.
         let own = has(context, "appArmorProfile");
-        let told = if own { !is_template } else { pod_profile.is_null() };
-        if notes.get(&key).is_some() && told {
+        let warns = if own { !is_template } else { pod_profile.is_null() };
+        if notes.get(&key).is_some() && warns {
             let message = "deprecated since v1.30; use the \"appArmorProfile\" field instead";
             warnings.push(format!("{}: {message}", notes_at.key(&key)));
         }
         let resources_at = path.child("resources");
         let resources = get(container, "resources");
-        // Upstream goes by resource first, then by limits and requests.
+        // Upstream iterates by resource, then over limits and requests.
         for name in ["memory", "ephemeral-storage"] {
             for part in ["limits", "requests"] {
                 let only = serde_json::json!({name: get(get(resources, part), name)});
@@ -134,15 +134,15 @@ fn of(warnings: &mut Vec<String>, meta: &Value, spec: &Value, meta_at: &Path<'_>
     let config = get(spec, "dnsConfig");
     let servers_at = at.child("dnsConfig.nameservers");
     for (i, server) in texts(config, "nameservers").enumerate() {
-        warnings.extend(odd_ip(&servers_at.index(i), server));
+        warnings.extend(canonical_ip_warning(&servers_at.index(i), server));
     }
     let aliases_at = at.child("hostAliases");
     for (i, alias) in items(spec, "hostAliases").iter().enumerate() {
-        warnings.extend(odd_ip(&aliases_at.index(i).child("ip"), text(alias, "ip")));
+        warnings.extend(canonical_ip_warning(&aliases_at.index(i).child("ip"), text(alias, "ip")));
     }
 }
 
-/// Labels of nodes by old names in a term of a selector.
+/// Deprecated node labels in a term of a selector.
 pub(crate) fn selector_term(warnings: &mut Vec<String>, term: &Value, check_values: bool, path: &Path<'_>) {
     let at = path.child("matchExpressions");
     for (i, expression) in items(term, "matchExpressions").iter().enumerate() {
@@ -251,14 +251,14 @@ fn hidden_variables(warnings: &mut Vec<String>, container: &Value, path: &Path<'
     }
 }
 
-/// The ports of one number and protocol, by what they ask of the host, so that a port is compared only with those that it
-/// meets there.
+/// The ports of one number and protocol, indexed by host port and address, so that a port is compared only with those
+/// that it conflicts with.
 #[derive(Default)]
 struct HostPorts<'a> {
-    /// Host port, host address and place, in order.
+    /// Host port, host address and position, in order.
     all: Vec<(i64, &'a str, String)>,
     by_host: BTreeMap<(i64, &'a str), Vec<usize>>,
-    /// By host port: with some address, whatever it is.
+    /// By host port, for entries with a host address.
     with_address: BTreeMap<i64, Vec<usize>>,
 }
 
@@ -272,8 +272,8 @@ impl<'a> HostPorts<'a> {
         }
     }
 
-    /// Those that a further one meets, and how, in their order: `most` of them.
-    fn meeting(&self, ip: &str, host: i64, most: usize) -> Vec<(&str, &'static str)> {
+    /// The first `most` conflicting ports, and the kind of conflict.
+    fn conflicts(&self, ip: &str, host: i64, most: usize) -> Vec<(&str, &'static str)> {
         let mut met: Vec<usize> = Vec::new();
         let mut take = |places: Option<&Vec<usize>>| met.extend(places.into_iter().flatten().take(most));
         if host == 0 {
@@ -316,7 +316,7 @@ fn ports(warnings: &mut Vec<String>, spec: &Value, at: &Path<'_>) {
             }
             let others = all.entry((number, protocol)).or_default();
             let room = WARNINGS_MAX.saturating_sub(warnings.len());
-            for (there, what) in others.meeting(ip, host, room) {
+            for (there, what) in others.conflicts(ip, host, room) {
                 warnings.push(format!("{here}: {what} port definition with {there}"));
             }
             others.add(ip, host, here);
@@ -344,24 +344,24 @@ fn ports(warnings: &mut Vec<String>, spec: &Value, at: &Path<'_>) {
     });
 }
 
-/// A path in a volume and what puts it there.
-type Placed = (String, String);
+/// A path in a volume and its source.
+type VolumePath = (String, String);
 
-fn shown((path, source): &Placed) -> String {
+fn format_path((path, source): &VolumePath) -> String {
     if source.is_empty() { quoted(path) } else { format!("{} ({source})", quoted(path)) }
 }
 
-/// The paths in a volume so far, ordered so that what lies below a path stands beside it.
+/// The paths in a volume so far, ordered so that a path's children are adjacent to it.
 #[derive(Default)]
-struct Paths {
-    /// Each path with a slash at its end, with its place among all.
+struct VolumePaths {
+    /// Each path with a trailing slash, with its indexes.
     ordered: BTreeMap<String, Vec<usize>>,
-    all: Vec<Placed>,
+    all: Vec<VolumePath>,
 }
 
-impl Paths {
-    /// Those that lie in the new one or that it lies in, in their order: `most` of them.
-    fn collisions(&self, new: &Placed, most: usize) -> Vec<&Placed> {
+impl VolumePaths {
+    /// The first `most` paths that contain the new one or are below it.
+    fn collisions(&self, new: &VolumePath, most: usize) -> Vec<&VolumePath> {
         if new.0.is_empty() || most == 0 {
             return Vec::new();
         }
@@ -376,7 +376,7 @@ impl Paths {
         found.into_iter().take(most).map(|at| &self.all[at]).collect()
     }
 
-    fn add(&mut self, new: Placed) {
+    fn add(&mut self, new: VolumePath) {
         if !new.0.is_empty() {
             self.ordered.entry(format!("{}/", new.0)).or_default().push(self.all.len());
             self.all.push(new);
@@ -384,23 +384,23 @@ impl Paths {
     }
 }
 
-fn placed(source: &Value, from: &str) -> Vec<Placed> {
+fn volume_paths(source: &Value, from: &str) -> Vec<VolumePath> {
     items(source, "items").iter().map(|item| (text(item, "path").to_owned(), from.to_owned())).collect()
 }
 
 fn overlapping_paths(warnings: &mut Vec<String>, volumes: &[Value]) {
     for volume in volumes {
         let name = quoted(text(volume, "name"));
-        let mut warn = |what: &str, all: Vec<Placed>| {
-            let mut before = Paths::default();
+        let mut warn = |what: &str, all: Vec<VolumePath>| {
+            let mut before = VolumePaths::default();
             for (path, from) in all {
                 let new = (path.trim_end_matches('/').to_owned(), from);
                 let room = WARNINGS_MAX.saturating_sub(warnings.len());
                 for old in before.collisions(&new, room) {
                     warnings.push(format!(
                         "volume {name} ({what}): overlapping paths: {} with {}",
-                        shown(&new),
-                        shown(old)
+                        format_path(&new),
+                        format_path(old)
                     ));
                 }
                 before.add(new);
@@ -412,7 +412,7 @@ fn overlapping_paths(warnings: &mut Vec<String>, volumes: &[Value]) {
             let source = get(volume, key);
             let what =
                 if name_key.is_empty() { kind.into() } else { format!("{kind} {}", quoted(text(source, name_key))) };
-            warn(&what, placed(source, ""));
+            warn(&what, volume_paths(source, ""));
         }
         let mut all = Vec::new();
         let mut empty = 0;
@@ -424,9 +424,9 @@ fn overlapping_paths(warnings: &mut Vec<String>, volumes: &[Value]) {
             let token = get(source, "serviceAccountToken");
             for (key, kind) in [("configMap", "ConfigMap"), ("secret", "Secret")] {
                 let part = get(source, key);
-                all.extend(placed(part, &format!("{kind} {}", quoted(text(part, "name")))));
+                all.extend(volume_paths(part, &format!("{kind} {}", quoted(text(part, "name")))));
             }
-            all.extend(placed(get(source, "downwardAPI"), "DownwardAPI"));
+            all.extend(volume_paths(get(source, "downwardAPI"), "DownwardAPI"));
             if !token.is_null() {
                 all.push((text(token, "path").to_owned(), "ServiceAccountToken".into()));
             }

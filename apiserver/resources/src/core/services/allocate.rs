@@ -1,9 +1,9 @@
-//! What a Service is given: a cluster IP, ports on the nodes, a port for health checks.
+//! Allocation of a Service's cluster IP, node ports and health check port.
 //!
-//! [`Allocator::allocate`] chooses what is not reserved; [`claims`] says what a Service then holds. Each of those is a key of
-//! its own, which the Service's own transaction writes on the condition that it is absent, and which goes in the
-//! transaction with which the Service goes or gives it up: no two Services are given the same, and nothing leaks. Where
-//! another Service was quicker, the transaction does nothing, and the choice is made again.
+//! [`Allocator::allocate`] chooses free ones; [`claims`] lists those that a Service holds. Each claim is a key of its
+//! own. The Service's transaction writes it under the condition that it is absent, and the transaction that deletes
+//! or releases it removes it. So no two Services hold the same claim, and no claim leaks. If another Service wins the
+//! race, the transaction has no effect and the allocation is retried.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -11,7 +11,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
-use machinery_api::error::{ApiError, Cause, Named};
+use machinery_api::error::{ApiError, Cause, GroupResource};
 use machinery_api::{ObjectName, StorageKey};
 use serde_json::{Value, json};
 
@@ -25,28 +25,28 @@ use crate::rules;
 const SPEC: Path<'static> = Path::root("spec");
 const IP_TAKEN: &str = "provided IP is already allocated";
 const IP_OUTSIDE: &str = "the provided network does not match the current range";
-/// What upstream makes up where nothing is to be taken.
+/// Upstream's placeholder port in dry runs.
 const FIRST_OF_DRY_RUNS: i64 = 32769;
 const PORT_TAKEN: &str = "provided port is already allocated";
-/// As upstream stores IPAddress objects.
+/// Prefix under which upstream stores IPAddress objects.
 const IP_PREFIX: &str = "ipaddresses";
-/// Upstream keeps one bitmap at this key; here each port has its own below it, so that Services don't wait for each other.
+/// Upstream stores one bitmap at this key. Here each port has its own key below, so that Services don't contend.
 const PORT_PREFIX: &str = "ranges/servicenodeports";
-/// Where reservations are stored, for looking for those that nobody holds any more.
+/// Prefixes of all reservations, for the repair of leaked ones.
 pub const RESERVATIONS: [&str; 2] = [IP_PREFIX, PORT_PREFIX];
 
-/// Where Services get their addresses and ports from.
+/// The ranges that Services' addresses and ports are allocated from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceNetwork {
     /// Cluster IPs.
     pub cidr: Ipv4Net,
     /// Ports on the nodes (30000-32767 upstream).
     pub node_ports: RangeInclusive<u16>,
-    /// The cluster's own blocks of 127.0.0.0/8 (Services and pods): endpoints may be inside them, nowhere else in it.
+    /// The cluster's own blocks of 127.0.0.0/8 (Services, pods): the only loopback addresses of endpoints.
     pub loopback: Vec<Ipv4Net>,
 }
 
-/// How many of a range's first members are kept for those who ask for a certain one.
+/// The number of a range's first members that are reserved for explicit requests; random allocation uses them last.
 fn static_band(size: u64, least: u64, most: u64, step: u64) -> u64 {
     if size <= least { 0 } else { (size / step).clamp(least, most) }
 }
@@ -64,8 +64,8 @@ fn held_ports(spec: &Value) -> Vec<u16> {
     nodes.chain(health).filter_map(|port| u16::try_from(port).ok()).filter(|port| *port != 0).collect()
 }
 
-/// What a Service holds as long as it exists: its addresses, and its ports on the nodes. The keys are upstream's for IPAddress
-/// objects, and below its one for the ranges of node ports; the values say who holds them.
+/// The addresses and node ports that a Service holds while it exists. Keys of addresses are upstream's keys of
+/// IPAddress objects; those of ports are below upstream's key for node port ranges. The value names the holder.
 pub(super) fn claims(service: &Value) -> Vec<Claim> {
     let spec = get(service, "spec");
     let metadata = get(service, "metadata");
@@ -100,10 +100,10 @@ fn port_key(port: u16) -> StorageKey {
     StorageKey::object(PORT_PREFIX, ObjectName::new("", &port.to_string()))
 }
 
-/// Chooses what Services are given.
+/// Allocates addresses and ports for Services.
 pub struct Allocator {
     network: ServiceNetwork,
-    /// A random number below another one.
+    /// Returns a random number below its argument.
     random: Box<dyn Fn(u64) -> u64 + Send + Sync>,
 }
 
@@ -114,7 +114,7 @@ impl std::fmt::Debug for Allocator {
 }
 
 impl Allocator {
-    /// For a network; `random` gives a random number below another one.
+    /// `random` returns a random number below its argument.
     #[must_use]
     pub fn new(network: ServiceNetwork, random: impl Fn(u64) -> u64 + Send + Sync + 'static) -> Self {
         Self { network, random: Box::new(random) }
@@ -126,9 +126,9 @@ impl Allocator {
         &self.network.loopback
     }
 
-    /// Fills in what `new` needs and has not, and refuses what it asks for and can't have. `new` has been defaulted and
-    /// prepared; `old` is the stored Service of an update. A `dry` run gives upstream's made-up node ports, and looks at no
-    /// range.
+    /// Allocates the missing addresses and ports of `new`, and rejects requested ones that are unavailable. `new` has
+    /// been defaulted and prepared; `old` is the stored Service of an update. A `dry` run returns upstream's
+    /// placeholder ports.
     pub fn allocate(
         &self,
         objects: &dyn ObjectReader,
@@ -137,20 +137,23 @@ impl Allocator {
         dry: bool,
     ) -> Result<(), ApiError> {
         let service = name(new).to_owned();
-        let mut choice = Choice { network: &self.network, random: &*self.random, objects, ports: Vec::new(), dry };
+        let mut choice =
+            ServiceAllocation { network: &self.network, random: &*self.random, objects, ports: Vec::new(), dry };
         choice.allocate(new, old).map_err(|why| why.into_api(service))
     }
 }
 
-enum Refusal {
+enum AllocationError {
     Invalid(FieldError),
     Full(&'static str),
 }
 
-impl Refusal {
+impl AllocationError {
     fn into_api(self, service: String) -> ApiError {
         match self {
-            Self::Invalid(error) => ApiError::Invalid(Named::new("", "Service"), service, vec![Cause::from(error)]),
+            Self::Invalid(error) => {
+                ApiError::Invalid(GroupResource::new("", "Service"), service, vec![Cause::from(error)])
+            }
             Self::Full(what) => {
                 let message = format!("failed to allocate a {what} for Service \"{service}\": range is full");
                 ApiError::ServiceUnavailable(message)
@@ -159,17 +162,17 @@ impl Refusal {
     }
 }
 
-struct Choice<'a> {
+struct ServiceAllocation<'a> {
     network: &'a ServiceNetwork,
     random: &'a dyn Fn(u64) -> u64,
     objects: &'a dyn ObjectReader,
-    /// Ports taken by this Service in this call.
+    /// Ports allocated for this Service in this call.
     ports: Vec<i64>,
     dry: bool,
 }
 
-impl Choice<'_> {
-    fn allocate(&mut self, new: &mut Value, old: Option<&Value>) -> Result<(), Refusal> {
+impl ServiceAllocation<'_> {
+    fn allocate(&mut self, new: &mut Value, old: Option<&Value>) -> Result<(), AllocationError> {
         let Some(spec) = new.get_mut("spec").filter(|spec| spec.is_object()) else { return Ok(()) };
         let old = old.map(|old| get(old, "spec"));
         let had_ip = old.is_some_and(|old| needs_cluster_ip(old) && !items(old, "clusterIPs").is_empty());
@@ -189,34 +192,34 @@ impl Choice<'_> {
                     let port = self.free_port()?;
                     put(spec, "healthCheckNodePort", json!(port));
                 }
-                port => self.take(port, &at)?,
+                port => self.reserve_port(port, &at)?,
             }
         }
         Ok(())
     }
 
-    fn cluster_ip(&self, spec: &mut Value) -> Result<(), Refusal> {
+    fn cluster_ip(&self, spec: &mut Value) -> Result<(), AllocationError> {
         let refuse = |spec: &Value, why: String| {
             let shown = get(spec, "clusterIPs").clone();
-            Refusal::Invalid(FieldError::invalid(&SPEC.child("clusterIPs"), shown, &why))
+            AllocationError::Invalid(FieldError::invalid(&SPEC.child("clusterIPs"), shown, &why))
         };
-        let asked = texts(spec, "clusterIPs").next().unwrap_or("").to_owned();
-        match asked.as_str() {
+        let requested = texts(spec, "clusterIPs").next().unwrap_or("").to_owned();
+        match requested.as_str() {
             "None" => {}
             "" => {
                 let own = self.free_ip(self.network.cidr);
                 let ip = own.or_else(|| self.more_blocks().find_map(|block| self.free_ip(block)));
-                let ip = ip.ok_or(Refusal::Full("serviceIP"))?.to_string();
+                let ip = ip.ok_or(AllocationError::Full("serviceIP"))?.to_string();
                 put(spec, "clusterIPs", json!([ip]));
                 fields(spec).insert("clusterIP".into(), json!(ip));
             }
-            asked => {
-                let ip = match rules::ip_leniently(asked) {
+            requested => {
+                let ip = match rules::parse_ip_leniently(requested) {
                     Some(std::net::IpAddr::V4(ip)) if self.usable(ip) => ip,
-                    _ => return Err(refuse(spec, format!("failed to allocate IP {asked}: {IP_OUTSIDE}"))),
+                    _ => return Err(refuse(spec, format!("failed to allocate IP {requested}: {IP_OUTSIDE}"))),
                 };
                 if self.ip_is_held(ip) {
-                    return Err(refuse(spec, format!("failed to allocate IP {asked}: {IP_TAKEN}")));
+                    return Err(refuse(spec, format!("failed to allocate IP {requested}: {IP_TAKEN}")));
                 }
             }
         }
@@ -231,7 +234,7 @@ impl Choice<'_> {
         self.objects.at(&port_key(port)).is_some()
     }
 
-    /// Blocks beside the cluster's own: of ServiceCIDRs that stay and that no controller has said not to be ready.
+    /// Additional blocks: those of ServiceCIDRs that are not being deleted and not marked unready.
     fn more_blocks(&self) -> impl Iterator<Item = Ipv4Net> {
         let all = self.objects.list("networking.k8s.io", "servicecidrs", None);
         let usable = |cidr: &Arc<Value>| {
@@ -249,7 +252,7 @@ impl Choice<'_> {
         within(&self.network.cidr) || self.more_blocks().any(|block| within(&block))
     }
 
-    /// A free address of a block: first of the upper band, from a random place on, then of the lower.
+    /// A free address of a block: from the upper band, starting at a random offset, then from the lower band.
     fn free_ip(&self, block: Ipv4Net) -> Option<Ipv4Addr> {
         let (first, end) = (u32::from(block.network()).saturating_add(1), u32::from(block.broadcast()));
         let size = u64::from(end.saturating_sub(first));
@@ -264,14 +267,14 @@ impl Choice<'_> {
         (!self.ip_is_held(ip)).then_some(ip)
     }
 
-    /// The first hit in a range, beginning at a random place and going round.
+    /// The first hit in a range, scanned cyclically from a random offset.
     fn scan<T>(&self, range: std::ops::Range<u64>, hit: impl Fn(u64) -> Option<T>) -> Option<T> {
         let size = range.end.checked_sub(range.start).filter(|size| *size > 0)?;
         let offset = (self.random)(size);
         (0..size).find_map(|i| hit(range.start + (offset + i) % size))
     }
 
-    fn free_port(&mut self) -> Result<i64, Refusal> {
+    fn free_port(&mut self) -> Result<i64, AllocationError> {
         if self.dry {
             let port = self.ports.iter().max().map_or(FIRST_OF_DRY_RUNS, |last| last + 1);
             self.ports.push(port);
@@ -285,31 +288,33 @@ impl Choice<'_> {
             let taken = self.ports.contains(&port.into()) || self.port_is_held(port);
             (!taken).then_some(port.into())
         };
-        let port =
-            self.scan(low..last + 1, free).or_else(|| self.scan(first..low, free)).ok_or(Refusal::Full("nodePort"))?;
+        let port = self
+            .scan(low..last + 1, free)
+            .or_else(|| self.scan(first..low, free))
+            .ok_or(AllocationError::Full("nodePort"))?;
         self.ports.push(port);
         Ok(port)
     }
 
-    /// A port that was asked for.
-    fn take(&mut self, asked: i64, at: &Path<'_>) -> Result<(), Refusal> {
-        let refuse = |why: &str| Refusal::Invalid(FieldError::invalid(at, asked, why));
+    /// Reserves a requested port.
+    fn reserve_port(&mut self, requested: i64, at: &Path<'_>) -> Result<(), AllocationError> {
+        let refuse = |why: &str| AllocationError::Invalid(FieldError::invalid(at, requested, why));
         let range = &self.network.node_ports;
-        let port = u16::try_from(asked).ok();
+        let port = u16::try_from(requested).ok();
         if !self.dry && !port.is_some_and(|port| range.contains(&port)) {
             let (first, last) = (range.start(), range.end());
             let why = format!("provided port is not in the valid range. The range of valid ports is {first}-{last}");
             return Err(refuse(&why));
         }
-        if self.ports.contains(&asked) || port.is_some_and(|port| self.port_is_held(port)) {
+        if self.ports.contains(&requested) || port.is_some_and(|port| self.port_is_held(port)) {
             return Err(refuse(PORT_TAKEN));
         }
-        self.ports.push(asked);
+        self.ports.push(requested);
         Ok(())
     }
 
-    /// Ports of the same number (of several protocols) share a node port.
-    fn node_ports_of_new(&mut self, spec: &mut Value) -> Result<(), Refusal> {
+    /// Ports of the same number and different protocols share a node port.
+    fn node_ports_of_new(&mut self, spec: &mut Value) -> Result<(), AllocationError> {
         let fill = chooses_ports(spec);
         let list: Vec<(i64, i64)> = items(spec, "ports")
             .iter()
@@ -317,23 +322,23 @@ impl Choice<'_> {
             .collect();
         let ports_at = SPEC.child("ports");
         let mut given: BTreeMap<i64, i64> = BTreeMap::new();
-        for (i, (port, asked)) in list.iter().enumerate() {
-            if *asked == 0 && !fill {
+        for (i, (port, requested)) in list.iter().enumerate() {
+            if *requested == 0 && !fill {
                 continue;
             }
             let at = ports_at.index(i);
             let at = at.child("nodePort");
             let node = match given.get(port) {
-                Some(node) if *asked == 0 || asked == node => *node,
+                Some(node) if *requested == 0 || requested == node => *node,
                 Some(_) => {
-                    self.take(*asked, &at)?;
-                    *asked
+                    self.reserve_port(*requested, &at)?;
+                    *requested
                 }
                 None => {
                     let wished = list.iter().find(|(p, node)| p == port && *node != 0).map(|(_, node)| *node);
                     let node = match wished {
                         Some(node) => {
-                            self.take(node, &at)?;
+                            self.reserve_port(node, &at)?;
                             node
                         }
                         None => self.free_port()?,
@@ -349,24 +354,24 @@ impl Choice<'_> {
         Ok(())
     }
 
-    fn node_ports_of_changed(&mut self, spec: &mut Value, old: &Value) -> Result<(), Refusal> {
+    fn node_ports_of_changed(&mut self, spec: &mut Value, old: &Value) -> Result<(), AllocationError> {
         let fill = chooses_ports(spec);
         let had: Vec<i64> = items(old, "ports").iter().filter_map(|p| int(p, "nodePort")).collect();
-        let asked: Vec<i64> = items(spec, "ports").iter().map(|p| int(p, "nodePort").unwrap_or(0)).collect();
+        let requested: Vec<i64> = items(spec, "ports").iter().map(|p| int(p, "nodePort").unwrap_or(0)).collect();
         let ports_at = SPEC.child("ports");
         let mut taken = Vec::new();
-        for (i, asked) in asked.iter().enumerate() {
-            if *asked == 0 {
+        for (i, requested) in requested.iter().enumerate() {
+            if *requested == 0 {
                 if fill {
                     let port = self.free_port()?;
                     if let Some(slot) = items_mut(spec, "ports").get_mut(i) {
                         put(slot, "nodePort", json!(port));
                     }
                 }
-            } else if !had.contains(asked) && !taken.contains(asked) {
+            } else if !had.contains(requested) && !taken.contains(requested) {
                 let at = ports_at.index(i);
-                self.take(*asked, &at.child("nodePort"))?;
-                taken.push(*asked);
+                self.reserve_port(*requested, &at.child("nodePort"))?;
+                taken.push(*requested);
             }
         }
         Ok(())
@@ -386,7 +391,7 @@ mod tests {
         json!({"metadata": {"namespace": "n", "name": name}, "spec": spec})
     }
 
-    /// Reserves what a Service holds, or frees it again.
+    /// Adds or removes a Service's reservations.
     fn reserve(world: &Map, service: &Value, holds: bool) {
         for Claim { key, object } in claims(service) {
             world.reserve(key, holds.then_some(object));
@@ -416,7 +421,7 @@ mod tests {
             allocator.allocate(&world, &mut new, None, false).unwrap();
             let ip: Ipv4Addr = new["spec"]["clusterIP"].as_str().unwrap().parse().unwrap();
             assert_eq!(new["spec"]["clusterIPs"], json!([ip.to_string()]));
-            // The lower band (16 of a /24) is kept for last.
+            // The lower band (16 of a /24) is used last.
             assert_eq!(ip.octets()[3] > 16, i < 238, "{ip} as number {i}");
             if i == 7 {
                 gone = new.clone();
@@ -443,15 +448,15 @@ mod tests {
         for object in [cidr("more", "10.1.0.0/30", "True"), cidr("unready", "10.2.0.0/24", "False"), going] {
             world.put("networking.k8s.io", "servicecidrs", object);
         }
-        // Of which nobody has said anything yet.
+        // A block without conditions.
         let fresh = json!({"metadata": {"name": "z"}, "spec": {"cidrs": ["10.4.0.0/30"]}, "status": {}});
         world.put("networking.k8s.io", "servicecidrs", fresh);
-        let asked = |ip: &str| {
+        let requested = |ip: &str| {
             let mut new = service("b", json!({"type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip]}));
             allocator.allocate(&world, &mut new, None, false).is_ok()
         };
         let ips = ["10.1.0.0", "10.1.0.1", "10.1.0.2", "10.1.0.3", "10.2.0.1", "10.3.0.1", "10.4.0.1"];
-        assert_eq!(ips.map(asked), [false, true, true, false, false, false, true]);
+        assert_eq!(ips.map(requested), [false, true, true, false, false, false, true]);
         for number in 1..255 {
             let ip = format!("10.0.0.{number}");
             reserve(&world, &service(&ip, json!({"type": "ClusterIP", "clusterIPs": [ip]})), true);
@@ -494,7 +499,7 @@ mod tests {
         );
         allocator.allocate(&world, &mut tried, None, true).unwrap();
         let ports: Vec<_> = tried["spec"]["ports"].as_array().unwrap().iter().map(|p| &p["nodePort"]).collect();
-        assert_eq!(ports, [32769, 5, 32770], "nothing is taken, and no range is looked at");
+        assert_eq!(ports, [32769, 5, 32770], "nothing is reserved, and ranges are not checked");
         let mut shared = service(
             "b",
             json!({"type": "NodePort", "ports": [{"port": 53, "protocol": "TCP"},

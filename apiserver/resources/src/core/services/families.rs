@@ -1,4 +1,4 @@
-//! IP families and cluster IPs of a Service: this cluster has IPv4 addresses only.
+//! IP families and cluster IPs of a Service. This cluster has only IPv4 addresses.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -13,8 +13,8 @@ use crate::rules;
 const SPEC: Path<'static> = Path::root("spec");
 const POLICIES: &[&str] = &["PreferDualStack", "RequireDualStack", "SingleStack"];
 
-/// A headless Service without a selector: someone else makes its endpoints, of whichever family.
-fn is_free(spec: &Value) -> bool {
+/// A headless Service without a selector, whose endpoints may be of any family.
+fn is_headless_without_selector(spec: &Value) -> bool {
     text(spec, "clusterIP") == "None" && is_zero(get(spec, "selector"))
 }
 
@@ -29,10 +29,10 @@ fn prefers_dual_unchanged(spec: &Value, old: Option<&Value>) -> bool {
 }
 
 fn is_v6(ip: &str) -> bool {
-    rules::ip_leniently(ip).is_some_and(|ip| ip.is_ipv6())
+    rules::parse_ip_leniently(ip).is_some_and(|ip| ip.is_ipv6())
 }
 
-/// Sets the policy and the families where the client left them out.
+/// Defaults `ipFamilyPolicy` and `ipFamilies`.
 pub(super) fn fill(spec: &mut Value, old: Option<&Value>) {
     if !needs_cluster_ip(spec) || prefers_dual_unchanged(spec, old) {
         return;
@@ -40,14 +40,14 @@ pub(super) fn fill(spec: &mut Value, old: Option<&Value>) {
     if !has(spec, "ipFamilyPolicy") {
         let kept = old.map_or("", |old| text(old, "ipFamilyPolicy"));
         let policy = match kept {
-            "" if is_free(spec) => "RequireDualStack",
+            "" if is_headless_without_selector(spec) => "RequireDualStack",
             "" => "SingleStack",
             kept => kept,
         };
         put(spec, "ipFamilyPolicy", json!(policy));
     }
     let mut errors = ErrorList::new();
-    related(&mut errors, spec, old);
+    validate_consistency(&mut errors, spec, old);
     if !errors.is_empty() {
         return;
     }
@@ -62,8 +62,8 @@ pub(super) fn fill(spec: &mut Value, old: Option<&Value>) {
             }
         }
     }
-    // What is refused is refused as the client gave it: nothing is added to it.
-    given(&mut errors, spec, old);
+    // A rejected Service is reported unmodified, so defaults are set after the check.
+    validate_policy(&mut errors, spec, old);
     if !errors.is_empty() {
         return;
     }
@@ -72,14 +72,14 @@ pub(super) fn fill(spec: &mut Value, old: Option<&Value>) {
         if ip == "None" {
             break;
         }
-        if i >= families.len() && rules::ip_leniently(ip).is_some_and(|ip| ip.is_ipv4()) {
+        if i >= families.len() && rules::parse_ip_leniently(ip).is_some_and(|ip| ip.is_ipv4()) {
             families.push("IPv4".into());
         }
     }
     if families.is_empty() && !items(spec, "clusterIPs").iter().any(|ip| ip.as_str().is_some_and(is_v6)) {
         families.push("IPv4".into());
     }
-    if is_free(spec) && families.len() == 1 && !single {
+    if is_headless_without_selector(spec) && families.len() == 1 && !single {
         families.push(if families[0] == "IPv4" { "IPv6" } else { "IPv4" }.into());
     }
     if !families.is_empty() {
@@ -87,18 +87,18 @@ pub(super) fn fill(spec: &mut Value, old: Option<&Value>) {
     }
 }
 
-/// What upstream finds before it validates anything else.
+/// Rules that upstream checks before all other validation.
 pub(super) fn validate(spec: &Value, old: Option<&Value>) -> Vec<FieldError> {
     if !needs_cluster_ip(spec) || prefers_dual_unchanged(spec, old) {
         return Vec::new();
     }
     let mut errors = ErrorList::new();
-    related(&mut errors, spec, old);
+    validate_consistency(&mut errors, spec, old);
     if !errors.is_empty() {
         return errors.list();
     }
-    given(&mut errors, spec, old);
-    if !errors.is_empty() || is_free(spec) {
+    validate_policy(&mut errors, spec, old);
+    if !errors.is_empty() || is_headless_without_selector(spec) {
         return errors.list();
     }
     if text(spec, "ipFamilyPolicy") == "RequireDualStack" {
@@ -114,8 +114,8 @@ pub(super) fn validate(spec: &Value, old: Option<&Value>) -> Vec<FieldError> {
     errors.list()
 }
 
-/// Whether the policy fits what the client gave, and the cluster has the addresses' families.
-fn given(errors: &mut ErrorList, spec: &Value, old: Option<&Value>) {
+/// Checks the policy against the client's addresses and families.
+fn validate_policy(errors: &mut ErrorList, spec: &Value, old: Option<&Value>) {
     let policy_at = SPEC.child("ipFamilyPolicy");
     let policy = text(spec, "ipFamilyPolicy");
     let (ips, families) = (items(spec, "clusterIPs"), items(spec, "ipFamilies"));
@@ -146,8 +146,8 @@ fn given(errors: &mut ErrorList, spec: &Value, old: Option<&Value>) {
     }
 }
 
-/// How `clusterIP`, `clusterIPs`, `ipFamilies` and `ipFamilyPolicy` fit together.
-pub(super) fn related(errors: &mut ErrorList, spec: &Value, old: Option<&Value>) {
+/// Consistency of `clusterIP`, `clusterIPs`, `ipFamilies` and `ipFamilyPolicy`.
+pub(super) fn validate_consistency(errors: &mut ErrorList, spec: &Value, old: Option<&Value>) {
     if !needs_cluster_ip(spec) {
         return;
     }
@@ -199,7 +199,7 @@ pub(super) fn related(errors: &mut ErrorList, spec: &Value, old: Option<&Value>)
     if bad {
         return;
     }
-    let parsed: Vec<Option<IpAddr>> = ips.iter().map(|ip| rules::ip_leniently(ip)).collect();
+    let parsed: Vec<Option<IpAddr>> = ips.iter().map(|ip| rules::parse_ip_leniently(ip)).collect();
     let both = parsed.iter().flatten().any(IpAddr::is_ipv4) && parsed.iter().flatten().any(IpAddr::is_ipv6);
     if ips.len() > 1 && !both {
         errors.invalid(&ips_at, shown.clone(), "may specify no more than one IP for each IP family");
@@ -216,8 +216,8 @@ pub(super) fn related(errors: &mut ErrorList, spec: &Value, old: Option<&Value>)
     }
 }
 
-/// What of addresses and families may change.
-pub(super) fn changes(errors: &mut ErrorList, spec: &Value, old: &Value) {
+/// Validates changes of addresses and families.
+pub(super) fn validate_changes(errors: &mut ErrorList, spec: &Value, old: &Value) {
     if !needs_cluster_ip(spec) || !needs_cluster_ip(old) {
         return;
     }
@@ -237,7 +237,7 @@ fn list_changes(errors: &mut ErrorList, spec: &Value, old: &Value, key: &str, on
     if now.len() == was.len() {
         for (i, (now, was)) in now.iter().zip(was).enumerate() {
             if now != was {
-                // Upstream always names the first family.
+                // Upstream always reports the first family.
                 let i = if key == "ipFamilies" { 0 } else { i };
                 errors.invalid(&at.index(i), shown.clone(), "may not change once set");
             }

@@ -1,4 +1,4 @@
-//! Services. What they are given (addresses and ports) is chosen in [`allocate`], after validation.
+//! Services. Their addresses and ports are allocated in [`allocate`] after validation.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,21 +8,20 @@ use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, labels, name, wide};
-use crate::core::addresses::odd_ip;
+use crate::core::addresses::canonical_ip_warning;
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{
     default_to, default_zero_to, get, has, int, is_zero, items, items_mut, object_mut, put, spec_of, text, texts,
 };
 use crate::rules::NameRule;
 use crate::{
-    Allocation, Claim, Column, Context, Proxied, Row, STATUS, Storage, Strategy, prepare_update_by_default, proxy,
+    Allocation, Claim, Column, Context, ProxyBackend, Row, STATUS, Storage, Strategy, prepare_update_by_default, proxy,
 };
 
 pub mod allocate;
 mod families;
 mod validate;
 
-/// Services.
 pub(crate) static ROW: Row = Row {
     kind: "Service",
     plural: "services",
@@ -30,7 +29,7 @@ pub(crate) static ROW: Row = Row {
     short_names: &["svc"],
     categories: &["all"],
     schema: "io.k8s.api.core.v1.Service",
-    subresources: &[proxy(Proxied::Service, "ServiceProxyOptions"), STATUS],
+    subresources: &[proxy(ProxyBackend::Service, "ServiceProxyOptions"), STATUS],
     storage: Storage::Stored("services/specs"),
     strategy: &Service,
     example: r#"apiVersion: v1
@@ -64,17 +63,17 @@ pub(crate) fn is_load_balancer(spec: &Value) -> bool {
     text(spec, "type") == "LoadBalancer"
 }
 
-/// Whether the type has a port on each node.
+/// Whether the type has node ports.
 pub(crate) fn has_node_ports(spec: &Value) -> bool {
     ["NodePort", "LoadBalancer"].contains(&text(spec, "type"))
 }
 
-/// Whether balancers outside check the nodes on a port of its own.
+/// Whether external load balancers check nodes on a health check port.
 pub(crate) fn needs_health_check(spec: &Value) -> bool {
     is_load_balancer(spec) && text(spec, "externalTrafficPolicy") == "Local"
 }
 
-/// Whether the Service has no address by wish.
+/// Whether the Service is headless.
 pub(crate) fn is_headless(spec: &Value) -> bool {
     let ips = items(spec, "clusterIPs");
     ips.len() == 1 && ips[0] == "None"
@@ -84,7 +83,7 @@ fn externally_accessible(spec: &Value) -> bool {
     has_node_ports(spec) || (text(spec, "type") == "ClusterIP" && !items(spec, "externalIPs").is_empty())
 }
 
-/// Keeps what was given before where the client doesn't say: its copy may be older than the allocation.
+/// Keeps allocated values that the client omits, since its copy may predate the allocation.
 fn patch_allocated(spec: &mut Value, old: &Value) {
     if needs_cluster_ip(old) && needs_cluster_ip(spec) {
         default_zero_to(spec, "clusterIP", get(old, "clusterIP").clone());
@@ -99,7 +98,7 @@ fn patch_allocated(spec: &mut Value, old: &Value) {
     if by_node(old) && by_node(spec) {
         let port = |p: &Value| int(p, "nodePort").unwrap_or(0);
         let given: BTreeSet<i64> = items(spec, "ports").iter().map(port).collect();
-        // Of several ports of one name, the last.
+        // For duplicate port names the last one wins.
         let before: BTreeMap<&str, i64> = items(old, "ports").iter().map(|p| (text(p, "name"), port(p))).collect();
         for new in items_mut(spec, "ports") {
             if port(new) != 0 {
@@ -116,7 +115,7 @@ fn patch_allocated(spec: &mut Value, old: &Value) {
     }
 }
 
-/// `clusterIP` and `clusterIPs` say the same: the one that changed decides.
+/// Aligns `clusterIP` and `clusterIPs`; the changed one wins.
 fn normalize_cluster_ips(spec: &mut Value, old: Option<&Value>) {
     let ip = text(spec, "clusterIP").to_owned();
     let Some(old) = old else {
@@ -138,7 +137,7 @@ fn normalize_cluster_ips(spec: &mut Value, old: Option<&Value>) {
     }
 }
 
-/// Fields that the new type has no use for, and that the client left as they were, go.
+/// Drops fields that the new type doesn't use, unless the client changed them.
 fn drop_by_type(new: &mut Value, old: &Value) {
     let old = get(old, "spec");
     let Some(spec) = new.get_mut("spec") else { return };
@@ -186,7 +185,7 @@ fn drop_by_type(new: &mut Value, old: &Value) {
     }
 }
 
-/// A policy that means nothing to a Service of another name goes; what is no policy stays, and is refused.
+/// Drops a valid policy from an ExternalName Service; validation rejects an invalid one.
 fn drop_internal_policy(spec: &mut Value) {
     if text(spec, "type") == "ExternalName" && ["Cluster", "Local"].contains(&text(spec, "internalTrafficPolicy")) {
         put(spec, "internalTrafficPolicy", Value::Null);
@@ -234,7 +233,7 @@ impl Strategy for Service {
         put(object, "status", json!({"loadBalancer": {}}));
         let spec = spec_of(object);
         if context.subresource == "status" {
-            // As upstream, a PUT of a status makes a Service that is given nothing; here it holds nothing of its own choice, too.
+            // As in upstream, a PUT of a status creates a Service without allocation, which here can't claim values.
             for key in ["clusterIP", "clusterIPs", "healthCheckNodePort"] {
                 put(spec, key, Value::Null);
             }
@@ -273,7 +272,7 @@ impl Strategy for Service {
         if !wrong.is_empty() || old.is_some() {
             return wrong;
         }
-        validate::node_port_twice(get(object, "spec")).into_iter().collect()
+        validate::duplicate_node_port(get(object, "spec")).into_iter().collect()
     }
 
     fn allocate(&self, allocation: &Allocation<'_>, new: &mut Value, old: Option<&Value>) -> Result<(), ApiError> {
@@ -303,7 +302,7 @@ impl Strategy for Service {
             validate::balancer(&mut errors, new, old);
             return errors.list();
         }
-        families::changes(&mut errors, get(new, "spec"), get(old, "spec"));
+        families::validate_changes(&mut errors, get(new, "spec"), get(old, "spec"));
         validate::load_balancer_class(&mut errors, get(new, "spec"), Some(get(old, "spec")));
         let (spec, was) = (get(new, "spec"), get(old, "spec"));
         if needs_health_check(spec)
@@ -402,7 +401,9 @@ fn warnings(object: &Value) -> Vec<String> {
     let ip = text(spec, "clusterIP");
     let ips_at = at.child("clusterIPs");
     if !ip.is_empty() && ip != "None" {
-        found.extend(texts(spec, "clusterIPs").enumerate().filter_map(|(i, ip)| odd_ip(&ips_at.index(i), ip)));
+        found.extend(
+            texts(spec, "clusterIPs").enumerate().filter_map(|(i, ip)| canonical_ip_warning(&ips_at.index(i), ip)),
+        );
     }
     let headless = text(spec, "type") == "ClusterIP" && ip == "None";
     let (balancer, externals) = (text(spec, "loadBalancerIP"), items(spec, "externalIPs"));
@@ -419,16 +420,18 @@ fn warnings(object: &Value) -> Vec<String> {
         }
     }
     let externals_at = at.child("externalIPs");
-    found.extend(texts(spec, "externalIPs").enumerate().filter_map(|(i, ip)| odd_ip(&externals_at.index(i), ip)));
+    found.extend(
+        texts(spec, "externalIPs").enumerate().filter_map(|(i, ip)| canonical_ip_warning(&externals_at.index(i), ip)),
+    );
     if !externals.is_empty() && !headless && !outside {
         found.push("spec.externalIPs is deprecated and may no longer be implemented in some clusters".into());
     }
-    found.extend(odd_ip(&at.child("loadBalancerIP"), balancer));
+    found.extend(canonical_ip_warning(&at.child("loadBalancerIP"), balancer));
     let ranges_at = at.child("loadBalancerSourceRanges");
     found.extend(
         texts(spec, "loadBalancerSourceRanges")
             .enumerate()
-            .flat_map(|(i, range)| crate::rules::odd_cidr(range).into_iter().map(move |why| (i, why)))
+            .flat_map(|(i, range)| crate::rules::canonical_cidr_warning(range).into_iter().map(move |why| (i, why)))
             .map(|(i, why)| format!("{}: {why}", ranges_at.index(i))),
     );
     if outside && !externals.is_empty() {

@@ -1,4 +1,4 @@
-//! A Service's spec and load balancer status.
+//! Validation of a Service's spec and load balancer status.
 
 use std::collections::BTreeSet;
 
@@ -20,7 +20,7 @@ const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ran
 const OLD_HINTS: &str = "service.kubernetes.io/topology-aware-hints";
 const TOPOLOGY_MODE: &str = "service.kubernetes.io/topology-mode";
 
-/// Everything that a Service must satisfy.
+/// Validates a Service.
 pub(super) fn service(errors: &mut ErrorList, context: &Context<'_>, object: &Value, old: Option<&Value>) {
     let spec = get(object, "spec");
     let notes = get(get(object, "metadata"), "annotations");
@@ -46,7 +46,7 @@ pub(super) fn service(errors: &mut ErrorList, context: &Context<'_>, object: &Va
     ports(errors, spec);
     labels(errors, get(spec, "selector"), &SPEC.child("selector"));
     affinity(errors, spec);
-    families::related(errors, spec, old.map(|old| get(old, "spec")));
+    families::validate_consistency(errors, spec, old.map(|old| get(old, "spec")));
     let ips_at = SPEC.child("externalIPs");
     let known: BTreeSet<&str> = old.into_iter().flat_map(|old| texts(get(old, "spec"), "externalIPs")).collect();
     for (i, ip) in texts(spec, "externalIPs").enumerate() {
@@ -74,8 +74,8 @@ pub(super) fn service(errors: &mut ErrorList, context: &Context<'_>, object: &Va
     policies(errors, spec);
 }
 
-/// Two ports of a new Service that ask for one node port: upstream's allocator finds this before validation does.
-pub(super) fn node_port_twice(spec: &Value) -> Option<FieldError> {
+/// Duplicate node ports of a new Service, which upstream's allocator reports before validation.
+pub(super) fn duplicate_node_port(spec: &Value) -> Option<FieldError> {
     if !super::has_node_ports(spec) {
         return None;
     }
@@ -242,7 +242,7 @@ fn source_ranges(errors: &mut ErrorList, object: &Value, old: Option<&Value>) {
     }
 }
 
-/// The class of load balancer: once, and only for load balancers.
+/// `loadBalancerClass`, which is set once, and only for load balancers.
 pub(super) fn load_balancer_class(errors: &mut ErrorList, spec: &Value, old: Option<&Value>) {
     let at = SPEC.child("loadBalancerClass");
     let class = get(spec, "loadBalancerClass");
@@ -277,7 +277,7 @@ fn policies(errors: &mut ErrorList, spec: &Value) {
         errors.not_supported(&at, policy, &["Cluster", "Local"]);
     }
     let at = SPEC.child("healthCheckNodePort");
-    // A missing port is chosen after validation.
+    // A missing port is allocated after validation.
     let health = int(spec, "healthCheckNodePort").unwrap_or(0);
     if health != 0 && !needs_health_check(spec) {
         let why = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
@@ -302,7 +302,7 @@ fn policies(errors: &mut ErrorList, spec: &Value) {
     }
 }
 
-/// An update of the load balancer status.
+/// Validates an update of the load balancer status.
 pub(super) fn balancer(errors: &mut ErrorList, new: &Value, old: &Value) {
     let at = Path::root("status.loadBalancer.ingress");
     let ingress = |of: &'_ Value| items(get(get(of, "status"), "loadBalancer"), "ingress").to_vec();
@@ -329,7 +329,7 @@ pub(super) fn balancer(errors: &mut ErrorList, new: &Value, old: &Value) {
         }
         if !host.is_empty() {
             errors.invalid_each(&at.child("hostname"), host, rules::dns_subdomain(host));
-            if rules::ip_leniently(host).is_some() {
+            if rules::parse_ip_leniently(host).is_some() {
                 errors.invalid(&at.child("hostname"), host, "must be a DNS name, not an IP address");
             }
         }

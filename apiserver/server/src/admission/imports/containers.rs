@@ -1,10 +1,10 @@
-//! Containers and their images. Pure.
+//! The containers of a pod spec and their images, as pure functions.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-/// A container, by what counts here.
+/// A container's list, name and image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Container<'a> {
     list: &'static str,
@@ -12,7 +12,7 @@ pub(super) struct Container<'a> {
     pub(super) image: &'a str,
 }
 
-/// All of a pod's spec.
+/// All containers of a pod spec.
 pub(super) fn containers(spec: &Value) -> impl Iterator<Item = Container<'_>> {
     ["initContainers", "containers", "ephemeralContainers"].into_iter().flat_map(move |list| {
         let text = |value: &'_ Value| value.as_str().map(str::len).unwrap_or_default() > 0;
@@ -24,7 +24,7 @@ pub(super) fn containers(spec: &Value) -> impl Iterator<Item = Container<'_>> {
     })
 }
 
-/// Those that are new, or have another image than before.
+/// Containers that are new or have a different image.
 pub(super) fn changed<'a>(spec: &'a Value, old: Option<&Value>) -> Vec<Container<'a>> {
     match old {
         None => containers(spec).collect(),

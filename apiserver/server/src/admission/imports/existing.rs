@@ -1,4 +1,4 @@
-//! Pods that were admitted before their namespace asked what it asks now: they run on, and who changes the namespace is told.
+//! Warns when a namespace's new `enforce` rules do not hold for its existing pods. Those pods continue to run.
 
 use std::time::Duration;
 
@@ -9,14 +9,15 @@ use serde_json::Value;
 use super::Context;
 use super::containers::containers;
 
-/// Pods that are looked at, and how long that may take.
+/// The maximum number of pods checked, and the maximum time spent on them.
 const PODS_MAX: usize = 3000;
 const TIME_MAX: Duration = Duration::from_secs(1);
-/// Others have their turn after so many.
-const PODS_PER_TURN: usize = 32;
+/// The number of pods after which the check yields to the runtime.
+const PODS_PER_YIELD: usize = 32;
 
-/// Whether a pod is known to keep to the rules: every container is held to imports that they allow.
-fn keeps(pod: &Value, rules: &ImportRules) -> bool {
+/// Whether the imports noted for every container of the pod are allowed by the rules. A container without a note counts
+/// as a violation.
+fn complies(pod: &Value, rules: &ImportRules) -> bool {
     let notes = &pod["metadata"]["annotations"];
     containers(&pod["spec"]).all(|container| {
         let held = notes.get(format!("{IMPORTS}{}", container.name)).and_then(Value::as_str);
@@ -24,21 +25,21 @@ fn keeps(pod: &Value, rules: &ImportRules) -> bool {
     })
 }
 
-/// The warning, where there are such pods.
+/// Returns the warning if such pods exist.
 pub(super) async fn warning(context: &Context<'_>, namespace: &str, rules: &ImportRules) -> Option<String> {
     let mut names = Vec::new();
     context.objects.each("", "pods", Some(namespace), None, &mut |_, name, _| names.push(name.to_owned()));
-    let begun = context.env.elapsed();
+    let started = context.env.elapsed();
     let (mut first, mut count) = (None, 0_usize);
     for (at, name) in names.iter().take(PODS_MAX).enumerate() {
-        if at % PODS_PER_TURN == PODS_PER_TURN - 1 {
+        if at % PODS_PER_YIELD == PODS_PER_YIELD - 1 {
             tokio::task::yield_now().await;
         }
-        if context.env.elapsed().saturating_sub(begun) >= TIME_MAX {
+        if context.env.elapsed().saturating_sub(started) >= TIME_MAX {
             break;
         }
-        let pod = context.objects.read_once("", "pods", namespace, name);
-        if pod.is_some_and(|pod| !keeps(&pod, rules)) {
+        let pod = context.objects.get_uncached("", "pods", namespace, name);
+        if pod.is_some_and(|pod| !complies(&pod, rules)) {
             first = first.or(Some(name));
             count += 1;
         }

@@ -1,11 +1,12 @@
-//! What pods' modules import, which is this project's own: a namespace's annotations say what its pods may, and a pod is judged by
-//! what its images say of themselves. What was said is written on the pod (`imports.coracle.dev/<container>`), where policies and
-//! webhooks read it, and where the node holds the module itself to it: an image that lies, or a tag that moves, does not start
+//! Import admission, specific to this project: a namespace's annotations restrict which imports the modules of its pods
+//! may have. A pod is checked against the imports that its images declare in their metadata. The declared imports are
+//! written on the pod (`imports.coracle.dev/<container>`), where policies and webhooks read them. The node enforces
+//! them on the module itself, so a wrong declaration or a moved tag prevents the start
 //! (`docs/decisions/0081-imports.md`).
 
+mod check;
 mod containers;
 mod existing;
-mod judge;
 #[cfg(test)]
 mod tests;
 
@@ -14,84 +15,83 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
-use machinery_api::error::{ApiError, ApiResult, Named};
+use machinery_api::error::{ApiError, ApiResult, GroupResource};
 use machinery_api::imports::ImportPolicy;
 use machinery_api::names::IMPORTS;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use self::check::{DeclaredImports, findings, sentence};
 use self::containers::{Container, changed};
-use self::judge::{Said, findings, sentence};
 use super::template::pod_template;
-use super::{Context, Effects, Operation, Plugin, Step};
+use super::{Context, Effects, MaybeReady, Operation, Plugin};
 use apiserver_resources::field::{FieldError, Path, causes};
 
-/// One image's answer.
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
-/// All of a pod's.
+/// The maximum time of one image's metadata request.
+const LOOKUP_TIME_MAX: Duration = Duration::from_secs(5);
+/// The maximum time of all metadata requests of one pod.
 const POD_TIME_MAX: Duration = Duration::from_secs(10);
-/// Images of one pod; of more it is not known what they import.
+/// The maximum number of images looked up per pod. The imports of further images are unknown.
 const IMAGES_MAX: usize = 64;
-/// Images of one pod that are asked about at once, and of all requests together.
-const AT_ONCE: usize = 8;
-const AT_ONCE_OF_ALL: usize = 64;
+/// The maximum number of concurrent lookups per pod, and for all requests together.
+const POD_LOOKUPS_MAX: usize = 8;
+const LOOKUPS_MAX: usize = 64;
 
-/// Names of imports, in the module's order.
+/// Names of imports, in the order of the module.
 pub type ImageImports = Arc<[String]>;
 
-/// Knows what images say of themselves: the composition does, who may speak to registries.
+/// Reads the metadata of images. The composition root implements it, because only that may connect to registries.
 pub trait ImageMetadata: Send + Sync {
-    /// What the module of an image imports, asked with these pull secrets. Who calls bounds the time.
+    /// Returns the imports that an image declares, read with these pull secrets. The caller bounds the time.
     ///
     /// # Errors
-    /// Why that is not known, in words.
+    /// Returns the reason why the imports are unknown, as text.
     fn imports<'a>(&'a self, image: &'a str, secrets: &'a [Arc<Value>]) -> BoxFuture<'a, Result<ImageImports, String>>;
 }
 
-/// What is known of images, or why it is not.
-pub(super) type KnownImages = BTreeMap<String, Result<Said, String>>;
+/// The imports of each image, or the reason why they are unknown.
+pub(super) type KnownImages = BTreeMap<String, Result<DeclaredImports, String>>;
 
-/// The plugin.
 #[derive(Clone)]
 pub(super) struct Imports {
     images: Option<Arc<dyn ImageMetadata>>,
-    asking: Arc<Semaphore>,
+    lookups: Arc<Semaphore>,
 }
 
-/// What a request is about.
-enum About<'a> {
-    /// A pod, and the containers that are to be judged.
+/// The part of a request that the plugin checks.
+enum ImportSubject<'a> {
+    /// A pod, and the containers to check.
     Pod(Vec<Container<'a>>),
-    /// Who makes pods, with their spec.
+    /// A pod template's spec, and the containers to check.
     Template(&'a Value, Vec<Container<'a>>),
     Namespace,
-    /// What puts annotations on a pod.
+    /// A Binding, which adds annotations to a pod.
     Binding,
     Other,
 }
 
-fn about<'a>(context: &Context<'_>, object: &'a Value) -> About<'a> {
+fn subject<'a>(context: &Context<'_>, object: &'a Value) -> ImportSubject<'a> {
     let request = context.request;
     if !matches!(request.operation, Operation::Create | Operation::Update) || !object.is_object() {
-        return About::Other;
+        return ImportSubject::Other;
     }
     match (request.group, request.resource, request.kind.kind, request.subresource) {
-        ("", "pods", "Pod", "status") => About::Pod(Vec::new()),
-        ("", "pods", "Pod", _) => About::Pod(changed(&object["spec"], context.old.map(|old| &old["spec"]))),
-        ("", "pods" | "bindings", "Binding", _) => About::Binding,
-        ("", "namespaces", _, "") => About::Namespace,
+        ("", "pods", "Pod", "status") => ImportSubject::Pod(Vec::new()),
+        ("", "pods", "Pod", _) => ImportSubject::Pod(changed(&object["spec"], context.old.map(|old| &old["spec"]))),
+        ("", "pods" | "bindings", "Binding", _) => ImportSubject::Binding,
+        ("", "namespaces", _, "") => ImportSubject::Namespace,
         (group, resource, _, "") => {
-            let Some(template) = pod_template(group, resource, object) else { return About::Other };
+            let Some(template) = pod_template(group, resource, object) else { return ImportSubject::Other };
             let old = context.old.and_then(|old| pod_template(group, resource, old));
             let spec = &template["spec"];
-            About::Template(spec, changed(spec, old.map(|old| &old["spec"])))
+            ImportSubject::Template(spec, changed(spec, old.map(|old| &old["spec"])))
         }
-        _ => About::Other,
+        _ => ImportSubject::Other,
     }
 }
 
-/// What the request's namespace asks.
+/// Reads the policy of the request's namespace.
 fn policy_of(context: &Context<'_>) -> ImportPolicy {
     let namespace = context.objects.get("", "namespaces", "", context.request.namespace);
     namespace.map(|namespace| of_namespace(&namespace).0).unwrap_or_default()
@@ -102,30 +102,30 @@ fn of_namespace(namespace: &Value) -> (ImportPolicy, Vec<(String, String)>) {
     ImportPolicy::of(annotations.filter_map(|(name, value)| Some((name.as_str(), value.as_str()?))))
 }
 
-fn has_notes(object: &Value) -> bool {
+fn has_import_annotations(object: &Value) -> bool {
     object["metadata"]["annotations"]
         .as_object()
-        .is_some_and(|notes| notes.keys().any(|name| name.starts_with(IMPORTS)))
+        .is_some_and(|annotations| annotations.keys().any(|name| name.starts_with(IMPORTS)))
 }
 
-/// What was written at a pod's creation stays: only a container that has another image is judged anew.
-fn restore(object: &mut Value, old: &Value, anew: &[String]) {
-    if !has_notes(object) && !has_notes(old) {
+/// Restores the notes written at the pod's creation. Only containers whose image changed are checked again.
+fn restore(object: &mut Value, old: &Value, changed: &[String]) {
+    if !has_import_annotations(object) && !has_import_annotations(old) {
         return;
     }
-    let stays = |name: &str| name.strip_prefix(IMPORTS).is_some_and(|of| !anew.iter().any(|anew| anew == of));
-    let Some(notes) = notes_mut(object) else { return };
-    notes.retain(|name, _| !stays(name));
+    let stays = |name: &str| name.strip_prefix(IMPORTS).is_some_and(|of| !changed.iter().any(|changed| changed == of));
+    let Some(annotations) = annotations_mut(object) else { return };
+    annotations.retain(|name, _| !stays(name));
     let before = old["metadata"]["annotations"].as_object().into_iter().flatten().filter(|(name, _)| stays(name));
-    notes.extend(before.map(|(name, value)| (name.clone(), value.clone())));
+    annotations.extend(before.map(|(name, value)| (name.clone(), value.clone())));
 }
 
-fn notes_mut(object: &mut Value) -> Option<&mut serde_json::Map<String, Value>> {
-    let notes = object.get_mut("metadata")?.as_object_mut()?.entry("annotations").or_insert_with(|| json!({}));
-    if notes.is_null() {
-        *notes = json!({});
+fn annotations_mut(object: &mut Value) -> Option<&mut serde_json::Map<String, Value>> {
+    let annotations = object.get_mut("metadata")?.as_object_mut()?.entry("annotations").or_insert_with(|| json!({}));
+    if annotations.is_null() {
+        *annotations = json!({});
     }
-    notes.as_object_mut()
+    annotations.as_object_mut()
 }
 
 impl Plugin for Imports {
@@ -133,56 +133,61 @@ impl Plugin for Imports {
         "Imports"
     }
 
-    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, effects: &'a mut Effects) -> Step<'a> {
-        let About::Pod(judged) = about(context, object) else { return Step::Done(Ok(())) };
-        let names: Vec<String> = judged.iter().map(|container| container.name.to_owned()).collect();
+    fn mutate<'a>(
+        &'a self,
+        context: &'a Context<'_>,
+        object: &'a mut Value,
+        effects: &'a mut Effects,
+    ) -> MaybeReady<'a> {
+        let ImportSubject::Pod(checked) = subject(context, object) else { return MaybeReady::Ready(Ok(())) };
+        let names: Vec<String> = checked.iter().map(|container| container.name.to_owned()).collect();
         if let Some(old) = context.old {
             restore(object, old, &names);
         }
         if names.is_empty() || policy_of(context).is_empty() {
-            return Step::Done(Ok(()));
+            return MaybeReady::Ready(Ok(()));
         }
-        Step::Wait(Box::pin(async move {
-            let About::Pod(judged) = about(context, object) else { return Ok(()) };
-            self.look_up(context, &object["spec"], &judged, &mut effects.images).await;
-            let said = |container: &Container<'_>| {
-                let said = effects.images.get(container.image)?.as_ref().ok()?;
-                Some((format!("{IMPORTS}{}", container.name), said.exactly.as_str().into()))
+        MaybeReady::Pending(Box::pin(async move {
+            let ImportSubject::Pod(checked) = subject(context, object) else { return Ok(()) };
+            self.look_up_images(context, &object["spec"], &checked, &mut effects.images).await;
+            let declared = |container: &Container<'_>| {
+                let declared = effects.images.get(container.image)?.as_ref().ok()?;
+                Some((format!("{IMPORTS}{}", container.name), declared.exactly.as_str().into()))
             };
-            let said: Vec<(String, Value)> = judged.iter().filter_map(said).collect();
-            if !said.is_empty()
-                && let Some(notes) = notes_mut(object)
+            let declared: Vec<(String, Value)> = checked.iter().filter_map(declared).collect();
+            if !declared.is_empty()
+                && let Some(annotations) = annotations_mut(object)
             {
-                notes.extend(said);
+                annotations.extend(declared);
             }
             Ok(())
         }))
     }
 
-    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, effects: &'a mut Effects) -> Step<'a> {
-        let (judged, template) = match about(context, object) {
-            About::Pod(judged) => (judged, None),
-            About::Template(spec, judged) => (judged, Some(spec)),
-            About::Namespace => return namespace(context, object, effects),
-            About::Binding if has_notes(object) => {
+    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, effects: &'a mut Effects) -> MaybeReady<'a> {
+        let (checked, template) = match subject(context, object) {
+            ImportSubject::Pod(checked) => (checked, None),
+            ImportSubject::Template(spec, checked) => (checked, Some(spec)),
+            ImportSubject::Namespace => return namespace(context, object, effects),
+            ImportSubject::Binding if has_import_annotations(object) => {
                 let why = format!("annotations {IMPORTS}* of a pod are written when it is admitted");
-                return Step::Done(Err(context.request.refused(object, why)));
+                return MaybeReady::Ready(Err(context.request.forbidden(object, why)));
             }
-            About::Binding | About::Other => return Step::Done(Ok(())),
+            ImportSubject::Binding | ImportSubject::Other => return MaybeReady::Ready(Ok(())),
         };
-        if judged.is_empty() {
-            return Step::Done(Ok(()));
+        if checked.is_empty() {
+            return MaybeReady::Ready(Ok(()));
         }
         let policy = policy_of(context);
         if policy.is_empty() {
-            return Step::Done(Ok(()));
+            return MaybeReady::Ready(Ok(()));
         }
-        Step::Wait(Box::pin(async move {
+        MaybeReady::Pending(Box::pin(async move {
             let spec = template.unwrap_or(&object["spec"]);
-            self.look_up(context, spec, &judged, &mut effects.images).await;
+            self.look_up_images(context, spec, &checked, &mut effects.images).await;
             match template {
-                Some(_) => warn_of_template(&policy, &judged, effects),
-                None => return pod(context, object, (&policy, &judged), effects),
+                Some(_) => warn_of_template(&policy, &checked, effects),
+                None => return pod(context, object, (&policy, &checked), effects),
             }
             Ok(())
         }))
@@ -192,80 +197,81 @@ impl Plugin for Imports {
 fn pod(
     context: &Context<'_>,
     object: &Value,
-    (policy, judged): (&ImportPolicy, &[Container<'_>]),
+    (policy, checked): (&ImportPolicy, &[Container<'_>]),
     effects: &mut Effects,
 ) -> ApiResult<()> {
     let known = &effects.images;
     if let Some(rules) = &policy.enforce {
-        if let Some(found) = findings(rules, judged, known) {
-            return Err(context.request.refused(object, sentence("violates", "enforce", rules, &found)));
+        if let Some(found) = findings(rules, checked, known) {
+            return Err(context.request.forbidden(object, sentence("violates", "enforce", rules, &found)));
         }
-        // Who comes after this plugin must not widen what the node holds the module to.
-        for container in judged {
-            let (name, said) = (format!("{IMPORTS}{}", container.name), known.get(container.image));
-            let said = said.and_then(|said| said.as_ref().ok()).map(|said| said.exactly.as_str());
-            if object["metadata"]["annotations"].get(&name).and_then(Value::as_str) != said {
+        // A later plugin must not widen the rules that the node enforces.
+        for container in checked {
+            let (name, declared) = (format!("{IMPORTS}{}", container.name), known.get(container.image));
+            let declared =
+                declared.and_then(|declared| declared.as_ref().ok()).map(|declared| declared.exactly.as_str());
+            if object["metadata"]["annotations"].get(&name).and_then(Value::as_str) != declared {
                 let why = format!("another admission plugin changed the annotation {name:?}");
-                return Err(context.request.refused(object, why));
+                return Err(context.request.forbidden(object, why));
             }
         }
     }
     if let Some(rules) = &policy.warn
-        && let Some(found) = findings(rules, judged, known)
+        && let Some(found) = findings(rules, checked, known)
     {
         effects.warnings.push(sentence("would violate", "warn", rules, &found));
     }
     if let Some(rules) = &policy.audit
-        && let Some(found) = findings(rules, judged, known)
+        && let Some(found) = findings(rules, checked, known)
     {
         effects.audit(format!("{IMPORTS}audit-violations"), sentence("would violate", "audit", rules, &found));
     }
     Ok(())
 }
 
-/// Pods of a template are judged one by one; who writes it learns of it before.
-fn warn_of_template(policy: &ImportPolicy, judged: &[Container<'_>], effects: &mut Effects) {
+/// Warns about a template: its pods are rejected or warned about only when they are created.
+fn warn_of_template(policy: &ImportPolicy, checked: &[Container<'_>], effects: &mut Effects) {
     let modes = [("enforce", &policy.enforce), ("warn", &policy.warn)];
     for (mode, rules) in modes.into_iter().filter_map(|(mode, rules)| Some((mode, rules.as_ref()?))) {
-        if let Some(found) = findings(rules, judged, &effects.images) {
+        if let Some(found) = findings(rules, checked, &effects.images) {
             effects.warnings.push(sentence("would violate", mode, rules, &found));
             return;
         }
     }
 }
 
-fn namespace<'a>(context: &'a Context<'_>, object: &'a Value, effects: &'a mut Effects) -> Step<'a> {
+fn namespace<'a>(context: &'a Context<'_>, object: &'a Value, effects: &'a mut Effects) -> MaybeReady<'a> {
     let (policy, wrong) = of_namespace(object);
     let old = context.old.map(of_namespace);
     if !wrong.is_empty() && old.as_ref().is_none_or(|(_, before)| *before != wrong) {
-        let (metadata, notes) = (Path::root("metadata"), &object["metadata"]["annotations"]);
+        let (metadata, annotations) = (Path::root("metadata"), &object["metadata"]["annotations"]);
         let path = metadata.child("annotations");
         let error = |(name, why): &(String, String)| {
-            FieldError::invalid(&path.key(name), notes[name.as_str()].as_str().unwrap_or_default(), why)
+            FieldError::invalid(&path.key(name), annotations[name.as_str()].as_str().unwrap_or_default(), why)
         };
         let errors = wrong.iter().map(error).collect();
         let name = context.request.name.to_owned();
-        return Step::Done(Err(ApiError::Invalid(Named::new("", "Namespace"), name, causes(errors))));
+        return MaybeReady::Ready(Err(ApiError::Invalid(GroupResource::new("", "Namespace"), name, causes(errors))));
     }
     match (policy.enforce, old) {
         (Some(rules), Some((before, _))) if before.enforce.as_ref() != Some(&rules) => {
-            Step::Wait(Box::pin(async move {
+            MaybeReady::Pending(Box::pin(async move {
                 let name = object["metadata"]["name"].as_str().unwrap_or_default();
                 effects.warnings.extend(existing::warning(context, name, &rules).await);
                 Ok(())
             }))
         }
-        _ => Step::Done(Ok(())),
+        _ => MaybeReady::Ready(Ok(())),
     }
 }
 
 impl Imports {
     pub(super) fn new(images: Option<Arc<dyn ImageMetadata>>) -> Self {
-        Self { images, asking: Arc::new(Semaphore::new(AT_ONCE_OF_ALL)) }
+        Self { images, lookups: Arc::new(Semaphore::new(LOOKUPS_MAX)) }
     }
 
-    /// Asks about the images that nobody has asked about in this request.
-    async fn look_up(
+    /// Reads the metadata of images that this request has not looked up yet.
+    async fn look_up_images(
         &self,
         context: &Context<'_>,
         spec: &Value,
@@ -279,32 +285,38 @@ impl Imports {
         }
         let (secrets, deadline) = (pull_secrets(context, spec), Instant::now() + POD_TIME_MAX);
         let (asked, left) = images.split_at(images.len().min(IMAGES_MAX));
-        for some in asked.chunks(AT_ONCE) {
-            let answers = join_all(some.iter().map(|image| self.ask(image, &secrets, deadline))).await;
-            known.extend(some.iter().map(|image| (*image).to_owned()).zip(answers));
+        for some in asked.chunks(POD_LOOKUPS_MAX) {
+            let results = join_all(some.iter().map(|image| self.read_metadata(image, &secrets, deadline))).await;
+            known.extend(some.iter().map(|image| (*image).to_owned()).zip(results));
         }
         let many = || format!("the pod has more than {IMAGES_MAX} images");
         known.extend(left.iter().map(|image| ((*image).to_owned(), Err(many()))));
     }
 
-    async fn ask(&self, image: &str, secrets: &[Arc<Value>], deadline: Instant) -> Result<Said, String> {
+    async fn read_metadata(
+        &self,
+        image: &str,
+        secrets: &[Arc<Value>],
+        deadline: Instant,
+    ) -> Result<DeclaredImports, String> {
         let Some(images) = &self.images else { return Err("this API server asks no registry".into()) };
         if image.is_empty() {
             return Err("it names no image".into());
         }
-        let answer = async {
-            let _turn = self.asking.acquire().await.map_err(|error| error.to_string())?;
+        let lookup = async {
+            let _permit = self.lookups.acquire().await.map_err(|error| error.to_string())?;
             images.imports(image, secrets).await
         };
-        let until = deadline.min(Instant::now() + ANSWER_TIME_MAX);
-        match tokio::time::timeout_at(until, answer).await {
-            Ok(answer) => Said::of(answer?),
+        let until = deadline.min(Instant::now() + LOOKUP_TIME_MAX);
+        match tokio::time::timeout_at(until, lookup).await {
+            Ok(lookup) => DeclaredImports::new(lookup?),
             Err(_) => Err("its registry doesn't answer in time".into()),
         }
     }
 }
 
-/// What a pod's images are pulled with: of itself, or where that has none, of its ServiceAccount, which a template doesn't have yet.
+/// The pull secrets of a pod: its own, or those of its ServiceAccount. A template has no secrets of the ServiceAccount
+/// yet.
 fn pull_secrets(context: &Context<'_>, spec: &Value) -> Vec<Arc<Value>> {
     let (objects, namespace) = (context.objects, context.request.namespace);
     let named = |of: &Value| -> Vec<String> {

@@ -1,4 +1,4 @@
-//! The plugin between a namespace that asks and a registry that tells.
+//! Tests of the plugin with an in-memory registry.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -16,7 +16,7 @@ use apiserver_resources::objects::memory::Map;
 use jiff::Timestamp;
 use machinery_api::schema::FieldValidation;
 
-/// Says of an image what stands here, and counts who asks.
+/// Returns the configured imports of an image, and records the requests.
 #[derive(Default)]
 struct Registry {
     images: BTreeMap<&'static str, Vec<&'static str>>,
@@ -69,7 +69,7 @@ fn world(annotations: Value) -> World {
 }
 
 impl World {
-    /// What the plugin alone makes of a write: the object, or why it is refused, and warnings.
+    /// Runs only this plugin on a write. Returns the object or the rejection, and the effects.
     async fn write(
         &self,
         (resource, kind, subresource): (&str, &str, &str),
@@ -156,7 +156,7 @@ async fn what_was_written_at_the_creation_stays() {
     let old = world.pod("pure").await.0.unwrap();
     let write =
         async |subresource: &str, new: Value| world.write(("pods", "Pod", subresource), new, Some(&old)).await.0;
-    // Neither another value nor none, in whichever way it comes.
+    // A changed note is restored, and so is a removed one, for every subresource.
     for subresource in ["", "status", "resize"] {
         let mut other = old.clone();
         other["metadata"]["annotations"] = json!({NOTE: "*", "imports.coracle.dev/x": "*", "a": "b"});
@@ -164,7 +164,7 @@ async fn what_was_written_at_the_creation_stays() {
         assert_eq!(kept["metadata"]["annotations"], json!({NOTE: "wasi:io/poll@0.2.0", "a": "b"}), "{subresource}");
         assert_eq!(write(subresource, pod("pure")).await.unwrap(), old, "{subresource}");
     }
-    // Another image is judged, and so is a debugger.
+    // A container with another image is checked, and so is an ephemeral container.
     assert!(write("", pod("net")).await.unwrap_err().contains("wasi:sockets/tcp@0.2.0"));
     let mut debugged = old.clone();
     debugged["spec"]["ephemeralContainers"] = json!([{"name": "d", "image": "net"}]);
@@ -173,7 +173,7 @@ async fn what_was_written_at_the_creation_stays() {
     debugged["spec"]["ephemeralContainers"][0]["image"] = json!("pure");
     let kept = write("ephemeralcontainers", debugged).await.unwrap();
     assert_eq!(kept["metadata"]["annotations"]["imports.coracle.dev/d"], "wasi:io/poll@0.2.0");
-    // A binding puts annotations on its pod.
+    // A Binding adds its annotations to the pod.
     let binding =
         |annotations: Value| json!({"metadata": {"name": "p", "annotations": annotations}, "target": {"name": "n"}});
     let bind = async |object: Value| world.write(("pods", "Binding", "binding"), object, None).await.0;
@@ -221,7 +221,7 @@ async fn a_namespaces_lists_are_read_when_they_are_written() {
             && refused.contains("\"*\""),
         "{refused}"
     );
-    // What is wrong already keeps nobody from another change.
+    // An old error does not block an update that leaves it unchanged.
     let old = namespace("-wasi:sockets");
     assert!(world.write(object, namespace("-wasi:sockets"), Some(&old)).await.0.is_ok());
     for name in ["a", "b"] {

@@ -40,7 +40,7 @@ pub(super) fn app_armor_profile(pod: Pod<'_>) -> Option<Violation> {
     Violation::some(reason, detail)
 }
 
-/// Those that a container may add beside what it has.
+/// Capabilities that containers may add.
 const CAPABILITIES: &[&str] = &[
     "AUDIT_WRITE",
     "CHOWN",
@@ -212,16 +212,16 @@ fn selinux_options(pod: Pod<'_>, allowed: &[&str]) -> Option<Violation> {
 
 pub(super) fn seccomp_profile_1_0(pod: Pod<'_>) -> Option<Violation> {
     let mut forbidden = Texts::new();
-    let mut look = |annotation: String| {
+    let mut check = |annotation: String| {
         let Some(value) = pod.metadata["annotations"][&annotation].as_str() else { return };
         let allowed = matches!(value, "runtime/default" | "docker/default") || value.starts_with("localhost/");
         if !allowed {
             forbidden.insert(format!("{annotation}={}", go_quoted(value)));
         }
     };
-    look("seccomp.security.alpha.kubernetes.io/pod".to_owned());
+    check("seccomp.security.alpha.kubernetes.io/pod".to_owned());
     for container in pod.containers() {
-        look(format!("container.seccomp.security.alpha.kubernetes.io/{}", text(&container["name"])));
+        check(format!("container.seccomp.security.alpha.kubernetes.io/{}", text(&container["name"])));
     }
     if forbidden.is_empty() {
         return None;

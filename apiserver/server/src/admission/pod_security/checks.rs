@@ -1,4 +1,4 @@
-//! The table of checks: at which level, since which version, and which one takes the place of another.
+//! The table of checks: level, versions, and the check that each one replaces.
 
 use super::baseline::*;
 use super::pod::{Pod, Violation};
@@ -7,13 +7,12 @@ use super::restricted;
 
 type CheckFn = fn(Pod<'_>) -> Option<Violation>;
 
-/// One check.
 struct Check {
     id: &'static str,
     level: Level,
-    /// By the minor version since which they hold, in order.
+    /// The implementations by the minor version that introduced them, ascending.
     versions: &'static [(i64, CheckFn)],
-    /// The baseline's check whose place it takes.
+    /// The ID of the baseline check that this one replaces.
     replaces: &'static str,
 }
 
@@ -25,7 +24,7 @@ const fn restricted(id: &'static str, versions: &'static [(i64, CheckFn)], repla
     Check { id, level: Level::Restricted, versions, replaces }
 }
 
-/// In the order in which findings are told.
+/// In the order of the messages.
 const CHECKS: &[Check] = &[
     baseline("appArmorProfile", &[(0, app_armor_profile)]),
     baseline("capabilities_baseline", &[(0, capabilities)]),
@@ -61,19 +60,19 @@ const CHECKS: &[Check] = &[
 ];
 
 impl Check {
-    /// Its form in a version; `None`: it is younger.
-    fn at(&self, version: Version) -> Option<CheckFn> {
+    /// The implementation for a version; `None` if the check is newer.
+    fn in_version(&self, version: Version) -> Option<CheckFn> {
         let since = |minor: i64| version >= Version::Minor(minor);
         self.versions.iter().rev().find(|(minor, _)| since(*minor)).map(|(_, check)| *check)
     }
 }
 
-/// What a pod does that a standard forbids.
+/// The violations of a standard by a pod.
 pub(super) fn violations(standard: Standard, pod: Pod<'_>) -> Vec<Violation> {
-    let active = |check: &&Check| check.level <= standard.level && check.at(standard.version).is_some();
+    let active = |check: &&Check| check.level <= standard.level && check.in_version(standard.version).is_some();
     let replaced = |id: &str| CHECKS.iter().filter(active).any(|check| check.replaces == id);
     let checks = CHECKS.iter().filter(active).filter(|check| !replaced(check.id));
-    checks.filter_map(|check| check.at(standard.version)?(pod)).collect()
+    checks.filter_map(|check| check.in_version(standard.version)?(pod)).collect()
 }
 
 /// `hostPort (container "c" uses hostPort 80), privileged (…)`
@@ -95,7 +94,7 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn told(level: Level, minor: Option<i64>, object: &Value) -> String {
+    fn violations_of(level: Level, minor: Option<i64>, object: &Value) -> String {
         let version = minor.map_or(Version::Latest, Version::Minor);
         details(&violations(Standard { level, version }, Pod::of(object)))
     }
@@ -115,27 +114,27 @@ mod tests {
     #[test]
     fn a_plain_pod_is_baseline_and_not_restricted() {
         let plain = pod(json!({}));
-        assert_eq!(told(Level::Baseline, None, &plain), "");
+        assert_eq!(violations_of(Level::Baseline, None, &plain), "");
         assert_eq!(
-            told(Level::Restricted, None, &plain),
+            violations_of(Level::Restricted, None, &plain),
             "allowPrivilegeEscalation != false (container \"c\" must set securityContext.allowPrivilegeEscalation=false), \
              unrestricted capabilities (container \"c\" must set securityContext.capabilities.drop=[\"ALL\"]), runAsNonRoot != \
              true (pod or container \"c\" must set securityContext.runAsNonRoot=true), seccompProfile (pod or container \"c\" \
              must set securityContext.seccompProfile.type to \"RuntimeDefault\" or \"Localhost\")"
         );
         assert_eq!(
-            told(Level::Restricted, Some(7), &plain),
+            violations_of(Level::Restricted, Some(7), &plain),
             "runAsNonRoot != true (pod or container \"c\" must set securityContext.runAsNonRoot=true)"
         );
         let windows = pod(json!({"os": {"name": "windows"}, "securityContext": {"runAsNonRoot": true}}));
-        assert_eq!(told(Level::Restricted, None, &windows), "");
-        assert!(told(Level::Restricted, Some(24), &windows).starts_with("allowPrivilegeEscalation"));
+        assert_eq!(violations_of(Level::Restricted, None, &windows), "");
+        assert!(violations_of(Level::Restricted, Some(24), &windows).starts_with("allowPrivilegeEscalation"));
         let good = pod(json!({
             "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
             "containers": [{"name": "c", "securityContext":
                 {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}}}],
             "volumes": [{"name": "v", "emptyDir": {}}]}));
-        assert_eq!(told(Level::Restricted, None, &good), "");
+        assert_eq!(violations_of(Level::Restricted, None, &good), "");
     }
 
     #[test]
@@ -189,9 +188,9 @@ mod tests {
             ),
         ];
         for (object, wanted) in rows {
-            assert_eq!(told(Level::Baseline, None, &object), wanted);
+            assert_eq!(violations_of(Level::Baseline, None, &object), wanted);
         }
-        assert_eq!(told(Level::Privileged, None, &container(json!({"privileged": true}))), "");
+        assert_eq!(violations_of(Level::Privileged, None, &container(json!({"privileged": true}))), "");
     }
 
     #[test]
@@ -199,16 +198,16 @@ mod tests {
         let users = pod(
             json!({"hostUsers": false, "containers": [{"name": "c", "securityContext": {"procMount": "Unmasked"}}]}),
         );
-        assert_eq!(told(Level::Baseline, Some(35), &users), "");
-        assert!(told(Level::Baseline, Some(34), &users).starts_with("procMount"));
-        assert!(told(Level::Restricted, Some(99), &users).contains("procMount"), "its own check");
+        assert_eq!(violations_of(Level::Baseline, Some(35), &users), "");
+        assert!(violations_of(Level::Baseline, Some(34), &users).starts_with("procMount"));
+        assert!(violations_of(Level::Restricted, Some(99), &users).contains("procMount"), "its own check");
         let probe = pod(json!({"containers": [{"name": "c", "livenessProbe": {"tcpSocket": {"host": "h"}}}]}));
-        assert_eq!(told(Level::Baseline, Some(33), &probe), "");
+        assert_eq!(violations_of(Level::Baseline, Some(33), &probe), "");
         let mut annotated = pod(json!({}));
         annotated["metadata"]["annotations"] = json!({"seccomp.security.alpha.kubernetes.io/pod": "unconfined",
             "container.apparmor.security.beta.kubernetes.io/c": "unconfined"});
         assert_eq!(
-            told(Level::Baseline, Some(18), &annotated),
+            violations_of(Level::Baseline, Some(18), &annotated),
             "forbidden AppArmor profile (annotation must not set AppArmor profile type to \
              \"container.apparmor.security.beta.kubernetes.io/c=\"unconfined\"\"), seccompProfile (forbidden annotation \
              seccomp.security.alpha.kubernetes.io/pod=\"unconfined\")"
@@ -223,7 +222,7 @@ mod tests {
             "containers": [{"name": "c", "securityContext": {"allowPrivilegeEscalation": false,
                 "capabilities": {"add": ["NET_RAW"]}}}]});
         assert_eq!(
-            told(Level::Restricted, None, &pod(spec)),
+            violations_of(Level::Restricted, None, &pod(spec)),
             "unrestricted capabilities (container \"c\" must set securityContext.capabilities.drop=[\"ALL\"]; container \"c\" \
              must not include \"NET_RAW\" in securityContext.capabilities.add), restricted volume types (volumes \"n\", \"h\", \
              \"u\" use restricted volume types \"hostPath\", \"nfs\", \"unknown\"), runAsNonRoot != true (pod must not set \

@@ -1,4 +1,4 @@
-//! What holds in namespaces that say nothing, and who is let pass: upstream's `PodSecurityConfiguration`.
+//! Parses upstream's `PodSecurityConfiguration`: defaults for namespaces without labels, and exemptions.
 
 use std::collections::BTreeSet;
 
@@ -7,16 +7,16 @@ use apiserver_resources::rules;
 use serde_json::Value;
 
 use super::policy::{self, DEFAULT, LEVELS, Policy, Standard, VERSIONS};
-use crate::admission::configuration::{fields, is_of, list};
+use crate::admission::configuration::{check_fields, check_type, list};
 
-const OF: &[&str] = &[
+const API_VERSIONS: &[&str] = &[
     "pod-security.admission.config.k8s.io/v1",
     "pod-security.admission.config.k8s.io/v1alpha1",
     "pod-security.admission.config.k8s.io/v1beta1",
 ];
 const MODES: [&str; 3] = ["enforce", "warn", "audit"];
 
-/// See the module.
+/// The cluster's defaults and exemptions.
 #[derive(Debug, Clone)]
 pub(in crate::admission) struct Configuration {
     pub(super) defaults: Policy,
@@ -33,16 +33,16 @@ impl Default for Configuration {
 }
 
 impl Configuration {
-    /// Of a file, or of the part of one.
+    /// Parses a file, or the part of one.
     pub(in crate::admission) fn parse(file: &Value) -> Result<Self, String> {
-        is_of(file, OF, "PodSecurityConfiguration")?;
-        fields(file, &["apiVersion", "kind", "defaults", "exemptions"], "")?;
+        check_type(file, API_VERSIONS, "PodSecurityConfiguration")?;
+        check_fields(file, &["apiVersion", "kind", "defaults", "exemptions"], "")?;
         let mut errors = ErrorList::new();
         let mut own = Self::default();
         let (defaults, exemptions) = (&file["defaults"], &file["exemptions"]);
         if !defaults.is_null() {
             let known = ["enforce", "enforce-version", "warn", "warn-version", "audit", "audit-version"];
-            fields(defaults, &known, "defaults.")?;
+            check_fields(defaults, &known, "defaults.")?;
             for (mode, into) in
                 MODES.into_iter().zip([&mut own.defaults.enforce, &mut own.defaults.warn, &mut own.defaults.audit])
             {
@@ -50,8 +50,8 @@ impl Configuration {
             }
         }
         if !exemptions.is_null() {
-            fields(exemptions, &["usernames", "namespaces", "runtimeClasses"], "exemptions.")?;
-            let names: [Names<'_>; 3] = [
+            check_fields(exemptions, &["usernames", "namespaces", "runtimeClasses"], "exemptions.")?;
+            let names: [ExemptionField<'_>; 3] = [
                 ("namespaces", &mut own.namespaces, rules::dns_label),
                 ("runtimeClasses", &mut own.runtime_classes, rules::dns_subdomain),
                 ("usernames", &mut own.users, user_name),
@@ -62,8 +62,8 @@ impl Configuration {
             }
         }
         let wrong = errors.list();
-        let said: Vec<String> = wrong.iter().map(|error| format!("{}: {}", error.field, error.message)).collect();
-        match said.as_slice() {
+        let messages: Vec<String> = wrong.iter().map(|error| format!("{}: {}", error.field, error.message)).collect();
+        match messages.as_slice() {
             [] => Ok(own),
             [one] => Err(one.clone()),
             many => Err(format!("[{}]", many.join(", "))),
@@ -78,15 +78,15 @@ impl Configuration {
         self.users.contains(name)
     }
 
-    /// Whether a pod, or the template of one, is of a class that is let pass.
+    /// Whether the runtime class of a pod or template is exempt.
     pub(super) fn exempts_class(&self, pod: &Value) -> bool {
         let class = pod["spec"]["runtimeClassName"].as_str();
         class.is_some_and(|class| !class.is_empty() && self.runtime_classes.contains(class))
     }
 }
 
-/// A field, what it fills, and what its names have to be.
-type Names<'a> = (&'static str, &'a mut BTreeSet<String>, fn(&str) -> Vec<String>);
+/// A field, its destination, and the validation of its names.
+type ExemptionField<'a> = (&'static str, &'a mut BTreeSet<String>, fn(&str) -> Vec<String>);
 
 fn user_name(name: &str) -> Vec<String> {
     if name.is_empty() { vec!["username must not be empty".into()] } else { Vec::new() }
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     fn parsed(defaults: Value, exemptions: Value) -> Result<Configuration, String> {
-        Configuration::parse(&json!({"apiVersion": OF[0], "kind": "PodSecurityConfiguration",
+        Configuration::parse(&json!({"apiVersion": API_VERSIONS[0], "kind": "PodSecurityConfiguration",
             "defaults": defaults, "exemptions": exemptions}))
     }
 

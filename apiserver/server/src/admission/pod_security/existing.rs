@@ -1,4 +1,4 @@
-//! What a namespace's pods do that its new standard forbids: told as warnings, some pods of each controller first.
+//! Warns about existing pods that violate a namespace's new standard. One pod of each controller is checked first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,18 +14,18 @@ use super::policy::Standard;
 use apiserver_resources::field::quoted;
 use apiserver_resources::objects::ObjectReader;
 
-/// Pods that are looked at.
+/// The maximum number of pods checked.
 const PODS_MAX: usize = 3000;
-/// How long that may take.
+/// The maximum time spent.
 const TIME_MAX: Duration = Duration::from_secs(1);
-/// Others have their turn after so many.
-const PODS_PER_TURN: usize = 32;
+/// The number of pods after which the check yields to the runtime.
+const PODS_PER_YIELD: usize = 32;
 
-/// Names by what they violate: the first name, and how many there are.
+/// Pods by the reasons of their violations: the first name, and the count.
 #[derive(Default)]
-struct Found(BTreeMap<String, (String, usize)>);
+struct ViolationSummary(BTreeMap<String, (String, usize)>);
 
-impl Found {
+impl ViolationSummary {
     fn add(&mut self, standard: Standard, pod: &Value) {
         let found = violations(standard, Pod::of(pod));
         if found.is_empty() {
@@ -72,7 +72,7 @@ fn controller(pod: &Value) -> Option<&str> {
     owners.iter().find(|owner| owner["controller"] == true)?["uid"].as_str()
 }
 
-/// The warnings.
+/// Checks the namespace's pods and returns the warnings.
 pub(super) async fn warnings(
     objects: &dyn ObjectReader,
     env: &Env,
@@ -81,19 +81,19 @@ pub(super) async fn warnings(
 ) -> Vec<String> {
     let mut names = Vec::new();
     objects.each("", "pods", Some(namespace), None, &mut |_, name, _| names.push(name.to_owned()));
-    let begun = env.elapsed();
-    let late = || env.elapsed().saturating_sub(begun) >= TIME_MAX;
-    let (mut found, mut checked, mut controllers) = (Found::default(), 0, BTreeSet::new());
-    // Pods of a controller are alike: the others come last.
+    let started = env.elapsed();
+    let timed_out = || env.elapsed().saturating_sub(started) >= TIME_MAX;
+    let (mut found, mut checked, mut controllers) = (ViolationSummary::default(), 0, BTreeSet::new());
+    // Pods of one controller are alike, so the remaining ones are checked last.
     let mut others: Vec<Arc<Value>> = Vec::new();
     for (at, name) in names.iter().enumerate() {
-        if at % PODS_PER_TURN == PODS_PER_TURN - 1 {
+        if at % PODS_PER_YIELD == PODS_PER_YIELD - 1 {
             tokio::task::yield_now().await;
         }
-        if checked >= PODS_MAX || late() {
+        if checked >= PODS_MAX || timed_out() {
             break;
         }
-        let Some(pod) = objects.read_once("", "pods", namespace, name) else { continue };
+        let Some(pod) = objects.get_uncached("", "pods", namespace, name) else { continue };
         if configuration.exempts_class(&pod) {
             continue;
         }
@@ -109,10 +109,10 @@ pub(super) async fn warnings(
         checked += 1;
     }
     for (at, pod) in others.iter().enumerate() {
-        if at % PODS_PER_TURN == PODS_PER_TURN - 1 {
+        if at % PODS_PER_YIELD == PODS_PER_YIELD - 1 {
             tokio::task::yield_now().await;
         }
-        if checked >= PODS_MAX || late() {
+        if checked >= PODS_MAX || timed_out() {
             break;
         }
         found.add(standard, pod);

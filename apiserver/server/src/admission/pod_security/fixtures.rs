@@ -1,6 +1,6 @@
-//! The facts of upstream's fixtures (`k8s.io/pod-security-admission` v0.36.3, `test/testdata`): which pods each version of each
-//! standard takes, and of what it has against the others. Each line of `testdata/fixtures.tsv` is one pod: the level, the
-//! versions, what a finding says or `allowed`, and how it differs from the smallest pod that is allowed there, with defaults.
+//! Test data derived from upstream's fixtures (`k8s.io/pod-security-admission` v0.36.3, `test/testdata`). Each line of
+//! `testdata/fixtures.tsv` is one pod: level, versions, expected violation or `allowed`, and differences from the
+//! smallest pod that the level allows, with defaults.
 
 use serde_json::{Value, json};
 
@@ -10,7 +10,7 @@ use super::policy::{Level, Standard, Version, level};
 
 const FIXTURES: &str = include_str!("testdata/fixtures.tsv");
 
-/// The smallest pod that a version of a standard takes.
+/// The smallest pod that a version of a standard allows.
 fn smallest(of: Level, minor: i64) -> Value {
     let mut container = json!({"name": "container1", "image": "registry/pause"});
     let mut spec = json!({});
@@ -32,7 +32,7 @@ fn smallest(of: Level, minor: i64) -> Value {
     json!({"metadata": {}, "spec": spec})
 }
 
-/// Sets (`path=value`) or takes away (`-path`).
+/// Sets (`path=value`) or removes (`-path`) a field.
 fn change(pod: &mut Value, change: &str) {
     let (path, value) = match change.strip_prefix('-') {
         Some(path) => (path, None),

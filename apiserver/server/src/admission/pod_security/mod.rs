@@ -1,4 +1,4 @@
-//! PodSecurity: pods keep to the standard that their namespace's labels ask for; templates are warned of.
+//! PodSecurity: enforces the standard of a namespace's labels on pods, and warns about pod templates.
 
 mod baseline;
 mod checks;
@@ -8,14 +8,14 @@ mod pod;
 mod policy;
 mod restricted;
 
-use machinery_api::error::{ApiError, ApiResult, Named};
+use machinery_api::error::{ApiError, ApiResult, GroupResource};
 use serde_json::Value;
 
 use self::checks::{details, violations};
 use self::pod::Pod;
 use self::policy::{Level, Policy, Standard, of_namespace};
 use super::template::pod_template;
-use super::{Context, Effects, Operation, Plugin, Step};
+use super::{Context, Effects, MaybeReady, Operation, Plugin};
 use apiserver_resources::field::{causes, quoted};
 
 pub(super) use self::configuration::Configuration;
@@ -27,26 +27,28 @@ impl Plugin for PodSecurity {
         "PodSecurity"
     }
 
-    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, effects: &'a mut Effects) -> Step<'a> {
+    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, effects: &'a mut Effects) -> MaybeReady<'a> {
         let request = context.request;
         if !matches!(request.operation, Operation::Create | Operation::Update) {
-            return Step::Done(Ok(()));
+            return MaybeReady::Ready(Ok(()));
         }
         match (request.group, request.resource, request.subresource) {
-            ("", "pods", subresource) if is_pod_changing(subresource) => Step::Done(pod(context, object, effects)),
+            ("", "pods", subresource) if is_pod_changing(subresource) => {
+                MaybeReady::Ready(pod(context, object, effects))
+            }
             ("", "namespaces", "") => namespace(context, object, effects),
             (group, resource, "") => {
                 if let Some(template) = pod_template(group, resource, object) {
                     warn_of_template(context, template, effects);
                 }
-                Step::Done(Ok(()))
+                MaybeReady::Ready(Ok(()))
             }
-            _ => Step::Done(Ok(())),
+            _ => MaybeReady::Ready(Ok(())),
         }
     }
 }
 
-/// Subresources that hold the pod and may change what it may do; also those that nobody knows yet.
+/// Whether the subresource contains the pod and may change fields that count here. Unknown subresources do.
 fn is_pod_changing(subresource: &str) -> bool {
     !matches!(subresource, "exec" | "attach" | "binding" | "eviction" | "log" | "portforward" | "proxy" | "status")
 }
@@ -60,7 +62,7 @@ fn configuration<'a>(context: &Context<'a>) -> &'a Configuration {
     &context.configuration.pod_security
 }
 
-/// Whether nobody looks at what this user does, or at what is in this namespace.
+/// Whether the request's namespace or user is exempt.
 fn is_exempt(context: &Context<'_>, effects: &mut Effects) -> bool {
     let (own, request) = (configuration(context), context.request);
     let why = match () {
@@ -68,11 +70,11 @@ fn is_exempt(context: &Context<'_>, effects: &mut Effects) -> bool {
         () if own.exempts_user(&request.user.name) => "user",
         () => return false,
     };
-    exempted(why, effects);
+    record_exemption(why, effects);
     true
 }
 
-fn exempted(why: &str, effects: &mut Effects) {
+fn record_exemption(why: &str, effects: &mut Effects) {
     effects.audit("pod-security.kubernetes.io/exempt".into(), why.to_owned());
 }
 
@@ -88,15 +90,15 @@ fn pod(context: &Context<'_>, object: &Value, effects: &mut Effects) -> ApiResul
         return Ok(());
     }
     if configuration(context).exempts_class(object) {
-        exempted("runtimeClass", effects);
+        record_exemption("runtimeClass", effects);
         return Ok(());
     }
     effects.audit("pod-security.kubernetes.io/enforce-policy".into(), policy.enforce.to_string());
-    note(policy, Pod::of(object), effects);
+    audit(policy, Pod::of(object), effects);
     let found = violations(policy.enforce, Pod::of(object));
     if !found.is_empty() {
         let why = format!("violates PodSecurity \"{}\": {}", policy.enforce, details(&found));
-        return Err(ApiError::Forbidden(Named::new("", "pods"), request.name.to_owned(), why));
+        return Err(ApiError::Forbidden(GroupResource::new("", "pods"), request.name.to_owned(), why));
     }
     if policy.warn != policy.enforce {
         warn(policy, Pod::of(object), effects);
@@ -108,17 +110,17 @@ fn warn_of_template(context: &Context<'_>, template: &Value, effects: &mut Effec
     if is_exempt(context, effects) {
         return;
     }
-    let told = |policy: &Policy| [policy.warn, policy.audit].iter().any(|of| of.level != Level::Privileged);
-    let Some(policy) = policy_of(context).filter(told) else { return };
+    let is_reported = |policy: &Policy| [policy.warn, policy.audit].iter().any(|of| of.level != Level::Privileged);
+    let Some(policy) = policy_of(context).filter(is_reported) else { return };
     if configuration(context).exempts_class(template) {
-        return exempted("runtimeClass", effects);
+        return record_exemption("runtimeClass", effects);
     }
-    note(policy, Pod::of(template), effects);
+    audit(policy, Pod::of(template), effects);
     warn(policy, Pod::of(template), effects);
 }
 
-/// What a pod that is let in does to a standard.
-fn told(standard: Standard, pod: Pod<'_>) -> Option<String> {
+/// Describes the violations of an admitted pod against a standard of mode `warn` or `audit`.
+fn would_violate(standard: Standard, pod: Pod<'_>) -> Option<String> {
     if standard.level == Level::Privileged {
         return None;
     }
@@ -127,16 +129,16 @@ fn told(standard: Standard, pod: Pod<'_>) -> Option<String> {
 }
 
 fn warn(policy: Policy, pod: Pod<'_>, effects: &mut Effects) {
-    effects.warnings.extend(told(policy.warn, pod));
+    effects.warnings.extend(would_violate(policy.warn, pod));
 }
 
-fn note(policy: Policy, pod: Pod<'_>, effects: &mut Effects) {
-    if let Some(told) = told(policy.audit, pod) {
-        effects.audit("pod-security.kubernetes.io/audit-violations".into(), told);
+fn audit(policy: Policy, pod: Pod<'_>, effects: &mut Effects) {
+    if let Some(message) = would_violate(policy.audit, pod) {
+        effects.audit("pod-security.kubernetes.io/audit-violations".into(), message);
     }
 }
 
-/// Whether an update changes what may change of a pod and counts here: its images, and which containers there are.
+/// Whether an update changes mutable fields that count here: the images, or the set of containers.
 fn is_significant(new: &Value, old: &Value) -> bool {
     let list = |pod: &Value, field: &str| -> Vec<(String, Value)> {
         let containers = pod["spec"][field].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -154,13 +156,13 @@ fn is_significant(new: &Value, old: &Value) -> bool {
         .any(|(name, image)| old.iter().find(|(other, _)| other == name).is_none_or(|(_, other)| other != image))
 }
 
-fn namespace<'a>(context: &'a Context<'_>, namespace: &'a Value, effects: &'a mut Effects) -> Step<'a> {
+fn namespace<'a>(context: &'a Context<'_>, namespace: &'a Value, effects: &'a mut Effects) -> MaybeReady<'a> {
     let own = configuration(context);
     let (policy, wrong) = of_namespace(namespace, own.defaults);
     let old = context.old.map(|old| of_namespace(old, own.defaults));
     if !wrong.is_empty() && old.as_ref().is_none_or(|(_, before)| *before != wrong) {
         let name = context.request.name.to_owned();
-        return Step::Done(Err(ApiError::Invalid(Named::new("", "Namespace"), name, causes(wrong))));
+        return MaybeReady::Ready(Err(ApiError::Invalid(GroupResource::new("", "Namespace"), name, causes(wrong))));
     }
     let name = pod::text(&namespace["metadata"]["name"]);
     let ignored = || policy_ignored(namespace, policy, own.defaults);
@@ -168,40 +170,40 @@ fn namespace<'a>(context: &'a Context<'_>, namespace: &'a Value, effects: &'a mu
         if own.exempts_namespace(name) {
             effects.warnings.extend(ignored());
         }
-        return Step::Done(Ok(()));
+        return MaybeReady::Ready(Ok(()));
     };
     let (new, old) = (policy.enforce, old.enforce);
     let relaxed = new.version == old.version && new.level <= old.level;
     if new == old || new.level == Level::Privileged || relaxed {
-        return Step::Done(Ok(()));
+        return MaybeReady::Ready(Ok(()));
     }
     if own.exempts_namespace(name) {
         effects.warnings.extend(ignored());
-        return Step::Done(Ok(()));
+        return MaybeReady::Ready(Ok(()));
     }
-    Step::Wait(Box::pin(async move {
+    MaybeReady::Pending(Box::pin(async move {
         let warnings = existing::warnings(context.objects, context.env, (name, own), new);
         effects.warnings.extend(warnings.await);
         Ok(())
     }))
 }
 
-/// What is told of a namespace that asks for a standard and is let pass.
+/// The warning for an exempt namespace whose labels request a standard.
 fn policy_ignored(namespace: &Value, policy: Policy, defaults: Policy) -> Option<String> {
     if policy.is_privileged() || policy == defaults {
         return None;
     }
     let labels = &namespace["metadata"]["labels"];
-    let asks = |mode: &str| {
+    let is_labelled = |mode: &str| {
         let label = |of: String| !labels[format!("pod-security.kubernetes.io/{of}")].is_null();
         label(mode.to_owned()) || label(format!("{mode}-version"))
     };
     let modes = [("enforce", policy.enforce), ("audit", policy.audit), ("warn", policy.warn)];
-    let said = modes.iter().filter(|(mode, standard)| standard.level != Level::Privileged && asks(mode));
-    let said: Vec<String> = said.map(|(mode, standard)| format!("{mode}={standard}")).collect();
+    let modes = modes.iter().filter(|(mode, standard)| standard.level != Level::Privileged && is_labelled(mode));
+    let modes: Vec<String> = modes.map(|(mode, standard)| format!("{mode}={standard}")).collect();
     let name = quoted(pod::text(&namespace["metadata"]["name"]));
-    let said = said.join(", ");
-    Some(format!("namespace {name} is exempt from Pod Security, and the policy ({said}) will be ignored"))
+    let modes = modes.join(", ");
+    Some(format!("namespace {name} is exempt from Pod Security, and the policy ({modes}) will be ignored"))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What checks read of a pod, and how they word what they find.
+//! Accessors for the pod fields that the checks read, and the wording of violations.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ pub(super) struct Pod<'a> {
     pub(super) spec: &'a Value,
 }
 
-/// What a check forbids: in a word, and exactly.
+/// A violated check: short reason and exact detail.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Violation {
     pub(super) reason: &'static str,
@@ -24,28 +24,28 @@ impl Violation {
     }
 }
 
-/// Texts that stand once, in order.
+/// A sorted set of texts.
 pub(super) type Texts = BTreeSet<String>;
 
 impl<'a> Pod<'a> {
-    /// Of an object with metadata and spec.
+    /// Reads an object with metadata and spec.
     pub(super) fn of(object: &'a Value) -> Self {
         Self { metadata: &object["metadata"], spec: &object["spec"] }
     }
 
-    /// All containers: first those that initialise, last those of debuggers.
+    /// All containers: init containers first, ephemeral containers last.
     pub(super) fn containers(self) -> impl Iterator<Item = &'a Value> {
         let list = |field: &str| self.spec[field].as_array().map(Vec::as_slice).unwrap_or_default();
         [list("initContainers"), list("containers"), list("ephemeralContainers")].into_iter().flatten()
     }
 
-    /// Names of the containers for which something is so.
+    /// Names of the containers that match a predicate.
     pub(super) fn containers_where(self, is_bad: impl FnMut(&'a Value) -> bool) -> Vec<&'a str> {
         let mut is_bad = is_bad;
         self.containers().filter(|container| is_bad(container)).map(|container| text(&container["name"])).collect()
     }
 
-    /// The whole pod's security context.
+    /// The security context of the pod.
     pub(super) fn security(self) -> &'a Value {
         &self.spec["securityContext"]
     }
@@ -54,13 +54,13 @@ impl<'a> Pod<'a> {
         self.spec["os"]["name"] == "windows"
     }
 
-    /// Whether its users are none of the host's.
+    /// Whether the pod runs in its own user namespace.
     pub(super) fn has_own_users(self) -> bool {
         self.spec["hostUsers"] == false
     }
 }
 
-/// A container's security context.
+/// The security context of a container.
 pub(super) fn security(container: &Value) -> &Value {
     &container["securityContext"]
 }
@@ -87,7 +87,7 @@ pub(super) fn containers(names: &[&str]) -> String {
     format!("{} {}", plural("container", "containers", names.len()), quoted(names))
 }
 
-/// Who does what is forbidden: the pod itself, containers.
+/// The pod or containers that set a forbidden value.
 pub(super) fn setters(pod: bool, names: &[&str]) -> Option<String> {
     let mut setters = Vec::new();
     if pod {

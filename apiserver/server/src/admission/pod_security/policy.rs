@@ -1,4 +1,4 @@
-//! Which standard a namespace asks for: its labels, read as upstream reads them.
+//! Parses the Pod Security labels of a namespace, as upstream does.
 
 use std::fmt;
 
@@ -13,21 +13,20 @@ pub(super) enum Level {
     Restricted,
 }
 
-/// Whose standard: of minor versions of Kubernetes, or the newest that there is.
+/// The version of a standard: a minor version of Kubernetes, or the newest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Version {
     Minor(i64),
     Latest,
 }
 
-/// A standard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Standard {
     pub(super) level: Level,
     pub(super) version: Version,
 }
 
-/// What is enforced, noted and warned of in a namespace.
+/// The standards of a namespace's three modes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Policy {
     pub(super) enforce: Standard,
@@ -37,12 +36,12 @@ pub(super) struct Policy {
 
 const LATEST_PRIVILEGED: Standard = Standard { level: Level::Privileged, version: Version::Latest };
 
-/// Of a namespace without labels, where nothing else is configured.
+/// The policy of a namespace without labels and without configured defaults.
 pub(super) const DEFAULT: Policy =
     Policy { enforce: LATEST_PRIVILEGED, audit: LATEST_PRIVILEGED, warn: LATEST_PRIVILEGED };
 
 impl Policy {
-    /// Whether nothing is asked for.
+    /// Whether no mode restricts anything.
     pub(super) fn is_privileged(&self) -> bool {
         [self.enforce, self.audit, self.warn].iter().all(|standard| standard.level == Level::Privileged)
     }
@@ -84,14 +83,14 @@ pub(super) fn version(text: &str) -> Option<Version> {
     digits.parse().ok().filter(|_| canonical && all_digits).map(Version::Minor)
 }
 
-/// Labels of one namespace, and what is wrong with them.
+/// The labels of one namespace, and the errors found in them.
 struct Labels<'a> {
     labels: &'a Value,
     errors: Vec<FieldError>,
 }
 
 impl Labels<'_> {
-    /// What a label says; `Some(None)`: nothing that is known.
+    /// Parses a label; `Some(None)` means an unknown value.
     fn read<T>(&mut self, label: &str, parse: fn(&str) -> Option<T>, wanted: &str) -> Option<Option<T>> {
         let label = format!("pod-security.kubernetes.io/{label}");
         let text = self.labels.get(&label)?.as_str()?;
@@ -108,14 +107,14 @@ impl Labels<'_> {
         self.read(label, level, LEVELS)
     }
 
-    /// A version that is not known is the newest.
+    /// An unknown version selects the newest.
     fn version(&mut self, label: &str) -> Option<Version> {
         self.read(label, version, VERSIONS).map(|version| version.unwrap_or(Version::Latest))
     }
 }
 
-/// The policy of a namespace, over the defaults, also where its labels are wrong: what is enforced is then the strictest, what is noted or
-/// warned of nothing.
+/// Returns a namespace's policy, based on the defaults, and its errors. With an invalid level, `enforce` is the
+/// strictest standard, and `audit` and `warn` are privileged.
 pub(super) fn of_namespace(namespace: &Value, defaults: Policy) -> (Policy, Vec<FieldError>) {
     let labels = &namespace["metadata"]["labels"];
     let mut policy = defaults;
@@ -138,7 +137,7 @@ pub(super) fn of_namespace(namespace: &Value, defaults: Policy) -> (Policy, Vec<
     }
     let warned_version = labels.version("warn-version");
     policy.warn.version = warned_version.unwrap_or(policy.warn.version);
-    // Who enforces a standard and says nothing of warnings is warned by it.
+    // Without a `warn` label, warnings follow the enforced standard if that is stricter.
     if warned.is_none() && enforced.flatten().is_some_and(|enforced| enforced > policy.warn.level) {
         policy.warn.level = policy.enforce.level;
         if warned_version.is_none() {
@@ -160,7 +159,7 @@ mod tests {
         (format!("{} {} {}", policy.enforce, policy.audit, policy.warn), errors.len())
     }
 
-    /// Labels, the policy, and how many are wrong.
+    /// Labels, the expected policy, and the expected number of errors.
     type Row = (&'static [(&'static str, &'static str)], &'static str, usize);
 
     #[test]

@@ -1,4 +1,4 @@
-//! Checks that only the restricted standard makes.
+//! The checks that only the restricted standard has.
 
 use serde_json::Value;
 
@@ -51,7 +51,7 @@ pub(super) fn capabilities_1_25(pod: Pod<'_>) -> Option<Violation> {
     if pod.is_windows() { None } else { capabilities_1_22(pod) }
 }
 
-/// Where a volume may come from.
+/// The allowed volume types.
 const ALLOWED_VOLUMES: &[&str] = &[
     "configMap",
     "csi",
@@ -64,7 +64,7 @@ const ALLOWED_VOLUMES: &[&str] = &[
     "secret",
 ];
 
-/// Where else it may come from, in the order in which upstream names one.
+/// The forbidden volume types, in the order in which upstream reports them.
 const FORBIDDEN_VOLUMES: &[&str] = &[
     "hostPath",
     "gcePersistentDisk",

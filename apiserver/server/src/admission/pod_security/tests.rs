@@ -1,4 +1,4 @@
-//! The plugin, over a map of objects.
+//! Tests of the plugin with an in-memory map of objects.
 
 use std::sync::Arc;
 
@@ -19,21 +19,21 @@ fn namespace_of(labels: &[(&str, &str)]) -> Value {
     json!({"metadata": {"name": "ns", "labels": labels}})
 }
 
-/// What is asked: operation, group, resource, subresource.
-type Asked = (Operation, &'static str, &'static str, &'static str);
+/// Operation, group, resource and subresource of a request.
+type TestRequest = (Operation, &'static str, &'static str, &'static str);
 
-async fn ask(map: &Map, asked: Asked, object: &Value, old: Option<&Value>) -> Result<Vec<String>, String> {
-    configured(map, asked, object, old, Configuration::default()).await.0
+async fn admit(map: &Map, case: TestRequest, object: &Value, old: Option<&Value>) -> Result<Vec<String>, String> {
+    admit_configured(map, case, object, old, Configuration::default()).await.0
 }
 
-async fn configured(
+async fn admit_configured(
     map: &Map,
-    asked: Asked,
+    case: TestRequest,
     object: &Value,
     old: Option<&Value>,
     pod_security: Configuration,
 ) -> (Result<Vec<String>, String>, std::collections::BTreeMap<String, String>) {
-    let (operation, group, resource, subresource) = asked;
+    let (operation, group, resource, subresource) = case;
     let options = WriteOptions::default();
     let request = Request {
         user: &UserInfo::default(),
@@ -56,7 +56,7 @@ async fn configured(
     (step.map(|()| effects.warnings).map_err(|error| error.status().message), effects.audit)
 }
 
-const POD: Asked = (Operation::Create, "", "pods", "");
+const POD: TestRequest = (Operation::Create, "", "pods", "");
 
 fn privileged() -> Value {
     json!({"metadata": {"name": "x"}, "spec": {"containers":
@@ -69,21 +69,21 @@ async fn pods_are_refused_and_templates_warned_of() {
     map.put("", "namespaces", namespace_of(&[("enforce", "baseline"), ("warn", "restricted")]));
     let refused = "pods \"x\" is forbidden: violates PodSecurity \"baseline:latest\": privileged (container \"c\" must not set \
                    securityContext.privileged=true)";
-    assert_eq!(ask(&map, POD, &privileged(), None).await.unwrap_err(), refused);
+    assert_eq!(admit(&map, POD, &privileged(), None).await.unwrap_err(), refused);
     let plain = json!({"metadata": {"name": "x"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
-    let warned = ask(&map, POD, &plain, None).await.unwrap();
+    let warned = admit(&map, POD, &plain, None).await.unwrap();
     assert!(
         warned[0].starts_with("would violate PodSecurity \"restricted:latest\": allowPrivilegeEscalation != false")
     );
     let deployment = json!({"spec": {"template": privileged()}});
-    let warned = ask(&map, (Operation::Create, "apps", "deployments", ""), &deployment, None).await.unwrap();
+    let warned = admit(&map, (Operation::Create, "apps", "deployments", ""), &deployment, None).await.unwrap();
     assert!(warned[0].contains("restricted:latest\": privileged"), "{warned:?}");
     let scale = (Operation::Update, "apps", "deployments", "scale");
-    assert_eq!(ask(&map, scale, &deployment, None).await.unwrap(), Vec::<String>::new());
+    assert_eq!(admit(&map, scale, &deployment, None).await.unwrap(), Vec::<String>::new());
     let cron = json!({"spec": {"jobTemplate": {"spec": {"template": privileged()}}}});
-    assert_eq!(ask(&map, (Operation::Update, "batch", "cronjobs", ""), &cron, None).await.unwrap().len(), 1);
+    assert_eq!(admit(&map, (Operation::Update, "batch", "cronjobs", ""), &cron, None).await.unwrap().len(), 1);
     for exempt in [(Operation::Delete, "", "pods", ""), (Operation::Update, "", "pods", "status")] {
-        assert_eq!(ask(&map, exempt, &privileged(), None).await.unwrap(), Vec::<String>::new());
+        assert_eq!(admit(&map, exempt, &privileged(), None).await.unwrap(), Vec::<String>::new());
     }
 }
 
@@ -94,13 +94,13 @@ async fn what_was_there_before_the_label_may_still_be_labelled() {
     let (old, mut new) = (privileged(), privileged());
     new["metadata"]["labels"] = json!({"a": "b"});
     let update = (Operation::Update, "", "pods", "");
-    assert_eq!(ask(&map, update, &new, Some(&old)).await.unwrap(), Vec::<String>::new());
+    assert_eq!(admit(&map, update, &new, Some(&old)).await.unwrap(), Vec::<String>::new());
     new["spec"]["containers"][0]["image"] = json!("j");
-    ask(&map, update, &new, Some(&old)).await.unwrap_err();
+    admit(&map, update, &new, Some(&old)).await.unwrap_err();
     let mut debugged = privileged();
     debugged["spec"]["ephemeralContainers"] = json!([{"name": "e", "image": "i"}]);
-    ask(&map, (Operation::Update, "", "pods", "ephemeralcontainers"), &debugged, Some(&old)).await.unwrap_err();
-    ask(&map, update, &debugged, Some(&debugged)).await.unwrap();
+    admit(&map, (Operation::Update, "", "pods", "ephemeralcontainers"), &debugged, Some(&old)).await.unwrap_err();
+    admit(&map, update, &debugged, Some(&debugged)).await.unwrap();
 }
 
 #[tokio::test]
@@ -119,15 +119,15 @@ async fn a_stricter_label_warns_of_pods_that_are_there() {
     pod("z", Some("u"), true);
     pod("b", Some("u"), true);
     pod("c", None, true);
-    let asked = (Operation::Update, "", "namespaces", "");
+    let case = (Operation::Update, "", "namespaces", "");
     let (none, baseline) = (namespace_of(&[]), namespace_of(&[("enforce", "baseline")]));
-    let warned = ask(&map, asked, &baseline, Some(&none)).await.unwrap();
+    let warned = admit(&map, case, &baseline, Some(&none)).await.unwrap();
     let head = "existing pods in namespace \"ns\" violate the new PodSecurity enforce level \"baseline:latest\"";
     assert_eq!(warned, [head, "b (and 2 other pods): host namespaces"]);
-    assert!(ask(&map, asked, &none, Some(&baseline)).await.unwrap().is_empty());
-    assert!(ask(&map, asked, &baseline, Some(&baseline)).await.unwrap().is_empty());
+    assert!(admit(&map, case, &none, Some(&baseline)).await.unwrap().is_empty());
+    assert!(admit(&map, case, &baseline, Some(&baseline)).await.unwrap().is_empty());
     let restricted = namespace_of(&[("enforce", "restricted")]);
-    assert!(ask(&map, asked, &baseline, Some(&restricted)).await.unwrap().is_empty());
+    assert!(admit(&map, case, &baseline, Some(&restricted)).await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -136,11 +136,11 @@ async fn wrong_labels_are_refused_once() {
     let wrong = namespace_of(&[("enforce", "sometimes")]);
     let why = "Namespace \"x\" is invalid: metadata.labels[pod-security.kubernetes.io/enforce]: Invalid value: \"sometimes\": \
                must be one of privileged, baseline, restricted";
-    let asked = (Operation::Create, "", "namespaces", "");
-    assert_eq!(ask(&map, asked, &wrong, None).await.unwrap_err(), why);
+    let case = (Operation::Create, "", "namespaces", "");
+    assert_eq!(admit(&map, case, &wrong, None).await.unwrap_err(), why);
     let update = (Operation::Update, "", "namespaces", "");
-    assert_eq!(ask(&map, update, &wrong, Some(&namespace_of(&[]))).await.unwrap_err(), why);
-    ask(&map, update, &wrong, Some(&wrong)).await.unwrap();
+    assert_eq!(admit(&map, update, &wrong, Some(&namespace_of(&[]))).await.unwrap_err(), why);
+    admit(&map, update, &wrong, Some(&wrong)).await.unwrap();
 }
 
 #[tokio::test]
@@ -152,23 +152,23 @@ async fn defaults_hold_where_nothing_is_said_and_exemptions_let_pass() {
     };
     let map = Map::default();
     map.put("", "namespaces", namespace_of(&[]));
-    let (refused, _) = configured(&map, POD, &privileged(), None, own(Value::Null)).await;
+    let (refused, _) = admit_configured(&map, POD, &privileged(), None, own(Value::Null)).await;
     assert!(refused.unwrap_err().contains("violates PodSecurity \"baseline:latest\""));
     let mut classed = privileged();
     classed["spec"]["runtimeClassName"] = json!("c");
     for (exemptions, why) in
         [(json!({"namespaces": ["ns"]}), "namespace"), (json!({"runtimeClasses": ["c"]}), "runtimeClass")]
     {
-        let (done, notes) = configured(&map, POD, &classed, None, own(exemptions)).await;
+        let (done, notes) = admit_configured(&map, POD, &classed, None, own(exemptions)).await;
         assert_eq!(done, Ok(Vec::new()));
         assert_eq!(notes.get("pod-security.kubernetes.io/exempt").map(String::as_str), Some(why));
     }
-    let (others, _) = configured(&map, POD, &classed, None, own(json!({"usernames": ["u"]}))).await;
+    let (others, _) = admit_configured(&map, POD, &classed, None, own(json!({"usernames": ["u"]}))).await;
     assert!(others.is_err(), "of another user");
-    let asked = (Operation::Create, "", "namespaces", "");
+    let case = (Operation::Create, "", "namespaces", "");
     let namespace = namespace_of(&[("enforce", "restricted"), ("audit", "privileged")]);
-    let (told, _) = configured(&map, asked, &namespace, None, own(json!({"namespaces": ["ns"]}))).await;
+    let (warnings, _) = admit_configured(&map, case, &namespace, None, own(json!({"namespaces": ["ns"]}))).await;
     let why =
         "namespace \"ns\" is exempt from Pod Security, and the policy (enforce=restricted:latest) will be ignored";
-    assert_eq!(told, Ok(vec![why.to_owned()]));
+    assert_eq!(warnings, Ok(vec![why.to_owned()]));
 }

@@ -1,4 +1,4 @@
-//! Policies and bindings as they are used: selectors read, expressions compiled.
+//! The compiled form of policies and bindings: parsed selectors, and CEL programs that are compiled on first use.
 
 use std::sync::Arc;
 
@@ -13,12 +13,12 @@ use crate::admission::matching::{Matched, Matcher};
 use crate::catalog::Catalog;
 use machinery_api::error::{ApiError, ApiResult};
 
-/// `matchConstraints` or `matchResources`.
+/// Parsed `matchConstraints` or `matchResources`.
 pub(super) struct Constraints {
-    /// Rules with the names of objects that they are about; none: any.
+    /// Rules with the object names that they match. An empty list matches any name.
     rules: Vec<(Matcher, Vec<String>)>,
     excluded: Vec<(Matcher, Vec<String>)>,
-    /// Selectors alone, where no rule is given.
+    /// The selectors alone, used if there are no rules.
     selectors: Matcher,
 }
 
@@ -31,19 +31,19 @@ impl Constraints {
         let rules = |of: &Value, matching: &Value| -> Result<Vec<(Matcher, Vec<String>)>, String> {
             let rules = of.as_array().into_iter().flatten();
             let read = |rule: &Value| {
-                let matcher = Matcher::of(matching, &json!([rule])).map_err(|error| error.to_string())?;
+                let matcher = Matcher::parse(matching, &json!([rule])).map_err(|error| error.to_string())?;
                 Ok((matcher, texts(&rule["resourceNames"])))
             };
             rules.map(read).collect()
         };
-        // What is excluded is so whatever its labels are.
+        // Exclusions apply regardless of labels.
         let unselected = json!({"matchPolicy": matching["matchPolicy"]});
         let anything =
             json!([{"operations": ["*"], "apiGroups": ["*"], "apiVersions": ["*"], "resources": ["*", "*/*"]}]);
         Ok(Self {
             rules: rules(&matching["resourceRules"], matching)?,
             excluded: rules(&matching["excludeResourceRules"], &unselected)?,
-            selectors: Matcher::of(matching, &anything).map_err(|error| error.to_string())?,
+            selectors: Matcher::parse(matching, &anything).map_err(|error| error.to_string())?,
         })
     }
 
@@ -72,19 +72,19 @@ impl Constraints {
     }
 }
 
-/// A program, or why there is none: what was stored may have been valid elsewhere.
+/// A program, or its compile error: the stored expression may have been valid for another server version.
 pub(super) type Compiled = Result<Program, String>;
 
 /// The `matchConditions` of a policy or a webhook.
 #[derive(Default)]
 pub(in crate::admission) struct Conditions {
-    /// Whether it isn't asked where one fails; otherwise that is an error.
+    /// Whether the policy or webhook is skipped if a condition fails to evaluate. Otherwise that is an error.
     pub(super) ignores_errors: bool,
     pub(super) expressions: Vec<(String, Compiled)>,
 }
 
 impl Conditions {
-    /// Of a policy's spec or of a webhook.
+    /// Compiles the conditions of a policy's spec or of a webhook.
     pub(in crate::admission) fn new(of: &Value) -> Self {
         let compiler = Compiler::new(of["paramKind"].is_object(), false);
         let condition = |condition: &Value| {
@@ -119,23 +119,23 @@ pub(super) struct Mutation {
     pub(super) is_json_patch: bool,
 }
 
-/// A policy: what it is about is read at once, its expressions are compiled when it is first asked.
+/// A policy. Its constraints are parsed immediately; its expressions are compiled on first use.
 pub(super) struct Policy {
     pub(super) name: String,
-    /// Whether the request goes on where an expression fails.
+    /// Whether errors of expressions are ignored.
     pub(super) ignores_errors: bool,
     pub(super) constraints: Constraints,
-    /// Why it can't be asked.
+    /// The error that makes the policy unusable.
     pub(super) error: Option<String>,
-    /// API version and kind of parameters.
+    /// API version and kind of the parameters.
     pub(super) param_kind: Option<(String, String)>,
     pub(super) is_reinvoked: bool,
-    /// Whether its expressions may ask who manages fields: only then they are shown it.
-    pub(super) sees_managers: bool,
+    /// Whether the expressions may read managed fields. Only then the fields are supplied.
+    pub(super) reads_managed_fields: bool,
     programs: Arc<Lazy<Programs>>,
 }
 
-/// What a policy's expressions are.
+/// The compiled expressions of a policy.
 pub(super) struct Programs {
     pub(super) conditions: Conditions,
     pub(super) variables: Vec<(String, Compiled)>,
@@ -152,7 +152,7 @@ fn items<'a>(of: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
     of[key].as_array().into_iter().flatten()
 }
 
-/// Whether a text stands anywhere in a value.
+/// Whether a text occurs anywhere in a value.
 fn mentions(value: &Value, text: &str) -> bool {
     match value {
         Value::String(own) => own.contains(text),
@@ -162,9 +162,9 @@ fn mentions(value: &Value, text: &str) -> bool {
     }
 }
 
-/// Constraints that match nothing, in the place of those that can't be read.
-fn nothing() -> Constraints {
-    let nothing = Matcher::of(&json!({}), &json!([])).expect("no selector is wrong");
+/// Constraints that match nothing, in place of invalid ones.
+fn match_nothing() -> Constraints {
+    let nothing = Matcher::parse(&json!({}), &json!([])).expect("absent selectors are valid");
     Constraints { rules: Vec::new(), excluded: Vec::new(), selectors: nothing }
 }
 
@@ -174,7 +174,7 @@ impl Policy {
         let kind = &spec["paramKind"];
         let (constraints, error) = match Constraints::new(&spec["matchConstraints"]) {
             Ok(constraints) => (constraints, None),
-            Err(why) => (nothing(), Some(why)),
+            Err(why) => (match_nothing(), Some(why)),
         };
         let make = if mutates { Programs::mutating } else { Programs::validating };
         Self {
@@ -184,12 +184,12 @@ impl Policy {
             error,
             param_kind: kind.is_object().then(|| (text(kind, "apiVersion").to_owned(), text(kind, "kind").to_owned())),
             is_reinvoked: spec["reinvocationPolicy"] == "IfNeeded",
-            sees_managers: mentions(spec, "managedFields"),
+            reads_managed_fields: mentions(spec, "managedFields"),
             programs: Arc::new(Lazy::new(object.clone(), make)),
         }
     }
 
-    /// Its expressions.
+    /// The compiled expressions; the first call compiles them.
     pub(super) async fn programs(&self) -> ApiResult<&Programs> {
         self.programs.get().await
     }
@@ -257,7 +257,7 @@ impl Mutation {
 
 pub(super) struct Binding {
     pub(super) name: String,
-    /// Nothing: it narrows nothing.
+    /// `None` adds no constraint.
     resources: Option<Result<Constraints, String>>,
     /// `paramRef`, or null.
     pub(super) params: Arc<Value>,

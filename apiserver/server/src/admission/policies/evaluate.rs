@@ -1,9 +1,10 @@
-//! What expressions see of a request, and what they come to.
+//! Builds the variables that expressions see for a request, and evaluates them within their cost budget.
 
 use std::sync::Arc;
 
 use apiserver_cel::{
-    Activation, AuthorizationRequest, Authorizer as Ask, Budget, Decided, Program, Value as CelValue, limits,
+    Activation, AuthorizationDecision, AuthorizationRequest, Authorizer as CelAuthorizer, Budget, Program,
+    Value as CelValue, limits,
 };
 use futures::FutureExt as _;
 use machinery_api::GroupVersionKind;
@@ -14,36 +15,39 @@ use crate::admission::Context;
 use crate::admission::matching::Matched;
 use crate::admission::webhooks::request_options;
 use crate::auth::{Attributes, UserInfo};
-use crate::turns::patience;
+use crate::fair_queue::budget;
 
-/// What an expression fails with.
+/// The error of an expression whose cost budget is exhausted.
 pub(super) const OUT_OF_BUDGET: &str =
     "validation failed due to running out of cost budget, no further validation rules will be run";
 
-/// Answers expressions from the server's authorizers, for who makes the request.
-pub(super) struct Authorizing<'a>(pub(super) &'a Context<'a>);
+/// Runs authorization checks of expressions for the requesting user.
+pub(super) struct ExpressionAuthorizer<'a>(pub(super) &'a Context<'a>);
 
-impl Ask for Authorizing<'_> {
-    fn check(&self, asked: &AuthorizationRequest) -> Decided {
+impl CelAuthorizer for ExpressionAuthorizer<'_> {
+    fn check(&self, request: &AuthorizationRequest) -> AuthorizationDecision {
         let context = self.0;
-        let account = asked.user.as_deref().map(service_account);
+        let account = request.user.as_deref().map(service_account);
         let user = account.as_ref().unwrap_or(context.request.user);
         let attributes = Attributes {
-            verb: &asked.verb,
-            group: &asked.group,
+            verb: &request.verb,
+            group: &request.group,
             version: "*",
-            resource: &asked.resource,
-            subresource: &asked.subresource,
-            namespace: &asked.namespace,
-            name: &asked.name,
-            path: asked.path.as_deref().unwrap_or_default(),
-            is_resource: asked.path.is_none(),
+            resource: &request.resource,
+            subresource: &request.subresource,
+            namespace: &request.namespace,
+            name: &request.name,
+            path: request.path.as_deref().unwrap_or_default(),
+            is_resource: request.path.is_none(),
             fields: &[],
         };
-        // Authorizers answer from caches. One that has to wait can't be waited for within an expression.
+        // Authorizers decide from caches. One that has to wait fails the check, because an expression cannot await.
         match context.authorizer.authorize(context.objects, user, &attributes).now_or_never() {
-            Some(decision) => Decided { allowed: decision.allowed, reason: decision.reason, error: None },
-            None => Decided { error: Some("the authorizer did not answer at once".into()), ..Decided::default() },
+            Some(decision) => AuthorizationDecision { allowed: decision.allowed, reason: decision.reason, error: None },
+            None => AuthorizationDecision {
+                error: Some("the authorizer did not answer at once".into()),
+                ..AuthorizationDecision::default()
+            },
         }
     }
 }
@@ -54,14 +58,14 @@ fn service_account(name: &str) -> UserInfo {
     UserInfo { name: name.to_owned(), groups, ..UserInfo::default() }
 }
 
-/// What expressions see beside the object.
-pub(super) struct Seen {
+/// The variables of expressions other than the objects.
+pub(super) struct RequestVariables {
     request: Value,
     namespace: Arc<Value>,
     check: AuthorizationRequest,
 }
 
-impl Seen {
+impl RequestVariables {
     pub(super) fn new(context: &Context<'_>, object: &Value, matched: &Matched) -> Self {
         let request = context.request;
         let namespace = match request.namespace {
@@ -69,7 +73,7 @@ impl Seen {
             _ if request.kind.kind == "Namespace" && request.kind.group.is_empty() => Arc::default(),
             name => context.objects.get("", "namespaces", "", name).unwrap_or_default(),
         };
-        let named = match request.name {
+        let name = match request.name {
             "" => super::name_of(object),
             name => name,
         };
@@ -78,10 +82,10 @@ impl Seen {
             resource: request.resource.to_owned(),
             subresource: request.subresource.to_owned(),
             namespace: request.namespace.to_owned(),
-            name: named.to_owned(),
+            name: name.to_owned(),
             ..AuthorizationRequest::default()
         };
-        Self { request: request_of(context, named, matched), namespace, check }
+        Self { request: request_of(context, name, matched), namespace, check }
     }
 }
 
@@ -90,9 +94,9 @@ fn request_of(context: &Context<'_>, name: &str, matched: &Matched) -> Value {
     let kind = |kind: GroupVersionKind<'_>| json!({"group": kind.group, "version": kind.version, "kind": kind.kind});
     let resource =
         |group: &str, version: &str, resource: &str| json!({"group": group, "version": version, "resource": resource});
-    let asked = resource(request.group, request.version, request.resource);
+    let requested = resource(request.group, request.version, request.resource);
     let (matched_kind, matched_resource) = match matched {
-        Matched::Asked => (kind(request.kind), asked.clone()),
+        Matched::Requested => (kind(request.kind), requested.clone()),
         Matched::Equivalent(other) => (kind(other.gvk()), resource(&other.group, &other.version, &other.plural)),
     };
     let user = request.user;
@@ -101,7 +105,7 @@ fn request_of(context: &Context<'_>, name: &str, matched: &Matched) -> Value {
         "resource": matched_resource,
         "subResource": request.subresource,
         "requestKind": kind(request.kind),
-        "requestResource": asked,
+        "requestResource": requested,
         "requestSubResource": request.subresource,
         "name": name,
         "namespace": request.namespace,
@@ -114,40 +118,40 @@ fn request_of(context: &Context<'_>, name: &str, matched: &Matched) -> Value {
 
 static NULL: Value = Value::Null;
 
-/// The names that every expression may use.
-fn names<'d>(
-    seen: &'d Seen,
+/// The variables that every expression has.
+fn base_activation<'d>(
+    variables: &'d RequestVariables,
     (object, old, params): (&'d Value, Option<&'d Value>, &'d Value),
-    ask: &'d dyn Ask,
+    authorizer: &'d dyn CelAuthorizer,
 ) -> Activation<'d> {
     Activation::new()
         .json("object", object)
         .json("oldObject", old.unwrap_or(&NULL))
-        .json("request", &seen.request)
-        .json("namespaceObject", &seen.namespace)
+        .json("request", &variables.request)
+        .json("namespaceObject", &variables.namespace)
         .json("params", params)
-        .authorizer(ask)
-        .request_resource("authorizer.requestResource", seen.check.clone())
+        .authorizer(authorizer)
+        .request_resource("authorizer.requestResource", variables.check.clone())
 }
 
-/// The names that a policy's expressions may use.
+/// The variables of a policy's expressions.
 pub(super) fn activation<'d>(
     policy: &Programs,
-    seen: &'d Seen,
+    variables: &'d RequestVariables,
     objects: (&'d Value, Option<&'d Value>, &'d Value),
-    ask: &'d dyn Ask,
+    authorizer: &'d dyn CelAuthorizer,
 ) -> Activation<'d> {
-    let mut activation = names(seen, objects, ask);
+    let mut activation = base_activation(variables, objects, authorizer);
     for (name, program) in &policy.variables {
         match program {
             Ok(program) => activation.variable(name, program),
-            Err(why) => activation.failed_variable(name, why),
+            Err(why) => activation.bind_failed_variable(name, why),
         }
     }
     activation
 }
 
-/// What an expression comes to, or the words of its failure.
+/// Returns the value of an expression, or its error message.
 pub(super) fn evaluate<'d>(
     expression: &str,
     program: &Result<Program, String>,
@@ -165,9 +169,10 @@ pub(super) fn evaluate<'d>(
     value.map_err(|error| format!("expression '{expression}' resulted in error: {error}"))
 }
 
-/// Whether all conditions hold. One that doesn't settles it; otherwise what failed is told.
+/// Whether all conditions hold. One false condition decides, also if another one failed. Otherwise the failures are
+/// returned.
 pub(super) fn conditions_hold(conditions: &Conditions, activation: &Activation<'_>) -> Result<bool, String> {
-    let mut budget = Budget::new(limits::MATCH_CONDITIONS).interrupt(&patience::is_over);
+    let mut budget = Budget::new(limits::MATCH_CONDITIONS).interrupt(&budget::is_exhausted);
     let mut failed = Vec::new();
     for (expression, program) in &conditions.expressions {
         match evaluate(expression, program, activation, &mut budget) {
@@ -185,14 +190,14 @@ pub(super) fn conditions_hold(conditions: &Conditions, activation: &Activation<'
 }
 
 impl Conditions {
-    /// Whether all of a webhook's hold for a request.
+    /// Whether all conditions of a webhook hold for a request.
     pub(in crate::admission) fn hold(
         &self,
         context: &Context<'_>,
         (object, old): (&Value, Option<&Value>),
         matched: &Matched,
     ) -> Result<bool, String> {
-        let (seen, ask) = (Seen::new(context, object, matched), Authorizing(context));
-        conditions_hold(self, &names(&seen, (object, old, &NULL), &ask))
+        let (variables, authorizer) = (RequestVariables::new(context, object, matched), ExpressionAuthorizer(context));
+        conditions_hold(self, &base_activation(&variables, (object, old, &NULL), &authorizer))
     }
 }

@@ -1,45 +1,45 @@
-//! What is compiled when it is first asked for: once, and on a thread where nobody else waits for it. A policy may have
-//! expressions that take a second; whoever writes what it is not about has nothing to do with them.
+//! A value that is compiled once, on first use, on a blocking thread. Compiling the expressions of one policy may take
+//! a second and must not delay requests that the policy does not match.
 
 use std::sync::{Arc, OnceLock};
 
 use machinery_api::error::{ApiError, ApiResult};
 use serde_json::Value;
 
-/// See the module.
 pub(in crate::admission) struct Lazy<T> {
-    made: OnceLock<T>,
-    /// Held by who makes it.
-    turn: Arc<tokio::sync::Mutex<()>>,
+    value: OnceLock<T>,
+    /// Held while the value is compiled.
+    lock: Arc<tokio::sync::Mutex<()>>,
     make: fn(&Value) -> T,
-    /// Of what it is made.
+    /// The input; dropped after compilation.
     source: arc_swap::ArcSwapOption<Value>,
 }
 
 impl<T: Send + Sync + 'static> Lazy<T> {
     pub(in crate::admission) fn new(source: Arc<Value>, make: fn(&Value) -> T) -> Self {
-        Self { made: OnceLock::new(), turn: Arc::default(), make, source: Some(source).into() }
+        Self { value: OnceLock::new(), lock: Arc::default(), make, source: Some(source).into() }
     }
 
-    /// What it is; made now where it is not yet. Who goes away meanwhile leaves it to be made for the next one.
+    /// Returns the value and compiles it on the first call. If that caller is cancelled, the compilation completes for
+    /// the next one.
     ///
     /// # Errors
-    /// It can't be made at all.
+    /// Fails if the compilation panicked.
     pub(in crate::admission) async fn get(self: &Arc<Self>) -> ApiResult<&T> {
-        if let Some(made) = self.made.get() {
-            return Ok(made);
+        if let Some(value) = self.value.get() {
+            return Ok(value);
         }
-        let turn = self.turn.clone().lock_owned().await;
-        if let (None, Some(source)) = (self.made.get(), self.source.load_full()) {
-            let own = self.clone();
+        let guard = self.lock.clone().lock_owned().await;
+        if let (None, Some(source)) = (self.value.get(), self.source.load_full()) {
+            let lazy = self.clone();
             let work = move || {
-                let _turn = turn;
-                own.made.get_or_init(|| (own.make)(&source));
-                own.source.store(None);
+                let _guard = guard;
+                lazy.value.get_or_init(|| (lazy.make)(&source));
+                lazy.source.store(None);
             };
             tokio::task::spawn_blocking(work).await.map_err(|error| ApiError::Internal(error.to_string()))?;
         }
-        self.made.get().ok_or_else(|| ApiError::Internal("nothing was compiled".into()))
+        self.value.get().ok_or_else(|| ApiError::Internal("nothing was compiled".into()))
     }
 }
 

@@ -1,5 +1,5 @@
-//! An apply configuration put into an object, by what its type says of lists and maps. What is replaced whole is refused:
-//! whoever sets a part of it would take away the rest.
+//! Merges an apply configuration into an object, by the list and map types of its schema. Atomic fields are rejected:
+//! setting a part of one would remove the rest.
 
 use machinery_api::apply;
 use machinery_api::schema::{Field, Kind, ListType, Type, TypeRef, Types};

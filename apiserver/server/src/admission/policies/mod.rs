@@ -1,4 +1,4 @@
-//! ValidatingAdmissionPolicy and MutatingAdmissionPolicy: expressions decide about what is written, and change it.
+//! ValidatingAdmissionPolicy and MutatingAdmissionPolicy: CEL expressions that validate and mutate written objects.
 
 mod compile;
 mod evaluate;
@@ -20,7 +20,7 @@ use serde_json::Value;
 use self::compile::{Binding, Policy};
 use super::Context;
 use super::matching::{Matched, is_exempt_from_policies};
-use crate::catalog::{Catalog, Served};
+use crate::catalog::{Catalog, SharedCatalog};
 use machinery_api::error::ApiResult;
 
 pub(super) use compile::Conditions;
@@ -31,7 +31,7 @@ pub(super) use validating::Validating;
 
 const GROUP: &str = "admissionregistration.k8s.io";
 
-/// Which of the two a plugin is.
+/// The phase of a policy plugin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Validating,
@@ -54,42 +54,42 @@ impl Kind {
     }
 }
 
-/// A policy with where it is in force.
-type InForce = (Arc<Policy>, Vec<Arc<Binding>>);
+/// A policy with its bindings.
+type BoundPolicy = (Arc<Policy>, Vec<Arc<Binding>>);
 
-/// All policies that are bound, read anew when one of them changes.
+/// All bound policies, rebuilt when a policy or binding changes.
 #[derive(Default)]
 struct Index {
-    /// At which revisions policies and bindings were seen.
+    /// The revisions of policies and bindings that the index was built from.
     revisions: (u64, u64),
-    in_force: Vec<InForce>,
-    /// By name and resourceVersion: what did not change is not read again.
-    known: HashMap<String, (String, Arc<Policy>)>,
+    bound_policies: Vec<BoundPolicy>,
+    /// Policies by name and resourceVersion, reused if unchanged.
+    cached: HashMap<String, (String, Arc<Policy>)>,
 }
 
-/// What both plugins need.
+/// The state of each plugin.
 struct Policies {
-    served: Arc<Served>,
+    served: Arc<SharedCatalog>,
     kind: Kind,
     index: ArcSwap<Index>,
 }
 
-/// How long expressions may take until others have their turn.
-const TURN: Duration = Duration::from_millis(2);
+/// The maximum time of expressions between two yields.
+const YIELD_INTERVAL: Duration = Duration::from_millis(2);
 
-/// Lets others have their turn where many policies, bindings or parameters are asked, one after the other.
-struct Turns<'a> {
+/// Yields to the runtime at intervals while many policies, bindings or parameters are evaluated in sequence.
+struct YieldTimer<'a> {
     env: &'a Env,
     since: Duration,
 }
 
-impl<'a> Turns<'a> {
+impl<'a> YieldTimer<'a> {
     fn new(context: &Context<'a>) -> Self {
         Self { env: context.env, since: context.env.elapsed() }
     }
 
-    async fn take(&mut self) {
-        if self.env.elapsed().saturating_sub(self.since) >= TURN {
+    async fn yield_if_due(&mut self) {
+        if self.env.elapsed().saturating_sub(self.since) >= YIELD_INTERVAL {
             tokio::task::yield_now().await;
             self.since = self.env.elapsed();
         }
@@ -101,27 +101,27 @@ fn name_of(object: &Value) -> &str {
 }
 
 impl Policies {
-    fn new(served: Arc<Served>, kind: Kind) -> Self {
+    fn new(served: Arc<SharedCatalog>, kind: Kind) -> Self {
         Self { served, kind, index: ArcSwap::default() }
     }
 
-    /// The policies that are bound; none for what decides about others.
-    fn in_force(&self, context: &Context<'_>) -> Arc<Index> {
+    /// Returns the bound policies. Empty for requests that are exempt.
+    fn bound_policies(&self, context: &Context<'_>) -> Arc<Index> {
         let objects = context.objects;
         if is_exempt_from_policies(context.request) {
             return Arc::default();
         }
-        let seen = (objects.revision(GROUP, self.kind.policies()), objects.revision(GROUP, self.kind.bindings()));
+        let revisions = (objects.revision(GROUP, self.kind.policies()), objects.revision(GROUP, self.kind.bindings()));
         let index = self.index.load_full();
-        if index.revisions == seen {
+        if index.revisions == revisions {
             return index;
         }
-        let index = Arc::new(self.read(context, seen, &index));
+        let index = Arc::new(self.rebuild(context, revisions, &index));
         self.index.store(index.clone());
         index
     }
 
-    fn read(&self, context: &Context<'_>, revisions: (u64, u64), before: &Index) -> Index {
+    fn rebuild(&self, context: &Context<'_>, revisions: (u64, u64), before: &Index) -> Index {
         let mut bindings: HashMap<String, Vec<Arc<Binding>>> = HashMap::new();
         for binding in context.objects.list(GROUP, self.kind.bindings(), None) {
             let policy = binding["spec"]["policyName"].as_str().unwrap_or_default().to_owned();
@@ -132,19 +132,19 @@ impl Policies {
             let name = name_of(&object);
             let Some(bindings) = bindings.remove(name) else { continue };
             let version = object["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
-            let known = before.known.get(name).filter(|(known, _)| *known == version);
-            let policy = known.map_or_else(
+            let cached = before.cached.get(name).filter(|(cached, _)| *cached == version);
+            let policy = cached.map_or_else(
                 || Arc::new(Policy::new(&object, self.kind == Kind::Mutating)),
                 |(_, policy)| policy.clone(),
             );
-            index.known.insert(name.to_owned(), (version, policy.clone()));
-            index.in_force.push((policy, bindings));
+            index.cached.insert(name.to_owned(), (version, policy.clone()));
+            index.bound_policies.push((policy, bindings));
         }
         index
     }
 }
 
-/// What a policy is about: in which version, or why that can't be known.
+/// Returns the version in which a policy matches the request, if it matches.
 fn matches(policy: &Policy, context: &Context<'_>, object: &Value, catalog: &Catalog) -> ApiResult<Option<Matched>> {
     policy.constraints.matches(context, object, catalog)
 }

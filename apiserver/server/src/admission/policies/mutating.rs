@@ -1,4 +1,4 @@
-//! MutatingAdmissionPolicy: expressions make changes of what is written.
+//! The MutatingAdmissionPolicy plugin: applies the mutations of policies to the written object.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -10,18 +10,17 @@ use machinery_api::schema::{self, FieldValidation, Target};
 use serde_json::{Value, json};
 
 use super::compile::{Binding, Mutation, Policy, Programs};
-use super::evaluate::{Authorizing, Seen, activation, conditions_hold, evaluate};
-use super::{Index, Kind, Policies, Turns, matches, merge, params};
-use crate::admission::matching::{Matched, has_own_body, own};
-use crate::admission::{Context, Effects, Operation, Plugin, Step};
-use crate::catalog::{Catalog, Served};
-use crate::turns::patience;
+use super::evaluate::{ExpressionAuthorizer, RequestVariables, activation, conditions_hold, evaluate};
+use super::{Index, Kind, Policies, YieldTimer, matches, merge, params};
+use crate::admission::matching::{Matched, has_own_body, resource_of};
+use crate::admission::{Context, Effects, MaybeReady, Operation, Plugin};
+use crate::catalog::{Catalog, SharedCatalog};
+use crate::fair_queue::budget;
 use apiserver_resources::ResourceInfo;
 
-/// See the module.
 pub(in crate::admission) struct Mutating(Policies);
 
-/// A policy with a binding of it and one parameter.
+/// A policy, one of its bindings, and one parameter.
 struct Invocation<'a> {
     policy: &'a Policy,
     binding: &'a Binding,
@@ -29,17 +28,17 @@ struct Invocation<'a> {
     matched: Matched,
 }
 
-/// A failure, and whose it is.
-struct Failed {
+/// A failure, with the policy and binding that caused it.
+struct PolicyFailure {
     policy: String,
     binding: Option<String>,
     why: String,
-    /// Whether it is what the policy says of this request, and not how the policy is set up.
-    of_request: bool,
+    /// Whether the evaluation failed, not the policy's configuration.
+    is_evaluation: bool,
 }
 
 impl Mutating {
-    pub(in crate::admission) fn new(served: Arc<Served>) -> Self {
+    pub(in crate::admission) fn new(served: Arc<SharedCatalog>) -> Self {
         Self(Policies::new(served, Kind::Mutating))
     }
 
@@ -50,44 +49,44 @@ impl Mutating {
         object: &mut Value,
         effects: &mut Effects,
     ) -> ApiResult<()> {
-        let (catalog, mut turns) = (self.0.served.load(), Turns::new(context));
+        let (catalog, mut yield_timer) = (self.0.served.load(), YieldTimer::new(context));
         let mut failed = Vec::new();
         let mut invocations = Vec::new();
-        for (policy, bindings) in &index.in_force {
-            turns.take().await;
-            invoked(policy, bindings, context, object, &catalog, &mut invocations, &mut failed);
+        for (policy, bindings) in &index.bound_policies {
+            yield_timer.yield_if_due().await;
+            add_invocations(policy, bindings, context, object, &catalog, &mut invocations, &mut failed);
         }
-        // In the second round only who wants to see what others change is asked once more.
+        // The second round runs only policies with `reinvocationPolicy: IfNeeded`.
         let second = effects.reinvocation.is_second;
         for invocation in invocations.iter().filter(|invocation| !second || invocation.policy.is_reinvoked) {
-            turns.take().await;
+            yield_timer.yield_if_due().await;
             if run(invocation, context, object, &catalog, &mut failed).await {
                 effects.reinvocation.is_due = true;
             }
         }
-        if failed.is_empty() { Ok(()) } else { Err(refusal(context, object, &failed)) }
+        if failed.is_empty() { Ok(()) } else { Err(rejection_error(context, object, &failed)) }
     }
 }
 
-/// Adds what a policy is to be asked for this request.
-fn invoked<'a>(
+/// Adds the invocations of one policy for the request.
+fn add_invocations<'a>(
     policy: &'a Policy,
     bindings: &'a [Arc<Binding>],
     context: &Context<'_>,
     object: &Value,
     catalog: &Catalog,
     invocations: &mut Vec<Invocation<'a>>,
-    failed: &mut Vec<Failed>,
+    failed: &mut Vec<PolicyFailure>,
 ) {
     let mut fail = |binding: Option<&Binding>, why: String| {
         if !policy.ignores_errors {
             let what = if binding.is_some() { "binding" } else { "policy" };
             let binding = binding.map(|binding| binding.name.clone());
-            failed.push(Failed {
+            failed.push(PolicyFailure {
                 policy: policy.name.clone(),
                 binding,
                 why: format!("failed to configure {what}: {why}"),
-                of_request: false,
+                is_evaluation: false,
             });
         }
     };
@@ -122,31 +121,31 @@ fn invoked<'a>(
     }
 }
 
-/// Makes the changes of a policy; whether there were any.
+/// Runs the mutations of one invocation. Returns whether the object changed.
 async fn run(
     invocation: &Invocation<'_>,
     context: &Context<'_>,
     object: &mut Value,
     catalog: &Catalog,
-    failed: &mut Vec<Failed>,
+    failed: &mut Vec<PolicyFailure>,
 ) -> bool {
     let policy = invocation.policy;
     let programs = policy.programs().await;
     let (request, matched) = (context.request, &invocation.matched);
-    let seen = Seen::new(context, object, matched);
+    let variables = RequestVariables::new(context, object, matched);
     let mut fail = |why: String| {
         if !policy.ignores_errors {
             let binding = Some(invocation.binding.name.clone());
-            failed.push(Failed { policy: policy.name.clone(), binding, why, of_request: true });
+            failed.push(PolicyFailure { policy: policy.name.clone(), binding, why, is_evaluation: true });
         }
     };
-    // As the policy knows them.
-    let known = match programs {
-        Ok(programs) => shown(matched, context, object, catalog).await.map(|shown| (programs, shown)),
+    // Both objects in the version that the policy matched.
+    let converted = match programs {
+        Ok(programs) => convert_objects(matched, context, object, catalog).await.map(|mutated| (programs, mutated)),
         Err(error) => Err(error),
     };
-    let (programs, (before, old)) = match known {
-        Ok(known) => known,
+    let (programs, (before, old)) = match converted {
+        Ok(converted) => converted,
         Err(error) => {
             fail(error.status().message);
             return false;
@@ -154,8 +153,8 @@ async fn run(
     };
     let old = old.as_deref();
     let holds = {
-        let ask = Authorizing(context);
-        let activation = activation(programs, &seen, (&before, old, &invocation.params), &ask);
+        let authorizer = ExpressionAuthorizer(context);
+        let activation = activation(programs, &variables, (&before, old, &invocation.params), &authorizer);
         conditions_hold(&programs.conditions, &activation)
     };
     match holds {
@@ -166,20 +165,20 @@ async fn run(
             return false;
         }
     }
-    let mut shown = before.clone();
+    let mut mutated = before.clone();
     for mutation in &programs.mutations {
-        match changed((mutation, programs), invocation, (context, &seen, catalog), &shown, old) {
+        match apply_mutation((mutation, programs), invocation, (context, &variables, catalog), &mutated, old) {
             Ok(mut changed) => {
-                matched.print(request, catalog, &mut changed);
-                shown = changed;
+                matched.normalise(request, catalog, &mut changed);
+                mutated = changed;
             }
             Err(why) => fail(why),
         }
     }
-    if shown == before {
+    if mutated == before {
         return false;
     }
-    match matched.back(context, catalog, shown).await {
+    match matched.convert_back(context, catalog, mutated).await {
         Ok(changed) => *object = changed,
         Err(error) => {
             fail(error.status().message);
@@ -189,38 +188,38 @@ async fn run(
     true
 }
 
-/// The object and what is there, in the version that a policy knows.
-async fn shown<'o>(
+/// Converts the object and the stored object to the version that a policy matched.
+async fn convert_objects<'o>(
     matched: &Matched,
     context: &Context<'o>,
     object: &Value,
     catalog: &Catalog,
 ) -> ApiResult<(Value, Option<Cow<'o, Value>>)> {
-    let before = matched.printed(context, catalog, object).await?;
+    let before = matched.convert_normalised(context, catalog, object).await?;
     let old = match context.old {
-        Some(old) => Some(matched.shown(context, catalog, old).await?),
+        Some(old) => Some(matched.convert(context, catalog, old).await?),
         None => None,
     };
     Ok((before, old))
 }
 
-/// The object as a mutation leaves it.
-fn changed(
+/// Applies one mutation to an object.
+fn apply_mutation(
     (mutation, programs): (&Mutation, &Programs),
     invocation: &Invocation<'_>,
-    (context, seen, catalog): (&Context<'_>, &Seen, &Catalog),
+    (context, variables, catalog): (&Context<'_>, &RequestVariables, &Catalog),
     object: &Value,
     old: Option<&Value>,
 ) -> Result<Value, String> {
-    let ask = Authorizing(context);
-    let activation = activation(programs, seen, (object, old, &invocation.params), &ask);
-    let mut budget = Budget::new(limits::PER_OBJECT).interrupt(&patience::is_over);
+    let authorizer = ExpressionAuthorizer(context);
+    let activation = activation(programs, variables, (object, old, &invocation.params), &authorizer);
+    let mut budget = Budget::new(limits::PER_OBJECT).interrupt(&budget::is_exhausted);
     let value = evaluate(&mutation.expression, &mutation.program, &activation, &mut budget)?;
-    let made = to_json(&value).map_err(|error| error.to_string())?;
+    let patch_value = to_json(&value).map_err(|error| error.to_string())?;
     let request = context.request;
     let row: Option<&ResourceInfo> = match &invocation.matched {
         Matched::Equivalent(other) => Some(&**other),
-        Matched::Asked => own(request, catalog).map(|row| &**row),
+        Matched::Requested => resource_of(request, catalog).map(|row| &**row),
     };
     let row = row.filter(|_| has_own_body(request, catalog));
     let kind = request.kind;
@@ -231,19 +230,20 @@ fn changed(
             .ok_or_else(|| format!("Resource kind {} not found", kind.kind))?,
     };
     let mut changed = if mutation.is_json_patch {
-        let patch = operations(made)?.to_string();
+        let patch = operations(patch_value)?.to_string();
         let decoded = patch::apply(PatchKind::Json, patch.as_bytes(), object, &target, FieldValidation::Ignore);
         match decoded.map_err(|error| (patch::json_refusal(patch.as_bytes(), object), error)) {
             Ok(decoded) => decoded.object,
-            // A test is a condition of the patch: where it doesn't hold, nothing is wrong and nothing is changed.
+            // A failed `test` operation is a false precondition of the patch: the object stays unchanged, without an
+            // error.
             Err((Some(JsonPatchRefusal::Test(_)), _)) => return Ok(object.clone()),
             Err((Some(JsonPatchRefusal::Operation(why)), _)) => return Err(format!("JSON Patch: {why}")),
             Err((None, error)) => return Err(format!("JSON Patch: {}", error.status().message)),
         }
     } else {
         let mut merged = object.clone();
-        merge::merge(&mut merged, &made, target.schema)?;
-        // What it is no configuration says: one kind can't be stored as another.
+        merge::merge(&mut merged, &patch_value, target.schema)?;
+        // A configuration cannot change the kind of an object.
         for key in ["apiVersion", "kind"] {
             merged[key] = object[key].clone();
         }
@@ -256,9 +256,11 @@ fn changed(
     Ok(changed)
 }
 
-/// The operations of a JSON patch; `remove` and `move` have no value.
-fn operations(made: Value) -> Result<Value, String> {
-    let Value::Array(items) = made else { return Err("type mismatch: JSONPatchType.Convert: not a list".into()) };
+/// The operations of a JSON patch. An absent `value` of `add`, `replace` or `test` is null.
+fn operations(patch_value: Value) -> Result<Value, String> {
+    let Value::Array(items) = patch_value else {
+        return Err("type mismatch: JSONPatchType.Convert: not a list".into());
+    };
     let operation = |item: Value| {
         let mut item = item;
         let valued = matches!(item["op"].as_str(), Some("add" | "replace" | "test"));
@@ -272,8 +274,8 @@ fn operations(made: Value) -> Result<Value, String> {
     Ok(json!(items.into_iter().map(operation).collect::<Vec<_>>()))
 }
 
-fn refusal(context: &Context<'_>, object: &Value, failed: &[Failed]) -> ApiError {
-    let mut status = context.request.refused(object, "admission request denied by policy").status();
+fn rejection_error(context: &Context<'_>, object: &Value, failed: &[PolicyFailure]) -> ApiError {
+    let mut status = context.request.forbidden(object, "admission request denied by policy").status();
     let messages = failed.iter().map(|failed| {
         let by = failed.binding.as_ref().map(|binding| format!(" with binding '{binding}'")).unwrap_or_default();
         format!("policy '{}'{by} denied request: {}", failed.policy, failed.why)
@@ -281,10 +283,10 @@ fn refusal(context: &Context<'_>, object: &Value, failed: &[Failed]) -> ApiError
     let causes: Vec<Cause> = messages.map(|message| Cause { message, ..Cause::default() }).collect();
     if let (Some(cause), Some(first)) = (causes.first(), failed.first()) {
         status.message = cause.message.clone();
-        status.reason = if first.of_request { "Invalid" } else { "Forbidden" }.into();
+        status.reason = if first.is_evaluation { "Invalid" } else { "Forbidden" }.into();
     }
     status.details.get_or_insert_default().causes.extend(causes);
-    ApiError::Said(Box::new(status))
+    ApiError::ForwardedStatus(Box::new(status))
 }
 
 impl Plugin for Mutating {
@@ -292,14 +294,19 @@ impl Plugin for Mutating {
         "MutatingAdmissionPolicy"
     }
 
-    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, effects: &'a mut Effects) -> Step<'a> {
+    fn mutate<'a>(
+        &'a self,
+        context: &'a Context<'_>,
+        object: &'a mut Value,
+        effects: &'a mut Effects,
+    ) -> MaybeReady<'a> {
         if !matches!(context.request.operation, Operation::Create | Operation::Update) || !object.is_object() {
-            return Step::Done(Ok(()));
+            return MaybeReady::Ready(Ok(()));
         }
-        let index = self.0.in_force(context);
-        if index.in_force.is_empty() {
-            return Step::Done(Ok(()));
+        let index = self.0.bound_policies(context);
+        if index.bound_policies.is_empty() {
+            return MaybeReady::Ready(Ok(()));
         }
-        Step::Wait(Box::pin(async move { self.apply(&index, context, object, effects).await }))
+        MaybeReady::Pending(Box::pin(async move { self.apply(&index, context, object, effects).await }))
     }
 }

@@ -1,4 +1,4 @@
-//! Parameters: the objects that a binding hands to its policy.
+//! Resolves the parameter objects that a binding supplies to its policy.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::compile::{Binding, Policy};
 use crate::admission::Context;
 use crate::catalog::Catalog;
 
-/// Each parameter that the policy is asked with; one that is null where it has none.
+/// Returns the parameters, one per invocation of the policy. A policy without parameters gets a single null.
 pub(super) fn collect(
     policy: &Policy,
     binding: &Binding,

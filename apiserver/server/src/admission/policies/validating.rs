@@ -1,4 +1,4 @@
-//! ValidatingAdmissionPolicy: expressions say no, warn, or leave a note.
+//! The ValidatingAdmissionPolicy plugin: evaluates policies, and denies, warns or adds audit annotations.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -9,43 +9,42 @@ use machinery_api::error::{ApiError, ApiResult, Cause};
 use serde_json::{Value, json};
 
 use super::compile::{Binding, Policy, Programs, Validation};
-use super::evaluate::{Authorizing, OUT_OF_BUDGET, Seen, activation, conditions_hold, evaluate};
-use super::{Index, Kind, Policies, Turns, matches, params};
+use super::evaluate::{ExpressionAuthorizer, OUT_OF_BUDGET, RequestVariables, activation, conditions_hold, evaluate};
+use super::{Index, Kind, Policies, YieldTimer, matches, params};
 use crate::admission::matching::Matched;
 use crate::admission::webhooks::with_managers;
-use crate::admission::{Context, Effects, Managed, Plugin, Step};
-use crate::catalog::{Catalog, Served};
-use crate::turns::patience;
+use crate::admission::{Context, Effects, Managed, MaybeReady, Plugin};
+use crate::catalog::{Catalog, SharedCatalog};
+use crate::fair_queue::budget;
 
 const MESSAGE_BYTES_MAX: usize = 5 * 1024;
-/// A note for the audit event, as upstream, and how many a policy's parameters make of one key.
-const NOTE_BYTES_MAX: usize = 10 * 1024;
-const NOTES_MAX: usize = 16;
+/// The maximum size of one audit annotation, as upstream, and the maximum number of values per key over all parameters.
+const ANNOTATION_BYTES_MAX: usize = 10 * 1024;
+const ANNOTATION_VALUES_MAX: usize = 16;
 
-/// Notes of a policy for the audit event, by their keys.
-type Said = BTreeMap<String, Vec<String>>;
+/// Audit annotations of a policy, by key.
+type AuditAnnotations = BTreeMap<String, Vec<String>>;
 
-/// See the module.
 pub(in crate::admission) struct Validating(Policies);
 
-/// Why a policy says no.
+/// A failed validation.
 #[derive(Debug, Clone)]
-struct Denied {
-    /// Which of the policy's validations.
+struct Denial {
+    /// The index of the policy's validation.
     index: usize,
     reason: String,
     message: String,
 }
 
-impl Denied {
-    /// Where an expression failed: the policy says whether that is a no.
+impl Denial {
+    /// The denial for a failed expression; `None` if the policy ignores errors.
     fn failed(policy: &Policy, index: usize, message: String) -> Option<Self> {
         (!policy.ignores_errors).then(|| Self { index, reason: "Invalid".into(), message })
     }
 }
 
 impl Validating {
-    pub(in crate::admission) fn new(served: Arc<Served>) -> Self {
+    pub(in crate::admission) fn new(served: Arc<SharedCatalog>) -> Self {
         Self(Policies::new(served, Kind::Validating))
     }
 
@@ -56,10 +55,10 @@ impl Validating {
         object: &Value,
         effects: &mut Effects,
     ) -> ApiResult<()> {
-        let (catalog, mut turns) = (self.0.served.load(), Turns::new(context));
-        let mut first: Option<Refused> = None;
-        for (policy, bindings) in &index.in_force {
-            turns.take().await;
+        let (catalog, mut yield_timer) = (self.0.served.load(), YieldTimer::new(context));
+        let mut first: Option<PolicyDenial> = None;
+        for (policy, bindings) in &index.bound_policies {
+            yield_timer.yield_if_due().await;
             let matched = match matches(policy, context, object, &catalog) {
                 Ok(None) => match &policy.error {
                     None => continue,
@@ -71,71 +70,78 @@ impl Validating {
             let matched = match matched {
                 Ok(matched) => matched,
                 Err(why) => {
-                    let denied = Denied::failed(policy, 0, format!("failed to configure policy: {why}"));
+                    let denied = Denial::failed(policy, 0, format!("failed to configure policy: {why}"));
                     deny(&mut first, denied, policy, None);
                     continue;
                 }
             };
-            let asked = match Asked::new(policy, context, (object, &effects.managed), &matched, &catalog).await {
-                Ok(asked) => asked,
-                Err(error) => {
-                    let denied = Denied::failed(policy, 0, error.status().message);
-                    deny(&mut first, denied, policy, None);
-                    continue;
-                }
-            };
-            let mut said = Said::default();
+            let policy_match =
+                match MatchedPolicy::new(policy, context, (object, &effects.managed), &matched, &catalog).await {
+                    Ok(policy_match) => policy_match,
+                    Err(error) => {
+                        let denied = Denial::failed(policy, 0, error.status().message);
+                        deny(&mut first, denied, policy, None);
+                        continue;
+                    }
+                };
+            let mut annotations = AuditAnnotations::default();
             for binding in bindings {
-                turns.take().await;
-                let params = match asked.params(binding, object) {
+                yield_timer.yield_if_due().await;
+                let params = match policy_match.params(binding, object) {
                     Ok(params) => params,
                     Err(why) => {
-                        let denied = Denied::failed(policy, 0, format!("failed to configure binding: {why}"));
+                        let denied = Denial::failed(policy, 0, format!("failed to configure binding: {why}"));
                         deny(&mut first, denied, policy, Some(binding));
                         continue;
                     }
                 };
                 for params in params {
-                    turns.take().await;
-                    let (decisions, unsaid) = asked.with(&params, &mut said);
+                    yield_timer.yield_if_due().await;
+                    let (decisions, failed_annotations) = policy_match.evaluate_with(&params, &mut annotations);
                     for denied in decisions {
-                        act(policy, binding, denied, effects, &mut first);
+                        apply_actions(policy, binding, denied, effects, &mut first);
                     }
-                    // Whatever the binding makes of a no: a note that can't be made is one.
-                    for denied in unsaid {
+                    // A failed audit annotation denies the request, whatever the binding's actions are.
+                    for denied in failed_annotations {
                         deny(&mut first, Some(denied), policy, Some(binding));
                     }
                 }
             }
-            for (key, values) in said {
+            for (key, values) in annotations {
                 effects.audit([&policy.name, key.as_str()].join("/"), values.join(", "));
             }
         }
         match first {
             None => Ok(()),
-            Some(Refused { denied, policy, binding }) => {
-                Err(refusal(context, object, &denied, &policy, binding.as_deref()))
+            Some(PolicyDenial { denied, policy, binding }) => {
+                Err(rejection_error(context, object, &denied, &policy, binding.as_deref()))
             }
         }
     }
 }
 
-/// The first no, and whose it is.
-struct Refused {
-    denied: Denied,
+/// The first denial, with its policy and binding.
+struct PolicyDenial {
+    denied: Denial,
     policy: String,
     binding: Option<String>,
 }
 
-fn deny(first: &mut Option<Refused>, denied: Option<Denied>, policy: &Policy, binding: Option<&Binding>) {
+fn deny(first: &mut Option<PolicyDenial>, denied: Option<Denial>, policy: &Policy, binding: Option<&Binding>) {
     if let Some(denied) = denied.filter(|_| first.is_none()) {
         let binding = binding.map(|binding| binding.name.clone());
-        *first = Some(Refused { denied, policy: policy.name.clone(), binding });
+        *first = Some(PolicyDenial { denied, policy: policy.name.clone(), binding });
     }
 }
 
-/// What a binding makes of a no.
-fn act(policy: &Policy, binding: &Binding, denied: Denied, effects: &mut Effects, first: &mut Option<Refused>) {
+/// Applies the actions of a binding to a denial.
+fn apply_actions(
+    policy: &Policy,
+    binding: &Binding,
+    denied: Denial,
+    effects: &mut Effects,
+    first: &mut Option<PolicyDenial>,
+) {
     for action in &binding.actions {
         match action.as_str() {
             "Deny" => deny(first, Some(denied.clone()), policy, Some(binding)),
@@ -155,19 +161,19 @@ fn act(policy: &Policy, binding: &Binding, denied: Denied, effects: &mut Effects
     }
 }
 
-/// A policy that is asked about a request.
-struct Asked<'a> {
+/// A policy that matches the request.
+struct MatchedPolicy<'a> {
     policy: &'a Policy,
     programs: &'a Programs,
     context: &'a Context<'a>,
     catalog: &'a Catalog,
-    seen: Seen,
-    /// As the policy knows them.
+    variables: RequestVariables,
+    /// Both objects in the version that the policy matched.
     object: Cow<'a, Value>,
     old: Option<Cow<'a, Value>>,
 }
 
-impl<'a> Asked<'a> {
+impl<'a> MatchedPolicy<'a> {
     async fn new(
         policy: &'a Policy,
         context: &'a Context<'a>,
@@ -176,23 +182,23 @@ impl<'a> Asked<'a> {
         catalog: &'a Catalog,
     ) -> ApiResult<Self> {
         let programs = policy.programs().await?;
-        let seen = Seen::new(context, object, matched);
+        let variables = RequestVariables::new(context, object, matched);
         let old = match context.old {
-            Some(old) => Some(matched.shown(context, catalog, old).await?),
+            Some(old) => Some(matched.convert(context, catalog, old).await?),
             None => None,
         };
-        let object = matched.shown(context, catalog, object).await?;
-        let (object, old) = match policy.sees_managers {
+        let object = matched.convert(context, catalog, object).await?;
+        let (object, old) = match policy.reads_managed_fields {
             true => {
                 let old = old.map(|old| Cow::Owned(with_managers(old.into_owned(), &managed.old)));
                 (Cow::Owned(with_managers(object.into_owned(), &managed.new)), old)
             }
             false => (object, old),
         };
-        Ok(Self { policy, programs, context, catalog, seen, object, old })
+        Ok(Self { policy, programs, context, catalog, variables, object, old })
     }
 
-    /// What a binding has it asked with; none where the binding is about something else.
+    /// The parameters of a binding. Empty if the binding does not match the request.
     fn params(&self, binding: &Binding, object: &Value) -> Result<Vec<Arc<Value>>, String> {
         let (context, catalog) = (self.context, self.catalog);
         if !binding.matches(context, object, catalog).map_err(|error| error.status().message)? {
@@ -201,74 +207,87 @@ impl<'a> Asked<'a> {
         params::collect(self.policy, binding, context, catalog)
     }
 
-    /// What it says no to, and why notes for the audit event can't be made.
-    fn with(&self, params: &Value, said: &mut Said) -> (Vec<Denied>, Vec<Denied>) {
-        let (policy, programs, ask) = (self.policy, self.programs, Authorizing(self.context));
-        let activation = activation(programs, &self.seen, (&self.object, self.old.as_deref(), params), &ask);
+    /// Evaluates the policy with one parameter. Returns the denials, and the failures of audit annotations.
+    fn evaluate_with(&self, params: &Value, annotations: &mut AuditAnnotations) -> (Vec<Denial>, Vec<Denial>) {
+        let (policy, programs, authorizer) = (self.policy, self.programs, ExpressionAuthorizer(self.context));
+        let activation =
+            activation(programs, &self.variables, (&self.object, self.old.as_deref(), params), &authorizer);
         match conditions_hold(&programs.conditions, &activation) {
             Ok(true) => {}
             Ok(false) => return Default::default(),
-            Err(why) => return (Denied::failed(policy, 0, why).into_iter().collect(), Vec::new()),
+            Err(why) => return (Denial::failed(policy, 0, why).into_iter().collect(), Vec::new()),
         }
         let mut denied = Vec::new();
-        let mut budget = Budget::new(limits::PER_OBJECT).interrupt(&patience::is_over);
+        let mut budget = Budget::new(limits::PER_OBJECT).interrupt(&budget::is_exhausted);
         for (index, validation) in programs.validations.iter().enumerate() {
             match evaluate(&validation.expression, &validation.program, &activation, &mut budget) {
                 Ok(value) if value.as_bool() == Some(true) => {}
                 Ok(_) => {
                     let message = message(validation, &activation, &mut budget);
-                    denied.push(Denied { index, reason: validation.reason.clone(), message });
+                    denied.push(Denial { index, reason: validation.reason.clone(), message });
                 }
                 Err(why) => {
                     let out = why == OUT_OF_BUDGET;
-                    denied.extend(Denied::failed(policy, index, why));
+                    denied.extend(Denial::failed(policy, index, why));
                     if out {
                         break;
                     }
                 }
             }
         }
-        (denied, notes(self, &activation, said))
+        (denied, add_annotations(self, &activation, annotations))
     }
 }
 
-/// Adds to the notes for the audit event; what fails is handed back.
-fn notes(asked: &Asked<'_>, activation: &apiserver_cel::Activation<'_>, said: &mut Said) -> Vec<Denied> {
+/// Adds the audit annotations and returns the failures.
+fn add_annotations(
+    policy_match: &MatchedPolicy<'_>,
+    activation: &apiserver_cel::Activation<'_>,
+    annotations: &mut AuditAnnotations,
+) -> Vec<Denial> {
     let mut denied = Vec::new();
-    let mut budget = Budget::new(limits::PER_OBJECT).interrupt(&patience::is_over);
-    for annotation in &asked.programs.annotations {
+    let mut budget = Budget::new(limits::PER_OBJECT).interrupt(&budget::is_exhausted);
+    for annotation in &policy_match.programs.annotations {
         match evaluate(&annotation.expression, &annotation.program, activation, &mut budget) {
             Ok(value) => {
                 let mut text = value.as_str().map(str::trim).unwrap_or_default();
-                text = text.get(..text.floor_char_boundary(NOTE_BYTES_MAX)).unwrap_or_default();
-                let values = said.entry(annotation.key.clone()).or_default();
-                if !text.is_empty() && values.len() < NOTES_MAX && !values.iter().any(|value| value == text) {
+                text = text.get(..text.floor_char_boundary(ANNOTATION_BYTES_MAX)).unwrap_or_default();
+                let values = annotations.entry(annotation.key.clone()).or_default();
+                if !text.is_empty() && values.len() < ANNOTATION_VALUES_MAX && !values.iter().any(|value| value == text)
+                {
                     values.push(text.to_owned());
                 }
             }
-            Err(why) => denied.extend(Denied::failed(asked.policy, 0, why)),
+            Err(why) => denied.extend(Denial::failed(policy_match.policy, 0, why)),
         }
     }
-    said.retain(|_, values| !values.is_empty());
+    annotations.retain(|_, values| !values.is_empty());
     denied
 }
 
-/// What who is refused is told: what the expression says, what is written, or the expression itself.
+/// The denial's message: the result of `messageExpression`, else `message`, else the expression itself.
 fn message(validation: &Validation, activation: &apiserver_cel::Activation<'_>, budget: &mut Budget<'_>) -> String {
-    let said = validation.message_program.as_ref().and_then(|program| {
+    let evaluated = validation.message_program.as_ref().and_then(|program| {
         let value = program.as_ref().ok()?.eval(activation, budget).ok()?;
         let text = value.as_str()?.trim();
         let fits = !text.is_empty() && text.len() <= MESSAGE_BYTES_MAX && !text.contains('\n');
         fits.then(|| text.to_owned())
     });
-    said.or_else(|| (!validation.message.is_empty()).then(|| validation.message.clone()))
+    evaluated
+        .or_else(|| (!validation.message.is_empty()).then(|| validation.message.clone()))
         .unwrap_or_else(|| format!("failed expression: {}", validation.expression.trim()))
 }
 
-fn refusal(context: &Context<'_>, object: &Value, denied: &Denied, policy: &str, binding: Option<&str>) -> ApiError {
+fn rejection_error(
+    context: &Context<'_>,
+    object: &Value,
+    denied: &Denial,
+    policy: &str,
+    binding: Option<&str>,
+) -> ApiError {
     let by = binding.map(|binding| format!(" with binding '{binding}'")).unwrap_or_default();
     let message = format!("ValidatingAdmissionPolicy '{policy}'{by} denied request: {}", denied.message);
-    let mut status = context.request.refused(object, message.clone()).status();
+    let mut status = context.request.forbidden(object, message.clone()).status();
     status.code = match denied.reason.as_str() {
         "Forbidden" => 403,
         "Unauthorized" => 401,
@@ -277,7 +296,7 @@ fn refusal(context: &Context<'_>, object: &Value, denied: &Denied, policy: &str,
     };
     status.reason = denied.reason.clone();
     status.details.get_or_insert_default().causes.push(Cause { message, ..Cause::default() });
-    ApiError::Said(Box::new(status))
+    ApiError::ForwardedStatus(Box::new(status))
 }
 
 impl Plugin for Validating {
@@ -285,11 +304,11 @@ impl Plugin for Validating {
         "ValidatingAdmissionPolicy"
     }
 
-    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, effects: &'a mut Effects) -> Step<'a> {
-        let index = self.0.in_force(context);
-        if index.in_force.is_empty() {
-            return Step::Done(Ok(()));
+    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, effects: &'a mut Effects) -> MaybeReady<'a> {
+        let index = self.0.bound_policies(context);
+        if index.bound_policies.is_empty() {
+            return MaybeReady::Ready(Ok(()));
         }
-        Step::Wait(Box::pin(async move { self.decide(&index, context, object, effects).await }))
+        MaybeReady::Pending(Box::pin(async move { self.decide(&index, context, object, effects).await }))
     }
 }

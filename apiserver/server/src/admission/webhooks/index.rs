@@ -1,4 +1,4 @@
-//! All hooks, compiled when their configurations change, and found by the resource that a request is about.
+//! An index of all webhooks by resource, rebuilt when configurations change.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,46 +12,45 @@ use crate::admission::policies::{Conditions, Lazy};
 use crate::catalog::Catalog;
 use crate::webhook::{Accounts, Client};
 
-/// One hook.
+/// One webhook of a configuration.
 pub(super) struct Hook {
-    /// Its configuration and its own name.
+    /// The names of the configuration and the webhook.
     pub(super) id: (String, String),
-    /// `Err`: why nothing can match.
+    /// `Err` holds the reason why the criteria are invalid.
     pub(super) matcher: Result<Matcher, String>,
-    /// Whether the request goes on where it can't be asked.
+    /// Whether failures to call the webhook are ignored.
     pub(super) is_optional: bool,
-    /// Whether it may be asked about a dry run.
+    /// Whether the webhook may be called for dry runs.
     pub(super) has_no_side_effects: bool,
-    /// Whether it wants to see what others change after it.
+    /// Whether the webhook is called again after changes by others.
     pub(super) is_reinvoked: bool,
     pub(super) timeout: Duration,
-    /// Of the reviews that it understands.
+    /// The newest review version that the webhook accepts.
     pub(super) version: Option<&'static str>,
     pub(super) client: Result<Arc<Client>, String>,
-    /// Its `clientConfig`.
-    reached_by: String,
-    /// None: it has no conditions.
+    /// The serialized `clientConfig`.
+    client_config: String,
+    /// `None` means no conditions.
     pub(super) conditions: Option<Arc<Lazy<Conditions>>>,
 }
 
-/// See the module.
 #[derive(Default)]
 pub(super) struct Index {
-    /// What it was made of.
+    /// The revision of the configurations that the index was built from.
     pub(super) revision: u64,
     hooks: Vec<Arc<Hook>>,
-    /// By group and resource.
-    named: HashMap<String, HashMap<String, Vec<usize>>>,
-    /// Those that are about any resource or group.
+    /// Indices of webhooks by group and resource.
+    by_resource: HashMap<String, HashMap<String, Vec<usize>>>,
+    /// Indices of webhooks with a wildcard group or resource.
     any: Vec<usize>,
-    /// By configuration and resourceVersion: what did not change is not made again.
-    made: HashMap<String, (String, Vec<Arc<Hook>>)>,
-    /// How hooks are reached, by their `clientConfig`: connections outlive changes elsewhere.
+    /// Webhooks by configuration and resourceVersion, reused if unchanged.
+    by_configuration: HashMap<String, (String, Vec<Arc<Hook>>)>,
+    /// Clients by `clientConfig`. Connections survive changes of other configurations.
     clients: HashMap<String, Arc<Client>>,
 }
 
 impl Index {
-    /// Of configurations in the order of their names.
+    /// Builds the index from configurations in the order of their names.
     pub(super) fn new(
         revision: u64,
         configurations: &[Arc<Value>],
@@ -62,14 +61,15 @@ impl Index {
         for configuration in configurations {
             let text = |field: &str| configuration["metadata"][field].as_str().unwrap_or_default();
             let (name, version) = (text("name"), text("resourceVersion"));
-            let known = before.made.get(name).filter(|(known, _)| known == version && !version.is_empty());
-            let hooks = match known {
+            let cached =
+                before.by_configuration.get(name).filter(|(cached, _)| cached == version && !version.is_empty());
+            let hooks = match cached {
                 Some((_, hooks)) => hooks.clone(),
                 None => {
                     let mut hooks = Vec::new();
                     for hook in configuration["webhooks"].as_array().into_iter().flatten() {
                         hooks.push(Arc::new(index.hook(name, hook, accounts, before)));
-                        hooks.last().into_iter().for_each(|hook| index.keep(hook));
+                        hooks.last().into_iter().for_each(|hook| index.cache_client(hook));
                     }
                     hooks
                 }
@@ -77,7 +77,7 @@ impl Index {
             for hook in &hooks {
                 index.add(hook.clone(), catalog);
             }
-            index.made.insert(name.to_owned(), (version.to_owned(), hooks));
+            index.by_configuration.insert(name.to_owned(), (version.to_owned(), hooks));
         }
         index
     }
@@ -85,11 +85,11 @@ impl Index {
     fn client(
         &self,
         config: &Value,
-        reached_by: &str,
+        client_config: &str,
         accounts: &Accounts,
         before: &Self,
     ) -> Result<Arc<Client>, String> {
-        match self.clients.get(reached_by).or_else(|| before.clients.get(reached_by)) {
+        match self.clients.get(client_config).or_else(|| before.clients.get(client_config)) {
             Some(client) => Ok(client.clone()),
             None => Client::new(config, accounts).map(Arc::new),
         }
@@ -98,43 +98,43 @@ impl Index {
     fn hook(&self, configuration: &str, hook: &Value, accounts: &Accounts, before: &Self) -> Hook {
         let seconds = hook["timeoutSeconds"].as_u64().unwrap_or(10).clamp(1, 30);
         let has_conditions = hook["matchConditions"].as_array().is_some_and(|all| !all.is_empty());
-        let reached_by = hook["clientConfig"].to_string();
+        let client_config = hook["clientConfig"].to_string();
         Hook {
             id: (configuration.to_owned(), hook["name"].as_str().unwrap_or_default().to_owned()),
-            matcher: Matcher::of(hook, &hook["rules"]).map_err(|error| error.to_string()),
+            matcher: Matcher::parse(hook, &hook["rules"]).map_err(|error| error.to_string()),
             is_optional: hook["failurePolicy"] == "Ignore",
             has_no_side_effects: hook["sideEffects"] == "None" || hook["sideEffects"] == "NoneOnDryRun",
             is_reinvoked: hook["reinvocationPolicy"] == "IfNeeded",
             timeout: Duration::from_secs(seconds),
             version: review::version(hook),
-            client: self.client(&hook["clientConfig"], &reached_by, accounts, before),
-            reached_by,
+            client: self.client(&hook["clientConfig"], &client_config, accounts, before),
+            client_config,
             conditions: has_conditions.then(|| Arc::new(Lazy::new(Arc::new(hook.clone()), Conditions::new))),
         }
     }
 
     fn add(&mut self, hook: Arc<Hook>, catalog: &Catalog) {
         if let Ok(matcher) = &hook.matcher {
-            self.find_by(self.hooks.len(), matcher, catalog);
+            self.index_rules(self.hooks.len(), matcher, catalog);
         }
-        self.keep(&hook);
+        self.cache_client(&hook);
         self.hooks.push(hook);
     }
 
-    /// Keeps how a hook is reached.
-    fn keep(&mut self, hook: &Hook) {
+    /// Registers the webhook's client for reuse.
+    fn cache_client(&mut self, hook: &Hook) {
         if let Ok(client) = &hook.client {
-            self.clients.entry(hook.reached_by.clone()).or_insert_with(|| client.clone());
+            self.clients.entry(hook.client_config.clone()).or_insert_with(|| client.clone());
         }
     }
 
-    fn find_by(&mut self, at: usize, matcher: &Matcher, catalog: &Catalog) {
-        for (group, resource) in matcher.rules().iter().flat_map(|rule| rule.names()) {
+    fn index_rules(&mut self, at: usize, matcher: &Matcher, catalog: &Catalog) {
+        for (group, resource) in matcher.rules().iter().flat_map(|rule| rule.resource_names()) {
             if group == "*" || resource == "*" {
                 self.any.push(at);
                 continue;
             }
-            self.name(at, group, resource);
+            self.index_resource(at, group, resource);
             if matcher.is_exact() {
                 continue;
             }
@@ -142,20 +142,20 @@ impl Index {
             let versions: Vec<_> = catalog.resources().iter().filter(of).cloned().collect();
             for row in versions {
                 for other in equivalents(catalog, (&row.group, &row.version, &row.plural)) {
-                    self.name(at, &other.group, &other.plural);
+                    self.index_resource(at, &other.group, &other.plural);
                 }
             }
         }
     }
 
-    fn name(&mut self, at: usize, group: &str, resource: &str) {
-        let of_group = self.named.entry(group.to_owned()).or_default();
+    fn index_resource(&mut self, at: usize, group: &str, resource: &str) {
+        let of_group = self.by_resource.entry(group.to_owned()).or_default();
         of_group.entry(resource.to_owned()).or_default().push(at);
     }
 
-    /// Those that may be about a resource, in order.
+    /// Returns the webhooks that may match a resource, in order.
     pub(super) fn candidates(&self, group: &str, resource: &str) -> Vec<Arc<Hook>> {
-        let named = self.named.get(group).and_then(|of_group| of_group.get(resource));
+        let named = self.by_resource.get(group).and_then(|of_group| of_group.get(resource));
         if named.is_none() && self.any.is_empty() {
             return Vec::new();
         }

@@ -1,4 +1,4 @@
-//! MutatingAdmissionWebhook and ValidatingAdmissionWebhook: others are asked about what is written.
+//! MutatingAdmissionWebhook and ValidatingAdmissionWebhook: call webhooks about written objects.
 
 #[cfg(test)]
 mod fuzz;
@@ -24,20 +24,20 @@ use serde_json::Value;
 
 use self::index::{Hook, Index};
 pub(super) use self::review::options as request_options;
-use self::review::{About, Answer};
-use super::matching::{Matched, has_own_body, is_exempt, own};
-use super::{Context, Effects, Managed, Plugin, Step};
-use crate::catalog::{Catalog, Served};
-use crate::webhook::{Accounts, Ask, Asked as Outcome, Caller, Step as Half};
+use self::review::{ReviewResponse, ReviewTarget};
+use super::matching::{Matched, has_own_body, is_exempt, resource_of};
+use super::{Context, Effects, Managed, MaybeReady, Plugin};
+use crate::catalog::{Catalog, SharedCatalog};
+use crate::webhook::{Accounts, AdmissionPhase, CallOutcome, Caller, WebhookRequest};
 use apiserver_resources::{ResourceInfo, rules};
 
-/// The largest answer: a patch of the largest body, in base64, and as much again.
-const ANSWER_BYTES_MAX: usize = 8 << 20;
+/// The maximum response size: a base64 patch of the largest body, and as much again.
+const RESPONSE_BYTES_MAX: usize = 8 << 20;
 const GROUP: &str = "admissionregistration.k8s.io";
 
-/// What both plugins need.
+/// The state of each plugin.
 pub(super) struct Webhooks {
-    served: Arc<Served>,
+    served: Arc<SharedCatalog>,
     caller: Caller,
     accounts: Accounts,
     plural: &'static str,
@@ -45,11 +45,11 @@ pub(super) struct Webhooks {
 }
 
 impl Webhooks {
-    fn new(served: Arc<Served>, (caller, accounts): (Caller, Accounts), plural: &'static str) -> Self {
+    fn new(served: Arc<SharedCatalog>, (caller, accounts): (Caller, Accounts), plural: &'static str) -> Self {
         Self { served, caller, accounts, plural, index: ArcSwap::default() }
     }
 
-    /// The hooks that may be about a request.
+    /// Returns the webhooks that may match a request.
     fn candidates(&self, context: &Context<'_>) -> Vec<Arc<Hook>> {
         if is_exempt(context.request) {
             return Vec::new();
@@ -64,18 +64,18 @@ impl Webhooks {
         index.candidates(context.request.group, context.request.resource)
     }
 
-    /// Asks a hook about an object in the version that it knows.
-    async fn ask(
+    /// Calls a webhook with an object in the version that it matched.
+    async fn send_review(
         &self,
-        asked: &Asked<'_>,
-        shown: &Value,
+        call: &WebhookCall<'_>,
+        reviewed: &Value,
         old: Option<&Value>,
         mutating: bool,
-    ) -> Result<Answer, Failure> {
-        let (hook, context) = (asked.hook, asked.context);
+    ) -> Result<ReviewResponse, Failure> {
+        let (hook, context) = (call.hook, call.context);
         if context.request.options.dry_run() && !hook.has_no_side_effects {
             let why = format!("admission webhook {} does not support dry run", go_quoted(&hook.id.1));
-            return Err(Failure::Refused(ApiError::BadRequest(why)));
+            return Err(Failure::Rejected(ApiError::BadRequest(why)));
         }
         let failed = |why: String, code: u16| {
             Failure::Call(format!("failed calling webhook {}: {why}", go_quoted(&hook.id.1)), code)
@@ -86,50 +86,50 @@ impl Webhooks {
         })?;
         let client = hook.client.as_ref().map_err(|why| failed(format!("could not get REST client: {why}"), 500))?;
         let uid = context.env.uid();
-        let sent = review::request(version, &uid, context.request, &asked.about(), shown, old).to_string();
+        let sent = review::request(version, &uid, context.request, &call.target(), reviewed, old).to_string();
         let (body, timeout) = (Bytes::from(sent), hook.timeout);
-        let ask = Ask { body, timeout, tells_timeout: true, answer_max: ANSWER_BYTES_MAX };
-        let called = client.post(&self.caller, ask).await;
-        let said = called.map_err(|no| failed(format!("failed to call webhook: {}", no.why), no.code))?;
-        review::read(&said.bytes, version, &uid, mutating).map_err(|why| failed(why, 503))
+        let request = WebhookRequest { body, timeout, sends_timeout: true, response_bytes_max: RESPONSE_BYTES_MAX };
+        let called = client.post(&self.caller, request).await;
+        let response = called.map_err(|no| failed(format!("failed to call webhook: {}", no.why), no.code))?;
+        review::parse(&response.bytes, version, &uid, mutating).map_err(|why| failed(why, 503))
     }
 
-    /// Counts what came of asking a hook since `began`.
-    fn counted(&self, asked: &Asked<'_>, half: Half, outcome: Outcome, began: Duration) {
-        let (context, name) = (asked.context, &asked.hook.id.1);
-        let took = context.env.elapsed().saturating_sub(began);
-        self.caller.metrics.admission(name, half, context.request.operation.as_str(), outcome, took);
+    /// Records the metrics of a call that began at `started`.
+    fn record_metrics(&self, call: &WebhookCall<'_>, phase: AdmissionPhase, outcome: CallOutcome, started: Duration) {
+        let (context, name) = (call.context, &call.hook.id.1);
+        let duration = context.env.elapsed().saturating_sub(started);
+        self.caller.metrics.admission(name, phase, context.request.operation.as_str(), outcome, duration);
     }
 }
 
-/// Why a hook doesn't let a request pass.
+/// Why a webhook did not admit a request.
 enum Failure {
-    /// It could not be asked, or said what nobody understands; the code stands for that.
+    /// The call failed, or the response is invalid. The code goes into the metrics.
     Call(String, u16),
-    Refused(ApiError),
+    Rejected(ApiError),
 }
 
 impl Failure {
-    fn outcome(&self, hook: &Hook) -> Outcome {
+    fn outcome(&self, hook: &Hook) -> CallOutcome {
         match self {
-            Self::Refused(_) => Outcome::OwnError,
-            Self::Call(_, code) if hook.is_optional => Outcome::FailedOpen(*code),
-            Self::Call(_, code) => Outcome::Failed(*code),
+            Self::Rejected(_) => CallOutcome::ServerError,
+            Self::Call(_, code) if hook.is_optional => CallOutcome::FailedOpen(*code),
+            Self::Call(_, code) => CallOutcome::Failed(*code),
         }
     }
 }
 
-/// A hook that is asked.
-struct Asked<'a> {
+/// A webhook that matches the request.
+struct WebhookCall<'a> {
     hook: &'a Hook,
     context: &'a Context<'a>,
     matched: Matched,
     catalog: &'a Catalog,
 }
 
-impl<'a> Asked<'a> {
-    /// Where the hook is about the request.
-    async fn of(
+impl<'a> WebhookCall<'a> {
+    /// Returns `None` if the webhook does not match the request.
+    async fn if_matched(
         hook: &'a Hook,
         context: &'a Context<'a>,
         object: &Value,
@@ -137,33 +137,33 @@ impl<'a> Asked<'a> {
     ) -> ApiResult<Option<Self>> {
         let matcher = hook.matcher.as_ref().map_err(|why| ApiError::Internal(why.clone()))?;
         let Some(matched) = matcher.matches(context, object, catalog)? else { return Ok(None) };
-        let asked = Self { hook, context, matched, catalog };
-        let Some(conditions) = &hook.conditions else { return Ok(Some(asked)) };
+        let call = Self { hook, context, matched, catalog };
+        let Some(conditions) = &hook.conditions else { return Ok(Some(call)) };
         let conditions = conditions.get().await?;
-        let shown = asked.matched.shown(context, catalog, object).await?;
-        let old = asked.old().await?;
-        let holds = conditions.hold(context, (&shown, old.as_deref()), &asked.matched);
-        let holds = holds.map_err(|why| context.request.refused(object, why))?;
-        Ok(holds.then_some(asked))
+        let reviewed = call.matched.convert(context, catalog, object).await?;
+        let old = call.old().await?;
+        let holds = conditions.hold(context, (&reviewed, old.as_deref()), &call.matched);
+        let holds = holds.map_err(|why| context.request.forbidden(object, why))?;
+        Ok(holds.then_some(call))
     }
 
     fn own(&self) -> Option<&'a Arc<ResourceInfo>> {
-        own(self.context.request, self.catalog)
+        resource_of(self.context.request, self.catalog)
     }
 
-    fn about(&self) -> About<'_> {
+    fn target(&self) -> ReviewTarget<'_> {
         let request = self.context.request;
         match &self.matched {
-            Matched::Asked => {
-                About { kind: request.kind, resource: (request.group, request.version, request.resource) }
+            Matched::Requested => {
+                ReviewTarget { kind: request.kind, resource: (request.group, request.version, request.resource) }
             }
             Matched::Equivalent(other) => {
-                // A subresource with a body of its own has it in every version.
+                // A subresource with a body of its own kind has it in every version.
                 let kind = match self.has_own_body() {
                     true => other.gvk(),
                     false => request.kind,
                 };
-                About { kind, resource: (&other.group, &other.version, &other.plural) }
+                ReviewTarget { kind, resource: (&other.group, &other.version, &other.plural) }
             }
         }
     }
@@ -172,48 +172,48 @@ impl<'a> Asked<'a> {
         has_own_body(self.context.request, self.catalog)
     }
 
-    /// What is there, as the hook knows it.
+    /// The stored object in the version that the webhook matched.
     async fn old(&self) -> ApiResult<Option<Cow<'a, Value>>> {
         match self.context.old {
-            Some(old) => self.matched.shown(self.context, self.catalog, old).await.map(Some),
+            Some(old) => self.matched.convert(self.context, self.catalog, old).await.map(Some),
             None => Ok(None),
         }
     }
 
-    /// The same with who manages its fields.
+    /// The stored object with its managed fields.
     async fn old_managed(&self, managed: &Managed) -> ApiResult<Option<Value>> {
         let old = self.old().await?;
         Ok(old.map(|old| with_managers(old.into_owned(), &managed.old)))
     }
 
-    /// What a patch makes of an object, decoded and defaulted as a body is.
-    fn patched(&self, patch: &[u8], shown: &Value) -> ApiResult<Value> {
+    /// Applies a patch, then decodes and defaults the result like a request body.
+    fn apply_patch(&self, patch: &[u8], reviewed: &Value) -> ApiResult<Value> {
         let operations: Vec<serde::de::IgnoredAny> = serde_json::from_slice(patch).map_err(|error| {
             let why = format!("received undecodable patch in webhook response: {error}");
             ApiError::Internal(format!("failed calling webhook {}: {why}", go_quoted(&self.hook.id.1)))
         })?;
         if operations.is_empty() {
-            return Ok(shown.clone());
+            return Ok(reviewed.clone());
         }
-        if !shown.is_object() {
+        if !reviewed.is_object() {
             let name = go_quoted(&self.hook.id.1);
             let why = "attempted to modify the object, which is not supported for this operation";
             return Err(ApiError::Internal(format!("admission webhook {name} {why}")));
         }
         let row = match &self.matched {
             Matched::Equivalent(other) => Some(other),
-            Matched::Asked => self.own(),
+            Matched::Requested => self.own(),
         };
         let row = row.filter(|_| self.has_own_body());
-        let GroupVersionKind { group, version, kind } = self.about().kind;
+        let GroupVersionKind { group, version, kind } = self.target().kind;
         let types = row.map(|row| row.schema.hold());
         let target = match (row, &types) {
             (Some(row), Some(types)) => row.target(types),
             _ => Target::kind(group, version, kind).ok_or_else(|| ApiError::Internal(format!("no type for {kind}")))?,
         };
-        let decoded = patch::apply(PatchKind::Json, patch, shown, &target, FieldValidation::Ignore);
+        let decoded = patch::apply(PatchKind::Json, patch, reviewed, &target, FieldValidation::Ignore);
         let decoded = decoded.map_err(|error| {
-            ApiError::Internal(match patch::json_refusal(patch, shown) {
+            ApiError::Internal(match patch::json_refusal(patch, reviewed) {
                 Some(JsonPatchRefusal::Test(why) | JsonPatchRefusal::Operation(why)) => why,
                 None => error.status().message,
             })
@@ -227,42 +227,42 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// What is remembered of a request's first round of hooks for its second.
+/// State of a request's first round of webhooks that the second round needs.
 #[derive(Debug, Default)]
 pub struct Reinvocation {
-    /// A hook has changed the object: the plugins of before look at it again.
+    /// A webhook changed the object, so that the plugins run again.
     pub(super) is_due: bool,
-    /// This is the second round.
+    /// Whether this is the second round.
     pub(super) is_second: bool,
-    /// The object as the last hook left it.
+    /// The object as the last webhook left it.
     output: Option<Value>,
-    /// Hooks that want to see what others change.
+    /// Webhooks with `reinvocationPolicy: IfNeeded`.
     interested: Vec<(String, String)>,
-    /// Those of them that are asked again.
+    /// Webhooks of `interested` that are called again.
     again: Vec<(String, String)>,
 }
 
 impl Reinvocation {
-    /// Whether a hook has changed the object.
+    /// Whether a webhook changed the object.
     #[must_use]
     pub fn is_due(&self) -> bool {
         self.is_due
     }
 
-    fn ask_again(&mut self) {
+    fn repeat_interested(&mut self) {
         self.again.append(&mut self.interested);
     }
 }
 
-/// Asks hooks that may change the object, one after the other.
+/// Calls the mutating webhooks in sequence.
 pub(super) struct Mutating(Webhooks);
 
 impl Mutating {
-    pub(super) fn new(served: Arc<Served>, caller: (Caller, Accounts)) -> Self {
+    pub(super) fn new(served: Arc<SharedCatalog>, caller: (Caller, Accounts)) -> Self {
         Self(Webhooks::new(served, caller, "mutatingwebhookconfigurations"))
     }
 
-    async fn all(
+    async fn call_all(
         &self,
         hooks: Vec<Arc<Hook>>,
         context: &Context<'_>,
@@ -272,16 +272,16 @@ impl Mutating {
         let catalog = self.0.served.load();
         let again = &mut effects.reinvocation;
         if again.is_second && again.output.as_ref().is_some_and(|output| output != object) {
-            again.ask_again();
+            again.repeat_interested();
         }
         for hook in &hooks {
-            let Some(asked) = Asked::of(hook, context, object, &catalog).await? else { continue };
+            let Some(call) = WebhookCall::if_matched(hook, context, object, &catalog).await? else { continue };
             if effects.reinvocation.is_second && !effects.reinvocation.again.contains(&hook.id) {
                 continue;
             }
-            let changed = self.one(&asked, object, effects).await?;
+            let changed = self.call_one(&call, object, effects).await?;
             if changed {
-                effects.reinvocation.ask_again();
+                effects.reinvocation.repeat_interested();
                 effects.reinvocation.is_due = true;
             }
             if hook.is_reinvoked && !effects.reinvocation.interested.contains(&hook.id) {
@@ -292,55 +292,57 @@ impl Mutating {
         Ok(())
     }
 
-    /// Whether it changed the object.
-    async fn one(&self, asked: &Asked<'_>, object: &mut Value, effects: &mut Effects) -> ApiResult<bool> {
-        let began = asked.context.env.elapsed();
-        let (outcome, done) = match self.asked(asked, object, effects).await {
+    /// Calls one webhook and returns whether it changed the object.
+    async fn call_one(&self, call: &WebhookCall<'_>, object: &mut Value, effects: &mut Effects) -> ApiResult<bool> {
+        let started = call.context.env.elapsed();
+        let (outcome, done) = match self.call_webhook(call, object, effects).await {
             Ok((outcome, done)) => (outcome, done),
-            Err(error) => (Outcome::OwnError, Err(error)),
+            Err(error) => (CallOutcome::ServerError, Err(error)),
         };
-        self.0.counted(asked, Half::Admit, outcome, began);
+        self.0.record_metrics(call, AdmissionPhase::Admit, outcome, started);
         done
     }
 
-    async fn asked(
+    async fn call_webhook(
         &self,
-        asked: &Asked<'_>,
+        call: &WebhookCall<'_>,
         object: &mut Value,
         effects: &mut Effects,
-    ) -> ApiResult<(Outcome, ApiResult<bool>)> {
-        let (context, catalog) = (asked.context, asked.catalog);
-        let shown = asked.matched.printed(context, catalog, object).await?;
-        let mut shown = with_managers(shown, &effects.managed.new);
-        let old = asked.old_managed(&effects.managed).await?;
-        let mut answer = match self.0.ask(asked, &shown, old.as_ref(), true).await {
-            Ok(answer) => answer,
-            Err(failure) => return Ok((failure.outcome(asked.hook), failed(asked.hook, failure).map(|()| false))),
+    ) -> ApiResult<(CallOutcome, ApiResult<bool>)> {
+        let (context, catalog) = (call.context, call.catalog);
+        let reviewed = call.matched.convert_normalised(context, catalog, object).await?;
+        let mut reviewed = with_managers(reviewed, &effects.managed.new);
+        let old = call.old_managed(&effects.managed).await?;
+        let mut response = match self.0.send_review(call, &reviewed, old.as_ref(), true).await {
+            Ok(response) => response,
+            Err(failure) => {
+                return Ok((failure.outcome(call.hook), resolve_failure(call.hook, failure).map(|()| false)));
+            }
         };
-        effects.warnings.append(&mut answer.warnings);
-        note(asked.hook, answer.notes, effects);
-        if !answer.allowed {
-            let error = review::refused(&asked.hook.id.1, answer.status);
-            return Ok((Outcome::Refused(error.status().code), Err(error)));
+        effects.warnings.append(&mut response.warnings);
+        add_audit_annotations(call.hook, response.annotations, effects);
+        if !response.allowed {
+            let error = review::rejection_error(&call.hook.id.1, response.status);
+            return Ok((CallOutcome::Rejected(error.status().code), Err(error)));
         }
-        if answer.patch.is_empty() {
-            return Ok((Outcome::Passed, Ok(false)));
+        if response.patch.is_empty() {
+            return Ok((CallOutcome::Allowed, Ok(false)));
         }
-        let mut patched = asked.patched(&answer.patch, &shown)?;
+        let mut patched = call.apply_patch(&response.patch, &reviewed)?;
         let managers = take_managers(&mut patched);
-        if managers != take_managers(&mut shown) {
-            manage(managers, effects);
+        if managers != take_managers(&mut reviewed) {
+            replace_managers(managers, effects);
         }
-        asked.matched.print(context.request, catalog, &mut patched);
-        let changed = patched != shown;
+        call.matched.normalise(context.request, catalog, &mut patched);
+        let changed = patched != reviewed;
         if changed {
-            *object = asked.matched.back(context, catalog, patched).await?;
+            *object = call.matched.convert_back(context, catalog, patched).await?;
         }
-        Ok((Outcome::Passed, Ok(changed)))
+        Ok((CallOutcome::Allowed, Ok(changed)))
     }
 }
 
-/// An object with who manages its fields.
+/// Adds managed fields to an object.
 pub(super) fn with_managers(mut object: Value, managers: &Managers) -> Value {
     if let (Some(metadata), Some(value)) =
         (object.get_mut("metadata").and_then(Value::as_object_mut), managers.to_value())
@@ -354,8 +356,8 @@ fn take_managers(object: &mut Value) -> Option<Value> {
     object.get_mut("metadata")?.as_object_mut()?.remove("managedFields")
 }
 
-/// Takes what a hook says of who manages which fields, where that is understood.
-fn manage(managers: Option<Value>, effects: &mut Effects) {
+/// Takes over the managed fields of a webhook's patch, if they are valid.
+fn replace_managers(managers: Option<Value>, effects: &mut Effects) {
     match Managers::of_value(&managers.unwrap_or_default()) {
         Ok(managers) => effects.managed.new = managers,
         Err(why) => effects.warnings.push(format!(
@@ -365,24 +367,24 @@ fn manage(managers: Option<Value>, effects: &mut Effects) {
     }
 }
 
-/// Notes what a hook says for the audit event, under its name.
-fn note(hook: &Hook, notes: BTreeMap<String, String>, effects: &mut Effects) {
-    for (name, value) in notes {
-        let noted = [&*hook.id.1, &*name].join("/");
-        if !name.contains('/') && rules::label_key(&noted).is_empty() {
-            effects.audit(noted, value);
+/// Adds a webhook's audit annotations, prefixed with its name.
+fn add_audit_annotations(hook: &Hook, annotations: BTreeMap<String, String>, effects: &mut Effects) {
+    for (name, value) in annotations {
+        let key = [&*hook.id.1, &*name].join("/");
+        if !name.contains('/') && rules::label_key(&key).is_empty() {
+            effects.audit(key, value);
         } else {
-            tracing::warn!(hook = hook.id.1, name, "a webhook's note for the audit event has a name that is none");
+            tracing::warn!(hook = hook.id.1, name, "an audit annotation of a webhook was dropped: its name is invalid");
         }
     }
 }
 
-/// What a failure comes to: nothing, where the hook need not be asked.
-fn failed(hook: &Hook, failure: Failure) -> ApiResult<()> {
+/// Converts a failure into an error, or ignores it if the webhook is optional.
+fn resolve_failure(hook: &Hook, failure: Failure) -> ApiResult<()> {
     match failure {
-        Failure::Refused(error) => Err(error),
+        Failure::Rejected(error) => Err(error),
         Failure::Call(why, _) if hook.is_optional => {
-            tracing::warn!(configuration = hook.id.0, why, "a webhook that need not be asked was not");
+            tracing::warn!(configuration = hook.id.0, why, "a webhook call failed; its failurePolicy ignores this");
             Ok(())
         }
         Failure::Call(why, _) => Err(ApiError::Internal(why)),
@@ -394,24 +396,29 @@ impl Plugin for Mutating {
         "MutatingAdmissionWebhook"
     }
 
-    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, effects: &'a mut Effects) -> Step<'a> {
+    fn mutate<'a>(
+        &'a self,
+        context: &'a Context<'_>,
+        object: &'a mut Value,
+        effects: &'a mut Effects,
+    ) -> MaybeReady<'a> {
         let hooks = self.0.candidates(context);
         if hooks.is_empty() {
-            return Step::Done(Ok(()));
+            return MaybeReady::Ready(Ok(()));
         }
-        Step::Wait(Box::pin(self.all(hooks, context, object, effects)))
+        MaybeReady::Pending(Box::pin(self.call_all(hooks, context, object, effects)))
     }
 }
 
-/// Asks hooks that only say yes or no, all at once; the first no is the answer.
+/// Calls the validating webhooks concurrently. The first rejection ends the request.
 pub(super) struct Validating(Webhooks);
 
 impl Validating {
-    pub(super) fn new(served: Arc<Served>, caller: (Caller, Accounts)) -> Self {
+    pub(super) fn new(served: Arc<SharedCatalog>, caller: (Caller, Accounts)) -> Self {
         Self(Webhooks::new(served, caller, "validatingwebhookconfigurations"))
     }
 
-    async fn all(
+    async fn call_all(
         &self,
         hooks: Vec<Arc<Hook>>,
         context: &Context<'_>,
@@ -421,68 +428,75 @@ impl Validating {
         let catalog = self.0.served.load();
         let mut all = Vec::new();
         for hook in &hooks {
-            all.extend(Asked::of(hook, context, object, &catalog).await?);
+            all.extend(WebhookCall::if_matched(hook, context, object, &catalog).await?);
         }
-        // Made once for all hooks that know the same version.
-        let mut views: Vec<View> = Vec::new();
+        // One view is shared by all webhooks that matched the same version.
+        let mut views: Vec<HookView> = Vec::new();
         let mut each = Vec::with_capacity(all.len());
-        for (at, asked) in all.iter().enumerate() {
-            let found = views.iter().position(|view| view.of == asked.about().resource);
+        for (at, call) in all.iter().enumerate() {
+            let found = views.iter().position(|view| view.of == call.target().resource);
             let view = found.unwrap_or(views.len());
             if found.is_none() {
-                views.push(View::new(asked, object, &effects.managed).await?);
+                views.push(HookView::new(call, object, &effects.managed).await?);
             }
-            each.push((at, asked, view));
+            each.push((at, call, view));
         }
-        let each = each.into_iter().map(|(at, asked, view)| self.one(at, asked, &views[view]));
-        let mut asked: FuturesUnordered<_> = each.collect();
-        let mut said = Vec::new();
+        let each = each.into_iter().map(|(at, call, view)| self.call_one(at, call, &views[view]));
+        let mut calls: FuturesUnordered<_> = each.collect();
+        let mut responses = Vec::new();
         let mut result = Ok(());
-        while let Some((at, answer, done)) = asked.next().await {
-            said.push((at, answer));
+        while let Some((at, response, done)) = calls.next().await {
+            responses.push((at, response));
             if done.is_err() {
                 result = done;
                 break;
             }
         }
-        said.sort_by_key(|(at, _)| *at);
-        for (at, answer) in said {
-            effects.warnings.extend(answer.warnings);
-            note(all[at].hook, answer.notes, effects);
+        responses.sort_by_key(|(at, _)| *at);
+        for (at, response) in responses {
+            effects.warnings.extend(response.warnings);
+            add_audit_annotations(all[at].hook, response.annotations, effects);
         }
         result
     }
 }
 
-/// What hooks of one version are shown.
-struct View<'a> {
+/// The objects as webhooks of one version receive them.
+struct HookView<'a> {
     of: (&'a str, &'a str, &'a str),
     object: Value,
     old: Option<Value>,
 }
 
-impl<'a> View<'a> {
-    async fn new(asked: &'a Asked<'_>, object: &Value, managed: &Managed) -> ApiResult<Self> {
-        let shown = asked.matched.shown(asked.context, asked.catalog, object).await?.into_owned();
-        let old = asked.old_managed(managed).await?;
-        Ok(Self { of: asked.about().resource, object: with_managers(shown, &managed.new), old })
+impl<'a> HookView<'a> {
+    async fn new(call: &'a WebhookCall<'_>, object: &Value, managed: &Managed) -> ApiResult<Self> {
+        let reviewed = call.matched.convert(call.context, call.catalog, object).await?.into_owned();
+        let old = call.old_managed(managed).await?;
+        Ok(Self { of: call.target().resource, object: with_managers(reviewed, &managed.new), old })
     }
 }
 
 impl Validating {
-    /// Which one, what it warns of and notes, and what it says.
-    async fn one(&self, at: usize, asked: &Asked<'_>, view: &View<'_>) -> (usize, Answer, ApiResult<()>) {
-        let began = asked.context.env.elapsed();
-        let (outcome, answer, said) = match self.0.ask(asked, &view.object, view.old.as_ref(), false).await {
-            Ok(answer) if answer.allowed => (Outcome::Passed, answer, Ok(())),
-            Ok(mut answer) => {
-                let error = review::refused(&asked.hook.id.1, answer.status.take());
-                (Outcome::Refused(error.status().code), answer, Err(error))
+    /// Calls one webhook. Returns its index, its response (warnings and annotations) and the result.
+    async fn call_one(
+        &self,
+        at: usize,
+        call: &WebhookCall<'_>,
+        view: &HookView<'_>,
+    ) -> (usize, ReviewResponse, ApiResult<()>) {
+        let started = call.context.env.elapsed();
+        let (outcome, response, result) = match self.0.send_review(call, &view.object, view.old.as_ref(), false).await {
+            Ok(response) if response.allowed => (CallOutcome::Allowed, response, Ok(())),
+            Ok(mut response) => {
+                let error = review::rejection_error(&call.hook.id.1, response.status.take());
+                (CallOutcome::Rejected(error.status().code), response, Err(error))
             }
-            Err(failure) => (failure.outcome(asked.hook), Answer::default(), failed(asked.hook, failure)),
+            Err(failure) => {
+                (failure.outcome(call.hook), ReviewResponse::default(), resolve_failure(call.hook, failure))
+            }
         };
-        self.0.counted(asked, Half::Validating, outcome, began);
-        (at, answer, said)
+        self.0.record_metrics(call, AdmissionPhase::Validating, outcome, started);
+        (at, response, result)
     }
 }
 
@@ -491,11 +505,11 @@ impl Plugin for Validating {
         "ValidatingAdmissionWebhook"
     }
 
-    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, effects: &'a mut Effects) -> Step<'a> {
+    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, effects: &'a mut Effects) -> MaybeReady<'a> {
         let hooks = self.0.candidates(context);
         if hooks.is_empty() {
-            return Step::Done(Ok(()));
+            return MaybeReady::Ready(Ok(()));
         }
-        Step::Wait(Box::pin(self.all(hooks, context, object, effects)))
+        MaybeReady::Pending(Box::pin(self.call_all(hooks, context, object, effects)))
     }
 }

@@ -1,4 +1,4 @@
-//! AdmissionReview: what a webhook is asked, and what it answers. Pure.
+//! Builds AdmissionReview requests and parses the responses, as pure functions.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use crate::admission::{Operation, Options, Request};
 use crate::request::options::{DeleteOptions, Propagation, WriteOptions};
 
-/// The newest version of a review that a hook understands; `None`: none that is known.
+/// The first supported review version in the webhook's order of preference; `None` if none is supported.
 pub(super) fn version(hook: &Value) -> Option<&'static str> {
     let versions = hook["admissionReviewVersions"].as_array()?;
     versions.iter().find_map(|version| match version.as_str() {
@@ -23,28 +23,28 @@ pub(super) fn version(hook: &Value) -> Option<&'static str> {
     })
 }
 
-/// What is asked about: a kind and a resource, as the hook knows them.
-pub(super) struct About<'a> {
+/// Kind and resource of the object, in the version that the webhook matched.
+pub(super) struct ReviewTarget<'a> {
     pub(super) kind: GroupVersionKind<'a>,
     /// Group, version, resource.
     pub(super) resource: (&'a str, &'a str, &'a str),
 }
 
-/// The review that is sent.
+/// Builds the review to send.
 pub(super) fn request(
     version: &str,
     uid: &str,
     request: &Request<'_>,
-    about: &About<'_>,
+    target: &ReviewTarget<'_>,
     object: &Value,
     old: Option<&Value>,
 ) -> Value {
     let kind = |kind: GroupVersionKind<'_>| json!({"group": kind.group, "version": kind.version, "kind": kind.kind});
     let resource = |(group, version, resource): (&str, &str, &str)| json!({"group": group, "version": version, "resource": resource});
-    let mut asked = json!({
+    let mut sent = json!({
         "uid": uid,
-        "kind": kind(about.kind),
-        "resource": resource(about.resource),
+        "kind": kind(target.kind),
+        "resource": resource(target.resource),
         "requestKind": kind(request.kind),
         "requestResource": resource((request.group, request.version, request.resource)),
         "operation": request.operation.as_str(),
@@ -56,14 +56,14 @@ pub(super) fn request(
     });
     for (field, text) in [("name", request.name), ("namespace", request.namespace)] {
         if !text.is_empty() {
-            asked[field] = json!(text);
+            sent[field] = json!(text);
         }
     }
     if !request.subresource.is_empty() {
-        asked["subResource"] = json!(request.subresource);
-        asked["requestSubResource"] = json!(request.subresource);
+        sent["subResource"] = json!(request.subresource);
+        sent["requestSubResource"] = json!(request.subresource);
     }
-    json!({"kind": "AdmissionReview", "apiVersion": format!("admission.k8s.io/{version}"), "request": asked})
+    json!({"kind": "AdmissionReview", "apiVersion": format!("admission.k8s.io/{version}"), "request": sent})
 }
 
 fn user(request: &Request<'_>) -> Value {
@@ -82,7 +82,7 @@ fn user(request: &Request<'_>) -> Value {
     user.into()
 }
 
-/// The options of the request's verb, as reviews and expressions see them.
+/// The options of the request's verb, for reviews and expressions.
 pub(in crate::admission) fn options(request: &Request<'_>) -> Value {
     if request.operation == Operation::Connect {
         return Value::Null;
@@ -100,20 +100,20 @@ pub(in crate::admission) fn options(request: &Request<'_>) -> Value {
 
 fn write_options(operation: Operation, options: &WriteOptions) -> Value {
     let kind = if operation == Operation::Create { "CreateOptions" } else { "UpdateOptions" };
-    let mut said = json!({"kind": kind});
+    let mut value = json!({"kind": kind});
     if !options.field_manager.is_empty() {
-        said["fieldManager"] = json!(options.field_manager);
+        value["fieldManager"] = json!(options.field_manager);
     }
-    if let Some(validation) = options.said_validation() {
-        said["fieldValidation"] = json!(validation);
+    if let Some(validation) = options.requested_validation() {
+        value["fieldValidation"] = json!(validation);
     }
-    said
+    value
 }
 
 fn delete_options(options: &DeleteOptions) -> Value {
-    let mut said = json!({"kind": "DeleteOptions"});
+    let mut value = json!({"kind": "DeleteOptions"});
     if let Some(seconds) = options.grace_seconds {
-        said["gracePeriodSeconds"] = json!(seconds);
+        value["gracePeriodSeconds"] = json!(seconds);
     }
     let policy = options.propagation.map(|policy| match policy {
         Propagation::Background => "Background",
@@ -121,44 +121,44 @@ fn delete_options(options: &DeleteOptions) -> Value {
         Propagation::Orphan => "Orphan",
     });
     if let Some(policy) = policy {
-        said["propagationPolicy"] = json!(policy);
+        value["propagationPolicy"] = json!(policy);
     }
     if let Some(orphan) = options.orphan_dependents {
-        said["orphanDependents"] = json!(orphan);
+        value["orphanDependents"] = json!(orphan);
     }
     for (field, wanted) in [("uid", &options.uid), ("resourceVersion", &options.resource_version)] {
         if let Some(wanted) = wanted {
-            said["preconditions"][field] = json!(wanted);
+            value["preconditions"][field] = json!(wanted);
         }
     }
-    said
+    value
 }
 
-/// What a hook says.
+/// A parsed response.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Answer {
+pub(super) struct ReviewResponse {
     pub(super) allowed: bool,
     /// A JSON patch.
     pub(super) patch: Vec<u8>,
-    pub(super) status: Option<Refusal>,
+    pub(super) status: Option<RejectionStatus>,
     pub(super) warnings: Vec<String>,
-    /// For the request's audit event.
-    pub(super) notes: BTreeMap<String, String>,
+    /// Annotations for the request's audit event.
+    pub(super) annotations: BTreeMap<String, String>,
 }
 
-/// The parts of a Status that count.
+/// The fields of a Status that are passed to the client.
 #[derive(Debug, Default, Deserialize, PartialEq)]
 #[serde(default)]
-pub(super) struct Refusal {
+pub(super) struct RejectionStatus {
     code: Option<i64>,
     message: Option<String>,
     reason: Option<String>,
-    details: Option<RefusalDetails>,
+    details: Option<RejectionDetails>,
 }
 
 #[derive(Debug, Default, Deserialize, PartialEq)]
 #[serde(default, rename_all = "camelCase")]
-struct RefusalDetails {
+struct RejectionDetails {
     name: Option<String>,
     group: Option<String>,
     kind: Option<String>,
@@ -181,26 +181,26 @@ struct Review {
 struct Response {
     uid: Option<String>,
     allowed: Option<bool>,
-    status: Option<Refusal>,
+    status: Option<RejectionStatus>,
     patch: Option<String>,
     patch_type: Option<String>,
     warnings: Option<Vec<String>>,
     audit_annotations: Option<BTreeMap<String, String>>,
 }
 
-/// What a hook answered to the review of that version and uid.
+/// Parses the response to the review with this version and uid.
 ///
 /// # Errors
-/// Upstream's sentence of what is wrong with it.
-pub(super) fn read(bytes: &[u8], version: &str, uid: &str, mutating: bool) -> Result<Answer, String> {
+/// Returns upstream's message about the invalid response.
+pub(super) fn parse(bytes: &[u8], version: &str, uid: &str, mutating: bool) -> Result<ReviewResponse, String> {
     let invalid = |why: String| format!("received invalid webhook response: {why}");
     let review: Review = serde_json::from_slice(bytes)
         .map_err(|error| format!("failed to call webhook: couldn't get version/kind; json parse error: {error}"))?;
-    let Some(said) = review.response else { return Err(invalid("webhook response was absent".into())) };
+    let Some(response) = review.response else { return Err(invalid("webhook response was absent".into())) };
     let (api_version, kind) = (review.api_version.unwrap_or_default(), review.kind.unwrap_or_default());
     let wanted = format!("admission.k8s.io/{version}");
-    if version == "v1" && said.uid.as_deref().unwrap_or_default() != uid {
-        let got = said.uid.unwrap_or_default();
+    if version == "v1" && response.uid.as_deref().unwrap_or_default() != uid {
+        let got = response.uid.unwrap_or_default();
         return Err(invalid(format!("expected response.uid={}, got {}", go_quoted(uid), go_quoted(&got))));
     }
     if version == "v1" && (api_version != wanted || kind != "AdmissionReview") {
@@ -209,15 +209,15 @@ pub(super) fn read(bytes: &[u8], version: &str, uid: &str, mutating: bool) -> Re
         return Err(invalid(format!("expected webhook response of {wanted}, Kind=AdmissionReview, got {got}")));
     }
     let patch = STANDARD
-        .decode(said.patch.unwrap_or_default())
+        .decode(response.patch.unwrap_or_default())
         .map_err(|error| format!("failed to call webhook: response.patch: {error}"))?;
-    check_patch(version, &patch, said.patch_type.as_deref(), mutating).map_err(invalid)?;
-    Ok(Answer {
-        allowed: said.allowed.unwrap_or_default(),
+    check_patch(version, &patch, response.patch_type.as_deref(), mutating).map_err(invalid)?;
+    Ok(ReviewResponse {
+        allowed: response.allowed.unwrap_or_default(),
         patch: if mutating { patch } else { Vec::new() },
-        status: said.status,
-        warnings: said.warnings.unwrap_or_default(),
-        notes: said.audit_annotations.unwrap_or_default(),
+        status: response.status,
+        warnings: response.warnings.unwrap_or_default(),
+        annotations: response.audit_annotations.unwrap_or_default(),
     })
 }
 
@@ -239,21 +239,21 @@ fn check_patch(version: &str, patch: &[u8], kind: Option<&str>, mutating: bool) 
     Err(why.to_owned())
 }
 
-/// The refusal of a hook, as the client hears it.
-pub(super) fn refused(hook: &str, refusal: Option<Refusal>) -> ApiError {
-    let refusal = refusal.unwrap_or_default();
-    let said = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+/// Builds the client's error for a rejection by a webhook.
+pub(super) fn rejection_error(hook: &str, rejection: Option<RejectionStatus>) -> ApiError {
+    let rejection = rejection.unwrap_or_default();
+    let non_empty = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
     let by = format!("admission webhook {} denied the request", go_quoted(hook));
-    let message = match said(&refusal.message).or_else(|| said(&refusal.reason)) {
+    let message = match non_empty(&rejection.message).or_else(|| non_empty(&rejection.reason)) {
         Some(why) => format!("{by}: {why}"),
         None => format!("{by} without explanation"),
     };
-    let code = refusal.code.filter(|code| (400..600).contains(code)).unwrap_or(400);
+    let code = rejection.code.filter(|code| (400..600).contains(code)).unwrap_or(400);
     let mut status = ApiError::Unprocessable.status();
     status.code = u16::try_from(code).unwrap_or(400);
     status.message = message;
-    status.reason = refusal.reason.unwrap_or_default();
-    status.details = refusal.details.map(|details| Details {
+    status.reason = rejection.reason.unwrap_or_default();
+    status.details = rejection.details.map(|details| Details {
         name: details.name.unwrap_or_default(),
         group: details.group.unwrap_or_default(),
         kind: details.kind.unwrap_or_default(),
@@ -261,7 +261,7 @@ pub(super) fn refused(hook: &str, refusal: Option<Refusal>) -> ApiError {
         causes: details.causes.unwrap_or_default(),
         retry_after_seconds: details.retry_after_seconds.unwrap_or_default(),
     });
-    ApiError::Said(Box::new(status))
+    ApiError::ForwardedStatus(Box::new(status))
 }
 
 #[cfg(test)]
@@ -273,13 +273,13 @@ mod tests {
     }
 
     fn wrong(bytes: &[u8], mutating: bool) -> String {
-        read(bytes, "v1", "u", mutating).unwrap_err()
+        parse(bytes, "v1", "u", mutating).unwrap_err()
     }
 
     #[test]
     fn answers_are_checked() {
         let allowed = answer(json!({"uid": "u", "allowed": true, "warnings": ["w"]}));
-        let read = |bytes: &[u8], version| read(bytes, version, "u", true);
+        let read = |bytes: &[u8], version| parse(bytes, version, "u", true);
         assert_eq!(read(&allowed, "v1").unwrap().warnings, ["w"]);
         let invalid = |why: &str| format!("received invalid webhook response: {why}");
         assert_eq!(wrong(b"{}", true), invalid("webhook response was absent"));
@@ -320,8 +320,8 @@ mod tests {
 
     #[test]
     fn refusals_name_who_refuses() {
-        let told = |refusal: Value| {
-            let status = refused("x", serde_json::from_value(refusal).unwrap()).status();
+        let told = |rejection: Value| {
+            let status = rejection_error("x", serde_json::from_value(rejection).unwrap()).status();
             (status.code, status.message)
         };
         let head = "admission webhook \"x\" denied the request";

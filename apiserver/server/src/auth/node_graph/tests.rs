@@ -1,4 +1,4 @@
-//! The graph gives the answers of a walk over all pods and volumes, and costs what changed.
+//! Tests that the graph agrees with a walk over all pods and volumes, and that its cost is the number of changes.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -30,14 +30,14 @@ fn pod(namespace: &str, name: &str, node: &str, secrets: &[&str], claims: &[&str
     json!({"metadata": metadata, "spec": {"nodeName": node, "volumes": volumes}})
 }
 
-/// A volume of a claim, whose Secret is in another namespace.
+/// A volume with a claim, and with a Secret in another namespace.
 fn volume(name: &str, claim: (&str, &str), secret: (&str, &str)) -> Value {
     let claim = json!({"namespace": claim.0, "name": claim.1});
     let secret = json!({"namespace": secret.0, "name": secret.1});
     json!({"metadata": {"name": name}, "spec": {"claimRef": claim, "csi": {"nodeStageSecretRef": secret}}})
 }
 
-/// Counts what is read of pods, and calls a function before each read of changes.
+/// Counts pod reads, and calls a function before each read of changes.
 struct Counted<'a, T> {
     objects: &'a T,
     before_changes: Box<dyn Fn(&str) + Send + Sync + 'a>,
@@ -51,7 +51,7 @@ impl<'a, T> Counted<'a, T> {
         Self { objects, before_changes: Box::new(|_| {}), pods_visited, pods_read }
     }
 
-    /// Pods visited and read since the last call.
+    /// Returns and resets the numbers of pods visited and read.
     fn take(&self) -> (usize, usize) {
         (self.pods_visited.swap(0, Ordering::Relaxed), self.pods_read.swap(0, Ordering::Relaxed))
     }
@@ -134,7 +134,7 @@ fn entries(graph: &NodeGraph) -> Vec<String> {
 fn a_witness_is_believed_no_longer_than_it_holds() {
     let (map, graph) = (Map::default(), NodeGraph::default());
     let put = |name: &str, node: &str, secret: &str| map.put("", "pods", pod("ns", name, node, &[secret], &[]));
-    let named = || graph.names(&map, "n1", &secret("ns", "s"));
+    let named = || graph.references(&map, "n1", &secret("ns", "s"));
     assert!(!named());
     put("a", "n1", "s");
     assert!(named() && named());
@@ -160,46 +160,46 @@ fn what_is_allowed_reads_no_pod_and_what_is_not_reads_what_changed() {
         map.put("", "pods", pod("ns", &format!("p{n}"), "n1", &[&format!("s{n}")], &[]));
     }
     let (counted, graph) = (Counted::new(&map), NodeGraph::default());
-    assert!(!graph.names(&counted, "n1", &secret("ns", "other")));
+    assert!(!graph.references(&counted, "n1", &secret("ns", "other")));
     assert_eq!(counted.take(), (30, 30));
     for n in 0..30 {
-        assert!(graph.names(&counted, "n1", &secret("ns", &format!("s{n}"))));
-        assert!(!graph.names(&counted, "n1", &secret("ns", &format!("other{n}"))));
+        assert!(graph.references(&counted, "n1", &secret("ns", &format!("s{n}"))));
+        assert!(!graph.references(&counted, "n1", &secret("ns", &format!("other{n}"))));
     }
     assert_eq!(counted.take(), (0, 0));
     map.put("", "pods", pod("ns", "p7", "n1", &["s7", "more"], &[]));
     map.remove("", "pods", "ns", "p8");
     map.put("", "pods", pod("ns", "elsewhere", "n2", &["s8"], &[]));
-    assert!(graph.names(&counted, "n1", &secret("ns", "s6")));
+    assert!(graph.references(&counted, "n1", &secret("ns", "s6")));
     assert_eq!(counted.take(), (0, 0));
-    assert!(!graph.names(&counted, "n1", &secret("ns", "s8")));
+    assert!(!graph.references(&counted, "n1", &secret("ns", "s8")));
     assert_eq!(counted.take(), (2, 1));
-    assert!(graph.names(&counted, "n1", &secret("ns", "more")));
+    assert!(graph.references(&counted, "n1", &secret("ns", "more")));
     assert_eq!(counted.take(), (0, 0));
 }
 
 #[test]
 fn an_entry_goes_with_its_nodes_last_pod() {
     let (map, graph) = (Map::default(), NodeGraph::default());
-    assert!(!graph.names(&map, "n1", &secret("ns", "s")));
+    assert!(!graph.references(&map, "n1", &secret("ns", "s")));
     assert!(entries(&graph).is_empty(), "a node without pods has none");
     for namespace in ["a", "b"] {
         map.put("", "pods", pod(namespace, "p", "n1", &["s"], &["c"]));
-        assert!(graph.names(&map, "n1", &secret(namespace, "s")));
+        assert!(graph.references(&map, "n1", &secret(namespace, "s")));
     }
     map.remove("", "pods", "a", "p");
-    assert!(!graph.names(&map, "n1", &secret("a", "s")));
+    assert!(!graph.references(&map, "n1", &secret("a", "s")));
     {
         let entry = lock(&graph.nodes).open("n1");
         let pods = lock(&entry);
         assert_eq!(
-            (pods.pods.len(), pods.named.len(), pods.claims),
+            (pods.pods.len(), pods.pods_by_reference.len(), pods.claims),
             (1, 2, 1),
             "nothing is left of the other namespace"
         );
     }
     map.remove("", "pods", "b", "p");
-    assert!(!graph.names(&map, "n1", &secret("b", "s")));
+    assert!(!graph.references(&map, "n1", &secret("b", "s")));
     assert!(entries(&graph).is_empty());
     let nodes = lock(&graph.nodes);
     assert_eq!((nodes.pods, nodes.uses.len()), (0, 0));
@@ -207,13 +207,13 @@ fn an_entry_goes_with_its_nodes_last_pod() {
 
 #[test]
 fn the_least_recently_used_entry_is_evicted() {
-    let (map, graph) = (Map::default(), NodeGraph::holding(4));
+    let (map, graph) = (Map::default(), NodeGraph::with_pods_max(4));
     for node in ["n1", "n2", "n3"] {
         for name in ["a", "b"] {
             map.put("", "pods", pod("ns", &format!("{node}-{name}"), node, &["s"], &[]));
         }
     }
-    let ask = |node| assert!(graph.names(&map, node, &secret("ns", "s")));
+    let ask = |node| assert!(graph.references(&map, node, &secret("ns", "s")));
     ["n1", "n2", "n1", "n3"].into_iter().for_each(ask);
     assert_eq!(entries(&graph), ["n1", "n3"]);
     ask("n2");
@@ -221,7 +221,7 @@ fn the_least_recently_used_entry_is_evicted() {
     for n in 0..10 {
         map.put("", "pods", pod("ns", &format!("more{n}"), "n3", &[&format!("s{n}")], &[]));
     }
-    assert!(graph.names(&map, "n3", &secret("ns", "s9")));
+    assert!(graph.references(&map, "n3", &secret("ns", "s9")));
     assert_eq!(entries(&graph), ["n3"], "more than the bound allows is held for one node only");
     assert_eq!(lock(&graph.nodes).pods, 12);
 }
@@ -232,7 +232,7 @@ fn entries_of_nodes_that_are_gone_are_swept() {
     for n in 0..3 * FIRST_SWEEP_NODES {
         let node = format!("n{n}");
         map.put("", "pods", pod("ns", &node, &node, &["s"], &[]));
-        assert!(graph.names(&map, &node, &secret("ns", "s")));
+        assert!(graph.references(&map, &node, &secret("ns", "s")));
         map.remove("", "pods", "ns", &node);
     }
     assert!(entries(&graph).len() <= FIRST_SWEEP_NODES, "{:?}", entries(&graph));
@@ -256,10 +256,10 @@ fn a_walk_of_one_node_holds_up_no_other() {
     });
     let graph = NodeGraph::default();
     std::thread::scope(|scope| {
-        let slow = scope.spawn(|| graph.names(&counted, "slow", &secret("ns", "s")));
+        let slow = scope.spawn(|| graph.references(&counted, "slow", &secret("ns", "s")));
         arrivals.recv().unwrap();
-        assert!(graph.names(&counted, "quick", &secret("ns", "s")));
-        assert!(!graph.names(&counted, "quick", &secret("ns", "other")));
+        assert!(graph.references(&counted, "quick", &secret("ns", "s")));
+        assert!(!graph.references(&counted, "quick", &secret("ns", "other")));
         assert!(!slow.is_finished());
         go.send(()).unwrap();
         assert!(slow.join().unwrap());
@@ -271,13 +271,13 @@ fn a_secret_is_related_by_the_volume_of_a_claim() {
     let (map, graph) = (Map::default(), NodeGraph::default());
     map.put("", "pods", pod("ns", "p", "n1", &[], &["c"]));
     map.put("", "pods", pod("ns", "q", "n2", &["s"], &[]));
-    let named = |node| graph.names(&map, node, &secret("storage", "key"));
+    let named = |node| graph.references(&map, node, &secret("storage", "key"));
     assert!(!named("n1"));
     map.put("", "persistentvolumes", volume("v", ("ns", "c"), ("storage", "key")));
     assert!(named("n1") && named("n1"));
     assert!(!named("n2"), "its pods use no claim");
-    assert!(!graph.names(&map, "n1", &secret("ns", "key")), "in the namespace that the volume says only");
-    assert!(!graph.names(&map, "n1", &Reference::new(Kind::ConfigMap, "storage", "key")));
+    assert!(!graph.references(&map, "n1", &secret("ns", "key")), "in the namespace that the volume says only");
+    assert!(!graph.references(&map, "n1", &Reference::new(Kind::ConfigMap, "storage", "key")));
     map.put("", "persistentvolumes", volume("v", ("ns", "d"), ("storage", "key")));
     assert!(!named("n1"), "the volume is another claim's");
     map.put("", "persistentvolumes", volume("w", ("ns", "c"), ("storage", "key")));
@@ -290,8 +290,8 @@ fn a_secret_is_related_by_the_volume_of_a_claim() {
     assert!(!named("n1"), "the volume has gone");
 }
 
-/// The answer of a walk over all pods and volumes.
-fn naive(objects: &Map, node: &str, wanted: &Reference) -> bool {
+/// The result of a walk over all pods and volumes.
+fn references_by_walk(objects: &Map, node: &str, wanted: &Reference) -> bool {
     let pods = objects.list("", "pods", None);
     let pod_names = |wanted: &Reference| pods.iter().any(|pod| is_on_node(pod, node) && of_pod(pod).contains(wanted));
     let volumes = objects.list("", "persistentvolumes", None);
@@ -305,7 +305,7 @@ fn naive(objects: &Map, node: &str, wanted: &Reference) -> bool {
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+enum GraphChange {
     Put { namespace: u8, name: u8, node: u8, secrets: Vec<u8>, claims: Vec<u8> },
     Remove { namespace: u8, name: u8 },
     Volume { name: u8, claim: (u8, u8), secret: (u8, u8) },
@@ -314,18 +314,18 @@ enum Step {
     Ask { node: u8, kind: u8, namespace: u8, name: u8 },
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step() -> impl Strategy<Value = GraphChange> {
     let names = || prop::collection::vec(0u8..4, 0..3);
     prop_oneof![
         4 => (0u8..2, 0u8..4, 0u8..3, names(), names())
-            .prop_map(|(namespace, name, node, secrets, claims)| Step::Put { namespace, name, node, secrets, claims }),
-        2 => (0u8..2, 0u8..4).prop_map(|(namespace, name)| Step::Remove { namespace, name }),
+            .prop_map(|(namespace, name, node, secrets, claims)| GraphChange::Put { namespace, name, node, secrets, claims }),
+        2 => (0u8..2, 0u8..4).prop_map(|(namespace, name)| GraphChange::Remove { namespace, name }),
         2 => (0u8..3, (0u8..2, 0u8..4), (0u8..2, 0u8..4))
-            .prop_map(|(name, claim, secret)| Step::Volume { name, claim, secret }),
-        1 => (0u8..3).prop_map(Step::RemoveVolume),
-        1 => Just(Step::LoseChanges),
+            .prop_map(|(name, claim, secret)| GraphChange::Volume { name, claim, secret }),
+        1 => (0u8..3).prop_map(GraphChange::RemoveVolume),
+        1 => Just(GraphChange::LoseChanges),
         8 => (0u8..3, 0u8..3, 0u8..2, 0u8..4)
-            .prop_map(|(node, kind, namespace, name)| Step::Ask { node, kind, namespace, name }),
+            .prop_map(|(node, kind, namespace, name)| GraphChange::Ask { node, kind, namespace, name }),
     ]
 }
 
@@ -336,34 +336,35 @@ proptest! {
     fn answers_are_those_of_a_walk_over_everything(
         steps in prop::collection::vec(step(), 1..60), pods_max in prop_oneof![Just(3usize), Just(100)]
     ) {
-        let (map, graph) = (Map::default(), NodeGraph::holding(pods_max));
+        let (map, graph) = (Map::default(), NodeGraph::with_pods_max(pods_max));
         let namespaces = ["a", "b"];
         let texts = |names: &[u8]| names.iter().map(|name| name.to_string()).collect::<Vec<_>>();
         for step in steps {
             match step {
-                Step::Put { namespace, name, node, secrets, claims } => {
+                GraphChange::Put { namespace, name, node, secrets, claims } => {
                     let (secrets, claims) = (texts(&secrets), texts(&claims));
                     let secrets: Vec<&str> = secrets.iter().map(String::as_str).collect();
                     let claims: Vec<&str> = claims.iter().map(String::as_str).collect();
                     let namespace = namespaces[usize::from(namespace)];
                     map.put("", "pods", pod(namespace, &name.to_string(), &format!("n{node}"), &secrets, &claims));
                 }
-                Step::Remove { namespace, name } => {
+                GraphChange::Remove { namespace, name } => {
                     map.remove("", "pods", namespaces[usize::from(namespace)], &name.to_string());
                 }
-                Step::Volume { name, claim, secret } => {
+                GraphChange::Volume { name, claim, secret } => {
                     let (claim_name, secret_name) = (claim.1.to_string(), secret.1.to_string());
                     let claim = (namespaces[usize::from(claim.0)], &*claim_name);
                     let secret = (namespaces[usize::from(secret.0)], &*secret_name);
                     map.put("", "persistentvolumes", volume(&name.to_string(), claim, secret));
                 }
-                Step::RemoveVolume(name) => map.remove("", "persistentvolumes", "", &name.to_string()),
-                Step::LoseChanges => map.lose_changes(),
-                Step::Ask { node, kind, namespace, name } => {
+                GraphChange::RemoveVolume(name) => map.remove("", "persistentvolumes", "", &name.to_string()),
+                GraphChange::LoseChanges => map.compact_history(),
+                GraphChange::Ask { node, kind, namespace, name } => {
                     let kind = [Kind::Secret, Kind::Secret, Kind::Claim][usize::from(kind)];
                     let wanted = Reference::new(kind, namespaces[usize::from(namespace)], &name.to_string());
                     let node = format!("n{node}");
-                    prop_assert_eq!(graph.names(&map, &node, &wanted), naive(&map, &node, &wanted), "{} {:?}", node, wanted);
+                    let expected = references_by_walk(&map, &node, &wanted);
+                    prop_assert_eq!(graph.references(&map, &node, &wanted), expected, "{} {:?}", node, wanted);
                     let nodes = lock(&graph.nodes);
                     let held: usize = nodes.entries.values().map(|held| lock(&held.entry).len()).sum();
                     prop_assert_eq!(nodes.pods, held);
@@ -378,10 +379,10 @@ proptest! {
 const NODES: usize = 1_000;
 const PODS_OF_NODE: usize = 30;
 const NAMESPACES: usize = 3;
-/// The pods in each transaction that fills the store, which takes 128 at most.
+/// The number of pods in each transaction that fills the store. The maximum is 128.
 const BATCH_PODS: usize = 100;
 
-/// 30,000 pods on 1,000 nodes: each node has 10 in each of three namespaces, each with a Secret of its own.
+/// Creates 30,000 pods on 1,000 nodes. Each node has 10 pods in each of three namespaces, each with its own Secret.
 async fn cluster() -> (Arc<WatchCache>, Lookup) {
     let (env, _) = Env::seeded(1, Timestamp::UNIX_EPOCH);
     let catalog = Catalog::built_in("127.0.0.1:6443");
@@ -413,14 +414,14 @@ async fn write(cache: &WatchCache, lookup: &Lookup, pods: &[(usize, usize)], pha
 async fn a_thousand_nodes_ask_for_what_they_have_no_right_to() {
     let (cache, lookup) = cluster().await;
     let (counted, graph) = (Counted::new(&lookup), NodeGraph::default());
-    // Each asks for what another node's pods name: in namespaces where it has pods, and in one where it has none.
+    // Each node requests the Secrets of another node's pods, in namespaces with and without pods of its own.
     let ask = |from: usize| {
         for node in (from..NODES).step_by(2) {
             let name = format!("n{node}");
             for n in 0..PODS_OF_NODE {
                 let others = format!("s{}-{n}", (node + 1) % NODES);
-                assert!(!graph.names(&counted, &name, &secret(&format!("ns{}", n % NAMESPACES), &others)));
-                assert!(!graph.names(&counted, &name, &secret("elsewhere", &others)));
+                assert!(!graph.references(&counted, &name, &secret(&format!("ns{}", n % NAMESPACES), &others)));
+                assert!(!graph.references(&counted, &name, &secret("elsewhere", &others)));
             }
         }
     };

@@ -1,10 +1,11 @@
-//! Where a request to a `proxy` subresource goes: its object's name with scheme and port, and what follows `/proxy`. Pure.
+//! The destination of a request to a `proxy` subresource: the object's name with scheme and port, and the path after
+//! `/proxy`. Pure.
 
 use machinery_api::ApiError;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde_json::Value;
 
-/// What a path may hold unescaped, as Go's `url.URL.EscapedPath` writes it.
+/// The unescaped characters of a path, as in Go's `url.URL.EscapedPath`.
 const PATH: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'_')
@@ -28,7 +29,7 @@ const PATH: &AsciiSet = &NON_ALPHANUMERIC
 /// `name`, `name:port` or `scheme:name:port` (upstream's `SplitSchemeNamePort`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Backend<'a> {
-    /// Whether it is to be spoken to over TLS.
+    /// Whether the connection uses TLS.
     pub(super) tls: bool,
     /// The object's name.
     pub(super) name: &'a str,
@@ -37,7 +38,7 @@ pub(super) struct Backend<'a> {
 }
 
 impl<'a> Backend<'a> {
-    /// Reads the name in a path; `what` it is the name of is for the error.
+    /// Parses the name in a path; `what` is the kind of object in the error message.
     pub(super) fn parse(id: &'a str, what: &str) -> Result<Self, ApiError> {
         let mut parts = id.split(':');
         let (scheme, name, port) = match (parts.next(), parts.next(), parts.next(), parts.next()) {
@@ -52,7 +53,7 @@ impl<'a> Backend<'a> {
         Ok(Self { tls: scheme == "https", name, port })
     }
 
-    /// The port of a pod: the one that is asked for, else its containers' first, else the scheme's.
+    /// The port of a pod: the requested one, else the first of its containers, else the scheme's default.
     pub(super) fn pod_port(&self, pod: &Value) -> Result<u16, ApiError> {
         let number = |text: &str| match text {
             "http" => Ok(80),
@@ -69,7 +70,7 @@ impl<'a> Backend<'a> {
         Ok(first.and_then(|port| u16::try_from(port).ok()).unwrap_or(if self.tls { 443 } else { 80 }))
     }
 
-    /// The name of the Service's port that is meant. A number is one of the Service's own; a name is looked for among the
+    /// The name of the Service's port. A number is one of the Service's own ports; a name is resolved among the
     /// endpoints.
     pub(super) fn service_port(&self, service: Option<&Value>) -> Result<Option<String>, ApiError> {
         if self.port.parse::<i64>().is_err() {
@@ -86,7 +87,7 @@ impl<'a> Backend<'a> {
     }
 }
 
-/// 503 in upstream's words: who was to answer can't be reached.
+/// 503 with upstream's text for an unreachable backend.
 pub(super) fn unreachable_service(why: &str) -> ApiError {
     ApiError::ServiceUnavailable(format!("error trying to reach service: {why}"))
 }
@@ -102,7 +103,7 @@ pub(super) struct Endpoint {
     pub(super) port: u16,
 }
 
-/// The ready pods of a Service that have a port of this name, by its EndpointSlices.
+/// The ready pods of a Service that have a port of this name, from its EndpointSlices.
 pub(super) fn endpoints<'a>(slices: impl Iterator<Item = &'a Value>, port_name: &str) -> Vec<Endpoint> {
     let mut found = Vec::new();
     for slice in slices {
@@ -122,11 +123,11 @@ pub(super) fn endpoints<'a>(slices: impl Iterator<Item = &'a Value>, port_name: 
     found
 }
 
-/// The request's path up to `/proxy`, and what follows it, cleaned as upstream cleans it: neither `..` nor `//` is left, and
-/// a slash at the end stays.
+/// The request's path up to `/proxy`, and the rest, cleaned as upstream: without `..` and `//`, with its trailing
+/// slash.
 pub(super) fn split_path(path: &str, namespaced: bool) -> Option<(&str, String)> {
     let segments = if namespaced { 8 } else { 6 };
-    // The path begins with a slash, so that the first segment is empty.
+    // The path begins with a slash, so the first segment is empty.
     let at = path.match_indices('/').nth(segments - 1).map_or(path.len(), |(at, _)| at);
     let (before, rest) = (path.get(..at)?, path.get(at..)?);
     let decoded = percent_decode_str(rest).decode_utf8_lossy();
@@ -151,7 +152,7 @@ pub(super) fn split_path(path: &str, namespaced: bool) -> Option<(&str, String)>
     Some((before, clean))
 }
 
-/// What of a request's path is the proxied server's, decoded.
+/// The part of the path that belongs to the proxied server, decoded.
 pub(in crate::http) fn below(path: &str, namespaced: bool) -> String {
     let rest = split_path(path, namespaced).map(|(_, rest)| rest).unwrap_or_default();
     percent_decode_str(&rest).decode_utf8_lossy().into_owned()

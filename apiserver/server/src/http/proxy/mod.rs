@@ -1,13 +1,13 @@
-//! `pods/NAME/proxy`, `services/NAME/proxy`, `nodes/NAME/proxy`: HTTP requests and upgrades that the server passes on, to a pod
-//! through its node's kubelet, or to the kubelet itself
+//! `pods/NAME/proxy`, `services/NAME/proxy`, `nodes/NAME/proxy`: proxies HTTP requests and upgrades to a pod through
+//! its node's kubelet, or to the kubelet itself
 //! (<https://kubernetes.io/docs/tasks/access-application-cluster/access-cluster-services/>).
 //!
-//! A Service's request goes to one of its ready pods, chosen at random, and to nothing but pods: no address that somebody
-//! wrote into an EndpointSlice is ever dialed.
+//! A Service's request goes to one of its ready pods, chosen at random. Only pods are dialed: an address that a user
+//! wrote into an EndpointSlice is never used.
 
+mod limit;
 pub(super) mod location;
 mod rewrite;
-mod share;
 
 use std::sync::Arc;
 
@@ -17,33 +17,33 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use machinery_api::ApiError;
-use machinery_api::error::Named;
+use machinery_api::error::GroupResource;
 use machinery_serve::net::{framing, unverified};
 use machinery_streaming::websocket::upgrade_of;
 use serde_json::Value;
 
-use super::connect::{hand_through, pass_subprotocols};
+use super::connect::{copy_streams, forward_subprotocols};
 use super::handle::{RequestContext, RequestHandler};
 use super::kubelets::{self, NodeAddress};
 use crate::registry::RequestScope;
-use apiserver_resources::Proxied;
+use apiserver_resources::ProxyBackend;
 use apiserver_resources::objects::ObjectReader;
+pub(super) use limit::ProxyLimits;
+use limit::{PROXIED_MAX, ProxyPermit};
 use location::{Backend, Endpoint, unreachable_service};
-use rewrite::Place;
-pub(super) use share::Shares;
-use share::{PASSED_MAX, Share};
+use rewrite::ProxiedPage;
 
-/// What a request says to this server alone.
+/// Headers that are for this server and are not forwarded.
 const OWN_HEADERS: &[&str] = &["authorization", "impersonate-user", "impersonate-group", "impersonate-uid"];
 const OWN_HEADER_PREFIXES: &[&str] = &["impersonate-extra-", "x-remote-"];
 
-/// Who answers.
-enum Target {
+/// The backend of a proxied request.
+enum ProxyTarget {
     Pod { node: NodeAddress, pod: String, ip: String, port: u16, tls: bool },
     Kubelet(NodeAddress),
 }
 
-impl Target {
+impl ProxyTarget {
     fn host(&self) -> String {
         match self {
             Self::Pod { ip, port, .. } if ip.contains(':') => format!("[{ip}]:{port}"),
@@ -54,32 +54,32 @@ impl Target {
 }
 
 impl RequestHandler {
-    /// Passes a request on, and its answer back.
+    /// Proxies a request and its response.
     pub(super) async fn proxy(
         &self,
-        asking: &mut RequestContext<'_>,
+        ctx: &mut RequestContext<'_>,
         call: &RequestScope<'_>,
-        to: Proxied,
+        to: ProxyBackend,
         body: Body,
     ) -> Result<Response<Body>, ApiError> {
-        if asking.asked.query.get("dryRun").is_some() {
+        if ctx.head.query.get("dryRun").is_some() {
             return Err(ApiError::BadRequest("dryRun is not supported".into()));
         }
-        let Some(share) = self.passed.take(&asking.user.name) else {
-            let message = format!("more than {PASSED_MAX} requests of this user are passed on at once; try again");
+        let Some(permit) = self.proxied.try_acquire(&ctx.user.name) else {
+            let message = format!("more than {PROXIED_MAX} requests of this user are passed on at once; try again");
             return Err(ApiError::TooManyRequests(message, 1));
         };
-        let (method, uri) = (asking.asked.method, asking.asked.uri);
+        let (method, uri) = (ctx.head.method, ctx.head.uri);
         let (before, rest) = location::split_path(uri.path(), call.row.namespaced).ok_or(ApiError::NoSuchResource)?;
-        let upgrading = upgrade_of(asking.asked.headers).is_some();
+        let upgrading = upgrade_of(ctx.head.headers).is_some();
         let target = self.target(call, to).await?;
         if rest.is_empty() && !upgrading && (method == Method::GET || method == Method::HEAD) {
             return redirect(uri);
         }
-        let client = asking.connection.place.peer.as_ref().map(|peer| peer.address.ip().to_string());
-        let mut headers = request_headers(asking.asked.headers, upgrading, client.as_deref());
-        let asked_host = asked_host(asking.asked.headers, uri);
-        for (name, value) in [(header::HOST, &*asked_host), (FORWARDED_URI, &*format!("{before}{rest}"))] {
+        let client = ctx.connection.session.peer.as_ref().map(|peer| peer.address.ip().to_string());
+        let mut headers = request_headers(ctx.head.headers, upgrading, client.as_deref());
+        let client_host = client_host(ctx.head.headers, uri);
+        for (name, value) in [(header::HOST, &*client_host), (FORWARDED_URI, &*format!("{before}{rest}"))] {
             if let Ok(value) = HeaderValue::try_from(value) {
                 headers.insert(name, value);
             }
@@ -95,13 +95,13 @@ impl RequestHandler {
         let status = answer.status();
         if upgrading {
             if status == StatusCode::SWITCHING_PROTOCOLS
-                && let Some(upgrade) = asking.connection.upgrade.take()
+                && let Some(upgrade) = ctx.connection.upgrade.take()
             {
                 let backend = hyper::upgrade::on(&mut answer);
-                let place = std::mem::take(&mut asking.connection.place);
-                let copied = hand_through(upgrade, backend, place, self.stop.clone());
+                let session = std::mem::take(&mut ctx.connection.session);
+                let copied = copy_streams(upgrade, backend, session, self.stop.clone());
                 tokio::spawn(async move {
-                    let _share = share;
+                    let _permit = permit;
                     copied.await;
                 });
                 let mut response = Response::new(Body::empty());
@@ -114,61 +114,61 @@ impl RequestHandler {
                 return Err(ApiError::Internal(message));
             }
         }
-        let place = Place { prefix: before.to_owned(), asked_host, own_host: target.host() };
-        response(answer, matches!(target, Target::Pod { .. }), &place, share)
+        let page = ProxiedPage { prefix: before.to_owned(), client_host, own_host: target.host() };
+        response(answer, matches!(target, ProxyTarget::Pod { .. }), &page, permit)
     }
 
-    /// Who is to answer.
-    async fn target(&self, call: &RequestScope<'_>, to: Proxied) -> Result<Target, ApiError> {
+    /// Resolves the backend.
+    async fn target(&self, call: &RequestScope<'_>, to: ProxyBackend) -> Result<ProxyTarget, ApiError> {
         match to {
-            Proxied::Pod => {
+            ProxyBackend::Pod => {
                 let backend = Backend::parse(call.name, "pod")?;
                 let pod = self.named(call, "pods", backend.name).await?;
                 let port = backend.pod_port(&pod)?;
                 self.pod_target(pod, port, backend.tls)
             }
-            Proxied::Service => {
+            ProxyBackend::Service => {
                 let backend = Backend::parse(call.name, "service")?;
                 let (endpoint, pod) = self.endpoint(call, &backend).await?;
                 self.pod_target(pod, endpoint.port, backend.tls)
             }
-            Proxied::Node => {
+            ProxyBackend::Node => {
                 let backend = Backend::parse(call.name, "node")?;
                 let node = self.named(call, "nodes", backend.name).await?;
                 let at = NodeAddress::of(&node).ok_or_else(|| ApiError::BadRequest("address not allowed".into()))?;
-                // Nothing but the kubelet is reached through a node's address: what else listens there is the machine's.
+                // Only the kubelet's port of a node's address is allowed: other ports belong to the machine.
                 if !backend.port.is_empty() && backend.port != at.port().to_string() {
                     return Err(ApiError::BadRequest("address not allowed".into()));
                 }
-                Ok(Target::Kubelet(at))
+                Ok(ProxyTarget::Kubelet(at))
             }
         }
     }
 
     async fn named(&self, call: &RequestScope<'_>, plural: &'static str, name: &str) -> Result<Arc<Value>, ApiError> {
-        self.deps.registry.newest().await?;
+        self.deps.registry.sync_cache().await?;
         let found = self.deps.registry.objects.get("", plural, call.namespace, name);
-        found.ok_or_else(|| ApiError::NotFound(Named::new("", plural), name.to_owned()))
+        found.ok_or_else(|| ApiError::NotFound(GroupResource::new("", plural), name.to_owned()))
     }
 
-    fn pod_target(&self, pod: Arc<Value>, port: u16, tls: bool) -> Result<Target, ApiError> {
+    fn pod_target(&self, pod: Arc<Value>, port: u16, tls: bool) -> Result<ProxyTarget, ApiError> {
         let not_allowed = || ApiError::BadRequest("address not allowed".into());
         let ip = pod["status"]["podIP"].as_str().filter(|ip| !ip.is_empty()).ok_or_else(not_allowed)?.to_owned();
         let (_, node) = self.node_of(&pod)?.ok_or_else(not_allowed)?;
         let pod = pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        Ok(Target::Pod { node, pod, ip, port, tls })
+        Ok(ProxyTarget::Pod { node, pod, ip, port, tls })
     }
 
-    /// A ready pod of a Service, and the endpoint by which it is one.
+    /// A ready pod of a Service, and its endpoint.
     async fn endpoint(
         &self,
         call: &RequestScope<'_>,
         backend: &Backend<'_>,
     ) -> Result<(Endpoint, Arc<Value>), ApiError> {
-        self.deps.registry.newest().await?;
+        self.deps.registry.sync_cache().await?;
         let objects = &self.deps.registry.objects;
         let service = objects.get("", "services", call.namespace, backend.name);
-        let missing = || ApiError::NotFound(Named::new("", "services"), backend.name.to_owned());
+        let missing = || ApiError::NotFound(GroupResource::new("", "services"), backend.name.to_owned());
         let port = backend.service_port(service.as_deref())?.ok_or_else(missing)?;
         let slices = objects.list("discovery.k8s.io", "endpointslices", Some(call.namespace));
         let of_service =
@@ -196,20 +196,20 @@ impl RequestHandler {
     async fn exchange(
         &self,
         call: &RequestScope<'_>,
-        target: &Target,
+        target: &ProxyTarget,
         request: Request<Body>,
     ) -> Result<Response<Incoming>, ApiError> {
         let to_node = &self.deps.kubelets;
         let done = match target {
-            Target::Kubelet(node) => to_node.pass(node, request).await,
-            Target::Pod { node, pod, ip, port, tls } => {
+            ProxyTarget::Kubelet(node) => to_node.send_without_timeout(node, request).await,
+            ProxyTarget::Pod { node, pod, ip, port, tls } => {
                 let path = format!("/podStream/{}/{pod}/{port}", call.namespace);
                 match to_node.stream(node, &path).await {
                     Ok(stream) if *tls => match unverified::handshake(ip, stream).await {
-                        Ok(stream) => kubelets::pass_over(stream, request).await,
+                        Ok(stream) => kubelets::send_over_stream(stream, request).await,
                         Err(why) => Err(why.to_string()),
                     },
-                    Ok(stream) => kubelets::pass_over(stream, request).await,
+                    Ok(stream) => kubelets::send_over_stream(stream, request).await,
                     Err(why) => Err(why),
                 }
                 .map_err(|why| format!("dial tcp {}: {why}", target.host()))
@@ -222,13 +222,13 @@ impl RequestHandler {
 const FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// The host that the client named.
-fn asked_host(headers: &HeaderMap, uri: &Uri) -> String {
+/// The host that the client requested.
+fn client_host(headers: &HeaderMap, uri: &Uri) -> String {
     let named = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     named.or_else(|| uri.authority().map(|authority| authority.as_str())).unwrap_or_default().to_owned()
 }
 
-/// A path that ends with `/proxy` gets its slash, so that relative references of the page behind it work.
+/// Adds the slash to a path that ends with `/proxy`, so that relative references of the proxied page resolve.
 fn redirect(uri: &Uri) -> Result<Response<Body>, ApiError> {
     let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
     Response::builder()
@@ -238,7 +238,7 @@ fn redirect(uri: &Uri) -> Result<Response<Body>, ApiError> {
         .map_err(|error| ApiError::BadRequest(error.to_string()))
 }
 
-/// What goes on of a request's headers: nothing that is meant for this server or for the client's connection.
+/// The forwarded headers of a request: without those for this server and the hop-by-hop ones.
 fn request_headers(from: &HeaderMap, upgrading: bool, client: Option<&str>) -> HeaderMap {
     let mut headers = from.clone();
     let upgrade = from.get(header::UPGRADE).cloned();
@@ -254,7 +254,7 @@ fn request_headers(from: &HeaderMap, upgrading: bool, client: Option<&str>) -> H
     for name in own {
         headers.remove(name);
     }
-    pass_subprotocols(from, &mut headers);
+    forward_subprotocols(from, &mut headers);
     if let (true, Some(upgrade)) = (upgrading, upgrade) {
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(header::UPGRADE, upgrade);
@@ -269,8 +269,13 @@ fn request_headers(from: &HeaderMap, upgrading: bool, client: Option<&str>) -> H
     headers
 }
 
-/// What comes back of an answer. What a pod allows other origins, it does not allow on this server's.
-fn response(answer: Response<Incoming>, of_pod: bool, place: &Place, share: Share) -> Result<Response<Body>, ApiError> {
+/// The forwarded response. CORS headers are removed: a pod must not allow other origins on this server's behalf.
+fn response(
+    answer: Response<Incoming>,
+    of_pod: bool,
+    page: &ProxiedPage,
+    permit: ProxyPermit,
+) -> Result<Response<Body>, ApiError> {
     let (mut head, body) = answer.into_parts();
     framing::response(&mut head, false).map_err(unreachable_service)?;
     if of_pod {
@@ -280,13 +285,13 @@ fn response(answer: Response<Incoming>, of_pod: bool, place: &Place, share: Shar
             head.headers.remove(name);
         }
         if let Some(location) = head.headers.get(header::LOCATION).and_then(|value| value.to_str().ok())
-            && let Ok(location) = HeaderValue::try_from(place.rewrite(location))
+            && let Ok(location) = HeaderValue::try_from(page.rewrite(location))
         {
             head.headers.insert(header::LOCATION, location);
         }
     }
     let body = body.map_frame(move |frame| {
-        let _held_to_the_end = &share;
+        let _held_to_the_end = &permit;
         frame
     });
     Ok(Response::from_parts(head, Body::new(body)))

@@ -1,27 +1,27 @@
-//! What an answer says of places on its server, for a client that reached it through a `proxy` subresource (upstream's
-//! `proxy.Transport`). Pure.
+//! Rewrites the references of a proxied response for a client that reached the server through a `proxy` subresource
+//! (upstream's `proxy.Transport`). Pure.
 
 use http::Uri;
 
-/// Where a page was asked for.
+/// The place of a page: on this server, and on the proxied one.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
+pub(super) struct ProxiedPage {
     /// The request's path up to `/proxy`.
     pub(super) prefix: String,
-    /// The host that the client named.
-    pub(super) asked_host: String,
-    /// The host that was asked.
+    /// The host that the client requested.
+    pub(super) client_host: String,
+    /// The host of the proxied server.
     pub(super) own_host: String,
 }
 
-impl Place {
-    /// A reference as the client has to write it: one to the same server gets the prefix, all others stay.
+impl ProxiedPage {
+    /// Rewrites a reference: one to the same server gets the prefix, all others are unchanged.
     pub(super) fn rewrite(&self, reference: &str) -> String {
         let Ok(uri) = reference.parse::<Uri>() else { return reference.to_owned() };
         let host = uri.authority().map_or("", |authority| authority.as_str());
-        let own = host.is_empty() || host == self.own_host || host == self.asked_host;
+        let own = host.is_empty() || host == self.own_host || host == self.client_host;
         let path = uri.path();
-        // A scheme without a host (`mailto:`) never parses as an absolute path.
+        // A reference with a scheme but no host (`mailto:`) never parses as an absolute path.
         if !own || !path.starts_with('/') || !(reference.starts_with('/') || uri.authority().is_some()) {
             return reference.to_owned();
         }
@@ -31,7 +31,7 @@ impl Place {
             format!("{}://{host}", uri.scheme_str().unwrap_or("http"))
         };
         let prefix = if path.starts_with(&self.prefix) { "" } else { &self.prefix };
-        // `http::Uri` knows no fragments.
+        // `http::Uri` drops fragments.
         let fragment = reference.split_once('#').map(|(_, fragment)| format!("#{fragment}")).unwrap_or_default();
         let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
         format!("{kept}{prefix}{path}{query}{fragment}")
@@ -44,9 +44,9 @@ mod tests {
 
     #[test]
     fn references_to_the_same_server_get_the_prefix() {
-        let place = Place {
+        let page = ProxiedPage {
             prefix: "/api/v1/namespaces/d/services/s/proxy".into(),
-            asked_host: "localhost:8001".into(),
+            client_host: "localhost:8001".into(),
             own_host: "10.0.0.1:80".into(),
         };
         for (reference, wanted) in [
@@ -62,7 +62,7 @@ mod tests {
             ("", ""),
             ("/api/v1/namespaces/d/services/s/proxy/x", "/api/v1/namespaces/d/services/s/proxy/x"),
         ] {
-            assert_eq!(place.rewrite(reference), wanted, "{reference}");
+            assert_eq!(page.rewrite(reference), wanted, "{reference}");
         }
     }
 }

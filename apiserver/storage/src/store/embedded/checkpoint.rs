@@ -1,5 +1,5 @@
-//! The second thread: brings sled up to the compacted revision, coalesced per key, and writes snapshots below which the
-//! log is cut. What goes wrong here costs nobody a write: sled is set aside and rebuilt.
+//! The checkpoint thread: updates sled to the compacted revision, coalesced per key, and writes snapshots, below which
+//! the log is deleted. A failure here affects no write: sled is set aside and rebuilt.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,36 +8,36 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use super::super::plan::{Stored, Write};
+use super::super::plan::{StoredValue, Write};
 use super::log::{Segments, delete_below};
 use super::snapshot::{self, Rows};
-use super::{ReadPlain, Revision, Shared, StoreError, frame};
+use super::{ReadFirstFormat, Revision, StoreError, StoreShared, frame};
 
-/// sled's page cache: it is only written to, and read once at a start.
+/// sled's page cache: sled is only written, and read once at a start.
 const SLED_CACHE_BYTES: u64 = 16 * 1024 * 1024;
-/// Bytes of values per sled batch: bounds the memory of one batch, which sled holds several times.
+/// Bytes of values per sled batch: bounds the memory of a batch, which sled holds several times.
 const BATCH_BYTES: usize = 256 * 1024;
-/// Keys of a snapshot that are taken up under one lock: some 0.1 ms.
+/// Keys of a snapshot that are read under one lock, in some 0.1 ms.
 const SLICE_KEYS: usize = 1024;
-/// The record of what is applied. No key of ours: they begin with a slash.
+/// The key of the applied revision. It is no key of the store: those begin with a slash.
 const APPLIED: &[u8] = b"applied";
 
-/// What sled is to take up next, coalesced per key while it is busy.
+/// The pending work for sled, coalesced per key while sled is busy.
 #[derive(Default)]
 pub(super) struct Slot {
-    work: Mutex<Work>,
+    work: Mutex<CheckpointWork>,
     wake: Condvar,
 }
 
 #[derive(Default)]
-struct Work {
-    rows: BTreeMap<Arc<str>, (Revision, Option<Arc<Stored>>)>,
+struct CheckpointWork {
+    rows: BTreeMap<Arc<str>, (Revision, Option<Arc<StoredValue>>)>,
     applied: Revision,
     closing: bool,
 }
 
 impl Slot {
-    /// History up to `revision` was compacted; `rows` are its changes, oldest first.
+    /// Queues compacted history up to `revision`; `rows` are its changes, oldest first.
     pub(super) fn compacted(&self, revision: Revision, rows: impl Iterator<Item = Write>) {
         let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
         for write in rows {
@@ -53,7 +53,7 @@ impl Slot {
         self.wake.notify_one();
     }
 
-    /// The next work; `None`: closing and nothing is left.
+    /// Waits for work; `None` when closed and empty.
     fn next(&self) -> Option<(Vec<Write>, Revision)> {
         let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
@@ -71,18 +71,18 @@ impl Slot {
     }
 }
 
-/// A sled and how many keys it holds.
-/// It is open only while it is read or written: an open sled holds memory for each page that it touched, beside its cache and
-/// whatever that cache's bound, until it is closed.
+/// The folder of a sled database and the number of its keys.
+///
+/// The database is open only during a read or a batch: an open one keeps memory for each page that it touched, beside its cache.
 pub(super) struct Sled {
     path: PathBuf,
     keys: u64,
 }
 
-/// What went wrong with sled; it may also panic.
-type Trouble = String;
+/// A failure of sled, which may also panic.
+type SledError = String;
 
-fn guarded<T>(what: impl FnOnce() -> Result<T, sled::Error>) -> Result<T, Trouble> {
+fn guarded<T>(what: impl FnOnce() -> Result<T, sled::Error>) -> Result<T, SledError> {
     match catch_unwind(AssertUnwindSafe(what)) {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(_) => Err("it panicked".into()),
@@ -100,13 +100,13 @@ fn unsealed(bytes: &[u8]) -> Option<&[u8]> {
     (crc32fast::hash(body) == u32::from_le_bytes(*crc)).then_some(body)
 }
 
-fn open(path: &Path) -> Result<sled::Db, Trouble> {
+fn open(path: &Path) -> Result<sled::Db, SledError> {
     guarded(|| sled::Config::new().path(path).cache_capacity(SLED_CACHE_BYTES).flush_every_ms(None).open())
 }
 
 impl Sled {
-    /// Reads all of sled, checked; `Err`: it is to be set aside.
-    pub(super) fn load(path: &Path, plain: &ReadPlain) -> Result<(Self, Revision, Rows), Trouble> {
+    /// Reads and checks all of sled; on `Err` it is to be set aside.
+    pub(super) fn load(path: &Path, plain: &ReadFirstFormat) -> Result<(Self, Revision, Rows), SledError> {
         let db = open(path)?;
         let mut writes = Vec::new();
         let mut applied = None;
@@ -145,8 +145,8 @@ impl Sled {
         Ok((Self { path: path.to_owned(), keys: count }, revision, writes))
     }
 
-    /// Puts the folder aside (beside it, for a person to look at) and fills a new one.
-    pub(super) fn rebuild(path: &Path, revision: Revision, rows: &[Write]) -> Result<Self, Trouble> {
+    /// Renames the folder (kept beside it for inspection) and fills a new one.
+    pub(super) fn rebuild(path: &Path, revision: Revision, rows: &[Write]) -> Result<Self, SledError> {
         if path.exists() {
             let aside = path.with_extension("damaged");
             let _ = fs::remove_dir_all(&aside);
@@ -157,9 +157,9 @@ impl Sled {
         Ok(sled)
     }
 
-    /// Applies rows, and with the last of them in one batch what is applied then. Where there are more than one batch
-    /// holds, sled doesn't say what it holds until the last one, and a start in between rebuilds it.
-    fn apply(&mut self, rows: &[Write], applied: Revision) -> Result<(), Trouble> {
+    /// Applies rows; the last batch also sets the applied revision. If the rows take several batches, the applied
+    /// revision is removed until the last one, and a start in between rebuilds sled.
+    fn apply(&mut self, rows: &[Write], applied: Revision) -> Result<(), SledError> {
         let db = open(&self.path)?;
         // Blocking, from one thread only: `flush_async` deadlocks.
         let write = |batch| guarded(|| db.apply_batch(batch).and_then(|()| db.flush().map(|_| ())));
@@ -195,18 +195,18 @@ impl Sled {
     }
 }
 
-/// The whole state at a revision, piece by piece: the writer waits for one piece at most.
+/// The whole state at a revision, in slices: the writer waits for one slice at most.
 struct Slices<'a> {
-    shared: &'a Shared,
+    shared: &'a StoreShared,
     at: Revision,
     after: Option<Arc<str>>,
 }
 
 impl Slices<'_> {
-    /// The next keys; none: there are no more.
+    /// The next rows; empty at the end.
     fn next(&mut self) -> std::io::Result<Rows> {
         let state = self.shared.read();
-        // History may be compacted under a long snapshot; the compaction brings the next one.
+        // History may be compacted during a long snapshot; the next compaction triggers another one.
         state.versions.check(self.at).map_err(|gone| std::io::Error::other(StoreError::from(gone)))?;
         let from = self.after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
         let rows = state.versions.range(from, Bound::Unbounded, self.at).take(SLICE_KEYS);
@@ -219,12 +219,12 @@ impl Slices<'_> {
     }
 }
 
-/// The thread's state.
+/// The state of the checkpoint thread.
 pub(super) struct Checkpoint {
     pub(super) path: PathBuf,
     pub(super) sled: Option<Sled>,
     pub(super) slot: Arc<Slot>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<StoreShared>,
     pub(super) segments: Segments,
     pub(super) snapshot_after_bytes: u64,
 }
@@ -240,8 +240,8 @@ impl Checkpoint {
                 Some(sled) => sled.apply(&rows, revision),
                 None => Err("it could not be opened".into()),
             };
-            if let Err(trouble) = applied {
-                self.start_over(&trouble);
+            if let Err(why) = applied {
+                self.start_over(&why);
             }
             if let Err(error) = self.snapshot_when_due(revision) {
                 tracing::warn!(%error, "no snapshot could be written; the log is kept");
@@ -256,13 +256,13 @@ impl Checkpoint {
         (at, rows.map(|(key, modified, stored)| snapshot::row(key, modified, stored)).collect())
     }
 
-    fn start_over(&mut self, trouble: &str) {
-        tracing::warn!(trouble, "sled is set aside and rebuilt");
+    fn start_over(&mut self, why: &str) {
+        tracing::warn!(why, "sled is set aside and rebuilt");
         self.sled = None;
         let (revision, rows) = self.state();
         match Sled::rebuild(&sled_path(&self.path), revision, &rows) {
             Ok(sled) => self.sled = Some(sled),
-            Err(trouble) => tracing::warn!(trouble, "sled could not be rebuilt; starts read the log until it can be"),
+            Err(why) => tracing::warn!(why, "sled could not be rebuilt; starts read the log until it can be"),
         }
     }
 
@@ -294,23 +294,23 @@ mod tests {
 
     use tokio::sync::watch;
 
-    use super::super::super::plan::State;
+    use super::super::super::plan::StoreState;
     use super::super::super::record::Record;
     use super::*;
 
     fn write(revision: Revision, number: usize) -> Write {
-        let stored = Stored { record: Record::plain(b"{}"), created: revision, expires_ms: 0 };
+        let stored = StoredValue { record: Record::plain(b"{}"), created: revision, expires_ms: 0 };
         Write { revision, key: format!("/k/{number:06}").into(), stored: Some(Arc::new(stored)) }
     }
 
-    /// A snapshot holds the writer up for one slice at most, shows one revision whatever is written meanwhile, and is
+    /// A snapshot blocks the writer for one slice at most, contains one revision despite concurrent writes, and is
     /// decided on before anything is copied.
     #[test]
     fn a_snapshot_is_taken_in_slices_between_which_the_writer_goes_on() {
         let keys = SLICE_KEYS * 5 / 2;
         let rows: Vec<Write> = (0..keys).map(|number| write(7, number)).collect();
-        let state = RwLock::new(State::filled(7, &rows));
-        let shared = Arc::new(Shared { state, moved: watch::Sender::new(7) });
+        let state = RwLock::new(StoreState::filled(7, &rows));
+        let shared = Arc::new(StoreShared { state, moved: watch::Sender::new(7) });
         let mut slices = Slices { shared: &shared, at: 7, after: None };
         let (mut seen, mut sizes) = (Vec::new(), Vec::new());
         for revision in 8.. {
@@ -320,14 +320,14 @@ mod tests {
             }
             sizes.push(slice.len());
             seen.extend(slice);
-            let mut state = shared.state.try_write().expect("nobody holds the state between slices");
+            let mut state = shared.state.try_write().expect("the state is not locked between slices");
             state.apply(vec![write(revision, keys - 1), write(revision, keys + 1)]);
         }
         assert_eq!(sizes, [SLICE_KEYS, SLICE_KEYS, keys - 2 * SLICE_KEYS]);
         assert!(seen == rows, "all of revision 7, and nothing of what came after");
         let mut behind = Slices { shared: &shared, at: 7, after: None };
         shared.write().compact(9).unwrap();
-        assert!(behind.next().is_err(), "what is gone is not shown as if it were there");
+        assert!(behind.next().is_err(), "a compacted revision is an error");
 
         let folder = tempfile::tempdir().unwrap();
         let checkpoint = Checkpoint {
@@ -338,7 +338,7 @@ mod tests {
             segments: Segments::default(),
             snapshot_after_bytes: 1,
         };
-        // The writer has the state to itself: a decision that looked at it first would wait for ever.
+        // The writer's lock is held: a decision that read the state first would deadlock.
         let _held = shared.state.write().unwrap();
         checkpoint.snapshot_when_due(9).unwrap();
     }

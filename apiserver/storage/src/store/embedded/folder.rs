@@ -1,4 +1,4 @@
-//! The store's folder: its lock, its format version, and syncing what it names.
+//! The store's folder: its lock, its format version, and making its directory entries durable.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
@@ -6,21 +6,21 @@ use std::path::Path;
 
 use super::StoreError;
 
-/// The version of everything in the folder; raised when an older program could not read it.
+/// The format version of the folder's files; raised when an older program could not read them.
 const FORMAT: u32 = 3;
-/// The first one, of JSON without heads: read, and written no more.
+/// The first version, of JSON without heads: read, never written.
 const FORMAT_PLAIN: u32 = 1;
-/// Of records that name no managers.
+/// The version of records without managers.
 const FORMAT_UNMANAGED: u32 = 2;
 
-/// A locked folder, until it is dropped.
+/// A locked folder; dropping it releases the lock.
 pub(super) struct Lock(#[expect(dead_code, reason = "holds the lock while it is open")] File);
 
 pub(super) fn unusable(path: &Path, error: &io::Error) -> StoreError {
     StoreError::Unavailable(format!("{}: {error}", path.display()))
 }
 
-/// What every damage says: the file, what is wrong, the way back.
+/// The error for damaged files: the file, the damage, and the remedy.
 pub(super) fn damaged(path: &Path, what: &str) -> StoreError {
     StoreError::Damaged(format!(
         "{} is damaged: {what}; nothing was changed: put a copy of the data folder back to restore the cluster",
@@ -28,25 +28,25 @@ pub(super) fn damaged(path: &Path, what: &str) -> StoreError {
     ))
 }
 
-/// What is left on a folder's disk for this user.
+/// The free bytes on the folder's disk for this user.
 #[cfg(unix)]
 pub(super) fn free_bytes(path: &Path) -> Option<u64> {
     let disk = rustix::fs::statvfs(path).ok()?;
     Some(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
-/// Not asked elsewhere.
+/// Not available on other systems.
 #[cfg(not(unix))]
 pub(super) fn free_bytes(_: &Path) -> Option<u64> {
     None
 }
 
-/// Makes the names in a folder durable.
+/// Makes the entries of a folder durable.
 pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Writes a whole file so that it exists completely or not at all.
+/// Writes a file atomically: completely or not at all.
 pub(super) fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let temporary = path.with_extension("tmp");
     let mut file = File::create(&temporary)?;
@@ -56,8 +56,8 @@ pub(super) fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> io::Resu
     path.parent().map_or(Ok(()), sync_folder)
 }
 
-/// Raises the format of a folder that was read, before the first record is written: an older program says then that it
-/// can't read it, and doesn't take records for damage.
+/// Raises the format version after reading and before the first write: an older program then reports the version,
+/// instead of damage.
 pub(super) fn raise(path: &Path) -> Result<(), StoreError> {
     let format = path.join("format");
     let text = fs::read_to_string(&format).map_err(|error| unusable(&format, &error))?;
@@ -68,7 +68,7 @@ fn write_format(path: &Path) -> Result<(), StoreError> {
     write_whole(path, |file| writeln!(file, "{FORMAT}")).map_err(|error| unusable(path, &error))
 }
 
-/// Makes the folder where it isn't, locks it, and checks that this program can read it.
+/// Creates the folder if needed, locks it, and checks that this program can read it.
 pub(super) fn enter(path: &Path) -> Result<Lock, StoreError> {
     let log = path.join("log");
     fs::create_dir_all(&log).map_err(|error| unusable(&log, &error))?;
@@ -89,7 +89,7 @@ pub(super) fn enter(path: &Path) -> Result<Lock, StoreError> {
     match fs::read_to_string(&format) {
         Ok(text) => match text.trim().parse::<u32>() {
             Ok(FORMAT) => {}
-            // Raised when it was read: `raise`.
+            // Raised after reading: `raise`.
             Ok(FORMAT_PLAIN | FORMAT_UNMANAGED) => {}
             Ok(newer) => {
                 return Err(StoreError::Damaged(format!(

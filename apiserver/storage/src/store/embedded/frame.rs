@@ -1,17 +1,17 @@
-//! The log's frame: a numbered, checksummed group of writes. Pure; reads hostile bytes.
+//! The log's frame: a numbered, checksummed group of writes. Pure; parses untrusted bytes.
 //!
-//! The magic's bytes occur in no UTF-8 text and values are JSON, so no client can store bytes that look like a frame.
+//! The magic's bytes occur in no UTF-8 text, and values are JSON, so clients cannot store bytes that look like a frame.
 
 use std::sync::Arc;
 
 use super::super::Record;
-use super::super::plan::{Stored, Write};
-use super::{ReadPlain, Revision};
+use super::super::plan::{StoredValue, Write};
+use super::{ReadFirstFormat, Revision};
 
 pub(super) const MAGIC: [u8; 4] = [0xFF, b'C', b'R', 0xFE];
 pub(super) const HEADER_BYTES: usize = 40;
 
-/// What a write holds: nothing, an object as the first format stored it (JSON alone), or a record.
+/// The content of a write: nothing, an object of the first format (JSON only), or a record.
 const DELETED: u8 = 0;
 const PLAIN: u8 = 1;
 const RECORD: u8 = 2;
@@ -33,12 +33,12 @@ impl Header {
 }
 
 fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    // Values are bounded far below 4 GiB by the store's limit.
+    // The store's limit keeps values far below 4 GiB.
     out.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
     out.extend_from_slice(bytes);
 }
 
-/// One write in its stored form (also a snapshot's).
+/// Encodes one write (also for snapshots).
 pub(super) fn encode_write(out: &mut Vec<u8>, write: &Write) {
     out.extend_from_slice(&write.revision.to_le_bytes());
     put_bytes(out, write.key.as_bytes());
@@ -54,7 +54,7 @@ pub(super) fn encode_write(out: &mut Vec<u8>, write: &Write) {
     }
 }
 
-/// Takes values off the front of a slice.
+/// Reads values from the front of a slice.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -78,8 +78,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The write at the front of `bytes` and what follows it; `read` makes a record of what was stored without a head.
-pub(super) fn decode_write<'a>(bytes: &'a [u8], read: &ReadPlain) -> Option<(Write, &'a [u8])> {
+/// The write at the front of `bytes`, and the rest; `read` makes a record of an object without a head.
+pub(super) fn decode_write<'a>(bytes: &'a [u8], read: &ReadFirstFormat) -> Option<(Write, &'a [u8])> {
     let mut reader = Reader(bytes);
     let revision = reader.u64()?;
     let key: Arc<str> = std::str::from_utf8(reader.bytes()?).ok()?.into();
@@ -90,14 +90,14 @@ pub(super) fn decode_write<'a>(bytes: &'a [u8], read: &ReadPlain) -> Option<(Wri
             let expires_ms = reader.u64()?;
             let bytes = reader.bytes()?;
             let record = if *form == PLAIN { read(&key, bytes) } else { Record::decode(bytes)? };
-            Some(Stored { created, expires_ms, record }.into())
+            Some(StoredValue { created, expires_ms, record }.into())
         }
         _ => return None,
     };
     Some((Write { revision, key, stored }, reader.0))
 }
 
-/// A whole frame; `writes` are in revision order and not empty.
+/// Encodes a frame; `writes` are in revision order and not empty.
 pub(super) fn encode(number: u64, writes: &[Write]) -> Vec<u8> {
     let mut out = vec![0; HEADER_BYTES];
     for write in writes {
@@ -116,7 +116,7 @@ pub(super) fn encode(number: u64, writes: &[Write]) -> Vec<u8> {
     out
 }
 
-/// The frame at the front of `bytes`, whose checksums hold.
+/// The frame at the front of `bytes`, if its checksums match.
 pub(super) fn check(bytes: &[u8]) -> Option<(Header, &[u8])> {
     let head = bytes.get(..HEADER_BYTES)?;
     let mut reader = Reader(head);
@@ -137,8 +137,8 @@ pub(super) fn check(bytes: &[u8]) -> Option<(Header, &[u8])> {
     (crc32fast::hash(payload) == header.payload_crc).then_some((header, payload))
 }
 
-/// The writes of a checked payload; `None` where they are not what the header says.
-pub(super) fn writes(header: &Header, mut payload: &[u8], read: &ReadPlain) -> Option<Vec<Write>> {
+/// The writes of a checked payload; `None` if they contradict the header.
+pub(super) fn writes(header: &Header, mut payload: &[u8], read: &ReadFirstFormat) -> Option<Vec<Write>> {
     let mut writes: Vec<Write> = Vec::new();
     while !payload.is_empty() {
         let (write, rest) = decode_write(payload, read)?;
@@ -172,14 +172,14 @@ mod tests {
 
     use super::*;
 
-    /// Key, value with its time to live, whether a new revision begins.
+    /// A key, its value with a time to live, and whether a new revision begins.
     type Drawn = ((String, Option<(Vec<u8>, u64)>), bool);
 
     fn read(_: &str, body: &[u8]) -> Record {
         Record::plain(body)
     }
 
-    /// As the first format wrote it.
+    /// Encodes as the first format did.
     fn plain(write: &Write) -> Vec<u8> {
         let mut out = write.revision.to_le_bytes().to_vec();
         put_bytes(&mut out, write.key.as_bytes());
@@ -201,8 +201,9 @@ mod tests {
             let mut revision = 7;
             let write = |((key, value), step): Drawn| {
                 revision += u64::from(step);
-                let stored = value
-                    .map(|(value, ttl)| Stored { record: Record::plain(&value), created: 1, expires_ms: ttl }.into());
+                let stored = value.map(|(value, ttl)| {
+                    StoredValue { record: Record::plain(&value), created: 1, expires_ms: ttl }.into()
+                });
                 Write { revision, key: key.into(), stored }
             };
             ops.into_iter().map(write).collect()

@@ -1,5 +1,5 @@
-//! Fuzz targets of what a start reads: frames of the log and snapshots, also with checksums that hold, as damage that
-//! nobody noticed when it was written has.
+//! Fuzz targets for the files read at a start: log frames and snapshots, also with valid checksums, as for damage that
+//! was written undetected.
 
 use bolero::check;
 
@@ -15,7 +15,7 @@ fn any_bytes_are_a_frame_or_none() {
     check!().for_each(|bytes: &[u8]| {
         let _ = frame::check(bytes);
         let mut rest = bytes;
-        // Each write takes some of the bytes: it ends.
+        // Each write consumes bytes, so the loop ends.
         while let Some((_, after)) = frame::decode_write(rest, &plain) {
             assert!(after.len() < rest.len());
             rest = after;

@@ -17,7 +17,7 @@ pub(super) struct Segment {
     pub(super) bytes: u64,
 }
 
-/// Closed segments, oldest first: the writer adds, the checkpoint thread deletes.
+/// Closed segments, oldest first: the writer adds them, the checkpoint thread deletes them.
 pub(super) type Segments = Arc<Mutex<Vec<Segment>>>;
 
 struct Open {
@@ -35,12 +35,12 @@ pub(super) struct Log {
     segment_bytes_max: u64,
 }
 
-/// How an append failed.
+/// The failure of an append.
 #[derive(Debug)]
 pub(super) enum AppendError {
-    /// Nothing is in the log of what was so many bytes; it can be tried again (the disk is full).
-    Refused(io::Error, usize),
-    /// What the disk holds is unknown.
+    /// Nothing of the frame is in the log (the disk is full); it can be retried. Contains the frame's size in bytes.
+    NotWritten(io::Error, usize),
+    /// The content of the disk is unknown.
     Sync(io::Error),
 }
 
@@ -49,7 +49,7 @@ pub(super) fn segment_path(folder: &Path, first_number: u64) -> PathBuf {
 }
 
 impl Log {
-    /// A log that goes on after what was recovered.
+    /// Continues a log after recovery.
     pub(super) fn new(
         folder: &Path,
         closed: Vec<Segment>,
@@ -80,7 +80,7 @@ impl Log {
     /// Appends one frame and syncs it.
     pub(super) fn append(&mut self, writes: &[Write]) -> Result<(), AppendError> {
         let bytes = frame::encode(self.next_number, writes);
-        let refused = |error| AppendError::Refused(error, bytes.len());
+        let not_written = |error| AppendError::NotWritten(error, bytes.len());
         if self.open.as_ref().is_some_and(|open| open.bytes >= self.segment_bytes_max)
             && let Some(full) = self.open.take()
         {
@@ -91,15 +91,15 @@ impl Log {
             Some(open) => open,
             None => {
                 let path = segment_path(&self.folder, self.next_number);
-                let file = OpenOptions::new().append(true).create(true).open(&path).map_err(refused)?;
+                let file = OpenOptions::new().append(true).create(true).open(&path).map_err(not_written)?;
                 sync_folder(&self.folder).map_err(AppendError::Sync)?;
                 self.open.insert(Open { path, file, bytes: 0 })
             }
         };
         if let Err(error) = open.file.write_all(&bytes) {
-            // A part of the frame may stand there: it must go, or the next frame would come after a bad one.
+            // The file may contain a part of the frame: it must be removed, or the next frame would follow a bad one.
             return match open.file.set_len(open.bytes).and_then(|()| open.file.sync_all()) {
-                Ok(()) => Err(refused(error)),
+                Ok(()) => Err(not_written(error)),
                 Err(error) => Err(AppendError::Sync(error)),
             };
         }
@@ -111,8 +111,8 @@ impl Log {
     }
 }
 
-/// Deletes closed segments that lie wholly below `revision`, but never the newest closed one: so a log that was ever
-/// written to is never empty, and a missing one is noticed.
+/// Deletes closed segments that are entirely below `revision`, except the newest closed one: so a log that was written
+/// once is never empty, and a missing one is detected.
 pub(super) fn delete_below(segments: &Segments, revision: Revision) -> io::Result<()> {
     loop {
         let oldest = {

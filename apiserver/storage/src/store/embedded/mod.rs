@@ -1,10 +1,10 @@
-//! The embedded store: an append-only commit log of our own is the truth, sled its checkpoint.
+//! The embedded store: an append-only commit log is the source of truth, sled its checkpoint.
 //!
 //! sled alone is not enough: its `flush` does not fsync on Linux, `flush_async` deadlocks, and its files are reported
-//! damaged after abrupt stops. So: one writer thread drains the queue, appends one checksummed frame, syncs once, makes
-//! it visible, feeds the cache, acknowledges. A second thread brings sled up to the compacted revision; the log after it
-//! is the watch history. Segments are deleted only below a checksummed snapshot of our own, so sled can be damaged or
-//! deleted at any time and is rebuilt.
+//! damaged after abrupt stops. So one writer thread drains the queue, appends one checksummed frame, syncs once, makes
+//! it visible, feeds the cache, acknowledges. A second thread updates sled to the compacted revision; the log after it
+//! is the watch history. Segments are deleted only below a checksummed snapshot, so sled can be damaged or deleted at
+//! any time and is rebuilt.
 
 mod checkpoint;
 mod folder;
@@ -27,29 +27,29 @@ use async_trait::async_trait;
 use machinery_env::Env;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::plan::{State, check};
+use super::plan::{StoreState, check};
 use super::{Change, Current, Entry, History, Outcome, Range, Record, Revision, Sink, Store, StoreError, Txn, Watch};
 use writer::{Command, Reply};
 
-/// Commands that may wait for the writer: more would only wait longer; callers queue before it.
+/// The maximum number of queued commands: more would only wait longer. Callers wait for a place in the queue.
 const QUEUE_COMMANDS_MAX: usize = 4096;
 
-/// What happens when a sync fails: what the disk holds is unknown then, and the process must not go on.
+/// Called when a sync fails: the content of the disk is unknown, and the process must not continue.
 pub type Fatal = Box<dyn Fn(&str) + Send + Sync>;
 
-/// Makes a record of a key's object that the first format stored without a head.
-pub type ReadPlain = dyn Fn(&str, &[u8]) -> Record + Send + Sync;
+/// Makes a record of an object that the first format stored without a head.
+pub type ReadFirstFormat = dyn Fn(&str, &[u8]) -> Record + Send + Sync;
 
-/// How an embedded store behaves; the defaults are for use, other values for tests.
+/// The options of an embedded store; the defaults are for production, other values for tests.
 pub struct Options {
     /// Called when a sync fails; ends the process.
     pub fatal: Fatal,
-    /// A segment is closed when it is larger.
+    /// The size above which a segment is closed.
     pub segment_bytes_max: u64,
-    /// A snapshot is written when segments of this size (or twice the live data, if that is more) could be deleted.
+    /// The total size of deletable segments (or twice the live data, if that is more) at which a snapshot is written.
     pub snapshot_after_bytes: u64,
-    /// For a folder of the first format.
-    pub read_plain: Box<ReadPlain>,
+    /// Converts objects of the first format.
+    pub read_first_format: Box<ReadFirstFormat>,
 }
 
 impl Default for Options {
@@ -59,37 +59,37 @@ impl Default for Options {
                 tracing::error!("{why}");
                 std::process::abort()
             }),
-            // Small enough to be deleted soon, large enough that a folder's fsync is rare.
+            // Small enough to be deleted soon, large enough that syncs of the folder are rare.
             segment_bytes_max: 16 * 1024 * 1024,
-            // Bounds what a start without sled has to read to about a second's worth.
+            // Bounds a start without sled to about a second of reading.
             snapshot_after_bytes: 64 * 1024 * 1024,
-            read_plain: Box::new(|_, body| Record::read(body, |_| None)),
+            read_first_format: Box::new(|_, body| Record::read(body, |_| None)),
         }
     }
 }
 
-struct Shared {
-    state: RwLock<State>,
+struct StoreShared {
+    state: RwLock<StoreState>,
     moved: watch::Sender<Revision>,
 }
 
-impl Shared {
-    fn read(&self) -> RwLockReadGuard<'_, State> {
+impl StoreShared {
+    fn read(&self) -> RwLockReadGuard<'_, StoreState> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, State> {
+    fn write(&self) -> RwLockWriteGuard<'_, StoreState> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl History for Shared {
+impl History for StoreShared {
     fn since(&self, prefix: &str, after: Revision, most: usize) -> Result<(Vec<Change>, Revision), StoreError> {
         self.read().since(prefix, after, most)
     }
 }
 
-/// What the two threads run, and the folder's lock, which the writer gives up last.
+/// The work of the two threads, and the folder's lock, which the writer releases last.
 struct Workers {
     checkpoint: checkpoint::Checkpoint,
     writer: writer::Writer,
@@ -100,27 +100,27 @@ fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// See the module.
+/// The embedded store.
 pub struct EmbeddedStore {
-    shared: Arc<Shared>,
+    shared: Arc<StoreShared>,
     commands: Mutex<Option<mpsc::Sender<Command>>>,
-    /// Until [`EmbeddedStore::start`].
+    /// The threads' work until [`EmbeddedStore::start`].
     idle: Mutex<Option<Workers>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     path: PathBuf,
 }
 
 impl EmbeddedStore {
-    /// Opens or makes the store in a folder of its own. Blocking: reads everything into memory. Writes begin with
+    /// Opens or creates the store in a folder of its own. Blocking: reads everything into memory. Writes begin with
     /// [`EmbeddedStore::start`].
     pub fn open(path: &Path, env: Env, options: Options) -> Result<Arc<Self>, StoreError> {
-        // Absolute: a relative path's last folder has no parent that could be synced.
+        // Absolute: the last component of a relative path has no parent to sync.
         let path = &std::path::absolute(path).map_err(|error| folder::unusable(path, &error))?;
         let lock = folder::enter(path)?;
-        let recovered = recover::recover(path, &*options.read_plain)?;
+        let recovered = recover::recover(path, &*options.read_first_format)?;
         folder::raise(path)?;
         let revision = recovered.state.versions.revision();
-        let shared = Arc::new(Shared { state: RwLock::new(recovered.state), moved: watch::Sender::new(revision) });
+        let shared = Arc::new(StoreShared { state: RwLock::new(recovered.state), moved: watch::Sender::new(revision) });
         let log = recovered.log.with_segment_bytes_max(options.segment_bytes_max);
         let slot = Arc::new(checkpoint::Slot::default());
         let checkpoint = checkpoint::Checkpoint {
@@ -141,7 +141,7 @@ impl EmbeddedStore {
             sink: None,
             path: path.clone(),
             fatal: options.fatal,
-            refusals: writer::Refusals::default(),
+            rejections: writer::RejectionLog::default(),
         };
         Ok(Arc::new(Self {
             shared,
@@ -152,11 +152,11 @@ impl EmbeddedStore {
         }))
     }
 
-    /// Starts the two threads that write; transactions wait until then. A second call does nothing.
+    /// Starts the two writing threads; transactions wait until then. A second call does nothing.
     ///
     /// # Errors
     ///
-    /// The system gives no thread: the store is of no use then.
+    /// The system refuses a thread: the store is unusable.
     pub fn start(&self) -> Result<(), StoreError> {
         let Some(Workers { checkpoint, writer, lock }) = lock_of(&self.idle).take() else { return Ok(()) };
         // The folder stays locked until its writer has ended.
@@ -184,12 +184,12 @@ impl EmbeddedStore {
         &self.path
     }
 
-    /// Ends both threads after what is queued is written; blocking. Later calls answer `Unavailable`.
+    /// Ends both threads after the queued writes; blocking. Later calls return `Unavailable`.
     pub fn close(&self) {
         lock_of(&self.commands).take();
         lock_of(&self.idle).take();
         let threads = std::mem::take(&mut *lock_of(&self.threads));
-        // The writer is the first; it tells the checkpoint thread to end.
+        // The writer is first; it ends the checkpoint thread.
         for thread in threads {
             let _ = thread.join();
         }

@@ -1,52 +1,52 @@
-//! The start: the newest base that checks out (sled, or a snapshot), then the log's tail. A torn tail is cut off;
-//! anything else that doesn't fit stops the start and names the file.
+//! Recovery at a start: loads the newest valid base (sled or a snapshot), then replays the log. A torn tail is
+//! truncated; any other inconsistency fails the start with the file's name.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use super::super::plan::{State, Write};
+use super::super::plan::{StoreState, Write};
 use super::checkpoint::{Sled, sled_path};
 use super::folder::{damaged, sync_folder, unusable};
 use super::log::{Log, Segment};
 use super::snapshot::{self, Rows};
-use super::{ReadPlain, Revision, StoreError, frame};
+use super::{ReadFirstFormat, Revision, StoreError, frame};
 
 pub(super) struct Recovered {
-    pub(super) state: State,
+    pub(super) state: StoreState,
     pub(super) log: Log,
     pub(super) sled: Option<Sled>,
 }
 
-/// Where the log's valid frames end.
+/// The end of the log's valid frames.
 struct Tail {
     number: u64,
     last: Revision,
 }
 
-pub(super) fn recover(path: &Path, plain: &ReadPlain) -> Result<Recovered, StoreError> {
+pub(super) fn recover(path: &Path, plain: &ReadFirstFormat) -> Result<Recovered, StoreError> {
     let (snapshot, bad_snapshot) = newest_snapshot(path, plain)?;
     let sled_at = sled_path(path);
     let loaded = if sled_at.exists() { Sled::load(&sled_at, plain) } else { Err("it is not there".into()) };
     let snapshot_revision = snapshot.as_ref().map_or(0, |(revision, _)| *revision);
-    let (sled, base, rows, trouble) = match loaded {
+    let (sled, base, rows, why) = match loaded {
         Ok((sled, revision, rows)) if revision >= snapshot_revision => (Some(sled), revision, rows, None),
         other => {
-            let trouble = other.err().unwrap_or_else(|| "it is older than the snapshot".into());
+            let why = other.err().unwrap_or_else(|| "it is older than the snapshot".into());
             let (base, rows) = snapshot.unwrap_or_default();
-            (None, base, rows, Some(trouble))
+            (None, base, rows, Some(why))
         }
     };
-    let mut state = State::filled(base, &rows);
+    let mut state = StoreState::filled(base, &rows);
     let log = replay(path, &mut state, base, bad_snapshot.as_deref(), plain)?;
-    let sled = match (sled, trouble) {
-        (None, Some(trouble)) => {
-            // A first start has nothing to say.
+    let sled = match (sled, why) {
+        (None, Some(why)) => {
+            // Nothing to report at a first start.
             if sled_at.exists() || base > 0 {
-                tracing::warn!(trouble, "sled is set aside and rebuilt from the log");
+                tracing::warn!(why, "sled is set aside and rebuilt from the log");
             }
             Sled::rebuild(&sled_at, base, &rows)
-                .inspect_err(|trouble| tracing::warn!(trouble, "sled could not be rebuilt"))
+                .inspect_err(|why| tracing::warn!(why, "sled could not be rebuilt"))
                 .ok()
         }
         (sled, _) => sled,
@@ -54,11 +54,11 @@ pub(super) fn recover(path: &Path, plain: &ReadPlain) -> Result<Recovered, Store
     Ok(Recovered { state, log, sled })
 }
 
-/// A state to begin from.
+/// The state before the replay.
 type Base = (Revision, Rows);
 
-/// The newest snapshot that checks out, and a damaged newer one.
-fn newest_snapshot(path: &Path, plain: &ReadPlain) -> Result<(Option<Base>, Option<PathBuf>), StoreError> {
+/// The newest valid snapshot, and the path of a newer damaged one.
+fn newest_snapshot(path: &Path, plain: &ReadFirstFormat) -> Result<(Option<Base>, Option<PathBuf>), StoreError> {
     let mut bad = None;
     for (file, _) in snapshot::list(path).map_err(|error| unusable(path, &error))? {
         match snapshot::read(&file, plain).map_err(|error| unusable(&file, &error))? {
@@ -81,19 +81,19 @@ fn segment_files(folder: &Path) -> Result<Vec<PathBuf>, StoreError> {
     Ok(files)
 }
 
-/// Applies what comes after `base`, cuts a torn tail off, and returns the log ready to be appended to.
+/// Replays the frames after `base`, truncates a torn tail, and returns the log for appending.
 fn replay(
     path: &Path,
-    state: &mut State,
+    state: &mut StoreState,
     base: Revision,
     bad_snapshot: Option<&Path>,
-    plain: &ReadPlain,
+    plain: &ReadFirstFormat,
 ) -> Result<Log, StoreError> {
     let folder = path.join("log");
     let files = segment_files(&folder)?;
     let mut tail: Option<Tail> = None;
     let mut segments: Vec<Segment> = Vec::new();
-    // One for all: freed ones of this size would stay as holes between what is kept of them.
+    // One buffer for all files: freed ones of this size would fragment the heap between the retained values.
     let mut bytes = Vec::new();
     for (index, file) in files.iter().enumerate() {
         bytes.clear();
@@ -142,8 +142,8 @@ fn replay(
     Log::new(&folder, segments, open, next_number, last).map_err(|error| unusable(&folder, &error))
 }
 
-/// A bad frame at `at` of the first of `files` is the torn tail if no valid frame of its number or a higher one comes
-/// after it; then it and what follows is removed.
+/// A bad frame at `at` of the first of `files` is the torn tail if no valid frame of its number or a higher one
+/// follows; then it and everything after it is removed.
 fn cut_torn_tail(folder: &Path, files: &[PathBuf], bytes: &[u8], at: usize, expected: u64) -> Result<(), StoreError> {
     let Some((file, later)) = files.split_first() else { return Ok(()) };
     let mut whole = frame::any_from(&bytes[at..], expected);

@@ -1,24 +1,24 @@
-//! Snapshots: the whole state at a revision in one checksummed file, written completely or not at all. Below the newest
-//! one the log may be cut.
+//! Snapshots: the whole state at a revision in one checksummed file, written completely or not at all. The log below
+//! the newest one may be deleted.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
-use super::super::plan::{Stored, Write};
+use super::super::plan::{StoredValue, Write};
 use super::folder::write_whole;
-use super::{ReadPlain, Revision, frame};
+use super::{ReadFirstFormat, Revision, frame};
 
-/// Of the first format, which counts its rows before them.
+/// The magic of the first format, with the number of rows before them.
 const MAGIC_COUNTED: &[u8; 8] = b"\xFFCRSNAP\xFE";
-/// Rows, and how many they are behind them: nobody knows it before.
+/// The magic of the current format, with the number of rows after them, as it is unknown before.
 const MAGIC: &[u8; 8] = b"\xFFCRSNA2\xFE";
 const PREFIX: &str = "snapshot-";
 
-/// State in key order: key and write of each.
+/// The state in key order: key and write of each entry.
 pub(super) type Rows = Vec<Write>;
 
-/// A writer that checksums what passes.
+/// A writer that computes a checksum.
 struct Checked<'a> {
     out: BufWriter<&'a mut File>,
     crc: crc32fast::Hasher,
@@ -31,7 +31,7 @@ impl Checked<'_> {
     }
 }
 
-/// Writes `snapshot-REV` of rows that come piece by piece into the folder and deletes older ones.
+/// Writes `snapshot-REV` from slices of rows and deletes older snapshots.
 pub(super) fn write(folder: &Path, revision: Revision, mut next: impl FnMut() -> io::Result<Rows>) -> io::Result<()> {
     let path = folder.join(format!("{PREFIX}{revision:020}"));
     write_whole(&path, |file| {
@@ -78,12 +78,12 @@ pub(super) fn list(folder: &Path) -> io::Result<Vec<(PathBuf, Revision)>> {
     Ok(found)
 }
 
-/// Reads a snapshot; `None`: it is damaged.
-pub(super) fn read(path: &Path, plain: &ReadPlain) -> io::Result<Option<(Revision, Rows)>> {
+/// Reads a snapshot; `None` if it is damaged.
+pub(super) fn read(path: &Path, plain: &ReadFirstFormat) -> io::Result<Option<(Revision, Rows)>> {
     Ok(parse(&fs::read(path)?, plain))
 }
 
-pub(super) fn parse(bytes: &[u8], plain: &ReadPlain) -> Option<(Revision, Rows)> {
+pub(super) fn parse(bytes: &[u8], plain: &ReadFirstFormat) -> Option<(Revision, Rows)> {
     let (body, crc) = bytes.split_last_chunk::<4>()?;
     if crc32fast::hash(body) != u32::from_le_bytes(*crc) {
         return None;
@@ -106,8 +106,8 @@ pub(super) fn parse(bytes: &[u8], plain: &ReadPlain) -> Option<(Revision, Rows)>
     (rows.len() as u64 == u64::from_le_bytes(*count)).then_some((u64::from_le_bytes(*revision), rows))
 }
 
-/// A row of the state.
-pub(super) fn row(key: &std::sync::Arc<str>, modified: Revision, stored: &std::sync::Arc<Stored>) -> Write {
+/// A row of a snapshot.
+pub(super) fn row(key: &std::sync::Arc<str>, modified: Revision, stored: &std::sync::Arc<StoredValue>) -> Write {
     Write { revision: modified, key: key.clone(), stored: Some(stored.clone()) }
 }
 
@@ -118,7 +118,7 @@ mod tests {
 
     fn rows() -> Rows {
         let stored =
-            |body: &str| Some(Stored { record: Record::plain(body.as_bytes()), created: 1, expires_ms: 0 }.into());
+            |body: &str| Some(StoredValue { record: Record::plain(body.as_bytes()), created: 1, expires_ms: 0 }.into());
         let row = |n: u64| Write { revision: n, key: format!("/k/{n}").into(), stored: stored(&n.to_string()) };
         (1..=5).map(row).collect()
     }
@@ -142,7 +142,7 @@ mod tests {
             assert_eq!(parse(&bad, &plain), None, "byte {at}");
             assert_eq!(parse(&bytes[..at], &plain), None, "cut at {at}");
         }
-        // As the first format wrote it: JSON alone, and the count before.
+        // As in the first format: JSON only, with the count in front.
         let mut counted = [&MAGIC_COUNTED[..], &9u64.to_le_bytes(), &1u64.to_le_bytes()].concat();
         counted.extend(7u64.to_le_bytes());
         counted.extend(2u32.to_le_bytes());
@@ -151,7 +151,7 @@ mod tests {
         counted.extend(2u32.to_le_bytes());
         counted.extend(b"{}");
         counted.extend(crc32fast::hash(&counted).to_le_bytes());
-        let stored = Stored { record: Record::plain(b"{}"), created: 3, expires_ms: 0 };
+        let stored = StoredValue { record: Record::plain(b"{}"), created: 3, expires_ms: 0 };
         let row = Write { revision: 7, key: "/a".into(), stored: Some(stored.into()) };
         assert_eq!(parse(&counted, &plain), Some((9, vec![row])));
     }

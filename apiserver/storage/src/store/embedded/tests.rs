@@ -1,4 +1,4 @@
-//! The embedded store through crashes and damage: nothing acknowledged is lost, and what can't be trusted is refused.
+//! Tests crashes and damage of the embedded store: no acknowledged write is lost, and invalid files are rejected.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -33,7 +33,7 @@ fn log_files(path: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Writes, rewrites and deletes, so that segments, compaction, sled and snapshots all have something to do.
+/// Writes, rewrites and deletes, to exercise segments, compaction, sled and snapshots.
 async fn churn(store: &dyn Store, round: usize) {
     for n in 0..120 {
         write(store, just(put(&format!("/churn/{}", n % 37), &format!("{round}-{n}-{}", "x".repeat(300))))).await;
@@ -94,7 +94,7 @@ async fn a_restart_keeps_state_and_history_whatever_happens_to_sled() {
     assert_eq!(snapshots.len(), 1, "one snapshot is kept");
     let first = log_files(path)[0].file_name().unwrap().to_str().unwrap().to_owned();
     assert_ne!(first, format!("{:020}.log", 1), "the log is cut below the snapshot");
-    // Neither sled nor the snapshot: the log's beginning is missing, and that is said.
+    // Neither sled nor the snapshot exists: the log's beginning is missing, which is an error.
     fs::remove_dir_all(path.join("sled")).unwrap();
     let mut bytes = fs::read(&snapshots[0].0).unwrap();
     bytes[40] ^= 1;
@@ -103,7 +103,7 @@ async fn a_restart_keeps_state_and_history_whatever_happens_to_sled() {
     assert!(message.contains("snapshot-") && message.contains("put a copy of the data folder back"), "{message}");
 }
 
-/// A start closes sled after it has read it, and each checkpoint opens it again.
+/// A start closes sled after reading it, and each checkpoint opens it again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sled_is_opened_again_by_each_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
@@ -133,14 +133,15 @@ async fn a_torn_tail_is_cut_off_and_a_damaged_middle_refused() {
         store.close();
         let last = log_files(path).pop().unwrap();
         let len = fs::metadata(&last).unwrap().len();
-        // A frame that was being written: a part of a real one, or zeros, or in a new segment.
+        // An interrupted write: a part of a frame, zeros, or a part in a new segment.
         let torn =
             frame::encode(round + 2, &[super::super::plan::Write { revision: 99, key: "/t".into(), stored: None }]);
         let torn = if round % 2 == 0 { &torn[..torn.len() - 3] } else { &[0; 17] };
         let file = if round == 4 { log::segment_path(&path.join("log"), 99) } else { last.clone() };
         fs::OpenOptions::new().append(true).create(true).open(&file).unwrap().write_all(torn).unwrap();
         if round == 5 {
-            // Also what was acknowledged can't be told from a torn tail if it is the last and bad: cut it here by hand.
+            // An acknowledged frame can't be distinguished from a torn tail if it is the last one and bad: cut it here
+            // by hand.
             fs::OpenOptions::new().write(true).open(&last).unwrap().set_len(len).unwrap();
         }
     }
@@ -181,12 +182,12 @@ async fn a_refused_write_is_not_acknowledged_and_a_failed_disk_ends_the_process(
     let options = Options { fatal, segment_bytes_max: 1, ..Options::default() };
     let store = open_with(folder.path(), Env::real(), options).unwrap();
     let before = write(&*store, just(put("/a", "1"))).await;
-    // The next segment can't be made: nothing is written, and it can be tried again.
+    // The next segment can't be created: nothing is written, and the write can be retried.
     let next = log::segment_path(&log, 2);
     fs::create_dir(&next).unwrap();
     assert!(matches!(store.txn(just(put("/a", "2"))).await, Err(StoreError::Unavailable(_))));
     assert!(!ended.load(Ordering::SeqCst));
-    // A full device from which a half-written frame can't be removed.
+    // A full device from which a partial frame can't be removed.
     fs::remove_dir(&next).unwrap();
     std::os::unix::fs::symlink("/dev/full", &next).unwrap();
     assert!(matches!(store.txn(just(put("/a", "2"))).await, Err(StoreError::Unavailable(_))));
@@ -195,13 +196,13 @@ async fn a_refused_write_is_not_acknowledged_and_a_failed_disk_ends_the_process(
     assert_eq!(store.revision(), before);
 }
 
-/// Writers and rounds of [`kill_nine_loses_nothing_acknowledged`].
+/// The writers and rounds of [`kill_nine_loses_nothing_acknowledged`].
 const WRITERS: usize = 8;
 const ROUNDS: u64 = 6;
-/// Says in the child's working folder that this process is to write until it is killed.
+/// The file that makes the child process write until it is killed.
 const MARK: &str = "write-until-killed";
 
-/// The test binary runs this one again as a child, in a folder with [`MARK`]; without it there is nothing to do.
+/// The test binary runs this test again as a child, in a folder with [`MARK`]; without it the test does nothing.
 #[test]
 fn child_of_kill_nine() {
     if !Path::new(MARK).exists() {
@@ -220,7 +221,7 @@ fn child_of_kill_nine() {
                     for n in 0.. {
                         let key = format!("/r{round}/w{w}/n{n}");
                         write(&*store, just(put(&key, &format!("{key}{}", "y".repeat(200))))).await;
-                        // One write: a kill between a key and its line's end would join it with the next round's.
+                        // One write call: a kill between the key and its newline would join it with the next round's.
                         acked.write_all(format!("{key}\n").as_bytes()).unwrap();
                         if w == 0 && n % 50 == 49 {
                             let _ = store.compact(store.revision() - 10).await;
@@ -252,7 +253,7 @@ async fn kill_nine_loses_nothing_acknowledged() {
             .stdout(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        // Killed in the middle: as soon as this round has so many more.
+        // Killed in the middle of a round: as soon as it has acknowledged this many more writes.
         while acked().len() < before + 150 + 100 * round as usize {
             assert!(child.try_wait().unwrap().is_none(), "the child must not end by itself");
             tokio::time::sleep(Duration::from_millis(2)).await;

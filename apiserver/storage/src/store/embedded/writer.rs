@@ -1,4 +1,4 @@
-//! The one writer: drain the queue, append one frame, sync once, make it visible, feed the cache, acknowledge.
+//! The single writer: drains the queue, appends one frame, syncs once, makes it visible, feeds the cache, acknowledges.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,16 +8,16 @@ use std::time::Duration;
 use machinery_env::Env;
 use tokio::sync::{mpsc, oneshot};
 
-use super::super::plan::{Pending, Write};
+use super::super::plan::{PendingWrites, Write};
 use super::checkpoint::Slot;
 use super::log::{AppendError, Log};
-use super::{Fatal, Outcome, Revision, Shared, Sink, StoreError, Txn, folder};
+use super::{Fatal, Outcome, Revision, Sink, StoreError, StoreShared, Txn, folder};
 
-/// How often, at most, the log says that the disk refuses writes. Each client hears it at once.
-const REFUSALS_INTERVAL: Duration = Duration::from_secs(10);
-/// Commands in one group: bounds how long the first one waits for the others.
+/// The minimum interval between two log lines about rejected writes. Each client gets its error at once.
+const REJECTIONS_LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// The maximum number of commands in a group: bounds how long the first one waits for the others.
 const GROUP_COMMANDS_MAX: usize = 512;
-/// Bytes of values in one group.
+/// The maximum bytes of values in a group.
 const GROUP_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
@@ -30,7 +30,7 @@ pub(super) enum Command {
 }
 
 pub(super) struct Writer {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<StoreShared>,
     pub(super) env: Env,
     pub(super) log: Log,
     pub(super) queue: mpsc::Receiver<Command>,
@@ -38,32 +38,32 @@ pub(super) struct Writer {
     pub(super) sink: Option<Arc<dyn Sink>>,
     pub(super) path: PathBuf,
     pub(super) fatal: Fatal,
-    pub(super) refusals: Refusals,
+    pub(super) rejections: RejectionLog,
 }
 
-/// Says now and then that the disk refuses writes: as many as there are clients who try would fill what is left of it.
+/// Rate-limits the log lines about a full disk: one per rejected write would fill the rest of it.
 #[derive(Debug, Default)]
-pub(super) struct Refusals {
-    said_at: Option<Duration>,
-    unsaid: u64,
+pub(super) struct RejectionLog {
+    logged_at: Option<Duration>,
+    suppressed: u64,
 }
 
-impl Refusals {
-    /// Whether it is to be said at `now`, with how many were not said since it was last.
+impl RejectionLog {
+    /// Whether to log at `now`; contains the number of rejections since the last log line.
     fn due(&mut self, now: Duration) -> Option<u64> {
-        if self.said_at.is_some_and(|at| now.saturating_sub(at) < REFUSALS_INTERVAL) {
-            self.unsaid += 1;
+        if self.logged_at.is_some_and(|at| now.saturating_sub(at) < REJECTIONS_LOG_INTERVAL) {
+            self.suppressed += 1;
             return None;
         }
-        self.said_at = Some(now);
-        Some(std::mem::take(&mut self.unsaid))
+        self.logged_at = Some(now);
+        Some(std::mem::take(&mut self.suppressed))
     }
 }
 
-/// Transactions that are planned and not durable yet.
+/// Transactions that are planned and not yet durable.
 #[derive(Default)]
 struct Group {
-    pending: Pending,
+    pending: PendingWrites,
     replies: Vec<(Outcome, Reply<Outcome>)>,
     bytes: usize,
 }
@@ -75,22 +75,22 @@ impl Writer {
             let mut next = Some(command);
             let mut healthy = true;
             while let Some(command) = next.take() {
-                healthy = self.take(&mut group, command);
+                healthy = self.run_command(&mut group, command);
                 if !healthy || group.replies.len() >= GROUP_COMMANDS_MAX || group.bytes >= GROUP_BYTES_MAX {
                     break;
                 }
                 next = self.queue.try_recv().ok();
             }
             if !healthy || !self.commit(&mut group) {
-                // What the disk holds is unknown: nothing more is taken, what waits is told.
+                // The content of the disk is unknown: no further commands run, and the pending ones get an error.
                 break;
             }
         }
         self.slot.close();
     }
 
-    /// Plans a transaction, or does another command after what was planned. False: the disk failed.
-    fn take(&mut self, group: &mut Group, command: Command) -> bool {
+    /// Plans a transaction, or commits the group and runs another command. Returns false if the disk failed.
+    fn run_command(&mut self, group: &mut Group, command: Command) -> bool {
         match command {
             Command::Txn(txn, reply) => {
                 group.bytes += txn.ops.iter().map(value_bytes).sum::<usize>();
@@ -124,18 +124,18 @@ impl Writer {
         u64::try_from(self.env.now().as_millisecond()).unwrap_or(0)
     }
 
-    /// Makes the group durable, visible, and acknowledged, in this order. False: the disk failed.
+    /// Makes the group durable, visible, and acknowledged, in this order. Returns false if the disk failed.
     fn commit(&mut self, group: &mut Group) -> bool {
         let Group { pending, replies, .. } = std::mem::take(group);
         let mut healthy = true;
-        let refused = if pending.writes.is_empty() { None } else { self.persist(pending.writes, &mut healthy) };
+        let failure = if pending.writes.is_empty() { None } else { self.persist(pending.writes, &mut healthy) };
         for (outcome, reply) in replies {
-            let answer = match &refused {
-                // A conflict may have been with a write of this group that failed.
+            let result = match &failure {
+                // The conflict may be with a write of this group, which failed.
                 Some(error) => Err(error.clone()),
                 None => Ok(outcome),
             };
-            let _ = reply.send(answer);
+            let _ = reply.send(result);
         }
         healthy
     }
@@ -153,10 +153,10 @@ impl Writer {
                 self.shared.moved.send_replace(revision);
                 None
             }
-            Err(AppendError::Refused(error, wanted)) => {
-                let error = refused(&self.path, &error, wanted);
-                if let Some(unsaid) = self.refusals.due(self.env.elapsed()) {
-                    tracing::error!(%error, unsaid, "a write was refused by the disk");
+            Err(AppendError::NotWritten(error, wanted)) => {
+                let error = rejection(&self.path, &error, wanted);
+                if let Some(suppressed) = self.rejections.due(self.env.elapsed()) {
+                    tracing::error!(%error, suppressed, "the disk rejected a write");
                 }
                 Some(error)
             }
@@ -188,13 +188,13 @@ impl Writer {
         Ok(())
     }
 
-    /// Expires keys and compacts when it is time. False: the disk failed.
+    /// Expires keys, and compacts when due. Returns false if the disk failed.
     fn tick(&mut self) -> bool {
         let mut healthy = true;
         loop {
             let now_ms = self.now_ms();
             let state = self.shared.read();
-            let mut pending = Pending::default();
+            let mut pending = PendingWrites::default();
             let Some(txn) = state.expired(now_ms) else { break };
             state.plan(&mut pending, txn, now_ms);
             drop(state);
@@ -212,8 +212,8 @@ impl Writer {
     }
 }
 
-/// Why the disk took a write of so many bytes not.
-fn refused(path: &Path, error: &io::Error, wanted: usize) -> StoreError {
+/// The error for a write of `wanted` bytes that the disk rejected.
+fn rejection(path: &Path, error: &io::Error, wanted: usize) -> StoreError {
     let path = path.display().to_string();
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
@@ -236,20 +236,20 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_logged_now_and_then() {
-        let mut refusals = Refusals::default();
+        let mut rejections = RejectionLog::default();
         let at = Duration::from_millis;
-        assert_eq!(refusals.due(at(5)), Some(0), "the first at once");
-        assert!((6..10_005).step_by(100).all(|now| refusals.due(at(now)).is_none()));
-        assert_eq!(refusals.due(at(10_005)), Some(100), "then with how many there were");
-        assert_eq!(refusals.due(at(10_006)), None);
-        assert_eq!(refusals.due(at(99_000)), Some(1));
+        assert_eq!(rejections.due(at(5)), Some(0), "the first at once");
+        assert!((6..10_005).step_by(100).all(|now| rejections.due(at(now)).is_none()));
+        assert_eq!(rejections.due(at(10_005)), Some(100), "then with how many there were");
+        assert_eq!(rejections.due(at(10_006)), None);
+        assert_eq!(rejections.due(at(99_000)), Some(1));
     }
 
     #[test]
     fn a_full_disk_is_named_with_what_is_free_and_wanted() {
         let folder = tempfile::tempdir().unwrap();
         for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
-            let error = refused(folder.path(), &kind.into(), 4711);
+            let error = rejection(folder.path(), &kind.into(), 4711);
             let StoreError::Full { path, wanted: 4711, free } = &error else { panic!("{error}") };
             assert_eq!(Path::new(path), folder.path());
             assert_eq!(free.is_some(), cfg!(unix));
@@ -258,7 +258,7 @@ mod tests {
             assert!(text.starts_with(&format!("no space left on device: {path} has {free} bytes free")), "{text}");
             assert!(text.contains("this write needs 4711"), "{text}");
         }
-        let other = refused(folder.path(), &io::ErrorKind::PermissionDenied.into(), 1);
+        let other = rejection(folder.path(), &io::ErrorKind::PermissionDenied.into(), 1);
         assert!(matches!(other, StoreError::Unavailable(_)), "{other}");
     }
 }

@@ -1,4 +1,4 @@
-//! Records as they are read, written and packed.
+//! Tests decoding, encoding and compression of records.
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -92,7 +92,7 @@ proptest! {
     fn hostile_heads_never_panic(
         mut bytes in proptest::collection::vec(any::<u8>(), 0..120), small in any::<bool>(), sound in any::<bool>()
     ) {
-        // Lengths that could be: the rest of their bytes is zero.
+        // Plausible lengths: their other bytes are zero.
         for at in (4..bytes.len().min(FIXED_BYTES)).filter(|at| small && at % 4 > 0) {
             bytes[at] = 0;
         }

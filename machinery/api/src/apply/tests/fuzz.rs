@@ -1,4 +1,4 @@
-//! Fuzz targets of what clients send: FieldsV1, managed fields, apply configurations.
+//! Fuzz targets of client input: FieldsV1, managed fields, apply configurations.
 
 use bolero::check;
 use serde_json::{Value, json};
@@ -33,14 +33,14 @@ fn managers_of_records_read_or_are_refused() {
     });
 }
 
-/// Anything that YAML may say of a pod, over one that is there.
+/// Applies arbitrary YAML as a pod's configuration to an existing pod.
 fn over(state: &(Value, Managers), bytes: &[u8]) {
     let versions = &kind(super::POD);
     let Ok(config) = body::config(bytes) else { return };
     let _ = Managers::of_value(&config.object["metadata"]["managedFields"]);
     if let Ok(done) = apply(&state.1, writer(versions, "fuzz"), &state.0, &config.object, true) {
         let mut object = done.object.unwrap_or_else(|| state.0.clone());
-        // What doesn't convert is refused before it is stored.
+        // An object that doesn't convert is rejected before it is stored.
         if normalise(versions.0, &mut object).is_ok() {
             let after = (object, done.managers);
             let _ = update(&after.1, writer(versions, "u"), Some(&after.0), &state.0, Form::Printed);

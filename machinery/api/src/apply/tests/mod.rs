@@ -19,7 +19,7 @@ use super::{Failure, apply, fields, pool};
 use crate::order::total_order_fault;
 use crate::schema::{FieldValidation, Media, Target, TypeRef, built_in, decode, default, normalise};
 
-/// A kind that is served in one version.
+/// A kind with one served version.
 pub(super) struct One(pub(super) TypeRef<'static>, pub(super) Ignored);
 
 impl Versions for One {
@@ -46,7 +46,7 @@ fn writer<'a>(versions: &'a One, manager: &'a str) -> Writer<'a> {
     Writer { manager, api_version: "v1", subresource: "", now: 1, versions }
 }
 
-/// Fields of each manager, printed.
+/// The fields of each manager in print format.
 pub(super) fn owned(managers: &Managers) -> Vec<(String, Vec<String>)> {
     managers.entries().iter().map(|e| (e.who.manager.to_string(), e.fields.set().printed())).collect()
 }
@@ -57,7 +57,7 @@ fn zero(versions: &One) -> Value {
     object
 }
 
-/// Applies to what is there, and keeps the object in the form that is stored.
+/// Applies to the live object, and normalises the result.
 fn applied(
     versions: &One,
     state: &(Value, Managers),
@@ -88,7 +88,7 @@ fn any_element() -> impl Strategy<Value = PathElement> {
     ]
 }
 
-/// Numbers that are equal once they are rounded, zeros of both signs, and values of all other kinds around them.
+/// Numbers that are equal after rounding, zeros of both signs, and values of all other kinds.
 fn any_value() -> impl Strategy<Value = Value> {
     const LARGE: i64 = 1 << 53;
     let float = |value: i64| value as f64;
@@ -143,7 +143,7 @@ fn members(set: &Set) -> Vec<Vec<PathElement>> {
     all
 }
 
-/// Pods of few fields, so that they have many in common.
+/// Pods with few distinct fields, so that they have many in common.
 fn any_pod() -> impl Strategy<Value = Value> {
     let text = || prop::sample::select(vec!["a", "b", "1"]);
     let container = (text(), proptest::option::of(text()), proptest::option::of(0i64..3), any::<bool>()).prop_map(
@@ -241,7 +241,7 @@ proptest! {
         let change = compare(found, None, &given, Form::Printed).unwrap();
         let text = created(found, &given, &Set::default()).unwrap();
         prop_assert_eq!(&fields::encode(&change.given()), &text);
-        // Filled in or not, and against what is printed of nothing.
+        // With and without filled-in fields, and against the printed form of an empty object.
         prop_assert_eq!(&created(found, &full, &Set::default()).unwrap(), &text);
         let nothing = zero(&kind(POD));
         prop_assert_eq!(compare(found, Some(&nothing), &full, Form::Whole).unwrap().given(), change.given());
@@ -268,7 +268,7 @@ proptest! {
         let twice = applied(&versions, &once, "m", &b, false).unwrap();
         prop_assert_eq!(&twice.0, &once.0);
         prop_assert!(twice.1.is_like(&once.1));
-        // And an update that says what is there changes nothing.
+        // And an update without changes changes nothing.
         let updated = update(&once.1, writer(&versions, "u"), Some(&once.0), &once.0, Form::Printed);
         prop_assert_eq!(updated, once.1);
     }
@@ -279,7 +279,7 @@ proptest! {
         let nothing = (zero(&versions), Managers::default());
         let first = applied(&versions, &nothing, "m", &a, false).unwrap();
         let second = applied(&versions, &first, "m", &b, false).unwrap();
-        // As if the first had never been, but for the order of what both have.
+        // As if the first apply had not happened, except for the order of common items.
         let direct = applied(&versions, &nothing, "m", &b, false).unwrap();
         let change = compare(versions.0, Some(&direct.0), &second.0, Form::Whole).unwrap();
         let emptied = |path: &String| second.0.pointer(&path.replace('.', "/")).is_some_and(|v| v.as_object().is_some_and(Map::is_empty));
@@ -331,7 +331,7 @@ proptest! {
     }
 }
 
-/// Maps of texts as values.
+/// Maps of strings as values.
 mod erased {
     use super::*;
 

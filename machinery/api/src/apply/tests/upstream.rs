@@ -1,5 +1,5 @@
-//! The cases of structured-merge-diff v6.3.3 (its `merge` tests), recorded as facts: what its updater made of each object and of
-//! each manager's fields. A type with lists of their own kind within maps is left out: OpenAPI has no word for it.
+//! The cases of structured-merge-diff v6.3.3 (its `merge` tests), recorded as data: its updater's results for each
+//! object and each manager's fields. A type with separate list types inside maps is omitted: OpenAPI can't express it.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::schema::{SharedType, TypeRef, built_in, structural};
 
 const CASES: &str = include_str!("../testdata/cases.jsonl");
 
-/// All versions are alike.
+/// All versions have one type.
 struct Alike(SharedType);
 
 impl Versions for Alike {
@@ -33,7 +33,7 @@ fn types(schema: &Value) -> Alike {
     Alike(structural(built_in(), kind, schema).unwrap())
 }
 
-/// As the cases say it.
+/// In the format of the cases.
 fn managed(managers: &Managers) -> Value {
     let entry = |e: &super::super::Entry| {
         let set: Value = e.fields.read(|text| serde_json::from_str(text)).unwrap();
@@ -52,7 +52,7 @@ fn conflicts(failure: Failure) -> Vec<String> {
     all
 }
 
-/// What an operation comes to, where that isn't what it should.
+/// The result of an operation, if it differs from the expected one.
 fn wrong(op: &Value, versions: &Alike, live: &mut Value, managers: &mut Managers) -> Option<String> {
     let text = |field: &str| op[field].as_str().unwrap_or_default();
     let writer = Writer { manager: text("manager"), api_version: text("version"), subresource: "", now: 1, versions };

@@ -1,4 +1,4 @@
-//! How `coracle image` reaches the images of a node that runs: at its registry's address, with its registry's account.
+//! The client of `coracle image`: calls a running node at its registry's address, with its registry's account.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,38 +10,38 @@ use super::serve::{EXPORT_PATH, PATH};
 use super::{ListedImage, Removed};
 use crate::image::pull::RegistryAccess;
 use crate::image::registries::Registries;
-use crate::image::remote::{Remote, told};
+use crate::image::remote::{RegistryClients, describe_error};
 use oci_registry::Credentials;
 
-/// An answer that isn't an archive.
+/// Maximum bytes of a response that isn't an archive.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
-/// How long an import may take: the transfer of the archive, and the unpacking by the node.
+/// Maximum time of an import: the transfer of the archive, and the unpacking by the node.
 const IMPORT_TIME_MAX: Duration = Duration::from_secs(3600);
 
-/// Why it didn't work.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ManageError {
-    /// The node says so.
+    /// The node rejected the request.
     #[error("{0}")]
     Refused(String),
-    /// Nobody answers.
+    /// The node is unreachable.
     #[error("no cluster answers at {address} ({why}): is `coracle up` running with this --data-dir?")]
     Away {
-        /// Where it was.
+        /// The address called.
         address: String,
-        /// What happened.
+        /// The cause.
         why: String,
     },
-    /// A file of the caller's.
+    /// A local file can't be read or written.
     #[error(transparent)]
     File(#[from] std::io::Error),
 }
 
-/// The images of a node that runs.
+/// A client for the images of a running node.
 pub struct ImageClient {
     access: RegistryAccess,
-    remote: Remote,
-    uploads: Remote,
+    remote: RegistryClients,
+    uploads: RegistryClients,
 }
 
 impl std::fmt::Debug for ImageClient {
@@ -51,19 +51,19 @@ impl std::fmt::Debug for ImageClient {
 }
 
 impl ImageClient {
-    /// Of the node whose registry that is.
+    /// Creates a client for the node with this registry.
     #[must_use]
     pub fn new(access: RegistryAccess) -> Self {
         let built_in = || Some(access.clone());
-        let remote = Remote::new(Registries::default(), built_in());
-        Self { remote, uploads: Remote::for_uploads(Registries::default(), built_in()), access }
+        let remote = RegistryClients::new(Registries::default(), built_in());
+        Self { remote, uploads: RegistryClients::for_uploads(Registries::default(), built_in()), access }
     }
 
-    fn away(&self, why: impl Into<String>) -> ManageError {
+    fn unreachable(&self, why: impl Into<String>) -> ManageError {
         ManageError::Away { address: self.access.address.clone(), why: why.into() }
     }
 
-    async fn ask(
+    async fn send_request(
         &self,
         method: Method,
         path: &str,
@@ -72,7 +72,7 @@ impl ImageClient {
     ) -> Result<Response, ManageError> {
         let scheme = if self.access.ca_pem.is_some() { "https" } else { "http" };
         let url = format!("{scheme}://{}{path}", self.access.address);
-        let mut url = Url::parse(&url).map_err(|error| self.away(error.to_string()))?;
+        let mut url = Url::parse(&url).map_err(|error| self.unreachable(error.to_string()))?;
         if let Some(name) = name {
             url.query_pairs_mut().append_pair("name", name);
         }
@@ -80,7 +80,7 @@ impl ImageClient {
             Some(_) => (&self.uploads, Some(IMPORT_TIME_MAX)),
             None => (&self.remote, None),
         };
-        let client = remote.client_for(&url).map_err(|error| self.away(error.to_string()))?;
+        let client = remote.client_for(&url).map_err(|error| self.unreachable(error.to_string()))?;
         let Credentials { user, password } = &self.access.credentials;
         let mut request = client.request(method, url).basic_auth(user, Some(password));
         if let Some(body) = body {
@@ -89,23 +89,23 @@ impl ImageClient {
         if let Some(time_max) = time_max {
             request = request.timeout(time_max);
         }
-        let response = request.send().await.map_err(|error| self.away(told(&error)))?;
+        let response = request.send().await.map_err(|error| self.unreachable(describe_error(&error)))?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
         }
         let text = self.body(response).await?;
-        let said: Option<serde_json::Value> = serde_json::from_slice(&text).ok();
-        let message = said.and_then(|said| said["message"].as_str().map(str::to_owned));
+        let body: Option<serde_json::Value> = serde_json::from_slice(&text).ok();
+        let message = body.and_then(|body| body["message"].as_str().map(str::to_owned));
         Err(ManageError::Refused(message.unwrap_or_else(|| format!("the node answers {status}"))))
     }
 
     async fn body(&self, mut response: Response) -> Result<Vec<u8>, ManageError> {
         let mut bytes = Vec::new();
-        while let Some(piece) = response.chunk().await.map_err(|error| self.away(told(&error)))? {
+        while let Some(piece) = response.chunk().await.map_err(|error| self.unreachable(describe_error(&error)))? {
             bytes.extend_from_slice(&piece);
             if bytes.len() > ANSWER_BYTES_MAX {
-                return Err(self.away("it answers without an end"));
+                return Err(self.unreachable("its response is too long"));
             }
         }
         Ok(bytes)
@@ -113,49 +113,49 @@ impl ImageClient {
 
     async fn json<T: serde::de::DeserializeOwned>(&self, response: Response) -> Result<T, ManageError> {
         let bytes = self.body(response).await?;
-        serde_json::from_slice(&bytes).map_err(|error| self.away(format!("another answer than wanted: {error}")))
+        serde_json::from_slice(&bytes).map_err(|error| self.unreachable(format!("unexpected response: {error}")))
     }
 
-    /// Every image.
+    /// Lists every image.
     ///
     /// # Errors
     /// See [`ManageError`], here and below.
     pub async fn list(&self) -> Result<Vec<ListedImage>, ManageError> {
-        let response = self.ask(Method::GET, PATH, None, None).await?;
+        let response = self.send_request(Method::GET, PATH, None, None).await?;
         self.json(response).await
     }
 
-    /// Removes one that nobody uses.
+    /// Removes an unused image.
     ///
     /// # Errors
-    /// Not there, or in use.
+    /// The image is absent or in use.
     pub async fn remove(&self, name: &str) -> Result<Removed, ManageError> {
-        let response = self.ask(Method::DELETE, PATH, Some(name), None).await?;
+        let response = self.send_request(Method::DELETE, PATH, Some(name), None).await?;
         self.json(response).await
     }
 
-    /// Brings in the images of an archive.
+    /// Imports the images of an archive.
     ///
     /// # Errors
-    /// It is none, or holds nothing that a node can use.
+    /// The file is no archive, or has no image that a node can use.
     pub async fn import(&self, archive: &Path, name: Option<&str>) -> Result<Vec<ListedImage>, ManageError> {
         let file = tokio::fs::File::open(archive).await?;
         if file.metadata().await?.is_dir() {
             return Err(std::io::Error::from(std::io::ErrorKind::IsADirectory).into());
         }
         let body = reqwest::Body::wrap_stream(tokio_util::io::ReaderStream::new(file));
-        let response = self.ask(Method::POST, PATH, name, Some(body)).await?;
+        let response = self.send_request(Method::POST, PATH, name, Some(body)).await?;
         self.json(response).await
     }
 
-    /// Writes one as an archive; how many bytes.
+    /// Writes an image as an archive, and returns its size in bytes.
     ///
     /// # Errors
-    /// Not there, or the file can't be written.
+    /// The image is absent, or the file can't be written.
     pub async fn export(&self, name: &str, to: std::fs::File) -> Result<u64, ManageError> {
-        let mut response = self.ask(Method::GET, EXPORT_PATH, Some(name), None).await?;
+        let mut response = self.send_request(Method::GET, EXPORT_PATH, Some(name), None).await?;
         let (mut to, mut bytes) = (tokio::fs::File::from_std(to), 0);
-        while let Some(piece) = response.chunk().await.map_err(|error| self.away(told(&error)))? {
+        while let Some(piece) = response.chunk().await.map_err(|error| self.unreachable(describe_error(&error)))? {
             to.write_all(&piece).await?;
             bytes += piece.len() as u64;
         }

@@ -1,4 +1,4 @@
-//! The images of a node over HTTP, for `coracle image`: beside the built-in registry, on its address and with its account.
+//! The HTTP API of `coracle image`: served at the built-in registry's address, with the registry's account.
 
 use std::io::{self, Seek as _, Write};
 use std::sync::Arc;
@@ -17,28 +17,28 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Images, Unmanaged};
+use super::{ImageRequestError, Images};
 
-/// Where they are.
+/// The path of the API.
 pub(super) const PATH: &str = "/_coracle/images";
 pub(super) const EXPORT_PATH: &str = "/_coracle/images/export";
-/// An archive: several images, each within the bounds of a volume.
+/// Maximum bytes of an archive: it may hold several images, each within the bounds of a volume.
 const ARCHIVE_BYTES_MAX: u64 = 8 << 30;
-/// Pieces of an archive that wait for who reads it.
-const PIECES_MAX: usize = 4;
-const PIECE_BYTES: usize = 256 << 10;
-/// An export whose client takes no piece for this long ends with an error, so that its thread is free again.
-const TAKEN_WITHIN: Duration = Duration::from_secs(60);
-/// How often the disk's free space is looked at.
+/// Maximum buffered chunks of an archive that the client has not read.
+const CHUNKS_QUEUED_MAX: usize = 4;
+const CHUNK_BYTES: usize = 256 << 10;
+/// An export whose client reads no chunk for this long fails, so that its thread is released.
+const CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
+/// Bytes written between two checks of the disk's free space.
 const SPACE_CHECK_BYTES: u64 = 16 << 20;
 
-/// The image that a request names.
-fn named(uri: &Uri) -> Option<String> {
+/// Returns the image that a request names.
+fn image_parameter(uri: &Uri) -> Option<String> {
     let url = reqwest::Url::parse(&format!("http://node/?{}", uri.query()?)).ok()?;
     url.query_pairs().find(|(key, _)| key == "name").map(|(_, name)| name.into_owned())
 }
 
-impl IntoResponse for Unmanaged {
+impl IntoResponse for ImageRequestError {
     fn into_response(self) -> Response {
         let status = match &self {
             Self::NotFound(_) => StatusCode::NOT_FOUND,
@@ -50,22 +50,19 @@ impl IntoResponse for Unmanaged {
     }
 }
 
-/// What is served; who may call is decided around it.
+/// Returns the router. The caller adds authentication.
 pub fn router(images: Arc<Images>) -> Router {
-    Router::new()
-        .route(PATH, get(list).delete(remove).post(bring_in))
-        .route(EXPORT_PATH, get(take_out))
-        .with_state(images)
+    Router::new().route(PATH, get(list).delete(remove).post(import)).route(EXPORT_PATH, get(export)).with_state(images)
 }
 
 async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Unmanaged> + Send + 'static,
-) -> Result<T, Unmanaged> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(Unmanaged::Disk(error.to_string())))
+    work: impl FnOnce() -> Result<T, ImageRequestError> + Send + 'static,
+) -> Result<T, ImageRequestError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(ImageRequestError::Disk(error.to_string())))
 }
 
-fn disk(error: &io::Error) -> Unmanaged {
-    Unmanaged::Disk(error.to_string())
+fn disk(error: &io::Error) -> ImageRequestError {
+    ImageRequestError::Disk(error.to_string())
 }
 
 fn json_of(value: &impl serde::Serialize) -> Response {
@@ -73,30 +70,30 @@ fn json_of(value: &impl serde::Serialize) -> Response {
     ([(http::header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
-async fn list(State(images): State<Arc<Images>>) -> Result<Response, Unmanaged> {
-    let all = blocking(move || images.listed().map_err(|error| disk(&error))).await?;
+async fn list(State(images): State<Arc<Images>>) -> Result<Response, ImageRequestError> {
+    let all = blocking(move || images.list_images().map_err(|error| disk(&error))).await?;
     Ok(json_of(&all))
 }
 
-fn wanted(uri: &Uri) -> Result<String, Unmanaged> {
-    named(uri).ok_or_else(|| Unmanaged::Bad("which image? give its name".into()))
+fn required_image(uri: &Uri) -> Result<String, ImageRequestError> {
+    image_parameter(uri).ok_or_else(|| ImageRequestError::Bad("which image? give its name".into()))
 }
 
-async fn remove(State(images): State<Arc<Images>>, uri: Uri) -> Result<Response, Unmanaged> {
-    let name = wanted(&uri)?;
+async fn remove(State(images): State<Arc<Images>>, uri: Uri) -> Result<Response, ImageRequestError> {
+    let name = required_image(&uri)?;
     let removed = blocking(move || images.remove(&name)).await?;
     Ok(json_of(&removed))
 }
 
-async fn bring_in(State(images): State<Arc<Images>>, uri: Uri, body: Body) -> Result<Response, Unmanaged> {
+async fn import(State(images): State<Arc<Images>>, uri: Uri, body: Body) -> Result<Response, ImageRequestError> {
     let partial = images.blobs.partial();
     let mut file = blocking(move || tempfile::tempfile_in(partial).map_err(|error| disk(&error))).await?;
     let (mut pieces, mut bytes, mut checked) = (body.into_data_stream(), 0u64, None);
     while let Some(piece) = pieces.next().await {
-        let piece = piece.map_err(|error| Unmanaged::Bad(format!("the archive broke off: {error}")))?;
+        let piece = piece.map_err(|error| ImageRequestError::Bad(format!("the archive was truncated: {error}")))?;
         bytes += piece.len() as u64;
         if bytes > ARCHIVE_BYTES_MAX {
-            return Err(Unmanaged::Bad(format!("the archive has more than {ARCHIVE_BYTES_MAX} bytes")));
+            return Err(ImageRequestError::Bad(format!("the archive has more than {ARCHIVE_BYTES_MAX} bytes")));
         }
         let check = checked.is_none_or(|checked| bytes - checked > SPACE_CHECK_BYTES);
         if check {
@@ -113,31 +110,33 @@ async fn bring_in(State(images): State<Arc<Images>>, uri: Uri, body: Body) -> Re
         .await?;
     }
     file.rewind().map_err(|error| disk(&error))?;
-    let kept = images.bring_in(file, named(&uri)).await?;
+    let kept = images.import_archive(file, image_parameter(&uri)).await?;
     Ok(json_of(&kept))
 }
 
-async fn take_out(State(images): State<Arc<Images>>, uri: Uri) -> Result<Response, Unmanaged> {
-    let name = wanted(&uri)?;
-    let (image, manifest) = images.to_take_out(&name)?;
-    let pieces = pieces_of(move |to| images.take_out(&image, &manifest, to).map_err(io::Error::other), TAKEN_WITHIN);
+async fn export(State(images): State<Arc<Images>>, uri: Uri) -> Result<Response, ImageRequestError> {
+    let name = required_image(&uri)?;
+    let (image, manifest) = images.find_export(&name)?;
+    let pieces =
+        stream_output(move |to| images.export_archive(&image, &manifest, to).map_err(io::Error::other), CHUNK_TIMEOUT);
     Ok(([(http::header::CONTENT_TYPE, "application/x-tar")], Body::from_stream(pieces)).into_response())
 }
 
-/// Streams what `write` writes on a blocking thread. The stream ends with the error of `write`, so that a client sees a broken archive as such.
-fn pieces_of(
-    write: impl FnOnce(&mut io::BufWriter<Pieces>) -> io::Result<()> + Send + 'static,
-    taken_within: Duration,
+/// Streams the output of `write`, which runs on a blocking thread. The stream ends with the error of `write`, so that a
+/// client detects a truncated archive.
+fn stream_output(
+    write: impl FnOnce(&mut io::BufWriter<ChunkWriter>) -> io::Result<()> + Send + 'static,
+    chunk_timeout: Duration,
 ) -> impl Stream<Item = io::Result<Bytes>> {
-    let (to, taken) = mpsc::channel(PIECES_MAX);
-    let (tell, ended) = oneshot::channel();
-    let pieces = Pieces { to, taken_within, runtime: Handle::current() };
+    let (to, taken) = mpsc::channel(CHUNKS_QUEUED_MAX);
+    let (result_sender, ended) = oneshot::channel();
+    let pieces = ChunkWriter { to, chunk_timeout, runtime: Handle::current() };
     tokio::task::spawn_blocking(move || {
-        let mut to = io::BufWriter::with_capacity(PIECE_BYTES, pieces);
+        let mut to = io::BufWriter::with_capacity(CHUNK_BYTES, pieces);
         let written = write(&mut to).and_then(|()| to.flush());
-        // Drops the buffer unwritten: after an error nobody takes it.
+        // Drops the buffer without a flush: after an error nothing reads it.
         drop(to.into_parts());
-        let _ = tell.send(written);
+        let _ = result_sender.send(written);
     });
     futures::stream::unfold((taken, Some(ended)), |(mut taken, ended)| async {
         if let Some(piece) = taken.recv().await {
@@ -148,16 +147,16 @@ fn pieces_of(
     })
 }
 
-/// What is written goes to whoever reads the answer.
-struct Pieces {
+/// Sends written bytes to the response stream.
+struct ChunkWriter {
     to: mpsc::Sender<Bytes>,
-    taken_within: Duration,
+    chunk_timeout: Duration,
     runtime: Handle,
 }
 
-impl Write for Pieces {
+impl Write for ChunkWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let sends = self.to.send_timeout(Bytes::copy_from_slice(bytes), self.taken_within);
+        let sends = self.to.send_timeout(Bytes::copy_from_slice(bytes), self.chunk_timeout);
         match self.runtime.block_on(sends) {
             Ok(()) => Ok(bytes.len()),
             Err(SendTimeoutError::Timeout(_)) => Err(io::ErrorKind::TimedOut.into()),
@@ -176,16 +175,16 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(30);
 
-    /// Writes without end; answers how that ended.
-    fn endless(taken_within: Duration) -> (impl Stream<Item = io::Result<Bytes>>, oneshot::Receiver<io::ErrorKind>) {
-        let (tell, ended) = oneshot::channel();
-        let write = move |to: &mut io::BufWriter<Pieces>| loop {
-            if let Err(error) = to.write_all(&[7; PIECE_BYTES]) {
-                let _ = tell.send(error.kind());
+    /// Starts an endless writer, and returns a receiver of the error that ended it.
+    fn endless(chunk_timeout: Duration) -> (impl Stream<Item = io::Result<Bytes>>, oneshot::Receiver<io::ErrorKind>) {
+        let (result_sender, ended) = oneshot::channel();
+        let write = move |to: &mut io::BufWriter<ChunkWriter>| loop {
+            if let Err(error) = to.write_all(&[7; CHUNK_BYTES]) {
+                let _ = result_sender.send(error.kind());
                 return Err(error);
             }
         };
-        (pieces_of(write, taken_within), ended)
+        (stream_output(write, chunk_timeout), ended)
     }
 
     #[tokio::test]
@@ -197,7 +196,7 @@ mod tests {
         let all: Vec<_> = pieces.collect().await;
         let (last, whole) = all.split_last().unwrap();
         assert!(last.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut), "what broke off has no end");
-        assert!(whole.len() == PIECES_MAX && whole.iter().all(Result::is_ok));
+        assert!(whole.len() == CHUNKS_QUEUED_MAX && whole.iter().all(Result::is_ok));
     }
 
     #[tokio::test]
@@ -205,9 +204,9 @@ mod tests {
         let (pieces, ended) = endless(PATIENCE);
         drop(pieces);
         assert_eq!(ended.await.unwrap(), io::ErrorKind::BrokenPipe);
-        let write = |to: &mut io::BufWriter<Pieces>| to.write_all(&vec![7; 10 * PIECE_BYTES + 1]);
-        let pieces = pieces_of(write, PATIENCE);
+        let write = |to: &mut io::BufWriter<ChunkWriter>| to.write_all(&vec![7; 10 * CHUNK_BYTES + 1]);
+        let pieces = stream_output(write, PATIENCE);
         let bytes = pieces.fold(0, async |bytes, piece| bytes + piece.unwrap().len()).await;
-        assert_eq!(bytes, 10 * PIECE_BYTES + 1);
+        assert_eq!(bytes, 10 * CHUNK_BYTES + 1);
     }
 }

@@ -1,5 +1,5 @@
-//! Which credential providers a node has, and for which images: `CredentialProviderConfig` of `kubelet.config.k8s.io`, by
-//! upstream's rules (`pkg/credentialprovider/plugin/config.go`). Pure but for reading the files.
+//! The configuration of credential providers: `CredentialProviderConfig` of `kubelet.config.k8s.io`, by upstream's
+//! rules (`pkg/credentialprovider/plugin/config.go`). Pure except for reading files.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -15,17 +15,17 @@ use super::super::keyring::{matches, split_path};
 use super::token::{self, TokenAttributes};
 use crate::spec::duration::duration;
 
-/// Of the configuration.
+/// API versions of the configuration.
 const VERSIONS: [&str; 3] =
     ["kubelet.config.k8s.io/v1", "kubelet.config.k8s.io/v1beta1", "kubelet.config.k8s.io/v1alpha1"];
-/// Of what is said to and by a provider, in the order in which upstream names them.
+/// API versions of requests and responses, in upstream's order.
 pub(super) const CALL_VERSIONS: [&str; 3] = [
     "credentialprovider.kubelet.k8s.io/v1",
     "credentialprovider.kubelet.k8s.io/v1alpha1",
     "credentialprovider.kubelet.k8s.io/v1beta1",
 ];
-/// What Go allows in a host beside letters and digits.
-const HOST_SIGNS: &str = "-_.~!$&'()*+,;=:[]<>\"";
+/// Characters that Go allows in a host besides letters and digits.
+const HOST_SYMBOLS: &str = "-_.~!$&'()*+,;=:[]<>\"";
 
 /// Why the configuration can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -33,40 +33,40 @@ pub enum CredentialProvidersError {
     /// The configuration can't be read.
     #[error("unable to access path {path:?}: {why}")]
     Read {
-        /// Which.
+        /// The file's path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         why: std::io::Error,
     },
-    /// A folder with no file of a configuration.
+    /// A folder without configuration files.
     #[error("no configuration files found in directory {0:?}")]
     NoFiles(PathBuf),
-    /// Not of this form.
+    /// The file can't be decoded.
     #[error("error decoding config {path:?}: {why}")]
     Form {
-        /// Which.
+        /// The file's path.
         path: PathBuf,
         /// Where and why.
         why: String,
     },
-    /// Two of one name.
+    /// Two providers have the same name.
     #[error("duplicate provider name {0:?} found in configuration file(s)")]
     Duplicate(String),
-    /// It says what can't be.
+    /// The configuration has invalid values.
     #[error("failed to validate credential provider config: {0}")]
     Invalid(String),
-    /// No folder of programs.
+    /// The folder of programs is missing.
     #[error("plugin binary directory {} did not exist", .0.display())]
     NoFolder(PathBuf),
-    /// A provider that isn't there.
+    /// A provider's program is missing.
     #[error("plugin binary executable {} did not exist", .0.display())]
     NoProgram(PathBuf),
-    /// A provider that can't be run.
+    /// A provider's program can't be run.
     #[error("error inspecting binary executable {}: {why}", path.display())]
     Program {
-        /// Which.
+        /// The program's path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         why: String,
     },
 }
@@ -79,7 +79,7 @@ struct File {
     providers: Option<Vec<Wire>>,
 }
 
-/// A provider as it is written.
+/// A provider in the configuration file.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Wire {
@@ -108,41 +108,41 @@ impl fmt::Debug for Variable {
     }
 }
 
-/// A provider.
+/// A validated provider.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ProviderConfig {
     pub(super) name: String,
     /// Its program.
     pub(super) program: PathBuf,
-    /// What it is asked for, as [`matches`] takes it.
+    /// Patterns of the images that it serves, as [`matches`] reads them.
     match_images: Vec<String>,
-    /// How long an answer holds that doesn't say so.
+    /// The cache duration of responses without their own.
     pub(super) default_cache: Duration,
-    /// Of what is said to it and by it.
+    /// The API version of its requests and responses.
     pub(super) api_version: String,
     pub(super) args: Vec<String>,
     pub(super) env: Vec<Variable>,
-    /// What it is told of a pod's ServiceAccount.
+    /// The ServiceAccount data that it receives.
     pub(super) token: Option<TokenAttributes>,
 }
 
 impl ProviderConfig {
-    /// Whether it is asked for a repository.
+    /// Returns whether it serves a repository.
     pub(super) fn serves(&self, repository: &str) -> bool {
         self.match_images.iter().any(|key| matches(key, repository))
     }
 }
 
-/// The node's credential providers; none without a configuration.
+/// The node's credential providers; empty without a configuration.
 #[derive(Debug, Clone, Default)]
 pub struct CredentialProviders {
     pub(super) all: Vec<ProviderConfig>,
-    /// Of all files, as upstream's metric has it; none without a configuration.
+    /// The hash of all files, for upstream's metric; none without a configuration.
     pub(super) hash: Option<String>,
 }
 
 impl CredentialProviders {
-    /// Reads the configuration, a file or a folder of them, whose providers' programs are in `programs`.
+    /// Reads the configuration, a file or a folder of files, of providers whose programs are in `programs`.
     ///
     /// # Errors
     /// See [`CredentialProvidersError`].
@@ -153,18 +153,18 @@ impl CredentialProviders {
         let (mut wires, mut hasher) = (Vec::new(), Sha256::new());
         for path in files(config)? {
             let text = text(&path)?;
-            // Lengths first, so that no two lists of files read alike.
+            // Lengths first, so that no two lists of files hash the same bytes.
             hasher.update((text.len() as u64).to_be_bytes());
             hasher.update(&text);
             wires.extend(decode(&text).map_err(|why| CredentialProvidersError::Form { path: path.clone(), why })?);
         }
         let all = validate(wires, programs)?;
-        all.iter().try_for_each(|provider| executable(&provider.program))?;
+        all.iter().try_for_each(|provider| check_executable(&provider.program))?;
         Ok(Self { all, hash: Some(format!("sha256:{}", hex::encode(hasher.finalize()))) })
     }
 }
 
-/// The files that a configuration is made of, in order.
+/// Returns the configuration's files in order.
 fn files(config: &Path) -> Result<Vec<PathBuf>, CredentialProvidersError> {
     let failed = |why| CredentialProvidersError::Read { path: config.to_owned(), why };
     if !std::fs::metadata(config).map_err(failed)?.is_dir() {
@@ -190,8 +190,8 @@ fn text(path: &Path) -> Result<String, CredentialProvidersError> {
     text.map_err(|why| CredentialProvidersError::Read { path: path.to_owned(), why })
 }
 
-/// A program that may be run, as far as can be seen.
-fn executable(path: &Path) -> Result<(), CredentialProvidersError> {
+/// Checks that a file looks like an executable program.
+fn check_executable(path: &Path) -> Result<(), CredentialProvidersError> {
     let wrong = |why: String| CredentialProvidersError::Program { path: path.to_owned(), why };
     let found = match std::fs::metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -209,7 +209,7 @@ fn executable(path: &Path) -> Result<(), CredentialProvidersError> {
     Ok(())
 }
 
-/// What a file says, in YAML or JSON.
+/// Decodes a file, YAML or JSON.
 pub(super) fn decode(text: &str) -> Result<Vec<Wire>, String> {
     // An empty file is YAML's null.
     let file: Option<File> = machinery_api::yaml::read(text)?;
@@ -225,7 +225,7 @@ pub(super) fn decode(text: &str) -> Result<Vec<Wire>, String> {
     Ok(file.providers.unwrap_or_default())
 }
 
-/// The providers, where all of them can be.
+/// Validates all providers.
 pub(super) fn validate(wires: Vec<Wire>, programs: &Path) -> Result<Vec<ProviderConfig>, CredentialProvidersError> {
     let (mut errors, mut names) = (Vec::new(), BTreeSet::new());
     if wires.is_empty() {
@@ -239,7 +239,7 @@ pub(super) fn validate(wires: Vec<Wire>, programs: &Path) -> Result<Vec<Provider
         }
         all.push(provider(name, wire, programs, &mut errors));
     }
-    // Several providers may have one and the same fault, which is told once.
+    // Several providers may have the same error, which is reported once.
     let mut seen = BTreeSet::new();
     errors.retain(|error| seen.insert(error.clone()));
     match errors.as_slice() {
@@ -249,7 +249,7 @@ pub(super) fn validate(wires: Vec<Wire>, programs: &Path) -> Result<Vec<Provider
     }
 }
 
-/// One provider; what is wrong with it goes to `errors`.
+/// Converts one provider and appends its errors to `errors`.
 fn provider(name: String, wire: Wire, programs: &Path, errors: &mut Vec<String>) -> ProviderConfig {
     let mut bad_name = |why: &str| errors.push(format!("providers.name: Invalid value: {name:?}: provider name {why}"));
     if name.contains('/') {
@@ -302,14 +302,14 @@ fn provider(name: String, wire: Wire, programs: &Path, errors: &mut Vec<String>)
     ProviderConfig { program: programs.join(&name), name, match_images, default_cache, api_version, args, env, token }
 }
 
-/// What a glob is matched by: host and path, of a URL without its scheme.
+/// Returns the part of a glob that is matched: host and path of a URL, without its scheme.
 fn match_key(glob: &str) -> Result<String, String> {
     if glob.chars().any(|c| c.is_ascii_control()) {
         return Err("net/url: invalid control character in URL".into());
     }
     let (authority, path) = split_path(&glob[..glob.find(['?', '#']).unwrap_or(glob.len())]);
     let host = authority.rsplit('@').next().unwrap_or_default();
-    let allowed = |c: char| !c.is_ascii() || c.is_ascii_alphanumeric() || HOST_SIGNS.contains(c);
+    let allowed = |c: char| !c.is_ascii() || c.is_ascii_alphanumeric() || HOST_SYMBOLS.contains(c);
     if let Some(sign) = host.chars().find(|c| !allowed(*c)) {
         return Err(format!("invalid character {:?} in host name", sign.to_string()));
     }

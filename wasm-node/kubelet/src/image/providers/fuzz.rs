@@ -1,14 +1,14 @@
-//! Fuzz targets of the configuration of providers and of what they say.
+//! Fuzz targets of the providers' configuration and responses.
 
 use std::path::Path;
 
 use bolero::check;
 
-use super::answer::{Cache, parse};
 use super::config::{decode, validate};
+use super::response::{Cache, parse};
 
 const V1: &str = "credentialprovider.kubelet.k8s.io/v1";
-/// Lines of a configuration, and what breaks one.
+/// Fragments of configurations, valid and invalid.
 const PIECES: [&str; 20] = [
     "apiVersion: kubelet.config.k8s.io/v1\n",
     "kind: CredentialProviderConfig\n",
@@ -31,7 +31,7 @@ const PIECES: [&str; 20] = [
     "# comment\n",
     "---\n",
 ];
-/// Parts of an answer.
+/// Fragments of responses.
 const PARTS: [&str; 14] = [
     "{\"kind\":\"CredentialProviderResponse\",\"apiVersion\":\"credentialprovider.kubelet.k8s.io/v1\"",
     ",\"cacheKeyType\":\"Image\"",

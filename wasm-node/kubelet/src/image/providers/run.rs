@@ -1,4 +1,5 @@
-//! Running a credential provider: what it is told, what it says, and its end. Bounded in time and bytes, whatever it does.
+//! Runs a credential provider's process: writes the request, reads the response, and kills the process at the end. Time
+//! and bytes are bounded.
 
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -8,43 +9,43 @@ use tokio::process::{Child, Command};
 
 use super::config::ProviderConfig;
 
-/// Characters that are told of what a provider writes to stderr.
-const SAID_MAX: usize = 1024;
+/// Maximum characters of a provider's stderr in errors.
+const STDERR_CHARS_MAX: usize = 1024;
 
-/// What a call may take.
+/// The limits of a call.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Bounds {
+pub(super) struct CallLimits {
     pub(super) time: Duration,
-    /// Of stdout, and of stderr.
+    /// Maximum bytes of stdout, and of stderr.
     pub(super) bytes: u64,
 }
 
-/// Upstream's time for a call.
-pub(super) const BOUNDS: Bounds = Bounds { time: Duration::from_secs(60), bytes: 1 << 20 };
+/// Upstream's time limit of a call, and this node's byte limit.
+pub(super) const BOUNDS: CallLimits = CallLimits { time: Duration::from_secs(60), bytes: 1 << 20 };
 
-/// Why there is no answer. What a provider writes to stdout is never told.
+/// Why a call returned no response. Errors never contain the provider's stdout.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RunError {
-    /// It can't be started, or talked to.
+    /// The process can't be started, or its pipes failed.
     #[error("{0}")]
     Io(#[from] std::io::Error),
-    /// It took too long, and was killed.
+    /// The process was killed after a timeout.
     #[error("not finished within {} s", .0.as_secs_f32())]
     Time(Duration),
-    /// It said too much, and was killed.
+    /// The process was killed for too much output.
     #[error("it wrote more than {0} bytes")]
     TooMuch(u64),
-    /// It failed.
+    /// The process exited with an error.
     #[error("{0}: {1}")]
     Failed(ExitStatus, String),
 }
 
-/// A provider that runs. With this its process group ends: what it has started itself, too.
-struct Running(Child);
+/// A running provider. Dropping it kills the process group, with all processes that the provider has started.
+struct ProviderProcess(Child);
 
-impl Drop for Running {
+impl Drop for ProviderProcess {
     fn drop(&mut self) {
-        // None once its end was seen: the number may be another's by then.
+        // `None` after the process was reaped: its number may belong to another process by then.
         #[cfg(unix)]
         if let Some(group) = self.0.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed())) {
             let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
@@ -52,11 +53,11 @@ impl Drop for Running {
     }
 }
 
-/// Runs a provider with `request` on its stdin. It is killed when this is dropped. What it says of `secret` is not told.
+/// Runs a provider with `request` on its stdin. Dropping the future kills the process. Errors don't contain `secret`.
 pub(super) async fn run(
     provider: &ProviderConfig,
     (request, secret): (&[u8], Option<&str>),
-    bounds: Bounds,
+    bounds: CallLimits,
 ) -> Result<Vec<u8>, RunError> {
     let mut command = Command::new(&provider.program);
     command
@@ -68,8 +69,8 @@ pub(super) async fn run(
         .kill_on_drop(true);
     #[cfg(unix)]
     command.process_group(0);
-    let mut running = Running(command.spawn()?);
-    let call = call(&mut running.0, (request, secret), bounds.bytes);
+    let mut process = ProviderProcess(command.spawn()?);
+    let call = call(&mut process.0, (request, secret), bounds.bytes);
     tokio::time::timeout(bounds.time, call).await.unwrap_or(Err(RunError::Time(bounds.time)))
 }
 
@@ -79,16 +80,16 @@ async fn call(
     bytes_max: u64,
 ) -> Result<Vec<u8>, RunError> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    let tell = async {
+    let send = async {
         if let Some(mut stdin) = stdin {
-            // Who doesn't care to read may answer all the same.
+            // A provider that doesn't read its stdin may still respond.
             let _ = stdin.write_all(request).await;
         }
         Ok(())
     };
-    let ((), out, said) = tokio::try_join!(tell, read(stdout, bytes_max), read(stderr, bytes_max))?;
+    let ((), out, stderr_text) = tokio::try_join!(send, read(stdout, bytes_max), read(stderr, bytes_max))?;
     let status = child.wait().await?;
-    if status.success() { Ok(out) } else { Err(RunError::Failed(status, shown(&said, secret))) }
+    if status.success() { Ok(out) } else { Err(RunError::Failed(status, format_stderr(&stderr_text, secret))) }
 }
 
 async fn read(pipe: Option<impl tokio::io::AsyncRead + Unpin>, bytes_max: u64) -> Result<Vec<u8>, RunError> {
@@ -99,14 +100,14 @@ async fn read(pipe: Option<impl tokio::io::AsyncRead + Unpin>, bytes_max: u64) -
     if bytes.len() as u64 > bytes_max { Err(RunError::TooMuch(bytes_max)) } else { Ok(bytes) }
 }
 
-/// What a provider said, as a line of a log has it.
-fn shown(said: &[u8], secret: Option<&str>) -> String {
-    let said = String::from_utf8_lossy(said);
-    // Before it is cut: a part of a token is one too many.
-    let said = match secret.filter(|secret| !secret.is_empty()) {
-        Some(secret) => said.replace(secret, "…"),
-        None => said.into_owned(),
+/// Formats a provider's stderr as one line for the log.
+fn format_stderr(stderr_text: &[u8], secret: Option<&str>) -> String {
+    let stderr_text = String::from_utf8_lossy(stderr_text);
+    // Redacts before truncating: a truncated token would not be found.
+    let stderr_text = match secret.filter(|secret| !secret.is_empty()) {
+        Some(secret) => stderr_text.replace(secret, "…"),
+        None => stderr_text.into_owned(),
     };
-    let start: String = said.trim().chars().take(SAID_MAX).collect();
+    let start: String = stderr_text.trim().chars().take(STDERR_CHARS_MAX).collect();
     start.escape_debug().to_string()
 }

@@ -1,4 +1,4 @@
-//! Providers that answer, hang, talk too much or fail: each is the system's shell under another name.
+//! Providers that respond, hang, write too much or fail: each is the system's shell under another name.
 #![cfg(unix)]
 
 use std::path::Path;
@@ -11,15 +11,21 @@ const ANSWER: &str = r#"read request
 echo "$request" >> "$OUT"
 printf '{"kind":"CredentialProviderResponse","apiVersion":"credentialprovider.kubelet.k8s.io/v1","cacheKeyType":"Registry","cacheDuration":"%s","auth":{"a.io":{"username":"u","password":"hidden"},"a.io/x":{"username":"x","password":"hidden"}}}' "$HELD"
 "#;
-const BOUNDS: Bounds = Bounds { time: Duration::from_secs(30), bytes: 1 << 16 };
+const BOUNDS: CallLimits = CallLimits { time: Duration::from_secs(30), bytes: 1 << 16 };
 
-/// A provider of each script, by its number.
-fn providers(dir: &Path, scripts: &[&str], held: &str, bounds: Bounds) -> Providers {
+/// Creates a provider for each script, named by its number.
+fn providers(dir: &Path, scripts: &[&str], held: &str, bounds: CallLimits) -> Providers {
     with_tokens(dir, scripts, held, bounds, &serde_json::Value::Null)
 }
 
-/// The same with `tokenAttributes`.
-fn with_tokens(dir: &Path, scripts: &[&str], held: &str, bounds: Bounds, attributes: &serde_json::Value) -> Providers {
+/// Like `providers`, with `tokenAttributes`.
+fn with_tokens(
+    dir: &Path,
+    scripts: &[&str],
+    held: &str,
+    bounds: CallLimits,
+    attributes: &serde_json::Value,
+) -> Providers {
     let list: Vec<String> = (0..scripts.len())
         .map(|n| {
             std::os::unix::fs::symlink("/bin/sh", dir.join(n.to_string())).unwrap();
@@ -82,11 +88,11 @@ async fn who_fails_gives_nothing_and_keeps_nobody() {
         let providers = providers(dir.path(), &[broken, ANSWER], "1h", BOUNDS);
         assert_eq!(providers.credentials("a.io/x", "n", None).await.len(), 2, "{broken}");
         assert!(providers.all[0].run("a.io/x", None).await.is_err(), "{broken}");
-        let figures = providers.figures();
+        let figures = providers.metrics();
         let failed = u64::from(!matches!(broken, "echo garbage" | ":"));
         let told: Vec<_> =
             figures.calls.iter().map(|(name, calls, errors)| (&name[..], calls.count(), *errors)).collect();
-        // What a program says is no failure of its run, as upstream counts.
+        // An invalid response is not a failed call, as upstream counts.
         assert_eq!(told, [("0", 2, 2 * failed), ("1", 1, 0)], "{broken}");
         assert!(figures.config_hash.is_some_and(|hash| hash.starts_with("sha256:")));
     }
@@ -99,11 +105,11 @@ async fn who_fails_gives_nothing_and_keeps_nobody() {
 #[tokio::test]
 async fn who_hangs_is_killed_with_all_that_it_started() {
     let dir = tempfile::tempdir().unwrap();
-    let short = Bounds { time: Duration::from_millis(100), ..BOUNDS };
+    let short = CallLimits { time: Duration::from_millis(100), ..BOUNDS };
     let hanging = providers(dir.path(), &["sleep 600"], "1h", short);
     let error = hanging.all[0].run("a.io/x", None).await.unwrap_err();
     assert!(matches!(error, ProviderError::Run(RunError::Time(_))), "{error}");
-    // As long as the shell's child lives, it holds a pipe open.
+    // The shell's child holds a pipe open as long as it lives.
     let script = "mkfifo \"$OUT\"; (exec 3> \"$OUT\"; echo >&3; sleep 600) & wait";
     let dir = tempfile::tempdir().unwrap();
     let starting = providers(dir.path(), &[script], "1h", BOUNDS);
@@ -120,19 +126,19 @@ async fn who_hangs_is_killed_with_all_that_it_started() {
         given = starting.credentials("a.io/x", "n", None) => panic!("{given:?}"),
         file = opened => file,
     };
-    // Nobody waits for it any more.
+    // The call was dropped.
     let ended = tokio::time::timeout(Duration::from_secs(60), file.read_to_end(&mut Vec::new())).await;
     assert_eq!(ended.expect("what it started lives").unwrap(), 0);
 }
 
-/// A pod whose ServiceAccount is known.
-struct Played {
+/// A pod with a fixed ServiceAccount.
+struct FixedAccount {
     account: Account,
     token: &'static str,
 }
 
 #[async_trait::async_trait]
-impl PodAccount for Played {
+impl PodAccount for FixedAccount {
     async fn account(&self) -> Result<Account, String> {
         if self.token.is_empty() { Err("not there".into()) } else { Ok(self.account.clone()) }
     }
@@ -143,10 +149,10 @@ impl PodAccount for Played {
     }
 }
 
-fn played(namespace: &str, uid: &str, token: &'static str, annotations: &[(&str, &str)]) -> Played {
+fn played(namespace: &str, uid: &str, token: &'static str, annotations: &[(&str, &str)]) -> FixedAccount {
     let identity = AccountIdentity { namespace: namespace.into(), name: "robot".into(), uid: uid.into() };
     let annotations = annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    Played { account: Account { identity, annotations }, token }
+    FixedAccount { account: Account { identity, annotations }, token }
 }
 
 fn attributes(cache_type: &str, require: bool, required: &[&str]) -> serde_json::Value {
@@ -161,9 +167,9 @@ async fn what_came_for_a_service_account_is_given_to_no_other() {
     for (cache_type, for_another_token) in [("ServiceAccount", 0), ("Token", 1)] {
         let dir = tempfile::tempdir().unwrap();
         let providers = with_tokens(dir.path(), &[ANSWER], "1h", BOUNDS, &attributes(cache_type, true, &["a.io/role"]));
-        assert!(providers.asks_accounts("a.io/x") && !providers.asks_accounts("b.io/x"));
+        assert!(providers.uses_service_account("a.io/x") && !providers.uses_service_account("b.io/x"));
         let role = [("a.io/role", "r"), ("a.io/other", "hidden-annotation")];
-        let asked = async |pod: &Played| {
+        let asked = async |pod: &FixedAccount| {
             let before = lines(dir.path()).len();
             let found = providers.credentials("a.io/x", &pod.account.identity.namespace, Some(pod)).await;
             let own = Some(pod.account.identity.clone());
@@ -186,7 +192,7 @@ async fn what_came_for_a_service_account_is_given_to_no_other() {
         let request: serde_json::Value = serde_json::from_str(lines(dir.path()).last().unwrap()).unwrap();
         assert_eq!(request["serviceAccountToken"], "token-one");
         assert_eq!(request["serviceAccountAnnotations"], serde_json::json!({"a.io/role": "r", "a.io/more": "m"}));
-        // Who didn't opt in, has no ServiceAccount, or one that can't be had.
+        // Pods that didn't opt in, have no ServiceAccount, or an unavailable one.
         assert_eq!(asked(&played("n", "1", "token-one", &[])).await, (0, 0));
         assert_eq!(asked(&played("n", "1", "", &role)).await, (0, 0));
         assert!(providers.credentials("a.io/x", "n", None).await.is_empty());
@@ -205,13 +211,13 @@ async fn a_provider_may_do_without_a_service_account_and_not_with_the_token_itse
     assert!(found.len() == 2 && found.iter().all(|tracked| tracked.account.is_none()));
     let request: serde_json::Value = serde_json::from_str(&lines(dir.path())[0]).unwrap();
     assert!(request.get("serviceAccountToken").is_none() && request.get("serviceAccountAnnotations").is_none());
-    // A token that it tells is not told.
+    // A token in stderr is redacted.
     let dir = tempfile::tempdir().unwrap();
     let telling = with_tokens(dir.path(), &["cat >&2; exit 3"], "1h", BOUNDS, &attributes("Token", true, &[]));
     let pod = played("n", "1", "token-one", &[]);
-    let asker = telling.all[0].config.token.as_ref().unwrap().asking(Some(&pod)).await;
-    let Ok(Asking::As(asker)) = asker else { panic!("it is not asked") };
-    let error = telling.all[0].run("a.io/x", Some(&asker)).await.unwrap_err().to_string();
+    let request_account = telling.all[0].config.token.as_ref().unwrap().call_mode(Some(&pod)).await;
+    let Ok(CallMode::WithAccount(request_account)) = request_account else { panic!("it is not asked") };
+    let error = telling.all[0].run("a.io/x", Some(&request_account)).await.unwrap_err().to_string();
     assert!(error.contains("serviceAccountToken") && !error.contains("token-one"), "{error}");
     // The script's password.
     for (cache_type, given) in [("ServiceAccount", 0), ("Token", 2)] {

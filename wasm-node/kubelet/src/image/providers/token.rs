@@ -1,5 +1,5 @@
-//! What a credential provider is told of a pod's ServiceAccount: `tokenAttributes` (KEP-4412), by upstream's rules. Pure but for
-//! asking.
+//! The pod's ServiceAccount in a request to a credential provider: `tokenAttributes` (KEP-4412), by upstream's rules.
+//! Pure except for requests to the API server.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -11,16 +11,16 @@ use sha2::{Digest, Sha256};
 use super::super::account::{AccountIdentity, PodAccount};
 use super::config::CALL_VERSIONS;
 
-/// What an answer that came with a token holds for.
+/// What a response to a request with a token is cached for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CacheType {
-    /// For the ServiceAccount.
+    /// The ServiceAccount.
     ServiceAccount,
-    /// For the token.
+    /// The token.
     Token,
 }
 
-/// What a provider wants to be told.
+/// The ServiceAccount data that a provider receives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct TokenAttributes {
     audience: String,
@@ -30,7 +30,7 @@ pub(super) struct TokenAttributes {
     optional: Vec<String>,
 }
 
-/// The same as it is written.
+/// The same in the configuration file.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Wire {
@@ -41,7 +41,7 @@ pub(super) struct Wire {
     optional_service_account_annotation_keys: Option<Vec<String>>,
 }
 
-/// Reads what is written; what is wrong with it goes to `errors`, in upstream's order.
+/// Validates the attributes and appends errors to `errors` in upstream's order.
 pub(super) fn attributes(wire: Wire, api_version: &str, errors: &mut Vec<String>) -> TokenAttributes {
     const FIELD: &str = "providers.tokenAttributes";
     let audience = wire.service_account_token_audience.unwrap_or_default();
@@ -66,7 +66,7 @@ pub(super) fn attributes(wire: Wire, api_version: &str, errors: &mut Vec<String>
     for (name, keys) in [("required", &required), ("optional", &optional)] {
         let (field, mut seen) = (format!("{FIELD}.{name}ServiceAccountAnnotationKeys"), BTreeSet::new());
         for key in keys {
-            // The rule of a label's key, whatever the case.
+            // The rule for label keys, ignoring case.
             let problems = label_key_problems(&key.to_lowercase());
             errors.extend(problems.iter().map(|why| format!("{field}: Invalid value: {}: {why}", go_quoted(key))));
             if !seen.insert(key) {
@@ -101,35 +101,35 @@ pub(super) fn attributes(wire: Wire, api_version: &str, errors: &mut Vec<String>
     TokenAttributes { audience, cache_type, is_required, required, optional }
 }
 
-/// On whose behalf a provider is asked.
+/// The ServiceAccount in a request.
 #[derive(Clone)]
-pub(super) struct Asker {
+pub(super) struct AccountRequest {
     pub(super) identity: AccountIdentity,
-    /// Those that the provider wants.
+    /// The annotations that the provider requires or accepts.
     pub(super) annotations: BTreeMap<String, String>,
     pub(super) token: String,
     cache_type: CacheType,
 }
 
-impl fmt::Debug for Asker {
+impl fmt::Debug for AccountRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Asker").field("identity", &self.identity).finish_non_exhaustive()
+        f.debug_struct("AccountRequest").field("identity", &self.identity).finish_non_exhaustive()
     }
 }
 
-/// Whose an answer is: nobody else's ServiceAccount finds it.
+/// The ServiceAccount part of a cache key: other ServiceAccounts never get the response.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Whose {
+pub(super) struct AccountKey {
     namespace: String,
     name: String,
     uid: String,
     annotations: BTreeMap<String, String>,
-    /// None where it holds for all tokens of the ServiceAccount.
+    /// The token's hash; none = valid for all tokens of the ServiceAccount.
     token: Option<String>,
 }
 
-impl Whose {
-    /// What it takes where it is kept.
+impl AccountKey {
+    /// Returns its size in bytes for the cache's limit.
     pub(super) fn bytes(&self) -> usize {
         let annotations = self.annotations.iter().map(|(key, value)| key.len() + value.len());
         let own = [&self.namespace, &self.name, &self.uid].map(String::len);
@@ -137,45 +137,47 @@ impl Whose {
     }
 }
 
-impl Asker {
-    /// What an answer is kept under.
-    pub(super) fn kept_for(&self) -> Whose {
-        let whose = self.of_token();
-        if self.cache_type == CacheType::Token { whose } else { Whose { token: None, ..whose } }
+impl AccountRequest {
+    /// Returns the cache key of a response.
+    pub(super) fn cache_key(&self) -> AccountKey {
+        let account_key = self.call_key();
+        if self.cache_type == CacheType::Token { account_key } else { AccountKey { token: None, ..account_key } }
     }
 
-    /// What a call is shared under: its token is told to the provider.
-    pub(super) fn of_token(&self) -> Whose {
+    /// Returns the key of shared calls. It includes the token, because the provider receives the token.
+    pub(super) fn call_key(&self) -> AccountKey {
         let AccountIdentity { namespace, name, uid } = self.identity.clone();
         let token = Some(hex::encode(Sha256::digest(&self.token)));
-        Whose { namespace, name, uid, annotations: self.annotations.clone(), token }
+        AccountKey { namespace, name, uid, annotations: self.annotations.clone(), token }
     }
 
-    /// Whether an answer that is kept for other tokens, too, is the token itself.
-    pub(super) fn is_echoed<'a>(&self, mut passwords: impl Iterator<Item = &'a str>) -> bool {
+    /// Returns whether a response that is cached for other tokens, too, contains the token itself as a password.
+    pub(super) fn echoes_token<'a>(&self, mut passwords: impl Iterator<Item = &'a str>) -> bool {
         self.cache_type != CacheType::Token && passwords.any(|password| password == self.token)
     }
 }
 
-/// Whether and how a provider is asked.
-pub(super) enum Asking {
-    /// Not for this pod.
-    Not,
+/// How a provider is called for a pod.
+pub(super) enum CallMode {
+    /// Not at all.
+    Skip,
     /// Without a ServiceAccount.
-    Plain,
-    /// With one.
-    As(Box<Asker>),
+    WithoutAccount,
+    /// With a ServiceAccount.
+    WithAccount(Box<AccountRequest>),
 }
 
 impl TokenAttributes {
-    /// What a provider is told for a pod; an error is why it can't be.
-    pub(super) async fn asking(&self, pod: Option<&dyn PodAccount>) -> Result<Asking, String> {
-        let Some(pod) = pod else { return Ok(if self.is_required { Asking::Not } else { Asking::Plain }) };
+    /// Returns how the provider is called for a pod; the error is the reason why that can't be determined.
+    pub(super) async fn call_mode(&self, pod: Option<&dyn PodAccount>) -> Result<CallMode, String> {
+        let Some(pod) = pod else {
+            return Ok(if self.is_required { CallMode::Skip } else { CallMode::WithoutAccount });
+        };
         let account = pod.account().await.map_err(|why| format!("failed to get service account: {why}"))?;
-        // A key that is missing is a workload that didn't opt in.
+        // A pod without a required annotation has not opted in.
         let has_all = self.required.iter().all(|key| account.annotations.contains_key(key));
         if !has_all {
-            return Ok(Asking::Not);
+            return Ok(CallMode::Skip);
         }
         let wanted = self.required.iter().chain(&self.optional);
         let annotations = wanted.filter_map(|key| account.annotations.get_key_value(key));
@@ -183,7 +185,7 @@ impl TokenAttributes {
         let token = pod.token(&self.audience, &account.identity).await;
         let token = token.map_err(|why| format!("failed to get service account token: {why}"))?;
         let (identity, cache_type) = (account.identity, self.cache_type);
-        Ok(Asking::As(Box::new(Asker { identity, annotations, token, cache_type })))
+        Ok(CallMode::WithAccount(Box::new(AccountRequest { identity, annotations, token, cache_type })))
     }
 }
 

@@ -1,5 +1,5 @@
-//! The content of a push: bytes in memory or a file, read piece by piece while they are sent. A part can be sent again from its
-//! beginning, so that a request can be repeated; no file is ever in memory as a whole.
+//! The content of a push: bytes in memory or a file, read in chunks while they are sent. A part can be sent again from
+//! its beginning, so that a request can be repeated. A file is never in memory as a whole.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 
 use oci_registry::blobs::digest;
 
-/// What is read and handed to a connection at once.
+/// Bytes read and passed to a connection at once.
 const PIECE_BYTES: usize = 64 << 10;
 
 /// A blob to push.
@@ -33,17 +33,17 @@ enum Content {
 }
 
 impl Blob {
-    /// Of bytes in memory.
+    /// Creates a blob of bytes in memory.
     #[must_use]
     pub fn of_bytes(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
         Self { digest: digest(&bytes), size_bytes: bytes.len() as u64, content: Content::Bytes(bytes) }
     }
 
-    /// Of a file, which has to stay as it is until it is pushed. Reads it once for its digest.
+    /// Creates a blob of a file, which must not change until it is pushed. Reads the file once for its digest.
     ///
     /// # Errors
-    /// It can't be read.
+    /// The file can't be read.
     pub async fn of_file(path: &Path) -> std::io::Result<Self> {
         let mut file = tokio::fs::File::open(path).await?;
         let (mut hash, mut size_bytes, mut buffer) = (Sha256::new(), 0, vec![0; PIECE_BYTES]);
@@ -59,7 +59,7 @@ impl Blob {
         Ok(Self { digest, size_bytes, content: Content::File(path.to_owned()) })
     }
 
-    /// Its name.
+    /// Returns the digest.
     #[must_use]
     pub fn digest(&self) -> &str {
         &self.digest
@@ -71,12 +71,12 @@ impl Blob {
         self.size_bytes
     }
 
-    /// All of it.
+    /// Returns the whole content.
     pub(in super::super) fn whole(&self) -> Part<'_> {
         self.part(0..self.size_bytes)
     }
 
-    /// A range of its bytes.
+    /// Returns a range of the content.
     pub(in super::super) fn part(&self, range: Range<u64>) -> Part<'_> {
         let end = range.end.min(self.size_bytes);
         Part { blob: self, range: range.start.min(end)..end }
@@ -91,17 +91,17 @@ pub(in super::super) struct Part<'b> {
 }
 
 impl Part<'_> {
-    /// How many bytes it has.
+    /// Returns its size in bytes.
     pub(super) fn size_bytes(&self) -> u64 {
         self.range.end - self.range.start
     }
 
-    /// Which bytes they are.
+    /// Returns its position in the blob.
     pub(super) fn range(&self) -> &Range<u64> {
         &self.range
     }
 
-    /// A request's body that reads as the connection takes.
+    /// Returns a request body that is read as fast as the connection accepts it.
     pub(in super::super) fn body(&self, progress: &Arc<Progress>) -> reqwest::Body {
         reqwest::Body::wrap_stream(self.pieces(progress))
     }
@@ -122,7 +122,7 @@ impl Part<'_> {
 }
 
 fn pieces_of_bytes(bytes: Bytes, range: Range<u64>) -> impl futures::Stream<Item = std::io::Result<Bytes>> + Send {
-    // Sizes of what is in memory fit.
+    // Offsets of bytes in memory fit.
     let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX);
     let (start, end) = (at(range.start), at(range.end));
     let pieces = (start..end).step_by(PIECE_BYTES);
@@ -152,7 +152,7 @@ fn pieces_of_file(path: PathBuf, range: Range<u64>) -> impl futures::Stream<Item
     futures::TryStreamExt::try_flatten(futures::stream::once(futures::TryFutureExt::map_ok(open, pieces)))
 }
 
-/// How far one request's body is.
+/// The progress of one request's body.
 #[derive(Debug, Default)]
 pub(in super::super) struct Progress {
     sent_bytes: AtomicU64,
@@ -160,7 +160,7 @@ pub(in super::super) struct Progress {
 }
 
 impl Progress {
-    /// How many bytes a connection has taken.
+    /// Returns the bytes that the connection has accepted.
     #[cfg(test)]
     pub(super) fn sent_bytes(&self) -> u64 {
         self.sent_bytes.load(Ordering::Relaxed)
@@ -174,13 +174,13 @@ impl Progress {
         let _ = self.failed.set(why);
     }
 
-    /// Why no more could be sent, for a reason of this side.
+    /// Returns the local reason why the body ended early.
     pub(in super::super) fn failure(&self) -> Option<String> {
         self.failed.get().cloned()
     }
 
-    /// What a request comes to; none where nothing moved for as long as `patience`, at the latest after twice that time.
-    pub(in super::super) async fn within<T>(&self, patience: Duration, request: impl Future<Output = T>) -> Option<T> {
+    /// Awaits a request; `None` if nothing was sent for `timeout`, after at most twice that time.
+    pub(in super::super) async fn within<T>(&self, timeout: Duration, request: impl Future<Output = T>) -> Option<T> {
         let mut request = std::pin::pin!(request);
         let mut before = None;
         loop {
@@ -189,7 +189,7 @@ impl Progress {
                 return None;
             }
             before = Some(now);
-            if let Ok(done) = tokio::time::timeout(patience, &mut request).await {
+            if let Ok(done) = tokio::time::timeout(timeout, &mut request).await {
                 return Some(done);
             }
         }
@@ -254,7 +254,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_deadline_counts_from_the_last_progress() {
-        let patience = Duration::from_secs(60);
+        let timeout = Duration::from_secs(60);
         let progress = Arc::new(Progress::default());
         let slow = async {
             for _ in 0..100 {
@@ -263,13 +263,13 @@ mod tests {
             }
             "done"
         };
-        assert_eq!(progress.within(patience, slow).await, Some("done"), "slow, and never idle for 60 s");
+        assert_eq!(progress.within(timeout, slow).await, Some("done"), "slow, and never idle for 60 s");
         let began = tokio::time::Instant::now();
         let hangs = async {
             progress.sent(1);
             std::future::pending::<()>().await;
         };
-        assert_eq!(progress.within(patience, hangs).await, None);
-        assert!(began.elapsed() >= patience && began.elapsed() <= 2 * patience, "{:?}", began.elapsed());
+        assert_eq!(progress.within(timeout, hangs).await, None);
+        assert!(began.elapsed() >= timeout && began.elapsed() <= 2 * timeout, "{:?}", began.elapsed());
     }
 }

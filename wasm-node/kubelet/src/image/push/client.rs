@@ -1,6 +1,7 @@
-//! A client that pushes to one repository (OCI distribution specification): blobs by mount, in one request or in chunks, and
-//! manifests. It sends over a pull's session, so that addresses, redirects, TLS and tokens have the same rules. A request is
-//! repeated only where that changes nothing: blobs have their content's name, a tag is looked at before it is set again.
+//! A client that pushes to one repository (OCI distribution specification): blobs by mount, in one request or in
+//! chunks, and manifests. It uses the session of pulls, with the same rules for addresses, redirects, TLS and tokens. A
+//! request is repeated only if a repetition changes nothing: blobs are content-addressed, and a tag is read before it
+//! is set again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +17,10 @@ use crate::image::keyring::Credential;
 use crate::image::manifest::ACCEPTED;
 use crate::image::pull::RegistryAccess;
 use crate::image::registries::{Endpoint, Registries};
-use crate::image::remote::Remote;
-use crate::image::session::{Call, ERROR_BYTES_MAX, HEAD_TIME_MAX, MANIFEST_BYTES_MAX, RETRY_WAITS, Session, body};
+use crate::image::remote::RegistryClients;
+use crate::image::session::{
+    ERROR_BYTES_MAX, HEAD_TIME_MAX, MANIFEST_BYTES_MAX, RETRY_WAITS, RegistryRequest, Session, body,
+};
 use oci_registry::Credentials;
 use oci_registry::reference::BUILT_IN_REGISTRY;
 
@@ -25,45 +28,50 @@ const DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const CHUNK_BYTES_MIN: HeaderName = HeaderName::from_static("oci-chunk-min-length");
 const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
-/// When and how a blob is sent.
+/// The limits of an upload.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Bounds {
-    /// Without progress, before a request is given up; registries hash what they got before they answer.
-    pub(super) patience: Duration,
-    /// Before each repetition.
-    pub(super) waits: [Duration; 2],
-    /// The largest blob that goes in one request: what is lost when its connection breaks.
+pub(super) struct UploadLimits {
+    /// Maximum time without progress: registries hash the content before they respond.
+    pub(super) timeout: Duration,
+    /// The wait before each repetition.
+    pub(super) retry_waits: [Duration; 2],
+    /// The largest blob sent in one request: the loss if its connection breaks.
     pub(super) whole_bytes_max: u64,
-    /// A chunk of a larger one. Some registries take no larger one than this.
+    /// The chunk size of a larger blob. Some registries accept no larger chunks.
     pub(super) chunk_bytes: u64,
 }
 
-impl Default for Bounds {
+impl Default for UploadLimits {
     fn default() -> Self {
-        Self { patience: Duration::from_secs(60), waits: RETRY_WAITS, whole_bytes_max: 16 << 20, chunk_bytes: 4 << 20 }
+        Self {
+            timeout: Duration::from_secs(60),
+            retry_waits: RETRY_WAITS,
+            whole_bytes_max: 16 << 20,
+            chunk_bytes: 4 << 20,
+        }
     }
 }
 
-/// Where an upload's next request goes.
+/// The target of an upload's next request.
 struct Upload {
     location: Url,
-    /// The shortest chunk that the registry takes, but for the last one.
+    /// The minimum chunk size that the registry accepts, except for the last chunk.
     chunk_bytes_min: u64,
 }
 
-/// What comes of asking for a mount.
+/// The result of a mount request.
 enum Mount {
     Mounted,
-    /// The registry wants the bytes, and has begun an upload.
+    /// The registry needs the bytes, and has begun an upload.
     Begun(Upload),
 }
 
 /// Pushes to one repository of one registry, as one user.
 pub struct PushClient {
     session: Session,
-    /// For errors.
+    /// The registry's name in errors.
     authority: String,
-    pub(super) bounds: Bounds,
+    pub(super) bounds: UploadLimits,
 }
 
 impl std::fmt::Debug for PushClient {
@@ -75,21 +83,22 @@ impl std::fmt::Debug for PushClient {
 type Transfer<T> = Result<T, TransferError>;
 
 impl PushClient {
-    /// For a repository of the built-in registry: never through a proxy of the environment, as it is at hand.
+    /// Creates a client for a repository of the built-in registry. It ignores the environment's proxies, as the
+    /// registry is local.
     ///
     /// # Errors
-    /// Its address is none.
+    /// The registry's address is invalid.
     pub fn new(access: &RegistryAccess, repository: &str) -> Result<Self, PushError> {
-        let remote = Arc::new(Remote::for_uploads(Registries::default(), Some(access.clone())));
+        let remote = Arc::new(RegistryClients::for_uploads(Registries::default(), Some(access.clone())));
         let endpoint = Endpoint::built_in(access.address.clone(), access.ca_pem.is_some());
         let Credentials { user, password } = access.credentials.clone();
         let credential = Credential { username: user, password };
         Self::at(&remote, &endpoint, (BUILT_IN_REGISTRY, repository), Some(credential))
     }
 
-    /// For a repository of any registry. `remote` is one for uploads.
+    /// Creates a client for a repository of any registry. `remote` must be created for uploads.
     pub(super) fn at(
-        remote: &Arc<Remote>,
+        remote: &Arc<RegistryClients>,
         endpoint: &Endpoint,
         names: (&str, &str),
         credential: Option<Credential>,
@@ -98,23 +107,23 @@ impl PushClient {
         let session = Session::new(remote, endpoint, names, credential);
         let session = session
             .map_err(|error| PushError::Registry { registry: authority.clone(), why: error.to_string() })?
-            .that_pushes();
-        Ok(Self { session, authority, bounds: Bounds::default() })
+            .with_push_scope();
+        Ok(Self { session, authority, bounds: UploadLimits::default() })
     }
 
-    /// Pushes a blob, unless the repository has it. `mount_from` is a repository of the same registry that has it, as far as the
-    /// caller knows: the registry may take it from there.
+    /// Pushes a blob unless the repository has it. `mount_from` is a repository of the same registry that presumably
+    /// has it: the registry may mount the blob from there.
     ///
     /// # Errors
-    /// The registry refuses or can't be reached, or the content can't be read.
+    /// The registry rejects the blob or is unreachable, or the content can't be read.
     pub async fn push_blob(&self, blob: &Blob, mount_from: Option<&str>) -> Result<(), PushError> {
-        self.again(|| self.try_blob(blob, mount_from)).await.map_err(|error| self.told(&error))
+        self.retry(|| self.try_blob(blob, mount_from)).await.map_err(|error| self.push_error(&error))
     }
 
-    /// Pushes a manifest whose blobs are there, under a tag or its digest; returns its digest.
+    /// Pushes a manifest, whose blobs must be present, under a tag or its digest; returns its digest.
     ///
     /// # Errors
-    /// The registry refuses or can't be reached, or the manifest is too large or not of the digest.
+    /// The registry rejects the manifest or is unreachable, or the manifest is too large or doesn't match the digest.
     pub async fn push_manifest(
         &self,
         reference: &str,
@@ -123,24 +132,24 @@ impl PushClient {
     ) -> Result<String, PushError> {
         let manifest = Blob::of_bytes(manifest);
         let pushed = self.put_manifest(reference, media_type, &manifest).await;
-        pushed.map(|()| manifest.digest().to_owned()).map_err(|error| self.told(&error))
+        pushed.map(|()| manifest.digest().to_owned()).map_err(|error| self.push_error(&error))
     }
 
-    /// Deletes a manifest; one that isn't there is no error.
+    /// Deletes a manifest; an absent one is no error.
     ///
     /// # Errors
-    /// The registry refuses or can't be reached.
+    /// The registry rejects the request or is unreachable.
     pub async fn delete_manifest(&self, reference: &str) -> Result<(), PushError> {
-        self.again(|| self.try_delete(reference)).await.map_err(|error| self.told(&error))
+        self.retry(|| self.try_delete(reference)).await.map_err(|error| self.push_error(&error))
     }
 
-    fn told(&self, error: &TransferError) -> PushError {
+    fn push_error(&self, error: &TransferError) -> PushError {
         PushError::Registry { registry: self.authority.clone(), why: error.to_string() }
     }
 
-    /// Does what may be done twice, again after an error that may pass.
-    async fn again<T, F: Future<Output = Transfer<T>>>(&self, attempt: impl Fn() -> F) -> Transfer<T> {
-        for wait in self.bounds.waits {
+    /// Runs an idempotent operation, and repeats it after transient errors.
+    async fn retry<T, F: Future<Output = Transfer<T>>>(&self, attempt: impl Fn() -> F) -> Transfer<T> {
+        for wait in self.bounds.retry_waits {
             match attempt().await {
                 Err(error) if error.is_transient() => tokio::time::sleep(wait).await,
                 done => return done,
@@ -159,7 +168,7 @@ impl PushClient {
                 Ok(Mount::Mounted) => return Ok(()),
                 Ok(Mount::Begun(upload)) => Some(upload),
                 Err(error) if error.is_transient() => return Err(error),
-                // One that knows no mounts, or lets this user not read there.
+                // The registry doesn't support mounts, or the user may not read the other repository.
                 Err(_) => None,
             },
         };
@@ -170,14 +179,14 @@ impl PushClient {
         self.upload(blob, upload).await
     }
 
-    /// Whether the repository has it. A refused look is no refused push.
+    /// Returns whether the repository has the blob. A rejected check doesn't fail the push.
     async fn has_blob(&self, blob: &Blob) -> Transfer<bool> {
         let url = self.session.url("blobs", blob.digest())?;
         let response = self.call(Method::HEAD, url, HeaderMap::new(), None).await?;
         if response.status() == StatusCode::OK {
             return Ok(true);
         }
-        let refusal = self.refused(response).await;
+        let refusal = self.read_refusal(response).await;
         if refusal.is_transient() { Err(refusal) } else { Ok(false) }
     }
 
@@ -187,16 +196,16 @@ impl PushClient {
         let response = self.call(Method::POST, url, HeaderMap::new(), None).await?;
         match response.status() {
             StatusCode::CREATED => has_digest(&response, blob.digest()).map(|()| Mount::Mounted),
-            StatusCode::ACCEPTED => self.next(&response).map(Mount::Begun),
-            _ => Err(self.refused(response).await),
+            StatusCode::ACCEPTED => self.next_upload(&response).map(Mount::Begun),
+            _ => Err(self.read_refusal(response).await),
         }
     }
 
     async fn begin(&self) -> Transfer<Upload> {
         let response = self.call(Method::POST, self.uploads()?, HeaderMap::new(), None).await?;
         match response.status() {
-            StatusCode::ACCEPTED => self.next(&response),
-            _ => Err(self.refused(response).await),
+            StatusCode::ACCEPTED => self.next_upload(&response),
+            _ => Err(self.read_refusal(response).await),
         }
     }
 
@@ -204,7 +213,7 @@ impl PushClient {
         Ok(self.session.url("blobs/uploads", "")?)
     }
 
-    /// Sends a blob, in the other way where the registry knows only that one.
+    /// Sends a blob, and falls back to the other kind of upload if the registry supports only that.
     async fn upload(&self, blob: &Blob, upload: Upload) -> Transfer<()> {
         let is_whole = blob.size_bytes() <= self.bounds.whole_bytes_max;
         let sent = if is_whole {
@@ -213,7 +222,7 @@ impl PushClient {
             self.chunks(blob, upload).await
         };
         match sent {
-            Err(error) if error.refusal().is_some_and(Refusal::is_of_form) => {
+            Err(error) if error.refusal().is_some_and(Refusal::is_format_rejected) => {
                 let upload = self.begin().await?;
                 if is_whole {
                     self.chunks(blob, upload).await
@@ -225,32 +234,32 @@ impl PushClient {
         }
     }
 
-    /// Sends a blob in chunks. After an error it goes on from where the registry says that it is.
+    /// Sends a blob in chunks. After an error it resumes at the offset that the registry reports.
     async fn chunks(&self, blob: &Blob, upload: Upload) -> Transfer<()> {
         let chunk_bytes = self.bounds.chunk_bytes.max(upload.chunk_bytes_min).max(1);
-        let (mut location, mut offset, mut waits) = (upload.location, 0_u64, self.bounds.waits.iter());
+        let (mut location, mut offset, mut retry_waits) = (upload.location, 0_u64, self.bounds.retry_waits.iter());
         while offset < blob.size_bytes() {
             let chunk = blob.part(offset..offset.saturating_add(chunk_bytes));
             let end = chunk.range().end;
             let (next, taken_bytes) = match self.patch(&location, &chunk).await {
                 Ok(done) if done.1 == end => {
-                    waits = self.bounds.waits.iter();
+                    retry_waits = self.bounds.retry_waits.iter();
                     done
                 }
-                Ok(done) if waits.next().is_some() => done,
+                Ok(done) if retry_waits.next().is_some() => done,
                 Ok(_) => return Err(TransferError::NoAnswer("it takes no whole chunk of an upload".into())),
                 Err(error) => {
                     let is_out_of_order = error.refusal().is_some_and(Refusal::is_out_of_order) && offset > 0;
-                    let Some(wait) = waits.next().filter(|_| error.is_transient() || is_out_of_order) else {
+                    let Some(wait) = retry_waits.next().filter(|_| error.is_transient() || is_out_of_order) else {
                         return Err(error);
                     };
                     tokio::time::sleep(*wait).await;
-                    // An upload that the registry has forgotten begins again from its first byte.
+                    // An upload unknown to the registry starts over from its first byte.
                     self.status(&location, end).await.map_err(|_| error)?
                 }
             };
             if taken_bytes > end {
-                return Err(TransferError::Failed("it says that it has more of an upload than it was sent".into()));
+                return Err(TransferError::Failed("it reports more bytes of an upload than were sent".into()));
             }
             if taken_bytes < offset {
                 return Err(TransferError::NoAnswer("it has lost a part of an upload".into()));
@@ -260,39 +269,39 @@ impl PushClient {
         self.finish(location, blob, blob.part(offset..offset)).await
     }
 
-    /// Sends a chunk; returns where the next one goes, and how many bytes the registry has.
+    /// Sends a chunk; returns the URL of the next one, and the bytes that the registry has.
     async fn patch(&self, location: &Url, chunk: &Part<'_>) -> Transfer<(Url, u64)> {
         let range = chunk.range();
         let mut headers = HeaderMap::from_iter([(CONTENT_TYPE, OCTETS)]);
         headers.insert(CONTENT_RANGE, text(&format!("{}-{}", range.start, range.end.saturating_sub(1)))?);
         let response = self.call(Method::PATCH, location.clone(), headers, Some(chunk.clone())).await?;
         if !response.status().is_success() {
-            return Err(self.refused(response).await);
+            return Err(self.read_refusal(response).await);
         }
-        let taken_bytes = taken(response.headers(), range.end).unwrap_or(range.end);
-        Ok((self.next(&response)?.location, taken_bytes))
+        let taken_bytes = received_bytes(response.headers(), range.end).unwrap_or(range.end);
+        Ok((self.next_upload(&response)?.location, taken_bytes))
     }
 
-    /// Where an upload is that may have taken bytes up to `sent_bytes`.
+    /// Returns the URL and the offset of an upload that may have received bytes up to `sent_bytes`.
     async fn status(&self, location: &Url, sent_bytes: u64) -> Transfer<(Url, u64)> {
         let response = self.call(Method::GET, location.clone(), HeaderMap::new(), None).await?;
         if !response.status().is_success() {
-            return Err(self.refused(response).await);
+            return Err(self.read_refusal(response).await);
         }
-        let taken_bytes = taken(response.headers(), sent_bytes);
+        let taken_bytes = received_bytes(response.headers(), sent_bytes);
         let taken_bytes =
             taken_bytes.ok_or_else(|| TransferError::Failed("it doesn't say how far an upload is".into()))?;
-        let next = self.next(&response).map_or_else(|_| location.clone(), |upload| upload.location);
+        let next = self.next_upload(&response).map_or_else(|_| location.clone(), |upload| upload.location);
         Ok((next, taken_bytes))
     }
 
-    /// Ends an upload with its last bytes, which may be all.
+    /// Completes an upload with its last bytes, which may be all.
     async fn finish(&self, mut location: Url, blob: &Blob, last: Part<'_>) -> Transfer<()> {
         location.query_pairs_mut().append_pair("digest", blob.digest());
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, OCTETS)]);
         let response = self.call(Method::PUT, location, headers, Some(last)).await?;
         if !response.status().is_success() {
-            return Err(self.refused(response).await);
+            return Err(self.read_refusal(response).await);
         }
         has_digest(&response, blob.digest())
     }
@@ -306,19 +315,20 @@ impl PushClient {
         if is_digest && reference != manifest.digest() {
             return failed(format!("the manifest has the digest {}, not {reference}", manifest.digest()));
         }
-        let mut waits = self.bounds.waits.iter();
+        let mut retry_waits = self.bounds.retry_waits.iter();
         loop {
             let Err(error) = self.try_manifest(reference, media_type, manifest).await else { return Ok(()) };
             if !error.is_transient() {
                 return Err(error);
             }
-            // It may be set already, and another client may have moved the tag since: a second request would move it back.
-            if !is_digest && !error.did_nothing() {
-                let there = self.again(|| self.manifest_digest(reference)).await;
+            // The tag may be set already, and another client may have moved it since: a second request would move it
+            // back.
+            if !is_digest && !error.had_no_effect() {
+                let there = self.retry(|| self.manifest_digest(reference)).await;
                 let is_set = there.ok().flatten().is_some_and(|there| there == manifest.digest());
                 return if is_set { Ok(()) } else { Err(error) };
             }
-            let Some(wait) = waits.next() else { return Err(error) };
+            let Some(wait) = retry_waits.next() else { return Err(error) };
             tokio::time::sleep(*wait).await;
         }
     }
@@ -328,20 +338,20 @@ impl PushClient {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, text(media_type)?)]);
         let response = self.call(Method::PUT, url, headers, Some(manifest.whole())).await?;
         if !response.status().is_success() {
-            return Err(self.refused(response).await);
+            return Err(self.read_refusal(response).await);
         }
         has_digest(&response, manifest.digest())
     }
 
-    /// What a tag means.
+    /// Returns the digest that a tag refers to.
     async fn manifest_digest(&self, reference: &str) -> Transfer<Option<String>> {
         let url = self.session.url("manifests", reference)?;
         let headers = HeaderMap::from_iter([(ACCEPT, text(&ACCEPTED.join(", "))?)]);
         let response = self.call(Method::HEAD, url, headers, None).await?;
         match response.status() {
-            StatusCode::OK => Ok(said_digest(&response).map(str::to_owned)),
+            StatusCode::OK => Ok(response_digest(&response).map(str::to_owned)),
             StatusCode::NOT_FOUND => Ok(None),
-            _ => Err(self.refused(response).await),
+            _ => Err(self.read_refusal(response).await),
         }
     }
 
@@ -350,7 +360,7 @@ impl PushClient {
         let response = self.call(Method::DELETE, url, HeaderMap::new(), None).await?;
         match response.status() {
             status if status.is_success() || status == StatusCode::NOT_FOUND => Ok(()),
-            _ => Err(self.refused(response).await),
+            _ => Err(self.read_refusal(response).await),
         }
     }
 
@@ -361,34 +371,34 @@ impl PushClient {
         mut headers: HeaderMap,
         body: Option<Part<'_>>,
     ) -> Transfer<Response> {
-        let patience = if body.is_some() { self.bounds.patience } else { self.bounds.patience.min(HEAD_TIME_MAX) };
+        let timeout = if body.is_some() { self.bounds.timeout } else { self.bounds.timeout.min(HEAD_TIME_MAX) };
         match &body {
             Some(part) => {
                 headers.insert(CONTENT_LENGTH, HeaderValue::from(part.size_bytes()));
             }
-            // Some registries answer 411 to a POST that has no length.
+            // Some registries answer 411 to a POST without a length.
             None if method == Method::POST => {
                 headers.insert(CONTENT_LENGTH, HeaderValue::from(0_u64));
             }
             None => {}
         }
-        Ok(self.session.exchange(&Call { method, url, headers, body, patience }).await?)
+        Ok(self.session.exchange(&RegistryRequest { method, url, headers, body, timeout }).await?)
     }
 
-    /// Where the next request of an upload goes.
-    fn next(&self, response: &Response) -> Transfer<Upload> {
-        let location = self.session.led(response.url(), response.headers(), "its upload leads")?;
+    /// Returns the target of an upload's next request.
+    fn next_upload(&self, response: &Response) -> Transfer<Upload> {
+        let location = self.session.resolve_location(response.url(), response.headers(), "its upload leads")?;
         let chunk_bytes_min =
             response.headers().get(CHUNK_BYTES_MIN).and_then(|value| value.to_str().ok()?.parse().ok());
         Ok(Upload { location, chunk_bytes_min: chunk_bytes_min.unwrap_or(0) })
     }
 
-    async fn refused(&self, response: Response) -> TransferError {
+    async fn read_refusal(&self, response: Response) -> TransferError {
         let status = response.status();
-        let said = body(response, ERROR_BYTES_MAX, "an error").await.unwrap_or_default();
-        let refusal = Refusal::read(status, &said);
-        // The one who reads this has the account; what writes it down for others may not hold it.
-        let is_safe = !self.session.reveals(&refusal.to_string());
+        let error_body = body(response, ERROR_BYTES_MAX, "an error").await.unwrap_or_default();
+        let refusal = Refusal::read(status, &error_body);
+        // The caller has the account, but a log of the message must not contain the password.
+        let is_safe = !self.session.contains_secret(&refusal.to_string());
         TransferError::Refused(if is_safe { refusal } else { Refusal::read(status, &[]) })
     }
 }
@@ -397,20 +407,21 @@ fn text(value: &str) -> Transfer<HeaderValue> {
     HeaderValue::from_str(value).map_err(|_| TransferError::Failed(format!("{value:?} can't stand in a header")))
 }
 
-/// Checks that an answer names no other digest. One of another algorithm can't be compared.
+/// Checks that a response contains no other digest. Digests of other algorithms can't be compared.
 fn has_digest(response: &Response, wanted: &str) -> Transfer<()> {
-    match said_digest(response).filter(|said| said.starts_with("sha256:") && *said != wanted) {
+    match response_digest(response).filter(|actual| actual.starts_with("sha256:") && *actual != wanted) {
         Some(_) => Err(TransferError::Failed(format!("it answers that it has another digest than {wanted}"))),
         None => Ok(()),
     }
 }
 
-fn said_digest(response: &Response) -> Option<&str> {
+fn response_digest(response: &Response) -> Option<&str> {
     response.headers().get(DIGEST)?.to_str().ok()
 }
 
-/// How many bytes an upload has by its answer's `Range`, `0-END` with END inclusive; `0-0` is what registries say of none, too.
-fn taken(headers: &HeaderMap, sent_bytes: u64) -> Option<u64> {
+/// Returns the bytes of an upload by a response's `Range`, `0-END` with END inclusive; registries send `0-0` for none,
+/// too.
+fn received_bytes(headers: &HeaderMap, sent_bytes: u64) -> Option<u64> {
     let range = headers.get(RANGE)?.to_str().ok()?.trim();
     let range = range.strip_prefix("bytes=").or_else(|| range.strip_prefix("bytes ")).unwrap_or(range);
     let (start, end) = range.split_once('-')?;
@@ -429,7 +440,7 @@ mod tests {
     use super::*;
 
     fn read(range: &str, sent_bytes: u64) -> Option<u64> {
-        taken(&HeaderMap::from_iter([(RANGE, HeaderValue::from_str(range).unwrap())]), sent_bytes)
+        received_bytes(&HeaderMap::from_iter([(RANGE, HeaderValue::from_str(range).unwrap())]), sent_bytes)
     }
 
     #[test]
@@ -447,7 +458,7 @@ mod tests {
         ] {
             assert_eq!(read(range, sent_bytes), bytes, "{range}");
         }
-        assert_eq!(taken(&HeaderMap::new(), 4), None);
+        assert_eq!(received_bytes(&HeaderMap::new(), 4), None);
     }
 
     proptest! {

@@ -1,5 +1,5 @@
-//! A registry for tests, on loopback: it does what the distribution specification says, but where a test's script says otherwise,
-//! and remembers each request.
+//! A registry for tests on loopback: it follows the distribution specification unless a test's script overrides a
+//! response, and records each request.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -13,38 +13,38 @@ use oci_registry::blobs::digest;
 use super::client::PushClient;
 use crate::image::keyring::Credential;
 use crate::image::registries::{Endpoint, Registries};
-use crate::image::remote::Remote;
+use crate::image::remote::RegistryClients;
 
-/// A request as it came.
+/// A recorded request.
 #[derive(Debug, Clone)]
-pub(super) struct Seen {
+pub(super) struct RecordedRequest {
     pub(super) method: Method,
-    /// With its query.
+    /// The path with its query.
     pub(super) path: String,
     pub(super) headers: HeaderMap,
-    /// How often this method came before.
+    /// The number of earlier requests with this method.
     pub(super) before: usize,
 }
 
-impl Seen {
+impl RecordedRequest {
     pub(super) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 }
 
-/// What becomes of a request.
+/// The handling of a request.
 pub(super) enum Reply {
-    /// As the specification says.
+    /// By the specification.
     Ordinary,
-    /// This, and nothing is done.
+    /// This response, without any effect.
     Answer(Response),
-    /// As the specification says, with these headers in the answer.
+    /// By the specification, with these headers in the response.
     With(Vec<(&'static str, String)>),
-    /// It is done, and no answer comes.
+    /// The request is processed, but no response is sent.
     Lost,
-    /// Nothing of its body is read, and no answer comes.
+    /// The body isn't read, and no response is sent.
     Hang,
-    /// So many bytes of its body are kept, and it fails with this status.
+    /// This many bytes of the body are kept, and the request fails with this status.
     Cut(usize, u16),
 }
 
@@ -61,21 +61,21 @@ pub(super) fn status(status: u16) -> Reply {
     Reply::Answer(answer(status, &[], ""))
 }
 
-type Script = Box<dyn Fn(&Seen) -> Reply + Send + Sync>;
+type Script = Box<dyn Fn(&RecordedRequest) -> Reply + Send + Sync>;
 
 /// The registry.
-pub(super) struct Fake {
+pub(super) struct FakeRegistry {
     pub(super) address: String,
     script: Script,
-    pub(super) seen: Mutex<Vec<Seen>>,
+    pub(super) seen: Mutex<Vec<RecordedRequest>>,
     pub(super) blobs: Mutex<BTreeMap<String, Bytes>>,
     pub(super) manifests: Mutex<BTreeMap<String, Bytes>>,
-    /// What came of the one upload.
+    /// The content of the one upload.
     upload: Mutex<Vec<u8>>,
 }
 
-impl Fake {
-    pub(super) async fn start(script: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Arc<Self> {
+impl FakeRegistry {
+    pub(super) async fn start(script: impl Fn(&RecordedRequest) -> Reply + Send + Sync + 'static) -> Arc<Self> {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let fake = Arc::new(Self {
@@ -91,38 +91,38 @@ impl Fake {
         fake
     }
 
-    /// A client of its repository `app`, on a node whose file names it and the others; chunks have 4 bytes, and what goes in one
-    /// request 8.
+    /// Creates a client of the repository `app`, on a node whose file names this registry and the others. Chunks have 4
+    /// bytes; single-request uploads have at most 8.
     pub(super) fn client(&self, others: &[&Self]) -> PushClient {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("registries.yaml");
         let named = |fake: &Self| format!("\"http://{}\"", fake.address);
         let named: Vec<String> = others.iter().map(|fake| named(fake)).chain([named(self)]).collect();
         std::fs::write(&file, format!("mirrors: {{registry.test: {{endpoint: [{}]}}}}", named.join(", "))).unwrap();
-        let remote = Arc::new(Remote::for_uploads(Registries::read(&file).unwrap(), None));
+        let remote = Arc::new(RegistryClients::for_uploads(Registries::read(&file).unwrap(), None));
         let endpoint = Endpoint::built_in(self.address.clone(), false);
         let credential = Credential { username: "u".into(), password: PASSWORD.into() };
         let mut client = PushClient::at(&remote, &endpoint, ("registry.test", "app"), Some(credential)).unwrap();
         client.bounds.whole_bytes_max = 8;
         client.bounds.chunk_bytes = 4;
-        client.bounds.waits = [std::time::Duration::from_millis(1); 2];
+        client.bounds.retry_waits = [std::time::Duration::from_millis(1); 2];
         client
     }
 
-    /// Methods and paths of what came, of one method or all.
-    pub(super) fn asked(&self, method: Option<Method>) -> Vec<String> {
+    /// Returns methods and paths of the requests of one method, or all.
+    pub(super) fn requests(&self, method: Option<Method>) -> Vec<String> {
         let seen = self.seen.lock().unwrap();
         let seen = seen.iter().filter(|seen| method.as_ref().is_none_or(|method| *method == seen.method));
         seen.map(|seen| format!("{} {}", seen.method, seen.path)).collect()
     }
 
-    /// One header of each request of a method.
+    /// Returns one header of each request of a method.
     pub(super) fn headers(&self, method: &Method, name: &str) -> Vec<String> {
         let seen = self.seen.lock().unwrap();
         seen.iter().filter(|seen| seen.method == *method).map(|seen| seen.header(name).to_owned()).collect()
     }
 
-    fn ordinary(&self, seen: &Seen, body: &Bytes) -> Response {
+    fn ordinary(&self, seen: &RecordedRequest, body: &Bytes) -> Response {
         let uri: Uri = seen.path.parse().unwrap();
         let last = uri.path().rsplit('/').next().unwrap().to_owned();
         let uploads = format!("/v2/app/blobs/uploads/1?round={}", seen.before);
@@ -168,13 +168,13 @@ impl Fake {
     }
 }
 
-async fn serve(State(fake): State<Arc<Fake>>, request: Request) -> Response {
+async fn serve(State(fake): State<Arc<FakeRegistry>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let path = parts.uri.path_and_query().unwrap().as_str().to_owned();
     let seen = {
         let mut all = fake.seen.lock().unwrap();
         let before = all.iter().filter(|seen| seen.method == parts.method).count();
-        all.push(Seen { method: parts.method, path, headers: parts.headers, before });
+        all.push(RecordedRequest { method: parts.method, path, headers: parts.headers, before });
         all.last().unwrap().clone()
     };
     let reply = (fake.script)(&seen);

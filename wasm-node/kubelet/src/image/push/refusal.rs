@@ -1,17 +1,17 @@
-//! Why a request of a push failed, and what may be done about it. Pure: a registry's answer is read by the distribution
-//! specification's form of errors, and no text of a registry is shown that is longer than a line or holds control characters.
+//! Errors of push requests, and the possible reactions. Pure: responses are parsed as the distribution specification's
+//! errors. A registry's text is shown only as one line of bounded length without control characters.
 
 use http::StatusCode;
 use serde::Deserialize;
 
 use crate::image::session::RemoteError;
 
-/// What is shown of a registry's own message.
+/// Maximum characters shown of a registry's message.
 const MESSAGE_CHARS_MAX: usize = 512;
-/// What is shown of its code.
+/// Maximum characters shown of an error code.
 const CODE_CHARS_MAX: usize = 64;
 
-/// Codes of the distribution specification, for answers that have no message.
+/// Texts for the distribution specification's codes, for responses without a message.
 const CODES: &[(&str, &str)] = &[
     ("BLOB_UNKNOWN", "blob unknown to registry"),
     ("BLOB_UPLOAD_INVALID", "blob upload invalid"),
@@ -32,16 +32,16 @@ const CODES: &[(&str, &str)] = &[
 /// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum TransferError {
-    /// The registry answered that it won't.
+    /// The registry rejected the request.
     #[error("{0}")]
     Refused(Refusal),
-    /// No answer came: the registry may or may not have done what it was asked for.
+    /// No response: the registry may or may not have processed the request.
     #[error("{0}")]
     NoAnswer(String),
-    /// The registry breaks its protocol, leads to where nothing is sent, or the content can't be read.
+    /// The registry violates the protocol or redirects to a forbidden host, or the content can't be read.
     #[error("{0}")]
     Failed(String),
-    /// There is no way to authenticate.
+    /// No supported way to authenticate.
     #[error("access denied: {0}")]
     Denied(String),
 }
@@ -57,7 +57,7 @@ impl From<RemoteError> for TransferError {
 }
 
 impl TransferError {
-    /// Whether the same request may end otherwise.
+    /// Returns whether a retry may succeed.
     pub(super) fn is_transient(&self) -> bool {
         match self {
             Self::NoAnswer(_) => true,
@@ -66,8 +66,8 @@ impl TransferError {
         }
     }
 
-    /// Whether the registry surely has done nothing.
-    pub(super) fn did_nothing(&self) -> bool {
+    /// Returns whether the request certainly had no effect.
+    pub(super) fn had_no_effect(&self) -> bool {
         match self {
             Self::Refused(refusal) => {
                 matches!(refusal.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
@@ -76,7 +76,7 @@ impl TransferError {
         }
     }
 
-    /// The answer, where there was one.
+    /// Returns the response if there was one.
     pub(super) fn refusal(&self) -> Option<&Refusal> {
         match self {
             Self::Refused(refusal) => Some(refusal),
@@ -85,7 +85,7 @@ impl TransferError {
     }
 }
 
-/// An answer that isn't the wanted one.
+/// An error response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
     status: StatusCode,
@@ -95,11 +95,11 @@ pub(super) struct Refusal {
 
 #[derive(Deserialize)]
 struct Envelope {
-    errors: Vec<Entry>,
+    errors: Vec<ErrorEntry>,
 }
 
 #[derive(Deserialize)]
-struct Entry {
+struct ErrorEntry {
     #[serde(default)]
     code: Option<String>,
     #[serde(default)]
@@ -107,7 +107,7 @@ struct Entry {
 }
 
 impl Refusal {
-    /// Reads an answer's body; a body of another form says nothing.
+    /// Parses a response's body; a body in another format is ignored.
     pub(super) fn read(status: StatusCode, body: &[u8]) -> Self {
         let envelope: Option<Envelope> = serde_json::from_slice(body).ok();
         let entry = envelope.and_then(|envelope| envelope.errors.into_iter().next());
@@ -120,7 +120,7 @@ impl Refusal {
         Self { status, code, message: message.and_then(|message| line(message, MESSAGE_CHARS_MAX)) }
     }
 
-    /// Whether a chunk begins where the upload doesn't end.
+    /// Returns whether a chunk's start isn't the upload's end.
     pub(super) fn is_out_of_order(&self) -> bool {
         self.status == StatusCode::RANGE_NOT_SATISFIABLE
     }
@@ -137,8 +137,9 @@ impl Refusal {
         )
     }
 
-    /// Whether the registry may take the same bytes by the other kind of upload: it refuses the form, not the content or the user.
-    pub(super) fn is_of_form(&self) -> bool {
+    /// Returns whether the other kind of upload may succeed: the registry rejected the form, not the content or the
+    /// user.
+    pub(super) fn is_format_rejected(&self) -> bool {
         let says_content = matches!(
             self.code.as_deref(),
             Some(
@@ -216,10 +217,10 @@ mod tests {
             assert!(!error(status, "").is_transient(), "{status}");
         }
         for (status, nothing) in [(429, true), (503, true), (500, false), (502, false), (504, false), (408, false)] {
-            assert_eq!(error(status, "").did_nothing(), nothing, "{status}");
+            assert_eq!(error(status, "").had_no_effect(), nothing, "{status}");
         }
         assert!(TransferError::NoAnswer(String::new()).is_transient());
-        assert!(!TransferError::NoAnswer(String::new()).did_nothing());
+        assert!(!TransferError::NoAnswer(String::new()).had_no_effect());
         for (status, body, form) in [
             (405, "", true),
             (400, r#"{"errors":[{"code":"BLOB_UPLOAD_INVALID"}]}"#, true),
@@ -227,7 +228,7 @@ mod tests {
             (403, "", false),
             (507, "", false),
         ] {
-            assert_eq!(read(status, body).is_of_form(), form, "{status} {body}");
+            assert_eq!(read(status, body).is_format_rejected(), form, "{status} {body}");
         }
     }
 

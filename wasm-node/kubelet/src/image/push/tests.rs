@@ -1,4 +1,4 @@
-//! Pushes to the built-in registry, and to a scripted one that refuses, hangs, loses and lies.
+//! Pushes to the built-in registry, and to a scripted one that rejects, hangs, drops responses and sends wrong ones.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +8,7 @@ use machinery_env::Env;
 use oci_registry::blobs::BlobStore;
 use oci_registry::{Credentials, distribution};
 
-use super::fake::{BASIC, Fake, PASSWORD, Reply, Seen, answer, status};
+use super::fake::{BASIC, FakeRegistry, PASSWORD, RecordedRequest, Reply, answer, status};
 use super::*;
 
 mod faults;
@@ -24,8 +24,8 @@ fn large() -> Blob {
     Blob::of_bytes(LARGE)
 }
 
-impl Fake {
-    /// Whether a blob arrived whole.
+impl FakeRegistry {
+    /// Returns whether a blob arrived completely.
     fn has(&self, bytes: &[u8]) -> bool {
         self.blobs.lock().unwrap().get(&digest(bytes)).is_some_and(|kept| kept[..] == *bytes)
     }
@@ -60,7 +60,7 @@ async fn the_built_in_registry_takes_each_way_of_a_push() {
     for blob in [&large(), &file, &file] {
         app.push_blob(blob, None).await.unwrap();
     }
-    // Another repository takes it by a mount: the file is no longer there to be read.
+    // Another repository mounts it: the file no longer exists.
     std::fs::remove_file(&path).unwrap();
     let team = PushClient::new(&access, "team/app").unwrap();
     team.push_blob(&file, Some("app")).await.unwrap();
@@ -108,8 +108,8 @@ async fn a_file_that_changed_is_refused_by_its_digest() {
     assert!(error.contains("cannot read what is pushed: the file has become shorter"), "{error}");
 }
 
-/// A registry that wants a token, each of which is good for three requests. `tokens` counts those that were given.
-fn with_tokens(tokens: &AtomicUsize, uses: &AtomicUsize, seen: &Seen, challenge: &str) -> Reply {
+/// Handles requests like a registry whose tokens are valid for three requests each. `tokens` counts the issued ones.
+fn with_tokens(tokens: &AtomicUsize, uses: &AtomicUsize, seen: &RecordedRequest, challenge: &str) -> Reply {
     if seen.path.starts_with("/token") {
         if seen.header("authorization") != BASIC {
             return status(401);
@@ -129,9 +129,9 @@ fn with_tokens(tokens: &AtomicUsize, uses: &AtomicUsize, seen: &Seen, challenge:
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_is_for_pushes_and_renewed_in_the_middle() {
     let (tokens, uses) = (Arc::new(AtomicUsize::new(0)), AtomicUsize::new(0));
-    let realm = Fake::start({
+    let realm = FakeRegistry::start({
         let tokens = tokens.clone();
-        move |seen: &Seen| {
+        move |seen: &RecordedRequest| {
             let token = tokens.load(Ordering::SeqCst);
             assert!(seen.path.starts_with("/token"));
             let reply = with_tokens(&tokens, &AtomicUsize::new(0), seen, "");
@@ -145,8 +145,8 @@ async fn a_token_is_for_pushes_and_renewed_in_the_middle() {
         realm.address
     );
     let last = AtomicUsize::new(0);
-    let fake = Fake::start(move |seen| {
-        // A new token has its uses anew.
+    let fake = FakeRegistry::start(move |seen| {
+        // A new token has all its uses.
         let token = tokens.load(Ordering::SeqCst);
         if last.swap(token, Ordering::SeqCst) != token {
             uses.store(0, Ordering::SeqCst);
@@ -158,17 +158,17 @@ async fn a_token_is_for_pushes_and_renewed_in_the_middle() {
     client.push_blob(&large(), None).await.unwrap();
     client.push_manifest("v1", OCI_MANIFEST, manifest_of(&large())).await.unwrap();
     assert!(fake.has(LARGE) && fake.manifests.lock().unwrap().contains_key("v1"));
-    let asked = realm.asked(None);
+    let asked = realm.requests(None);
     assert!(asked.len() >= 3, "{asked:?}");
     let query = "service=s+v&scope=repository%3Aapp%3Apull%2Cpush&scope=repository%3Aother%3Apull";
     assert!(asked.iter().all(|asked| *asked == format!("GET /token?{query}")), "{asked:?}");
-    // Chunks that were refused for an old token were sent again, and nothing twice that was taken.
+    // Chunks rejected for an expired token were sent again; no accepted chunk was sent twice.
     let chunks = fake.headers(&Method::PATCH, "content-range");
     let mut different = chunks.clone();
     different.dedup();
     assert_eq!(different, ["0-3", "4-7", "8-11", "12-15", "16-19", "20-23", "24-26"]);
     assert!(chunks.len() > different.len(), "{chunks:?}");
-    // The registry itself never saw the password.
+    // The registry itself never received the password.
     assert!(fake.seen.lock().unwrap().iter().all(|seen| seen.header("authorization") != BASIC));
 }
 
@@ -182,7 +182,7 @@ async fn who_is_not_let_in_is_told_without_the_password() {
         ("Negotiate", String::new(), "access denied: it asks for what is neither a token nor a password"),
         ("Bearer realm=\"http://169.254.169.254/t\"", String::new(), "its token realm is refused"),
     ] {
-        let fake = Fake::start(move |seen| match seen.header("authorization") {
+        let fake = FakeRegistry::start(move |seen| match seen.header("authorization") {
             BASIC => Reply::Answer(answer(403, &[], denied.clone())),
             _ => Reply::Answer(answer(401, &[("www-authenticate", challenge)], "")),
         })
@@ -190,13 +190,13 @@ async fn who_is_not_let_in_is_told_without_the_password() {
         let error = fake.client(&[]).push_blob(&small(), None).await.unwrap_err().to_string();
         assert!(error.starts_with(&format!("pushing to {}: {wanted}", fake.address)), "{error}");
         assert!(!error.contains("hush") && !error.contains(&BASIC[6..]), "{error}");
-        assert!(fake.asked(Some(Method::POST)).len() <= 1, "tried once");
+        assert!(fake.requests(Some(Method::POST)).len() <= 1, "tried once");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_there_is_not_sent() {
-    let fake = Fake::start(|_| Reply::Ordinary).await;
+    let fake = FakeRegistry::start(|_| Reply::Ordinary).await;
     let client = fake.client(&[]);
     for _ in 0..2 {
         client.push_blob(&small(), None).await.unwrap();
@@ -204,10 +204,10 @@ async fn what_is_there_is_not_sent() {
     let name = small().digest().to_owned();
     let put = format!("PUT /v2/app/blobs/uploads/1?round=0&digest={}", name.replace(':', "%3A"));
     let head = format!("HEAD /v2/app/blobs/{name}");
-    assert_eq!(fake.asked(None), [head.as_str(), "POST /v2/app/blobs/uploads/", put.as_str(), head.as_str()]);
-    // A registry that lets nobody look takes it all the same.
+    assert_eq!(fake.requests(None), [head.as_str(), "POST /v2/app/blobs/uploads/", put.as_str(), head.as_str()]);
+    // A registry that rejects the check still accepts the upload.
     for refused in [401, 403, 405] {
-        let fake = Fake::start(move |seen| match seen.method {
+        let fake = FakeRegistry::start(move |seen| match seen.method {
             Method::HEAD if seen.before < 9 => {
                 Reply::Answer(answer(refused, &[("www-authenticate", "Basic realm=\"x\"")], ""))
             }
@@ -217,15 +217,15 @@ async fn what_is_there_is_not_sent() {
         fake.client(&[]).push_blob(&small(), None).await.unwrap();
         assert!(fake.has(SMALL), "{refused}");
     }
-    let fake = Fake::start(|_| Reply::Ordinary).await;
+    let fake = FakeRegistry::start(|_| Reply::Ordinary).await;
     fake.client(&[]).push_blob(&Blob::of_bytes(Vec::new()), None).await.unwrap();
     assert!(fake.has(b""));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_knows_one_kind_of_upload_gets_that() {
-    // Chunks alone.
-    let fake = Fake::start(|seen| match (&seen.method, seen.header("content-length")) {
+    // Chunks only.
+    let fake = FakeRegistry::start(|seen| match (&seen.method, seen.header("content-length")) {
         (&Method::PUT, length) if length != "0" => status(405),
         _ => Reply::Ordinary,
     })
@@ -234,19 +234,24 @@ async fn a_registry_that_knows_one_kind_of_upload_gets_that() {
     assert!(fake.has(SMALL));
     assert_eq!(fake.headers(&Method::PATCH, "content-range"), ["0-3", "4-6"]);
     // No chunks.
-    let fake = Fake::start(|seen| if seen.method == Method::PATCH { status(405) } else { Reply::Ordinary }).await;
+    let fake =
+        FakeRegistry::start(|seen| if seen.method == Method::PATCH { status(405) } else { Reply::Ordinary }).await;
     fake.client(&[]).push_blob(&large(), None).await.unwrap();
-    assert!(fake.has(LARGE) && fake.asked(Some(Method::PATCH)).len() == 1);
+    assert!(fake.has(LARGE) && fake.requests(Some(Method::PATCH)).len() == 1);
     // Neither.
-    let fake = Fake::start(|seen| match seen.method {
+    let fake = FakeRegistry::start(|seen| match seen.method {
         Method::PATCH | Method::PUT => status(405),
         _ => Reply::Ordinary,
     })
     .await;
     let error = fake.client(&[]).push_blob(&large(), None).await.unwrap_err().to_string();
-    assert!(error.contains("405 Method Not Allowed") && fake.asked(None).len() == 5, "{error} {:?}", fake.asked(None));
+    assert!(
+        error.contains("405 Method Not Allowed") && fake.requests(None).len() == 5,
+        "{error} {:?}",
+        fake.requests(None)
+    );
     // Long chunks.
-    let fake = Fake::start(|seen| match seen.method {
+    let fake = FakeRegistry::start(|seen| match seen.method {
         Method::POST => Reply::With(vec![("oci-chunk-min-length", "10".into())]),
         _ => Reply::Ordinary,
     })
@@ -258,7 +263,7 @@ async fn a_registry_that_knows_one_kind_of_upload_gets_that() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_goes_where_the_registry_says() {
-    let storage = Fake::start(|_| Reply::Ordinary).await;
+    let storage = FakeRegistry::start(|_| Reply::Ordinary).await;
     let elsewhere = format!("http://{}/v2/app/blobs/uploads/9?x=1", storage.address);
     let name = small().digest().replace(':', "%3A");
     for (location, at_storage, wanted) in [
@@ -271,7 +276,7 @@ async fn an_upload_goes_where_the_registry_says() {
         ("?_state=z".to_owned(), false, "/v2/app/blobs/uploads/?_state=z&digest="),
         (elsewhere, true, "/v2/app/blobs/uploads/9?x=1&digest="),
     ] {
-        let fake = Fake::start(move |seen| match seen.method {
+        let fake = FakeRegistry::start(move |seen| match seen.method {
             _ if seen.header("authorization").is_empty() => {
                 Reply::Answer(answer(401, &[("www-authenticate", "Basic realm=\"x\"")], ""))
             }
@@ -282,9 +287,9 @@ async fn an_upload_goes_where_the_registry_says() {
         fake.client(&[&storage]).push_blob(&small(), None).await.unwrap();
         let to = if at_storage { &storage } else { &fake };
         assert!(to.has(SMALL));
-        assert_eq!(to.asked(Some(Method::PUT)), [format!("PUT {wanted}{name}")]);
+        assert_eq!(to.requests(Some(Method::PUT)), [format!("PUT {wanted}{name}")]);
     }
-    // Another host gets the content and no account.
+    // Another host gets the content, but no credentials.
     assert_eq!(storage.headers(&Method::PUT, "authorization"), [""]);
     for (location, says) in [
         ("http://127.0.0.1:1/upload", "--registries"),
@@ -292,15 +297,16 @@ async fn an_upload_goes_where_the_registry_says() {
         ("http://u:p@a.test/upload", "its upload leads: not an address"),
         ("http://[", "its upload leads to nowhere"),
     ] {
-        let fake = Fake::start(move |seen| match seen.method {
+        let fake = FakeRegistry::start(move |seen| match seen.method {
             Method::POST => Reply::With(vec![("location", location.into())]),
             _ => Reply::Ordinary,
         })
         .await;
         let error = fake.client(&[]).push_blob(&small(), None).await.unwrap_err().to_string();
-        assert!(error.contains(says) && fake.asked(None).len() == 2, "{error}");
+        assert!(error.contains(says) && fake.requests(None).len() == 2, "{error}");
     }
-    let fake = Fake::start(|seen| if seen.method == Method::POST { status(202) } else { Reply::Ordinary }).await;
+    let fake =
+        FakeRegistry::start(|seen| if seen.method == Method::POST { status(202) } else { Reply::Ordinary }).await;
     let error = fake.client(&[]).push_blob(&small(), None).await.unwrap_err().to_string();
     assert!(error.contains("its upload leads to nowhere"), "{error}");
 }
@@ -308,7 +314,7 @@ async fn an_upload_goes_where_the_registry_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn redirects_are_followed_where_the_method_stays() {
     for (redirect, follows) in [(307, true), (308, true), (302, false), (303, false)] {
-        let fake = Fake::start(move |seen| match seen.method {
+        let fake = FakeRegistry::start(move |seen| match seen.method {
             Method::PUT if seen.before == 0 => {
                 Reply::Answer(answer(redirect, &[("location", &format!("{}&again", seen.path))], ""))
             }
@@ -318,37 +324,38 @@ async fn redirects_are_followed_where_the_method_stays() {
         let pushed = fake.client(&[]).push_blob(&small(), None).await;
         assert_eq!((pushed.is_ok(), fake.has(SMALL)), (follows, follows), "{redirect} {pushed:?}");
     }
-    let fake = Fake::start(|seen| match seen.method {
+    let fake = FakeRegistry::start(|seen| match seen.method {
         Method::PUT => Reply::Answer(answer(307, &[("location", &seen.path)], "")),
         _ => Reply::Ordinary,
     })
     .await;
     assert!(fake.client(&[]).push_blob(&small(), None).await.is_err());
-    assert_eq!(fake.asked(Some(Method::PUT)).len(), 6);
+    assert_eq!(fake.requests(Some(Method::PUT)).len(), 6);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mount_saves_the_bytes_or_is_made_up_for() {
     let name = small().digest().replace(':', "%3A");
-    let fake = Fake::start(|seen| match seen.method {
+    let fake = FakeRegistry::start(|seen| match seen.method {
         Method::POST => Reply::Answer(answer(201, &[("location", "/v2/app/blobs/x")], "")),
         _ => Reply::Ordinary,
     })
     .await;
     fake.client(&[]).push_blob(&small(), Some("team/other")).await.unwrap();
     let post = format!("POST /v2/app/blobs/uploads/?mount={name}&from=team%2Fother");
-    assert_eq!(&fake.asked(None)[1..], std::slice::from_ref(&post));
-    // Not accepted: the upload that the answer begins is used.
-    let fake = Fake::start(|_| Reply::Ordinary).await;
+    assert_eq!(&fake.requests(None)[1..], std::slice::from_ref(&post));
+    // Not accepted: the upload that the response begins is used.
+    let fake = FakeRegistry::start(|_| Reply::Ordinary).await;
     fake.client(&[]).push_blob(&small(), Some("team/other")).await.unwrap();
-    assert_eq!(fake.asked(Some(Method::POST)), [post]);
+    assert_eq!(fake.requests(Some(Method::POST)), [post]);
     assert!(fake.has(SMALL));
-    // Refused, or not known: another upload is begun.
+    // Rejected or unsupported: another upload is begun.
     for refused in [400, 403, 404, 405] {
-        let fake =
-            Fake::start(move |seen| if seen.path.contains("mount=") { status(refused) } else { Reply::Ordinary });
+        let fake = FakeRegistry::start(
+            move |seen| if seen.path.contains("mount=") { status(refused) } else { Reply::Ordinary },
+        );
         let fake = fake.await;
         fake.client(&[]).push_blob(&small(), Some("team/other")).await.unwrap();
-        assert!(fake.has(SMALL) && fake.asked(Some(Method::POST)).len() == 2, "{refused}");
+        assert!(fake.has(SMALL) && fake.requests(Some(Method::POST)).len() == 2, "{refused}");
     }
 }

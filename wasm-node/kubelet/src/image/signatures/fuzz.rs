@@ -1,4 +1,4 @@
-//! Fuzz targets of the signature policy, and of what is signed.
+//! Fuzz targets of signature policies and payloads.
 
 use bolero::check;
 
@@ -6,7 +6,7 @@ use super::payload;
 use super::policy::SignaturePolicy;
 use oci_registry::reference::ImageName;
 
-/// Parts of a policy, and what breaks one.
+/// Fragments of policies, valid and invalid.
 const PIECES: [&str; 26] = [
     "{\"default\":",
     "[{\"type\":\"reject\"}]",
@@ -48,7 +48,7 @@ fn a_policy_is_taken_or_refused() {
         for text in [built, begun, String::from_utf8_lossy(picks).into_owned()] {
             let Ok(policy) = SignaturePolicy::parse(&text, &|_| Ok(key.clone().into_bytes())) else { continue };
             for name in &names {
-                // Whatever else it says, what is said of an image is said once.
+                // The lookup is deterministic for any policy.
                 assert_eq!(policy.rule(name), policy.rule(name));
             }
             assert!(text.contains("default"), "nothing holds by itself");

@@ -1,26 +1,26 @@
-//! Whether a signature's name of an image fits the image that is wanted: `signedIdentity` of containers-policy.json(5). Pure.
+//! Matches the image name in a signature with the image's name: `signedIdentity` of containers-policy.json(5). Pure.
 
 use oci_registry::reference::Reference;
 use serde::Deserialize;
 
-/// Which names fit.
+/// The names that match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Identity {
-    /// Name, and tag or digest.
+    /// The same name, and the same tag or digest.
     Exact,
-    /// The same; for an image by digest any of its repository.
+    /// Like `Exact`; for an image by digest, any version of its repository.
     RepoDigestOrExact,
-    /// Any of its repository.
+    /// Any version of its repository.
     Repository,
-    /// That one, whatever is wanted.
+    /// This name, independent of the image's.
     ExactReference(Signed),
-    /// Any of that repository.
+    /// Any version of this repository.
     ExactRepository(String),
-    /// As [`Identity::RepoDigestOrExact`], where what is wanted is called something else.
+    /// Like [`Identity::RepoDigestOrExact`], after a prefix of the image's name is replaced.
     Remap { prefix: String, signed_prefix: String },
 }
 
-/// `signedIdentity` as it is written.
+/// `signedIdentity` in the policy file.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Wire {
@@ -32,7 +32,7 @@ pub(super) struct Wire {
     signed_prefix: Option<String>,
 }
 
-/// A name as a signature has it: unlike an image's, it may have neither tag nor digest.
+/// A name in a signature: unlike an image's, it may have neither tag nor digest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Signed {
     name: String,
@@ -61,7 +61,7 @@ fn version(reference: &Reference) -> String {
 }
 
 impl Identity {
-    /// Reads what is written; what is left out is upstream's default.
+    /// Converts `signedIdentity`; upstream's default if it is absent.
     pub(super) fn of(wire: Option<Wire>) -> Result<Self, String> {
         let Some(wire) = wire else { return Ok(Self::RepoDigestOrExact) };
         let Wire { kind, docker_reference, docker_repository, prefix, signed_prefix } = wire;
@@ -106,13 +106,13 @@ impl Identity {
         }
     }
 
-    /// Whether a signature with that name is for `wanted`.
-    pub(super) fn fits(&self, wanted: &Reference, signed: &str) -> bool {
+    /// Returns whether a signature with the name `signed` is for `wanted`.
+    pub(super) fn matches(&self, wanted: &Reference, signed: &str) -> bool {
         let Some(signed) = Signed::parse(signed) else { return false };
         let own = name(wanted);
         match self {
             Self::Exact => signed.name == own && signed.version == version(wanted),
-            Self::RepoDigestOrExact => by_version(&own, wanted, &signed),
+            Self::RepoDigestOrExact => matches_version(&own, wanted, &signed),
             Self::Repository => signed.name == own,
             Self::ExactReference(exact) => signed == *exact,
             Self::ExactRepository(repository) => signed.name == *repository,
@@ -122,13 +122,13 @@ impl Identity {
                     Some(rest) => format!("{signed_prefix}{rest}"),
                     None => own,
                 };
-                by_version(&name, wanted, &signed)
+                matches_version(&name, wanted, &signed)
             }
         }
     }
 
-    /// What to say of a name that doesn't fit.
-    pub(super) fn kind(&self) -> &'static str {
+    /// Returns the type's name for errors.
+    pub(super) fn type_name(&self) -> &'static str {
         match self {
             Self::Exact => "matchExact",
             Self::RepoDigestOrExact => "matchRepoDigestOrExact",
@@ -140,8 +140,8 @@ impl Identity {
     }
 }
 
-/// A name without a version is for none in particular. Who wants a digest has said which image it is.
-fn by_version(name: &str, wanted: &Reference, signed: &Signed) -> bool {
+/// A signed name without a version matches no image. An image by digest is identified without its tag.
+fn matches_version(name: &str, wanted: &Reference, signed: &Signed) -> bool {
     let same = wanted.digest.is_some() || signed.version == version(wanted);
     signed.name == name && !signed.version.is_empty() && same
 }
@@ -177,8 +177,8 @@ mod tests {
             ("matchRepository", "a.io/x:v1", "", false),
         ] {
             let own = identity(&format!(r#"{{"type": "{kind}"}}"#)).unwrap();
-            assert_eq!(own.fits(&Reference::parse(wanted).unwrap(), signed), fits, "{kind} {wanted} {signed}");
-            assert_eq!(own.kind(), kind);
+            assert_eq!(own.matches(&Reference::parse(wanted).unwrap(), signed), fits, "{kind} {wanted} {signed}");
+            assert_eq!(own.type_name(), kind);
         }
         let wanted = Reference::parse("mirror.io/hub/x:v1").unwrap();
         for (text, signed, fits) in [
@@ -194,7 +194,7 @@ mod tests {
                 true,
             ),
         ] {
-            assert_eq!(identity(text).unwrap().fits(&wanted, signed), fits, "{text} {signed}");
+            assert_eq!(identity(text).unwrap().matches(&wanted, signed), fits, "{text} {signed}");
         }
     }
 

@@ -1,18 +1,18 @@
-//! Whether what was found of an image's signatures meets what is demanded. Pure.
+//! Decides whether an image's signatures meet a rule. Pure.
 
 use oci_registry::reference::{ImageName, Reference};
 
 use super::payload::{self, PayloadError};
 use super::policy::{Requirement, Rule, Signers};
 
-/// Faults that are told; the rest is counted.
-const TOLD_MAX: usize = 3;
-/// Characters that are told of a name in a signature.
+/// Maximum faults listed in an error; the rest is counted.
+const FAULTS_MAX: usize = 3;
+/// Maximum characters of a signature's name in an error.
 const NAME_CHARS_MAX: usize = 128;
 
-/// A signature, and what it is of.
+/// A signature and the payload that it signs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct SignedPayload {
     pub(super) payload: Vec<u8>,
     pub(super) signature: Vec<u8>,
 }
@@ -20,34 +20,34 @@ pub(super) struct Found {
 /// Why a signature doesn't count.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Fault {
-    /// Nobody has signed it.
+    /// The image has no signature.
     #[error("it has no signature (no {0:?} beside it)")]
     None(String),
-    /// It can't be read.
+    /// The signature can't be read.
     #[error("{0}")]
     Unread(String),
-    /// All that it has is a signature of another form.
+    /// The image only has signatures in another format.
     #[error(
         "it has a Sigstore bundle, as cosign writes since version 3, which names no image and is not taken: sign it with \
          `cosign sign --new-bundle-format=false --key`"
     )]
     Bundle,
-    /// Of nobody who is named.
+    /// No key of the policy has made it.
     #[error("it is signed by none of the policy's keys")]
     Key,
-    /// What is signed is no payload.
+    /// The signed payload is invalid.
     #[error(transparent)]
     Payload(#[from] PayloadError),
-    /// Of another image.
+    /// The signature is of another image.
     #[error("its signature is of another image, {0}")]
     Digest(String),
-    /// Of the image under another name.
+    /// The signature is of the image under another name.
     #[error("its signature is for {name:?}, which signedIdentity {kind} doesn't take")]
     Identity { name: String, kind: &'static str },
 }
 
-/// What is still to be met of a rule, and what stood against it.
-pub(super) struct Judgement<'a> {
+/// The requirements of a rule that are not met yet, with the faults found.
+pub(super) struct RuleCheck<'a> {
     rule: &'a Rule,
     reference: &'a Reference,
     open: Vec<&'a Signers>,
@@ -55,7 +55,7 @@ pub(super) struct Judgement<'a> {
     more: usize,
 }
 
-impl<'a> Judgement<'a> {
+impl<'a> RuleCheck<'a> {
     pub(super) fn new(rule: &'a Rule, reference: &'a Reference) -> Self {
         let open = rule.requirements.iter().filter_map(|requirement| match requirement {
             Requirement::Signed(signers) => Some(signers),
@@ -64,7 +64,7 @@ impl<'a> Judgement<'a> {
         Self { rule, reference, open: open.collect(), faults: Vec::new(), more: 0 }
     }
 
-    /// Whether nothing more is wanted.
+    /// Returns whether all requirements are met.
     pub(super) fn is_met(&self) -> bool {
         self.open.is_empty() && !self.rule.is_impossible()
     }
@@ -73,15 +73,15 @@ impl<'a> Judgement<'a> {
         if self.faults.contains(&fault) {
             return;
         }
-        if self.faults.len() < TOLD_MAX {
+        if self.faults.len() < FAULTS_MAX {
             self.faults.push(fault);
         } else {
             self.more += 1;
         }
     }
 
-    /// Looks at a signature of the manifest with that digest.
-    pub(super) fn look(&mut self, digest: &str, found: &Found) {
+    /// Checks a signature of the manifest with that digest.
+    pub(super) fn check_signature(&mut self, digest: &str, found: &SignedPayload) {
         let (reference, mut faults) = (self.reference, Vec::new());
         self.open.retain(|signers| match check(signers, reference, digest, found) {
             Ok(()) => false,
@@ -93,11 +93,11 @@ impl<'a> Judgement<'a> {
         faults.into_iter().for_each(|fault| self.fault(fault));
     }
 
-    /// What to say where it isn't met.
-    pub(super) fn told(&self, digest: &str) -> String {
+    /// Returns the error text for a rule that isn't met.
+    pub(super) fn failure_text(&self, digest: &str) -> String {
         let Reference { registry, repository, .. } = self.reference;
         let (image, scope) = (format!("{registry}/{repository}@{digest}"), &self.rule.scope);
-        if let Some(why) = self.rule.refuses(&ImageName::Registry(self.reference.clone())) {
+        if let Some(why) = self.rule.rejection(&ImageName::Registry(self.reference.clone())) {
             return why;
         }
         let mut why: Vec<String> = self.faults.iter().map(Fault::to_string).collect();
@@ -112,8 +112,8 @@ impl<'a> Judgement<'a> {
     }
 }
 
-fn check(signers: &Signers, reference: &Reference, digest: &str, found: &Found) -> Result<(), Fault> {
-    // Before anything is read of it.
+fn check(signers: &Signers, reference: &Reference, digest: &str, found: &SignedPayload) -> Result<(), Fault> {
+    // The signature is verified before the payload is parsed.
     if !signers.keys.iter().any(|key| key.verifies(&found.payload, &found.signature)) {
         return Err(Fault::Key);
     }
@@ -121,9 +121,9 @@ fn check(signers: &Signers, reference: &Reference, digest: &str, found: &Found) 
     if payload.digest != digest {
         return Err(Fault::Digest(payload.digest));
     }
-    if !signers.identity.fits(reference, &payload.reference) {
+    if !signers.identity.matches(reference, &payload.reference) {
         let name = payload.reference.chars().take(NAME_CHARS_MAX).collect();
-        return Err(Fault::Identity { name, kind: signers.identity.kind() });
+        return Err(Fault::Identity { name, kind: signers.identity.type_name() });
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Public keys of those who sign images, and whether a signature is one of theirs: ECDSA, RSA and Ed25519 with SHA-256, as
-//! `cosign verify --key` and containers' tools have them. Pure.
+//! Public keys of image signers, and the verification of their signatures: ECDSA, RSA and Ed25519 with SHA-256, like
+//! `cosign verify --key` and containers' tools. Pure.
 
 use std::fmt;
 
@@ -14,13 +14,13 @@ use x509_parser::prelude::FromDer as _;
 use x509_parser::public_key::PublicKey as Parsed;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
-/// What the bits of a key are of (RFC 5480, RFC 8410, RFC 8017), by its identifier.
+/// Object identifiers of key algorithms and curves (RFC 5480, RFC 8410, RFC 8017).
 const EC: &str = "1.2.840.10045.2.1";
 const P256: &str = "1.2.840.10045.3.1.7";
 const P384: &str = "1.3.132.0.34";
 const ED25519_KEY: &str = "1.3.101.112";
 const RSA: &str = "1.2.840.113549.1.1.1";
-/// RSA keys that are shorter or longer are refused.
+/// The accepted sizes of RSA keys in bits.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,13 +31,13 @@ enum Kind {
     Rsa,
 }
 
-/// A key that signatures are checked with.
+/// A key that verifies signatures.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct PublicKey {
     kind: Kind,
-    /// As `ring` takes it.
+    /// The key in the format of `ring`.
     bits: Vec<u8>,
-    /// Digest of the whole key.
+    /// The digest of the whole key.
     id: String,
 }
 
@@ -48,7 +48,7 @@ impl fmt::Debug for PublicKey {
 }
 
 impl PublicKey {
-    /// Reads the one `PUBLIC KEY` of a PEM text.
+    /// Parses the only `PUBLIC KEY` of a PEM text.
     pub(super) fn parse(pem: &[u8]) -> Result<Self, String> {
         let mut all = SubjectPublicKeyInfoDer::pem_slice_iter(pem);
         let der = match all.next() {
@@ -78,20 +78,18 @@ impl PublicKey {
             (ED25519_KEY, None, _) if bits.len() == 32 => Kind::Ed25519,
             (RSA, _, Parsed::RSA(key)) if RSA_BITS.contains(&key.key_size()) => Kind::Rsa,
             _ => {
-                return Err(
-                    "not a key that is taken: ECDSA of P-256 or P-384, Ed25519, RSA of 2048 to 8192 bits".into()
-                );
+                return Err("not a supported key: ECDSA of P-256 or P-384, Ed25519, RSA of 2048 to 8192 bits".into());
             }
         };
         Ok(Self { kind, bits, id: hex::encode(Sha256::digest(der)) })
     }
 
-    /// What tells one key from another.
+    /// Returns an identifier of the key.
     pub(super) fn id(&self) -> &str {
         &self.id
     }
 
-    /// Whether that is its signature of `message`.
+    /// Returns whether `signature` is this key's signature of `message`.
     pub(super) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         let algorithm: &'static dyn VerificationAlgorithm = match self.kind {
             Kind::P256 => &ECDSA_P256_SHA256_ASN1,
@@ -103,7 +101,7 @@ impl PublicKey {
     }
 }
 
-/// A point of a curve, written out.
+/// Returns whether the bits are an uncompressed point of a curve.
 fn is_point(bits: &[u8], coordinate_bytes: usize) -> bool {
     bits.len() == 1 + 2 * coordinate_bytes && bits[0] == 4
 }
@@ -114,12 +112,13 @@ pub(super) mod tests {
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
 
-    /// Made and used by `openssl` (`dgst -sha256 -sign`; `pkeyutl -rawin` for Ed25519), each of the text `signed`.
-    const MADE: &str = include_str!("keys.txt");
+    /// Keys and signatures created by `openssl` (`dgst -sha256 -sign`; `pkeyutl -rawin` for Ed25519), each of the text
+    /// `signed`.
+    const KEYS: &str = include_str!("keys.txt");
 
-    /// Of each kind: its name, its key, its signature.
-    pub(in super::super) fn made() -> Vec<(String, PublicKey, Vec<u8>)> {
-        MADE.lines()
+    /// Returns name, key and signature of each kind.
+    pub(in super::super) fn test_keys() -> Vec<(String, PublicKey, Vec<u8>)> {
+        KEYS.lines()
             .map(|line| {
                 let parts: Vec<&str> = line.split(' ').collect();
                 let pem = pem(parts[1]);
@@ -134,7 +133,7 @@ pub(super) mod tests {
 
     #[test]
     fn keys_of_all_kinds_verify_their_own_signatures_and_no_others() {
-        let made = made();
+        let made = test_keys();
         let names: Vec<&str> = made.iter().map(|(name, ..)| name.as_str()).collect();
         assert_eq!(names, ["p256", "p384", "ed25519", "rsa"]);
         for (name, key, signature) in &made {
@@ -148,7 +147,7 @@ pub(super) mod tests {
 
     #[test]
     fn what_is_no_public_key_says_so() {
-        let line = MADE.lines().next().unwrap().split(' ').nth(1).unwrap();
+        let line = KEYS.lines().next().unwrap().split(' ').nth(1).unwrap();
         let good = pem(line);
         for (text, says) in [
             (String::new(), "holds no PEM"),
@@ -157,8 +156,8 @@ pub(super) mod tests {
             (pem("AAAA"), "can't be read"),
             (good.replace(&line[..4], "%%%%"), "not PEM"),
             // An RSA key of 1024 bits, a curve that is no NIST curve.
-            (pem(WEAK), "not a key that is taken"),
-            (pem(SECP256K1), "not a key that is taken"),
+            (pem(WEAK), "not a supported key"),
+            (pem(SECP256K1), "not a supported key"),
         ] {
             let error = PublicKey::parse(text.as_bytes()).unwrap_err();
             assert!(error.contains(says), "{text}: {error}");

@@ -1,5 +1,6 @@
-//! Signatures of images, by the node's policy: [`policy`] says which images have to have one, [`key`], [`payload`] and
-//! [`identity`] whether one is good, [`fetch`] gets them from where the image is from (docs/decisions/0070-signatures.md).
+//! Image signatures, checked by the node's policy: [`policy`] lists the images that need one; [`key`], [`payload`] and
+//! [`identity`] check a signature; [`fetch`] downloads signatures from the image's registry
+//! (docs/decisions/0070-signatures.md).
 
 mod fetch;
 #[cfg(test)]
@@ -12,6 +13,6 @@ mod policy;
 #[cfg(test)]
 mod tests;
 
-pub(super) use self::fetch::{Unproven, verify};
+pub(super) use self::fetch::{SignatureError, verify};
 pub(super) use self::policy::Rule;
 pub use self::policy::SignaturePolicy;

@@ -1,33 +1,34 @@
-//! What is signed of an image: a "simple signing" payload of containers' atomic signatures, as cosign writes it. Pure.
+//! The signed document of an image: a "simple signing" payload of containers' atomic signatures, as cosign writes it.
+//! Pure.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use oci_registry::reference::is_sha256;
 
-/// What cosign and containers' tools say that it is.
+/// The document type that cosign and containers' tools write.
 const TYPE: &str = "cosign container image signature";
 
-/// Why a payload is none. Says nothing of what it holds but its type.
+/// Why a payload is invalid. The error contains nothing of its content.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum PayloadError {
     /// Not JSON of that form.
     #[error("its payload is no simple signing document")]
     Form,
-    /// Of something else than an image.
+    /// Of something other than an image.
     #[error("its payload is not of type {TYPE:?}")]
     Type,
-    /// No digest that could be an image's.
+    /// No valid digest of an image.
     #[error("its payload names no sha256 digest")]
     Digest,
 }
 
-/// What a signature is for.
+/// The image that a signature is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Payload {
-    /// The manifest's.
+    /// The manifest's digest.
     pub(super) digest: String,
-    /// What the image was called when it was signed.
+    /// The image's name at signing.
     pub(super) reference: String,
 }
 
@@ -60,7 +61,7 @@ struct Image {
     docker_manifest_digest: String,
 }
 
-/// Reads a payload. What is critical and not known is not taken, as the format wants.
+/// Parses a payload. Unknown critical fields are rejected, as the format requires.
 pub(super) fn parse(bytes: &[u8]) -> Result<Payload, PayloadError> {
     let Document { critical, .. } = serde_json::from_slice(bytes).map_err(|_| PayloadError::Form)?;
     if critical.kind != TYPE {

@@ -1,5 +1,6 @@
-//! Which images have to be signed, and by whom: one file in the form of containers-policy.json(5), which CRI-O, Podman and
-//! skopeo read, too (docs/decisions/0070-signatures.md). Pure but for reading the file and the keys that it names.
+//! The signature policy: which images must be signed, and by which keys. One file in the format of
+//! containers-policy.json(5), which CRI-O, Podman and skopeo also read (docs/decisions/0070-signatures.md). Pure except
+//! for reading the file and its keys.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,12 +15,12 @@ use super::identity::{Identity, Wire as IdentityWire};
 use super::key::PublicKey;
 use oci_registry::reference::{ImageName, Reference};
 
-/// Keys of one requirement: each may be tried with each signature of an image.
+/// Maximum keys of one requirement: each may be tried with each signature of an image.
 const KEYS_MAX: usize = 100;
-/// Where images of registries are, and files.
+/// The transports of registries and of files.
 const DOCKER: &str = "docker";
 const DIR: &str = "dir";
-/// What containers' tools get images from, and this node never: what is said of these means nothing here.
+/// Transports of other container tools, which this node never uses: their rules are ignored.
 const OTHER_TRANSPORTS: [&str; 9] = [
     "atomic",
     "containers-storage",
@@ -50,7 +51,7 @@ struct Transports {
     others: BTreeMap<String, IgnoredAny>,
 }
 
-/// A requirement as it is written.
+/// A requirement in the file.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Wire {
@@ -70,49 +71,49 @@ struct Wire {
     rekor_public_key_datas: Option<IgnoredAny>,
 }
 
-/// What an image has to have.
+/// A requirement on an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Requirement {
-    /// Nothing.
+    /// Always met.
     Nothing,
-    /// What no image has.
+    /// Never met.
     Impossible,
     /// A signature.
     Signed(Signers),
 }
 
-/// Whose signature.
+/// The accepted signers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Signers {
-    /// One of these has made it.
+    /// One of these keys must have made the signature.
     pub(super) keys: Vec<PublicKey>,
-    /// The image's name in it.
+    /// The accepted names in the signature.
     pub(super) identity: Identity,
 }
 
-/// What is said of some images.
+/// The requirements on the images of a scope.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in super::super) struct Rule {
-    /// Where it stands in the file.
+    /// Its key in the file.
     pub(super) scope: String,
-    /// All of them have to be met.
+    /// All of them must be met.
     pub(super) requirements: Vec<Requirement>,
     id: String,
 }
 
 impl Rule {
-    /// What tells it from one that demands something else.
+    /// Returns an identifier: rules with other requirements have other ones.
     pub(in super::super) fn id(&self) -> &str {
         &self.id
     }
 
-    /// Whether no image meets it.
+    /// Returns whether no image meets it.
     pub(super) fn is_impossible(&self) -> bool {
         self.requirements.contains(&Requirement::Impossible)
     }
 
-    /// Why an image can't meet it, whatever its registry says; none = it may.
-    pub(in super::super) fn refuses(&self, name: &ImageName) -> Option<String> {
+    /// Returns why an image can't meet the rule, independent of its registry; `None` = it may.
+    pub(in super::super) fn rejection(&self, name: &ImageName) -> Option<String> {
         let (image, scope) = (shown(name), &self.scope);
         if self.is_impossible() {
             return Some(format!(
@@ -124,8 +125,8 @@ impl Rule {
         })
     }
 
-    /// What to say of an image that is there and may not be pulled.
-    pub(in super::super) fn unverified(&self, image_id: &str) -> String {
+    /// Returns the error text for a local image that must not be pulled.
+    pub(in super::super) fn unverified_message(&self, image_id: &str) -> String {
         let scope = &self.scope;
         format!(
             "{image_id} is on the node, but rule {scope:?} of its signature policy was never found met by it: have it pulled (imagePullPolicy: IfNotPresent)"
@@ -133,7 +134,7 @@ impl Rule {
     }
 }
 
-/// The node's policy; without a file every image is taken.
+/// The node's policy; without a file every image is accepted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SignaturePolicy {
     rules: Option<Arc<Rules>>,
@@ -147,30 +148,31 @@ struct Rules {
 }
 
 impl SignaturePolicy {
-    /// Reads the file, and the keys that it names.
+    /// Reads the file and its keys.
     ///
     /// # Errors
     /// See [`FileError`].
     pub fn read(path: &Path) -> Result<Self, FileError> {
-        let beside = path.parent().unwrap_or(Path::new(""));
-        let key = |key: &Path| file::read(&beside.join(key)).map_err(|error| error.to_string());
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let key = |key: &Path| file::read(&folder.join(key)).map_err(|error| error.to_string());
         Self::parse(&file::read_text(path)?, &key).map_err(|why| FileError::form(path, why))
     }
 
-    /// What the file says; `load` reads a key's file.
+    /// Parses the file; `load` reads a key's file.
     pub(super) fn parse(text: &str, load: &Load<'_>) -> Result<Self, String> {
         let file: Option<File> = machinery_api::yaml::read(text)?;
         let File { default, transports } = file.ok_or("default: Required value")?;
         if let Some(unknown) = transports.others.keys().find(|name| !OTHER_TRANSPORTS.contains(&name.as_str())) {
             return Err(format!("transports.{unknown}: unknown transport"));
         }
-        let default = default.ok_or("default: Required value (what holds for images that nothing else is said of)")?;
+        let default =
+            default.ok_or("default: Required value (the requirements on images that no other rule matches)")?;
         let of = |transport: &str, scopes: BTreeMap<String, Vec<Wire>>, check: fn(&str) -> Result<(), &'static str>| {
             let of = |(scope, wires): (String, Vec<Wire>)| {
-                let place = format!("transports.{transport}.{scope:?}");
-                check(&scope).map_err(|why| format!("{place}: {why}"))?;
+                let field = format!("transports.{transport}.{scope:?}");
+                check(&scope).map_err(|why| format!("{field}: {why}"))?;
                 let name = if scope.is_empty() { transport.to_owned() } else { scope.clone() };
-                Ok((scope, Arc::new(rule(name, wires, load).map_err(|why| format!("{place}{why}"))?)))
+                Ok((scope, Arc::new(rule(name, wires, load).map_err(|why| format!("{field}{why}"))?)))
             };
             scopes.into_iter().map(of).collect::<Result<BTreeMap<_, _>, String>>()
         };
@@ -182,7 +184,7 @@ impl SignaturePolicy {
         Ok(Self { rules: Some(Arc::new(rules)) })
     }
 
-    /// What an image has to meet; none = nothing.
+    /// Returns the rule that an image has to meet; `None` = no requirement.
     pub(in super::super) fn rule(&self, name: &ImageName) -> Option<Arc<Rule>> {
         let rules = self.rules.as_ref()?;
         let found = match name {
@@ -204,8 +206,8 @@ fn shown(name: &ImageName) -> String {
     }
 }
 
-/// Where a reference is looked for, the narrowest scope first: itself, its repository, the paths above, the host, the domains
-/// that the host is of, everything.
+/// Returns the scopes of a reference, the narrowest first: itself, its repository, the paths above, the host, the
+/// host's parent domains, everything.
 fn scopes(reference: &Reference) -> Vec<String> {
     let name = format!("{}/{}", reference.registry, reference.repository);
     let digest = reference.digest.iter().map(|digest| format!("{name}@{digest}"));
@@ -226,7 +228,7 @@ fn scopes(reference: &Reference) -> Vec<String> {
     all
 }
 
-/// Whether a scope can be one of those above.
+/// Checks that a scope can occur in a reference's scopes.
 fn docker_scope(scope: &str) -> Result<(), &'static str> {
     if scope.is_empty() {
         return Ok(());
@@ -244,13 +246,13 @@ fn dir_scope(scope: &str) -> Result<(), &'static str> {
     if is_whole { Ok(()) } else { Err("a scope is an absolute path") }
 }
 
-/// Reads the file of a key.
+/// Reads a key's file.
 type Load<'a> = dyn Fn(&Path) -> Result<Vec<u8>, String> + 'a;
 
-/// The requirements of a scope; an error begins with its place below the scope.
+/// Converts the requirements of a scope; an error begins with its position below the scope.
 fn rule(scope: String, wires: Vec<Wire>, load: &Load<'_>) -> Result<Rule, String> {
     if wires.is_empty() {
-        return Err(": at least one requirement is wanted".into());
+        return Err(": at least one requirement is required".into());
     }
     let of = |(number, wire)| requirement(wire, load).map_err(|why| format!("[{number}]: {why}"));
     let requirements = wires.into_iter().enumerate().map(of).collect::<Result<Vec<_>, _>>()?;
@@ -299,10 +301,10 @@ fn requirement(wire: Wire, load: &Load<'_>) -> Result<Requirement, String> {
                 (None, Some(paths), None, None) => of_files(&paths, load)?,
                 (None, None, Some(data), None) => of_data(&[data])?,
                 (None, None, None, Some(datas)) => of_data(&datas)?,
-                _ => return Err("exactly one of keyPath, keyPaths, keyData and keyDatas is wanted".into()),
+                _ => return Err("exactly one of keyPath, keyPaths, keyData and keyDatas is required".into()),
             };
             if keys.is_empty() || keys.len() > KEYS_MAX {
-                return Err(format!("1 to {KEYS_MAX} keys are wanted"));
+                return Err(format!("1 to {KEYS_MAX} keys are required"));
             }
             Ok(Requirement::Signed(Signers { keys, identity: Identity::of(signed_identity)? }))
         }

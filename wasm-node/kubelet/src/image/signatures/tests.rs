@@ -1,7 +1,7 @@
-//! Policies, and what they make of signatures.
+//! Policies, and their decisions on signatures.
 
-use super::judge::{Found, Judgement};
-use super::key::tests::made;
+use super::judge::{RuleCheck, SignedPayload};
+use super::key::tests::test_keys;
 use super::policy::SignaturePolicy;
 use oci_registry::reference::{ImageName, Reference};
 
@@ -47,7 +47,7 @@ fn the_narrowest_scope_decides() {
     let everything =
         r#"{"default": [{"type": "insecureAcceptAnything"}], "transports": {"docker": {"": [{"type": "reject"}]}}}"#;
     assert_eq!(of(&policy(everything).unwrap(), "nginx").as_deref(), Some("docker"));
-    // What is demanded has a name of its own: the same of the same, another of another.
+    // Equal requirements have equal ids, different ones have different ids.
     let id = |keys: &str| {
         let text = format!(r#"{{"default": [{{"type": "sigstoreSigned", {keys}}}]}}"#);
         policy(&text).unwrap().rule(&ImageName::parse("x").unwrap()).unwrap().id().to_owned()
@@ -98,24 +98,25 @@ fn what_is_wrong_is_named() {
 fn signatures_are_judged_by_key_digest_and_name() {
     let digest = format!("sha256:{}", "a".repeat(64));
     let signature = made_of_payload();
-    let found = Found { payload: PAYLOAD.trim_end().as_bytes().to_vec(), signature };
+    let found = SignedPayload { payload: PAYLOAD.trim_end().as_bytes().to_vec(), signature };
     let text = |keys: &str, identity: &str| {
         format!(r#"{{"default": [{{"type": "sigstoreSigned", {keys}, "signedIdentity": {{"type": "{identity}"}}}}]}}"#)
     };
-    let judged = |text: &str, image: &str, digest: &str, found: &Found| {
+    let judged = |text: &str, image: &str, digest: &str, found: &SignedPayload| {
         let rule = policy(text).unwrap().rule(&ImageName::parse(image).unwrap()).unwrap();
         let reference = Reference::parse(image).unwrap();
-        let mut judgement = Judgement::new(&rule, &reference);
-        assert!(!judgement.is_met(), "nothing is shown yet");
-        judgement.look(digest, found);
-        if judgement.is_met() { Ok(()) } else { Err(judgement.told(digest)) }
+        let mut rule_check = RuleCheck::new(&rule, &reference);
+        assert!(!rule_check.is_met(), "nothing is shown yet");
+        rule_check.check_signature(digest, found);
+        if rule_check.is_met() { Ok(()) } else { Err(rule_check.failure_text(digest)) }
     };
     let own = text(r#""keyPath": "p256.pub""#, "matchRepository");
     assert_eq!(judged(&own, "a.io/x:v1", &digest, &found), Ok(()));
-    let changed = Found { payload: PAYLOAD.trim_end().replace("a.io/x", "a.io/y").into_bytes(), ..found.clone() };
+    let changed =
+        SignedPayload { payload: PAYLOAD.trim_end().replace("a.io/x", "a.io/y").into_bytes(), ..found.clone() };
     let other = text(&format!(r#""keyData": "{}""#, other_key()), "matchRepository");
     let exact = text(r#""keyPath": "p256.pub""#, "matchRepoDigestOrExact");
-    let none = Found { signature: Vec::new(), ..found.clone() };
+    let none = SignedPayload { signature: Vec::new(), ..found.clone() };
     for (text, image, of, found, says) in [
         (&own, "a.io/x:v1", &digest, &changed, "signed by none of the policy's keys"),
         (&own, "a.io/x:v1", &digest, &none, "signed by none of the policy's keys"),
@@ -137,7 +138,7 @@ fn signatures_are_judged_by_key_digest_and_name() {
     assert!(judged(&both, "a.io/x:v1", &digest, &found).unwrap_err().contains("matchRepoDigestOrExact"));
 }
 
-/// Of `payload.json` without its last line break, by the first key of `keys.txt`.
+/// The signature of `payload.json` without its last line break, by the first key of `keys.txt`.
 fn made_of_payload() -> Vec<u8> {
     use base64::Engine as _;
     base64::engine::general_purpose::STANDARD.decode(include_str!("payload.sig").trim_end()).unwrap()
@@ -145,7 +146,7 @@ fn made_of_payload() -> Vec<u8> {
 
 fn other_key() -> String {
     use base64::Engine as _;
-    assert_eq!(made().len(), 4);
+    assert_eq!(test_keys().len(), 4);
     let key = include_str!("keys.txt").lines().nth(1).unwrap().split(' ').nth(1).unwrap();
     let pem = format!("-----BEGIN PUBLIC KEY-----\n{key}\n-----END PUBLIC KEY-----\n");
     base64::engine::general_purpose::STANDARD.encode(pem)

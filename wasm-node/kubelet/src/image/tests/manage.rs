@@ -1,8 +1,8 @@
-//! Images that a person lists, removes, brings in and takes out, over the node's own HTTP.
+//! List, removal, import and export of images over the node's own HTTP.
 
 use super::*;
 
-/// What is managed over: the node's router on loopback, behind the registry's account.
+/// Serves the node's router on loopback with the registry's account, and returns a client.
 async fn client(bench: &Bench, images: &Arc<Images>) -> ImageClient {
     let router = oci_registry::distribution::authenticated(router(images.clone()), &bench.access.credentials);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -39,7 +39,7 @@ async fn images_are_taken_out_and_brought_in() {
     assert!(there.load(&brought, Metering::Epochs, "default").await.is_ok());
     let again = to.import(&archive, Some("other.test/app:v2")).await.unwrap();
     assert_eq!(again[0].name, "other.test/app:v2");
-    // Over a restart it is the same.
+    // The same after a restart.
     assert_eq!(open(&bench, "there").list().len(), 2);
 
     for (error, says) in [

@@ -1,4 +1,4 @@
-//! Registries of others, honest and hostile, played on loopback: who is let in, where a pull goes, what it takes.
+//! External registries, honest and hostile, simulated on loopback: access, the sequence of endpoints, resource limits.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -10,52 +10,52 @@ use http::{HeaderMap, StatusCode, Uri};
 
 use super::*;
 
-/// What a played registry does.
+/// The behaviour of a simulated registry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Manner {
-    /// Lets everybody in.
+enum Behaviour {
+    /// No authentication.
     Open,
-    /// Asks for a password.
+    /// Requires a password.
     Basic,
-    /// Asks for a token of its own realm.
+    /// Requires a token of its own realm.
     Token,
-    /// Sends tokens' seekers to the address of a metadata service.
+    /// Its realm is the address of a metadata service.
     RealmElsewhere,
-    /// Its realm sends without an end.
+    /// Its realm sends an endless response.
     EndlessToken,
-    /// Sends its blobs to an address of this machine that nobody named.
+    /// Redirects blobs to an unnamed address of this machine.
     RedirectHome,
-    /// Sends them to itself, without an end.
+    /// Redirects blobs to itself endlessly.
     RedirectRound,
-    /// A page instead of a manifest.
+    /// An HTML page instead of a manifest.
     Page,
-    /// A manifest without an end.
+    /// An endless manifest.
     EndlessManifest,
-    /// A blob without an end.
+    /// An endless blob.
     EndlessBlob,
-    /// A blob of which a byte comes each second.
+    /// A blob at one byte per second.
     Drip,
-    /// Another blob than was asked for.
+    /// Another blob than requested.
     WrongBlob,
-    /// Another manifest than it names.
+    /// Another manifest than requested.
     WrongManifest,
-    /// Says what it was told for all to read.
+    /// Repeats its secrets in public messages.
     Echo,
-    /// Can't, for now.
+    /// Unavailable.
     Broken,
-    /// Can't at first.
+    /// Unavailable for the first requests.
     BrokenTwice,
 }
 
-/// What a registry knows and has seen.
-struct Played {
-    manner: Manner,
+/// A simulated registry and its requests.
+struct SimulatedRegistry {
+    behaviour: Behaviour,
     address: String,
     manifest: Vec<u8>,
     blobs: BTreeMap<String, Vec<u8>>,
-    /// Of each request the path with its query, and who asked.
+    /// Path, query and authorization of each request.
     seen: Mutex<Vec<(String, Option<String>)>>,
-    /// The node's.
+    /// The node's clock.
     clock: std::sync::OnceLock<Arc<machinery_env::ManualClock>>,
 }
 
@@ -80,51 +80,51 @@ fn with(mut response: Response, name: &'static str, value: &str) -> Response {
     response
 }
 
-impl Played {
+impl SimulatedRegistry {
     fn answer(&self, path: &str, who: Option<&str>) -> Response {
         let challenge = |text: &str| with(answer(401, ""), "www-authenticate", text);
         let own = format!("http://{}", self.address);
-        match self.manner {
-            Manner::Basic | Manner::Echo if who != Some(BASIC) => return challenge("Basic realm=\"here\""),
-            Manner::Echo => {
+        match self.behaviour {
+            Behaviour::Basic | Behaviour::Echo if who != Some(BASIC) => return challenge("Basic realm=\"here\""),
+            Behaviour::Echo => {
                 let said = json!({"errors": [{"code": "DENIED", "message": format!("{who:?} {PASSWORD}")}]});
                 return answer(403, said.to_string());
             }
-            Manner::Token | Manner::EndlessToken if path.starts_with("/token") => {
-                return match (self.manner, who) {
-                    (Manner::EndlessToken, _) => answer(200, endless()),
+            Behaviour::Token | Behaviour::EndlessToken if path.starts_with("/token") => {
+                return match (self.behaviour, who) {
+                    (Behaviour::EndlessToken, _) => answer(200, endless()),
                     (_, Some(BASIC)) => answer(200, json!({"access_token": TOKEN, "expires_in": 60}).to_string()),
                     _ => answer(401, "{}"),
                 };
             }
-            Manner::Token | Manner::EndlessToken if who != Some(&format!("Bearer {TOKEN}")) => {
+            Behaviour::Token | Behaviour::EndlessToken if who != Some(&format!("Bearer {TOKEN}")) => {
                 return challenge(&format!(
                     "Bearer realm=\"{own}/token\",service=\"s v\",scope=\"repository:app:pull\""
                 ));
             }
-            Manner::RealmElsewhere => {
+            Behaviour::RealmElsewhere => {
                 return challenge("Bearer realm=\"http://169.254.169.254/latest/meta-data\",service=\"s\"");
             }
-            Manner::Broken => return answer(503, ""),
-            Manner::BrokenTwice if self.seen.lock().unwrap().len() <= 2 => return answer(503, ""),
+            Behaviour::Broken => return answer(503, ""),
+            Behaviour::BrokenTwice if self.seen.lock().unwrap().len() <= 2 => return answer(503, ""),
             _ => {}
         }
         if path.contains("/manifests/") {
-            return match self.manner {
-                Manner::EndlessManifest => answer(200, endless()),
-                Manner::Page => answer(200, "<html>log in</html>"),
-                Manner::WrongManifest => {
+            return match self.behaviour {
+                Behaviour::EndlessManifest => answer(200, endless()),
+                Behaviour::Page => answer(200, "<html>log in</html>"),
+                Behaviour::WrongManifest => {
                     with(answer(200, self.manifest.clone()), "docker-content-digest", &digest(b"another"))
                 }
                 _ => answer(200, self.manifest.clone()),
             };
         }
         let blob = path.split('?').next().unwrap().rsplit('/').next().unwrap().to_owned();
-        match self.manner {
-            Manner::RedirectHome => with(answer(307, ""), "location", "http://127.0.0.1:1/blob"),
-            Manner::RedirectRound => with(answer(307, ""), "location", path),
-            Manner::EndlessBlob => answer(200, endless()),
-            Manner::Drip => {
+        match self.behaviour {
+            Behaviour::RedirectHome => with(answer(307, ""), "location", "http://127.0.0.1:1/blob"),
+            Behaviour::RedirectRound => with(answer(307, ""), "location", path),
+            Behaviour::EndlessBlob => answer(200, endless()),
+            Behaviour::Drip => {
                 let clock = self.clock.get().unwrap().clone();
                 let bytes = futures::stream::unfold(clock, |clock| async {
                     clock.advance(std::time::Duration::from_secs(1));
@@ -133,20 +133,20 @@ impl Played {
                 });
                 answer(200, Body::from_stream(bytes))
             }
-            Manner::WrongBlob => answer(200, self.blobs[&blob].iter().rev().copied().collect::<Vec<u8>>()),
+            Behaviour::WrongBlob => answer(200, self.blobs[&blob].iter().rev().copied().collect::<Vec<u8>>()),
             _ => self.blobs.get(&blob).map_or_else(|| answer(404, ""), |bytes| answer(200, bytes.clone())),
         }
     }
 }
 
-async fn serve(State(played): State<Arc<Played>>, uri: Uri, headers: HeaderMap) -> Response {
+async fn serve(State(played): State<Arc<SimulatedRegistry>>, uri: Uri, headers: HeaderMap) -> Response {
     let path = uri.path_and_query().map_or("", |path| path.as_str()).to_owned();
     let who = headers.get("authorization").map(|value| value.to_str().unwrap().to_owned());
     played.seen.lock().unwrap().push((path.clone(), who.clone()));
     played.answer(&path, who.as_deref())
 }
 
-async fn play(manner: Manner) -> Arc<Played> {
+async fn play(behaviour: Behaviour) -> Arc<SimulatedRegistry> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let module = numbered(7);
@@ -159,14 +159,14 @@ async fn play(manner: Manner) -> Arc<Played> {
     let blobs = [b"{}".to_vec(), module].map(|blob| (digest(&blob), blob)).into();
     let (manifest, seen) = (manifest.to_string().into_bytes(), Mutex::default());
     let clock = std::sync::OnceLock::new();
-    let played = Arc::new(Played { manner, address, manifest, blobs, seen, clock });
+    let played = Arc::new(SimulatedRegistry { behaviour, address, manifest, blobs, seen, clock });
     let router = axum::Router::new().fallback(serve).with_state(played.clone());
     tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
     played
 }
 
-/// A node whose file names these registries as `registry.test`, in their order.
-async fn node(registries: &[&Arc<Played>]) -> Bench {
+/// Creates a node whose file names these registries as `registry.test`, in their order.
+async fn node(registries: &[&Arc<SimulatedRegistry>]) -> Bench {
     let endpoints: Vec<String> = registries.iter().map(|played| format!("\"http://{}\"", played.address)).collect();
     node_with(&format!("mirrors: {{registry.test: {{endpoint: [{}]}}}}", endpoints.join(", "))).await
 }
@@ -178,8 +178,8 @@ async fn node_with(file: &str) -> Bench {
     Bench::with_stores("served", "pulled", registries).await
 }
 
-/// A node that knows the registry under its own address, over plain HTTP.
-async fn node_of(played: &Arc<Played>) -> (Bench, String) {
+/// Creates a node that knows the registry under its own address, over plain HTTP.
+async fn node_of(played: &Arc<SimulatedRegistry>) -> (Bench, String) {
     let at = &played.address;
     let bench = node_with(&format!("mirrors: {{\"{at}\": {{endpoint: [\"http://{at}\"]}}}}")).await;
     (bench, format!("{at}/app:v1"))
@@ -195,27 +195,27 @@ fn keyring(location: &str, name: &str, password: &str) -> Keyring {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_has_the_secret_is_let_in_and_others_are_not() {
-    for manner in [Manner::Basic, Manner::Token] {
-        let played = play(manner).await;
+    for behaviour in [Behaviour::Basic, Behaviour::Token] {
+        let played = play(behaviour).await;
         let (bench, image) = node_of(&played).await;
         let right = keyring(&played.address, "right", PASSWORD);
         let wrong = keyring(&played.address, "wrong", "nothing-of-it");
         for keyring in [&Keyring::default(), &wrong] {
             let error = bench.pull_with(&image, keyring).await.unwrap_err();
             assert_eq!(error.reason(), "ErrImagePull");
-            assert!(error.to_string().contains("pull access denied"), "{manner:?} {error}");
+            assert!(error.to_string().contains("pull access denied"), "{behaviour:?} {error}");
         }
         let pulled = bench.pull_with(&image, &right).await.unwrap();
         assert_eq!(pulled.module, digest(&numbered(7)));
-        // KEP-2535: on the node now, and still not everybody's.
+        // KEP-2535: on the node now, but not open to every pod.
         let decide = |keyring: &Keyring, policy| bench.images.decide((&image, Purpose::Module), policy, keyring);
         assert_eq!(decide(&right, PullPolicy::IfNotPresent).unwrap(), Some(pulled.clone()));
         assert_eq!(decide(&Keyring::default(), PullPolicy::IfNotPresent).unwrap(), None);
         assert_eq!(decide(&wrong, PullPolicy::Never).unwrap_err().reason(), "ErrImageNeverPull");
         assert!(bench.pull_with(&image, &wrong).await.is_err());
         let same = keyring(&played.address, "another", PASSWORD);
-        assert_eq!(decide(&same, PullPolicy::Never).unwrap(), Some(pulled), "{manner:?}");
-        // It is remembered over a start, and the disk doesn't know the password.
+        assert_eq!(decide(&same, PullPolicy::Never).unwrap(), Some(pulled), "{behaviour:?}");
+        // The record survives a restart, and the disk doesn't contain the password.
         let records: Vec<String> = std::fs::read_dir(bench.dir.path().join("pulled/images"))
             .unwrap()
             .map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap())
@@ -229,14 +229,14 @@ async fn who_has_the_secret_is_let_in_and_others_are_not() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_credential_after_the_other_is_tried() {
-    let played = play(Manner::Basic).await;
+    let played = play(Behaviour::Basic).await;
     let (bench, image) = node_of(&played).await;
     let mut both = keyring(&format!("{}/app", played.address), "wrong", "nothing-of-it");
     let secret = SecretIdentity { namespace: "default".into(), name: "right".into(), uid: "right".into() };
     let config = json!({(played.address.as_str()): {"auth": &BASIC["Basic ".len()..]}}).to_string();
     both.add(&secret, ConfigForm::Legacy, config.as_bytes()).unwrap();
     bench.pull_with(&image, &both).await.unwrap();
-    // What let nobody in gives nobody the image.
+    // Rejected credentials give no access to the image.
     let wrong = keyring(&format!("{}/app", played.address), "wrong", "nothing-of-it");
     assert_eq!(bench.images.decide((&image, Purpose::Module), PullPolicy::IfNotPresent, &wrong).unwrap(), None);
     let account = format!("configs: {{\"{}\": {{auth: {{username: u, password: {PASSWORD}}}}}}}", played.address);
@@ -249,7 +249,8 @@ async fn one_credential_after_the_other_is_tried() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn mirrors_are_asked_in_order_and_told_no_secret() {
-    let (broken, empty, good) = (play(Manner::Broken).await, play(Manner::WrongBlob).await, play(Manner::Open).await);
+    let (broken, empty, good) =
+        (play(Behaviour::Broken).await, play(Behaviour::WrongBlob).await, play(Behaviour::Open).await);
     let bench = node(&[&broken, &empty, &good]).await;
     let secret = keyring("registry.test", "right", PASSWORD);
     let pulled = bench.pull_with("registry.test/app:v1", &secret).await.unwrap();
@@ -259,49 +260,49 @@ async fn mirrors_are_asked_in_order_and_told_no_secret() {
         assert!(!seen.is_empty() && seen.iter().all(|(_, who)| who.is_none()), "{seen:?}");
         assert!(seen.iter().all(|(path, _)| path.contains("ns=registry.test")), "{seen:?}");
     }
-    // Somebody's page to log in is no image, and the next one is asked; who looks for the reason finds what each one said.
-    let (page, bench) = (play(Manner::Page).await, node(&[&play(Manner::Page).await, &good]).await);
+    // A login page is no image, so the next mirror is tried; the error has the messages of all.
+    let (page, bench) = (play(Behaviour::Page).await, node(&[&play(Behaviour::Page).await, &good]).await);
     bench.pull("registry.test/app:v1").await.unwrap();
     let error = node(&[&page]).await.pull("registry.test/app:v1").await.unwrap_err().to_string();
     assert!(error.contains(&format!("{}: ", page.address)) && error.contains("not an image manifest"), "{error}");
-    // A short absence of a registry is waited out within the pull.
-    let coming = play(Manner::BrokenTwice).await;
+    // A short outage of a registry is bridged within the pull.
+    let coming = play(Behaviour::BrokenTwice).await;
     let (bench, image) = node_of(&coming).await;
     bench.pull(&image).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_registries_get_nothing_and_cost_little() {
-    for (manner, reason, says) in [
-        (Manner::RealmElsewhere, "ErrImagePull", "--registries"),
-        (Manner::EndlessToken, "ErrImagePull", "its token has more than"),
-        (Manner::RedirectHome, "ErrImagePull", "--registries"),
-        (Manner::RedirectRound, "ErrImagePull", "more than 5 times"),
-        (Manner::EndlessManifest, "ErrImagePull", "its manifest has more than"),
-        (Manner::EndlessBlob, "ErrImagePull", "another blob"),
-        (Manner::Drip, "ErrImagePull", "less than 8192 bytes a second"),
-        (Manner::WrongBlob, "ErrImagePull", "another blob"),
-        (Manner::WrongManifest, "ErrImagePull", "not the one that it names"),
-        (Manner::Broken, "RegistryUnavailable", "because the registry is unavailable"),
-        (Manner::Echo, "ErrImagePull", "pull access denied"),
+    for (behaviour, reason, says) in [
+        (Behaviour::RealmElsewhere, "ErrImagePull", "--registries"),
+        (Behaviour::EndlessToken, "ErrImagePull", "its token has more than"),
+        (Behaviour::RedirectHome, "ErrImagePull", "--registries"),
+        (Behaviour::RedirectRound, "ErrImagePull", "more than 5 times"),
+        (Behaviour::EndlessManifest, "ErrImagePull", "its manifest has more than"),
+        (Behaviour::EndlessBlob, "ErrImagePull", "another blob"),
+        (Behaviour::Drip, "ErrImagePull", "less than 8192 bytes a second"),
+        (Behaviour::WrongBlob, "ErrImagePull", "another blob"),
+        (Behaviour::WrongManifest, "ErrImagePull", "not the one that it names"),
+        (Behaviour::Broken, "RegistryUnavailable", "because the registry is unavailable"),
+        (Behaviour::Echo, "ErrImagePull", "pull access denied"),
     ] {
-        let played = play(manner).await;
+        let played = play(behaviour).await;
         let (bench, image) = node_of(&played).await;
         let _ = played.clock.set(bench.clock.clone());
         let error = bench.pull_with(&image, &keyring(&played.address, "right", PASSWORD)).await.unwrap_err();
         let text = error.to_string();
-        assert_eq!(error.reason(), reason, "{manner:?} {text}");
-        assert!(text.contains(says), "{manner:?} {text}");
-        assert!(!text.contains("hush") && !text.contains(&BASIC[6..]), "{manner:?} {text}");
+        assert_eq!(error.reason(), reason, "{behaviour:?} {text}");
+        assert!(text.contains(says), "{behaviour:?} {text}");
+        assert!(!text.contains("hush") && !text.contains(&BASIC[6..]), "{behaviour:?} {text}");
         assert!(bench.names().is_empty());
         let left = std::fs::read_dir(bench.dir.path().join("pulled/partial")).unwrap().count();
-        assert_eq!(left, 0, "{manner:?} leaves nothing half done");
+        assert_eq!(left, 0, "{behaviour:?} leaves nothing half done");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn registries_are_asked_as_the_file_has_them_now() {
-    let (old, new) = (play(Manner::Open).await, play(Manner::Open).await);
+    let (old, new) = (play(Behaviour::Open).await, play(Behaviour::Open).await);
     let bench = node(&[&old]).await;
     let file = |at: &str| {
         let dir = tempfile::tempdir().unwrap();
@@ -315,7 +316,7 @@ async fn registries_are_asked_as_the_file_has_them_now() {
     let asked = old.seen.lock().unwrap().len();
     bench.pull("registry.test/app:v1").await.unwrap();
     assert!(old.seen.lock().unwrap().len() == asked && !new.seen.lock().unwrap().is_empty());
-    // A client of before, which may call an address that is named no more, is not used either.
+    // An earlier client, which may call an address that is no longer named, isn't used either.
     bench.images.configure(Registries::default());
     let error = bench.pull(&format!("{}/app:v1", new.address)).await.unwrap_err();
     assert!(error.to_string().contains("--registries"), "{error}");

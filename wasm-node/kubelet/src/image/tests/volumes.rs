@@ -1,4 +1,4 @@
-//! Images that are mounted: pulled, unpacked once, shared, and collected when nobody has them.
+//! Images that are mounted: pulled, unpacked once, shared, and collected when unreferenced.
 
 use std::io::Write as _;
 
@@ -17,12 +17,12 @@ fn tar(files: &[(&str, &str)]) -> Vec<u8> {
 }
 
 impl Bench {
-    /// Pushes an image of those layers, each with its media type and title.
+    /// Pushes an image with these layers, each with its media type and title.
     async fn push_layers(&self, name: &str, layers: &[(&str, &str, Vec<u8>)]) {
         self.push_image(name, layers, b"{}").await;
     }
 
-    /// The same with a config.
+    /// Like `push_layers`, with a config.
     async fn push_image(&self, name: &str, layers: &[(&str, &str, Vec<u8>)], config: &[u8]) {
         let described: Vec<_> = layers
             .iter()
@@ -80,7 +80,7 @@ async fn an_image_is_unpacked_once_and_kept_while_somebody_has_it() {
         (Some("new"), None, Some("weights"))
     );
     assert!(image.image_id.starts_with("registry.local/files@sha256:") && image.size_bytes > 0);
-    // Another pod's is the same one, and the same image can't be run.
+    // Another pod gets the same folder, and the image can't be run.
     let again = decide(PullPolicy::IfNotPresent).unwrap().unwrap();
     assert!(Arc::ptr_eq(&again, &image) && bench.tree(&again).await == tree);
     assert_eq!(
@@ -92,7 +92,7 @@ async fn an_image_is_unpacked_once_and_kept_while_somebody_has_it() {
     bench.clock.advance(std::time::Duration::from_secs(7200));
     let collect = || bench.images.collect(&CollectPolicy::default(), FULL).unwrap();
     assert_eq!((collect().images, bench.trees()), (0, 1), "pods have it");
-    // The registry's own store is the node's here: what is removed is the folder.
+    // The registry's store is the node's here: only the folder is removed.
     drop((image, again));
     let collected = collect();
     assert_eq!((collected.images, collected.freed_bytes, bench.trees()), (1, 3 + 1 + 3 + 7, 0));
@@ -121,7 +121,7 @@ async fn an_image_that_is_run_has_its_other_files() {
     let tree = bench.tree(&image).await;
     assert_eq!(std::fs::read_to_string(tree.join("site/index.html")).unwrap(), "hello");
     assert!(tree.join("app.wasm").exists() && bench.trees() == 1);
-    // What a volume of it has may be another child of an index.
+    // Its volume may be another child of an index.
     let volume = bench.volume().await.unwrap();
     assert!(bench.tree(&volume).await != tree && bench.trees() == 2);
     drop(volume);
@@ -129,14 +129,14 @@ async fn an_image_that_is_run_has_its_other_files() {
     bench.images.collect(&CollectPolicy::default(), FULL).unwrap();
     assert!(tree.join("app.wasm").exists() && bench.trees() == 1, "a pod has it");
 
-    // One that holds a module only has no folder.
+    // An image with a module only has no folder.
     bench.push_image("files", &layers(&[("app.wasm/.wh.none", "")])[..1], config.to_string().as_bytes()).await;
     let plain = bench.pull(IMAGE).await.unwrap();
     assert_eq!(bench.images.tree(&plain).await.unwrap(), None);
     drop(image);
     bench.images.collect(&CollectPolicy::default(), None).unwrap();
     assert_eq!(bench.trees(), 0);
-    // Nor does one run whose files can't be had.
+    // An image whose files can't be unpacked is not run.
     bench.push_image("files", &layers(&[("a", "1"), ("a/b", "2")]), config.to_string().as_bytes()).await;
     let broken = bench.pull(IMAGE).await.unwrap();
     let error = bench.images.tree(&broken).await.unwrap_err();

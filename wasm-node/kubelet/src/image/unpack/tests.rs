@@ -1,4 +1,4 @@
-//! Layers one over the other, and everything that a hostile one may hold.
+//! Layers one over the other, and hostile layers.
 
 use std::io::Cursor;
 
@@ -28,7 +28,7 @@ fn layer(items: &[Item<'_>]) -> Vec<u8> {
             Item::Hard(name, target) => (name, tar::EntryType::Link, target, b""),
             Item::Device(name) => (name, tar::EntryType::Char, "", b""),
         };
-        // Past the builder's own check of names: these tests are about hostile ones.
+        // Bypasses the builder's check of names: these tests use hostile ones.
         header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
         header.as_old_mut().linkname[..target.len()].copy_from_slice(target.as_bytes());
         header.set_entry_type(kind);
@@ -70,7 +70,7 @@ impl Bench {
         std::fs::read_to_string(self.volume().join(name)).ok()
     }
 
-    /// All names in the volume, in order.
+    /// Returns all names in the volume, in order.
     fn names(&self) -> Vec<String> {
         let (mut found, mut todo) = (Vec::new(), vec![self.volume()]);
         while let Some(dir) = todo.pop() {
@@ -112,7 +112,7 @@ fn layers_lie_one_over_the_other() {
         Item::File("lib/through", b"link"),
         Item::Device("null"),
     ];
-    // A file where a folder is to be is the image's own fault, unless the layer says so itself.
+    // A file in place of a folder is the image's own defect, unless the layer replaces it itself.
     assert!(bench.tars(&[bottom, top]).unwrap_err().contains("was-file/now"));
     let bench = Bench::new();
     let fixed = [&[Item::Dir("was-file/")], top].concat();
@@ -143,7 +143,7 @@ fn nothing_leads_out() {
         assert_eq!(std::fs::read(bench.dir.path().join("secret")).unwrap(), b"secret");
         assert_eq!(std::fs::read_dir(bench.dir.path()).unwrap().count(), 2);
     }
-    // An opaque folder behind a link, and a link that leads out and that nobody follows, harm nobody.
+    // An opaque folder behind a link, and an outward link that is never followed, are harmless.
     let bench = Bench::new();
     bench
         .tars(&[&[Item::Link("out", ".."), Item::File("out/.wh..wh..opq", b"")], &[Item::File("out", b"own")]])
@@ -171,7 +171,7 @@ fn what_costs_too_much_is_refused() {
         Tree { root, space: &|| Ok(()), bytes: 0, checked: 0, links: 1000, steps: 0, added: BTreeSet::new() }
     };
     let name = vec!["n".to_owned(); DEPTH_MAX];
-    let looks = (0..100_000).take_while(|_| tree.look(&name).is_ok()).count();
+    let looks = (0..100_000).take_while(|_| tree.count_lookups(&name).is_ok()).count();
     assert!((20_000..30_000).contains(&looks), "{looks}");
     // A sparse file of a terabyte is a few bytes of its layer.
     let mut header = tar::Header::new_gnu();

@@ -1,4 +1,4 @@
-//! Static pods among the node's: begun once the API has told which mirrors there are, ended when their manifest is gone.
+//! Static pods of the node: started after the first list of mirrors from the API, and ended when their manifest is removed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,33 +8,33 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use machinery_api::ObjectKey;
 use tokio::sync::watch;
 
-use super::{Pods, uid_of};
-use crate::pod::shared::Shared;
-use crate::pod::worker::{Input, Shown};
+use super::{PodManager, uid_of};
+use crate::pod::shared::NodeContext;
+use crate::pod::worker::{PodInput, StatusTarget};
 use crate::static_pods::folder::{self, Folder};
 use crate::static_pods::mirror::{self, Mirror, Mirrors};
 use crate::static_pods::mirrored;
 
-/// The pods of the manifests that there are, by uid.
+/// The pods of the current manifests, by uid.
 pub(super) type Manifests = watch::Receiver<BTreeMap<String, Arc<Pod>>>;
 
-/// What is known of static pods and their mirrors.
-pub(super) struct Statics {
+/// The static pods and their mirrors.
+pub(super) struct StaticPods {
     pub(super) wanted: BTreeMap<String, Arc<Pod>>,
-    /// Those that have a worker.
-    begun: BTreeMap<String, ObjectKey>,
-    /// The mirrors as the API has them; none before it has told.
+    /// The static pods with a worker.
+    started: BTreeMap<String, ObjectKey>,
+    /// The mirrors in the API; `None` before the first list.
     mirrors: Option<BTreeMap<ObjectKey, Arc<Pod>>>,
-    told: watch::Sender<Option<Mirrors>>,
+    published: watch::Sender<Option<Mirrors>>,
 }
 
-/// Whether a pod of the API mirrors a static one.
+/// Whether a pod of the API is a mirror.
 pub(super) fn is_mirror(pod: &Arc<Pod>) -> bool {
     mirrored(pod).is_some()
 }
 
-/// Reads the manifests, now and whenever they change.
-pub(super) fn watch(node: &Arc<Shared>) -> Manifests {
+/// Reads the manifests, and watches them for changes.
+pub(super) fn watch(node: &Arc<NodeContext>) -> Manifests {
     let Some(path) = node.identity.static_pods.clone() else { return watch::channel(BTreeMap::new()).1 };
     let mut folder = Folder::new(path, node.identity.name.clone());
     let (sender, manifests) = watch::channel(folder.read(&node.parts.env));
@@ -42,17 +42,17 @@ pub(super) fn watch(node: &Arc<Shared>) -> Manifests {
     manifests
 }
 
-impl Statics {
-    pub(super) fn start(node: &Arc<Shared>, manifests: &Manifests) -> Self {
-        let (told, mirrors) = watch::channel(None);
+impl StaticPods {
+    pub(super) fn start(node: &Arc<NodeContext>, manifests: &Manifests) -> Self {
+        let (published, mirrors) = watch::channel(None);
         let (client, name, stop) = (node.client.clone().into(), node.identity.name.clone(), node.stop.clone());
         tokio::spawn(mirror::keep(client, name, manifests.clone(), mirrors, stop));
-        Self { wanted: manifests.borrow().clone(), begun: BTreeMap::new(), mirrors: None, told }
+        Self { wanted: manifests.borrow().clone(), started: BTreeMap::new(), mirrors: None, published }
     }
 
-    /// Whether that uid is a static pod's that has a worker.
+    /// Whether that uid belongs to a static pod with a worker.
     pub(super) fn runs(&self, uid: &str) -> bool {
-        self.begun.contains_key(uid)
+        self.started.contains_key(uid)
     }
 
     fn mirror(&self, uid: &str, key: &ObjectKey) -> Option<&Arc<Pod>> {
@@ -61,11 +61,11 @@ impl Statics {
         (alive && mirrored(mirror) == Some(uid)).then_some(mirror)
     }
 
-    fn tell(&self) {
+    fn publish_mirrors(&self) {
         let mirrors = self.mirrors.as_ref().map(|mirrors| {
             mirrors.iter().filter_map(|(key, pod)| Some((key.clone(), Mirror::of(pod)?))).collect::<Mirrors>()
         });
-        self.told.send_if_modified(|known| {
+        self.published.send_if_modified(|known| {
             let changed = *known != mirrors;
             *known = mirrors;
             changed
@@ -78,27 +78,27 @@ fn key_of(pod: &Pod) -> ObjectKey {
     ObjectKey::new(text(&pod.metadata.namespace), text(&pod.metadata.name))
 }
 
-/// A static pod as its worker sees it: its own, with what the API holds of its mirror.
-fn seen(pod: &Pod, mirror: Option<&Arc<Pod>>) -> Pod {
-    let mut seen = pod.clone();
+/// A static pod for its worker: the own pod, with the status and version of its mirror.
+fn with_mirror(pod: &Pod, mirror: Option<&Arc<Pod>>) -> Pod {
+    let mut pod_with_mirror = pod.clone();
     if let Some(mirror) = mirror {
-        seen.status = mirror.status.clone();
-        seen.metadata.resource_version = mirror.metadata.resource_version.clone();
-        seen.metadata.generation = mirror.metadata.generation;
+        pod_with_mirror.status = mirror.status.clone();
+        pod_with_mirror.metadata.resource_version = mirror.metadata.resource_version.clone();
+        pod_with_mirror.metadata.generation = mirror.metadata.generation;
     }
-    seen
+    pod_with_mirror
 }
 
-impl Pods {
-    /// The mirrors that there are, as a whole.
+impl PodManager {
+    /// Replaces all mirrors.
     pub(super) fn replace_mirrors(&mut self, mirrors: Vec<Arc<Pod>>) {
         self.statics.mirrors = Some(mirrors.into_iter().map(|pod| (key_of(&pod), pod)).collect());
-        self.statics.tell();
-        self.begin_statics();
-        self.statics.begun.iter().for_each(|(uid, key)| self.show(uid, key));
+        self.statics.publish_mirrors();
+        self.sync_static_pods();
+        self.statics.started.iter().for_each(|(uid, key)| self.update_mirror(uid, key));
     }
 
-    pub(super) fn put_mirror(&mut self, pod: Arc<Pod>) {
+    pub(super) fn apply_mirror(&mut self, pod: Arc<Pod>) {
         let key = key_of(&pod);
         self.statics.mirrors.get_or_insert_default().insert(key.clone(), pod);
         self.mirror_changed(&key);
@@ -115,30 +115,30 @@ impl Pods {
     }
 
     fn mirror_changed(&self, key: &ObjectKey) {
-        self.statics.tell();
-        let of = self.statics.begun.iter().filter(|(_, own)| *own == key);
-        of.for_each(|(uid, key)| self.show(uid, key));
+        self.statics.publish_mirrors();
+        let of = self.statics.started.iter().filter(|(_, own)| *own == key);
+        of.for_each(|(uid, key)| self.update_mirror(uid, key));
     }
 
-    /// Tells a worker of its mirror.
-    fn show(&self, uid: &str, key: &ObjectKey) {
+    /// Passes its mirror to a worker.
+    fn update_mirror(&self, uid: &str, key: &ObjectKey) {
         let Some(worker) = self.workers.get(uid) else { return };
         let mirror = self.statics.mirror(uid, key);
         worker.set(|input| {
-            input.is_now(Arc::new(seen(&input.pod.get(), mirror)));
-            input.shown = Shown::Mirror(mirror.and_then(|mirror| mirror.metadata.uid.clone()));
+            input.update(Arc::new(with_mirror(&input.pod.get(), mirror)));
+            input.status_target = StatusTarget::Mirror(mirror.and_then(|mirror| mirror.metadata.uid.clone()));
         });
     }
 
-    /// Ends the pods whose manifest is gone, and begins those that have no worker: one of a name at a time.
-    pub(super) fn begin_statics(&mut self) {
+    /// Ends pods without a manifest, and starts pods without a worker: one per name at a time.
+    pub(super) fn sync_static_pods(&mut self) {
         if self.statics.mirrors.is_none() {
             return;
         }
         let workers = &self.workers;
-        self.statics.begun.retain(|uid, _| workers.contains_key(uid));
+        self.statics.started.retain(|uid, _| workers.contains_key(uid));
         let now = self.node.parts.env.now();
-        for uid in self.statics.begun.keys().filter(|uid| !self.statics.wanted.contains_key(*uid)) {
+        for uid in self.statics.started.keys().filter(|uid| !self.statics.wanted.contains_key(*uid)) {
             let Some(worker) = self.workers.get(uid) else { continue };
             worker.change(|input| {
                 let known = input.pod.get();
@@ -148,23 +148,23 @@ impl Pods {
                     let grace = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
                     pod.metadata.deletion_timestamp = Some(Time(now));
                     pod.metadata.deletion_grace_period_seconds = grace;
-                    input.is_now(Arc::new(pod));
+                    input.update(Arc::new(pod));
                 }
                 ends
             });
         }
-        let names: BTreeSet<&ObjectKey> = self.statics.begun.values().collect();
+        let names: BTreeSet<&ObjectKey> = self.statics.started.values().collect();
         let fresh = |uid: &String, pod: &Pod| !self.statics.runs(uid) && !names.contains(&key_of(pod));
         let wanted = self.statics.wanted.iter().filter(|(uid, pod)| fresh(uid, pod));
         let new: Vec<Arc<Pod>> = wanted.map(|(_, pod)| pod.clone()).collect();
         for pod in new {
             let (uid, key) = (uid_of(&pod), key_of(&pod));
             let mirror = self.statics.mirror(&uid, &key).cloned();
-            let pod = Arc::new(seen(&pod, mirror.as_ref()));
-            let (ip, rejected) = (self.keep_address(&pod), self.reject(&pod));
-            let shown = Shown::Mirror(mirror.and_then(|mirror| mirror.metadata.uid.clone()));
-            self.statics.begun.insert(uid, key);
-            self.take_up(Input::new(pod, shown), ip, rejected);
+            let pod = Arc::new(with_mirror(&pod, mirror.as_ref()));
+            let (ip, rejected) = (self.reserve_address(&pod), self.admission_failure(&pod));
+            let status_target = StatusTarget::Mirror(mirror.and_then(|mirror| mirror.metadata.uid.clone()));
+            self.statics.started.insert(uid, key);
+            self.start_worker(PodInput::new(pod, status_target), ip, rejected);
         }
     }
 }
@@ -183,9 +183,12 @@ mod tests {
             "spec": {"containers": [], "nodeName": "other"}, "status": {"phase": "Running"},
         }))
         .unwrap();
-        let seen = seen(&pod, Some(&Arc::new(mirror)));
-        let metadata = &seen.metadata;
+        let pod_with_mirror = with_mirror(&pod, Some(&Arc::new(mirror)));
+        let metadata = &pod_with_mirror.metadata;
         assert_eq!((metadata.uid.as_deref(), metadata.resource_version.as_deref()), (Some("hash"), Some("7")));
-        assert_eq!((seen.spec.clone(), seen.status.unwrap().phase.as_deref()), (pod.spec, Some("Running")));
+        assert_eq!(
+            (pod_with_mirror.spec.clone(), pod_with_mirror.status.unwrap().phase.as_deref()),
+            (pod.spec, Some("Running"))
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! Commands: they run to their end by themselves.
+//! The runner of commands, which exit by themselves.
 
 use std::time::Duration;
 
@@ -6,37 +6,37 @@ use runtime_api::{Kind, StopSignal};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-use super::{Context, Runner, RunnerClass};
-use crate::pod::start::{Made, Refused};
-use crate::pod::state::CellEvent;
-use crate::pod::stop::{over, pre_stop};
-use crate::pod::worker::{Task, happened};
+use super::{RunContext, Runner, RunnerClass};
+use crate::pod::start::{CreatedContainer, StartError};
+use crate::pod::state::ContainerEvent;
+use crate::pod::stop::{grace_period_end, pre_stop};
+use crate::pod::worker::{Task, container_message};
 
-/// What a command gets after its hook even where the hook has used up the grace period (upstream's).
+/// The minimum time of a command after its hook, even if the hook has used up the grace period (upstream's).
 const AFTER_HOOK_MIN: Duration = Duration::from_secs(2);
 
 pub(super) const CLASS: RunnerClass =
     RunnerClass { kind: Kind::Command, is_admitted: true, leaves_message: true, start };
 
 struct Command {
-    context: Context,
-    /// Stops at the end of its grace period, and not by a signal before.
+    context: RunContext,
+    /// Sends no signal, and kills the command at the end of its grace period.
     at_grace: bool,
-    /// Tells it to stop.
+    /// Sends the stop signal.
     signal: Option<oneshot::Sender<StopSignal>>,
     run: Option<Task>,
 }
 
-fn start(context: Context, made: &mut Made) -> Result<Box<dyn Runner>, Refused> {
+fn start(context: RunContext, created: &mut CreatedContainer) -> Result<Box<dyn Runner>, StartError> {
     let (signal, stopped) = oneshot::channel();
-    let (container, admitted) = (made.container.clone(), made.admitted.take());
+    let (container, admitted) = (created.container.clone(), created.admitted.take());
     let (index, attempt, messages) = (context.index, context.attempt, context.messages.clone());
-    let last_words = context.last_words(made);
+    let read_message = context.read_message(created);
     let run = Task(tokio::spawn(async move {
         let stop = async move {
             match stopped.await {
                 Ok(signal) => signal,
-                // Nobody will say anything any more: the task itself is dropped to end the run.
+                // No signal can come any more: the run ends when this task is dropped.
                 Err(_) => std::future::pending().await,
             }
         };
@@ -46,13 +46,13 @@ fn start(context: Context, made: &mut Made) -> Result<Box<dyn Runner>, Refused> 
         };
         let outcome = container.run(admitted, Box::pin(stop)).await;
         let failed = outcome.exit_code != 0;
-        let read = tokio::task::spawn_blocking(move || last_words(failed));
+        let read = tokio::task::spawn_blocking(move || read_message(failed));
         let message = read.await.ok().flatten().or(outcome.message);
         let reason = outcome.reason.as_str().to_owned();
-        let exited = CellEvent::Exited { attempt, code: outcome.exit_code, reason, message };
-        let _ = messages.send(happened(index, exited)).await;
+        let exited = ContainerEvent::Exited { attempt, code: outcome.exit_code, reason, message };
+        let _ = messages.send(container_message(index, exited)).await;
     }));
-    let at_grace = made.settings.stop_at_grace;
+    let at_grace = created.settings.stop_at_grace;
     Ok(Box::new(Command { context, at_grace, signal: Some(signal), run: Some(run) }))
 }
 
@@ -67,17 +67,17 @@ impl Runner for Command {
     }
 }
 
-/// Interrupts a command; its run tells its end.
+/// Stops a command; its run reports the exit.
 async fn interrupt(
-    context: Context,
+    context: RunContext,
     signal: oneshot::Sender<StopSignal>,
     at_grace: bool,
     ends: watch::Receiver<Instant>,
 ) {
-    let hooked = pre_stop(&context, &ends).await;
+    let hook_ran = pre_stop(&context, &ends).await;
     if at_grace {
-        over(ends).await;
-        if hooked {
+        grace_period_end(ends).await;
+        if hook_ran {
             tokio::time::sleep(AFTER_HOOK_MIN).await;
         }
         let _ = signal.send(StopSignal::Kill);

@@ -1,4 +1,4 @@
-//! Plugins: their functions are called over HTTP, so to the pod they are servers.
+//! The runner of plugins: their functions are called over HTTP, so they run as servers.
 
 use runtime_api::Kind;
 

@@ -1,4 +1,4 @@
-//! HTTP servers: they answer requests at the pod's address, and run for as long as they are wanted.
+//! The runner of HTTP servers, which respond to requests at the pod's address until they are stopped.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,85 +9,84 @@ use runtime_api::{Kind, LogSink as _, Server, StdStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Context, LastWords, Runner, RunnerClass};
+use super::{MessageReader, RunContext, Runner, RunnerClass};
 use crate::pod::listen::listen;
 use crate::pod::serve::{AttachedAddress, ServerHandle};
 use crate::pod::settings;
-use crate::pod::start::{Made, Refused};
-use crate::pod::state::{CellEvent, Class};
-use crate::pod::stop::{over, pre_stop};
-use crate::pod::worker::{Task, happened};
+use crate::pod::start::{CreatedContainer, StartError};
+use crate::pod::state::{Class, ContainerEvent};
+use crate::pod::stop::{grace_period_end, pre_stop};
+use crate::pod::worker::{Task, container_message};
 
-/// How long a server goes on accepting after its endpoint has left every routing table of this process (contract.md §4).
-/// Callers of this process need none of it: a request that comes too late is handed back and goes to the next endpoint
-/// (`Refused::Gone`). Other processes (a client that resolved the pod's name, a proxy elsewhere) hear of the end by a watch
-/// of their own, which takes well under a second.
+/// How long a server accepts requests after its endpoint has left all routing tables of this process (contract.md §4).
+/// Callers in this process don't need it: a late request goes to the next endpoint (`Refused::Gone`). Other processes
+/// (clients with the resolved name, other proxies) are notified by a watch, well within 1 s.
 const UNROUTED_FOR: Duration = Duration::from_secs(1);
-/// How long a server waits to leave the routing tables. A Service that publishes addresses that are not ready names a
-/// pod until it is gone, and its grace period should not pass for that.
+/// The maximum wait for a server's removal from the routing tables. A Service with `publishNotReadyAddresses` keeps the
+/// pod until its end, which must not use up the grace period.
 const ROUTED_MAX: Duration = Duration::from_secs(10);
 pub(super) const CLASS: RunnerClass =
     RunnerClass { kind: Kind::HttpServer, is_admitted: false, leaves_message: false, start };
 
 struct HttpServer {
-    context: Context,
+    context: RunContext,
     server: Arc<dyn Server>,
-    /// Its address, where it has one.
-    door: Option<AttachedAddress>,
-    last_words: Option<LastWords>,
+    /// The server's address, if it has one.
+    address: Option<AttachedAddress>,
+    read_message: Option<MessageReader>,
     _listener: Option<Task>,
 }
 
-fn start(context: Context, made: &mut Made) -> Result<Box<dyn Runner>, Refused> {
-    let refused = |message: String| ("RunContainerError", message);
+fn start(context: RunContext, created: &mut CreatedContainer) -> Result<Box<dyn Runner>, StartError> {
+    let run_error = |message: String| ("RunContainerError", message);
     let container = context.container.get();
-    let server = made.container.serve().map_err(|error| refused(error.to_string()))?;
-    if context.attempt == 0 && context.class == Class::Main && settings::of_job(&context.view.look().pod.get()) {
+    let server = created.container.serve().map_err(|error| run_error(error.to_string()))?;
+    if context.attempt == 0 && context.class == Class::Main && settings::of_job(&context.view.snapshot().pod.get()) {
         context.warn("NeverCompletes", settings::server_in_job(&container.name));
     }
     let port = settings::server_port(&container);
     let of = (context.index, context.attempt);
-    let gate = ServerHandle::new(made.container.clone(), server.clone(), of, context.messages.clone());
-    let (mut door, mut listener) = (None, None);
+    let handle = ServerHandle::new(created.container.clone(), server.clone(), of, context.messages.clone());
+    let (mut address, mut listener) = (None, None);
     if let Some(ip) = context.ip {
-        match context.node.parts.network.attach(Listen::tcp(ip, port), gate.clone()) {
-            Ok(attached) => door = Some(AttachedAddress::new(attached)),
-            Err(taken) => return Ok(Box::new(Unbound::end(&context, made, &taken))),
+        match context.node.parts.network.attach(Listen::tcp(ip, port), handle.clone()) {
+            Ok(attached) => address = Some(AttachedAddress::new(attached)),
+            Err(taken) => return Ok(Box::new(PortConflict::end(&context, created, &taken))),
         }
         if context.node.identity.host_pod_listeners {
             let (recorder, about) = (context.node.recorder.clone(), context.about());
-            listener = Some(Task(tokio::spawn(listen(ip, port, gate.clone(), recorder, about))));
+            listener = Some(Task(tokio::spawn(listen(ip, port, handle.clone(), recorder, about))));
         }
     }
-    // A probe that makes a request finds out by itself whether an instance can be made.
-    let asks = |probe: &Option<Probe>| {
+    // Probes by request detect themselves whether an instance can be created.
+    let calls_guest = |probe: &Option<Probe>| {
         let own = |get: &HTTPGetAction| get.host.as_deref().is_none_or(str::is_empty);
         probe.as_ref().is_some_and(|probe| probe.http_get.as_ref().is_some_and(own) || probe.grpc.is_some())
     };
-    if !asks(&container.readiness_probe) && !asks(&container.startup_probe) {
-        gate.look();
+    if !calls_guest(&container.readiness_probe) && !calls_guest(&container.startup_probe) {
+        handle.check_instances();
     }
-    let last_words = Some(context.last_words(made));
-    Ok(Box::new(HttpServer { context, server, door, last_words, _listener: listener }))
+    let read_message = Some(context.read_message(created));
+    Ok(Box::new(HttpServer { context, server, address, read_message, _listener: listener }))
 }
 
-/// A server whose port another container of the pod has: it has ended like a process whose `bind` fails.
-struct Unbound(#[expect(dead_code, reason = "ends with it")] Task);
+/// A server whose port is used by another container of the pod: it exits like a process whose `bind` fails.
+struct PortConflict(#[expect(dead_code, reason = "ends with it")] Task);
 
-impl Unbound {
-    fn end(context: &Context, made: &mut Made, taken: &AddrInUse) -> Self {
-        let (index, messages, last_words) = (context.index, context.messages.clone(), context.last_words(made));
-        made.log.write(StdStream::Stderr, format!("{taken}\n").as_bytes());
+impl PortConflict {
+    fn end(context: &RunContext, created: &mut CreatedContainer, taken: &AddrInUse) -> Self {
+        let (index, messages, read_message) = (context.index, context.messages.clone(), context.read_message(created));
+        created.log.write(StdStream::Stderr, format!("{taken}\n").as_bytes());
         let message = Some(taken.to_string());
-        let exited = CellEvent::Exited { attempt: context.attempt, code: 1, reason: "Error".into(), message };
+        let exited = ContainerEvent::Exited { attempt: context.attempt, code: 1, reason: "Error".into(), message };
         Self(Task(tokio::spawn(async move {
-            let _ = tokio::task::spawn_blocking(move || last_words(true)).await;
-            let _ = messages.send(happened(index, exited)).await;
+            let _ = tokio::task::spawn_blocking(move || read_message(true)).await;
+            let _ = messages.send(container_message(index, exited)).await;
         })))
     }
 }
 
-impl Runner for Unbound {
+impl Runner for PortConflict {
     fn stop(&mut self, _: bool, _: watch::Receiver<Instant>) -> Option<Task> {
         None
     }
@@ -97,47 +96,47 @@ impl Runner for Unbound {
 
 impl Runner for HttpServer {
     fn stop(&mut self, restart: bool, ends: watch::Receiver<Instant>) -> Option<Task> {
-        let last_words = self.last_words.take()?;
-        let (context, server, door) = (self.context.clone(), self.server.clone(), self.door.clone());
-        Some(Task(tokio::spawn(drain(context, server, door, restart, last_words, ends))))
+        let read_message = self.read_message.take()?;
+        let (context, server, address) = (self.context.clone(), self.server.clone(), self.address.clone());
+        Some(Task(tokio::spawn(drain(context, server, address, restart, read_message, ends))))
     }
 
     fn kill(&mut self) {
-        if let Some(door) = &self.door {
-            door.close();
+        if let Some(address) = &self.address {
+            address.close();
         }
         self.server.shut();
     }
 }
 
-/// Stops a server and tells its end.
+/// Stops a server and reports its exit.
 async fn drain(
-    context: Context,
+    context: RunContext,
     server: Arc<dyn Server>,
-    door: Option<AttachedAddress>,
+    address: Option<AttachedAddress>,
     restart: bool,
-    last_words: LastWords,
+    read_message: MessageReader,
     ends: watch::Receiver<Instant>,
 ) {
     let network = context.node.parts.network.clone();
     let close = || {
-        if let Some(door) = &door {
-            door.close();
+        if let Some(address) = &address {
+            address.close();
         }
     };
     let drain = async {
         pre_stop(&context, &ends).await;
         if let Some(ip) = context.ip {
-            let _ = tokio::time::timeout(ROUTED_MAX, network.until_unrouted(ip)).await;
+            let _ = tokio::time::timeout(ROUTED_MAX, network.wait_unrouted(ip)).await;
             tokio::time::sleep(UNROUTED_FOR).await;
             close();
-            let _ = context.messages.send(happened(context.index, CellEvent::Closed)).await;
+            let _ = context.messages.send(container_message(context.index, ContainerEvent::StoppedListening)).await;
         }
         server.drained().await;
     };
     let drained = tokio::select! {
         () = drain => true,
-        () = over(ends.clone()) => false,
+        () = grace_period_end(ends.clone()) => false,
     };
     close();
     server.shut();
@@ -146,7 +145,7 @@ async fn drain(
         (true, true) => (143, "Error"),
         (false, _) => (137, "Error"),
     };
-    let message = tokio::task::spawn_blocking(move || last_words(code != 0)).await.ok().flatten();
-    let exited = CellEvent::Exited { attempt: context.attempt, code, reason: reason.into(), message };
-    let _ = context.messages.send(happened(context.index, exited)).await;
+    let message = tokio::task::spawn_blocking(move || read_message(code != 0)).await.ok().flatten();
+    let exited = ContainerEvent::Exited { attempt: context.attempt, code, reason: reason.into(), message };
+    let _ = context.messages.send(container_message(context.index, exited)).await;
 }

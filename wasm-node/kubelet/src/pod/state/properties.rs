@@ -1,11 +1,11 @@
-//! No sequence of events breaks a pod, of whatever containers.
+//! No sequence of events breaks a pod, whatever its containers.
 
 use proptest::prelude::*;
 
 use super::tests::{NEWEST, addressed, at, rules};
 use super::*;
 
-fn cell_event() -> impl Strategy<Value = CellEvent> {
+fn container_event() -> impl Strategy<Value = ContainerEvent> {
     let kinds = prop_oneof![Just(ProbeKind::Startup), Just(ProbeKind::Readiness), Just(ProbeKind::Liveness)];
     let reasons = prop_oneof![Just("ErrImagePull"), Just("ErrImageNeverPull"), Just("InvalidImageName")];
     let text = || Just("m".to_owned());
@@ -15,41 +15,47 @@ fn cell_event() -> impl Strategy<Value = CellEvent> {
         1 => text().prop_map(ProbeResult::Warned),
         1 => text().prop_map(ProbeResult::Errored),
     ];
-    // Mostly the answer that is waited for.
+    // Mostly the expected number.
     let numbers = || prop_oneof![4 => Just(NEWEST), 1 => 0..6_u32];
     prop_oneof![
-        Just(CellEvent::PullBegan { of: ImageOf::Container }),
-        Just(CellEvent::VolumePulled { message: "m".into() }),
-        numbers().prop_map(|preparation| CellEvent::Pulled { preparation, image_id: "id".into(), message: "m".into() }),
-        (numbers(), reasons, text()).prop_map(|(preparation, reason, message)| CellEvent::PullFailed {
+        Just(ContainerEvent::PullBegan { of: ImageOwner::Container }),
+        Just(ContainerEvent::VolumePulled { message: "m".into() }),
+        numbers().prop_map(|preparation| ContainerEvent::Pulled {
             preparation,
-            of: ImageOf::Container,
+            image_id: "id".into(),
+            message: "m".into()
+        }),
+        (numbers(), reasons, text()).prop_map(|(preparation, reason, message)| ContainerEvent::PullFailed {
+            preparation,
+            of: ImageOwner::Container,
             reason,
             message
         }),
-        Just(CellEvent::Started { container_id: "x://1".into() }),
-        numbers().prop_map(|preparation| CellEvent::StartFailed {
+        Just(ContainerEvent::Started { container_id: "x://1".into() }),
+        numbers().prop_map(|preparation| ContainerEvent::StartFailed {
             preparation,
             reason: "RunContainerError",
             message: "m".into()
         }),
-        Just(CellEvent::SourcesChanged),
-        Just(CellEvent::HookFailed),
-        Just(CellEvent::HookFellBack { host: "h".into() }),
-        Just(CellEvent::Closed),
-        Just(CellEvent::ImageChanged),
-        Just(CellEvent::Resized),
+        Just(ContainerEvent::SourcesChanged),
+        Just(ContainerEvent::HookFailed),
+        Just(ContainerEvent::HookFellBack { host: "h".into() }),
+        Just(ContainerEvent::StoppedListening),
+        Just(ContainerEvent::ImageChanged),
+        Just(ContainerEvent::Resized),
+        (0..4_u32, any::<bool>()).prop_map(|(attempt, bad)| ContainerEvent::InstantiationTried {
+            attempt,
+            broken: bad.then(|| "m".to_owned())
+        }),
+        (0..4_u32, kinds, results).prop_map(|(attempt, kind, result)| ContainerEvent::Probed { attempt, kind, result }),
         (0..4_u32, any::<bool>())
-            .prop_map(|(attempt, bad)| CellEvent::Tried { attempt, broken: bad.then(|| "m".to_owned()) }),
-        (0..4_u32, kinds, results).prop_map(|(attempt, kind, result)| CellEvent::Probed { attempt, kind, result }),
-        (0..4_u32, any::<bool>())
-            .prop_map(|(attempt, bad)| CellEvent::Hooked { attempt, failure: bad.then(|| "m".to_owned()) }),
+            .prop_map(|(attempt, bad)| ContainerEvent::HookEnded { attempt, failure: bad.then(|| "m".to_owned()) }),
         (0..4_u32, prop_oneof![Just(0), Just(1), Just(137)], text())
-            .prop_map(|(attempt, code, reason)| { CellEvent::Exited { attempt, code, reason, message: None } }),
+            .prop_map(|(attempt, code, reason)| { ContainerEvent::Exited { attempt, code, reason, message: None } }),
     ]
 }
 
-/// Any event at any time, mostly of containers: also of one that isn't there.
+/// Any event at any time, mostly of containers, and also of an unknown one.
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         2 => Just(Event::Tick),
@@ -60,12 +66,12 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Evicted("m".into())),
         1 => Just(Event::ShutDown(Duration::from_secs(3))),
         2 => Just(Event::Cleaned),
-        30 => (0..9_usize, cell_event()).prop_map(|(index, event)| Event::Container(index, event)),
+        30 => (0..9_usize, container_event()).prop_map(|(index, event)| Event::Container(index, event)),
     ]
 }
 
-fn any_restart() -> impl Strategy<Value = Restart> + Clone {
-    prop_oneof![Just(Restart::Always), Just(Restart::OnFailure), Just(Restart::Never)]
+fn any_restart() -> impl Strategy<Value = RestartPolicy> + Clone {
+    prop_oneof![Just(RestartPolicy::Always), Just(RestartPolicy::OnFailure), Just(RestartPolicy::Never)]
 }
 
 fn any_rule() -> impl Strategy<Value = RestartRule> + Clone {
@@ -97,9 +103,9 @@ fn any_rules() -> impl Strategy<Value = LifecyclePolicy> {
                     name: "c".into(),
                     class,
                     restart: match class {
-                        Class::Sidecar => Restart::Always,
-                        Class::Ephemeral => Restart::Never,
-                        Class::Init if own == Restart::Always => Restart::OnFailure,
+                        Class::Sidecar => RestartPolicy::Always,
+                        Class::Ephemeral => RestartPolicy::Never,
+                        Class::Init if own == RestartPolicy::Always => RestartPolicy::OnFailure,
                         Class::Init | Class::Main => own,
                     },
                     restart_rules: rule.into_iter().filter(|_| class != Class::Ephemeral).collect(),
@@ -117,49 +123,62 @@ fn any_rules() -> impl Strategy<Value = LifecyclePolicy> {
     })
 }
 
-fn is_over(state: &State) -> bool {
+fn is_over(state: &PodState) -> bool {
     matches!(state.stage, Stage::Cleaning | Stage::Ended)
 }
 
-/// What begins and ends together, and what waits for whom.
-fn check_order(before: &State, after: &State, actions: &[Action]) -> Result<(), TestCaseError> {
+/// Checks which containers start and stop together, and which wait for others.
+fn check_order(before: &PodState, after: &PodState, actions: &[Action]) -> Result<(), TestCaseError> {
     let begins = |index: usize| {
-        matches!(before.cells.get(index), Some(cell) if cell.stage == CellStage::Idle)
-            && !matches!(after.cells[index].stage, CellStage::Idle | CellStage::Done)
+        matches!(before.machines.get(index), Some(machine) if machine.stage == ContainerStage::Idle)
+            && !matches!(after.machines[index].stage, ContainerStage::Idle | ContainerStage::Done)
     };
-    let first = after.cells.iter().position(|cell| matches!(cell.class, Class::Init | Class::Sidecar) && !cell.passed);
-    for (index, cell) in after.cells.iter().enumerate().filter(|(index, _)| begins(*index)) {
+    let first = after
+        .machines
+        .iter()
+        .position(|machine| matches!(machine.class, Class::Init | Class::Sidecar) && !machine.passed);
+    for (index, machine) in after.machines.iter().enumerate().filter(|(index, _)| begins(*index)) {
         prop_assert!(!after.closing(), "nothing begins in a pod that closes");
-        match cell.class {
+        match machine.class {
             Class::Init | Class::Sidecar => prop_assert!(first.is_none_or(|first| index <= first), "{:?}", after),
             Class::Main => {
                 prop_assert!(first.is_none(), "a container began before the pod was initialized: {:?}", after);
-                let hooks = |cell: &Cell| cell.class == Class::Main && cell.hooking();
-                prop_assert!(!before.cells[..index].iter().any(hooks) || !after.cells[..index].iter().any(hooks));
+                let hooks = |machine: &ContainerMachine| machine.class == Class::Main && machine.hook_pending();
+                prop_assert!(!before.machines[..index].iter().any(hooks) || !after.machines[..index].iter().any(hooks));
             }
             Class::Ephemeral => {}
         }
     }
-    let busy = after.cells.iter().any(|cell| cell.class == Class::Main && cell.is_live());
+    let busy = after.machines.iter().any(|machine| machine.class == Class::Main && machine.is_live());
     let late = after.closes.is_some_and(|closes| closes.at_once) || actions.is_empty();
     for action in actions.iter().filter(|_| !late) {
         if let Action::Stop { container, grace } = action
-            && after.cells[*container].class == Class::Sidecar
+            && after.machines[*container].class == Class::Sidecar
             && before.stage == Stage::Active
-            && matches!(before.cells.get(*container), Some(Cell { stage: CellStage::Running(_), .. }))
-            && matches!(&after.cells[*container].stage, CellStage::Stopping { why: StopReason::Pod, .. })
+            && matches!(
+                before.machines.get(*container),
+                Some(ContainerMachine { stage: ContainerStage::Running(_), .. })
+            )
+            && matches!(&after.machines[*container].stage, ContainerStage::Stopping { why: StopReason::Pod, .. })
         {
-            let later = after.cells[container + 1..].iter().any(|cell| cell.class == Class::Sidecar && cell.is_live());
+            let later = after.machines[container + 1..]
+                .iter()
+                .any(|machine| machine.class == Class::Sidecar && machine.is_live());
             prop_assert!(*grace <= TURN_MIN || !busy && !later, "a sidecar ends before its turn: {:?}", actions);
         }
     }
     Ok(())
 }
 
-fn check(rules: &LifecyclePolicy, before: &State, after: &State, actions: &[Action]) -> Result<(), TestCaseError> {
-    prop_assert_eq!(after.cells.len(), rules.containers.len());
+fn check(
+    rules: &LifecyclePolicy,
+    before: &PodState,
+    after: &PodState,
+    actions: &[Action],
+) -> Result<(), TestCaseError> {
+    prop_assert_eq!(after.machines.len(), rules.containers.len());
     if is_over(after) {
-        prop_assert!(after.cells.iter().all(|cell| cell.stage == CellStage::Done), "{:?}", after);
+        prop_assert!(after.machines.iter().all(|machine| machine.stage == ContainerStage::Done), "{:?}", after);
         prop_assert!(after.succeeded.is_some() || after.removed);
     }
     if is_over(before) {
@@ -170,14 +189,14 @@ fn check(rules: &LifecyclePolicy, before: &State, after: &State, actions: &[Acti
         prop_assert_eq!(after.succeeded, before.succeeded, "a phase that is final stays");
     }
     prop_assert!(!before.ending() || after.ending());
-    for (was, now) in before.cells.iter().zip(&after.cells) {
+    for (was, now) in before.machines.iter().zip(&after.machines) {
         prop_assert!(now.attempt >= was.attempt, "starts are counted up");
-        prop_assert!(now.hooking() || !now.is_live() || now.exit.is_none());
+        prop_assert!(now.hook_pending() || !now.is_live() || now.exit.is_none());
     }
-    for (index, cell) in before.cells.iter().enumerate() {
+    for (index, machine) in before.machines.iter().enumerate() {
         let kills = actions.contains(&Action::Kill(index));
-        let was_live = cell.is_live();
-        let is_live = after.cells[index].is_live();
+        let was_live = machine.is_live();
+        let is_live = after.machines[index].is_live();
         prop_assert!(!was_live || is_live || kills, "what runs no more was ended: {:?}", actions);
     }
     check_order(before, after, actions)?;
@@ -199,7 +218,7 @@ proptest! {
         refused in any::<bool>(),
     ) {
         let refused = (refused && events.len() % 5 == 0).then(|| ("no".to_owned(), vec!["no".to_owned()]));
-        let (mut state, _) = State::new(at(0), &rules).begin(&rules, refused, at(0));
+        let (mut state, _) = PodState::new(at(0), &rules).begin(&rules, refused, at(0));
         let mut now = 0;
         for (event, later) in events {
             now += later;

@@ -1,17 +1,17 @@
-//! A pod's phase and conditions, in upstream's words. Pure.
+//! A pod's phase and conditions, with upstream's reasons and messages. Pure.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodCondition};
 
 use super::time;
-use crate::pod::state::{Cell, Class, LifecyclePolicy, Stage, State, TerminalReason};
+use crate::pod::state::{Class, ContainerMachine, LifecyclePolicy, PodState, Stage, TerminalReason};
 use crate::spec::containers;
 
-/// One condition's state: status, reason, message.
+/// The status, reason and message of a condition.
 type Now = (bool, Option<&'static str>, Option<String>);
 
-/// The phase of a pod that has not ended (upstream's `getPhase`). `begun`: one of its own containers was started since the
-/// pod has its volumes.
+/// The phase of a running pod (upstream's `getPhase`). `begun`: a main container was started since the volumes were
+/// filled.
 pub(super) fn phase(init: &[(Class, ContainerStatus)], own: &[ContainerStatus], begun: bool) -> &'static str {
     let state = |status: &ContainerStatus| status.state.clone().unwrap_or_default();
     let runs = |status: &ContainerStatus| state(status).running.is_some();
@@ -29,16 +29,18 @@ pub(super) fn phase(init: &[(Class, ContainerStatus)], own: &[ContainerStatus], 
     if running { "Running" } else { "Pending" }
 }
 
-/// All init containers have done what those behind them wait for, as upstream's condition says it.
-fn initialized(state: &State, rules: &LifecyclePolicy, was: bool) -> Now {
+/// The Initialized condition, as upstream computes it.
+fn initialized(state: &PodState, rules: &LifecyclePolicy, was: bool) -> Now {
     if state.succeeded == Some(true) {
         return (true, Some("PodCompleted"), None);
     }
-    let begun = |cell: &Cell| cell.class == Class::Main && (cell.is_live() && !cell.hooking() || cell.exit.is_some());
-    if was || state.cells.iter().any(begun) {
+    let begun = |machine: &ContainerMachine| {
+        machine.class == Class::Main && (machine.is_live() && !machine.hook_pending() || machine.exit.is_some())
+    };
+    if was || state.machines.iter().any(begun) {
         return (true, None, None);
     }
-    let lacks = |cell: &Cell| matches!(cell.class, Class::Init | Class::Sidecar) && !cell.passed;
+    let lacks = |machine: &ContainerMachine| matches!(machine.class, Class::Init | Class::Sidecar) && !machine.passed;
     match names(state, rules, lacks) {
         None => (true, None, None),
         Some(names) => {
@@ -47,29 +49,29 @@ fn initialized(state: &State, rules: &LifecyclePolicy, was: bool) -> Now {
     }
 }
 
-/// Names of some containers; none where there are none of them.
-fn names(state: &State, rules: &LifecyclePolicy, which: impl Fn(&Cell) -> bool) -> Option<String> {
-    let named = state.cells.iter().zip(rules.containers.iter()).filter(|(cell, _)| which(cell));
+/// The names of matching containers; `None` without a match.
+fn names(state: &PodState, rules: &LifecyclePolicy, which: impl Fn(&ContainerMachine) -> bool) -> Option<String> {
+    let named = state.machines.iter().zip(rules.containers.iter()).filter(|(machine, _)| which(machine));
     let names: Vec<&str> = named.map(|(_, own)| own.name.as_str()).collect();
     (!names.is_empty()).then(|| names.join(" "))
 }
 
-/// Whether all containers are being started anew, where a rule of the pod may say so.
-fn restarting(state: &State, rules: &LifecyclePolicy) -> Option<Now> {
+/// The AllContainersRestarting condition, if a rule of the pod can restart all containers.
+fn restarting(state: &PodState, rules: &LifecyclePolicy) -> Option<Now> {
     let could = rules.containers.iter().any(|own| own.restart_rules.iter().any(|rule| rule.all));
     could.then(|| match state.succeeded {
         Some(true) => (false, Some("PodCompleted"), None),
         Some(false) => (false, Some("PodFailed"), None),
-        None if state.anew => {
+        None if state.restarting_all => {
             (true, Some("RestartAllContainersStarted"), Some("container exited with restart policy rule".into()))
         }
         None => (false, None, None),
     })
 }
 
-/// The conditions that are the node's own; `known` are those that the pod has.
+/// The conditions of the node; `known` are the pod's current ones.
 pub(super) fn conditions(
-    state: &State,
+    state: &PodState,
     pod: &Pod,
     rules: &LifecyclePolicy,
     known: &[PodCondition],
@@ -77,8 +79,8 @@ pub(super) fn conditions(
 ) -> Vec<PodCondition> {
     let sandbox = state.sandbox && !matches!(state.stage, Stage::Ended | Stage::Refused { .. });
     let was = known.iter().any(|condition| condition.type_ == "Initialized" && condition.status == "True");
-    let counts = |cell: &Cell| matches!(cell.class, Class::Main | Class::Sidecar);
-    let unready = |cell: &Cell| counts(cell) && !cell.ready(state.deleted.is_some());
+    let counts = |machine: &ContainerMachine| matches!(machine.class, Class::Main | Class::Sidecar);
+    let unready = |machine: &ContainerMachine| counts(machine) && !machine.ready(state.deleted.is_some());
     let containers: Now = match (state.succeeded, names(state, rules, unready)) {
         (Some(true), _) => (false, Some("PodCompleted"), None),
         (Some(false), _) => (false, Some("PodFailed"), None),
@@ -115,7 +117,7 @@ pub(super) fn conditions(
                 message,
                 last_transition_time: since.or_else(|| time(now)),
                 last_probe_time: None,
-                // As upstream, whose newest condition has none.
+                // As upstream, whose newest condition has no observed generation.
                 observed_generation: pod.metadata.generation.filter(|_| kind != "AllContainersRestarting"),
             }
         })

@@ -1,18 +1,18 @@
-//! What an earlier run of the agent has left of a pod, as the pod's status tells. Pure.
+//! Recalls the state of a pod that an earlier run of the agent left, from the pod's status. Pure.
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
-use crate::pod::state::{Exit, LifecyclePolicy, State, TerminalReason};
+use crate::pod::state::{Exit, LifecyclePolicy, PodState, TerminalReason};
 
-/// The state in which an earlier run of the agent left the pod, as its status tells.
+/// The state in which an earlier run of the agent left the pod.
 #[must_use]
-pub fn recall(pod: &Pod, rules: &LifecyclePolicy, now: Timestamp) -> State {
-    let Some(status) = &pod.status else { return State::new(now, rules) };
+pub fn recall(pod: &Pod, rules: &LifecyclePolicy, now: Timestamp) -> PodState {
+    let Some(status) = &pod.status else { return PodState::new(now, rules) };
     let began = status.start_time.as_ref().map_or(now, |time| time.0);
-    let mut state = State::begun(now, began, rules);
+    let mut state = PodState::adopted(now, began, rules);
     let lists = [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
     let known: BTreeMap<&str, &ContainerStatus> =
         lists.into_iter().flatten().flatten().map(|status| (status.name.as_str(), status)).collect();

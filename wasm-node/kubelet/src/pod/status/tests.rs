@@ -1,8 +1,8 @@
-//! Statuses of pods by example: phases, conditions, patches, and what an earlier run has left.
+//! Examples of pod statuses: phases, conditions, patches, and recalled states.
 
 use super::*;
 use crate::pod::settings::rules;
-use crate::pod::state::{CellEvent, Event, ProbeKind, ProbeResult};
+use crate::pod::state::{ContainerEvent, Event, ProbeKind, ProbeResult};
 
 fn pod(status: Value) -> Pod {
     serde_json::from_value(json!({
@@ -20,14 +20,14 @@ fn at(second: i64) -> Timestamp {
 #[test]
 fn a_running_pod_is_ready_and_its_patch_replaces_what_merging_would_keep() {
     let pod = pod(json!({}));
-    let (mut state, _) = State::new(at(1), &rules(&pod)).begin(&rules(&pod), None, at(1));
+    let (mut state, _) = PodState::new(at(1), &rules(&pod)).begin(&rules(&pod), None, at(1));
     let facts = Facts { host_ip: [127, 0, 0, 1].into(), pod_ip: Some([127, 66, 0, 1].into()) };
     let before = project(&state, &pod, &rules(&pod), &facts, &[], at(1));
     assert_eq!(before.phase.as_deref(), Some("Pending"));
     for event in [
         Event::Mounted,
-        Event::Container(0, CellEvent::Pulled { preparation: 1, image_id: "id".into(), message: String::new() }),
-        Event::Container(0, CellEvent::Started { container_id: "wasmtime://1".into() }),
+        Event::Container(0, ContainerEvent::Pulled { preparation: 1, image_id: "id".into(), message: String::new() }),
+        Event::Container(0, ContainerEvent::Started { container_id: "wasmtime://1".into() }),
     ] {
         state = state.step(&rules(&pod), event, at(5)).0;
     }
@@ -46,19 +46,19 @@ fn a_running_pod_is_ready_and_its_patch_replaces_what_merging_would_keep() {
     assert_eq!(patch["status"]["observedGeneration"], 3);
 }
 
-/// As upstream's status manager, which delays all of the final status while containers may still run.
+/// As upstream's status manager, which delays the whole final status while containers may still run.
 #[test]
 fn an_evicted_pod_shows_its_reason_with_its_final_phase() {
     let pod = pod(json!({}));
     let facts = Facts { host_ip: [127, 0, 0, 1].into(), pod_ip: None };
-    let mut state = State::new(at(1), &rules(&pod)).begin(&rules(&pod), None, at(1)).0;
+    let mut state = PodState::new(at(1), &rules(&pod)).begin(&rules(&pod), None, at(1)).0;
     let mut shown = Vec::new();
     for event in [
         Event::Mounted,
-        Event::Container(0, CellEvent::Pulled { preparation: 1, image_id: "id".into(), message: String::new() }),
-        Event::Container(0, CellEvent::Started { container_id: "wasmtime://1".into() }),
+        Event::Container(0, ContainerEvent::Pulled { preparation: 1, image_id: "id".into(), message: String::new() }),
+        Event::Container(0, ContainerEvent::Started { container_id: "wasmtime://1".into() }),
         Event::Evicted("no room".into()),
-        Event::Container(0, CellEvent::Exited { attempt: 0, code: 137, reason: "Error".into(), message: None }),
+        Event::Container(0, ContainerEvent::Exited { attempt: 0, code: 137, reason: "Error".into(), message: None }),
     ] {
         state = state.step(&rules(&pod), event, at(5)).0;
         let status = project(&state, &pod, &rules(&pod), &facts, &[], at(6));
@@ -73,10 +73,10 @@ fn an_evicted_pod_shows_its_reason_with_its_final_phase() {
 #[test]
 fn what_others_write_into_the_nodes_part_is_seen() {
     let pod = pod(json!({}));
-    let state = State::new(at(1), &rules(&pod)).begin(&rules(&pod), None, at(1)).0;
+    let state = PodState::new(at(1), &rules(&pod)).begin(&rules(&pod), None, at(1)).0;
     let facts = Facts { host_ip: [127, 0, 0, 1].into(), pod_ip: None };
     let wanted = project(&state, &pod, &rules(&pod), &facts, &[], at(1));
-    // As the API gives it back: through JSON, with fields and conditions of others.
+    // The status through JSON, with fields and conditions of other writers.
     let mut there: Value = serde_json::to_value(&wanted).unwrap();
     there["qosClass"] = json!("BestEffort");
     there["nominatedNodeName"] = json!("n");
@@ -116,18 +116,18 @@ fn an_earlier_run_is_recalled() {
     };
     let recall = |pod: &Pod, now| recall(pod, &rules(pod), now);
     let running = recall(&pod(container(json!({"running": {"startedAt": "1970-01-01T00:00:08Z"}}), json!({}))), at(20));
-    assert_eq!((running.cells[0].attempt, running.resumed, running.began), (Some(4), true, at(7)));
-    assert_eq!(running.cells[0].exit.as_ref().map(|exit| (exit.code, exit.finished)), Some((255, at(20))));
+    assert_eq!((running.machines[0].attempt, running.resumed, running.began), (Some(4), true, at(7)));
+    assert_eq!(running.machines[0].exit.as_ref().map(|exit| (exit.code, exit.finished)), Some((255, at(20))));
     let crashed = json!({"terminated": {"exitCode": 3, "finishedAt": "1970-01-01T00:00:09Z"}});
     let waiting = recall(&pod(container(json!({"waiting": {"reason": "CrashLoopBackOff"}}), crashed)), at(20));
-    assert_eq!(waiting.cells[0].exit.as_ref().map(|exit| (exit.code, exit.finished)), Some((3, at(9))));
+    assert_eq!(waiting.machines[0].exit.as_ref().map(|exit| (exit.code, exit.finished)), Some((3, at(9))));
     let fresh = recall(&pod(container(json!({"waiting": {"reason": "ContainerCreating"}}), json!({}))), at(20));
-    assert_eq!((fresh.cells[0].attempt, fresh.began), (None, at(7)));
+    assert_eq!((fresh.machines[0].attempt, fresh.began), (None, at(7)));
     assert_eq!(recall(&pod(json!({"phase": "Failed"})), at(1)).succeeded, Some(false));
 }
 
-/// A pod of a sidecar, an init container and one of its own, after some events.
-fn several(restart: &str, events: Vec<(usize, CellEvent)>) -> PodStatus {
+/// The status of a pod with a sidecar, an init container and a main one, after some events.
+fn several(restart: &str, events: Vec<(usize, ContainerEvent)>) -> PodStatus {
     let pod: Pod = serde_json::from_value(json!({
         "metadata": {"name": "p", "namespace": "n", "uid": "u"},
         "spec": {
@@ -138,26 +138,26 @@ fn several(restart: &str, events: Vec<(usize, CellEvent)>) -> PodStatus {
     }))
     .unwrap();
     let rules = rules(&pod);
-    let state = State::new(at(1), &rules).begin(&rules, None, at(1)).0.step(&rules, Event::Mounted, at(1)).0;
-    let step = |state: State, (index, event)| state.step(&rules, Event::Container(index, event), at(2)).0;
+    let state = PodState::new(at(1), &rules).begin(&rules, None, at(1)).0.step(&rules, Event::Mounted, at(1)).0;
+    let step = |state: PodState, (index, event)| state.step(&rules, Event::Container(index, event), at(2)).0;
     let state = events.into_iter().fold(state, step);
     project(&state, &pod, &rules, &Facts { host_ip: [127, 0, 0, 1].into(), pod_ip: None }, &[], at(3))
 }
 
-fn starts(index: usize) -> [(usize, CellEvent); 2] {
-    let pulled = CellEvent::Pulled { preparation: 1, image_id: "id".into(), message: String::new() };
-    [(index, pulled), (index, CellEvent::Started { container_id: "x://1".into() })]
+fn starts(index: usize) -> [(usize, ContainerEvent); 2] {
+    let pulled = ContainerEvent::Pulled { preparation: 1, image_id: "id".into(), message: String::new() };
+    [(index, pulled), (index, ContainerEvent::Started { container_id: "x://1".into() })]
 }
 
-fn ends(index: usize, code: i32) -> (usize, CellEvent) {
-    (index, CellEvent::Exited { attempt: 0, code, reason: "Error".into(), message: None })
+fn ends(index: usize, code: i32) -> (usize, ContainerEvent) {
+    (index, ContainerEvent::Exited { attempt: 0, code, reason: "Error".into(), message: None })
 }
 
-fn passes(index: usize, kind: ProbeKind) -> (usize, CellEvent) {
-    (index, CellEvent::Probed { attempt: 0, kind, result: ProbeResult::Passed })
+fn passes(index: usize, kind: ProbeKind) -> (usize, ContainerEvent) {
+    (index, ContainerEvent::Probed { attempt: 0, kind, result: ProbeResult::Passed })
 }
 
-/// Phase, then of Initialized and Ready: status, reason, message; then of each container: its state's reason.
+/// The phase; status, reason and message of Initialized and Ready; the state's reason of each container.
 fn told(status: &PodStatus) -> Vec<String> {
     let mut told = vec![status.phase.clone().unwrap_or_default()];
     for kind in ["Initialized", "Ready"] {
@@ -181,7 +181,7 @@ fn init_containers_and_sidecars_are_told_as_upstream_does() {
     let unready = "False ContainersNotReady containers with unready status: [s c]";
     let lacks = |names: &str| format!("False ContainersNotInitialized containers with incomplete status: [{names}]");
     let wait = "PodInitializing";
-    let told = |events: &[(usize, CellEvent)]| told(&several("Always", events.to_vec()));
+    let told = |events: &[(usize, ContainerEvent)]| told(&several("Always", events.to_vec()));
     let waits = format!("c {wait}");
     assert_eq!(told(&events), ["Pending", &lacks("s i"), unready, &format!("s {wait}"), &format!("i {wait}"), &waits]);
     events.extend(starts(0));
@@ -192,7 +192,7 @@ fn init_containers_and_sidecars_are_told_as_upstream_does() {
     events.extend(starts(1));
     events.push(ends(1, 3));
     let failed = [&events[..], &[]].concat();
-    // It is started again at once for the first time, and is told as it ended meanwhile.
+    // The first restart is immediate, and the status shows the exit meanwhile.
     assert_eq!(told(&failed), ["Pending", &lacks("i"), &sidecar_ready, "s runs ready", "i Error", &waits]);
     events.pop();
     events.push(ends(1, 0));
@@ -216,7 +216,7 @@ fn a_failed_init_container_fails_the_pod_that_never_restarts() {
     let begin = [starts(0).to_vec(), vec![passes(0, ProbeKind::Startup)], starts(1).to_vec()].concat();
     let failing = [&begin[..], &[ends(1, 3)]].concat();
     let wait = "c PodInitializing";
-    let told_of = |events: &[(usize, CellEvent)]| told(&several("Never", events.to_vec()));
+    let told_of = |events: &[(usize, ContainerEvent)]| told(&several("Never", events.to_vec()));
     let status = told_of(&failing);
     assert_eq!((status[0].as_str(), &status[3..]), ("Pending", &["s runs".into(), "i Error".into(), wait.into()][..]));
     let status = told_of(&[&failing[..], &[ends(0, 143)]].concat());

@@ -1,25 +1,25 @@
-//! Doing what [`State`](super::State) answers.
+//! Performs the actions that [`PodState`](super::PodState) returns.
 
 use tokio::sync::watch;
 
 use super::*;
 use crate::config::pull_secrets;
 use crate::config::sources::named_by_environment;
-use crate::pod::ask::Asker;
 use crate::pod::check;
+use crate::pod::handler::HandlerRunner;
 use crate::pod::host_ports;
-use crate::pod::runner::{self, Context};
-use crate::pod::start::Home;
+use crate::pod::runner::{self, RunContext};
+use crate::pod::start::PodContext;
 
-/// Nobody says when a port of the machine comes free.
+/// The retry interval for host ports: the release of one isn't signalled.
 const HOST_PORT_RETRY: Duration = Duration::from_secs(1);
 
-impl Worker {
+impl PodWorker {
     pub(super) fn perform(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
                 Action::EventRecord { warning, reason, message, container } => {
-                    self.note(warning, reason, message, container)
+                    self.record_event(warning, reason, message, container)
                 }
                 Action::Mount => self.mount(),
                 Action::Pull(container) => self.pull(container),
@@ -29,14 +29,14 @@ impl Worker {
                 Action::Stop { container, grace } => self.stop(container, grace),
                 Action::Kill(container) => self.kill(container),
                 Action::Clean => self.clean(),
-                // Its mirror goes by itself, once nothing is behind it.
-                Action::Delete if self.shown != Shown::Itself => self.apply(Event::Removed),
-                Action::Delete => self.delete = true,
+                // The mirror is removed by its own reconciler, once its static pod is gone.
+                Action::Delete if self.status_target != StatusTarget::Pod => self.apply(Event::Removed),
+                Action::Delete => self.delete_pending = true,
             }
         }
     }
 
-    pub(super) fn note(&self, warning: bool, reason: &'static str, message: String, container: Option<usize>) {
+    pub(super) fn record_event(&self, warning: bool, reason: &'static str, message: String, container: Option<usize>) {
         let mut about = ObjectReference::clone(&self.about);
         if let Some(slot) = container.and_then(|index| self.slots.get(index)) {
             about.field_path = Some(slot.field_path.to_string());
@@ -44,13 +44,13 @@ impl Worker {
         self.node.recorder.record(EventRecord { about, warning, reason, message, source: None });
     }
 
-    /// Takes an address and host ports, and fills the volumes.
+    /// Allocates an address and host ports, and fills the volumes.
     pub(super) fn mount(&mut self) {
         let ip = self.ip.or_else(|| self.node.addresses.take());
         self.ip = ip;
         let Some(ip) = ip else {
             let node = self.node.clone();
-            // Addresses come back as pods go.
+            // Addresses are freed when pods end.
             let room = async move {
                 loop {
                     let freed = node.addresses_freed.notified();
@@ -76,21 +76,21 @@ impl Worker {
         {
             let (node_bytes, env) = (self.node.guest_memory_bytes, &self.node.parts.env);
             self.memory_files = folder.account(self.pod(), node_bytes, &self.ledger, env);
-            self.view.change(|seen| seen.memory_files = self.memory_files.clone());
+            self.view.update(|snapshot| snapshot.memory_files = self.memory_files.clone());
         }
-        self.fill(None);
+        self.fill_volumes(None);
     }
 
-    /// There is no room for it now: says why, unless that was said, and tries again after `room`. The task takes nothing itself, as
-    /// it may be dropped at any time.
+    /// Records an event unless the same one was recorded, and retries after `room`. The task itself allocates nothing,
+    /// as it may be dropped at any time.
     fn mount_later(&mut self, why: String, room: impl Future<Output = ()> + Send + 'static) {
-        if self.lacked.as_ref() != Some(&why) {
+        if self.last_mount_error.as_ref() != Some(&why) {
             let message = format!("Failed to create pod sandbox: {why}");
-            self.note(true, "FailedCreatePodSandBox", message, None);
-            self.lacked = Some(why);
+            self.record_event(true, "FailedCreatePodSandBox", message, None);
+            self.last_mount_error = Some(why);
         }
         let sender = self.sender.clone();
-        self.waiting = Some(Task(tokio::spawn(async move {
+        self.mount_retry = Some(Task(tokio::spawn(async move {
             room.await;
             let _ = sender.send(Message::Mount).await;
         })));
@@ -98,12 +98,12 @@ impl Worker {
 
     pub(super) fn pull(&mut self, index: usize) {
         let pod = self.pod().clone();
-        let preparation = self.cell(index).map_or(0, |cell| cell.preparation);
+        let preparation = self.machine(index).map_or(0, |machine| machine.preparation);
         let Some(slot) = self.slots.get_mut(index) else { return };
         let (node, container) = (self.node.clone(), slot.container.get());
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         for named in named_by_environment(&container).into_iter().chain(pull_secrets::named(&pod)) {
-            // Replaces the source of an immutable object that was deleted and made again.
+            // Replaces the source of an immutable object that was deleted and created again.
             let source = node.sources.get(named.0, namespace, &named.1);
             self.sources.insert(named, source);
         }
@@ -113,7 +113,7 @@ impl Worker {
                 Ok((pulls, message)) => Message::Pulled(Box::new(((index, preparation), pulls, message))),
                 Err((of, error)) => {
                     let (reason, message) = (error.reason(), error.to_string());
-                    happened(index, CellEvent::PullFailed { preparation, of, reason, message })
+                    container_message(index, ContainerEvent::PullFailed { preparation, of, reason, message })
                 }
             };
             let _ = sender.send(message).await;
@@ -122,28 +122,28 @@ impl Worker {
 
     pub(super) fn start(&mut self, index: usize, attempt: u32) {
         self.watch_sources(index);
-        let asks = |slot: &Slot| match slot.class {
+        let unsupported_fields = |slot: &ContainerSlot| match slot.class {
             Class::Ephemeral => unsupported::ephemeral_fields(self.pod(), &slot.name),
             _ => Vec::new(),
         };
-        let unsupported = self.slots.get(index).map(asks).unwrap_or_default();
+        let unsupported = self.slots.get(index).map(unsupported_fields).unwrap_or_default();
         for field in &unsupported {
-            self.note(true, "Unsupported", format!("{}: {}", field.path, field.why), Some(index));
+            self.record_event(true, "Unsupported", format!("{}: {}", field.path, field.why), Some(index));
         }
         let pod = self.pod().clone();
-        let preparation = self.cell(index).map_or(0, |cell| cell.preparation);
+        let preparation = self.machine(index).map_or(0, |machine| machine.preparation);
         let (Some(slot), Some(ip)) = (self.slots.get_mut(index), self.ip) else { return };
         let Some(pulls) = slot.pulls.clone() else { return };
         let (node, container, sender) = (self.node.clone(), slot.container.get(), self.sender.clone());
         if !unsupported.is_empty() {
             let message = unsupported::sentence(&unsupported);
-            let failed = CellEvent::StartFailed { preparation, reason: "CreateContainerConfigError", message };
+            let failed = ContainerEvent::StartFailed { preparation, reason: "CreateContainerConfigError", message };
             slot.preparing = Some(Task(tokio::spawn(async move {
-                let _ = sender.send(happened(index, failed)).await;
+                let _ = sender.send(container_message(index, failed)).await;
             })));
             return;
         }
-        let home = Home {
+        let context = PodContext {
             pod,
             ip,
             ledger: self.ledger.clone(),
@@ -152,15 +152,17 @@ impl Worker {
             keyvalue: self.keyvalue.clone(),
         };
         slot.preparing = Some(Task(tokio::spawn(async move {
-            let message = match start::make(&node, &home, &container, &pulls, attempt).await {
-                Ok(made) => Message::Made(Box::new(((index, preparation), made))),
-                Err((reason, message)) => happened(index, CellEvent::StartFailed { preparation, reason, message }),
+            let message = match start::create(&node, &context, &container, &pulls, attempt).await {
+                Ok(created) => Message::Created(Box::new(((index, preparation), created))),
+                Err((reason, message)) => {
+                    container_message(index, ContainerEvent::StartFailed { preparation, reason, message })
+                }
             };
             let _ = sender.send(message).await;
         })));
     }
 
-    /// Says when an object changes that the environment is made of, so that what failed for it is tried at once.
+    /// Reports changes of the objects behind the environment, so that a failed start is retried at once.
     fn watch_sources(&mut self, index: usize) {
         let pod = self.pod().clone();
         let Some(slot) = self.slots.get_mut(index) else { return };
@@ -176,21 +178,23 @@ impl Worker {
             loop {
                 let any = known.iter_mut().map(|known| Box::pin(known.changed()));
                 let (changed, _, _) = futures::future::select_all(any.collect::<Vec<_>>()).await;
-                if changed.is_err() || sender.send(happened(index, CellEvent::SourcesChanged)).await.is_err() {
+                if changed.is_err()
+                    || sender.send(container_message(index, ContainerEvent::SourcesChanged)).await.is_err()
+                {
                     return;
                 }
             }
         })));
     }
 
-    pub(super) fn started(&mut self, index: usize, mut made: Made) {
-        let attempt = self.cell(index).map_or(0, Cell::next_attempt);
+    pub(super) fn handle_created(&mut self, index: usize, mut created: CreatedContainer) {
+        let attempt = self.machine(index).map_or(0, ContainerMachine::next_attempt);
         let Some(slot) = self.slots.get_mut(index) else { return };
-        // What it is made of is read only once; a later start reads it anew.
+        // The sources are read once per start; a later start reads them again.
         (slot.sources, slot.preparing) = (None, None);
-        // The former one's address, where it still has it.
+        // Frees the address of the previous run, if it still holds it.
         slot.live = None;
-        let context = Context {
+        let context = RunContext {
             node: self.node.clone(),
             view: self.view.clone(),
             class: slot.class,
@@ -201,42 +205,42 @@ impl Worker {
             attempt,
             messages: self.sender.clone(),
         };
-        let seen = SeenContainer {
+        let snapshot = ContainerSnapshot {
             name: slot.name.clone(),
-            running: Some((made.container.clone(), self.node.parts.env.now())),
-            log: made.log.clone(),
+            running: Some((created.container.clone(), self.node.parts.env.now())),
+            log: created.log.clone(),
             attempt,
             spec: slot.container.clone(),
         };
-        let container_id = made.id.clone();
-        let runner = match (runner::runner_class(made.container.kind()).start)(context, &mut made) {
+        let container_id = created.id.clone();
+        let runner = match (runner::runner_class(created.container.kind()).start)(context, &mut created) {
             Ok(runner) => runner,
             Err((reason, message)) => {
-                let preparation = self.cell(index).map_or(0, |cell| cell.preparation);
-                self.apply(Event::Container(index, CellEvent::StartFailed { preparation, reason, message }));
+                let preparation = self.machine(index).map_or(0, |machine| machine.preparation);
+                self.apply(Event::Container(index, ContainerEvent::StartFailed { preparation, reason, message }));
                 return;
             }
         };
-        self.view.started(seen);
-        slot.live = Some(Live { runner, stopping: None, made });
+        self.view.container_started(snapshot);
+        slot.live = Some(LiveContainer { runner, stopping: None, created });
         self.forget_old_logs(index, attempt);
         self.measure();
-        self.apply(Event::Container(index, CellEvent::Started { container_id }));
-        if self.progress.is_some() || !self.is_actuated(index) {
+        self.apply(Event::Container(index, ContainerEvent::Started { container_id }));
+        if self.resize_progress.is_some() || !self.is_actuated(index) {
             self.actuate();
             self.project();
         }
     }
 
-    /// Has what the pod writes measured, while any of its containers lives.
+    /// Measures the pod's disk writes while any of its containers runs.
     fn measure(&mut self) {
         let mut live = self.slots.iter().filter_map(|slot| slot.live.as_ref()).peekable();
         if live.peek().is_none() {
             self.measure = None;
             return;
         }
-        let messages = live.any(|live| live.made.termination.is_some());
-        let bounds = usage::bounds(self.pod(), messages || self.measure.as_ref().is_some_and(|(of, _)| of.messages));
+        let messages = live.any(|live| live.created.termination.is_some());
+        let bounds = usage::limits(self.pod(), messages || self.measure.as_ref().is_some_and(|(of, _)| of.messages));
         if bounds.is_empty() || self.measure.as_ref().is_some_and(|(of, _)| *of == bounds) {
             return;
         }
@@ -244,11 +248,11 @@ impl Worker {
         let (view, sender) = (self.view.clone(), self.sender.clone());
         let settle = self.memory_files.clone().zip(self.node.volumes.memory.as_ref().ok().cloned());
         let settle = settle.map(|of| (of, uid.to_owned()));
-        let watched = self.node.measurer.watch(Subject {
+        let watched = self.node.measurer.watch(MeasuredPod {
             pod_dir: self.node.pod_dir(uid),
             log_dir: self.node.log_dir(uid),
             bounds: bounds.clone(),
-            changes: Box::new(move || view.writes()),
+            changes: Box::new(move || view.change_count()),
             settle: Box::new(move || {
                 if let Some(((files, folder), uid)) = &settle {
                     files.settle(folder.measured(uid));
@@ -261,42 +265,47 @@ impl Worker {
 
     fn probe(&mut self, index: usize, kind: ProbeKind) {
         let pod = self.pod().clone();
-        let (Some(cell), Some(slot), Some(ip)) = (self.state.cells.get(index), self.slots.get_mut(index), self.ip)
+        let (Some(machine), Some(slot), Some(ip)) =
+            (self.state.machines.get(index), self.slots.get_mut(index), self.ip)
         else {
             return;
         };
-        let (Some(spec), CellStage::Running(running)) = (check::probe(&slot.container.get(), kind), &cell.stage) else {
+        let (Some(spec), ContainerStage::Running(running)) =
+            (check::probe(&slot.container.get(), kind), &machine.stage)
+        else {
             return;
         };
-        let of = probe::Probed { container: index, attempt: cell.current(), kind, since: running.since };
-        let asker = Asker::new(&self.node, &pod, &slot.name, ip);
+        let of = probe::ProbeTarget { container: index, attempt: machine.current(), kind, since: running.since };
+        let handlers = HandlerRunner::new(&self.node, &pod, &slot.name, ip);
         let env = self.node.parts.env.clone();
-        slot.probes.push(Task(tokio::spawn(probe::run(env, asker, spec, of, self.sender.clone()))));
+        slot.probes.push(Task(tokio::spawn(probe::run(env, handlers, spec, of, self.sender.clone()))));
     }
 
-    /// Calls the hook after a container's start, until it ends or the container is stopped.
+    /// Runs the `postStart` hook, until it ends or the container is stopped.
     fn hook(&mut self, index: usize) {
-        let attempt = self.cell(index).map_or(0, Cell::current);
+        let attempt = self.machine(index).map_or(0, ContainerMachine::current);
         let pod = self.pod().clone();
         let (Some(slot), Some(ip)) = (self.slots.get_mut(index), self.ip) else { return };
         let Some(hook) = check::HookSpec::post_start(&slot.container.get()) else { return };
-        let asker = Asker::new(&self.node, &pod, &slot.name, ip);
+        let handlers = HandlerRunner::new(&self.node, &pod, &slot.name, ip);
         let sender = self.sender.clone();
         slot.probes.push(Task(tokio::spawn(async move {
-            let hooked = asker.hook(&hook).await;
+            let hooked = handlers.hook(&hook).await;
             if let Some(host) = hooked.fell_back {
-                let _ = sender.send(happened(index, CellEvent::HookFellBack { host })).await;
+                let _ = sender.send(container_message(index, ContainerEvent::HookFellBack { host })).await;
             }
-            let _ = sender.send(happened(index, CellEvent::Hooked { attempt, failure: hooked.failure })).await;
+            let _ = sender
+                .send(container_message(index, ContainerEvent::HookEnded { attempt, failure: hooked.failure }))
+                .await;
         })));
     }
 
     fn stop(&mut self, index: usize, grace: Duration) {
-        let again = |cell: &Cell| match &cell.stage {
-            CellStage::Stopping { why, .. } => !matches!(why, StopReason::Pod),
+        let again = |machine: &ContainerMachine| match &machine.stage {
+            ContainerStage::Stopping { why, .. } => !matches!(why, StopReason::Pod),
             _ => false,
         };
-        let restart = self.cell(index).is_some_and(again);
+        let restart = self.machine(index).is_some_and(again);
         let Some(slot) = self.slots.get_mut(index) else { return };
         slot.probes.clear();
         let deadline = tokio::time::Instant::now() + grace;
@@ -309,7 +318,7 @@ impl Worker {
         live.stopping = live.runner.stop(restart, ends).map(|task| (task, end));
     }
 
-    /// Ends whatever of a container runs or is being prepared.
+    /// Ends a running container, or its preparation.
     fn kill(&mut self, index: usize) {
         let Some(slot) = self.slots.get_mut(index) else { return };
         slot.probes.clear();
@@ -317,24 +326,24 @@ impl Worker {
         slot.sources = None;
         if let Some(mut live) = slot.live.take() {
             live.runner.kill();
-            let log = live.made.log.clone();
+            let log = live.created.log.clone();
             tokio::task::spawn_blocking(move || log.close());
-            let used = live.made.container.stats();
+            let used = live.created.container.stats();
             drop(live);
-            self.view.ended(&slot.name, used);
-            self.resizing = self.resizing.take().filter(|_| self.progress.is_some());
+            self.view.container_ended(&slot.name, used);
+            self.resize_retry = self.resize_retry.take().filter(|_| self.resize_progress.is_some());
             self.node.pods.totals.ended(used.cpu);
             self.measure();
         }
     }
 
     pub(super) fn clean(&mut self) {
-        (self.volumes, self.waiting, self.measure) = (None, None, None);
-        (self.resizing, self.progress) = (None, None);
+        (self.volumes, self.mount_retry, self.measure) = (None, None, None);
+        (self.resize_retry, self.resize_progress) = (None, None);
         self.host_ports.clear();
         self.memory_files = None;
         self.sources.clear();
-        self.view.change(|seen| seen.memory_files = None);
+        self.view.update(|snapshot| snapshot.memory_files = None);
         for slot in &mut self.slots {
             slot.pulls = None;
         }
@@ -367,7 +376,7 @@ impl Worker {
         });
     }
 
-    /// The logs of this start and the one before are kept, as upstream does.
+    /// As upstream, keeps the logs of this start and of the previous one.
     fn forget_old_logs(&self, index: usize, attempt: u32) {
         let (Some(old), Some(slot)) = (attempt.checked_sub(2), self.slots.get(index)) else { return };
         let path = self.node.log_path(self.pod().metadata.uid.as_deref().unwrap_or_default(), &slot.name, old);

@@ -1,5 +1,5 @@
-//! A worker's writes to the API: the status that follows from the state, and the last delete. What the API shows
-//! decides whether there is anything to write, not what was written once: others write into the status too.
+//! A worker's writes to the API: the status and the final delete. The API's current status decides whether a write is
+//! needed, not the last write: others write into the status too.
 
 use machinery_client::request::{ApiClient, PatchType};
 use serde::Deserialize;
@@ -9,77 +9,89 @@ use super::*;
 use crate::pod::state::HOLD_MAX;
 
 const POD: Kind = Kind::of::<Pod>();
-/// The status of a pod of so many containers is projected whenever something happens.
+/// The status of a pod with at most this many containers is projected on every event.
 const PROJECTED_AT_ONCE_MAX: usize = 32;
-/// That of a larger one takes no more than one part of so many of its worker's time.
+/// The projection of a larger pod takes at most this fraction (1/20) of its worker's time.
 const PROJECTED_PART: u32 = 20;
 
-/// What the API holds of the pod's status, as far as this worker knows. Pure.
+/// The pod's status in the API, as far as this worker has observed it. Pure.
 #[derive(Debug, Default)]
-pub(super) struct Api {
-    /// What was written last.
-    said: Option<Arc<Resting<PodStatus>>>,
-    /// The version that this write led to: older states that the watch shows say nothing of it.
+pub(super) struct ReportedStatus {
+    /// The last written status.
+    written: Option<Arc<Compressed<PodStatus>>>,
+    /// The version after that write. Older states from the watch don't contain it.
     version: u64,
-    /// The watch has shown that version or a newer one.
-    shown: bool,
-    /// What is said is not to be compared with what is shown.
-    left: bool,
-    /// When what others have overwritten is written again at the earliest, by the monotonic clock.
-    mends_from: Duration,
-    /// It is known that they have.
+    /// The watch has delivered that version or a newer one.
+    observed: bool,
+    /// The written status isn't compared with the API's.
+    suppressed: bool,
+    /// The earliest monotonic time at which a foreign overwrite is repaired.
+    repair_from: Duration,
+    /// A foreign overwrite was detected.
     overwritten: bool,
 }
 
-impl Api {
-    /// The watch shows a state of the pod.
-    pub(super) fn saw(&mut self, version: u64) {
-        self.shown |= version >= self.version;
+impl ReportedStatus {
+    /// The watch delivered a state of the pod.
+    pub(super) fn observe(&mut self, version: u64) {
+        self.observed |= version >= self.version;
     }
 
-    /// `status` was taken, as `version`; `newest` is the newest one that the watch has shown.
-    pub(super) fn took(&mut self, status: Arc<Resting<PodStatus>>, version: u64, newest: u64, elapsed: Duration) {
-        if self.said.as_ref().is_some_and(|said| said.same(&status)) {
-            self.mends_from = elapsed + MEND_INTERVAL;
+    /// `status` was accepted as `version`; `newest` is the newest version from the watch.
+    pub(super) fn record_write(
+        &mut self,
+        status: Arc<Compressed<PodStatus>>,
+        version: u64,
+        newest: u64,
+        elapsed: Duration,
+    ) {
+        if self.written.as_ref().is_some_and(|written| written.same(&status)) {
+            self.repair_from = elapsed + REPAIR_INTERVAL;
         }
-        *self =
-            Self { said: Some(status), version, shown: newest >= version, left: false, overwritten: false, ..*self };
+        *self = Self {
+            written: Some(status),
+            version,
+            observed: newest >= version,
+            suppressed: false,
+            overwritten: false,
+            ..*self
+        };
     }
 
-    /// Nothing is to be written until another status is wanted than this one.
-    pub(super) fn leave(&mut self, status: Arc<Resting<PodStatus>>) {
-        self.said = Some(status);
-        self.left = true;
+    /// Suppresses writes until the wanted status differs from this one.
+    pub(super) fn suppress_writes(&mut self, status: Arc<Compressed<PodStatus>>) {
+        self.written = Some(status);
+        self.suppressed = true;
     }
 
-    /// Whether `wanted` is to be written, where the watch shows `shows`.
-    pub(super) fn dirty(&self, wanted: &Arc<Resting<PodStatus>>, shows: Option<&PodStatus>) -> bool {
-        match &self.said {
-            Some(said) if self.left || !self.shown => !said.same(wanted),
+    /// Whether `wanted` has to be written, given the status that the watch `shows`.
+    pub(super) fn dirty(&self, wanted: &Arc<Compressed<PodStatus>>, shows: Option<&PodStatus>) -> bool {
+        match &self.written {
+            Some(written) if self.suppressed || !self.observed => !written.same(wanted),
             _ => !shows.is_some_and(|shows| status::shows(shows, &wanted.get())),
         }
     }
 
-    /// What [`Self::dirty`] has said: where others have overwritten what is said, whoever acts on what they wrote gets time to
-    /// (as of the kubelet, which looks for such each ten seconds): a DaemonSet's controller replaces a pod that was failed by hand.
-    pub(super) fn found(&mut self, dirty: bool, wanted: &Arc<Resting<PodStatus>>, elapsed: Duration) {
-        let overwritten = dirty && self.said.as_ref().is_some_and(|said| said.same(wanted));
+    /// Records the result of [`Self::dirty`]. After a foreign overwrite, controllers get time to react to it, as the
+    /// kubelet reconciles every 10 s: the DaemonSet controller replaces a pod that was failed by hand.
+    pub(super) fn record_overwrite(&mut self, dirty: bool, wanted: &Arc<Compressed<PodStatus>>, elapsed: Duration) {
+        let overwritten = dirty && self.written.as_ref().is_some_and(|written| written.same(wanted));
         if overwritten && !self.overwritten {
-            self.mends_from = self.mends_from.max(elapsed + MEND_FIRST);
+            self.repair_from = self.repair_from.max(elapsed + REPAIR_FIRST);
         }
         self.overwritten = overwritten;
     }
 
-    /// How long to wait before that.
-    pub(super) fn waits(&self, wanted: &Arc<Resting<PodStatus>>, elapsed: Duration) -> Option<Duration> {
-        let mends = || self.said.as_ref().is_some_and(|said| said.same(wanted));
-        Some(self.mends_from.saturating_sub(elapsed)).filter(|wait| !wait.is_zero() && mends())
+    /// The remaining delay before an overwritten status is repaired.
+    pub(super) fn repair_delay(&self, wanted: &Arc<Compressed<PodStatus>>, elapsed: Duration) -> Option<Duration> {
+        let is_written = || self.written.as_ref().is_some_and(|written| written.same(wanted));
+        Some(self.repair_from.saturating_sub(elapsed)).filter(|wait| !wait.is_zero() && is_written())
     }
 }
 
 machinery_client::read_wire! { Versioned }
 
-/// What a write's answer is read for: the object's version.
+/// The part of a write's response that is read: the object's version.
 #[derive(Debug, Default, Deserialize)]
 struct Versioned {
     #[serde(default)]
@@ -98,24 +110,24 @@ impl Versioned {
     }
 }
 
-impl Worker {
-    /// Sees what the status should be now, or later where the pod has so many containers that this takes its time.
+impl PodWorker {
+    /// Projects the status, or defers this if the projection of a large pod would take too much time.
     pub(super) fn project(&mut self) {
         let began = self.node.parts.env.elapsed();
-        self.stale = self.projects_from.is_some_and(|from| began < from);
+        self.stale = self.next_projection_at.is_some_and(|from| began < from);
         if self.stale {
             return;
         }
         self.project_now();
-        if self.state.cells.len() > PROJECTED_AT_ONCE_MAX {
+        if self.state.machines.len() > PROJECTED_AT_ONCE_MAX {
             let ended = self.node.parts.env.elapsed();
-            self.projects_from = Some(ended + ended.saturating_sub(began) * PROJECTED_PART);
+            self.next_projection_at = Some(ended + ended.saturating_sub(began) * PROJECTED_PART);
         }
     }
 
     fn project_now(&mut self) {
         let facts = status::Facts { host_ip: self.node.identity.internal_ip, pod_ip: self.ip.or(self.last_ip()) };
-        let before = self.wanted.get();
+        let before = self.desired_status.get();
         let own = self.first_conditions.take().or_else(|| before.conditions.clone()).unwrap_or_default();
         let pod = self.pod();
         let others = pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
@@ -124,59 +136,59 @@ impl Worker {
             .cloned()
             .chain(others.into_iter().filter(|other| own.iter().all(|own| own.type_ != other.type_)))
             .collect();
-        let mut wanted = match &self.told_before {
-            Some(told) => PodStatus { observed_generation: pod.metadata.generation, ..(*told.get()).clone() },
+        let mut wanted = match &self.final_status_before_restart {
+            Some(last) => PodStatus { observed_generation: pod.metadata.generation, ..(*last.get()).clone() },
             None => status::project(&self.state, pod, &self.rules, &facts, &known, self.now()),
         };
         if let Some(conditions) = &mut wanted.conditions
             && pod.status.iter().any(|s| s.conditions.iter().flatten().any(|c| c.type_ == "PodScheduled"))
         {
-            // The scheduler has written it; it stays as it is.
+            // The scheduler has written this condition, and it stays unchanged.
             conditions.retain(|condition| condition.type_ != "PodScheduled");
         }
-        self.show_resize(&mut wanted, &known);
+        self.add_resize_status(&mut wanted, &known);
         if wanted != *before {
             if self.state.ready() && !self.was_ready {
                 self.was_ready = true;
-                self.node.pods.totals.started(self.node.parts.env.elapsed().saturating_sub(self.taken_up));
+                self.node.pods.totals.started(self.node.parts.env.elapsed().saturating_sub(self.adopted_at));
             }
-            let wanted: Arc<Resting<PodStatus>> = Arc::new(wanted.into());
-            self.view.change(|seen| seen.status = wanted.clone());
-            self.wanted = wanted;
+            let wanted: Arc<Compressed<PodStatus>> = Arc::new(wanted.into());
+            self.view.update(|snapshot| snapshot.status = wanted.clone());
+            self.desired_status = wanted;
             self.dirty = None;
         }
     }
 
-    /// The address stays in the status of a pod that has ended.
+    /// The status of an ended pod keeps its address.
     pub(super) fn last_ip(&self) -> Option<IpAddr> {
-        self.wanted.get().pod_ip.as_deref()?.parse().ok()
+        self.desired_status.get().pod_ip.as_deref()?.parse().ok()
     }
 
-    /// Whether the status is to be written. Asked at every turn, and found out once for each change of what it is found by.
+    /// Whether the status has to be written. Called on every loop turn, and computed once per change of its inputs.
     pub(super) fn dirty(&mut self) -> bool {
-        if self.shown == Shown::Mirror(None) {
+        if self.status_target == StatusTarget::Mirror(None) {
             return false;
         }
         if let Some(dirty) = self.dirty {
             return dirty;
         }
-        let dirty = self.api.dirty(&self.wanted, self.pod().status.as_ref());
-        self.api.found(dirty, &self.wanted, self.node.parts.env.elapsed());
+        let dirty = self.reported.dirty(&self.desired_status, self.pod().status.as_ref());
+        self.reported.record_overwrite(dirty, &self.desired_status, self.node.parts.env.elapsed());
         self.dirty = Some(dirty);
         dirty
     }
 
-    /// How long what is to be written can wait, as it would be overtaken or overwritten at once.
-    pub(super) fn settles_in(&self) -> Option<Duration> {
-        let settles = self.state.settles_at().map(|at| Duration::try_from(at.duration_since(self.now())));
-        let settles = settles.and_then(Result::ok).filter(|wait| !wait.is_zero() && *wait <= HOLD_MAX);
-        settles.max(self.api.waits(&self.wanted, self.node.parts.env.elapsed()))
+    /// How long a write can be delayed, as it would be superseded or overwritten at once.
+    pub(super) fn settle_delay(&self) -> Option<Duration> {
+        let settle = self.state.settles_at().map(|at| Duration::try_from(at.duration_since(self.now())));
+        let settle = settle.and_then(Result::ok).filter(|wait| !wait.is_zero() && *wait <= HOLD_MAX);
+        settle.max(self.reported.repair_delay(&self.desired_status, self.node.parts.env.elapsed()))
     }
 
     pub(super) fn write_status(&self) -> Write {
-        let (requests, wanted, key) = (self.requests(), self.wanted.clone(), self.key());
+        let (requests, wanted, key) = (self.requests(), self.desired_status.clone(), self.key());
         let mut patch = status::patch(self.pod(), &wanted.get());
-        if let Shown::Mirror(uid) = &self.shown {
+        if let StatusTarget::Mirror(uid) = &self.status_target {
             patch["metadata"]["uid"] = serde_json::json!(uid);
         }
         Box::pin(async move {
@@ -207,10 +219,10 @@ impl Worker {
         ObjectKey::new(text(&metadata.namespace), text(&metadata.name))
     }
 
-    /// Takes in a write's answer: how long to wait before the next one, if it failed.
-    pub(super) fn took(
+    /// Handles the result of a write. Returns the delay before the next one, if it failed.
+    pub(super) fn handle_write_result(
         &mut self,
-        status: Option<Arc<Resting<PodStatus>>>,
+        status: Option<Arc<Compressed<PodStatus>>>,
         result: Result<u64, kube::Error>,
     ) -> Option<Duration> {
         self.dirty = None;
@@ -220,28 +232,33 @@ impl Worker {
             _ => 0,
         };
         let gone = code == 404 || code == 409;
-        if result.is_ok() || refused(code) {
-            // The API has it, or will not take it: what was held back for it waits for nothing any more.
-            self.release();
+        if result.is_ok() || is_rejected(code) {
+            // The API has the status or will never accept it: held actions need not wait any longer.
+            self.perform_held();
         }
         match (status, result) {
             (Some(status), Ok(version)) => {
-                self.api.took(status, version, version_of(&self.pod().metadata), self.node.parts.env.elapsed());
+                self.reported.record_write(
+                    status,
+                    version,
+                    version_of(&self.pod().metadata),
+                    self.node.parts.env.elapsed(),
+                );
             }
-            (None, Ok(_)) => self.delete = false,
-            (None, Err(_)) if gone => self.delete = false,
+            (None, Ok(_)) => self.delete_pending = false,
+            (None, Err(_)) if gone => self.delete_pending = false,
             (Some(status), Err(error)) => {
                 tracing::debug!(pod = self.rules.pod, %error, "the status cannot be written");
                 if gone {
-                    // It was deleted, or another has its name: the watch says so soon.
-                    self.api.leave(status);
+                    // The pod was deleted, or another one has its name; a watch event follows soon.
+                    self.reported.suppress_writes(status);
                 } else if code == 413 {
-                    // The same would be refused again: the next one is tried, and nothing waits for this one.
-                    self.api.leave(status);
+                    // A retry would be rejected again, so only a different status is written, and nothing waits for this one.
+                    self.reported.suppress_writes(status);
                     if !std::mem::replace(&mut self.too_large, true) {
                         let message =
                             "The pod's status is larger than the API takes, and is not shown: use fewer containers";
-                        self.note(true, "StatusTooLarge", message.into(), None);
+                        self.record_event(true, "StatusTooLarge", message.into(), None);
                     }
                 } else {
                     return Some(self.retry_after());
@@ -261,8 +278,8 @@ impl Worker {
     }
 }
 
-/// Whether an answer with that code says that the same request will not be taken later either.
-fn refused(code: u16) -> bool {
+/// Whether a response with that code means that a retry is pointless.
+fn is_rejected(code: u16) -> bool {
     (400..500).contains(&code) && code != 408 && code != 429
 }
 
@@ -270,7 +287,7 @@ fn refused(code: u16) -> bool {
 mod tests {
     use super::*;
 
-    fn status(phase: &str) -> Arc<Resting<PodStatus>> {
+    fn status(phase: &str) -> Arc<Compressed<PodStatus>> {
         Arc::new(PodStatus { phase: Some(phase.into()), ..PodStatus::default() }.into())
     }
 
@@ -278,39 +295,39 @@ mod tests {
     fn what_others_overwrite_is_written_again_and_not_over_and_over() {
         let (ours, theirs) = (status("Running"), status("Failed"));
         let second = Duration::from_secs;
-        let mut api = Api::default();
+        let mut api = ReportedStatus::default();
         assert!(api.dirty(&ours, None) && api.dirty(&ours, Some(&theirs.get())), "never written");
-        api.took(ours.clone(), 7, 6, second(1));
+        api.record_write(ours.clone(), 7, 6, second(1));
         assert!(!api.dirty(&ours, Some(&theirs.get())), "the watch shows what was there before our write");
-        api.saw(7);
+        api.observe(7);
         assert!(!api.dirty(&ours, Some(&ours.get())));
-        api.saw(8);
+        api.observe(8);
         assert!(api.dirty(&ours, Some(&theirs.get())), "another one has written");
-        api.found(true, &ours, second(2));
-        api.found(true, &ours, second(4));
-        assert_eq!(api.waits(&ours, second(4)), Some(second(3)), "from when it was found");
-        assert_eq!(api.waits(&ours, second(7)), None);
-        api.took(ours.clone(), 9, 8, second(7));
-        api.saw(10);
+        api.record_overwrite(true, &ours, second(2));
+        api.record_overwrite(true, &ours, second(4));
+        assert_eq!(api.repair_delay(&ours, second(4)), Some(second(3)), "from when it was found");
+        assert_eq!(api.repair_delay(&ours, second(7)), None);
+        api.record_write(ours.clone(), 9, 8, second(7));
+        api.observe(10);
         assert!(api.dirty(&ours, Some(&theirs.get())));
-        api.found(true, &ours, second(8));
-        assert_eq!(api.waits(&ours, second(8)), Some(second(9)), "the second time later");
-        assert_eq!(api.waits(&theirs, second(8)), None, "a change of our own waits for nothing");
-        assert_eq!(api.waits(&ours, second(17)), None);
+        api.record_overwrite(true, &ours, second(8));
+        assert_eq!(api.repair_delay(&ours, second(8)), Some(second(9)), "the second time later");
+        assert_eq!(api.repair_delay(&theirs, second(8)), None, "a change of our own waits for nothing");
+        assert_eq!(api.repair_delay(&ours, second(17)), None);
     }
 
     #[test]
     fn a_watch_that_is_ahead_of_our_write_is_believed() {
-        let mut api = Api::default();
-        api.took(status("Running"), 7, 9, Duration::ZERO);
+        let mut api = ReportedStatus::default();
+        api.record_write(status("Running"), 7, 9, Duration::ZERO);
         assert!(api.dirty(&status("Running"), Some(&status("Failed").get())));
     }
 
     #[test]
     fn what_is_left_alone_stays_so_until_something_else_is_wanted() {
-        let mut api = Api::default();
-        api.leave(status("Failed"));
-        api.saw(100);
+        let mut api = ReportedStatus::default();
+        api.suppress_writes(status("Failed"));
+        api.observe(100);
         assert!(!api.dirty(&status("Failed"), Some(&status("Running").get())));
         assert!(api.dirty(&status("Succeeded"), Some(&status("Running").get())));
     }
@@ -324,7 +341,7 @@ mod tests {
 
     #[test]
     fn what_is_refused_for_good() {
-        let codes = [403, 422, 400, 404].map(refused);
-        assert_eq!((codes, [0, 408, 429, 500, 503, 200].map(refused)), ([true; 4], [false; 6]));
+        let codes = [403, 422, 400, 404].map(is_rejected);
+        assert_eq!((codes, [0, 408, 429, 500, 503, 200].map(is_rejected)), ([true; 4], [false; 6]));
     }
 }

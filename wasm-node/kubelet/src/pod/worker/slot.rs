@@ -1,4 +1,4 @@
-//! What a worker holds of one container.
+//! A worker's data of one container.
 
 use std::sync::Arc;
 
@@ -8,41 +8,41 @@ use tokio::time::Instant;
 
 use super::Task;
 use crate::pod::runner::Runner;
-use crate::pod::start::{Made, Pulls};
+use crate::pod::start::{CreatedContainer, PulledImages};
 use crate::pod::state::Class;
+use crate::spec::compressed::Compressed;
 use crate::spec::containers;
-use crate::spec::resting::Resting;
 
-/// A container that runs.
-pub(super) struct Live {
-    pub(super) made: Made,
+/// A running container.
+pub(super) struct LiveContainer {
+    pub(super) created: CreatedContainer,
     pub(super) runner: Box<dyn Runner>,
-    /// The stop under way, with its end.
+    /// The stop in progress, with its deadline.
     pub(super) stopping: Option<(Task, watch::Sender<Instant>)>,
 }
 
-/// One container.
-pub(super) struct Slot {
-    /// What it is to the pod.
+/// One container of the pod.
+pub(super) struct ContainerSlot {
+    /// The container's class.
     pub(super) class: Class,
     pub(super) name: Arc<str>,
     image: Option<String>,
-    /// As the pod has it.
-    pub(super) container: Arc<Resting<Container>>,
-    /// Its name in the pod, as events say it: `spec.containers{NAME}`.
+    /// The container's spec.
+    pub(super) container: Arc<Compressed<Container>>,
+    /// The container's field path in events: `spec.containers{NAME}`.
     pub(super) field_path: Arc<str>,
-    /// Its images.
-    pub(super) pulls: Option<Pulls>,
-    pub(super) live: Option<Live>,
-    /// Has its image, or makes it.
+    /// The pulled images.
+    pub(super) pulls: Option<PulledImages>,
+    pub(super) live: Option<LiveContainer>,
+    /// Pulls the image, or creates the container.
     pub(super) preparing: Option<Task>,
-    /// Its probes, and the hook after its start.
+    /// The probes, and the `postStart` hook.
     pub(super) probes: Vec<Task>,
-    /// Tells of changes of what its environment is made of.
+    /// Reports changes of the environment's sources.
     pub(super) sources: Option<Task>,
 }
 
-impl Slot {
+impl ContainerSlot {
     /// The slots of a pod's containers.
     pub(super) fn all(pod: &Pod) -> Vec<Self> {
         let mut slots = Vec::new();
@@ -50,10 +50,10 @@ impl Slot {
         slots
     }
 
-    /// Takes in those that were added, and the images that were changed: of which containers.
+    /// Adds new containers and updates changed images. Returns the indices of the latter.
     pub(super) fn update(slots: &mut Vec<Self>, pod: &Pod) -> Vec<usize> {
         let mut changed = Vec::new();
-        // Most pods have one for their life, and a vector that grows has room for four.
+        // Most pods have one container for life, and a growing vector allocates room for four.
         slots.reserve_exact(containers::names(&containers::spec(pod)).count().saturating_sub(slots.len()));
         for (index, (class, container)) in containers::each(&containers::spec(pod)).enumerate() {
             match slots.get_mut(index) {

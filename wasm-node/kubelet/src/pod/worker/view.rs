@@ -1,4 +1,4 @@
-//! A pod as others see it: the kubelet API, the figures, eviction.
+//! The read side of a pod: for the kubelet API, the metrics and eviction.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -12,23 +12,23 @@ use super::Message;
 use crate::log::ContainerLog;
 use crate::mailbox::Sender;
 use crate::pod::state::Event;
-use crate::spec::resting::Resting;
+use crate::spec::compressed::Compressed;
 
-/// What is seen of one container that was started.
+/// The last observed state of a started container.
 #[derive(Debug, Clone)]
-pub(crate) struct SeenContainer {
+pub(crate) struct ContainerSnapshot {
     pub(crate) name: Arc<str>,
-    /// The container that runs, with its start.
+    /// The running container and its start time.
     pub(crate) running: Option<(Arc<dyn Container>, Timestamp)>,
-    /// The log of its newest start.
+    /// The log of the newest start.
     pub(crate) log: Arc<ContainerLog>,
-    /// The newest start.
+    /// The number of the newest start.
     pub(crate) attempt: u32,
-    /// What it was started as.
-    pub(crate) spec: Arc<Resting<ContainerSpec>>,
+    /// The spec at that start.
+    pub(crate) spec: Arc<Compressed<ContainerSpec>>,
 }
 
-/// Which pod it is.
+/// The identity of a pod.
 #[derive(Debug)]
 pub(crate) struct PodId {
     pub(crate) namespace: String,
@@ -46,23 +46,23 @@ impl PodId {
     }
 }
 
-/// What the kubelet API shows of a pod.
+/// A pod as the kubelet API serves it.
 #[derive(Debug, Clone)]
-pub(crate) struct Seen {
+pub(crate) struct PodSnapshot {
     pub(crate) id: Arc<PodId>,
-    pub(crate) pod: Arc<Resting<Pod>>,
-    pub(crate) status: Arc<Resting<PodStatus>>,
+    pub(crate) pod: Arc<Compressed<Pod>>,
+    pub(crate) status: Arc<Compressed<PodStatus>>,
     /// The containers that this run of the agent has started, in the order of their first starts.
-    pub(crate) containers: Vec<SeenContainer>,
-    /// CPU time of the runs of containers that have ended.
+    pub(crate) containers: Vec<ContainerSnapshot>,
+    /// The CPU time of ended container runs.
     pub(crate) cpu_before: Duration,
-    /// The account of its volumes in memory.
+    /// The memory account of its in-memory volumes.
     pub(crate) memory_files: Option<Arc<MemoryFiles>>,
 }
 
-impl Seen {
-    /// A container that was started.
-    pub(crate) fn container(&self, name: &str) -> Option<&SeenContainer> {
+impl PodSnapshot {
+    /// A started container, by name.
+    pub(crate) fn container(&self, name: &str) -> Option<&ContainerSnapshot> {
         self.containers.iter().find(|container| *container.name == *name)
     }
 
@@ -71,7 +71,7 @@ impl Seen {
         self.containers.iter().any(|container| container.running.is_some())
     }
 
-    /// Bytes of memory that its guests hold, and its volumes in memory.
+    /// The memory of its guests and of its in-memory volumes, in bytes.
     pub(crate) fn memory_bytes(&self) -> u64 {
         let running = self.containers.iter().filter_map(|container| container.running.as_ref());
         let guests: u64 = running.map(|(container, _)| container.stats().memory_bytes).sum();
@@ -79,7 +79,7 @@ impl Seen {
     }
 }
 
-/// Packs what pods are made of, each kind of text for itself.
+/// Packs pods' objects, with one packer for each kind of text.
 #[derive(Debug, Default)]
 pub(crate) struct Packers {
     pods: Packer,
@@ -87,28 +87,29 @@ pub(crate) struct Packers {
     containers: Packer,
 }
 
-/// A pod of this node, for whoever looks at it from outside of its worker.
+/// A pod of this node, for readers outside of its worker.
 #[derive(Debug)]
 pub(crate) struct PodView {
-    seen: RwLock<Seen>,
+    snapshot: RwLock<PodSnapshot>,
     worker: RwLock<Option<Sender<Message>>>,
 }
 
 impl PodView {
-    pub(crate) fn new(pod: Arc<Resting<Pod>>) -> Self {
+    pub(crate) fn new(pod: Arc<Compressed<Pod>>) -> Self {
         let whole = pod.get();
         let (id, status) = (Arc::new(PodId::of(&whole)), Arc::new(whole.status.clone().unwrap_or_default().into()));
-        let seen = Seen { id, pod, status, containers: Vec::new(), cpu_before: Duration::ZERO, memory_files: None };
-        Self { seen: RwLock::new(seen), worker: RwLock::default() }
+        let snapshot =
+            PodSnapshot { id, pod, status, containers: Vec::new(), cpu_before: Duration::ZERO, memory_files: None };
+        Self { snapshot: RwLock::new(snapshot), worker: RwLock::default() }
     }
 
-    /// Tells the pod that it has to go, and why; false where its worker hears nothing now.
+    /// Sends an eviction with its message to the pod; false if its worker can't receive it now.
     pub(crate) fn evict(&self, message: String) -> bool {
         let worker = self.worker.read().unwrap_or_else(PoisonError::into_inner);
         worker.as_ref().is_some_and(|worker| worker.try_send(Event::Evicted(message).into()))
     }
 
-    /// Tells the pod that it ends with its node, within that time.
+    /// Ends the pod within that grace period, as its node shuts down.
     pub(crate) fn shut_down(&self, grace: Duration) {
         let worker = self.worker.read().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(worker) = worker {
@@ -116,56 +117,56 @@ impl PodView {
         }
     }
 
-    pub(crate) fn look(&self) -> Seen {
-        self.seen.read().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(crate) fn snapshot(&self) -> PodSnapshot {
+        self.snapshot.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// A round of packing what nobody looks at; how many texts were packed.
-    pub(crate) fn sleep(&self, packers: &mut Packers) -> usize {
-        let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
-        let containers = seen.containers.iter().filter(|container| container.spec.sleep(&mut packers.containers));
-        usize::from(seen.pod.sleep(&mut packers.pods))
-            + usize::from(seen.status.sleep(&mut packers.statuses))
+    /// A packing round for unused objects. Returns the number of packed texts.
+    pub(crate) fn pack(&self, packers: &mut Packers) -> usize {
+        let snapshot = self.snapshot.read().unwrap_or_else(PoisonError::into_inner);
+        let containers = snapshot.containers.iter().filter(|container| container.spec.pack(&mut packers.containers));
+        usize::from(snapshot.pod.pack(&mut packers.pods))
+            + usize::from(snapshot.status.pack(&mut packers.statuses))
             + containers.count()
     }
 
-    /// Grows with everything that its containers write; another number where one has come or gone.
-    pub(crate) fn writes(&self) -> u64 {
-        let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
-        let of = |container: &SeenContainer| {
+    /// Grows with everything that the containers write, and changes when a container starts or ends.
+    pub(crate) fn change_count(&self) -> u64 {
+        let snapshot = self.snapshot.read().unwrap_or_else(PoisonError::into_inner);
+        let of = |container: &ContainerSnapshot| {
             let volumes = container.running.as_ref().map_or(0, |(running, _)| running.stats().disk_changes);
             volumes.wrapping_add(container.log.written()).wrapping_add(u64::from(container.attempt))
         };
-        seen.containers.iter().map(of).fold(0, u64::wrapping_add)
+        snapshot.containers.iter().map(of).fold(0, u64::wrapping_add)
     }
 
-    /// It has a worker from now on.
-    pub(super) fn listen(&self, worker: Sender<Message>) {
+    /// Sets the pod's worker.
+    pub(super) fn set_worker(&self, worker: Sender<Message>) {
         *self.worker.write().unwrap_or_else(PoisonError::into_inner) = Some(worker);
     }
 
-    pub(super) fn change(&self, act: impl FnOnce(&mut Seen)) {
-        act(&mut self.seen.write().unwrap_or_else(PoisonError::into_inner));
+    pub(super) fn update(&self, act: impl FnOnce(&mut PodSnapshot)) {
+        act(&mut self.snapshot.write().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// A container was started.
-    pub(super) fn started(&self, started: SeenContainer) {
-        self.change(|seen| match seen.containers.iter_mut().find(|container| container.name == started.name) {
+    /// Records a start.
+    pub(super) fn container_started(&self, started: ContainerSnapshot) {
+        self.update(|snapshot| match snapshot.containers.iter_mut().find(|container| container.name == started.name) {
             Some(container) => *container = started,
             None => {
-                seen.containers.reserve_exact(1);
-                seen.containers.push(started);
+                snapshot.containers.reserve_exact(1);
+                snapshot.containers.push(started);
             }
         });
     }
 
-    /// A container has ended that had used that much.
-    pub(super) fn ended(&self, name: &str, used: Stats) {
-        self.change(|seen| {
-            if let Some(container) = seen.containers.iter_mut().find(|container| *container.name == *name) {
+    /// Records the end of a run, with its resource usage.
+    pub(super) fn container_ended(&self, name: &str, used: Stats) {
+        self.update(|snapshot| {
+            if let Some(container) = snapshot.containers.iter_mut().find(|container| *container.name == *name) {
                 container.running = None;
             }
-            seen.cpu_before += used.cpu;
+            snapshot.cpu_before += used.cpu;
         });
     }
 }

@@ -1,5 +1,5 @@
-//! `/attach/NAMESPACE/POD/CONTAINER`: what a container writes from now on, and for a command with `stdin: true` what it
-//! reads, as `kubectl attach` and `kubectl run -i` ask for it.
+//! `/attach/NAMESPACE/POD/CONTAINER`: streams a container's output from now on, and the input of a command with `stdin:
+//! true`, for `kubectl attach` and `kubectl run -i`.
 
 use std::sync::{Arc, PoisonError};
 
@@ -14,27 +14,27 @@ use runtime_api::pipe::{PipeReader, PipeWriter};
 use tokio::sync::oneshot;
 
 use super::options::Options;
-use super::session::{feed, forward, tell, type_in};
+use super::session::{feed, feed_terminal, forward, send_status};
 use super::terminal::LineDiscipline;
 use super::wire::{self, Streams, Wire};
-use super::{Refused, denied, sandbox};
+use super::{ErrorResponse, denied, sandbox};
 use crate::pod::sandbox::Sandbox;
 use crate::pod::settings::ExecAccess;
-use crate::server::requests::UnderWay;
+use crate::server::requests::InFlightRequest;
 use crate::server::{Kubelet, upgrade};
 
-/// Takes the upgrade, or says why not in upstream's words.
+/// Accepts the upgrade, or returns the error response with upstream's words.
 pub(in crate::server) async fn attach(
     State(kubelet): State<Kubelet>,
     Path((namespace, name, container)): Path<(String, String, String)>,
     RawQuery(query): RawQuery,
     Extension(permit): Extension<Arc<ConnectionPermit>>,
-    Extension(counted): Extension<Arc<UnderWay>>,
+    Extension(counted): Extension<Arc<InFlightRequest>>,
     mut request: Request,
 ) -> Response {
     let upgraded = hyper::upgrade::on(&mut request);
     let query = query.unwrap_or_default();
-    let (headers, wire, options, watched) =
+    let (headers, wire, options, attached) =
         match prepare(&kubelet, (&namespace, &name, &container), &query, request.headers()) {
             Ok(prepared) => prepared,
             Err(refused) => return *refused,
@@ -43,8 +43,10 @@ pub(in crate::server) async fn attach(
         let _held = (permit, counted);
         let session = async {
             let io = upgraded.await.map_err(std::io::Error::other)?;
-            wire::run(TokioIo::new(io), (wire, kubelet.streaming_idle), &options, |streams| watch(watched, streams))
-                .await
+            wire::run(TokioIo::new(io), (wire, kubelet.streaming_idle), &options, |streams| {
+                run_attached(attached, streams)
+            })
+            .await
         };
         tokio::select! {
             done = session => {
@@ -60,8 +62,8 @@ pub(in crate::server) async fn attach(
     response
 }
 
-/// What a client watches of a container.
-struct Watched {
+/// A container to which a client is attached.
+struct AttachedContainer {
     sandbox: Arc<Sandbox>,
     stdout: Option<PipeReader>,
     stderr: Option<PipeReader>,
@@ -72,29 +74,29 @@ fn prepare(
     (namespace, name, container): (&str, &str, &str),
     query: &str,
     headers: &HeaderMap,
-) -> Result<(HeaderMap, Wire, Options, Watched), Refused> {
+) -> Result<(HeaderMap, Wire, Options, AttachedContainer), ErrorResponse> {
     let seen = kubelet.pod(namespace, name);
-    let seen = seen.ok_or_else(|| upgrade::refuse_in_words(StatusCode::NOT_FOUND, "pod does not exist".into()))?;
-    let mut options = Options::read(query).map_err(upgrade::bad)?;
+    let seen = seen.ok_or_else(|| upgrade::text_error_response(StatusCode::NOT_FOUND, "pod does not exist".into()))?;
+    let mut options = Options::read(query).map_err(upgrade::bad_request)?;
     let sandbox = sandbox(kubelet, &seen, container)?;
     if sandbox.access == ExecAccess::Denied {
         return Err(denied("attach to", container, name));
     }
-    // Whether there is a terminal is the container's matter; one that has none is not made one.
+    // The container determines whether there is a terminal; a client can't add one.
     options.tty &= sandbox.tty;
     let (answer, wire) = wire::choose(headers)?;
     let (stdout, stderr) = sandbox.attached.watch(options.stdout, options.stderr || options.tty).ok_or_else(|| {
         let why =
             format!("as many clients are attached to container {container:?} as may: try again when others have gone");
-        upgrade::refuse(StatusCode::TOO_MANY_REQUESTS, why)
+        upgrade::error_response(StatusCode::TOO_MANY_REQUESTS, why)
     })?;
-    Ok((answer, wire, options, Watched { sandbox, stdout, stderr }))
+    Ok((answer, wire, options, AttachedContainer { sandbox, stdout, stderr }))
 }
 
-/// The end of a client's input is the end of what a command with `stdinOnce` reads, however it comes.
-struct Once<'a>(&'a Sandbox);
+/// Closes the input of a command with `stdinOnce` when the client's input ends for any reason.
+struct StdinOnceGuard<'a>(&'a Sandbox);
 
-impl Drop for Once<'_> {
+impl Drop for StdinOnceGuard<'_> {
     fn drop(&mut self) {
         if self.0.stdin_once {
             drop(self.0.stdin.lock().unwrap_or_else(PoisonError::into_inner).take());
@@ -102,8 +104,8 @@ impl Drop for Once<'_> {
     }
 }
 
-async fn watch(watched: Watched, streams: Streams) {
-    let Watched { sandbox, stdout: from_stdout, stderr: from_stderr } = watched;
+async fn run_attached(attached: AttachedContainer, streams: Streams) {
+    let AttachedContainer { sandbox, stdout: from_stdout, stderr: from_stderr } = attached;
     let Streams { stdin, stdout, stderr, errors, form } = streams;
     let (interrupt, interrupted) = oneshot::channel();
     let output = forward(from_stdout, stdout.as_ref(), sandbox.tty);
@@ -112,10 +114,10 @@ async fn watch(watched: Watched, streams: Streams) {
     let input = async {
         let to: Option<PipeWriter> = sandbox.stdin.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let (Some(from), Some(to)) = (stdin, to) {
-            let _once = Once(&sandbox);
+            let _once = StdinOnceGuard(&sandbox);
             if sandbox.tty {
                 let line = LineDiscipline::new(sandbox.images.is_toolbox(&sandbox.image.module));
-                type_in(from, to, stdout.as_ref(), line, interrupt).await;
+                feed_terminal(from, to, stdout.as_ref(), line, interrupt).await;
             } else {
                 feed(from, to).await;
             }
@@ -132,8 +134,8 @@ async fn watch(watched: Watched, streams: Streams) {
     tokio::select! {
         () = ended => {}
         () = input => {}
-        // ^C that the command does not take itself ends nothing but this: the container is not the client's.
+        // ^C that the command does not handle ends only the session: the container isn't the client's.
         Ok(_) = interrupted => {}
     }
-    tell(Streams { stdin: None, stdout, stderr, errors, form }, 0).await;
+    send_status(Streams { stdin: None, stdout, stderr, errors, form }, 0).await;
 }

@@ -1,6 +1,6 @@
-//! `/exec/NAMESPACE/POD/CONTAINER`: a command beside what runs in a container, as `kubectl exec` asks for it.
+//! `/exec/NAMESPACE/POD/CONTAINER`: runs a command in a container's sandbox, for `kubectl exec`.
 //!
-//! It is a new instance in the container's sandbox, and does not see the memory of the one that runs there.
+//! The command is a new instance and can't access the memory of the container's running instance.
 
 mod attach;
 mod options;
@@ -27,37 +27,37 @@ use runtime_api::{ExecError, ExecSpec};
 use tokio::sync::OwnedSemaphorePermit;
 
 use self::options::Options;
-use self::session::{Begun, LastLines};
+use self::session::{LastLines, StartedSession};
 use self::terminal::LineDiscipline;
-use super::requests::UnderWay;
+use super::requests::InFlightRequest;
 use super::{Kubelet, upgrade};
 use crate::pod::program::{self, Program};
 use crate::pod::sandbox::{SESSIONS_MAX, Sandbox};
 use crate::pod::settings::ExecAccess;
-use crate::pod::worker::Seen;
+use crate::pod::worker::PodSnapshot;
 
 pub(super) use attach::attach;
 
-type Refused = Box<Response>;
+type ErrorResponse = Box<Response>;
 
-/// The API server waits some 30 s for the head of an answer, and the first command of a module is compiled then: one that takes
-/// longer than this is waited for by the client, on an upgraded connection, where what goes wrong is told as it writes.
+/// Maximum time until the response's headers. The API server waits some 30 s for them, and a module's first command has
+/// to be compiled. If that takes longer, the connection is upgraded first, and errors are written to the session.
 const HEAD_WAIT_MAX: Duration = Duration::from_secs(10);
-/// How a session ends that never began for the node's own reasons, as container runtimes say it.
+/// The exit code of a session that failed to start for the node's own reasons, like container runtimes'.
 const FAILED_CODE: i32 = 126;
 
-/// Takes the upgrade, or says why not in upstream's words.
+/// Accepts the upgrade, or returns the error response with upstream's words.
 pub(super) async fn exec(
     State(kubelet): State<Kubelet>,
     Path((namespace, name, container)): Path<(String, String, String)>,
     RawQuery(query): RawQuery,
     Extension(permit): Extension<Arc<ConnectionPermit>>,
-    Extension(counted): Extension<Arc<UnderWay>>,
+    Extension(counted): Extension<Arc<InFlightRequest>>,
     mut request: Request,
 ) -> Response {
     let upgraded = hyper::upgrade::on(&mut request);
     let (query, headers) = (query.unwrap_or_default(), std::mem::take(request.headers_mut()));
-    let (headers, wire, options, begins) =
+    let (headers, wire, options, start) =
         match prepare(&kubelet, (&namespace, &name, &container), &query, &headers).await {
             Ok(prepared) => prepared,
             Err(refused) => return *refused,
@@ -67,16 +67,16 @@ pub(super) async fn exec(
         let session = async {
             let io = upgraded.await.map_err(std::io::Error::other)?;
             wire::run(TokioIo::new(io), (wire, kubelet.streaming_idle), &options, |streams| async {
-                let begins = match begins {
-                    Soon::Now(begins) => Ok(begins),
-                    Soon::Later(begins) => begins.await,
+                let start = match start {
+                    Deferred::Now(start) => Ok(start),
+                    Deferred::Later(start) => start.await,
                 };
-                match begins {
-                    Ok(Begins::Session(begun, _place)) => session::carry(*begun, streams).await,
-                    Ok(Begins::NotFound(words)) => {
-                        session::refuse(streams, words, program::NOT_FOUND_CODE).await;
+                match start {
+                    Ok(SessionStart::Session(started, _place)) => session::run_session(*started, streams).await,
+                    Ok(SessionStart::NotFound(words)) => {
+                        session::fail(streams, words, program::NOT_FOUND_CODE).await;
                     }
-                    Err((_, why)) => session::refuse(streams, format!("{why}\n"), FAILED_CODE).await,
+                    Err((_, why)) => session::fail(streams, format!("{why}\n"), FAILED_CODE).await,
                 }
             })
             .await
@@ -95,28 +95,28 @@ pub(super) async fn exec(
     response
 }
 
-/// What begins once the connection is upgraded.
-enum Begins {
-    Session(Box<Begun>, OwnedSemaphorePermit),
+/// The session to start after the upgrade.
+enum SessionStart {
+    Session(Box<StartedSession>, OwnedSemaphorePermit),
     NotFound(String),
 }
 
-/// Why nothing begins: what is answered where the connection is not upgraded yet.
-type Unbegun = (StatusCode, String);
+/// The error response if the connection is not upgraded yet.
+type StartError = (StatusCode, String);
 
-type Prepared = (HeaderMap, wire::Wire, Options, Soon<Begins, Unbegun>);
+type PreparedExec = (HeaderMap, wire::Wire, Options, Deferred<SessionStart, StartError>);
 
-/// Something that is there, or that takes longer than was waited for it.
-enum Soon<T, E> {
+/// A result, or the future of one that takes too long.
+enum Deferred<T, E> {
     Now(T),
     Later(BoxFuture<'static, Result<T, E>>),
 }
 
-/// Waits so long for a result.
-async fn soon<T, E>(mut work: BoxFuture<'static, Result<T, E>>, wait: Duration) -> Result<Soon<T, E>, E> {
+/// Waits for a result for this long.
+async fn wait_up_to<T, E>(mut work: BoxFuture<'static, Result<T, E>>, wait: Duration) -> Result<Deferred<T, E>, E> {
     match tokio::time::timeout(wait, &mut work).await {
-        Ok(done) => done.map(Soon::Now),
-        Err(_) => Ok(Soon::Later(work)),
+        Ok(done) => done.map(Deferred::Now),
+        Err(_) => Ok(Deferred::Later(work)),
     }
 }
 
@@ -125,31 +125,31 @@ async fn prepare(
     (namespace, name, container): (&str, &str, &str),
     query: &str,
     headers: &HeaderMap,
-) -> Result<Prepared, Refused> {
+) -> Result<PreparedExec, ErrorResponse> {
     let seen = kubelet.pod(namespace, name);
-    let seen = seen.ok_or_else(|| upgrade::refuse_in_words(StatusCode::NOT_FOUND, "pod does not exist".into()))?;
-    let options = Options::read(query).map_err(upgrade::bad)?;
+    let seen = seen.ok_or_else(|| upgrade::text_error_response(StatusCode::NOT_FOUND, "pod does not exist".into()))?;
+    let options = Options::read(query).map_err(upgrade::bad_request)?;
     if options.command.is_empty() {
-        return Err(upgrade::bad("you must specify at least 1 command to execute".into()));
+        return Err(upgrade::bad_request("you must specify at least 1 command to execute".into()));
     }
     let sandbox = sandbox(kubelet, &seen, container)?;
     if sandbox.access == ExecAccess::Denied {
         return Err(denied("exec into", container, name));
     }
     let (headers, wire) = wire::choose(headers)?;
-    let begins = begin(sandbox, options.clone(), container.to_owned()).boxed();
-    let begins = soon(begins, HEAD_WAIT_MAX).await.map_err(|(status, why)| upgrade::refuse(status, why))?;
-    Ok((headers, wire, options, begins))
+    let start = start_session(sandbox, options.clone(), container.to_owned()).boxed();
+    let start = wait_up_to(start, HEAD_WAIT_MAX).await.map_err(|(status, why)| upgrade::error_response(status, why))?;
+    Ok((headers, wire, options, start))
 }
 
-fn denied(what: &str, container: &str, pod: &str) -> Refused {
+fn denied(what: &str, container: &str, pod: &str) -> ErrorResponse {
     let annotation = format!("{}{container}", machinery_api::names::EXEC);
     let why = format!("{what} container {container:?} of pod {pod:?} is denied by the pod's annotation {annotation}");
-    upgrade::refuse(StatusCode::FORBIDDEN, why)
+    upgrade::error_response(StatusCode::FORBIDDEN, why)
 }
 
-/// What runs in a container; upstream's words where nothing does.
-fn sandbox(kubelet: &Kubelet, seen: &Seen, container: &str) -> Result<Arc<Sandbox>, Refused> {
+/// Returns the sandbox of a running container; the error has upstream's words.
+fn sandbox(kubelet: &Kubelet, seen: &PodSnapshot, container: &str) -> Result<Arc<Sandbox>, ErrorResponse> {
     if let Some(sandbox) = kubelet.pods.sandboxes.get(&seen.id.uid, container) {
         return Ok(sandbox);
     }
@@ -161,14 +161,14 @@ fn sandbox(kubelet: &Kubelet, seen: &Seen, container: &str) -> Result<Arc<Sandbo
         Some(state) if state.terminated.is_some() => "container is in CONTAINER_EXITED state".to_owned(),
         _ => format!("container not found ({container:?})"),
     };
-    Err(upgrade::refuse_in_words(StatusCode::INTERNAL_SERVER_ERROR, why))
+    Err(upgrade::text_error_response(StatusCode::INTERNAL_SERVER_ERROR, why))
 }
 
-/// Lets a session in, where there is such a command.
-async fn begin(sandbox: Arc<Sandbox>, options: Options, container: String) -> Result<Begins, Unbegun> {
+/// Prepares a session if the command exists.
+async fn start_session(sandbox: Arc<Sandbox>, options: Options, container: String) -> Result<SessionStart, StartError> {
     let busy = |why: String| (StatusCode::TOO_MANY_REQUESTS, why);
     let failed = |why: String| (StatusCode::INTERNAL_SERVER_ERROR, why);
-    let place = sandbox.places.clone().try_acquire_owned().map_err(|_| {
+    let session_permit = sandbox.places.clone().try_acquire_owned().map_err(|_| {
         busy(format!(
             "container {container:?} has {SESSIONS_MAX} sessions, as many as it may: try again when others have ended"
         ))
@@ -176,12 +176,12 @@ async fn begin(sandbox: Arc<Sandbox>, options: Options, container: String) -> Re
     let wanted = options.command.first().map(String::as_str).unwrap_or_default();
     let has_toolbox = sandbox.access == ExecAccess::Allowed;
     let found = sandbox.program(wanted, has_toolbox).await.map_err(|error| failed(error.to_string()))?;
-    let Some((program, command)) = found else { return Ok(Begins::NotFound(program::not_found(wanted))) };
-    let (stdio, ends) = session::pipes(&options);
+    let Some((program, command)) = found else { return Ok(SessionStart::NotFound(program::not_found(wanted))) };
+    let (stdio, host_pipes) = session::pipes(&options);
     let log = Arc::new(LastLines::default());
     let spec = ExecSpec {
         argv: options.command.clone(),
-        // As container runtimes do.
+        // Like container runtimes.
         env: options.tty.then(|| ("TERM".to_owned(), "xterm".to_owned())).into_iter().collect(),
         folders: sandbox.session_folders().await,
         stdio,
@@ -194,8 +194,8 @@ async fn begin(sandbox: Arc<Sandbox>, options: Options, container: String) -> Re
         ExecError::Load(error) => failed(error.to_string()),
     })?;
     let terminal = options.tty.then(|| LineDiscipline::new(program == Program::Toolbox));
-    let begun = Begun { session, ends, log, terminal, gone: sandbox.gone.clone() };
-    Ok(Begins::Session(Box::new(begun), place))
+    let started = StartedSession { session, host_pipes, log, terminal, gone: sandbox.gone.clone() };
+    Ok(SessionStart::Session(Box::new(started), session_permit))
 }
 
 #[cfg(test)]
@@ -211,10 +211,12 @@ mod tests {
             }
             .boxed()
         };
-        assert!(matches!(soon(takes(2), HEAD_WAIT_MAX).await, Ok(Soon::Now(2))));
-        assert!(matches!(soon(takes(1), HEAD_WAIT_MAX).await, Err("no")));
+        assert!(matches!(wait_up_to(takes(2), HEAD_WAIT_MAX).await, Ok(Deferred::Now(2))));
+        assert!(matches!(wait_up_to(takes(1), HEAD_WAIT_MAX).await, Err("no")));
         let before = tokio::time::Instant::now();
-        let Ok(Soon::Later(later)) = soon(takes(60), HEAD_WAIT_MAX).await else { panic!("it is not there yet") };
+        let Ok(Deferred::Later(later)) = wait_up_to(takes(60), HEAD_WAIT_MAX).await else {
+            panic!("it is not there yet")
+        };
         assert_eq!((before.elapsed(), later.await), (HEAD_WAIT_MAX, Ok(60)));
     }
 }

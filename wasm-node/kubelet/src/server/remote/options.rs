@@ -1,8 +1,9 @@
-//! What a client asks a session for, in the parameters that the API server passes on (upstream's `remotecommand.Options`).
+//! The options of a session, from the query parameters that the API server passes on (upstream's
+//! `remotecommand.Options`).
 
 use percent_encoding::percent_decode_str;
 
-/// Arguments of a command, and their bytes together: as much as one message of a client could bring.
+/// Maximum arguments of a command, and their maximum bytes together: the size of one client message.
 const ARGUMENTS_MAX: usize = 4096;
 const ARGUMENT_BYTES_MAX: usize = 128 << 10;
 
@@ -17,7 +18,7 @@ pub(super) struct Options {
 }
 
 impl Options {
-    /// Reads them.
+    /// Parses the query.
     pub(super) fn read(query: &str) -> Result<Self, String> {
         let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
         let mut options = Self::default();

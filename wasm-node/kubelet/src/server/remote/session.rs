@@ -1,5 +1,5 @@
-//! Carrying a session: bytes between a client's streams and a guest's pipes, a terminal between them where one was asked
-//! for, and the end.
+//! Runs a session: copies bytes between a client's streams and a guest's pipes, through a terminal if requested, and
+//! reports the end.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,16 +12,16 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::options::Options;
-use super::terminal::{self, LineDiscipline, shown};
+use super::terminal::{self, LineDiscipline, terminal_output};
 use super::wire::Streams;
 use crate::server::output::Output;
 
-/// What is sent to a client at once.
+/// Maximum bytes sent to a client at once.
 const PIECE_BYTES_MAX: usize = 32 << 10;
-/// What the node itself has to say of a session: an error with its backtrace.
+/// Maximum bytes of the node's own messages in a session: an error with its backtrace.
 const LAST_LINES_BYTES_MAX: usize = 16 << 10;
 
-/// Keeps the node's own lines for the session's end: a client may be slow, and whoever logs does not wait.
+/// Buffers the node's own lines until the session's end: a client may be slow, and a log sink must not block.
 #[derive(Default)]
 pub(super) struct LastLines(Mutex<Vec<u8>>);
 
@@ -40,37 +40,37 @@ impl LastLines {
 }
 
 /// This side's ends of a guest's pipes.
-pub(super) struct Ends {
+pub(super) struct HostPipes {
     stdin: Option<PipeWriter>,
     stdout: Option<PipeReader>,
     stderr: Option<PipeReader>,
 }
 
-/// Pipes for what a client has asked for: the guest's ends, and this side's. A terminal's outputs are one.
-pub(super) fn pipes(options: &Options) -> (Stdio, Ends) {
-    let when = |is_asked: bool| if is_asked { Some(pipe()).unzip() } else { (None, None) };
+/// Creates the pipes of a session: the guest's ends, and this side's. A terminal has one output pipe.
+pub(super) fn pipes(options: &Options) -> (Stdio, HostPipes) {
+    let when = |is_requested: bool| if is_requested { Some(pipe()).unzip() } else { (None, None) };
     let ((to, stdin), (stdout, out), (mut stderr, err)) =
         (when(options.stdin), when(options.stdout), when(options.stderr));
     if options.tty {
         stderr.clone_from(&stdout);
     }
-    (Stdio { stdin, stdout, stderr, terminal: options.tty }, Ends { stdin: to, stdout: out, stderr: err })
+    (Stdio { stdin, stdout, stderr, terminal: options.tty }, HostPipes { stdin: to, stdout: out, stderr: err })
 }
 
-/// A session that was let in.
-pub(super) struct Begun {
+/// A session that was started.
+pub(super) struct StartedSession {
     pub(super) session: Box<dyn Session>,
-    pub(super) ends: Ends,
+    pub(super) host_pipes: HostPipes,
     pub(super) log: Arc<LastLines>,
-    /// Where a terminal was asked for.
+    /// The terminal, if requested.
     pub(super) terminal: Option<LineDiscipline>,
-    /// The container is no more.
+    /// Cancelled when the container is removed.
     pub(super) gone: CancellationToken,
 }
 
-/// Carries a session to its end, and tells the client of it.
-pub(super) async fn carry(begun: Begun, streams: Streams) {
-    let Begun { session, ends, log, terminal, gone } = begun;
+/// Runs a session to its end, and reports it to the client.
+pub(super) async fn run_session(started: StartedSession, streams: Streams) {
+    let StartedSession { session, host_pipes, log, terminal, gone } = started;
     let is_terminal = terminal.is_some();
     let (interrupt, interrupted) = oneshot::channel();
     let stop = async move {
@@ -81,12 +81,12 @@ pub(super) async fn carry(begun: Begun, streams: Streams) {
     };
     let Streams { stdin, stdout, stderr, errors, form } = streams;
     let outcome = {
-        let output = forward(ends.stdout, stdout.as_ref(), is_terminal);
-        let error_output = forward(ends.stderr, stderr.as_ref(), false);
+        let output = forward(host_pipes.stdout, stdout.as_ref(), is_terminal);
+        let error_output = forward(host_pipes.stderr, stderr.as_ref(), false);
         let input = async {
-            if let (Some(from), Some(to)) = (stdin, ends.stdin) {
+            if let (Some(from), Some(to)) = (stdin, host_pipes.stdin) {
                 match terminal {
-                    Some(line) => type_in(from, to, stdout.as_ref(), line, interrupt).await,
+                    Some(line) => feed_terminal(from, to, stdout.as_ref(), line, interrupt).await,
                     None => feed(from, to).await,
                 }
             }
@@ -102,36 +102,36 @@ pub(super) async fn carry(begun: Begun, streams: Streams) {
     if !last_lines.is_empty()
         && let Some(output) = stderr.as_ref().or(stdout.as_ref())
     {
-        let last_lines = if is_terminal { shown(&last_lines) } else { last_lines };
+        let last_lines = if is_terminal { terminal_output(&last_lines) } else { last_lines };
         let _ = output.send(last_lines.into()).await;
     }
-    tell(Streams { stdin: None, stdout, stderr, errors, form }, outcome.exit_code).await;
+    send_status(Streams { stdin: None, stdout, stderr, errors, form }, outcome.exit_code).await;
 }
 
-/// The end of a session that never began: why, and the exit code that says so.
-pub(super) async fn refuse(streams: Streams, words: String, code: i32) {
+/// Ends a session that failed to start: sends the error and its exit code.
+pub(super) async fn fail(streams: Streams, message: String, code: i32) {
     if let Some(output) = streams.stderr.as_ref().or(streams.stdout.as_ref()) {
-        let _ = output.send(words.into()).await;
+        let _ = output.send(message.into()).await;
     }
-    tell(streams, code).await;
+    send_status(streams, code).await;
 }
 
-pub(super) async fn tell(streams: Streams, code: i32) {
-    let told = async {
-        if let Some(status) = streams.form.tell(code) {
+pub(super) async fn send_status(streams: Streams, code: i32) {
+    let sent = async {
+        if let Some(status) = streams.form.message(code) {
             streams.errors.send(status).await?;
         }
         streams.finish().await
     };
-    // Where the client is gone there is nobody to tell.
-    let _ = told.await;
+    // Without a client the status has no reader.
+    let _ = sent.await;
 }
 
-/// From a guest to the client, to the guest's end.
+/// Copies a guest's output to the client until the guest's end.
 pub(super) async fn forward(from: Option<PipeReader>, to: Option<&Output>, is_terminal: bool) {
     let (Some(from), Some(to)) = (from, to) else { return };
     while let Some(bytes) = from.recv().await {
-        let bytes = if is_terminal { shown(&bytes).into() } else { bytes };
+        let bytes = if is_terminal { terminal_output(&bytes).into() } else { bytes };
         if send(to, bytes).await.is_err() {
             return;
         }
@@ -145,7 +145,7 @@ async fn send(to: &Output, mut bytes: Bytes) -> io::Result<()> {
     Ok(())
 }
 
-/// From the client to a guest, until one of them ends.
+/// Copies the client's input to a guest until either end closes.
 pub(super) async fn feed(mut from: mpsc::Receiver<Bytes>, to: PipeWriter) {
     while let Some(bytes) = from.recv().await {
         if to.send(bytes).await.is_err() {
@@ -154,15 +154,15 @@ pub(super) async fn feed(mut from: mpsc::Receiver<Bytes>, to: PipeWriter) {
     }
 }
 
-/// The same through a terminal.
-pub(super) async fn type_in(
+/// Like [`feed`], through a terminal.
+pub(super) async fn feed_terminal(
     mut from: mpsc::Receiver<Bytes>,
     to: PipeWriter,
     echo: Option<&Output>,
     mut line: LineDiscipline,
     interrupt: oneshot::Sender<StopSignal>,
 ) {
-    // Bytes for the guest since the last ^C that it was told of, itself counted.
+    // Bytes for the guest from its last ^C on, including that.
     let mut since: Option<usize> = None;
     while let Some(bytes) = from.recv().await {
         let typed = line.take(&bytes);
@@ -171,19 +171,19 @@ pub(super) async fn type_in(
         {
             return;
         }
-        // A guest that takes ^C itself and has not read the one before does not look.
+        // A guest that handles ^C itself, but has not read the previous one, is stuck.
         let interrupt_at = typed.input.iter().rposition(|byte| *byte == terminal::INTERRUPT);
-        let unheard = interrupt_at.is_some() && since.is_some_and(|since| to.unread() >= since);
+        let is_stuck = interrupt_at.is_some() && since.is_some_and(|since| to.unread() >= since);
         since = match interrupt_at {
             Some(at) => Some(typed.input.len() - at),
             None => since.map(|since| since + typed.input.len()),
         };
-        if !unheard && !typed.input.is_empty() && to.send(typed.input.into()).await.is_err() {
+        if !is_stuck && !typed.input.is_empty() && to.send(typed.input.into()).await.is_err() {
             return;
         }
-        if typed.interrupted || unheard {
+        if typed.interrupted || is_stuck {
             let _ = interrupt.send(StopSignal::Interrupt);
-            // Its pipe stays open meanwhile: the end of its input would be another reason to end.
+            // The pipe stays open meanwhile: end of input would be another reason for the guest to exit.
             return std::future::pending().await;
         }
         if typed.ended {
@@ -200,20 +200,20 @@ pub(super) async fn type_in(
 mod tests {
     use super::*;
 
-    /// A line that waits behind a ^C that was read is no sign of a guest that doesn't look.
+    /// A line that waits behind a ^C that was read doesn't show that the guest is stuck.
     #[tokio::test]
     async fn only_a_guest_that_left_a_ctrl_c_unread_is_interrupted() {
         let (keys, from) = mpsc::channel(1);
         let (to, guest) = pipe();
         let (interrupt, mut interrupted) = oneshot::channel();
-        let terminal = tokio::spawn(type_in(from, to, None, LineDiscipline::new(true), interrupt));
+        let terminal = tokio::spawn(feed_terminal(from, to, None, LineDiscipline::new(true), interrupt));
         for (typed, reads) in [("\x03", true), ("loop\r", false), ("\x03", false), ("more\r", false)] {
             keys.send(typed.into()).await.unwrap();
             if reads {
                 assert_eq!(guest.recv().await.unwrap(), typed);
             }
         }
-        // The channel takes one: the ones before were looked at when the second next is in.
+        // The channel holds one message: the earlier ones are processed when the second next is in.
         keys.send("\r".into()).await.unwrap();
         keys.send("\r".into()).await.unwrap();
         assert!(interrupted.try_recv().is_err());

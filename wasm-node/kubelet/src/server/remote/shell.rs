@@ -1,4 +1,5 @@
-//! The pure parts of the toolbox's shell, run here: its own workspace is built for WebAssembly only.
+//! Tests of the pure parts of the toolbox's shell. They run here because its own workspace is built for WebAssembly
+//! only.
 
 use proptest::prelude::*;
 
@@ -81,7 +82,7 @@ fn what_is_wrong_is_told_from_what_is_unfinished() {
     ] {
         assert_eq!(parse(text).map_err(|wrong| wrong.unfinished), Err(unfinished), "{text}");
     }
-    // However deep, it ends: with an error, not with the stack.
+    // Any nesting depth ends in an error, not in a stack overflow.
     for nested in ["( ", "{ ", "if ", "while ", "f() ", "case a in b) "] {
         assert!(parse(&nested.repeat(20_000)).is_err(), "{nested}");
     }
@@ -108,7 +109,7 @@ fn patterns_fit_as_in_any_shell() {
     ] {
         assert_eq!(pattern::matches(pattern, text), fits, "{pattern} {text}");
     }
-    // No pattern takes for ever.
+    // No pattern takes exponential time.
     assert!(!pattern::matches(&"*a".repeat(2000), &"a".repeat(1999)));
 }
 
@@ -138,7 +139,7 @@ fn numbers_are_reckoned() {
 }
 
 proptest! {
-    /// Whatever is said to be a script is read or refused.
+    /// Any text is parsed or rejected.
     #[test]
     fn any_text_is_read_or_refused(text in "[a-c \\n;|&<>(){}$`'\"\\\\=#!*0-2éif]{0,60}") {
         let _ = parse(&text);

@@ -1,27 +1,27 @@
-//! How a session ended: a `Status` on the error stream, or what its message says for the protocols before `v4.channel.k8s.io`.
+//! The end of a session: a `Status` on the error stream, or only its message for protocols before `v4.channel.k8s.io`.
 
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-/// What the client's protocol takes.
+/// The form that the client's protocol supports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StatusForm {
     Object,
-    /// Nothing for a success.
-    Words,
+    /// The message alone; empty for a success.
+    Message,
 }
 
 impl StatusForm {
-    pub(super) fn tell(self, code: i32) -> Option<Bytes> {
+    pub(super) fn message(self, code: i32) -> Option<Bytes> {
         let status = status(code);
         match self {
             Self::Object => Some(status.to_string().into()),
-            Self::Words => status["message"].as_str().map(|words| words.to_owned().into()),
+            Self::Message => status["message"].as_str().map(|words| words.to_owned().into()),
         }
     }
 }
 
-/// As upstream's kubelet writes it for a command's exit code.
+/// Builds the status of a command's exit code like upstream's kubelet.
 fn status(code: i32) -> Value {
     if code == 0 {
         return json!({"metadata": {}, "status": "Success"});
@@ -45,8 +45,11 @@ mod tests {
         let failed = status(7);
         assert_eq!(failed["reason"], "NonZeroExitCode");
         assert_eq!(failed["details"]["causes"][0], json!({"reason": "ExitCode", "message": "7"}));
-        assert_eq!(StatusForm::Object.tell(0).unwrap(), r#"{"metadata":{},"status":"Success"}"#);
-        assert_eq!(StatusForm::Words.tell(0), None);
-        assert_eq!(StatusForm::Words.tell(7).unwrap(), "command terminated with non-zero exit code: exit status 7");
+        assert_eq!(StatusForm::Object.message(0).unwrap(), r#"{"metadata":{},"status":"Success"}"#);
+        assert_eq!(StatusForm::Message.message(0), None);
+        assert_eq!(
+            StatusForm::Message.message(7).unwrap(),
+            "command terminated with non-zero exit code: exit status 7"
+        );
     }
 }

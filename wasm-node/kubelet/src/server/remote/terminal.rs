@@ -1,7 +1,7 @@
-//! A terminal's line discipline, as a kernel's in its usual mode: lines are edited and echoed here, and a guest reads whole
-//! ones. `kubectl` makes its own terminal raw, so what a person types comes byte by byte. Pure.
+//! A terminal's line discipline, like a kernel's in canonical mode: lines are edited and echoed here, and a guest reads
+//! whole ones. `kubectl` sets its own terminal to raw mode, so input arrives byte by byte. Pure.
 
-/// The longest line (Linux' `N_TTY_BUF_SIZE`); what is typed beyond it rings the bell.
+/// Maximum bytes of a line (Linux' `N_TTY_BUF_SIZE`); further input rings the bell.
 const LINE_BYTES_MAX: usize = 4095;
 
 /// ^C
@@ -15,16 +15,16 @@ const SUSPEND: u8 = 0x1a;
 const QUIT: u8 = 0x1c;
 const DELETE: u8 = 0x7f;
 
-/// What typing came to.
+/// The result of input.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Typed {
-    /// For the guest.
+pub(super) struct TerminalInput {
+    /// Bytes for the guest.
     pub(super) input: Vec<u8>,
-    /// For the person.
+    /// Bytes for the client's terminal.
     pub(super) echo: Vec<u8>,
-    /// Nothing more comes from this terminal (^D at a line's beginning).
+    /// Whether the input has ended (^D at a line's beginning).
     pub(super) ended: bool,
-    /// The command is to be interrupted (^C, ^\).
+    /// Whether the command is to be interrupted (^C, ^\).
     pub(super) interrupted: bool,
 }
 
@@ -32,7 +32,8 @@ pub(super) struct Typed {
 #[derive(Debug, Default)]
 pub(super) struct LineDiscipline {
     line: Vec<u8>,
-    /// ^C and ^D at a line's beginning go to the guest, which knows them: a shell stays when what it runs is interrupted.
+    /// Whether ^C, and ^D at a line's beginning, are passed to the guest. A shell handles them: it continues when its
+    /// command is interrupted.
     in_band: bool,
 }
 
@@ -41,11 +42,11 @@ impl LineDiscipline {
         Self { line: Vec::new(), in_band }
     }
 
-    /// Takes what was typed. What comes after an end is dropped.
-    pub(super) fn take(&mut self, bytes: &[u8]) -> Typed {
-        let mut typed = Typed::default();
+    /// Processes input. Input after the end is dropped.
+    pub(super) fn take(&mut self, bytes: &[u8]) -> TerminalInput {
+        let mut typed = TerminalInput::default();
         for byte in bytes {
-            self.key(*byte, &mut typed);
+            self.process_key(*byte, &mut typed);
             if typed.ended || typed.interrupted {
                 break;
             }
@@ -53,12 +54,12 @@ impl LineDiscipline {
         typed
     }
 
-    /// The end of the client's input: what was typed of a line is a line.
+    /// Ends the input: an unfinished line is passed to the guest.
     pub(super) fn finish(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.line)
     }
 
-    fn key(&mut self, byte: u8, typed: &mut Typed) {
+    fn process_key(&mut self, byte: u8, typed: &mut TerminalInput) {
         match byte {
             b'\r' | b'\n' => {
                 typed.echo.extend_from_slice(b"\r\n");
@@ -91,7 +92,7 @@ impl LineDiscipline {
                     typed.interrupted = true;
                 }
             }
-            // There is nothing that could be suspended into.
+            // Suspending is not supported.
             SUSPEND => {}
             _ if self.line.len() >= LINE_BYTES_MAX => typed.echo.push(BELL),
             _ => {
@@ -101,8 +102,8 @@ impl LineDiscipline {
         }
     }
 
-    /// Takes the last character back, all bytes of it.
-    fn erase(&mut self, typed: &mut Typed) {
+    /// Erases the last character, with all its bytes.
+    fn erase(&mut self, typed: &mut TerminalInput) {
         let Some(mut last) = self.line.pop() else { return };
         while last & 0xc0 == 0x80 {
             match self.line.pop() {
@@ -110,26 +111,26 @@ impl LineDiscipline {
                 None => break,
             }
         }
-        for _ in 0..if is_shown_as_two(last) { 2 } else { 1 } {
+        for _ in 0..if is_echoed_as_two(last) { 2 } else { 1 } {
             typed.echo.extend_from_slice(b"\x08 \x08");
         }
     }
 }
 
-fn is_shown_as_two(byte: u8) -> bool {
+fn is_echoed_as_two(byte: u8) -> bool {
     byte < b' ' && byte != b'\t'
 }
 
 fn echo(byte: u8, to: &mut Vec<u8>) {
-    if is_shown_as_two(byte) {
+    if is_echoed_as_two(byte) {
         to.extend_from_slice(&[b'^', byte + b'@']);
     } else {
         to.push(byte);
     }
 }
 
-/// What a guest writes to a terminal, as the terminal wants it: each newline begins a line.
-pub(super) fn shown(bytes: &[u8]) -> Vec<u8> {
+/// Converts a guest's output for the terminal: each newline also returns to the line's beginning.
+pub(super) fn terminal_output(bytes: &[u8]) -> Vec<u8> {
     let mut shown = Vec::with_capacity(bytes.len() + bytes.len() / 16);
     for byte in bytes {
         if *byte == b'\n' {
@@ -192,11 +193,11 @@ mod tests {
 
     #[test]
     fn newlines_begin_lines() {
-        assert_eq!(shown(b"a\nb\r\n"), b"a\r\nb\r\r\n");
+        assert_eq!(terminal_output(b"a\nb\r\n"), b"a\r\nb\r\r\n");
     }
 
     proptest! {
-        /// Whatever is typed: a guest reads no more than was typed, and nothing that was erased wholly.
+        /// For any input, a guest reads no more than was typed, and no line that was erased completely.
         #[test]
         fn any_bytes_are_taken(keys in proptest::collection::vec(any::<u8>(), 0..200), in_band: bool) {
             let mut terminal = LineDiscipline::new(in_band);

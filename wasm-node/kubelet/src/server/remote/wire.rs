@@ -1,4 +1,5 @@
-//! The streams of a session, over either wire: SPDY streams named by a header, or numbered channels of a WebSocket.
+//! The streams of a session, over either transport: SPDY streams named by a header, or numbered channels of a
+//! WebSocket.
 
 use std::io;
 use std::time::Duration;
@@ -18,36 +19,36 @@ use super::status::StatusForm;
 use crate::server::output::Output;
 use crate::server::upgrade::{self, Upgrade};
 
-/// A client has this long to open its streams (upstream's `DefaultStreamCreationTimeout`).
+/// Maximum time for a client to open its streams (upstream's `DefaultStreamCreationTimeout`).
 const CREATION_TIMEOUT: Duration = Duration::from_secs(30);
-/// When all has been said, a client has this long to take the connection's end.
-const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(10);
-/// Streams that wait to be taken.
-const OPENED_WAITING_MAX: usize = 8;
-/// Pieces of input that wait for the guest.
-const PIECES_WAITING_MAX: usize = 2;
+/// Maximum time for the client to read the connection's end after the session's end.
+const FINAL_READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum opened streams that wait to be accepted.
+const OPENED_QUEUED_MAX: usize = 8;
+/// Maximum queued chunks of input for the guest.
+const CHUNKS_QUEUED_MAX: usize = 2;
 
-/// WebSocket's subprotocols: v5 knows the end of a stream.
+/// WebSocket's subprotocols: v5 can end a single stream.
 const CHANNELS_V5: &str = "v5.channel.k8s.io";
 const CHANNELS_V4: &str = "v4.channel.k8s.io";
-/// Before v4 a session's end is words, and nothing where all went well; a client that names no protocol means this one.
+/// Before v4 a session's end is a message, empty for success. A client without a protocol gets this one.
 const CHANNELS_V1: &str = "channel.k8s.io";
 const UNNAMED: &str = "";
-/// Which of v5's channels says that another one ends.
+/// The v5 channel that announces the end of another one.
 const CLOSE: u8 = 255;
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
 const ERROR: u8 = 3;
 
-/// How the streams come.
+/// The transport of the streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wire {
     Spdy,
     Channels { ends: bool, form: StatusForm },
 }
 
-/// What both sides speak, and the headers that say so.
+/// Negotiates the protocol; returns it with the response's headers.
 pub(super) fn choose(headers: &HeaderMap) -> Result<(HeaderMap, Wire), Box<Response>> {
     let by_websocket = [CHANNELS_V5, CHANNELS_V4, CHANNELS_V1, UNNAMED];
     let (answer, upgrade) = upgrade::negotiate(headers, &by_websocket, &[CHANNELS_V4])?;
@@ -55,25 +56,25 @@ pub(super) fn choose(headers: &HeaderMap) -> Result<(HeaderMap, Wire), Box<Respo
         Upgrade::Spdy(_) => Wire::Spdy,
         Upgrade::WebSocket(protocol) => Wire::Channels {
             ends: protocol == CHANNELS_V5,
-            form: if matches!(protocol, CHANNELS_V1 | UNNAMED) { StatusForm::Words } else { StatusForm::Object },
+            form: if matches!(protocol, CHANNELS_V1 | UNNAMED) { StatusForm::Message } else { StatusForm::Object },
         },
     };
     Ok((answer, wire))
 }
 
-/// The streams that a client has asked for.
+/// The streams that a client has requested.
 #[derive(Debug)]
 pub(super) struct Streams {
     pub(super) stdin: Option<mpsc::Receiver<Bytes>>,
     pub(super) stdout: Option<Output>,
     pub(super) stderr: Option<Output>,
     pub(super) errors: Output,
-    /// How they are told of the end.
+    /// The form of the final status.
     pub(super) form: StatusForm,
 }
 
 impl Streams {
-    /// Ends all that goes to the client.
+    /// Ends all streams to the client.
     pub(super) async fn finish(mut self) -> io::Result<()> {
         for output in [self.stdout.as_mut(), self.stderr.as_mut(), Some(&mut self.errors)].into_iter().flatten() {
             output.finish().await?;
@@ -85,7 +86,7 @@ impl Streams {
     }
 }
 
-/// Has `serve` serve the streams; both end with the client, or when nothing has moved for `idle`.
+/// Runs `serve` with the streams; both end with the client, or after `idle` without any traffic.
 pub(super) async fn run<F: Future<Output = ()>>(
     io: TokioIo<Upgraded>,
     (wire, idle): (Wire, Duration),
@@ -93,8 +94,8 @@ pub(super) async fn run<F: Future<Output = ()>>(
     serve: impl FnOnce(Streams) -> F,
 ) -> io::Result<()> {
     match wire {
-        Wire::Spdy => by_spdy(io, idle, options, serve).await,
-        Wire::Channels { ends, form } => by_channels(io, (ends, form, idle), options, serve).await,
+        Wire::Spdy => run_spdy(io, idle, options, serve).await,
+        Wire::Channels { ends, form } => run_channels(io, (ends, form, idle), options, serve).await,
     }
 }
 
@@ -102,36 +103,36 @@ fn kind(headers: &Headers) -> Option<&str> {
     headers.get("streamtype").filter(|kind| matches!(*kind, "error" | "stdin" | "stdout" | "stderr" | "resize"))
 }
 
-/// Streams as they are opened.
+/// The streams opened so far.
 #[derive(Default)]
-struct Opened {
+struct OpenStreams {
     stdin: Option<mpsc::Receiver<Bytes>>,
     stdout: Option<Output>,
     stderr: Option<Output>,
     errors: Option<Output>,
-    /// Ways to the client that nothing goes: a stream whose half is dropped would be reset.
-    silent: Vec<Output>,
+    /// Unused outgoing halves: dropping one would reset its stream.
+    unused: Vec<Output>,
 }
 
-impl Opened {
-    fn take(&mut self, stream: SpdyStream, options: &Options) {
+impl OpenStreams {
+    fn add(&mut self, stream: SpdyStream, options: &Options) {
         let outgoing = Output::Spdy(stream.outgoing);
         match kind(&stream.headers) {
             Some("stdin") => {
                 if options.stdin && self.stdin.is_none() {
                     self.stdin = Some(stream.incoming);
                 }
-                self.silent.push(outgoing);
+                self.unused.push(outgoing);
             }
             Some("stdout") if options.stdout && self.stdout.is_none() => self.stdout = Some(outgoing),
             Some("stderr") if options.stderr && self.stderr.is_none() => self.stderr = Some(outgoing),
             Some("error") if self.errors.is_none() => self.errors = Some(outgoing),
-            // A terminal's sizes, which no guest can ask for yet: read no more, as its incoming half is dropped here.
-            _ => self.silent.push(outgoing),
+            // Terminal sizes, which no guest can query yet: dropping the incoming half discards them.
+            _ => self.unused.push(outgoing),
         }
     }
 
-    /// Whether all that `options` name are there.
+    /// Returns the streams once all that `options` name are open.
     fn streams(&mut self, options: &Options) -> Option<Streams> {
         let here = self.stdin.is_some() == options.stdin
             && self.stdout.is_some() == options.stdout
@@ -147,16 +148,16 @@ impl Opened {
     }
 }
 
-async fn by_spdy<F: Future<Output = ()>>(
+async fn run_spdy<F: Future<Output = ()>>(
     io: impl AsyncRead + AsyncWrite,
     idle: Duration,
     options: &Options,
     serve: impl FnOnce(Streams) -> F,
 ) -> io::Result<()> {
-    let (opening, mut opened) = mpsc::channel(OPENED_WAITING_MAX);
+    let (opening, mut opened) = mpsc::channel(OPENED_QUEUED_MAX);
     let session = spdy::serve(io, idle, |headers| kind(headers).is_some(), opening);
     let work = async {
-        let mut all = Opened::default();
+        let mut all = OpenStreams::default();
         let deadline = tokio::time::Instant::now() + CREATION_TIMEOUT;
         let streams = loop {
             if let Some(streams) = all.streams(options) {
@@ -166,18 +167,18 @@ async fn by_spdy<F: Future<Output = ()>>(
             let Ok(Some(stream)) = next else {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "timed out waiting for client to create streams"));
             };
-            all.take(stream, options);
+            all.add(stream, options);
         };
         let serving = serve(streams);
         tokio::pin!(serving);
         loop {
             tokio::select! {
                 () = &mut serving => break,
-                Some(stream) = opened.recv() => all.silent.push(Output::Spdy(stream.outgoing)),
+                Some(stream) = opened.recv() => all.unused.push(Output::Spdy(stream.outgoing)),
             }
         }
-        for silent in &mut all.silent {
-            silent.finish().await?;
+        for output in &mut all.unused {
+            output.finish().await?;
         }
         Ok(())
     };
@@ -186,17 +187,17 @@ async fn by_spdy<F: Future<Output = ()>>(
         done = &mut session => return done,
         done = work => done?,
     }
-    tokio::time::timeout(LAST_WORDS_TIMEOUT, session).await.unwrap_or(Ok(()))
+    tokio::time::timeout(FINAL_READ_TIMEOUT, session).await.unwrap_or(Ok(()))
 }
 
-async fn by_channels<F: Future<Output = ()>>(
+async fn run_channels<F: Future<Output = ()>>(
     io: impl AsyncRead + AsyncWrite + Unpin + Send,
     (ends, form, idle): (bool, StatusForm, Duration),
     options: &Options,
     serve: impl FnOnce(Streams) -> F,
 ) -> io::Result<()> {
     let (Channels { mut incoming, outgoing }, session) = websocket::channels(io, idle);
-    let (to_stdin, stdin) = mpsc::channel(PIECES_WAITING_MAX);
+    let (to_stdin, stdin) = mpsc::channel(CHUNKS_QUEUED_MAX);
     let output = |channel| Output::Channel(channel, outgoing.clone());
     let streams = Streams {
         stdin: options.stdin.then_some(stdin),
@@ -206,20 +207,20 @@ async fn by_channels<F: Future<Output = ()>>(
         form,
     };
     if !ends {
-        // Upstream says so to clients of the older protocol: the session is there.
+        // Upstream sends these empty messages to clients of the older protocol: the session has started.
         let first = [(options.stdout, STDOUT), (options.stderr, STDERR), (true, ERROR)];
-        let first = first.iter().find(|(is_asked, _)| *is_asked).map_or(ERROR, |(_, channel)| *channel);
+        let first = first.iter().find(|(is_requested, _)| *is_requested).map_or(ERROR, |(_, channel)| *channel);
         let _ = outgoing.send((first, Bytes::new())).await;
     }
     drop(outgoing);
     let receives = async move {
         let mut to_stdin = options.stdin.then_some(to_stdin);
-        // A terminal's sizes come too, and no guest can ask for them yet.
+        // Terminal sizes are discarded: no guest can query them yet.
         while let Some((channel, bytes)) = incoming.recv().await {
             match channel {
                 STDIN if !bytes.is_empty() => {
                     if let Some(to) = &to_stdin {
-                        // Where the guest reads no more, its input goes nowhere.
+                        // Input is discarded if the guest doesn't read it.
                         let _ = to.send(bytes).await;
                     }
                 }
@@ -235,6 +236,6 @@ async fn by_channels<F: Future<Output = ()>>(
         () = receives => {}
         () = serve(streams) => {}
     }
-    // What was said last is still on its way, to a client that may be slow.
+    // The last bytes may still be in transit to a slow client.
     tokio::time::timeout(idle, session).await.unwrap_or(Ok(()))
 }

@@ -1,4 +1,4 @@
-//! Modules that nobody waits for: compiled when the compilers have had nothing to do for a while.
+//! Background compilation of modules without a waiter, once the compilers have been idle for a while.
 
 use std::path::Path;
 use std::time::Duration;
@@ -6,19 +6,19 @@ use std::time::Duration;
 use super::Engine;
 use runtime_api::{LoadError, Metering};
 
-/// How long nobody may have compiled anything: a node that has just started, or is given its pods, is busy now and then.
+/// Minimum idle time of the compilers: a node that has just started, or gets its pods, is busy intermittently.
 const IDLE_FOR: Duration = Duration::from_secs(3);
-/// Between two looks.
+/// Interval between two checks for idleness.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-/// By whose share of the compilers: nobody's.
+/// The namespace charged: none.
 const NAMESPACE: &str = "";
 
 impl Engine {
-    /// As [`Engine::compile`], in the background lane, once both lanes have been idle for a while: what somebody waits for
-    /// goes first, and has the quick lane to itself meanwhile.
+    /// As [`Engine::compile`], in the background lane, once both lanes have been idle for a while: compilations with a waiter
+    /// go first, and have the quick lane to themselves meanwhile.
     ///
     /// # Errors
-    /// As there.
+    /// As for [`Engine::compile`].
     pub async fn compile_when_idle(&self, digest: &str, file: &Path, metering: Metering) -> Result<(), LoadError> {
         let key = (digest.to_owned(), self.metered(metering)?.fingerprint.clone());
         let (compiler, env) = (&self.inner.compiler, self.env());
@@ -28,7 +28,7 @@ impl Engine {
             if !compiler.quick.is_idle() || !compiler.background.is_idle() {
                 since = now;
             } else if now.saturating_sub(since) >= IDLE_FOR {
-                compiler.memory().slow(&key, now);
+                compiler.failures().slow(&key, now);
                 return self.compile(digest, file, metering, NAMESPACE).await;
             }
             tokio::time::sleep(LOOK_INTERVAL).await;

@@ -1,5 +1,5 @@
-//! Who compiles next: a lane has a few seats, and namespaces take turns on them by the time that they have had, so that
-//! one with a hundred slow modules delays another's single one by at most the module that compiles now.
+//! Compilation lane: a few seats, shared by namespaces by compile time. A namespace with a hundred slow modules delays
+//! another's single one by at most the module that compiles now.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,12 +17,12 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    /// `usual` is what a compilation is charged with while it runs; at its end it is the time that it had its seat.
+    /// `usual` is the provisional charge of a running compilation; its end replaces it by the actual time.
     pub(super) fn new(seats: usize, usual: Duration, env: Env) -> Arc<Self> {
         Arc::new(Self { env, queue: Mutex::new(FairQueue::new(seats, usual)) })
     }
 
-    /// Waits for a seat. Giving up waiting (dropping the future) leaves nothing behind.
+    /// Waits for a seat. Dropping the future leaves no entry.
     pub(super) async fn seat(self: &Arc<Self>, namespace: &str) -> Seat {
         let (sender, receiver) = oneshot::channel();
         self.queue().push(namespace, sender);
@@ -30,12 +30,12 @@ impl Lane {
         receiver.await.expect("a sender is dropped only after it was used")
     }
 
-    /// A seat, where one is free: nobody waits then.
-    pub(super) fn free_seat(self: &Arc<Self>, namespace: &str) -> Option<Seat> {
+    /// A seat if one is free without waiting.
+    pub(super) fn try_seat(self: &Arc<Self>, namespace: &str) -> Option<Seat> {
         self.seat(namespace).now_or_never()
     }
 
-    /// Nobody compiles, and nobody waits to.
+    /// Whether no compilation runs or waits.
     pub(super) fn is_idle(&self) -> bool {
         self.queue().is_idle()
     }
@@ -44,7 +44,7 @@ impl Lane {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands out free seats. Whoever gave up waiting drops the seat, which frees it for the next.
+    /// Grants free seats. A cancelled waiter drops its seat, which frees it for the next.
     fn grant(self: &Arc<Self>) {
         loop {
             let Some((namespace, sender)) = self.queue().pop() else { return };
@@ -53,7 +53,7 @@ impl Lane {
     }
 }
 
-/// The right to compile one module in a lane; freed when dropped.
+/// The right to compile one module in a lane, released on drop.
 pub(super) struct Seat {
     lane: Arc<Lane>,
     namespace: String,
@@ -87,9 +87,9 @@ mod tests {
         assert!(!lane.is_idle());
         drop(first);
         let third = third.await;
-        assert!(lane.free_seat("d").is_none());
+        assert!(lane.try_seat("d").is_none());
         drop(third);
-        assert!(lane.free_seat("a").is_some());
+        assert!(lane.try_seat("a").is_some());
         drop(lane.seat("a").await);
         assert!(lane.is_idle());
     }

@@ -1,5 +1,5 @@
-//! The compiler process: this program started again to compile one module, with bounds on what it takes of the machine,
-//! and gone when the program that started it is gone.
+//! The compiler process: this program, restarted to compile one module with resource limits. Ends with the process that
+//! started it.
 
 use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
@@ -18,29 +18,29 @@ use crate::plugin::describe::describe;
 use crate::plugin::types::Description;
 use runtime_api::{Kind, LoadError};
 
-/// The first argument of a compiler process: the program calls [`compile_worker`] when it sees it.
+/// The first argument of a compiler process: the program calls [`compile_worker`] for it.
 pub const COMPILE_WORKER_ARGUMENT: &str = "coracle-compile-worker";
 /// The largest artifact: some eight times the largest module.
 #[cfg(unix)]
 const ARTIFACT_BYTES_MAX: u64 = 1 << 30;
-/// What a compiler's error begins with that is the disk's and not the module's.
+/// Prefix of a compiler error that is the disk's and not the module's.
 const DISK_ERROR: &str = "writing the artifact: ";
 /// The compiler yields to everything else on the machine.
 pub(super) const COMPILE_NICE: i32 = 15;
-/// What is kept of a compiler's error.
+/// Maximum bytes kept of a compiler's error.
 const ERROR_BYTES_MAX: u64 = 4096;
-/// What a compiler writes to its stdout when it has used up its slice of CPU time: ASCII's enquiry, as it is asked then
-/// whether it may go on. It does until it is killed.
+/// Written by a compiler to its stdout when it has exhausted its slice of CPU time (ASCII's enquiry). It continues
+/// until it is killed.
 const SLICE_USED_UP: u8 = 5;
-/// Between two looks at the CPU time that a compiler has used, at least.
+/// Minimum interval between two checks of a compiler's CPU time.
 const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(5);
 
-/// How to start the compiler process: usually the program itself.
+/// Command of the compiler process: usually the program itself.
 #[derive(Debug, Clone)]
 pub struct CompileProcess {
-    /// The program; it must call [`compile_worker`] with what follows `arguments`.
+    /// The program; it must call [`compile_worker`] with the arguments after `arguments`.
     pub program: PathBuf,
-    /// What comes before the worker's own arguments.
+    /// Arguments before the worker's own.
     pub arguments: Vec<OsString>,
 }
 
@@ -51,68 +51,68 @@ impl CompileProcess {
     }
 }
 
-/// What one run of the compiler process may take.
+/// Limits of one run of the compiler process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RunBounds {
     /// Address space.
     pub(super) memory_bytes: u64,
-    /// CPU time of all its threads after which it is asked for; none = it is never.
+    /// CPU time of all its threads after which `extend` is called; `None`: never.
     pub(super) slice: Option<Duration>,
     /// CPU time of all its threads.
     pub(super) cpu: Duration,
-    /// Wall clock: until it is asked for, where there is a slice.
+    /// Wall clock, up to the call of `extend` where there is a slice.
     pub(super) wall: Duration,
 }
 
-/// Why a compiler process made no artifact.
+/// Reason why a compiler process produced no artifact.
 #[derive(Debug)]
-pub(super) enum Stopped {
-    /// It used up its slice, and could not go on.
+pub(super) enum CompileFailure {
+    /// It exhausted its slice and was not allowed to continue.
     Slice,
-    /// It used up its time.
+    /// It exhausted its time.
     Time,
     Error(LoadError),
 }
 
-/// Compiles `file` into `out`. The process is killed when this is dropped. Once it has used up its slice of CPU time, `go_on`
-/// says for how long it may go on, if at all: nothing is done twice then.
+/// Compiles `file` into `out`. Dropping the future kills the process. At the end of its slice of CPU time, `extend` returns the
+/// time that it may continue for, if any: no work is repeated then.
 pub(super) async fn run(
     process: &CompileProcess,
     bounds: RunBounds,
     (metering, kind): (Metering, CodeKind),
     (file, out): (&Path, &Path),
-    go_on: impl FnOnce() -> Option<Duration>,
-) -> Result<(), Stopped> {
+    extend: impl FnOnce() -> Option<Duration>,
+) -> Result<(), CompileFailure> {
     let mut child = spawn(process, bounds, (metering, kind), (file, out))
-        .map_err(|error| Stopped::Error(LoadError::io("starting the compiler")(error)))?;
-    // Taken, as waiting for the child would close it; and kept to the end.
+        .map_err(|error| CompileFailure::Error(LoadError::io("starting the compiler")(error)))?;
+    // Taken out, as waiting for the child would close it; held to the end.
     let (_lifeline, mut stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let mut ended = std::pin::pin!(async {
-        let mut said = Vec::new();
+        let mut output = Vec::new();
         if let Some(stderr) = stderr {
-            // Bounded: a worker that says more is cut off and gets a broken pipe.
-            let _ = stderr.take(ERROR_BYTES_MAX).read_to_end(&mut said).await;
+            // Bounded: a worker that writes more gets a broken pipe.
+            let _ = stderr.take(ERROR_BYTES_MAX).read_to_end(&mut output).await;
         }
-        (child.wait().await, said)
+        (child.wait().await, output)
     });
     let first = tokio::select! {
         ended = &mut ended => Some(ended),
         () = slice_used_up(stdout.as_mut()) => None,
         () = tokio::time::sleep(bounds.wall) => None,
     };
-    let (status, said) = match (first, bounds.slice) {
+    let (status, output) = match (first, bounds.slice) {
         (Some(ended), _) => ended,
-        (None, None) => return Err(Stopped::Time),
+        (None, None) => return Err(CompileFailure::Time),
         (None, Some(_)) => {
-            let more = go_on().ok_or(Stopped::Slice)?;
-            tokio::time::timeout(more, ended).await.map_err(|_| Stopped::Time)?
+            let more = extend().ok_or(CompileFailure::Slice)?;
+            tokio::time::timeout(more, ended).await.map_err(|_| CompileFailure::Time)?
         }
     };
-    let status = status.map_err(|error| Stopped::Error(LoadError::io("waiting for the compiler")(error)))?;
+    let status = status.map_err(|error| CompileFailure::Error(LoadError::io("waiting for the compiler")(error)))?;
     if status.success() {
         return Ok(());
     }
-    Err(failure(status, String::from_utf8_lossy(&said).trim(), bounds.memory_bytes))
+    Err(failure(status, String::from_utf8_lossy(&output).trim(), bounds.memory_bytes))
 }
 
 fn spawn(
@@ -132,7 +132,7 @@ fn spawn(
         .arg(file)
         .arg(out)
         .env_clear()
-        // Never written to: it ends when this process does, and then the compiler ends too.
+        // Never written to: it closes with this process, which ends the compiler.
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -140,7 +140,7 @@ fn spawn(
         .spawn()
 }
 
-/// Until the compiler says so, and forever where it never does. A test's program says other things, too.
+/// Resolves when the compiler reports the end of its slice, else never. A test's program also writes other bytes.
 async fn slice_used_up(stdout: Option<impl AsyncRead + Unpin>) {
     if let Some(stdout) = stdout {
         let (mut stdout, mut byte) = (stdout.take(ERROR_BYTES_MAX), [0]);
@@ -153,31 +153,31 @@ async fn slice_used_up(stdout: Option<impl AsyncRead + Unpin>) {
     std::future::pending().await
 }
 
-/// What a compiler's end means. Pure.
-fn failure(status: ExitStatus, said: &str, memory_bytes: u64) -> Stopped {
+/// Maps a compiler's end to its reason. Pure.
+fn failure(status: ExitStatus, output: &str, memory_bytes: u64) -> CompileFailure {
     #[cfg(unix)]
     let signal = std::os::unix::process::ExitStatusExt::signal(&status);
     #[cfg(not(unix))]
     let signal: Option<i32> = None;
-    /// At the bound of CPU time.
+    /// Sent at the CPU time limit.
     const SIGXCPU: i32 = 24;
     const SIGKILL: i32 = 9;
     if signal == Some(SIGXCPU) {
-        return Stopped::Time;
+        return CompileFailure::Time;
     }
-    Stopped::Error(match (said.strip_prefix(DISK_ERROR), status.code()) {
+    CompileFailure::Error(match (output.strip_prefix(DISK_ERROR), status.code()) {
         (Some(why), Some(1)) => LoadError::io("writing the compiled module")(std::io::Error::other(why.to_owned())),
-        (None, Some(1)) => LoadError::Compile(said.to_owned()),
-        // The allocator's own last words, or those of the system's killer, whom the compiler is offered first.
-        _ if said.contains("memory allocation of") || signal == Some(SIGKILL) => {
+        (None, Some(1)) => LoadError::Compile(output.to_owned()),
+        // The allocator's abort message, or the OOM killer, which takes the compiler first.
+        _ if output.contains("memory allocation of") || signal == Some(SIGKILL) => {
             LoadError::CompileMemory { mebibytes: memory_bytes >> 20 }
         }
-        _ if said.contains("overflowed its stack") => LoadError::Compile("it is nested too deeply".into()),
+        _ if output.contains("overflowed its stack") => LoadError::Compile("it is nested too deeply".into()),
         _ => LoadError::Compile(format!("the compiler ended with {status}")),
     })
 }
 
-/// The compiler process's whole work; `arguments` are those after [`COMPILE_WORKER_ARGUMENT`]. Returns the error to
+/// Main function of the compiler process; `arguments` are those after [`COMPILE_WORKER_ARGUMENT`]. Returns the error to
 /// print on stderr before exiting with 1.
 pub fn compile_worker(arguments: impl Iterator<Item = OsString>) -> Result<(), String> {
     let arguments: Vec<OsString> = arguments.collect();
@@ -194,7 +194,8 @@ pub fn compile_worker(arguments: impl Iterator<Item = OsString>) -> Result<(), S
     match number(slice)? {
         0 => {}
         slice => {
-            tell_of_slice(Duration::from_millis(slice)).map_err(|error| format!("watching the CPU time: {error}"))?;
+            report_slice_end(Duration::from_millis(slice))
+                .map_err(|error| format!("watching the CPU time: {error}"))?;
         }
     }
     let metering = if metering == "fuel" { Metering::Fuel } else { Metering::Epochs };
@@ -207,39 +208,39 @@ pub fn compile_worker(arguments: impl Iterator<Item = OsString>) -> Result<(), S
     code.write(out).map_err(|error| format!("{DISK_ERROR}{error}{}", runtime_api::disk::advice(&error)))
 }
 
-/// Ends this process when its stdin ends, which is when the process that started it is gone, however it went.
+/// Ends this process when its stdin closes, which is when the process that started it has ended in any way.
 fn end_with_parent() -> std::io::Result<()> {
     let watch = || {
-        // Nobody ever writes: whatever comes is the end.
+        // Never written to: any result is the end.
         let _ = std::io::stdin().read(&mut [0]);
         std::process::exit(1);
     };
     std::thread::Builder::new().name("lifeline".into()).spawn(watch).map(drop)
 }
 
-/// Tells the process that started this one when so much CPU time is used up.
-fn tell_of_slice(slice: Duration) -> std::io::Result<()> {
+/// Reports the end of the CPU slice to the parent process.
+fn report_slice_end(slice: Duration) -> std::io::Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u32;
     let watch = move || {
         while let Some(left) = slice.checked_sub(process_cpu()) {
-            // It can't be used up before, however many threads there are.
+            // No number of threads can exhaust it earlier.
             std::thread::sleep((left / cores).max(LOOK_INTERVAL_MIN));
         }
         let mut stdout = std::io::stdout();
-        // Where nobody listens, the other end of the lifeline is gone, too.
+        // Without a reader, the lifeline is closed too.
         let _ = stdout.write_all(&[SLICE_USED_UP]).and_then(|()| stdout.flush());
     };
     std::thread::Builder::new().name("slice".into()).spawn(watch).map(drop)
 }
 
-/// Lowers the worker's priority and bounds what it takes of the machine.
+/// Lowers the worker's priority and sets its resource limits.
 #[cfg(unix)]
 #[expect(unsafe_code, reason = "std has no resource limits")]
 fn confine(memory_bytes: u64, cpu_seconds: u64) {
     let limits = [
         (libc::RLIMIT_AS, memory_bytes, memory_bytes),
         (libc::RLIMIT_CORE, 0, 0),
-        // The soft one is a signal of its own; at the hard one the system kills, which could also be for want of memory.
+        // The soft limit has a signal of its own; the kill at the hard limit looks like one for lack of memory.
         (libc::RLIMIT_CPU, cpu_seconds, cpu_seconds.saturating_add(1)),
         (libc::RLIMIT_FSIZE, ARTIFACT_BYTES_MAX, ARTIFACT_BYTES_MAX),
     ];
@@ -250,23 +251,23 @@ fn confine(memory_bytes: u64, cpu_seconds: u64) {
     }
     // SAFETY: as above.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, COMPILE_NICE) };
-    // Where memory is short, the compiler goes before the cluster. Absent outside Linux.
+    // Under memory pressure the compiler is killed before the cluster. Absent outside Linux.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
 }
 
 #[cfg(not(unix))]
 fn confine(_memory_bytes: u64, _cpu_seconds: u64) {}
 
-/// What compiling a module gives.
+/// Result of compiling a module.
 pub(crate) struct Compiled {
     artifact: Vec<u8>,
-    /// What a plugin offers, or why it can't be had; none of what is no plugin.
+    /// A plugin's description, or why there is none; `None` for other modules.
     description: Option<Result<Description, String>>,
 }
 
 impl Compiled {
-    /// Writes the artifact and what lies beside it: its checksum, and what a plugin offers. Neither is part of the artifact, which
-    /// is mapped as a whole. The sum is of what was compiled, and not of what the disk made of it.
+    /// Writes the artifact and its companions: its checksum, and a plugin's description. Neither is part of the artifact, which
+    /// is mapped as a whole. The checksum is of the compiler's output, not of the file's content.
     pub(crate) fn write(&self, out: &Path) -> std::io::Result<()> {
         let sum = std::thread::scope(|scope| {
             let sum = std::thread::Builder::new().spawn_scoped(scope, || aot::checksum(&self.artifact[..]))?;
@@ -287,7 +288,7 @@ pub(super) fn compile_bytes(metering: Metering, kind: CodeKind, file: &Path) -> 
         CodeKind::Module => engine.precompile_module(&bytes),
     }
     .map_err(LoadError::compile)?;
-    // It is valid, as it compiled; a type that is nested too deeply ends nothing but this process here.
+    // It compiled, so it is valid; a type nested too deeply ends only this process.
     let is_plugin = inspect_valid(&bytes).is_ok_and(|found| found.kind == Some(Kind::Plugin));
     Ok(Compiled { artifact, description: is_plugin.then(|| describe(&bytes)) })
 }
@@ -300,7 +301,7 @@ mod tests {
 
     #[test]
     fn an_enquiry_is_heard_among_other_words_and_no_end_is_one() {
-        let asked = |said: &'static [u8]| slice_used_up(Some(said)).now_or_never().is_some();
+        let asked = |output: &'static [u8]| slice_used_up(Some(output)).now_or_never().is_some();
         assert!(asked(b"\nrunning 1 test\n\x05more"));
         assert!(!asked(b"\nrunning 1 test\n"));
         assert!(!asked(&[b'x'; ERROR_BYTES_MAX as usize + 1]));
@@ -313,7 +314,7 @@ mod tests {
         let (exit, signal) = (|code: i32| ExitStatus::from_raw(code << 8), ExitStatus::from_raw);
         let memory = "compiling the module needs more than 3072 MiB of memory, which the node's --module-compile-memory \
                       raises as far as the machine has it";
-        for (status, said, expected) in [
+        for (status, output, expected) in [
             (exit(1), "unknown opcode", "the module does not compile: unknown opcode"),
             (exit(1), "writing the artifact: full", "writing the compiled module: full"),
             (signal(6), "memory allocation of 9 bytes failed", memory),
@@ -322,9 +323,9 @@ mod tests {
             (signal(11), "", "the module does not compile: the compiler ended with signal: 11 (SIGSEGV)"),
             (exit(101), "panicked", "the module does not compile: the compiler ended with exit status: 101"),
         ] {
-            let Stopped::Error(error) = failure(status, said, 3 << 30) else { panic!("{status} {said}") };
+            let CompileFailure::Error(error) = failure(status, output, 3 << 30) else { panic!("{status} {output}") };
             assert_eq!(error.to_string(), expected);
         }
-        assert!(matches!(failure(signal(24), "", 3 << 30), Stopped::Time));
+        assert!(matches!(failure(signal(24), "", 3 << 30), CompileFailure::Time));
     }
 }

@@ -1,9 +1,9 @@
-//! Sessions of a plugin: an instance that lives between calls, with the resources that its clients know as strings. They have
-//! a number, shared among clients as slots are among containers: one may have as many as it leaves free, so that whoever
-//! comes next finds some. One that nobody calls for a minute ends.
+//! Sessions of a plugin: an instance that lives between calls, with the resources that its clients hold as strings. Their
+//! number is limited and shared among clients like slots among containers: a client may have as many as it leaves free. A
+//! session without a call for a minute ends.
 //!
-//! A name that a client chose is bound to that client: the same name of another client is another session. A generated name has 128 random
-//! bits, and is enough to call the session.
+//! A name chosen by a client is bound to that client: the same name of another client is another session. A generated name has
+//! 128 random bits, which suffice as the authorization to use the session.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,39 +14,39 @@ use wasmtime::component::{Instance, ResourceAny, Val};
 
 use super::super::request;
 use crate::bounds::limits::{SESSION_RESOURCES_MAX, SESSIONS_MAX};
-use crate::plugin::place::shortened;
+use crate::plugin::error_path::shortened;
 use crate::plugin::types::{Shape, resource_word};
 
-/// How long a session lives without a call (contract.md §4).
+/// Maximum time between two calls of a session (contract.md §4).
 pub(crate) const SESSION_IDLE_MAX: Duration = Duration::from_secs(60);
-/// A session's name: what a client may well choose itself.
+/// Maximum bytes of a session's name: enough for a name chosen by a client.
 const NAME_BYTES_MAX: usize = 128;
 
-/// Whether a client may call a session so.
+/// Whether a client may choose this name.
 pub(crate) fn is_name(name: &[u8]) -> bool {
     !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.iter().all(u8::is_ascii_graphic)
 }
 
-/// No further session now.
+/// The limit of sessions is reached.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Full;
+pub(crate) struct SessionLimit;
 
-/// What a session holds.
-pub(crate) enum State {
-    /// Nobody has called yet.
+/// Lifecycle of a session.
+pub(crate) enum SessionState {
+    /// Before the first call.
     New,
-    Live(Box<Live>),
-    /// Its instance is gone: a call failed or was cut off within it.
+    Live(Box<LiveSession>),
+    /// Its instance was dropped: a call failed or was cut off.
     Ended,
 }
 
-/// A session's instance and what it handed out.
-pub(crate) struct Live {
+/// A session's instance and its exported resources.
+pub(crate) struct LiveSession {
     pub(crate) instance: request::Instance<Instance>,
     pub(crate) resources: Resources,
 }
 
-/// The resources that clients know, by their strings.
+/// The resources exported to clients, by their strings.
 #[derive(Default)]
 pub(crate) struct Resources {
     known: HashMap<String, (String, ResourceAny)>,
@@ -54,9 +54,9 @@ pub(crate) struct Resources {
 }
 
 impl Resources {
-    /// Puts the resource that a string means in its place; one that passes to the guest is known no more, and goes to
+    /// Replaces a resource's string by the resource; an owned one passes to the guest: it is removed and appended to
     /// `taken`.
-    pub(crate) fn put(&mut self, shape: &Shape, value: &mut Val, taken: &mut Vec<Taken>) -> Result<(), String> {
+    pub(crate) fn put(&mut self, shape: &Shape, value: &mut Val, taken: &mut Vec<TakenResource>) -> Result<(), String> {
         let (Shape::Own(wanted) | Shape::Borrow(wanted), Val::String(name)) = (shape, &*value) else { return Ok(()) };
         let word = resource_word(wanted);
         let Some((of, resource)) = self.known.get(name) else {
@@ -67,18 +67,18 @@ impl Resources {
         }
         let resource = *resource;
         if matches!(shape, Shape::Own(_)) {
-            taken.extend(self.known.remove_entry(name).map(|(name, of)| Taken(name, of)));
+            taken.extend(self.known.remove_entry(name).map(|(name, of)| TakenResource(name, of)));
         }
         *value = Val::Resource(resource);
         Ok(())
     }
 
-    /// What was taken for a call that was not made.
-    pub(crate) fn put_back(&mut self, taken: Vec<Taken>) {
-        self.known.extend(taken.into_iter().map(|Taken(name, of)| (name, of)));
+    /// Restores the resources of a call that was not made.
+    pub(crate) fn put_back(&mut self, taken: Vec<TakenResource>) {
+        self.known.extend(taken.into_iter().map(|TakenResource(name, of)| (name, of)));
     }
 
-    /// Gives a resource of a result its string.
+    /// Replaces a resource of a result by a string.
     pub(crate) fn keep(&mut self, shape: &Shape, value: &mut Val) -> Result<(), String> {
         let (Shape::Own(of) | Shape::Borrow(of), Val::Resource(resource)) = (shape, &*value) else { return Ok(()) };
         if self.known.len() >= SESSION_RESOURCES_MAX {
@@ -96,14 +96,14 @@ impl Resources {
     }
 }
 
-/// A resource that a call takes with it.
-pub(crate) struct Taken(String, (String, ResourceAny));
+/// An owned resource passed to a call.
+pub(crate) struct TakenResource(String, (String, ResourceAny));
 
 /// The key of a session.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
     name: Arc<str>,
-    /// The client that chose the name; none for a generated name.
+    /// The client that chose the name; `None` for a generated name.
     chosen_by: Option<String>,
 }
 
@@ -112,7 +112,7 @@ pub(crate) struct Session {
     pub(crate) name: Arc<str>,
     key: Key,
     client: String,
-    pub(crate) state: tokio::sync::Mutex<State>,
+    pub(crate) state: tokio::sync::Mutex<SessionState>,
     used: Mutex<Instant>,
 }
 
@@ -124,32 +124,32 @@ impl Session {
 
 /// All sessions of one container.
 #[derive(Default)]
-pub(crate) struct Sessions(Mutex<All>);
+pub(crate) struct Sessions(Mutex<SessionTable>);
 
 #[derive(Default)]
-struct All {
+struct SessionTable {
     by_key: HashMap<Key, Arc<Session>>,
-    /// Somebody looks for idle ones now and then.
+    /// Whether a task expires idle sessions.
     watched: bool,
 }
 
-impl All {
-    fn begin(
+impl SessionTable {
+    fn create(
         &mut self,
         key: Key,
         (client, half_full): (&str, bool),
         now: Instant,
-    ) -> Result<(Arc<Session>, bool), Full> {
+    ) -> Result<(Arc<Session>, bool), SessionLimit> {
         let own = self.by_key.values().filter(|session| session.client == client).count();
         let holds_half = half_full && !self.by_key.is_empty();
         if holds_half || own >= SESSIONS_MAX.saturating_sub(self.by_key.len()) {
-            return Err(Full);
+            return Err(SessionLimit);
         }
         let session = Arc::new(Session {
             name: key.name.clone(),
             key: key.clone(),
             client: client.to_owned(),
-            state: tokio::sync::Mutex::new(State::New),
+            state: tokio::sync::Mutex::new(SessionState::New),
             used: Mutex::new(now),
         });
         self.by_key.insert(key, session.clone());
@@ -158,18 +158,18 @@ impl All {
 }
 
 impl Sessions {
-    fn all(&self) -> MutexGuard<'_, All> {
+    fn all(&self) -> MutexGuard<'_, SessionTable> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The session that a client names, made where there is none; and whether somebody has to look for idle ones from now on. `half_full`:
-    /// so is the container's memory, of which sessions leave as much as they hold to calls that have none.
-    pub(crate) fn enter(
+    /// Returns or creates the session of a client's name; also returns whether the caller must start the expiry task.
+    /// `half_full`: more than half of the container's memory is used; the rest is for calls without a session.
+    pub(crate) fn find_or_create(
         &self,
         name: &str,
         (client, half_full): (&str, bool),
         now: Instant,
-    ) -> Result<(Arc<Session>, bool), Full> {
+    ) -> Result<(Arc<Session>, bool), SessionLimit> {
         let mut all = self.all();
         let mut key = Key { name: name.into(), chosen_by: None };
         let mut known = all.by_key.get(&key);
@@ -181,12 +181,17 @@ impl Sessions {
             *known.used() = now;
             return Ok((known.clone(), false));
         }
-        all.begin(key, (client, half_full), now)
+        all.create(key, (client, half_full), now)
     }
 
-    /// A new session with a generated name; the rest as [`Sessions::enter`].
-    pub(crate) fn begin(&self, name: &str, of: (&str, bool), now: Instant) -> Result<(Arc<Session>, bool), Full> {
-        self.all().begin(Key { name: name.into(), chosen_by: None }, of, now)
+    /// Creates a session with a generated name; otherwise as [`Sessions::find_or_create`].
+    pub(crate) fn create(
+        &self,
+        name: &str,
+        of: (&str, bool),
+        now: Instant,
+    ) -> Result<(Arc<Session>, bool), SessionLimit> {
+        self.all().create(Key { name: name.into(), chosen_by: None }, of, now)
     }
 
     /// Ends a session, unless another one has its name by now.
@@ -203,12 +208,12 @@ impl Sessions {
         drop(all);
     }
 
-    /// Ends those that were idle for too long; when to look again, none where there are none.
+    /// Ends sessions over the idle time; returns the time of the next check, `None` without sessions.
     pub(crate) fn expire(&self, now: Instant) -> Option<Instant> {
         let mut ended = Vec::new();
         let next = {
             let mut all = self.all();
-            // One whose state is locked is being called.
+            // A locked session is in a call.
             let idle =
                 |session: &Arc<Session>| *session.used() + SESSION_IDLE_MAX <= now && session.state.try_lock().is_ok();
             all.by_key.retain(|_, session| {
@@ -223,13 +228,13 @@ impl Sessions {
             all.watched = next.is_some();
             next
         };
-        // Their instances go without the lock.
+        // Drops instances without the lock.
         drop(ended);
         next
     }
 }
 
-/// A call within a session; where it doesn't come to its end the session ends.
+/// A call within a session; dropping it before its end ends the session.
 pub(crate) struct Visit<'a> {
     sessions: &'a Sessions,
     session: Arc<Session>,
@@ -241,8 +246,8 @@ impl<'a> Visit<'a> {
         Self { sessions, session, ends: true }
     }
 
-    /// The session goes on.
-    pub(crate) fn stays(&mut self) {
+    /// Keeps the session alive.
+    pub(crate) fn keep_session(&mut self) {
         *self.session.used() = Instant::now();
         self.ends = false;
     }
@@ -265,30 +270,34 @@ mod tests {
         let sessions = Sessions::default();
         let now = Instant::now();
         let take = |client: &str| {
-            (0..).take_while(|n| sessions.enter(&format!("{client}{n}"), (client, false), now).is_ok()).count()
+            (0..).take_while(|n| sessions.find_or_create(&format!("{client}{n}"), (client, false), now).is_ok()).count()
         };
         let counts: Vec<usize> = ["a", "b", "c", "d"].iter().map(|client| take(client)).collect();
         assert_eq!(counts, [SESSIONS_MAX / 2, SESSIONS_MAX / 4, SESSIONS_MAX / 8, SESSIONS_MAX / 16]);
-        assert!(sessions.enter("a7", ("a", false), now).is_ok(), "one that lives costs nothing");
-        let (session, _) = sessions.enter("a7", ("a", false), now).unwrap();
+        assert!(sessions.find_or_create("a7", ("a", false), now).is_ok(), "one that lives costs nothing");
+        let (session, _) = sessions.find_or_create("a7", ("a", false), now).unwrap();
         sessions.end(&session);
-        assert_eq!(sessions.enter("b-more", ("b", false), now).err(), Some(Full), "it is not b's that came free");
-        assert!(sessions.enter("e", ("e", false), now).is_ok());
+        assert_eq!(
+            sessions.find_or_create("b-more", ("b", false), now).err(),
+            Some(SessionLimit),
+            "it is not b's that came free"
+        );
+        assert!(sessions.find_or_create("e", ("e", false), now).is_ok());
     }
 
     #[test]
     fn a_name_that_a_client_chose_leads_nobody_else_into_its_session() {
         let sessions = Sessions::default();
         let now = Instant::now();
-        let enter = |name: &str, client: &str| sessions.enter(name, (client, false), now).unwrap().0;
+        let enter = |name: &str, client: &str| sessions.find_or_create(name, (client, false), now).unwrap().0;
         let ours = enter("cart", "shop/a");
         assert!(Arc::ptr_eq(&enter("cart", "shop/a"), &ours));
         let theirs = enter("cart", "shop/b");
         assert!(!Arc::ptr_eq(&theirs, &ours) && theirs.name == ours.name);
         sessions.end(&theirs);
         assert!(Arc::ptr_eq(&enter("cart", "shop/a"), &ours), "each ends its own");
-        // A generated name may be handed on.
-        let (made, _) = sessions.begin("5f1c", ("shop/a", false), now).unwrap();
+        // A generated name may be passed on to other clients.
+        let (made, _) = sessions.create("5f1c", ("shop/a", false), now).unwrap();
         assert!(Arc::ptr_eq(&enter("5f1c", "shop/b"), &made));
     }
 
@@ -296,47 +305,50 @@ mod tests {
     fn sessions_leave_half_of_the_memory() {
         let sessions = Sessions::default();
         let now = Instant::now();
-        let (first, _) = sessions.enter("a", ("x", true), now).unwrap();
-        assert_eq!(sessions.enter("b", ("y", true), now).err(), Some(Full));
-        assert!(sessions.enter("a", ("x", true), now).is_ok(), "one that lives");
+        let (first, _) = sessions.find_or_create("a", ("x", true), now).unwrap();
+        assert_eq!(sessions.find_or_create("b", ("y", true), now).err(), Some(SessionLimit));
+        assert!(sessions.find_or_create("a", ("x", true), now).is_ok(), "one that lives");
         sessions.end(&first);
-        assert!(sessions.enter("b", ("y", true), now).is_ok(), "it is calls that hold it");
+        assert!(sessions.find_or_create("b", ("y", true), now).is_ok(), "it is calls that hold it");
     }
 
     #[test]
     fn idle_sessions_end() {
         let sessions = Sessions::default();
         let now = Instant::now();
-        let (first, unwatched) = sessions.enter("a", ("x", false), now).unwrap();
-        assert!(unwatched && !sessions.enter("a", ("x", false), now).unwrap().1);
+        let (first, unwatched) = sessions.find_or_create("a", ("x", false), now).unwrap();
+        assert!(unwatched && !sessions.find_or_create("a", ("x", false), now).unwrap().1);
         let later = now + Duration::from_secs(30);
-        sessions.enter("b", ("x", false), later).unwrap();
+        sessions.find_or_create("b", ("x", false), later).unwrap();
         assert_eq!(sessions.expire(now), Some(now + SESSION_IDLE_MAX));
         let called = first.state.try_lock().unwrap();
         assert_eq!(sessions.expire(now + SESSION_IDLE_MAX), Some(now + SESSION_IDLE_MAX + Duration::from_secs(1)));
         drop(called);
         assert_eq!(sessions.expire(now + SESSION_IDLE_MAX), Some(later + SESSION_IDLE_MAX));
-        sessions.enter("b", ("x", false), later + SESSION_IDLE_MAX).unwrap();
+        sessions.find_or_create("b", ("x", false), later + SESSION_IDLE_MAX).unwrap();
         assert!(sessions.expire(later + SESSION_IDLE_MAX).is_some(), "a call begins its time anew");
         assert_eq!(sessions.expire(later + 2 * SESSION_IDLE_MAX), None);
-        assert!(sessions.enter("b", ("x", false), later + 3 * SESSION_IDLE_MAX).unwrap().1, "nobody looks any more");
+        assert!(
+            sessions.find_or_create("b", ("x", false), later + 3 * SESSION_IDLE_MAX).unwrap().1,
+            "nobody looks any more"
+        );
     }
 
     #[test]
     fn a_visit_that_is_cut_off_ends_its_session() {
         let sessions = Sessions::default();
         let now = Instant::now();
-        let (session, _) = sessions.enter("a", ("x", false), now).unwrap();
+        let (session, _) = sessions.find_or_create("a", ("x", false), now).unwrap();
         let mut visit = Visit::new(&sessions, session.clone());
-        visit.stays();
+        visit.keep_session();
         drop(visit);
-        assert!(Arc::ptr_eq(&sessions.enter("a", ("x", false), now).unwrap().0, &session));
+        assert!(Arc::ptr_eq(&sessions.find_or_create("a", ("x", false), now).unwrap().0, &session));
         drop(Visit::new(&sessions, session.clone()));
-        let (other, _) = sessions.enter("a", ("x", false), now).unwrap();
+        let (other, _) = sessions.find_or_create("a", ("x", false), now).unwrap();
         assert!(!Arc::ptr_eq(&other, &session));
         sessions.end(&session);
         assert!(
-            Arc::ptr_eq(&sessions.enter("a", ("x", false), now).unwrap().0, &other),
+            Arc::ptr_eq(&sessions.find_or_create("a", ("x", false), now).unwrap().0, &other),
             "another one of its name stays"
         );
     }

@@ -1,4 +1,4 @@
-//! Bounds that an honest guest may meet: whoever does is told which it was and what raises it, and is well with a higher one.
+//! Bounds that an honest guest may hit: the error names the bound and its flag, and a higher bound suffices.
 
 use super::*;
 use serde_json::json;
@@ -6,7 +6,7 @@ use serde_json::json;
 const STACK: &str = "the guest is at its bound of 512Ki of stack, which the node's --guest-stack-size raises";
 const HANDLES: &str = "the guest is at its bound of 1024 handles, which the node's --guest-handles raises";
 
-/// Goes down 40,000 calls: each takes sixteen bytes at the least, so half a mebibyte is too little, and eight are not.
+/// Recurses 40,000 calls deep: at 16 bytes or more each, 512 KiB is too little, and 8 MiB is enough.
 const DEEP: &str = r#"(func $deep (param i32) (result i32)
     (if (result i32) (local.get 0)
       (then (i32.add (i32.const 1) (call $deep (i32.sub (local.get 0) (i32.const 1)))))
@@ -38,7 +38,7 @@ async fn run(bench: &Bench, text: &str, change: impl FnOnce(&mut ContainerSpec))
     (outcome, log.text())
 }
 
-/// A server whose handler makes so many handles and then answers.
+/// A server whose handler creates this many handles and then responds.
 fn hoard(handles: u32) -> String {
     guest::component(&format!(
         "(loop (drop (call $headers (i32.const 0))) (local.set $n (i32.add (local.get $n) (i32.const 1)))
@@ -58,12 +58,12 @@ async fn a_command_at_its_stack_is_told_the_flag() {
         let (outcome, log) = run(&roomy, &text, |_| {}).await;
         assert_eq!((outcome.exit_code, outcome.message), (0, None), "{log}");
     }
-    // No bound helps a recursion that has no end; it is told the one that it was at.
+    // No bound suffices for infinite recursion; the error names the bound all the same.
     let endless = r#"(module (func $f (export "_start") (call $f)))"#;
     let (outcome, _) = run(&roomy, endless, |_| {}).await;
     let message = outcome.message.unwrap();
     assert!(message.ends_with("its bound of 8Mi of stack, which the node's --guest-stack-size raises"), "{message}");
-    // Another trap is told no flag.
+    // Another trap names no flag.
     let (outcome, log) = run(&usual, r#"(module (func (export "_start") unreachable))"#, |_| {}).await;
     assert!(!outcome.message.unwrap().contains("--guest") && !log.contains("--guest"), "{log}");
 }
@@ -117,7 +117,7 @@ async fn a_server_at_its_handles_is_told_the_flag() {
         assert_eq!(reason(&response), answered, "{}", log.text());
         assert_eq!(log.text().lines().any(|line| line == HANDLES), answered.0 == 502, "{}", log.text());
     }
-    // One that is out of memory gets no further handle either, and is told of its memory.
+    // A guest out of memory gets no further handle either; the error names its memory.
     let loaded = usual.load_text(&hoard(1_000_000), Metering::Epochs).await.unwrap();
     let (container, log) = usual.container(loaded, |spec| spec.limits.memory_bytes = Some(100 << 10));
     assert_eq!(reason(&container.serve().unwrap().http(get("/")).await), (503, "memory"));

@@ -8,7 +8,7 @@ async fn never() -> StopSignal {
     std::future::pending().await
 }
 
-/// Waits for what comes true while a guest runs.
+/// Waits for a condition while a guest runs.
 async fn until(holds: impl Fn() -> bool) {
     let waited = tokio::time::timeout(Duration::from_secs(60), async {
         while !holds() {
@@ -68,7 +68,7 @@ async fn ends_are_told_as_upstream_tells_them() {
     }
 }
 
-/// Whether backtraces are taken is decided once in a process, so the test above runs again in one of its own.
+/// Whether backtraces are captured is fixed once per process, so the test above runs again in its own process.
 #[test]
 fn logs_hold_no_backtrace_of_the_host() {
     let output = std::process::Command::new(std::env::current_exe().unwrap())
@@ -114,7 +114,7 @@ async fn many_memories_share_one_budget() {
     assert_eq!(fits.run(never()).await.exit_code, 0);
     let (small, _) = bench.container(loaded, |spec| spec.limits.memory_bytes = Some(30 << 20));
     assert_eq!(small.run(never()).await.reason, OutcomeReason::OomKilled);
-    // More than a store may have at all: refused, at load or at the start, without harm.
+    // More memories than a store may have: rejected at load or at the start, without harm.
     let memories: String = (0..40).map(|_| "(memory 1)".to_owned()).collect();
     match bench.load_text(&format!("(module {memories} (func (export \"_start\")))"), Metering::Epochs).await {
         Ok(loaded) => assert_eq!(bench.container(loaded, |_| {}).0.run(never()).await.exit_code, 134),
@@ -133,18 +133,18 @@ async fn an_endless_command_is_stopped_and_throttled() {
         let (env, seen) = (Env::real(), container.clone());
         let outcome = container
             .run(async move {
-                // Held back several times over, so that the bound below says something.
+                // Throttled several times over, so that the bound below is meaningful.
                 until(|| seen.stats().cpu_throttled >= Duration::from_millis(300)).await;
                 signal
             })
             .await;
         assert_eq!((outcome.exit_code, outcome.reason), (code, OutcomeReason::Error));
         let used = container.stats().cpu;
-        // A fiftieth of the time that passed and one period's burst, and no more than a few slices over it.
+        // A fiftieth of the elapsed time plus one period's burst, and at most a few slices over it.
         let may = env.elapsed() / 50 + Duration::from_millis(60);
         assert!(used < may && used > Duration::ZERO, "{used:?}, {may:?}");
     }
-    // A start function that loops is inside the same bounds.
+    // A looping start function has the same bounds.
     let start = "(module (func $s (loop (br 0))) (start $s) (func (export \"_start\")))";
     let loaded = bench.load_text(start, Metering::Epochs).await.unwrap();
     let (container, _) = bench.container(loaded, |_| {});
@@ -256,7 +256,7 @@ async fn the_ticker_parks_when_no_guest_runs() {
         }
     };
     tokio::time::timeout(Duration::from_secs(10), parked).await.unwrap();
-    // And it wakes: an endless guest yields, so the stop below is seen.
+    // And it wakes: an endless guest yields, so the stop below takes effect.
     let loaded = bench.load_text(&module("(loop (br 0))"), Metering::Epochs).await.unwrap();
     let (container, _) = bench.container(loaded, |_| {});
     let stop = async {

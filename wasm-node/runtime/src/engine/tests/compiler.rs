@@ -1,13 +1,13 @@
-//! The compiler process against modules that are made to be hard: each is stopped in time, says why, and harms nobody.
+//! The compiler process with hostile modules: each is stopped in time with a reason and without harm to others.
 
 use std::time::Duration;
 
 use super::*;
 
-/// This test's name for the test program, which is its own compiler process.
+/// This test's name in the test program, which is its own compiler process.
 const WORKER: &str = "engine::tests::compiler::the_compiler_process";
 
-/// Only as the compiler process this does anything: it never returns then.
+/// Only has an effect as the compiler process: it never returns then.
 #[test]
 fn the_compiler_process() {
     let arguments: Vec<_> = std::env::args_os().skip_while(|argument| argument != WORKER).skip(1).collect();
@@ -59,7 +59,7 @@ fn command(code: &[u8], locals: usize, types: usize, more: usize) -> Vec<u8> {
     .concat()
 }
 
-/// Loops in loops, with every local changed within: 12 kB that keep an optimizing compiler busy for minutes.
+/// Nested loops that change every local: 12 kB that keep an optimizing compiler busy for minutes.
 fn knot(loops: usize, locals: usize) -> Vec<u8> {
     let add = |n: usize| [&[0x20, 0, 0x20][..], &leb(n), &[0x6a, 0x21], &leb(n)].concat();
     let ends = (0..loops).map(|n| [&[0x20][..], &leb(n % locals), &[0x0d, 0, 0x0b]].concat());
@@ -81,14 +81,14 @@ async fn what_compiles_too_long_is_stopped_and_not_tried_again_at_once() {
         "the module does not compile within 3 s, which the node's --module-compile-timeout raises"
     );
     assert!(env.elapsed() < Duration::from_secs(30), "{:?}", env.elapsed());
-    // Who wants it next is told at once, however many they are; with the other metering it is another compilation.
+    // Later requests fail at once from the cache; the other metering is another compilation.
     let before = env.elapsed();
     for _ in 0..20 {
         let again = bench.load_bytes(&knot(1000, 500), Metering::Epochs).await.unwrap_err();
         assert_eq!(again.to_string(), error.to_string());
     }
     assert!(env.elapsed() - before < Duration::from_secs(3), "{:?}", env.elapsed() - before);
-    // Nothing of it is left, and others compile.
+    // Nothing of it is left, and other modules compile.
     assert_eq!(std::fs::read_dir(bench.dir.path().join("compiled")).unwrap().count(), 0);
     let loaded = bench.load_bytes(&command(b"", 0, 1, 0), Metering::Epochs).await.unwrap();
     assert_eq!(bench.container(loaded, |_| {}).0.run(std::future::pending()).await.exit_code, 0);
@@ -142,7 +142,7 @@ async fn a_sweep_leaves_what_is_in_use_or_loaded() {
     assert_eq!(files(), 0);
 }
 
-/// A module that compiles for minutes; each number makes another one.
+/// A module that compiles for minutes; each number creates another one.
 fn slow(number: usize) -> Vec<u8> {
     knot(1000, 500 + number)
 }
@@ -164,7 +164,7 @@ async fn a_quick_module_waits_for_no_slow_one() {
         let quick = command(b"", 0, 1, number);
         bench.load_bytes(&quick, Metering::Epochs).await.unwrap();
     }
-    // None of the slow ones has ended, one way or the other: they have two minutes each in the background.
+    // None of the slow ones has ended: they have two minutes each in the background.
     assert!(env.elapsed() < bounds.time, "{:?}", env.elapsed());
     assert!(slow.iter().all(|task| !task.is_finished()));
     slow.iter().for_each(tokio::task::JoinHandle::abort);
@@ -172,7 +172,7 @@ async fn a_quick_module_waits_for_no_slow_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_exceeds_its_slice_compiles_in_the_background() {
-    // A second of CPU is too little for an unoptimized compiler and this one.
+    // One second of CPU is too little for an unoptimized compiler and this module.
     let bounds = CompileBounds { slice: Duration::from_secs(1), ..CompileBounds::default() };
     let bench = bench(bounds);
     let long = knot(60, 60);
@@ -180,7 +180,7 @@ async fn what_exceeds_its_slice_compiles_in_the_background() {
     assert!(loaded.is_ok(), "{loaded:?}");
 }
 
-/// What was compiled for a slice is not compiled again where nobody else is in the background.
+/// The work of a slice is not repeated while the background lane is free.
 #[cfg(unix)]
 #[tokio::test(flavor = "multi_thread")]
 async fn what_exceeds_its_slice_goes_on_where_the_background_is_free() {
@@ -213,7 +213,7 @@ async fn the_compiler_ends_with_its_parent() {
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    // The system closes the pipe of a parent that was killed, as dropping does here.
+    // The system closes the pipe of a killed parent, as dropping does here.
     drop(worker.stdin.take());
     let ended = tokio::time::timeout(Duration::from_secs(60), worker.wait()).await;
     assert_eq!(ended.expect("in time").unwrap().code(), Some(1));

@@ -1,4 +1,4 @@
-//! Files: descriptors, listings, CPU time of file work, each counted for whoever asks for it.
+//! Files: descriptors, listings, and CPU time of file work, each charged to its container.
 
 use std::time::Duration;
 
@@ -65,7 +65,7 @@ async fn never() -> StopSignal {
 async fn opening_files_without_end_is_an_error_of_whoever_does_it() {
     let bench = Bench::new();
     let volume = volume(&bench, 0);
-    // Exits with the error of the first open that fails: 33 is EMFILE. Before, it closes and renumbers some.
+    // Exits with the error of the first open that fails: 33 is EMFILE. Closes and renumbers some before.
     let body = "
       (loop (local.set $n (call $open)) (br_if 0 (i32.eqz (local.get $n))))
       (drop (call $close (i32.const 10)))
@@ -130,7 +130,7 @@ async fn file_work_is_cpu_time_of_its_container() {
     assert!(stats.cpu_throttled > Duration::ZERO);
 }
 
-/// Files of preview 1 in memory count as the pod's memory, and end at their limit; what is removed makes room.
+/// Preview 1's files in memory count as the pod's memory, and end at their limit; a removal frees room.
 #[cfg(unix)]
 #[tokio::test(flavor = "multi_thread")]
 async fn files_in_memory_end_at_their_limit() {
@@ -147,7 +147,7 @@ async fn files_in_memory_end_at_their_limit() {
         Some(files.filter_map(|file| Some(file.metadata().ok()?.blocks() * 512)).sum())
     };
     let files = Arc::new(runtime_api::MemoryFiles::new(device, LIMIT, pod.clone(), Box::new(measure)));
-    // Writes pieces of 64 KiB one behind the other, and exits with the error of the first that fails: 51 is ENOSPC.
+    // Writes pieces of 64 KiB one after the other, and exits with the error of the first that fails: 51 is ENOSPC.
     let body = "
       (if (call $open) (then (call $exit (i32.const 1))))
       (i32.store (i32.const 0) (i32.const 0))
@@ -177,8 +177,8 @@ async fn files_in_memory_end_at_their_limit() {
     assert_eq!(pod.used(runtime_api::ledger::Resource::Memory), 0);
 }
 
-/// A claim's volume of preview 1: a write that doesn't fit is refused whole, what is there can be written anew, and nothing comes in or
-/// goes out past the account.
+/// A claim's volume with preview 1: a write that doesn't fit fails as a whole, existing bytes can be overwritten, and no
+/// file moves in or out past the quota.
 #[cfg(unix)]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claims_volume_holds_no_more_than_it_may() {
@@ -194,7 +194,7 @@ async fn a_claims_volume_holds_no_more_than_it_may() {
         let used = VolumeUse { bytes: 0, files };
         Arc::new(VolumeQuota::new(folder.clone(), LIMIT, used, Box::new(|_| None)))
     };
-    // Exits with the number of the first step that goes otherwise. 51 is ENOSPC, 75 EXDEV.
+    // Exits with the number of the first unexpected step. 51 is ENOSPC, 75 EXDEV.
     let body = "
       (if (call $open) (then (call $exit (i32.const 1))))
       (loop
@@ -232,7 +232,7 @@ async fn a_claims_volume_holds_no_more_than_it_may() {
     assert!(full.used().bytes <= LIMIT && full.used().files == 1, "{:?}", full.used());
 }
 
-/// What a file takes that has no name any more is the volume's as long as it is open, though no walk finds it.
+/// An open file without a name still counts in the volume, though no directory walk finds it.
 #[cfg(unix)]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_is_removed_and_open_takes_its_room() {
@@ -249,7 +249,7 @@ async fn a_file_that_is_removed_and_open_takes_its_room() {
         Some(VolumeUse { bytes: std::fs::read_dir(&walked).unwrap().map(taken).sum(), files: 1 })
     };
     let quota = Arc::new(VolumeQuota::new(folder, 1 << 20, VolumeUse::default(), Box::new(walk)));
-    // Fills a file that it has removed already, closes it, and fills the next one of that name. 51 is ENOSPC.
+    // Fills a removed, open file, closes it, and fills the next one of that name. 51 is ENOSPC.
     let fill = "
       (i64.store (i32.const 16) (i64.const 0))
       (loop

@@ -1,5 +1,5 @@
-//! `wasi:filesystem` 0.2 against guests that mean harm, written as text: a command that keeps what its calls answered, one
-//! byte each, and leaves it in the file `out` of its first volume.
+//! `wasi:filesystem` 0.2 with hostile guests, written as text: a command that records the result of each call in one byte, and
+//! writes them to the file `out` of its first volume.
 
 use std::path::Path;
 use std::time::Duration;
@@ -49,7 +49,7 @@ const WORLD: &str = r#"
     (export "get-directories" (func (result (list (tuple (own $descriptor) string)))))))
 "#;
 
-/// Path number `n` lies at `4096 + 64n`, its length at `3072 + 4n`. Answers are 0, or one more than the error's number.
+/// Path number `n` is at `4096 + 64n`, its length at `3072 + 4n`. Results are 0, or one more than the error's number.
 const LIBRARY: &str = r#"
     (import "h" "open" (func $open-at (param i32 i32 i32 i32 i32 i32 i32)))
     (import "h" "write" (func $write-at (param i32 i32 i32 i64 i32)))
@@ -166,7 +166,7 @@ fn command(paths: &[&str], body: &str) -> String {
     )
 }
 
-/// Runs it over folders `a` and `b`, the second one writable or not; answers its notes.
+/// Runs it with folders `a` and `b`, the second one writable or not; returns its results.
 async fn run(bench: &Bench, text: &str, b_writable: bool) -> Vec<u8> {
     let loaded = bench.load_text(text, Metering::Epochs).await.unwrap();
     let folder = |name: &str, writable: bool| {
@@ -194,7 +194,7 @@ const QUOTA: u8 = 7;
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_list_is_written_in_part() {
     let bench = Bench::new();
-    // 3 MiB at once from 1 MiB of memory on, and again what is left of it, with the number of calls as the note.
+    // 3 MiB at once from 1 MiB of memory on, then the rest of it, with the number of calls as the result.
     let body = "
       (drop (call $open (call $dir (i32.const 0)) (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 3)))
       (i32.store8 (i32.const 4194303) (i32.const 77))
@@ -246,7 +246,7 @@ async fn no_path_of_a_guest_leads_out_of_its_volumes() {
         "made",
         "made/secret",
     ];
-    // Opens each, to read with links followed and to create; then makes a link out and goes through it.
+    // Opens each path, to read with links followed and to create; then creates a link out and follows it.
     let opens = "
         (local.set $n (i32.const 1))
         (loop $each
@@ -295,7 +295,7 @@ async fn renames_stay_within_volumes_that_may_be_written() {
 #[tokio::test(flavor = "multi_thread")]
 async fn opening_without_end_is_an_error_of_the_guest() {
     let bench = Bench::new();
-    // Each open until one fails, whose error is told; one handle is closed again for the notes.
+    // Opens until an error and records it; one handle is closed again for the results.
     let body = "
       (loop $more
         (local.set $n (call $open (call $dir (i32.const 0)) (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 3)))
@@ -338,8 +338,8 @@ async fn a_folder_may_change_while_it_is_listed() {
     assert_eq!(notes, vec![0; 200], "every name that was there all the time is listed, each time");
 }
 
-/// A folder `a` with a pipe that nobody writes, and a command that opens it to read: it waits for ever, as for a disk that
-/// does not answer.
+/// A folder `a` with a pipe without a writer, and a command that opens it for reading: it blocks for ever, as on a disk that
+/// doesn't respond.
 async fn staller(bench: &Bench) -> (std::path::PathBuf, Arc<Loaded>) {
     let a = bench.dir.path().join("a");
     std::fs::create_dir(&a).unwrap();
@@ -348,7 +348,7 @@ async fn staller(bench: &Bench) -> (std::path::PathBuf, Arc<Loaded>) {
     (a, bench.load_text(&command(&["pipe"], body), Metering::Epochs).await.unwrap())
 }
 
-/// Lets those that wait for the pipe go on, however many do.
+/// Unblocks all readers of the pipe.
 async fn release(folder: &Path, stalled: Vec<tokio::task::JoinHandle<runtime_api::Outcome>>) {
     let writer = std::fs::OpenOptions::new().read(true).write(true).open(folder.join("pipe")).unwrap();
     for one in stalled {
@@ -357,7 +357,7 @@ async fn release(folder: &Path, stalled: Vec<tokio::task::JoinHandle<runtime_api
     drop(writer);
 }
 
-/// Work that waits for a disk holds up its own container's share, and nobody's requests.
+/// Blocked file work uses up its own container's share only; requests are unaffected.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_operation_that_stalls_holds_nobody_else_up() {
     let bench = Bench::new();
@@ -378,7 +378,7 @@ async fn a_file_operation_that_stalls_holds_nobody_else_up() {
     release(&a, stalled).await;
 }
 
-/// As many pods as it takes to stall all work on files that goes on at once leave another pod its own.
+/// Pods that block all concurrent file work leave another pod its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_that_stall_all_they_have_leave_others_their_files() {
     let bench = Bench::new();
@@ -392,7 +392,7 @@ async fn pods_that_stall_all_they_have_leave_others_their_files() {
             stalled.push(tokio::spawn(async move { container.run(std::future::pending()).await }));
         }
     }
-    // Each is counted as soon as it works; those without a place wait.
+    // Each is counted as soon as it works; those without a thread wait.
     while bench.engine.disk().threads_held() < 40 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

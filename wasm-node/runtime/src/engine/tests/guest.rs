@@ -1,6 +1,6 @@
-//! An HTTP guest written as text: a component around a handler in core wasm, for behaviour that no toolchain makes.
+//! An HTTP guest written as text: a component around a core wasm handler, for behaviour that no toolchain produces.
 
-/// Imports of the handler: the few functions of wasi:http and wasi:io that an answer takes.
+/// Imports of the handler: the few functions of wasi:http and wasi:io that a response takes.
 const WORLD: &str = r#"
   (import "wasi:io/error@0.2.0" (instance $io-error (export "error" (type (sub resource)))))
   (alias export $io-error "error" (type $error))
@@ -62,7 +62,7 @@ const WORLD: &str = r#"
       (func (param "param" (own $outparam)) (param "response" (result (own $response) (error $error-code)))))))
 "#;
 
-/// What the handler is made of: `$fields` from the header list at 1024, `$start` sets a response with an open body.
+/// Helpers of the handler: `$fields` from the header list at 1024, `$start` sets a response with an open body.
 const LIBRARY: &str = r#"
     (import "h" "from-list" (func $from-list (param i32 i32 i32)))
     (import "h" "response" (func $response (param i32) (result i32)))
@@ -106,7 +106,7 @@ const LIBRARY: &str = r#"
 "#;
 
 /// A component whose handler runs `body`; the outparam is local 1. The header list at 1024 has `coracle-x: 1`, then
-/// `content-length: 100`, then `x: ` and 16 KiB; seven bytes of text lie at 2048.
+/// `content-length: 100`, then `x: ` and 16 KiB; 7 bytes of text are at 2048.
 pub(super) fn component(body: &str) -> String {
     format!(
         r#"(component {WORLD}

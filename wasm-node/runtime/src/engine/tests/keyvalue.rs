@@ -1,4 +1,4 @@
-//! `wasi:keyvalue` as guests find it: the sample `counter`, granted or not, alone and in crowds.
+//! `wasi:keyvalue` from a guest: the sample `counter`, with and without the grant, alone and concurrently.
 
 use runtime_api::{Grants, KeyvalueOwner};
 use serde_json::{Value, json};
@@ -39,7 +39,7 @@ async fn pods_of_a_namespace_share_what_they_keep_and_nobody_else_does() {
     futures::future::join_all(scores).await;
     assert_eq!(ask(&two, "read", json!({"names": ["best", "n", "none"]})).await, json!({"ok": ["40", "40", null]}));
     assert_eq!(ask(&theirs, "names", json!({"bucket": ""})).await, json!({"ok": []}));
-    // A namespace that is gone takes it along, from under those who are still there.
+    // A removed namespace's data is gone, also for its running pods.
     let owner = KeyvalueOwner { namespace: "a".into(), uid: "1".into() };
     bench.engine.keyvalue().remove(&owner).unwrap();
     let gone = ask(&one, "add", json!({"name": "n", "by": 1})).await;

@@ -27,7 +27,7 @@ use runtime_api::{
     ContainerSpec, Kind, Limits, LogSink, NodeCall, OutcomeReason, Preopen, StdStream, StopSignal, Trial,
 };
 
-/// Keeps what a guest wrote.
+/// Records a guest's output.
 #[derive(Default)]
 pub(super) struct Log(Mutex<Vec<u8>>);
 
@@ -40,7 +40,7 @@ impl Log {
 impl LogSink for Log {
     fn write(&self, _stream: StdStream, bytes: &[u8]) {
         let mut log = self.0.lock().unwrap();
-        // Bounded, as the real one is.
+        // Bounded, like the real one.
         if log.len() < 1 << 20 {
             log.extend_from_slice(bytes);
         }
@@ -53,7 +53,7 @@ pub(super) struct Bench {
 }
 
 impl Bench {
-    /// Compiled modules are kept beside the test program: an unoptimized compiler takes seconds for each sample.
+    /// Compiled modules are cached beside the test program: an unoptimized compiler takes seconds per sample.
     pub(super) fn new() -> Self {
         let program = std::env::current_exe().unwrap();
         Self::with_cache(tempfile::tempdir().unwrap(), program.with_file_name("coracle-test-artifacts"))
@@ -69,7 +69,7 @@ impl Bench {
         Self::with(dir, cache_dir, None, CompileBounds::default())
     }
 
-    /// With other bounds of guests.
+    /// With other guest bounds.
     pub(super) fn bounded(guest_bounds: GuestBounds) -> Self {
         let program = std::env::current_exe().unwrap();
         let (dir, cache_dir) = (tempfile::tempdir().unwrap(), program.with_file_name("coracle-test-artifacts"));

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::*;
 
 const WAVE: &str = "application/x-wave";
-/// Functions that no toolchain makes.
+/// Functions that no toolchain produces.
 const UNRULY: &str = r#"(component
   (core module $m
     (memory (export "memory") 64)
@@ -42,20 +42,20 @@ fn caller(pod: &str) -> Origin {
     Origin { peer: Peer::Pod(caller), local: std::net::SocketAddr::from(([127, 66, 0, 2], 80)), via: None }
 }
 
-pub(super) struct Answer {
+pub(super) struct PluginReply {
     pub(super) status: u16,
     reason: String,
     session: Option<String>,
     pub(super) text: String,
 }
 
-impl Answer {
+impl PluginReply {
     pub(super) fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("{} is no JSON", self.text))
     }
 }
 
-async fn ask(server: &PluginServer, from: &str, request: Request<Body>) -> Answer {
+async fn ask(server: &PluginServer, from: &str, request: Request<Body>) -> PluginReply {
     let response = Serve::http(server, &caller(from), request)
         .await
         .unwrap_or_else(|refused| machinery_serve::net::http::refusal(&refused));
@@ -63,14 +63,14 @@ async fn ask(server: &PluginServer, from: &str, request: Request<Body>) -> Answe
     let header = |name: &str| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
     let (status, reason) = (response.status().as_u16(), header("coracle-reason").unwrap_or_default());
     let session = header("coracle-session");
-    Answer { status, reason, session, text: text(response).await.unwrap() }
+    PluginReply { status, reason, session, text: text(response).await.unwrap() }
 }
 
-pub(super) async fn call(server: &PluginServer, function: &str, arguments: Value) -> Answer {
+pub(super) async fn call(server: &PluginServer, function: &str, arguments: Value) -> PluginReply {
     ask(server, "a", post(&format!("/{function}"), arguments.to_string())).await
 }
 
-async fn call_in(server: &PluginServer, session: &str, function: &str, arguments: Value) -> Answer {
+async fn call_in(server: &PluginServer, session: &str, function: &str, arguments: Value) -> PluginReply {
     let mut request = post(&format!("/coracle:samples/greeter/{function}"), arguments.to_string());
     request.headers_mut().insert("coracle-session", session.parse().unwrap());
     ask(server, "a", request).await
@@ -94,7 +94,7 @@ async fn unruly(
     (container.serve_plugin().unwrap(), log)
 }
 
-/// Maps, which no toolchain here writes yet: they go back as they came.
+/// Maps, which no toolchain here generates yet: returned as received.
 const MAPS: &str = r#"(component
   (core module $m
     (memory (export "memory") 1)
@@ -174,7 +174,7 @@ async fn functions_are_called_by_name_with_json_and_wave() {
     let large = format!("{{\"name\":\"{}\"}}", "a".repeat(5 << 20));
     let large = ask(&server, "a", post("/coracle:samples/greeter/greet", large)).await;
     assert_eq!(large.status, 413);
-    // A text of a megabyte goes through, read where nobody waits for it.
+    // A text of a megabyte works, parsed off the shared threads.
     let name = "é".repeat(500_000);
     let long = call(&server, "coracle:samples/greeter/greet", json!({"name": name})).await;
     assert_eq!((long.status, long.json() == json!(format!("hello {name}"))), (200, true));
@@ -256,12 +256,12 @@ async fn failures_are_a_servers_and_harm_nobody() {
     assert_eq!((spun.status, spun.reason.as_str()), (503, "fuel"));
     assert_eq!(call(&server, "count", json!({"values": [1]})).await.json(), json!(1));
     assert!(server.container().stats().fuel_used >= 100_000);
-    // Arguments that its memory can't hold beside an instance.
+    // Arguments that don't fit its memory beside an instance.
     let (server, _) = unruly(&bench, Metering::Epochs, |spec| spec.limits.memory_bytes = Some(5 << 20)).await;
     let large = call(&server, "count", json!({"values": vec![0; 200_000]})).await;
     assert_eq!((large.status, large.reason.as_str()), (503, "memory"));
     assert_eq!(server.container().stats().memory_bytes, 0);
-    // What is held for a call is not taken for an instance that will end: one that is alone is let in, and fits or doesn't.
+    // Memory held for a call doesn't count as an instance's: an instance that is alone is admitted, and fits or doesn't.
     for (limit, status) in [(1 << 20, 503), (5 << 20, 200)] {
         let (server, _) = unruly(&bench, Metering::Epochs, |spec| spec.limits.memory_bytes = Some(limit)).await;
         let small = call(&server, "count", json!({"values": [1, 2]})).await;
@@ -283,7 +283,7 @@ async fn calls_wait_for_their_turn_and_are_cut_off_when_it_shuts() {
     while server.in_flight() == 0 {
         tokio::task::yield_now().await;
     }
-    // What it offers is told without an instance, and the node's own calls have permits of their own.
+    // The description needs no instance, and the node's own calls have separate permits.
     assert_eq!(ask(&server, "a", get("/")).await.status, 200);
     let mut probe = post("/nothing", "");
     probe.extensions_mut().insert(NodeCall::default());
@@ -318,7 +318,7 @@ async fn resources_live_in_their_session() {
     }
     let names = call_in(&server, &session, "guest-book.names", json!({"self": book})).await;
     assert_eq!(names.json(), json!(["ada", "bob"]));
-    // Nobody else's: not in another session, not without one, not under another name.
+    // Not usable elsewhere: not in another session, without one, or under another name.
     for (session, function, book) in
         [("mine", "guest-book.names", &book), (&session, "guest-book.names", &json!("guest-book-9"))]
     {
@@ -328,12 +328,12 @@ async fn resources_live_in_their_session() {
     let without = call(&server, "coracle:samples/greeter/guest-book.names", json!({"self": book})).await;
     assert_eq!((without.status, without.session), (400, None));
     assert_eq!(server.container().stats().instances_live, 1, "one session lives, with one instance");
-    // A client's own name.
+    // A name chosen by the client.
     let other = call_in(&server, "mine", "guest-book", json!({"title": "mine"})).await;
     assert_eq!((other.status, other.session.as_deref()), (200, Some("mine")));
     assert_eq!(call_in(&server, "mine", "greet", json!({"name": "x"})).await.json(), json!("hello x"));
     assert_eq!(call_in(&server, "b c", "greet", json!({"name": "x"})).await.status, 400);
-    // Which leads nobody else there.
+    // It gives no other client access.
     let mut request = post("/coracle:samples/greeter/guest-book.names", json!({"self": other.json()}).to_string());
     request.headers_mut().insert("coracle-session", "mine".parse().unwrap());
     let stranger = ask(&server, "stranger", request).await;
@@ -342,7 +342,7 @@ async fn resources_live_in_their_session() {
         "{}",
         stranger.text
     );
-    // Books without end are bounded.
+    // The number of resources is bounded.
     let mut last = 200;
     for _ in 0..2000 {
         last = call_in(&server, "many", "guest-book", json!({"title": "x"})).await.status;
@@ -393,7 +393,7 @@ impl runtime_api::ConfigValues for Settings {
     }
 }
 
-/// Hands on what `wasi:config/store` says.
+/// Forwards the result of `wasi:config/store`.
 const CONFIGURED: &str = r#"(component
   (import "wasi:config/store@0.2.0-rc.1" (instance $store
     (type $error-type (variant (case "upstream" string) (case "io" string)))
@@ -458,7 +458,7 @@ async fn what_is_no_plugin_says_why() {
     );
     let error = bench.load_text(&deep, Metering::Epochs).await.unwrap_err().to_string();
     assert!(error.contains("nested more than 64 deep"), "{error}");
-    // What a plugin offers is kept beside its code; without it the module is compiled once more.
+    // A plugin's description is cached beside its code; without it the module is recompiled.
     let bench = Bench::with_own_cache();
     drop(bench.load_text(UNRULY, Metering::Epochs).await.unwrap());
     let kept: Vec<_> =

@@ -54,7 +54,7 @@ async fn hello_answers() {
 async fn the_same_on_the_guests_own_threads() {
     let bench = Bench::new();
     let (server, _) = plain(&bench, "hello", |_| {}).await;
-    // A guest that is interrupted between head and body, as on a busy machine, has its answer streamed; one of many isn't.
+    // A guest interrupted between head and body, as on a busy machine, has its response streamed; one of many isn't.
     let mut measured = false;
     for _ in 0..50 {
         let inner = server.clone();
@@ -114,7 +114,7 @@ async fn requests_beyond_the_concurrency_wait_and_give_up_at_their_timeout() {
         spec.limits.timeout = Duration::from_millis(150);
     })
     .await;
-    // A stream that goes on holds its permit for as long as it is read.
+    // A running stream holds its permit for as long as it is read.
     let mut stream = server.http(get("/stream?n=10000000")).await.into_body();
     let reading = async {
         loop {
@@ -139,12 +139,12 @@ async fn a_client_that_leaves_takes_its_guest_along() {
     let request = server.http(get("/loop"));
     assert!(tokio::time::timeout(Duration::from_millis(100), request).await.is_err());
     tokio::time::timeout(Duration::from_secs(5), server.drained()).await.unwrap();
-    // A body that nobody reads to its end.
+    // A body that is not read to its end.
     let (server, _) = plain(&bench, "hello", |_| {}).await;
     let response = server.http(get("/stream?n=10000000")).await;
     drop(response);
     tokio::time::timeout(Duration::from_secs(5), server.drained()).await.unwrap();
-    // One that stops being read is cut after the timeout.
+    // A body that is no longer read is cut off after the timeout.
     let (server, log) = plain(&bench, "hello", |spec| spec.limits.timeout = Duration::from_millis(100)).await;
     let response = server.http(get("/stream?n=10000000")).await;
     assert_eq!(response.status(), 200);
@@ -194,7 +194,7 @@ async fn a_log_flood_harms_nobody() {
     assert!(log.text().len() > 10_000);
 }
 
-/// The shop without a network: catalog, users and payments answer by name.
+/// The shop without a network: catalog, users and payments respond by name.
 struct Shop(HashMap<&'static str, HttpServer>);
 
 #[async_trait::async_trait]
@@ -220,7 +220,7 @@ async fn guests_call_each_other() {
     let mut shop = HashMap::new();
     for (name, short) in [("shop-catalog", "catalog"), ("shop-users", "users"), ("shop-payments", "payments")] {
         let (server, _) = plain(&bench, name, |spec| {
-            // Wherever the sample looks for its files.
+            // All paths where the sample expects its files.
             for guest in ["/etc/catalog", "/catalog", "/data", "/config"] {
                 spec.preopens.push(Preopen {
                     host: products.clone(),
@@ -238,7 +238,7 @@ async fn guests_call_each_other() {
     let response = frontend.http(get("/api/products")).await;
     assert_eq!(response.status(), 200, "{}", log.text());
     assert!(text(response).await.unwrap().contains("tea"));
-    // Nobody to call: an answer of the guest's own, not a hang.
+    // Without a callee: a response of the guest's own, not a hang.
     let (alone, _) = plain(&bench, "shop-frontend", |spec| spec.dial = dial(Shop(HashMap::new()))).await;
     assert!(alone.http(get("/api/products")).await.status().is_server_error());
     let (denied, _) = plain(&bench, "shop-frontend", |_| {}).await;
@@ -271,7 +271,7 @@ async fn only_a_finished_body_ends() {
     ] {
         let (server, _) = written(&bench, &format!("{BEGIN} {cut}"), short).await;
         let inner = server.clone();
-        // Both ways a request comes in: from another thread, and on the guests' own.
+        // Both entry paths: from another thread, and on the guests' own.
         for response in [
             server.http(get("/")).await,
             bench.engine.guest_runtime().spawn(async move { inner.http(get("/")).await }).await.unwrap(),
@@ -323,7 +323,7 @@ async fn what_the_host_holds_counts() {
     assert_eq!(reason(&server.http(get("/")).await), (503, "memory"));
     let stats = server.container().stats();
     assert!(stats.memory_peak_bytes > 4 << 20 && stats.memory_bytes == 0, "{stats:?}");
-    // Without a limit the number of handles still has one.
+    // Without a memory limit the number of handles is still limited.
     let (server, _) = written(&bench, hoard, |_| {}).await;
     assert_eq!(reason(&server.http(get("/")).await), (502, "trap"));
 }

@@ -1,4 +1,4 @@
-//! Sessions: what they share with their container, their pipes, their ends, and how many there may be.
+//! Sessions: resources shared with their container, pipes, ends, and limits.
 
 use std::time::Duration;
 
@@ -119,7 +119,7 @@ async fn a_flood_waits_for_its_reader_and_ends_with_its_session() {
     while stdout.has_room().unwrap() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    // A full pipe: its guest stands, whatever the time.
+    // A full pipe: its guest blocks without using CPU.
     let cpu = container.stats().cpu;
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(container.stats().cpu - cpu < Duration::from_millis(25), "it spins");
@@ -127,7 +127,7 @@ async fn a_flood_waits_for_its_reader_and_ends_with_its_session() {
     assert!((1..=PIPE_BYTES_MAX).contains(&piece.len()));
     stop.send(StopSignal::Interrupt).unwrap();
     assert_eq!(run.await.unwrap().exit_code, 130);
-    // A reader that has gone is an error of the guest's.
+    // A closed reader is an error for the guest.
     let (stdout, out) = pipe();
     let session = container.exec(flood, spec(Stdio { stdout: Some(stdout), ..Stdio::default() })).unwrap();
     drop(out);
@@ -157,7 +157,7 @@ async fn places_are_bounded_and_come_back() {
     }
     assert!(sessions.len() > 4, "{}", sessions.len());
     assert!(matches!(container.exec(cat.clone(), spec(Stdio::default())), Err(ExecError::Busy)));
-    // Another namespace finds a place all the same, and commands have theirs.
+    // Another namespace gets a slot all the same, and commands have their own.
     let (other, _) = bench.container(cat.clone(), |spec| spec.caller.namespace = "other".into());
     assert!(other.exec(cat.clone(), spec(Stdio::default())).is_ok());
     drop(container.admit().await);
@@ -165,7 +165,7 @@ async fn places_are_bounded_and_come_back() {
     assert!(container.exec(cat, spec(Stdio::default())).is_ok());
 }
 
-/// Sessions of the node's own, for probes and hooks, have places beside those of users, and wait for one.
+/// The node's sessions, for probes and hooks, have slots beside those of users, and wait for one.
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_of_the_nodes_own_take_nobodys_places() {
     let bench = Bench::new();
@@ -181,7 +181,7 @@ async fn sessions_of_the_nodes_own_take_nobodys_places() {
         waits = NodeCall::default();
         let (to, stdin) = pipe();
         let (call, run) = (waits.clone(), tokio::spawn(exec(&waits, Some(stdin)).run(never())));
-        // It has begun to read, or it waits.
+        // It has started to read, or it waits.
         to.send(b"x".to_vec().into()).await.unwrap();
         while to.unread() > 0 && !call.waits() {
             tokio::task::yield_now().await;
@@ -189,12 +189,12 @@ async fn sessions_of_the_nodes_own_take_nobodys_places() {
         live.push((to, run));
     }
     assert!(live.len() > 4, "{}", live.len());
-    // One that waits ends with its container, a user finds a place, and commands have theirs.
+    // A waiting session ends with its container, a user gets a slot, and commands have theirs.
     let stopped = exec(&NodeCall::default(), None).run(async { StopSignal::Kill }).await;
     assert_eq!(stopped.exit_code, 137);
     assert_eq!(container.exec(cat.clone(), spec(Stdio::default())).unwrap().run(never()).await.exit_code, 3);
     drop(container.admit().await);
-    // And it begins when another one has ended.
+    // It starts when another one has ended.
     let (_, last) = live.pop().unwrap();
     live.remove(0);
     while waits.waits() {

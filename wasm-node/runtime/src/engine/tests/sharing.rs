@@ -1,5 +1,4 @@
-//! Containers beside each other: memory that is waited for, slots that nobody holds alone, calls of the node's own, and
-//! what a pod must be granted.
+//! Containers beside each other: waiting for memory, fair slots, the node's own calls, and grants of a pod.
 
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ async fn server(bench: &Bench, name: &str, change: impl FnOnce(&mut ContainerSpe
     bench.container(loaded, change).0.serve().unwrap()
 }
 
-/// A request of the node's own, as probes make it.
+/// A request of the node's own, like a probe.
 fn probe(path: &str) -> (http::Request<Body>, NodeCall) {
     let call = NodeCall::default();
     let mut request = get(path);
@@ -23,7 +22,7 @@ fn probe(path: &str) -> (http::Request<Body>, NodeCall) {
     (request, call)
 }
 
-/// What one instance of `hello` takes at most.
+/// Maximum memory of one instance of `hello`.
 async fn size_of_hello(bench: &Bench) -> u64 {
     let hello = server(bench, "hello", |_| {}).await;
     assert_eq!(hello.http(get("/slow?ms=1")).await.status(), 200);
@@ -36,7 +35,7 @@ async fn size_of_hello(bench: &Bench) -> u64 {
 async fn requests_that_do_not_fit_beside_the_live_ones_wait() {
     let bench = Bench::new();
     let one = size_of_hello(&bench).await;
-    // One instance fits, two don't: the first ones find it out, none of them fails.
+    // One instance fits, two don't: the first requests detect it, and none fails.
     let hello = server(&bench, "hello", |spec| spec.limits.memory_bytes = Some(one + one / 2)).await;
     let all = futures::future::join_all((0..8).map(|_| hello.http(get("/slow?ms=30"))));
     for response in tokio::time::timeout(PATIENCE, all).await.unwrap() {
@@ -47,7 +46,7 @@ async fn requests_that_do_not_fit_beside_the_live_ones_wait() {
     assert_eq!((stats.failures, stats.memory_bytes), (runtime_api::Failures::default(), 0));
     assert!(stats.memory_peak_bytes <= one + one / 2, "{stats:?}");
 
-    // While one lives and stays, the next waits to its deadline, and that says nothing about the module.
+    // While one stays alive, the next waits to its deadline, which doesn't count against the module.
     let short = Duration::from_millis(300);
     let hello = server(&bench, "hello", |spec| {
         spec.limits.memory_bytes = Some(one + one / 2);
@@ -96,13 +95,13 @@ async fn memory_of_other_pods_is_waited_for_as_well() {
     assert_eq!(b.container().broken(), None);
 }
 
-/// What the host holds for a guest is waited for as its own memory is: a neighbour's use is no fault of the guest.
+/// A guest waits for host memory as for its own: a neighbour's use is no fault of the guest.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_host_holds_waits_for_neighbours() {
     const MIB: u64 = 1 << 20;
     let bench = Bench::new();
     let neighbour = bench.engine.pod_ledger().hold(ledger::Resource::Memory, 20 * MIB).unwrap();
-    // 500 sets of fields of 16 KiB each, then work that takes a moment, then an answer.
+    // 500 sets of fields of 16 KiB each, then work that takes a moment, then a response.
     let body = "
         (memory.fill (i32.const 16384) (i32.const 120) (i32.const 16384))
         (loop $more
@@ -113,11 +112,11 @@ async fn what_the_host_holds_waits_for_neighbours() {
     let loaded = bench.load_text(&guest::component(body), Metering::Epochs).await.unwrap();
     let (hoarder, log) = bench.container(loaded, |_| {});
     let hoarder = hoarder.serve().unwrap();
-    // Enough to be let in, and too little beside the neighbour for what the host is going to hold.
+    // Enough for admission, and too little beside the neighbour for the host memory to come.
     bench.engine.ledger().set_limit(ledger::Resource::Memory, 25 * MIB);
     let waiting = hoarder.http(get("/"));
     tokio::pin!(waiting);
-    let owes = async {
+    let over_limit = async {
         while bench.engine.memory_used_bytes() <= bench.engine.ledger().limit(ledger::Resource::Memory) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -125,7 +124,7 @@ async fn what_the_host_holds_waits_for_neighbours() {
     };
     tokio::select! {
         answer = &mut waiting => panic!("{:?} {}", reason(&answer), log.text()),
-        () = owes => {}
+        () = over_limit => {}
         () = tokio::time::sleep(PATIENCE) => panic!("the host never held more than there is"),
     }
     drop(neighbour);
@@ -145,7 +144,7 @@ async fn the_nodes_own_calls_never_wait_for_requests() {
     drop(stream);
 }
 
-/// A server with many tables whose answer never ends and takes no CPU: nobody reads it.
+/// A server with many tables whose response never ends and takes no CPU: it is not read.
 fn hoarder() -> String {
     let tables: String = (0..31).map(|_| "(table 1 funcref)").collect();
     let endless = "(call $begin (local.get 1) (i32.const 1) (i32.const 200)) (loop (call $say) (br 0))";
@@ -163,7 +162,7 @@ async fn a_pool_that_two_pods_hoard_has_room_for_a_third() {
         let server = container.serve().unwrap();
         for _ in 0..150 {
             let server = server.clone();
-            // The answer is kept, and with it the instance.
+            // The response is kept, and with it the instance.
             held.spawn(async move {
                 let response = server.http(get("/")).await;
                 std::future::pending::<()>().await;
@@ -172,7 +171,7 @@ async fn a_pool_that_two_pods_hoard_has_room_for_a_third() {
         }
         hoarders.push(server);
     }
-    // Until they have all they can get.
+    // Until they have all that they can get.
     let live = || hoarders.iter().map(|server| server.container().stats().instances_live).sum::<u64>();
     let mut before = 0;
     loop {
@@ -262,7 +261,7 @@ async fn a_command_waits_for_its_slot_before_it_runs() {
 /// A command that computes for ever.
 const HOG: &str = r#"(module (memory (export "memory") 1) (func (export "_start") (loop (br 0))))"#;
 
-/// Where guests want more CPU than there is, each container gets its part by weight, whatever its number of guests.
+/// Under CPU contention, each container gets its part by weight, whatever its number of guests.
 #[tokio::test(flavor = "multi_thread")]
 async fn cpu_goes_by_what_is_requested() {
     let bench = Bench::new();
@@ -282,7 +281,7 @@ async fn cpu_goes_by_what_is_requested() {
         }
     };
     let burnt = async {
-        // Until it has been seen that there is too little for all.
+        // Until contention has been detected.
         burn(Duration::from_millis(100)).await;
         let before = used();
         burn(Duration::from_millis(1200)).await;
@@ -292,7 +291,7 @@ async fn cpu_goes_by_what_is_requested() {
     let burnt = tokio::time::timeout(PATIENCE * 2, burnt).await.expect("guests run");
     let ratio = burnt[0].as_secs_f64() / burnt[1].as_secs_f64();
     assert!((2.0..4.5).contains(&ratio), "three to one is asked for: {burnt:?}");
-    // A request comes in between all the same, and a probe before all of them.
+    // A request is served in between all the same, and a probe before all guests.
     let hello = server(&bench, "hello", |spec| spec.limits.cpu_shares = runtime_api::cpu_shares(500)).await;
     let (request, _) = probe("/");
     for request in [get("/"), request] {
@@ -316,7 +315,7 @@ async fn grants_decide_what_is_linked() {
         (instance $cli (export "run" (func $run)))
         (export "wasi:cli/run@0.2.0" (instance $cli)))"#;
     let loaded = bench.load_text(text, Metering::Epochs).await.unwrap();
-    // The same module in two pods, one after the other in both orders: what one is granted is not the other's.
+    // The same module in two pods, one after the other in both orders: one pod's grants don't apply to the other.
     for _ in 0..2 {
         let (granted, log) = bench
             .container(loaded.clone(), |spec| spec.grants = Grants::parse("answer", &crate::host::optional()).unwrap());
@@ -350,7 +349,7 @@ async fn the_network_of_tools_is_nobody_elses() {
     let (toolbox, log) = bench.container(loaded.clone(), |spec| spec.grants = Grants::default().toolbox(true));
     let outcome = toolbox.run(std::future::pending()).await;
     assert_eq!(outcome.exit_code, 0, "{outcome:?} {}", log.text());
-    // Nor does another program have it in a session beside the toolbox.
+    // Another program in a session beside the toolbox doesn't have it either.
     let spec = |is_toolbox| runtime_api::ExecSpec {
         folders: Vec::new(),
         argv: vec!["x".into()],
@@ -395,7 +394,7 @@ async fn a_module_imports_what_its_pod_allows_and_so_do_programs_beside_it() {
             assert!(why.starts_with(&wanted), "{denied}: {why}");
         }
     }
-    // A session's program is bound as the container's module is.
+    // A session's program is restricted like the container's module.
     let confined = container(&component, "wasi:cli/exit@0.2.0").unwrap();
     let spec = || runtime_api::ExecSpec {
         folders: Vec::new(),

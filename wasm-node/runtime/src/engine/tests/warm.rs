@@ -1,4 +1,4 @@
-//! Instances that answer several requests (`reuse.coracle.dev/`): how many, for how long, and what ends them before.
+//! Instances that serve several requests (`reuse.coracle.dev/`): limits on number and idle time, and earlier ends.
 
 use std::time::Duration;
 
@@ -57,7 +57,7 @@ async fn an_instance_answers_as_many_requests_as_it_may() {
         ok(&hello, "/").await;
     }
     assert_eq!((started(&hello), live(&hello)), (3, 1));
-    // Whatever one instance answers, each client gets its own answer.
+    // Each client gets its own response from a reused instance.
     let echo = warm(&bench, "hello", 1000, FOR_EVER, |_| {}).await;
     for round in 0..20 {
         let all = (0..8).map(|n| {
@@ -68,11 +68,11 @@ async fn an_instance_answers_as_many_requests_as_it_may() {
             }
         });
         futures::future::join_all(all).await;
-        // An answer has been read before its instance is parked.
+        // A response has been read before its instance is parked.
         echo.drained().await;
     }
     assert!(started(&echo) <= 8, "{}", started(&echo));
-    // A container that asks for no reuse has none.
+    // A container without the reuse setting has none.
     let loaded = bench.load_sample("hello", Metering::Epochs).await;
     let fresh = bench.container(loaded, |_| {}).0.serve().unwrap();
     for _ in 0..3 {
@@ -114,7 +114,7 @@ async fn what_failed_answers_nobody_again() {
     stream.frame().await.unwrap().unwrap();
     drop(stream);
     hello.drained().await;
-    // Whether it was stopped or came to its own end first: the next client gets its own answer.
+    // Whether it was stopped or ended first: the next client gets its own response.
     ok(&hello, "/").await;
     assert_eq!(live(&hello), 1);
     hello.shut();
@@ -136,7 +136,7 @@ async fn nobody_wants_it_and_it_ends() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_parked_gives_way_to_whoever_needs_its_memory() {
     let bench = Bench::new();
-    // Its own container: an instance of the node's own grows beside a parked one that holds most of the budget.
+    // Its own container: the node's own instance grows beside a parked one that holds most of the budget.
     let glutton = warm(&bench, "glutton", 100, FOR_EVER, |spec| spec.limits.memory_bytes = Some(64 * MIB)).await;
     ok(&glutton, "/eat?mb=40").await;
     assert!(live(&glutton) == 1 && glutton.container().stats().memory_bytes > 40 * MIB);
@@ -146,7 +146,7 @@ async fn what_is_parked_gives_way_to_whoever_needs_its_memory() {
     glutton.drained().await;
     assert_eq!(live(&glutton), 0, "a call of the node's own is parked by nobody");
 
-    // Its pod, and a request that waits to be let in.
+    // Its pod, and a request that waits for admission.
     let pod = bench.engine.pod_ledger();
     let parked = warm(&bench, "glutton", 100, FOR_EVER, |spec| spec.pod = pod.clone()).await;
     ok(&parked, "/eat?mb=40").await;
@@ -154,7 +154,7 @@ async fn what_is_parked_gives_way_to_whoever_needs_its_memory() {
     let next = warm(&bench, "glutton", 100, FOR_EVER, |spec| spec.pod = pod.clone()).await;
     tokio::time::timeout(PATIENCE, ok(&next, "/eat?mb=30")).await.unwrap();
     assert_eq!((live(&parked), live(&next)), (0, 1));
-    // Others' are none of its business.
+    // Other pods' instances are unaffected.
     let other = warm(&bench, "hello", 100, FOR_EVER, |_| {}).await;
     ok(&other, "/").await;
     tokio::time::timeout(PATIENCE, ok(&parked, "/eat?mb=30")).await.unwrap();
@@ -166,13 +166,13 @@ async fn what_is_parked_gives_way_to_whoever_needs_its_memory() {
 async fn parked_instances_keep_nobody_from_a_slot() {
     let bench = Bench::new();
     let hello = warm(&bench, "hello", 100, FOR_EVER, |spec| spec.limits.concurrency = 1000).await;
-    let most = hello.container().shared.door.share.slots().capacity().instances as usize;
+    let most = hello.container().shared.admission.share.slots().capacity().instances as usize;
     let all = futures::future::join_all((0..most).map(|_| hello.http(get("/slow?ms=100"))));
     tokio::time::timeout(PATIENCE, all).await.unwrap();
     hello.drained().await;
     let parked = live(&hello);
     assert!(parked > 10, "{parked}");
-    // As many of another container of the namespace, whose share the parked ones take up.
+    // As many of another container of the namespace, whose share the parked ones use up.
     let other = warm(&bench, "hello", 100, FOR_EVER, |spec| spec.limits.concurrency = 1000).await;
     let all = futures::future::join_all((0..most).map(|_| other.http(get("/slow?ms=100"))));
     for response in tokio::time::timeout(PATIENCE, all).await.unwrap() {

@@ -5,12 +5,12 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use wasmtime::component::Val;
 
+use super::super::error_path::{PathSegment, shortened};
 use super::super::maps;
-use super::super::place::{Step, shortened};
 use super::super::types::{Shape, TypeId};
-use super::read::{Value, too_much};
+use super::read::{Value, over_budget};
 
-/// Reads a map of strings.
+/// Reads a map with string keys.
 pub(super) fn of_members<'de, A: MapAccess<'de>>(
     whole: Value<'_>,
     mut members: A,
@@ -18,16 +18,16 @@ pub(super) fn of_members<'de, A: MapAccess<'de>>(
 ) -> Result<Val, A::Error> {
     let (reader, mut pairs) = (whole.reader, Vec::new());
     while let Some(key) = members.next_key::<std::borrow::Cow<'de, str>>()? {
-        reader.budget.values(2).map_err(too_much)?;
+        reader.budget.values(2).map_err(over_budget)?;
         let key = reader.text::<A::Error>(&key)?;
         let value = members.next_value_seed(reader.value(of));
-        let value = reader.within(value, || Step::Key(key.clone()))?;
+        let value = reader.within(value, || PathSegment::Key(key.clone()))?;
         pairs.push((Val::String(key), value));
     }
     once(pairs)
 }
 
-/// Reads any other.
+/// Reads a map with other keys.
 pub(super) fn of_pairs<'de, A: SeqAccess<'de>>(
     whole: Value<'_>,
     mut seq: A,
@@ -36,7 +36,7 @@ pub(super) fn of_pairs<'de, A: SeqAccess<'de>>(
     let mut pairs = Vec::new();
     loop {
         let next = seq.next_element_seed(Pair { whole, key, value });
-        match whole.reader.within(next, || Step::Index(pairs.len()))? {
+        match whole.reader.within(next, || PathSegment::Index(pairs.len()))? {
             Some(pair) => pairs.push(pair),
             None => return once(pairs),
         }
@@ -44,8 +44,8 @@ pub(super) fn of_pairs<'de, A: SeqAccess<'de>>(
 }
 
 fn once<E: serde::de::Error>(pairs: Vec<(Val, Val)>) -> Result<Val, E> {
-    match maps::twice(&pairs) {
-        Some(key) => Err(E::custom(format!("the key {:?} is given twice", shortened(&maps::shown(key))))),
+    match maps::first_duplicate(&pairs) {
+        Some(key) => Err(E::custom(format!("the key {:?} is given twice", shortened(&maps::display_key(key))))),
         None => Ok(Val::Map(pairs)),
     }
 }
@@ -74,11 +74,11 @@ impl<'de> Visitor<'de> for Pair<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
         let (reader, wanted) = (self.whole.reader, "an array of a key and its value");
-        reader.budget.values(2).map_err(too_much)?;
+        reader.budget.values(2).map_err(over_budget)?;
         let missing = || A::Error::custom(format!("wanted {wanted}"));
         let key = seq.next_element_seed(reader.value(self.key))?.ok_or_else(missing)?;
         let value = seq.next_element_seed(reader.value(self.value));
-        let value = reader.within(value, || Step::Key(maps::shown(&key)))?.ok_or_else(missing)?;
+        let value = reader.within(value, || PathSegment::Key(maps::display_key(&key)))?.ok_or_else(missing)?;
         match seq.next_element::<serde::de::IgnoredAny>()? {
             None => Ok((key, value)),
             Some(_) => Err(missing()),

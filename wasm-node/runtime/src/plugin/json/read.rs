@@ -1,5 +1,5 @@
-//! A JSON object of arguments, read by the types that a function wants: what doesn't fit is refused where it begins, so
-//! nothing is kept that isn't wanted, and nesting goes no deeper than the types do.
+//! Parses a JSON object of arguments by the function's types. A mismatch is rejected at its start, so no unwanted value
+//! is stored, and nesting is no deeper than the types.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use wasmtime::component::Val;
 
 use super::super::budget::{Budget, TooMuch};
-use super::super::place::{Place, Step, shortened};
+use super::super::error_path::{ErrorPath, PathSegment, shortened};
 use super::super::types::{Description, Function, Labels, Shape, TypeId};
 use super::{SAFE_INTEGER_MAX, map};
 
@@ -20,10 +20,10 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Reads the arguments of a call; an empty body is no arguments.
+/// Parses the arguments of a call; an empty body has none.
 ///
 /// # Errors
-/// A sentence for the client that names the argument and the type wanted.
+/// A sentence for the client that names the argument and its type.
 pub(crate) fn arguments(
     description: &Description,
     function: &Function,
@@ -31,14 +31,14 @@ pub(crate) fn arguments(
     budget: &Budget,
 ) -> Result<Vec<Val>, String> {
     let body = if body.iter().all(u8::is_ascii_whitespace) { b"{}" } else { body };
-    let reader = Reader { description, budget, place: Place::default() };
+    let reader = Reader { description, budget, place: ErrorPath::default() };
     let mut json = serde_json::Deserializer::from_slice(body);
     let read = json.deserialize_map(Arguments { reader: &reader, function });
     let read = read.and_then(|values| json.end().map(|()| values));
     read.map_err(|error| reader.place.message(&why(&error)))
 }
 
-/// The error without its line and column: a JSON body is one line, and the place is named.
+/// The error without its line and column: a JSON body is one line, and the message contains the path.
 fn why(error: &serde_json::Error) -> String {
     let text = error.to_string();
     if error.is_data() {
@@ -51,11 +51,11 @@ fn why(error: &serde_json::Error) -> String {
 pub(super) struct Reader<'a> {
     pub(super) description: &'a Description,
     pub(super) budget: &'a Budget,
-    place: Place,
+    place: ErrorPath,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn within<T, E>(&self, read: Result<T, E>, step: impl FnOnce() -> Step) -> Result<T, E> {
+    pub(super) fn within<T, E>(&self, read: Result<T, E>, step: impl FnOnce() -> PathSegment) -> Result<T, E> {
         read.inspect_err(|_| self.place.within(step()))
     }
 
@@ -64,12 +64,12 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn text<E: serde::de::Error>(&self, text: &str) -> Result<String, E> {
-        self.budget.text(text).map_err(too_much)?;
+        self.budget.text(text).map_err(over_budget)?;
         Ok(text.to_owned())
     }
 }
 
-pub(super) fn too_much<E: serde::de::Error>(error: TooMuch) -> E {
+pub(super) fn over_budget<E: serde::de::Error>(error: TooMuch) -> E {
     E::custom(error)
 }
 
@@ -88,7 +88,7 @@ impl<'de> Visitor<'de> for Arguments<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
         let (names, types) = (&self.function.parameters, &self.function.parameter_types);
-        let step = |name: &str| Step::Argument(name.to_owned());
+        let step = |name: &str| PathSegment::Argument(name.to_owned());
         let unknown = |name: &str| {
             let known = if names.names().is_empty() { "none".to_owned() } else { names.listed() };
             format!("{} has no argument {:?}; it has {known}", self.function.name, shortened(name))
@@ -103,10 +103,10 @@ fn members<'de, A: MapAccess<'de>>(
     mut map: A,
     labels: &Labels,
     types: &[TypeId],
-    step: &dyn Fn(&str) -> Step,
+    step: &dyn Fn(&str) -> PathSegment,
     unknown: &dyn Fn(&str) -> String,
 ) -> Result<Vec<(usize, Val)>, A::Error> {
-    reader.budget.values(labels.names().len()).map_err(too_much)?;
+    reader.budget.values(labels.names().len()).map_err(over_budget)?;
     let mut values: Vec<Option<Val>> = vec![None; labels.names().len()];
     while let Some(at) = map.next_key_seed(Label { labels, unknown })? {
         let name = &labels.names()[at];
@@ -119,7 +119,7 @@ fn members<'de, A: MapAccess<'de>>(
     }
     let all = values.into_iter().enumerate().map(|(at, value)| match value {
         Some(value) => Ok((at, value)),
-        // What may be absent may be left out.
+        // Optional fields may be left out.
         None if matches!(reader.description.shape(types[at]), Shape::Option(_)) => Ok((at, Val::Option(None))),
         None => {
             reader.place.within(step(&labels.names()[at]));
@@ -129,7 +129,7 @@ fn members<'de, A: MapAccess<'de>>(
     all.collect()
 }
 
-/// One of some names, as its index.
+/// A name out of a list, as its index.
 struct Label<'a> {
     labels: &'a Labels,
     unknown: &'a dyn Fn(&str) -> String,
@@ -168,7 +168,7 @@ impl<'de> DeserializeSeed<'de> for Value<'_> {
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Val, D::Error> {
         match self.shape() {
             Shape::Option(_) => deserializer.deserialize_option(self),
-            // serde_json's own reading of a fraction may be off by its last digit.
+            // serde_json's own parsing of a fraction may be off by its last digit.
             Shape::F32 | Shape::F64 => self.float(<&RawValue as serde::Deserialize>::deserialize(deserializer)?.get()),
             _ => deserializer.deserialize_any(self),
         }
@@ -180,7 +180,7 @@ impl<'a> Value<'a> {
         self.reader.description.shape(self.ty)
     }
 
-    fn wrong<E: serde::de::Error>(&self, found: &str) -> E {
+    fn type_mismatch<E: serde::de::Error>(&self, found: &str) -> E {
         E::custom(format!("wanted {}, found {found}", self.reader.description.name(self.ty)))
     }
 
@@ -191,10 +191,10 @@ impl<'a> Value<'a> {
             "\"-inf\"" => Some(f64::NEG_INFINITY),
             _ => None,
         };
-        // What isn't a number of JSON begins with something else.
+        // Anything other than a JSON number starts with another character.
         let is_number = text.starts_with(|c: char| c == '-' || c.is_ascii_digit());
         if special.is_none() && !is_number {
-            return Err(self.wrong(&found_raw(text)));
+            return Err(self.type_mismatch(&found_raw(text)));
         }
         let range = || E::custom(format!("{} is out of the range of {}", shortened(text), self.shape().word()));
         Ok(match (self.shape(), special) {
@@ -217,14 +217,14 @@ impl<'a> Value<'a> {
             Shape::U32 => u32::try_from(value).ok().map(Val::U32),
             Shape::S64 => i64::try_from(value).ok().map(Val::S64),
             Shape::U64 => u64::try_from(value).ok().map(Val::U64),
-            _ => return Err(self.wrong("a number")),
+            _ => return Err(self.type_mismatch("a number")),
         };
         made.ok_or_else(|| E::custom(format!("{value} is out of the range of {}", self.shape().word())))
     }
 
     /// A list of bytes as base64.
     fn bytes<E: serde::de::Error>(self, text: &str) -> Result<Val, E> {
-        self.reader.budget.values(base64::decoded_len_estimate(text.len())).map_err(too_much)?;
+        self.reader.budget.values(base64::decoded_len_estimate(text.len())).map_err(over_budget)?;
         let bytes = BASE64.decode(text).map_err(|error| E::custom(format!("wanted bytes as base64: {error}")))?;
         Ok(Val::List(bytes.into_iter().map(Val::U8).collect()))
     }
@@ -240,7 +240,7 @@ impl<'a> Value<'a> {
         E::custom(format!("wanted {wanted}{listed}, found {:?}", shortened(name)))
     }
 
-    /// The payload of the one member that an object has.
+    /// The payload of an object's only member.
     fn payload<'de, A: MapAccess<'de>>(
         self,
         map: &mut A,
@@ -250,14 +250,14 @@ impl<'a> Value<'a> {
         let reader = self.reader;
         let Some(ty) = ty else {
             let null = map.next_value_seed(Null);
-            reader.within(null, || Step::Label(name.to_owned()))?;
+            reader.within(null, || PathSegment::Label(name.to_owned()))?;
             return Ok(None);
         };
-        reader.budget.values(1).map_err(too_much)?;
-        Ok(Some(reader.within(map.next_value_seed(reader.value(ty)), || Step::Label(name.to_owned()))?))
+        reader.budget.values(1).map_err(over_budget)?;
+        Ok(Some(reader.within(map.next_value_seed(reader.value(ty)), || PathSegment::Label(name.to_owned()))?))
     }
 
-    /// An object of one member, which is one of `names`.
+    /// An object of one member whose name is one of `names`.
     fn one_of<'de, A: MapAccess<'de>>(
         self,
         mut map: A,
@@ -266,12 +266,12 @@ impl<'a> Value<'a> {
     ) -> Result<(usize, Option<Val>), A::Error> {
         let unknown = |name: &str| self.unknown_label::<serde_json::Error>(names, name).to_string();
         let Some(at) = map.next_key_seed(Label { labels: names, unknown: &unknown })? else {
-            return Err(self.wrong("an empty object"));
+            return Err(self.type_mismatch("an empty object"));
         };
         let payload = self.payload(&mut map, &names.names()[at], ty(at))?;
         match map.next_key_seed(Label { labels: names, unknown: &unknown })? {
             None => Ok((at, payload)),
-            Some(_) => Err(self.wrong("an object of several members")),
+            Some(_) => Err(self.type_mismatch("an object of several members")),
         }
     }
 
@@ -279,9 +279,9 @@ impl<'a> Value<'a> {
         let mut values = Vec::new();
         loop {
             let next = seq.next_element_seed(self.reader.value(of));
-            match self.reader.within(next, || Step::Index(values.len()))? {
+            match self.reader.within(next, || PathSegment::Index(values.len()))? {
                 Some(value) => {
-                    self.reader.budget.values(1).map_err(too_much)?;
+                    self.reader.budget.values(1).map_err(over_budget)?;
                     values.push(value);
                 }
                 None => return Ok(Val::List(values)),
@@ -290,18 +290,18 @@ impl<'a> Value<'a> {
     }
 
     fn tuple<'de, A: SeqAccess<'de>>(self, mut seq: A, of: &[TypeId]) -> Result<Val, A::Error> {
-        self.reader.budget.values(of.len()).map_err(too_much)?;
+        self.reader.budget.values(of.len()).map_err(over_budget)?;
         let mut values = Vec::with_capacity(of.len());
         for ty in of {
             let next = seq.next_element_seed(self.reader.value(*ty));
-            match self.reader.within(next, || Step::Index(values.len()))? {
+            match self.reader.within(next, || PathSegment::Index(values.len()))? {
                 Some(value) => values.push(value),
-                None => return Err(self.wrong(&format!("an array of {}, not {}", values.len(), of.len()))),
+                None => return Err(self.type_mismatch(&format!("an array of {}, not {}", values.len(), of.len()))),
             }
         }
         match seq.next_element::<serde::de::IgnoredAny>()? {
             None => Ok(Val::Tuple(values)),
-            Some(_) => Err(self.wrong(&format!("an array of more than {}", of.len()))),
+            Some(_) => Err(self.type_mismatch(&format!("an array of more than {}", of.len()))),
         }
     }
 
@@ -316,7 +316,7 @@ impl<'a> Value<'a> {
         let names = labels.names().iter().zip(set).filter(|(_, set)| *set);
         // A flag is a text in a list, which takes little less than a value.
         let kept = names.map(|(name, _)| {
-            self.reader.budget.values(1).map_err(too_much)?;
+            self.reader.budget.values(1).map_err(over_budget)?;
             self.reader.text(name)
         });
         Ok(Val::Flags(kept.collect::<Result<_, _>>()?))
@@ -333,7 +333,7 @@ impl<'de> Visitor<'de> for Value<'_> {
     fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<Val, E> {
         match self.shape() {
             Shape::Bool => Ok(Val::Bool(value)),
-            _ => Err(self.wrong("a boolean")),
+            _ => Err(self.type_mismatch("a boolean")),
         }
     }
 
@@ -346,7 +346,7 @@ impl<'de> Visitor<'de> for Value<'_> {
     }
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Val, E> {
-        // As JSON Schema has it: 1.0 is an integer. Beyond this the digits that were sent are not known any more.
+        // As in JSON Schema, 1.0 is an integer. Larger values have lost their original digits.
         if value.fract() == 0.0 && value.abs() <= SAFE_INTEGER_MAX as f64 {
             return self.integer(value as i128);
         }
@@ -354,7 +354,7 @@ impl<'de> Visitor<'de> for Value<'_> {
             Ok(_) if value.fract() == 0.0 => {
                 Err(E::custom(format!("{value} is out of the range of {}", self.shape().word())))
             }
-            Ok(_) => Err(self.wrong("a fraction")),
+            Ok(_) => Err(self.type_mismatch("a fraction")),
             Err(error) => Err(error),
         }
     }
@@ -366,13 +366,13 @@ impl<'de> Visitor<'de> for Value<'_> {
                 let mut chars = text.chars();
                 match (chars.next(), chars.next()) {
                     (Some(one), None) => Ok(Val::Char(one)),
-                    _ => Err(self.wrong(&format!("a string of {} characters", text.chars().count()))),
+                    _ => Err(self.type_mismatch(&format!("a string of {} characters", text.chars().count()))),
                 }
             }
             Shape::U64 | Shape::S64 => match text.parse::<i128>() {
-                // As an integer of JSON, not all that Rust takes.
+                // A JSON integer, which is less than Rust accepts.
                 Ok(value) if !text.starts_with('+') => self.integer(value),
-                _ => Err(self.wrong(&format!("the string {:?}", shortened(text)))),
+                _ => Err(self.type_mismatch(&format!("the string {:?}", shortened(text)))),
             },
             Shape::Enum(labels) => Ok(Val::Enum(self.label(labels, text)?.1)),
             Shape::Variant(labels, types) => match self.label(labels, text)? {
@@ -380,12 +380,12 @@ impl<'de> Visitor<'de> for Value<'_> {
                 (_, name) => Err(E::custom(format!("the case {name} has a payload: wanted {{{name:?}: …}}"))),
             },
             Shape::List(of) if *self.reader.description.shape(*of) == Shape::U8 => self.bytes(text),
-            _ => Err(self.wrong(&format!("the string {:?}", shortened(text)))),
+            _ => Err(self.type_mismatch(&format!("the string {:?}", shortened(text)))),
         }
     }
 
     fn visit_unit<E: serde::de::Error>(self) -> Result<Val, E> {
-        Err(self.wrong("null"))
+        Err(self.type_mismatch("null"))
     }
 
     fn visit_none<E: serde::de::Error>(self) -> Result<Val, E> {
@@ -393,9 +393,9 @@ impl<'de> Visitor<'de> for Value<'_> {
     }
 
     fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Val, D::Error> {
-        let Shape::Option(of) = self.shape() else { return Err(self.wrong("something else")) };
+        let Shape::Option(of) = self.shape() else { return Err(self.type_mismatch("something else")) };
         let (reader, of) = (self.reader, *of);
-        reader.budget.values(1).map_err(too_much)?;
+        reader.budget.values(1).map_err(over_budget)?;
         let value = match reader.description.shape(of) {
             Shape::Option(_) => deserializer.deserialize_any(Some_ { value: self, of })?,
             _ => reader.value(of).deserialize(deserializer)?,
@@ -409,14 +409,14 @@ impl<'de> Visitor<'de> for Value<'_> {
             Shape::Map(key, value) if !self.is_object() => map::of_pairs(self, seq, (*key, *value)),
             Shape::Tuple(of) => self.tuple(seq, of),
             Shape::Flags(labels) => self.flags(seq, labels),
-            _ => Err(self.wrong("an array")),
+            _ => Err(self.type_mismatch("an array")),
         }
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Val, A::Error> {
         match self.shape() {
             Shape::Record(labels, types) => {
-                let step = |name: &str| Step::Label(name.to_owned());
+                let step = |name: &str| PathSegment::Label(name.to_owned());
                 let unknown = |name: &str| {
                     let wanted = self.reader.description.name(self.ty);
                     format!("{wanted} has no field {:?}; it has {}", shortened(name), labels.listed())
@@ -439,7 +439,7 @@ impl<'de> Visitor<'de> for Value<'_> {
                 Ok(Val::Result(if at == 0 { Ok(payload) } else { Err(payload) }))
             }
             Shape::Map(_, value) if self.is_object() => map::of_members(self, map, *value),
-            _ => Err(self.wrong("an object")),
+            _ => Err(self.type_mismatch("an object")),
         }
     }
 }
@@ -460,11 +460,11 @@ impl<'de> Visitor<'de> for Some_<'_> {
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Val, A::Error> {
         let names = Labels::from(vec!["some".to_owned()]);
         let (_, payload) = self.value.one_of(map, &names, |_| Some(self.of))?;
-        payload.ok_or_else(|| self.value.wrong("nothing"))
+        payload.ok_or_else(|| self.value.type_mismatch("nothing"))
     }
 }
 
-/// `null`, where there is nothing to say.
+/// `null` for an empty payload.
 struct Null;
 
 impl<'de> DeserializeSeed<'de> for Null {

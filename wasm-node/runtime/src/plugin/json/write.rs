@@ -1,4 +1,4 @@
-//! A result as JSON, within a bound on its text.
+//! Writes a result as JSON, with a bound on its length.
 
 use std::io::{self, Write};
 
@@ -8,7 +8,7 @@ use wasmtime::component::Val;
 use super::super::types::{Description, Shape, TypeId};
 use super::SAFE_INTEGER_MAX;
 
-/// Writes a call's result; `null` where there is none. None where the text would be longer than `max` bytes.
+/// Writes a call's result; `null` without one. Returns `None` if the text would exceed `max` bytes.
 pub(crate) fn result(
     description: &Description,
     ty: Option<TypeId>,
@@ -23,7 +23,7 @@ pub(crate) fn result(
     Some(out.text)
 }
 
-/// A text that ends in an error when it gets too long.
+/// A buffer that returns an error beyond its maximum.
 struct Bounded {
     text: Vec<u8>,
     max: usize,
@@ -124,7 +124,7 @@ fn write(description: &Description, ty: TypeId, value: &Val, out: &mut Bounded) 
             Shape::Option(_) => only(description, "some", Some(*of), Some(value), out),
             _ => write(description, *of, value, out),
         },
-        // A value of another type than its function's: there is none, as wasmtime made it by that type.
+        // Unreachable: wasmtime creates the value by its function's type.
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }
@@ -152,7 +152,7 @@ fn member(out: &mut Bounded, at: usize, name: &str) -> io::Result<()> {
     out.write_all(b":")
 }
 
-/// An object of one member; `null` where that has nothing in it.
+/// An object of one member; `null` for an empty payload.
 fn only(
     description: &Description,
     name: &str,

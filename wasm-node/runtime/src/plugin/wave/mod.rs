@@ -1,4 +1,4 @@
-//! Values as WAVE, the Component Model's text for values: arguments as `(ARG, …)`, a result as one value. A resource is a
+//! Values as WAVE, the Component Model's text format: arguments as `(ARG, …)`, a result as one value. A resource is a
 //! string, as in JSON.
 
 mod read;

@@ -1,4 +1,4 @@
-//! A result as WAVE, within a bound on its text.
+//! Writes a result as WAVE, with a bound on its length.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,17 +7,17 @@ use wasm_wave::wasm::{WasmType, WasmTypeKind, WasmValue};
 use wasm_wave::writer::Writer;
 use wasmtime::component::Val;
 
-/// Writes a call's result; `()` where there is none. None where the text would be longer than `max` bytes.
+/// Writes a call's result; `()` without one. Returns `None` if the text would exceed `max` bytes.
 pub(crate) fn result(value: Option<&Val>, max: usize) -> Option<Vec<u8>> {
     let mut out = Bounded { text: String::new(), max };
     match value {
-        Some(value) => Writer::new(&mut out).write_value(&Shown::Value(value)).ok()?,
+        Some(value) => Writer::new(&mut out).write_value(&WaveValue::Value(value)).ok()?,
         None => fmt::Write::write_str(&mut out, "()").ok()?,
     }
     Some(out.text.into_bytes())
 }
 
-/// A text that ends in an error when it gets too long.
+/// A buffer that returns an error beyond its maximum.
 struct Bounded {
     text: String,
     max: usize,
@@ -33,15 +33,15 @@ impl fmt::Write for Bounded {
     }
 }
 
-/// A value as the writer asks for it: it is only ever read.
+/// A read-only value for `wasm-wave`'s writer.
 #[derive(Clone, Debug)]
-enum Shown<'a> {
+enum WaveValue<'a> {
     Value(&'a Val),
-    /// Of a map: WAVE has no form for those but a list of pairs.
+    /// An entry of a map: WAVE has no form for maps but a list of pairs.
     Pair(&'a (Val, Val)),
 }
 
-/// The writer looks at values alone.
+/// The writer uses values alone.
 #[derive(Clone)]
 struct NoType;
 
@@ -51,21 +51,21 @@ impl WasmType for NoType {
     }
 }
 
-/// What is asked for after [`WasmValue::kind`] said that it is there.
-macro_rules! taken {
+/// Extracts a variant that [`WasmValue::kind`] has reported.
+macro_rules! extract {
     ($value:expr, $variant:path) => {
         match $value {
-            Shown::Value($variant(value)) => value,
+            WaveValue::Value($variant(value)) => value,
             other => unreachable!("{other:?} was asked for as {}", stringify!($variant)),
         }
     };
 }
 
-impl<'v> WasmValue for Shown<'v> {
+impl<'v> WasmValue for WaveValue<'v> {
     type Type = NoType;
 
     fn kind(&self) -> WasmTypeKind {
-        let Shown::Value(value) = self else { return WasmTypeKind::Tuple };
+        let WaveValue::Value(value) = self else { return WasmTypeKind::Tuple };
         match value {
             Val::Bool(_) => WasmTypeKind::Bool,
             Val::S8(_) => WasmTypeKind::S8,
@@ -95,107 +95,107 @@ impl<'v> WasmValue for Shown<'v> {
     }
 
     fn unwrap_bool(&self) -> bool {
-        *taken!(self, Val::Bool)
+        *extract!(self, Val::Bool)
     }
 
     fn unwrap_s8(&self) -> i8 {
-        *taken!(self, Val::S8)
+        *extract!(self, Val::S8)
     }
 
     fn unwrap_s16(&self) -> i16 {
-        *taken!(self, Val::S16)
+        *extract!(self, Val::S16)
     }
 
     fn unwrap_s32(&self) -> i32 {
-        *taken!(self, Val::S32)
+        *extract!(self, Val::S32)
     }
 
     fn unwrap_s64(&self) -> i64 {
-        *taken!(self, Val::S64)
+        *extract!(self, Val::S64)
     }
 
     fn unwrap_u8(&self) -> u8 {
-        *taken!(self, Val::U8)
+        *extract!(self, Val::U8)
     }
 
     fn unwrap_u16(&self) -> u16 {
-        *taken!(self, Val::U16)
+        *extract!(self, Val::U16)
     }
 
     fn unwrap_u32(&self) -> u32 {
-        *taken!(self, Val::U32)
+        *extract!(self, Val::U32)
     }
 
     fn unwrap_u64(&self) -> u64 {
-        *taken!(self, Val::U64)
+        *extract!(self, Val::U64)
     }
 
     fn unwrap_f32(&self) -> f32 {
-        *taken!(self, Val::Float32)
+        *extract!(self, Val::Float32)
     }
 
     fn unwrap_f64(&self) -> f64 {
-        *taken!(self, Val::Float64)
+        *extract!(self, Val::Float64)
     }
 
     fn unwrap_char(&self) -> char {
-        *taken!(self, Val::Char)
+        *extract!(self, Val::Char)
     }
 
     fn unwrap_string(&self) -> Cow<'_, str> {
         match self {
-            Shown::Value(Val::String(text)) => Cow::Borrowed(text),
+            WaveValue::Value(Val::String(text)) => Cow::Borrowed(text),
             _ => Cow::Borrowed(""),
         }
     }
 
     fn unwrap_list(&self) -> Box<dyn Iterator<Item = Cow<'_, Self>> + '_> {
         match self {
-            Shown::Value(Val::FixedLengthList(values)) => Box::new(values.iter().map(shown)),
-            Shown::Value(Val::Map(pairs)) => Box::new(pairs.iter().map(|pair| Cow::Owned(Shown::Pair(pair)))),
-            list => Box::new(taken!(list, Val::List).iter().map(shown)),
+            WaveValue::Value(Val::FixedLengthList(values)) => Box::new(values.iter().map(wave_value)),
+            WaveValue::Value(Val::Map(pairs)) => Box::new(pairs.iter().map(|pair| Cow::Owned(WaveValue::Pair(pair)))),
+            list => Box::new(extract!(list, Val::List).iter().map(wave_value)),
         }
     }
 
     fn unwrap_record(&self) -> Box<dyn Iterator<Item = (Cow<'_, str>, Cow<'_, Self>)> + '_> {
-        let fields = taken!(self, Val::Record).iter();
-        Box::new(fields.map(|(name, value)| (Cow::Borrowed(name.as_str()), shown(value))))
+        let fields = extract!(self, Val::Record).iter();
+        Box::new(fields.map(|(name, value)| (Cow::Borrowed(name.as_str()), wave_value(value))))
     }
 
     fn unwrap_tuple(&self) -> Box<dyn Iterator<Item = Cow<'_, Self>> + '_> {
         match self {
-            Shown::Pair((key, value)) => Box::new([key, value].into_iter().map(shown)),
-            tuple => Box::new(taken!(tuple, Val::Tuple).iter().map(shown)),
+            WaveValue::Pair((key, value)) => Box::new([key, value].into_iter().map(wave_value)),
+            tuple => Box::new(extract!(tuple, Val::Tuple).iter().map(wave_value)),
         }
     }
 
     fn unwrap_variant(&self) -> (Cow<'_, str>, Option<Cow<'_, Self>>) {
         match self {
-            Shown::Value(Val::Variant(name, payload)) => (Cow::Borrowed(name), payload.as_deref().map(shown)),
+            WaveValue::Value(Val::Variant(name, payload)) => (Cow::Borrowed(name), payload.as_deref().map(wave_value)),
             other => unreachable!("{other:?} was asked for as a variant"),
         }
     }
 
     fn unwrap_enum(&self) -> Cow<'_, str> {
-        Cow::Borrowed(taken!(self, Val::Enum))
+        Cow::Borrowed(extract!(self, Val::Enum))
     }
 
     fn unwrap_option(&self) -> Option<Cow<'_, Self>> {
-        taken!(self, Val::Option).as_deref().map(shown)
+        extract!(self, Val::Option).as_deref().map(wave_value)
     }
 
     fn unwrap_result(&self) -> Result<Option<Cow<'_, Self>>, Option<Cow<'_, Self>>> {
-        match taken!(self, Val::Result) {
-            Ok(value) => Ok(value.as_deref().map(shown)),
-            Err(value) => Err(value.as_deref().map(shown)),
+        match extract!(self, Val::Result) {
+            Ok(value) => Ok(value.as_deref().map(wave_value)),
+            Err(value) => Err(value.as_deref().map(wave_value)),
         }
     }
 
     fn unwrap_flags(&self) -> Box<dyn Iterator<Item = Cow<'_, str>> + '_> {
-        Box::new(taken!(self, Val::Flags).iter().map(|name| Cow::Borrowed(name.as_str())))
+        Box::new(extract!(self, Val::Flags).iter().map(|name| Cow::Borrowed(name.as_str())))
     }
 }
 
-fn shown<'a, 'v>(value: &'v Val) -> Cow<'a, Shown<'v>> {
-    Cow::Owned(Shown::Value(value))
+fn wave_value<'a, 'v>(value: &'v Val) -> Cow<'a, WaveValue<'v>> {
+    Cow::Owned(WaveValue::Value(value))
 }

@@ -1,15 +1,16 @@
-//! Registries that fail, hang, lose answers and lie: what is tried again, what never, and what ends a push.
+//! Registries that fail, hang, drop responses and send wrong ones: which requests are repeated, and which errors end a
+//! push.
 
 use std::time::Duration;
 
 use super::*;
 
-/// Long enough for a loopback's answer on a busy machine; who hangs does so for ever.
+/// Long enough for a loopback response on a busy machine; a hanging registry never responds.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-fn impatient(fake: &Fake) -> PushClient {
+fn client_with_short_timeout(fake: &FakeRegistry) -> PushClient {
     let mut client = fake.client(&[]);
-    client.bounds.patience = PATIENCE;
+    client.bounds.timeout = PATIENCE;
     client
 }
 
@@ -18,29 +19,29 @@ async fn a_short_failure_is_waited_out_and_a_long_one_told() {
     for failure in [429, 500, 502, 503, 504] {
         for method in [Method::HEAD, Method::POST, Method::PUT] {
             let at = method.clone();
-            let fake = Fake::start(move |seen| match seen.method == at && seen.before < 2 {
+            let fake = FakeRegistry::start(move |seen| match seen.method == at && seen.before < 2 {
                 true => status(failure),
                 false => Reply::Ordinary,
             })
             .await;
             fake.client(&[]).push_blob(&small(), None).await.unwrap();
-            assert!(fake.has(SMALL) && fake.asked(Some(method)).len() == 3, "{failure} {:?}", fake.asked(None));
+            assert!(fake.has(SMALL) && fake.requests(Some(method)).len() == 3, "{failure} {:?}", fake.requests(None));
         }
-        let fake = Fake::start(move |_| status(failure)).await;
+        let fake = FakeRegistry::start(move |_| status(failure)).await;
         let error = fake.client(&[]).push_blob(&small(), None).await.unwrap_err().to_string();
         assert!(error.contains(&format!("the registry answers {failure} ")), "{error}");
-        assert_eq!(fake.asked(None).len(), 3);
+        assert_eq!(fake.requests(None).len(), 3);
     }
     let full = json!({"errors": [{"code": "DENIED", "message": "no space left on device"}]}).to_string();
-    let fake = Fake::start(move |seen| match seen.method {
+    let fake = FakeRegistry::start(move |seen| match seen.method {
         Method::PUT => Reply::Answer(answer(507, &[], full.clone())),
         _ => Reply::Ordinary,
     })
     .await;
     let error = fake.client(&[]).push_blob(&small(), None).await.unwrap_err().to_string();
     assert_eq!(error, format!("pushing to {}: no space left on device (DENIED)", fake.address));
-    assert_eq!(fake.asked(Some(Method::PUT)).len(), 1, "it doesn't pass");
-    // Nobody there.
+    assert_eq!(fake.requests(Some(Method::PUT)).len(), 1, "it doesn't pass");
+    // No listener.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     drop(listener);
@@ -53,7 +54,7 @@ async fn a_short_failure_is_waited_out_and_a_long_one_told() {
 #[tokio::test(flavor = "multi_thread")]
 async fn chunks_go_on_from_what_the_registry_has() {
     for (kept, then) in [(0, "4-7"), (2, "6-9"), (4, "8-11")] {
-        let fake = Fake::start(move |seen| match seen.method {
+        let fake = FakeRegistry::start(move |seen| match seen.method {
             Method::PATCH if seen.before == 1 => Reply::Cut(kept, 502),
             _ => Reply::Ordinary,
         })
@@ -62,10 +63,10 @@ async fn chunks_go_on_from_what_the_registry_has() {
         assert!(fake.has(LARGE), "{kept}");
         let ranges = fake.headers(&Method::PATCH, "content-range");
         assert_eq!(ranges[..3], ["0-3", "4-7", then], "{kept}");
-        assert_eq!((fake.asked(Some(Method::GET)).len(), fake.asked(Some(Method::POST)).len()), (1, 1));
+        assert_eq!((fake.requests(Some(Method::GET)).len(), fake.requests(Some(Method::POST)).len()), (1, 1));
     }
-    // One that has forgotten the upload gets all of it again.
-    let fake = Fake::start(|seen| match seen.method {
+    // A registry without the upload receives everything again.
+    let fake = FakeRegistry::start(|seen| match seen.method {
         Method::PATCH if seen.before == 1 => Reply::Cut(0, 502),
         Method::GET => status(404),
         _ => Reply::Ordinary,
@@ -73,14 +74,14 @@ async fn chunks_go_on_from_what_the_registry_has() {
     .await;
     fake.client(&[]).push_blob(&large(), None).await.unwrap();
     assert_eq!(fake.headers(&Method::PATCH, "content-range")[..4], ["0-3", "4-7", "0-3", "4-7"]);
-    assert!(fake.has(LARGE) && fake.asked(Some(Method::POST)).len() == 2);
-    // One whose answer is lost has the chunk: it isn't sent twice.
-    let fake = Fake::start(|seen| match seen.method {
+    assert!(fake.has(LARGE) && fake.requests(Some(Method::POST)).len() == 2);
+    // A chunk whose response was lost is not sent again.
+    let fake = FakeRegistry::start(|seen| match seen.method {
         Method::PATCH if seen.before == 1 => Reply::Lost,
         _ => Reply::Ordinary,
     })
     .await;
-    impatient(&fake).push_blob(&large(), None).await.unwrap();
+    client_with_short_timeout(&fake).push_blob(&large(), None).await.unwrap();
     let ranges = fake.headers(&Method::PATCH, "content-range");
     assert_eq!(ranges, ["0-3", "4-7", "8-11", "12-15", "16-19", "20-23", "24-26"]);
     assert!(fake.has(LARGE));
@@ -88,13 +89,13 @@ async fn chunks_go_on_from_what_the_registry_has() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_blob_whose_last_answer_is_lost_is_looked_for() {
-    let fake = Fake::start(|seen| match seen.method {
+    let fake = FakeRegistry::start(|seen| match seen.method {
         Method::PUT if seen.before == 0 => Reply::Lost,
         _ => Reply::Ordinary,
     })
     .await;
-    impatient(&fake).push_blob(&small(), None).await.unwrap();
-    assert!(fake.has(SMALL) && fake.asked(Some(Method::PUT)).len() == 1, "{:?}", fake.asked(None));
+    client_with_short_timeout(&fake).push_blob(&small(), None).await.unwrap();
+    assert!(fake.has(SMALL) && fake.requests(Some(Method::PUT)).len() == 1, "{:?}", fake.requests(None));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -103,15 +104,15 @@ async fn a_peer_that_takes_nothing_is_given_up_and_little_is_read_for_it() {
     let path = dir.path().join("blob");
     std::fs::File::create(&path).unwrap().set_len(64 << 20).unwrap();
     let blob = Blob::of_file(&path).await.unwrap();
-    let fake = Fake::start(|seen| if seen.method == Method::PUT { Reply::Hang } else { Reply::Ordinary }).await;
-    let mut client = impatient(&fake);
+    let fake = FakeRegistry::start(|seen| if seen.method == Method::PUT { Reply::Hang } else { Reply::Ordinary }).await;
+    let mut client = client_with_short_timeout(&fake);
     client.bounds.whole_bytes_max = blob.size_bytes();
     let began = tokio::time::Instant::now();
     let error = client.push_blob(&blob, None).await.unwrap_err().to_string();
     assert_eq!(error, format!("pushing to {}: no answer within 1 s", fake.address));
-    assert_eq!(fake.asked(Some(Method::PUT)).len(), 3);
+    assert_eq!(fake.requests(Some(Method::PUT)).len(), 3);
     assert!(began.elapsed() >= 3 * PATIENCE);
-    // The same seen from the part: what isn't taken isn't read.
+    // The same for the part: bytes that aren't sent aren't read.
     let progress = Arc::new(Progress::default());
     let url = format!("http://{}/x", fake.address);
     let request = reqwest::Client::builder().tls_certs_only([]).no_proxy().build().unwrap().put(url);
@@ -119,20 +120,20 @@ async fn a_peer_that_takes_nothing_is_given_up_and_little_is_read_for_it() {
     assert!(sent.is_none());
     let read = progress.sent_bytes();
     assert!(read > 0 && read < blob.size_bytes() / 2, "{read} bytes were read for sockets' buffers");
-    // No request hangs longer, whatever it is.
+    // No request of any method hangs longer.
     for method in [Method::HEAD, Method::POST] {
         let at = method.clone();
-        let fake = Fake::start(move |seen| if seen.method == at { Reply::Hang } else { Reply::Ordinary }).await;
-        let error = impatient(&fake).push_blob(&small(), None).await.unwrap_err().to_string();
-        assert!(error.ends_with("no answer within 1 s") && fake.asked(Some(method)).len() == 3, "{error}");
+        let fake = FakeRegistry::start(move |seen| if seen.method == at { Reply::Hang } else { Reply::Ordinary }).await;
+        let error = client_with_short_timeout(&fake).push_blob(&small(), None).await.unwrap_err().to_string();
+        assert!(error.ends_with("no answer within 1 s") && fake.requests(Some(method)).len() == 3, "{error}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_with_another_digest_is_no_success() {
     let other = digest(b"other");
-    let lies = |digest: String| move |_: &Seen| Reply::With(vec![("docker-content-digest", digest.clone())]);
-    let fake = Fake::start(lies(other)).await;
+    let lies = |digest: String| move |_: &RecordedRequest| Reply::With(vec![("docker-content-digest", digest.clone())]);
+    let fake = FakeRegistry::start(lies(other)).await;
     let client = fake.client(&[]);
     for error in [
         client.push_blob(&small(), None).await.unwrap_err(),
@@ -141,16 +142,16 @@ async fn an_answer_with_another_digest_is_no_success() {
     ] {
         assert!(error.to_string().contains("it answers that it has another digest than sha256:"), "{error}");
     }
-    assert_eq!(fake.asked(Some(Method::PUT)).len(), 3, "none is tried again");
-    let fake = Fake::start(|seen| match seen.method {
+    assert_eq!(fake.requests(Some(Method::PUT)).len(), 3, "none is tried again");
+    let fake = FakeRegistry::start(|seen| match seen.method {
         Method::POST => Reply::Answer(answer(201, &[("docker-content-digest", &digest(b"other"))], "")),
         _ => Reply::Ordinary,
     })
     .await;
-    // A mount of other content counts as none; this registry then gives nothing to upload to.
+    // A mount of other content counts as none; this registry then offers no upload.
     assert!(fake.client(&[]).push_blob(&small(), Some("team/app")).await.is_err());
-    // What can't be compared doesn't count.
-    let fake = Fake::start(lies(format!("sha512:{}", "0".repeat(128)))).await;
+    // A digest that can't be compared is ignored.
+    let fake = FakeRegistry::start(lies(format!("sha512:{}", "0".repeat(128)))).await;
     fake.client(&[]).push_blob(&small(), None).await.unwrap();
 }
 
@@ -158,15 +159,15 @@ async fn an_answer_with_another_digest_is_no_success() {
 async fn a_tag_is_set_again_only_where_nothing_was_done() {
     let manifest = manifest_of(&small());
     let name = digest(manifest.as_bytes());
-    let push = |fake: Arc<Fake>, reference: String| {
+    let push = |fake: Arc<FakeRegistry>, reference: String| {
         let manifest = manifest.clone();
         async move {
-            let pushed = impatient(&fake).push_manifest(&reference, OCI_MANIFEST, manifest).await;
-            (pushed, fake.asked(Some(Method::PUT)).len())
+            let pushed = client_with_short_timeout(&fake).push_manifest(&reference, OCI_MANIFEST, manifest).await;
+            (pushed, fake.requests(Some(Method::PUT)).len())
         }
     };
     let first = |reply: fn() -> Reply| {
-        Fake::start(move |seen| match seen.method {
+        FakeRegistry::start(move |seen| match seen.method {
             Method::PUT if seen.before == 0 => reply(),
             _ => Reply::Ordinary,
         })
@@ -175,51 +176,51 @@ async fn a_tag_is_set_again_only_where_nothing_was_done() {
         let (pushed, puts) = push(first(reply).await, "v1".into()).await;
         assert_eq!((pushed.unwrap(), puts), (name.clone(), 2));
     }
-    // It is set, and the answer lost.
+    // The tag is set, and the response is lost.
     let (pushed, puts) = push(first(|| Reply::Lost).await, "v1".into()).await;
     assert_eq!((pushed.unwrap(), puts), (name.clone(), 1));
-    // Whether it was set can't be said: somebody else may have moved it since.
+    // The tag may or may not be set, and another client may have moved it since.
     for reply in [(|| status(500)) as fn() -> Reply, || status(504), || Reply::Hang] {
         let (pushed, puts) = push(first(reply).await, "v1".into()).await;
         assert!(pushed.is_err() && puts == 1, "{pushed:?} {puts}");
     }
-    // A digest means the same for ever.
+    // A digest always refers to the same manifest.
     for reply in [(|| status(500)) as fn() -> Reply, || Reply::Lost] {
         let (pushed, puts) = push(first(reply).await, name.clone()).await;
         assert_eq!((pushed.unwrap(), puts), (name.clone(), 2));
     }
-    let (pushed, puts) = push(Fake::start(|_| status(503)).await, "v1".into()).await;
+    let (pushed, puts) = push(FakeRegistry::start(|_| status(503)).await, "v1".into()).await;
     assert!(pushed.unwrap_err().to_string().contains("503") && puts == 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_lies_about_an_upload_costs_little() {
-    // More than it was sent.
-    let fake = Fake::start(|seen| match seen.method {
+    // More than was sent.
+    let fake = FakeRegistry::start(|seen| match seen.method {
         Method::PATCH => Reply::With(vec![("range", "0-99".into())]),
         _ => Reply::Ordinary,
     })
     .await;
     let error = fake.client(&[]).push_blob(&large(), None).await.unwrap_err().to_string();
     assert!(
-        error.contains("more of an upload than it was sent") && fake.asked(Some(Method::PATCH)).len() == 1,
+        error.contains("more bytes of an upload than were sent") && fake.requests(Some(Method::PATCH)).len() == 1,
         "{error}"
     );
-    // Nothing, for ever; a byte each time; less than before.
+    // Nothing each time; a byte each time; less than before.
     for lie in [
         |_: usize| "0-0".to_owned(),
         |before: usize| format!("0-{}", before + 1),
         |before: usize| format!("0-{}", if before.is_multiple_of(2) { 3 } else { 1 }),
     ] {
-        let fake = Fake::start(move |seen| match seen.method {
+        let fake = FakeRegistry::start(move |seen| match seen.method {
             Method::PATCH => Reply::With(vec![("range", lie(seen.before))]),
             _ => Reply::Ordinary,
         })
         .await;
-        // It may fall back to one request, which this registry takes.
+        // It may fall back to a single request, which this registry accepts.
         if let Err(error) = fake.client(&[]).push_blob(&large(), None).await {
             assert!(error.to_string().starts_with("pushing to "), "{error}");
         }
-        assert!(fake.asked(None).len() < 60, "{}", fake.asked(None).len());
+        assert!(fake.requests(None).len() < 60, "{}", fake.requests(None).len());
     }
 }

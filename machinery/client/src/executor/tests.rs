@@ -1,0 +1,164 @@
+//! The executor against scripted servers: status writes on failure, stale caches, terminating namespaces, lost responses.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::core::Status;
+use machinery_env::Env;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::in_process;
+
+/// An executor whose server rejects creates with a code and records other writes.
+fn refusing(code: u16, written: &Arc<Mutex<Vec<Value>>>) -> Executor {
+    let written = written.clone();
+    let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+        let written = written.clone();
+        async move {
+            let (head, body) = request.into_parts();
+            let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+            let (code, answer) = if head.method == "POST" {
+                let says = json!({"kind": "Status", "status": "Failure", "code": code, "message": "not allowed"});
+                (code, Bytes::from(says.to_string()))
+            } else {
+                written.lock().unwrap().push(serde_json::from_slice(&body).unwrap());
+                (200, body)
+            };
+            Ok::<_, Infallible>(Response::builder().status(code).body(Full::new(answer)).unwrap())
+        }
+    });
+    let client = in_process(service, |request| request);
+    let recorder = Recorder::start(client.clone(), Env::real(), "test", &CancellationToken::new());
+    Executor { api: client.into(), recorder }
+}
+
+/// The failing pass itself writes the error: the next pass has no memory of it. A conflict is only retried.
+#[tokio::test]
+async fn what_fails_is_reported_in_the_same_pass() {
+    for (code, reports) in [(403, 1), (409, 0)] {
+        let written = Arc::default();
+        let performer = refusing(code, &written);
+        let map: ConfigMap = serde_json::from_value(json!({"metadata": {"namespace": "a", "name": "x"}})).unwrap();
+        let report = Action::patch(&map, json!({"data": {"why": "it says: {error}"}}));
+        let tried = Action::SlowStart(vec![Action::create(&map); 3]).reporting(report, "/data/why".into());
+        let (_, result) = performer.perform(vec![tried, Action::update(&map)]).await;
+        assert_eq!(result.unwrap_err().code, code, "the pass fails all the same, and its rest is left");
+        let expected = vec![json!({"data": {"why": "it says: not allowed"}}); reports];
+        assert_eq!(*written.lock().unwrap(), expected);
+    }
+}
+
+/// An owner may be deleted only when the cache has all dependents of the server.
+#[tokio::test]
+async fn dependents_that_only_the_server_knows_of_fail_the_pass() {
+    let service = tower::service_fn(|request: Request<kube::client::Body>| {
+        assert_eq!(request.uri().path(), "/api/v1/namespaces/a/configmaps");
+        let item = |uid: &str, owner: &str| json!({"metadata": {"uid": uid, "ownerReferences": [{"uid": owner}]}});
+        let free = json!({"metadata": {"uid": "free"}});
+        let list = json!({"items": [item("known", "o"), item("new", "o"), item("others", "p"), free]});
+        let body = Full::new(Bytes::from(list.to_string()));
+        async move { Ok::<_, Infallible>(Response::builder().status(200).body(body).unwrap()) }
+    });
+    let client = in_process(service, |request| request);
+    let recorder = Recorder::start(client.clone(), Env::real(), "test", &CancellationToken::new());
+    let executor = Executor { api: client.into(), recorder };
+    for (known, code) in [(vec!["known"], Some(409)), (vec!["known", "new"], None)] {
+        let check = Action::RequireDependents {
+            kind: Kind::of::<ConfigMap>(),
+            namespace: "a".into(),
+            owner_uid: "o".into(),
+            known: known.iter().map(|uid| (*uid).to_owned()).collect(),
+        };
+        let (_, result) = executor.perform(vec![check]).await;
+        assert_eq!(result.err().map(|failure| failure.code), code);
+    }
+}
+
+/// Each deleted pod of a set in a terminating namespace wakes the set: without the skip, a set of a few hundred
+/// pods would send tens of thousands of creates that can't succeed.
+#[tokio::test]
+async fn one_answer_tells_that_nothing_is_made_in_a_namespace_any_more() {
+    let asked = Arc::<Mutex<Vec<String>>>::default();
+    let seen = asked.clone();
+    let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+        seen.lock().unwrap().push(format!("{} {}", request.method(), request.uri().path()));
+        let going = request.uri().path().contains("/namespaces/going/") && request.method() == "POST";
+        let cause = json!([{"reason": "NamespaceTerminating", "field": "metadata.namespace"}]);
+        let says = json!({"kind": "Status", "status": "Failure", "code": 403, "reason": "Forbidden", "message": "it is being terminated",
+            "details": {"causes": cause}});
+        let made = json!({"metadata": {"name": "x", "resourceVersion": "7"}});
+        let (code, answer) = if going { (403, says) } else { (201, made) };
+        let answer = Full::new(Bytes::from(answer.to_string()));
+        async move { Ok::<_, Infallible>(Response::builder().status(code).body(answer).unwrap()) }
+    });
+    let client = in_process(service, |request| request);
+    let recorder = Recorder::start(client.clone(), Env::real(), "test", &CancellationToken::new());
+    let executor = Executor { api: client.into(), recorder };
+    let map = |namespace: &str| -> ConfigMap {
+        serde_json::from_value(json!({"metadata": {"namespace": namespace, "name": "x"}})).unwrap()
+    };
+    let mut actions = vec![Action::create(&map("going")); 500];
+    actions.extend([Action::create(&map("stays")), Action::update(&map("going"))]);
+    let (wrote, result) = executor.perform(vec![Action::SlowStart(actions), Action::update(&map("stays"))]).await;
+    assert!(result.is_ok(), "{result:?}");
+    assert_eq!(wrote.len(), 3, "what is elsewhere or is there already is done as it was to be");
+    let asked = asked.lock().unwrap();
+    assert_eq!(asked.iter().filter(|asked| asked.starts_with("POST")).count(), 2, "{asked:?}");
+}
+
+/// A create without a response may have succeeded under an unknown name: the next pass waits until the cache shows
+/// it.
+#[tokio::test]
+async fn a_create_without_an_answer_waits_for_what_may_have_been_created() {
+    for (metadata, lists, wrote) in [
+        (json!({"namespace": "a", "generateName": "web-", "labels": {"app": "web"}}), 3, vec![9]),
+        (json!({"namespace": "a", "name": "web", "labels": {"app": "web"}}), 0, vec![]),
+    ] {
+        let listed = Arc::<Mutex<u32>>::default();
+        let seen = listed.clone();
+        let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+            let tries = (request.method() == "GET").then(|| {
+                let mut listed = seen.lock().unwrap();
+                assert_eq!(request.uri().query(), Some("labelSelector=app%3Dweb"));
+                *listed += 1;
+                *listed
+            });
+            async move {
+                let item = |version: &str| json!({"metadata": {"name": "x", "resourceVersion": version}});
+                let list = json!({"items": [item("8"), item("9"), item("7")]});
+                match tries {
+                    Some(3) => {
+                        Ok(Response::builder().status(200).body(Full::new(Bytes::from(list.to_string()))).unwrap())
+                    }
+                    _ => Err(std::io::Error::other("the connection ended")),
+                }
+            }
+        });
+        let client = in_process(service, |request| request);
+        let recorder = Recorder::start(client.clone(), Env::real(), "test", &CancellationToken::new());
+        let executor = Executor { api: client.into(), recorder };
+        let map: ConfigMap = serde_json::from_value(json!({"metadata": metadata})).unwrap();
+        let (pending, result) = executor.perform(vec![Action::create(&map)]).await;
+        assert_eq!(result.unwrap_err().code, 0);
+        let expected: Vec<_> =
+            wrote.into_iter().map(|version| PendingWrite::Version(Kind::of::<ConfigMap>(), version)).collect();
+        assert_eq!((pending, *listed.lock().unwrap()), (expected, lists));
+    }
+}
+
+#[test]
+fn only_a_404_that_names_the_object_says_that_it_is_gone() {
+    let error = |status: Value| kube::Error::Api(Box::new(serde_json::from_value::<Status>(status).unwrap()));
+    let gone = error(json!({"code": 404, "reason": "NotFound", "message": "configmaps \"x\" not found",
+        "details": {"name": "x", "kind": "configmaps"}}));
+    let unserved = error(json!({"code": 404, "reason": "NotFound", "details": {},
+        "message": "the server could not find the requested resource"}));
+    let key = ObjectKey::new("a", "x");
+    assert!(is_not_found_for(&gone, &key));
+    assert!(!is_not_found_for(&unserved, &key) && !is_not_found_for(&gone, &ObjectKey::new("a", "y")));
+}

@@ -1,0 +1,124 @@
+//! Runs a component as a process of its own: API access by a kubeconfig, metrics and health on `--metrics-bind`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use apiserver::http::metrics::OPEN_METRICS;
+use axum::Router;
+use axum::http::header::CONTENT_TYPE;
+use axum::routing::get;
+use clap::Args;
+use hyper_util::service::TowerToHyperService;
+use kube::Client;
+use machinery_env::Env;
+use machinery_serve::plain;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::Failure;
+use crate::compose;
+use crate::output::result;
+
+/// Grace period of tasks that still run when the runtime ends.
+const LAST_MOMENT: Duration = Duration::from_millis(500);
+/// Drain timeout of a component: as in `up`, plus the release of its leadership.
+const DRAIN: Duration = Duration::from_secs(4);
+
+/// Flags of each such process.
+#[derive(Debug, Clone, Args)]
+pub(super) struct StandaloneFlags {
+    /// Kubeconfig of the API server
+    #[arg(long, env = "CORACLE_KUBECONFIG", value_name = "FILE")]
+    pub(super) kubeconfig: PathBuf,
+    /// Address of GET /metrics and /healthz, over plain HTTP without authentication [default: none]
+    #[arg(long, env = "CORACLE_METRICS_BIND", value_name = "ADDR:PORT")]
+    metrics_bind: Option<SocketAddr>,
+}
+
+/// Dependencies of a component.
+pub(super) struct ComponentDeps {
+    pub(super) client: Client,
+    pub(super) env: Env,
+    pub(super) stop: CancellationToken,
+}
+
+/// Runs a component under upstream's name until SIGINT or SIGTERM. `register` adds its metrics to the registry.
+///
+/// # Errors
+/// If the kubeconfig can't be used, the address is taken, or the component ended by itself, such as by losing its
+/// leadership.
+pub(super) fn run<F>(
+    flags: &StandaloneFlags,
+    agent: &'static str,
+    env: Env,
+    register: impl FnOnce(&mut Registry),
+    start: impl FnOnce(ComponentDeps) -> F,
+) -> Result<(), Failure>
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let mut registry = Registry::default();
+    register(&mut registry);
+    let runtime = compose::runtime()?;
+    let done: anyhow::Result<()> = runtime.block_on(async {
+        let signal = compose::stop_signal();
+        let client = connect(&flags.kubeconfig, agent).await?;
+        let stop = CancellationToken::new();
+        let metrics = serve_metrics(flags.metrics_bind, registry, &env, &stop).await?;
+        result(format_args!("ready kubeconfig={}{metrics}\n", flags.kubeconfig.display()))?;
+        let component = start(ComponentDeps { client, env, stop: stop.clone() });
+        tokio::pin!(signal, component);
+        tokio::select! {
+            () = &mut signal => {}
+            ended = &mut component => {
+                ended?;
+                anyhow::bail!("the {agent} ended; start again, with --log-level info to see why");
+            }
+        }
+        stop.cancel();
+        // A late failure is ignored: the process is stopping.
+        let _ = tokio::time::timeout(DRAIN, component).await;
+        Ok(())
+    });
+    runtime.shutdown_timeout(LAST_MOMENT);
+    Ok(done?)
+}
+
+async fn connect(kubeconfig: &Path, agent: &'static str) -> anyhow::Result<Client> {
+    let client = machinery_client::from_kubeconfig_as(kubeconfig, agent).await;
+    client.with_context(|| format!("--kubeconfig {}", kubeconfig.display()))
+}
+
+/// Serves the metrics if enabled; returns the `ready` line's text about them.
+async fn serve_metrics(
+    bind: Option<SocketAddr>,
+    registry: Registry,
+    env: &Env,
+    stop: &CancellationToken,
+) -> anyhow::Result<String> {
+    let Some(bind) = bind else { return Ok(String::new()) };
+    let listener =
+        TcpListener::bind(bind).await.with_context(|| format!("--metrics-bind {bind}: cannot listen there"))?;
+    let address = listener.local_addr()?;
+    let registry = Arc::new(Mutex::new(registry));
+    let page = move || {
+        let mut text = String::new();
+        // Writing into a String cannot fail.
+        let _ = prometheus_client::encoding::text::encode(
+            &mut text,
+            &registry.lock().unwrap_or_else(PoisonError::into_inner),
+        );
+        async move { ([(CONTENT_TYPE, OPEN_METRICS)], text) }
+    };
+    let router = Router::new().route("/metrics", get(page)).route("/healthz", get(|| async { "ok" }));
+    let (env, stop) = (env.clone(), stop.clone());
+    tokio::spawn(async move {
+        let service = |permit| TowerToHyperService::new(router.clone().layer(axum::Extension(permit)));
+        plain::serve(listener, Some(Duration::ZERO), &env, &stop, service).await;
+    });
+    Ok(format!(" metrics=http://{address}/metrics"))
+}
