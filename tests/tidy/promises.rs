@@ -1,4 +1,4 @@
-//! What the docs promise is proved by a test that exists: a promise that nobody tests is a wish.
+//! Each promise of the docs names a test that exists.
 
 use std::fs;
 

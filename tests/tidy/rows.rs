@@ -1,5 +1,4 @@
-//! What a table in code has, the docs name and a test asks for: a kind, a plugin, a controller, a host interface or a verb that no
-//! page knows is one that nobody finds.
+//! The docs name each row of the tables in code: kinds, plugins, controllers, host interfaces and verbs. Each verb has a test.
 
 use std::collections::BTreeSet;
 use std::fs;

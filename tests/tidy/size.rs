@@ -1,4 +1,4 @@
-//! A file holds one subject and a function fits a screen, or the exception says why: what grows past it is read by nobody.
+//! A file holds one subject and a function fits a screen, or the exception says why.
 
 use super::{all_rust_files, check};
 
@@ -13,7 +13,7 @@ const LONG_FUNCTIONS: &[(&str, &str, &str)] = &[
     ("machinery/client/src/executor.rs", "single", "one arm an action"),
     ("scheduler/src/shell_tests.rs", "answer", "a test's API server: one arm a request"),
     ("scheduler/src/tests.rs", "the_messages_are_upstreams", "a table of cases"),
-    ("src/cmd/demo/mod.rs", "tell", "a story, told in its order"),
+    ("src/cmd/demo/mod.rs", "run_story", "a story, told in its order"),
     ("tests/sim/src/network.rs", "send", "the faults of one request, in the order in which they can happen"),
     ("wasm-node/kubelet/src/pod/worker.rs", "run", "the loop of a pod: one arm an input"),
 ];

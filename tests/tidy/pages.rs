@@ -1,0 +1,69 @@
+//! The documentation: the site's table of contents names each page, and the pages that a newcomer reads first are short.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use super::{check, root};
+
+const README_LINES_MAX: usize = 120;
+const ARCHITECTURE_WORDS_MAX: usize = 30;
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).expect("a readable page")
+}
+
+/// Pages of a folder below docs/, as the table of contents writes them.
+fn pages(folder: &str) -> BTreeSet<String> {
+    let entries = fs::read_dir(root().join("docs").join(folder)).expect("a folder of pages").flatten();
+    let names = entries.map(|entry| format!("{folder}{}", entry.file_name().to_string_lossy()));
+    names.filter(|name| name.ends_with(".md") && name != "SUMMARY.md").collect()
+}
+
+#[test]
+fn the_site_has_each_page() {
+    let summary = read("docs/SUMMARY.md");
+    let links = summary.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    let links: BTreeSet<String> = links.filter(|link| !link.is_empty()).map(str::to_owned).collect();
+    let pages: BTreeSet<String> = pages("").into_iter().chain(pages("decisions/")).collect();
+    check(
+        &links
+            .symmetric_difference(&pages)
+            .map(|page| format!("docs/SUMMARY.md and pages: {page}"))
+            .collect::<Vec<_>>(),
+    );
+}
+
+/// Sentences of paragraphs and list items: no tables, drawings or headings.
+fn sentences(page: &str) -> Vec<String> {
+    let mut prose = String::new();
+    for (number, block) in page.split("```").enumerate() {
+        for line in block.lines().filter(|_| number % 2 == 0) {
+            let line = line.trim_start_matches("- ");
+            match line.chars().next() {
+                Some('|' | '#') | None => prose.push_str("\n\n"),
+                Some(_) => {
+                    prose.push_str(line);
+                    prose.push(' ');
+                }
+            }
+        }
+    }
+    let pieces = prose.split("\n\n").flat_map(|paragraph| paragraph.split(". "));
+    pieces.map(|piece| piece.trim().to_owned()).filter(|piece| !piece.is_empty()).collect()
+}
+
+#[test]
+fn the_first_pages_are_short() {
+    let mut problems = Vec::new();
+    let lines = read("README.md").lines().count();
+    if lines > README_LINES_MAX {
+        problems.push(format!("README.md has {lines} lines; {README_LINES_MAX} at most"));
+    }
+    for sentence in sentences(&read("docs/architecture.md")) {
+        let words = sentence.split_whitespace().count();
+        if words > ARCHITECTURE_WORDS_MAX {
+            problems.push(format!("docs/architecture.md: {words} words: {sentence}"));
+        }
+    }
+    check(&problems);
+}

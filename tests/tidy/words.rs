@@ -1,0 +1,82 @@
+//! Retired names and words don't return: a type's name says what the thing is, and prose uses the field's terms
+//! (docs/architecture.md, "Words").
+
+use std::fs;
+
+use super::{all_rust_files, check, root};
+
+/// Type names that say nothing away from their file.
+const RETIRED_TYPES: &[&str] = &[
+    "Answer", "Asked", "Done", "Found", "Held", "Inner", "Kept", "Known", "Live", "Made", "Named", "Pending", "Place",
+    "Ready", "Refused", "Running", "Said", "Seen", "Shared", "Shown", "State", "Step", "Taken", "Told", "Wanted",
+];
+
+/// Words of the former dialect, with the term that takes their place.
+const RETIRED_WORDS: &[(&str, &str)] = &[
+    ("anew", "again"),
+    ("is told", "gets, logs, returns"),
+    ("nobody", "no client, no user, no task"),
+    ("somebody", "a client, a user"),
+    ("told", "notified, logged, returned"),
+    ("whoever", "the caller, a client, a user"),
+];
+
+/// The comments of a file, without the quoted code in them.
+fn comments(text: &str) -> impl Iterator<Item = (usize, String)> {
+    text.lines().enumerate().filter_map(|(number, line)| {
+        let comment = line.split_once("//")?.1;
+        Some((number + 1, comment.split('`').step_by(2).collect::<String>().to_lowercase()))
+    })
+}
+
+fn has_word(text: &str, word: &str) -> bool {
+    let is_letter = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+    text.match_indices(word)
+        .any(|(at, _)| !is_letter(text[..at].chars().next_back()) && !is_letter(text[at + word.len()..].chars().next()))
+}
+
+#[test]
+fn retired_type_names_stay_retired() {
+    let mut problems = Vec::new();
+    for (path, text) in all_rust_files() {
+        for (number, line) in text.lines().enumerate() {
+            let mut words = line.split_whitespace().skip_while(|word| !matches!(*word, "struct" | "enum" | "type"));
+            let declared = words.next().and(words.next()).unwrap_or_default();
+            let name = declared.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+            if RETIRED_TYPES.contains(&name) && !line.trim_start().starts_with("//") {
+                problems.push(format!("{path}:{}: {name} is retired: name what the type is", number + 1));
+            }
+        }
+    }
+    check(&problems);
+}
+
+#[test]
+fn retired_words_stay_retired() {
+    let mut problems = Vec::new();
+    for (path, text) in all_rust_files().into_iter().filter(|(path, _)| path != "tests/tidy/words.rs") {
+        for (number, comment) in comments(&text) {
+            for (word, instead) in RETIRED_WORDS.iter().filter(|(word, _)| has_word(&comment, word)) {
+                problems.push(format!("{path}:{number}: \"{word}\" is retired: {instead}"));
+            }
+        }
+    }
+    let pages = fs::read_dir(root().join("docs")).expect("docs").flatten().map(|entry| entry.path());
+    for page in pages.filter(|path| path.extension().is_some_and(|extension| extension == "md")) {
+        let text = fs::read_to_string(&page).expect("a readable page");
+        for (number, line) in text.lines().enumerate() {
+            let line = line.split('`').step_by(2).collect::<String>().to_lowercase();
+            for (word, instead) in RETIRED_WORDS.iter().filter(|(word, _)| has_word(&line, word)) {
+                problems.push(format!("{}:{}: \"{word}\" is retired: {instead}", page.display(), number + 1));
+            }
+        }
+    }
+    check(&problems);
+}
+
+#[test]
+fn words_are_found_whole() {
+    assert!(has_word("it is told.", "told") && !has_word("untold", "told") && !has_word("retold it", "told"));
+    let found: Vec<_> = comments("let a = 1; // One `two` three\nlet b = 2;").collect();
+    assert_eq!(found, [(1, " one  three".to_owned())]);
+}
