@@ -59,6 +59,7 @@ mod workload_tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -239,7 +240,18 @@ pub enum Error {
 ///
 /// # Errors
 /// The leadership was lost.
-pub async fn run(
+pub fn run(
+    client: Client,
+    clients: Clients,
+    env: Env,
+    config: Config,
+    stop: CancellationToken,
+) -> Pin<Box<dyn Future<Output = Result<(), Error>> + Send>> {
+    // Boxed, so that the driver is compiled here and not again in the program's crate.
+    Box::pin(run_until(client, clients, env, config, stop))
+}
+
+async fn run_until(
     client: Client,
     clients: Clients,
     env: Env,

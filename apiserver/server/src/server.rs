@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use http::{Request, Response};
 use machinery_api::features::Features;
 use machinery_api::{ApiError, GroupVersionResource};
@@ -116,17 +118,21 @@ pub struct Apiserver {
 
 impl Apiserver {
     /// Loads the store into memory and assembles the server; nothing is served yet.
-    pub async fn open(env: &Env, store: Arc<dyn Store>, config: Config) -> Result<Self, StoreError> {
-        Self::open_with(env, store, config, Chains::default()).await
+    pub fn open(env: &Env, store: Arc<dyn Store>, config: Config) -> BoxFuture<'_, Result<Self, StoreError>> {
+        Self::open_with(env, store, config, Chains::default())
     }
 
     /// The same with additional chain members.
-    pub async fn open_with(
+    pub fn open_with(
         env: &Env,
         store: Arc<dyn Store>,
         config: Config,
         chains: Chains,
-    ) -> Result<Self, StoreError> {
+    ) -> BoxFuture<'_, Result<Self, StoreError>> {
+        Box::pin(Self::load(env, store, config, chains))
+    }
+
+    async fn load(env: &Env, store: Arc<dyn Store>, config: Config, chains: Chains) -> Result<Self, StoreError> {
         let catalog = Catalog::with_features(&config.features, &config.address);
         let cache = WatchCache::open(store, catalog.all_stored().filter_map(cached).collect()).await?;
         let served = Arc::new(SharedCatalog::new(catalog));
@@ -240,7 +246,11 @@ impl Apiserver {
 
     /// Writes the default objects that are missing or incomplete; after that `/readyz` reports success. Call it once
     /// before serving; [`reconcile_bootstrap_objects`](Self::reconcile_bootstrap_objects) reconciles those that a running cluster needs.
-    pub async fn bootstrap(&self, cluster: &Cluster) -> Result<(), ApiError> {
+    pub fn bootstrap<'a>(&'a self, cluster: &'a Cluster) -> BoxFuture<'a, Result<(), ApiError>> {
+        Box::pin(self.install_default_objects(cluster))
+    }
+
+    async fn install_default_objects(&self, cluster: &Cluster) -> Result<(), ApiError> {
         let registry = &self.handler.deps.registry;
         let desired = bootstrap::desired(cluster, &registry.served.load());
         for _ in 0..BOOTSTRAP_TRIES_MAX {
@@ -292,7 +302,11 @@ impl Apiserver {
     }
 
     /// Serves over TLS until `stop`; then watches end at once, and other requests get a grace period.
-    pub async fn serve(&self, listener: TcpListener, acceptor: Acceptor, stop: CancellationToken) {
+    pub fn serve(&self, listener: TcpListener, acceptor: Acceptor, stop: CancellationToken) -> BoxFuture<'_, ()> {
+        Box::pin(self.serve_tls(listener, acceptor, stop))
+    }
+
+    async fn serve_tls(&self, listener: TcpListener, acceptor: Acceptor, stop: CancellationToken) {
         let handler = self.handler.clone();
         let ending = {
             let (handler, stop) = (self.handler.clone(), stop.clone());
@@ -338,6 +352,6 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let handler = self.handler.clone();
-        Box::pin(async move { Ok(handler.handle(request.map(Body::new)).await) })
+        Box::pin(handler.handle(request.map(Body::new)).map(Ok))
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use machinery_api::ObjectKey;
@@ -110,7 +111,18 @@ pub async fn run(client: Client, env: Env, config: Config, stop: CancellationTok
 }
 
 /// Schedules until `stop`, with a shared informer. With an election: only while it leads.
-pub async fn run_on(
+pub fn run_on(
+    informer: &Arc<Informer>,
+    client: Client,
+    env: Env,
+    config: Config,
+    stop: CancellationToken,
+) -> BoxFuture<'_, Result<(), RunError>> {
+    // Boxed, so that the scheduler is compiled here and not again in the program's crate.
+    Box::pin(run_elected(informer, client, env, config, stop))
+}
+
+async fn run_elected(
     informer: &Arc<Informer>,
     client: Client,
     env: Env,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use http::header::{CACHE_CONTROL, HeaderValue, WARNING};
 use http::{Request, Response};
 use machinery_api::ApiError;
@@ -106,7 +107,14 @@ impl RequestHandler {
     }
 
     /// Handles a request. Always returns a response, with upstream's headers.
-    pub async fn handle(self: Arc<Self>, request: Request<Body>) -> Response<Body> {
+    ///
+    /// Boxed, as all public futures of this crate that contain most of it: an `async fn` is compiled again in each crate that
+    /// polls it.
+    pub fn handle(self: Arc<Self>, request: Request<Body>) -> BoxFuture<'static, Response<Body>> {
+        Box::pin(self.respond(request))
+    }
+
+    async fn respond(self: Arc<Self>, request: Request<Body>) -> Response<Body> {
         let started = self.deps.env.elapsed();
         let now = self.deps.env.now();
         let (mut parts, body) = request.into_parts();

@@ -37,6 +37,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Service;
 use kube::Client;
 use machinery_client::Informer;
@@ -323,7 +324,18 @@ fn share(
 }
 
 /// Runs a node agent until `stop`. `ready` is notified once the API has accepted a Ready status of this run.
-pub async fn run(
+pub fn run(
+    config: NodeConfig,
+    parts: SharedNodeParts,
+    client: Client,
+    ready: oneshot::Sender<NodeReady>,
+    stop: CancellationToken,
+) -> BoxFuture<'static, Result<(), NodeError>> {
+    // Boxed, so that the kubelet is compiled here and not again in the program's crate.
+    Box::pin(run_agent(config, parts, client, ready, stop))
+}
+
+async fn run_agent(
     mut config: NodeConfig,
     parts: SharedNodeParts,
     client: Client,
