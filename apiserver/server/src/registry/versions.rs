@@ -169,7 +169,7 @@ impl CustomVersions {
     }
 
     /// Converts an object of the stored version into the resource's own.
-    pub(crate) async fn from_stored_version(&self, custom: &CustomResource, object: Value) -> Result<Value, ApiError> {
+    pub(crate) async fn convert_stored(&self, custom: &CustomResource, object: Value) -> Result<Value, ApiError> {
         let wanted = &custom.definition.versions[custom.version].api_version;
         Ok(self.converter.convert(&custom.definition, wanted, vec![object]).await?.pop().unwrap_or_default())
     }

@@ -354,7 +354,7 @@ impl Registry {
         }
         // The response equals later reads: it has only the fields that the stored version keeps.
         if let (Some(converted), Some(custom), Some(object)) = (converted, &row.custom, change.object_mut()) {
-            *object = Box::pin(self.versions.from_stored_version(custom, converted)).await?;
+            *object = Box::pin(self.versions.convert_stored(custom, converted)).await?;
         }
         let goes = matches!(change, Change::Remove(_) | Change::MarkAndRemove(_));
         let new = change.object().filter(|_| !goes);
@@ -398,7 +398,7 @@ impl Registry {
             && let (_, Some(converted)) = self.encode_change(row, change, managers).await?
             && let Some(object) = change.object_mut()
         {
-            *object = Box::pin(self.versions.from_stored_version(custom, converted)).await?;
+            *object = Box::pin(self.versions.convert_stored(custom, converted)).await?;
         }
         Ok(())
     }
