@@ -52,6 +52,22 @@ fn sentences(page: &str) -> Vec<String> {
     pieces.map(|piece| piece.trim().to_owned()).filter(|piece| !piece.is_empty()).collect()
 }
 
+/// A semicolon ends a statement of Mermaid, so that the rest of a message is a syntax error.
+#[test]
+fn diagrams_have_no_semicolons() {
+    let page = read("docs/architecture.md");
+    let diagrams: Vec<&str> = page.split("```mermaid").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(diagrams.len() >= 4, "diagrams are found");
+    check(
+        &diagrams
+            .into_iter()
+            .flat_map(str::lines)
+            .filter(|line| line.contains(';'))
+            .map(str::to_owned)
+            .collect::<Vec<_>>(),
+    );
+}
+
 #[test]
 fn the_first_pages_are_short() {
     let mut problems = Vec::new();
