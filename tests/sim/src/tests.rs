@@ -104,7 +104,8 @@ fn what_is_left_behind_stays_when_watches_are_slow() {
     }
 }
 
-/// Seeds of rollouts: `SIM_ROLLOUTS=n` for more.
+/// Seeds of rollouts: `SIM_ROLLOUTS=n` for more. Of 60, seed 39 finds two pods of a DaemonSet on one node without a surge; its cause
+/// is unknown. A create without a response, retried before the watch shows the pod, is not it.
 const ROLLOUTS: u64 = 24;
 
 #[test]
