@@ -59,7 +59,8 @@ fn retired_type_names_stay_retired() {
 fn retired_words_stay_retired() {
     let files = all_rust_files().into_iter().filter(|(path, _)| path != "tests/tidy/words.rs");
     let comments = files.flat_map(|(path, text)| comments(&text).map(|line| (path.clone(), line)).collect::<Vec<_>>());
-    let pages = fs::read_dir(root().join("docs")).expect("docs").flatten().map(|entry| entry.path());
+    let folders = ["docs", "docs/decisions"].into_iter().map(|folder| fs::read_dir(root().join(folder)).expect("docs"));
+    let pages = folders.flatten().flatten().map(|entry| entry.path());
     let pages = pages.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
     let prose = pages.flat_map(|page| {
         let text = fs::read_to_string(&page).expect("a readable page");
