@@ -24,6 +24,8 @@ mod scripts;
 mod shape;
 #[path = "tidy/size.rs"]
 mod size;
+#[path = "tidy/tables.rs"]
+mod tables;
 #[path = "tidy/unused.rs"]
 mod unused;
 #[path = "tidy/words.rs"]

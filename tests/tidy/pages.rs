@@ -7,6 +7,9 @@ use super::{check, root};
 
 const README_LINES_MAX: usize = 120;
 const ARCHITECTURE_WORDS_MAX: usize = 30;
+const COMPATIBILITY_WORDS_MAX: usize = 40;
+/// A longer cell of a table is a list below it.
+const CELL_CHARS_MAX: usize = 400;
 
 fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).expect("a readable page")
@@ -38,6 +41,9 @@ fn sentences(page: &str) -> Vec<String> {
     let mut prose = String::new();
     for (number, block) in page.split("```").enumerate() {
         for line in block.lines().filter(|_| number % 2 == 0) {
+            if line.starts_with("- ") {
+                prose.push_str("\n\n");
+            }
             let line = line.trim_start_matches("- ");
             match line.chars().next() {
                 Some('|' | '#') | None => prose.push_str("\n\n"),
@@ -75,11 +81,27 @@ fn the_first_pages_are_short() {
     if lines > README_LINES_MAX {
         problems.push(format!("README.md has {lines} lines; {README_LINES_MAX} at most"));
     }
-    for sentence in sentences(&read("docs/architecture.md")) {
-        let words = sentence.split_whitespace().count();
-        if words > ARCHITECTURE_WORDS_MAX {
-            problems.push(format!("docs/architecture.md: {words} words: {sentence}"));
+    for (page, words_max) in
+        [("docs/architecture.md", ARCHITECTURE_WORDS_MAX), ("docs/compatibility.md", COMPATIBILITY_WORDS_MAX)]
+    {
+        for sentence in sentences(&read(page)) {
+            let words = sentence.split_whitespace().count();
+            if words > words_max {
+                problems.push(format!("{page}: {words} words: {sentence}"));
+            }
         }
     }
     check(&problems);
+}
+
+#[test]
+fn cells_of_the_compatibility_page_are_short() {
+    let page = read("docs/compatibility.md");
+    let cells = page.lines().filter(|line| line.starts_with('|')).flat_map(|line| line.split(" | "));
+    let long = cells.filter(|cell| cell.chars().count() > CELL_CHARS_MAX);
+    check(
+        &long
+            .map(|cell| format!("docs/compatibility.md: a cell of {} characters: {cell}", cell.len()))
+            .collect::<Vec<_>>(),
+    );
 }

@@ -1,4 +1,5 @@
-//! The docs name each row of the tables in code: kinds, plugins, controllers, host interfaces and verbs. Each verb has a test.
+//! Tables of the docs have the rows of the tables in code: kinds, plugins, controllers, host interfaces and verbs. Each verb has a
+//! test.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -70,17 +71,35 @@ const TABLES: &[Table] = &[
 ];
 
 /// The names that follow one of these in quotes.
-fn names<'a>(text: &'a str, before: &[&str]) -> BTreeSet<&'a str> {
+pub(super) fn names<'a>(text: &'a str, before: &[&str]) -> BTreeSet<&'a str> {
     let after = |mark: &&str| text.match_indices(*mark).map(|(at, mark)| &text[at + mark.len()..]).collect::<Vec<_>>();
     before.iter().flat_map(after).filter_map(|rest| rest.split('"').next()).filter(|name| !name.is_empty()).collect()
 }
 
-/// A part of a page: from its heading to the next of the same level.
-fn part(page: &str, heading: &str) -> String {
+/// A file's code that ships: no comments, no tests.
+pub(super) fn shipped(text: &str) -> String {
+    let mut tests = text.match_indices("#[cfg(test)]\nmod ").map(|(at, _)| at);
+    let tests = tests.find(|&at| text[at..].lines().nth(1).is_some_and(|line| line.ends_with('{')));
+    code(&text[..tests.unwrap_or(text.len())]).collect::<Vec<_>>().join("\n")
+}
+
+/// A part of a page: from its heading to the next of the same or a higher level.
+pub(super) fn part(page: &str, heading: &str) -> String {
     let text = fs::read_to_string(root().join(page)).expect("a page");
-    let from = text.find(&format!("{heading}\n")).unwrap_or_else(|| panic!("{page} has a part {heading}"));
-    let rest = &text[from + heading.len()..];
-    rest[..rest.find("\n## ").unwrap_or(rest.len())].to_owned()
+    let level = |line: &str| line.chars().take_while(|&c| c == '#').count();
+    let from = text.find(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("{page} has a part {heading}"));
+    let lines = text[from + 1..].lines().skip(1);
+    lines.take_while(|line| !(1..=level(heading)).contains(&level(line))).map(|line| format!("{line}\n")).collect()
+}
+
+/// The names in the first column of a part's first table: separated by commas, with or without backquotes. A cell of prose is
+/// no name.
+pub(super) fn first_cells(part: &str) -> BTreeSet<String> {
+    let rows =
+        part.lines().skip_while(|line| !line.starts_with("|--")).skip(1).take_while(|line| line.starts_with('|'));
+    let cells = rows.filter_map(|row| row.split('|').nth(1));
+    let names = cells.flat_map(|cell| cell.split(',')).map(|name| name.trim().trim_matches('`').to_owned());
+    names.filter(|name| !name.contains(' ')).collect()
 }
 
 fn has_word(text: &str, word: &str) -> bool {
@@ -95,22 +114,31 @@ fn the_docs_name_each_row() {
     let mut problems = Vec::new();
     for table in TABLES {
         let page = part(table.page, table.part);
-        let mut found = 0;
+        let mut found = BTreeSet::new();
         for (path, text) in files.iter().filter(|(path, _)| path.starts_with(table.below)) {
             if path.ends_with("tests.rs") {
                 continue;
             }
-            let text = code(text.split("#[cfg(test)]").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
+            let text = shipped(text);
             for name in names(&text, table.before) {
-                found += 1;
+                found.insert(name.trim_end_matches(table.suffix).to_owned());
                 if !has_word(&page, name.trim_end_matches(table.suffix)) {
                     problems
                         .push(format!("{}, {}: no word of the {} {name} ({path})", table.page, table.part, table.what));
                 }
             }
         }
-        if found < table.least {
-            problems.push(format!("{found} rows of {} found below {}, not {}", table.what, table.below, table.least));
+        for name in first_cells(&page).difference(&found) {
+            problems.push(format!("{}, {}: {name} is no {} of the code", table.page, table.part, table.what));
+        }
+        if found.len() < table.least {
+            problems.push(format!(
+                "{} rows of {} found below {}, not {}",
+                found.len(),
+                table.what,
+                table.below,
+                table.least
+            ));
         }
     }
     check(&problems);
