@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::path::Path;
 
 use anyhow::Context as _;
-use apiserver::bootstrap::moved::Move;
+use apiserver::bootstrap::cidr_migration::CidrMigration;
 use apiserver_resources::allocate::ServiceNetwork;
 use ipnet::Ipv4Net;
 use machinery_api::address_pool::AddressPool;
@@ -82,11 +82,14 @@ impl Network {
 
     /// The address migrations, if the Service `kubernetes` has an address of another block: its block was taken at this
     /// start.
-    pub(crate) fn migrations(&self, kubernetes: Option<Ipv4Addr>) -> Vec<Move> {
+    pub(crate) fn migrations(&self, kubernetes: Option<Ipv4Addr>) -> Vec<CidrMigration> {
         let old = kubernetes.filter(|address| address.is_loopback() && !self.services.contains(address));
         let Some(old) = old.filter(|_| self.claim.is_some()) else { return Vec::new() };
         let old = Ipv4Net::new_assert(old, BLOCK_PREFIX).trunc();
-        vec![Move { from: services_of(old), to: self.services }, Move { from: pods_of(old), to: self.pods }]
+        vec![
+            CidrMigration { from: services_of(old), to: self.services },
+            CidrMigration { from: pods_of(old), to: self.pods },
+        ]
     }
 
     /// Returns the network if the LoadBalancer pool doesn't overlap it.
@@ -169,9 +172,9 @@ mod tests {
         let network = Network { services: services_of(block), pods: pods_of(block), node_mask: 20, claim: Some(claim) };
         assert_eq!(network.migrations(None), []);
         assert_eq!(network.migrations(network.services.hosts().next()), []);
-        let moves = network.migrations(Some(Ipv4Addr::new(127, 248, 0, 1)));
-        assert_eq!(moves[0], Move { from: "127.248.0.0/16".parse().unwrap(), to: network.services });
-        assert_eq!(moves[1].from.to_string(), "127.250.0.0/15");
+        let migrations = network.migrations(Some(Ipv4Addr::new(127, 248, 0, 1)));
+        assert_eq!(migrations[0], CidrMigration { from: "127.248.0.0/16".parse().unwrap(), to: network.services });
+        assert_eq!(migrations[1].from.to_string(), "127.250.0.0/15");
     }
 
     #[cfg(target_os = "linux")]

@@ -63,7 +63,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use certificates::signing::{CertificateOrder, SignCertificate};
+pub use certificates::signing::{CertificateTemplate, SignCertificate};
 pub use cloud::{INVENTORY_BYTES_MAX, Instance, Instances, Inventory, InventoryError, SharedInventory};
 use ipnet::IpNet;
 use kube::Client;

@@ -1,6 +1,6 @@
 //! Announces changed cluster addresses at a start, on stderr and as an event.
 
-use apiserver::bootstrap::moved::Move;
+use apiserver::bootstrap::cidr_migration::CidrMigration;
 use k8s_openapi::api::core::v1::Event;
 use kube::Client;
 use machinery_client::{Api, reference_to, value_of};
@@ -11,8 +11,8 @@ use serde_json::json;
 ///
 /// # Errors
 /// If the API rejects the event.
-pub(super) async fn announce(admin: &Client, env: &Env, moves: &[Move]) -> anyhow::Result<()> {
-    let Some(Move { from, to }) = moves.first() else { return Ok(()) };
+pub(super) async fn announce(admin: &Client, env: &Env, migrations: &[CidrMigration]) -> anyhow::Result<()> {
+    let Some(CidrMigration { from, to }) = migrations.first() else { return Ok(()) };
     let message = format!(
         "The cluster's addresses moved from {from} to {to}, as that block is not free any more or was not asked for at \
          this start: Services and pods keep their names, and have new IP addresses"

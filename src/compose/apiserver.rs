@@ -89,7 +89,7 @@ impl CertificateFiles {
 
     fn reload_and_renew(&self) -> anyhow::Result<()> {
         self.certificates.revoke(self.pki.revoked()?);
-        let leaves = self.pki.renewed()?;
+        let leaves = self.pki.reload_and_renew()?;
         self.certificates.serve_with(&leaves.serving)?;
         let mut admin = self.admin.lock().unwrap_or_else(PoisonError::into_inner);
         // Only on a change: people keep a namespace and other contexts in the file.

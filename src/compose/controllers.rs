@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use apiserver::auth::signing::Order;
+use apiserver::auth::signing::CertificateTemplate;
 use apiserver_resources::checking::Warning;
 
 use super::ground::Ground;
@@ -13,9 +13,11 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     let asked = &ground.config.controllers;
     let signing_key = ground.pki.service_account().clone();
     let authority = ground.pki.clone();
-    let sign_certificate: controllers::SignCertificate = Arc::new(move |order| {
-        let &controllers::CertificateOrder { request, usages, not_before, not_after } = order;
-        authority.sign(&Order { request, usages, not_before, not_after }).map_err(|error| error.to_string())
+    let sign_certificate: controllers::SignCertificate = Arc::new(move |template| {
+        let &controllers::CertificateTemplate { request, usages, not_before, not_after } = template;
+        authority
+            .sign(&CertificateTemplate { request, usages, not_before, not_after })
+            .map_err(|error| error.to_string())
     });
     let apiserver = ground.apiserver.clone();
     let check_policy: controllers::CheckPolicy = Arc::new(move |policy| {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ::proxy::DataPlane;
 use anyhow::Context as _;
 use apiserver::auth::pki::{self, Pki};
-use apiserver::bootstrap::moved::Move;
+use apiserver::bootstrap::cidr_migration::CidrMigration;
 use apiserver::server::{self, ApiService, Apiserver, read_first_format};
 use apiserver_resources::objects::ObjectReader as _;
 use apiserver_storage::store::Store as _;
@@ -112,7 +112,7 @@ impl Ground {
                 kubelets: api::kubelets(&pki)?,
                 registry: metrics.clone(),
             },
-            images::chains(env, &config.nodes, &config.api.admission, images.as_ref(), (&blobs, &registry)),
+            images::chain_extensions(env, &config.nodes, &config.api.admission, images.as_ref(), (&blobs, &registry)),
         )
         .await?;
         let service = apiserver.service();
@@ -158,8 +158,8 @@ impl Ground {
 
     /// Writes the bootstrap objects and the kubeconfig.
     async fn bootstrap(&self) -> anyhow::Result<()> {
-        let moves: Vec<Move> = self.network.migrations(kubernetes_address(&self.apiserver));
-        self.apiserver.follow(&moves).await?;
+        let migrations: Vec<CidrMigration> = self.network.migrations(kubernetes_address(&self.apiserver));
+        self.apiserver.migrate_cidrs(&migrations).await?;
         self.apiserver.bootstrap(&self.bootstrap).await?;
         let kubeconfig = pki::kubeconfig(&self.server_url(), self.pki.ca_pem(), "coracle", self.pki.admin());
         write_atomically(&self.data.kubeconfig(), kubeconfig.as_bytes())?;
@@ -168,7 +168,7 @@ impl Ground {
         if self.config.nodes.count > 0 {
             storage::create_default_class(&admin).await?;
         }
-        address_change::announce(&admin, &self.env, &moves).await
+        address_change::announce(&admin, &self.env, &migrations).await
     }
 
     /// `https://ADDR:PORT`

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use apiserver::admission::{AdmissionConfiguration, ImageImports, ImageMetadata};
-use apiserver::server::Chains;
+use apiserver::server::ChainExtensions;
 use kubelet::image::{Images, ImportInspector, Inspect, RegistryAccess};
 use machinery_env::Env;
 use oci_registry::BlobStore;
@@ -30,13 +30,13 @@ impl ImageMetadata for RegistryImageMetadata {
 }
 
 /// The metadata sources of the API server: the nodes' registries, if there are nodes.
-pub(super) fn chains(
+pub(super) fn chain_extensions(
     env: &Env,
     config: &NodesConfig,
     admission: &Arc<AdmissionConfiguration>,
     images: Option<&Arc<Images>>,
     (blobs, registry): (&Arc<BlobStore>, &RegistryAccess),
-) -> Chains {
+) -> ChainExtensions {
     let describer = match images {
         Some(images) => ImportInspector::of_nodes(images.clone(), engine::imports),
         None => {
@@ -44,9 +44,9 @@ pub(super) fn chains(
             ImportInspector::of_registries(registries, registry.clone(), blobs.clone(), engine::imports, env.clone())
         }
     };
-    Chains {
+    ChainExtensions {
         images: Some(Arc::new(RegistryImageMetadata(describer))),
         admission: admission.clone(),
-        ..Chains::default()
+        ..ChainExtensions::default()
     }
 }

@@ -25,8 +25,8 @@ const SIGNS: &[&str] = &["split('/')", "split_once('/')", "matches('/')", "match
 const OTHERS: &[(&str, &str, &str)] = &[
     ("apiserver/server/src/admission/matching.rs", "resource.split_once", "a rule's resource and subresource"),
     ("apiserver/server/src/admission/node_restriction.rs", "label.split_once", "a label's domain"),
-    ("apiserver/server/src/bootstrap/moved.rs", "text.split_once", "a block of addresses"),
-    ("apiserver/server/src/bootstrap/moved.rs", "self.address(", "a block of addresses"),
+    ("apiserver/server/src/bootstrap/cidr_migration.rs", "text.split_once", "a block of addresses"),
+    ("apiserver/server/src/bootstrap/cidr_migration.rs", "self.address(", "a block of addresses"),
     ("apiserver/server/src/catalog/discovery.rs", "std::env::consts::OS", "a platform"),
     ("apiserver/server/src/catalog/discovery.rs", "subresource.name", "a subresource as discovery names it"),
     ("apiserver/server/src/catalog/discovery.rs", "Sha256::digest", "a hash of a kind's names"),

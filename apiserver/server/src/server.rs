@@ -95,7 +95,7 @@ impl Config {
 /// Additions to the chains of authenticators, authorizers and admission plugins. They run after the built-in ones, in
 /// order; each may be asynchronous.
 #[derive(Default)]
-pub struct Chains {
+pub struct ChainExtensions {
     /// For tokens of other issuers.
     pub authenticators: Vec<Arc<dyn AuthenticateToken>>,
     /// For requests that neither the node authorizer nor RBAC allows.
@@ -119,7 +119,7 @@ pub struct Apiserver {
 impl Apiserver {
     /// Loads the store into memory and assembles the server; nothing is served yet.
     pub fn open(env: &Env, store: Arc<dyn Store>, config: Config) -> BoxFuture<'_, Result<Self, StoreError>> {
-        Self::open_with(env, store, config, Chains::default())
+        Self::open_with(env, store, config, ChainExtensions::default())
     }
 
     /// The same with additional chain members.
@@ -127,12 +127,17 @@ impl Apiserver {
         env: &Env,
         store: Arc<dyn Store>,
         config: Config,
-        chains: Chains,
+        additions: ChainExtensions,
     ) -> BoxFuture<'_, Result<Self, StoreError>> {
-        Box::pin(Self::load(env, store, config, chains))
+        Box::pin(Self::load(env, store, config, additions))
     }
 
-    async fn load(env: &Env, store: Arc<dyn Store>, config: Config, chains: Chains) -> Result<Self, StoreError> {
+    async fn load(
+        env: &Env,
+        store: Arc<dyn Store>,
+        config: Config,
+        additions: ChainExtensions,
+    ) -> Result<Self, StoreError> {
         let catalog = Catalog::with_features(&config.features, &config.address);
         let cache = WatchCache::open(store, catalog.all_stored().filter_map(cached).collect()).await?;
         let served = Arc::new(SharedCatalog::new(catalog));
@@ -146,7 +151,7 @@ impl Apiserver {
         }
         let statuses = component_statuses::resource(cache.clone());
         served.add(Arc::new(statuses)).map_err(|conflict| StoreError::Unavailable(conflict.to_string()))?;
-        let authorizer = Arc::new(Authorizer::default().with_authorizers(chains.authorizers));
+        let authorizer = Arc::new(Authorizer::default().with_authorizers(additions.authorizers));
         let (kubelets, objects_of_services) = (config.kubelets.clone(), objects.clone());
         let service_dialer: Arc<dyn ServiceDialer> =
             Arc::new(Services { objects: objects_of_services, kubelets, env: env.clone() });
@@ -154,20 +159,20 @@ impl Apiserver {
         let converter = Arc::new(Converter::new(caller.clone(), env.clone()));
         let admission = Chain::new(env, authorizer.clone())
             .with_toleration_seconds(config.toleration_seconds)
-            .with_images(chains.images)
-            .with_configuration(chains.admission)
+            .with_images(additions.images)
+            .with_configuration(additions.admission)
             .with_converter(&converter)
             .with_policies(&served)
             .with_webhooks(&served, &caller);
         let authenticator =
-            Arc::new(Authenticator::new(env, config.signing_key).with_authenticators(chains.authenticators));
+            Arc::new(Authenticator::new(env, config.signing_key).with_authenticators(additions.authenticators));
         let registry = Registry {
             served,
             env: env.clone(),
             cache,
             objects,
             versions: Arc::new(CustomVersions::new(converter)),
-            admission: chains.plugins.into_iter().fold(admission, Chain::with_plugin),
+            admission: additions.plugins.into_iter().fold(admission, Chain::with_plugin),
             authorizer: authorizer.clone(),
             allocator: Allocator::new(config.services, {
                 let env = env.clone();
@@ -265,9 +270,9 @@ impl Apiserver {
     }
 
     /// Migrates Services and nodes to changed address blocks. Call it before [`bootstrap`](Self::bootstrap).
-    pub async fn follow(&self, moves: &[bootstrap::moved::Move]) -> Result<(), ApiError> {
+    pub async fn migrate_cidrs(&self, migrations: &[bootstrap::cidr_migration::CidrMigration]) -> Result<(), ApiError> {
         let registry = &self.handler.deps.registry;
-        registry.install(bootstrap::moved::plan(&*registry.objects, moves)).await
+        registry.install(bootstrap::cidr_migration::plan(&*registry.objects, migrations)).await
     }
 
     /// Reconciles the vital default objects (the first namespaces, the `kubernetes` Service and its endpoints) until

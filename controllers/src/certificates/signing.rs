@@ -23,7 +23,7 @@ const LIFE_MIN: Duration = Duration::from_mins(10);
 
 /// The content of a certificate to issue.
 #[derive(Debug)]
-pub struct CertificateOrder<'a> {
+pub struct CertificateTemplate<'a> {
     /// The subject and the public key.
     pub request: &'a CertificateRequest,
     /// The usages, with the API's names.
@@ -34,7 +34,7 @@ pub struct CertificateOrder<'a> {
 }
 
 /// Issues a certificate as PEM.
-pub type SignCertificate = std::sync::Arc<dyn Fn(&CertificateOrder<'_>) -> Result<String, String> + Send + Sync>;
+pub type SignCertificate = std::sync::Arc<dyn Fn(&CertificateTemplate<'_>) -> Result<String, String> + Send + Sync>;
 
 /// The key is a request's.
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
@@ -64,8 +64,8 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
         Some(Err(why)) => why,
         Some(Ok(())) => {
             let (not_before, not_after) = life(csr.spec.expiration_seconds, context);
-            let order = CertificateOrder { request: &request, usages: wanted_usages(csr), not_before, not_after };
-            match sign(&order) {
+            let template = CertificateTemplate { request: &request, usages: wanted_usages(csr), not_before, not_after };
+            match sign(&template) {
                 Ok(pem) => {
                     let mut signed = csr.clone();
                     signed.status.get_or_insert_default().certificate = Some(ByteString(pem.into_bytes()));

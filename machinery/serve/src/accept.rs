@@ -72,16 +72,16 @@ pub enum ConnectionPermit {
 
 impl ConnectionPermit {
     /// Marks the peer as authenticated: the connection keeps its seat.
-    pub fn identify(&self) {
+    pub fn mark_authenticated(&self) {
         if let Self::Seat(seat) = self {
-            seat.identify();
+            seat.mark_authenticated();
         }
     }
 
     /// Resolves when the connection has lost its seat.
-    async fn lost(&self) {
+    async fn evicted(&self) {
         match self {
-            Self::Seat(seat) => seat.lost().await,
+            Self::Seat(seat) => seat.evicted().await,
             Self::Counted { .. } => std::future::pending().await,
         }
     }
@@ -151,7 +151,7 @@ pub async fn serve<F>(
         connections.spawn(async move {
             tokio::select! {
                 () = cut.cancelled() => {}
-                () = permit.lost() => tracing::debug!(%peer, "an unauthenticated connection was evicted"),
+                () = permit.evicted() => tracing::debug!(%peer, "an unauthenticated connection was evicted"),
                 () = connection => {}
             }
         });
@@ -217,22 +217,22 @@ mod tests {
 
     #[cfg(unix)]
     #[tokio::test]
-    async fn a_peer_that_vanishes_is_asked_for() {
-        let (told, mut heard) = tokio::sync::mpsc::channel(1);
+    async fn accepted_connections_have_tcp_keep_alive() {
+        let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
         let stop = CancellationToken::new();
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.socket.local_addr().unwrap();
         let serving = serve(listener, Limit::Seats(Seats::new(1)), None, &stop, |stream, _, _| {
-            let told = told.clone();
+            let sender = sender.clone();
             async move {
                 let socket = SockRef::from(&stream);
                 let often = (socket.keepalive().unwrap(), socket.tcp_keepalive_time().unwrap());
-                told.send((often, socket.tcp_keepalive_retries().unwrap())).await.unwrap();
+                sender.send((often, socket.tcp_keepalive_retries().unwrap())).await.unwrap();
             }
         });
         let asks = async {
             let _client = TcpStream::connect(address).await.unwrap();
-            let seen = heard.recv().await.unwrap();
+            let seen = receiver.recv().await.unwrap();
             stop.cancel();
             seen
         };
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn idle_listeners_hold_no_place() {
+    async fn idle_listeners_hold_no_permit() {
         let permits = Arc::new(Semaphore::new(1));
         let stop = CancellationToken::new();
         let limit = || Limit::Permits(permits.clone(), Class::Clients);
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn open_connections_have_the_drain_and_no_more() {
+    async fn open_connections_are_aborted_after_the_drain() {
         let stop = CancellationToken::new();
         let seats = Limit::Seats(Seats::new(2));
         let (address, running) = echoing(seats, Some(Duration::from_millis(200)), &stop);
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn dropping_the_loop_cuts_off_its_connections() {
+    async fn dropping_the_future_aborts_its_connections() {
         let (address, running) = echoing(Limit::Seats(Seats::new(2)), None, &CancellationToken::new());
         let mut stream = TcpStream::connect(address).await.unwrap();
         echoed(&mut stream).await.unwrap();

@@ -67,19 +67,19 @@ pub struct Seat {
 
 impl Seat {
     /// Marks the peer as authenticated: it keeps its seat from now on.
-    pub fn identify(&self) {
+    pub fn mark_authenticated(&self) {
         self.seats.lock().by_age.remove(&self.number);
     }
 
     /// Resolves when the seat is lost: drop the connection then. One task may wait.
-    pub async fn lost(&self) {
+    pub async fn evicted(&self) {
         self.cut.notified().await;
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.identify();
+        self.mark_authenticated();
     }
 }
 
@@ -96,22 +96,22 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_stranger_makes_way_and_whoever_is_known_stays() {
+    fn the_oldest_unauthenticated_connection_is_evicted() {
         let seats = Seats::new(3);
         let mut taken: Vec<Seat> = (0..3).map(|_| now_or_never(seats.take()).unwrap()).collect();
-        taken[0].identify();
+        taken[0].mark_authenticated();
         let mut next = Box::pin(seats.take());
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        assert!(next.as_mut().poll(&mut context).is_pending(), "nobody has left yet");
-        assert!(now_or_never(taken[0].lost()).is_none(), "known");
-        assert!(now_or_never(taken[1].lost()).is_some(), "the oldest stranger");
-        assert!(now_or_never(taken[2].lost()).is_none(), "only as many as are needed");
+        assert!(next.as_mut().poll(&mut context).is_pending(), "no seat is free yet");
+        assert!(now_or_never(taken[0].evicted()).is_none(), "authenticated");
+        assert!(now_or_never(taken[1].evicted()).is_some(), "the oldest unauthenticated one");
+        assert!(now_or_never(taken[2].evicted()).is_none(), "only as many as are needed");
         drop(taken.remove(1));
         let std::task::Poll::Ready(next) = next.as_mut().poll(&mut context) else { panic!("a seat is free") };
-        next.identify();
-        taken[1].identify();
+        next.mark_authenticated();
+        taken[1].mark_authenticated();
         let waits = now_or_never(seats.take());
-        assert!(waits.is_none(), "all are known: the next one waits");
+        assert!(waits.is_none(), "all are authenticated: the next one waits");
         drop(next);
         assert!(now_or_never(seats.take()).is_some());
     }

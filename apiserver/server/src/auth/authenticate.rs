@@ -100,7 +100,7 @@ impl Authenticator {
                 }
             };
         }
-        if matches!(credentials.certificate, Some(PeerCertificate::Refused | PeerCertificate::Verified(..))) {
+        if matches!(credentials.certificate, Some(PeerCertificate::Invalid | PeerCertificate::Verified(..))) {
             return Err(ApiError::Unauthorized);
         }
         Ok(UserInfo { name: ANONYMOUS.into(), groups: vec![UNAUTHENTICATED.into()], ..UserInfo::default() })
@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(ask(by_certificate), Ok("jo".into()));
         clock.advance(std::time::Duration::from_secs(61));
         assert_eq!(ask(Credentials { authorization: None, ..by_certificate }), Err(ApiError::Unauthorized));
-        let refused = Credentials { certificate: Some(&PeerCertificate::Refused), ..Credentials::default() };
+        let refused = Credentials { certificate: Some(&PeerCertificate::Invalid), ..Credentials::default() };
         assert_eq!(ask(refused), Err(ApiError::Unauthorized));
         let inside = Credentials { in_process: Some(&user), ..refused };
         let user = authenticator.authenticate(&map, &inside).now_or_never().expect("no link waits");

@@ -201,7 +201,7 @@ impl Pki {
     ///
     /// # Errors
     /// Fails if the folder cannot be read or written.
-    pub fn renewed(&self) -> Result<IssuedCertificates, PkiError> {
+    pub fn reload_and_renew(&self) -> Result<IssuedCertificates, PkiError> {
         let mut last_read = self.last_read.lock().unwrap_or_else(PoisonError::into_inner);
         *last_read =
             load_certificates(&PkiFolder::open(&self.dir)?, &self.env, &self.issuer, &self.names, Some(&last_read))?;
@@ -519,18 +519,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (env, clock) = env();
         let pki = Pki::open_or_create(dir.path(), &env, &[]).unwrap();
-        assert_eq!(pki.renewed().unwrap().serving, *pki.serving());
+        assert_eq!(pki.reload_and_renew().unwrap().serving, *pki.serving());
         clock.advance(LEAF_VALID - LEAF_RENEW);
-        let renewed = pki.renewed().unwrap();
+        let renewed = pki.reload_and_renew().unwrap();
         assert_ne!((&renewed.serving, &renewed.admin), (pki.serving(), pki.admin()));
-        assert_eq!(pki.renewed().unwrap().admin, renewed.admin, "once");
+        assert_eq!(pki.reload_and_renew().unwrap().admin, renewed.admin, "once");
         // A pair that an administrator placed is used if the authority issued it, and replaced otherwise.
         let another = pki.issue_client("kubernetes-admin", crate::auth::MASTERS).unwrap();
         fs::write(dir.path().join("admin.crt"), &another.cert_pem).unwrap();
         fs::write(dir.path().join("admin.key"), &another.key_pem).unwrap();
-        assert_eq!(pki.renewed().unwrap().admin, another);
+        assert_eq!(pki.reload_and_renew().unwrap().admin, another);
         fs::write(dir.path().join("admin.key"), &renewed.admin.key_pem).unwrap();
-        let mended = pki.renewed().unwrap().admin;
+        let mended = pki.reload_and_renew().unwrap().admin;
         assert!(mended != another && mended != renewed.admin, "a key of another certificate");
         assert_eq!(pki.revoked().unwrap().len(), 0);
         fs::write(dir.path().join("revoked"), "ab".repeat(32)).unwrap();

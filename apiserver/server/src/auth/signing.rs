@@ -48,7 +48,7 @@ const EXTENDED_KEY_USAGE: &[u64] = &[2, 5, 29, 37];
 
 /// The contents of a certificate to sign.
 #[derive(Debug, Clone, Copy)]
-pub struct Order<'a> {
+pub struct CertificateTemplate<'a> {
     /// Subject and public key.
     pub request: &'a CertificateRequest,
     /// Usages by the API's names.
@@ -81,12 +81,12 @@ impl Authority {
 impl Pki {
     /// Signs a certificate and returns it in PEM. It expires no later than the authority and is never an authority
     /// itself.
-    pub fn sign(&self, order: &Order<'_>) -> Result<String, PkiError> {
+    pub fn sign(&self, template: &CertificateTemplate<'_>) -> Result<String, PkiError> {
         let authority =
             Authority::parse(self.ca_pem()).ok_or_else(|| PkiError::Issue("the authority can't be read".into()))?;
         let key = self.issuer().key();
-        let not_after = order.not_after.min(authority.not_after);
-        if order.not_before >= not_after || self.env().now() >= not_after {
+        let not_after = template.not_after.min(authority.not_after);
+        if template.not_before >= not_after || self.env().now() >= not_after {
             return Err(PkiError::Issue(format!("the signer has expired: NotAfter={}", authority.not_after)));
         }
         let algorithm = algorithm(key.algorithm())?;
@@ -101,14 +101,14 @@ impl Pki {
                 write_algorithm(writer.next(), algorithm);
                 writer.next().write_der(&authority.subject);
                 writer.next().write_sequence(|writer| {
-                    write_time(writer.next(), order.not_before);
+                    write_time(writer.next(), template.not_before);
                     write_time(writer.next(), not_after);
                 });
-                writer.next().write_der(&order.request.subject_der);
-                writer.next().write_der(&order.request.public_key_der);
+                writer.next().write_der(&template.request.subject_der);
+                writer.next().write_der(&template.request.public_key_der);
                 writer.next().write_tagged(Tag::context(3), |writer| {
                     writer.write_sequence(|writer| {
-                        for (id, critical, value) in extensions(order, authority.key_id.as_deref()) {
+                        for (id, critical, value) in extensions(template, authority.key_id.as_deref()) {
                             write_extension(writer.next(), id, critical, &value);
                         }
                     });
@@ -175,9 +175,12 @@ fn write_extension(writer: DERWriter<'_>, id: &[u64], critical: bool, value: &[u
 }
 
 /// The extensions, in upstream's order.
-fn extensions(order: &Order<'_>, authority_key: Option<&[u8]>) -> Vec<(&'static [u64], bool, Vec<u8>)> {
+fn extensions(
+    template: &CertificateTemplate<'_>,
+    authority_key: Option<&[u8]>,
+) -> Vec<(&'static [u64], bool, Vec<u8>)> {
     let mut list = Vec::new();
-    let wanted = |word: &str| order.usages.iter().any(|usage| usage == word);
+    let wanted = |word: &str| template.usages.iter().any(|usage| usage == word);
     let bits: Vec<usize> = KEY_USAGES.iter().filter(|(word, _)| wanted(word)).map(|(_, bit)| *bit).collect();
     if let Some(last) = bits.iter().max() {
         let mut bytes = [0u8; 2];
@@ -209,9 +212,9 @@ fn extensions(order: &Order<'_>, authority_key: Option<&[u8]>) -> Vec<(&'static 
         });
         list.push((AUTHORITY_KEY, false, value));
     }
-    if let Some(value) = alternative_names(order.request) {
+    if let Some(value) = alternative_names(template.request) {
         // A certificate with an empty subject is identified by these names alone, so that they are critical.
-        let nobody = order.request.common_name.is_empty() && order.request.organizations.is_empty();
+        let nobody = template.request.common_name.is_empty() && template.request.organizations.is_empty();
         list.push((ALTERNATIVE_NAME, nobody, value));
     }
     list
@@ -264,13 +267,13 @@ mod tests {
         params.distinguished_name.push(DnType::CommonName, "system:node:n1");
         let request = request_of(&params);
         let usages = ["digital signature", "key encipherment", "server auth"].map(str::to_owned);
-        let order = Order {
+        let template = CertificateTemplate {
             request: &request,
             usages: &usages,
             not_before: "2025-12-31T23:55:00Z".parse().unwrap(),
             not_after: "2026-06-01T00:00:00Z".parse().unwrap(),
         };
-        let signed = pki.sign(&order).unwrap();
+        let signed = pki.sign(&template).unwrap();
         assert_eq!(machinery_api::certificate_request::check_certificates(signed.as_bytes()), Ok(()));
         let (der, ca) = (pem::parse(&signed).unwrap(), pem::parse(pki.ca_pem()).unwrap());
         let (_, certificate) = X509Certificate::from_der(der.contents()).unwrap();
@@ -279,7 +282,7 @@ mod tests {
         assert_eq!(certificate.issuer(), ca.subject());
         assert_eq!(certificate.public_key().raw, request.public_key_der);
         assert_eq!(certificate.subject().as_raw(), request.subject_der);
-        assert_eq!(certificate.validity().not_after.timestamp(), order.not_after.as_second());
+        assert_eq!(certificate.validity().not_after.timestamp(), template.not_after.as_second());
         let usage = certificate.key_usage().unwrap().unwrap().value;
         assert!(usage.digital_signature() && usage.key_encipherment() && !usage.key_cert_sign());
         let purposes = certificate.extended_key_usage().unwrap().unwrap().value;
@@ -288,12 +291,12 @@ mod tests {
         let names = certificate.subject_alternative_name().unwrap().unwrap();
         assert_eq!((names.critical, names.value.general_names.len()), (false, 2));
 
-        // The lifetime is capped by the authority's, and an order after its expiry is rejected.
-        let long = Order { not_after: "2099-01-01T00:00:00Z".parse().unwrap(), ..order };
+        // The lifetime is capped by the authority's, and a template that starts after its expiry is rejected.
+        let long = CertificateTemplate { not_after: "2099-01-01T00:00:00Z".parse().unwrap(), ..template };
         let der = pem::parse(pki.sign(&long).unwrap()).unwrap();
         let (_, certificate) = X509Certificate::from_der(der.contents()).unwrap();
         assert_eq!(certificate.validity().not_after, ca.validity().not_after);
-        let late = Order { not_before: "2098-01-01T00:00:00Z".parse().unwrap(), ..long };
+        let late = CertificateTemplate { not_before: "2098-01-01T00:00:00Z".parse().unwrap(), ..long };
         assert!(pki.sign(&late).unwrap_err().to_string().contains("has expired"));
     }
 }

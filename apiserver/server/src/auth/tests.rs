@@ -11,7 +11,7 @@ use tower::ServiceExt as _;
 
 use super::tokens::AuthenticatedToken;
 use super::{Attributes, AuthenticateToken, Authorize, Decision, UserInfo};
-use crate::server::{Apiserver, Chains, Config};
+use crate::server::{Apiserver, ChainExtensions, Config};
 use crate::step::MaybeReady;
 use apiserver_resources::objects::ObjectReader;
 use apiserver_storage::store::memory::MemoryStore;
@@ -54,7 +54,8 @@ impl Authorize for Slow {
 async fn open(let_go: &Arc<Semaphore>) -> Apiserver {
     let (env, _) = Env::seeded(4, "2026-01-01T00:00:00Z".parse().unwrap());
     let slow = Arc::new(Slow(let_go.clone()));
-    let chains = Chains { authenticators: vec![slow.clone()], authorizers: vec![slow], ..Chains::default() };
+    let chains =
+        ChainExtensions { authenticators: vec![slow.clone()], authorizers: vec![slow], ..ChainExtensions::default() };
     Apiserver::open_with(&env, Arc::new(MemoryStore::new(env.clone())), Config::of_tests(), chains).await.unwrap()
 }
 

@@ -51,8 +51,8 @@ pub struct Peer {
 
 impl Peer {
     /// Marks the connection as authenticated, so that it is no longer closed in favour of others.
-    pub fn identify(&self) {
-        self.permit.identify();
+    pub fn mark_authenticated(&self) {
+        self.permit.mark_authenticated();
     }
 }
 
@@ -64,7 +64,7 @@ pub enum PeerCertificate {
     /// The certificate is valid for this user until this time.
     Verified(Arc<UserInfo>, Timestamp),
     /// The certificate is expired, revoked, of another authority, or not for clients.
-    Refused,
+    Invalid,
 }
 
 /// The configuration and dependencies of a listener.
@@ -112,13 +112,13 @@ impl Acceptor {
     fn verify_peer(&self, chain: Option<&[CertificateDer<'_>]>) -> PeerCertificate {
         let Some((leaf, intermediates)) = chain.and_then(<[_]>::split_first) else { return PeerCertificate::Absent };
         if self.certificates.is_revoked(&fingerprint(leaf)) {
-            return PeerCertificate::Refused;
+            return PeerCertificate::Invalid;
         }
         let now = UnixTime::since_unix_epoch(Duration::from_secs(self.env.now().as_second().max(0).cast_unsigned()));
         if self.verifier.verify_client_cert(leaf, intermediates, now).is_err() {
-            return PeerCertificate::Refused;
+            return PeerCertificate::Invalid;
         }
-        subject(leaf).map_or(PeerCertificate::Refused, |(user, until)| PeerCertificate::Verified(Arc::new(user), until))
+        subject(leaf).map_or(PeerCertificate::Invalid, |(user, until)| PeerCertificate::Verified(Arc::new(user), until))
     }
 }
 
@@ -190,7 +190,7 @@ async fn connection<H, F, B>(
     let leaf_fingerprint = chain.and_then(<[_]>::first).map(fingerprint);
     let verified = matches!(peer.certificate, PeerCertificate::Verified(..));
     if verified {
-        peer.identify();
+        peer.mark_authenticated();
     }
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
@@ -302,7 +302,7 @@ mod tests {
             let peer = request.extensions().get::<Peer>().cloned().unwrap();
             let who = match peer.certificate {
                 PeerCertificate::Absent => "nobody".to_owned(),
-                PeerCertificate::Refused => "refused".to_owned(),
+                PeerCertificate::Invalid => "refused".to_owned(),
                 PeerCertificate::Verified(user, _) => format!("{} {:?}", user.name, user.groups),
             };
             Response::new(Full::new(Bytes::from(format!("{who} {:?}", request.version()))))

@@ -6,7 +6,7 @@
 //! them.
 
 mod apiservices;
-pub mod moved;
+pub mod cidr_migration;
 
 use std::net::IpAddr;
 

@@ -190,7 +190,7 @@ impl RequestHandler {
         if user.name != ANONYMOUS
             && let Some(peer) = parts.extensions.get::<Peer>()
         {
-            peer.identify();
+            peer.mark_authenticated();
         }
         match impersonate::requested_user(&parts.headers)? {
             None => Ok(user),

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use apiserver::admission::{Context, Effects, MaybeReady, Plugin};
-use apiserver::server::Chains;
+use apiserver::server::ChainExtensions;
 use serde_json::{Value, json};
 
 use super::server_with;
@@ -116,7 +116,7 @@ fn requests() -> Vec<AdmissionCase> {
 #[tokio::test(flavor = "multi_thread")]
 async fn plugins_are_told_what_upstreams_are_told() {
     let recorder = Arc::new(Recorder::default());
-    let server = server_with(Chains { plugins: vec![recorder.clone()], ..Chains::default() }).await;
+    let server = server_with(ChainExtensions { plugins: vec![recorder.clone()], ..ChainExtensions::default() }).await;
     for (method, path, body, told) in requests() {
         recorder.asked.lock().unwrap().clear();
         let (code, answer) = server.ask(method, &path, &body).await;

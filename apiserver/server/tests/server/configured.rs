@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use super::webhooks::hooks;
 use super::*;
 
-fn of(plugins: &Value, kubeconfig: &Value) -> Chains {
+fn of(plugins: &Value, kubeconfig: &Value) -> ChainExtensions {
     let version = "apiserver.config.k8s.io/v1";
     let file = json!({"apiVersion": version, "kind": "AdmissionConfiguration", "plugins": plugins}).to_string();
     let kubeconfig = kubeconfig.to_string();
@@ -18,7 +18,7 @@ fn of(plugins: &Value, kubeconfig: &Value) -> Chains {
         _ => Err("not there".to_owned()),
     };
     let admission = AdmissionConfiguration::parse(file.as_bytes(), Path::new("/etc"), &read).unwrap();
-    Chains { admission: Arc::new(admission), ..Chains::default() }
+    ChainExtensions { admission: Arc::new(admission), ..ChainExtensions::default() }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,7 @@ const SETS: &str = "/apis/apps/v1/namespaces/default/statefulsets";
 const SCALERS: &str = "/apis/autoscaling/v2/namespaces/default/horizontalpodautoscalers";
 
 async fn with(feature: Feature, enabled: bool) -> Server {
-    server_under(Features::default().with(feature, enabled), Chains::default()).await
+    server_under(Features::default().with(feature, enabled), ChainExtensions::default()).await
 }
 
 fn set(name: &str, rolling: Value) -> Value {

@@ -27,7 +27,7 @@ use apiserver::auth::certificates::Certificates;
 use apiserver::auth::pki::Pki;
 use apiserver::auth::tls::{self, Acceptor, Peer, PeerCertificate};
 use apiserver::http::kubelets::Kubelets;
-use apiserver::server::{Apiserver, Chains, Config};
+use apiserver::server::{Apiserver, ChainExtensions, Config};
 use apiserver_resources::allocate::ServiceNetwork;
 use apiserver_storage::store::memory::MemoryStore;
 use axum::body::Body;
@@ -50,14 +50,14 @@ struct Server {
 }
 
 async fn server() -> Server {
-    server_with(Chains::default()).await
+    server_with(ChainExtensions::default()).await
 }
 
-async fn server_with(chains: Chains) -> Server {
-    server_under(Features::default(), chains).await
+async fn server_with(extensions: ChainExtensions) -> Server {
+    server_under(Features::default(), extensions).await
 }
 
-async fn server_under(features: Features, chains: Chains) -> Server {
+async fn server_under(features: Features, extensions: ChainExtensions) -> Server {
     let dir = tempfile::tempdir().unwrap();
     let env = Env::real();
     let pki = Pki::open_or_create(dir.path(), &env, &[]).unwrap();
@@ -74,7 +74,7 @@ async fn server_under(features: Features, chains: Chains) -> Server {
         kubelets: Kubelets::new(pki.ca_pem(), pki.admin()).unwrap(),
         registry: Arc::new(Mutex::new(Default::default())),
     };
-    let server = Apiserver::open_with(&env, Arc::new(MemoryStore::new(env.clone())), config, chains).await.unwrap();
+    let server = Apiserver::open_with(&env, Arc::new(MemoryStore::new(env.clone())), config, extensions).await.unwrap();
     server.set_ready();
     let server = Server { server, pki, _dir: dir };
     let (code, _) = server.ask("POST", "/api/v1/namespaces", &json!({"metadata": {"name": "default"}})).await;

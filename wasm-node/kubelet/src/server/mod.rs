@@ -213,7 +213,7 @@ async fn count(State(requests): State<Requests>, mut request: Request, next: Nex
 }
 
 async fn authorize(State(authority): State<Arc<Authority>>, request: Request, next: Next) -> Response {
-    let seat = request.extensions().get::<Arc<ConnectionPermit>>().cloned();
+    let permit = request.extensions().get::<Arc<ConnectionPermit>>().cloned();
     let certificate = request.extensions().get::<Option<Identity>>().cloned().flatten();
     let token = request
         .headers()
@@ -222,8 +222,8 @@ async fn authorize(State(authority): State<Arc<Authority>>, request: Request, ne
         .map(|token| token.trim().to_owned());
     match authority.check(certificate, token, request.method(), request.uri().path()).await {
         Ok(()) => {
-            if let Some(seat) = seat {
-                seat.identify();
+            if let Some(permit) = permit {
+                permit.mark_authenticated();
             }
             next.run(request).await
         }

@@ -101,8 +101,8 @@ fn authenticate(wanted: &[u8; 32], request: &Request) -> Result<(), RegistryErro
     if difference != 0 {
         return Err(RegistryError::Unauthorized);
     }
-    if let Some(seat) = request.extensions().get::<Arc<ConnectionPermit>>() {
-        seat.identify();
+    if let Some(permit) = request.extensions().get::<Arc<ConnectionPermit>>() {
+        permit.mark_authenticated();
     }
     Ok(())
 }

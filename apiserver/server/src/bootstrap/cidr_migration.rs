@@ -11,14 +11,14 @@ use apiserver_resources::objects::ObjectReader;
 
 /// A CIDR and its replacement of the same size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Move {
+pub struct CidrMigration {
     /// The previous CIDR.
     pub from: Ipv4Net,
     /// The new CIDR.
     pub to: Ipv4Net,
 }
 
-impl Move {
+impl CidrMigration {
     fn address(&self, address: Ipv4Addr) -> Option<Ipv4Addr> {
         self.from.contains(&address).then(|| {
             let offset = u32::from(address) - u32::from(self.from.network());
@@ -37,7 +37,7 @@ impl Move {
 
 /// Returns the writes that move Services' addresses and nodes' CIDRs.
 #[must_use]
-pub fn plan(objects: &dyn ObjectReader, moves: &[Move]) -> Vec<Write> {
+pub fn plan(objects: &dyn ObjectReader, migrations: &[CidrMigration]) -> Vec<Write> {
     let kinds: [(&'static str, [&str; 2]); 2] =
         [("services", ["clusterIP", "clusterIPs"]), ("nodes", ["podCIDR", "podCIDRs"])];
     let mut writes = Vec::new();
@@ -46,7 +46,7 @@ pub fn plan(objects: &dyn ObjectReader, moves: &[Move]) -> Vec<Write> {
             let mut object = Value::clone(&found);
             for field in fields {
                 if let Some(value) = object["spec"].get_mut(field) {
-                    rewrite(value, moves);
+                    rewrite(value, migrations);
                 }
             }
             if object != *found {
@@ -57,14 +57,14 @@ pub fn plan(objects: &dyn ObjectReader, moves: &[Move]) -> Vec<Write> {
     writes
 }
 
-fn rewrite(value: &mut Value, moves: &[Move]) {
+fn rewrite(value: &mut Value, migrations: &[CidrMigration]) {
     match value {
         Value::String(text) => {
-            if let Some(moved) = moves.iter().find_map(|one| one.text(text)) {
+            if let Some(moved) = migrations.iter().find_map(|one| one.text(text)) {
                 *value = json!(moved);
             }
         }
-        Value::Array(list) => list.iter_mut().for_each(|item| rewrite(item, moves)),
+        Value::Array(list) => list.iter_mut().for_each(|item| rewrite(item, migrations)),
         _ => {}
     }
 }
@@ -75,7 +75,7 @@ mod tests {
     use apiserver_resources::objects::memory::Map;
 
     #[test]
-    fn what_lies_in_a_block_moves_with_it() {
+    fn addresses_keep_their_offset_in_the_new_cidr() {
         let objects = Map::default();
         objects.put("", "services", json!({"metadata": {"name": "web", "namespace": "default"}, "spec": {"clusterIP": "127.64.3.4", "clusterIPs": ["127.64.3.4"]}}));
         objects.put(
@@ -85,11 +85,11 @@ mod tests {
         );
         objects.put("", "nodes", json!({"metadata": {"name": "coracle-1"}, "spec": {"podCIDR": "127.66.16.0/20", "podCIDRs": ["127.66.16.0/20"]}}));
         let block = |text: &str| text.parse::<Ipv4Net>().unwrap();
-        let moves = [
-            Move { from: block("127.64.0.0/16"), to: block("127.68.0.0/16") },
-            Move { from: block("127.66.0.0/15"), to: block("127.70.0.0/15") },
+        let migrations = [
+            CidrMigration { from: block("127.64.0.0/16"), to: block("127.68.0.0/16") },
+            CidrMigration { from: block("127.66.0.0/15"), to: block("127.70.0.0/15") },
         ];
-        let written: Vec<Value> = plan(&objects, &moves)
+        let written: Vec<Value> = plan(&objects, &migrations)
             .into_iter()
             .map(|write| match write {
                 Write::Update { object, .. } => object["spec"].clone(),
