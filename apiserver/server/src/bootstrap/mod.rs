@@ -239,7 +239,7 @@ fn service_cidr(cluster: &Cluster) -> Desired {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "ServiceCIDR",
         "metadata": {"name": "kubernetes", "finalizers": ["networking.k8s.io/service-cidr-finalizer"]},
-        "spec": {"cidrs": [cluster.services.trunc()]},
+        "spec": {"cidrs": [cluster.services.trunc().to_string()]},
         "status": {"conditions": [{
             "type": "Ready", "status": "True", "reason": "", "message": "Kubernetes Service CIDR is ready",
         }]},
