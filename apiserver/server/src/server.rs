@@ -196,6 +196,11 @@ impl Apiserver {
         Ok(Self { handler, resource_changes: Arc::default() })
     }
 
+    #[cfg(test)]
+    pub(crate) fn handler(&self) -> &Arc<RequestHandler> {
+        &self.handler
+    }
+
     /// Starts to serve a resource: its routes, discovery, OpenAPI, lists and watches. Returns once its stored objects
     /// are in the watch cache.
     pub async fn add_resource(&self, resource: ResourceInfo) -> Result<(), ResourceConflict> {

@@ -12,7 +12,7 @@ use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use machinery_api::ApiError;
 
-use super::handle::{InFlightPermit, RequestContext, RequestHandler};
+use super::handle::{RequestContext, RequestHandler};
 use super::negotiate::{self, Produces, Transform};
 use super::respond;
 use super::route::Target;
@@ -274,7 +274,7 @@ impl RequestHandler {
         DeleteOptions::from_body(&self.run_fairly(queue_permit, ctx, work).await?)
     }
 
-    /// Reads a whole body within the size and time limits, then acquires the in-flight permit of a mutating request. If
+    /// Reads a whole body within the size and time limits, so that a mutating request acquires its in-flight permit. If
     /// body and stored object together are large, it also acquires a fair-queue permit.
     async fn read_body(
         &self,
@@ -287,11 +287,9 @@ impl RequestHandler {
         if announced.is_some_and(|length| length > BODY_BYTES_MAX) {
             return Err(too_large());
         }
-        let bounded = matches!(ctx.permit, InFlightPermit::AfterBody);
-        let refused = || ApiError::TooManyRequests("too many request bodies at once".into(), 1);
-        let mut incoming = match bounded && !body.is_end_stream() {
-            true => Some(self.in_flight.begin_body(&ctx.user.name).ok_or_else(refused)?),
-            false => None,
+        let mut incoming = match body.is_end_stream() {
+            true => None,
+            false => ctx.permit.begin_body(&ctx.user.name)?,
         };
         let collected = tokio::time::timeout(BODY_TIME_MAX, async {
             let mut body = Limited::new(body, BODY_BYTES_MAX);
@@ -304,10 +302,8 @@ impl RequestHandler {
                     ApiError::BadRequest(format!("the body could not be read: {error}"))
                 })?;
                 let Ok(data) = frame.into_data() else { continue };
-                if let Some(incoming) = &mut incoming
-                    && !incoming.grow(data.len())
-                {
-                    return Err(refused());
+                if let Some(incoming) = &mut incoming {
+                    incoming.grow(data.len())?;
                 }
                 body_bytes.push(data);
             }
@@ -327,13 +323,7 @@ impl RequestHandler {
             true => self.fair_queue.acquire(&ctx.user.name).await,
             false => None,
         };
-        drop(incoming);
-        if bounded {
-            ctx.permit = self.in_flight.try_acquire(true).map_or(InFlightPermit::Rejected, InFlightPermit::Acquired);
-            if matches!(ctx.permit, InFlightPermit::Rejected) {
-                return Err(refused());
-            }
-        }
+        ctx.permit.end_body(incoming)?;
         Ok((body_bytes, queue_permit))
     }
 

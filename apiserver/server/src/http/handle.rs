@@ -13,13 +13,12 @@ use http::{Request, Response};
 use machinery_api::ApiError;
 use machinery_api::selector::FieldSelector;
 use machinery_env::Env;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use super::connect::{ClientConnection, SessionGuards};
 use super::deadline;
 use super::health::{Check, Slis};
-use super::in_flight::InFlightLimits;
+use super::in_flight::{InFlightClass, InFlightLimits, InFlightPermit};
 use super::info::RequestInfo;
 use super::metrics::{Metrics, RequestLabels};
 use super::respond::{self, RequestHead};
@@ -74,21 +73,10 @@ pub(super) struct RequestContext<'a> {
     pub(super) user: &'a UserInfo,
     pub(super) warnings: Vec<String>,
     pub(super) connection: ClientConnection,
-    pub(super) permit: InFlightPermit,
+    /// The request's permit under the in-flight limit, released with the context.
+    pub(super) permit: InFlightPermit<'a>,
     /// When the request times out, on the scale of [`Env::elapsed`].
     pub(super) deadline: Duration,
-}
-
-/// A request's permit under the in-flight limit (upstream's max-requests-inflight).
-pub(super) enum InFlightPermit {
-    /// The limit does not apply.
-    Exempt,
-    /// The permit is acquired once the body has arrived.
-    AfterBody,
-    /// The permit is held.
-    Acquired(#[expect(dead_code, reason = "held until the request is done")] OwnedSemaphorePermit),
-    /// The limit was reached; the request is answered with 429.
-    Rejected,
 }
 
 impl RequestHandler {
@@ -150,6 +138,7 @@ impl RequestHandler {
         let (mut response, warned) = match with_timeout(self.authenticate(&parts, &info)).await {
             Err(error) => (respond::error(&head, &error), Vec::new()),
             Ok(user) => {
+                let class = in_flight_class(&info, &user, long_running);
                 let mut ctx = RequestContext {
                     head,
                     info: &info,
@@ -157,7 +146,7 @@ impl RequestHandler {
                     user: &user,
                     warnings: Vec::new(),
                     connection: ClientConnection { upgrade, session },
-                    permit: InFlightPermit::Exempt,
+                    permit: self.in_flight.admit(class),
                     deadline: started + deadline::REQUEST_TIMEOUT,
                 };
                 let response = self.with_max_in_flight(&mut ctx, method, route, long_running, body).await;
@@ -211,17 +200,9 @@ impl RequestHandler {
         long_running: bool,
         body: Body,
     ) -> Response<Body> {
-        let mutating = !matches!(ctx.info.verb.as_str(), "get" | "list" | "watch");
-        ctx.permit = if long_running || ctx.user.is_in(MASTERS) {
-            InFlightPermit::Exempt
-        } else if mutating {
-            InFlightPermit::AfterBody
-        } else {
-            match self.in_flight.try_acquire(mutating) {
-                Some(permit) => InFlightPermit::Acquired(permit),
-                None => return too_many_requests(),
-            }
-        };
+        if ctx.permit.is_rejected() {
+            return too_many_requests();
+        }
         if let Err(error) = with_timeout(self.authorize(ctx)).await {
             let mut response = respond::error(&ctx.head, &error);
             response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
@@ -236,13 +217,12 @@ impl RequestHandler {
             return Box::pin(self.dispatch(ctx, method, route, body)).await;
         }
         ctx.deadline = self.deps.env.elapsed() + timeout;
-        let gauge_guard = self.deps.metrics.in_flight(mutating);
+        let gauge_guard = self.deps.metrics.in_flight(is_mutating(ctx.info));
         let done = within(timeout, Box::pin(self.dispatch(ctx, method, route, body))).await;
         drop(gauge_guard);
-        if matches!(ctx.permit, InFlightPermit::Rejected) {
+        if ctx.permit.is_rejected() {
             return too_many_requests();
         }
-        ctx.permit = InFlightPermit::Exempt;
         done.unwrap_or_else(|_| respond::error(&ctx.head, &timed_out()))
     }
 
@@ -296,6 +276,20 @@ impl RequestHandler {
 fn is_long_running(info: &RequestInfo, target: Option<&Target>) -> bool {
     let subresource = target.and_then(|target| target.subresource);
     info.verb == "watch" || subresource.is_some_and(|sub| sub.what.is_long_running())
+}
+
+/// Whether a request counts as mutating: by its verb, as upstream.
+fn is_mutating(info: &RequestInfo) -> bool {
+    !matches!(info.verb.as_str(), "get" | "list" | "watch")
+}
+
+/// How a request counts under the in-flight limit.
+fn in_flight_class(info: &RequestInfo, user: &UserInfo, long_running: bool) -> InFlightClass {
+    match is_mutating(info) {
+        _ if long_running || user.is_in(MASTERS) => InFlightClass::Exempt,
+        true => InFlightClass::Mutating,
+        false => InFlightClass::ReadOnly,
+    }
 }
 
 /// Bounds authentication and authorization by the request timeout; a future that completes at once sets no timer. (Not

@@ -24,5 +24,7 @@ pub mod respond;
 pub mod route;
 pub(crate) mod services;
 pub mod table;
+#[cfg(test)]
+mod tests;
 mod warnings;
 pub mod watch;
