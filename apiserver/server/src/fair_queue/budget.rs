@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_takes_long_is_done_elsewhere() {
+    async fn work_beyond_the_budget_runs_on_the_blocking_pool() {
         let queue = Arc::new(FairQueue::new());
         let checks = |most: usize| (0..most).take_while(|_| !is_exhausted()).count();
         assert_eq!(run_inline(async { checks(1000) }).await, (1000, false), "unlimited outside of a request");

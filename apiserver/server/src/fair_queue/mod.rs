@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn users_take_turns() {
+    async fn a_user_has_one_request_in_the_queue() {
         let queue = Arc::new(FairQueue::new());
         let first = queue.acquire("greedy").await.unwrap();
         // Further requests of the same user wait although a permit is free; those of others don't.
@@ -104,7 +104,7 @@ mod tests {
 
     /// Endless work releases its permit at its timeout.
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-    async fn a_turn_ends_with_its_time() {
+    async fn a_permit_is_released_at_the_timeout() {
         let queue = FairQueue::new();
         for _ in 0..2 * CONCURRENT_MAX {
             let permit = queue.acquire("endless").await.unwrap();
@@ -116,14 +116,14 @@ mod tests {
 
     /// The same on a runtime with one thread.
     #[tokio::test(start_paused = true)]
-    async fn a_turn_on_the_only_thread_ends_with_its_time() {
+    async fn a_permit_is_released_at_the_timeout_on_a_single_thread() {
         let permit = FairQueue::new().acquire("endless").await.unwrap();
         assert!(permit.run(Duration::from_secs(60), std::future::pending::<()>()).await.is_err());
     }
 
     /// One worker serves all other requests; four users' large requests delay it by one step of theirs at most.
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-    async fn large_ones_leave_the_threads_of_the_others() {
+    async fn large_requests_block_no_runtime_worker() {
         let queue = Arc::new(FairQueue::new());
         let (go, gone) = std::sync::mpsc::channel::<()>();
         let gone = Arc::new(Mutex::new(gone));

@@ -40,7 +40,7 @@ async fn open(store: Arc<dyn Store>) -> Apiserver {
     Apiserver::open(&env, store, config).await.unwrap()
 }
 
-async fn elsewhere() -> Server {
+async fn server_of_a_lagging_store() -> Server {
     let (env, _) = Env::seeded(2, "2026-01-01T00:00:00Z".parse().unwrap());
     let store = Arc::new(MemoryStore::new(env));
     let server = open(Arc::new(LateStore::new(store.clone()))).await;
@@ -150,7 +150,7 @@ fn map(name: &str, data: &str) -> Value {
 
 #[tokio::test]
 async fn nothing_is_decided_from_a_stale_cache() {
-    let server = elsewhere().await;
+    let server = server_of_a_lagging_store().await;
     let key = |name: &str| format!("/registry/configmaps/default/{name}");
     let one = |name: &str| format!("{MAPS}/{name}");
     let named = |name: &str, data: &str| json!({"metadata": {"name": name}, "data": {"k": data}});
@@ -195,8 +195,8 @@ async fn nothing_is_decided_from_a_stale_cache() {
 }
 
 #[tokio::test]
-async fn nobody_is_turned_away_because_this_server_learns_late() {
-    let server = elsewhere().await;
+async fn a_lagging_cache_rejects_no_request() {
+    let server = server_of_a_lagging_store().await;
     let account = json!({"kind": "ServiceAccount", "apiVersion": "v1", "metadata": {"name": "sa", "namespace": "default", "uid": "u1"}});
     let (one, key) = (format!("{ACCOUNTS}/sa"), "/registry/serviceaccounts/default/sa");
     server.other(key, Some(account.clone())).await;
@@ -243,8 +243,8 @@ async fn nobody_is_turned_away_because_this_server_learns_late() {
 }
 
 #[tokio::test]
-async fn what_others_hold_and_end_counts_here() {
-    let server = elsewhere().await;
+async fn changes_of_other_servers_are_honoured() {
+    let server = server_of_a_lagging_store().await;
     let namespace = |phase: &str| json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": "new", "uid": "u"}, "status": {"phase": phase}});
     let key = "/registry/namespaces/new";
     let maps = "/api/v1/namespaces/new/configmaps";
@@ -269,8 +269,8 @@ async fn what_others_hold_and_end_counts_here() {
 }
 
 #[tokio::test]
-async fn a_whole_range_is_given_out_once_by_many_at_once() {
-    let server = Arc::new(elsewhere().await);
+async fn concurrent_creates_allocate_a_whole_range_once() {
+    let server = Arc::new(server_of_a_lagging_store().await);
     let made = (0..64).map(|i| {
         let server = server.clone();
         let body =
@@ -356,8 +356,8 @@ fn cancelled_writes(name: &str) -> Vec<(&'static str, Vec<Sent>, Sent)> {
 }
 
 #[tokio::test]
-async fn a_request_that_is_cancelled_at_any_await_leaves_nothing_half_done() {
-    let server = elsewhere().await;
+async fn a_request_cancelled_at_any_await_writes_all_or_nothing() {
+    let server = server_of_a_lagging_store().await;
     for case in 0..cancelled_writes("x").len() {
         let mut polls = 0;
         loop {
@@ -385,8 +385,8 @@ async fn a_request_that_is_cancelled_at_any_await_leaves_nothing_half_done() {
 }
 
 #[tokio::test]
-async fn a_service_made_through_its_status_holds_nothing_until_it_is_written() {
-    let server = elsewhere().await;
+async fn a_service_created_through_its_status_has_no_reservations_until_updated() {
+    let server = server_of_a_lagging_store().await;
     let ports = json!([{"port": 80, "nodePort": 30009}]);
     let body =
         json!({"metadata": {"name": "s"}, "spec": {"type": "NodePort", "clusterIP": "10.96.0.9", "ports": ports}});
@@ -404,7 +404,7 @@ async fn a_service_made_through_its_status_holds_nothing_until_it_is_written() {
 }
 
 #[tokio::test]
-async fn services_of_an_older_data_folder_keep_what_they_have() {
+async fn services_of_an_older_data_folder_keep_their_addresses() {
     let (env, _) = Env::seeded(3, "2026-01-01T00:00:00Z".parse().unwrap());
     let store = Arc::new(MemoryStore::new(env));
     let old = |name: &str, ip: &str, port: u16| {
@@ -458,7 +458,7 @@ async fn services_of_an_older_data_folder_keep_what_they_have() {
 }
 
 #[test]
-fn a_full_disk_is_answered_as_upstream_answers_a_full_etcd() {
+fn a_full_disk_returns_upstreams_error_of_a_full_etcd() {
     let full = StoreError::Full { path: "/data/store".into(), wanted: 4711, free: Some(12) };
     let status = serde_json::to_value(super::store_error(&full).status()).unwrap();
     let message = "no space left on device: /data/store has 12 bytes free, and this write needs 4711; nothing was \
