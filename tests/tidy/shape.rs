@@ -32,7 +32,6 @@ const WIDE_FUNCTIONS: &[(&str, &str, &str)] = &[
         "one evaluation: policy, binding, parameters and request",
     ),
     ("apiserver/server/src/http/watch.rs", "stream", "one watch: its cache, its options and its connection"),
-    ("apiserver/server/src/registry/write.rs", "prepare_txn", "the parts of one transaction"),
     ("apiserver/storage/src/store/record/tests.rs", "what_is_made_is_read", "arguments of a property test"),
     ("controllers/src/job/tally.rs", "end", "the parts of one decision about a Job"),
     ("machinery/api/src/patch/mod.rs", "decode_patched", "a patch, its type and the object's schema"),

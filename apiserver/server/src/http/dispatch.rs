@@ -185,9 +185,6 @@ impl RequestHandler {
         let (bytes, queue_permit) = self.read_body(ctx, body, registry.stored_bytes(call)).await?;
         let work = Box::pin(async {
             let PatchRequest::Change(kind) = patch else { return registry.apply(call, &bytes, &options).await };
-            if call.subresource.is_some_and(|s| s.what == SubresourceKind::Scale) {
-                return registry.patch_scale(call, kind, &bytes, &options).await;
-            }
             registry.patch(call, kind, &bytes, &options).await
         });
         self.run_fairly(queue_permit, ctx, work).await

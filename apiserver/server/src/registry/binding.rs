@@ -5,9 +5,9 @@ use machinery_api::error::{GroupResource, Status};
 use machinery_api::selector::go_quoted;
 use serde_json::{Value, json};
 
+use super::change::{Existing, ObjectChange};
 use super::intent::{Intent, RequestObject};
 use super::object::{self, metadata_mut};
-use super::write::{Change, Existing};
 use super::{Registry, RequestScope, VerbResult, check_uid};
 use crate::admission::Options;
 use crate::request::options::WriteOptions;
@@ -32,7 +32,7 @@ pub(super) fn bind(
     binding: &Value,
     existing: Option<&Existing>,
     dry_run: bool,
-) -> Result<Change, ApiError> {
+) -> Result<ObjectChange, ApiError> {
     let name = call.name;
     if object::text(binding, "name") != name {
         return Err(ApiError::BadRequest("name in URL does not match name in Binding object".into()));
@@ -72,7 +72,7 @@ pub(super) fn bind(
     }
     let new = bind_to_node(old, binding, node, &object::time(call.now))
         .map_err(|why| ApiError::Conflict(GroupResource::new("", "pods/binding"), name.to_owned(), why))?;
-    Ok(Change::Update(new))
+    Ok(ObjectChange::Update(new))
 }
 
 /// The response to a binding.

@@ -5,9 +5,9 @@ use std::borrow::Cow;
 use machinery_api::ApiError;
 use serde_json::{Value, json};
 
+use super::change::ObjectChange;
 use super::intent::{Intent, RequestObject};
 use super::object::{self, metadata_mut};
-use super::write::Change;
 use super::{Registry, RequestScope, VerbResult, body, invalid};
 use crate::admission::Options;
 use crate::request::options::WriteOptions;
@@ -34,15 +34,16 @@ impl Registry {
     /// Builds the new object from the admitted document; also returns the object for validation, if that differs.
     pub(super) fn new_object(
         &self,
-        call: &mut RequestScope<'_>,
+        call: &RequestScope<'_>,
         mut object: Value,
         dry_run: bool,
-    ) -> Result<(Change, Option<Value>), ApiError> {
+        warnings: &mut Vec<String>,
+    ) -> Result<(ObjectChange, Option<Value>), ApiError> {
         let row = call.row;
         let metadata = metadata_mut(&mut object);
         metadata.insert("creationTimestamp".into(), json!(object::time(call.now)));
         metadata.insert("uid".into(), json!(self.env.uid()));
-        let said = metadata.remove("resourceVersion").filter(|said| said.as_str() != Some(""));
+        let version = metadata.remove("resourceVersion").filter(|version| version.as_str() != Some(""));
         let generated = self.generate_name(row.strategy.generates_names(), &mut object);
         let context = self.context(call, call.subresource_name());
         row.strategy.prepare_create(&context, &mut object);
@@ -62,13 +63,12 @@ impl Registry {
         let checked = body::with_empties(&object, explicit_empties);
         errors.extend(row.strategy.validate(&context, &checked));
         invalid(call.kind(), object::text(&object, "name"), errors)?;
-        let warnings = row.strategy.warnings(&object, None);
-        call.warnings.extend(warnings);
+        warnings.extend(row.strategy.warnings(&object, None));
         let checked = match checked {
             Cow::Borrowed(_) => None,
             Cow::Owned(checked) => Some(checked),
         };
-        Ok((Change::Create { object, version: said, generated }, checked))
+        Ok((ObjectChange::Create { object, version, generated }, checked))
     }
 
     /// Generates a name from `generateName` if the object has none; returns whether it did.

@@ -7,9 +7,9 @@ use machinery_api::error::{Details, GroupResource, Status};
 use machinery_api::{ApiError, Uid};
 use serde_json::{Value, json};
 
+use super::change::{Existing, ObjectChange};
 use super::intent::Intent;
 use super::object::{self, FOREGROUND, ORPHAN, metadata_mut, versioned};
-use super::write::{Change, Existing};
 use super::{Registry, RequestScope, ResponseObject, VerbResult};
 use crate::admission::Options;
 use crate::request::options::{DeleteOptions, ListOptions, Propagation};
@@ -17,10 +17,10 @@ use apiserver_resources::{Deletion, ResourceInfo};
 use apiserver_storage::store::{Record, Revision};
 
 /// Decides the change of one object.
-pub(super) fn decide(row: &ResourceInfo, old: &Value, options: &DeleteOptions, now: Timestamp) -> Change {
+pub(super) fn decide(row: &ResourceInfo, old: &Value, options: &DeleteOptions, now: Timestamp) -> ObjectChange {
     let mut new = old.clone();
     let grace = match graceful(row, &mut new, options, now) {
-        Grace::Pending => return Change::Keep,
+        Grace::Pending => return ObjectChange::Keep,
         Grace::Marked(seconds) => Some(seconds),
         Grace::None => None,
     };
@@ -31,8 +31,8 @@ pub(super) fn decide(row: &ResourceInfo, old: &Value, options: &DeleteOptions, n
     }
     let held = !object::finalizers(&new).is_empty();
     match grace {
-        Some(0) if !held => Change::MarkAndRemove(new),
-        Some(_) => Change::Update(new),
+        Some(0) if !held => ObjectChange::MarkAndRemove(new),
+        Some(_) => ObjectChange::Update(new),
         None if held => {
             if !object::is_deleting(&new) && object::generation(&new) > 0 {
                 let next = object::generation(&new) + 1;
@@ -44,9 +44,9 @@ pub(super) fn decide(row: &ResourceInfo, old: &Value, options: &DeleteOptions, n
                 metadata.insert("deletionTimestamp".into(), json!(object::time(now)));
             }
             metadata.insert("deletionGracePeriodSeconds".into(), json!(0));
-            Change::Update(new)
+            ObjectChange::Update(new)
         }
-        None => Change::Remove(None),
+        None => ObjectChange::Remove(None),
     }
 }
 
@@ -170,14 +170,14 @@ pub(super) fn change(
     call: &RequestScope<'_>,
     existing: &Existing,
     options: &DeleteOptions,
-) -> Result<Change, ApiError> {
+) -> Result<ObjectChange, ApiError> {
     let (row, old) = (call.row, &*existing.value);
     if let Some(why) = row.strategy.delete_denied_reason(old) {
         return Err(ApiError::Forbidden(call.resource(), call.name.to_owned(), why.into()));
     }
     preconditions(row, call.name, old, existing.modified(), options)?;
     if let Some(marked) = row.strategy.start_deletion(old, call.now) {
-        return Ok(Change::Update(marked));
+        return Ok(ObjectChange::Update(marked));
     }
     Ok(match row.deletion {
         Deletion::Finalized => super::namespace::decide(row, old, options, call.now),
@@ -194,7 +194,7 @@ pub(super) fn marked_code(options: &DeleteOptions) -> u16 {
 pub(super) fn answer(
     call: &RequestScope<'_>,
     options: &DeleteOptions,
-    change: Change,
+    change: ObjectChange,
     existing: Option<&Existing>,
     version: Revision,
     stored: Option<&Record>,
@@ -210,17 +210,17 @@ pub(super) fn answer(
     };
     match (change, stored) {
         // These kinds return the object itself as long as finalizers hold it.
-        (Change::Keep, _) if row.deletion == Deletion::Finalized => {
+        (ObjectChange::Keep, _) if row.deletion == Deletion::Finalized => {
             VerbResult::Object(200, ResponseObject::Value(versioned(old.clone(), version)))
         }
-        (Change::Update(new), Some(stored)) => {
+        (ObjectChange::Update(new), Some(stored)) => {
             VerbResult::Object(marked_code(options), Registry::stored_as(row, new, stored, version))
         }
-        (Change::Update(new), None) => {
+        (ObjectChange::Update(new), None) => {
             VerbResult::Object(marked_code(options), ResponseObject::Value(versioned(new, version)))
         }
-        (Change::MarkAndRemove(new) | Change::Create { object: new, .. }, _) => gone(new),
-        (Change::Remove(_) | Change::Keep, _) => gone(old.clone()),
+        (ObjectChange::MarkAndRemove(new) | ObjectChange::Create { object: new, .. }, _) => gone(new),
+        (ObjectChange::Remove(_) | ObjectChange::Keep, _) => gone(old.clone()),
     }
 }
 
@@ -291,8 +291,8 @@ mod tests {
         let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let object =
             |finalizers: &[&str]| json!({"metadata": {"name": "a", "generation": 3, "finalizers": finalizers}});
-        let of = |change: Change| match change {
-            Change::Update(new) => object::finalizers(&new).join(","),
+        let of = |change: ObjectChange| match change {
+            ObjectChange::Update(new) => object::finalizers(&new).join(","),
             other => format!("{other:?}"),
         };
         let options =
@@ -305,39 +305,39 @@ mod tests {
         assert_eq!(decide(&["orphan", "a.b/c"], None, None), "orphan,a.b/c");
         assert_eq!(decide(&["orphan", "a.b/c"], Some(Propagation::Background), None), "a.b/c");
         assert_eq!(decide(&["orphan"], None, Some(false)), "Remove(None)");
-        let Change::Update(new) = super::decide(row, &object(&["a.b/c"]), &DeleteOptions::default(), now) else {
+        let ObjectChange::Update(new) = super::decide(row, &object(&["a.b/c"]), &DeleteOptions::default(), now) else {
             panic!()
         };
         assert_eq!(object::generation(&new), 4);
-        let Change::Update(again) = super::decide(row, &new, &DeleteOptions::default(), now) else { panic!() };
+        let ObjectChange::Update(again) = super::decide(row, &new, &DeleteOptions::default(), now) else { panic!() };
         assert_eq!(again, new);
     }
 
     #[test]
-    fn what_was_marked_to_go_at_once_goes_with_the_next_delete() {
+    fn an_object_marked_for_immediate_removal_is_removed_by_the_next_delete() {
         let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let mut pod = json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n"}});
         let options = DeleteOptions { grace_seconds: Some(0), ..Default::default() };
-        let Change::MarkAndRemove(marked) = decide(row("pods"), &pod, &options, now) else { panic!() };
-        assert_eq!(decide(row("pods"), &marked, &DeleteOptions::default(), now), Change::Remove(None));
+        let ObjectChange::MarkAndRemove(marked) = decide(row("pods"), &pod, &options, now) else { panic!() };
+        assert_eq!(decide(row("pods"), &marked, &DeleteOptions::default(), now), ObjectChange::Remove(None));
         pod["metadata"]["finalizers"] = json!(["a.b/c"]);
-        let Change::Update(held) = decide(row("pods"), &pod, &options, now) else { panic!() };
-        assert_eq!(decide(row("pods"), &held, &DeleteOptions::default(), now), Change::Update(held.clone()));
+        let ObjectChange::Update(held) = decide(row("pods"), &pod, &options, now) else { panic!() };
+        assert_eq!(decide(row("pods"), &held, &DeleteOptions::default(), now), ObjectChange::Update(held.clone()));
         let foreground = DeleteOptions { propagation: Some(Propagation::Foreground), ..Default::default() };
-        let Change::Update(exchanged) = decide(row("pods"), &held, &foreground, now) else { panic!() };
+        let ObjectChange::Update(exchanged) = decide(row("pods"), &held, &foreground, now) else { panic!() };
         assert_eq!(object::finalizers(&exchanged), ["a.b/c", FOREGROUND]);
     }
 
     #[test]
-    fn a_grace_that_is_shortened_ends_now_at_the_earliest() {
+    fn a_shortened_grace_period_ends_now_at_the_earliest() {
         let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let pod = json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n", "terminationGracePeriodSeconds": 30}});
-        let Change::Update(marked) = decide(row("pods"), &pod, &DeleteOptions::default(), now) else { panic!() };
+        let ObjectChange::Update(marked) = decide(row("pods"), &pod, &DeleteOptions::default(), now) else { panic!() };
         let later = now + SignedDuration::from_secs(20);
         let ends = |requested: i64| {
             let options = DeleteOptions { grace_seconds: Some(requested), ..Default::default() };
             match decide(row("pods"), &marked, &options, later) {
-                Change::Update(new) | Change::MarkAndRemove(new) => {
+                ObjectChange::Update(new) | ObjectChange::MarkAndRemove(new) => {
                     let grace = object::field(&new, "deletionGracePeriodSeconds").and_then(Value::as_i64);
                     (object::text(&new, "deletionTimestamp").to_owned(), grace)
                 }

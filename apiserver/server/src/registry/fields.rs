@@ -9,14 +9,14 @@ use machinery_api::schema::{FieldValidation, SharedType, Target, TypeRef, built_
 use machinery_api::{ApiError, GroupVersion, GroupVersionKind};
 use serde_json::{Value, json};
 
+use super::change::Existing;
 use super::conversions::ObjectConversions;
 use super::object::{self, metadata_mut};
-use super::write::Existing;
 use super::{PatchType, RequestScope, scale};
 use crate::admission::Options;
 use crate::catalog::Catalog;
 use apiserver_resources::apiextensions::custom::Conversion;
-use apiserver_resources::{ResetFields, ResourceInfo, SubresourceKind};
+use apiserver_resources::{ResetFields, ResourceInfo};
 
 /// The field manager of the server's own writes.
 const SERVER: &str = "kube-apiserver";
@@ -44,7 +44,7 @@ impl<'a> VersionTypes<'a> {
 
 impl<'a> KindVersions<'a> {
     fn of(call: &'a RequestScope<'_>) -> Self {
-        let scales = is_scale(call);
+        let scales = call.is_scale();
         Self {
             catalog: call.catalog,
             row: call.row,
@@ -66,10 +66,6 @@ impl<'a> KindVersions<'a> {
             rows.find(|row| *row.api_version == *api_version && row.prefix == stored.prefix && row.prefix.is_some());
         found.map(|row| &**row)
     }
-}
-
-fn is_scale(call: &RequestScope<'_>) -> bool {
-    call.subresource.is_some_and(|subresource| subresource.what == SubresourceKind::Scale)
 }
 
 const SCALE_VERSION: &str = "autoscaling/v1";
@@ -309,14 +305,15 @@ fn to_parent(call: &RequestScope<'_>, parent: &Managers, scale: &Managers) -> Ma
 
 /// The result of an apply patch to an object or its Scale, before defaulting, and the managers after it.
 pub(super) fn apply_patch(
-    call: &mut RequestScope<'_>,
+    call: &RequestScope<'_>,
     options: &Options<'_>,
     existing: Option<&Existing>,
     (patch, force, validation): (&[u8], bool, FieldValidation),
+    warnings: &mut Vec<String>,
 ) -> Result<(Value, Managers), ApiError> {
     let read = body::config(patch)?;
     let config = read.object;
-    let scales = is_scale(call);
+    let scales = call.is_scale();
     let (group, version, kind) =
         if scales { scale::KIND } else { (&*call.row.group, &*call.row.version, &*call.row.kind) };
     let text = |field: &str| config[field].as_str().unwrap_or_default();
@@ -363,7 +360,7 @@ pub(super) fn apply_patch(
         }
     };
     if validation == FieldValidation::Warn {
-        read.doubled.into_iter().for_each(|doubled| call.warn(doubled));
+        warnings.extend(read.doubled);
     }
     Ok((object?, applied.managers))
 }

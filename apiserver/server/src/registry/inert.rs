@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::write::Change;
+use super::change::ObjectChange;
 use apiserver_resources::{ResourceInfo, Subresource, SubresourceKind};
 use machinery_api::schema::{Kind, TypeRef};
 use machinery_api::unsupported;
@@ -12,13 +12,13 @@ use machinery_api::unsupported;
 pub(super) fn warnings(
     row: &ResourceInfo,
     subresource: Option<Subresource>,
-    change: &Change,
+    change: &ObjectChange,
     old: Option<&Value>,
 ) -> Vec<String> {
     let what = subresource.map(|subresource| subresource.what);
     let changes_desired = match (change, old) {
-        (Change::Create { .. }, _) => true,
-        (Change::Update(new), Some(old)) => {
+        (ObjectChange::Create { .. }, _) => true,
+        (ObjectChange::Update(new), Some(old)) => {
             matches!(what, None | Some(SubresourceKind::Scale | SubresourceKind::Part))
                 && desired_fields(new).ne(desired_fields(old))
         }
@@ -66,28 +66,28 @@ mod tests {
     const NONE: [&str; 0] = [];
 
     #[test]
-    fn who_makes_or_changes_one_is_told() {
+    fn creates_and_updates_of_an_inert_kind_warn() {
         let rows = crate::catalog::tests::built_in().resources();
         let plain = rows.iter().find(|row| &*row.plural == "deployments").unwrap();
         let row = ResourceInfo { inert: Some("nothing acts on it".into()), ..(**plain).clone() };
         let object = |replicas, ready| json!({"metadata": {}, "spec": {"replicas": replicas}, "status": {"r": ready}});
-        let new = Change::Create { object: object(1, 0), version: None, generated: false };
-        let (told, subresource) = (vec!["nothing acts on it".to_owned()], |name| {
+        let new = ObjectChange::Create { object: object(1, 0), version: None, generated: false };
+        let (warned, subresource) = (vec!["nothing acts on it".to_owned()], |name| {
             row.subresources.iter().find(|sub| sub.name == name).copied()
         });
-        assert_eq!(warnings(&row, None, &new, None), told);
+        assert_eq!(warnings(&row, None, &new, None), warned);
         assert_eq!(warnings(plain, None, &new, None), NONE);
-        let (scaled, seen) = (Change::Update(object(2, 0)), Change::Update(object(1, 1)));
+        let (scaled, seen) = (ObjectChange::Update(object(2, 0)), ObjectChange::Update(object(1, 1)));
         let old = Some(&object(1, 0)).cloned();
-        assert_eq!(warnings(&row, None, &scaled, old.as_ref()), told);
-        assert_eq!(warnings(&row, subresource("scale"), &scaled, old.as_ref()), told);
+        assert_eq!(warnings(&row, None, &scaled, old.as_ref()), warned);
+        assert_eq!(warnings(&row, subresource("scale"), &scaled, old.as_ref()), warned);
         assert_eq!(warnings(&row, subresource("status"), &scaled, old.as_ref()), NONE);
         assert_eq!(warnings(&row, None, &seen, old.as_ref()), NONE);
-        assert_eq!(warnings(&row, None, &Change::Remove(None), old.as_ref()), NONE);
+        assert_eq!(warnings(&row, None, &ObjectChange::Remove(None), old.as_ref()), NONE);
     }
 
     #[test]
-    fn a_field_that_no_node_acts_on_is_told_with_its_place() {
+    fn an_unsupported_pod_field_is_reported_with_its_path() {
         let rows = crate::catalog::tests::built_in().resources();
         let of = |plural: &str| rows.iter().find(|row| &*row.plural == plural).unwrap();
         let pod =
@@ -99,10 +99,10 @@ mod tests {
             ("deployments", json!({"spec": {"template": {"spec": pod}}}), "spec.template.spec"),
             ("jobs", json!({"spec": {"template": {"spec": pod}}}), "spec.template.spec"),
         ] {
-            let new = Change::Create { object, version: None, generated: false };
+            let new = ObjectChange::Create { object, version: None, generated: false };
             assert_eq!(warnings(of(plural), None, &new, None), [format!("{at}.{why}")]);
         }
-        let plain = Change::Create { object: json!({"data": {}}), version: None, generated: false };
+        let plain = ObjectChange::Create { object: json!({"data": {}}), version: None, generated: false };
         assert_eq!(warnings(of("configmaps"), None, &plain, None), NONE);
     }
 }

@@ -4,9 +4,9 @@ use futures::StreamExt as _;
 use machinery_api::ApiError;
 use serde_json::{Value, json};
 
+use super::change::{Existing, ObjectChange};
 use super::intent::Intent;
 use super::object::{self, metadata_mut};
-use super::write::{Change, Existing};
 use super::{ObjectConversions, Registry, RequestScope, body};
 use crate::admission::Options;
 use crate::auth::{MASTERS, UserInfo};
@@ -71,11 +71,11 @@ impl Registry {
         call: &RequestScope<'_>,
         mut new: Value,
         existing: Option<&Existing>,
-    ) -> Change {
+    ) -> ObjectChange {
         let row = call.row;
         let planned_on = object::client_version(&new).unwrap_or(0);
         if planned_on != existing.map_or(0, Existing::modified) {
-            return Change::Keep;
+            return ObjectChange::Keep;
         }
         metadata_mut(&mut new).remove("resourceVersion");
         let says_status = new.get("status").is_some();
@@ -87,7 +87,7 @@ impl Registry {
                 object::set_generation(&mut new, object::generation(old) + 1);
             }
             body::normalise(row, &mut new);
-            return Change::Update(new);
+            return ObjectChange::Update(new);
         }
         let metadata = metadata_mut(&mut new);
         metadata.insert("creationTimestamp".into(), json!(object::time(call.now)));
@@ -107,7 +107,7 @@ impl Registry {
             object::set_generation(&mut new, 1);
         }
         body::normalise(row, &mut new);
-        Change::Create { object: new, version: None, generated: false }
+        ObjectChange::Create { object: new, version: None, generated: false }
     }
 }
 

@@ -1,18 +1,17 @@
 //! The intent of a write as data, and the change that each kind of write makes of the existing object.
 //!
-//! [`Registry::draft`] builds the document for admission (the object, or the Scale or Binding of a subresource);
+//! [`Registry::draft`] builds the draft for admission (the object, or the Scale or Binding of a subresource);
 //! [`Registry::resolve`] builds the change from it. Both are synchronous: each decides from one state.
-
-use std::sync::Arc;
 
 use machinery_api::ApiError;
 use machinery_api::apply::Managers;
 use serde_json::Value;
 
+use super::change::{Existing, ObjectChange};
+use super::draft::{DocumentKind, Draft};
 use super::object::{self, metadata_mut};
-use super::write::{Change, Existing};
 use super::{PatchType, Registry, RequestScope, binding, body, check_uid, create, delete, eviction, fields, scale};
-use crate::admission::{Operation, Options};
+use crate::admission::Options;
 use crate::request::options::DeleteOptions;
 use apiserver_resources::SubresourceKind;
 use machinery_api::schema::FieldValidation;
@@ -39,11 +38,9 @@ impl<'a> RequestObject<'a> {
 pub(super) enum Intent<'a> {
     /// Creates an object.
     Create(RequestObject<'a>),
-    /// Replaces the object (PUT), or creates it for kinds that allow create on update.
+    /// Replaces the object (PUT) or its Scale, or creates the object for kinds that allow create on update.
     Replace(RequestObject<'a>),
-    /// Replaces the object's Scale.
-    ReplaceScale(RequestObject<'a>),
-    /// Patches the object in its current state.
+    /// Patches the object in its current state, or its Scale.
     Patch {
         /// The kind of patch.
         kind: PatchType,
@@ -59,15 +56,6 @@ pub(super) enum Intent<'a> {
         /// Whether it takes over fields of other managers.
         force: bool,
         /// The validation of duplicate keys.
-        validation: FieldValidation,
-    },
-    /// Patches the object's Scale.
-    PatchScale {
-        /// The kind of patch.
-        kind: PatchType,
-        /// The patch's body.
-        patch: &'a [u8],
-        /// The validation of unknown fields in the result.
         validation: FieldValidation,
     },
     /// Assigns a pod to the node of a Binding.
@@ -100,203 +88,154 @@ impl Intent<'_> {
     }
 }
 
-/// The input of mutating admission.
-pub(super) struct Draft {
-    /// The object, or the document of a subresource.
-    pub(super) document: Value,
-    /// The existing object or document.
-    pub(super) old: Option<Arc<Value>>,
-    /// The admission operation.
-    pub(super) operation: Operation,
-    /// The name in the path, or of the new object if it is known.
-    pub(super) name: String,
-    /// Whether a PUT or an apply creates an object, which needs authorization for `create`.
-    pub(super) creates_by_update: bool,
-    /// The managers of the document after the write; for a subresource other than Scale, those of the object.
-    pub(super) managers: Managers,
-}
-
-/// The result of [`Registry::resolve`].
-pub(super) struct Resolved {
-    pub(super) change: Change,
-    /// The object for validating admission, if it isn't the stored one.
-    pub(super) document: Option<Value>,
-    /// The object with the client's empty values, which the stored form drops; built-in plugins see them.
-    pub(super) given: Option<Value>,
-    /// The existing object or document.
-    pub(super) old: Option<Arc<Value>>,
-}
-
-/// The existing managers, for writes that change none of them.
-fn existing_managers(existing: Option<&Existing>) -> Managers {
-    existing.map_or_else(Managers::default, |existing| existing.cached.managers().clone())
-}
-
-impl Draft {
-    fn create(document: Value, name: String) -> Self {
-        let operation = Operation::Create;
-        Self { document, old: None, operation, name, creates_by_update: false, managers: Managers::default() }
-    }
-
-    fn update(document: Value, old: &Existing, call: &RequestScope<'_>) -> Self {
-        let old = Some(old.value.clone());
-        Self { old, operation: Operation::Update, ..Self::create(document, call.name.to_owned()) }
-    }
-
-    fn scale(document: Value, old: &Existing, call: &RequestScope<'_>) -> Self {
-        let old_scale = Some(Arc::new(scale::of(call.row, &old.value)));
-        Self { old: old_scale, ..Self::update(document, old, call) }
-    }
-
-    fn managed(self, managers: Managers) -> Self {
-        Self { managers, ..self }
-    }
-}
-
 impl Registry {
-    /// Builds the document for admission.
+    /// Builds the draft for admission.
     pub(super) fn draft(
-        &self,
-        call: &mut RequestScope<'_>,
+        call: &RequestScope<'_>,
         intent: &mut Intent<'_>,
         existing: Option<&Existing>,
         options: &Options<'_>,
+        warnings: &mut Vec<String>,
     ) -> Result<Draft, ApiError> {
-        let dry_run = options.dry_run();
         match intent {
-            Intent::Create(requested) => Self::draft_created(call, requested, options),
-            Intent::Replace(requested) => {
-                let mut object = requested.take()?;
-                object::match_namespace(&mut object, call.object_namespace())?;
-                object::match_name(&object, call.name)?;
-                let sent = fields::take_managed_fields(&mut object);
-                object::dedup_owners(&mut object, &mut call.warnings, false);
-                let Some(old) = existing else {
-                    let draft = Self::draft_new(call, object, dry_run)?;
-                    let managers = fields::managers_after_write(call, options, None, &draft.document, sent);
-                    return Ok(draft.managed(managers));
-                };
-                check_uid(call, &object, &old.value, dry_run)?;
-                let managers = fields::managers_after_write(call, options, existing, &object, sent);
-                Ok(Draft::update(object, old, call).managed(managers))
+            Intent::Create(requested) => Self::draft_created(call, requested.take()?, options, warnings),
+            Intent::Replace(requested) => Self::draft_replaced(call, requested.take()?, existing, options, warnings),
+            Intent::Patch { kind, patch, validation } if call.is_scale() => {
+                let old = existing.ok_or_else(|| call.not_found())?;
+                let mut scale = scale::patched(call, &old.value, *kind, patch, *validation, warnings)?;
+                drop(fields::take_managed_fields(&mut scale));
+                Ok(Self::draft_scaled(call, scale, old, options))
             }
             Intent::Patch { kind, patch, validation } => {
-                Self::draft_patched(call, (*kind, patch, *validation), existing, options)
+                Self::draft_patched(call, (*kind, patch, *validation), existing, options, warnings)
             }
             Intent::Apply { patch, force, validation } => {
-                self.draft_applied(call, (patch, *force, *validation), existing, options)
-            }
-            Intent::ReplaceScale(requested) => {
-                let mut scale = requested.take()?;
-                object::match_namespace(&mut scale, call.object_namespace())?;
-                object::match_name(&scale, call.name)?;
-                let old = existing.ok_or_else(|| call.not_found())?;
-                drop(fields::take_managed_fields(&mut scale));
-                let managers = fields::managers_after_scale(call, options, old, &scale);
-                Ok(Draft::scale(scale, old, call).managed(managers))
-            }
-            Intent::PatchScale { kind, patch, validation } => {
-                let old = existing.ok_or_else(|| call.not_found())?;
-                let mut scale = scale::patched(call, &old.value, *kind, patch, *validation)?;
-                drop(fields::take_managed_fields(&mut scale));
-                let managers = fields::managers_after_scale(call, options, old, &scale);
-                Ok(Draft::scale(scale, old, call).managed(managers))
+                Self::draft_applied(call, (patch, *force, *validation), existing, options, warnings)
             }
             Intent::Bind(requested) => {
                 let mut binding = requested.take()?;
                 object::match_namespace(&mut binding, call.object_namespace())?;
-                Ok(Draft::create(binding, call.name.to_owned()).managed(existing_managers(existing)))
+                Ok(Draft::binding(binding, call))
             }
-            Intent::Delete(_) => {
-                // Admission is not called for an object that doesn't exist.
-                let old = Some(existing.ok_or_else(|| call.not_found())?.value.clone());
-                let draft = Draft::create(Value::Null, call.name.to_owned());
-                Ok(Draft { old, operation: Operation::Delete, managers: existing_managers(existing), ..draft })
-            }
+            // Admission is not called for an object that doesn't exist.
+            Intent::Delete(_) => Ok(Draft::deletion(existing.ok_or_else(|| call.not_found())?, call)),
             Intent::InstallDefault(object) => {
                 let managers = fields::managers_after_install(call, existing, object);
-                Ok(Draft::create((*object).clone(), call.name.to_owned()).managed(managers))
+                Ok(Draft::create((*object).clone(), call.name.to_owned(), managers))
             }
             Intent::SetDisruption(options) => {
                 let old = existing.ok_or_else(|| call.not_found())?;
                 let new = eviction::with_disruption(call, &old.value, old.modified(), options)?;
-                Ok(Draft::update(new, old, call).managed(existing_managers(existing)))
+                Ok(Draft::update(new, old, call, old.managers()))
             }
-            Intent::RemoveDefault => Ok(Draft::create(Value::Null, call.name.to_owned())),
+            Intent::RemoveDefault => Ok(Draft::create(Value::Null, call.name.to_owned(), Managers::default())),
         }
     }
 
     /// A new object from a create.
     fn draft_created(
-        call: &mut RequestScope<'_>,
-        requested: &mut RequestObject<'_>,
+        call: &RequestScope<'_>,
+        mut object: Value,
         options: &Options<'_>,
+        warnings: &mut Vec<String>,
     ) -> Result<Draft, ApiError> {
-        let mut object = requested.take()?;
         let sent = fields::take_managed_fields(&mut object);
         create::strip_system_fields(&mut object);
         object::match_namespace(&mut object, call.object_namespace())?;
-        object::dedup_owners(&mut object, &mut call.warnings, false);
+        object::dedup_owners(&mut object, warnings, false);
         let name = object::text(&object, "name").to_owned();
         let managers = fields::managers_after_write(call, options, None, &object, sent);
-        Ok(Draft::create(object, name).managed(managers))
+        Ok(Draft::create(object, name, managers))
+    }
+
+    /// The object or the Scale of a PUT.
+    fn draft_replaced(
+        call: &RequestScope<'_>,
+        mut object: Value,
+        existing: Option<&Existing>,
+        options: &Options<'_>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Draft, ApiError> {
+        let dry_run = options.dry_run();
+        object::match_namespace(&mut object, call.object_namespace())?;
+        object::match_name(&object, call.name)?;
+        let sent = fields::take_managed_fields(&mut object);
+        if call.is_scale() {
+            let old = existing.ok_or_else(|| call.not_found())?;
+            return Ok(Self::draft_scaled(call, object, old, options));
+        }
+        object::dedup_owners(&mut object, warnings, false);
+        let Some(old) = existing else {
+            let object = Self::new_replaced_object(call, object, dry_run)?;
+            let managers = fields::managers_after_write(call, options, None, &object, sent);
+            let draft = Draft::create(object, call.name.to_owned(), managers);
+            return Ok(Draft { creates_by_update: true, ..draft });
+        };
+        check_uid(call, &object, &old.value, dry_run)?;
+        let managers = fields::managers_after_write(call, options, existing, &object, sent);
+        Ok(Draft::update(object, old, call, managers))
+    }
+
+    /// A Scale after a PUT or a patch of it.
+    fn draft_scaled(call: &RequestScope<'_>, scale: Value, old: &Existing, options: &Options<'_>) -> Draft {
+        let managers = fields::managers_after_scale(call, options, old, &scale);
+        Draft::scale(scale, old, call, managers)
     }
 
     /// The result of a patch.
     fn draft_patched(
-        call: &mut RequestScope<'_>,
+        call: &RequestScope<'_>,
         (kind, patch, validation): (PatchType, &[u8], FieldValidation),
         existing: Option<&Existing>,
         options: &Options<'_>,
+        warnings: &mut Vec<String>,
     ) -> Result<Draft, ApiError> {
         let old = existing.ok_or_else(|| call.not_found())?;
         let managed = fields::touches_managers(kind, patch).then(|| fields::object_with_managers(old));
         let current = managed.as_ref().unwrap_or(&old.value);
-        let mut new = body::patched(call.row, kind, patch, current, validation, &mut call.warnings)?;
+        let mut new = body::patched(call.row, kind, patch, current, validation, warnings)?;
         let sent = fields::take_managed_fields(&mut new);
         object::match_namespace(&mut new, call.object_namespace())?;
         object::match_name(&new, call.name)?;
         let managers = fields::managers_after_write(call, options, existing, &new, sent);
-        object::dedup_owners(&mut new, &mut call.warnings, true);
-        Ok(Draft::update(new, old, call).managed(managers))
+        object::dedup_owners(&mut new, warnings, true);
+        Ok(Draft::update(new, old, call, managers))
     }
 
     /// The result of an apply to the object or its Scale, or a new object.
     fn draft_applied(
-        &self,
-        call: &mut RequestScope<'_>,
+        call: &RequestScope<'_>,
         patch: (&[u8], bool, FieldValidation),
         existing: Option<&Existing>,
         options: &Options<'_>,
+        warnings: &mut Vec<String>,
     ) -> Result<Draft, ApiError> {
         if existing.is_none() && call.subresource.is_some() {
             return Err(call.not_found());
         }
-        let scales = call.subresource.is_some_and(|s| s.what == SubresourceKind::Scale);
-        let (mut object, managers) = fields::apply_patch(call, options, existing, patch)?;
+        let (mut object, managers) = fields::apply_patch(call, options, existing, patch, warnings)?;
         if existing.is_none() {
             fields::check_new_uid(call, &object)?;
         }
         object::match_namespace(&mut object, call.object_namespace())?;
         object::match_name(&object, call.name)?;
-        if scales {
-            let old = existing.ok_or_else(|| call.not_found())?;
-            return Ok(Draft::scale(object, old, call).managed(managers));
+        if let Some(old) = existing.filter(|_| call.is_scale()) {
+            return Ok(Draft::scale(object, old, call, managers));
         }
         body::default(call.row, &mut object);
-        object::dedup_owners(&mut object, &mut call.warnings, true);
+        object::dedup_owners(&mut object, warnings, true);
         let Some(old) = existing else {
             create::strip_system_fields(&mut object);
             metadata_mut(&mut object).remove("resourceVersion");
-            let draft = Draft::create(object, call.name.to_owned()).managed(managers);
+            let draft = Draft::create(object, call.name.to_owned(), managers);
             return Ok(Draft { creates_by_update: true, ..draft });
         };
-        Ok(Draft::update(object, old, call).managed(managers))
+        Ok(Draft::update(object, old, call, managers))
     }
 
     /// A new object from a PUT, for kinds that allow create on update. As upstream, this also works through a
     /// subresource; the kind's strategy drops the fields that such an object cannot have.
-    fn draft_new(call: &RequestScope<'_>, mut object: Value, dry_run: bool) -> Result<Draft, ApiError> {
+    fn new_replaced_object(call: &RequestScope<'_>, mut object: Value, dry_run: bool) -> Result<Value, ApiError> {
         if !call.subresource.is_none_or(|s| s.what == SubresourceKind::Status) || !call.row.strategy.create_on_update()
         {
             return Err(call.not_found());
@@ -310,50 +249,45 @@ impl Registry {
         if !dry_run {
             metadata.remove("resourceVersion");
         }
-        Ok(Draft { creates_by_update: true, ..Draft::create(object, call.name.to_owned()) })
+        Ok(object)
     }
 
-    /// Builds the change of the object.
+    /// Builds the change of the object from its admitted draft.
     pub(super) fn resolve(
         &self,
-        call: &mut RequestScope<'_>,
+        call: &RequestScope<'_>,
         intent: &Intent<'_>,
-        draft: Draft,
+        draft: &mut Draft,
         existing: Option<&Existing>,
         dry_run: bool,
-    ) -> Result<Resolved, ApiError> {
-        let Draft { document, old, .. } = draft;
-        let scales = call.subresource.is_some_and(|s| s.what == SubresourceKind::Scale);
-        let of_object = |change: Change, old: Option<Arc<Value>>| Resolved { change, document: None, given: None, old };
-        Ok(match (intent, existing) {
-            (Intent::ReplaceScale(_) | Intent::PatchScale { .. } | Intent::Apply { .. }, Some(existing)) if scales => {
-                let new = scale::scaled(call.row, &existing.value, &document)?;
-                if matches!(intent, Intent::ReplaceScale(_)) {
+    ) -> Result<ObjectChange, ApiError> {
+        let Draft { kind, document, given, effects, .. } = draft;
+        let warnings = &mut effects.warnings;
+        match (intent, existing) {
+            (_, Some(existing)) if *kind == DocumentKind::Scale => {
+                let new = scale::scaled(call.row, &existing.value, document)?;
+                if matches!(intent, Intent::Replace(_)) {
                     check_uid(call, &new, &existing.value, dry_run)?;
                 }
-                let change = self.changed_object(call, new, existing, dry_run)?;
-                let document = change.object().map(|object| scale::of(call.row, object));
-                Resolved { change, document, given: None, old }
+                let change = self.changed_object(call, new, existing, dry_run, warnings)?;
+                *document = change.object().map(|object| scale::of(call.row, object)).unwrap_or_default();
+                Ok(change)
             }
             (Intent::Create(_), _) | (Intent::Replace(_) | Intent::Apply { .. }, None) => {
-                let (change, given) = self.new_object(call, document, dry_run)?;
-                Resolved { given, ..of_object(change, None) }
+                let (change, checked) = self.new_object(call, document.take(), dry_run, warnings)?;
+                *given = checked;
+                Ok(change)
             }
             (
                 Intent::Replace(_) | Intent::Patch { .. } | Intent::Apply { .. } | Intent::SetDisruption(_),
                 Some(existing),
-            ) => of_object(self.changed_object(call, document, existing, dry_run)?, old),
-            (Intent::Bind(_), existing) => {
-                let change = binding::bind(call, &document, existing, dry_run)?;
-                Resolved { document: Some(document), ..of_object(change, None) }
-            }
-            (Intent::Delete(options), Some(existing)) => {
-                Resolved { document: Some(Value::Null), ..of_object(delete::change(call, existing, options)?, old) }
-            }
-            (Intent::InstallDefault(_), existing) => of_object(self.default_object(call, document, existing), None),
-            (Intent::RemoveDefault, Some(_)) => of_object(Change::Remove(None), None),
-            (Intent::RemoveDefault, None) => of_object(Change::Keep, None),
-            _ => return Err(call.not_found()),
-        })
+            ) => self.changed_object(call, document.take(), existing, dry_run, warnings),
+            (Intent::Bind(_), existing) => binding::bind(call, document, existing, dry_run),
+            (Intent::Delete(options), Some(existing)) => delete::change(call, existing, options),
+            (Intent::InstallDefault(_), existing) => Ok(self.default_object(call, document.take(), existing)),
+            (Intent::RemoveDefault, Some(_)) => Ok(ObjectChange::Remove(None)),
+            (Intent::RemoveDefault, None) => Ok(ObjectChange::Keep),
+            _ => Err(call.not_found()),
+        }
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod binding;
 pub mod body;
+mod change;
 mod claims;
 mod commit;
 mod conversions;
@@ -13,6 +14,7 @@ mod conversions;
 mod cost;
 mod create;
 mod delete;
+mod draft;
 pub mod eviction;
 pub mod fields;
 #[cfg(test)]
@@ -22,6 +24,7 @@ mod install;
 mod intent;
 mod namespace;
 pub mod object;
+mod outcome;
 pub mod page;
 mod read;
 pub mod scale;
@@ -50,7 +53,7 @@ use crate::request::deadline::timed_out;
 use crate::request::options::WriteOptions;
 use apiserver_resources::allocate::Allocator;
 use apiserver_resources::field::{FieldError, causes};
-use apiserver_resources::{Allocation, Context, Requester, ResourceInfo, Subresource};
+use apiserver_resources::{Allocation, Context, Requester, ResourceInfo, Subresource, SubresourceKind};
 use apiserver_storage::cache::{Cached, Fields, Lookup, Resource, WatchCache};
 use apiserver_storage::store::record::{Facts, fingerprint};
 use apiserver_storage::store::{Record, Revision, StoreError};
@@ -102,7 +105,7 @@ pub struct RequestScope<'a> {
     pub user: &'a UserInfo,
     /// The time of the request.
     pub now: Timestamp,
-    /// The texts of `Warning` headers, in order.
+    /// The texts of `Warning` headers, in order. A write adds those of its last attempt.
     pub warnings: Vec<String>,
     /// Webhook conversions of the object into other versions.
     pub conversions: ObjectConversions,
@@ -145,6 +148,12 @@ impl RequestScope<'_> {
     #[must_use]
     pub fn subresource_name(&self) -> &'static str {
         self.subresource.map_or("", |s| s.name)
+    }
+
+    /// Whether the request is for an object's Scale.
+    #[must_use]
+    pub(crate) fn is_scale(&self) -> bool {
+        self.subresource.is_some_and(|subresource| subresource.what == SubresourceKind::Scale)
     }
 
     /// Group and plural, as in most errors.
@@ -309,35 +318,38 @@ impl Registry {
         object: &mut Value,
         options: &WriteOptions,
     ) -> Result<(), ApiError> {
-        let (warnings_before, given) = (call.warnings.len(), object.clone());
-        let (admitted, exceeds_budget) = budget::run_inline(self.admit_once(call, operation, object, options)).await;
-        if !exceeds_budget {
-            return admitted;
-        }
-        call.warnings.truncate(warnings_before);
-        *object = given;
-        let again = Box::pin(self.admit_once(call, operation, object, options));
-        budget::run_blocking(again).await.unwrap_or_else(|| Err(timed_out()))
+        let given = object.clone();
+        let (done, exceeds_budget) = budget::run_inline(self.admit_once(call, operation, object, options)).await;
+        let (admitted, mut warnings) = match exceeds_budget {
+            false => done,
+            true => {
+                *object = given;
+                let again = Box::pin(self.admit_once(call, operation, object, options));
+                budget::run_blocking(again).await.unwrap_or_else(|| (Err(timed_out()), Vec::new()))
+            }
+        };
+        call.warnings.append(&mut warnings);
+        admitted
     }
 
+    /// Runs admission once; also returns its warnings, which a rejected request has, too.
     async fn admit_once(
         &self,
-        call: &mut RequestScope<'_>,
+        call: &RequestScope<'_>,
         operation: Operation,
         object: &mut Value,
         options: &WriteOptions,
-    ) -> Result<(), ApiError> {
+    ) -> (Result<(), ApiError>, Vec<String>) {
         let request = call.request(operation, call.name, Options::Write(options));
         let mut effects = Effects::default();
-        // No transaction verifies what is read here.
-        self.sync_cache().await?;
-        let mut admitted = self.admission.mutate(&request, &*self.objects, object, None, &mut effects).await;
-        if admitted.is_ok() {
+        let admitted = async {
+            // No transaction verifies what is read here.
+            self.sync_cache().await?;
+            self.admission.mutate(&request, &*self.objects, object, None, &mut effects).await?;
             let input = ValidateInput { object, given: object, old: None };
-            admitted = self.admission.validate(&request, &*self.objects, input, &mut effects).await;
-        }
-        call.warnings.append(&mut effects.warnings);
-        admitted
+            self.admission.validate(&request, &*self.objects, input, &mut effects).await
+        };
+        (admitted.await, effects.warnings)
     }
 
     /// Authorizes the `create` that a PUT implies.

@@ -3,17 +3,17 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::change::ObjectChange;
 use super::delete;
 use super::object::{self, FOREGROUND, ORPHAN};
-use super::write::Change;
 use crate::request::options::{DeleteOptions, Propagation};
 use apiserver_resources::ResourceInfo;
 
 /// Decides the change of one Namespace.
-pub(super) fn decide(row: &ResourceInfo, old: &Value, options: &DeleteOptions, now: Timestamp) -> Change {
+pub(super) fn decide(row: &ResourceInfo, old: &Value, options: &DeleteOptions, now: Timestamp) -> ObjectChange {
     if object::is_deleting(old) {
         let held = old["spec"]["finalizers"].as_array().is_some_and(|f| !f.is_empty());
-        return if held { Change::Keep } else { delete::decide(row, old, options, now) };
+        return if held { ObjectChange::Keep } else { delete::decide(row, old, options, now) };
     }
     let mut new = old.clone();
     object::metadata_mut(&mut new).insert("deletionTimestamp".into(), json!(object::time(now)));
@@ -35,5 +35,5 @@ pub(super) fn decide(row: &ResourceInfo, old: &Value, options: &DeleteOptions, n
         wanted.push(FOREGROUND.into());
     }
     object::set_finalizers(&mut new, &wanted);
-    Change::Update(new)
+    ObjectChange::Update(new)
 }

@@ -5,10 +5,8 @@ use machinery_api::error::GroupResource;
 use serde_json::{Value, json};
 
 use super::body::{self, Body};
-use super::intent::{Intent, RequestObject};
 use super::object;
-use super::{PatchType, Registry, RequestScope, ResponseObject, VerbResult, invalid};
-use crate::admission::Options;
+use super::{PatchType, Registry, RequestObject, RequestScope, ResponseObject, VerbResult, invalid};
 use crate::request::options::WriteOptions;
 use apiserver_resources::field::{ErrorList, Path};
 use apiserver_resources::{ResourceInfo, metadata};
@@ -119,32 +117,20 @@ impl Registry {
         let validation = options.field_validation;
         let scale = body::of_type(KIND, body, validation, &mut call.warnings)?;
         let again = || body::of_type(KIND, body, validation, &mut Vec::new());
-        let mut intent = Intent::ReplaceScale(RequestObject::new(scale, &again));
-        self.write(call, &mut intent, Options::Write(options)).await
-    }
-
-    /// Patches the Scale.
-    pub async fn patch_scale(
-        &self,
-        call: &mut RequestScope<'_>,
-        kind: PatchType,
-        patch: &[u8],
-        options: &WriteOptions,
-    ) -> Result<VerbResult, ApiError> {
-        let mut intent = Intent::PatchScale { kind, patch, validation: options.field_validation };
-        self.write(call, &mut intent, Options::Write(options)).await
+        self.update(call, RequestObject::new(scale, &again), options).await
     }
 }
 
 /// The object's Scale after a patch. A patch without a version applies to the current one.
 pub(super) fn patched(
-    call: &mut RequestScope<'_>,
+    call: &RequestScope<'_>,
     current: &Value,
     kind: PatchType,
     patch: &[u8],
     validation: FieldValidation,
+    warnings: &mut Vec<String>,
 ) -> Result<Value, ApiError> {
-    let mut scale = body::patched_type(KIND, kind, patch, &of(call.row, current), validation, &mut call.warnings)?;
+    let mut scale = body::patched_type(KIND, kind, patch, &of(call.row, current), validation, warnings)?;
     object::match_namespace(&mut scale, call.object_namespace())?;
     object::match_name(&scale, call.name)?;
     if let Err(why) = object::uid(current).meets(object::uid_precondition(&scale)) {

@@ -3,9 +3,9 @@
 use machinery_api::ApiError;
 use serde_json::{Value, json};
 
+use super::change::{Existing, ObjectChange};
 use super::intent::{Intent, RequestObject};
 use super::object::{self, metadata_mut};
-use super::write::{Change, Existing};
 use super::{PatchType, Registry, RequestScope, VerbResult, body, invalid};
 use crate::admission::Options;
 use crate::request::options::WriteOptions;
@@ -59,11 +59,12 @@ impl Registry {
     /// Builds the changed object from the admitted document.
     pub(super) fn changed_object(
         &self,
-        call: &mut RequestScope<'_>,
+        call: &RequestScope<'_>,
         mut new: Value,
         existing: &Existing,
         dry_run: bool,
-    ) -> Result<Change, ApiError> {
+        warnings: &mut Vec<String>,
+    ) -> Result<ObjectChange, ApiError> {
         let (row, old) = (call.row, &*existing.value);
         let version = object::client_version(&new)?;
         if version == 0 && !row.strategy.unconditional_update() {
@@ -85,16 +86,13 @@ impl Registry {
         row.strategy.allocate(&self.allocation(subresource, dry_run), &mut new, Some(old))?;
         let mut errors = metadata::validate_update_through(metadata::Of::resource(row), subresource, &new, old);
         let checked = body::with_empties(&new, explicit_empties);
-        let mut warnings = Vec::new();
-        errors.extend(row.strategy.validate_update_with_warnings(&context, &checked, old, &mut warnings));
         // Upstream emits these during validation, so that a request rejected for another reason has them, too.
-        call.warnings.extend(warnings);
+        errors.extend(row.strategy.validate_update_with_warnings(&context, &checked, old, warnings));
         invalid(call.kind(), call.name, errors)?;
         if subresource != "status" {
-            let warnings = row.strategy.warnings(&new, Some(old));
-            call.warnings.extend(warnings);
+            warnings.extend(row.strategy.warnings(&new, Some(old)));
         }
-        Ok(if ends_deletion(row, &new, old) { Change::Remove(Some(new)) } else { Change::Update(new) })
+        Ok(if ends_deletion(row, &new, old) { ObjectChange::Remove(Some(new)) } else { ObjectChange::Update(new) })
     }
 
     /// Restores the metadata that an update cannot change, and runs the kind's own preparation.
