@@ -167,7 +167,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn a_block_that_was_taken_is_left_with_all_that_was_in_it() {
+    fn a_cluster_migrates_from_a_block_in_use() {
         let (block, claim) = claim_block(None).unwrap();
         let network = Network { services: services_of(block), pods: pods_of(block), node_mask: 20, claim: Some(claim) };
         assert_eq!(network.migrations(None), []);

@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn certificates_live_as_long_as_asked_for_within_bounds() {
+    fn the_requested_lifetime_is_bounded() {
         let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let settings = Settings::default();
         let context = Context {

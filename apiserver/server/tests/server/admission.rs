@@ -114,7 +114,7 @@ fn requests() -> Vec<AdmissionCase> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn plugins_are_told_what_upstreams_are_told() {
+async fn plugins_receive_upstreams_attributes() {
     let recorder = Arc::new(Recorder::default());
     let server = server_with(ChainExtensions { plugins: vec![recorder.clone()], ..ChainExtensions::default() }).await;
     for (method, path, body, told) in requests() {

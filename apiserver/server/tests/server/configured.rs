@@ -22,7 +22,7 @@ fn of(plugins: &Value, kubeconfig: &Value) -> ChainExtensions {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn webhooks_are_asked_as_the_kubeconfigs_users() {
+async fn webhooks_are_called_with_the_kubeconfigs_credentials() {
     let hooks = hooks().await;
     let data = |pem: &str| STANDARD.encode(pem);
     let client = hooks.pki.issue_client("asking", "apiservers").unwrap();
@@ -45,7 +45,7 @@ async fn webhooks_are_asked_as_the_kubeconfigs_users() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_limited_takes_a_quota() {
+async fn a_limited_resource_needs_a_quota() {
     let limited = json!([{"resource": "configmaps", "matchContains": ["count/configmaps"]}]);
     let configuration = json!({"apiVersion": "apiserver.config.k8s.io/v1", "kind": "ResourceQuotaConfiguration",
         "limitedResources": limited});

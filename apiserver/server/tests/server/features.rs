@@ -22,7 +22,7 @@ fn most(answer: &Value) -> &Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn max_unavailable_of_a_stateful_set_is_kept_where_its_gate_is_on() {
+async fn max_unavailable_of_a_stateful_set_is_kept_with_its_gate() {
     let server = with(Feature::MaxUnavailableStatefulSet, true).await;
     for (name, given, kept) in [
         ("a", json!({}), json!(1)),
@@ -55,7 +55,7 @@ async fn max_unavailable_of_a_stateful_set_is_kept_where_its_gate_is_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn max_unavailable_of_a_stateful_set_is_dropped_where_its_gate_is_off() {
+async fn max_unavailable_of_a_stateful_set_is_dropped_without_its_gate() {
     let server = server().await;
     let (code, answer) = server.ask("POST", SETS, &set("a", json!({"maxUnavailable": 0}))).await;
     assert_eq!((code, most(&answer)), (201, &Value::Null), "{answer}");
@@ -70,7 +70,7 @@ fn scaler(metrics: Value) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn autoscalers_go_to_zero_where_their_gate_is_on() {
+async fn autoscalers_scale_to_zero_with_their_gate() {
     let queue = json!([{"type": "External", "external": {"metric": {"name": "queue"},
         "target": {"type": "AverageValue", "averageValue": "5"}}}]);
     let cpu = json!([{"type": "Resource", "resource": {"name": "cpu",

@@ -197,7 +197,7 @@ async fn pages_are_of_one_moment() {
 
 /// Lists that are serialized piece by piece equal small ones, in every form.
 #[tokio::test(flavor = "multi_thread")]
-async fn large_lists_are_whole_in_every_form() {
+async fn large_lists_equal_small_ones_in_every_form() {
     let server = server().await;
     for i in 0..400 {
         let body = json!({"metadata": {"name": format!("m{i:03}")}, "data": {"k": "v".repeat(1024)}});
@@ -245,7 +245,7 @@ async fn large_lists_are_whole_in_every_form() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_history_has_forgotten_is_gone_and_says_how_to_go_on() {
+async fn a_compacted_revision_returns_410_with_a_continue_token() {
     let server = server().await;
     for i in 0..5 {
         server.ask("POST", MAPS, &json!({"metadata": {"name": format!("m{i}")}})).await;
@@ -272,7 +272,7 @@ async fn what_history_has_forgotten_is_gone_and_says_how_to_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_name_hides_from_lists_and_ends_of_namespaces() {
+async fn objects_with_any_name_are_listed_and_deleted_with_their_namespace() {
     let server = server().await;
     let (code, _) = server.ask("POST", "/api/v1/namespaces", &json!({"metadata": {"name": "team"}})).await;
     assert_eq!(code, 201);
@@ -469,7 +469,7 @@ async fn logs_come_from_the_pods_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn slow_bodies_of_one_user_keep_no_seats_from_others() {
+async fn slow_bodies_of_one_user_hold_no_permits() {
     const SLOW: usize = 300;
     let server = Arc::new(server().await);
     let rules = json!([{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create"]}]);
@@ -505,7 +505,7 @@ async fn slow_bodies_of_one_user_keep_no_seats_from_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn strangers_see_little_and_headers_name_nobody() {
+async fn anonymous_requests_see_little_and_headers_authenticate_no_user() {
     let server = server().await;
     for (path, wanted) in [("/version", 200), ("/livez", 200), ("/readyz?verbose", 200), ("/api", 403), ("/nope", 403)]
     {
