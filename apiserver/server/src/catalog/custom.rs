@@ -139,11 +139,10 @@ fn describe_meta(schema: &mut Schema, metadata: &str) {
     let properties = schema.entry("properties").or_insert_with(|| json!({}));
     let metadata = json!([{ "$ref": format!("{REFERENCE}{META}{metadata}") }]);
     let text = |about: &str| json!({ "type": "string", "description": about });
-    properties["apiVersion"] =
-        text("APIVersion defines the group and version that the object is written in, such as apps/v1.");
+    properties["apiVersion"] = text("APIVersion defines the group and version of the object, such as apps/v1.");
     properties["kind"] = text("The kind of the object.");
     properties["metadata"] =
-        json!({ "description": "Standard object's metadata, as every kind has it.", "allOf": metadata });
+        json!({ "description": "Standard object's metadata, common to all kinds.", "allOf": metadata });
 }
 
 /// Removes what v2 cannot express, as upstream: kubectl validates against v2 and would reject valid objects.
