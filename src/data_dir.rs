@@ -1,4 +1,4 @@
-//! The layout of a data folder, and its lock.
+//! The layout of a data folder, its permissions, and its lock: one process at a time owns a folder.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

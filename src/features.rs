@@ -1,4 +1,4 @@
-//! The metric of feature gates, under upstream's name.
+//! The metric `kubernetes_feature_enabled`: the state of each feature gate, as upstream reports it.
 
 use machinery_api::features::Features;
 use prometheus_client::metrics::family::Family;

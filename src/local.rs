@@ -1,4 +1,5 @@
-//! Access of verbs to the cluster in `--data-dir`.
+//! Address and credentials of the cluster in `--data-dir`, for verbs that talk to it. Fails if no cluster has run
+//! there.
 
 use anyhow::Context as _;
 use kube::config::{KubeConfigOptions, Kubeconfig};

@@ -1,4 +1,4 @@
-//! Reads the .wasm file of a command line.
+//! Reads a module from a file of the command line, up to the maximum size of a module: a device has no end.
 
 use std::io::Read as _;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The rollout status of a Deployment.
+//! Whether a Deployment's rollout is complete, by the rule of `kubectl rollout status`. Pure.
 
 use k8s_openapi::api::apps::v1::Deployment;
 

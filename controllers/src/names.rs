@@ -1,4 +1,5 @@
-//! Names of controllers, and the selection by upstream's `--controllers`.
+//! Names of controllers and of their queues, as upstream's, and the selection by `--controllers`. Unknown names are
+//! errors.
 
 use std::collections::BTreeSet;
 

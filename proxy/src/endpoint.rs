@@ -1,4 +1,4 @@
-//! One address behind a Service port, with its load.
+//! One address behind a Service port, with its number of requests in flight for load balancing.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -1,4 +1,5 @@
-//! Events that the data plane puts on Services.
+//! Records events on Services about unsupported fields and ports that cannot be bound. Recording never blocks a route
+//! update.
 
 use k8s_openapi::api::core::v1::Service;
 use kube::Client;

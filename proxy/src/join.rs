@@ -1,4 +1,4 @@
-//! Copies bytes between two connections in both directions.
+//! Copies bytes between two connections in both directions, until both ends are done or the stop signal.
 
 use std::net::SocketAddr;
 

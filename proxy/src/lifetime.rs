@@ -1,4 +1,4 @@
-//! Lifetime of a host process's connection.
+//! The stop signal and the connection permit of a host process's connection. An upgraded connection keeps both.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Counters of the data plane.
+//! Counters of the data plane: parsed requests, requests of guests, socket hops, requests without an endpoint.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;

@@ -1,4 +1,4 @@
-//! PodDisruptionBudgets as preemption reads them.
+//! PodDisruptionBudgets in the form that preemption reads: finds the pods whose deletion violates a budget. Pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The scheduler's metrics, under upstream's names.
+//! The scheduler's metrics, under upstream's names; clones share the values. Plugin metrics cover WebAssembly plugins.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! A node and its pods.
+//! A node and its pods as the scheduler reads them: facts, requested resources, and used ports. Kept up to date as pods
+//! are added and removed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! Evaluation errors.
+//! The errors of an evaluation, with their class: only errors of class `Value` are absorbed by `&&` and `||`; an
+//! exceeded budget ends the evaluation.
 
 use std::borrow::Cow;
 use std::fmt;

@@ -1,4 +1,5 @@
-//! Creates the ReplicaSet of a Deployment's current template.
+//! Plans the creation of the ReplicaSet for a Deployment's current template, with its initial replicas. A name
+//! collision is counted in the status and retried.
 
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;

@@ -1,4 +1,5 @@
-//! Status and events of one pass over an autoscaler.
+//! Collects the conditions and events of one pass over an autoscaler, and yields one status write. Unchanged conditions
+//! keep their transition time.
 
 use jiff::Timestamp;
 use k8s_openapi::api::autoscaling::v2::{

@@ -1,4 +1,4 @@
-//! The binder's pass over a claim.
+//! The binder's decision about one claim: verify its binding, bind it to a volume, request provisioning, or wait. Pure.
 
 use k8s_openapi::api::core::v1::{
     ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimStatus,

@@ -1,4 +1,5 @@
-//! Reclaim of volumes whose claim is gone.
+//! The binder's decision about a volume whose claim is gone, by its reclaim policy. The provisioner deletes data; the
+//! binder never does. Pure.
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use machinery_client::claims::{PROVISIONED_BY, annotation};

@@ -1,4 +1,4 @@
-//! The binder's pass over a volume.
+//! The binder's decision about one volume: complete its binding, or set its phase. Pure.
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, PersistentVolumeStatus};
 use machinery_client::claims::{self, BOUND_BY_CONTROLLER, PROVISIONED_BY, annotation};

@@ -1,4 +1,4 @@
-//! Parses IP addresses in the forms that clients send.
+//! Parses IP addresses as Go's lenient parser, for fields that upstream reads this way: leading zeros are accepted.
 
 use std::net::IpAddr;
 

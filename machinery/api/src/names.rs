@@ -1,4 +1,4 @@
-//! Names of annotations, labels, taints and finalizers.
+//! Names of annotations, labels, taints, finalizers and headers that several components share.
 
 /// Annotation prefix `fuel.coracle.dev/<container>`: wasmtime fuel for one run or one request.
 pub const FUEL: &str = "fuel.coracle.dev/";

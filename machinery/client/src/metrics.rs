@@ -1,4 +1,5 @@
-//! Work queue metrics under upstream's names (`workqueue_*`).
+//! Work queue metrics under upstream's names (`workqueue_*`). Gauges are computed at collection, so a queue pays
+//! nothing for them.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Arguments of a profile's plugins (`pluginConfig`).
+//! The arguments of a profile's plugins (`pluginConfig`) as typed values. The default is upstream's.
 
 use std::collections::BTreeSet;
 

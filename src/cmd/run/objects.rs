@@ -1,4 +1,4 @@
-//! Builds and checks the objects of `coracle run`. Pure.
+//! Builds the Deployment and Service of `coracle run`, and derives failures from the statuses of its pods. Pure.
 
 use std::path::Path;
 

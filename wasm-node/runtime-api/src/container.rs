@@ -1,4 +1,4 @@
-//! Specification and statistics of a container.
+//! A container's specification for the runtime, its log sink, and its statistics. Plain data.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Grants of optional host interfaces by a pod's annotation.
+//! The optional host interfaces that a pod's annotation grants to a container. Unknown names are errors.
 
 /// The optional interfaces that a container's annotation grants, and whether it runs the node's own toolbox.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

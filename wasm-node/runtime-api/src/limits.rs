@@ -1,4 +1,4 @@
-//! Limits of a container from its spec and annotations.
+//! Limits of a container from its spec and annotations, with their defaults.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! A module's kind, inspection result and load errors.
+//! A module's kind by its exports, the result of its inspection, and load errors.
 
 /// Maximum bytes of a module: a Python or JavaScript runtime as a component has 10 to 40 MB.
 pub const MODULE_BYTES_MAX: u64 = 128 << 20;

@@ -1,4 +1,4 @@
-//! Stop signals and outcomes of commands.
+//! Stop signals and the outcome of a command, with the exit codes and reasons of a container status.
 
 /// Signal that stops a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

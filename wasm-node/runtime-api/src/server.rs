@@ -1,4 +1,4 @@
-//! Types shared by a server and its callers.
+//! The marker of the node's own calls to a server, and the result of a trial instantiation.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,4 @@
-//! Sessions: an additional command in a container's sandbox.
+//! Sessions: an additional command in a container's sandbox, with its own standard streams.
 
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
-//! Overload resolution of function calls.
+//! Overload resolution: from a call with checked arguments to its result type, or the error "found no matching
+//! overload".
 
 use std::sync::Arc;
 

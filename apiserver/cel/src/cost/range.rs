@@ -1,4 +1,5 @@
-//! Ranges of sizes and costs, whose arithmetic saturates.
+//! Ranges of sizes and costs (minimum to maximum) for the static estimate. The arithmetic saturates, so an estimate
+//! never wraps to a small number.
 
 /// The size of a text, list or map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

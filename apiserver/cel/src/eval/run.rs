@@ -1,4 +1,5 @@
-//! The interpreter of compiled operations.
+//! The interpreter: runs compiled operations over an activation and a meter, and returns a value or an error. Each
+//! operation is charged before its effect.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! The authorizer library, whose checks the host answers.
+//! The authorizer library: builds an authorization check step by step. The host performs it (trait [`Authorizer`]), so
+//! the crate has no authorizer of its own.
 
 use super::{Call, Implementation};
 use crate::error::EvalError;

@@ -1,4 +1,4 @@
-//! Conversions between types.
+//! Type conversions (`int`, `string`, `timestamp` …). A value outside of the range of the result is an error.
 
 use super::{Call, Implementation};
 use crate::error::EvalError;

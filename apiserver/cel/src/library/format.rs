@@ -1,4 +1,4 @@
-//! `'…'.format([…])`, and quoting.
+//! `'…'.format([…])`: replaces clauses by arguments with cel-go's text forms, and quotes texts as Go does.
 
 use super::Call;
 use super::template::{Clause, Piece, format_type_error, pieces};

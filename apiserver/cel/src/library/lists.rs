@@ -1,4 +1,4 @@
-//! List functions: order, aggregation, index, slices and sets.
+//! Functions on lists: order, aggregation, index, slices and sets.
 
 use std::cmp::Ordering;
 

@@ -1,4 +1,4 @@
-//! The function library: declarations for the checker, and implementations.
+//! The function library: declarations for the checker, and the table from an overload to its implementation.
 
 mod authorizer;
 mod convert;

@@ -1,4 +1,4 @@
-//! URL, IP and CIDR functions.
+//! URL, IP and CIDR functions. Addresses are strict: no zones and no IPv4-mapped IPv6.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -1,4 +1,4 @@
-//! Operators, and the functions that every type has.
+//! Operators, and the functions of every type. Integer, duration and timestamp overflow is an error.
 
 use std::cmp::Ordering;
 

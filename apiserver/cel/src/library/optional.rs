@@ -1,4 +1,4 @@
-//! Optional values, and insertion into maps.
+//! Optional values (`?`, `orValue`), and maps with an inserted entry, which are copies.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

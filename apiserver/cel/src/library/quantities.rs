@@ -1,4 +1,4 @@
-//! Quantity and semver functions.
+//! Quantity and semver functions, with upstream's parsers and error messages.
 
 use std::cmp::Ordering;
 

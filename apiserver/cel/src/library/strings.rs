@@ -1,4 +1,4 @@
-//! String functions, including those with patterns.
+//! String functions. Indexes count characters; patterns are compiled with bounds and charged as steps.
 
 use regex::Regex;
 

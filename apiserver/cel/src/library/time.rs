@@ -1,4 +1,4 @@
-//! Accessors of timestamps and durations, such as `getHours`.
+//! Accessors of timestamps and durations, such as `getHours`, in UTC or a named time zone.
 
 use jiff::civil::DateTime;
 

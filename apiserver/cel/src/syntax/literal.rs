@@ -1,4 +1,4 @@
-//! String and bytes literals: escapes, raw and triple-quoted strings.
+//! Decodes string and bytes literals: escapes, raw and triple-quoted strings. The input is one token.
 
 /// The value of a string token, or of a bytes token without its `b`.
 pub(super) fn unescape(token: &[char], bytes: bool) -> Result<Vec<u8>, &'static str> {

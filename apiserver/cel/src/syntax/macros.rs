@@ -1,4 +1,5 @@
-//! Macro expansion at parse time.
+//! Expands macros (`has`, `all`, `map`, `cel.bind` …) at parse time to loops and bindings, so that later stages have no
+//! macros.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Declared types: a variable's type with its maximum size.
+//! Declared types: a variable's type with the maximum sizes that the static cost estimate needs.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

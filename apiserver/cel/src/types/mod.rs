@@ -1,4 +1,5 @@
-//! Static types of expressions.
+//! The static types of expressions. The type of an invalid expression is assignable to all others, so that a mistake is
+//! reported once.
 
 mod declared;
 mod names;

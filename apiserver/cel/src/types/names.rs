@@ -1,4 +1,4 @@
-//! Escaping of property names for CEL: `a-b` is `a__dash__b`.
+//! Maps property names to CEL identifiers and back: `a-b` is `a__dash__b`.
 
 use crate::syntax::RESERVED;
 

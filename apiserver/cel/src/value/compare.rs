@@ -1,4 +1,5 @@
-//! Equality across types, and ordering.
+//! Equality across types, order of values of one type, and concatenation of lists. Equality and concatenation are
+//! charged.
 
 use std::cmp::Ordering;
 

@@ -1,4 +1,4 @@
-//! Conversion between JSON and values.
+//! Converts JSON to values by its schema, lazily for lists and objects, and values to JSON.
 
 use std::sync::Arc;
 

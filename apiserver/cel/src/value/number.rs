@@ -1,4 +1,4 @@
-//! Numbers: exact conversions between types, and Go's text form.
+//! Exact conversions between numeric types, and Go's text form of a double (`%g`).
 
 use super::Value;
 

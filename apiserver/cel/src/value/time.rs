@@ -1,4 +1,4 @@
-//! Go's durations, RFC 3339 timestamps, and time zones.
+//! Timestamps of the years 1 to 9999, Go's durations, and time zones. Values out of range are errors.
 
 use std::fmt;
 

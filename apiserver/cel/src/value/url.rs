@@ -1,4 +1,4 @@
-//! URL parsing as in Go's `net/url`.
+//! Parses absolute URLs and absolute paths as Go's `net/url`, with its errors. Fragments are dropped.
 
 /// An absolute URL or an absolute path, without its fragment.
 #[derive(Clone, Debug, PartialEq)]

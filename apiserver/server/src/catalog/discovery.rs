@@ -1,4 +1,4 @@
-//! Discovery documents, derived from the catalog on first use.
+//! Discovery documents, legacy and aggregated, derived from the catalog on first use and cached with their ETag.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! A minimal protobuf writer: appends fields to a message.
+//! A minimal protobuf writer for discovery and OpenAPI: appends fields to a message. Pure.
 
 use serde_json::Value;
 

@@ -1,4 +1,4 @@
-//! Metrics of webhook calls, under upstream's names.
+//! Metrics of webhook calls, under upstream's names. The number of distinct names is bounded, as clients choose them.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Amounts by resource name, with their arithmetic.
+//! Amounts by resource name, with sum, maximum and difference. Invalid quantities are skipped.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Quota usage of volume claims and of device claims.
+//! The quota usage of a volume claim and of a device claim, by upstream's resource names. Pure.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! Field selectors: parser, format and matching.
+//! Field selectors: parses the query parameter, matches fields of an object, and prints the selector with escapes.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Packs unused objects of pods in the background.
+//! Compresses objects of pods that were not used between two rounds, in the background and in small batches.
 
 use std::sync::Arc;
 use std::time::Duration;

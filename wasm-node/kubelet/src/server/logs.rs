@@ -1,4 +1,5 @@
-//! `/containerLogs/NAMESPACE/POD/CONTAINER`: the endpoint of `kubectl logs`.
+//! `/containerLogs/NAMESPACE/POD/CONTAINER`: streams a container's log to `kubectl logs`. A slow client stops the
+//! reading, so memory stays bounded.
 
 use std::collections::HashMap;
 

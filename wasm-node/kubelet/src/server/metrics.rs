@@ -1,4 +1,4 @@
-//! Metrics of a node: `/metrics`, `/metrics/resource`, `/stats/summary`.
+//! Metrics of a node in the text format: `/metrics`, `/metrics/resource`, `/stats/summary`. Computed on request.
 
 use std::fmt::Write as _;
 use std::time::Duration;

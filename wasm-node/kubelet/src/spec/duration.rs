@@ -1,4 +1,4 @@
-//! Parses Go's duration syntax. Pure.
+//! Parses durations in Go's syntax, such as `1m30s`, for annotations. Pure.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The layout of a pod's folder on the disk.
+//! The layout of a pod's folder on the disk. Names are reduced to plain characters, so no path leaves the folder.
 
 use std::path::{Path, PathBuf};
 

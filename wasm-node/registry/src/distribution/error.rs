@@ -1,4 +1,4 @@
-//! The registry's errors, with their codes and HTTP statuses.
+//! The registry's errors, with the codes and HTTP statuses of the distribution specification.
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};

@@ -1,4 +1,4 @@
-//! Serves the registry's connections.
+//! Serves the registry's connections until the stop signal, then drains requests.
 
 use axum::{Extension, Router};
 use hyper_util::service::TowerToHyperService;

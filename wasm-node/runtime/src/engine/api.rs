@@ -1,4 +1,4 @@
-//! Implements [`runtime_api::Runtime`] and its types for the engine.
+//! Implements [`runtime_api::Runtime`] over the engine, for the kubelet.
 
 use std::any::Any;
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! Shared state of a guest and its response body.
+//! The shared state of one request's guest and its response body: whether the guest returned, failed or still runs.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;

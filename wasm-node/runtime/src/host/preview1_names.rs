@@ -1,4 +1,4 @@
-//! Encodes folder entries for preview 1.
+//! Encodes folder entries for preview 1's `fd_readdir`, page by page.
 
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
-//! Volumes for libraries that open folders by path only.
+//! A path to a volume for libraries that open folders by path only. An open folder pins it, whatever happens to its
+//! parents.
 
 use std::fs::File;
 use std::io;

@@ -1,4 +1,4 @@
-//! Path of an error within a call's arguments.
+//! The path of an error within a call's arguments, collected while the error propagates. Free without an error.
 
 use std::cell::RefCell;
 use std::fmt::Write as _;

@@ -1,4 +1,4 @@
-//! The runner of commands, which exit by themselves.
+//! The runner of commands: runs the module once, sends the stop signal, and kills it at the end of the grace period.
 
 use std::time::Duration;
 
